@@ -1,0 +1,310 @@
+package routing
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+)
+
+// A Family is an address family in the numbers of socket(2).
+type Family uint8
+
+// The two families that have routing rules here. The values are AF_INET and
+// AF_INET6 of linux/socket.h.
+const (
+	IPv4 Family = 2
+	IPv6 Family = 10
+)
+
+// Families lists both families in the order in which they are reported.
+func Families() [2]Family { return [2]Family{IPv4, IPv6} }
+
+// FamilyOf returns the family of a valid address.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// Bits is the length of an address of the family: 32 or 128.
+func (f Family) Bits() int {
+	if f == IPv4 {
+		return 32
+	}
+	return 128
+}
+
+// Any is the prefix of length zero: the destination of a default route.
+func (f Family) Any() netip.Prefix {
+	if f == IPv4 {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+func (f Family) String() string {
+	switch f {
+	case IPv4:
+		return "ipv4"
+	case IPv6:
+		return "ipv6"
+	default:
+		return "family " + strconv.Itoa(int(f))
+	}
+}
+
+// A TableID is the number of a kernel routing table (RTA_TABLE, FRA_TABLE).
+type TableID uint32
+
+// Tables the kernel gives a meaning of its own (linux/rtnetlink.h).
+const (
+	TableDefault TableID = 253
+	TableMain    TableID = 254
+	TableLocal   TableID = 255
+)
+
+func (t TableID) String() string {
+	switch t {
+	case TableDefault:
+		return "default"
+	case TableMain:
+		return "main"
+	case TableLocal:
+		return "local"
+	default:
+		return strconv.FormatUint(uint64(t), 10)
+	}
+}
+
+// A Protocol says who made a route or a rule (rtm_protocol, FRA_PROTOCOL).
+type Protocol uint8
+
+// Multihomed marks every route and every rule of ours. NetworkManager caches
+// only the protocols it knows, so this number also hides our objects from it.
+const Multihomed Protocol = 150
+
+// A Priority orders rules: the kernel reads them from the lowest to the highest.
+type Priority uint32
+
+// The ladder. The gaps are for the administrator and for later rungs; see
+// ARCHITECTURE.md for what each rung is for.
+const (
+	PriorityOverlap     Priority = 8000
+	PriorityContainers  Priority = 9000
+	PriorityDevice      Priority = 9500
+	PrioritySource      Priority = 10000
+	PriorityUnreachable Priority = 10500
+	PriorityMain        Priority = 19000
+	PriorityNetwork     Priority = 20000
+	PriorityMatchAll    Priority = 91000
+)
+
+// Priorities lists the rungs of the ladder, first to last.
+func Priorities() []Priority {
+	return []Priority{
+		PriorityOverlap, PriorityContainers, PriorityDevice, PrioritySource,
+		PriorityUnreachable, PriorityMain, PriorityNetwork, PriorityMatchAll,
+	}
+}
+
+// A Key names what a routing table is leased to: one on-link prefix of one
+// interface. Addresses that come and go inside the prefix keep its table.
+type Key struct {
+	Family    Family
+	Interface string
+	// Prefix is masked: 192.0.2.0/24, never 192.0.2.5/24.
+	Prefix netip.Prefix
+}
+
+func (k Key) String() string { return fmt.Sprintf("%s %s", k.Interface, k.Prefix) }
+
+// A TableRange is a range of table numbers, both ends included.
+type TableRange struct{ First, Last TableID }
+
+// Contains reports whether t lies in the range.
+func (r TableRange) Contains(t TableID) bool { return r.First <= t && t <= r.Last }
+
+// Size is how many tables the range holds.
+func (r TableRange) Size() int { return int(r.Last) - int(r.First) + 1 }
+
+func (r TableRange) String() string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
+
+// An Optional is an attribute that may be absent; rtnetlink has several whose
+// zero means something (suppress_prefixlength 0 is not "no suppression").
+type Optional struct {
+	Set   bool
+	Value uint32
+}
+
+// Some returns an attribute that is present.
+func Some(v uint32) Optional { return Optional{Set: true, Value: v} }
+
+// An Action is what a rule does with a packet it matches (FR_ACT_*).
+type Action uint8
+
+// Actions of linux/fib_rules.h that rules of ours use.
+const (
+	ActionLookup      Action = 1
+	ActionUnreachable Action = 7
+)
+
+// A Rule is one policy rule, as `ip rule` shows it. Rules are comparable: two
+// rules are the same rule if and only if they are equal.
+type Rule struct {
+	Family   Family
+	Priority Priority
+	// From and To are zero for "all".
+	From, To netip.Prefix
+	// IIF and OIF are interface names, empty for any. IIF "lo" means: sent by
+	// this host, not forwarded.
+	IIF, OIF string
+	Action   Action
+	// Table is what ActionLookup reads; zero for other actions.
+	Table TableID
+	// SuppressPrefixLength rejects a found route whose prefix is this long or
+	// shorter; SuppressGroup one that leaves by an interface of this group.
+	SuppressPrefixLength Optional
+	SuppressGroup        Optional
+	Protocol             Protocol
+	// Other holds, verbatim, the message of a rule that carries attributes not
+	// named here. No rule of ours does; a rule found in the kernel may.
+	Other string
+}
+
+// A RouteType is the kind of a route (rtm_type, RTN_*).
+type RouteType uint8
+
+// RouteUnicast is the only type that is copied: a way through a device.
+const RouteUnicast RouteType = 1
+
+// A Scope is how far away a destination is (rtm_scope, RT_SCOPE_*). IPv6 has
+// only ScopeUniverse.
+type Scope uint8
+
+// Scopes of linux/rtnetlink.h.
+const (
+	ScopeUniverse Scope = 0
+	ScopeLink     Scope = 253
+	ScopeHost     Scope = 254
+)
+
+// A Preference is the router preference of RFC 4191 as rtnetlink encodes it
+// (RTA_PREF, ICMPV6_ROUTER_PREF_*). Zero is medium.
+type Preference uint8
+
+// metricsCount is RTAX_MAX+1 of linux/rtnetlink.h (RTAX_FASTOPEN_NO_COOKIE).
+const metricsCount = 18
+
+// Metrics are the numeric attributes of RTA_METRICS, indexed by RTAX_*: MTU,
+// window, initcwnd and so on. Index 1 (RTAX_LOCK) is the bit mask of locked
+// ones. Zero means absent.
+type Metrics [metricsCount]uint32
+
+// A Route is one way to a destination through one device, as `ip route` shows
+// it. A multipath route of the kernel is several of these.
+type Route struct {
+	Family Family
+	Table  TableID
+	// Destination is masked; a default route has length zero.
+	Destination netip.Prefix
+	// Source restricts the route to packets from a prefix (IPv6 only, RTA_SRC).
+	Source netip.Prefix
+	TOS    uint8
+	// Metric is RTA_PRIORITY: the lower wins.
+	Metric uint32
+	Type   RouteType
+	Scope  Scope
+	// Gateway is zero where the destination is on the link. It may be of the
+	// other family (RTA_VIA, RFC 5549).
+	Gateway netip.Addr
+	// Device is the interface index.
+	Device int
+	// OnLink says that the gateway is reachable although no route covers it.
+	OnLink bool
+	// PreferredSource is the address that unbound traffic gets.
+	PreferredSource netip.Addr
+	Preference      Preference
+	Metrics         Metrics
+	// Congestion is the congestion control algorithm (RTAX_CC_ALGO).
+	Congestion string
+	// Encapsulation holds RTA_ENCAP verbatim, EncapsulationType its type.
+	EncapsulationType uint16
+	Encapsulation     string
+	Protocol          Protocol
+}
+
+// IsDefault reports whether the route is for every destination.
+func (r Route) IsDefault() bool { return r.Destination.Bits() == 0 && !r.Source.IsValid() }
+
+// A RouteKey is what the kernel compares to decide that two routes cannot
+// stand side by side. IPv4 compares the destination, TOS and metric
+// (net/ipv4/fib_trie.c, fib_table_insert); IPv6 the next hop too
+// (net/ipv6/ip6_fib.c, fib6_add_rt2node).
+type RouteKey struct {
+	Family              Family
+	Table               TableID
+	Destination, Source netip.Prefix
+	TOS                 uint8
+	Metric              uint32
+	Gateway             netip.Addr
+	Device              int
+}
+
+// Key returns the kernel's identity of the route.
+func (r Route) Key() RouteKey {
+	k := RouteKey{Family: r.Family, Table: r.Table, Destination: r.Destination, Source: r.Source, TOS: r.TOS, Metric: r.Metric}
+	if r.Family == IPv6 {
+		k.Gateway, k.Device = r.Gateway, r.Device
+	}
+	return k
+}
+
+// An Address is one address of an interface.
+type Address struct {
+	// Prefix is the address with the length of its network, not masked.
+	Prefix netip.Prefix
+	// Peer is the other end of a point-to-point address, zero elsewhere.
+	Peer netip.Addr
+	// Scope tells host and link addresses from global ones.
+	Scope Scope
+	// Dynamic says that the address has a lifetime: DHCP or RA gave it.
+	Dynamic bool
+	// Failed says that duplicate address detection found another owner
+	// (IFA_F_DADFAILED): the address is not in use.
+	Failed bool
+	// Tentative, Deprecated and Temporary are the IFA_F_ flags of IPv6; they
+	// are shown, and decide nothing: an old address must go on answering.
+	Tentative, Deprecated, Temporary bool
+}
+
+// An Intent is what the owner of the link (NetworkManager, a DHCP hook) knows
+// about one family and the kernel does not.
+type Intent struct {
+	// LeaveAlone says why the family is not ours, empty if it is.
+	LeaveAlone string
+	// Gateway is a next hop known otherwise than by a route of main: from the
+	// profile, or from the DHCP routers option.
+	Gateway netip.Addr
+	// NextHops says that the profile has routes with a next hop.
+	NextHops bool
+}
+
+// A Link is all that is known of one interface whose configuration somebody
+// else made. It is a value: a change is a new Link.
+type Link struct {
+	Name  string
+	Index int
+	// Up is IFF_UP, administratively up. Without it the kernel refuses routes.
+	Up bool
+	// Group is the interface group (IFLA_GROUP).
+	Group     uint32
+	Addresses []Address
+	// Routes are the unicast routes of main through this interface, one for
+	// each leg of a multipath route.
+	Routes []Route
+	// Intents by family; a missing one is the zero Intent.
+	Intents map[Family]Intent
+	// Tables are the leases the link holds. A key without one has no table.
+	Tables map[Key]TableID
+}
