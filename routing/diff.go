@@ -1,0 +1,387 @@
+package routing
+
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"slices"
+)
+
+// Touched names the objects that may differ between the plan and the kernel.
+// Only they are compared, so a pass costs what changed.
+type Touched struct {
+	Rules  map[Rule]struct{}
+	Routes map[RouteKey]struct{}
+	// Reranked rules exist and must move to another place among their equals.
+	Reranked map[Rule]struct{}
+	// Groups names interfaces by index.
+	Groups map[int]struct{}
+}
+
+func newTouched() Touched {
+	return Touched{
+		Rules: map[Rule]struct{}{}, Routes: map[RouteKey]struct{}{},
+		Reranked: map[Rule]struct{}{}, Groups: map[int]struct{}{},
+	}
+}
+
+// Empty reports whether there is nothing to compare.
+func (t Touched) Empty() bool {
+	return len(t.Rules) == 0 && len(t.Routes) == 0 && len(t.Reranked) == 0 && len(t.Groups) == 0
+}
+
+// Merge adds what u names.
+func (t *Touched) Merge(u Touched) {
+	if t.Rules == nil {
+		*t = newTouched()
+	}
+	for k := range u.Rules {
+		t.Rules[k] = struct{}{}
+	}
+	for k := range u.Routes {
+		t.Routes[k] = struct{}{}
+	}
+	for k := range u.Reranked {
+		t.Reranked[k] = struct{}{}
+	}
+	for k := range u.Groups {
+		t.Groups[k] = struct{}{}
+	}
+}
+
+// Everything touches all that is planned and all of ours that the kernel holds.
+func Everything(want *Planner, have Kernel) Touched {
+	t := newTouched()
+	for r := range want.rules {
+		t.Rules[r] = struct{}{}
+	}
+	for r := range have.Rules() {
+		t.Rules[r] = struct{}{}
+	}
+	for k := range want.routes {
+		t.Routes[k] = struct{}{}
+	}
+	for r := range have.Routes() {
+		t.Routes[r.Key()] = struct{}{}
+	}
+	for index := range have.Groups() {
+		t.Groups[index] = struct{}{}
+	}
+	return t
+}
+
+// Kernel is what the differ needs to know of the kernel: our objects and the
+// groups of interfaces.
+type Kernel interface {
+	// Rules yields our rules in the order in which the kernel reads them; a
+	// rule that stands twice comes twice.
+	Rules() iter.Seq[Rule]
+	// CountRule says how often a rule stands.
+	CountRule(Rule) int
+	// RuleOrder yields our rules of one family and priority in kernel order.
+	RuleOrder(Family, Priority) []Rule
+	// Routes yields our routes.
+	Routes() iter.Seq[Route]
+	// Route returns our route of a key.
+	Route(RouteKey) (Route, bool)
+	// Groups yields every interface index with its group.
+	Groups() iter.Seq2[int, uint32]
+	// Group returns the group of an interface, false if there is none.
+	Group(index int) (uint32, bool)
+}
+
+// A Verb is what an operation does.
+type Verb uint8
+
+// Verbs, in the order in which one pass applies them. New comes before old, a
+// route before the rules that lead to it, a rule goes before its routes.
+const (
+	SetGroup Verb = iota
+	AddRoute
+	// ReplaceRoute changes a route in place, where the kernel cannot hold the
+	// old and the new one side by side.
+	ReplaceRoute
+	AddRule
+	// MoveRule puts a rule behind its equals: added once more, then deleted
+	// once, so that it never stops standing.
+	MoveRule
+	DeleteRule
+	DeleteRoute
+	ResetGroup
+)
+
+func (v Verb) String() string {
+	switch v {
+	case SetGroup:
+		return "set group"
+	case AddRoute:
+		return "add route"
+	case ReplaceRoute:
+		return "replace route"
+	case AddRule:
+		return "add rule"
+	case MoveRule:
+		return "move rule"
+	case DeleteRule:
+		return "delete rule"
+	case DeleteRoute:
+		return "delete route"
+	case ResetGroup:
+		return "reset group"
+	default:
+		return fmt.Sprintf("verb %d", uint8(v))
+	}
+}
+
+// An Op is one change of the kernel.
+type Op struct {
+	Verb Verb
+	// Rule, Route or Index and Group are what the verb is about.
+	Rule  Rule
+	Route Route
+	Index int
+	Group uint32
+	// Reason says why the object exists; a deletion has none.
+	Reason Reason
+
+	rank uint64
+}
+
+func (o Op) String() string {
+	switch o.Verb {
+	case AddRule, MoveRule, DeleteRule:
+		return fmt.Sprintf("%s %s", o.Verb, o.Rule)
+	case AddRoute, ReplaceRoute, DeleteRoute:
+		return fmt.Sprintf("%s %s", o.Verb, o.Route)
+	default:
+		return fmt.Sprintf("%s of if%d to %d", o.Verb, o.Index, o.Group)
+	}
+}
+
+// Diff returns the operations that make the kernel hold what the plan says, for
+// the objects touched. mayDelete is asked for every object of ours that no link
+// wants: only complete knowledge may delete.
+func Diff(want *Planner, have Kernel, t Touched, mayDelete func(Op) bool) []Op {
+	var ops []Op
+	for index := range t.Groups {
+		ops = diffGroup(ops, want, have, index)
+	}
+	for k := range t.Routes {
+		ops = diffRoute(ops, want, have, k)
+	}
+	for r := range t.Rules {
+		ops = diffRule(ops, want, have, r)
+	}
+	ops = slices.DeleteFunc(ops, func(o Op) bool {
+		return (o.Verb == DeleteRule || o.Verb == DeleteRoute || o.Verb == ResetGroup) && !mayDelete(o)
+	})
+	ops = append(ops, moves(want, have, ops, t)...)
+	slices.SortFunc(ops, compareOps)
+	return ops
+}
+
+func diffGroup(ops []Op, want *Planner, have Kernel, index int) []Op {
+	now, ok := have.Group(index)
+	if !ok {
+		return ops
+	}
+	then := want.Group(index, now)
+	if then == now {
+		return ops
+	}
+	op := Op{Verb: ResetGroup, Index: index, Group: then}
+	if then != 0 {
+		op.Verb = SetGroup
+		op.Reason = Reason{Decision: MarkUplink, Link: want.links[index].Link.Name}
+	}
+	return append(ops, op)
+}
+
+func diffRoute(ops []Op, want *Planner, have Kernel, k RouteKey) []Op {
+	w, wanted := want.Route(k)
+	h, stands := have.Route(k)
+	switch {
+	case wanted && !stands:
+		return append(ops, Op{Verb: AddRoute, Route: w.Route, Reason: w.Reason})
+	case wanted && h != w.Route:
+		return append(ops, Op{Verb: ReplaceRoute, Route: w.Route, Reason: w.Reason})
+	case !wanted && stands:
+		return append(ops, Op{Verb: DeleteRoute, Route: h})
+	default:
+		return ops
+	}
+}
+
+func diffRule(ops []Op, want *Planner, have Kernel, r Rule) []Op {
+	w, wanted := want.Rule(r)
+	count := have.CountRule(r)
+	if wanted && count == 0 {
+		return append(ops, Op{Verb: AddRule, Rule: r, Reason: w.Reason, rank: w.Rank})
+	}
+	keep := 0
+	if wanted {
+		keep = 1
+	}
+	for range count - keep {
+		ops = append(ops, Op{Verb: DeleteRule, Rule: r})
+	}
+	return ops
+}
+
+// moves returns the rules that stand before one they must stand behind. A rule
+// that is added goes to the end of its priority, so what must follow it and
+// stands already has to be moved there, and so on.
+func moves(want *Planner, have Kernel, ops []Op, t Touched) []Op {
+	positions := map[band]map[Rule]int{}
+	position := func(r Rule) (int, bool) {
+		b := band{r.Family, r.Priority}
+		if positions[b] == nil {
+			at := map[Rule]int{}
+			for i, rule := range have.RuleOrder(b.family, b.priority) {
+				at[rule] = i
+			}
+			positions[b] = at
+		}
+		i, ok := positions[b][r]
+		return i, ok
+	}
+
+	moved := map[Rule]PlannedRule{}
+	var queue []PlannedRule
+	for _, o := range ops {
+		if o.Verb == AddRule {
+			queue = append(queue, want.rules[o.Rule].best)
+		}
+	}
+	move := func(r PlannedRule) {
+		if _, done := moved[r.Rule]; !done && have.CountRule(r.Rule) > 0 {
+			moved[r.Rule] = r
+			queue = append(queue, r)
+		}
+	}
+	for r := range t.Reranked {
+		if w, ok := want.Rule(r); ok && misplaced(want, w, position) {
+			move(w)
+		}
+	}
+	for r := range t.Rules {
+		// A rule that stands may have got there behind our back.
+		w, ok := want.Rule(r)
+		if !ok || have.CountRule(r) == 0 {
+			continue
+		}
+		for x := range want.band(r).after(w) {
+			if precedes(position, x.Rule, r) {
+				move(x)
+			}
+		}
+	}
+	for len(queue) > 0 {
+		r := queue[0]
+		queue = queue[1:]
+		for x := range want.band(r.Rule).after(r) {
+			move(x)
+		}
+	}
+	out := make([]Op, 0, len(moved))
+	for _, r := range moved {
+		out = append(out, Op{Verb: MoveRule, Rule: r.Rule, Reason: r.Reason, rank: r.Rank})
+	}
+	return out
+}
+
+// misplaced reports whether a rule whose rank changed stands on the wrong side
+// of another. Where it does it is moved, and what belongs behind it follows.
+func misplaced(want *Planner, r PlannedRule, position func(Rule) (int, bool)) bool {
+	for x := range want.band(r.Rule).after(r) {
+		if precedes(position, x.Rule, r.Rule) {
+			return true
+		}
+	}
+	for x := range want.band(r.Rule).before(r) {
+		if precedes(position, r.Rule, x.Rule) {
+			return true
+		}
+	}
+	return false
+}
+
+// precedes reports whether both rules stand, a before b.
+func precedes(position func(Rule) (int, bool), a, b Rule) bool {
+	i, ok := position(a)
+	if !ok {
+		return false
+	}
+	j, ok := position(b)
+	return ok && i < j
+}
+
+// compareOps is the order of a pass. Where an uplink leaves, its source rules go
+// before the rules that stop its stray packets, and the rules that protect
+// everybody go last.
+func compareOps(a, b Op) int {
+	if c := cmp.Compare(phase(a.Verb), phase(b.Verb)); c != 0 {
+		return c
+	}
+	switch a.Verb {
+	case AddRoute, ReplaceRoute:
+		return cmp.Or(
+			cmp.Compare(a.Route.Table, b.Route.Table),
+			addOrder(a.Route, b.Route),
+			a.Route.Destination.Compare(b.Route.Destination),
+			cmp.Compare(a.Route.Metric, b.Route.Metric),
+			a.Route.Gateway.Compare(b.Route.Gateway),
+		)
+	case DeleteRoute:
+		return cmp.Or(
+			cmp.Compare(a.Route.Table, b.Route.Table),
+			addOrder(b.Route, a.Route),
+			b.Route.Destination.Compare(a.Route.Destination),
+			cmp.Compare(a.Route.Metric, b.Route.Metric),
+			a.Route.Gateway.Compare(b.Route.Gateway),
+		)
+	case AddRule, MoveRule:
+		return cmp.Or(
+			cmp.Compare(a.Rule.Priority, b.Rule.Priority),
+			cmp.Compare(a.rank, b.rank),
+			compareRules(a.Rule, b.Rule),
+		)
+	case DeleteRule:
+		return cmp.Or(
+			cmp.Compare(leaving(a.Rule.Priority), leaving(b.Rule.Priority)),
+			compareRules(a.Rule, b.Rule),
+		)
+	case SetGroup, ResetGroup:
+		return cmp.Compare(a.Index, b.Index)
+	default:
+		return 0
+	}
+}
+
+// phase puts routes that are added and replaced, and rules that are added and
+// moved, into one step each.
+func phase(v Verb) int {
+	switch v {
+	case ReplaceRoute:
+		return int(AddRoute)
+	case MoveRule:
+		return int(AddRule)
+	default:
+		return int(v)
+	}
+}
+
+func leaving(p Priority) int {
+	switch p {
+	case PriorityMain:
+		return 1_000_000
+	case PriorityContainers:
+		return 1_000_001
+	default:
+		return int(p)
+	}
+}
+
+func compareRules(a, b Rule) int {
+	return comparePlanned(PlannedRule{Rule: a}, PlannedRule{Rule: b})
+}

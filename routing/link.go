@@ -1,0 +1,238 @@
+package routing
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+)
+
+// A PlannedRule is a rule that must exist, and why.
+type PlannedRule struct {
+	Rule   Rule
+	Reason Reason
+	// Rank orders rules of one priority that could match the same packet: the
+	// lower must stand first in the kernel's list.
+	Rank uint64
+}
+
+// A PlannedRoute is a route that must exist, and why.
+type PlannedRoute struct {
+	Route  Route
+	Reason Reason
+}
+
+// A LinkPlan is what one link needs from the kernel.
+type LinkPlan struct {
+	Link   Link
+	Role   Role
+	Keys   []Key
+	Rules  []PlannedRule
+	Routes []PlannedRoute
+	// Group is the interface group the link must be in.
+	Group    uint32
+	Problems []Problem
+}
+
+// neighbourhood is what a link's plan needs to know of the other links.
+type neighbourhood struct {
+	// crowded says that a network of another link lies in this one, or is this
+	// one: the prefix alone does not tell whose address a packet carries.
+	crowded map[netip.Prefix]bool
+	// overlap says that another link's network holds this one and that main may
+	// pick that link for it at the rung of containers.
+	overlap map[netip.Prefix]bool
+}
+
+// RoleOf decides whether a link is an uplink: something has, or is known to
+// have, a next hop through it.
+//
+// An uplink does not stop being one in the moments without a route: while the
+// link is down, or while a router's advertisement or a DHCP lease that gave the
+// way has ended and may come again. The kernel remembers it for us in the
+// interface group. Otherwise the rule that stops stray packets would go exactly
+// when it is needed.
+func RoleOf(p Policy, l Link) Role {
+	for _, f := range Families() {
+		if in := l.Intents[f]; in.LeaveAlone == "" && (in.Gateway.IsValid() || in.NextHops) {
+			return Uplink
+		}
+	}
+	for _, r := range l.Routes {
+		if r.Gateway.IsValid() || r.IsDefault() {
+			return Uplink
+		}
+	}
+	if l.Group == p.UplinkGroup && (!l.Up || slices.ContainsFunc(l.Addresses, func(a Address) bool { return a.Dynamic })) {
+		return Uplink
+	}
+	return Local
+}
+
+// plan decides what the link needs, from its facts and its neighbours.
+func (plan *LinkPlan) plan(p Policy, n neighbourhood) {
+	plan.planGroup(p)
+	for _, f := range Families() {
+		plan.planFamily(f, n)
+	}
+}
+
+func (plan *LinkPlan) planGroup(p Policy) {
+	l := plan.Link
+	plan.Group = l.Group
+	switch {
+	case plan.Role == Uplink && l.Group == 0 && len(l.Tables) > 0:
+		plan.Group = p.UplinkGroup
+	case plan.Role == Uplink && l.Group != 0 && l.Group != p.UplinkGroup:
+		plan.problem(Warning, "interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it; `ip link set %s group default` lets multihomed mark it", l.Group, l.Name, l.Name)
+	case l.Group == p.UplinkGroup && (plan.Role == Local || len(l.Tables) == 0):
+		plan.Group = 0
+	}
+}
+
+func (plan *LinkPlan) problem(s Severity, format string, args ...any) {
+	plan.Problems = append(plan.Problems, Problem{Severity: s, Link: plan.Link.Name, Text: fmt.Sprintf(format, args...)})
+}
+
+// defaultMetric is the metric of the best default that main has through the
+// link; a link that has one only by hint, or none, comes after all that do.
+func defaultMetric(l Link, f Family) uint32 {
+	best := uint32(math.MaxUint32)
+	for _, r := range l.Routes {
+		if r.Family == f && r.IsDefault() {
+			best = min(best, r.Metric)
+		}
+	}
+	return best
+}
+
+func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
+	l := plan.Link
+	if why := l.Intents[f].LeaveAlone; why != "" {
+		plan.problem(Notice, "%s is left alone: %s", f, why)
+		return
+	}
+	var keys []Key
+	for _, k := range plan.Keys {
+		if k.Family == f {
+			keys = append(keys, k)
+		}
+	}
+	for _, a := range l.Addresses {
+		if a.Failed && FamilyOf(a.Prefix.Addr()) == f {
+			plan.problem(Error, "address %s is used by another host (duplicate address detection failed)", a.Prefix.Addr())
+		}
+	}
+	metric := defaultMetric(l, f)
+	for i, k := range keys {
+		t, ok := l.Tables[k]
+		if !ok {
+			plan.problem(Error, "no routing table for %s: its packets follow the main table", k.Prefix)
+			continue
+		}
+		routes := tableRoutes(l, keys, k, t)
+		ownDefault := slices.ContainsFunc(routes, func(r PlannedRoute) bool {
+			return r.Route.IsDefault() && r.Reason.Decision != CopiedElsewhere
+		})
+		if l.Up {
+			plan.Routes = append(plan.Routes, routes...)
+		}
+		plan.planRules(k, t, rungs{
+			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1,
+			crowded: n.crowded[k.Prefix], overlap: n.overlap[k.Prefix],
+		})
+	}
+}
+
+// rungs is what the rules of one table depend on besides its key.
+type rungs struct {
+	metric     uint32
+	order      int
+	ownDefault bool
+	several    bool
+	crowded    bool
+	overlap    bool
+}
+
+func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
+	l := plan.Link
+	add := func(d Decision, rank uint64, r Rule) {
+		r.Family, r.Protocol = k.Family, Multihomed
+		if r.Action == 0 {
+			r.Action, r.Table = ActionLookup, t
+		}
+		plan.Rules = append(plan.Rules, PlannedRule{
+			Rule: r, Rank: rank,
+			Reason: Reason{Decision: d, Link: l.Name, Prefix: k.Prefix.String()},
+		})
+	}
+	// Tables of one link are told apart last: those with a default first.
+	order := uint64(in.order)
+	if !in.ownDefault {
+		order |= 1 << 15
+	}
+	byLength := func(p netip.Prefix) uint64 {
+		return uint64(k.Family.Bits()-p.Bits())<<48 | uint64(in.metric)<<16 | order
+	}
+	sources := sourcesOf(l, k, in.crowded)
+	host := k.Prefix.IsSingleIP()
+
+	for _, s := range sources {
+		if in.overlap && !host {
+			add(KeepOverlap, byLength(s), Rule{Priority: PriorityOverlap, From: s, To: k.Prefix})
+		}
+	}
+	// Where a device has several tables, a bound socket that also has an
+	// address must not get the gateway of another network of the device.
+	if in.several {
+		add(FollowDevice, order, Rule{Priority: PriorityDevice, From: k.Prefix, OIF: l.Name})
+	}
+	add(FollowDevice, 1<<16|order, Rule{Priority: PriorityDevice, OIF: l.Name})
+	for _, s := range sources {
+		add(FollowSource, byLength(s), Rule{Priority: PrioritySource, From: s})
+		if plan.Role == Uplink {
+			add(NeverStray, byLength(s), Rule{Priority: PriorityUnreachable, From: s, Action: ActionUnreachable})
+		}
+	}
+	if !host {
+		add(ReachNetwork, byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
+	}
+	if plan.Role == Uplink {
+		add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: "lo"})
+	}
+}
+
+// sourcesOf returns the source selectors of a table: every IPv4 address; the
+// IPv6 network, so that temporary addresses come and go without a change, or
+// every IPv6 address where another link's network lies in it.
+func sourcesOf(l Link, k Key, crowded bool) []netip.Prefix {
+	if k.Family == IPv6 && !crowded {
+		return []netip.Prefix{k.Prefix}
+	}
+	var sources []netip.Prefix
+	for _, a := range l.Addresses {
+		s := netip.PrefixFrom(a.Prefix.Addr(), a.Prefix.Addr().BitLen())
+		if own, ok := keyOf(l, a); ok && own == k && !slices.Contains(sources, s) {
+			sources = append(sources, s)
+		}
+	}
+	slices.SortFunc(sources, netip.Prefix.Compare)
+	return sources
+}
+
+// compareNextHops orders routes to one destination as main would choose them,
+// and breaks ties by what is left, so that equal facts give equal tables.
+func compareNextHops(a, b Route) int {
+	return cmp.Or(
+		cmp.Compare(a.Metric, b.Metric),
+		a.Gateway.Compare(b.Gateway),
+		a.PreferredSource.Compare(b.PreferredSource),
+		cmp.Compare(a.Preference, b.Preference),
+		slices.Compare(a.Metrics[:], b.Metrics[:]),
+		cmp.Compare(a.Encapsulation, b.Encapsulation),
+		cmp.Compare(a.Congestion, b.Congestion),
+		cmp.Compare(a.Scope, b.Scope),
+		cmp.Compare(a.Protocol, b.Protocol),
+	)
+}

@@ -1,0 +1,441 @@
+package routing
+
+import (
+	"cmp"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
+// A Planner holds the facts of all links and what follows from them. Setting
+// one link costs what that link's change affects, not what the host holds; the
+// outcome depends on the facts alone, never on the order in which they came.
+//
+// A Planner is not safe for concurrent use.
+type Planner struct {
+	policy Policy
+	links  map[int]*planned
+
+	// standing says which links stand in a network, in what role.
+	standing *standing
+	// tables counts the tables in force by family: the rules that serve all
+	// links exist while there is one.
+	tables map[Family]int
+
+	rules  map[Rule]*wanted[PlannedRule]
+	routes map[RouteKey]*wanted[PlannedRoute]
+	bands  map[band]*bandIndex
+
+	touched Touched
+}
+
+// planned is a plan with what it was made from besides the link's own facts.
+type planned struct {
+	LinkPlan
+	near neighbourhood
+	// version is the state of standing that near describes.
+	version uint64
+}
+
+// wanted is an object with the links that want it. Two links with the same
+// address share the rule that stops their stray packets, for example; the first
+// by interface index speaks for it.
+type wanted[T any] struct {
+	best   T
+	owners map[int]T
+}
+
+// NewPlanner returns a planner that knows no link.
+func NewPlanner(p Policy) *Planner {
+	return &Planner{
+		policy:   p,
+		links:    map[int]*planned{},
+		standing: newStanding(),
+		tables:   map[Family]int{},
+		rules:    map[Rule]*wanted[PlannedRule]{},
+		routes:   map[RouteKey]*wanted[PlannedRoute]{},
+		bands:    map[band]*bandIndex{},
+		touched:  newTouched(),
+	}
+}
+
+// Plan returns a planner that knows these links: the complete plan of a state.
+func Plan(p Policy, links []Link) *Planner {
+	pl := NewPlanner(p)
+	for _, l := range links {
+		pl.Set(l)
+	}
+	return pl
+}
+
+// Policy returns the policy the planner was made with.
+func (p *Planner) Policy() Policy { return p.policy }
+
+// Set takes the facts of one link in place of those it had.
+func (p *Planner) Set(l Link) {
+	p.replanAround(l.Index, p.replan(l))
+}
+
+// Remove forgets a link: nothing of it is wanted any more.
+func (p *Planner) Remove(index int) {
+	old, ok := p.links[index]
+	if !ok {
+		return
+	}
+	delete(p.links, index)
+	changed := p.standing.move(index, networksOf(&old.LinkPlan), nil)
+	p.withdraw(index, &old.LinkPlan, nil)
+	p.touched.Groups[index] = struct{}{}
+	p.replanAround(index, changed)
+}
+
+// Link returns the plan of a link.
+func (p *Planner) Link(index int) (LinkPlan, bool) {
+	if plan, ok := p.links[index]; ok {
+		return plan.LinkPlan, true
+	}
+	return LinkPlan{}, false
+}
+
+// Links yields the plans of all links, by interface index.
+func (p *Planner) Links() iter.Seq[LinkPlan] {
+	return func(yield func(LinkPlan) bool) {
+		for _, index := range slices.Sorted(maps.Keys(p.links)) {
+			if !yield(p.links[index].LinkPlan) {
+				return
+			}
+		}
+	}
+}
+
+// Rules yields the rules that must exist, in the order of the ladder.
+func (p *Planner) Rules() iter.Seq[PlannedRule] {
+	all := make([]PlannedRule, 0, len(p.rules))
+	for _, w := range p.rules {
+		all = append(all, w.best)
+	}
+	slices.SortFunc(all, comparePlanned)
+	return slices.Values(all)
+}
+
+func comparePlanned(a, b PlannedRule) int {
+	return cmp.Or(
+		cmp.Compare(a.Rule.Family, b.Rule.Family),
+		cmp.Compare(a.Rule.Priority, b.Rule.Priority),
+		cmp.Compare(a.Rank, b.Rank),
+		cmp.Compare(a.Rule.Table, b.Rule.Table),
+		a.Rule.From.Compare(b.Rule.From),
+		a.Rule.To.Compare(b.Rule.To),
+		cmp.Compare(a.Rule.OIF, b.Rule.OIF),
+	)
+}
+
+// Routes yields the routes that must exist, in the order in which they can be
+// added.
+func (p *Planner) Routes() iter.Seq[PlannedRoute] {
+	all := make([]PlannedRoute, 0, len(p.routes))
+	for _, w := range p.routes {
+		all = append(all, w.best)
+	}
+	slices.SortFunc(all, func(a, b PlannedRoute) int {
+		return cmp.Or(
+			cmp.Compare(a.Route.Family, b.Route.Family),
+			cmp.Compare(a.Route.Table, b.Route.Table),
+			addOrder(a.Route, b.Route),
+			a.Route.Destination.Compare(b.Route.Destination),
+			cmp.Compare(a.Route.Metric, b.Route.Metric),
+			a.Route.Gateway.Compare(b.Route.Gateway),
+		)
+	})
+	return slices.Values(all)
+}
+
+// Rule returns the wanted rule that is equal to r.
+func (p *Planner) Rule(r Rule) (PlannedRule, bool) {
+	if w, ok := p.rules[r]; ok {
+		return w.best, true
+	}
+	return PlannedRule{}, false
+}
+
+// Route returns the wanted route of a key.
+func (p *Planner) Route(k RouteKey) (PlannedRoute, bool) {
+	if w, ok := p.routes[k]; ok {
+		return w.best, true
+	}
+	return PlannedRoute{}, false
+}
+
+// Group returns the interface group a link must be in. An interface that is no
+// link must not be in ours.
+func (p *Planner) Group(index int, now uint32) uint32 {
+	if plan, ok := p.links[index]; ok {
+		return plan.Group
+	}
+	if now == p.policy.UplinkGroup {
+		return 0
+	}
+	return now
+}
+
+// Take returns what of the plan has changed since the last call.
+func (p *Planner) Take() Touched {
+	t := p.touched
+	p.touched = newTouched()
+	return t
+}
+
+// replan makes the plan of one link from its facts, puts it in force, and
+// returns the networks in which it came, went or changed its role.
+func (p *Planner) replan(l Link) []netip.Prefix {
+	old := p.links[l.Index]
+	now := &planned{LinkPlan: LinkPlan{Link: l, Role: RoleOf(p.policy, l), Keys: Keys(l)}}
+	var before *LinkPlan
+	if old != nil {
+		before = &old.LinkPlan
+	}
+	changed := p.standing.move(l.Index, networksOf(before), networksOf(&now.LinkPlan))
+	if old != nil && len(changed) == 0 && old.version == p.standing.version {
+		now.near = old.near
+	} else {
+		now.near = p.neighbourhoodOf(&now.LinkPlan)
+	}
+	now.version = p.standing.version
+	now.plan(p.policy, now.near)
+	p.links[l.Index] = now
+	p.enforce(l.Index, before, &now.LinkPlan)
+	p.withdraw(l.Index, before, &now.LinkPlan)
+	if before == nil || before.Group != now.Group || before.Link.Group != l.Group {
+		p.touched.Groups[l.Index] = struct{}{}
+	}
+	return changed
+}
+
+// neighbourhoodOf compares the networks of a link with those of all others.
+func (p *Planner) neighbourhoodOf(plan *LinkPlan) neighbourhood {
+	n := neighbourhood{crowded: map[netip.Prefix]bool{}, overlap: map[netip.Prefix]bool{}}
+	for _, k := range plan.Keys {
+		for other, who := range p.standing.overlapping(k.Prefix) {
+			for index, role := range who {
+				if index == plan.Link.Index {
+					continue
+				}
+				if other.Bits() >= k.Prefix.Bits() {
+					n.crowded[k.Prefix] = true
+				}
+				// The same network twice: main knows one way into it, and at
+				// the rung of containers that way wins where it is no uplink.
+				// A network inside another one needs no help on the outer
+				// link: the longer prefix wins in main, which is what keeps a
+				// bridge inside a LAN's network reachable.
+				same := other == k.Prefix && (role == Local || plan.Role == Local)
+				inner := other.Bits() < k.Prefix.Bits() && role == Local && plan.Role == Local
+				if same || inner {
+					n.overlap[k.Prefix] = true
+				}
+			}
+		}
+	}
+	return n
+}
+
+// replanAround makes new plans for the links that share addresses with networks
+// in which one link came, went or changed its role.
+func (p *Planner) replanAround(index int, changed []netip.Prefix) {
+	affected := map[int]struct{}{}
+	for _, n := range changed {
+		for _, who := range p.standing.overlapping(n) {
+			for i := range who {
+				if i != index {
+					affected[i] = struct{}{}
+				}
+			}
+		}
+	}
+	for _, i := range slices.Sorted(maps.Keys(affected)) {
+		p.replan(p.links[i].Link)
+	}
+}
+
+// enforce wants what the new plan needs.
+func (p *Planner) enforce(index int, old, now *LinkPlan) {
+	for _, r := range now.Rules {
+		p.wantRule(index, r)
+	}
+	for _, r := range now.Routes {
+		p.wantRoute(index, r)
+	}
+	p.countTables(old, now)
+}
+
+// withdraw drops what the old plan wanted and the new one does not.
+func (p *Planner) withdraw(index int, old, now *LinkPlan) {
+	if old == nil {
+		return
+	}
+	keepRules, keepRoutes := map[Rule]struct{}{}, map[RouteKey]struct{}{}
+	if now == nil {
+		p.countTables(old, nil)
+	} else {
+		for _, r := range now.Rules {
+			keepRules[r.Rule] = struct{}{}
+		}
+		for _, r := range now.Routes {
+			keepRoutes[r.Route.Key()] = struct{}{}
+		}
+	}
+	for _, r := range old.Rules {
+		if _, keep := keepRules[r.Rule]; !keep {
+			p.dropRule(index, r.Rule)
+		}
+	}
+	for _, r := range old.Routes {
+		if _, keep := keepRoutes[r.Route.Key()]; !keep {
+			p.dropRoute(index, r.Route.Key())
+		}
+	}
+}
+
+// shared is the owner of the rules that serve all links. Interface indexes
+// start at 1.
+const shared = 0
+
+// countTables keeps the rules that serve all links of a family while a table of
+// it is in force.
+func (p *Planner) countTables(old, now *LinkPlan) {
+	count := func(plan *LinkPlan, by int) {
+		if plan == nil {
+			return
+		}
+		for _, k := range plan.Keys {
+			if _, ok := plan.Link.Tables[k]; ok {
+				p.tables[k.Family] += by
+			}
+		}
+	}
+	before := [...]int{IPv4: p.tables[IPv4], IPv6: p.tables[IPv6]}
+	count(now, 1)
+	count(old, -1)
+	for _, f := range Families() {
+		if (before[f] > 0) == (p.tables[f] > 0) {
+			continue
+		}
+		for _, r := range sharedRules(p.policy, f) {
+			if p.tables[f] > 0 {
+				p.wantRule(shared, r)
+			} else {
+				p.dropRule(shared, r.Rule)
+			}
+		}
+	}
+}
+
+// sharedRules are the two rules of a family that serve all links.
+func sharedRules(p Policy, f Family) [2]PlannedRule {
+	return [2]PlannedRule{
+		{
+			Rule: Rule{
+				Family: f, Priority: PriorityContainers, Action: ActionLookup, Table: TableMain, Protocol: Multihomed,
+				SuppressPrefixLength: Some(p.ContainerPrefixLength), SuppressGroup: Some(p.UplinkGroup),
+			},
+			Reason: Reason{Decision: KeepContainers},
+		},
+		{
+			Rule: Rule{
+				Family: f, Priority: PriorityMain, Action: ActionLookup, Table: TableMain, Protocol: Multihomed,
+				SuppressPrefixLength: Some(0),
+			},
+			Reason: Reason{Decision: KeepMain},
+		},
+	}
+}
+
+func (p *Planner) wantRule(index int, r PlannedRule) {
+	w, known := p.rules[r.Rule]
+	if !known {
+		w = &wanted[PlannedRule]{owners: map[int]PlannedRule{}}
+		p.rules[r.Rule] = w
+		p.touched.Rules[r.Rule] = struct{}{}
+	}
+	if o, ok := w.owners[index]; ok && o == r {
+		return
+	}
+	w.owners[index] = r
+	p.settleRule(r.Rule, w, known)
+}
+
+func (p *Planner) dropRule(index int, r Rule) {
+	w, ok := p.rules[r]
+	if !ok {
+		return
+	}
+	if _, owns := w.owners[index]; !owns {
+		return
+	}
+	delete(w.owners, index)
+	if len(w.owners) == 0 {
+		delete(p.rules, r)
+		p.band(r).remove(w.best)
+		p.touched.Rules[r] = struct{}{}
+		return
+	}
+	p.settleRule(r, w, true)
+}
+
+// settleRule chooses who speaks for a rule, and notes a change of its rank: the
+// kernel keeps rules of one priority in the order in which they were added.
+func (p *Planner) settleRule(r Rule, w *wanted[PlannedRule], known bool) {
+	first := true
+	var best PlannedRule
+	for _, index := range slices.Sorted(maps.Keys(w.owners)) {
+		if o := w.owners[index]; first || o.Rank < best.Rank {
+			best, first = o, false
+		}
+	}
+	if known && best.Rank == w.best.Rank {
+		w.best = best
+		return
+	}
+	if known {
+		p.band(r).remove(w.best)
+		p.touched.Reranked[r] = struct{}{}
+	}
+	w.best = best
+	p.band(r).add(best)
+}
+
+func (p *Planner) wantRoute(index int, r PlannedRoute) {
+	k := r.Route.Key()
+	w, known := p.routes[k]
+	if !known {
+		w = &wanted[PlannedRoute]{owners: map[int]PlannedRoute{}}
+		p.routes[k] = w
+	}
+	if o, ok := w.owners[index]; !ok || o != r {
+		w.owners[index] = r
+		p.settleRoute(k, w)
+	}
+}
+
+func (p *Planner) dropRoute(index int, k RouteKey) {
+	w, ok := p.routes[k]
+	if !ok {
+		return
+	}
+	delete(w.owners, index)
+	if len(w.owners) == 0 {
+		delete(p.routes, k)
+		p.touched.Routes[k] = struct{}{}
+		return
+	}
+	p.settleRoute(k, w)
+}
+
+func (p *Planner) settleRoute(k RouteKey, w *wanted[PlannedRoute]) {
+	before := w.best.Route
+	w.best = w.owners[slices.Min(slices.Collect(maps.Keys(w.owners)))]
+	if before != w.best.Route {
+		p.touched.Routes[k] = struct{}{}
+	}
+}

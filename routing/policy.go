@@ -1,0 +1,49 @@
+package routing
+
+// A Policy is what the administrator may decide. Everything else follows from
+// the facts.
+type Policy struct {
+	// Tables is the range that leases come from. Objects outside it are never
+	// ours, whatever they carry.
+	Tables TableRange
+	// UplinkGroup is the interface group (IFLA_GROUP) that marks uplinks, so
+	// that one rule can tell them from every other interface.
+	UplinkGroup uint32
+	// ContainerPrefixLength is the suppress_prefixlength of the rule that keeps
+	// containers, VPN networks and LANs reachable from bound sockets: routes of
+	// main that are this long or shorter do not count. 1 keeps the /1 routes
+	// that VPN clients use as a default from catching bound traffic.
+	ContainerPrefixLength uint32
+}
+
+// DefaultPolicy is the policy of a host without a configuration.
+func DefaultPolicy() Policy {
+	return Policy{
+		Tables:                TableRange{First: 10000, Last: 10999},
+		UplinkGroup:           28008,
+		ContainerPrefixLength: 1,
+	}
+}
+
+// OwnsRule reports whether a rule found in the kernel is ours: it carries our
+// protocol and stands on a rung of the ladder or leads to one of our tables.
+func (p Policy) OwnsRule(r Rule) bool {
+	if r.Protocol != Multihomed {
+		return false
+	}
+	if r.Action == ActionLookup && p.Tables.Contains(r.Table) {
+		return true
+	}
+	for _, rung := range Priorities() {
+		if r.Priority == rung {
+			return true
+		}
+	}
+	return false
+}
+
+// OwnsRoute reports whether a route found in the kernel is ours: it carries our
+// protocol and stands in one of our tables.
+func (p Policy) OwnsRoute(r Route) bool {
+	return r.Protocol == Multihomed && p.Tables.Contains(r.Table)
+}

@@ -1,0 +1,108 @@
+package routing
+
+import "fmt"
+
+// A Decision names why an object exists. The names are what `multihomectl`
+// shows and what ARCHITECTURE.md explains.
+type Decision string
+
+// Why a rule exists.
+const (
+	// KeepOverlap: two links share a prefix and main knows only one way into it.
+	KeepOverlap Decision = "overlap"
+	// KeepContainers: what main knows behind anything but an uplink stays
+	// reachable from bound sockets.
+	KeepContainers Decision = "containers"
+	// FollowDevice: a socket bound to the device uses the device's table.
+	FollowDevice Decision = "device"
+	// FollowSource: a packet from the link's address leaves by the link.
+	FollowSource Decision = "source"
+	// NeverStray: where the link has no way, its packets have none.
+	NeverStray Decision = "never-stray"
+	// KeepMain: unbound traffic goes where main sends it.
+	KeepMain Decision = "main"
+	// ReachNetwork: the link's network, should main not know it.
+	ReachNetwork Decision = "network"
+	// LastResort: unbound traffic when main has no default.
+	LastResort Decision = "last-resort"
+)
+
+// Why a route exists.
+const (
+	// OnLink: the link's own network.
+	OnLink Decision = "on-link"
+	// Copied: main has it, and it belongs to the link's network.
+	Copied Decision = "copied"
+	// CopiedElsewhere: main has it through the device with a next hop of
+	// another network of the device; this network has no such route itself.
+	CopiedElsewhere Decision = "copied-from-other-network"
+	// KnownGateway: main has no default here, but the profile or DHCP names the
+	// gateway.
+	KnownGateway Decision = "known-gateway"
+)
+
+// MarkUplink: the interface group that tells uplinks from the rest.
+const MarkUplink Decision = "uplink-group"
+
+// A Reason says why one object exists and for which link; Link is empty for the
+// rules that serve them all.
+type Reason struct {
+	Decision Decision
+	Link     string
+	Prefix   string
+}
+
+func (r Reason) String() string {
+	if r.Link == "" {
+		return string(r.Decision)
+	}
+	return fmt.Sprintf("%s of %s %s", r.Decision, r.Link, r.Prefix)
+}
+
+// A Role is what a link is to the host.
+type Role uint8
+
+// Roles. A link that is nobody's way out is a local link.
+const (
+	Local Role = iota
+	Uplink
+)
+
+func (r Role) String() string {
+	if r == Uplink {
+		return "uplink"
+	}
+	return "local"
+}
+
+// A Severity orders problems for whoever reads them.
+type Severity uint8
+
+// Severities: a notice explains a choice, a warning needs a look, an error
+// means that something promised is not in force.
+const (
+	Notice Severity = iota
+	Warning
+	Error
+)
+
+func (s Severity) String() string {
+	switch s {
+	case Notice:
+		return "notice"
+	case Warning:
+		return "warning"
+	case Error:
+		return "error"
+	default:
+		return fmt.Sprintf("severity %d", uint8(s))
+	}
+}
+
+// A Problem is something about a link that its owner should know, with what to
+// do about it.
+type Problem struct {
+	Severity Severity
+	Link     string
+	Text     string
+}
