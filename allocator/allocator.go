@@ -1,0 +1,286 @@
+package allocator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"multihomed/routing"
+)
+
+// Options say where the leases are kept and which numbers may be leased.
+type Options struct {
+	// Path of the database; its directory is made if it is missing.
+	Path string
+	// Range of the numbers that are leased.
+	Range routing.TableRange
+	// Scratch is a directory, best in memory, for the copy from which leases are
+	// read when the file system of Path is full or read-only. Empty means the
+	// system's temporary directory.
+	Scratch string
+	// Now is the clock for the times that people see; nil means time.Now.
+	Now func() time.Time
+}
+
+// An InUse says whether a number is used by something that no lease here knows,
+// and by what, for the error message ("rule 100 from 10.0.0.0/8"). It must
+// report every table of the kernel that holds a rule or route, whoever made it;
+// the package documentation says why. It must not call the allocator.
+type InUse func(routing.TableID) (why string, used bool)
+
+// An Allocator leases table numbers. It is safe for concurrent use.
+type Allocator struct {
+	path, scratch string
+	now           func() time.Time
+
+	// disk is held during every use of the database and across the memory
+	// changes that go with it. It is taken before mu.
+	disk sync.Mutex
+	// db is nil after a failure, until the next write.
+	db *sql.DB
+	// fault says why db is nil.
+	fault error
+	// logged says that the log holds commits: a checkpoint has something to do.
+	logged   bool
+	readOnly bool
+	closed   bool
+
+	// mu guards the leases in memory and is never held across a disk access.
+	mu      sync.Mutex
+	numbers routing.TableRange
+	byKey   map[routing.Key]*lease
+	// byTable also holds numbers that are being committed.
+	byTable map[routing.TableID]*lease
+	// free holds the released leases whose numbers are in the range.
+	free queue
+	// low is in the range, or one past it: every number below is in byTable.
+	low uint64
+	// order is the last one given to a release.
+	order int64
+}
+
+// Open opens the leases, creating the database if there is none. All leases
+// count as released until they are acquired.
+//
+// If the file can be read but not written (a full disk, a read-only file
+// system), Open succeeds: keys that have a lease are served, new ones get an
+// error until the cause is gone, and Fault tells it. Other troubles (ErrCorrupt,
+// ErrLocked, ErrNewer, ErrForeign) are errors.
+func Open(ctx context.Context, options Options) (*Allocator, error) {
+	a, err := newAllocator(options)
+	if err != nil {
+		return nil, err
+	}
+	// A statement that is interrupted in the middle helps nobody; each is
+	// bounded by the busy timeout.
+	ctx = context.WithoutCancel(ctx)
+	db, leases, err := openWritable(ctx, a.path)
+	if err != nil {
+		if !canStillRead(err) {
+			return nil, err
+		}
+		cause := err
+		leases, err = readCopy(ctx, a.path, a.scratch)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, cause // There are no leases that could be read.
+		}
+		if err != nil {
+			return nil, errors.Join(cause, err)
+		}
+		a.fault = cause
+	}
+	a.db, a.logged = db, db != nil // Perhaps a crash left a log.
+	a.adopt(leases, false)
+	return a, nil
+}
+
+// OpenReadOnly reads the leases as they were last written and closes the file.
+// It works while another process writes and changes nothing: Acquire of a key
+// without a lease is an error, and Live is what the writer last wrote.
+func OpenReadOnly(ctx context.Context, options Options) (*Allocator, error) {
+	a, err := newAllocator(options)
+	if err != nil {
+		return nil, err
+	}
+	a.readOnly = true
+	leases, err := readLeases(context.WithoutCancel(ctx), a.path, a.scratch)
+	if err != nil {
+		return nil, err
+	}
+	a.adopt(leases, true)
+	return a, nil
+}
+
+func newAllocator(options Options) (*Allocator, error) {
+	path, err := filepath.Abs(options.Path)
+	if err != nil {
+		return nil, fmt.Errorf("finding %s: %w", options.Path, err)
+	}
+	a := &Allocator{
+		path: path, scratch: options.Scratch, now: options.Now,
+		byKey: map[routing.Key]*lease{}, byTable: map[routing.TableID]*lease{},
+	}
+	if a.now == nil {
+		a.now = time.Now
+	}
+	return a, a.setRange(options.Range)
+}
+
+// adopt takes leases from disk into memory, unless what memory holds
+// contradicts them.
+func (a *Allocator) adopt(leases []*lease, keepLive bool) {
+	slices.SortFunc(leases, func(x, y *lease) int {
+		// Those that were held when the disk was written were, for all we know,
+		// released after all others.
+		if x.live != y.live {
+			if y.live {
+				return -1
+			}
+			return 1
+		}
+		return byRelease(x, y)
+	})
+	for _, l := range leases {
+		if a.byTable[l.table] != nil || a.byKey[l.key] != nil {
+			continue
+		}
+		a.order = max(a.order, l.order)
+		if l.live && !keepLive {
+			a.order++
+			l.live, l.released, l.order = false, a.now().UnixMilli(), a.order
+		}
+		a.byTable[l.table], a.byKey[l.key] = l, l
+	}
+	a.rebuild()
+}
+
+// rebuild derives the free queue and the low mark from the leases.
+func (a *Allocator) rebuild() {
+	a.free = queue{}
+	a.low = uint64(a.numbers.First)
+	released := make([]*lease, 0, len(a.byKey))
+	for _, l := range a.byKey {
+		l.previous, l.next = nil, nil
+		if !l.live && a.numbers.Contains(l.table) {
+			released = append(released, l)
+		}
+	}
+	slices.SortFunc(released, byRelease)
+	for _, l := range released {
+		a.free.push(l)
+	}
+}
+
+// SetRange changes the numbers that may be leased from now on. Leases outside
+// are not used any more: their keys get another number when they are acquired
+// the next time.
+func (a *Allocator) SetRange(r routing.TableRange) error {
+	a.disk.Lock() // A commit in progress is in the old range.
+	defer a.disk.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.setRange(r); err != nil {
+		return err
+	}
+	a.rebuild()
+	return nil
+}
+
+func (a *Allocator) setRange(r routing.TableRange) error {
+	if r.First == 0 || r.First > r.Last {
+		return fmt.Errorf("table range %v is empty or holds 0: first must be at least 1 and not above last", r)
+	}
+	a.numbers = r
+	a.low = uint64(r.First)
+	return nil
+}
+
+// Range is the range of numbers that are leased.
+func (a *Allocator) Range() routing.TableRange {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.numbers
+}
+
+// Release says that keys are not used any more. They keep their numbers for the
+// next time, until all others are used up. It costs no disk access; keys that
+// have no lease are ignored.
+func (a *Allocator) Release(keys ...routing.Key) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := a.now().UnixMilli()
+	for _, key := range keys {
+		l := a.byKey[key]
+		if l == nil || !l.live {
+			continue
+		}
+		a.order++
+		l.live, l.released, l.order = false, now, a.order
+		if a.numbers.Contains(l.table) {
+			a.free.push(l)
+		}
+	}
+}
+
+// Lookup returns the number of a key that has a lease in the range, held or
+// released.
+func (a *Allocator) Lookup(key routing.Key) (routing.TableID, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.byKey[key]
+	if l == nil || !a.numbers.Contains(l.table) {
+		return 0, false
+	}
+	return l.table, true
+}
+
+// List returns all leases, sorted by interface, family and prefix.
+func (a *Allocator) List() []Lease {
+	a.mu.Lock()
+	all := make([]Lease, 0, len(a.byKey))
+	for _, l := range a.byKey {
+		all = append(all, l.public(a.numbers))
+	}
+	a.mu.Unlock()
+	sortLeases(all)
+	return all
+}
+
+// Fault tells why new leases cannot be written at the moment, nil if as far as
+// is known they can.
+func (a *Allocator) Fault() error {
+	a.disk.Lock()
+	defer a.disk.Unlock()
+	return a.fault
+}
+
+// Close writes what Flush writes and closes the database. Leases stay as they
+// are: the next Open finds them.
+func (a *Allocator) Close() error {
+	a.disk.Lock()
+	defer a.disk.Unlock()
+	if a.closed || a.readOnly {
+		a.closed = true
+		return nil
+	}
+	err := a.flush(context.Background())
+	a.closed = true
+	if a.db != nil {
+		err = errors.Join(err, databaseError(a.path, "closing", a.db.Close()))
+		a.db = nil
+	}
+	return err
+}
+
+// lowered notes that a number is not taken any more.
+func (a *Allocator) lowered(t routing.TableID) {
+	if a.numbers.Contains(t) {
+		a.low = min(a.low, uint64(t))
+	}
+}

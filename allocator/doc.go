@@ -1,0 +1,55 @@
+// Package allocator leases routing tables: it maps (family, interface, on-link
+// prefix) to one table number, and keeps that mapping in sqlite so that a link
+// gets the same table again after down/up, a restart and a reboot.
+//
+// # What is promised
+//
+//  1. No number is held by two keys. The database guarantees it (the number is
+//     the primary key of its only table), and memory never disagrees with it in
+//     a way that could break it; see below.
+//  2. A number is durable before Acquire returns it, so that no kernel object
+//     ever stands in a table that a crash could make us forget.
+//  3. A number that was released goes to another key only when no unused one is
+//     left in the range, and then the one that was released longest ago.
+//  4. A number that anything uses in the kernel, in rt_tables or in a profile is
+//     never handed out: the caller knows those and answers the InUse callback.
+//     A key that already has a lease keeps its number whatever the callback says.
+//  5. A key that has a lease, held or released, is answered from memory: no disk,
+//     no wait for a commit in progress. A link that flaps costs no fsync, and a
+//     database that is full, locked, read-only or gone costs no link its table.
+//
+// # Why lazy bookkeeping cannot cause a double use
+//
+// Only the pair (number, key) must be right on disk; it is written before it is
+// used. Whether the key is held, and since when it is not, is written lazily
+// (Flush, Close), so after a crash the disk may say "released" of a lease that is
+// in use. That can only mislead the choice of a number to recycle, and a number
+// is recycled only if both are true:
+//
+//   - no key holds it in memory: whoever acquired since Open is safe, whatever
+//     the disk says, and Acquire serves the known keys of a batch before it
+//     recycles for the unknown ones;
+//   - InUse denies it: whatever stood before the crash and has not been acquired
+//     again since is still in the kernel, so it is safe for as long as the
+//     caller's callback reports every table that holds a rule or route, OURS
+//     INCLUDED.
+//
+// From this follows the caller's part of the bargain: InUse must answer for the
+// kernel as it is (never an empty mirror), and a number is released only after
+// its objects are gone from the kernel, or while InUse still reports them.
+//
+// Recycling replaces the old row by the new one in one transaction, so there is
+// no moment at which the disk holds both or neither. At Open every lease counts
+// as released: at the time the disk knows, or, if the disk says it was held, now
+// and so behind all others. The order of release is a counter and not a time: a
+// board without a battery-backed clock boots in 1970.
+//
+// # When the file is in trouble
+//
+// While the process lives, memory is the truth. After a failed write the
+// connection is dropped, and the next new lease opens the file again and brings
+// it in line first: leases the file lacks are written to it (it may have been
+// deleted, or replaced by a backup), leases only the file has are taken over as
+// released unless they contradict memory. So a failure heals by itself once its
+// cause is gone.
+package allocator

@@ -1,0 +1,190 @@
+package allocator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"io/fs"
+	"os"
+
+	"multihomed/routing"
+)
+
+// writable makes sure that the database is open and says what memory says.
+func (a *Allocator) writable(ctx context.Context) error {
+	switch {
+	case a.closed:
+		return ErrClosed
+	case a.readOnly:
+		return &DatabaseError{Path: a.path, Doing: "writing to", Kind: ErrReadOnly, Cause: errors.New("it was opened for reading only")}
+	case a.db != nil:
+		return nil
+	}
+	db, leases, err := openWritable(ctx, a.path)
+	if err != nil {
+		a.fault = err
+		return err
+	}
+	if err := a.align(ctx, db, leases); err != nil {
+		err = errors.Join(databaseError(a.path, "rewriting the leases in", err), db.Close())
+		a.fault = err
+		return err
+	}
+	a.db, a.fault, a.logged = db, nil, true
+	return nil
+}
+
+// align brings a database that was opened again in line with memory, which may
+// differ after a commit whose outcome is not known, after the file was deleted
+// while it was open, or after a backup was put in its place.
+func (a *Allocator) align(ctx context.Context, db *sql.DB, onDisk []*lease) error {
+	a.mu.Lock()
+	stale, lacking := a.compare(onDisk)
+	written := make([]held, len(lacking))
+	for i, l := range lacking {
+		written[i] = l.held()
+	}
+	a.mu.Unlock()
+	if len(stale)+len(lacking) > 0 {
+		err := transaction(ctx, db, func(tx *sql.Tx) error {
+			for _, t := range stale {
+				if _, err := tx.ExecContext(ctx, deleteLease, int64(t)); err != nil {
+					return err
+				}
+			}
+			for i, l := range lacking {
+				if _, err := tx.ExecContext(ctx, insertLease, insertArguments(l, written[i])...); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, l := range lacking {
+		l.stored = written[i]
+	}
+	a.adopt(onDisk, false)
+	return nil
+}
+
+// compare finds the numbers whose rows contradict memory, and the leases that
+// have no row. Of the rest it notes what the disk says.
+func (a *Allocator) compare(onDisk []*lease) (stale []routing.TableID, lacking []*lease) {
+	rows := make(map[routing.TableID]bool, len(onDisk))
+	for _, row := range onDisk {
+		byTable, byKey := a.byTable[row.table], a.byKey[row.key]
+		switch {
+		case byTable == nil && byKey == nil:
+			// Only the disk knows it.
+		case byTable == byKey:
+			byTable.stored = row.stored
+			rows[row.table] = true
+		default:
+			stale = append(stale, row.table)
+		}
+	}
+	for t, l := range a.byTable {
+		if !rows[t] {
+			lacking = append(lacking, l)
+		}
+	}
+	return stale, lacking
+}
+
+// drop closes the database after a failed write, so that the next one starts
+// from what is really there. While another process holds the lock nothing was
+// written and nothing is unclear.
+func (a *Allocator) drop(fault error) {
+	a.fault = fault
+	if errors.Is(fault, ErrLocked) || a.db == nil {
+		return
+	}
+	if err := a.db.Close(); err != nil {
+		a.fault = errors.Join(fault, databaseError(a.path, "closing", err))
+	}
+	a.db = nil
+}
+
+// canStillRead says that a failure to open the database for writing need not be
+// one for reading.
+func canStillRead(err error) bool {
+	return errors.Is(err, ErrReadOnly) || errors.Is(err, ErrDiskFull) || errors.Is(err, ErrIO)
+}
+
+// readCopy reads the leases from a copy of the database.
+func readCopy(ctx context.Context, path, scratch string) ([]*lease, error) {
+	if err := checkFile(path); err != nil {
+		return nil, databaseError(path, "opening", err)
+	}
+	copied, remove, err := copyAside(path, scratch)
+	if err != nil {
+		return nil, databaseError(path, "copying", err)
+	}
+	db, leases, err := openWritable(ctx, copied)
+	if err == nil {
+		err = databaseError(copied, "closing", db.Close())
+	}
+	if err = errors.Join(err, remove()); err != nil {
+		return nil, err
+	}
+	return leases, nil
+}
+
+// readLeases reads the leases without writing to the database.
+func readLeases(ctx context.Context, path, scratch string) ([]*lease, error) {
+	if err := checkFile(path); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &DatabaseError{Path: path, Doing: "opening", Kind: ErrMissing, Cause: err}
+		}
+		return nil, databaseError(path, "opening", err)
+	}
+	// Without a log nobody has the database open, and it can be read without
+	// the shared memory that a reader would have to create beside it.
+	mode := "&immutable=1"
+	if logged(path) {
+		mode = "&mode=ro"
+	}
+	leases, err := readOnce(ctx, path, mode, scratch)
+	if errors.Is(err, ErrCorrupt) && mode != "&mode=ro" && logged(path) {
+		// A writer came in between.
+		return readOnce(ctx, path, "&mode=ro", scratch)
+	}
+	return leases, err
+}
+
+func logged(path string) bool {
+	_, err := os.Lstat(path + logSuffix)
+	return err == nil
+}
+
+func readOnce(ctx context.Context, path, mode, scratch string) ([]*lease, error) {
+	db, err := connect(parameters(path) + mode)
+	if err != nil {
+		return nil, databaseError(path, "opening", err)
+	}
+	leases, current, err := readCurrent(ctx, db, path)
+	err = errors.Join(err, databaseError(path, "closing", db.Close()))
+	if (err == nil && !current) || canStillRead(err) {
+		return readCopy(ctx, path, scratch)
+	}
+	return leases, err
+}
+
+// readCurrent reads a database if its schema is the current one.
+func readCurrent(ctx context.Context, db *sql.DB, path string) (leases []*lease, current bool, err error) {
+	version, err := identify(ctx, db, path)
+	if err != nil {
+		return nil, false, err
+	}
+	latest, err := latestVersion()
+	if err != nil || version < latest {
+		return nil, false, err
+	}
+	leases, err = load(ctx, db, path)
+	return leases, true, err
+}
