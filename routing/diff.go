@@ -16,12 +16,15 @@ type Touched struct {
 	Reranked map[Rule]struct{}
 	// Groups names interfaces by index.
 	Groups map[int]struct{}
+	// Links names the links whose plan was made anew. Nothing is compared for
+	// them; who shows plans looks at these.
+	Links map[int]struct{}
 }
 
-func newTouched() Touched {
+func NewTouched() Touched {
 	return Touched{
 		Rules: map[Rule]struct{}{}, Routes: map[RouteKey]struct{}{},
-		Reranked: map[Rule]struct{}{}, Groups: map[int]struct{}{},
+		Reranked: map[Rule]struct{}{}, Groups: map[int]struct{}{}, Links: map[int]struct{}{},
 	}
 }
 
@@ -33,7 +36,7 @@ func (t Touched) Empty() bool {
 // Merge adds what u names.
 func (t *Touched) Merge(u Touched) {
 	if t.Rules == nil {
-		*t = newTouched()
+		*t = NewTouched()
 	}
 	for k := range u.Rules {
 		t.Rules[k] = struct{}{}
@@ -47,11 +50,14 @@ func (t *Touched) Merge(u Touched) {
 	for k := range u.Groups {
 		t.Groups[k] = struct{}{}
 	}
+	for k := range u.Links {
+		t.Links[k] = struct{}{}
+	}
 }
 
 // Everything touches all that is planned and all of ours that the kernel holds.
 func Everything(want *Planner, have Kernel) Touched {
-	t := newTouched()
+	t := NewTouched()
 	for r := range want.rules {
 		t.Rules[r] = struct{}{}
 	}

@@ -56,7 +56,7 @@ func NewPlanner(p Policy) *Planner {
 		rules:    map[Rule]*wanted[PlannedRule]{},
 		routes:   map[RouteKey]*wanted[PlannedRoute]{},
 		bands:    map[band]*bandIndex{},
-		touched:  newTouched(),
+		touched:  NewTouched(),
 	}
 }
 
@@ -87,6 +87,7 @@ func (p *Planner) Remove(index int) {
 	changed := p.standing.move(index, networksOf(&old.LinkPlan), nil)
 	p.withdraw(index, &old.LinkPlan, nil)
 	p.touched.Groups[index] = struct{}{}
+	p.touched.Links[index] = struct{}{}
 	p.replanAround(index, changed)
 }
 
@@ -182,7 +183,7 @@ func (p *Planner) Group(index int, now uint32) uint32 {
 // Take returns what of the plan has changed since the last call.
 func (p *Planner) Take() Touched {
 	t := p.touched
-	p.touched = newTouched()
+	p.touched = NewTouched()
 	return t
 }
 
@@ -204,6 +205,7 @@ func (p *Planner) replan(l Link) []netip.Prefix {
 	now.version = p.standing.version
 	now.plan(p.policy, now.near)
 	p.links[l.Index] = now
+	p.touched.Links[l.Index] = struct{}{}
 	p.enforce(l.Index, before, &now.LinkPlan)
 	p.withdraw(l.Index, before, &now.LinkPlan)
 	if before == nil || before.Group != now.Group || before.Link.Group != l.Group {

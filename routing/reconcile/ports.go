@@ -1,0 +1,116 @@
+package reconcile
+
+import (
+	"context"
+
+	"multihomed/routing"
+)
+
+// A Standing says what the owner of an interface makes of it.
+type Standing uint8
+
+// Standings. Draining interfaces are links as long as they were links and have
+// addresses: their rules must not go before their addresses do.
+const (
+	NoLink Standing = iota
+	Draining
+	Link
+)
+
+// A Claim is what the owner of an interface says of it.
+type Claim struct {
+	Standing Standing
+	// Why says in words why the interface is a link or is none.
+	Why string
+	// Profile names the configuration in force, for logs and status.
+	Profile string
+	// Watched says that the routes of main through the interface may become of
+	// interest: it is a link, or can be one.
+	Watched bool
+	Intents map[routing.Family]routing.Intent
+	// Tables are table numbers that the owner uses itself.
+	Tables []routing.TableID
+	// Problems are the owner's own, in sentences.
+	Problems []string
+}
+
+// Claims is what changed in what the owners say.
+type Claims struct {
+	// Changed holds new claims by interface name; Removed names interfaces
+	// that no owner knows any more.
+	Changed map[string]Claim
+	Removed []string
+	// Complete says that every interface with an owner has been named: what
+	// is not claimed now is nobody's.
+	Complete bool
+	// Waiting says what keeps the knowledge from being complete.
+	Waiting string
+}
+
+// Owners says who the links are.
+type Owners interface {
+	Changed() <-chan struct{}
+	// Take returns what changed since the last call.
+	Take() Claims
+	// Poke asks for a claim to be looked at again: something happened to the
+	// interface that its owner may not tell by itself.
+	Poke(name string)
+}
+
+// An Interface is what the kernel says of one interface.
+type Interface struct {
+	Index     int
+	Name      string
+	Up        bool
+	Group     uint32
+	Addresses []routing.Address
+	// Routes are the unicast routes of main through it.
+	Routes []routing.Route
+}
+
+// Changes is what the mirror saw since it was last asked.
+type Changes struct {
+	// All says that the mirror was read anew and anything may have changed.
+	All bool
+	// Interfaces whose link, addresses or routes of main changed.
+	Interfaces []int
+	// Rules and Routes of ours that changed.
+	Rules  []routing.Rule
+	Routes []routing.RouteKey
+	// TakenRules and TakenRoutes are those of them that somebody else deleted.
+	TakenRules  []routing.Rule
+	TakenRoutes []routing.RouteKey
+}
+
+// Mirror is the kernel's state as the kernel reports it.
+type Mirror interface {
+	routing.Kernel
+	Changed() <-chan struct{}
+	// Drain takes up every event that the kernel has queued: after it the
+	// mirror shows the effects of all operations that were acknowledged.
+	Drain(context.Context) error
+	Take() Changes
+	// Interface returns the facts of one interface, Index its index by name.
+	Interface(index int) (Interface, bool)
+	Index(name string) (int, bool)
+	Interfaces() []int
+	// Foreign says what other than us uses a table.
+	Foreign(routing.TableID) (string, bool)
+	// Watch says whether the routes of main through an interface are wanted.
+	Watch(ctx context.Context, index int, on bool) error
+}
+
+// Writer changes the kernel. It returns one error for each operation, in order,
+// nil where it succeeded.
+type Writer interface {
+	Apply(context.Context, []routing.Op) []error
+}
+
+// Leases hands out table numbers.
+type Leases interface {
+	// Acquire returns the tables of the keys. Where some have none it returns
+	// the others and an error.
+	Acquire(ctx context.Context, keys []routing.Key, inUse func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error)
+	// Release says that nothing in the kernel needs the keys' tables.
+	Release(keys ...routing.Key)
+}

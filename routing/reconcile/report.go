@@ -1,0 +1,141 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+
+	"multihomed/routing"
+)
+
+// refused notes that the kernel did not do an operation; it is tried again.
+func (l *Loop) refused(ctx context.Context, op routing.Op, err error) {
+	l.fail(ctx, op.String(), routing.Problem{Severity: routing.Error, Link: op.Reason.Link, Text: op.String() + ": " + err.Error()})
+}
+
+// fail notes a problem that a later try may cure, and says so once.
+func (l *Loop) fail(ctx context.Context, about string, p routing.Problem) {
+	if l.retryAt.IsZero() {
+		l.attempt++
+		l.retryAt = l.now().Add(min(firstRetry<<min(l.attempt-1, 10), lastRetry))
+	}
+	if l.failures[about] == p {
+		return
+	}
+	l.failures[about] = p
+	l.news = true
+	for _, known := range l.reported.Problems {
+		if known == p {
+			return
+		}
+	}
+	l.Logger.LogAttrs(ctx, slog.LevelError, "not in force, trying again", slog.String("interface", p.Link), slog.String("problem", p.Text))
+}
+
+func (l *Loop) applied(ctx context.Context, op routing.Op) {
+	if !l.Logger.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	l.Logger.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.String()), slog.String("reason", op.Reason.String()))
+}
+
+// logLinks writes one line for every link that changed.
+func (l *Loop) logLinks(ctx context.Context, dirty []int, before map[int]routing.LinkPlan, ops []routing.Op, failed int) {
+	if len(ops) == 0 {
+		return
+	}
+	for _, index := range dirty {
+		was, had := before[index]
+		had = had && len(was.Link.Tables) > 0
+		plan, has := l.planner.Link(index)
+		has = has && len(plan.Link.Tables) > 0
+		switch {
+		case has && !had:
+			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link has its own routing", linkAttrs(plan, failed)...)
+		case had && !has:
+			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link has gone", slog.String("interface", was.Link.Name), slog.String("role", was.Role.String()))
+		case has && !samePlan(was, plan):
+			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link changed", linkAttrs(plan, failed)...)
+		}
+	}
+}
+
+func samePlan(a, b routing.LinkPlan) bool {
+	return a.Role == b.Role && slices.Equal(a.Rules, b.Rules) && slices.Equal(a.Routes, b.Routes)
+}
+
+func linkAttrs(plan routing.LinkPlan, failed int) []slog.Attr {
+	attrs := []slog.Attr{
+		slog.String("interface", plan.Link.Name),
+		slog.String("role", plan.Role.String()),
+	}
+	for _, k := range plan.Keys {
+		t, ok := plan.Link.Tables[k]
+		if !ok {
+			continue
+		}
+		var gateways []string
+		for _, r := range plan.Routes {
+			if r.Route.Table == t && r.Route.Family == k.Family && r.Route.IsDefault() {
+				gateways = append(gateways, nextHop(r.Route))
+			}
+		}
+		attrs = append(attrs, slog.Group(k.Prefix.String(), slog.Uint64("table", uint64(t)), slog.String("default", strings.Join(gateways, " "))))
+	}
+	if failed > 0 {
+		attrs = append(attrs, slog.Int("failed", failed))
+	}
+	return attrs
+}
+
+func nextHop(r routing.Route) string {
+	if r.Gateway.IsValid() {
+		return r.Gateway.String()
+	}
+	return "on link"
+}
+
+// noteProblems takes over the problems of links that were planned anew.
+func (l *Loop) noteProblems(t routing.Touched) {
+	for index := range t.Links {
+		plan, _ := l.planner.Link(index)
+		if slices.Equal(l.problems[index], plan.Problems) {
+			continue
+		}
+		l.news = true
+		if len(plan.Problems) == 0 {
+			delete(l.problems, index)
+		} else {
+			l.problems[index] = plan.Problems
+		}
+	}
+}
+
+// report tells who wants to know what changed in what there is to report.
+func (l *Loop) report() {
+	if !l.news {
+		return
+	}
+	l.news = false
+	r := Report{Ready: l.ready, Waiting: l.waiting}
+	for _, index := range slices.Sorted(maps.Keys(l.problems)) {
+		r.Problems = append(r.Problems, l.problems[index]...)
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.claims)) {
+		for _, text := range l.claims[name].Problems {
+			r.Problems = append(r.Problems, routing.Problem{Severity: routing.Warning, Link: name, Text: text})
+		}
+	}
+	for _, about := range slices.Sorted(maps.Keys(l.failures)) {
+		r.Problems = append(r.Problems, l.failures[about])
+	}
+	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) {
+		return
+	}
+	l.reported = r
+	if l.Hooks.Report != nil {
+		l.Hooks.Report(r)
+	}
+}
