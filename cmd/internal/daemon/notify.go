@@ -1,0 +1,114 @@
+package daemon
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+	"multihomed/routing/reconcile"
+)
+
+// A notifier tells systemd how the service is, sd_notify(3). Without a
+// supervisor it does nothing.
+type notifier struct {
+	log      *slog.Logger
+	watchdog time.Duration
+
+	mu      sync.Mutex
+	isReady bool
+	last    string
+}
+
+// patience is how often a start that waits for NetworkManager asks systemd for
+// more time, and patienceAsked how much it asks for (EXTEND_TIMEOUT_USEC).
+const (
+	patience      = 10 * time.Second
+	patienceAsked = 3 * patience
+)
+
+func newNotifier(log *slog.Logger) *notifier {
+	n := &notifier{log: log}
+	interval, err := sd.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("watchdog is off", slog.String("error", err.Error()))
+		return n
+	}
+	n.watchdog = interval
+	return n
+}
+
+func (n *notifier) send(state string) {
+	if _, err := sd.SdNotify(false, state); err != nil {
+		n.log.Warn("systemd was not told", slog.String("state", state), slog.String("error", err.Error()))
+	}
+}
+
+// beat is how often the loop must show that it is alive.
+func (n *notifier) beat() time.Duration {
+	if n.watchdog > 0 {
+		return min(n.watchdog/3, patience)
+	}
+	return patience
+}
+
+// alive is called from the loop itself: a loop that hangs must not look alive.
+func (n *notifier) alive() {
+	n.mu.Lock()
+	ready := n.isReady
+	n.mu.Unlock()
+	if !ready {
+		n.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", patienceAsked.Microseconds()))
+	}
+	if n.watchdog > 0 {
+		n.send(sd.SdNotifyWatchdog)
+	}
+}
+
+func (n *notifier) ready() {
+	n.mu.Lock()
+	n.isReady = true
+	n.mu.Unlock()
+	n.send(sd.SdNotifyReady)
+}
+
+func (n *notifier) reloading() {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		n.log.Warn("systemd was not told of the reload", slog.String("error", err.Error()))
+		return
+	}
+	n.send(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/int64(time.Microsecond)))
+}
+
+func (n *notifier) reloaded() { n.send(sd.SdNotifyReady) }
+
+func (n *notifier) stopping() { n.send(sd.SdNotifyStopping) }
+
+// status shows one line in `systemctl status`.
+func (n *notifier) status(r reconcile.Report) {
+	text := "every link has its own routing"
+	errors := 0
+	for _, p := range r.Problems {
+		if p.Severity == routing.Error {
+			errors++
+		}
+	}
+	switch {
+	case r.Waiting != "":
+		text = "waiting: " + r.Waiting
+	case errors > 0:
+		text = fmt.Sprintf("%d problems, see multihomectl status", errors)
+	}
+	n.mu.Lock()
+	same := n.last == text
+	n.last = text
+	n.mu.Unlock()
+	if !same {
+		n.send("STATUS=" + text)
+	}
+}
