@@ -193,12 +193,13 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 func (l *Loop) takeClaims(ctx context.Context) {
 	c := l.Owners.Take()
 	for name, claim := range c.Changed {
+		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
 		l.claims[name] = claim
 		l.reserved[name] = claim.Tables
-		l.news = l.news || len(claim.Problems) > 0
 		l.claimChanged(ctx, name)
 	}
 	for _, name := range c.Removed {
+		l.news = l.news || len(l.claims[name].Problems) > 0
 		delete(l.claims, name)
 		delete(l.reserved, name)
 		l.claimChanged(ctx, name)
