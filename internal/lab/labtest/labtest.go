@@ -1,0 +1,64 @@
+// Package labtest connects package lab to the testing package.
+package labtest
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"multihomed/internal/lab"
+)
+
+// Main runs a package's tests inside a lab. Outside of one (not root, something
+// not installed) it prints what is missing and fails.
+//
+//	func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
+func Main(m *testing.M) int { return lab.Main(m.Run) }
+
+// NewHost opens the lab's host for one test, which must not be parallel, and
+// closes it after the test; a failed test shows the end of NetworkManager's log.
+func NewHost(t testing.TB, cfg lab.HostConfig) *lab.Host {
+	t.Helper()
+	host, err := lab.NewHost(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() && !cfg.NoNM && !cfg.NoBus {
+			t.Logf("NetworkManager's log ends:\n%s", host.NMLogTail(60))
+		}
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return host
+}
+
+// NewISP connects a provider to the host for the rest of the test.
+func NewISP(t testing.TB, host *lab.Host, cfg lab.ISPConfig) *lab.ISP {
+	t.Helper()
+	isp, err := host.NewISP(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("DHCP log of %s:\n%s", isp.Name(), isp.DHCPLog())
+		}
+	})
+	return isp
+}
+
+// timeout is generous: only a failure takes it.
+const timeout = 20 * time.Second
+
+// Eventually fails the test if f does not return nil before the test's deadline
+// or 20 seconds are over.
+func Eventually(t testing.TB, f func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	defer cancel()
+	if err := lab.Eventually(ctx, f); err != nil {
+		t.Fatal(err)
+	}
+}
