@@ -1,5 +1,167 @@
 package nm
 
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+
+	"multihomed/routing"
+)
+
 // ignoreKey is the key in a profile's [user] data that takes its device away
-// from multihomed. NetworkManager wants a dot in such keys (nm_setting_user_check_key).
+// from multihomed. NetworkManager wants a dot in such keys
+// (nm_setting_user_check_key).
 const ignoreKey = "multihomed.ignore"
+
+// settings is a profile as NetworkManager sends it: setting, key, value. Keys
+// that have their default are absent.
+type settings = map[string]map[string]dbus.Variant
+
+// A profile is what a connection profile says that matters here.
+type profile struct {
+	ignored  bool
+	families map[routing.Family]familyProfile
+	tables   []routing.TableID
+	problems []string
+}
+
+type familyProfile struct {
+	// table is ipv4.route-table, zero for main.
+	table routing.TableID
+	// gateway is ipv4.gateway. NetworkManager (1.42.4, measured) drops it from
+	// profiles that set never-default as well.
+	gateway netip.Addr
+	// nextHops says that a route of the profile has a next hop.
+	nextHops bool
+}
+
+// decodeProfile reads a profile. A value that cannot be understood leaves that
+// of the previous profile in place.
+func decodeProfile(s settings, previous profile) profile {
+	p := profile{families: make(map[routing.Family]familyProfile, 2)}
+	note := func(where string, err error) {
+		p.problems = append(p.problems, fmt.Sprintf("the profile's %s: %s", where, err))
+	}
+	ignored, err := decodeIgnored(s)
+	if err != nil {
+		note("user.data", err)
+		ignored = previous.ignored
+	}
+	p.ignored = ignored
+
+	var tables []routing.TableID
+	for _, f := range routing.Families() {
+		section := properties(s[f.String()])
+		was := previous.families[f]
+		var now familyProfile
+		n := notebook{}
+
+		now.table = was.table
+		if _, present := section["route-table"]; !present {
+			now.table = 0
+		}
+		getNumber(section, "route-table", false, &now.table, n)
+		tables = append(tables, now.table)
+
+		gateway := ""
+		get(section, "gateway", false, &gateway, n)
+		if gateway != "" {
+			a, err := parseAddress(f, gateway)
+			if err != nil {
+				note(f.String()+".gateway", err)
+				a = was.gateway
+			}
+			now.gateway = a
+		}
+
+		if v, ok := section["route-data"]; ok {
+			routes, errs := DecodeRouteData(f, v.Value())
+			for _, err := range errs {
+				note(f.String()+".route-data", err)
+			}
+			for _, r := range routes {
+				tables = append(tables, r.Table)
+				now.nextHops = now.nextHops || (r.NextHop.IsValid() && r.Type == "")
+			}
+		}
+		if v, ok := section["routing-rules"]; ok {
+			rules, err := decodeRuleTables(v.Value())
+			if err != nil {
+				note(f.String()+".routing-rules", err)
+			}
+			tables = append(tables, rules...)
+		}
+		for _, key := range []string{"route-table", "gateway"} {
+			if problem, bad := n[key]; bad {
+				note(f.String(), fmt.Errorf("%s", problem))
+			}
+		}
+		p.families[f] = now
+	}
+
+	slices.Sort(tables)
+	tables = slices.Compact(tables)
+	p.tables = slices.DeleteFunc(tables, func(t routing.TableID) bool { return t == 0 })
+	slices.Sort(p.problems)
+	return p
+}
+
+// decodeIgnored reads the [user] data for what takes the device away from us.
+func decodeIgnored(s settings) (bool, error) {
+	v, ok := s["user"]["data"]
+	if !ok {
+		return false, nil
+	}
+	data, ok := v.Value().(map[string]string)
+	if !ok {
+		return false, fmt.Errorf("has the type %s, expected a{ss}", typeOf(v))
+	}
+	switch value := data[ignoreKey]; strings.ToLower(strings.TrimSpace(value)) {
+	case "", "false", "no", "0", "off":
+		return false, nil
+	case "true", "yes", "1", "on":
+		return true, nil
+	default:
+		return false, fmt.Errorf("%s is %q, neither true nor false", ignoreKey, value)
+	}
+}
+
+// decodeRuleTables returns the tables that routing rules (aa{sv}) lead to.
+func decodeRuleTables(value any) ([]routing.TableID, error) {
+	rules, ok := value.([]map[string]dbus.Variant)
+	if !ok {
+		return nil, fmt.Errorf("are a %T, expected a list of dictionaries", value)
+	}
+	var tables []routing.TableID
+	for _, r := range rules {
+		var t routing.TableID
+		n := notebook{}
+		getNumber(r, "table", false, &t, n)
+		if problem, bad := n["table"]; bad {
+			return tables, fmt.Errorf("%s", problem)
+		}
+		tables = append(tables, t)
+	}
+	return tables, nil
+}
+
+// intents turns a profile and the DHCP routers into what the routing side
+// wants to know.
+func (p profile) intents(id string, router netip.Addr) map[routing.Family]routing.Intent {
+	intents := make(map[routing.Family]routing.Intent, 2)
+	for _, f := range routing.Families() {
+		fp := p.families[f]
+		in := routing.Intent{Gateway: fp.gateway, NextHops: fp.nextHops}
+		if f == routing.IPv4 && !in.Gateway.IsValid() {
+			in.Gateway = router
+		}
+		if fp.table != 0 {
+			in.LeaveAlone = fmt.Sprintf("profile %q sets %s.route-table=%d", id, f, uint32(fp.table))
+		}
+		intents[f] = in
+	}
+	return intents
+}

@@ -2,8 +2,10 @@ package nm
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -110,11 +112,165 @@ func (w *Watcher) Poke(name string) {
 	trigger(w.poked)
 }
 
+// Forget drops a device that NetworkManager no longer has, because the caller
+// knows from the kernel that the interface is gone too. Others are kept.
+func (w *Watcher) Forget(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if d, ok := w.devices[name]; ok && d.Gone {
+		delete(w.devices, name)
+		delete(w.changedNames, name)
+	}
+}
+
 // Run follows NetworkManager until ctx is done, and then returns nil. While
 // the bus is away it tries to reach it, less and less often.
 func (w *Watcher) Run(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
+	const first, last = 100 * time.Millisecond, 5 * time.Second
+	for attempts := 0; ; attempts++ {
+		s, err := newSession(ctx, w, false)
+		if err == nil {
+			attempts = 0
+			err = s.run(ctx, nil)
+			s.close()
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		w.ungone()
+		was := w.currentStatus()
+		w.setStatus(ctx, Status{Version: was.Version, Reason: fmt.Sprintf("system bus: %s", err)})
+		wait := time.NewTimer(backoff(first, last, attempts))
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return nil
+		}
+	}
+}
+
+// ReadOnce asks NetworkManager once, without following it. It needs no
+// privileges. Its devices carry NetworkManager's own view of their IP
+// configuration. A NetworkManager that is not running is no error: the
+// Snapshot says so.
+func ReadOnce(ctx context.Context, opts Options) (Snapshot, error) {
+	w := New(opts)
+	s, err := newSession(ctx, w, true)
+	if err != nil {
+		return w.Snapshot(), fmt.Errorf("system bus: %w", err)
+	}
+	defer s.close()
+	err = s.run(ctx, func() bool {
+		return s.loadProblem != nil || (s.ownerKnown && len(s.calls) == 0 && len(s.backlog) == 0)
+	})
+	if err == nil {
+		err = s.loadProblem
+	}
+	if err != nil {
+		return w.Snapshot(), fmt.Errorf("asking NetworkManager: %w", err)
+	}
+	return w.Snapshot(), nil
+}
+
+func (w *Watcher) takePokes() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	names := slices.Collect(maps.Keys(w.pokes))
+	clear(w.pokes)
+	return names
+}
+
+// names lists the interfaces that are known.
+func (w *Watcher) names() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Keys(w.devices))
+}
+
+func (w *Watcher) currentStatus() Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.status
+}
+
+// setStatus makes a status known and logs what is new in it.
+func (w *Watcher) setStatus(ctx context.Context, now Status) {
+	w.mu.Lock()
+	was := w.status
+	if was == now {
+		w.mu.Unlock()
+		return
+	}
+	w.status, w.statusNew = now, true
+	devices := len(w.devices)
+	w.mu.Unlock()
+	trigger(w.changed)
+	if now.Complete {
+		w.log.LogAttrs(ctx, slog.LevelInfo, "networkmanager is known completely",
+			slog.String("version", now.Version), slog.Int("devices", devices))
+	} else if now.Reason != was.Reason {
+		w.log.LogAttrs(ctx, slog.LevelInfo, "networkmanager is waited for",
+			slog.String("reason", now.Reason), slog.Bool("running", now.Running))
+	}
+}
+
+// put makes a device known if it differs from what is.
+func (w *Watcher) put(ctx context.Context, now Device) {
+	w.mu.Lock()
+	was, known := w.devices[now.Name]
+	if known && was.equal(now) {
+		w.mu.Unlock()
+		return
+	}
+	w.devices[now.Name] = now
+	w.changedNames[now.Name] = struct{}{}
+	w.mu.Unlock()
+	trigger(w.changed)
+
+	for _, problem := range now.Problems {
+		if !slices.Contains(was.Problems, problem) {
+			w.log.LogAttrs(ctx, slog.LevelWarn, "device is not understood",
+				slog.String("interface", now.Name), slog.String("problem", problem))
+		}
+	}
+	if now.ProfileKnown && (!was.ProfileKnown || was.ProfileUUID != now.ProfileUUID || was.Ignored != now.Ignored) {
+		w.log.LogAttrs(ctx, slog.LevelDebug, "device profile",
+			slog.String("interface", now.Name), slog.String("profile", now.ProfileID),
+			slog.Bool("external", now.External), slog.Bool("ignored", now.Ignored))
+	}
+}
+
+// drop makes a device unknown.
+func (w *Watcher) drop(name string) {
+	w.mu.Lock()
+	_, known := w.devices[name]
+	if known {
+		delete(w.devices, name)
+		w.changedNames[name] = struct{}{}
+	}
+	w.mu.Unlock()
+	if known {
+		trigger(w.changed)
+	}
+}
+
+// ungone takes back that devices were taken away: the one who did it has left.
+func (w *Watcher) ungone() {
+	w.mu.Lock()
+	changed := false
+	for name, d := range w.devices {
+		if d.Gone {
+			d.Gone, d.Settling = false, true
+			w.devices[name] = d
+			w.changedNames[name] = struct{}{}
+			changed = true
+		}
+	}
+	w.mu.Unlock()
+	if changed {
+		trigger(w.changed)
+	}
 }
 
 // trigger fills a channel of one slot.
@@ -123,11 +279,4 @@ func trigger(ch chan<- struct{}) {
 	case ch <- struct{}{}:
 	default: // it is already set
 	}
-}
-
-// ReadOnce asks NetworkManager once, without following it. It needs no
-// privileges.
-func ReadOnce(ctx context.Context, opts Options) (Snapshot, error) {
-	w := New(opts)
-	return w.Snapshot(), ctx.Err()
 }
