@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -44,6 +45,8 @@ type Allocator struct {
 	disk sync.Mutex
 	// db is nil after a failure, until the next write.
 	db *sql.DB
+	// file is what path named when db was opened.
+	file os.FileInfo
 	// fault says why db is nil.
 	fault error
 	// logged says that the log holds commits: a checkpoint has something to do.
@@ -81,6 +84,9 @@ func Open(ctx context.Context, options Options) (*Allocator, error) {
 	// bounded by the busy timeout.
 	ctx = context.WithoutCancel(ctx)
 	db, leases, err := openWritable(ctx, a.path)
+	if err == nil {
+		err = a.use(db)
+	}
 	if err != nil {
 		if !canStillRead(err) {
 			return nil, err
@@ -95,7 +101,6 @@ func Open(ctx context.Context, options Options) (*Allocator, error) {
 		}
 		a.fault = cause
 	}
-	a.db, a.logged = db, db != nil // Perhaps a crash left a log.
 	a.adopt(leases, false)
 	return a, nil
 }

@@ -163,8 +163,6 @@ func kindOf(err error) error {
 
 func kindOfCode(code int) error {
 	switch code {
-	case sqlite3.SQLITE_READONLY_DBMOVED:
-		return errMoved
 	case sqlite3.SQLITE_IOERR_SHMSIZE:
 		// The only way to fail to grow the index of the log: no space.
 		return ErrDiskFull

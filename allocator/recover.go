@@ -17,8 +17,10 @@ func (a *Allocator) writable(ctx context.Context) error {
 		return ErrClosed
 	case a.readOnly:
 		return &DatabaseError{Path: a.path, Doing: "writing to", Kind: ErrReadOnly, Cause: errors.New("it was opened for reading only")}
-	case a.db != nil:
+	case a.db != nil && a.unmoved():
 		return nil
+	case a.db != nil:
+		a.drop(&DatabaseError{Path: a.path, Doing: "writing to", Kind: errMoved})
 	}
 	db, leases, err := openWritable(ctx, a.path)
 	if err != nil {
@@ -30,8 +32,31 @@ func (a *Allocator) writable(ctx context.Context) error {
 		a.fault = err
 		return err
 	}
-	a.db, a.fault, a.logged = db, nil, true
+	if err := a.use(db); err != nil {
+		a.fault = err
+		return err
+	}
+	a.fault = nil
 	return nil
+}
+
+// use takes a database that was just opened.
+func (a *Allocator) use(db *sql.DB) error {
+	file, err := os.Stat(a.path)
+	if err != nil {
+		return errors.Join(databaseError(a.path, "opening", err), db.Close())
+	}
+	// The log may hold what a crash left.
+	a.db, a.file, a.logged = db, file, true
+	return nil
+}
+
+// unmoved says that the path still names the file that is open. sqlite does not
+// look in WAL mode, and would go on writing to a file that nobody finds again
+// (https://www.sqlite.org/howtocorrupt.html, section 4.2).
+func (a *Allocator) unmoved() bool {
+	file, err := os.Stat(a.path)
+	return err == nil && os.SameFile(file, a.file)
 }
 
 // align brings a database that was opened again in line with memory, which may
