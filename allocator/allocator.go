@@ -15,6 +15,9 @@ import (
 	"multihomed/routing"
 )
 
+// DefaultName is the name of the database in the directory of the state.
+const DefaultName = "leases.db"
+
 // Options say where the leases are kept and which numbers may be leased.
 type Options struct {
 	// Path of the database; its directory is made if it is missing.
@@ -33,7 +36,7 @@ type Options struct {
 // and by what, for the error message ("rule 100 from 10.0.0.0/8"). It must
 // report every table of the kernel that holds a rule or route, whoever made it;
 // the package documentation says why. It must not call the allocator.
-type InUse func(routing.TableID) (why string, used bool)
+type InUse = func(routing.TableID) (why string, used bool)
 
 // An Allocator leases table numbers. It is safe for concurrent use.
 type Allocator struct {
