@@ -98,8 +98,8 @@ func (v Verdict) String() string {
 //
 // A link is a managed device on which a profile is being activated, is active
 // or is being deactivated (states 40 to 110). It is none if
-//   - it is the loopback, or a port of a bridge, bond, team or VRF, or a
-//     placeholder that is no interface: no configuration can change that;
+//   - it is the loopback, or a port of a bridge, bond, team or VRF: no
+//     configuration can change that;
 //   - the configuration excludes it, or its profile says multihomed.ignore;
 //   - it is external, a VPN, a tunnel (tun, iptunnel, vxlan, wireguard), a
 //     dummy (there is nothing behind it to route to), a VRF (it has a table of
@@ -146,6 +146,10 @@ func (p Policy) Classify(d Device, previous bool) (Verdict, string) {
 		// The owner took it away from NetworkManager, long enough ago for it
 		// not to be NetworkManager's own exit.
 		return NotLink, "NetworkManager does not manage it"
+	case !d.Real:
+		// A placeholder for what a profile could create, or what is left of an
+		// interface that was deleted.
+		return keep("it does not exist")
 	case !d.Active():
 		// Failed (120) is followed by disconnected; NetworkManager removes the
 		// addresses on the way.
@@ -168,8 +172,6 @@ func impossible(d Device) string {
 		return "it is the loopback"
 	case d.Controller != "":
 		return "it is a port of " + d.Controller
-	case !d.Real:
-		return "it does not exist yet"
 	default:
 		return ""
 	}

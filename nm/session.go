@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"time"
 
@@ -458,7 +457,11 @@ func (s *session) publish(ctx context.Context, name string) {
 	previous, known := s.w.Device(name)
 	d := s.tree.owner(name)
 	if d == nil {
-		if !known || s.starting() {
+		if !known {
+			delete(s.releases, name)
+			return
+		}
+		if s.starting() {
 			return // it may come yet
 		}
 		now := previous
@@ -605,13 +608,14 @@ func (s *session) publishStatus(ctx context.Context) {
 	if s.tree.version != "" {
 		now.Version = s.tree.version
 	}
+	level := slog.LevelDebug
 	switch {
 	case !s.ownerKnown:
 		now.Reason = "asking the bus for NetworkManager"
 	case s.owner == "":
-		now.Reason = "NetworkManager is not running"
+		level, now.Reason = slog.LevelInfo, "NetworkManager is not running"
 	case s.loadProblem != nil:
-		now.Reason = "NetworkManager does not answer: " + s.loadProblem.Error()
+		level, now.Reason = slog.LevelWarn, "NetworkManager does not answer: "+s.loadProblem.Error()
 	case !s.loaded:
 		now.Reason = "reading NetworkManager's objects"
 	case s.starting():
@@ -619,26 +623,10 @@ func (s *session) publishStatus(ctx context.Context) {
 	case was.Complete && was.Running:
 		now.Complete = true
 	case len(s.unread) > 0:
-		now.Reason = "reading the profile of " + s.unreadNames()
+		// Not which ones: that would be a new reason for each that is read.
+		now.Reason = "reading the profiles of the active devices"
 	default:
 		now.Complete = true
 	}
-	s.w.setStatus(ctx, now)
-}
-
-// unreadNames lists a few of the devices whose profile is not known.
-func (s *session) unreadNames() string {
-	names := make([]string, 0, len(s.unread))
-	for d := range maps.Keys(s.unread) {
-		names = append(names, d.name)
-	}
-	slices.Sort(names)
-	if len(names) > 3 {
-		return fmt.Sprintf("%s, %s and %d more", names[0], names[1], len(names)-2)
-	}
-	out := names[0]
-	for _, n := range names[1:] {
-		out += ", " + n
-	}
-	return out
+	s.w.setStatus(ctx, level, now)
 }

@@ -139,7 +139,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		}
 		w.ungone()
 		was := w.currentStatus()
-		w.setStatus(ctx, Status{Version: was.Version, Reason: fmt.Sprintf("system bus: %s", err)})
+		w.setStatus(ctx, slog.LevelWarn, Status{Version: was.Version, Reason: fmt.Sprintf("system bus: %s", err)})
 		wait := time.NewTimer(backoff(first, last, attempts))
 		select {
 		case <-wait.C:
@@ -195,7 +195,7 @@ func (w *Watcher) currentStatus() Status {
 }
 
 // setStatus makes a status known and logs what is new in it.
-func (w *Watcher) setStatus(ctx context.Context, now Status) {
+func (w *Watcher) setStatus(ctx context.Context, level slog.Level, now Status) {
 	w.mu.Lock()
 	was := w.status
 	if was == now {
@@ -210,7 +210,7 @@ func (w *Watcher) setStatus(ctx context.Context, now Status) {
 		w.log.LogAttrs(ctx, slog.LevelInfo, "networkmanager is known completely",
 			slog.String("version", now.Version), slog.Int("devices", devices))
 	} else if now.Reason != was.Reason {
-		w.log.LogAttrs(ctx, slog.LevelInfo, "networkmanager is waited for",
+		w.log.LogAttrs(ctx, level, "networkmanager is waited for",
 			slog.String("reason", now.Reason), slog.Bool("running", now.Running))
 	}
 }

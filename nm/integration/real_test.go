@@ -1,0 +1,470 @@
+package integration_test
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gnm "github.com/Wifx/gonetworkmanager/v2"
+
+	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
+	"multihomed/nm"
+	"multihomed/routing"
+)
+
+func static(n int, more ...string) []string {
+	return append([]string{
+		"ipv4.method", "manual", "ipv4.addresses", fmt.Sprintf("100.64.%d.10/24", n),
+		"ipv4.gateway", fmt.Sprintf("100.64.%d.1", n), "ipv6.method", "ignore",
+	}, more...)
+}
+
+func gateway(d nm.Device, f routing.Family) string { return d.Intents[f].Gateway.String() }
+
+// cable connects wan0 to nobody: enough for static profiles.
+func cable(t *testing.T, host *lab.Host, name string) *lab.Link {
+	t.Helper()
+	l, err := host.NewLink(lab.LinkConfig{Name: name})
+	must(t, err)
+	return l
+}
+
+func TestUpDownSwitch(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	must(t, host.AddProfile(ctx, "one", "wan0", static(0)...))
+	must(t, host.AddProfile(ctx, "two", "wan0", static(1)...))
+	f := follow(t, nm.Options{})
+	s := f.awaitComplete(t)
+	if !s.Running || s.Startup || !strings.HasPrefix(s.Version, "1.") || s.Reason != "" {
+		t.Errorf("status is %+v", s.Status)
+	}
+
+	must(t, host.Up(ctx, "one"))
+	d := f.awaitDevice(t, "wan0", "is activated with one", func(d nm.Device) bool {
+		return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown && d.ProfileID == "one"
+	})
+	if v, reason := f.verdict("wan0"); v != nm.Link {
+		t.Errorf("active wan0 is no link: %s", reason)
+	}
+	if got := gateway(d, routing.IPv4); got != "100.64.0.1" {
+		t.Errorf("gateway is %s", got)
+	}
+	if d.Type != gnm.NmDeviceTypeVeth && d.Type != gnm.NmDeviceTypeEthernet {
+		t.Errorf("type is %s", nm.TypeName(d.Type))
+	}
+
+	// Up again on the active link: through deactivating and disconnected.
+	f.begin()
+	must(t, host.Up(ctx, "one"))
+	f.awaitDevice(t, "wan0", "is activated again", func(d nm.Device) bool {
+		return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown
+	})
+
+	must(t, host.Up(ctx, "two"))
+	d = f.awaitDevice(t, "wan0", "has switched to two", func(d nm.Device) bool {
+		return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown && d.ProfileID == "two"
+	})
+	if got := gateway(d, routing.IPv4); got != "100.64.1.1" {
+		t.Errorf("gateway after the switch is %s", got)
+	}
+	f.awaitVerdict(t, "wan0", nm.Link)
+	if slices.Contains(f.happened(), "wan0: no link") {
+		t.Errorf("what was a link became none on the way: %v", f.happened())
+	}
+
+	must(t, host.Down(ctx, "two"))
+	d = f.awaitDevice(t, "wan0", "is disconnected", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateDisconnected })
+	f.awaitVerdict(t, "wan0", nm.Draining)
+	if d.ProfileID != "two" || gateway(d, routing.IPv4) != "100.64.1.1" {
+		t.Errorf("a draining link lost what was known of it: %+v", d)
+	}
+	must(t, host.Up(ctx, "one"))
+	f.awaitVerdict(t, "wan0", nm.Link)
+}
+
+// What changes on an active device without a new activation arrives.
+func TestReapplyAndModify(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	must(t, host.AddProfile(ctx, "one", "wan0", static(0)...))
+	f := follow(t, nm.Options{})
+	must(t, host.Up(ctx, "one"))
+	f.awaitDevice(t, "wan0", "is activated", func(d nm.Device) bool {
+		return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown
+	})
+	f.begin()
+
+	for _, step := range []struct {
+		settings []string
+		what     string
+		ok       func(nm.Device) bool
+	}{
+		{[]string{"ipv4.gateway", "100.64.0.2"}, "gateway .2", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.2" }},
+		{[]string{"+ipv4.routes", "10.8.0.0/16 100.64.0.254 600"}, "a route with a next hop", func(d nm.Device) bool { return d.Intents[routing.IPv4].NextHops }},
+		{[]string{"-ipv4.routes", "10.8.0.0/16 100.64.0.254 600"}, "no such route", func(d nm.Device) bool { return !d.Intents[routing.IPv4].NextHops }},
+		{[]string{"+ipv4.routes", "10.9.0.0/16 table=1234"}, "table 1234 named by a route", func(d nm.Device) bool { return slices.Equal(d.RouteTables, []routing.TableID{1234}) }},
+		{[]string{"ipv4.route-table", "1300"}, "left alone", func(d nm.Device) bool {
+			return strings.Contains(d.Intents[routing.IPv4].LeaveAlone, "ipv4.route-table=1300") &&
+				slices.Equal(d.RouteTables, []routing.TableID{1234, 1300})
+		}},
+		{[]string{"ipv4.route-table", "0"}, "not left alone", func(d nm.Device) bool { return d.Intents[routing.IPv4].LeaveAlone == "" }},
+	} {
+		begin := time.Now()
+		must(t, host.ModifyDevice(ctx, "wan0", step.settings...))
+		returned := time.Now()
+		f.awaitDevice(t, "wan0", step.what, step.ok)
+		t.Logf("modify %v: nmcli took %s, known %s after it returned", step.settings, returned.Sub(begin).Round(time.Millisecond/10), time.Since(returned).Round(time.Millisecond/10))
+	}
+
+	must(t, host.Modify(ctx, "one", "ipv4.gateway", "100.64.0.3"))
+	if d, _ := f.Device("wan0"); gateway(d, routing.IPv4) == "100.64.0.3" {
+		t.Error("a stored change counts before it is applied")
+	}
+	must(t, host.Reapply(ctx, "wan0"))
+	f.awaitDevice(t, "wan0", "gateway .3", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.3" })
+	if h := f.happened(); len(h) != 0 {
+		t.Errorf("the verdict changed: %v", h)
+	}
+}
+
+// NetworkManager sends no signal when it reapplies a profile in which only
+// [user] changed; the stored profile is signalled.
+func TestIgnoredProfile(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	const profile = `[connection]
+id=one
+uuid=7b2f6f0e-5f4b-4bd0-9c0e-0d7a3a8e7a01
+type=ethernet
+interface-name=wan0
+autoconnect=false
+[ipv4]
+method=manual
+address1=100.64.0.10/24,100.64.0.1
+[ipv6]
+method=ignore
+`
+	keyfile(t, host, "one", profile+"[user]\nmultihomed.ignore=true\n")
+	f := follow(t, nm.Options{})
+	f.awaitComplete(t)
+	must(t, host.Up(ctx, "one"))
+	f.awaitDevice(t, "wan0", "is ignored", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown && d.Ignored })
+	f.awaitVerdict(t, "wan0", nm.NotLink)
+	if h := f.happened(); len(h) != 0 {
+		t.Errorf("an ignored device was a link for a moment: %v", h)
+	}
+
+	keyfile(t, host, "one", profile)
+	f.awaitVerdict(t, "wan0", nm.Link)
+	keyfile(t, host, "one", profile+"[user]\nmultihomed.ignore=true\n")
+	f.awaitVerdict(t, "wan0", nm.NotLink)
+	must(t, host.Reapply(ctx, "wan0"))
+	// Something that is neither yes nor no changes nothing and is reported.
+	keyfile(t, host, "one", profile+"[user]\nmultihomed.ignore=perhaps\n")
+	d := f.awaitDevice(t, "wan0", "has a problem", func(d nm.Device) bool { return len(d.Problems) > 0 })
+	if !d.Ignored || !strings.Contains(d.Problems[0], "perhaps") {
+		t.Errorf("device is %+v", d)
+	}
+	if n := f.log.count("level=WARN", "perhaps"); n != 1 {
+		t.Errorf("the problem was logged %d times", n)
+	}
+}
+
+// A gateway that is not in main comes from DHCP.
+func TestNeverDefault(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	isp := labtest.NewISP(t, host, lab.DefaultISP(0))
+	must(t, host.AddProfile(ctx, "wan0", "wan0", "ipv4.never-default", "yes", "ipv6.never-default", "yes"))
+	f := follow(t, nm.Options{})
+	must(t, host.Up(ctx, "wan0"))
+	f.awaitDevice(t, "wan0", "has the DHCP gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.1" })
+	routes, err := host.RoutesText(ctx, lab.IPv4, "main")
+	must(t, err)
+	if strings.Contains(routes, "default") {
+		t.Fatalf("main has a default:\n%s", routes)
+	}
+	// The server moves its gateway; the client learns of it when it renews.
+	begin := f.begin()
+	must(t, isp.Reconfigure(ctx, func(c *lab.ISPConfig) { c.Gateway = netip.MustParseAddr("100.64.0.2") }))
+	must(t, host.Up(ctx, "wan0"))
+	f.awaitDevice(t, "wan0", "has the new gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.2" })
+	t.Logf("new gateway known %s after the server changed", time.Since(begin))
+}
+
+func TestDHCPRenewal(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cfg := lab.DefaultISP(0)
+	cfg.Lease, cfg.Renew = 120*time.Second, 2*time.Second
+	isp := labtest.NewISP(t, host, cfg)
+	must(t, host.AddProfile(ctx, "wan0", "wan0", "ipv6.method", "ignore"))
+	f := follow(t, nm.Options{})
+	must(t, host.Up(ctx, "wan0"))
+	f.awaitDevice(t, "wan0", "has a gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.1" })
+	f.begin()
+	must(t, isp.Reconfigure(ctx, func(c *lab.ISPConfig) { c.Gateway = netip.MustParseAddr("100.64.0.2") }))
+	f.awaitDevice(t, "wan0", "has the new gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.2" })
+	if h := f.happened(); len(h) != 0 {
+		t.Errorf("the verdict changed: %v", h)
+	}
+}
+
+func TestCarrierLoss(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	l := cable(t, host, "wan0")
+	must(t, host.AddProfile(ctx, "one", "wan0", static(0, "connection.autoconnect", "yes")...))
+	f := follow(t, nm.Options{})
+	f.awaitVerdict(t, "wan0", nm.Link)
+	begin := f.begin()
+	must(t, l.SetCarrier(false))
+	f.awaitDevice(t, "wan0", "is unavailable", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateUnavailable })
+	t.Logf("unavailable %s after the cable was pulled", time.Since(begin).Round(time.Millisecond))
+	f.awaitVerdict(t, "wan0", nm.Draining)
+	must(t, l.SetCarrier(true))
+	f.awaitVerdict(t, "wan0", nm.Link)
+	if slices.Contains(f.happened(), "wan0: no link") {
+		t.Errorf("history: %v", f.happened())
+	}
+}
+
+// Whatever happens to NetworkManager, a link that keeps its addresses stays
+// one, and what was known of it stays known.
+func TestRestarts(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	labtest.NewISP(t, host, lab.DefaultISP(1))
+	must(t, host.AddProfile(ctx, "one", "wan0", static(0)...))
+	must(t, host.AddProfile(ctx, "two", "wan1", "connection.autoconnect", "yes"))
+	must(t, host.Up(ctx, "one"))
+	f := follow(t, nm.Options{Grace: 2 * time.Second})
+	f.awaitComplete(t)
+	f.awaitVerdict(t, "wan0", nm.Link)
+	f.awaitVerdict(t, "wan1", nm.Link)
+	f.awaitDevice(t, "wan1", "has its gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.1.1" })
+
+	check := func(what string) {
+		t.Helper()
+		for _, line := range f.happened() {
+			if strings.HasSuffix(line, ": no link") && !strings.HasPrefix(line, "lo") || strings.HasSuffix(line, ": removed") {
+				t.Errorf("%s: %s", what, line)
+			}
+		}
+		t.Logf("%s: %v", what, f.happened())
+	}
+	away := func(what string) {
+		t.Helper()
+		s := f.await(t, what, func(s nm.Snapshot) bool { return !s.Running })
+		t.Logf("%s: %s", what, s.Reason)
+		if s.Complete || s.Reason == "" {
+			t.Errorf("%s: status is %+v", what, s.Status)
+		}
+		for name, want := range map[string]string{"wan0": "100.64.0.1", "wan1": "100.64.1.1"} {
+			if d := s.Devices[name]; gateway(d, routing.IPv4) != want || d.State != gnm.NmDeviceStateActivated {
+				t.Errorf("%s: %s is %+v", what, name, d)
+			}
+		}
+	}
+	back := func(what string, begin time.Time) {
+		t.Helper()
+		s := f.awaitComplete(t)
+		t.Logf("%s: complete %s after the start", what, time.Since(begin).Round(time.Millisecond))
+		for _, name := range []string{"wan0", "wan1"} {
+			if d := s.Devices[name]; !d.ProfileKnown || d.Settling || d.Gone {
+				t.Errorf("%s: %s is %+v", what, name, d)
+			}
+			f.awaitVerdict(t, name, nm.Link)
+		}
+		check(what)
+	}
+
+	f.begin()
+	must(t, host.StopNM(ctx))
+	away("NetworkManager stopped")
+	begin := time.Now()
+	must(t, host.StartNM(ctx))
+	back("NetworkManager started", begin)
+
+	f.begin()
+	must(t, host.KillNM())
+	away("NetworkManager killed")
+	begin = time.Now()
+	must(t, host.StartNM(ctx))
+	back("NetworkManager started after kill -9", begin)
+
+	f.begin()
+	must(t, host.StopBus(ctx))
+	away("bus stopped")
+	must(t, host.StartBus(ctx))
+	f.await(t, "the new bus", func(s nm.Snapshot) bool { return !strings.Contains(s.Reason, "system bus") })
+	// NetworkManager 1.42 does not come back to a new bus by itself; on a real
+	// system, a bus restart means a reboot or a restart of its users.
+	begin = time.Now()
+	must(t, host.RestartNM(ctx))
+	back("bus restarted", begin)
+	if n := f.log.count("NetworkManager is not running"); n > 4 {
+		t.Errorf("absence was logged %d times", n)
+	}
+}
+
+func TestAbsenceAtStart(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true, NoBus: true})
+	cable(t, host, "wan0")
+	f := follow(t, nm.Options{})
+	f.await(t, "the missing bus", func(s nm.Snapshot) bool { return strings.HasPrefix(s.Reason, "system bus: ") })
+	must(t, host.StartBus(ctx))
+	f.await(t, "the missing NetworkManager", func(s nm.Snapshot) bool { return s.Reason == "NetworkManager is not running" })
+	if n := f.log.count("system bus"); n != 1 {
+		t.Errorf("the missing bus was logged %d times", n)
+	}
+	must(t, host.StartNM(ctx))
+	s := f.awaitComplete(t)
+	if _, ok := s.Devices["wan0"]; !ok {
+		t.Errorf("wan0 is not known: %+v", s.Devices)
+	}
+}
+
+// ReadOnce sees what `ip` would show, metric 600 included, without privileges.
+func TestReadOnce(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	must(t, host.AddProfile(ctx, "one", "wan0", static(0, "ipv4.routes", "10.8.0.0/16 100.64.0.254 600", "ipv4.route-metric", "20100")...))
+	must(t, host.Up(ctx, "one"))
+	var s nm.Snapshot
+	labtest.Eventually(t, func() error {
+		var err error
+		s, err = nm.ReadOnce(ctx, nm.Options{})
+		if err == nil && len(s.Devices["wan0"].Views[routing.IPv4].Routes) < 3 {
+			err = fmt.Errorf("routes are not there yet: %+v", s.Devices["wan0"].Views)
+		}
+		return err
+	})
+	d := s.Devices["wan0"]
+	if !d.ProfileKnown || !d.Intents[routing.IPv4].NextHops || !s.Complete {
+		t.Errorf("wan0 is %+v, status %+v", d, s.Status)
+	}
+	view := d.Views[routing.IPv4]
+	want := nm.RouteData{
+		Destination: netip.MustParsePrefix("10.8.0.0/16"),
+		NextHop:     netip.MustParseAddr("100.64.0.254"), Metric: 600,
+	}
+	if !slices.Contains(view.Routes, want) {
+		t.Errorf("no %+v in %+v", want, view.Routes)
+	}
+	if !slices.ContainsFunc(view.Routes, func(r nm.RouteData) bool { return r.Destination.Bits() == 0 && r.Metric == 20100 }) {
+		t.Errorf("no default with metric 20100 in %+v", view.Routes)
+	}
+	if view.Gateway.String() != "100.64.0.1" || !slices.Contains(view.Addresses, netip.MustParsePrefix("100.64.0.10/24")) {
+		t.Errorf("view is %+v", view)
+	}
+
+	// gonetworkmanager v2.2.0 is why RouteData is decoded here.
+	must(t, os.Setenv("DBUS_SYSTEM_BUS_ADDRESS", lab.BusAddress))
+	manager, err := gnm.NewNetworkManager()
+	must(t, err)
+	dev, err := manager.GetDeviceByIpIface("wan0")
+	must(t, err)
+	config, err := dev.GetPropertyIP4Config()
+	must(t, err)
+	routes, err := config.GetPropertyRouteData()
+	must(t, err)
+	for _, r := range routes {
+		if r.Destination == "10.8.0.0" && uint32(r.Metric) == 600 {
+			t.Error("gonetworkmanager reads metrics well now: reconsider DecodeRouteData")
+		}
+	}
+}
+
+// What is not a link on the real NetworkManager: external devices, ports,
+// unmanaged devices, a bridge's port once it has left.
+func TestNoLinks(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	_, err := host.NewBridge("docker0", netip.MustParsePrefix("172.17.0.1/16"))
+	must(t, err)
+	cable(t, host, "port0")
+	cable(t, host, "other0")
+	f := follow(t, nm.Options{})
+	f.awaitComplete(t)
+	f.awaitDevice(t, "docker0", "is external", func(d nm.Device) bool { return d.External && d.State == gnm.NmDeviceStateActivated })
+
+	_, err = host.NMCLI(ctx, "connection", "add", "type", "bridge", "con-name", "br0", "ifname", "br0", "autoconnect", "no",
+		"bridge.stp", "no", "ipv4.method", "manual", "ipv4.addresses", "192.168.9.1/24", "ipv6.method", "ignore")
+	must(t, err)
+	_, err = host.NMCLI(ctx, "connection", "add", "type", "ethernet", "con-name", "port0", "ifname", "port0", "autoconnect", "no",
+		"connection.master", "br0", "connection.slave-type", "bridge")
+	must(t, err)
+	must(t, host.Up(ctx, "br0"))
+	must(t, host.Up(ctx, "port0"))
+	d := f.awaitDevice(t, "port0", "is a port", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateActivated && d.Controller != "" })
+	if d.Controller != "br0" {
+		t.Errorf("port0 is a port of %q", d.Controller)
+	}
+	f.awaitVerdict(t, "br0", nm.Link)
+
+	_, err = host.NMCLI(ctx, "device", "set", "other0", "managed", "no")
+	must(t, err)
+	f.awaitDevice(t, "other0", "is unmanaged", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateUnmanaged })
+	for name, want := range map[string]string{"docker0": "external", "port0": "port of br0", "lo": "loopback", "other0": ""} {
+		v, reason := f.verdict(name)
+		if v != nm.NotLink || !strings.Contains(reason, want) {
+			t.Errorf("%s: %s, %s", name, v, reason)
+		}
+	}
+	for _, line := range f.happened() {
+		if line != "br0: link" {
+			t.Errorf("unexpected: %s", line)
+		}
+	}
+}
+
+// A device that is taken away from NetworkManager, or that disappears, is kept
+// for a while, because NetworkManager's own exit looks the same.
+func TestRelease(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	l := cable(t, host, "wan1")
+	must(t, host.AddProfile(ctx, "one", "wan0", static(0)...))
+	must(t, host.AddProfile(ctx, "two", "wan1", static(1)...))
+	f := follow(t, nm.Options{Grace: 300 * time.Millisecond})
+	must(t, host.Up(ctx, "one"))
+	must(t, host.Up(ctx, "two"))
+	f.awaitVerdict(t, "wan0", nm.Link)
+	f.awaitVerdict(t, "wan1", nm.Link)
+
+	_, err := host.NMCLI(ctx, "device", "set", "wan0", "managed", "no")
+	must(t, err)
+	d := f.awaitDevice(t, "wan0", "is unmanaged", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateUnmanaged })
+	if !d.Settling {
+		t.Errorf("wan0 is not kept: %+v", d)
+	}
+	f.awaitVerdict(t, "wan0", nm.NotLink)
+	_, err = host.NMCLI(ctx, "device", "set", "wan0", "managed", "yes")
+	must(t, err)
+	must(t, host.Up(ctx, "one"))
+	f.awaitVerdict(t, "wan0", nm.Link)
+
+	f.begin()
+	must(t, l.Delete())
+	f.awaitDevice(t, "wan1", "is gone", func(d nm.Device) bool { return d.Gone })
+	f.awaitVerdict(t, "wan1", nm.Draining)
+	f.await(t, "wan1 is forgotten", func(s nm.Snapshot) bool { _, ok := s.Devices["wan1"]; return !ok })
+	must(t, l.Recreate())
+	f.awaitDevice(t, "wan1", "is back", func(d nm.Device) bool { return !d.Gone })
+	must(t, host.Up(ctx, "two"))
+	f.awaitVerdict(t, "wan1", nm.Link)
+}
