@@ -1,0 +1,81 @@
+package kerneltest
+
+import (
+	"slices"
+	"syscall"
+
+	"multihomed/routing"
+)
+
+// find returns the place of the route that cannot stand beside r.
+func (k *Kernel) find(r routing.Route) (int, bool) {
+	key := r.Key()
+	at := slices.IndexFunc(k.routes[fib{r.Family, r.Table}], func(have routing.Route) bool { return have.Key() == key })
+	return at, at >= 0
+}
+
+func (k *Kernel) put(r routing.Route) {
+	t := fib{r.Family, r.Table}
+	k.routes[t] = append(k.routes[t], r)
+	if k.policy.OwnsRoute(r) {
+		k.own[r.Key()] = r
+	}
+}
+
+func (k *Kernel) remove(r routing.Route) {
+	key := r.Key()
+	t := fib{r.Family, r.Table}
+	k.routes[t] = slices.DeleteFunc(k.routes[t], func(have routing.Route) bool { return have.Key() == key })
+	delete(k.own, key)
+}
+
+func (k *Kernel) flush(match func(routing.Route) bool) {
+	for t := range k.routes {
+		k.routes[t] = slices.DeleteFunc(k.routes[t], func(r routing.Route) bool {
+			if match(r) {
+				delete(k.own, r.Key())
+				return true
+			}
+			return false
+		})
+	}
+}
+
+// check says why the kernel would refuse a route.
+func (k *Kernel) check(r routing.Route) error {
+	i, ok := k.interfaces[r.Device]
+	switch {
+	case !ok:
+		return syscall.ENODEV
+	case !i.Up:
+		return syscall.ENETDOWN
+	case r.Destination != r.Destination.Masked():
+		return syscall.EINVAL
+	case r.PreferredSource.IsValid() && !k.isLocal(r.PreferredSource):
+		// fib_create_info, ip6_route_info_create
+		return syscall.EINVAL
+	case r.Gateway.IsValid() && k.isLocal(r.Gateway):
+		return syscall.EINVAL
+	case r.Gateway.IsValid() && !r.OnLink && !k.reaches(r):
+		return syscall.ENETUNREACH
+	default:
+		return nil
+	}
+}
+
+// reaches is fib_check_nh_v4_gw and ip6_route_check_nh: a next hop must be on
+// the link by the table itself, or else by a full lookup on the device, for
+// which main stands here.
+func (k *Kernel) reaches(r routing.Route) bool {
+	if r.Family == routing.IPv6 && r.Gateway.IsLinkLocalUnicast() {
+		return true
+	}
+	for _, table := range []routing.TableID{r.Table, routing.TableMain} {
+		for _, way := range k.routes[fib{routing.FamilyOf(r.Gateway), table}] {
+			if way.Device == r.Device && way.Type == routing.RouteUnicast && !way.Gateway.IsValid() && way.Destination.Contains(r.Gateway) {
+				return true
+			}
+		}
+	}
+	return false
+}
