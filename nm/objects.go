@@ -67,8 +67,12 @@ type device struct {
 	// profile is what was read for the activation profileFor.
 	profile    profile
 	profileFor dbus.ObjectPath
-	// router is the DHCP server's, kept while the activation ends.
+	// router is the DHCP server's. It outlives the lease object: NetworkManager
+	// takes that away when it exits and leaves the addresses.
 	router netip.Addr
+	// inherits says that no activation of this object has had a lease or an end:
+	// after a restart of NetworkManager, the router is still the one known before.
+	inherits bool
 
 	reading reading
 }
@@ -85,6 +89,8 @@ type activation struct {
 
 // A lease is a DHCP4Config object.
 type lease struct {
+	// known is false until the server has answered.
+	known  bool
 	router netip.Addr
 	notes  notebook
 }
@@ -192,7 +198,7 @@ func (t *tree) updateDevice(path dbus.ObjectPath, p properties, full bool) {
 		if !full {
 			return // a signal of before the object was announced
 		}
-		d = &device{path: path, managed: true, real: true, notes: notebook{}}
+		d = &device{path: path, managed: true, real: true, inherits: true, notes: notebook{}}
 		t.devices[path] = d
 	}
 	get(p, "Interface", full, &d.iface, d.notes)
@@ -206,11 +212,12 @@ func (t *tree) updateDevice(path dbus.ObjectPath, p properties, full bool) {
 
 	activation := d.activation
 	get(p, "ActiveConnection", full, &activation, d.notes)
-	if activation != d.activation && isPath(activation) {
+	activated := activation != d.activation && isPath(activation)
+	if activated {
+		d.inherits = d.inherits && !isPath(d.profileFor)
 		d.ipIface = ""
 		d.router = netip.Addr{}
 	}
-	activated := activation != d.activation && isPath(activation)
 	t.refer(d, &d.activation, activation)
 	if ipIface != "" {
 		d.ipIface = ipIface
@@ -276,7 +283,8 @@ func (t *tree) updateLease(path dbus.ObjectPath, p properties, full bool) {
 	}
 	var options map[string]dbus.Variant
 	get(p, "Options", full, &options, l.notes)
-	if options != nil {
+	if len(options) > 0 {
+		l.known = true
 		routers := ""
 		delete(l.notes, "routers")
 		get(options, "routers", false, &routers, l.notes)
@@ -493,11 +501,11 @@ func (t *tree) describe(d *device, previous Device) Device {
 		problems = notes(problems, "active connection: ", a.notes)
 	}
 
-	if l, ok := t.leases[d.dhcp4]; ok {
-		d.router = l.router
+	if l, leased := t.leases[d.dhcp4]; leased && l.known {
+		d.router, d.inherits = l.router, false
 		problems = notes(problems, "DHCP: ", l.notes)
-	} else if active(d.state) && d.state != gnm.NmDeviceStateDeactivating {
-		d.router = netip.Addr{}
+	} else if d.inherits && ok && previous.ProfileUUID == now.ProfileUUID {
+		d.router = previous.Intents[routing.IPv4].Gateway
 	}
 
 	switch {

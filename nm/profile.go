@@ -34,6 +34,9 @@ type familyProfile struct {
 	// gateway is ipv4.gateway. NetworkManager (1.42.4, measured) drops it from
 	// profiles that set never-default as well.
 	gateway netip.Addr
+	// automatic is ipv4.method=auto, the only method that asks a DHCP server
+	// whose word counts.
+	automatic bool
 	// nextHops says that a route of the profile has a next hop.
 	nextHops bool
 }
@@ -66,6 +69,10 @@ func decodeProfile(s settings, previous profile) profile {
 		getNumber(section, "route-table", false, &now.table, n)
 		tables = append(tables, now.table)
 
+		method := "auto"
+		get(section, "method", false, &method, n)
+		now.automatic = method == "auto"
+
 		gateway := ""
 		get(section, "gateway", false, &gateway, n)
 		if gateway != "" {
@@ -94,7 +101,7 @@ func decodeProfile(s settings, previous profile) profile {
 			}
 			tables = append(tables, rules...)
 		}
-		for _, key := range []string{"route-table", "gateway"} {
+		for _, key := range []string{"route-table", "method", "gateway"} {
 			if problem, bad := n[key]; bad {
 				note(f.String(), fmt.Errorf("%s", problem))
 			}
@@ -155,7 +162,7 @@ func (p profile) intents(id string, router netip.Addr) map[routing.Family]routin
 	for _, f := range routing.Families() {
 		fp := p.families[f]
 		in := routing.Intent{Gateway: fp.gateway, NextHops: fp.nextHops}
-		if f == routing.IPv4 && !in.Gateway.IsValid() {
+		if f == routing.IPv4 && fp.automatic && !in.Gateway.IsValid() {
 			in.Gateway = router
 		}
 		if fp.table != 0 {

@@ -16,6 +16,7 @@ import (
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 	"multihomed/nm"
+	"multihomed/routing"
 )
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
@@ -35,6 +36,8 @@ type follower struct {
 	reasons  map[string]string
 	// history lists, in order, every verdict that differs from the one before.
 	history []string
+	// without counts the changes after which an interface had no IPv4 gateway.
+	without map[string]int
 	news    chan struct{}
 }
 
@@ -45,7 +48,7 @@ func follow(t *testing.T, opts nm.Options) *follower {
 	opts.Logger = slog.New(slog.NewTextHandler(book, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f := &follower{
 		Watcher: nm.New(opts), log: book,
-		verdicts: map[string]nm.Verdict{}, reasons: map[string]string{}, news: make(chan struct{}, 1),
+		verdicts: map[string]nm.Verdict{}, without: map[string]int{}, reasons: map[string]string{}, news: make(chan struct{}, 1),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -102,6 +105,9 @@ func (f *follower) take() {
 		was := f.verdicts[name]
 		now, reason := f.policy.Classify(d, was != nm.NotLink)
 		f.verdicts[name], f.reasons[name] = now, reason
+		if !d.Intents[routing.IPv4].Gateway.IsValid() {
+			f.without[name]++
+		}
 		if was != now {
 			f.history = append(f.history, fmt.Sprintf("%s: %s", name, now))
 		}
@@ -121,7 +127,14 @@ func (f *follower) begin() time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.history = nil
+	clear(f.without)
 	return time.Now()
+}
+
+func (f *follower) lost(name string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.without[name]
 }
 
 func (f *follower) happened() []string {

@@ -286,6 +286,9 @@ func TestRestarts(t *testing.T) {
 			}
 			f.awaitVerdict(t, name, nm.Link)
 		}
+		if n := f.lost("wan1"); n != 0 {
+			t.Errorf("%s: wan1 was without its gateway %d times", what, n)
+		}
 		check(what)
 	}
 
