@@ -118,26 +118,27 @@ func ask(ctx context.Context, from From, network string, dst netip.AddrPort) (An
 	}
 }
 
-// Call opens a TCP connection from an address behind the provider to the echo
-// server of the host (Host.ServeEcho), as a client on the internet does. An
-// answer means that the host's packets came back through this provider.
-func (isp *ISP) Call(ctx context.Context, src, dst netip.Addr) (Answer, error) {
+// Call asks the echo server at dst who it is, from the namespace; network is udp
+// or tcp.
+func (ns *Namespace) Call(ctx context.Context, from From, network string, dst netip.Addr) (Answer, error) {
 	var answer Answer
-	err := isp.ns.Do(func() (err error) {
-		answer, err = ask(ctx, From{Addr: src}, "tcp", netip.AddrPortFrom(dst, EchoPort))
+	err := ns.Do(func() (err error) {
+		answer, err = ask(ctx, from, network, netip.AddrPortFrom(dst, EchoPort))
 		return err
 	})
 	return answer, err
 }
 
+// Call opens a TCP connection from an address behind the provider to the echo
+// server of the host (Host.ServeEcho), as a client on the internet does. An
+// answer means that the host's packets came back through this provider.
+func (isp *ISP) Call(ctx context.Context, src, dst netip.Addr) (Answer, error) {
+	return isp.ns.Call(ctx, From{Addr: src}, "tcp", dst)
+}
+
 // CallUDP is Call with a datagram.
 func (isp *ISP) CallUDP(ctx context.Context, src, dst netip.Addr) (Answer, error) {
-	var answer Answer
-	err := isp.ns.Do(func() (err error) {
-		answer, err = ask(ctx, From{Addr: src}, "udp", netip.AddrPortFrom(dst, EchoPort))
-		return err
-	})
-	return answer, err
+	return isp.ns.Call(ctx, From{Addr: src}, "udp", dst)
 }
 
 // ServeEcho starts the echo servers on all addresses of the host; they answer as

@@ -40,9 +40,9 @@ type RA struct {
 
 // RAPrefix is the prefix information option.
 type RAPrefix struct {
-	Prefix            netip.Prefix
-	Valid, Preferred  time.Duration
-	NotOnLink, NoSLAC bool
+	Prefix             netip.Prefix
+	Valid, Preferred   time.Duration
+	NotOnLink, NoSLAAC bool
 }
 
 // RARoute is the route information option, RFC 4191.
@@ -92,7 +92,7 @@ func (ra RA) marshal(router net.HardwareAddr) []byte {
 		if p.NotOnLink {
 			flags &^= 0x80
 		}
-		if p.NoSLAC {
+		if p.NoSLAAC {
 			flags &^= 0x40
 		}
 		b = append(b, 3, 4, byte(p.Prefix.Bits()), flags)

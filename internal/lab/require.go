@@ -24,9 +24,23 @@ func checkRequirements() error {
 	if os.Geteuid() != 0 {
 		return errors.New("not root: namespaces, NetworkManager and raw sockets need it, run this with sudo")
 	}
+	if err := checkPrograms(""); err != nil {
+		return err
+	}
+	if _, err := os.Stat("/proc/self/ns/net"); err != nil {
+		return fmt.Errorf("the kernel has no network namespaces, or /proc is not mounted: %w", err)
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return errors.New("the kernel has no IPv6 (ipv6.disable=1?)")
+	}
+	return nil
+}
+
+// checkPrograms looks below root for what the lab runs.
+func checkPrograms(root string) error {
 	var programs, packages []string
 	for _, r := range requirements {
-		if _, err := lookPath("", r.program); err == nil {
+		if _, err := lookPath(root, r.program); err == nil {
 			continue
 		}
 		programs = append(programs, r.program)
@@ -37,12 +51,6 @@ func checkRequirements() error {
 	if len(programs) > 0 {
 		return fmt.Errorf("%s not found: apt-get install %s",
 			strings.Join(programs, ", "), strings.Join(packages, " "))
-	}
-	if _, err := os.Stat("/proc/self/ns/net"); err != nil {
-		return fmt.Errorf("the kernel has no network namespaces, or /proc is not mounted: %w", err)
-	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
-		return errors.New("the kernel has no IPv6 (ipv6.disable=1?)")
 	}
 	return nil
 }
