@@ -1,0 +1,107 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"multihomed/routing"
+)
+
+// Audit compares the mirror with everything the kernel lists at this moment
+// and returns the differences, none if all is well. The lines start with "-"
+// for what only the mirror has and "+" for what only the kernel has. It reads
+// all routes: for tests and for rare checks.
+func (m *Mirror) Audit(ctx context.Context) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.signal()
+	for range attempts {
+		if err := m.sync(ctx); err != nil {
+			return nil, err
+		}
+		if err := m.loader.requests.barrier(ctx); err != nil {
+			return nil, err
+		}
+		if err := m.drain(); err != nil {
+			return nil, err
+		}
+		before := m.state.events
+		if !m.state.Complete() {
+			continue
+		}
+		fresh, err := loader{requests: m.loader.requests}.load(ctx, m.state)
+		if err != nil {
+			return nil, err
+		}
+		if err := m.drain(); err != nil {
+			return nil, err
+		}
+		if m.lost || m.state.events != before || !m.state.doubts.none() {
+			continue
+		}
+		return differences(m.state.lines(), fresh.lines()), nil
+	}
+	return nil, fmt.Errorf("comparing with the kernel: it changed %d times meanwhile", attempts)
+}
+
+func differences(have, want []string) []string {
+	var out []string
+	for len(have) > 0 || len(want) > 0 {
+		switch {
+		case len(want) == 0 || len(have) > 0 && have[0] < want[0]:
+			out = append(out, "- "+have[0])
+			have = have[1:]
+		case len(have) == 0 || want[0] < have[0]:
+			out = append(out, "+ "+want[0])
+			want = want[1:]
+		default:
+			have, want = have[1:], want[1:]
+		}
+	}
+	return out
+}
+
+// lines describes all that a state shows, sorted.
+func (s *State) lines() []string {
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	for _, index := range s.Indexes() {
+		l, _ := s.Link(index)
+		add("link %d %s up=%t carrier=%t group=%d kind=%s master=%d mtu=%d mac=%x",
+			l.Index, l.Name, l.Up, l.Carrier, l.Group, l.Kind, l.Master, l.MTU, l.Hardware)
+		for _, a := range l.Addresses {
+			add("address on %d: %+v", index, a)
+		}
+		for i, r := range l.Routes {
+			add("route %d on %d: %+v", copies(l.Routes[:i], r), index, r)
+		}
+	}
+	for t := range s.fib.byTable {
+		for a := range s.fib.byTable[t] {
+			for _, l := range a.legs {
+				if !l.dead {
+					add("table %d: %+v", t, l.route)
+				}
+			}
+		}
+	}
+	places := map[band]int{}
+	for _, r := range slices.Concat(slices.Collect(s.Rules()), s.ForeignRules()) {
+		k := band{r.Family, r.Priority}
+		add("rule %d/%d.%d: %+v", r.Family, r.Priority, places[k], r)
+		places[k]++
+	}
+	slices.Sort(out)
+	return out
+}
+
+func copies(before []routing.Route, r routing.Route) int {
+	n := 0
+	for _, o := range before {
+		if o == r {
+			n++
+		}
+	}
+	return n
+}

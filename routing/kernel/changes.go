@@ -1,0 +1,62 @@
+package kernel
+
+import (
+	"maps"
+
+	"multihomed/routing"
+)
+
+// Changes is what happened since it was last asked. What our own writer did is
+// not news: whoever writes drains and compares again.
+type Changes struct {
+	// All says that everything may have changed: the mirror was filled anew.
+	All bool
+	// Links are the interfaces whose state, addresses or routes in main
+	// changed, also those that are gone.
+	Links map[int]struct{}
+	// Rules and Routes are objects of ours that somebody else touched, or that
+	// the kernel took away.
+	Rules  map[routing.Rule]struct{}
+	Routes map[routing.RouteKey]struct{}
+	// Foreign says that other rules, or other routes in our tables, changed.
+	Foreign bool
+	// Taken are objects of ours that another process deleted or replaced.
+	Taken []Taken
+}
+
+// Taken is one object of ours that another process took away.
+type Taken struct {
+	// Rule or Route is what is gone; the other is zero.
+	Rule  routing.Rule
+	Route routing.Route
+	// Port is the netlink port of who did it: usually the process id.
+	Port uint32
+}
+
+// Empty reports whether nothing changed.
+func (c Changes) Empty() bool {
+	return !c.All && !c.Foreign && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0
+}
+
+func newChanges() Changes {
+	return Changes{
+		Links: map[int]struct{}{}, Rules: map[routing.Rule]struct{}{}, Routes: map[routing.RouteKey]struct{}{},
+	}
+}
+
+func (c *Changes) merge(o Changes) {
+	c.All = c.All || o.All
+	c.Foreign = c.Foreign || o.Foreign
+	maps.Copy(c.Links, o.Links)
+	maps.Copy(c.Rules, o.Rules)
+	maps.Copy(c.Routes, o.Routes)
+	c.Taken = append(c.Taken, o.Taken...)
+}
+
+// A cause is why something changed.
+type cause struct {
+	// port is the netlink port of whoever asked for it, zero for the kernel.
+	port uint32
+	// own says that this was us.
+	own bool
+}

@@ -1,0 +1,143 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+const (
+	linkHeaderSize    = 16
+	addressHeaderSize = 8
+	foreverValid      = ^uint32(0)
+)
+
+// linkMessage is RTM_NEWLINK or RTM_DELLINK. Not every announcement carries
+// every attribute (wireless events name the interface and little more), so the
+// optional ones say whether they were there.
+type linkMessage struct {
+	index int
+	// bridge says that the message is about the port of a bridge: the port
+	// leaving is an RTM_DELLINK too (br_ifinfo_notify in
+	// net/bridge/br_netlink.c), and the interface stays.
+	bridge  bool
+	flags   uint32
+	name    string
+	group   routing.Optional
+	master  routing.Optional
+	mtu     routing.Optional
+	kind    string
+	address string
+	info    bool
+}
+
+func decodeLink(b []byte) (linkMessage, error) {
+	if len(b) < linkHeaderSize {
+		return linkMessage{}, fmt.Errorf("reading an interface: %w", errTruncated)
+	}
+	ne := binary.NativeEndian
+	l := linkMessage{
+		index:  int(int32(ne.Uint32(b[4:]))), //nolint:gosec // ifi_index is an int
+		bridge: b[0] != unix.AF_UNSPEC,
+		flags:  ne.Uint32(b[8:]),
+	}
+	for a := (attributes{rest: b[linkHeaderSize:]}); a.next(); {
+		switch a.kind {
+		case unix.IFLA_IFNAME:
+			l.name = a.string()
+		case unix.IFLA_GROUP:
+			l.group = routing.Some(a.uint32())
+			// IFLA_GROUP is in every complete description; IFLA_MASTER only
+			// where there is one.
+			l.info = true
+		case unix.IFLA_MASTER:
+			l.master = routing.Some(a.uint32())
+		case unix.IFLA_MTU:
+			l.mtu = routing.Some(a.uint32())
+		case unix.IFLA_ADDRESS:
+			l.address = string(a.value)
+		case unix.IFLA_LINKINFO:
+			for i := (attributes{rest: a.value}); i.next(); {
+				if i.kind == unix.IFLA_INFO_KIND {
+					l.kind = i.string()
+				}
+			}
+		}
+	}
+	return l, nil
+}
+
+// addressMessage is RTM_NEWADDR or RTM_DELADDR.
+type addressMessage struct {
+	family  routing.Family
+	index   int
+	address routing.Address
+}
+
+// IFA_F_ flags of linux/if_addr.h.
+const (
+	addressTemporary  = unix.IFA_F_TEMPORARY
+	addressFailed     = unix.IFA_F_DADFAILED
+	addressDeprecated = unix.IFA_F_DEPRECATED
+	addressTentative  = unix.IFA_F_TENTATIVE
+)
+
+func decodeAddress(b []byte) (addressMessage, error) {
+	if len(b) < addressHeaderSize {
+		return addressMessage{}, fmt.Errorf("reading an address: %w", errTruncated)
+	}
+	if !knownFamily(b[0]) {
+		return addressMessage{}, nil
+	}
+	ne := binary.NativeEndian
+	m := addressMessage{
+		family:  routing.Family(b[0]),
+		index:   int(ne.Uint32(b[4:])),
+		address: routing.Address{Scope: routing.Scope(b[3])},
+	}
+	flags := uint32(b[2])
+	var local, other netip.Addr
+	for a := (attributes{rest: b[addressHeaderSize:]}); a.next(); {
+		var err error
+		switch a.kind {
+		case unix.IFA_LOCAL:
+			local, err = decodeAddr(m.family, a.value)
+		case unix.IFA_ADDRESS:
+			other, err = decodeAddr(m.family, a.value)
+		case unix.IFA_FLAGS:
+			flags = a.uint32()
+		case unix.IFA_CACHEINFO:
+			if len(a.value) >= 8 {
+				m.address.Dynamic = ne.Uint32(a.value[4:]) != foreverValid
+			}
+		}
+		if err != nil {
+			return addressMessage{}, fmt.Errorf("reading an address: %w", err)
+		}
+	}
+	// IFA_ADDRESS is the prefix address, and the peer where the two differ;
+	// IPv6 sends IFA_LOCAL only then (inet6_fill_ifaddr in
+	// net/ipv6/addrconf.c).
+	switch {
+	case !local.IsValid():
+		local = other
+	case other.IsValid() && other != local:
+		m.address.Peer = other
+	}
+	if !local.IsValid() || int(b[1]) > m.family.Bits() {
+		return addressMessage{}, fmt.Errorf("reading an address: no address of length %d", b[1])
+	}
+	m.address.Prefix = netip.PrefixFrom(local, int(b[1]))
+	m.address.Failed = flags&addressFailed != 0
+	if m.family == routing.IPv6 {
+		// IPv4 uses the same bit for secondary addresses.
+		m.address.Temporary = flags&addressTemporary != 0
+		m.address.Tentative = flags&addressTentative != 0
+		m.address.Deprecated = flags&addressDeprecated != 0
+	}
+	return m, nil
+}

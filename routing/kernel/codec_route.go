@@ -1,0 +1,258 @@
+package kernel
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+const (
+	routeHeaderSize   = 12
+	nexthopHeaderSize = 8
+	viaHeaderSize     = 2
+	// attributeNexthop is RTA_NH_ID of linux/rtnetlink.h.
+	attributeNexthop = 30
+)
+
+// fibKey is what the routes that compete for a packet share. Within one key
+// the kernel keeps a list: IPv4 aliases, IPv6 siblings.
+type fibKey struct {
+	family              routing.Family
+	table               routing.TableID
+	destination, source netip.Prefix
+	tos                 uint8
+	metric              uint32
+}
+
+// routeHead is what can be said of a route without allocating.
+type routeHead struct {
+	key     fibKey
+	kind    routing.RouteType
+	flags   uint32
+	device  int
+	nexthop uint32
+	// legs says that the ways are in RTA_MULTIPATH.
+	legs bool
+}
+
+// peekRoute reads as much of struct rtmsg and its attributes as it takes to
+// know whether the route is of interest.
+func peekRoute(b []byte) (routeHead, error) {
+	if len(b) < routeHeaderSize {
+		return routeHead{}, fmt.Errorf("reading a route: %w", errTruncated)
+	}
+	h := routeHead{
+		key:   fibKey{family: routing.Family(b[0]), tos: b[3], table: routing.TableID(b[4])},
+		kind:  routing.RouteType(b[7]),
+		flags: binary.NativeEndian.Uint32(b[8:]),
+	}
+	if !knownFamily(b[0]) {
+		return h, nil
+	}
+	h.key.destination = h.key.family.Any()
+	var err error
+	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
+		switch a.kind {
+		case unix.RTA_DST:
+			h.key.destination, err = decodePrefix(h.key.family, a.value, int(b[1]))
+		case unix.RTA_SRC:
+			h.key.source, err = decodePrefix(h.key.family, a.value, int(b[2]))
+		case unix.RTA_TABLE:
+			h.key.table = routing.TableID(a.uint32())
+		case unix.RTA_PRIORITY:
+			h.key.metric = a.uint32()
+		case unix.RTA_OIF:
+			h.device = int(a.uint32())
+		case unix.RTA_MULTIPATH:
+			h.legs = true
+		case attributeNexthop:
+			h.nexthop = a.uint32()
+		}
+		if err != nil {
+			return routeHead{}, fmt.Errorf("reading a route: %w", err)
+		}
+	}
+	if b[1] > 0 && h.key.destination.Bits() != int(b[1]) {
+		return routeHead{}, fmt.Errorf("reading a route: prefix without address: %w", errTruncated)
+	}
+	return h, nil
+}
+
+// alias is one entry of the kernel's list under a key: an IPv4 alias with all
+// the legs of its fib_info, or an IPv6 route with its siblings.
+type alias struct {
+	key     fibKey
+	kind    routing.RouteType
+	nexthop uint32
+	legs    []leg
+	// advertised says that the kernel itself may have made the route from a
+	// router advertisement, which it goes on changing in silence.
+	advertised bool
+}
+
+// A leg is one way of a route. The kernel keeps a leg whose link is down, dead,
+// until the link comes up again.
+type leg struct {
+	route routing.Route
+	dead  bool
+}
+
+func decodeRoute(b []byte) (*alias, error) {
+	h, err := peekRoute(b)
+	if err != nil {
+		return nil, err
+	}
+	out := &alias{key: h.key, kind: h.kind, nexthop: h.nexthop}
+	common := routing.Route{
+		Family: h.key.family, Table: h.key.table, Destination: h.key.destination, Source: h.key.source,
+		TOS: h.key.tos, Metric: h.key.metric, Type: h.kind,
+		Protocol: routing.Protocol(b[5]), Scope: routing.Scope(b[6]), Device: h.device,
+	}
+	var ways []byte
+	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
+		switch a.kind {
+		case unix.RTA_PREFSRC:
+			common.PreferredSource, err = decodeAddr(common.Family, a.value)
+		case unix.RTA_PREF:
+			common.Preference = routing.Preference(a.uint8())
+		case unix.RTA_METRICS:
+			decodeMetrics(&common, a.value)
+		case unix.RTA_MULTIPATH:
+			ways = a.value
+		default:
+			err = decodeWay(&common, &a)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading a route: %w", err)
+		}
+	}
+	if ways == nil {
+		common.OnLink = h.flags&unix.RTNH_F_ONLINK != 0
+		out.legs = []leg{{route: common, dead: h.flags&unix.RTNH_F_DEAD != 0}}
+		return out, nil
+	}
+	for len(ways) > 0 {
+		if len(ways) < nexthopHeaderSize {
+			return nil, fmt.Errorf("reading a next hop: %w", errTruncated)
+		}
+		n := int(binary.NativeEndian.Uint16(ways))
+		if n < nexthopHeaderSize || n > len(ways) {
+			return nil, fmt.Errorf("reading a next hop: %w", errTruncated)
+		}
+		l := leg{route: common, dead: ways[2]&unix.RTNH_F_DEAD != 0}
+		l.route.OnLink = ways[2]&unix.RTNH_F_ONLINK != 0
+		l.route.Device = int(int32(binary.NativeEndian.Uint32(ways[4:]))) //nolint:gosec // rtnh_ifindex is an int
+		for a := (attributes{rest: ways[nexthopHeaderSize:n]}); a.next(); {
+			if err := decodeWay(&l.route, &a); err != nil {
+				return nil, fmt.Errorf("reading a next hop: %w", err)
+			}
+		}
+		out.legs = append(out.legs, l)
+		ways = ways[min(align(n), len(ways)):]
+	}
+	return out, nil
+}
+
+// decodeWay reads an attribute that a route has once and a multipath route
+// once for each leg.
+func decodeWay(r *routing.Route, a *attributes) (err error) {
+	switch a.kind {
+	case unix.RTA_GATEWAY:
+		r.Gateway, err = decodeAddr(r.Family, a.value)
+	case unix.RTA_VIA:
+		if len(a.value) < viaHeaderSize {
+			return errTruncated
+		}
+		r.Gateway, err = decodeAddr(routing.Family(a.uint16()&0xff), a.value[viaHeaderSize:]) //nolint:gosec // masked
+	case unix.RTA_ENCAP_TYPE:
+		r.EncapsulationType = a.uint16()
+	case unix.RTA_ENCAP:
+		r.Encapsulation = string(a.value)
+	}
+	return err
+}
+
+func decodeMetrics(r *routing.Route, b []byte) {
+	for a := (attributes{rest: b}); a.next(); {
+		switch {
+		case a.kind == unix.RTAX_CC_ALGO:
+			r.Congestion = a.string()
+		case int(a.kind) < len(r.Metrics):
+			r.Metrics[a.kind] = a.uint32()
+		}
+	}
+}
+
+// encodeRoute appends the route as the payload of RTM_NEWROUTE.
+func encodeRoute(m *builder, r routing.Route) {
+	encodeRouteIdentity(m, r)
+	if r.PreferredSource.IsValid() {
+		m.attribute(unix.RTA_PREFSRC, r.PreferredSource.AsSlice())
+	}
+	if r.Preference != 0 {
+		m.attribute8(unix.RTA_PREF, uint8(r.Preference))
+	}
+	if r.Metrics != (routing.Metrics{}) || r.Congestion != "" {
+		at := m.open(unix.RTA_METRICS)
+		for i, v := range r.Metrics {
+			if v != 0 && i != unix.RTAX_CC_ALGO {
+				m.attribute32(uint16(i), v) //nolint:gosec // below 18
+			}
+		}
+		if r.Congestion != "" {
+			m.text(unix.RTAX_CC_ALGO, r.Congestion)
+		}
+		m.close(at)
+	}
+	if r.EncapsulationType != 0 {
+		at := m.open(unix.RTA_ENCAP_TYPE)
+		m.b = binary.NativeEndian.AppendUint16(m.b, r.EncapsulationType)
+		m.close(at)
+		m.attribute(unix.RTA_ENCAP|unix.NLA_F_NESTED, []byte(r.Encapsulation))
+	}
+}
+
+// encodeRouteIdentity appends what tells the route from all others, protocol
+// included: the payload of RTM_DELROUTE. The kernel skips what carries another
+// protocol (fib_table_delete in net/ipv4/fib_trie.c, ip6_route_del in
+// net/ipv6/route.c).
+func encodeRouteIdentity(m *builder, r routing.Route) {
+	table := byte(tableCompat)
+	if r.Table < 256 {
+		table = byte(r.Table)
+	}
+	m.bytes(byte(r.Family), bits(r.Destination), bits(r.Source), r.TOS,
+		table, byte(r.Protocol), byte(r.Scope), byte(r.Type))
+	var flags uint32
+	if r.OnLink {
+		flags = unix.RTNH_F_ONLINK
+	}
+	m.word(flags)
+	m.attribute32(unix.RTA_TABLE, uint32(r.Table))
+	if bits(r.Destination) > 0 {
+		m.attribute(unix.RTA_DST, r.Destination.Addr().AsSlice())
+	}
+	if bits(r.Source) > 0 {
+		m.attribute(unix.RTA_SRC, r.Source.Addr().AsSlice())
+	}
+	if r.Metric != 0 {
+		m.attribute32(unix.RTA_PRIORITY, r.Metric)
+	}
+	switch {
+	case !r.Gateway.IsValid():
+	case routing.FamilyOf(r.Gateway) == r.Family:
+		m.attribute(unix.RTA_GATEWAY, r.Gateway.AsSlice())
+	default:
+		at := m.open(unix.RTA_VIA)
+		m.b = binary.NativeEndian.AppendUint16(m.b, uint16(routing.FamilyOf(r.Gateway)))
+		m.b = append(m.b, r.Gateway.AsSlice()...)
+		m.close(at)
+	}
+	if r.Device != 0 {
+		m.attribute32(unix.RTA_OIF, uint32(r.Device)) //nolint:gosec // an interface index
+	}
+}

@@ -1,0 +1,143 @@
+package kernel
+
+import (
+	"net/netip"
+	"slices"
+
+	"multihomed/routing"
+)
+
+// A fib is the part of the kernel's routing tables that is kept: our tables
+// whole, and of main what leads through interfaces of interest.
+type fib struct {
+	slots    map[fibKey]*slot
+	byDevice map[int]map[*alias]struct{}
+	bySource map[netip.Addr]map[*alias]struct{}
+	byTable  map[routing.TableID]map[*alias]struct{}
+	// nexthops are the aliases that use nexthop objects.
+	nexthops map[*alias]struct{}
+}
+
+// A slot is the kernel's list of one key, in its order. It is kept as long as
+// one of its entries is wanted, and then holds every entry that was seen,
+// because NLM_F_REPLACE replaces the first one and does not say which that was.
+type slot struct {
+	aliases []*alias
+	// whole says that the kernel's list has no entry that is not here.
+	whole bool
+}
+
+func newFIB() fib {
+	return fib{
+		slots:    map[fibKey]*slot{},
+		byDevice: map[int]map[*alias]struct{}{},
+		bySource: map[netip.Addr]map[*alias]struct{}{},
+		byTable:  map[routing.TableID]map[*alias]struct{}{},
+		nexthops: map[*alias]struct{}{},
+	}
+}
+
+// sameWay reports whether two legs are one way out.
+func sameWay(a, b routing.Route) bool {
+	return a.Device == b.Device && a.Gateway == b.Gateway && a.EncapsulationType == b.EncapsulationType &&
+		a.Encapsulation == b.Encapsulation
+}
+
+// sameAlias reports whether two descriptions are of one entry, whatever legs
+// are dead at the moment.
+func sameAlias(a, b *alias) bool {
+	return a.key == b.key && a.kind == b.kind && a.nexthop == b.nexthop &&
+		slices.EqualFunc(a.legs, b.legs, func(x, y leg) bool { return x.route == y.route })
+}
+
+func (a *alias) leads(device int) bool {
+	return slices.ContainsFunc(a.legs, func(l leg) bool { return l.route.Device == device })
+}
+
+func (a *alias) protocol() routing.Protocol { return a.legs[0].route.Protocol }
+
+// gatewayed reports whether the kernel may join an IPv6 route with others to a
+// multipath one (rt6_qualify_for_ecmp in include/net/ip6_route.h). Routes that
+// the kernel made from router advertisements do not qualify, and cannot be told
+// from those that NetworkManager made.
+func (a *alias) gatewayed() bool {
+	return a.nexthop == 0 && !slices.ContainsFunc(a.legs, func(l leg) bool { return !l.route.Gateway.IsValid() })
+}
+
+// insert puts an alias at a place of its slot's list, which it makes if needed.
+func (f *fib) insert(a *alias, at int) *slot {
+	s := f.slots[a.key]
+	if s == nil {
+		s = &slot{}
+		f.slots[a.key] = s
+	}
+	s.aliases = slices.Insert(s.aliases, at, a)
+	f.index(a)
+	return s
+}
+
+// remove takes an alias out; the slot stays, empty if need be.
+func (f *fib) remove(a *alias) {
+	s := f.slots[a.key]
+	if i := slices.Index(s.aliases, a); i >= 0 {
+		s.aliases = slices.Delete(s.aliases, i, i+1)
+	}
+	f.forget(a)
+}
+
+// replace puts one alias where another was.
+func (f *fib) replace(old, a *alias) {
+	s := f.slots[old.key]
+	s.aliases[slices.Index(s.aliases, old)] = a
+	f.forget(old)
+	f.index(a)
+}
+
+func (f *fib) index(a *alias) {
+	for _, l := range a.legs {
+		enlist(f.byDevice, l.route.Device, a)
+		if l.route.PreferredSource.IsValid() {
+			enlist(f.bySource, l.route.PreferredSource, a)
+		}
+	}
+	if a.key.table != routing.TableMain {
+		enlist(f.byTable, a.key.table, a)
+	}
+	if a.nexthop != 0 {
+		f.nexthops[a] = struct{}{}
+	}
+}
+
+func (f *fib) forget(a *alias) {
+	for _, l := range a.legs {
+		delist(f.byDevice, l.route.Device, a)
+		if l.route.PreferredSource.IsValid() {
+			delist(f.bySource, l.route.PreferredSource, a)
+		}
+	}
+	if a.key.table != routing.TableMain {
+		delist(f.byTable, a.key.table, a)
+	}
+	delete(f.nexthops, a)
+}
+
+// change edits the legs of an alias and keeps the indexes right.
+func (f *fib) change(a *alias, edit func()) {
+	f.forget(a)
+	edit()
+	f.index(a)
+}
+
+func enlist[K comparable](m map[K]map[*alias]struct{}, k K, a *alias) {
+	if m[k] == nil {
+		m[k] = map[*alias]struct{}{}
+	}
+	m[k][a] = struct{}{}
+}
+
+func delist[K comparable](m map[K]map[*alias]struct{}, k K, a *alias) {
+	delete(m[k], a)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}

@@ -1,0 +1,324 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+const (
+	// worthReading is how many routes of no interest a dump of everything may
+	// bring before it is cheaper to ask for our tables and interfaces one by
+	// one. Everything tells more: see slot.whole.
+	worthReading = 50_000
+	// worthAsking is up to how many questions that is; each walks all routes
+	// of the family inside the kernel (see BenchmarkLoad).
+	worthAsking = 24
+	// skipStatistics is RTEXT_FILTER_SKIP_STATS of linux/if_link.h.
+	skipStatistics = 1 << 3
+)
+
+// A loader fills a state from dumps.
+type loader struct {
+	requests *requester
+	// budget is worthReading, but for tests.
+	budget int
+}
+
+// load returns a new state. Interfaces that the old one knows keep their
+// interest.
+func (l loader) load(ctx context.Context, old *State) (*State, error) {
+	s := newState(old.tables, old.interest)
+	if err := l.links(ctx, s, old); err != nil {
+		return nil, err
+	}
+	for _, f := range routing.Families() {
+		if err := l.addresses(ctx, s, f); err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range routing.Families() {
+		if err := l.routes(ctx, s, f); err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range routing.Families() {
+		if err := l.rules(ctx, s, f); err != nil {
+			return nil, err
+		}
+	}
+	s.changes = newChanges()
+	s.changes.All = true
+	s.events = old.events
+	s.whole = true
+	return s, nil
+}
+
+// fill runs a dump whose items are collected first and taken in when the dump
+// has come to its end whole.
+func fill[T any](ctx context.Context, r *requester, d dump, read func([]byte) (T, error), take func(T)) error {
+	var items []T
+	var fault error
+	d.restart = func() { items, fault = items[:0], nil }
+	d.each = func(payload []byte) bool {
+		item, err := read(payload)
+		if err != nil {
+			fault = err
+			return true
+		}
+		items = append(items, item)
+		return true
+	}
+	if err := r.dump(ctx, d); err != nil {
+		return err
+	}
+	if fault != nil {
+		return fault
+	}
+	for _, item := range items {
+		take(item)
+	}
+	return nil
+}
+
+func (l loader) links(ctx context.Context, s, old *State) error {
+	return fill(ctx, l.requests, dump{
+		what: "interfaces", kind: unix.RTM_GETLINK,
+		body: func(m *builder) {
+			m.bytes(make([]byte, linkHeaderSize)...)
+			m.attribute32(unix.IFLA_EXT_MASK, skipStatistics)
+		},
+	}, decodeLink, func(m linkMessage) {
+		if m.bridge {
+			return
+		}
+		s.linkSeen(m)
+		if o := old.links[m.index]; o != nil {
+			s.links[m.index].interested = o.interested
+		}
+	})
+}
+
+func (l loader) addresses(ctx context.Context, s *State, f routing.Family) error {
+	return fill(ctx, l.requests, dump{
+		what: "addresses", kind: unix.RTM_GETADDR,
+		body: func(m *builder) { m.bytes(byte(f), 0, 0, 0, 0, 0, 0, 0) },
+	}, decodeAddress, func(m addressMessage) {
+		if m.family == f {
+			s.addressAdded(m)
+		}
+	})
+}
+
+func (l loader) rules(ctx context.Context, s *State, f routing.Family) error {
+	return fill(ctx, l.requests, dump{
+		what: "rules", kind: unix.RTM_GETRULE,
+		// A strict dump wants the whole header, all zero but the family
+		// (fib_valid_dumprule_req in net/core/fib_rules.c).
+		body: func(m *builder) { m.bytes(byte(f), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) },
+	}, decodeRule, func(r routing.Rule) { s.rules.add(r, s.ours(r)) })
+}
+
+// routeQuestion is the filter of a strict dump of routes.
+type routeQuestion struct {
+	family routing.Family
+	table  routing.TableID
+	kind   routing.RouteType
+	device int
+}
+
+func (q routeQuestion) dump() dump {
+	return dump{
+		what: "routes", kind: unix.RTM_GETROUTE,
+		body: func(m *builder) {
+			m.bytes(byte(q.family), 0, 0, 0, 0, 0, 0, byte(q.kind))
+			m.word(0)
+			if q.table != 0 {
+				m.attribute32(unix.RTA_TABLE, uint32(q.table))
+			}
+			if q.device != 0 {
+				m.attribute32(unix.RTA_OIF, uint32(q.device)) //nolint:gosec // an interface index
+			}
+		},
+	}
+}
+
+// absent reports whether a filtered dump failed because what it filters by is
+// not there: no such table (ENOENT) or interface (ENODEV).
+func absent(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
+
+// routes reads everything, or, where that is too much, what is of interest.
+func (l loader) routes(ctx context.Context, s *State, f routing.Family) error {
+	var interesting []int
+	for index, link := range s.links {
+		if link.interested {
+			interesting = append(interesting, index)
+		}
+	}
+	slices.Sort(interesting)
+	budget := l.budget
+	if len(interesting)+1 > worthAsking || s.tables.Size() > 10_000 {
+		budget = 0
+	}
+	err := l.allRoutes(ctx, s, f, budget)
+	if !errors.Is(err, errBudget) {
+		return err
+	}
+	return l.chosenRoutes(ctx, s, f, interesting)
+}
+
+// allRoutes reads all routes of a family and keeps what is wanted. With a
+// budget it gives up after that many that are not.
+func (l loader) allRoutes(ctx context.Context, s *State, f routing.Family, budget int) error {
+	q := routeQuestion{family: f}.dump()
+	var taken []*alias
+	var wanted map[fibKey]struct{}
+	var fault error
+	var passed int
+	// The entries of one key follow each other. Those before the first that is
+	// wanted are held back, undecoded.
+	var pending [][]byte
+	var spare [][]byte
+	var pendingKey fibKey
+	q.restart = func() {
+		taken, wanted, fault, passed = nil, map[fibKey]struct{}{}, nil, 0
+		pending, pendingKey = pending[:0], fibKey{}
+	}
+	take := func(payload []byte) {
+		a, err := decodeRoute(payload)
+		if err != nil {
+			fault = err
+			return
+		}
+		taken = append(taken, a)
+	}
+	q.each = func(payload []byte) bool {
+		h, err := peekRoute(payload)
+		if err != nil {
+			fault = err
+			return true
+		}
+		if !knownFamily(byte(h.key.family)) || h.flags&routeCloned != 0 {
+			return true
+		}
+		if h.key.table == routing.TableLocal {
+			s.localRoute(unix.RTM_NEWROUTE, h)
+			return true
+		}
+		if _, shared := wanted[h.key]; shared || s.keeps(h) {
+			if !shared && pendingKey == h.key {
+				for _, p := range pending {
+					take(p)
+				}
+			}
+			pending, pendingKey = pending[:0], fibKey{}
+			wanted[h.key] = struct{}{}
+			take(payload)
+			return true
+		}
+		if h.key.table != routing.TableMain {
+			return true
+		}
+		if pendingKey != h.key {
+			spare = append(spare, pending...)
+			pending, pendingKey = pending[:0], h.key
+		}
+		var room []byte
+		if n := len(spare); n > 0 {
+			room, spare = spare[n-1][:0], spare[:n-1]
+		}
+		pending = append(pending, append(room, payload...))
+		passed++
+		return budget == 0 || passed <= budget
+	}
+	if err := l.requests.dump(ctx, q); err != nil {
+		return err
+	}
+	if fault != nil {
+		return fault
+	}
+	for _, a := range taken {
+		s.loaded(a, true)
+	}
+	s.settleAll()
+	return nil
+}
+
+// chosenRoutes asks for each of our tables and each interface of interest.
+func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, interesting []int) error {
+	questions := make([]routeQuestion, 0, s.tables.Size()+len(interesting)+1)
+	for t := s.tables.First; t <= s.tables.Last && t >= s.tables.First; t++ {
+		questions = append(questions, routeQuestion{family: f, table: t})
+	}
+	for _, index := range interesting {
+		questions = append(questions, routeQuestion{family: f, table: routing.TableMain, device: index})
+	}
+	if f == routing.IPv4 {
+		questions = append(questions, routeQuestion{family: f, table: routing.TableLocal, kind: typeLocal})
+	}
+	seen := map[fibKey][]*alias{}
+	for _, q := range questions {
+		aliases, err := l.ask(ctx, s, q)
+		if err != nil {
+			return err
+		}
+		for _, a := range aliases {
+			// A multipath route is in the answer for each of its interfaces.
+			if slices.ContainsFunc(seen[a.key], func(o *alias) bool { return sameAlias(o, a) }) {
+				continue
+			}
+			seen[a.key] = append(seen[a.key], a)
+			s.loaded(a, a.key.table != routing.TableMain)
+		}
+	}
+	s.settleAll()
+	return nil
+}
+
+// ask returns the routes of one question that are in a table that is kept.
+func (l loader) ask(ctx context.Context, s *State, q routeQuestion) ([]*alias, error) {
+	var out []*alias
+	err := fill(ctx, l.requests, q.dump(), func(payload []byte) (*alias, error) {
+		h, err := peekRoute(payload)
+		switch {
+		case err != nil:
+			return nil, err
+		case !knownFamily(byte(h.key.family)), h.flags&routeCloned != 0:
+			return nil, nil //nolint:nilnil // not one of ours to keep
+		case h.key.table == routing.TableLocal:
+			s.localRoute(unix.RTM_NEWROUTE, h)
+			return nil, nil //nolint:nilnil // noted
+		case h.key.table != routing.TableMain && !s.tables.Contains(h.key.table):
+			return nil, nil //nolint:nilnil // another table
+		}
+		return decodeRoute(payload)
+	}, func(a *alias) {
+		if a != nil {
+			out = append(out, a)
+		}
+	})
+	if absent(err) {
+		return nil, nil
+	}
+	return out, err
+}
+
+// loaded takes in an entry of a dump: behind those of its key that came before.
+func (s *State) loaded(a *alias, whole bool) {
+	at := 0
+	if slot := s.fib.slots[a.key]; slot != nil {
+		at = len(slot.aliases)
+	}
+	slot := s.fib.insert(a, at)
+	slot.whole = whole
+}
+
+func (s *State) settleAll() {
+	for k := range s.fib.slots {
+		s.settle(k)
+	}
+}

@@ -1,0 +1,356 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+const (
+	// eventReceiveBuffer is what may be announced while nobody listens. It
+	// takes memory only when it is used.
+	eventReceiveBuffer = 32 << 20
+	// groupNexthop is RTNLGRP_NEXTHOP.
+	groupNexthop = 32
+)
+
+// Config is what a mirror is asked to keep.
+type Config struct {
+	// Tables are ours.
+	Tables routing.TableRange
+	// Interest decides, when an interface is first seen, whether its routes in
+	// main are kept. Nil keeps all; SetInterest changes it later. It is called
+	// with the mirror locked.
+	Interest func(name string) bool
+	// ReceiveBuffer is the size of the event queue, 32 MiB if zero.
+	ReceiveBuffer int
+}
+
+// A Mirror holds what the kernel holds. Its methods may be called from any
+// goroutine; those that ask the kernel block the others meanwhile.
+type Mirror struct {
+	changed chan struct{}
+
+	mu     sync.Mutex
+	events *socket
+	buf    []byte
+	loader loader
+	state  *State
+	own    map[uint32]struct{}
+	lost   bool
+	closed bool
+}
+
+// Open subscribes. The mirror is empty, and says so, until Sync has returned.
+func Open(c Config) (*Mirror, error) {
+	if c.Interest == nil {
+		c.Interest = func(string) bool { return true }
+	}
+	if c.ReceiveBuffer == 0 {
+		c.ReceiveBuffer = eventReceiveBuffer
+	}
+	events, err := openSocket(c.ReceiveBuffer,
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, groupNexthop)
+	if err != nil {
+		return nil, err
+	}
+	requests, err := newRequester()
+	if err != nil {
+		return nil, errors.Join(err, events.close())
+	}
+	return &Mirror{
+		changed: make(chan struct{}, 1),
+		events:  events, buf: make([]byte, bufferSize),
+		loader: loader{requests: requests, budget: worthReading},
+		state:  newState(c.Tables, c.Interest),
+		own:    map[uint32]struct{}{}, lost: true,
+	}, nil
+}
+
+// Close ends the subscription. Run must have returned.
+func (m *Mirror) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	return errors.Join(m.events.close(), m.loader.requests.close())
+}
+
+// Own says that what is done from a netlink port is done by us: see
+// [Writer.Port].
+func (m *Mirror) Own(port uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.own[port] = struct{}{}
+}
+
+// View gives access to the state. It must not be kept.
+func (m *Mirror) View(look func(*State)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	look(m.state)
+}
+
+// Changed is readable when there is something to take.
+func (m *Mirror) Changed() <-chan struct{} { return m.changed }
+
+// Take returns what changed since it was last called.
+func (m *Mirror) Take() Changes {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.state.changes
+	m.state.changes = newChanges()
+	return c
+}
+
+// Run keeps the mirror until ctx ends, which is no error.
+func (m *Mirror) Run(ctx context.Context) error {
+	defer m.events.interruptible(ctx)()
+	backoff := time.NewTimer(0)
+	defer backoff.Stop()
+	for {
+		err := m.Sync(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+		case errors.Is(err, os.ErrClosed):
+			return err
+		default:
+			// The kernel would not answer: out of memory, or changing faster
+			// than it can be read. What stands is kept, and marked as not
+			// complete.
+			backoff.Reset(retryAfter)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-backoff.C:
+				continue
+			}
+		}
+		if err := m.events.wait(); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("waiting for the kernel: %w", err)
+		}
+	}
+}
+
+// retryAfter is how long the mirror waits after the kernel refused an answer.
+const retryAfter = 50 * time.Millisecond
+
+// Drain takes in what was announced, without waiting. Whatever the writer was
+// told to be done was announced before (rtnl_notify comes before netlink_ack),
+// so after it the mirror has it.
+func (m *Mirror) Drain() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.signal()
+	return m.drain()
+}
+
+// Sync drains and then asks for whatever is not known: everything at first and
+// after announcements were lost, the doubtful parts otherwise, usually nothing.
+func (m *Mirror) Sync(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.signal()
+	return m.sync(ctx)
+}
+
+// Resync fills the mirror anew.
+func (m *Mirror) Resync(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.signal()
+	m.forget()
+	return m.sync(ctx)
+}
+
+// SetInterest says of which interfaces the routes in main are kept. They are
+// read when an interface becomes of interest, and forgotten when it no longer
+// is. Interfaces that are not named stay as they are.
+func (m *Mirror) SetInterest(ctx context.Context, interests map[int]bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer m.signal()
+	if err := m.drain(); err != nil {
+		return err
+	}
+	var gained []int
+	for index, interested := range interests {
+		l := m.state.links[index]
+		if l == nil || l.interested == interested {
+			continue
+		}
+		l.interested = interested
+		m.state.changes.Links[index] = struct{}{}
+		if interested {
+			gained = append(gained, index)
+		} else {
+			m.state.dropUnwanted(index)
+		}
+	}
+	switch {
+	case len(gained) == 0:
+		return nil
+	case len(gained) > worthAsking:
+		m.forget()
+	default:
+		for _, index := range gained {
+			for _, f := range routing.Families() {
+				m.state.doubts.add(f, index)
+			}
+		}
+	}
+	return m.sync(ctx)
+}
+
+// dropUnwanted forgets the routes through an interface that is no longer of
+// interest.
+func (s *State) dropUnwanted(device int) {
+	var keys []fibKey
+	for a := range s.fib.byDevice[device] {
+		keys = append(keys, a.key)
+	}
+	for _, k := range keys {
+		s.settle(k)
+	}
+}
+
+func (m *Mirror) signal() {
+	if m.state.changes.Empty() {
+		return
+	}
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
+}
+
+// forget marks the state as incomplete. It is kept: not knowing is not
+// emptiness.
+func (m *Mirror) forget() {
+	m.lost = true
+	m.state.whole = false
+}
+
+func (m *Mirror) drain() error {
+	if m.closed {
+		return fmt.Errorf("reading announcements: %w", os.ErrClosed)
+	}
+	for {
+		n, err := m.events.tryReceive(m.buf)
+		switch {
+		case err == nil:
+			m.take(m.buf[:n])
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case lost(err):
+			// What is in the queue is older than the loss. It has to be read
+			// all the same: the kernel goes on dropping until the queue is
+			// empty (netlink_rcv_wake in net/netlink/af_netlink.c).
+			m.forget()
+		default:
+			return fmt.Errorf("reading announcements: %w", err)
+		}
+	}
+}
+
+func (m *Mirror) take(b []byte) {
+	for len(b) > 0 {
+		h, payload, rest, err := nextMessage(b)
+		if err != nil {
+			m.forget()
+			return
+		}
+		_, own := m.own[h.port]
+		if err := m.state.apply(h, payload, cause{port: h.port, own: own}); err != nil {
+			m.forget()
+		}
+		b = rest
+	}
+}
+
+func (m *Mirror) sync(ctx context.Context) error {
+	for range attempts {
+		if err := m.drain(); err != nil {
+			return err
+		}
+		switch {
+		case m.lost:
+			if err := m.reload(ctx); err != nil {
+				return err
+			}
+		case !m.state.doubts.none():
+			if err := m.loader.verify(ctx, m.state, m.drain); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+	if m.lost {
+		return fmt.Errorf("reading the kernel's routing: %w", errOverrun)
+	}
+	return nil
+}
+
+// reload replaces the state by a new one. Announcements that arrive during the
+// dumps may be of before or after what the dumps saw, so it is repeated until
+// none does; if that does not happen, the last one is kept with what was
+// announced on top: every announcement is then applied at least once, in
+// order, and only the order of rules has to be asked for again.
+func (m *Mirror) reload(ctx context.Context) error {
+	for range attempts {
+		if err := m.loader.requests.barrier(ctx); err != nil {
+			return m.keepLost(err)
+		}
+		if err := m.drain(); err != nil {
+			return m.keepLost(err)
+		}
+		// The queue is empty: whatever was lost was lost before the dumps.
+		m.lost = false
+		fresh, err := m.loader.load(ctx, m.state)
+		if err != nil {
+			return m.keepLost(err)
+		}
+		before := fresh.events
+		m.adopt(fresh)
+		if err := m.drain(); err != nil {
+			return m.keepLost(err)
+		}
+		if m.lost || m.state.events == before {
+			return nil
+		}
+	}
+	for _, f := range routing.Families() {
+		m.state.doubts.rules[f] = true
+		for index := range m.state.links {
+			m.state.doubts.add(f, index)
+		}
+	}
+	return nil
+}
+
+func (m *Mirror) keepLost(err error) error {
+	m.forget()
+	return err
+}
+
+func (m *Mirror) adopt(fresh *State) {
+	fresh.changes.merge(m.state.changes)
+	m.state = fresh
+}

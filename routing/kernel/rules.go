@@ -1,0 +1,107 @@
+package kernel
+
+import (
+	"cmp"
+	"iter"
+	"slices"
+
+	"multihomed/routing"
+)
+
+// band is the rules of one priority, which the kernel keeps in the order in
+// which they were added (fib_nl_newrule in net/core/fib_rules.c).
+type band struct {
+	family   routing.Family
+	priority routing.Priority
+}
+
+// A rung is one rule as often as it stands.
+type rung struct {
+	rule routing.Rule
+	// places are its places in the kernel's order, first to last.
+	places []uint64
+	ours   bool
+}
+
+// A ruleBook is all rules of both families.
+type ruleBook struct {
+	rungs map[routing.Rule]*rung
+	bands map[band]map[*rung]struct{}
+	// lookups counts the foreign rules that lead to a table.
+	lookups map[routing.TableID]int
+	last    uint64
+}
+
+func newRuleBook() ruleBook {
+	return ruleBook{
+		rungs: map[routing.Rule]*rung{}, bands: map[band]map[*rung]struct{}{}, lookups: map[routing.TableID]int{},
+	}
+}
+
+// add appends a rule behind its equals.
+func (b *ruleBook) add(r routing.Rule, ours bool) {
+	g := b.rungs[r]
+	if g == nil {
+		g = &rung{rule: r, ours: ours}
+		b.rungs[r] = g
+		k := band{r.Family, r.Priority}
+		if b.bands[k] == nil {
+			b.bands[k] = map[*rung]struct{}{}
+		}
+		b.bands[k][g] = struct{}{}
+	}
+	b.last++
+	g.places = append(g.places, b.last)
+	if !g.ours && r.Action == routing.ActionLookup {
+		b.lookups[r.Table]++
+	}
+}
+
+// remove takes the first of equal rules away, as the kernel does.
+func (b *ruleBook) remove(r routing.Rule) bool {
+	g := b.rungs[r]
+	if g == nil {
+		return false
+	}
+	if !g.ours && r.Action == routing.ActionLookup {
+		if b.lookups[r.Table]--; b.lookups[r.Table] == 0 {
+			delete(b.lookups, r.Table)
+		}
+	}
+	if g.places = g.places[1:]; len(g.places) > 0 {
+		return true
+	}
+	delete(b.rungs, r)
+	k := band{r.Family, r.Priority}
+	delete(b.bands[k], g)
+	if len(b.bands[k]) == 0 {
+		delete(b.bands, k)
+	}
+	return true
+}
+
+// order lists rungs in kernel order, a rule that stands twice twice.
+func order(rungs iter.Seq[*rung]) []routing.Rule {
+	type place struct {
+		rule *routing.Rule
+		at   uint64
+	}
+	var places []place
+	for g := range rungs {
+		for _, at := range g.places {
+			places = append(places, place{&g.rule, at})
+		}
+	}
+	slices.SortFunc(places, func(a, b place) int {
+		return cmp.Or(
+			cmp.Compare(a.rule.Family, b.rule.Family),
+			cmp.Compare(a.rule.Priority, b.rule.Priority),
+			cmp.Compare(a.at, b.at),
+		)
+	})
+	out := make([]routing.Rule, len(places))
+	for i, p := range places {
+		out[i] = *p.rule
+	}
+	return out
+}

@@ -1,0 +1,372 @@
+package kernel
+
+import (
+	"cmp"
+	"fmt"
+	"iter"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+// A Link is an interface as the kernel has it.
+type Link struct {
+	Index int
+	Name  string
+	// Up is IFF_UP, administratively up; Carrier is IFF_LOWER_UP.
+	Up, Carrier bool
+	Group       uint32
+	// Kind is the driver's name for virtual interfaces: "bridge", "veth".
+	Kind string
+	// Master is the index of the bridge, bond or VRF the interface belongs to.
+	Master int
+	MTU    uint32
+	// Hardware is the link-layer address, raw.
+	Hardware string
+	// Addresses are sorted by family, then address.
+	Addresses []routing.Address
+	// Routes are the unicast routes of main through the interface, one for
+	// each leg that is alive, sorted; none if the interface is of no interest.
+	Routes []routing.Route
+}
+
+// A State is what the mirror holds. It may be used only inside
+// [Mirror.View]; what its methods return may be kept. It implements
+// [routing.Kernel].
+type State struct {
+	tables   routing.TableRange
+	interest func(name string) bool
+	links    map[int]*link
+	names    map[string]int
+	// hosts counts the IPv4 addresses of the host.
+	hosts map[netip.Addr]int
+	// anyIP are local routes to more than an address: what they cover stays
+	// local although no interface has it.
+	anyIP   map[netip.Prefix]struct{}
+	fib     fib
+	rules   ruleBook
+	changes Changes
+	doubts  doubts
+	// events counts, by class, what was announced and mattered.
+	events [classes]uint64
+	// whole says that the state is complete: see Complete.
+	whole bool
+}
+
+var _ routing.Kernel = (*State)(nil)
+
+// class sorts announcements by the dump that would tell the same.
+type class int
+
+const (
+	classLinks class = iota
+	classAddresses
+	classRoutes4
+	classRoutes6
+	classRules4
+	classRules6
+	classes
+)
+
+func routeClass(f routing.Family) class {
+	if f == routing.IPv4 {
+		return classRoutes4
+	}
+	return classRoutes6
+}
+
+func ruleClass(f routing.Family) class {
+	if f == routing.IPv4 {
+		return classRules4
+	}
+	return classRules6
+}
+
+type link struct {
+	index      int
+	name       string
+	flags      uint32
+	group      uint32
+	master     uint32
+	mtu        uint32
+	kind       string
+	hardware   string
+	interested bool
+	addresses  map[addressKey]routing.Address
+}
+
+func (l *link) up() bool { return l.flags&unix.IFF_UP != 0 }
+
+// addressKey is what an interface can have only once: an IPv6 address; an IPv4
+// address with its network.
+type addressKey struct {
+	prefix netip.Prefix
+	peer   netip.Addr
+}
+
+func keyOfAddress(a routing.Address) addressKey {
+	addr := a.Prefix.Addr()
+	if addr.Is6() {
+		return addressKey{prefix: netip.PrefixFrom(addr, addr.BitLen())}
+	}
+	return addressKey{prefix: a.Prefix, peer: a.Peer}
+}
+
+func (l *link) has(f routing.Family) bool {
+	for k := range l.addresses {
+		if routing.FamilyOf(k.prefix.Addr()) == f {
+			return true
+		}
+	}
+	return false
+}
+
+func newState(tables routing.TableRange, interest func(string) bool) *State {
+	return &State{
+		tables: tables, interest: interest,
+		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), rules: newRuleBook(), changes: newChanges(),
+		doubts: newDoubts(),
+	}
+}
+
+// Complete reports whether the state is all that the kernel holds. While it is
+// not, absence proves nothing.
+func (s *State) Complete() bool { return s.whole && s.doubts.none() }
+
+// Indexes returns the indexes of all interfaces, sorted.
+func (s *State) Indexes() []int { return slices.Sorted(maps.Keys(s.links)) }
+
+// IndexOf returns the index of the interface of that name.
+func (s *State) IndexOf(name string) (int, bool) {
+	i, ok := s.names[name]
+	return i, ok
+}
+
+// Link returns one interface.
+func (s *State) Link(index int) (Link, bool) {
+	l := s.links[index]
+	if l == nil {
+		return Link{}, false
+	}
+	out := Link{
+		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
+		Group: l.group, Kind: l.kind, Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
+		Addresses: slices.SortedFunc(maps.Values(l.addresses), compareAddresses),
+	}
+	if l.interested {
+		for a := range s.fib.byDevice[index] {
+			if a.key.table == routing.TableMain && a.kind == routing.RouteUnicast {
+				out.Routes = appendAlive(out.Routes, a, index)
+			}
+		}
+		slices.SortFunc(out.Routes, compareRoutes)
+	}
+	return out, true
+}
+
+// Interested reports whether the routes of an interface are kept.
+func (s *State) Interested(index int) bool {
+	l := s.links[index]
+	return l != nil && l.interested
+}
+
+func appendAlive(out []routing.Route, a *alias, device int) []routing.Route {
+	for _, l := range a.legs {
+		if !l.dead && l.route.Device == device {
+			out = append(out, l.route)
+		}
+	}
+	return out
+}
+
+func compareAddresses(a, b routing.Address) int {
+	return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()), a.Peer.Compare(b.Peer))
+}
+
+func compareRoutes(a, b routing.Route) int {
+	return cmp.Or(
+		cmp.Compare(a.Family, b.Family), cmp.Compare(a.Table, b.Table),
+		a.Destination.Compare(b.Destination), cmp.Compare(a.Metric, b.Metric),
+		a.Source.Compare(b.Source), cmp.Compare(a.TOS, b.TOS),
+		a.Gateway.Compare(b.Gateway), cmp.Compare(a.Device, b.Device),
+		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Type, b.Type),
+		a.PreferredSource.Compare(b.PreferredSource), cmp.Compare(a.Preference, b.Preference),
+		slices.Compare(a.Metrics[:], b.Metrics[:]), cmp.Compare(a.Congestion, b.Congestion),
+		cmp.Compare(a.EncapsulationType, b.EncapsulationType), cmp.Compare(a.Encapsulation, b.Encapsulation),
+	)
+}
+
+// ours reports whether a rule is one of ours: by protocol, and by table or
+// priority.
+func (s *State) ours(r routing.Rule) bool {
+	return r.Protocol == routing.Multihomed &&
+		(s.tables.Contains(r.Table) || slices.Contains(routing.Priorities(), r.Priority))
+}
+
+// Rules yields our rules in the order in which the kernel reads them; a rule
+// that stands twice comes twice.
+func (s *State) Rules() iter.Seq[routing.Rule] {
+	return slices.Values(order(func(yield func(*rung) bool) {
+		for _, g := range s.rules.rungs {
+			if g.ours && !yield(g) {
+				return
+			}
+		}
+	}))
+}
+
+// ForeignRules returns all other rules of both families in kernel order.
+func (s *State) ForeignRules() []routing.Rule {
+	return order(func(yield func(*rung) bool) {
+		for _, g := range s.rules.rungs {
+			if !g.ours && !yield(g) {
+				return
+			}
+		}
+	})
+}
+
+// CountRule says how often a rule stands, whoever made it.
+func (s *State) CountRule(r routing.Rule) int {
+	if g := s.rules.rungs[r]; g != nil {
+		return len(g.places)
+	}
+	return 0
+}
+
+// RuleOrder returns our rules of one family and priority in kernel order.
+func (s *State) RuleOrder(f routing.Family, p routing.Priority) []routing.Rule {
+	return order(func(yield func(*rung) bool) {
+		for g := range s.rules.bands[band{f, p}] {
+			if g.ours && !yield(g) {
+				return
+			}
+		}
+	})
+}
+
+// RulePlace returns where the first copy of a rule stands among those of its
+// family and priority: the lower comes first. Unlike RuleOrder it costs nothing.
+func (s *State) RulePlace(r routing.Rule) (uint64, bool) {
+	if g := s.rules.rungs[r]; g != nil {
+		return g.places[0], true
+	}
+	return 0, false
+}
+
+// Routes yields our routes.
+func (s *State) Routes() iter.Seq[routing.Route] {
+	return func(yield func(routing.Route) bool) {
+		for table := range s.fib.byTable {
+			for _, r := range s.OurRoutes(table) {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// OurRoutes returns our routes in one table, sorted.
+func (s *State) OurRoutes(table routing.TableID) []routing.Route {
+	var out []routing.Route
+	for a := range s.fib.byTable[table] {
+		for _, l := range a.legs {
+			if !l.dead && l.route.Protocol == routing.Multihomed {
+				out = append(out, l.route)
+			}
+		}
+	}
+	slices.SortFunc(out, compareRoutes)
+	return out
+}
+
+// Route returns our route of a key.
+func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
+	slot := s.fib.slots[fibKey{k.Family, k.Table, k.Destination, k.Source, k.TOS, k.Metric}]
+	if slot == nil {
+		return routing.Route{}, false
+	}
+	for _, a := range slot.aliases {
+		for _, l := range a.legs {
+			if !l.dead && l.route.Protocol == routing.Multihomed && l.route.Key() == k {
+				return l.route, true
+			}
+		}
+	}
+	return routing.Route{}, false
+}
+
+// ForeignIn says who else uses a table: a rule that leads to it or a route in
+// it.
+func (s *State) ForeignIn(table routing.TableID) (what string, used bool) {
+	routes := 0
+	var example routing.Route
+	for a := range s.fib.byTable[table] {
+		for _, l := range a.legs {
+			if l.route.Protocol != routing.Multihomed {
+				if routes == 0 || compareRoutes(l.route, example) < 0 {
+					example = l.route
+				}
+				routes++
+			}
+		}
+	}
+	switch n := s.rules.lookups[table]; {
+	case routes > 1:
+		return fmt.Sprintf("%d routes, one of them %s", routes, example), true
+	case routes == 1:
+		return fmt.Sprintf("the route %s", example), true
+	case n == 0:
+		return "", false
+	}
+	for _, r := range s.ForeignRules() {
+		if r.Action == routing.ActionLookup && r.Table == table {
+			return fmt.Sprintf("the rule %s", r), true
+		}
+	}
+	return "a rule", true
+}
+
+// ForeignTables returns the tables that somebody else's rules lead to or routes
+// stand in, as far as they are kept: all for rules, our range for routes.
+func (s *State) ForeignTables() []routing.TableID {
+	tables := map[routing.TableID]struct{}{}
+	for t := range s.rules.lookups {
+		tables[t] = struct{}{}
+	}
+	for t, aliases := range s.fib.byTable {
+		for a := range aliases {
+			if a.protocol() != routing.Multihomed {
+				tables[t] = struct{}{}
+				break
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(tables))
+}
+
+// Groups yields every interface index with its group.
+func (s *State) Groups() iter.Seq2[int, uint32] {
+	return func(yield func(int, uint32) bool) {
+		for index, l := range s.links {
+			if !yield(index, l.group) {
+				return
+			}
+		}
+	}
+}
+
+// Group returns the group of an interface.
+func (s *State) Group(index int) (uint32, bool) {
+	l := s.links[index]
+	if l == nil {
+		return 0, false
+	}
+	return l.group, true
+}

@@ -1,0 +1,206 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+// verify settles the doubts there are: for each, one dump filtered by the
+// kernel. It reports whether the answers are final: not if something happened
+// meanwhile.
+func (l loader) verify(ctx context.Context, s *State, drain func() error) error {
+	if err := l.requests.barrier(ctx); err != nil {
+		return err
+	}
+	if err := drain(); err != nil {
+		return err
+	}
+	for _, f := range routing.Families() {
+		if !s.doubts.rules[f] {
+			continue
+		}
+		if err := l.verifyRules(ctx, s, f, drain); err != nil {
+			return err
+		}
+	}
+	for d := range maps.Clone(s.doubts.routes) {
+		if err := l.verifyRoutes(ctx, s, d, drain); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attempts is how often a question is asked again because its subject changed
+// while it was answered.
+const attempts = 10
+
+func (l loader) verifyRules(ctx context.Context, s *State, f routing.Family, drain func() error) error {
+	for range attempts {
+		before := s.events[ruleClass(f)]
+		fresh := newState(s.tables, s.interest)
+		if err := l.rules(ctx, fresh, f); err != nil {
+			return err
+		}
+		if err := drain(); err != nil {
+			return err
+		}
+		if s.events[ruleClass(f)] != before {
+			continue
+		}
+		delete(s.doubts.rules, f)
+		s.adoptRules(f, fresh)
+		return nil
+	}
+	// The doubt stays; whoever settles comes back to it.
+	return nil
+}
+
+func (s *State) adoptRules(f routing.Family, fresh *State) {
+	all := func(b *ruleBook) []routing.Rule {
+		return order(func(yield func(*rung) bool) {
+			for _, g := range b.rungs {
+				if g.rule.Family == f && !yield(g) {
+					return
+				}
+			}
+		})
+	}
+	have, want := all(&s.rules), all(&fresh.rules)
+	if slices.Equal(have, want) {
+		return
+	}
+	for _, r := range have {
+		if s.CountRule(r) != fresh.CountRule(r) {
+			s.ruleTouched(r, s.ours(r), cause{})
+		}
+	}
+	for _, r := range want {
+		s.ruleTouched(r, s.ours(r), cause{})
+	}
+	for _, r := range have {
+		s.rules.remove(r)
+	}
+	for _, r := range want {
+		s.rules.add(r, s.ours(r))
+	}
+}
+
+func (l loader) verifyRoutes(ctx context.Context, s *State, d doubt, drain func() error) error {
+	for range attempts {
+		if _, ok := s.doubts.routes[d]; !ok {
+			return nil
+		}
+		before := s.events[routeClass(d.family)] + s.events[classLinks] + s.events[classAddresses]
+		fresh, err := l.routesThrough(ctx, s, d)
+		if err != nil {
+			return err
+		}
+		if err := drain(); err != nil {
+			return err
+		}
+		if s.events[routeClass(d.family)]+s.events[classLinks]+s.events[classAddresses] != before {
+			continue
+		}
+		delete(s.doubts.routes, d)
+		s.adoptRoutes(d, fresh)
+		return nil
+	}
+	return nil
+}
+
+// routesThrough asks for the routes of a family that lead through an interface:
+// everywhere if it is of interest, else in the tables that are kept and in
+// which some are known.
+func (l loader) routesThrough(ctx context.Context, s *State, d doubt) ([]*alias, error) {
+	link := s.links[d.device]
+	if link == nil {
+		return nil, nil
+	}
+	if link.interested {
+		return l.ask(ctx, s, routeQuestion{family: d.family, device: d.device})
+	}
+	tables := map[routing.TableID]struct{}{}
+	for a := range s.fib.byDevice[d.device] {
+		if a.key.family == d.family {
+			tables[a.key.table] = struct{}{}
+		}
+	}
+	var out []*alias
+	for t := range tables {
+		aliases, err := l.ask(ctx, s, routeQuestion{family: d.family, table: t, device: d.device})
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range aliases {
+			// Of main only what shares a key with something that is kept.
+			if t != routing.TableMain || s.fib.slots[a.key] != nil {
+				out = append(out, a)
+			}
+		}
+	}
+	return out, nil
+}
+
+// adoptRoutes makes what leads through an interface what the kernel said.
+func (s *State) adoptRoutes(d doubt, fresh []*alias) {
+	have := map[fibKey][]*alias{}
+	want := map[fibKey][]*alias{}
+	for a := range s.fib.byDevice[d.device] {
+		if a.key.family == d.family && have[a.key] == nil {
+			for _, o := range s.fib.slots[a.key].aliases {
+				if o.leads(d.device) {
+					have[a.key] = append(have[a.key], o)
+				}
+			}
+		}
+	}
+	for _, a := range fresh {
+		want[a.key] = append(want[a.key], a)
+	}
+	for k, olds := range have {
+		if slices.EqualFunc(olds, want[k], identical) {
+			delete(want, k)
+			continue
+		}
+		for _, o := range olds {
+			if !slices.ContainsFunc(want[k], func(a *alias) bool { return identical(a, o) }) {
+				s.touched(o, cause{})
+			}
+			s.fib.remove(o)
+		}
+		s.fib.slots[k].whole = k.table != routing.TableMain
+	}
+	for k, news := range want {
+		for _, a := range news {
+			if !slices.ContainsFunc(have[k], func(o *alias) bool { return identical(a, o) }) {
+				s.touched(a, cause{})
+			}
+			s.loaded(a, k.table != routing.TableMain)
+		}
+	}
+	for k := range have {
+		s.settle(k)
+	}
+	for k := range want {
+		s.settle(k)
+	}
+}
+
+// identical compares dead legs too.
+func identical(a, b *alias) bool {
+	return sameAlias(a, b) && slices.EqualFunc(a.legs, b.legs, func(x, y leg) bool { return x.dead == y.dead })
+}
+
+// errOverrun says that announcements were lost.
+var errOverrun = errors.New("announcements were lost")
+
+// lost reports whether an error of the event socket means that announcements
+// are missing rather than that the socket is broken.
+func lost(err error) bool { return errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EMSGSIZE) }

@@ -1,0 +1,267 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+// ErrNotOurs is the answer to an operation on an object that does not carry our
+// protocol.
+var ErrNotOurs = errors.New("the object is not ours")
+
+const (
+	// One message to the kernel carries at most this much. It runs all of it
+	// before sendto(2) returns, and the answers wait in the receive buffer.
+	batchBytes    = 32 << 10
+	batchRequests = 512
+)
+
+// A Writer changes the kernel. It touches nothing that does not carry
+// [routing.Multihomed].
+type Writer struct {
+	requests *requester
+}
+
+// OpenWriter opens the socket that changes are made through.
+func OpenWriter() (*Writer, error) {
+	r, err := newRequester()
+	if err != nil {
+		return nil, err
+	}
+	return &Writer{requests: r}, nil
+}
+
+// Close closes the socket.
+func (w *Writer) Close() error { return w.requests.close() }
+
+// Port is the netlink port by which the kernel names the author of a change.
+func (w *Writer) Port() uint32 { return w.requests.socket.port }
+
+// Apply carries the operations out in their order, many in one system call. An
+// operation that fails does not stop the others. The errors correspond to the
+// operations; nil if all went well. What is there already, or gone already, is
+// no error.
+func (w *Writer) Apply(ctx context.Context, ops []routing.Op) []error {
+	b := batch{ctx: ctx, writer: w.requests, ops: ops}
+	w.requests.mu.Lock()
+	defer w.requests.mu.Unlock()
+	for i, op := range ops {
+		if err := refuse(op); err != nil {
+			b.fail(i, err)
+			continue
+		}
+		if op.Verb != routing.AddRule && op.Verb != routing.MoveRule {
+			b.finishMoves()
+		}
+		b.add(i, func(m *builder) { encodeOp(m, op) }, kindOf(op.Verb), flagsOf(op))
+		if op.Verb == routing.MoveRule {
+			b.moving = append(b.moving, i)
+		}
+	}
+	b.finishMoves()
+	b.flush()
+	return b.errs
+}
+
+// refuse is the promise that nothing of anybody else is changed.
+func refuse(op routing.Op) error {
+	var p routing.Protocol
+	switch op.Verb {
+	case routing.AddRoute, routing.ReplaceRoute, routing.DeleteRoute:
+		p = op.Route.Protocol
+	case routing.AddRule, routing.MoveRule, routing.DeleteRule:
+		p = op.Rule.Protocol
+	case routing.SetGroup, routing.ResetGroup:
+		return nil
+	default:
+		return fmt.Errorf("unknown operation %v", op.Verb)
+	}
+	if p != routing.Multihomed {
+		return fmt.Errorf("%w: it has protocol %d", ErrNotOurs, p)
+	}
+	return nil
+}
+
+func kindOf(v routing.Verb) uint16 {
+	switch v {
+	case routing.AddRoute, routing.ReplaceRoute:
+		return unix.RTM_NEWROUTE
+	case routing.DeleteRoute:
+		return unix.RTM_DELROUTE
+	case routing.AddRule, routing.MoveRule:
+		return unix.RTM_NEWRULE
+	case routing.DeleteRule:
+		return unix.RTM_DELRULE
+	case routing.SetGroup, routing.ResetGroup:
+		return unix.RTM_SETLINK
+	default:
+		return unix.NLMSG_NOOP
+	}
+}
+
+func flagsOf(op routing.Op) uint16 {
+	switch op.Verb {
+	case routing.AddRule:
+		return unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	case routing.MoveRule:
+		// Without NLM_F_EXCL the same rule may stand twice.
+		return unix.NLM_F_CREATE
+	case routing.AddRoute:
+		if op.Route.Family == routing.IPv6 {
+			// NLM_F_EXCL would refuse a second leg (fib6_add_rt2node).
+			return unix.NLM_F_CREATE
+		}
+		return unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	case routing.ReplaceRoute:
+		return unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	default:
+		return 0
+	}
+}
+
+func encodeOp(m *builder, op routing.Op) {
+	switch op.Verb {
+	case routing.AddRoute, routing.ReplaceRoute:
+		encodeRoute(m, op.Route)
+	case routing.DeleteRoute:
+		encodeRouteIdentity(m, op.Route)
+	case routing.AddRule, routing.MoveRule, routing.DeleteRule:
+		encodeRule(m, op.Rule)
+	case routing.SetGroup, routing.ResetGroup:
+		m.bytes(unix.AF_UNSPEC, 0, 0, 0)
+		m.word(uint32(op.Index)) //nolint:gosec // an interface index
+		m.word(0)
+		m.word(0)
+		m.attribute32(unix.IFLA_GROUP, op.Group)
+	}
+}
+
+// settled reports whether an answer means that the kernel is as it was meant to
+// be.
+func settled(v routing.Verb, err error) bool {
+	switch v {
+	case routing.AddRule:
+		return errors.Is(err, unix.EEXIST)
+	case routing.DeleteRule, routing.DeleteRoute:
+		// The table may be gone with its last route, the interface with its
+		// routes.
+		return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV)
+	case routing.ResetGroup:
+		return errors.Is(err, unix.ENODEV)
+	default:
+		return false
+	}
+}
+
+// A batch is requests that go to the kernel in one message.
+type batch struct {
+	ctx    context.Context //nolint:containedctx // lives as long as one call of Apply
+	writer *requester
+	ops    []routing.Op
+	errs   []error
+	// sent are the operations of the requests in the message, in order.
+	sent []int
+	// first is the sequence number of the first.
+	first uint32
+	// moving are operations whose rule stands twice and has to go once.
+	moving []int
+}
+
+func (b *batch) fail(i int, err error) {
+	if b.errs == nil {
+		b.errs = make([]error, len(b.ops))
+	}
+	b.errs[i] = fmt.Errorf("%v: %w", b.ops[i], err)
+}
+
+func (b *batch) add(i int, body func(*builder), kind, flags uint16) {
+	r := b.writer
+	if len(b.sent) == batchRequests || len(r.out.b) > batchBytes {
+		b.flush()
+	}
+	r.seq++
+	if len(b.sent) == 0 {
+		r.out.b = r.out.b[:0]
+		b.first = r.seq
+	}
+	r.out.begin(kind, unix.NLM_F_REQUEST|flags, r.seq)
+	body(&r.out)
+	r.out.end()
+	b.sent = append(b.sent, i)
+}
+
+// finishMoves deletes the first of the two copies of each moved rule, once the
+// second is known to stand.
+func (b *batch) finishMoves() {
+	if len(b.moving) == 0 {
+		return
+	}
+	b.flush()
+	for _, i := range b.moving {
+		if b.errs == nil || b.errs[i] == nil {
+			rule := b.ops[i].Rule
+			b.add(i, func(m *builder) { encodeRule(m, rule) }, unix.RTM_DELRULE, 0)
+		}
+	}
+	b.moving = b.moving[:0]
+}
+
+// flush sends what is there and reads the answers. The kernel answers a request
+// that fails, and the last one in any case: so one system call each way does
+// for a batch without failures.
+func (b *batch) flush() {
+	if len(b.sent) == 0 {
+		return
+	}
+	defer func() { b.sent = b.sent[:0] }()
+	r := b.writer
+	r.out.addFlags(unix.NLM_F_ACK)
+	err := b.ctx.Err()
+	if err != nil {
+		err = context.Cause(b.ctx)
+	} else if err = r.socket.send(r.out.b); err == nil {
+		err = b.answers()
+	}
+	r.out.b = r.out.b[:0]
+	if err != nil {
+		for _, i := range b.sent {
+			if b.errs == nil || b.errs[i] == nil {
+				b.fail(i, err)
+			}
+		}
+	}
+}
+
+func (b *batch) answers() error {
+	r := b.writer
+	for {
+		n, err := r.socket.receive(b.ctx, r.in)
+		if err != nil {
+			return fmt.Errorf("reading the kernel's answer: %w", err)
+		}
+		for rest := r.in[:n]; len(rest) > 0; {
+			var h header
+			var payload []byte
+			if h, payload, rest, err = nextMessage(rest); err != nil {
+				return fmt.Errorf("reading the kernel's answer: %w", err)
+			}
+			at := int(h.seq - b.first)
+			if h.kind != unix.NLMSG_ERROR || at >= len(b.sent) {
+				// The answer to a request that was given up.
+				continue
+			}
+			i := b.sent[at]
+			if err := errorOf(h, payload); err != nil && !settled(b.ops[i].Verb, err) {
+				b.fail(i, err)
+			}
+			if at == len(b.sent)-1 {
+				return nil
+			}
+		}
+	}
+}
