@@ -1,0 +1,89 @@
+// Package config reads the configuration of multihomed: an optional TOML file
+// with strict keys. Whatever is wrong with it is reported with the file, the
+// line, the key and what is allowed, all at once.
+package config
+
+import (
+	_ "embed"
+	"log/slog"
+
+	"multihomed/nm"
+	"multihomed/routing"
+)
+
+// DefaultPath is where the configuration is, if there is one.
+const DefaultPath = "/etc/multihomed/multihomed.toml"
+
+// Reference is a configuration file that documents every key. Uncommented, it
+// says what Default says.
+//
+//go:embed reference.toml
+var Reference string
+
+// A Config is a configuration that is sound.
+type Config struct {
+	// Tables is the range of routing tables that links get.
+	Tables routing.TableRange
+	// UplinkGroup is the interface group of uplinks.
+	UplinkGroup uint32
+	// ContainerPrefixLength is the suppress_prefixlength of the rule that keeps
+	// containers, VPN networks and LANs reachable for bound traffic.
+	ContainerPrefixLength uint32
+	// Include lists what is a link although it would not be one; Exclude what
+	// is none, and wins.
+	Include, Exclude []Matcher
+	LogLevel         slog.Level
+	// RepairBurst and RepairsPerSecond bound how often routing that somebody
+	// else deleted is put back.
+	RepairBurst      int
+	RepairsPerSecond float64
+	// StateDir holds the leases, RuntimeDir the lock and what status reads.
+	StateDir, RuntimeDir string
+}
+
+// A Matcher selects links. Its fields are globs of path.Match or empty for
+// anything, and all must match.
+type Matcher struct {
+	Interface string
+	// Profile is the name or the UUID of a profile.
+	Profile string
+	// Type is a device type as nmcli names it.
+	Type string
+}
+
+// Default is the configuration of a host without a file.
+func Default() Config {
+	policy := routing.DefaultPolicy()
+	return Config{
+		Tables:                policy.Tables,
+		UplinkGroup:           policy.UplinkGroup,
+		ContainerPrefixLength: policy.ContainerPrefixLength,
+		LogLevel:              slog.LevelInfo,
+		RepairBurst:           20,
+		RepairsPerSecond:      1,
+		StateDir:              "/var/lib/multihomed",
+		RuntimeDir:            "/run/multihomed",
+	}
+}
+
+// RoutingPolicy is the part that concerns the planner.
+func (c Config) RoutingPolicy() routing.Policy {
+	return routing.Policy{
+		Tables:                c.Tables,
+		UplinkGroup:           c.UplinkGroup,
+		ContainerPrefixLength: c.ContainerPrefixLength,
+	}
+}
+
+// NMPolicy is the part that decides which devices of NetworkManager are links.
+func (c Config) NMPolicy() nm.Policy {
+	return nm.Policy{Include: matchers(c.Include), Exclude: matchers(c.Exclude)}
+}
+
+func matchers(list []Matcher) []nm.Matcher {
+	var all []nm.Matcher
+	for _, m := range list {
+		all = append(all, nm.Matcher{Interface: m.Interface, Profile: m.Profile, Type: m.Type})
+	}
+	return all
+}

@@ -1,0 +1,258 @@
+package config_test
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"multihomed/cmd/internal/config"
+	"multihomed/routing"
+)
+
+// uncommented is the reference with its defaults switched on: what starts with #
+// and no space after it is a default, the rest is text.
+func uncommented() string {
+	return regexp.MustCompile(`(?m)^#([^ \n])`).ReplaceAllString(config.Reference, "$1")
+}
+
+func TestReferenceIsTheDefault(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{"as it is": config.Reference, "uncommented": uncommented(), "empty": ""} {
+		got, err := config.Parse(name, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(config.Default(), got); diff != "" {
+			t.Errorf("%s (-default +got):\n%s", name, diff)
+		}
+	}
+}
+
+func TestReferenceSetsEveryDefault(t *testing.T) {
+	t.Parallel()
+	// Each default of the reference, spoiled, must be noticed: so the file does
+	// name the key, in the right table.
+	text := uncommented()
+	for _, key := range config.Keys() {
+		leaf := key[strings.LastIndexByte(key, '.')+1:]
+		switch {
+		case strings.HasPrefix(key, "include.") || strings.HasPrefix(key, "exclude."):
+			if !regexp.MustCompile(`(?m)^#   ` + leaf + `  `).MatchString(text) {
+				t.Errorf("the reference does not explain %s", key)
+			}
+		case regexp.MustCompile(`(?m)^#? *\[+` + regexp.QuoteMeta(key) + `\]+$`).MatchString(text):
+			// A table.
+		default:
+			spoiled := regexp.MustCompile(`(?m)^`+leaf+` = .*$`).ReplaceAllString(text, leaf+" = []")
+			_, err := config.Parse("f", []byte(spoiled))
+			if err == nil || !strings.Contains(err.Error(), key) {
+				t.Errorf("the reference does not set %s: %v", key, err)
+			}
+		}
+	}
+}
+
+func TestEverythingSet(t *testing.T) {
+	t.Parallel()
+	const text = `
+uplink_group = 7
+container_prefix_length = 0
+log_level = "debug"
+state_dir = "/srv/multihomed/"
+runtime_dir = "/run/other"
+exclude = [{type = "bridge", interface = "lab?"}]
+
+[tables]
+first = 100
+last = 199
+
+[repair]
+burst = 3
+per_second = 2
+
+[[include]]
+interface = "tun*"
+[[include]]
+profile = "home \\* [a-c]"
+`
+	want := config.Config{
+		Tables:      routing.TableRange{First: 100, Last: 199},
+		UplinkGroup: 7, ContainerPrefixLength: 0,
+		Include:  []config.Matcher{{Interface: "tun*"}, {Profile: `home \* [a-c]`}},
+		Exclude:  []config.Matcher{{Type: "bridge", Interface: "lab?"}},
+		LogLevel: slog.LevelDebug, RepairBurst: 3, RepairsPerSecond: 2,
+		StateDir: "/srv/multihomed", RuntimeDir: "/run/other",
+	}
+	got, err := config.Parse("f", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if p := got.RoutingPolicy(); p.Tables != want.Tables || p.UplinkGroup != 7 || p.ContainerPrefixLength != 0 {
+		t.Errorf("routing policy %+v", p)
+	}
+	p := got.NMPolicy()
+	if len(p.Include) != 2 || len(p.Exclude) != 1 || p.Exclude[0].Interface != "lab?" || p.Exclude[0].Type != "bridge" {
+		t.Errorf("policy for NetworkManager %+v", p)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct{ text, want string }{
+		"not TOML":       {"a = 1\nb = = 2\n", "f:2: not valid TOML: "},
+		"not text":       {"\x00\x01", "f:1: not valid TOML: "},
+		"unknown key":    {"\nuplink_grup = 3\n", "f:2: uplink_grup: unknown key; did you mean uplink_group?"},
+		"wrong table":    {"first = 3\n", "f:1: first: unknown key; did you mean tables.first?"},
+		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
+		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
+		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname: unknown key; did you mean "},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, log_level, state_dir, runtime_dir, tables, repair, include, exclude"},
+		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
+		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
+		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: not what is allowed here (string); want an interface group from 1 to 2147483647"},
+		"table for key":  {"[log_level]\n", "f:1: log_level: not what is allowed here (a table); want \"debug\", \"info\", \"warn\" or \"error\""},
+		"key for table":  {"tables = 3\n", "f:1: tables: not what is allowed here (integer); want a table: [tables]"},
+		"fraction":       {"[repair]\nburst = 1.5\n", "f:2: repair.burst: not what is allowed here (float); want a whole number from 1 to 10000"},
+		"huge":           {"uplink_group = 99999999999999999999\n", "f:1: uplink_group: "},
+		"group 0":        {"uplink_group = 0\n", "f:1: uplink_group: 0 is not allowed; want an interface group from 1 to 2147483647"},
+		"group negative": {"uplink_group = -1\n", "f:1: uplink_group: -1 is not allowed"},
+		"prefix length":  {"container_prefix_length = 32\n", "f:1: container_prefix_length: 32 is not allowed; want a prefix length from 0 to 31"},
+		"log level":      {"log_level = 'loud'\n", `f:1: log_level: "loud" is not allowed; want "debug", "info", "warn" or "error"`},
+		"relative":       {"state_dir = 'var'\n", `f:1: state_dir: "var" is not allowed; want the absolute path of a directory`},
+		"root":           {"runtime_dir = '/run/..'\n", `f:1: runtime_dir: "/run/.." is not allowed`},
+		"zero byte":      {"runtime_dir = \"/a\\u0000b\"\n", `f:1: runtime_dir: "/a\x00b" is not allowed`},
+		"burst":          {"[repair]\n\nburst = 0\n", "f:3: repair.burst: 0 is not allowed; want a whole number from 1 to 10000"},
+		"rate 0":         {"[repair]\nper_second = 0\n", "f:2: repair.per_second: 0 is not allowed; want a number above 0, at most 1000"},
+		"rate infinite":  {"repair.per_second = inf\n", "f:1: repair.per_second: +Inf is not allowed"},
+		"rate nan":       {"repair = {per_second = nan}\n", "f:1: repair.per_second: NaN is not allowed"},
+		"table 0":        {"[tables]\nfirst = 0\nlast = 10\n", "f:2: tables.first: 0 is not allowed; want a routing table from 1 to 4294967295"},
+		"table large":    {"[tables]\nlast = 4294967296\n", "f:2: tables.last: 4294967296 is not allowed"},
+		"empty range":    {"[tables]\nfirst = 11\nlast = 10\n", "f:3: tables.last: the range 11-10 is empty"},
+		"only first":     {"[tables]\nfirst = 20000\n", "f:2: tables.first: the range 20000-10999 is empty: tables.first (default 10000) must not be above tables.last (default 10999)"},
+		"too large":      {"[tables]\nfirst = 100000\nlast = 4294967295\n", "f:3: tables.last: the range 100000-4294967295 is too large: at most 1000000 tables"},
+		"main":           {"[tables]\nfirst = 200\nlast = 300\n", "f:3: tables.last: the range 200-300 holds tables of the kernel (253-255); choose one that does not, such as 10000-10999"},
+		"only local":     {"[tables]\nfirst = 255\nlast = 300\n", "holds tables of the kernel (253-255)"},
+		"networkmanager": {"[tables]\nfirst = 20000\nlast = 20100\n", "holds tables of NetworkManager (20053-20053)"},
+		"cloud-setup":    {"[tables]\nfirst = 30499\nlast = 30600\n", "holds tables of nm-cloud-setup (30200-30499)"},
+		"wireguard":      {"[tables]\nfirst = 51000\nlast = 51820\n", "holds tables of WireGuard of NetworkManager (51820-52319)"},
+		"bad glob":       {"[[exclude]]\ntype = 'a'\n[[exclude]]\ntype = 'b'\ninterface = 'wan['\n", `f:5: exclude.interface (entry 2): "wan[" is not allowed; want a glob such as "wan*"`},
+		"bad glob flat":  {"include = [{interface='a'},\n {profile='['}]\n", `include.profile (entry 2): "[" is not allowed`},
+		"empty glob":     {"[[include]]\nprofile = ''\n", `f:2: include.profile (entry 1): "" is not allowed`},
+		"empty matcher":  {"[[include]]\ninterface = 'a'\n\n[[include]]\n", "f:4: include (entry 2): nothing is set; want interface, profile or type, or several"},
+		"all at once":    {"uplink_group = 0\nlog_level = 'x'\n", "f:2: log_level"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := config.Parse("f", []byte(test.text))
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error\n%v\nwant\n%s", err, test.want)
+			}
+			if strings.Contains(err.Error(), "config.raw") || strings.Contains(err.Error(), "int64") {
+				t.Errorf("error %v talks about Go", err)
+			}
+			if _, ok := errors.AsType[*config.Error](err); !ok {
+				t.Errorf("error of type %T", err)
+			}
+		})
+	}
+}
+
+func TestRangesAreJudgedAtTheirEnds(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"tables = {first = 1, last = 252}", "tables = {first = 256, last = 20052}", "tables = {first = 20054, last = 30199}",
+		"tables = {first = 30500, last = 51819}", "tables = {first = 52320, last = 1052319}", "tables = {first = 4294967295, last = 4294967295}",
+		"[tables]\nfirst = 10999", "[tables]\nlast = 10000",
+	} {
+		if _, err := config.Parse("f", []byte(text)); err != nil {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "multihomed.toml")
+	if got, err := config.Load(path); err != nil || !cmp.Equal(got, config.Default()) {
+		t.Errorf("a missing file: %+v, %v", got, err)
+	}
+	if got, err := config.Load(filepath.Join(dir, "none", "x.toml")); err != nil || !cmp.Equal(got, config.Default()) {
+		t.Errorf("a missing directory: %+v, %v", got, err)
+	}
+	write(t, path, "uplink_group = 5\n")
+	if got, err := config.Load(path); err != nil || got.UplinkGroup != 5 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	write(t, path, "#"+strings.Repeat("x", 1<<20))
+	if _, err := config.Load(path); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
+		t.Errorf("a huge file: %v", err)
+	}
+	write(t, path, "x = 1")
+	if _, err := config.Load(path); err == nil || !strings.HasPrefix(err.Error(), path+":1: x: ") {
+		t.Errorf("the error does not name the file: %v", err)
+	}
+	if _, err := config.Load(dir); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a directory: %v", err)
+	}
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := config.Load(pipe); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a pipe: %v", err)
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(config.Reference))
+	f.Add([]byte(uncommented()))
+	f.Add([]byte("include = [{interface = 'a'}, {}]\n[[exclude]]\nprofile = '['\n[tables]\nfirst=1\n"))
+	f.Add([]byte("[[include.x]]\n[include.x.y]\na.b.c = {d = [1, {e = 2}]}\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, err := config.Parse("f", data)
+		if err != nil {
+			return
+		}
+		// Whatever is accepted keeps what the rest of the program relies on.
+		r := got.Tables
+		if r.First == 0 || r.First > r.Last || r.Contains(routing.TableMain) || r.Contains(20053) ||
+			got.UplinkGroup == 0 || got.RepairBurst < 1 || !(got.RepairsPerSecond > 0) ||
+			!filepath.IsAbs(got.StateDir) || !filepath.IsAbs(got.RuntimeDir) {
+			t.Errorf("accepted %+v", got)
+		}
+		for _, m := range append(got.NMPolicy().Include, got.NMPolicy().Exclude...) {
+			if err := m.Validate(); err != nil {
+				t.Errorf("accepted %+v: %v", m, err)
+			}
+		}
+	})
+}
+
+func TestErrorMessagesKnowEveryKey(t *testing.T) {
+	t.Parallel()
+	if diff := cmp.Diff(config.Keys(), config.SpecKeys()); diff != "" {
+		t.Errorf("keys of the file and of the messages (-file +messages):\n%s", diff)
+	}
+}

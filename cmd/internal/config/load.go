@@ -1,0 +1,131 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sys/unix"
+)
+
+// maxSize of a configuration file. It is read by a daemon that has to start.
+const maxSize = 1 << 20
+
+// Load reads a configuration file. A missing file is the default configuration.
+func Load(path string) (Config, error) {
+	data, err := read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil
+	}
+	if err != nil {
+		return Config{}, err
+	}
+	return Parse(path, data)
+}
+
+// read reads a regular file of bounded size. A pipe must not block the start.
+func read(path string) (data []byte, err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("reading the configuration: %w; to fix: let the user that runs this program read %s and search the directories above it", err, path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &Error{File: path, Message: "not a regular file; a file in TOML is wanted, or none"}
+	}
+	data, err = io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	if len(data) > maxSize {
+		return nil, &Error{File: path, Message: "larger than 1 MiB, the most that is read"}
+	}
+	return data, nil
+}
+
+// Parse reads a configuration; name is the file for error messages.
+func Parse(name string, data []byte) (Config, error) {
+	at, syntax := locate(data)
+	if syntax != nil {
+		syntax.File = name
+		return Config{}, syntax
+	}
+	var file raw
+	decoder := toml.NewDecoder(strings.NewReader(string(data)))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&file); err != nil {
+		return Config{}, decodeError(name, err)
+	}
+	v := validator{file: name, at: at}
+	cfg := v.config(file)
+	if err := errors.Join(v.errs...); err != nil {
+		return Config{}, err
+	}
+	return cfg, nil
+}
+
+// decodeError puts the errors of the TOML library into our words: unknown keys,
+// all of them, or the first value of the wrong type.
+func decodeError(name string, err error) error {
+	if missing, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		var all []error
+		for i := range missing.Errors {
+			found := &missing.Errors[i]
+			line, _ := found.Position()
+			key := strings.Join(found.Key(), ".")
+			all = append(all, &Error{File: name, Line: line, Key: key, Message: "unknown key" + suggestion(key)})
+		}
+		return errors.Join(all...)
+	}
+	found, ok := errors.AsType[*toml.DecodeError](err)
+	if !ok {
+		return &Error{File: name, Message: err.Error()}
+	}
+	line, _ := found.Position()
+	key := strings.Join(found.Key(), ".")
+	message := strings.TrimPrefix(found.Error(), "toml: ")
+	if want, ok := allowed(key); ok {
+		message = withoutGo(message) + "; want " + want
+	}
+	return &Error{File: name, Line: line, Key: key, Message: message}
+}
+
+// withoutGo takes the names of our Go types out of a message of the library.
+func withoutGo(message string) string {
+	for _, cut := range []struct{ before, after string }{
+		{"cannot decode TOML ", " into "}, {"cannot store ", " in a "}, {"cannot store ", " into "},
+	} {
+		rest, ok := strings.CutPrefix(message, cut.before)
+		if !ok {
+			continue
+		}
+		if what, _, ok := strings.Cut(rest, cut.after); ok {
+			return "not what is allowed here (" + what + ")"
+		}
+	}
+	return message
+}
+
+func suggestion(key string) string {
+	if near, ok := nearest(key); ok {
+		return fmt.Sprintf("; did you mean %s?", near)
+	}
+	var top []string
+	for _, s := range specs() {
+		if !strings.Contains(s.key, ".") {
+			top = append(top, s.key)
+		}
+	}
+	return "; there are " + strings.Join(top, ", ")
+}

@@ -1,0 +1,71 @@
+package config
+
+// raw is the file as TOML has it. Numbers are wider than what is allowed and
+// pointers tell what is missing, so that each can be judged with its line.
+type raw struct {
+	UplinkGroup           *int64       `toml:"uplink_group"`
+	ContainerPrefixLength *int64       `toml:"container_prefix_length"`
+	LogLevel              *string      `toml:"log_level"`
+	StateDir              *string      `toml:"state_dir"`
+	RuntimeDir            *string      `toml:"runtime_dir"`
+	Tables                rawTables    `toml:"tables"`
+	Repair                rawRepair    `toml:"repair"`
+	Include               []rawMatcher `toml:"include"`
+	Exclude               []rawMatcher `toml:"exclude"`
+}
+
+type rawTables struct {
+	First *int64 `toml:"first"`
+	Last  *int64 `toml:"last"`
+}
+
+type rawRepair struct {
+	Burst     *int64   `toml:"burst"`
+	PerSecond *float64 `toml:"per_second"`
+}
+
+type rawMatcher struct {
+	Interface *string `toml:"interface"`
+	Profile   *string `toml:"profile"`
+	Type      *string `toml:"type"`
+}
+
+// A spec is a key and what it may be set to, for error messages.
+type spec struct{ key, allowed string }
+
+const globAllowed = `a glob such as "wan*", not empty`
+
+// specs lists every key. A test compares it with raw and the reference.
+func specs() []spec {
+	return []spec{
+		{"uplink_group", "an interface group from 1 to 2147483647"},
+		{"container_prefix_length", "a prefix length from 0 to 31"},
+		{"log_level", `"debug", "info", "warn" or "error"`},
+		{"state_dir", "the absolute path of a directory"},
+		{"runtime_dir", "the absolute path of a directory"},
+		{"tables", "a table: [tables]"},
+		{"tables.first", "a routing table from 1 to 4294967295, not above tables.last"},
+		{"tables.last", "a routing table from 1 to 4294967295, not below tables.first"},
+		{"repair", "a table: [repair]"},
+		{"repair.burst", "a whole number from 1 to 10000"},
+		{"repair.per_second", "a number above 0, at most 1000"},
+		{"include", "a list of tables: [[include]]"},
+		{"include.interface", globAllowed},
+		{"include.profile", globAllowed},
+		{"include.type", globAllowed},
+		{"exclude", "a list of tables: [[exclude]]"},
+		{"exclude.interface", globAllowed},
+		{"exclude.profile", globAllowed},
+		{"exclude.type", globAllowed},
+	}
+}
+
+// allowed says what a key may be set to.
+func allowed(key string) (string, bool) {
+	for _, s := range specs() {
+		if s.key == key {
+			return s.allowed, true
+		}
+	}
+	return "", false
+}

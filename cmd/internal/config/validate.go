@@ -1,0 +1,188 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"math"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"multihomed/routing"
+)
+
+// maxTables bounds the range: one table for each of a million links is enough,
+// and a typing error is not a range of four billion.
+const maxTables = 1_000_000
+
+// A reserved range of tables belongs to somebody else.
+type reserved struct {
+	tables routing.TableRange
+	owner  string
+}
+
+// reservedTables are those that no lease may use: the kernel's, and those that
+// NetworkManager takes without asking (nm-cloud-setup, and libnm-core's
+// WireGuard range, which it searches for a free one).
+func reservedTables() []reserved {
+	return []reserved{
+		{routing.TableRange{First: routing.TableDefault, Last: routing.TableLocal}, "the kernel"},
+		{routing.TableRange{First: 20053, Last: 20053}, "NetworkManager"},
+		{routing.TableRange{First: 30200, Last: 30499}, "nm-cloud-setup"},
+		{routing.TableRange{First: 51820, Last: 52319}, "WireGuard of NetworkManager"},
+	}
+}
+
+// A validator turns a raw file into a Config and collects what is wrong.
+type validator struct {
+	file string
+	at   *positions
+	errs []error
+}
+
+func (v *validator) fail(line int, key, message string) {
+	v.errs = append(v.errs, &Error{File: v.file, Line: line, Key: key, Message: message})
+}
+
+// refuse says that a value is not among those allowed.
+func (v *validator) refuse(key string, value any) {
+	want, _ := allowed(key)
+	v.fail(v.at.lines[key], key, fmt.Sprintf("%v is not allowed; want %s", value, want))
+}
+
+func (v *validator) config(file raw) Config {
+	c := Default()
+	c.UplinkGroup = v.uint32("uplink_group", file.UplinkGroup, c.UplinkGroup, 1, math.MaxInt32)
+	c.ContainerPrefixLength = v.uint32("container_prefix_length", file.ContainerPrefixLength, c.ContainerPrefixLength, 0, 31)
+	c.LogLevel = v.level(file.LogLevel, c.LogLevel)
+	c.StateDir = v.directory("state_dir", file.StateDir, c.StateDir)
+	c.RuntimeDir = v.directory("runtime_dir", file.RuntimeDir, c.RuntimeDir)
+	c.Tables = v.tables(file.Tables, c.Tables)
+	c.RepairBurst = int(v.uint32("repair.burst", file.Repair.Burst, uint32(c.RepairBurst), 1, 10000)) //nolint:gosec // the default is 20
+	c.RepairsPerSecond = v.perSecond(file.Repair.PerSecond, c.RepairsPerSecond)
+	c.Include = v.matchers("include", file.Include)
+	c.Exclude = v.matchers("exclude", file.Exclude)
+	return c
+}
+
+func (v *validator) uint32(key string, value *int64, preset, lowest, highest uint32) uint32 {
+	if value == nil {
+		return preset
+	}
+	if *value < int64(lowest) || *value > int64(highest) {
+		v.refuse(key, *value)
+		return preset
+	}
+	return uint32(*value)
+}
+
+func (v *validator) level(value *string, preset slog.Level) slog.Level {
+	if value == nil {
+		return preset
+	}
+	switch *value {
+	case "debug":
+		return slog.LevelDebug
+	case "info":
+		return slog.LevelInfo
+	case "warn":
+		return slog.LevelWarn
+	case "error":
+		return slog.LevelError
+	default:
+		v.refuse("log_level", quoted(*value))
+		return preset
+	}
+}
+
+func (v *validator) directory(key string, value *string, preset string) string {
+	if value == nil {
+		return preset
+	}
+	clean := filepath.Clean(*value)
+	if !filepath.IsAbs(clean) || clean == "/" || strings.ContainsRune(clean, 0) {
+		v.refuse(key, quoted(*value))
+		return preset
+	}
+	return clean
+}
+
+func (v *validator) perSecond(value *float64, preset float64) float64 {
+	if value == nil {
+		return preset
+	}
+	// Not a number fails both.
+	if !(*value > 0 && *value <= 1000) {
+		v.refuse("repair.per_second", *value)
+		return preset
+	}
+	return *value
+}
+
+func (v *validator) tables(file rawTables, preset routing.TableRange) routing.TableRange {
+	before := len(v.errs)
+	r := routing.TableRange{
+		First: routing.TableID(v.uint32("tables.first", file.First, uint32(preset.First), 1, math.MaxUint32)),
+		Last:  routing.TableID(v.uint32("tables.last", file.Last, uint32(preset.Last), 1, math.MaxUint32)),
+	}
+	if len(v.errs) > before {
+		return preset
+	}
+	// The key that is in the file is to blame, the last of the two if both are.
+	key := "tables.last"
+	if file.Last == nil {
+		key = "tables.first"
+	}
+	fail := func(format string, arguments ...any) {
+		v.fail(v.at.lines[key], key, fmt.Sprintf("the range %d-%d ", uint32(r.First), uint32(r.Last))+fmt.Sprintf(format, arguments...))
+	}
+	switch {
+	case r.First > r.Last:
+		fail("is empty: tables.first (default %d) must not be above tables.last (default %d)", uint32(preset.First), uint32(preset.Last))
+	case uint64(r.Last)-uint64(r.First) >= maxTables:
+		fail("is too large: at most %d tables", maxTables)
+	default:
+		for _, taken := range reservedTables() {
+			if r.First <= taken.tables.Last && taken.tables.First <= r.Last {
+				fail("holds tables of %s (%d-%d); choose one that does not, such as %d-%d", taken.owner,
+					uint32(taken.tables.First), uint32(taken.tables.Last), uint32(preset.First), uint32(preset.Last))
+			}
+		}
+	}
+	return r
+}
+
+func (v *validator) matchers(list string, file []rawMatcher) []Matcher {
+	var all []Matcher
+	for i, m := range file {
+		all = append(all, Matcher{
+			Interface: v.glob(list, i, "interface", m.Interface),
+			Profile:   v.glob(list, i, "profile", m.Profile),
+			Type:      v.glob(list, i, "type", m.Type),
+		})
+		if m == (rawMatcher{}) {
+			v.fail(v.at.of(list, i, ""), entryKey(list, i, ""), "nothing is set; want interface, profile or type, or several")
+		}
+	}
+	return all
+}
+
+func (v *validator) glob(list string, i int, key string, value *string) string {
+	if value == nil {
+		return ""
+	}
+	// An empty one would match everything, which nobody means who writes it.
+	if _, err := path.Match(*value, ""); err != nil || *value == "" {
+		v.fail(v.at.of(list, i, key), entryKey(list, i, key), fmt.Sprintf("%s is not allowed; want %s (* any text, ? one character, [a-c] one of a set, \\ before a character that is meant itself)", quoted(*value), globAllowed))
+		return ""
+	}
+	return *value
+}
+
+// quoted shows a value from the file; an absurdly long one only in part.
+func quoted(value string) string {
+	if len(value) > maxSuggested {
+		value = value[:maxSuggested] + "..."
+	}
+	return fmt.Sprintf("%q", value)
+}
