@@ -144,7 +144,7 @@ func (h *Host) Close() error {
 
 	var errs []error
 	// NetworkManager before its links: it would report on each one that goes.
-	errs = append(errs, h.KillNM(), h.KillBus())
+	errs = append(errs, h.KillNM(), h.KillBus(), removeLinks())
 	for i := len(closers) - 1; i >= 0; i-- {
 		errs = append(errs, closers[i]())
 	}
@@ -180,7 +180,7 @@ func (h *Host) AddAddr(dev, prefix string) error {
 
 // prepareNetwork sets up the host's namespace once, in process 1.
 func prepareNetwork() error {
-	if err := unix.Sethostname([]byte("lab")); err != nil {
+	if err := unix.Sethostname([]byte(hostname)); err != nil {
 		return fmt.Errorf("setting the host name: %w", err)
 	}
 	lo, err := netlink.LinkByName("lo")
@@ -196,16 +196,8 @@ func prepareNetwork() error {
 // resetNetwork brings the host's namespace back to what it was at the start: lo
 // and the kernel's own rules.
 func resetNetwork() error {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("listing links: %w", err)
-	}
-	for _, l := range links {
-		if t := l.Type(); t == "veth" || t == "bridge" || t == "dummy" || t == "macvlan" || t == "vlan" || t == "tuntap" {
-			if err := netlink.LinkDel(l); err != nil && !isGone(err) {
-				return fmt.Errorf("removing link %s: %w", l.Attrs().Name, err)
-			}
-		}
+	if err := removeLinks(); err != nil {
+		return err
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := netlink.RuleList(family)
@@ -241,8 +233,12 @@ func resetNetwork() error {
 
 // resetFiles empties what the daemons under test have written.
 func resetFiles() error {
-	dirs := append([]string{"/run/multihomed", "/run/NetworkManager"}, emptied...)
-	for _, dir := range dirs {
+	for _, dir := range []string{"/run/multihomed", "/run/NetworkManager"} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	for _, dir := range emptied {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			continue // nobody made it

@@ -58,7 +58,7 @@ type ISPConfig struct {
 	Routes      []Route      // DHCP option 121; with it, clients do not look at option 3
 	DNS         []netip.Addr // by default the provider itself, which answers
 	Lease       time.Duration
-	Renew       time.Duration // T1: when the client asks again; T2 follows a second later. Half of Lease by default
+	Renew       time.Duration // T1: when the client asks again, at least 3 s (dnsmasq); T2 follows a second later
 	DHCPOptions []string      // dnsmasq's --dhcp-option, verbatim
 	NoDHCP      bool
 
@@ -143,6 +143,9 @@ func (isp *ISP) open(ctx context.Context) error {
 		return err
 	}
 	if err := addBridge(isp.ns.nl, lan, hardwareAddr(isp.cfg.Name+"/"+lan)); err != nil {
+		return err
+	}
+	if err := keepCarrier(isp.ns, lan); err != nil {
 		return err
 	}
 	for _, a := range []netip.Addr{InternetAddr4, InternetAddr6, isp.Client4, isp.Client6} {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -80,21 +81,21 @@ func (l *Link) create() error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("creating the veth pair %s (does the kernel have veth? modprobe veth): %w", l.cfg.Name, err)
 	}
-	nl := l.cfg.Namespace.nl
-	peer, err := nl.LinkByName(l.cfg.Peer)
+	handle := l.cfg.Namespace.nl
+	peer, err := handle.LinkByName(l.cfg.Peer)
 	if err != nil {
 		return fmt.Errorf("finding the other end of %s: %w", l.cfg.Name, err)
 	}
 	if l.cfg.Master != "" {
-		master, err := nl.LinkByName(l.cfg.Master)
+		master, err := handle.LinkByName(l.cfg.Master)
 		if err != nil {
 			return fmt.Errorf("finding bridge %s: %w", l.cfg.Master, err)
 		}
-		if err := nl.LinkSetMaster(peer, master); err != nil {
+		if err := handle.LinkSetMaster(peer, master); err != nil {
 			return fmt.Errorf("making the other end of %s a port of %s: %w", l.cfg.Name, l.cfg.Master, err)
 		}
 	}
-	if err := nl.LinkSetUp(peer); err != nil {
+	if err := handle.LinkSetUp(peer); err != nil {
 		return fmt.Errorf("setting the other end of %s up: %w", l.cfg.Name, err)
 	}
 	return nil
@@ -236,4 +237,62 @@ func addBridge(nl *netlink.Handle, name string, mac net.HardwareAddr) error {
 		return fmt.Errorf("creating bridge %s (does the kernel have it? modprobe bridge): %w", name, err)
 	}
 	return setAdmin(nl, name, true)
+}
+
+// keepCarrier gives a bridge a port that is always up. Without one it has no
+// carrier until a link comes up, and drops the answers to what a client sends
+// in the millisecond after that: DHCP clients then wait for seconds.
+func keepCarrier(ns *Namespace, bridge string) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Flags = "keep0", net.FlagUp
+	if err := ns.nl.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "keep1"}); err != nil {
+		return fmt.Errorf("creating a port for %s: %w", bridge, err)
+	}
+	if err := setAdmin(ns.nl, "keep1", true); err != nil {
+		return err
+	}
+	port, err := ns.nl.LinkByName("keep0")
+	if err != nil {
+		return fmt.Errorf("finding keep0: %w", err)
+	}
+	master, err := ns.nl.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("finding %s: %w", bridge, err)
+	}
+	if err := ns.nl.LinkSetMaster(port, master); err != nil {
+		return fmt.Errorf("making keep0 a port of %s: %w", bridge, err)
+	}
+	return nil
+}
+
+// dying is the interface group of links that are removed together.
+const dying = 0x1ab
+
+// removeLinks removes all virtual links of the host in one go: one by one, each
+// costs the kernel a grace period.
+func removeLinks() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	found := false
+	for _, l := range links {
+		switch l.Type() {
+		case "veth", "bridge", "dummy", "macvlan", "vlan", "tuntap", "vrf", "bond":
+			if err := netlink.LinkSetGroup(l, dying); err != nil && !isGone(err) {
+				return fmt.Errorf("removing link %s: %w", l.Attrs().Name, err)
+			}
+			found = true
+		}
+	}
+	if !found {
+		return nil
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(dying)))
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !isGone(err) {
+		return fmt.Errorf("removing links: %w", err)
+	}
+	return nil
 }

@@ -18,6 +18,9 @@ const (
 	netnsDir = "/run/netns" // where `ip netns` looks
 )
 
+// hostname is the host's name.
+const hostname = "lab"
+
 // emptied are the directories that hold other people's configuration or state
 // and therefore start empty in the lab. Those that the machine does not have
 // are created on the private copy of their parent only.
@@ -73,6 +76,9 @@ func prepareMounts(env []string) ([]string, error) {
 		if err := mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 			return nil, err
 		}
+	}
+	if err := os.WriteFile("/etc/hostname", []byte(hostname+"\n"), 0o644); err != nil {
+		return nil, err
 	}
 
 	// Go's build cache and scratch space stay on disk: a test may compile.

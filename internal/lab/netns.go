@@ -85,11 +85,11 @@ func (ns *Namespace) Name() string { return ns.name }
 // Close removes the namespace and with it its devices.
 func (ns *Namespace) Close() error {
 	if ns.nl != nil {
-		// Devices first: the kernel removes a namespace some time later, and
-		// the host's end of a pair must be gone when Close returns.
+		// The kernel removes a namespace some time later, but the host's end
+		// of a pair must be gone when Close returns.
 		if links, err := ns.nl.LinkList(); err == nil {
 			for _, l := range links {
-				if l.Type() == "veth" || l.Type() == "bridge" {
+				if l.Type() == "veth" && l.Attrs().NetNsID >= 0 { // its other end is elsewhere
 					_ = ns.nl.LinkDel(l)
 				}
 			}
