@@ -78,39 +78,30 @@ func (b *bandIndex) remove(r PlannedRule) {
 	}
 }
 
-// after yields the rules that could match a packet of r and must stand behind
-// it.
-func (b *bandIndex) after(r PlannedRule) iter.Seq[PlannedRule] {
-	return func(yield func(PlannedRule) bool) {
+// around yields the selectors in use that hold that of r, its own included.
+func (b *bandIndex) around(r PlannedRule) iter.Seq[selectorKey] {
+	return func(yield func(selectorKey) bool) {
 		k := selects(r.Rule)
 		for bits := range b.lengths {
 			if bits > k.prefix.Bits() {
 				continue
 			}
 			wider := selectorKey{prefix: netip.PrefixFrom(k.prefix.Addr(), bits).Masked(), oif: k.oif}
-			rules := b.bySelector[wider]
-			from, _ := slices.BinarySearchFunc(rules, r.Rank, func(x PlannedRule, rank uint64) int {
-				if x.Rank <= rank {
-					return -1
-				}
-				return 1
-			})
-			for _, x := range rules[from:] {
-				if !yield(x) {
-					return
-				}
+			if _, used := b.bySelector[wider]; used && !yield(wider) {
+				return
 			}
 		}
 	}
 }
 
-// before yields the rules of the same selector that must stand in front of r.
-func (b *bandIndex) before(r PlannedRule) iter.Seq[PlannedRule] {
-	return func(yield func(PlannedRule) bool) {
-		for _, x := range b.bySelector[selects(r.Rule)] {
-			if x.Rank >= r.Rank || !yield(x) {
-				return
-			}
+// behind returns the rules of a selector whose rank is higher.
+func (b *bandIndex) behind(k selectorKey, rank uint64) []PlannedRule {
+	rules := b.bySelector[k]
+	from, _ := slices.BinarySearchFunc(rules, rank, func(x PlannedRule, rank uint64) int {
+		if x.Rank <= rank {
+			return -1
 		}
-	}
+		return 1
+	})
+	return rules[from:]
 }

@@ -234,94 +234,6 @@ func diffRule(ops []Op, want *Planner, have Kernel, r Rule) []Op {
 	return ops
 }
 
-// moves returns the rules that stand before one they must stand behind. A rule
-// that is added goes to the end of its priority, so what must follow it and
-// stands already has to be moved there, and so on.
-func moves(want *Planner, have Kernel, ops []Op, t Touched) []Op {
-	positions := map[band]map[Rule]int{}
-	position := func(r Rule) (int, bool) {
-		b := band{r.Family, r.Priority}
-		if positions[b] == nil {
-			at := map[Rule]int{}
-			for i, rule := range have.RuleOrder(b.family, b.priority) {
-				at[rule] = i
-			}
-			positions[b] = at
-		}
-		i, ok := positions[b][r]
-		return i, ok
-	}
-
-	moved := map[Rule]PlannedRule{}
-	var queue []PlannedRule
-	for _, o := range ops {
-		if o.Verb == AddRule {
-			queue = append(queue, want.rules[o.Rule].best)
-		}
-	}
-	move := func(r PlannedRule) {
-		if _, done := moved[r.Rule]; !done && have.CountRule(r.Rule) > 0 {
-			moved[r.Rule] = r
-			queue = append(queue, r)
-		}
-	}
-	for r := range t.Reranked {
-		if w, ok := want.Rule(r); ok && misplaced(want, w, position) {
-			move(w)
-		}
-	}
-	for r := range t.Rules {
-		// A rule that stands may have got there behind our back.
-		w, ok := want.Rule(r)
-		if !ok || have.CountRule(r) == 0 {
-			continue
-		}
-		for x := range want.band(r).after(w) {
-			if precedes(position, x.Rule, r) {
-				move(x)
-			}
-		}
-	}
-	for len(queue) > 0 {
-		r := queue[0]
-		queue = queue[1:]
-		for x := range want.band(r.Rule).after(r) {
-			move(x)
-		}
-	}
-	out := make([]Op, 0, len(moved))
-	for _, r := range moved {
-		out = append(out, Op{Verb: MoveRule, Rule: r.Rule, Reason: r.Reason, rank: r.Rank})
-	}
-	return out
-}
-
-// misplaced reports whether a rule whose rank changed stands on the wrong side
-// of another. Where it does it is moved, and what belongs behind it follows.
-func misplaced(want *Planner, r PlannedRule, position func(Rule) (int, bool)) bool {
-	for x := range want.band(r.Rule).after(r) {
-		if precedes(position, x.Rule, r.Rule) {
-			return true
-		}
-	}
-	for x := range want.band(r.Rule).before(r) {
-		if precedes(position, r.Rule, x.Rule) {
-			return true
-		}
-	}
-	return false
-}
-
-// precedes reports whether both rules stand, a before b.
-func precedes(position func(Rule) (int, bool), a, b Rule) bool {
-	i, ok := position(a)
-	if !ok {
-		return false
-	}
-	j, ok := position(b)
-	return ok && i < j
-}
-
 // compareOps is the order of a pass. Where an uplink leaves, its source rules go
 // before the rules that stop its stray packets, and the rules that protect
 // everybody go last.
@@ -336,7 +248,7 @@ func compareOps(a, b Op) int {
 			addOrder(a.Route, b.Route),
 			a.Route.Destination.Compare(b.Route.Destination),
 			cmp.Compare(a.Route.Metric, b.Route.Metric),
-			a.Route.Gateway.Compare(b.Route.Gateway),
+			compareRest(a.Route, b.Route),
 		)
 	case DeleteRoute:
 		return cmp.Or(
@@ -344,7 +256,7 @@ func compareOps(a, b Op) int {
 			addOrder(b.Route, a.Route),
 			b.Route.Destination.Compare(a.Route.Destination),
 			cmp.Compare(a.Route.Metric, b.Route.Metric),
-			a.Route.Gateway.Compare(b.Route.Gateway),
+			compareRest(a.Route, b.Route),
 		)
 	case AddRule, MoveRule:
 		return cmp.Or(
@@ -362,6 +274,17 @@ func compareOps(a, b Op) int {
 	default:
 		return 0
 	}
+}
+
+// compareRest tells routes to one destination apart that have one metric.
+func compareRest(a, b Route) int {
+	return cmp.Or(
+		cmp.Compare(a.Family, b.Family),
+		a.Gateway.Compare(b.Gateway),
+		a.Source.Compare(b.Source),
+		cmp.Compare(a.TOS, b.TOS),
+		cmp.Compare(a.Device, b.Device),
+	)
 }
 
 // phase puts routes that are added and replaced, and rules that are added and
@@ -390,4 +313,16 @@ func leaving(p Priority) int {
 
 func compareRules(a, b Rule) int {
 	return comparePlanned(PlannedRule{Rule: a}, PlannedRule{Rule: b})
+}
+
+// Add names the object of an operation.
+func (t *Touched) Add(op Op) {
+	switch op.Verb {
+	case AddRule, MoveRule, DeleteRule:
+		t.Rules[op.Rule] = struct{}{}
+	case AddRoute, ReplaceRoute, DeleteRoute:
+		t.Routes[op.Route.Key()] = struct{}{}
+	case SetGroup, ResetGroup:
+		t.Groups[op.Index] = struct{}{}
+	}
 }

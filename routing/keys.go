@@ -18,6 +18,10 @@ func Keys(l Link) []Key {
 	return keys
 }
 
+// subnetBits6 is the length of an IPv6 network in which hosts make their own
+// addresses (RFC 4862, RFC 7421).
+const subnetBits6 = 64
+
 func compareKeys(a, b Key) int {
 	if a.Family != b.Family {
 		return int(a.Family) - int(b.Family)
@@ -54,11 +58,14 @@ func keyOf(l Link, a Address) (Key, bool) {
 // onLinkPrefix is the network of an address: its own prefix; on a
 // point-to-point link the address itself; and for an IPv6 /128, which is what
 // DHCPv6 hands out, the network that router advertisements declared on-link
-// around it (RFC 5942, section 4).
+// around it (RFC 5942, section 4). Such a network is a /64 or longer: a route
+// like `2000::/3 dev ppp0` is a way, not a network.
 func onLinkPrefix(l Link, a Address) netip.Prefix {
 	addr := a.Prefix.Addr()
 	host := netip.PrefixFrom(addr, addr.BitLen())
-	if a.Peer.IsValid() {
+	// The kernel takes an address with length 0, but no network is everything:
+	// a rule for it would catch the packets of the whole host.
+	if a.Peer.IsValid() || a.Prefix.Bits() == 0 {
 		return host
 	}
 	if addr.Is4() || !a.Prefix.IsSingleIP() {
@@ -67,7 +74,7 @@ func onLinkPrefix(l Link, a Address) netip.Prefix {
 	best := host
 	for _, r := range l.Routes {
 		d := r.Destination
-		if r.Family != IPv6 || r.Gateway.IsValid() || r.Source.IsValid() || d.Bits() == 0 || d.IsSingleIP() || !d.Contains(addr) {
+		if r.Family != IPv6 || r.Gateway.IsValid() || r.Source.IsValid() || d.Bits() < subnetBits6 || d.IsSingleIP() || !d.Contains(addr) {
 			continue
 		}
 		if best == host || d.Bits() > best.Bits() {

@@ -33,11 +33,13 @@ type LinkPlan struct {
 	// Group is the interface group the link must be in.
 	Group    uint32
 	Problems []Problem
+
+	marked bool
 }
 
 // neighbourhood is what a link's plan needs to know of the other links.
 type neighbourhood struct {
-	// crowded says that a network of another link lies in this one, or is this
+	// crowded says that a network of another link shares addresses with this
 	// one: the prefix alone does not tell whose address a packet carries.
 	crowded map[netip.Prefix]bool
 	// overlap says that another link's network holds this one and that main may
@@ -49,10 +51,10 @@ type neighbourhood struct {
 // have, a next hop through it.
 //
 // An uplink does not stop being one in the moments without a route: while the
-// link is down, or while a router's advertisement or a DHCP lease that gave the
-// way has ended and may come again. The kernel remembers it for us in the
-// interface group. Otherwise the rule that stops stray packets would go exactly
-// when it is needed.
+// link is down, while it has no address, or while a router's advertisement or a
+// DHCP lease that gave the way has ended and may come again. The kernel
+// remembers it for us in the interface group. Otherwise the rule that stops
+// stray packets would go exactly when it is needed.
 func RoleOf(p Policy, l Link) Role {
 	for _, f := range Families() {
 		if in := l.Intents[f]; in.LeaveAlone == "" && (in.Gateway.IsValid() || in.NextHops) {
@@ -64,10 +66,30 @@ func RoleOf(p Policy, l Link) Role {
 			return Uplink
 		}
 	}
-	if l.Group == p.UplinkGroup && (!l.Up || slices.ContainsFunc(l.Addresses, func(a Address) bool { return a.Dynamic })) {
+	if l.Group == p.UplinkGroup && (!l.Up || awaitsRoutes(l)) {
 		return Uplink
 	}
 	return Local
+}
+
+// awaitsRoutes reports whether a link without a way may get one by itself: its
+// addresses come from somebody who gives routes too, or have yet to come.
+func awaitsRoutes(l Link) bool {
+	takesPart := false
+	for _, a := range l.Addresses {
+		if _, ok := keyOf(l, a); ok {
+			if a.Dynamic {
+				return true
+			}
+			takesPart = true
+		}
+	}
+	return !takesPart && !leftAlone(l)
+}
+
+// leftAlone reports whether the owner keeps both families for itself.
+func leftAlone(l Link) bool {
+	return l.Intents[IPv4].LeaveAlone != "" && l.Intents[IPv6].LeaveAlone != ""
 }
 
 // plan decides what the link needs, from its facts and its neighbours.
@@ -78,16 +100,27 @@ func (plan *LinkPlan) plan(p Policy, n neighbourhood) {
 	}
 }
 
+// planGroup marks an uplink. One that got no table is marked too: the mark
+// keeps the packets of other links away from it.
 func (plan *LinkPlan) planGroup(p Policy) {
 	l := plan.Link
-	plan.Group = l.Group
-	switch {
-	case plan.Role == Uplink && l.Group == 0 && len(l.Tables) > 0:
-		plan.Group = p.UplinkGroup
-	case plan.Role == Uplink && l.Group != 0 && l.Group != p.UplinkGroup:
+	plan.marked = plan.Role == Uplink && (len(plan.Keys) > 0 || l.Group == p.UplinkGroup)
+	plan.Group = markedGroup(p, plan.marked, l.Group)
+	if plan.marked && plan.Group != p.UplinkGroup {
 		plan.problem(Warning, "interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it; `ip link set %s group default` lets multihomed mark it", l.Group, l.Name, l.Name)
-	case l.Group == p.UplinkGroup && (plan.Role == Local || len(l.Tables) == 0):
-		plan.Group = 0
+	}
+}
+
+// markedGroup is the group an interface of group now must be in. A group that
+// somebody else gave it is never changed.
+func markedGroup(p Policy, marked bool, now uint32) uint32 {
+	switch {
+	case marked && now == 0:
+		return p.UplinkGroup
+	case !marked && now == p.UplinkGroup:
+		return 0
+	default:
+		return now
 	}
 }
 
@@ -141,6 +174,9 @@ func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
 		plan.planRules(k, t, rungs{
 			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1,
 			crowded: n.crowded[k.Prefix], overlap: n.overlap[k.Prefix],
+			network: !k.Prefix.IsSingleIP() && (!l.Up || slices.ContainsFunc(routes, func(r PlannedRoute) bool {
+				return r.Route.Destination == k.Prefix && !r.Route.Gateway.IsValid()
+			})),
 		})
 	}
 }
@@ -153,6 +189,9 @@ type rungs struct {
 	several    bool
 	crowded    bool
 	overlap    bool
+	// network says that the table knows the prefix as a network on the link.
+	// IPv6 prefixes need not be one (RFC 5942): then main's default is the way.
+	network bool
 }
 
 func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
@@ -184,18 +223,21 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		}
 	}
 	// Where a device has several tables, a bound socket that also has an
-	// address must not get the gateway of another network of the device.
+	// address must not get the gateway of another network of the device. This
+	// has a rung of its own: at 9500 the kernel could not tell the two kinds
+	// apart when one is added or deleted (see kerneltest, Kernel.exists).
 	if in.several {
-		add(FollowDevice, order, Rule{Priority: PriorityDevice, From: k.Prefix, OIF: l.Name})
+		add(FollowDevice, byLength(k.Prefix), Rule{Priority: PriorityDeviceSource, From: k.Prefix, OIF: l.Name})
 	}
-	add(FollowDevice, 1<<16|order, Rule{Priority: PriorityDevice, OIF: l.Name})
+	add(FollowDevice, order, Rule{Priority: PriorityDevice, OIF: l.Name})
 	for _, s := range sources {
 		add(FollowSource, byLength(s), Rule{Priority: PrioritySource, From: s})
 		if plan.Role == Uplink {
-			add(NeverStray, byLength(s), Rule{Priority: PriorityUnreachable, From: s, Action: ActionUnreachable})
+			// The order of rules that all say no does not matter: no rank.
+			add(NeverStray, 0, Rule{Priority: PriorityUnreachable, From: s, IIF: sender(s), Action: ActionUnreachable})
 		}
 	}
-	if !host {
+	if in.network {
 		add(ReachNetwork, byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
 	}
 	if plan.Role == Uplink {
@@ -203,11 +245,22 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	}
 }
 
+// sender restricts the rule that stops stray packets to those of this host
+// where it selects by prefix: hosts behind a router have addresses of that
+// prefix too, and what it forwards for them is main's business.
+func sender(source netip.Prefix) string {
+	if source.IsSingleIP() {
+		return ""
+	}
+	return "lo"
+}
+
 // sourcesOf returns the source selectors of a table: every IPv4 address; the
 // IPv6 network, so that temporary addresses come and go without a change, or
-// every IPv6 address where another link's network lies in it.
+// every IPv6 address where the network is another link's too, or is so wide
+// that it holds networks of others and no temporary addresses.
 func sourcesOf(l Link, k Key, crowded bool) []netip.Prefix {
-	if k.Family == IPv6 && !crowded {
+	if k.Family == IPv6 && !crowded && k.Prefix.Bits() >= subnetBits6 {
 		return []netip.Prefix{k.Prefix}
 	}
 	var sources []netip.Prefix
@@ -226,13 +279,26 @@ func sourcesOf(l Link, k Key, crowded bool) []netip.Prefix {
 func compareNextHops(a, b Route) int {
 	return cmp.Or(
 		cmp.Compare(a.Metric, b.Metric),
+		cmp.Compare(a.Preference.order(), b.Preference.order()),
 		a.Gateway.Compare(b.Gateway),
 		a.PreferredSource.Compare(b.PreferredSource),
-		cmp.Compare(a.Preference, b.Preference),
 		slices.Compare(a.Metrics[:], b.Metrics[:]),
+		cmp.Compare(a.EncapsulationType, b.EncapsulationType),
 		cmp.Compare(a.Encapsulation, b.Encapsulation),
+		compareBool(a.OnLink, b.OnLink),
 		cmp.Compare(a.Congestion, b.Congestion),
 		cmp.Compare(a.Scope, b.Scope),
 		cmp.Compare(a.Protocol, b.Protocol),
 	)
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	default:
+		return 1
+	}
 }

@@ -39,8 +39,9 @@ type planned struct {
 }
 
 // wanted is an object with the links that want it. Two links with the same
-// address share the rule that stops their stray packets, for example; the first
-// by interface index speaks for it.
+// address share the rule that stops their stray packets, for example: the lowest
+// rank speaks for it. A route has two owners while an interface is created
+// again: the newest, which has the highest index, speaks for it.
 type wanted[T any] struct {
 	best   T
 	owners map[int]T
@@ -129,6 +130,7 @@ func comparePlanned(a, b PlannedRule) int {
 		a.Rule.From.Compare(b.Rule.From),
 		a.Rule.To.Compare(b.Rule.To),
 		cmp.Compare(a.Rule.OIF, b.Rule.OIF),
+		cmp.Compare(a.Rule.IIF, b.Rule.IIF),
 	)
 }
 
@@ -146,7 +148,7 @@ func (p *Planner) Routes() iter.Seq[PlannedRoute] {
 			addOrder(a.Route, b.Route),
 			a.Route.Destination.Compare(b.Route.Destination),
 			cmp.Compare(a.Route.Metric, b.Route.Metric),
-			a.Route.Gateway.Compare(b.Route.Gateway),
+			compareRest(a.Route, b.Route),
 		)
 	})
 	return slices.Values(all)
@@ -171,13 +173,8 @@ func (p *Planner) Route(k RouteKey) (PlannedRoute, bool) {
 // Group returns the interface group a link must be in. An interface that is no
 // link must not be in ours.
 func (p *Planner) Group(index int, now uint32) uint32 {
-	if plan, ok := p.links[index]; ok {
-		return plan.Group
-	}
-	if now == p.policy.UplinkGroup {
-		return 0
-	}
-	return now
+	plan, ok := p.links[index]
+	return markedGroup(p.policy, ok && plan.marked, now)
 }
 
 // Take returns what of the plan has changed since the last call.
@@ -223,9 +220,7 @@ func (p *Planner) neighbourhoodOf(plan *LinkPlan) neighbourhood {
 				if index == plan.Link.Index {
 					continue
 				}
-				if other.Bits() >= k.Prefix.Bits() {
-					n.crowded[k.Prefix] = true
-				}
+				n.crowded[k.Prefix] = true
 				// The same network twice: main knows one way into it, and at
 				// the rung of containers that way wins where it is no uplink.
 				// A network inside another one needs no help on the outer
@@ -436,7 +431,7 @@ func (p *Planner) dropRoute(index int, k RouteKey) {
 
 func (p *Planner) settleRoute(k RouteKey, w *wanted[PlannedRoute]) {
 	before := w.best.Route
-	w.best = w.owners[slices.Min(slices.Collect(maps.Keys(w.owners)))]
+	w.best = w.owners[slices.Max(slices.Collect(maps.Keys(w.owners)))]
 	if before != w.best.Route {
 		p.touched.Routes[k] = struct{}{}
 	}

@@ -68,11 +68,12 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 	hasDefault := false
 	for _, d := range order {
 		chosen, why := belonging(ways[d], keys, k)
-		if d == own {
-			why = OnLink
-		}
-		hasDefault = hasDefault || (d.to.Bits() == 0 && !d.from.IsValid())
+		hasDefault = hasDefault || d == destination{to: k.Family.Any()}
 		for _, r := range ranked(chosen) {
+			why := why
+			if d == own && !r.Gateway.IsValid() {
+				why = OnLink
+			}
 			routes = append(routes, PlannedRoute{Route: copyRoute(r, l, k, t, source), Reason: reason(why)})
 		}
 	}
@@ -172,11 +173,15 @@ func reachable(l Link, k Key, gateway netip.Addr) bool {
 // ranked replaces main's metrics by ranks and drops what would stand twice.
 // IPv6 routes of one metric stay together, they are legs of one multipath
 // route; IPv4 cannot hold two routes of one metric, so each gets its own rank.
+// So do IPv6 routers of different preference: in main the kernel weighs the
+// preference of every route that a router advertised, but copies of one metric
+// become legs, among which it does not look at preferences
+// (net/ipv6/route.c, fib6_select_path).
 func ranked(ways []Route) []Route {
 	ways = slices.Clone(ways)
 	slices.SortFunc(ways, compareNextHops)
 	var out []Route
-	rank, last := firstMetric(ways[0].Family), ways[0].Metric
+	rank, last := firstMetric(ways[0].Family), ways[0]
 	for _, r := range ways {
 		twin := slices.ContainsFunc(out, func(o Route) bool {
 			return o.Gateway == r.Gateway && o.Encapsulation == r.Encapsulation
@@ -184,18 +189,20 @@ func ranked(ways []Route) []Route {
 		if twin {
 			continue
 		}
-		if len(out) > 0 && (r.Family == IPv4 || r.Metric != last) {
+		if len(out) > 0 && (r.Family == IPv4 || r.Metric != last.Metric || r.Preference.order() != last.Preference.order()) {
 			rank++
 		}
-		last, r.Metric = r.Metric, rank
+		last = r
+		r.Metric = rank
 		out = append(out, r)
 	}
 	return out
 }
 
-// copyRoute makes main's route one of table t.
+// copyRoute makes main's route one of table t. No table ever leads through a
+// device that is not its link's.
 func copyRoute(r Route, l Link, k Key, t TableID, source netip.Addr) Route {
-	r.Table, r.Protocol = t, Multihomed
+	r.Table, r.Protocol, r.Device = t, Multihomed, l.Index
 	if k.Family == IPv4 {
 		r.PreferredSource = copiedSource(r, l, k, source)
 	}

@@ -90,20 +90,21 @@ type Priority uint32
 // The ladder. The gaps are for the administrator and for later rungs; see
 // ARCHITECTURE.md for what each rung is for.
 const (
-	PriorityOverlap     Priority = 8000
-	PriorityContainers  Priority = 9000
-	PriorityDevice      Priority = 9500
-	PrioritySource      Priority = 10000
-	PriorityUnreachable Priority = 10500
-	PriorityMain        Priority = 19000
-	PriorityNetwork     Priority = 20000
-	PriorityMatchAll    Priority = 91000
+	PriorityOverlap      Priority = 8000
+	PriorityContainers   Priority = 9000
+	PriorityDeviceSource Priority = 9400
+	PriorityDevice       Priority = 9500
+	PrioritySource       Priority = 10000
+	PriorityUnreachable  Priority = 10500
+	PriorityMain         Priority = 19000
+	PriorityNetwork      Priority = 20000
+	PriorityMatchAll     Priority = 91000
 )
 
 // Priorities lists the rungs of the ladder, first to last.
 func Priorities() []Priority {
 	return []Priority{
-		PriorityOverlap, PriorityContainers, PriorityDevice, PrioritySource,
+		PriorityOverlap, PriorityContainers, PriorityDeviceSource, PriorityDevice, PrioritySource,
 		PriorityUnreachable, PriorityMain, PriorityNetwork, PriorityMatchAll,
 	}
 }
@@ -192,6 +193,26 @@ const (
 // A Preference is the router preference of RFC 4191 as rtnetlink encodes it
 // (RTA_PREF, ICMPV6_ROUTER_PREF_*). Zero is medium.
 type Preference uint8
+
+// Preferences of linux/icmpv6.h.
+const (
+	PreferenceMedium Preference = 0
+	PreferenceHigh   Preference = 1
+	PreferenceLow    Preference = 3
+)
+
+// order puts the most preferred router first. The reserved value counts as
+// medium (RFC 4191, section 2.2).
+func (p Preference) order() int {
+	switch p {
+	case PreferenceHigh:
+		return 0
+	case PreferenceLow:
+		return 2
+	default:
+		return 1
+	}
+}
 
 // metricsCount is RTAX_MAX+1 of linux/rtnetlink.h (RTAX_FASTOPEN_NO_COOKIE).
 const metricsCount = 18

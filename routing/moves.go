@@ -1,0 +1,155 @@
+package routing
+
+// The kernel puts a rule behind those of its priority, and has no way to put it
+// elsewhere. So what has to stand behind a rule that is added, and stands
+// already, must be moved behind it: rules of a higher rank that could match the
+// same packet. Among the rules that stand, those are kept whose order is right,
+// from the lowest rank on, and the rest is moved.
+
+// place is one selector of one band.
+type place struct {
+	band
+	selectorKey
+}
+
+// mover finds the rules that have to move.
+type mover struct {
+	want *Planner
+	have Kernel
+	// positions of the rules that stand, by band; read when first needed.
+	positions map[band]map[Rule]int
+	// floors are the ranks above which all rules of a selector move.
+	floors map[place]uint64
+	// moved are rules found in the wrong place.
+	moved   map[Rule]PlannedRule
+	scanned map[place]struct{}
+}
+
+// moves returns the rules that have to move, given what the pass does besides.
+func moves(want *Planner, have Kernel, ops []Op, t Touched) []Op {
+	m := mover{
+		want: want, have: have, positions: map[band]map[Rule]int{}, floors: map[place]uint64{},
+		moved: map[Rule]PlannedRule{}, scanned: map[place]struct{}{},
+	}
+	for _, o := range ops {
+		if o.Verb == AddRule {
+			m.pushBehind(want.rules[o.Rule].best)
+		}
+	}
+	// A rule that stands may have got there behind our back, and be in front
+	// of rules that it stood behind.
+	for r := range t.Rules {
+		if w, ok := want.Rule(r); ok && have.CountRule(r) > 0 {
+			m.inspect(w, false)
+		}
+	}
+	for r := range t.Reranked {
+		if w, ok := want.Rule(r); ok && have.CountRule(r) > 0 {
+			m.inspect(w, true)
+		}
+	}
+	return m.ops()
+}
+
+// pushBehind moves what has to stand behind a rule that goes to the end. The
+// relation is transitive, so one step finds everything.
+func (m *mover) pushBehind(r PlannedRule) {
+	b := m.want.band(r.Rule)
+	for k := range b.around(r) {
+		p := place{band{r.Rule.Family, r.Rule.Priority}, k}
+		if floor, ok := m.floors[p]; !ok || r.Rank < floor {
+			m.floors[p] = r.Rank
+		}
+	}
+}
+
+func (m *mover) move(r PlannedRule) {
+	if _, done := m.moved[r.Rule]; !done {
+		m.moved[r.Rule] = r
+		m.pushBehind(r)
+	}
+}
+
+// inspect compares the place of a rule with those of the rules it competes
+// with. A rule whose rank did not change stands behind those of lower rank: they
+// would have been touched had they moved.
+func (m *mover) inspect(r PlannedRule, reranked bool) {
+	b, own := m.want.band(r.Rule), selects(r.Rule)
+	for k := range b.around(r) {
+		behind := b.behind(k, r.Rank)
+		switch {
+		case k == own && (reranked || len(behind) > 0):
+			m.scan(place{band{r.Rule.Family, r.Rule.Priority}, k}, b.bySelector[k])
+		case k != own:
+			for _, x := range behind {
+				if m.precedes(x.Rule, r.Rule) {
+					m.move(x)
+				}
+			}
+		}
+	}
+}
+
+// scan goes through the rules of one selector by rank and moves those that
+// stand before one of lower rank.
+func (m *mover) scan(p place, rules []PlannedRule) {
+	if _, done := m.scanned[p]; done || len(rules) < 2 {
+		return
+	}
+	m.scanned[p] = struct{}{}
+	lower, last := -1, -1
+	for i, r := range rules {
+		if i > 0 && rules[i-1].Rank != r.Rank {
+			lower = last
+		}
+		at, stands := m.position(r.Rule)
+		switch {
+		case !stands:
+		case at < lower:
+			m.move(r)
+		default:
+			last = max(last, at)
+		}
+	}
+}
+
+func (m *mover) precedes(a, b Rule) bool {
+	i, ok := m.position(a)
+	if !ok {
+		return false
+	}
+	j, ok := m.position(b)
+	return ok && i < j
+}
+
+// position is where a rule stands among those of its priority; where it stands
+// twice the first goes in this pass, and the last counts.
+func (m *mover) position(r Rule) (int, bool) {
+	b := band{r.Family, r.Priority}
+	at := m.positions[b]
+	if at == nil {
+		order := m.have.RuleOrder(b.family, b.priority)
+		at = make(map[Rule]int, len(order))
+		for i, rule := range order {
+			at[rule] = i
+		}
+		m.positions[b] = at
+	}
+	i, ok := at[r]
+	return i, ok
+}
+
+func (m *mover) ops() []Op {
+	for p, floor := range m.floors {
+		for _, r := range m.want.bands[p.band].behind(p.selectorKey, floor) {
+			if m.have.CountRule(r.Rule) > 0 {
+				m.moved[r.Rule] = r
+			}
+		}
+	}
+	out := make([]Op, 0, len(m.moved))
+	for _, r := range m.moved {
+		out = append(out, Op{Verb: MoveRule, Rule: r.Rule, Reason: r.Reason, rank: r.Rank})
+	}
+	return out
+}
