@@ -147,7 +147,7 @@ func settled(v routing.Verb, err error) bool {
 	switch v {
 	case routing.AddRule:
 		return errors.Is(err, unix.EEXIST)
-	case routing.DeleteRule, routing.DeleteRoute:
+	case routing.DeleteRule, routing.DeleteRoute, routing.MoveRule:
 		// The table may be gone with its last route, the interface with its
 		// routes.
 		return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV)

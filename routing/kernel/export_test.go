@@ -1,0 +1,216 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+// Requester lets tests send any request.
+type Requester struct{ *requester }
+
+func NewRequester() (Requester, error) {
+	r, err := newRequester()
+	return Requester{r}, err
+}
+
+func (r Requester) Port() uint32 { return r.socket.port }
+
+func (r Requester) Close() error { return r.close() }
+
+// A Body builds the payload of a request.
+type Body struct{ *builder }
+
+func (b Body) Bytes(v ...byte)                { b.bytes(v...) }
+func (b Body) Word(v uint32)                  { b.word(v) }
+func (b Body) Attribute(k uint16, v []byte)   { b.attribute(k, v) }
+func (b Body) Attribute32(k uint16, v uint32) { b.attribute32(k, v) }
+func (b Body) Attribute8(k uint16, v uint8)   { b.attribute8(k, v) }
+func (b Body) Text(k uint16, v string)        { b.text(k, v) }
+func (b Body) Open(k uint16) int              { return b.open(k) }
+func (b Body) Close(at int)                   { b.close(at) }
+func (b Body) Route(r routing.Route)          { encodeRoute(b.builder, r) }
+func (b Body) Rule(r routing.Rule)            { encodeRule(b.builder, r) }
+
+// Nexthops appends RTA_MULTIPATH.
+func (b Body) Nexthops(legs []routing.Route) {
+	at := b.open(unix.RTA_MULTIPATH)
+	for _, l := range legs {
+		start := len(b.b)
+		var flags byte
+		if l.OnLink {
+			flags = unix.RTNH_F_ONLINK
+		}
+		b.bytes(0, 0, flags, 0)
+		b.word(uint32(l.Device))
+		if l.Gateway.IsValid() {
+			b.attribute(unix.RTA_GATEWAY, l.Gateway.AsSlice())
+		}
+		b.b[start] = byte(len(b.b) - start)
+	}
+	b.close(at)
+}
+
+// Do sends one request and returns the kernel's verdict.
+func (r Requester) Do(kind, flags uint16, body func(Body)) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seq++
+	r.out.b = r.out.b[:0]
+	r.out.begin(kind, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags, r.seq)
+	body(Body{&r.out})
+	r.out.end()
+	if err := r.socket.send(r.out.b); err != nil {
+		return err
+	}
+	for {
+		n, err := r.socket.receive(context.Background(), r.in)
+		if err != nil {
+			return err
+		}
+		h, payload, _, err := nextMessage(r.in[:n])
+		if err != nil {
+			return err
+		}
+		if h.seq == r.seq && h.kind == unix.NLMSG_ERROR {
+			return errorOf(h, payload)
+		}
+	}
+}
+
+// Encode and Decode are the codecs.
+func EncodeRule(r routing.Rule) []byte {
+	var b builder
+	encodeRule(&b, r)
+	return b.b
+}
+
+func DecodeRule(b []byte) (routing.Rule, error) { return decodeRule(b) }
+
+func EncodeRoute(r routing.Route) []byte {
+	var b builder
+	encodeRoute(&b, r)
+	return b.b
+}
+
+// DecodeRoute returns the legs.
+func DecodeRoute(b []byte) ([]routing.Route, error) {
+	a, err := decodeRoute(b)
+	if err != nil {
+		return nil, err
+	}
+	var out []routing.Route
+	for _, l := range a.legs {
+		out = append(out, l.route)
+	}
+	return out, nil
+}
+
+// ApplyAny feeds a state with whatever bytes, as the event socket would.
+func ApplyAny(s *State, b []byte) {
+	m := &Mirror{state: s, changed: make(chan struct{}, 1), own: map[uint32]struct{}{}}
+	m.take(b)
+}
+
+func NewState(tables routing.TableRange) *State {
+	return newState(tables, func(string) bool { return true })
+}
+
+// Apply takes one announcement in.
+func (s *State) Apply(kind, flags uint16, payload []byte) error {
+	return s.apply(header{kind: kind, flags: flags}, payload, cause{})
+}
+
+// Lines describes everything a state shows.
+func (s *State) Lines() []string { return s.lines() }
+
+// Doubts describes what is not known for sure.
+func (s *State) Doubts() string { return fmt.Sprint(s.doubts) }
+
+// Consistent checks the indexes against the slots.
+func (s *State) Consistent() error {
+	n := 0
+	for k, slot := range s.fib.slots {
+		if len(slot.aliases) == 0 {
+			return fmt.Errorf("empty slot %v", k)
+		}
+		wanted := false
+		for _, a := range slot.aliases {
+			wanted = wanted || s.wanted(a)
+			if a.key != k {
+				return fmt.Errorf("alias of %v in slot %v", a.key, k)
+			}
+			for _, l := range a.legs {
+				if _, ok := s.fib.byDevice[l.route.Device][a]; !ok {
+					return fmt.Errorf("%v is not in the index of device %d", l.route, l.route.Device)
+				}
+				n++
+			}
+		}
+		if !wanted {
+			return fmt.Errorf("nobody wants slot %v", k)
+		}
+	}
+	for d, aliases := range s.fib.byDevice {
+		for a := range aliases {
+			if !a.leads(d) {
+				return fmt.Errorf("%v is in the index of device %d", a.legs, d)
+			}
+			slot := s.fib.slots[a.key]
+			found := false
+			for i := range slot.aliases {
+				found = found || slot.aliases[i] == a
+			}
+			if !found {
+				return fmt.Errorf("%v is in the index of device %d and in no slot", a.legs, d)
+			}
+		}
+	}
+	return nil
+}
+
+// SetBudget changes how many routes are worth reading.
+func (m *Mirror) SetBudget(n int) { m.loader.budget = n }
+
+// Slots is how many keys are kept.
+func (m *Mirror) Slots() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.state.fib.slots)
+}
+
+// RunDumpOnce is one dump of rules without a second attempt.
+func (r Requester) ListRules(f routing.Family) ([]routing.Rule, error) {
+	s := NewState(routing.TableRange{First: 10000, Last: 10999})
+	if err := (loader{requests: r.requester}).rules(context.Background(), s, f); err != nil {
+		return nil, err
+	}
+	return append(s.ForeignRules(), collect(s)...), nil
+}
+
+func collect(s *State) []routing.Rule {
+	var out []routing.Rule
+	for r := range s.Rules() {
+		out = append(out, r)
+	}
+	return out
+}
+
+// ListRoutes asks for the routes of a table.
+func (r Requester) ListRoutes(f routing.Family, table routing.TableID) ([]routing.Route, error) {
+	s := NewState(routing.TableRange{First: table, Last: table})
+	aliases, err := loader{requests: r.requester}.ask(context.Background(), s, routeQuestion{family: f, table: table})
+	if err != nil {
+		return nil, err
+	}
+	var out []routing.Route
+	for _, a := range aliases {
+		for _, l := range a.legs {
+			out = append(out, l.route)
+		}
+	}
+	return out, nil
+}

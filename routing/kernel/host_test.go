@@ -1,0 +1,223 @@
+package kernel_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// insideEnv marks the copy of the test binary that runs in its own namespaces.
+const insideEnv = "MULTIHOMED_KERNEL_TEST"
+
+// TestMain runs everything in private network and mount namespaces, so that no
+// test can reach the machine's routing.
+func TestMain(m *testing.M) {
+	if os.Getenv(insideEnv) == "" {
+		os.Exit(reexec())
+	}
+	code := m.Run()
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func reexec() int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "routing/kernel: these tests need root, for a network namespace of their own")
+		return 1
+	}
+	runtime.LockOSThread() // Pdeathsig follows the thread
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+	}
+	err := cmd.Run()
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "routing/kernel: creating namespaces: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+var tables = routing.TableRange{First: 10000, Last: 10099}
+
+// A host is a network namespace of one test, and the hands of somebody else in
+// it.
+type host struct {
+	testing.TB
+	link *netlink.Handle
+	raw  kernel.Requester
+}
+
+// newHost moves the calling goroutine's thread into a namespace of its own. The
+// thread ends with the test.
+func newHost(t testing.TB) *host {
+	t.Helper()
+	runtime.LockOSThread()
+	must(t, unix.Unshare(unix.CLONE_NEWNET))
+	h := &host{TB: t}
+	var err error
+	h.link, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+	must(t, err)
+	t.Cleanup(h.link.Close)
+	h.raw, err = kernel.NewRequester()
+	must(t, err)
+	t.Cleanup(func() { must(t, h.raw.Close()) })
+	h.sysctl("ipv6/conf/default/accept_dad", "0")
+	h.sysctl("ipv6/conf/default/router_solicitations", "0")
+	lo, err := h.link.LinkByName("lo")
+	must(t, err)
+	must(t, h.link.LinkSetUp(lo))
+	return h
+}
+
+func (h *host) sysctl(name, value string) {
+	h.Helper()
+	must(h, os.WriteFile("/proc/sys/net/"+name, []byte(value), 0))
+}
+
+// veth makes a pair whose ends are both here and up, and returns the index of
+// the first.
+func (h *host) veth(name string) int {
+	h.Helper()
+	must(h, h.link.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "p-" + name}))
+	h.up("p-" + name)
+	return h.up(name)
+}
+
+func (h *host) up(name string) int {
+	h.Helper()
+	l, err := h.link.LinkByName(name)
+	must(h, err)
+	must(h, h.link.LinkSetUp(l))
+	return l.Attrs().Index
+}
+
+func (h *host) down(name string) {
+	h.Helper()
+	l, err := h.link.LinkByName(name)
+	must(h, err)
+	must(h, h.link.LinkSetDown(l))
+}
+
+func (h *host) address(name, address string) {
+	h.Helper()
+	l, err := h.link.LinkByName(name)
+	must(h, err)
+	a, err := netlink.ParseAddr(address)
+	must(h, err)
+	if a.IP.To4() == nil {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	must(h, h.link.AddrAdd(l, a))
+}
+
+func (h *host) deleteAddress(name, address string) {
+	h.Helper()
+	l, err := h.link.LinkByName(name)
+	must(h, err)
+	a, err := netlink.ParseAddr(address)
+	must(h, err)
+	must(h, h.link.AddrDel(l, a))
+}
+
+// ip runs ip(8) here.
+func (h *host) ip(args string) {
+	h.Helper()
+	out, err := exec.CommandContext(h.Context(), "ip", strings.Fields(args)...).CombinedOutput()
+	if err != nil {
+		h.Fatalf("ip %s: %v\n%s", args, err, out)
+	}
+}
+
+// mirror opens a filled mirror that ends with the test.
+func (h *host) mirror(c kernel.Config) *kernel.Mirror {
+	h.Helper()
+	if c.Tables == (routing.TableRange{}) {
+		c.Tables = tables
+	}
+	m, err := kernel.Open(c)
+	must(h, err)
+	h.Cleanup(func() { must(h, m.Close()) })
+	must(h, m.Sync(context.Background()))
+	m.Take()
+	return m
+}
+
+func (h *host) writer(m *kernel.Mirror) *kernel.Writer {
+	h.Helper()
+	w, err := kernel.OpenWriter()
+	must(h, err)
+	h.Cleanup(func() { must(h, w.Close()) })
+	if m != nil {
+		m.Own(w.Port())
+	}
+	return w
+}
+
+func (h *host) apply(w *kernel.Writer, ops ...routing.Op) {
+	h.Helper()
+	must(h, errors.Join(w.Apply(h.Context(), ops)...))
+}
+
+// audit fails the test unless the mirror holds what the kernel holds.
+func audit(t testing.TB, m *kernel.Mirror) {
+	t.Helper()
+	if diff := auditDiff(t, m); len(diff) > 0 {
+		t.Fatalf("the mirror differs from the kernel (- mirror, + kernel):\n%s", strings.Join(diff, "\n"))
+	}
+}
+
+// auditDiff asks a second time when there is a difference: the kernel does some
+// things on its own time (linkwatch), and says so afterwards.
+func auditDiff(t testing.TB, m *kernel.Mirror) []string {
+	t.Helper()
+	var diff []string
+	for range 3 {
+		var err error
+		diff, err = m.Audit(context.Background())
+		must(t, err)
+		if len(diff) == 0 {
+			break
+		}
+	}
+	var inconsistent error
+	m.View(func(s *kernel.State) { inconsistent = s.Consistent() })
+	must(t, inconsistent)
+	return diff
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
