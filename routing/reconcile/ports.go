@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"multihomed/routing"
+	"multihomed/routing/kernel"
 )
 
 // A Standing says what the owner of an interface makes of it.
@@ -57,47 +58,17 @@ type Owners interface {
 	Poke(name string)
 }
 
-// An Interface is what the kernel says of one interface.
-type Interface struct {
-	Index     int
-	Name      string
-	Up        bool
-	Group     uint32
-	Addresses []routing.Address
-	// Routes are the unicast routes of main through it.
-	Routes []routing.Route
-}
-
-// Changes is what the mirror saw since it was last asked.
-type Changes struct {
-	// All says that the mirror was read anew and anything may have changed.
-	All bool
-	// Interfaces whose link, addresses or routes of main changed.
-	Interfaces []int
-	// Rules and Routes of ours that changed.
-	Rules  []routing.Rule
-	Routes []routing.RouteKey
-	// TakenRules and TakenRoutes are those of them that somebody else deleted.
-	TakenRules  []routing.Rule
-	TakenRoutes []routing.RouteKey
-}
-
-// Mirror is the kernel's state as the kernel reports it.
+// Mirror is the kernel's state as the kernel reports it; kernel.Mirror is one.
 type Mirror interface {
-	routing.Kernel
 	Changed() <-chan struct{}
-	// Drain takes up every event that the kernel has queued: after it the
+	// Sync takes up every event that the kernel has queued: after it the
 	// mirror shows the effects of all operations that were acknowledged.
-	Drain(context.Context) error
-	Take() Changes
-	// Interface returns the facts of one interface, Index its index by name.
-	Interface(index int) (Interface, bool)
-	Index(name string) (int, bool)
-	Interfaces() []int
-	// Foreign says what other than us uses a table.
-	Foreign(routing.TableID) (string, bool)
-	// Watch says whether the routes of main through an interface are wanted.
-	Watch(ctx context.Context, index int, on bool) error
+	Sync(context.Context) error
+	// Take returns what changed since it was called last, except by our writer.
+	Take() kernel.Changes
+	View(func(*kernel.State))
+	// SetInterest says of which interfaces the routes of main are kept.
+	SetInterest(context.Context, map[int]bool) error
 }
 
 // Writer changes the kernel. It returns one error for each operation, in order,

@@ -42,13 +42,13 @@ func (l *Loop) applied(ctx context.Context, op routing.Op) {
 }
 
 // logLinks writes one line for every link that changed.
-func (l *Loop) logLinks(ctx context.Context, dirty []int, before map[int]routing.LinkPlan, ops []routing.Op, failed int) {
+func (l *Loop) logLinks(ctx context.Context, before map[int]routing.LinkPlan, ops []routing.Op, failed int) {
 	if len(ops) == 0 {
 		return
 	}
-	for _, index := range dirty {
-		was, had := before[index]
-		had = had && len(was.Link.Tables) > 0
+	for _, index := range slices.Sorted(maps.Keys(before)) {
+		was := before[index]
+		had := len(was.Link.Tables) > 0
 		plan, has := l.planner.Link(index)
 		has = has && len(plan.Link.Tables) > 0
 		switch {

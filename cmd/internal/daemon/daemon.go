@@ -97,16 +97,17 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		s.Logger.LogAttrs(ctx, slog.LevelWarn, "names of routing tables are unknown", slog.String("error", err.Error()))
 	}
 
-	mirror, err := kernel.NewMirror(kernel.Options{Policy: policy, Logger: s.Logger})
+	mirror, err := kernel.Open(kernel.Config{Tables: policy.Tables})
 	if err != nil {
 		return nil, err
 	}
 	defer s.closing("mirror", mirror.Close)
-	writer, err := kernel.NewWriter(mirror)
+	writer, err := kernel.OpenWriter()
 	if err != nil {
 		return nil, err
 	}
 	defer s.closing("writer", writer.Close)
+	mirror.Own(writer.Port())
 
 	watcher := nm.New(nm.Options{Logger: s.Logger})
 	loop := reconcile.New(reconcile.Options{

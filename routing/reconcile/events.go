@@ -1,0 +1,164 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// takeClaims takes up what the owners say.
+func (l *Loop) takeClaims(ctx context.Context) {
+	c := l.Owners.Take()
+	for name, claim := range c.Changed {
+		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
+		l.claims[name] = claim
+		l.reserved[name] = claim.Tables
+		l.claimChanged(ctx, name)
+	}
+	for _, name := range c.Removed {
+		l.news = l.news || len(l.claims[name].Problems) > 0
+		delete(l.claims, name)
+		delete(l.reserved, name)
+		l.claimChanged(ctx, name)
+	}
+	if c.Complete && !l.complete {
+		// What nobody asked for while knowledge was incomplete may go now.
+		l.everything()
+		l.Logger.LogAttrs(ctx, slog.LevelInfo, "knowledge of the links is complete")
+	}
+	if c.Waiting != l.waiting && c.Waiting != "" {
+		l.Logger.LogAttrs(ctx, slog.LevelInfo, "waiting", slog.String("for", c.Waiting))
+	}
+	if c.Complete != l.complete {
+		l.watchAll(ctx, c.Complete)
+	}
+	l.news = l.news || l.complete != c.Complete || l.waiting != c.Waiting
+	l.complete, l.waiting = c.Complete, c.Waiting
+}
+
+func (l *Loop) claimChanged(ctx context.Context, name string) {
+	var index int
+	var exists bool
+	l.Mirror.View(func(k *kernel.State) { index, exists = k.IndexOf(name) })
+	if exists {
+		l.dirty[index] = struct{}{}
+		l.setInterest(ctx, map[int]bool{index: l.watched(name, l.complete)})
+	}
+}
+
+// watched decides whether the routes of main through an interface matter. While
+// knowledge is incomplete those of every interface may.
+func (l *Loop) watched(name string, complete bool) bool {
+	claim, claimed := l.claims[name]
+	return claim.Watched || (!claimed && !complete)
+}
+
+func (l *Loop) setInterest(ctx context.Context, interests map[int]bool) {
+	if err := l.Mirror.SetInterest(ctx, interests); err != nil && ctx.Err() == nil {
+		l.fail(ctx, "mirror", routing.Problem{Severity: routing.Error, Text: "reading routes: " + err.Error()})
+	}
+}
+
+func (l *Loop) watchAll(ctx context.Context, complete bool) {
+	interests := map[int]bool{}
+	l.Mirror.View(func(k *kernel.State) {
+		for _, index := range k.Indexes() {
+			if link, ok := k.Link(index); ok {
+				interests[index] = l.watched(link.Name, complete)
+			}
+		}
+	})
+	l.setInterest(ctx, interests)
+}
+
+// everything compares all that is planned with all that stands.
+func (l *Loop) everything() {
+	l.Mirror.View(func(k *kernel.State) {
+		for _, index := range k.Indexes() {
+			l.dirty[index] = struct{}{}
+		}
+		l.touched.Merge(routing.Everything(l.planner, k))
+	})
+	for index := range l.known {
+		l.dirty[index] = struct{}{}
+	}
+}
+
+// takeChanges takes up what happened in the kernel.
+func (l *Loop) takeChanges(ctx context.Context) {
+	c := l.Mirror.Take()
+	if c.All {
+		l.everything()
+	}
+	for index := range c.Links {
+		l.dirty[index] = struct{}{}
+	}
+	seen := routing.NewTouched()
+	maps.Copy(seen.Rules, c.Rules)
+	maps.Copy(seen.Routes, c.Routes)
+	if l.mustWait(ctx, c.Taken) {
+		for _, t := range c.Taken {
+			delete(seen.Rules, t.Rule)
+			delete(seen.Routes, t.Route.Key())
+			l.deferred.Rules[t.Rule] = struct{}{}
+			l.deferred.Routes[t.Route.Key()] = struct{}{}
+		}
+	}
+	l.touched.Merge(seen)
+}
+
+// mustWait decides whether what somebody else took away is put back later. Two
+// programs that disagree must not fight at full speed.
+func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) bool {
+	wanted := slices.IndexFunc(taken, func(t kernel.Taken) bool {
+		_, rule := l.planner.Rule(t.Rule)
+		_, route := l.planner.Route(t.Route.Key())
+		return rule || route
+	})
+	if wanted < 0 {
+		return false
+	}
+	what := taken[wanted].Rule.String()
+	if taken[wanted].Rule == (routing.Rule{}) {
+		what = taken[wanted].Route.String()
+	}
+	attrs := []slog.Attr{
+		slog.String("first", what), slog.Int("objects", len(taken)),
+		slog.Uint64("netlink_port", uint64(taken[wanted].Port)),
+	}
+	now := l.now()
+	if l.repairAt.IsZero() {
+		if l.Repairs.AllowN(now, 1) {
+			l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody deleted routing of ours, repairing", attrs...)
+			return false
+		}
+		delay := l.Repairs.ReserveN(now, 1).DelayFrom(now)
+		l.repairAt = now.Add(delay)
+		l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody keeps deleting routing of ours, repairing later", append(attrs, slog.Duration("delay", delay))...)
+	}
+	if l.deferred.Rules == nil {
+		l.deferred = routing.NewTouched()
+	}
+	return true
+}
+
+// takeDue takes up what waited for its time.
+func (l *Loop) takeDue() {
+	now := l.now()
+	if !l.repairAt.IsZero() && !now.Before(l.repairAt) {
+		l.repairAt = time.Time{}
+		l.touched.Merge(l.deferred)
+		l.deferred = routing.Touched{}
+	}
+	if !l.retryAt.IsZero() && !now.Before(l.retryAt) {
+		l.retryAt = time.Time{}
+		clear(l.failures)
+		l.news = true
+		l.everything()
+	}
+}
