@@ -1,0 +1,161 @@
+// Package lockfile makes sure that one process at a time changes the kernel and
+// the leases: the daemon holds the lock for life, others for one pass. The lock
+// is flock(2) on a file, so that it ends with its holder however that dies.
+package lockfile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Name of the lock in the runtime directory.
+const Name = "lock"
+
+// A Lock is held until Close.
+type Lock struct{ file *os.File }
+
+// A HeldError says that another process holds the lock.
+type HeldError struct {
+	Path string
+	// PID is the holder; 0 if it has not written its number yet.
+	PID int
+}
+
+func (e *HeldError) Error() string {
+	if e.PID == 0 {
+		return fmt.Sprintf("another multihomed is running: it holds %s; to fix: stop it (find it with `fuser -v %[1]s`)", e.Path)
+	}
+	return fmt.Sprintf("another multihomed is running: process %d holds %s; to fix: stop it (systemctl stop multihomed, or kill %[1]d)", e.PID, e.Path)
+}
+
+// TryLock takes the lock, or returns a HeldError at once.
+func TryLock(path string) (*Lock, error) {
+	for {
+		f, err := open(path)
+		if err != nil {
+			return nil, err
+		}
+		err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.Join(&HeldError{Path: path, PID: holder(f)}, f.Close())
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
+		}
+		if l, err := take(f, path); l != nil || err != nil {
+			return l, err
+		}
+	}
+}
+
+// Wait takes the lock as soon as it is free. When ctx is done first, one
+// goroutine stays until the holder lets go, and then gives the lock back.
+func Wait(ctx context.Context, path string) (*Lock, error) {
+	for {
+		l, err := TryLock(path)
+		if _, held := errors.AsType[*HeldError](err); !held {
+			return l, err
+		}
+		if l, err := wait(ctx, path, err); l != nil || err != nil {
+			return l, err
+		}
+	}
+}
+
+// wait sleeps in flock(2), which cannot be interrupted from outside. It returns
+// neither a lock nor an error if the file was replaced meanwhile.
+func wait(ctx context.Context, path string, held error) (*Lock, error) {
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	locked := make(chan error, 1)
+	go func() { locked <- flock(f, unix.LOCK_EX) }()
+	select {
+	case err := <-locked:
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
+		}
+		return take(f, path)
+	case <-ctx.Done():
+		go func() {
+			<-locked
+			f.Close() //nolint:errcheck // nobody is left to be told
+		}()
+		return nil, fmt.Errorf("waiting for the lock: %w: %w", context.Cause(ctx), held)
+	}
+}
+
+// open opens or creates the file. The mode lets everybody read the number of
+// the holder; O_NOFOLLOW keeps us from writing it elsewhere.
+func open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o644)
+	switch {
+	case errors.Is(err, unix.ELOOP):
+		return nil, fmt.Errorf("opening the lock: %w: it is a symbolic link; to fix: remove %s", err, path)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("opening the lock: %w; to fix: run as root or as the user of the service", err)
+	case err != nil:
+		return nil, fmt.Errorf("opening the lock: %w", err)
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("it is not a regular file; to fix: remove %s", path)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the lock %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// take makes a locked file the lock, unless the path names another file by now:
+// who cleans /run must not let two processes in.
+func take(f *os.File, path string) (*Lock, error) {
+	ours, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
+	}
+	if named, err := os.Lstat(path); err != nil || !os.SameFile(ours, named) {
+		return nil, f.Close()
+	}
+	// For people only. The lock holds without it, also where the disk is full.
+	if f.Truncate(0) == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return &Lock{file: f}, nil
+}
+
+// maxDigits of a process number (PID_MAX_LIMIT is 2^22).
+const maxDigits = 10
+
+// holder reads the number that the holder wrote.
+func holder(f *os.File) int {
+	buffer := make([]byte, maxDigits+1)
+	n, _ := f.ReadAt(buffer, 0) // Shorter than the buffer is io.EOF.
+	pid, err := strconv.Atoi(strings.TrimSpace(string(buffer[:n])))
+	if err != nil || pid < 0 {
+		return 0
+	}
+	return pid
+}
+
+// Close gives the lock back. The file stays: if it were removed, a process that
+// waits on it and one that creates it anew would both hold a lock.
+func (l *Lock) Close() error {
+	return errors.Join(l.file.Truncate(0), l.file.Close())
+}

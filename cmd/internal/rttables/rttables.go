@@ -1,0 +1,152 @@
+// Package rttables reads the names that iproute2 gives routing tables: a number
+// with a name is somebody's, although the kernel may not know it yet.
+package rttables
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/routing"
+)
+
+// OwnFile is the file in rt_tables.d that names the tables of multihomed.
+const OwnFile = "multihomed.conf"
+
+// maxSize of one file; a real one has a few lines.
+const maxSize = 1 << 20
+
+// maxName is how much of a name is shown.
+const maxName = 64
+
+// A Name is what a file calls a table.
+type Name struct{ Name, File string }
+
+// Names are the tables that have a name. The zero value knows none.
+type Names struct{ byTable map[routing.TableID]Name }
+
+// Lookup says whether a table has a name, and in which words.
+func (n Names) Lookup(t routing.TableID) (why string, used bool) {
+	name, used := n.byTable[t]
+	if !used {
+		return "", false
+	}
+	return fmt.Sprintf("%s in %s", name.Name, name.File), true
+}
+
+// Tables returns all tables that have a name.
+func (n Names) Tables() map[routing.TableID]Name { return n.byTable }
+
+// Directories are those where iproute2 looks for its files: the
+// administrator's, and the distribution's, which moved to /usr with iproute2 6.5
+// (Debian 13; some built it with /usr/lib).
+func Directories() []string {
+	return []string{"/etc/iproute2", "/usr/share/iproute2", "/usr/lib/iproute2"}
+}
+
+// Load reads the names from Directories.
+func Load() (Names, error) { return LoadFrom(Directories()...) }
+
+// LoadFrom reads rt_tables and rt_tables.d/*.conf from directories that may be
+// missing. All are read, also where iproute2 would let one file hide another: a
+// number left out costs nothing. If a file cannot be read the error says so, and
+// the names of the others are returned.
+func LoadFrom(directories ...string) (Names, error) {
+	n := Names{byTable: map[routing.TableID]Name{}}
+	var errs []error
+	for _, dir := range directories {
+		errs = append(errs, n.read(filepath.Join(dir, "rt_tables")))
+		// In order of names, as iproute2 6.x does.
+		entries, err := os.ReadDir(filepath.Join(dir, "rt_tables.d"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("reading names of routing tables: %w", err))
+		}
+		for _, e := range entries {
+			// As rtnl_tabhash_readdir of iproute2's lib/rt_names.c.
+			if name := e.Name(); strings.HasSuffix(name, ".conf") && !strings.HasPrefix(name, ".") && name != OwnFile {
+				errs = append(errs, n.read(filepath.Join(dir, "rt_tables.d", name)))
+			}
+		}
+	}
+	return n, errors.Join(errs...)
+}
+
+func (n Names) read(path string) error {
+	data, err := readFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading names of routing tables: %w", err)
+	}
+	n.parse(path, string(data))
+	return nil
+}
+
+// readFile reads a regular file of bounded size; it does not wait for a pipe.
+func readFile(path string) (data []byte, err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file; to fix: remove it", path)
+	}
+	data, err = io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err == nil && len(data) > maxSize {
+		err = fmt.Errorf("%s is larger than 1 MiB; to fix: remove what is no name of a table", path)
+	}
+	return data, err
+}
+
+// parse takes every line that gives a number a name, in decimal or with 0x.
+// iproute2 stops at the first line that it does not understand; here the rest
+// counts too.
+func (n Names) parse(file, text string) {
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || strings.HasPrefix(fields[1], "#") {
+			continue
+		}
+		id, ok := number(fields[0])
+		if !ok {
+			continue
+		}
+		if _, known := n.byTable[id]; !known {
+			n.byTable[id] = Name{Name: printable(fields[1]), File: file}
+		}
+	}
+}
+
+func number(text string) (routing.TableID, bool) {
+	base := 10
+	if hex, ok := strings.CutPrefix(text, "0x"); ok {
+		text, base = hex, 16
+	}
+	id, err := strconv.ParseUint(text, base, 32)
+	return routing.TableID(id), err == nil
+}
+
+// printable makes a name fit for a message: short, and without what a terminal
+// would take for a command.
+func printable(name string) string {
+	if len(name) > maxName {
+		name = name[:maxName] + "..."
+	}
+	if quoted := strconv.QuoteToGraphic(name); quoted != `"`+name+`"` {
+		return quoted
+	}
+	return name
+}
