@@ -68,20 +68,27 @@ func (s *State) lines() []string {
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for _, index := range s.Indexes() {
 		l, _ := s.Link(index)
-		add("link %d %s up=%t carrier=%t group=%d kind=%s master=%d mtu=%d mac=%x",
-			l.Index, l.Name, l.Up, l.Carrier, l.Group, l.Kind, l.Master, l.MTU, l.Hardware)
+		// Not the carrier: a dump shows it at once, the announcement comes up
+		// to a second later (net/core/link_watch.c).
+		// Nor the group of an interface that is down: see Link.Group.
+		if !l.Up {
+			l.Group = 0
+		}
+		add("link %d %s up=%t group=%d kind=%s master=%d mtu=%d mac=%x",
+			l.Index, l.Name, l.Up, l.Group, l.Kind, l.Master, l.MTU, l.Hardware)
 		for _, a := range l.Addresses {
-			add("address on %d: %+v", index, a)
+			add("address on %d: %s peer %s scope %d dynamic=%t failed=%t tentative=%t deprecated=%t temporary=%t", index,
+				a.Prefix, a.Peer, a.Scope, a.Dynamic, a.Failed, a.Tentative, a.Deprecated, a.Temporary)
 		}
 		for i, r := range l.Routes {
-			add("route %d on %d: %+v", copies(l.Routes[:i], r), index, r)
+			add("route %d on %d: %s", copies(l.Routes[:i], r), index, describe(r))
 		}
 	}
 	for t := range s.fib.byTable {
 		for a := range s.fib.byTable[t] {
 			for _, l := range a.legs {
 				if !l.dead {
-					add("table %d: %+v", t, l.route)
+					add("table %d: %s", t, describe(l.route))
 				}
 			}
 		}
@@ -89,7 +96,7 @@ func (s *State) lines() []string {
 	places := map[band]int{}
 	for _, r := range slices.Concat(slices.Collect(s.Rules()), s.ForeignRules()) {
 		k := band{r.Family, r.Priority}
-		add("rule %d/%d.%d: %+v", r.Family, r.Priority, places[k], r)
+		add("rule %s %d.%d: %s protocol %d %x", r.Family, r.Priority, places[k], r, r.Protocol, r.Other)
 		places[k]++
 	}
 	slices.Sort(out)
@@ -104,4 +111,11 @@ func copies(before []routing.Route, r routing.Route) int {
 		}
 	}
 	return n
+}
+
+// describe adds to the words of ip(8) what they leave out.
+func describe(r routing.Route) string {
+	return fmt.Sprintf("%s %s protocol %d type %d scope %d tos %d preference %d metrics %d %q encap %d %x",
+		r.Family, r, r.Protocol, r.Type, r.Scope, r.TOS, r.Preference, r.Metrics, r.Congestion,
+		r.EncapsulationType, r.Encapsulation)
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
@@ -170,12 +171,9 @@ func (h *host) mirror(c kernel.Config) *kernel.Mirror {
 
 func (h *host) writer(m *kernel.Mirror) *kernel.Writer {
 	h.Helper()
-	w, err := kernel.OpenWriter()
+	w, err := m.OpenWriter()
 	must(h, err)
 	h.Cleanup(func() { must(h, w.Close()) })
-	if m != nil {
-		m.Own(w.Port())
-	}
 	return w
 }
 
@@ -192,12 +190,13 @@ func audit(t testing.TB, m *kernel.Mirror) {
 	}
 }
 
-// auditDiff asks a second time when there is a difference: the kernel does some
-// things on its own time (linkwatch), and says so afterwards.
+// auditDiff asks again while there is a difference: the kernel does some things
+// on its own time and says so afterwards, an IPv6 address within milliseconds
+// (addrconf_dad_work), a carrier within a second (linkwatch).
 func auditDiff(t testing.TB, m *kernel.Mirror) []string {
 	t.Helper()
 	var diff []string
-	for range 3 {
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); {
 		var err error
 		diff, err = m.Audit(context.Background())
 		must(t, err)

@@ -58,8 +58,7 @@ func (s *State) linkSeen(m linkMessage) {
 	case !before.up() && l.up():
 		s.waysUp4(l.index)
 	}
-	const ready = unix.IFF_UP | unix.IFF_LOWER_UP | unix.IFF_RUNNING
-	if before.flags&ready != l.flags&ready && l.up() {
+	if l.up() {
 		s.waysUp6(l.index)
 	}
 	if before.master != l.master {
@@ -271,7 +270,8 @@ func (s *State) waysUp4(device int) {
 
 // waysUp6 is rt6_sync_up, which the kernel calls when it finds the interface
 // ready, some time between up and carrier (addrconf_notify in
-// net/ipv6/addrconf.c).
+// net/ipv6/addrconf.c). A description of the interface follows, be it the same
+// as the last one.
 func (s *State) waysUp6(device int) {
 	for a := range s.fib.byDevice[device] {
 		if a.key.family == routing.IPv6 && slices.ContainsFunc(a.legs, func(l leg) bool { return l.dead }) {

@@ -87,14 +87,6 @@ func (m *Mirror) Close() error {
 	return errors.Join(m.events.close(), m.loader.requests.close())
 }
 
-// Own says that what is done from a netlink port is done by us: see
-// [Writer.Port].
-func (m *Mirror) Own(port uint32) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.own[port] = struct{}{}
-}
-
 // View gives access to the state. It must not be kept.
 func (m *Mirror) View(look func(*State)) {
 	m.mu.Lock()

@@ -19,7 +19,10 @@ type Link struct {
 	Name  string
 	// Up is IFF_UP, administratively up; Carrier is IFF_LOWER_UP.
 	Up, Carrier bool
-	Group       uint32
+	// Group is IFLA_GROUP. The kernel does not announce a change of it while
+	// the interface is down (netdev_state_change in net/core/dev.c): what
+	// somebody else set meanwhile is seen when the interface comes up.
+	Group uint32
 	// Kind is the driver's name for virtual interfaces: "bridge", "veth".
 	Kind string
 	// Master is the index of the bridge, bond or VRF the interface belongs to.

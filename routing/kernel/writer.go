@@ -25,19 +25,29 @@ const (
 // [routing.Multihomed].
 type Writer struct {
 	requests *requester
+	mirror   *Mirror
 }
 
-// OpenWriter opens the socket that changes are made through.
-func OpenWriter() (*Writer, error) {
+// OpenWriter opens the socket through which we make changes. The mirror then
+// tells them from those of others.
+func (m *Mirror) OpenWriter() (*Writer, error) {
 	r, err := newRequester()
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{requests: r}, nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.own[r.socket.port] = struct{}{}
+	return &Writer{requests: r, mirror: m}, nil
 }
 
 // Close closes the socket.
-func (w *Writer) Close() error { return w.requests.close() }
+func (w *Writer) Close() error {
+	w.mirror.mu.Lock()
+	delete(w.mirror.own, w.Port())
+	w.mirror.mu.Unlock()
+	return w.requests.close()
+}
 
 // Port is the netlink port by which the kernel names the author of a change.
 func (w *Writer) Port() uint32 { return w.requests.socket.port }
@@ -45,7 +55,8 @@ func (w *Writer) Port() uint32 { return w.requests.socket.port }
 // Apply carries the operations out in their order, many in one system call. An
 // operation that fails does not stop the others. The errors correspond to the
 // operations; nil if all went well. What is there already, or gone already, is
-// no error.
+// no error. After it, [Mirror.Drain] brings the effects into the mirror. It must
+// not be called inside [Mirror.View].
 func (w *Writer) Apply(ctx context.Context, ops []routing.Op) []error {
 	b := batch{ctx: ctx, writer: w.requests, ops: ops}
 	w.requests.mu.Lock()
@@ -65,7 +76,22 @@ func (w *Writer) Apply(ctx context.Context, ops []routing.Op) []error {
 	}
 	b.finishMoves()
 	b.flush()
+	w.tellGroups(ops, b.errs)
 	return b.errs
+}
+
+// tellGroups tells the mirror what the kernel does not: see Link.Group.
+func (w *Writer) tellGroups(ops []routing.Op, errs []error) {
+	for i, op := range ops {
+		if op.Verb != routing.SetGroup && op.Verb != routing.ResetGroup || errs != nil && errs[i] != nil {
+			continue
+		}
+		w.mirror.mu.Lock()
+		if l := w.mirror.state.links[op.Index]; l != nil && !l.up() {
+			l.group = op.Group
+		}
+		w.mirror.mu.Unlock()
+	}
 }
 
 // refuse is the promise that nothing of anybody else is changed.
