@@ -1,7 +1,6 @@
 package nm
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -75,27 +74,30 @@ func decodeSettings(call *dbus.Call) (settings, error) {
 }
 
 // isPassing reports whether an error is worth another attempt: the device was
-// between two activations, or NetworkManager or the bus were busy or away.
+// between two activations, or NetworkManager or the bus were busy or away. What
+// is left is an answer.
 func isPassing(err error) bool {
-	if e, ok := errors.AsType[dbus.Error](err); ok {
-		switch e.Name {
-		case "org.freedesktop.NetworkManager.Device.NotActive",
-			"org.freedesktop.DBus.Error.NoReply",
-			"org.freedesktop.DBus.Error.Timeout",
-			"org.freedesktop.DBus.Error.TimedOut",
-			"org.freedesktop.DBus.Error.Disconnected",
-			"org.freedesktop.DBus.Error.LimitsExceeded",
-			"org.freedesktop.DBus.Error.NoMemory",
-			"org.freedesktop.DBus.Error.ServiceUnknown",
-			"org.freedesktop.DBus.Error.NameHasNoOwner",
-			// GDBus says "UnknownMethod: Object does not exist at path".
-			"org.freedesktop.DBus.Error.UnknownMethod",
-			"org.freedesktop.DBus.Error.UnknownObject":
-			return true
-		}
+	e, ok := errors.AsType[dbus.Error](err)
+	if !ok {
+		return !errors.Is(err, errType)
+	}
+	switch e.Name {
+	case "org.freedesktop.NetworkManager.Device.NotActive",
+		"org.freedesktop.DBus.Error.NoReply",
+		"org.freedesktop.DBus.Error.Timeout",
+		"org.freedesktop.DBus.Error.TimedOut",
+		"org.freedesktop.DBus.Error.Disconnected",
+		"org.freedesktop.DBus.Error.LimitsExceeded",
+		"org.freedesktop.DBus.Error.NoMemory",
+		"org.freedesktop.DBus.Error.ServiceUnknown",
+		"org.freedesktop.DBus.Error.NameHasNoOwner",
+		// GDBus says "UnknownMethod: Object does not exist at path".
+		"org.freedesktop.DBus.Error.UnknownMethod",
+		"org.freedesktop.DBus.Error.UnknownObject":
+		return true
+	default:
 		return false
 	}
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || errors.Is(err, dbus.ErrClosed)
 }
 
 // conclude turns the replies into the device's profile. It reports whether

@@ -263,16 +263,20 @@ func (s *session) drain(ctx context.Context) error {
 	}
 }
 
-// answered asks the bus for a sign of life after a call timed out: a
-// NetworkManager that hangs is waited for, a bus that hangs is left.
+// answered looks at how a call ended. An error that is nobody's answer means
+// that the connection is broken. After a call that timed out the bus is asked
+// for a sign of life: a NetworkManager that hangs is waited for, a bus that
+// hangs is left.
 func (s *session) answered(ctx context.Context, c *dbus.Call) error {
-	if !errors.Is(c.Err, context.DeadlineExceeded) {
-		return nil
-	}
-	if c.Destination == busName {
+	switch _, isAnswer := errors.AsType[dbus.Error](c.Err); {
+	case c.Err == nil || isAnswer:
+	case !errors.Is(c.Err, context.DeadlineExceeded):
+		return fmt.Errorf("calling %s: %w", c.Method, c.Err)
+	case c.Destination == busName:
 		return fmt.Errorf("no answer to %s in %s", c.Method, s.w.opts.CallTimeout)
+	default:
+		s.call(ctx, busName, busPath, busName+".GetId", func(*dbus.Call) {})
 	}
-	s.call(ctx, busName, busPath, busName+".GetId", func(*dbus.Call) {})
 	return nil
 }
 

@@ -1,0 +1,71 @@
+package nm
+
+import (
+	"net/netip"
+
+	"github.com/godbus/dbus/v5"
+
+	"multihomed/routing"
+)
+
+// What the tests look into.
+var (
+	Unescape = unescape
+	Backoff  = backoff
+)
+
+// FirstRouter is firstRouter.
+func FirstRouter(s string) (netip.Addr, error) { return firstRouter(s) }
+
+// A Profile is a decoded profile.
+type Profile struct {
+	Ignored  bool
+	Intents  map[routing.Family]routing.Intent
+	Tables   []routing.TableID
+	Problems []string
+	raw      profile
+}
+
+// DecodeProfile decodes a profile after a previous one.
+func DecodeProfile(s map[string]map[string]dbus.Variant, previous Profile) Profile {
+	p := decodeProfile(s, previous.raw)
+	return Profile{p.ignored, p.intents("p", netip.MustParseAddr("192.0.2.1")), p.tables, p.problems, p}
+}
+
+// A Tree is the mirror of the objects.
+type Tree struct{ *tree }
+
+// NewTree returns an empty one.
+func NewTree() Tree { return Tree{newTree(true)} }
+
+// Update applies properties.
+func (t Tree) Update(path dbus.ObjectPath, iface string, p map[string]dbus.Variant, full bool) {
+	t.update(path, iface, p, full)
+}
+
+// Remove takes interfaces away.
+func (t Tree) Remove(path dbus.ObjectPath, interfaces ...string) { t.remove(path, interfaces) }
+
+// Describe returns the device of an interface.
+func (t Tree) Describe(name string, previous Device) (Device, bool) {
+	d := t.owner(name)
+	if d == nil {
+		return previous, false
+	}
+	return t.describe(d, previous), true
+}
+
+// Names lists the interfaces that have devices.
+func (t Tree) Names() []string {
+	var names []string
+	for name := range t.byName {
+		names = append(names, name)
+	}
+	return names
+}
+
+// Size counts everything that is held.
+func (t Tree) Size() int {
+	return len(t.devices) + len(t.actives) + len(t.leases) + len(t.configs) +
+		len(t.byName) + len(t.referrers) + len(t.byProfile) + len(t.wanted)
+}
