@@ -24,7 +24,6 @@ import (
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/nm"
-	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
@@ -102,12 +101,11 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		return nil, err
 	}
 	defer s.closing("mirror", mirror.Close)
-	writer, err := kernel.OpenWriter()
+	writer, err := mirror.OpenWriter()
 	if err != nil {
 		return nil, err
 	}
 	defer s.closing("writer", writer.Close)
-	mirror.Own(writer.Port())
 
 	watcher := nm.New(nm.Options{Logger: s.Logger})
 	loop := reconcile.New(reconcile.Options{
