@@ -6,9 +6,8 @@ import (
 	"errors"
 	"fmt"
 
-	sqlite3 "modernc.org/sqlite/lib"
-
 	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"multihomed/routing"
 )
@@ -220,7 +219,7 @@ func write(ctx context.Context, tx *sql.Tx, grants []grant) error {
 	if err != nil {
 		return err
 	}
-	defer insert.Close() //nolint:errcheck // the end of the transaction closes it anyway
+	defer insert.Close()
 	for _, g := range grants {
 		for _, old := range []*lease{g.victim, g.outside} {
 			if old == nil {

@@ -258,8 +258,9 @@ func TestForgetAndPurge(t *testing.T) {
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
-	var left []routing.TableID
-	for _, l := range open(t, o).List() {
+	all := open(t, o).List()
+	left := make([]routing.TableID, 0, len(all))
+	for _, l := range all {
 		left = append(left, l.Table)
 	}
 	if diff := cmp.Diff([]routing.TableID{10000, 10003, 10004}, left); diff != "" {

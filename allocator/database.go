@@ -190,23 +190,20 @@ func corrupt(path string, cause error) error {
 	return &DatabaseError{Path: path, Doing: "reading", Kind: ErrCorrupt, Cause: cause}
 }
 
-func query(ctx context.Context, db *sql.DB) ([]*lease, error) {
+func query(ctx context.Context, db *sql.DB) (leases []*lease, err error) {
 	rows, err := db.QueryContext(ctx, `SELECT number, kind, family, interface, prefix, created_at, released_at, release_order FROM tables`)
 	if err != nil {
 		return nil, err
 	}
-	var leases []*lease
+	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		l, err := scan(rows)
 		if err != nil {
-			return nil, errors.Join(err, rows.Close())
+			return nil, err
 		}
 		leases = append(leases, l)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, errors.Join(err, rows.Close())
-	}
-	return leases, rows.Close()
+	return leases, rows.Err()
 }
 
 // A rowError says that a row holds what no release writes.

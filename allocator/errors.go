@@ -82,8 +82,8 @@ func (e *DatabaseError) Unwrap() []error {
 
 // fixFor tells the administrator what to do.
 func fixFor(kind error, path string) string {
-	switch kind { //nolint:errorlint // kinds are the sentinels above, never wrapped
-	case ErrCorrupt:
+	switch kind {
+	case ErrCorrupt: //nolint:errorlint // kinds are the sentinels above, never wrapped
 		return fmt.Sprintf("restore %[1]s from a backup, or move it away (mv %[1]s %[1]s.bad) and restart multihomed: every link then gets a new table number", path)
 	case ErrForeign:
 		return fmt.Sprintf("move %s away, or set another state_dir in the configuration", path)
@@ -147,7 +147,7 @@ func kindOf(err error) error {
 		return kindOfCode(e.Code())
 	}
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
-		switch errno {
+		switch errno { //nolint:exhaustive // the others have no kind
 		case syscall.ENOSPC, syscall.EDQUOT:
 			return ErrDiskFull
 		case syscall.EROFS, syscall.EACCES, syscall.EPERM:
@@ -162,8 +162,7 @@ func kindOf(err error) error {
 }
 
 func kindOfCode(code int) error {
-	switch code {
-	case sqlite3.SQLITE_IOERR_SHMSIZE:
+	if code == sqlite3.SQLITE_IOERR_SHMSIZE {
 		// The only way to fail to grow the index of the log: no space.
 		return ErrDiskFull
 	}

@@ -30,7 +30,7 @@ func prepareFile(path string) error {
 			return databaseError(name, "opening", err)
 		}
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o640)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o640) //nolint:gosec // the group may run status
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}

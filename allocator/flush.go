@@ -76,7 +76,7 @@ func update(ctx context.Context, tx *sql.Tx, changes []change) error {
 	if err != nil {
 		return err
 	}
-	defer statement.Close() //nolint:errcheck // the end of the transaction closes it anyway
+	defer statement.Close()
 	for _, c := range changes {
 		if _, err := statement.ExecContext(ctx, c.held.releasedAt(), c.held.order, int64(c.lease.table)); err != nil {
 			return err

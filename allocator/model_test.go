@@ -54,8 +54,9 @@ func anyKeys() *rapid.Generator[[]int] {
 
 // acquire is a pass of the daemon: leases first, then the kernel.
 func (w *world) acquire(t *rapid.T) {
-	var wanted []routing.Key
-	for _, n := range anyKeys().Draw(t, "keys") {
+	numbers := anyKeys().Draw(t, "keys")
+	wanted := make([]routing.Key, 0, len(numbers))
+	for _, n := range numbers {
 		wanted = append(wanted, key(n))
 	}
 	unused := w.unused()

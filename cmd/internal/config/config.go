@@ -81,7 +81,7 @@ func (c Config) NMPolicy() nm.Policy {
 }
 
 func matchers(list []Matcher) []nm.Matcher {
-	var all []nm.Matcher
+	all := make([]nm.Matcher, 0, len(list))
 	for _, m := range list {
 		all = append(all, nm.Matcher{Interface: m.Interface, Profile: m.Profile, Type: m.Type})
 	}

@@ -9,8 +9,7 @@ import (
 func Keys() []string { return keysOf(reflect.TypeFor[raw](), "") }
 
 func keysOf(t reflect.Type, prefix string) (keys []string) {
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		name := prefix + strings.Split(f.Tag.Get("toml"), ",")[0]
 		keys = append(keys, name)
 		inner := f.Type

@@ -79,7 +79,7 @@ func Parse(name string, data []byte) (Config, error) {
 // all of them, or the first value of the wrong type.
 func decodeError(name string, err error) error {
 	if missing, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		var all []error
+		all := make([]error, 0, len(missing.Errors))
 		for i := range missing.Errors {
 			found := &missing.Errors[i]
 			line, _ := found.Position()

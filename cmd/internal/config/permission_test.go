@@ -17,7 +17,7 @@ const loadVariable = "MULTIHOMED_TEST_LOAD"
 func TestMain(m *testing.M) {
 	if path := os.Getenv(loadVariable); path != "" {
 		_, err := config.Load(path)
-		os.Stdout.WriteString(err.Error()) //nolint:errcheck // the parent misses it
+		os.Stdout.WriteString(err.Error())
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -42,10 +42,10 @@ func TestPermissionIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "test")
-	if err := os.WriteFile(program, self, 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(program, self, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // nobody must get in
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	child := exec.CommandContext(t.Context(), program)

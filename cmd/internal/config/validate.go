@@ -73,7 +73,7 @@ func (v *validator) uint32(key string, value *int64, preset, lowest, highest uin
 		v.refuse(key, *value)
 		return preset
 	}
-	return uint32(*value)
+	return uint32(*value) //nolint:gosec // not above highest
 }
 
 func (v *validator) level(value *string, preset slog.Level) slog.Level {
@@ -153,7 +153,10 @@ func (v *validator) tables(file rawTables, preset routing.TableRange) routing.Ta
 }
 
 func (v *validator) matchers(list string, file []rawMatcher) []Matcher {
-	var all []Matcher
+	if len(file) == 0 {
+		return nil // As in Default, so that two configurations compare.
+	}
+	all := make([]Matcher, 0, len(file))
 	for i, m := range file {
 		all = append(all, Matcher{
 			Interface: v.glob(list, i, "interface", m.Interface),

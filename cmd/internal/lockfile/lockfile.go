@@ -24,7 +24,7 @@ type Lock struct{ file *os.File }
 // A HeldError says that another process holds the lock.
 type HeldError struct {
 	Path string
-	// PID is the holder; 0 if it has not written its number yet.
+	// PID is the holder; 0 if it is unknown.
 	PID int
 }
 
@@ -44,7 +44,7 @@ func TryLock(path string) (*Lock, error) {
 		}
 		err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.Join(&HeldError{Path: path, PID: holder(f)}, f.Close())
+			return nil, errors.Join(&HeldError{Path: path, PID: holder(f, path)}, f.Close())
 		}
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
@@ -86,17 +86,18 @@ func wait(ctx context.Context, path string, held error) (*Lock, error) {
 		return take(f, path)
 	case <-ctx.Done():
 		go func() {
-			<-locked
-			f.Close() //nolint:errcheck // nobody is left to be told
+			// Closing lets go of it; nobody is left to be told of an error.
+			_ = errors.Join(<-locked, f.Close())
 		}()
 		return nil, fmt.Errorf("waiting for the lock: %w: %w", context.Cause(ctx), held)
 	}
 }
 
-// open opens or creates the file. The mode lets everybody read the number of
-// the holder; O_NOFOLLOW keeps us from writing it elsewhere.
+// open opens or creates the file. Only the owner may open it: flock(2) asks for
+// no more, and a stranger who holds the lock keeps the service from starting.
+// O_NOFOLLOW keeps us from writing elsewhere.
 func open(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o644)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o600)
 	switch {
 	case errors.Is(err, unix.ELOOP):
 		return nil, fmt.Errorf("opening the lock: %w: it is a symbolic link; to fix: remove %s", err, path)
@@ -143,8 +144,11 @@ func take(f *os.File, path string) (*Lock, error) {
 // maxDigits of a process number (PID_MAX_LIMIT is 2^22).
 const maxDigits = 10
 
-// holder reads the number that the holder wrote.
-func holder(f *os.File) int {
+// holder finds out who holds the lock: the kernel knows, and else the file says.
+func holder(f *os.File, path string) int {
+	if pid, held, err := listed(path); err == nil && held && pid > 0 {
+		return pid
+	}
 	buffer := make([]byte, maxDigits+1)
 	n, _ := f.ReadAt(buffer, 0) // Shorter than the buffer is io.EOF.
 	pid, err := strconv.Atoi(strings.TrimSpace(string(buffer[:n])))
