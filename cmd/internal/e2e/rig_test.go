@@ -224,7 +224,13 @@ func (r *rig) ladder(link string, f lab.Family) error {
 		}
 		want("9500: from all oif %s lookup %s proto 150", link, table)
 		want("10000: from %s lookup %s proto 150", sourceText(f, a), table)
-		want("10500: from %s 7 proto 150", sourceText(f, a)) // RTN_UNREACHABLE; ip -N names nothing
+		// 7 is RTN_UNREACHABLE; ip -N names nothing. Where the source is a prefix
+		// it is restricted to what this host sends.
+		sender := ""
+		if f == lab.IPv6 {
+			sender = " iif lo"
+		}
+		want("10500: from %s%s 7 proto 150", sourceText(f, a), sender)
 		want("20000: from all to %s lookup %s proto 150", network, table)
 		want("91000: from all iif lo lookup %s proto 150", table)
 		routes, err := r.RoutesText(ctx, f, table)
