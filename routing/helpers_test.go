@@ -1,9 +1,9 @@
 package routing_test
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
-	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -177,7 +177,7 @@ func (h *host) remove(index int) {
 func always(routing.Op) bool { return true }
 
 // converge makes one complete pass and fails on the first refusal.
-func (h *host) converge(t testing.TB) []routing.Op {
+func (h *host) converge(t tb) []routing.Op {
 	t.Helper()
 	ops := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
 	h.apply(t, ops)
@@ -185,7 +185,7 @@ func (h *host) converge(t testing.TB) []routing.Op {
 	return ops
 }
 
-func (h *host) apply(t testing.TB, ops []routing.Op) {
+func (h *host) apply(t tb, ops []routing.Op) {
 	t.Helper()
 	for i, op := range ops {
 		if err := h.kernel.Apply(op); err != nil {
@@ -209,7 +209,7 @@ func opsText(ops []routing.Op) string {
 }
 
 // hostOf is a host on which these links are up and everything is in force.
-func hostOf(t testing.TB, links ...routing.Link) *host {
+func hostOf(t tb, links ...routing.Link) *host {
 	t.Helper()
 	h := newHost()
 	for _, l := range links {
@@ -222,29 +222,27 @@ func hostOf(t testing.TB, links ...routing.Link) *host {
 
 // settled fails unless the kernel holds what the plan says, in an order that
 // the plan allows, and nothing is left to do.
-func (h *host) settled(t testing.TB) {
+func (h *host) settled(t tb) {
 	t.Helper()
-	var rules, standing []routing.Rule
+	rules, routes := map[routing.Rule]int{}, map[routing.RouteKey]routing.Route{}
 	for r := range h.planner.Rules() {
-		rules = append(rules, r.Rule)
+		rules[r.Rule] = 1
 	}
-	for r := range h.kernel.Rules() {
-		standing = append(standing, r)
-	}
-	byText := cmpopts.SortSlices(func(a, b routing.Rule) bool {
-		return a.Family < b.Family || a.Family == b.Family && a.String() < b.String()
-	})
-	if diff := cmp.Diff(rules, standing, compare, byText); diff != "" {
-		t.Fatalf("rules of the plan (-) and of the kernel (+):\n%s", diff)
-	}
-	var routes, held []routing.Route
 	for r := range h.planner.Routes() {
-		routes = append(routes, r.Route)
+		routes[r.Route.Key()] = r.Route
 	}
-	held = slices.Collect(h.kernel.Routes())
-	routesByText := cmpopts.SortSlices(func(a, b routing.Route) bool { return a.String() < b.String() })
-	if diff := cmp.Diff(routes, held, compare, routesByText); diff != "" {
-		t.Fatalf("routes of the plan (-) and of the kernel (+):\n%s", diff)
+	standing, held := map[routing.Rule]int{}, map[routing.RouteKey]routing.Route{}
+	for r := range h.kernel.Rules() {
+		standing[r]++
+	}
+	for r := range h.kernel.Routes() {
+		held[r.Key()] = r
+	}
+	if !maps.Equal(rules, standing) {
+		t.Fatalf("rules of the plan (-) and of the kernel (+):\n%s", cmp.Diff(rules, standing, compare))
+	}
+	if !maps.Equal(routes, held) {
+		t.Fatalf("routes of the plan (-) and of the kernel (+):\n%s", cmp.Diff(routes, held, compare))
 	}
 	for index, now := range h.kernel.Groups() {
 		if then := h.planner.Group(index, now); then != now {
@@ -259,7 +257,7 @@ func (h *host) settled(t testing.TB) {
 
 // ordered fails unless every two rules that could match the same packet stand
 // in the order of their ranks.
-func (h *host) ordered(t testing.TB) {
+func (h *host) ordered(t tb) {
 	t.Helper()
 	rank := map[routing.Rule]uint64{}
 	for r := range h.planner.Rules() {
@@ -283,4 +281,11 @@ func compete(a, b routing.Rule) bool {
 	overlap := func(a, b netip.Prefix) bool { return !a.IsValid() || !b.IsValid() || a.Overlaps(b) }
 	return overlap(a.From, b.From) && overlap(a.To, b.To) && (a.OIF == b.OIF || a.OIF == "" || b.OIF == "") &&
 		a.Action != routing.ActionUnreachable
+}
+
+// tb is what *testing.T and *rapid.T share.
+type tb interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
 }

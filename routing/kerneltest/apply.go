@@ -44,11 +44,10 @@ func (k *Kernel) Apply(op routing.Op) error {
 func (k *Kernel) apply(op routing.Op) error {
 	switch op.Verb {
 	case routing.SetGroup, routing.ResetGroup:
-		i, ok := k.interfaces[op.Index]
-		if !ok {
+		if _, ok := k.interfaces[op.Index]; !ok {
 			return syscall.ENODEV
 		}
-		return k.change(op, func() { i.Group = op.Group })
+		return k.change(op, func() { k.SetGroup(op.Index, op.Group) })
 	case routing.AddRoute:
 		if err := k.check(op.Route); err != nil {
 			return err

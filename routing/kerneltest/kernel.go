@@ -65,6 +65,8 @@ type Kernel struct {
 	counts     map[routing.Rule]int
 	routes     map[fib][]routing.Route
 	own        map[routing.RouteKey]routing.Route
+	// noted is what a subscriber would have heard of.
+	noted routing.Touched
 	// fuse counts down the changes until the kernel stops taking them; it is
 	// negative where there is no end.
 	fuse int
@@ -82,6 +84,7 @@ func New(p routing.Policy) *Kernel {
 		counts:     map[routing.Rule]int{},
 		routes:     map[fib][]routing.Route{},
 		own:        map[routing.RouteKey]routing.Route{},
+		noted:      routing.NewTouched(),
 		fuse:       -1,
 	}
 	for _, f := range routing.Families() {
@@ -103,6 +106,7 @@ func (k *Kernel) Clone() *Kernel {
 		policy: k.policy, fuse: -1,
 		interfaces: map[int]*Interface{}, bands: map[band][]routing.Rule{}, counts: maps.Clone(k.counts),
 		routes: map[fib][]routing.Route{}, own: maps.Clone(k.own),
+		noted: routing.NewTouched(),
 	}
 	for index, i := range k.interfaces {
 		c.interfaces[index] = &Interface{Index: i.Index, Name: i.Name, Up: i.Up, Group: i.Group, Addresses: slices.Clone(i.Addresses)}
@@ -240,6 +244,7 @@ func (k *Kernel) Facts(l routing.Link) routing.Link {
 // Main cannot hold every route of every link: what another link's route keeps
 // out is left out, and Facts tells what came of it.
 func (k *Kernel) Install(l routing.Link) {
+	k.noted.Groups[l.Index] = struct{}{}
 	group := l.Group
 	if old, ok := k.interfaces[l.Index]; ok {
 		group = old.Group
@@ -269,11 +274,23 @@ func (k *Kernel) Install(l routing.Link) {
 // that name it stay (fib_rules_event).
 func (k *Kernel) RemoveInterface(index int) {
 	delete(k.interfaces, index)
+	k.noted.Groups[index] = struct{}{}
 	k.flush(func(r routing.Route) bool { return r.Device == index })
 }
 
 // SetGroup changes the group of an interface behind our back.
-func (k *Kernel) SetGroup(index int, group uint32) { k.interfaces[index].Group = group }
+func (k *Kernel) SetGroup(index int, group uint32) {
+	k.interfaces[index].Group = group
+	k.noted.Groups[index] = struct{}{}
+}
+
+// Take returns which objects of ours, and which interfaces, have changed since
+// the last call, by whomever: what a subscriber to rtnetlink can know.
+func (k *Kernel) Take() routing.Touched {
+	t := k.noted
+	k.noted = routing.NewTouched()
+	return t
+}
 
 func (k *Kernel) hasAddress(index int, f routing.Family) bool {
 	i, ok := k.interfaces[index]

@@ -19,6 +19,7 @@ func (k *Kernel) put(r routing.Route) {
 	k.routes[t] = append(k.routes[t], r)
 	if k.policy.OwnsRoute(r) {
 		k.own[r.Key()] = r
+		k.noted.Routes[r.Key()] = struct{}{}
 	}
 }
 
@@ -26,18 +27,25 @@ func (k *Kernel) remove(r routing.Route) {
 	key := r.Key()
 	t := fib{r.Family, r.Table}
 	k.routes[t] = slices.DeleteFunc(k.routes[t], func(have routing.Route) bool { return have.Key() == key })
-	delete(k.own, key)
+	k.disown(key)
 }
 
 func (k *Kernel) flush(match func(routing.Route) bool) {
 	for t := range k.routes {
 		k.routes[t] = slices.DeleteFunc(k.routes[t], func(r routing.Route) bool {
 			if match(r) {
-				delete(k.own, r.Key())
+				k.disown(r.Key())
 				return true
 			}
 			return false
 		})
+	}
+}
+
+func (k *Kernel) disown(key routing.RouteKey) {
+	if _, ours := k.own[key]; ours {
+		delete(k.own, key)
+		k.noted.Routes[key] = struct{}{}
 	}
 }
 

@@ -12,15 +12,23 @@ func (k *Kernel) insert(r routing.Rule) {
 	b := band{r.Family, r.Priority}
 	k.bands[b] = append(k.bands[b], r)
 	k.counts[r]++
+	k.note(r)
 }
 
 func (k *Kernel) removeRule(b band, at int) {
 	r := k.bands[b][at]
+	k.note(r)
 	if k.counts[r]--; k.counts[r] == 0 {
 		delete(k.counts, r)
 	}
 	if k.bands[b] = slices.Delete(k.bands[b], at, at+1); len(k.bands[b]) == 0 {
 		delete(k.bands, b)
+	}
+}
+
+func (k *Kernel) note(r routing.Rule) {
+	if k.policy.OwnsRule(r) {
+		k.noted.Rules[r] = struct{}{}
 	}
 }
 

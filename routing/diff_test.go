@@ -1,0 +1,253 @@
+package routing_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"multihomed/routing"
+	"multihomed/routing/kerneltest"
+)
+
+// covered reports whether a rule stands that keeps packets of the address from
+// straying.
+func covered(k *kerneltest.Kernel, a netip.Addr) bool {
+	for _, p := range []routing.Priority{routing.PrioritySource, routing.PriorityUnreachable} {
+		for _, r := range k.RuleOrder(routing.FamilyOf(a), p) {
+			if r.From.Contains(a) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// foreigners puts objects of others into the kernel, also with our protocol, in
+// our bands and in our tables.
+func foreigners(t tb, h *host) {
+	t.Helper()
+	h.kernel.Install(link(90, "docker0", address("172.17.0.1/16", 0)))
+	h.kernel.Install(link(91, "br-inside", address("192.0.2.129/25", 0), address("2001:db8:a::d:1/112", 0)))
+	h.kernel.Install(link(92, "tun0", bare("10.8.0.2/32", peer("10.8.0.1")),
+		route("0.0.0.0/1", "", 50), route("128.0.0.0/1", "", 50), route("10.9.0.0/16", "", 50)))
+	for _, f := range routing.Families() {
+		for _, r := range []routing.Rule{
+			{Family: f, Priority: 9000, Action: routing.ActionLookup, Table: 77, Protocol: kerneltest.ProtocolStatic, IIF: "nowhere0"},
+			{Family: f, Priority: 10000, Action: routing.ActionLookup, Table: 10000, Protocol: kerneltest.ProtocolStatic, IIF: "nowhere0"},
+			{Family: f, Priority: 5, Action: routing.ActionLookup, Table: 77, Protocol: routing.Multihomed, IIF: "nowhere0"},
+		} {
+			if err := h.kernel.AddForeignRule(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, r := range []routing.Route{
+		{Family: routing.IPv4, Table: 10000, Destination: prefix("203.0.113.128/25"), Type: routing.RouteUnicast, Device: 90, Protocol: kerneltest.ProtocolStatic},
+		{Family: routing.IPv4, Table: 77, Destination: prefix("203.0.113.128/25"), Type: routing.RouteUnicast, Device: 90, Protocol: routing.Multihomed},
+	} {
+		if err := h.kernel.AddForeignRoute(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A happening changes the host behind our back.
+func happen(t *rapid.T, h *host) {
+	switch rapid.IntRange(0, 9).Draw(t, "happening") {
+	case 0:
+		if index, _ := genIndex(t); h.links[index].Index != 0 {
+			h.remove(index)
+		}
+	case 1:
+		if rules := slices.Collect(h.kernel.Rules()); len(rules) > 0 {
+			h.kernel.DropRule(rapid.SampledFrom(rules).Draw(t, "dropped"))
+		}
+	case 2:
+		if rules := slices.Collect(h.kernel.Rules()); len(rules) > 0 {
+			h.kernel.InsertRule(rapid.SampledFrom(rules).Draw(t, "doubled"))
+		}
+	case 3:
+		// Deleted and added again: it stands, at the end.
+		if rules := slices.Collect(h.kernel.Rules()); len(rules) > 0 {
+			r := rapid.SampledFrom(rules).Draw(t, "again")
+			h.kernel.DropRule(r)
+			h.kernel.InsertRule(r)
+		}
+	case 4:
+		h.kernel.FlushTable(routing.IPv4, policy.Tables.First+routing.TableID(rapid.IntRange(0, 3).Draw(t, "flushed"))) //nolint:gosec // small
+	case 5:
+		if index, _ := genIndex(t); h.links[index].Index != 0 {
+			h.kernel.SetGroup(index, rapid.SampledFrom([]uint32{0, 5, policy.UplinkGroup}).Draw(t, "group"))
+			h.look(index)
+		}
+	default:
+		index, name := genIndex(t)
+		for _, l := range h.links {
+			if l.Name == name && l.Index != index {
+				return
+			}
+		}
+		l := genLink(t, index, name)
+		l.Tables = genTables(t, h.leases, l)
+		h.install(l)
+	}
+	// Links fight for places in main: what one gives up another may have got.
+	h.lookAll()
+}
+
+// TestConverges: after anything, comparing what was touched finds the same work
+// as comparing everything; doing it makes the kernel hold the plan, in order,
+// and leaves nothing to do; nothing of others changes.
+func TestConverges(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHost()
+		foreigners(t, h)
+		for range rapid.IntRange(1, 10).Draw(t, "events") {
+			for range rapid.IntRange(1, 2).Draw(t, "at once") {
+				happen(t, h)
+			}
+			foreign := h.kernel.ForeignText()
+			touched := h.planner.Take()
+			touched.Merge(h.kernel.Take())
+			ops := routing.Diff(h.planner, h.kernel, touched, always)
+			full := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
+			if diff := cmp.Diff(full, ops, compare); diff != "" {
+				t.Fatalf("operations of a full comparison (-) and of the touched (+):\n%s", diff)
+			}
+			h.apply(t, ops)
+			h.settled(t)
+			if diff := cmp.Diff(foreign, h.kernel.ForeignText()); diff != "" {
+				t.Fatalf("objects of others changed:\n%s", diff)
+			}
+			h.planner.Take()
+		}
+	})
+}
+
+// TestSurvivesBeingKilled: whatever part of a pass was done, the next process
+// finishes the work.
+func TestSurvivesBeingKilled(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHost()
+		foreigners(t, h)
+		for range rapid.IntRange(1, 3).Draw(t, "before") {
+			happen(t, h)
+		}
+		h.converge(t)
+		happen(t, h)
+		happen(t, h)
+		ops := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
+		for n := 0; ; n++ {
+			k := h.kernel.Clone()
+			k.StopAfter(n)
+			killed := false
+			for _, op := range ops {
+				if err := k.Apply(op); errors.Is(err, kerneltest.ErrStopped) {
+					killed = true
+					break
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			k.StopAfter(-1)
+			next := &host{kernel: k, planner: routing.NewPlanner(policy), leases: h.leases, links: h.links}
+			next.lookAll()
+			next.converge(t)
+			next.settled(t)
+			if !killed {
+				return
+			}
+		}
+	})
+}
+
+// TestCarriesOnPastRefusals: what the kernel refused once is done by the next
+// pass.
+func TestCarriesOnPastRefusals(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHost()
+		happen(t, h)
+		h.converge(t)
+		happen(t, h)
+		refused := errors.New("refused")
+		h.kernel.Refuse = func(routing.Op) error {
+			if rapid.IntRange(0, 3).Draw(t, "refuse") == 0 {
+				return refused
+			}
+			return nil
+		}
+		h.kernel.ApplyAll(routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always))
+		h.kernel.Refuse = nil
+		h.lookAll()
+		h.converge(t)
+		h.settled(t)
+	})
+}
+
+// TestDeletesOnlyWhatItMay: a refused deletion keeps the object and all else is
+// done.
+func TestDeletesOnlyWhatItMay(t *testing.T) {
+	t.Parallel()
+	h := hostOf(t, wan0(), wan1())
+	rules, routes := len(slices.Collect(h.kernel.Rules())), len(slices.Collect(h.kernel.Routes()))
+	empty := routing.NewPlanner(policy)
+	var asked int
+	ops := routing.Diff(empty, h.kernel, routing.Everything(empty, h.kernel), func(routing.Op) bool { asked++; return false })
+	if len(ops) != 0 || asked != rules+routes+2 {
+		t.Errorf("%d operations, asked %d times, want 0 and %d", len(ops), asked, rules+routes+2)
+	}
+}
+
+// TestTransitions goes from every scenario to every other one.
+func TestTransitions(t *testing.T) {
+	t.Parallel()
+	states := scenarios()
+	names := slices.Sorted(maps.Keys(states))
+	for _, from := range names {
+		t.Run(from, func(t *testing.T) {
+			t.Parallel()
+			for _, to := range names {
+				h := hostOf(t, states[from]...)
+				known := maps.Clone(h.links)
+				for _, l := range states[to] {
+					delete(known, l.Index)
+					h.install(l)
+					h.kernel.SetGroup(l.Index, l.Group)
+				}
+				for index := range known {
+					h.remove(index)
+				}
+				h.lookAll()
+				h.converge(t)
+				h.settled(t)
+				if want, got := ownPart(hostOf(t, states[to]...)), ownPart(h); len(want) != len(got) {
+					t.Errorf("to %q: %s", to, cmp.Diff(want, got))
+				}
+			}
+		})
+	}
+}
+
+// ownPart lists what is ours without the numbers of tables.
+func ownPart(h *host) []string {
+	var out []string
+	for r := range h.kernel.Rules() {
+		r.Table = 0
+		out = append(out, r.String())
+	}
+	for r := range h.kernel.Routes() {
+		r.Table = 0
+		out = append(out, fmt.Sprint(r))
+	}
+	slices.Sort(out)
+	return out
+}

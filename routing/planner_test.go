@@ -1,0 +1,243 @@
+package routing_test
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"multihomed/routing"
+)
+
+// TestPlannerDependsOnFactsAlone: however the facts came, the plan is the one
+// that a fresh planner makes of them.
+func TestPlannerDependsOnFactsAlone(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		p := routing.NewPlanner(policy)
+		facts, ls := map[int]routing.Link{}, leases{}
+		for range rapid.IntRange(1, 12).Draw(t, "events") {
+			index, name := genIndex(t)
+			if rapid.IntRange(0, 3).Draw(t, "remove") == 0 {
+				delete(facts, index)
+				p.Remove(index)
+			} else {
+				l := genLink(t, index, name)
+				l.Tables = genTables(t, ls, l)
+				facts[index] = l
+				p.Set(l)
+			}
+			order := slices.Sorted(maps.Keys(facts))
+			if rapid.Bool().Draw(t, "reverse") {
+				slices.Reverse(order)
+			}
+			var all []routing.Link
+			for _, i := range order {
+				all = append(all, facts[i])
+			}
+			samePlan(t, routing.Plan(policy, all), p)
+		}
+	})
+}
+
+func samePlan(t tb, want, got *routing.Planner) {
+	t.Helper()
+	if diff := cmp.Diff(slices.Collect(want.Links()), slices.Collect(got.Links()), compare); diff != "" {
+		t.Fatalf("links of a fresh plan (-) and of this one (+):\n%s", diff)
+	}
+	if diff := cmp.Diff(slices.Collect(want.Rules()), slices.Collect(got.Rules()), compare); diff != "" {
+		t.Fatalf("rules of a fresh plan (-) and of this one (+):\n%s", diff)
+	}
+	if diff := cmp.Diff(slices.Collect(want.Routes()), slices.Collect(got.Routes()), compare); diff != "" {
+		t.Fatalf("routes of a fresh plan (-) and of this one (+):\n%s", diff)
+	}
+	for index := range 8 {
+		for _, now := range []uint32{0, 5, policy.UplinkGroup} {
+			if w, g := want.Group(index, now), got.Group(index, now); w != g {
+				t.Fatalf("group of %d in %d: fresh %d, this %d", index, now, w, g)
+			}
+		}
+	}
+}
+
+// TestTouchedNamesEveryChange: what Take does not name has not changed.
+func TestTouchedNamesEveryChange(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		p := routing.NewPlanner(policy)
+		ls := leases{}
+		rules := func() map[routing.Rule]routing.PlannedRule {
+			out := map[routing.Rule]routing.PlannedRule{}
+			for r := range p.Rules() {
+				out[r.Rule] = r
+			}
+			return out
+		}
+		routes := func() map[routing.RouteKey]routing.Route {
+			out := map[routing.RouteKey]routing.Route{}
+			for r := range p.Routes() {
+				out[r.Route.Key()] = r.Route
+			}
+			return out
+		}
+		for range rapid.IntRange(1, 8).Draw(t, "events") {
+			rulesBefore, routesBefore := rules(), routes()
+			for range rapid.IntRange(1, 3).Draw(t, "links") {
+				index, name := genIndex(t)
+				if rapid.IntRange(0, 3).Draw(t, "remove") == 0 {
+					p.Remove(index)
+					continue
+				}
+				l := genLink(t, index, name)
+				l.Tables = genTables(t, ls, l)
+				p.Set(l)
+			}
+			touched := p.Take()
+			if !p.Take().Empty() {
+				t.Fatal("Take names what it has named already")
+			}
+			rulesNow, routesNow := rules(), routes()
+			for r := range union(rulesBefore, rulesNow) {
+				a, was := rulesBefore[r]
+				b, is := rulesNow[r]
+				if _, named := touched.Rules[r]; was != is && !named {
+					t.Fatalf("not named: %s", r)
+				}
+				_, named := touched.Reranked[r]
+				if _, whole := touched.Rules[r]; was && is && a.Rank != b.Rank && !named && !whole {
+					t.Fatalf("rank not named: %s", r)
+				}
+			}
+			for k := range union(routesBefore, routesNow) {
+				if _, named := touched.Routes[k]; routesBefore[k] != routesNow[k] && !named {
+					t.Fatalf("not named: %v", k)
+				}
+			}
+		}
+	})
+}
+
+func union[K comparable, V any](a, b map[K]V) map[K]struct{} {
+	out := map[K]struct{}{}
+	for k := range a {
+		out[k] = struct{}{}
+	}
+	for k := range b {
+		out[k] = struct{}{}
+	}
+	return out
+}
+
+// TestMetricsOfMainNeverTouchTables: NetworkManager adds 20000 to the metrics
+// of a link that fails its connectivity check, and takes it away again.
+func TestMetricsOfMainNeverTouchTables(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		p := routing.NewPlanner(policy)
+		ls := leases{}
+		var all []routing.Link
+		for index := 2; index <= 5; index++ {
+			l := genLink(t, index, names[index-2])
+			l.Tables = ls.of(l)
+			all = append(all, l)
+			p.Set(l)
+		}
+		p.Take()
+		penalised := rapid.SampledFrom(all).Draw(t, "penalised")
+		penalised.Routes = slices.Clone(penalised.Routes)
+		for i := range penalised.Routes {
+			penalised.Routes[i].Metric += 20000
+		}
+		p.Set(penalised)
+		if touched := p.Take(); len(touched.Routes)+len(touched.Rules)+len(touched.Groups) > 0 {
+			t.Fatalf("a metric touches %v", touched)
+		}
+	})
+}
+
+// TestPenaltyMovesTheLastResort: after main, the best link comes first.
+func TestPenaltyMovesTheLastResort(t *testing.T) {
+	t.Parallel()
+	h := hostOf(t, wan0(), wan1())
+	lastResort := func() []routing.TableID {
+		var out []routing.TableID
+		for _, r := range h.kernel.RuleOrder(routing.IPv4, routing.PriorityMatchAll) {
+			out = append(out, r.Table)
+		}
+		return out
+	}
+	step := func(l routing.Link, wantOps int, want ...routing.TableID) {
+		t.Helper()
+		h.install(l)
+		ops := routing.Diff(h.planner, h.kernel, h.planner.Take(), always)
+		if len(ops) != wantOps {
+			t.Errorf("%d operations, want %d:\n%s", len(ops), wantOps, opsText(ops))
+		}
+		h.apply(t, ops)
+		h.settled(t)
+		if diff := cmp.Diff(want, lastResort()); diff != "" {
+			t.Errorf("order at 91000 (-want +got):\n%s", diff)
+		}
+	}
+	worse := wan0()
+	for i := range worse.Routes {
+		worse.Routes[i].Metric += 20000
+	}
+	step(worse, 1, 10001, 10000)
+	step(wan0(), 1, 10000, 10001)
+}
+
+// TestRecreatedInterface: an interface that comes back under another index
+// keeps its tables, in whatever order its old and new self are noticed.
+func TestRecreatedInterface(t *testing.T) {
+	t.Parallel()
+	again := func() routing.Link {
+		l := wan0()
+		l.Index = 9
+		for i := range l.Routes {
+			l.Routes[i].Device = 9
+		}
+		return l
+	}
+	for name, removeFirst := range map[string]bool{"old one goes first": true, "new one comes first": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := hostOf(t, wan0(), wan1())
+			h.kernel.RemoveInterface(2)
+			delete(h.links, 2)
+			touched := routing.Everything(h.planner, h.kernel)
+			if removeFirst {
+				h.planner.Remove(2)
+			}
+			h.install(again())
+			if !removeFirst {
+				// The routes of the new one are right at once.
+				ops := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
+				h.apply(t, ops)
+				h.planner.Remove(2)
+			}
+			touched.Merge(h.planner.Take())
+			h.apply(t, routing.Diff(h.planner, h.kernel, touched, always))
+			h.settled(t)
+		})
+	}
+}
+
+// TestRenamedInterface: the rules follow the name, and the address never stands
+// without one.
+func TestRenamedInterface(t *testing.T) {
+	t.Parallel()
+	h := hostOf(t, wan0(), wan1())
+	l := wan0()
+	l.Name = "uplink0"
+	h.install(l)
+	h.kernel.Step = func(op routing.Op) {
+		if !covered(h.kernel, addr("192.0.2.10")) {
+			t.Errorf("uncovered after %s", op)
+		}
+	}
+	h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+	h.settled(t)
+}
