@@ -45,18 +45,19 @@ func (p Packet) String() string {
 // A Capture records the IP packets that arrive at a provider from the host, on
 // all its links, across links that go and come back.
 type Capture struct {
-	isp   string
-	file  *os.File
-	raw   syscall.RawConn
-	skip  map[int]bool // the provider's own devices
-	done  chan struct{}
-	names map[int]string // the reader's own
+	isp  string
+	file *os.File
+	raw  syscall.RawConn
+	skip map[int]bool // the provider's own devices
+	look func(index int) string
+	done chan struct{}
 
-	mu      sync.Mutex
-	packets []Packet
-	dropped uint64
-	err     error
-	look    func(index int) string
+	mu       sync.Mutex
+	buf, oob []byte
+	names    map[int]string // of links, by index: also of links that have gone
+	packets  []Packet
+	dropped  uint64
+	err      error
 }
 
 // captureBuffer is what the kernel may hold for a capture: more than a test
@@ -65,8 +66,12 @@ const captureBuffer = 64 << 20
 
 // Capture begins to record. Close it, or let the provider's end do so.
 func (isp *ISP) Capture() (*Capture, error) {
-	c := &Capture{isp: isp.Name(), done: make(chan struct{}), skip: map[int]bool{}, names: map[int]string{}}
-	for _, name := range []string{"lo", lan} {
+	c := &Capture{
+		isp: isp.Name(), done: make(chan struct{}),
+		skip: map[int]bool{}, names: map[int]string{},
+		buf: make([]byte, 256), oob: make([]byte, 128),
+	}
+	for _, name := range []string{"lo", lan, "keep0", "keep1"} {
 		link, err := isp.ns.nl.LinkByName(name)
 		if err != nil {
 			return nil, fmt.Errorf("finding %s: %w", name, err)
@@ -114,56 +119,60 @@ func (isp *ISP) Capture() (*Capture, error) {
 	return c, nil
 }
 
+// read keeps the socket's buffer empty until it is closed.
 func (c *Capture) read() {
 	defer close(c.done)
-	buf, oob := make([]byte, 256), make([]byte, 128)
-	for {
-		var (
-			n, oobn, flags int
-			from           unix.Sockaddr
-			err            error
-		)
-		rerr := c.raw.Read(func(fd uintptr) bool {
-			// MSG_TRUNC: the length of the whole packet, though only its
-			// headers are wanted.
-			n, oobn, flags, from, err = unix.Recvmsg(int(fd), buf, oob, unix.MSG_TRUNC)
-			return !errors.Is(err, unix.EAGAIN)
-		})
-		_ = flags
-		if rerr != nil { // closed
+	_ = c.raw.Read(func(fd uintptr) bool {
+		c.drain(int(fd))
+		return false // wait for more
+	})
+}
+
+// drain takes everything that the kernel holds. Whoever asks for packets calls
+// it first: a packet is there before its answer can be, but the reader may not
+// have had its turn.
+func (c *Capture) drain(fd int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.err == nil {
+		// MSG_TRUNC: the length of the whole packet, though only its headers
+		// are wanted.
+		n, oobn, _, from, err := unix.Recvmsg(fd, c.buf, c.oob, unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
 			return
-		}
-		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENETDOWN) {
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENETDOWN): // a link has gone
 			continue
-		}
-		if err != nil {
-			c.mu.Lock()
+		case err != nil:
 			c.err = fmt.Errorf("reading a capture at %s: %w", c.isp, err)
-			c.mu.Unlock()
 			return
 		}
 		ll, ok := from.(*unix.SockaddrLinklayer)
 		if !ok || c.skip[ll.Ifindex] {
 			continue
 		}
-		p, ok := decode(buf[:min(n, len(buf))])
+		p, ok := decode(c.buf[:min(n, len(c.buf))])
 		if !ok {
 			continue
 		}
 		p.Length = n
-		p.Time = timestamp(oob[:oobn])
+		p.Time = timestamp(c.oob[:oobn])
 		if p.Link = c.names[ll.Ifindex]; p.Link == "" {
 			p.Link = c.look(ll.Ifindex)
 			c.names[ll.Ifindex] = p.Link
 		}
-		c.mu.Lock()
 		c.packets = append(c.packets, p)
-		c.mu.Unlock()
 	}
+}
+
+// catchUp is drain from outside; after Close it does nothing.
+func (c *Capture) catchUp() {
+	_ = c.raw.Control(func(fd uintptr) { c.drain(int(fd)) })
 }
 
 // Packets is what has been recorded so far.
 func (c *Capture) Packets() []Packet {
+	c.catchUp()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return append([]Packet(nil), c.packets...)
@@ -171,6 +180,7 @@ func (c *Capture) Packets() []Packet {
 
 // Reset forgets what has been recorded so far.
 func (c *Capture) Reset() {
+	c.catchUp()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.packets = nil
@@ -196,6 +206,7 @@ func (c *Capture) Foreign(allowed ...netip.Prefix) ([]Packet, error) {
 
 // Matching lists the packets that a function accepts; errors as Foreign.
 func (c *Capture) Matching(want func(Packet) bool) ([]Packet, error) {
+	c.catchUp()
 	dropped, err := c.Dropped()
 	if err != nil {
 		return nil, err
@@ -238,6 +249,7 @@ func (c *Capture) Dropped() (uint64, error) {
 
 // Close ends the recording; what has been recorded stays readable.
 func (c *Capture) Close() error {
+	c.catchUp()
 	_, _ = c.Dropped()
 	err := c.file.Close()
 	<-c.done

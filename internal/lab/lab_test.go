@@ -184,19 +184,27 @@ func TestRouterAdvertisements(t *testing.T) {
 	ra.Preference = lab.PreferenceHigh
 	ra.Prefixes = append(ra.Prefixes, lab.RAPrefix{Prefix: next, Valid: time.Hour, Preferred: time.Hour})
 	ra.Routes = []lab.RARoute{{Prefix: netip.MustParsePrefix("2001:db8:88::/48"), Lifetime: time.Hour}}
-	ra.Prefixes[0].Valid, ra.Prefixes[0].Preferred = 0, 0
 	must(t, isp.SetRA(ra))
 	waitAddrIn(t, host, "wan0", next)
 	waitMain(t, host, lab.IPv6, func(text string) bool {
 		return strings.Contains(text, "default via fe80:") && strings.Contains(text, "2001:db8:88::/48 via fe80:")
 	})
-	labtest.Eventually(t, func() error {
-		addrs, err := host.Addrs("wan0", lab.IPv6)
-		if err != nil || len(addrs) == 1 {
-			return err
-		}
-		return fmt.Errorf("wan0 has %v", addrs)
-	})
+
+	// A preferred lifetime may end at once. A valid one may not (RFC 4862,
+	// 5.5.3 e): a prefix ends if it was given a short one to begin with.
+	ra.Prefixes[1].Preferred = 0
+	brief := netip.MustParsePrefix("2001:db8:99::/64")
+	ra.Prefixes = append(ra.Prefixes, lab.RAPrefix{Prefix: brief, Valid: 2 * time.Second, Preferred: 2 * time.Second})
+	must(t, isp.SendRA(ra))
+	waitAddrIn(t, host, "wan0", brief)
+	waitText(t, "addresses of wan0",
+		func() (string, error) {
+			return host.IP(t.Context(), "-6", "address", "show", "dev", "wan0", "deprecated")
+		},
+		has("2001:db8:77:"))
+	waitText(t, "addresses of wan0",
+		func() (string, error) { return host.IP(t.Context(), "-6", "address", "show", "dev", "wan0") },
+		hasNot("2001:db8:99:"))
 }
 
 func TestStatefulDHCPv6(t *testing.T) {
