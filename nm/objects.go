@@ -202,7 +202,7 @@ func (t *tree) updateDevice(path dbus.ObjectPath, p properties, full bool) {
 		t.devices[path] = d
 	}
 	get(p, "Interface", full, &d.iface, d.notes)
-	ipIface := d.ipIface
+	ipIface := ""
 	get(p, "IpInterface", full, &ipIface, d.notes)
 	getNumber(p, "DeviceType", full, &d.dtype, d.notes)
 	state := d.state
@@ -304,12 +304,12 @@ func (t *tree) updateLease(path dbus.ObjectPath, p properties, full bool) {
 
 func (t *tree) updateConfig(f routing.Family, path dbus.ObjectPath, p properties, full bool) {
 	if t.views {
-		c, ok := t.configs[path]
-		if !ok {
-			c = &config{}
-			t.configs[path] = c
+		if full {
+			t.configs[path] = &config{notes: notebook{}}
 		}
-		c.update(f, p, full)
+		if c, ok := t.configs[path]; ok {
+			c.update(f, p)
+		}
 	}
 	for d := range t.referrers[path] {
 		if t.views {
@@ -323,12 +323,9 @@ func (t *tree) updateConfig(f routing.Family, path dbus.ObjectPath, p properties
 	}
 }
 
-func (c *config) update(f routing.Family, p properties, full bool) {
-	if full {
-		c.view, c.notes = View{}, notebook{}
-	}
+func (c *config) update(f routing.Family, p properties) {
 	gateway := ""
-	get(p, "Gateway", full, &gateway, c.notes)
+	get(p, "Gateway", false, &gateway, c.notes)
 	if _, ok := p["Gateway"]; ok {
 		c.view.Gateway = netip.Addr{}
 		if gateway != "" {

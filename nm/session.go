@@ -78,9 +78,9 @@ type session struct {
 	ownerKnown bool
 	tree       *tree
 	loaded     bool
-	// loading says that GetManagedObjects is outstanding; reload is when to ask
-	// again after a failure.
-	loading      bool
+	// complete says that everything was known once.
+	complete bool
+	// reload is when to ask for the objects again after a failure.
 	loadAttempts int
 	reload       time.Time
 	loadProblem  error
@@ -374,7 +374,8 @@ func (s *session) setOwner(ctx context.Context, owner string) {
 	}
 	s.owner = owner
 	s.tree = newTree(s.views)
-	s.loaded, s.loading, s.loadAttempts, s.reload, s.loadProblem = false, false, 0, time.Time{}, nil
+	s.complete = false
+	s.loaded, s.loadAttempts, s.reload, s.loadProblem = false, 0, time.Time{}, nil
 	s.backlog = nil
 	clear(s.unread)
 	clear(s.retries)
@@ -392,12 +393,11 @@ func (s *session) setOwner(ctx context.Context, owner string) {
 }
 
 func (s *session) load(ctx context.Context) {
-	s.loading, s.reload = true, time.Time{}
+	s.reload = time.Time{}
 	s.call(ctx, s.owner, objectManagerPath, objectManager+".GetManagedObjects", s.loadReply)
 }
 
 func (s *session) loadReply(c *dbus.Call) {
-	s.loading = false
 	err := c.Err
 	var all objects
 	if err == nil {
@@ -478,11 +478,12 @@ func (s *session) publish(ctx context.Context, name string) {
 		s.w.put(ctx, now)
 		return
 	}
+	for other := range s.tree.byName[name] {
+		delete(s.unread, other)
+	}
 	now := s.tree.describe(d, previous)
 	if now.Active() && now.State != gnm.NmDeviceStateDeactivating && !now.ProfileKnown {
 		s.unread[d] = struct{}{}
-	} else {
-		delete(s.unread, d)
 	}
 	switch {
 	case s.starting() && now.State < gnm.NmDeviceStatePrepare:
@@ -624,13 +625,13 @@ func (s *session) publishStatus(ctx context.Context) {
 		now.Reason = "reading NetworkManager's objects"
 	case s.starting():
 		now.Reason = "NetworkManager is starting"
-	case was.Complete && was.Running:
+	case s.complete:
 		now.Complete = true
 	case len(s.unread) > 0:
 		// Not which ones: that would be a new reason for each that is read.
 		now.Reason = "reading the profiles of the active devices"
 	default:
-		now.Complete = true
+		s.complete, now.Complete = true, true
 	}
 	s.w.setStatus(ctx, level, now)
 }

@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	gnm "github.com/Wifx/gonetworkmanager/v2"
+	"golang.org/x/sys/unix"
 
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
@@ -475,4 +477,35 @@ func TestRelease(t *testing.T) {
 	f.awaitDevice(t, "wan1", "is back", func(d nm.Device) bool { return !d.Gone })
 	must(t, host.Up(ctx, "two"))
 	f.awaitVerdict(t, "wan1", nm.Link)
+}
+
+// The status command is for everybody.
+func TestReadOnceUnprivileged(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	must(t, host.AddProfile(ctx, "one", "wan0", static(0)...))
+	must(t, host.Up(ctx, "one"))
+	type result struct {
+		snapshot nm.Snapshot
+		err      error
+	}
+	results := make(chan result)
+	go func() {
+		// The thread becomes nobody, and ends with the goroutine.
+		runtime.LockOSThread()
+		const nobody = 65534
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, nobody, nobody, nobody); errno != 0 {
+			results <- result{err: errno}
+			return
+		}
+		s, err := nm.ReadOnce(ctx, nm.Options{})
+		results <- result{s, err}
+	}()
+	r := <-results
+	must(t, r.err)
+	d := r.snapshot.Devices["wan0"]
+	if !r.snapshot.Complete || !d.ProfileKnown || gateway(d, routing.IPv4) != "100.64.0.1" || len(d.Problems) != 0 {
+		t.Errorf("status %+v, wan0 %+v", r.snapshot.Status, d)
+	}
 }

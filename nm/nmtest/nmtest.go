@@ -83,7 +83,6 @@ func (b *Bus) Start() {
 	}
 	//nolint:noctx // the process ends in Stop
 	b.cmd = exec.Command(program, "--config-file="+config, "--nofork", "--nopidfile", "--print-address=1")
-	b.cmd.Stderr = os.Stderr
 	out, err := b.cmd.StdoutPipe()
 	if err != nil {
 		b.t.Fatal(err)
