@@ -19,6 +19,9 @@ func Held(path string) (bool, error) {
 	return held, err
 }
 
+// Holder is Held with the process that holds the lock, 0 if it cannot be told.
+func Holder(path string) (pid int, held bool, err error) { return listed(path) }
+
 // listed finds the holder of an exclusive flock(2) in /proc/locks, where
 // a line is "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF" (proc(5)).
 func listed(path string) (pid int, held bool, err error) {
