@@ -179,7 +179,6 @@ func impossible(d Device) string {
 
 // unusual names what is no link unless the configuration includes it.
 func unusual(d Device) string {
-	//exhaustive:ignore // types not named are links: a new kind of device is no tunnel
 	switch d.Type {
 	case gnm.NmDeviceTypeTun, gnm.NmDeviceTypeIpTunnel, gnm.NmDeviceTypeVxlan:
 		return "it is a tunnel (" + TypeName(d.Type) + ")"

@@ -120,7 +120,7 @@ func broadcast() netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, 255}
 // (RFC 2132, section 3.5).
 func firstRouter(option string) (netip.Addr, error) {
 	var first error
-	for _, s := range strings.Fields(option) {
+	for s := range strings.FieldsSeq(option) {
 		a, err := parseAddress(routing.IPv4, s)
 		if err == nil {
 			return a, nil

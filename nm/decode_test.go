@@ -15,7 +15,7 @@ import (
 	"multihomed/routing"
 )
 
-var netipValues = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+func netipValues() cmp.Option { return cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}) }
 
 // parse reads a value as `busctl` and GLib write it.
 func parse(t *testing.T, text, signature string) dbus.Variant {
@@ -44,7 +44,8 @@ func TestDecodeRouteData(t *testing.T) {
 			[]nm.RouteData{
 				{Destination: netip.MustParsePrefix("10.8.0.0/16"), NextHop: netip.MustParseAddr("192.0.2.254"), Metric: 600},
 				{Destination: netip.MustParsePrefix("0.0.0.0/0"), NextHop: netip.MustParseAddr("192.0.2.1"), Metric: 20100, Table: 1001},
-			}, nil,
+			},
+			nil,
 		},
 		{
 			"IPv6, on the link, host bits", routing.IPv6,
@@ -53,7 +54,8 @@ func TestDecodeRouteData(t *testing.T) {
 			[]nm.RouteData{
 				{Destination: netip.MustParsePrefix("2001:db8::/64"), Metric: 4294967295},
 				{Destination: netip.MustParsePrefix("::/0"), NextHop: netip.MustParseAddr("fe80::1")},
-			}, nil,
+			},
+			nil,
 		},
 		{
 			"types and zero next hops", routing.IPv4,
@@ -61,7 +63,8 @@ func TestDecodeRouteData(t *testing.T) {
 			[]nm.RouteData{
 				{Destination: netip.MustParsePrefix("10.0.0.0/8"), Type: "blackhole"},
 				{Destination: netip.MustParsePrefix("10.0.0.0/8")},
-			}, nil,
+			},
+			nil,
 		},
 		{
 			"bad ones are left out", routing.IPv4,
@@ -75,7 +78,7 @@ func TestDecodeRouteData(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, errs := nm.DecodeRouteData(tt.family, parse(t, tt.text, "aa{sv}").Value())
-			if diff := cmp.Diff(tt.want, got, netipValues); diff != "" {
+			if diff := cmp.Diff(tt.want, got, netipValues()); diff != "" {
 				t.Errorf("routes (-want +got):\n%s", diff)
 			}
 			if len(errs) != len(tt.errs) {
@@ -121,27 +124,37 @@ func TestDecodeProfile(t *testing.T) {
 		{"empty", `{}`, false, routing.Intent{Gateway: router}, routing.Intent{}, nil, nil},
 		{
 			"dhcp", `{"ipv4": {"method": <"auto">, "never-default": <true>}, "ipv6": {"method": <"auto">}}`, false,
-			routing.Intent{Gateway: router}, routing.Intent{}, nil, nil,
+			routing.Intent{Gateway: router},
+			routing.Intent{},
+			nil, nil,
 		},
 		{
 			"manual without a gateway", `{"ipv4": {"method": <"manual">}, "ipv6": {"method": <"manual">, "gateway": <"fe80::1">}}`, false,
-			routing.Intent{}, routing.Intent{Gateway: netip.MustParseAddr("fe80::1")}, nil, nil,
+			routing.Intent{},
+			routing.Intent{Gateway: netip.MustParseAddr("fe80::1")},
+			nil, nil,
 		},
 		{
 			"the profile's gateway wins", `{"ipv4": {"method": <"auto">, "gateway": <"192.0.2.9">}}`, false,
-			routing.Intent{Gateway: netip.MustParseAddr("192.0.2.9")}, routing.Intent{}, nil, nil,
+			routing.Intent{Gateway: netip.MustParseAddr("192.0.2.9")},
+			routing.Intent{},
+			nil, nil,
 		},
 		{
 			"tables", `{"ipv4": {"method": <"manual">, "route-table": <@u 1300>,
 				"route-data": <[{"dest": <"10.0.0.0">, "prefix": <@u 8>, "next-hop": <"192.0.2.3">, "table": <@u 1234>}]>,
 				"routing-rules": <[{"priority": <@u 5>, "table": <@u 99>}, {"priority": <@u 6>}]>},
 			 "ipv6": {"route-data": <[{"dest": <"2001:db8::">, "prefix": <@u 32>, "table": <@u 99>}]>}}`, false,
-			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=1300`, NextHops: true}, routing.Intent{},
-			[]routing.TableID{99, 1234, 1300}, nil,
+			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=1300`, NextHops: true},
+			routing.Intent{},
+			[]routing.TableID{99, 1234, 1300},
+			nil,
 		},
 		{
 			"a blackhole has no next hop", `{"ipv4": {"method": <"manual">, "route-data": <[{"dest": <"10.0.0.0">, "prefix": <@u 8>, "type": <"blackhole">}]>}}`, false,
-			routing.Intent{}, routing.Intent{}, nil, nil,
+			routing.Intent{},
+			routing.Intent{},
+			nil, nil,
 		},
 		{"ignored", `{"user": {"data": <{"multihomed.ignore": " Yes "}>}, "ipv4": {"method": <"disabled">}}`, true, routing.Intent{}, routing.Intent{}, nil, nil},
 		{"not ignored", `{"user": {"data": <{"multihomed.ignore": "0", "other.key": "true"}>}, "ipv4": {"method": <"disabled">}}`, false, routing.Intent{}, routing.Intent{}, nil, nil},
@@ -149,7 +162,8 @@ func TestDecodeProfile(t *testing.T) {
 			"what is wrong stays as it was",
 			`{"user": {"data": <{"multihomed.ignore": "perhaps"}>}, "ipv4": {"method": <@u 1>, "route-table": <"main">, "gateway": <"::1">,
 			  "route-data": <"x">, "routing-rules": <@u 5>}, "ipv6": {"gateway": <true>}}`, true,
-			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=77`, Gateway: netip.MustParseAddr("192.0.2.7")}, routing.Intent{},
+			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=77`, Gateway: netip.MustParseAddr("192.0.2.7")},
+			routing.Intent{},
 			[]routing.TableID{77},
 			[]string{
 				`ipv4.gateway: "::1" is no ipv4 address`, "ipv4.route-data: routes are a string",
@@ -160,7 +174,10 @@ func TestDecodeProfile(t *testing.T) {
 		},
 		{
 			"user data of another type", `{"user": {"data": <"multihomed.ignore=true">}, "ipv4": {"method": <"disabled">}}`, true,
-			routing.Intent{}, routing.Intent{}, nil, []string{"user.data: has the type s"},
+			routing.Intent{},
+			routing.Intent{},
+			nil,
+			[]string{"user.data: has the type s"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -169,7 +186,7 @@ func TestDecodeProfile(t *testing.T) {
 				t.Errorf("ignored is %t", p.Ignored)
 			}
 			want := map[routing.Family]routing.Intent{routing.IPv4: tt.v4, routing.IPv6: tt.v6}
-			if diff := cmp.Diff(want, p.Intents, netipValues); diff != "" {
+			if diff := cmp.Diff(want, p.Intents, netipValues()); diff != "" {
 				t.Errorf("intents (-want +got):\n%s", diff)
 			}
 			if !slices.Equal(p.Tables, tt.tables) {

@@ -130,7 +130,6 @@ type Changes struct {
 // TypeName returns the name nmcli gives a device type, which is what the
 // configuration file uses.
 func TypeName(t gnm.NmDeviceType) string {
-	//exhaustive:ignore // the list is nm_device_type's, the default names the rest by number
 	switch t {
 	case gnm.NmDeviceTypeUnknown:
 		return "unknown"

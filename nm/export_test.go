@@ -1,18 +1,23 @@
 package nm
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 
 	"multihomed/routing"
 )
 
-// What the tests look into.
-var (
-	Unescape = unescape
-	Backoff  = backoff
-)
+// Unescape is unescape.
+func Unescape(s string) string { return unescape(s) }
+
+// Backoff is backoff.
+func Backoff(first, last time.Duration, attempts int) time.Duration {
+	return backoff(first, last, attempts)
+}
 
 // FirstRouter is firstRouter.
 func FirstRouter(s string) (netip.Addr, error) { return firstRouter(s) }
@@ -57,11 +62,7 @@ func (t Tree) Describe(name string, previous Device) (Device, bool) {
 
 // Names lists the interfaces that have devices.
 func (t Tree) Names() []string {
-	var names []string
-	for name := range t.byName {
-		names = append(names, name)
-	}
-	return names
+	return slices.Collect(maps.Keys(t.byName))
 }
 
 // Size counts everything that is held.

@@ -107,7 +107,7 @@ func seed(f *testing.F, size int) {
 	for range 200 {
 		b := make([]byte, 1+random.IntN(size))
 		for i := range b {
-			b[i] = byte(random.IntN(64))
+			b[i] = uint8(random.Uint32() % 64)
 		}
 		f.Add(b)
 	}

@@ -1,6 +1,7 @@
 package nm
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -350,12 +351,8 @@ func (c *config) update(f routing.Family, p properties) {
 
 func (c *config) report(key string, errs []error) {
 	delete(c.notes, key)
-	var all []string
-	for _, err := range errs {
-		all = append(all, err.Error())
-	}
-	if all != nil {
-		c.notes.note(key, "%s: %s", key, strings.Join(all, "; "))
+	if err := errors.Join(errs...); err != nil {
+		c.notes.note(key, "%s: %s", key, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 }
 

@@ -3,6 +3,7 @@ package nm
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -123,10 +124,7 @@ func (d *device) conclude() bool {
 		d.profile = profile{}
 		return true
 	}
-	merged := make(settings, len(applied))
-	for section, keys := range applied {
-		merged[section] = keys
-	}
+	merged := maps.Clone(applied)
 	if r.storedFailed == nil {
 		delete(merged, "user")
 		if user, ok := stored["user"]; ok {

@@ -131,7 +131,7 @@ func decodePrefix(f routing.Family, e properties, key string) (netip.Prefix, err
 	if err != nil || a.Zone() != "" || a.Is4In6() || routing.FamilyOf(a) != f {
 		return netip.Prefix{}, fmt.Errorf("%s: %q is no %s address", key, address, f)
 	}
-	if bits > uint32(f.Bits()) {
+	if int64(bits) > int64(f.Bits()) {
 		return netip.Prefix{}, fmt.Errorf("prefix: %d is longer than %d", bits, f.Bits())
 	}
 	return netip.PrefixFrom(a, int(bits)), nil

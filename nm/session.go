@@ -40,7 +40,11 @@ func matches() [][]dbus.MatchOption {
 	from := func(options ...dbus.MatchOption) []dbus.MatchOption {
 		return append([]dbus.MatchOption{dbus.WithMatchSender(gnm.NetworkManagerInterface)}, options...)
 	}
-	list := [][]dbus.MatchOption{
+	changed := func(iface string) []dbus.MatchOption {
+		return from(dbus.WithMatchInterface(propertiesInterface),
+			dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchArg(0, iface))
+	}
+	return [][]dbus.MatchOption{
 		{
 			dbus.WithMatchSender(busName), dbus.WithMatchInterface(busName), dbus.WithMatchMember("NameOwnerChanged"),
 			dbus.WithMatchArg(0, gnm.NetworkManagerInterface),
@@ -48,15 +52,13 @@ func matches() [][]dbus.MatchOption {
 		from(dbus.WithMatchInterface(objectManager)),
 		from(dbus.WithMatchInterface(gnm.DeviceInterface), dbus.WithMatchMember("StateChanged")),
 		from(dbus.WithMatchInterface(gnm.ConnectionInterface), dbus.WithMatchMember("Updated")),
+		changed(gnm.NetworkManagerInterface),
+		changed(gnm.DeviceInterface),
+		changed(gnm.ActiveConnectionInterface),
+		changed(gnm.IP4ConfigInterface),
+		changed(gnm.IP6ConfigInterface),
+		changed(gnm.DHCP4ConfigInterface),
 	}
-	for _, iface := range []string{
-		gnm.NetworkManagerInterface, gnm.DeviceInterface, gnm.ActiveConnectionInterface,
-		gnm.IP4ConfigInterface, gnm.IP6ConfigInterface, gnm.DHCP4ConfigInterface,
-	} {
-		list = append(list, from(dbus.WithMatchInterface(propertiesInterface),
-			dbus.WithMatchMember("PropertiesChanged"), dbus.WithMatchArg(0, iface)))
-	}
-	return list
 }
 
 // A session is one connection to the bus. Everything in it belongs to the

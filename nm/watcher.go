@@ -135,7 +135,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 			s.close()
 		}
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // being told to stop is no failure
 		}
 		w.ungone()
 		was := w.currentStatus()

@@ -53,7 +53,7 @@ type watcher struct {
 }
 
 // watch runs a Watcher for the rest of the test.
-func watch(t testing.TB, opts nm.Options) *watcher {
+func watch(t *testing.T, opts nm.Options) *watcher {
 	t.Helper()
 	w := &watcher{log: &lines{}}
 	opts.Logger = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -79,7 +79,7 @@ func watch(t testing.TB, opts nm.Options) *watcher {
 }
 
 // await waits until a condition holds.
-func (w *watcher) await(t testing.TB, what string, ok func(nm.Snapshot) bool) nm.Snapshot {
+func (w *watcher) await(t *testing.T, what string, ok func(nm.Snapshot) bool) nm.Snapshot {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
@@ -98,12 +98,12 @@ func (w *watcher) await(t testing.TB, what string, ok func(nm.Snapshot) bool) nm
 	}
 }
 
-func (w *watcher) awaitComplete(t testing.TB) nm.Snapshot {
+func (w *watcher) awaitComplete(t *testing.T) nm.Snapshot {
 	t.Helper()
 	return w.await(t, "complete knowledge", func(s nm.Snapshot) bool { return s.Complete })
 }
 
-func (w *watcher) awaitDevice(t testing.TB, name, what string, ok func(nm.Device) bool) nm.Device {
+func (w *watcher) awaitDevice(t *testing.T, name, what string, ok func(nm.Device) bool) nm.Device {
 	t.Helper()
 	s := w.await(t, name+" "+what, func(s nm.Snapshot) bool {
 		d, known := s.Devices[name]
@@ -113,7 +113,7 @@ func (w *watcher) awaitDevice(t testing.TB, name, what string, ok func(nm.Device
 }
 
 // start returns a bus with a NetworkManager that has one link, eth0.
-func start(t testing.TB) (*nmtest.Bus, *nmtest.NM) {
+func start(t *testing.T) (*nmtest.Bus, *nmtest.NM) {
 	t.Helper()
 	ignore := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
@@ -175,7 +175,12 @@ func TestGarbage(t *testing.T) {
 	const manager = "org.freedesktop.DBus.ObjectManager."
 	none := map[string]dbus.Variant{}
 	for _, body := range [][]any{
-		{}, {uint32(1)}, {nmtest.Device}, {nmtest.Device, "x"}, {nmtest.Device, none}, {"", none, []string{}},
+		{},
+		{uint32(1)},
+		{nmtest.Device},
+		{nmtest.Device, "x"},
+		{nmtest.Device, none},
+		{"", none, []string{}},
 		{nmtest.Device, map[string]string{"State": "10"}, []string{}},
 		{nmtest.Device, map[string]dbus.Variant{"State": dbus.MakeVariant(dbus.MakeVariant(uint32(10)))}, []string{}},
 	} {
@@ -184,7 +189,11 @@ func TestGarbage(t *testing.T) {
 	// An object that was never announced.
 	fake.Change(nmtest.DevicePath(99), nmtest.Device, nmtest.Properties{"Interface": "eth99", "State": uint32(100)})
 	for _, body := range [][]any{
-		{}, {"x"}, {dbus.ObjectPath("/x"), "y"}, {uint32(1), uint32(2)}, {nmtest.DevicePath(1), []uint32{1}},
+		{},
+		{"x"},
+		{dbus.ObjectPath("/x"), "y"},
+		{uint32(1), uint32(2)},
+		{nmtest.DevicePath(1), []uint32{1}},
 		{dbus.ObjectPath("/"), map[string]map[string]dbus.Variant{nmtest.Device: {}}},
 		{dbus.ObjectPath("/y"), map[string]map[string]dbus.Variant{nmtest.Active: {}, nmtest.DHCP4: {"Options": dbus.MakeVariant("x")}, nmtest.IP4: {}}},
 	} {

@@ -238,9 +238,9 @@ func must(t *testing.T, err error) {
 
 // keyfile stores a profile that nmcli 1.42 cannot write (it has no user.data)
 // and has NetworkManager load it.
-func keyfile(t *testing.T, host *lab.Host, name, text string) {
+func keyfile(t *testing.T, host *lab.Host, text string) {
 	t.Helper()
-	path := "/etc/NetworkManager/system-connections/" + name + ".nmconnection"
+	const path = "/etc/NetworkManager/system-connections/one.nmconnection"
 	must(t, os.WriteFile(path, []byte(text), 0o600))
 	_, err := host.NMCLI(t.Context(), "connection", "load", path)
 	must(t, err)

@@ -3,7 +3,6 @@ package integration_test
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -26,7 +25,7 @@ func static(n int, more ...string) []string {
 	}, more...)
 }
 
-func gateway(d nm.Device, f routing.Family) string { return d.Intents[f].Gateway.String() }
+func gateway(d nm.Device) string { return d.Intents[routing.IPv4].Gateway.String() }
 
 // cable connects wan0 to nobody: enough for static profiles.
 func cable(t *testing.T, host *lab.Host, name string) *lab.Link {
@@ -55,7 +54,7 @@ func TestUpDownSwitch(t *testing.T) {
 	if v, reason := f.verdict("wan0"); v != nm.Link {
 		t.Errorf("active wan0 is no link: %s", reason)
 	}
-	if got := gateway(d, routing.IPv4); got != "100.64.0.1" {
+	if got := gateway(d); got != "100.64.0.1" {
 		t.Errorf("gateway is %s", got)
 	}
 	if d.Type != gnm.NmDeviceTypeVeth && d.Type != gnm.NmDeviceTypeEthernet {
@@ -73,7 +72,7 @@ func TestUpDownSwitch(t *testing.T) {
 	d = f.awaitDevice(t, "wan0", "has switched to two", func(d nm.Device) bool {
 		return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown && d.ProfileID == "two"
 	})
-	if got := gateway(d, routing.IPv4); got != "100.64.1.1" {
+	if got := gateway(d); got != "100.64.1.1" {
 		t.Errorf("gateway after the switch is %s", got)
 	}
 	f.awaitVerdict(t, "wan0", nm.Link)
@@ -84,7 +83,7 @@ func TestUpDownSwitch(t *testing.T) {
 	must(t, host.Down(ctx, "two"))
 	d = f.awaitDevice(t, "wan0", "is disconnected", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateDisconnected })
 	f.awaitVerdict(t, "wan0", nm.Draining)
-	if d.ProfileID != "two" || gateway(d, routing.IPv4) != "100.64.1.1" {
+	if d.ProfileID != "two" || gateway(d) != "100.64.1.1" {
 		t.Errorf("a draining link lost what was known of it: %+v", d)
 	}
 	must(t, host.Up(ctx, "one"))
@@ -109,7 +108,7 @@ func TestReapplyAndModify(t *testing.T) {
 		what     string
 		ok       func(nm.Device) bool
 	}{
-		{[]string{"ipv4.gateway", "100.64.0.2"}, "gateway .2", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.2" }},
+		{[]string{"ipv4.gateway", "100.64.0.2"}, "gateway .2", func(d nm.Device) bool { return gateway(d) == "100.64.0.2" }},
 		{[]string{"+ipv4.routes", "10.8.0.0/16 100.64.0.254 600"}, "a route with a next hop", func(d nm.Device) bool { return d.Intents[routing.IPv4].NextHops }},
 		{[]string{"-ipv4.routes", "10.8.0.0/16 100.64.0.254 600"}, "no such route", func(d nm.Device) bool { return !d.Intents[routing.IPv4].NextHops }},
 		{[]string{"+ipv4.routes", "10.9.0.0/16 table=1234"}, "table 1234 named by a route", func(d nm.Device) bool { return slices.Equal(d.RouteTables, []routing.TableID{1234}) }},
@@ -127,11 +126,11 @@ func TestReapplyAndModify(t *testing.T) {
 	}
 
 	must(t, host.Modify(ctx, "one", "ipv4.gateway", "100.64.0.3"))
-	if d, _ := f.Device("wan0"); gateway(d, routing.IPv4) == "100.64.0.3" {
+	if d, _ := f.Device("wan0"); gateway(d) == "100.64.0.3" {
 		t.Error("a stored change counts before it is applied")
 	}
 	must(t, host.Reapply(ctx, "wan0"))
-	f.awaitDevice(t, "wan0", "gateway .3", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.3" })
+	f.awaitDevice(t, "wan0", "gateway .3", func(d nm.Device) bool { return gateway(d) == "100.64.0.3" })
 	if h := f.happened(); len(h) != 0 {
 		t.Errorf("the verdict changed: %v", h)
 	}
@@ -155,7 +154,7 @@ address1=100.64.0.10/24,100.64.0.1
 [ipv6]
 method=ignore
 `
-	keyfile(t, host, "one", profile+"[user]\nmultihomed.ignore=true\n")
+	keyfile(t, host, profile+"[user]\nmultihomed.ignore=true\n")
 	f := follow(t, nm.Options{})
 	f.awaitComplete(t)
 	must(t, host.Up(ctx, "one"))
@@ -165,13 +164,13 @@ method=ignore
 		t.Errorf("an ignored device was a link for a moment: %v", h)
 	}
 
-	keyfile(t, host, "one", profile)
+	keyfile(t, host, profile)
 	f.awaitVerdict(t, "wan0", nm.Link)
-	keyfile(t, host, "one", profile+"[user]\nmultihomed.ignore=true\n")
+	keyfile(t, host, profile+"[user]\nmultihomed.ignore=true\n")
 	f.awaitVerdict(t, "wan0", nm.NotLink)
 	must(t, host.Reapply(ctx, "wan0"))
 	// Something that is neither yes nor no changes nothing and is reported.
-	keyfile(t, host, "one", profile+"[user]\nmultihomed.ignore=perhaps\n")
+	keyfile(t, host, profile+"[user]\nmultihomed.ignore=perhaps\n")
 	d := f.awaitDevice(t, "wan0", "has a problem", func(d nm.Device) bool { return len(d.Problems) > 0 })
 	if !d.Ignored || !strings.Contains(d.Problems[0], "perhaps") {
 		t.Errorf("device is %+v", d)
@@ -194,7 +193,7 @@ func TestNeverDefault(t *testing.T) {
 	must(t, host.AddProfile(ctx, "wan0", "wan0", "ipv4.never-default", "yes", "ipv6.never-default", "yes"))
 	f := follow(t, nm.Options{})
 	must(t, host.Up(ctx, "wan0"))
-	f.awaitDevice(t, "wan0", "has the DHCP gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.1" })
+	f.awaitDevice(t, "wan0", "has the DHCP gateway", func(d nm.Device) bool { return gateway(d) == "100.64.0.1" })
 	routes, err := host.RoutesText(ctx, lab.IPv4, "main")
 	must(t, err)
 	if strings.Contains(routes, "default") {
@@ -204,7 +203,7 @@ func TestNeverDefault(t *testing.T) {
 	begin := f.begin()
 	must(t, isp.Reconfigure(ctx, func(c *lab.ISPConfig) { c.Gateway = netip.MustParseAddr("100.64.0.2") }))
 	must(t, host.Up(ctx, "wan0"))
-	f.awaitDevice(t, "wan0", "has the new gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.2" })
+	f.awaitDevice(t, "wan0", "has the new gateway", func(d nm.Device) bool { return gateway(d) == "100.64.0.2" })
 	t.Logf("new gateway known %s after the server changed", time.Since(begin))
 }
 
@@ -217,10 +216,10 @@ func TestDHCPRenewal(t *testing.T) {
 	must(t, host.AddProfile(ctx, "wan0", "wan0", "ipv6.method", "ignore"))
 	f := follow(t, nm.Options{})
 	must(t, host.Up(ctx, "wan0"))
-	f.awaitDevice(t, "wan0", "has a gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.1" })
+	f.awaitDevice(t, "wan0", "has a gateway", func(d nm.Device) bool { return gateway(d) == "100.64.0.1" })
 	f.begin()
 	must(t, isp.Reconfigure(ctx, func(c *lab.ISPConfig) { c.Gateway = netip.MustParseAddr("100.64.0.2") }))
-	f.awaitDevice(t, "wan0", "has the new gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.0.2" })
+	f.awaitDevice(t, "wan0", "has the new gateway", func(d nm.Device) bool { return gateway(d) == "100.64.0.2" })
 	if h := f.happened(); len(h) != 0 {
 		t.Errorf("the verdict changed: %v", h)
 	}
@@ -259,7 +258,7 @@ func TestRestarts(t *testing.T) {
 	f.awaitComplete(t)
 	f.awaitVerdict(t, "wan0", nm.Link)
 	f.awaitVerdict(t, "wan1", nm.Link)
-	f.awaitDevice(t, "wan1", "has its gateway", func(d nm.Device) bool { return gateway(d, routing.IPv4) == "100.64.1.1" })
+	f.awaitDevice(t, "wan1", "has its gateway", func(d nm.Device) bool { return gateway(d) == "100.64.1.1" })
 
 	check := func(what string) {
 		t.Helper()
@@ -278,7 +277,7 @@ func TestRestarts(t *testing.T) {
 			t.Errorf("%s: status is %+v", what, s.Status)
 		}
 		for name, want := range map[string]string{"wan0": "100.64.0.1", "wan1": "100.64.1.1"} {
-			if d := s.Devices[name]; gateway(d, routing.IPv4) != want || d.State != gnm.NmDeviceStateActivated {
+			if d := s.Devices[name]; gateway(d) != want || d.State != gnm.NmDeviceStateActivated {
 				t.Errorf("%s: %s is %+v", what, name, d)
 			}
 		}
@@ -382,7 +381,7 @@ func TestReadOnce(t *testing.T) {
 	}
 
 	// gonetworkmanager v2.2.0 is why RouteData is decoded here.
-	must(t, os.Setenv("DBUS_SYSTEM_BUS_ADDRESS", lab.BusAddress))
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", lab.BusAddress)
 	manager, err := gnm.NewNetworkManager()
 	must(t, err)
 	dev, err := manager.GetDeviceByIpIface("wan0")
@@ -505,7 +504,7 @@ func TestReadOnceUnprivileged(t *testing.T) {
 	r := <-results
 	must(t, r.err)
 	d := r.snapshot.Devices["wan0"]
-	if !r.snapshot.Complete || !d.ProfileKnown || gateway(d, routing.IPv4) != "100.64.0.1" || len(d.Problems) != 0 {
+	if !r.snapshot.Complete || !d.ProfileKnown || gateway(d) != "100.64.0.1" || len(d.Problems) != 0 {
 		t.Errorf("status %+v, wan0 %+v", r.snapshot.Status, d)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,11 +61,11 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 `
 
 // NewBus starts a bus for the rest of the test.
-func NewBus(t testing.TB) *Bus {
-	t.Helper()
-	b := &Bus{t: t, Address: "unix:path=" + filepath.Join(t.TempDir(), "bus")}
+func NewBus(tb testing.TB) *Bus {
+	tb.Helper()
+	b := &Bus{t: tb, Address: "unix:path=" + filepath.Join(tb.TempDir(), "bus")}
 	b.Start()
-	t.Cleanup(b.Stop)
+	tb.Cleanup(b.Stop)
 	return b
 }
 
@@ -81,7 +82,7 @@ func (b *Bus) Start() {
 	if err != nil {
 		b.t.Fatalf("%v: apt-get install dbus", err)
 	}
-	//nolint:noctx // the process ends in Stop
+	//nolint:noctx // it ends in Stop
 	b.cmd = exec.Command(program, "--config-file="+config, "--nofork", "--nopidfile", "--print-address=1")
 	out, err := b.cmd.StdoutPipe()
 	if err != nil {
@@ -291,10 +292,7 @@ func (n *NM) Announce(path dbus.ObjectPath) {
 func (n *NM) Remove(path dbus.ObjectPath) {
 	n.t.Helper()
 	n.mu.Lock()
-	var interfaces []string
-	for iface := range n.objects[path] {
-		interfaces = append(interfaces, iface)
-	}
+	interfaces := slices.Collect(maps.Keys(n.objects[path]))
 	delete(n.objects, path)
 	n.mu.Unlock()
 	n.Emit(root, "org.freedesktop.DBus.ObjectManager.InterfacesRemoved", path, interfaces)
