@@ -2,10 +2,12 @@ package allocator_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -348,10 +350,16 @@ func TestConcurrentUse(t *testing.T) {
 	a := open(t, options(t, 10000, 10019))
 	done := make(chan error)
 	const workers = 8
+	var shared sync.Map // What each round's common key was told.
 	for w := range workers {
 		go func() {
 			var errs []error
 			for i := range 30 {
+				common := key(10000 + i%3)
+				one, err := a.Acquire(t.Context(), []routing.Key{common}, nil)
+				if told, _ := shared.LoadOrStore(common, one[common]); told != one[common] || err != nil {
+					errs = append(errs, fmt.Errorf("%v was told %v and %v (%w)", common, told, one[common], err))
+				}
 				mine := keys(w*100+i, 2)
 				got, err := a.Acquire(t.Context(), mine, nil)
 				if err == nil && len(got) != 2 {

@@ -25,6 +25,8 @@ var (
 	ErrLocked = errors.New("the lease database is locked by another process")
 	// ErrReadOnly: the file, its directory or its file system cannot be written.
 	ErrReadOnly = errors.New("the lease database cannot be written")
+	// ErrUnreadable: this user may not read the file (OpenReadOnly).
+	ErrUnreadable = errors.New("the lease database cannot be read by this user")
 	// ErrDiskFull: no space is left for a new lease.
 	ErrDiskFull = errors.New("the disk is full")
 	// ErrIO: the disk answered with an error.
@@ -93,6 +95,8 @@ func fixFor(kind error, path string) string {
 		return fmt.Sprintf("find the process with `fuser -v %s` and end it; multihomed tries again by itself", path)
 	case ErrReadOnly:
 		return fmt.Sprintf("let the user that runs multihomed write %s and its directory, and mount the file system read-write", path)
+	case ErrUnreadable:
+		return "run as root, or as a member of the group that owns " + path
 	case ErrDiskFull:
 		return "free some space on the file system of " + path + "; links that have a table keep it, new ones are tried again"
 	case ErrIO:

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"multihomed/routing"
 )
 
@@ -162,10 +164,18 @@ func readCopy(ctx context.Context, path, scratch string) ([]*lease, error) {
 
 // readLeases reads the leases without writing to the database.
 func readLeases(ctx context.Context, path, scratch string) ([]*lease, error) {
-	if err := checkFile(path); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, &DatabaseError{Path: path, Doing: "opening", Kind: ErrMissing, Cause: err}
-		}
+	err := checkFile(path)
+	if err == nil {
+		// Not by opening it: to close a file gives up the locks that sqlite has
+		// on it in the same process (fcntl(2)).
+		err = unix.Faccessat(unix.AT_FDCWD, path, unix.R_OK, unix.AT_EACCESS)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &DatabaseError{Path: path, Doing: "opening", Kind: ErrMissing, Cause: err}
+	case errors.Is(err, fs.ErrPermission):
+		return nil, &DatabaseError{Path: path, Doing: "opening", Kind: ErrUnreadable, Cause: err}
+	case err != nil:
 		return nil, databaseError(path, "opening", err)
 	}
 	// Without a log nobody has the database open, and it can be read without

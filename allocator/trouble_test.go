@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -227,6 +228,32 @@ func TestLocked(t *testing.T) {
 	execute(t, other, "COMMIT")
 	if n := acquire(t, a, key(3)); n != 10003 || a.Fault() != nil {
 		t.Errorf("after the lock: %d, %v", n, a.Fault())
+	}
+}
+
+func TestUnreadableForThisUser(t *testing.T) {
+	t.Parallel()
+	o := seeded(t)
+	// Only this thread becomes nobody, and ends with the test.
+	runtime.LockOSThread()
+	const nobody = 65534
+	if _, err := unix.SetfsuidRetUid(nobody); err != nil {
+		t.Fatal(err)
+	}
+	_, err := allocator.OpenReadOnly(t.Context(), o)
+	if _, err := unix.SetfsuidRetUid(0); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, err, allocator.ErrUnreadable, o.Path)
+}
+
+func TestDurability(t *testing.T) {
+	t.Parallel()
+	a := open(t, options(t, 10000, 10009))
+	for name, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "user_version": "1", "application_id": "1296583729"} {
+		if got, err := a.Pragma(t.Context(), name); got != want || err != nil {
+			t.Errorf("%s is %s, %v; want %s", name, got, err, want)
+		}
 	}
 }
 
