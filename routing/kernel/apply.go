@@ -133,6 +133,11 @@ func (s *State) routeAdded(a *alias, flags uint16, why cause) {
 		// its key (fib_table_insert, fib6_add_rt2node).
 		s.fib.insert(a, 0).whole = flags&unix.NLM_F_EXCL != 0 || a.key.table != routing.TableMain
 		s.touched(a, why)
+		if a.key.family == routing.IPv6 && len(a.legs) > 1 {
+			// A sibling that was here before, through an interface of no
+			// interest, lends its attributes to all in a dump.
+			s.doubt(a)
+		}
 		return
 	}
 	switch {
@@ -293,6 +298,8 @@ func (s *State) siblingsDeleted(slot *slot, a *alias, why cause) {
 				s.fib.remove(o)
 			} else {
 				s.fib.change(o, func() { o.legs = slices.Delete(slices.Clone(o.legs), i, i+1) })
+				// What was shown were the attributes of one of them.
+				s.doubt(o)
 			}
 		}
 	}

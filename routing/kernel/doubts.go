@@ -7,7 +7,9 @@ import (
 // doubts are what the mirror does not know for sure and has to ask: the routes
 // of one family through one interface, or the rules of a family.
 type doubts struct {
-	routes map[doubt]struct{}
+	// routes holds the tables in question. They matter where the interface is
+	// of no interest, so that not all it has is asked for.
+	routes map[doubt]map[routing.TableID]struct{}
 	rules  map[routing.Family]bool
 }
 
@@ -17,29 +19,40 @@ type doubt struct {
 }
 
 func newDoubts() doubts {
-	return doubts{routes: map[doubt]struct{}{}, rules: map[routing.Family]bool{}}
+	return doubts{routes: map[doubt]map[routing.TableID]struct{}{}, rules: map[routing.Family]bool{}}
 }
 
 func (d *doubts) none() bool { return len(d.routes) == 0 && len(d.rules) == 0 }
 
-func (d *doubts) add(f routing.Family, device int) { d.routes[doubt{f, device}] = struct{}{} }
-
 func (d *doubts) forget(f routing.Family, device int) { delete(d.routes, doubt{f, device}) }
 
-// doubt asks for everything that leads where an alias leads.
-func (s *State) doubt(a *alias) {
-	for _, l := range a.legs {
-		if l.route.Device != 0 {
-			s.doubts.add(a.key.family, l.route.Device)
+// add questions one table.
+func (d *doubts) add(f routing.Family, device int, table routing.TableID) {
+	k := doubt{f, device}
+	if d.routes[k] == nil {
+		d.routes[k] = map[routing.TableID]struct{}{}
+	}
+	d.routes[k][table] = struct{}{}
+}
+
+// doubtDevice questions all that is known through an interface.
+func (s *State) doubtDevice(f routing.Family, device int) {
+	s.doubts.add(f, device, routing.TableMain)
+	for a := range s.fib.byDevice[device] {
+		if a.key.family == f {
+			s.doubts.add(f, device, a.key.table)
 		}
 	}
 }
+
+// doubt questions everything that leads where an alias leads.
+func (s *State) doubt(a *alias) { s.doubtElsewhere(a, 0) }
 
 // doubtElsewhere does so for all devices but one.
 func (s *State) doubtElsewhere(a *alias, device int) {
 	for _, l := range a.legs {
 		if l.route.Device != 0 && l.route.Device != device {
-			s.doubts.add(a.key.family, l.route.Device)
+			s.doubts.add(a.key.family, l.route.Device, a.key.table)
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package kernel
 
 import (
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -119,6 +121,18 @@ func (f *fib) forget(a *alias) {
 		delist(f.byTable, a.key.table, a)
 	}
 	delete(f.nexthops, a)
+}
+
+// eachHeld yields the aliases of a set, which may change meanwhile: one that has
+// been taken out by the time its turn comes is left out.
+func (f *fib) eachHeld(set map[*alias]struct{}) iter.Seq[*alias] {
+	return func(yield func(*alias) bool) {
+		for a := range maps.Clone(set) {
+			if slot := f.slots[a.key]; slot != nil && slices.Contains(slot.aliases, a) && !yield(a) {
+				return
+			}
+		}
+	}
 }
 
 // change edits the legs of an alias and keeps the indexes right.

@@ -25,7 +25,8 @@ func TestMirrorFollowsTheKernel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t, rt)
 		defer w.close()
-		for i, s := range rapid.SliceOfN(rapid.Custom(drawStep), 1, 40).Draw(rt, "steps") {
+		least := rapid.SampledFrom([]int{1, 40}).Draw(rt, "at least")
+		for i, s := range rapid.SliceOfN(rapid.Custom(drawStep), least, 80).Draw(rt, "steps") {
 			err := s.do(w)
 			w.log = append(w.log, fmt.Sprintf("%d: %s: %v", i, s.what, err))
 			// Some steps are seen one by one, some in a heap.
@@ -93,6 +94,43 @@ func (w *world) check() {
 	}
 }
 
+// otherNamespace makes a network namespace that lives as long as the file.
+func otherNamespace() (*os.File, error) {
+	type result struct {
+		file *os.File
+		err  error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- result{err: err}
+			return
+		}
+		file, err := os.Open("/proc/thread-self/ns/net")
+		done <- result{file, err}
+	}()
+	r := <-done
+	return r.file, r.err
+}
+
+func parseAddr(address string) (*netlink.Addr, error) {
+	local, peer, with := strings.Cut(address, " peer ")
+	a, err := netlink.ParseAddr(local)
+	if err != nil {
+		return nil, err
+	}
+	if a.IP.To4() == nil {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	if with {
+		if a.Peer, err = netlink.ParseIPNet(peer); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
+}
+
 func ends(i int) string { return fmt.Sprintf("e%d", i) }
 
 func (w *world) makeLink(i int) {
@@ -112,12 +150,9 @@ func (w *world) addr(name, address string, del bool) error {
 	if err != nil {
 		return err
 	}
-	a, err := netlink.ParseAddr(address)
+	a, err := parseAddr(address)
 	if err != nil {
 		return err
-	}
-	if a.IP.To4() == nil {
-		a.Flags = unix.IFA_F_NODAD
 	}
 	if del {
 		return w.link.AddrDel(l, a)
@@ -225,7 +260,7 @@ func drawStep(rt *rapid.T) step {
 		a := rapid.SampledFrom(addresses(i)).Draw(rt, "address")
 		valid := rapid.SampledFrom([]int{0, 3600, 7200}).Draw(rt, "valid")
 		s.do = onLink(func(w *world, l netlink.Link) error {
-			parsed, err := netlink.ParseAddr(a)
+			parsed, err := parseAddr(a)
 			if err != nil {
 				return err
 			}
@@ -241,7 +276,12 @@ func drawStep(rt *rapid.T) step {
 	case "away":
 		s.do = onLink(func(w *world, l netlink.Link) error {
 			// To another namespace, which ends at once and takes it along.
-			return w.link.LinkSetNsPid(l, os.Getpid())
+			elsewhere, err := otherNamespace()
+			if err != nil {
+				return err
+			}
+			defer elsewhere.Close()
+			return w.link.LinkSetNsFd(l, int(elsewhere.Fd()))
 		})
 	case "make":
 		s.do = func(w *world) error { w.makeLink(i); return nil }
@@ -338,7 +378,7 @@ func drawStep(rt *rapid.T) step {
 func addresses(i int) []string {
 	return []string{
 		fmt.Sprintf("10.%d.0.2/24", i), fmt.Sprintf("10.%d.0.3/24", i), fmt.Sprintf("10.%d.0.2/25", i),
-		"10.7.0.2/24", "10.7.0.2/32", "10.7.0.2 peer 10.7.0.9/32",
+		"10.7.0.2/24", "10.7.0.2/32", "10.7.0.2/32 peer 10.7.0.9/32",
 		fmt.Sprintf("2001:db8:%d::2/64", i), fmt.Sprintf("2001:db8:%d::3/64", i), "2001:db8:7::2/64", "2001:db8:7::2/128",
 	}[:8+i%3]
 }
@@ -351,15 +391,15 @@ func drawRoute(rt *rapid.T) routeStep {
 	}).Draw(rt, "flags")
 	r := routing.Route{
 		Family:   rapid.SampledFrom([]routing.Family{routing.IPv4, routing.IPv6}).Draw(rt, "family"),
-		Table:    rapid.SampledFrom([]routing.TableID{routing.TableMain, routing.TableMain, 10001, 10002, 100}).Draw(rt, "table"),
+		Table:    rapid.SampledFrom([]routing.TableID{routing.TableMain, routing.TableMain, routing.TableMain, 10001, 10001, 10002, 100}).Draw(rt, "table"),
 		Protocol: rapid.SampledFrom([]routing.Protocol{routing.Multihomed, 4, 9}).Draw(rt, "protocol"),
 		Type:     rapid.SampledFrom([]routing.RouteType{1, 1, 1, 1, 1, 1, 6, 7}).Draw(rt, "type"),
-		Metric:   uint32(rapid.SampledFrom([]int{0, 100, 100, 200}).Draw(rt, "metric")),
+		Metric:   uint32(rapid.SampledFrom([]int{100, 100, 100, 100, 0, 200}).Draw(rt, "metric")),
 	}
 	r.Destination = r.Family.Any()
 	if r.Family == routing.IPv4 {
-		r.Scope = rapid.SampledFrom([]routing.Scope{0, 0, 253, 254}).Draw(rt, "scope")
-		r.TOS = rapid.SampledFrom([]uint8{0, 0, 0, 4}).Draw(rt, "tos")
+		r.Scope = rapid.SampledFrom([]routing.Scope{0, 0, 0, 253, 253, 254}).Draw(rt, "scope")
+		r.TOS = rapid.SampledFrom([]uint8{0, 0, 0, 0, 0, 0, 4}).Draw(rt, "tos")
 		if rapid.Bool().Draw(rt, "net") {
 			r.Destination = prefix("10.99.0.0/16")
 		}
@@ -372,25 +412,25 @@ func drawRoute(rt *rapid.T) routeStep {
 	if rapid.IntRange(0, 4).Draw(rt, "mtu") == 0 {
 		r.Metrics[2] = 1300
 	}
-	if rapid.IntRange(0, 2).Draw(rt, "src") == 0 {
+	if rapid.IntRange(0, 3).Draw(rt, "src") == 3 {
 		i := rapid.IntRange(0, 2).Draw(rt, "srclink")
 		r.PreferredSource = host4or6(r.Family, i, 2)
 		if rapid.Bool().Draw(rt, "shared") {
 			r.PreferredSource = host4or6(r.Family, 7, 2)
 		}
 	}
+	n := rapid.SampledFrom([]int{1, 1, 1, 2, 3}).Draw(rt, "legs")
+	if r.Type != 1 || r.Scope == routing.ScopeHost {
+		n = 1
+	}
 	way := func() (routing.Route, string) {
 		l := r
 		i := rapid.IntRange(0, 2).Draw(rt, "dev")
-		if rapid.IntRange(0, 3).Draw(rt, "gateway") != 0 && r.Scope == 0 {
+		if r.Scope == 0 && (rapid.IntRange(0, 3).Draw(rt, "gateway") != 0 || r.Family == routing.IPv6 && n > 1) {
 			l.Gateway = host4or6(r.Family, i, byte(rapid.IntRange(8, 9).Draw(rt, "gw")))
-			l.OnLink = rapid.IntRange(0, 3).Draw(rt, "onlink") == 0
+			l.OnLink = rapid.Bool().Draw(rt, "onlink")
 		}
 		return l, ends(i)
-	}
-	n := rapid.SampledFrom([]int{1, 1, 1, 2, 3}).Draw(rt, "legs")
-	if r.Type != 1 {
-		n = 1
 	}
 	s.route = r
 	for range n {
@@ -405,7 +445,7 @@ func drawRoute(rt *rapid.T) routeStep {
 	if n == 1 {
 		s.route, s.legs = s.legs[0], nil
 	}
-	if n == 1 && r.Type == 1 && rapid.IntRange(0, 5).Draw(rt, "nexthop") == 0 {
+	if n == 1 && r.Type == 1 && rapid.IntRange(0, 9).Draw(rt, "nexthop") == 9 {
 		s.nexthop = uint32(rapid.IntRange(1, 2).Draw(rt, "nhid"))
 		s.route.Gateway, s.route.OnLink, s.names = netip.Addr{}, false, []string{""}
 	}

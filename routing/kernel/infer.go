@@ -61,12 +61,19 @@ func (s *State) linkSeen(m linkMessage) {
 	if l.up() {
 		s.waysUp6(l.index)
 	}
+	for a := range s.fib.nexthops {
+		// A nexthop object goes with the carrier of its interface, and its
+		// routes with it (nexthop_flush_dev in net/ipv4/nexthop.c).
+		if a.leads(l.index) {
+			s.doubt(a)
+		}
+	}
 	if before.master != l.master {
 		// Entering or leaving a VRF flushes the routes of the interface
 		// (fib_netdev_event, NETDEV_CHANGEUPPER, in
 		// net/ipv4/fib_frontend.c); a bridge or bond does not.
 		for _, f := range routing.Families() {
-			s.doubts.add(f, l.index)
+			s.doubtDevice(f, l.index)
 		}
 	}
 }
@@ -113,7 +120,7 @@ func (s *State) addressAdded(m addressMessage) {
 		// preference and hop limit of the router's route without a word
 		// (ndisc_router_discovery).
 		if m.family == routing.IPv6 && m.address.Dynamic && s.advertised(l.index) {
-			s.doubts.add(routing.IPv6, l.index)
+			s.doubtDevice(routing.IPv6, l.index)
 		}
 		return
 	}
@@ -150,7 +157,7 @@ func (s *State) addressDeleted(m addressMessage) {
 		if !l.has(routing.IPv6) && l.up() && len(s.fib.byDevice[l.index]) > 0 {
 			// disable_ipv6, or an MTU below 1280: the routes go too, silently
 			// if skip_notify_on_dev_down says so (addrconf_ifdown).
-			s.doubts.add(routing.IPv6, l.index)
+			s.doubtDevice(routing.IPv6, l.index)
 		}
 		return
 	}
@@ -173,7 +180,7 @@ func (s *State) sourceGone4(addr netip.Addr, l *link) {
 	for p := range s.anyIP {
 		unsure = unsure || p.Contains(addr)
 	}
-	for a := range maps.Clone(s.fib.bySource[addr]) {
+	for a := range s.fib.eachHeld(s.fib.bySource[addr]) {
 		switch {
 		case a.key.family != routing.IPv4 || a.key.table != routing.TableMain:
 		case unsure:
@@ -191,7 +198,7 @@ func (s *State) sourceGone4(addr netip.Addr, l *link) {
 // all devices from which the address is not reachable elsewhere; so this only
 // asks, and assumes the common case until the answer is there.
 func (s *State) sourceGone6(addr netip.Addr, l *link) {
-	for a := range maps.Clone(s.fib.bySource[addr]) {
+	for a := range s.fib.eachHeld(s.fib.bySource[addr]) {
 		if a.key.family != routing.IPv6 {
 			continue
 		}
@@ -222,7 +229,7 @@ type down struct {
 // net/ipv6/route.c: a route through the interface goes, a multipath route loses
 // the leg, which is dead until the interface is up again.
 func (s *State) waysDown(f routing.Family, device int, how down) {
-	for a := range maps.Clone(s.fib.byDevice[device]) {
+	for a := range s.fib.eachHeld(s.fib.byDevice[device]) {
 		if a.key.family != f {
 			continue
 		}
@@ -252,6 +259,7 @@ func (s *State) waysDown(f routing.Family, device int, how down) {
 			s.fib.change(a, func() {
 				a.legs = slices.DeleteFunc(legs, func(l leg) bool { return l.route.Device == device })
 			})
+			s.doubt(a)
 		default:
 			a.legs = legs
 		}
@@ -275,7 +283,7 @@ func (s *State) waysUp4(device int) {
 func (s *State) waysUp6(device int) {
 	for a := range s.fib.byDevice[device] {
 		if a.key.family == routing.IPv6 && slices.ContainsFunc(a.legs, func(l leg) bool { return l.dead }) {
-			s.doubts.add(routing.IPv6, device)
+			s.doubtDevice(routing.IPv6, device)
 		}
 	}
 }

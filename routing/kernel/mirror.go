@@ -203,7 +203,7 @@ func (m *Mirror) SetInterest(ctx context.Context, interests map[int]bool) error 
 	default:
 		for _, index := range gained {
 			for _, f := range routing.Families() {
-				m.state.doubts.add(f, index)
+				m.state.doubtDevice(f, index)
 			}
 		}
 	}
@@ -331,7 +331,7 @@ func (m *Mirror) reload(ctx context.Context) error {
 	for _, f := range routing.Families() {
 		m.state.doubts.rules[f] = true
 		for index := range m.state.links {
-			m.state.doubts.add(f, index)
+			m.state.doubtDevice(f, index)
 		}
 	}
 	return nil

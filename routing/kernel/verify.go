@@ -126,14 +126,10 @@ func (l loader) routesThrough(ctx context.Context, s *State, d doubt) ([]*alias,
 	if link.interested {
 		return l.ask(ctx, s, routeQuestion{family: d.family, device: d.device})
 	}
-	tables := map[routing.TableID]struct{}{}
-	for a := range s.fib.byDevice[d.device] {
-		if a.key.family == d.family {
-			tables[a.key.table] = struct{}{}
-		}
-	}
+	// Nothing of it was wanted in other tables, and nothing new came unseen.
+	s.doubtDevice(d.family, d.device)
 	var out []*alias
-	for t := range tables {
+	for t := range s.doubts.routes[d] {
 		aliases, err := l.ask(ctx, s, routeQuestion{family: d.family, table: t, device: d.device})
 		if err != nil {
 			return nil, err
@@ -172,6 +168,8 @@ func (s *State) adoptRoutes(d doubt, fresh []*alias) {
 		for _, o := range olds {
 			if !slices.ContainsFunc(want[k], func(a *alias) bool { return identical(a, o) }) {
 				s.touched(o, cause{})
+				// Its other legs may stand on by themselves.
+				s.doubtElsewhere(o, d.device)
 			}
 			s.fib.remove(o)
 		}
