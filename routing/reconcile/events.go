@@ -60,7 +60,7 @@ func (l *Loop) watched(name string, complete bool) bool {
 
 func (l *Loop) setInterest(ctx context.Context, interests map[int]bool) {
 	if err := l.Mirror.SetInterest(ctx, interests); err != nil && ctx.Err() == nil {
-		l.fail(ctx, "mirror", routing.Problem{Severity: routing.Error, Text: "reading routes: " + err.Error()})
+		l.fail(ctx, aboutMirror, failure{Problem: routing.Problem{Severity: routing.Error, Text: "reading routes: " + err.Error()}})
 	}
 }
 
@@ -141,9 +141,6 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) bool {
 		l.repairAt = now.Add(delay)
 		l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody keeps deleting routing of ours, repairing later", append(attrs, slog.Duration("delay", delay))...)
 	}
-	if l.deferred.Rules == nil {
-		l.deferred = routing.NewTouched()
-	}
 	return true
 }
 
@@ -153,12 +150,20 @@ func (l *Loop) takeDue() {
 	if !l.repairAt.IsZero() && !now.Before(l.repairAt) {
 		l.repairAt = time.Time{}
 		l.touched.Merge(l.deferred)
-		l.deferred = routing.Touched{}
+		l.deferred = routing.NewTouched()
 	}
-	if !l.retryAt.IsZero() && !now.Before(l.retryAt) {
-		l.retryAt = time.Time{}
-		clear(l.failures)
+	for about, f := range l.failures {
+		if now.Before(f.due) {
+			continue
+		}
+		delete(l.failures, about)
+		l.retrying[about] = f.attempt
 		l.news = true
-		l.everything()
+		switch {
+		case f.index != 0:
+			l.dirty[f.index] = struct{}{}
+		case f.op != (routing.Op{}):
+			l.touched.Add(f.op)
+		}
 	}
 }

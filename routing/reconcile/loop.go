@@ -3,7 +3,6 @@ package reconcile
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -77,13 +76,13 @@ type Loop struct {
 	retired routing.Touched
 	// deferred are repairs that wait for their turn.
 	deferred routing.Touched
-	// released are keys to give back once the kernel holds nothing of them.
-	released []routing.Key
+	// released are keys to give back when the pass is over.
+	released map[routing.Key]struct{}
 
-	// failures are what the kernel or the database refused, by object.
-	failures map[string]routing.Problem
-	attempt  int
-	retryAt  time.Time
+	// failures are what the kernel or the database refused, by what it is
+	// about; retrying are the attempts of those that are tried again now.
+	failures map[string]failure
+	retrying map[string]int
 	repairAt time.Time
 	reported Report
 	now      func() time.Time
@@ -104,7 +103,12 @@ func New(o Options) *Loop {
 		holders:  map[routing.Key]int{},
 		reserved: map[string][]routing.TableID{},
 		dirty:    map[int]struct{}{},
-		failures: map[string]routing.Problem{},
+		touched:  routing.NewTouched(),
+		retired:  routing.NewTouched(),
+		deferred: routing.NewTouched(),
+		released: map[routing.Key]struct{}{},
+		failures: map[string]failure{},
+		retrying: map[string]int{},
 		now:      time.Now,
 		problems: map[int][]routing.Problem{},
 		news:     true,
@@ -146,8 +150,10 @@ func (l *Loop) Run(ctx context.Context) error {
 // untilNext is the time until a retry or a repair is due.
 func (l *Loop) untilNext() time.Duration {
 	next := l.now().Add(time.Hour)
-	if !l.retryAt.IsZero() && l.retryAt.Before(next) {
-		next = l.retryAt
+	for _, f := range l.failures {
+		if f.due.Before(next) {
+			next = f.due
+		}
 	}
 	if !l.repairAt.IsZero() && l.repairAt.Before(next) {
 		next = l.repairAt
@@ -161,29 +167,36 @@ const maxPasses = 64
 
 // Reconcile makes passes until there is nothing left to do.
 func (l *Loop) Reconcile(ctx context.Context) error {
-	tries := map[string]int{}
+	tries := map[routing.Op]try{}
 	for range maxPasses {
 		if err := l.Mirror.Sync(ctx); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
 			// What the mirror holds may be out of date: touch nothing.
-			l.fail(ctx, "mirror", routing.Problem{Severity: routing.Error, Text: "reading the kernel: " + err.Error()})
+			l.takeDue()
+			l.fail(ctx, aboutMirror, failure{Problem: routing.Problem{Severity: routing.Error, Text: "reading the kernel: " + err.Error()}})
 			break
 		}
+		l.cure(aboutMirror)
 		l.takeClaims(ctx)
 		l.takeChanges(ctx)
 		l.takeDue()
 		if len(l.dirty) == 0 && l.touched.Empty() {
 			break
 		}
-		l.pass(ctx, tries)
+		tries = l.pass(ctx, tries)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 	}
+	l.forgetMoot()
 	l.release()
-	if l.complete && !l.ready && !l.failed("mirror") {
+	if l.complete && len(l.failures) == 0 && !l.retired.Empty() {
+		// Nothing is left to be deleted.
+		l.retired = routing.NewTouched()
+	}
+	if l.complete && !l.ready && !l.failed(aboutMirror) {
 		l.ready, l.news = true, true
 		if l.Hooks.Ready != nil {
 			l.Hooks.Ready()
@@ -193,17 +206,25 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 	return nil
 }
 
-func (l *Loop) failed(about string) bool {
-	_, failed := l.failures[about]
-	return failed
-}
-
-// release gives back the leases of keys whose objects are gone. An operation
-// that failed keeps all of them: its object may still lead into a table.
+// release gives back the leases of keys that no link holds. Where an object of
+// one still stands, because its deletion failed, tablesInUse protects the table.
 func (l *Loop) release() {
-	if len(l.released) == 0 || len(l.failures) > 0 {
+	if len(l.released) == 0 || l.failed(aboutMirror) {
 		return
 	}
-	l.Leases.Release(slices.DeleteFunc(l.released, func(k routing.Key) bool { return l.holders[k] > 0 })...)
-	l.released = nil
+	keys := make([]routing.Key, 0, len(l.released))
+	for k := range l.released {
+		if l.holders[k] == 0 {
+			keys = append(keys, k)
+		}
+	}
+	clear(l.released)
+	l.Leases.Release(keys...)
+	// Somebody may wait for a table to become free.
+	for about, f := range l.failures {
+		if f.index != 0 && len(keys) > 0 {
+			f.due = l.now()
+			l.failures[about] = f
+		}
+	}
 }

@@ -10,9 +10,29 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// pass plans the dirty interfaces and applies what differs.
-func (l *Loop) pass(ctx context.Context, tries map[string]int) {
-	before := l.plan(ctx)
+// A try is how often an operation was tried in passes that followed one another,
+// and what the kernel said last.
+type try struct {
+	count int
+	err   error
+}
+
+const (
+	// maxTries is how often the same operation may come back although the
+	// kernel said that it did it.
+	maxTries = 4
+	// maxRefusals is how often the kernel is asked for what it refuses. Once
+	// more than once: it may be that the refusal came of an event that the
+	// mirror had not seen, and then the next pass does not ask.
+	maxRefusals = 2
+)
+
+var errUndone = errors.New("done several times, and undone each time")
+
+// pass plans the dirty interfaces and applies what differs. It takes what was
+// tried in the pass before and returns what was tried in this one.
+func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.Op]try {
+	plans := l.plan(ctx)
 	planned := l.planner.Take()
 	l.retire(planned)
 	l.noteProblems(planned)
@@ -21,50 +41,52 @@ func (l *Loop) pass(ctx context.Context, tries map[string]int) {
 	var ops []routing.Op
 	l.Mirror.View(func(k *kernel.State) { ops = routing.Diff(l.planner, k, l.touched, l.mayDelete) })
 	l.touched = routing.NewTouched()
-	ops = l.withoutEndless(ctx, ops, tries)
+	tries := make(map[routing.Op]try, len(ops))
+	ops = slices.DeleteFunc(ops, func(op routing.Op) bool {
+		t := before[op]
+		t.count++
+		if endless := l.endless(ctx, op, t); endless {
+			return true
+		}
+		tries[op] = t
+		return false
+	})
 	errs := l.Writer.Apply(ctx, ops)
+	if ctx.Err() != nil {
+		return tries
+	}
 	failed := 0
 	for i, op := range ops {
+		// What was written is compared once more when the mirror has it.
+		l.touched.Add(op)
 		if i < len(errs) && errs[i] != nil {
 			failed++
-			l.refused(ctx, op, errs[i])
+			tries[op] = try{count: tries[op].count, err: errs[i]}
 			continue
 		}
 		l.applied(ctx, op)
-		// What was written is compared once more when the mirror has it.
-		l.touched.Add(op)
 	}
-	if failed == 0 && len(l.failures) == 0 {
-		l.attempt = 0
-	}
-	l.logLinks(ctx, before, ops, failed)
+	l.logLinks(ctx, plans, ops, failed)
+	return tries
 }
 
-// maxTries is how often the same operation may follow from one event.
-const maxTries = 4
-
-// withoutEndless drops operations that come back although the kernel said that
-// it did them: trying again at once would not help.
-func (l *Loop) withoutEndless(ctx context.Context, ops []routing.Op, tries map[string]int) []routing.Op {
-	return slices.DeleteFunc(ops, func(op routing.Op) bool {
-		name := op.String()
-		tries[name]++
-		if tries[name] <= maxTries {
-			return false
-		}
+// endless reports whether trying at once again would not help. Then the
+// operation is left for later.
+func (l *Loop) endless(ctx context.Context, op routing.Op, t try) bool {
+	switch {
+	case t.err != nil && t.count > maxRefusals:
+		l.refused(ctx, op, t.err)
+	case t.count > maxTries:
 		l.refused(ctx, op, errUndone)
-		return true
-	})
+	default:
+		return false
+	}
+	return true
 }
-
-var errUndone = errors.New("done several times, and undone each time")
 
 // retire remembers which objects a known link has given up: they may be deleted
 // however little is known of the rest.
 func (l *Loop) retire(t routing.Touched) {
-	if l.retired.Rules == nil {
-		l.retired = routing.NewTouched()
-	}
 	for r := range t.Rules {
 		if _, wanted := l.planner.Rule(r); wanted {
 			delete(l.retired.Rules, r)
@@ -118,7 +140,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 	clear(l.dirty)
 	before := make(map[int]routing.LinkPlan, len(dirty))
 	var links []subject
-	var missing []routing.Key
+	missing := map[int][]routing.Key{}
 	for _, index := range dirty {
 		plan, planned := l.planner.Link(index)
 		before[index] = plan
@@ -135,7 +157,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		links = append(links, s)
 		for _, k := range s.keys {
 			if _, held := l.held[index][k]; !held {
-				missing = append(missing, k)
+				missing[index] = append(missing[index], k)
 			}
 		}
 	}
@@ -222,29 +244,39 @@ func (l *Loop) forget(index int) {
 func (l *Loop) unhold(k routing.Key) {
 	if l.holders[k]--; l.holders[k] <= 0 {
 		delete(l.holders, k)
-		l.released = append(l.released, k)
+		l.released[k] = struct{}{}
 	}
 }
 
-// lease gets tables for keys, all in one transaction.
-func (l *Loop) lease(ctx context.Context, keys []routing.Key) map[routing.Key]routing.TableID {
+// lease gets tables for keys, by interface, all in one transaction.
+func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routing.Key]routing.TableID {
 	if len(keys) == 0 {
 		return nil
 	}
+	var all []routing.Key
+	for _, index := range slices.Sorted(maps.Keys(keys)) {
+		all = append(all, keys[index]...)
+	}
 	used := l.tablesInUse()
-	leased, err := l.Leases.Acquire(ctx, keys, func(t routing.TableID) (string, bool) {
+	leased, err := l.Leases.Acquire(ctx, all, func(t routing.TableID) (string, bool) {
 		if why, taken := l.Reserved(t); taken {
 			return why, true
 		}
 		why, taken := used[t]
 		return why, taken
 	})
-	if err == nil || ctx.Err() != nil {
+	if ctx.Err() != nil {
 		return leased
 	}
-	for _, k := range keys {
-		if _, ok := leased[k]; !ok {
-			l.fail(ctx, "table of "+k.String(), routing.Problem{Severity: routing.Error, Link: k.Interface, Text: err.Error()})
+	for index, wanted := range keys {
+		for _, k := range wanted {
+			if _, ok := leased[k]; ok || err == nil {
+				l.cure(aboutTable(k))
+				continue
+			}
+			l.fail(ctx, aboutTable(k), failure{
+				Problem: routing.Problem{Severity: routing.Error, Link: k.Interface, Text: err.Error()}, index: index,
+			})
 		}
 	}
 	return leased

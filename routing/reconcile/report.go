@@ -10,30 +10,6 @@ import (
 	"multihomed/routing"
 )
 
-// refused notes that the kernel did not do an operation; it is tried again.
-func (l *Loop) refused(ctx context.Context, op routing.Op, err error) {
-	l.fail(ctx, op.String(), routing.Problem{Severity: routing.Error, Link: op.Reason.Link, Text: op.String() + ": " + err.Error()})
-}
-
-// fail notes a problem that a later try may cure, and says so once.
-func (l *Loop) fail(ctx context.Context, about string, p routing.Problem) {
-	if l.retryAt.IsZero() {
-		l.attempt++
-		l.retryAt = l.now().Add(min(firstRetry<<min(l.attempt-1, 10), lastRetry))
-	}
-	if l.failures[about] == p {
-		return
-	}
-	l.failures[about] = p
-	l.news = true
-	for _, known := range l.reported.Problems {
-		if known == p {
-			return
-		}
-	}
-	l.Logger.LogAttrs(ctx, slog.LevelError, "not in force, trying again", slog.String("interface", p.Link), slog.String("problem", p.Text))
-}
-
 func (l *Loop) applied(ctx context.Context, op routing.Op) {
 	if !l.Logger.Enabled(ctx, slog.LevelDebug) {
 		return
@@ -129,7 +105,7 @@ func (l *Loop) report() {
 		}
 	}
 	for _, about := range slices.Sorted(maps.Keys(l.failures)) {
-		r.Problems = append(r.Problems, l.failures[about])
+		r.Problems = append(r.Problems, l.failures[about].Problem)
 	}
 	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) {
 		return

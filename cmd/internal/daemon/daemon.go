@@ -96,6 +96,8 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		s.Logger.LogAttrs(ctx, slog.LevelWarn, "names of routing tables are unknown", slog.String("error", err.Error()))
 	}
 
+	past := openHistory(ctx, s.Logger, cfg.StateDir, policy)
+	past.moveGroups(ctx)
 	mirror, err := kernel.Open(kernel.Config{Tables: policy.Tables})
 	if err != nil {
 		return nil, err
@@ -115,7 +117,11 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks: reconcile.Hooks{
-			Ready: s.notify.ready, Alive: s.notify.alive, Beat: s.notify.beat(),
+			Ready: func() {
+				past.clean(ctx)
+				s.notify.ready()
+			},
+			Alive: s.notify.alive, Beat: s.notify.beat(),
 			Report: func(r reconcile.Report) { s.publish(cfg.RuntimeDir, r) },
 		},
 	})
@@ -148,7 +154,7 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 			return nil
 		case <-hangup:
 		}
-		s.notify.reloading()
+		ready := s.notify.reloading()
 		next, err := config.Load(s.ConfigPath)
 		switch {
 		case err != nil:
@@ -161,7 +167,9 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed")
 			return &next
 		}
-		s.notify.reloaded()
+		if ready {
+			s.notify.ready()
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ type notifier struct {
 	mu      sync.Mutex
 	isReady bool
 	last    string
+	told    time.Time
 }
 
 // patience is how often a start that waits for NetworkManager asks systemd for
@@ -57,10 +58,17 @@ func (n *notifier) beat() time.Duration {
 }
 
 // alive is called from the loop itself: a loop that hangs must not look alive.
+// Between two beats it says nothing more, however much the loop has to do.
 func (n *notifier) alive() {
 	n.mu.Lock()
-	ready := n.isReady
+	ready, due := n.isReady, time.Since(n.told) >= n.beat()/2
+	if due {
+		n.told = time.Now()
+	}
 	n.mu.Unlock()
+	if !due {
+		return
+	}
 	if !ready {
 		n.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", patienceAsked.Microseconds()))
 	}
@@ -76,16 +84,21 @@ func (n *notifier) ready() {
 	n.send(sd.SdNotifyReady)
 }
 
-func (n *notifier) reloading() {
+// reloading begins a reload, which ends with ready. It returns whether the
+// service had been ready.
+func (n *notifier) reloading() bool {
+	n.mu.Lock()
+	was := n.isReady
+	n.isReady = false
+	n.mu.Unlock()
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		n.log.Warn("systemd was not told of the reload", slog.String("error", err.Error()))
-		return
+		return was
 	}
 	n.send(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/int64(time.Microsecond)))
+	return was
 }
-
-func (n *notifier) reloaded() { n.send(sd.SdNotifyReady) }
 
 func (n *notifier) stopping() { n.send(sd.SdNotifyStopping) }
 
