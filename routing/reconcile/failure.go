@@ -1,0 +1,102 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// A failure is something promised that is not in force, and when it is tried
+// again. Each has a time of its own: a link that gets no table for hours must
+// not make another's route wait for a minute.
+type failure struct {
+	routing.Problem
+	// op is what the kernel refused; index the interface that got no table.
+	// Neither is set if the kernel could not be read.
+	op      routing.Op
+	index   int
+	attempt int
+	due     time.Time
+}
+
+const aboutMirror = "mirror"
+
+func aboutTable(k routing.Key) string { return "table of " + k.String() }
+
+// fail notes a problem that a later try may cure, and says so once.
+func (l *Loop) fail(ctx context.Context, about string, f failure) {
+	known, failing := l.failures[about]
+	if failing {
+		f.attempt, f.due = known.attempt, known.due
+	} else {
+		f.attempt = l.retrying[about] + 1
+		f.due = l.now().Add(min(firstRetry<<min(f.attempt-1, 10), lastRetry))
+	}
+	l.failures[about] = f
+	if known.Problem == f.Problem {
+		return
+	}
+	l.news = true
+	if slices.Contains(l.reported.Problems, f.Problem) {
+		return
+	}
+	l.Logger.LogAttrs(ctx, slog.LevelError, "not in force, trying again", slog.String("interface", f.Link), slog.String("problem", f.Text))
+}
+
+// refused notes that the kernel did not do an operation.
+func (l *Loop) refused(ctx context.Context, op routing.Op, err error) {
+	l.fail(ctx, op.String(), failure{
+		Problem: routing.Problem{Severity: routing.Error, Link: op.Reason.Link, Text: op.String() + ": " + err.Error()}, op: op,
+	})
+}
+
+func (l *Loop) failed(about string) bool {
+	_, failed := l.failures[about]
+	return failed
+}
+
+// cure forgets a failure: what it was about is in force.
+func (l *Loop) cure(about string) {
+	if l.failed(about) {
+		delete(l.failures, about)
+		l.news = true
+	}
+}
+
+// forgetMoot drops the failures of what nobody wants any more, or what came
+// about otherwise.
+func (l *Loop) forgetMoot() {
+	clear(l.retrying)
+	open := routing.NewTouched()
+	for about, f := range l.failures {
+		switch {
+		case f.op != (routing.Op{}):
+			open.Add(f.op)
+		case f.index != 0 && !l.wantsTable(f.index, about):
+			l.cure(about)
+		}
+	}
+	if open.Empty() {
+		return
+	}
+	var still []routing.Op
+	l.Mirror.View(func(k *kernel.State) { still = routing.Diff(l.planner, k, open, l.mayDelete) })
+	for about, f := range l.failures {
+		if f.op != (routing.Op{}) && !slices.Contains(still, f.op) {
+			l.cure(about)
+		}
+	}
+}
+
+// wantsTable reports whether a link still has the key that got no table.
+func (l *Loop) wantsTable(index int, about string) bool {
+	plan, _ := l.planner.Link(index)
+	return slices.ContainsFunc(plan.Keys, func(k routing.Key) bool {
+		_, has := plan.Link.Tables[k]
+		return !has && aboutTable(k) == about
+	})
+}
