@@ -42,33 +42,33 @@ var forwarded = []os.Signal{
 	unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH,
 }
 
-// Main runs the program again inside a lab, where it calls run, and returns the
-// exit status: run's result, 128 plus the signal that ended it, or 1 after one
-// line on standard error that names what is missing. Call it before anything
-// else: what precedes it happens three times.
+// Main runs the program again inside a lab, where it calls run and returns what
+// run returns. Outside of it, Main does not return: it ends the program with the
+// status of the one inside, with 128 plus the signal that ended it, or with 1
+// after one line on standard error that names what is missing. Call it before
+// anything else: what precedes it happens three times.
 //
 // The program in the lab sees the machine's files, but has /run, /etc,
 // /var/lib and its temporary directory for itself.
 func Main(run func() int) int {
 	stage := os.Getenv(stageEnv)
 	_ = os.Unsetenv(stageEnv)
+	step := enter
 	switch stage {
 	case stageInside:
 		inside = true
 		return run()
 	case stageInit:
-		code, err := initProcess()
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "lab: %v\n", err)
-			return 1
-		}
-		return code
+		step = initProcess
 	}
-	code, err := enter()
+	code, err := step()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "lab: %v\n", err)
-		return 1
+		code = 1
 	}
+	// Not os.Exit: the race detector sleeps for a second in there, in each of
+	// these two processes, to catch races that they do not have.
+	unix.Exit(code)
 	return code
 }
 

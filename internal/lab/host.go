@@ -100,6 +100,9 @@ func (h *Host) open(ctx context.Context) error {
 	if err := resetFiles(); err != nil {
 		return err
 	}
+	if err := os.Remove(nmLog); err != nil && !os.IsNotExist(err) {
+		return err // kept until now for whoever wants to read it
+	}
 	dad := "1"
 	if h.cfg.FastDAD {
 		dad = "0"

@@ -207,8 +207,8 @@ func TestRouterAdvertisements(t *testing.T) {
 		hasNot("2001:db8:99:"))
 }
 
-func TestStatefulDHCPv6(t *testing.T) {
-	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+func TestStatefulDHCPv6WithDuplicateAddressDetection(t *testing.T) {
+	host := labtest.NewHost(t, lab.HostConfig{})
 	cfg := lab.DefaultISP(0)
 	cfg.DHCPv6 = lab.StatefulDHCPv6
 	ra := lab.DefaultRA(cfg.IPv6)

@@ -199,8 +199,9 @@ func (p *Process) Lines() []string {
 	return append([]string(nil), p.lines...)
 }
 
-// WaitLine waits for a line that contains substring, including those already
-// written, and returns it. The end of the process is an error with its output.
+// WaitLine waits for a line that contains substring, for 10 seconds if the context
+// has no deadline, and returns it; lines already written count. The end of the
+// process is an error with its output.
 func (p *Process) WaitLine(ctx context.Context, substring string) (string, error) {
 	return p.WaitLineAfter(ctx, 0, substring)
 }
