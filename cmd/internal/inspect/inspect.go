@@ -1,7 +1,13 @@
 // Package inspect reads the host without changing it and says how it stands:
-// which links there are, what the plan wants for them, and what of that is in
-// force. It asks the same planner as the daemon, and works without the daemon,
-// without the database and, as far as the kernel lets it, without root.
+// which links there are, what the plan wants for them, what of that is in
+// force, and what else on the host keeps it from working. It asks the same
+// planner as the daemon, and works without the daemon, without the database
+// and, as far as the kernel lets it, without root.
+//
+// It costs one reading of NetworkManager, one dump of the interfaces,
+// addresses, rules and routes (a host with a million routes answers only for
+// its links and for our tables) and one reading of the leases. Nothing is
+// written, no lock is taken, and nobody waits for it.
 package inspect
 
 import (
@@ -11,6 +17,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"multihomed/allocator"
 	"multihomed/cmd/internal/claims"
@@ -30,21 +37,42 @@ type View struct {
 	// Links are the kernel's interfaces by name.
 	Links map[string]kernel.Link
 	// Missing is what would have to change for the kernel to be as planned.
+	// While NetworkManager is not known completely nothing is to be deleted.
 	Missing []routing.Op
-	Claims  map[string]reconcile.Claim
-	NM      nm.Snapshot
-	// Daemon is what the running daemon says of itself; Running says that it
-	// holds the lock.
+	// Foreign are the rules that are not ours, in the kernel's order.
+	Foreign []routing.Rule
+	// ForeignIn says who else uses a table that a link holds.
+	ForeignIn map[routing.TableID]string
+	Claims    map[string]reconcile.Claim
+	NM        nm.Snapshot
+	// Daemon is what the running daemon says of itself, the zero State while it
+	// has not said anything; Running says that it holds the lock.
 	Daemon  runstate.State
 	Running bool
+	// LeasesUnread says why the tables had to be told from the rules that stand.
+	LeasesUnread string
 	// Notes are what could not be read, in sentences.
 	Notes []string
 }
 
+// patience is how long NetworkManager may take for one answer. It is for
+// somebody who looks at a terminal.
+const patience = 3 * time.Second
+
 // Read reads the host. It fails only where the kernel cannot be read.
 func Read(ctx context.Context, cfg config.Config) (*View, error) {
-	v := &View{Policy: cfg.RoutingPolicy(), Claims: map[string]reconcile.Claim{}}
-	mirror, err := kernel.Open(kernel.Config{Tables: v.Policy.Tables})
+	v := &View{
+		Policy: cfg.RoutingPolicy(), Claims: map[string]reconcile.Claim{},
+		Links: map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{},
+	}
+	v.readDaemon(cfg)
+	v.readManager(ctx, cfg)
+	mirror, err := kernel.Open(kernel.Config{
+		Tables: v.Policy.Tables,
+		Interest: func(name string) bool {
+			return v.Claims[name].Standing != reconcile.NoLink
+		},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -52,18 +80,11 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	if err := mirror.Sync(ctx); err != nil {
 		return nil, err
 	}
-
-	v.readDaemon(cfg)
-	v.NM, err = nm.ReadOnce(ctx, nm.Options{})
-	if err != nil {
-		v.note("NetworkManager: %v", err)
+	if err := v.recall(ctx, mirror); err != nil {
+		return nil, err
 	}
-	policy := cfg.NMPolicy()
-	for name, d := range v.NM.Devices {
-		v.Claims[name] = claims.Of(policy, d)
-	}
-	leases := v.leases(ctx, cfg)
-	mirror.View(func(k *kernel.State) { v.plan(k, leases) })
+	leases := v.readLeases(ctx, cfg)
+	mirror.View(func(k *kernel.State) { v.look(k, leases) })
 	return v, nil
 }
 
@@ -74,79 +95,49 @@ func (v *View) note(format string, args ...any) {
 func (v *View) readDaemon(cfg config.Config) {
 	state, found, err := runstate.Read(cfg.RuntimeDir)
 	if err != nil {
-		v.note("%v", err)
+		v.note("what the daemon says: %v", err)
 	}
-	held, err := lockfile.Held(filepath.Join(cfg.RuntimeDir, lockfile.Name))
+	pid, held, err := lockfile.Holder(filepath.Join(cfg.RuntimeDir, lockfile.Name))
 	if err != nil {
-		// Without the right to open the lock its state file must do.
+		v.note("whether the daemon runs: %v", err)
+		// What it says of itself must do: it takes that back when it ends.
 		held = found
 	}
 	v.Running = held
-	if held && found {
+	// A daemon that was killed leaves its last words to the next one.
+	if held && found && (pid == 0 || pid == state.PID) {
 		v.Daemon = state
 	}
 }
 
-// leases returns the tables the database knows, none where it cannot be read.
-func (v *View) leases(ctx context.Context, cfg config.Config) *allocator.Allocator {
+func (v *View) readManager(ctx context.Context, cfg config.Config) {
+	var err error
+	v.NM, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience})
+	if err != nil {
+		v.note("NetworkManager: %v", err)
+	}
+	policy := cfg.NMPolicy()
+	for name, d := range v.NM.Devices {
+		v.Claims[name] = claims.Of(policy, d)
+	}
+}
+
+// readLeases returns what the database knows, nil where it cannot be read.
+func (v *View) readLeases(ctx context.Context, cfg config.Config) *allocator.Allocator {
 	path := filepath.Join(cfg.StateDir, allocator.DefaultName)
 	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: path, Range: v.Policy.Tables})
 	switch {
 	case err == nil:
 		return leases
-	case errors.Is(err, allocator.ErrMissing) || errors.Is(err, allocator.ErrReadOnly):
-		// Not started yet, or not for this user: the rules tell the tables.
+	case errors.Is(err, allocator.ErrMissing):
+		// Not started yet: there are no leases.
+	case errors.Is(err, allocator.ErrReadOnly):
+		v.LeasesUnread = "this user may not read the leases in " + path + ": tables are told from the rules that stand"
 	default:
-		v.note("%v", err)
+		v.LeasesUnread = err.Error()
+		v.note("leases: %v", err)
 	}
 	return nil
-}
-
-func (v *View) plan(k *kernel.State, leases *allocator.Allocator) {
-	v.Planner = routing.NewPlanner(v.Policy)
-	v.Links = map[string]kernel.Link{}
-	for _, index := range k.Indexes() {
-		facts, ok := k.Link(index)
-		if !ok {
-			continue
-		}
-		v.Links[facts.Name] = facts
-		claim := v.Claims[facts.Name]
-		if claim.Standing == reconcile.NoLink {
-			continue
-		}
-		link := reconcile.LinkOf(facts, claim)
-		keys := routing.Keys(link)
-		mine := reconcile.TablesOf(k, facts.Name)
-		if claim.Standing == reconcile.Draining && (len(keys) == 0 || len(mine) == 0) {
-			continue
-		}
-		link.Tables = tables(k, leases, mine, keys)
-		v.Planner.Set(link)
-	}
-	all := routing.Everything(v.Planner, k)
-	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return true })
-}
-
-// tables finds the table of every key: in the database, else among those that
-// the kernel's rules give the interface.
-func tables(k *kernel.State, leases *allocator.Allocator, mine []routing.TableID, keys []routing.Key) map[routing.Key]routing.TableID {
-	out := map[routing.Key]routing.TableID{}
-	for _, key := range keys {
-		if leases != nil {
-			if t, ok := leases.Lookup(key); ok {
-				out[key] = t
-				continue
-			}
-		}
-		for _, r := range k.RuleOrder(key.Family, routing.PrioritySource) {
-			if r.From.IsValid() && key.Prefix.Contains(r.From.Addr()) && key.Prefix.Bits() <= r.From.Bits() && slices.Contains(mine, r.Table) {
-				out[key] = r.Table
-				break
-			}
-		}
-	}
-	return out
 }
 
 // Converged says what differs between the kernel and a fresh plan, nil if
@@ -164,4 +155,3 @@ func (v *View) Converged() error {
 
 // Interfaces yields the names of all claims, sorted.
 func (v *View) Interfaces() []string { return slices.Sorted(maps.Keys(v.Claims)) }
-

@@ -1,0 +1,131 @@
+package ctl
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/cmd/internal/config"
+)
+
+func (a *app) config() *cobra.Command {
+	var reference bool
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "print the configuration in force, or check one",
+		Long: `Print the configuration that the daemon has when it reads its file now: what the
+file says, and the defaults for the rest. The output is itself a configuration file.`,
+		Example: `  multihomectl config                 what is in force
+  multihomectl config --reference     every key, explained
+  multihomectl config check new.toml  before it is installed`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if reference {
+				_, err := fmt.Fprint(a.Out, config.Reference)
+				return err
+			}
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprint(a.Out, effective(cfg, a.configPath, exists(a.configPath)))
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&reference, "reference", false, "print a configuration file that explains every key")
+	cmd.AddCommand(&cobra.Command{
+		Use:   "check [FILE]",
+		Short: "check a configuration file without using it",
+		Long: `Check a configuration file, by default the one in force. The exit status is 0 if it
+is sound and 1 if not.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error { return a.check(args) },
+	})
+	return cmd
+}
+
+func (a *app) check(args []string) error {
+	path := a.configPath
+	if len(args) > 0 {
+		path = args[0]
+	}
+	if !exists(path) {
+		if len(args) > 0 {
+			return &exitError{exitUsage, fmt.Errorf("there is no file %s", path)}
+		}
+		_, err := fmt.Fprintf(a.Out, "%s is not there: the defaults are in force\n", path)
+		return err
+	}
+	if _, err := config.Load(path); err != nil {
+		return &exitError{exitProblem, err}
+	}
+	_, err := fmt.Fprintf(a.Out, "%s is sound\n", path)
+	return err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// effective writes a configuration as a file.
+func effective(c config.Config, path string, found bool) string {
+	var b strings.Builder
+	from := path
+	if !found {
+		from = "the defaults: there is no " + path
+	}
+	fmt.Fprintf(&b, "# The configuration of multihomed, from %s\n", from)
+	fmt.Fprintf(&b, "uplink_group = %d\n", c.UplinkGroup)
+	fmt.Fprintf(&b, "container_prefix_length = %d\n", c.ContainerPrefixLength)
+	fmt.Fprintf(&b, "log_level = %s\n", toml(strings.ToLower(c.LogLevel.String())))
+	fmt.Fprintf(&b, "state_dir = %s\nruntime_dir = %s\n", toml(c.StateDir), toml(c.RuntimeDir))
+	fmt.Fprintf(&b, "\n[tables]\nfirst = %d\nlast = %d\n", c.Tables.First, c.Tables.Last)
+	fmt.Fprintf(&b, "\n[repair]\nburst = %d\nper_second = %s\n", c.RepairBurst, decimal(c.RepairsPerSecond))
+	matchers(&b, "include", c.Include)
+	matchers(&b, "exclude", c.Exclude)
+	return b.String()
+}
+
+func matchers(b *strings.Builder, name string, list []config.Matcher) {
+	for _, m := range list {
+		fmt.Fprintf(b, "\n[[%s]]\n", name)
+		for _, f := range []struct{ key, glob string }{{"interface", m.Interface}, {"profile", m.Profile}, {"type", m.Type}} {
+			if f.glob != "" {
+				fmt.Fprintf(b, "%s = %s\n", f.key, toml(f.glob))
+			}
+		}
+	}
+}
+
+// decimal writes a TOML float, which must have a point.
+func decimal(f float64) string {
+	text := strconv.FormatFloat(f, 'f', -1, 64)
+	if !strings.Contains(text, ".") {
+		text += ".0"
+	}
+	return text
+}
+
+// toml writes a basic string (https://toml.io/en/v1.0.0#string).
+func toml(text string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range text {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < ' ' || r == 0x7f:
+			fmt.Fprintf(&b, `\u%04X`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String() + `"`
+}

@@ -1,0 +1,165 @@
+// Package ctl is the command-line tool multihomectl. It looks at the host with
+// package inspect, and changes it only in `flush`.
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"multihomed/cmd/internal/config"
+)
+
+// Exit statuses.
+const (
+	exitOK = 0
+	// exitProblem: status found something not in force or an error; another
+	// command could not do what it was asked for.
+	exitProblem = 1
+	// exitUsage: the command line makes no sense, or the host cannot be read.
+	exitUsage = 2
+)
+
+// A Program is what multihomectl is run with.
+type Program struct {
+	Version  string
+	In       io.Reader
+	Out, Err io.Writer
+	// Root is the host's root directory, for kernel parameters and the
+	// configuration of others.
+	Root fs.FS
+	// Env is os.Getenv.
+	Env func(string) string
+}
+
+// An exitError ends the program with a status. Without an error inside nothing
+// more is said.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// Run runs the program and returns its exit status.
+func (p Program) Run(ctx context.Context, args []string) int {
+	root := p.command()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	// What cobra itself finds is wrong with the command line.
+	status := exitUsage
+	if e, ok := errors.AsType[*exitError](err); ok {
+		status, err = e.status, e.err
+	}
+	if err != nil {
+		fmt.Fprintf(p.Err, "multihomectl: %v\n", err)
+	}
+	return status
+}
+
+// app is the state of one run.
+type app struct {
+	Program
+	configPath string
+	colour     string
+}
+
+func (p Program) command() *cobra.Command {
+	a := &app{Program: p}
+	root := &cobra.Command{
+		Use:   "multihomectl",
+		Short: "look after the routing of a host with several links",
+		Long: `multihomectl shows what multihomed makes of the links of this host: which routing
+table each one has, what is in force, what is wrong and how to mend it. It can also
+take all of it away again.`,
+		Example: `  multihomectl status            how the host stands
+  multihomectl status wan0 -v    every rule and route of one link, with its reason
+  multihomectl config            the configuration in force`,
+		SilenceUsage: true, SilenceErrors: true,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(p.In)
+	root.SetOut(p.Out)
+	root.SetErr(p.Err)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &exitError{exitUsage, fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`; it need not exist")
+	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
+	root.AddCommand(a.status(), a.flush(), a.config(), a.version())
+	return root
+}
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(a.Out, "multihomectl", a.Version)
+			return err
+		},
+	}
+}
+
+// load reads the configuration.
+func (a *app) load() (config.Config, error) {
+	cfg, err := config.Load(a.configPath)
+	if err != nil {
+		return cfg, &exitError{exitUsage, err}
+	}
+	return cfg, nil
+}
+
+// narrow is the width of what is not a terminal.
+const narrow = 80
+
+// widest is the width beyond which lines of text are hard to read.
+const widest = 110
+
+// look decides about colours and width (https://no-color.org).
+func (a *app) look() (look, error) {
+	fd, terminal := descriptor(a.Out)
+	how := look{width: narrow}
+	if terminal {
+		if width, _, err := term.GetSize(fd); err == nil && width > 0 {
+			how.width = min(width, widest)
+		}
+	}
+	switch a.colour {
+	case "always":
+		how.paint = true
+	case "never":
+	case "auto":
+		how.paint = painter(terminal && a.Env("NO_COLOR") == "" && a.Env("TERM") != "dumb")
+	default:
+		return how, &exitError{exitUsage, fmt.Errorf("--color is %q; it may be auto, always or never", a.colour)}
+	}
+	return how, nil
+}
+
+// descriptor says whether a stream is a terminal.
+func descriptor(stream any) (fd int, terminal bool) {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return -1, false
+	}
+	fd = int(f.Fd()) //nolint:gosec // a descriptor fits
+	return fd, term.IsTerminal(fd)
+}

@@ -1,0 +1,173 @@
+package ctl
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/inspect"
+)
+
+const statusHelp = `Show the links of this host, the routing table of each of their networks, what of
+the planned rules and routes is in force, what is wrong, and how to mend it.
+
+Nothing is changed and nobody is asked to wait. It works without the daemon, which
+only has to tell what the kernel cannot know, and without root; what this user may
+not read is named at the end.
+
+The exit status is 0 if everything planned is in force and no problem is an error,
+1 if not, and 2 if the command line makes no sense or the host cannot be read.
+
+With --json the same comes for programs. Fields are only ever added as long as
+"schema" is 1:
+
+  schema            1
+  ok                what the exit status says: true for 0
+  version           of multihomectl
+  daemon            running, pid, version, started, ready, waiting
+  network_manager   running, version, complete, waiting
+  in_force          planned, present and unexpected rules, routes and groups
+  tables            first and last table of the range
+  uplink_group      interface group of uplinks
+  links[]           interface, index, role ("uplink", "local"), draining, why,
+                    profile, type, up, carrier, group, in_force,
+                    networks[]: family, prefix, table (0: none), addresses[]
+                    (address, prefix_length, peer, flags[]), gateways[] (via),
+                    left_alone: the reason by family, unused_addresses[],
+                    objects[]: kind ("rule", "route", "group"), family, state
+                    ("in force", "missing", "different", "misplaced",
+                    "unexpected"), text as iproute2 has it, reason
+  shared[]          objects that serve all links, or none
+  other_interfaces[]  interface, why it is no link
+  problems[]        check, severity ("error", "warning", "notice"), link, text,
+                    fix
+  unread[]          what could not be read`
+
+func (a *app) status() *cobra.Command {
+	var asJSON, verbose bool
+	cmd := &cobra.Command{
+		Use:   "status [INTERFACE...]",
+		Short: "show links, tables, what is in force and what is wrong",
+		Long:  statusHelp,
+		Example: `  multihomectl status
+  multihomectl status wan0 wan1
+  multihomectl status --json | jq '.links[] | {interface, networks}'`,
+		ValidArgsFunction: a.completeInterfaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			how, err := a.look()
+			if err != nil {
+				return err
+			}
+			how.verbose, how.only = verbose, args
+			return a.showStatus(cmd.Context(), cfg, how, asJSON)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "list every rule and route, with the reason why it exists")
+	return cmd
+}
+
+func (a *app) showStatus(ctx context.Context, cfg config.Config, how look, asJSON bool) error {
+	view, err := settled(ctx, cfg)
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	s := statusOf(view, a.Root, a.Version)
+	if err := s.restrict(how.only); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	if asJSON {
+		encoder := json.NewEncoder(a.Out)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(s)
+	} else {
+		err = render(a.Out, s, how)
+	}
+	switch {
+	case err != nil:
+		return &exitError{exitUsage, fmt.Errorf("printing the status: %w", err)}
+	case !s.OK:
+		return &exitError{status: exitProblem}
+	default:
+		return nil
+	}
+}
+
+// breath is how long a running daemon gets to finish what it is doing. It needs
+// a thousandth of it.
+const breath = 200 * time.Millisecond
+
+// settled reads the host. Where something is missing while the daemon runs, it
+// was probably read in the middle of a change, and is read once more.
+func settled(ctx context.Context, cfg config.Config) (*inspect.View, error) {
+	view, err := inspect.Read(ctx, cfg)
+	if err != nil || !view.Running || len(view.Missing) == 0 {
+		return view, err
+	}
+	timer := time.NewTimer(breath)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return inspect.Read(ctx, cfg)
+}
+
+// restrict leaves only some interfaces in a status.
+func (s *Status) restrict(only []string) error {
+	if len(only) == 0 {
+		return nil
+	}
+	var known, unknown []string
+	for _, l := range s.Links {
+		known = append(known, l.Interface)
+	}
+	for _, o := range s.Others {
+		known = append(known, o.Interface)
+	}
+	for _, name := range only {
+		if !slices.Contains(known, name) {
+			unknown = append(unknown, name)
+		}
+	}
+	if len(unknown) > 0 {
+		slices.SortFunc(known, compareNames)
+		return fmt.Errorf("there is no interface %s; there are %s", strings.Join(unknown, ", "), strings.Join(known, ", "))
+	}
+	other := func(name string) bool { return !slices.Contains(only, name) }
+	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })
+	s.Others = slices.DeleteFunc(s.Others, func(o Other) bool { return other(o.Interface) })
+	s.Problems = slices.DeleteFunc(s.Problems, func(p Problem) bool { return p.Link != "" && other(p.Link) })
+	return nil
+}
+
+// completeInterfaces offers the interfaces of the host to the shell.
+func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	cfg, err := a.load()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	view, err := inspect.Read(cmd.Context(), cfg)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for name := range view.Links {
+		if name != "lo" && !slices.Contains(args, name) {
+			out = append(out, name)
+		}
+	}
+	slices.SortFunc(out, compareNames)
+	return out, cobra.ShellCompDirectiveNoFileComp
+}

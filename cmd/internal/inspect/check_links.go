@@ -1,0 +1,178 @@
+package inspect
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"multihomed/routing"
+)
+
+// checkDuplicates finds addresses that another host has.
+func checkDuplicates(v *View, _ files) []Finding {
+	var out []Finding
+	for plan := range v.Planner.Links() {
+		for _, a := range plan.Link.Addresses {
+			if !a.Failed || plan.Link.Intents[routing.FamilyOf(a.Prefix.Addr())].LeaveAlone != "" {
+				continue
+			}
+			out = append(out, Finding{
+				Severity: routing.Error, Link: plan.Link.Name,
+				Text: fmt.Sprintf("address %s is used by another host (duplicate address detection failed)", a.Prefix.Addr()),
+				Fix:  fmt.Sprintf("give one of the two another address, then: nmcli device reapply %s", plan.Link.Name),
+			})
+		}
+	}
+	return out
+}
+
+// place is where a network of a link stands.
+type place struct {
+	plan routing.LinkPlan
+	key  routing.Key
+}
+
+// places4 groups the IPv4 networks of all links by prefix, in the order of
+// interfaces.
+func (v *View) places4() [][]place {
+	var prefixes []netip.Prefix
+	at := map[netip.Prefix][]place{}
+	for plan := range v.Planner.Links() {
+		for _, k := range plan.Keys {
+			if k.Family != routing.IPv4 {
+				continue
+			}
+			if at[k.Prefix] == nil {
+				prefixes = append(prefixes, k.Prefix)
+			}
+			at[k.Prefix] = append(at[k.Prefix], place{plan, k})
+		}
+	}
+	slices.SortFunc(prefixes, netip.Prefix.Compare)
+	out := make([][]place, 0, len(prefixes))
+	for _, p := range prefixes {
+		out = append(out, at[p])
+	}
+	return out
+}
+
+// addresses4 are a link's own addresses in the network.
+func (p place) addresses4() []netip.Addr {
+	var out []netip.Addr
+	for _, a := range p.plan.Link.Addresses {
+		if !a.Failed && a.Prefix.Addr().Is4() && p.key.Prefix.Contains(a.Prefix.Addr()) {
+			out = append(out, a.Prefix.Addr())
+		}
+	}
+	return out
+}
+
+// strict is rp_filter=1 of RFC 3704, section 2.2.
+const strict = 1
+
+// checkReversePath finds links that share an address under a strict reverse
+// path filter. The filter looks up the way back by the address alone, finds the
+// first link, and drops what came in through the second
+// (__fib_validate_source in net/ipv4/fib_frontend.c).
+func checkReversePath(v *View, f files) []Finding {
+	var out []Finding
+	first := map[netip.Addr]string{}
+	for plan := range v.Planner.Links() {
+		name := plan.Link.Name
+		for _, a := range plan.Link.Addresses {
+			addr := a.Prefix.Addr()
+			if !addr.Is4() || a.Failed || addr.IsLoopback() {
+				continue
+			}
+			other, shared := first[addr]
+			if !shared {
+				first[addr] = name
+				continue
+			}
+			if other == name {
+				continue
+			}
+			strictly := slices.DeleteFunc([]string{other, name}, func(n string) bool { return f.conf4(n, "rp_filter") != strict })
+			if len(strictly) == 0 {
+				continue
+			}
+			var set []string
+			for _, n := range strictly {
+				set = append(set, "net.ipv4.conf."+n+".rp_filter=2")
+			}
+			out = append(out, Finding{
+				Severity: routing.Warning, Link: name,
+				Text: fmt.Sprintf("%s has the address %s too, and the reverse path filter of %s is strict: what comes in on one of the two links is dropped", other, addr, strings.Join(strictly, " and ")),
+				Fix:  "sysctl -w " + strings.Join(set, " "),
+			})
+		}
+	}
+	return out
+}
+
+// checkARP finds links in one network, where the kernel by default answers for
+// the addresses of one link on the other (arp_ignore and arp_announce in
+// Documentation/networking/ip-sysctl.rst).
+func checkARP(v *View, f files) []Finding {
+	var out []Finding
+	for _, places := range v.places4() {
+		if places[0].key.Prefix.IsSingleIP() || len(places) < 2 || sameAddress(places) {
+			continue
+		}
+		var names []string
+		lax := false
+		for _, p := range places {
+			name := p.plan.Link.Name
+			names = append(names, name)
+			lax = lax || f.conf4(name, "arp_ignore") == 0 || f.conf4(name, "arp_announce") < 2
+		}
+		if !lax {
+			continue
+		}
+		out = append(out, Finding{
+			Severity: routing.Warning, Link: names[0],
+			Text: fmt.Sprintf("%s are in one network (%s) and each answers ARP for the addresses of the others: what is sent to one link arrives on another", strings.Join(names, " and "), places[0].key.Prefix),
+			Fix:  "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2",
+		})
+	}
+	return out
+}
+
+// sameAddress reports whether two links share an address: then their networks
+// only look the same (two modems, each with a network of its own behind it).
+func sameAddress(places []place) bool {
+	seen := map[netip.Addr]bool{}
+	for _, p := range places {
+		for _, a := range p.addresses4() {
+			if seen[a] {
+				return true
+			}
+			seen[a] = true
+		}
+	}
+	return false
+}
+
+// checkDefaults finds networks of uplinks from which there is no way on.
+func checkDefaults(v *View, _ files) []Finding {
+	var out []Finding
+	for plan := range v.Planner.Links() {
+		if plan.Role != routing.Uplink || !plan.Link.Up {
+			continue
+		}
+		for _, k := range plan.Keys {
+			t, has := plan.Link.Tables[k]
+			if !has || slices.ContainsFunc(plan.Routes, func(r routing.PlannedRoute) bool {
+				return r.Route.Family == k.Family && r.Route.Table == t && r.Route.IsDefault()
+			}) {
+				continue
+			}
+			out = append(out, Finding{
+				Severity: routing.Notice, Link: plan.Link.Name,
+				Text: fmt.Sprintf("no default route is known for %s: traffic from there to anywhere but the routes in table %d is answered with \"unreachable\"", k.Prefix, t),
+			})
+		}
+	}
+	return out
+}

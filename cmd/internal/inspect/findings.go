@@ -1,0 +1,69 @@
+package inspect
+
+import (
+	"cmp"
+	"io/fs"
+	"slices"
+
+	"multihomed/routing"
+)
+
+// A Finding is something that is wrong, or that explains a surprise, with the
+// reason and with what to do about it.
+type Finding struct {
+	// Check names what found it; names are stable.
+	Check    string
+	Severity routing.Severity
+	// Link is the interface it is about, empty for the host.
+	Link string
+	Text string
+	// Fix is a command or a sentence, empty where there is nothing to do.
+	Fix string
+}
+
+// A check looks for one thing. It reads nothing but the view and the files of
+// the host.
+type check struct {
+	name string
+	run  func(*View, files) []Finding
+}
+
+// checks are in the order of what has to be mended first.
+func checks() []check {
+	return []check{
+		{"daemon", checkDaemon},
+		{"network-manager", checkManager},
+		{"not-in-force", checkInForce},
+		{"no-table", checkTables},
+		{"duplicate-address", checkDuplicates},
+		{"main-rule", checkMainRule},
+		{"table-in-use", checkTableInUse},
+		{"networkd", checkNetworkd},
+		{"rp-filter", checkReversePath},
+		{"arp", checkARP},
+		{"rule-ahead", checkRulesAhead},
+		{"routed-dns", checkRoutedDNS},
+		{"no-default", checkDefaults},
+		{"device", checkDevices},
+		{"plan", checkPlan},
+		{"daemon-problem", checkDaemonProblems},
+	}
+}
+
+// Findings runs all checks. Root is the host's root directory.
+func (v *View) Findings(root fs.FS) []Finding {
+	f := files{root}
+	var out []Finding
+	for _, c := range checks() {
+		for _, found := range c.run(v, f) {
+			found.Check = c.name
+			// The planner and the daemon say some of it too, without a fix.
+			same := func(o Finding) bool { return o.Link == found.Link && o.Text == found.Text }
+			if !slices.ContainsFunc(out, same) {
+				out = append(out, found)
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Finding) int { return cmp.Compare(b.Severity, a.Severity) })
+	return out
+}

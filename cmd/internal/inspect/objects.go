@@ -1,0 +1,134 @@
+package inspect
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"multihomed/routing"
+)
+
+// A State says how an object of ours is in the kernel.
+type State string
+
+// States of objects.
+const (
+	InForce State = "in force"
+	Missing State = "missing"
+	// Different: a route stands with other attributes.
+	Different State = "different"
+	// Misplaced: a rule stands behind one that it must precede.
+	Misplaced State = "misplaced"
+	// Unexpected: it carries our mark and nobody wants it.
+	Unexpected State = "unexpected"
+)
+
+// An Object is a rule, a route or the group of an interface that is planned, or
+// stands and is not.
+type Object struct {
+	Kind   Kind
+	Family routing.Family
+	State  State
+	// Text is the object in the words of iproute2.
+	Text   string
+	Reason routing.Reason
+	// Link is the interface that it serves, empty if all.
+	Link string
+}
+
+// A Kind of objects.
+type Kind string
+
+// Kinds of objects.
+const (
+	Rule  Kind = "rule"
+	Route Kind = "route"
+	Group Kind = "group"
+)
+
+// Objects lists what is planned, in the order of the ladder, then what stands
+// without being planned.
+func (v *View) Objects() []Object {
+	rules := map[routing.Rule]State{}
+	routes := map[routing.RouteKey]State{}
+	var groups, extra []Object
+	for _, op := range v.Missing {
+		switch op.Verb {
+		case routing.AddRule:
+			rules[op.Rule] = Missing
+		case routing.MoveRule:
+			rules[op.Rule] = Misplaced
+		case routing.AddRoute:
+			routes[op.Route.Key()] = Missing
+		case routing.ReplaceRoute:
+			routes[op.Route.Key()] = Different
+		case routing.DeleteRule:
+			extra = append(extra, Object{Kind: Rule, Family: op.Rule.Family, State: Unexpected, Text: op.Rule.String(), Link: v.servedBy(op.Rule)})
+		case routing.DeleteRoute:
+			name := v.device(op.Route.Device)
+			extra = append(extra, Object{Kind: Route, Family: op.Route.Family, State: Unexpected, Text: op.Route.Text(name), Link: name})
+		case routing.SetGroup, routing.ResetGroup:
+			name := v.device(op.Index)
+			groups = append(groups, v.group(name, op))
+		}
+	}
+	var out []Object
+	for r := range v.Planner.Rules() {
+		out = append(out, Object{Kind: Rule, Family: r.Rule.Family, State: stateOf(rules, r.Rule), Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link})
+	}
+	for r := range v.Planner.Routes() {
+		name := v.device(r.Route.Device)
+		out = append(out, Object{Kind: Route, Family: r.Route.Family, State: stateOf(routes, r.Route.Key()), Text: r.Route.Text(name), Reason: r.Reason, Link: r.Reason.Link})
+	}
+	return slices.Concat(out, groups, extra)
+}
+
+func stateOf[K comparable](odd map[K]State, k K) State {
+	if s, ok := odd[k]; ok {
+		return s
+	}
+	return InForce
+}
+
+func (v *View) group(name string, op routing.Op) Object {
+	o := Object{Kind: Group, State: Missing, Link: name, Reason: op.Reason}
+	if op.Verb == routing.ResetGroup {
+		o.State = Unexpected
+	}
+	// A group of ours that is to go, or one of ours that is not there yet.
+	o.Text = "link " + name + " group " + strconv.FormatUint(uint64(v.Policy.UplinkGroup), 10)
+	return o
+}
+
+// device is the name of an interface.
+func (v *View) device(index int) string {
+	if plan, ok := v.Planner.Link(index); ok {
+		return plan.Link.Name
+	}
+	for name, l := range v.Links {
+		if l.Index == index {
+			return name
+		}
+	}
+	return "if" + strconv.Itoa(index)
+}
+
+// servedBy finds the link of a rule that nobody wants.
+func (v *View) servedBy(r routing.Rule) string {
+	if r.OIF != "" {
+		return r.OIF
+	}
+	for plan := range v.Planner.Links() {
+		for _, t := range plan.Link.Tables {
+			if r.Action == routing.ActionLookup && t == r.Table {
+				return plan.Link.Name
+			}
+		}
+		if r.From.IsValid() && slices.ContainsFunc(plan.Link.Addresses, func(a routing.Address) bool { return holds(r.From, a) }) {
+			return plan.Link.Name
+		}
+	}
+	return ""
+}
+
+func holds(p netip.Prefix, a routing.Address) bool { return p.Contains(a.Prefix.Addr()) }

@@ -1,0 +1,191 @@
+package inspect
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"multihomed/allocator"
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/reconcile"
+)
+
+// look takes from the kernel's state what the view needs.
+func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
+	v.Planner = routing.NewPlanner(v.Policy)
+	stands := readStanding(v.Policy, k)
+	for _, index := range k.Indexes() {
+		facts, ok := k.Link(index)
+		if !ok {
+			continue
+		}
+		v.Links[facts.Name] = facts
+		if link, is := v.link(facts, stands, leases); is {
+			v.Planner.Set(link)
+		}
+	}
+	v.Foreign = k.ForeignRules()
+	for plan := range v.Planner.Links() {
+		for _, t := range plan.Link.Tables {
+			if what, used := k.ForeignIn(t); used {
+				v.ForeignIn[t] = what
+			}
+		}
+	}
+	all := routing.Everything(v.Planner, k)
+	// Not knowing is not emptiness: what nobody is known to want may be wanted.
+	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return v.NM.Complete })
+}
+
+// link puts an interface together as the daemon does, false if it is none.
+func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Allocator) (routing.Link, bool) {
+	claim := v.Claims[facts.Name]
+	if claim.Standing == reconcile.NoLink {
+		return routing.Link{}, false
+	}
+	link := reconcile.LinkOf(facts, claim)
+	keys := routing.Keys(link)
+	if claim.Standing == reconcile.Draining && (len(keys) == 0 || !stands.any(facts)) {
+		return routing.Link{}, false
+	}
+	link.Tables = map[routing.Key]routing.TableID{}
+	for _, key := range keys {
+		if leases != nil {
+			if t, ok := leases.Lookup(key); ok {
+				link.Tables[key] = t
+				continue
+			}
+		}
+		if t, ok := stands.table(facts, key, keys); ok {
+			link.Tables[key] = t
+		}
+	}
+	return link, true
+}
+
+// recall claims the interfaces that NetworkManager cannot be asked about and
+// that were links: what stands for them says so.
+func (v *View) recall(ctx context.Context, mirror *kernel.Mirror) error {
+	if v.NM.Complete {
+		return nil
+	}
+	recalled := map[int]bool{}
+	mirror.View(func(k *kernel.State) {
+		stands := readStanding(v.Policy, k)
+		for _, index := range k.Indexes() {
+			facts, ok := k.Link(index)
+			if _, claimed := v.Claims[facts.Name]; !ok || claimed || !stands.any(facts) {
+				continue
+			}
+			recalled[index] = true
+			claim := reconcile.Claim{
+				Standing: reconcile.Link, Why: "its routing stands, and NetworkManager cannot be asked",
+				Intents: map[routing.Family]routing.Intent{},
+			}
+			for _, f := range routing.Families() {
+				if len(stands.tables(facts, f)) == 0 {
+					claim.Intents[f] = routing.Intent{LeaveAlone: "nothing of it stands, and NetworkManager cannot be asked"}
+				}
+			}
+			v.Claims[facts.Name] = claim
+		}
+	})
+	return mirror.SetInterest(ctx, recalled)
+}
+
+// standing is what our objects in the kernel tell of tables: the rules and
+// routes of a device name its tables, their prefixes say which is which.
+type standing struct {
+	byName  map[nameKey][]routing.TableID
+	byIndex map[indexKey][]routing.TableID
+	// prefixes are those that rules and routes of a table name.
+	prefixes map[tableKey][]netip.Prefix
+}
+
+type nameKey struct {
+	family routing.Family
+	name   string
+}
+
+type indexKey struct {
+	family routing.Family
+	index  int
+}
+
+type tableKey struct {
+	family routing.Family
+	table  routing.TableID
+}
+
+func readStanding(p routing.Policy, k *kernel.State) *standing {
+	s := &standing{
+		byName: map[nameKey][]routing.TableID{}, byIndex: map[indexKey][]routing.TableID{},
+		prefixes: map[tableKey][]netip.Prefix{},
+	}
+	for r := range k.Rules() {
+		if r.Action != routing.ActionLookup || !p.Tables.Contains(r.Table) {
+			continue
+		}
+		if r.OIF != "" {
+			enter(s.byName, nameKey{r.Family, r.OIF}, r.Table)
+		}
+		for _, prefix := range []netip.Prefix{r.From, r.To} {
+			if prefix.IsValid() {
+				enter(s.prefixes, tableKey{r.Family, r.Table}, prefix)
+			}
+		}
+	}
+	for r := range k.Routes() {
+		enter(s.byIndex, indexKey{r.Family, r.Device}, r.Table)
+		if !r.IsDefault() && !r.Gateway.IsValid() {
+			enter(s.prefixes, tableKey{r.Family, r.Table}, r.Destination)
+		}
+	}
+	return s
+}
+
+func enter[K, V comparable](m map[K][]V, k K, v V) {
+	if !slices.Contains(m[k], v) {
+		m[k] = append(m[k], v)
+	}
+}
+
+func (s *standing) tables(l kernel.Link, f routing.Family) []routing.TableID {
+	out := slices.Clone(s.byName[nameKey{f, l.Name}])
+	for _, t := range s.byIndex[indexKey{f, l.Index}] {
+		if !slices.Contains(out, t) {
+			out = append(out, t)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (s *standing) any(l kernel.Link) bool {
+	return len(s.tables(l, routing.IPv4)) > 0 || len(s.tables(l, routing.IPv6)) > 0
+}
+
+// table finds the table of a key among those of its interface: the one whose
+// rules or routes name the prefix, or the only one of an interface that has
+// only one network.
+func (s *standing) table(l kernel.Link, key routing.Key, keys []routing.Key) (routing.TableID, bool) {
+	candidates := s.tables(l, key.Family)
+	for _, t := range candidates {
+		for _, p := range s.prefixes[tableKey{key.Family, t}] {
+			if p == key.Prefix || p.IsSingleIP() && key.Prefix.Contains(p.Addr()) {
+				return t, true
+			}
+		}
+	}
+	same := 0
+	for _, k := range keys {
+		if k.Family == key.Family {
+			same++
+		}
+	}
+	if same == 1 && len(candidates) == 1 {
+		return candidates[0], true
+	}
+	return 0, false
+}

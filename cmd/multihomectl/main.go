@@ -1,0 +1,26 @@
+// Multihomectl shows what multihomed makes of the links of this host, and takes
+// it away again.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"multihomed/cmd/internal/ctl"
+)
+
+// version is set by the linker.
+var version = "development" //nolint:gochecknoglobals // -ldflags -X needs a variable
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	program := ctl.Program{
+		Version: version, In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
+		Root: os.DirFS("/"), Env: os.Getenv,
+	}
+	status := program.Run(ctx, os.Args[1:])
+	stop()
+	os.Exit(status)
+}
