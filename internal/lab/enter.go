@@ -77,8 +77,8 @@ func enter() (int, error) {
 	if err := checkRequirements(); err != nil {
 		return 0, err
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Args[0] = os.Args[0]
+	// No context: what ends this command is the program in it.
+	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: os.Args}
 	cmd.Env = append(os.Environ(), stageEnv+"="+stageInit)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{

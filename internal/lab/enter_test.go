@@ -82,7 +82,7 @@ func init() {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGTERM)
 	if path := os.Getenv("NOTIFY_SOCKET"); path != "" {
-		conn, err := net.Dial("unixgram", path)
+		conn, err := (&net.Dialer{}).DialContext(context.Background(), "unixgram", path)
 		if err == nil {
 			_, err = conn.Write([]byte("STATUS=going\nREADY=1\n"))
 		}
@@ -136,7 +136,8 @@ func child(t *testing.T, what string) (*exec.Cmd, *bytes.Buffer) {
 	self, err := os.Executable()
 	must(t, err)
 	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), childEnv+"="+what)
+	cmd.Env = append(os.Environ(), childEnv+"="+what,
+		"GORACE=atexit_sleep_ms=0") // a second in each of many children
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	return cmd, &stderr
@@ -229,8 +230,8 @@ func TestNothingIsLeft(t *testing.T) {
 
 func TestHostsInOneProcess(t *testing.T) {
 	before := state(t)
-	var took []time.Duration
-	for range 20 {
+	took := make([]time.Duration, 0, 20)
+	for range cap(took) {
 		begin := time.Now()
 		host, err := lab.NewHost(t.Context(), lab.HostConfig{FastDAD: true})
 		must(t, err)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -148,8 +149,8 @@ func (h *Host) Close() error {
 	var errs []error
 	// NetworkManager before its links: it would report on each one that goes.
 	errs = append(errs, h.KillNM(), h.KillBus(), removeLinks())
-	for i := len(closers) - 1; i >= 0; i-- {
-		errs = append(errs, closers[i]())
+	for _, c := range slices.Backward(closers) {
+		errs = append(errs, c())
 	}
 	errs = append(errs, killOrphans(), resetNetwork(), resetFiles())
 	theHost.Lock()
@@ -248,8 +249,8 @@ func resetFiles() error {
 		}
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
-			if isMountPoint(path) {
-				continue // in the list itself
+			if slices.Contains(emptied, path) {
+				continue // a mount point
 			}
 			if err := os.RemoveAll(path); err != nil {
 				return fmt.Errorf("emptying %s: %w", dir, err)
@@ -257,15 +258,6 @@ func resetFiles() error {
 		}
 	}
 	return nil
-}
-
-func isMountPoint(path string) bool {
-	for _, dir := range emptied {
-		if dir == path {
-			return true
-		}
-	}
-	return false
 }
 
 // killOrphans ends the children of daemons that were killed; process 1 reaps

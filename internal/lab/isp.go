@@ -293,14 +293,14 @@ func (isp *ISP) setAddrs() error {
 	if isp.cfg.IPv4.IsValid() {
 		want = append(want, isp.cfg.IPv4)
 		// The routers that clients are told of must answer ARP, wherever.
-		routers := []netip.Addr{isp.cfg.Gateway}
-		for _, r := range isp.cfg.Routes {
-			routers = append(routers, r.Via)
-		}
-		for _, a := range routers {
+		router := func(a netip.Addr) {
 			if a.IsValid() && !a.IsUnspecified() && a != isp.cfg.IPv4.Addr() {
 				want = append(want, netip.PrefixFrom(a, 32))
 			}
+		}
+		router(isp.cfg.Gateway)
+		for _, r := range isp.cfg.Routes {
+			router(r.Via)
 		}
 	}
 	if isp.cfg.IPv6.IsValid() {

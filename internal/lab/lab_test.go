@@ -46,12 +46,11 @@ func waitAddrIn(t *testing.T, host *lab.Host, dev string, prefix netip.Prefix) n
 	return addr
 }
 
-func waitText(t *testing.T, what string, get func() (string, error), ok func(string) bool) string {
+func waitText(t *testing.T, what string, get func() (string, error), ok func(string) bool) {
 	t.Helper()
-	var text string
 	labtest.Eventually(t, func() error {
-		var err error
-		if text, err = get(); err != nil {
+		text, err := get()
+		if err != nil {
 			return err
 		}
 		if !ok(text) {
@@ -59,12 +58,11 @@ func waitText(t *testing.T, what string, get func() (string, error), ok func(str
 		}
 		return nil
 	})
-	return text
 }
 
-func waitMain(t *testing.T, host *lab.Host, f lab.Family, ok func(string) bool) string {
+func waitMain(t *testing.T, host *lab.Host, f lab.Family, ok func(string) bool) {
 	t.Helper()
-	return waitText(t, fmt.Sprintf("main table of %v", f),
+	waitText(t, fmt.Sprintf("main table of %v", f),
 		func() (string, error) { return host.RoutesText(t.Context(), f, "main") }, ok)
 }
 
@@ -165,6 +163,28 @@ func TestTheFaultsAreVisible(t *testing.T) {
 	must(t, err)
 	if !slices.ContainsFunc(foreign, func(p lab.Packet) bool { return p.Src == addr1 && p.DstPort == lab.EchoPort }) {
 		t.Errorf("the capture missed the stray packet; it has:\n%s", lab.FormatPackets(capture.Packets()))
+	}
+}
+
+func TestCaptureReportsDrops(t *testing.T) {
+	host := labtest.NewHost(t, lab.HostConfig{NoBus: true})
+	isp := labtest.NewISP(t, host, lab.ISPConfig{Name: "isp0", Link: "wan0", IPv4: netip.MustParsePrefix("192.0.2.1/24"), NoDHCP: true})
+	must(t, isp.Link().SetUp(true))
+	must(t, host.AddAddr("wan0", "192.0.2.2/24"))
+	capture, err := isp.Capture()
+	must(t, err)
+	probe := func() {
+		for range 50 {
+			_, err := lab.DialUDP(t.Context(), lab.From{}, netip.MustParseAddr("192.0.2.1"))
+			must(t, err)
+		}
+	}
+	probe()
+	_, err = capture.Foreign(isp.IPv4())
+	must(t, err)
+	must(t, capture.Starve(probe))
+	if packets, err := capture.Foreign(isp.IPv4()); err == nil || !strings.Contains(err.Error(), "lost") {
+		t.Errorf("packets were lost, and the capture says %v, %v", packets, err)
 	}
 }
 

@@ -32,8 +32,9 @@ func (h *Host) nmcli(ctx context.Context, args ...string) error {
 // AddProfile adds an Ethernet profile that is not activated by itself. Settings
 // are pairs for nmcli: "ipv4.method", "manual", "ipv4.addresses", ...
 func (h *Host) AddProfile(ctx context.Context, name, iface string, settings ...string) error {
-	args := []string{"connection", "add", "type", "ethernet", "con-name", name, "ifname", iface, "autoconnect", "no"}
-	return h.nmcli(ctx, append(args, settings...)...)
+	return h.nmcli(ctx, append([]string{
+		"connection", "add", "type", "ethernet", "con-name", name, "ifname", iface, "autoconnect", "no",
+	}, settings...)...)
 }
 
 // WriteProfile writes a keyfile, which is faster than AddProfile when there are

@@ -17,33 +17,33 @@ func Main(m *testing.M) int { return lab.Main(m.Run) }
 
 // NewHost opens the lab's host for one test, which must not be parallel, and
 // closes it after the test; a failed test shows the end of NetworkManager's log.
-func NewHost(t testing.TB, cfg lab.HostConfig) *lab.Host {
-	t.Helper()
-	host, err := lab.NewHost(t.Context(), cfg)
+func NewHost(tb testing.TB, cfg lab.HostConfig) *lab.Host {
+	tb.Helper()
+	host, err := lab.NewHost(tb.Context(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() && !cfg.NoNM && !cfg.NoBus {
-			t.Logf("NetworkManager's log ends:\n%s", host.NMLogTail(60))
+	tb.Cleanup(func() {
+		if tb.Failed() && !cfg.NoNM && !cfg.NoBus {
+			tb.Logf("NetworkManager's log ends:\n%s", host.NMLogTail(60))
 		}
 		if err := host.Close(); err != nil {
-			t.Error(err)
+			tb.Error(err)
 		}
 	})
 	return host
 }
 
 // NewISP connects a provider to the host for the rest of the test.
-func NewISP(t testing.TB, host *lab.Host, cfg lab.ISPConfig) *lab.ISP {
-	t.Helper()
-	isp, err := host.NewISP(t.Context(), cfg)
+func NewISP(tb testing.TB, host *lab.Host, cfg lab.ISPConfig) *lab.ISP {
+	tb.Helper()
+	isp, err := host.NewISP(tb.Context(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("DHCP log of %s:\n%s", isp.Name(), isp.DHCPLog())
+	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Logf("DHCP log of %s:\n%s", isp.Name(), isp.DHCPLog())
 		}
 	})
 	return isp
@@ -54,11 +54,11 @@ const timeout = 20 * time.Second
 
 // Eventually fails the test if f does not return nil before the test's deadline
 // or 20 seconds are over.
-func Eventually(t testing.TB, f func() error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+func Eventually(tb testing.TB, f func() error) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), timeout)
 	defer cancel()
 	if err := lab.Eventually(ctx, f); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
