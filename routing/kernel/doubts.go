@@ -24,8 +24,6 @@ func newDoubts() doubts {
 
 func (d *doubts) none() bool { return len(d.routes) == 0 && len(d.rules) == 0 }
 
-func (d *doubts) forget(f routing.Family, device int) { delete(d.routes, doubt{f, device}) }
-
 // add questions one table.
 func (d *doubts) add(f routing.Family, device int, table routing.TableID) {
 	k := doubt{f, device}

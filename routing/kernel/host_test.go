@@ -70,8 +70,9 @@ var tables = routing.TableRange{First: 10000, Last: 10099}
 // it.
 type host struct {
 	testing.TB
-	link *netlink.Handle
-	raw  kernel.Requester
+	link  *netlink.Handle
+	raw   kernel.Requester
+	batch []string
 }
 
 // newHost moves the calling goroutine's thread into a namespace of its own. The
@@ -220,3 +221,17 @@ func must(t testing.TB, err error) {
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// ipBatch collects a command for flushBatch.
+func (h *host) ipBatch(args string) { h.batch = append(h.batch, args) }
+
+// flushBatch runs the commands in one ip(8).
+func (h *host) flushBatch() {
+	h.Helper()
+	cmd := exec.CommandContext(h.Context(), "ip", "-batch", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(h.batch, "\n"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		h.Fatalf("ip -batch: %v\n%s", err, out)
+	}
+	h.batch = nil
+}

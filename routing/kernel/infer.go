@@ -88,7 +88,6 @@ func (s *State) linkGone(index int) {
 	}
 	for _, f := range routing.Families() {
 		s.waysDown(f, index, down{forced: true, unregistered: true})
-		s.doubts.forget(f, index)
 	}
 	if s.names[l.name] == index {
 		delete(s.names, l.name)
@@ -234,7 +233,10 @@ func (s *State) waysDown(f routing.Family, device int, how down) {
 			continue
 		}
 		if a.nexthop != 0 {
-			s.doubtElsewhere(a, device)
+			// Such a route stands as long as its nexthop object, which follows
+			// rules of its own (nexthop_flush_dev).
+			s.doubt(a)
+			continue
 		}
 		alive := 0
 		legs := slices.Clone(a.legs)
