@@ -116,6 +116,10 @@ func (d *device) conclude() bool {
 		applied = stored
 		r.problem = fmt.Sprintf("the applied profile cannot be read, the stored one is used: %s", r.appliedFailed)
 	case isPassing(r.appliedFailed):
+		if r.attempts == 0 {
+			// Every deactivation is a race with this question: no news.
+			return false
+		}
 		r.problem = fmt.Sprintf("reading the applied profile: %s", r.appliedFailed)
 		return false
 	default:

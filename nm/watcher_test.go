@@ -206,10 +206,25 @@ func TestGarbage(t *testing.T) {
 	}
 	// Somebody who is not NetworkManager, on the same bus.
 	impostor := bus.Connect()
-	ten := map[string]dbus.Variant{"State": dbus.MakeVariant(uint32(10))}
+	lie := map[string]dbus.Variant{"IpInterface": dbus.MakeVariant("evil0")}
 	for range 10 {
-		if err := impostor.Emit(nmtest.DevicePath(1), changed, nmtest.Device, ten, []string{}); err != nil {
+		if err := impostor.Emit(nmtest.DevicePath(1), changed, nmtest.Device, lie, []string{}); err != nil {
 			t.Fatal(err)
+		}
+		// Sent to the Watcher alone, a signal needs no subscription.
+		for _, name := range bus.Names() {
+			if !strings.HasPrefix(name, ":") {
+				continue
+			}
+			impostor.Send(&dbus.Message{
+				Type: dbus.TypeSignal,
+				Headers: map[dbus.HeaderField]dbus.Variant{
+					dbus.FieldDestination: dbus.MakeVariant(name), dbus.FieldPath: dbus.MakeVariant(nmtest.DevicePath(1)),
+					dbus.FieldInterface: dbus.MakeVariant("org.freedesktop.DBus.Properties"), dbus.FieldMember: dbus.MakeVariant("PropertiesChanged"),
+					dbus.FieldSignature: dbus.MakeVariant(dbus.ParseSignatureMust("sa{sv}as")),
+				},
+				Body: []any{nmtest.Device, lie, []string{}},
+			}, nil)
 		}
 		if err := impostor.Emit("/org/freedesktop/DBus", "org.freedesktop.DBus.NameOwnerChanged", nmtest.Name, "", ""); err != nil {
 			t.Fatal(err)
@@ -220,6 +235,26 @@ func TestGarbage(t *testing.T) {
 	after := w.await(t, "the end", func(s nm.Snapshot) bool { return s.Devices["eth0"].State == gnm.NmDeviceStateDeactivating })
 	if !after.Complete || len(after.Devices) != len(before.Devices) {
 		t.Errorf("snapshot is %+v", after)
+	}
+	if _, heard := after.Devices["evil0"]; heard {
+		t.Error("the impostor was heard")
+	}
+}
+
+// NetworkManager takes the active connection away before the device leaves
+// "deactivating" (measured on 1.42.4).
+func TestDeactivating(t *testing.T) {
+	bus, fake := start(t)
+	w := watch(t, nm.Options{Address: bus.Address})
+	w.awaitComplete(t)
+	fake.Change(nmtest.DevicePath(1), nmtest.Device, nmtest.Properties{"State": uint32(110)})
+	fake.Change(nmtest.DevicePath(1), nmtest.Device, nmtest.Properties{"ActiveConnection": dbus.ObjectPath("/")})
+	fake.Remove(nmtest.ActivePath(1))
+	// The last signal of a row that is only complete when it was heard.
+	fake.Change(nmtest.DevicePath(1), nmtest.Device, nmtest.Properties{"Real": "?"})
+	d := w.awaitDevice(t, "eth0", "has a problem", func(d nm.Device) bool { return len(d.Problems) > 0 })
+	if v, reason := (nm.Policy{}).Classify(d, true); v != nm.Link || d.Intents[routing.IPv4].Gateway.String() != "192.0.2.1" {
+		t.Errorf("it is a %s: %s; %+v", v, reason, d)
 	}
 }
 
@@ -322,6 +357,9 @@ func exitAndStart(t *testing.T, seen bool) {
 	for i := 1; i <= 2; i++ {
 		fake.Change(nmtest.DevicePath(i), nmtest.Device, nmtest.Properties{"Dhcp4Config": dbus.ObjectPath("/")})
 		fake.Change(nmtest.DevicePath(i), nmtest.Device, nmtest.Properties{"State": uint32(10), "ActiveConnection": dbus.ObjectPath("/")})
+		if seen {
+			w.awaitDevice(t, fmt.Sprintf("eth%d", i-1), "is unmanaged", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateUnmanaged && d.Settling })
+		}
 		fake.Remove(nmtest.DevicePath(i))
 	}
 	if seen {
@@ -350,7 +388,7 @@ func exitAndStart(t *testing.T, seen bool) {
 		t.Error("complete while starting")
 	}
 	deadline := time.Now().Add(2 * grace)
-	for _, state := range []uint32{20, 30, 30} {
+	for _, state := range []uint32{10, 20, 30} {
 		next.Change(nmtest.DevicePath(11), nmtest.Device, nmtest.Properties{"State": state})
 		d := w.awaitDevice(t, "eth0", "walks up", func(d nm.Device) bool { return uint32(d.State) == state && time.Now().After(deadline) })
 		if v, reason := (nm.Policy{}).Classify(d, true); v != nm.Draining {
@@ -360,11 +398,16 @@ func exitAndStart(t *testing.T, seen bool) {
 	if _, ok := w.Device("eth1"); !ok {
 		t.Error("eth1 is forgotten while NetworkManager is starting")
 	}
-	next.Change(nmtest.DevicePath(11), nmtest.Device, nmtest.Properties{"State": uint32(70), "ActiveConnection": nmtest.ActivePath(11)})
+	// The lease is announced before the server has answered.
+	next.Set(nmtest.DHCP4Path(12), nmtest.DHCP4, nmtest.Properties{"Options": map[string]dbus.Variant{}})
+	next.Announce(nmtest.DHCP4Path(12))
+	next.Change(nmtest.DevicePath(11), nmtest.Device, nmtest.Properties{"State": uint32(70), "ActiveConnection": nmtest.ActivePath(11), "Dhcp4Config": nmtest.DHCP4Path(12)})
 	d := w.awaitDevice(t, "eth0", "is active", func(d nm.Device) bool { return d.ProfileKnown })
 	if d.Intents[routing.IPv4].Gateway.String() != "192.0.2.1" {
 		t.Errorf("eth0 lost its gateway: %+v", d)
 	}
+	next.Change(nmtest.DHCP4Path(12), nmtest.DHCP4, nmtest.Properties{"Options": map[string]dbus.Variant{"ip_address": dbus.MakeVariant("192.0.2.10")}})
+	w.awaitDevice(t, "eth0", "has no gateway", func(d nm.Device) bool { return !d.Intents[routing.IPv4].Gateway.IsValid() })
 	next.Change(nmtest.ManagerPath, nmtest.Manager, nmtest.Properties{"Startup": false})
 	w.await(t, "eth1 is dropped", func(s nm.Snapshot) bool { _, ok := s.Devices["eth1"]; return s.Complete && !ok })
 	if _, ok := w.Device("eth0"); !ok {

@@ -130,6 +130,21 @@ func (b *Bus) Connect() *dbus.Conn {
 	return conn
 }
 
+// Names lists who is on the bus.
+func (b *Bus) Names() []string {
+	b.t.Helper()
+	conn, err := dbus.Connect(b.Address)
+	if err != nil {
+		b.t.Fatalf("connecting to the bus: %v", err)
+	}
+	defer func() { _ = conn.Close() }()
+	var names []string
+	if err := conn.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names); err != nil {
+		b.t.Fatalf("asking the bus: %v", err)
+	}
+	return names
+}
+
 // A NM is a fake NetworkManager. Its methods may be used from any goroutine.
 type NM struct {
 	t    testing.TB
