@@ -103,8 +103,10 @@ func (w *Watcher) TakeChanges() Changes {
 	return c
 }
 
-// Poke asks for the applied profile of an interface to be read again, because
-// something happened to it that NetworkManager does not signal. It never waits.
+// Poke asks for the applied profile of an interface to be read again. It never
+// waits. It is for what NetworkManager does not signal: a reapply that changes
+// nothing in addresses, routes or DNS (a gateway that never-default keeps out
+// of main) is only told to the dispatcher's scripts, as "reapply".
 func (w *Watcher) Poke(name string) {
 	w.mu.Lock()
 	w.pokes[name] = struct{}{}
