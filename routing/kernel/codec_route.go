@@ -53,7 +53,6 @@ func peekRoute(b []byte) (routeHead, error) {
 	if !knownFamily(b[0]) {
 		return h, nil
 	}
-	h.key.destination = h.key.family.Any()
 	var err error
 	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
 		switch a.kind {
@@ -66,7 +65,7 @@ func peekRoute(b []byte) (routeHead, error) {
 		case unix.RTA_PRIORITY:
 			h.key.metric = a.uint32()
 		case unix.RTA_OIF:
-			h.device = int(a.uint32())
+			h.device = int(int32(a.uint32())) //nolint:gosec // an interface index is an int
 		case unix.RTA_MULTIPATH:
 			h.legs = true
 		case attributeNexthop:
@@ -76,7 +75,9 @@ func peekRoute(b []byte) (routeHead, error) {
 			return routeHead{}, fmt.Errorf("reading a route: %w", err)
 		}
 	}
-	if b[1] > 0 && h.key.destination.Bits() != int(b[1]) {
+	if b[1] == 0 {
+		h.key.destination = h.key.family.Any()
+	} else if !h.key.destination.IsValid() {
 		return routeHead{}, fmt.Errorf("reading a route: prefix without address: %w", errTruncated)
 	}
 	return h, nil
@@ -181,7 +182,7 @@ func decodeMetrics(r *routing.Route, b []byte) {
 		switch {
 		case a.kind == unix.RTAX_CC_ALGO:
 			r.Congestion = a.string()
-		case int(a.kind) < len(r.Metrics):
+		case a.kind != unix.RTAX_UNSPEC && int(a.kind) < len(r.Metrics):
 			r.Metrics[a.kind] = a.uint32()
 		}
 	}

@@ -135,9 +135,10 @@ func decodeAddr(f routing.Family, b []byte) (netip.Addr, error) {
 	}
 }
 
+// decodePrefix returns the zero prefix for everything.
 func decodePrefix(f routing.Family, b []byte, length int) (netip.Prefix, error) {
 	addr, err := decodeAddr(f, b)
-	if err != nil {
+	if err != nil || length == 0 {
 		return netip.Prefix{}, err
 	}
 	if length > f.Bits() {

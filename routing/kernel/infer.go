@@ -112,6 +112,9 @@ func (s *State) addressAdded(m addressMessage) {
 		if l.up() {
 			s.waysUp4(l.index)
 		}
+	} else if !known {
+		// The first sign of disable_ipv6 being taken back.
+		s.waysUp6(l.index)
 	}
 	if known && old == m.address {
 		// Only lifetimes changed. Where the kernel follows router
