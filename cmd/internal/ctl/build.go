@@ -23,16 +23,16 @@ func statusOf(v *inspect.View, root fs.FS, version string) Status {
 			Running: v.Running, PID: v.Daemon.PID, Version: v.Daemon.Version,
 			Ready: v.Daemon.Ready, Waiting: v.Daemon.Waiting,
 		},
-		NetworkManager: Manager{Running: v.NM.Running, Version: v.NM.Version, Complete: v.NM.Complete, Waiting: v.NM.Reason},
+		NetworkManager: Manager{Running: v.NM.Running, Version: v.NM.Version, Complete: v.NM.Complete, Waiting: v.NM.Reason, Error: v.ManagerUnread},
 		Tables:         Range{First: uint32(v.Policy.Tables.First), Last: uint32(v.Policy.Tables.Last)},
 		UplinkGroup:    v.Policy.UplinkGroup,
 		Links:          []Link{}, Shared: []Object{}, Others: []Other{}, Problems: []Problem{},
-		Unread: slices.Concat([]string{}, v.Notes),
+		Unread: append([]string{}, v.Notes...),
 	}
 	if !v.Daemon.Started.IsZero() {
 		s.Daemon.Started = &v.Daemon.Started
 	}
-	if v.LeasesUnread != "" && !slices.Contains(s.Unread, v.LeasesUnread) && len(v.Notes) == 0 {
+	if v.LeasesUnread != "" && !slices.Contains(s.Unread, v.LeasesUnread) {
 		s.Unread = append(s.Unread, v.LeasesUnread)
 	}
 	objects := objectsByLink(v, &s)
@@ -50,8 +50,7 @@ func statusOf(v *inspect.View, root fs.FS, version string) Status {
 
 // sound reports whether the exit status is 0.
 func (s *Status) sound() bool {
-	return s.InForce.Present == s.InForce.Planned && s.InForce.Unexpected == 0 &&
-		!slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Severity == routing.Error.String() })
+	return s.InForce.complete() && !slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Severity == routing.Error.String() })
 }
 
 // compareLinks puts uplinks first, then goes by name as people do.
@@ -71,8 +70,13 @@ func splitNumber(name string) (text, number string) {
 	return text, strings.TrimLeft(name[len(text):], "0")
 }
 
-func (c *Count) add(state inspect.State) {
-	switch state {
+// complete reports whether everything is as planned.
+func (c Count) complete() bool { return c.Present == c.Planned && c.Unexpected == 0 }
+
+func (c *Count) add(state inspect.State) { c.addName(string(state)) }
+
+func (c *Count) addName(state string) {
+	switch inspect.State(state) {
 	case inspect.Unexpected:
 		c.Unexpected++
 	case inspect.InForce:

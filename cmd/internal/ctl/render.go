@@ -83,6 +83,8 @@ func (r *renderer) head() {
 		version = ": version " + clean(m.Version)
 	}
 	switch {
+	case m.Error != "":
+		row("NetworkManager", yellow, "unknown", ": it cannot be asked")
 	case !m.Running:
 		row("NetworkManager", yellow, "not running", "")
 	case !m.Complete:
@@ -92,25 +94,23 @@ func (r *renderer) head() {
 	}
 
 	c := r.s.InForce
-	switch {
-	case c.Planned == 0 && c.Unexpected == 0:
-		row("in force", plain, "nothing: there are no links", "")
-	default:
-		text := fmt.Sprintf("%d of %d", c.Present, c.Planned)
-		s := stateStyle(c)
-		more := " rules and routes of " + count(len(r.s.Links), "link")
-		if c.Unexpected > 0 {
-			more += fmt.Sprintf(", and %d that should not be there", c.Unexpected)
-		}
-		row("in force", s, text, more)
+	if c.Planned == 0 && c.Unexpected == 0 {
+		row("routing", plain, "none", ": there are no links")
+		return
 	}
+	text := fmt.Sprintf("%d of %d", c.Present, c.Planned)
+	more := " rules and routes in force, on " + count(len(r.s.Links), "link")
+	if c.Unexpected > 0 {
+		more += fmt.Sprintf("; %d should not be there", c.Unexpected)
+	}
+	row("routing", stateStyle(c), text, more)
 }
 
 func stateStyle(c Count) style {
-	if c.Present < c.Planned || c.Unexpected > 0 {
-		return red
+	if c.complete() {
+		return green
 	}
-	return green
+	return red
 }
 
 func count(n int, what string) string {
@@ -210,7 +210,7 @@ func (r *renderer) link(l Link, w columnWidths) {
 	for _, a := range l.Unused {
 		r.line("  %s  %s", familyOfAddress(a), r.address(a))
 	}
-	r.objects(l.Objects)
+	r.objects(l.Objects, l.InForce)
 }
 
 func familyOfAddress(a Address) string {
@@ -275,28 +275,45 @@ func shownFlags(a Address) []string {
 	return slices.DeleteFunc(slices.Clone(a.Flags), func(f string) bool { return f == "dynamic" })
 }
 
+// mostOdd is how many objects of a link are listed that are not as they must be.
+const mostOdd = 8
+
 // objects shows those that are not as they must be, or all.
-func (r *renderer) objects(objects []Object) {
-	for _, o := range objects {
-		if o.State == "in force" && !r.verbose {
-			continue
-		}
-		s, reason := red, ""
-		if o.State == "in force" {
-			s = green
-		}
-		if r.verbose && o.Reason != "" {
-			reason = "  " + r.paint.paint(dim, "# "+o.Reason)
-		}
-		family := "-4 "
-		switch o.Family {
-		case "ipv6":
-			family = "-6 "
-		case "":
-			family = ""
-		}
-		r.line("  %s  %s%s", r.paint.pad(s, o.State, len("unexpected")), family+clean(o.Text), reason)
+func (r *renderer) objects(objects []Object, c Count) {
+	if !r.verbose && c.Planned > 1 && c.Present == 0 && c.Unexpected == 0 {
+		r.line("  %s", r.paint.paint(red, fmt.Sprintf("none of the %d rules and routes is in force", c.Planned)))
+		return
 	}
+	odd := 0
+	for _, o := range objects {
+		if o.State != "in force" {
+			odd++
+		}
+		if r.verbose || o.State != "in force" && odd <= mostOdd {
+			r.object(o)
+		}
+	}
+	if more := odd - mostOdd; more > 0 && !r.verbose {
+		r.line("  %s", r.paint.paint(red, fmt.Sprintf("and %d more, see status -v", more)))
+	}
+}
+
+func (r *renderer) object(o Object) {
+	s, reason := red, ""
+	if o.State == "in force" {
+		s = green
+	}
+	if r.verbose && o.Reason != "" {
+		reason = "  " + r.paint.paint(dim, "# "+o.Reason)
+	}
+	family := ""
+	switch o.Family {
+	case "ipv4":
+		family = "-4 "
+	case "ipv6":
+		family = "-6 "
+	}
+	r.line("  %s  %s%s", r.paint.pad(s, o.State, len("unexpected")), family+clean(o.Text), reason)
 }
 
 // shared shows what belongs to no link in particular.
@@ -307,7 +324,11 @@ func (r *renderer) shared() {
 	}
 	r.line("")
 	r.line("%s", r.paint.paint(bold, "for all links"))
-	r.objects(r.s.Shared)
+	var c Count
+	for _, o := range r.s.Shared {
+		c.addName(o.State)
+	}
+	r.objects(r.s.Shared, c)
 }
 
 func (r *renderer) others() {
@@ -323,9 +344,9 @@ func (r *renderer) others() {
 		return
 	}
 	r.line("")
-	r.line("%s", r.paint.paint(dim, "no links"))
+	r.line("%s", r.paint.paint(dim, "other interfaces"))
 	for _, o := range others {
-		r.line("  %s", r.paint.paint(dim, r.paintless(clean(o.Interface), width)+"  "+clean(o.Why)))
+		r.line("  %s", r.paint.paint(dim, painter(false).pad(plain, clean(o.Interface), width)+"  "+clean(o.Why)))
 	}
 }
 

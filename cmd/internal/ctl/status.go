@@ -53,6 +53,8 @@ type Manager struct {
 	// Complete says that everything about its devices is known.
 	Complete bool   `json:"complete"`
 	Waiting  string `json:"waiting,omitempty"`
+	// Error says why it could not be asked.
+	Error string `json:"error,omitempty"`
 }
 
 // Count is of rules, routes and interface groups.

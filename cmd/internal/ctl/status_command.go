@@ -31,7 +31,7 @@ With --json the same comes for programs. Fields are only ever added as long as
   ok                what the exit status says: true for 0
   version           of multihomectl
   daemon            running, pid, version, started, ready, waiting
-  network_manager   running, version, complete, waiting
+  network_manager   running, version, complete, waiting, error
   in_force          planned, present and unexpected rules, routes and groups
   tables            first and last table of the range
   uplink_group      interface group of uplinks
@@ -143,7 +143,7 @@ func (s *Status) restrict(only []string) error {
 	}
 	if len(unknown) > 0 {
 		slices.SortFunc(known, compareNames)
-		return fmt.Errorf("there is no interface %s; there are %s", strings.Join(unknown, ", "), strings.Join(known, ", "))
+		return fmt.Errorf("there is no interface %s to show; there are %s", strings.Join(unknown, ", "), strings.Join(known, ", "))
 	}
 	other := func(name string) bool { return !slices.Contains(only, name) }
 	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })

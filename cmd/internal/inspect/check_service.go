@@ -7,16 +7,19 @@ import (
 	"multihomed/routing"
 )
 
+// startDaemon is what mends most of it.
+const startDaemon = "systemctl enable --now multihomed"
+
 // checkDaemon looks at the service itself.
 func checkDaemon(v *View, _ files) []Finding {
 	switch {
-	case !v.Running:
+	case !v.Running && v.outstanding().none():
 		return []Finding{{
 			Severity: routing.Warning,
 			Text:     "multihomed is not running: nothing follows changes of links, addresses and routes",
-			Fix:      "systemctl enable --now multihomed",
+			Fix:      startDaemon,
 		}}
-	case v.Daemon.Waiting != "":
+	case v.Running && v.Daemon.Waiting != "":
 		return []Finding{{Severity: routing.Warning, Text: "multihomed waits: " + v.Daemon.Waiting}}
 	default:
 		return nil
@@ -32,76 +35,111 @@ func checkManager(v *View, _ files) []Finding {
 			Severity: routing.Notice,
 			Text:     "NetworkManager is not ready (" + v.NM.Reason + "): what is shown may be incomplete",
 		}}
+	case v.ManagerUnread != "":
+		return []Finding{{
+			Severity: routing.Warning,
+			Text:     "NetworkManager cannot be asked, so that only links whose routing stands are known: " + v.ManagerUnread,
+		}}
 	default:
 		return []Finding{{
 			Severity: routing.Warning,
-			Text:     "NetworkManager does not answer: the routing of its links stands as it is, and new links get none",
+			Text:     "NetworkManager is not running: the routing of its links stands as it is, and new links get none",
 			Fix:      "systemctl start NetworkManager",
 		}}
 	}
 }
 
-// checkInForce says why something is missing, as far as can be told.
-func checkInForce(v *View, _ files) []Finding {
-	absent, extra, planned := 0, 0, 0
+// outstanding is what keeps the host from being as planned.
+type outstanding struct {
+	// planned objects are there or absent; extra ones are not planned.
+	planned, absent, extra int
+	// bare are networks without a table, for which nothing can be planned.
+	bare int
+}
+
+func (o outstanding) none() bool { return o.absent == 0 && o.extra == 0 && o.bare == 0 }
+
+func (v *View) outstanding() outstanding {
+	var out outstanding
 	for _, o := range v.Objects() {
 		switch o.State {
 		case InForce:
-			planned++
+			out.planned++
 		case Unexpected:
-			extra++
+			out.extra++
 		case Missing, Different, Misplaced:
-			absent++
-			planned++
+			out.absent++
+			out.planned++
 		}
 	}
-	if absent == 0 && extra == 0 {
+	for plan := range v.Planner.Links() {
+		out.bare += len(plan.Keys) - len(plan.Link.Tables)
+	}
+	return out
+}
+
+// checkInForce says why something is missing, as far as can be told.
+func checkInForce(v *View, _ files) []Finding {
+	o := v.outstanding()
+	if o.none() || o.absent == 0 && o.extra == 0 && v.Running {
 		return nil
 	}
 	var what []string
-	if absent > 0 {
-		what = append(what, fmt.Sprintf("%d of %d rules and routes are not in force", absent, planned))
+	switch {
+	case o.absent+o.bare > 0 && o.planned == o.absent:
+		what = append(what, "nothing is in force: all traffic follows the main table")
+	case o.absent > 0:
+		what = append(what, fmt.Sprintf("%d of %d rules and routes are not in force", o.absent, o.planned))
+	case o.bare > 0:
+		what = append(what, fmt.Sprintf("%d networks have no table", o.bare))
 	}
-	if extra > 0 {
-		what = append(what, fmt.Sprintf("%d of multihomed stand and belong to no link", extra))
+	if o.extra > 0 {
+		what = append(what, fmt.Sprintf("%d rules and routes of multihomed stand and belong to no link", o.extra))
 	}
-	f := Finding{Severity: routing.Error, Text: strings.Join(what, ", ")}
+	f := Finding{Severity: routing.Error, Text: strings.Join(what, ", and ")}
 	switch {
 	case !v.Running:
-		f.Text += ", and multihomed is not running to mend it"
-		f.Fix = "systemctl enable --now multihomed"
+		f.Text = "multihomed is not running, and " + f.Text
+		f.Fix = startDaemon
 	case !v.Daemon.Ready:
-		f.Text += " yet: multihomed has not finished its first pass"
+		f.Text += "; multihomed has not finished its first pass yet"
 	default:
-		f.Text += " although multihomed is running: the kernel refused it, or somebody else keeps taking it away"
+		f.Text += " although multihomed is running: the kernel refuses it, or somebody else keeps changing it"
 		f.Fix = "look for the reason in journalctl -u multihomed"
 	}
 	return []Finding{f}
 }
 
-// checkTables finds networks without a lease.
+// withoutTable begins what the planner says of a network that has no lease.
+const withoutTable = "no routing table for "
+
+// checkTables finds networks without a lease, and says why.
 func checkTables(v *View, _ files) []Finding {
+	if !v.Running {
+		// They get theirs when it starts.
+		return nil
+	}
 	var out []Finding
 	for plan := range v.Planner.Links() {
+		var bare []string
 		for _, k := range plan.Keys {
-			if _, has := plan.Link.Tables[k]; has {
-				continue
+			if _, has := plan.Link.Tables[k]; !has {
+				bare = append(bare, k.Prefix.String())
 			}
-			f := Finding{
-				Severity: routing.Error, Link: plan.Link.Name,
-				// In the planner's words, so that it is not said twice.
-				Text: fmt.Sprintf("no routing table for %s: its packets follow the main table", k.Prefix),
-			}
-			switch {
-			case !v.Running:
-				f.Fix = "start multihomed, which leases one: systemctl enable --now multihomed"
-			case v.LeasesUnread != "":
-				f.Fix = "look again as root, who may read the leases: sudo multihomectl status"
-			default:
-				f.Fix = "see what the daemon says below and in journalctl -u multihomed"
-			}
-			out = append(out, f)
 		}
+		if len(bare) == 0 {
+			continue
+		}
+		f := Finding{
+			Severity: routing.Error, Link: plan.Link.Name,
+			Text: withoutTable + strings.Join(bare, " and ") + ": what is sent from there follows the main table",
+		}
+		if v.LeasesUnread != "" {
+			f.Fix = "look again as root, who may read the leases: sudo multihomectl status"
+		} else {
+			f.Fix = "look for the reason in journalctl -u multihomed"
+		}
+		out = append(out, f)
 	}
 	return out
 }
@@ -122,6 +160,9 @@ func checkPlan(v *View, _ files) []Finding {
 	var out []Finding
 	for plan := range v.Planner.Links() {
 		for _, p := range plan.Problems {
+			if strings.HasPrefix(p.Text, withoutTable) {
+				continue // checkTables knows more
+			}
 			out = append(out, Finding{Severity: p.Severity, Link: p.Link, Text: p.Text})
 		}
 	}

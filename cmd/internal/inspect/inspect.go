@@ -49,8 +49,11 @@ type View struct {
 	// has not said anything; Running says that it holds the lock.
 	Daemon  runstate.State
 	Running bool
-	// LeasesUnread says why the tables had to be told from the rules that stand.
+	// LeasesUnread says why the tables had to be told from what stands. Where the
+	// user may not read them that is no fault, and in no note.
 	LeasesUnread string
+	// ManagerUnread says why NetworkManager could not be asked at all.
+	ManagerUnread string
 	// Notes are what could not be read, in sentences.
 	Notes []string
 }
@@ -114,6 +117,7 @@ func (v *View) readManager(ctx context.Context, cfg config.Config) {
 	var err error
 	v.NM, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience})
 	if err != nil {
+		v.ManagerUnread = err.Error()
 		v.note("NetworkManager: %v", err)
 	}
 	policy := cfg.NMPolicy()
@@ -131,11 +135,11 @@ func (v *View) readLeases(ctx context.Context, cfg config.Config) *allocator.All
 		return leases
 	case errors.Is(err, allocator.ErrMissing):
 		// Not started yet: there are no leases.
-	case errors.Is(err, allocator.ErrReadOnly):
-		v.LeasesUnread = "this user may not read the leases in " + path + ": tables are told from the rules that stand"
+	case errors.Is(err, allocator.ErrUnreadable):
+		v.LeasesUnread = "the leases in " + path + " are not for this user: tables are told from the rules and routes that stand"
 	default:
-		v.LeasesUnread = err.Error()
-		v.note("leases: %v", err)
+		v.LeasesUnread = fmt.Sprintf("leases: %v", err)
+		v.Notes = append(v.Notes, v.LeasesUnread)
 	}
 	return nil
 }

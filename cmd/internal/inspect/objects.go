@@ -51,7 +51,8 @@ const (
 func (v *View) Objects() []Object {
 	rules := map[routing.Rule]State{}
 	routes := map[routing.RouteKey]State{}
-	var groups, extra []Object
+	groups := map[int]State{}
+	var extra []Object
 	for _, op := range v.Missing {
 		switch op.Verb {
 		case routing.AddRule:
@@ -67,9 +68,11 @@ func (v *View) Objects() []Object {
 		case routing.DeleteRoute:
 			name := v.device(op.Route.Device)
 			extra = append(extra, Object{Kind: Route, Family: op.Route.Family, State: Unexpected, Text: op.Route.Text(name), Link: name})
-		case routing.SetGroup, routing.ResetGroup:
+		case routing.SetGroup:
+			groups[op.Index] = Missing
+		case routing.ResetGroup:
 			name := v.device(op.Index)
-			groups = append(groups, v.group(name, op))
+			extra = append(extra, Object{Kind: Group, State: Unexpected, Text: v.groupText(name), Link: name})
 		}
 	}
 	var out []Object
@@ -80,7 +83,17 @@ func (v *View) Objects() []Object {
 		name := v.device(r.Route.Device)
 		out = append(out, Object{Kind: Route, Family: r.Route.Family, State: stateOf(routes, r.Route.Key()), Text: r.Route.Text(name), Reason: r.Reason, Link: r.Reason.Link})
 	}
-	return slices.Concat(out, groups, extra)
+	for plan := range v.Planner.Links() {
+		if plan.Group != v.Policy.UplinkGroup {
+			continue
+		}
+		name := plan.Link.Name
+		out = append(out, Object{
+			Kind: Group, State: stateOf(groups, plan.Link.Index), Text: v.groupText(name), Link: name,
+			Reason: routing.Reason{Decision: routing.MarkUplink, Link: name},
+		})
+	}
+	return append(out, extra...)
 }
 
 func stateOf[K comparable](odd map[K]State, k K) State {
@@ -90,14 +103,8 @@ func stateOf[K comparable](odd map[K]State, k K) State {
 	return InForce
 }
 
-func (v *View) group(name string, op routing.Op) Object {
-	o := Object{Kind: Group, State: Missing, Link: name, Reason: op.Reason}
-	if op.Verb == routing.ResetGroup {
-		o.State = Unexpected
-	}
-	// A group of ours that is to go, or one of ours that is not there yet.
-	o.Text = "link " + name + " group " + strconv.FormatUint(uint64(v.Policy.UplinkGroup), 10)
-	return o
+func (v *View) groupText(name string) string {
+	return "link " + name + " group " + strconv.FormatUint(uint64(v.Policy.UplinkGroup), 10)
 }
 
 // device is the name of an interface.

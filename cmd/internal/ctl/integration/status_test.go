@@ -1,0 +1,260 @@
+package integration_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"multihomed/cmd/internal/ctl"
+	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
+)
+
+// TestStatus follows a host through what can happen to it, as root and as a
+// user without any right.
+func TestStatus(t *testing.T) {
+	h := newHost(t)
+	h.beforeTheDaemon()
+	h.start()
+	h.everythingInForce()
+
+	h.stop()
+	s := h.status()
+	if !s.OK || s.Daemon.Running || s.Daemon.PID != 0 || problem(s, "daemon") == nil {
+		t.Errorf("without the daemon: ok %v, daemon %+v, problems %+v", s.OK, s.Daemon, s.Problems)
+	}
+	h.sameForNobody(s)
+
+	h.ip("rule", "del", "priority", "10000", "from", h.addr("wan0").String())
+	h.ip("route", "del", "default", "table", fmt.Sprint(network(link(t, s, "wan1"), "ipv4").Table))
+	h.ip("link", "set", "wan1", "group", "7")
+	h.ip("rule", "add", "priority", "10000", "from", "192.0.2.1", "table", "10900", "protocol", "150")
+	h.damaged()
+	h.sameForNobody(h.status())
+
+	h.start()
+	if s := h.status(); s.InForce.Unexpected != 0 {
+		t.Errorf("the daemon left %+v", s.InForce)
+	}
+}
+
+// beforeTheDaemon: nothing of ours has ever been on the host.
+func (h *host) beforeTheDaemon() {
+	h.t.Helper()
+	s := h.status()
+	p := problem(s, "not-in-force")
+	switch {
+	case s.OK || p == nil || p.Severity != "error" || !strings.Contains(p.Fix, "systemctl"):
+		h.t.Errorf("before the daemon: ok %v, problems %+v", s.OK, s.Problems)
+	case len(s.Links) != 2 || network(link(h.t, s, "wan0"), "ipv4").Table != 0:
+		h.t.Errorf("before the daemon: links %+v", s.Links)
+	}
+	if left, err := h.Leftovers(); err != nil || len(left) > 0 {
+		h.t.Errorf("status changed the kernel: %q, %v", left, err)
+	}
+}
+
+func (h *host) everythingInForce() {
+	h.t.Helper()
+	s := h.status()
+	if !s.OK || !s.Daemon.Running || !s.Daemon.Ready || s.Daemon.PID != h.daemon.Pid() || s.Daemon.Version == "" || s.Daemon.Started == nil {
+		h.t.Errorf("with the daemon: ok %v, daemon %+v, problems %+v", s.OK, s.Daemon, s.Problems)
+	}
+	if !s.NetworkManager.Running || !s.NetworkManager.Complete || s.NetworkManager.Version == "" {
+		h.t.Errorf("NetworkManager is %+v", s.NetworkManager)
+	}
+	if len(s.Problems) != 0 || len(s.Unread) != 0 || s.InForce.Planned == 0 || s.InForce.Planned != s.InForce.Present {
+		h.t.Errorf("problems %+v, unread %q, %+v", s.Problems, s.Unread, s.InForce)
+	}
+	tables := map[uint32]bool{}
+	for n, name := range []string{"wan0", "wan1"} {
+		l := link(h.t, s, name)
+		isp := lab.DefaultISP(n)
+		if l.Role != "uplink" || l.Profile != name || !l.Up || !l.Carrier || l.Group != 28008 || l.Draining {
+			h.t.Errorf("%s is %+v", name, l)
+		}
+		v4, v6 := network(l, "ipv4"), network(l, "ipv6")
+		if v4.Prefix != isp.IPv4.Masked() || v6.Prefix != isp.IPv6.Masked() {
+			h.t.Errorf("%s has the networks %v and %v", name, v4.Prefix, v6.Prefix)
+		}
+		if len(v4.Gateways) != 1 || *v4.Gateways[0].Via != isp.IPv4.Addr() || len(v6.Gateways) != 1 || !v6.Gateways[0].Via.IsLinkLocalUnicast() {
+			h.t.Errorf("%s has the gateways %+v and %+v", name, v4.Gateways, v6.Gateways)
+		}
+		if len(v4.Addresses) != 1 || v4.Addresses[0].Address != h.addr(name) || !slices.Contains(v4.Addresses[0].Flags, "dynamic") {
+			h.t.Errorf("%s has the addresses %+v", name, v4.Addresses)
+		}
+		for _, table := range []uint32{v4.Table, v6.Table} {
+			if table < s.Tables.First || table > s.Tables.Last || tables[table] {
+				h.t.Errorf("%s has the table %d", name, table)
+			}
+			tables[table] = true
+		}
+		// The kernel is asked whether the words are iproute2's.
+		rule := fmt.Sprintf("10000: from %s lookup %d", h.addr(name), v4.Table)
+		if !slices.ContainsFunc(l.Objects, func(o ctl.Object) bool { return o.Text == rule && o.State == "in force" }) {
+			h.t.Errorf("%s has no rule %q in %+v", name, rule, l.Objects)
+		}
+		words := strings.Join(strings.Fields(strings.ReplaceAll(h.ip("rule", "show", "priority", "10000"), " proto 150", "")), " ")
+		if words = strings.ReplaceAll(words, " proto multihomed", ""); !strings.Contains(words, rule) {
+			h.t.Errorf("the kernel has no rule %q:\n%s", rule, words)
+		}
+	}
+	h.sameForNobody(s)
+
+	if r := h.ctl("status", "wan1"); r.status != 0 || strings.Contains(r.out, "wan0") || !strings.Contains(r.out, "wan1") {
+		h.t.Errorf("status of wan1: %s", r)
+	}
+	if r := h.ctl("status", "wan9"); r.status != 2 || !strings.Contains(r.err, "no interface wan9 to show; there are wan0, wan1") {
+		h.t.Errorf("status of an interface that is not there: %s", r)
+	}
+	if r := h.ctl("__complete", "status", ""); !strings.Contains(r.out, "wan0\nwan1\n") {
+		h.t.Errorf("completion gave %s", r)
+	}
+}
+
+// sameForNobody: a user without any right sees what root sees, and is told
+// what could not be read.
+func (h *host) sameForNobody(root ctl.Status) {
+	h.t.Helper()
+	s := h.parse(h.as(nobody, "status", "--json"))
+	if s.OK != root.OK || s.Daemon.Running != root.Daemon.Running || s.Daemon.PID != root.Daemon.PID || s.InForce != root.InForce {
+		h.t.Errorf("nobody sees %v, %+v, %+v; root %v, %+v, %+v", s.OK, s.Daemon, s.InForce, root.OK, root.Daemon, root.InForce)
+	}
+	for i, l := range root.Links {
+		if n := s.Links[i]; n.Interface != l.Interface || n.Role != l.Role || n.Profile != l.Profile || !slices.EqualFunc(n.Networks, l.Networks, sameNetwork) || !slices.Equal(n.Objects, l.Objects) {
+			h.t.Errorf("nobody sees %+v; root %+v", n, l)
+		}
+	}
+	if len(s.Unread) != 1 || !strings.Contains(s.Unread[0], "leases.db") {
+		h.t.Errorf("nobody is told %q", s.Unread)
+	}
+}
+
+func sameNetwork(a, b ctl.Network) bool {
+	return a.Prefix == b.Prefix && a.Table == b.Table && len(a.Addresses) == len(b.Addresses) && len(a.Gateways) == len(b.Gateways)
+}
+
+// damaged: a rule and a route of ours are gone, a group is another's, and a rule
+// stands that nobody wants.
+func (h *host) damaged() {
+	h.t.Helper()
+	s := h.status()
+	if s.OK || s.InForce.Planned-s.InForce.Present != 2 || s.InForce.Unexpected != 1 {
+		h.t.Errorf("damaged: ok %v, %+v", s.OK, s.InForce)
+	}
+	state := func(objects []ctl.Object, state, text string) {
+		h.t.Helper()
+		if !slices.ContainsFunc(objects, func(o ctl.Object) bool { return o.State == state && strings.Contains(o.Text, text) }) {
+			h.t.Errorf("nothing is %s with %q in %+v", state, text, objects)
+		}
+	}
+	state(link(h.t, s, "wan0").Objects, "missing", "10000: from "+h.addr("wan0").String()+" lookup ")
+	state(link(h.t, s, "wan1").Objects, "missing", "default via "+lab.DefaultISP(1).IPv4.Addr().String()+" dev wan1 table ")
+	state(s.Shared, "unexpected", "10000: from 192.0.2.1 lookup 10900")
+	if p := problem(s, "not-in-force"); p == nil || p.Severity != "error" || !strings.Contains(p.Text, "2 of ") {
+		h.t.Errorf("problems are %+v", s.Problems)
+	}
+	if p := problem(s, "plan"); p == nil || p.Link != "wan1" || !strings.Contains(p.Text, "interface group 7") {
+		h.t.Errorf("problems are %+v", s.Problems)
+	}
+	r := h.ctl("status")
+	for _, want := range []string{"  missing     -4 10000: from ", "  unexpected  -4 10000: from 192.0.2.1", "fix  systemctl enable --now multihomed"} {
+		if r.status != 1 || !strings.Contains(r.out, want) {
+			h.t.Errorf("no %q in %s", want, r)
+		}
+	}
+}
+
+// TestStatusWithoutNetworkManager: what stands is shown although nobody can say
+// who the links are, and nothing of it is called unexpected.
+func TestStatusWithoutNetworkManager(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	before := h.status()
+	h.must(h.StopNM(t.Context()))
+	labtest.Eventually(t, func() error {
+		if s := h.status(); s.NetworkManager.Running {
+			return fmt.Errorf("NetworkManager is %+v", s.NetworkManager)
+		}
+		return nil
+	})
+	h.without(before, "network-manager")
+	h.must(h.KillBus())
+	s := h.without(before, "network-manager")
+	if s.NetworkManager.Error == "" || len(s.Unread) == 0 {
+		t.Errorf("without a bus NetworkManager is %+v, unread %q", s.NetworkManager, s.Unread)
+	}
+}
+
+func (h *host) without(before ctl.Status, check string) ctl.Status {
+	h.t.Helper()
+	s := h.status()
+	if !s.OK || s.InForce.Present != before.InForce.Present || s.InForce.Unexpected != 0 || problem(s, check) == nil {
+		h.t.Errorf("ok %v, %+v (before: %+v), problems %+v", s.OK, s.InForce, before.InForce, s.Problems)
+	}
+	for _, l := range before.Links {
+		now := link(h.t, s, l.Interface)
+		if now.Role != l.Role || !slices.EqualFunc(now.Networks, l.Networks, sameNetwork) {
+			h.t.Errorf("%s is %+v, was %+v", l.Interface, now, l)
+		}
+	}
+	return s
+}
+
+// TestStatusOfOthers: interfaces that are no links say why.
+func TestStatusOfOthers(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	_, err := h.NewBridge("docker0", netip.MustParsePrefix("172.17.0.1/16"))
+	h.must(err)
+	h.must(h.Down(t.Context(), "wan1"))
+	labtest.Eventually(t, func() error {
+		s := h.status()
+		why := map[string]string{}
+		for _, o := range s.Others {
+			why[o.Interface] = o.Why
+		}
+		if !s.OK || len(s.Links) != 1 || !strings.Contains(why["docker0"], "external") || why["wan1"] != "disconnected" || why["lo"] != "" {
+			return fmt.Errorf("ok %v, %d links, others %+v", s.OK, len(s.Links), s.Others)
+		}
+		return nil
+	})
+}
+
+func (h *host) addr(dev string) netip.Addr {
+	h.t.Helper()
+	addr, err := h.WaitAddr(h.t.Context(), dev, lab.IPv4)
+	h.must(err)
+	return addr
+}
+
+func link(t *testing.T, s ctl.Status, name string) ctl.Link {
+	t.Helper()
+	for _, l := range s.Links {
+		if l.Interface == name {
+			return l
+		}
+	}
+	t.Fatalf("%s is no link: %+v", name, s.Links)
+	return ctl.Link{}
+}
+
+func network(l ctl.Link, family string) ctl.Network {
+	for _, n := range l.Networks {
+		if n.Family == family {
+			return n
+		}
+	}
+	return ctl.Network{}
+}
+
+func problem(s ctl.Status, check string) *ctl.Problem {
+	for i := range s.Problems {
+		if s.Problems[i].Check == check {
+			return &s.Problems[i]
+		}
+	}
+	return nil
+}
