@@ -73,6 +73,15 @@ type host struct {
 	link  *netlink.Handle
 	raw   kernel.Requester
 	batch []string
+	self  *os.File
+}
+
+// enter moves the calling goroutine, that of a benchmark within a benchmark,
+// to the host.
+func (h *host) enter() {
+	h.Helper()
+	runtime.LockOSThread()
+	must(h, unix.Setns(int(h.self.Fd()), unix.CLONE_NEWNET))
 }
 
 // newHost moves the calling goroutine's thread into a namespace of its own. The
@@ -83,6 +92,9 @@ func newHost(t testing.TB) *host {
 	must(t, unix.Unshare(unix.CLONE_NEWNET))
 	h := &host{TB: t}
 	var err error
+	h.self, err = os.Open("/proc/thread-self/ns/net")
+	must(t, err)
+	t.Cleanup(func() { must(t, h.self.Close()) })
 	h.link, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 	must(t, err)
 	t.Cleanup(h.link.Close)

@@ -14,10 +14,11 @@ const (
 	// worthReading is how many routes of no interest a dump of everything may
 	// bring before it is cheaper to ask for our tables and interfaces one by
 	// one. Everything tells more: see slot.whole.
-	worthReading = 50_000
-	// worthAsking is up to how many questions that is; each walks all routes
-	// of the family inside the kernel (see BenchmarkLoad).
-	worthAsking = 24
+	worthReading = 20_000
+	// worthAsking is up to how many interfaces that is: each question walks all
+	// routes of the family inside the kernel, which takes a ninth of the time
+	// it takes to read them (BenchmarkLoad).
+	worthAsking = 8
 	// skipStatistics is RTEXT_FILTER_SKIP_STATS of linux/if_link.h.
 	skipStatistics = 1 << 3
 )
@@ -161,95 +162,109 @@ func (l loader) routes(ctx context.Context, s *State, f routing.Family) error {
 	}
 	slices.Sort(interesting)
 	budget := l.budget
-	if len(interesting)+1 > worthAsking || s.tables.Size() > 10_000 {
+	if len(interesting) > worthAsking || s.tables.Size() > 10_000 {
 		budget = 0
 	}
-	err := l.allRoutes(ctx, s, f, budget)
-	if !errors.Is(err, errBudget) {
+	listed, err := l.allRoutes(ctx, s, f, budget)
+	if errors.Is(err, errBudget) {
+		err = l.chosenRoutes(ctx, s, f, interesting, listed)
+	}
+	if err != nil {
 		return err
 	}
-	return l.chosenRoutes(ctx, s, f, interesting)
-}
-
-// allRoutes reads all routes of a family and keeps what is wanted. With a
-// budget it gives up after that many that are not.
-func (l loader) allRoutes(ctx context.Context, s *State, f routing.Family, budget int) error {
-	q := routeQuestion{family: f}.dump()
-	var taken []*alias
-	var wanted map[fibKey]struct{}
-	var fault error
-	var passed int
-	// The entries of one key follow each other. Those before the first that is
-	// wanted are held back, undecoded.
-	var pending [][]byte
-	var spare [][]byte
-	var pendingKey fibKey
-	q.restart = func() {
-		taken, wanted, fault, passed = nil, map[fibKey]struct{}{}, nil, 0
-		pending, pendingKey = pending[:0], fibKey{}
-	}
-	take := func(payload []byte) {
-		a, err := decodeRoute(payload)
-		if err != nil {
-			fault = err
-			return
+	for _, aliases := range listed {
+		for _, a := range aliases {
+			s.loaded(a, true)
 		}
-		taken = append(taken, a)
-	}
-	q.each = func(payload []byte) bool {
-		h, err := peekRoute(payload)
-		if err != nil {
-			fault = err
-			return true
-		}
-		if !knownFamily(byte(h.key.family)) || h.flags&routeCloned != 0 {
-			return true
-		}
-		if h.key.table == routing.TableLocal {
-			s.localRoute(unix.RTM_NEWROUTE, h)
-			return true
-		}
-		if _, shared := wanted[h.key]; shared || s.keeps(h) {
-			if !shared && pendingKey == h.key {
-				for _, p := range pending {
-					take(p)
-				}
-			}
-			pending, pendingKey = pending[:0], fibKey{}
-			wanted[h.key] = struct{}{}
-			take(payload)
-			return true
-		}
-		if h.key.table != routing.TableMain {
-			return true
-		}
-		if pendingKey != h.key {
-			spare = append(spare, pending...)
-			pending, pendingKey = pending[:0], h.key
-		}
-		var room []byte
-		if n := len(spare); n > 0 {
-			room, spare = spare[n-1][:0], spare[:n-1]
-		}
-		pending = append(pending, append(room, payload...))
-		passed++
-		return budget == 0 || passed <= budget
-	}
-	if err := l.requests.dump(ctx, q); err != nil {
-		return err
-	}
-	if fault != nil {
-		return fault
-	}
-	for _, a := range taken {
-		s.loaded(a, true)
 	}
 	s.settleAll()
 	return nil
 }
 
-// chosenRoutes asks for each of our tables and each interface of interest.
-func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, interesting []int) error {
+// A reading is a dump of all routes of a family on its way through. The entries
+// of one key follow each other; those before the first that is wanted are held
+// back, undecoded, because most keys have none that is.
+type reading struct {
+	state  *State
+	listed map[fibKey][]*alias
+	// last is the key that is being listed, held what was held back of it.
+	last   fibKey
+	held   [][]byte
+	passed int
+	fault  error
+}
+
+// allRoutes reads all routes of a family and returns, whole, the keys that have
+// something wanted. With a budget it gives up after that many routes of no
+// interest, and returns what was listed by then: the default routes are, they
+// come first.
+func (l loader) allRoutes(ctx context.Context, s *State, f routing.Family, budget int) (map[fibKey][]*alias, error) {
+	var r reading
+	q := routeQuestion{family: f}.dump()
+	q.restart = func() { r = reading{state: s, listed: map[fibKey][]*alias{}} }
+	q.each = func(payload []byte) bool {
+		if err := r.read(payload); err != nil {
+			r.fault = err
+		}
+		return budget == 0 || r.passed <= budget
+	}
+	err := l.requests.dump(ctx, q)
+	if errors.Is(err, errBudget) {
+		delete(r.listed, r.last)
+	}
+	return r.listed, errors.Join(err, r.fault)
+}
+
+func (r *reading) read(payload []byte) error {
+	h, err := peekRoute(payload)
+	if err != nil {
+		return err
+	}
+	if !knownFamily(byte(h.key.family)) || h.flags&routeCloned != 0 {
+		return nil
+	}
+	if h.key.table == routing.TableLocal {
+		r.state.localRoute(unix.RTM_NEWROUTE, h)
+		return nil
+	}
+	if h.key.table != routing.TableMain && !r.state.tables.Contains(h.key.table) {
+		return nil
+	}
+	if r.last != h.key {
+		r.last, r.held = h.key, r.held[:0]
+	}
+	if r.listed[h.key] == nil && !r.state.keeps(h) {
+		r.passed++
+		if n := len(r.held); n < cap(r.held) {
+			// The room of one that was held back before.
+			r.held = r.held[:n+1]
+			r.held[n] = append(r.held[n][:0], payload...)
+		} else {
+			r.held = append(r.held, slices.Clone(payload))
+		}
+		return nil
+	}
+	for _, p := range r.held {
+		if err := r.keep(h.key, p); err != nil {
+			return err
+		}
+	}
+	r.held = r.held[:0]
+	return r.keep(h.key, payload)
+}
+
+func (r *reading) keep(k fibKey, payload []byte) error {
+	a, err := decodeRoute(payload)
+	if err != nil {
+		return err
+	}
+	r.listed[k] = append(r.listed[k], a)
+	return nil
+}
+
+// chosenRoutes asks for each of our tables and each interface of interest. Of
+// the keys in listed all is known.
+func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, interesting []int, listed map[fibKey][]*alias) error {
 	questions := make([]routeQuestion, 0, s.tables.Size()+len(interesting)+1)
 	for t := s.tables.First; t <= s.tables.Last && t >= s.tables.First; t++ {
 		questions = append(questions, routeQuestion{family: f, table: t})
@@ -268,14 +283,14 @@ func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, in
 		}
 		for _, a := range aliases {
 			// A multipath route is in the answer for each of its interfaces.
-			if slices.ContainsFunc(seen[a.key], func(o *alias) bool { return sameAlias(o, a) }) {
+			same := func(o *alias) bool { return sameAlias(o, a) }
+			if listed[a.key] != nil || slices.ContainsFunc(seen[a.key], same) {
 				continue
 			}
 			seen[a.key] = append(seen[a.key], a)
 			s.loaded(a, a.key.table != routing.TableMain)
 		}
 	}
-	s.settleAll()
 	return nil
 }
 
