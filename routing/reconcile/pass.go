@@ -3,8 +3,10 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -257,13 +259,17 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 	for _, index := range slices.Sorted(maps.Keys(keys)) {
 		all = append(all, keys[index]...)
 	}
-	used := l.tablesInUse()
+	// It is asked for new keys only: most of the time nobody asks.
+	used := sync.OnceValue(l.tablesInUse)
 	leased, err := l.Leases.Acquire(ctx, all, func(t routing.TableID) (string, bool) {
 		if why, taken := l.Reserved(t); taken {
 			return why, true
 		}
-		why, taken := used[t]
-		return why, taken
+		user, taken := used()[t]
+		if !taken {
+			return "", false
+		}
+		return fmt.Sprint(user), true
 	})
 	if ctx.Err() != nil {
 		return leased
@@ -282,16 +288,16 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 	return leased
 }
 
-// tablesInUse says of every table number that is in use by what. Ours count:
-// what stands may be the rest of a link that holds no lease any more.
-func (l *Loop) tablesInUse() map[routing.TableID]string {
-	used := map[routing.TableID]string{}
+// tablesInUse says of every table number that is in use by what, for fmt. Ours
+// count: what stands may be the rest of a link that holds no lease any more.
+func (l *Loop) tablesInUse() map[routing.TableID]any {
+	used := map[routing.TableID]any{}
 	l.Mirror.View(func(k *kernel.State) {
 		for r := range k.Rules() {
-			used[r.Table] = "rule " + r.String()
+			used[r.Table] = r
 		}
 		for r := range k.Routes() {
-			used[r.Table] = "route " + r.String()
+			used[r.Table] = r
 		}
 		for _, t := range k.ForeignTables() {
 			used[t], _ = k.ForeignIn(t)
