@@ -45,7 +45,9 @@ type rig struct {
 	t   testing.TB
 	cfg config.Config
 	// path is the daemon's configuration file.
-	path   string
+	path string
+	// env is added to the daemon's environment.
+	env    []string
 	daemon *lab.Process
 }
 
@@ -88,7 +90,7 @@ func (r *rig) launch() {
 	}
 	r.daemon, err = r.Start(lab.ProcessConfig{
 		Path: filepath.Join(dir, "multihomed"), Args: []string{"-config", r.path}, Notify: true,
-		Env: []string{"GORACE=halt_on_error=1"},
+		Env: append([]string{"GORACE=halt_on_error=1 atexit_sleep_ms=0"}, r.env...),
 	})
 	if err != nil {
 		r.t.Fatal(err)

@@ -1,0 +1,268 @@
+package e2e_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"multihomed/internal/lab"
+)
+
+// TestBoundTrafficNeverStrays is promise 3, measured on the wire at every
+// provider while everything happens that can happen to three links.
+// MULTIHOMED_E2E_SEED and _SECONDS choose another sequence and a longer one.
+func TestBoundTrafficNeverStrays(t *testing.T) {
+	seed, seconds := uint64(time.Now().UnixNano()), 40
+	if s := os.Getenv("MULTIHOMED_E2E_SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed = n
+	}
+	if s := os.Getenv("MULTIHOMED_E2E_SECONDS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seconds = n
+	}
+	t.Logf("MULTIHOMED_E2E_SEED=%d", seed)
+
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	const links = 3
+	var isps []*lab.ISP
+	sources := map[string][]netip.Prefix{}
+	var others []netip.Addr
+	for n := range links {
+		cfg := lab.DefaultISP(n)
+		cfg.Renew = 3 * time.Second
+		isp := r.isp(cfg)
+		isps = append(isps, isp)
+		// Another profile for the same device, static in IPv4.
+		r.must(r.AddProfile(t.Context(), alternative(n), cfg.Link, "ipv4.method", "manual",
+			"ipv4.addresses", fmt.Sprintf("100.64.%d.60/24", n), "ipv4.gateway", cfg.IPv4.Addr().String()))
+		p4, p6 := renumbered(cfg)
+		sources[cfg.Link] = []netip.Prefix{cfg.IPv4.Masked(), p4.Masked(), cfg.IPv6.Masked(), p6.Masked()}
+		others = append(others, cfg.IPv4.Addr(), cfg.IPv6.Addr())
+	}
+	r.up("wan0", "wan1", "wan2")
+	r.start()
+	for n := range links {
+		r.address(fmt.Sprintf("wan%d", n), lab.IPv6)
+	}
+	r.settled("wan0", "wan1", "wan2")
+
+	w := newWire(t, isps, sources, others...)
+	storm := &storm{rig: r, isps: isps, random: rand.New(rand.NewPCG(seed, 0))}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the events were:\n%s", strings.Join(storm.log, "\n"))
+		}
+	})
+	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); {
+		storm.step()
+	}
+	bad, excused := w.strays()
+	t.Logf("%d events; sockets bound to an address %d, to a device %d, writes on TCP connections %d, refused by the kernel %d",
+		len(storm.log), w.sent["address"].Load(), w.sent["device"].Load(), w.sent["tcp"].Load(), w.refus.Load())
+	for priority, d := range w.line.windows() {
+		t.Logf("from a new address to its rule %d: %s", priority, quantiles(d))
+	}
+	for _, excuse := range slices.Sorted(maps.Keys(excused)) {
+		t.Logf("by another link, excused: %d packets of %s", excused[excuse], excuse)
+	}
+	if len(bad) > 0 {
+		t.Errorf("%d packets strayed:\n%s", len(bad), strings.Join(bad[:min(len(bad), 40)], "\n"))
+	}
+	storm.calm()
+	r.settled("wan0", "wan1", "wan2")
+	for _, kind := range []string{"address", "device", "tcp"} {
+		if w.sent[kind].Load() < int64(seconds)*20 {
+			t.Errorf("too little was sent to prove anything: %s %d", kind, w.sent[kind].Load())
+		}
+	}
+}
+
+func alternative(n int) string { return fmt.Sprintf("wan%d-alt", n) }
+
+// renumbered is the other network of a provider, per family.
+func renumbered(cfg lab.ISPConfig) (netip.Prefix, netip.Prefix) {
+	four, six := cfg.IPv4.Addr().As4(), cfg.IPv6.Addr().As16()
+	four[2] += 100
+	six[4] = 1
+	return netip.PrefixFrom(netip.AddrFrom4(four), cfg.IPv4.Bits()), netip.PrefixFrom(netip.AddrFrom16(six), cfg.IPv6.Bits())
+}
+
+// A storm does to the links what NetworkManager, providers, cables and
+// administrators do.
+type storm struct {
+	*rig
+	isps   []*lab.ISP
+	random *rand.Rand
+	log    []string
+	moved  [8]bool
+	down   [8]bool
+}
+
+func (s *storm) note(format string, args ...any) {
+	s.log = append(s.log, time.Now().Format("05.000 ")+fmt.Sprintf(format, args...))
+}
+
+// step is one thing that happens. Not everything succeeds: a profile cannot come
+// up without a cable.
+func (s *storm) step() {
+	n := s.random.IntN(len(s.isps))
+	isp, link := s.isps[n], fmt.Sprintf("wan%d", n)
+	ctx := s.t.Context()
+	type event struct {
+		name string
+		do   func() error
+	}
+	nmcli := func(args ...string) error {
+		_, err := s.NMCLI(ctx, append([]string{"-w", "5"}, args...)...)
+		return err
+	}
+	events := []event{
+		{"up", func() error { return nmcli("connection", "up", link) }},
+		{"up", func() error { return nmcli("connection", "up", link) }},
+		{"down", func() error { return nmcli("device", "disconnect", link) }},
+		{"down and up", func() error { _ = nmcli("device", "disconnect", link); return nmcli("connection", "up", link) }},
+		{"other profile", func() error { return nmcli("connection", "up", alternative(n)) }},
+		{"reapply", func() error {
+			_ = nmcli("connection", "modify", link, "+ipv4.addresses", fmt.Sprintf("100.64.%d.70/24", n), "+ipv4.routes", fmt.Sprintf("10.%d.0.0/16 100.64.%d.1", n, n))
+			err := nmcli("device", "reapply", link)
+			_ = nmcli("connection", "modify", link, "ipv4.addresses", "", "ipv4.routes", "")
+			return err
+		}},
+		{"reapply", func() error { return nmcli("device", "reapply", link) }},
+		{"modify: add", func() error {
+			return nmcli("device", "modify", link, "+ipv4.addresses", fmt.Sprintf("100.64.%d.71/24", n), "+ipv6.addresses", fmt.Sprintf("2001:db8:0:%x::71/64", n+1))
+		}},
+		{"modify: remove", func() error {
+			return nmcli("device", "modify", link, "-ipv4.addresses", fmt.Sprintf("100.64.%d.71/24", n), "-ipv6.addresses", fmt.Sprintf("2001:db8:0:%x::71/64", n+1))
+		}},
+		{"metric penalty", func() error {
+			return nmcli("device", "modify", link, "ipv4.route-metric", strconv.Itoa(20100+n), "ipv6.route-metric", strconv.Itoa(20100+n))
+		}},
+		{"metric normal", func() error {
+			return nmcli("device", "modify", link, "ipv4.route-metric", "-1", "ipv6.route-metric", "-1")
+		}},
+		{"provider renumbers", func() error { return s.renumber(n) }},
+		{"router's lifetime ends", func() error {
+			ra := isp.RA()
+			ra.RouterLifetime = 0
+			return isp.SendRA(ra)
+		}},
+		{"prefix ends", func() error {
+			ra := isp.RA()
+			ra.Prefixes = slices.Clone(ra.Prefixes)
+			for i := range ra.Prefixes {
+				ra.Prefixes[i].Valid, ra.Prefixes[i].Preferred = 0, 0
+			}
+			return isp.SendRA(ra)
+		}},
+		{"router is back", func() error { return isp.SendRA(isp.RA()) }},
+		{"carrier lost", func() error { return isp.Link().SetCarrier(false) }},
+		{"carrier back", func() error { return isp.Link().SetCarrier(true) }},
+		{"carrier flaps", func() error {
+			if err := isp.Link().SetCarrier(false); err != nil {
+				return err
+			}
+			return isp.Link().SetCarrier(true)
+		}},
+		{"link down", func() error { return isp.Link().SetUp(false) }},
+		{"link up", func() error { return isp.Link().SetUp(true) }},
+		{"link down and up", func() error {
+			if err := isp.Link().SetUp(false); err != nil {
+				return err
+			}
+			return isp.Link().SetUp(true)
+		}},
+		{"unplugged and plugged in", func() error {
+			if err := isp.Link().Delete(); err != nil {
+				return err
+			}
+			if err := isp.Link().Recreate(); err != nil {
+				return err
+			}
+			return nmcli("connection", "up", link)
+		}},
+		{"address added by hand", func() error {
+			return s.byHand("address", "replace", fmt.Sprintf("100.64.%d.80/24", n), "dev", link)
+		}},
+		{"address removed by hand", func() error {
+			return s.byHand("address", "delete", fmt.Sprintf("100.64.%d.80/24", n), "dev", link)
+		}},
+		{"addresses flushed", func() error { return s.byHand("address", "flush", "dev", link, "scope", "global") }},
+		{"default deleted", func() error { return s.byHand("route", "delete", "default", "dev", link) }},
+		{"NetworkManager restarts", func() error { return s.RestartNM(ctx) }},
+		{"NetworkManager is killed", func() error {
+			if err := s.KillNM(); err != nil {
+				return err
+			}
+			return s.StartNM(ctx)
+		}},
+		{"the daemon is killed", func() error { s.kill9(); s.launch(); return nil }},
+		{"the daemon restarts", func() error {
+			if err := s.daemon.Stop(ctx); err != nil {
+				return err
+			}
+			s.launch()
+			return nil
+		}},
+	}
+	e := events[s.random.IntN(len(events))]
+	s.note("%s: %s", link, e.name)
+	if err := e.do(); err != nil {
+		text := strings.TrimSpace(err.Error())
+		s.note("   %s: %s", e.name, text[strings.LastIndex(text, "\n")+1:])
+	}
+}
+
+func (s *storm) byHand(args ...string) error {
+	_, err := s.IP(s.t.Context(), args...)
+	return err
+}
+
+// renumber gives the provider its other network: DHCP clients learn at their
+// next renewal, which is refused; the old IPv6 prefix ends at once.
+func (s *storm) renumber(n int) error {
+	original := lab.DefaultISP(n)
+	v4, v6 := original.IPv4, original.IPv6
+	if s.moved[n] = !s.moved[n]; s.moved[n] {
+		v4, v6 = renumbered(original)
+	}
+	old := s.isps[n].Config().IPv6.Masked()
+	ra := lab.DefaultRA(v6)
+	ra.Prefixes = append(ra.Prefixes, lab.RAPrefix{Prefix: old})
+	return s.isps[n].Reconfigure(s.t.Context(), func(c *lab.ISPConfig) {
+		c.IPv4, c.IPv6, c.RA = v4, v6, &ra
+	})
+}
+
+// calm brings everything back to the beginning.
+func (s *storm) calm() {
+	s.note("calm")
+	for n, isp := range s.isps {
+		link := fmt.Sprintf("wan%d", n)
+		if s.moved[n] {
+			s.must(s.renumber(n))
+		}
+		s.must(isp.Link().SetCarrier(true))
+		s.must(isp.Link().SetUp(true))
+		s.must(s.Modify(s.t.Context(), link, "ipv4.addresses", "", "ipv4.routes", "", "ipv6.addresses", ""))
+		s.up(link)
+		_, err := s.WaitAddrIn(s.t.Context(), link, isp.IPv4())
+		s.must(err)
+		_, err = s.WaitAddrIn(s.t.Context(), link, isp.IPv6())
+		s.must(err)
+	}
+}
