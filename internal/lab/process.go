@@ -199,6 +199,13 @@ func (p *Process) Lines() []string {
 	return append([]string(nil), p.lines...)
 }
 
+// Notes are the sd_notify(3) assignments that the process has sent so far.
+func (p *Process) Notes() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.notes...)
+}
+
 // WaitLine waits for a line that contains substring, for 10 seconds if the context
 // has no deadline, and returns it; lines already written count. The end of the
 // process is an error with its output.
