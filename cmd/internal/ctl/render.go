@@ -70,7 +70,7 @@ func (r *renderer) head() {
 	case !d.Running:
 		row("multihomed", yellow, "not running", ": what stands is shown; nothing follows changes")
 	case d.Waiting != "":
-		row("multihomed", yellow, "waiting", rest)
+		row("multihomed", yellow, "waiting", ": "+clean(d.Waiting))
 	case !d.Ready:
 		row("multihomed", yellow, "starting", rest)
 	default:
@@ -101,7 +101,7 @@ func (r *renderer) head() {
 	text := fmt.Sprintf("%d of %d", c.Present, c.Planned)
 	more := " rules and routes in force, on " + count(len(r.s.Links), "link")
 	if c.Unexpected > 0 {
-		more += fmt.Sprintf("; %d should not be there", c.Unexpected)
+		more += fmt.Sprintf(", %d too many", c.Unexpected)
 	}
 	row("routing", stateStyle(c), text, more)
 }

@@ -94,7 +94,7 @@ func checkInForce(v *View, _ files) []Finding {
 		what = append(what, fmt.Sprintf("%d networks have no table", o.bare))
 	}
 	if o.extra > 0 {
-		what = append(what, fmt.Sprintf("%d rules and routes of multihomed stand and belong to no link", o.extra))
+		what = append(what, fmt.Sprintf("%d of multihomed's rules and routes belong to no link", o.extra))
 	}
 	f := Finding{Severity: routing.Error, Text: strings.Join(what, ", and ")}
 	switch {
@@ -162,6 +162,9 @@ func checkPlan(v *View, _ files) []Finding {
 		for _, p := range plan.Problems {
 			if strings.HasPrefix(p.Text, withoutTable) {
 				continue // checkTables knows more
+			}
+			if p.Severity == routing.Notice && strings.Contains(p.Text, " is left alone: ") {
+				continue // its owner's will, which is shown with the link
 			}
 			out = append(out, Finding{Severity: p.Severity, Link: p.Link, Text: p.Text})
 		}

@@ -1,0 +1,98 @@
+package ctl_test
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/ctl"
+)
+
+// run runs multihomectl and returns what it printed and its exit status.
+func run(t *testing.T, args ...string) (out, stderr string, status int) {
+	t.Helper()
+	var o, e bytes.Buffer
+	p := ctl.Program{
+		Version: "1.2.3", In: strings.NewReader(""), Out: &o, Err: &e, Root: fstest.MapFS{},
+		Env: func(string) string { return "" },
+	}
+	status = p.Run(t.Context(), args)
+	return o.String(), e.String(), status
+}
+
+func file(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "multihomed.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestCommands(t *testing.T) {
+	sound := file(t, "uplink_group = 7\n")
+	wrong := file(t, "uplink_grup = 7\n")
+	missing := filepath.Join(t.TempDir(), "none.toml")
+	for _, c := range []struct {
+		name        string
+		args        []string
+		status      int
+		out, stderr string
+	}{
+		{"version", []string{"version"}, 0, "multihomectl 1.2.3\n", ""},
+		{"help", nil, 0, "multihomectl status", ""},
+		{"config", []string{"config", "--config", sound}, 0, "uplink_group = 7\n", ""},
+		{"config of nothing", []string{"config", "--config", missing}, 0, "from the defaults: there is no " + missing, ""},
+		{"config that is wrong", []string{"config", "--config", wrong}, 2, "", "did you mean uplink_group?"},
+		{"reference", []string{"config", "--reference"}, 0, config.Reference, ""},
+		{"check", []string{"config", "check", sound}, 0, sound + " is sound\n", ""},
+		{"check of what is wrong", []string{"config", "check", wrong}, 1, "", ":1: uplink_grup: unknown key"},
+		{"check of nothing", []string{"config", "check", missing}, 2, "", "there is no file " + missing},
+		{"check of the defaults", []string{"config", "check", "--config", missing}, 0, "the defaults are in force", ""},
+		{"status with a wrong configuration", []string{"status", "--config", wrong}, 2, "", "unknown key"},
+		{"status in colours there are not", []string{"status", "--color=green"}, 2, "", `--color is "green"; it may be auto, always or never`},
+		{"flush with a wrong configuration", []string{"flush", "--config", wrong}, 2, "", "unknown key"},
+		{"no such command", []string{"stauts"}, 2, "", `unknown command "stauts"`},
+		{"no such flag", []string{"status", "--jsn"}, 2, "", "unknown flag: --jsn; see multihomectl status --help"},
+		{"too many arguments", []string{"flush", "wan0"}, 2, "", `unknown command "wan0"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out, stderr, status := run(t, c.args...)
+			if status != c.status || !strings.Contains(out, c.out) || !strings.Contains(stderr, c.stderr) {
+				t.Errorf("status %d, printed %q, complained %q", status, out, stderr)
+			}
+			if (stderr != "") != (c.stderr != "") || stderr != "" && (!strings.HasPrefix(stderr, "multihomectl: ") || out != "") {
+				t.Errorf("complained %q, printed %q", stderr, out)
+			}
+		})
+	}
+}
+
+// TestConfigIsAConfiguration: what `config` prints means what it was printed
+// from.
+func TestConfigIsAConfiguration(t *testing.T) {
+	custom := config.Default()
+	custom.Tables.First, custom.Tables.Last = 20100, 20199
+	custom.UplinkGroup, custom.ContainerPrefixLength = 42, 0
+	custom.LogLevel = slog.LevelWarn
+	custom.RepairBurst, custom.RepairsPerSecond = 3, 0.25
+	custom.StateDir = `/srv/"quoted" \ and\ttab`
+	custom.Include = []config.Matcher{{Interface: "tun*"}, {Profile: `Caf\é "Nero"`, Type: "vpn?"}}
+	custom.Exclude = []config.Matcher{{Interface: "lab[0-9]", Profile: "\u0001", Type: "bridge"}}
+	for name, cfg := range map[string]config.Config{"default": config.Default(), "custom": custom} {
+		text := ctl.Effective(cfg, "/etc/multihomed/multihomed.toml", true)
+		got, err := config.Parse(name, []byte(text))
+		if err != nil {
+			t.Errorf("%v in\n%s", err, text)
+		}
+		if !reflect.DeepEqual(got, cfg) {
+			t.Errorf("%s: %+v, want %+v, from\n%s", name, got, cfg, text)
+		}
+	}
+}

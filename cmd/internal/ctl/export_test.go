@@ -1,0 +1,17 @@
+package ctl
+
+import "io"
+
+// Render shows a status as `status` does.
+func Render(w io.Writer, s Status, colour bool, width int, verbose bool) error {
+	return render(w, s, look{paint: painter(colour), width: width, verbose: verbose})
+}
+
+// For tests of the parts that render uses.
+var (
+	Wrap         = wrap
+	Clean        = clean
+	CompareNames = compareNames
+	Effective    = effective
+	StatusOf     = statusOf
+)

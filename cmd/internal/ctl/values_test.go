@@ -1,0 +1,149 @@
+package ctl_test
+
+import (
+	"net/netip"
+	"time"
+
+	"multihomed/cmd/internal/ctl"
+)
+
+func address(text string, flags ...string) ctl.Address {
+	p := netip.MustParsePrefix(text)
+	return ctl.Address{Address: p.Addr(), Length: p.Bits(), Flags: append([]string{}, flags...)}
+}
+
+func network(prefix string, table uint32, via string, addresses ...ctl.Address) ctl.Network {
+	n := ctl.Network{Family: "ipv4", Prefix: netip.MustParsePrefix(prefix), Table: table, Addresses: addresses, Gateways: []ctl.Gateway{}}
+	if n.Prefix.Addr().Is6() {
+		n.Family = "ipv6"
+	}
+	switch via {
+	case "":
+	case "link":
+		n.Gateways = append(n.Gateways, ctl.Gateway{})
+	default:
+		n.Gateways = append(n.Gateways, ctl.Gateway{Via: new(netip.MustParseAddr(via))})
+	}
+	return n
+}
+
+func object(family, state, text, reason string) ctl.Object {
+	return ctl.Object{Kind: "rule", Family: family, State: state, Text: text, Reason: reason}
+}
+
+func all(n int) ctl.Count { return ctl.Count{Planned: n, Present: n} }
+
+func empty() ctl.Status {
+	return ctl.Status{
+		Schema: 1, OK: true, Version: "1.2.3",
+		Tables: ctl.Range{First: 10000, Last: 10999}, UplinkGroup: 28008,
+		Links: []ctl.Link{}, Shared: []ctl.Object{}, Others: []ctl.Other{}, Problems: []ctl.Problem{}, Unread: []string{},
+	}
+}
+
+// sound is a host on which everything is as it should be.
+func sound() ctl.Status {
+	s := empty()
+	s.Daemon = ctl.Daemon{
+		Running: true, PID: 812, Version: "1.2.3", Ready: true,
+		Started: new(time.Date(2026, 11, 20, 8, 30, 0, 0, time.UTC)),
+	}
+	s.NetworkManager = ctl.Manager{Running: true, Version: "1.42.4", Complete: true}
+	s.InForce = all(45)
+	s.Links = []ctl.Link{
+		{
+			Interface: "wan0", Index: 2, Role: "uplink", Why: `connected, profile "Fibre"`, Profile: "Fibre", Type: "ethernet",
+			Up: true, Carrier: true, Group: 28008, InForce: all(16),
+			Networks: []ctl.Network{
+				network("198.51.100.0/24", 10000, "198.51.100.1", address("198.51.100.7/24", "dynamic")),
+				network("2001:db8:0:1::/64", 10001, "fe80::1",
+					address("2001:db8:0:1:a00:27ff:fe4e:66a1/64", "dynamic"),
+					address("2001:db8:0:1:d5f2:9a1c:33b7:8e04/64", "temporary", "dynamic"),
+					address("2001:db8:0:1:1c0e:7d2a:90fb:41c6/64", "deprecated", "temporary", "dynamic")),
+			},
+			LeftAlone: map[string]string{}, Unused: []ctl.Address{},
+			Objects: []ctl.Object{
+				object("ipv4", "in force", "9500: from all oif wan0 lookup 10000", "device"),
+				object("ipv4", "in force", "10000: from 198.51.100.7 lookup 10000", "source"),
+				{Kind: "route", Family: "ipv4", State: "in force", Text: "default via 198.51.100.1 dev wan0 table 10000 src 198.51.100.7", Reason: "copied"},
+				{Kind: "group", State: "in force", Text: "link wan0 group 28008", Reason: "uplink-group"},
+			},
+		},
+		{
+			Interface: "wwan0", Index: 5, Role: "uplink", Why: `connected, profile "LTE"`, Profile: "LTE", Type: "gsm",
+			Up: true, Carrier: true, Group: 28008, InForce: all(8),
+			Networks:  []ctl.Network{network("10.120.4.9/32", 10004, "link", address("10.120.4.9/32"))},
+			LeftAlone: map[string]string{"ipv6": `profile "LTE" sets ipv6.route-table=77`}, Unused: []ctl.Address{}, Objects: []ctl.Object{},
+		},
+		{
+			Interface: "lan0", Index: 3, Role: "local", Why: `connected, profile "Office"`, Profile: "Office", Type: "bridge",
+			Up: true, Carrier: true, InForce: all(4),
+			Networks:  []ctl.Network{network("192.168.10.0/24", 10002, "", address("192.168.10.1/24"))},
+			LeftAlone: map[string]string{}, Unused: []ctl.Address{}, Objects: []ctl.Object{},
+		},
+	}
+	s.Shared = []ctl.Object{
+		object("ipv4", "in force", "9000: from all lookup main suppress_prefixlength 1 suppress_ifgroup 28008", "containers"),
+		object("ipv4", "in force", "19000: from all lookup main suppress_prefixlength 0", "main"),
+	}
+	s.Others = []ctl.Other{
+		{Interface: "docker0", Why: "it is external: somebody else configured it"},
+		{Interface: "eth7", Why: "unavailable"},
+		{Interface: "wg0", Why: "it is a VPN (wireguard)"},
+	}
+	return s
+}
+
+// broken is a host on which much is wrong.
+func broken() ctl.Status {
+	s := sound()
+	s.OK = false
+	s.InForce = ctl.Count{Planned: 45, Present: 33, Unexpected: 1}
+	s.Links[0].InForce = ctl.Count{Planned: 16, Present: 14, Unexpected: 1}
+	s.Links[0].Objects[1].State = "missing"
+	s.Links[0].Objects[2].State = "different"
+	s.Links[0].Objects = append(s.Links[0].Objects, object("ipv4", "unexpected", "10000: from 198.51.100.9 lookup 10000", ""))
+	s.Links[0].Unused = []ctl.Address{address("198.51.100.8/24", "duplicate")}
+	s.Links[0].Networks[1].Gateways = []ctl.Gateway{}
+	s.Links[1].InForce = ctl.Count{Planned: 8}
+	s.Links[1].Up, s.Links[1].Networks[0].Table, s.Links[1].Networks[0].Gateways = false, 0, nil
+	s.Links[2].Draining, s.Links[2].Why = true, "deactivating"
+	s.Links[2].InForce.Present = 2
+	s.Shared[1].State = "misplaced"
+	s.Problems = []ctl.Problem{
+		{Check: "not-in-force", Severity: "error", Text: "12 of 45 rules and routes are not in force, and 1 of multihomed's rules and routes belong to no link although multihomed is running: the kernel refuses it, or somebody else keeps changing it", Fix: "look for the reason in journalctl -u multihomed"},
+		{Check: "duplicate-address", Severity: "error", Link: "wan0", Text: "address 198.51.100.8 is used by another host (duplicate address detection failed)", Fix: "give one of the two another address, then: nmcli device reapply wan0"},
+		{Check: "arp", Severity: "warning", Link: "lan0", Text: "lan0 and lan1 are in one network (192.168.10.0/24) and each answers ARP for the addresses of the others: what is sent to one link arrives on another", Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"},
+		{Check: "no-default", Severity: "notice", Link: "wan0", Text: `no default route is known for 2001:db8:0:1::/64: traffic from there to anywhere but the routes in table 10001 is answered with "unreachable"`},
+	}
+	return s
+}
+
+// alone is a host without the daemon, seen by a user without rights; somebody
+// chose names that want to play tricks on the terminal.
+func alone() ctl.Status {
+	s := sound()
+	s.Daemon = ctl.Daemon{}
+	s.Links = s.Links[:1]
+	s.Links[0].Profile = "Fibre\x1b]0;owned\a\u202e"
+	s.Links[0].Carrier = false
+	s.InForce = all(20)
+	s.Others = s.Others[:1]
+	s.Problems = []ctl.Problem{{Check: "daemon", Severity: "warning", Text: "multihomed is not running: nothing follows changes of links, addresses and routes", Fix: "systemctl enable --now multihomed"}}
+	s.Unread = []string{"the leases in /var/lib/multihomed/leases.db are not for this user: tables are told from the rules and routes that stand"}
+	return s
+}
+
+// waiting is a host on which neither service is ready.
+func waiting() ctl.Status {
+	s := empty()
+	s.Daemon = ctl.Daemon{Running: true, PID: 812, Version: "1.2.3", Waiting: "NetworkManager is not running"}
+	s.NetworkManager = ctl.Manager{Error: "system bus: connecting: system bus not found"}
+	s.Links = []ctl.Link{{
+		Interface: "wan0", Index: 2, Role: "uplink", Up: true, Carrier: true, Group: 28008, InForce: all(1),
+		Networks: []ctl.Network{}, LeftAlone: map[string]string{}, Unused: []ctl.Address{}, Objects: []ctl.Object{},
+	}}
+	s.InForce = all(1)
+	s.Unread = []string{"NetworkManager: system bus: connecting: system bus not found"}
+	return s
+}

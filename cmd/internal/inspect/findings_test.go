@@ -1,0 +1,318 @@
+package inspect_test
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"multihomed/cmd/internal/inspect"
+	"multihomed/cmd/internal/runstate"
+	"multihomed/nm"
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/reconcile"
+)
+
+// A view is made of links; on it everything is in force.
+func view(links ...routing.Link) *inspect.View {
+	policy := routing.DefaultPolicy()
+	table := policy.Tables.First
+	v := &inspect.View{
+		Policy: policy, Links: map[string]kernel.Link{}, Claims: map[string]reconcile.Claim{},
+		ForeignIn: map[routing.TableID]string{},
+		Running:   true, Daemon: runstate.State{Ready: true},
+		NM: nm.Snapshot{Status: nm.Status{Running: true, Complete: true}},
+	}
+	for i := range links {
+		if links[i].Tables == nil {
+			links[i].Tables = map[routing.Key]routing.TableID{}
+			for _, k := range routing.Keys(links[i]) {
+				links[i].Tables[k] = table
+				table++
+			}
+		}
+		v.Links[links[i].Name] = kernel.Link{Index: links[i].Index, Name: links[i].Name, Up: links[i].Up, Carrier: true}
+		v.Claims[links[i].Name] = reconcile.Claim{Standing: reconcile.Link}
+	}
+	v.Planner = routing.Plan(policy, links)
+	for _, f := range routing.Families() {
+		v.Foreign = append(v.Foreign,
+			routing.Rule{Family: f, Priority: 0, Action: routing.ActionLookup, Table: routing.TableLocal},
+			routing.Rule{Family: f, Priority: 32766, Action: routing.ActionLookup, Table: routing.TableMain})
+	}
+	return v
+}
+
+// uplink is an interface with an address and a default route.
+func uplink(name string, index int, prefix, gateway string) routing.Link {
+	p := netip.MustParsePrefix(prefix)
+	f := routing.FamilyOf(p.Addr())
+	l := routing.Link{
+		Name: name, Index: index, Up: true, Group: 28008,
+		Addresses: []routing.Address{{Prefix: p, Dynamic: true}},
+		Routes: []routing.Route{
+			{Family: f, Table: routing.TableMain, Destination: p.Masked(), Type: routing.RouteUnicast, Device: index, Scope: routing.ScopeLink},
+		},
+	}
+	if gateway != "" {
+		l.Routes = append(l.Routes, routing.Route{
+			Family: f, Table: routing.TableMain, Destination: f.Any(), Type: routing.RouteUnicast, Device: index,
+			Gateway: netip.MustParseAddr(gateway),
+		})
+	}
+	return l
+}
+
+func wan(n int) routing.Link {
+	return [...]routing.Link{
+		uplink("wan0", 2, "198.51.100.7/24", "198.51.100.1"),
+		uplink("wan1", 3, "203.0.113.7/24", "203.0.113.1"),
+	}[n]
+}
+
+// files are given as path and content in turn.
+func files(pairs ...string) fstest.MapFS {
+	root := fstest.MapFS{}
+	for i := 0; i < len(pairs); i += 2 {
+		root[pairs[i]] = &fstest.MapFile{Data: []byte(pairs[i+1])}
+	}
+	return root
+}
+
+func conf(name, key, value string) []string {
+	return []string{"proc/sys/net/ipv4/conf/" + name + "/" + key, value + "\n"}
+}
+
+// A want is one finding: words that its text and its fix must have.
+type want struct {
+	check    string
+	severity routing.Severity
+	link     string
+	text     []string
+	fix      string
+}
+
+func check(t *testing.T, v *inspect.View, root fstest.MapFS, wants ...want) {
+	t.Helper()
+	found := v.Findings(root)
+	for _, w := range wants {
+		i := slices.IndexFunc(found, func(f inspect.Finding) bool { return f.Check == w.check && f.Link == w.link })
+		if i < 0 {
+			t.Errorf("no %s of %q in %+v", w.check, w.link, found)
+			continue
+		}
+		f := found[i]
+		found = slices.Delete(found, i, i+1)
+		if f.Severity != w.severity || !strings.Contains(f.Fix, w.fix) || (w.fix == "") != (f.Fix == "") {
+			t.Errorf("%s is %v, fix %q, want %v, %q", w.check, f.Severity, f.Fix, w.severity, w.fix)
+		}
+		for _, text := range w.text {
+			if !strings.Contains(f.Text, text) {
+				t.Errorf("%s says %q, want %q in it", w.check, f.Text, text)
+			}
+		}
+	}
+	for _, f := range found {
+		t.Errorf("not expected: %+v", f)
+	}
+}
+
+func TestSoundHostHasNoFindings(t *testing.T) { check(t, view(wan(0), wan(1)), files()) }
+
+func TestDaemon(t *testing.T) {
+	v := view(wan(0))
+	v.Running = false
+	check(t, v, files(), want{check: "daemon", severity: routing.Warning, text: []string{"not running"}, fix: "systemctl enable --now multihomed"})
+
+	v = view(wan(0))
+	v.Daemon.Waiting = "the bus is away"
+	check(t, v, files(), want{check: "daemon", severity: routing.Warning, text: []string{"waits: the bus is away"}})
+
+	v = view(wan(0))
+	v.Daemon.Problems = []runstate.Problem{
+		{Severity: "error", Link: "wan9", Text: "no routing table is left; to fix: widen [tables]"},
+		{Severity: "warning", Text: "somebody takes our rules away"},
+	}
+	check(t, v, files(),
+		want{check: "daemon-problem", severity: routing.Error, link: "wan9", text: []string{"no routing table is left"}, fix: "widen [tables]"},
+		want{check: "daemon-problem", severity: routing.Warning, text: []string{"takes our rules"}})
+}
+
+func TestNetworkManager(t *testing.T) {
+	v := view(wan(0))
+	v.NM.Status = nm.Status{Running: true, Reason: "it is starting"}
+	check(t, v, files(), want{check: "network-manager", severity: routing.Notice, text: []string{"not ready (it is starting)"}})
+	v.NM.Status = nm.Status{}
+	check(t, v, files(), want{check: "network-manager", severity: routing.Warning, text: []string{"is not running"}, fix: "systemctl start NetworkManager"})
+	v.ManagerUnread = "no bus"
+	check(t, v, files(), want{check: "network-manager", severity: routing.Warning, text: []string{"cannot be asked", "no bus"}})
+}
+
+func TestNotInForce(t *testing.T) {
+	v := view(wan(0))
+	rules := slices.Collect(v.Planner.Rules())
+	v.Missing = []routing.Op{
+		{Verb: routing.AddRule, Rule: rules[0].Rule, Reason: rules[0].Reason},
+		{Verb: routing.DeleteRule, Rule: routing.Rule{Family: routing.IPv4, Priority: 10000, Action: routing.ActionLookup, Table: 10900, Protocol: routing.Multihomed}},
+	}
+	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"1 of 10", "although multihomed is running", "1 of multihomed's rules and routes belong to no link"}, fix: "journalctl"})
+	v.Daemon.Ready = false
+	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"not finished its first pass"}})
+	v.Running = false
+	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"multihomed is not running, and 1 of 10"}, fix: "systemctl enable"})
+
+	// A host on which it never ran: no table, so nothing can be planned.
+	l := wan(0)
+	l.Tables = map[routing.Key]routing.TableID{}
+	l.Group = 0
+	v = view(l)
+	v.Running = false
+	v.Missing = []routing.Op{{Verb: routing.SetGroup, Index: l.Index, Group: 28008}}
+	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"nothing is in force"}, fix: "systemctl enable"})
+}
+
+func TestNoTable(t *testing.T) {
+	l := wan(0)
+	l.Tables = map[routing.Key]routing.TableID{}
+	v := view(l)
+	check(t, v, files(), want{check: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "journalctl"})
+	v.LeasesUnread = "not for this user"
+	check(t, v, files(), want{check: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "as root"})
+}
+
+func TestDuplicateAddress(t *testing.T) {
+	l := wan(0)
+	l.Addresses = append(l.Addresses, routing.Address{Prefix: netip.MustParsePrefix("198.51.100.8/24"), Failed: true})
+	check(t, view(l), files(), want{check: "duplicate-address", severity: routing.Error, link: "wan0", text: []string{"198.51.100.8 is used by another host"}, fix: "nmcli device reapply wan0"})
+}
+
+func TestForeignGroup(t *testing.T) {
+	l := wan(0)
+	l.Group = 7
+	check(t, view(l), files(), want{check: "plan", severity: routing.Warning, link: "wan0", text: []string{"interface group 7", "ip link set wan0 group default"}})
+}
+
+func TestDevices(t *testing.T) {
+	v := view(wan(0))
+	v.Claims["eth9"] = reconcile.Claim{Problems: []string{"State has the type s"}}
+	check(t, v, files(), want{check: "device", severity: routing.Warning, link: "eth9", text: []string{"State has the type s"}})
+}
+
+func TestReversePath(t *testing.T) {
+	modem0 := uplink("usb0", 4, "192.168.8.100/24", "192.168.8.1")
+	modem1 := uplink("usb1", 5, "192.168.8.100/24", "192.168.8.1")
+	for _, c := range []struct {
+		name  string
+		files []string
+		fix   string
+	}{
+		{"off", nil, ""},
+		{"loose", conf("all", "rp_filter", "2"), ""},
+		{"strict by all", conf("all", "rp_filter", "1"), "sysctl -w net.ipv4.conf.usb0.rp_filter=2 net.ipv4.conf.usb1.rp_filter=2"},
+		{"strict on one", conf("usb1", "rp_filter", "1"), "sysctl -w net.ipv4.conf.usb1.rp_filter=2"},
+		{"the larger counts", slices.Concat(conf("all", "rp_filter", "1"), conf("usb0", "rp_filter", "2"), conf("usb1", "rp_filter", "2")), ""},
+		{"not a number", conf("usb1", "rp_filter", "yes"), ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var wants []want
+			if c.fix != "" {
+				wants = append(wants, want{check: "rp-filter", severity: routing.Warning, link: "usb1", text: []string{"usb0 has the address 192.168.8.100 too", "is dropped"}, fix: c.fix})
+			}
+			check(t, view(modem0, modem1), files(c.files...), wants...)
+		})
+	}
+	// Strictness alone does no harm: the rules by source make it pass.
+	check(t, view(wan(0), wan(1)), files(conf("all", "rp_filter", "1")...))
+}
+
+func TestARP(t *testing.T) {
+	lan0, lan1 := uplink("lan0", 4, "192.168.1.10/24", ""), uplink("lan1", 5, "192.168.1.11/24", "")
+	lan0.Group, lan1.Group = 0, 0
+	right := slices.Concat(conf("all", "arp_ignore", "1"), conf("all", "arp_announce", "2"))
+	finding := want{check: "arp", severity: routing.Warning, link: "lan0", text: []string{"lan0 and lan1 are in one network (192.168.1.0/24)"}, fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}
+	check(t, view(lan0, lan1), files(), finding)
+	check(t, view(lan0, lan1), files(right[:2]...), finding)
+	check(t, view(lan0, lan1), files(right...))
+	check(t, view(lan0), files())
+	// The same address twice: not one network, but two that look the same.
+	check(t, view(uplink("usb0", 4, "192.168.8.100/24", "192.168.8.1"), uplink("usb1", 5, "192.168.8.100/24", "192.168.8.1")), files())
+	// Point to point there is no ARP.
+	check(t, view(uplink("ppp0", 4, "10.64.64.64/32", "10.64.64.65"), uplink("ppp1", 5, "10.64.64.66/32", "10.64.64.65")), files())
+}
+
+func TestNoDefault(t *testing.T) {
+	l := wan(0)
+	l.Routes[1].Destination = netip.MustParsePrefix("10.0.0.0/8")
+	check(t, view(l), files(), want{check: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}})
+	l.Up = false
+	check(t, view(l), files())
+}
+
+func TestMainRule(t *testing.T) {
+	v := view(wan(0))
+	v.Foreign = slices.DeleteFunc(v.Foreign, func(r routing.Rule) bool { return r.Family == routing.IPv6 && r.Table == routing.TableMain })
+	check(t, v, files(), want{check: "main-rule", severity: routing.Warning, text: []string{"32766", "ipv6"}, fix: "ip -6 rule add from all lookup main priority 32766"})
+	// A kernel without IPv6 has no rules of it.
+	v.Foreign = slices.DeleteFunc(v.Foreign, func(r routing.Rule) bool { return r.Family == routing.IPv6 })
+	check(t, v, files())
+	// One that only some packets see, or that takes no default, is none.
+	i := slices.IndexFunc(v.Foreign, func(r routing.Rule) bool { return r.Table == routing.TableMain })
+	v.Foreign[i].SuppressPrefixLength = routing.Some(0)
+	check(t, v, files(), want{check: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
+}
+
+func TestTableInUse(t *testing.T) {
+	v := view(wan(0))
+	v.ForeignIn[10000] = "the route 10.9.0.0/16 dev if7 table 10000"
+	check(t, v, files(), want{check: "table-in-use", severity: routing.Warning, link: "wan0", text: []string{"table 10000", "10.9.0.0/16"}, fix: "[tables]"})
+}
+
+func TestRulesAhead(t *testing.T) {
+	v := view(wan(0))
+	rule := func(p routing.Priority, table routing.TableID) routing.Rule {
+		return routing.Rule{Family: routing.IPv4, Priority: p, Action: routing.ActionLookup, Table: table}
+	}
+	// VRFs, and what is read after ours, are no news.
+	v.Foreign = append(v.Foreign, rule(1000, 0), rule(32764, 51820), rule(10001, 77))
+	check(t, v, files())
+	v.Foreign = append(v.Foreign, rule(5270, 52))
+	check(t, v, files(), want{check: "rule-ahead", severity: routing.Notice, text: []string{"ipv4", "5270: from all lookup 52"}})
+	for p := routing.Priority(1001); p < 1010; p++ {
+		v.Foreign = append(v.Foreign, rule(p, 1))
+	}
+	check(t, v, files(), want{check: "rule-ahead", severity: routing.Notice, text: []string{"and 6 more"}})
+}
+
+func TestRoutedDNS(t *testing.T) {
+	v := view(wan(0))
+	v.Foreign = append(v.Foreign, routing.Rule{Family: routing.IPv4, Priority: 20053, Action: routing.ActionLookup, Table: 20053})
+	check(t, v, files(), want{check: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}})
+}
+
+func TestNetworkd(t *testing.T) {
+	const runs = "sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs"
+	const no = "[Network]\nManageForeignRoutingPolicyRules=no\nManageForeignRoutes = false\n"
+	finding := func(fix string) []want {
+		return []want{{check: "networkd", severity: routing.Warning, text: []string{"systemd-networkd is running"}, fix: fix}}
+	}
+	both := finding("ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no into /etc/systemd/networkd.conf.d/multihomed.conf")
+	for _, c := range []struct {
+		name  string
+		files []string
+		want  []want
+	}{
+		{"not there", []string{"sys/fs/cgroup/system.slice/cron.service/cgroup.procs", "", "run/systemd/netif/state", ""}, nil},
+		{"running", []string{runs, ""}, both},
+		{"without control groups", []string{"run/systemd/netif/state", ""}, both},
+		{"allowed in the main file", []string{runs, "", "etc/systemd/networkd.conf", no}, nil},
+		{"in a drop-in", []string{runs, "", "usr/lib/systemd/networkd.conf.d/50-us.conf", no}, nil},
+		{"one of two", []string{runs, "", "etc/systemd/networkd.conf", "[Network]\nManageForeignRoutes=no\n"}, finding("with ManageForeignRoutingPolicyRules=no into")},
+		{"a later drop-in wins", []string{runs, "", "run/systemd/networkd.conf.d/50-us.conf", no, "etc/systemd/networkd.conf.d/60-them.conf", "[Network]\nManageForeignRoutes=yes\nManageForeignRoutingPolicyRules=1\n"}, both},
+		{"hidden by an empty one", []string{runs, "", "usr/lib/systemd/networkd.conf.d/50-us.conf", no, "etc/systemd/networkd.conf.d/50-us.conf", ""}, both},
+		{"another section, a comment, another name", []string{runs, "", "etc/systemd/networkd.conf", "[DHCPv4]\nManageForeignRoutes=no\n[Network]\n#ManageForeignRoutes=no\n", "etc/systemd/networkd.conf.d/x.conf.off", no}, both},
+	} {
+		t.Run(c.name, func(t *testing.T) { check(t, view(wan(0)), files(c.files...), c.want...) })
+	}
+}
