@@ -12,7 +12,7 @@ import (
 )
 
 // version is set by the linker.
-var version = "development" //nolint:gochecknoglobals // -ldflags -X needs a variable
+var version = "development"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

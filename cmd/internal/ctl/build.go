@@ -204,8 +204,11 @@ func addressOf(a routing.Address) Address {
 		set  bool
 		name string
 	}{
-		{a.Failed, "duplicate"}, {a.Tentative, "tentative"}, {a.Deprecated, "deprecated"},
-		{a.Temporary, "temporary"}, {a.Dynamic, "dynamic"},
+		{a.Failed, "duplicate"},
+		{a.Tentative, "tentative"},
+		{a.Deprecated, "deprecated"},
+		{a.Temporary, "temporary"},
+		{a.Dynamic, "dynamic"},
 	} {
 		if f.set {
 			out.Flags = append(out.Flags, f.name)

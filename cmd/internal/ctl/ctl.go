@@ -160,6 +160,6 @@ func descriptor(stream any) (fd int, terminal bool) {
 	if !ok {
 		return -1, false
 	}
-	fd = int(f.Fd()) //nolint:gosec // a descriptor fits
+	fd = int(f.Fd())
 	return fd, term.IsTerminal(fd)
 }

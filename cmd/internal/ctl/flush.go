@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -60,7 +59,7 @@ func (a *app) remove(ctx context.Context, cfg config.Config, yes, verbose bool) 
 	if err != nil {
 		return &exitError{exitProblem, err}
 	}
-	defer lock.Close() //nolint:errcheck // the process ends, and the lock with it
+	defer lock.Close()
 
 	f, err := openFlusher(ctx, cfg)
 	if err != nil {
@@ -91,7 +90,7 @@ func netAdmin() (bool, error) {
 // takeLock takes the place of the daemon.
 func takeLock(cfg config.Config) (*lockfile.Lock, error) {
 	// After a boot without the daemon there is no directory yet.
-	if err := os.MkdirAll(cfg.RuntimeDir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.MkdirAll(cfg.RuntimeDir, 0o755); err != nil { //nolint:gosec // status.json is for everybody
 		return nil, fmt.Errorf("creating the runtime directory: %w", err)
 	}
 	lock, err := lockfile.TryLock(filepath.Join(cfg.RuntimeDir, lockfile.Name))
@@ -190,7 +189,7 @@ func (f *flusher) run(ctx context.Context) outcome {
 
 func (o *outcome) add(op routing.Op, text string) {
 	o.removed = append(o.removed, text)
-	switch op.Verb { //nolint:exhaustive // a plan without links only takes away
+	switch op.Verb {
 	case routing.DeleteRule:
 		o.rules++
 	case routing.DeleteRoute:
@@ -217,7 +216,7 @@ func (f *flusher) text(op routing.Op) string {
 		}
 		return "-4"
 	}
-	switch op.Verb { //nolint:exhaustive // a plan without links only takes away
+	switch op.Verb {
 	case routing.DeleteRule:
 		return flag(op.Rule.Family) + " rule " + op.Rule.String()
 	case routing.DeleteRoute:

@@ -350,10 +350,6 @@ func (r *renderer) others() {
 	}
 }
 
-func (r *renderer) paintless(text string, width int) string {
-	return painter(false).pad(plain, text, width)
-}
-
 func (r *renderer) problems() {
 	first := true
 	for _, p := range r.s.Problems {

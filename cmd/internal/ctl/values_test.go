@@ -27,8 +27,8 @@ func network(prefix string, table uint32, via string, addresses ...ctl.Address) 
 	return n
 }
 
-func object(family, state, text, reason string) ctl.Object {
-	return ctl.Object{Kind: "rule", Family: family, State: state, Text: text, Reason: reason}
+func rule4(state, text, reason string) ctl.Object {
+	return ctl.Object{Kind: "rule", Family: "ipv4", State: state, Text: text, Reason: reason}
 }
 
 func all(n int) ctl.Count { return ctl.Count{Planned: n, Present: n} }
@@ -63,8 +63,8 @@ func sound() ctl.Status {
 			},
 			LeftAlone: map[string]string{}, Unused: []ctl.Address{},
 			Objects: []ctl.Object{
-				object("ipv4", "in force", "9500: from all oif wan0 lookup 10000", "device"),
-				object("ipv4", "in force", "10000: from 198.51.100.7 lookup 10000", "source"),
+				rule4("in force", "9500: from all oif wan0 lookup 10000", "device"),
+				rule4("in force", "10000: from 198.51.100.7 lookup 10000", "source"),
 				{Kind: "route", Family: "ipv4", State: "in force", Text: "default via 198.51.100.1 dev wan0 table 10000 src 198.51.100.7", Reason: "copied"},
 				{Kind: "group", State: "in force", Text: "link wan0 group 28008", Reason: "uplink-group"},
 			},
@@ -83,8 +83,8 @@ func sound() ctl.Status {
 		},
 	}
 	s.Shared = []ctl.Object{
-		object("ipv4", "in force", "9000: from all lookup main suppress_prefixlength 1 suppress_ifgroup 28008", "containers"),
-		object("ipv4", "in force", "19000: from all lookup main suppress_prefixlength 0", "main"),
+		rule4("in force", "9000: from all lookup main suppress_prefixlength 1 suppress_ifgroup 28008", "containers"),
+		rule4("in force", "19000: from all lookup main suppress_prefixlength 0", "main"),
 	}
 	s.Others = []ctl.Other{
 		{Interface: "docker0", Why: "it is external: somebody else configured it"},
@@ -102,7 +102,7 @@ func broken() ctl.Status {
 	s.Links[0].InForce = ctl.Count{Planned: 16, Present: 14, Unexpected: 1}
 	s.Links[0].Objects[1].State = "missing"
 	s.Links[0].Objects[2].State = "different"
-	s.Links[0].Objects = append(s.Links[0].Objects, object("ipv4", "unexpected", "10000: from 198.51.100.9 lookup 10000", ""))
+	s.Links[0].Objects = append(s.Links[0].Objects, rule4("unexpected", "10000: from 198.51.100.9 lookup 10000", ""))
 	s.Links[0].Unused = []ctl.Address{address("198.51.100.8/24", "duplicate")}
 	s.Links[0].Networks[1].Gateways = []ctl.Gateway{}
 	s.Links[1].InForce = ctl.Count{Planned: 8}

@@ -175,7 +175,7 @@ func checkPlan(v *View, _ files) []Finding {
 // checkDaemonProblems passes on what only the daemon can know: what the kernel
 // refused, which lease could not be had.
 func checkDaemonProblems(v *View, _ files) []Finding {
-	var out []Finding
+	out := make([]Finding, 0, len(v.Daemon.Problems))
 	for _, p := range v.Daemon.Problems {
 		text, fix, _ := strings.Cut(p.Text, "; to fix: ")
 		f := Finding{Severity: routing.Notice, Link: p.Link, Text: text, Fix: fix}

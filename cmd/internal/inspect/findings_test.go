@@ -25,18 +25,19 @@ func view(links ...routing.Link) *inspect.View {
 		Running:   true, Daemon: runstate.State{Ready: true},
 		NM: nm.Snapshot{Status: nm.Status{Running: true, Complete: true}},
 	}
-	for i := range links {
-		if links[i].Tables == nil {
-			links[i].Tables = map[routing.Key]routing.TableID{}
-			for _, k := range routing.Keys(links[i]) {
-				links[i].Tables[k] = table
+	v.Planner = routing.NewPlanner(policy)
+	for _, l := range links {
+		if l.Tables == nil {
+			l.Tables = map[routing.Key]routing.TableID{}
+			for _, k := range routing.Keys(l) {
+				l.Tables[k] = table
 				table++
 			}
 		}
-		v.Links[links[i].Name] = kernel.Link{Index: links[i].Index, Name: links[i].Name, Up: links[i].Up, Carrier: true}
-		v.Claims[links[i].Name] = reconcile.Claim{Standing: reconcile.Link}
+		v.Links[l.Name] = kernel.Link{Index: l.Index, Name: l.Name, Up: l.Up, Carrier: true}
+		v.Claims[l.Name] = reconcile.Claim{Standing: reconcile.Link}
+		v.Planner.Set(l)
 	}
-	v.Planner = routing.Plan(policy, links)
 	for _, f := range routing.Families() {
 		v.Foreign = append(v.Foreign,
 			routing.Rule{Family: f, Priority: 0, Action: routing.ActionLookup, Table: routing.TableLocal},

@@ -79,7 +79,7 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer mirror.Close() //nolint:errcheck // nothing was written
+	defer mirror.Close()
 	if err := mirror.Sync(ctx); err != nil {
 		return nil, err
 	}

@@ -68,14 +68,14 @@ func Write(directory string, s State) error {
 // Read returns the state in directory, false if there is none.
 func Read(directory string) (State, bool, error) {
 	path := filepath.Join(directory, Name)
-	f, err := os.Open(path) //nolint:gosec // the directory is the administrator's choice
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return State{}, false, nil
 	}
 	if err != nil {
 		return State{}, false, fmt.Errorf("reading the daemon's state: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxSize))
 	if err != nil {
 		return State{}, false, fmt.Errorf("reading %s: %w", path, err)

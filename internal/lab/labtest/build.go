@@ -1,6 +1,7 @@
 package labtest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -34,7 +35,7 @@ func Build(program string) (string, error) {
 	if err, done := built.programs[program]; done {
 		return path, err
 	}
-	cmd := exec.Command("go", "build", "-race", "-buildvcs=false", "-o", path, "multihomed/cmd/"+program)
+	cmd := exec.CommandContext(context.Background(), "go", "build", "-race", "-buildvcs=false", "-o", path, "multihomed/cmd/"+program)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("building %s: %w\n%s", program, err, out)

@@ -128,9 +128,9 @@ func (h *host) as(uid uint32, args ...string) result {
 }
 
 // status runs `multihomectl status --json`.
-func (h *host) status(args ...string) ctl.Status {
+func (h *host) status() ctl.Status {
 	h.t.Helper()
-	return h.parse(h.ctl(append([]string{"status", "--json"}, args...)...))
+	return h.parse(h.ctl("status", "--json"))
 }
 
 func (h *host) parse(r result) ctl.Status {
