@@ -92,7 +92,6 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 	if a.key.family == routing.IPv6 && a.protocol() == protocolRA && why.port == 0 {
 		// The kernel sets the hop limit of the default route after it has
 		// announced it (ndisc_router_discovery in net/ipv6/ndisc.c).
-		a.advertised = true
 		s.doubt(a)
 	}
 	s.routeAdded(a, h.flags, why)

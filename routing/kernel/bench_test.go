@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,7 @@ func BenchmarkAnnouncement(b *testing.B) {
 	source := rule(routing.PrioritySource, "192.0.2.10/32", 10001)
 	pair := func(add, del uint16, payload []byte) func(*testing.B) {
 		return func(b *testing.B) {
+			b.Helper()
 			b.ReportAllocs()
 			for b.Loop() {
 				_ = s.Apply(add, unix.NLM_F_EXCL, payload)
@@ -61,9 +63,8 @@ func ladder(dev int) []routing.Op {
 }
 
 func undo(ops []routing.Op) []routing.Op {
-	var out []routing.Op
-	for i := len(ops) - 1; i >= 0; i-- {
-		op := ops[i]
+	out := make([]routing.Op, 0, len(ops))
+	for _, op := range slices.Backward(ops) {
 		if op.Verb == routing.AddRoute {
 			op.Verb = routing.DeleteRoute
 		} else {
@@ -80,6 +81,7 @@ func undo(ops []routing.Op) []routing.Op {
 func BenchmarkLadder(b *testing.B) {
 	for _, standing := range []int{0, 1000} {
 		prepare := func(b *testing.B) (*host, int) {
+			b.Helper()
 			h := newHost(b)
 			dev := h.veth("wan0")
 			h.address("wan0", "192.0.2.10/24")

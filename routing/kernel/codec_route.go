@@ -90,9 +90,6 @@ type alias struct {
 	kind    routing.RouteType
 	nexthop uint32
 	legs    []leg
-	// advertised says that the kernel itself may have made the route from a
-	// router advertisement, which it goes on changing in silence.
-	advertised bool
 }
 
 // A leg is one way of a route. The kernel keeps a leg whose link is down, dead,
@@ -168,7 +165,7 @@ func decodeWay(r *routing.Route, a *attributes) (err error) {
 		if len(a.value) < viaHeaderSize {
 			return errTruncated
 		}
-		r.Gateway, err = decodeAddr(routing.Family(a.uint16()&0xff), a.value[viaHeaderSize:]) //nolint:gosec // masked
+		r.Gateway, err = decodeAddr(routing.Family(a.uint16()&0xff), a.value[viaHeaderSize:])
 	case unix.RTA_ENCAP_TYPE:
 		r.EncapsulationType = a.uint16()
 	case unix.RTA_ENCAP:
@@ -201,7 +198,7 @@ func encodeRoute(m *builder, r routing.Route) {
 		at := m.open(unix.RTA_METRICS)
 		for i, v := range r.Metrics {
 			if v != 0 && i != unix.RTAX_CC_ALGO {
-				m.attribute32(uint16(i), v) //nolint:gosec // below 18
+				m.attribute32(uint16(i), v)
 			}
 		}
 		if r.Congestion != "" {

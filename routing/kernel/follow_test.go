@@ -42,16 +42,15 @@ func TestMirrorFollowsTheKernel(t *testing.T) {
 // A world is a host to which random things happen.
 type world struct {
 	*host
-	rt      *rapid.T
-	mirror  *kernel.Mirror
-	log     []string
-	routes  []routeStep
-	rules   []routing.Rule
-	deleted int
-	ends    []func()
+	rt     *rapid.T
+	mirror *kernel.Mirror
+	log    []string
+	routes []routeStep
+	rules  []routing.Rule
 }
 
 func newWorld(t *testing.T, rt *rapid.T) *world {
+	t.Helper()
 	must(t, unix.Unshare(unix.CLONE_NEWNET))
 	w := &world{host: &host{TB: t}, rt: rt}
 	var err error

@@ -46,7 +46,7 @@ func reexec() int {
 		return 1
 	}
 	runtime.LockOSThread() // Pdeathsig follows the thread
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd := exec.CommandContext(context.Background(), "/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -86,26 +86,26 @@ func (h *host) enter() {
 
 // newHost moves the calling goroutine's thread into a namespace of its own. The
 // thread ends with the test.
-func newHost(t testing.TB) *host {
-	t.Helper()
+func newHost(tb testing.TB) *host {
+	tb.Helper()
 	runtime.LockOSThread()
-	must(t, unix.Unshare(unix.CLONE_NEWNET))
-	h := &host{TB: t}
+	must(tb, unix.Unshare(unix.CLONE_NEWNET))
+	h := &host{TB: tb}
 	var err error
 	h.self, err = os.Open("/proc/thread-self/ns/net")
-	must(t, err)
-	t.Cleanup(func() { must(t, h.self.Close()) })
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, h.self.Close()) })
 	h.link, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-	must(t, err)
-	t.Cleanup(h.link.Close)
+	must(tb, err)
+	tb.Cleanup(h.link.Close)
 	h.raw, err = kernel.NewRequester()
-	must(t, err)
-	t.Cleanup(func() { must(t, h.raw.Close()) })
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, h.raw.Close()) })
 	h.sysctl("ipv6/conf/default/accept_dad", "0")
 	h.sysctl("ipv6/conf/default/router_solicitations", "0")
 	lo, err := h.link.LinkByName("lo")
-	must(t, err)
-	must(t, h.link.LinkSetUp(lo))
+	must(tb, err)
+	must(tb, h.link.LinkSetUp(lo))
 	return h
 }
 
@@ -150,15 +150,6 @@ func (h *host) address(name, address string) {
 	must(h, h.link.AddrAdd(l, a))
 }
 
-func (h *host) deleteAddress(name, address string) {
-	h.Helper()
-	l, err := h.link.LinkByName(name)
-	must(h, err)
-	a, err := netlink.ParseAddr(address)
-	must(h, err)
-	must(h, h.link.AddrDel(l, a))
-}
-
 // ip runs ip(8) here.
 func (h *host) ip(args string) {
 	h.Helper()
@@ -196,37 +187,37 @@ func (h *host) apply(w *kernel.Writer, ops ...routing.Op) {
 }
 
 // audit fails the test unless the mirror holds what the kernel holds.
-func audit(t testing.TB, m *kernel.Mirror) {
-	t.Helper()
-	if diff := auditDiff(t, m); len(diff) > 0 {
-		t.Fatalf("the mirror differs from the kernel (- mirror, + kernel):\n%s", strings.Join(diff, "\n"))
+func audit(tb testing.TB, m *kernel.Mirror) {
+	tb.Helper()
+	if diff := auditDiff(tb, m); len(diff) > 0 {
+		tb.Fatalf("the mirror differs from the kernel (- mirror, + kernel):\n%s", strings.Join(diff, "\n"))
 	}
 }
 
 // auditDiff asks again while there is a difference: the kernel does some things
 // on its own time and says so afterwards, an IPv6 address within milliseconds
 // (addrconf_dad_work), a carrier within a second (linkwatch).
-func auditDiff(t testing.TB, m *kernel.Mirror) []string {
-	t.Helper()
+func auditDiff(tb testing.TB, m *kernel.Mirror) []string {
+	tb.Helper()
 	var diff []string
 	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); {
 		var err error
 		diff, err = m.Audit(context.Background())
-		must(t, err)
+		must(tb, err)
 		if len(diff) == 0 {
 			break
 		}
 	}
 	var inconsistent error
 	m.View(func(s *kernel.State) { inconsistent = s.Consistent() })
-	must(t, inconsistent)
+	must(tb, inconsistent)
 	return diff
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
+func must(tb testing.TB, err error) {
+	tb.Helper()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 

@@ -180,7 +180,7 @@ func errorOf(h header, payload []byte) error {
 	if code == 0 {
 		return nil
 	}
-	errno := unix.Errno(-code)
+	errno := unix.Errno(-code) //nolint:gosec // positive
 	if text := extendedText(h, payload); text != "" {
 		return fmt.Errorf("%s: %w", text, errno)
 	}

@@ -213,7 +213,7 @@ func (m *Mirror) SetInterest(ctx context.Context, interests map[int]bool) error 
 // dropUnwanted forgets the routes through an interface that is no longer of
 // interest.
 func (s *State) dropUnwanted(device int) {
-	var keys []fibKey
+	keys := make([]fibKey, 0, len(s.fib.byDevice[device]))
 	for a := range s.fib.byDevice[device] {
 		keys = append(keys, a.key)
 	}

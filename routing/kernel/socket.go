@@ -124,7 +124,7 @@ func (s *socket) interruptible(ctx context.Context) (release func()) {
 func (s *socket) wait() error {
 	var fault error
 	err := s.raw.Read(func(fd uintptr) bool {
-		ready, err := readable(int(fd)) //nolint:gosec // a file descriptor
+		ready, err := readable(int(fd))
 		fault = err
 		return ready || err != nil
 	})

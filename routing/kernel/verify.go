@@ -12,8 +12,7 @@ import (
 )
 
 // verify settles the doubts there are: for each, one dump filtered by the
-// kernel. It reports whether the answers are final: not if something happened
-// meanwhile.
+// kernel. A doubt stays if its subject kept changing meanwhile.
 func (l loader) verify(ctx context.Context, s *State, drain func() error) error {
 	if err := l.requests.barrier(ctx); err != nil {
 		return err

@@ -69,7 +69,7 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 	h.veth("wan0")
 	m := h.mirror(kernel.Config{})
 	w := h.writer(m)
-	var rules []routing.Rule
+	rules := make([]routing.Rule, 0, 24)
 	for _, r := range both(routing.Rule{Family: routing.IPv4, Action: routing.ActionLookup, Protocol: routing.Multihomed}) {
 		containers := r
 		containers.Priority, containers.Table = routing.PriorityContainers, routing.TableMain
@@ -283,11 +283,11 @@ func TestMoveRule(t *testing.T) {
 	h := newHost(t)
 	m := h.mirror(kernel.Config{})
 	w := h.writer(m)
-	var rules []routing.Rule
-	var ops []routing.Op
-	for i := range 4 {
-		rules = append(rules, rule(routing.PriorityMatchAll, "", routing.TableID(10000+i)))
-		ops = append(ops, addRule(rules[i]))
+	rules := make([]routing.Rule, 4)
+	ops := make([]routing.Op, len(rules))
+	for i := range rules {
+		rules[i] = rule(routing.PriorityMatchAll, "", routing.TableID(10000+i))
+		ops[i] = addRule(rules[i])
 	}
 	h.apply(w, ops...)
 	added := rule(routing.PriorityMatchAll, "", 10009)
@@ -378,8 +378,11 @@ func TestOnlyOurs(t *testing.T) {
 	nobody.Protocol = 0
 	ours := rule(10000, "192.0.2.1/32", 10001)
 	ops := []routing.Op{
-		remove(foreign), add(foreign), {Verb: routing.ReplaceRoute, Route: foreign},
-		addRule(nobody), dropRule(nobody), moveRule(nobody), {Verb: 99}, addRule(ours),
+		remove(foreign), add(foreign),
+		{Verb: routing.ReplaceRoute, Route: foreign},
+		addRule(nobody), dropRule(nobody), moveRule(nobody),
+		{Verb: 99},
+		addRule(ours),
 	}
 	errs := w.Apply(t.Context(), ops)
 	for i, err := range errs[:6] {
