@@ -251,3 +251,58 @@ func ownPart(h *host) []string {
 	slices.Sort(out)
 	return out
 }
+
+// TestOrderOfChanges: a rule that is added finds its table complete, a route
+// that is deleted has no rule leading to it any more, and what a socket bound to
+// an address gets before and after a pass it also gets during it.
+func TestOrderOfChanges(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHost()
+		foreigners(t, h)
+		for range rapid.IntRange(1, 3).Draw(t, "before") {
+			happen(t, h)
+		}
+		h.converge(t)
+		before := owned(h)
+		happen(t, h)
+		ops := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
+		after := h.kernel.Clone()
+		after.ApplyAll(ops)
+		same := map[kerneltest.Flow]routing.Route{}
+		for from, owners := range owned(h) {
+			if len(owners) > 1 || !slices.Equal(owners, before[from]) {
+				continue // an address that moves, or stands on two links
+			}
+			for _, to := range far {
+				f := kerneltest.Flow{From: from, To: to}
+				outcome, way := h.kernel.Lookup(f).Way()
+				if o, w := after.Lookup(f).Way(); to.Is4() == from.Is4() && outcome == kerneltest.Sent && o == outcome && w == way {
+					same[f] = way
+				}
+			}
+		}
+		h.kernel.Step = func(op routing.Op) {
+			for f, want := range same {
+				if _, got := h.kernel.Lookup(f).Way(); got != want {
+					t.Fatalf("after %s, from %s to %s: %s, before and after the pass %s\n%s", op, f.From, f.To, got, want, opsText(ops))
+				}
+			}
+			switch op.Verb { //nolint:exhaustive // the others make no promise
+			case routing.AddRule:
+				for r := range h.planner.Routes() {
+					if have, ok := h.kernel.Route(r.Route.Key()); r.Route.Table == op.Rule.Table && (!ok || have != r.Route) {
+						t.Fatalf("%s before its route %s", op, r.Route)
+					}
+				}
+			case routing.DeleteRoute:
+				for r := range h.kernel.Rules() {
+					if _, wanted := h.planner.Rule(r); !wanted && r.Table == op.Route.Table {
+						t.Fatalf("%s before its rule %s", op, r)
+					}
+				}
+			}
+		}
+		h.apply(t, ops)
+	})
+}

@@ -174,9 +174,9 @@ func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
 		plan.planRules(k, t, rungs{
 			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1,
 			crowded: n.crowded[k.Prefix], overlap: n.overlap[k.Prefix],
-			network: !k.Prefix.IsSingleIP() && (!l.Up || slices.ContainsFunc(routes, func(r PlannedRoute) bool {
+			network: !k.Prefix.IsSingleIP() && slices.ContainsFunc(routes, func(r PlannedRoute) bool {
 				return r.Route.Destination == k.Prefix && !r.Route.Gateway.IsValid()
-			})),
+			}),
 		})
 	}
 }
