@@ -149,7 +149,7 @@ func checkDevices(v *View, _ files) []Finding {
 	var out []Finding
 	for _, name := range v.Interfaces() {
 		for _, text := range v.Claims[name].Problems {
-			out = append(out, Finding{Severity: routing.Warning, Link: name, Text: "NetworkManager says something unknown: " + text})
+			out = append(out, Finding{Severity: routing.Warning, Link: name, Text: "NetworkManager: " + text})
 		}
 	}
 	return out

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -56,6 +57,10 @@ type View struct {
 	ManagerUnread string
 	// Notes are what could not be read, in sentences.
 	Notes []string
+
+	// unsure are the devices whose profiles are not for this user: they may
+	// say anything.
+	unsure map[string]bool
 }
 
 // patience is how long NetworkManager may take for one answer. It is for
@@ -66,7 +71,7 @@ const patience = 3 * time.Second
 func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Claims: map[string]reconcile.Claim{},
-		Links: map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{},
+		Links: map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{}, unsure: map[string]bool{},
 	}
 	v.readDaemon(cfg)
 	v.readManager(ctx, cfg)
@@ -123,6 +128,9 @@ func (v *View) readManager(ctx context.Context, cfg config.Config) {
 	policy := cfg.NMPolicy()
 	for name, d := range v.NM.Devices {
 		v.Claims[name] = claims.Of(policy, d)
+		if os.Geteuid() != 0 && len(d.Problems) > 0 {
+			v.unsure[name] = true
+		}
 	}
 }
 

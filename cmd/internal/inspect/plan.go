@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -35,7 +36,7 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 	}
 	all := routing.Everything(v.Planner, k)
 	// Not knowing is not emptiness: what nobody is known to want may be wanted.
-	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return v.NM.Complete })
+	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return v.NM.Complete && len(v.unsure) == 0 })
 }
 
 // link puts an interface together as the daemon does, false if it is none.
@@ -64,10 +65,11 @@ func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Alloc
 	return link, true
 }
 
-// recall claims the interfaces that NetworkManager cannot be asked about and
-// that were links: what stands for them says so.
+// recall asks what stands where NetworkManager cannot be asked: an interface for
+// which something of ours stands was a link, and a family for which nothing
+// stands may be its owner's own.
 func (v *View) recall(ctx context.Context, mirror *kernel.Mirror) error {
-	if v.NM.Complete {
+	if v.NM.Complete && len(v.unsure) == 0 {
 		return nil
 	}
 	recalled := map[int]bool{}
@@ -75,17 +77,24 @@ func (v *View) recall(ctx context.Context, mirror *kernel.Mirror) error {
 		stands := readStanding(v.Policy, k)
 		for _, index := range k.Indexes() {
 			facts, ok := k.Link(index)
-			if _, claimed := v.Claims[facts.Name]; !ok || claimed || !stands.any(facts) {
+			claim, claimed := v.Claims[facts.Name]
+			switch {
+			case !ok || claimed && !v.unsure[facts.Name]:
+				continue
+			case !claimed && !v.NM.Complete && stands.any(facts):
+				claim.Standing, claim.Why = reconcile.Link, "its routing stands, and NetworkManager cannot be asked"
+			}
+			if claim.Standing == reconcile.NoLink {
 				continue
 			}
 			recalled[index] = true
-			claim := reconcile.Claim{
-				Standing: reconcile.Link, Why: "its routing stands, and NetworkManager cannot be asked",
-				Intents: map[routing.Family]routing.Intent{},
+			claim.Intents = maps.Clone(claim.Intents)
+			if claim.Intents == nil {
+				claim.Intents = map[routing.Family]routing.Intent{}
 			}
 			for _, f := range routing.Families() {
 				if len(stands.tables(facts, f)) == 0 {
-					claim.Intents[f] = routing.Intent{LeaveAlone: "nothing of it stands, and NetworkManager cannot be asked"}
+					claim.Intents[f] = routing.Intent{LeaveAlone: "nothing of it stands, and its profile could not be read"}
 				}
 			}
 			v.Claims[facts.Name] = claim

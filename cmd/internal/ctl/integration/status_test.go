@@ -203,6 +203,26 @@ func (h *host) without(before ctl.Status, check string) ctl.Status {
 	return s
 }
 
+// TestSecretProfile: what a profile says that is not for this user is not
+// guessed. This one keeps IPv6 for itself.
+func TestSecretProfile(t *testing.T) {
+	h := newHost(t)
+	h.must(h.Modify(t.Context(), "wan1", "connection.permissions", "user:root", "ipv6.route-table", "77"))
+	h.must(h.Up(t.Context(), "wan1"))
+	h.start()
+	root, s := h.status(), h.parse(h.as(nobody, "status", "--json"))
+	if link(t, root, "wan1").LeftAlone["ipv6"] != `profile "wan1" sets ipv6.route-table=77` {
+		t.Errorf("root sees %+v", link(t, root, "wan1"))
+	}
+	p := problem(s, "device")
+	if !s.OK || s.InForce != root.InForce || p == nil || p.Link != "wan1" || !strings.Contains(p.Text, "permission") {
+		t.Errorf("nobody sees ok %v, %+v (root: %+v), problems %+v", s.OK, s.InForce, root.InForce, s.Problems)
+	}
+	if !strings.Contains(link(t, s, "wan1").LeftAlone["ipv6"], "could not be read") {
+		t.Errorf("nobody sees %+v", link(t, s, "wan1"))
+	}
+}
+
 // TestStatusOfOthers: interfaces that are no links say why.
 func TestStatusOfOthers(t *testing.T) {
 	h := newHost(t)
