@@ -17,8 +17,7 @@ const (
 	protocolRA  = routing.Protocol(unix.RTPROT_RA)
 )
 
-// apply takes one announcement in. A message that cannot be read is an error:
-// what it meant is then unknown.
+// apply takes one announcement in.
 func (s *State) apply(h header, payload []byte, why cause) error {
 	switch h.kind {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:

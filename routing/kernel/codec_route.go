@@ -163,7 +163,7 @@ func decodeWay(r *routing.Route, a *attributes) (err error) {
 		r.Gateway, err = decodeAddr(r.Family, a.value)
 	case unix.RTA_VIA:
 		if len(a.value) < viaHeaderSize {
-			return errTruncated
+			return fmt.Errorf("gateway of another family: %w", errTruncated)
 		}
 		r.Gateway, err = decodeAddr(routing.Family(a.uint16()&0xff), a.value[viaHeaderSize:])
 	case unix.RTA_ENCAP_TYPE:

@@ -214,3 +214,15 @@ func (r Requester) ListRoutes(f routing.Family, table routing.TableID) ([]routin
 	}
 	return out, nil
 }
+
+// ListAddresses returns how many IPv4 addresses there are and how often the list
+// had to be read.
+func (r Requester) ListAddresses() (addresses, readings int, err error) {
+	err = r.dump(context.Background(), dump{
+		what: "addresses", kind: unix.RTM_GETADDR,
+		body:    func(m *builder) { m.bytes(unix.AF_INET, 0, 0, 0, 0, 0, 0, 0) },
+		restart: func() { addresses = 0; readings++ },
+		each:    func([]byte) bool { addresses++; return true },
+	})
+	return addresses, readings, err
+}

@@ -61,24 +61,24 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 
 // fill runs a dump whose items are collected first and taken in when the dump
 // has come to its end whole.
-func fill[T any](ctx context.Context, r *requester, d dump, read func([]byte) (T, error), take func(T)) error {
+// What cannot be read is left out and noted: it is not one of ours.
+func fill[T any](ctx context.Context, r *requester, s *State, d dump, read func([]byte) (T, error), take func(T)) error {
 	var items []T
-	var fault error
-	d.restart = func() { items, fault = items[:0], nil }
+	var faults []error
+	d.restart = func() { items, faults = items[:0], faults[:0] }
 	d.each = func(payload []byte) bool {
-		item, err := read(payload)
-		if err != nil {
-			fault = err
-			return true
+		if item, err := read(payload); err != nil {
+			faults = append(faults, err)
+		} else {
+			items = append(items, item)
 		}
-		items = append(items, item)
 		return true
 	}
 	if err := r.dump(ctx, d); err != nil {
 		return err
 	}
-	if fault != nil {
-		return fault
+	for _, err := range faults {
+		s.misread(err)
 	}
 	for _, item := range items {
 		take(item)
@@ -87,7 +87,7 @@ func fill[T any](ctx context.Context, r *requester, d dump, read func([]byte) (T
 }
 
 func (l loader) links(ctx context.Context, s, old *State) error {
-	return fill(ctx, l.requests, dump{
+	return fill(ctx, l.requests, s, dump{
 		what: "interfaces", kind: unix.RTM_GETLINK,
 		body: func(m *builder) {
 			m.bytes(make([]byte, linkHeaderSize)...)
@@ -105,7 +105,7 @@ func (l loader) links(ctx context.Context, s, old *State) error {
 }
 
 func (l loader) addresses(ctx context.Context, s *State, f routing.Family) error {
-	return fill(ctx, l.requests, dump{
+	return fill(ctx, l.requests, s, dump{
 		what: "addresses", kind: unix.RTM_GETADDR,
 		body: func(m *builder) { m.bytes(byte(f), 0, 0, 0, 0, 0, 0, 0) },
 	}, decodeAddress, func(m addressMessage) {
@@ -116,7 +116,7 @@ func (l loader) addresses(ctx context.Context, s *State, f routing.Family) error
 }
 
 func (l loader) rules(ctx context.Context, s *State, f routing.Family) error {
-	return fill(ctx, l.requests, dump{
+	return fill(ctx, l.requests, s, dump{
 		what: "rules", kind: unix.RTM_GETRULE,
 		// A strict dump wants the whole header, all zero but the family
 		// (fib_valid_dumprule_req in net/core/fib_rules.c).
@@ -191,7 +191,7 @@ type reading struct {
 	last   fibKey
 	held   [][]byte
 	passed int
-	fault  error
+	faults []error
 }
 
 // allRoutes reads all routes of a family and returns, whole, the keys that have
@@ -204,7 +204,7 @@ func (l loader) allRoutes(ctx context.Context, s *State, f routing.Family, budge
 	q.restart = func() { r = reading{state: s, listed: map[fibKey][]*alias{}} }
 	q.each = func(payload []byte) bool {
 		if err := r.read(payload); err != nil {
-			r.fault = err
+			r.faults = append(r.faults, err)
 		}
 		return budget == 0 || r.passed <= budget
 	}
@@ -212,7 +212,10 @@ func (l loader) allRoutes(ctx context.Context, s *State, f routing.Family, budge
 	if errors.Is(err, errBudget) {
 		delete(r.listed, r.last)
 	}
-	return r.listed, errors.Join(err, r.fault)
+	for _, fault := range r.faults {
+		s.misread(fault)
+	}
+	return r.listed, err
 }
 
 func (r *reading) read(payload []byte) error {
@@ -297,7 +300,7 @@ func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, in
 // ask returns the routes of one question that are in a table that is kept.
 func (l loader) ask(ctx context.Context, s *State, q routeQuestion) ([]*alias, error) {
 	var out []*alias
-	err := fill(ctx, l.requests, q.dump(), func(payload []byte) (*alias, error) {
+	err := fill(ctx, l.requests, s, q.dump(), func(payload []byte) (*alias, error) {
 		h, err := peekRoute(payload)
 		switch {
 		case err != nil:

@@ -116,6 +116,9 @@ func (m *Mirror) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case err == nil && !m.settled():
+			// What is asked for changed all the time.
+			continue
 		case err == nil:
 		case errors.Is(err, os.ErrClosed):
 			return err
@@ -138,6 +141,12 @@ func (m *Mirror) Run(ctx context.Context) error {
 			return fmt.Errorf("waiting for the kernel: %w", err)
 		}
 	}
+}
+
+func (m *Mirror) settled() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state.Complete()
 }
 
 // retryAfter is how long the mirror waits after the kernel refused an answer.
@@ -270,7 +279,7 @@ func (m *Mirror) take(b []byte) {
 		}
 		_, own := m.own[h.port]
 		if err := m.state.apply(h, payload, cause{port: h.port, own: own}); err != nil {
-			m.forget()
+			m.state.misread(err)
 		}
 		b = rest
 	}

@@ -485,3 +485,50 @@ func TestForeignRulesAreKeptWhole(t *testing.T) {
 		h.apply(w, dropRule(rule(10000, "", 10001)))
 	}
 }
+
+// TestInterruptedDumps reads a list that changes while it is read: the kernel
+// says so, and the list is read again.
+func TestInterruptedDumps(t *testing.T) {
+	const addresses = 2000
+	h := newHost(t)
+	address := func(kind uint16, b2, b3 byte) error {
+		return h.raw.Do(kind, unix.NLM_F_CREATE, func(b kernel.Body) {
+			b.Bytes(unix.AF_INET, 32, 0, 0)
+			b.Word(1)
+			b.Attribute(unix.IFA_LOCAL, []byte{10, 0, b2, b3})
+		})
+	}
+	for i := range addresses {
+		must(t, address(unix.RTM_NEWADDR, byte(i/250), byte(i%250)))
+	}
+	lister, err := kernel.NewRequester()
+	must(t, err)
+	defer func() { must(t, lister.Close()) }()
+	stop := make(chan struct{})
+	interrupted := make(chan int)
+	go func() {
+		n := 0
+		defer func() { interrupted <- n }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			have, readings, err := lister.ListAddresses()
+			n += readings - 1
+			if err != nil && !errors.Is(err, unix.EINTR) || err == nil && have < addresses {
+				t.Errorf("%d addresses: %v", have, err)
+				return
+			}
+		}
+	}()
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		must(t, address(unix.RTM_NEWADDR, 99, 1))
+		must(t, address(unix.RTM_DELADDR, 99, 1))
+	}
+	close(stop)
+	if n := <-interrupted; n == 0 {
+		t.Error("no dump was interrupted")
+	}
+}

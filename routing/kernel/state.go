@@ -58,6 +58,9 @@ type State struct {
 	events [classes]uint64
 	// whole says that the state is complete: see Complete.
 	whole bool
+	// unread counts what could not be read, unreadable is the last of it.
+	unread     int
+	unreadable error
 }
 
 var _ routing.Kernel = (*State)(nil)
@@ -140,6 +143,12 @@ func newState(tables routing.TableRange, interest func(string) bool) *State {
 // Complete reports whether the state is all that the kernel holds. While it is
 // not, absence proves nothing.
 func (s *State) Complete() bool { return s.whole && s.doubts.none() }
+
+// Unread returns how many messages of the kernel could not be read, and the
+// fault of the last one. Nothing of ours is among them, so the rest is good.
+func (s *State) Unread() (int, error) { return s.unread, s.unreadable }
+
+func (s *State) misread(err error) { s.unread, s.unreadable = s.unread+1, err }
 
 // Indexes returns the indexes of all interfaces, sorted.
 func (s *State) Indexes() []int { return slices.Sorted(maps.Keys(s.links)) }
