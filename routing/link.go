@@ -55,7 +55,14 @@ type neighbourhood struct {
 // DHCP lease that gave the way has ended and may come again. The kernel
 // remembers it for us in the interface group. Otherwise the rule that stops
 // stray packets would go exactly when it is needed.
+//
+// For the same reason a link that is being brought up is an uplink until it is
+// known to be none: its address comes before its gateway, and its network is in
+// main before anybody could have marked it.
 func RoleOf(p Policy, l Link) Role {
+	if l.Pending && !leftAlone(l) {
+		return Uplink
+	}
 	for _, f := range Families() {
 		if in := l.Intents[f]; in.LeaveAlone == "" && (in.Gateway.IsValid() || in.NextHops) {
 			return Uplink
@@ -104,7 +111,7 @@ func (plan *LinkPlan) plan(p Policy, n neighbourhood) {
 // keeps the packets of other links away from it.
 func (plan *LinkPlan) planGroup(p Policy) {
 	l := plan.Link
-	plan.marked = plan.Role == Uplink && (len(plan.Keys) > 0 || l.Group == p.UplinkGroup)
+	plan.marked = plan.Role == Uplink && (len(plan.Keys) > 0 || l.Group == p.UplinkGroup || l.Pending)
 	plan.Group = markedGroup(p, plan.marked, l.Group)
 	if plan.marked && plan.Group != p.UplinkGroup {
 		plan.problem(Warning, "interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it; `ip link set %s group default` lets multihomed mark it", l.Group, l.Name, l.Name)

@@ -326,6 +326,9 @@ type Link struct {
 	Routes []Route
 	// Intents by family; a missing one is the zero Intent.
 	Intents map[Family]Intent
+	// Pending says that the owner is still bringing the link up: whether it
+	// will be an uplink is not known yet.
+	Pending bool
 	// Tables are the leases the link holds. A key without one has no table.
 	Tables map[Key]TableID
 }

@@ -60,6 +60,9 @@ type Loop struct {
 	// known are the interfaces seen so far; the value is the last name.
 	known map[int]string
 	held  map[int]map[routing.Key]routing.TableID
+	// unproven are interfaces that were marked while they were being brought up
+	// and have not shown a way yet.
+	unproven map[int]struct{}
 	// holders counts the interfaces that hold a key: a re-created interface
 	// holds it twice for a moment.
 	holders  map[routing.Key]int
@@ -102,6 +105,7 @@ func New(o Options) *Loop {
 		held:     map[int]map[routing.Key]routing.TableID{},
 		holders:  map[routing.Key]int{},
 		reserved: map[string][]routing.TableID{},
+		unproven: map[int]struct{}{},
 		dirty:    map[int]struct{}{},
 		touched:  routing.NewTouched(),
 		retired:  routing.NewTouched(),

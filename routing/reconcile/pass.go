@@ -152,6 +152,12 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			l.forget(index)
 			continue
 		}
+		if planned && plan.Role == routing.Local && len(plan.Keys) > 0 {
+			// It is being brought up once more, as when NetworkManager restarts,
+			// and was known to be no uplink: cutting it off would help nobody.
+			s.link.Pending = false
+		}
+		l.weighMark(&s.link)
 		if planned && hasWay(plan.Link) && !hasWay(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.link.Name)
@@ -169,6 +175,27 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		l.planner.Set(s.link)
 	}
 	return before
+}
+
+// weighMark tells the mark of an uplink from one that only says that a link was
+// being brought up: of that nothing must be remembered.
+func (l *Loop) weighMark(link *routing.Link) {
+	marked := link.Group == l.Policy.UplinkGroup
+	if _, unproven := l.unproven[link.Index]; unproven && !link.Pending && marked {
+		link.Group = 0
+	}
+	proven := routing.RoleOf(l.Policy, withoutMark(*link)) == routing.Uplink
+	switch {
+	case proven || (!link.Pending && !marked):
+		delete(l.unproven, link.Index)
+	case link.Pending && !marked:
+		l.unproven[link.Index] = struct{}{}
+	}
+}
+
+func withoutMark(link routing.Link) routing.Link {
+	link.Group, link.Pending = 0, false
+	return link
 }
 
 // subject returns the facts of an interface, false if it is no link.
@@ -205,6 +232,7 @@ func LinkOf(facts kernel.Link, claim Claim) routing.Link {
 	return routing.Link{
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
 		Addresses: facts.Addresses, Routes: facts.Routes, Intents: claim.Intents,
+		Pending: claim.Pending,
 	}
 }
 
@@ -237,6 +265,7 @@ func hasWay(l routing.Link) bool {
 
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
+	delete(l.unproven, index)
 	for k := range l.held[index] {
 		l.unhold(k)
 	}

@@ -29,6 +29,8 @@ type Claim struct {
 	// interest: it is a link, or can be one.
 	Watched bool
 	Intents map[routing.Family]routing.Intent
+	// Pending says that the interface is a link that is still being brought up.
+	Pending bool
 	// Tables are table numbers that the owner uses itself.
 	Tables []routing.TableID
 	// Problems are the owner's own, in sentences.

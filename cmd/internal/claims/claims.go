@@ -3,6 +3,8 @@
 package claims
 
 import (
+	gnm "github.com/Wifx/gonetworkmanager/v2"
+
 	"multihomed/nm"
 	"multihomed/routing/reconcile"
 )
@@ -49,6 +51,7 @@ func Of(p nm.Policy, d nm.Device) reconcile.Claim {
 	switch verdict {
 	case nm.Link:
 		c.Standing = reconcile.Link
+		c.Pending = d.State < gnm.NmDeviceStateActivated
 	case nm.Draining:
 		c.Standing = reconcile.Draining
 	case nm.NotLink:

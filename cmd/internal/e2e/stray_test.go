@@ -266,3 +266,47 @@ func (s *storm) calm() {
 		s.must(err)
 	}
 }
+
+// TestAnUplinkFromTheStart: while a link is being brought up its address comes
+// before its gateway. It must be treated as an uplink in between, and what turns
+// out to be none must not keep the mark.
+func TestAnUplinkFromTheStart(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	cfg0, settings0 := static(0)
+	r.isp(cfg0, settings0...)
+	r.isp(lab.DefaultISP(1))
+	cfg := lab.DefaultISP(2)
+	cfg.Name, cfg.Link, cfg.IPv6, cfg.NoRouter = "lan", "lan0", netip.Prefix{}, true
+	r.isp(cfg, "ipv6.method", "disabled")
+	r.up("wan0")
+	r.start()
+	r.settled()
+	first := 0
+	rounds := 0
+	for ; rounds < 3 || (first == 0 && rounds < 12); rounds++ {
+		line, err := newTimeline()
+		r.must(err)
+		r.up("wan1", "lan0")
+		r.address("wan1", lab.IPv6)
+		lan := r.address("lan0", lab.IPv4)
+		r.standing(lan, true)
+		r.settled("wan1")
+		r.must(line.close())
+		if line.markedFirst("wan1", r.address("wan1", lab.IPv4)) {
+			first++
+		}
+		if rules, err := r.RulesText(t.Context(), lab.IPv4); err != nil || strings.Contains(rules, "10500:\tfrom "+lan.String()) {
+			t.Errorf("lan0 has no gateway, and is treated as an uplink (%v):\n%s", err, rules)
+		}
+		if group, err := os.ReadFile("/sys/class/net/lan0/netdev_group"); err != nil || strings.TrimSpace(string(group)) != "0" {
+			t.Errorf("lan0 is marked as an uplink: group %s, %v", group, err)
+		}
+		r.must(r.Down(t.Context(), "wan1"))
+		r.must(r.Down(t.Context(), "lan0"))
+		r.settled()
+	}
+	t.Logf("marked before its address in %d of %d activations", first, rounds)
+	if first == 0 { // a busy machine may lose the race against DHCP, but not always
+		t.Error("wan1 was never marked as an uplink before it had an address")
+	}
+}

@@ -160,10 +160,10 @@ func (w *wire) udp(ctx context.Context, link string, f lab.Family) {
 				s.stray = s.source && before.stands(r.addr, 10500) && after.stands(r.addr, 10500)
 			} else {
 				s.device = link
-				// Where the device has no address of its own the kernel takes one
-				// of another (inet_select_addr, ipv6_dev_get_saddr), whatever the
-				// rules say: that is no stray packet but what was asked for.
-				s.source = still && len(after.addrs) > 0 && slices.Equal(before.addrs, after.addrs)
+				// Where the device has no address of its own, or only deprecated
+				// ones, the kernel takes one of another device (inet_select_addr,
+				// ipv6_dev_get_saddr), whatever the rules say.
+				s.source = still && before.preferred && after.preferred && slices.Equal(before.addrs, after.addrs)
 				s.stray = s.source
 			}
 			w.shots[r.key] = append(w.shots[r.key], s)
@@ -339,7 +339,7 @@ func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 		s, found := w.shot(shotKey{family: p.Family, port: p.SrcPort}, link, p.Time)
 		text += fmt.Sprintf(" [%t %s..%s: device with an address %t]", found, s.begin.Format("05.000000"), s.end.Format("05.000000"), s.source)
 		if !s.source {
-			excuse = p.Family.String() + " device without an address of its own"
+			excuse = p.Family.String() + " device without a preferred address of its own"
 		}
 		return text + w.line.around(p), excuse
 	}
@@ -363,9 +363,11 @@ func (w *wire) shot(k shotKey, device string, at time.Time) (shot, bool) {
 
 // a sight is what stands for a link at a moment.
 type sight struct {
-	addrs  []netip.Addr
-	rules  map[uint32][]netip.Prefix
-	marked map[string]bool
+	addrs []netip.Addr
+	// preferred says that one of them is not deprecated.
+	preferred bool
+	rules     map[uint32][]netip.Prefix
+	marked    map[string]bool
 }
 
 // look is the package's look, and which links are marked as uplinks.
@@ -392,7 +394,7 @@ func look(link string, f lab.Family) (sight, bool) {
 	}
 	err = dump(unix.RTM_GETADDR, []byte{byte(f), 0, 0, 0, 0, 0, 0, 0}, func(kind uint16, b []byte) {
 		if a, ok := decodeAddr(b); ok && kind == unix.RTM_NEWADDR && a.index == index && a.usable {
-			s.addrs = append(s.addrs, a.addr)
+			s.addrs, s.preferred = append(s.addrs, a.addr), s.preferred || !a.deprecated
 		}
 	})
 	if err != nil {
@@ -456,9 +458,10 @@ func dump(kind uint16, body []byte, each func(kind uint16, b []byte)) error {
 }
 
 type addrMessage struct {
-	index  int
-	addr   netip.Addr
-	usable bool
+	index      int
+	addr       netip.Addr
+	usable     bool
+	deprecated bool
 }
 
 // decodeAddr reads an address of global scope.
@@ -477,6 +480,7 @@ func decodeAddr(b []byte) (addrMessage, bool) {
 		}
 	})
 	m.usable = scope == unix.RT_SCOPE_UNIVERSE && flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
+	m.deprecated = flags&unix.IFA_F_DEPRECATED != 0
 	return m, m.addr.IsValid()
 }
 
@@ -531,9 +535,13 @@ type lineEvent struct {
 	priority uint32 // of a rule; 0 is an address
 	prefix   netip.Prefix
 	came     bool
+	marked   string // the link that was in the group of uplinks; then the rest is empty
 }
 
 func (e lineEvent) String() string {
+	if e.marked != "" {
+		return fmt.Sprintf("%s %s is marked", e.at.Format("05.000000"), e.marked)
+	}
 	what, verb := "address", "came"
 	if e.priority != 0 {
 		what = fmt.Sprintf("rule %d", e.priority)
@@ -553,7 +561,7 @@ func newTimeline() (*timeline, error) {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20),
 		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
 	)
-	for _, group := range []int{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE} {
+	for _, group := range []int{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE} {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group))
 	}
 	if err != nil {
@@ -611,6 +619,20 @@ func (l *timeline) take(now time.Time, kind uint16, b []byte) {
 			return
 		}
 		e.priority, e.prefix = priority, from
+	case unix.RTM_NEWLINK:
+		name, group := "", uint32(0)
+		attributes(b[min(unix.SizeofIfInfomsg, len(b)):], func(kind uint16, v []byte) {
+			switch kind {
+			case unix.IFLA_IFNAME:
+				name = strings.TrimRight(string(v), "\x00")
+			case unix.IFLA_GROUP:
+				group = binary.NativeEndian.Uint32(v)
+			}
+		})
+		if group != 28008 {
+			return
+		}
+		e.marked = name
 	default:
 		return
 	}
@@ -629,7 +651,7 @@ func (l *timeline) stood(a netip.Addr, at time.Time) bool {
 	defer l.mu.Unlock()
 	rules, addresses := 0, 0
 	for _, e := range l.events {
-		if !e.prefix.Contains(a) {
+		if !e.prefix.Contains(a) { // nor is there one in the event of a mark
 			continue
 		}
 		if e.at.After(at.Add(lag)) {
@@ -665,7 +687,7 @@ func (l *timeline) around(p lab.Packet) string {
 	defer l.mu.Unlock()
 	var near []string
 	for _, e := range l.events {
-		if e.prefix.Contains(p.Src) && e.at.Sub(p.Time).Abs() < 2*time.Second {
+		if e.marked == "" && e.prefix.Contains(p.Src) && e.at.Sub(p.Time).Abs() < 2*time.Second {
 			near = append(near, e.String())
 		}
 	}
@@ -705,6 +727,7 @@ func (l *timeline) windows() map[uint32][]time.Duration {
 	standing := map[uint32]map[netip.Prefix]int{10000: {}, 10500: {}}
 	for _, e := range l.events {
 		switch {
+		case e.marked != "":
 		case e.priority == 0 && e.came:
 			for priority, rules := range standing {
 				covered := false
@@ -745,4 +768,19 @@ func quantiles(d []time.Duration) string {
 		return d[min(len(d)-1, int(q*float64(len(d))))].Round(time.Microsecond)
 	}
 	return fmt.Sprintf("n=%d median %v, 90%% %v, longest %v", len(d), at(.5), at(.9), at(1))
+}
+
+// markedFirst reports whether a link was marked before an address came.
+func (l *timeline) markedFirst(link string, a netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.events {
+		switch {
+		case e.marked == link:
+			return true
+		case e.marked == "" && e.priority == 0 && e.prefix.Addr() == a:
+			return false
+		}
+	}
+	return false
 }
