@@ -35,7 +35,7 @@ func TestReversePathFix(t *testing.T) {
 	if answer, err := h.ask("usb1", time.Second); err == nil {
 		t.Errorf("nothing was dropped: %s answered", answer.ISP)
 	}
-	for _, setting := range strings.Fields(strings.TrimPrefix(p.Fix, "sysctl -w ")) {
+	for setting := range strings.FieldsSeq(strings.TrimPrefix(p.Fix, "sysctl -w ")) {
 		key, value, _ := strings.Cut(setting, "=")
 		h.must(h.Sysctl(key, value))
 	}
