@@ -1,0 +1,16 @@
+package reconcile
+
+import "time"
+
+// SetClock makes the loop ask for the time elsewhere.
+func (l *Loop) SetClock(now func() time.Time) { l.now = now }
+
+// UntilNext is how long Run would wait for an event.
+func (l *Loop) UntilNext() time.Duration { return l.untilNext() }
+
+// Remembered counts what the loop keeps of the past.
+func (l *Loop) Remembered() int {
+	return len(l.known) + len(l.held) + len(l.holders) + len(l.released) + len(l.failures) + len(l.retrying) + len(l.problems) +
+		len(l.retired.Rules) + len(l.retired.Routes) + len(l.retired.Groups) + len(l.deferred.Rules) + len(l.deferred.Routes) +
+		len(l.dirty) + len(l.touched.Rules) + len(l.touched.Routes)
+}

@@ -1,0 +1,381 @@
+package reconcile_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/reconcile"
+)
+
+// insideEnv marks the copy of the test binary that runs in its own namespaces.
+const insideEnv = "MULTIHOMED_RECONCILE_TEST"
+
+// TestMain runs everything in private network and mount namespaces, so that no
+// test can reach the machine's routing.
+func TestMain(m *testing.M) {
+	if os.Getenv(insideEnv) == "" {
+		os.Exit(reexec())
+	}
+	code := m.Run()
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func reexec() int {
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "routing/reconcile: these tests need root, for a network namespace of their own")
+		return 1
+	}
+	runtime.LockOSThread() // Pdeathsig follows the thread
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
+	}
+	err := cmd.Run()
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "routing/reconcile: creating namespaces: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// A host is a network namespace of one test with a loop on it, driven by hand.
+type host struct {
+	*testing.T
+	nl     *netlink.Handle
+	mirror *faultyMirror
+	writer *faultyWriter
+	owners *owners
+	leases *leases
+	loop   *reconcile.Loop
+	clock  time.Time
+	log    bytes.Buffer
+	// readies counts Ready, last is the last report.
+	readies int
+	last    reconcile.Report
+}
+
+var policy = routing.Policy{Tables: routing.TableRange{First: 10000, Last: 10009}, UplinkGroup: 28008, ContainerPrefixLength: 1}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	runtime.LockOSThread()
+	must(t, unix.Unshare(unix.CLONE_NEWNET))
+	h := &host{T: t, clock: time.Unix(1_000_000, 0), leases: newLeases(policy.Tables)}
+	var err error
+	h.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+	must(t, err)
+	t.Cleanup(h.nl.Close)
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0))
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/default/router_solicitations", []byte("0"), 0))
+	h.setUp("lo", true)
+	h.restart()
+	return h
+}
+
+// restart makes a new loop, as a daemon that starts. It knows nothing.
+func (h *host) restart() {
+	h.Helper()
+	mirror, err := kernel.Open(kernel.Config{Tables: policy.Tables})
+	must(h, err)
+	h.Cleanup(func() { must(h, mirror.Close()) })
+	writer, err := mirror.OpenWriter()
+	must(h, err)
+	h.Cleanup(func() { must(h, writer.Close()) })
+	h.mirror = &faultyMirror{Mirror: mirror}
+	h.writer = &faultyWriter{Writer: writer}
+	h.owners = &owners{changed: make(chan struct{}, 1)}
+	h.readies, h.last = 0, reconcile.Report{}
+	h.loop = reconcile.New(reconcile.Options{
+		Policy: policy, Logger: slog.New(slog.NewTextHandler(&h.log, nil)),
+		Mirror: h.mirror, Writer: h.writer, Owners: h.owners, Leases: h.leases,
+		Reserved: func(routing.TableID) (string, bool) { return "", false },
+		Repairs:  rate.NewLimiter(1, 2),
+		Hooks: reconcile.Hooks{
+			Ready:  func() { h.readies++ },
+			Report: func(r reconcile.Report) { h.last = r },
+		},
+	})
+	h.loop.SetClock(func() time.Time { return h.clock })
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// pass takes up what happened and returns what was written.
+func (h *host) pass() []string {
+	h.Helper()
+	h.writer.wrote = nil
+	must(h, h.loop.Reconcile(h.Context()))
+	return h.writer.wrote
+}
+
+// quiet passes and wants nothing to be written.
+func (h *host) quiet() {
+	h.Helper()
+	if wrote := h.pass(); len(wrote) > 0 {
+		h.Errorf("written without need:\n%s", strings.Join(wrote, "\n"))
+	}
+}
+
+// wait turns the clock to when the loop wants to be woken.
+func (h *host) wait() time.Duration {
+	d := h.loop.UntilNext()
+	h.clock = h.clock.Add(d)
+	return d
+}
+
+func (h *host) veth(name string) {
+	h.Helper()
+	must(h, h.nl.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "p-" + name}))
+	h.setUp("p-"+name, true)
+	h.setUp(name, true)
+}
+
+func (h *host) named(name string) netlink.Link {
+	h.Helper()
+	l, err := h.nl.LinkByName(name)
+	must(h, err)
+	return l
+}
+
+func (h *host) setUp(name string, up bool) {
+	h.Helper()
+	if up {
+		must(h, h.nl.LinkSetUp(h.named(name)))
+	} else {
+		must(h, h.nl.LinkSetDown(h.named(name)))
+	}
+}
+
+func (h *host) address(name, address string) {
+	h.Helper()
+	a, err := netlink.ParseAddr(address)
+	must(h, err)
+	must(h, h.nl.AddrAdd(h.named(name), a))
+}
+
+func (h *host) deleteAddress(name, address string) {
+	h.Helper()
+	a, err := netlink.ParseAddr(address)
+	must(h, err)
+	must(h, h.nl.AddrDel(h.named(name), a))
+}
+
+// ip runs ip(8) here and returns what it prints.
+func (h *host) ip(args string) string {
+	h.Helper()
+	out, err := exec.CommandContext(h.Context(), "ip", strings.Fields(args)...).CombinedOutput()
+	if err != nil {
+		h.Fatalf("ip %s: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// rules are our IPv4 rules as ip(8) prints them.
+func (h *host) rules() []string {
+	h.Helper()
+	var out []string
+	for line := range strings.Lines(h.ip("-N -d -4 rule")) {
+		if line = strings.Join(strings.Fields(line), " "); strings.HasSuffix(line, " proto 150") {
+			out = append(out, strings.TrimSuffix(line, " proto 150"))
+		}
+	}
+	return out
+}
+
+// has reports whether a rule stands.
+func (h *host) has(rule string) bool {
+	h.Helper()
+	return slices.Contains(h.rules(), rule)
+}
+
+func (h *host) wants(rules ...string) {
+	h.Helper()
+	have := h.rules()
+	for _, r := range rules {
+		rule, not := strings.CutPrefix(r, "!")
+		if slices.Contains(have, rule) == not {
+			h.Errorf("rule %q: stands is %t; all:\n%s\nlog:\n%s", rule, not, strings.Join(have, "\n"), h.log.String())
+		}
+	}
+}
+
+// wan is a veth with an address and a default, claimed as a link.
+func (h *host) wan(n int) string {
+	h.Helper()
+	name := fmt.Sprintf("wan%d", n)
+	h.veth(name)
+	h.address(name, fmt.Sprintf("100.64.%d.5/24", n))
+	h.ip(fmt.Sprintf("route add default via 100.64.%d.1 dev %s metric %d", n, name, 100+n))
+	h.owners.claim(name, reconcile.Link)
+	return name
+}
+
+// owners says what the test says.
+type owners struct {
+	changed chan struct{}
+	next    reconcile.Claims
+	poked   []string
+}
+
+func (o *owners) Changed() <-chan struct{} { return o.changed }
+
+func (o *owners) Take() reconcile.Claims {
+	c := o.next
+	o.next = reconcile.Claims{Complete: c.Complete, Waiting: c.Waiting}
+	return c
+}
+
+func (o *owners) Poke(name string) { o.poked = append(o.poked, name) }
+
+func (o *owners) claim(name string, s reconcile.Standing) {
+	if o.next.Changed == nil {
+		o.next.Changed = map[string]reconcile.Claim{}
+	}
+	o.next.Changed[name] = reconcile.Claim{Standing: s, Watched: s != reconcile.NoLink}
+}
+
+func (o *owners) complete(is bool) {
+	o.next.Complete, o.next.Waiting = is, ""
+	if !is {
+		o.next.Waiting = "the test"
+	}
+}
+
+// leases hands out the tables of a range and takes them back.
+type leases struct {
+	mu    sync.Mutex
+	free  []routing.TableID
+	held  map[routing.Key]routing.TableID
+	given map[routing.Key]int
+}
+
+func newLeases(r routing.TableRange) *leases {
+	l := &leases{held: map[routing.Key]routing.TableID{}, given: map[routing.Key]int{}}
+	for t := r.First; t <= r.Last; t++ {
+		l.free = append(l.free, t)
+	}
+	return l
+}
+
+var errFull = errors.New("no table is left")
+
+func (l *leases) Acquire(_ context.Context, keys []routing.Key, inUse func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[routing.Key]routing.TableID{}
+	var err error
+	for _, k := range keys {
+		if t, ok := l.held[k]; ok {
+			out[k] = t
+			continue
+		}
+		at := slices.IndexFunc(l.free, func(t routing.TableID) bool { _, used := inUse(t); return !used })
+		if at < 0 {
+			err = errFull
+			continue
+		}
+		l.held[k], out[k] = l.free[at], l.free[at]
+		l.free = slices.Delete(l.free, at, at+1)
+	}
+	return out, err
+}
+
+func (l *leases) Release(keys ...routing.Key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range keys {
+		if t, ok := l.held[k]; ok {
+			l.free = slices.Insert(l.free, 0, t)
+			delete(l.held, k)
+			l.given[k]++
+		}
+	}
+}
+
+// faultyWriter refuses or swallows what it is told to.
+type faultyWriter struct {
+	reconcile.Writer
+	wrote  []string
+	refuse func(routing.Op) error
+	// swallow says that it was done although it was not.
+	swallow func(routing.Op) bool
+}
+
+func (w *faultyWriter) Apply(ctx context.Context, ops []routing.Op) []error {
+	errs := make([]error, len(ops))
+	for i, op := range ops {
+		w.wrote = append(w.wrote, op.String())
+		if w.refuse != nil {
+			errs[i] = w.refuse(op)
+		}
+		if errs[i] != nil || w.swallow != nil && w.swallow(op) {
+			continue
+		}
+		errs[i] = errors.Join(w.Writer.Apply(ctx, []routing.Op{op})...)
+	}
+	return errs
+}
+
+// faultyMirror cannot read the kernel while it is told so.
+type faultyMirror struct {
+	reconcile.Mirror
+	fault error
+	syncs int
+}
+
+func (m *faultyMirror) Sync(ctx context.Context) error {
+	m.syncs++
+	if m.fault != nil {
+		return m.fault
+	}
+	return m.Mirror.Sync(ctx)
+}
+
+// twice adds main's rule once more, which ip(8) refuses to do.
+func twice(t *testing.T) {
+	t.Helper()
+	request := nl.NewNetlinkRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_ACK)
+	request.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Type: nl.FR_ACT_TO_TBL}})
+	request.AddData(nl.NewRtAttr(nl.FRA_PRIORITY, nl.Uint32Attr(uint32(routing.PriorityMain))))
+	request.AddData(nl.NewRtAttr(nl.FRA_SUPPRESS_PREFIXLEN, nl.Uint32Attr(0)))
+	request.AddData(nl.NewRtAttr(nl.FRA_PROTOCOL, nl.Uint8Attr(uint8(routing.Multihomed))))
+	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
+	must(t, err)
+}
