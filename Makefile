@@ -39,7 +39,8 @@ $(LINT):
 	GOBIN=$(CURDIR)/.cache GOTOOLCHAIN=local $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 
 bench: requirements build ## the table of figures in the README (as root)
-	$(BIN)/bench
+	$(BUILD) -o $(BIN)/ ./internal/bench
+	$(BIN)/bench -v
 
 clean: ## remove what was built
 	rm -rf $(BIN) dist

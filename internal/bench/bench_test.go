@@ -1,0 +1,111 @@
+package main_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+type series struct {
+	Median, Min, Max float64
+	Runs             int
+}
+
+type change struct {
+	Objects                               int
+	Event, Daemon, CPU, Each, Batched, IP series
+	BatchedCPU                            series `json:"batched_cpu"`
+}
+
+type memory struct {
+	RSS float64 `json:"rss_mb"`
+}
+
+// TestQuick runs little of everything. It looks for numbers that make sense; no
+// test here depends on how fast anything is.
+func TestQuick(t *testing.T) {
+	dir := t.TempDir()
+	for _, program := range []string{"multihomed/cmd/multihomed", "multihomed/internal/bench"} {
+		out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", dir+"/", program).CombinedOutput()
+		if err != nil {
+			t.Fatalf("building %s: %v\n%s", program, err, out)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "-quick", "-json", "-v")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var report struct {
+		Machine struct {
+			CPU, Kernel, Go string
+			Cores           int
+		}
+		Rows []struct {
+			Links                                     int
+			Owner                                     string
+			Ready, Complete, Again, Each, Batched, IP series
+			Memory                                    memory
+			Change                                    change
+		}
+		Foreign *struct {
+			Routes, Links                  int
+			Adding                         float64 `json:"adding_s"`
+			CPU                            float64 `json:"cpu_s"`
+			Before, Peak, After, Restarted memory
+			Again                          series
+			Change                         change
+		}
+	}
+	if err := json.Unmarshal(out, &report); err != nil {
+		t.Fatalf("%v in\n%s", err, out)
+	}
+	if m := report.Machine; m.CPU == "" || m.Kernel == "" || m.Go == "" || m.Cores < 1 {
+		t.Errorf("the machine is described as %+v", m)
+	}
+	timed := func(what string, s series) {
+		t.Helper()
+		if s.Runs < 1 || s.Min <= 0 || s.Min > s.Median || s.Median > s.Max {
+			t.Errorf("%s: %+v", what, s)
+		}
+	}
+	changed := func(what string, c change) {
+		t.Helper()
+		if c.Objects < 7 {
+			t.Errorf("%s: a ladder of %d objects", what, c.Objects)
+		}
+		for _, s := range []series{c.Event, c.Daemon, c.CPU, c.Each, c.Batched, c.BatchedCPU, c.IP} {
+			timed(what+": change", s)
+		}
+	}
+	held := func(what string, m memory) {
+		t.Helper()
+		if m.RSS < 1 {
+			t.Errorf("%s: %v MB", what, m.RSS)
+		}
+	}
+	owners := map[string]bool{}
+	for _, r := range report.Rows {
+		owners[r.Owner] = true
+		for _, s := range []series{r.Ready, r.Complete, r.Again, r.Each, r.Batched, r.IP} {
+			timed("start", s)
+		}
+		changed("row", r.Change)
+		held("row", r.Memory)
+	}
+	if len(report.Rows) < 3 || len(owners) != 2 {
+		t.Errorf("%d rows, owners %v", len(report.Rows), owners)
+	}
+	f := report.Foreign
+	if f == nil || f.Routes < 1000 || f.Links < 1 || f.Adding <= 0 || f.CPU <= 0 {
+		t.Fatalf("foreign routes: %+v", f)
+	}
+	changed("foreign", f.Change)
+	timed("foreign: restart", f.Again)
+	for _, m := range []memory{f.Before, f.Peak, f.After, f.Restarted} {
+		held("foreign", m)
+	}
+}

@@ -1,0 +1,107 @@
+// Bench measures multihomed in the lab, side by side with the least that could do
+// the same: a loop that sends the same netlink messages, and `ip -batch`. What
+// counts are the ratios within one run; a machine that is busy or slow shifts
+// both sides.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"multihomed/internal/lab"
+)
+
+func main() { os.Exit(lab.Main(run)) }
+
+// patience is for the whole run; what takes this long has failed.
+const patience = 10 * time.Minute
+
+// options are what the command line decides.
+type options struct {
+	daemon  string
+	sizes   []int
+	real    int
+	runs    int
+	starts  int
+	foreign int
+	json    bool
+	verbose bool
+}
+
+func parse(args []string) (options, error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	o := options{}
+	sizes := flags.String("sizes", "1,2,10,100,1000", "numbers of links, rising")
+	quick := flags.Bool("quick", false, "little of everything, to see that it works")
+	flags.StringVar(&o.daemon, "daemon", "", "the multihomed `program`; by default the one beside this one")
+	flags.IntVar(&o.real, "real", 1000, "up to so many links belong to the real NetworkManager, more to a fake one on a real bus")
+	flags.IntVar(&o.runs, "runs", 31, "how often one link's change is measured")
+	flags.IntVar(&o.starts, "starts", 7, "how often a start is measured")
+	flags.IntVar(&o.foreign, "foreign", 1_000_000, "how many routes of somebody else appear")
+	flags.BoolVar(&o.json, "json", false, "print JSON")
+	flags.BoolVar(&o.verbose, "v", false, "say on standard error what is under way")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if *quick {
+		*sizes, o.runs, o.starts, o.foreign, o.real = "1,2,10", 3, 2, 20_000, 2
+	}
+	for s := range strings.SplitSeq(*sizes, ",") {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > 2000 || (len(o.sizes) > 0 && n <= o.sizes[len(o.sizes)-1]) {
+			return o, fmt.Errorf("sizes %q are not rising numbers from 1 to 2000", *sizes)
+		}
+		o.sizes = append(o.sizes, n)
+	}
+	if o.daemon == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return o, fmt.Errorf("finding the programs: %w", err)
+		}
+		o.daemon = filepath.Join(filepath.Dir(self), "multihomed")
+	}
+	if _, err := os.Stat(o.daemon); err != nil {
+		return o, fmt.Errorf("no program to measure (make build): %w", err)
+	}
+	return o, nil
+}
+
+func run() int {
+	o, err := parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+
+	b := &bench{options: o, began: time.Now()}
+	report, err := b.all(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	if o.json {
+		encoder := json.NewEncoder(os.Stdout)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(report)
+	} else {
+		err = report.print(os.Stdout)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench: printing the report:", err)
+		return 1
+	}
+	return 0
+}

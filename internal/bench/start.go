@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// rest is how long the daemon is left alone before its memory is read.
+const rest = 1500 * time.Millisecond
+
+// startUp measures starts with no ladder and no leases, the same objects made
+// by others, and a start where everything stands. The daemon runs when it
+// returns.
+func (b *bench) startUp(ctx context.Context, row *Row) error {
+	var ready, complete, each, batched, ip []time.Duration
+	var want map[string]int
+	var messages []message
+	batch := filepath.Join(b.dir, "cold.batch")
+	for range b.starts {
+		if err := b.forgetLeases(); err != nil {
+			return err
+		}
+		b.watch.reset()
+		begin, took, err := b.start(ctx)
+		if err != nil {
+			return err
+		}
+		events, err := b.settled(ctx, func(events []event) error { return whole(len(b.links), events) })
+		if err != nil {
+			return err
+		}
+		ready, complete = append(ready, took), append(complete, last(events).Sub(begin))
+		if want == nil {
+			want = standing(events)
+			messages = append(b.groups(uplinkGroup), replay(events)...)
+			if err := batchFile(batch, messages, b.names); err != nil {
+				return err
+			}
+			if err := pause(ctx, rest); err != nil {
+				return err
+			}
+			if row.Memory, err = memoryOf(b.daemon.Pid()); err != nil {
+				return err
+			}
+		}
+		if err := b.stop(ctx); err != nil {
+			return err
+		}
+		// The tables may have been given out in another order.
+		if err := b.wipe(ctx, append(b.groups(uplinkGroup), replay(events)...)); err != nil {
+			return err
+		}
+		for _, other := range []struct {
+			times *[]time.Duration
+			do    func() error
+		}{
+			{&each, func() error { return b.send.each(messages) }},
+			{&batched, func() error { return b.send.batched(messages) }},
+			{&ip, func() error { return runBatch(ctx, batch) }},
+		} {
+			begin := time.Now()
+			if err := other.do(); err != nil {
+				return err
+			}
+			events, err := b.settled(ctx, holds(want))
+			if err != nil {
+				return err
+			}
+			*other.times = append(*other.times, last(events).Sub(begin))
+			if err := b.wipe(ctx, messages); err != nil {
+				return err
+			}
+		}
+	}
+	row.Ready, row.Complete = series(ready), series(complete)
+	row.Each, row.Batched, row.IP = series(each), series(batched), series(ip)
+
+	// Once more, and again with everything there.
+	if _, _, err := b.start(ctx); err != nil {
+		return err
+	}
+	if _, err := b.settled(ctx, func(events []event) error { return whole(len(b.links), events) }); err != nil {
+		return err
+	}
+	var again []time.Duration
+	for range b.starts {
+		if err := b.stop(ctx); err != nil {
+			return err
+		}
+		_, took, err := b.start(ctx)
+		if err != nil {
+			return err
+		}
+		again = append(again, took)
+		if _, err := b.settled(ctx, nothing); err != nil {
+			return err
+		}
+	}
+	row.Again = series(again)
+	return nil
+}
+
+// whole says what objects are missing for the ladders of all links.
+func whole(links int, events []event) error {
+	if have, want := len(standing(events)), perLink*links+shared; have != want {
+		return fmt.Errorf("%d objects instead of %d", have, want)
+	}
+	return nil
+}
+
+// groups are the requests that put all links into a group.
+func (b *bench) groups(group uint32) []message {
+	var out []message
+	for _, l := range b.links {
+		out = append(out, message{kind: unix.RTM_SETLINK, payload: groupPayload(l.index, group)})
+	}
+	return out
+}
+
+// wipe takes all objects away.
+func (b *bench) wipe(ctx context.Context, messages []message) error {
+	if err := b.send.batched(append(undo(messages[len(b.links):]), b.groups(0)...)); err != nil {
+		return fmt.Errorf("taking the ladder away: %w", err)
+	}
+	_, err := b.settled(ctx, nothing)
+	b.watch.reset()
+	return err
+}
+
+// flush takes away whatever is there, and the leases.
+func (b *bench) flush(ctx context.Context) error {
+	for _, args := range [][]string{{"rule", "flush", "protocol", "150"}, {"route", "flush", "table", "all", "protocol", "150"}} {
+		if _, err := b.host.IP(ctx, args...); err != nil {
+			return err
+		}
+	}
+	if err := b.send.batched(b.groups(0)); err != nil {
+		return fmt.Errorf("resetting groups: %w", err)
+	}
+	if _, err := b.settled(ctx, nothing); err != nil {
+		return err
+	}
+	return b.forgetLeases()
+}
+
+func (b *bench) forgetLeases() error {
+	entries, err := os.ReadDir(b.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("listing the state: %w", err)
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) == ".toml" || filepath.Ext(e.Name()) == ".batch" {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(b.dir, e.Name())); err != nil {
+			return fmt.Errorf("removing the state: %w", err)
+		}
+	}
+	return nil
+}
