@@ -26,6 +26,9 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 			v.Planner.Set(link)
 		}
 	}
+	if n, fault := k.Unread(); n > 0 {
+		v.note("%d messages of the kernel, the last because of: %v", n, fault)
+	}
 	v.Foreign = k.ForeignRules()
 	for plan := range v.Planner.Links() {
 		for _, t := range plan.Link.Tables {
@@ -49,6 +52,11 @@ func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Alloc
 	keys := routing.Keys(link)
 	if claim.Standing == reconcile.Draining && (len(keys) == 0 || !stands.any(facts)) {
 		return routing.Link{}, false
+	}
+	if link.Pending && stands.any(facts) && facts.Group != v.Policy.UplinkGroup {
+		// It is being brought up once more, and was known to be no uplink: the
+		// daemon remembers that too.
+		link.Pending = false
 	}
 	link.Tables = map[routing.Key]routing.TableID{}
 	for _, key := range keys {
