@@ -17,6 +17,7 @@ import (
 
 	"multihomed/allocator"
 	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
 )
 
 // crashSeed makes a run of TestKilled again as it was.
@@ -38,7 +39,11 @@ func TestKilled(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "[repair]\nburst = 10000\n")
 	s := &weather{rig: r, ctx: t.Context(), random: rand.New(rand.NewPCG(seed, 2))} //nolint:gosec // it has to be repeatable
 	for n := range 2 {
-		s.isps = append(s.isps, r.isp(lab.DefaultISP(n)))
+		isp := labtest.NewISP(t, r.Host, lab.DefaultISP(n))
+		s.isps = append(s.isps, isp)
+		// A NetworkManager that was killed may find the link configured and make
+		// a profile of that, by the link's name.
+		r.must(r.AddProfile(t.Context(), s.profile(isp), isp.Link().Name()))
 	}
 	r.must(s.calm())
 	s.strangers()
@@ -124,6 +129,8 @@ type weather struct {
 	count  int
 }
 
+func (s *weather) profile(isp *lab.ISP) string { return "profile of " + isp.Name() }
+
 // rage does something at random until it is told to stop.
 func (s *weather) rage(stop <-chan struct{}) error {
 	for {
@@ -154,10 +161,10 @@ func (s *weather) strike() error {
 	case 1:
 		return errors.Join(isp.Link().SetCarrier(false), isp.Link().SetCarrier(true))
 	case 2:
-		_, _ = s.NMCLI(s.ctx, "connection", "down", name)
+		_, _ = s.NMCLI(s.ctx, "connection", "down", s.profile(isp))
 		return nil
 	case 3, 4:
-		_, _ = s.NMCLI(s.ctx, "connection", "up", name)
+		_, _ = s.NMCLI(s.ctx, "connection", "up", s.profile(isp))
 		return nil
 	case 5:
 		return try("address", "add", s.more(isp).String(), "dev", name)
@@ -222,7 +229,7 @@ func (s *weather) calm() error {
 			return err
 		}
 		name := isp.Link().Name()
-		if err := lab.Eventually(ctx, func() error { return s.Up(ctx, name) }); err != nil {
+		if err := lab.Eventually(ctx, func() error { return s.Up(ctx, s.profile(isp)) }); err != nil {
 			return err
 		}
 		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {

@@ -200,8 +200,10 @@ func TestReadyMeansComplete(t *testing.T) {
 	}
 	links := []string{"wan0", "wan1", "wan2", "wan3"}
 	for _, l := range links {
-		_, err := r.WaitAddr(t.Context(), l, lab.IPv6)
-		r.must(err)
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			_, err := r.WaitAddr(t.Context(), l, f)
+			r.must(err)
+		}
 	}
 	for range 5 {
 		r.start()
