@@ -217,17 +217,17 @@ func (a *advertiser) answer() {
 		}
 		if err == nil {
 			a.mu.Lock()
-			ra := a.ra
+			_ = a.send(a.ra) // the client asks again
 			a.mu.Unlock()
-			_ = a.send(ra) // the client asks again
 		}
 	}
 }
 
 func (a *advertiser) set(ra RA) error {
+	// An answer with the old one must not overtake it.
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.ra = ra
-	a.mu.Unlock()
 	return a.send(ra)
 }
 
