@@ -56,6 +56,11 @@ type rig struct {
 func newRig(t testing.TB, host lab.HostConfig, toml string) *rig {
 	t.Helper()
 	r := &rig{t: t, Host: labtest.NewHost(t, host), path: filepath.Join(t.TempDir(), "multihomed.toml")}
+	t.Cleanup(func() {
+		if t.Failed() && r.daemon != nil {
+			t.Logf("the daemon's log ends:\n%s", tail(r.daemon.Log(), 80))
+		}
+	})
 	dir := t.TempDir()
 	text := fmt.Sprintf("state_dir = %q\nruntime_dir = %q\n", dir, filepath.Join(dir, "run")) + toml
 	r.writeConfig(text)
@@ -95,12 +100,6 @@ func (r *rig) launch() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	p := r.daemon
-	r.t.Cleanup(func() {
-		if r.t.Failed() {
-			r.t.Logf("the daemon's log ends:\n%s", tail(p.Log(), 80))
-		}
-	})
 }
 
 func (r *rig) ready() {
