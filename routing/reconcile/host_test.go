@@ -52,7 +52,7 @@ func reexec() int {
 		return 1
 	}
 	runtime.LockOSThread() // Pdeathsig follows the thread
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd := exec.CommandContext(context.Background(), "/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -130,10 +130,10 @@ func (h *host) restart() {
 	h.loop.SetClock(func() time.Time { return h.clock })
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
+func must(tb testing.TB, err error) {
+	tb.Helper()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
@@ -237,14 +237,13 @@ func (h *host) wants(rules ...string) {
 }
 
 // wan is a veth with an address and a default, claimed as a link.
-func (h *host) wan(n int) string {
+func (h *host) wan(n int) {
 	h.Helper()
 	name := fmt.Sprintf("wan%d", n)
 	h.veth(name)
 	h.address(name, fmt.Sprintf("100.64.%d.5/24", n))
 	h.ip(fmt.Sprintf("route add default via 100.64.%d.1 dev %s metric %d", n, name, 100+n))
 	h.owners.claim(name, reconcile.Link)
-	return name
 }
 
 // owners says what the test says.

@@ -112,7 +112,7 @@ func (l *Loop) mayDelete(op routing.Op) bool {
 	if l.complete {
 		return true
 	}
-	switch op.Verb { //nolint:exhaustive // it is asked for deletions only
+	switch op.Verb {
 	case routing.DeleteRule:
 		// One of two equal rules may always go.
 		if _, wanted := l.planner.Rule(op.Rule); wanted {

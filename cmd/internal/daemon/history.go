@@ -65,7 +65,7 @@ func openHistory(ctx context.Context, log *slog.Logger, directory string, p rout
 }
 
 func readEras(path string) ([]era, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // the directory is the administrator's choice
+	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -161,7 +161,7 @@ func (h *history) change(ctx context.Context, tables routing.TableRange, decide 
 	if err != nil {
 		return err
 	}
-	defer mirror.Close() //nolint:errcheck // it only listened
+	defer mirror.Close()
 	if err := mirror.Sync(ctx); err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func (h *history) change(ctx context.Context, tables routing.TableRange, decide 
 	if err != nil {
 		return err
 	}
-	defer writer.Close() //nolint:errcheck // its answers have been read
+	defer writer.Close()
 	var ops []routing.Op
 	mirror.View(func(k *kernel.State) { ops = decide(k) })
 	for _, op := range ops {

@@ -13,27 +13,28 @@ import (
 )
 
 // prefixes of the addresses that steps add.
-var extra = netip.MustParsePrefix("100.64.0.77/24") //nolint:gochecknoglobals // a constant
+var extra = netip.MustParsePrefix("100.64.0.77/24")
 
 // uplinks is a host with two providers, both up, and the daemon.
-func uplinks(t *testing.T, host lab.HostConfig, change func(*lab.ISPConfig)) (w *watched, isp0, isp1 *lab.ISP) {
+func uplinks(t *testing.T, host lab.HostConfig, change func(*lab.ISPConfig)) (w *watched, isp0 *lab.ISP) {
 	t.Helper()
 	r := newRig(t, host, "")
 	cfg := lab.DefaultISP(0)
 	if change != nil {
 		change(&cfg)
 	}
-	isp0, isp1 = r.isp(cfg), r.isp(lab.DefaultISP(1))
+	isp0 = r.isp(cfg)
+	r.isp(lab.DefaultISP(1))
 	r.up("wan0", "wan1")
 	r.start()
 	w = r.watch()
 	w.step("start on links that are up", func() {}, both("wan0", "wan1")...)
-	return w, isp0, isp1
+	return w, isp0
 }
 
 // TestProfilesConverge goes through what nmcli can do to a link.
 func TestProfilesConverge(t *testing.T) {
-	w, isp0, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
+	w, isp0 := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	ctx := t.Context()
 	all := both("wan0", "wan1")
 	uplink0 := func() { w.up("wan0") }
@@ -121,7 +122,7 @@ func (r *rig) hasSource(link string, a netip.Prefix) error {
 
 // TestProvidersConverge goes through what providers do to a link.
 func TestProvidersConverge(t *testing.T) {
-	w, isp0, _ := uplinks(t, lab.HostConfig{FastDAD: true}, func(c *lab.ISPConfig) { c.Lease, c.Renew = 2*time.Minute, 3*time.Second })
+	w, isp0 := uplinks(t, lab.HostConfig{FastDAD: true}, func(c *lab.ISPConfig) { c.Lease, c.Renew = 2*time.Minute, 3*time.Second })
 	ctx := t.Context()
 	all := both("wan0", "wan1")
 	ra := isp0.RA()
@@ -209,7 +210,7 @@ func (r *rig) prefixes(link string, want ...netip.Prefix) error {
 
 // TestCablesConverge pulls cables and sets interfaces down.
 func TestCablesConverge(t *testing.T) {
-	w, isp0, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
+	w, isp0 := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	ctx := t.Context()
 	all := both("wan0", "wan1")
 	link := isp0.Link()
@@ -264,7 +265,7 @@ func (r *rig) carrier(link string, want bool) error {
 
 // TestHandsConverge deletes by hand what the daemon made.
 func TestHandsConverge(t *testing.T) {
-	w, _, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
+	w, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	all := both("wan0", "wan1")
 	ip := func(args ...string) {
 		t.Helper()

@@ -21,7 +21,7 @@ import (
 )
 
 // crashSeed makes a run of TestKilled again as it was.
-var crashSeed = flag.Uint64("crash-seed", 0, "seed of TestKilled; 0 takes one from the clock") //nolint:gochecknoglobals // a flag
+var crashSeed = flag.Uint64("crash-seed", 0, "seed of TestKilled; 0 takes one from the clock")
 
 // TestKilled kills the daemon two hundred times, at random moments, while the
 // host changes at random. Now and then it may live, and has to have the host in
@@ -30,14 +30,14 @@ func TestKilled(t *testing.T) {
 	const kills, samples = 200, 10
 	seed := *crashSeed
 	if seed == 0 {
-		seed = uint64(time.Now().UnixNano()) //nolint:gosec // any number will do
+		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("seed: -crash-seed=%d", seed)
-	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // it has to be repeatable
+	random := rand.New(rand.NewPCG(seed, 1))
 
 	// No limit to repairs: the storm deletes more than anybody would.
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "[repair]\nburst = 10000\n")
-	s := &weather{rig: r, ctx: t.Context(), random: rand.New(rand.NewPCG(seed, 2))} //nolint:gosec // it has to be repeatable
+	s := &weather{rig: r, ctx: t.Context(), random: rand.New(rand.NewPCG(seed, 2))}
 	for n := range 2 {
 		isp := labtest.NewISP(t, r.Host, lab.DefaultISP(n))
 		s.isps = append(s.isps, isp)
@@ -108,7 +108,7 @@ func sound(r *rig) {
 	path := filepath.Join(r.cfg.StateDir, allocator.DefaultName)
 	db, err := sql.Open("sqlite", "file:"+path+"?mode=ro")
 	r.must(err)
-	defer db.Close() //nolint:errcheck // it was only read
+	defer db.Close()
 	var verdict string
 	r.must(db.QueryRowContext(r.t.Context(), "PRAGMA integrity_check").Scan(&verdict))
 	if verdict != "ok" {

@@ -21,7 +21,7 @@ import (
 // A monitor writes down what the kernel announces, and when: what happened to
 // the host, and what the daemon made of it. No code of the product is in it.
 type monitor struct {
-	t       testing.TB
+	tb      testing.TB
 	mu      sync.Mutex
 	seen    []event
 	marks   int
@@ -38,24 +38,24 @@ type event struct {
 	barrier bool
 }
 
-func newMonitor(t testing.TB) *monitor {
-	t.Helper()
+func newMonitor(tb testing.TB) *monitor {
+	tb.Helper()
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := s.SetReceiveBufferSize(64<<20, true); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	// Receive has no other way to be ended than a time after which it looks.
 	if err := s.SetReceiveTimeout(&unix.Timeval{Usec: 100_000}); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	m := &monitor{t: t, changed: make(chan struct{})}
+	m := &monitor{tb: tb, changed: make(chan struct{})}
 	ended, done := make(chan struct{}), make(chan struct{})
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		close(ended)
 		<-done
 		s.Close()
@@ -73,7 +73,7 @@ func newMonitor(t testing.TB) *monitor {
 				continue
 			}
 			if err != nil {
-				t.Errorf("the monitor lost announcements: %v", err)
+				tb.Errorf("the monitor lost announcements: %v", err)
 				return
 			}
 			now := time.Now()
@@ -120,8 +120,8 @@ func describe(h syscall.NlMsghdr, data []byte) event {
 		}
 		return nil
 	}
-	word := func(header int, wanted uint16) uint32 {
-		if b := attribute(header, wanted); len(b) >= 4 {
+	word := func(wanted uint16) uint32 {
+		if b := attribute(unix.SizeofRtMsg, wanted); len(b) >= 4 {
 			return binary.NativeEndian.Uint32(b)
 		}
 		return 0
@@ -138,15 +138,15 @@ func describe(h syscall.NlMsghdr, data []byte) event {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return event{
 			own: data[5] == lab.Ours && by,
-			text: fmt.Sprintf("%sroute family %d table %d %x/%d dev %d protocol %d port %d", verb, data[0], word(unix.SizeofRtMsg, unix.RTA_TABLE),
-				attribute(unix.SizeofRtMsg, unix.RTA_DST), data[1], word(unix.SizeofRtMsg, unix.RTA_OIF), data[5], h.Pid),
+			text: fmt.Sprintf("%sroute family %d table %d %x/%d dev %d protocol %d port %d", verb, data[0], word(unix.RTA_TABLE),
+				attribute(unix.SizeofRtMsg, unix.RTA_DST), data[1], word(unix.RTA_OIF), data[5], h.Pid),
 		}
 	default:
 		protocol := attribute(unix.SizeofRtMsg, unix.FRA_PROTOCOL)
 		return event{
 			own: len(protocol) == 1 && protocol[0] == lab.Ours && by,
-			text: fmt.Sprintf("%srule family %d priority %d table %d from %x port %d", verb, data[0], word(unix.SizeofRtMsg, unix.FRA_PRIORITY),
-				word(unix.SizeofRtMsg, unix.FRA_TABLE), attribute(unix.SizeofRtMsg, unix.FRA_SRC), h.Pid),
+			text: fmt.Sprintf("%srule family %d priority %d table %d from %x port %d", verb, data[0], word(unix.FRA_PRIORITY),
+				word(unix.FRA_TABLE), attribute(unix.SizeofRtMsg, unix.FRA_SRC), h.Pid),
 		}
 	}
 }
@@ -154,15 +154,15 @@ func describe(h syscall.NlMsghdr, data []byte) event {
 // barrier waits until the monitor has all that was announced before, and returns
 // how many events there are.
 func (m *monitor) barrier() int {
-	m.t.Helper()
+	m.tb.Helper()
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		m.t.Fatal(err)
+		m.tb.Fatal(err)
 	}
 	m.marks++
 	alias := fmt.Sprintf("%s%d", barrierPrefix, m.marks)
 	if err := netlink.LinkSetAlias(lo, alias); err != nil {
-		m.t.Fatal(err)
+		m.tb.Fatal(err)
 	}
 	deadline := time.NewTimer(20 * time.Second)
 	defer deadline.Stop()
@@ -177,7 +177,7 @@ func (m *monitor) barrier() int {
 		select {
 		case <-changed:
 		case <-deadline.C:
-			m.t.Fatal("the monitor does not see its barrier")
+			m.tb.Fatal("the monitor does not see its barrier")
 		}
 	}
 }

@@ -64,7 +64,7 @@ const knownCompletely = "knowledge of the links is complete"
 // back, with and without changes in the kernel meanwhile. Nothing may be taken
 // away by the way.
 func TestNetworkManagerAway(t *testing.T) {
-	w, isp0, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
+	w, isp0 := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	ctx := t.Context()
 	all := both("wan0", "wan1")
 	tables := w.tables()
@@ -237,8 +237,10 @@ func (r *rig) everything() string {
 	r.t.Helper()
 	var b strings.Builder
 	for _, args := range [][]string{
-		{"-N", "-d", "-4", "rule"}, {"-N", "-d", "-6", "rule"},
-		{"-N", "-d", "-4", "route", "show", "table", "all"}, {"-N", "-d", "-6", "route", "show", "table", "all"},
+		{"-N", "-d", "-4", "rule"},
+		{"-N", "-d", "-6", "rule"},
+		{"-N", "-d", "-4", "route", "show", "table", "all"},
+		{"-N", "-d", "-6", "route", "show", "table", "all"},
 		{"-o", "link"},
 	} {
 		out, err := r.IP(r.t.Context(), args...)
@@ -261,7 +263,7 @@ func (r *rig) everything() string {
 // TestStopLeavesRouting ends the daemon as systemd does, and starts it again:
 // nothing is written either time.
 func TestStopLeavesRouting(t *testing.T) {
-	w, _, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
+	w, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	before := w.everything()
 	from := w.monitor.barrier()
 
@@ -295,7 +297,7 @@ func TestStopLeavesRouting(t *testing.T) {
 // TestSecondInstance starts a second daemon, which must say why it cannot run
 // and leave the first alone.
 func TestSecondInstance(t *testing.T) {
-	w, _, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
+	w, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	first := w.daemon
 	from := w.monitor.barrier()
 	w.launch()
@@ -366,7 +368,7 @@ func countLines(lines []string, text string) int {
 
 // TestReload changes the configuration of a running daemon.
 func TestReload(t *testing.T) {
-	w, _, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
+	w, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	all := both("wan0", "wan1")
 	base, err := os.ReadFile(w.path)
 	w.must(err)
@@ -430,7 +432,7 @@ func (r *rig) tablesStartWith(prefix string) error {
 	tables := r.tables()
 	for part := range strings.SplitSeq(tables, ", ") {
 		if words := strings.Fields(part); !strings.HasPrefix(words[len(words)-1], prefix) {
-			return fmt.Errorf("tables are %s, not %s...", tables, prefix)
+			return fmt.Errorf("tables are %s, not %s and more", tables, prefix)
 		}
 	}
 	return nil
@@ -505,7 +507,7 @@ func (r *rig) leases() []allocator.Lease {
 	r.t.Helper()
 	a, err := allocator.OpenReadOnly(r.t.Context(), allocator.Options{Path: filepath.Join(r.cfg.StateDir, allocator.DefaultName), Range: r.cfg.Tables})
 	r.must(err)
-	defer a.Close() //nolint:errcheck // it was only read
+	defer a.Close()
 	held := map[int]netip.Prefix{}
 	for _, l := range a.List() {
 		if other, twice := held[int(l.Table)]; twice {
