@@ -30,7 +30,7 @@ var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobal
 	if err != nil {
 		return "", fmt.Errorf("making a directory for the programs: %w", err)
 	}
-	for _, program := range []string{"multihomed"} {
+	for _, program := range []string{"multihomed", "multihomectl"} {
 		cmd := exec.Command("go", "build", "-race", "-buildvcs=false", "-o", filepath.Join(dir, program), "multihomed/cmd/"+program)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("building %s: %w\n%s", program, err, out)

@@ -43,7 +43,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 	var others []netip.Addr
 	for n := range links {
 		cfg := lab.DefaultISP(n)
-		cfg.Renew = 3 * time.Second
+		cfg.Lease, cfg.Renew = 2*time.Minute, 3*time.Second
 		isp := r.isp(cfg)
 		isps = append(isps, isp)
 		// Another profile for the same device, static in IPv4.
