@@ -32,7 +32,7 @@ func (l *Loop) takeClaims(ctx context.Context) {
 		l.Logger.LogAttrs(ctx, slog.LevelInfo, "knowledge of the links is complete")
 	}
 	if c.Waiting != l.waiting && c.Waiting != "" {
-		l.Logger.LogAttrs(ctx, slog.LevelInfo, "waiting", slog.String("for", c.Waiting))
+		l.Logger.LogAttrs(ctx, slog.LevelDebug, "waiting", slog.String("for", c.Waiting))
 	}
 	if c.Complete != l.complete {
 		l.watchAll(ctx, c.Complete)

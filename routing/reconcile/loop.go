@@ -151,8 +151,14 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
+// pending reports whether there is something to plan or to compare.
+func (l *Loop) pending() bool { return len(l.dirty) > 0 || !l.touched.Empty() }
+
 // untilNext is the time until a retry or a repair is due.
 func (l *Loop) untilNext() time.Duration {
+	if l.pending() && !l.failed(aboutMirror) {
+		return 0
+	}
 	next := l.now().Add(time.Hour)
 	for _, f := range l.failures {
 		if f.due.Before(next) {
@@ -186,7 +192,7 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 		l.takeClaims(ctx)
 		l.takeChanges(ctx)
 		l.takeDue()
-		if len(l.dirty) == 0 && l.touched.Empty() {
+		if !l.pending() {
 			break
 		}
 		tries = l.pass(ctx, tries)

@@ -514,6 +514,34 @@ func TestStandsTwice(t *testing.T) {
 	}
 }
 
+// TestStorm wants the loop to come up for air while events do not end, and to go
+// on by itself afterwards.
+func TestStorm(t *testing.T) {
+	h := newHost(t)
+	h.wan(0)
+	h.owners.complete(true)
+	n := 0
+	h.writer.refuse = func(op routing.Op) error {
+		if op.Verb == routing.AddRule && op.Rule.Priority == routing.PrioritySource && n < 140 {
+			n++
+			h.address("wan0", fmt.Sprintf("100.64.0.%d/24", 10+n))
+		}
+		return nil
+	}
+	rounds := 0
+	for h.pass(); h.loop.UntilNext() == 0; h.pass() {
+		rounds++
+	}
+	if rounds == 0 || rounds > 20 {
+		t.Errorf("%d rounds", rounds)
+	}
+	h.wants("10000: from 100.64.0.150 lookup 10000", "10500: from 100.64.0.11 7")
+	h.quiet()
+	if len(h.last.Problems) > 0 {
+		t.Errorf("reported: %+v", h.last)
+	}
+}
+
 // TestEnd wants a loop that is told to end to end without complaints.
 func TestEnd(t *testing.T) {
 	h := newHost(t)

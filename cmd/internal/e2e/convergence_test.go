@@ -169,6 +169,20 @@ func TestProvidersConverge(t *testing.T) {
 		}
 		return errors.Join(err, w.tableHas("wan0", lab.IPv6, "!default", isp0.IPv6().String()+" dev wan0"), w.ladder("wan0", lab.IPv4))
 	})
+	w.step("router comes back for a moment", func() {
+		brief := ra
+		brief.RouterLifetime = 2 * time.Second
+		w.must(isp0.SetRA(brief))
+	}, all...)
+	w.stepUntil("router lifetime runs out", func() {
+		w.eventually(func() error {
+			main, err := w.RoutesText(ctx, lab.IPv6, "main")
+			if err == nil && strings.Contains(main, "default via fe80::1a:a4ff:fe57:4f89 dev wan0") {
+				err = fmt.Errorf("still there:\n%s", main)
+			}
+			return err
+		})
+	}, func() error { return w.tableHas("wan0", lab.IPv6, "!default", isp0.IPv6().String()+" dev wan0") })
 	w.step("router comes back", func() { w.must(isp0.SetRA(ra)) }, all...)
 	w.stepUntil("router prefers to be used less", func() {
 		low := ra
