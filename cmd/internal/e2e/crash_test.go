@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -100,6 +101,49 @@ func TestKilled(t *testing.T) {
 		r.kill9()
 	}
 	t.Logf("%d kills in %v, during %d changes", kills, time.Since(began), s.count)
+}
+
+// TestKilledWhileMoving changes the tables and the group of uplinks with every
+// start, and kills the daemon while it moves. What ends in order has left nothing
+// in the tables and groups of the others.
+func TestKilledWhileMoving(t *testing.T) {
+	const kills = 30
+	seed := *crashSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed: -crash-seed=%d", seed)
+	random := rand.New(rand.NewPCG(seed, 3))
+	w, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
+	base, err := os.ReadFile(w.path)
+	w.must(err)
+	w.kill9()
+	configure := func(n int) {
+		w.writeConfig(fmt.Sprintf("%suplink_group = %d\n[tables]\nfirst = %d\nlast = %d\n", base, 4700+n, 21000+100*n, 21099+100*n))
+	}
+	for i := range kills {
+		configure(random.IntN(3))
+		w.launch()
+		if random.IntN(3) == 0 {
+			w.ready()
+		}
+		moment := time.NewTimer(time.Duration(random.Int64N(int64(150 * time.Millisecond))))
+		select {
+		case <-moment.C:
+		case <-w.daemon.Done():
+			t.Fatalf("it ended by itself:\n%s", w.daemon.Log())
+		}
+		w.kill9()
+		if i%10 != 9 {
+			continue
+		}
+		w.writeConfig(string(base))
+		w.start()
+		w.converged(fmt.Sprintf("after %d kills", i+1), func() error {
+			return errors.Join(w.holds(both("wan0", "wan1")...), w.tablesStartWith("10"), w.groups("28008", "wan0", "wan1"))
+		})
+		w.kill9()
+	}
 }
 
 // sound reads the database with other code than the product's, and with it.
