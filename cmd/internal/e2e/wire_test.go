@@ -329,8 +329,6 @@ func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 		switch {
 		case !s.source:
 			excuse = p.Family.String() + " address: " + w.line.excuse(p)
-		case !s.stray:
-			excuse = p.Family.String() + " address: its link was no uplink yet"
 		case !s.marked[link] && w.owner(p.Dst) == link:
 			excuse = p.Family.String() + " address: into the network of a link that was not marked yet"
 		}

@@ -1,0 +1,459 @@
+package e2e_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+	_ "modernc.org/sqlite"
+
+	"multihomed/allocator"
+	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
+	"multihomed/nm/nmtest"
+)
+
+// These tests are promise 7: bad input gets a clear error and costs nothing.
+
+// ours is every object of ours in the kernel.
+func (r *rig) ours() string {
+	r.t.Helper()
+	objects, err := r.Leftovers()
+	r.must(err)
+	slices.Sort(objects)
+	return strings.Join(objects, "\n")
+}
+
+// unharmed fails the test if our objects are not what they were.
+func (r *rig) unharmed(before, after string) {
+	r.t.Helper()
+	if d := difference(before, r.ours()); d != "" {
+		r.t.Errorf("%s cost routing:\n%s", after, d)
+	}
+}
+
+// refusesToStart starts the daemon, which must end with an error that holds all
+// the texts, and must not touch the routing.
+func (r *rig) refusesToStart(what string, texts ...string) {
+	r.t.Helper()
+	before := r.ours()
+	r.launch()
+	ctx, cancel := r.patience()
+	defer cancel()
+	err := r.daemon.Wait(ctx)
+	if err == nil || ctx.Err() != nil {
+		r.t.Fatalf("%s: the daemon does not end with an error: %v\n%s", what, err, r.daemon.Log())
+	}
+	for _, text := range texts {
+		if !strings.Contains(r.daemon.Log(), text) {
+			r.t.Errorf("%s: the log does not say %q:\n%s", what, text, r.daemon.Log())
+		}
+	}
+	if strings.Contains(r.daemon.Log(), "panic") || strings.Contains(r.daemon.Log(), "goroutine ") {
+		r.t.Errorf("%s: a panic:\n%s", what, r.daemon.Log())
+	}
+	r.unharmed(before, what)
+}
+
+// reported waits until the daemon reports a problem of a link that holds the
+// text, or none with it any more.
+func (r *rig) reported(want bool, link, text string) {
+	r.t.Helper()
+	labtest.Eventually(r.t, func() error {
+		state, found, err := runstate.Read(r.cfg.RuntimeDir)
+		if err != nil || !found {
+			return fmt.Errorf("the daemon's state: %t, %w", found, err)
+		}
+		has := slices.ContainsFunc(state.Problems, func(p runstate.Problem) bool {
+			return p.Link == link && strings.Contains(p.Text, text)
+		})
+		if has != want {
+			return fmt.Errorf("a problem %q of %s is reported: %t; all are %+v", text, link, has, state.Problems)
+		}
+		return nil
+	})
+}
+
+// staticRig is a host with links of static addresses in IPv4, of which the first
+// ones are up.
+func staticRig(t *testing.T, links, up int, toml string) *rig {
+	t.Helper()
+	r := newRig(t, lab.HostConfig{FastDAD: true}, toml)
+	for n := range links {
+		cfg, settings := static(n)
+		r.isp(cfg, settings...)
+	}
+	r.start()
+	for n := range up {
+		r.up(fmt.Sprintf("wan%d", n))
+		r.standing(staticAddr(n), true)
+	}
+	r.settled()
+	return r
+}
+
+func staticAddr(n int) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, byte(n), 50}) }
+
+// works proves that a link's bound traffic is answered by its provider.
+func (r *rig) works(n int) {
+	r.t.Helper()
+	r.answeredBy(fmt.Sprintf("isp%d", n), lab.From{Addr: staticAddr(n)}, lab.InternetAddr4)
+}
+
+func TestBadConfiguration(t *testing.T) {
+	r := staticRig(t, 2, 2, "")
+	good, err := os.ReadFile(r.path)
+	r.must(err)
+	bad := []struct{ name, text, says string }{
+		{"an unknown key", "tabels = 1\n", "tabels"},
+		{"a wrong type", "uplink_group = \"x\"\n", "uplink_group"},
+		{"no TOML", "[tables\nfirst = 1\n", "multihomed.toml"},
+		{"a range that is reserved", "[tables]\nfirst = 20000\nlast = 20100\n", "20053"},
+		{"a range that is backwards", "[tables]\nfirst = 10\nlast = 5\n", "tables"},
+		{"a glob that is none", "[[exclude]]\ninterface = \"wan[\"\n", "exclude"},
+		{"an empty matcher", "[[exclude]]\n", "exclude"},
+		{"an unknown level", "log_level = \"loud\"\n", "log_level"},
+		{"no text", "\xff\xfe\x00", "multihomed.toml"},
+		{"too big a number", "uplink_group = 99999999999999999999\n", "multihomed.toml"},
+	}
+	for _, b := range bad {
+		// A running daemon keeps the old one.
+		r.must(os.WriteFile(r.path, []byte(string(good)+b.text), 0o600))
+		before, lines := r.ours(), len(r.daemon.Lines())
+		r.must(r.daemon.Signal(syscall.SIGHUP))
+		line, err := r.daemon.WaitLineAfter(t.Context(), lines, "configuration refused")
+		if err != nil || !strings.Contains(line, b.says) {
+			t.Errorf("%s: %q, %v, want %q", b.name, line, err, b.says)
+		}
+		r.unharmed(before, b.name)
+	}
+	r.must(r.daemon.Stop(t.Context()))
+	for _, b := range bad {
+		r.must(os.WriteFile(r.path, []byte(string(good)+b.text), 0o600))
+		r.refusesToStart(b.name, b.says)
+	}
+	r.must(os.Remove(r.path))
+	r.must(os.Mkdir(r.path, 0o700))
+	r.refusesToStart("a directory", "multihomed.toml")
+	r.works(1)
+	r.must(os.Remove(r.path))
+	r.must(os.WriteFile(r.path, good, 0o600))
+	r.start()
+	r.settled()
+	// A second daemon does not get in the way of the first.
+	first := r.daemon
+	r.refusesToStart("a second daemon", "lock")
+	if err := first.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the first daemon has ended: %v", err)
+	}
+	r.works(0)
+}
+
+func TestBrokenDatabase(t *testing.T) {
+	r := staticRig(t, 3, 2, "")
+	path := filepath.Join(r.cfg.StateDir, allocator.DefaultName)
+	r.must(r.daemon.Stop(t.Context()))
+	good, err := os.ReadFile(path)
+	r.must(err)
+	restore := func() {
+		t.Helper()
+		for _, name := range []string{path, path + "-wal", path + "-shm"} {
+			r.must(os.RemoveAll(name))
+		}
+		r.must(os.WriteFile(path, good, 0o600))
+	}
+	half := slices.Clone(good)
+	for i := len(half) / 3; i < len(half); i++ {
+		half[i] ^= 0x5a
+	}
+	for _, b := range []struct {
+		name string
+		do   func() error
+		says []string
+	}{
+		{"garbage", func() error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 1000)), 0o600) }, []string{path, "to fix"}},
+		{"a damaged file", func() error { return os.WriteFile(path, half, 0o600) }, []string{path, "corrupt"}},
+		{"a file cut off", func() error { return os.WriteFile(path, good[:len(good)/2], 0o600) }, []string{path, "corrupt"}},
+		{"a directory", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, []string{path}},
+		{"somebody else's database", func() error {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			return sqlite(path, "create table songs (title text)")
+		}, []string{path, "not a lease database"}},
+		{"a later release's", func() error { return sqlite(path, "pragma user_version = 4711") }, []string{path, "newer"}},
+		{"a directory that everybody may write to", func() error { return os.Chmod(r.cfg.StateDir, 0o777) }, []string{"chmod o-w"}},
+	} {
+		r.must(b.do())
+		r.refusesToStart(b.name, b.says...)
+		r.must(os.Chmod(r.cfg.StateDir, 0o750))
+		restore()
+	}
+	r.works(0)
+	r.works(1)
+	before := r.ours()
+	r.start()
+	r.settled()
+	r.unharmed(before, "all that")
+
+	// Somebody holds the writers' lock: links that have a table go on, new ones
+	// are reported, and served as soon as the lock is gone.
+	unlock := lockDatabase(t, path, "begin immediate")
+	r.up("wan2")
+	r.reported(true, "wan2", "locked")
+	r.unharmed(before, "a locked database")
+	r.works(0)
+	unlock()
+	r.standing(staticAddr(2), true)
+	r.reported(false, "wan2", "")
+	r.works(2)
+
+	// A database that cannot even be read is no place to start from.
+	r.must(r.daemon.Stop(t.Context()))
+	unlock = lockDatabase(t, path, "pragma locking_mode = exclusive", "begin exclusive")
+	r.refusesToStart("a database that is locked for readers", "locked", "fuser")
+	unlock()
+	r.works(2)
+}
+
+func sqlite(path, statement string) error {
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		return err
+	}
+	_, err = db.ExecContext(context.Background(), statement)
+	return errors.Join(err, db.Close())
+}
+
+// lockDatabase takes a lock of a database until the function that it returns is
+// called.
+func lockDatabase(t *testing.T, path string, statements ...string) func() {
+	t.Helper()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range statements {
+		if _, err := conn.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() {
+		t.Helper()
+		_, err := conn.ExecContext(t.Context(), "rollback")
+		if err := errors.Join(err, conn.Close(), db.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDiskTrouble fills the disk and makes it read-only while there are leases to
+// write.
+func TestDiskTrouble(t *testing.T) {
+	state := t.TempDir()
+	if err := unix.Mount("tmpfs", state, "tmpfs", 0, "size=1m,mode=750"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(state, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	r.writeConfig(fmt.Sprintf("state_dir = %q\nruntime_dir = %q\n", state, r.cfg.RuntimeDir))
+	for n := range 4 {
+		cfg, settings := static(n)
+		r.isp(cfg, settings...)
+	}
+	r.start()
+	r.up("wan0")
+	r.standing(staticAddr(0), true)
+	r.settled()
+
+	// The disk is full.
+	filler := filepath.Join(state, "filler")
+	fill := func() {
+		f, err := os.Create(filler)
+		r.must(err)
+		block := make([]byte, 4096)
+		for err == nil {
+			_, err = f.Write(block)
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+		r.must(f.Close())
+	}
+	fill()
+	before := r.ours()
+	r.up("wan1")
+	r.reported(true, "wan1", "disk is full")
+	r.works(0)
+	r.unharmed(before, "a full disk")
+	// A restart finds the disk full, and serves the link that has its table.
+	r.must(r.daemon.Stop(t.Context()))
+	r.start()
+	r.unharmed(before, "a restart on a full disk")
+	r.reported(true, "wan1", "")
+	r.must(os.Remove(filler))
+	r.standing(staticAddr(1), true)
+	r.reported(false, "wan1", "")
+	r.works(1)
+
+	// The disk cannot be written, from the start.
+	r.must(r.daemon.Stop(t.Context()))
+	r.must(unix.Mount("", state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	before = r.ours()
+	r.start()
+	r.unharmed(before, "a read-only disk")
+	r.up("wan2")
+	r.reported(true, "wan2", "cannot be written")
+	r.works(0)
+	r.works(1)
+	r.must(unix.Mount("", state, "", unix.MS_REMOUNT, "size=1m"))
+	r.standing(staticAddr(2), true)
+	r.reported(false, "wan2", "")
+	r.works(2)
+}
+
+// TestExhaustedRange: a link without a table stays on main and is reported, the
+// others go on; it gets a table as soon as there is one.
+func TestExhaustedRange(t *testing.T) {
+	r := staticRig(t, 3, 2, "[tables]\nfirst = 10000\nlast = 10001\n")
+	before := r.ours()
+	r.up("wan2")
+	r.reported(true, "wan2", "")
+	rules, err := r.RulesText(t.Context(), lab.IPv4)
+	r.must(err)
+	if strings.Contains(rules, staticAddr(2).String()) {
+		t.Errorf("wan2 has no table, and rules:\n%s", rules)
+	}
+	r.unharmed(before, "an exhausted range")
+	r.works(0)
+	r.works(1)
+	if _, err := lab.DialUDP(t.Context(), lab.From{Device: "wan2"}, lab.InternetAddr4); err != nil {
+		t.Errorf("wan2 does not even follow main: %v", err)
+	}
+	// The others still change.
+	r.must(r.ModifyDevice(t.Context(), "wan0", "+ipv4.addresses", "100.64.0.51/24"))
+	r.standing(netip.MustParseAddr("100.64.0.51"), true)
+
+	for range 3 {
+		r.must(r.Down(t.Context(), "wan0"))
+		r.standing(staticAddr(2), true)
+		r.reported(false, "wan2", "")
+		r.works(2)
+		r.works(1)
+		r.up("wan0")
+		r.reported(true, "wan0", "")
+		r.must(r.Down(t.Context(), "wan2"))
+		r.standing(staticAddr(0), true)
+		r.reported(false, "wan0", "")
+		r.works(0)
+		r.up("wan2")
+		r.reported(true, "wan2", "")
+	}
+	r.works(1)
+}
+
+// TestHostileBus: a NetworkManager that says nonsense costs no routing.
+func TestHostileBus(t *testing.T) {
+	r := staticRig(t, 2, 2, "")
+	r.must(r.daemon.Stop(t.Context()))
+	before := r.ours()
+
+	bus := nmtest.NewBus(t)
+	nm := bus.NewNM()
+	nm.AddEthernet(1, "wan0")
+	nm.AddEthernet(2, "wan1")
+	nm.Own()
+	r.env = []string{"DBUS_SYSTEM_BUS_ADDRESS=" + bus.Address}
+	r.start()
+	r.unharmed(before, "another NetworkManager")
+
+	nonsense := []any{
+		"", "nonsense", strings.Repeat("x", 1<<16), uint32(1 << 31), int32(-1), uint64(1 << 63), true, 3.14, []byte{0xff, 0}, []string{"a"},
+		map[string]dbus.Variant{"a": dbus.MakeVariant("b")}, []map[string]dbus.Variant{{"dest": dbus.MakeVariant(1)}, {}},
+		dbus.ObjectPath("/"), dbus.ObjectPath("/no/such/object"), []dbus.ObjectPath{"/x"}, dbus.MakeVariant(dbus.MakeVariant("deep")), []any{},
+	}
+	objects := []struct {
+		path  dbus.ObjectPath
+		iface string
+		// names and the types that are right: what is of that type is no nonsense
+		// but another state.
+		names map[string]string
+	}{
+		{nmtest.DevicePath(1), nmtest.Device, map[string]string{
+			"State": "u", "DeviceType": "u", "Managed": "b", "Real": "b", "Interface": "s", "IpInterface": "s",
+			"Ip4Config": "o", "Ip6Config": "o", "Dhcp4Config": "o",
+		}},
+		{nmtest.ActivePath(1), nmtest.Active, map[string]string{"Connection": "o", "Id": "s", "Uuid": "s", "StateFlags": "u", "Vpn": "b", "Master": "o", "Type": "s"}},
+		{nmtest.DHCP4Path(1), nmtest.DHCP4, map[string]string{"Options": "-"}},
+		{nmtest.IP4Path(1), nmtest.IP4, map[string]string{"Gateway": "-", "Addresses": "-", "AddressData": "-", "RouteData": "-"}},
+		{nmtest.ManagerPath, nmtest.Manager, map[string]string{"Startup": "b", "State": "u", "Version": "s", "Devices": "ao"}},
+	}
+	said := 0
+	for _, o := range objects {
+		for name, right := range o.names {
+			for _, value := range nonsense {
+				if dbus.SignatureOf(value).String() == right {
+					continue
+				}
+				nm.Change(o.path, o.iface, nmtest.Properties{name: value})
+				said++
+			}
+		}
+		nm.AddEthernet(1, "wan0") // as it was, for those who ask
+		nm.Announce(nmtest.DevicePath(1))
+	}
+	for _, values := range [][]any{{}, {"x"}, {uint32(5), uint32(5), uint32(5), uint32(5)}, {nmtest.DevicePath(77)}} {
+		for _, signal := range []string{nmtest.Device + ".StateChanged", nmtest.Manager + ".DeviceAdded", nmtest.Manager + ".DeviceRemoved",
+			"org.freedesktop.DBus.ObjectManager.InterfacesAdded", "org.freedesktop.DBus.ObjectManager.InterfacesRemoved", "org.freedesktop.DBus.Properties.PropertiesChanged"} {
+			nm.Emit(nmtest.DevicePath(1), signal, values...)
+			nm.Emit("/org/freedesktop", signal, values...)
+			said++
+		}
+	}
+	// Something true after all that: the daemon has read so far.
+	nm.AddEthernet(1, "wan0")
+	lines := len(r.daemon.Lines())
+	nm.AddEthernet(2, "wan1")
+	nm.Change(nmtest.DevicePath(2), nmtest.Device, nmtest.Properties{"State": uint32(30)})
+	nm.Change(nmtest.DevicePath(2), nmtest.Device, nmtest.Properties{"Managed": false, "State": uint32(10)})
+	if err := r.daemon.Signal(syscall.Signal(0)); err != nil {
+		t.Fatalf("the daemon has ended: %v\n%s", err, r.daemon.Log())
+	}
+	labtest.Eventually(t, func() error {
+		if s, ok := look("wan1", lab.IPv4); !ok || s.stands(staticAddr(1), 10000) {
+			return fmt.Errorf("the daemon does not listen any more; since then it said %v", r.daemon.Lines()[lines:])
+		}
+		return nil
+	})
+	if s, ok := look("wan0", lab.IPv4); !ok || !s.stands(staticAddr(0), 10000) || !s.stands(staticAddr(0), 10500) {
+		t.Errorf("nonsense cost wan0 its rules")
+	}
+	r.works(0)
+	t.Logf("%d pieces of nonsense, %d lines of log", said, len(r.daemon.Lines()))
+
+	// The bus goes and the real NetworkManager is asked again.
+	r.must(r.daemon.Stop(t.Context()))
+	r.env = nil
+	r.start()
+	r.settled()
+	r.unharmed(before, "all that")
+}
