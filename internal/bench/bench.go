@@ -131,6 +131,9 @@ func (b *bench) measure(ctx context.Context, report *Report, sizes []int, foreig
 		if err := b.grow(ctx, n); err != nil {
 			return err
 		}
+		if b.hold {
+			return b.keep(ctx)
+		}
 		b.progress("%d links, %s: starts", n, b.owner)
 		row := Row{Links: n, Owner: b.owner.String()}
 		if err := b.startUp(ctx, &row); err != nil {
@@ -209,6 +212,18 @@ func (b *bench) grow(ctx context.Context, n int) error {
 	}
 	_, err = b.settled(ctx, nothing)
 	return err
+}
+
+// keep starts the daemon and waits: for a look with other tools, by way of
+// nsenter(1).
+func (b *bench) keep(ctx context.Context) error {
+	_, took, err := b.start(ctx)
+	if err != nil {
+		return err
+	}
+	b.progress("ready after %v, and waiting to be interrupted", took)
+	<-ctx.Done()
+	return b.stop(context.WithoutCancel(ctx))
 }
 
 // settled waits until the kernel, the daemon and the owner have come to rest.

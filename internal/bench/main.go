@@ -34,6 +34,7 @@ type options struct {
 	starts  int
 	foreign int
 	json    bool
+	hold    bool
 	verbose bool
 }
 
@@ -48,6 +49,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.starts, "starts", 7, "how often a start is measured")
 	flags.IntVar(&o.foreign, "foreign", 1_000_000, "how many routes of somebody else appear")
 	flags.BoolVar(&o.json, "json", false, "print JSON")
+	flags.BoolVar(&o.hold, "hold", false, "measure nothing: make the first number of links, start the daemon and wait to be interrupted")
 	flags.BoolVar(&o.verbose, "v", false, "say on standard error what is under way")
 	if err := flags.Parse(args); err != nil {
 		return o, err

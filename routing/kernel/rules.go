@@ -27,14 +27,15 @@ type rung struct {
 type ruleBook struct {
 	rungs map[routing.Rule]*rung
 	bands map[band]map[*rung]struct{}
-	// lookups counts the foreign rules that lead to a table.
-	lookups map[routing.TableID]int
-	last    uint64
+	// lookups counts the foreign rules that lead to a table, ours our own.
+	lookups, ours map[routing.TableID]int
+	last          uint64
 }
 
 func newRuleBook() ruleBook {
 	return ruleBook{
 		rungs: map[routing.Rule]*rung{}, bands: map[band]map[*rung]struct{}{}, lookups: map[routing.TableID]int{},
+		ours: map[routing.TableID]int{},
 	}
 }
 
@@ -52,8 +53,8 @@ func (b *ruleBook) add(r routing.Rule, ours bool) {
 	}
 	b.last++
 	g.places = append(g.places, b.last)
-	if !g.ours && r.Action == routing.ActionLookup {
-		b.lookups[r.Table]++
+	if r.Action == routing.ActionLookup {
+		b.leading(g)[r.Table]++
 	}
 }
 
@@ -63,9 +64,10 @@ func (b *ruleBook) remove(r routing.Rule) bool {
 	if g == nil {
 		return false
 	}
-	if !g.ours && r.Action == routing.ActionLookup {
-		if b.lookups[r.Table]--; b.lookups[r.Table] == 0 {
-			delete(b.lookups, r.Table)
+	if r.Action == routing.ActionLookup {
+		counts := b.leading(g)
+		if counts[r.Table]--; counts[r.Table] == 0 {
+			delete(counts, r.Table)
 		}
 	}
 	if g.places = g.places[1:]; len(g.places) > 0 {
@@ -78,6 +80,14 @@ func (b *ruleBook) remove(r routing.Rule) bool {
 		delete(b.bands, k)
 	}
 	return true
+}
+
+// leading is the count that a rule's table is part of.
+func (b *ruleBook) leading(g *rung) map[routing.TableID]int {
+	if g.ours {
+		return b.ours
+	}
+	return b.lookups
 }
 
 // order lists rungs in kernel order, a rule that stands twice twice.

@@ -159,6 +159,15 @@ func (s *State) IndexOf(name string) (int, bool) {
 	return i, ok
 }
 
+// NameOf returns the name of an interface.
+func (s *State) NameOf(index int) (string, bool) {
+	l := s.links[index]
+	if l == nil {
+		return "", false
+	}
+	return l.name, true
+}
+
 // Link returns one interface.
 func (s *State) Link(index int) (Link, bool) {
 	l := s.links[index]
@@ -343,6 +352,21 @@ func (s *State) ForeignIn(table routing.TableID) (what string, used bool) {
 		}
 	}
 	return "a rule", true
+}
+
+// UseOf says what stands of a table, whoever made it: a rule that leads to it,
+// or a route in it if it is one of ours.
+func (s *State) UseOf(table routing.TableID) (what string, used bool) {
+	if what, used = s.ForeignIn(table); used {
+		return what, true
+	}
+	if s.rules.ours[table] > 0 {
+		return "a rule of multihomed", true
+	}
+	if routes := s.OurRoutes(table); len(routes) > 0 {
+		return fmt.Sprintf("the route %s", routes[0]), true
+	}
+	return "", false
 }
 
 // ForeignTables returns the tables that somebody else's rules lead to or routes

@@ -17,14 +17,17 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
 		l.claims[name] = claim
-		l.reserved[name] = claim.Tables
-		l.claimChanged(ctx, name)
+		delete(l.reserved, name)
+		if len(claim.Tables) > 0 {
+			l.reserved[name] = claim.Tables
+		}
+		l.claimChanged(name)
 	}
 	for _, name := range c.Removed {
 		l.news = l.news || len(l.claims[name].Problems) > 0
 		delete(l.claims, name)
 		delete(l.reserved, name)
-		l.claimChanged(ctx, name)
+		l.claimChanged(name)
 	}
 	if c.Complete && !l.complete {
 		// What nobody asked for while knowledge was incomplete may go now.
@@ -34,46 +37,47 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	if c.Waiting != l.waiting && c.Waiting != "" {
 		l.Logger.LogAttrs(ctx, slog.LevelDebug, "waiting", slog.String("for", c.Waiting))
 	}
-	if c.Complete != l.complete {
-		l.watchAll(ctx, c.Complete)
-	}
 	l.news = l.news || l.complete != c.Complete || l.waiting != c.Waiting
 	l.complete, l.waiting = c.Complete, c.Waiting
 }
 
-func (l *Loop) claimChanged(ctx context.Context, name string) {
-	var index int
-	var exists bool
-	l.Mirror.View(func(k *kernel.State) { index, exists = k.IndexOf(name) })
-	if exists {
-		l.dirty[index] = struct{}{}
-		l.setInterest(ctx, map[int]bool{index: l.watched(name, l.complete)})
-	}
-}
-
-// watched decides whether the routes of main through an interface matter. While
-// knowledge is incomplete those of every interface may.
-func (l *Loop) watched(name string, complete bool) bool {
-	claim, claimed := l.claims[name]
-	return claim.Watched || (!claimed && !complete)
-}
-
-func (l *Loop) setInterest(ctx context.Context, interests map[int]bool) {
-	if err := l.Mirror.SetInterest(ctx, interests); err != nil && ctx.Err() == nil {
-		l.fail(ctx, aboutMirror, failure{Problem: routing.Problem{Severity: routing.Error, Text: "reading routes: " + err.Error()}})
-	}
-}
-
-func (l *Loop) watchAll(ctx context.Context, complete bool) {
-	interests := map[int]bool{}
+func (l *Loop) claimChanged(name string) {
 	l.Mirror.View(func(k *kernel.State) {
-		for _, index := range k.Indexes() {
-			if link, ok := k.Link(index); ok {
-				interests[index] = l.watched(link.Name, complete)
+		if index, exists := k.IndexOf(name); exists {
+			l.dirty[index] = struct{}{}
+		}
+	})
+}
+
+// setInterests tells the mirror of which dirty interfaces the routes of main
+// matter: of those whose owner says so. What nobody speaks of stays as it is
+// until knowledge is complete. All are told together, because the mirror may
+// have to read routes for it; where it fails nothing may be planned.
+func (l *Loop) setInterests(ctx context.Context) error {
+	var interests map[int]bool
+	l.Mirror.View(func(k *kernel.State) {
+		for index := range l.dirty {
+			name, exists := k.NameOf(index)
+			if !exists {
+				continue
+			}
+			claim, claimed := l.claims[name]
+			if (claimed || l.complete) && claim.Watched != k.Interested(index) {
+				if interests == nil {
+					interests = map[int]bool{}
+				}
+				interests[index] = claim.Watched
 			}
 		}
 	})
-	l.setInterest(ctx, interests)
+	if interests == nil {
+		return nil
+	}
+	if err := l.Mirror.SetInterest(ctx, interests); err != nil {
+		return err
+	}
+	l.takeChanges(ctx)
+	return nil
 }
 
 // everything compares all that is planned with all that stands.

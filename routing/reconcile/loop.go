@@ -179,7 +179,7 @@ const maxPasses = 64
 func (l *Loop) Reconcile(ctx context.Context) error {
 	tries := map[routing.Op]try{}
 	for range maxPasses {
-		if err := l.Mirror.Sync(ctx); err != nil {
+		if err := l.take(ctx); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -189,9 +189,6 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 			break
 		}
 		l.cure(aboutMirror)
-		l.takeClaims(ctx)
-		l.takeChanges(ctx)
-		l.takeDue()
 		if !l.pending() {
 			break
 		}
@@ -214,6 +211,17 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 	}
 	l.report()
 	return nil
+}
+
+// take takes up all that is new.
+func (l *Loop) take(ctx context.Context) error {
+	if err := l.Mirror.Sync(ctx); err != nil {
+		return err
+	}
+	l.takeClaims(ctx)
+	l.takeChanges(ctx)
+	l.takeDue()
+	return l.setInterests(ctx)
 }
 
 // release gives back the leases of keys that no link holds. Where an object of

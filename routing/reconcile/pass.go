@@ -3,10 +3,8 @@ package reconcile
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
-	"sync"
 
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -203,7 +201,7 @@ func (l *Loop) subject(index int) (subject, bool) {
 	var facts kernel.Link
 	var exists, was bool
 	l.Mirror.View(func(k *kernel.State) {
-		if facts, exists = k.Link(index); exists {
+		if facts, exists = k.Link(index); exists && l.claims[facts.Name].Standing == Draining {
 			was = l.was(k, index, facts.Name)
 		}
 	})
@@ -288,18 +286,7 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 	for _, index := range slices.Sorted(maps.Keys(keys)) {
 		all = append(all, keys[index]...)
 	}
-	// It is asked for new keys only: most of the time nobody asks.
-	used := sync.OnceValue(l.tablesInUse)
-	leased, err := l.Leases.Acquire(ctx, all, func(t routing.TableID) (string, bool) {
-		if why, taken := l.Reserved(t); taken {
-			return why, true
-		}
-		user, taken := used()[t]
-		if !taken {
-			return "", false
-		}
-		return fmt.Sprint(user), true
-	})
+	leased, err := l.Leases.Acquire(ctx, all, l.tableInUse)
 	if ctx.Err() != nil {
 		return leased
 	}
@@ -317,27 +304,19 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 	return leased
 }
 
-// tablesInUse says of every table number that is in use by what, for fmt. Ours
-// count: what stands may be the rest of a link that holds no lease any more.
-func (l *Loop) tablesInUse() map[routing.TableID]any {
-	used := map[routing.TableID]any{}
-	l.Mirror.View(func(k *kernel.State) {
-		for r := range k.Rules() {
-			used[r.Table] = r
-		}
-		for r := range k.Routes() {
-			used[r.Table] = r
-		}
-		for _, t := range k.ForeignTables() {
-			used[t], _ = k.ForeignIn(t)
-		}
-	})
+// tableInUse says by what a table number is in use. Objects of ours count: what
+// stands may be the rest of a link that holds no lease any more.
+func (l *Loop) tableInUse(t routing.TableID) (why string, used bool) {
+	if why, used = l.Reserved(t); used {
+		return why, true
+	}
 	for name, tables := range l.reserved {
-		for _, t := range tables {
-			used[t] = "the profile of " + name
+		if slices.Contains(tables, t) {
+			return "the profile of " + name, true
 		}
 	}
-	return used
+	l.Mirror.View(func(k *kernel.State) { why, used = k.UseOf(t) })
+	return why, used
 }
 
 // hold notes which keys an interface holds now, and returns their tables.

@@ -98,7 +98,9 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 
 	past := openHistory(ctx, s.Logger, cfg.StateDir, policy)
 	past.moveGroups(ctx)
-	mirror, err := kernel.Open(kernel.Config{Tables: policy.Tables})
+	// Routes of main are read when an owner says that an interface matters: a
+	// host may have a million of others.
+	mirror, err := kernel.Open(kernel.Config{Tables: policy.Tables, Interest: func(string) bool { return false }})
 	if err != nil {
 		return nil, err
 	}
