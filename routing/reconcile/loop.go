@@ -59,6 +59,9 @@ type Loop struct {
 	claims  map[string]Claim
 	// known are the interfaces seen so far; the value is the last name.
 	known map[int]string
+	// devices are the interfaces that rules of ours are for, read when a pass
+	// needs them.
+	devices map[string]struct{}
 	held  map[int]map[routing.Key]routing.TableID
 	// unproven are interfaces that were marked while they were being brought up
 	// and have not shown a way yet.

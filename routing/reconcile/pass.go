@@ -138,6 +138,7 @@ type subject struct {
 func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 	dirty := slices.Sorted(maps.Keys(l.dirty))
 	clear(l.dirty)
+	l.devices = nil
 	before := make(map[int]routing.LinkPlan, len(dirty))
 	var links []subject
 	missing := map[int][]routing.Key{}
@@ -241,7 +242,16 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 		_, was := l.planner.Link(index)
 		return was
 	}
-	return len(TablesOf(k, name)) > 0
+	if l.devices == nil {
+		l.devices = map[string]struct{}{}
+		for _, f := range routing.Families() {
+			for _, r := range k.RuleOrder(f, routing.PriorityDevice) {
+				l.devices[r.OIF] = struct{}{}
+			}
+		}
+	}
+	_, was := l.devices[name]
+	return was
 }
 
 // TablesOf returns the tables that our rules in the kernel give an interface.
