@@ -93,15 +93,46 @@ func TestProfilesConverge(t *testing.T) {
 	w.must(w.ReloadProfiles(ctx))
 	w.step("a profile that says multihomed.ignore", func() { w.up("ignored") }, both("wan1")...)
 	w.step("a profile that does not", uplink0, all...)
-	w.step("connection metric 20100", func() {
-		w.must(w.ModifyDevice(ctx, "wan0", "ipv4.route-metric", "20100", "ipv6.route-metric", "20100"))
-	}, all...)
+	for _, c := range []struct{ metric, first, last string }{{"50", "wan0", "wan1"}, {"20100", "wan1", "wan0"}, {"50", "wan0", "wan1"}} {
+		from := w.monitor.barrier()
+		w.stepUntil("metric "+c.metric, func() {
+			w.must(w.ModifyDevice(ctx, "wan0", "ipv4.route-metric", c.metric))
+		}, func() error { return errors.Join(w.holds(all...), w.lastResorts(c.first, c.last)) })
+		for _, e := range w.monitor.from(from) {
+			if e.own && strings.Contains(e.text, "route family 2 ") {
+				t.Errorf("a metric of main is none of our tables' business:\n%s", w.monitor.text(from))
+				break
+			}
+		}
+	}
 	w.step("the provider goes away with its cable", func() { w.must(isp0.Link().Delete()) }, both("wan1")...)
 	w.step("and comes back", func() {
 		w.must(isp0.Link().Recreate())
 		w.must(w.WaitDeviceState(ctx, "wan0", "disconnected"))
 		uplink0()
 	}, all...)
+}
+
+// lastResorts wants the rules of last resort to stand in this order.
+func (r *rig) lastResorts(links ...string) error {
+	rules, err := r.RulesText(r.t.Context(), lab.IPv4)
+	if err != nil {
+		return err
+	}
+	devices := map[string]string{}
+	var have []string
+	for line := range strings.Lines(rules) {
+		switch words := strings.Fields(line); words[0] {
+		case "9500:":
+			devices[word(words, "lookup")] = word(words, "oif")
+		case "91000:":
+			have = append(have, devices[word(words, "lookup")])
+		}
+	}
+	if !slices.Equal(have, links) {
+		return fmt.Errorf("last resorts are %v, not %v:\n%s", have, links, rules)
+	}
+	return nil
 }
 
 // hasSource reports the source rule of an address of a link.
