@@ -62,7 +62,7 @@ type Loop struct {
 	// devices are the interfaces that rules of ours are for, read when a pass
 	// needs them.
 	devices map[string]struct{}
-	held  map[int]map[routing.Key]routing.TableID
+	held    map[int]map[routing.Key]routing.TableID
 	// unproven are interfaces that were marked while they were being brought up
 	// and have not shown a way yet.
 	unproven map[int]struct{}
