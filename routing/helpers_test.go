@@ -133,9 +133,11 @@ type host struct {
 	links   map[int]routing.Link
 }
 
-func newHost() *host {
+func newHost() *host { return newHostOf(policy) }
+
+func newHostOf(p routing.Policy) *host {
 	return &host{
-		kernel: kerneltest.New(policy), planner: routing.NewPlanner(policy),
+		kernel: kerneltest.New(p), planner: routing.NewPlanner(p),
 		leases: leases{}, links: map[int]routing.Link{},
 	}
 }
@@ -201,7 +203,7 @@ func (h *host) apply(t tb, ops []routing.Op) {
 
 func opsText(ops []routing.Op) string {
 	var b []byte
-	for _, op := range ops {
+	for _, op := range ops[:min(len(ops), 60)] {
 		b = append(b, op.String()...)
 		b = append(b, '\n')
 	}

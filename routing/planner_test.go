@@ -241,3 +241,36 @@ func TestRenamedInterface(t *testing.T) {
 	h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
 	h.settled(t)
 }
+
+// TestRoleOf: an uplink is one while it has, or may get again, a way out.
+func TestRoleOf(t *testing.T) {
+	t.Parallel()
+	marked := group(policy.UplinkGroup)
+	alone := routing.Intent{LeaveAlone: "its owner says so"}
+	tests := map[string]struct {
+		link routing.Link
+		want routing.Role
+	}{
+		"nothing":                            {link(2, "eth0"), routing.Local},
+		"an address":                         {lan0(), routing.Local},
+		"a default":                          {wan0(), routing.Uplink},
+		"a route with a next hop":            {lan0(route("172.16.0.0/12", "10.0.0.254", 100)), routing.Uplink},
+		"a route without a next hop":         {lan0(route("172.16.0.0/12", "", 100)), routing.Local},
+		"a gateway known otherwise":          {lan0(gatewayHint("10.0.0.254")), routing.Uplink},
+		"next hops in the profile":           {lan0(intent(routing.IPv6, routing.Intent{NextHops: true})), routing.Uplink},
+		"a gateway of a family left alone":   {lan0(intent(routing.IPv4, routing.Intent{LeaveAlone: "x", Gateway: addr("10.0.0.254")})), routing.Local},
+		"marked, static, no way":             {lan0(marked), routing.Local},
+		"marked, down":                       {lan0(marked, down), routing.Uplink},
+		"marked, dynamic":                    {link(2, "eth0", marked, address("10.0.0.1/24", 100, dynamic)), routing.Uplink},
+		"marked, dynamic but left alone":     {link(2, "eth0", marked, address("10.0.0.1/24", 100, dynamic), address("fd00::1/64", 100), intent(routing.IPv4, alone)), routing.Local},
+		"marked, no address yet":             {link(2, "eth0", marked, linkLocal("fe80::1/64")), routing.Uplink},
+		"marked, no address, all left alone": {link(2, "eth0", marked, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), routing.Local},
+		"not marked, dynamic":                {link(2, "eth0", address("10.0.0.1/24", 100, dynamic)), routing.Local},
+		"somebody else's group, dynamic":     {link(2, "eth0", group(5), address("10.0.0.1/24", 100, dynamic)), routing.Local},
+	}
+	for name, tt := range tests {
+		if got := routing.RoleOf(policy, tt.link); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+}

@@ -62,7 +62,7 @@ func (k *Kernel) check(r routing.Route) error {
 	case r.PreferredSource.IsValid() && !k.isLocal(r.PreferredSource):
 		// fib_create_info, ip6_route_info_create
 		return syscall.EINVAL
-	case r.Gateway.IsValid() && k.isLocal(r.Gateway):
+	case r.Gateway.IsValid() && k.isLocal(r.Gateway) && !r.Gateway.IsLinkLocalUnicast():
 		return syscall.EINVAL
 	case r.Gateway.IsValid() && !r.OnLink && !k.reaches(r):
 		return syscall.ENETUNREACH
