@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -87,6 +88,10 @@ type session struct {
 	reload       time.Time
 	loadProblem  error
 
+	// initial are the devices that have not been read since the objects were.
+	// Until all have, nothing is published: who follows can then do in one step
+	// what would cost more in a thousand.
+	initial map[*device]struct{}
 	// unread are the active devices whose profile is not known.
 	unread map[*device]struct{}
 	// backlog are the devices whose profile waits for a call to become free.
@@ -146,6 +151,7 @@ func newSession(ctx context.Context, w *Watcher, views bool) (*session, error) {
 		replies:  make(chan *dbus.Call, 2*maxCalls),
 		calls:    map[*dbus.Call]outstanding{},
 		tree:     newTree(views),
+		initial:  map[*device]struct{}{},
 		unread:   map[*device]struct{}{},
 		retries:  map[*device]struct{}{},
 		releases: map[string]time.Time{},
@@ -353,6 +359,7 @@ func (s *session) logState(ctx context.Context, g *dbus.Signal) {
 
 // forget drops what is under way for a device.
 func (s *session) forget(d *device) {
+	delete(s.initial, d)
 	delete(s.unread, d)
 	delete(s.retries, d)
 	d.reading = reading{running: d.reading.running, queued: d.reading.queued}
@@ -379,6 +386,7 @@ func (s *session) setOwner(ctx context.Context, owner string) {
 	s.complete = false
 	s.loaded, s.loadAttempts, s.reload, s.loadProblem = false, 0, time.Time{}, nil
 	s.backlog = nil
+	clear(s.initial)
 	clear(s.unread)
 	clear(s.retries)
 	clear(s.releases)
@@ -424,6 +432,7 @@ func (s *session) loadReply(c *dbus.Call) {
 	for _, d := range s.tree.devices {
 		s.tree.want(d)
 	}
+	maps.Copy(s.initial, s.tree.wanted)
 	s.sweep()
 }
 
@@ -449,11 +458,13 @@ func (s *session) flush(ctx context.Context) {
 			delete(s.tree.wanted, d)
 			s.ask(d)
 		}
-		for name := range s.tree.names {
-			delete(s.tree.names, name)
-			s.publish(ctx, name)
-		}
 		s.send(ctx)
+		if len(s.initial) == 0 {
+			for name := range s.tree.names {
+				delete(s.tree.names, name)
+				s.publish(ctx, name)
+			}
+		}
 	}
 	s.publishStatus(ctx)
 }
@@ -532,7 +543,11 @@ func (s *session) send(ctx context.Context) {
 		d := s.backlog[0]
 		s.backlog = s.backlog[1:]
 		d.reading.queued = false
-		if s.tree.devices[d.path] != d || !s.tree.readable(d) || d.reading.running > 0 {
+		if s.tree.devices[d.path] != d || !s.tree.readable(d) {
+			delete(s.initial, d)
+			continue
+		}
+		if d.reading.running > 0 {
 			continue
 		}
 		r := &d.reading
@@ -557,6 +572,7 @@ func (s *session) read(t *tree, d *device) {
 	if r.running > 0 || t != s.tree || t.devices[d.path] != d {
 		return
 	}
+	delete(s.initial, d)
 	if d.conclude() {
 		r.attempts, r.retry = 0, time.Time{}
 		delete(s.retries, d)
@@ -629,7 +645,7 @@ func (s *session) publishStatus(ctx context.Context) {
 		now.Reason = "NetworkManager is starting"
 	case s.complete:
 		now.Complete = true
-	case len(s.unread) > 0:
+	case len(s.initial) > 0 || len(s.unread) > 0:
 		// Not which ones: that would be a new reason for each that is read.
 		now.Reason = "reading the profiles of the active devices"
 	default:

@@ -42,8 +42,13 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	l.Mirror.View(func(k *kernel.State) { ops = routing.Diff(l.planner, k, l.touched, l.mayDelete) })
 	l.touched = routing.NewTouched()
 	tries := make(map[routing.Op]try, len(ops))
+	// Where other rules came or went, a rule may have to move once more.
+	reordered := len(planned.Rules) > 0 || len(planned.Reranked) > 0
 	ops = slices.DeleteFunc(ops, func(op routing.Op) bool {
 		t := before[op]
+		if op.Verb == routing.MoveRule && reordered {
+			t = try{}
+		}
 		t.count++
 		if endless := l.endless(ctx, op, t); endless {
 			return true
