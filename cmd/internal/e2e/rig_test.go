@@ -55,7 +55,9 @@ type rig struct {
 // configuration.
 func newRig(t testing.TB, host lab.HostConfig, toml string) *rig {
 	t.Helper()
-	r := &rig{t: t, Host: labtest.NewHost(t, host), path: filepath.Join(t.TempDir(), "multihomed.toml")}
+	// Directories go in the opposite order: after the host, which ends the daemon.
+	path := filepath.Join(t.TempDir(), "multihomed.toml")
+	r := &rig{t: t, Host: labtest.NewHost(t, host), path: path}
 	t.Cleanup(func() {
 		if t.Failed() && r.daemon != nil {
 			t.Logf("the daemon's log ends:\n%s", tail(r.daemon.Log(), 80))
