@@ -1,7 +1,6 @@
 package routing
 
 import (
-	"cmp"
 	"iter"
 	"net/netip"
 	"slices"
@@ -25,15 +24,21 @@ type selectorKey struct {
 
 // bandIndex finds the rules that compete with one without looking at the rest.
 type bandIndex struct {
-	bySelector map[selectorKey][]PlannedRule
+	bySelector map[selectorKey][]entry
 	// lengths counts the prefix lengths in use, so that only those are tried.
 	lengths map[int]int
+}
+
+// entry is a rule in the index, by its rank.
+type entry struct {
+	rank uint64
+	rule *wanted[PlannedRule]
 }
 
 func (p *Planner) band(r Rule) *bandIndex {
 	b := band{r.Family, r.Priority}
 	if p.bands[b] == nil {
-		p.bands[b] = &bandIndex{bySelector: map[selectorKey][]PlannedRule{}, lengths: map[int]int{}}
+		p.bands[b] = &bandIndex{bySelector: map[selectorKey][]entry{}, lengths: map[int]int{}}
 	}
 	return p.bands[b]
 }
@@ -49,23 +54,32 @@ func selects(r Rule) selectorKey {
 	return selectorKey{prefix: prefix, oif: r.OIF}
 }
 
-func compareRank(a, b PlannedRule) int {
-	return cmp.Or(cmp.Compare(a.Rank, b.Rank), comparePlanned(a, b))
+// above finds the first rule of a higher rank.
+func above(rules []entry, rank uint64) int {
+	at, _ := slices.BinarySearchFunc(rules, rank, func(x entry, rank uint64) int {
+		if x.rank <= rank {
+			return -1
+		}
+		return 1
+	})
+	return at
 }
 
-func (b *bandIndex) add(r PlannedRule) {
+func (b *bandIndex) add(r *PlannedRule, w *wanted[PlannedRule]) {
 	k := selects(r.Rule)
 	rules := b.bySelector[k]
-	at, _ := slices.BinarySearchFunc(rules, r, compareRank)
-	b.bySelector[k] = slices.Insert(rules, at, r)
+	b.bySelector[k] = slices.Insert(rules, above(rules, r.Rank), entry{r.Rank, w})
 	b.lengths[k.prefix.Bits()]++
 }
 
-func (b *bandIndex) remove(r PlannedRule) {
+func (b *bandIndex) remove(r *PlannedRule, w *wanted[PlannedRule]) {
 	k := selects(r.Rule)
 	rules := b.bySelector[k]
-	at, found := slices.BinarySearchFunc(rules, r, compareRank)
-	if !found {
+	at := above(rules, r.Rank) - 1
+	for at >= 0 && rules[at].rule != w {
+		at--
+	}
+	if at < 0 {
 		return
 	}
 	if rules = slices.Delete(rules, at, at+1); len(rules) == 0 {
@@ -79,7 +93,7 @@ func (b *bandIndex) remove(r PlannedRule) {
 }
 
 // around yields the selectors in use that hold that of r, its own included.
-func (b *bandIndex) around(r PlannedRule) iter.Seq[selectorKey] {
+func (b *bandIndex) around(r *PlannedRule) iter.Seq[selectorKey] {
 	return func(yield func(selectorKey) bool) {
 		k := selects(r.Rule)
 		for bits := range b.lengths {
@@ -95,13 +109,7 @@ func (b *bandIndex) around(r PlannedRule) iter.Seq[selectorKey] {
 }
 
 // behind returns the rules of a selector whose rank is higher.
-func (b *bandIndex) behind(k selectorKey, rank uint64) []PlannedRule {
+func (b *bandIndex) behind(k selectorKey, rank uint64) []entry {
 	rules := b.bySelector[k]
-	from, _ := slices.BinarySearchFunc(rules, rank, func(x PlannedRule, rank uint64) int {
-		if x.Rank <= rank {
-			return -1
-		}
-		return 1
-	})
-	return rules[from:]
+	return rules[above(rules, rank):]
 }

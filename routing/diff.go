@@ -175,15 +175,34 @@ func Diff(want *Planner, have Kernel, t Touched, mayDelete func(Op) bool) []Op {
 	for k := range t.Routes {
 		ops = diffRoute(ops, want, have, k)
 	}
+	// Rules that are wanted and stand may stand in the wrong place.
+	var standing []*wanted[PlannedRule]
 	for r := range t.Rules {
-		ops = diffRule(ops, want, have, r)
+		w, stands := want.rules[r], have.CountRule(r)
+		ops = diffRule(ops, w, stands, r)
+		if w != nil && stands > 0 {
+			standing = append(standing, w)
+		}
 	}
 	ops = slices.DeleteFunc(ops, func(o Op) bool {
 		return (o.Verb == DeleteRule || o.Verb == DeleteRoute || o.Verb == ResetGroup) && !mayDelete(o)
 	})
-	ops = append(ops, moves(want, have, ops, t)...)
-	slices.SortFunc(ops, compareOps)
-	return ops
+	return sorted(append(ops, moves(want, have, ops, standing, t.Reranked)...))
+}
+
+// sorted puts the operations in the order of a pass. They are large: their
+// numbers are sorted, and they are moved once.
+func sorted(ops []Op) []Op {
+	order := make([]int, len(ops))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return compareOps(&ops[a], &ops[b]) })
+	out := make([]Op, len(ops))
+	for i, at := range order {
+		out[i] = ops[at]
+	}
+	return out
 }
 
 func diffGroup(ops []Op, want *Planner, have Kernel, index int) []Op {
@@ -204,13 +223,13 @@ func diffGroup(ops []Op, want *Planner, have Kernel, index int) []Op {
 }
 
 func diffRoute(ops []Op, want *Planner, have Kernel, k RouteKey) []Op {
-	w, wanted := want.Route(k)
+	w, wanted := want.routes[k]
 	h, stands := have.Route(k)
 	switch {
 	case wanted && !stands:
-		return append(ops, Op{Verb: AddRoute, Route: w.Route, Reason: w.Reason})
-	case wanted && h != w.Route:
-		return append(ops, Op{Verb: ReplaceRoute, Route: w.Route, Reason: w.Reason})
+		return append(ops, Op{Verb: AddRoute, Route: w.object().Route, Reason: w.object().Reason})
+	case wanted && h != w.object().Route:
+		return append(ops, Op{Verb: ReplaceRoute, Route: w.object().Route, Reason: w.object().Reason})
 	case !wanted && stands:
 		return append(ops, Op{Verb: DeleteRoute, Route: h})
 	default:
@@ -218,17 +237,15 @@ func diffRoute(ops []Op, want *Planner, have Kernel, k RouteKey) []Op {
 	}
 }
 
-func diffRule(ops []Op, want *Planner, have Kernel, r Rule) []Op {
-	w, wanted := want.Rule(r)
-	count := have.CountRule(r)
-	if wanted && count == 0 {
-		return append(ops, Op{Verb: AddRule, Rule: r, Reason: w.Reason, rank: w.Rank})
+func diffRule(ops []Op, w *wanted[PlannedRule], stands int, r Rule) []Op {
+	if w != nil && stands == 0 {
+		return append(ops, Op{Verb: AddRule, Rule: r, Reason: w.object().Reason, rank: w.object().Rank})
 	}
 	keep := 0
-	if wanted {
+	if w != nil {
 		keep = 1
 	}
-	for range count - keep {
+	for range stands - keep {
 		ops = append(ops, Op{Verb: DeleteRule, Rule: r})
 	}
 	return ops
@@ -237,38 +254,34 @@ func diffRule(ops []Op, want *Planner, have Kernel, r Rule) []Op {
 // compareOps is the order of a pass. Where an uplink leaves, its source rules go
 // before the rules that stop its stray packets, and the rules that protect
 // everybody go last.
-func compareOps(a, b Op) int {
+func compareOps(a, b *Op) int {
 	if c := cmp.Compare(phase(a.Verb), phase(b.Verb)); c != 0 {
 		return c
 	}
 	switch a.Verb {
 	case AddRoute, ReplaceRoute:
-		return cmp.Or(
-			cmp.Compare(a.Route.Table, b.Route.Table),
-			addOrder(a.Route, b.Route),
-			a.Route.Destination.Compare(b.Route.Destination),
-			cmp.Compare(a.Route.Metric, b.Route.Metric),
-			compareRest(a.Route, b.Route),
-		)
+		return compareRoutes(&a.Route, &b.Route, addOrder(&a.Route, &b.Route))
 	case DeleteRoute:
-		return cmp.Or(
-			cmp.Compare(a.Route.Table, b.Route.Table),
-			addOrder(b.Route, a.Route),
-			b.Route.Destination.Compare(a.Route.Destination),
-			cmp.Compare(a.Route.Metric, b.Route.Metric),
-			compareRest(a.Route, b.Route),
-		)
+		return compareRoutes(&a.Route, &b.Route, addOrder(&b.Route, &a.Route))
 	case AddRule, MoveRule:
-		return cmp.Or(
-			cmp.Compare(a.Rule.Priority, b.Rule.Priority),
-			cmp.Compare(a.rank, b.rank),
-			compareRules(a.Rule, b.Rule),
-		)
+		if c := cmp.Compare(a.Rule.Priority, b.Rule.Priority); c != 0 {
+			return c
+		}
+		if c := cmp.Compare(a.Rule.Family, b.Rule.Family); c != 0 {
+			return c
+		}
+		if c := cmp.Compare(a.rank, b.rank); c != 0 {
+			return c
+		}
+		return compareSelectors(&a.Rule, &b.Rule)
 	case DeleteRule:
-		return cmp.Or(
-			cmp.Compare(leaving(a.Rule.Priority), leaving(b.Rule.Priority)),
-			compareRules(a.Rule, b.Rule),
-		)
+		if c := cmp.Compare(leaving(a.Rule.Priority), leaving(b.Rule.Priority)); c != 0 {
+			return c
+		}
+		if c := cmp.Compare(a.Rule.Family, b.Rule.Family); c != 0 {
+			return c
+		}
+		return compareSelectors(&a.Rule, &b.Rule)
 	case SetGroup, ResetGroup:
 		return cmp.Compare(a.Index, b.Index)
 	default:
@@ -276,9 +289,20 @@ func compareOps(a, b Op) int {
 	}
 }
 
-// compareRest tells routes to one destination apart that have one metric.
-func compareRest(a, b Route) int {
+// compareRoutes orders routes of a table by the order that the kernel needs,
+// and breaks ties.
+func compareRoutes(a, b *Route, needed int) int {
+	if c := cmp.Compare(a.Table, b.Table); c != 0 {
+		return c
+	}
+	if needed != 0 {
+		return needed
+	}
+	if c := a.Destination.Compare(b.Destination); c != 0 {
+		return c
+	}
 	return cmp.Or(
+		cmp.Compare(a.Metric, b.Metric),
 		cmp.Compare(a.Family, b.Family),
 		a.Gateway.Compare(b.Gateway),
 		a.Source.Compare(b.Source),
@@ -308,21 +332,5 @@ func leaving(p Priority) int {
 		return 1_000_001
 	default:
 		return int(p)
-	}
-}
-
-func compareRules(a, b Rule) int {
-	return comparePlanned(PlannedRule{Rule: a}, PlannedRule{Rule: b})
-}
-
-// Add names the object of an operation.
-func (t *Touched) Add(op Op) {
-	switch op.Verb {
-	case AddRule, MoveRule, DeleteRule:
-		t.Rules[op.Rule] = struct{}{}
-	case AddRoute, ReplaceRoute, DeleteRoute:
-		t.Routes[op.Route.Key()] = struct{}{}
-	case SetGroup, ResetGroup:
-		t.Groups[op.Index] = struct{}{}
 	}
 }

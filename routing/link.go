@@ -176,7 +176,7 @@ func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
 			return r.Route.IsDefault() && r.Reason.Decision != CopiedElsewhere
 		})
 		if l.Up {
-			plan.Routes = append(plan.Routes, routes...)
+			plan.Routes = append(slices.Grow(plan.Routes, len(routes)), routes...)
 		}
 		plan.planRules(k, t, rungs{
 			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1,
@@ -202,7 +202,7 @@ type rungs struct {
 }
 
 func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
-	l := plan.Link
+	l, network := plan.Link, k.Prefix.String()
 	add := func(d Decision, rank uint64, r Rule) {
 		r.Family, r.Protocol = k.Family, Multihomed
 		if r.Action == 0 {
@@ -210,7 +210,7 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		}
 		plan.Rules = append(plan.Rules, PlannedRule{
 			Rule: r, Rank: rank,
-			Reason: Reason{Decision: d, Link: l.Name, Prefix: k.Prefix.String()},
+			Reason: Reason{Decision: d, Link: l.Name, Prefix: network},
 		})
 	}
 	// Tables of one link are told apart last: those with a default first.
@@ -223,6 +223,7 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	}
 	sources := sourcesOf(l, k, in.crowded)
 	host := k.Prefix.IsSingleIP()
+	plan.Rules = slices.Grow(plan.Rules, 4+3*len(sources))
 
 	for _, s := range sources {
 		if in.overlap && !host {

@@ -21,31 +21,26 @@ type mover struct {
 	// floors are the ranks above which all rules of a selector move.
 	floors map[place]uint64
 	// moved are rules found in the wrong place.
-	moved   map[Rule]PlannedRule
+	moved   map[Rule]*PlannedRule
 	scanned map[place]struct{}
 }
 
 // moves returns the rules that have to move, given what the pass does besides.
-func moves(want *Planner, have Kernel, ops []Op, t Touched) []Op {
-	m := mover{
-		want: want, have: have, positions: map[band]map[Rule]int{}, floors: map[place]uint64{},
-		moved: map[Rule]PlannedRule{}, scanned: map[place]struct{}{},
-	}
-	for _, o := range ops {
-		if o.Verb == AddRule {
-			m.pushBehind(want.rules[o.Rule].best)
+func moves(want *Planner, have Kernel, ops []Op, standing []*wanted[PlannedRule], reranked map[Rule]struct{}) []Op {
+	m := mover{want: want, have: have}
+	for i := range ops {
+		if ops[i].Verb == AddRule {
+			m.pushBehind(want.rules[ops[i].Rule].object())
 		}
 	}
 	// A rule that stands may have got there behind our back, and be in front
 	// of rules that it stood behind.
-	for r := range t.Rules {
-		if w, ok := want.Rule(r); ok && have.CountRule(r) > 0 {
-			m.inspect(w, false)
-		}
+	for _, w := range standing {
+		m.inspect(w.object(), false)
 	}
-	for r := range t.Reranked {
-		if w, ok := want.Rule(r); ok && have.CountRule(r) > 0 {
-			m.inspect(w, true)
+	for r := range reranked {
+		if w, ok := want.rules[r]; ok && have.CountRule(r) > 0 {
+			m.inspect(w.object(), true)
 		}
 	}
 	return m.ops()
@@ -53,7 +48,10 @@ func moves(want *Planner, have Kernel, ops []Op, t Touched) []Op {
 
 // pushBehind moves what has to stand behind a rule that goes to the end. The
 // relation is transitive, so one step finds everything.
-func (m *mover) pushBehind(r PlannedRule) {
+func (m *mover) pushBehind(r *PlannedRule) {
+	if m.floors == nil {
+		m.floors = map[place]uint64{}
+	}
 	b := m.want.band(r.Rule)
 	for k := range b.around(r) {
 		p := place{band{r.Rule.Family, r.Rule.Priority}, k}
@@ -63,8 +61,11 @@ func (m *mover) pushBehind(r PlannedRule) {
 	}
 }
 
-func (m *mover) move(r PlannedRule) {
+func (m *mover) move(r *PlannedRule) {
 	if _, done := m.moved[r.Rule]; !done {
+		if m.moved == nil {
+			m.moved = map[Rule]*PlannedRule{}
+		}
 		m.moved[r.Rule] = r
 		m.pushBehind(r)
 	}
@@ -73,7 +74,7 @@ func (m *mover) move(r PlannedRule) {
 // inspect compares the place of a rule with those of the rules it competes
 // with. A rule whose rank did not change stands behind those of lower rank: they
 // would have been touched had they moved.
-func (m *mover) inspect(r PlannedRule, reranked bool) {
+func (m *mover) inspect(r *PlannedRule, reranked bool) {
 	b, own := m.want.band(r.Rule), selects(r.Rule)
 	for k := range b.around(r) {
 		behind := b.behind(k, r.Rank)
@@ -82,8 +83,8 @@ func (m *mover) inspect(r PlannedRule, reranked bool) {
 			m.scan(place{band{r.Rule.Family, r.Rule.Priority}, k}, b.bySelector[k])
 		case k != own:
 			for _, x := range behind {
-				if m.precedes(x.Rule, r.Rule) {
-					m.move(x)
+				if m.precedes(x.rule.object().Rule, r.Rule) {
+					m.move(x.rule.object())
 				}
 			}
 		}
@@ -92,21 +93,24 @@ func (m *mover) inspect(r PlannedRule, reranked bool) {
 
 // scan goes through the rules of one selector by rank and moves those that
 // stand before one of lower rank.
-func (m *mover) scan(p place, rules []PlannedRule) {
+func (m *mover) scan(p place, rules []entry) {
 	if _, done := m.scanned[p]; done || len(rules) < 2 {
 		return
 	}
+	if m.scanned == nil {
+		m.scanned = map[place]struct{}{}
+	}
 	m.scanned[p] = struct{}{}
 	lower, last := -1, -1
-	for i, r := range rules {
-		if i > 0 && rules[i-1].Rank != r.Rank {
+	for i, x := range rules {
+		if i > 0 && rules[i-1].rank != x.rank {
 			lower = last
 		}
-		at, stands := m.position(r.Rule)
+		at, stands := m.position(x.rule.object().Rule)
 		switch {
 		case !stands:
 		case at < lower:
-			m.move(r)
+			m.move(x.rule.object())
 		default:
 			last = max(last, at)
 		}
@@ -133,6 +137,9 @@ func (m *mover) position(r Rule) (int, bool) {
 		for i, rule := range order {
 			at[rule] = i
 		}
+		if m.positions == nil {
+			m.positions = map[band]map[Rule]int{}
+		}
 		m.positions[b] = at
 	}
 	i, ok := at[r]
@@ -141,8 +148,11 @@ func (m *mover) position(r Rule) (int, bool) {
 
 func (m *mover) ops() []Op {
 	for p, floor := range m.floors {
-		for _, r := range m.want.bands[p.band].behind(p.selectorKey, floor) {
-			if m.have.CountRule(r.Rule) > 0 {
+		for _, x := range m.want.bands[p.band].behind(p.selectorKey, floor) {
+			if r := x.rule.object(); m.have.CountRule(r.Rule) > 0 {
+				if m.moved == nil {
+					m.moved = map[Rule]*PlannedRule{}
+				}
 				m.moved[r.Rule] = r
 			}
 		}

@@ -43,8 +43,40 @@ type planned struct {
 // rank speaks for it. A route has two owners while an interface is created
 // again: the newest, which has the highest index, speaks for it.
 type wanted[T any] struct {
-	best   T
-	owners map[int]T
+	// owners are sorted by interface index; almost always there is one.
+	owners []owner[T]
+	// best is the place of the owner who speaks.
+	best int
+}
+
+type owner[T any] struct {
+	index  int
+	object T
+}
+
+func (w *wanted[T]) object() *T { return &w.owners[w.best].object }
+
+func (w *wanted[T]) find(index int) (at int, found bool) {
+	return slices.BinarySearchFunc(w.owners, index, func(o owner[T], index int) int { return cmp.Compare(o.index, index) })
+}
+
+// set makes the object one owner's, drop takes it from him. What the best owner
+// says must be settled anew after both.
+func (w *wanted[T]) set(index int, object T) {
+	at, found := w.find(index)
+	if found {
+		w.owners[at].object = object
+		return
+	}
+	w.owners = slices.Insert(w.owners, at, owner[T]{index, object})
+}
+
+func (w *wanted[T]) drop(index int) bool {
+	at, found := w.find(index)
+	if found {
+		w.owners = slices.Delete(w.owners, at, at+1)
+	}
+	return found
 }
 
 // NewPlanner returns a planner that knows no link.
@@ -115,22 +147,35 @@ func (p *Planner) Links() iter.Seq[LinkPlan] {
 func (p *Planner) Rules() iter.Seq[PlannedRule] {
 	all := make([]PlannedRule, 0, len(p.rules))
 	for _, w := range p.rules {
-		all = append(all, w.best)
+		all = append(all, *w.object())
 	}
 	slices.SortFunc(all, comparePlanned)
 	return slices.Values(all)
 }
 
 func comparePlanned(a, b PlannedRule) int {
+	if c := cmp.Compare(a.Rule.Family, b.Rule.Family); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.Rule.Priority, b.Rule.Priority); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.Rank, b.Rank); c != 0 {
+		return c
+	}
+	return compareSelectors(&a.Rule, &b.Rule)
+}
+
+// compareSelectors orders rules of one priority that nothing else orders.
+func compareSelectors(a, b *Rule) int {
+	if c := cmp.Compare(a.Table, b.Table); c != 0 {
+		return c
+	}
 	return cmp.Or(
-		cmp.Compare(a.Rule.Family, b.Rule.Family),
-		cmp.Compare(a.Rule.Priority, b.Rule.Priority),
-		cmp.Compare(a.Rank, b.Rank),
-		cmp.Compare(a.Rule.Table, b.Rule.Table),
-		a.Rule.From.Compare(b.Rule.From),
-		a.Rule.To.Compare(b.Rule.To),
-		cmp.Compare(a.Rule.OIF, b.Rule.OIF),
-		cmp.Compare(a.Rule.IIF, b.Rule.IIF),
+		a.From.Compare(b.From),
+		a.To.Compare(b.To),
+		cmp.Compare(a.OIF, b.OIF),
+		cmp.Compare(a.IIF, b.IIF),
 	)
 }
 
@@ -139,17 +184,13 @@ func comparePlanned(a, b PlannedRule) int {
 func (p *Planner) Routes() iter.Seq[PlannedRoute] {
 	all := make([]PlannedRoute, 0, len(p.routes))
 	for _, w := range p.routes {
-		all = append(all, w.best)
+		all = append(all, *w.object())
 	}
 	slices.SortFunc(all, func(a, b PlannedRoute) int {
-		return cmp.Or(
-			cmp.Compare(a.Route.Family, b.Route.Family),
-			cmp.Compare(a.Route.Table, b.Route.Table),
-			addOrder(a.Route, b.Route),
-			a.Route.Destination.Compare(b.Route.Destination),
-			cmp.Compare(a.Route.Metric, b.Route.Metric),
-			compareRest(a.Route, b.Route),
-		)
+		if c := cmp.Compare(a.Route.Family, b.Route.Family); c != 0 {
+			return c
+		}
+		return compareRoutes(&a.Route, &b.Route, addOrder(&a.Route, &b.Route))
 	})
 	return slices.Values(all)
 }
@@ -157,7 +198,7 @@ func (p *Planner) Routes() iter.Seq[PlannedRoute] {
 // Rule returns the wanted rule that is equal to r.
 func (p *Planner) Rule(r Rule) (PlannedRule, bool) {
 	if w, ok := p.rules[r]; ok {
-		return w.best, true
+		return *w.object(), true
 	}
 	return PlannedRule{}, false
 }
@@ -165,7 +206,7 @@ func (p *Planner) Rule(r Rule) (PlannedRule, bool) {
 // Route returns the wanted route of a key.
 func (p *Planner) Route(k RouteKey) (PlannedRoute, bool) {
 	if w, ok := p.routes[k]; ok {
-		return w.best, true
+		return *w.object(), true
 	}
 	return PlannedRoute{}, false
 }
@@ -257,41 +298,55 @@ func (p *Planner) replanAround(index int, changed []netip.Prefix) {
 
 // enforce wants what the new plan needs.
 func (p *Planner) enforce(index int, old, now *LinkPlan) {
-	for _, r := range now.Rules {
-		p.wantRule(index, r)
+	if old == nil || !slices.Equal(old.Rules, now.Rules) {
+		for _, r := range now.Rules {
+			p.wantRule(index, r)
+		}
 	}
-	for _, r := range now.Routes {
-		p.wantRoute(index, r)
+	if old == nil || !slices.Equal(old.Routes, now.Routes) {
+		for _, r := range now.Routes {
+			p.wantRoute(index, r)
+		}
 	}
 	p.countTables(old, now)
 }
 
 // withdraw drops what the old plan wanted and the new one does not.
 func (p *Planner) withdraw(index int, old, now *LinkPlan) {
-	if old == nil {
+	switch {
+	case old == nil:
 		return
-	}
-	keepRules, keepRoutes := map[Rule]struct{}{}, map[RouteKey]struct{}{}
-	if now == nil {
+	case now == nil:
 		p.countTables(old, nil)
-	} else {
-		for _, r := range now.Rules {
-			keepRules[r.Rule] = struct{}{}
+		now = &LinkPlan{}
+	}
+	if !slices.Equal(old.Rules, now.Rules) {
+		keep := make(map[Rule]struct{}, len(now.Rules))
+		for i := range now.Rules {
+			keep[now.Rules[i].Rule] = struct{}{}
 		}
-		for _, r := range now.Routes {
-			keepRoutes[r.Route.Key()] = struct{}{}
+		for i := range old.Rules {
+			if _, kept := keep[old.Rules[i].Rule]; !kept {
+				p.dropRule(index, old.Rules[i].Rule)
+			}
 		}
 	}
-	for _, r := range old.Rules {
-		if _, keep := keepRules[r.Rule]; !keep {
-			p.dropRule(index, r.Rule)
+	if !slices.Equal(old.Routes, now.Routes) {
+		keep := make(map[RouteKey]struct{}, len(now.Routes))
+		for i := range now.Routes {
+			keep[now.Routes[i].Route.Key()] = struct{}{}
+		}
+		for i := range old.Routes {
+			if k := old.Routes[i].Route.Key(); !contains(keep, k) {
+				p.dropRoute(index, k)
+			}
 		}
 	}
-	for _, r := range old.Routes {
-		if _, keep := keepRoutes[r.Route.Key()]; !keep {
-			p.dropRoute(index, r.Route.Key())
-		}
-	}
+}
+
+func contains[K comparable](set map[K]struct{}, k K) bool {
+	_, ok := set[k]
+	return ok
 }
 
 // shared is the owner of the rules that serve all links. Interface indexes
@@ -351,15 +406,13 @@ func sharedRules(p Policy, f Family) [2]PlannedRule {
 func (p *Planner) wantRule(index int, r PlannedRule) {
 	w, known := p.rules[r.Rule]
 	if !known {
-		w = &wanted[PlannedRule]{owners: map[int]PlannedRule{}}
+		w = &wanted[PlannedRule]{}
 		p.rules[r.Rule] = w
 		p.touched.Rules[r.Rule] = struct{}{}
-	}
-	if o, ok := w.owners[index]; ok && o == r {
+	} else if at, ok := w.find(index); ok && w.owners[at].object == r {
 		return
 	}
-	w.owners[index] = r
-	p.settleRule(r.Rule, w, known)
+	p.settleRule(w, func() { w.set(index, r) })
 }
 
 func (p *Planner) dropRule(index int, r Rule) {
@@ -367,52 +420,57 @@ func (p *Planner) dropRule(index int, r Rule) {
 	if !ok {
 		return
 	}
-	if _, owns := w.owners[index]; !owns {
+	if _, owns := w.find(index); !owns {
 		return
 	}
-	delete(w.owners, index)
+	p.settleRule(w, func() { w.drop(index) })
 	if len(w.owners) == 0 {
 		delete(p.rules, r)
-		p.band(r).remove(w.best)
 		p.touched.Rules[r] = struct{}{}
-		return
 	}
-	p.settleRule(r, w, true)
 }
 
-// settleRule chooses who speaks for a rule, and notes a change of its rank: the
-// kernel keeps rules of one priority in the order in which they were added.
-func (p *Planner) settleRule(r Rule, w *wanted[PlannedRule], known bool) {
-	first := true
-	var best PlannedRule
-	for _, index := range slices.Sorted(maps.Keys(w.owners)) {
-		if o := w.owners[index]; first || o.Rank < best.Rank {
-			best, first = o, false
+// settleRule changes the owners of a rule, chooses who speaks for it, and notes
+// a change of its rank: the kernel keeps rules of one priority in the order in
+// which they were added.
+func (p *Planner) settleRule(w *wanted[PlannedRule], change func()) {
+	known := len(w.owners) > 0
+	var before PlannedRule
+	if known {
+		before = *w.object()
+	}
+	change()
+	w.best = 0
+	for i := range w.owners {
+		if w.owners[i].object.Rank < w.object().Rank {
+			w.best = i
 		}
 	}
-	if known && best.Rank == w.best.Rank {
-		w.best = best
+	stays := len(w.owners) > 0
+	if known && stays && w.object().Rank == before.Rank {
 		return
 	}
 	if known {
-		p.band(r).remove(w.best)
-		p.touched.Reranked[r] = struct{}{}
+		p.band(before.Rule).remove(&before, w)
 	}
-	w.best = best
-	p.band(r).add(best)
+	if stays {
+		p.band(w.object().Rule).add(w.object(), w)
+	}
+	if known && stays {
+		p.touched.Reranked[before.Rule] = struct{}{}
+	}
 }
 
 func (p *Planner) wantRoute(index int, r PlannedRoute) {
 	k := r.Route.Key()
 	w, known := p.routes[k]
 	if !known {
-		w = &wanted[PlannedRoute]{owners: map[int]PlannedRoute{}}
+		w = &wanted[PlannedRoute]{}
 		p.routes[k] = w
+	} else if at, ok := w.find(index); ok && w.owners[at].object == r {
+		return
 	}
-	if o, ok := w.owners[index]; !ok || o != r {
-		w.owners[index] = r
-		p.settleRoute(k, w)
-	}
+	p.settleRoute(k, w, func() { w.set(index, r) })
 }
 
 func (p *Planner) dropRoute(index int, k RouteKey) {
@@ -420,19 +478,23 @@ func (p *Planner) dropRoute(index int, k RouteKey) {
 	if !ok {
 		return
 	}
-	delete(w.owners, index)
+	p.settleRoute(k, w, func() { w.drop(index) })
 	if len(w.owners) == 0 {
 		delete(p.routes, k)
-		p.touched.Routes[k] = struct{}{}
-		return
 	}
-	p.settleRoute(k, w)
 }
 
-func (p *Planner) settleRoute(k RouteKey, w *wanted[PlannedRoute]) {
-	before := w.best.Route
-	w.best = w.owners[slices.Max(slices.Collect(maps.Keys(w.owners)))]
-	if before != w.best.Route {
+func (p *Planner) settleRoute(k RouteKey, w *wanted[PlannedRoute], change func()) {
+	var before, now Route
+	if len(w.owners) > 0 {
+		before = w.object().Route
+	}
+	change()
+	w.best = len(w.owners) - 1
+	if len(w.owners) > 0 {
+		now = w.object().Route
+	}
+	if before != now {
 		p.touched.Routes[k] = struct{}{}
 	}
 }

@@ -49,10 +49,11 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		return int(a.tos) - int(b.tos)
 	})
 
+	network := k.Prefix.String()
 	reason := func(d Decision) Reason {
-		return Reason{Decision: d, Link: l.Name, Prefix: k.Prefix.String()}
+		return Reason{Decision: d, Link: l.Name, Prefix: network}
 	}
-	var routes []PlannedRoute
+	routes := make([]PlannedRoute, 0, len(l.Routes)+2)
 	own := destination{to: k.Prefix}
 	if _, known := ways[own]; !known && k.Family == IPv4 && !k.Prefix.IsSingleIP() {
 		// An IPv4 network is on its link by definition; an IPv6 one only if a
@@ -90,11 +91,11 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 	// The kernel refuses a next hop that it cannot reach yet: networks on the
 	// link come first, and the widest last (net/ipv4/fib_semantics.c,
 	// fib_check_nh).
-	slices.SortStableFunc(routes, func(a, b PlannedRoute) int { return addOrder(a.Route, b.Route) })
+	slices.SortStableFunc(routes, func(a, b PlannedRoute) int { return addOrder(&a.Route, &b.Route) })
 	return routes
 }
 
-func addOrder(a, b Route) int {
+func addOrder(a, b *Route) int {
 	if a.Gateway.IsValid() != b.Gateway.IsValid() {
 		if a.Gateway.IsValid() {
 			return 1
