@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 )
@@ -676,8 +677,13 @@ func TestNotKnowingIsNotEmptiness(t *testing.T) {
 	})
 	r.kill9() // and the daemon forgets what it knew
 	r.launch()
-	_, err = r.daemon.WaitLine(t.Context(), "waiting")
-	r.must(err)
+	labtest.Eventually(t, func() error {
+		state, found, err := runstate.Read(r.cfg.RuntimeDir)
+		if err != nil || !found || state.PID != r.daemon.Pid() || state.Waiting == "" {
+			return fmt.Errorf("the daemon does not say that it waits: %+v, %w", state, err)
+		}
+		return nil
+	})
 	for _, link := range []string{"wan0", "wan1"} {
 		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
 			r.must(r.ladder(link, f))
