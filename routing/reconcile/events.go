@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"time"
 
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -105,56 +104,23 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	seen := routing.NewTouched()
 	maps.Copy(seen.Rules, c.Rules)
 	maps.Copy(seen.Routes, c.Routes)
-	if l.mustWait(ctx, c.Taken) {
-		for _, t := range c.Taken {
-			delete(seen.Rules, t.Rule)
-			delete(seen.Routes, t.Route.Key())
-			l.deferred.Rules[t.Rule] = struct{}{}
-			l.deferred.Routes[t.Route.Key()] = struct{}{}
-		}
+	for _, o := range l.mustWait(ctx, c.Taken) {
+		delete(seen.Rules, o.rule)
+		delete(seen.Routes, o.route)
 	}
 	l.touched.Merge(seen)
-}
-
-// mustWait decides whether what somebody else took away is put back later. Two
-// programs that disagree must not fight at full speed.
-func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) bool {
-	wanted := slices.IndexFunc(taken, func(t kernel.Taken) bool {
-		_, rule := l.planner.Rule(t.Rule)
-		_, route := l.planner.Route(t.Route.Key())
-		return rule || route
-	})
-	if wanted < 0 {
-		return false
-	}
-	what := taken[wanted].Rule.String()
-	if taken[wanted].Rule == (routing.Rule{}) {
-		what = taken[wanted].Route.String()
-	}
-	attrs := []slog.Attr{
-		slog.String("first", what), slog.Int("objects", len(taken)),
-		slog.Uint64("netlink_port", uint64(taken[wanted].Port)),
-	}
-	now := l.now()
-	if l.repairAt.IsZero() {
-		if l.Repairs.AllowN(now, 1) {
-			l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody deleted routing of ours, repairing", attrs...)
-			return false
-		}
-		delay := l.Repairs.ReserveN(now, 1).DelayFrom(now)
-		l.repairAt = now.Add(delay)
-		l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody keeps deleting routing of ours, repairing later", append(attrs, slog.Duration("delay", delay))...)
-	}
-	return true
 }
 
 // takeDue takes up what waited for its time.
 func (l *Loop) takeDue() {
 	now := l.now()
-	if !l.repairAt.IsZero() && !now.Before(l.repairAt) {
-		l.repairAt = time.Time{}
-		l.touched.Merge(l.deferred)
-		l.deferred = routing.NewTouched()
+	for o, due := range l.deferred {
+		if now.Before(due) {
+			continue
+		}
+		delete(l.deferred, o)
+		l.touched.Rules[o.rule] = struct{}{}
+		l.touched.Routes[o.route] = struct{}{}
 	}
 	for about, f := range l.failures {
 		if now.Before(f.due) {
@@ -167,7 +133,7 @@ func (l *Loop) takeDue() {
 		case f.index != 0:
 			l.dirty[f.index] = struct{}{}
 		case f.op != (routing.Op{}):
-			l.touched.Add(f.op)
+			touch(l.touched, f.op)
 		}
 	}
 }

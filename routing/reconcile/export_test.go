@@ -11,6 +11,9 @@ func (l *Loop) UntilNext() time.Duration { return l.untilNext() }
 // Remembered counts what the loop keeps of the past.
 func (l *Loop) Remembered() int {
 	return len(l.known) + len(l.held) + len(l.holders) + len(l.released) + len(l.failures) + len(l.retrying) + len(l.problems) +
-		len(l.retired.Rules) + len(l.retired.Routes) + len(l.retired.Groups) + len(l.deferred.Rules) + len(l.deferred.Routes) +
+		len(l.retired.Rules) + len(l.retired.Routes) + len(l.retired.Groups) + len(l.deferred) +
 		len(l.dirty) + len(l.touched.Rules) + len(l.touched.Routes)
 }
+
+// Disputes counts the objects whose budget is kept.
+func (l *Loop) Disputes() int { return len(l.disputes.limits) }

@@ -75,7 +75,7 @@ func (l *Loop) forgetMoot() {
 	for about, f := range l.failures {
 		switch {
 		case f.op != (routing.Op{}):
-			open.Add(f.op)
+			touch(open, f.op)
 		case f.index != 0 && !l.wantsTable(f.index, about):
 			l.cure(about)
 		}

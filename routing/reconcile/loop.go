@@ -20,7 +20,8 @@ type Options struct {
 	Leases Leases
 	// Reserved says which table numbers are taken by name (rt_tables).
 	Reserved func(routing.TableID) (string, bool)
-	// Repairs bounds how often what somebody else deleted is put back.
+	// Repairs bounds how often an object that somebody else deleted is put
+	// back: each has this budget for itself. It also bounds the log of that.
 	Repairs *rate.Limiter
 	Hooks   Hooks
 }
@@ -80,8 +81,9 @@ type Loop struct {
 	touched routing.Touched
 	// retired are objects that a link wanted while this process knew it.
 	retired routing.Touched
-	// deferred are repairs that wait for their turn.
-	deferred routing.Touched
+	// deferred are repairs that wait for their time.
+	deferred map[object]time.Time
+	disputes disputes
 	// released are keys to give back when the pass is over.
 	released map[routing.Key]struct{}
 
@@ -89,7 +91,6 @@ type Loop struct {
 	// about; retrying are the attempts of those that are tried again now.
 	failures map[string]failure
 	retrying map[string]int
-	repairAt time.Time
 	reported Report
 	now      func() time.Time
 	// problems of links, by interface index; news says that there is something
@@ -112,7 +113,7 @@ func New(o Options) *Loop {
 		dirty:    map[int]struct{}{},
 		touched:  routing.NewTouched(),
 		retired:  routing.NewTouched(),
-		deferred: routing.NewTouched(),
+		deferred: map[object]time.Time{},
 		released: map[routing.Key]struct{}{},
 		failures: map[string]failure{},
 		retrying: map[string]int{},
@@ -168,8 +169,10 @@ func (l *Loop) untilNext() time.Duration {
 			next = f.due
 		}
 	}
-	if !l.repairAt.IsZero() && l.repairAt.Before(next) {
-		next = l.repairAt
+	for _, due := range l.deferred {
+		if due.Before(next) {
+			next = due
+		}
 	}
 	return max(next.Sub(l.now()), 0)
 }

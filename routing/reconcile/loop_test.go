@@ -128,13 +128,14 @@ func TestRepairsAreLimited(t *testing.T) {
 	h.pass()
 	h.wants("10000: from 100.64.0.6 lookup 10000", "!"+rule)
 	h.ip("-4 rule delete priority 19000")
-	h.quiet()
+	h.pass()
+	h.wants("19000: from all lookup 254 suppress_prefixlength 0", "!"+rule)
 	if d := h.loop.UntilNext(); d <= 0 || d > time.Second {
 		t.Errorf("next in %v", d)
 	}
 	h.wait()
 	h.pass()
-	h.wants(rule, "19000: from all lookup 254 suppress_prefixlength 0")
+	h.wants(rule)
 	if n := strings.Count(h.log.String(), "somebody"); n != 3 {
 		t.Errorf("%d lines:\n%s", n, h.log.String())
 	}
@@ -145,6 +146,39 @@ func TestRepairsAreLimited(t *testing.T) {
 	h.pass()
 	h.wait()
 	h.quiet()
+}
+
+// TestFlushIsRepaired takes away every rule once, with a pass after each, as
+// `ip rule flush` may: that is no quarrel.
+func TestFlushIsRepaired(t *testing.T) {
+	h := newHost(t)
+	for n := range 3 {
+		h.wan(n)
+	}
+	h.owners.complete(true)
+	h.pass()
+	rules := h.rules()
+	for _, rule := range rules {
+		h.ip("-4 rule delete priority " + strings.NewReplacer(": ", " ", " 7", " type unreachable").Replace(rule))
+		h.pass()
+		h.wants(rule)
+	}
+	if len(rules) < 15 || h.loop.UntilNext() < time.Minute {
+		t.Errorf("%d rules, next in %v", len(rules), h.loop.UntilNext())
+	}
+	// One line for each that the log's budget allows, not one for each rule.
+	if n := strings.Count(h.log.String(), "somebody"); n != 2 {
+		t.Errorf("%d lines:\n%s", n, h.log.String())
+	}
+	h.clock = h.clock.Add(time.Hour)
+	h.ip("-4 rule delete priority 9000")
+	h.pass()
+	if want := fmt.Sprintf("objects=%d", len(rules)-1); !strings.Contains(h.log.String(), want) {
+		t.Errorf("no %s:\n%s", want, h.log.String())
+	}
+	if n := h.loop.Disputes(); n != 1 {
+		t.Errorf("%d budgets are kept", n)
+	}
 }
 
 func TestRefusedOnceIsNoNews(t *testing.T) {

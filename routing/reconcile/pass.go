@@ -63,7 +63,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	failed := 0
 	for i, op := range ops {
 		// What was written is compared once more when the mirror has it.
-		l.touched.Add(op)
+		touch(l.touched, op)
 		if i < len(errs) && errs[i] != nil {
 			failed++
 			tries[op] = try{count: tries[op].count, err: errs[i]}
@@ -73,6 +73,18 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	}
 	l.logLinks(ctx, plans, ops, failed)
 	return tries
+}
+
+// touch names the object of an operation.
+func touch(t routing.Touched, op routing.Op) {
+	switch op.Verb {
+	case routing.AddRule, routing.MoveRule, routing.DeleteRule:
+		t.Rules[op.Rule] = struct{}{}
+	case routing.AddRoute, routing.ReplaceRoute, routing.DeleteRoute:
+		t.Routes[op.Route.Key()] = struct{}{}
+	case routing.SetGroup, routing.ResetGroup:
+		t.Groups[op.Index] = struct{}{}
+	}
 }
 
 // endless reports whether trying at once again would not help. Then the
