@@ -151,6 +151,8 @@ type Op struct {
 	Reason Reason
 
 	rank uint64
+	// again marks a route that is deleted only to be added anew.
+	again bool
 }
 
 func (o Op) String() string {
@@ -173,7 +175,7 @@ func Diff(want *Planner, have Kernel, t Touched, mayDelete func(Op) bool) []Op {
 		ops = diffGroup(ops, want, have, index)
 	}
 	for k := range t.Routes {
-		ops = diffRoute(ops, want, have, k)
+		ops = diffRoute(ops, want, have, t, k)
 	}
 	// Rules that are wanted and stand may stand in the wrong place.
 	var standing []*wanted[PlannedRule]
@@ -185,7 +187,7 @@ func Diff(want *Planner, have Kernel, t Touched, mayDelete func(Op) bool) []Op {
 		}
 	}
 	ops = slices.DeleteFunc(ops, func(o Op) bool {
-		return (o.Verb == DeleteRule || o.Verb == DeleteRoute || o.Verb == ResetGroup) && !mayDelete(o)
+		return (o.Verb == DeleteRule || o.Verb == DeleteRoute || o.Verb == ResetGroup) && !o.again && !mayDelete(o)
 	})
 	return sorted(append(ops, moves(want, have, ops, standing, t.Reranked)...))
 }
@@ -222,12 +224,17 @@ func diffGroup(ops []Op, want *Planner, have Kernel, index int) []Op {
 	return append(ops, op)
 }
 
-func diffRoute(ops []Op, want *Planner, have Kernel, k RouteKey) []Op {
+func diffRoute(ops []Op, want *Planner, have Kernel, t Touched, k RouteKey) []Op {
 	w, wanted := want.routes[k]
 	h, stands := have.Route(k)
 	switch {
 	case wanted && !stands:
 		return append(ops, Op{Verb: AddRoute, Route: w.object().Route, Reason: w.object().Reason})
+	case wanted && h != w.object().Route && hasLegs(want, have, t, k):
+		return append(ops,
+			Op{Verb: DeleteRoute, Route: h, again: true},
+			Op{Verb: AddRoute, Route: w.object().Route, Reason: w.object().Reason},
+		)
 	case wanted && h != w.object().Route:
 		return append(ops, Op{Verb: ReplaceRoute, Route: w.object().Route, Reason: w.object().Reason})
 	case !wanted && stands:
@@ -235,6 +242,39 @@ func diffRoute(ops []Op, want *Planner, have Kernel, k RouteKey) []Op {
 	default:
 		return ops
 	}
+}
+
+// hasLegs reports whether other legs of the same IPv6 route stand. NLM_F_REPLACE
+// would take the place of them all (net/ipv6/ip6_fib.c, fib6_add_rt2node), so
+// one that changes is deleted and added: the others carry on.
+func hasLegs(want *Planner, have Kernel, t Touched, k RouteKey) bool {
+	if k.Family != IPv6 || !k.Gateway.IsValid() {
+		return false
+	}
+	isLeg := func(o RouteKey) bool {
+		if o == k || !o.Gateway.IsValid() {
+			return false
+		}
+		o.Gateway, o.Device = k.Gateway, k.Device
+		return o == k
+	}
+	for _, o := range want.routes[k].owners {
+		for i := range want.links[o.index].Routes {
+			if leg := want.links[o.index].Routes[i].Route.Key(); isLeg(leg) {
+				if _, stands := have.Route(leg); stands {
+					return true
+				}
+			}
+		}
+	}
+	for leg := range t.Routes {
+		if isLeg(leg) {
+			if _, stands := have.Route(leg); stands {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func diffRule(ops []Op, w *wanted[PlannedRule], stands int, r Rule) []Op {
@@ -255,15 +295,24 @@ func diffRule(ops []Op, w *wanted[PlannedRule], stands int, r Rule) []Op {
 // before the rules that stop its stray packets, and the rules that protect
 // everybody go last.
 func compareOps(a, b *Op) int {
-	if c := cmp.Compare(phase(a.Verb), phase(b.Verb)); c != 0 {
+	if c := cmp.Compare(a.phase(), b.phase()); c != 0 {
 		return c
 	}
-	switch a.Verb {
-	case AddRoute, ReplaceRoute:
-		return compareRoutes(&a.Route, &b.Route, addOrder(&a.Route, &b.Route))
+	switch a.phase() { //nolint:exhaustive // phases are fewer than verbs
+	case AddRoute:
+		if c := compareDestinations(&a.Route, &b.Route, addOrder(&a.Route, &b.Route)); c != 0 {
+			return c
+		}
+		// What is replaced comes before legs that are added to it, a deletion
+		// before the addition of the same route.
+		return cmp.Or(
+			compareBool(b.Verb == ReplaceRoute, a.Verb == ReplaceRoute),
+			compareNextHop(&a.Route, &b.Route),
+			compareBool(b.again, a.again),
+		)
 	case DeleteRoute:
 		return compareRoutes(&a.Route, &b.Route, addOrder(&b.Route, &a.Route))
-	case AddRule, MoveRule:
+	case AddRule:
 		if c := cmp.Compare(a.Rule.Priority, b.Rule.Priority); c != 0 {
 			return c
 		}
@@ -292,6 +341,13 @@ func compareOps(a, b *Op) int {
 // compareRoutes orders routes of a table by the order that the kernel needs,
 // and breaks ties.
 func compareRoutes(a, b *Route, needed int) int {
+	if c := compareDestinations(a, b, needed); c != 0 {
+		return c
+	}
+	return compareNextHop(a, b)
+}
+
+func compareDestinations(a, b *Route, needed int) int {
 	if c := cmp.Compare(a.Table, b.Table); c != 0 {
 		return c
 	}
@@ -302,25 +358,27 @@ func compareRoutes(a, b *Route, needed int) int {
 		return c
 	}
 	return cmp.Or(
-		cmp.Compare(a.Metric, b.Metric),
 		cmp.Compare(a.Family, b.Family),
-		a.Gateway.Compare(b.Gateway),
 		a.Source.Compare(b.Source),
 		cmp.Compare(a.TOS, b.TOS),
-		cmp.Compare(a.Device, b.Device),
+		cmp.Compare(a.Metric, b.Metric),
 	)
+}
+
+func compareNextHop(a, b *Route) int {
+	return cmp.Or(a.Gateway.Compare(b.Gateway), cmp.Compare(a.Device, b.Device))
 }
 
 // phase puts routes that are added and replaced, and rules that are added and
 // moved, into one step each.
-func phase(v Verb) int {
-	switch v {
-	case ReplaceRoute:
-		return int(AddRoute)
-	case MoveRule:
-		return int(AddRule)
+func (o *Op) phase() Verb {
+	switch {
+	case o.Verb == ReplaceRoute || o.again:
+		return AddRoute
+	case o.Verb == MoveRule:
+		return AddRule
 	default:
-		return int(v)
+		return o.Verb
 	}
 }
 

@@ -59,7 +59,7 @@ func foreigners(t tb, h *host) {
 
 // A happening changes the host behind our back.
 func happen(t *rapid.T, h *host) {
-	switch rapid.IntRange(0, 9).Draw(t, "happening") {
+	switch rapid.IntRange(0, 12).Draw(t, "happening") {
 	case 0:
 		if index, _ := genIndex(t); h.links[index].Index != 0 {
 			h.remove(index)
@@ -85,6 +85,12 @@ func happen(t *rapid.T, h *host) {
 		if index, _ := genIndex(t); h.links[index].Index != 0 {
 			h.kernel.SetGroup(index, rapid.SampledFrom([]uint32{0, 5, policy.UplinkGroup}).Draw(t, "group"))
 			h.look(index)
+		}
+	case 6, 7, 8:
+		if index, _ := genIndex(t); h.links[index].Index != 0 {
+			l := genChange(t, h.links[index])
+			l.Tables = genTables(t, h.leases, l)
+			h.install(l)
 		}
 	default:
 		index, name := genIndex(t)
@@ -305,4 +311,38 @@ func TestOrderOfChanges(t *testing.T) {
 		}
 		h.apply(t, ops)
 	})
+}
+
+// TestLegsOfAnIPv6Route: the kernel would replace all legs of a route where one
+// of them changes; the others must not go even for a moment.
+func TestLegsOfAnIPv6Route(t *testing.T) {
+	t.Parallel()
+	uplink := func(mtus ...uint32) routing.Link {
+		l := link(2, "wan0", linkLocal("fe80::a/64"), address("2001:db8:a::10/64", 100))
+		for i, v := range mtus {
+			route(default6, fmt.Sprintf("fe80::%d", i+1), 100, mtu(v))(&l)
+		}
+		return l
+	}
+	h := hostOf(t, link(2, "wan0", linkLocal("fe80::a/64"), address("2001:db8:a::10/64", 100), route(default6, "fe80::2", 100)))
+	h.install(uplink(1500, 1400))
+	h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+	h.settled(t)
+	for _, to := range [][]uint32{{1400, 1500, 1500}, {1500, 1400, 1500}, {1400, 1400, 1400}, {1500, 1400}, {1400}, {1500, 1500, 1400, 1400}} {
+		h := hostOf(t, uplink(1500, 1500, 1500))
+		h.install(uplink(to...))
+		h.kernel.Step = func(op routing.Op) {
+			legs := 0
+			for r := range h.kernel.Routes() {
+				if r.IsDefault() {
+					legs++
+				}
+			}
+			if legs < min(3, len(to))-1 || legs == 0 {
+				t.Errorf("to %v: %d legs after %s", to, legs, op)
+			}
+		}
+		h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+		h.settled(t)
+	}
 }

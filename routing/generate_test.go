@@ -3,6 +3,7 @@ package routing_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"pgregory.net/rapid"
 
@@ -89,6 +90,36 @@ func genLink(t *rapid.T, index int, name string) routing.Link {
 	l.Routes = uniqueRoutes(l.Routes)
 	if rapid.IntRange(0, 9).Draw(t, "down") == 0 {
 		down(&l)
+	}
+	return l
+}
+
+// genChange draws a small change of a link.
+func genChange(t *rapid.T, l routing.Link) routing.Link {
+	l.Addresses, l.Routes = slices.Clone(l.Addresses), slices.Clone(l.Routes)
+	address := func() int { return rapid.IntRange(0, len(l.Addresses)-1).Draw(t, "address") }
+	route := func() int { return rapid.IntRange(0, len(l.Routes)-1).Draw(t, "route") }
+	switch kind := rapid.IntRange(0, 6).Draw(t, "change"); {
+	case kind == 0 && len(l.Addresses) > 0:
+		at := address()
+		l.Addresses = slices.Delete(l.Addresses, at, at+1)
+	case kind == 1 && len(l.Routes) > 0:
+		at := route()
+		l.Routes = slices.Delete(l.Routes, at, at+1)
+	case kind == 2 && len(l.Routes) > 0:
+		l.Routes[route()].Metrics[2] = rapid.SampledFrom([]uint32{1280, 1400}).Draw(t, "mtu")
+	case kind == 3 && len(l.Routes) > 0:
+		// Another router for the same destination.
+		r := l.Routes[route()]
+		r.OnLink = true
+		r.Gateway = addr(rapid.SampledFrom(gateways[r.Family]).Draw(t, "gateway"))
+		l.Routes = uniqueRoutes(append(l.Routes, r))
+	case kind == 4:
+		for i := range l.Routes {
+			l.Routes[i].Metric += 20000
+		}
+	case kind == 5:
+		l.Up = !l.Up
 	}
 	return l
 }

@@ -60,10 +60,7 @@ func (k *Kernel) apply(op routing.Op) error {
 		if err := k.check(op.Route); err != nil {
 			return err
 		}
-		return k.change(op, func() {
-			k.remove(op.Route)
-			k.put(op.Route)
-		})
+		return k.change(op, func() { k.replace(op.Route) })
 	case routing.DeleteRoute:
 		if at, ok := k.find(op.Route); !ok || k.routes[fib{op.Route.Family, op.Route.Table}][at].Protocol != op.Route.Protocol {
 			return syscall.ESRCH

@@ -30,6 +30,19 @@ func (k *Kernel) remove(r routing.Route) {
 	k.disown(key)
 }
 
+// replace is NLM_F_REPLACE. Of an IPv6 route with a next hop it takes the place
+// of all legs, not of the one with the same next hop (fib6_add_rt2node).
+func (k *Kernel) replace(r routing.Route) {
+	if r.Family == routing.IPv6 && r.Gateway.IsValid() {
+		k.flush(func(have routing.Route) bool {
+			return have.Family == r.Family && have.Table == r.Table && have.Destination == r.Destination &&
+				have.Source == r.Source && have.Metric == r.Metric && have.Gateway.IsValid()
+		})
+	}
+	k.remove(r)
+	k.put(r)
+}
+
 func (k *Kernel) flush(match func(routing.Route) bool) {
 	for t := range k.routes {
 		k.routes[t] = slices.DeleteFunc(k.routes[t], func(r routing.Route) bool {
