@@ -30,7 +30,7 @@ func crowd(b *testing.B, n int) (*host, []routing.Link) {
 func oneOfMany(i, turn int) routing.Link {
 	v4 := netip.AddrFrom4([4]byte{100, byte(64 + i>>8), byte(i), byte(10 + turn)})
 	gateway := netip.AddrFrom4([4]byte{100, byte(64 + i>>8), byte(i), 1})
-	metric := uint32(100 + i) //nolint:gosec // small
+	metric := uint32(100 + i)
 	return link(i+2, fmt.Sprintf("wan%d", i),
 		address(v4.String()+"/24", metric, dynamic), route(default4, gateway.String(), metric, source(v4.String())),
 		linkLocal(fmt.Sprintf("fe80::1:%x/64", i+1)),

@@ -21,6 +21,7 @@ type Touched struct {
 	Links map[int]struct{}
 }
 
+// NewTouched returns a Touched that names nothing and can be added to.
 func NewTouched() Touched {
 	return Touched{
 		Rules: map[Rule]struct{}{}, Routes: map[RouteKey]struct{}{},
@@ -298,7 +299,7 @@ func compareOps(a, b *Op) int {
 	if c := cmp.Compare(a.phase(), b.phase()); c != 0 {
 		return c
 	}
-	switch a.phase() { //nolint:exhaustive // phases are fewer than verbs
+	switch a.phase() {
 	case AddRoute:
 		if c := compareDestinations(&a.Route, &b.Route, addOrder(&a.Route, &b.Route)); c != 0 {
 			return c

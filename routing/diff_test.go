@@ -80,7 +80,7 @@ func happen(t *rapid.T, h *host) {
 			h.kernel.InsertRule(r)
 		}
 	case 4:
-		h.kernel.FlushTable(routing.IPv4, policy.Tables.First+routing.TableID(rapid.IntRange(0, 3).Draw(t, "flushed"))) //nolint:gosec // small
+		h.kernel.FlushTable(routing.IPv4, policy.Tables.First+routing.TableID(rapid.IntRange(0, 3).Draw(t, "flushed")))
 	case 5:
 		if index, _ := genIndex(t); h.links[index].Index != 0 {
 			h.kernel.SetGroup(index, rapid.SampledFrom([]uint32{0, 5, policy.UplinkGroup}).Draw(t, "group"))

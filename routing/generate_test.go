@@ -32,7 +32,7 @@ var destinations = map[routing.Family][]string{
 // genLink draws the facts of one link. Its metrics are its own, as
 // NetworkManager makes them, or those of everybody.
 func genLink(t *rapid.T, index int, name string) routing.Link {
-	metric := uint32(100 + index) //nolint:gosec // small
+	metric := uint32(100 + index)
 	if rapid.IntRange(0, 3).Draw(t, "metric") == 0 {
 		metric = rapid.SampledFrom([]uint32{0, 50, 100, 20100}).Draw(t, "metric")
 	}

@@ -179,12 +179,11 @@ func (h *host) remove(index int) {
 func always(routing.Op) bool { return true }
 
 // converge makes one complete pass and fails on the first refusal.
-func (h *host) converge(t tb) []routing.Op {
+func (h *host) converge(t tb) {
 	t.Helper()
 	ops := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
 	h.apply(t, ops)
 	h.planner.Take()
-	return ops
 }
 
 func (h *host) apply(t tb, ops []routing.Op) {

@@ -214,12 +214,13 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		})
 	}
 	// Tables of one link are told apart last: those with a default first.
-	order := uint64(in.order)
+	order := uint64(in.order) //nolint:gosec // the place in a list
 	if !in.ownDefault {
 		order |= 1 << 15
 	}
 	byLength := func(p netip.Prefix) uint64 {
-		return uint64(k.Family.Bits()-p.Bits())<<48 | uint64(in.metric)<<16 | order
+		shorter := uint64(k.Family.Bits() - p.Bits()) //nolint:gosec // 0 to 128
+		return shorter<<48 | uint64(in.metric)<<16 | order
 	}
 	sources := sourcesOf(l, k, in.crowded)
 	host := k.Prefix.IsSingleIP()

@@ -256,13 +256,16 @@ func TestReach(t *testing.T) {
 			{"198.51.100.20", "8.8.8.8", "", 3, "198.51.100.1"},
 		}},
 		"only never-default links": {[]routing.Link{
-			link(3, "wan1", address("198.51.100.20/24", 101), gatewayHint("198.51.100.1"))}, []flow{
+			link(3, "wan1", address("198.51.100.20/24", 101), gatewayHint("198.51.100.1")),
+		}, []flow{
 			{"", "200.1.1.1", "wan1", 3, "198.51.100.1"},
 			{"", "2600::1", "", none, ""},
 		}},
-		"a container in an uplink's ipv6 network": {[]routing.Link{ipv6(wan0(), linkLocal("fe80::a/64"),
-			address("2001:db8:a::10/64", 100, dynamic), route(default6, "fe80::1", 100)),
-			ipv6(wan1(), linkLocal("fe80::b/64"), address("2001:db8:b::10/64", 50, dynamic), route(default6, "fe80::2", 50))}, []flow{
+		"a container in an uplink's ipv6 network": {[]routing.Link{
+			ipv6(wan0(), linkLocal("fe80::a/64"),
+				address("2001:db8:a::10/64", 100, dynamic), route(default6, "fe80::1", 100)),
+			ipv6(wan1(), linkLocal("fe80::b/64"), address("2001:db8:b::10/64", 50, dynamic), route(default6, "fe80::2", 50)),
+		}, []flow{
 			{"2001:db8:a::10", "2001:db8:a::d:2", "", 91, ""},
 			{"2001:db8:b::10", "2001:db8:a::d:2", "", 91, ""},
 			{"2001:db8:a::10", "2600::1", "", 2, "fe80::1"},
@@ -343,8 +346,9 @@ func TestMultipathOfMain(t *testing.T) {
 		if from != "" {
 			f.From = addr(from)
 		}
-		var got []string
-		for _, r := range h.kernel.Lookup(f).Legs {
+		legs := h.kernel.Lookup(f).Legs
+		got := make([]string, 0, len(legs))
+		for _, r := range legs {
 			got = append(got, r.Gateway.String())
 		}
 		if diff := cmp.Diff(want, got); diff != "" {

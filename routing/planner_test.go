@@ -33,7 +33,7 @@ func TestPlannerDependsOnFactsAlone(t *testing.T) {
 			if rapid.Bool().Draw(t, "reverse") {
 				slices.Reverse(order)
 			}
-			var all []routing.Link
+			all := make([]routing.Link, 0, len(order))
 			for _, i := range order {
 				all = append(all, facts[i])
 			}
@@ -162,8 +162,9 @@ func TestPenaltyMovesTheLastResort(t *testing.T) {
 	t.Parallel()
 	h := hostOf(t, wan0(), wan1())
 	lastResort := func() []routing.TableID {
-		var out []routing.TableID
-		for _, r := range h.kernel.RuleOrder(routing.IPv4, routing.PriorityMatchAll) {
+		rules := h.kernel.RuleOrder(routing.IPv4, routing.PriorityMatchAll)
+		out := make([]routing.TableID, 0, len(rules))
+		for _, r := range rules {
 			out = append(out, r.Table)
 		}
 		return out

@@ -1,5 +1,7 @@
 package routing
 
+import "slices"
+
 // A Policy is what the administrator may decide. Everything else follows from
 // the facts.
 type Policy struct {
@@ -34,12 +36,7 @@ func (p Policy) OwnsRule(r Rule) bool {
 	if r.Action == ActionLookup && p.Tables.Contains(r.Table) {
 		return true
 	}
-	for _, rung := range Priorities() {
-		if r.Priority == rung {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(Priorities(), r.Priority)
 }
 
 // OwnsRoute reports whether a route found in the kernel is ours: it carries our

@@ -41,7 +41,7 @@ const (
 	KnownGateway Decision = "known-gateway"
 )
 
-// MarkUplink: the interface group that tells uplinks from the rest.
+// MarkUplink is why an interface is in our group: it tells uplinks from the rest.
 const MarkUplink Decision = "uplink-group"
 
 // A Reason says why one object exists and for which link; Link is empty for the

@@ -99,7 +99,7 @@ func matches(r routing.Rule, f Flow) bool {
 
 // act does what a rule says; done is false where the next rule is to be asked.
 func (k *Kernel) act(r routing.Rule, f Flow) (v Verdict, done bool) {
-	switch r.Action { //nolint:exhaustive // FR_ACT_NOP and FR_ACT_GOTO are used by nobody here
+	switch r.Action {
 	case routing.ActionUnreachable, 6, 8: // FR_ACT_BLACKHOLE, FR_ACT_PROHIBIT
 		return Verdict{Outcome: Rejected, Rule: r}, true
 	case routing.ActionLookup:
@@ -145,7 +145,7 @@ func (k *Kernel) resolve(t fib, f Flow) []routing.Route {
 	var found []routing.Route
 	for _, r := range k.routes[t] {
 		if !r.Destination.Contains(f.To) || r.TOS != 0 ||
-			(r.Source.IsValid() && !(f.From.IsValid() && r.Source.Contains(f.From))) ||
+			(r.Source.IsValid() && (!f.From.IsValid() || !r.Source.Contains(f.From))) ||
 			(f.OIF != "" && r.Type == routing.RouteUnicast && k.name(r.Device) != f.OIF) {
 			continue
 		}
