@@ -17,7 +17,7 @@ import (
 )
 
 // version is set by the linker.
-var version = "development" //nolint:gochecknoglobals // -ldflags -X needs a variable
+var version = "development"
 
 func main() {
 	os.Exit(run(os.Args[1:], os.Stderr))

@@ -79,15 +79,15 @@ func (d *demo) buildLab() error {
 	}
 	for _, isp := range d.isps {
 		link := isp.Link().Name()
-		text := "     " + link + " of " + isp.Name() + ":"
+		addrs := make([]any, 0, len(families()))
 		for _, f := range families() {
 			addr, err := d.host.WaitAddr(d.ctx, link, f)
 			if err != nil {
 				return err
 			}
-			text += " " + addr.String()
+			addrs = append(addrs, addr)
 		}
-		d.print(text)
+		d.say("  %s of %s: %v", link, isp.Name(), fmt.Sprint(addrs...))
 	}
 	d.before, err = d.host.Snapshot(d.ctx)
 	return err
@@ -104,7 +104,7 @@ func (d *demo) showProblem() error {
 	if err != nil {
 		return err
 	}
-	defer capture.Close() //nolint:errcheck // it was read before
+	defer capture.Close()
 	ctx, cancel := d.soon()
 	defer cancel()
 	answer, err := lab.DialUDP(ctx, lab.From{Addr: src}, lab.InternetAddr4)
@@ -220,7 +220,7 @@ func (d *demo) prove(isp *lab.ISP, f lab.Family) error {
 		if err != nil {
 			return err
 		}
-		defer c.Close() //nolint:errcheck // it was read before
+		defer c.Close()
 		captures[other.Name()] = c
 	}
 

@@ -19,7 +19,7 @@ type stage struct {
 
 func newStage(out *os.File) *stage {
 	colour := func(code string) func(string) string {
-		if !term.IsTerminal(int(out.Fd())) || os.Getenv("NO_COLOR") != "" { //nolint:gosec // a descriptor fits an int
+		if !term.IsTerminal(int(out.Fd())) || os.Getenv("NO_COLOR") != "" {
 			return func(s string) string { return s }
 		}
 		return func(s string) string { return "\x1b[" + code + "m" + s + "\x1b[0m" }
@@ -29,10 +29,10 @@ func newStage(out *os.File) *stage {
 
 func (s *stage) print(line string) { fmt.Fprintln(s.out, line) }
 
-func (s *stage) heading(format string, args ...any) {
+func (s *stage) heading(text string) {
 	s.scene++
 	s.print("")
-	s.print(s.bold(fmt.Sprintf("%d. %s", s.scene, fmt.Sprintf(format, args...))))
+	s.print(s.bold(fmt.Sprintf("%d. %s", s.scene, text)))
 }
 
 func (s *stage) say(format string, args ...any) { s.print("   " + fmt.Sprintf(format, args...)) }
