@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
 )
 
 // TestBoundTrafficNeverStrays is promise 3, measured on the wire at every
@@ -44,8 +45,11 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 	for n := range links {
 		cfg := lab.DefaultISP(n)
 		cfg.Lease, cfg.Renew = 2*time.Minute, 3*time.Second
-		isp := r.isp(cfg)
+		isp := labtest.NewISP(t, r.Host, cfg)
 		isps = append(isps, isp)
+		// Not the interface's name: that is what NetworkManager calls a profile
+		// that it makes up for a device which it finds configured.
+		r.must(r.AddProfile(t.Context(), profile(n), cfg.Link))
 		// Another profile for the same device, static in IPv4.
 		r.must(r.AddProfile(t.Context(), alternative(n), cfg.Link, "ipv4.method", "manual",
 			"ipv4.addresses", fmt.Sprintf("100.64.%d.60/24", n), "ipv4.gateway", cfg.IPv4.Addr().String()))
@@ -53,7 +57,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 		sources[cfg.Link] = []netip.Prefix{cfg.IPv4.Masked(), p4.Masked(), cfg.IPv6.Masked(), p6.Masked()}
 		others = append(others, cfg.IPv4.Addr(), cfg.IPv6.Addr())
 	}
-	r.up("wan0", "wan1", "wan2")
+	r.up(profile(0), profile(1), profile(2))
 	r.start()
 	for n := range links {
 		r.address(fmt.Sprintf("wan%d", n), lab.IPv6)
@@ -90,6 +94,8 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 		}
 	}
 }
+
+func profile(n int) string { return fmt.Sprintf("profile%d", n) }
 
 func alternative(n int) string { return fmt.Sprintf("wan%d-alt", n) }
 
@@ -131,15 +137,15 @@ func (s *storm) step() {
 		return err
 	}
 	events := []event{
-		{"up", func() error { return nmcli("connection", "up", link) }},
-		{"up", func() error { return nmcli("connection", "up", link) }},
+		{"up", func() error { return nmcli("connection", "up", profile(n)) }},
+		{"up", func() error { return nmcli("connection", "up", profile(n)) }},
 		{"down", func() error { return nmcli("device", "disconnect", link) }},
-		{"down and up", func() error { _ = nmcli("device", "disconnect", link); return nmcli("connection", "up", link) }},
+		{"down and up", func() error { _ = nmcli("device", "disconnect", link); return nmcli("connection", "up", profile(n)) }},
 		{"other profile", func() error { return nmcli("connection", "up", alternative(n)) }},
 		{"reapply", func() error {
-			_ = nmcli("connection", "modify", link, "+ipv4.addresses", fmt.Sprintf("100.64.%d.70/24", n), "+ipv4.routes", fmt.Sprintf("10.%d.0.0/16 100.64.%d.1", n, n))
+			_ = nmcli("connection", "modify", profile(n), "+ipv4.addresses", fmt.Sprintf("100.64.%d.70/24", n), "+ipv4.routes", fmt.Sprintf("10.%d.0.0/16 100.64.%d.1", n, n))
 			err := nmcli("device", "reapply", link)
-			_ = nmcli("connection", "modify", link, "ipv4.addresses", "", "ipv4.routes", "")
+			_ = nmcli("connection", "modify", profile(n), "ipv4.addresses", "", "ipv4.routes", "")
 			return err
 		}},
 		{"reapply", func() error { return nmcli("device", "reapply", link) }},
@@ -193,7 +199,7 @@ func (s *storm) step() {
 			if err := isp.Link().Recreate(); err != nil {
 				return err
 			}
-			return nmcli("connection", "up", link)
+			return nmcli("connection", "up", profile(n))
 		}},
 		{"address added by hand", func() error {
 			return s.byHand("address", "replace", fmt.Sprintf("100.64.%d.80/24", n), "dev", link)
@@ -258,8 +264,8 @@ func (s *storm) calm() {
 		}
 		s.must(isp.Link().SetCarrier(true))
 		s.must(isp.Link().SetUp(true))
-		s.must(s.Modify(s.t.Context(), link, "ipv4.addresses", "", "ipv4.routes", "", "ipv6.addresses", ""))
-		s.up(link)
+		s.must(s.Modify(s.t.Context(), profile(n), "ipv4.addresses", "", "ipv4.routes", "", "ipv6.addresses", ""))
+		s.up(profile(n))
 		_, err := s.WaitAddrIn(s.t.Context(), link, isp.IPv4())
 		s.must(err)
 		_, err = s.WaitAddrIn(s.t.Context(), link, isp.IPv6())

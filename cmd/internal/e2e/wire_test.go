@@ -300,7 +300,7 @@ func (w *wire) strays() (bad []string, excused map[string]int) {
 			}
 			excused[excuse]++
 			if os.Getenv("MULTIHOMED_E2E_VERBOSE") != "" {
-				w.t.Log(excuse, text)
+				w.t.Log(excuse, strings.SplitN(text, "\n", 2)[0])
 			}
 		}
 	}
