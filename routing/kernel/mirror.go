@@ -252,9 +252,18 @@ func (m *Mirror) drain() error {
 	if m.closed {
 		return fmt.Errorf("reading announcements: %w", os.ErrClosed)
 	}
-	for {
+	// Others may announce faster than this reads, for ever: so only what was
+	// there at the beginning is owed. While announcements are being lost none
+	// is added, and the queue does get empty.
+	owed, err := m.events.queued()
+	if err != nil {
+		return err
+	}
+	for range owed {
 		n, err := m.events.tryReceive(m.buf)
 		switch {
+		case err == nil && m.lost:
+			// All of it will be read anew.
 		case err == nil:
 			m.take(m.buf[:n])
 		case errors.Is(err, unix.EAGAIN):
@@ -268,6 +277,7 @@ func (m *Mirror) drain() error {
 			return fmt.Errorf("reading announcements: %w", err)
 		}
 	}
+	return nil
 }
 
 func (m *Mirror) take(b []byte) {

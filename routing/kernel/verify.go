@@ -38,7 +38,7 @@ func (l loader) verify(ctx context.Context, s *State, drain func() error) error 
 
 // attempts is how often a question is asked again because its subject changed
 // while it was answered.
-const attempts = 10
+const attempts = 3
 
 func (l loader) verifyRules(ctx context.Context, s *State, f routing.Family, drain func() error) error {
 	for range attempts {
