@@ -51,32 +51,32 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	report := &Report{Machine: machine()}
-	var real, fake []int
+	var genuine, fake []int
 	for _, n := range b.sizes {
 		if n <= b.real {
-			real = append(real, n)
+			genuine = append(genuine, n)
 		} else {
 			fake = append(fake, n)
 		}
 	}
-	if len(real) > 0 {
+	if len(genuine) > 0 {
 		err := b.inLab(ctx, lab.HostConfig{
 			NMLogLevel: "WARN", NMConfig: "[keyfile]\nunmanaged-devices=interface-name:" + foreignLink,
 		}, func() (owner, error) {
 			return &realOwner{host: b.host}, nil
-		}, func() error { return b.measure(ctx, report, real, true) })
+		}, func() error { return b.measure(ctx, report, genuine, true) })
 		if err != nil {
 			return nil, err
 		}
 	}
 	if len(fake) > 0 {
-		if len(real) > 0 {
+		if len(genuine) > 0 {
 			// The same owner on both sides of the comparison.
 			fake = append([]int{10}, fake...)
 		}
 		err := b.inLab(ctx, lab.HostConfig{NoBus: true}, func() (owner, error) {
 			return newFakeOwner(b.host)
-		}, func() error { return b.measure(ctx, report, fake, len(real) == 0) })
+		}, func() error { return b.measure(ctx, report, fake, len(genuine) == 0) })
 		if err != nil {
 			return nil, err
 		}
@@ -102,11 +102,11 @@ func (b *bench) inLab(ctx context.Context, cfg lab.HostConfig, own func() (owner
 	if b.send, err = newSender(); err != nil {
 		return err
 	}
-	defer b.send.close() //nolint:errcheck // every answer was read
+	defer b.send.close()
 	if b.watch, err = watch(); err != nil {
 		return err
 	}
-	defer b.watch.close() //nolint:errcheck // it only listened
+	defer b.watch.close()
 	if b.owner, err = own(); err != nil {
 		return err
 	}
@@ -245,7 +245,7 @@ func (b *bench) start(ctx context.Context) (time.Time, time.Duration, error) {
 	begin := time.Now()
 	var err error
 	b.daemon, err = b.host.Start(lab.ProcessConfig{
-		Path: b.options.daemon, Args: []string{"-config", b.config()}, Env: b.owner.environment(), Notify: true,
+		Path: b.options.daemon, Args: []string{"-config", b.config()}, Env: []string{"DBUS_SYSTEM_BUS_ADDRESS=" + b.owner.bus()}, Notify: true,
 	})
 	if err != nil {
 		return begin, 0, err

@@ -45,11 +45,11 @@ func TestQuick(t *testing.T) {
 			Cores           int
 		}
 		Rows []struct {
-			Links                                     int
-			Owner                                     string
-			Ready, Complete, Again, Each, Batched, IP series
-			Memory                                    memory
-			Change                                    change
+			Links                                              int
+			Owner                                              string
+			Ready, Complete, Again, Answers, Each, Batched, IP series
+			Memory                                             memory
+			Change                                             change
 		}
 		Foreign *struct {
 			Routes, Links                  int
@@ -90,7 +90,7 @@ func TestQuick(t *testing.T) {
 	owners := map[string]bool{}
 	for _, r := range report.Rows {
 		owners[r.Owner] = true
-		for _, s := range []series{r.Ready, r.Complete, r.Again, r.Each, r.Batched, r.IP} {
+		for _, s := range []series{r.Ready, r.Complete, r.Again, r.Answers, r.Each, r.Batched, r.IP} {
 			timed("start", s)
 		}
 		changed("row", r.Change)

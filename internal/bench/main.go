@@ -94,14 +94,13 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
 	}
-	if o.json {
-		encoder := json.NewEncoder(os.Stdout)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(report)
-	} else {
-		err = report.print(os.Stdout)
+	if !o.json {
+		report.print(os.Stdout)
+		return 0
 	}
-	if err != nil {
+	encoder := json.NewEncoder(os.Stdout)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(report); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: printing the report:", err)
 		return 1
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -58,8 +59,8 @@ func (l link) deconfigure() []message {
 type owner interface {
 	// String says who.
 	String() string
-	// environment is what the daemon needs to find the owner.
-	environment() []string
+	// bus is where the owner can be found.
+	bus() string
 	// pid is the owner's process, 0 if it is the bench.
 	pid() int
 	// add makes links that have their addresses and routes.
@@ -70,10 +71,10 @@ type owner interface {
 // realOwner is NetworkManager itself.
 type realOwner struct{ host *lab.Host }
 
-func (o *realOwner) String() string        { return "real NetworkManager" }
-func (o *realOwner) environment() []string { return nil }
-func (o *realOwner) pid() int              { return o.host.NMPid() }
-func (o *realOwner) close()                {}
+func (o *realOwner) String() string { return "real NetworkManager" }
+func (o *realOwner) bus() string    { return lab.BusAddress }
+func (o *realOwner) pid() int       { return o.host.NMPid() }
+func (o *realOwner) close()         {}
 
 func (o *realOwner) add(ctx context.Context, links []link) error {
 	for _, l := range links {
@@ -92,12 +93,12 @@ func (o *realOwner) add(ctx context.Context, links []link) error {
 
 // fakeOwner speaks NetworkManager's D-Bus interface on a bus of its own.
 type fakeOwner struct {
-	host *lab.Host
-	tb   *benchTB
-	bus  *nmtest.Bus
-	nm   *nmtest.NM
-	send *sender
-	last int
+	host    *lab.Host
+	tb      *benchTB
+	private *nmtest.Bus
+	nm      *nmtest.NM
+	send    *sender
+	last    int
 }
 
 func newFakeOwner(host *lab.Host) (o *fakeOwner, err error) {
@@ -106,17 +107,15 @@ func newFakeOwner(host *lab.Host) (o *fakeOwner, err error) {
 	if o.send, err = newSender(); err != nil {
 		return nil, err
 	}
-	o.bus = nmtest.NewBus(o.tb)
-	o.nm = o.bus.NewNM()
+	o.private = nmtest.NewBus(o.tb)
+	o.nm = o.private.NewNM()
 	o.nm.Own()
 	return o, nil
 }
 
 func (o *fakeOwner) String() string { return "fake NetworkManager on a real bus" }
-func (o *fakeOwner) environment() []string {
-	return []string{"DBUS_SYSTEM_BUS_ADDRESS=" + o.bus.Address}
-}
-func (o *fakeOwner) pid() int { return 0 }
+func (o *fakeOwner) bus() string    { return o.private.Address }
+func (o *fakeOwner) pid() int       { return 0 }
 
 func (o *fakeOwner) close() {
 	_ = o.send.close()
@@ -147,6 +146,65 @@ func (o *fakeOwner) add(_ context.Context, links []link) (err error) {
 		}
 	}
 	return nil
+}
+
+// activationExternal is NM_ACTIVATION_STATE_FLAG_EXTERNAL.
+const activationExternal = 0x80
+
+// ask has the owner answer what the daemon has to ask at its start, for nothing
+// but the time that takes: all objects, and two calls for each active device.
+func ask(ctx context.Context, address string) (time.Duration, error) {
+	conn, err := dbus.Connect(address, dbus.WithContext(ctx))
+	if err != nil {
+		return 0, fmt.Errorf("connecting to the bus: %w", err)
+	}
+	defer conn.Close()
+	begin := time.Now()
+	var objects map[dbus.ObjectPath]map[string]map[string]dbus.Variant
+	err = conn.Object(nmtest.Name, "/org/freedesktop").CallWithContext(ctx, "org.freedesktop.DBus.ObjectManager.GetManagedObjects", 0).Store(&objects)
+	if err != nil {
+		return 0, fmt.Errorf("asking for all objects: %w", err)
+	}
+	const outstanding = 32 // as package nm has it
+	replies := make(chan *dbus.Call, outstanding)
+	under := 0
+	answer := func() error {
+		under--
+		if c := <-replies; c.Err != nil {
+			return fmt.Errorf("asking for a profile: %w", c.Err)
+		}
+		return nil
+	}
+	call := func(path dbus.ObjectPath, method string, args ...any) error {
+		if under == outstanding {
+			if err := answer(); err != nil {
+				return err
+			}
+		}
+		under++
+		conn.Object(nmtest.Name, path).GoWithContext(ctx, method, 0, replies, args...)
+		return nil
+	}
+	for path, interfaces := range objects {
+		active, _ := interfaces[nmtest.Device]["ActiveConnection"].Value().(dbus.ObjectPath)
+		profile, ok := objects[active][nmtest.Active]["Connection"].Value().(dbus.ObjectPath)
+		flags, _ := objects[active][nmtest.Active]["StateFlags"].Value().(uint32)
+		if !ok || flags&activationExternal != 0 {
+			continue
+		}
+		if err := call(path, nmtest.Device+".GetAppliedConnection", uint32(0)); err != nil {
+			return 0, err
+		}
+		if err := call(profile, nmtest.Connection+".GetSettings"); err != nil {
+			return 0, err
+		}
+	}
+	for under > 0 {
+		if err := answer(); err != nil {
+			return 0, err
+		}
+	}
+	return time.Since(begin), nil
 }
 
 // benchTB lets the fake of the tests serve outside of one.

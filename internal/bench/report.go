@@ -39,6 +39,9 @@ type Row struct {
 	Ready    Series `json:"ready"`
 	Complete Series `json:"complete"`
 	Again    Series `json:"again"`
+	// Answers is how long the owner takes to answer what the daemon asks at its
+	// start, to a client that does nothing else.
+	Answers Series `json:"answers"`
 	// Each, Batched and IP are the same objects made by a bare loop with one
 	// request for each system call, with many, and by ip -batch.
 	Each    Series `json:"each"`
@@ -104,7 +107,7 @@ func machine() Machine {
 	return m
 }
 
-func (r *Report) print(out io.Writer) error {
+func (r *Report) print(out io.Writer) {
 	m := r.Machine
 	fmt.Fprintf(out, "multihomed bench: %s, %d cores, %s, Linux %s, %s, load %s at the start, took %.0f s\n", m.CPU, m.Cores, m.Memory, m.Kernel, m.Go, m.Load, r.Seconds)
 	fmt.Fprintln(out, "Milliseconds unless said otherwise: median (minimum-maximum) of interleaved runs. \"loop\" sends the same")
@@ -121,10 +124,10 @@ func (r *Report) print(out io.Writer) error {
 		})
 	r.printSteady(out)
 	table(out, "Start with nothing there, against the same objects made by others",
-		"links\towner\tready\tcomplete\tloop\tbatched\tip -batch\tcomplete/ip\tcomplete/loop\tready, all standing\tRSS MB\tprivate MB", func(line func(...any)) {
+		"links\towner\towner's answers alone\tready\tcomplete\tloop\tbatched\tip -batch\tcomplete/ip\t(complete-answers)/ip\tready, all standing\tRSS MB\tprivate MB", func(line func(...any)) {
 			for _, w := range r.Rows {
-				line(w.Links, w.Owner, w.Ready, w.Complete, w.Each, w.Batched, w.IP,
-					times(w.Complete.Median, w.IP.Median), times(w.Complete.Median, w.Each.Median), w.Again, mb(w.Memory.RSS), mb(w.Memory.Private))
+				line(w.Links, w.Owner, w.Answers, w.Ready, w.Complete, w.Each, w.Batched, w.IP,
+					times(w.Complete.Median, w.IP.Median), times(w.Complete.Median-w.Answers.Median, w.IP.Median), w.Again, mb(w.Memory.RSS), mb(w.Memory.Private))
 			}
 		})
 	if f := r.Foreign; f != nil {
@@ -139,7 +142,6 @@ func (r *Report) print(out io.Writer) error {
 			f.Adding, f.Settled, f.CPU, f.CPU/float64(max(f.Routes, 1))*1e6)
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
 	}
-	return nil
 }
 
 func changeLine(line func(...any), links any, owner string, c Change) {

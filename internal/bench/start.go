@@ -104,6 +104,15 @@ func (b *bench) startUp(ctx context.Context, row *Row) error {
 		}
 	}
 	row.Again = series(again)
+	var answers []time.Duration
+	for range b.starts {
+		took, err := ask(ctx, b.owner.bus())
+		if err != nil {
+			return err
+		}
+		answers = append(answers, took)
+	}
+	row.Answers = series(answers)
 	return nil
 }
 
@@ -117,7 +126,7 @@ func whole(links int, events []event) error {
 
 // groups are the requests that put all links into a group.
 func (b *bench) groups(group uint32) []message {
-	var out []message
+	out := make([]message, 0, len(b.links))
 	for _, l := range b.links {
 		out = append(out, message{kind: unix.RTM_SETLINK, payload: groupPayload(l.index, group)})
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -139,7 +140,7 @@ func (w *watcher) reset() {
 func (w *watcher) seen() ([]event, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.events[:len(w.events):len(w.events)], w.err
+	return slices.Clip(w.events), w.err
 }
 
 // standing counts the objects that events leave behind.
