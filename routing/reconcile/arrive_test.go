@@ -2,6 +2,7 @@ package reconcile_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"multihomed/routing"
@@ -34,8 +35,8 @@ func TestArrive(t *testing.T) {
 	if next >= 0 {
 		t.Fatalf("%d links have not been claimed", next+1)
 	}
-	if len(h.last.Problems) > 0 {
-		t.Errorf("reported: %+v", h.last.Problems)
+	if len(h.last.Problems) > 0 || strings.Contains(h.log.String(), "not in force") {
+		t.Errorf("reported: %+v\n%s", h.last.Problems, h.log.String())
 	}
 	h.quiet()
 }
