@@ -33,11 +33,15 @@ func both(links ...string) []part {
 // at once, and then does nothing.
 type watched struct {
 	*rig
-	monitor   *monitor
-	settledAt int
+	monitor *monitor
+	// complaints are lines of the log that were reported.
+	complaints map[string]bool
+	settledAt  int
 }
 
-func (r *rig) watch() *watched { return &watched{rig: r, monitor: newMonitor(r.t)} }
+func (r *rig) watch() *watched {
+	return &watched{rig: r, monitor: newMonitor(r.t), complaints: map[string]bool{}}
+}
 
 // step runs an action and waits until the kernel is as a fresh plan says, with
 // complete ladders for exactly these parts.
@@ -74,6 +78,12 @@ func (w *watched) idle(when string) {
 	w.t.Helper()
 	if w.settledAt == 0 {
 		return
+	}
+	for _, line := range w.daemon.Lines() {
+		if strings.Contains(line, "not in force") && !w.complaints[line] {
+			w.complaints[line] = true
+			w.t.Errorf("%s: the kernel refused something: %s", when, line)
+		}
 	}
 	w.monitor.barrier()
 	if wrote := w.monitor.unprovoked(w.settledAt); len(wrote) > 0 {
