@@ -37,8 +37,12 @@ func newHost(t *testing.T) *host {
 		labtest.NewISP(t, h.Host, lab.DefaultISP(n))
 		h.must(h.AddProfile(t.Context(), name, name))
 		h.must(h.Up(t.Context(), name))
-		_, err := h.WaitAddr(t.Context(), name, lab.IPv6)
-		h.must(err)
+		// One family is enough for NetworkManager; later releases probe an
+		// IPv4 address that DHCP gave before they use it (RFC 5227).
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			_, err := h.WaitAddr(t.Context(), name, f)
+			h.must(err)
+		}
 	}
 	return h
 }
