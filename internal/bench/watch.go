@@ -189,8 +189,8 @@ func (w *watcher) settle(ctx context.Context, enough func([]event) error, proces
 			switch {
 			case err != nil:
 				return nil, err
-			case busy || used != before:
-				unmet = fmt.Errorf("processes %v have no rest after %v of CPU, busy %v", processes, used, busy)
+			case len(busy) > 0 || used != before:
+				unmet = fmt.Errorf("no rest after %v of CPU: %s", used, strings.Join(busy, ", "))
 				before, since = used, time.Now()
 			default:
 				if unmet = enough(events); unmet == nil {
@@ -204,20 +204,22 @@ func (w *watcher) settle(ctx context.Context, enough func([]event) error, proces
 	}
 }
 
-// activity is the CPU time of processes, and whether one of them would run if
-// it could.
-func activity(processes []int) (used time.Duration, busy bool, err error) {
+// activity is the CPU time of processes, and which of them run, would if they
+// could, or wait for the kernel.
+func activity(processes []int) (used time.Duration, busy []string, err error) {
 	for _, pid := range processes {
 		t, err := clockOf(pid).read()
 		if err != nil {
-			return 0, false, err
+			return 0, nil, err
 		}
 		used += t
 		states, err := threadStates(pid)
 		if err != nil {
-			return 0, false, err
+			return 0, nil, err
 		}
-		busy = busy || strings.ContainsAny(states, "RD")
+		if strings.ContainsAny(states, "RD") {
+			busy = append(busy, fmt.Sprintf("process %d with threads %s", pid, states))
+		}
 	}
 	return used, busy, nil
 }
