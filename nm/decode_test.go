@@ -185,6 +185,11 @@ func TestDecodeProfile(t *testing.T) {
 			if p.Ignored != tt.ignored {
 				t.Errorf("ignored is %t", p.Ignored)
 			}
+			// Whatever is not set to something else is automatic.
+			byHand := func(family string) bool {
+				return strings.Contains(tt.text, family+`": {"method": <"manual"`) || strings.Contains(tt.text, family+`": {"method": <"disabled"`)
+			}
+			tt.v4.Automatic, tt.v6.Automatic = !byHand("ipv4"), !byHand("ipv6")
 			want := map[routing.Family]routing.Intent{routing.IPv4: tt.v4, routing.IPv6: tt.v6}
 			if diff := cmp.Diff(want, p.Intents, netipValues()); diff != "" {
 				t.Errorf("intents (-want +got):\n%s", diff)

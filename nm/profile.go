@@ -35,7 +35,7 @@ type familyProfile struct {
 	// profiles that set never-default as well.
 	gateway netip.Addr
 	// automatic is ipv4.method=auto, the only method that asks a DHCP server
-	// whose word counts.
+	// whose word counts. In IPv6 it is the one that listens to routers.
 	automatic bool
 	// nextHops says that a route of the profile has a next hop.
 	nextHops bool
@@ -161,7 +161,7 @@ func (p profile) intents(id string, router netip.Addr) map[routing.Family]routin
 	intents := make(map[routing.Family]routing.Intent, 2)
 	for _, f := range routing.Families() {
 		fp := p.families[f]
-		in := routing.Intent{Gateway: fp.gateway, NextHops: fp.nextHops}
+		in := routing.Intent{Gateway: fp.gateway, NextHops: fp.nextHops, Automatic: fp.automatic}
 		if f == routing.IPv4 && fp.automatic && !in.Gateway.IsValid() {
 			in.Gateway = router
 		}

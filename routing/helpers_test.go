@@ -111,6 +111,9 @@ func group(g uint32) part { return func(l *routing.Link) { l.Group = g } }
 // down takes the link down: the kernel drops its routes.
 func down(l *routing.Link) { l.Up, l.Routes = false, nil }
 
+// pending says that the owner is still bringing the link up.
+func pending(l *routing.Link) { l.Pending = true }
+
 // leases hands out tables the way the allocator does: one per key, sticky.
 type leases map[routing.Key]routing.TableID
 

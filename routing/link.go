@@ -63,6 +63,11 @@ func RoleOf(p Policy, l Link) Role {
 	if l.Pending && !leftAlone(l) {
 		return Uplink
 	}
+	return knownRole(p, l)
+}
+
+// knownRole is the role by what is known, whatever may come.
+func knownRole(p Policy, l Link) Role {
 	for _, f := range Families() {
 		if in := l.Intents[f]; in.LeaveAlone == "" && (in.Gateway.IsValid() || in.NextHops) {
 			return Uplink
@@ -85,7 +90,9 @@ func awaitsRoutes(l Link) bool {
 	takesPart := false
 	for _, a := range l.Addresses {
 		if _, ok := keyOf(l, a); ok {
-			if a.Dynamic {
+			// An address by hand beside those that a router gives waits for the
+			// same routes.
+			if a.Dynamic || l.Intents[FamilyOf(a.Prefix.Addr())].Automatic {
 				return true
 			}
 			takesPart = true
@@ -107,11 +114,21 @@ func (plan *LinkPlan) plan(p Policy, n neighbourhood) {
 	}
 }
 
+// expectsWay reports whether a link that is being brought up is likely to become
+// an uplink. The kernel keeps marks for longer than this process lives, so one
+// must not be set on a mere possibility: IPv6 listens to routers nearly
+// everywhere.
+func expectsWay(l Link) bool {
+	in := l.Intents[IPv4]
+	return in.Automatic && in.LeaveAlone == ""
+}
+
 // planGroup marks an uplink. One that got no table is marked too: the mark
 // keeps the packets of other links away from it.
 func (plan *LinkPlan) planGroup(p Policy) {
 	l := plan.Link
-	plan.marked = plan.Role == Uplink && (len(plan.Keys) > 0 || l.Group == p.UplinkGroup || l.Pending)
+	plan.marked = plan.Role == Uplink && (len(plan.Keys) > 0 || l.Group == p.UplinkGroup || l.Pending) &&
+		(!l.Pending || expectsWay(l) || knownRole(p, l) == Uplink)
 	plan.Group = markedGroup(p, plan.marked, l.Group)
 	if plan.marked && plan.Group != p.UplinkGroup {
 		plan.problem(Warning, "interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it; `ip link set %s group default` lets multihomed mark it", l.Group, l.Name, l.Name)

@@ -252,26 +252,65 @@ func TestRoleOf(t *testing.T) {
 		link routing.Link
 		want routing.Role
 	}{
-		"nothing":                            {link(2, "eth0"), routing.Local},
-		"an address":                         {lan0(), routing.Local},
-		"a default":                          {wan0(), routing.Uplink},
-		"a route with a next hop":            {lan0(route("172.16.0.0/12", "10.0.0.254", 100)), routing.Uplink},
-		"a route without a next hop":         {lan0(route("172.16.0.0/12", "", 100)), routing.Local},
-		"a gateway known otherwise":          {lan0(gatewayHint("10.0.0.254")), routing.Uplink},
-		"next hops in the profile":           {lan0(intent(routing.IPv6, routing.Intent{NextHops: true})), routing.Uplink},
-		"a gateway of a family left alone":   {lan0(intent(routing.IPv4, routing.Intent{LeaveAlone: "x", Gateway: addr("10.0.0.254")})), routing.Local},
-		"marked, static, no way":             {lan0(marked), routing.Local},
-		"marked, down":                       {lan0(marked, down), routing.Uplink},
-		"marked, dynamic":                    {link(2, "eth0", marked, address("10.0.0.1/24", 100, dynamic)), routing.Uplink},
-		"marked, dynamic but left alone":     {link(2, "eth0", marked, address("10.0.0.1/24", 100, dynamic), address("fd00::1/64", 100), intent(routing.IPv4, alone)), routing.Local},
-		"marked, no address yet":             {link(2, "eth0", marked, linkLocal("fe80::1/64")), routing.Uplink},
-		"marked, no address, all left alone": {link(2, "eth0", marked, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), routing.Local},
-		"not marked, dynamic":                {link(2, "eth0", address("10.0.0.1/24", 100, dynamic)), routing.Local},
-		"somebody else's group, dynamic":     {link(2, "eth0", group(5), address("10.0.0.1/24", 100, dynamic)), routing.Local},
+		"nothing":                             {link(2, "eth0"), routing.Local},
+		"an address":                          {lan0(), routing.Local},
+		"a default":                           {wan0(), routing.Uplink},
+		"a route with a next hop":             {lan0(route("172.16.0.0/12", "10.0.0.254", 100)), routing.Uplink},
+		"a route without a next hop":          {lan0(route("172.16.0.0/12", "", 100)), routing.Local},
+		"a gateway known otherwise":           {lan0(gatewayHint("10.0.0.254")), routing.Uplink},
+		"next hops in the profile":            {lan0(intent(routing.IPv6, routing.Intent{NextHops: true})), routing.Uplink},
+		"a gateway of a family left alone":    {lan0(intent(routing.IPv4, routing.Intent{LeaveAlone: "x", Gateway: addr("10.0.0.254")})), routing.Local},
+		"marked, static, no way":              {lan0(marked), routing.Local},
+		"marked, down":                        {lan0(marked, down), routing.Uplink},
+		"marked, dynamic":                     {link(2, "eth0", marked, address("10.0.0.1/24", 100, dynamic)), routing.Uplink},
+		"marked, dynamic but left alone":      {link(2, "eth0", marked, address("10.0.0.1/24", 100, dynamic), address("fd00::1/64", 100), intent(routing.IPv4, alone)), routing.Local},
+		"marked, by hand where routers give":  {link(2, "eth0", marked, address("10.0.0.1/24", 100), intent(routing.IPv4, routing.Intent{Automatic: true})), routing.Uplink},
+		"marked, routers give another family": {lan0(marked, intent(routing.IPv6, routing.Intent{Automatic: true})), routing.Local},
+		"being brought up":                    {lan0(pending), routing.Uplink},
+		"being brought up, all left alone":    {lan0(pending, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), routing.Local},
+		"marked, no address yet":              {link(2, "eth0", marked, linkLocal("fe80::1/64")), routing.Uplink},
+		"marked, no address, all left alone":  {link(2, "eth0", marked, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), routing.Local},
+		"not marked, dynamic":                 {link(2, "eth0", address("10.0.0.1/24", 100, dynamic)), routing.Local},
+		"somebody else's group, dynamic":      {link(2, "eth0", group(5), address("10.0.0.1/24", 100, dynamic)), routing.Local},
 	}
 	for name, tt := range tests {
 		if got := routing.RoleOf(policy, tt.link); got != tt.want {
 			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+}
+
+// TestBeingBroughtUp: a link that may become an uplink stops stray packets from
+// the start; the mark, which outlives the process, is set if it is likely one.
+func TestBeingBroughtUp(t *testing.T) {
+	t.Parallel()
+	automatic := routing.Intent{Automatic: true}
+	for name, tt := range map[string]struct {
+		link   routing.Link
+		marked bool
+		stops  bool
+	}{
+		"asks DHCP, no address yet":      {link(2, "eth0", pending, intent(routing.IPv4, automatic)), true, false},
+		"asks DHCP":                      {lan0(pending, intent(routing.IPv4, automatic)), true, true},
+		"static, listens to routers":     {lan0(pending, intent(routing.IPv6, automatic)), false, true},
+		"static, with a gateway":         {lan0(pending, gatewayHint("10.0.0.254")), true, true},
+		"static, up":                     {lan0(intent(routing.IPv6, automatic)), false, false},
+		"asks DHCP, which left us alone": {lan0(pending, intent(routing.IPv4, routing.Intent{Automatic: true, LeaveAlone: "x"})), false, false},
+	} {
+		p := routing.NewPlanner(policy)
+		l := tt.link
+		l.Tables = map[routing.Key]routing.TableID{}
+		for i, k := range routing.Keys(l) {
+			l.Tables[k] = policy.Tables.First + routing.TableID(i)
+		}
+		p.Set(l)
+		if marked := p.Group(l.Index, 0) == policy.UplinkGroup; marked != tt.marked {
+			t.Errorf("%s: marked is %t", name, marked)
+		}
+		plan, _ := p.Link(l.Index)
+		stops := slices.ContainsFunc(plan.Rules, func(r routing.PlannedRule) bool { return r.Rule.Priority == routing.PriorityUnreachable })
+		if stops != tt.stops {
+			t.Errorf("%s: stops stray packets is %t", name, stops)
 		}
 	}
 }

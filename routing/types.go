@@ -309,6 +309,9 @@ type Intent struct {
 	Gateway netip.Addr
 	// NextHops says that the profile has routes with a next hop.
 	NextHops bool
+	// Automatic says that routes come from the network (DHCP, RA): one that is
+	// missing may come yet.
+	Automatic bool
 }
 
 // A Link is all that is known of one interface whose configuration somebody
