@@ -162,9 +162,15 @@ func (h *Host) NMLogTail(lines int) string {
 // it; call it before activating anything. Scripts go to
 // /etc/NetworkManager/dispatcher.d, owned by root and executable.
 func (h *Host) EnableDispatcher() error {
-	const path = "/usr/lib/NetworkManager/nm-dispatcher"
-	if _, err := os.Stat(filepath.Join(h.cfg.Root, path)); err != nil {
-		return fmt.Errorf("nm-dispatcher not found: apt-get install network-manager: %w", err)
+	// Debian 12 has it in the first place, Debian 13 in the second.
+	var path string
+	for _, p := range []string{"/usr/lib/NetworkManager/nm-dispatcher", "/usr/libexec/nm-dispatcher"} {
+		if _, err := os.Stat(filepath.Join(h.cfg.Root, p)); err == nil {
+			path = p
+		}
+	}
+	if path == "" {
+		return errors.New("nm-dispatcher not found: apt-get install network-manager")
 	}
 	exec := path + " --persist --debug"
 	if h.cfg.Root != "" {

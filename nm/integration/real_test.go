@@ -112,11 +112,6 @@ func TestReapplyAndModify(t *testing.T) {
 		{[]string{"+ipv4.routes", "10.8.0.0/16 100.64.0.254 600"}, "a route with a next hop", func(d nm.Device) bool { return d.Intents[routing.IPv4].NextHops }},
 		{[]string{"-ipv4.routes", "10.8.0.0/16 100.64.0.254 600"}, "no such route", func(d nm.Device) bool { return !d.Intents[routing.IPv4].NextHops }},
 		{[]string{"+ipv4.routes", "10.9.0.0/16 table=1234"}, "table 1234 named by a route", func(d nm.Device) bool { return slices.Equal(d.RouteTables, []routing.TableID{1234}) }},
-		{[]string{"ipv4.route-table", "1300"}, "left alone", func(d nm.Device) bool {
-			return strings.Contains(d.Intents[routing.IPv4].LeaveAlone, "ipv4.route-table=1300") &&
-				slices.Equal(d.RouteTables, []routing.TableID{1234, 1300})
-		}},
-		{[]string{"ipv4.route-table", "0"}, "not left alone", func(d nm.Device) bool { return d.Intents[routing.IPv4].LeaveAlone == "" }},
 	} {
 		begin := time.Now()
 		must(t, host.ModifyDevice(ctx, "wan0", step.settings...))
@@ -134,6 +129,18 @@ func TestReapplyAndModify(t *testing.T) {
 	if h := f.happened(); len(h) != 0 {
 		t.Errorf("the verdict changed: %v", h)
 	}
+
+	// NetworkManager 1.52.1 ends when `device modify` changes the table of an
+	// active device, so the profile is what changes.
+	must(t, host.Modify(ctx, "one", "ipv4.route-table", "1300"))
+	must(t, host.Up(ctx, "one"))
+	f.awaitDevice(t, "wan0", "left alone", func(d nm.Device) bool {
+		return strings.Contains(d.Intents[routing.IPv4].LeaveAlone, "ipv4.route-table=1300") &&
+			slices.Equal(d.RouteTables, []routing.TableID{1300})
+	})
+	must(t, host.Modify(ctx, "one", "ipv4.route-table", "0"))
+	must(t, host.Up(ctx, "one"))
+	f.awaitDevice(t, "wan0", "not left alone", func(d nm.Device) bool { return d.Intents[routing.IPv4].LeaveAlone == "" })
 }
 
 // NetworkManager sends no signal when it reapplies a profile in which only
@@ -356,8 +363,9 @@ func TestReadOnce(t *testing.T) {
 	labtest.Eventually(t, func() error {
 		var err error
 		s, err = nm.ReadOnce(ctx, nm.Options{})
-		if err == nil && len(s.Devices["wan0"].Views[routing.IPv4].Routes) < 3 {
-			err = fmt.Errorf("routes are not there yet: %+v", s.Devices["wan0"].Views)
+		// Later releases tell of a change up to 333 ms after it.
+		if view := s.Devices["wan0"].Views[routing.IPv4]; err == nil && (len(view.Routes) < 3 || len(view.Addresses) == 0) {
+			err = fmt.Errorf("the configuration is not there yet: %+v", view)
 		}
 		return err
 	})

@@ -457,7 +457,7 @@ func TestForeignRulesAreKeptWhole(t *testing.T) {
 		"from all fwmark 0x7/0xff lookup 10001 priority 10000 protocol 150",
 		"not from 10.0.0.0/8 lookup 10001 priority 10000 protocol 150",
 		"from all tos 0x10 lookup 10001 priority 10000 protocol 150",
-		"from all ipproto tcp dport 80 lookup 10001 priority 10000 protocol 150",
+		"from all ipproto 6 dport 80 lookup 10001 priority 10000 protocol 150",
 		"from all uidrange 0-99 lookup 10001 priority 10000 protocol 150",
 		"from all goto 19000 priority 10000 protocol 150",
 	} {
