@@ -86,8 +86,8 @@ func (r *rig) reported(want bool, link, text string) {
 }
 
 // staticRig is a host with links of static addresses in IPv4, of which the first
-// ones are up.
-func staticRig(t *testing.T, links, up int, toml string) *rig {
+// two are up.
+func staticRig(t *testing.T, links int, toml string) *rig {
 	t.Helper()
 	r := newRig(t, lab.HostConfig{FastDAD: true}, toml)
 	for n := range links {
@@ -95,7 +95,7 @@ func staticRig(t *testing.T, links, up int, toml string) *rig {
 		r.isp(cfg, settings...)
 	}
 	r.start()
-	for n := range up {
+	for n := range 2 {
 		r.up(fmt.Sprintf("wan%d", n))
 		r.standing(staticAddr(n), true)
 	}
@@ -112,7 +112,7 @@ func (r *rig) works(n int) {
 }
 
 func TestBadConfiguration(t *testing.T) {
-	r := staticRig(t, 2, 2, "")
+	r := staticRig(t, 2, "")
 	good, err := os.ReadFile(r.path)
 	r.must(err)
 	bad := []struct{ name, text, says string }{
@@ -161,7 +161,7 @@ func TestBadConfiguration(t *testing.T) {
 }
 
 func TestBrokenDatabase(t *testing.T) {
-	r := staticRig(t, 3, 2, "")
+	r := staticRig(t, 3, "")
 	path := filepath.Join(r.cfg.StateDir, allocator.DefaultName)
 	r.must(r.daemon.Stop(t.Context()))
 	good, err := os.ReadFile(path)
@@ -334,7 +334,7 @@ func TestDiskTrouble(t *testing.T) {
 // TestExhaustedRange: a link without a table stays on main and is reported, the
 // others go on; it gets a table as soon as there is one.
 func TestExhaustedRange(t *testing.T) {
-	r := staticRig(t, 3, 2, "[tables]\nfirst = 10000\nlast = 10001\n")
+	r := staticRig(t, 3, "[tables]\nfirst = 10000\nlast = 10001\n")
 	before := r.ours()
 	r.up("wan2")
 	r.reported(true, "wan2", "")
@@ -373,7 +373,7 @@ func TestExhaustedRange(t *testing.T) {
 
 // TestHostileBus: a NetworkManager that says nonsense costs no routing.
 func TestHostileBus(t *testing.T) {
-	r := staticRig(t, 2, 2, "")
+	r := staticRig(t, 2, "")
 	r.must(r.daemon.Stop(t.Context()))
 	before := r.ours()
 
@@ -387,9 +387,15 @@ func TestHostileBus(t *testing.T) {
 	r.unharmed(before, "another NetworkManager")
 
 	nonsense := []any{
-		"", "nonsense", strings.Repeat("x", 1<<16), uint32(1 << 31), int32(-1), uint64(1 << 63), true, 3.14, []byte{0xff, 0}, []string{"a"},
-		map[string]dbus.Variant{"a": dbus.MakeVariant("b")}, []map[string]dbus.Variant{{"dest": dbus.MakeVariant(1)}, {}},
-		dbus.ObjectPath("/"), dbus.ObjectPath("/no/such/object"), []dbus.ObjectPath{"/x"}, dbus.MakeVariant(dbus.MakeVariant("deep")), []any{},
+		"", "nonsense", strings.Repeat("x", 1<<16), uint32(1 << 31), int32(-1), uint64(1 << 63), true, 3.14,
+		[]byte{0xff, 0},
+		[]string{"a"},
+		map[string]dbus.Variant{"a": dbus.MakeVariant("b")},
+		[]map[string]dbus.Variant{{"dest": dbus.MakeVariant(1)}, {}},
+		dbus.ObjectPath("/"), dbus.ObjectPath("/no/such/object"),
+		[]dbus.ObjectPath{"/x"},
+		dbus.MakeVariant(dbus.MakeVariant("deep")),
+		[]any{},
 	}
 	objects := []struct {
 		path  dbus.ObjectPath
@@ -422,8 +428,10 @@ func TestHostileBus(t *testing.T) {
 		nm.Announce(nmtest.DevicePath(1))
 	}
 	for _, values := range [][]any{{}, {"x"}, {uint32(5), uint32(5), uint32(5), uint32(5)}, {nmtest.DevicePath(77)}} {
-		for _, signal := range []string{nmtest.Device + ".StateChanged", nmtest.Manager + ".DeviceAdded", nmtest.Manager + ".DeviceRemoved",
-			"org.freedesktop.DBus.ObjectManager.InterfacesAdded", "org.freedesktop.DBus.ObjectManager.InterfacesRemoved", "org.freedesktop.DBus.Properties.PropertiesChanged"} {
+		for _, signal := range []string{
+			nmtest.Device + ".StateChanged", nmtest.Manager + ".DeviceAdded", nmtest.Manager + ".DeviceRemoved",
+			"org.freedesktop.DBus.ObjectManager.InterfacesAdded", "org.freedesktop.DBus.ObjectManager.InterfacesRemoved", "org.freedesktop.DBus.Properties.PropertiesChanged",
+		} {
 			nm.Emit(nmtest.DevicePath(1), signal, values...)
 			nm.Emit("/org/freedesktop", signal, values...)
 			said++

@@ -326,7 +326,7 @@ func TestUnboundTrafficIsUnchanged(t *testing.T) {
 
 // destinations are a thousand addresses of all kinds.
 func (r *rig) destinations() []netip.Addr {
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same in every run
+	random := rand.New(rand.NewPCG(1, 2))
 	var out []netip.Addr
 	for _, p := range []string{
 		"100.64.0.0/24", "100.64.0.128/25", "100.64.1.0/24", "100.64.1.64/27", "100.64.2.0/24", "172.17.0.0/16", "192.168.77.0/24",
@@ -373,9 +373,9 @@ func (r *rig) decisions(destinations []netip.Addr) []string {
 // flush takes everything of ours away.
 func (r *rig) flush() {
 	r.t.Helper()
-	dir, err := binaries()
+	ctl, err := labtest.Build("multihomectl")
 	r.must(err)
-	out, err := exec.CommandContext(r.t.Context(), filepath.Join(dir, "multihomectl"), "flush", "--config", r.path).CombinedOutput()
+	out, err := exec.CommandContext(r.t.Context(), ctl, "flush", "--config", r.path).CombinedOutput()
 	if err != nil {
 		r.t.Fatalf("multihomectl flush: %v\n%s", err, out)
 	}
@@ -534,6 +534,7 @@ func TestTablesAreStable(t *testing.T) {
 	state := t.TempDir()
 	var first string
 	host := func(t *testing.T, order ...string) *rig {
+		t.Helper()
 		r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 		r.writeConfig(fmt.Sprintf("state_dir = %q\nruntime_dir = %q\n", state, filepath.Join(t.TempDir(), "run")))
 		for n := range 3 {

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,21 +21,6 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
-
-// binaries builds the programs under test once, with the race detector.
-var binaries = sync.OnceValues(func() (string, error) { //nolint:gochecknoglobals // built once for all tests
-	dir, err := os.MkdirTemp("", "multihomed-e2e")
-	if err != nil {
-		return "", fmt.Errorf("making a directory for the programs: %w", err)
-	}
-	for _, program := range []string{"multihomed", "multihomectl"} {
-		cmd := exec.Command("go", "build", "-race", "-buildvcs=false", "-o", filepath.Join(dir, program), "multihomed/cmd/"+program)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("building %s: %w\n%s", program, err, out)
-		}
-	}
-	return dir, nil
-})
 
 // A rig is a host in the lab with the daemon on it.
 type rig struct {
@@ -53,17 +36,17 @@ type rig struct {
 
 // newRig makes a host; the daemon is not started yet. toml is added to its
 // configuration.
-func newRig(t testing.TB, host lab.HostConfig, toml string) *rig {
-	t.Helper()
+func newRig(tb testing.TB, host lab.HostConfig, toml string) *rig {
+	tb.Helper()
 	// Directories go in the opposite order: after the host, which ends the daemon.
-	path := filepath.Join(t.TempDir(), "multihomed.toml")
-	r := &rig{t: t, Host: labtest.NewHost(t, host), path: path}
-	t.Cleanup(func() {
-		if t.Failed() && r.daemon != nil {
-			t.Logf("the daemon's log ends:\n%s", tail(r.daemon.Log(), 80))
+	path := filepath.Join(tb.TempDir(), "multihomed.toml")
+	r := &rig{t: tb, Host: labtest.NewHost(tb, host), path: path}
+	tb.Cleanup(func() {
+		if tb.Failed() && r.daemon != nil {
+			tb.Logf("the daemon's log ends:\n%s", tail(r.daemon.Log(), 80))
 		}
 	})
-	dir := t.TempDir()
+	dir := tb.TempDir()
 	text := fmt.Sprintf("state_dir = %q\nruntime_dir = %q\n", dir, filepath.Join(dir, "run")) + toml
 	r.writeConfig(text)
 	return r
@@ -91,12 +74,12 @@ func (r *rig) start() {
 // launch starts the daemon without waiting.
 func (r *rig) launch() {
 	r.t.Helper()
-	dir, err := binaries()
+	program, err := labtest.Build("multihomed")
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.daemon, err = r.Start(lab.ProcessConfig{
-		Path: filepath.Join(dir, "multihomed"), Args: []string{"-config", r.path}, Notify: true,
+		Path: program, Args: []string{"-config", r.path}, Notify: true,
 		Env: append([]string{"GORACE=halt_on_error=1 atexit_sleep_ms=0"}, r.env...),
 	})
 	if err != nil {

@@ -115,7 +115,6 @@ type storm struct {
 	random *rand.Rand
 	log    []string
 	moved  [8]bool
-	down   [8]bool
 }
 
 func (s *storm) note(format string, args ...any) {

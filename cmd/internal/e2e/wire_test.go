@@ -67,10 +67,10 @@ const (
 )
 
 // newWire begins to send. others are destinations besides the internet.
-func newWire(t testing.TB, isps []*lab.ISP, sources map[string][]netip.Prefix, others ...netip.Addr) *wire {
-	t.Helper()
+func newWire(tb testing.TB, isps []*lab.ISP, sources map[string][]netip.Prefix, others ...netip.Addr) *wire {
+	tb.Helper()
 	w := &wire{
-		t: t, sources: sources, isps: map[string]*lab.ISP{}, caught: map[string]*lab.Capture{}, shots: map[shotKey][]shot{},
+		t: tb, sources: sources, isps: map[string]*lab.ISP{}, caught: map[string]*lab.Capture{}, shots: map[shotKey][]shot{},
 		targets: map[lab.Family][]netip.Addr{lab.IPv4: {lab.InternetAddr4}, lab.IPv6: {lab.InternetAddr6}},
 		sent:    map[string]*atomic.Int64{},
 	}
@@ -84,16 +84,16 @@ func newWire(t testing.TB, isps []*lab.ISP, sources map[string][]netip.Prefix, o
 	for _, isp := range isps {
 		c, err := isp.Capture()
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		w.isps[isp.Link().Name()], w.caught[isp.Link().Name()] = isp, c
 	}
 	line, err := newTimeline()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	w.line = line
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, stop := context.WithCancel(tb.Context())
 	w.stop = stop
 	for _, kind := range []string{"address", "device", "tcp"} {
 		w.sent[kind] = new(atomic.Int64)
@@ -104,7 +104,7 @@ func newWire(t testing.TB, isps []*lab.ISP, sources map[string][]netip.Prefix, o
 			w.wg.Go(func() { w.tcp(ctx, link, f) })
 		}
 	}
-	t.Cleanup(w.close)
+	tb.Cleanup(w.close)
 	return w
 }
 
@@ -179,7 +179,7 @@ func (w *wire) fire(f lab.Family, src netip.Addr, device string, port uint16, ta
 	if err != nil {
 		return 0, false
 	}
-	defer unix.Close(fd) //nolint:errcheck // a socket that was only sent from
+	defer unix.Close(fd)
 	if device != "" {
 		if err := unix.BindToDevice(fd, device); err != nil {
 			return 0, false
@@ -208,9 +208,9 @@ func (w *wire) fire(f lab.Family, src netip.Addr, device string, port uint16, ta
 	}
 	switch a := name.(type) {
 	case *unix.SockaddrInet4:
-		return uint16(a.Port), sent //nolint:gosec // a port
+		return uint16(a.Port), sent
 	case *unix.SockaddrInet6:
-		return uint16(a.Port), sent //nolint:gosec // a port
+		return uint16(a.Port), sent
 	}
 	return 0, false
 }
@@ -351,8 +351,8 @@ func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 // neighbour's hardware address.
 func (w *wire) shot(k shotKey, device string, at time.Time) (shot, bool) {
 	shots := w.shots[k]
-	for i := len(shots) - 1; i >= 0; i-- {
-		if s := shots[i]; s.device == device && !s.begin.After(at) && at.Sub(s.begin) < 5*time.Second {
+	for _, shot := range slices.Backward(shots) {
+		if s := shot; s.device == device && !s.begin.After(at) && at.Sub(s.begin) < 5*time.Second {
 			return s, true
 		}
 	}
@@ -423,9 +423,9 @@ func dump(kind uint16, body []byte, each func(kind uint16, b []byte)) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // it was only read
+	defer unix.Close(fd)
 	request := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body))
-	binary.NativeEndian.PutUint32(request[0:], uint32(unix.SizeofNlMsghdr+len(body))) //nolint:gosec // small
+	binary.NativeEndian.PutUint32(request[0:], uint32(unix.SizeofNlMsghdr+len(body)))
 	binary.NativeEndian.PutUint16(request[4:], kind)
 	binary.NativeEndian.PutUint16(request[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	if err := unix.Sendto(fd, append(request, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
@@ -446,7 +446,7 @@ func dump(kind uint16, body []byte, each func(kind uint16, b []byte)) error {
 			case unix.NLMSG_DONE:
 				return nil
 			case unix.NLMSG_ERROR:
-				return fmt.Errorf("the kernel refuses a dump: %d", int32(binary.NativeEndian.Uint32(b[16:]))) //nolint:gosec // -errno
+				return fmt.Errorf("the kernel refuses a dump: %d", int32(binary.NativeEndian.Uint32(b[16:])))
 			default:
 				each(kind, b[unix.SizeofNlMsghdr:size])
 			}
