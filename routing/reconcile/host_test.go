@@ -12,63 +12,22 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"multihomed/internal/lab/nettest"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
-// insideEnv marks the copy of the test binary that runs in its own namespaces.
-const insideEnv = "MULTIHOMED_RECONCILE_TEST"
-
-// TestMain runs everything in private network and mount namespaces, so that no
-// test can reach the machine's routing.
-func TestMain(m *testing.M) {
-	if os.Getenv(insideEnv) == "" {
-		os.Exit(reexec())
-	}
-	code := m.Run()
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-func reexec() int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "routing/reconcile: these tests need root, for a network namespace of their own")
-		return 1
-	}
-	runtime.LockOSThread() // Pdeathsig follows the thread
-	cmd := exec.CommandContext(context.Background(), "/proc/self/exe", os.Args[1:]...)
-	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL,
-	}
-	err := cmd.Run()
-	if exit := new(exec.ExitError); errors.As(err, &exit) {
-		return exit.ExitCode()
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "routing/reconcile: creating namespaces: %v\n", err)
-		return 1
-	}
-	return 0
-}
+// TestMain keeps the tests away from the machine's routing.
+func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }
 
 // A host is a network namespace of one test with a loop on it, driven by hand.
 type host struct {
