@@ -38,6 +38,7 @@ type wire struct {
 	shots map[shotKey][]shot
 	sent  map[string]*atomic.Int64 // by kind of sender
 	refus atomic.Int64
+	count atomic.Int64
 	line  *timeline
 	wg    sync.WaitGroup
 	stop  context.CancelFunc
@@ -46,9 +47,9 @@ type wire struct {
 // A shotKey is what tells sockets apart on the wire. One that is bound to a
 // device has the kernel choose its source, so that is no part of its key.
 type shotKey struct {
-	family lab.Family
-	src    netip.Addr
-	port   uint16
+	family   lab.Family
+	src      netip.Addr
+	from, to uint16 // ports
 }
 
 // A shot is a socket that sent: when, and whether its source's rules stood all
@@ -60,11 +61,18 @@ type shot struct {
 	marked        map[string]bool // which links were in the uplinks' group
 }
 
-// Destination ports tell what a socket was bound to.
+// Destination ports tell what a socket was bound to, and tell it from those that
+// had the same port of their own shortly before: packets wait for neighbours.
 const (
-	toAddress = 9
-	toDevice  = 10
+	toAddress = 10_000
+	toDevice  = 30_000
+	toEnd     = 50_000
 )
+
+// next is the destination port of the next socket.
+func (w *wire) next(first uint16) uint16 {
+	return first + uint16(w.count.Add(1)%(toDevice-toAddress)) //nolint:gosec // small
+}
 
 // newWire begins to send. others are destinations besides the internet.
 func newWire(tb testing.TB, isps []*lab.ISP, sources map[string][]netip.Prefix, others ...netip.Addr) *wire {
@@ -138,13 +146,15 @@ func (w *wire) udp(ctx context.Context, link string, f lab.Family) {
 		var round []fired
 		begin := time.Now()
 		for _, a := range before.addrs {
-			if port, sent := w.fire(f, a, "", toAddress, w.targets[f]); sent {
-				round = append(round, fired{shotKey{f, a, port}, begin, a})
+			to := w.next(toAddress)
+			if port, sent := w.fire(f, a, "", to, w.targets[f]); sent {
+				round = append(round, fired{shotKey{f, a, port, to}, begin, a})
 				w.sent["address"].Add(1)
 			}
 		}
-		if port, sent := w.fire(f, netip.Addr{}, link, toDevice, w.targets[f][:1]); sent {
-			round = append(round, fired{shotKey{family: f, port: port}, begin, netip.Addr{}})
+		to := w.next(toDevice)
+		if port, sent := w.fire(f, netip.Addr{}, link, to, w.targets[f][:1]); sent {
+			round = append(round, fired{shotKey{family: f, from: port, to: to}, begin, netip.Addr{}})
 			w.sent["device"].Add(1)
 		}
 		after, still := w.look(link, f)
@@ -323,18 +333,22 @@ func (w *wire) owner(a netip.Addr) string {
 func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 	text = fmt.Sprintf("%v by %s (source of %s)", p, link, w.owner(p.Src))
 	switch {
-	case p.Proto == unix.IPPROTO_UDP && p.DstPort == toAddress:
-		s, found := w.shot(shotKey{p.Family, p.Src, p.SrcPort}, "", p.Time)
+	case p.Proto == unix.IPPROTO_UDP && p.DstPort >= toAddress && p.DstPort < toDevice:
+		s, found := w.shot(shotKey{p.Family, p.Src, p.SrcPort, p.DstPort}, "", p.Time)
 		text += fmt.Sprintf(" [%t %s..%s: rules 10000 %t, 10500 %t, marked %v]", found, s.begin.Format("05.000000"), s.end.Format("05.000000"), s.source, s.stray, s.marked)
 		switch {
 		case !s.source:
 			excuse = p.Family.String() + " address: " + w.line.excuse(p)
-		case !s.marked[link] && w.owner(p.Dst) == link:
+		case !s.stray && !w.line.stopped(p.Src, p.Time):
+			// Nobody knew a way yet: IPv6 came up first, without a router, and
+			// DHCP has not answered.
+			excuse = p.Family.String() + " address: its link was no uplink yet"
+		case w.owner(p.Dst) == link && (!s.marked[link] || w.line.unmarked(link, s.begin, s.end)):
 			excuse = p.Family.String() + " address: into the network of a link that was not marked yet"
 		}
 		return text + w.line.around(p), excuse
-	case p.Proto == unix.IPPROTO_UDP && p.DstPort == toDevice:
-		s, found := w.shot(shotKey{family: p.Family, port: p.SrcPort}, link, p.Time)
+	case p.Proto == unix.IPPROTO_UDP && p.DstPort >= toDevice && p.DstPort < toEnd:
+		s, found := w.shot(shotKey{family: p.Family, from: p.SrcPort, to: p.DstPort}, link, p.Time)
 		text += fmt.Sprintf(" [%t %s..%s: device with an address %t]", found, s.begin.Format("05.000000"), s.end.Format("05.000000"), s.source)
 		if !s.source {
 			excuse = p.Family.String() + " device without a preferred address of its own"
@@ -533,12 +547,14 @@ type lineEvent struct {
 	priority uint32 // of a rule; 0 is an address
 	prefix   netip.Prefix
 	came     bool
-	marked   string // the link that was in the group of uplinks; then the rest is empty
+	// link is set in the event of a link: it came into the group of uplinks,
+	// or went. Then the rest is empty.
+	link string
 }
 
 func (e lineEvent) String() string {
-	if e.marked != "" {
-		return fmt.Sprintf("%s %s is marked", e.at.Format("05.000000"), e.marked)
+	if e.link != "" {
+		return fmt.Sprintf("%s %s is marked: %t", e.at.Format("05.000000"), e.link, e.came)
 	}
 	what, verb := "address", "came"
 	if e.priority != 0 {
@@ -617,7 +633,7 @@ func (l *timeline) take(now time.Time, kind uint16, b []byte) {
 			return
 		}
 		e.priority, e.prefix = priority, from
-	case unix.RTM_NEWLINK:
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		name, group := "", uint32(0)
 		attributes(b[min(unix.SizeofIfInfomsg, len(b)):], func(kind uint16, v []byte) {
 			switch kind {
@@ -627,10 +643,7 @@ func (l *timeline) take(now time.Time, kind uint16, b []byte) {
 				group = binary.NativeEndian.Uint32(v)
 			}
 		})
-		if group != 28008 {
-			return
-		}
-		e.marked = name
+		e.link, e.came = name, kind == unix.RTM_NEWLINK && group == 28008
 	default:
 		return
 	}
@@ -685,7 +698,7 @@ func (l *timeline) around(p lab.Packet) string {
 	defer l.mu.Unlock()
 	var near []string
 	for _, e := range l.events {
-		if e.marked == "" && e.prefix.Contains(p.Src) && e.at.Sub(p.Time).Abs() < 2*time.Second {
+		if e.link == "" && e.prefix.Contains(p.Src) && e.at.Sub(p.Time).Abs() < 2*time.Second {
 			near = append(near, e.String())
 		}
 	}
@@ -715,6 +728,36 @@ func (l *timeline) excuse(p lab.Packet) string {
 	}
 }
 
+// stopped reports whether the rule that stops a source's stray packets has stood
+// since its source rule came.
+func (l *timeline) stopped(a netip.Addr, at time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	stopped := false
+	for _, e := range l.events {
+		if e.at.After(at) {
+			break
+		}
+		switch {
+		case !e.came || !e.prefix.Contains(a):
+		case e.priority == 10000:
+			stopped = false
+		case e.priority == 10500:
+			stopped = true
+		}
+	}
+	return stopped
+}
+
+// unmarked reports whether a link lost its mark, or was made anew, around a time.
+func (l *timeline) unmarked(link string, begin, end time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.events, func(e lineEvent) bool {
+		return e.link == link && !e.came && e.at.After(begin.Add(-lag)) && e.at.Before(end.Add(lag))
+	})
+}
+
 // windows returns how long new addresses waited for their rules.
 func (l *timeline) windows() map[uint32][]time.Duration {
 	l.mu.Lock()
@@ -725,7 +768,7 @@ func (l *timeline) windows() map[uint32][]time.Duration {
 	standing := map[uint32]map[netip.Prefix]int{10000: {}, 10500: {}}
 	for _, e := range l.events {
 		switch {
-		case e.marked != "":
+		case e.link != "":
 		case e.priority == 0 && e.came:
 			for priority, rules := range standing {
 				covered := false
@@ -774,9 +817,9 @@ func (l *timeline) markedFirst(link string, a netip.Addr) bool {
 	defer l.mu.Unlock()
 	for _, e := range l.events {
 		switch {
-		case e.marked == link:
+		case e.link == link && e.came:
 			return true
-		case e.marked == "" && e.priority == 0 && e.prefix.Addr() == a:
+		case e.link == "" && e.priority == 0 && e.prefix.Addr() == a:
 			return false
 		}
 	}
