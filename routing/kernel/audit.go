@@ -8,6 +8,9 @@ import (
 	"multihomed/routing"
 )
 
+// auditAttempts is how often the kernel may change while it is compared with.
+const auditAttempts = 20
+
 // Audit compares the mirror with everything the kernel lists at this moment
 // and returns the differences, none if all is well. The lines start with "-"
 // for what only the mirror has and "+" for what only the kernel has. It reads
@@ -16,7 +19,7 @@ func (m *Mirror) Audit(ctx context.Context) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.signal()
-	for range attempts {
+	for range auditAttempts {
 		if err := m.sync(ctx); err != nil {
 			return nil, err
 		}
@@ -42,7 +45,7 @@ func (m *Mirror) Audit(ctx context.Context) ([]string, error) {
 		}
 		return differences(m.state.lines(), fresh.lines()), nil
 	}
-	return nil, fmt.Errorf("comparing with the kernel: it changed %d times meanwhile", attempts)
+	return nil, fmt.Errorf("comparing with the kernel: it changed %d times meanwhile", auditAttempts)
 }
 
 func differences(have, want []string) []string {

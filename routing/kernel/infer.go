@@ -16,6 +16,9 @@ import (
 // makes IPv6 do the same. Every statement here is checked against the running
 // kernel by TestMirrorFollowsTheKernel.
 
+// leastMTU6 is IPV6_MIN_MTU.
+const leastMTU6 = 1280
+
 func (s *State) linkSeen(m linkMessage) {
 	l := s.links[m.index]
 	if l == nil {
@@ -67,6 +70,11 @@ func (s *State) linkSeen(m linkMessage) {
 		if a.leads(l.index) {
 			s.doubt(a)
 		}
+	}
+	if before.mtu >= leastMTU6 && l.mtu < leastMTU6 {
+		// All of IPv6 goes, from an interface that is down as well
+		// (addrconf_notify, NETDEV_CHANGEMTU).
+		s.doubtDevice(routing.IPv6, l.index)
 	}
 	if before.master != l.master {
 		// Entering or leaving a VRF flushes the routes of the interface

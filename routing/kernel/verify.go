@@ -134,8 +134,9 @@ func (l loader) routesThrough(ctx context.Context, s *State, d doubt) ([]*alias,
 			return nil, err
 		}
 		for _, a := range aliases {
-			// Of main only what shares a key with something that is kept.
-			if t != routing.TableMain || s.fib.slots[a.key] != nil {
+			// Of main only what is of interest for another leg of it, or shares
+			// a key with something that is.
+			if t != routing.TableMain || s.wanted(a) || s.fib.slots[a.key] != nil {
 				out = append(out, a)
 			}
 		}
