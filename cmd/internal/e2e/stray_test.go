@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -279,39 +280,43 @@ func TestAnUplinkFromTheStart(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	cfg0, settings0 := static(0)
 	r.isp(cfg0, settings0...)
-	r.isp(lab.DefaultISP(1))
-	cfg := lab.DefaultISP(2)
-	cfg.Name, cfg.Link, cfg.IPv6, cfg.NoRouter = "lan", "lan0", netip.Prefix{}, true
-	r.isp(cfg, "ipv6.method", "disabled")
+	cfg1, cfg2 := lab.DefaultISP(1), lab.DefaultISP(2)
+	cfg1.IPv6 = netip.Prefix{}
+	cfg2.Name, cfg2.Link, cfg2.IPv6, cfg2.NoRouter = "lan", "lan0", netip.Prefix{}, true
+	isp1 := r.isp(cfg1, "ipv6.method", "disabled")
+	r.isp(cfg2, "ipv6.method", "disabled")
 	r.up("wan0")
 	r.start()
 	r.settled()
-	first := 0
-	rounds := 0
-	for ; rounds < 3 || (first == 0 && rounds < 12); rounds++ {
-		line, err := newTimeline()
-		r.must(err)
-		r.up("wan1", "lan0")
-		r.address("wan1", lab.IPv6)
+	group := func(link, want string) error {
+		b, err := os.ReadFile("/sys/class/net/" + link + "/netdev_group")
+		if got := strings.TrimSpace(string(b)); err != nil || got != want {
+			return fmt.Errorf("%s is in group %s, not in %s (%w)", link, got, want, err)
+		}
+		return nil
+	}
+	for range 2 {
+		r.signalDHCP(isp1, syscall.SIGSTOP)
+		r.upAtOnce("wan1")
+		labtest.Eventually(t, func() error { return group("wan1", "28008") })
+		if addrs, err := r.Addrs("wan1", lab.IPv4); err != nil || len(addrs) > 0 {
+			t.Fatalf("wan1 has addresses already: %v, %v", addrs, err)
+		}
+		r.signalDHCP(isp1, syscall.SIGCONT)
+		r.standing(r.address("wan1", lab.IPv4), true)
+		r.must(r.ladder("wan1", lab.IPv4))
+
+		r.up("lan0")
 		lan := r.address("lan0", lab.IPv4)
 		r.standing(lan, true)
-		r.settled("wan1")
-		r.must(line.close())
-		if line.markedFirst("wan1", r.address("wan1", lab.IPv4)) {
-			first++
-		}
+		labtest.Eventually(t, func() error { return group("lan0", "0") })
 		if rules, err := r.RulesText(t.Context(), lab.IPv4); err != nil || strings.Contains(rules, "10500:\tfrom "+lan.String()) {
 			t.Errorf("lan0 has no gateway, and is treated as an uplink (%v):\n%s", err, rules)
 		}
-		if group, err := os.ReadFile("/sys/class/net/lan0/netdev_group"); err != nil || strings.TrimSpace(string(group)) != "0" {
-			t.Errorf("lan0 is marked as an uplink: group %s, %v", group, err)
+		for _, link := range []string{"wan1", "lan0"} {
+			r.must(r.Down(t.Context(), link))
+			labtest.Eventually(t, func() error { return group(link, "0") })
 		}
-		r.must(r.Down(t.Context(), "wan1"))
-		r.must(r.Down(t.Context(), "lan0"))
 		r.settled()
-	}
-	t.Logf("marked before its address in %d of %d activations", first, rounds)
-	if first == 0 { // a busy machine may lose the race against DHCP, but not always
-		t.Error("wan1 was never marked as an uplink before it had an address")
 	}
 }

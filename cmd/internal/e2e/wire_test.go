@@ -810,18 +810,3 @@ func quantiles(d []time.Duration) string {
 	}
 	return fmt.Sprintf("n=%d median %v, 90%% %v, longest %v", len(d), at(.5), at(.9), at(1))
 }
-
-// markedFirst reports whether a link was marked before an address came.
-func (l *timeline) markedFirst(link string, a netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, e := range l.events {
-		switch {
-		case e.link == link && e.came:
-			return true
-		case e.link == "" && e.priority == 0 && e.prefix.Addr() == a:
-			return false
-		}
-	}
-	return false
-}
