@@ -71,7 +71,7 @@ const (
 
 // next is the destination port of the next socket.
 func (w *wire) next(first uint16) uint16 {
-	return first + uint16(w.count.Add(1)%(toDevice-toAddress)) //nolint:gosec // small
+	return first + uint16(w.count.Add(1)%(toDevice-toAddress))
 }
 
 // newWire begins to send. others are destinations besides the internet.
