@@ -267,6 +267,11 @@ func (s *State) waysDown(f routing.Family, device int, how down) {
 		s.touched(a, cause{})
 		switch {
 		case alive == 0, how.unregistered && f == routing.IPv4:
+			if f == routing.IPv6 {
+				// A dead leg elsewhere may have come to life already: its
+				// interface gets ready on the kernel's own time (waysUp6).
+				s.doubtElsewhere(a, device)
+			}
 			s.fib.remove(a)
 		case how.unregistered:
 			s.fib.change(a, func() {
