@@ -39,8 +39,18 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	l.touched.Merge(planned)
 
 	var ops []routing.Op
-	l.Mirror.View(func(k *kernel.State) { ops = routing.Diff(l.planner, k, l.touched, l.mayDelete) })
+	whole := false
+	l.Mirror.View(func(k *kernel.State) {
+		whole = k.Complete()
+		ops = routing.Diff(l.planner, k, l.touched, func(op routing.Op) bool { return whole && l.mayDelete(op) })
+	})
+	compared := l.touched
 	l.touched = routing.NewTouched()
+	if !whole {
+		// The mirror missed something since it was synchronised: what was not
+		// deleted is looked at again when it is whole.
+		l.touched.Merge(compared)
+	}
 	tries := make(map[routing.Op]try, len(ops))
 	// Where other rules came or went, a rule may have to move once more.
 	reordered := len(planned.Rules) > 0 || len(planned.Reranked) > 0
