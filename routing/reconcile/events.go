@@ -104,11 +104,13 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	seen := routing.NewTouched()
 	maps.Copy(seen.Rules, c.Rules)
 	maps.Copy(seen.Routes, c.Routes)
-	for _, o := range l.mustWait(ctx, c.Taken) {
-		delete(seen.Rules, o.rule)
-		delete(seen.Routes, o.route)
-	}
 	l.touched.Merge(seen)
+	for _, o := range l.mustWait(ctx, c.Taken) {
+		// Also where it was just written and would be compared once more: the
+		// comparison would put it back without asking the budget.
+		delete(l.touched.Rules, o.rule)
+		delete(l.touched.Routes, o.route)
+	}
 }
 
 // takeDue takes up what waited for its time.
