@@ -339,6 +339,8 @@ func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 		switch {
 		case !s.source:
 			excuse = p.Family.String() + " address: " + w.line.excuse(p)
+		case w.line.replaced(p.Src, s.begin, s.end):
+			excuse = p.Family.String() + " address: it went and came back at once, and so did its rules"
 		case !s.stray && !w.line.stopped(p.Src, p.Time):
 			// Nobody knew a way yet: IPv6 came up first, without a router, and
 			// DHCP has not answered.
@@ -366,7 +368,7 @@ func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 func (w *wire) shot(k shotKey, device string, at time.Time) (shot, bool) {
 	shots := w.shots[k]
 	for _, shot := range slices.Backward(shots) {
-		if s := shot; s.device == device && !s.begin.After(at) && at.Sub(s.begin) < 5*time.Second {
+		if s := shot; s.device == device && !s.begin.After(at) && at.Sub(s.begin) < queued {
 			return s, true
 		}
 	}
@@ -655,6 +657,10 @@ func (l *timeline) take(now time.Time, kind uint16, b []byte) {
 // lag is how late rtnetlink's news may be read here.
 const lag = 150 * time.Millisecond
 
+// queued is how long the kernel keeps a packet for a neighbour that it asks for:
+// when the packet was routed is not known.
+const queued = 4 * time.Second
+
 // stood reports whether a source had both its address and its rule for a while
 // around a moment.
 func (l *timeline) stood(a netip.Addr, at time.Time) bool {
@@ -668,7 +674,7 @@ func (l *timeline) stood(a netip.Addr, at time.Time) bool {
 		if e.at.After(at.Add(lag)) {
 			break
 		}
-		if !e.came && e.at.After(at.Add(-lag)) {
+		if !e.came && e.at.After(at.Add(-queued)) {
 			return false // it went, about then
 		}
 		step := 1
@@ -739,14 +745,29 @@ func (l *timeline) stopped(a netip.Addr, at time.Time) bool {
 			break
 		}
 		switch {
-		case !e.came || !e.prefix.Contains(a):
+		case !e.prefix.Contains(a):
 		case e.priority == 10000:
 			stopped = false
-		case e.priority == 10500:
+		case e.priority == 10500 && e.came:
 			stopped = true
 		}
 	}
 	return stopped
+}
+
+// replaced reports whether an address went around a time, and its rules with it,
+// although both stood before and after: NetworkManager sometimes takes an address
+// away and adds it again, and the rules follow.
+func (l *timeline) replaced(a netip.Addr, begin, end time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	went := map[uint32]bool{}
+	for _, e := range l.events {
+		if e.link == "" && !e.came && e.prefix.Contains(a) && e.at.After(begin.Add(-lag)) && e.at.Before(end.Add(lag)) {
+			went[e.priority] = true
+		}
+	}
+	return went[0] && went[10000]
 }
 
 // unmarked reports whether a link lost its mark, or was made anew, around a time.
