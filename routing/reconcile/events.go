@@ -16,16 +16,13 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
 		l.claims[name] = claim
-		delete(l.reserved, name)
-		if len(claim.Tables) > 0 {
-			l.reserved[name] = claim.Tables
-		}
+		l.owned.set(name, claim.Tables)
 		l.claimChanged(name)
 	}
 	for _, name := range c.Removed {
 		l.news = l.news || len(l.claims[name].Problems) > 0
 		delete(l.claims, name)
-		delete(l.reserved, name)
+		l.owned.set(name, nil)
 		l.claimChanged(name)
 	}
 	if c.Complete && !l.complete {

@@ -33,6 +33,8 @@ type Hooks struct {
 	// Alive is called every Beat and after every pass; Beat 0 means never.
 	Alive func()
 	Beat  time.Duration
+	// Settled is called when all that was known has been dealt with.
+	Settled func()
 	// Report is called when what there is to report has changed.
 	Report func(Report)
 }
@@ -69,8 +71,9 @@ type Loop struct {
 	unproven map[int]struct{}
 	// holders counts the interfaces that hold a key: a re-created interface
 	// holds it twice for a moment.
-	holders  map[routing.Key]int
-	reserved map[string][]routing.TableID
+	holders map[routing.Key]int
+	owned   *ownedTables
+	asks    chan ask
 
 	complete bool
 	waiting  string
@@ -108,7 +111,8 @@ func New(o Options) *Loop {
 		known:    map[int]string{},
 		held:     map[int]map[routing.Key]routing.TableID{},
 		holders:  map[routing.Key]int{},
-		reserved: map[string][]routing.TableID{},
+		owned:    &ownedTables{byLink: map[string][]routing.TableID{}},
+		asks:     make(chan ask),
 		unproven: map[int]struct{}{},
 		dirty:    map[int]struct{}{},
 		touched:  routing.NewTouched(),
@@ -134,6 +138,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		beat = ticker.C
 	}
 	for {
+		var asked ask
 		select {
 		case <-ctx.Done():
 			return nil
@@ -141,6 +146,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-l.Owners.Changed():
 		case <-timer.C:
 		case <-beat:
+		case asked = <-l.asks:
 		}
 		if err := l.Reconcile(ctx); err != nil {
 			if ctx.Err() != nil {
@@ -148,6 +154,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			}
 			return err
 		}
+		l.answer(asked)
 		if l.Hooks.Alive != nil {
 			l.Hooks.Alive()
 		}
@@ -216,6 +223,9 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 		}
 	}
 	l.report()
+	if l.Hooks.Settled != nil {
+		l.Hooks.Settled()
+	}
 	return nil
 }
 
@@ -231,7 +241,7 @@ func (l *Loop) take(ctx context.Context) error {
 }
 
 // release gives back the leases of keys that no link holds. Where an object of
-// one still stands, because its deletion failed, tablesInUse protects the table.
+// one still stands, because its deletion failed, TableInUse protects the table.
 func (l *Loop) release() {
 	if len(l.released) == 0 || l.failed(aboutMirror) {
 		return

@@ -255,9 +255,15 @@ func (l *Loop) subject(index int) (subject, bool) {
 
 // LinkOf puts together what the kernel and the owner say of an interface.
 func LinkOf(facts kernel.Link, claim Claim) routing.Link {
+	addresses := facts.Addresses
+	if claim.Only != nil {
+		addresses = slices.DeleteFunc(slices.Clone(addresses), func(a routing.Address) bool {
+			return !slices.Contains(claim.Only, a.Prefix.Addr())
+		})
+	}
 	return routing.Link{
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
-		Addresses: facts.Addresses, Routes: facts.Routes, Intents: claim.Intents,
+		Addresses: addresses, Routes: facts.Routes, Intents: claim.Intents,
 		Pending: claim.Pending,
 	}
 }
@@ -323,7 +329,7 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 	for _, index := range slices.Sorted(maps.Keys(keys)) {
 		all = append(all, keys[index]...)
 	}
-	leased, err := l.Leases.Acquire(ctx, all, l.tableInUse)
+	leased, err := l.Leases.Acquire(ctx, all, l.TableInUse)
 	if ctx.Err() != nil {
 		return leased
 	}
@@ -341,16 +347,15 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 	return leased
 }
 
-// tableInUse says by what a table number is in use. Objects of ours count: what
-// stands may be the rest of a link that holds no lease any more.
-func (l *Loop) tableInUse(t routing.TableID) (why string, used bool) {
+// TableInUse says by what a table number is in use. Objects of ours count: what
+// stands may be the rest of a link that holds no lease any more. It may be
+// called from any goroutine, and says what the mirror knows.
+func (l *Loop) TableInUse(t routing.TableID) (why string, used bool) {
 	if why, used = l.Reserved(t); used {
 		return why, true
 	}
-	for name, tables := range l.reserved {
-		if slices.Contains(tables, t) {
-			return "the profile of " + name, true
-		}
+	if name, used := l.owned.by(t); used {
+		return "the profile of " + name, true
 	}
 	l.Mirror.View(func(k *kernel.State) { why, used = k.UseOf(t) })
 	return why, used

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"net/netip"
 
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -31,6 +32,8 @@ type Claim struct {
 	Intents map[routing.Family]routing.Intent
 	// Pending says that the interface is a link that is still being brought up.
 	Pending bool
+	// Only lists the addresses that take part, nil if all do.
+	Only []netip.Addr
 	// Tables are table numbers that the owner uses itself.
 	Tables []routing.TableID
 	// Problems are the owner's own, in sentences.
