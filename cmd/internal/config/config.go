@@ -6,6 +6,7 @@ package config
 import (
 	_ "embed"
 	"log/slog"
+	"time"
 
 	"multihomed/nm"
 	"multihomed/routing"
@@ -37,8 +38,25 @@ type Config struct {
 	// else deleted is put back.
 	RepairBurst      int
 	RepairsPerSecond float64
+	// Allocator is the service that leases tables to other programs.
+	Allocator Allocator
 	// StateDir holds the leases, RuntimeDir the lock and what status reads.
 	StateDir, RuntimeDir string
+}
+
+// Allocator configures the service that leases tables to other programs.
+type Allocator struct {
+	Enabled bool
+	// Socket is the abstract name that the service listens on.
+	Socket string
+	// Lifetime of a lease that is not renewed; whole seconds.
+	Lifetime time.Duration
+	// Families that are leased: 0 (unspecified), 2 and 10.
+	Families []routing.Family
+	// Users and Groups may lease tables besides root, by name or number.
+	Users, Groups []string
+	// TablesPerUser bounds the leases of every user but root.
+	TablesPerUser int
 }
 
 // A Matcher selects links. Its fields are globs of path.Match or empty for
@@ -61,8 +79,14 @@ func Default() Config {
 		LogLevel:              slog.LevelInfo,
 		RepairBurst:           20,
 		RepairsPerSecond:      1,
-		StateDir:              "/var/lib/multihomed",
-		RuntimeDir:            "/run/multihomed",
+		Allocator: Allocator{
+			Enabled: true, Socket: "tas_socket", Lifetime: time.Hour,
+			Families:      []routing.Family{0, routing.IPv4, routing.IPv6},
+			Groups:        []string{"multihomed"},
+			TablesPerUser: 100,
+		},
+		StateDir:   "/var/lib/multihomed",
+		RuntimeDir: "/run/multihomed",
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -50,7 +51,7 @@ func TestReferenceSetsEveryDefault(t *testing.T) {
 		case regexp.MustCompile(`(?m)^#? *\[+` + regexp.QuoteMeta(key) + `\]+$`).MatchString(text):
 			// A table.
 		default:
-			spoiled := regexp.MustCompile(`(?m)^`+leaf+` = .*$`).ReplaceAllString(text, leaf+" = []")
+			spoiled := regexp.MustCompile(`(?m)^`+leaf+` = .*$`).ReplaceAllString(text, leaf+" = [[]]")
 			_, err := config.Parse("f", []byte(spoiled))
 			if err == nil || !strings.Contains(err.Error(), key) {
 				t.Errorf("the reference does not set %s: %v", key, err)
@@ -77,6 +78,15 @@ last = 199
 burst = 3
 per_second = 2
 
+[allocator]
+enabled = false
+socket = "other"
+lifetime = 70000
+families = ["ipv6", "unspecified", "ipv6"]
+users = ["www-data", "1000"]
+groups = []
+tables_per_user = 3
+
 [[include]]
 interface = "tun*"
 [[include]]
@@ -88,6 +98,10 @@ profile = "home \\* [a-c]"
 		Include:  []config.Matcher{{Interface: "tun*"}, {Profile: `home \* [a-c]`}},
 		Exclude:  []config.Matcher{{Type: "bridge", Interface: "lab?"}},
 		LogLevel: slog.LevelDebug, RepairBurst: 3, RepairsPerSecond: 2,
+		Allocator: config.Allocator{
+			Socket: "other", Lifetime: 70000 * time.Second, Families: []routing.Family{0, routing.IPv6},
+			Users: []string{"www-data", "1000"}, TablesPerUser: 3,
+		},
 		StateDir: "/srv/multihomed", RuntimeDir: "/run/other",
 	}
 	got, err := config.Parse("f", []byte(text))
@@ -116,7 +130,7 @@ func TestErrors(t *testing.T) {
 		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
 		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
 		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname: unknown key; did you mean "},
-		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, log_level, state_dir, runtime_dir, tables, repair, include, exclude"},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, log_level, state_dir, runtime_dir, tables, repair, allocator, include, exclude"},
 		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
 		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
 		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: not what is allowed here (string); want an interface group from 1 to 2147483647"},
@@ -145,6 +159,12 @@ func TestErrors(t *testing.T) {
 		"networkmanager": {"[tables]\nfirst = 20000\nlast = 20100\n", "holds tables of NetworkManager (20053-20053)"},
 		"cloud-setup":    {"[tables]\nfirst = 30499\nlast = 30600\n", "holds tables of nm-cloud-setup (30200-30499)"},
 		"wireguard":      {"[tables]\nfirst = 51000\nlast = 51820\n", "holds tables of WireGuard of NetworkManager (51820-52319)"},
+		"socket name":    {"[allocator]\nsocket = ''\n", `f:2: allocator.socket: "" is not allowed; want a name of 1 to 107 bytes`},
+		"lifetime":       {"[allocator]\nlifetime = 9\n", "f:2: allocator.lifetime: 9 is not allowed; want a whole number of seconds from 10 to 31536000"},
+		"family":         {"[allocator]\nfamilies = ['ipv4', 'ipx']\n", `f:2: allocator.families: "ipx" is not allowed; want a list of "ipv4", "ipv6" and "unspecified", not empty`},
+		"no family":      {"[allocator]\nfamilies = []\n", "f:2: allocator.families: an empty list is not allowed"},
+		"user":           {"[allocator]\nusers = ['a:b']\n", `f:2: allocator.users: "a:b" is not allowed`},
+		"empty group":    {"allocator.groups = ['']\n", `f:1: allocator.groups: "" is not allowed`},
 		"bad glob":       {"[[exclude]]\ntype = 'a'\n[[exclude]]\ntype = 'b'\ninterface = 'wan['\n", `f:5: exclude.interface (entry 2): "wan[" is not allowed; want a glob such as "wan*"`},
 		"bad glob flat":  {"include = [{interface='a'},\n {profile='['}]\n", `include.profile (entry 2): "[" is not allowed`},
 		"empty glob":     {"[[include]]\nprofile = ''\n", `f:2: include.profile (entry 1): "" is not allowed`},

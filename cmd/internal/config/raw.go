@@ -10,6 +10,7 @@ type raw struct {
 	RuntimeDir            *string      `toml:"runtime_dir"`
 	Tables                rawTables    `toml:"tables"`
 	Repair                rawRepair    `toml:"repair"`
+	Allocator             rawAllocator `toml:"allocator"`
 	Include               []rawMatcher `toml:"include"`
 	Exclude               []rawMatcher `toml:"exclude"`
 }
@@ -22,6 +23,16 @@ type rawTables struct {
 type rawRepair struct {
 	Burst     *int64   `toml:"burst"`
 	PerSecond *float64 `toml:"per_second"`
+}
+
+type rawAllocator struct {
+	Enabled       *bool     `toml:"enabled"`
+	Socket        *string   `toml:"socket"`
+	Lifetime      *int64    `toml:"lifetime"`
+	Families      *[]string `toml:"families"`
+	Users         *[]string `toml:"users"`
+	Groups        *[]string `toml:"groups"`
+	TablesPerUser *int64    `toml:"tables_per_user"`
 }
 
 type rawMatcher struct {
@@ -49,6 +60,14 @@ func specs() []spec {
 		{"repair", "a table: [repair]"},
 		{"repair.burst", "a whole number from 1 to 10000"},
 		{"repair.per_second", "a number above 0, at most 1000"},
+		{"allocator", "a table: [allocator]"},
+		{"allocator.enabled", "true or false"},
+		{"allocator.socket", "a name of 1 to 107 bytes, without control characters"},
+		{"allocator.lifetime", "a whole number of seconds from 10 to 31536000"},
+		{"allocator.families", `a list of "ipv4", "ipv6" and "unspecified", not empty`},
+		{"allocator.users", "a list of names or numbers of users"},
+		{"allocator.groups", "a list of names or numbers of groups"},
+		{"allocator.tables_per_user", "a whole number from 1 to 1000000"},
 		{"include", "a list of tables: [[include]]"},
 		{"include.interface", globAllowed},
 		{"include.profile", globAllowed},

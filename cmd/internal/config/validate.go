@@ -6,7 +6,10 @@ import (
 	"math"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
+	"unicode"
 
 	"multihomed/routing"
 )
@@ -60,6 +63,7 @@ func (v *validator) config(file raw) Config {
 	c.Tables = v.tables(file.Tables, c.Tables)
 	c.RepairBurst = int(v.uint32("repair.burst", file.Repair.Burst, uint32(c.RepairBurst), 1, 10000)) //nolint:gosec // the default is 20
 	c.RepairsPerSecond = v.perSecond(file.Repair.PerSecond, c.RepairsPerSecond)
+	c.Allocator = v.allocator(file.Allocator, c.Allocator)
 	c.Include = v.matchers("include", file.Include)
 	c.Exclude = v.matchers("exclude", file.Exclude)
 	return c
@@ -151,6 +155,93 @@ func (v *validator) tables(file rawTables, preset routing.TableRange) routing.Ta
 	}
 	return r
 }
+
+func (v *validator) allocator(file rawAllocator, preset Allocator) Allocator {
+	a := preset
+	if file.Enabled != nil {
+		a.Enabled = *file.Enabled
+	}
+	if file.Socket != nil {
+		if name := *file.Socket; name == "" || len(name) > maxSocketName || strings.ContainsFunc(name, unicode.IsControl) {
+			v.refuse("allocator.socket", quoted(name))
+		} else {
+			a.Socket = name
+		}
+	}
+	preset32 := uint32(preset.Lifetime / time.Second) //nolint:gosec // an hour
+	a.Lifetime = time.Duration(v.uint32("allocator.lifetime", file.Lifetime, preset32, minLifetime, maxLifetime)) * time.Second
+	a.TablesPerUser = int(v.uint32("allocator.tables_per_user", file.TablesPerUser, uint32(preset.TablesPerUser), 1, maxTables)) //nolint:gosec // the default is 100
+	if file.Families != nil {
+		a.Families = v.families(*file.Families)
+	}
+	a.Users = v.names("allocator.users", file.Users, preset.Users)
+	a.Groups = v.names("allocator.groups", file.Groups, preset.Groups)
+	return a
+}
+
+// maxSocketName is what sun_path of sockaddr_un leaves behind the zero byte of an
+// abstract name.
+const maxSocketName = 107
+
+// Bounds of the lifetime of a lease, in seconds.
+const (
+	minLifetime = 10
+	maxLifetime = 365 * 24 * 3600
+)
+
+func (v *validator) families(file []string) []routing.Family {
+	var all []routing.Family
+	for _, name := range file {
+		f, ok := familyOf(name)
+		if !ok {
+			v.refuse("allocator.families", quoted(name))
+			continue
+		}
+		if !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	if len(file) == 0 {
+		v.refuse("allocator.families", "an empty list")
+	}
+	slices.Sort(all)
+	return all
+}
+
+// FamilyName is how a family is called in a configuration.
+func FamilyName(f routing.Family) string {
+	if f == 0 {
+		return "unspecified"
+	}
+	return f.String()
+}
+
+func familyOf(name string) (routing.Family, bool) {
+	for _, f := range []routing.Family{0, routing.IPv4, routing.IPv6} {
+		if FamilyName(f) == name {
+			return f, true
+		}
+	}
+	return 0, false
+}
+
+func (v *validator) names(key string, file *[]string, preset []string) []string {
+	if file == nil {
+		return preset
+	}
+	for _, name := range *file {
+		if name == "" || len(name) > maxName || strings.ContainsAny(name, ":,/\x00\n \t") {
+			v.refuse(key, quoted(name))
+		}
+	}
+	if len(*file) == 0 {
+		return nil // So that two configurations compare.
+	}
+	return slices.Clone(*file)
+}
+
+// maxName bounds the name of a user or a group (LOGIN_NAME_MAX of limits.h).
+const maxName = 256
 
 func (v *validator) matchers(list string, file []rawMatcher) []Matcher {
 	if len(file) == 0 {

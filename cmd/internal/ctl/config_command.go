@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -87,9 +88,28 @@ func effective(c config.Config, path string, found bool) string {
 	fmt.Fprintf(&b, "state_dir = %s\nruntime_dir = %s\n", toml(c.StateDir), toml(c.RuntimeDir))
 	fmt.Fprintf(&b, "\n[tables]\nfirst = %d\nlast = %d\n", c.Tables.First, c.Tables.Last)
 	fmt.Fprintf(&b, "\n[repair]\nburst = %d\nper_second = %s\n", c.RepairBurst, decimal(c.RepairsPerSecond))
+	allocatorTable(&b, c.Allocator)
 	matchers(&b, "include", c.Include)
 	matchers(&b, "exclude", c.Exclude)
 	return b.String()
+}
+
+func allocatorTable(b *strings.Builder, a config.Allocator) {
+	families := make([]string, 0, len(a.Families))
+	for _, f := range a.Families {
+		families = append(families, config.FamilyName(f))
+	}
+	fmt.Fprintf(b, "\n[allocator]\nenabled = %t\nsocket = %s\nlifetime = %d\n", a.Enabled, toml(a.Socket), a.Lifetime/time.Second)
+	fmt.Fprintf(b, "families = %s\nusers = %s\ngroups = %s\n", tomlList(families), tomlList(a.Users), tomlList(a.Groups))
+	fmt.Fprintf(b, "tables_per_user = %d\n", a.TablesPerUser)
+}
+
+func tomlList(list []string) string {
+	quoted := make([]string, 0, len(list))
+	for _, text := range list {
+		quoted = append(quoted, toml(text))
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
 }
 
 func matchers(b *strings.Builder, name string, list []config.Matcher) {
