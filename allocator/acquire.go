@@ -32,14 +32,13 @@ func (a *Allocator) Acquire(ctx context.Context, keys []routing.Key, inUse InUse
 // hold marks the keys that have a lease as held, and returns the others.
 func (a *Allocator) hold(keys []routing.Key, got map[routing.Key]routing.TableID) (missing []routing.Key) {
 	for _, key := range keys {
-		l := a.byKey[key]
+		l := a.byHolder[linkHolder(key)]
 		if l == nil || !a.numbers.Contains(l.table) {
 			missing = append(missing, key)
 			continue
 		}
 		if !l.live {
-			l.live = true
-			a.free.remove(l)
+			a.revive(l)
 		}
 		got[key] = l.table
 	}
@@ -99,6 +98,7 @@ func (a *Allocator) tryLease(ctx context.Context, missing []routing.Key, got map
 	a.mu.Lock()
 	// Somebody else may have leased them while this call waited for the disk.
 	missing = a.hold(missing, got)
+	a.expire()
 	grants, full := a.choose(missing, inUse)
 	a.mu.Unlock()
 	if len(grants) > 0 {
@@ -141,31 +141,42 @@ type grant struct {
 // released longest ago. Leases that are recycled are out of byKey from here on,
 // so that an Acquire of their keys waits for the outcome.
 func (a *Allocator) choose(keys []routing.Key, inUse InUse) (grants []grant, full *FullError) {
-	if inUse == nil {
-		inUse = func(routing.TableID) (string, bool) { return "", false }
-	}
-	c := chooser{inUse: inUse, next: a.low, candidate: a.free.first}
-	now := a.now().UnixMilli()
+	c := a.newChooser(inUse)
+	formerly := a.formerly(len(keys))
 	for i, key := range keys {
-		number, victim, ok := a.number(&c)
-		if !ok {
-			live := 0
-			for _, l := range a.byTable {
-				if l.live && a.numbers.Contains(l.table) {
-					live++
-				}
-			}
-			return grants, &FullError{Range: a.numbers, Keys: keys[i:], Live: live, Others: c.denied, Example: c.example}
+		victim := formerly.take(key, a.byTable)
+		number, ok := routing.TableID(0), victim != nil
+		if ok {
+			number = victim.table
+		} else if number, victim, ok = a.number(c); !ok {
+			return grants, a.full(c, keys[i:])
 		}
-		l := &lease{key: key, table: number, live: true, created: now, stored: held{live: true}}
-		if victim != nil {
-			a.free.remove(victim)
-			delete(a.byKey, victim.key)
-		}
-		a.byTable[number] = l
-		grants = append(grants, grant{lease: l, outside: a.byKey[key], victim: victim})
+		grants = append(grants, a.reserve(linkHolder(key), number, victim, held{live: true}))
 	}
 	return grants, nil
+}
+
+// reserve gives a number to a holder in memory. Until it is durable, settle or
+// undo must follow.
+func (a *Allocator) reserve(h holder, number routing.TableID, victim *lease, state held) grant {
+	l := &lease{holder: h, table: number, created: a.now().UnixMilli(), held: state}
+	l.stored = l.toStore()
+	if victim != nil {
+		a.free.remove(victim)
+		delete(a.byHolder, victim.holder)
+	}
+	a.byTable[number] = l
+	return grant{lease: l, outside: a.byHolder[h], victim: victim}
+}
+
+func (a *Allocator) full(c *chooser, keys []routing.Key) *FullError {
+	e := &FullError{Range: a.numbers, Keys: keys, Others: c.denied, Example: c.example}
+	for _, l := range a.byTable {
+		if l.live && a.numbers.Contains(l.table) {
+			e.Live++
+		}
+	}
+	return e
 }
 
 // A chooser goes through the numbers once for all keys of a batch.
@@ -175,6 +186,13 @@ type chooser struct {
 	candidate *lease
 	denied    int
 	example   string
+}
+
+func (a *Allocator) newChooser(inUse InUse) *chooser {
+	if inUse == nil {
+		inUse = func(routing.TableID) (string, bool) { return "", false }
+	}
+	return &chooser{inUse: inUse, next: a.low, candidate: a.free.first}
 }
 
 // number finds the next number for a key.
@@ -229,7 +247,7 @@ func write(ctx context.Context, tx *sql.Tx, grants []grant) error {
 				return err
 			}
 		}
-		if _, err := insert.ExecContext(ctx, insertArguments(g.lease, held{live: true})...); err != nil {
+		if _, err := insert.ExecContext(ctx, insertArguments(g.lease, g.lease.stored)...); err != nil {
 			return err
 		}
 	}
@@ -242,8 +260,8 @@ func (a *Allocator) settle(grants []grant, got map[routing.Key]routing.TableID) 
 		if g.outside != nil {
 			delete(a.byTable, g.outside.table)
 		}
-		a.byKey[g.lease.key] = g.lease
-		got[g.lease.key] = g.lease.table
+		a.byHolder[g.lease.holder] = g.lease
+		got[g.lease.link] = g.lease.table
 	}
 }
 
@@ -255,7 +273,7 @@ func (a *Allocator) undo(grants []grant) {
 			a.lowered(g.lease.table)
 			continue
 		}
-		a.byTable[g.victim.table], a.byKey[g.victim.key] = g.victim, g.victim
+		a.byTable[g.victim.table], a.byHolder[g.victim.holder] = g.victim, g.victim
 		if a.numbers.Contains(g.victim.table) {
 			a.free.insert(g.victim)
 		}

@@ -30,6 +30,11 @@ type Options struct {
 	Scratch string
 	// Now is the clock for the times that people see; nil means time.Now.
 	Now func() time.Time
+	// Uptime is the clock by which the leases of clients expire; nil means
+	// CLOCK_MONOTONIC_RAW. Boot tells its boots apart; empty means the kernel's
+	// boot id.
+	Uptime func() time.Duration
+	Boot   string
 }
 
 // An InUse says whether a number is used by something that no lease here knows,
@@ -42,6 +47,8 @@ type InUse = func(routing.TableID) (why string, used bool)
 type Allocator struct {
 	path, scratch string
 	now           func() time.Time
+	uptime        func() time.Duration
+	boot          string
 
 	// disk is held during every use of the database and across the memory
 	// changes that go with it. It is taken before mu.
@@ -58,9 +65,9 @@ type Allocator struct {
 	closed   bool
 
 	// mu guards the leases in memory and is never held across a disk access.
-	mu      sync.Mutex
-	numbers routing.TableRange
-	byKey   map[routing.Key]*lease
+	mu       sync.Mutex
+	numbers  routing.TableRange
+	byHolder map[holder]*lease
 	// byTable also holds numbers that are being committed.
 	byTable map[routing.TableID]*lease
 	// free holds the released leases whose numbers are in the range.
@@ -69,6 +76,10 @@ type Allocator struct {
 	low uint64
 	// order is the last one given to a release.
 	order int64
+	// owned counts the live leases of clients by owner.
+	owned map[uint32]int
+	// earliest is not after the first second in which a lease expires.
+	earliest int64
 }
 
 // Open opens the leases, creating the database if there is none. All leases
@@ -131,11 +142,19 @@ func newAllocator(options Options) (*Allocator, error) {
 		return nil, fmt.Errorf("finding %s: %w", options.Path, err)
 	}
 	a := &Allocator{
-		path: path, scratch: options.Scratch, now: options.Now,
-		byKey: map[routing.Key]*lease{}, byTable: map[routing.TableID]*lease{},
+		path: path, scratch: options.Scratch, now: options.Now, uptime: options.Uptime, boot: options.Boot,
+		byHolder: map[holder]*lease{}, byTable: map[routing.TableID]*lease{},
 	}
 	if a.now == nil {
 		a.now = time.Now
+	}
+	if a.uptime == nil {
+		a.uptime = Uptime
+	}
+	if a.boot == "" {
+		if a.boot, err = bootID(); err != nil {
+			return nil, err
+		}
 	}
 	return a, a.setRange(options.Range)
 }
@@ -155,15 +174,14 @@ func (a *Allocator) adopt(leases []*lease, keepLive bool) {
 		return byRelease(x, y)
 	})
 	for _, l := range leases {
-		if a.byTable[l.table] != nil || a.byKey[l.key] != nil {
+		if a.byTable[l.table] != nil || a.byHolder[l.holder] != nil {
 			continue
 		}
 		a.order = max(a.order, l.order)
-		if l.live && !keepLive {
-			a.order++
-			l.live, l.released, l.order = false, a.now().UnixMilli(), a.order
+		if l.live && !a.stillLive(l, keepLive) {
+			a.end(l)
 		}
-		a.byTable[l.table], a.byKey[l.key] = l, l
+		a.byTable[l.table], a.byHolder[l.holder] = l, l
 	}
 	a.rebuild()
 }
@@ -172,9 +190,13 @@ func (a *Allocator) adopt(leases []*lease, keepLive bool) {
 func (a *Allocator) rebuild() {
 	a.free = queue{}
 	a.low = uint64(a.numbers.First)
-	released := make([]*lease, 0, len(a.byKey))
-	for _, l := range a.byKey {
+	a.owned, a.earliest = map[uint32]int{}, never
+	released := make([]*lease, 0, len(a.byHolder))
+	for _, l := range a.byHolder {
 		l.previous, l.next = nil, nil
+		if l.live {
+			a.count(l)
+		}
 		if !l.live && a.numbers.Contains(l.table) {
 			released = append(released, l)
 		}
@@ -222,16 +244,9 @@ func (a *Allocator) Range() routing.TableRange {
 func (a *Allocator) Release(keys ...routing.Key) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now := a.now().UnixMilli()
 	for _, key := range keys {
-		l := a.byKey[key]
-		if l == nil || !l.live {
-			continue
-		}
-		a.order++
-		l.live, l.released, l.order = false, now, a.order
-		if a.numbers.Contains(l.table) {
-			a.free.push(l)
+		if l := a.byHolder[linkHolder(key)]; l != nil && l.live {
+			a.release(l)
 		}
 	}
 }
@@ -241,19 +256,21 @@ func (a *Allocator) Release(keys ...routing.Key) {
 func (a *Allocator) Lookup(key routing.Key) (routing.TableID, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	l := a.byKey[key]
+	l := a.byHolder[linkHolder(key)]
 	if l == nil || !a.numbers.Contains(l.table) {
 		return 0, false
 	}
 	return l.table, true
 }
 
-// List returns all leases, sorted by interface, family and prefix.
+// List returns the leases of links, sorted by interface, family and prefix.
 func (a *Allocator) List() []Lease {
 	a.mu.Lock()
-	all := make([]Lease, 0, len(a.byKey))
-	for _, l := range a.byKey {
-		all = append(all, l.public(a.numbers))
+	all := make([]Lease, 0, len(a.byHolder))
+	for _, l := range a.byHolder {
+		if l.kind == kindLink {
+			all = append(all, l.public(a.numbers))
+		}
 	}
 	a.mu.Unlock()
 	sortLeases(all)

@@ -132,7 +132,7 @@ func TestInUse(t *testing.T) {
 	if full.Live != 1 || full.Others != 3 {
 		t.Errorf("%+v: 1 is live, 3 are in use otherwise", full)
 	}
-	const want = "no routing table is left in 10000-10003 for wan5 2001:db8:5::/64: 1 are held by links, 3 are in use otherwise (10001: rt_tables: isp1); to fix: widen first and last of [tables] in the configuration"
+	const want = "no routing table is left in 10000-10003 for wan5 2001:db8:5::/64: 1 are held by links and clients, 3 are in use otherwise (10001: rt_tables: isp1); to fix: widen first and last of [tables] in the configuration"
 	if err.Error() != want {
 		t.Errorf("error\n%v\nwant\n%s", err, want)
 	}

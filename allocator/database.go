@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"net/url"
 	"slices"
 
@@ -17,9 +16,6 @@ import (
 // applicationID marks the file as ours in its header ("MHL1"), see
 // https://www.sqlite.org/pragma.html#pragma_application_id. file(1) shows it.
 const applicationID = 0x4d484c31
-
-// kindLink is the kind of a row that belongs to a link.
-const kindLink = 1
 
 // busyTimeout in milliseconds. Nobody else writes: the daemon and the
 // dispatcher take turns by another lock. What may be in the way for a moment is
@@ -191,7 +187,7 @@ func corrupt(path string, cause error) error {
 }
 
 func query(ctx context.Context, db *sql.DB) (leases []*lease, err error) {
-	rows, err := db.QueryContext(ctx, `SELECT number, kind, family, interface, prefix, created_at, released_at, release_order FROM tables`)
+	rows, err := db.QueryContext(ctx, `SELECT number, kind, family, interface, subject, created_at, released_at, release_order, owner, tag, boot, expires_at FROM tables`)
 	if err != nil {
 		return nil, err
 	}
@@ -218,49 +214,43 @@ func (e *rowError) Unwrap() error { return e.cause }
 
 func scan(rows *sql.Rows) (*lease, error) {
 	var (
-		number, family int64
-		kind           int
-		name, prefix   string
-		released       sql.NullInt64
-		l              lease
+		number   int64
+		r        row
+		released sql.NullInt64
+		l        lease
 	)
-	if err := rows.Scan(&number, &kind, &family, &name, &prefix, &l.created, &released, &l.order); err != nil {
+	if err := rows.Scan(&number, &r.kind, &r.family, &r.name, &r.subject, &l.created, &released, &l.order,
+		&l.owner, &l.tag, &l.boot, &l.expires); err != nil {
 		return nil, err
 	}
-	p, err := netip.ParsePrefix(prefix)
+	h, err := r.holder()
 	if err != nil {
 		return nil, &rowError{number, err}
 	}
-	if family != int64(routing.IPv4) && family != int64(routing.IPv6) {
-		return nil, &rowError{number, fmt.Errorf("family %d is unknown", family)}
-	}
+	l.holder = h
 	l.table = routing.TableID(number) //nolint:gosec // the schema limits it to 32 bits
-	l.key = routing.Key{Family: routing.Family(family), Interface: name, Prefix: p}
-	if err := checkKey(l.key); err != nil {
-		return nil, &rowError{number, err}
-	}
-	if kind != kindLink {
-		return nil, &rowError{number, fmt.Errorf("kind %d is unknown", kind)}
-	}
 	l.live, l.released = !released.Valid, released.Int64
-	l.stored = l.held()
+	l.stored = l.toStore()
 	return &l, nil
 }
 
 // The three statements that change leases.
 const (
 	deleteLease = `DELETE FROM tables WHERE number = ?`
-	insertLease = `INSERT INTO tables (number, kind, family, interface, prefix, created_at, released_at, release_order)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?)`
-	updateLease = `UPDATE tables SET released_at = ?, release_order = ? WHERE number = ?`
+	insertLease = `INSERT INTO tables (number, kind, family, interface, subject, created_at,
+		released_at, release_order, owner, tag, boot, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+	updateLease = `UPDATE tables SET released_at = ?, release_order = ?, owner = ?, tag = ?, boot = ?, expires_at = ? WHERE number = ?`
 )
 
 // insertArguments are the arguments of insertLease.
 func insertArguments(l *lease, h held) []any {
-	return []any{
-		int64(l.table), kindLink, int64(l.key.Family), l.key.Interface, l.key.Prefix.String(),
-		l.created, h.releasedAt(), h.order,
-	}
+	r := l.row()
+	return append([]any{int64(l.table), r.kind, r.family, r.name, r.subject, l.created}, h.columns()...)
 }
 
-func (h held) releasedAt() sql.NullInt64 { return sql.NullInt64{Int64: h.released, Valid: !h.live} }
+// updateArguments are the arguments of updateLease.
+func updateArguments(l *lease, h held) []any { return append(h.columns(), int64(l.table)) }
+
+func (h held) columns() []any {
+	return []any{sql.NullInt64{Int64: h.released, Valid: !h.live}, h.order, int64(h.owner), h.tag, h.boot, h.expires}
+}

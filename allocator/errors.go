@@ -111,8 +111,9 @@ func fixFor(kind error, path string) string {
 // A FullError says that no table number is left for some keys.
 type FullError struct {
 	Range routing.TableRange
-	// Keys are those that got no number.
-	Keys []routing.Key
+	// Keys are the links that got no number, none if it was a client.
+	Keys   []routing.Key
+	Client ClientKey
 	// Live numbers are held by keys; Others are denied by InUse.
 	Live, Others int
 	// Example is the reason why one of the others is not available.
@@ -121,11 +122,15 @@ type FullError struct {
 
 func (e *FullError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "no routing table is left in %v for %v", e.Range, e.Keys[0])
+	if len(e.Keys) == 0 {
+		fmt.Fprintf(&b, "no routing table is left in %v for %v", e.Range, e.Client)
+	} else {
+		fmt.Fprintf(&b, "no routing table is left in %v for %v", e.Range, e.Keys[0])
+	}
 	if n := len(e.Keys) - 1; n > 0 {
 		fmt.Fprintf(&b, " and %d more", n)
 	}
-	fmt.Fprintf(&b, ": %d are held by links", e.Live)
+	fmt.Fprintf(&b, ": %d are held by links and clients", e.Live)
 	if e.Others > 0 {
 		fmt.Fprintf(&b, ", %d are in use otherwise (%s)", e.Others, e.Example)
 	}

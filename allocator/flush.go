@@ -63,8 +63,9 @@ func (a *Allocator) changes() []change {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var changes []change
-	for _, l := range a.byKey {
-		if h := l.held(); h != l.stored {
+	a.expire()
+	for _, l := range a.byHolder {
+		if h := l.toStore(); h != l.stored {
 			changes = append(changes, change{lease: l, held: h})
 		}
 	}
@@ -78,7 +79,7 @@ func update(ctx context.Context, tx *sql.Tx, changes []change) error {
 	}
 	defer statement.Close()
 	for _, c := range changes {
-		if _, err := statement.ExecContext(ctx, c.held.releasedAt(), c.held.order, int64(c.lease.table)); err != nil {
+		if _, err := statement.ExecContext(ctx, updateArguments(c.lease, c.held)...); err != nil {
 			return err
 		}
 	}
@@ -103,7 +104,7 @@ func (a *Allocator) checkpoint(ctx context.Context) error {
 func (a *Allocator) Forget(ctx context.Context, keys ...routing.Key) error {
 	_, err := a.forget(ctx, func() (list []*lease, err error) {
 		for _, key := range keys {
-			l := a.byKey[key]
+			l := a.byHolder[linkHolder(key)]
 			switch {
 			case l == nil || slices.Contains(list, l):
 			case l.live:
@@ -117,10 +118,11 @@ func (a *Allocator) Forget(ctx context.Context, keys ...routing.Key) error {
 	return err
 }
 
-// Purge deletes all leases that are not held and returns how many they were.
+// Purge deletes all leases that are not held, of links and of clients, and returns how many they were.
 func (a *Allocator) Purge(ctx context.Context) (int, error) {
 	return a.forget(ctx, func() (list []*lease, err error) {
-		for _, l := range a.byKey {
+		a.expire()
+		for _, l := range a.byHolder {
 			if !l.live {
 				list = append(list, l)
 			}
@@ -141,7 +143,7 @@ func (a *Allocator) forget(ctx context.Context, choose func() ([]*lease, error))
 	a.mu.Lock()
 	list, refused := choose()
 	for _, l := range list {
-		delete(a.byKey, l.key)
+		delete(a.byHolder, l.holder)
 		if a.numbers.Contains(l.table) {
 			a.free.remove(l)
 		}
@@ -162,7 +164,7 @@ func (a *Allocator) forget(ctx context.Context, choose func() ([]*lease, error))
 	defer a.mu.Unlock()
 	if err != nil {
 		for _, l := range list {
-			a.byKey[l.key] = l
+			a.byHolder[l.holder] = l
 		}
 		a.rebuild()
 		err = databaseError(a.path, "deleting leases from", err)

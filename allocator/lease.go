@@ -26,14 +26,12 @@ type Lease struct {
 	OutOfRange bool
 }
 
-// lease is a Lease in memory.
+// lease is a Lease or a ClientLease in memory.
 type lease struct {
-	key      routing.Key
-	table    routing.TableID
-	live     bool
-	created  int64 // Unix milliseconds, as released
-	released int64
-	order    int64 // of the release
+	holder
+	table   routing.TableID
+	created int64 // Unix milliseconds, as released
+	held
 
 	// stored is what the database says, for the lazy bookkeeping.
 	stored held
@@ -41,24 +39,35 @@ type lease struct {
 	previous, next *lease
 }
 
-// held is the part of a lease that is written lazily.
+// held is the part of a lease that changes. Of links it is written lazily.
 type held struct {
 	live     bool
 	released int64
-	order    int64
+	order    int64 // of the release
+	// Of a client's lease:
+	owner uint32
+	tag   string
+	// boot and expires say when it ends: seconds of that boot's
+	// CLOCK_MONOTONIC_RAW. Both are zero of a link and of what has ended.
+	boot    string
+	expires int64
 }
 
-func (l *lease) held() held {
-	if l.live {
+// toStore is what the database should say.
+func (l *lease) toStore() held {
+	h := l.held
+	if h.live {
 		// When and in which order it was once released says nothing any more.
-		return held{live: true}
+		h.released, h.order = 0, 0
+	} else {
+		h.boot, h.expires = "", 0
 	}
-	return held{released: l.released, order: l.order}
+	return h
 }
 
 func (l *lease) public(r routing.TableRange) Lease {
 	out := Lease{
-		Key: l.key, Table: l.table, Live: l.live,
+		Key: l.link, Table: l.table, Live: l.live,
 		Created: time.UnixMilli(l.created), OutOfRange: !r.Contains(l.table),
 	}
 	if !l.live {
@@ -127,10 +136,8 @@ func checkKey(k routing.Key) error {
 		return fmt.Errorf("prefix %v is not of %v", k.Prefix, k.Family)
 	case k.Prefix != k.Prefix.Masked():
 		return fmt.Errorf("prefix %v has host bits: %v is meant", k.Prefix, k.Prefix.Masked())
-	case k.Interface == "" || len(k.Interface) > interfaceNameMax || strings.ContainsAny(k.Interface, "/\x00 \t\n"):
-		return fmt.Errorf("%q is not an interface name", k.Interface)
 	}
-	return nil
+	return checkInterface(k.Interface)
 }
 
 // sortLeases orders leases for people: by interface, family and prefix.

@@ -69,7 +69,7 @@ func (a *Allocator) align(ctx context.Context, db *sql.DB, onDisk []*lease) erro
 	stale, lacking := a.compare(onDisk)
 	written := make([]held, len(lacking))
 	for i, l := range lacking {
-		written[i] = l.held()
+		written[i] = l.toStore()
 	}
 	a.mu.Unlock()
 	if len(stale)+len(lacking) > 0 {
@@ -104,7 +104,7 @@ func (a *Allocator) align(ctx context.Context, db *sql.DB, onDisk []*lease) erro
 func (a *Allocator) compare(onDisk []*lease) (stale []routing.TableID, lacking []*lease) {
 	rows := make(map[routing.TableID]bool, len(onDisk))
 	for _, row := range onDisk {
-		byTable, byKey := a.byTable[row.table], a.byKey[row.key]
+		byTable, byKey := a.byTable[row.table], a.byHolder[row.holder]
 		switch {
 		case byTable == nil && byKey == nil:
 			// Only the disk knows it.

@@ -105,11 +105,11 @@ func TestDamagedOrForeignFileIsRefusedAndKept(t *testing.T) {
 		}, allocator.ErrCorrupt},
 		"a row without meaning": {func(t *testing.T, path string) {
 			t.Helper()
-			execute(t, raw(t, path), "UPDATE tables SET prefix = 'somewhere' WHERE number = 10001")
+			execute(t, raw(t, path), "UPDATE tables SET subject = 'somewhere' WHERE number = 10001")
 		}, allocator.ErrCorrupt},
 		"a host address as prefix": {func(t *testing.T, path string) {
 			t.Helper()
-			execute(t, raw(t, path), "UPDATE tables SET prefix = '10.0.0.7/24', family = 2 WHERE number = 10000")
+			execute(t, raw(t, path), "UPDATE tables SET subject = '10.0.0.7/24', family = 2 WHERE number = 10000")
 		}, allocator.ErrCorrupt},
 		"another program's": {func(t *testing.T, path string) {
 			t.Helper()

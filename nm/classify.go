@@ -66,6 +66,17 @@ type Policy struct {
 	Include, Exclude []Matcher
 }
 
+// Excluded reports whether the policy excludes every device of a name, whatever
+// its type and its profile, and by which matcher.
+func (p Policy) Excluded(name string) (Matcher, bool) {
+	for _, m := range p.Exclude {
+		if m.Profile == "" && m.Type == "" && m.matches(Device{Name: name}) {
+			return m, true
+		}
+	}
+	return Matcher{}, false
+}
+
 // A Verdict says what a device is to the routing side.
 type Verdict uint8
 

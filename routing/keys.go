@@ -18,6 +18,17 @@ func Keys(l Link) []Key {
 	return keys
 }
 
+// KeyOf returns the lease that an address of a link lives under, false if the
+// link does not have it or it takes no part.
+func KeyOf(l Link, address netip.Addr) (Key, bool) {
+	for _, a := range l.Addresses {
+		if a.Prefix.Addr() == address {
+			return keyOf(l, a)
+		}
+	}
+	return Key{}, false
+}
+
 // subnetBits6 is the length of an IPv6 network in which hosts make their own
 // addresses (RFC 4862, RFC 7421).
 const subnetBits6 = 64

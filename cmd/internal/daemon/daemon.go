@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,10 +23,12 @@ import (
 	"multihomed/allocator"
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/nm"
+	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
@@ -58,6 +63,10 @@ func Run(ctx context.Context, o Options) error {
 	defer signal.Stop(hangup)
 
 	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now()}
+	if s.sockets, err = openSockets(); err != nil {
+		return err
+	}
+	defer s.closing("sockets", s.sockets.Close)
 	for {
 		again, err := s.serve(ctx, cfg, hangup)
 		if err != nil || again == nil {
@@ -73,6 +82,12 @@ type service struct {
 	Options
 	notify  *notifier
 	started time.Time
+	sockets *sockets
+
+	mu sync.Mutex
+	// report is the loop's last; faults are of other parts.
+	report reconcile.Report
+	faults map[string]string
 }
 
 // serve runs all parts under one configuration. It returns the next one when
@@ -111,11 +126,18 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 	}
 	defer s.closing("writer", writer.Close)
 
+	links, errs := declared.Open(cfg.RuntimeDir)
+	for _, err := range errs {
+		s.Logger.LogAttrs(ctx, slog.LevelWarn, "a routed lease is lost", slog.String("error", err.Error()))
+	}
+	router := &router{log: s.Logger, mirror: mirror, links: links, policy: cfg.NMPolicy()}
 	watcher := nm.New(nm.Options{Logger: s.Logger})
+	owners := claims.Join(claims.New(watcher, cfg.NMPolicy()), links)
+	settled := newEvent()
 	loop := reconcile.New(reconcile.Options{
 		Policy: policy, Logger: s.Logger,
 		Mirror: mirror, Writer: writer,
-		Owners: claims.New(watcher, cfg.NMPolicy()), Leases: leases,
+		Owners: owners, Leases: leases,
 		Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks: reconcile.Hooks{
@@ -123,17 +145,30 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 				past.clean(ctx)
 				s.notify.ready()
 			},
+			Settled: func() {
+				router.settled(ctx)
+				settled.give()
+			},
 			Alive: s.notify.alive, Beat: s.notify.beat(),
-			Report: func(r reconcile.Report) { s.publish(cfg.RuntimeDir, r) },
+			Report: func(r reconcile.Report) { s.reported(cfg.RuntimeDir, r) },
 		},
 	})
+	router.loop = loop
 
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
 	tasks, running := errgroup.WithContext(running)
 	tasks.Go(func() error { return mirror.Run(running) })
 	tasks.Go(func() error { return watcher.Run(running) })
+	tasks.Go(func() error { return owners.Run(running) })
 	tasks.Go(func() error { return loop.Run(running) })
+	tasks.Go(func() error {
+		// Not before the kernel has been read: any table may be in use.
+		if !settled.await(running) {
+			return nil
+		}
+		return s.lease(running, cfg, leases, &tableView{mirror: mirror, loop: loop, tables: policy.Tables}, router)
+	})
 	tasks.Go(func() error { return flushLeases(running, leases, s.Logger) })
 
 	var next *config.Config
@@ -175,12 +210,44 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 	}
 }
 
-// publish writes what status can only learn from the daemon.
-func (s *service) publish(directory string, r reconcile.Report) {
+// reported takes what the loop has to say.
+func (s *service) reported(directory string, r reconcile.Report) {
 	s.notify.status(r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.report = r
+	s.publish(directory)
+}
+
+// fault notes what is wrong with a part other than the loop, nothing if text is
+// empty.
+func (s *service) fault(directory, part, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.faults[part] == text {
+		return
+	}
+	if s.faults == nil {
+		s.faults = map[string]string{}
+	}
+	s.faults[part] = text
+	if text != "" {
+		s.Logger.Warn("a part is not in service", slog.String("part", part), slog.String("error", text))
+	}
+	s.publish(directory)
+}
+
+// publish writes what status can only learn from the daemon.
+func (s *service) publish(directory string) {
+	problems := runstate.Problems(s.report.Problems)
+	for _, part := range slices.Sorted(maps.Keys(s.faults)) {
+		if text := s.faults[part]; text != "" {
+			problems = append(problems, runstate.Problem{Severity: routing.Warning.String(), Text: part + ": " + text})
+		}
+	}
 	err := runstate.Write(directory, runstate.State{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
-		Ready: r.Ready, Waiting: r.Waiting, Problems: runstate.Problems(r.Problems),
+		Ready: s.report.Ready, Waiting: s.report.Waiting, Problems: problems,
 	})
 	if err != nil {
 		s.Logger.Warn("status is not published", slog.String("error", err.Error()))

@@ -23,6 +23,7 @@ import (
 	"multihomed/allocator"
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/nm"
@@ -75,6 +76,7 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	}
 	v.readDaemon(cfg)
 	v.readManager(ctx, cfg)
+	v.readDeclared(cfg)
 	mirror, err := kernel.Open(kernel.Config{
 		Tables: v.Policy.Tables,
 		Interest: func(name string) bool {
@@ -130,6 +132,20 @@ func (v *View) readManager(ctx context.Context, cfg config.Config) {
 		v.Claims[name] = claims.Of(policy, d)
 		if os.Geteuid() != 0 && len(d.Problems) > 0 {
 			v.unsure[name] = true
+		}
+	}
+}
+
+// readDeclared adds the links that clients of the table allocator declared.
+func (v *View) readDeclared(cfg config.Config) {
+	links, errs := declared.Open(cfg.RuntimeDir)
+	for _, err := range errs {
+		v.note("routed leases: %v", err)
+	}
+	for _, name := range links.Take() {
+		claim, managed := v.Claims[name]
+		if merged, claimed := claims.Merge(claim, managed, name, links); claimed {
+			v.Claims[name] = merged
 		}
 	}
 }
