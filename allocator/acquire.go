@@ -145,10 +145,13 @@ func (a *Allocator) choose(keys []routing.Key, inUse InUse) (grants []grant, ful
 	formerly := a.formerly(len(keys))
 	for i, key := range keys {
 		victim := formerly.take(key, a.byTable)
-		number, ok := routing.TableID(0), victim != nil
-		if ok {
-			number = victim.table
-		} else if number, victim, ok = a.number(c); !ok {
+		if victim != nil {
+			c.pass(victim)
+			grants = append(grants, a.reserve(linkHolder(key), victim.table, victim, held{live: true}))
+			continue
+		}
+		number, victim, ok := a.number(c)
+		if !ok {
 			return grants, a.full(c, keys[i:])
 		}
 		grants = append(grants, a.reserve(linkHolder(key), number, victim, held{live: true}))
@@ -193,6 +196,13 @@ func (a *Allocator) newChooser(inUse InUse) *chooser {
 		inUse = func(routing.TableID) (string, bool) { return "", false }
 	}
 	return &chooser{inUse: inUse, next: a.low, candidate: a.free.first}
+}
+
+// pass is told of a lease that leaves the queue otherwise than by number.
+func (c *chooser) pass(l *lease) {
+	if c.candidate == l {
+		c.candidate = l.next
+	}
 }
 
 // number finds the next number for a key.

@@ -79,8 +79,9 @@ func (a *Allocator) LookupClient(key ClientKey) (routing.TableID, bool) {
 func (a *Allocator) Expire() []ClientLease {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var ended []ClientLease
-	for _, l := range a.expire() {
+	overdue := a.expire()
+	ended := make([]ClientLease, 0, len(overdue))
+	for _, l := range overdue {
 		ended = append(ended, l.publicClient(a.numbers))
 	}
 	slices.SortFunc(ended, func(x, y ClientLease) int { return compareClients(x.Key, y.Key) })

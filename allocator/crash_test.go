@@ -28,6 +28,10 @@ func TestMain(m *testing.M) {
 		fmt.Println("ended:", leaseForEver(path))
 		os.Exit(1)
 	}
+	if path := os.Getenv(servesVariable); path != "" {
+		fmt.Println("ended:", serveForEver(path))
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m)
 }
 

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"multihomed/routing"
@@ -200,9 +201,7 @@ func (b *batch) keep(l *lease, state held) {
 	if l.live {
 		b.uncount(l)
 	} else {
-		if b.chooser.candidate == l {
-			b.chooser.candidate = l.next
-		}
+		b.chooser.pass(l)
 		b.free.remove(l)
 	}
 	state.order, state.released = l.order, l.released
@@ -219,8 +218,9 @@ func (b *batch) note(l *lease) {
 }
 
 func (b *batch) grant(d Demand, state held) (*lease, error) {
-	number, victim, ok := d.Table, (*lease)(nil), true
+	number, victim := d.Table, (*lease)(nil)
 	if number == 0 || !b.numbers.Contains(number) || b.byTable[number] != nil {
+		var ok bool
 		if number, victim, ok = b.number(b.chooser); !ok {
 			e := b.full(b.chooser, nil)
 			e.Client = d.Key
@@ -278,8 +278,7 @@ func (b *batch) commit(ctx context.Context) error {
 
 // undo puts memory back to where it was.
 func (b *batch) undo() {
-	for i := len(b.grants) - 1; i >= 0; i-- {
-		g := b.grants[i]
+	for _, g := range slices.Backward(b.grants) {
 		delete(b.byTable, g.lease.table)
 		if b.byHolder[g.lease.holder] == g.lease {
 			delete(b.byHolder, g.lease.holder)

@@ -250,7 +250,7 @@ func TestUnreadableForThisUser(t *testing.T) {
 func TestDurability(t *testing.T) {
 	t.Parallel()
 	a := open(t, options(t, 10000, 10009))
-	for name, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "user_version": "1", "application_id": "1296583729"} {
+	for name, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "user_version": "2", "application_id": "1296583729"} {
 		if got, err := a.Pragma(t.Context(), name); got != want || err != nil {
 			t.Errorf("%s is %s, %v; want %s", name, got, err, want)
 		}

@@ -55,5 +55,5 @@ func (c *complaints) add(ctx context.Context, level slog.Level, uid uint32, what
 		attrs = append(attrs, slog.Int("times", t.count))
 	}
 	t.next, t.count = now.Add(quiet), 0
-	c.log.LogAttrs(ctx, level, what, attrs...)
+	c.log.LogAttrs(ctx, level, what, attrs...) //nolint:sloglint // its callers name constants
 }

@@ -256,7 +256,7 @@ func (c *client) send(datagram string) {
 }
 
 func (c *client) trySend(datagram string) error {
-	who := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: c.uid, Gid: c.gid}) //nolint:gosec // a process id
+	who := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: c.uid, Gid: c.gid})
 	for {
 		err := unix.Sendmsg(c.fd, []byte(datagram), who, &unix.SockaddrUnix{Name: "@" + c.name}, 0)
 		if !errors.Is(err, unix.EINTR) {

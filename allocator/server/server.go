@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -184,7 +185,7 @@ func (s *Server) take(ctx context.Context, conn *unixgram.Conn, d unixgram.Datag
 
 // enqueue hands a request to whom it concerns.
 func (s *Server) enqueue(ctx context.Context, j job) *wire.Error {
-	if !s.leases(j.request.Family) {
+	if !slices.Contains(s.Families, j.request.Family) {
 		return &wire.Error{Code: wire.BadFamily, Text: "the configuration does not lease tables of this family; to fix: add it to families of [allocator] in multihomed.toml"}
 	}
 	if s.routed(j.request) {
@@ -203,15 +204,6 @@ func (s *Server) enqueue(ctx context.Context, j job) *wire.Error {
 }
 
 func busy(why string) *wire.Error { return &wire.Error{Code: wire.Busy, Text: why + "; ask again"} }
-
-func (s *Server) leases(f routing.Family) bool {
-	for _, known := range s.Families {
-		if known == f {
-			return true
-		}
-	}
-	return false
-}
 
 // work does requests, as many at once as there are.
 func (s *Server) work(ctx context.Context) error {
