@@ -125,7 +125,7 @@ func (a *Allocator) tryLease(ctx context.Context, missing []routing.Key, got map
 // contradicts says that the file is not what memory thinks it is.
 func contradicts(err error) bool {
 	e, ok := errors.AsType[*sqlite.Error](err)
-	return ok && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT
+	return ok && e.Code()&0xff == sqlite3.SQLITE_CONSTRAINT || errors.Is(err, errRowGone)
 }
 
 // A grant is a number that was chosen for a key and is not durable yet.

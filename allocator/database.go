@@ -221,7 +221,7 @@ func scan(rows *sql.Rows) (*lease, error) {
 	)
 	if err := rows.Scan(&number, &r.kind, &r.family, &r.name, &r.subject, &l.created, &released, &l.order,
 		&l.owner, &l.tag, &l.boot, &l.expires); err != nil {
-		return nil, err
+		return nil, &rowError{number, err}
 	}
 	h, err := r.holder()
 	if err != nil {
@@ -234,22 +234,29 @@ func scan(rows *sql.Rows) (*lease, error) {
 	return &l, nil
 }
 
-// The three statements that change leases.
+// The three statements that change leases. The second finds its row only if the
+// lease is the one that it is meant for.
 const (
 	deleteLease = `DELETE FROM tables WHERE number = ?`
 	insertLease = `INSERT INTO tables (number, kind, family, interface, subject, created_at,
 		released_at, release_order, owner, tag, boot, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
-	updateLease = `UPDATE tables SET released_at = ?, release_order = ?, owner = ?, tag = ?, boot = ?, expires_at = ? WHERE number = ?`
+	updateLease = `UPDATE tables SET released_at = ?, release_order = ?, owner = ?, tag = ?, boot = ?, expires_at = ?
+		WHERE number = ? AND kind = ? AND family = ? AND interface = ? AND subject = ?`
 )
 
 // insertArguments are the arguments of insertLease.
 func insertArguments(l *lease, h held) []any {
-	r := l.row()
-	return append([]any{int64(l.table), r.kind, r.family, r.name, r.subject, l.created}, h.columns()...)
+	return append(append(l.identity(), l.created), h.columns()...)
 }
 
 // updateArguments are the arguments of updateLease.
-func updateArguments(l *lease, h held) []any { return append(h.columns(), int64(l.table)) }
+func updateArguments(l *lease, h held) []any { return append(h.columns(), l.identity()...) }
+
+// identity are the columns that never change.
+func (l *lease) identity() []any {
+	r := l.row()
+	return []any{int64(l.table), r.kind, r.family, r.name, r.subject}
+}
 
 func (h held) columns() []any {
 	return []any{sql.NullInt64{Int64: h.released, Valid: !h.live}, h.order, int64(h.owner), h.tag, h.boot, h.expires}

@@ -40,6 +40,9 @@ var (
 // errMoved says that the file was deleted or renamed while it was open.
 var errMoved = errors.New("the lease database was deleted or renamed while it was open")
 
+// errRowGone says that somebody else deleted or changed the row of a lease.
+var errRowGone = errors.New("the lease is not in the database any more")
+
 // A DatabaseError is a failure of the lease database: what was being done, to
 // which file, what the cause is and how to fix it.
 type DatabaseError struct {

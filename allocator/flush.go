@@ -79,8 +79,13 @@ func update(ctx context.Context, tx *sql.Tx, changes []change) error {
 	}
 	defer statement.Close()
 	for _, c := range changes {
-		if _, err := statement.ExecContext(ctx, updateArguments(c.lease, c.held)...); err != nil {
+		result, err := statement.ExecContext(ctx, updateArguments(c.lease, c.held)...)
+		if err != nil {
 			return err
+		}
+		// What is acknowledged must be there, whoever else had his hands in the file.
+		if n, err := result.RowsAffected(); n != 1 || err != nil {
+			return errors.Join(err, fmt.Errorf("%w: %v with table %d", errRowGone, c.lease.holder, c.lease.table))
 		}
 	}
 	return nil

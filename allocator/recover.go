@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -66,25 +67,21 @@ func (a *Allocator) unmoved() bool {
 // while it was open, or after a backup was put in its place.
 func (a *Allocator) align(ctx context.Context, db *sql.DB, onDisk []*lease) error {
 	a.mu.Lock()
-	stale, lacking := a.compare(onDisk)
-	written := make([]held, len(lacking))
-	for i, l := range lacking {
-		written[i] = l.toStore()
-	}
+	stale, late, lacking := a.compare(onDisk)
 	a.mu.Unlock()
-	if len(stale)+len(lacking) > 0 {
+	if len(stale)+len(late)+len(lacking) > 0 {
 		err := transaction(ctx, db, func(tx *sql.Tx) error {
 			for _, t := range stale {
 				if _, err := tx.ExecContext(ctx, deleteLease, int64(t)); err != nil {
 					return err
 				}
 			}
-			for i, l := range lacking {
-				if _, err := tx.ExecContext(ctx, insertLease, insertArguments(l, written[i])...); err != nil {
+			for _, c := range lacking {
+				if _, err := tx.ExecContext(ctx, insertLease, insertArguments(c.lease, c.held)...); err != nil {
 					return err
 				}
 			}
-			return nil
+			return update(ctx, tx, late)
 		})
 		if err != nil {
 			return err
@@ -92,16 +89,16 @@ func (a *Allocator) align(ctx context.Context, db *sql.DB, onDisk []*lease) erro
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for i, l := range lacking {
-		l.stored = written[i]
+	for _, c := range slices.Concat(late, lacking) {
+		c.lease.stored = c.held
 	}
 	a.adopt(onDisk, false)
 	return nil
 }
 
-// compare finds the numbers whose rows contradict memory, and the leases that
-// have no row. Of the rest it notes what the disk says.
-func (a *Allocator) compare(onDisk []*lease) (stale []routing.TableID, lacking []*lease) {
+// compare finds the numbers whose rows contradict memory, the leases whose rows
+// say something else about when they end, and those that have no row.
+func (a *Allocator) compare(onDisk []*lease) (stale []routing.TableID, late, lacking []change) {
 	rows := make(map[routing.TableID]bool, len(onDisk))
 	for _, row := range onDisk {
 		byTable, byKey := a.byTable[row.table], a.byHolder[row.holder]
@@ -109,18 +106,21 @@ func (a *Allocator) compare(onDisk []*lease) (stale []routing.TableID, lacking [
 		case byTable == nil && byKey == nil:
 			// Only the disk knows it.
 		case byTable == byKey:
-			byTable.stored = row.stored
 			rows[row.table] = true
+			byTable.stored = row.stored
+			if h := byTable.toStore(); h != row.stored {
+				late = append(late, change{lease: byTable, held: h})
+			}
 		default:
 			stale = append(stale, row.table)
 		}
 	}
 	for t, l := range a.byTable {
 		if !rows[t] {
-			lacking = append(lacking, l)
+			lacking = append(lacking, change{lease: l, held: l.toStore()})
 		}
 	}
-	return stale, lacking
+	return stale, late, lacking
 }
 
 // drop closes the database after a failed write, so that the next one starts

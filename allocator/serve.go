@@ -55,8 +55,8 @@ func (d Demand) check() error {
 		return checkClientKey(d.Key)
 	}
 	switch {
-	case d.Lifetime < time.Second || d.Lifetime > maxLifetime:
-		return fmt.Errorf("a lifetime of %v is not between %v and %v", d.Lifetime, time.Second, maxLifetime)
+	case d.Lifetime < time.Second || d.Lifetime > maxLifetime || d.Lifetime%time.Second != 0:
+		return fmt.Errorf("a lifetime of %v is not a whole number of seconds between %v and %v", d.Lifetime, time.Second, maxLifetime)
 	case len(d.Tag) > maxTag:
 		return fmt.Errorf("the tag has %d bytes, %d is the most", len(d.Tag), maxTag)
 	}
