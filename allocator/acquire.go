@@ -137,22 +137,27 @@ type grant struct {
 	victim *lease
 }
 
-// choose reserves numbers in memory: an unused one, or else the one that was
-// released longest ago. Leases that are recycled are out of byKey from here on,
-// so that an Acquire of their keys waits for the outcome.
+// choose reserves numbers in memory: the one that a client had for an address of
+// the link, an unused one, or else the one that was released longest ago. Leases
+// that are recycled are out of byHolder from here on, so that an Acquire of their
+// keys waits for the outcome.
 func (a *Allocator) choose(keys []routing.Key, inUse InUse) (grants []grant, full *FullError) {
-	c := a.newChooser(inUse)
+	// Before the chooser looks at the queue, so that it does not come upon a
+	// number that was taken over, nor recycle one that another key takes over.
 	formerly := a.formerly(len(keys))
-	for i, key := range keys {
-		victim := formerly.take(key, a.byTable)
-		if victim != nil {
-			c.pass(victim)
+	others := make([]routing.Key, 0, len(keys))
+	for _, key := range keys {
+		if victim := formerly.take(key, a.byTable); victim != nil {
 			grants = append(grants, a.reserve(linkHolder(key), victim.table, victim, held{live: true}))
-			continue
+		} else {
+			others = append(others, key)
 		}
+	}
+	c := a.newChooser(inUse)
+	for i, key := range others {
 		number, victim, ok := a.number(c)
 		if !ok {
-			return grants, a.full(c, keys[i:])
+			return grants, a.full(c, others[i:])
 		}
 		grants = append(grants, a.reserve(linkHolder(key), number, victim, held{live: true}))
 	}

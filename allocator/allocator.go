@@ -82,8 +82,9 @@ type Allocator struct {
 	earliest int64
 }
 
-// Open opens the leases, creating the database if there is none. All leases
-// count as released until they are acquired.
+// Open opens the leases, creating the database if there is none. Those of links
+// count as released until they are acquired; those of clients stand until they
+// expire, if they were made since the host was started.
 //
 // If the file can be read but not written (a full disk, a read-only file
 // system), Open succeeds: keys that have a lease are served, new ones get an
