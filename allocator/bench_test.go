@@ -1,8 +1,10 @@
 package allocator_test
 
 import (
+	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"multihomed/allocator"
 	"multihomed/routing"
@@ -110,5 +112,30 @@ func BenchmarkOpenNew(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StartTimer()
+	}
+}
+
+// BenchmarkServeRenewals is what most demands are: every lease is renewed, in the
+// same second, which writes nothing, and in another one.
+func BenchmarkServeRenewals(b *testing.B) {
+	for name, step := range map[string]time.Duration{"same second": 0, "later": time.Second} {
+		for _, size := range []int{1, 8, 64} {
+			b.Run(fmt.Sprintf("%s/%d", name, size), func(b *testing.B) {
+				o := options(b, 10000, 10999)
+				now := time.Hour
+				o.Uptime = func() time.Duration { return now }
+				a := open(b, o)
+				demands := make([]allocator.Demand, size)
+				for i := range demands {
+					demands[i] = wants(i)
+				}
+				serve(b, a, demands...)
+				for b.Loop() {
+					now += step
+					serve(b, a, demands...)
+				}
+				b.ReportMetric(float64(b.N*size)/b.Elapsed().Seconds(), "requests/s")
+			})
+		}
 	}
 }

@@ -11,9 +11,10 @@ import (
 )
 
 // Flush writes which links hold their leases, since when the others do not, and
-// which leases of clients have expired, in one transaction, and moves the log into the database. Call it every few minutes;
-// nothing depends on it but the order in which numbers are recycled after a
-// crash and what a reader of the file sees. It does nothing if nothing changed.
+// which leases of clients have expired, in one transaction, and moves the log into
+// the database. Call it every few minutes; nothing depends on it but the order in
+// which numbers are recycled after a crash and what a reader of the file sees. It
+// does nothing if nothing changed.
 func (a *Allocator) Flush(ctx context.Context) error {
 	a.disk.Lock()
 	defer a.disk.Unlock()
