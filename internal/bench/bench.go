@@ -81,6 +81,9 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 			return nil, err
 		}
 	}
+	if err := b.leases(ctx, report); err != nil {
+		return nil, err
+	}
 	report.Seconds = time.Since(b.began).Seconds()
 	return report, nil
 }

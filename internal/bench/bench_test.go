@@ -59,6 +59,12 @@ func TestQuick(t *testing.T) {
 			Again                          series
 			Change                         change
 		}
+		Leases []struct {
+			Store                 string
+			Clients               int
+			Lease, Renew, Release struct{ P50, P99 float64 }
+			PerSecond             float64 `json:"requests_per_s"`
+		}
 	}
 	if err := json.Unmarshal(out, &report); err != nil {
 		t.Fatalf("%v in\n%s", err, out)
@@ -98,6 +104,16 @@ func TestQuick(t *testing.T) {
 	}
 	if len(report.Rows) < 3 || len(owners) != 2 {
 		t.Errorf("%d rows, owners %v", len(report.Rows), owners)
+	}
+	for _, l := range report.Leases {
+		for _, d := range []struct{ P50, P99 float64 }{l.Lease, l.Renew, l.Release} {
+			if d.P50 <= 0 || d.P50 > d.P99 || l.PerSecond <= 0 || l.Clients < 1 || l.Store == "" {
+				t.Errorf("leases: %+v", l)
+			}
+		}
+	}
+	if len(report.Leases) != 6 {
+		t.Errorf("%d rows of leases", len(report.Leases))
 	}
 	f := report.Foreign
 	if f == nil || f.Routes < 1000 || f.Links < 1 || f.Adding <= 0 || f.CPU <= 0 {

@@ -33,6 +33,7 @@ type options struct {
 	runs    int
 	starts  int
 	foreign int
+	cycles  int
 	json    bool
 	hold    bool
 	verbose bool
@@ -48,6 +49,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.runs, "runs", 21, "how often one link's change is measured")
 	flags.IntVar(&o.starts, "starts", 5, "how often a start is measured")
 	flags.IntVar(&o.foreign, "foreign", 1_000_000, "how many routes of somebody else appear")
+	flags.IntVar(&o.cycles, "cycles", 400, "how often each client of the table allocator leases, renews and releases")
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	flags.BoolVar(&o.hold, "hold", false, "measure nothing: make the first number of links, start the daemon and wait to be interrupted")
 	flags.BoolVar(&o.verbose, "v", false, "say on standard error what is under way")
@@ -56,6 +58,7 @@ func parse(args []string) (options, error) {
 	}
 	if *quick {
 		*sizes, o.runs, o.starts, o.foreign, o.real = "1,2,10", 3, 2, 20_000, 2
+		o.cycles = 20
 	}
 	for s := range strings.SplitSeq(*sizes, ",") {
 		n, err := strconv.Atoi(s)

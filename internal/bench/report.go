@@ -17,7 +17,9 @@ type Report struct {
 	Machine Machine  `json:"machine"`
 	Rows    []Row    `json:"rows"`
 	Foreign *Foreign `json:"foreign,omitempty"`
-	Seconds float64  `json:"seconds"`
+	// Leases are those of the table allocator.
+	Leases  []LeaseRow `json:"leases"`
+	Seconds float64    `json:"seconds"`
 }
 
 // Machine is where it was measured.
@@ -142,6 +144,7 @@ func (r *Report) print(out io.Writer) {
 			f.Adding, f.Settled, f.CPU, f.CPU/float64(max(f.Routes, 1))*1e6)
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
 	}
+	printLeases(out, r.Leases)
 }
 
 func changeLine(line func(...any), links any, owner string, c Change) {
