@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -224,20 +225,31 @@ func TestWhatIsNotBelieved(t *testing.T) {
 	}
 }
 
-// forge answers with another user's credentials, which root may.
-func (f *fake) forge(r request, uid uint32) {
-	f.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		f.Error(err)
-		return
-	}
-	defer unix.Close(fd)
-	who := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uid, Gid: uid})
+// forge answers as another user, from another socket.
+func (f *fake) forge(r request, uid int) {
 	text := fmt.Appendf(nil, `{"version":2,"cmd":2,"table":10666,"lease_expires":%d,"lifetime":3600,"transaction":%d,"routing":false}`, seconds()+3600, r.Transaction)
-	err = unix.Sendmsg(fd, text, who, &unix.SockaddrUnix{Name: "@" + string(r.from[1:])}, 0)
+	done := make(chan error)
+	go func() {
+		// This thread alone becomes that user, and ends with the goroutine.
+		runtime.LockOSThread()
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+			done <- errno
+			return
+		}
+		name, err := unixgram.Abstract(fmt.Sprint("forger", serial.Add(1)))
+		if err != nil {
+			done <- err
+			return
+		}
+		conn, err := unixgram.Listen(name)
+		if err != nil {
+			done <- err
+			return
+		}
+		done <- errors.Join(conn.Send(r.from, text), conn.Close())
+	}()
 	// The client's socket may be connected to the server's: so much the better.
-	if err != nil && !errors.Is(err, unix.EPERM) {
+	if err := <-done; err != nil && !errors.Is(err, unixgram.ErrDenied) {
 		f.Errorf("forging: %v", err)
 	}
 }
@@ -440,5 +452,13 @@ func ExampleClient_Hold() {
 	})
 	if err != nil {
 		fmt.Println(err)
+	}
+}
+
+func TestAServerOfAnotherUser(t *testing.T) {
+	f := newFake(t, func(f *fake, r request) { f.grant(r, 10666, time.Hour) })
+	c := f.client(client.Options{Interval: 20 * time.Millisecond, Servers: []uint32{12345}})
+	if l, err := c.Lease(t.Context(), plain); !errors.Is(err, client.ErrNoAnswer) {
+		t.Errorf("believed %+v, %v", l, err)
 	}
 }
