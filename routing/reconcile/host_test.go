@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -227,6 +228,14 @@ func (o *owners) claim(name string, s reconcile.Standing) {
 		o.next.Changed = map[string]reconcile.Claim{}
 	}
 	o.next.Changed[name] = reconcile.Claim{Standing: s, Watched: s != reconcile.NoLink}
+}
+
+// claimOnly claims a link of which one address takes part.
+func (o *owners) claimOnly(name string, address netip.Addr) {
+	o.claim(name, reconcile.Link)
+	c := o.next.Changed[name]
+	c.Only = []netip.Addr{address}
+	o.next.Changed[name] = c
 }
 
 func (o *owners) complete(is bool) {
