@@ -3,11 +3,16 @@ package server_test
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"multihomed/allocator"
 	"multihomed/allocator/server"
@@ -446,5 +451,64 @@ func TestManyClientsAtOnce(t *testing.T) {
 			t.Errorf("table %d twice", n)
 		}
 		seen[n] = true
+	}
+}
+
+// TestAnyDatagram sends what nobody would: the server answers the next request,
+// and has not grown.
+func TestAnyDatagram(t *testing.T) {
+	const datagrams = 50_000
+	h := newHost(t)
+	h.leases.Range.Last = 19999
+	h.start()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	models := []string{
+		lease("192.0.2.1"), release("192.0.2.1"), request(0, 0, "wan0", "x"), request(0, 10, "wan0", "2001:db8::1"),
+		`{"address":"192.0.2.1","ifname":"wan0","addr_family":2,"cmd":0,"version":2,"transaction":4294967295,"routing":true,"hold":true,"table":10001}`,
+	}
+	c := h.client(0)
+	grown := func() uint64 {
+		c.granted(lease("192.0.2.1"))
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := grown()
+	sender := h.client(0)
+	for range datagrams {
+		datagram := []byte(models[random.IntN(len(models))])
+		for range random.IntN(4) {
+			switch at := random.IntN(len(datagram) + 1); random.IntN(4) {
+			case 0:
+				datagram = datagram[:at]
+			case 1:
+				datagram = slices.Insert(datagram, at, byte(random.IntN(256)))
+			case 2:
+				datagram = slices.Insert(datagram, at, []byte(models[random.IntN(len(models))])...)
+			default:
+				if at < len(datagram) {
+					datagram[at] = byte(random.IntN(256))
+				}
+			}
+		}
+		sender.send(string(datagram))
+		// Its answers are read, so that its queue is not what stops them.
+		for {
+			if _, _, err := unix.Recvfrom(sender.fd, make([]byte, 2048), unix.MSG_DONTWAIT); err != nil {
+				break
+			}
+		}
+	}
+	if after := grown(); after > before+8<<20 {
+		t.Errorf("the heap grew from %d to %d bytes", before, after)
+	}
+	// Every answer was a lease of the range, or a refusal.
+	for _, l := range h.a.Clients() {
+		if !h.leases.Range.Contains(l.Table) {
+			t.Errorf("lease %+v", l)
+		}
 	}
 }
