@@ -1,5 +1,6 @@
 // Package ctl is the command-line tool multihomectl. It looks at the host with
-// package inspect, and changes it only in `flush`.
+// package inspect, asks the daemon for leases, and changes the kernel only in
+// `flush`.
 package ctl
 
 import (
@@ -86,8 +87,8 @@ func (p Program) command() *cobra.Command {
 		Use:   "multihomectl",
 		Short: "look after the routing of a host with several links",
 		Long: `multihomectl shows what multihomed makes of the links of this host: which routing
-table each one has, what is in force, what is wrong and how to mend it. It can also
-take all of it away again.`,
+table each one has, what is in force, what is wrong and how to mend it. It leases tables
+for what NetworkManager does not know, and it can take all of it away again.`,
 		Example: `  multihomectl status            how the host stands
   multihomectl status wan0 -v    every rule and route of one link, with its reason
   multihomectl config            the configuration in force`,
@@ -104,7 +105,7 @@ take all of it away again.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`; it need not exist")
 	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
-	root.AddCommand(a.status(), a.flush(), a.config(), a.version())
+	root.AddCommand(a.status(), a.lease(), a.flush(), a.config(), a.version())
 	return root
 }
 

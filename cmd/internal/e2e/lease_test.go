@@ -283,14 +283,13 @@ func (c *crowd) reaches(until int64, finished <-chan struct{}) bool {
 // somebody else configured it.
 func leasedHost(t *testing.T, toml string) (*rig, *lab.ISP) {
 	t.Helper()
-	r := newRig(t, lab.HostConfig{FastDAD: true}, toml)
+	r := newRig(t, lab.HostConfig{FastDAD: true, NMConfig: "[keyfile]\nunmanaged-devices=interface-name:wan1"}, toml)
 	cfg := lab.DefaultISP(1)
 	cfg.NoDHCP, cfg.NoRA = true, true
 	isp := labtest.NewISP(t, r.Host, cfg)
 	r.isp(lab.DefaultISP(0))
 	r.up("wan0")
 	ctx := t.Context()
-	r.must(run(ctx, "nmcli", "device", "set", "wan1", "managed", "no"))
 	for _, args := range []string{
 		"link set wan1 up",
 		"address add 100.64.1.7/24 dev wan1", "-6 address add 2001:db8:0:2::7/64 dev wan1",

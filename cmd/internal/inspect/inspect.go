@@ -150,9 +150,12 @@ func (v *View) readDeclared(cfg config.Config) {
 	}
 }
 
+// LeasesPath is where the leases are.
+func LeasesPath(cfg config.Config) string { return filepath.Join(cfg.StateDir, allocator.DefaultName) }
+
 // readLeases returns what the database knows, nil where it cannot be read.
 func (v *View) readLeases(ctx context.Context, cfg config.Config) *allocator.Allocator {
-	path := filepath.Join(cfg.StateDir, allocator.DefaultName)
+	path := LeasesPath(cfg)
 	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: path, Range: v.Policy.Tables})
 	switch {
 	case err == nil:

@@ -30,9 +30,14 @@ type host struct {
 	daemon *lab.Process
 }
 
+// alien is an interface that NetworkManager leaves alone, where a test makes it.
+const alien = "ppp7"
+
 func newHost(t *testing.T) *host {
 	t.Helper()
-	h := &host{Host: labtest.NewHost(t, lab.HostConfig{FastDAD: true}), t: t}
+	h := &host{Host: labtest.NewHost(t, lab.HostConfig{
+		FastDAD: true, NMConfig: "[keyfile]\nunmanaged-devices=interface-name:" + alien,
+	}), t: t}
 	for n, name := range []string{"wan0", "wan1"} {
 		labtest.NewISP(t, h.Host, lab.DefaultISP(n))
 		h.must(h.AddProfile(t.Context(), name, name))

@@ -1,0 +1,188 @@
+package ctl
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/user"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/allocator"
+	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/declared"
+	"multihomed/cmd/internal/inspect"
+	"multihomed/routing"
+)
+
+// A listedLease is a lease of a client in the list.
+type listedLease struct {
+	Interface string `json:"interface"`
+	Address   string `json:"address,omitempty"`
+	ID        string `json:"id,omitempty"`
+	// Table is 0 where the daemon has none for the address at the moment.
+	Table  routing.TableID `json:"table"`
+	Routed bool            `json:"routed"`
+	UID    uint32          `json:"uid"`
+	User   string          `json:"user,omitempty"`
+	Tag    string          `json:"tag,omitempty"`
+	// Live is false of what has ended; it keeps its number for the next time.
+	Live bool `json:"live"`
+	// ExpiresIn is in seconds, of live leases that must be renewed.
+	ExpiresIn int64      `json:"expires_in_s,omitempty"`
+	Released  *time.Time `json:"released,omitempty"`
+}
+
+const leaseListHelp = `List the leases of clients, by interface and address. Those of links are in
+"multihomectl status". It works without the daemon; without root only as far as this
+user may read the leases.
+
+Leases that have ended keep their number for the next time, until all others are used
+up; --all lists them too.
+
+With --json it is an array of objects: interface, address or id, table, routed, uid,
+user, tag, live, expires_in_s of what must be renewed, released of what has ended.`
+
+func (a *app) leaseList() *cobra.Command {
+	var asJSON, all bool
+	cmd := &cobra.Command{
+		Use: "list", Short: "list the leases of clients", Long: leaseListHelp, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			list, err := readClientLeases(cmd.Context(), cfg)
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			if !all {
+				list = slices.DeleteFunc(list, func(l listedLease) bool { return !l.Live })
+			}
+			if asJSON {
+				encoder := json.NewEncoder(a.Out)
+				encoder.SetIndent("", "  ")
+				return encoder.Encode(list)
+			}
+			return renderLeases(a.Out, list)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")
+	cmd.Flags().BoolVar(&all, "all", false, "also those that have ended")
+	return cmd
+}
+
+func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, error) {
+	list := []listedLease{} // An empty array in JSON, not null.
+	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: inspect.LeasesPath(cfg), Range: cfg.Tables})
+	switch {
+	case errors.Is(err, allocator.ErrMissing):
+		// Not started yet: there are none.
+	case err != nil:
+		return nil, err
+	default:
+		for _, l := range leases.Clients() {
+			list = append(list, plainLease(l))
+		}
+	}
+	links, errs := declared.Open(cfg.RuntimeDir)
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	if all := links.All(); len(all) > 0 {
+		view, err := inspect.Read(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range all {
+			list = append(list, routedLease(l, view))
+		}
+	}
+	slices.SortFunc(list, func(x, y listedLease) int {
+		return cmp.Or(strings.Compare(x.Interface, y.Interface), strings.Compare(x.Address, y.Address), strings.Compare(x.ID, y.ID))
+	})
+	return list, nil
+}
+
+func plainLease(l allocator.ClientLease) listedLease {
+	out := listedLease{
+		Interface: l.Key.Interface, Table: l.Table, UID: l.Owner, User: userName(l.Owner), Tag: l.Tag, Live: l.Live,
+	}
+	if l.Key.Family == 0 {
+		out.ID = l.Key.Address
+	} else {
+		out.Address = l.Key.Address
+	}
+	if l.Live {
+		out.ExpiresIn = expiresIn(l.Expires)
+	} else {
+		out.Released = &l.Released
+	}
+	return out
+}
+
+func routedLease(l declared.Link, view *inspect.View) listedLease {
+	out := listedLease{
+		Interface: l.Interface, Address: l.Address.String(), Routed: true, Live: true,
+		UID: l.Owner, User: userName(l.Owner), Tag: l.Tag,
+	}
+	for plan := range view.Planner.Links() {
+		if key, ok := routing.KeyOf(plan.Link, l.Address); ok && plan.Link.Name == l.Interface {
+			out.Table = plan.Link.Tables[key]
+		}
+	}
+	if l.Expires != 0 {
+		out.ExpiresIn = expiresIn(l.Expires)
+	}
+	return out
+}
+
+func expiresIn(end time.Duration) int64 {
+	return max(int64((end-allocator.Uptime())/time.Second), 0)
+}
+
+func userName(uid uint32) string {
+	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}
+
+func renderLeases(out io.Writer, list []listedLease) error {
+	if len(list) == 0 {
+		_, err := fmt.Fprintln(out, "there are no leases of clients")
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "interface\tfor\ttable\tuser\tuntil\ttag")
+	for _, l := range list {
+		what, who := l.Address, l.User
+		if l.ID != "" {
+			what = strconv.Quote(l.ID)
+		}
+		if who == "" {
+			who = strconv.FormatUint(uint64(l.UID), 10)
+		}
+		until := "the address goes"
+		switch {
+		case !l.Live:
+			until = "ended " + l.Released.Format(time.DateTime)
+		case l.ExpiresIn > 0 || !l.Routed:
+			until = "not renewed for " + (time.Duration(l.ExpiresIn) * time.Second).String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", clean(l.Interface), clean(what), l.Table, clean(who), until, clean(l.Tag))
+	}
+	if err := w.Flush(); err != nil {
+		return fmt.Errorf("printing the leases: %w", err)
+	}
+	return nil
+}
