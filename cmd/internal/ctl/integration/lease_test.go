@@ -98,8 +98,11 @@ func TestLease(t *testing.T) {
 	}
 
 	for _, args := range [][]string{
-		{"-i", "ppp7", "-a", "192.0.2.7"}, {"-i", "ppp7", "-a", "2001:db8:7::7"},
-		{"-i", "ppp8", "-a", "192.0.2.8", "--no-routing"}, {"-i", "ppp8", "--id", "modem 8"}, {"-i", "ppp8", "--id", "modem 8"},
+		{"-i", "ppp7", "-a", "192.0.2.7"},
+		{"-i", "ppp7", "-a", "2001:db8:7::7"},
+		{"-i", "ppp8", "-a", "192.0.2.8", "--no-routing"},
+		{"-i", "ppp8", "--id", "modem 8"},
+		{"-i", "ppp8", "--id", "modem 8"},
 	} {
 		if r := h.ctl(append([]string{"lease", "release"}, args...)...); r.status != 0 || r.out != "" || r.err != "" {
 			t.Errorf("release %v: %s", args, r)
