@@ -102,7 +102,7 @@ func takeLock(cfg config.Config) (*lockfile.Lock, error) {
 	if held.PID != 0 {
 		who += " (process " + strconv.Itoa(held.PID) + ")"
 	}
-	return nil, errors.New(who + " and would put everything back; to fix: systemctl stop multihomed, then flush again")
+	return nil, errors.New(who + "; to fix: systemctl stop multihomed, then do this again")
 }
 
 // A flusher removes what is ours.
