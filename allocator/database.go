@@ -212,6 +212,10 @@ func (e *rowError) Error() string { return fmt.Sprintf("table %d: %v", e.number,
 
 func (e *rowError) Unwrap() error { return e.cause }
 
+// maxExpiry in seconds: more than any host runs, and far from what time.Duration
+// holds.
+const maxExpiry = 1 << 32
+
 func scan(rows *sql.Rows) (*lease, error) {
 	var (
 		number   int64
@@ -222,6 +226,9 @@ func scan(rows *sql.Rows) (*lease, error) {
 	if err := rows.Scan(&number, &r.kind, &r.family, &r.name, &r.subject, &l.created, &released, &l.order,
 		&l.owner, &l.tag, &l.boot, &l.expires); err != nil {
 		return nil, &rowError{number, err}
+	}
+	if l.expires < 0 || l.expires > maxExpiry {
+		return nil, &rowError{number, fmt.Errorf("it expires at %d", l.expires)}
 	}
 	h, err := r.holder()
 	if err != nil {

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"log/slog"
 	"os/user"
 	"slices"
 	"strconv"
@@ -26,7 +25,6 @@ const maxRemembered = 1024
 // An arbiter decides who may lease.
 type arbiter struct {
 	access Access
-	log    *slog.Logger
 	now    func() time.Time
 
 	mu    sync.Mutex
@@ -41,8 +39,8 @@ type verdict struct {
 	until   time.Time
 }
 
-func newArbiter(access Access, log *slog.Logger) *arbiter {
-	return &arbiter{access: access, log: log, now: time.Now, known: map[identity]verdict{}}
+func newArbiter(access Access) *arbiter {
+	return &arbiter{access: access, now: time.Now, known: map[identity]verdict{}}
 }
 
 func (a *arbiter) allows(uid, gid uint32) bool {

@@ -15,9 +15,6 @@ import (
 // which is done in milliseconds unless the kernel or the disk hangs.
 const routeTimeout = 5 * time.Second
 
-// routed reports whether a request is about the routing of an address.
-func (s *Server) routed(r wire.Request) bool { return r.Routing }
-
 // startRoute does a request for routing in a goroutine of its own.
 func (s *Server) startRoute(ctx context.Context, j job) *wire.Error {
 	address, err := netip.ParseAddr(j.request.Address)

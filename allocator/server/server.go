@@ -108,7 +108,7 @@ const (
 func New(o Options) *Server {
 	return &Server{
 		Options: o,
-		arbiter: newArbiter(o.Access, o.Logger), complaints: newComplaints(o.Logger),
+		arbiter: newArbiter(o.Access), complaints: newComplaints(o.Logger),
 		jobs: make(chan job, maxJobs), share: newShare(), routes: make(chan struct{}, maxRoutes),
 	}
 }
@@ -188,7 +188,7 @@ func (s *Server) enqueue(ctx context.Context, j job) *wire.Error {
 	if !slices.Contains(s.Families, j.request.Family) {
 		return &wire.Error{Code: wire.BadFamily, Text: "the configuration does not lease tables of this family; to fix: add it to families of [allocator] in multihomed.toml"}
 	}
-	if s.routed(j.request) {
+	if j.request.Routing {
 		return s.startRoute(ctx, j)
 	}
 	if !s.share.add(j.uid) {

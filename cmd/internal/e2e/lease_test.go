@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"multihomed/allocator"
 	"multihomed/allocator/unixgram"
 	protocol "multihomed/allocator/wire"
@@ -464,4 +466,75 @@ func TestSquattedName(t *testing.T) {
 	if n := strings.Count(r.daemon.Log(), "tas_socket"); n != 1 {
 		t.Errorf("the log tells of it %d times:\n%s", n, r.daemon.Log())
 	}
+}
+
+// TestSocketActivation: systemd made the socket, and somebody asked before the
+// daemon was there.
+func TestSocketActivation(t *testing.T) {
+	r := newRig(t, lab.HostConfig{}, "")
+	name, err := unixgram.Abstract("tas_socket")
+	r.must(err)
+	// As systemd makes it: bound, and nothing else.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	r.must(err)
+	r.must(unix.Bind(fd, &unix.SockaddrUnix{Name: "@tas_socket"}))
+	socket := os.NewFile(uintptr(fd), "tas_socket")
+	early := newLeaser(t, "early")
+	ask := protocol.Request{Version: 2, Transaction: 1, Family: routing.IPv4, Interface: "wan9", Address: "10.0.0.1"}
+	datagram, refused := ask.Encode()
+	if refused != nil {
+		t.Fatal(refused)
+	}
+	r.must(early.conn.Send(name, datagram))
+
+	program, err := labtest.Build("multihomed")
+	r.must(err)
+	// The process that is meant has to be named, and only it knows its number.
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "sh", program, "-config", r.path)
+	cmd.ExtraFiles = []*os.File{socket}
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	r.must(cmd.Start())
+	r.must(socket.Close())
+	defer func() {
+		r.must(cmd.Process.Signal(unix.SIGTERM))
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %s", err, &log)
+		}
+	}()
+	r.must(early.conn.SetReadDeadline(time.Now().Add(30 * time.Second)))
+	d, err := early.conn.Receive(make([]byte, protocol.MaxResponse))
+	r.must(err)
+	if a, err := protocol.DecodeResponse(d.Payload); err != nil || a.Table != 10000 {
+		t.Errorf("answer %s, %v", d.Payload, err)
+	}
+	// The form that systemd cannot make is there as well.
+	old := newLeaser(t, "old")
+	old.to = name.Padded()
+	old.get(ask)
+}
+
+// TestKernelRefuses is a daemon that may not change routing: a client is told
+// so, and nothing waits to come into force later.
+func TestKernelRefuses(t *testing.T) {
+	r, _ := leasedHost(t, "")
+	r.must(r.daemon.Stop(t.Context()))
+	program, err := labtest.Build("multihomed")
+	r.must(err)
+	r.daemon, err = r.Start(lab.ProcessConfig{
+		Path: "setpriv", Args: []string{"--bounding-set", "-net_admin", "--", program, "-config", r.path}, Notify: true,
+	})
+	r.must(err)
+	l := newLeaser(t, "hook")
+	ctx, cancel := r.patience()
+	defer cancel()
+	a, err := l.ask(ctx, routed("100.64.1.7"))
+	if err != nil || a.Refused == nil || a.Refused.Code != protocol.Kernel || !strings.Contains(a.Refused.Text, "operation not permitted") {
+		t.Errorf("answer %+v (%v), %v", a, a.Refused, err)
+	}
+	r.must(r.daemon.Stop(t.Context()))
+	r.start()
+	r.settled("wan0")
+	r.gone(lab.IPv4, "100.64.1.7")
 }
