@@ -538,3 +538,37 @@ func TestKernelRefuses(t *testing.T) {
 	r.settled("wan0")
 	r.gone(lab.IPv4, "100.64.1.7")
 }
+
+// TestAllocatorIsReconfigured switches the service off, on under another name,
+// and to fewer families, while the daemon runs.
+func TestAllocatorIsReconfigured(t *testing.T) {
+	r := newRig(t, lab.HostConfig{}, "")
+	r.start()
+	l := newLeaser(t, "client")
+	ask := protocol.Request{Family: routing.IPv4, Interface: "wan9", Address: "10.0.0.1"}
+	first := l.get(ask)
+	base, err := os.ReadFile(r.path)
+	r.must(err)
+	reload := func(more string) {
+		t.Helper()
+		r.writeConfig(string(base) + more)
+		r.must(r.daemon.Signal(unix.SIGHUP))
+	}
+	reload("[allocator]\nenabled = false\n")
+	labtest.Eventually(t, func() error {
+		if _, err := l.try(ask); !errors.Is(err, unixgram.ErrNobody) {
+			return fmt.Errorf("switched off: %w", err)
+		}
+		return nil
+	})
+	reload("[allocator]\nsocket = \"other\"\nfamilies = [\"ipv4\"]\n")
+	l.to, err = unixgram.Abstract("other")
+	r.must(err)
+	if again := l.get(ask); again.Table != first.Table {
+		t.Errorf("table %d, had %d", again.Table, first.Table)
+	}
+	six, err := l.try(protocol.Request{Family: routing.IPv6, Interface: "wan9", Address: "2001:db8::1"})
+	if err != nil || six.Refused == nil || six.Refused.Code != protocol.BadFamily {
+		t.Errorf("a family that is not leased: %+v, %v", six, err)
+	}
+}
