@@ -1,0 +1,122 @@
+// Package dispatcher understands what calls multihomed-dispatcher: NetworkManager's
+// dispatcher and the hooks of DHCP clients and of ifupdown. Each tells what
+// happened in arguments and environment variables, in words of its own; here it
+// becomes an Event. Nothing is read but what the caller of this package hands in,
+// and every byte of it is taken for hostile: what makes no sense is left out and
+// noted, and never an error of the whole.
+//
+// An Event is a hint. The kernel, and NetworkManager where it can be asked, know
+// better; but a gateway that a DHCP server named and nobody put into main is known
+// from here alone.
+package dispatcher
+
+import (
+	"net/netip"
+
+	"multihomed/routing"
+)
+
+// An Effect is what an event means for the interface.
+type Effect uint8
+
+// Effects.
+const (
+	// Nothing: it does not concern addresses or routes.
+	Nothing Effect = iota
+	// Changed: look at it again.
+	Changed
+	// Configured: the caller has configured the families of the event, or is
+	// about to.
+	Configured
+	// Gone: the caller has taken the configuration of the families away.
+	Gone
+)
+
+func (e Effect) String() string {
+	switch e {
+	case Nothing:
+		return "nothing"
+	case Changed:
+		return "changed"
+	case Configured:
+		return "configured"
+	case Gone:
+		return "gone"
+	default:
+		return "unknown"
+	}
+}
+
+// An Event is what a caller says.
+type Event struct {
+	// Caller and Action are the caller's words, for the log.
+	Caller, Action string
+	// Interface is empty for what concerns none.
+	Interface string
+	Effect    Effect
+	// Configs is what the caller knows of each family. One that is missing is
+	// not known; one that is empty has nothing.
+	Configs map[routing.Family]Config
+	// Odd are the values that made no sense, in words.
+	Odd []string
+}
+
+// A Config is one family of an interface.
+type Config struct {
+	// Addresses with the length of their network, not masked.
+	Addresses []netip.Prefix
+	// Gateways are routers for every destination, the best first.
+	Gateways []netip.Addr
+	// Routes to anything else.
+	Routes []Route
+	// Servers and Domains are for names.
+	Servers []netip.Addr
+	Domains []string
+}
+
+// A Route is one way. A zero Gateway means that the destination is on the link.
+type Route struct {
+	Destination netip.Prefix
+	Gateway     netip.Addr
+	// Metric is 0 where the caller names none.
+	Metric uint32
+}
+
+// Environment is a process's environment.
+type Environment map[string]string
+
+// Bounds of an environment: the kernel passes 32 pages a string, and hooks of a
+// misled DHCP client may hold anything.
+const (
+	maxVariables = 4096
+	maxValue     = 16 << 10
+)
+
+// ParseEnvironment takes what os.Environ returns. Of a variable that is there
+// twice the first counts, as in getenv(3).
+func ParseEnvironment(environ []string) Environment {
+	env := make(Environment, min(len(environ), maxVariables))
+	for _, assignment := range environ {
+		name, value, ok := cut(assignment)
+		if !ok || len(value) > maxValue {
+			continue
+		}
+		if _, twice := env[name]; twice {
+			continue
+		}
+		if len(env) == maxVariables {
+			break
+		}
+		env[name] = value
+	}
+	return env
+}
+
+func cut(assignment string) (name, value string, ok bool) {
+	for i := 1; i < len(assignment); i++ {
+		if assignment[i] == '=' {
+			return assignment[:i], assignment[i+1:], true
+		}
+	}
+	return "", "", false
+}

@@ -1,0 +1,167 @@
+package dispatcher
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"multihomed/routing"
+)
+
+// A parser reads the variables of one event and collects what is odd.
+type parser struct {
+	env Environment
+	odd []string
+}
+
+// maxOdd bounds what is said of values that make no sense, longest how much of
+// each is shown.
+const (
+	maxOdd  = 20
+	longest = 60
+)
+
+func (p *parser) note(name, value, why string) {
+	if len(p.odd) >= maxOdd {
+		return
+	}
+	if len(value) > longest {
+		value = value[:longest] + "..."
+	}
+	p.odd = append(p.odd, fmt.Sprintf("%s=%q: %s", name, value, why))
+}
+
+// maxItems bounds every list.
+const maxItems = 256
+
+// words splits a list by white space.
+func (p *parser) words(name string) []string {
+	all := strings.Fields(p.env[name])
+	if len(all) > maxItems {
+		p.note(name, p.env[name], fmt.Sprintf("only the first %d are read", maxItems))
+		all = all[:maxItems]
+	}
+	return all
+}
+
+// address reads an address of a family that can be somebody's.
+func address(f routing.Family, text string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(text)
+	switch {
+	case err != nil:
+		return netip.Addr{}, fmt.Errorf("not an address")
+	case a.Is4In6() || routing.FamilyOf(a) != f:
+		return netip.Addr{}, fmt.Errorf("not an address of %v", f)
+	case a.IsMulticast() || a.IsUnspecified() || a.IsLoopback():
+		return netip.Addr{}, fmt.Errorf("not the address of a host")
+	}
+	return a, nil
+}
+
+// addresses reads a list of addresses; what is none is left out. A zone says by
+// which interface a link-local router is reached, which is known.
+func (p *parser) addresses(f routing.Family, name string) []netip.Addr {
+	var all []netip.Addr
+	for _, word := range p.words(name) {
+		bare, _, _ := strings.Cut(word, "%")
+		a, err := address(f, bare)
+		if err != nil {
+			p.note(name, word, err.Error())
+			continue
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+// network reads an address with the length of its network.
+func (p *parser) network(f routing.Family, name, text, length string) (netip.Prefix, bool) {
+	a, err := address(f, text)
+	if err != nil {
+		p.note(name, text, err.Error())
+		return netip.Prefix{}, false
+	}
+	bits, err := prefixLength(f, length)
+	if err != nil {
+		p.note(name, text+"/"+length, err.Error())
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(a, bits), true
+}
+
+// prefixLength reads a length, which may be a netmask; without one the address
+// stands for itself.
+func prefixLength(f routing.Family, text string) (int, error) {
+	if text == "" {
+		return f.Bits(), nil
+	}
+	if f == routing.IPv4 && strings.Contains(text, ".") {
+		mask, err := netip.ParseAddr(text)
+		if err != nil || !mask.Is4() {
+			return 0, fmt.Errorf("not a netmask")
+		}
+		b := mask.As4()
+		value := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+		ones := 0
+		for value&(1<<31) != 0 {
+			ones, value = ones+1, value<<1
+		}
+		if value != 0 {
+			return 0, fmt.Errorf("a netmask with holes")
+		}
+		return ones, nil
+	}
+	bits, err := strconv.ParseUint(text, 10, 8)
+	if err != nil || int(bits) > f.Bits() {
+		return 0, fmt.Errorf("not the length of a prefix of %v", f)
+	}
+	return int(bits), nil
+}
+
+// domains reads a list of domains. They end up in configuration files of others,
+// so only what a name may hold gets through (RFC 1123, and _ of RFC 8552).
+func (p *parser) domains(names ...string) []string {
+	var all []string
+	for _, name := range names {
+		for _, word := range p.words(name) {
+			word = strings.TrimSuffix(word, ".")
+			if word == "" || len(word) > 253 || strings.ContainsFunc(word, notOfDomain) || strings.HasPrefix(word, "-") || strings.HasPrefix(word, ".") || strings.Contains(word, "..") {
+				p.note(name, word, "not a domain")
+				continue
+			}
+			all = append(all, strings.ToLower(word))
+		}
+	}
+	return unique(all)
+}
+
+func notOfDomain(r rune) bool {
+	return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && r != '-' && r != '.' && r != '_'
+}
+
+func unique[T comparable](all []T) []T {
+	seen := make(map[T]bool, len(all))
+	var out []T
+	for _, v := range all {
+		if !seen[v] {
+			seen[v] = true
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// interfaceName checks the name of an interface (dev_valid_name of the kernel).
+func interfaceName(name string) error {
+	if name == "" || len(name) > 15 || name == "." || name == ".." || strings.ContainsFunc(name, func(r rune) bool {
+		return r == '/' || r == ':' || unicode.IsSpace(r) || r == unicode.ReplacementChar || r < ' '
+	}) {
+		if len(name) > longest {
+			name = name[:longest] + "..."
+		}
+		return fmt.Errorf("%q is not the name of an interface", name)
+	}
+	return nil
+}
