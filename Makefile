@@ -29,7 +29,7 @@ requirements:
 	@internal/lab/install-requirements
 
 build: ## the programs, into bin/
-	$(BUILD) -o $(BIN)/ ./cmd/multihomed ./cmd/multihomectl ./internal/demo
+	$(BUILD) -o $(BIN)/ ./cmd/multihomed ./cmd/multihomectl ./cmd/multihomed-dispatcher ./internal/demo
 
 unit: ## only what needs neither root nor NetworkManager
 	$(GO) test ./routing ./routing/kerneltest ./cmd/internal/config ./cmd/internal/rttables

@@ -18,18 +18,13 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"multihomed/allocator"
-	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/config"
-	"multihomed/cmd/internal/declared"
+	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/lockfile"
-	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
-	"multihomed/nm"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -52,7 +47,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := os.MkdirAll(cfg.RuntimeDir, 0o755); err != nil { //nolint:gosec // status.json is for everybody
 		return fmt.Errorf("creating the runtime directory: %w", err)
 	}
-	lock, err := lockfile.TryLock(filepath.Join(cfg.RuntimeDir, lockfile.Name))
+	lock, err := takeLock(ctx, cfg.RuntimeDir)
 	if err != nil {
 		return err
 	}
@@ -66,7 +61,11 @@ func Run(ctx context.Context, o Options) error {
 	if s.sockets, err = openSockets(); err != nil {
 		return err
 	}
-	defer s.closing("sockets", s.sockets.Close)
+	defer closing(o.Logger, "sockets", s.sockets.Close)
+	if s.events, err = hook.Listen(cfg.RuntimeDir); err != nil {
+		return err
+	}
+	defer closing(o.Logger, "socket for events", s.events.Close)
 	for {
 		again, err := s.serve(ctx, cfg, hangup)
 		if err != nil || again == nil {
@@ -77,12 +76,30 @@ func Run(ctx context.Context, o Options) error {
 	}
 }
 
+// lockTimeout is longer than a dispatcher holds the lock that works because there
+// was no daemon.
+const lockTimeout = onceTimeout + 2*time.Second
+
+// takeLock waits for a dispatcher that is at work, but not for another daemon,
+// which listens for events.
+func takeLock(ctx context.Context, directory string) (*lockfile.Lock, error) {
+	path := filepath.Join(directory, lockfile.Name)
+	lock, err := lockfile.TryLock(path)
+	if _, held := errors.AsType[*lockfile.HeldError](err); !held || hook.Listening(directory) {
+		return lock, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	return lockfile.Wait(ctx, path)
+}
+
 // service is what outlives a change of the configuration.
 type service struct {
 	Options
 	notify  *notifier
 	started time.Time
 	sockets *sockets
+	events  *hook.Listener
 
 	mu sync.Mutex
 	// report is the loop's last; faults are of other parts.
@@ -94,82 +111,32 @@ type service struct {
 // that changed, nil when ctx is done.
 func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) (*config.Config, error) {
 	s.Level.Set(cfg.LogLevel)
-	policy := cfg.RoutingPolicy()
-
-	leases, err := allocator.Open(ctx, allocator.Options{
-		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: policy.Tables,
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer s.closing("leases", leases.Close)
-
-	names, err := rttables.Load()
-	if err != nil {
-		// A file that cannot be read may reserve any number; it is the
-		// administrator's, and the numbers of ours are ours in practice.
-		s.Logger.LogAttrs(ctx, slog.LevelWarn, "names of routing tables are unknown", slog.String("error", err.Error()))
-	}
-
-	past := openHistory(ctx, s.Logger, cfg.StateDir, policy)
-	past.moveGroups(ctx)
-	// Routes of main are read when an owner says that an interface matters: a
-	// host may have a million of others.
-	mirror, err := kernel.Open(kernel.Config{Tables: policy.Tables, Interest: func(string) bool { return false }})
-	if err != nil {
-		return nil, err
-	}
-	defer s.closing("mirror", mirror.Close)
-	writer, err := mirror.OpenWriter()
-	if err != nil {
-		return nil, err
-	}
-	defer s.closing("writer", writer.Close)
-
-	links, errs := declared.Open(cfg.RuntimeDir)
-	for _, err := range errs {
-		s.Logger.LogAttrs(ctx, slog.LevelWarn, "a routed lease is lost", slog.String("error", err.Error()))
-	}
-	router := &router{log: s.Logger, mirror: mirror, links: links, policy: cfg.NMPolicy()}
-	watcher := nm.New(nm.Options{Logger: s.Logger})
-	owners := claims.Join(claims.New(watcher, cfg.NMPolicy()), links)
 	settled := newEvent()
-	loop := reconcile.New(reconcile.Options{
-		Policy: policy, Logger: s.Logger,
-		Mirror: mirror, Writer: writer,
-		Owners: owners, Leases: leases,
-		Reserved: names.Lookup,
-		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
-		Hooks: reconcile.Hooks{
-			Ready: func() {
-				past.clean(ctx)
-				s.notify.ready()
-			},
-			Settled: func() {
-				router.settled(ctx)
-				settled.give()
-			},
-			Alive: s.notify.alive, Beat: s.notify.beat(),
-			Report: func(r reconcile.Report) { s.reported(cfg.RuntimeDir, r) },
-		},
+	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
+		Ready: s.notify.ready, Settled: settled.give,
+		Alive: s.notify.alive, Beat: s.notify.beat(),
+		Report: func(r reconcile.Report) { s.reported(cfg.RuntimeDir, r) },
 	})
-	router.loop = loop
+	if err != nil {
+		return nil, err
+	}
+	defer p.close()
 
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
 	tasks, running := errgroup.WithContext(running)
-	tasks.Go(func() error { return mirror.Run(running) })
-	tasks.Go(func() error { return watcher.Run(running) })
-	tasks.Go(func() error { return owners.Run(running) })
-	tasks.Go(func() error { return loop.Run(running) })
+	p.run(running, tasks)
 	tasks.Go(func() error {
 		// Not before the kernel has been read: any table may be in use.
 		if !settled.await(running) {
 			return nil
 		}
-		return s.lease(running, cfg, leases, &tableView{mirror: mirror, loop: loop, tables: policy.Tables}, router)
+		return s.lease(running, cfg, p.leases, &tableView{mirror: p.mirror, loop: p.loop, tables: cfg.Tables}, p.router)
 	})
-	tasks.Go(func() error { return flushLeases(running, leases, s.Logger) })
+	tasks.Go(func() error {
+		return s.events.Run(running, s.Logger, func(m hook.Message) { p.owners.Poke(m.Interface) })
+	})
+	tasks.Go(func() error { return flushLeases(running, p.leases, s.Logger) })
 
 	var next *config.Config
 	tasks.Go(func() error {
@@ -251,12 +218,6 @@ func (s *service) publish(directory string) {
 	})
 	if err != nil {
 		s.Logger.Warn("status is not published", slog.String("error", err.Error()))
-	}
-}
-
-func (s *service) closing(what string, do func() error) {
-	if err := do(); err != nil {
-		s.Logger.Warn("ending was not clean", slog.String("part", what), slog.String("error", err.Error()))
 	}
 }
 

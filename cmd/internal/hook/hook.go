@@ -1,0 +1,160 @@
+// Package hook is how multihomed-dispatcher hands over to the daemon: one
+// datagram to a socket in the runtime directory, which says what to look at. The
+// sender does not wait for anything, however the daemon may be.
+package hook
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/allocator/unixgram"
+)
+
+// Name of the socket in the runtime directory.
+const Name = "hook"
+
+// maxMessage bounds a message.
+const maxMessage = 1024
+
+// A Message says that something happened to an interface.
+type Message struct {
+	// Caller and Action are for the log.
+	Caller string `json:"caller"`
+	Action string `json:"action"`
+	// Interface to look at.
+	Interface string `json:"interface"`
+}
+
+// What Send says where a message could not be handed over.
+var (
+	// ErrNobody: there is no daemon.
+	ErrNobody = errors.New("no daemon takes events")
+	// ErrBusy: the daemon does not take its events; it will see by itself what
+	// can be seen.
+	ErrBusy = errors.New("the daemon does not take its events; to fix: see journalctl -u multihomed")
+)
+
+// sendTimeout bounds what a full queue of the daemon costs.
+const sendTimeout = 100 * time.Millisecond
+
+// Send hands a message over.
+func Send(runtime string, m Message) error {
+	data, err := json.Marshal(m)
+	if err == nil && len(data) > maxMessage {
+		err = fmt.Errorf("it has %d bytes, %d is the most", len(data), maxMessage)
+	}
+	if err != nil {
+		return fmt.Errorf("handing an event over: %w", err)
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: filepath.Join(runtime, Name)})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return ErrNobody
+	}
+	if err != nil {
+		return fmt.Errorf("handing an event over: %w", err)
+	}
+	defer conn.Close()
+	if err := conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return fmt.Errorf("handing an event over: %w", err)
+	}
+	_, err = conn.Write(data)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrBusy
+	case errors.Is(err, unix.ECONNREFUSED):
+		return ErrNobody
+	case err != nil:
+		return fmt.Errorf("handing an event over: %w", err)
+	}
+	return nil
+}
+
+// Listening reports whether a daemon takes messages.
+func Listening(runtime string) bool {
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: filepath.Join(runtime, Name)})
+	if err != nil {
+		return false
+	}
+	return conn.Close() == nil
+}
+
+// A Listener takes messages.
+type Listener struct {
+	conn *unixgram.Conn
+	path string
+}
+
+// Listen makes the socket. Its caller holds the lock, so that one of a process
+// before may be replaced.
+func Listen(runtime string) (*Listener, error) {
+	path := filepath.Join(runtime, Name)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("replacing the socket for events: %w", err)
+	}
+	conn, err := unixgram.Listen(unixgram.Address(path))
+	if err != nil {
+		return nil, err
+	}
+	// Who is believed is decided by the sender's user; this keeps others away.
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("protecting the socket for events: %w", err), conn.Close())
+	}
+	return &Listener{conn: conn, path: path}, nil
+}
+
+// Run passes messages on until ctx is done.
+func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)) error {
+	if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
+		return err
+	}
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		_ = l.conn.SetReadDeadline(time.Unix(1, 0)) // At worst it is closed.
+	})
+	defer func() {
+		if !stop() {
+			<-woken
+		}
+	}()
+	buffer := make([]byte, maxMessage)
+	for ctx.Err() == nil {
+		d, err := l.conn.Receive(buffer)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
+			return nil
+		case err != nil:
+			log.LogAttrs(ctx, slog.LevelWarn, "an event was lost", slog.String("error", err.Error()))
+			continue
+		case d.UID != 0 && int(d.UID) != os.Geteuid():
+			continue // The mode of the socket does not let them in.
+		}
+		var m Message
+		if err := json.Unmarshal(d.Payload, &m); err != nil || d.Truncated {
+			log.LogAttrs(ctx, slog.LevelWarn, "an event makes no sense", slog.Uint64("uid", uint64(d.UID)))
+			continue
+		}
+		log.LogAttrs(ctx, slog.LevelDebug, "event", slog.String("caller", m.Caller), slog.String("action", m.Action), slog.String("interface", m.Interface))
+		take(m)
+	}
+	return nil
+}
+
+// Close removes the socket.
+func (l *Listener) Close() error {
+	err := l.conn.Close()
+	if remove := os.Remove(l.path); !errors.Is(remove, fs.ErrNotExist) {
+		err = errors.Join(err, remove)
+	}
+	return err
+}
