@@ -146,10 +146,21 @@ func (c *Conn) Close() error {
 
 // translate names what the runtime has no exported name for.
 func (c *Conn) translate(err error) error {
-	if c.closed.Load() {
+	if err != nil && c.closed.Load() {
 		return os.ErrClosed
 	}
 	return err
+}
+
+// Shut refuses everything that is sent from now on. What has been sent can still
+// be received.
+func (c *Conn) Shut() error {
+	var failed error
+	err := c.raw.Control(func(fd uintptr) { failed = unix.Shutdown(int(fd), unix.SHUT_RD) })
+	if err = errors.Join(c.translate(err), failed); err != nil {
+		return fmt.Errorf("shutting a datagram socket: %w", err)
+	}
+	return nil
 }
 
 // Receive waits for a datagram. An error other than of Close and of a deadline

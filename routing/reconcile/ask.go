@@ -88,15 +88,3 @@ func (o *ownedTables) by(t routing.TableID) (name string, used bool) {
 	}
 	return "", false
 }
-
-// Unfinished names the links that are being brought up or taken down. It is for
-// the hooks, in the loop's goroutine.
-func (l *Loop) Unfinished() []string {
-	var names []string
-	for plan := range l.planner.Links() {
-		if l.claims[plan.Link.Name].Standing == Draining || plan.Link.Pending {
-			names = append(names, plan.Link.Name)
-		}
-	}
-	return names
-}

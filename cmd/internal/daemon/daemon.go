@@ -65,7 +65,11 @@ func Run(ctx context.Context, o Options) error {
 	if s.events, err = hook.Listen(cfg.RuntimeDir); err != nil {
 		return err
 	}
-	defer closing(o.Logger, "socket for events", s.events.Close)
+	defer closing(o.Logger, "socket for events", func() error {
+		// Whoever starts next looks at everything.
+		_, err := s.events.Close()
+		return err
+	})
 	for {
 		again, err := s.serve(ctx, cfg, hangup)
 		if err != nil || again == nil {
@@ -76,21 +80,27 @@ func Run(ctx context.Context, o Options) error {
 	}
 }
 
-// lockTimeout is longer than a dispatcher holds the lock that works because there
-// was no daemon.
-const lockTimeout = onceTimeout + 2*time.Second
+// lockTimeout is what a dispatcher needs to make way.
+const lockTimeout = 5 * time.Second
 
-// takeLock waits for a dispatcher that is at work, but not for another daemon,
-// which listens for events.
+// takeLock takes the lock from a dispatcher that has been at work because there
+// was no daemon. Another daemon keeps it.
 func takeLock(ctx context.Context, directory string) (*lockfile.Lock, error) {
 	path := filepath.Join(directory, lockfile.Name)
 	lock, err := lockfile.TryLock(path)
-	if _, held := errors.AsType[*lockfile.HeldError](err); !held || hook.Listening(directory) {
+	held, is := errors.AsType[*lockfile.HeldError](err)
+	if !is {
 		return lock, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	if err := hook.Send(directory, hook.MakeWay()); err != nil && !errors.Is(err, hook.ErrNobody) {
+		return nil, errors.Join(held, err)
+	}
+	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	return lockfile.Wait(ctx, path)
+	if lock, err = lockfile.Wait(waiting, path); err != nil && ctx.Err() == nil {
+		return nil, held
+	}
+	return lock, err
 }
 
 // service is what outlives a change of the configuration.
@@ -134,7 +144,11 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		return s.lease(running, cfg, p.leases, &tableView{mirror: p.mirror, loop: p.loop, tables: cfg.Tables}, p.router)
 	})
 	tasks.Go(func() error {
-		return s.events.Run(running, s.Logger, func(m hook.Message) { p.owners.Poke(m.Interface) })
+		return s.events.Run(running, s.Logger, func(m hook.Message) {
+			if m.Interface != "" {
+				p.owners.Poke(m.Interface)
+			}
+		})
 	})
 	tasks.Go(func() error { return flushLeases(running, p.leases, s.Logger) })
 

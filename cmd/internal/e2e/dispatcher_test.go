@@ -40,9 +40,9 @@ func dispatched(t *testing.T, toml string) *rig {
 		r.must(os.Remove(filepath.Join(scripts, "90-multihomed")))
 	})
 	for n := range 2 {
-		// Both families before the link counts as up, so that nothing is left to
-		// come that NetworkManager's dispatcher would not tell of.
-		r.isp(lab.DefaultISP(n), "ipv4.may-fail", "no", "ipv6.may-fail", "no")
+		// The families come one after the other, and the dispatcher is told of the
+		// first.
+		r.isp(lab.DefaultISP(n))
 	}
 	return r
 }
@@ -68,7 +68,7 @@ func install(t *testing.T, from, to string) {
 
 // TestDispatcherInsteadOfTheDaemon is a host without the daemon: what
 // NetworkManager brings up and down is in order all the same, and a daemon that
-// starts then has nothing to do.
+// starts then takes over at once, and has nothing to do.
 func TestDispatcherInsteadOfTheDaemon(t *testing.T) {
 	r := dispatched(t, "")
 	r.up("wan0", "wan1")

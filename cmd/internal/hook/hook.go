@@ -35,6 +35,10 @@ type Message struct {
 	Interface string `json:"interface"`
 }
 
+// MakeWay asks a dispatcher that does the daemon's work to end. The daemon itself
+// takes no notice.
+func MakeWay() Message { return Message{Caller: "multihomed", Action: "make way"} }
+
 // What Send says where a message could not be handed over.
 var (
 	// ErrNobody: there is no daemon.
@@ -71,21 +75,12 @@ func Send(runtime string, m Message) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return ErrBusy
-	case errors.Is(err, unix.ECONNREFUSED):
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EPIPE):
 		return ErrNobody
 	case err != nil:
 		return fmt.Errorf("handing an event over: %w", err)
 	}
 	return nil
-}
-
-// Listening reports whether a daemon takes messages.
-func Listening(runtime string) bool {
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: filepath.Join(runtime, Name)})
-	if err != nil {
-		return false
-	}
-	return conn.Close() == nil
 }
 
 // A Listener takes messages.
@@ -150,11 +145,26 @@ func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)
 	return nil
 }
 
-// Close removes the socket.
-func (l *Listener) Close() error {
-	err := l.conn.Close()
-	if remove := os.Remove(l.path); !errors.Is(remove, fs.ErrNotExist) {
-		err = errors.Join(err, remove)
+// Close removes the socket. It reports whether messages were left that nobody
+// has taken: their senders believe them handed over.
+func (l *Listener) Close() (left bool, err error) {
+	// In this order: nobody finds it any more, nobody can send to it, and what
+	// is left is complete.
+	if err = os.Remove(l.path); errors.Is(err, fs.ErrNotExist) {
+		err = nil
 	}
-	return err
+	err = errors.Join(err, l.conn.Shut(), l.conn.SetReadDeadline(time.Time{}))
+	buffer := make([]byte, maxMessage)
+	for {
+		d, got, failed := l.conn.TryReceive(buffer)
+		if failed != nil || !got {
+			break
+		}
+		// Where it is shut, an empty one says that there is nothing.
+		if len(d.Payload) == 0 {
+			break
+		}
+		left = true
+	}
+	return left, errors.Join(err, l.conn.Close())
 }
