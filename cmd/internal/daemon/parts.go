@@ -31,19 +31,22 @@ type parts struct {
 }
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
-func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks) (p *parts, err error) {
-	policy := cfg.RoutingPolicy()
-	p = &parts{log: log}
-	defer func() {
-		if err != nil {
-			p.close()
-		}
-	}()
+func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks) (*parts, error) {
+	p := &parts{log: log}
+	if err := p.open(ctx, cfg, hooks); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hooks) (err error) {
+	policy, log := cfg.RoutingPolicy(), p.log
 	p.leases, err = allocator.Open(ctx, allocator.Options{
 		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: policy.Tables,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	names, err := rttables.Load()
 	if err != nil {
@@ -57,10 +60,10 @@ func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks re
 	// host may have a million of others.
 	p.mirror, err = kernel.Open(kernel.Config{Tables: policy.Tables, Interest: func(string) bool { return false }})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if p.writer, err = p.mirror.OpenWriter(); err != nil {
-		return nil, err
+		return err
 	}
 	links, errs := declared.Open(cfg.RuntimeDir)
 	for _, err := range errs {
@@ -86,7 +89,7 @@ func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks re
 		Hooks:   hooks,
 	})
 	p.router.loop = p.loop
-	return p, nil
+	return nil
 }
 
 // run starts everything that follows something.
