@@ -74,6 +74,16 @@ func genLink(t *rapid.T, index int, name string) routing.Link {
 		}
 		parts = append(parts, route(to, via, m, change...))
 	}
+	for range rapid.IntRange(0, 2).Draw(t, "known") {
+		f := rapid.SampledFrom([]routing.Family{routing.IPv4, routing.IPv6}).Draw(t, "family")
+		to := rapid.SampledFrom(destinations[f]).Draw(t, "destination")
+		via := rapid.SampledFrom(append(gateways[f], "")).Draw(t, "gateway")
+		var source string
+		if f == routing.IPv4 && rapid.Bool().Draw(t, "sourced") {
+			source = fmt.Sprintf("192.0.2.%d", rapid.SampledFrom([]int{10, 10 + index}).Draw(t, "source"))
+		}
+		parts = append(parts, known(to, via, source))
+	}
 	l := link(index, name, parts...)
 	for _, f := range routing.Families() {
 		switch rapid.IntRange(0, 12).Draw(t, "intent") {

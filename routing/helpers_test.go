@@ -106,6 +106,24 @@ func gatewayHint(s string) part {
 	return intent(routing.FamilyOf(addr(s)), routing.Intent{Gateway: addr(s)})
 }
 
+// known adds a route that the owner knows, for an address of the link or for none.
+func known(to, via, source string) part {
+	return func(l *routing.Link) {
+		r := routing.Route{Destination: prefix(to), Type: routing.RouteUnicast}
+		r.Family = routing.FamilyOf(r.Destination.Addr())
+		if source != "" {
+			r.PreferredSource = addr(source)
+		}
+		switch {
+		case via != "":
+			r.Gateway = addr(via)
+		case r.Family == routing.IPv4:
+			r.Scope = routing.ScopeLink
+		}
+		l.Known, l.Reach = append(l.Known, r), true
+	}
+}
+
 func group(g uint32) part { return func(l *routing.Link) { l.Group = g } }
 
 // down takes the link down: the kernel drops its routes.

@@ -73,10 +73,9 @@ func knownRole(p Policy, l Link) Role {
 			return Uplink
 		}
 	}
-	for _, r := range l.Routes {
-		if r.Gateway.IsValid() || r.IsDefault() {
-			return Uplink
-		}
+	isWay := func(r Route) bool { return r.Gateway.IsValid() || r.IsDefault() }
+	if slices.ContainsFunc(l.Routes, isWay) || slices.ContainsFunc(knownRoutes(l), isWay) {
+		return Uplink
 	}
 	if l.Group == p.UplinkGroup && (!l.Up || awaitsRoutes(l)) {
 		return Uplink
@@ -152,12 +151,15 @@ func (plan *LinkPlan) problem(s Severity, format string, args ...any) {
 	plan.Problems = append(plan.Problems, Problem{Severity: s, Link: plan.Link.Name, Text: fmt.Sprintf(format, args...)})
 }
 
+// noDefault is the metric of what main does not have.
+const noDefault = math.MaxUint32
+
 // defaultMetric is the metric of the best default that main has through the
 // link; a link that has one only by hint, or none, comes after all that do.
 func defaultMetric(l Link, f Family) uint32 {
-	best := uint32(math.MaxUint32)
+	best := uint32(noDefault)
 	for _, r := range l.Routes {
-		if r.Family == f && r.IsDefault() {
+		if r.Family == f && r.IsDefault() && r.Protocol != Multihomed {
 			best = min(best, r.Metric)
 		}
 	}
@@ -185,7 +187,7 @@ func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
 	for i, k := range keys {
 		t, ok := l.Tables[k]
 		if !ok {
-			plan.problem(Error, "no routing table for %s: its packets follow the main table", k.Prefix)
+			plan.planWithoutTable(keys, k)
 			continue
 		}
 		routes := tableRoutes(l, keys, k, t)
@@ -203,6 +205,21 @@ func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
 			}),
 		})
 	}
+}
+
+// planWithoutTable makes the best of a network that got no table: its packets
+// follow main. Where nobody manages main's metrics its default may be missing
+// there, because another link's was in the way; then it gets one behind all
+// others, so that the host can be reached at least where it is the only one.
+func (plan *LinkPlan) planWithoutTable(keys []Key, k Key) {
+	text := fmt.Sprintf("no routing table for %s: its packets follow the main table", k.Prefix)
+	if r, ok := defaultWithoutTable(plan.Link, keys, k); ok {
+		plan.Routes = append(plan.Routes, PlannedRoute{
+			Route: r, Reason: Reason{Decision: WithoutTable, Link: plan.Link.Name, Prefix: k.Prefix.String()},
+		})
+		text += fmt.Sprintf(", to which its default was added with metric %d", r.Metric)
+	}
+	plan.problem(Error, "%s", text)
 }
 
 // rungs is what the rules of one table depend on besides its key.

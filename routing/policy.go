@@ -40,7 +40,7 @@ func (p Policy) OwnsRule(r Rule) bool {
 }
 
 // OwnsRoute reports whether a route found in the kernel is ours: it carries our
-// protocol and stands in one of our tables.
+// protocol and stands in one of our tables, or in main for a link that has none.
 func (p Policy) OwnsRoute(r Route) bool {
-	return r.Protocol == Multihomed && p.Tables.Contains(r.Table)
+	return r.Protocol == Multihomed && (p.Tables.Contains(r.Table) || r.Table == TableMain)
 }

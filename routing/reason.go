@@ -39,6 +39,12 @@ const (
 	// KnownGateway: main has no default here, but the profile or DHCP names the
 	// gateway.
 	KnownGateway Decision = "known-gateway"
+	// KnownRoute: main does not have it, but DHCP or the owner of the link names
+	// it.
+	KnownRoute Decision = "known-route"
+	// WithoutTable: the link could get no table, and main has no default of it;
+	// this one, in main, comes after all others.
+	WithoutTable Decision = "without-table"
 )
 
 // MarkUplink is why an interface is in our group: it tells uplinks from the rest.

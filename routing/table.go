@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -23,6 +24,10 @@ type destination struct {
 	tos      uint8
 }
 
+func (d destination) compare(o destination) int {
+	return cmp.Or(d.to.Compare(o.to), d.from.Compare(o.from), cmp.Compare(d.tos, o.tos))
+}
+
 // tableRoutes returns the routes of one table: the link's network and what main
 // knows through the link, in the order in which they can be added.
 func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
@@ -39,23 +44,14 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		}
 		ways[d] = append(ways[d], r)
 	}
-	slices.SortFunc(order, func(a, b destination) int {
-		if c := a.to.Compare(b.to); c != 0 {
-			return c
-		}
-		if c := a.from.Compare(b.from); c != 0 {
-			return c
-		}
-		return int(a.tos) - int(b.tos)
-	})
 
 	network := k.Prefix.String()
 	reason := func(d Decision) Reason {
 		return Reason{Decision: d, Link: l.Name, Prefix: network}
 	}
 	routes := make([]PlannedRoute, 0, len(l.Routes)+2)
-	own := destination{to: k.Prefix}
-	if _, known := ways[own]; !known && k.Family == IPv4 && !k.Prefix.IsSingleIP() {
+	own, known := destination{to: k.Prefix}, knownWays(l, keys, k)
+	if len(ways[own]) == 0 && len(known[own]) == 0 && k.Family == IPv4 && !k.Prefix.IsSingleIP() {
 		// An IPv4 network is on its link by definition; an IPv6 one only if a
 		// router or the administrator said so, which main shows (RFC 5942).
 		routes = append(routes, PlannedRoute{
@@ -67,8 +63,17 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		})
 	}
 	hasDefault := false
+	for d := range known {
+		if _, seen := ways[d]; !seen {
+			order = append(order, d)
+		}
+	}
+	slices.SortFunc(order, destination.compare)
 	for _, d := range order {
 		chosen, why := belonging(ways[d], keys, k)
+		if len(known[d]) > 0 && why == CopiedElsewhere {
+			chosen, why = known[d], KnownRoute
+		}
 		hasDefault = hasDefault || d == destination{to: k.Family.Any()}
 		for _, r := range ranked(chosen) {
 			why := why
@@ -136,6 +141,59 @@ func sourceFor(k Key, source netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
+// knownRoutes are those the owner knows, as far as the link has the address that
+// they are for.
+func knownRoutes(l Link) []Route {
+	var out []Route
+	for _, r := range l.Known {
+		if l.Intents[r.Family].LeaveAlone != "" {
+			continue
+		}
+		_, has := KeyOf(l, r.PreferredSource)
+		if has || !r.PreferredSource.IsValid() {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// knownWays are the routes of a network that its owner knows, by destination.
+// Main's own go before them.
+func knownWays(l Link, keys []Key, k Key) map[destination][]Route {
+	var ways map[destination][]Route
+	for _, r := range knownRoutes(l) {
+		if r.Family != k.Family || r.Type != RouteUnicast {
+			continue
+		}
+		if r.PreferredSource.IsValid() {
+			if own, _ := KeyOf(l, r.PreferredSource); own != k {
+				continue
+			}
+		} else if r.Gateway.IsValid() && !k.Prefix.Contains(r.Gateway) && inAny(keys, r.Gateway) {
+			continue
+		}
+		r.OnLink = r.Gateway.IsValid() && !reachable(l, k, r.Gateway)
+		if ways == nil {
+			ways = map[destination][]Route{}
+		}
+		d := destination{to: r.Destination, from: r.Source, tos: r.TOS}
+		ways[d] = append(ways[d], r)
+	}
+	return ways
+}
+
+// defaultWithoutTable is the route that main gets for a network without a table,
+// unless somebody else has put a default of the link there.
+func defaultWithoutTable(l Link, keys []Key, k Key) (Route, bool) {
+	ways := knownWays(l, keys, k)[destination{to: k.Family.Any()}]
+	if !l.Up || !l.Reach || len(ways) == 0 || defaultMetric(l, k.Family) != noDefault {
+		return Route{}, false
+	}
+	r := copyRoute(ways[0], l, k, TableMain, primarySource(l, k))
+	r.Metric = uint32(l.Index) //nolint:gosec // indexes are positive
+	return r, true
+}
+
 // belonging picks, among main's routes to one destination, those of this
 // network: without a next hop, with one inside the network, or with one outside
 // every network of the device. A destination that has none of these is reached
@@ -166,9 +224,10 @@ func reachable(l Link, k Key, gateway netip.Addr) bool {
 	if k.Family == IPv6 && gateway.IsLinkLocalUnicast() {
 		return true
 	}
-	return slices.ContainsFunc(l.Routes, func(r Route) bool {
+	covers := func(r Route) bool {
 		return r.Family == k.Family && !r.Gateway.IsValid() && !r.IsDefault() && r.Destination.Contains(gateway)
-	})
+	}
+	return slices.ContainsFunc(l.Routes, covers) || slices.ContainsFunc(knownRoutes(l), covers)
 }
 
 // ranked replaces main's metrics by ranks and drops what would stand twice.

@@ -329,6 +329,14 @@ type Link struct {
 	Routes []Route
 	// Intents by family; a missing one is the zero Intent.
 	Intents map[Family]Intent
+	// Known are routes that the owner knows as it would put them into main, and
+	// main need not have: what a DHCP server named where the default of another
+	// interface was in the way. One with a preferred source is that address's,
+	// and means nothing while the link does not have the address.
+	Known []Route
+	// Reach says that main may lack the link's default because nobody manages
+	// main's metrics: without a table, the link gets one there.
+	Reach bool
 	// Pending says that the owner is still bringing the link up: whether it
 	// will be an uplink is not known yet.
 	Pending bool

@@ -336,6 +336,9 @@ func (s *State) touched(a *alias, why cause) {
 			if a.kind == routing.RouteUnicast && s.Interested(l.route.Device) {
 				s.changes.Links[l.route.Device] = struct{}{}
 			}
+			if l.route.Protocol == routing.Multihomed && !why.own {
+				s.changes.Routes[l.route.Key()] = struct{}{}
+			}
 		case l.route.Protocol != routing.Multihomed:
 			s.changes.Foreign = true
 		case !why.own:

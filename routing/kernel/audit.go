@@ -88,6 +88,9 @@ func (s *State) lines() []string {
 		}
 	}
 	for t := range s.fib.byTable {
+		if t == routing.TableMain {
+			continue // with their interfaces
+		}
 		for a := range s.fib.byTable[t] {
 			for _, l := range a.legs {
 				if !l.dead {

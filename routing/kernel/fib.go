@@ -15,7 +15,8 @@ type fib struct {
 	slots    map[fibKey]*slot
 	byDevice map[int]map[*alias]struct{}
 	bySource map[netip.Addr]map[*alias]struct{}
-	byTable  map[routing.TableID]map[*alias]struct{}
+	// byTable leaves out what others have in main.
+	byTable map[routing.TableID]map[*alias]struct{}
 	// nexthops are the aliases that use nexthop objects.
 	nexthops map[*alias]struct{}
 }
@@ -54,6 +55,12 @@ func sameAlias(a, b *alias) bool {
 
 func (a *alias) leads(device int) bool {
 	return slices.ContainsFunc(a.legs, func(l leg) bool { return l.route.Device == device })
+}
+
+// listed reports whether the index of tables has the alias: all of our tables,
+// and of main what is ours.
+func (a *alias) listed() bool {
+	return a.key.table != routing.TableMain || a.protocol() == routing.Multihomed
 }
 
 func (a *alias) protocol() routing.Protocol { return a.legs[0].route.Protocol }
@@ -102,7 +109,7 @@ func (f *fib) index(a *alias) {
 			enlist(f.bySource, l.route.PreferredSource, a)
 		}
 	}
-	if a.key.table != routing.TableMain {
+	if a.listed() {
 		enlist(f.byTable, a.key.table, a)
 	}
 	if a.nexthop != 0 {
@@ -117,7 +124,7 @@ func (f *fib) forget(a *alias) {
 			delist(f.bySource, l.route.PreferredSource, a)
 		}
 	}
-	if a.key.table != routing.TableMain {
+	if a.listed() {
 		delist(f.byTable, a.key.table, a)
 	}
 	delete(f.nexthops, a)

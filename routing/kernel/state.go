@@ -293,11 +293,15 @@ func (s *State) Routes() iter.Seq[routing.Route] {
 	}
 }
 
-// OurRoutes returns our routes in one table, sorted.
+// OurRoutes returns our routes in one table, sorted; of main, those through
+// interfaces of interest.
 func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 	var out []routing.Route
 	for a := range s.fib.byTable[table] {
 		for _, l := range a.legs {
+			if table == routing.TableMain && (a.kind != routing.RouteUnicast || !s.Interested(l.route.Device)) {
+				continue // kept for another entry of the same key
+			}
 			if !l.dead && l.route.Protocol == routing.Multihomed {
 				out = append(out, l.route)
 			}
