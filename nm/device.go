@@ -64,6 +64,9 @@ type Device struct {
 	Intents map[routing.Family]routing.Intent
 	// RouteTables are the table numbers that the profile names, sorted.
 	RouteTables []routing.TableID
+	// DNS is what the IP configuration says of name resolution, without the
+	// families of which it says nothing. Only [Options.DNS] fills it.
+	DNS map[routing.Family]DNS
 	// Views is NetworkManager's own picture of the IP configuration. Only
 	// [ReadOnce] fills it, for people to compare with the kernel's.
 	Views map[routing.Family]View
@@ -87,7 +90,8 @@ func (d Device) equal(o Device) bool {
 		d.ProfileID == o.ProfileID && d.ProfileUUID == o.ProfileUUID &&
 		d.Ignored == o.Ignored && d.ProfileKnown == o.ProfileKnown &&
 		maps.Equal(d.Intents, o.Intents) && slices.Equal(d.RouteTables, o.RouteTables) &&
-		maps.EqualFunc(d.Views, o.Views, View.equal) && slices.Equal(d.Problems, o.Problems)
+		maps.EqualFunc(d.DNS, o.DNS, DNS.equal) && maps.EqualFunc(d.Views, o.Views, View.equal) &&
+		slices.Equal(d.Problems, o.Problems)
 }
 
 // Status says how much of NetworkManager's knowledge there is.

@@ -41,7 +41,7 @@ func DecodeProfile(s map[string]map[string]dbus.Variant, previous Profile) Profi
 type Tree struct{ *tree }
 
 // NewTree returns an empty one.
-func NewTree() Tree { return Tree{newTree(true)} }
+func NewTree() Tree { return Tree{newTree(true, true)} }
 
 // Update applies properties.
 func (t Tree) Update(path dbus.ObjectPath, iface string, p map[string]dbus.Variant, full bool) {

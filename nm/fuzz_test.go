@@ -3,6 +3,8 @@ package nm_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,6 +34,7 @@ func (f *feed) text() string {
 		"route-data", "routing-rules", "data", "multihomed.ignore", "routers", "user", "ipv4", "ipv6", "auto", "manual",
 		"true", "no", "blackhole", "0.0.0.0", "10.8.0.0", "192.0.2.1", "255.255.255.255", "192.0.2.1 192.0.2.2",
 		"::", "fe80::1", "2001:db8::1", "::ffff:10.0.0.1", "fe80::1%eth0", "eth0", "ppp0", `\303\244`,
+		"Corp.Example.", "~corp", "~.", "a..b", "x y",
 	}
 	n := int(f.next())
 	if n < len(words) {
@@ -44,7 +47,7 @@ func (f *feed) text() string {
 }
 
 func (f *feed) value(depth int) any {
-	kind := f.next() % 14
+	kind := f.next() % 15
 	if depth == 0 {
 		kind %= 7
 	}
@@ -83,6 +86,13 @@ func (f *feed) value(depth int) any {
 		return m
 	case 10, 11:
 		return f.properties(n, depth-1)
+	case 14:
+		list := make([][]byte, n)
+		for i := range list {
+			list[i] = make([]byte, 16-int(f.next()%3)/2)
+			list[i][0], list[i][len(list[i])-1] = f.next(), f.next()
+		}
+		return list
 	default:
 		list := make([]map[string]dbus.Variant, n)
 		for i := range list {
@@ -187,8 +197,8 @@ func FuzzTree(f *testing.F) {
 		nmtest.Device:  {"Interface", "IpInterface", "DeviceType", "State", "Managed", "Real", "ActiveConnection", "Ip4Config", "Ip6Config", "Dhcp4Config"},
 		nmtest.Active:  {"Connection", "Id", "Uuid", "Type", "StateFlags", "Vpn", "Master", "Controller"},
 		nmtest.DHCP4:   {"Options"},
-		nmtest.IP4:     {"Gateway", "AddressData", "RouteData"},
-		nmtest.IP6:     {"Gateway", "AddressData", "RouteData"},
+		nmtest.IP4:     {"Gateway", "AddressData", "RouteData", "NameserverData", "Domains", "Searches"},
+		nmtest.IP6:     {"Gateway", "AddressData", "RouteData", "Nameservers", "Domains", "Searches"},
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		in := &feed{b}
@@ -215,6 +225,7 @@ func FuzzTree(f *testing.F) {
 				if v, reason := (nm.Policy{}).Classify(d, false); v == nm.Draining || reason == "" {
 					t.Fatalf("%+v is a %s: %s", d, v, reason)
 				}
+				checkDNS(t, d.DNS)
 				known[name] = d
 			}
 		}
@@ -226,6 +237,28 @@ func FuzzTree(f *testing.F) {
 		}
 	})
 }
+
+// checkDNS wants nothing that could not be written into a resolver's file.
+func checkDNS(t *testing.T, all map[routing.Family]nm.DNS) {
+	t.Helper()
+	for family, dns := range all {
+		if len(dns.Servers)+len(dns.Domains) == 0 {
+			t.Errorf("%s: nothing is known, and there", family)
+		}
+		for i, a := range dns.Servers {
+			if routing.FamilyOf(a) != family || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || slices.Contains(dns.Servers[:i], a) {
+				t.Errorf("%s: server %s of %s", family, a, dns.Servers)
+			}
+		}
+		for i, d := range dns.Domains {
+			if len(d) > 253 || !domainSyntax.MatchString(d) || (i > 0 && dns.Domains[i-1] >= d) {
+				t.Errorf("%s: domain %q of %q", family, d, dns.Domains)
+			}
+		}
+	}
+}
+
+var domainSyntax = regexp.MustCompile(`^[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$`)
 
 // likely makes a value of the type that the property should have, mostly.
 func (f *feed) likely(name string) any {
@@ -239,6 +272,13 @@ func (f *feed) likely(name string) any {
 		return uint32(f.next())
 	case "ActiveConnection", "Ip4Config", "Ip6Config", "Dhcp4Config", "Connection", "Master", "Controller":
 		return object(f.next() % 11)
+	case "NameserverData":
+		return []map[string]dbus.Variant{{"address": dbus.MakeVariant(f.text())}, {"address": dbus.MakeVariant("192.0.2.53")}}
+	case "Nameservers":
+		a := [16]byte{f.next(), f.next(), 15: f.next()}
+		return [][]byte{a[:], a[:16-f.next()%2]}
+	case "Domains", "Searches":
+		return []string{f.text(), f.text()}
 	case "Options":
 		return f.properties(int(f.next()%3), 1)
 	default:

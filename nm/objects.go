@@ -23,8 +23,8 @@ const managerPath dbus.ObjectPath = "/org/freedesktop/NetworkManager"
 // does no input or output: properties go in, and what has to be published or
 // read comes out in names and wanted.
 type tree struct {
-	// views says that the IP configuration objects are wanted too.
-	views bool
+	// views and dns say what is wanted of the IP configuration objects.
+	views, dns bool
 
 	// managerSeen tells a NetworkManager that has not exported its manager
 	// object yet (it owns the name a few milliseconds before) from one that has
@@ -98,13 +98,16 @@ type lease struct {
 
 // A config is an IP4Config or IP6Config object.
 type config struct {
-	view  View
-	notes notebook
+	family     routing.Family
+	view       View
+	resolution resolution
+	notes      notebook
 }
 
-func newTree(views bool) *tree {
+func newTree(views, dns bool) *tree {
 	return &tree{
 		views:     views,
+		dns:       dns,
 		startup:   true,
 		notes:     notebook{},
 		devices:   map[dbus.ObjectPath]*device{},
@@ -304,16 +307,20 @@ func (t *tree) updateLease(path dbus.ObjectPath, p properties, full bool) {
 }
 
 func (t *tree) updateConfig(f routing.Family, path dbus.ObjectPath, p properties, full bool) {
-	if t.views {
-		if full {
-			t.configs[path] = &config{notes: notebook{}}
+	if full && (t.views || t.dns) {
+		t.configs[path] = &config{family: f, notes: notebook{}}
+	}
+	changed := t.views || (t.dns && full)
+	if c := t.configOf(f, path); c != nil {
+		if t.views {
+			c.updateView(p)
 		}
-		if c, ok := t.configs[path]; ok {
-			c.update(f, p)
+		if t.dns {
+			changed = c.updateDNS(p) || changed
 		}
 	}
 	for d := range t.referrers[path] {
-		if t.views {
+		if changed {
 			t.touch(d)
 		}
 		// Reapply has no signal of its own. What it changes in the addresses and
@@ -324,13 +331,27 @@ func (t *tree) updateConfig(f routing.Family, path dbus.ObjectPath, p properties
 	}
 }
 
-func (c *config) update(f routing.Family, p properties) {
+// configOf returns a configuration object, nil if it is not known or not of the
+// family.
+func (t *tree) configOf(f routing.Family, path dbus.ObjectPath) *config {
+	if c, ok := t.configs[path]; ok && c.family == f {
+		return c
+	}
+	return nil
+}
+
+// configs are the paths of the device's IP configuration objects.
+func (d *device) configs() map[routing.Family]dbus.ObjectPath {
+	return map[routing.Family]dbus.ObjectPath{routing.IPv4: d.ip4, routing.IPv6: d.ip6}
+}
+
+func (c *config) updateView(p properties) {
 	gateway := ""
 	get(p, "Gateway", false, &gateway, c.notes)
 	if _, ok := p["Gateway"]; ok {
 		c.view.Gateway = netip.Addr{}
 		if gateway != "" {
-			a, err := parseAddress(f, gateway)
+			a, err := parseAddress(c.family, gateway)
 			if err != nil {
 				c.notes.note("Gateway", "Gateway: %s", err)
 			}
@@ -338,12 +359,12 @@ func (c *config) update(f routing.Family, p properties) {
 		}
 	}
 	if v, ok := p["AddressData"]; ok {
-		addresses, errs := DecodeAddressData(f, v.Value())
+		addresses, errs := DecodeAddressData(c.family, v.Value())
 		c.view.Addresses = addresses
 		c.report("AddressData", errs)
 	}
 	if v, ok := p["RouteData"]; ok {
-		routes, errs := DecodeRouteData(f, v.Value())
+		routes, errs := DecodeRouteData(c.family, v.Value())
 		c.view.Routes = routes
 		c.report("RouteData", errs)
 	}
@@ -525,11 +546,24 @@ func (t *tree) describe(d *device, previous Device) Device {
 
 	if t.views {
 		now.Views = map[routing.Family]View{}
-		for f, path := range map[routing.Family]dbus.ObjectPath{routing.IPv4: d.ip4, routing.IPv6: d.ip6} {
-			if c, ok := t.configs[path]; ok {
-				now.Views[f] = c.view
-				problems = notes(problems, f.String()+": ", c.notes)
+	}
+	if t.dns {
+		kept := now.DNS
+		if ok && previous.ProfileUUID != now.ProfileUUID {
+			kept = nil // another profile's
+		}
+		now.DNS = t.dnsOf(d, now.State, kept)
+	}
+	if len(t.configs) > 0 {
+		for f, path := range d.configs() {
+			c := t.configOf(f, path)
+			if c == nil {
+				continue
 			}
+			if t.views {
+				now.Views[f] = c.view
+			}
+			problems = notes(problems, f.String()+": ", c.notes)
 		}
 	}
 	slices.Sort(problems)

@@ -150,7 +150,7 @@ func newSession(ctx context.Context, w *Watcher, views bool) (*session, error) {
 		w: w, conn: conn, queue: q, views: views,
 		replies:  make(chan *dbus.Call, 2*maxCalls),
 		calls:    map[*dbus.Call]outstanding{},
-		tree:     newTree(views),
+		tree:     newTree(views, w.opts.DNS),
 		initial:  map[*device]struct{}{},
 		unread:   map[*device]struct{}{},
 		retries:  map[*device]struct{}{},
@@ -382,7 +382,7 @@ func (s *session) setOwner(ctx context.Context, owner string) {
 		return
 	}
 	s.owner = owner
-	s.tree = newTree(s.views)
+	s.tree = newTree(s.views, s.w.opts.DNS)
 	s.complete = false
 	s.loaded, s.loadAttempts, s.reload, s.loadProblem = false, 0, time.Time{}, nil
 	s.backlog = nil

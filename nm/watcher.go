@@ -21,6 +21,9 @@ type Options struct {
 	// Grace is how long a device stays known after NetworkManager took it away
 	// or unmanaged it while staying on the bus; zero means 10 s.
 	Grace time.Duration
+	// DNS has [Device.DNS] followed. Without it, what NetworkManager says of name
+	// resolution is not even decoded.
+	DNS bool
 }
 
 // A Watcher follows NetworkManager. Create it with [New], start [Watcher.Run].

@@ -38,6 +38,8 @@ type follower struct {
 	history []string
 	// without counts the changes after which an interface had no IPv4 gateway.
 	without map[string]int
+	// unnamed counts those after which it had no DNS.
+	unnamed map[string]int
 	news    chan struct{}
 }
 
@@ -48,7 +50,7 @@ func follow(t *testing.T, opts nm.Options) *follower {
 	opts.Logger = slog.New(slog.NewTextHandler(book, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f := &follower{
 		Watcher: nm.New(opts), log: book,
-		verdicts: map[string]nm.Verdict{}, without: map[string]int{}, reasons: map[string]string{}, news: make(chan struct{}, 1),
+		verdicts: map[string]nm.Verdict{}, without: map[string]int{}, unnamed: map[string]int{}, reasons: map[string]string{}, news: make(chan struct{}, 1),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -108,6 +110,9 @@ func (f *follower) take() {
 		if !d.Intents[routing.IPv4].Gateway.IsValid() {
 			f.without[name]++
 		}
+		if len(d.DNS) == 0 {
+			f.unnamed[name]++
+		}
 		if was != now {
 			f.history = append(f.history, fmt.Sprintf("%s: %s", name, now))
 		}
@@ -128,6 +133,7 @@ func (f *follower) begin() time.Time {
 	defer f.mu.Unlock()
 	f.history = nil
 	clear(f.without)
+	clear(f.unnamed)
 	return time.Now()
 }
 
@@ -135,6 +141,12 @@ func (f *follower) lost(name string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.without[name]
+}
+
+func (f *follower) nameless(name string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.unnamed[name]
 }
 
 func (f *follower) happened() []string {

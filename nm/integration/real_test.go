@@ -516,3 +516,58 @@ func TestReadOnceUnprivileged(t *testing.T) {
 		t.Errorf("status %+v, wan0 %+v", r.snapshot.Status, d)
 	}
 }
+
+// What profiles, DHCP and RA say of name resolution arrives, and follows a
+// reapply.
+func TestDNS(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	must(t, host.AddProfile(ctx, "one", "wan0", "ipv4.method", "manual", "ipv4.addresses", "100.64.0.10/24", "ipv4.gateway", "100.64.0.1",
+		"ipv6.method", "manual", "ipv6.addresses", "2001:db8:0:1::10/64",
+		"ipv4.dns", "100.64.0.53,100.64.0.54", "ipv6.dns", "2001:db8:0:1::53", "ipv4.dns-search", "Example.com,~corp"))
+	f := follow(t, nm.Options{DNS: true, Grace: 2 * time.Second})
+	f.awaitComplete(t)
+	await := func(name string, want map[routing.Family]nm.DNS) {
+		t.Helper()
+		d := f.awaitDevice(t, name, fmt.Sprintf("has %v", want), func(d nm.Device) bool { return fmt.Sprint(d.DNS) == fmt.Sprint(want) })
+		if len(d.Problems) > 0 {
+			t.Errorf("%s has problems: %q", name, d.Problems)
+		}
+	}
+	addr := netip.MustParseAddr
+	must(t, host.Up(ctx, "one"))
+	v6 := nm.DNS{Servers: []netip.Addr{addr("2001:db8:0:1::53")}}
+	await("wan0", map[routing.Family]nm.DNS{
+		routing.IPv4: {Servers: []netip.Addr{addr("100.64.0.53"), addr("100.64.0.54")}, Domains: []string{"corp", "example.com"}},
+		routing.IPv6: v6,
+	})
+
+	must(t, host.Modify(ctx, "one", "ipv4.dns", "100.64.0.55", "ipv4.dns-search", ""))
+	must(t, host.Reapply(ctx, "wan0"))
+	want := map[routing.Family]nm.DNS{routing.IPv4: {Servers: []netip.Addr{addr("100.64.0.55")}}, routing.IPv6: v6}
+	await("wan0", want)
+
+	// The same through a restart of NetworkManager, without a gap.
+	f.begin()
+	must(t, host.RestartNM(ctx))
+	f.awaitComplete(t)
+	f.awaitDevice(t, "wan0", "is up again", func(d nm.Device) bool { return d.ProfileKnown && d.State == gnm.NmDeviceStateActivated })
+	await("wan0", want)
+	if n := f.nameless("wan0"); n != 0 {
+		t.Errorf("wan0 was without DNS %d times", n)
+	}
+
+	must(t, host.Modify(ctx, "one", "ipv6.dns", ""))
+	must(t, host.Reapply(ctx, "wan0"))
+	delete(want, routing.IPv6)
+	await("wan0", want)
+
+	cfg := lab.DefaultISP(1)
+	cfg.DNS = []netip.Addr{addr("100.64.1.53"), addr("100.64.1.54")}
+	cfg.DHCPOptions = []string{"15,lan.example"}
+	labtest.NewISP(t, host, cfg)
+	must(t, host.AddProfile(ctx, "two", "wan1", "ipv6.method", "ignore"))
+	must(t, host.Up(ctx, "two"))
+	await("wan1", map[routing.Family]nm.DNS{routing.IPv4: {Servers: cfg.DNS, Domains: []string{"lan.example"}}})
+}

@@ -333,6 +333,9 @@ func SettingsPath(i int) dbus.ObjectPath { return at("Settings", i) }
 // IP4Path is the IPv4 configuration's.
 func IP4Path(i int) dbus.ObjectPath { return at("IP4Config", i) }
 
+// IP6Path is the IPv6 configuration's; AddEthernet has none.
+func IP6Path(i int) dbus.ObjectPath { return at("IP6Config", i) }
+
 // DHCP4Path is the DHCP configuration's.
 func DHCP4Path(i int) dbus.ObjectPath { return at("DHCP4Config", i) }
 
