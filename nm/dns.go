@@ -41,15 +41,13 @@ type resolution struct {
 // updateDNS takes the properties of name resolution and reports whether there
 // were any.
 func (c *config) updateDNS(p properties) bool {
-	found := false
+	domains := decodeList(c, p, "Domains", &c.resolution.domains, domain)
+	searches := decodeList(c, p, "Searches", &c.resolution.searches, domain)
 	// IP6Config has no NameserverData, and IP4Config's Nameservers are numbers.
 	if c.family == routing.IPv4 {
-		found = decodeList(c, p, "NameserverData", &c.resolution.servers, serverData)
-	} else {
-		found = decodeList(c, p, "Nameservers", &c.resolution.servers, server6)
+		return decodeList(c, p, "NameserverData", &c.resolution.servers, serverData) || domains || searches
 	}
-	found = decodeList(c, p, "Domains", &c.resolution.domains, domain) || found
-	return decodeList(c, p, "Searches", &c.resolution.searches, domain) || found
+	return decodeList(c, p, "Nameservers", &c.resolution.servers, server6) || domains || searches
 }
 
 // decodeList stores the entries of a property that can be understood, each

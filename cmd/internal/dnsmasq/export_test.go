@@ -1,0 +1,4 @@
+package dnsmasq
+
+// RenderErrors is render.
+func RenderErrors(servers []Server) ([]byte, []error) { return render(servers) }
