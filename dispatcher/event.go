@@ -30,6 +30,8 @@ const (
 	Configured
 	// Gone: the caller has taken the configuration of the families away.
 	Gone
+	// Removed: the interface does not exist any more.
+	Removed
 )
 
 func (e Effect) String() string {
@@ -42,6 +44,8 @@ func (e Effect) String() string {
 		return "configured"
 	case Gone:
 		return "gone"
+	case Removed:
+		return "removed"
 	default:
 		return "unknown"
 	}
@@ -54,8 +58,13 @@ type Event struct {
 	// Interface is empty for what concerns none.
 	Interface string
 	Effect    Effect
+	// Part tells apart several configurations of one family by one caller: the
+	// address of an ifupdown stanza, the protocol of dhcpcd.
+	Part string
 	// Configs is what the caller knows of each family. One that is missing is
-	// not known; one that is empty has nothing.
+	// not known; one that is empty has nothing. For Gone it holds the families
+	// concerned, each empty, and nil means all that this caller ever said of the
+	// interface, whatever the part.
 	Configs map[routing.Family]Config
 	// Odd are the values that made no sense, in words.
 	Odd []string
@@ -67,7 +76,7 @@ type Config struct {
 	Addresses []netip.Prefix
 	// Gateways are routers for every destination, the best first.
 	Gateways []netip.Addr
-	// Routes to anything else.
+	// Routes to anything else, and one to everything where that needs no router.
 	Routes []Route
 	// Servers and Domains are for names.
 	Servers []netip.Addr

@@ -3,7 +3,6 @@ package dispatcher
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -15,14 +14,14 @@ import (
 // are not known, from a later release, are worth a look.
 //
 // Variables about addresses are there only while the device is activated, so
-// their absence says nothing. A gateway that is not there is 0.0.0.0, in IPv6
+// their absence says nothing, and what they say of one that goes down is over. A gateway that is not there is 0.0.0.0, in IPv6
 // too. IP4_ROUTE_N are what was intended: without default routes, and without the
 // table, so that routes of other tables look like main's.
 func NetworkManager(args []string, env Environment) (Event, error) {
 	if len(args) != 2 {
 		return Event{}, fmt.Errorf("%d arguments; NetworkManager gives two: the interface and the action", len(args))
 	}
-	e := Event{Caller: "NetworkManager", Action: args[1], Effect: Changed}
+	e := Event{Caller: "NetworkManager", Action: short(args[1]), Effect: Changed}
 	name := args[0]
 	// The interface with the addresses, where that is another: ppp0 of a modem.
 	if ip := env["DEVICE_IP_IFACE"]; ip != "" {
@@ -45,6 +44,9 @@ func NetworkManager(args []string, env Environment) (Event, error) {
 		return Event{}, err
 	}
 	e.Interface = name
+	if e.Effect == Gone {
+		return e, nil
+	}
 	p := &parser{env: env}
 	for _, f := range routing.Families() {
 		if c, known := p.networkManager(f); known {
@@ -80,17 +82,16 @@ func (p *parser) networkManager(f routing.Family) (c Config, known bool) {
 	if f == routing.IPv4 {
 		c.Gateways = append(c.Gateways, p.addresses(f, dhcp+"ROUTERS")...)
 	}
-	c.Gateways = unique(c.Gateways)
 	routes, _ := p.count(ip + "NUM_ROUTES")
 	for n := range routes {
 		name := ip + "ROUTE_" + strconv.Itoa(n)
 		if r, ok := p.networkManagerRoute(f, name); ok {
-			c.Routes = append(c.Routes, r)
+			c.add(r)
 		}
 	}
-	c.Servers = unique(p.addresses(f, ip+"NAMESERVERS"))
+	c.Servers = p.addresses(f, ip+"NAMESERVERS")
 	c.Domains = p.domains(ip + "DOMAINS")
-	return c, true
+	return p.bounded(c), true
 }
 
 // count reads how many variables of a kind there are.
@@ -111,20 +112,6 @@ func (p *parser) count(name string) (int, bool) {
 	return int(n), true
 }
 
-// gateway reads one gateway, none for what NetworkManager writes where there is
-// none.
-func (p *parser) gateway(f routing.Family, name, text string) []netip.Addr {
-	if text = strings.TrimSpace(text); text == "" || text == "0.0.0.0" || text == "::" {
-		return nil
-	}
-	a, err := address(f, text)
-	if err != nil {
-		p.note(name, text, err.Error())
-		return nil
-	}
-	return []netip.Addr{a}
-}
-
 // networkManagerRoute reads "10.8.0.0/16 192.0.2.254 100".
 func (p *parser) networkManagerRoute(f routing.Family, name string) (Route, bool) {
 	words := strings.Fields(p.env[name])
@@ -132,14 +119,9 @@ func (p *parser) networkManagerRoute(f routing.Family, name string) (Route, bool
 		p.note(name, p.env[name], "not a route: want destination, gateway and metric")
 		return Route{}, false
 	}
-	destination, err := netip.ParsePrefix(words[0])
-	if err != nil || destination.Addr().Is4In6() || routing.FamilyOf(destination.Addr()) != f {
-		p.note(name, words[0], fmt.Sprintf("not a destination of %v", f))
+	r, ok := p.route(f, name, words[0], words[1])
+	if !ok {
 		return Route{}, false
-	}
-	r := Route{Destination: destination.Masked()}
-	if g := p.gateway(f, name, words[1]); len(g) == 1 {
-		r.Gateway = g[0]
 	}
 	if len(words) == 3 {
 		metric, err := strconv.ParseUint(words[2], 10, 32)

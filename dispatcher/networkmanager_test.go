@@ -119,35 +119,3 @@ func TestOddValues(t *testing.T) {
 		t.Errorf("odd: %q", got.Odd)
 	}
 }
-
-func FuzzNetworkManager(f *testing.F) {
-	f.Add("wan0", "up", strings.Join(up, "\n"))
-	f.Fuzz(func(t *testing.T, name, action, environ string) {
-		e, err := dispatcher.NetworkManager([]string{name, action}, dispatcher.ParseEnvironment(strings.Split(environ, "\n")))
-		if err != nil {
-			return
-		}
-		for family, c := range e.Configs {
-			for _, a := range c.Addresses {
-				if !a.IsValid() || routing.FamilyOf(a.Addr()) != family {
-					t.Errorf("address %v of %v", a, family)
-				}
-			}
-			for _, a := range append(c.Gateways, c.Servers...) {
-				if !a.IsValid() || a.Zone() != "" || routing.FamilyOf(a) != family {
-					t.Errorf("address %v of %v", a, family)
-				}
-			}
-			for _, r := range c.Routes {
-				if r.Destination != r.Destination.Masked() {
-					t.Errorf("route %+v", r)
-				}
-			}
-			for _, d := range c.Domains {
-				if strings.ContainsAny(d, " \n/#=@\"'\\$`") {
-					t.Errorf("domain %q", d)
-				}
-			}
-		}
-	})
-}

@@ -3,6 +3,7 @@ package dispatcher
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -27,10 +28,15 @@ func (p *parser) note(name, value, why string) {
 	if len(p.odd) >= maxOdd {
 		return
 	}
+	p.odd = append(p.odd, fmt.Sprintf("%s=%q: %s", name, short(value), why))
+}
+
+// short bounds what is shown of a value.
+func short(value string) string {
 	if len(value) > longest {
-		value = value[:longest] + "..."
+		return value[:longest] + "..."
 	}
-	p.odd = append(p.odd, fmt.Sprintf("%s=%q: %s", name, value, why))
+	return value
 }
 
 // maxItems bounds every list.
@@ -49,29 +55,102 @@ func (p *parser) words(name string) []string {
 // address reads an address of a family that can be somebody's.
 func address(f routing.Family, text string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(text)
+	// A zone says by which interface a link-local router is reached, which is
+	// known.
+	a = a.WithZone("")
 	switch {
 	case err != nil:
 		return netip.Addr{}, fmt.Errorf("not an address")
 	case a.Is4In6() || routing.FamilyOf(a) != f:
 		return netip.Addr{}, fmt.Errorf("not an address of %v", f)
-	case a.IsMulticast() || a.IsUnspecified() || a.IsLoopback():
+	case a.IsMulticast() || a.IsUnspecified() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return netip.Addr{}, fmt.Errorf("not the address of a host")
 	}
 	return a, nil
 }
 
-// addresses reads a list of addresses; what is none is left out. A zone says by
-// which interface a link-local router is reached, which is known.
+// addresses reads a list of addresses; what is none is left out.
 func (p *parser) addresses(f routing.Family, name string) []netip.Addr {
 	var all []netip.Addr
 	for _, word := range p.words(name) {
-		bare, _, _ := strings.Cut(word, "%")
-		a, err := address(f, bare)
+		a, err := address(f, word)
 		if err != nil {
 			p.note(name, word, err.Error())
 			continue
 		}
 		all = append(all, a)
+	}
+	return all
+}
+
+// gateway reads one gateway, none for what callers write where there is none.
+func (p *parser) gateway(f routing.Family, name, text string) []netip.Addr {
+	if text = strings.TrimSpace(text); nobody(text) {
+		return nil
+	}
+	a, err := address(f, text)
+	if err != nil {
+		p.note(name, text, err.Error())
+		return nil
+	}
+	return []netip.Addr{a}
+}
+
+func nobody(text string) bool { return text == "" || text == "0.0.0.0" || text == "::" }
+
+// destination reads where a route leads to.
+func destination(f routing.Family, text string) (netip.Prefix, error) {
+	d, err := netip.ParsePrefix(text)
+	if err != nil || d.Addr().Is4In6() || routing.FamilyOf(d.Addr()) != f {
+		return netip.Prefix{}, fmt.Errorf("not a destination of %v", f)
+	}
+	return d.Masked(), nil
+}
+
+// route reads a destination and the router to it. One whose router makes no sense
+// is none: it would lead to the link.
+func (p *parser) route(f routing.Family, name, to, via string) (Route, bool) {
+	d, err := destination(f, to)
+	if err != nil {
+		p.note(name, to, err.Error())
+		return Route{}, false
+	}
+	if nobody(via) {
+		return Route{Destination: d}, true
+	}
+	a, err := address(f, via)
+	if err != nil {
+		p.note(name, via, err.Error())
+		return Route{}, false
+	}
+	return Route{Destination: d, Gateway: a}, true
+}
+
+// add puts a route where it belongs.
+func (c *Config) add(r Route) {
+	if r.Destination.Bits() == 0 && r.Gateway.IsValid() {
+		c.Gateways = append(c.Gateways, r.Gateway)
+		return
+	}
+	c.Routes = append(c.Routes, r)
+}
+
+// bounded says everything once, and no more than the kernel or a resolver could
+// ever be asked to take.
+func (p *parser) bounded(c Config) Config {
+	c.Addresses = clip(p, "addresses", c.Addresses)
+	c.Gateways = clip(p, "gateways", c.Gateways)
+	c.Routes = clip(p, "routes", c.Routes)
+	c.Servers = clip(p, "name servers", c.Servers)
+	c.Domains = clip(p, "domains", c.Domains)
+	return c
+}
+
+func clip[T comparable](p *parser, what string, all []T) []T {
+	all = unique(all)
+	if len(all) > maxItems {
+		p.note(what, strconv.Itoa(len(all)), fmt.Sprintf("only the first %d are taken", maxItems))
+		all = all[:maxItems]
 	}
 	return all
 }
@@ -126,8 +205,10 @@ func (p *parser) domains(names ...string) []string {
 	var all []string
 	for _, name := range names {
 		for _, word := range p.words(name) {
-			word = strings.TrimSuffix(word, ".")
-			if word == "" || len(word) > 253 || strings.ContainsFunc(word, notOfDomain) || strings.HasPrefix(word, "-") || strings.HasPrefix(word, ".") || strings.Contains(word, "..") {
+			// Servers end the option with a NUL that is no part of it; dhclient
+			// writes that as \000.
+			word = strings.TrimSuffix(strings.TrimSuffix(word, `\000`), ".")
+			if word == "" || len(word) > 253 || strings.ContainsFunc(word, notOfDomain) || strings.HasPrefix(word, "-") || slices.ContainsFunc(strings.Split(word, "."), notLabel) {
 				p.note(name, word, "not a domain")
 				continue
 			}
@@ -136,6 +217,8 @@ func (p *parser) domains(names ...string) []string {
 	}
 	return unique(all)
 }
+
+func notLabel(label string) bool { return label == "" || len(label) > 63 }
 
 func notOfDomain(r rune) bool {
 	return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && r != '-' && r != '.' && r != '_'
@@ -158,10 +241,7 @@ func interfaceName(name string) error {
 	if name == "" || len(name) > 15 || name == "." || name == ".." || strings.ContainsFunc(name, func(r rune) bool {
 		return r == '/' || r == ':' || unicode.IsSpace(r) || r == unicode.ReplacementChar || r < ' '
 	}) {
-		if len(name) > longest {
-			name = name[:longest] + "..."
-		}
-		return fmt.Errorf("%q is not the name of an interface", name)
+		return fmt.Errorf("%q is not the name of an interface", short(name))
 	}
 	return nil
 }
