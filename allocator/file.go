@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/ownership"
 )
 
 // Suffixes of the two files that sqlite keeps beside a database in WAL mode
@@ -39,7 +41,8 @@ func prepareFile(path string) error {
 	}
 	// The mode despite the umask, and the name on disk: sqlite syncs the
 	// directory for its log but not for the database.
-	err = errors.Join(f.Chmod(0o640), f.Close(), syncDirectory(filepath.Dir(path)))
+	// Its log gets the owner of the database from sqlite (unixOpen in os_unix.c).
+	err = errors.Join(f.Chmod(0o640), ownership.Adopt(f), f.Close(), syncDirectory(filepath.Dir(path)))
 	return databaseError(path, "creating", err)
 }
 

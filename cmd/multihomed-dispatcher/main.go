@@ -1,20 +1,25 @@
-// Multihomed-dispatcher is called by NetworkManager's dispatcher when something
-// happens to a device. It tells the daemon, and where there is none it brings the
-// host in order itself.
+// Multihomed-dispatcher is called when something happens to an interface: by
+// NetworkManager's dispatcher, by ifupdown, by the scripts of DHCP clients and by
+// udev. It tells the daemon, and where there is none it brings the host in order
+// itself.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/daemon"
 	"multihomed/cmd/internal/hook"
+	"multihomed/cmd/internal/standin"
+	"multihomed/cmd/internal/told"
 	"multihomed/dispatcher"
 )
 
@@ -30,26 +35,51 @@ func run(args, environ []string, stderr io.Writer) int {
 		fmt.Println("multihomed-dispatcher", version)
 		return 0
 	}
-	event, err := dispatcher.NetworkManager(args, dispatcher.ParseEnvironment(environ))
-	if err != nil {
-		fmt.Fprintf(stderr, "multihomed-dispatcher: %v; it is called by NetworkManager, see NetworkManager-dispatcher(8)\n", err)
-		return 2
-	}
-	level := new(slog.LevelVar)
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	level := new(slog.LevelVar)
+	options := daemon.Options{ConfigPath: config.DefaultPath, Version: version, Level: level}
+	if standin.Is(args) {
+		return standin.Run(ctx, options)
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	options.Logger = log
+	event, err := dispatcher.Parse(args, dispatcher.ParseEnvironment(environ))
+	if err != nil {
+		fmt.Fprintf(stderr, "multihomed-dispatcher: %v\n", err)
+		return 2
+	}
 	for _, odd := range event.Odd {
-		log.LogAttrs(ctx, slog.LevelWarn, "a variable makes no sense", slog.String("variable", odd))
+		log.LogAttrs(ctx, slog.LevelWarn, "a variable makes no sense", slog.String("caller", event.Caller), slog.String("variable", odd))
 	}
 	if event.Effect == dispatcher.Nothing {
 		return 0
 	}
-	err = daemon.Once(ctx, daemon.Options{ConfigPath: config.DefaultPath, Version: version, Logger: log, Level: level},
-		hook.Message{Caller: event.Caller, Action: event.Action, Interface: event.Interface})
-	if err != nil {
-		log.LogAttrs(ctx, slog.LevelError, "not in order", slog.String("action", event.Action), slog.String("interface", event.Interface), slog.String("error", err.Error()))
+	if err := deal(ctx, options, event); err != nil {
+		log.LogAttrs(ctx, slog.LevelError, "not in order", slog.String("caller", event.Caller), slog.String("action", event.Action),
+			slog.String("interface", event.Interface), slog.String("error", err.Error()))
 		return 1
 	}
 	return 0
+}
+
+// deal hands an event over, or sees to it that somebody else deals with it.
+func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
+	cfg, err := config.Load(o.ConfigPath)
+	if err != nil {
+		return err
+	}
+	o.Level.Set(cfg.LogLevel)
+	message, err := told.Note(cfg.RuntimeDir, event, time.Now())
+	if err != nil {
+		return err
+	}
+	if err := hook.Send(cfg.RuntimeDir, message); !errors.Is(err, hook.ErrNobody) {
+		return err
+	}
+	if event.Effect == dispatcher.Removed {
+		// udev kills what its programs leave behind (udev(7), RUN).
+		return daemon.Once(ctx, o, message, 0, func() {})
+	}
+	return standin.Start(ctx, o.Logger, message)
 }

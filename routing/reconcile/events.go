@@ -18,6 +18,10 @@ func (l *Loop) takeClaims(ctx context.Context) {
 		l.claims[name] = claim
 		l.owned.set(name, claim.Tables)
 		l.claimChanged(name)
+		if claim.Released && !c.Complete {
+			// What is left of it may stand although this process never knew it.
+			l.everything()
+		}
 	}
 	for _, name := range c.Removed {
 		l.news = l.news || len(l.claims[name].Problems) > 0

@@ -84,7 +84,9 @@ func (l *Loop) forgetMoot() {
 		return
 	}
 	var still []routing.Op
-	l.Mirror.View(func(k *kernel.State) { still = routing.Diff(l.planner, k, open, l.mayDelete) })
+	l.Mirror.View(func(k *kernel.State) {
+		still = routing.Diff(l.planner, k, open, func(op routing.Op) bool { return l.mayDelete(k, op) })
+	})
 	for about, f := range l.failures {
 		if f.op != (routing.Op{}) && !slices.Contains(still, f.op) {
 			l.cure(about)

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"time"
 
@@ -126,6 +127,9 @@ func New(o Options) *Loop {
 		news:     true,
 	}
 }
+
+// Plans yields the plans of all links. It is for hooks, which the loop calls.
+func (l *Loop) Plans() iter.Seq[routing.LinkPlan] { return l.planner.Links() }
 
 // Run reconciles until ctx is done. It leaves the kernel as it is then.
 func (l *Loop) Run(ctx context.Context) error {

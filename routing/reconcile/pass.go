@@ -42,7 +42,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	whole := false
 	l.Mirror.View(func(k *kernel.State) {
 		whole = k.Complete()
-		ops = routing.Diff(l.planner, k, l.touched, func(op routing.Op) bool { return whole && l.mayDelete(op) })
+		ops = routing.Diff(l.planner, k, l.touched, func(op routing.Op) bool { return whole && l.mayDelete(k, op) })
 	})
 	compared := l.touched
 	l.touched = routing.NewTouched()
@@ -133,8 +133,8 @@ func (l *Loop) retire(t routing.Touched) {
 	}
 }
 
-func (l *Loop) mayDelete(op routing.Op) bool {
-	if l.complete {
+func (l *Loop) mayDelete(k *kernel.State, op routing.Op) bool {
+	if l.complete || l.abandoned(k, op) {
 		return true
 	}
 	switch op.Verb {
@@ -264,7 +264,7 @@ func LinkOf(facts kernel.Link, claim Claim) routing.Link {
 	return routing.Link{
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
 		Addresses: addresses, Routes: facts.Routes, Intents: claim.Intents,
-		Pending: claim.Pending,
+		Pending: claim.Pending, Known: claim.Known, Reach: claim.Reach,
 	}
 }
 

@@ -32,6 +32,13 @@ type Claim struct {
 	Intents map[routing.Family]routing.Intent
 	// Pending says that the interface is a link that is still being brought up.
 	Pending bool
+	// Known are routes that the owner knows and main may not have; Reach says
+	// that main may lack the default, see [routing.Link].
+	Known []routing.Route
+	Reach bool
+	// Released says that the owner has taken the configuration away: what stands
+	// for the interface may go, however little is known of the rest.
+	Released bool
 	// Only lists the addresses that take part, nil if all do.
 	Only []netip.Addr
 	// Tables are table numbers that the owner uses itself.

@@ -34,12 +34,18 @@ type Config struct {
 	// is none, and wins.
 	Include, Exclude []Matcher
 	LogLevel         slog.Level
+	// NetworkManager says whether the host has one; Auto looks.
+	NetworkManager Presence
 	// RepairBurst and RepairsPerSecond bound how often routing that somebody
 	// else deleted is put back.
 	RepairBurst      int
 	RepairsPerSecond float64
 	// Allocator is the service that leases tables to other programs.
 	Allocator Allocator
+	// DNS is the file of servers for dnsmasq.
+	DNS DNS
+	// MoveRoutes takes the routes of links that ifupdown brings up out of main.
+	MoveRoutes bool
 	// StateDir holds the leases, RuntimeDir the lock and what status reads.
 	StateDir, RuntimeDir string
 }
@@ -59,6 +65,24 @@ type Allocator struct {
 	TablesPerUser int
 }
 
+// DNS configures the file of servers that dnsmasq(8) reads (servers-file).
+type DNS struct {
+	// ServersFile is empty if there is none.
+	ServersFile string
+	// PIDFile names the dnsmasq that reads it.
+	PIDFile string
+}
+
+// A Presence says whether something is there.
+type Presence string
+
+// Presences.
+const (
+	Auto Presence = "auto"
+	Yes  Presence = "yes"
+	No   Presence = "no"
+)
+
 // A Matcher selects links. Its fields are globs of path.Match or empty for
 // anything, and all must match.
 type Matcher struct {
@@ -77,6 +101,7 @@ func Default() Config {
 		UplinkGroup:           policy.UplinkGroup,
 		ContainerPrefixLength: policy.ContainerPrefixLength,
 		LogLevel:              slog.LevelInfo,
+		NetworkManager:        Auto,
 		RepairBurst:           20,
 		RepairsPerSecond:      1,
 		Allocator: Allocator{
@@ -85,6 +110,7 @@ func Default() Config {
 			Groups:        []string{"multihomed"},
 			TablesPerUser: 100,
 		},
+		DNS:        DNS{PIDFile: "/run/dnsmasq/dnsmasq.pid"},
 		StateDir:   "/var/lib/multihomed",
 		RuntimeDir: "/run/multihomed",
 	}

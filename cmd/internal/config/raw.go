@@ -6,11 +6,14 @@ type raw struct {
 	UplinkGroup           *int64       `toml:"uplink_group"`
 	ContainerPrefixLength *int64       `toml:"container_prefix_length"`
 	LogLevel              *string      `toml:"log_level"`
+	NetworkManager        *string      `toml:"network_manager"`
 	StateDir              *string      `toml:"state_dir"`
 	RuntimeDir            *string      `toml:"runtime_dir"`
 	Tables                rawTables    `toml:"tables"`
 	Repair                rawRepair    `toml:"repair"`
 	Allocator             rawAllocator `toml:"allocator"`
+	DNS                   rawDNS       `toml:"dns"`
+	Ifupdown              rawIfupdown  `toml:"ifupdown"`
 	Include               []rawMatcher `toml:"include"`
 	Exclude               []rawMatcher `toml:"exclude"`
 }
@@ -35,6 +38,15 @@ type rawAllocator struct {
 	TablesPerUser *int64    `toml:"tables_per_user"`
 }
 
+type rawDNS struct {
+	ServersFile *string `toml:"servers_file"`
+	PIDFile     *string `toml:"dnsmasq_pid_file"`
+}
+
+type rawIfupdown struct {
+	MoveRoutes *bool `toml:"move_routes"`
+}
+
 type rawMatcher struct {
 	Interface *string `toml:"interface"`
 	Profile   *string `toml:"profile"`
@@ -52,6 +64,7 @@ func specs() []spec {
 		{"uplink_group", "an interface group from 1 to 2147483647"},
 		{"container_prefix_length", "a prefix length from 0 to 31"},
 		{"log_level", `"debug", "info", "warn" or "error"`},
+		{"network_manager", `"auto", "yes" or "no"`},
 		{"state_dir", "the absolute path of a directory"},
 		{"runtime_dir", "the absolute path of a directory"},
 		{"tables", "a table: [tables]"},
@@ -68,6 +81,11 @@ func specs() []spec {
 		{"allocator.users", "a list of names or numbers of users"},
 		{"allocator.groups", "a list of names or numbers of groups"},
 		{"allocator.tables_per_user", "a whole number from 1 to 1000000"},
+		{"dns", "a table: [dns]"},
+		{"dns.servers_file", "the absolute path of a file, or empty"},
+		{"dns.dnsmasq_pid_file", "the absolute path of a file"},
+		{"ifupdown", "a table: [ifupdown]"},
+		{"ifupdown.move_routes", "true or false"},
 		{"include", "a list of tables: [[include]]"},
 		{"include.interface", globAllowed},
 		{"include.profile", globAllowed},

@@ -58,12 +58,17 @@ func (v *validator) config(file raw) Config {
 	c.UplinkGroup = v.uint32("uplink_group", file.UplinkGroup, c.UplinkGroup, 1, math.MaxInt32)
 	c.ContainerPrefixLength = v.uint32("container_prefix_length", file.ContainerPrefixLength, c.ContainerPrefixLength, 0, 31)
 	c.LogLevel = v.level(file.LogLevel, c.LogLevel)
+	c.NetworkManager = v.presence("network_manager", file.NetworkManager, c.NetworkManager)
 	c.StateDir = v.directory("state_dir", file.StateDir, c.StateDir)
 	c.RuntimeDir = v.directory("runtime_dir", file.RuntimeDir, c.RuntimeDir)
 	c.Tables = v.tables(file.Tables, c.Tables)
 	c.RepairBurst = int(v.uint32("repair.burst", file.Repair.Burst, uint32(c.RepairBurst), 1, 10000)) //nolint:gosec // the default is 20
 	c.RepairsPerSecond = v.perSecond(file.Repair.PerSecond, c.RepairsPerSecond)
 	c.Allocator = v.allocator(file.Allocator, c.Allocator)
+	c.DNS = v.dns(file.DNS, c.DNS)
+	if file.Ifupdown.MoveRoutes != nil {
+		c.MoveRoutes = *file.Ifupdown.MoveRoutes
+	}
 	c.Include = v.matchers("include", file.Include)
 	c.Exclude = v.matchers("exclude", file.Exclude)
 	return c
@@ -97,6 +102,26 @@ func (v *validator) level(value *string, preset slog.Level) slog.Level {
 		v.refuse("log_level", quoted(*value))
 		return preset
 	}
+}
+
+func (v *validator) presence(key string, value *string, preset Presence) Presence {
+	if value == nil {
+		return preset
+	}
+	p := Presence(*value)
+	if p != Auto && p != Yes && p != No {
+		v.refuse(key, quoted(*value))
+		return preset
+	}
+	return p
+}
+
+func (v *validator) dns(file rawDNS, preset DNS) DNS {
+	if file.ServersFile != nil && *file.ServersFile != "" {
+		preset.ServersFile = v.directory("dns.servers_file", file.ServersFile, preset.ServersFile)
+	}
+	preset.PIDFile = v.directory("dns.dnsmasq_pid_file", file.PIDFile, preset.PIDFile)
+	return preset
 }
 
 func (v *validator) directory(key string, value *string, preset string) string {

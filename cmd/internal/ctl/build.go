@@ -23,7 +23,7 @@ func statusOf(v *inspect.View, root fs.FS, version string) Status {
 			Running: v.Running, PID: v.Daemon.PID, Version: v.Daemon.Version,
 			Ready: v.Daemon.Ready, Waiting: v.Daemon.Waiting,
 		},
-		NetworkManager: Manager{Running: v.NM.Running, Version: v.NM.Version, Complete: v.NM.Complete, Waiting: v.NM.Reason, Error: v.ManagerUnread},
+		NetworkManager: Manager{Running: v.NM.Running, Version: v.NM.Version, Complete: v.NM.Complete, None: v.Alone, Waiting: v.NM.Reason, Error: v.ManagerUnread},
 		Tables:         Range{First: uint32(v.Policy.Tables.First), Last: uint32(v.Policy.Tables.Last)},
 		UplinkGroup:    v.Policy.UplinkGroup,
 		Links:          []Link{}, Shared: []Object{}, Others: []Other{}, Problems: []Problem{},
@@ -235,6 +235,8 @@ func whyNot(v *inspect.View, facts kernel.Link) string {
 	switch {
 	case known && claim.Why != "":
 		return claim.Why
+	case v.Alone:
+		return "no hook said that it was configured"
 	case !v.NM.Running:
 		return "NetworkManager cannot be asked about it"
 	default:

@@ -83,6 +83,8 @@ func (r *renderer) head() {
 		version = ": version " + clean(m.Version)
 	}
 	switch {
+	case m.None:
+		row("NetworkManager", plain, "none", ": this host has none")
 	case m.Error != "":
 		row("NetworkManager", yellow, "unknown", ": it cannot be asked")
 	case !m.Running:

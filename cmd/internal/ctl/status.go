@@ -51,7 +51,9 @@ type Manager struct {
 	Running bool   `json:"running"`
 	Version string `json:"version,omitempty"`
 	// Complete says that everything about its devices is known.
-	Complete bool   `json:"complete"`
+	Complete bool `json:"complete"`
+	// None says that this host has no NetworkManager, and needs none.
+	None    bool   `json:"none,omitempty"`
 	Waiting  string `json:"waiting,omitempty"`
 	// Error says why it could not be asked.
 	Error string `json:"error,omitempty"`

@@ -5,7 +5,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -23,6 +22,7 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/lockfile"
+	"multihomed/internal/ownership"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -44,8 +44,8 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(cfg.RuntimeDir, 0o755); err != nil { //nolint:gosec // status.json is for everybody
-		return fmt.Errorf("creating the runtime directory: %w", err)
+	if _, err := ownership.MakeDirectory(filepath.Dir(cfg.RuntimeDir), filepath.Base(cfg.RuntimeDir)); err != nil {
+		return err
 	}
 	lock, err := takeLock(ctx, cfg.RuntimeDir)
 	if err != nil {
@@ -121,12 +121,21 @@ type service struct {
 // that changed, nil when ctx is done.
 func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) (*config.Config, error) {
 	s.Level.Set(cfg.LogLevel)
-	settled := newEvent()
+	settled, ready := newEvent(), newEvent()
+	var p *parts
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
-		Ready: s.notify.ready, Settled: settled.give,
+		Ready: func() { ready.do(s.notify.ready) },
+		Settled: func() {
+			settled.give()
+			if p.owners.Alone() {
+				// The rest of what stands waits for a NetworkManager, and nobody
+				// else must wait for one that may never come.
+				ready.do(s.notify.ready)
+			}
+		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
 		Report: func(r reconcile.Report) { s.reported(cfg.RuntimeDir, r) },
-	})
+	}, extras{fault: func(part, text string) { s.fault(cfg.RuntimeDir, part, text) }})
 	if err != nil {
 		return nil, err
 	}
@@ -145,9 +154,7 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 	})
 	tasks.Go(func() error {
 		return s.events.Run(running, s.Logger, func(m hook.Message) {
-			if m.Interface != "" {
-				p.owners.Poke(m.Interface)
-			}
+			p.take(running, m)
 		})
 	})
 	tasks.Go(func() error { return flushLeases(running, p.leases, s.Logger) })

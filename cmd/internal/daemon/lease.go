@@ -174,6 +174,14 @@ type event struct {
 
 func newEvent() *event { return &event{given: make(chan struct{})} }
 
+// do does something with the event, unless it was given before.
+func (s *event) do(something func()) {
+	s.once.Do(func() {
+		something()
+		close(s.given)
+	})
+}
+
 func (s *event) give() { s.once.Do(func() { close(s.given) }) }
 
 // await reports whether the signal was given before ctx was done.

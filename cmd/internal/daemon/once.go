@@ -3,8 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
+	"log/slog"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/lockfile"
+	"multihomed/internal/ownership"
 	"multihomed/routing/reconcile"
 )
 
@@ -23,18 +23,20 @@ const (
 	handOverTimeout = 10 * time.Second
 	// askAgain is how often such a lock is tried.
 	askAgain = 20 * time.Millisecond
-	// linger is how long a pass stays after the last event. NetworkManager tells
-	// of a link when one family is there, and nobody of a router advertisement
-	// that comes later.
-	linger = 20 * time.Second
+	// Linger is how long to stay after the last event. NetworkManager tells of a
+	// link when one family is there, and nobody of a router advertisement that
+	// comes later.
+	Linger = 20 * time.Second
 )
 
 // Once sees to it that what a message tells of is dealt with. With a daemon, that
 // is told; without, this process does for a while what the daemon does: it brings
 // the whole host in order, follows what comes of the event, takes the messages of
-// others like itself, and ends. It makes way for a daemon at once. What stands, it
-// leaves.
-func Once(ctx context.Context, o Options, m hook.Message) error {
+// others like itself, and ends when nothing was heard for as long as it is to
+// linger. It makes way for a daemon at once. What stands, it leaves.
+//
+// Settled is called when the first of this is done.
+func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, settled func()) error {
 	cfg, err := config.Load(o.ConfigPath)
 	if err != nil {
 		return err
@@ -50,11 +52,13 @@ func Once(ctx context.Context, o Options, m hook.Message) error {
 		if err != nil {
 			return err
 		}
-		wanted, err := stay(ctx, o, cfg, events)
+		wanted, err := (&standIn{Options: o, cfg: cfg, first: m, linger: linger, settled: settled}).serve(ctx, events)
 		left, closing := events.Close()
 		if err = errors.Join(err, closing); err != nil || !wanted || !left {
 			return err
 		}
+		// What they said is in the files of hooks, or NetworkManager knows it.
+		m = hook.Message{}
 	}
 }
 
@@ -62,8 +66,8 @@ func Once(ctx context.Context, o Options, m hook.Message) error {
 // holds the lock who does not listen, it is another of us, or a daemon that
 // starts: that may have looked before this event, or will listen in a moment.
 func handOver(ctx context.Context, cfg config.Config, m hook.Message) (*lockfile.Lock, error) {
-	if err := os.MkdirAll(cfg.RuntimeDir, 0o755); err != nil { //nolint:gosec // status.json is for everybody
-		return nil, fmt.Errorf("creating the runtime directory: %w", err)
+	if _, err := ownership.MakeDirectory(filepath.Dir(cfg.RuntimeDir), filepath.Base(cfg.RuntimeDir)); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
@@ -86,44 +90,84 @@ func handOver(ctx context.Context, cfg config.Config, m hook.Message) (*lockfile
 	}
 }
 
-// stay runs the parts until nothing has been heard for a while. It reports whether
-// messages that came too late are ours to deal with.
-func stay(ctx context.Context, o Options, cfg config.Config, events *hook.Listener) (wanted bool, err error) {
-	var ready, replaced atomic.Bool
-	var waiting atomic.Pointer[string]
-	p, err := assemble(ctx, cfg, o.Logger, reconcile.Hooks{
-		Ready: func() { ready.Store(true) }, Settled: func() {},
-		Report: func(r reconcile.Report) { waiting.Store(&r.Waiting) },
-	})
+// A standIn does the daemon's work for a while.
+type standIn struct {
+	Options
+	cfg config.Config
+	// first is what it was called for.
+	first   hook.Message
+	linger  time.Duration
+	settled func()
+	faults  map[string]string
+}
+
+// serve runs the parts until nothing has been heard for a while. It reports
+// whether messages that came too late are ours to deal with.
+func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool, err error) {
+	var replaced atomic.Bool
+	running, cancel := context.WithCancel(ctx)
+	defer cancel()
+	end := time.AfterFunc(max(s.linger, firstPass), cancel)
+	defer end.Stop()
+	done := newEvent()
+	finish := func() {
+		done.do(func() {
+			s.settled()
+			if s.linger == 0 {
+				cancel()
+			}
+		})
+	}
+	var p *parts
+	var waiting string
+	p, err = assemble(ctx, s.cfg, s.Logger, reconcile.Hooks{
+		Ready: func() { waiting = "" },
+		Settled: func() {
+			if p.owners.Heard() {
+				finish()
+			}
+		},
+		Report: func(r reconcile.Report) { waiting = r.Waiting },
+	}, extras{fault: s.fault, withoutLeases: true})
 	if err != nil {
 		return false, err
 	}
 	defer p.close()
-	running, cancel := context.WithCancel(ctx)
-	defer cancel()
+	p.take(ctx, s.first)
 	tasks, running := errgroup.WithContext(running)
 	p.run(running, tasks)
-	end := time.AfterFunc(linger, cancel)
-	defer end.Stop()
 	tasks.Go(func() error {
-		return events.Run(running, o.Logger, func(m hook.Message) {
-			if m == hook.MakeWay() {
+		return events.Run(running, s.Logger, func(m hook.Message) {
+			if m.MakesWay() {
 				replaced.Store(true)
 				cancel()
 				return
 			}
-			end.Reset(linger)
-			p.owners.Poke(m.Interface)
+			end.Reset(max(s.linger, firstPass))
+			p.take(running, m)
 		})
 	})
 	if err := tasks.Wait(); err != nil {
 		return false, err
 	}
-	if ctx.Err() != nil || replaced.Load() {
-		return false, nil
+	if waiting != "" && ctx.Err() == nil && !replaced.Load() {
+		s.Logger.LogAttrs(ctx, slog.LevelWarn, "what is left of other links stands, because not everything is known", slog.String("reason", waiting))
 	}
-	if why := waiting.Load(); !ready.Load() && why != nil {
-		return false, fmt.Errorf("bringing the host in order: not everything is known, and what stands was left: %s", *why)
+	return ctx.Err() == nil && !replaced.Load(), nil
+}
+
+// firstPass bounds the first pass of one who does not linger.
+const firstPass = 5 * time.Second
+
+// fault says what is wrong with a part.
+func (s *standIn) fault(part, text string) {
+	if s.faults[part] == text {
+		return
 	}
-	return true, nil
+	if s.faults == nil {
+		s.faults = map[string]string{}
+	}
+	if s.faults[part] = text; text != "" {
+		s.Logger.Warn("a part is not in service", slog.String("part", part), slog.String("error", text))
+	}
 }

@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 
@@ -12,8 +14,12 @@ import (
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
+	"multihomed/cmd/internal/hook"
+	"multihomed/cmd/internal/hooked"
+	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/rttables"
 	"multihomed/nm"
+	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
@@ -25,27 +31,45 @@ type parts struct {
 	mirror  *kernel.Mirror
 	writer  *kernel.Writer
 	watcher *nm.Watcher
+	hooks   *hooked.Store
 	owners  *claims.Owners
+	names   *names
 	router  *router
 	loop    *reconcile.Loop
 }
 
+// extras tell the daemon from one who stands in for it.
+type extras struct {
+	// fault takes what is wrong with a part; an empty text says that nothing is.
+	fault func(part, text string)
+	// withoutLeases goes on where the database cannot be had. No link gets a table
+	// then, and nothing that stands is deleted.
+	withoutLeases bool
+}
+
 // assemble opens everything. The caller must hold the lock, and close the parts.
-func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks) (*parts, error) {
+func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks, more extras) (*parts, error) {
 	p := &parts{log: log}
-	if err := p.open(ctx, cfg, hooks); err != nil {
+	if err := p.open(ctx, cfg, hooks, more); err != nil {
 		p.close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hooks) (err error) {
+func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hooks, more extras) (err error) {
 	policy, log := cfg.RoutingPolicy(), p.log
+	var leases reconcile.Leases
 	p.leases, err = allocator.Open(ctx, allocator.Options{
 		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: policy.Tables,
 	})
-	if err != nil {
+	switch {
+	case err == nil:
+		leases = p.leases
+	case more.withoutLeases && ctx.Err() == nil:
+		more.fault("leases", err.Error())
+		leases = noLeases{fmt.Errorf("the leases of tables cannot be had: %w", err)}
+	default:
 		return err
 	}
 	names, err := rttables.Load()
@@ -70,9 +94,17 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		log.LogAttrs(ctx, slog.LevelWarn, "a routed lease is lost", slog.String("error", err.Error()))
 	}
 	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy()}
-	p.watcher = nm.New(nm.Options{Logger: log})
-	p.owners = claims.Join(claims.New(p.watcher, cfg.NMPolicy()), links)
+	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != ""})
+	if p.hooks, errs = hooked.Open(cfg.RuntimeDir); len(errs) > 0 {
+		log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("error", errors.Join(errs...).Error()))
+	}
+	p.owners = claims.Join(claims.Sources{
+		Manager: p.watcher, Policy: cfg.NMPolicy(), Hooked: p.hooks, Declared: links, Kind: p.kindOf,
+		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
+		Blind:    p.leases == nil,
+	})
 
+	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
 	ready, settled := hooks.Ready, hooks.Settled
 	hooks.Ready = func() {
 		past.clean(ctx)
@@ -80,16 +112,75 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	hooks.Settled = func() {
 		p.router.settled(ctx)
+		p.forget(ctx)
+		p.names.settled(ctx, p.loop.Plans())
 		settled()
 	}
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
-		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
+		Owners: p.owners, Leases: leases, Reserved: names.Lookup,
 		Repairs: rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:   hooks,
 	})
 	p.router.loop = p.loop
 	return nil
+}
+
+// noLeases are those of nobody.
+type noLeases struct{ why error }
+
+func (n noLeases) Acquire(context.Context, []routing.Key, func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error) {
+	return nil, n.why
+}
+
+func (noLeases) Release(...routing.Key) {}
+
+// kindOf returns the driver's name of a virtual interface.
+func (p *parts) kindOf(name string) (kind string) {
+	p.mirror.View(func(k *kernel.State) {
+		if index, exists := k.IndexOf(name); exists {
+			facts, _ := k.Link(index)
+			kind = facts.Kind
+		}
+	})
+	return kind
+}
+
+// take takes what a dispatcher says.
+func (p *parts) take(ctx context.Context, m hook.Message) {
+	if m.Interface == "" {
+		return
+	}
+	for _, err := range p.hooks.Reload(m.Interface) {
+		p.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("error", err.Error()))
+	}
+	switch {
+	case m.Gone:
+		p.hooks.Release(m.Interface)
+	case len(m.Hints) > 0:
+		p.hooks.Hint(m.Interface, m.Hints)
+	}
+	p.owners.Poke(m.Interface)
+}
+
+// forget drops what hooks said of interfaces that have gone without a word.
+func (p *parts) forget(ctx context.Context) {
+	if len(p.hooks.Interfaces()) == 0 {
+		return
+	}
+	var dropped []hooked.Config
+	var err error
+	p.mirror.View(func(k *kernel.State) {
+		if k.Complete() { // Not knowing is not emptiness.
+			dropped, err = p.hooks.Keep(k.IndexOf)
+		}
+	})
+	if err != nil {
+		p.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said of an interface that has gone is kept", slog.String("error", err.Error()))
+	}
+	for _, c := range dropped {
+		p.log.LogAttrs(ctx, slog.LevelInfo, "the interface of a hook has gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
+	}
 }
 
 // run starts everything that follows something.

@@ -24,6 +24,8 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/ownership"
 )
 
 // Directory is the name of the directory in the runtime directory.
@@ -212,7 +214,7 @@ func (s *Store) Put(l Link) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := os.MkdirAll(s.directory, 0o755); err != nil { //nolint:gosec // for status, which anybody may ask for
+	if _, err := ownership.MakeDirectory(filepath.Dir(s.directory), Directory); err != nil {
 		return doing(err)
 	}
 	if err := renameio.WriteFile(filepath.Join(s.directory, l.key().file()), append(data, '\n'), 0o644); err != nil {

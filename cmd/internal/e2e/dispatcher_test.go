@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,14 +55,16 @@ func install(t *testing.T, from, to string) {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	// NetworkManager may run what is there at any moment.
+	hidden := filepath.Join(filepath.Dir(to), "."+filepath.Base(to))
+	out, err := os.OpenFile(hidden, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.Copy(out, in); err != nil {
 		t.Fatal(err)
 	}
-	if err := out.Close(); err != nil {
+	if err := errors.Join(out.Close(), os.Rename(hidden, to)); err != nil {
 		t.Fatal(err)
 	}
 }

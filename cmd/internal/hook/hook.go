@@ -18,13 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/allocator/unixgram"
+	"multihomed/cmd/internal/hooked"
 )
 
 // Name of the socket in the runtime directory.
 const Name = "hook"
 
-// maxMessage bounds a message.
-const maxMessage = 1024
+// maxMessage bounds a message. The kernel takes more (net.core.wmem_default).
+const maxMessage = 64 << 10
 
 // A Message says that something happened to an interface.
 type Message struct {
@@ -33,11 +34,21 @@ type Message struct {
 	Action string `json:"action"`
 	// Interface to look at.
 	Interface string `json:"interface"`
+	// Gone says that its configuration was taken away.
+	Gone bool `json:"gone,omitempty"`
+	// Hints are what the caller said of it without the right to decide; what a
+	// hook may decide is in files (package hooked).
+	Hints []hooked.Config `json:"hints,omitempty"`
 }
 
 // MakeWay asks a dispatcher that does the daemon's work to end. The daemon itself
 // takes no notice.
-func MakeWay() Message { return Message{Caller: "multihomed", Action: "make way"} }
+func MakeWay() Message { return Message{Caller: "multihomed", Action: makeWay} }
+
+const makeWay = "make way"
+
+// MakesWay reports whether a message is that request.
+func (m Message) MakesWay() bool { return m.Caller == "multihomed" && m.Action == makeWay }
 
 // What Send says where a message could not be handed over.
 var (
@@ -54,6 +65,10 @@ const sendTimeout = 100 * time.Millisecond
 // Send hands a message over.
 func Send(runtime string, m Message) error {
 	data, err := json.Marshal(m)
+	if err == nil && len(data) > maxMessage {
+		m.Hints = nil
+		data, err = json.Marshal(m)
+	}
 	if err == nil && len(data) > maxMessage {
 		err = fmt.Errorf("it has %d bytes, %d is the most", len(data), maxMessage)
 	}

@@ -28,7 +28,7 @@ func checkDaemon(v *View, _ files) []Finding {
 
 func checkManager(v *View, _ files) []Finding {
 	switch {
-	case v.NM.Complete:
+	case v.Complete():
 		return nil
 	case v.NM.Running:
 		return []Finding{{

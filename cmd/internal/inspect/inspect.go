@@ -20,11 +20,15 @@ import (
 	"slices"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"multihomed/allocator"
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
+	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/lockfile"
+	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -56,6 +60,8 @@ type View struct {
 	LeasesUnread string
 	// ManagerUnread says why NetworkManager could not be asked at all.
 	ManagerUnread string
+	// Alone says that this host has no NetworkManager.
+	Alone bool
 	// Notes are what could not be read, in sentences.
 	Notes []string
 
@@ -76,7 +82,7 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	}
 	v.readDaemon(cfg)
 	v.readManager(ctx, cfg)
-	v.readDeclared(cfg)
+	v.readClaims(cfg)
 	mirror, err := kernel.Open(kernel.Config{
 		Tables: v.Policy.Tables,
 		Interest: func(name string) bool {
@@ -97,6 +103,9 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	mirror.View(func(k *kernel.State) { v.look(k, leases) })
 	return v, nil
 }
+
+// Complete reports whether everybody who has links was asked.
+func (v *View) Complete() bool { return v.NM.Complete || v.Alone }
 
 func (v *View) note(format string, args ...any) {
 	v.Notes = append(v.Notes, fmt.Sprintf(format, args...))
@@ -125,29 +134,55 @@ func (v *View) readManager(ctx context.Context, cfg config.Config) {
 	v.NM, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience})
 	if err != nil {
 		v.ManagerUnread = err.Error()
+		v.NM.Absent = true
+	}
+	v.Alone = v.NM.Absent && !presence.NetworkManager(cfg.NetworkManager)
+	if err != nil && !v.Alone {
 		v.note("NetworkManager: %v", err)
 	}
-	policy := cfg.NMPolicy()
 	for name, d := range v.NM.Devices {
-		v.Claims[name] = claims.Of(policy, d)
 		if os.Geteuid() != 0 && len(d.Problems) > 0 {
 			v.unsure[name] = true
 		}
 	}
 }
 
-// readDeclared adds the links that clients of the table allocator declared.
-func (v *View) readDeclared(cfg config.Config) {
-	links, errs := declared.Open(cfg.RuntimeDir)
+// readClaims puts together what NetworkManager, hooks and clients of the table
+// allocator say.
+func (v *View) readClaims(cfg config.Config) {
+	leased, errs := declared.Open(cfg.RuntimeDir)
 	for _, err := range errs {
 		v.note("routed leases: %v", err)
 	}
-	for _, name := range links.Take() {
-		claim, managed := v.Claims[name]
-		if merged, claimed := claims.Merge(claim, managed, name, links); claimed {
-			v.Claims[name] = merged
+	hooks, errs := hooked.Open(cfg.RuntimeDir)
+	for _, err := range errs {
+		v.note("links of hooks: %v", err)
+	}
+	names := slices.Concat(slices.Collect(maps.Keys(v.NM.Devices)), leased.Take(), hooks.Take())
+	for _, name := range names {
+		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Leased: leased.Of(name)}
+		f.Device, f.Managed = v.NM.Devices[name]
+		f.Configs, f.Released = hooks.Of(name)
+		if len(f.Configs) > 0 {
+			f.Kind = kindOf(name)
+		}
+		if claim, claimed := claims.Judge(f); claimed {
+			v.Claims[name] = claim
 		}
 	}
+}
+
+// kindOf returns the driver's name of a virtual interface, empty where there is
+// none.
+func kindOf(name string) string {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return "" // It has gone.
+	}
+	if link.Type() == "tuntap" {
+		return "tun" // as the kernel calls it
+	}
+	return link.Type()
 }
 
 // LeasesPath is where the leases are.

@@ -39,7 +39,7 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 	}
 	all := routing.Everything(v.Planner, k)
 	// Not knowing is not emptiness: what nobody is known to want may be wanted.
-	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return v.NM.Complete && len(v.unsure) == 0 })
+	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return v.Complete() && len(v.unsure) == 0 })
 }
 
 // link puts an interface together as the daemon does, false if it is none.
@@ -77,7 +77,7 @@ func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Alloc
 // which something of ours stands was a link, and a family for which nothing
 // stands may be its owner's own.
 func (v *View) recall(ctx context.Context, mirror *kernel.Mirror) error {
-	if v.NM.Complete && len(v.unsure) == 0 {
+	if v.Complete() && len(v.unsure) == 0 {
 		return nil
 	}
 	recalled := map[int]bool{}
@@ -89,7 +89,7 @@ func (v *View) recall(ctx context.Context, mirror *kernel.Mirror) error {
 			switch {
 			case !ok || claimed && !v.unsure[facts.Name]:
 				continue
-			case !claimed && !v.NM.Complete && stands.any(facts):
+			case !claimed && !v.Complete() && stands.any(facts):
 				claim.Standing, claim.Why = reconcile.Link, "its routing stands, and NetworkManager cannot be asked"
 			}
 			if claim.Standing == reconcile.NoLink {

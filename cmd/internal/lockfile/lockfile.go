@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/ownership"
 )
 
 // Name of the lock in the runtime directory.
@@ -107,8 +109,12 @@ func open(path string) (*os.File, error) {
 		return nil, fmt.Errorf("opening the lock: %w", err)
 	}
 	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
 		err = fmt.Errorf("it is not a regular file; to fix: remove %s", path)
+	default:
+		err = ownership.Adopt(f)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the lock %s: %w", path, err), f.Close())

@@ -1,0 +1,95 @@
+package claims
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"multihomed/cmd/internal/hooked"
+	"multihomed/nm"
+	"multihomed/routing"
+	"multihomed/routing/reconcile"
+)
+
+// Facts are what all who may own an interface say of it.
+type Facts struct {
+	Name   string
+	Policy nm.Policy
+	// Device is NetworkManager's, if Managed; it says so also of those that it
+	// leaves alone.
+	Device  nm.Device
+	Managed bool
+	// Configs are what hooks said; Released says that they took it back.
+	Configs  []hooked.Config
+	Released bool
+	// Kind is the driver's name of a virtual interface (IFLA_INFO_KIND).
+	Kind string
+	// Leased are the addresses that were leased with their routing.
+	Leased []netip.Addr
+}
+
+// Judge says what an interface is, false if nobody says anything of it. What
+// NetworkManager brings up is its whole; so is what somebody else configured and
+// NetworkManager leaves alone. On the rest the addresses take part that were
+// leased.
+func Judge(f Facts) (reconcile.Claim, bool) {
+	var claim reconcile.Claim
+	left := true
+	if f.Managed {
+		claim, left = Of(f.Policy, f.Device), f.Policy.Leaves(f.Device)
+	}
+	if claim.Standing == reconcile.Link {
+		return claim, true
+	}
+	if left {
+		if hook, is := f.hooked(); is {
+			return hook, true
+		}
+	}
+	if len(f.Leased) == 0 || claim.Standing != reconcile.NoLink {
+		return claim, f.Managed
+	}
+	claim.Standing, claim.Watched, claim.Only = reconcile.Link, true, f.Leased
+	claim.Why = fmt.Sprintf("lease of %s", f.Leased[0])
+	if more := len(f.Leased) - 1; more > 0 {
+		claim.Why += fmt.Sprintf(" and %d more", more)
+	}
+	return claim, true
+}
+
+// tunnels are the kinds of virtual interfaces that are no links, as with
+// NetworkManager: what is sent through them leaves by another link.
+var tunnels = []string{
+	"amt", "dummy", "erspan", "geneve", "gre", "gretap", "gtp", "ip6erspan", "ip6gre", "ip6gretap", "ip6tnl", "ipip",
+	"l2tp", "sit", "tun", "vrf", "vti", "vti6", "vxlan", "wireguard", "xfrm",
+}
+
+// hooked says what an interface is that a DHCP client or ifupdown configured.
+func (f Facts) hooked() (reconcile.Claim, bool) {
+	if len(f.Configs) == 0 {
+		// Its rules stay until the kernel says that its addresses are gone.
+		return reconcile.Claim{
+			Standing: reconcile.Draining, Why: "its configuration was taken away", Watched: true, Released: true,
+		}, f.Released
+	}
+	if m, excluded := f.Policy.Excluded(f.Name); excluded {
+		return reconcile.Claim{Why: "the configuration excludes " + m.String(), Released: true}, true
+	}
+	if slices.Contains(tunnels, f.Kind) && !f.Policy.Included(f.Name) {
+		return reconcile.Claim{Why: "it is a tunnel or the like (" + f.Kind + ")", Released: true}, true
+	}
+	claim := reconcile.Claim{Standing: reconcile.Link, Watched: true, Reach: true, Intents: map[routing.Family]routing.Intent{}}
+	var callers []string
+	for _, c := range f.Configs {
+		if !slices.Contains(callers, c.Caller) {
+			callers = append(callers, c.Caller)
+		}
+		claim.Known = append(claim.Known, c.Known()...)
+		intent := claim.Intents[c.Family]
+		intent.Automatic = intent.Automatic || c.Automatic
+		claim.Intents[c.Family] = intent
+	}
+	claim.Why = "configured by " + strings.Join(callers, " and ")
+	return claim, true
+}

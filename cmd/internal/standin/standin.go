@@ -1,0 +1,155 @@
+// Package standin starts a process of its own for the work that a dispatcher does
+// in place of the daemon: whoever called the dispatcher gets it back when the
+// routing stands, and does not wait for what comes later, such as the other family.
+package standin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"log/syslog"
+	"os"
+	"os/exec"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/cmd/internal/daemon"
+	"multihomed/cmd/internal/hook"
+)
+
+// word is the argument by which a process knows what it is.
+const word = "stand-in"
+
+// Is reports whether this process was started by Start.
+func Is(args []string) bool { return len(args) == 1 && args[0] == word }
+
+// patience bounds how long a caller is kept: longer than a pass takes, and shorter
+// than a DHCP client would be missed.
+const patience = 10 * time.Second
+
+// readiness is the file descriptor by which the child says that it is done with
+// what it was called for.
+const readiness = 3
+
+// busAddress names the system bus (dbus-daemon(1)).
+const busAddress = "DBUS_SYSTEM_BUS_ADDRESS"
+
+// Start lets a process of its own deal with a message, and returns when the first
+// pass is made. What goes wrong in it is in its log.
+func Start(ctx context.Context, log *slog.Logger, m hook.Message) error {
+	doing := func(err error) error { return fmt.Errorf("standing in for the daemon: %w", err) }
+	data, err := json.Marshal(m)
+	if err != nil {
+		return doing(err)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		return doing(err)
+	}
+	defer read.Close()
+	in, message, err := os.Pipe()
+	if err != nil {
+		return errors.Join(doing(err), write.Close())
+	}
+	// Not the path that it was started by: that may be another file by now.
+	child := exec.Command("/proc/self/exe", word) //nolint:noctx // it outlives us
+	child.Args[0] = os.Args[0]
+	child.Stdin, child.Stderr, child.ExtraFiles = in, os.Stderr, []*os.File{write}
+	child.Dir = "/"
+	// Of what the caller says, all that counts is in the message.
+	child.Env = []string{}
+	if bus, set := os.LookupEnv(busAddress); set {
+		child.Env = append(child.Env, busAddress+"="+bus)
+	}
+	// Neither the terminal nor the caller's process group may end it.
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = child.Start()
+	err = errors.Join(err, write.Close(), in.Close())
+	if err != nil {
+		return errors.Join(doing(err), message.Close())
+	}
+	if _, err := message.Write(data); err != nil {
+		return errors.Join(doing(err), message.Close())
+	}
+	if err := message.Close(); err != nil {
+		return doing(err)
+	}
+	if err := read.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return doing(err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = read.Close() })
+	defer stop()
+	switch n, err := read.Read(make([]byte, 1)); {
+	case n == 1:
+		return nil
+	case errors.Is(err, io.EOF):
+		// It ended: because the daemon came first, or something is wrong.
+		if err := child.Wait(); err != nil {
+			return doing(err)
+		}
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		log.LogAttrs(ctx, slog.LevelWarn, "the routing is not complete yet; it goes on in the background", slog.Int("pid", child.Process.Pid))
+		return nil
+	default:
+		return doing(err)
+	}
+}
+
+// Run is the child.
+func Run(ctx context.Context, o daemon.Options) int {
+	out := &output{}
+	out.to.Store(&writer{os.Stderr})
+	o.Logger = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: o.Level}))
+	var m hook.Message
+	if err := json.NewDecoder(os.Stdin).Decode(&m); err != nil {
+		o.Logger.Error("multihomed-dispatcher was called with an argument that is its own", slog.String("error", err.Error()))
+		return 2
+	}
+	ready := os.NewFile(readiness, "readiness")
+	err := daemon.Once(ctx, o, m, daemon.Linger, func() {
+		out.leave()
+		// The caller may have lost patience.
+		_, _ = ready.Write([]byte{1})
+		_ = ready.Close()
+	})
+	if err != nil {
+		o.Logger.Error("not in order", slog.String("caller", m.Caller), slog.String("action", m.Action),
+			slog.String("interface", m.Interface), slog.String("error", err.Error()))
+		return 1
+	}
+	return 0
+}
+
+// output is where the log goes: to the caller while that waits, to the system's
+// log afterwards.
+type output struct{ to atomic.Pointer[writer] }
+
+type writer struct{ io.Writer }
+
+func (o *output) Write(p []byte) (int, error) { return o.to.Load().Write(p) }
+
+// leave lets go of the caller's files: whoever reads them to the end would wait
+// for us.
+func (o *output) leave() {
+	log, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_INFO, "multihomed-dispatcher")
+	if err != nil {
+		o.to.Store(&writer{io.Discard}) // There is no log on this system.
+	} else {
+		o.to.Store(&writer{log})
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	for fd := range readiness {
+		_ = unix.Dup3(int(null.Fd()), fd, 0) // They stay open for 20 seconds then.
+	}
+	_ = null.Close()
+}

@@ -1,0 +1,56 @@
+// Package ownership lets root work in directories that belong to the service's
+// user: what root creates there must be that user's, or the service could not
+// open it.
+package ownership
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// MakeDirectory makes a directory inside another one, which it makes too, and
+// gives it to the other's owner.
+func MakeDirectory(parent, name string) (string, error) {
+	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // status is for everybody
+		return "", fmt.Errorf("creating a directory: %w", err)
+	}
+	path := filepath.Join(parent, name)
+	err := os.Mkdir(path, 0o755) //nolint:gosec // as above
+	if errors.Is(err, fs.ErrExist) {
+		return path, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("creating a directory: %w", err)
+	}
+	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", fmt.Errorf("creating a directory: %w", err)
+	}
+	return path, errors.Join(Adopt(d), d.Close())
+}
+
+// Adopt gives what was just created to the owner of the directory it is in. It
+// does nothing unless this is root.
+func Adopt(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(filepath.Dir(f.Name()))
+	if err != nil {
+		return fmt.Errorf("giving %s to the service: %w", f.Name(), err)
+	}
+	owner, is := info.Sys().(*syscall.Stat_t)
+	if !is || owner.Uid == 0 {
+		return nil
+	}
+	if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+		return fmt.Errorf("giving %s to the service: %w", f.Name(), err)
+	}
+	return nil
+}

@@ -1,0 +1,67 @@
+package reconcile
+
+import (
+	"slices"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// abandoned reports whether an object that nobody wants is the rest of an
+// interface that does not exist any more, or that its owner has let go: it may be
+// deleted although not every owner has spoken. What is called on is the state
+// before the pass, in which rules still say whose table is whose.
+func (l *Loop) abandoned(k *kernel.State, op routing.Op) bool {
+	switch op.Verb {
+	case routing.DeleteRule:
+		table := op.Rule.Table
+		if op.Rule.Action != routing.ActionLookup {
+			table = tableOfSource(k, op.Rule)
+		}
+		return table != 0 && table != routing.TableMain && l.abandonedTable(k, table)
+	case routing.DeleteRoute:
+		return l.letGo(k, op.Route.Device)
+	case routing.ResetGroup:
+		return l.letGo(k, op.Index)
+	default:
+		return false
+	}
+}
+
+// tableOfSource returns the table of the packets that a rule stops.
+func tableOfSource(k *kernel.State, stop routing.Rule) routing.TableID {
+	for _, r := range k.RuleOrder(stop.Family, routing.PrioritySource) {
+		if r.From == stop.From {
+			return r.Table
+		}
+	}
+	return 0
+}
+
+// abandonedTable reports whether no interface that may need the table is left.
+func (l *Loop) abandonedTable(k *kernel.State, table routing.TableID) bool {
+	named := false
+	for _, f := range routing.Families() {
+		for _, r := range k.RuleOrder(f, routing.PriorityDevice) {
+			if r.Table != table {
+				continue
+			}
+			named = true
+			if index, exists := k.IndexOf(r.OIF); exists && !l.letGo(k, index) {
+				return false
+			}
+		}
+	}
+	// Of an interface that was renamed the routes are left.
+	return named && !slices.ContainsFunc(k.OurRoutes(table), func(r routing.Route) bool { return !l.letGo(k, r.Device) })
+}
+
+// letGo reports whether an interface was let go by its owner and is no link
+// any more.
+func (l *Loop) letGo(k *kernel.State, index int) bool {
+	name, exists := k.NameOf(index)
+	if _, planned := l.planner.Link(index); planned || !exists {
+		return false
+	}
+	return l.claims[name].Released
+}
