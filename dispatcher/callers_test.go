@@ -250,6 +250,19 @@ func TestWords(t *testing.T) {
 	}
 }
 
+// ifupdown writes a line for each time that an option is there.
+func TestLines(t *testing.T) {
+	t.Parallel()
+	e, err := dispatcher.Parse(nil, dispatcher.Environment{
+		"IFACE": "wan0", "ADDRFAM": "inet", "METHOD": "static", "MODE": "start", "PHASE": "post-up",
+		"IF_ADDRESS": "192.0.2.10", "IF_NETMASK": "255.255.255.0", "IF_DNS_NAMESERVER": "192.0.2.53\n192.0.2.54", "IF_DNS_NAMESERVERS": "192.0.2.54 192.0.2.55",
+	})
+	want := "configured \"wan0\" part=\"192.0.2.10\"\n\tipv4 192.0.2.10/24 dns 192.0.2.54 dns 192.0.2.55 dns 192.0.2.53"
+	if got := show(e); got != want || err != nil {
+		t.Errorf("%s, %v", got, err)
+	}
+}
+
 // No value is an error of the whole, and none makes an event grow.
 func TestHostile(t *testing.T) {
 	t.Parallel()

@@ -10,8 +10,12 @@ import (
 
 // ifupdown reads what ifup and ifdown set for /etc/network/if-up.d and
 // if-post-down.d (interfaces(5)): once for each stanza, with its options as
-// IF_*, in every phase the same. An alias (eth0:1) is an interface of its own to
-// ifupdown and a label of an address to the kernel.
+// IF_*, in every phase the same. An option that is there twice has a line for
+// each. An alias (eth0:1) is an interface of its own to ifupdown and a label of an
+// address to the kernel.
+//
+// ifdown reads the file as it is then: of a stanza that was edited in between, the
+// part that goes is not the one that came.
 //
 // NetworkManager runs the same directories (Debian's 01-ifupdown), and tells
 // better itself.

@@ -119,3 +119,21 @@ func TestOddValues(t *testing.T) {
 		t.Errorf("odd: %q", got.Odd)
 	}
 }
+
+func TestOddRoutes(t *testing.T) {
+	t.Parallel()
+	got, err := dispatcher.NetworkManager([]string{"wan0", "up"}, dispatcher.Environment{
+		"IP4_NUM_ADDRESSES": "0", "IP4_NUM_ROUTES": "7", "IP4_ROUTE_0": "10.8.0.0/16", "IP4_ROUTE_1": "2001:db8::/64 0.0.0.0", "IP4_ROUTE_2": "10.9.0.0/16 fe80::1",
+		"IP4_ROUTE_3": "10.10.0.0/16 192.0.2.1 -1", "IP4_ROUTE_4": "0.0.0.0/0 192.0.2.1", "IP4_ROUTE_5": "10.11.1.2/16 192.0.2.1 7", "IP4_ROUTE_6": "10.11.0.0/16 192.0.2.1 7",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := dispatcher.Config{
+		Gateways: addrs("192.0.2.1"),
+		Routes:   []dispatcher.Route{{Destination: netip.MustParsePrefix("10.11.0.0/16"), Gateway: netip.MustParseAddr("192.0.2.1"), Metric: 7}},
+	}
+	if diff := cmp.Diff(want, got.Configs[routing.IPv4], values); diff != "" || len(got.Odd) != 4 {
+		t.Errorf("%q, (-want +got):\n%s", got.Odd, diff)
+	}
+}
