@@ -68,13 +68,32 @@ type Policy struct {
 
 // Excluded reports whether the policy excludes every device of a name, whatever
 // its type and its profile, and by which matcher.
-func (p Policy) Excluded(name string) (Matcher, bool) {
-	for _, m := range p.Exclude {
+func (p Policy) Excluded(name string) (Matcher, bool) { return byName(p.Exclude, name) }
+
+// Included reports whether the policy includes every device of a name.
+func (p Policy) Included(name string) bool {
+	_, is := byName(p.Include, name)
+	return is
+}
+
+func byName(all []Matcher, name string) (Matcher, bool) {
+	for _, m := range all {
 		if m.Profile == "" && m.Type == "" && m.matches(Device{Name: name}) {
 			return m, true
 		}
 	}
 	return Matcher{}, false
+}
+
+// Leaves reports whether NetworkManager leaves a device to others, and the policy
+// does not exclude it: then it is a link if somebody else says so.
+func (p Policy) Leaves(d Device) bool {
+	for _, m := range p.Exclude {
+		if m.matches(d) {
+			return false
+		}
+	}
+	return impossible(d) == "" && (d.External || d.Gone || !d.Managed || d.State == gnm.NmDeviceStateUnmanaged)
 }
 
 // A Verdict says what a device is to the routing side.

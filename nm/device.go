@@ -96,8 +96,10 @@ func (d Device) equal(o Device) bool {
 
 // Status says how much of NetworkManager's knowledge there is.
 type Status struct {
-	// Running says that NetworkManager is on the bus now.
-	Running bool
+	// Running says that NetworkManager is on the bus now; Absent that it was
+	// looked for and is not, or that there is no bus. While neither is so, that is
+	// being found out.
+	Running, Absent bool
 	// Complete says that nothing is missing: everything was read after
 	// subscribing, NetworkManager has finished starting, and the profile of
 	// every active device is known. Only then does the absence of a device

@@ -636,6 +636,7 @@ func (s *session) publishStatus(ctx context.Context) {
 	case !s.ownerKnown:
 		now.Reason = "asking the bus for NetworkManager"
 	case s.owner == "":
+		now.Absent = true
 		level, now.Reason = slog.LevelInfo, "NetworkManager is not running"
 	case s.loadProblem != nil:
 		level, now.Reason = slog.LevelWarn, "NetworkManager does not answer: "+s.loadProblem.Error()

@@ -144,7 +144,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		}
 		w.ungone()
 		was := w.currentStatus()
-		w.setStatus(ctx, slog.LevelWarn, Status{Version: was.Version, Reason: fmt.Sprintf("system bus: %s", err)})
+		w.setStatus(ctx, slog.LevelWarn, Status{Absent: true, Version: was.Version, Reason: fmt.Sprintf("system bus: %s", err)})
 		wait := time.NewTimer(backoff(first, last, attempts))
 		select {
 		case <-wait.C:
