@@ -58,11 +58,16 @@ func Judge(f Facts) (reconcile.Claim, bool) {
 	return claim, true
 }
 
-// tunnels are the kinds of virtual interfaces that are no links, as with
-// NetworkManager: what is sent through them leaves by another link.
-var tunnels = []string{
-	"amt", "dummy", "erspan", "geneve", "gre", "gretap", "gtp", "ip6erspan", "ip6gre", "ip6gretap", "ip6tnl", "ipip",
-	"l2tp", "sit", "tun", "vrf", "vti", "vti6", "vxlan", "wireguard", "xfrm",
+// tunnel reports whether a kind of virtual interface is no link, as with
+// NetworkManager: what is sent through it leaves by another link.
+func tunnel(kind string) bool {
+	switch kind {
+	case "amt", "dummy", "erspan", "geneve", "gre", "gretap", "gtp", "ip6erspan", "ip6gre", "ip6gretap", "ip6tnl", "ipip",
+		"l2tp", "sit", "tun", "vrf", "vti", "vti6", "vxlan", "wireguard", "xfrm":
+		return true
+	default:
+		return false
+	}
 }
 
 // hooked says what an interface is that a DHCP client or ifupdown configured.
@@ -76,7 +81,7 @@ func (f Facts) hooked() (reconcile.Claim, bool) {
 	if m, excluded := f.Policy.Excluded(f.Name); excluded {
 		return reconcile.Claim{Why: "the configuration excludes " + m.String(), Released: true}, true
 	}
-	if slices.Contains(tunnels, f.Kind) && !f.Policy.Included(f.Name) {
+	if tunnel(f.Kind) && !f.Policy.Included(f.Name) {
 		return reconcile.Claim{Why: "it is a tunnel or the like (" + f.Kind + ")", Released: true}, true
 	}
 	claim := reconcile.Claim{Standing: reconcile.Link, Watched: true, Reach: true, Intents: map[routing.Family]routing.Intent{}}

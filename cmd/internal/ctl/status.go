@@ -54,7 +54,7 @@ type Manager struct {
 	Complete bool `json:"complete"`
 	// None says that this host has no NetworkManager, and needs none.
 	None    bool   `json:"none,omitempty"`
-	Waiting  string `json:"waiting,omitempty"`
+	Waiting string `json:"waiting,omitempty"`
 	// Error says why it could not be asked.
 	Error string `json:"error,omitempty"`
 }

@@ -22,8 +22,8 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/lockfile"
-	"multihomed/internal/ownership"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/ownership"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
 )

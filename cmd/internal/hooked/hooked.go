@@ -25,8 +25,8 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/ownership"
 	"multihomed/dispatcher"
+	"multihomed/internal/ownership"
 	"multihomed/routing"
 )
 

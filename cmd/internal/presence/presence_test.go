@@ -1,4 +1,4 @@
-package presence
+package presence_test
 
 import (
 	"os"
@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/presence"
 )
 
 func TestNetworkManager(t *testing.T) {
@@ -20,10 +21,12 @@ func TestNetworkManager(t *testing.T) {
 		program    string
 		want       bool
 	}{
-		{config.Auto, installed, true}, {config.Auto, missing, false},
-		{config.Yes, missing, true}, {config.No, installed, false},
+		{config.Auto, installed, true},
+		{config.Auto, missing, false},
+		{config.Yes, missing, true},
+		{config.No, installed, false},
 	} {
-		if got := networkManager(test.configured, missing, test.program); got != test.want {
+		if got := presence.OfPrograms(test.configured, missing, test.program); got != test.want {
 			t.Errorf("%s with %s: %v", test.configured, filepath.Base(test.program), got)
 		}
 	}

@@ -109,7 +109,7 @@ func Run(ctx context.Context, o daemon.Options) int {
 	o.Logger = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: o.Level}))
 	var m hook.Message
 	if err := json.NewDecoder(os.Stdin).Decode(&m); err != nil {
-		o.Logger.Error("multihomed-dispatcher was called with an argument that is its own", slog.String("error", err.Error()))
+		o.Logger.ErrorContext(ctx, "multihomed-dispatcher was called with an argument that is its own", slog.String("error", err.Error()))
 		return 2
 	}
 	ready := os.NewFile(readiness, "readiness")
@@ -120,7 +120,7 @@ func Run(ctx context.Context, o daemon.Options) int {
 		_ = ready.Close()
 	})
 	if err != nil {
-		o.Logger.Error("not in order", slog.String("caller", m.Caller), slog.String("action", m.Action),
+		o.Logger.ErrorContext(ctx, "not in order", slog.String("caller", m.Caller), slog.String("action", m.Action),
 			slog.String("interface", m.Interface), slog.String("error", err.Error()))
 		return 1
 	}
