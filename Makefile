@@ -8,11 +8,20 @@ VERSION ?= 0.1.0~dev
 BIN     := bin
 # No VCS stamp: root building a user's checkout must not make git refuse.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+# Where the callers of multihomed-dispatcher look, whatever PREFIX is.
+PREFIX     ?= /usr/local
+sbindir    ?= $(PREFIX)/sbin
+bindir     ?= $(PREFIX)/bin
+NM_LIB     ?= /usr/lib/NetworkManager
+IFUPDOWN   ?= /etc/network
+DHCLIENT   ?= /etc/dhcp/dhclient-exit-hooks.d
+DHCPCD     ?= /usr/lib/dhcpcd/dhcpcd-hooks
+UDEV_RULES ?= /usr/lib/udev/rules.d
 LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build unit lint bench clean requirements
+.PHONY: help demo test build unit lint bench install uninstall clean requirements
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +52,32 @@ $(LINT):
 bench: requirements build ## the table of figures in the README (as root)
 	$(BUILD) -o $(BIN)/ ./internal/bench
 	$(BIN)/bench -v
+
+# Root owns what NetworkManager runs, and nobody else may write to it: it ignores
+# it otherwise. The link makes its dispatcher run it at once (NetworkManager-dispatcher(8)).
+OWNED   := $(if $(filter 0,$(shell id -u)),-o root -g root)
+SCRIPT  := install -D $(OWNED) -m 755
+DATA    := install -D $(OWNED) -m 644
+FILL     = sed 's,@sbindir@,$(sbindir),g'
+install: ## the programs and hooks, into $(DESTDIR) and $(PREFIX) (after make build)
+	@test -x $(BIN)/multihomed-dispatcher || { echo "$(BIN)/multihomed-dispatcher is missing: run make build first" >&2; exit 1; }
+	$(SCRIPT) $(BIN)/multihomed $(DESTDIR)$(sbindir)/multihomed
+	$(SCRIPT) $(BIN)/multihomed-dispatcher $(DESTDIR)$(sbindir)/multihomed-dispatcher
+	$(SCRIPT) $(BIN)/multihomectl $(DESTDIR)$(bindir)/multihomectl
+	install -d $(OWNED) -m 755 $(DESTDIR)$(NM_LIB)/dispatcher.d/no-wait.d
+	ln -sfr $(DESTDIR)$(sbindir)/multihomed-dispatcher $(DESTDIR)$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed
+	ln -sf no-wait.d/90-multihomed $(DESTDIR)$(NM_LIB)/dispatcher.d/90-multihomed
+	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $(DESTDIR)$(IFUPDOWN)/if-up.d/multihomed
+	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $(DESTDIR)$(IFUPDOWN)/if-post-down.d/multihomed
+	$(FILL) packaging/hooks/dhclient.in | $(DATA) /dev/stdin $(DESTDIR)$(DHCLIENT)/multihomed
+	$(FILL) packaging/hooks/dhcpcd.in | $(DATA) /dev/stdin $(DESTDIR)$(DHCPCD)/90-multihomed
+	$(FILL) packaging/udev/90-multihomed.rules.in | $(DATA) /dev/stdin $(DESTDIR)$(UDEV_RULES)/90-multihomed.rules
+
+uninstall: ## what make install installed
+	rm -f $(DESTDIR)$(sbindir)/multihomed $(DESTDIR)$(sbindir)/multihomed-dispatcher $(DESTDIR)$(bindir)/multihomectl \
+		$(DESTDIR)$(NM_LIB)/dispatcher.d/90-multihomed $(DESTDIR)$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed \
+		$(DESTDIR)$(IFUPDOWN)/if-up.d/multihomed $(DESTDIR)$(IFUPDOWN)/if-post-down.d/multihomed \
+		$(DESTDIR)$(DHCLIENT)/multihomed $(DESTDIR)$(DHCPCD)/90-multihomed $(DESTDIR)$(UDEV_RULES)/90-multihomed.rules
 
 clean: ## remove what was built
 	rm -rf $(BIN) dist

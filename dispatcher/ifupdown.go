@@ -78,7 +78,8 @@ func (p *parser) stanza(f routing.Family) Config {
 			c.Addresses = []netip.Prefix{a}
 		}
 	}
-	c.Gateways = p.gateway(f, "IF_GATEWAY", p.env["IF_GATEWAY"])
+	// ifup fails on a gateway for which main has no room, and would not get here.
+	c.Gateways = append(p.gateway(f, "IF_GATEWAY", p.env["IF_GATEWAY"]), p.gateway(f, "IF_MULTIHOMED_GATEWAY", p.env["IF_MULTIHOMED_GATEWAY"])...)
 	for _, peer := range p.gateway(f, "IF_POINTOPOINT", p.env["IF_POINTOPOINT"]) {
 		c.add(Route{Destination: netip.PrefixFrom(peer, peer.BitLen())})
 	}

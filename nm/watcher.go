@@ -21,6 +21,9 @@ type Options struct {
 	// Grace is how long a device stays known after NetworkManager took it away
 	// or unmanaged it while staying on the bus; zero means 10 s.
 	Grace time.Duration
+	// Optional says that this host has no NetworkManager: that none is there is not
+	// worth a warning.
+	Optional bool
 	// DNS has [Device.DNS] followed. Without it, what NetworkManager says of name
 	// resolution is not even decoded.
 	DNS bool
@@ -215,6 +218,9 @@ func (w *Watcher) setStatus(ctx context.Context, level slog.Level, now Status) {
 		w.log.LogAttrs(ctx, slog.LevelInfo, "networkmanager is known completely",
 			slog.String("version", now.Version), slog.Int("devices", devices))
 	} else if now.Reason != was.Reason {
+		if now.Absent && w.opts.Optional {
+			level = slog.LevelDebug
+		}
 		w.log.LogAttrs(ctx, level, "networkmanager is waited for",
 			slog.String("reason", now.Reason), slog.Bool("running", now.Running))
 	}

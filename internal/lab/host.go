@@ -237,9 +237,23 @@ func resetNetwork() error {
 
 // resetFiles empties what the daemons under test have written.
 func resetFiles() error {
-	for _, dir := range []string{"/run/multihomed", "/run/NetworkManager"} {
+	for _, dir := range []string{"/run/multihomed", "/run/NetworkManager", "/run/dhcpcd", "/run/network", interfacesFile} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
+		}
+	}
+	if err := os.Mkdir("/run/network", 0o755); err != nil {
+		return err
+	}
+	for _, dir := range hooks {
+		paths, err := filepath.Glob(filepath.Join(dir, "*multihomed*"))
+		if err != nil {
+			return err
+		}
+		for _, path := range paths {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
 		}
 	}
 	for _, dir := range emptied {

@@ -30,11 +30,34 @@ var emptied = []string{
 	"/etc/NetworkManager/conf.d",
 	"/etc/NetworkManager/dispatcher.d",
 	"/etc/multihomed",
+	"/etc/network/interfaces.d",
 	"/var/lib/NetworkManager",
+	"/var/lib/dhcp",
+	"/var/lib/dhcpcd",
 	"/var/lib/multihomed",
 	"/usr/lib/NetworkManager/conf.d",
 	"/usr/lib/NetworkManager/dispatcher.d",
 	"/usr/lib/NetworkManager/system-connections",
+}
+
+// copied are the directories that the lab has as the machine does, and where it
+// may change what it likes.
+var copied = []string{
+	"/etc",
+	"/etc/dhcp", "/etc/dhcp/dhclient-exit-hooks.d",
+	"/etc/iproute2",
+	"/etc/network", "/etc/network/if-post-down.d", "/etc/network/if-up.d",
+	"/usr/lib/NetworkManager",
+	"/usr/lib/dhcpcd", "/usr/lib/dhcpcd/dhcpcd-hooks",
+	"/usr/sbin",
+	"/var/lib",
+}
+
+// hooks are those of copied where programs under test are called from; resetFiles
+// removes what is named after them.
+var hooks = []string{
+	"/etc/dhcp/dhclient-exit-hooks.d", "/etc/network/if-post-down.d", "/etc/network/if-up.d",
+	"/usr/lib/dhcpcd/dhcpcd-hooks", "/usr/sbin",
 }
 
 // prepareMounts gives the lab its own view of the file system and returns the
@@ -56,7 +79,7 @@ func prepareMounts(env []string) ([]string, error) {
 	if err := mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{labDir, netnsDir, "/run/dbus", "/run/lock"} {
+	for _, dir := range []string{labDir, netnsDir, "/run/dbus", "/run/lock", "/run/network"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
 		}
@@ -64,7 +87,7 @@ func prepareMounts(env []string) ([]string, error) {
 	if err := os.Mkdir(tmpDir, 0o777|os.ModeSticky); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{"/etc", "/etc/iproute2", "/var/lib", "/usr/lib/NetworkManager"} {
+	for _, dir := range copied {
 		if err := shadow(dir); err != nil {
 			return nil, fmt.Errorf("making a private copy of %s: %w", dir, err)
 		}

@@ -16,6 +16,9 @@ var requirements = []struct{ program, pkg string }{
 	{"nmcli", "network-manager"},
 	{"dbus-daemon", "dbus"},
 	{"dnsmasq", "dnsmasq-base"},
+	{"ifup", "ifupdown"},
+	{"dhclient", "isc-dhcp-client"},
+	{"dhcpcd", "dhcpcd-base"},
 	{"ip", "iproute2"},
 }
 

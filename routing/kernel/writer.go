@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -58,6 +59,44 @@ func (w *Writer) Port() uint32 { return w.requests.socket.port }
 // no error. After it, [Mirror.Drain] brings the effects into the mirror. It must
 // not be called inside [Mirror.View].
 func (w *Writer) Apply(ctx context.Context, ops []routing.Op) []error {
+	return w.apply(ctx, ops, refuse)
+}
+
+// TakeFromMain deletes routes of others from main, for an administrator who asked
+// for it; nothing else in this program does. What the kernel put there itself, or
+// learned from a router, stays. Main is a fact and not our work, so the mirror
+// hears of it as of any change that somebody makes. Errors are as with
+// [Writer.Apply].
+func (m *Mirror) TakeFromMain(ctx context.Context, routes []routing.Route) (errs []error) {
+	ops := make([]routing.Op, len(routes))
+	for i, r := range routes {
+		ops[i] = routing.Op{Verb: routing.DeleteRoute, Route: r}
+	}
+	r, err := newRequester()
+	if err != nil {
+		return slices.Repeat([]error{err}, len(routes))
+	}
+	defer r.close()
+	return (&Writer{requests: r, mirror: m}).apply(ctx, ops, func(op routing.Op) error {
+		if op.Route.Table != routing.TableMain || !Movable(op.Route) {
+			return fmt.Errorf("%w: it is the kernel's, or not in main", ErrNotOurs)
+		}
+		return nil
+	})
+}
+
+// Movable reports whether a route of main is somebody's who put it there, and not
+// the kernel's own.
+func Movable(r routing.Route) bool {
+	switch r.Protocol {
+	case unix.RTPROT_KERNEL, unix.RTPROT_RA, unix.RTPROT_REDIRECT, routing.Multihomed:
+		return false
+	default:
+		return r.Type == routing.RouteUnicast
+	}
+}
+
+func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routing.Op) error) []error {
 	b := batch{ctx: ctx, writer: w.requests, ops: ops}
 	w.requests.mu.Lock()
 	defer w.requests.mu.Unlock()

@@ -66,6 +66,7 @@ func TestEverythingSet(t *testing.T) {
 uplink_group = 7
 container_prefix_length = 0
 log_level = "debug"
+network_manager = "no"
 state_dir = "/srv/multihomed/"
 runtime_dir = "/run/other"
 exclude = [{type = "bridge", interface = "lab?"}]
@@ -87,6 +88,13 @@ users = ["www-data", "1000"]
 groups = []
 tables_per_user = 3
 
+[dns]
+servers_file = "/run/other/servers"
+dnsmasq_pid_file = "/run/dnsmasq.pid"
+
+[ifupdown]
+move_routes = true
+
 [[include]]
 interface = "tun*"
 [[include]]
@@ -102,7 +110,10 @@ profile = "home \\* [a-c]"
 			Socket: "other", Lifetime: 70000 * time.Second, Families: []routing.Family{0, routing.IPv6},
 			Users: []string{"www-data", "1000"}, TablesPerUser: 3,
 		},
-		StateDir: "/srv/multihomed", RuntimeDir: "/run/other",
+		NetworkManager: config.No,
+		DNS:            config.DNS{ServersFile: "/run/other/servers", PIDFile: "/run/dnsmasq.pid"},
+		MoveRoutes:     true,
+		StateDir:       "/srv/multihomed", RuntimeDir: "/run/other",
 	}
 	got, err := config.Parse("f", []byte(text))
 	if err != nil {
@@ -130,7 +141,7 @@ func TestErrors(t *testing.T) {
 		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
 		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
 		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname: unknown key; did you mean "},
-		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, log_level, state_dir, runtime_dir, tables, repair, allocator, include, exclude"},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, include, exclude"},
 		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
 		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
 		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: not what is allowed here (string); want an interface group from 1 to 2147483647"},

@@ -94,7 +94,9 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		log.LogAttrs(ctx, slog.LevelWarn, "a routed lease is lost", slog.String("error", err.Error()))
 	}
 	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy()}
-	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != ""})
+	p.watcher = nm.New(nm.Options{
+		Logger: log, DNS: cfg.DNS.ServersFile != "", Optional: !presence.NetworkManager(cfg.NetworkManager),
+	})
 	if p.hooks, errs = hooked.Open(cfg.RuntimeDir); len(errs) > 0 {
 		log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("error", errors.Join(errs...).Error()))
 	}
@@ -105,6 +107,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	})
 
 	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
+	move := &mover{log: log, runtime: cfg.RuntimeDir, enabled: cfg.MoveRoutes, hooks: p.hooks, owners: p.owners, mirror: p.mirror}
 	ready, settled := hooks.Ready, hooks.Settled
 	hooks.Ready = func() {
 		past.clean(ctx)
@@ -113,6 +116,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	hooks.Settled = func() {
 		p.router.settled(ctx)
 		p.forget(ctx)
+		move.settled(ctx, p.loop.Plans())
 		p.names.settled(ctx, p.loop.Plans())
 		settled()
 	}

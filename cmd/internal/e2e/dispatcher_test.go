@@ -1,12 +1,13 @@
 package e2e_test
 
 import (
-	"errors"
+	"context"
 	"fmt"
-	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,28 +19,13 @@ import (
 	"multihomed/routing"
 )
 
-const scripts = "/etc/NetworkManager/dispatcher.d"
-
-// dispatched is a host on which NetworkManager's dispatcher runs our program, as
-// the package installs it: at once, beside the scripts of others.
+// dispatched is a host with two providers on which NetworkManager's dispatcher
+// runs our program.
 func dispatched(t *testing.T, toml string) *rig {
 	t.Helper()
 	r := newRig(t, lab.HostConfig{FastDAD: true}, toml)
-	// NetworkManager passes no file name.
-	text, err := os.ReadFile(r.path)
-	r.must(err)
-	r.path = config.DefaultPath
-	r.must(os.WriteFile(r.path, text, 0o600))
-	t.Cleanup(func() { r.must(os.Remove(r.path)) })
 	r.must(r.EnableDispatcher())
-	program, err := labtest.Build("multihomed-dispatcher")
-	r.must(err)
-	install(t, program, filepath.Join(scripts, "90-multihomed"))
-	r.must(os.Symlink("../90-multihomed", filepath.Join(scripts, "no-wait.d", "90-multihomed")))
-	t.Cleanup(func() {
-		r.must(os.Remove(filepath.Join(scripts, "no-wait.d", "90-multihomed")))
-		r.must(os.Remove(filepath.Join(scripts, "90-multihomed")))
-	})
+	r.install()
 	for n := range 2 {
 		// The families come one after the other, and the dispatcher is told of the
 		// first.
@@ -48,25 +34,35 @@ func dispatched(t *testing.T, toml string) *rig {
 	return r
 }
 
-func install(t *testing.T, from, to string) {
-	t.Helper()
-	in, err := os.Open(from)
+// installed is a directory with what `make install` installs, made once.
+var installed = sync.OnceValues(func() (string, error) {
+	directory, err := os.MkdirTemp("", "multihomed-installed")
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	defer in.Close()
-	// NetworkManager may run what is there at any moment.
-	hidden := filepath.Join(filepath.Dir(to), "."+filepath.Base(to))
-	out, err := os.OpenFile(hidden, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	// Not with the race detector, which lets every process sleep before it ends.
+	bin := filepath.Join(directory, "bin")
+	out, err := exec.CommandContext(context.Background(), "make", "-C", "../../..", "build", "install", "BIN="+bin, "DESTDIR="+directory, "PREFIX=/usr").CombinedOutput()
 	if err != nil {
-		t.Fatal(err)
+		return "", fmt.Errorf("make install: %w: %s", err, out)
 	}
-	if _, err := io.Copy(out, in); err != nil {
-		t.Fatal(err)
+	return directory, nil
+})
+
+// install installs the programs and hooks, and has them use the rig's
+// configuration: no caller passes a file name.
+func (r *rig) install() {
+	r.t.Helper()
+	directory, err := installed()
+	r.must(err)
+	for _, part := range []string{"etc", "usr/sbin", "usr/lib/NetworkManager", "usr/lib/dhcpcd"} {
+		_, err := r.Run(r.t.Context(), "cp", "-a", filepath.Join(directory, part)+"/.", "/"+part)
+		r.must(err)
 	}
-	if err := errors.Join(out.Close(), os.Rename(hidden, to)); err != nil {
-		t.Fatal(err)
-	}
+	text, err := os.ReadFile(r.path)
+	r.must(err)
+	r.path = config.DefaultPath
+	r.must(os.WriteFile(r.path, text, 0o600))
 }
 
 // TestDispatcherInsteadOfTheDaemon is a host without the daemon: what

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"multihomed/cmd/internal/hook"
+	"multihomed/cmd/internal/hooked"
 )
 
 func TestHandOver(t *testing.T) {
@@ -114,5 +115,42 @@ func TestASocketThatIsLeftIsReplaced(t *testing.T) {
 	}
 	if err := hook.Send(dir, hook.Message{Interface: strings.Repeat("x", 2000)}); err == nil {
 		t.Error("a message without bound was sent")
+	}
+}
+
+// Hints are left out where there is no room for them: that something happened
+// matters more.
+func TestHintsThatAreTooLong(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l, err := hook.Listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := func(domain int) hook.Message {
+		return hook.Message{Caller: "NetworkManager", Action: "up", Interface: "wan0", Hints: []hooked.Config{{Interface: "wan0", Index: 7, Domains: []string{strings.Repeat("x", domain)}}}}
+	}
+	if err := hook.Send(dir, hook.Message{Caller: strings.Repeat("x", 64<<10), Hints: said(1).Hints}); err == nil || !strings.Contains(err.Error(), "is the most") {
+		t.Errorf("a message without bound: %v", err)
+	}
+	for _, domain := range []int{64 << 10, 60 << 10} {
+		if err := hook.Send(dir, said(domain)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var got []hook.Message
+	err = l.Run(ctx, slog.New(slog.DiscardHandler), func(m hook.Message) {
+		if got = append(got, m); len(got) == 2 {
+			cancel()
+		}
+	})
+	without := said(0)
+	without.Hints = nil
+	if err != nil || len(got) != 2 || !reflect.DeepEqual(got, []hook.Message{without, said(60 << 10)}) {
+		t.Errorf("got %.200v, %v", got, err)
+	}
+	if left, err := l.Close(); err != nil || left {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
@@ -118,6 +119,8 @@ func (c Config) file() string {
 	return strings.Join(words, "@") + suffix
 }
 
+func (c Config) path(runtime string) string { return filepath.Join(runtime, Directory, c.file()) }
+
 // Bounds of what is believed. A file name has 255 bytes at most (NAME_MAX), of
 // which the temporary name of renameio needs some.
 const (
@@ -128,13 +131,13 @@ const (
 
 func (c Config) check() error {
 	switch {
-	case c.Interface == "" || len(c.Interface) >= unix.IFNAMSIZ || strings.ContainsAny(c.Interface, "/\x00"):
+	case c.Interface == "" || len(c.Interface) >= unix.IFNAMSIZ || strings.ContainsAny(c.Interface, "/\x00") || !utf8.ValidString(c.Interface):
 		return fmt.Errorf("%q is not an interface name", c.Interface)
 	case c.Index <= 0:
 		return fmt.Errorf("%d is not the index of an interface", c.Index)
 	case c.Family != routing.IPv4 && c.Family != routing.IPv6:
 		return fmt.Errorf("%d is not an address family", c.Family)
-	case c.Caller == "" || len(c.file()) > maxName:
+	case c.Caller == "" || len(c.file()) > maxName || !utf8.ValidString(c.Caller+c.Part):
 		return fmt.Errorf("%q and %q do not name a caller", c.Caller, c.Part)
 	case len(c.Addresses) > maxItems || len(c.Routes) > maxItems || len(c.Servers) > maxItems || len(c.Domains) > maxItems:
 		return fmt.Errorf("it holds more than %d addresses, routes, servers or domains", maxItems)
@@ -153,6 +156,11 @@ func (c Config) check() error {
 		}
 		if r.Gateway.IsValid() && !of(r.Gateway) || r.Source.IsValid() && !of(r.Source) {
 			return fmt.Errorf("%v from %v by %v is not a route of %v", r.Destination, r.Source, r.Gateway, c.Family)
+		}
+	}
+	for _, a := range c.Servers {
+		if !of(a) {
+			return fmt.Errorf("%v is not the address of a server of %v", a, c.Family)
 		}
 	}
 	return nil
@@ -186,6 +194,9 @@ func Put(runtime string, c Config) error {
 	if err != nil {
 		return doing(err)
 	}
+	if len(data) > maxSize {
+		return doing(fmt.Errorf("it has %d bytes, %d is the most", len(data), maxSize))
+	}
 	directory, err := ownership.MakeDirectory(runtime, Directory)
 	if err != nil {
 		return doing(err)
@@ -196,14 +207,28 @@ func Put(runtime string, c Config) error {
 	return nil
 }
 
-// Remove ends the configurations of an interface that a function picks.
+// Ifupdown is a caller; Mover is who notes the routes that were moved out of main
+// for it.
+const (
+	Ifupdown = "ifupdown"
+	Mover    = "multihomed"
+)
+
+// Remove ends the configurations of an interface that a function picks. Routes that
+// were moved out of main end with the configuration that had brought them.
 func Remove(runtime, name string, which func(Config) bool) error {
 	all, errs := read(runtime, name)
+	movable := map[routing.Family]bool{}
 	for _, c := range all {
-		if !which(c) {
+		if c.Caller == Ifupdown && !which(c) {
+			movable[c.Family] = true
+		}
+	}
+	for _, c := range all {
+		if !which(c) && (c.Caller != Mover || movable[c.Family]) {
 			continue
 		}
-		if err := os.Remove(filepath.Join(runtime, Directory, c.file())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(c.path(runtime)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("ending what %s said of %s: %w", c.Caller, name, err))
 		}
 	}
@@ -225,8 +250,9 @@ func read(runtime, name string) ([]Config, []error) {
 	var errs []error
 	for _, e := range entries {
 		of, _, whole := strings.Cut(e.Name(), "@")
-		// Others are temporary files of a process that was killed.
-		if !whole || !strings.HasSuffix(e.Name(), suffix) || strings.HasPrefix(e.Name(), ".") || name != "" && of != url.QueryEscape(name) {
+		// Others are temporary files of a process that was killed: they end in a
+		// number. The name of an interface may begin with a dot as theirs does.
+		if !whole || !strings.HasSuffix(e.Name(), suffix) || name != "" && of != url.QueryEscape(name) {
 			continue
 		}
 		path := filepath.Join(directory, e.Name())
@@ -252,6 +278,13 @@ func readFile(path string) (c Config, err error) {
 		return Config{}, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return Config{}, err
+	}
+	if !info.Mode().IsRegular() { // Reading a pipe may never end.
+		return Config{}, errors.New("it is not a regular file")
+	}
 	if err := json.NewDecoder(io.LimitReader(f, maxSize)).Decode(&c); err != nil {
 		return Config{}, err
 	}

@@ -1,8 +1,11 @@
 package hooked
 
 import (
+	"errors"
+	"io/fs"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 
@@ -50,15 +53,23 @@ func (s *Store) touch(name string) {
 }
 
 // Reload reads what was said of an interface. Where nothing is left of it, the
-// interface was let go.
+// interface was let go. What is there and cannot be read now holds as it was.
 func (s *Store) Reload(name string) []error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all, errs := read(s.runtime, name)
+	if len(errs) > 0 {
+		for _, c := range s.configs[name] {
+			if _, err := os.Lstat(c.path(s.runtime)); !errors.Is(err, fs.ErrNotExist) && !holds(all, c) {
+				all = append(all, c)
+			}
+		}
+		slices.SortFunc(all, Compare)
+	}
 	if slices.EqualFunc(all, s.configs[name], same) {
 		return errs
 	}
-	s.released[name] = len(all) == 0
+	s.released[name] = len(all) == 0 && len(errs) == 0
 	if len(all) == 0 {
 		delete(s.configs, name)
 	} else {
@@ -66,6 +77,11 @@ func (s *Store) Reload(name string) []error {
 	}
 	s.touch(name)
 	return errs
+}
+
+// holds reports whether one is of the same caller, part and family.
+func holds(all []Config, c Config) bool {
+	return slices.ContainsFunc(all, func(o Config) bool { return Compare(o, c) == 0 })
 }
 
 func same(a, b Config) bool {
@@ -137,26 +153,50 @@ func (s *Store) Interfaces() []string {
 // interface has a name now, false if none has. It returns what was dropped.
 func (s *Store) Keep(index func(name string) (int, bool)) ([]Config, error) {
 	var dropped []Config
-	var failed error
+	var errs []error
 	for _, name := range s.Interfaces() {
 		now, exists := index(name)
 		isGone := func(c Config) bool { return !exists || c.Index != now }
+		dropped = append(dropped, s.dropHints(name, isGone)...)
 		configs, _ := s.Of(name)
 		if !slices.ContainsFunc(configs, isGone) {
 			continue
 		}
+		// Of a file that cannot be read nothing is known: it is in the errors and
+		// stays, and others go all the same.
 		if err := Remove(s.runtime, name, isGone); err != nil {
-			failed = err
-			continue
+			errs = append(errs, err)
 		}
+		s.Reload(name)
+		left, _ := s.Of(name)
 		for _, c := range configs {
-			if isGone(c) {
+			if isGone(c) && !holds(left, c) {
 				dropped = append(dropped, c)
 			}
 		}
-		s.Reload(name)
 	}
-	return dropped, failed
+	return dropped, errors.Join(errs...)
+}
+
+func (s *Store) dropHints(name string, which func(Config) bool) (dropped []Config) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var left []Config
+	for _, c := range s.hints[name] {
+		if which(c) {
+			dropped = append(dropped, c)
+		} else {
+			left = append(left, c)
+		}
+	}
+	if len(dropped) == 0 {
+		return nil
+	}
+	if s.hints[name] = left; len(left) == 0 {
+		delete(s.hints, name)
+	}
+	s.touch(name)
+	return dropped
 }
 
 // Servers returns the servers for names of an interface and family, and the

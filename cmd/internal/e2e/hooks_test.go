@@ -1,0 +1,264 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"multihomed/internal/lab"
+)
+
+// withoutNM is a host without NetworkManager and without a bus, on which the hooks
+// are installed.
+func withoutNM(t *testing.T, toml string) *rig {
+	t.Helper()
+	r := newRig(t, lab.HostConfig{NoBus: true, FastDAD: true}, "network_manager = \"no\"\n"+toml)
+	r.install()
+	r.must(r.ServeEcho())
+	return r
+}
+
+// onBothHosts runs a test on a host with the daemon, and on one where nothing but
+// the hooks does the work.
+func onBothHosts(t *testing.T, toml string, test func(*rig)) {
+	t.Helper()
+	for _, with := range []bool{true, false} {
+		name := map[bool]string{true: "daemon", false: "hooks alone"}[with]
+		t.Run(name, func(t *testing.T) {
+			r := withoutNM(t, toml)
+			if with {
+				r.start()
+			}
+			test(r)
+		})
+	}
+}
+
+// connected connects a provider for which NetworkManager has no profile.
+func (r *rig) connected(cfg lab.ISPConfig) *lab.ISP {
+	r.t.Helper()
+	isp, err := r.NewISP(r.t.Context(), cfg)
+	r.must(err)
+	return isp
+}
+
+func (r *rig) ifup(interfaces ...string) {
+	r.t.Helper()
+	out, err := r.Ifup(r.t.Context(), interfaces...)
+	r.must(err)
+	r.t.Logf("ifup %v:\n%s", interfaces, out)
+}
+
+func (r *rig) ifdown(interfaces ...string) {
+	r.t.Helper()
+	out, err := r.Ifdown(r.t.Context(), interfaces...)
+	r.must(err)
+	r.t.Logf("ifdown %v:\n%s", interfaces, out)
+}
+
+// become waits for the ladders of these parts and of nothing else, and for a fresh
+// plan to have nothing to do.
+func (r *rig) become(parts ...part) {
+	r.t.Helper()
+	r.eventually(func() error {
+		if err := r.holds(parts...); err != nil {
+			return err
+		}
+		v, err := r.look()
+		if err != nil {
+			return err
+		}
+		return v.Converged()
+	})
+}
+
+// answer wants packets of both families to come back on the link of each provider.
+func (r *rig) answer(isps ...*lab.ISP) {
+	r.t.Helper()
+	for _, isp := range isps {
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			r.answersOnItsLink(isp, f)
+		}
+	}
+}
+
+// states are the names of the files that hooks have left.
+func (r *rig) states() []string {
+	r.t.Helper()
+	entries, err := os.ReadDir(filepath.Join(r.cfg.RuntimeDir, "hooks"))
+	if err != nil && !os.IsNotExist(err) {
+		r.t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// unplugged is what udevd does when an interface is gone.
+func (r *rig) unplugged(link string) {
+	r.t.Helper()
+	_, err := r.Run(r.t.Context(), "env", "-i", "ACTION=remove", "SUBSYSTEM=net", "INTERFACE="+link, "/usr/sbin/multihomed-dispatcher", "udev")
+	r.must(err)
+}
+
+const dhcpInterfaces = `
+auto lo
+iface lo inet loopback
+iface wan0 inet dhcp
+iface wan0 inet6 auto
+iface wan1 inet dhcp
+iface wan1 inet6 auto
+`
+
+// TestDHClient is the host that plain Linux gets wrong: ifupdown brings up two
+// links by DHCP, and the second default of the same metric does not get into main.
+func TestDHClient(t *testing.T) {
+	onBothHosts(t, "", func(r *rig) {
+		ctx := r.t.Context()
+		moving := lab.DefaultISP(0)
+		moving.Lease, moving.Renew = 2*time.Minute, 3*time.Second
+		isp0, isp1 := r.connected(moving), r.connected(lab.DefaultISP(1))
+		r.must(r.WriteInterfaces(dhcpInterfaces))
+		r.ifup("wan0", "wan1")
+		r.become(both("wan0", "wan1")...)
+		r.answer(isp0, isp1)
+		if main, err := r.RoutesText(ctx, lab.IPv4, "main"); err != nil || strings.Count(main, "default") != 1 {
+			r.t.Errorf("main was to be as dhclient leaves it (%v):\n%s", err, main)
+		}
+
+		// A renewal that changes nothing, and one that changes everything.
+		_, err := isp0.WaitDHCP(ctx, "DHCPACK(lan)")
+		r.must(err)
+		r.must(isp0.Reconfigure(ctx, func(c *lab.ISPConfig) {
+			c.IPv4 = netip.MustParsePrefix("100.64.200.1/24")
+			c.Routes = []lab.Route{{Dst: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("100.64.200.7")}, lab.DefaultVia(netip.MustParseAddr("100.64.200.1"))}
+		}))
+		_, err = r.WaitAddrIn(ctx, "wan0", netip.MustParsePrefix("100.64.200.0/24"))
+		r.must(err)
+		r.become(both("wan0", "wan1")...)
+		r.must(r.tableHas("wan0", lab.IPv4, "default via 100.64.200.1 ", "10.99.0.0/16 via 100.64.200.7 ", "!100.64.0."))
+		r.answer(isp0, isp1)
+
+		r.ifdown("wan0")
+		r.become(both("wan1")...)
+		r.answer(isp1)
+		r.ifup("wan0")
+		r.become(both("wan0", "wan1")...)
+
+		// Unplugged while it is up.
+		r.must(isp1.Link().Delete())
+		if r.daemon == nil {
+			r.unplugged("wan1")
+		}
+		r.become(both("wan0")...)
+		r.eventually(func() error {
+			if left := strings.Join(r.states(), " "); strings.Contains(left, "wan1") {
+				return fmt.Errorf("left of wan1: %s", left)
+			}
+			return nil
+		})
+		r.must(isp1.Link().Recreate())
+		_, err = r.Ifdown(ctx, "--force", "wan1")
+		r.must(err)
+		r.ifup("wan1")
+		r.become(both("wan0", "wan1")...)
+		r.answer(isp0, isp1)
+
+		r.ifdown("wan0", "wan1")
+		r.become()
+		if left := r.states(); len(left) > 0 {
+			r.t.Errorf("left of everything: %v", left)
+		}
+	})
+}
+
+// TestIfupdownStatic is a host with static addresses: the second gateway is left
+// out, because ifupdown would fail on it, or is in another stanza.
+func TestIfupdownStatic(t *testing.T) {
+	for _, moving := range []bool{false, true} {
+		toml := ""
+		if moving {
+			toml = "[ifupdown]\nmove_routes = true\n"
+		}
+		onBothHosts(t, toml, func(r *rig) {
+			var isps []*lab.ISP
+			for n := range 2 {
+				cfg := lab.DefaultISP(n)
+				cfg.NoDHCP, cfg.NoRA = true, true
+				isps = append(isps, r.connected(cfg))
+			}
+			second := "multihomed-gateway"
+			if moving {
+				second = "gateway"
+			}
+			r.must(r.WriteInterfaces(`
+iface wan0 inet static
+    address 100.64.0.50/24
+    gateway 100.64.0.1
+    up ip route add 10.77.0.0/16 via 100.64.0.7
+iface wan0 inet static
+    address 100.64.0.51
+    netmask 255.255.255.0
+iface wan0 inet6 static
+    address 2001:db8:0:1::50/64
+    gateway 2001:db8:0:1::1
+iface wan1 inet static
+    address 100.64.1.50/24
+    ` + second + ` 100.64.1.1
+iface wan1 inet6 static
+    address 2001:db8:0:2::50/64
+    gateway 2001:db8:0:2::1
+`))
+			inMain := func() error {
+				var errs []error
+				for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+					main, err := r.RoutesText(r.t.Context(), f, "main")
+					if err != nil {
+						return err
+					}
+					if strings.Contains(main, "default") == moving || strings.Contains(main, "10.77.0.0/16") != (!moving && f == lab.IPv4) {
+						errs = append(errs, fmt.Errorf("routes moved is %t, and main is:\n%s", moving, main))
+					}
+				}
+				return errors.Join(errs...)
+			}
+			r.ifup("wan0")
+			r.become(both("wan0")...)
+			r.eventually(inMain)
+			r.ifup("wan1")
+			r.become(both("wan0", "wan1")...)
+			r.must(r.tableHas("wan0", lab.IPv4, "default via 100.64.0.1 ", "10.77.0.0/16 via 100.64.0.7 "))
+			r.must(r.hasSource("wan0", netip.MustParsePrefix("100.64.0.51/24")))
+			r.answer(isps...)
+			r.eventually(inMain)
+			r.ifdown("wan0")
+			r.become(both("wan1")...)
+			r.ifup("wan0")
+			r.become(both("wan0", "wan1")...)
+			if r.daemon != nil {
+				// A restart finds what the hooks said.
+				m := newMonitor(r.t)
+				from := m.barrier()
+				r.kill9()
+				r.start()
+				r.become(both("wan0", "wan1")...)
+				m.barrier()
+				if wrote := m.unprovoked(from); len(wrote) > 0 {
+					r.t.Errorf("a restart changed something:\n%s", m.text(from))
+				}
+			}
+			r.ifdown("wan0", "wan1")
+			r.become()
+			if left := r.states(); len(left) > 0 {
+				r.t.Errorf("left of everything: %v", left)
+			}
+		})
+	}
+}

@@ -1,0 +1,219 @@
+package hooked_test
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"multihomed/cmd/internal/hooked"
+	"multihomed/routing"
+)
+
+// A store is one with a runtime directory of its own.
+type store struct {
+	*testing.T
+	*hooked.Store
+	runtime string
+}
+
+func open(t *testing.T, all ...hooked.Config) *store {
+	t.Helper()
+	s := &store{T: t, runtime: t.TempDir()}
+	put(t, s.runtime, all...)
+	var errs []error
+	if s.Store, errs = hooked.Open(s.runtime); len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	return s
+}
+
+// news wants these interfaces to have changed, and to be told once.
+func (s *store) news(when string, want ...string) {
+	s.Helper()
+	woken := false
+	select {
+	case <-s.Changed():
+		woken = true
+	default:
+	}
+	if got := s.Take(); !slices.Equal(got, want) || woken != (len(want) > 0) || len(s.Take()) > 0 {
+		s.Errorf("%s: changed %q, want %q; woken %t", when, got, want, woken)
+	}
+}
+
+// is wants what is said of an interface.
+func (s *store) is(when, name string, configs int, released bool) {
+	s.Helper()
+	if got, was := s.Of(name); len(got) != configs || was != released {
+		s.Errorf("%s: %+v, released %t", when, got, was)
+	}
+}
+
+func (s *store) reload(name string, errs int) {
+	s.Helper()
+	if got := s.Reload(name); len(got) != errs {
+		s.Errorf("reading %s: %v", name, got)
+	}
+}
+
+// remove ends what was said of a family; beside a damaged file that is told.
+func (s *store) remove(name string, f routing.Family, damaged bool) {
+	s.Helper()
+	if err := hooked.Remove(s.runtime, name, func(c hooked.Config) bool { return c.Family == f }); (err != nil) != damaged {
+		s.Error(err)
+	}
+}
+
+func TestStore(t *testing.T) {
+	t.Parallel()
+	open(t).news("empty")
+	s := open(t, lease("wan1"), lease("wan0"))
+	s.news("opened", "wan0", "wan1")
+	s.is("opened", "wan0", 1, false)
+	s.is("unknown", "none", 0, false)
+	s.reload("wan0", 0)
+	s.reload("none", 0)
+	s.news("nothing")
+	renewed := lease("wan0")
+	renewed.Since = renewed.Since.Add(time.Hour)
+	put(t, s.runtime, renewed)
+	s.reload("wan0", 0)
+	s.news("renewed")
+	renewed.Domains = nil
+	put(t, s.runtime, renewed)
+	s.reload("wan0", 0)
+	s.news("another lease", "wan0")
+	if got, _ := s.Of("wan0"); got[0].Domains != nil {
+		t.Errorf("%+v", got)
+	} else if got[0] = lease("x"); !slices.Equal(s.Interfaces(), []string{"wan0", "wan1"}) {
+		t.Errorf("%q", s.Interfaces())
+	}
+	s.Release("wan0") // Another caller has still something to say.
+	s.news("let go in part", "wan0")
+	s.is("let go in part", "wan0", 1, false)
+	s.remove("wan0", routing.IPv4, false)
+	s.reload("wan0", 0)
+	s.news("let go", "wan0")
+	s.is("let go", "wan0", 0, true)
+	put(t, s.runtime, lease("wan0"))
+	s.reload("wan0", 0)
+	s.is("again", "wan0", 1, false)
+	s.Release("wan7")
+	s.news("unknown and let go", "wan0", "wan7")
+	s.is("unknown and let go", "wan7", 0, true)
+}
+
+func TestHints(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	s.Release("wan0")
+	s.Hint("wan0", []hooked.Config{lease("wan0")})
+	s.news("a hint", "wan0")
+	s.is("a hint decides nothing", "wan0", 0, false)
+	s.Hints("wan0")[0] = lease("x")
+	if got := s.Hints("wan0"); len(got) != 1 || got[0].Interface != "wan0" || !slices.Equal(s.Interfaces(), []string{"wan0"}) {
+		t.Errorf("%+v of %q", got, s.Interfaces())
+	}
+	s.reload("wan0", 0)
+	s.news("it is in no file")
+	s.Release("wan0")
+	s.news("let go", "wan0")
+	s.is("let go", "wan0", 0, true)
+	if got := s.Hints("wan0"); len(got) > 0 || len(s.Interfaces()) > 0 {
+		t.Errorf("%+v of %q", got, s.Interfaces())
+	}
+}
+
+// A file that cannot be read is no word of its owner: what it said before holds.
+func TestUnreadableIsNotLetGo(t *testing.T) {
+	t.Parallel()
+	v6 := hooked.Config{Interface: "wan0", Index: 7, Caller: "dhclient", Family: routing.IPv6}
+	s := open(t, lease("wan0"), v6)
+	raw(t, s.runtime, v6.File(), "{")
+	s.reload("wan0", 1)
+	s.is("one is damaged", "wan0", 2, false)
+	s.remove("wan0", routing.IPv4, true)
+	s.reload("wan0", 1)
+	s.is("the other is let go", "wan0", 1, false)
+	// What was damaged before it was read says nothing.
+	s = open(t, lease("wan1"))
+	raw(t, s.runtime, "wan1@ipv6@dhcpcd.json", "{")
+	s.remove("wan1", routing.IPv4, true)
+	s.reload("wan1", 1)
+	s.is("somebody may still hold it", "wan1", 0, false)
+}
+
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	other := lease("wan1")
+	other.Part, other.Index = "other", 8
+	s := open(t, lease("wan0"), lease("wan1"), other, lease("wan2"))
+	gone := lease("hint")
+	s.Hint("hint", []hooked.Config{gone})
+	s.Hint("wan2", []hooked.Config{lease("wan2")})
+	s.Take()
+	now := map[string]int{"wan1": 8, "wan2": 7}
+	index := func(name string) (int, bool) { i, exists := now[name]; return i, exists }
+	dropped, err := s.Keep(index)
+	slices.SortFunc(dropped, hooked.Compare)
+	if want := []hooked.Config{gone, lease("wan0"), lease("wan1")}; err != nil || !slices.EqualFunc(dropped, want, hooked.Same) {
+		t.Errorf("dropped %+v, %v", dropped, err)
+	}
+	<-s.Changed()
+	if got := s.Take(); !slices.Equal(got, []string{"hint", "wan0", "wan1"}) || !slices.Equal(s.Interfaces(), []string{"wan1", "wan2"}) {
+		t.Errorf("changed %q, left %q", got, s.Interfaces())
+	}
+	reads(t, s.runtime, "", other, lease("wan2"))
+	if dropped, err := s.Keep(index); len(dropped) > 0 || err != nil {
+		t.Errorf("once more: %+v, %v", dropped, err)
+	}
+	s.news("once more")
+
+	// A damaged file beside it does not keep what is gone.
+	raw(t, s.runtime, "wan2@ipv6@dhcpcd.json", "{")
+	delete(now, "wan2")
+	if dropped, err := s.Keep(index); err == nil || len(dropped) != 2 {
+		t.Errorf("dropped %+v, %v", dropped, err)
+	}
+	if got := s.Interfaces(); !slices.Equal(got, []string{"wan1"}) {
+		t.Errorf("left %q", got)
+	}
+}
+
+func TestServers(t *testing.T) {
+	t.Parallel()
+	one, two := lease("wan0"), lease("wan0")
+	two.Servers, two.Domains = append(two.Servers, two.Addresses[0].Addr()), []string{"example.org", "example.net"}
+	v6 := hooked.Config{Family: routing.IPv6, Servers: []netip.Addr{server6}}
+	servers, domains := hooked.Servers([]hooked.Config{one, v6, two}, routing.IPv4)
+	if !slices.Equal(servers, two.Servers) || !slices.Equal(domains, []string{"example.net", "example.org"}) {
+		t.Errorf("%v for %v", servers, domains)
+	}
+	if servers, domains = hooked.Servers([]hooked.Config{one, v6}, routing.IPv6); !slices.Equal(servers, v6.Servers) || domains != nil {
+		t.Errorf("%v for %v", servers, domains)
+	}
+}
+
+// TestTogether is for the race detector.
+func TestTogether(t *testing.T) {
+	t.Parallel()
+	s := open(t, lease("wan0"))
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			put(t, s.runtime, lease("wan0"))
+			s.reload("wan0", 0)
+			s.Hint("wan0", nil)
+			s.Release("wan0")
+			s.Of("wan0")
+			s.Take()
+			if _, err := s.Keep(func(string) (int, bool) { return 7, true }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	s.is("in the end", "wan0", 1, false)
+}

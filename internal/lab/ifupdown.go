@@ -1,0 +1,39 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+)
+
+const interfacesFile = "/etc/network/interfaces"
+
+// WriteInterfaces writes ifupdown's configuration (interfaces(5)).
+func (h *Host) WriteInterfaces(text string) error {
+	if err := os.WriteFile(interfacesFile, []byte(text), 0o644); err != nil {
+		return fmt.Errorf("writing ifupdown's configuration: %w", err)
+	}
+	return nil
+}
+
+// Ifup brings up what WriteInterfaces describes and returns what was printed,
+// which for DHCP is the log of the client.
+func (h *Host) Ifup(ctx context.Context, interfaces ...string) (string, error) {
+	return h.Run(ctx, "ifup", interfaces...)
+}
+
+// Ifdown is the opposite.
+func (h *Host) Ifdown(ctx context.Context, interfaces ...string) (string, error) {
+	return h.Run(ctx, "ifdown", interfaces...)
+}
+
+// Run runs a program of the machine to its end and returns what it printed; an
+// error has it as well.
+func (h *Host) Run(ctx context.Context, program string, args ...string) (string, error) {
+	ctx, cancel := within(ctx, time.Minute)
+	defer cancel()
+	out, err := command(ctx, "", program, args...)
+	return strings.TrimSpace(out), err
+}
