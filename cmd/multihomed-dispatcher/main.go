@@ -70,16 +70,14 @@ func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
 		return err
 	}
 	o.Level.Set(cfg.LogLevel)
-	message, err := told.Note(cfg.RuntimeDir, event, time.Now())
-	if err != nil {
-		return err
-	}
+	// What could not be noted of it may still be seen by others.
+	message, noting := told.Note(cfg.RuntimeDir, event, time.Now())
 	if err := hook.Send(cfg.RuntimeDir, message); !errors.Is(err, hook.ErrNobody) {
-		return err
+		return errors.Join(noting, err)
 	}
 	if event.Effect == dispatcher.Removed {
 		// udev kills what its programs leave behind (udev(7), RUN).
-		return daemon.Once(ctx, o, message, 0, func() {})
+		return errors.Join(noting, daemon.Once(ctx, o, message, 0, func() {}))
 	}
-	return standin.Start(ctx, o.Logger, message)
+	return errors.Join(noting, standin.Start(ctx, o.Logger, message))
 }

@@ -67,22 +67,33 @@ func (w *Writer) Apply(ctx context.Context, ops []routing.Op) []error {
 // learned from a router, stays. Main is a fact and not our work, so the mirror
 // hears of it as of any change that somebody makes. Errors are as with
 // [Writer.Apply].
-func (m *Mirror) TakeFromMain(ctx context.Context, routes []routing.Route) (errs []error) {
+func (m *Mirror) TakeFromMain(ctx context.Context, routes []routing.Route) []error {
+	return m.onMain(ctx, routing.DeleteRoute, routes)
+}
+
+// PutIntoMain is the opposite of [Mirror.TakeFromMain]. A route that main has no
+// room for is EEXIST.
+func (m *Mirror) PutIntoMain(ctx context.Context, routes []routing.Route) []error {
+	return m.onMain(ctx, routing.AddRoute, routes)
+}
+
+func (m *Mirror) onMain(ctx context.Context, v routing.Verb, routes []routing.Route) []error {
 	ops := make([]routing.Op, len(routes))
 	for i, r := range routes {
-		ops[i] = routing.Op{Verb: routing.DeleteRoute, Route: r}
+		ops[i] = routing.Op{Verb: v, Route: r}
 	}
 	r, err := newRequester()
 	if err != nil {
 		return slices.Repeat([]error{err}, len(routes))
 	}
-	defer r.close()
-	return (&Writer{requests: r, mirror: m}).apply(ctx, ops, func(op routing.Op) error {
+	errs := (&Writer{requests: r, mirror: m}).apply(ctx, ops, func(op routing.Op) error {
 		if op.Route.Table != routing.TableMain || !Movable(op.Route) {
 			return fmt.Errorf("%w: it is the kernel's, or not in main", ErrNotOurs)
 		}
 		return nil
 	})
+	_ = r.close() // Nothing is left to be sent.
+	return errs
 }
 
 // Movable reports whether a route of main is somebody's who put it there, and not

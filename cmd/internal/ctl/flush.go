@@ -7,22 +7,28 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"multihomed/allocator"
 	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/hook"
+	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/lockfile"
+	"multihomed/cmd/internal/moved"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
 
 const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its mark (an
 interface group) from the uplinks. What is not ours stays, also in our tables. After
-it, all traffic follows the main table as it would without multihomed.
+it, all traffic follows the main table as it would without multihomed; routes that
+were moved out of it are put back.
 
 The daemon must not be running: it would put everything back. The leases stay, so
 that every link gets the same table again. Flushing twice does nothing more.
@@ -55,19 +61,23 @@ func (a *app) remove(ctx context.Context, cfg config.Config, yes, verbose bool) 
 	} else if !able {
 		return &exitError{exitProblem, errors.New("flush needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl flush")}
 	}
-	lock, err := takeLock(cfg)
+	lock, err := takeLock(ctx, cfg)
 	if err != nil {
 		return &exitError{exitProblem, err}
 	}
 	defer lock.Close()
 
-	f, err := openFlusher(ctx, cfg)
+	hooks, errs := hooked.Open(cfg.RuntimeDir)
+	for _, err := range errs {
+		fmt.Fprintln(a.Err, err)
+	}
+	f, err := openFlusher(ctx, cfg, hooks)
 	if err != nil {
 		return &exitError{exitProblem, err}
 	}
 	defer f.close()
 	planned := f.left()
-	if len(planned) == 0 {
+	if len(planned) == 0 && len(f.moved) == 0 {
 		_, err := fmt.Fprintln(a.Out, "nothing of multihomed stands")
 		return err
 	}
@@ -87,13 +97,18 @@ func netAdmin() (bool, error) {
 	return data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0, nil
 }
 
+// patience is what a dispatcher gets to make way.
+const patience = 2 * time.Second
+
 // takeLock takes the place of the daemon.
-func takeLock(cfg config.Config) (*lockfile.Lock, error) {
+func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
 	// After a boot without the daemon there is no directory yet.
 	if err := os.MkdirAll(cfg.RuntimeDir, 0o755); err != nil { //nolint:gosec // status.json is for everybody
 		return nil, fmt.Errorf("creating the runtime directory: %w", err)
 	}
-	lock, err := lockfile.TryLock(filepath.Join(cfg.RuntimeDir, lockfile.Name))
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	lock, err := hook.TakeLock(ctx, cfg.RuntimeDir)
 	held, ok := errors.AsType[*lockfile.HeldError](err)
 	if !ok {
 		return lock, err
@@ -110,13 +125,17 @@ type flusher struct {
 	mirror *kernel.Mirror
 	writer *kernel.Writer
 	nobody *routing.Planner
+	// moved are routes that belong into main.
+	moved   []hooked.Config
+	runtime string
 }
 
-func openFlusher(ctx context.Context, cfg config.Config) (*flusher, error) {
+func openFlusher(ctx context.Context, cfg config.Config, hooks *hooked.Store) (*flusher, error) {
 	mirror, err := kernel.Open(kernel.Config{
 		Tables: cfg.Tables,
-		// Routes of main decide nothing here.
-		Interest: func(string) bool { return false },
+		// Routes of main decide nothing here; there are some of ours only on links
+		// that hooks made.
+		Interest: func(name string) bool { return slices.Contains(hooks.Interfaces(), name) },
 	})
 	if err != nil {
 		return nil, err
@@ -125,7 +144,15 @@ func openFlusher(ctx context.Context, cfg config.Config) (*flusher, error) {
 	if err == nil {
 		err = mirror.Sync(ctx)
 	}
-	f := &flusher{mirror: mirror, writer: writer, nobody: routing.NewPlanner(cfg.RoutingPolicy())}
+	f := &flusher{mirror: mirror, writer: writer, nobody: routing.NewPlanner(cfg.RoutingPolicy()), runtime: cfg.RuntimeDir}
+	for _, name := range hooks.Interfaces() {
+		configs, _ := hooks.Of(name)
+		for _, c := range configs {
+			if c.Caller == hooked.Mover {
+				f.moved = append(f.moved, c)
+			}
+		}
+	}
 	if err != nil {
 		f.close()
 		return nil, err
@@ -166,6 +193,13 @@ type outcome struct {
 
 func (f *flusher) run(ctx context.Context) outcome {
 	var out outcome
+	// First, so that the host stays reachable.
+	for _, c := range f.moved {
+		if err := moved.PutBack(ctx, f.mirror, f.runtime, c); err != nil {
+			out.err = fmt.Errorf("putting routes of %s back into main: %w", c.Interface, err)
+			return out
+		}
+	}
 	for range rounds {
 		ops := f.left()
 		if len(ops) == 0 {

@@ -90,7 +90,7 @@ func (m *migration) run(ctx context.Context) error {
 		m.say("there is no database %s: there are no numbers to take over", m.database)
 	}
 	if m.apply {
-		lock, err := takeLock(m.next)
+		lock, err := takeLock(ctx, m.next)
 		if err != nil {
 			return fail(err)
 		}

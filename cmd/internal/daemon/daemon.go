@@ -21,7 +21,6 @@ import (
 	"multihomed/allocator"
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
-	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
@@ -38,6 +37,9 @@ type Options struct {
 	Level *slog.LevelVar
 }
 
+// lockTimeout is what a dispatcher needs to make way.
+const lockTimeout = 5 * time.Second
+
 // Run serves until ctx is done. It leaves the routing in place.
 func Run(ctx context.Context, o Options) error {
 	cfg, err := config.Load(o.ConfigPath)
@@ -47,7 +49,9 @@ func Run(ctx context.Context, o Options) error {
 	if _, err := ownership.MakeDirectory(filepath.Dir(cfg.RuntimeDir), filepath.Base(cfg.RuntimeDir)); err != nil {
 		return err
 	}
-	lock, err := takeLock(ctx, cfg.RuntimeDir)
+	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
+	lock, err := hook.TakeLock(waiting, cfg.RuntimeDir)
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -78,29 +82,6 @@ func Run(ctx context.Context, o Options) error {
 		}
 		cfg = *again
 	}
-}
-
-// lockTimeout is what a dispatcher needs to make way.
-const lockTimeout = 5 * time.Second
-
-// takeLock takes the lock from a dispatcher that has been at work because there
-// was no daemon. Another daemon keeps it.
-func takeLock(ctx context.Context, directory string) (*lockfile.Lock, error) {
-	path := filepath.Join(directory, lockfile.Name)
-	lock, err := lockfile.TryLock(path)
-	held, is := errors.AsType[*lockfile.HeldError](err)
-	if !is {
-		return lock, err
-	}
-	if err := hook.Send(directory, hook.MakeWay()); err != nil && !errors.Is(err, hook.ErrNobody) {
-		return nil, errors.Join(held, err)
-	}
-	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
-	defer cancel()
-	if lock, err = lockfile.Wait(waiting, path); err != nil && ctx.Err() == nil {
-		return nil, held
-	}
-	return lock, err
 }
 
 // service is what outlives a change of the configuration.

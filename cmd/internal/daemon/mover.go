@@ -5,10 +5,10 @@ import (
 	"iter"
 	"log/slog"
 	"slices"
-	"time"
 
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/hooked"
+	"multihomed/cmd/internal/moved"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
@@ -28,6 +28,7 @@ type mover struct {
 // links' tables as well.
 func (m *mover) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan]) {
 	if !m.enabled {
+		m.putBack(ctx)
 		return
 	}
 	for plan := range plans {
@@ -59,38 +60,40 @@ func (m *mover) movable(plan routing.LinkPlan, f routing.Family) []routing.Route
 	return out
 }
 
-// move notes what the routes are, so that the table keeps them, and only then takes
-// them away.
 func (m *mover) move(ctx context.Context, link routing.Link, f routing.Family, routes []routing.Route) {
 	attrs := []slog.Attr{slog.String("interface", link.Name), slog.String("family", f.String())}
-	moved := hooked.Config{Interface: link.Name, Index: link.Index, Caller: hooked.Mover, Family: f, Since: time.Now()}
 	configs, _ := m.hooks.Of(link.Name)
-	for _, c := range configs {
-		if c.Caller != hooked.Mover || c.Family != f {
-			continue
-		}
-		for _, r := range c.Routes {
-			if !slices.ContainsFunc(routes, func(now routing.Route) bool { return now.Destination == r.Destination }) {
-				moved.Routes = append(moved.Routes, r)
-			}
-		}
-	}
-	for _, r := range routes {
-		moved.Routes = append(moved.Routes, hooked.Route{Destination: r.Destination, Gateway: r.Gateway, Source: r.PreferredSource})
-	}
-	if err := hooked.Put(m.runtime, moved); err != nil {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "routes stay in main", append(attrs, slog.String("error", err.Error()))...)
-		return
-	}
-	for _, err := range m.hooks.Reload(link.Name) {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", append(attrs, slog.String("error", err.Error()))...)
-	}
-	errs := m.mirror.TakeFromMain(ctx, routes)
-	for i, r := range routes {
-		if len(errs) > i && errs[i] != nil {
-			m.log.LogAttrs(ctx, slog.LevelWarn, "a route stays in main", append(attrs, slog.String("error", errs[i].Error()))...)
-			continue
-		}
+	out, err := moved.Take(ctx, m.mirror, m.runtime, link, f, routes, configs)
+	for _, r := range out {
 		m.log.LogAttrs(ctx, slog.LevelInfo, "route moved out of main", append(attrs, slog.String("destination", r.Destination.String()), slog.String("gateway", r.Gateway.String()))...)
+	}
+	m.reload(ctx, link.Name)
+	if err != nil {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "routes stay in main", append(attrs, slog.String("error", err.Error()))...)
+	}
+}
+
+// putBack ends what an earlier configuration of ours wanted.
+func (m *mover) putBack(ctx context.Context) {
+	for _, name := range m.hooks.Interfaces() {
+		configs, _ := m.hooks.Of(name)
+		for _, c := range configs {
+			if c.Caller != hooked.Mover {
+				continue
+			}
+			attrs := []slog.Attr{slog.String("interface", name), slog.String("family", c.Family.String())}
+			if err := moved.PutBack(ctx, m.mirror, m.runtime, c); err != nil {
+				m.log.LogAttrs(ctx, slog.LevelWarn, "routes do not get back into main", append(attrs, slog.String("error", err.Error()))...)
+				continue
+			}
+			m.log.LogAttrs(ctx, slog.LevelInfo, "routes put back into main", append(attrs, slog.Int("routes", len(c.Routes)))...)
+			m.reload(ctx, name)
+		}
+	}
+}
+
+func (m *mover) reload(ctx context.Context, name string) {
+	for _, err := range m.hooks.Reload(name) {
+		m.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("interface", name), slog.String("error", err.Error()))
 	}
 }

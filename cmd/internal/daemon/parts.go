@@ -172,13 +172,7 @@ func (p *parts) forget(ctx context.Context) {
 	if len(p.hooks.Interfaces()) == 0 {
 		return
 	}
-	var dropped []hooked.Config
-	var err error
-	p.mirror.View(func(k *kernel.State) {
-		if k.Complete() { // Not knowing is not emptiness.
-			dropped, err = p.hooks.Keep(k.IndexOf)
-		}
-	})
+	dropped, err := p.hooks.Keep(hooked.Index)
 	if err != nil {
 		p.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said of an interface that has gone is kept", slog.String("error", err.Error()))
 	}

@@ -262,3 +262,63 @@ iface wan1 inet6 static
 		})
 	}
 }
+
+// TestDHCPCD is a host on which dhcpcd does everything: DHCP, router advertisements
+// and, from the second provider, DHCPv6.
+func TestDHCPCD(t *testing.T) {
+	onBothHosts(t, "", func(r *rig) {
+		ctx := r.t.Context()
+		moving, second := lab.DefaultISP(0), lab.DefaultISP(1)
+		moving.Lease, moving.Renew = 2*time.Minute, 3*time.Second
+		ra := lab.DefaultRA(second.IPv6)
+		for i := range ra.Prefixes {
+			ra.Prefixes[i].NoSLAAC = true
+		}
+		ra.Managed = true
+		second.DHCPv6, second.RA = lab.StatefulDHCPv6, &ra
+		isp0, isp1 := r.connected(moving), r.connected(second)
+		// There is no udevd in the lab.
+		client, err := r.Start(lab.ProcessConfig{Path: "dhcpcd", Args: []string{"-B", "--nodev", "--noarp", "wan0", "wan1"}})
+		r.must(err)
+		r.t.Cleanup(func() {
+			if r.t.Failed() {
+				r.t.Logf("dhcpcd:\n%s", client.Log())
+			}
+		})
+		r.become(both("wan0", "wan1")...)
+		r.answer(isp0, isp1)
+
+		r.must(isp0.Reconfigure(ctx, func(c *lab.ISPConfig) {
+			c.IPv4 = netip.MustParsePrefix("100.64.200.1/24")
+			c.Routes = []lab.Route{{Dst: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("100.64.200.7")}, lab.DefaultVia(netip.MustParseAddr("100.64.200.1"))}
+		}))
+		_, err = r.WaitAddrIn(ctx, "wan0", netip.MustParsePrefix("100.64.200.0/24"))
+		r.must(err)
+		r.become(both("wan0", "wan1")...)
+		r.must(r.tableHas("wan0", lab.IPv4, "default via 100.64.200.1 ", "10.99.0.0/16 via 100.64.200.7 ", "!100.64.0."))
+		r.answer(isp0, isp1)
+
+		// Without a cable dhcpcd takes everything away.
+		r.must(isp0.Link().SetCarrier(false))
+		r.become(both("wan1")...)
+		r.must(isp0.Link().SetCarrier(true))
+		r.become(both("wan0", "wan1")...)
+		r.answer(isp0, isp1)
+
+		r.must(isp1.Link().Delete())
+		if r.daemon == nil {
+			r.unplugged("wan1")
+		}
+		r.become(both("wan0")...)
+		r.must(isp1.Link().Recreate())
+		r.become(both("wan0", "wan1")...)
+		r.answer(isp0, isp1)
+
+		_, err = r.Run(ctx, "dhcpcd", "-k", "wan0", "wan1")
+		r.must(err)
+		r.become()
+		if left := r.states(); len(left) > 0 {
+			r.t.Errorf("left of everything: %v", left)
+		}
+	})
+}

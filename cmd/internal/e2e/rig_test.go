@@ -202,6 +202,10 @@ func (r *rig) ladder(link string, f lab.Family) error {
 	want("9000: from all lookup 254 suppress_prefixlength 1 suppress_ifgroup 28008 proto 150")
 	want("19000: from all lookup 254 suppress_prefixlength 0 proto 150")
 	for _, a := range addrs {
+		if a.Bits() == 128 {
+			// DHCPv6 names no network (RFC 8415, section 21.6); the router does.
+			a = netip.PrefixFrom(a.Addr(), 64)
+		}
 		network := a.Masked()
 		table := tableOf(rules, link, sourceText(f, a))
 		if table == "" {

@@ -64,6 +64,8 @@ type Route struct {
 	Gateway     netip.Addr   `json:"gateway,omitzero"`
 	// Source is the address that the route is for, zero for any.
 	Source netip.Addr `json:"source,omitzero"`
+	// Metric that it had in main, if it was moved from there.
+	Metric uint32 `json:"metric,omitempty"`
 }
 
 // Of says what an event tells of an interface, one Config for each family.

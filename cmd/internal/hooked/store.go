@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"multihomed/routing"
 )
 
@@ -149,14 +151,18 @@ func (s *Store) Interfaces() []string {
 	return slices.Compact(names)
 }
 
-// Keep drops what was said of interfaces that are no more: index says which
-// interface has a name now, false if none has. It returns what was dropped.
-func (s *Store) Keep(index func(name string) (int, bool)) ([]Config, error) {
+// Keep drops what was said of interfaces that are no more: index is [Index]. It
+// returns what was dropped.
+func (s *Store) Keep(index func(name string) (int, error)) ([]Config, error) {
 	var dropped []Config
 	var errs []error
 	for _, name := range s.Interfaces() {
-		now, exists := index(name)
-		isGone := func(c Config) bool { return !exists || c.Index != now }
+		now, err := index(name)
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, err) // Not knowing is not emptiness.
+			continue
+		}
+		isGone := func(c Config) bool { return c.Index != now }
 		dropped = append(dropped, s.dropHints(name, isGone)...)
 		configs, _ := s.Of(name)
 		if !slices.ContainsFunc(configs, isGone) {

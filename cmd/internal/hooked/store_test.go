@@ -1,11 +1,16 @@
 package hooked_test
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"multihomed/cmd/internal/hooked"
 	"multihomed/routing"
@@ -155,7 +160,12 @@ func TestKeep(t *testing.T) {
 	s.Hint("wan2", []hooked.Config{lease("wan2")})
 	s.Take()
 	now := map[string]int{"wan1": 8, "wan2": 7}
-	index := func(name string) (int, bool) { i, exists := now[name]; return i, exists }
+	index := func(name string) (int, error) {
+		if i, exists := now[name]; exists {
+			return i, nil
+		}
+		return 0, fmt.Errorf("looking: %w", unix.ENODEV)
+	}
 	dropped, err := s.Keep(index)
 	slices.SortFunc(dropped, hooked.Compare)
 	if want := []hooked.Config{gone, lease("wan0"), lease("wan1")}; err != nil || !slices.EqualFunc(dropped, want, hooked.Same) {
@@ -170,6 +180,11 @@ func TestKeep(t *testing.T) {
 		t.Errorf("once more: %+v, %v", dropped, err)
 	}
 	s.news("once more")
+
+	// Not knowing is not emptiness.
+	if dropped, err := s.Keep(func(string) (int, error) { return 0, unix.EMFILE }); len(dropped) > 0 || !errors.Is(err, unix.EMFILE) {
+		t.Errorf("nothing is known: dropped %+v, %v", dropped, err)
+	}
 
 	// A damaged file beside it does not keep what is gone.
 	raw(t, s.runtime, "wan2@ipv6@dhcpcd.json", "{")
@@ -209,11 +224,23 @@ func TestTogether(t *testing.T) {
 			s.Release("wan0")
 			s.Of("wan0")
 			s.Take()
-			if _, err := s.Keep(func(string) (int, bool) { return 7, true }); err != nil {
+			if _, err := s.Keep(func(string) (int, error) { return 7, nil }); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	all.Wait()
 	s.is("in the end", "wan0", 1, false)
+}
+
+func TestIndex(t *testing.T) {
+	t.Parallel()
+	if lo, err := hooked.Index("lo"); err != nil || lo <= 0 {
+		t.Errorf("%d, %v", lo, err)
+	}
+	for _, name := range []string{"", "none", strings.Repeat("x", 20)} {
+		if _, err := hooked.Index(name); !errors.Is(err, unix.ENODEV) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
 }

@@ -39,6 +39,7 @@ func checks() []check {
 		{"main-rule", checkMainRule},
 		{"table-in-use", checkTableInUse},
 		{"networkd", checkNetworkd},
+		{"dispatcher", checkDispatcher},
 		{"rp-filter", checkReversePath},
 		{"arp", checkARP},
 		{"rule-ahead", checkRulesAhead},

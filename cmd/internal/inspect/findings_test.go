@@ -1,9 +1,11 @@
 package inspect_test
 
 import (
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 
@@ -315,5 +317,42 @@ func TestNetworkd(t *testing.T) {
 		{"another section, a comment, another name", []string{runs, "", "etc/systemd/networkd.conf", "[DHCPv4]\nManageForeignRoutes=no\n[Network]\n#ManageForeignRoutes=no\n", "etc/systemd/networkd.conf.d/x.conf.off", no}, both},
 	} {
 		t.Run(c.name, func(t *testing.T) { check(t, view(wan(0)), files(c.files...), c.want...) })
+	}
+}
+
+func TestDispatcher(t *testing.T) {
+	const etc, usr = "etc/NetworkManager/dispatcher.d/90-multihomed", "usr/lib/NetworkManager/dispatcher.d/90-multihomed"
+	script := func(mode fs.FileMode, uid uint32) *fstest.MapFile {
+		return &fstest.MapFile{Data: []byte("x"), Mode: mode, Sys: &syscall.Stat_t{Uid: uid}}
+	}
+	ignored := func(why, fix string) []want {
+		return []want{{check: "dispatcher", severity: routing.Warning, text: []string{"ignores /", "because " + why}, fix: fix}}
+	}
+	unit := func(root fstest.MapFS) fstest.MapFS {
+		root["run/systemd/system/x"] = script(0, 0)
+		root["usr/lib/systemd/system/NetworkManager-dispatcher.service"] = script(0o644, 0)
+		return root
+	}
+	good := script(0o755, 0)
+	for name, test := range map[string]struct {
+		root  fstest.MapFS
+		wants []want
+	}{
+		"good":             {fstest.MapFS{usr: good}, nil},
+		"in no-wait.d":     {fstest.MapFS{usr: {Mode: fs.ModeSymlink, Data: []byte("no-wait.d/90-multihomed")}, "usr/lib/NetworkManager/dispatcher.d/no-wait.d/90-multihomed": good}, nil},
+		"dangling":         {fstest.MapFS{usr: {Mode: fs.ModeSymlink, Data: []byte("no-wait.d/90-multihomed")}}, ignored("it leads to nothing", "install")},
+		"somebody's":       {fstest.MapFS{usr: script(0o755, 1000)}, ignored("it does not belong to root", "chown root:root /"+usr)},
+		"group":            {fstest.MapFS{usr: script(0o775, 0)}, ignored("others than root may write", "chmod go-w /"+usr)},
+		"others":           {fstest.MapFS{usr: script(0o757, 0)}, ignored("others than root may write", "chmod go-w /"+usr)},
+		"setuid":           {fstest.MapFS{usr: script(0o755|fs.ModeSetuid, 0)}, ignored("it is setuid", "chmod u-s")},
+		"not executable":   {fstest.MapFS{usr: script(0o644, 0)}, ignored("it is not executable", "chmod +x")},
+		"directory":        {fstest.MapFS{usr + "/x": good}, ignored("it is no regular file", "install")},
+		"etc is first":     {fstest.MapFS{etc: script(0o775, 0), usr: good}, ignored("others than root may write", "chmod go-w /"+etc)},
+		"switched off":     {fstest.MapFS{etc: {Mode: 0o644}, usr: script(0o777, 0)}, nil},
+		"enabled":          {unit(fstest.MapFS{usr: good, "etc/systemd/system/dbus-org.freedesktop.nm-dispatcher.service": good}), nil},
+		"not enabled":      {unit(fstest.MapFS{usr: good}), ignored("its dispatcher is not enabled", "systemctl enable NetworkManager-dispatcher")},
+		"not there at all": {unit(fstest.MapFS{}), nil},
+	} {
+		t.Run(name, func(t *testing.T) { check(t, view(wan(0)), test.root, test.wants...) })
 	}
 }

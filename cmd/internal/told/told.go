@@ -4,7 +4,6 @@ package told
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,10 +21,12 @@ func Note(runtime string, e dispatcher.Event, now time.Time) (hook.Message, erro
 	switch e.Effect {
 	case dispatcher.Nothing, dispatcher.Changed:
 	case dispatcher.Configured:
-		index, err := indexOf(e.Interface)
+		index, err := hooked.Index(e.Interface)
+		if errors.Is(err, unix.ENODEV) {
+			return m, nil // It has gone again, and that is an event of its own.
+		}
 		if err != nil {
-			// It has gone again, and that is an event of its own.
-			return m, nil //nolint:nilerr // nothing is lost
+			return m, err
 		}
 		configs := hooked.Of(e, index, now)
 		if e.Caller == networkManager {
@@ -52,21 +53,3 @@ func Note(runtime string, e dispatcher.Event, now time.Time) (hook.Message, erro
 
 // networkManager is the caller that can be asked itself.
 const networkManager = "NetworkManager"
-
-// indexOf returns the index of an interface (netdevice(7), SIOCGIFINDEX).
-func indexOf(name string) (int, error) {
-	doing := func(err error) error { return fmt.Errorf("finding the interface %s: %w", name, err) }
-	request, err := unix.NewIfreq(name)
-	if err != nil {
-		return 0, doing(err)
-	}
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, doing(err)
-	}
-	err = unix.IoctlIfreq(s, unix.SIOCGIFINDEX, request)
-	if err = errors.Join(err, unix.Close(s)); err != nil {
-		return 0, doing(err)
-	}
-	return int(request.Uint32()), nil
-}

@@ -1,0 +1,28 @@
+package hook
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"multihomed/cmd/internal/lockfile"
+)
+
+// TakeLock takes the lock of the runtime directory, from a dispatcher that has been
+// at work because there was no daemon; ctx bounds how long that may take to make
+// way. A daemon keeps it: the error is a [lockfile.HeldError] then.
+func TakeLock(ctx context.Context, runtime string) (*lockfile.Lock, error) {
+	path := filepath.Join(runtime, lockfile.Name)
+	lock, err := lockfile.TryLock(path)
+	held, is := errors.AsType[*lockfile.HeldError](err)
+	if !is {
+		return lock, err
+	}
+	if err := Send(runtime, MakeWay()); err != nil && !errors.Is(err, ErrNobody) {
+		return nil, errors.Join(held, err)
+	}
+	if lock, err = lockfile.Wait(ctx, path); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, held
+	}
+	return lock, err
+}

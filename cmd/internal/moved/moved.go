@@ -1,0 +1,78 @@
+// Package moved takes routes of links that ifupdown brings up out of main, where
+// the administrator wants that, and puts them back. What was taken is noted as one
+// more configuration of the interface, so that its table keeps the routes, whoever
+// plans next.
+package moved
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/cmd/internal/hooked"
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// Take notes what the routes are, and only then takes them out of main. Configs
+// are all of the link. It returns the routes that are out.
+func Take(ctx context.Context, mirror *kernel.Mirror, runtime string, link routing.Link, f routing.Family, routes []routing.Route, configs []hooked.Config) ([]routing.Route, error) {
+	note := hooked.Config{Interface: link.Name, Index: link.Index, Caller: hooked.Mover, Family: f, Since: time.Now()}
+	for _, c := range configs {
+		if c.Caller != hooked.Mover || c.Family != f {
+			continue
+		}
+		note.Since = c.Since
+		for _, before := range c.Routes {
+			if !slices.ContainsFunc(routes, func(r routing.Route) bool { return r.Destination == before.Destination && r.Metric == before.Metric }) {
+				note.Routes = append(note.Routes, before)
+			}
+		}
+	}
+	for _, r := range routes {
+		source := r.PreferredSource
+		if f == routing.IPv6 {
+			source = netip.Addr{} // It says nothing about which network a route is for.
+		}
+		note.Routes = append(note.Routes, hooked.Route{Destination: r.Destination, Gateway: r.Gateway, Source: source, Metric: r.Metric})
+	}
+	if err := hooked.Put(runtime, note); err != nil {
+		return nil, err
+	}
+	var out []routing.Route
+	errs := mirror.TakeFromMain(ctx, routes)
+	for i, r := range routes {
+		if errs == nil || errs[i] == nil {
+			out = append(out, r)
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// PutBack puts into main what a configuration says was taken out, and forgets that.
+// Of two routes that main cannot hold side by side the first stays, as it would
+// have when ifupdown brought up the second.
+func PutBack(ctx context.Context, mirror *kernel.Mirror, runtime string, c hooked.Config) error {
+	var routes []routing.Route
+	for i, r := range c.Known() {
+		r.Table, r.Device, r.Protocol, r.Metric = routing.TableMain, c.Index, unix.RTPROT_BOOT, c.Routes[i].Metric
+		r.OnLink = r.Gateway.IsValid()
+		routes = append(routes, r)
+	}
+	// Networks come before the routers that are in them.
+	slices.SortStableFunc(routes, func(a, b routing.Route) int { return b.Destination.Bits() - a.Destination.Bits() })
+	var errs []error
+	for _, err := range mirror.PutIntoMain(ctx, routes) {
+		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return hooked.Remove(runtime, c.Interface, func(o hooked.Config) bool { return hooked.Compare(o, c) == 0 })
+}
