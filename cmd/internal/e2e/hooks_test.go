@@ -5,12 +5,16 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"multihomed/cmd/internal/hooked"
 	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
 )
 
 // withoutNM is a host without NetworkManager and without a bus, on which the hooks
@@ -321,4 +325,118 @@ func TestDHCPCD(t *testing.T) {
 			r.t.Errorf("left of everything: %v", left)
 		}
 	})
+}
+
+// TestNoTableIsLeft is a link for which there is no table: the host stays
+// reachable by it, and says loudly that this is all.
+func TestNoTableIsLeft(t *testing.T) {
+	onBothHosts(t, "[tables]\nfirst = 10000\nlast = 10000\n", func(r *rig) {
+		ctx := r.t.Context()
+		for n := range 2 {
+			cfg := lab.DefaultISP(n)
+			cfg.IPv6 = netip.Prefix{}
+			r.connected(cfg)
+		}
+		r.must(r.WriteInterfaces("iface wan0 inet dhcp\niface wan1 inet dhcp\n"))
+		r.ifup("wan0")
+		r.eventually(func() error { return r.ladder("wan0", lab.IPv4) })
+		r.ifup("wan1")
+		index, err := hooked.Index("wan1")
+		r.must(err)
+		line := fmt.Sprintf("default via 100.64.1.1 dev wan1 proto 150 scope 0 src 100.64.1.177 metric %d ", index)
+		stands := func(want bool) {
+			r.t.Helper()
+			r.eventually(func() error {
+				main, err := r.RoutesText(ctx, lab.IPv4, "main")
+				if err == nil && strings.Contains(main, line) != want {
+					err = fmt.Errorf("%q stands is not %t:\n%s", line, want, main)
+				}
+				return err
+			})
+		}
+		stands(true)
+		r.must(r.ladder("wan0", lab.IPv4))
+		status, _ := r.ctl("status") // It says that not all is well.
+		if !strings.Contains(status, "wan1") || !strings.Contains(status, "table") {
+			r.t.Errorf("status does not say what is wrong:\n%s", status)
+		}
+		if r.daemon != nil && !strings.Contains(r.daemon.Log(), "level=ERROR") {
+			r.t.Errorf("the daemon did not say it loudly:\n%s", r.daemon.Log())
+		}
+		r.ifdown("wan1")
+		stands(false)
+		r.ifup("wan1")
+		stands(true)
+		if r.daemon != nil {
+			r.must(r.daemon.Stop(ctx))
+		}
+		if out, err := r.ctl("flush", "--yes"); err != nil {
+			r.t.Errorf("flush: %v\n%s", err, out)
+		}
+		stands(false)
+		r.must(r.holds())
+	})
+}
+
+// ctl runs multihomectl.
+func (r *rig) ctl(args ...string) (string, error) {
+	r.t.Helper()
+	program, err := labtest.Build("multihomectl")
+	r.must(err)
+	out, err := exec.CommandContext(r.t.Context(), program, append([]string{"--config", r.path}, args...)...).CombinedOutput()
+	return string(out), err
+}
+
+// TestFlushPutsRoutesBack: what was moved out of main is there again when nothing
+// of ours is left, and when the configuration does not ask for it any more.
+func TestFlushPutsRoutesBack(t *testing.T) {
+	const moving = "[ifupdown]\nmove_routes = true\n"
+	r := withoutNM(t, moving)
+	for n := range 2 {
+		cfg := lab.DefaultISP(n)
+		cfg.NoDHCP, cfg.NoRA = true, true
+		r.connected(cfg)
+	}
+	r.must(r.WriteInterfaces(`
+iface wan0 inet static
+    address 100.64.0.50/24
+    gateway 100.64.0.1
+    up ip route add 10.77.0.0/16 via 100.64.0.7 metric 30
+iface wan1 inet static
+    address 100.64.1.50/24
+    gateway 100.64.1.1
+    metric 40
+`))
+	r.ifup("wan0", "wan1")
+	four := []part{{"wan0", lab.IPv4}, {"wan1", lab.IPv4}}
+	all := []string{"default via 100.64.0.1 dev wan0", "10.77.0.0/16 via 100.64.0.7 dev wan0", "metric 30", "default via 100.64.1.1 dev wan1", "metric 40"}
+	inMain := func(want bool) error {
+		main, err := r.RoutesText(t.Context(), lab.IPv4, "main")
+		if err != nil {
+			return err
+		}
+		for _, text := range all {
+			if strings.Contains(main, text) != want {
+				return fmt.Errorf("%q is in main is not %t:\n%s", text, want, main)
+			}
+		}
+		return nil
+	}
+	r.eventually(func() error { return inMain(false) })
+	r.become(four...)
+	if out, err := r.ctl("flush", "--yes"); err != nil {
+		t.Fatalf("flush: %v\n%s", err, out)
+	}
+	r.must(inMain(true))
+	r.must(r.holds())
+
+	r.start()
+	r.eventually(func() error { return inMain(false) })
+	r.become(four...)
+	text, err := os.ReadFile(r.path)
+	r.must(err)
+	r.writeConfig(strings.ReplaceAll(string(text), moving, ""))
+	r.must(r.daemon.Signal(syscall.SIGHUP))
+	r.eventually(func() error { return inMain(true) })
+	r.become(four...)
 }
