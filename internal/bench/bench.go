@@ -84,6 +84,9 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 	if err := b.leases(ctx, report); err != nil {
 		return nil, err
 	}
+	if err := b.dispatches(ctx, report); err != nil {
+		return nil, err
+	}
 	report.Seconds = time.Since(b.began).Seconds()
 	return report, nil
 }

@@ -27,7 +27,7 @@ type memory struct {
 // test here depends on how fast anything is.
 func TestQuick(t *testing.T) {
 	dir := t.TempDir()
-	for _, program := range []string{"multihomed/cmd/multihomed", "multihomed/internal/bench"} {
+	for _, program := range []string{"multihomed/cmd/multihomed", "multihomed/cmd/multihomed-dispatcher", "multihomed/internal/bench"} {
 		out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", dir+"/", program).CombinedOutput()
 		if err != nil {
 			t.Fatalf("building %s: %v\n%s", program, err, out)
@@ -65,6 +65,7 @@ func TestQuick(t *testing.T) {
 			Lease, Renew, Release struct{ P50, P99 float64 }
 			PerSecond             float64 `json:"requests_per_s"`
 		}
+		Dispatch struct{ True, Script series }
 	}
 	if err := json.Unmarshal(out, &report); err != nil {
 		t.Fatalf("%v in\n%s", err, out)
@@ -115,6 +116,8 @@ func TestQuick(t *testing.T) {
 	if len(report.Leases) != 6 {
 		t.Errorf("%d rows of leases", len(report.Leases))
 	}
+	timed("/bin/true", report.Dispatch.True)
+	timed("script", report.Dispatch.Script)
 	f := report.Foreign
 	if f == nil || f.Routes < 1000 || f.Links < 1 || f.Adding <= 0 || f.CPU <= 0 {
 		t.Fatalf("foreign routes: %+v", f)

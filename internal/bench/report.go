@@ -18,8 +18,10 @@ type Report struct {
 	Rows    []Row    `json:"rows"`
 	Foreign *Foreign `json:"foreign,omitempty"`
 	// Leases are those of the table allocator.
-	Leases  []LeaseRow `json:"leases"`
-	Seconds float64    `json:"seconds"`
+	Leases []LeaseRow `json:"leases"`
+	// Dispatch is the script of NetworkManager's dispatcher.
+	Dispatch Dispatch `json:"dispatch"`
+	Seconds  float64  `json:"seconds"`
 }
 
 // Machine is where it was measured.
@@ -145,6 +147,7 @@ func (r *Report) print(out io.Writer) {
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
 	}
 	printLeases(out, r.Leases)
+	printDispatch(out, r.Dispatch)
 }
 
 func changeLine(line func(...any), links any, owner string, c Change) {

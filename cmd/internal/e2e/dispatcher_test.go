@@ -2,10 +2,12 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -127,4 +129,120 @@ func TestDispatcherHandsOver(t *testing.T) {
 	r.must(r.daemon.Signal(unix.SIGCONT))
 	told("up interface=wan1")
 	r.settled("wan0", "wan1")
+}
+
+// TestNoBus is NetworkManager's dispatcher where the bus cannot be reached: what
+// it says brings that one link in order, and nothing of the others is touched.
+func TestNoBus(t *testing.T) {
+	r := dispatched(t, "")
+	ctx := t.Context()
+	r.up("wan0", "wan1")
+	table := fmt.Sprintf("lookup %d ", r.table(r.settled("wan0", "wan1"), "wan1", routing.IPv4))
+	r.must(r.Down(ctx, "wan1"))
+	labtest.Eventually(t, func() error { return r.lacks(lab.IPv4, "oif wan1") })
+	stands := func() string {
+		t.Helper()
+		var lines []string
+		for line := range strings.Lines(r.everything()) {
+			if !strings.Contains(line, "wan1") && !strings.Contains(line, "100.64.1.") && !strings.Contains(line, table) {
+				lines = append(lines, line)
+			}
+		}
+		slices.Sort(lines)
+		return strings.Join(lines, "")
+	}
+	// A dispatcher that stands in for the daemon makes way.
+	r.start()
+	r.must(r.daemon.Stop(ctx))
+	r.must(r.KillBus())
+	r.ip("link", "set", "wan1", "up")
+	r.ip("address", "add", "100.64.1.50/24", "dev", "wan1")
+	before := stands()
+	call := func(action string, env ...string) {
+		t.Helper()
+		args := slices.Concat([]string{"-i"}, env, []string{"/usr/sbin/multihomed-dispatcher", "wan1", action})
+		out, err := r.Run(ctx, "env", args...)
+		r.must(err)
+		t.Logf("%s:\n%s", action, out)
+	}
+	call("up", "NM_DISPATCHER_ACTION=up", "DEVICE_IFACE=wan1", "DEVICE_IP_IFACE=wan1", "CONNECTION_UUID=0a", "CONNECTION_ID=wan1",
+		"IP4_ADDRESS_0=100.64.1.50/24 100.64.1.1", "IP4_NUM_ADDRESSES=1", "IP4_GATEWAY=100.64.1.1",
+		"IP4_ROUTE_0=10.8.0.0/16 100.64.1.7 100", "IP4_NUM_ROUTES=1")
+	r.must(r.ladder("wan1", lab.IPv4))
+	r.must(r.tableHas("wan1", lab.IPv4, "default via 100.64.1.1 ", "10.8.0.0/16 via 100.64.1.7 "))
+	if after := stands(); difference(before, after) != "" {
+		t.Errorf("up changed what is not wan1's:\n%s", difference(before, after))
+	}
+	r.ip("address", "flush", "dev", "wan1")
+	call("down", "NM_DISPATCHER_ACTION=down", "DEVICE_IFACE=wan1", "DEVICE_IP_IFACE=wan1", "CONNECTION_UUID=0a", "CONNECTION_ID=wan1")
+	labtest.Eventually(t, func() error { return r.lacks(lab.IPv4, "oif wan1") })
+	if after := stands(); difference(before, after) != "" {
+		t.Errorf("down changed what is not wan1's:\n%s", difference(before, after))
+	}
+}
+
+// TestIgnoredScript: NetworkManager does not run a script that others than root
+// may write to, and status says so.
+func TestIgnoredScript(t *testing.T) {
+	r := dispatched(t, "log_level = \"debug\"\n")
+	const witness, seen = "/etc/NetworkManager/dispatcher.d/10-witness", "/run/lab/witness"
+	r.must(os.WriteFile(witness, []byte("#!/bin/sh\necho \"$1 $2\" >>"+seen+"\n"), 0o755)) //nolint:gosec // a script
+	t.Cleanup(func() { r.must(os.Remove(seen)) })
+	// dispatched waits until the dispatcher has looked for scripts to run for an
+	// activation.
+	activate := func(link string) {
+		t.Helper()
+		r.must(os.WriteFile(seen, nil, 0o600))
+		r.up(link)
+		labtest.Eventually(t, func() error {
+			text, err := os.ReadFile(seen)
+			if err == nil && !strings.Contains(string(text), link+" up\n") {
+				err = fmt.Errorf("no script was run: %q", text)
+			}
+			return err
+		})
+	}
+	told := func(link string) int {
+		return strings.Count(r.daemon.Log(), "msg=event caller=NetworkManager action=up interface="+link)
+	}
+	once := func() error {
+		if told("wan0") == 0 {
+			return errors.New("ours was not run")
+		}
+		return nil
+	}
+	status := func() string {
+		text, _ := r.ctl("status") // It exits with an error where something is wrong.
+		return strings.Join(strings.Fields(text), " ")
+	}
+	const complaint = "NetworkManager ignores /usr/lib/NetworkManager/dispatcher.d/90-multihomed"
+	r.start()
+	activate("wan0")
+	labtest.Eventually(t, once)
+	if s := status(); strings.Contains(s, complaint) {
+		t.Errorf("all is well, and status says %s", s)
+	}
+	chmod := func(mode string) {
+		t.Helper()
+		_, err := r.Run(t.Context(), "chmod", mode, "/usr/sbin/multihomed-dispatcher")
+		r.must(err)
+	}
+	for i, mode := range []string{"g", "o"} {
+		chmod(mode + "+w")
+		if s := status(); !strings.Contains(s, complaint) {
+			t.Errorf("status does not say that the script is ignored: %s", s)
+		}
+		activate("wan0")
+		chmod(mode + "-w")
+		activate("wan1")
+		labtest.Eventually(t, func() error {
+			if told("wan1") <= i {
+				return errors.New("ours was not run")
+			}
+			return nil
+		})
+		if n := told("wan0"); n != 1 {
+			t.Errorf("%s+w: it was run all the same, %d times", mode, n)
+		}
+	}
 }

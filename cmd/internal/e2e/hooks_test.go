@@ -3,10 +3,12 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -439,4 +441,114 @@ iface wan1 inet static
 	r.must(r.daemon.Signal(syscall.SIGHUP))
 	r.eventually(func() error { return inMain(true) })
 	r.become(four...)
+}
+
+// TestBoundTrafficOfHooksNeverStrays is promise 3 on a host with ifupdown and
+// dhclient: measured at both providers, through renewals into another network,
+// unplugging, ifdown and ifup, and a daemon that dies and comes back.
+func TestBoundTrafficOfHooksNeverStrays(t *testing.T) {
+	const rounds = 16
+	random := seeded(t)
+	r := withoutNM(t, "")
+	ctx := t.Context()
+	var isps []*lab.ISP
+	sources := map[string][]netip.Prefix{}
+	var others []netip.Addr
+	for n := range 2 {
+		cfg := lab.DefaultISP(n)
+		cfg.Lease, cfg.Renew = 2*time.Minute, 3*time.Second
+		isps = append(isps, r.connected(cfg))
+		p4, p6 := renumbered(cfg)
+		sources[cfg.Link] = []netip.Prefix{cfg.IPv4.Masked(), p4.Masked(), cfg.IPv6.Masked(), p6.Masked()}
+		others = append(others, cfg.IPv4.Addr(), cfg.IPv6.Addr())
+	}
+	r.must(r.WriteInterfaces(dhcpInterfaces))
+	r.start()
+	r.ifup("wan0", "wan1")
+	r.become(both("wan0", "wan1")...)
+	w := newWire(t, isps, sources, others...)
+	s := &storm{rig: r, isps: isps, random: random}
+	running := true
+	for range rounds {
+		n := random.IntN(2)
+		link := fmt.Sprintf("wan%d", n)
+		what, do := "renumber", func() error { return s.renumber(n) }
+		switch random.IntN(7) {
+		case 0:
+			what, do = "ifdown and ifup", func() error {
+				_, down := r.Ifdown(ctx, link)
+				_, up := r.Ifup(ctx, link)
+				return errors.Join(down, up)
+			}
+		case 1:
+			what, do = "unplugged and plugged in", func() error {
+				if err := isps[n].Link().Delete(); err != nil {
+					return err
+				}
+				if !running {
+					r.unplugged(link)
+				}
+				if err := isps[n].Link().Recreate(); err != nil {
+					return err
+				}
+				_, down := r.Ifdown(ctx, "--force", link)
+				_, up := r.Ifup(ctx, link)
+				return errors.Join(down, up)
+			}
+		case 2:
+			what, do = "cable", func() error {
+				return errors.Join(isps[n].Link().SetCarrier(false), isps[n].Link().SetCarrier(true))
+			}
+		case 3:
+			what, do = "default deleted", func() error { return s.byHand("route", "delete", "default") }
+		case 4:
+			what, do = "daemon", func() error {
+				if running {
+					r.kill9()
+				} else {
+					r.launch()
+				}
+				running = !running
+				return nil
+			}
+		}
+		s.note("%s: %s", link, what)
+		if err := do(); err != nil {
+			s.note("   %v", err)
+		}
+		// A renewal takes up to three seconds; not all of them are waited for.
+		if what == "renumber" && random.IntN(2) == 0 {
+			_, err := r.WaitAddrIn(ctx, link, isps[n].IPv4())
+			r.must(err)
+		}
+	}
+	bad, excused := w.strays()
+	t.Logf("%s", strings.Join(s.log, "\n"))
+	t.Logf("sockets bound to an address %d, to a device %d, writes on TCP connections %d, refused by the kernel %d",
+		w.sent["address"].Load(), w.sent["device"].Load(), w.sent["tcp"].Load(), w.refus.Load())
+	for _, excuse := range slices.Sorted(maps.Keys(excused)) {
+		t.Logf("by another link, excused: %d packets of %s", excused[excuse], excuse)
+	}
+	if len(bad) > 0 {
+		t.Errorf("%d packets strayed:\n%s", len(bad), strings.Join(bad[:min(len(bad), 40)], "\n"))
+	}
+	for _, kind := range []string{"address", "device", "tcp"} {
+		if w.sent[kind].Load() < 200 {
+			t.Errorf("too little was sent to prove anything: %s %d", kind, w.sent[kind].Load())
+		}
+	}
+	if !running {
+		r.launch()
+	}
+	for n, isp := range isps {
+		if s.moved[n] {
+			r.must(s.renumber(n))
+		}
+		_, err := r.WaitAddrIn(ctx, isp.Link().Name(), isp.IPv4())
+		r.must(err)
+	}
+	// The kernel keeps addresses of a router's former prefix for two hours.
+	r.eventually(func() error {
+		return errors.Join(r.planned(), r.ladder("wan0", lab.IPv4), r.ladder("wan1", lab.IPv4))
+	})
 }
