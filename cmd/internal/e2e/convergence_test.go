@@ -64,7 +64,7 @@ func TestProfilesConverge(t *testing.T) {
 
 	w.stepUntil("device modify adds an address", func() {
 		w.must(w.ModifyDevice(ctx, "wan0", "+ipv4.addresses", extra.String()))
-	}, func() error { return errors.Join(w.holds(all...), w.hasSource("wan0", extra)) })
+	}, func() error { return errors.Join(w.holds(all...), w.hasSource(extra)) })
 	w.stepUntil("device modify adds a route", func() {
 		w.must(w.ModifyDevice(ctx, "wan0", "+ipv4.routes", "10.55.0.0/16 100.64.0.3", "+ipv6.routes", "fd55::/32 fe80::55"))
 	}, func() error {
@@ -78,7 +78,7 @@ func TestProfilesConverge(t *testing.T) {
 	w.stepUntil("device modify removes the address", func() {
 		w.must(w.ModifyDevice(ctx, "wan0", "-ipv4.addresses", extra.String()))
 	}, func() error {
-		if w.hasSource("wan0", extra) == nil {
+		if w.hasSource(extra) == nil {
 			return fmt.Errorf("%s still has a rule", extra)
 		}
 		return w.holds(all...)
@@ -135,8 +135,9 @@ func (r *rig) lastResorts(links ...string) error {
 	return nil
 }
 
-// hasSource reports the source rule of an address of a link.
-func (r *rig) hasSource(link string, a netip.Prefix) error {
+// hasSource reports the source rule of an address of wan0.
+func (r *rig) hasSource(a netip.Prefix) error {
+	const link = "wan0"
 	f := lab.IPv4
 	if a.Addr().Is6() {
 		f = lab.IPv6

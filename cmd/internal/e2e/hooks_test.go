@@ -241,7 +241,7 @@ iface wan1 inet6 static
 			r.ifup("wan1")
 			r.become(both("wan0", "wan1")...)
 			r.must(r.tableHas("wan0", lab.IPv4, "default via 100.64.0.1 ", "10.77.0.0/16 via 100.64.0.7 "))
-			r.must(r.hasSource("wan0", netip.MustParsePrefix("100.64.0.51/24")))
+			r.must(r.hasSource(netip.MustParsePrefix("100.64.0.51/24")))
 			r.answer(isps...)
 			r.eventually(inMain)
 			r.ifdown("wan0")

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,14 +87,7 @@ func (n *nameserver) uses(want map[int][]netip.Addr) {
 			for _, server := range want[i] {
 				errs = append(errs, n.eventuallyAsked(i, server))
 			}
-			others, err := n.caught[i].Matching(func(p lab.Packet) bool {
-				for _, server := range want[i] {
-					if p.Dst == server {
-						return false
-					}
-				}
-				return isQuery(p)
-			})
+			others, err := n.caught[i].Matching(func(p lab.Packet) bool { return isQuery(p) && !slices.Contains(want[i], p.Dst) })
 			if err != nil || len(others) > 0 {
 				errs = append(errs, fmt.Errorf("%s saw others' queries (%w):\n%s", n.isps[i].Name(), err, lab.FormatPackets(others)))
 			}
@@ -177,7 +171,7 @@ func TestNames(t *testing.T) {
 	r.must(r.Down(t.Context(), "wan0"))
 	names.uses(map[int][]netip.Addr{1: servers(isp1)})
 	r.must(isp1.Link().Delete())
-	r.eventually(func() error { return noServers() })
+	r.eventually(noServers)
 }
 
 func noServers() error {

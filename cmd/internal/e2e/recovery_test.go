@@ -491,7 +491,7 @@ func TestFullRange(t *testing.T) {
 	})
 	// The others go on.
 	r.must(r.AddAddr("wan0", extra.String()))
-	r.eventually(func() error { return errors.Join(r.holds(both("wan0", "wan1")...), r.hasSource("wan0", extra)) })
+	r.eventually(func() error { return errors.Join(r.holds(both("wan0", "wan1")...), r.hasSource(extra)) })
 	freed := time.Now()
 	r.must(r.Down(t.Context(), "wan0"))
 	r.eventually(func() error { return r.holds(both("wan1", "wan2")...) })

@@ -57,8 +57,9 @@ func Take(ctx context.Context, mirror *kernel.Mirror, runtime string, link routi
 // Of two routes that main cannot hold side by side the first stays, as it would
 // have when ifupdown brought up the second.
 func PutBack(ctx context.Context, mirror *kernel.Mirror, runtime string, c hooked.Config) error {
-	var routes []routing.Route
-	for i, r := range c.Known() {
+	known := c.Known()
+	routes := make([]routing.Route, 0, len(known))
+	for i, r := range known {
 		r.Table, r.Device, r.Protocol, r.Metric = routing.TableMain, c.Index, unix.RTPROT_BOOT, c.Routes[i].Metric
 		r.OnLink = r.Gateway.IsValid()
 		routes = append(routes, r)
