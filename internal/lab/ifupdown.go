@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const interfacesFile = "/etc/network/interfaces"
@@ -36,4 +39,18 @@ func (h *Host) Run(ctx context.Context, program string, args ...string) (string,
 	defer cancel()
 	out, err := command(ctx, "", program, args...)
 	return strings.TrimSpace(out), err
+}
+
+// Hide lets a program or file look as if it were not there: it is empty and nobody
+// may run it.
+func (h *Host) Hide(path string) error {
+	empty := filepath.Join(labDir, "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		return fmt.Errorf("hiding %s: %w", path, err)
+	}
+	if err := unix.Mount(empty, path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("hiding %s: %w", path, err)
+	}
+	h.onClose(func() error { return unix.Unmount(path, unix.MNT_DETACH) })
+	return nil
 }

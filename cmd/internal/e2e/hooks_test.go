@@ -329,6 +329,33 @@ func TestDHCPCD(t *testing.T) {
 	})
 }
 
+// TestIfupdownWithDHCPCD is ifupdown where dhcpcd is its DHCP client, as on Debian
+// 13: both tell of the same link.
+func TestIfupdownWithDHCPCD(t *testing.T) {
+	onBothHosts(t, "", func(r *rig) {
+		r.must(r.Hide("/usr/sbin/dhclient"))
+		// There is no udevd in the lab.
+		text, err := os.ReadFile("/etc/dhcpcd.conf")
+		r.must(err)
+		r.must(os.WriteFile("/etc/dhcpcd.conf", append(slices.Clone(text), "\nnodev\nnoarp\n"...), 0o644))
+		r.t.Cleanup(func() { r.must(os.WriteFile("/etc/dhcpcd.conf", text, 0o644)) })
+		isp0, isp1 := r.connected(lab.DefaultISP(0)), r.connected(lab.DefaultISP(1))
+		r.must(r.WriteInterfaces("iface wan0 inet dhcp\niface wan1 inet dhcp\n"))
+		r.ifup("wan0", "wan1")
+		r.become(both("wan0", "wan1")...)
+		r.answer(isp0, isp1)
+		r.ifdown("wan0")
+		r.become(both("wan1")...)
+		r.ifup("wan0")
+		r.become(both("wan0", "wan1")...)
+		r.ifdown("wan0", "wan1")
+		r.become()
+		if left := r.states(); len(left) > 0 {
+			r.t.Errorf("left of everything: %v", left)
+		}
+	})
+}
+
 // TestNoTableIsLeft is a link for which there is no table: the host stays
 // reachable by it, and says loudly that this is all.
 func TestNoTableIsLeft(t *testing.T) {
