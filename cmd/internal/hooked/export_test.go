@@ -2,9 +2,8 @@ package hooked
 
 // Doors for the tests.
 var (
-	Read     = read
-	ReadFile = readFile
-	Same     = same
+	Read = read
+	Same = same
 )
 
 // MaxSize and MaxItems are the bounds.
@@ -12,6 +11,16 @@ const (
 	MaxSize  = maxSize
 	MaxItems = maxItems
 )
+
+// ReadFile reads one file.
+func ReadFile(runtime, name string) (Config, error) {
+	directory, err := open(runtime)
+	if err != nil {
+		return Config{}, err
+	}
+	defer directory.Close()
+	return readFile(directory, name)
+}
 
 // Check refuses what must not be believed.
 func (c Config) Check() error { return c.check() }

@@ -121,8 +121,6 @@ func (c Config) file() string {
 	return strings.Join(words, "@") + suffix
 }
 
-func (c Config) path(runtime string) string { return filepath.Join(runtime, Directory, c.file()) }
-
 // Bounds of what is believed. A file name has 255 bytes at most (NAME_MAX), of
 // which the temporary name of renameio needs some.
 const (
@@ -199,14 +197,29 @@ func Put(runtime string, c Config) error {
 	if len(data) > maxSize {
 		return doing(fmt.Errorf("it has %d bytes, %d is the most", len(data), maxSize))
 	}
-	directory, err := ownership.MakeDirectory(runtime, Directory)
+	if _, err := ownership.MakeDirectory(runtime, Directory); err != nil {
+		return doing(err)
+	}
+	directory, err := open(runtime)
 	if err != nil {
 		return doing(err)
 	}
-	if err := renameio.WriteFile(filepath.Join(directory, c.file()), append(data, '\n'), 0o644); err != nil {
+	err = renameio.WriteFile(c.file(), append(data, '\n'), 0o644, renameio.WithRoot(directory))
+	if err = errors.Join(err, directory.Close()); err != nil {
 		return doing(err)
 	}
 	return nil
+}
+
+// open opens the directory. It belongs to the service's user, and hooks are run by
+// root: no link that is put there leads root to another place.
+func open(runtime string) (*os.Root, error) {
+	parent, err := os.OpenRoot(runtime)
+	if err != nil {
+		return nil, err
+	}
+	directory, err := parent.OpenRoot(Directory)
+	return directory, errors.Join(err, parent.Close())
 }
 
 // Ifupdown is a caller; Mover is who notes the routes that were moved out of main
@@ -226,11 +239,19 @@ func Remove(runtime, name string, which func(Config) bool) error {
 			movable[c.Family] = true
 		}
 	}
+	if len(all) == 0 {
+		return errors.Join(errs...)
+	}
+	directory, err := open(runtime)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer directory.Close()
 	for _, c := range all {
 		if !which(c) && (c.Caller != Mover || movable[c.Family]) {
 			continue
 		}
-		if err := os.Remove(c.path(runtime)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := directory.Remove(c.file()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("ending what %s said of %s: %w", c.Caller, name, err))
 		}
 	}
@@ -240,11 +261,15 @@ func Remove(runtime, name string, which func(Config) bool) error {
 // read returns the configurations of one interface, of all if the name is empty.
 // What cannot be read is left as it is and out, and is in the errors.
 func read(runtime, name string) ([]Config, []error) {
-	directory := filepath.Join(runtime, Directory)
-	entries, err := os.ReadDir(directory)
+	directory, err := open(runtime)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if err != nil {
+		return nil, []error{fmt.Errorf("opening what hooks said: %w", err)}
+	}
+	defer directory.Close()
+	entries, err := fs.ReadDir(directory.FS(), ".")
 	if err != nil {
 		return nil, []error{fmt.Errorf("listing what hooks said: %w", err)}
 	}
@@ -257,8 +282,8 @@ func read(runtime, name string) ([]Config, []error) {
 		if !whole || !strings.HasSuffix(e.Name(), suffix) || name != "" && of != url.QueryEscape(name) {
 			continue
 		}
-		path := filepath.Join(directory, e.Name())
-		c, err := readFile(path)
+		path := filepath.Join(runtime, Directory, e.Name())
+		c, err := readFile(directory, e.Name())
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			// It ended just now.
@@ -274,8 +299,8 @@ func read(runtime, name string) ([]Config, []error) {
 	return all, errs
 }
 
-func readFile(path string) (c Config, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+func readFile(directory *os.Root, name string) (c Config, err error) {
+	f, err := directory.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return Config{}, err
 	}

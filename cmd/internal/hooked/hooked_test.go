@@ -335,6 +335,24 @@ func TestDiskIsFull(t *testing.T) {
 	reads(t, runtime, "")
 }
 
+// TestLinkElsewhere: the directory belongs to the service's user, who may not have
+// root write or remove anything elsewhere.
+func TestLinkElsewhere(t *testing.T) {
+	t.Parallel()
+	elsewhere, runtime := t.TempDir(), t.TempDir()
+	put(t, elsewhere, lease("wan0"))
+	if err := os.Symlink(filepath.Join(elsewhere, hooked.Directory), filepath.Join(runtime, hooked.Directory)); err != nil {
+		t.Fatal(err)
+	}
+	if err := hooked.Put(runtime, lease("wan1")); err == nil {
+		t.Error("written elsewhere")
+	}
+	if err := hooked.Remove(runtime, "wan0", func(hooked.Config) bool { return true }); err == nil {
+		t.Error("removed elsewhere")
+	}
+	reads(t, elsewhere, "", lease("wan0"))
+}
+
 func FuzzRead(f *testing.F) {
 	for _, c := range []hooked.Config{lease("wan0"), lease("a%b"), {Interface: ".x", Index: 1, Caller: "c", Part: "@", Family: routing.IPv6}} {
 		data, err := json.Marshal(c)
@@ -352,7 +370,7 @@ func FuzzRead(f *testing.F) {
 		if len(all)+len(errs) != 1 {
 			t.Errorf("%+v, %v", all, errs)
 		}
-		c, err := hooked.ReadFile(path)
+		c, err := hooked.ReadFile(runtime, filepath.Base(path))
 		if err != nil || len(data) > hooked.MaxSize/8 { // JSON with escapes is longer.
 			return
 		}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -62,7 +63,7 @@ func (s *Store) Reload(name string) []error {
 	all, errs := read(s.runtime, name)
 	if len(errs) > 0 {
 		for _, c := range s.configs[name] {
-			if _, err := os.Lstat(c.path(s.runtime)); !errors.Is(err, fs.ErrNotExist) && !holds(all, c) {
+			if _, err := os.Lstat(filepath.Join(s.runtime, Directory, c.file())); !errors.Is(err, fs.ErrNotExist) && !holds(all, c) {
 				all = append(all, c)
 			}
 		}
