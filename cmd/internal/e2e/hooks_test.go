@@ -579,3 +579,72 @@ func TestBoundTrafficOfHooksNeverStrays(t *testing.T) {
 		return errors.Join(r.planned(), r.ladder("wan0", lab.IPv4), r.ladder("wan1", lab.IPv4))
 	})
 }
+
+// TestDHClientReasons goes through what dhclient calls its script for, with the
+// script and the hooks that Debian has.
+func TestDHClientReasons(t *testing.T) {
+	onBothHosts(t, "", func(r *rig) {
+		cfg := lab.DefaultISP(0)
+		cfg.IPv6 = netip.Prefix{}
+		isp := r.connected(cfg)
+		r.ip("link", "set", "wan0", "up")
+		script := func(reason string, variables ...string) {
+			r.t.Helper()
+			args := slices.Concat([]string{"-i", "PATH=/usr/sbin:/usr/bin", "reason=" + reason, "interface=wan0"}, variables, []string{"/usr/sbin/dhclient-script"})
+			out, err := r.Run(r.t.Context(), "env", args...)
+			// The script ends as its last hook does.
+			if err != nil {
+				r.t.Fatalf("%s: %v\n%s", reason, err, out)
+			}
+		}
+		lease := func(prefix, address string) []string {
+			return []string{prefix + "ip_address=" + address, prefix + "subnet_mask=255.255.255.0", prefix + "routers=100.64.0.1", prefix + "broadcast_address=100.64.0.255"}
+		}
+		four := part{"wan0", lab.IPv4}
+		for i, pair := range []struct{ gained, lost string }{{"BOUND", "EXPIRE"}, {"REBOOT", "FAIL"}, {"TIMEOUT", "RELEASE"}, {"BOUND", "STOP"}} {
+			first, second := fmt.Sprintf("100.64.0.%d", 50+i), fmt.Sprintf("100.64.0.%d", 60+i)
+			script("PREINIT")
+			script(pair.gained, lease("new_", first)...)
+			r.become(four)
+			script("RENEW", slices.Concat(lease("old_", first), lease("new_", first))...)
+			r.become(four)
+			script("REBIND", slices.Concat(lease("old_", first), lease("new_", second),
+				[]string{"new_rfc3442_classless_static_routes=16 10 99 100 64 0 7 0 100 64 0 1"})...)
+			r.become(four)
+			r.must(r.tableHas("wan0", lab.IPv4, "src "+second, "!src "+first, "10.99.0.0/16 via 100.64.0.7 ", "default via 100.64.0.1 "))
+			r.answersOnItsLink(isp, lab.IPv4)
+			script(pair.lost, lease("old_", second)...)
+			r.become()
+			if left := r.states(); len(left) > 0 {
+				r.t.Errorf("left after %s: %v", pair.lost, left)
+			}
+		}
+	})
+}
+
+// TestDHClient6 is ifupdown with DHCPv6.
+func TestDHClient6(t *testing.T) {
+	onBothHosts(t, "", func(r *rig) {
+		var isps []*lab.ISP
+		for n := range 2 {
+			cfg := lab.DefaultISP(n)
+			ra := lab.DefaultRA(cfg.IPv6)
+			ra.Managed, ra.Prefixes[0].NoSLAAC = true, true
+			cfg.IPv4, cfg.DHCPv6, cfg.RA = netip.Prefix{}, lab.StatefulDHCPv6, &ra
+			isps = append(isps, r.connected(cfg))
+		}
+		r.must(r.WriteInterfaces("iface wan0 inet6 dhcp\niface wan1 inet6 dhcp\n"))
+		r.ifup("wan0", "wan1")
+		r.become(part{"wan0", lab.IPv6}, part{"wan1", lab.IPv6})
+		for _, isp := range isps {
+			r.answersOnItsLink(isp, lab.IPv6)
+		}
+		r.ifdown("wan0")
+		r.become(part{"wan1", lab.IPv6})
+		r.ifdown("wan1")
+		r.become()
+		if left := r.states(); len(left) > 0 {
+			r.t.Errorf("left of everything: %v", left)
+		}
+	})
+}
