@@ -15,7 +15,8 @@ func Index(name string) (int, error) {
 	if err != nil {
 		return 0, doing(unix.ENODEV) // A name that no interface can have.
 	}
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	// A socket of any family will do; this one every sandbox has.
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, doing(err)
 	}
