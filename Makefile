@@ -4,24 +4,17 @@
 GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),$(wildcard /usr/lib/go/bin/go),go)
 # Tests build the programs they run.
 export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
-VERSION ?= 0.1.0~dev
+# The package's changelog has the version.
+VERSION ?= $(shell head -n 1 packaging/debian/changelog | tr '()' '  ' | cut -d ' ' -f 3)
 BIN     := bin
 # No VCS stamp: root building a user's checkout must not make git refuse.
-BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
-# Where the callers of multihomed-dispatcher look, whatever PREFIX is.
-PREFIX     ?= /usr/local
-sbindir    ?= $(PREFIX)/sbin
-bindir     ?= $(PREFIX)/bin
-NM_LIB     ?= /usr/lib/NetworkManager
-IFUPDOWN   ?= /etc/network
-DHCLIENT   ?= /etc/dhcp/dhclient-exit-hooks.d
-DHCPCD     ?= /usr/lib/dhcpcd/dhcpcd-hooks
-UDEV_RULES ?= /usr/lib/udev/rules.d
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' $(BUILD_FLAGS)
+MAINS   := ./cmd/multihomed ./cmd/multihomectl ./cmd/multihomed-dispatcher
 LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build unit lint bench install uninstall clean requirements
+.PHONY: help demo test build extras unit lint bench install uninstall deb clean requirements FORCE
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +31,7 @@ requirements:
 	@internal/lab/install-requirements
 
 build: ## the programs, into bin/
-	$(BUILD) -o $(BIN)/ ./cmd/multihomed ./cmd/multihomectl ./cmd/multihomed-dispatcher ./internal/demo
+	$(BUILD) -o $(BIN)/ $(MAINS) ./internal/demo
 
 unit: ## only what needs neither root nor NetworkManager
 	$(GO) test ./routing ./routing/kerneltest ./cmd/internal/config ./cmd/internal/rttables
@@ -53,31 +46,97 @@ bench: requirements build ## the table of figures in the README (as root)
 	$(BUILD) -o $(BIN)/ ./internal/bench
 	$(BIN)/bench -v
 
+# What is made of the programs and belongs beside them.
+MANUALS  := $(wildcard packaging/man/*.[58])
+extras: ## completions and licences, into bin/ (after make build)
+	mkdir -p $(BIN)/completions
+	$(BIN)/multihomectl completion bash >$(BIN)/completions/multihomectl
+	$(BIN)/multihomectl completion zsh >$(BIN)/completions/_multihomectl
+	$(BIN)/multihomectl completion fish >$(BIN)/completions/multihomectl.fish
+	$(BIN)/multihomectl config --reference >$(BIN)/multihomed.toml
+	packaging/notices $(GO) $(MAINS) >$(BIN)/NOTICES
+	{ printf '# The tables of multihomed; the range is [tables] in multihomed.toml(5).\n'; \
+		for n in $$(seq 10000 10999); do printf '%s\tmultihomed.%s\n' $$n $$n; done; } >$(BIN)/rt_tables.conf
+
+# Where everybody looks, whatever PREFIX is.
+PREFIX     ?= /usr/local
+sbindir    ?= $(PREFIX)/sbin
+bindir     ?= $(PREFIX)/bin
+datadir    ?= $(PREFIX)/share
+mandir     ?= $(datadir)/man
+docdir     ?= $(datadir)/doc/multihomed
+sysconfdir ?= /etc
+LIB        ?= /usr/lib
+unitdir    ?= $(LIB)/systemd/system
+NM_LIB     ?= $(LIB)/NetworkManager
+DHCPCD     ?= $(LIB)/dhcpcd/dhcpcd-hooks
+DBUS       ?= /usr/share/dbus-1/system.d
+IFUPDOWN   ?= $(sysconfdir)/network
+DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
+IPROUTE2   ?= $(sysconfdir)/iproute2
+
 # Root owns what NetworkManager runs, and nobody else may write to it: it ignores
 # it otherwise. The link makes its dispatcher run it at once (NetworkManager-dispatcher(8)).
-OWNED   := $(if $(filter 0,$(shell id -u)),-o root -g root)
-SCRIPT  := install -D $(OWNED) -m 755
-DATA    := install -D $(OWNED) -m 644
-FILL     = sed 's,@sbindir@,$(sbindir),g'
-install: ## the programs and hooks, into $(DESTDIR) and $(PREFIX) (after make build)
+OWNED  := $(if $(filter 0,$(shell id -u)),-o root -g root)
+SCRIPT := install -D $(OWNED) -m 755
+DATA   := install -D $(OWNED) -m 644
+FILL    = sed 's,@sbindir@,$(sbindir),g'
+D       = $(DESTDIR)
+install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make build)
 	@test -x $(BIN)/multihomed-dispatcher || { echo "$(BIN)/multihomed-dispatcher is missing: run make build first" >&2; exit 1; }
-	$(SCRIPT) $(BIN)/multihomed $(DESTDIR)$(sbindir)/multihomed
-	$(SCRIPT) $(BIN)/multihomed-dispatcher $(DESTDIR)$(sbindir)/multihomed-dispatcher
-	$(SCRIPT) $(BIN)/multihomectl $(DESTDIR)$(bindir)/multihomectl
-	install -d $(OWNED) -m 755 $(DESTDIR)$(NM_LIB)/dispatcher.d/no-wait.d
-	ln -sfr $(DESTDIR)$(sbindir)/multihomed-dispatcher $(DESTDIR)$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed
-	ln -sf no-wait.d/90-multihomed $(DESTDIR)$(NM_LIB)/dispatcher.d/90-multihomed
-	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $(DESTDIR)$(IFUPDOWN)/if-up.d/multihomed
-	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $(DESTDIR)$(IFUPDOWN)/if-post-down.d/multihomed
-	$(FILL) packaging/hooks/dhclient.in | $(DATA) /dev/stdin $(DESTDIR)$(DHCLIENT)/multihomed
-	$(FILL) packaging/hooks/dhcpcd.in | $(DATA) /dev/stdin $(DESTDIR)$(DHCPCD)/90-multihomed
-	$(FILL) packaging/udev/90-multihomed.rules.in | $(DATA) /dev/stdin $(DESTDIR)$(UDEV_RULES)/90-multihomed.rules
+	@test -f $(BIN)/NOTICES || $(MAKE) extras
+	$(SCRIPT) $(BIN)/multihomed $D$(sbindir)/multihomed
+	$(SCRIPT) $(BIN)/multihomed-dispatcher $D$(sbindir)/multihomed-dispatcher
+	$(SCRIPT) $(BIN)/multihomectl $D$(bindir)/multihomectl
+	install -d $(OWNED) -m 755 $D$(NM_LIB)/dispatcher.d/no-wait.d
+	ln -sfr $D$(sbindir)/multihomed-dispatcher $D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed
+	ln -sf no-wait.d/90-multihomed $D$(NM_LIB)/dispatcher.d/90-multihomed
+	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $D$(IFUPDOWN)/if-up.d/multihomed
+	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $D$(IFUPDOWN)/if-post-down.d/multihomed
+	$(FILL) packaging/hooks/dhclient.in | $(DATA) /dev/stdin $D$(DHCLIENT)/multihomed
+	$(FILL) packaging/hooks/dhcpcd.in | $(DATA) /dev/stdin $D$(DHCPCD)/90-multihomed
+	$(FILL) packaging/udev/90-multihomed.rules.in | $(DATA) /dev/stdin $D$(LIB)/udev/rules.d/90-multihomed.rules
+	$(FILL) packaging/systemd/multihomed.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed.service
+	$(DATA) packaging/systemd/multihomed.socket $D$(unitdir)/multihomed.socket
+	$(DATA) packaging/sysusers.d/multihomed.conf $D$(LIB)/sysusers.d/multihomed.conf
+	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
+	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
+	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
+	$(DATA) $(BIN)/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
+	$(DATA) $(BIN)/completions/multihomectl $D$(datadir)/bash-completion/completions/multihomectl
+	$(DATA) $(BIN)/completions/_multihomectl $D$(datadir)/zsh/vendor-completions/_multihomectl
+	$(DATA) $(BIN)/completions/multihomectl.fish $D$(datadir)/fish/vendor_completions.d/multihomectl.fish
+	$(DATA) -t $D$(mandir)/man5 $(filter %.5,$(MANUALS))
+	$(DATA) -t $D$(mandir)/man8 $(filter %.8,$(MANUALS))
+	$(DATA) -t $D$(docdir) README.md ARCHITECTURE.md $(BIN)/NOTICES
+	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
 
 uninstall: ## what make install installed
-	rm -f $(DESTDIR)$(sbindir)/multihomed $(DESTDIR)$(sbindir)/multihomed-dispatcher $(DESTDIR)$(bindir)/multihomectl \
-		$(DESTDIR)$(NM_LIB)/dispatcher.d/90-multihomed $(DESTDIR)$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed \
-		$(DESTDIR)$(IFUPDOWN)/if-up.d/multihomed $(DESTDIR)$(IFUPDOWN)/if-post-down.d/multihomed \
-		$(DESTDIR)$(DHCLIENT)/multihomed $(DESTDIR)$(DHCPCD)/90-multihomed $(DESTDIR)$(UDEV_RULES)/90-multihomed.rules
+	rm -f $(addprefix $D$(sbindir)/,multihomed multihomed-dispatcher) $D$(bindir)/multihomectl \
+		$D$(NM_LIB)/dispatcher.d/90-multihomed $D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed \
+		$D$(IFUPDOWN)/if-up.d/multihomed $D$(IFUPDOWN)/if-post-down.d/multihomed \
+		$D$(DHCLIENT)/multihomed $D$(DHCPCD)/90-multihomed $D$(LIB)/udev/rules.d/90-multihomed.rules \
+		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed.socket \
+		$D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
+		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
+		$D$(datadir)/bash-completion/completions/multihomectl $D$(datadir)/zsh/vendor-completions/_multihomectl \
+		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
+		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
+	rm -rf $D$(docdir)
+
+# Exactly what is committed or changed, and nothing that was built, so that the
+# same input makes the same package.
+dist/source: FORCE
+	rm -rf $@
+	mkdir -p $@
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp -a --parents -t $@
+	cp -a packaging/debian $@/debian
+
+deb: ## the Debian package, into dist/
+	@command -v dh >/dev/null || internal/lab/install-requirements build-essential debhelper
+	$(MAKE) dist/source
+	cd dist/source && dpkg-buildpackage -b -us -uc
+	rm -rf dist/source
 
 clean: ## remove what was built
 	rm -rf $(BIN) dist

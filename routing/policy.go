@@ -42,5 +42,14 @@ func (p Policy) OwnsRule(r Rule) bool {
 // OwnsRoute reports whether a route found in the kernel is ours: it carries our
 // protocol and stands in one of our tables, or in main for a link that has none.
 func (p Policy) OwnsRoute(r Route) bool {
-	return r.Protocol == Multihomed && (p.Tables.Contains(r.Table) || r.Table == TableMain)
+	return r.Protocol == Multihomed && (p.Tables.Contains(r.Table) || r.IsStandIn())
 }
+
+// IsStandIn reports whether a route has the form of those that main gets for a
+// link without a table: a default whose metric is the interface's index. The
+// protocol alone would not tell it from what somebody else put there.
+func (r Route) IsStandIn() bool {
+	return r.Table == TableMain && r.Type == RouteUnicast && r.IsDefault() && r.Device > 0 && r.Metric == standInMetric(r.Device)
+}
+
+func standInMetric(device int) uint32 { return uint32(device) } //nolint:gosec // indexes are positive

@@ -190,7 +190,7 @@ func defaultWithoutTable(l Link, keys []Key, k Key) (Route, bool) {
 		return Route{}, false
 	}
 	r := copyRoute(ways[0], l, k, TableMain, primarySource(l, k))
-	r.Metric = uint32(l.Index) //nolint:gosec // indexes are positive
+	r.Metric = standInMetric(l.Index)
 	return r, true
 }
 

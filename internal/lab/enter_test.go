@@ -277,7 +277,8 @@ func TestRequirements(t *testing.T) {
 	})
 	t.Run("nothing installed", func(t *testing.T) {
 		err := lab.CheckPrograms(t.TempDir())
-		want := "NetworkManager, nmcli, dbus-daemon, dnsmasq, ip not found: apt-get install network-manager dbus dnsmasq-base iproute2"
+		want := "NetworkManager, nmcli, dbus-daemon, dnsmasq, ifup, dhclient, dhcpcd, ip not found: " +
+			"apt-get install network-manager dbus dnsmasq-base ifupdown isc-dhcp-client dhcpcd-base iproute2"
 		if err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}

@@ -299,8 +299,8 @@ func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 	var out []routing.Route
 	for a := range s.fib.byTable[table] {
 		for _, l := range a.legs {
-			if table == routing.TableMain && (a.kind != routing.RouteUnicast || !s.Interested(l.route.Device)) {
-				continue // kept for another entry of the same key
+			if table == routing.TableMain && (!l.route.IsStandIn() || !s.Interested(l.route.Device)) {
+				continue // somebody else's, or kept for another entry of the same key
 			}
 			if !l.dead && l.route.Protocol == routing.Multihomed {
 				out = append(out, l.route)

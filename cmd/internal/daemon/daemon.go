@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,6 +37,10 @@ type Options struct {
 	// Level is what the logger filters by; the configuration sets it.
 	Level *slog.LevelVar
 }
+
+// managerTimeout is how long a NetworkManager that is not on the bus is waited for.
+// The unit starts the daemon after it.
+const managerTimeout = 10 * time.Second
 
 // lockTimeout is what a dispatcher needs to make way.
 const lockTimeout = 5 * time.Second
@@ -103,16 +108,13 @@ type service struct {
 func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) (*config.Config, error) {
 	s.Level.Set(cfg.LogLevel)
 	settled, ready := newEvent(), newEvent()
+	var alone atomic.Bool
 	var p *parts
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
 		Ready: func() { ready.do(s.notify.ready) },
 		Settled: func() {
 			settled.give()
-			if p.owners.Alone() {
-				// The rest of what stands waits for a NetworkManager, and nobody
-				// else must wait for one that may never come.
-				ready.do(s.notify.ready)
-			}
+			alone.Store(p.owners.Alone())
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
 		Report: func(r reconcile.Report) { s.reported(cfg.RuntimeDir, r) },
@@ -126,6 +128,14 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 	defer cancel()
 	tasks, running := errgroup.WithContext(running)
 	p.run(running, tasks)
+	// The boot waits for READY=1, and NetworkManager may be installed and never
+	// come. What is left of its links stands until it does.
+	give := time.AfterFunc(managerTimeout, func() {
+		if alone.Load() {
+			ready.do(s.notify.ready)
+		}
+	})
+	defer give.Stop()
 	tasks.Go(func() error {
 		// Not before the kernel has been read: any table may be in use.
 		if !settled.await(running) {

@@ -517,3 +517,13 @@ func (r *rig) leases() []allocator.Lease {
 	}
 	return a.List()
 }
+
+// TestNetworkManagerNeverComes: a NetworkManager that is installed and switched off
+// must not hold up the boot for ever.
+func TestNetworkManagerNeverComes(t *testing.T) {
+	r := newRig(t, lab.HostConfig{NoNM: true}, "network_manager = \"yes\"\n")
+	r.start()
+	if status, err := r.look(); err != nil || !status.Running || status.Complete() {
+		t.Errorf("%+v, %v", status, err)
+	}
+}
