@@ -135,7 +135,8 @@ dist/source: FORCE
 deb: ## the Debian package, into dist/
 	@command -v dh >/dev/null || internal/lab/install-requirements build-essential debhelper
 	$(MAKE) dist/source
-	cd dist/source && dpkg-buildpackage -b -us -uc
+	# Go is the one that is here, and no package of Debian 12 or 13.
+	cd dist/source && dpkg-buildpackage -d -us -uc
 	rm -rf dist/source
 
 clean: ## remove what was built

@@ -8,10 +8,12 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 	"testing/fstest"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/ctl"
+	"multihomed/routing"
 )
 
 // run runs multihomectl and returns what it printed and its exit status.
@@ -82,9 +84,19 @@ func TestConfigIsAConfiguration(t *testing.T) {
 	custom.UplinkGroup, custom.ContainerPrefixLength = 42, 0
 	custom.LogLevel = slog.LevelWarn
 	custom.RepairBurst, custom.RepairsPerSecond = 3, 0.25
-	custom.StateDir = `/srv/"quoted" \ and\ttab`
+	custom.StateDir, custom.RuntimeDir = `/srv/"quoted" \ and\ttab`, "/run/other"
+	custom.NetworkManager, custom.MoveRoutes = config.No, true
+	custom.DNS = config.DNS{ServersFile: "/run/servers", PIDFile: "/run/pid"}
+	custom.Allocator = config.Allocator{
+		Socket: "other", Lifetime: time.Minute, Families: []routing.Family{routing.IPv6}, Users: []string{"alice"}, TablesPerUser: 7,
+	}
 	custom.Include = []config.Matcher{{Interface: "tun*"}, {Profile: `Caf\é "Nero"`, Type: "vpn?"}}
 	custom.Exclude = []config.Matcher{{Interface: "lab[0-9]", Profile: "\u0001", Type: "bridge"}}
+	for i, a, b := 0, reflect.ValueOf(custom), reflect.ValueOf(config.Default()); i < a.NumField(); i++ {
+		if reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+			t.Errorf("%s is the default: nothing is proven for it", a.Type().Field(i).Name)
+		}
+	}
 	for name, cfg := range map[string]config.Config{"default": config.Default(), "custom": custom} {
 		text := ctl.Effective(cfg, "/etc/multihomed/multihomed.toml", true)
 		got, err := config.Parse(name, []byte(text))

@@ -31,7 +31,8 @@ With --json the same comes for programs. Fields are only ever added as long as
   ok                what the exit status says: true for 0
   version           of multihomectl
   daemon            running, pid, version, started, ready, waiting
-  network_manager   running, version, complete, waiting, error
+  network_manager   running, version, complete, waiting, error, none (this host
+                    has none)
   in_force          planned, present and unexpected rules, routes and groups
   tables            first and last table of the range
   uplink_group      interface group of uplinks
