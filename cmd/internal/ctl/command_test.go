@@ -8,8 +8,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 	"testing/fstest"
+	"time"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/ctl"
