@@ -79,5 +79,5 @@ func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
 		// udev kills what its programs leave behind (udev(7), RUN).
 		return errors.Join(noting, daemon.Once(ctx, o, message, 0, func() {}))
 	}
-	return errors.Join(noting, standin.Start(ctx, o.Logger, message))
+	return errors.Join(noting, standin.Start(ctx, o.Logger, cfg, message))
 }

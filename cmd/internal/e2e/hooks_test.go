@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"os"
@@ -647,4 +648,61 @@ func TestDHClient6(t *testing.T) {
 			r.t.Errorf("left of everything: %v", left)
 		}
 	})
+}
+
+// TestStandInHasAUser: where the daemon has a user of its own, so has who stands in
+// for it, and nothing is left behind that the daemon could not open.
+func TestStandInHasAUser(t *testing.T) {
+	const nobody = 65534
+	r := withoutNM(t, "")
+	for _, directory := range []string{r.cfg.StateDir, r.cfg.RuntimeDir} {
+		r.must(os.MkdirAll(directory, 0o755))
+		r.must(os.Chown(directory, nobody, nobody))
+	}
+	// Its parents are the test's own.
+	for d := r.cfg.StateDir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		r.must(os.Chmod(d, 0o755))
+	}
+	r.must(os.Chmod(r.path, 0o644))
+	r.connected(lab.DefaultISP(0))
+	r.must(r.WriteInterfaces("iface wan0 inet dhcp\n"))
+	r.ifup("wan0")
+	r.eventually(func() error { return r.ladder("wan0", lab.IPv4) })
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	r.must(err)
+	found := 0
+	for _, path := range commands {
+		command, err := os.ReadFile(path)
+		if err != nil || string(command) != "/usr/sbin/multihomed-dispatcher\x00stand-in\x00" {
+			continue
+		}
+		found++
+		status, err := os.ReadFile(filepath.Join(filepath.Dir(path), "status"))
+		r.must(err)
+		for _, line := range []string{"Uid:\t65534\t65534\t65534\t65534\n", "Gid:\t65534\t65534\t65534\t65534\n", "CapEff:\t0000000000001000\n", "CapPrm:\t0000000000001000\n"} {
+			if !strings.Contains(string(status), line) {
+				t.Errorf("no %q in\n%s", line, status)
+			}
+		}
+	}
+	if found != 1 {
+		t.Errorf("%d processes stand in", found)
+	}
+	r.unplugged("none") // As root, in the midst of it.
+	for _, directory := range []string{r.cfg.StateDir, r.cfg.RuntimeDir} {
+		r.must(filepath.WalkDir(directory, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			var stat syscall.Stat_t
+			if err := syscall.Lstat(path, &stat); err != nil {
+				return err
+			}
+			// Who owns the directory may replace what root wrote into it.
+			if stat.Uid != nobody && filepath.Dir(path) != filepath.Join(r.cfg.RuntimeDir, hooked.Directory) {
+				t.Errorf("%s belongs to %d", path, stat.Uid)
+			}
+			return nil
+		}))
+	}
 }

@@ -13,14 +13,17 @@ import (
 	"log/syslog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/daemon"
 	"multihomed/cmd/internal/hook"
+	"multihomed/internal/ownership"
 )
 
 // word is the argument by which a process knows what it is.
@@ -41,8 +44,9 @@ const readiness = 3
 const busAddress = "DBUS_SYSTEM_BUS_ADDRESS"
 
 // Start lets a process of its own deal with a message, and returns when the first
-// pass is made. What goes wrong in it is in its log.
-func Start(ctx context.Context, log *slog.Logger, m hook.Message) error {
+// pass is made. What goes wrong in it is in its log. It is the daemon's user and may
+// do what the daemon may, where that has a user.
+func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m hook.Message) error {
 	doing := func(err error) error { return fmt.Errorf("standing in for the daemon: %w", err) }
 	data, err := json.Marshal(m)
 	if err != nil {
@@ -67,8 +71,9 @@ func Start(ctx context.Context, log *slog.Logger, m hook.Message) error {
 	if bus, set := os.LookupEnv(busAddress); set {
 		child.Env = append(child.Env, busAddress+"="+bus)
 	}
-	// Neither the terminal nor the caller's process group may end it.
-	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if child.SysProcAttr, err = rights(cfg); err != nil {
+		return errors.Join(doing(err), in.Close(), message.Close(), write.Close())
+	}
 	err = child.Start()
 	err = errors.Join(err, write.Close(), in.Close())
 	if err != nil {
@@ -100,6 +105,34 @@ func Start(ctx context.Context, log *slog.Logger, m hook.Message) error {
 	default:
 		return doing(err)
 	}
+}
+
+// rights are those of the daemon: the owner of its directory, and the capabilities
+// of its unit.
+func rights(cfg config.Config) (*syscall.SysProcAttr, error) {
+	// Neither the terminal nor the caller's process group may end it.
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if os.Geteuid() != 0 {
+		return attr, nil
+	}
+	directory, err := ownership.MakeDirectory(filepath.Dir(cfg.RuntimeDir), filepath.Base(cfg.RuntimeDir))
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(directory)
+	if err != nil {
+		return nil, fmt.Errorf("finding the daemon's user: %w", err)
+	}
+	owner, is := info.Sys().(*syscall.Stat_t)
+	if !is || owner.Uid == 0 {
+		return attr, nil
+	}
+	attr.Credential = &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}
+	attr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN}
+	if cfg.DNS.ServersFile != "" {
+		attr.AmbientCaps = append(attr.AmbientCaps, unix.CAP_KILL) // for dnsmasq, which has a user too
+	}
+	return attr, nil
 }
 
 // Run is the child.
