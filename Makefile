@@ -14,7 +14,7 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build extras unit lint bench install uninstall deb clean requirements FORCE
+.PHONY: help demo test build extras unit lint bench install uninstall deb rpm clean requirements FORCE
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -138,6 +138,20 @@ deb: ## the Debian package, into dist/
 	# Go is the one that is here, and no package of Debian 12 or 13.
 	cd dist/source && dpkg-buildpackage -d -us -uc
 	rm -rf dist/source
+
+rpm: ## the package for Fedora and RHEL, into dist/
+	@command -v rpmbuild >/dev/null || internal/lab/install-requirements rpm
+	$(MAKE) dist/source
+	rm -rf dist/rpm && mkdir -p dist/rpm/SOURCES
+	tar -C dist/source --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(EPOCH) -cf dist/rpm/SOURCES/multihomed.tar .
+	SOURCE_DATE_EPOCH=$(EPOCH) rpmbuild -bb --define '_topdir $(CURDIR)/dist/rpm' --define 'package_version $(VERSION)' \
+		--define 'use_source_date_epoch_as_buildtime 1' --define 'clamp_mtime_to_source_date_epoch 1' --define '_buildhost reproducible' \
+		packaging/rpm/multihomed.spec
+	mv dist/rpm/RPMS/*/*.rpm dist/
+	rm -rf dist/rpm dist/source
+
+# The last change of the package's changelog, as for the Debian package.
+EPOCH = $(shell date -d "$$(sed -n 's/^ -- .*>  //p' packaging/debian/changelog | head -n 1)" +%s)
 
 clean: ## remove what was built
 	rm -rf $(BIN) dist
