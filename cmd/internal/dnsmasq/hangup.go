@@ -42,6 +42,9 @@ func hangUp(pidFile string) (pid int, err error) {
 		if ended(fd) {
 			return 0, nil
 		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w, although it runs; to fix: set ProtectProc=default for multihomed.service", err)
+		}
 		return 0, fmt.Errorf("looking at process %d of %s: %w", pid, pidFile, err)
 	}
 	if name != command {
