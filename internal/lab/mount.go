@@ -45,7 +45,7 @@ var emptied = []string{
 var copied = []string{
 	"/etc",
 	"/etc/dhcp", "/etc/dhcp/dhclient-exit-hooks.d",
-	"/etc/iproute2",
+	"/etc/iproute2", "/etc/iproute2/rt_protos.d", "/etc/iproute2/rt_tables.d",
 	"/etc/network", "/etc/network/if-post-down.d", "/etc/network/if-up.d",
 	"/usr/lib/NetworkManager",
 	"/usr/lib/dhcpcd", "/usr/lib/dhcpcd/dhcpcd-hooks",
@@ -56,7 +56,8 @@ var copied = []string{
 // hooks are those of copied where programs under test are called from; resetFiles
 // removes what is named after them.
 var hooks = []string{
-	"/etc/dhcp/dhclient-exit-hooks.d", "/etc/network/if-post-down.d", "/etc/network/if-up.d",
+	"/etc/dhcp/dhclient-exit-hooks.d", "/etc/iproute2/rt_protos.d", "/etc/iproute2/rt_tables.d",
+	"/etc/network/if-post-down.d", "/etc/network/if-up.d",
 	"/usr/lib/dhcpcd/dhcpcd-hooks", "/usr/sbin",
 }
 

@@ -57,7 +57,7 @@ func (r *rig) install() {
 	r.t.Helper()
 	directory, err := installed()
 	r.must(err)
-	for _, part := range []string{"etc", "usr/sbin", "usr/lib/NetworkManager", "usr/lib/dhcpcd"} {
+	for _, part := range []string{"etc/dhcp", "etc/network", "usr/sbin", "usr/lib/NetworkManager", "usr/lib/dhcpcd"} {
 		_, err := r.Run(r.t.Context(), "cp", "-a", filepath.Join(directory, part)+"/.", "/"+part)
 		r.must(err)
 	}
