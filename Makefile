@@ -7,6 +7,7 @@ export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
 # The package's changelog has the version.
 VERSION ?= $(shell head -n 1 packaging/debian/changelog | tr '()' '  ' | cut -d ' ' -f 3)
 BIN     := bin
+DIST    := dist
 # No VCS stamp: root building a user's checkout must not make git refuse.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' $(BUILD_FLAGS)
 MAINS   := ./cmd/multihomed ./cmd/multihomectl ./cmd/multihomed-dispatcher
@@ -126,32 +127,32 @@ uninstall: ## what make install installed
 
 # Exactly what is committed or changed, and nothing that was built, so that the
 # same input makes the same package.
-dist/source: FORCE
+$(DIST)/source: FORCE
 	rm -rf $@
 	mkdir -p $@
-	git ls-files -z --cached --others --exclude-standard | xargs -0 cp -a --parents -t $@
+	git -c safe.directory="*" ls-files -z --cached --others --exclude-standard | xargs -0 cp -a --parents -t $@
 	cp -a packaging/debian $@/debian
 
 deb: ## the Debian package, into dist/
 	@command -v dh >/dev/null || internal/lab/install-requirements build-essential debhelper
-	$(MAKE) dist/source
+	$(MAKE) $(DIST)/source
 	# Go is the one that is here, and no package of Debian 12 or 13.
-	cd dist/source && dpkg-buildpackage -d -us -uc
-	rm -rf dist/source
+	cd $(DIST)/source && dpkg-buildpackage -d -us -uc
+	rm -rf $(DIST)/source
 
 rpm: ## the package for Fedora and RHEL, into dist/
 	@command -v rpmbuild >/dev/null || internal/lab/install-requirements rpm
-	$(MAKE) dist/source
-	rm -rf dist/rpm && mkdir -p dist/rpm/SOURCES
-	tar -C dist/source --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(EPOCH) -cf dist/rpm/SOURCES/multihomed.tar .
-	SOURCE_DATE_EPOCH=$(EPOCH) rpmbuild -bb --define '_topdir $(CURDIR)/dist/rpm' --define 'package_version $(VERSION)' \
+	$(MAKE) $(DIST)/source
+	rm -rf $(DIST)/rpm && mkdir -p $(DIST)/rpm/SOURCES
+	tar -C $(DIST)/source --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(EPOCH) -cf $(DIST)/rpm/SOURCES/multihomed.tar .
+	SOURCE_DATE_EPOCH=$(EPOCH) rpmbuild -bb --define '_topdir $(abspath $(DIST))/rpm' --define 'package_version $(VERSION)' \
 		--define 'use_source_date_epoch_as_buildtime 1' --define 'clamp_mtime_to_source_date_epoch 1' --define '_buildhost reproducible' \
 		packaging/rpm/multihomed.spec
-	mv dist/rpm/RPMS/*/*.rpm dist/
-	rm -rf dist/rpm dist/source
+	mv $(DIST)/rpm/RPMS/*/*.rpm $(DIST)/
+	rm -rf $(DIST)/rpm $(DIST)/source
 
 # The last change of the package's changelog, as for the Debian package.
 EPOCH = $(shell date -d "$$(sed -n 's/^ -- .*>  //p' packaging/debian/changelog | head -n 1)" +%s)
 
 clean: ## remove what was built
-	rm -rf $(BIN) dist
+	rm -rf $(BIN) $(DIST)

@@ -1,0 +1,516 @@
+// Package packaging_test installs the Debian package as a user does, on whole
+// Debian machines with systemd as process 1, and looks at what it does there.
+package packaging_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
+	"multihomed/internal/machine"
+	"multihomed/internal/machine/machinetest"
+)
+
+func TestMain(m *testing.M) { os.Exit(machine.Main(m.Run, machine.Bookworm, machine.Trixie)) }
+
+// Packages are what `make deb` builds, and the same as a higher version.
+type packages struct{ now, higher string }
+
+var built = sync.OnceValues(func() (packages, error) {
+	directory, err := os.MkdirTemp("", "multihomed-packages")
+	if err != nil {
+		return packages{}, err
+	}
+	command := func(name string, args ...string) error {
+		out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
+		}
+		return nil
+	}
+	if err := command("make", "-C", "..", "deb", "DIST="+directory, "BIN="+filepath.Join(directory, "bin")); err != nil {
+		return packages{}, err
+	}
+	found, err := filepath.Glob(filepath.Join(directory, "*.deb"))
+	if err != nil || len(found) != 1 {
+		return packages{}, fmt.Errorf("make deb made %v (%w)", found, err)
+	}
+	p := packages{now: found[0], higher: filepath.Join(directory, "higher.deb")}
+	tree := filepath.Join(directory, "higher")
+	control := filepath.Join(tree, "DEBIAN", "control")
+	if err := command("dpkg-deb", "-R", p.now, tree); err != nil {
+		return packages{}, err
+	}
+	text, err := os.ReadFile(control)
+	if err != nil {
+		return packages{}, err
+	}
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "Version: ") {
+			line = "Version: 99.0\n"
+		}
+		lines = append(lines, line)
+	}
+	return p, errors.Join(os.WriteFile(control, []byte(strings.Join(lines, "")), 0o644), command("dpkg-deb", "-b", "--root-owner-group", tree, p.higher))
+})
+
+// A system is a machine with two providers on which the package is tried.
+type system struct {
+	*machine.Machine
+	t    *testing.T
+	lab  *lab.Host
+	isps []*lab.ISP
+}
+
+func (s *system) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// run runs a program in the machine.
+func (s *system) run(args ...string) string {
+	s.t.Helper()
+	out, err := s.Run(s.t.Context(), args...)
+	s.must(err)
+	return strings.TrimSpace(out)
+}
+
+func (s *system) eventually(f func() error) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), 40*time.Second)
+	defer cancel()
+	s.must(lab.Eventually(ctx, f))
+}
+
+// links are the links of the providers.
+func (s *system) links() (out []string) {
+	for _, isp := range s.isps {
+		out = append(out, isp.Link().Name())
+	}
+	return out
+}
+
+// A network is one of a link, as status has it.
+type network struct {
+	Link, Family, Prefix string
+	Table                int
+}
+
+// networks waits until status says that all is well on exactly the links of these
+// names, each with both families, and returns their networks.
+func (s *system) networks(links ...string) []network {
+	s.t.Helper()
+	var out []network
+	s.eventually(func() error {
+		text, err := s.Run(s.t.Context(), "multihomectl", "status", "--json")
+		if err != nil {
+			return err
+		}
+		var status struct {
+			OK    bool
+			Links []struct {
+				Interface string
+				Networks  []struct {
+					Family, Prefix string
+					Table          int
+				}
+			}
+		}
+		if err := json.Unmarshal([]byte(text), &status); err != nil {
+			return fmt.Errorf("%w: %s", err, text)
+		}
+		var have []string
+		out = nil
+		for _, l := range status.Links {
+			have = append(have, l.Interface)
+			families := map[string]bool{}
+			for _, n := range l.Networks {
+				out = append(out, network{l.Interface, n.Family, n.Prefix, n.Table})
+				families[n.Family] = n.Table != 0
+			}
+			if !families["ipv4"] || !families["ipv6"] {
+				err = fmt.Errorf("%s has no table for each family:\n%s", l.Interface, text)
+			}
+		}
+		if slices.Sort(have); !slices.Equal(have, links) || !status.OK {
+			err = fmt.Errorf("the links are %v, all is well is %t:\n%s", have, status.OK, text)
+		}
+		return err
+	})
+	return out
+}
+
+// address is the machine's address on a link.
+func (s *system) address(isp *lab.ISP, f lab.Family) string {
+	s.t.Helper()
+	flag, network := "-4", isp.IPv4()
+	if f == lab.IPv6 {
+		flag, network = "-6", isp.IPv6()
+	}
+	for _, word := range strings.Fields(s.run("ip", flag, "-o", "address", "show", "dev", isp.Link().Name(), "scope", "global")) {
+		if p, err := netip.ParsePrefix(word); err == nil && network.Contains(p.Addr()) {
+			return p.Addr().String()
+		}
+	}
+	s.t.Fatalf("no %v address on %s", f, isp.Link().Name())
+	return ""
+}
+
+// answered sends packets from the address of each link, which must come back, and
+// wants each provider to see its own only.
+func (s *system) answered(isps ...*lab.ISP) {
+	s.t.Helper()
+	for _, isp := range isps {
+		capture, err := isp.Capture()
+		s.must(err)
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			s.run("ping", "-c", "2", "-i", "0.2", "-W", "5", "-I", s.address(isp, f), lab.InternetAddr(f).String())
+		}
+		foreign, err := capture.Foreign(isp.IPv4(), isp.IPv6())
+		s.must(err)
+		if len(foreign) > 0 {
+			s.t.Errorf("strayed to %s:\n%s", isp.Name(), lab.FormatPackets(foreign))
+		}
+		s.must(capture.Close())
+	}
+}
+
+// install installs a package, as a user does.
+func (s *system) install(deb string, options ...string) {
+	s.t.Helper()
+	s.must(s.CopyIn(deb, "/root/multihomed.deb", 0o644))
+	s.run(slices.Concat([]string{"apt-get", "install", "-y", "-q"}, options, []string{"/root/multihomed.deb"})...)
+}
+
+// active wants a service to run, and no unit to have failed.
+func (s *system) active() {
+	s.t.Helper()
+	s.eventually(func() error {
+		state, err := s.Run(s.t.Context(), "systemctl", "is-active", "multihomed.service", "multihomed.socket")
+		if strings.TrimSpace(state) != "active\nactive" {
+			return fmt.Errorf("%q (%w)", state, err)
+		}
+		return nil
+	})
+	if failed := s.run("systemctl", "list-units", "--failed", "--plain", "--no-legend"); failed != "" {
+		s.t.Errorf("failed: %s", failed)
+	}
+}
+
+// property is one of the service.
+func (s *system) property(name string) string {
+	s.t.Helper()
+	return s.run("systemctl", "show", "-P", name, "multihomed.service")
+}
+
+// listing is every file with its owner, mode and content, but what is no part of
+// any package, or is written whenever a package or a user comes and goes.
+func (s *system) listing() []string {
+	s.t.Helper()
+	const script = `find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root -o -path /var/tmp \
+ -o -path /var/log -o -path /var/cache -o -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/NetworkManager \
+ -o -path /var/lib/systemd/timers -o -path '/etc/*-' -o -path /etc/.pwd.lock -o -path /var/lib/systemd/random-seed \
+ -o -path /etc/systemd/system -o -path /etc/ld.so.cache \) -prune -o \( -type f -printf '%p %u %g %m ' -exec sha256sum -b {} \; \) -o -printf '%p %u %g %m %l\n'
+find /etc/systemd/system -printf '%p %u %g %m %l\n'
+find /run -name '*multihomed*'`
+	lines := strings.Split(s.run("sh", "-c", script), "\n")
+	slices.Sort(lines)
+	return lines
+}
+
+// kernel is what stands of routing.
+func (s *system) kernel() string {
+	s.t.Helper()
+	var b strings.Builder
+	for _, args := range []string{"-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all", "-o link show group 28008"} {
+		out := s.run(append([]string{"ip", "-N"}, strings.Fields(args)...)...)
+		for line := range strings.Lines(out) {
+			words := strings.Fields(line)
+			if i := slices.Index(words, "expires"); i >= 0 {
+				words = slices.Delete(words, i, i+2)
+			}
+			b.WriteString(strings.Join(words, " ") + "\n")
+		}
+	}
+	return b.String()
+}
+
+func difference(before, after []string) string {
+	var b strings.Builder
+	for _, line := range before {
+		if !slices.Contains(after, line) {
+			b.WriteString("- " + line + "\n")
+		}
+	}
+	for _, line := range after {
+		if !slices.Contains(before, line) {
+			b.WriteString("+ " + line + "\n")
+		}
+	}
+	return b.String()
+}
+
+// online writes down what stands when network-online.target is reached.
+const online = `[Unit]
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'ip -N rule >/root/online; ip -N -6 rule >>/root/online'
+
+[Install]
+WantedBy=multi-user.target
+`
+
+// TestPackage goes through the life of the package on both releases of Debian.
+func TestPackage(t *testing.T) {
+	for _, release := range []string{machine.Bookworm, machine.Trixie} {
+		t.Run(release, func(t *testing.T) {
+			debs, err := built()
+			if err != nil {
+				t.Fatal(err)
+			}
+			host := labtest.NewHost(t, lab.HostConfig{NoBus: true, FastDAD: true})
+			s := &system{t: t, lab: host, Machine: machinetest.New(t, machine.Config{Release: release})}
+			for n := range 2 {
+				s.isps = append(s.isps, labtest.NewISP(t, host, lab.DefaultISP(n)))
+			}
+			s.must(s.PowerOn(t.Context()))
+			s.life(debs)
+		})
+	}
+}
+
+func (s *system) life(debs packages) {
+	t := s.t
+	for _, link := range s.links() {
+		// Both families belong to being online.
+		s.run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link, "ipv4.may-fail", "no", "ipv6.may-fail", "no")
+	}
+	s.run("systemctl", "enable", "NetworkManager-wait-online.service")
+	s.must(s.WriteFile("/etc/systemd/system/online.service", []byte(online), 0o644))
+	s.run("systemctl", "enable", "online.service")
+	files, kernel := s.listing(), s.kernel()
+
+	s.step("install", func() {
+		s.install(debs.now)
+		s.active()
+		for _, link := range s.links() {
+			s.must(s.MoveLink(link))
+		}
+		s.networks(s.links()...)
+		s.answered(s.isps...)
+	})
+	before := s.networks(s.links()...)
+
+	s.step("reboot", func() {
+		s.must(s.Reboot(t.Context()))
+		s.active()
+		if after := s.networks(s.links()...); !slices.Equal(before, after) {
+			t.Errorf("before %v, after %v", before, after)
+		}
+		s.eventually(func() error { _, err := s.Run(t.Context(), "test", "-s", "/root/online"); return err })
+		at := s.run("cat", "/root/online")
+		for _, n := range before {
+			if rule := fmt.Sprintf("lookup %d", n.Table); !strings.Contains(at, rule) {
+				t.Errorf("no rule leads to table %d of %s when the host is online:\n%s", n.Table, n.Link, at)
+			}
+		}
+		s.answered(s.isps...)
+	})
+	s.step("stop, start, restart, kill, hang", s.services)
+	s.step("masked", func() {
+		s.run("systemctl", "mask", "--now", "multihomed.service", "multihomed.socket")
+		s.run("nmcli", "connection", "down", "wan1")
+		s.eventually(func() error { return s.lacks("oif wan1") })
+		s.run("nmcli", "connection", "up", "wan1")
+		s.eventually(func() error {
+			if s.lacks("oif wan1") == nil {
+				return errors.New("wan1 has no rules")
+			}
+			return nil
+		})
+		s.answered(s.isps...)
+		s.run("systemctl", "unmask", "multihomed.service", "multihomed.socket")
+		s.run("systemctl", "start", "multihomed.socket", "multihomed.service")
+		s.networks(s.links()...)
+	})
+	s.step("upgrade and downgrade", func() { s.upgrades(debs) })
+	s.step("purge", func() {
+		for _, link := range s.links() {
+			s.run("nmcli", "connection", "down", link)
+		}
+		standing := s.kernel()
+		_ = standing
+		s.run("apt-get", "remove", "-y", "-q", "multihomed")
+		if left := s.run("sh", "-c", "ip -N rule; ip -N -6 rule; ip -N route show table all; ip -N -6 route show table all"); strings.Contains(left, "proto 150") {
+			t.Errorf("left by remove:\n%s", left)
+		}
+		s.run("test", "-e", "/var/lib/multihomed/leases.db")
+		s.run("apt-get", "purge", "-y", "-q", "multihomed")
+		for _, link := range s.links() {
+			s.run("ip", "link", "delete", link)
+		}
+		if d := difference(files, s.listing()); d != "" {
+			t.Errorf("left by purge:\n%s", d)
+		}
+		if d := difference(strings.Split(kernel, "\n"), strings.Split(s.kernel(), "\n")); d != "" {
+			t.Errorf("left in the kernel:\n%s", d)
+		}
+	})
+}
+
+// step is one part of a life; what follows it needs it.
+func (s *system) step(name string, do func()) {
+	s.t.Helper()
+	began := time.Now()
+	do()
+	s.t.Logf("%s: %v", name, time.Since(began).Round(10*time.Millisecond))
+	if s.t.Failed() {
+		s.t.Fatalf("%s failed", name)
+	}
+}
+
+func (s *system) lacks(text string) error {
+	rules, err := s.Run(s.t.Context(), "sh", "-c", "ip -N rule; ip -N -6 rule")
+	if err == nil && strings.Contains(rules, text) {
+		err = fmt.Errorf("there is %q:\n%s", text, rules)
+	}
+	return err
+}
+
+// services does to the service what administrators and bugs do. Routing does not
+// change once.
+func (s *system) services() {
+	t := s.t
+	watch, err := s.Start("ip", "-N", "monitor", "rule", "route")
+	s.must(err)
+	restarts := func(n int) {
+		t.Helper()
+		s.eventually(func() error {
+			if have := s.property("NRestarts"); have != fmt.Sprint(n) {
+				return fmt.Errorf("%s restarts, want %d", have, n)
+			}
+			return nil
+		})
+		s.active()
+		s.networks(s.links()...)
+	}
+	s.run("systemctl", "stop", "multihomed.service")
+	s.answered(s.isps...)
+	s.run("systemctl", "start", "multihomed.service")
+	s.run("systemctl", "restart", "multihomed.service")
+	restarts(0)
+	s.run("systemctl", "kill", "--signal=KILL", "multihomed.service")
+	restarts(1)
+	s.run("systemctl", "reload", "multihomed.service")
+	// Not the 30 seconds of the unit.
+	s.must(s.WriteFile("/run/systemd/system/multihomed.service.d/watchdog.conf", []byte("[Service]\nWatchdogSec=2s\n"), 0o644))
+	s.run("systemctl", "daemon-reload")
+	s.run("systemctl", "restart", "multihomed.service")
+	s.run("systemctl", "kill", "--signal=STOP", "multihomed.service")
+	restarts(1) // systemctl restart counts anew
+	s.run("rm", "-r", "/run/systemd/system/multihomed.service.d")
+	s.run("systemctl", "daemon-reload")
+	s.run("systemctl", "restart", "multihomed.service")
+	s.networks(s.links()...)
+	s.must(watch.Kill())
+	for line := range strings.Lines(watch.Output()) {
+		// Router advertisements go on.
+		if strings.Contains(line, "proto 150") {
+			t.Errorf("routing changed: %s", line)
+		}
+	}
+}
+
+// upgrades replaces the package while both links carry traffic in both directions.
+func (s *system) upgrades(debs packages) {
+	t := s.t
+	var captures []*lab.Capture
+	var flows []*machine.Process
+	for _, isp := range s.isps {
+		c, err := isp.Capture()
+		s.must(err)
+		captures = append(captures, c)
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			p, err := s.Start("ping", "-i", "0.02", "-W", "2", "-I", s.address(isp, f), lab.InternetAddr(f).String())
+			s.must(err)
+			flows = append(flows, p)
+		}
+	}
+	lost := inbound(t, s)
+	s.install(debs.higher)
+	s.active()
+	s.networks(s.links()...)
+	s.install(debs.now, "--allow-downgrades")
+	s.active()
+	s.networks(s.links()...)
+	if n := lost(); n > 0 {
+		t.Errorf("%d inbound connections failed", n)
+	}
+	for _, flow := range flows {
+		s.must(flow.Signal(unix.SIGINT))
+		_ = flow.Wait(t.Context())
+		if out := flow.Output(); !strings.Contains(out, " 0% packet loss") {
+			t.Errorf("packets were lost: %s", out[strings.LastIndex(out, "---"):])
+		}
+	}
+	for i, c := range captures {
+		foreign, err := c.Foreign(s.isps[i].IPv4(), s.isps[i].IPv6())
+		s.must(err)
+		if len(foreign) > 0 {
+			t.Errorf("strayed to %s:\n%s", s.isps[i].Name(), lab.FormatPackets(foreign))
+		}
+		s.must(c.Close())
+	}
+}
+
+// inbound pings the machine from behind each provider until it is asked how many
+// had no answer.
+func inbound(t *testing.T, s *system) func() int {
+	t.Helper()
+	type flow struct {
+		process *lab.Process
+	}
+	var flows []flow
+	for _, isp := range s.isps {
+		for _, target := range []string{s.address(isp, lab.IPv4), s.address(isp, lab.IPv6)} {
+			client := isp.Client4.String()
+			if strings.Contains(target, ":") {
+				client = isp.Client6.String()
+			}
+			p, err := s.lab.Start(lab.ProcessConfig{Path: "ping", Namespace: isp.Namespace(), Args: []string{"-i", "0.02", "-W", "2", "-I", client, target}})
+			s.must(err)
+			flows = append(flows, flow{p})
+		}
+	}
+	return func() int {
+		lost := 0
+		for _, f := range flows {
+			s.must(f.process.Signal(unix.SIGINT))
+			_ = f.process.Wait(t.Context())
+			if !strings.Contains(f.process.Log(), " 0% packet loss") {
+				lost++
+			}
+		}
+		return lost
+	}
+}
