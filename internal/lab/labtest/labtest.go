@@ -3,22 +3,41 @@ package labtest
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
 	"multihomed/internal/lab"
+	"multihomed/internal/machine"
 )
 
 // Main runs a package's tests inside a lab. Outside of one (not root, something
 // not installed) it prints what is missing and fails.
 //
 //	func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
-func Main(m *testing.M) int { return lab.Main(m.Run) }
+//
+// MULTIHOMED_TEST_RELEASE names another release of Debian ("trixie") whose
+// NetworkManager is used.
+func Main(m *testing.M) int {
+	if release := os.Getenv(releaseEnv); release != "" {
+		return machine.Main(m.Run, release)
+	}
+	return lab.Main(m.Run)
+}
+
+const releaseEnv = "MULTIHOMED_TEST_RELEASE"
 
 // NewHost opens the lab's host for one test, which must not be parallel, and
 // closes it after the test; a failed test shows the end of NetworkManager's log.
 func NewHost(tb testing.TB, cfg lab.HostConfig) *lab.Host {
 	tb.Helper()
+	if release := os.Getenv(releaseEnv); release != "" && cfg.Root == "" {
+		root, err := machine.Root(tb.Context(), release)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		cfg.Root = root
+	}
 	host, err := lab.NewHost(tb.Context(), cfg)
 	if err != nil {
 		tb.Fatal(err)

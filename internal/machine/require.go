@@ -1,0 +1,68 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"multihomed/internal/lab"
+)
+
+// searchPath is where programs are, on the host and in a machine.
+const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// checkPrograms names everything that is missing, in one line: of what a boot runs,
+// and of what making a root runs.
+func checkPrograms(build bool) error {
+	if os.Geteuid() != 0 {
+		return errors.New("not root: containers and namespaces need it, run this with sudo")
+	}
+	required := []struct{ program, pkg string }{{"systemd-nspawn", "systemd-container"}, {"mount", "mount"}}
+	if build {
+		required = append(required, struct{ program, pkg string }{"debootstrap", "debootstrap"})
+	}
+	var programs, packages []string
+	for _, r := range required {
+		if !have(r.program) {
+			programs, packages = append(programs, r.program), append(packages, r.pkg)
+		}
+	}
+	if len(programs) > 0 {
+		return fmt.Errorf("%s not found: internal/lab/install-requirements %s",
+			strings.Join(programs, ", "), strings.Join(packages, " "))
+	}
+	return nil
+}
+
+func checkBoot() error {
+	if err := checkPrograms(false); err != nil {
+		return err
+	}
+	if !lab.Inside() {
+		return errors.New("not inside a lab: call machine.Main first in TestMain")
+	}
+	return nil
+}
+
+func have(program string) bool {
+	_, err := lookPath(program)
+	return err == nil
+}
+
+// lookPath finds a program where the calling thread is.
+func lookPath(program string) (string, error) {
+	if strings.Contains(program, "/") {
+		return program, nil
+	}
+	for dir := range strings.SplitSeq(searchPath, ":") {
+		path := filepath.Join(dir, program)
+		info, err := os.Stat(path)
+		if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s: %w in %s", program, exec.ErrNotFound, searchPath)
+}

@@ -1,0 +1,172 @@
+package packaging_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
+	"multihomed/internal/machine"
+	"multihomed/internal/machine/machinetest"
+)
+
+// run runs a program of the machine that the tests are on.
+func run(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// TestTwoBuildsAreEqual builds in another place, at another time, as another user
+// would have it.
+func TestTwoBuildsAreEqual(t *testing.T) {
+	debs, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, dist := t.TempDir(), t.TempDir()
+	run(t, "sh", "-c", `tar -C .. --exclude=./dist --exclude=./.cache --exclude=./bin -c . | tar -C "$1" -xm`, "sh", tree)
+	run(t, "sh", "-c", `umask 077; TZ=Asia/Tokyo LC_ALL=C make -C "$1" deb rpm DIST="$2"`, "sh", tree, dist)
+	for _, path := range []string{debs.now, debs.rpm} {
+		run(t, "cmp", path, filepath.Join(dist, filepath.Base(path)))
+	}
+}
+
+func TestLintian(t *testing.T) {
+	debs, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said := run(t, "lintian", "--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0", changes(t, debs)); strings.Contains(said, "W:") || strings.Contains(said, "E:") {
+		t.Errorf("lintian says\n%s", said)
+	}
+	overrides, err := filepath.Glob("debian/*lintian-overrides*")
+	if err != nil || len(overrides) > 0 {
+		t.Errorf("overrides %v (%v)", overrides, err)
+	}
+}
+
+func changes(t *testing.T, debs packages) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(filepath.Dir(debs.now), "*.changes"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%v, %v", found, err)
+	}
+	return found[0]
+}
+
+// TestTheSameContents: both packages, and `make install`, have the same files, but
+// for what each format adds.
+func TestTheSameContents(t *testing.T) {
+	debs, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := func(list string) []string {
+		var out []string
+		for path := range strings.Lines(list) {
+			path = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(path), "."), ".gz")
+			if strings.HasSuffix(path, "/") || strings.HasPrefix(path, "/usr/share/licenses/") ||
+				path == "/usr/share/doc/multihomed/changelog" || path == "/usr/share/doc/multihomed/copyright" {
+				continue
+			}
+			out = append(out, path)
+		}
+		slices.Sort(out)
+		return out
+	}
+	deb := plain(run(t, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -t`, "sh", debs.now))
+	rpm := plain(run(t, "sh", "-c", `rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$1" | sed -n 's/^[-l][^ ]* //p'`, "sh", debs.rpm))
+	installed := t.TempDir()
+	run(t, "make", "-C", "..", "install", "PREFIX=/usr", "DESTDIR="+installed, "BIN="+debs.bin)
+	made := plain(run(t, "sh", "-c", `cd "$1" && find . ! -type d`, "sh", installed))
+	for name, have := range map[string][]string{"the rpm": rpm, "make install": made} {
+		if d := difference(deb, have); d != "" || len(have) < 20 {
+			t.Errorf("the deb (-) and %s (+):\n%s", name, d)
+		}
+	}
+	run(t, "make", "-C", "..", "uninstall", "PREFIX=/usr", "DESTDIR="+installed)
+	if left := run(t, "find", installed, "!", "-type", "d"); left != "" {
+		t.Errorf("left by make uninstall:\n%s", left)
+	}
+}
+
+// TestRPM runs the scriptlets of the rpm on what it holds, on a Debian machine: rpm
+// itself would look for the packages that Fedora has.
+func TestRPM(t *testing.T) {
+	debs, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := labtest.NewHost(t, lab.HostConfig{NoBus: true})
+	s := &system{t: t, lab: host, Machine: machinetest.Boot(t, machine.Config{Release: machine.Bookworm})}
+	tar := filepath.Join(t.TempDir(), "payload.tar")
+	run(t, "sh", "-c", `rpm2archive -n - <"$1" >"$2"`, "sh", debs.rpm, tar)
+	s.must(s.CopyIn(tar, "/root/payload.tar", 0o600))
+	before := s.listing()
+	s.run("tar", "-C", "/", "-xf", "/root/payload.tar", "--no-overwrite-dir")
+	script := func(tag, argument string) {
+		t.Helper()
+		text := run(t, "rpm", "-qp", "--qf", "%{"+tag+"}", debs.rpm)
+		s.must(s.WriteFile("/root/scriptlet", []byte(text), 0o700))
+		s.run("sh", "-e", "/root/scriptlet", argument)
+	}
+	script("POSTIN", "1")
+	s.active()
+	if user := s.property("User"); user != "multihomed" {
+		t.Errorf("it runs as %q", user)
+	}
+	script("POSTIN", "2")
+	script("POSTUN", "1")
+	s.active()
+	script("PREUN", "0")
+	s.run("sh", "-c", "rm $(tar -tf /root/payload.tar | grep -v '/$' | sed 's,^\\./,/,;s,^\\([^/]\\),/\\1,')")
+	script("POSTUN", "0")
+	if state, err := s.Run(t.Context(), "systemctl", "is-active", "multihomed.service"); err == nil {
+		t.Errorf("the service is %s", state)
+	}
+	left := difference(before, s.listing())
+	for line := range strings.Lines(left) {
+		// A user stays, as with any rpm, and so does what is his.
+		if !strings.Contains(line, "/etc/passwd") && !strings.Contains(line, "/etc/group") && !strings.Contains(line, "shadow") && !strings.Contains(line, "/var/lib/multihomed") &&
+			!strings.Contains(line, "/run/multihomed") && !strings.Contains(line, " 755 ") {
+			t.Errorf("left: %s", line)
+		}
+	}
+}
+
+// TestChroot installs the package where systemd is not running: in an image that
+// is being made, or a container.
+func TestChroot(t *testing.T) {
+	debs, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	labtest.NewHost(t, lab.HostConfig{NoBus: true})
+	m := machinetest.New(t, machine.Config{Release: machine.Bookworm})
+	root := m.Path("/")
+	if err := m.CopyIn(debs.now, "/root/multihomed.deb", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	chroot := func(command string) string {
+		t.Helper()
+		return run(t, "chroot", root, "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", command)
+	}
+	chroot("apt-get install -y /root/multihomed.deb && apt-get install -y --reinstall /root/multihomed.deb")
+	for _, link := range []string{"multi-user.target.wants/multihomed.service", "sockets.target.wants/multihomed.socket"} {
+		if _, err := os.Lstat(filepath.Join(root, "etc/systemd/system", link)); err != nil {
+			t.Errorf("it is not enabled: %v", err)
+		}
+	}
+	chroot("apt-get remove -y multihomed && apt-get install -y /root/multihomed.deb && apt-get purge -y multihomed")
+	if left := chroot("find / -xdev -path /proc -prune -o -name '*multihomed*' ! -path '/root/*' -print; getent passwd multihomed || true"); left != "" {
+		t.Errorf("left by purge:\n%s", left)
+	}
+}
