@@ -336,7 +336,7 @@ func (s *State) touched(a *alias, why cause) {
 			if a.kind == routing.RouteUnicast && s.Interested(l.route.Device) {
 				s.changes.Links[l.route.Device] = struct{}{}
 			}
-			if l.route.Protocol == routing.Multihomed && !why.own {
+			if l.ours() && !why.own {
 				s.changes.Routes[l.route.Key()] = struct{}{}
 			}
 		case l.route.Protocol != routing.Multihomed:

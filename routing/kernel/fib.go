@@ -60,7 +60,12 @@ func (a *alias) leads(device int) bool {
 // listed reports whether the index of tables has the alias: all of our tables,
 // and of main what is ours.
 func (a *alias) listed() bool {
-	return a.key.table != routing.TableMain || a.protocol() == routing.Multihomed
+	return a.key.table != routing.TableMain || slices.ContainsFunc(a.legs, leg.ours)
+}
+
+// ours reports whether a route is one of ours. In main the protocol is not enough.
+func (l leg) ours() bool {
+	return l.route.Protocol == routing.Multihomed && (l.route.Table != routing.TableMain || l.route.IsStandIn())
 }
 
 func (a *alias) protocol() routing.Protocol { return a.legs[0].route.Protocol }

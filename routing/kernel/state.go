@@ -299,10 +299,10 @@ func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 	var out []routing.Route
 	for a := range s.fib.byTable[table] {
 		for _, l := range a.legs {
-			if table == routing.TableMain && (!l.route.IsStandIn() || !s.Interested(l.route.Device)) {
-				continue // somebody else's, or kept for another entry of the same key
+			if table == routing.TableMain && !s.Interested(l.route.Device) {
+				continue // kept for another entry of the same key
 			}
-			if !l.dead && l.route.Protocol == routing.Multihomed {
+			if !l.dead && l.ours() {
 				out = append(out, l.route)
 			}
 		}
@@ -319,7 +319,7 @@ func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
 	}
 	for _, a := range slot.aliases {
 		for _, l := range a.legs {
-			if !l.dead && l.route.Protocol == routing.Multihomed && l.route.Key() == k {
+			if !l.dead && l.ours() && l.route.Key() == k {
 				return l.route, true
 			}
 		}
