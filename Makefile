@@ -24,9 +24,16 @@ demo: requirements build ## show the main job in a private lab (as root)
 	$(BIN)/demo
 
 test: requirements build ## everything: unit, property and real-NetworkManager tests (as root)
-	@command -v gcc >/dev/null || internal/lab/install-requirements gcc libc6-dev
+	@internal/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap
 	$(GO) vet ./...
 	$(GO) test -race -timeout 20m ./...
+	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./nm/integration
+	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./cmd/internal/e2e
+
+# What depends on NetworkManager's version, once more with Debian 13's.
+OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \
+	TestMainIsNotOurs TestBoundTrafficNeverStrays TestNetworkManagerAway TestStartBeforeEverything TestNeverDefault TestNames$$
+space := $(subst ,, )
 
 requirements:
 	@internal/lab/install-requirements
