@@ -42,6 +42,10 @@ type Options struct {
 // The unit starts the daemon after it.
 const managerTimeout = 10 * time.Second
 
+// readyTimeout is how long one that is there, and does not come to an end with what
+// it starts, is waited for: longer than a DHCP server that does not answer takes.
+const readyTimeout = 2 * time.Minute
+
 // lockTimeout is what a dispatcher needs to make way.
 const lockTimeout = 5 * time.Second
 
@@ -130,12 +134,20 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 	p.run(running, tasks)
 	// The boot waits for READY=1, and NetworkManager may be installed and never
 	// come. What is left of its links stands until it does.
-	give := time.AfterFunc(managerTimeout, func() {
-		if alone.Load() {
-			ready.do(s.notify.ready)
+	giveUp := func(isDue func() bool) func() {
+		return func() {
+			if isDue() {
+				ready.do(func() {
+					s.Logger.Warn("ready is said although not all links are known", slog.Duration("after", time.Since(s.started)))
+					s.notify.ready()
+				})
+			}
 		}
-	})
-	defer give.Stop()
+	}
+	absent := time.AfterFunc(managerTimeout, giveUp(alone.Load))
+	defer absent.Stop()
+	unready := time.AfterFunc(readyTimeout, giveUp(func() bool { return true }))
+	defer unready.Stop()
 	tasks.Go(func() error {
 		// Not before the kernel has been read: any table may be in use.
 		if !settled.await(running) {
