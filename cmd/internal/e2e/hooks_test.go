@@ -688,6 +688,9 @@ func TestStandInHasAUser(t *testing.T) {
 	if found != 1 {
 		t.Errorf("%d processes stand in", found)
 	}
+	if status, _ := r.ctl("status"); !strings.Contains(status, "multihomed is not running") {
+		t.Errorf("status takes it for the daemon:\n%s", status)
+	}
 	r.unplugged("none") // As root, in the midst of it.
 	for _, directory := range []string{r.cfg.StateDir, r.cfg.RuntimeDir} {
 		r.must(filepath.WalkDir(directory, func(path string, _ fs.DirEntry, err error) error {

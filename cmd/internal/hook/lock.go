@@ -1,12 +1,25 @@
 package hook
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
 
 	"multihomed/cmd/internal/lockfile"
 )
+
+// StandIn is the argument by which a dispatcher that does the daemon's work knows
+// what it is.
+const StandIn = "stand-in"
+
+// StandsIn reports whether a process is one.
+func StandsIn(pid int) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && bytes.HasSuffix(line, []byte("\x00"+StandIn+"\x00"))
+}
 
 // TakeLock takes the lock of the runtime directory, from a dispatcher that has been
 // at work because there was no daemon; ctx bounds how long that may take to make

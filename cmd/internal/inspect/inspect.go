@@ -26,6 +26,7 @@ import (
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
+	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/presence"
@@ -122,7 +123,7 @@ func (v *View) readDaemon(cfg config.Config) {
 		// What it says of itself must do: it takes that back when it ends.
 		held = found
 	}
-	v.Running = held
+	v.Running = held && !hook.StandsIn(pid)
 	// A daemon that was killed leaves its last words to the next one.
 	if held && found && (pid == 0 || pid == state.PID) {
 		v.Daemon = state

@@ -26,11 +26,8 @@ import (
 	"multihomed/internal/ownership"
 )
 
-// word is the argument by which a process knows what it is.
-const word = "stand-in"
-
 // Is reports whether this process was started by Start.
-func Is(args []string) bool { return len(args) == 1 && args[0] == word }
+func Is(args []string) bool { return len(args) == 1 && args[0] == hook.StandIn }
 
 // patience bounds how long a caller is kept: longer than a pass takes, and shorter
 // than a DHCP client would be missed.
@@ -62,7 +59,7 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m hook.Mess
 		return errors.Join(doing(err), write.Close())
 	}
 	// Not the path that it was started by: that may be another file by now.
-	child := exec.Command("/proc/self/exe", word) //nolint:noctx // it outlives us
+	child := exec.Command("/proc/self/exe", hook.StandIn) //nolint:noctx // it outlives us
 	child.Args[0] = os.Args[0]
 	child.Stdin, child.Stderr, child.ExtraFiles = in, os.Stderr, []*os.File{write}
 	child.Dir = "/"
