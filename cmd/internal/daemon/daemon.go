@@ -138,7 +138,7 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		return func() {
 			if isDue() {
 				ready.do(func() {
-					s.Logger.Warn("ready is said although not all links are known", slog.Duration("after", time.Since(s.started)))
+					s.Logger.LogAttrs(ctx, slog.LevelWarn, "ready is said although not all links are known", slog.Duration("after", time.Since(s.started)))
 					s.notify.ready()
 				})
 			}

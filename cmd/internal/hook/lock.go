@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"multihomed/cmd/internal/lockfile"
 )
@@ -17,7 +17,7 @@ const StandIn = "stand-in"
 
 // StandsIn reports whether a process is one.
 func StandsIn(pid int) bool {
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 	return err == nil && bytes.HasSuffix(line, []byte("\x00"+StandIn+"\x00"))
 }
 
