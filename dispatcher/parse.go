@@ -3,11 +3,11 @@ package dispatcher
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode"
 
+	"multihomed/internal/dnsname"
 	"multihomed/routing"
 )
 
@@ -207,21 +207,16 @@ func (p *parser) domains(names ...string) []string {
 		for _, word := range p.words(name) {
 			// Servers end the option with a NUL that is no part of it; dhclient
 			// writes that as \000.
-			word = strings.TrimSuffix(strings.TrimSuffix(word, `\000`), ".")
-			if word == "" || len(word) > 253 || strings.ContainsFunc(word, notOfDomain) || strings.HasPrefix(word, "-") || slices.ContainsFunc(strings.Split(word, "."), notLabel) {
-				p.note(name, word, "not a domain")
+			word = strings.TrimSuffix(word, `\000`)
+			d, err := dnsname.Parse(word)
+			if err != nil || strings.HasPrefix(d, "-") {
+				p.note(name, strings.TrimSuffix(word, "."), "not a domain")
 				continue
 			}
-			all = append(all, strings.ToLower(word))
+			all = append(all, d)
 		}
 	}
 	return unique(all)
-}
-
-func notLabel(label string) bool { return label == "" || len(label) > 63 }
-
-func notOfDomain(r rune) bool {
-	return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && r != '-' && r != '.' && r != '_'
 }
 
 func unique[T comparable](all []T) []T {

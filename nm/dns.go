@@ -10,6 +10,7 @@ import (
 	gnm "github.com/Wifx/gonetworkmanager/v2"
 	"github.com/godbus/dbus/v5"
 
+	"multihomed/internal/dnsname"
 	"multihomed/routing"
 )
 
@@ -99,27 +100,12 @@ func server6(b []byte) (netip.Addr, error) {
 	return parseAddress(routing.IPv6, netip.AddrFrom16([16]byte(b)).String())
 }
 
-// domain reads a domain; it is empty for every name. The lengths are RFC 1035's
-// (section 2.3.4), without the final dot.
+// domain reads a domain; it is empty for every name.
 func domain(s string) (string, error) {
 	if s == "." || s == "~." {
 		return "", nil
 	}
-	d := strings.TrimSuffix(strings.TrimPrefix(s, "~"), ".")
-	if len(d) > 253 {
-		return "", fmt.Errorf("a domain of %d bytes, at most 253 are possible", len(d))
-	}
-	for i := range len(d) {
-		if c := d[i]; (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_' {
-			return "", fmt.Errorf("%q is no domain: only letters, digits and - . _ are", s)
-		}
-	}
-	for label := range strings.SplitSeq(d, ".") {
-		if label == "" || len(label) > 63 {
-			return "", fmt.Errorf("%q is no domain: a label has 1 to 63 bytes", s)
-		}
-	}
-	return strings.ToLower(d), nil
+	return dnsname.Parse(strings.TrimPrefix(s, "~"))
 }
 
 func (r resolution) dns() DNS {

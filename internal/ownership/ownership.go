@@ -14,25 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MakeDirectory makes a directory inside another one, which it makes too, and
-// gives it to the other's owner.
-func MakeDirectory(parent, name string) (string, error) {
-	if err := os.MkdirAll(parent, 0o755); err != nil { //nolint:gosec // status is for everybody
-		return "", fmt.Errorf("creating a directory: %w", err)
+// MakeDirectory makes a directory, with those above it, and gives it to the owner of
+// the one above.
+func MakeDirectory(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // status is for everybody
+		return fmt.Errorf("creating a directory: %w", err)
 	}
-	path := filepath.Join(parent, name)
 	err := os.Mkdir(path, 0o755) //nolint:gosec // as above
 	if errors.Is(err, fs.ErrExist) {
-		return path, nil
+		return nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("creating a directory: %w", err)
+		return fmt.Errorf("creating a directory: %w", err)
 	}
 	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return "", fmt.Errorf("creating a directory: %w", err)
+		return fmt.Errorf("creating a directory: %w", err)
 	}
-	return path, errors.Join(Adopt(d), d.Close())
+	return errors.Join(Adopt(d), d.Close())
 }
 
 // Adopt gives what was just created to the owner of the directory it is in. It

@@ -144,15 +144,7 @@ func openFlusher(ctx context.Context, cfg config.Config, hooks *hooked.Store) (*
 	if err == nil {
 		err = mirror.Sync(ctx)
 	}
-	f := &flusher{mirror: mirror, writer: writer, nobody: routing.NewPlanner(cfg.RoutingPolicy()), runtime: cfg.RuntimeDir}
-	for _, name := range hooks.Interfaces() {
-		configs, _ := hooks.Of(name)
-		for _, c := range configs {
-			if c.Caller == hooked.Mover {
-				f.moved = append(f.moved, c)
-			}
-		}
-	}
+	f := &flusher{mirror: mirror, writer: writer, nobody: routing.NewPlanner(cfg.RoutingPolicy()), moved: hooks.Moved(), runtime: cfg.RuntimeDir}
 	if err != nil {
 		f.close()
 		return nil, err

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"sync"
@@ -55,7 +54,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if _, err := ownership.MakeDirectory(filepath.Dir(cfg.RuntimeDir), filepath.Base(cfg.RuntimeDir)); err != nil {
+	if err := ownership.MakeDirectory(cfg.RuntimeDir); err != nil {
 		return err
 	}
 	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
@@ -70,7 +69,7 @@ func Run(ctx context.Context, o Options) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 
-	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now()}
+	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}}
 	if s.sockets, err = openSockets(); err != nil {
 		return err
 	}
@@ -104,7 +103,22 @@ type service struct {
 	mu sync.Mutex
 	// report is the loop's last; faults are of other parts.
 	report reconcile.Report
-	faults map[string]string
+	faults faults
+}
+
+// faults are what is wrong with parts, by part.
+type faults map[string]string
+
+// set takes what is wrong with a part, nothing if text is empty, and reports
+// whether that is new.
+func (f faults) set(log *slog.Logger, part, text string) bool {
+	if f[part] == text {
+		return false
+	}
+	if f[part] = text; text != "" {
+		log.Warn("a part is not in service", slog.String("part", part), slog.String("error", text))
+	}
+	return true
 }
 
 // serve runs all parts under one configuration. It returns the next one when
@@ -215,17 +229,9 @@ func (s *service) reported(directory string, r reconcile.Report) {
 func (s *service) fault(directory, part, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.faults[part] == text {
-		return
+	if s.faults.set(s.Logger, part, text) {
+		s.publish(directory)
 	}
-	if s.faults == nil {
-		s.faults = map[string]string{}
-	}
-	s.faults[part] = text
-	if text != "" {
-		s.Logger.Warn("a part is not in service", slog.String("part", part), slog.String("error", text))
-	}
-	s.publish(directory)
 }
 
 // publish writes what status can only learn from the daemon.

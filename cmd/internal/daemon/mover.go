@@ -67,7 +67,7 @@ func (m *mover) move(ctx context.Context, link routing.Link, f routing.Family, r
 	for _, r := range out {
 		m.log.LogAttrs(ctx, slog.LevelInfo, "route moved out of main", append(attrs, slog.String("destination", r.Destination.String()), slog.String("gateway", r.Gateway.String()))...)
 	}
-	m.reload(ctx, link.Name)
+	reload(ctx, m.log, m.hooks, link.Name)
 	if err != nil {
 		m.log.LogAttrs(ctx, slog.LevelWarn, "routes stay in main", append(attrs, slog.String("error", err.Error()))...)
 	}
@@ -75,25 +75,13 @@ func (m *mover) move(ctx context.Context, link routing.Link, f routing.Family, r
 
 // putBack ends what an earlier configuration of ours wanted.
 func (m *mover) putBack(ctx context.Context) {
-	for _, name := range m.hooks.Interfaces() {
-		configs, _ := m.hooks.Of(name)
-		for _, c := range configs {
-			if c.Caller != hooked.Mover {
-				continue
-			}
-			attrs := []slog.Attr{slog.String("interface", name), slog.String("family", c.Family.String())}
-			if err := moved.PutBack(ctx, m.mirror, m.runtime, c); err != nil {
-				m.log.LogAttrs(ctx, slog.LevelWarn, "routes do not get back into main", append(attrs, slog.String("error", err.Error()))...)
-				continue
-			}
-			m.log.LogAttrs(ctx, slog.LevelInfo, "routes put back into main", append(attrs, slog.Int("routes", len(c.Routes)))...)
-			m.reload(ctx, name)
+	for _, c := range m.hooks.Moved() {
+		attrs := []slog.Attr{slog.String("interface", c.Interface), slog.String("family", c.Family.String())}
+		if err := moved.PutBack(ctx, m.mirror, m.runtime, c); err != nil {
+			m.log.LogAttrs(ctx, slog.LevelWarn, "routes do not get back into main", append(attrs, slog.String("error", err.Error()))...)
+			continue
 		}
-	}
-}
-
-func (m *mover) reload(ctx context.Context, name string) {
-	for _, err := range m.hooks.Reload(name) {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("interface", name), slog.String("error", err.Error()))
+		m.log.LogAttrs(ctx, slog.LevelInfo, "routes put back into main", append(attrs, slog.Int("routes", len(c.Routes)))...)
+		reload(ctx, m.log, m.hooks, c.Interface)
 	}
 }

@@ -52,7 +52,7 @@ func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, 
 		if err != nil {
 			return err
 		}
-		wanted, err := (&standIn{Options: o, cfg: cfg, first: m, linger: linger, settled: settled}).serve(ctx, events)
+		wanted, err := (&standIn{Options: o, cfg: cfg, first: m, linger: linger, settled: settled, faults: faults{}}).serve(ctx, events)
 		left, closing := events.Close()
 		if err = errors.Join(err, closing); err != nil || !wanted || !left {
 			return err
@@ -66,7 +66,7 @@ func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, 
 // holds the lock who does not listen, it is another of us, or a daemon that
 // starts: that may have looked before this event, or will listen in a moment.
 func handOver(ctx context.Context, cfg config.Config, m hook.Message) (*lockfile.Lock, error) {
-	if _, err := ownership.MakeDirectory(filepath.Dir(cfg.RuntimeDir), filepath.Base(cfg.RuntimeDir)); err != nil {
+	if err := ownership.MakeDirectory(cfg.RuntimeDir); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
@@ -98,7 +98,7 @@ type standIn struct {
 	first   hook.Message
 	linger  time.Duration
 	settled func()
-	faults  map[string]string
+	faults  faults
 }
 
 // serve runs the parts until nothing has been heard for a while. It reports
@@ -160,14 +160,4 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 const firstPass = 5 * time.Second
 
 // fault says what is wrong with a part.
-func (s *standIn) fault(part, text string) {
-	if s.faults[part] == text {
-		return
-	}
-	if s.faults == nil {
-		s.faults = map[string]string{}
-	}
-	if s.faults[part] = text; text != "" {
-		s.Logger.Warn("a part is not in service", slog.String("part", part), slog.String("error", text))
-	}
-}
+func (s *standIn) fault(part, text string) { s.faults.set(s.Logger, part, text) }

@@ -150,14 +150,19 @@ func (p *parts) kindOf(name string) (kind string) {
 	return kind
 }
 
+// reload reads again what hooks said of an interface.
+func reload(ctx context.Context, log *slog.Logger, hooks *hooked.Store, name string) {
+	for _, err := range hooks.Reload(name) {
+		log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("interface", name), slog.String("error", err.Error()))
+	}
+}
+
 // take takes what a dispatcher says.
 func (p *parts) take(ctx context.Context, m hook.Message) {
 	if m.Interface == "" {
 		return
 	}
-	for _, err := range p.hooks.Reload(m.Interface) {
-		p.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("error", err.Error()))
-	}
+	reload(ctx, p.log, p.hooks, m.Interface)
 	switch {
 	case m.Gone:
 		p.hooks.Release(m.Interface)

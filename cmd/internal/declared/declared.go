@@ -25,6 +25,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/news"
 	"multihomed/internal/ownership"
 )
 
@@ -75,22 +76,21 @@ func (l Link) check() error {
 	return nil
 }
 
-// A Store is the set of declared links. It is safe for concurrent use.
+// A Store is the set of declared links, and the names of interfaces on which they
+// changed. It is safe for concurrent use.
 type Store struct {
+	*news.Names
 	directory string
-	changed   chan struct{}
 
 	mu    sync.Mutex
 	links map[key]Link
-	dirty map[string]struct{}
 }
 
 // Open reads the links in the runtime directory. What cannot be read is left as
 // it is and out, and is in the errors.
 func Open(runtime string) (*Store, []error) {
 	s := &Store{
-		directory: filepath.Join(runtime, Directory), changed: make(chan struct{}, 1),
-		links: map[key]Link{}, dirty: map[string]struct{}{},
+		Names: news.New(), directory: filepath.Join(runtime, Directory), links: map[key]Link{},
 	}
 	entries, err := os.ReadDir(s.directory)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -115,7 +115,7 @@ func Open(runtime string) (*Store, []error) {
 			errs = append(errs, fmt.Errorf("reading %s: it is about %s on %s; to fix: remove it", filepath.Join(s.directory, e.Name()), l.Address, l.Interface))
 		default:
 			s.links[l.key()] = l
-			s.touch(l.Interface)
+			s.Touch(l.Interface)
 		}
 	}
 	return s, errs
@@ -138,32 +138,6 @@ func read(path string) (l Link, err error) {
 		return Link{}, fmt.Errorf("reading %s: %w; to fix: remove it and ask for the lease again", path, err)
 	}
 	return l, nil
-}
-
-// touch is called with the lock held, or before the store is shared.
-func (s *Store) touch(name string) {
-	s.dirty[name] = struct{}{}
-	select {
-	case s.changed <- struct{}{}:
-	default:
-	}
-}
-
-// Changed holds a value when Take has something to say.
-func (s *Store) Changed() <-chan struct{} { return s.changed }
-
-// Take returns the interfaces of which something changed since it was called
-// last.
-func (s *Store) Take() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	names := make([]string, 0, len(s.dirty))
-	for name := range s.dirty {
-		names = append(names, name)
-	}
-	clear(s.dirty)
-	slices.Sort(names)
-	return names
 }
 
 // Get returns the link of an address.
@@ -214,14 +188,14 @@ func (s *Store) Put(l Link) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, err := ownership.MakeDirectory(filepath.Dir(s.directory), Directory); err != nil {
+	if err := ownership.MakeDirectory(s.directory); err != nil {
 		return doing(err)
 	}
 	if err := renameio.WriteFile(filepath.Join(s.directory, l.key().file()), append(data, '\n'), 0o644); err != nil {
 		return doing(err)
 	}
 	s.links[l.key()] = l
-	s.touch(l.Interface)
+	s.Touch(l.Interface)
 	return nil
 }
 
@@ -237,6 +211,6 @@ func (s *Store) Remove(name string, address netip.Addr) error {
 		return fmt.Errorf("ending the declared link %s on %s: %w", address, name, err)
 	}
 	delete(s.links, k)
-	s.touch(name)
+	s.Touch(name)
 	return nil
 }

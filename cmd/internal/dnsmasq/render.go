@@ -26,6 +26,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/dnsname"
 )
 
 // A Server is one DNS server as one link knows it.
@@ -66,7 +68,7 @@ func render(servers []Server) ([]byte, []error) {
 			lines = append(lines, l)
 		}
 		for _, d := range s.Domains {
-			if l.domain, err = domain(d); err != nil {
+			if l.domain, err = dnsname.Parse(d); err != nil {
 				errs = append(errs, fmt.Errorf("leaving out a domain of DNS server %q of interface %q: %w", s.Address, s.Interface, err))
 				continue
 			}
@@ -166,36 +168,11 @@ func checkInterface(name string) error {
 	if name == "" || len(name) >= unix.IFNAMSIZ {
 		return fmt.Errorf("an interface name has 1 to %d bytes", unix.IFNAMSIZ-1)
 	}
-	if !clean(name) {
+	if !dnsname.Plain(name) {
 		return errors.New("the file can name interfaces of letters, digits and - . _ only; to fix: rename it")
 	}
 	if _, err := netip.ParseAddr(name); err == nil {
 		return errors.New("the interface has the name of an address; to fix: rename it")
 	}
 	return nil
-}
-
-// domain makes a domain one that dnsmasq accepts. The lengths are RFC 1035's
-// (section 2.3.4), without the final dot.
-func domain(s string) (string, error) {
-	d := strings.TrimSuffix(s, ".")
-	if len(d) > 253 || !clean(d) {
-		return "", fmt.Errorf("%.300q is no domain: at most 253 letters, digits and - . _ are", s)
-	}
-	for label := range strings.SplitSeq(d, ".") {
-		if label == "" || len(label) > 63 {
-			return "", fmt.Errorf("%q is no domain: a label has 1 to 63 bytes", s)
-		}
-	}
-	return strings.ToLower(d), nil
-}
-
-// clean reports whether a text means nothing but itself in the file.
-func clean(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_' {
-			return false
-		}
-	}
-	return true
 }

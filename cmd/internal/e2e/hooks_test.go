@@ -108,6 +108,14 @@ func (r *rig) states() []string {
 	return names
 }
 
+// nothingLeft wants hooks to have no files after something.
+func (r *rig) nothingLeft(after string) {
+	r.t.Helper()
+	if left := r.states(); len(left) > 0 {
+		r.t.Errorf("left after %s: %v", after, left)
+	}
+}
+
 // unplugged is what udevd does when an interface is gone.
 func (r *rig) unplugged(link string) {
 	r.t.Helper()
@@ -180,9 +188,7 @@ func TestDHClient(t *testing.T) {
 
 		r.ifdown("wan0", "wan1")
 		r.become()
-		if left := r.states(); len(left) > 0 {
-			r.t.Errorf("left of everything: %v", left)
-		}
+		r.nothingLeft("everything")
 	})
 }
 
@@ -263,9 +269,7 @@ iface wan1 inet6 static
 			}
 			r.ifdown("wan0", "wan1")
 			r.become()
-			if left := r.states(); len(left) > 0 {
-				r.t.Errorf("left of everything: %v", left)
-			}
+			r.nothingLeft("everything")
 		})
 	}
 }
@@ -324,9 +328,7 @@ func TestDHCPCD(t *testing.T) {
 		_, err = r.Run(ctx, "dhcpcd", "-k", "wan0", "wan1")
 		r.must(err)
 		r.become()
-		if left := r.states(); len(left) > 0 {
-			r.t.Errorf("left of everything: %v", left)
-		}
+		r.nothingLeft("everything")
 	})
 }
 
@@ -351,9 +353,7 @@ func TestIfupdownWithDHCPCD(t *testing.T) {
 		r.become(both("wan0", "wan1")...)
 		r.ifdown("wan0", "wan1")
 		r.become()
-		if left := r.states(); len(left) > 0 {
-			r.t.Errorf("left of everything: %v", left)
-		}
+		r.nothingLeft("everything")
 	})
 }
 
@@ -616,9 +616,7 @@ func TestDHClientReasons(t *testing.T) {
 			r.answersOnItsLink(isp, lab.IPv4)
 			script(pair.lost, lease("old_", second)...)
 			r.become()
-			if left := r.states(); len(left) > 0 {
-				r.t.Errorf("left after %s: %v", pair.lost, left)
-			}
+			r.nothingLeft(pair.lost)
 		}
 	})
 }
@@ -644,9 +642,7 @@ func TestDHClient6(t *testing.T) {
 		r.become(part{"wan1", lab.IPv6})
 		r.ifdown("wan1")
 		r.become()
-		if left := r.states(); len(left) > 0 {
-			r.t.Errorf("left of everything: %v", left)
-		}
+		r.nothingLeft("everything")
 	})
 }
 

@@ -291,25 +291,16 @@ func leasedHost(t *testing.T, toml string) (*rig, *lab.ISP) {
 	isp := labtest.NewISP(t, r.Host, cfg)
 	r.isp(lab.DefaultISP(0))
 	r.up("wan0")
-	ctx := t.Context()
 	for _, args := range []string{
 		"link set wan1 up",
 		"address add 100.64.1.7/24 dev wan1", "-6 address add 2001:db8:0:2::7/64 dev wan1",
 		"route add default via 100.64.1.1 dev wan1 metric 500", "-6 route add default via 2001:db8:0:2::1 dev wan1 metric 2000",
 	} {
-		r.must(run(ctx, "ip", strings.Fields(args)...))
+		r.ip(strings.Fields(args)...)
 	}
 	r.start()
 	r.settled("wan0")
 	return r, isp
-}
-
-func run(ctx context.Context, program string, args ...string) error {
-	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, bytes.TrimSpace(out))
-	}
-	return nil
 }
 
 func routed(address string) protocol.Request {
@@ -363,10 +354,10 @@ func TestRoutedLease(t *testing.T) {
 	r.gone(lab.IPv4, v4)
 	r.settled("wan0")
 	l.get(routed(v4))
-	r.must(run(t.Context(), "ip", "address", "del", v4+"/24", "dev", "wan1"))
+	r.ip("address", "del", v4+"/24", "dev", "wan1")
 	r.settled("wan0")
 	r.gone(lab.IPv4, v4)
-	r.must(run(t.Context(), "ip", "link", "del", "wan1"))
+	r.ip("link", "del", "wan1")
 	labtest.Eventually(t, func() error { return r.lacks(lab.IPv6, "2001:db8:0:2::/64") })
 	left, err := os.ReadDir(filepath.Join(r.cfg.RuntimeDir, "links"))
 	if err != nil || len(left) != 0 {

@@ -21,14 +21,7 @@ import (
 // provider while everything happens that can happen to three links.
 // MULTIHOMED_E2E_SEED and _SECONDS choose another sequence and a longer one.
 func TestBoundTrafficNeverStrays(t *testing.T) {
-	seed, seconds := uint64(time.Now().UnixNano()), 40
-	if s := os.Getenv("MULTIHOMED_E2E_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seed = n
-	}
+	random, seconds := seeded(t), 40
 	if s := os.Getenv("MULTIHOMED_E2E_SECONDS"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil {
@@ -36,8 +29,6 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 		}
 		seconds = n
 	}
-	t.Logf("MULTIHOMED_E2E_SEED=%d", seed)
-
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	const links = 3
 	var isps []*lab.ISP
@@ -66,7 +57,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 	r.settled("wan0", "wan1", "wan2")
 
 	w := newWire(t, isps, sources, others...)
-	storm := &storm{rig: r, isps: isps, random: rand.New(rand.NewPCG(seed, 0))}
+	storm := &storm{rig: r, isps: isps, random: random}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the events were:\n%s", strings.Join(storm.log, "\n"))

@@ -197,7 +197,7 @@ func Put(runtime string, c Config) error {
 	if len(data) > maxSize {
 		return doing(fmt.Errorf("it has %d bytes, %d is the most", len(data), maxSize))
 	}
-	if _, err := ownership.MakeDirectory(runtime, Directory); err != nil {
+	if err := ownership.MakeDirectory(filepath.Join(runtime, Directory)); err != nil {
 		return doing(err)
 	}
 	directory, err := open(runtime)

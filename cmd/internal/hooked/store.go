@@ -12,14 +12,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/news"
 	"multihomed/routing"
 )
 
-// A Store is what hooks said, as far as it was read. It is safe for concurrent
-// use.
+// A Store is what hooks said, as far as it was read, and the names of interfaces of
+// which that changed. It is safe for concurrent use.
 type Store struct {
+	*news.Names
 	runtime string
-	changed chan struct{}
 
 	mu      sync.Mutex
 	configs map[string][]Config
@@ -28,31 +29,21 @@ type Store struct {
 	hints map[string][]Config
 	// released are interfaces of which the last configuration was taken away.
 	released map[string]bool
-	dirty    map[string]struct{}
 }
 
 // Open reads what is in the runtime directory. What cannot be read is in the
 // errors.
 func Open(runtime string) (*Store, []error) {
 	s := &Store{
-		runtime: runtime, changed: make(chan struct{}, 1), configs: map[string][]Config{}, hints: map[string][]Config{},
-		released: map[string]bool{}, dirty: map[string]struct{}{},
+		Names: news.New(), runtime: runtime, configs: map[string][]Config{}, hints: map[string][]Config{},
+		released: map[string]bool{},
 	}
 	all, errs := read(runtime, "")
 	for _, c := range all {
 		s.configs[c.Interface] = append(s.configs[c.Interface], c)
-		s.touch(c.Interface)
+		s.Touch(c.Interface)
 	}
 	return s, errs
-}
-
-// touch is called with the lock held, or before the store is shared.
-func (s *Store) touch(name string) {
-	s.dirty[name] = struct{}{}
-	select {
-	case s.changed <- struct{}{}:
-	default:
-	}
 }
 
 // Reload reads what was said of an interface. Where nothing is left of it, the
@@ -78,7 +69,7 @@ func (s *Store) Reload(name string) []error {
 	} else {
 		s.configs[name] = all
 	}
-	s.touch(name)
+	s.Touch(name)
 	return errs
 }
 
@@ -99,7 +90,7 @@ func (s *Store) Hint(name string, configs []Config) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.hints[name], s.released[name] = configs, false
-	s.touch(name)
+	s.Touch(name)
 }
 
 // Hints returns what Hint was given.
@@ -116,24 +107,7 @@ func (s *Store) Release(name string) {
 	defer s.mu.Unlock()
 	delete(s.hints, name)
 	s.released[name] = len(s.configs[name]) == 0
-	s.touch(name)
-}
-
-// Changed holds a value when Take has something to say.
-func (s *Store) Changed() <-chan struct{} { return s.changed }
-
-// Take returns the interfaces of which something changed since it was called
-// last.
-func (s *Store) Take() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	names := make([]string, 0, len(s.dirty))
-	for name := range s.dirty {
-		names = append(names, name)
-	}
-	clear(s.dirty)
-	slices.Sort(names)
-	return names
+	s.Touch(name)
 }
 
 // Of returns what was said of an interface, and whether it was let go.
@@ -141,6 +115,19 @@ func (s *Store) Of(name string) (configs []Config, released bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.configs[name]), s.released[name]
+}
+
+// Moved returns what was noted of routes that were moved out of main.
+func (s *Store) Moved() (all []Config) {
+	for _, name := range s.Interfaces() {
+		configs, _ := s.Of(name)
+		for _, c := range configs {
+			if c.Caller == Mover {
+				all = append(all, c)
+			}
+		}
+	}
+	return all
 }
 
 // Interfaces returns the interfaces of which something was said, sorted.
@@ -202,7 +189,7 @@ func (s *Store) dropHints(name string, which func(Config) bool) (dropped []Confi
 	if s.hints[name] = left; len(left) == 0 {
 		delete(s.hints, name)
 	}
-	s.touch(name)
+	s.Touch(name)
 	return dropped
 }
 

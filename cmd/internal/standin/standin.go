@@ -13,7 +13,6 @@ import (
 	"log/syslog"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -112,11 +111,10 @@ func rights(cfg config.Config) (*syscall.SysProcAttr, error) {
 	if os.Geteuid() != 0 {
 		return attr, nil
 	}
-	directory, err := ownership.MakeDirectory(filepath.Dir(cfg.RuntimeDir), filepath.Base(cfg.RuntimeDir))
-	if err != nil {
+	if err := ownership.MakeDirectory(cfg.RuntimeDir); err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(directory)
+	info, err := os.Stat(cfg.RuntimeDir)
 	if err != nil {
 		return nil, fmt.Errorf("finding the daemon's user: %w", err)
 	}
