@@ -224,6 +224,8 @@ func TestDHCPRenewal(t *testing.T) {
 	f := follow(t, nm.Options{})
 	must(t, host.Up(ctx, "wan0"))
 	f.awaitDevice(t, "wan0", "has a gateway", func(d nm.Device) bool { return gateway(d) == "100.64.0.1" })
+	// The lease is there before the profile is known.
+	f.awaitVerdict(t, "wan0", nm.Link)
 	f.begin()
 	must(t, isp.Reconfigure(ctx, func(c *lab.ISPConfig) { c.Gateway = netip.MustParseAddr("100.64.0.2") }))
 	f.awaitDevice(t, "wan0", "has the new gateway", func(d nm.Device) bool { return gateway(d) == "100.64.0.2" })
