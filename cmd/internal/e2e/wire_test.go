@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -96,7 +97,7 @@ func newWire(tb testing.TB, isps []*lab.ISP, sources map[string][]netip.Prefix, 
 		}
 		w.isps[isp.Link().Name()], w.caught[isp.Link().Name()] = isp, c
 	}
-	line, err := newTimeline()
+	line, err := newTimeline(slices.Collect(maps.Keys(w.caught)))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -352,10 +353,13 @@ func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 	case p.Proto == unix.IPPROTO_UDP && p.DstPort >= toDevice && p.DstPort < toEnd:
 		s, found := w.shot(shotKey{family: p.Family, from: p.SrcPort, to: p.DstPort}, link, p.Time)
 		text += fmt.Sprintf(" [%t %s..%s: device with an address %t]", found, s.begin.Format("05.000000"), s.end.Format("05.000000"), s.source)
-		if !s.source {
+		switch {
+		case !s.source:
 			excuse = p.Family.String() + " device without a preferred address of its own"
+		case w.line.bare(link, p.Family, s.begin, s.end):
+			excuse = p.Family.String() + " device without an address for a moment: all went and came back at once"
 		}
-		return text + w.line.around(p), excuse
+		return text + w.line.around(p) + w.line.addresses(link, p), excuse
 	}
 	if !w.line.stood(p.Src, p.Time) {
 		excuse = fmt.Sprintf("%v protocol %d: %s", p.Family, p.Proto, w.line.excuse(p))
@@ -536,8 +540,9 @@ func attributes(b []byte, each func(kind uint16, v []byte)) {
 // A timeline remembers when addresses and source rules came and went, as
 // rtnetlink told.
 type timeline struct {
-	file *os.File
-	done chan struct{}
+	file  *os.File
+	done  chan struct{}
+	names map[int]string // by index; read's own
 
 	mu     sync.Mutex
 	events []lineEvent
@@ -552,6 +557,7 @@ type lineEvent struct {
 	// link is set in the event of a link: it came into the group of uplinks,
 	// or went. Then the rest is empty.
 	link string
+	on   string // the link of an address
 }
 
 func (e lineEvent) String() string {
@@ -565,10 +571,15 @@ func (e lineEvent) String() string {
 	if !e.came {
 		verb = "went"
 	}
+	if e.on != "" {
+		verb += " on " + e.on
+	}
 	return fmt.Sprintf("%s %s %s %s", e.at.Format("05.000000"), what, e.prefix, verb)
 }
 
-func newTimeline() (*timeline, error) {
+// newTimeline begins to listen. It knows the names of links that exist, and of
+// those that come.
+func newTimeline(links []string) (*timeline, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
@@ -584,7 +595,15 @@ func newTimeline() (*timeline, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	l := &timeline{file: os.NewFile(uintptr(fd), "timeline"), done: make(chan struct{})}
+	l := &timeline{file: os.NewFile(uintptr(fd), "timeline"), done: make(chan struct{}), names: map[int]string{}}
+	for _, link := range links {
+		index, err := ifindex(link)
+		if err != nil {
+			_ = unix.Close(fd)
+			return nil, err
+		}
+		l.names[index] = link
+	}
 	go l.read()
 	return l, nil
 }
@@ -628,7 +647,7 @@ func (l *timeline) take(now time.Time, kind uint16, b []byte) {
 		if !ok || (e.came && !m.usable) {
 			return
 		}
-		e.prefix = netip.PrefixFrom(m.addr, m.addr.BitLen())
+		e.prefix, e.on = netip.PrefixFrom(m.addr, m.addr.BitLen()), l.names[m.index]
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		priority, from, ok := decodeSource(b)
 		if !ok {
@@ -636,8 +655,11 @@ func (l *timeline) take(now time.Time, kind uint16, b []byte) {
 		}
 		e.priority, e.prefix = priority, from
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		if len(b) < unix.SizeofIfInfomsg {
+			return
+		}
 		name, group := "", uint32(0)
-		attributes(b[min(unix.SizeofIfInfomsg, len(b)):], func(kind uint16, v []byte) {
+		attributes(b[unix.SizeofIfInfomsg:], func(kind uint16, v []byte) {
 			switch kind {
 			case unix.IFLA_IFNAME:
 				name = strings.TrimRight(string(v), "\x00")
@@ -645,6 +667,7 @@ func (l *timeline) take(now time.Time, kind uint16, b []byte) {
 				group = binary.NativeEndian.Uint32(v)
 			}
 		})
+		l.names[int(binary.NativeEndian.Uint32(b[4:]))] = name
 		e.link, e.came = name, kind == unix.RTM_NEWLINK && group == 28008
 	default:
 		return
@@ -768,6 +791,37 @@ func (l *timeline) replaced(a netip.Addr, begin, end time.Time) bool {
 		}
 	}
 	return went[0] && went[10000]
+}
+
+// bare reports whether a link may have had no address of a family around a time
+// although it had the same ones before and after: one went, and one came later.
+func (l *timeline) bare(link string, f lab.Family, begin, end time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	went := false
+	for _, e := range l.events {
+		if e.on != link || e.prefix.Addr().Is4() != (f == lab.IPv4) || e.at.Before(begin.Add(-lag)) || e.at.After(end.Add(lag)) {
+			continue
+		}
+		if went && e.came {
+			return true
+		}
+		went = went || !e.came
+	}
+	return false
+}
+
+// addresses tells what happened to a link's addresses next to a packet's moment.
+func (l *timeline) addresses(link string, p lab.Packet) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var near []string
+	for _, e := range l.events {
+		if e.on == link && e.prefix.Addr().Is4() == p.Src.Is4() && e.at.Sub(p.Time).Abs() < 2*time.Second {
+			near = append(near, "\n      "+e.String())
+		}
+	}
+	return strings.Join(near, "")
 }
 
 // unmarked reports whether a link lost its mark, or was made anew, around a time.
