@@ -2,7 +2,6 @@ package packaging_test
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,14 +13,14 @@ import (
 	"multihomed/internal/machine/machinetest"
 )
 
-// run runs a program of the machine that the tests are on.
+// run runs a program that must succeed.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+	out, err := command(t.Context(), name, args...)
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		t.Fatal(err)
 	}
-	return strings.TrimSpace(string(out))
+	return out
 }
 
 // TestTwoBuildsAreEqual builds in another place, at another time, as another user
@@ -44,22 +43,17 @@ func TestLintian(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if said := run(t, "lintian", "--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0", changes(t, debs)); strings.Contains(said, "W:") || strings.Contains(said, "E:") {
+	changes, err := only(filepath.Join(filepath.Dir(debs.now), "*.changes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if said := run(t, "lintian", "--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0", changes); strings.Contains(said, "W:") || strings.Contains(said, "E:") {
 		t.Errorf("lintian says\n%s", said)
 	}
 	overrides, err := filepath.Glob("debian/*lintian-overrides*")
 	if err != nil || len(overrides) > 0 {
 		t.Errorf("overrides %v (%v)", overrides, err)
 	}
-}
-
-func changes(t *testing.T, debs packages) string {
-	t.Helper()
-	found, err := filepath.Glob(filepath.Join(filepath.Dir(debs.now), "*.changes"))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("%v, %v", found, err)
-	}
-	return found[0]
 }
 
 // TestTheSameContents: both packages, and `make install`, have the same files, but
@@ -88,7 +82,7 @@ func TestTheSameContents(t *testing.T) {
 	run(t, "make", "-C", "..", "install", "PREFIX=/usr", "DESTDIR="+installed, "BIN="+debs.bin)
 	made := plain(run(t, "sh", "-c", `cd "$1" && find . ! -type d`, "sh", installed))
 	for name, have := range map[string][]string{"the rpm": rpm, "make install": made} {
-		if d := difference(deb, have); d != "" || len(have) < 20 {
+		if d := labtest.Difference(deb, have); d != "" || len(have) < 20 {
 			t.Errorf("the deb (-) and %s (+):\n%s", name, d)
 		}
 	}
@@ -132,7 +126,7 @@ func TestRPM(t *testing.T) {
 	if state, err := s.Run(t.Context(), "systemctl", "is-active", "multihomed.service"); err == nil {
 		t.Errorf("the service is %s", state)
 	}
-	left := difference(before, s.listing())
+	left := labtest.Difference(before, s.listing())
 	for line := range strings.Lines(left) {
 		// A user stays, as with any rpm, and so does what is his.
 		if !strings.Contains(line, "/etc/passwd") && !strings.Contains(line, "/etc/group") && !strings.Contains(line, "shadow") && !strings.Contains(line, "/var/lib/multihomed") &&

@@ -36,29 +36,20 @@ var built = sync.OnceValues(func() (packages, error) {
 	if err != nil {
 		return packages{}, err
 	}
-	command := func(name string, args ...string) error {
-		out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
-		}
-		return nil
-	}
-	bin := filepath.Join(directory, "bin")
-	if err := command("make", "-C", "..", "deb", "rpm", "build", "extras", "DIST="+directory, "BIN="+bin); err != nil {
+	ctx, bin := context.Background(), filepath.Join(directory, "bin")
+	if _, err := command(ctx, "make", "-C", "..", "deb", "rpm", "build", "extras", "DIST="+directory, "BIN="+bin); err != nil {
 		return packages{}, err
 	}
-	found, err := filepath.Glob(filepath.Join(directory, "*.deb"))
-	if err != nil || len(found) != 1 {
-		return packages{}, fmt.Errorf("make deb made %v (%w)", found, err)
+	p := packages{higher: filepath.Join(directory, "higher.deb"), bin: bin}
+	if p.now, err = only(filepath.Join(directory, "*.deb")); err != nil {
+		return packages{}, err
 	}
-	rpms, err := filepath.Glob(filepath.Join(directory, "*.rpm"))
-	if err != nil || len(rpms) != 1 {
-		return packages{}, fmt.Errorf("make rpm made %v (%w)", rpms, err)
+	if p.rpm, err = only(filepath.Join(directory, "*.rpm")); err != nil {
+		return packages{}, err
 	}
-	p := packages{now: found[0], higher: filepath.Join(directory, "higher.deb"), rpm: rpms[0], bin: bin}
 	tree := filepath.Join(directory, "higher")
 	control := filepath.Join(tree, "DEBIAN", "control")
-	if err := command("dpkg-deb", "-R", p.now, tree); err != nil {
+	if _, err := command(ctx, "dpkg-deb", "-R", p.now, tree); err != nil {
 		return packages{}, err
 	}
 	text, err := os.ReadFile(control)
@@ -72,8 +63,30 @@ var built = sync.OnceValues(func() (packages, error) {
 		}
 		lines = append(lines, line)
 	}
-	return p, errors.Join(os.WriteFile(control, []byte(strings.Join(lines, "")), 0o644), command("dpkg-deb", "-b", "--root-owner-group", tree, p.higher))
+	if err := os.WriteFile(control, []byte(strings.Join(lines, "")), 0o644); err != nil {
+		return packages{}, err
+	}
+	_, err = command(ctx, "dpkg-deb", "-b", "--root-owner-group", tree, p.higher)
+	return p, err
 })
+
+// command runs a program of the machine that the tests are on.
+func command(ctx context.Context, name string, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// only is the one file of a pattern.
+func only(pattern string) (string, error) {
+	found, err := filepath.Glob(pattern)
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("files of %s: %v (%w)", pattern, found, err)
+	}
+	return found[0], nil
+}
 
 // A system is a machine with two providers on which the package is tried.
 type system struct {
@@ -265,21 +278,6 @@ func (s *system) kernel() string {
 	return b.String()
 }
 
-func difference(before, after []string) string {
-	var b strings.Builder
-	for _, line := range before {
-		if !slices.Contains(after, line) {
-			b.WriteString("- " + line + "\n")
-		}
-	}
-	for _, line := range after {
-		if !slices.Contains(before, line) {
-			b.WriteString("+ " + line + "\n")
-		}
-	}
-	return b.String()
-}
-
 // online writes down what stands when network-online.target is reached.
 const online = `[Unit]
 Wants=network-online.target
@@ -387,11 +385,11 @@ func (s *system) life(debs packages) {
 		for _, link := range s.links() {
 			s.run("ip", "link", "delete", link)
 		}
-		if d := difference(files, s.listing()); d != "" {
+		if d := labtest.Difference(files, s.listing()); d != "" {
 			t.Errorf("left by purge:\n%s", d)
 		}
 		s.eventually(func() error {
-			if d := difference(strings.Split(kernel, "\n"), strings.Split(s.kernel(), "\n")); d != "" {
+			if d := labtest.Difference(strings.Split(kernel, "\n"), strings.Split(s.kernel(), "\n")); d != "" {
 				return fmt.Errorf("left in the kernel:\n%s", d)
 			}
 			return nil

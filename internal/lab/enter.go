@@ -171,8 +171,8 @@ func exitCode(status syscall.WaitStatus) int {
 	return status.ExitStatus()
 }
 
-// searchPath finds daemons even for a user whose PATH has no sbin.
-const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+// SearchPath finds daemons even for a user whose PATH has no sbin.
+const SearchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // setenv replaces or adds one variable of an environment.
 func setenv(env []string, key, value string) []string {

@@ -29,8 +29,8 @@ func Eventually(ctx context.Context, f func() error) error {
 	}
 }
 
-// within bounds a wait whose caller may have given no deadline.
-func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+// Within bounds a wait whose caller may have given no deadline.
+func Within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return context.WithCancel(ctx)
 	}

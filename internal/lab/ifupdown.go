@@ -35,7 +35,7 @@ func (h *Host) Ifdown(ctx context.Context, interfaces ...string) (string, error)
 // Run runs a program of the machine to its end and returns what it printed; an
 // error has it as well.
 func (h *Host) Run(ctx context.Context, program string, args ...string) (string, error) {
-	ctx, cancel := within(ctx, time.Minute)
+	ctx, cancel := Within(ctx, time.Minute)
 	defer cancel()
 	out, err := command(ctx, "", program, args...)
 	return strings.TrimSpace(out), err

@@ -20,7 +20,7 @@ func (h *Host) IP(ctx context.Context, args ...string) (string, error) {
 }
 
 func ip(ctx context.Context, args ...string) (string, error) {
-	ctx, cancel := within(ctx, 30*time.Second)
+	ctx, cancel := Within(ctx, 30*time.Second)
 	defer cancel()
 	return command(ctx, "", "ip", args...)
 }

@@ -206,7 +206,7 @@ func unsetenv(env []string, key string) []string {
 
 func joinPath(path string) string {
 	if path == "" {
-		return searchPath
+		return SearchPath
 	}
-	return path + ":" + searchPath
+	return path + ":" + SearchPath
 }

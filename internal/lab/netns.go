@@ -150,23 +150,32 @@ func (ns *Namespace) setUp(dev string) error {
 // onThread calls f on a thread whose network namespace f may change: the thread
 // returns to the pool only if the way back succeeded, and dies otherwise.
 func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	return OnThread(func() error {
 		home, err := netns.Get()
 		if err != nil {
-			done <- fmt.Errorf("reading the current network namespace: %w", err)
-			return
+			return fmt.Errorf("reading the current network namespace: %w", err)
 		}
 		defer home.Close()
-		// Deferred as a panic or Goexit in f must not leave anyone waiting.
-		err = errors.New("the function ended its goroutine")
 		defer func() {
 			if netns.Set(home) == nil {
 				runtime.UnlockOSThread()
 			}
-			done <- err
 		}()
+		return f()
+	})
+}
+
+// OnThread calls f on a thread of its own that ends afterwards, unless f unlocks
+// it: f may change the thread's namespaces. Processes that f starts are where the
+// thread is.
+func OnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked here, so the thread ends with the goroutine.
+		runtime.LockOSThread()
+		// Deferred as a panic or Goexit in f must not leave anyone waiting.
+		err := errors.New("the function ended its goroutine")
+		defer func() { done <- err }()
 		err = f()
 	}()
 	return <-done

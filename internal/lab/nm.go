@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -67,7 +66,7 @@ func (h *Host) StartNM(ctx context.Context) error {
 
 // WaitNM waits until NetworkManager owns its name on the bus and answers.
 func (h *Host) WaitNM(ctx context.Context) error {
-	ctx, cancel := within(ctx, 10*time.Second)
+	ctx, cancel := Within(ctx, 10*time.Second)
 	defer cancel()
 	conn, err := dbus.Connect(BusAddress, dbus.WithContext(ctx))
 	if err != nil {
@@ -154,8 +153,7 @@ func (h *Host) NMLogTail(lines int) string {
 	if err != nil {
 		return err.Error()
 	}
-	all := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
+	return Tail(string(data), lines)
 }
 
 // EnableDispatcher lets the bus start nm-dispatcher when NetworkManager asks for
@@ -203,7 +201,7 @@ func (h *Host) mountRoot() error {
 	}
 	h.cfg.Root = root
 	for _, program := range []string{"NetworkManager", "nmcli"} {
-		if _, err := lookPath(root, program); err != nil {
+		if _, err := LookPath(root, program); err != nil {
 			return fmt.Errorf("%w: install network-manager in %s", err, root)
 		}
 	}

@@ -19,7 +19,7 @@ import (
 
 // NMCLI runs nmcli and returns what it prints; an error has it as well.
 func (h *Host) NMCLI(ctx context.Context, args ...string) (string, error) {
-	ctx, cancel := within(ctx, 60*time.Second)
+	ctx, cancel := Within(ctx, 60*time.Second)
 	defer cancel()
 	return command(ctx, h.cfg.Root, "nmcli", args...)
 }
@@ -145,7 +145,7 @@ func (h *Host) WaitAddrIn(ctx context.Context, dev string, prefix netip.Prefix) 
 }
 
 func (h *Host) waitAddr(ctx context.Context, dev string, family Family, want func(netip.Addr) bool, what string) (netip.Addr, error) {
-	ctx, cancel := within(ctx, 20*time.Second)
+	ctx, cancel := Within(ctx, 20*time.Second)
 	defer cancel()
 	var found netip.Addr
 	err := Eventually(ctx, func() error {
@@ -170,7 +170,7 @@ func (h *Host) waitAddr(ctx context.Context, dev string, family Family, want fun
 // WaitDeviceState waits until NetworkManager gives a device this state, in
 // nmcli's words: connected, disconnected, unavailable, unmanaged.
 func (h *Host) WaitDeviceState(ctx context.Context, dev, state string) error {
-	ctx, cancel := within(ctx, 20*time.Second)
+	ctx, cancel := Within(ctx, 20*time.Second)
 	defer cancel()
 	return Eventually(ctx, func() error {
 		out, err := h.NMCLI(ctx, "-t", "-f", "DEVICE,STATE", "device", "status")

@@ -72,7 +72,7 @@ func DialTCP(ctx context.Context, from From, dst netip.Addr) (Answer, error) {
 
 // ask works in whatever namespace the thread is in.
 func ask(ctx context.Context, from From, network string, dst netip.AddrPort) (Answer, error) {
-	ctx, cancel := within(ctx, probeTimeout)
+	ctx, cancel := Within(ctx, probeTimeout)
 	defer cancel()
 	var answer Answer
 	fail := func(err error) (Answer, error) {
@@ -154,7 +154,7 @@ func (h *Host) ServeEcho() error {
 // Ping sends an ICMP echo request from the host and tells which provider's
 // address answered: by the TTL that each provider starts with.
 func (h *Host) Ping(ctx context.Context, from From, dst netip.Addr) (Answer, error) {
-	ctx, cancel := within(ctx, probeTimeout)
+	ctx, cancel := Within(ctx, probeTimeout)
 	defer cancel()
 	answer, ttl, err := ping(ctx, from, dst)
 	if err != nil {

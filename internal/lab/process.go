@@ -61,12 +61,9 @@ func start(cfg ProcessConfig) (*Process, error) {
 	if !inside {
 		return nil, errOutside
 	}
-	path := cfg.Path
-	if !strings.Contains(path, "/") {
-		var err error
-		if path, err = lookPath(cfg.Root, path); err != nil {
-			return nil, err
-		}
+	path, err := LookPath(cfg.Root, cfg.Path)
+	if err != nil {
+		return nil, err
 	}
 	p := &Process{
 		name:    filepath.Base(path),
@@ -226,7 +223,7 @@ func (p *Process) WaitNotify(ctx context.Context, prefix string) (string, error)
 }
 
 func (p *Process) await(ctx context.Context, list *[]string, from int, match func(string) bool, what string) (string, error) {
-	ctx, cancel := within(ctx, 10*time.Second)
+	ctx, cancel := Within(ctx, 10*time.Second)
 	defer cancel()
 	for ended := false; ; {
 		p.mu.Lock()
@@ -282,7 +279,7 @@ func (p *Process) Wait(ctx context.Context) error {
 // ends (after 10 seconds without one) is killed, which is an error. Having ended
 // before is not, nor is an exit status.
 func (p *Process) Stop(ctx context.Context) error {
-	ctx, cancel := within(ctx, 10*time.Second)
+	ctx, cancel := Within(ctx, 10*time.Second)
 	defer cancel()
 	if err := p.cmd.Process.Signal(unix.SIGTERM); errors.Is(err, os.ErrProcessDone) {
 		<-p.done
@@ -311,7 +308,7 @@ func command(ctx context.Context, root, program string, args ...string) (string,
 	if !inside {
 		return "", errOutside
 	}
-	path, err := lookPath(root, program)
+	path, err := LookPath(root, program)
 	if err != nil {
 		return "", err
 	}
@@ -329,4 +326,10 @@ func command(ctx context.Context, root, program string, args ...string) (string,
 		return string(out), fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}
 	return string(out), nil
+}
+
+// Tail is the last n lines of a text.
+func Tail(text string, n int) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

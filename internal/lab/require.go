@@ -43,7 +43,7 @@ func checkRequirements() error {
 func checkPrograms(root string) error {
 	var programs, packages []string
 	for _, r := range requirements {
-		if _, err := lookPath(root, r.program); err == nil {
+		if _, err := LookPath(root, r.program); err == nil {
 			continue
 		}
 		programs = append(programs, r.program)
@@ -58,15 +58,18 @@ func checkPrograms(root string) error {
 	return nil
 }
 
-// lookPath finds a program below root ("" for the machine itself) and returns
-// its path as seen from root.
-func lookPath(root, program string) (string, error) {
-	for dir := range strings.SplitSeq(searchPath, ":") {
+// LookPath finds a program below root ("" for where the calling thread is) and
+// returns its path as seen from root. What is a path already is returned as it is.
+func LookPath(root, program string) (string, error) {
+	if strings.Contains(program, "/") {
+		return program, nil
+	}
+	for dir := range strings.SplitSeq(SearchPath, ":") {
 		path := filepath.Join(dir, program)
 		info, err := os.Stat(filepath.Join(root, path))
 		if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("%s: %w in %s", program, exec.ErrNotFound, filepath.Join(root, "/usr/bin and /usr/sbin"))
+	return "", fmt.Errorf("%s: %w in %s/ of %s", program, exec.ErrNotFound, root, SearchPath)
 }

@@ -18,6 +18,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/lab"
 )
 
 // Config is what can be chosen about a machine.
@@ -63,18 +65,6 @@ func New(ctx context.Context, cfg Config) (*Machine, error) {
 	m := &Machine{cfg: cfg, programs: map[*Process]struct{}{}}
 	if err := m.open(ctx, lower); err != nil {
 		return nil, errors.Join(fmt.Errorf("making machine %s: %w", cfg.Name, err), m.Close())
-	}
-	return m, nil
-}
-
-// Boot makes a machine and switches it on.
-func Boot(ctx context.Context, cfg Config) (*Machine, error) {
-	m, err := New(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if err := m.PowerOn(ctx); err != nil {
-		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
 }
@@ -125,7 +115,7 @@ func (m *Machine) mountRoot(ctx context.Context, lower string) error {
 		return nil
 	}
 	if out, cpErr := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", lower+"/.", m.root).CombinedOutput(); cpErr != nil {
-		return fmt.Errorf("copying %s: %w: %s (an overlay is not possible: %w)", lower, cpErr, tail(string(out), 5), err)
+		return fmt.Errorf("copying %s: %w: %s (an overlay is not possible: %w)", lower, cpErr, lab.Tail(string(out), 5), err)
 	}
 	return nil
 }
@@ -149,7 +139,7 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 }
 
 func (m *Machine) powerOn(ctx context.Context) error {
-	ctx, cancel := within(ctx, bootTimeout)
+	ctx, cancel := lab.Within(ctx, bootTimeout)
 	defer cancel()
 	if m.nspawn != nil {
 		select {
@@ -171,7 +161,7 @@ func (m *Machine) powerOn(ctx context.Context) error {
 	}
 	m.nspawn, m.cgroup = n, group
 	fail := func(err error) error {
-		return fmt.Errorf("booting machine %s: %w; its console ends:\n%s", m.cfg.Name, err, tail(n.console.String(), 20))
+		return fmt.Errorf("booting machine %s: %w; its console ends:\n%s", m.cfg.Name, err, lab.Tail(n.console.String(), 20))
 	}
 	value, err := n.waitNote(ctx, "X_NSPAWN_LEADER_PID=")
 	var l *leader
@@ -297,7 +287,7 @@ func (m *Machine) Kill() error {
 
 // shutdown asks process 1 to end and waits for nspawn to do so with a status.
 func (m *Machine) shutdown(ctx context.Context, s syscall.Signal, status int) error {
-	ctx, cancel := within(ctx, shutdownTimeout)
+	ctx, cancel := lab.Within(ctx, shutdownTimeout)
 	defer cancel()
 	n := m.nspawn
 	if n == nil || m.leader == nil {
@@ -319,13 +309,13 @@ func (m *Machine) shutdown(ctx context.Context, s syscall.Signal, status int) er
 	select {
 	case <-n.done:
 	case <-ctx.Done():
-		return fmt.Errorf("%w; its console ends:\n%s", context.Cause(ctx), tail(n.console.String(), 20))
+		return fmt.Errorf("%w; its console ends:\n%s", context.Cause(ctx), lab.Tail(n.console.String(), 20))
 	}
 	if err := m.off(); err != nil {
 		return err
 	}
 	if got := n.cmd.ProcessState.ExitCode(); got != status {
-		return fmt.Errorf("systemd-nspawn ended with status %d and not %d; the console ends:\n%s", got, status, tail(n.console.String(), 20))
+		return fmt.Errorf("systemd-nspawn ended with status %d and not %d; the console ends:\n%s", got, status, lab.Tail(n.console.String(), 20))
 	}
 	return nil
 }
@@ -462,12 +452,4 @@ func (m *Machine) Close() error {
 		return fmt.Errorf("closing machine %s: %w", m.cfg.Name, err)
 	}
 	return nil
-}
-
-// within bounds a wait whose caller may have given no deadline.
-func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	if _, ok := ctx.Deadline(); ok {
-		return context.WithCancel(ctx)
-	}
-	return context.WithTimeout(ctx, d)
 }

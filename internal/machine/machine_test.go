@@ -387,8 +387,11 @@ func TestCloseLeavesNothing(t *testing.T) {
 		{"off", func(m *machine.Machine) error { return m.PowerOff(t.Context()) }},
 		{"killed", (*machine.Machine).Kill},
 	} {
-		m, err := machine.Boot(t.Context(), machine.Config{})
+		m, err := machine.New(t.Context(), machine.Config{})
 		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.PowerOn(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		cable("eth0")

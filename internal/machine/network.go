@@ -3,11 +3,12 @@ package machine
 import (
 	"errors"
 	"fmt"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/lab"
 )
 
 // A network is a network namespace without a name.
@@ -19,7 +20,7 @@ type network struct {
 // newNetwork makes a network namespace.
 func newNetwork() (*network, error) {
 	var n *network
-	err := onThread(func() error {
+	err := lab.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return err
 		}
@@ -87,19 +88,4 @@ func moveLink(name string, from *netlink.Handle, to netns.NsHandle) (bool, error
 func isGone(err error) bool {
 	_, notFound := errors.AsType[netlink.LinkNotFoundError](err)
 	return notFound || errors.Is(err, unix.ENODEV)
-}
-
-// onThread calls f on a thread of its own that ends afterwards: f may change the
-// thread's namespaces. Processes that f starts are where the thread is.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		// Never unlocked, so the thread ends with the goroutine.
-		runtime.LockOSThread()
-		// Deferred as a panic or Goexit in f must not leave anyone waiting.
-		err := errors.New("the function ended its goroutine")
-		defer func() { done <- err }()
-		err = f()
-	}()
-	return <-done
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/lab"
 )
 
 // An nspawn is the process that supervises a container.
@@ -54,7 +56,7 @@ func start(args []string, where *network, group *cgroup, socket string) (*nspawn
 	}
 	n := &nspawn{done: make(chan struct{})}
 	n.cmd = &exec.Cmd{Path: "/bin/sh", Args: append([]string{"sh", "-c", script, "sh"}, args...), Dir: "/"}
-	n.cmd.Env = []string{"PATH=" + searchPath, "LC_ALL=C.UTF-8", "TERM=dumb", "NOTIFY_SOCKET=" + socket}
+	n.cmd.Env = []string{"PATH=" + lab.SearchPath, "LC_ALL=C.UTF-8", "TERM=dumb", "NOTIFY_SOCKET=" + socket}
 	n.cmd.Stdin, n.cmd.Stdout, n.cmd.Stderr = stdin, &n.console, &n.console
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Unshareflags: unix.CLONE_NEWNS,
@@ -63,7 +65,7 @@ func start(args []string, where *network, group *cgroup, socket string) (*nspawn
 		Setsid:       true, // a Ctrl-C is for the test
 	}
 	n.cmd.WaitDelay = 5 * time.Second
-	err = onThread(func() error {
+	err = lab.OnThread(func() error {
 		if err := netns.Set(where.ns); err != nil {
 			return err
 		}

@@ -4,15 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"multihomed/internal/lab"
 )
-
-// searchPath is where programs are, on the host and in a machine.
-const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // checkPrograms names everything that is missing, in one line: of what a boot runs,
 // and of what making a root runs.
@@ -48,21 +43,6 @@ func checkBoot() error {
 }
 
 func have(program string) bool {
-	_, err := lookPath(program)
+	_, err := lab.LookPath("", program)
 	return err == nil
-}
-
-// lookPath finds a program where the calling thread is.
-func lookPath(program string) (string, error) {
-	if strings.Contains(program, "/") {
-		return program, nil
-	}
-	for dir := range strings.SplitSeq(searchPath, ":") {
-		path := filepath.Join(dir, program)
-		info, err := os.Stat(path)
-		if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("%s: %w in %s", program, exec.ErrNotFound, searchPath)
 }

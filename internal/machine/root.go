@@ -134,7 +134,7 @@ func build(ctx context.Context, release, dir string) (err error) {
 		"--include="+packages, release, tmp, mirror)
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(tmp, "debootstrap/debootstrap.log"))
-		return fmt.Errorf("debootstrap: %w: %s\n%s", err, tail(out, 10), tail(string(log), 20))
+		return fmt.Errorf("debootstrap: %w: %s\n%s", err, lab.Tail(out, 10), lab.Tail(string(log), 20))
 	}
 	if err := finish(tmp); err != nil {
 		return err
@@ -180,7 +180,7 @@ func finish(root string) error {
 // isolated runs a program with the host's network, and with mounts and processes
 // of its own: whatever ends it, nothing keeps running or stays mounted.
 func isolated(ctx context.Context, env []string, program string, args ...string) (string, error) {
-	path, err := lookPath(program)
+	path, err := lab.LookPath("", program)
 	if err != nil {
 		return "", err
 	}
@@ -206,7 +206,7 @@ func isolated(ctx context.Context, env []string, program string, args ...string)
 
 // hostEnv is the environment with a search path that has sbin.
 func hostEnv() []string {
-	return append(os.Environ(), "PATH="+searchPath, "LC_ALL=C.UTF-8")
+	return append(os.Environ(), "PATH="+lab.SearchPath, "LC_ALL=C.UTF-8")
 }
 
 // mirrorOf is where apt gets Debian from, if it does.
@@ -267,10 +267,4 @@ func flock(ctx context.Context, f *os.File) error {
 func isDir(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()
-}
-
-// tail is the last n lines of a text.
-func tail(text string, n int) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }

@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/lab"
 )
 
 // environment is that of a program run by root at no terminal.
 func environment() []string {
 	return []string{
-		"PATH=" + searchPath, "HOME=/root", "USER=root", "LOGNAME=root", "SHELL=/bin/sh",
+		"PATH=" + lab.SearchPath, "HOME=/root", "USER=root", "LOGNAME=root", "SHELL=/bin/sh",
 		"LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "SYSTEMD_PAGER=cat", "SYSTEMD_COLORS=0",
 	}
 }
@@ -62,11 +64,11 @@ func (m *Machine) start(ctx context.Context, args []string) (*Process, error) {
 		return nil, fmt.Errorf("%s: machine %s is off", strings.Join(args, " "), m.cfg.Name)
 	}
 	p := &Process{args: args, done: make(chan struct{})}
-	err := onThread(func() error {
+	err := lab.OnThread(func() error {
 		if err := leader.enter(); err != nil {
 			return fmt.Errorf("entering machine %s: %w", m.cfg.Name, err)
 		}
-		path, err := lookPath(args[0])
+		path, err := lab.LookPath("", args[0])
 		if err != nil {
 			return err
 		}

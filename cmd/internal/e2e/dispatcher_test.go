@@ -188,8 +188,7 @@ func TestIgnoredScript(t *testing.T) {
 	const witness, seen = "/etc/NetworkManager/dispatcher.d/10-witness", "/run/lab/witness"
 	r.must(os.WriteFile(witness, []byte("#!/bin/sh\necho \"$1 $2\" >>"+seen+"\n"), 0o755))
 	t.Cleanup(func() { r.must(os.Remove(seen)) })
-	// dispatched waits until the dispatcher has looked for scripts to run for an
-	// activation.
+	// activate returns when the dispatcher has run what it runs for an activation.
 	activate := func(link string) {
 		t.Helper()
 		r.must(os.WriteFile(seen, nil, 0o600))

@@ -53,7 +53,7 @@ func (r *rig) nameserver(isps ...*lab.ISP) *nameserver {
 	r.t.Cleanup(func() {
 		if r.t.Failed() {
 			text, err := os.ReadFile(serversFile)
-			r.t.Logf("the servers are (%v):\n%sdnsmasq says:\n%s", err, text, tail(p.Log(), 40))
+			r.t.Logf("the servers are (%v):\n%sdnsmasq says:\n%s", err, text, lab.Tail(p.Log(), 40))
 		}
 	})
 	return n

@@ -231,20 +231,8 @@ func (r *rig) holdsSomething() {
 	}
 }
 
-func difference(a, b string) string {
-	as, bs := strings.Split(a, "\n"), strings.Split(b, "\n")
-	var out []string
-	for _, line := range as {
-		if !slices.Contains(bs, line) {
-			out = append(out, "- "+line)
-		}
-	}
-	for _, line := range bs {
-		if !slices.Contains(as, line) {
-			out = append(out, "+ "+line)
-		}
-	}
-	return strings.Join(out, "\n")
+func difference(before, after string) string {
+	return labtest.Difference(strings.Split(before, "\n"), strings.Split(after, "\n"))
 }
 
 // TestUnboundTrafficIsUnchanged is promise 2: the kernel's decision for a
@@ -574,7 +562,7 @@ func TestTablesAreStable(t *testing.T) {
 			r.must(err)
 			slices.Sort(before)
 			slices.Sort(after)
-			if d := difference(strings.Join(before, "\n"), strings.Join(after, "\n")); d != "" {
+			if d := labtest.Difference(before, after); d != "" {
 				t.Errorf("ending the daemon changed the routing:\n%s", d)
 			}
 			r.answeredBy("isp1", lab.From{Addr: r.address("wan1", lab.IPv4)}, lab.InternetAddr4)

@@ -400,7 +400,7 @@ func TestReload(t *testing.T) {
 	w.step("no longer excluded", reload("", "changed"), all...)
 	w.step("a broken file", reload("[[exclude]]\ninterfaces = \"wan0\"\n", "refused"), all...)
 	if log := w.daemon.Log(); !strings.Contains(log, "interfaces") {
-		t.Errorf("the log does not say what is wrong:\n%s", tail(log, 5))
+		t.Errorf("the log does not say what is wrong:\n%s", lab.Tail(log, 5))
 	}
 	w.step("a good file again", reload("", "unchanged"), all...)
 

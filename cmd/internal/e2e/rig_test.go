@@ -43,7 +43,7 @@ func newRig(tb testing.TB, host lab.HostConfig, toml string) *rig {
 	r := &rig{t: tb, Host: labtest.NewHost(tb, host), path: path}
 	tb.Cleanup(func() {
 		if tb.Failed() && r.daemon != nil {
-			tb.Logf("the daemon's log ends:\n%s", tail(r.daemon.Log(), 80))
+			tb.Logf("the daemon's log ends:\n%s", lab.Tail(r.daemon.Log(), 80))
 		}
 	})
 	dir := tb.TempDir()
@@ -102,11 +102,6 @@ func (r *rig) kill9() {
 	if err := r.daemon.Kill(); err != nil {
 		r.t.Fatal(err)
 	}
-}
-
-func tail(s string, lines int) string {
-	all := strings.Split(strings.TrimRight(s, "\n"), "\n")
-	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
 // patience is generous; only a failure takes all of it.

@@ -110,7 +110,7 @@ func (w *watched) converged(name string, condition func() error) {
 		return v.Converged()
 	})
 	if err != nil {
-		w.t.Fatalf("%s: %v\nevents:\n%s", name, err, tail(w.monitor.text(0), 60))
+		w.t.Fatalf("%s: %v\nevents:\n%s", name, err, lab.Tail(w.monitor.text(0), 60))
 	}
 }
 

@@ -319,6 +319,29 @@ func (w *wire) strays() (bad []string, excused map[string]int) {
 	return bad, excused
 }
 
+// judged ends the sending and fails the test if a packet strayed, or if fewer of
+// each kind were sent than prove anything.
+func (w *wire) judged(least int64) {
+	w.t.Helper()
+	bad, excused := w.strays()
+	w.t.Logf("sockets bound to an address %d, to a device %d, writes on TCP connections %d, refused by the kernel %d",
+		w.sent["address"].Load(), w.sent["device"].Load(), w.sent["tcp"].Load(), w.refus.Load())
+	for priority, d := range w.line.windows() {
+		w.t.Logf("from a new address to its rule %d: %s", priority, quantiles(d))
+	}
+	for _, excuse := range slices.Sorted(maps.Keys(excused)) {
+		w.t.Logf("by another link, excused: %d packets of %s", excused[excuse], excuse)
+	}
+	if len(bad) > 0 {
+		w.t.Errorf("%d packets strayed:\n%s", len(bad), strings.Join(bad[:min(len(bad), 40)], "\n"))
+	}
+	for _, kind := range []string{"address", "device", "tcp"} {
+		if w.sent[kind].Load() < least {
+			w.t.Errorf("too little was sent to prove anything: %s %d", kind, w.sent[kind].Load())
+		}
+	}
+}
+
 func (w *wire) owner(a netip.Addr) string {
 	for link, prefixes := range w.sources {
 		for _, p := range prefixes {
@@ -349,7 +372,7 @@ func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 		case w.owner(p.Dst) == link && (!s.marked[link] || w.line.unmarked(link, s.begin, s.end)):
 			excuse = p.Family.String() + " address: into the network of a link that was not marked yet"
 		}
-		return text + w.line.around(p), excuse
+		return text + w.line.around(p, ""), excuse
 	case p.Proto == unix.IPPROTO_UDP && p.DstPort >= toDevice && p.DstPort < toEnd:
 		s, found := w.shot(shotKey{family: p.Family, from: p.SrcPort, to: p.DstPort}, link, p.Time)
 		text += fmt.Sprintf(" [%t %s..%s: device with an address %t]", found, s.begin.Format("05.000000"), s.end.Format("05.000000"), s.source)
@@ -359,12 +382,12 @@ func (w *wire) judge(link string, p lab.Packet) (text, excuse string) {
 		case w.line.bare(link, p.Family, s.begin, s.end):
 			excuse = p.Family.String() + " device without an address for a moment: all went and came back at once"
 		}
-		return text + w.line.around(p) + w.line.addresses(link, p), excuse
+		return text + w.line.around(p, link), excuse
 	}
 	if !w.line.stood(p.Src, p.Time) {
 		excuse = fmt.Sprintf("%v protocol %d: %s", p.Family, p.Proto, w.line.excuse(p))
 	}
-	return text + w.line.around(p), excuse
+	return text + w.line.around(p, ""), excuse
 }
 
 // shot finds the socket that sent a packet. A packet may have waited for its
@@ -721,13 +744,25 @@ func (l *timeline) stood(a netip.Addr, at time.Time) bool {
 	return rules > 0 && addresses > 0
 }
 
-// around tells what happened to a packet's source next to its moment.
-func (l *timeline) around(p lab.Packet) string {
+// between are the events of a time.
+func (l *timeline) between(from, to time.Time) []lineEvent {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var near []string
+	var out []lineEvent
 	for _, e := range l.events {
-		if e.link == "" && e.prefix.Contains(p.Src) && e.at.Sub(p.Time).Abs() < 2*time.Second {
+		if e.at.After(from) && e.at.Before(to) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// around tells what happened to a packet's source next to its moment, and to the
+// addresses of a device.
+func (l *timeline) around(p lab.Packet, device string) string {
+	var near []string
+	for _, e := range l.between(p.Time.Add(-2*time.Second), p.Time.Add(2*time.Second)) {
+		if e.prefix.Contains(p.Src) || device != "" && e.on == device && e.prefix.Addr().Is4() == p.Src.Is4() {
 			near = append(near, e.String())
 		}
 	}
@@ -782,11 +817,9 @@ func (l *timeline) stopped(a netip.Addr, at time.Time) bool {
 // although both stood before and after: NetworkManager sometimes takes an address
 // away and adds it again, and the rules follow.
 func (l *timeline) replaced(a netip.Addr, begin, end time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	went := map[uint32]bool{}
-	for _, e := range l.events {
-		if e.link == "" && !e.came && e.prefix.Contains(a) && e.at.After(begin.Add(-lag)) && e.at.Before(end.Add(lag)) {
+	for _, e := range l.between(begin.Add(-lag), end.Add(lag)) {
+		if !e.came && e.prefix.Contains(a) {
 			went[e.priority] = true
 		}
 	}
@@ -796,11 +829,9 @@ func (l *timeline) replaced(a netip.Addr, begin, end time.Time) bool {
 // bare reports whether a link may have had no address of a family around a time
 // although it had the same ones before and after: one went, and one came later.
 func (l *timeline) bare(link string, f lab.Family, begin, end time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	went := false
-	for _, e := range l.events {
-		if e.on != link || e.prefix.Addr().Is4() != (f == lab.IPv4) || e.at.Before(begin.Add(-lag)) || e.at.After(end.Add(lag)) {
+	for _, e := range l.between(begin.Add(-lag), end.Add(lag)) {
+		if e.on != link || e.prefix.Addr().Is4() != (f == lab.IPv4) {
 			continue
 		}
 		if went && e.came {
@@ -811,26 +842,9 @@ func (l *timeline) bare(link string, f lab.Family, begin, end time.Time) bool {
 	return false
 }
 
-// addresses tells what happened to a link's addresses next to a packet's moment.
-func (l *timeline) addresses(link string, p lab.Packet) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var near []string
-	for _, e := range l.events {
-		if e.on == link && e.prefix.Addr().Is4() == p.Src.Is4() && e.at.Sub(p.Time).Abs() < 2*time.Second {
-			near = append(near, "\n      "+e.String())
-		}
-	}
-	return strings.Join(near, "")
-}
-
 // unmarked reports whether a link lost its mark, or was made anew, around a time.
 func (l *timeline) unmarked(link string, begin, end time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.ContainsFunc(l.events, func(e lineEvent) bool {
-		return e.link == link && !e.came && e.at.After(begin.Add(-lag)) && e.at.Before(end.Add(lag))
-	})
+	return slices.ContainsFunc(l.between(begin.Add(-lag), end.Add(lag)), func(e lineEvent) bool { return e.link == link && !e.came })
 }
 
 // windows returns how long new addresses waited for their rules.

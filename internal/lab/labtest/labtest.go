@@ -4,6 +4,7 @@ package labtest
 import (
 	"context"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +24,25 @@ func Main(m *testing.M) int {
 		return machine.Main(m.Run, release)
 	}
 	return lab.Main(m.Run)
+}
+
+// Difference is which lines are in before only (-) and in after only (+).
+func Difference(before, after []string) string {
+	var out strings.Builder
+	only := func(sign string, lines, others []string) {
+		there := make(map[string]bool, len(others))
+		for _, line := range others {
+			there[line] = true
+		}
+		for _, line := range lines {
+			if !there[line] {
+				out.WriteString(sign + line + "\n")
+			}
+		}
+	}
+	only("- ", before, after)
+	only("+ ", after, before)
+	return out.String()
 }
 
 const releaseEnv = "MULTIHOMED_TEST_RELEASE"

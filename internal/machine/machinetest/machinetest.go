@@ -3,10 +3,10 @@ package machinetest
 
 import (
 	"context"
-	"strings"
 	"testing"
 	"time"
 
+	"multihomed/internal/lab"
 	"multihomed/internal/machine"
 )
 
@@ -40,8 +40,7 @@ func New(tb testing.TB, cfg machine.Config) *machine.Machine {
 			if err != nil {
 				tb.Errorf("reading the journal: %v", err)
 			}
-			lines := strings.Split(journal, "\n")
-			tb.Logf("the journal of %s ends:\n%s", m.Name(), strings.Join(lines[max(0, len(lines)-journalLines):], "\n"))
+			tb.Logf("the journal of %s ends:\n%s", m.Name(), lab.Tail(journal, journalLines))
 		}
 		if err := m.Close(); err != nil {
 			tb.Error(err)
