@@ -145,7 +145,7 @@ func TestDecodeProfile(t *testing.T) {
 				"route-data": <[{"dest": <"10.0.0.0">, "prefix": <@u 8>, "next-hop": <"192.0.2.3">, "table": <@u 1234>}]>,
 				"routing-rules": <[{"priority": <@u 5>, "table": <@u 99>}, {"priority": <@u 6>}]>},
 			 "ipv6": {"route-data": <[{"dest": <"2001:db8::">, "prefix": <@u 32>, "table": <@u 99>}]>}}`, false,
-			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=1300`, NextHops: true},
+			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=1300`},
 			routing.Intent{},
 			[]routing.TableID{99, 1234, 1300},
 			nil,

@@ -161,7 +161,7 @@ func (p profile) intents(id string, router netip.Addr) map[routing.Family]routin
 	intents := make(map[routing.Family]routing.Intent, 2)
 	for _, f := range routing.Families() {
 		fp := p.families[f]
-		in := routing.Intent{Gateway: fp.gateway, NextHops: fp.nextHops, Automatic: fp.automatic}
+		in := routing.Intent{Gateway: fp.gateway, Automatic: fp.automatic}
 		if f == routing.IPv4 && fp.automatic && !in.Gateway.IsValid() {
 			in.Gateway = router
 		}

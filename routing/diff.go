@@ -385,9 +385,9 @@ func (o *Op) phase() Verb {
 
 func leaving(p Priority) int {
 	switch p {
-	case PriorityMain:
+	case PriorityNetworkMain:
 		return 1_000_000
-	case PriorityContainers:
+	case PriorityKnown:
 		return 1_000_001
 	default:
 		return int(p)

@@ -92,7 +92,7 @@ func genLink(t *rapid.T, index int, name string) routing.Link {
 		case 1:
 			l.Intents[f] = routing.Intent{Gateway: addr(gateways[f][0])}
 		case 2:
-			l.Intents[f] = routing.Intent{NextHops: true}
+			l.Intents[f] = routing.Intent{NeverDefault: true}
 		}
 	}
 	l.Group = rapid.SampledFrom([]uint32{0, 0, 0, policy.UplinkGroup, 5}).Draw(t, "group")

@@ -282,11 +282,13 @@ func (h *host) settled(t tb) {
 func (h *host) ordered(t tb) {
 	t.Helper()
 	rank := map[routing.Rule]uint64{}
+	priorities := map[routing.Priority]struct{}{}
 	for r := range h.planner.Rules() {
 		rank[r.Rule] = r.Rank
+		priorities[r.Rule.Priority] = struct{}{}
 	}
 	for _, f := range routing.Families() {
-		for _, p := range routing.Priorities() {
+		for p := range priorities {
 			order := h.kernel.RuleOrder(f, p)
 			for i, a := range order {
 				for _, b := range order[i+1:] {

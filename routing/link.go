@@ -69,7 +69,7 @@ func RoleOf(p Policy, l Link) Role {
 // knownRole is the role by what is known, whatever may come.
 func knownRole(p Policy, l Link) Role {
 	for _, f := range Families() {
-		if in := l.Intents[f]; in.LeaveAlone == "" && (in.Gateway.IsValid() || in.NextHops) {
+		if in := l.Intents[f]; in.LeaveAlone == "" && in.Gateway.IsValid() {
 			return Uplink
 		}
 	}

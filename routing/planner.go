@@ -388,14 +388,14 @@ func sharedRules(p Policy, f Family) [2]PlannedRule {
 	return [2]PlannedRule{
 		{
 			Rule: Rule{
-				Family: f, Priority: PriorityContainers, Action: ActionLookup, Table: TableMain, Protocol: Multihomed,
+				Family: f, Priority: PriorityKnown, Action: ActionLookup, Table: TableMain, Protocol: Multihomed,
 				SuppressPrefixLength: Some(p.ContainerPrefixLength), SuppressGroup: Some(p.UplinkGroup),
 			},
-			Reason: Reason{Decision: KeepContainers},
+			Reason: Reason{Decision: KeepKnown},
 		},
 		{
 			Rule: Rule{
-				Family: f, Priority: PriorityMain, Action: ActionLookup, Table: TableMain, Protocol: Multihomed,
+				Family: f, Priority: PriorityNetworkMain, Action: ActionLookup, Table: TableMain, Protocol: Multihomed,
 				SuppressPrefixLength: Some(0),
 			},
 			Reason: Reason{Decision: KeepMain},

@@ -258,7 +258,6 @@ func TestRoleOf(t *testing.T) {
 		"a route with a next hop":             {lan0(route("172.16.0.0/12", "10.0.0.254", 100)), routing.Uplink},
 		"a route without a next hop":          {lan0(route("172.16.0.0/12", "", 100)), routing.Local},
 		"a gateway known otherwise":           {lan0(gatewayHint("10.0.0.254")), routing.Uplink},
-		"next hops in the profile":            {lan0(intent(routing.IPv6, routing.Intent{NextHops: true})), routing.Uplink},
 		"a gateway of a family left alone":    {lan0(intent(routing.IPv4, routing.Intent{LeaveAlone: "x", Gateway: addr("10.0.0.254")})), routing.Local},
 		"marked, static, no way":              {lan0(marked), routing.Local},
 		"marked, down":                        {lan0(marked, down), routing.Uplink},

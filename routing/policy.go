@@ -1,7 +1,5 @@
 package routing
 
-import "slices"
-
 // A Policy is what the administrator may decide. Everything else follows from
 // the facts.
 type Policy struct {
@@ -36,7 +34,8 @@ func (p Policy) OwnsRule(r Rule) bool {
 	if r.Action == ActionLookup && p.Tables.Contains(r.Table) {
 		return true
 	}
-	return slices.Contains(Priorities(), r.Priority)
+	_, ours := RungOf(r.Priority)
+	return ours
 }
 
 // OwnsRoute reports whether a route found in the kernel is ours: it carries our

@@ -6,23 +6,38 @@ import "fmt"
 // shows and what ARCHITECTURE.md explains.
 type Decision string
 
-// Why a rule exists.
+// Why a rule exists; see [Ladder].
 const (
+	// StepOver: bound traffic steps over rules that the kernel numbered below
+	// the ladder.
+	StepOver Decision = "step-over"
+	// KeepLocal: the host's own addresses stay its own where the kernel's rule
+	// for them was moved behind the ladder.
+	KeepLocal Decision = "local"
 	// KeepOverlap: two links share a prefix and main knows only one way into it.
 	KeepOverlap Decision = "overlap"
-	// KeepContainers: what main knows behind anything but an uplink stays
-	// reachable from bound sockets.
-	KeepContainers Decision = "containers"
+	// LiftForeign: a rule of somebody else that selects packets has its say
+	// before the ladder.
+	LiftForeign Decision = "lift"
+	// KeepKnown: what main, or a table that somebody sends everything to, knows
+	// behind anything but an uplink stays reachable from bound sockets.
+	KeepKnown Decision = "known"
+	// Binding: an application, a container or an answer is bound to a link.
+	Binding Decision = "binding"
 	// FollowDevice: a socket bound to the device uses the device's table.
 	FollowDevice Decision = "device"
 	// FollowSource: a packet from the link's address leaves by the link.
 	FollowSource Decision = "source"
 	// NeverStray: where the link has no way, its packets have none.
 	NeverStray Decision = "never-stray"
-	// KeepMain: unbound traffic goes where main sends it.
+	// ReachTwin: another link of the same network took over.
+	ReachTwin Decision = "twin"
+	// KeepMain: what main knows of a network goes before the link's table.
 	KeepMain Decision = "main"
-	// ReachNetwork: the link's network, should main not know it.
+	// ReachNetwork: the link's network, which main does not know.
 	ReachNetwork Decision = "network"
+	// Again: a rung once more, for packets that were lifted over the ladder.
+	Again Decision = "again"
 	// LastResort: unbound traffic when main has no default.
 	LastResort Decision = "last-resort"
 )

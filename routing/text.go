@@ -2,31 +2,91 @@ package routing
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"strconv"
 	"strings"
 )
 
-// String renders the rule as `ip rule` prints it.
+// String renders the rule as `ip rule` prints it. The protocol is left out where
+// it is ours: nearly every rule that is printed is.
 func (r Rule) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d: from %s", r.Priority, selector(r.From))
-	if r.To.IsValid() {
-		fmt.Fprintf(&b, " to %s", selector(r.To))
+	fmt.Fprintf(&b, "%d: ", r.Priority)
+	b.WriteString(r.Selectors())
+	b.WriteByte(' ')
+	b.WriteString(r.action())
+	if r.Protocol != Multihomed && r.Protocol != 0 && r.Protocol != ProtocolKernel {
+		fmt.Fprintf(&b, " proto %s", r.Protocol)
 	}
-	if r.IIF != "" {
-		fmt.Fprintf(&b, " iif %s", r.IIF)
+	if r.Unknown {
+		b.WriteString(" (and attributes that are unknown here)")
 	}
-	if r.OIF != "" {
-		fmt.Fprintf(&b, " oif %s", r.OIF)
+	return b.String()
+}
+
+// Selectors renders what the rule selects by, in the words of ip-rule(8).
+func (r Rule) Selectors() string {
+	var b strings.Builder
+	if r.Invert {
+		b.WriteString("not ")
 	}
+	fmt.Fprintf(&b, "from %s", selector(r.From))
+	add := func(wanted bool, format string, args ...any) {
+		if wanted {
+			fmt.Fprintf(&b, format, args...)
+		}
+	}
+	add(r.To.IsValid(), " to %s", selector(r.To))
+	add(r.TOS != 0, " tos 0x%02x", r.TOS)
+	switch {
+	case r.Mark == Mark{}:
+	case r.Mark.Mask == math.MaxUint32:
+		add(true, " fwmark %#x", r.Mark.Value)
+	default:
+		add(true, " fwmark %#x/%#x", r.Mark.Value, r.Mark.Mask)
+	}
+	add(r.IIF != "", " iif %s", r.IIF)
+	add(r.OIF != "", " oif %s", r.OIF)
+	add(r.UIDs.Set, " uidrange %d-%d", r.UIDs.First, r.UIDs.Last)
+	add(r.IPProto != 0, " ipproto %s", transport(r.IPProto))
+	add(r.SourcePorts != PortRange{}, " sport %s", r.SourcePorts)
+	add(r.DestinationPorts != PortRange{}, " dport %s", r.DestinationPorts)
+	add(r.TunnelID != 0, " tun_id %d", r.TunnelID)
+	add(r.DSCP.Set && (r.DSCPMask == 0 || r.DSCPMask == fullDSCP), " dscp %d", r.DSCP.Value)
+	add(r.DSCP.Set && r.DSCPMask != 0 && r.DSCPMask != fullDSCP, " dscp %#x/%#x", r.DSCP.Value, r.DSCPMask)
+	add(r.FlowLabel.Set && (r.FlowLabelMask == 0 || r.FlowLabelMask == fullFlowLabel), " flowlabel %#x", r.FlowLabel.Value)
+	add(r.FlowLabel.Set && r.FlowLabelMask != 0 && r.FlowLabelMask != fullFlowLabel, " flowlabel %#x/%#x", r.FlowLabel.Value, r.FlowLabelMask)
+	return b.String()
+}
+
+const (
+	fullDSCP      = 0x3f
+	fullFlowLabel = 0xfffff
+)
+
+// action renders what the rule does.
+func (r Rule) action() string {
+	var b strings.Builder
 	switch r.Action {
 	case ActionLookup:
-		fmt.Fprintf(&b, " lookup %s", r.Table)
+		if r.L3MDev {
+			b.WriteString("lookup [l3mdev-table]")
+		} else {
+			fmt.Fprintf(&b, "lookup %s", r.Table)
+		}
+	case ActionGoto:
+		fmt.Fprintf(&b, "goto %d", r.Goto)
+	case ActionNop:
+		b.WriteString("nop")
+	case ActionBlackhole:
+		b.WriteString("blackhole")
 	case ActionUnreachable:
-		b.WriteString(" unreachable")
+		b.WriteString("unreachable")
+	case ActionProhibit:
+		b.WriteString("prohibit")
 	default:
-		fmt.Fprintf(&b, " action %d", r.Action)
+		fmt.Fprintf(&b, "action %d", r.Action)
 	}
 	if r.SuppressPrefixLength.Set {
 		fmt.Fprintf(&b, " suppress_prefixlength %d", r.SuppressPrefixLength.Value)
@@ -34,10 +94,82 @@ func (r Rule) String() string {
 	if r.SuppressGroup.Set {
 		fmt.Fprintf(&b, " suppress_ifgroup %d", r.SuppressGroup.Value)
 	}
-	if r.Other != "" {
-		b.WriteString(" (and attributes unknown here)")
+	if to := r.Realms & 0xffff; r.Realms > 0xffff {
+		fmt.Fprintf(&b, " realms %d/%d", r.Realms>>16, to)
+	} else if to != 0 {
+		fmt.Fprintf(&b, " realms %d", to)
 	}
 	return b.String()
+}
+
+// transport names an IP protocol as ip(8) does, which asks protocols(5).
+func transport(p uint8) string {
+	switch p {
+	case 1:
+		return "icmp"
+	case 6:
+		return "tcp"
+	case 17:
+		return "udp"
+	case 58:
+		return "ipv6-icmp"
+	case 132:
+		return "sctp"
+	default:
+		return "ipproto-" + strconv.Itoa(int(p))
+	}
+}
+
+func (p PortRange) String() string {
+	switch {
+	case p.Mask != 0 && p.Mask != math.MaxUint16:
+		return fmt.Sprintf("%#x/%#x", p.First, p.Mask)
+	case p.First == p.Last:
+		return strconv.Itoa(int(p.First))
+	default:
+		return fmt.Sprintf("%d-%d", p.First, p.Last)
+	}
+}
+
+// String names a protocol as rt_protos of iproute2 does, a number where it has
+// no name.
+func (p Protocol) String() string {
+	switch p {
+	case 1:
+		return "redirect"
+	case ProtocolKernel:
+		return "kernel"
+	case ProtocolBoot:
+		return "boot"
+	case ProtocolStatic:
+		return "static"
+	case ProtocolRA:
+		return "ra"
+	case 11:
+		return "zebra"
+	case 12:
+		return "bird"
+	case 16:
+		return "dhcp"
+	case 18:
+		return "keepalived"
+	case 42:
+		return "babel"
+	case Multihomed:
+		return "multihomed"
+	case 186:
+		return "bgp"
+	case 187:
+		return "isis"
+	case 188:
+		return "ospf"
+	case 189:
+		return "rip"
+	case 192:
+		return "eigrp"
+	default:
+		return strconv.Itoa(int(p))
+	}
 }
 
 // selector prints a prefix the way `ip rule` does: host prefixes without their

@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -84,30 +85,16 @@ type Protocol uint8
 // only the protocols it knows, so this number also hides our objects from it.
 const Multihomed Protocol = 150
 
-// A Priority orders rules: the kernel reads them from the lowest to the highest.
-type Priority uint32
-
-// The ladder. The gaps are for the administrator and for later rungs; see
-// ARCHITECTURE.md for what each rung is for.
+// Protocols of linux/rtnetlink.h that mean something here.
 const (
-	PriorityOverlap      Priority = 8000
-	PriorityContainers   Priority = 9000
-	PriorityDeviceSource Priority = 9400
-	PriorityDevice       Priority = 9500
-	PrioritySource       Priority = 10000
-	PriorityUnreachable  Priority = 10500
-	PriorityMain         Priority = 19000
-	PriorityNetwork      Priority = 20000
-	PriorityMatchAll     Priority = 91000
+	ProtocolKernel Protocol = 2
+	ProtocolBoot   Protocol = 3
+	ProtocolStatic Protocol = 4
+	ProtocolRA     Protocol = 9
 )
 
-// Priorities lists the rungs of the ladder, first to last.
-func Priorities() []Priority {
-	return []Priority{
-		PriorityOverlap, PriorityContainers, PriorityDeviceSource, PriorityDevice, PrioritySource,
-		PriorityUnreachable, PriorityMain, PriorityNetwork, PriorityMatchAll,
-	}
-}
+// A Priority orders rules: the kernel reads them from the lowest to the highest.
+type Priority uint32
 
 // A Key names what a routing table is leased to: one on-link prefix of one
 // interface. Addresses that come and go inside the prefix keep its table.
@@ -144,33 +131,79 @@ func Some(v uint32) Optional { return Optional{Set: true, Value: v} }
 // An Action is what a rule does with a packet it matches (FR_ACT_*).
 type Action uint8
 
-// Actions of linux/fib_rules.h that rules of ours use.
+// Actions of linux/fib_rules.h. Rules of ours use lookup, goto and unreachable.
 const (
 	ActionLookup      Action = 1
+	ActionGoto        Action = 2
+	ActionNop         Action = 3
+	ActionBlackhole   Action = 6
 	ActionUnreachable Action = 7
+	ActionProhibit    Action = 8
 )
+
+// A Mark selects packets by fwmark: those whose mark, as far as the mask goes,
+// is the value (FRA_FWMARK, FRA_FWMASK). The zero Mark selects all.
+type Mark struct{ Value, Mask uint32 }
+
+// A UIDRange selects packets by the user of their socket, both ends included
+// (FRA_UID_RANGE).
+type UIDRange struct {
+	Set         bool
+	First, Last uint32
+}
+
+// A PortRange selects packets by port, both ends included (FRA_SPORT_RANGE,
+// FRA_DPORT_RANGE). With a mask, which a kernel has since 6.15, First is a value
+// that is compared as far as the mask goes. The zero PortRange selects all.
+type PortRange struct{ First, Last, Mask uint16 }
 
 // A Rule is one policy rule, as `ip rule` shows it. Rules are comparable: two
 // rules are the same rule if and only if they are equal.
 type Rule struct {
 	Family   Family
 	Priority Priority
+	// Invert turns all selectors around: the rule is for the packets that they
+	// do not match (FIB_RULE_INVERT).
+	Invert bool
 	// From and To are zero for "all".
 	From, To netip.Prefix
+	// TOS is compared with the old type-of-service bits, DSCP with the six bits
+	// that took their place (FRA_DSCP, FRA_DSCP_MASK; 6.14 and later).
+	TOS      uint8
+	DSCP     Optional
+	DSCPMask uint8
+	// FlowLabel is that of IPv6 (FRA_FLOWLABEL; 6.14 and later).
+	FlowLabel     Optional
+	FlowLabelMask uint32
+	Mark          Mark
 	// IIF and OIF are interface names, empty for any. IIF "lo" means: sent by
 	// this host, not forwarded.
 	IIF, OIF string
-	Action   Action
-	// Table is what ActionLookup reads; zero for other actions.
+	UIDs     UIDRange
+	// IPProto is the transport protocol, zero for any (FRA_IP_PROTO).
+	IPProto                       uint8
+	SourcePorts, DestinationPorts PortRange
+	// TunnelID is that of a packet that was received through a tunnel, in host
+	// order (FRA_TUN_ID).
+	TunnelID uint64
+	// L3MDev says that the table is that of the VRF of the packet.
+	L3MDev bool
+	Action Action
+	// Table is what ActionLookup reads; zero for other actions, and with L3MDev.
 	Table TableID
+	// Goto is where ActionGoto goes on: the first rule of that priority. While
+	// there is none the rule does nothing.
+	Goto Priority
+	// Realms is for accounting (FRA_FLOW, IPv4), and selects nothing.
+	Realms uint32
 	// SuppressPrefixLength rejects a found route whose prefix is this long or
 	// shorter; SuppressGroup one that leaves by an interface of this group.
 	SuppressPrefixLength Optional
 	SuppressGroup        Optional
 	Protocol             Protocol
-	// Other holds, verbatim, the message of a rule that carries attributes not
-	// named here. No rule of ours does; a rule found in the kernel may.
-	Other string
+	// Unknown says that the rule carries attributes that no kernel had when this
+	// was written. What it selects is not known then.
+	Unknown bool
 }
 
 // A RouteType is the kind of a route (rtm_type, RTN_*).
@@ -249,10 +282,67 @@ type Route struct {
 	Metrics         Metrics
 	// Congestion is the congestion control algorithm (RTAX_CC_ALGO).
 	Congestion string
+	// Realm is for accounting and for filters (RTA_FLOW, IPv4).
+	Realm uint32
+	// Weight is the share of a leg of a multipath route, from 1 (rtnh_hops + 1);
+	// zero where the route has one way.
+	Weight uint16
+	// Legs are the other ways of an IPv4 multipath route of ours, whose first way
+	// is the route itself. IPv6 has a route for each leg, and so have the routes
+	// of main.
+	Legs Legs
 	// Encapsulation holds RTA_ENCAP verbatim, EncapsulationType its type.
 	EncapsulationType uint16
 	Encapsulation     string
 	Protocol          Protocol
+}
+
+// A Leg is one way of a multipath route.
+type Leg struct {
+	Gateway netip.Addr
+	Device  int
+	OnLink  bool
+	Realm   uint32
+	Weight  uint16
+}
+
+// Legs are some legs in an order of their own. They can be compared; the zero
+// Legs are none.
+type Legs struct{ packed string }
+
+// PackLegs makes Legs of a list.
+func PackLegs(legs []Leg) Legs {
+	var b []byte
+	for _, l := range legs {
+		onLink := byte(0)
+		if l.OnLink {
+			onLink = 1
+		}
+		gateway, _ := l.Gateway.MarshalBinary() // It has no way to fail.
+		b = append(b, onLink, byte(len(gateway)))
+		b = append(b, gateway...)
+		b = binary.BigEndian.AppendUint32(b, uint32(l.Device)) //nolint:gosec // an interface index
+		b = binary.BigEndian.AppendUint32(b, l.Realm)
+		b = binary.BigEndian.AppendUint16(b, l.Weight)
+	}
+	return Legs{string(b)}
+}
+
+// All returns the legs.
+func (l Legs) All() []Leg {
+	var legs []Leg
+	const rest = 4 + 4 + 2
+	for b := []byte(l.packed); len(b) > 0; {
+		n := int(b[1])
+		leg := Leg{OnLink: b[0] == 1}
+		_ = leg.Gateway.UnmarshalBinary(b[2 : 2+n]) // PackLegs wrote it.
+		b = b[2+n:]
+		leg.Device = int(binary.BigEndian.Uint32(b))
+		leg.Realm, leg.Weight = binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint16(b[8:])
+		legs = append(legs, leg)
+		b = b[rest:]
+	}
+	return legs
 }
 
 // IsDefault reports whether the route is for every destination.
@@ -307,11 +397,35 @@ type Intent struct {
 	// Gateway is a next hop known otherwise than by a route of main: from the
 	// profile, or from the DHCP routers option.
 	Gateway netip.Addr
-	// NextHops says that the profile has routes with a next hop.
-	NextHops bool
+	// NeverDefault says that the owner wants no default of the link in main, ever:
+	// unbound traffic must not leave by it.
+	NeverDefault bool
 	// Automatic says that routes come from the network (DHCP, RA): one that is
 	// missing may come yet.
 	Automatic bool
+}
+
+// A RoleChoice is what the configuration says of a link's role.
+type RoleChoice uint8
+
+// Choices. Without one the facts decide.
+const (
+	ByFacts RoleChoice = iota
+	AlwaysUplink
+	AlwaysLocal
+)
+
+// An Elsewhere is a source of a link that is no address of it: something that the
+// host has of the link's network, or that others have of it through this host.
+type Elsewhere struct {
+	// Prefix is masked.
+	Prefix netip.Prefix
+	// Own says that the host itself sends from it: an address of the network on
+	// another interface, or a local route of the device. What is not its own is
+	// forwarded: routed guests, delegated prefixes.
+	Own bool
+	// Why says in words what it is.
+	Why string
 }
 
 // A Link is all that is known of one interface whose configuration somebody
@@ -340,6 +454,15 @@ type Link struct {
 	// Pending says that the owner is still bringing the link up: whether it
 	// will be an uplink is not known yet.
 	Pending bool
+	// Choice is the role that the configuration asks for; LastResort that
+	// unbound traffic may leave by the link when main has no default.
+	Choice     RoleChoice
+	LastResort bool
+	// WasUplink says that the link was an uplink by a default, and that neither
+	// its profile nor all of its addresses have changed since.
+	WasUplink bool
+	// Elsewhere are its sources besides its own addresses.
+	Elsewhere []Elsewhere
 	// Tables are the leases the link holds. A key without one has no table.
 	Tables map[Key]TableID
 }

@@ -102,7 +102,7 @@ func (s *State) lines() []string {
 	places := map[band]int{}
 	for _, r := range slices.Concat(slices.Collect(s.Rules()), s.ForeignRules()) {
 		k := band{r.Family, r.Priority}
-		add("rule %s %d.%d: %s protocol %d %x", r.Family, r.Priority, places[k], r, r.Protocol, r.Other)
+		add("rule %s %d.%d: %+v", r.Family, r.Priority, places[k], r)
 		places[k]++
 	}
 	slices.Sort(out)

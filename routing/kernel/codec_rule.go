@@ -21,48 +21,38 @@ const (
 	noValue     = ^uint32(0)
 )
 
-// decodeRule reads struct fib_rule_hdr and its attributes. Attributes that
-// routing.Rule has no name for end up in Other.
+// Attributes of linux/fib_rules.h that are younger than the library.
+const (
+	ruleDSCP                = 25
+	ruleFlowLabel           = 26
+	ruleFlowLabelMask       = 27
+	ruleSourcePortMask      = 28
+	ruleDestinationPortMask = 29
+	ruleDSCPMask            = 30
+)
+
+// decodeRule reads struct fib_rule_hdr and its attributes.
 func decodeRule(b []byte) (routing.Rule, error) {
 	if len(b) < ruleHeaderSize {
 		return routing.Rule{}, fmt.Errorf("reading a rule: %w", errTruncated)
 	}
 	r := routing.Rule{
 		Family: routing.Family(b[0]),
+		TOS:    b[3],
 		Table:  routing.TableID(b[4]),
 		Action: routing.Action(b[7]),
+		Invert: binary.NativeEndian.Uint32(b[8:])&ruleInvert != 0,
 	}
-	fromBits, toBits, tos := int(b[2]), int(b[1]), b[3]
-	invert := binary.NativeEndian.Uint32(b[8:]) & ruleInvert
-	other := tos != 0 || invert != 0
+	fromBits, toBits := int(b[2]), int(b[1])
 	for a := (attributes{rest: b[ruleHeaderSize:]}); a.next(); {
 		var err error
 		switch a.kind {
-		case nl.FRA_PAD, nl.FRA_UNSPEC:
 		case nl.FRA_SRC:
 			r.From, err = decodePrefix(r.Family, a.value, fromBits)
 		case nl.FRA_DST:
 			r.To, err = decodePrefix(r.Family, a.value, toBits)
-		case nl.FRA_IIFNAME:
-			r.IIF = a.string()
-		case nl.FRA_OIFNAME:
-			r.OIF = a.string()
-		case nl.FRA_PRIORITY:
-			r.Priority = routing.Priority(a.uint32())
-		case nl.FRA_TABLE:
-			r.Table = routing.TableID(a.uint32())
-		case nl.FRA_PROTOCOL:
-			r.Protocol = routing.Protocol(a.uint8())
-		case nl.FRA_SUPPRESS_PREFIXLEN:
-			if v := a.uint32(); v != noValue {
-				r.SuppressPrefixLength = routing.Some(v)
-			}
-		case nl.FRA_SUPPRESS_IFGROUP:
-			if v := a.uint32(); v != noValue {
-				r.SuppressGroup = routing.Some(v)
-			}
 		default:
-			other = true
+			err = decodeRuleAttribute(&r, &a)
 		}
 		if err != nil {
 			return routing.Rule{}, fmt.Errorf("reading a rule: %w", err)
@@ -71,28 +61,102 @@ func decodeRule(b []byte) (routing.Rule, error) {
 	if fromBits > 0 && !r.From.IsValid() || toBits > 0 && !r.To.IsValid() {
 		return routing.Rule{}, fmt.Errorf("reading a rule: prefix without address: %w", errTruncated)
 	}
-	if other {
-		raw := append([]byte(nil), b...)
-		binary.NativeEndian.PutUint32(raw[8:], invert)
-		r.Other = string(raw)
-	}
 	return r, nil
+}
+
+// decodeRuleAttribute reads all that is not an address.
+func decodeRuleAttribute(r *routing.Rule, a *attributes) error {
+	switch a.kind {
+	case nl.FRA_PAD, nl.FRA_UNSPEC:
+	case nl.FRA_IIFNAME:
+		r.IIF = a.string()
+	case nl.FRA_OIFNAME:
+		r.OIF = a.string()
+	case nl.FRA_GOTO:
+		r.Goto = routing.Priority(a.uint32())
+	case nl.FRA_PRIORITY:
+		r.Priority = routing.Priority(a.uint32())
+	case nl.FRA_FWMARK:
+		r.Mark.Value = a.uint32()
+	case nl.FRA_FWMASK:
+		r.Mark.Mask = a.uint32()
+	case nl.FRA_FLOW:
+		r.Realms = a.uint32()
+	case nl.FRA_TUN_ID:
+		if len(a.value) != 8 {
+			return fmt.Errorf("tunnel of %d bytes: %w", len(a.value), errTruncated)
+		}
+		r.TunnelID = binary.BigEndian.Uint64(a.value)
+	case nl.FRA_SUPPRESS_PREFIXLEN:
+		if v := a.uint32(); v != noValue {
+			r.SuppressPrefixLength = routing.Some(v)
+		}
+	case nl.FRA_SUPPRESS_IFGROUP:
+		if v := a.uint32(); v != noValue {
+			r.SuppressGroup = routing.Some(v)
+		}
+	case nl.FRA_TABLE:
+		r.Table = routing.TableID(a.uint32())
+	case nl.FRA_L3MDEV:
+		r.L3MDev = a.uint8() != 0
+	case nl.FRA_UID_RANGE:
+		if len(a.value) != 8 {
+			return fmt.Errorf("users of %d bytes: %w", len(a.value), errTruncated)
+		}
+		r.UIDs = routing.UIDRange{Set: true, First: binary.NativeEndian.Uint32(a.value), Last: binary.NativeEndian.Uint32(a.value[4:])}
+	case nl.FRA_PROTOCOL:
+		r.Protocol = routing.Protocol(a.uint8())
+	case nl.FRA_IP_PROTO:
+		r.IPProto = a.uint8()
+	case nl.FRA_SPORT_RANGE:
+		return decodePorts(&r.SourcePorts, a.value)
+	case nl.FRA_DPORT_RANGE:
+		return decodePorts(&r.DestinationPorts, a.value)
+	case ruleSourcePortMask:
+		r.SourcePorts.Mask = a.uint16()
+	case ruleDestinationPortMask:
+		r.DestinationPorts.Mask = a.uint16()
+	case ruleDSCP:
+		r.DSCP = routing.Some(uint32(a.uint8()))
+	case ruleDSCPMask:
+		r.DSCPMask = a.uint8()
+	case ruleFlowLabel, ruleFlowLabelMask:
+		if len(a.value) != 4 {
+			return fmt.Errorf("flow label of %d bytes: %w", len(a.value), errTruncated)
+		}
+		if v := binary.BigEndian.Uint32(a.value); a.kind == ruleFlowLabel {
+			r.FlowLabel = routing.Some(v)
+		} else {
+			r.FlowLabelMask = v
+		}
+	default:
+		r.Unknown = true
+	}
+	return nil
+}
+
+func decodePorts(p *routing.PortRange, b []byte) error {
+	if len(b) != 4 {
+		return fmt.Errorf("ports of %d bytes: %w", len(b), errTruncated)
+	}
+	p.First, p.Last = binary.NativeEndian.Uint16(b), binary.NativeEndian.Uint16(b[2:])
+	return nil
 }
 
 // encodeRule appends the rule as the payload of a request. vishvananda/netlink
 // cannot be used for it: it drops the suppressor where the table is above 255
 // (rule_linux.go) and knows no action but lookup when it reads.
 func encodeRule(m *builder, r routing.Rule) {
-	if r.Other != "" {
-		m.b = append(m.b, r.Other...)
-		return
-	}
 	table := byte(tableCompat)
 	if r.Table < 256 {
 		table = byte(r.Table)
 	}
-	m.bytes(byte(r.Family), bits(r.To), bits(r.From), 0, table, 0, 0, byte(r.Action))
-	m.word(0)
+	m.bytes(byte(r.Family), bits(r.To), bits(r.From), r.TOS, table, 0, 0, byte(r.Action))
+	var flags uint32
+	if r.Invert {
+		flags = ruleInvert
+	}
+	m.word(flags)
 	if bits(r.From) > 0 {
 		m.attribute(nl.FRA_SRC, r.From.Addr().AsSlice())
 	}
@@ -100,13 +164,17 @@ func encodeRule(m *builder, r routing.Rule) {
 		m.attribute(nl.FRA_DST, r.To.Addr().AsSlice())
 	}
 	m.attribute32(nl.FRA_PRIORITY, uint32(r.Priority))
-	if r.IIF != "" {
-		m.text(nl.FRA_IIFNAME, r.IIF)
+	encodeSelectors(m, r)
+	if r.Action == routing.ActionGoto {
+		m.attribute32(nl.FRA_GOTO, uint32(r.Goto))
 	}
-	if r.OIF != "" {
-		m.text(nl.FRA_OIFNAME, r.OIF)
+	if r.L3MDev {
+		m.attribute8(nl.FRA_L3MDEV, 1)
 	}
 	m.attribute32(nl.FRA_TABLE, uint32(r.Table))
+	if r.Realms != 0 {
+		m.attribute32(nl.FRA_FLOW, r.Realms)
+	}
 	if r.SuppressPrefixLength.Set {
 		m.attribute32(nl.FRA_SUPPRESS_PREFIXLEN, r.SuppressPrefixLength.Value)
 	}
@@ -114,6 +182,54 @@ func encodeRule(m *builder, r routing.Rule) {
 		m.attribute32(nl.FRA_SUPPRESS_IFGROUP, r.SuppressGroup.Value)
 	}
 	m.attribute8(nl.FRA_PROTOCOL, uint8(r.Protocol))
+}
+
+// encodeSelectors appends all selectors but the prefixes and tos. An attribute
+// that selects nothing is left out: an older kernel refuses what it does not
+// know.
+func encodeSelectors(m *builder, r routing.Rule) {
+	if r.IIF != "" {
+		m.text(nl.FRA_IIFNAME, r.IIF)
+	}
+	if r.OIF != "" {
+		m.text(nl.FRA_OIFNAME, r.OIF)
+	}
+	if r.Mark != (routing.Mark{}) {
+		m.attribute32(nl.FRA_FWMARK, r.Mark.Value)
+		m.attribute32(nl.FRA_FWMASK, r.Mark.Mask)
+	}
+	if r.TunnelID != 0 {
+		m.attribute(nl.FRA_TUN_ID, binary.BigEndian.AppendUint64(nil, r.TunnelID))
+	}
+	if r.UIDs.Set {
+		m.attribute(nl.FRA_UID_RANGE, binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, r.UIDs.First), r.UIDs.Last))
+	}
+	if r.IPProto != 0 {
+		m.attribute8(nl.FRA_IP_PROTO, r.IPProto)
+	}
+	ports := func(p routing.PortRange, kind, mask uint16) {
+		if p == (routing.PortRange{}) {
+			return
+		}
+		m.attribute(kind, binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, p.First), p.Last))
+		if p.Mask != 0 {
+			m.attribute(mask, binary.NativeEndian.AppendUint16(nil, p.Mask))
+		}
+	}
+	ports(r.SourcePorts, nl.FRA_SPORT_RANGE, ruleSourcePortMask)
+	ports(r.DestinationPorts, nl.FRA_DPORT_RANGE, ruleDestinationPortMask)
+	if r.DSCP.Set {
+		m.attribute8(ruleDSCP, uint8(r.DSCP.Value)) //nolint:gosec // six bits
+		if r.DSCPMask != 0 {
+			m.attribute8(ruleDSCPMask, r.DSCPMask)
+		}
+	}
+	if r.FlowLabel.Set {
+		m.attribute(ruleFlowLabel, binary.BigEndian.AppendUint32(nil, r.FlowLabel.Value))
+		if r.FlowLabelMask != 0 {
+			m.attribute(ruleFlowLabelMask, binary.BigEndian.AppendUint32(nil, r.FlowLabelMask))
+		}
+	}
 }
 
 func bits(p netip.Prefix) byte {

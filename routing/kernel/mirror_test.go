@@ -468,7 +468,7 @@ func TestForeignRulesAreKeptWhole(t *testing.T) {
 		audit(t, m)
 		m.View(func(s *kernel.State) {
 			rules := s.RuleOrder(routing.IPv4, 10000)
-			if len(rules) != 2 || rules[1].Other == "" || rules[0] != plain {
+			if len(rules) != 2 || rules[1] == plain || rules[1].Unknown || rules[0] != plain {
 				t.Fatalf("%s: %v", args, rules)
 			}
 			plain = rules[1]
@@ -476,7 +476,7 @@ func TestForeignRulesAreKeptWhole(t *testing.T) {
 		h.apply(w, dropRule(plain))
 		must(t, m.Drain())
 		m.View(func(s *kernel.State) {
-			if rules := s.RuleOrder(routing.IPv4, 10000); len(rules) != 1 || rules[0].Other != "" {
+			if rules := s.RuleOrder(routing.IPv4, 10000); len(rules) != 1 || rules[0] != rule(10000, "", 10001) {
 				t.Errorf("%s: after the deletion %v", args, rules)
 			}
 		})

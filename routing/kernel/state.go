@@ -222,12 +222,8 @@ func compareRoutes(a, b routing.Route) int {
 	)
 }
 
-// ours reports whether a rule is one of ours: by protocol, and by table or
-// priority.
-func (s *State) ours(r routing.Rule) bool {
-	return r.Protocol == routing.Multihomed &&
-		(s.tables.Contains(r.Table) || slices.Contains(routing.Priorities(), r.Priority))
-}
+// ours reports whether a rule is one of ours.
+func (s *State) ours(r routing.Rule) bool { return routing.Policy{Tables: s.tables}.OwnsRule(r) }
 
 // Rules yields our rules in the order in which the kernel reads them; a rule
 // that stands twice comes twice.

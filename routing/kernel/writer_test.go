@@ -72,15 +72,15 @@ func TestRulesReadBackAsWritten(t *testing.T) {
 	rules := make([]routing.Rule, 0, 24)
 	for _, r := range both(routing.Rule{Family: routing.IPv4, Action: routing.ActionLookup, Protocol: routing.Multihomed}) {
 		containers := r
-		containers.Priority, containers.Table = routing.PriorityContainers, routing.TableMain
+		containers.Priority, containers.Table = routing.PriorityKnown, routing.TableMain
 		containers.SuppressPrefixLength, containers.SuppressGroup = routing.Some(1), routing.Some(28008)
 		keepMain := r
-		keepMain.Priority, keepMain.Table, keepMain.SuppressPrefixLength = routing.PriorityMain, routing.TableMain, routing.Some(0)
+		keepMain.Priority, keepMain.Table, keepMain.SuppressPrefixLength = routing.PriorityNetworkMain, routing.TableMain, routing.Some(0)
 		// vishvananda/netlink forgets this one.
 		suppressed := r
-		suppressed.Priority, suppressed.Table, suppressed.SuppressPrefixLength = routing.PriorityMain, 10007, routing.Some(3)
+		suppressed.Priority, suppressed.Table, suppressed.SuppressPrefixLength = routing.PriorityNetworkMain, 10007, routing.Some(3)
 		group := r
-		group.Priority, group.Table, group.SuppressGroup = routing.PriorityMain, 10007, routing.Some(0)
+		group.Priority, group.Table, group.SuppressGroup = routing.PriorityNetworkMain, 10007, routing.Some(0)
 		device := r
 		device.Priority, device.OIF, device.Table = routing.PriorityDevice, "wan0", 10001
 		absent := device

@@ -90,7 +90,7 @@ func matches(r routing.Rule, f Flow) bool {
 	if in == "" {
 		in = "lo"
 	}
-	return r.Other == "" &&
+	return !r.Unknown &&
 		(!r.From.IsValid() || r.From.Bits() == 0 || (f.From.IsValid() && r.From.Contains(f.From))) &&
 		(!r.To.IsValid() || r.To.Contains(f.To)) &&
 		(r.IIF == "" || r.IIF == in) &&

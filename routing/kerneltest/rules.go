@@ -57,7 +57,6 @@ func (k *Kernel) match(r routing.Rule) (b band, at int, ok bool) {
 			(!r.SuppressPrefixLength.Set || r.SuppressPrefixLength == have.SuppressPrefixLength) &&
 			(!r.SuppressGroup.Set || r.SuppressGroup == have.SuppressGroup) &&
 			(r.Protocol == 0 || r.Protocol == have.Protocol) &&
-			(r.Other == "" || r.Other == have.Other) &&
 			names(r.From, have.From) && names(r.To, have.To)
 	})
 	return b, at, at >= 0

@@ -109,7 +109,7 @@ func (h *history) moveGroups(ctx context.Context) {
 	err := h.change(ctx, h.policy.Tables, func(k *kernel.State) []routing.Op {
 		var before, groups, after []routing.Op
 		for r := range k.Rules() {
-			if r.Priority != routing.PriorityContainers || !former[r.SuppressGroup.Value] {
+			if r.Priority != routing.PriorityKnown || !former[r.SuppressGroup.Value] {
 				continue
 			}
 			before = append(before, routing.Op{Verb: routing.DeleteRule, Rule: r})

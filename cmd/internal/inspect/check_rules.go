@@ -27,7 +27,7 @@ func checkMainRule(v *View, _ files) []Finding {
 		// A kernel without the family has no rules of it at all.
 		if !slices.ContainsFunc(v.Foreign, func(r routing.Rule) bool { return r.Family == f }) || slices.ContainsFunc(v.Foreign, func(r routing.Rule) bool {
 			return r.Family == f && r.Action == routing.ActionLookup && r.Table == routing.TableMain &&
-				!r.From.IsValid() && !r.To.IsValid() && r.IIF == "" && r.OIF == "" && r.Other == "" && !r.SuppressPrefixLength.Set
+				!r.From.IsValid() && !r.To.IsValid() && r.IIF == "" && r.OIF == "" && !r.SuppressPrefixLength.Set
 		}) {
 			continue
 		}

@@ -1,0 +1,72 @@
+package routing
+
+import (
+	"math"
+	"net/netip"
+)
+
+// A ForeignRule is a rule of somebody else.
+type ForeignRule struct {
+	Rule Rule
+	// Numbered says that the kernel chose the priority, and did so while our
+	// ladder stood: without us the rule would stand behind it.
+	Numbered bool
+}
+
+// Kernels reports whether a rule is one of the three that the kernel makes
+// itself, where it makes them (fib_default_rules_init in
+// net/ipv4/fib_rules.c, fib6_rules_net_init in net/ipv6/fib6_rules.c).
+func (r Rule) Kernels() bool {
+	if !r.isLookupOfAll() {
+		return false
+	}
+	return r.Priority == 0 && r.Table == TableLocal || r.Priority == PriorityMain && r.Table == TableMain ||
+		r.Priority == PriorityDefault && r.Table == TableDefault
+}
+
+// isLookupOfAll reports whether a rule looks a table up for every packet and
+// takes whatever it finds.
+func (r Rule) isLookupOfAll() bool {
+	return r.Action == ActionLookup && !r.L3MDev && !r.SuppressPrefixLength.Set && !r.SuppressGroup.Set && r.matchesAll()
+}
+
+// matchesAll reports whether no packet of the family is left out.
+func (r Rule) matchesAll() bool {
+	return !r.Invert && !r.Unknown && !r.From.IsValid() && !r.To.IsValid() && r.TOS == 0 && !r.DSCP.Set && !r.FlowLabel.Set &&
+		r.Mark.Mask == 0 && r.IIF == "" && r.OIF == "" && !r.UIDs.limits() && r.IPProto == 0 &&
+		!r.SourcePorts.limits() && !r.DestinationPorts.limits() && r.TunnelID == 0 && !r.L3MDev
+}
+
+// Selects reports whether a rule picks some packets out: by mark, user,
+// protocol, port, interface, source, destination, tunnel, type of service or
+// VRF. Such a rule keeps its say before the ladder (rung "lift"). A rule that
+// selects nothing, or all but something, does not: unbound traffic follows it,
+// bound traffic keeps its link. That is how a full tunnel looks:
+//
+//	from all lookup 51820            selects nothing
+//	not from all fwmark 0xca6c …     all but something
+//	from all fwmark 0/0xca6c …       all but something
+//	from 0.0.0.0/1 …                 half of everything
+//	from all iif lo …                all that this host sends
+func (r Rule) Selects() bool {
+	if r.Invert {
+		return false
+	}
+	return r.Unknown || narrow(r.From) || narrow(r.To) || r.TOS != 0 || r.DSCP.Set || r.FlowLabel.Set ||
+		r.Mark.limits() || r.IIF != "" && r.IIF != "lo" || r.OIF != "" || r.UIDs.limits() || r.IPProto != 0 ||
+		r.SourcePorts.limits() || r.DestinationPorts.limits() || r.TunnelID != 0 || r.L3MDev
+}
+
+// narrow reports whether a prefix is less than half of everything.
+func narrow(p netip.Prefix) bool { return p.IsValid() && p.Bits() > 1 }
+
+// limits reports whether a mark picks marked packets out. The mark 0 is what
+// nearly every packet has.
+func (m Mark) limits() bool { return m.Mask != 0 && m.Value&m.Mask != 0 }
+
+// limits: the last user is not one (INVALID_UID of include/linux/uidgid.h).
+func (u UIDRange) limits() bool { return u.Set && (u.First > 0 || u.Last < math.MaxUint32-1) }
+
+func (p PortRange) limits() bool {
+	return p != PortRange{} && (p.Mask != 0 || p.First > 1 || p.Last < math.MaxUint16)
+}

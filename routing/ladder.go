@@ -1,0 +1,147 @@
+package routing
+
+import "slices"
+
+// A Rung is one kind of rule of ours: where it stands, why, and what it is made
+// per. The ladder is the one list of them: the planner takes priorities and
+// decisions from it, ownership its bands, and status, the manual and the tests
+// its words.
+type Rung struct {
+	// Name is how the code and the documents call the rung.
+	Name string
+	// First and Last are the priorities of its rules; most rungs have one.
+	First, Last Priority
+	// Decision is the reason that its rules carry.
+	Decision Decision
+	// Rule is the form of the rule in the words of ip-rule(8).
+	Rule string
+	// Per is what there is one rule for.
+	Per string
+	// Why says what would go wrong without it.
+	Why string
+	// Behind says that the rules stand behind those that somebody else has at
+	// the same priority.
+	Behind bool
+}
+
+// Contains reports whether a priority is the rung's.
+func (r Rung) Contains(p Priority) bool { return r.First <= p && p <= r.Last }
+
+// Priorities of the ladder. The gaps are for the administrator and for later
+// rungs.
+const (
+	// PriorityNumbered is the lowest priority at which a rule is taken for one
+	// that the kernel numbered; see [Rung] "step".
+	PriorityNumbered     Priority = 7000
+	PriorityLocal        Priority = 7999
+	PriorityOverlap      Priority = 8000
+	PriorityLift         Priority = 8500
+	priorityLastLift     Priority = 8999
+	PriorityKnown        Priority = 9020
+	priorityBindings     Priority = 9050
+	priorityLastAnswer   Priority = 9201
+	PriorityDeviceSource Priority = 9400
+	PriorityDevice       Priority = 9500
+	PrioritySource       Priority = 10000
+	PriorityUnreachable  Priority = 10500
+	PriorityTwin         Priority = 18000
+	PriorityNetworkMain  Priority = 19000
+	PriorityNetwork      Priority = 20000
+	// PriorityAgain is the last priority before the kernel's rule for main.
+	PriorityAgain    Priority = 32765
+	PriorityMain     Priority = 32766
+	PriorityDefault  Priority = 32767
+	PriorityMatchAll Priority = 91000
+)
+
+// Ladder returns the rungs in the order in which the kernel reads them.
+func Ladder() []Rung {
+	return []Rung{
+		{
+			Name: "step", First: PriorityNumbered - 1, Last: PriorityKnown - 1, Decision: StepOver,
+			Rule: "from SOURCE iif lo goto LOWEST, oif LINK goto LOWEST",
+			Per:  "source and device of an uplink, while a rule stands in front that the kernel numbered",
+			Why:  "a rule that selects nothing and that the kernel numbered would stand behind the ladder, had it come before us: the order of starts must not matter",
+		},
+		{
+			Name: "local", First: PriorityLocal, Last: PriorityLocal, Decision: KeepLocal,
+			Rule: "from SOURCE lookup local", Per: "source, where the kernel's rule for local does not stand before the ladder",
+			Why: "VRF set-ups move the rule of local to 32765: the host would look for its own addresses on the link",
+		},
+		{
+			Name: "overlap", First: PriorityOverlap, Last: PriorityOverlap, Decision: KeepOverlap,
+			Rule: "from ADDRESS to PREFIX lookup T", Per: "address of a link whose network is another link's too, one of them local",
+			Why: "main knows one way into the network, and the rung of what main knows would take it for both",
+		},
+		{
+			Name: "lift", First: PriorityLift, Last: priorityLastLift, Decision: LiftForeign,
+			Rule: "SELECTORS goto P", Per: "rule of somebody else behind it that selects",
+			Why: "whoever selects packets by mark, user, protocol, port, interface, source or destination keeps his say",
+		},
+		{
+			Name: "known", First: PriorityKnown, Last: PriorityKnown, Decision: KeepKnown,
+			Rule: "from SOURCE lookup main suppress_prefixlength 7 suppress_ifgroup UPLINKS",
+			Per:  "source; and for each table of a rule of somebody else that selects nothing",
+			Why:  "bound traffic reaches containers, VPN networks and LANs as main knows them, but nothing that is a default in pieces",
+		},
+		{
+			Name: "bindings and answers", First: priorityBindings, Last: priorityLastAnswer, Decision: Binding,
+			Rule: "reserved", Per: "binding", Why: "applications bound to a link, and answers of containers and LANs",
+		},
+		{
+			Name: "device and source", First: PriorityDeviceSource, Last: PriorityDeviceSource, Decision: FollowDevice,
+			Rule: "from PREFIX oif LINK lookup T", Per: "table of a device that has several",
+			Why: "a socket bound to a device and to an address uses the gateway of that address",
+		},
+		{
+			Name: "device", First: PriorityDevice, Last: PriorityDevice, Decision: FollowDevice,
+			Rule: "oif LINK lookup T", Per: "table",
+			Why: "sockets bound to a device, also where two modems have the same address",
+		},
+		{
+			Name: "source", First: PrioritySource, Last: PrioritySource, Decision: FollowSource,
+			Rule: "from SOURCE lookup T", Per: "source", Why: "the main thing: a packet leaves by the link whose address it carries",
+		},
+		{
+			Name: "unreachable", First: PriorityUnreachable, Last: PriorityUnreachable, Decision: NeverStray,
+			Rule: "from SOURCE unreachable", Per: "source of an uplink that is the host's own",
+			Why: "the kernel empties T by itself when the link goes down: for that moment the packet must die here and not leave by another provider",
+		},
+		{
+			Name: "twin", First: PriorityTwin, Last: PriorityTwin, Decision: ReachTwin,
+			Rule: "to PREFIX lookup T", Per: "network of two uplinks of which one is dead", Why: "failover inside one network",
+		},
+		{
+			Name: "network, as main knows it", First: PriorityNetworkMain, Last: PriorityNetworkMain, Decision: KeepMain,
+			Rule: "to PREFIX lookup main suppress_prefixlength LEN-1", Per: "network that main does not have through the link",
+			Why: "whatever main knows inside the network goes first",
+		},
+		{
+			Name: "network", First: PriorityNetwork, Last: PriorityNetwork, Decision: ReachNetwork,
+			Rule: "to PREFIX lookup T", Per: "network that main does not have through the link",
+			Why: "unbound traffic reaches a network whose routes were moved out of main, or that only a lease or a hook knows",
+		},
+		{
+			Name: "again", First: PriorityAgain, Last: PriorityAgain, Decision: Again, Behind: true,
+			Rule: "the rungs known, source and unreachable once more", Per: "source, while a lift stands",
+			Why: "a lifted rule that has no answer goes on behind the ladder: bound traffic must find its link there",
+		},
+		{
+			Name: "last resort", First: PriorityMatchAll, Last: PriorityMatchAll, Decision: LastResort,
+			Rule: "from all iif lo lookup T", Per: "uplink that may",
+			Why: "unbound traffic of this host when main has no default",
+		},
+	}
+}
+
+// ladder is Ladder, made once.
+var ladder = Ladder() //nolint:gochecknoglobals // a constant in all but name
+
+// RungOf returns the first rung that a priority belongs to.
+func RungOf(p Priority) (Rung, bool) {
+	at := slices.IndexFunc(ladder, func(r Rung) bool { return r.Contains(p) })
+	if at < 0 {
+		return Rung{}, false
+	}
+	return ladder[at], true
+}
