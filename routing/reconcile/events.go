@@ -102,6 +102,12 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	for index := range c.Links {
 		l.dirty[index] = struct{}{}
 	}
+	if c.All || c.Foreign {
+		l.takeForeign(ctx)
+	}
+	if c.All || len(c.Links) > 0 {
+		l.takeGroups()
+	}
 	seen := routing.NewTouched()
 	maps.Copy(seen.Rules, c.Rules)
 	maps.Copy(seen.Routes, c.Routes)
@@ -112,6 +118,48 @@ func (l *Loop) takeChanges(ctx context.Context) {
 		delete(l.touched.Rules, o.rule)
 		delete(l.touched.Routes, o.route)
 	}
+}
+
+// takeForeign hands the rules of others to the planner.
+func (l *Loop) takeForeign(ctx context.Context) {
+	l.Mirror.View(func(k *kernel.State) {
+		for _, f := range routing.Families() {
+			l.planner.SetForeign(f, l.recall.foreign(k, f))
+		}
+	})
+	l.recall.started = true
+	l.noteStepped(ctx)
+}
+
+// noteStepped says which rules of others bound traffic steps over.
+func (l *Loop) noteStepped(ctx context.Context) {
+	for _, f := range routing.Families() {
+		now := map[routing.Rule]struct{}{}
+		for _, o := range l.planner.Foreign(f) {
+			if !o.SteppedOver() {
+				continue
+			}
+			now[o.Rule] = struct{}{}
+			if _, known := l.stepped[f][o.Rule]; !known {
+				l.Logger.LogAttrs(ctx, slog.LevelInfo, "traffic of links steps over a rule that the kernel numbered",
+					slog.String("family", f.String()), slog.String("rule", o.Rule.String()))
+			}
+		}
+		l.stepped[f] = now
+	}
+}
+
+// takeGroups counts the interfaces in groups of the administrator.
+func (l *Loop) takeGroups() {
+	members := map[uint32]int{}
+	l.Mirror.View(func(k *kernel.State) {
+		for _, group := range k.Groups() {
+			if group != 0 {
+				members[group]++
+			}
+		}
+	})
+	l.planner.SetGroups(members)
 }
 
 // takeDue takes up what waited for its time.

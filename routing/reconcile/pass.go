@@ -183,8 +183,8 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.weighMark(&s.link)
-		if planned && hasWay(plan.Link) && !hasWay(s.link) {
+		l.recallRole(&s.link)
+		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.link.Name)
 		}
@@ -201,27 +201,6 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		l.planner.Set(s.link)
 	}
 	return before
-}
-
-// weighMark tells the mark of an uplink from one that only says that a link was
-// being brought up: of that nothing must be remembered.
-func (l *Loop) weighMark(link *routing.Link) {
-	marked := link.Group == l.Policy.UplinkGroup
-	if _, unproven := l.unproven[link.Index]; unproven && !link.Pending && marked {
-		link.Group = 0
-	}
-	proven := routing.RoleOf(l.Policy, withoutMark(*link)) == routing.Uplink
-	switch {
-	case proven || (!link.Pending && !marked):
-		delete(l.unproven, link.Index)
-	case link.Pending && !marked:
-		l.unproven[link.Index] = struct{}{}
-	}
-}
-
-func withoutMark(link routing.Link) routing.Link {
-	link.Group, link.Pending = 0, false
-	return link
 }
 
 // subject returns the facts of an interface, false if it is no link.
@@ -300,13 +279,18 @@ func TablesOf(k *kernel.State, name string) []routing.TableID {
 	return out
 }
 
-func hasWay(l routing.Link) bool {
-	return slices.ContainsFunc(l.Routes, func(r routing.Route) bool { return r.Gateway.IsValid() || r.IsDefault() })
+// recallRole adds what is remembered of a link.
+func (l *Loop) recallRole(link *routing.Link) {
+	profile := l.claims[link.Name].Profile
+	link.WasUplink = l.recall.wasUplink(*link, profile)
+	if !link.Pending {
+		l.recall.remember(*link, profile)
+	}
 }
 
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
-	delete(l.unproven, index)
+	l.recall.forget(index)
 	for k := range l.held[index] {
 		l.unhold(k)
 	}
