@@ -124,6 +124,19 @@ func (r Route) way() string {
 	return "a default route"
 }
 
+// Automatic reports whether the addresses of the link come from the network.
+func (l Link) Automatic() bool {
+	for _, f := range Families() {
+		if in := l.Intents[f]; in.Automatic && in.LeaveAlone == "" {
+			return true
+		}
+	}
+	return slices.ContainsFunc(l.Addresses, func(a Address) bool {
+		_, takesPart := keyOf(l, a)
+		return a.Dynamic && takesPart
+	})
+}
+
 // leftAlone reports whether the owner keeps both families for itself.
 func leftAlone(l Link) bool {
 	return l.Intents[IPv4].LeaveAlone != "" && l.Intents[IPv6].LeaveAlone != ""

@@ -186,6 +186,8 @@ func defaultWithoutTable(l Link, keys []Key, k Key) (Route, bool) {
 	}
 	r := copyRoute(ways[0], l, k, TableMain, primarySource(l, k))
 	r.Metric = standInMetric(l.Index)
+	// Main need not have the network that our table would have.
+	r.OnLink = r.Gateway.IsValid() && !l.covers(k.Family, r.Gateway)
 	return r, true
 }
 
@@ -219,10 +221,16 @@ func reachable(l Link, k Key, gateway netip.Addr) bool {
 	if k.Family == IPv6 && gateway.IsLinkLocalUnicast() {
 		return true
 	}
-	covers := func(r Route) bool {
-		return r.Family == k.Family && !r.Gateway.IsValid() && !r.IsDefault() && r.Destination.Contains(gateway)
-	}
-	return slices.ContainsFunc(l.Routes, covers) || slices.ContainsFunc(knownRoutes(l), covers)
+	return l.covers(k.Family, gateway) || slices.ContainsFunc(knownRoutes(l), func(r Route) bool { return r.covers(k.Family, gateway) })
+}
+
+// covers reports whether main has a network on the link that holds an address.
+func (l Link) covers(f Family, a netip.Addr) bool {
+	return slices.ContainsFunc(l.Routes, func(r Route) bool { return r.covers(f, a) })
+}
+
+func (r Route) covers(f Family, a netip.Addr) bool {
+	return r.Family == f && !r.Gateway.IsValid() && !r.IsDefault() && r.Destination.Contains(a)
 }
 
 // ranked replaces main's metrics by ranks and drops what would stand twice.

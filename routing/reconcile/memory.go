@@ -124,15 +124,16 @@ func (r *recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 }
 
 // wasUplink reports whether a link was an uplink by a default and is still the same:
-// its profile, and at least one of its addresses.
+// it has its profile, and at least one of its addresses or an owner that gets them
+// from the network and may just be replacing them.
 func (r *recall) wasUplink(l routing.Link, profile string) bool {
 	u, was := r.uplinks[l.Index]
 	if !was {
 		return false
 	}
-	same := u.Interface == l.Name && u.Profile == profile && slices.ContainsFunc(l.Addresses, func(a routing.Address) bool {
+	same := u.Interface == l.Name && u.Profile == profile && (l.Automatic() || slices.ContainsFunc(l.Addresses, func(a routing.Address) bool {
 		return slices.Contains(u.Addresses, a.Prefix.Addr())
-	})
+	}))
 	if !same {
 		r.forget(l.Index)
 	}
