@@ -11,9 +11,13 @@ type Policy struct {
 	UplinkGroup uint32
 	// ContainerPrefixLength is the suppress_prefixlength of the rule that keeps
 	// containers, VPN networks and LANs reachable from bound sockets: routes of
-	// main that are this long or shorter do not count. 1 keeps the /1 routes
-	// that VPN clients use as a default from catching bound traffic.
+	// main that are this long or shorter do not count. 7 keeps what is a default
+	// in pieces (0.0.0.0/1, 64.0.0.0/2 and so on, as VPN clients make them) from
+	// catching bound traffic; no network of hosts is that wide.
 	ContainerPrefixLength uint32
+	// NetworksAlways asks for the rules that lead to the network of a link also
+	// where main has the network through the link, as the ancestor had them.
+	NetworksAlways bool
 }
 
 // DefaultPolicy is the policy of a host without a configuration.
@@ -21,7 +25,7 @@ func DefaultPolicy() Policy {
 	return Policy{
 		Tables:                TableRange{First: 10000, Last: 10999},
 		UplinkGroup:           28008,
-		ContainerPrefixLength: 1,
+		ContainerPrefixLength: 7,
 	}
 }
 
