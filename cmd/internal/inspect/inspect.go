@@ -161,7 +161,7 @@ func (v *View) readClaims(cfg config.Config) {
 	}
 	names := slices.Concat(slices.Collect(maps.Keys(v.NM.Devices)), leased.Take(), hooks.Take())
 	for _, name := range names {
-		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Leased: leased.Of(name)}
+		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Links: cfg.Links, Leased: leased.Of(name)}
 		f.Device, f.Managed = v.NM.Devices[name]
 		f.Configs, f.Released = hooks.Of(name)
 		if len(f.Configs) > 0 {
