@@ -323,6 +323,9 @@ func words(r Rule) Rule {
 	}
 }
 
+// SelectsLike reports whether two rules select in the same words.
+func (r Rule) SelectsLike(o Rule) bool { return r.Invert == o.Invert && words(r) == words(o) }
+
 // needsTwo reports whether a rule can be told from its lift only by a complement:
 // it is for one user, and nothing else of it can be said in other words.
 func (r Rule) needsTwo() bool {

@@ -122,12 +122,11 @@ func (l *Loop) takeChanges(ctx context.Context) {
 
 // takeForeign hands the rules of others to the planner.
 func (l *Loop) takeForeign(ctx context.Context) {
-	l.Mirror.View(func(k *kernel.State) {
-		for _, f := range routing.Families() {
-			l.planner.SetForeign(f, l.recall.foreign(k, f))
-		}
-	})
-	l.recall.started = true
+	var foreign [2][]routing.ForeignRule
+	l.Mirror.View(func(k *kernel.State) { foreign = l.recall.Foreign(k) })
+	for i, f := range routing.Families() {
+		l.planner.SetForeign(f, foreign[i])
+	}
 	l.noteStepped(ctx)
 }
 
@@ -151,15 +150,20 @@ func (l *Loop) noteStepped(ctx context.Context) {
 
 // takeGroups counts the interfaces in groups of the administrator.
 func (l *Loop) takeGroups() {
-	members := map[uint32]int{}
-	l.Mirror.View(func(k *kernel.State) {
-		for _, group := range k.Groups() {
-			if group != 0 {
-				members[group]++
-			}
-		}
-	})
+	var members map[uint32]int
+	l.Mirror.View(func(k *kernel.State) { members = GroupsOf(k) })
 	l.planner.SetGroups(members)
+}
+
+// GroupsOf counts the interfaces by group.
+func GroupsOf(k *kernel.State) map[uint32]int {
+	members := map[uint32]int{}
+	for _, group := range k.Groups() {
+		if group != 0 {
+			members[group]++
+		}
+	}
+	return members
 }
 
 // takeDue takes up what waited for its time.

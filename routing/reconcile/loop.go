@@ -69,7 +69,7 @@ type Loop struct {
 	// needs them.
 	devices map[string]struct{}
 	held    map[int]map[routing.Key]routing.TableID
-	recall  recall
+	recall  *Recall
 	// holders counts the interfaces that hold a key: a re-created interface
 	// holds it twice for a moment.
 	holders map[routing.Key]int
@@ -116,7 +116,7 @@ func New(o Options) *Loop {
 		holders:  map[routing.Key]int{},
 		owned:    &ownedTables{byLink: map[string][]routing.TableID{}},
 		asks:     make(chan ask),
-		recall:   newRecall(o.Memory),
+		recall:   NewRecall(o.Memory),
 		stepped:  map[routing.Family]map[routing.Rule]struct{}{},
 		dirty:    map[int]struct{}{},
 		touched:  routing.NewTouched(),

@@ -38,8 +38,9 @@ type Memory interface {
 	Keep(Recollection) error
 }
 
-// Recall is a Recollection at work.
-type recall struct {
+// A Recall is a Recollection at work: the loop's, which goes on to learn, or that of
+// somebody who only looks.
+type Recall struct {
 	memory Memory
 	// known says of each rule in front of the ladder whether the kernel numbered
 	// it.
@@ -47,12 +48,14 @@ type recall struct {
 	// stood says of which families the ladder stood when it was looked at last.
 	stood   map[routing.Family]bool
 	uplinks map[int]FormerUplink
+	// started says that the rules of others were looked at before.
 	started bool
 	changed bool
 }
 
-func newRecall(m Memory) recall {
-	r := recall{memory: m, known: map[routing.Rule]bool{}, stood: map[routing.Family]bool{}, uplinks: map[int]FormerUplink{}}
+// NewRecall starts from what was kept; a nil Memory kept nothing and keeps nothing.
+func NewRecall(m Memory) *Recall {
+	r := &Recall{memory: m, known: map[routing.Rule]bool{}, stood: map[routing.Family]bool{}, uplinks: map[int]FormerUplink{}}
 	if m == nil {
 		return r
 	}
@@ -69,25 +72,23 @@ func newRecall(m Memory) recall {
 	return r
 }
 
-// ForeignRules returns the rules of others in one family with what is remembered of
-// their numbers, for whoever only looks.
-func ForeignRules(k *kernel.State, f routing.Family, kept Recollection) []routing.ForeignRule {
-	r := newRecall(kept)
-	return r.foreign(k, f)
+// Foreign returns the rules of others in both families, in the order of
+// [routing.Families], with what is known of their numbers.
+func (r *Recall) Foreign(k *kernel.State) [2][]routing.ForeignRule {
+	var out [2][]routing.ForeignRule
+	for i, f := range routing.Families() {
+		out[i] = r.foreign(k, f)
+	}
+	r.started = true
+	return out
 }
-
-// Recall makes a Recollection its own memory, which keeps nothing more.
-func (r Recollection) Recall() (Recollection, bool) { return r, true }
-
-// Keep does nothing.
-func (Recollection) Keep(Recollection) error { return nil }
 
 // foreign sorts the rules of others. What stands in front when there is no ladder was
 // put there by somebody. While the ladder stands, the kernel gives a rule without a
 // priority the number below the lowest rule but that of local
 // (fib_default_rule_pref in net/core/fib_rules.c): such a rule has a neighbour above
 // it, and the protocol that iproute2 and libraries give it who say none.
-func (r *recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRule {
+func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRule {
 	stands := false
 	for rule := range k.Rules() {
 		if stands = rule.Family == f; stands {
@@ -123,10 +124,10 @@ func (r *recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 	return out
 }
 
-// wasUplink reports whether a link was an uplink by a default and is still the same:
+// WasUplink reports whether a link was an uplink by a default and is still the same:
 // it has its profile, and at least one of its addresses or an owner that gets them
 // from the network and may just be replacing them.
-func (r *recall) wasUplink(l routing.Link, profile string) bool {
+func (r *Recall) WasUplink(l routing.Link, profile string) bool {
 	u, was := r.uplinks[l.Index]
 	if !was {
 		return false
@@ -141,7 +142,7 @@ func (r *recall) wasUplink(l routing.Link, profile string) bool {
 }
 
 // remember notes an uplink by a default.
-func (r *recall) remember(l routing.Link, profile string) {
+func (r *Recall) remember(l routing.Link, profile string) {
 	if !routing.HasMainDefault(l) {
 		return
 	}
@@ -160,7 +161,7 @@ func (r *recall) remember(l routing.Link, profile string) {
 	r.uplinks[l.Index], r.changed = u, true
 }
 
-func (r *recall) forget(index int) {
+func (r *Recall) forget(index int) {
 	if _, was := r.uplinks[index]; was {
 		delete(r.uplinks, index)
 		r.changed = true
@@ -168,7 +169,7 @@ func (r *recall) forget(index int) {
 }
 
 // keep writes down what changed.
-func (r *recall) keep(ctx context.Context, log *slog.Logger) {
+func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
 	if !r.changed || r.memory == nil {
 		return
 	}

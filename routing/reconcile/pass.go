@@ -244,7 +244,17 @@ func LinkOf(facts kernel.Link, claim Claim) routing.Link {
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
 		Addresses: addresses, Routes: facts.Routes, Intents: claim.Intents,
 		Pending: claim.Pending, Known: claim.Known, Reach: claim.Reach,
+		Choice: claim.Choice, LastResort: claim.LastResort, Elsewhere: delegated(claim),
 	}
+}
+
+// delegated makes sources of the prefixes that the network routes to this host.
+func delegated(claim Claim) []routing.Elsewhere {
+	var out []routing.Elsewhere
+	for _, p := range claim.Delegated {
+		out = append(out, routing.Elsewhere{Prefix: p, Why: "prefix delegated through the link"})
+	}
+	return out
 }
 
 // was reports whether the interface was a link until now: to this process, or
@@ -282,7 +292,7 @@ func TablesOf(k *kernel.State, name string) []routing.TableID {
 // recallRole adds what is remembered of a link.
 func (l *Loop) recallRole(link *routing.Link) {
 	profile := l.claims[link.Name].Profile
-	link.WasUplink = l.recall.wasUplink(*link, profile)
+	link.WasUplink = l.recall.WasUplink(*link, profile)
 	if !link.Pending {
 		l.recall.remember(*link, profile)
 	}

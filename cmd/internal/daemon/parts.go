@@ -18,6 +18,7 @@ import (
 	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/rttables"
+	"multihomed/cmd/internal/runstate"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -125,6 +126,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		Owners: p.owners, Leases: leases, Reserved: names.Lookup,
 		Repairs: rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:   hooks,
+		Memory:  runstate.Memory{Directory: cfg.RuntimeDir},
 	})
 	p.router.loop = p.loop
 	return nil

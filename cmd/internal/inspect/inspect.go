@@ -66,6 +66,7 @@ type View struct {
 	// Notes are what could not be read, in sentences.
 	Notes []string
 
+	recall *reconcile.Recall
 	// unsure are the devices whose profiles are not for this user: they may
 	// say anything.
 	unsure map[string]bool
@@ -79,7 +80,8 @@ const patience = 3 * time.Second
 func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Claims: map[string]reconcile.Claim{},
-		Links: map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{}, unsure: map[string]bool{},
+		recall: reconcile.NewRecall(runstate.Memory{Directory: cfg.RuntimeDir}),
+		Links:  map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{}, unsure: map[string]bool{},
 	}
 	v.readDaemon(cfg)
 	v.readManager(ctx, cfg)
@@ -97,7 +99,7 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	if err := mirror.Sync(ctx); err != nil {
 		return nil, err
 	}
-	if err := v.recall(ctx, mirror); err != nil {
+	if err := v.recallClaims(ctx, mirror); err != nil {
 		return nil, err
 	}
 	leases := v.readLeases(ctx, cfg)
