@@ -146,6 +146,9 @@ func leftAlone(l Link) bool {
 // have on the host.
 func (plan *LinkPlan) plan(p Policy, n neighbourhood, surroundings *[2]surrounding) {
 	plan.planGroup(p)
+	if plan.marked && plan.Group != p.UplinkGroup && plan.Group != surroundings[0].group {
+		plan.problem(Warning, "interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it; `ip link set %s group default` lets multihomed mark it", plan.Group, plan.Link.Name, plan.Link.Name)
+	}
 	for i, f := range Families() {
 		plan.planFamily(p, f, n, &surroundings[i])
 	}
