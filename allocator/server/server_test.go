@@ -251,7 +251,7 @@ func TestRangeShrinks(t *testing.T) {
 	for i := range 8 {
 		c.granted(lease(fmt.Sprintf("192.0.2.%d", i+1)))
 	}
-	h.leases.Range.Last = 10004
+	h.leases.Range.Last = 10003
 	h.restart()
 	if a := c.ask(release("192.0.2.8")); a.Command != 2 {
 		t.Errorf("releasing what is outside: %+v", a)
