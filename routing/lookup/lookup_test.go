@@ -42,7 +42,9 @@ func route(t routing.TableID, to string, device int, changes ...change[routing.R
 
 func kind(t routing.RouteType) change[routing.Route] { return func(r *routing.Route) { r.Type = t } }
 func metric(m uint32) change[routing.Route]          { return func(r *routing.Route) { r.Metric = m } }
-func leg(r *routing.Route)                           { r.Weight = 1 }
+
+func leg(r *routing.Route) { r.Weight = 1 }
+
 func from(p string) change[routing.Route] {
 	return func(r *routing.Route) { r.Source = netip.MustParsePrefix(p) }
 }
@@ -50,13 +52,17 @@ func from(p string) change[routing.Route] {
 func source(p string) change[routing.Rule] {
 	return func(r *routing.Rule) { r.From = netip.MustParsePrefix(p) }
 }
+
 func invert(r *routing.Rule) { r.Invert = true }
+
 func act(a routing.Action) change[routing.Rule] {
 	return func(r *routing.Rule) { r.Action, r.Table = a, 0 }
 }
+
 func notGroup(g uint32) change[routing.Rule] {
 	return func(r *routing.Rule) { r.SuppressGroup = routing.Some(g) }
 }
+
 func longer(n uint32) change[routing.Rule] {
 	return func(r *routing.Rule) { r.SuppressPrefixLength = routing.Some(n) }
 }
