@@ -239,13 +239,7 @@ func (s *State) Rules() iter.Seq[routing.Rule] {
 
 // ForeignRules returns all other rules of both families in kernel order.
 func (s *State) ForeignRules() []routing.Rule {
-	return order(func(yield func(*rung) bool) {
-		for _, g := range s.rules.rungs {
-			if !g.ours && !yield(g) {
-				return
-			}
-		}
-	})
+	return slices.Concat(s.Foreign(routing.IPv4), s.Foreign(routing.IPv6))
 }
 
 // CountRule says how often a rule stands, whoever made it.
@@ -265,6 +259,23 @@ func (s *State) RuleOrder(f routing.Family, p routing.Priority) []routing.Rule {
 			}
 		}
 	})
+}
+
+// Foreign returns the rules of a family that are not ours, in kernel order.
+func (s *State) Foreign(f routing.Family) []routing.Rule {
+	return order(func(yield func(*rung) bool) {
+		for g := range s.rules.foreign[f] {
+			if !yield(g) {
+				return
+			}
+		}
+	})
+}
+
+// BandOrder returns all rules of one family and priority in kernel order, ours
+// and those of others.
+func (s *State) BandOrder(f routing.Family, p routing.Priority) []routing.Rule {
+	return order(maps.Keys(s.rules.bands[band{f, p}]))
 }
 
 // RulePlace returns where the first copy of a rule stands among those of its

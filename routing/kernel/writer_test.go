@@ -19,6 +19,7 @@ import (
 var compareAddr = cmp.Options{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmp.Comparer(func(a, b routing.Legs) bool { return a == b }),
 }
 
 func add(r routing.Route) routing.Op     { return routing.Op{Verb: routing.AddRoute, Route: r} }
