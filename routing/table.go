@@ -18,27 +18,34 @@ func firstMetric(f Family) uint32 {
 	return 0
 }
 
-// destination is what routes of main compete for.
-type destination struct {
-	to, from netip.Prefix
-	tos      uint8
+// A Destination is what routes of main compete for.
+type Destination struct {
+	// To is masked; From is zero where packets from everywhere may go.
+	To, From netip.Prefix
+	TOS      uint8
 }
 
-func (d destination) compare(o destination) int {
-	return cmp.Or(d.to.Compare(o.to), d.from.Compare(o.from), cmp.Compare(d.tos, o.tos))
+// DestinationOf returns what a route is for.
+func DestinationOf(r Route) Destination {
+	return Destination{To: r.Destination, From: r.Source, TOS: r.TOS}
+}
+
+// Compare orders destinations.
+func (d Destination) Compare(o Destination) int {
+	return cmp.Or(d.To.Compare(o.To), d.From.Compare(o.From), cmp.Compare(d.TOS, o.TOS))
 }
 
 // tableRoutes returns the routes of one table: the link's network and what main
 // knows through the link, in the order in which they can be added.
 func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 	source := primarySource(l, k)
-	var order []destination
-	ways := map[destination][]Route{}
+	var order []Destination
+	ways := map[Destination][]Route{}
 	for _, r := range l.Routes {
 		if r.Family != k.Family || r.Type != RouteUnicast || r.Protocol == Multihomed {
 			continue
 		}
-		d := destination{to: r.Destination, from: r.Source, tos: r.TOS}
+		d := DestinationOf(r)
 		if _, seen := ways[d]; !seen {
 			order = append(order, d)
 		}
@@ -50,7 +57,7 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		return Reason{Decision: d, Link: l.Name, Prefix: network}
 	}
 	routes := make([]PlannedRoute, 0, len(l.Routes)+2)
-	own, known := destination{to: k.Prefix}, knownWays(l, keys, k)
+	own, known := Destination{To: k.Prefix}, knownWays(l, keys, k)
 	if len(ways[own]) == 0 && len(known[own]) == 0 && k.Family == IPv4 && !k.Prefix.IsSingleIP() {
 		// An IPv4 network is on its link by definition; an IPv6 one only if a
 		// router or the administrator said so, which main shows (RFC 5942).
@@ -68,13 +75,13 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 			order = append(order, d)
 		}
 	}
-	slices.SortFunc(order, destination.compare)
+	slices.SortFunc(order, Destination.Compare)
 	for _, d := range order {
 		chosen, why := belonging(ways[d], keys, k)
 		if len(known[d]) > 0 && why == CopiedElsewhere {
 			chosen, why = known[d], KnownRoute
 		}
-		hasDefault = hasDefault || d == destination{to: k.Family.Any()}
+		hasDefault = hasDefault || d == Destination{To: k.Family.Any()}
 		for _, r := range ranked(chosen) {
 			why := why
 			if d == own && !r.Gateway.IsValid() {
@@ -159,8 +166,8 @@ func knownRoutes(l Link) []Route {
 
 // knownWays are the routes of a network that its owner knows, by destination.
 // Main's own go before them.
-func knownWays(l Link, keys []Key, k Key) map[destination][]Route {
-	var ways map[destination][]Route
+func knownWays(l Link, keys []Key, k Key) map[Destination][]Route {
+	var ways map[Destination][]Route
 	for _, r := range knownRoutes(l) {
 		if r.Family != k.Family || r.Type != RouteUnicast {
 			continue
@@ -174,9 +181,9 @@ func knownWays(l Link, keys []Key, k Key) map[destination][]Route {
 		}
 		r.OnLink = r.Gateway.IsValid() && !reachable(l, k, r.Gateway)
 		if ways == nil {
-			ways = map[destination][]Route{}
+			ways = map[Destination][]Route{}
 		}
-		d := destination{to: r.Destination, from: r.Source, tos: r.TOS}
+		d := DestinationOf(r)
 		ways[d] = append(ways[d], r)
 	}
 	return ways
@@ -185,7 +192,7 @@ func knownWays(l Link, keys []Key, k Key) map[destination][]Route {
 // defaultWithoutTable is the route that main gets for a network without a table,
 // unless somebody else has put a default of the link there.
 func defaultWithoutTable(l Link, keys []Key, k Key) (Route, bool) {
-	ways := knownWays(l, keys, k)[destination{to: k.Family.Any()}]
+	ways := knownWays(l, keys, k)[Destination{To: k.Family.Any()}]
 	if !l.Up || !l.Reach || len(ways) == 0 || defaultMetric(l, k.Family) != noDefault {
 		return Route{}, false
 	}
@@ -244,7 +251,7 @@ func ranked(ways []Route) []Route {
 	rank, last := firstMetric(ways[0].Family), ways[0]
 	for _, r := range ways {
 		twin := slices.ContainsFunc(out, func(o Route) bool {
-			return o.Gateway == r.Gateway && o.Encapsulation == r.Encapsulation
+			return o.Gateway == r.Gateway && o.Attributes.Get().Encapsulation == r.Attributes.Get().Encapsulation
 		})
 		if twin {
 			continue

@@ -95,12 +95,20 @@ func (r Rule) action() string {
 	if r.SuppressGroup.Set {
 		fmt.Fprintf(&b, " suppress_ifgroup %d", r.SuppressGroup.Value)
 	}
-	if to := r.Realms & 0xffff; r.Realms > 0xffff {
-		fmt.Fprintf(&b, " realms %d/%d", r.Realms>>16, to)
-	} else if to != 0 {
-		fmt.Fprintf(&b, " realms %d", to)
-	}
+	b.WriteString(realms(r.Realms))
 	return b.String()
+}
+
+// realms renders FRA_FLOW: where a packet is from, and where it goes.
+func realms(v uint32) string {
+	switch to := v & 0xffff; {
+	case v > 0xffff:
+		return fmt.Sprintf(" realms %d/%d", v>>16, to)
+	case to != 0:
+		return fmt.Sprintf(" realms %d", to)
+	default:
+		return ""
+	}
 }
 
 // hex is "%#x" of printf(3): zero has no 0x.
@@ -233,7 +241,13 @@ func (r Route) Text(device string) string {
 	if r.OnLink {
 		b.WriteString(" onlink")
 	}
-	if mtu := r.Metrics[2]; mtu != 0 { // RTAX_MTU
+	rare := r.Attributes.Get()
+	if v := rare.Realm; v > 0 && v <= 0xffff {
+		fmt.Fprintf(&b, " realm %d", v)
+	} else {
+		b.WriteString(realms(v))
+	}
+	if mtu := rare.Metrics[2]; mtu != 0 { // RTAX_MTU
 		fmt.Fprintf(&b, " mtu %d", mtu)
 	}
 	return b.String()

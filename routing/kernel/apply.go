@@ -214,7 +214,16 @@ func contains(all, some []leg) bool {
 // sameManner compares what siblings may have different and messages show once.
 func sameManner(a, b routing.Route) bool {
 	return a.Protocol == b.Protocol && a.PreferredSource == b.PreferredSource && a.Preference == b.Preference &&
-		a.Metrics == b.Metrics && a.Congestion == b.Congestion
+		sameMetrics(a.Attributes, b.Attributes)
+}
+
+// sameMetrics compares without what each way has of its own.
+func sameMetrics(a, b routing.Attributes) bool {
+	if a == b {
+		return true
+	}
+	x, y := a.Get(), b.Get()
+	return x.Metrics == y.Metrics && x.Congestion == y.Congestion
 }
 
 // routeReplaced takes NLM_F_REPLACE in: nothing else announces what was there

@@ -121,7 +121,8 @@ func copies(before []routing.Route, r routing.Route) int {
 
 // describe adds to the words of ip(8) what they leave out.
 func describe(r routing.Route) string {
-	return fmt.Sprintf("%s %s protocol %d type %d scope %d tos %d preference %d metrics %d %q encap %d %x",
-		r.Family, r, r.Protocol, r.Type, r.Scope, r.TOS, r.Preference, r.Metrics, r.Congestion,
-		r.EncapsulationType, r.Encapsulation)
+	rare := r.Attributes.Get()
+	return fmt.Sprintf("%s %s protocol %d type %d scope %d tos %d preference %d weight %d metrics %d %q realm %d encap %d %x legs %v",
+		r.Family, r, r.Protocol, r.Type, r.Scope, r.TOS, r.Preference, r.Weight, rare.Metrics, rare.Congestion, rare.Realm,
+		rare.EncapsulationType, rare.Encapsulation, rare.Legs.All())
 }

@@ -110,6 +110,7 @@ func decodeRoute(b []byte) (*alias, error) {
 		TOS: h.key.tos, Metric: h.key.metric, Type: h.kind,
 		Protocol: routing.Protocol(b[5]), Scope: routing.Scope(b[6]), Device: h.device,
 	}
+	var rare routing.RareAttributes
 	var ways []byte
 	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
 		switch a.kind {
@@ -118,17 +119,18 @@ func decodeRoute(b []byte) (*alias, error) {
 		case unix.RTA_PREF:
 			common.Preference = routing.Preference(a.uint8())
 		case unix.RTA_METRICS:
-			decodeMetrics(&common, a.value)
+			decodeMetrics(&rare, a.value)
 		case unix.RTA_MULTIPATH:
 			ways = a.value
 		default:
-			err = decodeWay(&common, &a)
+			err = decodeWay(&common, &rare, &a)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("reading a route: %w", err)
 		}
 	}
 	if ways == nil {
+		common.Attributes = rare.Share()
 		common.OnLink = h.flags&unix.RTNH_F_ONLINK != 0
 		out.legs = []leg{{route: common, dead: h.flags&unix.RTNH_F_DEAD != 0}}
 		return out, nil
@@ -144,11 +146,13 @@ func decodeRoute(b []byte) (*alias, error) {
 		l := leg{route: common, dead: ways[2]&unix.RTNH_F_DEAD != 0}
 		l.route.OnLink = ways[2]&unix.RTNH_F_ONLINK != 0
 		l.route.Device = int(int32(binary.NativeEndian.Uint32(ways[4:]))) //nolint:gosec // rtnh_ifindex is an int
+		own := rare
 		for a := (attributes{rest: ways[nexthopHeaderSize:n]}); a.next(); {
-			if err := decodeWay(&l.route, &a); err != nil {
+			if err := decodeWay(&l.route, &own, &a); err != nil {
 				return nil, fmt.Errorf("reading a next hop: %w", err)
 			}
 		}
+		l.route.Attributes = own.Share()
 		out.legs = append(out.legs, l)
 		ways = ways[min(align(n), len(ways)):]
 	}
@@ -157,7 +161,7 @@ func decodeRoute(b []byte) (*alias, error) {
 
 // decodeWay reads an attribute that a route has once and a multipath route
 // once for each leg.
-func decodeWay(r *routing.Route, a *attributes) (err error) {
+func decodeWay(r *routing.Route, rare *routing.RareAttributes, a *attributes) (err error) {
 	switch a.kind {
 	case unix.RTA_GATEWAY:
 		r.Gateway, err = decodeAddr(r.Family, a.value)
@@ -167,14 +171,14 @@ func decodeWay(r *routing.Route, a *attributes) (err error) {
 		}
 		r.Gateway, err = decodeAddr(routing.Family(a.uint16()&0xff), a.value[viaHeaderSize:])
 	case unix.RTA_ENCAP_TYPE:
-		r.EncapsulationType = a.uint16()
+		rare.EncapsulationType = a.uint16()
 	case unix.RTA_ENCAP:
-		r.Encapsulation = string(a.value)
+		rare.Encapsulation = string(a.value)
 	}
 	return err
 }
 
-func decodeMetrics(r *routing.Route, b []byte) {
+func decodeMetrics(r *routing.RareAttributes, b []byte) {
 	for a := (attributes{rest: b}); a.next(); {
 		switch {
 		case a.kind == unix.RTAX_CC_ALGO:
@@ -194,23 +198,24 @@ func encodeRoute(m *builder, r routing.Route) {
 	if r.Preference != 0 {
 		m.attribute8(unix.RTA_PREF, uint8(r.Preference))
 	}
-	if r.Metrics != (routing.Metrics{}) || r.Congestion != "" {
+	rare := r.Attributes.Get()
+	if rare.Metrics != (routing.Metrics{}) || rare.Congestion != "" {
 		at := m.open(unix.RTA_METRICS)
-		for i, v := range r.Metrics {
+		for i, v := range rare.Metrics {
 			if v != 0 && i != unix.RTAX_CC_ALGO {
 				m.attribute32(uint16(i), v)
 			}
 		}
-		if r.Congestion != "" {
-			m.text(unix.RTAX_CC_ALGO, r.Congestion)
+		if rare.Congestion != "" {
+			m.text(unix.RTAX_CC_ALGO, rare.Congestion)
 		}
 		m.close(at)
 	}
-	if r.EncapsulationType != 0 {
+	if rare.EncapsulationType != 0 {
 		at := m.open(unix.RTA_ENCAP_TYPE)
-		m.b = binary.NativeEndian.AppendUint16(m.b, r.EncapsulationType)
+		m.b = binary.NativeEndian.AppendUint16(m.b, rare.EncapsulationType)
 		m.close(at)
-		m.attribute(unix.RTA_ENCAP|unix.NLA_F_NESTED, []byte(r.Encapsulation))
+		m.attribute(unix.RTA_ENCAP|unix.NLA_F_NESTED, []byte(rare.Encapsulation))
 	}
 }
 

@@ -42,8 +42,14 @@ func newFIB() fib {
 
 // sameWay reports whether two legs are one way out.
 func sameWay(a, b routing.Route) bool {
-	return a.Device == b.Device && a.Gateway == b.Gateway && a.EncapsulationType == b.EncapsulationType &&
-		a.Encapsulation == b.Encapsulation
+	if a.Device != b.Device || a.Gateway != b.Gateway {
+		return false
+	}
+	if a.Attributes == b.Attributes {
+		return true
+	}
+	x, y := a.Attributes.Get(), b.Attributes.Get()
+	return x.EncapsulationType == y.EncapsulationType && x.Encapsulation == y.Encapsulation
 }
 
 // sameAlias reports whether two descriptions are of one entry, whatever legs

@@ -97,7 +97,8 @@ func FuzzRule(f *testing.F) {
 // FuzzRoute: what is read is written the same.
 func FuzzRoute(f *testing.F) {
 	metrics := route(10001, "10.0.0.0/8", "192.0.2.1", 5)
-	metrics.Metrics[2], metrics.Congestion, metrics.EncapsulationType = 1400, "cubic", 2
+	metrics.Attributes = routing.RareAttributes{Congestion: "cubic", EncapsulationType: 2}.Share()
+	setMetric(&metrics, unix.RTAX_MTU, 1400)
 	f.Add(kernel.EncodeRoute(metrics))
 	f.Add(kernel.EncodeRoute(route(10001, "2001:db8::/64", "", 5)))
 	via := route(10001, "10.0.0.0/8", "fe80::1", 5)
@@ -112,9 +113,11 @@ func FuzzRoute(f *testing.F) {
 			if r.Family != routing.IPv4 && r.Family != routing.IPv6 {
 				continue
 			}
-			if r.EncapsulationType == 0 {
-				r.Encapsulation = ""
-			}
+			r.Attributes = r.Attributes.With(func(a *routing.RareAttributes) {
+				if a.EncapsulationType == 0 {
+					a.Encapsulation = ""
+				}
+			})
 			again, err := kernel.DecodeRoute(kernel.EncodeRoute(r))
 			must(t, err)
 			if r != again[0] {

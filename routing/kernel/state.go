@@ -217,8 +217,7 @@ func compareRoutes(a, b routing.Route) int {
 		a.Gateway.Compare(b.Gateway), cmp.Compare(a.Device, b.Device),
 		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Type, b.Type),
 		a.PreferredSource.Compare(b.PreferredSource), cmp.Compare(a.Preference, b.Preference),
-		slices.Compare(a.Metrics[:], b.Metrics[:]), cmp.Compare(a.Congestion, b.Congestion),
-		cmp.Compare(a.EncapsulationType, b.EncapsulationType), cmp.Compare(a.Encapsulation, b.Encapsulation),
+		cmp.Compare(a.Weight, b.Weight), a.Attributes.Compare(b.Attributes),
 	)
 }
 

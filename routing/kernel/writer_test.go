@@ -19,7 +19,7 @@ import (
 var compareAddr = cmp.Options{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
-	cmp.Comparer(func(a, b routing.Legs) bool { return a == b }),
+	cmp.Comparer(func(a, b routing.Attributes) bool { return a == b }),
 }
 
 func add(r routing.Route) routing.Op     { return routing.Op{Verb: routing.AddRoute, Route: r} }
@@ -27,6 +27,10 @@ func remove(r routing.Route) routing.Op  { return routing.Op{Verb: routing.Delet
 func addRule(r routing.Rule) routing.Op  { return routing.Op{Verb: routing.AddRule, Rule: r} }
 func moveRule(r routing.Rule) routing.Op { return routing.Op{Verb: routing.MoveRule, Rule: r} }
 func dropRule(r routing.Rule) routing.Op { return routing.Op{Verb: routing.DeleteRule, Rule: r} }
+
+func setMetric(r *routing.Route, metric int, v uint32) {
+	r.Attributes = r.Attributes.With(func(a *routing.RareAttributes) { a.Metrics[metric] = v })
+}
 
 // route is one of ours.
 func route(table routing.TableID, destination, gateway string, device int) routing.Route {
@@ -147,11 +151,11 @@ func TestRoutesReadBackAsWritten(t *testing.T) {
 	connected.PreferredSource = addr("192.0.2.10")
 	viaDefault := route(10001, "0.0.0.0/0", "192.0.2.1", dev)
 	metrics := route(10001, "10.0.0.0/8", "192.0.2.1", dev)
-	metrics.Metrics[unix.RTAX_MTU] = 1400
-	metrics.Metrics[unix.RTAX_ADVMSS] = 1300
-	metrics.Metrics[unix.RTAX_INITCWND] = 20
-	metrics.Metrics[unix.RTAX_LOCK] = 1<<unix.RTAX_MTU | 1<<unix.RTAX_ADVMSS
-	metrics.Congestion = "cubic"
+	setMetric(&metrics, unix.RTAX_MTU, 1400)
+	setMetric(&metrics, unix.RTAX_ADVMSS, 1300)
+	setMetric(&metrics, unix.RTAX_INITCWND, 20)
+	setMetric(&metrics, unix.RTAX_LOCK, 1<<unix.RTAX_MTU|1<<unix.RTAX_ADVMSS)
+	metrics.Attributes = metrics.Attributes.With(func(a *routing.RareAttributes) { a.Congestion = "cubic" })
 	metrics.Metric = 700
 	onlink := route(10001, "10.1.0.0/16", "203.0.113.1", dev)
 	onlink.OnLink = true
@@ -162,8 +166,8 @@ func TestRoutesReadBackAsWritten(t *testing.T) {
 	hostScope.Scope = routing.ScopeHost
 	encapsulated := route(10001, "10.5.0.0/16", "192.0.2.1", dev)
 	// LWTUNNEL_ENCAP_IP with LWTUNNEL_IP_ID 7 and LWTUNNEL_IP_DST 192.0.2.7.
-	encapsulated.EncapsulationType = 2
-	encapsulated.Encapsulation = "\x0c\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x07" + "\x08\x00\x02\x00\xc0\x00\x02\x07"
+	encapsulation := "\x0c\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x07" + "\x08\x00\x02\x00\xc0\x00\x02\x07"
+	encapsulated.Attributes = routing.RareAttributes{EncapsulationType: 2, Encapsulation: encapsulation}.Share()
 	elsewhere := route(10002, "0.0.0.0/0", "198.51.100.1", other)
 
 	connected6 := route(10001, "2001:db8::/64", "", dev)
@@ -177,8 +181,8 @@ func TestRoutesReadBackAsWritten(t *testing.T) {
 	source6.Source = prefix("2001:db8::/64")
 	src6 := route(10001, "2001:db8:8::/48", "2001:db8::1", dev)
 	src6.PreferredSource = addr("2001:db8::10")
-	src6.Metrics[unix.RTAX_MTU] = 1400
-	src6.Metrics[unix.RTAX_HOPLIMIT] = 7
+	setMetric(&src6, unix.RTAX_MTU, 1400)
+	setMetric(&src6, unix.RTAX_HOPLIMIT, 7)
 	onlink6 := route(10001, "2001:db8:9::/48", "2001:db8:ffff::1", dev)
 	onlink6.OnLink = true
 
@@ -189,13 +193,13 @@ func TestRoutesReadBackAsWritten(t *testing.T) {
 	for name, optional := range map[string]routing.Route{"ip encapsulation": encapsulated, "source routes": source6} {
 		err := errors.Join(w.Apply(t.Context(), []routing.Op{add(optional)})...)
 		switch {
-		case err == nil && optional.Encapsulation != "":
+		case err == nil && optional.Attributes.Get().Encapsulation != "":
 			// The kernel fills in what was left open. What it says then is
 			// what a copy is made of.
 			must(t, m.Drain())
 			m.View(func(s *kernel.State) { optional, _ = s.Route(optional.Key()) })
-			if !strings.HasPrefix(optional.Encapsulation, encapsulated.Encapsulation) {
-				t.Errorf("encapsulation: %x", optional.Encapsulation)
+			if have := optional.Attributes.Get().Encapsulation; !strings.HasPrefix(have, encapsulation) {
+				t.Errorf("encapsulation: %x", have)
 			}
 			copied := optional
 			copied.Destination = prefix("10.6.0.0/16")
@@ -262,7 +266,8 @@ func TestReplaceRoute(t *testing.T) {
 	w := h.writer(m)
 	four, six := route(10001, "0.0.0.0/0", "192.0.2.1", dev), route(10001, "::/0", "2001:db8::1", dev)
 	h.apply(w, add(four), add(six))
-	four.Gateway, six.Metrics[unix.RTAX_MTU] = addr("192.0.2.2"), 1400
+	four.Gateway = addr("192.0.2.2")
+	setMetric(&six, unix.RTAX_MTU, 1400)
 	if err := errors.Join(w.Apply(t.Context(), []routing.Op{add(four)})...); !errors.Is(err, unix.EEXIST) {
 		t.Errorf("a second route in place of the first: %v", err)
 	}
