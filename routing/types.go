@@ -479,6 +479,8 @@ type Elsewhere struct {
 	// another interface, or a local route of the device. What is not its own is
 	// forwarded: routed guests, delegated prefixes.
 	Own bool
+	// Device is the index of the interface that it stands on or is behind.
+	Device int
 	// Why says in words what it is.
 	Why string
 }

@@ -74,8 +74,10 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 	}
 	if head.key.table == routing.TableLocal {
 		s.localRoute(h.kind, head)
+		s.local(h.kind, h.flags, head)
 		return nil
 	}
+	s.guest(h.kind, h.flags, head, payload)
 	if !s.keeps(head) {
 		return nil
 	}
@@ -391,6 +393,7 @@ func (s *State) ruleTouched(r routing.Rule, ours bool, why cause) {
 	switch {
 	case !ours:
 		s.changes.Foreign = true
+		s.changes.ForeignRules[r.Family] = struct{}{}
 	case !why.own:
 		s.changes.Rules[r] = struct{}{}
 	}

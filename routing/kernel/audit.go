@@ -99,6 +99,16 @@ func (s *State) lines() []string {
 			}
 		}
 	}
+	for device, keys := range s.elsewhere.locals {
+		for k := range keys {
+			add("local %s on %d metric %d tos %d", k.prefix, device, k.metric, k.tos)
+		}
+	}
+	for _, ways := range s.elsewhere.guests {
+		for g := range ways {
+			add("guest %+v", g)
+		}
+	}
 	places := map[band]int{}
 	for _, r := range slices.Concat(slices.Collect(s.Rules()), s.ForeignRules()) {
 		k := band{r.Family, r.Priority}

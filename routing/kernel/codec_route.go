@@ -30,11 +30,12 @@ type fibKey struct {
 
 // routeHead is what can be said of a route without allocating.
 type routeHead struct {
-	key     fibKey
-	kind    routing.RouteType
-	flags   uint32
-	device  int
-	nexthop uint32
+	key      fibKey
+	kind     routing.RouteType
+	protocol routing.Protocol
+	flags    uint32
+	device   int
+	nexthop  uint32
 	// legs says that the ways are in RTA_MULTIPATH.
 	legs bool
 }
@@ -46,8 +47,8 @@ func peekRoute(b []byte) (routeHead, error) {
 		return routeHead{}, fmt.Errorf("reading a route: %w", errTruncated)
 	}
 	h := routeHead{
-		key:   fibKey{family: routing.Family(b[0]), tos: b[3], table: routing.TableID(b[4])},
-		kind:  routing.RouteType(b[7]),
+		key:  fibKey{family: routing.Family(b[0]), tos: b[3], table: routing.TableID(b[4])},
+		kind: routing.RouteType(b[7]), protocol: routing.Protocol(b[5]),
 		flags: binary.NativeEndian.Uint32(b[8:]),
 	}
 	if !knownFamily(b[0]) {

@@ -34,6 +34,7 @@ type loader struct {
 // interest.
 func (l loader) load(ctx context.Context, old *State) (*State, error) {
 	s := newState(old.tables, old.interest)
+	s.elsewhere.networks, s.elsewhere.lengths = old.elsewhere.networks, old.elsewhere.lengths
 	if err := l.links(ctx, s, old); err != nil {
 		return nil, err
 	}
@@ -44,6 +45,11 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 	}
 	for _, f := range routing.Families() {
 		if err := l.routes(ctx, s, f); err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range routing.Families() {
+		if err := l.guests(ctx, s, f); err != nil {
 			return nil, err
 		}
 	}
@@ -228,6 +234,7 @@ func (r *reading) read(payload []byte) error {
 	}
 	if h.key.table == routing.TableLocal {
 		r.state.localRoute(unix.RTM_NEWROUTE, h)
+		r.state.local(unix.RTM_NEWROUTE, 0, h)
 		return nil
 	}
 	if h.key.table != routing.TableMain && !r.state.tables.Contains(h.key.table) {
@@ -275,9 +282,7 @@ func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, in
 	for _, index := range interesting {
 		questions = append(questions, routeQuestion{family: f, table: routing.TableMain, device: index})
 	}
-	if f == routing.IPv4 {
-		questions = append(questions, routeQuestion{family: f, table: routing.TableLocal, kind: typeLocal})
-	}
+	questions = append(questions, routeQuestion{family: f, table: routing.TableLocal, kind: typeLocal})
 	seen := map[fibKey][]*alias{}
 	for _, q := range questions {
 		aliases, err := l.ask(ctx, s, q)
@@ -309,6 +314,7 @@ func (l loader) ask(ctx context.Context, s *State, q routeQuestion) ([]*alias, e
 			return nil, nil //nolint:nilnil // not one of ours to keep
 		case h.key.table == routing.TableLocal:
 			s.localRoute(unix.RTM_NEWROUTE, h)
+			s.local(unix.RTM_NEWROUTE, 0, h)
 			return nil, nil //nolint:nilnil // noted
 		case h.key.table != routing.TableMain && !s.tables.Contains(h.key.table):
 			return nil, nil //nolint:nilnil // another table

@@ -25,6 +25,8 @@ type Link struct {
 	Group uint32
 	// Kind is the driver's name for virtual interfaces: "bridge", "veth".
 	Kind string
+	// PointToPoint says that it leads to one peer or into a tunnel.
+	PointToPoint bool
 	// Master is the index of the bridge, bond or VRF the interface belongs to.
 	Master int
 	MTU    uint32
@@ -49,11 +51,12 @@ type State struct {
 	hosts map[netip.Addr]int
 	// anyIP are local routes to more than an address: what they cover stays
 	// local although no interface has it.
-	anyIP   map[netip.Prefix]struct{}
-	fib     fib
-	rules   ruleBook
-	changes Changes
-	doubts  doubts
+	anyIP     map[netip.Prefix]struct{}
+	fib       fib
+	elsewhere elsewhere
+	rules     ruleBook
+	changes   Changes
+	doubts    doubts
 	// events counts, by class, what was announced and mattered.
 	events [classes]uint64
 	// whole says that the state is complete: see Complete.
@@ -135,7 +138,7 @@ func newState(tables routing.TableRange, interest func(string) bool) *State {
 	return &State{
 		tables: tables, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), rules: newRuleBook(), changes: newChanges(),
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), rules: newRuleBook(), changes: newChanges(),
 		doubts: newDoubts(),
 	}
 }
@@ -176,7 +179,7 @@ func (s *State) Link(index int) (Link, bool) {
 	}
 	out := Link{
 		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
-		Group: l.group, Kind: l.kind, Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
+		Group: l.group, Kind: l.kind, PointToPoint: l.pointToPoint(), Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
 		Addresses: slices.SortedFunc(maps.Values(l.addresses), compareAddresses),
 	}
 	if l.interested {

@@ -28,6 +28,13 @@ func (l loader) verify(ctx context.Context, s *State, drain func() error) error 
 			return err
 		}
 	}
+	for f := range maps.Clone(s.doubts.guests) {
+		if err := l.guests(ctx, s, f); err != nil {
+			return err
+		}
+		// What was announced meanwhile comes on top.
+		delete(s.doubts.guests, f)
+	}
 	for d := range maps.Clone(s.doubts.routes) {
 		if err := l.verifyRoutes(ctx, s, d, drain); err != nil {
 			return err
