@@ -111,7 +111,7 @@ func (s *State) keeps(head routeHead) bool {
 	if head.kind == routing.RouteUnicast && (head.legs || s.Interested(head.device)) {
 		return true
 	}
-	return s.fib.slots[head.key] != nil
+	return s.fib.at(head.key) != nil
 }
 
 // wanted reports whether an alias is a reason to keep its slot.
@@ -124,7 +124,7 @@ func (s *State) wanted(a *alias) bool {
 }
 
 func (s *State) routeAdded(a *alias, flags uint16, why cause) {
-	slot := s.fib.slots[a.key]
+	slot := s.fib.at(a.key)
 	if slot == nil {
 		if !s.wanted(a) {
 			return
@@ -268,7 +268,7 @@ func (s *State) routeReplaced(slot *slot, a *alias, why cause) {
 }
 
 func (s *State) routeDeleted(a *alias, why cause) {
-	slot := s.fib.slots[a.key]
+	slot := s.fib.at(a.key)
 	if slot == nil {
 		return
 	}
@@ -316,14 +316,14 @@ func (s *State) siblingsDeleted(slot *slot, a *alias, why cause) {
 
 // settle drops a slot that nothing wanted is left in.
 func (s *State) settle(k fibKey) {
-	slot := s.fib.slots[k]
+	slot := s.fib.at(k)
 	if slot == nil || slices.ContainsFunc(slot.aliases, s.wanted) {
 		return
 	}
 	for _, a := range slot.aliases {
 		s.fib.forget(a)
 	}
-	delete(s.fib.slots, k)
+	s.fib.drop(k)
 }
 
 // localRoute remembers the local routes that cover more than an address.
@@ -345,7 +345,7 @@ func (s *State) touched(a *alias, why cause) {
 		switch {
 		case a.key.table == routing.TableMain:
 			if a.kind == routing.RouteUnicast && s.Interested(l.route.Device) {
-				s.changes.Links[l.route.Device] = struct{}{}
+				enlistIn(s.changes.Destinations, l.route.Device, routing.DestinationOf(l.route))
 			}
 			if l.ours() && !why.own {
 				s.changes.Routes[l.route.Key()] = struct{}{}

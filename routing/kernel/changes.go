@@ -12,9 +12,12 @@ import (
 type Changes struct {
 	// All says that everything may have changed: the mirror was filled anew.
 	All bool
-	// Links are the interfaces whose state, addresses or routes in main
-	// changed, also those that are gone.
+	// Links are the interfaces whose state or addresses changed, also those that
+	// are gone and those whose routes became of interest or no longer are.
 	Links map[int]struct{}
+	// Destinations are, by interface, what main's unicast routes through it
+	// changed for: State.Ways tells how they are now.
+	Destinations map[int]map[routing.Destination]struct{}
 	// Rules and Routes are objects of ours that somebody else touched, or that
 	// the kernel took away.
 	Rules  map[routing.Rule]struct{}
@@ -42,12 +45,13 @@ type Taken struct {
 // Empty reports whether nothing changed.
 func (c Changes) Empty() bool {
 	return !c.All && !c.Foreign && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
-		len(c.ForeignRules) == 0 && len(c.Elsewhere) == 0
+		len(c.Destinations) == 0 && len(c.ForeignRules) == 0 && len(c.Elsewhere) == 0
 }
 
 func newChanges() Changes {
 	return Changes{
 		Links: map[int]struct{}{}, Rules: map[routing.Rule]struct{}{}, Routes: map[routing.RouteKey]struct{}{},
+		Destinations: map[int]map[routing.Destination]struct{}{},
 		ForeignRules: map[routing.Family]struct{}{}, Elsewhere: map[netip.Prefix]struct{}{},
 	}
 }
@@ -58,6 +62,12 @@ func (c *Changes) merge(o Changes) {
 	maps.Copy(c.ForeignRules, o.ForeignRules)
 	maps.Copy(c.Elsewhere, o.Elsewhere)
 	maps.Copy(c.Links, o.Links)
+	for index, destinations := range o.Destinations {
+		if c.Destinations[index] == nil {
+			c.Destinations[index] = map[routing.Destination]struct{}{}
+		}
+		maps.Copy(c.Destinations[index], destinations)
+	}
 	maps.Copy(c.Rules, o.Rules)
 	maps.Copy(c.Routes, o.Routes)
 	c.Taken = append(c.Taken, o.Taken...)

@@ -105,7 +105,13 @@ func decodeRoute(b []byte) (*alias, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &alias{key: h.key, kind: h.kind, nexthop: h.nexthop}
+	// Nearly all routes have one way: that is one allocation.
+	both := new(struct {
+		alias
+		way [1]leg
+	})
+	out := &both.alias
+	*out = alias{key: h.key, kind: h.kind, nexthop: h.nexthop, legs: both.way[:0:0]}
 	common := routing.Route{
 		Family: h.key.family, Table: h.key.table, Destination: h.key.destination, Source: h.key.source,
 		TOS: h.key.tos, Metric: h.key.metric, Type: h.kind,
@@ -133,7 +139,8 @@ func decodeRoute(b []byte) (*alias, error) {
 	if ways == nil {
 		common.Attributes = rare.Share()
 		common.OnLink = h.flags&unix.RTNH_F_ONLINK != 0
-		out.legs = []leg{{route: common, dead: h.flags&unix.RTNH_F_DEAD != 0}}
+		both.way[0] = leg{route: common, dead: h.flags&unix.RTNH_F_DEAD != 0}
+		out.legs = both.way[:]
 		return out, nil
 	}
 	for len(ways) > 0 {

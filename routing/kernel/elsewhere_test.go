@@ -136,3 +136,52 @@ func TestForeignRulesByFamily(t *testing.T) {
 		}
 	})
 }
+
+// TestDestinations: a route that changes names its destination and not its link.
+func TestDestinations(t *testing.T) {
+	h := newHost(t)
+	wan0, wan1 := h.veth("wan0"), h.veth("wan1")
+	h.address("wan0", "192.0.2.10/24")
+	h.address("wan1", "198.51.100.10/24")
+	h.ip("route add 10.0.0.0/8 via 192.0.2.1 metric 7")
+	m := h.mirror(kernel.Config{Interest: func(name string) bool { return name == "wan0" || name == "wan1" }})
+	to := routing.Destination{To: prefix("10.0.0.0/8")}
+	expect := func(what string, index int, metrics ...uint32) {
+		t.Helper()
+		must(t, m.Sync(t.Context()))
+		var have []uint32
+		m.View(func(s *kernel.State) {
+			for _, r := range s.Ways(index, to) {
+				if r.Destination != to.To || r.Device != index {
+					t.Errorf("%s: %v", what, r)
+				}
+				have = append(have, r.Metric)
+			}
+			facts, _ := s.LinkFacts(index)
+			link, _ := s.Link(index)
+			if len(facts.Routes) > 0 || facts.Name != link.Name || len(link.Routes) == 0 {
+				t.Errorf("%s: facts %+v", what, facts)
+			}
+		})
+		if !slices.Equal(have, metrics) {
+			t.Errorf("%s: metrics %v, want %v", what, have, metrics)
+		}
+		audit(t, m)
+	}
+	expect("at first", wan0, 7)
+	m.Take()
+	h.ip("route add 10.0.0.0/8 metric 5 nexthop via 192.0.2.1 nexthop via 198.51.100.1")
+	h.ip("route add 10.0.0.0/8 via 198.51.100.1 metric 9")
+	expect("more metrics", wan0, 5, 7)
+	expect("more metrics", wan1, 5, 9)
+	c := m.Take()
+	want := map[int]map[routing.Destination]struct{}{wan0: {to: {}}, wan1: {to: {}}}
+	if diff := cmp.Diff(want, c.Destinations, compareAddr); diff != "" {
+		t.Errorf("destinations (-want +have):\n%s", diff)
+	}
+	for _, metric := range []string{"7", "5", "9"} {
+		h.ip("route del 10.0.0.0/8 metric " + metric)
+	}
+	expect("none left", wan0)
+	expect("none left", wan1)
+}

@@ -334,7 +334,7 @@ func (l loader) ask(ctx context.Context, s *State, q routeQuestion) ([]*alias, e
 // loaded takes in an entry of a dump: behind those of its key that came before.
 func (s *State) loaded(a *alias, whole bool) {
 	at := 0
-	if slot := s.fib.slots[a.key]; slot != nil {
+	if slot := s.fib.at(a.key); slot != nil {
 		at = len(slot.aliases)
 	}
 	slot := s.fib.insert(a, at)
@@ -342,7 +342,11 @@ func (s *State) loaded(a *alias, whole bool) {
 }
 
 func (s *State) settleAll() {
-	for k := range s.fib.slots {
+	var all []fibKey
+	for k := range s.fib.all() {
+		all = append(all, k)
+	}
+	for _, k := range all {
 		s.settle(k)
 	}
 }

@@ -173,16 +173,8 @@ func (s *State) NameOf(index int) (string, bool) {
 
 // Link returns one interface.
 func (s *State) Link(index int) (Link, bool) {
-	l := s.links[index]
-	if l == nil {
-		return Link{}, false
-	}
-	out := Link{
-		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
-		Group: l.group, Kind: l.kind, PointToPoint: l.pointToPoint(), Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
-		Addresses: slices.SortedFunc(maps.Values(l.addresses), compareAddresses),
-	}
-	if l.interested {
+	out, ok := s.LinkFacts(index)
+	if ok && s.links[index].interested {
 		for a := range s.fib.byDevice[index] {
 			if a.key.table == routing.TableMain && a.kind == routing.RouteUnicast {
 				out.Routes = appendAlive(out.Routes, a, index)
@@ -190,7 +182,43 @@ func (s *State) Link(index int) (Link, bool) {
 		}
 		slices.SortFunc(out.Routes, compareRoutes)
 	}
-	return out, true
+	return out, ok
+}
+
+// Ways returns the unicast routes of main to one destination through an
+// interface of interest, one for each leg that is alive, in the order of
+// Link.Routes. It costs what there are of them.
+func (s *State) Ways(index int, d routing.Destination) []routing.Route {
+	if !s.Interested(index) {
+		return nil
+	}
+	k := fibKey{
+		family: routing.FamilyOf(d.To.Addr()), table: routing.TableMain, destination: d.To, source: d.From, tos: d.TOS,
+	}
+	var out []routing.Route
+	for slot := s.fib.slots[k.competing()]; slot != nil; slot = slot.next {
+		for _, a := range slot.aliases {
+			if a.kind == routing.RouteUnicast {
+				out = appendAlive(out, a, index)
+			}
+		}
+	}
+	slices.SortFunc(out, compareRoutes)
+	return out
+}
+
+// LinkFacts returns one interface without its routes, whose number costs
+// nothing then.
+func (s *State) LinkFacts(index int) (Link, bool) {
+	l := s.links[index]
+	if l == nil {
+		return Link{}, false
+	}
+	return Link{
+		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
+		Group: l.group, Kind: l.kind, PointToPoint: l.pointToPoint(), Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
+		Addresses: slices.SortedFunc(maps.Values(l.addresses), compareAddresses),
+	}, true
 }
 
 // Interested reports whether the routes of an interface are kept.
@@ -322,7 +350,7 @@ func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 
 // Route returns our route of a key.
 func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
-	slot := s.fib.slots[fibKey{k.Family, k.Table, k.Destination, k.Source, k.TOS, k.Metric}]
+	slot := s.fib.at(fibKey{k.Family, k.Table, k.Destination, k.Source, k.TOS, k.Metric})
 	if slot == nil {
 		return routing.Route{}, false
 	}

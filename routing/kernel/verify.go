@@ -143,7 +143,7 @@ func (l loader) routesThrough(ctx context.Context, s *State, d doubt) ([]*alias,
 		for _, a := range aliases {
 			// Of main only what is of interest for another leg of it, or shares
 			// a key with something that is.
-			if t != routing.TableMain || s.wanted(a) || s.fib.slots[a.key] != nil {
+			if t != routing.TableMain || s.wanted(a) || s.fib.at(a.key) != nil {
 				out = append(out, a)
 			}
 		}
@@ -157,7 +157,7 @@ func (s *State) adoptRoutes(d doubt, fresh []*alias) {
 	want := map[fibKey][]*alias{}
 	for a := range s.fib.byDevice[d.device] {
 		if a.key.family == d.family && have[a.key] == nil {
-			for _, o := range s.fib.slots[a.key].aliases {
+			for _, o := range s.fib.at(a.key).aliases {
 				if o.leads(d.device) {
 					have[a.key] = append(have[a.key], o)
 				}
@@ -180,7 +180,7 @@ func (s *State) adoptRoutes(d doubt, fresh []*alias) {
 			}
 			s.fib.remove(o)
 		}
-		s.fib.slots[k].whole = k.table != routing.TableMain
+		s.fib.at(k).whole = k.table != routing.TableMain
 	}
 	for k, news := range want {
 		for _, a := range news {

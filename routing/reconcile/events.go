@@ -102,6 +102,9 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	for index := range c.Links {
 		l.dirty[index] = struct{}{}
 	}
+	for index := range c.Destinations {
+		l.dirty[index] = struct{}{}
+	}
 	seen := routing.NewTouched()
 	maps.Copy(seen.Rules, c.Rules)
 	maps.Copy(seen.Routes, c.Routes)
