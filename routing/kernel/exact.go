@@ -171,7 +171,8 @@ func (b *batch) stirred(r routing.Rule) {
 	b.mirror.signal()
 }
 
-// addRefused adds the rules that the kernel took for others that stand.
+// addRefused adds the rules that the kernel took for others that stand, and the
+// routes whose key somebody else has.
 func (b *batch) addRefused() {
 	if len(b.refused) == 0 {
 		return
@@ -186,6 +187,10 @@ func (b *batch) addRefused() {
 	}
 	again := map[routing.Rule]struct{}{}
 	for _, i := range refused {
+		if b.ops[i].Verb == routing.AddRoute {
+			b.addBeside(i)
+			continue
+		}
 		r := b.ops[i].Rule
 		stands := false
 		b.mirror.View(func(s *State) { stands = s.CountRule(r) > 0 })

@@ -127,6 +127,10 @@ func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routin
 			b.deleteRule(i, op.Rule)
 			continue
 		}
+		if op.Verb == routing.ReplaceRoute {
+			b.replaceRoute(i, op.Route)
+			continue
+		}
 		b.adding = op.Verb == routing.AddRule
 		b.add(i, func(m *builder) { encodeOp(m, op) }, kindOf(op.Verb), flagsOf(op))
 		if op.Verb == routing.MoveRule {
@@ -202,8 +206,6 @@ func flagsOf(op routing.Op) uint16 {
 			return unix.NLM_F_CREATE
 		}
 		return unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	case routing.ReplaceRoute:
-		return unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	default:
 		return 0
 	}
@@ -257,9 +259,11 @@ type batch struct {
 	// moving are operations whose rule stands twice and has to go once.
 	moving []int
 	// adding says that the message ends with rules that are added, refused are
-	// those of them that the kernel says stand already.
+	// the additions that the kernel says stand already.
 	adding  bool
 	refused []int
+	// beside are the routes that were refused once.
+	beside map[int]bool
 }
 
 func (b *batch) fail(i int, err error) {
@@ -348,6 +352,12 @@ func (b *batch) answers() error {
 			i := b.sent[at]
 			switch err := errorOf(h, payload); {
 			case err == nil:
+			case tooSoon(b.ops[i], err) && !b.beside[i]:
+				if b.beside == nil {
+					b.beside = map[int]bool{}
+				}
+				b.beside[i] = true
+				b.refused = append(b.refused, i)
 			case !settled(b.ops[i].Verb, err):
 				b.fail(i, err)
 			case b.ops[i].Verb == routing.AddRule:
