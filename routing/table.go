@@ -263,6 +263,16 @@ func ranked(ways []Route) []Route {
 		r.Metric = rank
 		out = append(out, r)
 	}
+	// A share means something among routes of one metric, which IPv4 has not.
+	for i := range out {
+		same := func(o Route) bool { return o.Metric == out[i].Metric && (o.Gateway != out[i].Gateway) }
+		switch {
+		case out[i].Family == IPv4 || !slices.ContainsFunc(out, same):
+			out[i].Weight = 0
+		case out[i].Weight == 0:
+			out[i].Weight = 1
+		}
+	}
 	return out
 }
 

@@ -363,6 +363,12 @@ func (s *State) taken(a *alias, why cause) {
 	if why.port == 0 || why.own || a.key.table == routing.TableMain {
 		return
 	}
+	if a.whole() {
+		if r, ok := a.multipath(); ok && r.Protocol == routing.Multihomed {
+			s.changes.Taken = append(s.changes.Taken, Taken{Route: r, Port: why.port})
+		}
+		return
+	}
 	for _, l := range a.legs {
 		if l.route.Protocol == routing.Multihomed {
 			s.changes.Taken = append(s.changes.Taken, Taken{Route: l.route, Port: why.port})

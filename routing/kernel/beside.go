@@ -80,7 +80,7 @@ func (b *batch) replaceRoute(i int, r routing.Route) {
 	b.mirror.View(func(s *State) {
 		old, stands = s.Route(k)
 		slot := s.slotOf(k)
-		alone = slot == nil || len(slot.aliases) == 1 && len(slot.aliases[0].legs) == 1
+		alone = slot == nil || len(slot.aliases) == 1 && len(slot.aliases[0].legs) == 1 && r.Weight == 0
 	})
 	add := func(flags uint16) { b.add(i, func(m *builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, flags) }
 	remove := func() { b.add(i, func(m *builder) { encodeRouteIdentity(m, old) }, unix.RTM_DELROUTE, 0) }

@@ -153,6 +153,7 @@ func decodeRoute(b []byte) (*alias, error) {
 		}
 		l := leg{route: common, dead: ways[2]&unix.RTNH_F_DEAD != 0}
 		l.route.OnLink = ways[2]&unix.RTNH_F_ONLINK != 0
+		l.route.Weight = uint16(ways[3]) + 1
 		l.route.Device = int(int32(binary.NativeEndian.Uint32(ways[4:]))) //nolint:gosec // rtnh_ifindex is an int
 		own := rare
 		for a := (attributes{rest: ways[nexthopHeaderSize:n]}); a.next(); {
@@ -163,6 +164,12 @@ func decodeRoute(b []byte) (*alias, error) {
 		l.route.Attributes = own.Share()
 		out.legs = append(out.legs, l)
 		ways = ways[min(align(n), len(ways)):]
+	}
+	if len(out.legs) == 0 {
+		return nil, fmt.Errorf("reading a route: no next hop: %w", errTruncated)
+	}
+	if len(out.legs) == 1 {
+		out.legs[0].route.Weight = 0
 	}
 	return out, nil
 }
@@ -178,6 +185,8 @@ func decodeWay(r *routing.Route, rare *routing.RareAttributes, a *attributes) (e
 			return fmt.Errorf("gateway of another family: %w", errTruncated)
 		}
 		r.Gateway, err = decodeAddr(routing.Family(a.uint16()&0xff), a.value[viaHeaderSize:])
+	case unix.RTA_FLOW:
+		rare.Realm = a.uint32()
 	case unix.RTA_ENCAP_TYPE:
 		rare.EncapsulationType = a.uint16()
 	case unix.RTA_ENCAP:
@@ -199,7 +208,13 @@ func decodeMetrics(r *routing.RareAttributes, b []byte) {
 
 // encodeRoute appends the route as the payload of RTM_NEWROUTE.
 func encodeRoute(m *builder, r routing.Route) {
-	encodeRouteIdentity(m, r)
+	if r.Family == routing.IPv6 && r.Weight > 0 {
+		// The share of an IPv6 route can be told in RTA_MULTIPATH alone.
+		encodeRouteKey(m, r, 0)
+		encodeLegs(m, r.Family, []routing.Leg{firstLeg(r)})
+	} else {
+		encodeRouteIdentity(m, r)
+	}
 	if r.PreferredSource.IsValid() {
 		m.attribute(unix.RTA_PREFSRC, r.PreferredSource.AsSlice())
 	}
@@ -207,6 +222,9 @@ func encodeRoute(m *builder, r routing.Route) {
 		m.attribute8(unix.RTA_PREF, uint8(r.Preference))
 	}
 	rare := r.Attributes.Get()
+	if rare.Realm != 0 && rare.Legs == (routing.Legs{}) {
+		m.attribute32(unix.RTA_FLOW, rare.Realm)
+	}
 	if rare.Metrics != (routing.Metrics{}) || rare.Congestion != "" {
 		at := m.open(unix.RTA_METRICS)
 		for i, v := range rare.Metrics {
@@ -227,21 +245,78 @@ func encodeRoute(m *builder, r routing.Route) {
 	}
 }
 
+// firstLeg is the way that a route itself is.
+func firstLeg(r routing.Route) routing.Leg {
+	return routing.Leg{
+		Gateway: r.Gateway, Device: r.Device, OnLink: r.OnLink, Realm: r.Attributes.Get().Realm, Weight: r.Weight,
+	}
+}
+
+// encodeLegs appends RTA_MULTIPATH: struct rtnexthop, each with its attributes.
+func encodeLegs(m *builder, f routing.Family, legs []routing.Leg) {
+	at := m.open(unix.RTA_MULTIPATH)
+	for _, l := range legs {
+		start := len(m.b)
+		var flags, hops byte
+		if l.OnLink {
+			flags = unix.RTNH_F_ONLINK
+		}
+		if l.Weight > 0 {
+			hops = byte(l.Weight - 1) //nolint:gosec // at most 256
+		}
+		m.bytes(0, 0, flags, hops)
+		m.word(uint32(l.Device)) //nolint:gosec // an interface index
+		encodeGateway(m, f, l.Gateway)
+		if l.Realm != 0 {
+			m.attribute32(unix.RTA_FLOW, l.Realm)
+		}
+		binary.NativeEndian.PutUint16(m.b[start:], uint16(len(m.b)-start)) //nolint:gosec // some 40 bytes
+	}
+	m.close(at)
+}
+
+func encodeGateway(m *builder, f routing.Family, gateway netip.Addr) {
+	switch {
+	case !gateway.IsValid():
+	case routing.FamilyOf(gateway) == f:
+		m.attribute(unix.RTA_GATEWAY, gateway.AsSlice())
+	default:
+		at := m.open(unix.RTA_VIA)
+		m.b = binary.NativeEndian.AppendUint16(m.b, uint16(routing.FamilyOf(gateway)))
+		m.b = append(m.b, gateway.AsSlice()...)
+		m.close(at)
+	}
+}
+
 // encodeRouteIdentity appends what tells the route from all others, protocol
 // included: the payload of RTM_DELROUTE. The kernel skips what carries another
 // protocol (fib_table_delete in net/ipv4/fib_trie.c, ip6_route_del in
 // net/ipv6/route.c).
 func encodeRouteIdentity(m *builder, r routing.Route) {
+	if legs := r.Attributes.Get().Legs.All(); len(legs) > 0 {
+		encodeRouteKey(m, r, 0)
+		encodeLegs(m, r.Family, append([]routing.Leg{firstLeg(r)}, legs...))
+		return
+	}
+	var flags uint32
+	if r.OnLink {
+		flags = unix.RTNH_F_ONLINK
+	}
+	encodeRouteKey(m, r, flags)
+	encodeGateway(m, r.Family, r.Gateway)
+	if r.Device != 0 {
+		m.attribute32(unix.RTA_OIF, uint32(r.Device)) //nolint:gosec // an interface index
+	}
+}
+
+// encodeRouteKey appends all but the ways.
+func encodeRouteKey(m *builder, r routing.Route, flags uint32) {
 	table := byte(tableCompat)
 	if r.Table < 256 {
 		table = byte(r.Table)
 	}
 	m.bytes(byte(r.Family), bits(r.Destination), bits(r.Source), r.TOS,
 		table, byte(r.Protocol), byte(r.Scope), byte(r.Type))
-	var flags uint32
-	if r.OnLink {
-		flags = unix.RTNH_F_ONLINK
-	}
 	m.word(flags)
 	m.attribute32(unix.RTA_TABLE, uint32(r.Table))
 	if bits(r.Destination) > 0 {
@@ -252,18 +327,5 @@ func encodeRouteIdentity(m *builder, r routing.Route) {
 	}
 	if r.Metric != 0 {
 		m.attribute32(unix.RTA_PRIORITY, r.Metric)
-	}
-	switch {
-	case !r.Gateway.IsValid():
-	case routing.FamilyOf(r.Gateway) == r.Family:
-		m.attribute(unix.RTA_GATEWAY, r.Gateway.AsSlice())
-	default:
-		at := m.open(unix.RTA_VIA)
-		m.b = binary.NativeEndian.AppendUint16(m.b, uint16(routing.FamilyOf(r.Gateway)))
-		m.b = append(m.b, r.Gateway.AsSlice()...)
-		m.close(at)
-	}
-	if r.Device != 0 {
-		m.attribute32(unix.RTA_OIF, uint32(r.Device)) //nolint:gosec // an interface index
 	}
 }

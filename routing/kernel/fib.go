@@ -140,6 +140,26 @@ func (l leg) ours() bool {
 	return l.route.Protocol == routing.Multihomed && (l.route.Table != routing.TableMain || l.route.IsStandIn())
 }
 
+// whole reports whether several ways are one route: IPv4, in our tables.
+func (a *alias) whole() bool {
+	return len(a.legs) > 1 && a.key.family == routing.IPv4 && a.key.table != routing.TableMain
+}
+
+// multipath returns the route whose ways are the legs of an alias, dead ones
+// included: it stands as long as one of them is alive.
+func (a *alias) multipath() (routing.Route, bool) {
+	if !slices.ContainsFunc(a.legs, func(l leg) bool { return !l.dead }) {
+		return routing.Route{}, false
+	}
+	legs := make([]routing.Leg, 0, len(a.legs)-1)
+	for _, l := range a.legs[1:] {
+		legs = append(legs, firstLeg(l.route))
+	}
+	r := a.legs[0].route
+	r.Attributes = r.Attributes.With(func(rare *routing.RareAttributes) { rare.Legs = routing.PackLegs(legs) })
+	return r, true
+}
+
 func (a *alias) protocol() routing.Protocol { return a.legs[0].route.Protocol }
 
 // gatewayed reports whether the kernel may join an IPv6 route with others to a

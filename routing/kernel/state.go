@@ -335,6 +335,12 @@ func (s *State) Routes() iter.Seq[routing.Route] {
 func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 	var out []routing.Route
 	for a := range s.fib.byTable[table] {
+		if a.whole() {
+			if r, ok := a.multipath(); ok && r.Protocol == routing.Multihomed {
+				out = append(out, r)
+			}
+			continue
+		}
 		for _, l := range a.legs {
 			if table == routing.TableMain && !s.Interested(l.route.Device) {
 				continue // kept for another entry of the same key
@@ -355,6 +361,12 @@ func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
 		return routing.Route{}, false
 	}
 	for _, a := range slot.aliases {
+		if a.whole() {
+			if r, ok := a.multipath(); ok && r.Protocol == routing.Multihomed {
+				return r, true
+			}
+			continue
+		}
 		for _, l := range a.legs {
 			if !l.dead && l.ours() && l.route.Key() == k {
 				return l.route, true

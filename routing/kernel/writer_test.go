@@ -175,6 +175,20 @@ func TestRoutesReadBackAsWritten(t *testing.T) {
 	via.Preference = 1
 	secondLeg := route(10001, "::/0", "2001:db8:1::1", other)
 	secondLeg.Preference = 1
+	via.Weight, secondLeg.Weight = 3, 1
+	realm := route(10001, "10.8.0.0/16", "192.0.2.1", dev)
+	realm.Attributes = routing.RareAttributes{Realm: 5}.Share()
+	multipath := route(10001, "10.9.0.0/16", "192.0.2.1", dev)
+	multipath.Weight = 7
+	multipath.Attributes = routing.RareAttributes{
+		Realm: 6,
+		Legs: routing.PackLegs([]routing.Leg{
+			{Gateway: addr("198.51.100.1"), Device: other, Weight: 1, Realm: 9},
+			{Gateway: addr("203.0.113.1"), Device: other, Weight: 2, OnLink: true},
+			{Gateway: addr("fe80::1"), Device: dev, Weight: 256},
+		}),
+	}.Share()
+	setMetric(&multipath, unix.RTAX_MTU, 1400)
 	linkLocal := route(10001, "2001:db8:5::/48", "fe80::1", dev)
 	linkLocal.Preference = 3
 	source6 := route(10001, "2001:db8:7::/48", "2001:db8::1", dev)
@@ -188,7 +202,7 @@ func TestRoutesReadBackAsWritten(t *testing.T) {
 
 	routes := []routing.Route{
 		connected, viaDefault, metrics, onlink, tos, via6, hostScope, elsewhere,
-		connected6, via, secondLeg, linkLocal, src6, onlink6,
+		realm, multipath, connected6, via, secondLeg, linkLocal, src6, onlink6,
 	}
 	for name, optional := range map[string]routing.Route{"ip encapsulation": encapsulated, "source routes": source6} {
 		err := errors.Join(w.Apply(t.Context(), []routing.Op{add(optional)})...)
