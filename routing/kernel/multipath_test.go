@@ -16,7 +16,7 @@ func TestMultipath(t *testing.T) {
 	one, two := h.veth("wan0"), h.veth("wan1")
 	h.address("wan0", "192.0.2.10/24")
 	h.address("wan1", "198.51.100.10/24")
-	h.ip("route add 10.0.0.0/8 realm 4 nexthop via 192.0.2.1 dev wan0 weight 3 nexthop via 198.51.100.1 dev wan1 weight 2")
+	h.ip("route add 10.0.0.0/8 nexthop via 192.0.2.1 dev wan0 weight 3 nexthop via 198.51.100.1 dev wan1 weight 2")
 	h.ip("route add 10.1.0.0/16 via 192.0.2.1 realm 5")
 	m := h.mirror(kernel.Config{})
 	w := h.writer(m)
