@@ -59,7 +59,7 @@ func (s *State) apply(h header, payload []byte, why cause) error {
 			s.ruleDeleted(r, why)
 		}
 	case kindNewNexthop, kindDelNexthop:
-		s.nexthopChanged()
+		return s.nexthopChanged(h.kind, payload)
 	}
 	return nil
 }
@@ -82,7 +82,7 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 		return nil
 	}
 	s.events[routeClass(head.key.family)]++
-	a, err := decodeRoute(payload)
+	a, err := s.read(payload)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (s *State) keeps(head routeHead) bool {
 	if head.key.table != routing.TableMain {
 		return false
 	}
-	if head.kind == routing.RouteUnicast && (head.legs || s.Interested(head.device)) {
+	if head.kind == routing.RouteUnicast && s.leads(head) {
 		return true
 	}
 	return s.fib.at(head.key) != nil
@@ -274,7 +274,9 @@ func (s *State) routeDeleted(a *alias, why cause) {
 	}
 	if a.key.family == routing.IPv6 {
 		s.siblingsDeleted(slot, a, why)
-	} else if i := slices.IndexFunc(slot.aliases, func(o *alias) bool { return sameAlias(o, a) }); i >= 0 {
+	} else if i := slices.IndexFunc(slot.aliases, func(o *alias) bool {
+		return sameAlias(o, a) || a.nexthop != 0 && o.nexthop == a.nexthop && o.kind == a.kind && o.protocol() == a.protocol()
+	}); i >= 0 {
 		o := slot.aliases[i]
 		s.touched(o, why)
 		s.taken(o, why)
@@ -291,6 +293,16 @@ func (s *State) routeDeleted(a *alias, why cause) {
 // siblingsDeleted takes out the legs that the message lists: one where one
 // route went, all where all went (__ip6_del_rt_siblings).
 func (s *State) siblingsDeleted(slot *slot, a *alias, why cause) {
+	if a.nexthop != 0 {
+		for _, o := range slices.Clone(slot.aliases) {
+			if o.kind == a.kind && o.nexthop == a.nexthop {
+				s.touched(o, why)
+				s.taken(o, why)
+				s.fib.remove(o)
+			}
+		}
+		return
+	}
 	for _, l := range a.legs {
 		for _, o := range slices.Clone(slot.aliases) {
 			if o.kind != a.kind || o.nexthop != a.nexthop {

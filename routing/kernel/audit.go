@@ -109,6 +109,7 @@ func (s *State) lines() []string {
 			add("guest %+v", g)
 		}
 	}
+	out = append(out, s.nexthopLines()...)
 	places := map[band]int{}
 	for _, r := range slices.Concat(slices.Collect(s.Rules()), s.ForeignRules()) {
 		k := band{r.Family, r.Priority}

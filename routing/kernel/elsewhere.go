@@ -168,10 +168,10 @@ func (s *State) isGuest(h routeHead) bool {
 // ways lists the devices of a route to one address.
 func (s *State) ways(h routeHead, payload []byte) []hostRoute {
 	g := hostRoute{address: h.key.destination.Addr(), device: h.device, metric: h.key.metric, tos: h.key.tos}
-	if !h.legs {
+	if !h.legs && !h.bare() {
 		return []hostRoute{g}
 	}
-	a, err := decodeRoute(payload)
+	a, err := s.read(payload)
 	if err != nil {
 		s.misread(err)
 		return nil

@@ -60,6 +60,7 @@ func newWorld(t *testing.T, rt *rapid.T) *world {
 	must(t, err)
 	w.sysctl("ipv6/conf/default/accept_dad", "0")
 	w.sysctl("ipv6/conf/default/router_solicitations", "0")
+	w.sysctl("ipv4/nexthop_compat_mode", rapid.SampledFrom([]string{"1", "0"}).Draw(rt, "compat mode"))
 	w.up("lo")
 	for i := range 3 {
 		w.makeLink(i)

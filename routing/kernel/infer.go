@@ -16,6 +16,8 @@ import (
 // makes IPv6 do the same. Every statement here is checked against the running
 // kernel by TestMirrorFollowsTheKernel.
 
+const carrierFlags = unix.IFF_UP | unix.IFF_LOWER_UP | unix.IFF_RUNNING
+
 // leastMTU6 is IPV6_MIN_MTU.
 const leastMTU6 = 1280
 
@@ -71,6 +73,9 @@ func (s *State) linkSeen(m linkMessage) {
 	if l.up() {
 		s.waysUp6(l.index)
 	}
+	if before.flags&carrierFlags != l.flags&carrierFlags {
+		s.nexthopsDoubtful()
+	}
 	for a := range s.fib.nexthops {
 		// A nexthop object goes with the carrier of its interface, and its
 		// routes with it (nexthop_flush_dev in net/ipv4/nexthop.c).
@@ -107,6 +112,7 @@ func (s *State) linkGone(index int) {
 	if s.names[l.name] == index {
 		delete(s.names, l.name)
 	}
+	s.nexthopsDoubtful()
 	delete(s.links, index)
 	delete(s.elsewhere.holders, index)
 	s.changes.Links[index] = struct{}{}
@@ -334,12 +340,4 @@ func (s *State) revive(a *alias, device int) {
 	}
 	a.legs = legs
 	s.touched(a, cause{})
-}
-
-// nexthopChanged: what happens to the routes of a nexthop object is announced
-// only in part (nexthop_compat_mode, __remove_nexthop_fib).
-func (s *State) nexthopChanged() {
-	for a := range s.fib.nexthops {
-		s.doubt(a)
-	}
 }

@@ -43,6 +43,10 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 			return nil, err
 		}
 	}
+	if err := l.nexthops(ctx, s); err != nil {
+		return nil, err
+	}
+	s.doubts = newDoubts()
 	for _, f := range routing.Families() {
 		if err := l.routes(ctx, s, f); err != nil {
 			return nil, err
@@ -264,7 +268,7 @@ func (r *reading) read(payload []byte) error {
 }
 
 func (r *reading) keep(k fibKey, payload []byte) error {
-	a, err := decodeRoute(payload)
+	a, err := r.state.read(payload)
 	if err != nil {
 		return err
 	}
@@ -319,7 +323,7 @@ func (l loader) ask(ctx context.Context, s *State, q routeQuestion) ([]*alias, e
 		case h.key.table != routing.TableMain && !s.tables.Contains(h.key.table):
 			return nil, nil //nolint:nilnil // another table
 		}
-		return decodeRoute(payload)
+		return s.read(payload)
 	}, func(a *alias) {
 		if a != nil {
 			out = append(out, a)

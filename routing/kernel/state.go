@@ -54,6 +54,7 @@ type State struct {
 	anyIP     map[netip.Prefix]struct{}
 	fib       fib
 	elsewhere elsewhere
+	nexthops  map[uint32]*nexthop
 	rules     ruleBook
 	changes   Changes
 	doubts    doubts
@@ -78,6 +79,7 @@ const (
 	classRoutes6
 	classRules4
 	classRules6
+	classNexthops
 	classes
 )
 
@@ -138,7 +140,7 @@ func newState(tables routing.TableRange, interest func(string) bool) *State {
 	return &State{
 		tables: tables, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), rules: newRuleBook(), changes: newChanges(),
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(),
 		doubts: newDoubts(),
 	}
 }

@@ -28,6 +28,16 @@ func (l loader) verify(ctx context.Context, s *State, drain func() error) error 
 			return err
 		}
 	}
+	if s.doubts.nexthops {
+		before := s.events[classNexthops] + s.events[classLinks]
+		if err := l.nexthops(ctx, s); err != nil {
+			return err
+		}
+		if err := drain(); err != nil {
+			return err
+		}
+		s.doubts.nexthops = s.events[classNexthops]+s.events[classLinks] != before
+	}
 	for f := range maps.Clone(s.doubts.guests) {
 		if err := l.guests(ctx, s, f); err != nil {
 			return err
