@@ -108,6 +108,9 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	if c.All || len(c.Links) > 0 {
 		l.takeGroups()
 	}
+	for index := range c.Destinations {
+		l.dirty[index] = struct{}{}
+	}
 	seen := routing.NewTouched()
 	maps.Copy(seen.Rules, c.Rules)
 	maps.Copy(seen.Routes, c.Routes)
