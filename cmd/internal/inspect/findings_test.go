@@ -311,7 +311,9 @@ func TestTableInUse(t *testing.T) {
 }
 
 func TestRulesAhead(t *testing.T) {
-	at := func(p routing.Priority, table routing.TableID) routing.Rule { return routing.Rule{Priority: p, Table: table} }
+	at := func(p routing.Priority, table routing.TableID) routing.Rule {
+		return routing.Rule{Priority: p, Table: table}
+	}
 	vrf := routing.Rule{Priority: 1000, L3MDev: true}
 	tailscale := at(5270, 52)
 	some := want{check: "rule-ahead", severity: routing.Notice, text: []string{"ipv4", "5270: from all lookup 52"}}

@@ -54,7 +54,7 @@ type View struct {
 	// refuses bound traffic.
 	Rejects []Reject
 	Claims  map[string]reconcile.Claim
-	NM        nm.Snapshot
+	NM      nm.Snapshot
 	// Daemon is what the running daemon says of itself, the zero State while it
 	// has not said anything; Running says that it holds the lock.
 	Daemon  runstate.State
