@@ -167,7 +167,10 @@ func (r *rig) settled(links ...string) *inspect.View {
 
 // ladder says what a family of an uplink lacks, from `ip rule` and `ip route`
 // alone: no code of the product decides here.
-func (r *rig) ladder(link string, f lab.Family) error {
+func (r *rig) ladder(link string, f lab.Family) error { return r.ladderWithout("", link, f) }
+
+// ladderWithout is ladder on a link that must lack the rules of one priority.
+func (r *rig) ladderWithout(priority, link string, f lab.Family) error {
 	ctx := r.t.Context()
 	addrs, err := r.Addrs(link, f)
 	if err != nil {
@@ -190,7 +193,11 @@ func (r *rig) ladder(link string, f lab.Family) error {
 	}
 	var errs []error
 	want := func(format string, args ...any) {
-		if line := fmt.Sprintf(format, args...); !has(line) {
+		line := fmt.Sprintf(format, args...)
+		switch stands, unwanted := has(line), priority != "" && strings.HasPrefix(line, priority+":"); {
+		case unwanted && stands:
+			errs = append(errs, fmt.Errorf("%s %v: rule %q", link, f, line))
+		case !unwanted && !stands:
 			errs = append(errs, fmt.Errorf("%s %v: no rule %q", link, f, line))
 		}
 	}
