@@ -44,7 +44,7 @@ type Recall struct {
 	memory Memory
 	// known says of each rule in front of the ladder whether the kernel numbered
 	// it.
-	known map[routing.Rule]bool
+	known   map[routing.Rule]bool
 	uplinks map[int]FormerUplink
 	changed bool
 }
