@@ -60,7 +60,7 @@ func (v *View) try() error {
 			tried++
 			v.Outcomes = append(v.Outcomes, o)
 		}
-		if refused < tried {
+		if refused <= tried/2 { // some are refused by routes of their own
 			continue
 		}
 		rejects, err := rejectDefaults(f)
