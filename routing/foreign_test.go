@@ -186,6 +186,10 @@ func genFlow(t *rapid.T, h *host) lookup.Flow {
 	if f.From.IsValid() && f.From.Is4() != f.To.Is4() || f.IIF != "" && !f.From.IsValid() {
 		f.From, f.IIF = netip.Addr{}, ""
 	}
+	if _, own := owned(h)[f.From]; f.From.IsValid() && !own && f.IIF == "" {
+		// A socket has an address of the host.
+		f.IIF, f.OIF, f.UID = "docker0", "", 0
+	}
 	return f
 }
 

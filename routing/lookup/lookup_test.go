@@ -41,8 +41,11 @@ func route(t routing.TableID, to string, device int, changes ...change[routing.R
 }
 
 func kind(t routing.RouteType) change[routing.Route] { return func(r *routing.Route) { r.Type = t } }
-func metric(m uint32) change[routing.Route]          { return func(r *routing.Route) { r.Metric = m } }
-func leg(r *routing.Route)                           { r.Weight = 1 }
+
+func metric(m uint32) change[routing.Route] { return func(r *routing.Route) { r.Metric = m } }
+
+func leg(r *routing.Route) { r.Weight = 1 }
+
 func from(p string) change[routing.Route] {
 	return func(r *routing.Route) { r.Source = netip.MustParsePrefix(p) }
 }
@@ -50,13 +53,17 @@ func from(p string) change[routing.Route] {
 func source(p string) change[routing.Rule] {
 	return func(r *routing.Rule) { r.From = netip.MustParsePrefix(p) }
 }
+
 func invert(r *routing.Rule) { r.Invert = true }
+
 func act(a routing.Action) change[routing.Rule] {
 	return func(r *routing.Rule) { r.Action, r.Table = a, 0 }
 }
+
 func notGroup(g uint32) change[routing.Rule] {
 	return func(r *routing.Rule) { r.SuppressGroup = routing.Some(g) }
 }
+
 func longer(n uint32) change[routing.Rule] {
 	return func(r *routing.Rule) { r.SuppressPrefixLength = routing.Some(n) }
 }
@@ -66,8 +73,10 @@ func longer(n uint32) change[routing.Rule] {
 func host(rules []routing.Rule, routes ...routing.Route) *lookup.Host {
 	h := &lookup.Host{
 		Interfaces: []lookup.Interface{
-			{Index: 2, Name: "eth2", Up: true}, {Index: 3, Name: "eth3", Up: true, Group: 28008},
-			{Index: 4, Name: "vrf0", Up: true, Table: 200}, {Index: 5, Name: "eth5", Up: true, Master: 4},
+			{Index: 2, Name: "eth2", Up: true},
+			{Index: 3, Name: "eth3", Up: true, Group: 28008},
+			{Index: 4, Name: "vrf0", Up: true, Table: 200},
+			{Index: 5, Name: "eth5", Up: true, Master: 4},
 			{Index: 6, Name: "down6"},
 		},
 		Rules:  rules,
@@ -119,28 +128,37 @@ func TestTraps(t *testing.T) {
 		"IPv4: a first leg in the group takes all away": {second(v4, notGroup(0)), legs4, lookup.Flow{To: to4}, lookup.Sent, 0, []int{3}},
 		"a reject route is not suppressed": {
 			second(v4, longer(24), notGroup(0)), append(both4[1:2:2], route(100, "0.0.0.0/0", 0, kind(unreachable))),
-			lookup.Flow{To: to4}, lookup.Rejected, lookup.HostUnreachable, nil,
+			lookup.Flow{To: to4},
+			lookup.Rejected, lookup.HostUnreachable, nil,
 		},
 		"a throw route goes on": {
 			second(v4), append(both4[1:2:2], route(100, "203.0.113.0/24", 0, kind(throw)), route(100, "0.0.0.0/0", 2)),
-			lookup.Flow{To: to4}, lookup.Sent, 0, []int{3},
+			lookup.Flow{To: to4},
+			lookup.Sent, 0,
+			[]int{3},
 		},
 		"IPv6: a source-specific route hides the plain one": {
 			[]routing.Rule{rule(v6, 1, 100)},
 			[]routing.Route{route(100, "2600::/16", 2), route(100, "2600::/16", 3, from("2001:db8:f::/48")), route(100, "::/0", 5)},
-			lookup.Flow{To: to6, From: me6}, lookup.Sent, 0, []int{5},
+			lookup.Flow{To: to6, From: me6},
+			lookup.Sent, 0,
+			[]int{5},
 		},
 		"IPv6: but not a default": {
 			[]routing.Rule{rule(v6, 1, 100)},
 			[]routing.Route{route(100, "::/0", 2), route(100, "::/0", 3, from("2001:db8:f::/48"))},
-			lookup.Flow{To: to6, From: me6}, lookup.Sent, 0, []int{2},
+			lookup.Flow{To: to6, From: me6},
+			lookup.Sent, 0,
+			[]int{2},
 		},
 		"IPv6: nor once the search has begun": {
 			[]routing.Rule{rule(v6, 1, 100)},
 			[]routing.Route{
 				route(100, "2600::/32", 3), route(100, "2600::/16", 2), route(100, "2600::/16", 3, from("2001:db8:f::/48")), route(100, "::/0", 5),
 			},
-			lookup.Flow{To: to6, From: me6, OIF: "eth2"}, lookup.Sent, 0, []int{2},
+			lookup.Flow{To: to6, From: me6, OIF: "eth2"},
+			lookup.Sent, 0,
+			[]int{2},
 		},
 		"IPv6: a source-specific route matches no source as ::": {
 			[]routing.Rule{rule(v6, 1, 100)}, []routing.Route{route(100, "::/0", 2, from("::/8"))}, lookup.Flow{To: to6}, lookup.Sent, 0, []int{2},
@@ -159,7 +177,8 @@ func TestTraps(t *testing.T) {
 			second(v6), append(both6[1:2:2], route(100, "::/0", 1, kind(unreachable))), lookup.Flow{To: to6, OIF: "eth3"}, lookup.Sent, 0, []int{3},
 		},
 		"IPv4: a bound socket does not": {
-			second(v4), append(both4[1:2:2], route(100, "0.0.0.0/0", 0, kind(prohibit))), lookup.Flow{To: to4, OIF: "eth3"},
+			second(v4), append(both4[1:2:2], route(100, "0.0.0.0/0", 0, kind(prohibit))),
+			lookup.Flow{To: to4, OIF: "eth3"},
 			lookup.Rejected, lookup.AccessDenied, nil,
 		},
 		"IPv6: behind the lowest metric the preference counts, not the metric": {
@@ -168,23 +187,36 @@ func TestTraps(t *testing.T) {
 				route(100, "::/0", 2, metric(1)), route(100, "::/0", 3, metric(2)),
 				route(100, "::/0", 3, metric(3), func(r *routing.Route) { r.Preference, r.Gateway = routing.PreferenceHigh, me6 }),
 			},
-			lookup.Flow{To: to6, OIF: "eth3"}, lookup.Sent, 0, []int{3},
+			lookup.Flow{To: to6, OIF: "eth3"},
+			lookup.Sent, 0,
+			[]int{3},
 		},
 		"an inverted l3mdev rule looks up main": {
 			[]routing.Rule{rule(v4, 1, 0, invert, func(r *routing.Rule) { r.L3MDev = true })},
-			[]routing.Route{route(254, "0.0.0.0/0", 2), route(200, "0.0.0.0/0", 5)}, lookup.Flow{To: to4}, lookup.Sent, 0, []int{2},
+			[]routing.Route{route(254, "0.0.0.0/0", 2), route(200, "0.0.0.0/0", 5)},
+			lookup.Flow{To: to4},
+			lookup.Sent, 0,
+			[]int{2},
 		},
 		"a port of a VRF uses its table": {
 			[]routing.Rule{rule(v4, 1, 0, func(r *routing.Rule) { r.L3MDev = true }), rule(v4, 2, 100)},
-			append(both4, route(200, "0.0.0.0/0", 5)), lookup.Flow{To: to4, IIF: "eth5"}, lookup.Sent, 0, []int{5},
+			append(both4, route(200, "0.0.0.0/0", 5)),
+			lookup.Flow{To: to4, IIF: "eth5"},
+			lookup.Sent, 0,
+			[]int{5},
 		},
 		"a socket in a VRF is not bound to the device of routes": {
 			[]routing.Rule{rule(v4, 1, 0, func(r *routing.Rule) { r.L3MDev = true })},
-			[]routing.Route{route(200, "0.0.0.0/0", 5)}, lookup.Flow{To: to4, OIF: "vrf0"}, lookup.Sent, 0, []int{5},
+			[]routing.Route{route(200, "0.0.0.0/0", 5)},
+			lookup.Flow{To: to4, OIF: "vrf0"},
+			lookup.Sent, 0,
+			[]int{5},
 		},
 		"a forwarded packet is root's": {
 			second(v4, func(r *routing.Rule) { r.UIDs = routing.UIDRange{Set: true, First: 1, Last: 2000} }), both4,
-			lookup.Flow{To: to4, IIF: "eth2", UID: 1000}, lookup.Sent, 0, []int{3},
+			lookup.Flow{To: to4, IIF: "eth2", UID: 1000},
+			lookup.Sent, 0,
+			[]int{3},
 		},
 		"IPv4: tos leaves three bits out": {
 			second(v4, func(r *routing.Rule) { r.TOS = 0x10 }), both4, lookup.Flow{To: to4, TOS: 0xf0}, lookup.Sent, 0, []int{2},
@@ -198,7 +230,9 @@ func TestTraps(t *testing.T) {
 		"IPv4: a route's tos": {
 			[]routing.Rule{rule(v4, 1, 100)},
 			[]routing.Route{route(100, "0.0.0.0/0", 2), route(100, "0.0.0.0/0", 3, func(r *routing.Route) { r.TOS = 0x10 })},
-			lookup.Flow{To: to4, TOS: 0x10}, lookup.Sent, 0, []int{3},
+			lookup.Flow{To: to4, TOS: 0x10},
+			lookup.Sent, 0,
+			[]int{3},
 		},
 		"a rule for an interface that is not there": {
 			second(v4, func(r *routing.Rule) { r.OIF = "gone0" }), both4, lookup.Flow{To: to4}, lookup.Sent, 0, []int{3},
@@ -214,13 +248,19 @@ func TestTraps(t *testing.T) {
 			[]routing.Rule{
 				rule(v4, 1, 0, act(routing.ActionGoto), func(r *routing.Rule) { r.Goto = 3 }), rule(v4, 2, 100), rule(v4, 3, 101), rule(v4, 3, 100),
 			},
-			both4, lookup.Flow{To: to4}, lookup.Sent, 0, []int{3},
+			both4,
+			lookup.Flow{To: to4},
+			lookup.Sent, 0,
+			[]int{3},
 		},
 		"goto to nowhere and nop do nothing": {
 			[]routing.Rule{
 				rule(v4, 1, 0, act(routing.ActionGoto), func(r *routing.Rule) { r.Goto = 5 }), rule(v4, 2, 0, act(routing.ActionNop)), rule(v4, 3, 100),
 			},
-			both4, lookup.Flow{To: to4}, lookup.Sent, 0, []int{2},
+			both4,
+			lookup.Flow{To: to4},
+			lookup.Sent, 0,
+			[]int{2},
 		},
 		"a rule unreachable": {
 			[]routing.Rule{rule(v4, 1, 0, act(routing.ActionUnreachable))}, both4, lookup.Flow{To: to4}, lookup.Rejected, lookup.NetUnreachable, nil,
@@ -232,7 +272,9 @@ func TestTraps(t *testing.T) {
 			[]routing.Rule{rule(v6, 1, 0, act(routing.ActionBlackhole))}, both6, lookup.Flow{To: to6}, lookup.Rejected, lookup.Invalid, nil,
 		},
 		"a route blackhole": {
-			[]routing.Rule{rule(v4, 1, 100)}, []routing.Route{route(100, "0.0.0.0/0", 0, kind(blackhole))}, lookup.Flow{To: to4},
+			[]routing.Rule{rule(v4, 1, 100)},
+			[]routing.Route{route(100, "0.0.0.0/0", 0, kind(blackhole))},
+			lookup.Flow{To: to4},
 			lookup.Rejected, lookup.Invalid, nil,
 		},
 		"no rule": {nil, both4, lookup.Flow{To: to4}, lookup.NoRoute, lookup.NetUnreachable, nil},
@@ -240,16 +282,24 @@ func TestTraps(t *testing.T) {
 			[]routing.Rule{rule(v4, 0, 255)}, []routing.Route{route(255, "203.0.113.9/32", 2, kind(local))}, lookup.Flow{To: to4}, lookup.Local, 0, nil,
 		},
 		"IPv4: a local address of another device than the socket's": {
-			[]routing.Rule{rule(v4, 0, 255), rule(v4, 1, 101)}, append(both4, route(255, "203.0.113.9/32", 2, kind(local))),
-			lookup.Flow{To: to4, OIF: "eth3"}, lookup.Sent, 0, []int{3},
+			[]routing.Rule{rule(v4, 0, 255), rule(v4, 1, 101)},
+			append(both4, route(255, "203.0.113.9/32", 2, kind(local))),
+			lookup.Flow{To: to4, OIF: "eth3"},
+			lookup.Sent, 0,
+			[]int{3},
 		},
 		"a broadcast that is sent": {
-			[]routing.Rule{rule(v4, 0, 255)}, []routing.Route{route(255, "203.0.113.9/32", 2, kind(broadcast))},
-			lookup.Flow{To: to4}, lookup.Sent, 0, []int{2},
+			[]routing.Rule{rule(v4, 0, 255)},
+			[]routing.Route{route(255, "203.0.113.9/32", 2, kind(broadcast))},
+			lookup.Flow{To: to4},
+			lookup.Sent, 0,
+			[]int{2},
 		},
 		"a broadcast that is received": {
-			[]routing.Rule{rule(v4, 0, 255)}, []routing.Route{route(255, "203.0.113.9/32", 2, kind(broadcast))},
-			lookup.Flow{To: to4, IIF: "eth2"}, lookup.Local, 0, nil,
+			[]routing.Rule{rule(v4, 0, 255)},
+			[]routing.Route{route(255, "203.0.113.9/32", 2, kind(broadcast))},
+			lookup.Flow{To: to4, IIF: "eth2"},
+			lookup.Local, 0, nil,
 		},
 		"IPv4: a device that is down": {second(v4), both4, lookup.Flow{To: to4, OIF: "down6"}, lookup.NoRoute, lookup.NetUnreachable, nil},
 		"packed legs": {
@@ -257,9 +307,18 @@ func TestTraps(t *testing.T) {
 			[]routing.Route{route(100, "0.0.0.0/0", 2, leg, func(r *routing.Route) {
 				r.Legs = routing.PackLegs([]routing.Leg{{Device: 3, Weight: 1}})
 			})},
-			lookup.Flow{To: to4}, lookup.Sent, 0, []int{2, 3},
+			lookup.Flow{To: to4},
+			lookup.Sent, 0,
+			[]int{2, 3},
 		},
 		"IPv6: some legs are in the group": {second(v6, notGroup(28008)), split, lookup.Flow{To: to6}, lookup.Sent, 0, []int{2}},
+		"IPv6: a forwarded packet prefers the device it came in by": {
+			[]routing.Rule{rule(v6, 1, 100)},
+			[]routing.Route{route(100, "::/0", 2), route(100, "::/0", 3)},
+			lookup.Flow{To: to6, From: me6, IIF: "eth3"},
+			lookup.Sent, 0,
+			[]int{3},
+		},
 		"a tunnel": {
 			second(v4, func(r *routing.Rule) { r.TunnelID = 7 }), both4, lookup.Flow{To: to4, IIF: "eth2", TunnelID: 7}, lookup.Sent, 0, []int{2},
 		},

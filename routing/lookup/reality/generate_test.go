@@ -1,4 +1,4 @@
-package reality
+package reality_test
 
 import (
 	"fmt"
@@ -143,7 +143,7 @@ func genAction(t *rapid.T, r *routing.Rule, all []routing.Priority) {
 }
 
 // tables are those that rules look up. There is none with the number 300.
-var tables = []routing.TableID{100, 101, 102, 103, routing.TableMain, routing.TableMain, 200, 300} //nolint:gochecknoglobals // a list
+var tables = []routing.TableID{100, 101, 102, 103, routing.TableMain, routing.TableMain, 200, 300}
 
 // genRules are rules in the order in which they are added.
 func genRules(t *rapid.T, family routing.Family) []routing.Rule {
