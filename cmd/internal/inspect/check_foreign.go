@@ -60,10 +60,9 @@ func checkRulesAhead(v *View, _ files) []Finding {
 				some = append(some, r.String())
 				continue
 			}
-			what := "bound traffic follows it, and not its link"
-			switch r.Action {
-			case routing.ActionBlackhole, routing.ActionUnreachable, routing.ActionProhibit:
-				what = "bound traffic is refused"
+			what := "bound traffic is refused"
+			if r.Action == routing.ActionLookup {
+				what = "bound traffic follows it, and not its link"
 			}
 			out = append(out, Finding{
 				Severity: routing.Warning,
@@ -193,7 +192,7 @@ func checkYielding(v *View, _ files) []Finding {
 // what main knows meets them, and the kernel suppresses routes, not errors
 // (fib_rules_lookup in net/core/fib_rules.c).
 func checkRejects(v *View, _ files) []Finding {
-	var out []Finding
+	out := make([]Finding, 0, len(v.Rejects))
 	for _, r := range v.Rejects {
 		flag := "-4"
 		if r.Family == routing.IPv6 {

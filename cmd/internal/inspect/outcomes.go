@@ -163,17 +163,17 @@ func rejectDefaults(f routing.Family) ([]Reject, error) {
 			if header.Dst_len != 0 || header.Type != kind.number {
 				continue
 			}
-			text := kind.name + " default"
+			metric := ""
 			attributes, err := nl.ParseRouteAttr(m[header.Len():])
 			if err != nil {
 				return nil, fmt.Errorf("reading a %s route of main: %w", kind.name, err)
 			}
 			for _, a := range attributes {
 				if a.Attr.Type == unix.RTA_PRIORITY && len(a.Value) == 4 {
-					text += fmt.Sprintf(" metric %d", binary.NativeEndian.Uint32(a.Value))
+					metric = fmt.Sprintf(" metric %d", binary.NativeEndian.Uint32(a.Value))
 				}
 			}
-			out = append(out, Reject{Family: f, Text: text})
+			out = append(out, Reject{Family: f, Text: kind.name + " default" + metric})
 		}
 	}
 	return out, nil
