@@ -220,7 +220,12 @@ func TestDuplicateAddress(t *testing.T) {
 func TestForeignGroup(t *testing.T) {
 	l := wan(0)
 	l.Group = 7
-	check(t, view(l), files(), want{check: "plan", severity: routing.Warning, link: "wan0", text: []string{"interface group 7", "ip link set wan0 group default"}})
+	v := view(l)
+	v.Planner.SetGroups(map[uint32]int{7: 2})
+	check(t, v, files(), want{check: "plan", severity: routing.Warning, link: "wan0", text: []string{"interface group 7", "ip link set wan0 group default"}})
+	// It tells uplinks as well as ours where it holds nothing else.
+	v.Planner.SetGroups(map[uint32]int{7: 1})
+	check(t, v, files())
 }
 
 func TestDevices(t *testing.T) {

@@ -169,3 +169,38 @@ func TestHostAddresses(t *testing.T) {
 		t.Errorf("%s", r)
 	}
 }
+
+// TestDeletionByWords: who deletes his rule by its words may hit the lift of it. That
+// is no error of multihomed, status says what is left, and deleting goes on until
+// both are gone.
+func TestDeletionByWords(t *testing.T) {
+	h := newHost(t)
+	h.ip("rule", "add", "priority", "30000", "to", "192.0.2.5", "lookup", "200")
+	h.start()
+	lifted := "30000: from all to 192.0.2.5 lookup 200"
+	if p := problem(h.status(), "rule-lifted"); p == nil || !strings.Contains(p.Text, lifted) {
+		t.Errorf("before: %+v", p)
+	}
+	if r := h.ctl("status", "-v"); !strings.Contains(r.out, "goto 30000  # lift of "+lifted) || !strings.Contains(r.out, "uplink: main has a default route via "+lab.DefaultISP(0).IPv4.Addr().String()) {
+		t.Errorf("status -v: %s", r)
+	}
+	h.ip("rule", "del", "to", "192.0.2.5")
+	if rules := h.ip("rule"); !strings.Contains(rules, "lookup 200") || strings.Contains(rules, "goto") {
+		t.Fatalf("his own was first:\n%s", rules)
+	}
+	s := h.status()
+	p := problem(s, "lift-yields")
+	if !s.OK || p == nil || p.Severity != "notice" || !strings.Contains(p.Text, lifted) {
+		t.Errorf("ok %v, %+v, problems %+v", s.OK, s.InForce, s.Problems)
+	}
+	h.ip("rule", "del", "to", "192.0.2.5")
+	if _, err := h.IP(t.Context(), "rule", "del", "to", "192.0.2.5"); err == nil {
+		t.Error("it came back")
+	}
+	labtest.Eventually(t, func() error {
+		if s := h.status(); !s.OK || len(s.Problems) > 0 {
+			return fmt.Errorf("ok %v, problems %+v", s.OK, s.Problems)
+		}
+		return nil
+	})
+}
