@@ -106,6 +106,9 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 		return nil, err
 	}
 	leases := v.readLeases(ctx, cfg)
+	if err := mirror.SetNetworks(ctx, v.networks(mirror)); err != nil {
+		return nil, err
+	}
 	mirror.View(func(k *kernel.State) { v.look(k, leases) })
 	if err := v.try(); err != nil {
 		v.note("where bound traffic goes: %v", err)

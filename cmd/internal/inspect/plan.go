@@ -28,6 +28,10 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 		}
 		v.Links[facts.Name] = facts
 		if link, is := v.link(facts, stands, leases); is {
+			link.Elsewhere = reconcile.ElsewhereOf(k, link, v.Claims[facts.Name], func(index int) bool {
+				name, exists := k.NameOf(index)
+				return exists && v.Claims[name].Standing != reconcile.NoLink
+			})
 			v.Planner.Set(link)
 		}
 	}
@@ -44,6 +48,19 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 	all := routing.Everything(v.Planner, k)
 	// Not knowing is not emptiness: what nobody is known to want may be wanted.
 	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return v.Complete() && len(v.unsure) == 0 })
+}
+
+// networks are those of all links, in which others may have addresses too.
+func (v *View) networks(mirror *kernel.Mirror) []netip.Prefix {
+	var out []netip.Prefix
+	mirror.View(func(k *kernel.State) {
+		for _, index := range k.Indexes() {
+			if facts, ok := k.Link(index); ok && v.Claims[facts.Name].Standing != reconcile.NoLink {
+				out = append(out, reconcile.NetworksOf(reconcile.LinkOf(facts, v.Claims[facts.Name]))...)
+			}
+		}
+	})
+	return out
 }
 
 // link puts an interface together as the daemon does, false if it is none.
