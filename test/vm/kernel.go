@@ -26,7 +26,7 @@ type kernel struct {
 }
 
 // drivers are the modules without which there is no file tree and no agent.
-var drivers = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "virtio_blk", "ext4"} //nolint:gochecknoglobals // a table
+var drivers = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "virtio_blk", "crc32c_generic", "ext4"} //nolint:gochecknoglobals // a table
 
 // keyring has the keys of Debian's releases.
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"

@@ -57,9 +57,9 @@ func mount(source, target, fstype string, flags uintptr, data string) error {
 // seen by the other at once; mmap adds what shared mappings need.
 func share(tag, target string, writable bool) error {
 	if writable {
-		return mount(tag, target, "9p", 0, "trans=virtio,version=9p2000.L,msize=524288,cache=mmap")
+		return mount(tag, target, "9p", 0, "trans=virtio,version=9p2000.L,msize=512000,cache=mmap")
 	}
-	return mount(tag, target, "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,msize=524288,cache=loose")
+	return mount(tag, target, "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,msize=512000,cache=loose")
 }
 
 // mountTree mounts the file tree on root, with an overlay that takes the writes.

@@ -6,6 +6,8 @@ package main
 import (
 	"fmt"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -18,8 +20,12 @@ func main() {
 	default:
 		err = fmt.Errorf("usage: process 1, or %s agent", os.Args[0])
 	}
-	// The end of process 1 is a panic of the kernel, which ends the machine; the
-	// console has this line.
 	fmt.Fprintf(os.Stderr, "guest: %v\n", err)
+	if os.Getpid() == 1 {
+		// This line is the last on the console; the end of process 1 would be a panic
+		// of the kernel with many more.
+		err = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		fmt.Fprintf(os.Stderr, "guest: switching off: %v\n", err)
+	}
 	os.Exit(1)
 }
