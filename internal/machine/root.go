@@ -37,7 +37,7 @@ const defaultMirror = "http://deb.debian.org/debian"
 // packages are what a root has on top of what every Debian has. libpam-systemd is
 // the default-logind that polkitd depends on: debootstrap does not know who
 // provides what.
-const packages = "systemd,systemd-sysv,libpam-systemd,dbus,udev,network-manager,iproute2,iputils-ping,procps,ca-certificates"
+const packages = "systemd,systemd-sysv,libpam-systemd,dbus,udev,network-manager,iproute2,iputils-ping,procps,kmod,ca-certificates"
 
 // masked are units that cost time, or fail without a network, and are no
 // business of ours: a timer that fires during a test makes the system degraded.

@@ -123,7 +123,7 @@ func testKernel(t *testing.T, release string) {
 		})
 	}
 
-	t.Run("lab", func(t *testing.T) { m.Test(t, "multihomed/cmd/internal/e2e", "^TestTwoProviders$") })
+	t.Run("lab", func(t *testing.T) { m.Test(t, "multihomed/nm/integration", "^TestUpDownSwitch$") })
 
 	t.Run("no test", func(t *testing.T) {
 		if err := m.RunTest(t.Context(), "multihomed/routing", "^TestNoSuch$"); !errors.Is(err, vm.ErrNoTest) {
