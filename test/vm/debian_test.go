@@ -17,42 +17,30 @@ import (
 	"multihomed/test/vm"
 )
 
+// packages is where deb builds.
+var packages = filepath.Join(os.TempDir(), fmt.Sprintf("multihomed-vm-packages-%d", os.Getpid()))
+
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if packages.dir != "" {
-		_ = os.RemoveAll(packages.dir)
+	if err := os.RemoveAll(packages); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }
 
-// packages has the package of this source.
-var packages struct {
-	sync.Mutex
-	dir string
-}
-
-// deb builds the package, once, as a user does.
-func deb(t *testing.T) string {
-	t.Helper()
-	packages.Lock()
-	defer packages.Unlock()
-	if packages.dir == "" {
-		dir, err := os.MkdirTemp("", "multihomed-packages")
-		if err != nil {
-			t.Fatal(err)
-		}
-		packages.dir = dir
-		out, err := exec.CommandContext(t.Context(), "make", "-C", "../..", "deb", "DIST="+dir, "BIN="+filepath.Join(dir, "bin")).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+// deb builds the package of this source, once, as a user does.
+var deb = sync.OnceValues(func() (string, error) {
+	cmd := exec.CommandContext(context.Background(), "make", "-C", "../..", "deb", "DIST="+packages, "BIN="+filepath.Join(packages, "bin"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the package: %w\n%s", err, out)
 	}
-	found, err := filepath.Glob(filepath.Join(packages.dir, "multihomed_*.deb"))
+	found, err := filepath.Glob(filepath.Join(packages, "multihomed_*.deb"))
 	if err != nil || len(found) != 1 {
-		t.Fatalf("packages: %v (%v)", found, err)
+		return "", fmt.Errorf("packages: %v (%w)", found, err)
 	}
-	return found[0]
-}
+	return found[0], nil
+})
 
 func TestDebianBookworm(t *testing.T) { testDebian(t, machine.Bookworm) }
 
@@ -61,7 +49,10 @@ func TestDebianTrixie(t *testing.T) { testDebian(t, machine.Trixie) }
 // testDebian installs the package in a whole Debian with two networks.
 func testDebian(t *testing.T, release string) {
 	t.Helper()
-	path := deb(t)
+	path, err := deb()
+	if err != nil {
+		t.Fatal(err)
+	}
 	began := time.Now()
 	m := vm.BootTest(t, vm.Config{Release: release})
 	t.Logf("the system is running after %v", time.Since(began).Round(time.Millisecond))

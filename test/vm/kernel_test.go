@@ -155,11 +155,11 @@ func TestRequirements(t *testing.T) {
 	}
 }
 
-// TestHangingBoot: a boot is bounded by its context and leaves nothing.
-func TestHangingBoot(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+// TestHanging: a boot and a command are bounded by their context and leave nothing.
+func TestHanging(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
-	if _, err := vm.Run(ctx, vm.Config{Release: machine.Bookworm}, "true"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := vm.Run(ctx, vm.Config{Release: machine.Bookworm}, "sleep", "1000"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("it ended with %v", err)
 	}
 	children, err := vm.Children()

@@ -37,10 +37,7 @@ type Machine struct {
 	whole bool
 	env   []string
 	dir   string // where commands run
-	id    string
 	hw    hardware
-	boot  wire.Boot
-	k     kernel
 
 	power sync.Mutex // held by whoever switches it on or off
 	mu    sync.Mutex
@@ -168,7 +165,7 @@ func newDisk(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a disk in %s: %w", scratchDir, err)
 	}
-	disk := os.NewFile(uintptr(fd), "disk") //nolint:gosec // descriptors are small
+	disk := os.NewFile(uintptr(fd), "disk")
 	err = disk.Truncate(diskSize)
 	if err == nil {
 		_, err = command(ctx, "/", "mkfs.ext4", "-q", "-F", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd))

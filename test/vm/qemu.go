@@ -79,10 +79,10 @@ func start(h hardware) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the agent's socket: %w", err)
 	}
-	theirs := os.NewFile(uintptr(fds[1]), "agent") //nolint:gosec // descriptors are small
+	theirs := os.NewFile(uintptr(fds[1]), "agent")
 	defer theirs.Close()
 	s := &session{
-		link: os.NewFile(uintptr(fds[0]), "agent"), ready: make(chan struct{}), done: make(chan struct{}), //nolint:gosec // descriptors are small
+		link: os.NewFile(uintptr(fds[0]), "agent"), ready: make(chan struct{}), done: make(chan struct{}),
 		waiting: map[uint32]*pending{},
 	}
 	args := []string{
@@ -139,7 +139,7 @@ func inMemory(data []byte) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a file in memory: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "initrd") //nolint:gosec // descriptors are small
+	f := os.NewFile(uintptr(fd), "initrd")
 	if _, err := f.Write(data); err != nil {
 		return nil, errors.Join(fmt.Errorf("writing a file in memory: %w", err), f.Close())
 	}

@@ -37,7 +37,7 @@ func (s *scratch) make() error {
 	dir, err := os.MkdirTemp(scratchDir, "multihomed-vm")
 	if err == nil {
 		// Tests run programs as other users, too.
-		err = os.Chmod(dir, 0o755) //nolint:gosec // everybody may read it
+		err = os.Chmod(dir, 0o755)
 	}
 	s.dir = dir
 	return err
@@ -91,7 +91,7 @@ func (m *Machine) buildTest(ctx context.Context, pkg string) (binary, dir string
 }
 
 // passed finds the tests, of the top level, that a binary reports with -test.v.
-var passed = regexp.MustCompile(`(?m)^--- PASS: (\S+)`) //nolint:gochecknoglobals // a constant
+var passed = regexp.MustCompile(`(?m)^--- PASS: (\S+)`)
 
 var errNoTest = errors.New("no test ran")
 

@@ -163,7 +163,7 @@ func copyFile(from, to string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(to, data, 0o755) //nolint:gosec // It is a program.
+	return os.WriteFile(to, data, 0o755)
 }
 
 // unit is the agent's. It starts first, so that a boot that hangs can be looked
@@ -186,7 +186,7 @@ func startDebian(b wire.Boot) error {
 		return err
 	}
 	const name = "multihomed-test-agent.service"
-	if err := os.WriteFile(filepath.Join(units, name), []byte(unit), 0o644); err != nil { //nolint:gosec // Units are readable.
+	if err := os.WriteFile(filepath.Join(units, name), []byte(unit), 0o644); err != nil {
 		return err
 	}
 	if err := os.Symlink(filepath.Join(units, name), filepath.Join(wants, name)); err != nil {
@@ -198,7 +198,7 @@ func startDebian(b wire.Boot) error {
 		"/etc/machine-id": b.ID, "/etc/hostname": b.Hostname, "/etc/.updated": "", "/var/.updated": "",
 	} {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			if err := os.WriteFile(path, []byte(content+"\n"), 0o644); err != nil { //nolint:gosec // Both are readable.
+			if err := os.WriteFile(path, []byte(content+"\n"), 0o644); err != nil {
 				return err
 			}
 		}

@@ -96,7 +96,7 @@ func Send(w io.Writer, f Frame) error {
 	b := make([]byte, 0, 9+len(f.Payload))
 	b = append(b, byte(f.Kind))
 	b = binary.BigEndian.AppendUint32(b, f.Command)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(f.Payload))) //nolint:gosec // It is at most MaxPayload.
+	b = binary.BigEndian.AppendUint32(b, uint32(len(f.Payload)))
 	b = append(b, f.Payload...)
 	if _, err := w.Write(b); err != nil {
 		return fmt.Errorf("sending a frame: %w", err)
