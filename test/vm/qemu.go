@@ -87,7 +87,7 @@ func start(h hardware) (*session, error) {
 	}
 	args := []string{
 		// Not kvm: it is not everywhere, nor does it work everywhere where it is.
-		"-M", "q35,sata=off,smbus=off", "-accel", "tcg,thread=multi", "-cpu", "max,-svm",
+		"-M", "q35,sata=off,smbus=off", "-accel", "tcg,thread=multi", "-cpu", "max",
 		"-smp", strconv.Itoa(h.cpus), "-m", strconv.Itoa(h.memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
