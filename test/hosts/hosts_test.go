@@ -7,7 +7,7 @@ import (
 
 // TestHosts runs the whole table.
 func TestHosts(t *testing.T) {
-	for _, h := range slices.Concat(plainHosts) {
+	for _, h := range slices.Concat(plainHosts, vpnHosts) {
 		t.Run(h.Name, h.run)
 	}
 }

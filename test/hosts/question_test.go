@@ -259,13 +259,14 @@ func (q Dial) dial(ctx context.Context) error {
 // A Call opens a TCP connection to the host (or to what it publishes) from an
 // address behind a provider. The answer says where the host's reply was seen.
 type Call struct {
-	By  *lab.ISP
-	Src netip.Addr // by default the provider's own client on the internet
-	Dst netip.Addr
+	By   *lab.ISP
+	Src  netip.Addr // by default the provider's own client on the internet
+	Dst  netip.Addr
+	Port uint16 // by default that of the host's echo server
 }
 
 func (q Call) String() string {
-	return fmt.Sprintf("TCP of %v behind %s to %v", q.src(), q.By.Name(), q.Dst)
+	return fmt.Sprintf("TCP of %v behind %s to %v", q.src(), q.By.Name(), netip.AddrPortFrom(q.Dst, q.port()))
 }
 
 func (q Call) src() netip.Addr {
@@ -279,17 +280,32 @@ func (q Call) src() netip.Addr {
 	}
 }
 
+func (q Call) port() uint16 {
+	if q.Port != 0 {
+		return q.Port
+	}
+	return lab.EchoPort
+}
+
+func (q Call) connect(ctx context.Context) error {
+	return q.By.Namespace().Do(func() error {
+		dialer := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(q.src(), 0))}
+		conn, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(q.Dst, q.port()).String())
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}
+
 func (q Call) answer(w *world) string {
 	src := q.src()
-	reply := func(p lab.Packet) bool { return p.Src == q.Dst && p.Dst == src && p.SrcPort == lab.EchoPort }
+	reply := func(p lab.Packet) bool { return p.Src == q.Dst && p.Dst == src && p.SrcPort == q.port() }
 	before := w.count(reply)
 	ctx, cancel := context.WithTimeout(w.t.Context(), 3*time.Second)
 	defer cancel()
 	done := make(chan error, 1)
-	go func() {
-		_, err := q.By.Call(ctx, src, q.Dst)
-		done <- err
-	}()
+	go func() { done <- q.connect(ctx) }()
 	seen := w.seen(before, reply, func() bool { return false })
 	switch {
 	case seen == nil:

@@ -138,23 +138,38 @@ func (w *world) by(isp *lab.ISP, dst netip.Addr) string {
 	}
 }
 
-// standard is what multihomed promises on every host with two uplinks.
-var standard = []Promise{keepsItsLink()}
+// particular are the questions that a rule may select by more than addresses.
+func particular(_ *world, q Question) bool {
+	switch q := q.(type) {
+	case Lookup:
+		return q.Mark != 0 || q.UID != 0 || q.Prot != 0
+	case Dial:
+		return q.From.Mark != 0 || q.UID != 0
+	}
+	return false
+}
 
-// keepsItsLink: what is bound to a link's address leaves by that link, in both
-// directions, and so does what is bound to its device.
-func keepsItsLink() Promise {
+// nobody is a Selects for hosts whose rules select nothing, or all but something.
+func nobody(*world, Question) bool { return false }
+
+// keepsItsLink is what multihomed promises on every host with two uplinks: what is
+// bound to a link's address leaves by that link, in both directions, and so does
+// what is bound to its device.
+func keepsItsLink(selects func(*world, Question) bool) Promise {
 	return Promise{
 		Name: "bound traffic keeps its link",
 		Of: func(w *world, q Question) bool {
+			if selects(w, q) {
+				return false
+			}
 			switch q := q.(type) {
 			case Lookup:
-				return q.In == "" && q.Mark == 0 && q.UID == 0 && q.Prot == 0 && w.toOutside(q.Dst) &&
+				return q.In == "" && w.toOutside(q.Dst) &&
 					(q.Out == "" && w.owner(q.From) != nil || q.Out != "" && !q.From.IsValid() && w.link(q.Out) != nil)
 			case Dial:
-				return q.From.Mark == 0 && q.UID == 0 && w.toOutside(q.Dst) && w.owner(q.From.Addr) != nil
+				return w.toOutside(q.Dst) && w.owner(q.From.Addr) != nil
 			case Call:
-				return w.owner(q.Dst) == q.By && q.By != nil && !q.Src.IsValid()
+				return w.owner(q.Dst) == q.By && !q.Src.IsValid() && q.Port == 0
 			}
 			return false
 		},
@@ -190,13 +205,3 @@ func (w *world) link(dev string) *lab.ISP {
 	}
 	return nil
 }
-
-// same is a promise's Want for what must be as without the product.
-func same(_ *world, _ Question, without, with string) string {
-	if with == without {
-		return ""
-	}
-	return without
-}
-
-var _ = same

@@ -54,6 +54,8 @@ type world struct {
 	notes  map[string]string     // what a host's own functions remember
 	daemon *lab.Process
 	quiet  *quiet
+	step   string // the step that the host is at; "" as it was built
+	failed bool   // a phase was wrong
 	// product is true from the first start of the daemon to its removal.
 	product bool
 }
@@ -83,9 +85,8 @@ func newWorld(t *testing.T, h Host) *world {
 // providers connects n providers and activates their links.
 func (w *world) providers(n int, settings ...string) {
 	w.t.Helper()
-	for i := range n {
+	for range n {
 		w.provider(lab.DefaultISP(len(w.isps)), settings...)
-		_ = i
 	}
 	w.activate()
 }
@@ -212,6 +213,21 @@ func (w *world) nft(text string) {
 	w.run("nft", "-f", path)
 	// The lab's host is the same namespace for every test.
 	w.t.Cleanup(func() { _, _ = w.Run(context.WithoutCancel(w.t.Context()), "nft", "flush", "ruleset") })
+}
+
+// sysctl sets kernel parameters for the rest of the test: key, value, ...
+func (w *world) sysctl(keyValues ...string) {
+	w.t.Helper()
+	for i := 0; i+1 < len(keyValues); i += 2 {
+		key := keyValues[i]
+		old, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(key, ".", "/"))
+		w.must(err)
+		w.must(w.Sysctl(key, keyValues[i+1]))
+		w.t.Cleanup(func() {
+			// A device's own parameter goes with it.
+			_ = w.Sysctl(key, strings.TrimSpace(string(old)))
+		})
+	}
 }
 
 // profile adds a profile of NetworkManager and activates it.
