@@ -48,7 +48,8 @@ func (h *Host) NewTun(name string) (*Tun, error) {
 	// The poller can wait for the device only once it is attached.
 	t := &Tun{name: name, file: os.NewFile(uintptr(fd), name), done: make(chan struct{}), buf: make([]byte, 1<<16)}
 	if t.raw, err = t.file.SyscallConn(); err == nil {
-		err = setAdmin(pkgHandle, name, true)
+		// No link-local address: the kernel makes up another one each time.
+		err = errors.Join(sysctl("net/ipv6/conf/"+name+"/addr_gen_mode", "1"), setAdmin(pkgHandle, name, true))
 	}
 	if err != nil {
 		_ = t.file.Close()

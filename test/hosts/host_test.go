@@ -142,7 +142,12 @@ func (h Host) questions(w *world) []Question {
 	if h.Ask != nil {
 		questions = h.Ask(w)
 	}
-	return append(questions, standardQuestions(w)...)
+	seen := map[string]bool{}
+	return slices.DeleteFunc(append(questions, standardQuestions(w)...), func(q Question) bool {
+		again := seen[q.String()]
+		seen[q.String()] = true
+		return again
+	})
 }
 
 func answers(w *world, questions []Question) map[string]string {

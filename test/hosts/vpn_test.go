@@ -142,8 +142,9 @@ var vpnHosts = []Host{
 		Ask: vpnAsk(51820, wgAddr4, wgAddr6, "10.3.0.2"),
 	},
 	{
-		Name: "WireGuard with a list of AllowedIPs",
-		What: "A phone-like configuration: AllowedIPs that cover the internet in pieces but not the private networks.",
+		Name:    "WireGuard with a list of AllowedIPs",
+		Selects: nobody,
+		What:    "A phone-like configuration: AllowedIPs that cover the internet in pieces but not the private networks.",
 		Build: func(w *world) {
 			wgTun(w)
 			for _, p := range []string{"0.0.0.0/5", "64.0.0.0/2", "128.0.0.0/3", "192.0.0.0/9", "196.0.0.0/6", "200.0.0.0/5"} {

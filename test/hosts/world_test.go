@@ -94,7 +94,8 @@ func (w *world) providers(n int, settings ...string) {
 // provider connects one provider, whose link activate brings up.
 func (w *world) provider(cfg lab.ISPConfig, settings ...string) *lab.ISP {
 	w.t.Helper()
-	isp := labtest.NewISP(w.t, w.Host, cfg)
+	isp, err := w.NewISP(w.t.Context(), cfg)
+	w.must(err)
 	c, err := isp.Capture()
 	w.must(err)
 	w.ears[isp.Name()] = c
@@ -255,12 +256,13 @@ func (w *world) tun(name string, addrs ...string) *lab.Tun {
 // of it: the address of client, with the host as its router.
 func (w *world) lan(name string, client netip.Prefix, router netip.Addr) *lab.ISP {
 	w.t.Helper()
-	isp := labtest.NewISP(w.t, w.Host, lab.ISPConfig{
+	isp, err := w.NewISP(w.t.Context(), lab.ISPConfig{
 		Name: "client-" + name, Link: name, IPv4: client, NoDHCP: true,
 		IPv6: netip.MustParsePrefix("fd07::5/64"), NoRA: true,
 	})
+	w.must(err)
 	// What is on the internet for the others is not here.
-	_, err := w.IP(w.t.Context(), "-n", isp.Name(), "addr", "del", lab.InternetAddr4.String()+"/32", "dev", "lo")
+	_, err = w.IP(w.t.Context(), "-n", isp.Name(), "addr", "del", lab.InternetAddr4.String()+"/32", "dev", "lo")
 	w.must(err)
 	_, err = w.IP(w.t.Context(), "-n", isp.Name(), "-6", "addr", "del", lab.InternetAddr6.String()+"/128", "dev", "lo")
 	w.must(err)
