@@ -80,6 +80,9 @@ func show(e dispatcher.Event) string {
 			}
 			fmt.Fprint(&b, ")")
 		}
+		for _, d := range c.Delegated {
+			fmt.Fprintf(&b, " delegated %v", d)
+		}
 		for _, a := range c.Servers {
 			fmt.Fprintf(&b, " dns %v", a)
 		}
@@ -218,7 +221,7 @@ func TestWords(t *testing.T) {
 		{"a router elsewhere", "dhclient", "reason=REBOOT new_ip_address=192.0.2.10 new_subnet_mask=255.255.255.255 new_routers=198.51.100.1", `configured "wan0" part="" ipv4 192.0.2.10/32 via 198.51.100.1`},
 		{"names with escapes", "dhclient", `reason=REBIND new_domain_name=example.net\000 new_domain_search=a\032b.example.`, `configured "wan0" part="" ipv4 search example.net odd new_domain_search="a\\032b.example": not a domain`},
 		{"deprecated", "dhclient", "reason=DEPREF6 cur_ip6_address=2001:db8::1", `changed "wan0" part=""`},
-		{"a delegated prefix", "dhclient", "reason=BOUND6 new_ip6_prefix=2001:db8:8::/56", `configured "wan0" part="2001:db8:8::/56" ipv6`},
+		{"a delegated prefix", "dhclient", "reason=BOUND6 new_ip6_prefix=2001:db8:8::/56", `configured "wan0" part="2001:db8:8::/56" ipv6 delegated 2001:db8:8::/56`},
 		{"an address of the other family", "dhclient", "reason=BOUND6 new_ip6_address=192.0.2.10 new_dhcp6_name_servers=192.0.2.53", `configured "wan0" part="" ipv6 odd new_ip6_address="192.0.2.10": not an address of ipv6 odd new_dhcp6_name_servers="192.0.2.53": not an address of ipv6`},
 		{"gone without an address", "dhclient", "reason=EXPIRE6", `gone "wan0" part="" ipv6`},
 		{"about to", "dhclient", "reason=ARPCHECK", `nothing "" part=""`},
@@ -228,6 +231,10 @@ func TestWords(t *testing.T) {
 		{"only a mask", "dhcpcd", "reason=REBIND new_ip_address=192.0.2.10 new_subnet_mask=255.255.255.0 new_routers=192.0.2.1", `configured "wan0" part="dhcp" ipv4 192.0.2.10/24 via 192.0.2.1`},
 		{"somebody else is waited for", "dhcpcd", "reason=3RDPARTY if_down=true", `nothing "" part=""`},
 		{"somebody else has come", "dhcpcd", "reason=3RDPARTY if_up=true new_ip_address=192.0.2.10 new_subnet_cidr=24", `configured "wan0" part="dhcp" ipv4 192.0.2.10/24`},
+		{"delegated", "dhcpcd", "reason=REBIND6 new_dhcp6_ia_pd1_prefix1=2001:db8:a:: new_dhcp6_ia_pd1_prefix1_length=56 new_dhcp6_ia_pd1_prefix2=2001:db8:b:: new_dhcp6_ia_pd1_prefix2_length=60 new_dhcp6_ia_pd1_prefix2_vltime=0 new_dhcp6_ia_pd3_prefix1=2001:db8:c:: new_dhcp6_ia_pd3_prefix1_length=64", `configured "wan0" part="dhcp6" ipv6 delegated 2001:db8:a::/56 delegated 2001:db8:c::/64`},
+		{"delegated, and not", "dhcpcd", "reason=BOUND6 new_dhcp6_ia_pd1_prefix1=:: new_dhcp6_ia_pd1_prefix1_length=0 new_dhcp6_ia_pd1_prefix2=2000:: new_dhcp6_ia_pd1_prefix2_length=3 new_dhcp6_ia_pd1_prefix3=fe80:: new_dhcp6_ia_pd1_prefix3_length=64 new_dhcp6_ia_pd1_prefix4=2001:db8:d:: new_dhcp6_ia_pd1_prefix5=10.0.0.0 new_dhcp6_ia_pd1_prefix5_length=8", `configured "wan0" part="dhcp6" ipv6 odd new_dhcp6_ia_pd1_prefix1="::/0": too wide to be delegated to a host odd new_dhcp6_ia_pd1_prefix2="2000::/3": too wide to be delegated to a host odd new_dhcp6_ia_pd1_prefix3="fe80::/64": not a network that can be delegated odd new_dhcp6_ia_pd1_prefix4="2001:db8:d::/": not a destination of ipv6 odd new_dhcp6_ia_pd1_prefix5="10.0.0.0/8": not a destination of ipv6`},
+		{"a part of a delegated prefix", "dhcpcd", "reason=DELEGATED6 new_delegated_dhcp6_prefix=2001:db8:a:1::1/64", `configured "wan0" part="dhcp6" ipv6 2001:db8:a:1::1/64`},
+		{"parts of delegated prefixes that are over", "dhcpcd", "reason=DELEGATED6 if_down=true", `gone "wan0" part="dhcp6" ipv6`},
 		{"several associations", "dhcpcd", "reason=RENEW6 new_dhcp6_ia_na1_ia_addr1=2001:db8::1 new_dhcp6_ia_na1_ia_addr2=2001:db8::2 new_dhcp6_ia_na1_ia_addr2_vltime=0 new_dhcp6_ia_na3_ia_addr1=2001:db8::3 new_dhcp6_ia_ta1_ia_addr1=2001:db8::4", `configured "wan0" part="dhcp6" ipv6 2001:db8::1/128 2001:db8::3/128 2001:db8::4/128`},
 		{"the lease goes on", "dhcpcd", "reason=TIMEOUT6 new_dhcp6_ia_na1_ia_addr1=2001:db8::1", `configured "wan0" part="dhcp6" ipv6 2001:db8::1/128`},
 		{"preferences", "dhcpcd", "reason=ROUTERADVERT nd1_from=fe80::1 nd1_flags=MOl nd2_from=fe80::2 nd2_flags=H nd3_from=fe80::3 nd3_flags=h nd4_from=fe80::4 nd4_flags=h nd4_lifetime=0", `configured "wan0" part="ra" ipv6 via fe80::3 via fe80::2 via fe80::1`},
@@ -313,6 +320,15 @@ func TestHostile(t *testing.T) {
 	if err != nil || len(e.Configs[routing.IPv4].Routes) != 256 || len(e.Odd) != 1 {
 		t.Errorf("%d routes, %q, %v", len(e.Configs[routing.IPv4].Routes), e.Odd, err)
 	}
+	delegated := dispatcher.Environment{"interface": "wan0", "reason": "BOUND6"}
+	for n := 1; n <= 100; n++ {
+		name := fmt.Sprintf("new_dhcp6_ia_pd%d_prefix%d", n%16+1, n/16+1)
+		delegated[name], delegated[name+"_length"] = fmt.Sprintf("2001:db8:%x::", n), "48"
+	}
+	e, err = dispatcher.Parse([]string{"dhcpcd"}, delegated)
+	if err != nil || len(e.Configs[routing.IPv6].Delegated) != dispatcher.MaxDelegated || len(e.Odd) != 1 {
+		t.Errorf("%d delegated, %q, %v", len(e.Configs[routing.IPv6].Delegated), e.Odd, err)
+	}
 	e, err = dispatcher.Parse([]string{"dhcpcd"}, dispatcher.Environment{"interface": "wan0", "reason": "BOUND", "new_classless_static_routes": strings.Join(routes, " ")})
 	if err != nil || len(e.Configs[routing.IPv4].Routes) != 256 || len(e.Odd) != 1 {
 		t.Errorf("%d routes, %q, %v", len(e.Configs[routing.IPv4].Routes), e.Odd, err)
@@ -344,11 +360,19 @@ func check(t *testing.T, e dispatcher.Event) {
 		host := func(a netip.Addr) bool {
 			return a.IsValid() && routing.FamilyOf(a) == f && !a.Is4In6() && a.Zone() == "" && !a.IsMulticast() && !a.IsUnspecified() && !a.IsLoopback()
 		}
-		if e.Effect == dispatcher.Gone && len(c.Addresses)+len(c.Gateways)+len(c.Routes)+len(c.Servers)+len(c.Domains) != 0 {
+		if e.Effect == dispatcher.Gone && len(c.Addresses)+len(c.Gateways)+len(c.Routes)+len(c.Servers)+len(c.Domains)+len(c.Delegated) != 0 {
 			t.Errorf("gone: %+v", c)
 		}
 		if max(len(c.Addresses), len(c.Gateways), len(c.Routes), len(c.Servers), len(c.Domains)) > 256 {
 			t.Errorf("%d addresses, %d gateways, %d routes, %d servers, %d domains", len(c.Addresses), len(c.Gateways), len(c.Routes), len(c.Servers), len(c.Domains))
+		}
+		if len(c.Delegated) > dispatcher.MaxDelegated {
+			t.Errorf("%d delegated prefixes", len(c.Delegated))
+		}
+		for _, d := range c.Delegated {
+			if err := dispatcher.CheckDelegated(d); err != nil || f != routing.IPv6 || !d.Addr().Is6() {
+				t.Errorf("delegated %v of %v: %v", d, f, err)
+			}
 		}
 		for _, a := range c.Addresses {
 			if !a.IsValid() || !host(a.Addr()) {

@@ -123,6 +123,9 @@ func (p *parser) lease6() Config {
 			c.Addresses = []netip.Prefix{a}
 		}
 	}
+	if text := p.env["new_ip6_prefix"]; text != "" {
+		c.Delegated = p.delegated("new_ip6_prefix", text)
+	}
 	c.Servers = p.addresses(routing.IPv6, "new_dhcp6_name_servers")
 	c.Domains = p.domains("new_dhcp6_domain_search")
 	return p.bounded(c)

@@ -46,6 +46,23 @@ func dhcpcd(env Environment) (Event, error) {
 		e.Part, f, c = "dhcp6", routing.IPv6, p.dhcpcdLease6()
 	case "EXPIRE6", "FAIL6", "NAK6", "RELEASE6", "STOP6":
 		e.Part, f, e.Effect = "dhcp6", routing.IPv6, Gone
+	case "DELEGATED6":
+		// The interface behind this host that has addresses of a prefix delegated
+		// through another one. That it is up does not show in if_up (9.4.1,
+		// measured), and of its end nothing is told but that of the other one.
+		const name = "new_delegated_dhcp6_prefix"
+		e.Part, f = "dhcp6", routing.IPv6
+		if env[name] == "" {
+			e.Effect = Gone
+			break
+		}
+		for _, word := range p.words(name) {
+			bare, length, _ := strings.Cut(word, "/")
+			if a, ok := p.network(routing.IPv6, name, bare, length); ok {
+				c.Addresses = append(c.Addresses, a)
+			}
+		}
+		c = p.bounded(c)
 	case "STATIC6":
 		e.Part, f = "static6", routing.IPv6
 		// dhcpcd 9 asks too early which address it has.
@@ -107,7 +124,9 @@ func (p *parser) pairs(c *Config, name string) {
 // associations bounds how many a lease of DHCPv6 may have.
 const associations = 16
 
-// dhcpcdLease6 reads a lease of DHCPv6; its addresses have no network.
+// dhcpcdLease6 reads a lease of DHCPv6; its addresses have no network. A prefix
+// that is delegated is in variables of its own (dhcp6_env of dhcpcd's dhcp6.c),
+// which dhcpcd puts into one association or several.
 func (p *parser) dhcpcdLease6() Config {
 	var c Config
 	for _, kind := range []string{"na", "ta"} {
@@ -116,6 +135,13 @@ func (p *parser) dhcpcdLease6() Config {
 				if p.env[name+"_vltime"] != "0" {
 					c.Addresses = append(c.Addresses, p.with(name)...)
 				}
+			}
+		}
+	}
+	for n := range associations {
+		for name := range p.numbered("new_dhcp6_ia_pd"+strconv.Itoa(n+1)+"_prefix", "") {
+			if p.env[name+"_vltime"] != "0" {
+				c.Delegated = append(c.Delegated, p.delegated(name, p.env[name]+"/"+p.env[name+"_length"])...)
 			}
 		}
 	}

@@ -81,6 +81,10 @@ type Config struct {
 	// Servers and Domains are for names.
 	Servers []netip.Addr
 	Domains []string
+	// Delegated are prefixes that the network routes to this host, masked and
+	// checked with [CheckDelegated]: others may have addresses of them behind it
+	// (RFC 8415, section 6.3).
+	Delegated []netip.Prefix
 }
 
 // A Route is one way. A zero Gateway means that the destination is on the link.

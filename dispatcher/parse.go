@@ -126,6 +126,19 @@ func (p *parser) route(f routing.Family, name, to, via string) (Route, bool) {
 	return Route{Destination: d, Gateway: a}, true
 }
 
+// delegated reads a prefix of IPv6 that is delegated to this host.
+func (p *parser) delegated(name, text string) []netip.Prefix {
+	d, err := destination(routing.IPv6, text)
+	if err == nil {
+		err = CheckDelegated(d)
+	}
+	if err != nil {
+		p.note(name, text, err.Error())
+		return nil
+	}
+	return []netip.Prefix{d}
+}
+
 // add puts a route where it belongs.
 func (c *Config) add(r Route) {
 	if r.Destination.Bits() == 0 && r.Gateway.IsValid() {
@@ -143,6 +156,11 @@ func (p *parser) bounded(c Config) Config {
 	c.Routes = clip(p, "routes", c.Routes)
 	c.Servers = clip(p, "name servers", c.Servers)
 	c.Domains = clip(p, "domains", c.Domains)
+	c.Delegated = clip(p, "delegated prefixes", c.Delegated)
+	if len(c.Delegated) > MaxDelegated {
+		p.note("delegated prefixes", strconv.Itoa(len(c.Delegated)), fmt.Sprintf("only the first %d are taken", MaxDelegated))
+		c.Delegated = c.Delegated[:MaxDelegated]
+	}
 	return c
 }
 

@@ -32,7 +32,10 @@ func (m Matcher) Validate() error {
 	return nil
 }
 
-func (m Matcher) matches(d Device) bool {
+// Matches reports whether a device is one of those that the Matcher selects. Of a
+// device that NetworkManager does not know, nothing but Name is set: then a
+// Matcher with a profile or a type does not match.
+func (m Matcher) Matches(d Device) bool {
 	return m != (Matcher{}) &&
 		(m.Interface == "" || glob(m.Interface, d.Name)) &&
 		(m.Profile == "" || glob(m.Profile, d.ProfileID) || glob(m.Profile, d.ProfileUUID)) &&
@@ -78,7 +81,7 @@ func (p Policy) Included(name string) bool {
 
 func byName(all []Matcher, name string) (Matcher, bool) {
 	for _, m := range all {
-		if m.Profile == "" && m.Type == "" && m.matches(Device{Name: name}) {
+		if m.Profile == "" && m.Type == "" && m.Matches(Device{Name: name}) {
 			return m, true
 		}
 	}
@@ -89,7 +92,7 @@ func byName(all []Matcher, name string) (Matcher, bool) {
 // does not exclude it: then it is a link if somebody else says so.
 func (p Policy) Leaves(d Device) bool {
 	for _, m := range p.Exclude {
-		if m.matches(d) {
+		if m.Matches(d) {
 			return false
 		}
 	}
@@ -144,7 +147,7 @@ func (p Policy) Classify(d Device, previous bool) (Verdict, string) {
 		return NotLink, reason
 	}
 	for _, m := range p.Exclude {
-		if m.matches(d) {
+		if m.Matches(d) {
 			return NotLink, "the configuration excludes " + m.String()
 		}
 	}
@@ -160,7 +163,7 @@ func (p Policy) Classify(d Device, previous bool) (Verdict, string) {
 	if reason := unusual(d); reason != "" {
 		included := false
 		for _, m := range p.Include {
-			included = included || m.matches(d)
+			included = included || m.Matches(d)
 		}
 		if !included {
 			return NotLink, reason

@@ -43,7 +43,12 @@ func (p *Planner) band(r Rule) *bandIndex {
 	return p.bands[b]
 }
 
+// selects returns what a rule competes by. Gotos compete with all: their selectors
+// are those of others, and their order is what the ladder depends on.
 func selects(r Rule) selectorKey {
+	if r.Action == ActionGoto {
+		return selectorKey{prefix: r.Family.Any()}
+	}
 	prefix := r.From
 	if r.To.IsValid() {
 		prefix = r.To
@@ -95,6 +100,14 @@ func (b *bandIndex) remove(r *PlannedRule, w *wanted[PlannedRule]) {
 // around yields the selectors in use that hold that of r, its own included.
 func (b *bandIndex) around(r *PlannedRule) iter.Seq[selectorKey] {
 	return func(yield func(selectorKey) bool) {
+		if r.Rule.Action == ActionGoto {
+			for k := range b.bySelector {
+				if !yield(k) {
+					return
+				}
+			}
+			return
+		}
 		k := selects(r.Rule)
 		for bits := range b.lengths {
 			if bits > k.prefix.Bits() {
@@ -102,6 +115,11 @@ func (b *bandIndex) around(r *PlannedRule) iter.Seq[selectorKey] {
 			}
 			wider := selectorKey{prefix: netip.PrefixFrom(k.prefix.Addr(), bits).Masked(), oif: k.oif}
 			if _, used := b.bySelector[wider]; used && !yield(wider) {
+				return
+			}
+			// A rule for any device holds those for one.
+			wider.oif = ""
+			if _, used := b.bySelector[wider]; used && k.oif != "" && !yield(wider) {
 				return
 			}
 		}

@@ -19,6 +19,9 @@ type Touched struct {
 	// Links names the links whose plan was made anew. Nothing is compared for
 	// them; who shows plans looks at these.
 	Links map[int]struct{}
+	// Foreign says that rules of others came or went: ours may have to move
+	// behind them.
+	Foreign bool
 }
 
 // NewTouched returns a Touched that names nothing and can be added to.
@@ -31,7 +34,7 @@ func NewTouched() Touched {
 
 // Empty reports whether there is nothing to compare.
 func (t Touched) Empty() bool {
-	return len(t.Rules) == 0 && len(t.Routes) == 0 && len(t.Reranked) == 0 && len(t.Groups) == 0
+	return len(t.Rules) == 0 && len(t.Routes) == 0 && len(t.Reranked) == 0 && len(t.Groups) == 0 && !t.Foreign
 }
 
 // Merge adds what u names.
@@ -54,11 +57,13 @@ func (t *Touched) Merge(u Touched) {
 	for k := range u.Links {
 		t.Links[k] = struct{}{}
 	}
+	t.Foreign = t.Foreign || u.Foreign
 }
 
 // Everything touches all that is planned and all of ours that the kernel holds.
 func Everything(want *Planner, have Kernel) Touched {
 	t := NewTouched()
+	t.Foreign = true
 	for r := range want.rules {
 		t.Rules[r] = struct{}{}
 	}
@@ -87,6 +92,8 @@ type Kernel interface {
 	CountRule(Rule) int
 	// RuleOrder yields our rules of one family and priority in kernel order.
 	RuleOrder(Family, Priority) []Rule
+	// BandOrder yields all rules of one family and priority in kernel order.
+	BandOrder(Family, Priority) []Rule
 	// Routes yields our routes.
 	Routes() iter.Seq[Route]
 	// Route returns our route of a key.
@@ -190,7 +197,7 @@ func Diff(want *Planner, have Kernel, t Touched, mayDelete func(Op) bool) []Op {
 	ops = slices.DeleteFunc(ops, func(o Op) bool {
 		return (o.Verb == DeleteRule || o.Verb == DeleteRoute || o.Verb == ResetGroup) && !o.again && !mayDelete(o)
 	})
-	return sorted(append(ops, moves(want, have, ops, standing, t.Reranked)...))
+	return sorted(append(ops, moves(want, have, ops, standing, t)...))
 }
 
 // sorted puts the operations in the order of a pass. They are large: their
@@ -314,24 +321,21 @@ func compareOps(a, b *Op) int {
 	case DeleteRoute:
 		return compareRoutes(&a.Route, &b.Route, addOrder(&b.Route, &a.Route))
 	case AddRule:
-		if c := cmp.Compare(a.Rule.Priority, b.Rule.Priority); c != 0 {
-			return c
-		}
-		if c := cmp.Compare(a.Rule.Family, b.Rule.Family); c != 0 {
-			return c
-		}
-		if c := cmp.Compare(a.rank, b.rank); c != 0 {
-			return c
-		}
-		return compareSelectors(&a.Rule, &b.Rule)
+		return cmp.Or(
+			cmp.Compare(a.Rule.arriving(), b.Rule.arriving()),
+			// A goto's target comes before it.
+			compareArriving(&a.Rule, &b.Rule),
+			cmp.Compare(a.Rule.Family, b.Rule.Family),
+			cmp.Compare(a.rank, b.rank),
+			compareSelectors(&a.Rule, &b.Rule),
+		)
 	case DeleteRule:
-		if c := cmp.Compare(leaving(a.Rule.Priority), leaving(b.Rule.Priority)); c != 0 {
-			return c
-		}
-		if c := cmp.Compare(a.Rule.Family, b.Rule.Family); c != 0 {
-			return c
-		}
-		return compareSelectors(&a.Rule, &b.Rule)
+		return cmp.Or(
+			cmp.Compare(a.Rule.leaving(), b.Rule.leaving()),
+			cmp.Compare(a.Rule.Priority, b.Rule.Priority),
+			cmp.Compare(a.Rule.Family, b.Rule.Family),
+			compareSelectors(&a.Rule, &b.Rule),
+		)
 	case SetGroup, ResetGroup:
 		return cmp.Compare(a.Index, b.Index)
 	default:
@@ -383,13 +387,55 @@ func (o *Op) phase() Verb {
 	}
 }
 
-func leaving(p Priority) int {
-	switch p {
-	case PriorityNetworkMain:
-		return 1_000_000
-	case PriorityKnown:
-		return 1_000_001
+// arriving is the stage in which a rule is added. What is lifted over the ladder
+// must find its link behind it, and whoever is lifted keeps his say from the first
+// moment of the ladder.
+func (r *Rule) arriving() int {
+	switch {
+	case r.Priority == PriorityAgain:
+		return 0
+	case r.complemented():
+		return 2
+	case r.Action == ActionGoto:
+		return 1
 	default:
-		return int(p)
+		return 3
 	}
+}
+
+// compareArriving orders rules of one stage: gotos from the back to the front, so
+// that where they lead stands before them.
+func compareArriving(a, b *Rule) int {
+	if a.Action == ActionGoto {
+		return cmp.Compare(b.Priority, a.Priority)
+	}
+	return cmp.Compare(a.Priority, b.Priority)
+}
+
+// complemented reports whether a rule is for whoever a complement in front of it
+// leaves: added after that, and deleted before it. Such rules stand at odd
+// priorities.
+func (r *Rule) complemented() bool {
+	return r.Action == ActionGoto && r.Priority < PriorityKnown && r.Priority%2 == 1
+}
+
+// leaving is the stage in which a rule is deleted: what leads to a link's table
+// goes before the rule that stops stray packets, and that before the rules that
+// protect everybody. Lifts go when there is nothing left to be lifted over.
+func (r *Rule) leaving() int {
+	stage := 0
+	switch {
+	case r.complemented():
+		return 3
+	case r.Action == ActionGoto:
+		return 4
+	case r.Action == ActionUnreachable:
+		stage = 1
+	case r.Action == ActionLookup && (r.Table == TableMain || r.Table == TableLocal || r.SuppressGroup.Set):
+		stage = 2
+	}
+	if r.Priority == PriorityAgain {
+		stage += 5
+	}
+	return stage
 }

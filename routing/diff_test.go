@@ -232,6 +232,10 @@ func TestTransitions(t *testing.T) {
 				for index := range known {
 					h.remove(index)
 				}
+				for _, l := range states[to] {
+					// Main has room now for what it refused.
+					h.install(l)
+				}
 				h.lookAll()
 				h.converge(t)
 				h.settled(t)

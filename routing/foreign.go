@@ -64,8 +64,7 @@ func narrow(p netip.Prefix) bool { return p.IsValid() && p.Bits() > 1 }
 // nearly every packet has.
 func (m Mark) limits() bool { return m.Mask != 0 && m.Value&m.Mask != 0 }
 
-// limits: the last user is not one (INVALID_UID of include/linux/uidgid.h).
-func (u UIDRange) limits() bool { return u.Set && (u.First > 0 || u.Last < math.MaxUint32-1) }
+func (u UIDRange) limits() bool { return u.Set && (u.First > 0 || u.Last < lastUser) }
 
 func (p PortRange) limits() bool {
 	return p != PortRange{} && (p.Mask != 0 || p.First > 1 || p.Last < math.MaxUint16)

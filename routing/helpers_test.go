@@ -19,6 +19,7 @@ var policy = routing.DefaultPolicy()
 var compare = cmp.Options{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	cmp.Comparer(func(a, b routing.Legs) bool { return a == b }),
 	cmpopts.IgnoreUnexported(routing.LinkPlan{}, routing.Op{}),
 	cmpopts.EquateEmpty(),
 }
@@ -186,9 +187,29 @@ func (h *host) look(index int) {
 
 // lookAll hands all facts to the planner. It is what a daemon knows that starts.
 func (h *host) lookAll() {
+	h.lookAround()
 	for index := range h.links {
 		h.look(index)
 	}
+}
+
+// lookAround hands what others have to the planner. Rules in front of the ladder
+// count as the kernel's if they carry the protocol of who names none.
+func (h *host) lookAround() {
+	for _, f := range routing.Families() {
+		var foreign []routing.ForeignRule
+		for _, r := range h.kernel.Foreign(f) {
+			foreign = append(foreign, routing.ForeignRule{Rule: r, Numbered: r.Protocol == routing.ProtocolBoot})
+		}
+		h.planner.SetForeign(f, foreign)
+	}
+	members := map[uint32]int{}
+	for _, group := range h.kernel.Groups() {
+		if group != 0 {
+			members[group]++
+		}
+	}
+	h.planner.SetGroups(members)
 }
 
 func (h *host) remove(index int) {
@@ -202,6 +223,7 @@ func always(routing.Op) bool { return true }
 // converge makes one complete pass and fails on the first refusal.
 func (h *host) converge(t tb) {
 	t.Helper()
+	h.lookAround()
 	ops := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
 	h.apply(t, ops)
 	h.planner.Take()

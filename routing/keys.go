@@ -5,8 +5,9 @@ import (
 	"slices"
 )
 
-// Keys returns the leases a link needs: one per on-link prefix and family,
-// sorted. A family that its owner keeps for itself needs none.
+// Keys returns the leases a link needs: one per on-link prefix and family, and one
+// for all its host addresses of a family, sorted. A family that its owner keeps for
+// itself needs none.
 func Keys(l Link) []Key {
 	var keys []Key
 	for _, a := range l.Addresses {
@@ -63,8 +64,15 @@ func keyOf(l Link, a Address) (Key, bool) {
 	if l.Intents[family].LeaveAlone != "" {
 		return Key{}, false
 	}
-	return Key{Family: family, Interface: l.Name, Prefix: onLinkPrefix(l, a)}, true
+	prefix := onLinkPrefix(l, a)
+	if prefix.IsSingleIP() {
+		prefix = family.HostAddresses()
+	}
+	return Key{Family: family, Interface: l.Name, Prefix: prefix}, true
 }
+
+// OfHosts reports whether the key is that of the host addresses of an interface.
+func (k Key) OfHosts() bool { return k.Prefix.IsSingleIP() }
 
 // onLinkPrefix is the network of an address: its own prefix; on a
 // point-to-point link the address itself; and for an IPv6 /128, which is what

@@ -1,7 +1,5 @@
 package routing
 
-import "slices"
-
 // A Rung is one kind of rule of ours: where it stands, why, and what it is made
 // per. The ladder is the one list of them: the planner takes priorities and
 // decisions from it, ownership its bands, and status, the manual and the tests
@@ -58,7 +56,7 @@ const (
 func Ladder() []Rung {
 	return []Rung{
 		{
-			Name: "step", First: PriorityNumbered - 1, Last: PriorityKnown - 1, Decision: StepOver,
+			Name: "step", First: lowestStep, Last: PriorityKnown - 1, Decision: StepOver,
 			Rule: "from SOURCE iif lo goto LOWEST, oif LINK goto LOWEST",
 			Per:  "source and device of an uplink, while a rule stands in front that the kernel numbered",
 			Why:  "a rule that selects nothing and that the kernel numbered would stand behind the ladder, had it come before us: the order of starts must not matter",
@@ -137,11 +135,15 @@ func Ladder() []Rung {
 // ladder is Ladder, made once.
 var ladder = Ladder() //nolint:gochecknoglobals // a constant in all but name
 
-// RungOf returns the first rung that a priority belongs to.
+// RungOf returns the rung that a priority belongs to: where rungs overlap, the
+// narrowest.
 func RungOf(p Priority) (Rung, bool) {
-	at := slices.IndexFunc(ladder, func(r Rung) bool { return r.Contains(p) })
-	if at < 0 {
-		return Rung{}, false
+	var found Rung
+	ours := false
+	for _, r := range ladder {
+		if r.Contains(p) && (!ours || r.Last-r.First < found.Last-found.First) {
+			found, ours = r, true
+		}
 	}
-	return ladder[at], true
+	return found, ours
 }

@@ -15,6 +15,9 @@ type PlannedRule struct {
 	// Rank orders rules of one priority that could match the same packet: the
 	// lower must stand first in the kernel's list.
 	Rank uint64
+	// Yields says that the rule has the very words of one of somebody else. Who
+	// deletes it may have meant his own: it stays away for a while.
+	Yields bool
 }
 
 // A PlannedRoute is a route that must exist, and why.
@@ -25,8 +28,10 @@ type PlannedRoute struct {
 
 // A LinkPlan is what one link needs from the kernel.
 type LinkPlan struct {
-	Link   Link
-	Role   Role
+	Link Link
+	Role Role
+	// Why says in words why the link has its role.
+	Why    string
 	Keys   []Key
 	Rules  []PlannedRule
 	Routes []PlannedRoute
@@ -47,57 +52,89 @@ type neighbourhood struct {
 	overlap map[netip.Prefix]bool
 }
 
-// RoleOf decides whether a link is an uplink: something has, or is known to
-// have, a next hop through it.
+// RoleOf decides whether a link is an uplink, and says why: it is one if main has
+// a default route through it, or a gateway is known. A route with a next hop does
+// not make one: a LAN with a static route, with a Thread border router or with
+// routes of BGP is a local link, and what it has of others' addresses is main's
+// business.
 //
-// An uplink does not stop being one in the moments without a route: while the
-// link is down, while it has no address, or while a router's advertisement or a
-// DHCP lease that gave the way has ended and may come again. The kernel
-// remembers it for us in the interface group. Otherwise the rule that stops
-// stray packets would go exactly when it is needed.
+// Once an uplink by a default, a link stays one until its addresses, its profile or
+// the interface go. A router whose lifetime ended may come again, and the rule that
+// stops stray packets must not go exactly when it is needed.
 //
 // For the same reason a link that is being brought up is an uplink until it is
-// known to be none: its address comes before its gateway, and its network is in
-// main before anybody could have marked it.
-func RoleOf(p Policy, l Link) Role {
-	if l.Pending && !leftAlone(l) {
-		return Uplink
+// known to be none: its address comes before its gateway.
+func RoleOf(l Link) (Role, string) {
+	role, why := knownRole(l)
+	if role == Local && l.Pending && l.Choice == ByFacts && !leftAlone(l) {
+		return Uplink, "it is being brought up, and may get a default route"
 	}
-	return knownRole(p, l)
+	return role, why
 }
 
 // knownRole is the role by what is known, whatever may come.
-func knownRole(p Policy, l Link) Role {
+func knownRole(l Link) (Role, string) {
+	switch l.Choice {
+	case AlwaysUplink:
+		return Uplink, "the configuration says so"
+	case AlwaysLocal:
+		return Local, "the configuration says so"
+	case ByFacts:
+	}
+	if r, has := mainDefault(l); has {
+		return Uplink, "main has " + r.way() + " through it"
+	}
 	for _, f := range Families() {
 		if in := l.Intents[f]; in.LeaveAlone == "" && in.Gateway.IsValid() {
-			return Uplink
+			return Uplink, "its gateway is known: " + in.Gateway.String()
 		}
 	}
-	isWay := func(r Route) bool { return r.Gateway.IsValid() || r.IsDefault() }
-	if slices.ContainsFunc(l.Routes, isWay) || slices.ContainsFunc(knownRoutes(l), isWay) {
-		return Uplink
+	for _, r := range knownRoutes(l) {
+		if r.IsDefault() {
+			return Uplink, "its owner knows " + r.way()
+		}
 	}
-	if l.Group == p.UplinkGroup && (!l.Up || awaitsRoutes(l)) {
-		return Uplink
+	if l.WasUplink {
+		return Uplink, "main had a default route through it, and its addresses have not changed since"
 	}
-	return Local
+	return Local, "main has no default route through it, and no gateway is known"
 }
 
-// awaitsRoutes reports whether a link without a way may get one by itself: its
-// addresses come from somebody who gives routes too, or have yet to come.
-func awaitsRoutes(l Link) bool {
-	takesPart := false
-	for _, a := range l.Addresses {
-		if _, ok := keyOf(l, a); ok {
-			// An address by hand beside those that a router gives waits for the
-			// same routes.
-			if a.Dynamic || l.Intents[FamilyOf(a.Prefix.Addr())].Automatic {
-				return true
-			}
-			takesPart = true
+// HasMainDefault reports whether main has a default route through the link, in a
+// family that is not left alone.
+func HasMainDefault(l Link) bool {
+	_, has := mainDefault(l)
+	return has
+}
+
+func mainDefault(l Link) (Route, bool) {
+	for _, r := range l.Routes {
+		if r.IsDefault() && r.Type == RouteUnicast && r.Protocol != Multihomed && l.Intents[r.Family].LeaveAlone == "" {
+			return r, true
 		}
 	}
-	return !takesPart && !leftAlone(l)
+	return Route{}, false
+}
+
+// way names a default route for people.
+func (r Route) way() string {
+	if r.Gateway.IsValid() {
+		return "a default route via " + r.Gateway.String()
+	}
+	return "a default route"
+}
+
+// Automatic reports whether the addresses of the link come from the network.
+func (l Link) Automatic() bool {
+	for _, f := range Families() {
+		if in := l.Intents[f]; in.Automatic && in.LeaveAlone == "" {
+			return true
+		}
+	}
+	return slices.ContainsFunc(l.Addresses, func(a Address) bool {
+		_, takesPart := keyOf(l, a)
+		return a.Dynamic && takesPart
+	})
 }
 
 // leftAlone reports whether the owner keeps both families for itself.
@@ -105,33 +142,59 @@ func leftAlone(l Link) bool {
 	return l.Intents[IPv4].LeaveAlone != "" && l.Intents[IPv6].LeaveAlone != ""
 }
 
-// plan decides what the link needs, from its facts and its neighbours.
-func (plan *LinkPlan) plan(p Policy, n neighbourhood) {
+// plan decides what the link needs, from its facts, its neighbours and what others
+// have on the host.
+func (plan *LinkPlan) plan(p Policy, n neighbourhood, surroundings *[2]surrounding) {
 	plan.planGroup(p)
-	for _, f := range Families() {
-		plan.planFamily(f, n)
+	if plan.marked && plan.Group != p.UplinkGroup && plan.Group != surroundings[0].group {
+		plan.problem(Warning, "interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it; `ip link set %s group default` lets multihomed mark it", plan.Group, plan.Link.Name, plan.Link.Name)
+	}
+	for i, f := range Families() {
+		plan.planFamily(p, f, n, &surroundings[i])
 	}
 }
 
 // expectsWay reports whether a link that is being brought up is likely to become
-// an uplink. The kernel keeps marks for longer than this process lives, so one
-// must not be set on a mere possibility: IPv6 listens to routers nearly
-// everywhere.
+// an uplink: IPv6 listens to routers nearly everywhere, so that says nothing.
 func expectsWay(l Link) bool {
 	in := l.Intents[IPv4]
-	return in.Automatic && in.LeaveAlone == ""
+	return in.Automatic && in.LeaveAlone == "" && !in.NeverDefault
 }
 
 // planGroup marks an uplink. One that got no table is marked too: the mark
-// keeps the packets of other links away from it.
+// keeps the packets of other links away from it. One that is never a default for
+// others is not: the networks behind it stay reachable from the addresses of other
+// links, as main says.
 func (plan *LinkPlan) planGroup(p Policy) {
 	l := plan.Link
-	plan.marked = plan.Role == Uplink && (len(plan.Keys) > 0 || l.Group == p.UplinkGroup || l.Pending) &&
-		(!l.Pending || expectsWay(l) || knownRole(p, l) == Uplink)
+	plan.marked = plan.Role == Uplink && (len(plan.Keys) > 0 || l.Pending) &&
+		(l.Choice == AlwaysUplink || !neverDefault(l)) &&
+		(!l.Pending || expectsWay(l) || plan.knownUplink())
 	plan.Group = markedGroup(p, plan.marked, l.Group)
-	if plan.marked && plan.Group != p.UplinkGroup {
-		plan.problem(Warning, "interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it; `ip link set %s group default` lets multihomed mark it", l.Group, l.Name, l.Name)
+}
+
+func (plan *LinkPlan) knownUplink() bool {
+	role, _ := knownRole(plan.Link)
+	return role == Uplink
+}
+
+// neverDefault reports whether the owner wants no default of the link in main, in
+// any family that takes part, and there is none.
+func neverDefault(l Link) bool {
+	if HasMainDefault(l) {
+		return false
 	}
+	never := false
+	for _, f := range Families() {
+		switch in := l.Intents[f]; {
+		case in.LeaveAlone != "":
+		case in.NeverDefault:
+			never = true
+		case in.Gateway.IsValid():
+			return false
+		}
+	}
+	return never
 }
 
 // markedGroup is the group an interface of group now must be in. A group that
@@ -166,7 +229,7 @@ func defaultMetric(l Link, f Family) uint32 {
 	return best
 }
 
-func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
+func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *surrounding) {
 	l := plan.Link
 	if why := l.Intents[f].LeaveAlone; why != "" {
 		plan.problem(Notice, "%s is left alone: %s", f, why)
@@ -184,6 +247,8 @@ func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
 		}
 	}
 	metric := defaultMetric(l, f)
+	first := firstKey(l, keys)
+	elsewhere := elsewhereByKey(l, keys, first)
 	for i, k := range keys {
 		t, ok := l.Tables[k]
 		if !ok {
@@ -197,14 +262,82 @@ func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
 		if l.Up {
 			plan.Routes = append(slices.Grow(plan.Routes, len(routes)), routes...)
 		}
-		plan.planRules(k, t, rungs{
-			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1,
-			crowded: n.crowded[k.Prefix], overlap: n.overlap[k.Prefix],
-			network: !k.Prefix.IsSingleIP() && slices.ContainsFunc(routes, func(r PlannedRoute) bool {
+		r := rungs{
+			policy: p, around: around, sources: sourcesOf(l, k, n.crowded[k.Prefix]), elsewhere: elsewhere[k],
+			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1, first: k == first,
+			overlap: n.overlap[k.Prefix],
+			network: !k.OfHosts() && slices.ContainsFunc(routes, func(r PlannedRoute) bool {
 				return r.Route.Destination == k.Prefix && !r.Route.Gateway.IsValid()
 			}),
-		})
+			inMain: slices.ContainsFunc(l.Routes, func(r Route) bool {
+				return r.Destination == k.Prefix && !r.Gateway.IsValid() && r.Type == RouteUnicast && r.Protocol != Multihomed
+			}),
+		}
+		plan.planRules(k, t, r)
 	}
+}
+
+// firstKey is the network that a socket bound to the device gets: the one whose
+// address main itself prefers for its default route.
+func firstKey(l Link, keys []Key) Key {
+	var best Route
+	for _, r := range l.Routes {
+		if len(keys) == 0 || r.Family != keys[0].Family || !r.IsDefault() || !r.PreferredSource.IsValid() || r.Protocol == Multihomed {
+			continue
+		}
+		if !best.PreferredSource.IsValid() || compareNextHops(r, best) < 0 {
+			best = r
+		}
+	}
+	if k, ok := KeyOf(l, best.PreferredSource); ok {
+		return k
+	}
+	return Key{}
+}
+
+// elsewhereByKey says which table the sources that are no addresses belong to:
+// that of the network they lie in, the narrowest if there are several, else the
+// one that leads to the outside.
+func elsewhereByKey(l Link, keys []Key, first Key) map[Key][]Elsewhere {
+	if len(l.Elsewhere) == 0 || len(keys) == 0 {
+		return nil
+	}
+	out := map[Key][]Elsewhere{}
+	for _, e := range l.Elsewhere {
+		if FamilyOf(e.Prefix.Addr()) != keys[0].Family || isAddress(l, e.Prefix) {
+			continue
+		}
+		var own Key
+		for _, k := range keys {
+			if !k.OfHosts() && k.Prefix.Bits() <= e.Prefix.Bits() && k.Prefix.Contains(e.Prefix.Addr()) && (own == Key{} || k.Prefix.Bits() > own.Prefix.Bits()) {
+				own = k
+			}
+		}
+		if own == (Key{}) {
+			own = outside(l, keys, first)
+		}
+		out[own] = append(out[own], e)
+	}
+	return out
+}
+
+// outside is the network of the device that the default of main belongs to.
+func outside(l Link, keys []Key, first Key) Key {
+	if first != (Key{}) {
+		return first
+	}
+	for _, r := range l.Routes {
+		for _, k := range keys {
+			if r.Family == k.Family && r.IsDefault() && r.Gateway.IsValid() && k.Prefix.Contains(r.Gateway) {
+				return k
+			}
+		}
+	}
+	return keys[0]
+}
+
+func isAddress(l Link, p netip.Prefix) bool {
+	return p.IsSingleIP() && slices.ContainsFunc(l.Addresses, func(a Address) bool { return a.Prefix.Addr() == p.Addr() })
 }
 
 // planWithoutTable makes the best of a network that got no table: its packets
@@ -212,10 +345,10 @@ func (plan *LinkPlan) planFamily(f Family, n neighbourhood) {
 // there, because another link's was in the way; then it gets one behind all
 // others, so that the host can be reached at least where it is the only one.
 func (plan *LinkPlan) planWithoutTable(keys []Key, k Key) {
-	text := fmt.Sprintf("no routing table for %s: its packets follow the main table", k.Prefix)
+	text := fmt.Sprintf("no routing table for %s: its packets follow the main table", k.Network())
 	if r, ok := defaultWithoutTable(plan.Link, keys, k); ok {
 		plan.Routes = append(plan.Routes, PlannedRoute{
-			Route: r, Reason: Reason{Decision: WithoutTable, Link: plan.Link.Name, Prefix: k.Prefix.String()},
+			Route: r, Reason: Reason{Decision: WithoutTable, Link: plan.Link.Name, Prefix: k.Network()},
 		})
 		text += fmt.Sprintf(", to which its default was added with metric %d", r.Metric)
 	}
@@ -224,78 +357,211 @@ func (plan *LinkPlan) planWithoutTable(keys []Key, k Key) {
 
 // rungs is what the rules of one table depend on besides its key.
 type rungs struct {
+	policy     Policy
+	around     *surrounding
+	sources    []netip.Prefix
+	elsewhere  []Elsewhere
 	metric     uint32
 	order      int
 	ownDefault bool
 	several    bool
-	crowded    bool
-	overlap    bool
+	// first says that main itself prefers an address of this network.
+	first   bool
+	overlap bool
 	// network says that the table knows the prefix as a network on the link.
 	// IPv6 prefixes need not be one (RFC 5942): then main's default is the way.
 	network bool
+	// inMain says that main knows the prefix as a network on the link.
+	inMain bool
+}
+
+// rules collects the rules of one table.
+type rules struct {
+	plan *LinkPlan
+	rungs
+	key     Key
+	table   TableID
+	network string
+	// order tells tables of one link apart, last: those with a default first,
+	// before them the one that main prefers.
+	order uint64
 }
 
 func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
-	l, network := plan.Link, k.Prefix.String()
-	add := func(d Decision, rank uint64, r Rule) {
-		r.Family, r.Protocol = k.Family, Multihomed
-		if r.Action == 0 {
-			r.Action, r.Table = ActionLookup, t
-		}
-		plan.Rules = append(plan.Rules, PlannedRule{
-			Rule: r, Rank: rank,
-			Reason: Reason{Decision: d, Link: l.Name, Prefix: network},
-		})
-	}
-	// Tables of one link are told apart last: those with a default first.
 	order := uint64(in.order) //nolint:gosec // the place in a list
 	if !in.ownDefault {
+		order |= 1 << 14
+	}
+	if !in.first {
 		order |= 1 << 15
 	}
-	byLength := func(p netip.Prefix) uint64 {
-		shorter := uint64(k.Family.Bits() - p.Bits()) //nolint:gosec // 0 to 128
-		return shorter<<48 | uint64(in.metric)<<16 | order
+	m := rules{plan: plan, rungs: in, key: k, table: t, network: k.Network(), order: order}
+	l := plan.Link
+	plan.Rules = slices.Grow(plan.Rules, 4+(4+len(in.around.tunnels))*(len(in.sources)+len(in.elsewhere)))
+	for _, s := range in.sources {
+		m.source(source{prefix: s, own: true, iif: sender(k.Family)})
 	}
-	sources := sourcesOf(l, k, in.crowded)
-	host := k.Prefix.IsSingleIP()
-	plan.Rules = slices.Grow(plan.Rules, 4+3*len(sources))
-
-	for _, s := range sources {
-		if in.overlap && !host {
-			add(KeepOverlap, byLength(s), Rule{Priority: PriorityOverlap, From: s, To: k.Prefix})
+	for _, e := range in.elsewhere {
+		// What is forwarded steps aside for whoever sends everything elsewhere: a
+		// full tunnel is for the guests too.
+		switch {
+		case e.Own:
+			m.source(source{prefix: e.Prefix, own: true, iif: sender(k.Family)})
+		case !in.around.fullTunnel:
+			m.source(source{prefix: e.Prefix})
 		}
 	}
 	// Where a device has several tables, a bound socket that also has an
 	// address must not get the gateway of another network of the device. This
 	// has a rung of its own: at 9500 the kernel could not tell the two kinds
 	// apart when one is added or deleted (see kerneltest, Kernel.exists).
-	if in.several {
-		add(FollowDevice, byLength(k.Prefix), Rule{Priority: PriorityDeviceSource, From: k.Prefix, OIF: l.Name})
-	}
-	add(FollowDevice, order, Rule{Priority: PriorityDevice, OIF: l.Name})
-	for _, s := range sources {
-		add(FollowSource, byLength(s), Rule{Priority: PrioritySource, From: s})
-		if plan.Role == Uplink {
-			// The order of rules that all say no does not matter: no rank.
-			add(NeverStray, 0, Rule{Priority: PriorityUnreachable, From: s, IIF: sender(s), Action: ActionUnreachable})
+	switch {
+	case !in.several:
+	case k.OfHosts():
+		for _, s := range in.sources {
+			m.add(FollowDevice, m.byLength(s), Rule{Priority: PriorityDeviceSource, From: s, OIF: l.Name})
 		}
+	default:
+		m.add(FollowDevice, m.byLength(k.Prefix), Rule{Priority: PriorityDeviceSource, From: k.Prefix, OIF: l.Name})
 	}
-	if in.network {
-		add(ReachNetwork, byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
+	m.add(FollowDevice, order, Rule{Priority: PriorityDevice, OIF: l.Name})
+	if plan.Role == Uplink && in.around.step.stands() {
+		m.add(StepOver, rankStep, in.around.stepOver(Rule{OIF: l.Name}))
 	}
-	if plan.Role == Uplink {
-		add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: "lo"})
+	if in.network && (!in.inMain || in.policy.NetworksAlways) {
+		m.add(KeepMain, m.byLength(k.Prefix), Rule{
+			Priority: PriorityNetworkMain, To: k.Prefix, Action: ActionLookup, Table: TableMain,
+			SuppressPrefixLength: Some(uint32(max(k.Prefix.Bits()-1, 0))), //nolint:gosec // 0 to 127
+		})
+		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
+	}
+	if plan.Role == Uplink && m.lastResort() {
+		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: "lo"})
 	}
 }
 
-// sender restricts the rule that stops stray packets to those of this host
-// where it selects by prefix: hosts behind a router have addresses of that
-// prefix too, and what it forwards for them is main's business.
-func sender(source netip.Prefix) string {
-	if source.IsSingleIP() {
-		return ""
+// lastResort reports whether unbound traffic may leave by the link when main has no
+// default. Where somebody looks after main's default and takes it away, as a kill
+// switch does, main's word counts: the rule is then there only as long as it
+// changes nothing.
+func (m *rules) lastResort() bool {
+	l, f := m.plan.Link, m.key.Family
+	switch {
+	case l.LastResort:
+		return true
+	case l.Intents[f].NeverDefault:
+		return false
+	default:
+		return l.Reach || m.metric != noDefault
 	}
-	return "lo"
+}
+
+func (m *rules) add(d Decision, rank uint64, r Rule) {
+	r.Family, r.Protocol = m.key.Family, Multihomed
+	if r.Action == 0 {
+		r.Action, r.Table = ActionLookup, m.table
+	}
+	m.plan.Rules = append(m.plan.Rules, PlannedRule{
+		Rule: r, Rank: rank,
+		Reason: Reason{Decision: d, Link: m.plan.Link.Name, Prefix: m.network},
+	})
+}
+
+func (m *rules) byLength(p netip.Prefix) uint64 {
+	shorter := uint64(m.key.Family.Bits() - p.Bits()) //nolint:gosec // 0 to 128
+	return shorter<<48 | uint64(m.metric)<<16 | m.order
+}
+
+// A source is what packets of a link carry.
+type source struct {
+	prefix netip.Prefix
+	// own says that the host itself sends from it.
+	own bool
+	// iif is "lo" where the rules are for packets of this host alone.
+	iif string
+}
+
+// source adds the rungs that are per source.
+func (m *rules) source(s source) {
+	around, uplink := m.around, m.plan.Role == Uplink
+	from := func(p Priority) Rule { return Rule{Priority: p, From: s.prefix, IIF: s.iif} }
+	rank := m.byLength(s.prefix)
+	if around.localMoved {
+		r := from(PriorityLocal)
+		r.Action, r.Table = ActionLookup, TableLocal
+		m.add(KeepLocal, rank, r)
+	}
+	if m.overlap && !m.key.OfHosts() {
+		r := from(PriorityOverlap)
+		r.To = m.key.Prefix
+		m.add(KeepOverlap, rank, r)
+	}
+	for _, again := range [...]bool{false, true} {
+		if again && !around.lifts {
+			break
+		}
+		decision := func(d Decision) Decision {
+			if again {
+				return Again
+			}
+			return d
+		}
+		// Behind the ladder the rungs of one source share a priority.
+		at := func(p Priority, stage uint64) (Rule, uint64) {
+			if again {
+				return from(PriorityAgain), rank | stage<<56
+			}
+			return from(p), rank
+		}
+		for i, known := range around.known(m.policy) {
+			r, rank := at(PriorityKnown, 0)
+			r.Action, r.Table, r.Mark = ActionLookup, known.table, known.mark
+			r.SuppressPrefixLength, r.SuppressGroup = Some(m.policy.ContainerPrefixLength), Some(around.group)
+			m.add(decision(KeepKnown), rankKnown(rank, i), r)
+		}
+		r, rank := at(PrioritySource, 1)
+		m.add(decision(FollowSource), rank, r)
+		if uplink && s.own {
+			// The order of rules that all say no does not matter: no rank.
+			r, rank := at(PriorityUnreachable, 2)
+			r.Action = ActionUnreachable
+			if !again {
+				rank = 0
+			}
+			m.add(decision(NeverStray), rank, r)
+		}
+	}
+	if uplink && s.own && around.step.stands() {
+		if around.localMoved && around.step.target > PriorityLocal {
+			r := around.atStep(from(0))
+			r.Action, r.Table = ActionLookup, TableLocal
+			m.add(KeepLocal, rankStepRung, r)
+		}
+		if m.overlap && !m.key.OfHosts() && around.step.target > PriorityOverlap {
+			r := around.atStep(from(0))
+			r.To = m.key.Prefix
+			m.add(KeepOverlap, rankStepRung, r)
+		}
+		r := around.stepOver(from(0))
+		r.IIF = "lo"
+		m.add(StepOver, rankStep, r)
+	}
+}
+
+// rankKnown orders the lookups of one source among themselves. The length of the
+// prefix, which is in the upper bits, goes before.
+func rankKnown(rank uint64, place int) uint64 {
+	return rank&^0xffff | uint64(place) //nolint:gosec // the place in a list
+}
+
+// sender restricts the rules of IPv6 to packets of this host: they select by
+// prefix, hosts behind a router have addresses of that prefix too, and what it
+// forwards for them is main's business.
+func sender(f Family) string {
+	if f == IPv6 {
+		return "lo"
+	}
+	return ""
 }
 
 // sourcesOf returns the source selectors of a table: every IPv4 address; the
@@ -303,18 +569,28 @@ func sender(source netip.Prefix) string {
 // every IPv6 address where the network is another link's too, or is so wide
 // that it holds networks of others and no temporary addresses.
 func sourcesOf(l Link, k Key, crowded bool) []netip.Prefix {
-	if k.Family == IPv6 && !crowded && k.Prefix.Bits() >= subnetBits6 {
+	if k.Family == IPv6 && !crowded && k.Prefix.Bits() >= subnetBits6 && !k.OfHosts() {
 		return []netip.Prefix{k.Prefix}
 	}
-	var sources []netip.Prefix
+	return hostsOf(l, k)
+}
+
+// hostsOf returns the addresses of a table, sorted.
+func hostsOf(l Link, k Key) []netip.Prefix {
+	var hosts []netip.Prefix
+	seen := map[netip.Prefix]struct{}{}
 	for _, a := range l.Addresses {
 		s := netip.PrefixFrom(a.Prefix.Addr(), a.Prefix.Addr().BitLen())
-		if own, ok := keyOf(l, a); ok && own == k && !slices.Contains(sources, s) {
-			sources = append(sources, s)
+		if _, known := seen[s]; known {
+			continue
+		}
+		if own, ok := keyOf(l, a); ok && own == k {
+			hosts = append(hosts, s)
+			seen[s] = struct{}{}
 		}
 	}
-	slices.SortFunc(sources, netip.Prefix.Compare)
-	return sources
+	slices.SortFunc(hosts, netip.Prefix.Compare)
+	return hosts
 }
 
 // compareNextHops orders routes to one destination as main would choose them,

@@ -26,8 +26,9 @@ type mover struct {
 }
 
 // moves returns the rules that have to move, given what the pass does besides.
-func moves(want *Planner, have Kernel, ops []Op, standing []*wanted[PlannedRule], reranked map[Rule]struct{}) []Op {
+func moves(want *Planner, have Kernel, ops []Op, standing []*wanted[PlannedRule], t Touched) []Op {
 	m := mover{want: want, have: have}
+	m.behindOthers(t)
 	for i := range ops {
 		if ops[i].Verb == AddRule {
 			m.pushBehind(want.rules[ops[i].Rule].object())
@@ -38,12 +39,46 @@ func moves(want *Planner, have Kernel, ops []Op, standing []*wanted[PlannedRule]
 	for _, w := range standing {
 		m.inspect(w.object(), false)
 	}
-	for r := range reranked {
+	for r := range t.Reranked {
 		if w, ok := want.rules[r]; ok && have.CountRule(r) > 0 {
 			m.inspect(w.object(), true)
 		}
 	}
 	return m.ops()
+}
+
+// behindOthers moves our rules behind those of others that have the same priority:
+// a goto that leads to one of others must not land on ours.
+func (m *mover) behindOthers(t Touched) {
+	touched := map[band]struct{}{}
+	for r := range t.Rules {
+		touched[band{r.Family, r.Priority}] = struct{}{}
+	}
+	for i, f := range Families() {
+		seen := map[band]struct{}{}
+		for _, o := range m.want.foreign[i] {
+			b := band{f, o.Rule.Priority}
+			_, done := seen[b]
+			if _, is := touched[b]; done || m.want.bands[b] == nil || !is && !t.Foreign {
+				continue
+			}
+			seen[b] = struct{}{}
+			m.behindIn(b)
+		}
+	}
+}
+
+func (m *mover) behindIn(b band) {
+	order := m.have.BandOrder(b.family, b.priority)
+	last := len(order) - 1
+	for last >= 0 && m.want.policy.OwnsRule(order[last]) {
+		last--
+	}
+	for i := range order[:max(last, 0)] {
+		if w, ok := m.want.rules[order[i]]; ok {
+			m.move(w.object())
+		}
+	}
 }
 
 // pushBehind moves what has to stand behind a rule that goes to the end. The

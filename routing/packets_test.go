@@ -24,9 +24,9 @@ var far = []netip.Addr{
 
 // unchanged fails where unbound traffic goes another way than without us.
 //
-// The ladder has a say about it in two cases only: main has nothing but a
-// default for the destination and a link has it on its network (20000), or main
-// has nothing at all (20000 and 91000).
+// The ladder has a say about it in two cases only: main has nothing of a link's
+// network, at most a default or a part of one that holds it (20000), or main has
+// nothing at all (20000 and 91000).
 func unchanged(t tb, k *kerneltest.Kernel, to netip.Addr, in string) {
 	t.Helper()
 	f := kerneltest.Flow{To: to, IIF: in}
@@ -34,8 +34,8 @@ func unchanged(t tb, k *kerneltest.Kernel, to netip.Addr, in string) {
 	if without.Outcome == kerneltest.NoRoute {
 		return
 	}
-	if without.Outcome == kerneltest.Sent && without.Legs[0].Destination.Bits() == 0 &&
-		with.Rule.Priority == routing.PriorityNetwork && !with.Legs[0].Gateway.IsValid() {
+	if without.Outcome == kerneltest.Sent && with.Rule.Priority == routing.PriorityNetwork &&
+		without.Legs[0].Destination.Bits() < with.Rule.To.Bits() {
 		return
 	}
 	if without.Outcome != with.Outcome || !slices.Equal(without.Legs, with.Legs) {

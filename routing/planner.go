@@ -17,6 +17,15 @@ type Planner struct {
 	policy Policy
 	links  map[int]*planned
 
+	// foreign are the rules of others by family, around what they mean, lifts the
+	// rules that lift them; all in the order of Families.
+	foreign [2][]ForeignRule
+	around  [2]surrounding
+	lifts   [2][]PlannedRule
+	// members counts interfaces by groups that are not ours, markedIn uplinks by
+	// the group they are in.
+	members, markedIn map[uint32]int
+
 	// standing says which links stand in a network, in what role.
 	standing *standing
 	// tables counts the tables in force by family: the rules that serve all
@@ -81,9 +90,12 @@ func (w *wanted[T]) drop(index int) bool {
 
 // NewPlanner returns a planner that knows no link.
 func NewPlanner(p Policy) *Planner {
+	alone, _ := survey(IPv4, nil, p.UplinkGroup)
 	return &Planner{
 		policy:   p,
 		links:    map[int]*planned{},
+		around:   [2]surrounding{alone, alone},
+		markedIn: map[uint32]int{},
 		standing: newStanding(),
 		tables:   map[Family]int{},
 		rules:    map[Rule]*wanted[PlannedRule]{},
@@ -102,12 +114,97 @@ func Plan(p Policy, links []Link) *Planner {
 	return pl
 }
 
+// SetForeign takes the rules of others in one family, in the order in which the
+// kernel reads them.
+func (p *Planner) SetForeign(f Family, rules []ForeignRule) {
+	i := familyIndex(f)
+	if slices.Equal(p.foreign[i], rules) {
+		return
+	}
+	p.foreign[i] = slices.Clone(rules)
+	p.touched.Foreign = true
+	p.survey(i)
+}
+
+// Foreign returns what SetForeign was given.
+func (p *Planner) Foreign(f Family) []ForeignRule { return p.foreign[familyIndex(f)] }
+
+// SetGroups takes how many interfaces are in each interface group.
+func (p *Planner) SetGroups(members map[uint32]int) {
+	p.members = members
+	p.regroup()
+}
+
+func familyIndex(f Family) int {
+	if f == IPv4 {
+		return 0
+	}
+	return 1
+}
+
+// group is the interface group by which uplinks are told: ours, or that of the
+// administrator if he has put them all into one that holds nothing else.
+func (p *Planner) group() uint32 {
+	if len(p.markedIn) != 1 {
+		return p.policy.UplinkGroup
+	}
+	for group, uplinks := range p.markedIn {
+		if p.members[group] == uplinks {
+			return group
+		}
+	}
+	return p.policy.UplinkGroup
+}
+
+func (p *Planner) regroup() {
+	if p.group() == p.around[0].group {
+		return
+	}
+	for i := range p.around {
+		p.survey(i)
+	}
+}
+
+// survey looks at the rules of others anew. Where they mean something else for the
+// links, those are planned again.
+func (p *Planner) survey(i int) {
+	before := p.around[i]
+	var lifts []PlannedRule
+	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
+	if p.tables[Families()[i]] > 0 {
+		p.lift(i, lifts)
+	}
+	if before.equal(&p.around[i]) {
+		return
+	}
+	for _, index := range slices.Sorted(maps.Keys(p.links)) {
+		p.replan(p.links[index].Link)
+	}
+}
+
+// lift wants these lifts and no others in a family.
+func (p *Planner) lift(i int, lifts []PlannedRule) {
+	keep := map[Rule]struct{}{}
+	for _, r := range lifts {
+		keep[r.Rule] = struct{}{}
+		p.wantRule(shared, r)
+	}
+	for _, r := range p.lifts[i] {
+		if !contains(keep, r.Rule) {
+			p.dropRule(shared, r.Rule)
+		}
+	}
+	p.lifts[i] = lifts
+}
+
 // Policy returns the policy the planner was made with.
 func (p *Planner) Policy() Policy { return p.policy }
 
 // Set takes the facts of one link in place of those it had.
 func (p *Planner) Set(l Link) {
-	p.replanAround(l.Index, p.replan(l))
+	changed := p.replan(l)
+	p.regroup()
+	p.replanAround(l.Index, changed)
 }
 
 // Remove forgets a link: nothing of it is wanted any more.
@@ -119,8 +216,10 @@ func (p *Planner) Remove(index int) {
 	delete(p.links, index)
 	changed := p.standing.move(index, networksOf(&old.LinkPlan), nil)
 	p.withdraw(index, &old.LinkPlan, nil)
+	p.count(&old.LinkPlan, nil)
 	p.touched.Groups[index] = struct{}{}
 	p.touched.Links[index] = struct{}{}
+	p.regroup()
 	p.replanAround(index, changed)
 }
 
@@ -229,7 +328,8 @@ func (p *Planner) Take() Touched {
 // returns the networks in which it came, went or changed its role.
 func (p *Planner) replan(l Link) []netip.Prefix {
 	old := p.links[l.Index]
-	now := &planned{LinkPlan: LinkPlan{Link: l, Role: RoleOf(p.policy, l), Keys: Keys(l)}}
+	now := &planned{LinkPlan: LinkPlan{Link: l, Keys: Keys(l)}}
+	now.Role, now.Why = RoleOf(l)
 	var before *LinkPlan
 	if old != nil {
 		before = &old.LinkPlan
@@ -241,8 +341,9 @@ func (p *Planner) replan(l Link) []netip.Prefix {
 		now.near = p.neighbourhoodOf(&now.LinkPlan)
 	}
 	now.version = p.standing.version
-	now.plan(p.policy, now.near)
+	now.plan(p.policy, now.near, &p.around)
 	p.links[l.Index] = now
+	p.count(before, &now.LinkPlan)
 	p.touched.Links[l.Index] = struct{}{}
 	p.enforce(l.Index, before, &now.LinkPlan)
 	p.withdraw(l.Index, before, &now.LinkPlan)
@@ -256,6 +357,9 @@ func (p *Planner) replan(l Link) []netip.Prefix {
 func (p *Planner) neighbourhoodOf(plan *LinkPlan) neighbourhood {
 	n := neighbourhood{crowded: map[netip.Prefix]bool{}, overlap: map[netip.Prefix]bool{}}
 	for _, k := range plan.Keys {
+		if k.OfHosts() {
+			continue // By address in any case.
+		}
 		for other, who := range p.standing.overlapping(k.Prefix) {
 			for index, role := range who {
 				if index == plan.Link.Index {
@@ -366,40 +470,35 @@ func (p *Planner) countTables(old, now *LinkPlan) {
 			}
 		}
 	}
-	before := [...]int{IPv4: p.tables[IPv4], IPv6: p.tables[IPv6]}
+	before := [...]bool{p.tables[IPv4] > 0, p.tables[IPv6] > 0}
 	count(now, 1)
 	count(old, -1)
-	for _, f := range Families() {
-		if (before[f] > 0) == (p.tables[f] > 0) {
-			continue
-		}
-		for _, r := range sharedRules(p.policy, f) {
-			if p.tables[f] > 0 {
-				p.wantRule(shared, r)
-			} else {
-				p.dropRule(shared, r.Rule)
+	for i, f := range Families() {
+		if now := p.tables[f] > 0; now != before[i] {
+			var lifts []PlannedRule
+			if now {
+				_, lifts = survey(f, p.foreign[i], p.group())
 			}
+			p.lift(i, lifts)
 		}
 	}
 }
 
-// sharedRules are the two rules of a family that serve all links.
-func sharedRules(p Policy, f Family) [2]PlannedRule {
-	return [2]PlannedRule{
-		{
-			Rule: Rule{
-				Family: f, Priority: PriorityKnown, Action: ActionLookup, Table: TableMain, Protocol: Multihomed,
-				SuppressPrefixLength: Some(p.ContainerPrefixLength), SuppressGroup: Some(p.UplinkGroup),
-			},
-			Reason: Reason{Decision: KeepKnown},
-		},
-		{
-			Rule: Rule{
-				Family: f, Priority: PriorityNetworkMain, Action: ActionLookup, Table: TableMain, Protocol: Multihomed,
-				SuppressPrefixLength: Some(0),
-			},
-			Reason: Reason{Decision: KeepMain},
-		},
+// count keeps the number of uplinks by the group they are in.
+func (p *Planner) count(old, now *LinkPlan) {
+	group := func(plan *LinkPlan) (uint32, bool) {
+		if plan == nil || !plan.marked {
+			return 0, false
+		}
+		return plan.Group, true
+	}
+	if g, marked := group(now); marked {
+		p.markedIn[g]++
+	}
+	if g, marked := group(old); marked {
+		if p.markedIn[g]--; p.markedIn[g] == 0 {
+			delete(p.markedIn, g)
+		}
 	}
 }
 

@@ -243,38 +243,42 @@ func TestRenamedInterface(t *testing.T) {
 	h.settled(t)
 }
 
-// TestRoleOf: an uplink is one while it has, or may get again, a way out.
+// TestRoleOf: a default or a known gateway makes an uplink, and nothing else does.
 func TestRoleOf(t *testing.T) {
 	t.Parallel()
-	marked := group(policy.UplinkGroup)
 	alone := routing.Intent{LeaveAlone: "its owner says so"}
+	was := func(l *routing.Link) { l.WasUplink = true }
+	choice := func(c routing.RoleChoice) part { return func(l *routing.Link) { l.Choice = c } }
 	tests := map[string]struct {
 		link routing.Link
 		want routing.Role
 	}{
-		"nothing":                             {link(2, "eth0"), routing.Local},
-		"an address":                          {lan0(), routing.Local},
-		"a default":                           {wan0(), routing.Uplink},
-		"a route with a next hop":             {lan0(route("172.16.0.0/12", "10.0.0.254", 100)), routing.Uplink},
-		"a route without a next hop":          {lan0(route("172.16.0.0/12", "", 100)), routing.Local},
-		"a gateway known otherwise":           {lan0(gatewayHint("10.0.0.254")), routing.Uplink},
-		"a gateway of a family left alone":    {lan0(intent(routing.IPv4, routing.Intent{LeaveAlone: "x", Gateway: addr("10.0.0.254")})), routing.Local},
-		"marked, static, no way":              {lan0(marked), routing.Local},
-		"marked, down":                        {lan0(marked, down), routing.Uplink},
-		"marked, dynamic":                     {link(2, "eth0", marked, address("10.0.0.1/24", 100, dynamic)), routing.Uplink},
-		"marked, dynamic but left alone":      {link(2, "eth0", marked, address("10.0.0.1/24", 100, dynamic), address("fd00::1/64", 100), intent(routing.IPv4, alone)), routing.Local},
-		"marked, by hand where routers give":  {link(2, "eth0", marked, address("10.0.0.1/24", 100), intent(routing.IPv4, routing.Intent{Automatic: true})), routing.Uplink},
-		"marked, routers give another family": {lan0(marked, intent(routing.IPv6, routing.Intent{Automatic: true})), routing.Local},
-		"being brought up":                    {lan0(pending), routing.Uplink},
-		"being brought up, all left alone":    {lan0(pending, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), routing.Local},
-		"marked, no address yet":              {link(2, "eth0", marked, linkLocal("fe80::1/64")), routing.Uplink},
-		"marked, no address, all left alone":  {link(2, "eth0", marked, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), routing.Local},
-		"not marked, dynamic":                 {link(2, "eth0", address("10.0.0.1/24", 100, dynamic)), routing.Local},
-		"somebody else's group, dynamic":      {link(2, "eth0", group(5), address("10.0.0.1/24", 100, dynamic)), routing.Local},
+		"nothing":                            {link(2, "eth0"), routing.Local},
+		"an address":                         {lan0(), routing.Local},
+		"a default":                          {wan0(), routing.Uplink},
+		"a default without a next hop":       {lan0(route(default4, "", 100)), routing.Uplink},
+		"a route with a next hop":            {lan0(route("172.16.0.0/12", "10.0.0.254", 100)), routing.Local},
+		"a route without a next hop":         {lan0(route("172.16.0.0/12", "", 100)), routing.Local},
+		"routes of a border router":          {lan0(route("fd12::/64", "fe80::1", 100)), routing.Local},
+		"a gateway known otherwise":          {lan0(gatewayHint("10.0.0.254")), routing.Uplink},
+		"a default known otherwise":          {lan0(known(default4, "10.0.0.254", "")), routing.Uplink},
+		"a route known otherwise":            {lan0(known("172.16.0.0/12", "10.0.0.254", "")), routing.Local},
+		"a gateway of a family left alone":   {lan0(intent(routing.IPv4, routing.Intent{LeaveAlone: "x", Gateway: addr("10.0.0.254")})), routing.Local},
+		"a default of a family left alone":   {lan0(route(default4, "10.0.0.254", 100), intent(routing.IPv4, alone)), routing.Local},
+		"marked, by whomever":                {lan0(group(policy.UplinkGroup)), routing.Local},
+		"had a default":                      {lan0(was), routing.Uplink},
+		"had a default, down":                {lan0(was, down), routing.Uplink},
+		"being brought up":                   {lan0(pending), routing.Uplink},
+		"being brought up, all left alone":   {lan0(pending, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), routing.Local},
+		"a default, local by configuration":  {lan0(route(default4, "10.0.0.254", 100), choice(routing.AlwaysLocal)), routing.Local},
+		"nothing, uplink by configuration":   {lan0(choice(routing.AlwaysUplink)), routing.Uplink},
+		"being brought up, local by choice":  {lan0(pending, choice(routing.AlwaysLocal)), routing.Local},
+		"never a default, with a gateway":    {lan0(intent(routing.IPv4, routing.Intent{NeverDefault: true, Gateway: addr("10.0.0.254")})), routing.Uplink},
+		"never a default, without a gateway": {lan0(intent(routing.IPv4, routing.Intent{NeverDefault: true})), routing.Local},
 	}
 	for name, tt := range tests {
-		if got := routing.RoleOf(policy, tt.link); got != tt.want {
-			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		if got, why := routing.RoleOf(tt.link); got != tt.want || why == "" {
+			t.Errorf("%s: %s because %q, want %s", name, got, why, tt.want)
 		}
 	}
 }

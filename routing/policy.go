@@ -9,11 +9,21 @@ type Policy struct {
 	// UplinkGroup is the interface group (IFLA_GROUP) that marks uplinks, so
 	// that one rule can tell them from every other interface.
 	UplinkGroup uint32
-	// ContainerPrefixLength is the suppress_prefixlength of the rule that keeps
+	// ContainerPrefixLength is the suppress_prefixlength of the rules that keep
 	// containers, VPN networks and LANs reachable from bound sockets: routes of
-	// main that are this long or shorter do not count. 1 keeps the /1 routes
-	// that VPN clients use as a default from catching bound traffic.
+	// main that are this long or shorter do not count. 7 keeps the pieces that VPN
+	// clients make a default of (0.0.0.0/1, 2000::/4, 0.0.0.0/5) from catching
+	// bound traffic.
 	ContainerPrefixLength uint32
+	// NetworksAlways asks for the rungs of networks also where main has the
+	// network through the link and they change nothing for it.
+	NetworksAlways bool
+}
+
+// Leasable is the part of the range that leases come from: all but the last
+// number, which is the failover table's.
+func (p Policy) Leasable() TableRange {
+	return TableRange{First: p.Tables.First, Last: p.Tables.Last - 1}
 }
 
 // DefaultPolicy is the policy of a host without a configuration.
@@ -21,7 +31,7 @@ func DefaultPolicy() Policy {
 	return Policy{
 		Tables:                TableRange{First: 10000, Last: 10999},
 		UplinkGroup:           28008,
-		ContainerPrefixLength: 1,
+		ContainerPrefixLength: 7,
 	}
 }
 

@@ -33,7 +33,13 @@ func networksOf(plan *LinkPlan) map[netip.Prefix]Role {
 	out := map[netip.Prefix]Role{}
 	if plan != nil {
 		for _, k := range plan.Keys {
-			out[k.Prefix] = plan.Role
+			if !k.OfHosts() {
+				out[k.Prefix] = plan.Role
+				continue
+			}
+			for _, host := range hostsOf(plan.Link, k) {
+				out[host] = plan.Role
+			}
 		}
 	}
 	return out

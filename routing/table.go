@@ -6,17 +6,12 @@ import (
 	"slices"
 )
 
-// Metrics in our tables are ranks, not main's metrics: NetworkManager adds
-// 20000 to a link that fails its connectivity check, and that must not touch a
-// table. IPv6 starts at what the kernel makes of no metric (IP6_RT_PRIO_USER).
-const firstMetric6 = 1024
-
-func firstMetric(f Family) uint32 {
-	if f == IPv6 {
-		return firstMetric6
-	}
-	return 0
-}
+// firstMetric is where metrics in our tables begin. They are ranks, not main's
+// metrics: NetworkManager adds 20000 to a link that fails its connectivity check,
+// and that must not touch a table. They are worse than any of main: programs that
+// read the routes of all tables and ignore the rules, as strongSwan does, take the
+// best metric.
+const firstMetric = 1 << 30
 
 // destination is what routes of main compete for.
 type destination struct {
@@ -45,18 +40,18 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		ways[d] = append(ways[d], r)
 	}
 
-	network := k.Prefix.String()
+	network := k.Network()
 	reason := func(d Decision) Reason {
 		return Reason{Decision: d, Link: l.Name, Prefix: network}
 	}
 	routes := make([]PlannedRoute, 0, len(l.Routes)+2)
 	own, known := destination{to: k.Prefix}, knownWays(l, keys, k)
-	if len(ways[own]) == 0 && len(known[own]) == 0 && k.Family == IPv4 && !k.Prefix.IsSingleIP() {
+	if len(ways[own]) == 0 && len(known[own]) == 0 && k.Family == IPv4 && !k.OfHosts() {
 		// An IPv4 network is on its link by definition; an IPv6 one only if a
 		// router or the administrator said so, which main shows (RFC 5942).
 		routes = append(routes, PlannedRoute{
 			Route: Route{
-				Family: IPv4, Table: t, Destination: k.Prefix, Type: RouteUnicast, Scope: ScopeLink,
+				Family: IPv4, Table: t, Destination: k.Prefix, Type: RouteUnicast, Scope: ScopeLink, Metric: firstMetric,
 				Device: l.Index, PreferredSource: source, Protocol: Multihomed,
 			},
 			Reason: reason(OnLink),
@@ -86,7 +81,7 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 	if gateway := l.Intents[k.Family].Gateway; !hasDefault && gateway.IsValid() && !gateway.IsUnspecified() && FamilyOf(gateway) == k.Family {
 		routes = append(routes, PlannedRoute{
 			Route: Route{
-				Family: k.Family, Table: t, Destination: k.Family.Any(), Type: RouteUnicast, Metric: firstMetric(k.Family),
+				Family: k.Family, Table: t, Destination: k.Family.Any(), Type: RouteUnicast, Metric: firstMetric,
 				Device: l.Index, Gateway: gateway, OnLink: !reachable(l, k, gateway),
 				PreferredSource: sourceFor(k, source), Protocol: Multihomed,
 			},
@@ -191,6 +186,8 @@ func defaultWithoutTable(l Link, keys []Key, k Key) (Route, bool) {
 	}
 	r := copyRoute(ways[0], l, k, TableMain, primarySource(l, k))
 	r.Metric = standInMetric(l.Index)
+	// Main need not have the network that our table would have.
+	r.OnLink = r.Gateway.IsValid() && !l.covers(k.Family, r.Gateway)
 	return r, true
 }
 
@@ -218,16 +215,22 @@ func inAny(keys []Key, a netip.Addr) bool {
 
 // reachable reports whether the table will hold a way to the gateway.
 func reachable(l Link, k Key, gateway netip.Addr) bool {
-	if k.Family == IPv4 && k.Prefix.Contains(gateway) && !k.Prefix.IsSingleIP() {
+	if k.Family == IPv4 && k.Prefix.Contains(gateway) && !k.OfHosts() {
 		return true
 	}
 	if k.Family == IPv6 && gateway.IsLinkLocalUnicast() {
 		return true
 	}
-	covers := func(r Route) bool {
-		return r.Family == k.Family && !r.Gateway.IsValid() && !r.IsDefault() && r.Destination.Contains(gateway)
-	}
-	return slices.ContainsFunc(l.Routes, covers) || slices.ContainsFunc(knownRoutes(l), covers)
+	return l.covers(k.Family, gateway) || slices.ContainsFunc(knownRoutes(l), func(r Route) bool { return r.covers(k.Family, gateway) })
+}
+
+// covers reports whether main has a network on the link that holds an address.
+func (l Link) covers(f Family, a netip.Addr) bool {
+	return slices.ContainsFunc(l.Routes, func(r Route) bool { return r.covers(f, a) })
+}
+
+func (r Route) covers(f Family, a netip.Addr) bool {
+	return r.Family == f && !r.Gateway.IsValid() && !r.IsDefault() && r.Destination.Contains(a)
 }
 
 // ranked replaces main's metrics by ranks and drops what would stand twice.
@@ -241,7 +244,7 @@ func ranked(ways []Route) []Route {
 	ways = slices.Clone(ways)
 	slices.SortFunc(ways, compareNextHops)
 	var out []Route
-	rank, last := firstMetric(ways[0].Family), ways[0]
+	rank, last := uint32(firstMetric), ways[0]
 	for _, r := range ways {
 		twin := slices.ContainsFunc(out, func(o Route) bool {
 			return o.Gateway == r.Gateway && o.Encapsulation == r.Encapsulation
@@ -264,23 +267,16 @@ func ranked(ways []Route) []Route {
 func copyRoute(r Route, l Link, k Key, t TableID, source netip.Addr) Route {
 	r.Table, r.Protocol, r.Device = t, Multihomed, l.Index
 	if k.Family == IPv4 {
-		r.PreferredSource = copiedSource(r, l, k, source)
+		r.PreferredSource = copiedSource(r, l, source)
 	}
 	return r
 }
 
-// copiedSource keeps the source that main's route names if the link has it and
-// it fits the table: a route into another network of the device keeps that
-// network's address, all others carry this one's.
-func copiedSource(r Route, l Link, k Key, source netip.Addr) netip.Addr {
-	for _, a := range l.Addresses {
-		own, ok := keyOf(l, a)
-		if !ok || a.Prefix.Addr() != r.PreferredSource {
-			continue
-		}
-		if own == k || (!r.Gateway.IsValid() && r.Destination.Contains(r.PreferredSource)) {
-			return r.PreferredSource
-		}
+// copiedSource keeps the source that main's route names if the link has it; others
+// carry the address of this network.
+func copiedSource(r Route, l Link, source netip.Addr) netip.Addr {
+	if _, own := KeyOf(l, r.PreferredSource); own && r.PreferredSource.IsValid() {
+		return r.PreferredSource
 	}
 	return source
 }

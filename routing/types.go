@@ -96,16 +96,33 @@ const (
 // A Priority orders rules: the kernel reads them from the lowest to the highest.
 type Priority uint32
 
+// HostAddresses stands for all addresses of an interface that have no network: a
+// load balancer has a thousand of them, and one table serves them all.
+func (f Family) HostAddresses() netip.Prefix {
+	any := f.Any().Addr()
+	return netip.PrefixFrom(any, any.BitLen())
+}
+
 // A Key names what a routing table is leased to: one on-link prefix of one
-// interface. Addresses that come and go inside the prefix keep its table.
+// interface, or all its host addresses of a family. Addresses that come and go
+// inside the prefix keep its table.
 type Key struct {
 	Family    Family
 	Interface string
-	// Prefix is masked: 192.0.2.0/24, never 192.0.2.5/24.
+	// Prefix is masked: 192.0.2.0/24, never 192.0.2.5/24. That of host addresses
+	// is [Family.HostAddresses].
 	Prefix netip.Prefix
 }
 
-func (k Key) String() string { return fmt.Sprintf("%s %s", k.Interface, k.Prefix) }
+func (k Key) String() string { return k.Interface + " " + k.Network() }
+
+// Network names the network of the key for people.
+func (k Key) Network() string {
+	if k.OfHosts() {
+		return "host addresses"
+	}
+	return k.Prefix.String()
+}
 
 // A TableRange is a range of table numbers, both ends included.
 type TableRange struct{ First, Last TableID }

@@ -267,6 +267,11 @@ func (s *State) RuleOrder(f routing.Family, p routing.Priority) []routing.Rule {
 	})
 }
 
+// BandOrder returns all rules of one family and priority in kernel order.
+func (s *State) BandOrder(f routing.Family, p routing.Priority) []routing.Rule {
+	return order(maps.Keys(s.rules.bands[band{f, p}]))
+}
+
 // RulePlace returns where the first copy of a rule stands among those of its
 // family and priority: the lower comes first. Unlike RuleOrder it costs nothing.
 func (s *State) RulePlace(r routing.Rule) (uint64, bool) {

@@ -67,7 +67,7 @@ func (k *Kernel) apply(op routing.Op) error {
 		}
 		return k.change(op, func() { k.remove(op.Route) })
 	case routing.AddRule:
-		if k.exists(op.Rule) {
+		if op.Rule.Action != routing.ActionGoto && k.exists(op.Rule) {
 			return syscall.EEXIST
 		}
 		return k.change(op, func() { k.insert(op.Rule) })

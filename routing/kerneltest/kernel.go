@@ -178,6 +178,24 @@ func (k *Kernel) RuleOrder(f routing.Family, p routing.Priority) []routing.Rule 
 	return out
 }
 
+// BandOrder yields all rules of one family and priority in kernel order.
+func (k *Kernel) BandOrder(f routing.Family, p routing.Priority) []routing.Rule {
+	return slices.Clone(k.bands[band{f, p}])
+}
+
+// Foreign returns the rules of others of a family in kernel order.
+func (k *Kernel) Foreign(f routing.Family) []routing.Rule {
+	var out []routing.Rule
+	for _, p := range k.priorities(f) {
+		for _, r := range k.bands[band{f, p}] {
+			if !k.policy.OwnsRule(r) {
+				out = append(out, r)
+			}
+		}
+	}
+	return out
+}
+
 // Routes yields our routes, in no order.
 func (k *Kernel) Routes() iter.Seq[routing.Route] { return maps.Values(k.own) }
 

@@ -15,10 +15,10 @@ func (l *Loop) abandoned(k *kernel.State, op routing.Op) bool {
 	switch op.Verb {
 	case routing.DeleteRule:
 		table := op.Rule.Table
-		if op.Rule.Action != routing.ActionLookup {
-			table = tableOfSource(k, op.Rule)
+		if !l.Policy.Tables.Contains(table) {
+			table = tableBeside(k, op.Rule)
 		}
-		return table != 0 && table != routing.TableMain && l.abandonedTable(k, table)
+		return l.Policy.Tables.Contains(table) && l.abandonedTable(k, table)
 	case routing.DeleteRoute:
 		return l.letGo(k, op.Route.Device)
 	case routing.ResetGroup:
@@ -28,11 +28,21 @@ func (l *Loop) abandoned(k *kernel.State, op routing.Op) bool {
 	}
 }
 
-// tableOfSource returns the table of the packets that a rule stops.
-func tableOfSource(k *kernel.State, stop routing.Rule) routing.TableID {
-	for _, r := range k.RuleOrder(stop.Family, routing.PrioritySource) {
-		if r.From == stop.From {
-			return r.Table
+// tableBeside returns the table of the packets that a rule stops, or leads elsewhere
+// before.
+func tableBeside(k *kernel.State, other routing.Rule) routing.TableID {
+	switch {
+	case other.From.IsValid():
+		for _, r := range k.RuleOrder(other.Family, routing.PrioritySource) {
+			if r.From == other.From {
+				return r.Table
+			}
+		}
+	case other.To.IsValid():
+		for _, r := range k.RuleOrder(other.Family, routing.PriorityNetwork) {
+			if r.To == other.To {
+				return r.Table
+			}
 		}
 	}
 	return 0

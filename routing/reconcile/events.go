@@ -102,6 +102,12 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	for index := range c.Links {
 		l.dirty[index] = struct{}{}
 	}
+	if c.All || c.Foreign {
+		l.takeForeign(ctx)
+	}
+	if c.All || len(c.Links) > 0 {
+		l.takeGroups()
+	}
 	seen := routing.NewTouched()
 	maps.Copy(seen.Rules, c.Rules)
 	maps.Copy(seen.Routes, c.Routes)
@@ -112,6 +118,52 @@ func (l *Loop) takeChanges(ctx context.Context) {
 		delete(l.touched.Rules, o.rule)
 		delete(l.touched.Routes, o.route)
 	}
+}
+
+// takeForeign hands the rules of others to the planner.
+func (l *Loop) takeForeign(ctx context.Context) {
+	var foreign [2][]routing.ForeignRule
+	l.Mirror.View(func(k *kernel.State) { foreign = l.recall.Foreign(k) })
+	for i, f := range routing.Families() {
+		l.planner.SetForeign(f, foreign[i])
+	}
+	l.noteStepped(ctx)
+}
+
+// noteStepped says which rules of others bound traffic steps over.
+func (l *Loop) noteStepped(ctx context.Context) {
+	for _, f := range routing.Families() {
+		now := map[routing.Rule]struct{}{}
+		for _, o := range l.planner.Foreign(f) {
+			if !o.SteppedOver() {
+				continue
+			}
+			now[o.Rule] = struct{}{}
+			if _, known := l.stepped[f][o.Rule]; !known {
+				l.Logger.LogAttrs(ctx, slog.LevelInfo, "traffic of links steps over a rule that the kernel numbered",
+					slog.String("family", f.String()), slog.String("rule", o.Rule.String()))
+			}
+		}
+		l.stepped[f] = now
+	}
+}
+
+// takeGroups counts the interfaces in groups of the administrator.
+func (l *Loop) takeGroups() {
+	var members map[uint32]int
+	l.Mirror.View(func(k *kernel.State) { members = GroupsOf(k) })
+	l.planner.SetGroups(members)
+}
+
+// GroupsOf counts the interfaces by group.
+func GroupsOf(k *kernel.State) map[uint32]int {
+	members := map[uint32]int{}
+	for _, group := range k.Groups() {
+		if group != 0 {
+			members[group]++
+		}
+	}
+	return members
 }
 
 // takeDue takes up what waited for its time.

@@ -46,7 +46,7 @@ type host struct {
 	last    reconcile.Report
 }
 
-var policy = routing.Policy{Tables: routing.TableRange{First: 10000, Last: 10009}, UplinkGroup: 28008, ContainerPrefixLength: 1}
+var policy = routing.Policy{Tables: routing.TableRange{First: 10000, Last: 10009}, UplinkGroup: 28008, ContainerPrefixLength: 7, NetworksAlways: true}
 
 func newHost(t *testing.T) *host {
 	t.Helper()
@@ -339,9 +339,10 @@ func (m *faultyMirror) Sync(ctx context.Context) error {
 func twice(t *testing.T) {
 	t.Helper()
 	request := nl.NewNetlinkRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_ACK)
-	request.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET, Table: unix.RT_TABLE_MAIN, Type: nl.FR_ACT_TO_TBL}})
+	request.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: unix.AF_INET, Dst_len: 24, Table: unix.RT_TABLE_MAIN, Type: nl.FR_ACT_TO_TBL}})
+	request.AddData(nl.NewRtAttr(nl.FRA_DST, []byte{100, 64, 0, 0}))
 	request.AddData(nl.NewRtAttr(nl.FRA_PRIORITY, nl.Uint32Attr(uint32(routing.PriorityNetworkMain))))
-	request.AddData(nl.NewRtAttr(nl.FRA_SUPPRESS_PREFIXLEN, nl.Uint32Attr(0)))
+	request.AddData(nl.NewRtAttr(nl.FRA_SUPPRESS_PREFIXLEN, nl.Uint32Attr(23)))
 	request.AddData(nl.NewRtAttr(nl.FRA_PROTOCOL, nl.Uint8Attr(uint8(routing.Multihomed))))
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	must(t, err)

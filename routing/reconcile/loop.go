@@ -25,6 +25,8 @@ type Options struct {
 	// back: each has this budget for itself. It also bounds the log of that.
 	Repairs *rate.Limiter
 	Hooks   Hooks
+	// Memory outlives the process, not the boot; nil for none.
+	Memory Memory
 }
 
 // Hooks are called from the loop's goroutine; any may be nil.
@@ -67,9 +69,7 @@ type Loop struct {
 	// needs them.
 	devices map[string]struct{}
 	held    map[int]map[routing.Key]routing.TableID
-	// unproven are interfaces that were marked while they were being brought up
-	// and have not shown a way yet.
-	unproven map[int]struct{}
+	recall  *Recall
 	// holders counts the interfaces that hold a key: a re-created interface
 	// holds it twice for a moment.
 	holders map[routing.Key]int
@@ -80,6 +80,8 @@ type Loop struct {
 	waiting  string
 	ready    bool
 
+	// stepped are the rules of others that bound traffic steps over, by family.
+	stepped map[routing.Family]map[routing.Rule]struct{}
 	// dirty interfaces are planned in the next pass, touched objects compared.
 	dirty   map[int]struct{}
 	touched routing.Touched
@@ -114,7 +116,8 @@ func New(o Options) *Loop {
 		holders:  map[routing.Key]int{},
 		owned:    &ownedTables{byLink: map[string][]routing.TableID{}},
 		asks:     make(chan ask),
-		unproven: map[int]struct{}{},
+		recall:   NewRecall(o.Memory),
+		stepped:  map[routing.Family]map[routing.Rule]struct{}{},
 		dirty:    map[int]struct{}{},
 		touched:  routing.NewTouched(),
 		retired:  routing.NewTouched(),
@@ -226,6 +229,7 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 			l.Hooks.Ready()
 		}
 	}
+	l.recall.keep(ctx, l.Logger)
 	l.report()
 	if l.Hooks.Settled != nil {
 		l.Hooks.Settled()

@@ -129,7 +129,7 @@ func TestRepairsAreLimited(t *testing.T) {
 	h.wants("10000: from 100.64.0.6 lookup 10000", "!"+rule)
 	h.ip("-4 rule delete priority 19000")
 	h.pass()
-	h.wants("19000: from all lookup 254 suppress_prefixlength 0", "!"+rule)
+	h.wants("19000: from all to 100.64.0.0/24 lookup 254 suppress_prefixlength 23", "!"+rule)
 	if d := h.loop.UntilNext(); d <= 0 || d > time.Second {
 		t.Errorf("next in %v", d)
 	}
@@ -159,7 +159,7 @@ func TestFlushIsRepaired(t *testing.T) {
 	h.pass()
 	rules := h.rules()
 	for _, rule := range rules {
-		h.ip("-4 rule delete priority " + strings.NewReplacer(": ", " ", " 7", " type unreachable").Replace(rule))
+		h.ip("-4 rule delete priority " + strings.NewReplacer(": ", " ", "100.64.0.5 7", "100.64.0.5 type unreachable", "100.64.1.5 7", "100.64.1.5 type unreachable", "100.64.2.5 7", "100.64.2.5 type unreachable").Replace(rule))
 		h.pass()
 		h.wants(rule)
 	}
@@ -171,7 +171,7 @@ func TestFlushIsRepaired(t *testing.T) {
 		t.Errorf("%d lines:\n%s", n, h.log.String())
 	}
 	h.clock = h.clock.Add(time.Hour)
-	h.ip("-4 rule delete priority 9000")
+	h.ip("-4 rule delete priority 9020")
 	h.pass()
 	if want := fmt.Sprintf("objects=%d", len(rules)-1); !strings.Contains(h.log.String(), want) {
 		t.Errorf("no %s:\n%s", want, h.log.String())
@@ -532,7 +532,7 @@ func TestStandsTwice(t *testing.T) {
 	h := newHost(t)
 	h.wan(0)
 	h.pass()
-	h.ip("rule add priority 19000 lookup main suppress_prefixlength 0 protocol 151")
+	h.ip("rule add priority 19000 to 100.64.0.0/24 lookup main suppress_prefixlength 23 protocol 151")
 	h.quiet()
 	twice(t)
 	count := func() int { return strings.Count(strings.Join(h.rules(), "\n"), "19000: ") }

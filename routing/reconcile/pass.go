@@ -183,8 +183,8 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.weighMark(&s.link)
-		if planned && hasWay(plan.Link) && !hasWay(s.link) {
+		l.recallRole(&s.link)
+		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.link.Name)
 		}
@@ -201,27 +201,6 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		l.planner.Set(s.link)
 	}
 	return before
-}
-
-// weighMark tells the mark of an uplink from one that only says that a link was
-// being brought up: of that nothing must be remembered.
-func (l *Loop) weighMark(link *routing.Link) {
-	marked := link.Group == l.Policy.UplinkGroup
-	if _, unproven := l.unproven[link.Index]; unproven && !link.Pending && marked {
-		link.Group = 0
-	}
-	proven := routing.RoleOf(l.Policy, withoutMark(*link)) == routing.Uplink
-	switch {
-	case proven || (!link.Pending && !marked):
-		delete(l.unproven, link.Index)
-	case link.Pending && !marked:
-		l.unproven[link.Index] = struct{}{}
-	}
-}
-
-func withoutMark(link routing.Link) routing.Link {
-	link.Group, link.Pending = 0, false
-	return link
 }
 
 // subject returns the facts of an interface, false if it is no link.
@@ -265,7 +244,17 @@ func LinkOf(facts kernel.Link, claim Claim) routing.Link {
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
 		Addresses: addresses, Routes: facts.Routes, Intents: claim.Intents,
 		Pending: claim.Pending, Known: claim.Known, Reach: claim.Reach,
+		Choice: claim.Choice, LastResort: claim.LastResort, Elsewhere: delegated(claim),
 	}
+}
+
+// delegated makes sources of the prefixes that the network routes to this host.
+func delegated(claim Claim) []routing.Elsewhere {
+	var out []routing.Elsewhere
+	for _, p := range claim.Delegated {
+		out = append(out, routing.Elsewhere{Prefix: p, Why: "prefix delegated through the link"})
+	}
+	return out
 }
 
 // was reports whether the interface was a link until now: to this process, or
@@ -300,13 +289,18 @@ func TablesOf(k *kernel.State, name string) []routing.TableID {
 	return out
 }
 
-func hasWay(l routing.Link) bool {
-	return slices.ContainsFunc(l.Routes, func(r routing.Route) bool { return r.Gateway.IsValid() || r.IsDefault() })
+// recallRole adds what is remembered of a link.
+func (l *Loop) recallRole(link *routing.Link) {
+	profile := l.claims[link.Name].Profile
+	link.WasUplink = l.recall.WasUplink(*link, profile)
+	if !link.Pending {
+		l.recall.remember(*link, profile)
+	}
 }
 
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
-	delete(l.unproven, index)
+	l.recall.forget(index)
 	for k := range l.held[index] {
 		l.unhold(k)
 	}

@@ -36,6 +36,13 @@ type Claim struct {
 	// that main may lack the default, see [routing.Link].
 	Known []routing.Route
 	Reach bool
+	// Choice is the role that the configuration asks for; LastResort that unbound
+	// traffic may leave by the link when main has no default.
+	Choice     routing.RoleChoice
+	LastResort bool
+	// Delegated are prefixes that the network routes to this host through the link,
+	// masked and sorted.
+	Delegated []netip.Prefix
 	// Released says that the owner has taken the configuration away: what stands
 	// for the interface may go, however little is known of the rest.
 	Released bool

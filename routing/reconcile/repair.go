@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -76,6 +77,13 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 			wait = append(wait, o)
 			continue
 		}
+		if away := l.yields(o); away > 0 {
+			l.deferred[o] = now.Add(away)
+			wait = append(wait, o)
+			l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody deleted a rule of ours in the words of another rule, it stays away",
+				append(attrsOf(t), slog.Duration("delay", away))...)
+			continue
+		}
 		if delay := l.disputes.delay(o, l.Repairs, now); delay > 0 {
 			l.deferred[o] = now.Add(delay)
 			wait = append(wait, o)
@@ -99,6 +107,33 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 		l.disputes.silent = 0
 	}
 	return wait
+}
+
+// How long a rule stays away that was deleted by words which are also those of a
+// rule of somebody else. Who deletes by words deletes the first rule that has them,
+// often until none is left: `while ip rule del from 192.0.2.5; do :; done` must come
+// to an end. A rung of a link is needed more than a lift.
+const (
+	liftStaysAway = 10 * time.Second
+	rungStaysAway = time.Second
+)
+
+// yields returns how long an object stays away because its deletion may have been
+// meant for another rule.
+func (l *Loop) yields(o object) time.Duration {
+	planned, is := l.planner.Rule(o.rule)
+	switch {
+	case !is:
+		return 0
+	case planned.Yields:
+		return liftStaysAway
+	case slices.ContainsFunc(l.planner.Foreign(o.rule.Family), func(f routing.ForeignRule) bool {
+		return f.Rule.Selects() && f.Rule.SelectsLike(o.rule)
+	}):
+		return rungStaysAway
+	default:
+		return 0
+	}
 }
 
 func attrsOf(t kernel.Taken) []slog.Attr {

@@ -2,10 +2,12 @@ package claims
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hooked"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -16,6 +18,8 @@ import (
 type Facts struct {
 	Name   string
 	Policy nm.Policy
+	// Links are the entries of [[link]] in the configuration.
+	Links []config.Link
 	// Device is NetworkManager's, if Managed; it says so also of those that it
 	// leaves alone.
 	Device  nm.Device
@@ -32,8 +36,61 @@ type Facts struct {
 // Judge says what an interface is, false if nobody says anything of it. What
 // NetworkManager brings up is its whole; so is what somebody else configured and
 // NetworkManager leaves alone. On the rest the addresses take part that were
-// leased.
+// leased. Of all of them the configuration may know better.
 func Judge(f Facts) (reconcile.Claim, bool) {
+	claim, claimed := f.judge()
+	if !claimed || claim.Standing == reconcile.NoLink {
+		return claim, claimed
+	}
+	settings := f.settings()
+	if settings.Ignore {
+		claim.Standing, claim.Pending, claim.Only = reconcile.NoLink, false, nil
+		claim.Why = "the configuration ignores it ([[link]] " + settings.IgnoredBy + ")"
+		// With another profile, a device of NetworkManager may be another matter.
+		claim.Released, claim.Watched = true, f.Device.Managed
+		return claim, true
+	}
+	apply(&claim, settings)
+	return claim, true
+}
+
+func (f Facts) settings() config.Settings {
+	d := f.Device
+	d.Name = f.Name
+	return config.SettingsOf(f.Links, d)
+}
+
+// apply puts what the configuration says into a claim. Its gateways win over what
+// DHCP, hooks and the profile say.
+func apply(claim *reconcile.Claim, s config.Settings) {
+	claim.Choice, claim.LastResort = s.Role, s.LastResort
+	if len(s.Gateways) > 0 {
+		// The map belongs to who made the claim.
+		claim.Intents = maps.Clone(claim.Intents)
+		if claim.Intents == nil {
+			claim.Intents = map[routing.Family]routing.Intent{}
+		}
+	}
+	for _, g := range s.Gateways {
+		f := routing.FamilyOf(g)
+		intent := claim.Intents[f]
+		intent.Gateway = g
+		claim.Intents[f] = intent
+		claim.Known = slices.DeleteFunc(claim.Known, func(r routing.Route) bool {
+			return r.Family == f && r.Destination.Bits() == 0
+		})
+	}
+	claim.Delegated = sortedPrefixes(claim.Delegated, s.Delegated)
+}
+
+// sortedPrefixes joins lists of prefixes, each prefix once.
+func sortedPrefixes(lists ...[]netip.Prefix) []netip.Prefix {
+	all := slices.Concat(lists...)
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return slices.Compact(all)
+}
+
+func (f Facts) judge() (reconcile.Claim, bool) {
 	var claim reconcile.Claim
 	left := true
 	if f.Managed {
@@ -51,6 +108,8 @@ func Judge(f Facts) (reconcile.Claim, bool) {
 		return claim, f.Managed
 	}
 	claim.Standing, claim.Watched, claim.Only = reconcile.Link, true, f.Leased
+	// A client gives an address a table, and seldom main a default.
+	claim.Reach = true
 	claim.Why = fmt.Sprintf("lease of %s", f.Leased[0])
 	if more := len(f.Leased) - 1; more > 0 {
 		claim.Why += fmt.Sprintf(" and %d more", more)
@@ -91,6 +150,7 @@ func (f Facts) hooked() (reconcile.Claim, bool) {
 			callers = append(callers, c.Caller)
 		}
 		claim.Known = append(claim.Known, c.Known()...)
+		claim.Delegated = append(claim.Delegated, c.Delegated...)
 		intent := claim.Intents[c.Family]
 		intent.Automatic = intent.Automatic || c.Automatic
 		claim.Intents[c.Family] = intent

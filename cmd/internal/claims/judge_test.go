@@ -9,6 +9,7 @@ import (
 	gnm "github.com/Wifx/gonetworkmanager/v2"
 
 	"multihomed/cmd/internal/claims"
+	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hooked"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -80,5 +81,91 @@ func TestJudge(t *testing.T) {
 	claim, _ := claims.Judge(claims.Facts{Name: "wan0", Configs: hook})
 	if len(claim.Known) != 1 || claim.Known[0].PreferredSource != leased[0] || !claim.Reach || !claim.Watched || !claim.Intents[routing.IPv4].Automatic {
 		t.Errorf("a hook's claim is %+v", claim)
+	}
+}
+
+// TestConfigured: what [[link]] says counts for links of all owners alike.
+func TestConfigured(t *testing.T) {
+	t.Parallel()
+	address, router, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.254"), netip.MustParseAddr("192.0.2.253")
+	told, said := netip.MustParsePrefix("2001:db8:b::/56"), netip.MustParsePrefix("2001:db8:a::/56")
+	device := nm.Device{
+		Name: "wan0", Type: gnm.NmDeviceTypeEthernet, Real: true, Managed: true, State: gnm.NmDeviceStateActivated,
+		ProfileKnown: true, ProfileID: "office", Intents: map[routing.Family]routing.Intent{
+			routing.IPv4: {Gateway: router, Automatic: true, NeverDefault: true}, routing.IPv6: {LeaveAlone: "it is the owner's"},
+		},
+	}
+	draining := device
+	draining.State = gnm.NmDeviceStateDisconnected
+	unmanaged := device
+	unmanaged.Managed, unmanaged.State, unmanaged.Intents = false, gnm.NmDeviceStateUnmanaged, nil
+	hook := []hooked.Config{{
+		Interface: "wan0", Index: 2, Caller: "dhcpcd", Family: routing.IPv4, Automatic: true,
+		Routes: []hooked.Route{{Destination: routing.IPv4.Any(), Gateway: router}, {Destination: netip.MustParsePrefix("10.0.0.0/8"), Gateway: router}},
+	}, {Interface: "wan0", Index: 2, Caller: "dhcpcd", Part: "dhcp6", Family: routing.IPv6, Delegated: []netip.Prefix{told}}}
+	owners := map[string]claims.Facts{
+		"NetworkManager's":     {Device: device, Managed: true},
+		"draining":             {Device: draining, Managed: true},
+		"a hook's":             {Configs: hook},
+		"a hook's, left alone": {Configs: hook, Device: unmanaged, Managed: true},
+		"leased":               {Leased: []netip.Addr{address}},
+		"leased, left alone":   {Leased: []netip.Addr{address}, Device: unmanaged, Managed: true},
+	}
+	links := []config.Link{{
+		Matcher: config.Matcher{Interface: "wan?"}, Role: routing.AlwaysLocal, Gateways: []netip.Addr{other}, LastResort: new(true),
+		Delegated: []netip.Prefix{told, said},
+	}}
+	for name, facts := range owners {
+		facts.Name = "wan0"
+		without, _ := claims.Judge(facts)
+		if without.Choice != routing.ByFacts || without.LastResort {
+			t.Errorf("%s: without the configuration %+v", name, without)
+		}
+		facts.Links = links
+		claim, claimed := claims.Judge(facts)
+		if !claimed || claim.Standing != without.Standing || claim.Why != without.Why {
+			t.Errorf("%s: %+v, without the configuration %+v", name, claim, without)
+		}
+		if claim.Choice != routing.AlwaysLocal || !claim.LastResort || !slices.Equal(claim.Delegated, []netip.Prefix{said, told}) {
+			t.Errorf("%s: %+v", name, claim)
+		}
+		in, was := claim.Intents[routing.IPv4], without.Intents[routing.IPv4]
+		if in.Gateway != other || in.Automatic != was.Automatic || in.NeverDefault != was.NeverDefault ||
+			claim.Intents[routing.IPv6] != without.Intents[routing.IPv6] {
+			t.Errorf("%s: intents %+v, without the configuration %+v", name, claim.Intents, without.Intents)
+		}
+		// The route to everything is the configured router's now, others stay.
+		if len(without.Known) == 2 && (len(claim.Known) != 1 || claim.Known[0].Destination.Bits() != 8) {
+			t.Errorf("%s: known %+v", name, claim.Known)
+		}
+
+		for text, entry := range map[string]config.Matcher{
+			"interface wan0": {Interface: "wan0"}, "type ethernet": {Type: "ethernet"}, "profile office": {Profile: "office"},
+		} {
+			facts.Links = append(slices.Clone(links), config.Link{Matcher: entry, Ignore: new(true)})
+			matches := entry.Interface != "" || facts.Managed
+			claim, claimed := claims.Judge(facts)
+			why := "the configuration ignores it ([[link]] " + text + ")"
+			if !claimed || (claim.Standing == reconcile.NoLink) != matches || matches != (claim.Why == why) {
+				t.Errorf("%s, ignored by %s: %+v", name, text, claim)
+			}
+			if matches && (!claim.Released || claim.Only != nil || claim.Pending) {
+				t.Errorf("%s, ignored by %s: %+v", name, text, claim)
+			}
+		}
+	}
+	if g := device.Intents[routing.IPv4].Gateway; g != router {
+		t.Errorf("the device of NetworkManager was changed: gateway %v", g)
+	}
+	// What is no link for another reason keeps it, and nobody's stays nobody's.
+	facts := claims.Facts{Name: "wan0", Configs: hook, Kind: "wireguard", Links: []config.Link{{Matcher: config.Matcher{Interface: "*"}, Ignore: new(true)}}}
+	if claim, _ := claims.Judge(facts); claim.Why != "it is a tunnel or the like (wireguard)" {
+		t.Errorf("a tunnel: %q", claim.Why)
+	}
+	if _, claimed := claims.Judge(claims.Facts{Name: "eth9", Links: facts.Links}); claimed {
+		t.Error("nobody says anything of eth9, and yet it is claimed")
+	}
+	if claim, _ := claims.Judge(claims.Facts{Name: "wan0", Leased: []netip.Addr{address}}); !claim.Reach {
+		t.Error("a leased link does not say that main may lack its default")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/hooked"
 	"multihomed/nm"
@@ -16,8 +17,10 @@ import (
 // word, then those who configured an interface, then those who leased a table
 // for an address.
 type Sources struct {
-	Manager  *nm.Watcher
-	Policy   nm.Policy
+	Manager *nm.Watcher
+	Policy  nm.Policy
+	// Links are the entries of [[link]] in the configuration.
+	Links    []config.Link
 	Hooked   *hooked.Store
 	Declared *declared.Store
 	// Kind returns the driver's name of a virtual interface (IFLA_INFO_KIND).
@@ -112,7 +115,11 @@ func (o *Owners) Take() reconcile.Claims {
 
 // Of says what an interface is.
 func (o *Owners) Of(name string) (reconcile.Claim, bool) {
-	f := Facts{Name: name, Policy: o.Policy, Leased: o.Declared.Of(name)}
+	return Judge(o.facts(name))
+}
+
+func (o *Owners) facts(name string) Facts {
+	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name)}
 	f.Device, f.Managed = o.devices[name]
 	f.Configs, f.Released = o.Hooked.Of(name)
 	if o.status.Absent {
@@ -121,7 +128,7 @@ func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 	if len(f.Configs) > 0 {
 		f.Kind = o.Kind(name)
 	}
-	return Judge(f)
+	return f
 }
 
 // Names are the servers for names that a link has, and the domains they are for.
@@ -153,6 +160,9 @@ func (o *Owners) Heard() bool {
 func (o *Owners) Names(name string) map[routing.Family]Names {
 	out := map[routing.Family]Names{}
 	device, managed := o.devices[name]
+	if (Facts{Name: name, Links: o.Links, Device: device}).settings().Ignore {
+		return out
+	}
 	if managed && Of(o.Policy, device).Standing == reconcile.Link {
 		for f, d := range device.DNS {
 			out[f] = Names{Servers: d.Servers, Domains: d.Domains}

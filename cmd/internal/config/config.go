@@ -23,17 +23,23 @@ var Reference string
 
 // A Config is a configuration that is sound.
 type Config struct {
-	// Tables is the range of routing tables that links get.
+	// Tables is the range of routing tables that links get. Its last number is kept
+	// for failover.
 	Tables routing.TableRange
 	// UplinkGroup is the interface group of uplinks.
 	UplinkGroup uint32
 	// ContainerPrefixLength is the suppress_prefixlength of the rule that keeps
 	// containers, VPN networks and LANs reachable for bound traffic.
 	ContainerPrefixLength uint32
+	// NetworkRules says for which networks there are rules that lead to them.
+	NetworkRules NetworkRules
 	// Include lists what is a link although it would not be one; Exclude what
 	// is none, and wins.
 	Include, Exclude []Matcher
-	LogLevel         slog.Level
+	// Links is what the owner of the host knows better of some links, in the order
+	// of the file; see [SettingsOf].
+	Links    []Link
+	LogLevel slog.Level
 	// NetworkManager says whether the host has one; Auto looks.
 	NetworkManager Presence
 	// RepairBurst and RepairsPerSecond bound how often routing that somebody
@@ -83,6 +89,16 @@ const (
 	No   Presence = "no"
 )
 
+// NetworkRules says for which networks of links there are rules that lead to them.
+type NetworkRules string
+
+// Missing asks for rules for the networks that main does not have through the
+// link; Always for every network.
+const (
+	Missing NetworkRules = "missing"
+	Always  NetworkRules = "always"
+)
+
 // A Matcher selects links. Its fields are globs of path.Match or empty for
 // anything, and all must match.
 type Matcher struct {
@@ -100,6 +116,7 @@ func Default() Config {
 		Tables:                policy.Tables,
 		UplinkGroup:           policy.UplinkGroup,
 		ContainerPrefixLength: policy.ContainerPrefixLength,
+		NetworkRules:          Missing,
 		LogLevel:              slog.LevelInfo,
 		NetworkManager:        Auto,
 		RepairBurst:           20,
@@ -122,6 +139,7 @@ func (c Config) RoutingPolicy() routing.Policy {
 		Tables:                c.Tables,
 		UplinkGroup:           c.UplinkGroup,
 		ContainerPrefixLength: c.ContainerPrefixLength,
+		NetworksAlways:        c.NetworkRules == Always,
 	}
 }
 
@@ -133,7 +151,7 @@ func (c Config) NMPolicy() nm.Policy {
 func matchers(list []Matcher) []nm.Matcher {
 	all := make([]nm.Matcher, 0, len(list))
 	for _, m := range list {
-		all = append(all, nm.Matcher{Interface: m.Interface, Profile: m.Profile, Type: m.Type})
+		all = append(all, nm.Matcher(m))
 	}
 	return all
 }

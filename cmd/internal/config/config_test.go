@@ -3,6 +3,7 @@ package config_test
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,9 +12,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
 	"multihomed/cmd/internal/config"
+	"multihomed/dispatcher"
+	"multihomed/nm"
 	"multihomed/routing"
 )
 
@@ -44,7 +48,7 @@ func TestReferenceSetsEveryDefault(t *testing.T) {
 	for _, key := range config.Keys() {
 		leaf := key[strings.LastIndexByte(key, '.')+1:]
 		switch {
-		case strings.HasPrefix(key, "include.") || strings.HasPrefix(key, "exclude."):
+		case strings.HasPrefix(key, "include.") || strings.HasPrefix(key, "exclude.") || strings.HasPrefix(key, "link."):
 			if !regexp.MustCompile(`(?m)^#   ` + leaf + `  `).MatchString(text) {
 				t.Errorf("the reference does not explain %s", key)
 			}
@@ -65,6 +69,7 @@ func TestEverythingSet(t *testing.T) {
 	const text = `
 uplink_group = 7
 container_prefix_length = 0
+network_rules = "always"
 log_level = "debug"
 network_manager = "no"
 state_dir = "/srv/multihomed/"
@@ -99,13 +104,35 @@ move_routes = true
 interface = "tun*"
 [[include]]
 profile = "home \\* [a-c]"
+
+[[link]]
+interface = "wan*"
+profile = "office"
+role = "uplink"
+gateway = ["2001:db8::1", "192.0.2.1"]
+last_resort = true
+ignore = false
+delegated = ["2001:db8:b::/56", "198.51.100.0/24", "2001:db8:b::/56"]
+[[link]]
+type = "wifi"
+role = "local"
+gateway = "fe80::1"
 `
 	want := config.Config{
 		Tables:      routing.TableRange{First: 100, Last: 199},
 		UplinkGroup: 7, ContainerPrefixLength: 0,
-		Include:  []config.Matcher{{Interface: "tun*"}, {Profile: `home \* [a-c]`}},
-		Exclude:  []config.Matcher{{Type: "bridge", Interface: "lab?"}},
-		LogLevel: slog.LevelDebug, RepairBurst: 3, RepairsPerSecond: 2,
+		Include: []config.Matcher{{Interface: "tun*"}, {Profile: `home \* [a-c]`}},
+		Exclude: []config.Matcher{{Type: "bridge", Interface: "lab?"}},
+		Links: []config.Link{{
+			Matcher: config.Matcher{Interface: "wan*", Profile: "office"}, Role: routing.AlwaysUplink,
+			Gateways:   []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.1")},
+			LastResort: new(true), Ignore: new(false),
+			Delegated: []netip.Prefix{netip.MustParsePrefix("2001:db8:b::/56"), netip.MustParsePrefix("198.51.100.0/24")},
+		}, {
+			Matcher: config.Matcher{Type: "wifi"}, Role: routing.AlwaysLocal, Gateways: []netip.Addr{netip.MustParseAddr("fe80::1")},
+		}},
+		NetworkRules: config.Always,
+		LogLevel:     slog.LevelDebug, RepairBurst: 3, RepairsPerSecond: 2,
 		Allocator: config.Allocator{
 			Socket: "other", Lifetime: 70000 * time.Second, Families: []routing.Family{0, routing.IPv6},
 			Users: []string{"www-data", "1000"}, TablesPerUser: 3,
@@ -119,8 +146,11 @@ profile = "home \\* [a-c]"
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if !got.RoutingPolicy().NetworksAlways || config.Default().RoutingPolicy().NetworksAlways {
+		t.Error("network_rules is not in the routing policy")
 	}
 	if p := got.RoutingPolicy(); p.Tables != want.Tables || p.UplinkGroup != 7 || p.ContainerPrefixLength != 0 {
 		t.Errorf("routing policy %+v", p)
@@ -141,7 +171,7 @@ func TestErrors(t *testing.T) {
 		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
 		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
 		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname: unknown key; did you mean "},
-		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, include, exclude"},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, include, exclude, link"},
 		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
 		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
 		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: not what is allowed here (string); want an interface group from 1 to 2147483647"},
@@ -163,7 +193,7 @@ func TestErrors(t *testing.T) {
 		"table 0":        {"[tables]\nfirst = 0\nlast = 10\n", "f:2: tables.first: 0 is not allowed; want a routing table from 1 to 4294967295"},
 		"table large":    {"[tables]\nlast = 4294967296\n", "f:2: tables.last: 4294967296 is not allowed"},
 		"empty range":    {"[tables]\nfirst = 11\nlast = 10\n", "f:3: tables.last: the range 11-10 is empty"},
-		"only first":     {"[tables]\nfirst = 20000\n", "f:2: tables.first: the range 20000-10999 is empty: tables.first (default 10000) must not be above tables.last (default 10999)"},
+		"only first":     {"[tables]\nfirst = 20000\n", "f:2: tables.first: the range 20000-10999 is empty: tables.first (default 10000) must be below tables.last (default 10999)"},
 		"too large":      {"[tables]\nfirst = 100000\nlast = 4294967295\n", "f:3: tables.last: the range 100000-4294967295 is too large: at most 1000000 tables"},
 		"main":           {"[tables]\nfirst = 200\nlast = 300\n", "f:3: tables.last: the range 200-300 holds tables of the kernel (253-255); choose one that does not, such as 10000-10999"},
 		"only local":     {"[tables]\nfirst = 255\nlast = 300\n", "holds tables of the kernel (253-255)"},
@@ -180,7 +210,34 @@ func TestErrors(t *testing.T) {
 		"bad glob flat":  {"include = [{interface='a'},\n {profile='['}]\n", `include.profile (entry 2): "[" is not allowed`},
 		"empty glob":     {"[[include]]\nprofile = ''\n", `f:2: include.profile (entry 1): "" is not allowed`},
 		"empty matcher":  {"[[include]]\ninterface = 'a'\n\n[[include]]\n", "f:4: include (entry 2): nothing is set; want interface, profile or type, or several"},
-		"all at once":    {"uplink_group = 0\nlog_level = 'x'\n", "f:2: log_level"},
+		"network rules":  {"network_rules = 'no'\n", `f:1: network_rules: "no" is not allowed; want "missing" or "always"`},
+		"one table":      {"[tables]\nfirst = 20\nlast = 20\n", "f:3: tables.last: the range 20-20 holds one table: at least 2 are needed, because the last one is kept for failover"},
+
+		"link, unknown":           {"[[link]]\ninterface = 'a'\nrole = 'local'\ngatway = 3\n", "f:4: link.gatway: unknown key; did you mean link.gateway?"},
+		"link, no match":          {"[[link]]\nrole = 'local'\n", "f:1: link (entry 1): nothing to match is set; want interface, profile or type, or several"},
+		"link, no setting":        {"[[link]]\ntype = 'a'\nignore = true\n\n[[link]]\ninterface = 'a'\n", "f:5: link (entry 2): it says nothing of the links that it matches; want role, gateway, last_resort, ignore or delegated"},
+		"link, bad glob":          {"[[link]]\nignore = true\ninterface = 'wan['\n", `f:3: link.interface (entry 1): "wan[" is not allowed; want a glob such as "wan*"`},
+		"link, role":              {"[[link]]\ntype = 'a'\nrole = 'wan'\n", `f:3: link.role (entry 1): "wan" is not allowed; want "uplink" or "local"`},
+		"link, role, type":        {"[[link]]\ntype = 'a'\nrole = true\n", `f:3: link.role: not what is allowed here (boolean); want "uplink" or "local"`},
+		"link, gateway":           {"[[link]]\ntype = 'a'\ngateway = 'router'\n", `f:3: link.gateway (entry 1): "router" is not allowed (not an address); want the address of a router, or a list with one of IPv4 and one of IPv6`},
+		"link, gateway, any":      {"[[link]]\ntype = 'a'\ngateway = '0.0.0.0'\n", `"0.0.0.0" is not allowed (not the address of a host)`},
+		"link, gateway, zone":     {"[[link]]\ntype = 'a'\ngateway = 'fe80::1%wan0'\n", `"fe80::1%wan0" is not allowed (without a zone`},
+		"link, gateway, mapped":   {"[[link]]\ntype = 'a'\ngateway = '::ffff:192.0.2.1'\n", `(an address of IPv4 is written as one)`},
+		"link, gateway, type":     {"[[link]]\ntype = 'a'\ngateway = 3\n", `f:3: link.gateway (entry 1): a value of another type ("3") is not allowed; want`},
+		"link, gateways, type":    {"[[link]]\ntype = 'a'\ngateway = ['192.0.2.1', 3]\n", `f:3: link.gateway (entry 1): a value of another type ("3") is not allowed; want`},
+		"link, gateways, twice":   {"[[link]]\ntype = 'a'\ngateway = ['192.0.2.1', '192.0.2.2']\n", `"192.0.2.2" is not allowed (a second one of ipv4); want`},
+		"link, gateways, none":    {"[[link]]\ntype = 'a'\ngateway = []\n", `link.gateway (entry 1): an empty list is not allowed`},
+		"link, gateways, table":   {"[[link]]\ntype = 'a'\ngateway = {a = 1}\n", `link.gateway`},
+		"link, last resort":       {"[[link]]\ntype = 'a'\nlast_resort = 'yes'\n", "f:3: link.last_resort: not what is allowed here (string); want true or false"},
+		"link, delegated":         {"[[link]]\ntype = 'a'\ndelegated = ['2001:db8::1']\n", `f:3: link.delegated (entry 1): "2001:db8::1" is not allowed (not a network); want a list of networks such as "2001:db8:b::/56", not empty`},
+		"link, delegated, bits":   {"[[link]]\ntype = 'a'\ndelegated = ['2001:db8:b:1::/56']\n", `"2001:db8:b:1::/56" is not allowed (it has host bits: 2001:db8:b::/56 is meant)`},
+		"link, delegated, all":    {"[[link]]\ntype = 'a'\ndelegated = ['::/0']\n", `"::/0" is not allowed (too wide to be delegated to a host)`},
+		"link, delegated, halves": {"[[link]]\ntype = 'a'\ndelegated = ['128.0.0.0/1']\n", `(too wide to be delegated to a host)`},
+		"link, delegated, local":  {"[[link]]\ntype = 'a'\ndelegated = ['fe80::/64']\n", `(not a network that can be delegated)`},
+		"link, delegated, none":   {"[[link]]\ntype = 'a'\ndelegated = []\n", `an empty list is not allowed`},
+		"link, delegated, many":   {"[[link]]\ntype = 'a'\ndelegated = [" + strings.Repeat("'2001:db8:b::/56', ", 65) + "]\n", `a list of 65 is not allowed (at most 64)`},
+		"link, a key":             {"link = 3\n", "f:1: link: not what is allowed here (integer); want a list of tables: [[link]]"},
+		"all at once":             {"uplink_group = 0\nlog_level = 'x'\n", "f:2: log_level"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -206,8 +263,8 @@ func TestRangesAreJudgedAtTheirEnds(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"tables = {first = 1, last = 252}", "tables = {first = 256, last = 20052}", "tables = {first = 20054, last = 30199}",
-		"tables = {first = 30500, last = 51819}", "tables = {first = 52320, last = 1052319}", "tables = {first = 4294967295, last = 4294967295}",
-		"[tables]\nfirst = 10999", "[tables]\nlast = 10000",
+		"tables = {first = 30500, last = 51819}", "tables = {first = 52320, last = 1052319}", "tables = {first = 4294967294, last = 4294967295}",
+		"[tables]\nfirst = 10998", "[tables]\nlast = 10001",
 	} {
 		if _, err := config.Parse("f", []byte(text)); err != nil {
 			t.Errorf("%s: %v", text, err)
@@ -260,6 +317,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(config.Reference))
 	f.Add([]byte(uncommented()))
 	f.Add([]byte("include = [{interface = 'a'}, {}]\n[[exclude]]\nprofile = '['\n[tables]\nfirst=1\n"))
+	f.Add([]byte("[[link]]\ntype = 'a'\ngateway = ['192.0.2.1', 'fe80::1']\ndelegated = ['2001:db8:b::/56']\nrole = 'local'\nignore = false\n"))
+	f.Add([]byte("link = [{interface = 'a', gateway = {b = 1}}, {}, {type = '[', delegated = ['x', '::/0']}]\n"))
 	f.Add([]byte("[[include.x]]\n[include.x.y]\na.b.c = {d = [1, {e = 2}]}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := config.Parse("f", data)
@@ -268,10 +327,20 @@ func FuzzParse(f *testing.F) {
 		}
 		// Whatever is accepted keeps what the rest of the program relies on.
 		r := got.Tables
-		if r.First == 0 || r.First > r.Last || r.Contains(routing.TableMain) || r.Contains(20053) ||
+		if r.First == 0 || r.First >= r.Last || r.Contains(routing.TableMain) || r.Contains(20053) ||
 			got.UplinkGroup == 0 || got.RepairBurst < 1 || !(got.RepairsPerSecond > 0) ||
 			!filepath.IsAbs(got.StateDir) || !filepath.IsAbs(got.RuntimeDir) {
 			t.Errorf("accepted %+v", got)
+		}
+		for _, l := range got.Links {
+			if err := nm.Matcher(l.Matcher).Validate(); err != nil || len(l.Gateways) > 2 {
+				t.Errorf("accepted %+v: %v", l, err)
+			}
+			for _, p := range l.Delegated {
+				if err := dispatcher.CheckDelegated(p); err != nil {
+					t.Errorf("accepted %v: %v", p, err)
+				}
+			}
 		}
 		for _, m := range append(got.NMPolicy().Include, got.NMPolicy().Exclude...) {
 			if err := m.Validate(); err != nil {

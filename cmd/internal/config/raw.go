@@ -5,6 +5,7 @@ package config
 type raw struct {
 	UplinkGroup           *int64       `toml:"uplink_group"`
 	ContainerPrefixLength *int64       `toml:"container_prefix_length"`
+	NetworkRules          *string      `toml:"network_rules"`
 	LogLevel              *string      `toml:"log_level"`
 	NetworkManager        *string      `toml:"network_manager"`
 	StateDir              *string      `toml:"state_dir"`
@@ -16,6 +17,7 @@ type raw struct {
 	Ifupdown              rawIfupdown  `toml:"ifupdown"`
 	Include               []rawMatcher `toml:"include"`
 	Exclude               []rawMatcher `toml:"exclude"`
+	Link                  []rawLink    `toml:"link"`
 }
 
 type rawTables struct {
@@ -53,6 +55,24 @@ type rawMatcher struct {
 	Type      *string `toml:"type"`
 }
 
+// rawLink holds the keys of rawMatcher once more: an embedded struct has no place
+// in the keys of error messages.
+type rawLink struct {
+	Interface *string `toml:"interface"`
+	Profile   *string `toml:"profile"`
+	Type      *string `toml:"type"`
+	Role      *string `toml:"role"`
+	// Gateway is a string or a list of strings.
+	Gateway    any       `toml:"gateway"`
+	LastResort *bool     `toml:"last_resort"`
+	Ignore     *bool     `toml:"ignore"`
+	Delegated  *[]string `toml:"delegated"`
+}
+
+func (r rawLink) matcher() rawMatcher {
+	return rawMatcher{Interface: r.Interface, Profile: r.Profile, Type: r.Type}
+}
+
 // A spec is a key and what it may be set to, for error messages.
 type spec struct{ key, allowed string }
 
@@ -63,13 +83,14 @@ func specs() []spec {
 	return []spec{
 		{"uplink_group", "an interface group from 1 to 2147483647"},
 		{"container_prefix_length", "a prefix length from 0 to 31"},
+		{"network_rules", `"missing" or "always"`},
 		{"log_level", `"debug", "info", "warn" or "error"`},
 		{"network_manager", `"auto", "yes" or "no"`},
 		{"state_dir", "the absolute path of a directory"},
 		{"runtime_dir", "the absolute path of a directory"},
 		{"tables", "a table: [tables]"},
-		{"tables.first", "a routing table from 1 to 4294967295, not above tables.last"},
-		{"tables.last", "a routing table from 1 to 4294967295, not below tables.first"},
+		{"tables.first", "a routing table from 1 to 4294967295, below tables.last"},
+		{"tables.last", "a routing table from 1 to 4294967295, above tables.first"},
 		{"repair", "a table: [repair]"},
 		{"repair.burst", "a whole number from 1 to 10000"},
 		{"repair.per_second", "a number above 0, at most 1000"},
@@ -94,6 +115,15 @@ func specs() []spec {
 		{"exclude.interface", globAllowed},
 		{"exclude.profile", globAllowed},
 		{"exclude.type", globAllowed},
+		{"link", "a list of tables: [[link]]"},
+		{"link.interface", globAllowed},
+		{"link.profile", globAllowed},
+		{"link.type", globAllowed},
+		{"link.role", `"uplink" or "local"`},
+		{"link.gateway", "the address of a router, or a list with one of IPv4 and one of IPv6"},
+		{"link.last_resort", "true or false"},
+		{"link.ignore", "true or false"},
+		{"link.delegated", `a list of networks such as "2001:db8:b::/56", not empty`},
 	}
 }
 

@@ -57,6 +57,7 @@ func (v *validator) config(file raw) Config {
 	c := Default()
 	c.UplinkGroup = v.uint32("uplink_group", file.UplinkGroup, c.UplinkGroup, 1, math.MaxInt32)
 	c.ContainerPrefixLength = v.uint32("container_prefix_length", file.ContainerPrefixLength, c.ContainerPrefixLength, 0, 31)
+	c.NetworkRules = v.networkRules(file.NetworkRules, c.NetworkRules)
 	c.LogLevel = v.level(file.LogLevel, c.LogLevel)
 	c.NetworkManager = v.presence("network_manager", file.NetworkManager, c.NetworkManager)
 	c.StateDir = v.directory("state_dir", file.StateDir, c.StateDir)
@@ -71,6 +72,7 @@ func (v *validator) config(file raw) Config {
 	}
 	c.Include = v.matchers("include", file.Include)
 	c.Exclude = v.matchers("exclude", file.Exclude)
+	c.Links = v.links(file.Link)
 	return c
 }
 
@@ -114,6 +116,18 @@ func (v *validator) presence(key string, value *string, preset Presence) Presenc
 		return preset
 	}
 	return p
+}
+
+func (v *validator) networkRules(value *string, preset NetworkRules) NetworkRules {
+	if value == nil {
+		return preset
+	}
+	r := NetworkRules(*value)
+	if r != Missing && r != Always {
+		v.refuse("network_rules", quoted(*value))
+		return preset
+	}
+	return r
 }
 
 func (v *validator) dns(file rawDNS, preset DNS) DNS {
@@ -167,7 +181,9 @@ func (v *validator) tables(file rawTables, preset routing.TableRange) routing.Ta
 	}
 	switch {
 	case r.First > r.Last:
-		fail("is empty: tables.first (default %d) must not be above tables.last (default %d)", uint32(preset.First), uint32(preset.Last))
+		fail("is empty: tables.first (default %d) must be below tables.last (default %d)", uint32(preset.First), uint32(preset.Last))
+	case r.First == r.Last:
+		fail("holds one table: at least 2 are needed, because the last one is kept for failover")
 	case uint64(r.Last)-uint64(r.First) >= maxTables:
 		fail("is too large: at most %d tables", maxTables)
 	default:
@@ -274,16 +290,20 @@ func (v *validator) matchers(list string, file []rawMatcher) []Matcher {
 	}
 	all := make([]Matcher, 0, len(file))
 	for i, m := range file {
-		all = append(all, Matcher{
-			Interface: v.glob(list, i, "interface", m.Interface),
-			Profile:   v.glob(list, i, "profile", m.Profile),
-			Type:      v.glob(list, i, "type", m.Type),
-		})
+		all = append(all, v.matcher(list, i, m))
 		if m == (rawMatcher{}) {
 			v.fail(v.at.of(list, i, ""), entryKey(list, i, ""), "nothing is set; want interface, profile or type, or several")
 		}
 	}
 	return all
+}
+
+func (v *validator) matcher(list string, i int, m rawMatcher) Matcher {
+	return Matcher{
+		Interface: v.glob(list, i, "interface", m.Interface),
+		Profile:   v.glob(list, i, "profile", m.Profile),
+		Type:      v.glob(list, i, "type", m.Type),
+	}
 }
 
 func (v *validator) glob(list string, i int, key string, value *string) string {

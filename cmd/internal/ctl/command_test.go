@@ -3,6 +3,7 @@ package ctl_test
 import (
 	"bytes"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -92,6 +93,12 @@ func TestConfigIsAConfiguration(t *testing.T) {
 	}
 	custom.Include = []config.Matcher{{Interface: "tun*"}, {Profile: `Caf\é "Nero"`, Type: "vpn?"}}
 	custom.Exclude = []config.Matcher{{Interface: "lab[0-9]", Profile: "\u0001", Type: "bridge"}}
+	custom.NetworkRules = config.Always
+	custom.Links = []config.Link{
+		{Matcher: config.Matcher{Interface: "wan?"}, Role: routing.AlwaysUplink, Gateways: []netip.Addr{netip.MustParseAddr("fe80::1"), netip.MustParseAddr("192.0.2.1")}},
+		{Matcher: config.Matcher{Profile: `"LTE"`, Type: "gsm"}, Role: routing.AlwaysLocal, LastResort: new(true), Ignore: new(false)},
+		{Matcher: config.Matcher{Type: "wifi"}, LastResort: new(false), Ignore: new(true), Delegated: []netip.Prefix{netip.MustParsePrefix("2001:db8:b::/56")}},
+	}
 	for i, a, b := 0, reflect.ValueOf(custom), reflect.ValueOf(config.Default()); i < a.NumField(); i++ {
 		if reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
 			t.Errorf("%s is the default: nothing is proven for it", a.Type().Field(i).Name)

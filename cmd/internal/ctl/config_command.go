@@ -84,6 +84,7 @@ func effective(c config.Config, path string, found bool) string {
 	fmt.Fprintf(&b, "# The configuration of multihomed, from %s\n", from)
 	fmt.Fprintf(&b, "uplink_group = %d\n", c.UplinkGroup)
 	fmt.Fprintf(&b, "container_prefix_length = %d\n", c.ContainerPrefixLength)
+	fmt.Fprintf(&b, "network_rules = %s\n", toml(string(c.NetworkRules)))
 	fmt.Fprintf(&b, "log_level = %s\n", toml(strings.ToLower(c.LogLevel.String())))
 	fmt.Fprintf(&b, "network_manager = %s\n", toml(string(c.NetworkManager)))
 	fmt.Fprintf(&b, "state_dir = %s\nruntime_dir = %s\n", toml(c.StateDir), toml(c.RuntimeDir))
@@ -94,6 +95,7 @@ func effective(c config.Config, path string, found bool) string {
 	fmt.Fprintf(&b, "\n[ifupdown]\nmove_routes = %t\n", c.MoveRoutes)
 	matchers(&b, "include", c.Include)
 	matchers(&b, "exclude", c.Exclude)
+	links(&b, c.Links)
 	return b.String()
 }
 
@@ -117,13 +119,47 @@ func tomlList(list []string) string {
 
 func matchers(b *strings.Builder, name string, list []config.Matcher) {
 	for _, m := range list {
-		fmt.Fprintf(b, "\n[[%s]]\n", name)
-		for _, f := range []struct{ key, glob string }{{"interface", m.Interface}, {"profile", m.Profile}, {"type", m.Type}} {
-			if f.glob != "" {
-				fmt.Fprintf(b, "%s = %s\n", f.key, toml(f.glob))
-			}
+		entry(b, name, m)
+	}
+}
+
+// entry begins an entry of a list with the keys that match.
+func entry(b *strings.Builder, name string, m config.Matcher) {
+	fmt.Fprintf(b, "\n[[%s]]\n", name)
+	for _, f := range []struct{ key, glob string }{{"interface", m.Interface}, {"profile", m.Profile}, {"type", m.Type}} {
+		if f.glob != "" {
+			fmt.Fprintf(b, "%s = %s\n", f.key, toml(f.glob))
 		}
 	}
+}
+
+func links(b *strings.Builder, list []config.Link) {
+	for _, l := range list {
+		entry(b, "link", l.Matcher)
+		if role := config.RoleName(l.Role); role != "" {
+			fmt.Fprintf(b, "role = %s\n", toml(role))
+		}
+		if len(l.Gateways) > 0 {
+			fmt.Fprintf(b, "gateway = %s\n", tomlList(texts(l.Gateways)))
+		}
+		if l.LastResort != nil {
+			fmt.Fprintf(b, "last_resort = %t\n", *l.LastResort)
+		}
+		if l.Ignore != nil {
+			fmt.Fprintf(b, "ignore = %t\n", *l.Ignore)
+		}
+		if len(l.Delegated) > 0 {
+			fmt.Fprintf(b, "delegated = %s\n", tomlList(texts(l.Delegated)))
+		}
+	}
+}
+
+func texts[T fmt.Stringer](list []T) []string {
+	out := make([]string, 0, len(list))
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return out
 }
 
 // decimal writes a TOML float, which must have a point.

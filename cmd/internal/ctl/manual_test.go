@@ -186,6 +186,25 @@ func TestManualsOfTheDaemonAndTheDispatcher(t *testing.T) {
 	}
 }
 
+// linkKey is an entry of [[link]] with a key, and the default that the manual gives.
+func linkKey(key string) (sample, preset string) {
+	const match, set = "interface = 'x'\n", "ignore = true\n"
+	switch key {
+	case "interface", "profile", "type":
+		return key + " = 'x'\n" + set, "any"
+	case "role":
+		return match + "role = 'local'\n", "by the facts"
+	case "gateway":
+		return match + "gateway = '192.0.2.1'\n", "by the facts"
+	case "last_resort", "ignore":
+		return match + key + " = true\n", "false"
+	case "delegated":
+		return match + "delegated = ['2001:db8:b::/56']\n", "none"
+	default:
+		return "", ""
+	}
+}
+
 // TestManualOfTheConfiguration relies on a test of package config: the reference
 // names every key.
 func TestManualOfTheConfiguration(t *testing.T) {
@@ -198,6 +217,12 @@ func TestManualOfTheConfiguration(t *testing.T) {
 		} else if found := regexp.MustCompile(`^#(\w+) = (.*)$`).FindStringSubmatch(line); found != nil {
 			reference[table+found[1]] = found[2]
 		} else if found := regexp.MustCompile(`^#   (\w+)(, \w+)?  `).FindStringSubmatch(line); found != nil {
+			if sample, preset := linkKey(found[1]); sample != "" {
+				reference["link."+found[1]] = preset
+				if _, err := config.Parse("", []byte("[[link]]\n"+sample)); err != nil {
+					t.Errorf("%s: %v", found[1], err)
+				}
+			}
 			for _, list := range []string{"include", "exclude"} {
 				if _, err := config.Parse("", []byte("[["+list+"]]\n"+found[1]+" = \"x\"\n")); err == nil {
 					reference[list+"."+found[1]] = "any"

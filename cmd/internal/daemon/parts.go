@@ -18,6 +18,7 @@ import (
 	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/rttables"
+	"multihomed/cmd/internal/runstate"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -93,7 +94,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	for _, err := range errs {
 		log.LogAttrs(ctx, slog.LevelWarn, "a routed lease is lost", slog.String("error", err.Error()))
 	}
-	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy()}
+	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored}
 	p.watcher = nm.New(nm.Options{
 		Logger: log, DNS: cfg.DNS.ServersFile != "", Optional: !presence.NetworkManager(cfg.NetworkManager),
 	})
@@ -101,7 +102,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("error", errors.Join(errs...).Error()))
 	}
 	p.owners = claims.Join(claims.Sources{
-		Manager: p.watcher, Policy: cfg.NMPolicy(), Hooked: p.hooks, Declared: links, Kind: p.kindOf,
+		Manager: p.watcher, Policy: cfg.NMPolicy(), Links: cfg.Links, Hooked: p.hooks, Declared: links, Kind: p.kindOf,
 		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
 		Blind:    p.leases == nil,
 	})
@@ -125,6 +126,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		Owners: p.owners, Leases: leases, Reserved: names.Lookup,
 		Repairs: rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:   hooks,
+		Memory:  runstate.Memory{Directory: cfg.RuntimeDir},
 	})
 	p.router.loop = p.loop
 	return nil

@@ -60,12 +60,17 @@ type router struct {
 	loop   *reconcile.Loop
 	links  *declared.Store
 	policy nm.Policy
+	// ignored says which entry of [[link]] ignores an interface, if one does.
+	ignored func(name string) (by string, is bool)
 }
 
 // Route returns when the routing of an address stands.
 func (r *router) Route(ctx context.Context, want server.Route) (routing.TableID, error) {
 	if m, excluded := r.policy.Excluded(want.Interface); excluded {
 		return 0, &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("the configuration excludes %v; to fix: change [[exclude]] in multihomed.toml", m)}
+	}
+	if by, is := r.ignored(want.Interface); is {
+		return 0, &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("the configuration ignores %s; to fix: change [[link]] in multihomed.toml", by)}
 	}
 	if err := r.mirror.Sync(ctx); err != nil {
 		return 0, fmt.Errorf("reading the kernel: %w", err)

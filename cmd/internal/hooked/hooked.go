@@ -51,6 +51,8 @@ type Config struct {
 	// Servers and Domains are for names.
 	Servers []netip.Addr `json:"servers,omitempty"`
 	Domains []string     `json:"domains,omitempty"`
+	// Delegated are prefixes that the network routes to this host.
+	Delegated []netip.Prefix `json:"delegated,omitempty"`
 	// Automatic says that routes come from the network: one that is missing may
 	// come yet.
 	Automatic bool `json:"automatic,omitempty"`
@@ -78,7 +80,7 @@ func Of(e dispatcher.Event, index int, now time.Time) []Config {
 		}
 		c := Config{
 			Interface: e.Interface, Index: index, Caller: e.Caller, Part: e.Part, Family: f,
-			Addresses: said.Addresses, Servers: said.Servers, Domains: said.Domains,
+			Addresses: said.Addresses, Servers: said.Servers, Domains: said.Domains, Delegated: said.Delegated,
 			// Who names no address leaves it to the network, or to a DHCP client.
 			Automatic: e.Caller != "ifupdown" || len(said.Addresses) == 0, Since: now,
 		}
@@ -141,6 +143,14 @@ func (c Config) check() error {
 		return fmt.Errorf("%q and %q do not name a caller", c.Caller, c.Part)
 	case len(c.Addresses) > maxItems || len(c.Routes) > maxItems || len(c.Servers) > maxItems || len(c.Domains) > maxItems:
 		return fmt.Errorf("it holds more than %d addresses, routes, servers or domains", maxItems)
+	}
+	if len(c.Delegated) > dispatcher.MaxDelegated {
+		return fmt.Errorf("it holds more than %d delegated prefixes", dispatcher.MaxDelegated)
+	}
+	for _, d := range c.Delegated {
+		if err := dispatcher.CheckDelegated(d); err != nil || routing.FamilyOf(d.Addr()) != c.Family {
+			return fmt.Errorf("%v is not a delegated prefix of %v", d, c.Family)
+		}
 	}
 	of := func(a netip.Addr) bool {
 		return a.IsValid() && !a.Is4In6() && a.Zone() == "" && routing.FamilyOf(a) == c.Family

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -144,6 +145,10 @@ func TestCheck(t *testing.T) {
 		"a long part":         {func(c *hooked.Config) { c.Part = strings.Repeat("x", 250) }, "do not name a caller"},
 		"a part that grows":   {func(c *hooked.Config) { c.Part = strings.Repeat("/", 80) }, "do not name a caller"},
 		"a part of no text":   {func(c *hooked.Config) { c.Part = "\xff" }, "do not name a caller"},
+		"many delegated":      {func(c *hooked.Config) { c.Delegated = make([]netip.Prefix, dispatcher.MaxDelegated+1) }, "more than 64 delegated prefixes"},
+		"delegated, v6 in v4": {func(c *hooked.Config) { c.Delegated = []netip.Prefix{netip.MustParsePrefix("2001:db8:b::/56")} }, "2001:db8:b::/56 is not a delegated prefix of ipv4"},
+		"delegated, wide":     {func(c *hooked.Config) { c.Delegated = []netip.Prefix{any4} }, "0.0.0.0/0 is not a delegated prefix"},
+		"delegated, host":     {func(c *hooked.Config) { c.Delegated = []netip.Prefix{netip.MustParsePrefix("10.1.2.3/16")} }, "10.1.2.3/16 is not a delegated prefix"},
 		"many addresses":      {func(c *hooked.Config) { c.Addresses = make([]netip.Prefix, hooked.MaxItems+1) }, "more than 1024"},
 		"many routes":         {func(c *hooked.Config) { c.Routes = make([]hooked.Route, hooked.MaxItems+1) }, "more than 1024"},
 		"many servers":        {func(c *hooked.Config) { c.Servers = make([]netip.Addr, hooked.MaxItems+1) }, "more than 1024"},
@@ -381,4 +386,44 @@ func FuzzRead(f *testing.F) {
 		reads(t, runtime, c.Interface, c)
 		c.Known()
 	})
+}
+
+// TestDelegated: what dhcpcd says of delegated prefixes is stored, is news when it
+// changes, and ends with the lease.
+func TestDelegated(t *testing.T) {
+	t.Parallel()
+	runtime := t.TempDir()
+	tell := func(reason string, more dispatcher.Environment) []hooked.Config {
+		env := dispatcher.Environment{"interface": "wan0", "reason": reason}
+		maps.Copy(env, more)
+		e, err := dispatcher.Parse([]string{"dhcpcd"}, env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return hooked.Of(e, 7, since)
+	}
+	one := tell("BOUND6", dispatcher.Environment{"new_dhcp6_ia_pd1_prefix1": "2001:db8:a::", "new_dhcp6_ia_pd1_prefix1_length": "56"})
+	two := tell("RENEW6", dispatcher.Environment{"new_dhcp6_ia_pd1_prefix1": "2001:db8:b::", "new_dhcp6_ia_pd1_prefix1_length": "60"})
+	if len(one) != 1 || len(two) != 1 || !slices.Equal(one[0].Delegated, []netip.Prefix{netip.MustParsePrefix("2001:db8:a::/56")}) {
+		t.Fatalf("%+v, %+v", one, two)
+	}
+	put(t, runtime, one...)
+	store, errs := hooked.Open(runtime)
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	store.Take()
+	reads(t, runtime, "wan0", one...)
+	put(t, runtime, two...)
+	if errs := store.Reload("wan0"); len(errs) > 0 || !slices.Equal(store.Take(), []string{"wan0"}) {
+		t.Errorf("another delegated prefix is no news: %v", errs)
+	}
+	if got, _ := store.Of("wan0"); len(got) != 1 || !slices.Equal(got[0].Delegated, two[0].Delegated) {
+		t.Errorf("stored %+v", got)
+	}
+	put(t, runtime, tell("RENEW6", nil)...)
+	store.Reload("wan0")
+	if got, _ := store.Of("wan0"); len(got) != 1 || len(got[0].Delegated) != 0 {
+		t.Errorf("a prefix that is not delegated any more stays: %+v", got)
+	}
 }

@@ -81,7 +81,8 @@ func holds(all []Config, c Config) bool {
 func same(a, b Config) bool {
 	return Compare(a, b) == 0 && a.Index == b.Index && a.Automatic == b.Automatic &&
 		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Routes, b.Routes) &&
-		slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Domains, b.Domains)
+		slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Domains, b.Domains) &&
+		slices.Equal(a.Delegated, b.Delegated)
 }
 
 // Hint takes what is not written down: what NetworkManager's dispatcher said of

@@ -66,6 +66,7 @@ type View struct {
 	// Notes are what could not be read, in sentences.
 	Notes []string
 
+	recall *reconcile.Recall
 	// unsure are the devices whose profiles are not for this user: they may
 	// say anything.
 	unsure map[string]bool
@@ -79,7 +80,8 @@ const patience = 3 * time.Second
 func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Claims: map[string]reconcile.Claim{},
-		Links: map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{}, unsure: map[string]bool{},
+		recall: reconcile.NewRecall(runstate.Memory{Directory: cfg.RuntimeDir}),
+		Links:  map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{}, unsure: map[string]bool{},
 	}
 	v.readDaemon(cfg)
 	v.readManager(ctx, cfg)
@@ -97,7 +99,7 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	if err := mirror.Sync(ctx); err != nil {
 		return nil, err
 	}
-	if err := v.recall(ctx, mirror); err != nil {
+	if err := v.recallClaims(ctx, mirror); err != nil {
 		return nil, err
 	}
 	leases := v.readLeases(ctx, cfg)
@@ -161,7 +163,7 @@ func (v *View) readClaims(cfg config.Config) {
 	}
 	names := slices.Concat(slices.Collect(maps.Keys(v.NM.Devices)), leased.Take(), hooks.Take())
 	for _, name := range names {
-		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Leased: leased.Of(name)}
+		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Links: cfg.Links, Leased: leased.Of(name)}
 		f.Device, f.Managed = v.NM.Devices[name]
 		f.Configs, f.Released = hooks.Of(name)
 		if len(f.Configs) > 0 {

@@ -15,6 +15,11 @@ import (
 // look takes from the kernel's state what the view needs.
 func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 	v.Planner = routing.NewPlanner(v.Policy)
+	foreign := v.recall.Foreign(k)
+	for i, f := range routing.Families() {
+		v.Planner.SetForeign(f, foreign[i])
+	}
+	v.Planner.SetGroups(reconcile.GroupsOf(k))
 	stands := readStanding(v.Policy, k)
 	for _, index := range k.Indexes() {
 		facts, ok := k.Link(index)
@@ -58,6 +63,7 @@ func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Alloc
 		// daemon remembers that too.
 		link.Pending = false
 	}
+	link.WasUplink = v.recall.WasUplink(link, claim.Profile)
 	link.Tables = map[routing.Key]routing.TableID{}
 	for _, key := range keys {
 		if leases != nil {
@@ -73,10 +79,10 @@ func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Alloc
 	return link, true
 }
 
-// recall asks what stands where NetworkManager cannot be asked: an interface for
+// recallClaims asks what stands where NetworkManager cannot be asked: an interface for
 // which something of ours stands was a link, and a family for which nothing
 // stands may be its owner's own.
-func (v *View) recall(ctx context.Context, mirror *kernel.Mirror) error {
+func (v *View) recallClaims(ctx context.Context, mirror *kernel.Mirror) error {
 	if v.Complete() && len(v.unsure) == 0 {
 		return nil
 	}

@@ -1,0 +1,226 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"multihomed/dispatcher"
+	"multihomed/nm"
+	"multihomed/routing"
+)
+
+// A Link is one entry of [[link]]: what the owner of the host knows better than
+// the facts of the links that it matches. What an entry does not set is zero.
+type Link struct {
+	Matcher
+	Role routing.RoleChoice
+	// Gateways holds at most one router of each family.
+	Gateways []netip.Addr
+	// LastResort and Ignore are nil where the entry does not set them.
+	LastResort, Ignore *bool
+	// Delegated are masked, without the same one twice.
+	Delegated []netip.Prefix
+}
+
+// Settings are what all entries of [[link]] together say of one device.
+type Settings struct {
+	Role routing.RoleChoice
+	// Gateways holds at most one router of each family.
+	Gateways []netip.Addr
+	// LastResort allows unbound traffic on the link when main has no default.
+	LastResort bool
+	// Ignore says that the device is no link; IgnoredBy is the entry that says so.
+	Ignore    bool
+	IgnoredBy string
+	Delegated []netip.Prefix
+}
+
+// SettingsOf goes through the entries that match a device: for each key, the first
+// one that sets it counts. Of a device that NetworkManager does not know, only the
+// name is set.
+func SettingsOf(links []Link, d nm.Device) Settings {
+	var s Settings
+	var lastResort, ignore *bool
+	for _, l := range links {
+		if !nm.Matcher(l.Matcher).Matches(d) {
+			continue
+		}
+		if s.Role == routing.ByFacts {
+			s.Role = l.Role
+		}
+		if s.Gateways == nil {
+			s.Gateways = l.Gateways
+		}
+		if s.Delegated == nil {
+			s.Delegated = l.Delegated
+		}
+		if lastResort == nil {
+			lastResort = l.LastResort
+		}
+		if ignore == nil && l.Ignore != nil {
+			ignore = l.Ignore
+			s.IgnoredBy = nm.Matcher(l.Matcher).String()
+		}
+	}
+	s.LastResort = lastResort != nil && *lastResort
+	if s.Ignore = ignore != nil && *ignore; !s.Ignore {
+		s.IgnoredBy = ""
+	}
+	return s
+}
+
+// IsIgnored reports whether the entries of [[link]] ignore an interface of which
+// nothing but the name is known, and by which entry.
+func (c Config) IsIgnored(name string) (by string, ignored bool) {
+	s := SettingsOf(c.Links, nm.Device{Name: name})
+	return s.IgnoredBy, s.Ignore
+}
+
+const linkList = "link"
+
+func (v *validator) links(file []rawLink) []Link {
+	if len(file) == 0 {
+		return nil // As in Default, so that two configurations compare.
+	}
+	all := make([]Link, 0, len(file))
+	for i, r := range file {
+		if r.matcher() == (rawMatcher{}) {
+			v.failEntry(i, "", "nothing to match is set; want interface, profile or type, or several")
+		}
+		if r.Role == nil && r.Gateway == nil && r.LastResort == nil && r.Ignore == nil && r.Delegated == nil {
+			v.failEntry(i, "", "it says nothing of the links that it matches; want role, gateway, last_resort, ignore or delegated")
+		}
+		all = append(all, Link{
+			Matcher:    v.matcher(linkList, i, r.matcher()),
+			Role:       v.role(i, r.Role),
+			Gateways:   v.gateways(i, r.Gateway),
+			LastResort: r.LastResort,
+			Ignore:     r.Ignore,
+			Delegated:  v.delegated(i, r.Delegated),
+		})
+	}
+	return all
+}
+
+func (v *validator) failEntry(i int, key, message string) {
+	v.fail(v.at.of(linkList, i, key), entryKey(linkList, i, key), message)
+}
+
+// refuseEntry says that a value of an entry is not among those allowed, and why if
+// that is not plain.
+func (v *validator) refuseEntry(i int, key string, value any, why string) {
+	want, _ := allowed(linkList + "." + key)
+	message := fmt.Sprintf("%v is not allowed", value)
+	if why != "" {
+		message += " (" + why + ")"
+	}
+	v.failEntry(i, key, message+"; want "+want)
+}
+
+func (v *validator) role(i int, value *string) routing.RoleChoice {
+	switch {
+	case value == nil:
+		return routing.ByFacts
+	case *value == "uplink":
+		return routing.AlwaysUplink
+	case *value == "local":
+		return routing.AlwaysLocal
+	default:
+		v.refuseEntry(i, "role", quoted(*value), "")
+		return routing.ByFacts
+	}
+}
+
+// RoleName is how a role is called in a configuration, empty for none.
+func RoleName(c routing.RoleChoice) string {
+	switch c {
+	case routing.AlwaysUplink:
+		return "uplink"
+	case routing.AlwaysLocal:
+		return "local"
+	default:
+		return ""
+	}
+}
+
+func (v *validator) gateways(i int, value any) []netip.Addr {
+	var words []any
+	switch value := value.(type) {
+	case nil:
+		return nil
+	case string:
+		words = []any{value}
+	case []any:
+		words = value
+	default:
+		v.refuseEntry(i, "gateway", fmt.Sprintf("a value of another type (%v)", quoted(fmt.Sprint(value))), "")
+		return nil
+	}
+	if len(words) == 0 {
+		v.refuseEntry(i, "gateway", "an empty list", "")
+	}
+	var all []netip.Addr
+	for _, word := range words {
+		text, ok := word.(string)
+		if !ok {
+			v.refuseEntry(i, "gateway", fmt.Sprintf("a value of another type (%v)", quoted(fmt.Sprint(word))), "")
+			continue
+		}
+		a, why := router(text)
+		if why == "" && slices.ContainsFunc(all, func(o netip.Addr) bool { return o.Is4() == a.Is4() }) {
+			why = fmt.Sprintf("a second one of %v", routing.FamilyOf(a))
+		}
+		if why != "" {
+			v.refuseEntry(i, "gateway", quoted(text), why)
+			continue
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+// router reads the address of a router, or says why it can be none.
+func router(text string) (a netip.Addr, why string) {
+	a, err := netip.ParseAddr(text)
+	switch {
+	case err != nil:
+		return a, "not an address"
+	case a.Zone() != "":
+		return a, "without a zone: the interface is known"
+	case a.Is4In6():
+		return a, "an address of IPv4 is written as one"
+	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return a, "not the address of a host"
+	default:
+		return a, ""
+	}
+}
+
+func (v *validator) delegated(i int, file *[]string) []netip.Prefix {
+	if file == nil {
+		return nil
+	}
+	if len(*file) == 0 {
+		v.refuseEntry(i, "delegated", "an empty list", "")
+	}
+	if len(*file) > dispatcher.MaxDelegated {
+		v.refuseEntry(i, "delegated", fmt.Sprintf("a list of %d", len(*file)), fmt.Sprintf("at most %d", dispatcher.MaxDelegated))
+		return nil
+	}
+	var all []netip.Prefix
+	for _, text := range *file {
+		p, err := netip.ParsePrefix(text)
+		switch {
+		case err != nil:
+			v.refuseEntry(i, "delegated", quoted(text), "not a network")
+		case p != p.Masked():
+			v.refuseEntry(i, "delegated", quoted(text), fmt.Sprintf("it has host bits: %v is meant", p.Masked()))
+		case dispatcher.CheckDelegated(p) != nil:
+			v.refuseEntry(i, "delegated", quoted(text), dispatcher.CheckDelegated(p).Error())
+		case !slices.Contains(all, p):
+			all = append(all, p)
+		}
+	}
+	return all
+}

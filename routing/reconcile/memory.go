@@ -1,0 +1,192 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// A Recollection is what a process that starts while the ladder stands must know of
+// the time before it: the kernel does not tell.
+type Recollection struct {
+	// Chosen and Numbered are rules of others in front of the ladder: those that
+	// somebody put there, and those whose priority the kernel chose while the
+	// ladder stood.
+	Chosen   []routing.Rule `json:"chosen,omitempty"`
+	Numbered []routing.Rule `json:"numbered,omitempty"`
+	// Uplinks are the links that main had a default route through.
+	Uplinks []FormerUplink `json:"uplinks,omitempty"`
+}
+
+// A FormerUplink is a link that was an uplink by a default, with the addresses and
+// the profile that it had then.
+type FormerUplink struct {
+	Index     int          `json:"index"`
+	Interface string       `json:"interface"`
+	Profile   string       `json:"profile,omitempty"`
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// A Memory keeps a Recollection until the next boot.
+type Memory interface {
+	// Recall returns what was kept, the zero Recollection and false if nothing was.
+	Recall() (Recollection, bool)
+	Keep(Recollection) error
+}
+
+// A Recall is a Recollection at work: the loop's, which goes on to learn, or that of
+// somebody who only looks.
+type Recall struct {
+	memory Memory
+	// known says of each rule in front of the ladder whether the kernel numbered
+	// it.
+	known map[routing.Rule]bool
+	// stood says of which families the ladder stood when it was looked at last.
+	stood   map[routing.Family]bool
+	uplinks map[int]FormerUplink
+	// started says that the rules of others were looked at before.
+	started bool
+	changed bool
+}
+
+// NewRecall starts from what was kept; a nil Memory kept nothing and keeps nothing.
+func NewRecall(m Memory) *Recall {
+	r := &Recall{memory: m, known: map[routing.Rule]bool{}, stood: map[routing.Family]bool{}, uplinks: map[int]FormerUplink{}}
+	if m == nil {
+		return r
+	}
+	kept, _ := m.Recall()
+	for _, rule := range kept.Chosen {
+		r.known[rule] = false
+	}
+	for _, rule := range kept.Numbered {
+		r.known[rule] = true
+	}
+	for _, u := range kept.Uplinks {
+		r.uplinks[u.Index] = u
+	}
+	return r
+}
+
+// Foreign returns the rules of others in both families, in the order of
+// [routing.Families], with what is known of their numbers.
+func (r *Recall) Foreign(k *kernel.State) [2][]routing.ForeignRule {
+	var out [2][]routing.ForeignRule
+	for i, f := range routing.Families() {
+		out[i] = r.foreign(k, f)
+	}
+	r.started = true
+	return out
+}
+
+// foreign sorts the rules of others. What stands in front when there is no ladder was
+// put there by somebody. While the ladder stands, the kernel gives a rule without a
+// priority the number below the lowest rule but that of local
+// (fib_default_rule_pref in net/core/fib_rules.c): such a rule has a neighbour above
+// it, and the protocol that iproute2 and libraries give it who say none.
+func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRule {
+	stands := false
+	for rule := range k.Rules() {
+		if stands = rule.Family == f; stands {
+			break
+		}
+	}
+	ladderStood := r.stood[f] || (!r.started && stands)
+	r.stood[f] = stands
+	var out []routing.ForeignRule
+	seen := map[routing.Rule]bool{}
+	for _, rule := range k.ForeignRules() {
+		if rule.Family != f {
+			continue
+		}
+		o := routing.ForeignRule{Rule: rule}
+		if rule.Priority >= routing.PriorityNumbered && rule.Priority < routing.PriorityKnown {
+			numbered, known := r.known[rule]
+			if !known {
+				numbered = ladderStood && (rule.Protocol == 0 || rule.Protocol == routing.ProtocolBoot) &&
+					len(k.BandOrder(f, rule.Priority+1)) > 0
+				r.known[rule], r.changed = numbered, true
+			}
+			o.Numbered, seen[rule] = numbered, true
+		}
+		out = append(out, o)
+	}
+	for rule := range r.known {
+		if rule.Family == f && !seen[rule] {
+			delete(r.known, rule)
+			r.changed = true
+		}
+	}
+	return out
+}
+
+// WasUplink reports whether a link was an uplink by a default and is still the same:
+// it has its profile, and at least one of its addresses or an owner that gets them
+// from the network and may just be replacing them.
+func (r *Recall) WasUplink(l routing.Link, profile string) bool {
+	u, was := r.uplinks[l.Index]
+	if !was {
+		return false
+	}
+	same := u.Interface == l.Name && u.Profile == profile && (l.Automatic() || slices.ContainsFunc(l.Addresses, func(a routing.Address) bool {
+		return slices.Contains(u.Addresses, a.Prefix.Addr())
+	}))
+	if !same {
+		r.forget(l.Index)
+	}
+	return same
+}
+
+// remember notes an uplink by a default.
+func (r *Recall) remember(l routing.Link, profile string) {
+	if !routing.HasMainDefault(l) {
+		return
+	}
+	u := FormerUplink{Index: l.Index, Interface: l.Name, Profile: profile}
+	for _, k := range routing.Keys(l) {
+		for _, a := range l.Addresses {
+			if own, _ := routing.KeyOf(l, a.Prefix.Addr()); own == k {
+				u.Addresses = append(u.Addresses, a.Prefix.Addr())
+			}
+		}
+	}
+	old := r.uplinks[l.Index]
+	if old.Interface == u.Interface && old.Profile == u.Profile && slices.Equal(old.Addresses, u.Addresses) {
+		return
+	}
+	r.uplinks[l.Index], r.changed = u, true
+}
+
+func (r *Recall) forget(index int) {
+	if _, was := r.uplinks[index]; was {
+		delete(r.uplinks, index)
+		r.changed = true
+	}
+}
+
+// keep writes down what changed.
+func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
+	if !r.changed || r.memory == nil {
+		return
+	}
+	var all Recollection
+	for rule, numbered := range r.known {
+		if numbered {
+			all.Numbered = append(all.Numbered, rule)
+		} else {
+			all.Chosen = append(all.Chosen, rule)
+		}
+	}
+	for _, u := range r.uplinks {
+		all.Uplinks = append(all.Uplinks, u)
+	}
+	slices.SortFunc(all.Uplinks, func(a, b FormerUplink) int { return a.Index - b.Index })
+	r.changed = false
+	if err := r.memory.Keep(all); err != nil {
+		log.LogAttrs(ctx, slog.LevelWarn, "a restart will not know what was before it", slog.String("error", err.Error()))
+	}
+}

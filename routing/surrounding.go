@@ -1,0 +1,409 @@
+package routing
+
+import (
+	"math"
+	"net/netip"
+	"slices"
+)
+
+// A surrounding is what the rules of others in one family mean for ours. It is
+// made anew when they change; plans of links depend on what of it is not a lift.
+type surrounding struct {
+	// localMoved says that the kernel's rule for local stands behind the ladder.
+	localMoved bool
+	// tunnels are the tables that somebody sends everything to, or all but
+	// something, in the order in which the kernel asks them.
+	tunnels []tunnel
+	// fullTunnel says that somebody decides for every packet behind the ladder.
+	fullTunnel bool
+	// lifts says that rules are lifted over the ladder.
+	lifts bool
+	step  step
+	// group is the interface group by which uplinks are told.
+	group uint32
+}
+
+// A tunnel is a table that bound traffic consults for what it knows in
+// particular, its default apart. Where the rule of somebody else leaves marked
+// packets out, ours does: they may be the tunnel's own.
+type tunnel struct {
+	table TableID
+	mark  Mark
+}
+
+// known lists what bound traffic asks before its own table. What stands in front
+// of main without us stands in front of it here.
+func (s *surrounding) known(Policy) []tunnel {
+	return append(slices.Clip(s.tunnels), tunnel{table: TableMain})
+}
+
+// A step leads bound traffic over the rules that the kernel numbered below ours.
+type step struct {
+	priority, target Priority
+}
+
+func (s step) stands() bool { return s.priority != 0 }
+
+// Ranks at the step: lifts first, then what is skipped, then the step itself.
+const (
+	rankStepRung uint64 = 1 << 60
+	rankStep     uint64 = 1 << 61
+)
+
+func (s *surrounding) atStep(r Rule) Rule {
+	r.Priority = s.step.priority
+	return r
+}
+
+func (s *surrounding) stepOver(r Rule) Rule {
+	r = s.atStep(r)
+	r.Action, r.Goto = ActionGoto, s.step.target
+	return r
+}
+
+// equal reports whether the plans of links may stay.
+func (s *surrounding) equal(o *surrounding) bool {
+	return s.localMoved == o.localMoved && s.fullTunnel == o.fullTunnel && s.lifts == o.lifts &&
+		s.step == o.step && s.group == o.group && slices.Equal(s.tunnels, o.tunnels)
+}
+
+// survey makes of the rules of others what it means for ours, and the rules that
+// lift them.
+func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []PlannedRule) {
+	s := surrounding{group: group}
+	var others []ForeignRule
+	localStands, localBefore := false, false
+	for _, o := range foreign {
+		switch r := o.Rule; {
+		case r.Action == ActionNop:
+			// It decides nothing.
+		case r.isLookupOfAll() && r.Table == TableLocal:
+			localStands = true
+			localBefore = localBefore || r.Priority < PriorityLocal
+			if !r.Kernels() {
+				others = append(others, o)
+			}
+		case r.Priority > PriorityAgain:
+			// main, default, and what stands behind them.
+		default:
+			others = append(others, o)
+		}
+	}
+	s.localMoved = localStands && !localBefore
+	var stepped []Priority
+	for _, o := range others {
+		r := o.Rule
+		switch isStepped := o.SteppedOver(); {
+		case r.Selects():
+			s.lifts = s.lifts || liftable(r, PriorityLift)
+		case isStepped:
+			stepped = append(stepped, r.Priority)
+			s.enter(r)
+		case r.Priority > PriorityKnown:
+			s.enter(r)
+		default:
+			// Whoever stands in front has the first word.
+		}
+	}
+	points := liftPoints(others)
+	if len(stepped) > 0 {
+		p := stepPoint(others, slices.Min(stepped)-1)
+		s.step = step{priority: p.end, target: s.target(slices.Max(stepped))}
+		points = append(points, p)
+	}
+	var lifts []PlannedRule
+	for _, p := range points {
+		lifts = append(lifts, p.lift(f, others)...)
+	}
+	return s, lifts
+}
+
+// target is the lowest of our rungs behind all that is stepped over.
+func (s *surrounding) target(last Priority) Priority {
+	switch {
+	case s.localMoved && last < PriorityLocal:
+		return PriorityLocal
+	case s.lifts && last < PriorityLift:
+		return PriorityLift
+	default:
+		return PriorityKnown
+	}
+}
+
+// SteppedOver reports whether bound traffic steps over a rule: one that would
+// stand behind the ladder, had it come before us.
+func (o ForeignRule) SteppedOver() bool {
+	return o.Numbered && !o.Rule.Selects() && o.Rule.Priority >= PriorityNumbered && o.Rule.Priority < PriorityKnown &&
+		!(o.Rule.Action == ActionLookup && o.Rule.Table == TableLocal)
+}
+
+// enter notes a rule that decides about every packet behind the ladder.
+func (s *surrounding) enter(r Rule) {
+	switch r.Action {
+	case ActionLookup:
+	case ActionBlackhole, ActionUnreachable, ActionProhibit:
+		s.fullTunnel = true
+		return
+	default:
+		return
+	}
+	switch r.Table {
+	case TableMain, TableLocal, TableDefault, 0:
+		return
+	}
+	s.fullTunnel = true
+	t := tunnel{table: r.Table}
+	switch marked := (Rule{Mark: r.Mark}); {
+	case r.Mark.Mask == 0 && !r.Invert:
+	case r.Mark.Mask != 0:
+		t.mark = Mark{Mask: r.Mark.Mask}
+		if r.Invert && !marked.Mark.limits() {
+			return // For marked packets alone: not for those of a socket.
+		}
+	default:
+		return // What it leaves out cannot be left out by a rule of ours.
+	}
+	if r.Invert && (narrow(r.From) || narrow(r.To) || r.IIF != "" || r.OIF != "" || r.UIDs.limits() || r.IPProto != 0) {
+		return
+	}
+	if !slices.Contains(s.tunnels, t) {
+		s.tunnels = append(s.tunnels, t)
+	}
+}
+
+// liftable reports whether a rule of somebody else is lifted at a priority: it
+// selects, and stands behind it and before main.
+func liftable(r Rule, at Priority) bool {
+	return r.Selects() && !r.Unknown && r.Action != ActionNop && r.Priority > at && r.Priority <= PriorityAgain
+}
+
+// A point is a place at which the rules of others that stand behind it are lifted.
+type point struct {
+	// first is the priority of its first lifts.
+	first Priority
+	// behind is the priority behind which rules are lifted.
+	behind Priority
+	// last is the highest priority of its lifts, end where complements at the last
+	// place lead: a rule stands there.
+	last, end Priority
+}
+
+// rungsOfSources are the rungs, apart from the step, that have something to say to
+// a packet that a rule of somebody else selects.
+var rungsOfSources = [...]Priority{ //nolint:gochecknoglobals // a constant in all but name
+	PriorityKnown, PriorityDeviceSource, PriorityDevice, PrioritySource, PriorityUnreachable,
+	PriorityTwin, PriorityNetworkMain, PriorityNetwork,
+}
+
+// liftPoints are the places where rules have to be lifted: in front of the ladder,
+// and inside of it wherever rules of others stand among ours. A packet that was
+// lifted to one of these goes on from there, and must not meet our rungs before
+// the next one that selects it.
+func liftPoints(others []ForeignRule) []point {
+	front := point{first: PriorityLift, behind: PriorityLift, last: priorityLastLift, end: PriorityKnown}
+	points := []point{front}
+	from := PriorityLift
+	for _, rung := range rungsOfSources {
+		last := Priority(0)
+		for _, o := range others {
+			if p := o.Rule.Priority; p > from && p <= rung {
+				last = max(last, p)
+				points[0].end, points[0].last = min(points[0].end, p), min(points[0].last, p-1)
+			}
+		}
+		if last != 0 {
+			points = append(points, point{first: last, behind: last, last: last, end: last})
+		}
+		from = rung
+	}
+	return points
+}
+
+// lowestStep is how far down the rules of a step may begin.
+const lowestStep Priority = 6900
+
+// stepPoint is the point in front of a step at the given priority.
+func stepPoint(others []ForeignRule, at Priority) point {
+	p := point{first: at, behind: at, last: at, end: at}
+	for _, o := range others {
+		if liftable(o.Rule, at) && o.Rule.needsTwo() {
+			p.first -= 2
+		}
+	}
+	if p.first < lowestStep || slices.ContainsFunc(others, func(o ForeignRule) bool {
+		return o.Rule.Priority >= p.first && o.Rule.Priority <= at
+	}) {
+		p.first = at // There is no room for complements.
+	}
+	return p
+}
+
+// lift makes the rules of one point, in the order of the rules that they lift.
+func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
+	var out []PlannedRule
+	add := func(r, o Rule, yields bool) {
+		r.Family, r.Protocol, r.Action = f, Multihomed, ActionGoto
+		out = append(out, PlannedRule{
+			Rule: r, Rank: uint64(len(out)), Yields: yields, //nolint:gosec // the place in a list
+			Reason: Reason{Decision: LiftForeign, Prefix: o.String()},
+		})
+	}
+	at := p.first
+	first := Priority(0) // of the rules that are not lifted
+	lifted := map[Rule]struct{}{}
+	for _, o := range others {
+		r := o.Rule
+		switch {
+		case r.Priority <= p.behind:
+			continue
+		case !liftable(r, p.behind):
+			if first == 0 {
+				first = r.Priority
+			}
+			continue
+		}
+		// The first rule for some packets leads to all that are for them.
+		if _, done := lifted[words(r)]; done {
+			continue
+		}
+		lifted[words(r)] = struct{}{}
+		target := r.Priority
+		if first != 0 {
+			target = first
+		}
+		if next := at + 2; r.needsTwo() && next <= p.last {
+			for _, rest := range complement(r.UIDs) {
+				add(Rule{Priority: at, UIDs: rest, Goto: next}, r, false)
+			}
+			one := words(r)
+			one.UIDs, one.Priority, one.Goto = UIDRange{}, at+1, target
+			add(one, r, false)
+			at = next
+			continue
+		}
+		for _, w := range disguised(r) {
+			yields := w == words(r)
+			w.Priority, w.Goto = at, target
+			add(w, r, yields)
+		}
+	}
+	if !slices.ContainsFunc(out, func(r PlannedRule) bool { return r.Rule.Priority == at }) {
+		// The last was a complement: it leads to what stands behind the point.
+		for i := range out {
+			if out[i].Rule.Goto == at && out[i].Rule.Priority == at-2 {
+				out[i].Rule.Goto = p.end
+			}
+		}
+	}
+	return out
+}
+
+// lastUser is the highest user there is: the next one is INVALID_UID of
+// include/linux/uidgid.h.
+const lastUser = math.MaxUint32 - 1
+
+// complement returns the users that a range leaves out.
+func complement(u UIDRange) []UIDRange {
+	var out []UIDRange
+	if u.First > 0 {
+		out = append(out, UIDRange{Set: true, Last: u.First - 1})
+	}
+	if u.Last < lastUser {
+		out = append(out, UIDRange{Set: true, First: u.Last + 1, Last: lastUser})
+	}
+	return out
+}
+
+// words returns the selectors of a rule.
+func words(r Rule) Rule {
+	return Rule{
+		From: r.From, To: r.To, TOS: r.TOS, DSCP: r.DSCP, DSCPMask: r.DSCPMask, FlowLabel: r.FlowLabel, FlowLabelMask: r.FlowLabelMask,
+		Mark: r.Mark, IIF: r.IIF, OIF: r.OIF, UIDs: r.UIDs, IPProto: r.IPProto,
+		SourcePorts: r.SourcePorts, DestinationPorts: r.DestinationPorts, TunnelID: r.TunnelID, L3MDev: r.L3MDev,
+	}
+}
+
+// SelectsLike reports whether two rules select in the same words.
+func (r Rule) SelectsLike(o Rule) bool { return r.Invert == o.Invert && words(r) == words(o) }
+
+// needsTwo reports whether a rule can be told from its lift only by a complement:
+// it is for one user, and nothing else of it can be said in other words.
+func (r Rule) needsTwo() bool {
+	return r.UIDs.limits() && r.UIDs.First == r.UIDs.Last && !r.Mark.limits() && !splits(r.From) && !splits(r.To)
+}
+
+func splits(p netip.Prefix) bool { return p.IsValid() && p.Bits() > 0 && !p.IsSingleIP() }
+
+// disguised returns rules that select what r selects in other words. Whoever
+// deletes r by its selectors alone, as in `ip rule del fwmark 1`, deletes the first
+// rule that carries them (fib_nl_delrule in net/core/fib_rules.c): that must be
+// his own, not ours. Where there are no other words it is the same rule.
+func disguised(r Rule) []Rule {
+	w := words(r)
+	switch {
+	case r.Mark.limits():
+		w.Mark = r.Mark.disguised()
+		return []Rule{w}
+	case splits(r.From):
+		return halves(w, r.From, func(w *Rule, p netip.Prefix) { w.From = p })
+	case splits(r.To):
+		return halves(w, r.To, func(w *Rule, p netip.Prefix) { w.To = p })
+	case r.UIDs.limits() && r.UIDs.First < r.UIDs.Last:
+		low, high := w, w
+		middle := r.UIDs.First + (r.UIDs.Last-r.UIDs.First)/2
+		low.UIDs.Last, high.UIDs.First = middle, middle+1
+		return []Rule{low, high}
+	case r.DestinationPorts.splits():
+		return r.DestinationPorts.halves(w, func(w *Rule, p PortRange) { w.DestinationPorts = p })
+	case r.SourcePorts.splits():
+		return r.SourcePorts.halves(w, func(w *Rule, p PortRange) { w.SourcePorts = p })
+	default:
+		return []Rule{w}
+	}
+}
+
+func (p PortRange) splits() bool { return p.limits() && p.Mask == 0 && p.First < p.Last }
+
+func (p PortRange) halves(w Rule, set func(*Rule, PortRange)) []Rule {
+	low, high := w, w
+	middle := p.First + (p.Last-p.First)/2
+	set(&low, PortRange{First: p.First, Last: middle})
+	set(&high, PortRange{First: middle + 1, Last: p.Last})
+	return []Rule{low, high}
+}
+
+func halves(w Rule, p netip.Prefix, set func(*Rule, netip.Prefix)) []Rule {
+	low, high := w, w
+	first := netip.PrefixFrom(p.Addr(), p.Bits()+1).Masked()
+	set(&low, first)
+	set(&high, netip.PrefixFrom(withBit(p.Masked().Addr(), p.Bits()), p.Bits()+1))
+	return []Rule{low, high}
+}
+
+// withBit sets a bit of an address, counted from the front.
+func withBit(a netip.Addr, bit int) netip.Addr {
+	b := a.AsSlice()
+	b[bit/8] |= 0x80 >> (bit % 8)
+	out, _ := netip.AddrFromSlice(b) // It has the length of an address.
+	return out
+}
+
+// disguised is another mark for the same packets: one that has a bit which the mask
+// leaves out. Where the mask leaves none out it loses one, such that something is
+// left to compare: packets with that bit are lifted too, find that the rule is not
+// for them, and go on behind the ladder.
+func (m Mark) disguised() Mark {
+	const highest = 1 << 31
+	if free := ^m.Mask; free != 0 {
+		bit := uint32(highest)
+		for free&bit == 0 {
+			bit >>= 1
+		}
+		return Mark{Value: m.Value ^ bit, Mask: m.Mask}
+	}
+	bit := uint32(highest)
+	if m.Value&^bit == 0 {
+		bit = 1 // 0x80000000 becomes 0x80000001/0xfffffffe
+	}
+	return Mark{Value: m.Value ^ bit, Mask: m.Mask &^ bit}
+}
