@@ -7,7 +7,7 @@ import (
 
 // TestHosts runs the whole table.
 func TestHosts(t *testing.T) {
-	for _, h := range slices.Concat(plainHosts, vpnHosts) {
+	for _, h := range slices.Concat(plainHosts, vpnHosts, markHosts) {
 		t.Run(h.Name, h.run)
 	}
 }
