@@ -513,11 +513,13 @@ func (m *rules) source(s source) {
 			}
 			return from(p), rank
 		}
-		for i, known := range around.known(m.policy) {
+		for i, table := range around.known() {
 			r, rank := at(PriorityKnown, 0)
-			r.Action, r.Table, r.Mark = ActionLookup, known.table, known.mark
+			r.Action, r.Table = ActionLookup, table
 			r.SuppressPrefixLength, r.SuppressGroup = Some(m.policy.ContainerPrefixLength), Some(around.group)
 			m.add(decision(KeepKnown), rankKnown(rank, i), r)
+			// `ip rule del table 42` takes the first rule that leads there.
+			m.plan.Rules[len(m.plan.Rules)-1].Yields = table != TableMain
 		}
 		r, rank := at(PrioritySource, 1)
 		m.add(decision(FollowSource), rank, r)

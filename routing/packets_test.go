@@ -114,12 +114,13 @@ func owned(h *host) map[netip.Addr][]int {
 }
 
 // uplinks lists the uplinks that others' packets must not leave by. One that
-// somebody else put into a group of his, and one whose owner keeps all its
-// addresses for himself, are the documented exceptions.
+// somebody else put into a group of his, one whose owner keeps all its addresses
+// for himself, and one that is never a default are the documented exceptions.
 func uplinks(h *host) []int {
 	var out []int
 	for plan := range h.planner.Links() {
-		if plan.Role == routing.Uplink && len(plan.Keys) > 0 && (plan.Link.Group == 0 || plan.Link.Group == policy.UplinkGroup) {
+		never := plan.Link.Intents[routing.IPv4].NeverDefault || plan.Link.Intents[routing.IPv6].NeverDefault
+		if plan.Role == routing.Uplink && len(plan.Keys) > 0 && !never && (plan.Link.Group == 0 || plan.Link.Group == policy.UplinkGroup) {
 			out = append(out, plan.Link.Index)
 		}
 	}

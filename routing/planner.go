@@ -324,6 +324,9 @@ func (p *Planner) Take() Touched {
 	return t
 }
 
+// Changed reports whether Take would return something to compare.
+func (p *Planner) Changed() bool { return !p.touched.Empty() }
+
 // replan makes the plan of one link from its facts, puts it in force, and
 // returns the networks in which it came, went or changed its role.
 func (p *Planner) replan(l Link) []netip.Prefix {

@@ -11,9 +11,9 @@ import (
 type surrounding struct {
 	// localMoved says that the kernel's rule for local stands behind the ladder.
 	localMoved bool
-	// tunnels are the tables that somebody sends everything to, or all but
-	// something, in the order in which the kernel asks them.
-	tunnels []tunnel
+	// tunnels are the tables that somebody sends everything to, in the order in
+	// which the kernel asks them.
+	tunnels []TableID
 	// fullTunnel says that somebody decides for every packet behind the ladder.
 	fullTunnel bool
 	// lifts says that rules are lifted over the ladder.
@@ -23,19 +23,9 @@ type surrounding struct {
 	group uint32
 }
 
-// A tunnel is a table that bound traffic consults for what it knows in
-// particular, its default apart. Where the rule of somebody else leaves marked
-// packets out, ours does: they may be the tunnel's own.
-type tunnel struct {
-	table TableID
-	mark  Mark
-}
-
-// known lists what bound traffic asks before its own table. What stands in front
-// of main without us stands in front of it here.
-func (s *surrounding) known(Policy) []tunnel {
-	return append(slices.Clip(s.tunnels), tunnel{table: TableMain})
-}
+// known lists the tables that bound traffic asks before its own, for what they know
+// in particular. What stands in front of main without us stands in front of it here.
+func (s *surrounding) known() []TableID { return append(slices.Clip(s.tunnels), TableMain) }
 
 // A step leads bound traffic over the rules that the kernel numbered below ours.
 type step struct {
@@ -152,23 +142,13 @@ func (s *surrounding) enter(r Rule) {
 		return
 	}
 	s.fullTunnel = true
-	t := tunnel{table: r.Table}
-	switch marked := (Rule{Mark: r.Mark}); {
-	case r.Mark.Mask == 0 && !r.Invert:
-	case r.Mark.Mask != 0:
-		t.mark = Mark{Mask: r.Mark.Mask}
-		if r.Invert && !marked.Mark.limits() {
-			return // For marked packets alone: not for those of a socket.
-		}
-	default:
-		return // What it leaves out cannot be left out by a rule of ours.
-	}
-	if r.Invert && (narrow(r.From) || narrow(r.To) || r.IIF != "" || r.OIF != "" || r.UIDs.limits() || r.IPProto != 0) {
+	// What a rule leaves out is its tunnel's own traffic, and a rule of ours could not
+	// leave it out. Those are full tunnels: their table is a default and nothing
+	// else. Besides, wg-quick deletes what says "lookup TABLE" until nothing does.
+	if r.Invert || r.Mark.Mask != 0 || slices.Contains(s.tunnels, r.Table) {
 		return
 	}
-	if !slices.Contains(s.tunnels, t) {
-		s.tunnels = append(s.tunnels, t)
-	}
+	s.tunnels = append(s.tunnels, r.Table)
 }
 
 // liftable reports whether a rule of somebody else is lifted at a priority: it

@@ -170,7 +170,7 @@ func (l *Loop) Run(ctx context.Context) error {
 }
 
 // pending reports whether there is something to plan or to compare.
-func (l *Loop) pending() bool { return len(l.dirty) > 0 || !l.touched.Empty() }
+func (l *Loop) pending() bool { return len(l.dirty) > 0 || !l.touched.Empty() || l.planner.Changed() }
 
 // untilNext is the time until a retry or a repair is due.
 func (l *Loop) untilNext() time.Duration {

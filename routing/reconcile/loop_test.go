@@ -533,6 +533,7 @@ func TestStandsTwice(t *testing.T) {
 	h.wan(0)
 	h.pass()
 	h.ip("rule add priority 19000 to 100.64.0.0/24 lookup main suppress_prefixlength 23 protocol 151")
+	h.pass()
 	h.quiet()
 	twice(t)
 	count := func() int { return strings.Count(strings.Join(h.rules(), "\n"), "19000: ") }
