@@ -299,7 +299,7 @@ func (h Host) others(w *world) string {
 }
 
 // unnumbered finds the numbers of rules that the kernel may have chosen.
-var unnumbered = regexp.MustCompile(`(?m)( rule:.*?) priority=(?:[789]\d\d\d|327[56]\d)`)
+var unnumbered = regexp.MustCompile(`(?m)( rule:.*?) priority=(?:[789]\d\d\d|3[12]\d\d\d)`)
 
 // differences lists the lines that only one of two texts has.
 func differences(before, after string) []string {

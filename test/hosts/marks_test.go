@@ -29,7 +29,7 @@ func selected(marks []uint32, users []uint32, more ...netip.Addr) func(*world) [
 	}
 }
 
-// by asks with the sockets of a user.
+// dialsOf are connections of a user.
 func dialsOf(w *world, uid int) []Question {
 	list := []Question{Dial{UID: uid, Dst: lab.InternetAddr4}, Dial{UID: uid, Dst: lab.InternetAddr6}}
 	for _, link := range []string{"wan0", "wan1"} {
@@ -38,8 +38,28 @@ func dialsOf(w *world, uid int) []Question {
 	return list
 }
 
-// marksPlus are the standard's questions that nobody's rule selects although they
-// have a mark or a user.
+// only4 is a Selects of rules that exist for IPv4 alone.
+func only4(selects func(*world, Question) bool) func(*world, Question) bool {
+	return func(w *world, q Question) bool { return familyOf(q) == lab.IPv4 && selects(w, q) }
+}
+
+func familyOf(q Question) lab.Family {
+	var dst netip.Addr
+	switch q := q.(type) {
+	case Lookup:
+		dst = q.Dst
+	case Dial:
+		dst = q.Dst
+	case Call:
+		dst = q.Dst
+	}
+	if dst.Is6() {
+		return lab.IPv6
+	}
+	return lab.IPv4
+}
+
+// except is a Selects of rules by these marks and users.
 func except(marks []uint32, users []uint32) func(*world, Question) bool {
 	return func(_ *world, q Question) bool {
 		has := func(mark, uid uint32) bool {
@@ -102,6 +122,7 @@ var markHosts = []Host{
 		Build: func(w *world) {
 			vpn0(w, "200")
 			w.ip("route add 10.7.0.0/16 via 100.64.0.1 dev wan0")
+			w.beyond = addrs("10.7.0.1")
 			w.both("rule add uidrange 1001-1001 lookup 200")
 		},
 		Ask: func(w *world) []Question {
@@ -127,7 +148,7 @@ var markHosts = []Host{
 		Selects:    except([]uint32{1}, []uint32{1001}),
 		Build: func(w *world) {
 			w.both("rule add pref 32000 uidrange 1001-1001 prohibit", "rule add fwmark 1 lookup 100")
-			w.ip("route add default via 100.64.1.1 dev wan1 table 100")
+			w.ip("route add default via 100.64.1.1 dev wan1 table 100", "-6 route add default via "+w.via6["wan1"].String()+" dev wan1 table 100")
 			wgTun(w)
 			wgUp(w, "wg0", "51820")
 		},
@@ -141,7 +162,7 @@ var markHosts = []Host{
 		Name:       "an old mark rule before a VPN",
 		What:       "A boot script's mark rule and a user's rule at 32765, and a full-tunnel VPN whose rules the kernel put before them.",
 		Renumbered: true,
-		Selects:    except([]uint32{1}, []uint32{1001}),
+		Selects:    only4(except([]uint32{1}, []uint32{1001})),
 		Build: func(w *world) {
 			w.ip("route add default via 100.64.1.1 dev wan1 table 100", "rule add pref 32765 fwmark 1 lookup 100",
 				"rule add pref 32764 not fwmark 51820 lookup 51820", "rule add pref 32763 lookup main suppress_prefixlength 0",
@@ -219,7 +240,7 @@ var markHosts = []Host{
 				"ipv4.routing-rule5=priority 32002 from 100.64.1.250 table 200")
 			w.activate()
 		},
-		Selects: except([]uint32{5, 6, 7}, nil),
+		Selects: only4(except([]uint32{5, 6, 7}, nil)),
 		Ask:     selected([]uint32{5, 6, 7}, nil, addrs("10.80.0.1")...),
 	},
 	{
@@ -242,7 +263,7 @@ var markHosts = []Host{
 			case Call:
 				from = q.Dst
 			}
-			return from.IsValid() && from == w.addr("wan1", lab.IPv4) || particular(w, q)
+			return from.IsValid() && from == w.addr("wan1", lab.IPv4)
 		},
 	},
 	{
@@ -255,7 +276,7 @@ var markHosts = []Host{
 			w.ip("route add 100.64.1.60 dev vpod table main", "route add default via 100.64.1.1 dev wan1 table 2", "route add 100.64.1.1 dev wan1 table 2",
 				"rule add pref 512 to 100.64.1.60 lookup main", "rule add pref 1024 fwmark 0x80/0x80 lookup main", "rule add pref 1536 from 100.64.1.60 lookup 2")
 		},
-		Selects: except([]uint32{0x80, 0x81}, nil),
+		Selects: only4(except([]uint32{0x80, 0x81}, nil)),
 		Ask: func(w *world) []Question {
 			return append(selected([]uint32{0x80, 0x81}, nil, addrs("100.64.1.60")...)(w), grid(w.outside(), forwarded("vpod", "100.64.1.60"))...)
 		},
@@ -287,7 +308,7 @@ var markHosts = []Host{
 			}
 			w.ip("rule add pref 2061 fwmark 0x3d00/0x3f00 blackhole", "rule add pref 2062 fwmark 0x3e00/0x3f00 unreachable")
 		},
-		Selects: except([]uint32{0x100, 0x200, 0x3d00, 0x3e00}, nil),
+		Selects: only4(except([]uint32{0x100, 0x200, 0x3d00, 0x3e00}, nil)),
 		Ask: func(w *world) []Question {
 			return append(selected([]uint32{0x100, 0x200, 0x3d00, 0x3e00}, nil)(w),
 				grid(w.outside(), append(forwarded("wan0", "203.0.113.200"), forwarded("wan1", "203.0.113.200")...))...)
@@ -297,7 +318,7 @@ var markHosts = []Host{
 		Name:       "a rule without a priority, before and after",
 		What:       "A script adds `fwmark 1 lookup 200` and later `to 10.5.0.0/16 lookup 200`, both without a priority.",
 		Renumbered: true,
-		Selects:    except([]uint32{1}, nil),
+		Selects:    only4(except([]uint32{1}, nil)),
 		Build: func(w *world) {
 			w.ip("route add default via 100.64.1.1 dev wan1 table 200", "rule add fwmark 1 lookup 200", "rule add to 10.5.0.0/16 lookup 200")
 		},
@@ -333,7 +354,7 @@ var markHosts = []Host{
 	{
 		Name:       "the owner deletes by his own words",
 		What:       "An administrator deletes each rule by its selector alone and adds it again.",
-		Selects:    except([]uint32{1, 0x10}, []uint32{1001}),
+		Selects:    only4(except([]uint32{1, 0x10}, []uint32{1001})),
 		Renumbered: true,
 		Build: func(w *world) {
 			vpn0(w, "200")

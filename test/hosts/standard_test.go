@@ -3,6 +3,7 @@ package hosts_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"multihomed/internal/lab"
@@ -122,7 +123,7 @@ func (w *world) toOutside(dst netip.Addr) bool {
 			return true
 		}
 	}
-	return false
+	return slices.Contains(w.beyond, dst)
 }
 
 // by is how the kernel says that a packet leaves by a provider's link.

@@ -51,6 +51,7 @@ type world struct {
 	isps   []*lab.ISP
 	ears   map[string]listener
 	via6   map[string]netip.Addr // the router of each provider's link
+	beyond []netip.Addr          // of networks that main has behind an uplink
 	notes  map[string]string     // what a host's own functions remember
 	daemon *lab.Process
 	quiet  *quiet
