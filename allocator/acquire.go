@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -17,7 +18,8 @@ import (
 // all of them are written in one transaction.
 //
 // The map holds the keys that have a number, also when an error tells why
-// others have none: FullError, DatabaseError, or a key that makes no sense.
+// others have none: FullError, ScarceError, DatabaseError, or a key that makes no
+// sense.
 func (a *Allocator) Acquire(ctx context.Context, keys []routing.Key, inUse InUse) (map[routing.Key]routing.TableID, error) {
 	got := make(map[routing.Key]routing.TableID, len(keys))
 	a.mu.Lock()
@@ -99,7 +101,7 @@ func (a *Allocator) tryLease(ctx context.Context, missing []routing.Key, got map
 	// Somebody else may have leased them while this call waited for the disk.
 	missing = a.hold(missing, got)
 	a.expire()
-	grants, full := a.choose(missing, inUse)
+	grants, unserved := a.choose(missing, inUse)
 	a.mu.Unlock()
 	if len(grants) > 0 {
 		if err := transaction(ctx, a.db, func(tx *sql.Tx) error { return write(ctx, tx, grants) }); err != nil {
@@ -116,10 +118,7 @@ func (a *Allocator) tryLease(ctx context.Context, missing []routing.Key, got map
 	a.mu.Lock()
 	a.settle(grants, got)
 	a.mu.Unlock()
-	if full != nil {
-		return full.Keys, false, full
-	}
-	return nil, false, nil
+	return nil, false, unserved
 }
 
 // contradicts says that the file is not what memory thinks it is.
@@ -140,8 +139,8 @@ type grant struct {
 // choose reserves numbers in memory: the one that a client had for an address of
 // the link, an unused one, or else the one that was released longest ago. Leases
 // that are recycled are out of byHolder from here on, so that an Acquire of their
-// keys waits for the outcome.
-func (a *Allocator) choose(keys []routing.Key, inUse InUse) (grants []grant, full *FullError) {
+// keys waits for the outcome. The error says which keys get none.
+func (a *Allocator) choose(keys []routing.Key, inUse InUse) (grants []grant, unserved error) {
 	// Before the chooser looks at the queue, so that it does not come upon a
 	// number that was taken over, nor recycle one that another key takes over.
 	formerly := a.formerly(len(keys))
@@ -154,14 +153,23 @@ func (a *Allocator) choose(keys []routing.Key, inUse InUse) (grants []grant, ful
 		}
 	}
 	c := a.newChooser(inUse)
+	var refused []routing.Key
 	for i, key := range others {
-		number, victim, ok := a.number(c)
-		if !ok {
-			return grants, a.full(c, others[i:])
+		chosen, verdict := a.number(c, key.Interface)
+		if verdict == exhausted {
+			unserved = a.full(c, others[i:])
+			break
 		}
-		grants = append(grants, a.reserve(linkHolder(key), number, victim, held{live: true}))
+		if verdict == scarce {
+			refused = append(refused, key)
+			continue
+		}
+		grants = append(grants, a.reserve(linkHolder(key), chosen.number, chosen.victim, held{live: true}))
 	}
-	return grants, nil
+	if len(refused) > 0 {
+		unserved = errors.Join(unserved, &ScarceError{Range: a.configured(), Keys: refused, Kept: c.keep})
+	}
+	return grants, unserved
 }
 
 // reserve gives a number to a holder in memory. Until it is durable, settle or
@@ -174,11 +182,14 @@ func (a *Allocator) reserve(h holder, number routing.TableID, victim *lease, sta
 		delete(a.byHolder, victim.holder)
 	}
 	a.byTable[number] = l
+	if uint64(number) == a.low {
+		a.low++
+	}
 	return grant{lease: l, outside: a.byHolder[h], victim: victim}
 }
 
 func (a *Allocator) full(c *chooser, keys []routing.Key) *FullError {
-	e := &FullError{Range: a.numbers, Keys: keys, Others: c.denied, Example: c.example}
+	e := &FullError{Range: a.configured(), Keys: keys, Others: c.denied, Example: c.example}
 	for _, l := range a.byTable {
 		if l.live && a.numbers.Contains(l.table) {
 			e.Live++
@@ -189,49 +200,131 @@ func (a *Allocator) full(c *chooser, keys []routing.Key) *FullError {
 
 // A chooser goes through the numbers once for all keys of a batch.
 type chooser struct {
-	inUse     InUse
+	inUse InUse
+	// keep is how many numbers are left to interfaces that have none.
+	keep      int
 	next      uint64
 	candidate *lease
-	denied    int
-	example   string
+	// ahead are the numbers that come next: as many as have to be known to tell
+	// whether more than those to keep are left.
+	ahead []choice
+	// holding are the interfaces that have a live lease, nil if that was not asked.
+	holding map[string]bool
+	denied  int
+	example string
 }
+
+// A choice is a number that can be leased, and the released lease that it is taken
+// from.
+type choice struct {
+	number routing.TableID
+	victim *lease
+}
+
+// keptForNew is how many numbers stay free for interfaces that have none: so one
+// interface with many networks or many clients, whoever makes them, keeps no other
+// from working. A small range keeps a quarter.
+const keptForNew = 16
 
 func (a *Allocator) newChooser(inUse InUse) *chooser {
 	if inUse == nil {
 		inUse = func(routing.TableID) (string, bool) { return "", false }
 	}
-	return &chooser{inUse: inUse, next: a.low, candidate: a.free.first}
+	size := uint64(a.numbers.Last-a.numbers.First) + 1
+	return &chooser{inUse: inUse, keep: int(min(keptForNew, size/4)), next: a.low, candidate: a.free.first} //nolint:gosec // at most 16
 }
 
-// pass is told of a lease that leaves the queue otherwise than by number.
-func (c *chooser) pass(l *lease) {
+// leaves is told of a released lease that leaves the queue otherwise than by number.
+func (c *chooser) leaves(l *lease) {
 	if c.candidate == l {
 		c.candidate = l.next
 	}
+	c.taken(l.table)
 }
 
-// number finds the next number for a key.
-func (a *Allocator) number(c *chooser) (number routing.TableID, victim *lease, ok bool) {
-	for ; c.next <= uint64(a.numbers.Last); c.next++ {
+// taken is told of a number that is taken otherwise than by number.
+func (c *chooser) taken(t routing.TableID) {
+	c.ahead = slices.DeleteFunc(c.ahead, func(o choice) bool { return o.number == t })
+}
+
+// A verdict says whether there is a number for an interface.
+type verdict uint8
+
+const (
+	found verdict = iota
+	// scarce: those that are left are not for this interface.
+	scarce
+	exhausted
+)
+
+// number finds the next number for a key of an interface.
+func (a *Allocator) number(c *chooser, name string) (choice, verdict) {
+	switch {
+	case a.isScarce(c, name):
+		return choice{}, scarce
+	case len(c.ahead) == 0:
+		return choice{}, exhausted
+	}
+	chosen := c.ahead[0]
+	c.ahead = c.ahead[1:]
+	c.holds(name)
+	return chosen, found
+}
+
+// holds is told of an interface that has a live lease from now on.
+func (c *chooser) holds(name string) {
+	if c.holding != nil {
+		c.holding[name] = true
+	}
+}
+
+// isScarce reports whether the numbers that are left are not for this interface. It
+// looks ahead.
+func (a *Allocator) isScarce(c *chooser, name string) bool {
+	for len(c.ahead) <= c.keep {
+		next, ok := a.another(c)
+		if !ok {
+			break
+		}
+		c.ahead = append(c.ahead, next)
+	}
+	if len(c.ahead) == 0 || len(c.ahead) > c.keep {
+		return false
+	}
+	if c.holding == nil {
+		c.holding = map[string]bool{}
+		for _, l := range a.byTable {
+			if l.live && a.numbers.Contains(l.table) {
+				c.holding[l.name()] = true
+			}
+		}
+	}
+	return c.holding[name]
+}
+
+// another finds a number that is not yet ahead.
+func (a *Allocator) another(c *chooser) (choice, bool) {
+	for c.next <= uint64(a.numbers.Last) {
 		t := routing.TableID(c.next) //nolint:gosec // not above Last, which has 32 bits
+		c.next++
 		if a.byTable[t] != nil {
-			if c.next == a.low {
+			if uint64(t) == a.low {
 				a.low++
 			}
 			continue
 		}
 		if c.free(t) {
-			return t, nil, true
+			return choice{number: t}, true
 		}
 	}
 	for c.candidate != nil {
 		l := c.candidate
 		c.candidate = l.next
 		if c.free(l.table) {
-			return l.table, l, true
+			return choice{number: l.table, victim: l}, true
 		}
 	}
-	return 0, nil, false
+	return choice{}, false
 }
 
 // free asks the caller.

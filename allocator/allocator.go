@@ -22,7 +22,8 @@ const DefaultName = "leases.db"
 type Options struct {
 	// Path of the database; its directory is made if it is missing.
 	Path string
-	// Range of the numbers that are leased.
+	// Range of the tables. Its last number is kept for failover and never leased, so
+	// that it has at least two.
 	Range routing.TableRange
 	// Scratch is a directory, best in memory, for the copy from which leases are
 	// read when the file system of Path is full or read-only. Empty means the
@@ -65,8 +66,10 @@ type Allocator struct {
 	closed   bool
 
 	// mu guards the leases in memory and is never held across a disk access.
-	mu       sync.Mutex
+	mu sync.Mutex
+	// numbers may be leased: the range without its last number, which is kept.
 	numbers  routing.TableRange
+	kept     routing.TableID
 	byHolder map[holder]*lease
 	// byTable also holds numbers that are being committed.
 	byTable map[routing.TableID]*lease
@@ -101,6 +104,9 @@ func Open(ctx context.Context, options Options) (*Allocator, error) {
 	db, leases, err := openWritable(ctx, a.path)
 	if err == nil {
 		err = a.use(db)
+	}
+	if err == nil {
+		err = a.forgetKept(ctx, leases)
 	}
 	if err != nil {
 		if !canStillRead(err) {
@@ -175,7 +181,7 @@ func (a *Allocator) adopt(leases []*lease, keepLive bool) {
 		return byRelease(x, y)
 	})
 	for _, l := range leases {
-		if a.byTable[l.table] != nil || a.byHolder[l.holder] != nil {
+		if a.byTable[l.table] != nil || a.byHolder[l.holder] != nil || l.table == a.kept {
 			continue
 		}
 		a.order = max(a.order, l.order)
@@ -208,8 +214,27 @@ func (a *Allocator) rebuild() {
 	}
 }
 
-// SetRange changes the numbers that may be leased from now on. Leases outside
-// are not used any more: their keys get another number when they are acquired
+// forgetKept deletes the lease of the number that is kept for failover, which
+// version 1 leased as any other: its key gets another one when it is acquired. The
+// old table may still stand in the kernel, and InUse says so.
+func (a *Allocator) forgetKept(ctx context.Context, leases []*lease) error {
+	if !slices.ContainsFunc(leases, func(l *lease) bool { return l.table == a.kept }) {
+		return nil
+	}
+	err := transaction(ctx, a.db, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, deleteLease, int64(a.kept))
+		return err
+	})
+	if err != nil {
+		err = databaseError(a.path, fmt.Sprintf("deleting the lease of table %d, which is kept for failover, from", uint32(a.kept)), err)
+		err = errors.Join(err, databaseError(a.path, "closing", a.db.Close()))
+		a.db = nil
+	}
+	return err
+}
+
+// SetRange changes the numbers that may be leased from now on: all of the range but
+// its last, which is kept for failover. Leases outside are not used any more: their keys get another number when they are acquired
 // the next time.
 func (a *Allocator) SetRange(r routing.TableRange) error {
 	a.disk.Lock() // A commit in progress is in the old range.
@@ -224,19 +249,24 @@ func (a *Allocator) SetRange(r routing.TableRange) error {
 }
 
 func (a *Allocator) setRange(r routing.TableRange) error {
-	if r.First == 0 || r.First > r.Last {
-		return fmt.Errorf("table range %v is empty or holds 0: first must be at least 1 and not above last", r)
+	if r.First == 0 || r.First >= r.Last {
+		return fmt.Errorf("table range %v holds 0 or less than 2 tables: first must be at least 1 and below last, which is kept for failover", r)
 	}
-	a.numbers = r
+	a.numbers, a.kept = routing.TableRange{First: r.First, Last: r.Last - 1}, r.Last
 	a.low = uint64(r.First)
 	return nil
 }
 
-// Range is the range of numbers that are leased.
+// Range is the range of tables, the last one included, which is never leased.
 func (a *Allocator) Range() routing.TableRange {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.numbers
+	return a.configured()
+}
+
+// configured is the range with its last number.
+func (a *Allocator) configured() routing.TableRange {
+	return routing.TableRange{First: a.numbers.First, Last: a.kept}
 }
 
 // Release says that keys are not used any more. They keep their numbers for the

@@ -3,6 +3,7 @@ package allocator_test
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 
 	"multihomed/allocator"
@@ -22,9 +23,10 @@ func TestKnownLinksDoNotWaitForClients(t *testing.T) {
 	// answered: then it looks as if the link had waited.
 	for round := 0; round < 10 && waited; round++ {
 		asked, served := make(chan struct{}), make(chan error, 1)
+		tell := sync.OnceFunc(func() { close(asked) })
 		go func() {
 			served <- a.Serve(t.Context(), []allocator.Demand{wants(1)}, func(routing.TableID) (string, bool) {
-				close(asked)
+				tell()
 				return "", false
 			})[0].Err
 		}()

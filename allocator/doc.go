@@ -33,6 +33,12 @@
 //     last had for an address in the link's prefix, if that lease is not live.
 //     InUse is not asked: what stands there is of the same address. So a host
 //     keeps its numbers when it changes from leases of clients to links.
+//  9. The last number of the range is kept for failover: no link and no client gets
+//     it, and a lease of version 1 that has it is dropped when the database is opened.
+//  10. When only 16 numbers are free, or a quarter of a small range, an interface that
+//     holds one gets no further one. So one with many networks or clients leaves
+//     something to those that have none. Whoever has a lease, held or released, gets
+//     his number whatever is left.
 //
 // # Why lazy bookkeeping cannot cause a double use
 //

@@ -141,6 +141,33 @@ func (e *FullError) Error() string {
 	return b.String()
 }
 
+// A ScarceError says that an interface that has a table gets no further one: the few
+// numbers that are left are kept for interfaces that have none.
+type ScarceError struct {
+	Range routing.TableRange
+	// Keys are the links that got no number, none if it was a client.
+	Keys   []routing.Key
+	Client ClientKey
+	// Kept is how many numbers are kept.
+	Kept int
+}
+
+func (e *ScarceError) Error() string {
+	var b strings.Builder
+	name := e.Client.Interface
+	if len(e.Keys) == 0 {
+		fmt.Fprintf(&b, "no further routing table for %v", e.Client)
+	} else {
+		name = e.Keys[0].Interface
+		fmt.Fprintf(&b, "no further routing table for %v", e.Keys[0])
+	}
+	if n := len(e.Keys) - 1; n > 0 {
+		fmt.Fprintf(&b, " and %d more", n)
+	}
+	fmt.Fprintf(&b, ": %s has one, and the last %d of %v are kept for interfaces that have none; to fix: widen first and last of [tables] in the configuration", name, e.Kept, e.Range)
+	return b.String()
+}
+
 // databaseError wraps an error of the driver or of the system.
 func databaseError(path, doing string, err error) error {
 	if err == nil {

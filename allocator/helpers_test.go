@@ -15,12 +15,13 @@ import (
 	"multihomed/routing"
 )
 
-// options for a database in a directory of its own.
+// options for a database in a directory of its own. The numbers from first to last
+// are leased; the one behind them is kept for failover.
 func options(tb testing.TB, first, last routing.TableID) allocator.Options {
 	tb.Helper()
 	return allocator.Options{
 		Path:    filepath.Join(tb.TempDir(), "state", "leases.db"),
-		Range:   routing.TableRange{First: first, Last: last},
+		Range:   routing.TableRange{First: first, Last: last + 1},
 		Scratch: tb.TempDir(),
 	}
 }

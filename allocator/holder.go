@@ -122,6 +122,14 @@ func (r row) holder() (holder, error) {
 	}
 }
 
+// name is the interface of the holder.
+func (h holder) name() string {
+	if h.kind == kindClient {
+		return h.client.Interface
+	}
+	return h.link.Interface
+}
+
 func (h holder) String() string {
 	if h.kind == kindClient {
 		return h.client.String()

@@ -30,6 +30,8 @@ const (
 	Other
 	// Outside: the range does not hold the number.
 	Outside
+	// Kept: the number is the last of the range, which is kept for failover.
+	Kept
 	// Senseless: the key or the tag makes no sense.
 	Senseless
 )
@@ -104,8 +106,10 @@ func (a *Allocator) judge(leases []Imported) (results []ImportResult, entered []
 			r.Fate, r.Why = Senseless, err.Error()
 		case len(i.Tag) > maxTag:
 			r.Fate, r.Why = Senseless, fmt.Sprintf("the tag has %d bytes, %d is the most", len(i.Tag), maxTag)
+		case i.Table == a.kept:
+			r.Fate, r.Why = Kept, fmt.Sprintf("the last table of %v is kept for failover", a.configured())
 		case !a.numbers.Contains(i.Table):
-			r.Fate, r.Why = Outside, fmt.Sprintf("the range of tables is %v", a.numbers)
+			r.Fate, r.Why = Outside, fmt.Sprintf("the range of tables is %v", a.configured())
 		case known != nil && known.table == i.Table:
 			r.Fate, r.Why = Already, "it has this table already"
 		case known != nil:

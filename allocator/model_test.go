@@ -36,6 +36,13 @@ type world struct {
 	released []routing.Key
 }
 
+// leased are the numbers that may be leased: all but the last, which is kept.
+func leased(o allocator.Options) routing.TableRange {
+	return routing.TableRange{First: o.Range.First, Last: o.Range.Last - 1}
+}
+
+func (w *world) leased() routing.TableRange { return leased(w.options) }
+
 func (w *world) inUse(n routing.TableID) (string, bool) {
 	if k, ok := w.kernel[n]; ok {
 		return "rule for " + k.String(), true
@@ -82,7 +89,7 @@ func (w *world) acquire(t *rapid.T) {
 }
 
 func (w *world) rank(k routing.Key) int {
-	if n, ok := w.known[k]; ok && w.options.Range.Contains(n) {
+	if n, ok := w.known[k]; ok && w.leased().Contains(n) {
 		return 0
 	}
 	return 1
@@ -90,8 +97,8 @@ func (w *world) rank(k routing.Key) int {
 
 // check judges one answer.
 func (w *world) check(t *rapid.T, k routing.Key, table routing.TableID, unused map[routing.TableID]bool, candidates []routing.TableID) {
-	if !w.options.Range.Contains(table) {
-		t.Fatalf("%v got %d, outside %v", k, table, w.options.Range)
+	if !w.leased().Contains(table) {
+		t.Fatalf("%v got %d, outside %v", k, table, w.leased())
 	}
 	if other, ok := w.kernel[table]; ok && other != k {
 		t.Fatalf("%v got %d, where the rules of %v stand", k, table, other)
@@ -102,7 +109,7 @@ func (w *world) check(t *rapid.T, k routing.Key, table routing.TableID, unused m
 		}
 	}
 	had, ok := w.known[k]
-	if ok && w.options.Range.Contains(had) {
+	if ok && w.leased().Contains(had) {
 		if table != had {
 			t.Fatalf("%v had %d and got %d", k, had, table)
 		}
@@ -146,7 +153,7 @@ func (w *world) owner(table routing.TableID) (routing.Key, bool) {
 
 func (w *world) unused() map[routing.TableID]bool {
 	free := map[routing.TableID]bool{}
-	for n := w.options.Range.First; n <= w.options.Range.Last; n++ {
+	for n := w.leased().First; n <= w.leased().Last; n++ {
 		_, leased := w.owner(n)
 		if _, used := w.inUse(n); !used && !leased {
 			free[n] = true
@@ -158,7 +165,7 @@ func (w *world) unused() map[routing.TableID]bool {
 // candidates are the numbers that may be recycled, in order.
 func (w *world) candidates() (numbers []routing.TableID) {
 	for _, k := range w.released {
-		if n, ok := w.known[k]; ok && w.options.Range.Contains(n) {
+		if n, ok := w.known[k]; ok && w.leased().Contains(n) {
 			numbers = append(numbers, n)
 		}
 	}
@@ -223,12 +230,14 @@ func (w *world) reopen(t *rapid.T) {
 	}
 	w.a = a
 	w.live = map[routing.Key]routing.TableID{}
+	// Whoever had the number that is kept now has lost it.
+	maps.DeleteFunc(w.known, func(_ routing.Key, n routing.TableID) bool { return n == w.options.Range.Last })
 }
 
 func anyRange() *rapid.Generator[routing.TableRange] {
 	return rapid.Custom(func(t *rapid.T) routing.TableRange {
 		first := routing.TableID(rapid.IntRange(modelFirst, modelFirst+6).Draw(t, "first"))
-		return routing.TableRange{First: first, Last: first + routing.TableID(rapid.IntRange(0, 8).Draw(t, "size"))}
+		return routing.TableRange{First: first, Last: first + 1 + routing.TableID(rapid.IntRange(0, 8).Draw(t, "size"))}
 	})
 }
 

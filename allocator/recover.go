@@ -103,6 +103,8 @@ func (a *Allocator) compare(onDisk []*lease) (stale []routing.TableID, late, lac
 	for _, row := range onDisk {
 		byTable, byKey := a.byTable[row.table], a.byHolder[row.holder]
 		switch {
+		case byTable == nil && byKey == nil && row.table == a.kept:
+			stale = append(stale, row.table) // From a backup of version 1.
 		case byTable == nil && byKey == nil:
 			// Only the disk knows it.
 		case byTable == byKey:

@@ -38,8 +38,8 @@ type Outcome struct {
 	Expires time.Duration
 	// New says that there was no live lease.
 	New bool
-	// Err is ErrNotOwner, a FullError, a QuotaError, a DatabaseError, or says
-	// that the demand makes no sense.
+	// Err is ErrNotOwner, a FullError, a ScarceError, a QuotaError, a DatabaseError,
+	// or says that the demand makes no sense.
 	Err error
 }
 
@@ -156,9 +156,10 @@ func (b *batch) giveBack(d Demand) Outcome {
 		b.note(l)
 		b.release(l)
 		// From now on it may be recycled in this batch.
-		if b.chooser.candidate == nil {
+		if b.chooser.candidate == nil && b.numbers.Contains(l.table) {
 			b.chooser.candidate = b.free.last
 		}
+		b.chooser.holding = nil // Its interface may have no other.
 	}
 	return Outcome{}
 }
@@ -201,7 +202,8 @@ func (b *batch) keep(l *lease, state held) {
 	if l.live {
 		b.uncount(l)
 	} else {
-		b.chooser.pass(l)
+		b.chooser.leaves(l)
+		b.chooser.holds(l.name())
 		b.free.remove(l)
 	}
 	state.order, state.released = l.order, l.released
@@ -218,16 +220,21 @@ func (b *batch) note(l *lease) {
 }
 
 func (b *batch) grant(d Demand, state held) (*lease, error) {
-	number, victim := d.Table, (*lease)(nil)
-	if number == 0 || !b.numbers.Contains(number) || b.byTable[number] != nil {
-		var ok bool
-		if number, victim, ok = b.number(b.chooser); !ok {
+	if b.isScarce(b.chooser, d.Key.Interface) {
+		return nil, &ScarceError{Range: b.configured(), Client: d.Key, Kept: b.chooser.keep}
+	}
+	chosen := choice{number: d.Table}
+	if d.Table == 0 || !b.numbers.Contains(d.Table) || b.byTable[d.Table] != nil {
+		var v verdict
+		if chosen, v = b.number(b.chooser, d.Key.Interface); v != found {
 			e := b.full(b.chooser, nil)
 			e.Client = d.Key
 			return nil, e
 		}
 	}
-	g := b.reserve(clientHolder(d.Key), number, victim, state)
+	b.chooser.taken(chosen.number)
+	b.chooser.holds(d.Key.Interface)
+	g := b.reserve(clientHolder(d.Key), chosen.number, chosen.victim, state)
 	if g.outside != nil && g.outside.live {
 		b.uncount(g.outside)
 	}

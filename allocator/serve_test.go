@@ -166,11 +166,12 @@ func TestImport(t *testing.T) {
 		{Key: client(6), Table: 10001},
 		{Key: client(8), Table: 10007, Tag: "kept"},
 		{Key: client(10), Table: 10007},
-		{Key: client(12), Table: 10010},
+		{Key: client(12), Table: 10011},
+		{Key: client(13), Table: 10010},
 		{Key: allocator.ClientKey{Family: 2, Interface: "wan0", Address: "x"}, Table: 10008},
 	}
 	want := []allocator.Fate{
-		allocator.Already, allocator.Other, allocator.Taken, allocator.Entered, allocator.Taken, allocator.Outside, allocator.Senseless,
+		allocator.Already, allocator.Other, allocator.Taken, allocator.Entered, allocator.Taken, allocator.Outside, allocator.Kept, allocator.Senseless,
 	}
 	for _, try := range []bool{true, false} {
 		results, err := a.Import(t.Context(), list, try)
@@ -340,8 +341,9 @@ func (w *clientWorld) judge(t *rapid.T, d allocator.Demand, o allocator.Outcome)
 	if o.Err != nil {
 		_, full := errors.AsType[*allocator.FullError](o.Err)
 		_, quota := errors.AsType[*allocator.QuotaError](o.Err)
-		inRange := live && w.options.Range.Contains(w.told[d.Key].Table)
-		if !full && !quota || inRange || quota && d.Owner == 0 {
+		_, scarce := errors.AsType[*allocator.ScarceError](o.Err)
+		inRange := live && leased(w.options).Contains(w.told[d.Key].Table)
+		if !full && !quota && !scarce || inRange || quota && d.Owner == 0 {
 			t.Fatalf("%+v (live: %v): %v", d, live, o.Err)
 		}
 		return
@@ -349,7 +351,7 @@ func (w *clientWorld) judge(t *rapid.T, d allocator.Demand, o allocator.Outcome)
 	if o.New == live || o.Expires != w.at.now.Truncate(time.Second)+d.Lifetime {
 		t.Fatalf("%+v at %v (live: %v): %+v", d, w.at.now, live, o)
 	}
-	if was := w.told[d.Key].Table; live && w.options.Range.Contains(was) && o.Table != was {
+	if was := w.told[d.Key].Table; live && leased(w.options).Contains(was) && o.Table != was {
 		t.Fatalf("%v had %d and got %d", d.Key, was, o.Table)
 	}
 	if !live {
@@ -365,7 +367,8 @@ func (w *clientWorld) acquire(t *rapid.T) {
 		wanted = append(wanted, key(i))
 	}
 	got, err := w.a.Acquire(t.Context(), wanted, nil)
-	if _, full := errors.AsType[*allocator.FullError](err); err != nil && !full {
+	_, full := errors.AsType[*allocator.FullError](err)
+	if _, scarce := errors.AsType[*allocator.ScarceError](err); err != nil && !full && !scarce {
 		t.Fatal(err)
 	}
 	maps.Copy(w.links, got)

@@ -115,6 +115,39 @@ func parseAddress(f routing.Family, s string) (netip.Addr, error) {
 
 func broadcast() netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, 255}) }
 
+// Names of DHCP options as NetworkManager has them on the bus: 121 (RFC 3442), 249 and
+// 3.
+const (
+	optionRoutes          = "rfc3442_classless_static_routes"
+	optionMicrosoftRoutes = "ms_classless_static_routes"
+	optionRouters         = "routers"
+)
+
+// defaultRouter reads classless routes, which NetworkManager shows as destination,
+// router, destination and so on. Found says that one of them leads to everything;
+// its router is zero if that is on the link.
+func defaultRouter(option string) (router netip.Addr, found bool, err error) {
+	words := strings.Fields(option)
+	for i := 0; i+1 < len(words); i += 2 {
+		to, err := netip.ParsePrefix(words[i])
+		if err != nil || !to.Addr().Is4() {
+			return netip.Addr{}, false, fmt.Errorf("%q is no destination of ipv4", words[i])
+		}
+		if to.Bits() > 0 {
+			continue
+		}
+		if a, err := netip.ParseAddr(words[i+1]); err == nil && a.IsUnspecified() {
+			return netip.Addr{}, true, nil
+		}
+		router, err = parseAddress(routing.IPv4, words[i+1])
+		return router, err == nil, err
+	}
+	if len(words)%2 != 0 {
+		return netip.Addr{}, false, fmt.Errorf("%q has no router", words[len(words)-1])
+	}
+	return netip.Addr{}, false, nil
+}
+
 // firstRouter reads the DHCP option routers (option 3), which NetworkManager
 // shows as addresses separated by spaces, in the server's order of preference
 // (RFC 2132, section 3.5).

@@ -110,10 +110,42 @@ func settings(t *testing.T, text string) map[string]map[string]dbus.Variant {
 	return s
 }
 
+func TestLeaseRouter(t *testing.T) {
+	previous := netip.MustParseAddr("192.0.2.99")
+	for _, tt := range []struct {
+		name, options string
+		want          string
+		problem       string
+	}{
+		{"none", `{}`, "invalid IP", ""},
+		{"routers", `{"routers": <"192.0.2.1 192.0.2.2">}`, "192.0.2.1", ""},
+		{"classless routes win", `{"routers": <"192.0.2.1">, "rfc3442_classless_static_routes": <"10.0.0.0/8 192.0.2.4 0.0.0.0/0 192.0.2.3 0.0.0.0/0 192.0.2.5">}`, "192.0.2.3", ""},
+		{"classless routes without a default", `{"routers": <"192.0.2.1">, "rfc3442_classless_static_routes": <"10.0.0.0/8 192.0.2.4">}`, "192.0.2.1", ""},
+		{"a default on the link", `{"routers": <"192.0.2.1">, "rfc3442_classless_static_routes": <"0.0.0.0/0 0.0.0.0">}`, "invalid IP", ""},
+		{"Microsoft's", `{"routers": <"192.0.2.1">, "ms_classless_static_routes": <"0.0.0.0/0 192.0.2.6">}`, "192.0.2.6", ""},
+		{"both", `{"routers": <"192.0.2.1">, "ms_classless_static_routes": <"0.0.0.0/0 192.0.2.6">, "rfc3442_classless_static_routes": <"10.0.0.0/8 192.0.2.4">}`, "192.0.2.1", ""},
+		{"a router that is none", `{"routers": <"0.0.0.0">}`, "192.0.2.99", `the DHCP option routers: "0.0.0.0" is no address of a host`},
+		{"routers of another type", `{"routers": <@u 3>}`, "192.0.2.99", "routers has the type u, expected s"},
+		{"no destination", `{"routers": <"192.0.2.1">, "rfc3442_classless_static_routes": <"default 192.0.2.4">}`, "192.0.2.99", `the DHCP option rfc3442_classless_static_routes: "default" is no destination of ipv4`},
+		{"no router", `{"routers": <"192.0.2.1">, "rfc3442_classless_static_routes": <"10.0.0.0/8 192.0.2.4 0.0.0.0/0">}`, "192.0.2.99", `"0.0.0.0/0" has no router`},
+		{"a router of IPv6", `{"rfc3442_classless_static_routes": <"0.0.0.0/0 fe80::1">}`, "192.0.2.99", `"fe80::1" is no ipv4 address`},
+		{"routes of another type", `{"routers": <"192.0.2.1">, "rfc3442_classless_static_routes": <true>}`, "192.0.2.99", "rfc3442_classless_static_routes has the type b, expected s"},
+	} {
+		options, ok := parse(t, tt.options, "a{sv}").Value().(map[string]dbus.Variant)
+		if !ok {
+			t.Fatal("no options")
+		}
+		router, problems := nm.LeaseRouter(options, previous)
+		if router.String() != tt.want || (tt.problem == "") != (len(problems) == 0) || !strings.Contains(strings.Join(problems, "; "), tt.problem) {
+			t.Errorf("%s: %v, %q", tt.name, router, problems)
+		}
+	}
+}
+
 func TestDecodeProfile(t *testing.T) {
 	router := netip.MustParseAddr("192.0.2.1")
 	before := nm.DecodeProfile(settings(t, `{"user": {"data": <{"multihomed.ignore": "true"}>},
-		"ipv4": {"route-table": <@u 77>, "gateway": <"192.0.2.7">}}`), nm.Profile{})
+		"ipv4": {"route-table": <@u 77>, "gateway": <"192.0.2.7">, "never-default": <true>}}`), nm.Profile{})
 	for _, tt := range []struct {
 		name, text string
 		ignored    bool
@@ -124,8 +156,14 @@ func TestDecodeProfile(t *testing.T) {
 		{"empty", `{}`, false, routing.Intent{Gateway: router}, routing.Intent{}, nil, nil},
 		{
 			"dhcp", `{"ipv4": {"method": <"auto">, "never-default": <true>}, "ipv6": {"method": <"auto">}}`, false,
-			routing.Intent{Gateway: router},
+			routing.Intent{Gateway: router, NeverDefault: true},
 			routing.Intent{},
+			nil, nil,
+		},
+		{
+			"never a default of IPv6", `{"ipv4": {"method": <"manual">, "never-default": <false>}, "ipv6": {"method": <"auto">, "never-default": <true>}}`, false,
+			routing.Intent{},
+			routing.Intent{NeverDefault: true},
 			nil, nil,
 		},
 		{
@@ -160,14 +198,15 @@ func TestDecodeProfile(t *testing.T) {
 		{"not ignored", `{"user": {"data": <{"multihomed.ignore": "0", "other.key": "true"}>}, "ipv4": {"method": <"disabled">}}`, false, routing.Intent{}, routing.Intent{}, nil, nil},
 		{
 			"what is wrong stays as it was",
-			`{"user": {"data": <{"multihomed.ignore": "perhaps"}>}, "ipv4": {"method": <@u 1>, "route-table": <"main">, "gateway": <"::1">,
+			`{"user": {"data": <{"multihomed.ignore": "perhaps"}>}, "ipv4": {"method": <@u 1>, "route-table": <"main">, "gateway": <"::1">, "never-default": <"no">,
 			  "route-data": <"x">, "routing-rules": <@u 5>}, "ipv6": {"gateway": <true>}}`, true,
-			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=77`, Gateway: netip.MustParseAddr("192.0.2.7")},
+			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=77`, Gateway: netip.MustParseAddr("192.0.2.7"), NeverDefault: true},
 			routing.Intent{},
 			[]routing.TableID{77},
 			[]string{
 				`ipv4.gateway: "::1" is no ipv4 address`, "ipv4.route-data: routes are a string",
 				"ipv4.routing-rules: are a uint32", "ipv4: method has the type u, expected s",
+				"ipv4: never-default has the type s, expected b",
 				"ipv4: route-table has the type s, expected u",
 				"ipv6: gateway has the type b, expected s", `user.data: multihomed.ignore is "perhaps", neither true nor false`,
 			},

@@ -22,6 +22,13 @@ func Backoff(first, last time.Duration, attempts int) time.Duration {
 // FirstRouter is firstRouter.
 func FirstRouter(s string) (netip.Addr, error) { return firstRouter(s) }
 
+// LeaseRouter is the router of a lease with options, and what is wrong with them.
+func LeaseRouter(options map[string]dbus.Variant, previous netip.Addr) (router netip.Addr, problems []string) {
+	l := lease{router: previous, notes: notebook{}}
+	l.readRouter(options)
+	return l.router, slices.Sorted(maps.Values(l.notes))
+}
+
 // A Profile is a decoded profile.
 type Profile struct {
 	Ignored  bool

@@ -289,20 +289,43 @@ func (t *tree) updateLease(path dbus.ObjectPath, p properties, full bool) {
 	get(p, "Options", full, &options, l.notes)
 	if len(options) > 0 {
 		l.known = true
-		routers := ""
-		delete(l.notes, "routers")
-		get(options, "routers", false, &routers, l.notes)
-		if _, bad := l.notes["routers"]; !bad {
-			a, err := firstRouter(routers)
-			if err != nil {
-				l.notes.note("routers", "the DHCP option routers: %s", err)
-			} else {
-				l.router = a
-			}
-		}
+		l.readRouter(options)
 	}
 	for d := range t.referrers[path] {
 		t.touch(d)
+	}
+}
+
+// readRouter finds the router of a lease where NetworkManager finds it (1.42.4,
+// measured): the first default among the classless routes, those of RFC 3442 or, if
+// there are none, Microsoft's; and if there is no default among them, the first of
+// the routers. RFC 3442 has a client ignore the routers as soon as there are classless
+// routes, and hardly any does. A default on the link has no router.
+//
+// What cannot be understood leaves the router as it was.
+func (l *lease) readRouter(options properties) {
+	for _, option := range []string{optionRoutes, optionMicrosoftRoutes, optionRouters} {
+		delete(l.notes, option)
+	}
+	routes := optionRoutes
+	if _, present := options[routes]; !present {
+		routes = optionMicrosoftRoutes
+	}
+	text := ""
+	get(options, routes, false, &text, l.notes)
+	a, found, err := defaultRouter(text)
+	if err != nil {
+		l.notes.note(routes, "the DHCP option %s: %s", routes, err)
+	}
+	if !found && err == nil {
+		text = ""
+		get(options, optionRouters, false, &text, l.notes)
+		if a, err = firstRouter(text); err != nil {
+			l.notes.note(optionRouters, "the DHCP option routers: %s", err)
+		}
+	}
+	if len(l.notes) == 0 {
+		l.router = a
 	}
 }
 

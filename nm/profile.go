@@ -37,8 +37,8 @@ type familyProfile struct {
 	// automatic is ipv4.method=auto, the only method that asks a DHCP server
 	// whose word counts. In IPv6 it is the one that listens to routers.
 	automatic bool
-	// nextHops says that a route of the profile has a next hop.
-	nextHops bool
+	// neverDefault is ipv4.never-default: no default of the device goes to main.
+	neverDefault bool
 }
 
 // decodeProfile reads a profile. A value that cannot be understood leaves that
@@ -73,6 +73,11 @@ func decodeProfile(s settings, previous profile) profile {
 		get(section, "method", false, &method, n)
 		now.automatic = method == "auto"
 
+		if _, present := section["never-default"]; present {
+			now.neverDefault = was.neverDefault
+		}
+		get(section, "never-default", false, &now.neverDefault, n)
+
 		gateway := ""
 		get(section, "gateway", false, &gateway, n)
 		if gateway != "" {
@@ -91,7 +96,6 @@ func decodeProfile(s settings, previous profile) profile {
 			}
 			for _, r := range routes {
 				tables = append(tables, r.Table)
-				now.nextHops = now.nextHops || (r.NextHop.IsValid() && r.Type == "")
 			}
 		}
 		if v, ok := section["routing-rules"]; ok {
@@ -101,7 +105,7 @@ func decodeProfile(s settings, previous profile) profile {
 			}
 			tables = append(tables, rules...)
 		}
-		for _, key := range []string{"route-table", "method", "gateway"} {
+		for _, key := range []string{"route-table", "method", "never-default", "gateway"} {
 			if problem, bad := n[key]; bad {
 				note(f.String(), fmt.Errorf("%s", problem))
 			}
@@ -161,7 +165,7 @@ func (p profile) intents(id string, router netip.Addr) map[routing.Family]routin
 	intents := make(map[routing.Family]routing.Intent, 2)
 	for _, f := range routing.Families() {
 		fp := p.families[f]
-		in := routing.Intent{Gateway: fp.gateway, Automatic: fp.automatic}
+		in := routing.Intent{Gateway: fp.gateway, NeverDefault: fp.neverDefault, Automatic: fp.automatic}
 		if f == routing.IPv4 && fp.automatic && !in.Gateway.IsValid() {
 			in.Gateway = router
 		}

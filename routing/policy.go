@@ -36,12 +36,16 @@ func DefaultPolicy() Policy {
 }
 
 // OwnsRule reports whether a rule found in the kernel is ours: it carries our
-// protocol and stands on a rung of the ladder or leads to one of our tables.
+// protocol and stands on a rung of the ladder, leads to one of our tables, or lifts
+// a rule of somebody else, which is done wherever such rules stand.
 func (p Policy) OwnsRule(r Rule) bool {
 	if r.Protocol != Multihomed {
 		return false
 	}
 	if r.Action == ActionLookup && p.Tables.Contains(r.Table) {
+		return true
+	}
+	if r.Action == ActionGoto && r.Priority >= lowestStep && r.Priority <= PriorityNetwork {
 		return true
 	}
 	_, ours := RungOf(r.Priority)

@@ -303,7 +303,7 @@ func refusal(err error) *wire.Error {
 	switch {
 	case errors.Is(err, allocator.ErrNotOwner):
 		code = wire.NotYours
-	case is[*allocator.FullError](err):
+	case is[*allocator.FullError](err), is[*allocator.ScarceError](err):
 		code = wire.Exhausted
 	case is[*allocator.QuotaError](err):
 		code = wire.Quota

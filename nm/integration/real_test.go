@@ -190,26 +190,112 @@ method=ignore
 	})
 }
 
-// A gateway that is not in main comes from DHCP.
+// A gateway that is not in main comes from DHCP: at once, when the server names
+// another one in a renewal, and in a new activation.
 func TestNeverDefault(t *testing.T) {
 	ctx := t.Context()
 	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
-	isp := labtest.NewISP(t, host, lab.DefaultISP(0))
+	cfg := lab.DefaultISP(0)
+	cfg.Lease, cfg.Renew = 120*time.Second, 2*time.Second
+	isp := labtest.NewISP(t, host, cfg)
 	must(t, host.AddProfile(ctx, "wan0", "wan0", "ipv4.never-default", "yes", "ipv6.never-default", "yes"))
 	f := follow(t, nm.Options{})
 	must(t, host.Up(ctx, "wan0"))
-	f.awaitDevice(t, "wan0", "has the DHCP gateway", func(d nm.Device) bool { return gateway(d) == "100.64.0.1" })
-	routes, err := host.RoutesText(ctx, lab.IPv4, "main")
-	must(t, err)
-	if strings.Contains(routes, "default") {
-		t.Fatalf("main has a default:\n%s", routes)
+	d := f.awaitDevice(t, "wan0", "has the DHCP gateway", func(d nm.Device) bool { return d.ProfileKnown && gateway(d) == "100.64.0.1" })
+	for _, family := range routing.Families() {
+		if !d.Intents[family].NeverDefault {
+			t.Errorf("never-default of %v is not known: %+v", family, d.Intents)
+		}
 	}
+	without := func() {
+		t.Helper()
+		routes, err := host.RoutesText(ctx, lab.IPv4, "main")
+		must(t, err)
+		if strings.Contains(routes, "default") {
+			t.Fatalf("main has a default:\n%s", routes)
+		}
+	}
+	without()
 	// The server moves its gateway; the client learns of it when it renews.
-	begin := f.begin()
+	f.begin()
+	begin := time.Now()
 	must(t, isp.Reconfigure(ctx, func(c *lab.ISPConfig) { c.Gateway = netip.MustParseAddr("100.64.0.2") }))
+	f.awaitDevice(t, "wan0", "has the gateway of the renewal", func(d nm.Device) bool { return gateway(d) == "100.64.0.2" })
+	t.Logf("renewed gateway known %s after the server changed", time.Since(begin).Round(time.Millisecond))
+	if h := f.happened(); len(h) != 0 {
+		t.Errorf("the verdict changed: %v", h)
+	}
+	without()
+	must(t, isp.Reconfigure(ctx, func(c *lab.ISPConfig) { c.Gateway = netip.MustParseAddr("100.64.0.3") }))
 	must(t, host.Up(ctx, "wan0"))
-	f.awaitDevice(t, "wan0", "has the new gateway", func(d nm.Device) bool { return gateway(d) == "100.64.0.2" })
-	t.Logf("new gateway known %s after the server changed", time.Since(begin))
+	f.awaitDevice(t, "wan0", "has the gateway of the new lease", func(d nm.Device) bool { return gateway(d) == "100.64.0.3" })
+
+	must(t, host.Modify(ctx, "wan0", "ipv4.never-default", "no"))
+	must(t, host.Up(ctx, "wan0"))
+	f.awaitDevice(t, "wan0", "may have a default", func(d nm.Device) bool {
+		return !d.Intents[routing.IPv4].NeverDefault && d.Intents[routing.IPv6].NeverDefault
+	})
+}
+
+// NetworkManager drops the gateway of a profile that sets never-default as well.
+func TestNeverDefaultDropsTheGateway(t *testing.T) {
+	ctx := t.Context()
+	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+	cable(t, host, "wan0")
+	must(t, host.AddProfile(ctx, "one", "wan0", static(0)...))
+	must(t, host.Modify(ctx, "one", "ipv4.never-default", "yes"))
+	f := follow(t, nm.Options{})
+	must(t, host.Up(ctx, "one"))
+	d := f.awaitDevice(t, "wan0", "is activated", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown })
+	if in := d.Intents[routing.IPv4]; !in.NeverDefault || in.Gateway.IsValid() {
+		t.Errorf("intent %+v", in)
+	}
+}
+
+// The router of a lease is the one that NetworkManager makes main's default of.
+func TestDHCPRouters(t *testing.T) {
+	for _, options := range [][]string{
+		{},
+		{"121,0.0.0.0/0,100.64.0.3,10.9.0.0/16,100.64.0.4"},
+		{"121,10.9.0.0/16,100.64.0.4"},
+		{"249,0.0.0.0/0,100.64.0.5"},
+		{"121,10.9.0.0/16,100.64.0.4", "249,0.0.0.0/0,100.64.0.5"},
+		{"121,10.9.0.0/16,100.64.0.4,0.0.0.0/0,100.64.0.7,0.0.0.0/0,100.64.0.8"},
+		{"121,0.0.0.0/0,0.0.0.0"},
+	} {
+		t.Run(strings.Join(options, " "), func(t *testing.T) {
+			ctx := t.Context()
+			host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})
+			cfg := lab.DefaultISP(0)
+			cfg.DHCPOptions = options
+			labtest.NewISP(t, host, cfg)
+			must(t, host.AddProfile(ctx, "wan0", "wan0", "ipv6.method", "ignore"))
+			f := follow(t, nm.Options{})
+			must(t, host.Up(ctx, "wan0"))
+			d := f.awaitDevice(t, "wan0", "is activated", func(d nm.Device) bool { return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown })
+			s, err := nm.ReadOnce(ctx, nm.Options{})
+			must(t, err)
+			best := uint32(1 << 31)
+			var main netip.Addr
+			for _, r := range s.Devices["wan0"].Views[routing.IPv4].Routes {
+				if r.Destination.Bits() == 0 && r.Metric < best {
+					best, main = r.Metric, r.NextHop
+				}
+			}
+			if best == 1<<31 || gateway(d) != main.String() {
+				t.Errorf("the gateway is %s, main's default leads to %v (metric %d)", gateway(d), main, best)
+			}
+
+			must(t, host.Modify(ctx, "wan0", "ipv4.never-default", "yes"))
+			must(t, host.Up(ctx, "wan0"))
+			d = f.awaitDevice(t, "wan0", "is activated again", func(d nm.Device) bool {
+				return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown && d.Intents[routing.IPv4].NeverDefault
+			})
+			if gateway(d) != main.String() || len(d.Problems) > 0 {
+				t.Errorf("with never-default the gateway is %s, not %v; %q", gateway(d), main, d.Problems)
+			}
+		})
+	}
 }
 
 func TestDHCPRenewal(t *testing.T) {

@@ -254,7 +254,7 @@ func (m *migration) leases(ctx context.Context, rows []ancestor.Row) (left int, 
 			m.say("%s: %s", describeRow(r.Imported), m.did("taken over", "would be taken over"))
 		case allocator.Already:
 			m.say("%s: is there already", describeRow(r.Imported))
-		case allocator.Taken, allocator.Other, allocator.Outside, allocator.Senseless:
+		case allocator.Taken, allocator.Other, allocator.Outside, allocator.Kept, allocator.Senseless:
 			left++
 			m.say("%s: not taken over: %s; it gets another number when it asks", describeRow(r.Imported), clean(r.Why))
 		}

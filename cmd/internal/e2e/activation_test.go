@@ -129,7 +129,7 @@ func TestDHCPRoutes(t *testing.T) {
 		c.NoRouter = true
 		c.Routes = []lab.Route{lab.DefaultVia(addr("100.64.2.7")), {Dst: prefix("10.10.0.0/16"), Via: addr("100.64.2.3")}}
 	})
-	// Neither a default nor option 3: an uplink by its route, without a default.
+	// Neither a default nor option 3: a local link, whatever next hops it has.
 	isp(3, func(c *lab.ISPConfig) {
 		c.NoRouter = true
 		c.IPv6 = netip.Prefix{}
@@ -142,7 +142,7 @@ func TestDHCPRoutes(t *testing.T) {
 	})
 	// Two static routes of the profile.
 	isp(5, func(*lab.ISPConfig) {}, "ipv4.routes", "10.20.0.0/16 100.64.5.5, 10.21.0.0/16 100.64.5.6", "ipv6.routes", "fd77::/32 2001:db8:0:6::5")
-	// never-default: the default stands in the link's own table.
+	// never-default: the default stands in the link's own table, and is no last resort.
 	isp(6, func(*lab.ISPConfig) {}, "ipv4.never-default", "yes")
 
 	r.eventually(func() error {
@@ -159,7 +159,7 @@ func TestDHCPRoutes(t *testing.T) {
 			r.ladder("wan5", lab.IPv4), r.ladder("wan5", lab.IPv6),
 			r.tableHas("wan5", lab.IPv4, "default via 100.64.5.1 ", "10.20.0.0/16 via 100.64.5.5 ", "10.21.0.0/16 via 100.64.5.6 "),
 			r.tableHas("wan5", lab.IPv6, "fd77::/32 via 2001:db8:0:6::5 "),
-			r.ladder("wan6", lab.IPv4), r.ladder("wan6", lab.IPv6),
+			r.ladderWithout("91000", "wan6", lab.IPv4), r.ladder("wan6", lab.IPv6),
 		)
 	})
 	main, err := r.RoutesText(t.Context(), lab.IPv4, "main")

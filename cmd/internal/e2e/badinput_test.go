@@ -334,7 +334,7 @@ func TestDiskTrouble(t *testing.T) {
 // TestExhaustedRange: a link without a table stays on main and is reported, the
 // others go on; it gets a table as soon as there is one.
 func TestExhaustedRange(t *testing.T) {
-	r := staticRig(t, 3, "[tables]\nfirst = 10000\nlast = 10001\n")
+	r := staticRig(t, 3, "[tables]\nfirst = 10000\nlast = 10002\n")
 	before := r.ours()
 	r.up("wan2")
 	r.reported(true, "wan2", "")

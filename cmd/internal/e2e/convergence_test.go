@@ -341,7 +341,7 @@ func TestHandsConverge(t *testing.T) {
 		}, all...)
 		w.step(f.flag+" route flush of a table", func() { ip(f.flag, "route", "flush", "table", table("wan0", f.family)) }, all...)
 		w.step(f.flag+" a single rule deleted", func() { ip(f.flag, "rule", "delete", "priority", "9500", "oif", "wan0") }, all...)
-		w.step(f.flag+" the containers' rule deleted", func() { ip(f.flag, "rule", "delete", "priority", "9000") }, all...)
+		w.step(f.flag+" the containers' rule deleted", func() { ip(f.flag, "rule", "delete", "priority", "9020") }, all...)
 		w.step(f.flag+" an orphan of ours", func() {
 			ip(f.flag, "rule", "add", "priority", "10000", "from", map[string]string{"-4": "192.0.2.99", "-6": "2001:db8:99::/64"}[f.flag], "lookup", "10777", "protocol", "150")
 			ip(f.flag, "route", "add", "default", "dev", "wan0", "table", "10777", "protocol", "150")

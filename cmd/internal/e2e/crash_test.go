@@ -223,7 +223,7 @@ func (s *weather) strike() error {
 	case 9:
 		return isp.SetRA(lab.DefaultRA(isp.IPv6()))
 	case 10:
-		return try(flag, "rule", "delete", "priority", []string{"9000", "9500", "10000", "10500", "19000", "20000", "91000"}[s.random.IntN(7)], "protocol", "150")
+		return try(flag, "rule", "delete", "priority", []string{"9020", "9500", "10000", "10500", "91000"}[s.random.IntN(5)], "protocol", "150")
 	case 11:
 		return try(flag, "route", "flush", "table", fmt.Sprint(10000+s.random.IntN(4)), "proto", "150")
 	case 12:

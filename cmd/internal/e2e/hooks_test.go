@@ -359,7 +359,7 @@ func TestIfupdownWithDHCPCD(t *testing.T) {
 // TestNoTableIsLeft is a link for which there is no table: the host stays
 // reachable by it, and says loudly that this is all.
 func TestNoTableIsLeft(t *testing.T) {
-	onBothHosts(t, "[tables]\nfirst = 10000\nlast = 10000\n", func(r *rig) {
+	onBothHosts(t, "[tables]\nfirst = 10000\nlast = 10001\n", func(r *rig) {
 		ctx := r.t.Context()
 		for n := range 2 {
 			cfg := lab.DefaultISP(n)

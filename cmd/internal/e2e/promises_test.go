@@ -57,7 +57,8 @@ func (r *rig) others() (string, error) {
 		}
 		for _, o := range rules {
 			priority, _ := strconv.Atoi(fmt.Sprint(o["priority"]))
-			if fmt.Sprint(o["protocol"]) == "150" && !slices.Contains([]int{8000, 9000, 9400, 9500, 10000, 10500, 19000, 20000, 91000}, priority) && !inRange(o["table"]) {
+			if fmt.Sprint(o["protocol"]) == "150" && o["goto"] == nil &&
+				!slices.Contains([]int{7999, 8000, 9020, 9400, 9500, 10000, 10500, 19000, 20000, 32765, 91000}, priority) && !inRange(o["table"]) {
 				lines = append(lines, fmt.Sprint(f, " rule elsewhere ", o))
 			}
 		}

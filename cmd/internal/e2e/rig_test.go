@@ -167,7 +167,10 @@ func (r *rig) settled(links ...string) *inspect.View {
 
 // ladder says what a family of an uplink lacks, from `ip rule` and `ip route`
 // alone: no code of the product decides here.
-func (r *rig) ladder(link string, f lab.Family) error {
+func (r *rig) ladder(link string, f lab.Family) error { return r.ladderWithout("", link, f) }
+
+// ladderWithout is ladder on a link that must lack the rules of one priority.
+func (r *rig) ladderWithout(priority, link string, f lab.Family) error {
 	ctx := r.t.Context()
 	addrs, err := r.Addrs(link, f)
 	if err != nil {
@@ -190,12 +193,14 @@ func (r *rig) ladder(link string, f lab.Family) error {
 	}
 	var errs []error
 	want := func(format string, args ...any) {
-		if line := fmt.Sprintf(format, args...); !has(line) {
+		line := fmt.Sprintf(format, args...)
+		switch stands, unwanted := has(line), priority != "" && strings.HasPrefix(line, priority+":"); {
+		case unwanted && stands:
+			errs = append(errs, fmt.Errorf("%s %v: rule %q", link, f, line))
+		case !unwanted && !stands:
 			errs = append(errs, fmt.Errorf("%s %v: no rule %q", link, f, line))
 		}
 	}
-	want("9000: from all lookup 254 suppress_prefixlength 1 suppress_ifgroup 28008 proto 150")
-	want("19000: from all lookup 254 suppress_prefixlength 0 proto 150")
 	for _, a := range addrs {
 		if a.Bits() == 128 {
 			// DHCPv6 names no network (RFC 8415, section 21.6); the router does.
@@ -208,15 +213,10 @@ func (r *rig) ladder(link string, f lab.Family) error {
 			continue
 		}
 		want("9500: from all oif %s lookup %s proto 150", link, table)
+		want("9020: from %s lookup 254 suppress_prefixlength 7 suppress_ifgroup 28008 proto 150", sourceText(f, a))
 		want("10000: from %s lookup %s proto 150", sourceText(f, a), table)
-		// 7 is RTN_UNREACHABLE; ip -N names nothing. Where the source is a prefix
-		// it is restricted to what this host sends.
-		sender := ""
-		if f == lab.IPv6 {
-			sender = " iif lo"
-		}
-		want("10500: from %s%s 7 proto 150", sourceText(f, a), sender)
-		want("20000: from all to %s lookup %s proto 150", network, table)
+		// 7 is RTN_UNREACHABLE; ip -N names nothing.
+		want("10500: from %s 7 proto 150", sourceText(f, a))
 		want("91000: from all iif lo lookup %s proto 150", table)
 		routes, err := r.RoutesText(ctx, f, table)
 		if err != nil {
@@ -235,10 +235,11 @@ func (r *rig) ladder(link string, f lab.Family) error {
 	return errors.Join(errs...)
 }
 
-// sourceText is the source selector of an address as `ip rule` prints it.
+// sourceText is the selector of an address as `ip rule` prints it: that of IPv6 is
+// the network, and restricted to what this host sends.
 func sourceText(f lab.Family, a netip.Prefix) string {
 	if f == lab.IPv6 {
-		return a.Masked().String()
+		return a.Masked().String() + " iif lo"
 	}
 	return a.Addr().String()
 }

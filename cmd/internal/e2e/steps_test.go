@@ -170,12 +170,14 @@ func (r *rig) nothingBut(f lab.Family, links []string) error {
 	for line := range seen {
 		words := strings.Fields(line)
 		table := word(words, "lookup")
-		switch words[0] {
-		case "9000:", "19000:":
+		switch {
+		case slices.Contains(words, "goto"):
 			if len(links) == 0 {
 				errs = append(errs, fmt.Errorf("%v: there is no link: %s", f, line))
 			}
-		case "10500:":
+		case words[0] == "19000:":
+			// Beside 20000, which is checked.
+		case table == "254", table == "":
 			if !sources[word(words, "from")] {
 				errs = append(errs, fmt.Errorf("%v: orphan: %s", f, line))
 			}

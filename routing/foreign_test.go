@@ -1,0 +1,272 @@
+package routing_test
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"multihomed/routing"
+	"multihomed/routing/kerneltest"
+)
+
+// TestSelects holds who keeps his say before the ladder.
+func TestSelects(t *testing.T) {
+	t.Parallel()
+	mark := func(value, mask uint32) routing.Rule {
+		return routing.Rule{Mark: routing.Mark{Value: value, Mask: mask}}
+	}
+	not := func(r routing.Rule) routing.Rule { r.Invert = true; return r }
+	const all = 1<<32 - 1
+	uids := func(first, last uint32) routing.Rule {
+		return routing.Rule{UIDs: routing.UIDRange{Set: true, First: first, Last: last}}
+	}
+	for name, tt := range map[string]struct {
+		rule routing.Rule
+		want bool
+	}{
+		"wg-quick: not from all fwmark 0xca6c lookup 51820":                   {not(mark(0xca6c, all)), false},
+		"wg-quick: from all lookup main suppress_prefixlength 0":              {routing.Rule{Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}, false},
+		"Tailscale: from all fwmark 0x80000/0xff0000 lookup main":             {mark(0x80000, 0xff0000), true},
+		"Tailscale: from all lookup 52":                                       {routing.Rule{Table: 52}, false},
+		"Mullvad: not from all fwmark 0x6d6f6c65 lookup 1836018789":           {not(mark(0x6d6f6c65, all)), false},
+		"NordVPN: not from all fwmark 0xe1f1 lookup 205":                      {not(mark(0xe1f1, all)), false},
+		"strongSwan: from all lookup 220":                                     {routing.Rule{Table: 220}, false},
+		"VPC CNI: from all to 10.1.2.3 lookup main":                           {routing.Rule{To: prefix("10.1.2.3/32")}, true},
+		"VPC CNI: from all fwmark 0x80/0x80 lookup main":                      {mark(0x80, 0x80), true},
+		"VPC CNI: from 10.1.2.3 lookup 2":                                     {routing.Rule{From: prefix("10.1.2.3/32")}, true},
+		"mwan3: from all iif wan0 lookup 1":                                   {routing.Rule{IIF: "wan0"}, true},
+		"mwan3: from all fwmark 0x100/0x3f00 lookup 1":                        {mark(0x100, 0x3f00), true},
+		"nmstate: from 192.0.2.0/24 lookup 200":                               {routing.Rule{From: prefix("192.0.2.0/24")}, true},
+		"nmstate: from all lookup 200":                                        {routing.Rule{Table: 200}, false},
+		"netplan: from 192.0.2.5 lookup 101":                                  {routing.Rule{From: prefix("192.0.2.5/32")}, true},
+		"NetworkManager: from all to 198.51.100.0/24 lookup 77":               {routing.Rule{To: prefix("198.51.100.0/24")}, true},
+		"NetworkManager's WireGuard: not from all fwmark 0xcb87 lookup 52103": {not(mark(0xcb87, all)), false},
+		"routed-dns: from all fwmark 0x4e55 lookup 20053":                     {mark(0x4e55, all), true},
+		"a user":                              {uids(1001, 1001), true},
+		"users but root":                      {uids(1, all-1), true},
+		"all users":                           {uids(0, all-1), false},
+		"a protocol":                          {routing.Rule{IPProto: 6}, true},
+		"a port":                              {routing.Rule{DestinationPorts: routing.PortRange{First: 443, Last: 443}}, true},
+		"all ports":                           {routing.Rule{DestinationPorts: routing.PortRange{First: 1, Last: 65535}}, false},
+		"a source port":                       {routing.Rule{SourcePorts: routing.PortRange{First: 1, Last: 1023}}, true},
+		"a type of service":                   {routing.Rule{TOS: 0x10}, true},
+		"a DSCP":                              {routing.Rule{DSCP: routing.Some(46)}, true},
+		"a flow label":                        {routing.Rule{FlowLabel: routing.Some(1)}, true},
+		"a tunnel":                            {routing.Rule{TunnelID: 7}, true},
+		"an outgoing interface":               {routing.Rule{OIF: "wan0"}, true},
+		"what a VRF has":                      {routing.Rule{L3MDev: true}, true},
+		"this host":                           {routing.Rule{IIF: "lo"}, false},
+		"this host, marked":                   {routing.Rule{IIF: "lo", Mark: routing.Mark{Value: 1, Mask: all}}, true},
+		"not marked":                          {mark(0, 0xca6c), false},
+		"a mark of which nothing is compared": {mark(1, 0), false},
+		"half of everything":                  {routing.Rule{To: prefix("0.0.0.0/1")}, false},
+		"a quarter":                           {routing.Rule{To: prefix("64.0.0.0/2")}, true},
+		"all but a source":                    {not(routing.Rule{From: prefix("192.0.2.0/24")}), false},
+	} {
+		if got := tt.rule.Selects(); got != tt.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// worlds are the values that rules and flows of the property test draw from: few,
+// so that they meet.
+var (
+	worldMarks  = []uint32{0, 1, 2, 0x80000000, 0xca6c, 0x10}
+	worldUsers  = []uint32{0, 1000, 1001, 1002}
+	worldPorts  = []uint16{22, 53, 80, 443}
+	worldIn     = []string{"", "", "docker0", "lan1"}
+	worldOut    = []string{"", "", "", "wan0", "tun0"}
+	worldProtos = []uint8{0, 6, 17, 47}
+)
+
+// genForeign draws a rule of somebody else.
+func genForeign(t *rapid.T, f routing.Family) routing.Rule {
+	r := routing.Rule{Family: f, Protocol: routing.ProtocolBoot}
+	chance := func(n int) bool { return rapid.IntRange(0, n).Draw(t, "chance") == 0 }
+	somewhere := map[routing.Family][]string{
+		routing.IPv4: {"192.0.2.10/32", "192.0.2.0/24", "172.17.0.0/16", "8.8.8.8/32", "8.0.0.0/8", "0.0.0.0/1", "10.0.0.0/16"},
+		routing.IPv6: {"2001:db8:a::/64", "2001:db8:a::a/128", "2600::/16", "fd00::/64", "::/1", "2001:db8:f::/48"},
+	}[f]
+	if chance(3) {
+		r.From = prefix(rapid.SampledFrom(somewhere).Draw(t, "from"))
+	}
+	if chance(3) {
+		r.To = prefix(rapid.SampledFrom(somewhere).Draw(t, "to"))
+	}
+	if chance(3) {
+		r.Mark = routing.Mark{Value: rapid.SampledFrom(worldMarks).Draw(t, "mark"), Mask: rapid.SampledFrom([]uint32{1<<32 - 1, 0xf0, 0xffff, 0x80000000}).Draw(t, "mask")}
+	}
+	if chance(4) {
+		first := rapid.SampledFrom(worldUsers).Draw(t, "user")
+		r.UIDs = routing.UIDRange{Set: true, First: first, Last: first + rapid.SampledFrom([]uint32{0, 0, 1}).Draw(t, "users")}
+	}
+	if chance(5) {
+		r.IPProto = rapid.SampledFrom(worldProtos[1:3]).Draw(t, "protocol")
+		if chance(1) {
+			port := rapid.SampledFrom(worldPorts).Draw(t, "port")
+			r.DestinationPorts = routing.PortRange{First: port, Last: port + rapid.SampledFrom([]uint16{0, 30}).Draw(t, "ports")}
+		}
+	}
+	if chance(6) {
+		r.IIF = rapid.SampledFrom([]string{"docker0", "lan1", "lo"}).Draw(t, "iif")
+	}
+	if chance(9) {
+		r.OIF = rapid.SampledFrom([]string{"wan0", "tun0"}).Draw(t, "oif")
+	}
+	r.Invert = chance(7)
+	switch rapid.IntRange(0, 9).Draw(t, "action") {
+	case 0:
+		r.Action = routing.ActionUnreachable
+	case 1:
+		r.Action = routing.ActionProhibit
+	case 2:
+		r.Action = routing.ActionNop
+	default:
+		r.Action, r.Table = routing.ActionLookup, rapid.SampledFrom([]routing.TableID{77, 78, 79, routing.TableMain}).Draw(t, "table")
+		if chance(4) {
+			r.SuppressPrefixLength = routing.Some(rapid.SampledFrom([]uint32{0, 1, 16}).Draw(t, "suppressed"))
+		}
+	}
+	r.Priority = rapid.SampledFrom([]routing.Priority{
+		100, 5270, 8400, 8501, 8600, 9000, 9020, 9100, 9450, 9999, 10000, 10001, 10200, 10500, 12000, 19500, 20000, 25000, 30000, 32000, 32764, 32765,
+	}).Draw(t, "priority")
+	return r
+}
+
+// strangers puts rules of others and their tables into the kernel.
+func strangers(t *rapid.T, h *host) {
+	t.Helper()
+	for _, f := range routing.Families() {
+		for range rapid.IntRange(0, 6).Draw(t, "rules") {
+			// The kernel refuses what it takes for a rule that stands.
+			_ = h.kernel.AddForeignRule(genForeign(t, f))
+		}
+	}
+	for _, r := range []routing.Route{
+		{Family: routing.IPv4, Table: 77, Destination: prefix(default4), Device: 92},
+		{Family: routing.IPv4, Table: 78, Destination: prefix("8.8.8.0/24"), Device: 92},
+		{Family: routing.IPv4, Table: 79, Destination: prefix("172.16.0.0/12"), Device: 90},
+		{Family: routing.IPv6, Table: 77, Destination: prefix(default6), Device: 92},
+		{Family: routing.IPv6, Table: 78, Destination: prefix("2600::/64"), Device: 92},
+	} {
+		r.Type, r.Protocol = routing.RouteUnicast, kerneltest.ProtocolStatic
+		if err := h.kernel.AddForeignRoute(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// genFlow draws a packet.
+func genFlow(t *rapid.T, h *host) kerneltest.Flow {
+	f := kerneltest.Flow{
+		To:   rapid.SampledFrom(far).Draw(t, "destination"),
+		Mark: rapid.SampledFrom(worldMarks).Draw(t, "mark"), UID: rapid.SampledFrom(worldUsers).Draw(t, "user"),
+		IPProto: rapid.SampledFrom(worldProtos).Draw(t, "protocol"), DestinationPort: rapid.SampledFrom(worldPorts).Draw(t, "port"),
+		IIF: rapid.SampledFrom(worldIn).Draw(t, "in"),
+	}
+	if f.IPProto != 6 && f.IPProto != 17 {
+		f.DestinationPort = 0
+	}
+	if f.IIF != "" {
+		f.UID = 0
+	} else if rapid.IntRange(0, 2).Draw(t, "bound to a device") == 0 {
+		f.OIF = rapid.SampledFrom(worldOut).Draw(t, "out")
+	}
+	sources := []netip.Addr{{}, addr("172.17.0.9"), addr("10.0.0.77"), addr("2001:db8:a::d:9"), addr("fd00::77")}
+	for from := range owned(h) {
+		sources = append(sources, from)
+	}
+	slices.SortFunc(sources, netip.Addr.Compare)
+	f.From = rapid.SampledFrom(sources).Draw(t, "source")
+	if f.From.IsValid() && f.From.Is4() != f.To.Is4() || f.IIF != "" && !f.From.IsValid() {
+		f.From, f.IIF = netip.Addr{}, ""
+	}
+	return f
+}
+
+// TestOthersKeepTheirSay is promise 2 among random rules of others: a packet whose
+// source is none of ours, or that a rule of somebody else selects and answers, goes
+// as it would without us. One with a source of ours leaves by its link, or as
+// somebody sends it who stands in front or selects it, or not at all.
+func TestOthersKeepTheirSay(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHost()
+		foreigners(t, h)
+		strangers(t, h)
+		for range rapid.IntRange(1, 3).Draw(t, "links") {
+			index, name := genIndex(t)
+			if name == names[index-2] {
+				l := genLink(t, index, name)
+				h.install(l)
+				h.lookAll()
+			}
+		}
+		h.converge(t)
+		h.settled(t)
+		for range 40 {
+			h.keepsSay(t, genFlow(t, h))
+		}
+		// Somebody else comes and goes while the ladder stands.
+		for range rapid.IntRange(0, 3).Draw(t, "changes") {
+			if rules := h.kernel.Foreign(routing.IPv4); rapid.Bool().Draw(t, "goes") && len(rules) > 3 {
+				if r := rapid.SampledFrom(rules).Draw(t, "gone"); !r.Kernels() {
+					h.kernel.DropRule(r)
+				}
+			} else {
+				_ = h.kernel.AddForeignRule(genForeign(t, routing.IPv4))
+			}
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+			for range 20 {
+				h.keepsSay(t, genFlow(t, h))
+			}
+		}
+	})
+}
+
+func (h *host) keepsSay(t *rapid.T, f kerneltest.Flow) {
+	t.Helper()
+	without, with := h.kernel.LookupWithoutUs(f), h.kernel.Lookup(f)
+	same := without.Outcome == with.Outcome && slices.Equal(without.Legs, with.Legs)
+	fail := func(what string) {
+		t.Helper()
+		t.Fatalf("%s: %+v\nwithout us %v %v by %s\nwith us %v %v by %s\n%s%s",
+			what, f, without.Outcome, without.Legs, without.Rule, with.Outcome, with.Legs, with.Rule, h.kernel.Text(), h.kernel.ForeignText())
+	}
+	ours := policy.OwnsRule(with.Rule)
+	selected := without.Rule.Selects() && without.Outcome != kerneltest.NoRoute
+	owners := owned(h)[f.From]
+	switch {
+	case same:
+	case selected:
+		fail("somebody selects it")
+	case len(owners) == 0 && (f.OIF == "" || h.links[h.indexOf(f.OIF)].Index == 0):
+		// The same exceptions as in unchanged.
+		nothing := without.Outcome == kerneltest.NoRoute
+		network := with.Rule.Priority == routing.PriorityNetwork && without.Outcome == kerneltest.Sent && without.Legs[0].Destination.Bits() < with.Rule.To.Bits() &&
+			without.Rule.Table == routing.TableMain
+		if !nothing && !network {
+			fail("it is not ours")
+		}
+	case !ours && with.Rule.Priority != 0 && (with.Rule.Selects() || with.Rule.Priority <= routing.PriorityUnreachable):
+		// Somebody in front, or whom it was lifted to.
+	case ours && with.Outcome == kerneltest.Sent && (with.Rule.Table == routing.TableMain || with.Rule.SuppressGroup.Set):
+		// What is known behind anything but an uplink.
+	case with.Outcome == kerneltest.Sent && len(owners) > 0 && !with.Through(append(owners, h.indexOf(f.OIF))...) && slices.Contains(uplinks(h), with.Legs[0].Device):
+		fail("it strays")
+	}
+}
+
+func (h *host) indexOf(name string) int {
+	for index, l := range h.links {
+		if l.Name == name {
+			return index
+		}
+	}
+	return 0
+}

@@ -1,0 +1,257 @@
+package lookup
+
+import (
+	"net/netip"
+	"slices"
+
+	"multihomed/routing"
+)
+
+// An Interface is one device of a host.
+type Interface struct {
+	Index int
+	Name  string
+	Group uint32
+	// Up is IFF_UP.
+	Up bool
+	// Master is the index of the VRF that the interface is a port of, zero if
+	// none.
+	Master int
+	// Table is what a VRF looks up (IFLA_VRF_TABLE); zero for all others.
+	Table routing.TableID
+}
+
+// A Host is all that a lookup depends on. It may be written by hand, and must
+// not change while it is asked.
+type Host struct {
+	// Interfaces need not list the loopback interface: every host has one.
+	Interfaces []Interface
+	// Rules are those of both families, each family in the kernel's order.
+	Rules []routing.Rule
+	// Tables hold the routes that are alive: what leads through a device that
+	// is down, and a leg whose link has no carrier where the host ignores such
+	// (ignore_routes_with_linkdown), is left out by whoever makes the Host. Equal
+	// routes come in the kernel's order. A multipath route is a Route for each
+	// leg, in the order of the legs and all with a Weight, or one with
+	// [routing.Legs]. Local addresses are routes of type local.
+	Tables map[routing.Family]map[routing.TableID][]routing.Route
+
+	// fibs are set by Index.
+	fibs map[routing.Family]map[routing.TableID]*fib
+}
+
+// loopback is the index of the loopback interface in every network namespace
+// (LOOPBACK_IFINDEX).
+const loopback = 1
+
+const loopbackName = "lo"
+
+// absent is the index of an interface that does not exist: it equals no other.
+const absent = -1
+
+func (h *Host) named(name string) (Interface, bool) {
+	if i := slices.IndexFunc(h.Interfaces, func(i Interface) bool { return i.Name == name }); i >= 0 {
+		return h.Interfaces[i], true
+	}
+	return Interface{Index: loopback, Name: loopbackName, Up: true}, name == loopbackName
+}
+
+func (h *Host) numbered(index int) (Interface, bool) {
+	if i := slices.IndexFunc(h.Interfaces, func(i Interface) bool { return i.Index == index }); i >= 0 {
+		return h.Interfaces[i], true
+	}
+	return Interface{Index: loopback, Name: loopbackName, Up: true}, index == loopback
+}
+
+// master returns the VRF that an interface is or belongs to.
+func (h *Host) master(i Interface) (Interface, bool) {
+	if i.Table != 0 {
+		return i, true
+	}
+	if i.Master == 0 {
+		return Interface{}, false
+	}
+	m, ok := h.numbered(i.Master)
+	return m, ok && m.Table != 0
+}
+
+// A Flow is what the kernel looks up a route for. Flows can be compared.
+type Flow struct {
+	// From is zero for a socket that is bound to no address.
+	From netip.Addr
+	// To also says the family. It must be valid.
+	To netip.Addr
+	// IIF is the name of the interface that a forwarded packet came in by, empty
+	// for packets of this host.
+	IIF string
+	// OIF is the name of the device that a socket is bound to. A forwarded
+	// packet has none.
+	OIF string
+	// LooseOIF says that no socket is bound to OIF: IPV6_PKTINFO named it, or
+	// RTM_GETROUTE. With a source, IPv6 takes such a device for a preference
+	// (ip6_route_output_flags in net/ipv6/route.c). IPv4 makes no difference.
+	LooseOIF bool
+	Mark     uint32
+	// UID is the user of the socket. Forwarded packets count as root's.
+	UID                         uint32
+	IPProto                     uint8
+	SourcePort, DestinationPort uint16
+	// TOS is that byte of IPv4 and the traffic class of IPv6. The DSCP is its
+	// upper six bits; the lower two (ECN) select nothing.
+	TOS       uint8
+	FlowLabel uint32
+	// TunnelID is that of a packet that was received through a tunnel, in host
+	// order.
+	TunnelID uint64
+}
+
+// An Outcome is what becomes of a packet.
+type Outcome uint8
+
+// Outcomes. NoRoute means that no rule had an answer; Rejected that one said no.
+const (
+	NoRoute Outcome = iota
+	Rejected
+	Local
+	Sent
+)
+
+func (o Outcome) String() string {
+	return [...]string{"no route", "rejected", "local", "sent"}[o]
+}
+
+// A Refusal is the error that a socket gets.
+type Refusal uint8
+
+// Refusals. Of a rule "unreachable" is NetUnreachable, of a route it is
+// HostUnreachable (fib4_rule_action, fib_props); both prohibit with
+// AccessDenied, and a blackhole is Invalid to who sends.
+const (
+	None Refusal = iota
+	// NetUnreachable is ENETUNREACH.
+	NetUnreachable
+	// HostUnreachable is EHOSTUNREACH.
+	HostUnreachable
+	// AccessDenied is EACCES.
+	AccessDenied
+	// Invalid is EINVAL.
+	Invalid
+)
+
+func (r Refusal) String() string {
+	return [...]string{"none", "network unreachable", "host unreachable", "access denied", "invalid argument"}[r]
+}
+
+// A Verdict is the answer to a lookup.
+type Verdict struct {
+	Outcome Outcome
+	// Refusal is the error where the outcome is NoRoute or Rejected.
+	Refusal Refusal
+	// Rule is the rule that had the answer.
+	Rule routing.Rule
+	// Route is the route that had the answer, of a multipath route the first
+	// leg; zero where a rule answered by itself.
+	Route routing.Route
+	// Legs are the routes that the packet may take if it is sent: one, or those
+	// legs of a multipath route that the hash may choose.
+	Legs []routing.Route
+	// Otherwise is what becomes of the packets that the hash gives to a leg of
+	// the route that the rule suppresses by its group. Only IPv6 looks at the
+	// chosen leg (fib6_rule_suppress); IPv4 looks at the first.
+	Otherwise *Verdict
+	// Assumed says that the kernel sends although it found no route: an IPv4
+	// socket that is bound to a device outside of every VRF takes the destination
+	// for a neighbour (ip_route_output_key_hash_rcu in net/ipv4/route.c).
+	Assumed bool
+	// Uncertain says that a rule with attributes that are unknown here came
+	// before the answer. It was skipped.
+	Uncertain bool
+}
+
+// Through reports whether every leg leaves by one of the devices.
+func (v Verdict) Through(devices ...int) bool {
+	return v.Outcome == Sent &&
+		!slices.ContainsFunc(v.Legs, func(r routing.Route) bool { return !slices.Contains(devices, r.Device) }) &&
+		(v.Otherwise == nil || v.Otherwise.Through(devices...))
+}
+
+// A Result is what came of asking one rule.
+type Result uint8
+
+// Results of rules.
+const (
+	// Unmatched: the packet is not what the rule is for. Step.Selector says why.
+	Unmatched Result = iota
+	// NotUnderstood: the rule has attributes that are unknown here.
+	NotUnderstood
+	// Jumped: the lookup goes on at the rule that goto names.
+	Jumped
+	// Unresolved: goto names no rule.
+	Unresolved
+	// Nothing: the rule says that nothing happens (nop).
+	Nothing
+	// Empty: the table has no route.
+	Empty
+	// Thrown: the table has a throw route.
+	Thrown
+	// TooShort: suppress_prefixlength rejects the route.
+	TooShort
+	// InGroup: suppress_ifgroup rejects the route.
+	InGroup
+	// Decided: this is the answer, or with IPv6 that of some of the packets
+	// ([Verdict.Otherwise]).
+	Decided
+)
+
+func (r Result) String() string {
+	return [...]string{
+		"not matched", "not understood", "jumped", "no such target", "nothing", "no route", "thrown",
+		"suppressed by prefix length", "suppressed by group", "decided",
+	}[r]
+}
+
+// A Selector names a part of a rule in the words of ip-rule(8).
+type Selector string
+
+// Selectors of rules.
+const (
+	NoSelector        Selector = ""
+	ByIIF             Selector = "iif"
+	ByOIF             Selector = "oif"
+	ByMark            Selector = "fwmark"
+	ByTunnel          Selector = "tun_id"
+	ByVRF             Selector = "l3mdev"
+	ByUID             Selector = "uidrange"
+	ByDestination     Selector = "to"
+	BySource          Selector = "from"
+	ByTOS             Selector = "tos"
+	ByDSCP            Selector = "dscp"
+	ByFlowLabel       Selector = "flowlabel"
+	ByProtocol        Selector = "ipproto"
+	BySourcePort      Selector = "sport"
+	ByDestinationPort Selector = "dport"
+)
+
+// A Step is one rule that was asked.
+type Step struct {
+	Rule   routing.Rule
+	Result Result
+	// Selector is the first one that the packet does not match, in the order of
+	// the kernel. An unmatched rule without one is inverted.
+	Selector Selector
+	// Table is what the rule looked up, that of the VRF with l3mdev.
+	Table routing.TableID
+	// Route is what the table has, of a multipath route the first leg; zero
+	// where nothing was found.
+	Route routing.Route
+}
+
+// Lookup walks the rules.
+func (h *Host) Lookup(f Flow) Verdict { return h.walk(f, func(Step) {}) }
+
+// Trace is Lookup with all that was asked on the way.
+func (h *Host) Trace(f Flow) (Verdict, []Step) {
+	var steps []Step
+	v := h.walk(f, func(s Step) { steps = append(steps, s) })
+	return v, steps
+}

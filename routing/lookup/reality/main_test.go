@@ -1,0 +1,12 @@
+// Package reality compares package lookup with the running kernel.
+package reality
+
+import (
+	"os"
+	"testing"
+
+	"multihomed/internal/lab/nettest"
+)
+
+// TestMain keeps the tests away from the machine's routing.
+func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }

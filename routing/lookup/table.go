@@ -1,0 +1,265 @@
+package lookup
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"multihomed/routing"
+)
+
+// found is what a table has for a packet; without legs it has nothing.
+type found struct {
+	// first is the first leg of the route, which need not be usable.
+	first routing.Route
+	// legs are those that the packet may take.
+	legs []routing.Route
+}
+
+// A fib is a table that can be asked without reading the whole of it.
+type fib struct {
+	// lengths are those of the prefixes, the longest first.
+	lengths  []int
+	byPrefix map[netip.Prefix][]*routing.Route
+}
+
+// Index makes many lookups fast: a lookup then costs the rules, and for each
+// table the number of different prefix lengths. Without it a lookup reads each
+// table that it asks once. After Index the host must not change.
+func (h *Host) Index() {
+	h.fibs = map[routing.Family]map[routing.TableID]*fib{}
+	for family, tables := range h.Tables {
+		h.fibs[family] = map[routing.TableID]*fib{}
+		for id, routes := range tables {
+			t := &fib{byPrefix: map[netip.Prefix][]*routing.Route{}}
+			for i := range routes {
+				d := routes[i].Destination
+				if !slices.Contains(t.lengths, d.Bits()) {
+					t.lengths = append(t.lengths, d.Bits())
+				}
+				t.byPrefix[d] = append(t.byPrefix[d], &routes[i])
+			}
+			slices.SortFunc(t.lengths, func(a, b int) int { return cmp.Compare(b, a) })
+			h.fibs[family][id] = t
+		}
+	}
+}
+
+// read looks the packet up in a table, once for each lookup.
+func (w *walk) read(t routing.TableID) found {
+	f, ok := w.found[t]
+	if !ok {
+		if candidates := w.candidates(t); w.family == routing.IPv4 {
+			f = w.select4(candidates)
+		} else {
+			f = w.select6(candidates)
+		}
+		w.found[t] = f
+	}
+	return f
+}
+
+// candidates lists the routes whose destination contains that of the packet, in
+// the order in which the kernel tries them: the longest destination, the longest
+// source (IPv6) or the highest TOS (IPv4), the lowest metric, the oldest.
+func (w *walk) candidates(t routing.TableID) []*routing.Route {
+	var out []*routing.Route
+	if w.host.fibs != nil {
+		table := w.host.fibs[w.family][t]
+		if table == nil {
+			return nil
+		}
+		for _, bits := range table.lengths {
+			out = append(out, table.byPrefix[netip.PrefixFrom(w.flow.To, bits).Masked()]...)
+		}
+	} else {
+		routes := w.host.Tables[w.family][t]
+		for i := range routes {
+			if routes[i].Destination.Contains(w.flow.To) {
+				out = append(out, &routes[i])
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *routing.Route) int {
+		return cmp.Or(
+			cmp.Compare(b.Destination.Bits(), a.Destination.Bits()),
+			cmp.Compare(sourceBits(b), sourceBits(a)),
+			cmp.Compare(b.TOS, a.TOS),
+			cmp.Compare(a.Metric, b.Metric),
+		)
+	})
+	return out
+}
+
+func sourceBits(r *routing.Route) int { return max(r.Source.Bits(), 0) }
+
+// select4 is fib_table_lookup: the first route that is for the packet's TOS, and
+// is an error or has a leg on the device that the socket is bound to.
+func (w *walk) select4(routes []*routing.Route) found {
+	for len(routes) > 0 {
+		n := ways(routes)
+		route := routes[:n]
+		routes = routes[n:]
+		first := route[0]
+		switch {
+		case first.TOS != 0 && first.TOS != w.tos():
+			continue
+		case first.Type == typeThrow || refusal(first.Type) != None:
+			return found{first: *first, legs: []routing.Route{*first}}
+		}
+		legs := expand(route)
+		f := found{first: legs[0]}
+		for i := range legs {
+			if w.out == 0 || legs[i].Device == w.out {
+				f.legs = append(f.legs, legs[i])
+			}
+		}
+		if len(f.legs) > 0 {
+			return f
+		}
+	}
+	return found{}
+}
+
+// ways counts the routes that are legs of the first one.
+func ways(routes []*routing.Route) int {
+	n := 1
+	for n < len(routes) && siblings(routes[0], routes[n]) {
+		n++
+	}
+	return n
+}
+
+// siblings reports whether two routes of one destination are legs of one.
+func siblings(a, b *routing.Route) bool {
+	return a.Weight > 0 && b.Weight > 0 && a.Destination == b.Destination && a.Source == b.Source && a.TOS == b.TOS &&
+		a.Metric == b.Metric && a.Type == b.Type
+}
+
+// expand makes a route of every leg, those of routing.Legs too.
+func expand(routes []*routing.Route) []routing.Route {
+	out := make([]routing.Route, 0, len(routes))
+	for _, r := range routes {
+		one := *r
+		one.Legs = routing.Legs{}
+		out = append(out, one)
+		for _, l := range r.Legs.All() {
+			leg := one
+			leg.Gateway, leg.Device, leg.OnLink, leg.Realm, leg.Weight = l.Gateway, l.Device, l.OnLink, l.Realm, l.Weight
+			out = append(out, leg)
+		}
+	}
+	return out
+}
+
+// select6 is fib6_table_lookup: the nodes of the tree from the longest prefix on
+// until one has a route.
+func (w *walk) select6(routes []*routing.Route) found {
+	from := w.flow.From
+	if !from.IsValid() {
+		from = netip.IPv6Unspecified()
+	}
+	// begun: the search has a node to begin from. Until then a prefix that has
+	// routes for some sources hides its routes for all sources from the others
+	// (fib6_node_lookup_1), except at the root of the tree. From then on they
+	// count (fib6_backtrack).
+	begun := false
+	for len(routes) > 0 {
+		destination := routes[0].Destination
+		n := 1
+		for n < len(routes) && routes[n].Destination == destination {
+			n++
+		}
+		nodes := routes[:n]
+		routes = routes[n:]
+		hides := sourceBits(nodes[0]) > 0 && destination.Bits() > 0
+		for len(nodes) > 0 {
+			n := 1
+			for n < len(nodes) && nodes[n].Source == nodes[0].Source {
+				n++
+			}
+			node := nodes[:n]
+			nodes = nodes[n:]
+			if sourceBits(node[0]) > 0 && !node[0].Source.Contains(from) || !begun && hides && sourceBits(node[0]) == 0 {
+				continue
+			}
+			begun = true
+			if f := w.node(node); len(f.legs) > 0 {
+				return f
+			}
+		}
+	}
+	return found{}
+}
+
+// node is rt6_select and find_rr_leaf: the best of the lowest metric, or if
+// there is none the best of all others, whatever their metrics. It is not the
+// last word about a multipath route: its legs are chosen by a hash
+// (fib6_select_path).
+func (w *walk) node(routes []*routing.Route) found {
+	n := 1
+	for n < len(routes) && routes[n].Metric == routes[0].Metric {
+		n++
+	}
+	best := w.best(routes[:n])
+	if best == nil {
+		best = w.best(routes[n:])
+	}
+	if best == nil {
+		return found{}
+	}
+	var legs []*routing.Route
+	for _, r := range routes {
+		if r == best || siblings(best, r) {
+			legs = append(legs, r)
+		}
+	}
+	all := expand(legs)
+	f := found{first: all[0]}
+	for i := range all {
+		if w.score(&all[i]) >= 0 {
+			f.legs = append(f.legs, all[i])
+		}
+	}
+	return f
+}
+
+func (w *walk) best(routes []*routing.Route) (best *routing.Route) {
+	highest := -1
+	for _, r := range routes {
+		if s := w.score(r); s > highest {
+			best, highest = r, s
+		}
+	}
+	return best
+}
+
+// score is rt6_score_route without reachability; it is negative for a route
+// that cannot be taken. A route that leads nowhere is on the loopback interface.
+// For a forwarded packet the device is that it came in by (ip6_pol_route_input).
+func (w *walk) score(r *routing.Route) int {
+	const onDevice, preferenceBits = 2, 2
+	want := w.out
+	if w.forwarded {
+		want = w.in
+	}
+	device := r.Device
+	if device == 0 {
+		device = loopback
+	}
+	score := 0
+	switch {
+	case want == 0 || device == want:
+		score = onDevice
+	case w.strict:
+		return -1
+	}
+	switch r.Preference {
+	case routing.PreferenceHigh:
+		return score | 3<<preferenceBits
+	case routing.PreferenceLow:
+		return score | 1<<preferenceBits
+	default:
+		return score | 2<<preferenceBits
+	}
+}
