@@ -37,6 +37,10 @@ type Host struct {
 	// standard promises do not speak about them; by default those with a mark, a
 	// user or a protocol.
 	Selects func(w *world, q Question) bool
+	// Taken names the steps ("" is the host as built) at which a rule in front of
+	// ours takes what is bound, too, so that the standard promises make no
+	// difference.
+	Taken []string
 	// Unpromised switches the standard promises off: nothing may differ.
 	Unpromised bool
 	// Renumbered: a part of the host adds rules without a priority, whose number
@@ -166,7 +170,15 @@ func (h Host) promises() []Promise {
 	if selects == nil {
 		selects = particular
 	}
-	return append(slices.Clone(h.Promised), keepsItsLink(selects))
+	p := keepsItsLink(selects)
+	if len(h.Taken) > 0 {
+		p.Steps = []string{""}
+		for _, s := range h.Steps {
+			p.Steps = append(p.Steps, s.Name)
+		}
+		p.Steps = slices.DeleteFunc(p.Steps, func(s string) bool { return slices.Contains(h.Taken, s) })
+	}
+	return append(slices.Clone(h.Promised), p)
 }
 
 // compare goes through the steps with the product.

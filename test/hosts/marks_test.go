@@ -213,16 +213,16 @@ var markHosts = []Host{
 		Network: func(w *world) {
 			w.providers(2)
 			lanOf(w)
-			_, err := w.NewLink(lab.LinkConfig{Name: "vguest", Up: true})
+			_, err := w.NewLink(lab.LinkConfig{Name: "vethguest", Up: true})
 			w.must(err)
-			w.must(w.AddAddr("vguest", "10.66.0.1/24"))
+			w.must(w.AddAddr("vethguest", "10.66.0.1/24"))
 		},
 		Build: func(w *world) {
-			w.ip("route add default via 100.64.1.1 dev wan1 table 66", "route add unreachable 192.168.0.0/16 table 66", "route add 10.66.0.0/24 dev vguest table 66",
-				"rule add pref 32000 from 10.66.0.0/24 iif vguest lookup 66")
+			w.ip("route add default via 100.64.1.1 dev wan1 table 66", "route add unreachable 192.168.0.0/16 table 66", "route add 10.66.0.0/24 dev vethguest table 66",
+				"rule add pref 32000 from 10.66.0.0/24 iif vethguest lookup 66")
 		},
 		Ask: func(w *world) []Question {
-			return append(grid(append(w.outside(), addrs("192.168.7.5", "192.168.7.1")...), append(forwarded("vguest", "10.66.0.9"), forwarded("lan0", "192.168.7.5")...)),
+			return append(grid(append(w.outside(), addrs("192.168.7.5", "192.168.7.1")...), append(forwarded("vethguest", "10.66.0.9"), forwarded("lan0", "192.168.7.5")...)),
 				grid(addrs("192.168.7.5", "10.66.0.9"), w.senders())...)
 		},
 	},
@@ -271,14 +271,14 @@ var markHosts = []Host{
 		What: "A Kubernetes node on a cloud: 512 to pods, 1024 by mark, 1536 from pods by the second interface.",
 		Lab:  routing,
 		Build: func(w *world) {
-			_, err := w.NewLink(lab.LinkConfig{Name: "vpod", Up: true})
+			_, err := w.NewLink(lab.LinkConfig{Name: "vethpod", Up: true})
 			w.must(err)
-			w.ip("route add 100.64.1.60 dev vpod table main", "route add default via 100.64.1.1 dev wan1 table 2", "route add 100.64.1.1 dev wan1 table 2",
+			w.ip("route add 100.64.1.60 dev vethpod table main", "route add default via 100.64.1.1 dev wan1 table 2", "route add 100.64.1.1 dev wan1 table 2",
 				"rule add pref 512 to 100.64.1.60 lookup main", "rule add pref 1024 fwmark 0x80/0x80 lookup main", "rule add pref 1536 from 100.64.1.60 lookup 2")
 		},
 		Selects: only4(except([]uint32{0x80, 0x81}, nil)),
 		Ask: func(w *world) []Question {
-			return append(selected([]uint32{0x80, 0x81}, nil, addrs("100.64.1.60")...)(w), grid(w.outside(), forwarded("vpod", "100.64.1.60"))...)
+			return append(selected([]uint32{0x80, 0x81}, nil, addrs("100.64.1.60")...)(w), grid(w.outside(), forwarded("vethpod", "100.64.1.60"))...)
 		},
 		Promised: []Promise{{
 			Name: "from the other uplink to a pod, as main says",
@@ -369,7 +369,7 @@ var markHosts = []Host{
 		},
 		Ask: func(w *world) []Question {
 			if w.step == "deleted" {
-				return grid(append(w.outside(), addrs("10.5.0.1")...), w.senders())
+				return grid(w.outside(), w.senders())
 			}
 			return selected([]uint32{1, 0x10}, []uint32{1001}, addrs("10.5.0.1", "10.5.200.1")...)(w)
 		},

@@ -85,11 +85,12 @@ var routing = lab.HostConfig{Sysctls: []string{"net.ipv4.ip_forward", "1", "net.
 // fd07::5.
 func lanOf(w *world, settings ...string) *lab.ISP {
 	w.t.Helper()
-	isp := w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"))
+	isp := w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), nil)
 	w.profile("lan0", append([]string{
 		"ipv4.method=manual", "ipv4.address1=192.168.7.1/24", "ipv6.method=manual", "ipv6.address1=fd07::1/64",
 	}, settings...)...)
 	w.must(isp.Namespace().AddRoute(lab.DefaultVia(netip.MustParseAddr("fd07::1")), "lan"))
+	w.lanClient = isp
 	return isp
 }
 
@@ -261,6 +262,7 @@ var vpnHosts = []Host{
 			{"an exit node", func(w *world) { w.both("route add default dev tun9 table 52") }},
 			{"no exit node", func(w *world) { w.both("route del default dev tun9 table 52") }},
 		},
+		Taken: []string{"an exit node"},
 		Selects: func(w *world, q Question) bool {
 			// A table in front of ours that has a default decides about everything.
 			return w.step == "an exit node" || particular(w, q)
@@ -278,6 +280,7 @@ var vpnHosts = []Host{
 		Build: func(w *world) {
 			w.tun("wg-mullvad", "10.64.7.2/32", "fc00:bbbb:bbbb:bb01::2/128")
 			wgUp(w, "wg-mullvad", "1836018789")
+			w.beyond = addrs("10.64.0.1") // only by the default
 		},
 		Ask: func(w *world) []Question {
 			return append(grid(w.outside(), vpnSenders(w, 1836018789, "10.64.7.2")),

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 )
@@ -47,16 +49,20 @@ type listener interface {
 // the test when they fail.
 type world struct {
 	*lab.Host
-	t      *testing.T
-	isps   []*lab.ISP
-	ears   map[string]listener
-	via6   map[string]netip.Addr // the router of each provider's link
-	beyond []netip.Addr          // of networks that main has behind an uplink
-	notes  map[string]string     // what a host's own functions remember
-	daemon *lab.Process
-	quiet  *quiet
-	step   string // the step that the host is at; "" as it was built
-	failed bool   // a phase was wrong
+	t            *testing.T
+	isps         []*lab.ISP
+	ears         map[string]listener
+	via6         map[string]netip.Addr // the router of each provider's link
+	beyond       []netip.Addr          // of networks that main has behind an uplink
+	neverDefault []string              // links whose profile says so
+	notes        map[string]string     // what a host's own functions remember
+	lanClient    *lab.ISP              // of lan0
+	far, near    *lab.Process          // programs of the host and of its neighbour
+	speak        func()                // starts them again
+	daemon       *lab.Process
+	quiet        *quiet
+	step         string // the step that the host is at; "" as it was built
+	failed       bool   // a phase was wrong
 	// product is true from the first start of the daemon to its removal.
 	product bool
 }
@@ -130,21 +136,23 @@ func (w *world) activate() {
 			}
 			_, err := w.WaitAddr(ctx, link, f)
 			w.must(err)
+			if slices.Contains(w.neverDefault, link) {
+				continue
+			}
 			w.eventually("a default route of "+link, func() error {
 				out, err := w.IP(ctx, f4(f), "route", "show", "default", "dev", link)
-				if err != nil {
-					return err
-				}
-				via, ok := word(out, "via")
-				if !ok {
-					return errors.New("none yet")
-				}
-				if f == lab.IPv6 {
-					w.via6[link], err = netip.ParseAddr(via)
+				if err == nil && !strings.HasPrefix(out, "default") {
+					err = errors.New("none yet")
 				}
 				return err
 			})
 		}
+		out, err := w.IP(ctx, "-n", isp.Name(), "-6", "-o", "addr", "show", "dev", "lan", "scope", "link")
+		w.must(err)
+		text, _ := word(out, "inet6")
+		router, err := netip.ParsePrefix(text)
+		w.must(err)
+		w.via6[link] = router.Addr()
 	}
 }
 
@@ -163,6 +171,9 @@ func word(text, key string) (string, bool) {
 	}
 	return "", false
 }
+
+// ctx is for what is done after the test.
+func (w *world) ctx() context.Context { return context.WithoutCancel(w.t.Context()) }
 
 func (w *world) must(err error) {
 	w.t.Helper()
@@ -253,13 +264,33 @@ func (w *world) tun(name string, addrs ...string) *lab.Tun {
 	return tun
 }
 
+// fact asks for what a command prints.
+func fact(name, program string, args ...string) Question {
+	return Fact{name, func(w *world) string {
+		out, err := w.Run(w.t.Context(), program, args...)
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}}
+}
+
+// group asks for the interface group of a link.
+func group(link string) Question {
+	return Fact{"interface group of " + link, func(w *world) string {
+		l, err := netlink.LinkByName(link)
+		w.must(err)
+		return fmt.Sprint(l.Attrs().Group)
+	}}
+}
+
 // lan connects a network of the host whose other end, a namespace, is one client
 // of it: the address of client, with the host as its router.
-func (w *world) lan(name string, client netip.Prefix, router netip.Addr) *lab.ISP {
+func (w *world) lan(name string, client netip.Prefix, router netip.Addr, advertises *lab.RA) *lab.ISP {
 	w.t.Helper()
 	isp, err := w.NewISP(w.t.Context(), lab.ISPConfig{
 		Name: "client-" + name, Link: name, IPv4: client, NoDHCP: true,
-		IPv6: netip.MustParsePrefix("fd07::5/64"), NoRA: true,
+		IPv6: netip.MustParsePrefix("fd07::5/64"), NoRA: advertises == nil, RA: advertises,
 	})
 	w.must(err)
 	// What is on the internet for the others is not here.
