@@ -231,7 +231,7 @@ func (a *Allocator) newChooser(inUse InUse) *chooser {
 		inUse = func(routing.TableID) (string, bool) { return "", false }
 	}
 	size := uint64(a.numbers.Last-a.numbers.First) + 1
-	return &chooser{inUse: inUse, keep: int(min(keptForNew, size/4)), next: a.low, candidate: a.free.first} //nolint:gosec // at most 16
+	return &chooser{inUse: inUse, keep: int(min(keptForNew, size/4)), next: a.low, candidate: a.free.first}
 }
 
 // leaves is told of a released lease that leaves the queue otherwise than by number.

@@ -258,7 +258,7 @@ func TestScarceModel(t *testing.T) {
 		runs++
 		dir := filepath.Join(memory, fmt.Sprint(runs))
 		size := rapid.IntRange(1, 30).Draw(rt, "size")
-		last := routing.TableID(modelFirst + size - 1) //nolint:gosec // small
+		last := routing.TableID(modelFirst + size - 1)
 		a, err := allocator.Open(rt.Context(), allocator.Options{Path: filepath.Join(dir, "leases.db"), Range: routing.TableRange{First: modelFirst, Last: last + 1}})
 		if err != nil {
 			rt.Fatal(err)
@@ -317,7 +317,7 @@ func TestScarceModel(t *testing.T) {
 				delete(live, k)
 			},
 			"foreign": func(t *rapid.T) {
-				n := routing.TableID(rapid.IntRange(modelFirst, modelFirst+29).Draw(t, "table")) //nolint:gosec // small
+				n := routing.TableID(rapid.IntRange(modelFirst, modelFirst+29).Draw(t, "table"))
 				foreign[n] = !foreign[n]
 			},
 		})

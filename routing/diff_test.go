@@ -13,6 +13,7 @@ import (
 
 	"multihomed/routing"
 	"multihomed/routing/kerneltest"
+	"multihomed/routing/lookup"
 )
 
 // covered reports whether a rule stands that keeps packets of the address from
@@ -55,6 +56,17 @@ func foreigners(t tb, h *host) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// way returns the outcome and the first leg without its table, protocol, metric
+// and weight: what a copy of a route has in common with it.
+func way(v lookup.Verdict) (lookup.Outcome, routing.Route) {
+	r := v.Route
+	if len(v.Legs) > 0 {
+		r = v.Legs[0]
+	}
+	r.Table, r.Protocol, r.Metric, r.Weight = 0, 0, 0, 0
+	return v.Outcome, r
 }
 
 // A happening changes the host behind our back.
@@ -279,22 +291,22 @@ func TestOrderOfChanges(t *testing.T) {
 		ops := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
 		after := h.kernel.Clone()
 		after.ApplyAll(ops)
-		same := map[kerneltest.Flow]routing.Route{}
+		same := map[lookup.Flow]routing.Route{}
 		for from, owners := range owned(h) {
 			if len(owners) > 1 || !slices.Equal(owners, before[from]) {
 				continue // an address that moves, or stands on two links
 			}
 			for _, to := range far {
-				f := kerneltest.Flow{From: from, To: to}
-				outcome, way := h.kernel.Lookup(f).Way()
-				if o, w := after.Lookup(f).Way(); to.Is4() == from.Is4() && outcome == kerneltest.Sent && o == outcome && w == way {
-					same[f] = way
+				f := lookup.Flow{From: from, To: to}
+				outcome, want := way(h.kernel.Lookup(f))
+				if o, w := way(after.Lookup(f)); to.Is4() == from.Is4() && outcome == lookup.Sent && o == outcome && w == want {
+					same[f] = want
 				}
 			}
 		}
 		h.kernel.Step = func(op routing.Op) {
 			for f, want := range same {
-				if _, got := h.kernel.Lookup(f).Way(); got != want {
+				if _, got := way(h.kernel.Lookup(f)); got != want {
 					t.Fatalf("after %s, from %s to %s: %s, before and after the pass %s\n%s", op, f.From, f.To, got, want, opsText(ops))
 				}
 			}

@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"multihomed/routing"
-	"multihomed/routing/kerneltest"
+	"multihomed/routing/lookup"
 )
 
 // TestLeavingLink: while a rule of a leaving link stands, its packets do not
@@ -25,22 +25,22 @@ func TestLeavingLink(t *testing.T) {
 			h.kernel.Step = func(op routing.Op) {
 				far, container := addr("8.8.8.8"), addr("172.17.0.2")
 				if covered(h.kernel, addr("192.0.2.10")) {
-					if v := h.kernel.Lookup(kerneltest.Flow{From: addr("192.0.2.10"), To: far}); v.Outcome == kerneltest.Sent && !v.Through(2) {
+					if v := h.kernel.Lookup(lookup.Flow{From: addr("192.0.2.10"), To: far}); v.Outcome == lookup.Sent && !v.Through(2) {
 						t.Errorf("after %s it strays: %v by %s", op, v.Legs, v.Rule)
 					}
 				}
 				for _, from := range []string{"192.0.2.10", "198.51.100.20"} {
-					if v := h.kernel.Lookup(kerneltest.Flow{From: addr(from), To: container}); covered(h.kernel, addr(from)) && !v.Through(90) {
+					if v := h.kernel.Lookup(lookup.Flow{From: addr(from), To: container}); covered(h.kernel, addr(from)) && !v.Through(90) {
 						t.Errorf("after %s %s does not reach a container: %v by %s", op, from, v.Legs, v.Rule)
 					}
 				}
 				if _, stays := h.planner.Link(3); !stays {
 					return
 				}
-				if v := h.kernel.Lookup(kerneltest.Flow{From: addr("198.51.100.20"), To: far}); !v.Through(3) {
+				if v := h.kernel.Lookup(lookup.Flow{From: addr("198.51.100.20"), To: far}); !v.Through(3) {
 					t.Errorf("after %s the other one: %v by %s", op, v.Legs, v.Rule)
 				}
-				if v := h.kernel.Lookup(kerneltest.Flow{From: addr("198.51.100.20"), To: addr("192.0.2.99")}); covered(h.kernel, addr("192.0.2.10")) && v.Through(2) {
+				if v := h.kernel.Lookup(lookup.Flow{From: addr("198.51.100.20"), To: addr("192.0.2.99")}); covered(h.kernel, addr("192.0.2.10")) && v.Through(2) {
 					t.Errorf("after %s the other one uses the leaving one: %v by %s", op, v.Legs, v.Rule)
 				}
 			}
@@ -64,7 +64,7 @@ func TestArrivingUplink(t *testing.T) {
 	h := hostOf(t, wan0())
 	h.install(wan1(route("172.16.0.0/12", "198.51.100.9", 101)))
 	h.kernel.Step = func(op routing.Op) {
-		v := h.kernel.Lookup(kerneltest.Flow{From: addr("192.0.2.10"), To: addr("172.16.5.5")})
+		v := h.kernel.Lookup(lookup.Flow{From: addr("192.0.2.10"), To: addr("172.16.5.5")})
 		if (op.Verb == routing.AddRule || op.Verb == routing.AddRoute) && !v.Through(2) {
 			t.Errorf("after %s: %v by %s", op, v.Legs, v.Rule)
 		}

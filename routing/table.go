@@ -64,10 +64,18 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		}
 	}
 	slices.SortFunc(order, destination.compare)
-	for _, d := range order {
+	choose := func(d destination) ([]Route, Decision) {
 		chosen, why := belonging(ways[d], keys, k)
 		if len(known[d]) > 0 && why == CopiedElsewhere {
-			chosen, why = known[d], KnownRoute
+			return known[d], KnownRoute
+		}
+		return chosen, why
+	}
+	repeated := repetitions(order, k.Family, choose)
+	for _, d := range order {
+		chosen, why := choose(d)
+		if repeated.has(d, chosen) {
+			continue
 		}
 		hasDefault = hasDefault || d == destination{to: k.Family.Any()}
 		for _, r := range ranked(chosen) {
@@ -93,6 +101,73 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 	// fib_check_nh).
 	slices.SortStableFunc(routes, func(a, b PlannedRoute) int { return addOrder(&a.Route, &b.Route) })
 	return routes
+}
+
+// A repetition finds the routes of routing daemons that say nothing but what the
+// table's default says: a full BGP table adds none of its 100,000 routes.
+type repetition struct {
+	way     Route
+	enabled bool
+	// others are the destinations that say something else, lengths theirs.
+	others  map[netip.Prefix]struct{}
+	lengths map[int]struct{}
+}
+
+func repetitions(order []destination, f Family, choose func(destination) ([]Route, Decision)) repetition {
+	var r repetition
+	ways, _ := choose(destination{to: f.Any()})
+	if len(ways) == 0 || !slices.ContainsFunc(order, func(d destination) bool { return d == destination{to: f.Any()} }) {
+		return r
+	}
+	r = repetition{way: slices.MinFunc(ways, compareNextHops), enabled: true, others: map[netip.Prefix]struct{}{}, lengths: map[int]struct{}{}}
+	for _, d := range order {
+		if d.to.Bits() == 0 {
+			continue
+		}
+		chosen, _ := choose(d)
+		if slices.ContainsFunc(chosen, func(o Route) bool { return !r.same(o) }) {
+			r.others[d.to], r.lengths[d.to.Bits()] = struct{}{}, struct{}{}
+		}
+	}
+	return r
+}
+
+// same reports whether a route leads where the default leads, and in the same manner.
+func (r *repetition) same(o Route) bool {
+	return o.Gateway.IsValid() && o.Gateway == r.way.Gateway && o.EncapsulationType == r.way.EncapsulationType && o.Encapsulation == r.way.Encapsulation &&
+		o.Metrics == r.way.Metrics && o.Congestion == r.way.Congestion && o.Realm == r.way.Realm
+}
+
+// has reports whether the ways to a destination may be left out.
+func (r *repetition) has(d destination, ways []Route) bool {
+	if !r.enabled || d.to.Bits() == 0 || d.from.IsValid() || d.tos != 0 {
+		return false
+	}
+	for _, o := range ways {
+		if !o.Protocol.ofDaemon() || !r.same(o) || o.PreferredSource != r.way.PreferredSource && o.PreferredSource.IsValid() {
+			return false
+		}
+	}
+	for bits := range r.lengths {
+		if bits > d.to.Bits() {
+			continue
+		}
+		if _, other := r.others[netip.PrefixFrom(d.to.Addr(), bits).Masked()]; other {
+			return false
+		}
+	}
+	return true
+}
+
+// ofDaemon reports whether routes of a protocol are those of a routing daemon
+// (RTPROT_GATED to RTPROT_EIGRP of linux/rtnetlink.h).
+func (p Protocol) ofDaemon() bool {
+	switch p {
+	case 8, 10, 11, 12, 14, 17, 42, 99, 186, 187, 188, 189, 192:
+		return true
+	default:
+		return false
+	}
 }
 
 func addOrder(a, b *Route) int {

@@ -209,14 +209,14 @@ func TestQuota(t *testing.T) {
 
 func TestExhausted(t *testing.T) {
 	h := newHost(t)
-	h.leases.Range.Last = 10002
+	h.leases.Range.Last = 10003
 	h.kernel.used[10001] = "rule 100 from 10.0.0.0/8"
 	h.start()
 	c := h.client(0)
 	first := c.granted(lease("192.0.2.1"))
 	c.granted(lease("192.0.2.2"))
 	a := c.refused(lease("192.0.2.3"), "exhausted")
-	if !strings.Contains(a.Error, "10000-10002") {
+	if !strings.Contains(a.Error, "10000-10003") {
 		t.Errorf("it says %q", a.Error)
 	}
 	c.ask(release("192.0.2.1"))
@@ -264,7 +264,7 @@ func TestRangeShrinks(t *testing.T) {
 
 func TestExpiryAndReboot(t *testing.T) {
 	h := newHost(t)
-	h.leases.Range.Last = 10000
+	h.leases.Range.Last = 10001
 	var mu sync.Mutex
 	uptime := 500000 * time.Second
 	h.leases.Uptime = func() time.Duration {

@@ -126,13 +126,17 @@ func (m *migration) configure() error {
 	d := m.now
 	c := d.Allocator
 	tables := d.Tables
-	if !tables.Contains(m.was.Tables.First) || !tables.Contains(m.was.Tables.Last) {
-		// As many as by default if nobody else has them: links need some too.
+	if !tables.Contains(m.was.Tables.First) || m.was.Tables.Last >= tables.Last {
+		// As many as by default if nobody else has them: links need some too. At least
+		// one more, because the last one is kept for failover.
 		tables = m.was.Tables
 		usual := routing.DefaultPolicy().Tables
-		wide := routing.TableRange{First: tables.First, Last: tables.First + usual.Last - usual.First}
-		if wide.Last > tables.Last && rangeAllowed(wide) {
-			tables = wide
+		for _, last := range []routing.TableID{tables.First + usual.Last - usual.First, tables.Last + 1} {
+			wide := routing.TableRange{First: tables.First, Last: last}
+			if wide.Last > tables.Last && rangeAllowed(wide) {
+				tables = wide
+				break
+			}
 		}
 	}
 	lifetime := max(m.was.Lifetime, 10*time.Second)

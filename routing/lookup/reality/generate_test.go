@@ -1,4 +1,4 @@
-package reality
+package reality_test
 
 import (
 	"fmt"
@@ -33,12 +33,12 @@ func genAddress(t *rapid.T, family routing.Family) netip.Addr {
 	if family == routing.IPv4 {
 		return netip.AddrFrom4([4]byte{
 			pick(t, "a", byte(10), byte(172), byte(192), byte(200)), byte(number(t, 0, 4)), byte(number(t, 0, 2)),
-			pick(t, "d", byte(1), byte(5), byte(77), byte(130), byte(255)),
+			pick(t, "d", byte(1), byte(9), byte(77), byte(130), byte(200), byte(255)),
 		})
 	}
 	a := [16]byte{0: 0x20, 1: 0x01, 2: 0x0d, 3: 0xb8}
 	a[4], a[5], a[7] = pick(t, "a", byte(0), byte(0), byte(1), byte(2)), byte(number(t, 0, 4)), byte(number(t, 0, 2))
-	a[15] = pick(t, "d", byte(1), byte(5), byte(77), byte(0))
+	a[15] = pick(t, "d", byte(1), byte(9), byte(77), byte(99), byte(0))
 	return netip.AddrFrom16(a)
 }
 
@@ -143,7 +143,7 @@ func genAction(t *rapid.T, r *routing.Rule, all []routing.Priority) {
 }
 
 // tables are those that rules look up. There is none with the number 300.
-var tables = []routing.TableID{100, 101, 102, 103, routing.TableMain, routing.TableMain, 200, 300} //nolint:gochecknoglobals // a list
+var tables = []routing.TableID{100, 101, 102, 103, routing.TableMain, routing.TableMain, 200, 300}
 
 // genRules are rules in the order in which they are added.
 func genRules(t *rapid.T, family routing.Family) []routing.Rule {

@@ -1,4 +1,4 @@
-package reality
+package reality_test
 
 import (
 	"fmt"

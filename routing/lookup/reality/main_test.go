@@ -1,5 +1,5 @@
-// Package reality compares package lookup with the running kernel.
-package reality
+// Package reality_test compares package lookup with the running kernel.
+package reality_test
 
 import (
 	"os"
