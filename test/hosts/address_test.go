@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"multihomed/internal/lab"
@@ -54,6 +55,24 @@ func leavesBy(name, link string, sources ...string) Promise {
 	}
 }
 
+// during restricts a promise's difference to steps.
+func during(p Promise, steps ...string) Promise {
+	p.Steps = steps
+	return p
+}
+
+// toAny: the question is about one of these destinations.
+func toAny(q Question, list ...string) bool {
+	var dst netip.Addr
+	switch q := q.(type) {
+	case Lookup:
+		dst = q.Dst
+	case Dial:
+		dst = q.Dst
+	}
+	return slices.Contains(list, dst.String())
+}
+
 // sources asks with sources that are not the links' own.
 func sources(list ...string) []sender {
 	var out []sender
@@ -85,6 +104,7 @@ var addressHosts = []Host{
 			w.ip("route add "+guest4+" dev br-guest", "-6 route add "+guest6+" dev br-guest", "-6 neigh add proxy "+guest6+" dev wan1")
 		},
 		Promised: []Promise{leavesBy("the guest's packets leave by its uplink", "wan1", guest4, guest6)},
+		Selects:  func(w *world, q Question) bool { return particular(w, q) || toAny(q, guest4, guest6) },
 		Ask: func(w *world) []Question {
 			return append(grid(w.outside(), forwarded("br-guest", guest4, guest6)),
 				append(grid(addrs(guest4, guest6), w.senders()),
@@ -95,12 +115,12 @@ var addressHosts = []Host{
 	},
 	{
 		Name: "published addresses",
-		What: "Additional addresses of the second uplink's network on lo and on a dummy (a load balancer's), and one on a bridge.",
+		What: "Additional addresses of the second uplink's network on lo (a load balancer's), and one on a bridge.",
 		Build: func(w *world) {
-			w.ip("addr add 100.64.1.61/32 dev lo", "link add dummy0 type dummy", "link set dummy0 up", "addr add 100.64.1.62/32 dev dummy0")
+			w.ip("addr add 100.64.1.61/32 dev lo", "addr add 100.64.1.62/32 dev lo")
 			_, err := w.NewBridge("br-pub", netip.MustParsePrefix("100.64.1.63/32"))
 			w.must(err)
-			w.t.Cleanup(func() { _, _ = w.IP(w.ctx(), "addr", "del", "100.64.1.61/32", "dev", "lo") })
+			w.t.Cleanup(func() { _, _ = w.IP(w.ctx(), "-4", "addr", "flush", "dev", "lo", "scope", "global") })
 		},
 		Promised: []Promise{leavesBy("published addresses leave by their uplink", "wan1", "100.64.1.61", "100.64.1.62")},
 		Ask: func(w *world) []Question {
@@ -114,7 +134,7 @@ var addressHosts = []Host{
 		Name:     "an address of cloud forwarding",
 		What:     "A cloud guest agent adds a `local` route for a forwarded address, outside the link's network.",
 		Build:    func(w *world) { w.ip("route add local 192.0.2.63/32 dev wan1 proto 66 table local") },
-		Promised: []Promise{leavesBy("the forwarded address leaves by its link", "wan1", "192.0.2.63")},
+		Promised: []Promise{during(leavesBy("the forwarded address leaves by its link", "wan1", "192.0.2.63"), "", "forwarding starts")},
 		Steps: []Step{
 			{"forwarding ends", func(w *world) { w.ip("route del local 192.0.2.63/32 dev wan1 table local") }},
 			{"forwarding starts", func(w *world) { w.ip("route add local 192.0.2.63/32 dev wan1 proto 66 table local") }},
@@ -135,7 +155,21 @@ var addressHosts = []Host{
 			w.activate()
 			_, err := w.WaitAddrIn(w.t.Context(), "wan1", netip.MustParsePrefix("10.50.1.0/24"))
 			w.must(err)
+			w.must(w.isps[1].Namespace().AddRoute(lab.Route{Dst: netip.MustParsePrefix("10.50.1.0/24")}, "lan"))
 		},
+		Promised: []Promise{{
+			Name: "the other uplink's address to the second network",
+			Of: func(w *world, q Question) bool {
+				l, ok := q.(Lookup)
+				return ok && toAny(q, "10.50.1.9") && w.owner(l.From) == w.isps[0]
+			},
+			Want: func(w *world, q Question, _, with string) string {
+				if want := w.by(w.isps[0], lab.InternetAddr4); with != want {
+					return want
+				}
+				return ""
+			},
+		}},
 		Ask: func(w *world) []Question { return grid(addrs("10.50.1.9"), w.senders()) },
 	},
 	{

@@ -218,7 +218,7 @@ func (q Dial) answer(w *world) string {
 func (q Dial) answerable(w *world, p *heard) bool {
 	for _, isp := range w.isps {
 		if isp.Name() == p.by {
-			return isp.IPv4().Contains(p.Src) || isp.IPv6().Contains(p.Src)
+			return isp.IPv4().Contains(p.Src) || isp.IPv6().Contains(p.Src) || w.owner(p.Src) == isp
 		}
 	}
 	return true
