@@ -334,6 +334,7 @@ func compareOps(a, b *Op) int {
 			cmp.Compare(a.Rule.leaving(), b.Rule.leaving()),
 			cmp.Compare(a.Rule.Priority, b.Rule.Priority),
 			cmp.Compare(a.Rule.Family, b.Rule.Family),
+			cmp.Compare(a.rank, b.rank),
 			compareSelectors(&a.Rule, &b.Rule),
 		)
 	case SetGroup, ResetGroup:
@@ -387,36 +388,42 @@ func (o *Op) phase() Verb {
 	}
 }
 
-// arriving is the stage in which a rule is added. What is lifted over the ladder
-// must find its link behind it, and whoever is lifted keeps his say from the first
-// moment of the ladder.
+// arriving is the stage in which a rule is added, the same for all of a priority.
+// What is lifted over the ladder must find its link behind it, and whoever is lifted
+// keeps his say from the first moment of the ladder.
 func (r *Rule) arriving() int {
 	switch {
 	case r.Priority == PriorityAgain:
 		return 0
-	case r.complemented():
-		return 2
-	case r.Action == ActionGoto:
-		return 1
-	default:
+	case !r.inFront():
 		return 3
+	case r.Priority%2 == 1:
+		// Whoever a complement leaves comes after it.
+		return 2
+	default:
+		return 1
 	}
+}
+
+// inFront reports whether a priority is one of those at which gotos stand in front of
+// the ladder.
+func (r *Rule) inFront() bool {
+	return r.Priority >= lowestStep && r.Priority < PriorityKnown && r.Priority != PriorityLocal && r.Priority != PriorityOverlap
 }
 
 // compareArriving orders rules of one stage: gotos from the back to the front, so
 // that where they lead stands before them.
 func compareArriving(a, b *Rule) int {
-	if a.Action == ActionGoto {
+	if a.inFront() {
 		return cmp.Compare(b.Priority, a.Priority)
 	}
 	return cmp.Compare(a.Priority, b.Priority)
 }
 
 // complemented reports whether a rule is for whoever a complement in front of it
-// leaves: added after that, and deleted before it. Such rules stand at odd
-// priorities.
+// leaves: it is deleted before that. Such rules stand at odd priorities.
 func (r *Rule) complemented() bool {
-	return r.Action == ActionGoto && r.Priority < PriorityKnown && r.Priority%2 == 1
+	return r.Action == ActionGoto && r.inFront() && r.Priority%2 == 1
 }
 
 // leaving is the stage in which a rule is deleted: what leads to a link's table

@@ -211,7 +211,7 @@ func TestOthersKeepTheirSay(t *testing.T) {
 				h.lookAll()
 			}
 		}
-		h.converge(t)
+		h.repeat(t)
 		h.settled(t)
 		for range 40 {
 			h.keepsSay(t, genFlow(t, h))
@@ -227,12 +227,23 @@ func TestOthersKeepTheirSay(t *testing.T) {
 			}
 			h.lookAround()
 			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.repeat(t)
 			h.settled(t)
 			for range 20 {
 				h.keepsSay(t, genFlow(t, h))
 			}
 		}
 	})
+}
+
+// repeat makes passes until there is nothing to do, as the loop does. The kernel
+// deletes the first rule that has what a request names: among gotos of others'
+// selectors that may be another one than was meant, which the next pass finds.
+func (h *host) repeat(t tb) {
+	t.Helper()
+	for range 3 {
+		h.converge(t)
+	}
 }
 
 func (h *host) keepsSay(t *rapid.T, f lookup.Flow) {
@@ -252,11 +263,10 @@ func (h *host) keepsSay(t *rapid.T, f lookup.Flow) {
 	case selected:
 		fail("somebody selects it")
 	case len(owners) == 0 && (f.OIF == "" || h.links[h.indexOf(f.OIF)].Index == 0):
-		// The same exceptions as in unchanged.
-		nothing := without.Outcome == lookup.NoRoute
-		network := with.Rule.Priority == routing.PriorityNetwork && without.Outcome == lookup.Sent && without.Legs[0].Destination.Bits() < with.Rule.To.Bits() &&
-			without.Rule.Table == routing.TableMain
-		if !nothing && !network {
+		// As in unchanged: main has nothing, or has not the network of a link, which
+		// then is there for all (19000, 20000).
+		network := with.Rule.Priority == routing.PriorityNetworkMain || with.Rule.Priority == routing.PriorityNetwork
+		if without.Outcome != lookup.NoRoute && !network {
 			fail("it is not ours")
 		}
 	case !ours && with.Rule.Priority != 0 && (with.Rule.Selects() || with.Rule.Priority <= routing.PriorityUnreachable):

@@ -509,7 +509,7 @@ func (m *rules) source(s source) {
 		// Behind the ladder the rungs of one source share a priority.
 		at := func(p Priority, stage uint64) (Rule, uint64) {
 			if again {
-				return from(PriorityAgain), rank | stage<<56
+				return from(PriorityAgain), rank>>48<<56 | stage<<48 | rank&(1<<48-1)
 			}
 			return from(p), rank
 		}

@@ -296,7 +296,12 @@ func reachable(l Link, k Key, gateway netip.Addr) bool {
 	if k.Family == IPv6 && gateway.IsLinkLocalUnicast() {
 		return true
 	}
-	return l.covers(k.Family, gateway) || slices.ContainsFunc(knownRoutes(l), func(r Route) bool { return r.covers(k.Family, gateway) })
+	return l.covers(k.Family, gateway) || slices.ContainsFunc(knownRoutes(l), func(r Route) bool {
+		// Where main has another way there, that one is copied.
+		return r.covers(k.Family, gateway) && !slices.ContainsFunc(l.Routes, func(m Route) bool {
+			return m.Destination == r.Destination && m.Protocol != Multihomed
+		})
+	})
 }
 
 // covers reports whether main has a network on the link that holds an address.
