@@ -175,7 +175,7 @@ func (q Dial) String() string {
 }
 
 // nothing is how long a packet that nobody has seen is waited for.
-const nothing = 400 * time.Millisecond
+const nothing = 700 * time.Millisecond
 
 func (q Dial) answer(w *world) string {
 	before := w.count(func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort })
@@ -183,12 +183,11 @@ func (q Dial) answer(w *world) string {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- lab.OnThread(func() error { return q.dial(ctx) }) }()
-	var refused error
 	seen := w.seen(before, func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort }, func() bool {
 		select {
-		case refused = <-done:
+		case refused := <-done: // or answered, by somebody whom no listener hears
 			done <- refused
-			return refused != nil
+			return true
 		default:
 			return false
 		}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"multihomed/internal/lab"
@@ -76,6 +77,47 @@ func toOurselves(w *world) []Question {
 		Dial{Dst: netip.MustParseAddr("127.0.0.1")}, Dial{Dst: w.addr("wan1", lab.IPv4)})
 }
 
+// strayless promises of links whose IPv6 router is known from main alone (router
+// advertisements name it to nobody else): where main has no default through them,
+// what is bound to them leaves by them or not at all.
+func strayless(at func(w *world) bool, links ...string) Promise {
+	return Promise{
+		Name: "bound IPv6 leaves by its link or not at all",
+		Of: func(w *world, q Question) bool {
+			if !at(w) || familyOf(q) != lab.IPv6 || len(w.neverDefault) > 0 && ownNetworks(w.neverDefault...)(w, q) {
+				return false
+			}
+			var isp *lab.ISP
+			switch q := q.(type) {
+			case Lookup:
+				if isp = w.link(q.Out); isp == nil {
+					isp = w.owner(q.From)
+				}
+				if isp == nil || !w.toOutside(q.Dst) || isp.IPv6().Contains(q.Dst) || q.In != "" {
+					return false
+				}
+			case Dial:
+				isp = w.owner(q.From.Addr)
+			case Call:
+				isp = w.owner(q.Dst)
+			}
+			return isp != nil && slices.Contains(links, isp.Config().Link)
+		},
+		Want: func(_ *world, q Question, without, with string) string {
+			if with == "ENETUNREACH" || with == "no reply" {
+				return ""
+			}
+			if l, ok := q.(Lookup); ok && l.Out != "" && with == without {
+				return ""
+			}
+			return "ENETUNREACH or no reply"
+		},
+		Steps: []string{},
+	}
+}
+
+func always(*world) bool { return true }
+
 var roleHosts = []Host{
 	{
 		Name:  "the rule of local moved before",
@@ -114,8 +156,9 @@ var roleHosts = []Host{
 			{"the VPN is down", func(w *world) { w.ip("route del default dev tun0", "-6 route del default dev tun0") }},
 			{"the VPN is up", func(w *world) { w.ip("route add default dev tun0", "-6 route add default dev tun0 metric 50") }},
 		},
-		Selects: ownNetworks("wan0", "wan1"),
-		Ask:     func(w *world) []Question { return grid(w.outside(), w.senders()) },
+		Selects:  ownNetworks("wan0", "wan1"),
+		Promised: []Promise{strayless(always, "wan0", "wan1")},
+		Ask:      func(w *world) []Question { return grid(w.outside(), w.senders()) },
 	},
 	{
 		Name: "a never-default network behind an edge",
@@ -127,7 +170,8 @@ var roleHosts = []Host{
 			w.provider(lab.DefaultISP(1), "ipv4.never-default=true", "ipv6.never-default=true", "ipv4.route1=10.30.0.0/16,100.64.1.1")
 			w.activate()
 		},
-		Selects: ownNetworks("wan1"),
+		Selects:  ownNetworks("wan1"),
+		Promised: []Promise{strayless(always, "wan1")},
 		Ask: func(w *world) []Question {
 			return append(grid(addrs("10.30.0.5"), append(w.senders(), forwarded("wan1", "100.64.1.9")...)), group("wan1"))
 		},
@@ -146,6 +190,7 @@ var roleHosts = []Host{
 			{"taken away", takeDefaults},
 			{"given back", giveDefaults},
 		},
+		Promised: []Promise{strayless(func(w *world) bool { return w.step == "taken away" }, "wan0", "wan1")},
 	},
 	{
 		Name: "groups of the administrator",
@@ -193,7 +238,7 @@ var roleHosts = []Host{
 	},
 }
 
-const charonConf = `charon-systemd { load = random nonce aes sha1 sha2 hmac kdf gmp curve25519 kernel-netlink socket-default vici kernel-libipsec updown pem pkcs1 x509 constraints pubkey
+const charonConf = `charon-systemd { load = random nonce aes sha1 sha2 hmac kdf gmp kernel-netlink socket-default vici kernel-libipsec updown pem pkcs1 x509 constraints pubkey
  journal { default = -1
  }
  retransmit_tries = 1
@@ -204,7 +249,7 @@ swanctl { load = random pem pkcs1 x509 pubkey
 
 const swanctlConf = `connections { c { remote_addrs = 198.51.100.1
   local_addrs = %any
-  proposals = aes128-sha256-x25519
+  proposals = aes128-sha256-modp2048
   local { auth = psk
    id = a
   }
@@ -242,6 +287,11 @@ func charon(w *world) string {
 	defer func() { w.must(call.Kill()) }()
 	var answer string
 	w.eventually("a packet of charon", func() error {
+		select {
+		case <-call.Done():
+			return errors.New(call.Log() + p.Log())
+		default:
+		}
 		for name, n := range w.count(ike) {
 			if n > before[name] {
 				list, err := w.ears[name].Matching(ike)

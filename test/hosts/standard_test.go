@@ -115,6 +115,9 @@ func (w *world) owner(a netip.Addr) *lab.ISP {
 
 // toOutside: to the internet, or to the network of any of the links.
 func (w *world) toOutside(dst netip.Addr) bool {
+	if w.owner(dst) != nil {
+		return false // the host itself
+	}
 	if dst == lab.InternetAddr(lab.IPv4) || dst == lab.InternetAddr(lab.IPv6) {
 		return true
 	}
