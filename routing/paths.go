@@ -21,7 +21,12 @@ import (
 // the link is like.
 func structural(r *Route) bool {
 	return r.Type != RouteUnicast || r.Protocol == Multihomed || !r.Gateway.IsValid() || r.Gateway.Is4In6() || r.Gateway.Zone() != "" ||
-		r.Source.IsValid() || r.TOS != 0 || r.Destination.Bits() <= 0 || r.Destination.Addr().Is4In6() || r.Family != FamilyOf(r.Destination.Addr())
+		!DestinationOf(*r).plain() || r.Family != FamilyOf(r.Destination.Addr())
+}
+
+// plain reports whether a destination can be that of a path.
+func (d Destination) plain() bool {
+	return !d.From.IsValid() && d.TOS == 0 && d.To.Bits() > 0 && !d.To.Addr().Is4In6()
 }
 
 // decisive are the destinations that are part of the structure because of what the
@@ -80,6 +85,34 @@ func (k pathKey) shorter(bits uint8) pathKey {
 	clear(k.to[min(whole, len(k.to)):])
 	k.bits = bits
 	return k
+}
+
+// longer yields the destinations of that length inside this one, none if it is not
+// longer.
+func (k pathKey) longer(bits uint8) iter.Seq[pathKey] {
+	return func(yield func(pathKey) bool) {
+		if bits <= k.bits {
+			return
+		}
+		at := pathKey{to: k.to, bits: bits}
+		for at.shorter(k.bits) == k && yield(at) {
+			if !at.next() {
+				return
+			}
+		}
+	}
+}
+
+// next goes on to the neighbour of the same length, false behind the last.
+func (k *pathKey) next() bool {
+	step := byte(1) << (7 - (k.bits-1)%8)
+	for i := int(k.bits-1) / 8; i >= 0; i-- {
+		if k.to[i] += step; k.to[i] >= step {
+			return true
+		}
+		step = 1
+	}
+	return false
 }
 
 func (k pathKey) family() Family {
@@ -367,7 +400,7 @@ func (plan *LinkPlan) routesTo(out []PlannedRoute, k pathKey) []PlannedRoute {
 
 // pathTo returns the path to a destination.
 func (plan *LinkPlan) pathTo(to netip.Prefix) (path, bool) {
-	if plan.paths == nil || to.Bits() <= 0 || to.Addr().Is4In6() {
+	if d := (Destination{To: to}); plan.paths == nil || !d.plain() {
 		return path{}, false
 	}
 	p, has := plan.paths.by[pathKeyOf(to)]
@@ -443,7 +476,7 @@ func (p *Planner) SetPaths(index int, ways map[Destination][]Route) []Destinatio
 	s := p.shift(plan)
 	for d, routes := range ways {
 		_, is := special[d.To]
-		if is || d.From.IsValid() || d.TOS != 0 || d.To.Bits() <= 0 || slices.ContainsFunc(routes, func(r Route) bool { return structural(&r) }) {
+		if is || !d.plain() || slices.ContainsFunc(routes, func(r Route) bool { return structural(&r) }) {
 			refused = append(refused, d)
 			continue
 		}
@@ -543,18 +576,9 @@ func (s *shift) end() {
 		if len(s.turned[i]) == 0 || len(c.repeats) == 0 {
 			continue
 		}
-		lengths := map[uint8]struct{}{}
-		shortest := uint8(255)
-		for k := range s.turned[i] {
-			lengths[k.bits] = struct{}{}
-			shortest = min(shortest, k.bits)
-		}
-		if longest := slices.Max(slices.Collect(maps.Keys(c.repeats))); longest <= shortest {
-			continue
-		}
-		for k, p := range s.plan.paths.by {
-			if k.bits > shortest && s.inTurned(i, k, lengths) && c.of(k) && c.repetitive(k, p) {
-				// What it is like if it is needed is what it is like if it is not.
+		for k := range s.inside(c, s.turned[i]) {
+			if p, has := s.plan.paths.by[k]; has && c.of(k) && c.repetitive(k, p) {
+				// If it is needed it is as it is where it was needed.
 				ways, why := c.chosen(k, p)
 				for _, r := range ranked(ways) {
 					s.planner.touched.Routes[c.planned(r, why).Route.Key()] = struct{}{}
@@ -564,13 +588,43 @@ func (s *shift) end() {
 	}
 }
 
-func (s *shift) inTurned(i int, k pathKey, lengths map[uint8]struct{}) bool {
-	for bits := range lengths {
-		if bits < k.bits && contains(s.turned[i], k.shorter(bits)) {
-			return true
+// inside yields the destinations inside others at which a table may have a repetition:
+// those that are possible, or, where that is more, those that there are.
+func (s *shift) inside(c *copier, turned map[pathKey]struct{}) iter.Seq[pathKey] {
+	possible, all := 0, len(s.plan.paths.by)
+	lengths := map[uint8]struct{}{}
+	for k := range turned {
+		lengths[k.bits] = struct{}{}
+		for bits := range c.repeats {
+			if bits > k.bits {
+				possible = min(possible+1<<min(bits-k.bits, 30), all)
+			}
 		}
 	}
-	return false
+	return func(yield func(pathKey) bool) {
+		if possible < all/2 {
+			for k := range turned {
+				for bits := range c.repeats {
+					for in := range k.longer(bits) {
+						if !yield(in) {
+							return
+						}
+					}
+				}
+			}
+			return
+		}
+		for k := range s.plan.paths.by {
+			for bits := range lengths {
+				if bits < k.bits && contains(turned, k.shorter(bits)) {
+					if !yield(k) {
+						return
+					}
+					break
+				}
+			}
+		}
+	}
 }
 
 // touchRoutes names what differs between what tables had and have of one path.
@@ -652,7 +706,7 @@ func sourcesIn(l *Link) []netip.Addr {
 // is: the newest, as for all routes.
 func (p *Planner) pathRoute(k RouteKey) (r PlannedRoute, index int, found bool) {
 	owners := p.byTable[k.Table]
-	if len(owners) == 0 || k.Source.IsValid() || k.TOS != 0 || k.Destination.Bits() <= 0 || k.Destination.Addr().Is4In6() {
+	if d := (Destination{To: k.Destination, From: k.Source, TOS: k.TOS}); len(owners) == 0 || !d.plain() {
 		return PlannedRoute{}, 0, false
 	}
 	at := pathKeyOf(k.Destination)

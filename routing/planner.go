@@ -238,7 +238,7 @@ func (p *Planner) SetFacts(l Link) {
 	}
 	structure, loose := split(&l, keys)
 	for i := range structure {
-		if d := DestinationOf(structure[i]); !d.From.IsValid() && d.TOS == 0 {
+		if d := DestinationOf(structure[i]); d.plain() {
 			if _, is := old.pathTo(d.To); is {
 				s.set(pathKeyOf(d.To), nil)
 			}
