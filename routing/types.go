@@ -102,8 +102,7 @@ type Priority uint32
 // HostAddresses stands for all addresses of an interface that have no network: a
 // load balancer has a thousand of them, and one table serves them all.
 func (f Family) HostAddresses() netip.Prefix {
-	any := f.Any().Addr()
-	return netip.PrefixFrom(any, any.BitLen())
+	return netip.PrefixFrom(f.Any().Addr(), f.Bits())
 }
 
 // A Key names what a routing table is leased to: one on-link prefix of one
@@ -391,7 +390,7 @@ func PackLegs(legs []Leg) Legs {
 			onLink = 1
 		}
 		gateway, _ := l.Gateway.MarshalBinary() // It has no way to fail.
-		b = append(b, onLink, byte(len(gateway)))
+		b = append(b, onLink, byte(len(gateway))) //nolint:gosec // 0, 4 or 16
 		b = append(b, gateway...)
 		b = binary.BigEndian.AppendUint32(b, uint32(l.Device)) //nolint:gosec // an interface index
 		b = binary.BigEndian.AppendUint32(b, l.Realm)
