@@ -204,7 +204,7 @@ func (q Dial) answer(w *world) string {
 	who := fmt.Sprintf("seen by %s from %v", seen.by, seen.Src)
 	if _, tunnel := w.ears[seen.by].(*lab.Tun); tunnel || !q.answerable(w, seen) {
 		cancel()
-		<-done
+		_ = <-done // cut off
 		return who
 	}
 	if err := <-done; err != nil {
@@ -309,7 +309,7 @@ func (q Call) answer(w *world) string {
 	switch {
 	case seen == nil:
 		cancel()
-		<-done
+		_ = <-done // cut off
 		return "no reply"
 	case seen.by == q.By.Name():
 		if err := <-done; err != nil {
@@ -318,7 +318,7 @@ func (q Call) answer(w *world) string {
 		return "answered by " + seen.by
 	default:
 		cancel()
-		<-done
+		_ = <-done // cut off
 		return "the reply strays by " + seen.by
 	}
 }
