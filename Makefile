@@ -24,7 +24,8 @@ demo: requirements build ## show the main job in a private lab (as root)
 	$(BIN)/demo
 
 test: requirements build ## everything: unit, property and real-NetworkManager tests (as root)
-	@internal/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap
+	@internal/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
+		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools
 	$(GO) vet ./...
 	$(GO) test -race -timeout 20m ./...
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./nm/integration

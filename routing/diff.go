@@ -98,6 +98,8 @@ type Kernel interface {
 	Routes() iter.Seq[Route]
 	// Route returns our route of a key.
 	Route(RouteKey) (Route, bool)
+	// CountRoute says how often our route of a key stands: IPv4 can hold several.
+	CountRoute(RouteKey) int
 	// Groups yields every interface index with its group.
 	Groups() iter.Seq2[int, uint32]
 	// Group returns the group of an interface, false if there is none.
@@ -236,6 +238,9 @@ func diffRoute(ops []Op, want *Planner, have Kernel, t Touched, k RouteKey) []Op
 	w, wanted := want.routes[k]
 	h, stands := have.Route(k)
 	switch {
+	case wanted && have.CountRoute(k) > 1:
+		// An old one stands beside it. What is left is compared in the next pass.
+		return append(ops, Op{Verb: DeleteRoute, Route: h, again: true})
 	case wanted && !stands:
 		return append(ops, Op{Verb: AddRoute, Route: w.object().Route, Reason: w.object().Reason})
 	case wanted && h != w.object().Route && hasLegs(want, have, t, k):

@@ -117,7 +117,7 @@ func genChange(t *rapid.T, l routing.Link) routing.Link {
 		at := route()
 		l.Routes = slices.Delete(l.Routes, at, at+1)
 	case kind == 2 && len(l.Routes) > 0:
-		l.Routes[route()].Metrics[2] = rapid.SampledFrom([]uint32{1280, 1400}).Draw(t, "mtu")
+		mtu(rapid.SampledFrom([]uint32{1280, 1400}).Draw(t, "mtu"))(&l.Routes[route()])
 	case kind == 3 && len(l.Routes) > 0:
 		// Another router for the same destination.
 		r := l.Routes[route()]

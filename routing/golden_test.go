@@ -62,7 +62,12 @@ const (
 	default6 = "::/0"
 )
 
-func mtu(v uint32) func(*routing.Route) { return func(r *routing.Route) { r.Metrics[2] = v } }
+func mtu(v uint32) func(*routing.Route) {
+	return func(r *routing.Route) {
+		r.Attributes = r.Attributes.With(func(a *routing.RareAttributes) { a.Metrics[2] = v })
+	}
+}
+
 func source(s string) func(*routing.Route) {
 	return func(r *routing.Route) { r.PreferredSource = addr(s) }
 }

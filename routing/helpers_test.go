@@ -19,7 +19,7 @@ var policy = routing.DefaultPolicy()
 var compare = cmp.Options{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
-	cmp.Comparer(func(a, b routing.Legs) bool { return a == b }),
+	cmp.Comparer(func(a, b routing.Attributes) bool { return a == b }),
 	cmpopts.IgnoreUnexported(routing.LinkPlan{}, routing.Op{}),
 	cmpopts.EquateEmpty(),
 }

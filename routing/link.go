@@ -603,11 +603,9 @@ func compareNextHops(a, b Route) int {
 		cmp.Compare(a.Preference.order(), b.Preference.order()),
 		a.Gateway.Compare(b.Gateway),
 		a.PreferredSource.Compare(b.PreferredSource),
-		slices.Compare(a.Metrics[:], b.Metrics[:]),
-		cmp.Compare(a.EncapsulationType, b.EncapsulationType),
-		cmp.Compare(a.Encapsulation, b.Encapsulation),
+		a.Attributes.Compare(b.Attributes),
 		compareBool(a.OnLink, b.OnLink),
-		cmp.Compare(a.Congestion, b.Congestion),
+		cmp.Compare(a.Weight, b.Weight),
 		cmp.Compare(a.Scope, b.Scope),
 		cmp.Compare(a.Protocol, b.Protocol),
 	)

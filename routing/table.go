@@ -13,27 +13,34 @@ import (
 // best metric.
 const firstMetric = 1 << 30
 
-// destination is what routes of main compete for.
-type destination struct {
-	to, from netip.Prefix
-	tos      uint8
+// A Destination is what routes of main compete for.
+type Destination struct {
+	// To is masked; From is zero where packets from everywhere may go.
+	To, From netip.Prefix
+	TOS      uint8
 }
 
-func (d destination) compare(o destination) int {
-	return cmp.Or(d.to.Compare(o.to), d.from.Compare(o.from), cmp.Compare(d.tos, o.tos))
+// DestinationOf returns what a route is for.
+func DestinationOf(r Route) Destination {
+	return Destination{To: r.Destination, From: r.Source, TOS: r.TOS}
+}
+
+// Compare orders destinations.
+func (d Destination) Compare(o Destination) int {
+	return cmp.Or(d.To.Compare(o.To), d.From.Compare(o.From), cmp.Compare(d.TOS, o.TOS))
 }
 
 // tableRoutes returns the routes of one table: the link's network and what main
 // knows through the link, in the order in which they can be added.
 func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 	source := primarySource(l, k)
-	var order []destination
-	ways := map[destination][]Route{}
+	var order []Destination
+	ways := map[Destination][]Route{}
 	for _, r := range l.Routes {
 		if r.Family != k.Family || r.Type != RouteUnicast || r.Protocol == Multihomed {
 			continue
 		}
-		d := destination{to: r.Destination, from: r.Source, tos: r.TOS}
+		d := DestinationOf(r)
 		if _, seen := ways[d]; !seen {
 			order = append(order, d)
 		}
@@ -45,7 +52,7 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		return Reason{Decision: d, Link: l.Name, Prefix: network}
 	}
 	routes := make([]PlannedRoute, 0, len(l.Routes)+2)
-	own, known := destination{to: k.Prefix}, knownWays(l, keys, k)
+	own, known := Destination{To: k.Prefix}, knownWays(l, keys, k)
 	if len(ways[own]) == 0 && len(known[own]) == 0 && k.Family == IPv4 && !k.OfHosts() {
 		// An IPv4 network is on its link by definition; an IPv6 one only if a
 		// router or the administrator said so, which main shows (RFC 5942).
@@ -63,8 +70,8 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 			order = append(order, d)
 		}
 	}
-	slices.SortFunc(order, destination.compare)
-	choose := func(d destination) ([]Route, Decision) {
+	slices.SortFunc(order, Destination.Compare)
+	choose := func(d Destination) ([]Route, Decision) {
 		chosen, why := belonging(ways[d], keys, k)
 		if len(known[d]) > 0 && why == CopiedElsewhere {
 			return known[d], KnownRoute
@@ -77,7 +84,7 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		if repeated.has(d, chosen) {
 			continue
 		}
-		hasDefault = hasDefault || d == destination{to: k.Family.Any()}
+		hasDefault = hasDefault || d == Destination{To: k.Family.Any()}
 		for _, r := range ranked(chosen) {
 			why := why
 			if d == own && !r.Gateway.IsValid() {
@@ -113,20 +120,20 @@ type repetition struct {
 	lengths map[int]struct{}
 }
 
-func repetitions(order []destination, f Family, choose func(destination) ([]Route, Decision)) repetition {
+func repetitions(order []Destination, f Family, choose func(Destination) ([]Route, Decision)) repetition {
 	var r repetition
-	ways, _ := choose(destination{to: f.Any()})
-	if len(ways) == 0 || !slices.ContainsFunc(order, func(d destination) bool { return d == destination{to: f.Any()} }) {
+	ways, _ := choose(Destination{To: f.Any()})
+	if len(ways) == 0 || !slices.ContainsFunc(order, func(d Destination) bool { return d == Destination{To: f.Any()} }) {
 		return r
 	}
 	r = repetition{way: slices.MinFunc(ways, compareNextHops), enabled: true, others: map[netip.Prefix]struct{}{}, lengths: map[int]struct{}{}}
 	for _, d := range order {
-		if d.to.Bits() == 0 {
+		if d.To.Bits() == 0 {
 			continue
 		}
 		chosen, _ := choose(d)
 		if slices.ContainsFunc(chosen, func(o Route) bool { return !r.same(o) }) {
-			r.others[d.to], r.lengths[d.to.Bits()] = struct{}{}, struct{}{}
+			r.others[d.To], r.lengths[d.To.Bits()] = struct{}{}, struct{}{}
 		}
 	}
 	return r
@@ -134,13 +141,12 @@ func repetitions(order []destination, f Family, choose func(destination) ([]Rout
 
 // same reports whether a route leads where the default leads, and in the same manner.
 func (r *repetition) same(o Route) bool {
-	return o.Gateway.IsValid() && o.Gateway == r.way.Gateway && o.EncapsulationType == r.way.EncapsulationType && o.Encapsulation == r.way.Encapsulation &&
-		o.Metrics == r.way.Metrics && o.Congestion == r.way.Congestion && o.Realm == r.way.Realm
+	return o.Gateway.IsValid() && o.Gateway == r.way.Gateway && o.Attributes == r.way.Attributes
 }
 
 // has reports whether the ways to a destination may be left out.
-func (r *repetition) has(d destination, ways []Route) bool {
-	if !r.enabled || d.to.Bits() == 0 || d.from.IsValid() || d.tos != 0 {
+func (r *repetition) has(d Destination, ways []Route) bool {
+	if !r.enabled || d.To.Bits() == 0 || d.From.IsValid() || d.TOS != 0 {
 		return false
 	}
 	for _, o := range ways {
@@ -149,10 +155,10 @@ func (r *repetition) has(d destination, ways []Route) bool {
 		}
 	}
 	for bits := range r.lengths {
-		if bits > d.to.Bits() {
+		if bits > d.To.Bits() {
 			continue
 		}
-		if _, other := r.others[netip.PrefixFrom(d.to.Addr(), bits).Masked()]; other {
+		if _, other := r.others[netip.PrefixFrom(d.To.Addr(), bits).Masked()]; other {
 			return false
 		}
 	}
@@ -229,8 +235,8 @@ func knownRoutes(l Link) []Route {
 
 // knownWays are the routes of a network that its owner knows, by destination.
 // Main's own go before them.
-func knownWays(l Link, keys []Key, k Key) map[destination][]Route {
-	var ways map[destination][]Route
+func knownWays(l Link, keys []Key, k Key) map[Destination][]Route {
+	var ways map[Destination][]Route
 	for _, r := range knownRoutes(l) {
 		if r.Family != k.Family || r.Type != RouteUnicast {
 			continue
@@ -244,9 +250,9 @@ func knownWays(l Link, keys []Key, k Key) map[destination][]Route {
 		}
 		r.OnLink = r.Gateway.IsValid() && !reachable(l, k, r.Gateway)
 		if ways == nil {
-			ways = map[destination][]Route{}
+			ways = map[Destination][]Route{}
 		}
-		d := destination{to: r.Destination, from: r.Source, tos: r.TOS}
+		d := DestinationOf(r)
 		ways[d] = append(ways[d], r)
 	}
 	return ways
@@ -255,7 +261,7 @@ func knownWays(l Link, keys []Key, k Key) map[destination][]Route {
 // defaultWithoutTable is the route that main gets for a network without a table,
 // unless somebody else has put a default of the link there.
 func defaultWithoutTable(l Link, keys []Key, k Key) (Route, bool) {
-	ways := knownWays(l, keys, k)[destination{to: k.Family.Any()}]
+	ways := knownWays(l, keys, k)[Destination{To: k.Family.Any()}]
 	if !l.Up || !l.Reach || len(ways) == 0 || defaultMetric(l, k.Family) != noDefault {
 		return Route{}, false
 	}
@@ -327,7 +333,7 @@ func ranked(ways []Route) []Route {
 	rank, last := uint32(firstMetric), ways[0]
 	for _, r := range ways {
 		twin := slices.ContainsFunc(out, func(o Route) bool {
-			return o.Gateway == r.Gateway && o.Encapsulation == r.Encapsulation
+			return o.Gateway == r.Gateway && o.Attributes.Get().Encapsulation == r.Attributes.Get().Encapsulation
 		})
 		if twin {
 			continue
@@ -338,6 +344,16 @@ func ranked(ways []Route) []Route {
 		last = r
 		r.Metric = rank
 		out = append(out, r)
+	}
+	// A share means something among routes of one metric, which IPv4 has not.
+	for i := range out {
+		same := func(o Route) bool { return o.Metric == out[i].Metric && (o.Gateway != out[i].Gateway) }
+		switch {
+		case out[i].Family == IPv4 || !slices.ContainsFunc(out, same):
+			out[i].Weight = 0
+		case out[i].Weight == 0:
+			out[i].Weight = 1
+		}
 	}
 	return out
 }

@@ -14,8 +14,10 @@ func (r Rule) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d: ", r.Priority)
 	b.WriteString(r.Selectors())
-	b.WriteByte(' ')
-	b.WriteString(r.action())
+	if what := r.action(); what != "" {
+		b.WriteByte(' ')
+		b.WriteString(what)
+	}
 	if r.Protocol != Multihomed && r.Protocol != 0 && r.Protocol != ProtocolKernel {
 		fmt.Fprintf(&b, " proto %s", r.Protocol)
 	}
@@ -42,21 +44,22 @@ func (r Rule) Selectors() string {
 	switch {
 	case r.Mark == Mark{}:
 	case r.Mark.Mask == math.MaxUint32:
-		add(true, " fwmark %#x", r.Mark.Value)
+		add(true, " fwmark %s", hex(r.Mark.Value))
 	default:
-		add(true, " fwmark %#x/%#x", r.Mark.Value, r.Mark.Mask)
+		add(true, " fwmark %s/%s", hex(r.Mark.Value), hex(r.Mark.Mask))
 	}
 	add(r.IIF != "", " iif %s", r.IIF)
 	add(r.OIF != "", " oif %s", r.OIF)
+	add(r.L3MDev, " lookup [l3mdev-table]")
 	add(r.UIDs.Set, " uidrange %d-%d", r.UIDs.First, r.UIDs.Last)
 	add(r.IPProto != 0, " ipproto %s", transport(r.IPProto))
 	add(r.SourcePorts != PortRange{}, " sport %s", r.SourcePorts)
 	add(r.DestinationPorts != PortRange{}, " dport %s", r.DestinationPorts)
 	add(r.TunnelID != 0, " tun_id %d", r.TunnelID)
 	add(r.DSCP.Set && (r.DSCPMask == 0 || r.DSCPMask == fullDSCP), " dscp %d", r.DSCP.Value)
-	add(r.DSCP.Set && r.DSCPMask != 0 && r.DSCPMask != fullDSCP, " dscp %#x/%#x", r.DSCP.Value, r.DSCPMask)
-	add(r.FlowLabel.Set && (r.FlowLabelMask == 0 || r.FlowLabelMask == fullFlowLabel), " flowlabel %#x", r.FlowLabel.Value)
-	add(r.FlowLabel.Set && r.FlowLabelMask != 0 && r.FlowLabelMask != fullFlowLabel, " flowlabel %#x/%#x", r.FlowLabel.Value, r.FlowLabelMask)
+	add(r.DSCP.Set && r.DSCPMask != 0 && r.DSCPMask != fullDSCP, " dscp %s/%s", hex(r.DSCP.Value), hex(uint32(r.DSCPMask)))
+	add(r.FlowLabel.Set && (r.FlowLabelMask == 0 || r.FlowLabelMask == fullFlowLabel), " flowlabel %s", hex(r.FlowLabel.Value))
+	add(r.FlowLabel.Set && r.FlowLabelMask != 0 && r.FlowLabelMask != fullFlowLabel, " flowlabel %s/%s", hex(r.FlowLabel.Value), hex(r.FlowLabelMask))
 	return b.String()
 }
 
@@ -70,9 +73,7 @@ func (r Rule) action() string {
 	var b strings.Builder
 	switch r.Action {
 	case ActionLookup:
-		if r.L3MDev {
-			b.WriteString("lookup [l3mdev-table]")
-		} else {
+		if !r.L3MDev { // else it stands among the selectors
 			fmt.Fprintf(&b, "lookup %s", r.Table)
 		}
 	case ActionGoto:
@@ -94,12 +95,28 @@ func (r Rule) action() string {
 	if r.SuppressGroup.Set {
 		fmt.Fprintf(&b, " suppress_ifgroup %d", r.SuppressGroup.Value)
 	}
-	if to := r.Realms & 0xffff; r.Realms > 0xffff {
-		fmt.Fprintf(&b, " realms %d/%d", r.Realms>>16, to)
-	} else if to != 0 {
-		fmt.Fprintf(&b, " realms %d", to)
-	}
+	b.WriteString(realms(r.Realms))
 	return b.String()
+}
+
+// realms renders FRA_FLOW: where a packet is from, and where it goes.
+func realms(v uint32) string {
+	switch to := v & 0xffff; {
+	case v > 0xffff:
+		return fmt.Sprintf(" realms %d/%d", v>>16, to)
+	case to != 0:
+		return fmt.Sprintf(" realms %d", to)
+	default:
+		return ""
+	}
+}
+
+// hex is "%#x" of printf(3): zero has no 0x.
+func hex(v uint32) string {
+	if v == 0 {
+		return "0"
+	}
+	return fmt.Sprintf("%#x", v)
 }
 
 // transport names an IP protocol as ip(8) does, which asks protocols(5).
@@ -123,7 +140,7 @@ func transport(p uint8) string {
 func (p PortRange) String() string {
 	switch {
 	case p.Mask != 0 && p.Mask != math.MaxUint16:
-		return fmt.Sprintf("%#x/%#x", p.First, p.Mask)
+		return hex(uint32(p.First)) + "/" + hex(uint32(p.Mask))
 	case p.First == p.Last:
 		return strconv.Itoa(int(p.First))
 	default:
@@ -224,7 +241,13 @@ func (r Route) Text(device string) string {
 	if r.OnLink {
 		b.WriteString(" onlink")
 	}
-	if mtu := r.Metrics[2]; mtu != 0 { // RTAX_MTU
+	rare := r.Attributes.Get()
+	if v := rare.Realm; v > 0 && v <= 0xffff {
+		fmt.Fprintf(&b, " realm %d", v)
+	} else {
+		b.WriteString(realms(v))
+	}
+	if mtu := rare.Metrics[2]; mtu != 0 { // RTAX_MTU
 		fmt.Fprintf(&b, " mtu %d", mtu)
 	}
 	return b.String()

@@ -1,10 +1,13 @@
 package routing
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
+	"unique"
 )
 
 // A Family is an address family in the numbers of socket(2).
@@ -273,37 +276,46 @@ const metricsCount = 18
 type Metrics [metricsCount]uint32
 
 // A Route is one way to a destination through one device, as `ip route` shows
-// it. A multipath route of the kernel is several of these.
+// it. A multipath route of the kernel is several of these. Routes are
+// comparable. There may be very many, so what few of them have is in Attributes.
 type Route struct {
 	Family Family
-	Table  TableID
+	Type   RouteType
+	Scope  Scope
+	TOS    uint8
+	// OnLink says that the gateway is reachable although no route covers it.
+	OnLink     bool
+	Preference Preference
+	Protocol   Protocol
+	Table      TableID
+	// Metric is RTA_PRIORITY: the lower wins.
+	Metric uint32
+	// Weight is the share of a leg of a multipath route, from 1 (rtnh_hops + 1);
+	// zero where the route has one way.
+	Weight uint16
 	// Destination is masked; a default route has length zero.
 	Destination netip.Prefix
 	// Source restricts the route to packets from a prefix (IPv6 only, RTA_SRC).
 	Source netip.Prefix
-	TOS    uint8
-	// Metric is RTA_PRIORITY: the lower wins.
-	Metric uint32
-	Type   RouteType
-	Scope  Scope
 	// Gateway is zero where the destination is on the link. It may be of the
 	// other family (RTA_VIA, RFC 5549).
 	Gateway netip.Addr
 	// Device is the interface index.
 	Device int
-	// OnLink says that the gateway is reachable although no route covers it.
-	OnLink bool
 	// PreferredSource is the address that unbound traffic gets.
 	PreferredSource netip.Addr
-	Preference      Preference
-	Metrics         Metrics
+	// Attributes is the rest.
+	Attributes Attributes
+}
+
+// RareAttributes are what few routes have. They are comparable; the zero value
+// is a route without any.
+type RareAttributes struct {
+	Metrics Metrics
 	// Congestion is the congestion control algorithm (RTAX_CC_ALGO).
 	Congestion string
 	// Realm is for accounting and for filters (RTA_FLOW, IPv4).
 	Realm uint32
-	// Weight is the share of a leg of a multipath route, from 1 (rtnh_hops + 1);
-	// zero where the route has one way.
-	Weight uint16
 	// Legs are the other ways of an IPv4 multipath route of ours, whose first way
 	// is the route itself. IPv6 has a route for each leg, and so have the routes
 	// of main.
@@ -311,7 +323,50 @@ type Route struct {
 	// Encapsulation holds RTA_ENCAP verbatim, EncapsulationType its type.
 	EncapsulationType uint16
 	Encapsulation     string
-	Protocol          Protocol
+}
+
+// Attributes is a handle to RareAttributes that all routes with the same ones
+// share. Handles are equal if and only if what they stand for is; the zero
+// handle stands for none.
+type Attributes struct{ shared unique.Handle[RareAttributes] }
+
+// Share returns the handle of the attributes.
+func (r RareAttributes) Share() Attributes {
+	if r == (RareAttributes{}) {
+		return Attributes{}
+	}
+	return Attributes{unique.Make(r)}
+}
+
+// Get returns what the handle stands for.
+func (a Attributes) Get() RareAttributes {
+	if a == (Attributes{}) {
+		return RareAttributes{}
+	}
+	return a.shared.Value()
+}
+
+// With returns the handle of the attributes after a change.
+func (a Attributes) With(change func(*RareAttributes)) Attributes {
+	r := a.Get()
+	change(&r)
+	return r.Share()
+}
+
+// Compare orders attributes by what they stand for.
+func (a Attributes) Compare(b Attributes) int {
+	if a == b {
+		return 0
+	}
+	x, y := a.Get(), b.Get()
+	return cmp.Or(
+		slices.Compare(x.Metrics[:], y.Metrics[:]),
+		cmp.Compare(x.EncapsulationType, y.EncapsulationType),
+		cmp.Compare(x.Encapsulation, y.Encapsulation),
+		cmp.Compare(x.Congestion, y.Congestion),
+		cmp.Compare(x.Realm, y.Realm),
+		cmp.Compare(x.Legs.packed, y.Legs.packed),
+	)
 }
 
 // A Leg is one way of a multipath route.
@@ -441,6 +496,8 @@ type Elsewhere struct {
 	// another interface, or a local route of the device. What is not its own is
 	// forwarded: routed guests, delegated prefixes.
 	Own bool
+	// Device is the index of the interface that it stands on or is behind.
+	Device int
 	// Why says in words what it is.
 	Why string
 }

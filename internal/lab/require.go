@@ -30,6 +30,9 @@ func checkRequirements() error {
 	if err := checkPrograms(""); err != nil {
 		return err
 	}
+	if _, err := slowness(); err != nil {
+		return err
+	}
 	if _, err := os.Stat("/proc/self/ns/net"); err != nil {
 		return fmt.Errorf("the kernel has no network namespaces, or /proc is not mounted: %w", err)
 	}

@@ -28,19 +28,16 @@ const (
 
 // Environment variables that change where roots come from and where they are kept.
 const (
-	CacheEnv  = "MULTIHOMED_TEST_CACHE"  // the directory of the roots
+	CacheEnv  = "MULTIHOMED_TEST_CACHE"  // the directory of the roots and whatever else is made once
 	MirrorEnv = "MULTIHOMED_TEST_MIRROR" // a Debian mirror instead of apt's
 )
 
-const (
-	defaultCache  = "/var/cache/multihomed-test"
-	defaultMirror = "http://deb.debian.org/debian"
-)
+const defaultMirror = "http://deb.debian.org/debian"
 
 // packages are what a root has on top of what every Debian has. libpam-systemd is
 // the default-logind that polkitd depends on: debootstrap does not know who
 // provides what.
-const packages = "systemd,systemd-sysv,libpam-systemd,dbus,udev,network-manager,iproute2,iputils-ping,procps,ca-certificates"
+const packages = "systemd,systemd-sysv,libpam-systemd,dbus,udev,network-manager,iproute2,iputils-ping,procps,kmod,ca-certificates"
 
 // masked are units that cost time, or fail without a network, and are no
 // business of ours: a timer that fires during a test makes the system degraded.
@@ -61,12 +58,8 @@ func rootDir(release string) (string, error) {
 	if release != Bookworm && release != Trixie {
 		return "", fmt.Errorf("release %q: only %s and %s are known", release, Bookworm, Trixie)
 	}
-	cache := os.Getenv(CacheEnv)
-	if cache == "" {
-		cache = defaultCache
-	}
 	recipe := sha256.Sum256([]byte(packages + masked + removed))
-	return filepath.Join(cache, fmt.Sprintf("%s-%x", release, recipe[:4])), nil
+	return cachePath(fmt.Sprintf("%s-%x", release, recipe[:4])), nil
 }
 
 // Root returns the directory of a Debian release as debootstrap makes it. It is
@@ -87,41 +80,16 @@ func Root(ctx context.Context, release string) (dir string, err error) {
 	if err := checkPrograms(true); err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return "", fmt.Errorf("making the directory of the roots (%s sets it): %w", CacheEnv, err)
-	}
-	// Whoever holds the lock builds; the kernel releases it when the process ends.
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	err = cached(ctx, dir, func(tmp string) error { return build(ctx, release, tmp, dir) })
 	if err != nil {
-		return "", fmt.Errorf("locking %s: %w", dir, err)
-	}
-	defer lock.Close()
-	if err := flock(ctx, lock); err != nil {
-		return "", err
-	}
-	if isDir(dir) {
-		return dir, nil // made while this process waited
-	}
-	if err := build(ctx, release, dir); err != nil {
 		return "", fmt.Errorf("making a root of %s: %w", release, err)
 	}
 	return dir, nil
 }
 
-// build makes a root in a temporary directory and gives it its name at the end.
-// The caller holds the lock.
-func build(ctx context.Context, release, dir string) (err error) {
-	const suffix = ".making"
-	tmp := dir + suffix
-	if err := os.RemoveAll(tmp); err != nil { // of a build that was interrupted
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(tmp))
-		}
-	}()
-	mirror, err := mirrorOf(ctx)
+// build makes a root in tmp, which becomes dir.
+func build(ctx context.Context, release, tmp, dir string) error {
+	mirror, err := Mirror(ctx)
 	if err != nil {
 		return err
 	}
@@ -136,10 +104,7 @@ func build(ctx context.Context, release, dir string) (err error) {
 		log, _ := os.ReadFile(filepath.Join(tmp, "debootstrap/debootstrap.log"))
 		return fmt.Errorf("debootstrap: %w: %s\n%s", err, lab.Tail(out, 10), lab.Tail(string(log), 20))
 	}
-	if err := finish(tmp); err != nil {
-		return err
-	}
-	return os.Rename(tmp, dir)
+	return finish(tmp)
 }
 
 // finish makes a fresh root ready to be booted in a container.
@@ -164,15 +129,6 @@ func finish(root string) error {
 		if err := os.Symlink(os.DevNull, path); err != nil {
 			return err
 		}
-	}
-	// The name must not reach the disk before the contents.
-	f, err := os.Open(root)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("writing %s to disk: %w", root, err)
 	}
 	return nil
 }
@@ -209,8 +165,9 @@ func hostEnv() []string {
 	return append(os.Environ(), "PATH="+lab.SearchPath, "LC_ALL=C.UTF-8")
 }
 
-// mirrorOf is where apt gets Debian from, if it does.
-func mirrorOf(ctx context.Context) (string, error) {
+// Mirror is where apt gets Debian from, or Debian's own mirror; MirrorEnv
+// overrides both.
+func Mirror(ctx context.Context) (string, error) {
 	if mirror := os.Getenv(MirrorEnv); mirror != "" {
 		return mirror, nil
 	}
@@ -251,20 +208,4 @@ func proxies(ctx context.Context, env []string) ([]string, error) {
 		}
 	}
 	return env, nil
-}
-
-// flock waits for a lock on a file.
-func flock(ctx context.Context, f *os.File) error {
-	return lab.Eventually(ctx, func() error {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != nil {
-			return fmt.Errorf("waiting for who holds %s: %w", f.Name(), err)
-		}
-		return nil
-	})
-}
-
-func isDir(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
 }

@@ -164,7 +164,7 @@ func (f *follower) verdict(name string) (nm.Verdict, string) {
 // await waits until a condition on the snapshot holds.
 func (f *follower) await(t *testing.T, what string, ok func(nm.Snapshot) bool) nm.Snapshot {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Stretched(timeout))
 	defer cancel()
 	for {
 		s := f.Snapshot()

@@ -35,7 +35,8 @@ func TestRouterAdvertisements(t *testing.T) {
 	}{{64, 0, 1800}, {32, 0, 1800}, {32, 1, 1800}, {32, 3, 1800}, {64, 0, 1700}, {64, 0, 0}} {
 		want := routing.Route{}
 		if a.lifetime > 0 {
-			want.Metrics[unix.RTAX_HOPLIMIT], want.Preference = uint32(a.hops), a.preference
+			setMetric(&want, unix.RTAX_HOPLIMIT, uint32(a.hops))
+			want.Preference = a.preference
 		}
 		var have routing.Route
 		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
@@ -46,7 +47,7 @@ func TestRouterAdvertisements(t *testing.T) {
 				l, _ := s.Link(index)
 				for _, r := range l.Routes {
 					if r.Family == routing.IPv6 && r.IsDefault() {
-						have.Metrics, have.Preference = r.Metrics, r.Preference
+						have.Attributes, have.Preference = r.Attributes, r.Preference
 					}
 				}
 			})
@@ -55,7 +56,7 @@ func TestRouterAdvertisements(t *testing.T) {
 			}
 		}
 		if have != want {
-			t.Errorf("after %+v the default route has metrics %v and preference %d", a, have.Metrics, have.Preference)
+			t.Errorf("after %+v the default route has metrics %v and preference %d", a, have.Attributes.Get().Metrics, have.Preference)
 		}
 	}
 }

@@ -59,7 +59,7 @@ func (s *State) apply(h header, payload []byte, why cause) error {
 			s.ruleDeleted(r, why)
 		}
 	case kindNewNexthop, kindDelNexthop:
-		s.nexthopChanged()
+		return s.nexthopChanged(h.kind, payload)
 	}
 	return nil
 }
@@ -74,13 +74,15 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 	}
 	if head.key.table == routing.TableLocal {
 		s.localRoute(h.kind, head)
+		s.local(h.kind, h.flags, head)
 		return nil
 	}
+	s.guest(h.kind, h.flags, head, payload)
 	if !s.keeps(head) {
 		return nil
 	}
 	s.events[routeClass(head.key.family)]++
-	a, err := decodeRoute(payload)
+	a, err := s.read(payload)
 	if err != nil {
 		return err
 	}
@@ -106,10 +108,10 @@ func (s *State) keeps(head routeHead) bool {
 	if head.key.table != routing.TableMain {
 		return false
 	}
-	if head.kind == routing.RouteUnicast && (head.legs || s.Interested(head.device)) {
+	if head.kind == routing.RouteUnicast && s.leads(head) {
 		return true
 	}
-	return s.fib.slots[head.key] != nil
+	return s.fib.at(head.key) != nil
 }
 
 // wanted reports whether an alias is a reason to keep its slot.
@@ -122,7 +124,7 @@ func (s *State) wanted(a *alias) bool {
 }
 
 func (s *State) routeAdded(a *alias, flags uint16, why cause) {
-	slot := s.fib.slots[a.key]
+	slot := s.fib.at(a.key)
 	if slot == nil {
 		if !s.wanted(a) {
 			return
@@ -214,7 +216,16 @@ func contains(all, some []leg) bool {
 // sameManner compares what siblings may have different and messages show once.
 func sameManner(a, b routing.Route) bool {
 	return a.Protocol == b.Protocol && a.PreferredSource == b.PreferredSource && a.Preference == b.Preference &&
-		a.Metrics == b.Metrics && a.Congestion == b.Congestion
+		sameMetrics(a.Attributes, b.Attributes)
+}
+
+// sameMetrics compares without what each way has of its own.
+func sameMetrics(a, b routing.Attributes) bool {
+	if a == b {
+		return true
+	}
+	x, y := a.Get(), b.Get()
+	return x.Metrics == y.Metrics && x.Congestion == y.Congestion
 }
 
 // routeReplaced takes NLM_F_REPLACE in: nothing else announces what was there
@@ -257,13 +268,15 @@ func (s *State) routeReplaced(slot *slot, a *alias, why cause) {
 }
 
 func (s *State) routeDeleted(a *alias, why cause) {
-	slot := s.fib.slots[a.key]
+	slot := s.fib.at(a.key)
 	if slot == nil {
 		return
 	}
 	if a.key.family == routing.IPv6 {
 		s.siblingsDeleted(slot, a, why)
-	} else if i := slices.IndexFunc(slot.aliases, func(o *alias) bool { return sameAlias(o, a) }); i >= 0 {
+	} else if i := slices.IndexFunc(slot.aliases, func(o *alias) bool {
+		return sameAlias(o, a) || a.nexthop != 0 && o.nexthop == a.nexthop && o.kind == a.kind && o.protocol() == a.protocol()
+	}); i >= 0 {
 		o := slot.aliases[i]
 		s.touched(o, why)
 		s.taken(o, why)
@@ -280,6 +293,16 @@ func (s *State) routeDeleted(a *alias, why cause) {
 // siblingsDeleted takes out the legs that the message lists: one where one
 // route went, all where all went (__ip6_del_rt_siblings).
 func (s *State) siblingsDeleted(slot *slot, a *alias, why cause) {
+	if a.nexthop != 0 {
+		for _, o := range slices.Clone(slot.aliases) {
+			if o.kind == a.kind && o.nexthop == a.nexthop {
+				s.touched(o, why)
+				s.taken(o, why)
+				s.fib.remove(o)
+			}
+		}
+		return
+	}
 	for _, l := range a.legs {
 		for _, o := range slices.Clone(slot.aliases) {
 			if o.kind != a.kind || o.nexthop != a.nexthop {
@@ -305,14 +328,14 @@ func (s *State) siblingsDeleted(slot *slot, a *alias, why cause) {
 
 // settle drops a slot that nothing wanted is left in.
 func (s *State) settle(k fibKey) {
-	slot := s.fib.slots[k]
+	slot := s.fib.at(k)
 	if slot == nil || slices.ContainsFunc(slot.aliases, s.wanted) {
 		return
 	}
 	for _, a := range slot.aliases {
 		s.fib.forget(a)
 	}
-	delete(s.fib.slots, k)
+	s.fib.drop(k)
 }
 
 // localRoute remembers the local routes that cover more than an address.
@@ -334,7 +357,7 @@ func (s *State) touched(a *alias, why cause) {
 		switch {
 		case a.key.table == routing.TableMain:
 			if a.kind == routing.RouteUnicast && s.Interested(l.route.Device) {
-				s.changes.Links[l.route.Device] = struct{}{}
+				enlistIn(s.changes.Destinations, l.route.Device, routing.DestinationOf(l.route))
 			}
 			if l.ours() && !why.own {
 				s.changes.Routes[l.route.Key()] = struct{}{}
@@ -350,6 +373,12 @@ func (s *State) touched(a *alias, why cause) {
 // taken notes that a process other than us took routes of ours away.
 func (s *State) taken(a *alias, why cause) {
 	if why.port == 0 || why.own || a.key.table == routing.TableMain {
+		return
+	}
+	if a.whole() {
+		if r, ok := a.multipath(); ok && r.Protocol == routing.Multihomed {
+			s.changes.Taken = append(s.changes.Taken, Taken{Route: r, Port: why.port})
+		}
 		return
 	}
 	for _, l := range a.legs {
@@ -382,6 +411,7 @@ func (s *State) ruleTouched(r routing.Rule, ours bool, why cause) {
 	switch {
 	case !ours:
 		s.changes.Foreign = true
+		s.changes.ForeignRules[r.Family] = struct{}{}
 	case !why.own:
 		s.changes.Rules[r] = struct{}{}
 	}

@@ -99,6 +99,17 @@ func (s *State) lines() []string {
 			}
 		}
 	}
+	for device, keys := range s.elsewhere.locals {
+		for k := range keys {
+			add("local %s on %d metric %d tos %d", k.prefix, device, k.metric, k.tos)
+		}
+	}
+	for _, ways := range s.elsewhere.guests {
+		for g := range ways {
+			add("guest %+v", g)
+		}
+	}
+	out = append(out, s.nexthopLines()...)
 	places := map[band]int{}
 	for _, r := range slices.Concat(slices.Collect(s.Rules()), s.ForeignRules()) {
 		k := band{r.Family, r.Priority}
@@ -121,7 +132,8 @@ func copies(before []routing.Route, r routing.Route) int {
 
 // describe adds to the words of ip(8) what they leave out.
 func describe(r routing.Route) string {
-	return fmt.Sprintf("%s %s protocol %d type %d scope %d tos %d preference %d metrics %d %q encap %d %x",
-		r.Family, r, r.Protocol, r.Type, r.Scope, r.TOS, r.Preference, r.Metrics, r.Congestion,
-		r.EncapsulationType, r.Encapsulation)
+	rare := r.Attributes.Get()
+	return fmt.Sprintf("%s %s protocol %d type %d scope %d tos %d preference %d weight %d metrics %d %q realm %d encap %d %x legs %v",
+		r.Family, r, r.Protocol, r.Type, r.Scope, r.TOS, r.Preference, r.Weight, rare.Metrics, rare.Congestion, rare.Realm,
+		rare.EncapsulationType, rare.Encapsulation, rare.Legs.All())
 }

@@ -147,6 +147,62 @@ func (h *host) bgp(dev, n int) {
 	}
 }
 
+// BenchmarkMemory is what a route of main through an interface of interest takes
+// in the mirror.
+func BenchmarkMemory(b *testing.B) {
+	const routes = 50_000
+	h := newHost(b)
+	wan := h.veth("bgp0")
+	h.address("bgp0", "198.51.100.10/24")
+	h.bgp(wan, routes)
+	h.enter()
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var mem runtime.MemStats
+		runtime.ReadMemStats(&mem)
+		return mem.HeapAlloc
+	}
+	var taken uint64
+	for b.Loop() {
+		before := heap()
+		m, err := kernel.Open(kernel.Config{Tables: tables})
+		must(b, err)
+		must(b, m.Sync(b.Context()))
+		m.Take()
+		taken = heap() - before
+		if m.Slots() < routes {
+			b.Fatalf("%d keys", m.Slots())
+		}
+		must(b, m.Close())
+	}
+	b.ReportMetric(float64(taken)/routes, "B/route")
+}
+
+// BenchmarkOneOfMany is a route that changes beside 50,000 others, and how its
+// destination looks then.
+func BenchmarkOneOfMany(b *testing.B) {
+	h := newHost(b)
+	wan := h.veth("bgp0")
+	h.address("bgp0", "198.51.100.10/24")
+	h.bgp(wan, 50_000)
+	m := h.mirror(kernel.Config{})
+	r := route(routing.TableMain, "10.0.0.0/8", "198.51.100.1", wan)
+	r.Protocol = 186
+	add, del := kernel.EncodeRoute(r), kernel.EncodeRoute(r)
+	b.ReportAllocs()
+	for b.Loop() {
+		m.View(func(s *kernel.State) {
+			must(b, s.Apply(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, add))
+			if len(s.Ways(wan, routing.DestinationOf(r))) != 1 {
+				b.Fatal("the route is not there")
+			}
+			must(b, s.Apply(unix.RTM_DELROUTE, 0, del))
+		})
+		m.Take()
+	}
+}
+
 // BenchmarkLoad fills a mirror on a host with a million routes of no interest.
 func BenchmarkLoad(b *testing.B) {
 	const routes = 1_000_000

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"maps"
+	"net/netip"
 
 	"multihomed/routing"
 )
@@ -11,15 +12,23 @@ import (
 type Changes struct {
 	// All says that everything may have changed: the mirror was filled anew.
 	All bool
-	// Links are the interfaces whose state, addresses or routes in main
-	// changed, also those that are gone.
+	// Links are the interfaces whose state or addresses changed, also those that
+	// are gone and those whose routes became of interest or no longer are.
 	Links map[int]struct{}
+	// Destinations are, by interface, what main's unicast routes through it
+	// changed for: State.Ways tells how they are now.
+	Destinations map[int]map[routing.Destination]struct{}
 	// Rules and Routes are objects of ours that somebody else touched, or that
 	// the kernel took away.
 	Rules  map[routing.Rule]struct{}
 	Routes map[routing.RouteKey]struct{}
-	// Foreign says that other rules, or other routes in our tables, changed.
-	Foreign bool
+	// Foreign says that other rules, or other routes in our tables, changed;
+	// ForeignRules of which families rules did.
+	Foreign      bool
+	ForeignRules map[routing.Family]struct{}
+	// Elsewhere are the addresses and prefixes that appeared or went as
+	// State.Elsewhere returns them.
+	Elsewhere map[netip.Prefix]struct{}
 	// Taken are objects of ours that another process deleted or replaced.
 	Taken []Taken
 }
@@ -35,19 +44,30 @@ type Taken struct {
 
 // Empty reports whether nothing changed.
 func (c Changes) Empty() bool {
-	return !c.All && !c.Foreign && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0
+	return !c.All && !c.Foreign && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
+		len(c.Destinations) == 0 && len(c.ForeignRules) == 0 && len(c.Elsewhere) == 0
 }
 
 func newChanges() Changes {
 	return Changes{
 		Links: map[int]struct{}{}, Rules: map[routing.Rule]struct{}{}, Routes: map[routing.RouteKey]struct{}{},
+		Destinations: map[int]map[routing.Destination]struct{}{},
+		ForeignRules: map[routing.Family]struct{}{}, Elsewhere: map[netip.Prefix]struct{}{},
 	}
 }
 
 func (c *Changes) merge(o Changes) {
 	c.All = c.All || o.All
 	c.Foreign = c.Foreign || o.Foreign
+	maps.Copy(c.ForeignRules, o.ForeignRules)
+	maps.Copy(c.Elsewhere, o.Elsewhere)
 	maps.Copy(c.Links, o.Links)
+	for index, destinations := range o.Destinations {
+		if c.Destinations[index] == nil {
+			c.Destinations[index] = map[routing.Destination]struct{}{}
+		}
+		maps.Copy(c.Destinations[index], destinations)
+	}
 	maps.Copy(c.Rules, o.Rules)
 	maps.Copy(c.Routes, o.Routes)
 	c.Taken = append(c.Taken, o.Taken...)

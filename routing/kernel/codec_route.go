@@ -30,11 +30,12 @@ type fibKey struct {
 
 // routeHead is what can be said of a route without allocating.
 type routeHead struct {
-	key     fibKey
-	kind    routing.RouteType
-	flags   uint32
-	device  int
-	nexthop uint32
+	key      fibKey
+	kind     routing.RouteType
+	protocol routing.Protocol
+	flags    uint32
+	device   int
+	nexthop  uint32
 	// legs says that the ways are in RTA_MULTIPATH.
 	legs bool
 }
@@ -46,8 +47,8 @@ func peekRoute(b []byte) (routeHead, error) {
 		return routeHead{}, fmt.Errorf("reading a route: %w", errTruncated)
 	}
 	h := routeHead{
-		key:   fibKey{family: routing.Family(b[0]), tos: b[3], table: routing.TableID(b[4])},
-		kind:  routing.RouteType(b[7]),
+		key:  fibKey{family: routing.Family(b[0]), tos: b[3], table: routing.TableID(b[4])},
+		kind: routing.RouteType(b[7]), protocol: routing.Protocol(b[5]),
 		flags: binary.NativeEndian.Uint32(b[8:]),
 	}
 	if !knownFamily(b[0]) {
@@ -104,12 +105,19 @@ func decodeRoute(b []byte) (*alias, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &alias{key: h.key, kind: h.kind, nexthop: h.nexthop}
+	// Nearly all routes have one way: that is one allocation.
+	both := new(struct {
+		alias
+		way [1]leg
+	})
+	out := &both.alias
+	*out = alias{key: h.key, kind: h.kind, nexthop: h.nexthop, legs: both.way[:0:0]}
 	common := routing.Route{
 		Family: h.key.family, Table: h.key.table, Destination: h.key.destination, Source: h.key.source,
 		TOS: h.key.tos, Metric: h.key.metric, Type: h.kind,
 		Protocol: routing.Protocol(b[5]), Scope: routing.Scope(b[6]), Device: h.device,
 	}
+	var rare routing.RareAttributes
 	var ways []byte
 	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
 		switch a.kind {
@@ -118,19 +126,21 @@ func decodeRoute(b []byte) (*alias, error) {
 		case unix.RTA_PREF:
 			common.Preference = routing.Preference(a.uint8())
 		case unix.RTA_METRICS:
-			decodeMetrics(&common, a.value)
+			decodeMetrics(&rare, a.value)
 		case unix.RTA_MULTIPATH:
 			ways = a.value
 		default:
-			err = decodeWay(&common, &a)
+			err = decodeWay(&common, &rare, &a)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("reading a route: %w", err)
 		}
 	}
 	if ways == nil {
+		common.Attributes = rare.Share()
 		common.OnLink = h.flags&unix.RTNH_F_ONLINK != 0
-		out.legs = []leg{{route: common, dead: h.flags&unix.RTNH_F_DEAD != 0}}
+		both.way[0] = leg{route: common, dead: h.flags&unix.RTNH_F_DEAD != 0}
+		out.legs = both.way[:]
 		return out, nil
 	}
 	for len(ways) > 0 {
@@ -143,21 +153,30 @@ func decodeRoute(b []byte) (*alias, error) {
 		}
 		l := leg{route: common, dead: ways[2]&unix.RTNH_F_DEAD != 0}
 		l.route.OnLink = ways[2]&unix.RTNH_F_ONLINK != 0
+		l.route.Weight = uint16(ways[3]) + 1
 		l.route.Device = int(int32(binary.NativeEndian.Uint32(ways[4:]))) //nolint:gosec // rtnh_ifindex is an int
+		own := rare
 		for a := (attributes{rest: ways[nexthopHeaderSize:n]}); a.next(); {
-			if err := decodeWay(&l.route, &a); err != nil {
+			if err := decodeWay(&l.route, &own, &a); err != nil {
 				return nil, fmt.Errorf("reading a next hop: %w", err)
 			}
 		}
+		l.route.Attributes = own.Share()
 		out.legs = append(out.legs, l)
 		ways = ways[min(align(n), len(ways)):]
+	}
+	if len(out.legs) == 0 {
+		return nil, fmt.Errorf("reading a route: no next hop: %w", errTruncated)
+	}
+	if len(out.legs) == 1 {
+		out.legs[0].route.Weight = 0
 	}
 	return out, nil
 }
 
 // decodeWay reads an attribute that a route has once and a multipath route
 // once for each leg.
-func decodeWay(r *routing.Route, a *attributes) (err error) {
+func decodeWay(r *routing.Route, rare *routing.RareAttributes, a *attributes) (err error) {
 	switch a.kind {
 	case unix.RTA_GATEWAY:
 		r.Gateway, err = decodeAddr(r.Family, a.value)
@@ -166,15 +185,17 @@ func decodeWay(r *routing.Route, a *attributes) (err error) {
 			return fmt.Errorf("gateway of another family: %w", errTruncated)
 		}
 		r.Gateway, err = decodeAddr(routing.Family(a.uint16()&0xff), a.value[viaHeaderSize:])
+	case unix.RTA_FLOW:
+		rare.Realm = a.uint32()
 	case unix.RTA_ENCAP_TYPE:
-		r.EncapsulationType = a.uint16()
+		rare.EncapsulationType = a.uint16()
 	case unix.RTA_ENCAP:
-		r.Encapsulation = string(a.value)
+		rare.Encapsulation = string(a.value)
 	}
 	return err
 }
 
-func decodeMetrics(r *routing.Route, b []byte) {
+func decodeMetrics(r *routing.RareAttributes, b []byte) {
 	for a := (attributes{rest: b}); a.next(); {
 		switch {
 		case a.kind == unix.RTAX_CC_ALGO:
@@ -187,30 +208,83 @@ func decodeMetrics(r *routing.Route, b []byte) {
 
 // encodeRoute appends the route as the payload of RTM_NEWROUTE.
 func encodeRoute(m *builder, r routing.Route) {
-	encodeRouteIdentity(m, r)
+	if r.Family == routing.IPv6 && r.Weight > 0 {
+		// The share of an IPv6 route can be told in RTA_MULTIPATH alone.
+		encodeRouteKey(m, r, 0)
+		encodeLegs(m, r.Family, []routing.Leg{firstLeg(r)})
+	} else {
+		encodeRouteIdentity(m, r)
+	}
 	if r.PreferredSource.IsValid() {
 		m.attribute(unix.RTA_PREFSRC, r.PreferredSource.AsSlice())
 	}
 	if r.Preference != 0 {
 		m.attribute8(unix.RTA_PREF, uint8(r.Preference))
 	}
-	if r.Metrics != (routing.Metrics{}) || r.Congestion != "" {
+	rare := r.Attributes.Get()
+	if rare.Realm != 0 && rare.Legs == (routing.Legs{}) {
+		m.attribute32(unix.RTA_FLOW, rare.Realm)
+	}
+	if rare.Metrics != (routing.Metrics{}) || rare.Congestion != "" {
 		at := m.open(unix.RTA_METRICS)
-		for i, v := range r.Metrics {
+		for i, v := range rare.Metrics {
 			if v != 0 && i != unix.RTAX_CC_ALGO {
 				m.attribute32(uint16(i), v)
 			}
 		}
-		if r.Congestion != "" {
-			m.text(unix.RTAX_CC_ALGO, r.Congestion)
+		if rare.Congestion != "" {
+			m.text(unix.RTAX_CC_ALGO, rare.Congestion)
 		}
 		m.close(at)
 	}
-	if r.EncapsulationType != 0 {
+	if rare.EncapsulationType != 0 {
 		at := m.open(unix.RTA_ENCAP_TYPE)
-		m.b = binary.NativeEndian.AppendUint16(m.b, r.EncapsulationType)
+		m.b = binary.NativeEndian.AppendUint16(m.b, rare.EncapsulationType)
 		m.close(at)
-		m.attribute(unix.RTA_ENCAP|unix.NLA_F_NESTED, []byte(r.Encapsulation))
+		m.attribute(unix.RTA_ENCAP|unix.NLA_F_NESTED, []byte(rare.Encapsulation))
+	}
+}
+
+// firstLeg is the way that a route itself is.
+func firstLeg(r routing.Route) routing.Leg {
+	return routing.Leg{
+		Gateway: r.Gateway, Device: r.Device, OnLink: r.OnLink, Realm: r.Attributes.Get().Realm, Weight: r.Weight,
+	}
+}
+
+// encodeLegs appends RTA_MULTIPATH: struct rtnexthop, each with its attributes.
+func encodeLegs(m *builder, f routing.Family, legs []routing.Leg) {
+	at := m.open(unix.RTA_MULTIPATH)
+	for _, l := range legs {
+		start := len(m.b)
+		var flags, hops byte
+		if l.OnLink {
+			flags = unix.RTNH_F_ONLINK
+		}
+		if l.Weight > 0 {
+			hops = byte(l.Weight - 1) //nolint:gosec // at most 256
+		}
+		m.bytes(0, 0, flags, hops)
+		m.word(uint32(l.Device)) //nolint:gosec // an interface index
+		encodeGateway(m, f, l.Gateway)
+		if l.Realm != 0 {
+			m.attribute32(unix.RTA_FLOW, l.Realm)
+		}
+		binary.NativeEndian.PutUint16(m.b[start:], uint16(len(m.b)-start)) //nolint:gosec // some 40 bytes
+	}
+	m.close(at)
+}
+
+func encodeGateway(m *builder, f routing.Family, gateway netip.Addr) {
+	switch {
+	case !gateway.IsValid():
+	case routing.FamilyOf(gateway) == f:
+		m.attribute(unix.RTA_GATEWAY, gateway.AsSlice())
+	default:
+		at := m.open(unix.RTA_VIA)
+		m.b = binary.NativeEndian.AppendUint16(m.b, uint16(routing.FamilyOf(gateway)))
+		m.b = append(m.b, gateway.AsSlice()...)
+		m.close(at)
 	}
 }
 
@@ -219,16 +293,30 @@ func encodeRoute(m *builder, r routing.Route) {
 // protocol (fib_table_delete in net/ipv4/fib_trie.c, ip6_route_del in
 // net/ipv6/route.c).
 func encodeRouteIdentity(m *builder, r routing.Route) {
+	if legs := r.Attributes.Get().Legs.All(); len(legs) > 0 {
+		encodeRouteKey(m, r, 0)
+		encodeLegs(m, r.Family, append([]routing.Leg{firstLeg(r)}, legs...))
+		return
+	}
+	var flags uint32
+	if r.OnLink {
+		flags = unix.RTNH_F_ONLINK
+	}
+	encodeRouteKey(m, r, flags)
+	encodeGateway(m, r.Family, r.Gateway)
+	if r.Device != 0 {
+		m.attribute32(unix.RTA_OIF, uint32(r.Device)) //nolint:gosec // an interface index
+	}
+}
+
+// encodeRouteKey appends all but the ways.
+func encodeRouteKey(m *builder, r routing.Route, flags uint32) {
 	table := byte(tableCompat)
 	if r.Table < 256 {
 		table = byte(r.Table)
 	}
 	m.bytes(byte(r.Family), bits(r.Destination), bits(r.Source), r.TOS,
 		table, byte(r.Protocol), byte(r.Scope), byte(r.Type))
-	var flags uint32
-	if r.OnLink {
-		flags = unix.RTNH_F_ONLINK
-	}
 	m.word(flags)
 	m.attribute32(unix.RTA_TABLE, uint32(r.Table))
 	if bits(r.Destination) > 0 {
@@ -239,18 +327,5 @@ func encodeRouteIdentity(m *builder, r routing.Route) {
 	}
 	if r.Metric != 0 {
 		m.attribute32(unix.RTA_PRIORITY, r.Metric)
-	}
-	switch {
-	case !r.Gateway.IsValid():
-	case routing.FamilyOf(r.Gateway) == r.Family:
-		m.attribute(unix.RTA_GATEWAY, r.Gateway.AsSlice())
-	default:
-		at := m.open(unix.RTA_VIA)
-		m.b = binary.NativeEndian.AppendUint16(m.b, uint16(routing.FamilyOf(r.Gateway)))
-		m.b = append(m.b, r.Gateway.AsSlice()...)
-		m.close(at)
-	}
-	if r.Device != 0 {
-		m.attribute32(unix.RTA_OIF, uint32(r.Device)) //nolint:gosec // an interface index
 	}
 }

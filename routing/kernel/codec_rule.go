@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -29,6 +30,10 @@ const (
 	ruleSourcePortMask      = 28
 	ruleDestinationPortMask = 29
 	ruleDSCPMask            = 30
+
+	fullDSCP      = 0x3f
+	fullFlowLabel = 0xfffff
+	fullPort      = 0xffff
 )
 
 // decodeRule reads struct fib_rule_hdr and its attributes.
@@ -61,7 +66,25 @@ func decodeRule(b []byte) (routing.Rule, error) {
 	if fromBits > 0 && !r.From.IsValid() || toBits > 0 && !r.To.IsValid() {
 		return routing.Rule{}, fmt.Errorf("reading a rule: prefix without address: %w", errTruncated)
 	}
+	leaveOutFullMasks(&r)
 	return r, nil
+}
+
+// leaveOutFullMasks writes down what selects the same in one way. Kernels name
+// the mask of dscp and of a single port since 6.15 although nobody gave one
+// (fib4_rule_fill, fib_nl_fill_rule).
+func leaveOutFullMasks(r *routing.Rule) {
+	if r.DSCPMask == fullDSCP || !r.DSCP.Set {
+		r.DSCPMask = 0
+	}
+	if r.FlowLabelMask == fullFlowLabel || !r.FlowLabel.Set {
+		r.FlowLabelMask = 0
+	}
+	for _, p := range []*routing.PortRange{&r.SourcePorts, &r.DestinationPorts} {
+		if p.Mask == fullPort || p.First == 0 && p.Last == 0 {
+			p.Mask = 0
+		}
+	}
 }
 
 // decodeRuleAttribute reads all that is not an address.
@@ -226,9 +249,8 @@ func encodeSelectors(m *builder, r routing.Rule) {
 	}
 	if r.FlowLabel.Set {
 		m.attribute(ruleFlowLabel, binary.BigEndian.AppendUint32(nil, r.FlowLabel.Value))
-		if r.FlowLabelMask != 0 {
-			m.attribute(ruleFlowLabelMask, binary.BigEndian.AppendUint32(nil, r.FlowLabelMask))
-		}
+		// The kernel wants both (fib6_nl2rule_flowlabel in net/ipv6/fib6_rules.c).
+		m.attribute(ruleFlowLabelMask, binary.BigEndian.AppendUint32(nil, cmp.Or(r.FlowLabelMask, fullFlowLabel)))
 	}
 }
 

@@ -11,6 +11,10 @@ type doubts struct {
 	// of no interest, so that not all it has is asked for.
 	routes map[doubt]map[routing.TableID]struct{}
 	rules  map[routing.Family]bool
+	// guests are the families whose host routes in main have to be read.
+	guests map[routing.Family]bool
+	// nexthops says that the nexthop objects have to be read.
+	nexthops bool
 }
 
 type doubt struct {
@@ -19,10 +23,12 @@ type doubt struct {
 }
 
 func newDoubts() doubts {
-	return doubts{routes: map[doubt]map[routing.TableID]struct{}{}, rules: map[routing.Family]bool{}}
+	return doubts{routes: map[doubt]map[routing.TableID]struct{}{}, rules: map[routing.Family]bool{}, guests: map[routing.Family]bool{}}
 }
 
-func (d *doubts) none() bool { return len(d.routes) == 0 && len(d.rules) == 0 }
+func (d *doubts) none() bool {
+	return len(d.routes) == 0 && len(d.rules) == 0 && len(d.guests) == 0 && !d.nexthops
+}
 
 // add questions one table.
 func (d *doubts) add(f routing.Family, device int, table routing.TableID) {

@@ -133,10 +133,17 @@ func (s *State) Doubts() string { return fmt.Sprint(s.doubts) }
 // Consistent checks the indexes against the slots.
 func (s *State) Consistent() error {
 	n := 0
-	for k, slot := range s.fib.slots {
-		if len(slot.aliases) == 0 {
-			return fmt.Errorf("empty slot %v", k)
+	for at, slot := range s.fib.slots {
+		for ; slot != nil; slot = slot.next {
+			if n++; len(slot.aliases) == 0 {
+				return fmt.Errorf("empty slot %v", at)
+			}
 		}
+	}
+	if n != s.fib.keys {
+		return fmt.Errorf("%d slots, counted %d", n, s.fib.keys)
+	}
+	for k, slot := range s.fib.all() {
 		wanted := false
 		for _, a := range slot.aliases {
 			wanted = wanted || s.wanted(a)
@@ -159,7 +166,7 @@ func (s *State) Consistent() error {
 			if !a.leads(d) {
 				return fmt.Errorf("%v is in the index of device %d", a.legs, d)
 			}
-			slot := s.fib.slots[a.key]
+			slot := s.fib.at(a.key)
 			found := false
 			for i := range slot.aliases {
 				found = found || slot.aliases[i] == a
@@ -179,7 +186,7 @@ func (m *Mirror) SetBudget(n int) { m.loader.budget = n }
 func (m *Mirror) Slots() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.state.fib.slots)
+	return m.state.fib.keys
 }
 
 // RunDumpOnce is one dump of rules without a second attempt.

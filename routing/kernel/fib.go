@@ -12,7 +12,10 @@ import (
 // A fib is the part of the kernel's routing tables that is kept: our tables
 // whole, and of main what leads through interfaces of interest.
 type fib struct {
-	slots    map[fibKey]*slot
+	// slots are chains of the metrics of one destination.
+	slots map[destinationKey]*slot
+	// keys counts the slots.
+	keys     int
 	byDevice map[int]map[*alias]struct{}
 	bySource map[netip.Addr]map[*alias]struct{}
 	// byTable leaves out what others have in main.
@@ -26,13 +29,76 @@ type fib struct {
 // because NLM_F_REPLACE replaces the first one and does not say which that was.
 type slot struct {
 	aliases []*alias
+	next    *slot
+	metric  uint32
 	// whole says that the kernel's list has no entry that is not here.
 	whole bool
 }
 
+// A destinationKey is a fibKey without its metric and without pointers.
+type destinationKey struct {
+	to, from prefixKey
+	family   routing.Family
+	tos      uint8
+	table    routing.TableID
+}
+
+func (k fibKey) competing() destinationKey {
+	return destinationKey{
+		to: keyOfPrefix(k.destination), from: keyOfPrefix(k.source), family: k.family, tos: k.tos, table: k.table,
+	}
+}
+
+// at returns the slot of a key, nil if there is none.
+func (f *fib) at(k fibKey) *slot {
+	s := f.slots[k.competing()]
+	for s != nil && s.metric != k.metric {
+		s = s.next
+	}
+	return s
+}
+
+// drop takes a slot away.
+func (f *fib) drop(k fibKey) {
+	at := k.competing()
+	first := f.slots[at]
+	if first == nil {
+		return
+	}
+	if first.metric == k.metric {
+		f.keys--
+		if first.next == nil {
+			delete(f.slots, at)
+		} else {
+			f.slots[at] = first.next
+		}
+		return
+	}
+	for s := first; s.next != nil; s = s.next {
+		if s.next.metric == k.metric {
+			f.keys--
+			s.next = s.next.next
+			return
+		}
+	}
+}
+
+// all yields the slots that are not empty, with their keys.
+func (f *fib) all() iter.Seq2[fibKey, *slot] {
+	return func(yield func(fibKey, *slot) bool) {
+		for _, s := range f.slots {
+			for ; s != nil; s = s.next {
+				if len(s.aliases) > 0 && !yield(s.aliases[0].key, s) {
+					return
+				}
+			}
+		}
+	}
+}
+
 func newFIB() fib {
 	return fib{
-		slots:    map[fibKey]*slot{},
+		slots:    map[destinationKey]*slot{},
 		byDevice: map[int]map[*alias]struct{}{},
 		bySource: map[netip.Addr]map[*alias]struct{}{},
 		byTable:  map[routing.TableID]map[*alias]struct{}{},
@@ -42,8 +108,14 @@ func newFIB() fib {
 
 // sameWay reports whether two legs are one way out.
 func sameWay(a, b routing.Route) bool {
-	return a.Device == b.Device && a.Gateway == b.Gateway && a.EncapsulationType == b.EncapsulationType &&
-		a.Encapsulation == b.Encapsulation
+	if a.Device != b.Device || a.Gateway != b.Gateway {
+		return false
+	}
+	if a.Attributes == b.Attributes {
+		return true
+	}
+	x, y := a.Attributes.Get(), b.Attributes.Get()
+	return x.EncapsulationType == y.EncapsulationType && x.Encapsulation == y.Encapsulation
 }
 
 // sameAlias reports whether two descriptions are of one entry, whatever legs
@@ -68,6 +140,26 @@ func (l leg) ours() bool {
 	return l.route.Protocol == routing.Multihomed && (l.route.Table != routing.TableMain || l.route.IsStandIn())
 }
 
+// whole reports whether several ways are one route: IPv4, in our tables.
+func (a *alias) whole() bool {
+	return len(a.legs) > 1 && a.key.family == routing.IPv4 && a.key.table != routing.TableMain
+}
+
+// multipath returns the route whose ways are the legs of an alias, dead ones
+// included: it stands as long as one of them is alive.
+func (a *alias) multipath() (routing.Route, bool) {
+	if !slices.ContainsFunc(a.legs, func(l leg) bool { return !l.dead }) {
+		return routing.Route{}, false
+	}
+	legs := make([]routing.Leg, 0, len(a.legs)-1)
+	for _, l := range a.legs[1:] {
+		legs = append(legs, firstLeg(l.route))
+	}
+	r := a.legs[0].route
+	r.Attributes = r.Attributes.With(func(rare *routing.RareAttributes) { rare.Legs = routing.PackLegs(legs) })
+	return r, true
+}
+
 func (a *alias) protocol() routing.Protocol { return a.legs[0].route.Protocol }
 
 // gatewayed reports whether the kernel may join an IPv6 route with others to a
@@ -80,10 +172,12 @@ func (a *alias) gatewayed() bool {
 
 // insert puts an alias at a place of its slot's list, which it makes if needed.
 func (f *fib) insert(a *alias, at int) *slot {
-	s := f.slots[a.key]
+	s := f.at(a.key)
 	if s == nil {
-		s = &slot{}
-		f.slots[a.key] = s
+		k := a.key.competing()
+		s = &slot{metric: a.key.metric, next: f.slots[k]}
+		f.slots[k] = s
+		f.keys++
 	}
 	s.aliases = slices.Insert(s.aliases, at, a)
 	f.index(a)
@@ -92,7 +186,7 @@ func (f *fib) insert(a *alias, at int) *slot {
 
 // remove takes an alias out; the slot stays, empty if need be.
 func (f *fib) remove(a *alias) {
-	s := f.slots[a.key]
+	s := f.at(a.key)
 	if i := slices.Index(s.aliases, a); i >= 0 {
 		s.aliases = slices.Delete(s.aliases, i, i+1)
 	}
@@ -101,7 +195,7 @@ func (f *fib) remove(a *alias) {
 
 // replace puts one alias where another was.
 func (f *fib) replace(old, a *alias) {
-	s := f.slots[old.key]
+	s := f.at(old.key)
 	s.aliases[slices.Index(s.aliases, old)] = a
 	f.forget(old)
 	f.index(a)
@@ -140,7 +234,7 @@ func (f *fib) forget(a *alias) {
 func (f *fib) eachHeld(set map[*alias]struct{}) iter.Seq[*alias] {
 	return func(yield func(*alias) bool) {
 		for a := range maps.Clone(set) {
-			if slot := f.slots[a.key]; slot != nil && slices.Contains(slot.aliases, a) && !yield(a) {
+			if slot := f.at(a.key); slot != nil && slices.Contains(slot.aliases, a) && !yield(a) {
 				return
 			}
 		}

@@ -60,6 +60,7 @@ func newWorld(t *testing.T, rt *rapid.T) *world {
 	must(t, err)
 	w.sysctl("ipv6/conf/default/accept_dad", "0")
 	w.sysctl("ipv6/conf/default/router_solicitations", "0")
+	w.sysctl("ipv4/nexthop_compat_mode", rapid.SampledFrom([]string{"1", "0"}).Draw(rt, "compat mode"))
 	w.up("lo")
 	for i := range 3 {
 		w.makeLink(i)
@@ -224,7 +225,7 @@ func drawStep(rt *rapid.T) step {
 			if !narrow {
 				r.legs, r.names, r.nexthop = nil, r.names[:1], 0
 				r.route.Gateway, r.route.PreferredSource, r.route.OnLink = netip.Addr{}, netip.Addr{}, false
-				r.route.Metrics = routing.Metrics{}
+				r.route.Attributes = routing.Attributes{}
 			}
 			return w.doRoute(r, false)
 		}
@@ -408,7 +409,7 @@ func drawRoute(rt *rapid.T) routeStep {
 		}
 	}
 	if rapid.IntRange(0, 4).Draw(rt, "mtu") == 0 {
-		r.Metrics[2] = 1300
+		setMetric(&r, unix.RTAX_MTU, 1300)
 	}
 	if rapid.IntRange(0, 3).Draw(rt, "src") == 3 {
 		i := rapid.IntRange(0, 2).Draw(rt, "srclink")

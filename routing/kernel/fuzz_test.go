@@ -67,10 +67,24 @@ func FuzzAnnouncements(f *testing.F) {
 func FuzzRule(f *testing.F) {
 	f.Add(kernel.EncodeRule(rule(10000, "192.0.2.1/32", 10001)))
 	f.Add(kernel.EncodeRule(rule(10000, "2001:db8::/64", 10001)))
+	all := rule(8500, "192.0.2.0/24", 77)
+	all.Invert, all.Mark, all.IIF, all.IPProto = true, routing.Mark{Value: 1, Mask: 3}, "lo", 6
+	all.UIDs, all.TunnelID, all.Realms = routing.UIDRange{Set: true, First: 5, Last: 7}, 9, 5
+	all.SourcePorts, all.DestinationPorts = routing.PortRange{First: 1, Last: 2}, routing.PortRange{First: 16, Last: 16, Mask: 0xfff0}
+	all.DSCP, all.DSCPMask, all.FlowLabel = routing.Some(8), 0x38, routing.Some(5)
+	f.Add(kernel.EncodeRule(all))
+	target := rule(8500, "", 0)
+	target.Action, target.Goto = routing.ActionGoto, 9000
+	f.Add(kernel.EncodeRule(target))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := kernel.DecodeRule(b)
 		if err != nil {
 			return
+		}
+		// What no kernel sends, and no request says.
+		r.Unknown = false
+		if r.Action != routing.ActionGoto {
+			r.Goto = 0
 		}
 		again, err := kernel.DecodeRule(kernel.EncodeRule(r))
 		must(t, err)
@@ -83,7 +97,8 @@ func FuzzRule(f *testing.F) {
 // FuzzRoute: what is read is written the same.
 func FuzzRoute(f *testing.F) {
 	metrics := route(10001, "10.0.0.0/8", "192.0.2.1", 5)
-	metrics.Metrics[2], metrics.Congestion, metrics.EncapsulationType = 1400, "cubic", 2
+	metrics.Attributes = routing.RareAttributes{Congestion: "cubic", EncapsulationType: 2}.Share()
+	setMetric(&metrics, unix.RTAX_MTU, 1400)
 	f.Add(kernel.EncodeRoute(metrics))
 	f.Add(kernel.EncodeRoute(route(10001, "2001:db8::/64", "", 5)))
 	via := route(10001, "10.0.0.0/8", "fe80::1", 5)
@@ -98,9 +113,11 @@ func FuzzRoute(f *testing.F) {
 			if r.Family != routing.IPv4 && r.Family != routing.IPv6 {
 				continue
 			}
-			if r.EncapsulationType == 0 {
-				r.Encapsulation = ""
-			}
+			r.Attributes = r.Attributes.With(func(a *routing.RareAttributes) {
+				if a.EncapsulationType == 0 {
+					a.Encapsulation = ""
+				}
+			})
 			again, err := kernel.DecodeRoute(kernel.EncodeRoute(r))
 			must(t, err)
 			if r != again[0] {

@@ -16,6 +16,8 @@ import (
 // makes IPv6 do the same. Every statement here is checked against the running
 // kernel by TestMirrorFollowsTheKernel.
 
+const carrierFlags = unix.IFF_UP | unix.IFF_LOWER_UP | unix.IFF_RUNNING
+
 // leastMTU6 is IPV6_MIN_MTU.
 const leastMTU6 = 1280
 
@@ -54,15 +56,25 @@ func (s *State) linkSeen(m linkMessage) {
 	if before.name != l.name || before.group != l.group || before.flags&matter != l.flags&matter {
 		s.changes.Links[l.index] = struct{}{}
 	}
+	if l.holder() {
+		s.elsewhere.holders[l.index] = struct{}{}
+	}
 	switch {
 	case before.up() && !l.up():
 		s.waysDown(routing.IPv4, l.index, down{})
 		s.waysDown(routing.IPv6, l.index, down{})
 	case !before.up() && l.up():
 		s.waysUp4(l.index)
+		if s.elsewhere.multipath {
+			// Dead ways live again, without a word in IPv4.
+			s.doubts.guests = map[routing.Family]bool{routing.IPv4: true, routing.IPv6: true}
+		}
 	}
 	if l.up() {
 		s.waysUp6(l.index)
+	}
+	if before.flags&carrierFlags != l.flags&carrierFlags {
+		s.nexthopsDoubtful()
 	}
 	for a := range s.fib.nexthops {
 		// A nexthop object goes with the carrier of its interface, and its
@@ -100,7 +112,9 @@ func (s *State) linkGone(index int) {
 	if s.names[l.name] == index {
 		delete(s.names, l.name)
 	}
+	s.nexthopsDoubtful()
 	delete(s.links, index)
+	delete(s.elsewhere.holders, index)
 	s.changes.Links[index] = struct{}{}
 }
 
@@ -135,6 +149,9 @@ func (s *State) addressAdded(m addressMessage) {
 		return
 	}
 	s.changes.Links[l.index] = struct{}{}
+	if l.holder() && !known {
+		s.elsewhereChanged(single(m.address.Prefix.Addr()))
+	}
 }
 
 func (s *State) advertised(device int) bool {
@@ -156,6 +173,9 @@ func (s *State) addressDeleted(m addressMessage) {
 	if _, known := l.addresses[k]; known {
 		delete(l.addresses, k)
 		s.changes.Links[l.index] = struct{}{}
+		if l.holder() {
+			s.elsewhereChanged(single(addr))
+		}
 		if m.family == routing.IPv4 {
 			if s.hosts[addr]--; s.hosts[addr] == 0 {
 				delete(s.hosts, addr)
@@ -239,6 +259,7 @@ type down struct {
 // net/ipv6/route.c: a route through the interface goes, a multipath route loses
 // the leg, which is dead until the interface is up again.
 func (s *State) waysDown(f routing.Family, device int, how down) {
+	s.elsewhereDown(f, device, how)
 	for a := range s.fib.eachHeld(s.fib.byDevice[device]) {
 		if a.key.family != f {
 			continue
@@ -319,12 +340,4 @@ func (s *State) revive(a *alias, device int) {
 	}
 	a.legs = legs
 	s.touched(a, cause{})
-}
-
-// nexthopChanged: what happens to the routes of a nexthop object is announced
-// only in part (nexthop_compat_mode, __remove_nexthop_fib).
-func (s *State) nexthopChanged() {
-	for a := range s.fib.nexthops {
-		s.doubt(a)
-	}
 }

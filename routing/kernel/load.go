@@ -34,6 +34,7 @@ type loader struct {
 // interest.
 func (l loader) load(ctx context.Context, old *State) (*State, error) {
 	s := newState(old.tables, old.interest)
+	s.elsewhere.networks, s.elsewhere.lengths = old.elsewhere.networks, old.elsewhere.lengths
 	if err := l.links(ctx, s, old); err != nil {
 		return nil, err
 	}
@@ -42,8 +43,17 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 			return nil, err
 		}
 	}
+	if err := l.nexthops(ctx, s); err != nil {
+		return nil, err
+	}
+	s.doubts = newDoubts()
 	for _, f := range routing.Families() {
 		if err := l.routes(ctx, s, f); err != nil {
+			return nil, err
+		}
+	}
+	for _, f := range routing.Families() {
+		if err := l.guests(ctx, s, f); err != nil {
 			return nil, err
 		}
 	}
@@ -228,6 +238,7 @@ func (r *reading) read(payload []byte) error {
 	}
 	if h.key.table == routing.TableLocal {
 		r.state.localRoute(unix.RTM_NEWROUTE, h)
+		r.state.local(unix.RTM_NEWROUTE, 0, h)
 		return nil
 	}
 	if h.key.table != routing.TableMain && !r.state.tables.Contains(h.key.table) {
@@ -257,7 +268,7 @@ func (r *reading) read(payload []byte) error {
 }
 
 func (r *reading) keep(k fibKey, payload []byte) error {
-	a, err := decodeRoute(payload)
+	a, err := r.state.read(payload)
 	if err != nil {
 		return err
 	}
@@ -275,9 +286,7 @@ func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, in
 	for _, index := range interesting {
 		questions = append(questions, routeQuestion{family: f, table: routing.TableMain, device: index})
 	}
-	if f == routing.IPv4 {
-		questions = append(questions, routeQuestion{family: f, table: routing.TableLocal, kind: typeLocal})
-	}
+	questions = append(questions, routeQuestion{family: f, table: routing.TableLocal, kind: typeLocal})
 	seen := map[fibKey][]*alias{}
 	for _, q := range questions {
 		aliases, err := l.ask(ctx, s, q)
@@ -309,11 +318,12 @@ func (l loader) ask(ctx context.Context, s *State, q routeQuestion) ([]*alias, e
 			return nil, nil //nolint:nilnil // not one of ours to keep
 		case h.key.table == routing.TableLocal:
 			s.localRoute(unix.RTM_NEWROUTE, h)
+			s.local(unix.RTM_NEWROUTE, 0, h)
 			return nil, nil //nolint:nilnil // noted
 		case h.key.table != routing.TableMain && !s.tables.Contains(h.key.table):
 			return nil, nil //nolint:nilnil // another table
 		}
-		return decodeRoute(payload)
+		return s.read(payload)
 	}, func(a *alias) {
 		if a != nil {
 			out = append(out, a)
@@ -328,7 +338,7 @@ func (l loader) ask(ctx context.Context, s *State, q routeQuestion) ([]*alias, e
 // loaded takes in an entry of a dump: behind those of its key that came before.
 func (s *State) loaded(a *alias, whole bool) {
 	at := 0
-	if slot := s.fib.slots[a.key]; slot != nil {
+	if slot := s.fib.at(a.key); slot != nil {
 		at = len(slot.aliases)
 	}
 	slot := s.fib.insert(a, at)
@@ -336,7 +346,11 @@ func (s *State) loaded(a *alias, whole bool) {
 }
 
 func (s *State) settleAll() {
-	for k := range s.fib.slots {
+	var all []fibKey
+	for k := range s.fib.all() {
+		all = append(all, k)
+	}
+	for _, k := range all {
 		s.settle(k)
 	}
 }

@@ -27,6 +27,10 @@ type rung struct {
 type ruleBook struct {
 	rungs map[routing.Rule]*rung
 	bands map[band]map[*rung]struct{}
+	// foreign are the rules of others.
+	foreign map[routing.Family]map[*rung]struct{}
+	// alike finds the rules of ours that the kernel may take for each other.
+	alike map[likeness][]*rung
 	// lookups counts the foreign rules that lead to a table, ours our own.
 	lookups, ours map[routing.TableID]int
 	last          uint64
@@ -35,7 +39,9 @@ type ruleBook struct {
 func newRuleBook() ruleBook {
 	return ruleBook{
 		rungs: map[routing.Rule]*rung{}, bands: map[band]map[*rung]struct{}{}, lookups: map[routing.TableID]int{},
-		ours: map[routing.TableID]int{},
+		alike:   map[likeness][]*rung{},
+		ours:    map[routing.TableID]int{},
+		foreign: map[routing.Family]map[*rung]struct{}{routing.IPv4: {}, routing.IPv6: {}},
 	}
 }
 
@@ -50,6 +56,11 @@ func (b *ruleBook) add(r routing.Rule, ours bool) {
 			b.bands[k] = map[*rung]struct{}{}
 		}
 		b.bands[k][g] = struct{}{}
+		if !ours {
+			b.foreign[r.Family][g] = struct{}{}
+		} else {
+			b.enlist(g)
+		}
 	}
 	b.last++
 	g.places = append(g.places, b.last)
@@ -76,6 +87,11 @@ func (b *ruleBook) remove(r routing.Rule) bool {
 	delete(b.rungs, r)
 	k := band{r.Family, r.Priority}
 	delete(b.bands[k], g)
+	if g.ours {
+		b.delist(g)
+	} else {
+		delete(b.foreign[r.Family], g)
+	}
 	if len(b.bands[k]) == 0 {
 		delete(b.bands, k)
 	}

@@ -25,6 +25,8 @@ type Link struct {
 	Group uint32
 	// Kind is the driver's name for virtual interfaces: "bridge", "veth".
 	Kind string
+	// PointToPoint says that it leads to one peer or into a tunnel.
+	PointToPoint bool
 	// Master is the index of the bridge, bond or VRF the interface belongs to.
 	Master int
 	MTU    uint32
@@ -49,11 +51,13 @@ type State struct {
 	hosts map[netip.Addr]int
 	// anyIP are local routes to more than an address: what they cover stays
 	// local although no interface has it.
-	anyIP   map[netip.Prefix]struct{}
-	fib     fib
-	rules   ruleBook
-	changes Changes
-	doubts  doubts
+	anyIP     map[netip.Prefix]struct{}
+	fib       fib
+	elsewhere elsewhere
+	nexthops  map[uint32]*nexthop
+	rules     ruleBook
+	changes   Changes
+	doubts    doubts
 	// events counts, by class, what was announced and mattered.
 	events [classes]uint64
 	// whole says that the state is complete: see Complete.
@@ -75,6 +79,7 @@ const (
 	classRoutes6
 	classRules4
 	classRules6
+	classNexthops
 	classes
 )
 
@@ -135,7 +140,7 @@ func newState(tables routing.TableRange, interest func(string) bool) *State {
 	return &State{
 		tables: tables, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), rules: newRuleBook(), changes: newChanges(),
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(),
 		doubts: newDoubts(),
 	}
 }
@@ -170,16 +175,8 @@ func (s *State) NameOf(index int) (string, bool) {
 
 // Link returns one interface.
 func (s *State) Link(index int) (Link, bool) {
-	l := s.links[index]
-	if l == nil {
-		return Link{}, false
-	}
-	out := Link{
-		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
-		Group: l.group, Kind: l.kind, Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
-		Addresses: slices.SortedFunc(maps.Values(l.addresses), compareAddresses),
-	}
-	if l.interested {
+	out, ok := s.LinkFacts(index)
+	if ok && s.links[index].interested {
 		for a := range s.fib.byDevice[index] {
 			if a.key.table == routing.TableMain && a.kind == routing.RouteUnicast {
 				out.Routes = appendAlive(out.Routes, a, index)
@@ -187,7 +184,43 @@ func (s *State) Link(index int) (Link, bool) {
 		}
 		slices.SortFunc(out.Routes, compareRoutes)
 	}
-	return out, true
+	return out, ok
+}
+
+// Ways returns the unicast routes of main to one destination through an
+// interface of interest, one for each leg that is alive, in the order of
+// Link.Routes. It costs what there are of them.
+func (s *State) Ways(index int, d routing.Destination) []routing.Route {
+	if !s.Interested(index) {
+		return nil
+	}
+	k := fibKey{
+		family: routing.FamilyOf(d.To.Addr()), table: routing.TableMain, destination: d.To, source: d.From, tos: d.TOS,
+	}
+	var out []routing.Route
+	for slot := s.fib.slots[k.competing()]; slot != nil; slot = slot.next {
+		for _, a := range slot.aliases {
+			if a.kind == routing.RouteUnicast {
+				out = appendAlive(out, a, index)
+			}
+		}
+	}
+	slices.SortFunc(out, compareRoutes)
+	return out
+}
+
+// LinkFacts returns one interface without its routes, whose number costs
+// nothing then.
+func (s *State) LinkFacts(index int) (Link, bool) {
+	l := s.links[index]
+	if l == nil {
+		return Link{}, false
+	}
+	return Link{
+		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
+		Group: l.group, Kind: l.kind, PointToPoint: l.pointToPoint(), Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
+		Addresses: slices.SortedFunc(maps.Values(l.addresses), compareAddresses),
+	}, true
 }
 
 // Interested reports whether the routes of an interface are kept.
@@ -217,8 +250,7 @@ func compareRoutes(a, b routing.Route) int {
 		a.Gateway.Compare(b.Gateway), cmp.Compare(a.Device, b.Device),
 		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Scope, b.Scope), cmp.Compare(a.Type, b.Type),
 		a.PreferredSource.Compare(b.PreferredSource), cmp.Compare(a.Preference, b.Preference),
-		slices.Compare(a.Metrics[:], b.Metrics[:]), cmp.Compare(a.Congestion, b.Congestion),
-		cmp.Compare(a.EncapsulationType, b.EncapsulationType), cmp.Compare(a.Encapsulation, b.Encapsulation),
+		cmp.Compare(a.Weight, b.Weight), a.Attributes.Compare(b.Attributes),
 	)
 }
 
@@ -239,13 +271,7 @@ func (s *State) Rules() iter.Seq[routing.Rule] {
 
 // ForeignRules returns all other rules of both families in kernel order.
 func (s *State) ForeignRules() []routing.Rule {
-	return order(func(yield func(*rung) bool) {
-		for _, g := range s.rules.rungs {
-			if !g.ours && !yield(g) {
-				return
-			}
-		}
-	})
+	return slices.Concat(s.Foreign(routing.IPv4), s.Foreign(routing.IPv6))
 }
 
 // CountRule says how often a rule stands, whoever made it.
@@ -267,7 +293,19 @@ func (s *State) RuleOrder(f routing.Family, p routing.Priority) []routing.Rule {
 	})
 }
 
-// BandOrder returns all rules of one family and priority in kernel order.
+// Foreign returns the rules of a family that are not ours, in kernel order.
+func (s *State) Foreign(f routing.Family) []routing.Rule {
+	return order(func(yield func(*rung) bool) {
+		for g := range s.rules.foreign[f] {
+			if !yield(g) {
+				return
+			}
+		}
+	})
+}
+
+// BandOrder returns all rules of one family and priority in kernel order, ours
+// and those of others.
 func (s *State) BandOrder(f routing.Family, p routing.Priority) []routing.Rule {
 	return order(maps.Keys(s.rules.bands[band{f, p}]))
 }
@@ -299,6 +337,12 @@ func (s *State) Routes() iter.Seq[routing.Route] {
 func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 	var out []routing.Route
 	for a := range s.fib.byTable[table] {
+		if a.whole() {
+			if r, ok := a.multipath(); ok && r.Protocol == routing.Multihomed {
+				out = append(out, r)
+			}
+			continue
+		}
 		for _, l := range a.legs {
 			if table == routing.TableMain && !s.Interested(l.route.Device) {
 				continue // kept for another entry of the same key
@@ -314,11 +358,17 @@ func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 
 // Route returns our route of a key.
 func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
-	slot := s.fib.slots[fibKey{k.Family, k.Table, k.Destination, k.Source, k.TOS, k.Metric}]
+	slot := s.fib.at(fibKey{k.Family, k.Table, k.Destination, k.Source, k.TOS, k.Metric})
 	if slot == nil {
 		return routing.Route{}, false
 	}
 	for _, a := range slot.aliases {
+		if a.whole() {
+			if r, ok := a.multipath(); ok && r.Protocol == routing.Multihomed {
+				return r, true
+			}
+			continue
+		}
 		for _, l := range a.legs {
 			if !l.dead && l.ours() && l.route.Key() == k {
 				return l.route, true

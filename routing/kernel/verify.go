@@ -28,6 +28,23 @@ func (l loader) verify(ctx context.Context, s *State, drain func() error) error 
 			return err
 		}
 	}
+	if s.doubts.nexthops {
+		before := s.events[classNexthops] + s.events[classLinks]
+		if err := l.nexthops(ctx, s); err != nil {
+			return err
+		}
+		if err := drain(); err != nil {
+			return err
+		}
+		s.doubts.nexthops = s.events[classNexthops]+s.events[classLinks] != before
+	}
+	for f := range maps.Clone(s.doubts.guests) {
+		if err := l.guests(ctx, s, f); err != nil {
+			return err
+		}
+		// What was announced meanwhile comes on top.
+		delete(s.doubts.guests, f)
+	}
 	for d := range maps.Clone(s.doubts.routes) {
 		if err := l.verifyRoutes(ctx, s, d, drain); err != nil {
 			return err
@@ -136,7 +153,7 @@ func (l loader) routesThrough(ctx context.Context, s *State, d doubt) ([]*alias,
 		for _, a := range aliases {
 			// Of main only what is of interest for another leg of it, or shares
 			// a key with something that is.
-			if t != routing.TableMain || s.wanted(a) || s.fib.slots[a.key] != nil {
+			if t != routing.TableMain || s.wanted(a) || s.fib.at(a.key) != nil {
 				out = append(out, a)
 			}
 		}
@@ -150,7 +167,7 @@ func (s *State) adoptRoutes(d doubt, fresh []*alias) {
 	want := map[fibKey][]*alias{}
 	for a := range s.fib.byDevice[d.device] {
 		if a.key.family == d.family && have[a.key] == nil {
-			for _, o := range s.fib.slots[a.key].aliases {
+			for _, o := range s.fib.at(a.key).aliases {
 				if o.leads(d.device) {
 					have[a.key] = append(have[a.key], o)
 				}
@@ -173,7 +190,7 @@ func (s *State) adoptRoutes(d doubt, fresh []*alias) {
 			}
 			s.fib.remove(o)
 		}
-		s.fib.slots[k].whole = k.table != routing.TableMain
+		s.fib.at(k).whole = k.table != routing.TableMain
 	}
 	for k, news := range want {
 		for _, a := range news {

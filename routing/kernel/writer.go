@@ -108,7 +108,7 @@ func Movable(r routing.Route) bool {
 }
 
 func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routing.Op) error) []error {
-	b := batch{ctx: ctx, writer: w.requests, ops: ops}
+	b := batch{ctx: ctx, writer: w.requests, mirror: w.mirror, ops: ops}
 	w.requests.mu.Lock()
 	defer w.requests.mu.Unlock()
 	for i, op := range ops {
@@ -119,6 +119,19 @@ func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routin
 		if op.Verb != routing.AddRule && op.Verb != routing.MoveRule {
 			b.finishMoves()
 		}
+		if op.Verb != routing.AddRule && b.adding {
+			// A rule that the kernel refuses has to stand before others go.
+			b.flush()
+		}
+		if op.Verb == routing.DeleteRule {
+			b.deleteRule(i, op.Rule)
+			continue
+		}
+		if op.Verb == routing.ReplaceRoute {
+			b.replaceRoute(i, op.Route)
+			continue
+		}
+		b.adding = op.Verb == routing.AddRule
 		b.add(i, func(m *builder) { encodeOp(m, op) }, kindOf(op.Verb), flagsOf(op))
 		if op.Verb == routing.MoveRule {
 			b.moving = append(b.moving, i)
@@ -198,8 +211,6 @@ func flagsOf(op routing.Op) uint16 {
 			return unix.NLM_F_CREATE
 		}
 		return unix.NLM_F_CREATE | unix.NLM_F_EXCL
-	case routing.ReplaceRoute:
-		return unix.NLM_F_CREATE | unix.NLM_F_REPLACE
 	default:
 		return 0
 	}
@@ -243,6 +254,7 @@ func settled(v routing.Verb, err error) bool {
 type batch struct {
 	ctx    context.Context //nolint:containedctx // lives as long as one call of Apply
 	writer *requester
+	mirror *Mirror
 	ops    []routing.Op
 	errs   []error
 	// sent are the operations of the requests in the message, in order.
@@ -251,6 +263,12 @@ type batch struct {
 	first uint32
 	// moving are operations whose rule stands twice and has to go once.
 	moving []int
+	// adding says that the message ends with rules that are added, refused are
+	// the additions that the kernel says stand already.
+	adding  bool
+	refused []int
+	// beside are the routes that were refused once.
+	beside map[int]bool
 }
 
 func (b *batch) fail(i int, err error) {
@@ -285,8 +303,7 @@ func (b *batch) finishMoves() {
 	b.flush()
 	for _, i := range b.moving {
 		if b.errs == nil || b.errs[i] == nil {
-			rule := b.ops[i].Rule
-			b.add(i, func(m *builder) { encodeRule(m, rule) }, unix.RTM_DELRULE, 0)
+			b.deleteRule(i, b.ops[i].Rule)
 		}
 	}
 	b.moving = b.moving[:0]
@@ -299,7 +316,8 @@ func (b *batch) flush() {
 	if len(b.sent) == 0 {
 		return
 	}
-	defer func() { b.sent = b.sent[:0] }()
+	defer b.addRefused()
+	defer func() { b.sent, b.adding = b.sent[:0], false }()
 	r := b.writer
 	r.out.addFlags(unix.NLM_F_ACK)
 	err := b.ctx.Err()
@@ -337,8 +355,18 @@ func (b *batch) answers() error {
 				continue
 			}
 			i := b.sent[at]
-			if err := errorOf(h, payload); err != nil && !settled(b.ops[i].Verb, err) {
+			switch err := errorOf(h, payload); {
+			case err == nil:
+			case tooSoon(b.ops[i], err) && !b.beside[i]:
+				if b.beside == nil {
+					b.beside = map[int]bool{}
+				}
+				b.beside[i] = true
+				b.refused = append(b.refused, i)
+			case !settled(b.ops[i].Verb, err):
 				b.fail(i, err)
+			case b.ops[i].Verb == routing.AddRule:
+				b.refused = append(b.refused, i)
 			}
 			if at == len(b.sent)-1 {
 				return nil

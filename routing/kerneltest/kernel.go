@@ -205,6 +205,14 @@ func (k *Kernel) Route(key routing.RouteKey) (routing.Route, bool) {
 	return r, ok
 }
 
+// CountRoute says how often our route of a key stands: here never twice.
+func (k *Kernel) CountRoute(key routing.RouteKey) int {
+	if _, ok := k.own[key]; ok {
+		return 1
+	}
+	return 0
+}
+
 // AllRoutes returns the routes of everybody in one table.
 func (k *Kernel) AllRoutes(f routing.Family, t routing.TableID) []routing.Route {
 	return slices.Clone(k.routes[fib{f, t}])

@@ -305,7 +305,7 @@ func TestTraps(t *testing.T) {
 		"packed legs": {
 			[]routing.Rule{rule(v4, 1, 100)},
 			[]routing.Route{route(100, "0.0.0.0/0", 2, leg, func(r *routing.Route) {
-				r.Legs = routing.PackLegs([]routing.Leg{{Device: 3, Weight: 1}})
+				r.Attributes = routing.RareAttributes{Legs: routing.PackLegs([]routing.Leg{{Device: 3, Weight: 1}})}.Share()
 			})},
 			lookup.Flow{To: to4},
 			lookup.Sent, 0,

@@ -140,12 +140,16 @@ func siblings(a, b *routing.Route) bool {
 func expand(routes []*routing.Route) []routing.Route {
 	out := make([]routing.Route, 0, len(routes))
 	for _, r := range routes {
+		legs := r.Attributes.Get().Legs
 		one := *r
-		one.Legs = routing.Legs{}
+		if legs != (routing.Legs{}) {
+			one.Attributes = r.Attributes.With(func(a *routing.RareAttributes) { a.Legs = routing.Legs{} })
+		}
 		out = append(out, one)
-		for _, l := range r.Legs.All() {
+		for _, l := range legs.All() {
 			leg := one
-			leg.Gateway, leg.Device, leg.OnLink, leg.Realm, leg.Weight = l.Gateway, l.Device, l.OnLink, l.Realm, l.Weight
+			leg.Gateway, leg.Device, leg.OnLink, leg.Weight = l.Gateway, l.Device, l.OnLink, l.Weight
+			leg.Attributes = one.Attributes.With(func(a *routing.RareAttributes) { a.Realm = l.Realm })
 			out = append(out, leg)
 		}
 	}

@@ -102,11 +102,15 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	for index := range c.Links {
 		l.dirty[index] = struct{}{}
 	}
-	if c.All || c.Foreign {
+	if c.All || len(c.ForeignRules) > 0 {
 		l.takeForeign(ctx)
 	}
+	l.takeElsewhere(c.Elsewhere)
 	if c.All || len(c.Links) > 0 {
 		l.takeGroups()
+	}
+	for index := range c.Destinations {
+		l.dirty[index] = struct{}{}
 	}
 	seen := routing.NewTouched()
 	maps.Copy(seen.Rules, c.Rules)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -70,6 +71,8 @@ type Loop struct {
 	devices map[string]struct{}
 	held    map[int]map[routing.Key]routing.TableID
 	recall  *Recall
+	// networks are those of the links, in which others may have addresses too.
+	networks networks
 	// holders counts the interfaces that hold a key: a re-created interface
 	// holds it twice for a moment.
 	holders map[routing.Key]int
@@ -117,6 +120,7 @@ func New(o Options) *Loop {
 		owned:    &ownedTables{byLink: map[string][]routing.TableID{}},
 		asks:     make(chan ask),
 		recall:   NewRecall(o.Memory),
+		networks: networks{count: map[netip.Prefix]int{}, byLink: map[int][]netip.Prefix{}},
 		stepped:  map[routing.Family]map[routing.Rule]struct{}{},
 		dirty:    map[int]struct{}{},
 		touched:  routing.NewTouched(),
@@ -210,6 +214,9 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 		}
 		l.cure(aboutMirror)
 		if !l.pending() {
+			if l.askElsewhere(ctx) {
+				continue
+			}
 			break
 		}
 		tries = l.pass(ctx, tries)

@@ -44,18 +44,14 @@ type Recall struct {
 	memory Memory
 	// known says of each rule in front of the ladder whether the kernel numbered
 	// it.
-	known map[routing.Rule]bool
-	// stood says of which families the ladder stood when it was looked at last.
-	stood   map[routing.Family]bool
+	known   map[routing.Rule]bool
 	uplinks map[int]FormerUplink
-	// started says that the rules of others were looked at before.
-	started bool
 	changed bool
 }
 
 // NewRecall starts from what was kept; a nil Memory kept nothing and keeps nothing.
 func NewRecall(m Memory) *Recall {
-	r := &Recall{memory: m, known: map[routing.Rule]bool{}, stood: map[routing.Family]bool{}, uplinks: map[int]FormerUplink{}}
+	r := &Recall{memory: m, known: map[routing.Rule]bool{}, uplinks: map[int]FormerUplink{}}
 	if m == nil {
 		return r
 	}
@@ -79,7 +75,6 @@ func (r *Recall) Foreign(k *kernel.State) [2][]routing.ForeignRule {
 	for i, f := range routing.Families() {
 		out[i] = r.foreign(k, f)
 	}
-	r.started = true
 	return out
 }
 
@@ -95,8 +90,6 @@ func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 			break
 		}
 	}
-	ladderStood := r.stood[f] || (!r.started && stands)
-	r.stood[f] = stands
 	var out []routing.ForeignRule
 	seen := map[routing.Rule]bool{}
 	for _, rule := range k.ForeignRules() {
@@ -107,7 +100,7 @@ func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 		if rule.Priority >= routing.PriorityNumbered && rule.Priority < routing.PriorityKnown {
 			numbered, known := r.known[rule]
 			if !known {
-				numbered = ladderStood && (rule.Protocol == 0 || rule.Protocol == routing.ProtocolBoot) &&
+				numbered = stands && (rule.Protocol == 0 || rule.Protocol == routing.ProtocolBoot) &&
 					len(k.BandOrder(f, rule.Priority+1)) > 0
 				r.known[rule], r.changed = numbered, true
 			}

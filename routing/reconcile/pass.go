@@ -198,6 +198,10 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 	leased := l.lease(ctx, missing)
 	for _, s := range links {
 		s.link.Tables = l.hold(s, leased)
+		l.networks.set(s.link.Index, NetworksOf(s.link))
+		l.Mirror.View(func(k *kernel.State) {
+			s.link.Elsewhere = ElsewhereOf(k, s.link, l.claims[s.link.Name], l.isLink(k))
+		})
 		l.planner.Set(s.link)
 	}
 	return before
@@ -244,17 +248,8 @@ func LinkOf(facts kernel.Link, claim Claim) routing.Link {
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
 		Addresses: addresses, Routes: facts.Routes, Intents: claim.Intents,
 		Pending: claim.Pending, Known: claim.Known, Reach: claim.Reach,
-		Choice: claim.Choice, LastResort: claim.LastResort, Elsewhere: delegated(claim),
+		Choice: claim.Choice, LastResort: claim.LastResort,
 	}
-}
-
-// delegated makes sources of the prefixes that the network routes to this host.
-func delegated(claim Claim) []routing.Elsewhere {
-	var out []routing.Elsewhere
-	for _, p := range claim.Delegated {
-		out = append(out, routing.Elsewhere{Prefix: p, Why: "prefix delegated through the link"})
-	}
-	return out
 }
 
 // was reports whether the interface was a link until now: to this process, or
@@ -300,6 +295,7 @@ func (l *Loop) recallRole(link *routing.Link) {
 
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
+	l.networks.set(index, nil)
 	l.recall.forget(index)
 	for k := range l.held[index] {
 		l.unhold(k)

@@ -88,6 +88,8 @@ type Mirror interface {
 	View(func(*kernel.State))
 	// SetInterest says of which interfaces the routes of main are kept.
 	SetInterest(context.Context, map[int]bool) error
+	// SetNetworks says inside which networks the host routes of main are kept.
+	SetNetworks(context.Context, []netip.Prefix) error
 }
 
 // Writer changes the kernel. It returns one error for each operation, in order,

@@ -58,7 +58,7 @@ func linkAttrs(plan routing.LinkPlan, failed int) []slog.Attr {
 				gateways = append(gateways, nextHop(r.Route))
 			}
 		}
-		attrs = append(attrs, slog.Group(k.Prefix.String(), slog.Uint64("table", uint64(t)), slog.String("default", strings.Join(gateways, " "))))
+		attrs = append(attrs, slog.Group(k.Network(), slog.Uint64("table", uint64(t)), slog.String("default", strings.Join(gateways, " "))))
 	}
 	if failed > 0 {
 		attrs = append(attrs, slog.Int("failed", failed))

@@ -84,6 +84,7 @@ func (c *Count) addName(state string) {
 		c.Present++
 	case inspect.Missing, inspect.Different, inspect.Misplaced:
 		c.Planned++
+	case inspect.Yielding:
 	}
 }
 
@@ -107,7 +108,7 @@ func objectsByLink(v *inspect.View, s *Status) map[string][]inspect.Object {
 }
 
 func objectOf(o inspect.Object) Object {
-	out := Object{Kind: string(o.Kind), State: string(o.State), Text: o.Text, Reason: string(o.Reason.Decision)}
+	out := Object{Kind: string(o.Kind), State: string(o.State), Text: o.Text, Reason: string(o.Reason.Decision), Lifts: o.Lifts()}
 	if o.Family != 0 {
 		out.Family = o.Family.String()
 	}
@@ -118,7 +119,7 @@ func linkOf(v *inspect.View, plan routing.LinkPlan, objects []inspect.Object) Li
 	name := plan.Link.Name
 	claim := v.Claims[name]
 	l := Link{
-		Interface: name, Index: plan.Link.Index, Role: plan.Role.String(),
+		Interface: name, Index: plan.Link.Index, Role: plan.Role.String(), RoleWhy: plan.Why,
 		Draining: claim.Standing == reconcile.Draining, Why: claim.Why, Profile: claim.Profile,
 		Up: plan.Link.Up, Carrier: v.Links[name].Carrier, Group: plan.Link.Group,
 		Networks: []Network{}, LeftAlone: map[string]string{}, Unused: []Address{}, Objects: []Object{},
@@ -148,9 +149,12 @@ func linkOf(v *inspect.View, plan routing.LinkPlan, objects []inspect.Object) Li
 
 func networkOf(plan routing.LinkPlan, k routing.Key) Network {
 	t, has := plan.Link.Tables[k]
-	n := Network{Family: k.Family.String(), Prefix: k.Prefix, Table: uint32(t), Addresses: []Address{}, Gateways: []Gateway{}}
+	n := Network{Family: k.Family.String(), HostAddresses: k.OfHosts(), Table: uint32(t), Addresses: []Address{}, Gateways: []Gateway{}}
+	if !n.HostAddresses {
+		n.Prefix = k.Prefix
+	}
 	for _, a := range plan.Link.Addresses {
-		if own, ok := keyOf(plan.Keys, a); ok && own == k {
+		if own, ok := routing.KeyOf(plan.Link, a.Prefix.Addr()); ok && own == k && !a.Failed {
 			n.Addresses = append(n.Addresses, addressOf(a))
 		}
 	}
@@ -169,29 +173,6 @@ func networkOf(plan routing.LinkPlan, k routing.Key) Network {
 		n.Gateways = append(n.Gateways, g)
 	}
 	return n
-}
-
-// keyOf finds the network of an address: its own prefix, else the narrowest
-// that holds it.
-func keyOf(keys []routing.Key, a routing.Address) (routing.Key, bool) {
-	addr := a.Prefix.Addr()
-	if a.Failed || addr.Is6() && addr.IsLinkLocalUnicast() {
-		return routing.Key{}, false
-	}
-	var best routing.Key
-	found := false
-	for _, k := range keys {
-		if !k.Prefix.Contains(addr) {
-			continue
-		}
-		if k.Prefix == a.Prefix.Masked() && !a.Peer.IsValid() {
-			return k, true
-		}
-		if !found || k.Prefix.Bits() > best.Prefix.Bits() {
-			best, found = k, true
-		}
-	}
-	return best, found
 }
 
 func addressOf(a routing.Address) Address {

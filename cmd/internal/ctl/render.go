@@ -146,7 +146,7 @@ func (r *renderer) widths() columnWidths {
 		w.role = max(w.role, columns(l.Role))
 		w.force = max(w.force, columns(inForce(l)))
 		for _, n := range l.Networks {
-			w.prefix = max(w.prefix, columns(n.Prefix.String()))
+			w.prefix = max(w.prefix, columns(networkText(n)))
 			w.table = max(w.table, columns(tableText(n)))
 		}
 	}
@@ -156,6 +156,20 @@ func (r *renderer) widths() columnWidths {
 func inForce(l Link) string {
 	return fmt.Sprintf("%d/%d in force", l.InForce.Present, l.InForce.Planned)
 }
+
+// networkText names a network. One of a single host address is that address.
+func networkText(n Network) string {
+	switch {
+	case isItsAddress(n):
+		return n.Addresses[0].Address.String()
+	case n.HostAddresses:
+		return "host addresses"
+	default:
+		return n.Prefix.String()
+	}
+}
+
+func isItsAddress(n Network) bool { return n.HostAddresses && len(n.Addresses) == 1 }
 
 func tableText(n Network) string {
 	if n.Table == 0 {
@@ -195,6 +209,9 @@ func (r *renderer) link(l Link, w columnWidths) {
 		r.paint.pad(bold, clean(l.Interface), w.name), r.paint.pad(plain, l.Role, w.role),
 		r.paint.pad(stateStyle(l.InForce), inForce(l), w.force), r.paint.paint(s, strings.Join(about, ", ")))
 
+	if r.verbose && l.RoleWhy != "" {
+		r.folded("  "+l.Role+": ", dim, clean(l.RoleWhy))
+	}
 	family := ""
 	for _, n := range l.Networks {
 		name := ""
@@ -227,11 +244,10 @@ func (r *renderer) network(l Link, n Network, name string, w columnWidths) {
 	if n.Table == 0 {
 		tableStyle = red
 	}
-	r.line("  %s  %s  %s  %s", r.paint.pad(plain, name, 4), r.paint.pad(plain, n.Prefix.String(), w.prefix),
+	r.line("  %s  %s  %s  %s", r.paint.pad(plain, name, 4), r.paint.pad(plain, networkText(n), w.prefix),
 		r.paint.pad(tableStyle, tableText(n), w.table), r.gateways(l, n))
 	for _, a := range n.Addresses {
-		// A network of one address is that address.
-		if !n.Prefix.IsSingleIP() || len(shownFlags(a)) > 0 || a.Peer != nil {
+		if !isItsAddress(n) || len(shownFlags(a)) > 0 || a.Peer != nil {
 			r.line("        %s", r.address(a))
 		}
 	}
@@ -302,10 +318,16 @@ func (r *renderer) objects(objects []Object, c Count) {
 
 func (r *renderer) object(o Object) {
 	s, reason := red, ""
-	if o.State == "in force" {
+	switch o.State {
+	case "in force":
 		s = green
+	case "yields":
+		s = yellow
 	}
-	if r.verbose && o.Reason != "" {
+	switch {
+	case o.Lifts != "":
+		reason = "  " + r.paint.paint(dim, "# "+o.Reason+" of "+clean(o.Lifts))
+	case r.verbose && o.Reason != "":
 		reason = "  " + r.paint.paint(dim, "# "+o.Reason)
 	}
 	family := ""

@@ -25,7 +25,8 @@ type Status struct {
 	Tables      Range  `json:"tables"`
 	UplinkGroup uint32 `json:"uplink_group"`
 	Links       []Link `json:"links"`
-	// Shared are the objects that serve all links, and those that none wants.
+	// Shared are the objects that serve all links, lifts of rules of others, and
+	// those that no link wants.
 	Shared []Object `json:"shared"`
 	// Others are the interfaces that are no links.
 	Others   []Other   `json:"other_interfaces"`
@@ -59,7 +60,7 @@ type Manager struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Count is of rules, routes and interface groups.
+// Count is of rules, routes and interface groups; what yields does not count.
 type Count struct {
 	Planned int `json:"planned"`
 	Present int `json:"present"`
@@ -77,8 +78,9 @@ type Range struct {
 type Link struct {
 	Interface string `json:"interface"`
 	Index     int    `json:"index"`
-	// Role is "uplink" or "local".
-	Role string `json:"role"`
+	// Role is "uplink" or "local", RoleWhy says in words why.
+	Role    string `json:"role"`
+	RoleWhy string `json:"role_why"`
 	// Draining says that it is going down: its routing stays until its
 	// addresses are gone.
 	Draining bool `json:"draining"`
@@ -100,11 +102,14 @@ type Link struct {
 	Objects []Object  `json:"objects"`
 }
 
-// Network is one on-link prefix with its table.
+// Network is one on-link prefix, or all host addresses of a link, with its table.
 type Network struct {
 	// Family is "ipv4" or "ipv6".
-	Family string       `json:"family"`
-	Prefix netip.Prefix `json:"prefix"`
+	Family string `json:"family"`
+	// Prefix is absent where HostAddresses is true: addresses that have no network
+	// (/32, /128, point to point).
+	Prefix        netip.Prefix `json:"prefix,omitzero"`
+	HostAddresses bool         `json:"host_addresses,omitempty"`
 	// Table is 0 if the network has none.
 	Table     uint32    `json:"table"`
 	Addresses []Address `json:"addresses"`
@@ -134,12 +139,15 @@ type Object struct {
 	// Kind is "rule", "route" or "group".
 	Kind   string `json:"kind"`
 	Family string `json:"family,omitempty"`
-	// State is "in force", "missing", "different", "misplaced" or "unexpected".
+	// State is "in force", "missing", "different", "misplaced", "yields" (somebody
+	// deleted it in the words of a rule of his own; it comes back) or "unexpected".
 	State string `json:"state"`
 	// Text is the object in the words of iproute2.
 	Text string `json:"text"`
 	// Reason names why it exists.
 	Reason string `json:"reason,omitempty"`
+	// Lifts is the rule of somebody else that a rule of the reason "lift" leads to.
+	Lifts string `json:"lifts,omitempty"`
 }
 
 // Other is an interface that is no link.

@@ -36,15 +36,18 @@ With --json the same comes for programs. Fields are only ever added as long as
   in_force          planned, present and unexpected rules, routes and groups
   tables            first and last table of the range
   uplink_group      interface group of uplinks
-  links[]           interface, index, role ("uplink", "local"), draining, why,
-                    profile, type, up, carrier, group, in_force,
-                    networks[]: family, prefix, table (0: none), addresses[]
-                    (address, prefix_length, peer, flags[]), gateways[] (via),
+  links[]           interface, index, role ("uplink", "local"), role_why,
+                    draining, why, profile, type, up, carrier, group, in_force,
+                    networks[]: family, prefix, or host_addresses (true: addresses
+                    without a network), table (0: none), addresses[] (address,
+                    prefix_length, peer, flags[]), gateways[] (via),
                     left_alone: the reason by family, unused_addresses[],
                     objects[]: kind ("rule", "route", "group"), family, state
-                    ("in force", "missing", "different", "misplaced",
-                    "unexpected"), text as iproute2 has it, reason
-  shared[]          objects that serve all links, or none
+                    ("in force", "missing", "different", "misplaced", "yields",
+                    "unexpected"), text as iproute2 has it, reason, lifts (the
+                    rule of somebody else that this one leads to)
+  shared[]          objects that serve all links, lift rules of others, or serve
+                    no link
   other_interfaces[]  interface, why it is no link
   problems[]        check, severity ("error", "warning", "notice"), link, text,
                     fix
@@ -74,7 +77,7 @@ func (a *app) status() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")
-	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "list every rule and route, with the reason why it exists")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "list every rule and route with the reason why it exists, and why a link has its role")
 	return cmd
 }
 

@@ -17,6 +17,9 @@ func network(prefix string, table uint32, via string, addresses ...ctl.Address) 
 	if n.Prefix.Addr().Is6() {
 		n.Family = "ipv6"
 	}
+	if n.Prefix.IsSingleIP() {
+		n.Prefix, n.HostAddresses = netip.Prefix{}, true
+	}
 	switch via {
 	case "":
 	case "link":
@@ -29,6 +32,12 @@ func network(prefix string, table uint32, via string, addresses ...ctl.Address) 
 
 func rule4(state, text, reason string) ctl.Object {
 	return ctl.Object{Kind: "rule", Family: "ipv4", State: state, Text: text, Reason: reason}
+}
+
+func lift(state, text, whose string) ctl.Object {
+	o := rule4(state, text, "lift")
+	o.Lifts = whose
+	return o
 }
 
 func all(n int) ctl.Count { return ctl.Count{Planned: n, Present: n} }
@@ -52,7 +61,7 @@ func sound() ctl.Status {
 	s.InForce = all(45)
 	s.Links = []ctl.Link{
 		{
-			Interface: "wan0", Index: 2, Role: "uplink", Why: `connected, profile "Fibre"`, Profile: "Fibre", Type: "ethernet",
+			Interface: "wan0", Index: 2, Role: "uplink", RoleWhy: "main has a default route via 198.51.100.1 through it", Why: `connected, profile "Fibre"`, Profile: "Fibre", Type: "ethernet",
 			Up: true, Carrier: true, Group: 28008, InForce: all(16),
 			Networks: []ctl.Network{
 				network("198.51.100.0/24", 10000, "198.51.100.1", address("198.51.100.7/24", "dynamic")),
@@ -70,21 +79,21 @@ func sound() ctl.Status {
 			},
 		},
 		{
-			Interface: "wwan0", Index: 5, Role: "uplink", Why: `connected, profile "LTE"`, Profile: "LTE", Type: "gsm",
+			Interface: "wwan0", Index: 5, Role: "uplink", RoleWhy: "its owner knows a default route", Why: `connected, profile "LTE"`, Profile: "LTE", Type: "gsm",
 			Up: true, Carrier: true, Group: 28008, InForce: all(8),
 			Networks:  []ctl.Network{network("10.120.4.9/32", 10004, "link", address("10.120.4.9/32"))},
 			LeftAlone: map[string]string{"ipv6": `profile "LTE" sets ipv6.route-table=77`}, Unused: []ctl.Address{}, Objects: []ctl.Object{},
 		},
 		{
-			Interface: "lan0", Index: 3, Role: "local", Why: `connected, profile "Office"`, Profile: "Office", Type: "bridge",
+			Interface: "lan0", Index: 3, Role: "local", RoleWhy: "main has no default route through it, and no gateway is known", Why: `connected, profile "Office"`, Profile: "Office", Type: "bridge",
 			Up: true, Carrier: true, InForce: all(4),
-			Networks:  []ctl.Network{network("192.168.10.0/24", 10002, "", address("192.168.10.1/24"))},
+			Networks:  []ctl.Network{network("192.168.10.0/24", 10002, "", address("192.168.10.1/24")), network("10.7.7.1/32", 10005, "", address("10.7.7.1/32"), address("10.7.7.2/32"))},
 			LeftAlone: map[string]string{}, Unused: []ctl.Address{}, Objects: []ctl.Object{},
 		},
 	}
 	s.Shared = []ctl.Object{
-		rule4("in force", "9000: from all lookup main suppress_prefixlength 1 suppress_ifgroup 28008", "containers"),
-		rule4("in force", "19000: from all lookup main suppress_prefixlength 0", "main"),
+		lift("in force", "8500: from all fwmark 0x80000001/0x80000001 goto 30000", "30000: from all fwmark 0x1/0x1 lookup 100"),
+		lift("in force", "8500: from all to 192.0.2.5 iif lo goto 30001", "30001: from all to 192.0.2.5 iif lo lookup 101"),
 	}
 	s.Others = []ctl.Other{
 		{Interface: "docker0", Why: "it is external: somebody else configured it"},
@@ -109,7 +118,7 @@ func broken() ctl.Status {
 	s.Links[1].Up, s.Links[1].Networks[0].Table, s.Links[1].Networks[0].Gateways = false, 0, nil
 	s.Links[2].Draining, s.Links[2].Why = true, "deactivating"
 	s.Links[2].InForce.Present = 2
-	s.Shared[1].State = "misplaced"
+	s.Shared[0].State, s.Shared[1].State = "misplaced", "yields"
 	s.Problems = []ctl.Problem{
 		{Check: "not-in-force", Severity: "error", Text: "12 of 45 rules and routes are not in force, and 1 of multihomed's rules and routes belong to no link although multihomed is running: the kernel refuses it, or somebody else keeps changing it", Fix: "look for the reason in journalctl -u multihomed"},
 		{Check: "duplicate-address", Severity: "error", Link: "wan0", Text: "address 198.51.100.8 is used by another host (duplicate address detection failed)", Fix: "give one of the two another address, then: nmcli device reapply wan0"},

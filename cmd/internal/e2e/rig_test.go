@@ -106,7 +106,7 @@ func (r *rig) kill9() {
 
 // patience is generous; only a failure takes all of it.
 func (r *rig) patience() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(r.t.Context(), 30*time.Second)
+	return context.WithTimeout(r.t.Context(), lab.Stretched(30*time.Second))
 }
 
 // isp connects a provider and a profile of the same name as its link.

@@ -34,13 +34,13 @@ type place struct {
 }
 
 // places4 groups the IPv4 networks of all links by prefix, in the order of
-// interfaces.
+// interfaces. Host addresses have no network.
 func (v *View) places4() [][]place {
 	var prefixes []netip.Prefix
 	at := map[netip.Prefix][]place{}
 	for plan := range v.Planner.Links() {
 		for _, k := range plan.Keys {
-			if k.Family != routing.IPv4 {
+			if k.Family != routing.IPv4 || k.OfHosts() {
 				continue
 			}
 			if at[k.Prefix] == nil {
@@ -117,7 +117,7 @@ func checkReversePath(v *View, f files) []Finding {
 func checkARP(v *View, f files) []Finding {
 	var out []Finding
 	for _, places := range v.places4() {
-		if places[0].key.Prefix.IsSingleIP() || len(places) < 2 || sameAddress(places) {
+		if len(places) < 2 || sameAddress(places) {
 			continue
 		}
 		var names []string
@@ -170,7 +170,7 @@ func checkDefaults(v *View, _ files) []Finding {
 			}
 			out = append(out, Finding{
 				Severity: routing.Notice, Link: plan.Link.Name,
-				Text: fmt.Sprintf("no default route is known for %s: traffic from there to anywhere but the routes in table %d is answered with \"unreachable\"", k.Prefix, t),
+				Text: fmt.Sprintf("no default route is known for %s: traffic from there to anywhere but the routes in table %d is answered with \"unreachable\"", k.Network(), t),
 			})
 		}
 	}

@@ -67,6 +67,7 @@ func (v *View) outstanding() outstanding {
 			out.planned++
 		case Unexpected:
 			out.extra++
+		case Yielding:
 		case Missing, Different, Misplaced:
 			out.absent++
 			out.planned++
@@ -124,7 +125,7 @@ func checkTables(v *View, _ files) []Finding {
 		var bare []string
 		for _, k := range plan.Keys {
 			if _, has := plan.Link.Tables[k]; !has {
-				bare = append(bare, k.Prefix.String())
+				bare = append(bare, k.Network())
 			}
 		}
 		if len(bare) == 0 {

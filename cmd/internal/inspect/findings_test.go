@@ -41,11 +41,37 @@ func view(links ...routing.Link) *inspect.View {
 		v.Planner.Set(l)
 	}
 	for _, f := range routing.Families() {
-		v.Foreign = append(v.Foreign,
-			routing.Rule{Family: f, Priority: 0, Action: routing.ActionLookup, Table: routing.TableLocal},
-			routing.Rule{Family: f, Priority: 32766, Action: routing.ActionLookup, Table: routing.TableMain})
+		v.Planner.SetForeign(f, kernels(f))
 	}
 	return v
+}
+
+// kernels are the rules that the kernel makes itself.
+func kernels(f routing.Family) []routing.ForeignRule {
+	return []routing.ForeignRule{
+		{Rule: routing.Rule{Family: f, Priority: 0, Action: routing.ActionLookup, Table: routing.TableLocal}},
+		{Rule: routing.Rule{Family: f, Priority: 32766, Action: routing.ActionLookup, Table: routing.TableMain}},
+		{Rule: routing.Rule{Family: f, Priority: 32767, Action: routing.ActionLookup, Table: routing.TableDefault}},
+	}
+}
+
+// others adds rules of somebody else to those of the kernel; all are of IPv4.
+func others(v *inspect.View, rules ...routing.Rule) {
+	var all []routing.ForeignRule
+	for _, r := range rules {
+		r.Family = routing.IPv4
+		if r.Action == 0 {
+			r.Action = routing.ActionLookup
+		}
+		all = append(all, routing.ForeignRule{Rule: r})
+	}
+	foreign(v, all...)
+}
+
+func foreign(v *inspect.View, rules ...routing.ForeignRule) {
+	all := append(kernels(routing.IPv4), rules...)
+	slices.SortStableFunc(all, func(a, b routing.ForeignRule) int { return int(a.Rule.Priority) - int(b.Rule.Priority) })
+	v.Planner.SetForeign(routing.IPv4, all)
 }
 
 // uplink is an interface with an address and a default route.
@@ -160,11 +186,11 @@ func TestNotInForce(t *testing.T) {
 		{Verb: routing.AddRule, Rule: rules[0].Rule, Reason: rules[0].Reason},
 		{Verb: routing.DeleteRule, Rule: routing.Rule{Family: routing.IPv4, Priority: 10000, Action: routing.ActionLookup, Table: 10900, Protocol: routing.Multihomed}},
 	}
-	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"1 of 10", "although multihomed is running", "1 of multihomed's rules and routes belong to no link"}, fix: "journalctl"})
+	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"1 of 8", "although multihomed is running", "1 of multihomed's rules and routes belong to no link"}, fix: "journalctl"})
 	v.Daemon.Ready = false
 	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"not finished its first pass"}})
 	v.Running = false
-	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"multihomed is not running, and 1 of 10"}, fix: "systemctl enable"})
+	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"multihomed is not running, and 1 of 8"}, fix: "systemctl enable"})
 
 	// A host on which it never ran: no table, so nothing can be planned.
 	l := wan(0)
@@ -194,7 +220,12 @@ func TestDuplicateAddress(t *testing.T) {
 func TestForeignGroup(t *testing.T) {
 	l := wan(0)
 	l.Group = 7
-	check(t, view(l), files(), want{check: "plan", severity: routing.Warning, link: "wan0", text: []string{"interface group 7", "ip link set wan0 group default"}})
+	v := view(l)
+	v.Planner.SetGroups(map[uint32]int{7: 2})
+	check(t, v, files(), want{check: "plan", severity: routing.Warning, link: "wan0", text: []string{"interface group 7", "ip link set wan0 group default"}})
+	// It tells uplinks as well as ours where it holds nothing else.
+	v.Planner.SetGroups(map[uint32]int{7: 1})
+	check(t, v, files())
 }
 
 func TestDevices(t *testing.T) {
@@ -248,6 +279,8 @@ func TestARP(t *testing.T) {
 func TestNoDefault(t *testing.T) {
 	l := wan(0)
 	l.Routes[1].Destination = netip.MustParsePrefix("10.0.0.0/8")
+	check(t, view(l), files()) // a local link needs none
+	l.WasUplink = true
 	check(t, view(l), files(), want{check: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}})
 	l.Up = false
 	check(t, view(l), files())
@@ -255,15 +288,25 @@ func TestNoDefault(t *testing.T) {
 
 func TestMainRule(t *testing.T) {
 	v := view(wan(0))
-	v.Foreign = slices.DeleteFunc(v.Foreign, func(r routing.Rule) bool { return r.Family == routing.IPv6 && r.Table == routing.TableMain })
+	v.Planner.SetForeign(routing.IPv6, kernels(routing.IPv6)[:1])
 	check(t, v, files(), want{check: "main-rule", severity: routing.Warning, text: []string{"32766", "ipv6"}, fix: "ip -6 rule add from all lookup main priority 32766"})
 	// A kernel without IPv6 has no rules of it.
-	v.Foreign = slices.DeleteFunc(v.Foreign, func(r routing.Rule) bool { return r.Family == routing.IPv6 })
+	v.Planner.SetForeign(routing.IPv6, nil)
 	check(t, v, files())
 	// One that only some packets see, or that takes no default, is none.
-	i := slices.IndexFunc(v.Foreign, func(r routing.Rule) bool { return r.Table == routing.TableMain })
-	v.Foreign[i].SuppressPrefixLength = routing.Some(0)
-	check(t, v, files(), want{check: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
+	for name, spoil := range map[string]func(*routing.Rule){
+		"a mark":      func(r *routing.Rule) { r.Mark = routing.Mark{Value: 1, Mask: 1} },
+		"no default":  func(r *routing.Rule) { r.SuppressPrefixLength = routing.Some(0) },
+		"all but one": func(r *routing.Rule) { r.Invert, r.Mark = true, routing.Mark{Value: 1, Mask: 1} },
+		"half":        func(r *routing.Rule) { r.From = netip.MustParsePrefix("0.0.0.0/1") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			rules := kernels(routing.IPv4)
+			spoil(&rules[1].Rule)
+			v.Planner.SetForeign(routing.IPv4, rules)
+			check(t, v, files(), want{check: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
+		})
+	}
 }
 
 func TestTableInUse(t *testing.T) {
@@ -273,24 +316,172 @@ func TestTableInUse(t *testing.T) {
 }
 
 func TestRulesAhead(t *testing.T) {
+	at := func(p routing.Priority, table routing.TableID) routing.Rule {
+		return routing.Rule{Priority: p, Table: table}
+	}
+	vrf := routing.Rule{Priority: 1000, L3MDev: true}
+	tailscale := at(5270, 52)
+	some := want{check: "rule-ahead", severity: routing.Notice, text: []string{"ipv4", "5270: from all lookup 52"}}
+	all := func(text ...string) want {
+		return want{check: "rule-ahead", severity: routing.Warning, text: text, fix: "between 20001 and 32764"}
+	}
+	nothing := routing.Rule{Priority: 100, Action: routing.ActionNop}
+	guests := routing.Rule{Priority: 100, IIF: "guest", Action: routing.ActionProhibit}
+	known := routing.Rule{Priority: 100, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}
+	many := []routing.Rule{tailscale}
+	for p := routing.Priority(6001); p < 6010; p++ {
+		many = append(many, at(p, 1))
+	}
+	toTable := []inspect.Outcome{{To: netip.MustParseAddr("8.1.1.1"), Table: 52}}
+	for _, c := range []struct {
+		name     string
+		rules    []routing.Rule
+		outcomes []inspect.Outcome
+		want     []want
+	}{
+		{"VRFs, what decides nothing, what is forwarded, what is read after ours", []routing.Rule{vrf, nothing, guests, known, at(32764, 51820), at(10001, 77)}, nil, nil},
+		{"a table that knows something", []routing.Rule{tailscale}, nil, []want{some}},
+		{"a table with a default", []routing.Rule{tailscale}, toTable, []want{all("5270: from all lookup 52", "bound traffic follows it")}},
+		{"another table has it", []routing.Rule{at(5270, 51)}, toTable, []want{{check: "rule-ahead", severity: routing.Notice, text: []string{"lookup 51"}}}},
+		{"main", []routing.Rule{at(5000, routing.TableMain)}, nil, []want{all("5000: from all lookup main", "bound traffic follows it")}},
+		{"a wall", []routing.Rule{{Priority: 5000, Action: routing.ActionProhibit}}, nil, []want{all("prohibit", "bound traffic is refused")}},
+		{"inside the ladder", []routing.Rule{at(9700, 7)}, nil, []want{{check: "rule-ahead", severity: routing.Notice, text: []string{"9700: from all lookup 7"}}}},
+		{"many", many, nil, []want{{check: "rule-ahead", severity: routing.Notice, text: []string{"and 6 more"}}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := view(wan(0))
+			others(v, c.rules...)
+			v.Outcomes = c.outcomes
+			check(t, v, files(), c.want...)
+		})
+	}
+}
+
+func TestRulesThatSelect(t *testing.T) {
+	ours := netip.MustParsePrefix("198.51.100.0/24")
+	marked := routing.Rule{Priority: 30000, Mark: routing.Mark{Value: 1, Mask: 1}, Table: 200}
+	for _, c := range []struct {
+		name  string
+		rules []routing.Rule
+		want  []want
+	}{
+		{"a source of the link", []routing.Rule{{Priority: 30000, From: ours, Table: 200, Protocol: routing.ProtocolStatic}}, []want{{check: "rule-of-source", severity: routing.Notice, link: "wan0", text: []string{"30000: from 198.51.100.0/24 lookup 200 proto static", "198.51.100.7"}}}},
+		{"in front", []routing.Rule{{Priority: 100, From: ours, Action: routing.ActionProhibit}}, []want{{check: "rule-of-source", severity: routing.Notice, link: "wan0", text: []string{"100: from 198.51.100.0/24 prohibit"}}}},
+		{"another source", []routing.Rule{{Priority: 30000, From: netip.MustParsePrefix("203.0.113.0/24"), Table: 200}}, []want{{check: "rule-lifted", severity: routing.Notice, text: []string{"203.0.113.0/24"}}}},
+		{"to the link's own table", []routing.Rule{{Priority: 30000, From: ours, Table: 10000}}, []want{{check: "rule-lifted", severity: routing.Notice, text: []string{"lookup 10000"}}}},
+		{"a mark", []routing.Rule{marked}, []want{{check: "rule-lifted", severity: routing.Notice, text: []string{"ipv4", "30000: from all fwmark 0x1/0x1 lookup 200"}}}},
+		{"behind main", []routing.Rule{{Priority: 32800, From: ours, Table: 200}}, nil},
+		{"forwarded", []routing.Rule{{Priority: 30000, IIF: "guest", From: ours, Table: 200}}, nil},
+		{"routed-dns", []routing.Rule{{Priority: 20053, Mark: routing.Mark{Value: 0x4e55, Mask: 0xffffffff}, Table: 20053}}, []want{{check: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}}}},
+		{"what nobody understands is not lifted", []routing.Rule{{Priority: 30000, Unknown: true, Table: 200}}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := view(wan(0), uplink("lan0", 9, "192.0.2.1/24", ""))
+			others(v, c.rules...)
+			check(t, v, files(), c.want...)
+		})
+	}
+}
+
+// TestSteppedOver: what a tunnel adds without a number while the ladder stands.
+func TestSteppedOver(t *testing.T) {
 	v := view(wan(0))
-	rule := func(p routing.Priority, table routing.TableID) routing.Rule {
-		return routing.Rule{Family: routing.IPv4, Priority: p, Action: routing.ActionLookup, Table: table}
+	tunnel := routing.Rule{Family: routing.IPv4, Priority: 9018, Action: routing.ActionLookup, Table: 51820, Invert: true, Mark: routing.Mark{Value: 51820, Mask: 0xffffffff}}
+	main := routing.Rule{Family: routing.IPv4, Priority: 9017, Action: routing.ActionLookup, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}
+	foreign(v, routing.ForeignRule{Rule: main, Numbered: true}, routing.ForeignRule{Rule: tunnel, Numbered: true})
+	check(t, v, files(), want{check: "rule-stepped-over", severity: routing.Notice, text: []string{
+		"steps over them", "9017: from all lookup main suppress_prefixlength 0", "9018: not from all fwmark 0xca6c lookup 51820",
+	}})
+	// Somebody chose the numbers: that is his word.
+	foreign(v, routing.ForeignRule{Rule: main}, routing.ForeignRule{Rule: tunnel})
+	v.Outcomes = []inspect.Outcome{{To: netip.MustParseAddr("8.1.1.1"), Table: 51820}}
+	check(t, v, files(), want{check: "rule-ahead", severity: routing.Warning, text: []string{"9018: not from all"}, fix: "give it a priority"})
+}
+
+// TestLiftThatYields: who deletes a rule by its words may hit the lift of it. That is
+// no fault, and does not last.
+func TestLiftThatYields(t *testing.T) {
+	v := view(wan(0))
+	rule := routing.Rule{Priority: 30000, IIF: "lo", To: netip.MustParsePrefix("192.0.2.5/32"), Table: 200}
+	others(v, rule)
+	var lift routing.PlannedRule
+	for r := range v.Planner.Rules() {
+		if r.Yields {
+			lift = r
+		}
 	}
-	// VRFs, and what is read after ours, are no news.
-	v.Foreign = append(v.Foreign, rule(1000, 0), rule(32764, 51820), rule(10001, 77))
-	check(t, v, files())
-	v.Foreign = append(v.Foreign, rule(5270, 52))
-	check(t, v, files(), want{check: "rule-ahead", severity: routing.Notice, text: []string{"ipv4", "5270: from all lookup 52"}})
-	for p := routing.Priority(1001); p < 1010; p++ {
-		v.Foreign = append(v.Foreign, rule(p, 1))
+	if lift.Reason.Decision != routing.LiftForeign {
+		t.Fatal("nothing yields")
 	}
-	check(t, v, files(), want{check: "rule-ahead", severity: routing.Notice, text: []string{"and 6 more"}})
+	named := want{check: "rule-lifted", severity: routing.Notice, text: []string{"192.0.2.5"}}
+	check(t, v, files(), named)
+	v.Missing = []routing.Op{{Verb: routing.AddRule, Rule: lift.Rule, Reason: lift.Reason}}
+	check(t, v, files(), named, want{
+		check: "lift-yields", severity: routing.Notice, fix: "wait",
+		text: []string{`"30000: from all to 192.0.2.5 iif lo lookup 200", which is left`, "10 seconds"},
+	})
+	for _, o := range v.Objects() {
+		if lifts := "30000: from all to 192.0.2.5 iif lo lookup 200"; o.Reason.Decision == routing.LiftForeign && (o.State != inspect.Yielding || o.Link != "" || o.Lifts() != lifts) {
+			t.Errorf("the lift is %+v", o)
+		} else if o.Reason.Decision != routing.LiftForeign && o.Lifts() != "" {
+			t.Errorf("%+v lifts %q", o, o.Lifts())
+		}
+	}
+	// Nobody puts it back.
+	v.Running = false
+	check(t, v, files(), named, want{check: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})
+}
+
+func TestRejects(t *testing.T) {
+	v := view(wan(0))
+	v.Rejects = []inspect.Reject{{Family: routing.IPv6, Text: "unreachable default metric 5"}}
+	check(t, v, files(), want{check: "reject-default", severity: routing.Warning, text: []string{`"unreachable default metric 5"`, "ipv6", "refused too"}, fix: "ip -6 route del unreachable default metric 5"})
+}
+
+func TestRoutesAhead(t *testing.T) {
+	outcomes := func(n int, o inspect.Outcome) []inspect.Outcome {
+		var out []inspect.Outcome
+		for i := range 10 {
+			each := inspect.Outcome{To: netip.AddrFrom4([4]byte{byte(i + 1), 1, 1, 1}), Table: 10000, Device: "wan0"}
+			if i < n {
+				each = o
+				each.To = netip.AddrFrom4([4]byte{byte(i + 1), 1, 1, 1})
+			}
+			out = append(out, each)
+		}
+		return out
+	}
+	pieces := inspect.Outcome{Table: routing.TableMain, Device: "wg0", Length: 8}
+	with := func(change func(*inspect.Outcome)) inspect.Outcome {
+		o := pieces
+		change(&o)
+		return o
+	}
+	finding := []want{{check: "route-ahead", severity: routing.Notice, text: []string{"ipv4", "/8 to /16 through wg0 to 3 of 10"}, fix: "let wg0 have a default route"}}
+	for _, c := range []struct {
+		name     string
+		outcomes []inspect.Outcome
+		want     []want
+	}{
+		{"a list of routes", outcomes(3, pieces), finding},
+		{"networks of somebody", outcomes(2, pieces), nil},
+		{"a /17", outcomes(3, with(func(o *inspect.Outcome) { o.Length = 17 })), nil},
+		{"short ones are passed by", outcomes(3, with(func(o *inspect.Outcome) { o.Length = 7 })), nil},
+		{"a rule's table", outcomes(3, with(func(o *inspect.Outcome) { o.Table = 51820 })), nil},
+		{"through a link", outcomes(3, with(func(o *inspect.Outcome) { o.Device = "wan0" })), nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := view(wan(0))
+			v.Links["wg0"] = kernel.Link{Index: 77, Name: "wg0", Up: true}
+			v.Outcomes = c.outcomes
+			check(t, v, files(), c.want...)
+		})
+	}
 }
 
 func TestRoutedDNS(t *testing.T) {
 	v := view(wan(0))
-	v.Foreign = append(v.Foreign, routing.Rule{Family: routing.IPv4, Priority: 20053, Action: routing.ActionLookup, Table: 20053})
+	others(v, routing.Rule{Priority: 20053, Table: 20053})
 	check(t, v, files(), want{check: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}})
 }
 

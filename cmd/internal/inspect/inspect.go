@@ -6,8 +6,8 @@
 //
 // It costs one reading of NetworkManager, one dump of the interfaces,
 // addresses, rules and routes (a host with a million routes answers only for
-// its links and for our tables) and one reading of the leases. Nothing is
-// written, no lock is taken, and nobody waits for it.
+// its links and for our tables), some 200 lookups and one reading of the leases.
+// Nothing is written, no lock is taken, and nobody waits for it.
 package inspect
 
 import (
@@ -46,12 +46,15 @@ type View struct {
 	// Missing is what would have to change for the kernel to be as planned.
 	// While NetworkManager is not known completely nothing is to be deleted.
 	Missing []routing.Op
-	// Foreign are the rules that are not ours, in the kernel's order.
-	Foreign []routing.Rule
 	// ForeignIn says who else uses a table that a link holds.
 	ForeignIn map[routing.TableID]string
-	Claims    map[string]reconcile.Claim
-	NM        nm.Snapshot
+	// Outcomes are what the kernel answers for traffic bound to an uplink.
+	Outcomes []Outcome
+	// Rejects are the default routes of main that refuse packets, where the kernel
+	// refuses bound traffic.
+	Rejects []Reject
+	Claims  map[string]reconcile.Claim
+	NM      nm.Snapshot
 	// Daemon is what the running daemon says of itself, the zero State while it
 	// has not said anything; Running says that it holds the lock.
 	Daemon  runstate.State
@@ -103,7 +106,13 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 		return nil, err
 	}
 	leases := v.readLeases(ctx, cfg)
+	if err := mirror.SetNetworks(ctx, v.networks(mirror)); err != nil {
+		return nil, err
+	}
 	mirror.View(func(k *kernel.State) { v.look(k, leases) })
+	if err := v.try(); err != nil {
+		v.note("where bound traffic goes: %v", err)
+	}
 	return v, nil
 }
 
@@ -224,3 +233,6 @@ func (v *View) Converged() error {
 
 // Interfaces yields the names of all claims, sorted.
 func (v *View) Interfaces() []string { return slices.Sorted(maps.Keys(v.Claims)) }
+
+// names are those of all interfaces, sorted.
+func (v *View) names() []string { return slices.Sorted(maps.Keys(v.Links)) }

@@ -19,6 +19,9 @@ const (
 	Different State = "different"
 	// Misplaced: a rule stands behind one that it must precede.
 	Misplaced State = "misplaced"
+	// Yielding: somebody deleted a rule of ours in words that are also those of a
+	// rule of somebody else. It stays away for a while.
+	Yielding State = "yields"
 	// Unexpected: it carries our mark and nobody wants it.
 	Unexpected State = "unexpected"
 )
@@ -34,6 +37,15 @@ type Object struct {
 	Reason routing.Reason
 	// Link is the interface that it serves, empty if all.
 	Link string
+}
+
+// Lifts is the rule of somebody else that an object lifts over the ladder, in the
+// words of `ip rule`; empty for all other objects.
+func (o Object) Lifts() string {
+	if o.Reason.Decision == routing.LiftForeign {
+		return o.Reason.Prefix
+	}
+	return ""
 }
 
 // A Kind of objects.
@@ -77,7 +89,11 @@ func (v *View) Objects() []Object {
 	}
 	var out []Object
 	for r := range v.Planner.Rules() {
-		out = append(out, Object{Kind: Rule, Family: r.Rule.Family, State: stateOf(rules, r.Rule), Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link})
+		state := stateOf(rules, r.Rule)
+		if state == Missing && r.Yields && v.Running && v.Daemon.Ready {
+			state = Yielding
+		}
+		out = append(out, Object{Kind: Rule, Family: r.Rule.Family, State: state, Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link})
 	}
 	for r := range v.Planner.Routes() {
 		name := v.device(r.Route.Device)

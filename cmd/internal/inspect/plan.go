@@ -28,13 +28,16 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 		}
 		v.Links[facts.Name] = facts
 		if link, is := v.link(facts, stands, leases); is {
+			link.Elsewhere = reconcile.ElsewhereOf(k, link, v.Claims[facts.Name], func(index int) bool {
+				name, exists := k.NameOf(index)
+				return exists && v.Claims[name].Standing != reconcile.NoLink
+			})
 			v.Planner.Set(link)
 		}
 	}
 	if n, fault := k.Unread(); n > 0 {
 		v.note("%d messages of the kernel, the last because of: %v", n, fault)
 	}
-	v.Foreign = k.ForeignRules()
 	for plan := range v.Planner.Links() {
 		for _, t := range plan.Link.Tables {
 			if what, used := k.ForeignIn(t); used {
@@ -45,6 +48,19 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 	all := routing.Everything(v.Planner, k)
 	// Not knowing is not emptiness: what nobody is known to want may be wanted.
 	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return v.Complete() && len(v.unsure) == 0 })
+}
+
+// networks are those of all links, in which others may have addresses too.
+func (v *View) networks(mirror *kernel.Mirror) []netip.Prefix {
+	var out []netip.Prefix
+	mirror.View(func(k *kernel.State) {
+		for _, index := range k.Indexes() {
+			if facts, ok := k.Link(index); ok && v.Claims[facts.Name].Standing != reconcile.NoLink {
+				out = append(out, reconcile.NetworksOf(reconcile.LinkOf(facts, v.Claims[facts.Name]))...)
+			}
+		}
+	})
+	return out
 }
 
 // link puts an interface together as the daemon does, false if it is none.
@@ -72,7 +88,7 @@ func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Alloc
 				continue
 			}
 		}
-		if t, ok := stands.table(facts, key, keys); ok {
+		if t, ok := stands.table(link, key, keys); ok {
 			link.Tables[key] = t
 		}
 	}
@@ -107,7 +123,7 @@ func (v *View) recallClaims(ctx context.Context, mirror *kernel.Mirror) error {
 				claim.Intents = map[routing.Family]routing.Intent{}
 			}
 			for _, f := range routing.Families() {
-				if len(stands.tables(facts, f)) == 0 {
+				if len(stands.tables(facts.Name, facts.Index, f)) == 0 {
 					claim.Intents[f] = routing.Intent{LeaveAlone: "nothing of it stands, and its profile could not be read"}
 				}
 			}
@@ -174,9 +190,9 @@ func enter[K, V comparable](m map[K][]V, k K, v V) {
 	}
 }
 
-func (s *standing) tables(l kernel.Link, f routing.Family) []routing.TableID {
-	out := slices.Clone(s.byName[nameKey{f, l.Name}])
-	for _, t := range s.byIndex[indexKey{f, l.Index}] {
+func (s *standing) tables(name string, index int, f routing.Family) []routing.TableID {
+	out := slices.Clone(s.byName[nameKey{f, name}])
+	for _, t := range s.byIndex[indexKey{f, index}] {
 		if !slices.Contains(out, t) {
 			out = append(out, t)
 		}
@@ -186,19 +202,17 @@ func (s *standing) tables(l kernel.Link, f routing.Family) []routing.TableID {
 }
 
 func (s *standing) any(l kernel.Link) bool {
-	return len(s.tables(l, routing.IPv4)) > 0 || len(s.tables(l, routing.IPv6)) > 0
+	return len(s.tables(l.Name, l.Index, routing.IPv4)) > 0 || len(s.tables(l.Name, l.Index, routing.IPv6)) > 0
 }
 
 // table finds the table of a key among those of its interface: the one whose
-// rules or routes name the prefix, or the only one of an interface that has
-// only one network.
-func (s *standing) table(l kernel.Link, key routing.Key, keys []routing.Key) (routing.TableID, bool) {
-	candidates := s.tables(l, key.Family)
+// rules or routes name its network or an address of it, or the only one of an
+// interface that has only one network.
+func (s *standing) table(l routing.Link, key routing.Key, keys []routing.Key) (routing.TableID, bool) {
+	candidates := s.tables(l.Name, l.Index, key.Family)
 	for _, t := range candidates {
-		for _, p := range s.prefixes[tableKey{key.Family, t}] {
-			if p == key.Prefix || p.IsSingleIP() && key.Prefix.Contains(p.Addr()) {
-				return t, true
-			}
+		if slices.ContainsFunc(s.prefixes[tableKey{key.Family, t}], func(p netip.Prefix) bool { return isOf(l, key, p) }) {
+			return t, true
 		}
 	}
 	same := 0
@@ -211,4 +225,16 @@ func (s *standing) table(l kernel.Link, key routing.Key, keys []routing.Key) (ro
 		return candidates[0], true
 	}
 	return 0, false
+}
+
+// isOf reports whether a prefix of a rule or a route is that of a key: its network,
+// or one of its addresses. Of an address that is gone only the network can be told.
+func isOf(l routing.Link, key routing.Key, p netip.Prefix) bool {
+	if !p.IsSingleIP() {
+		return p == key.Prefix
+	}
+	if own, has := routing.KeyOf(l, p.Addr()); has {
+		return own == key
+	}
+	return !key.OfHosts() && key.Prefix.Contains(p.Addr())
 }

@@ -15,9 +15,21 @@ var built struct {
 	programs map[string]error
 }
 
+// ProgramsEnv names a directory of programs that are built already, for where
+// building takes too long: a virtual machine.
+const ProgramsEnv = "MULTIHOMED_TEST_PROGRAMS"
+
 // Build builds a program of cmd/ with the race detector, once for all tests of
-// the process, and returns its path. Everybody may run it.
+// the process, and returns its path; or it takes that of ProgramsEnv. Everybody may
+// run it.
 func Build(program string) (string, error) {
+	if dir := os.Getenv(ProgramsEnv); dir != "" {
+		path := filepath.Join(dir, program)
+		if _, err := os.Stat(path); err != nil {
+			return "", fmt.Errorf("looking for a program of %s: %w", ProgramsEnv, err)
+		}
+		return path, nil
+	}
 	built.Lock()
 	defer built.Unlock()
 	if built.dir == "" {

@@ -88,14 +88,14 @@ func NewISP(tb testing.TB, host *lab.Host, cfg lab.ISPConfig) *lab.ISP {
 	return isp
 }
 
-// timeout is generous: only a failure takes it.
+// timeout is generous: only a failure takes it. It is stretched.
 const timeout = 20 * time.Second
 
 // Eventually fails the test if f does not return nil before the test's deadline
-// or 20 seconds are over.
+// or 20 seconds (lab.Stretched) are over.
 func Eventually(tb testing.TB, f func() error) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), timeout)
+	ctx, cancel := context.WithTimeout(tb.Context(), lab.Stretched(timeout))
 	defer cancel()
 	if err := lab.Eventually(ctx, f); err != nil {
 		tb.Fatal(err)

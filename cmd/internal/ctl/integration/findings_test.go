@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"multihomed/cmd/internal/ctl"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 )
@@ -80,4 +81,126 @@ func TestRulesOfOthers(t *testing.T) {
 	if p := problem(h.status(), "main-rule"); p != nil {
 		t.Errorf("after %q: %+v", p.Fix, p)
 	}
+}
+
+// TestWhereBoundTrafficGoes: what takes bound traffic away from its link is named,
+// and what status tells to do helps. The kernel is asked, not the words of rules.
+func TestWhereBoundTrafficGoes(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	_, err := h.NewLink(lab.LinkConfig{Name: alien, Up: true})
+	h.must(err)
+	h.ip("address", "add", "192.0.2.1/24", "dev", alien)
+
+	h.ip("rule", "add", "priority", "5270", "lookup", "52")
+	h.ip("route", "add", "100.64.99.0/24", "dev", alien, "table", "52")
+	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != "notice" {
+		t.Errorf("a rule in front whose table knows one network: %+v", p)
+	}
+	h.ip("route", "add", "default", "dev", alien, "table", "52")
+	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != "warning" || !strings.Contains(p.Text, "5270: from all lookup 52") {
+		t.Errorf("a rule in front whose table has a default: %+v", p)
+	}
+	h.ip("rule", "del", "priority", "5270")
+
+	// What is left of 0.0.0.0/0 without the private networks, beyond /7.
+	for _, piece := range []string{"11.0.0.0/8", "173.0.0.0/8", "193.0.0.0/8"} {
+		if p := problem(h.status(), "route-ahead"); p != nil {
+			t.Errorf("before %s: %+v", piece, p)
+		}
+		h.ip("route", "add", piece, "dev", alien)
+	}
+	h.ip("route", "add", "64.0.0.0/2", "dev", alien) // passed by
+	if p := problem(h.status(), "route-ahead"); p == nil || p.Severity != "notice" || !strings.Contains(p.Text, "through "+alien+" to 3 of ") {
+		t.Errorf("a default in pieces: %+v", p)
+	}
+
+	for _, family := range []string{"-4", "-6"} {
+		h.ip(family, "route", "add", "prohibit", "default", "metric", "5")
+		s := h.parse(h.as(nobody, "status", "--json"))
+		p := problem(s, "reject-default")
+		if p == nil || p.Severity != "warning" || !strings.Contains(p.Text, `"prohibit default metric 5"`) {
+			t.Fatalf("%s: problems are %+v", family, s.Problems)
+		}
+		if _, err := h.IP(t.Context(), append([]string{family, "route", "get", "from"}, h.bound(family)...)...); err == nil {
+			t.Errorf("%s: bound traffic is not refused", family)
+		}
+		h.ip(strings.Fields(p.Fix)[1:]...)
+		if p := problem(h.status(), "reject-default"); p != nil {
+			t.Errorf("after the fix: %+v", p)
+		}
+	}
+}
+
+// bound is an address of wan0 and one of the internet.
+func (h *host) bound(family string) []string {
+	h.t.Helper()
+	f, to := lab.IPv4, "8.1.1.1"
+	if family == "-6" {
+		f, to = lab.IPv6, "2a00:1::1"
+	}
+	from, err := h.WaitAddr(h.t.Context(), "wan0", f)
+	h.must(err)
+	return []string{from.String(), to}
+}
+
+// TestHostAddresses: addresses without a network share a table, and who may not read
+// the leases finds it by their rules.
+func TestHostAddresses(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	h.ip("address", "add", "192.0.2.8/32", "dev", "wan0")
+	h.ip("address", "add", "192.0.2.9/32", "dev", "wan0")
+	// One in the network of the link, as of VRRP.
+	inside := lab.DefaultISP(0).IPv4.Addr().Next().String()
+	h.ip("address", "add", inside+"/32", "dev", "wan0")
+	var s ctl.Status
+	labtest.Eventually(t, func() error {
+		s = h.status()
+		for _, n := range link(t, s, "wan0").Networks {
+			if n.HostAddresses && len(n.Addresses) == 3 && n.Table != 0 && s.OK {
+				return nil
+			}
+		}
+		return fmt.Errorf("wan0 is %+v, problems %+v", link(t, s, "wan0"), s.Problems)
+	})
+	h.sameForNobody(s)
+	if r := h.ctl("status", "wan0"); !strings.Contains(r.out, "host addresses") {
+		t.Errorf("%s", r)
+	}
+}
+
+// TestDeletionByWords: who deletes his rule by its words may hit the lift of it. That
+// is no error of multihomed, status says what is left, and deleting goes on until
+// both are gone.
+func TestDeletionByWords(t *testing.T) {
+	h := newHost(t)
+	h.ip("rule", "add", "priority", "30000", "to", "192.0.2.5", "lookup", "200")
+	h.start()
+	lifted := "30000: from all to 192.0.2.5 lookup 200"
+	if p := problem(h.status(), "rule-lifted"); p == nil || !strings.Contains(p.Text, lifted) {
+		t.Errorf("before: %+v", p)
+	}
+	if r := h.ctl("status", "-v"); !strings.Contains(r.out, "goto 30000  # lift of "+lifted) || !strings.Contains(r.out, "uplink: main has a default route via "+lab.DefaultISP(0).IPv4.Addr().String()) {
+		t.Errorf("status -v: %s", r)
+	}
+	h.ip("rule", "del", "to", "192.0.2.5")
+	if rules := h.ip("rule"); !strings.Contains(rules, "lookup 200") || strings.Contains(rules, "goto") {
+		t.Fatalf("his own was first:\n%s", rules)
+	}
+	s := h.status()
+	p := problem(s, "lift-yields")
+	if !s.OK || p == nil || p.Severity != "notice" || !strings.Contains(p.Text, lifted) {
+		t.Errorf("ok %v, %+v, problems %+v", s.OK, s.InForce, s.Problems)
+	}
+	h.ip("rule", "del", "to", "192.0.2.5")
+	if _, err := h.IP(t.Context(), "rule", "del", "to", "192.0.2.5"); err == nil {
+		t.Error("it came back")
+	}
+	labtest.Eventually(t, func() error {
+		if s := h.status(); !s.OK || len(s.Problems) > 0 {
+			return fmt.Errorf("ok %v, problems %+v", s.OK, s.Problems)
+		}
+		return nil
+	})
 }

@@ -1,10 +1,12 @@
 package integration_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
 	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
 )
 
 // TestFlush: everything of ours goes, and nothing else.
@@ -33,14 +35,15 @@ func TestFlush(t *testing.T) {
 	}
 
 	h.addForeign()
+	h.addFirstLadder()
 	r := h.ctl("flush", "-v")
 	if r.status != 0 || !strings.Contains(r.out, "and the mark of 2 uplinks; the leases stay") {
 		t.Errorf("flush: %s", r)
 	}
-	// The order of a pass that takes a link away: rules first, the two that
-	// protect everybody last of them, then routes, then groups.
+	// The order of a pass that takes a link away: rules first, what stops stray
+	// packets and what keeps known networks last of them, then routes, then groups.
 	last := -1
-	for _, line := range []string{"removed -4 rule 10000: ", "removed -4 rule 10500: ", "removed -4 rule 19000: ", "removed -4 rule 9000: ", "removed -4 route ", "removed link "} {
+	for _, line := range []string{"removed -4 rule 10000: ", "removed -4 rule 10500: ", "removed -4 rule 9020: ", "removed -4 route ", "removed link "} {
 		at := strings.Index(r.out, line)
 		if at <= last {
 			t.Errorf("%q is out of order in %s", line, r)
@@ -69,6 +72,82 @@ func TestFlush(t *testing.T) {
 		if table := network(l, "ipv4").Table; table != tables[l.Interface] {
 			t.Errorf("%s had table %d, now %d", l.Interface, tables[l.Interface], table)
 		}
+	}
+}
+
+// firstLadder are the rules of version 1 that version 2 does not have.
+var firstLadder = []string{
+	"8000: from 198.51.100.7 to 198.51.100.0/24 lookup 10000", "9000: from all lookup main suppress_prefixlength 1 suppress_ifgroup 28008",
+	"9400: from 198.51.100.0/24 oif wan0 lookup 10000", "10500: from 198.51.100.0/24 iif lo unreachable",
+	"19000: from all lookup main suppress_prefixlength 0", "20000: from all to 198.51.100.0/24 lookup 10000",
+}
+
+func (h *host) addFirstLadder() {
+	h.t.Helper()
+	for _, rule := range firstLadder {
+		priority, words, _ := strings.Cut(rule, ": ")
+		h.ip(append([]string{"rule", "add", "priority", priority, "protocol", "150"}, strings.Fields(strings.Replace(words, "lookup", "table", 1))...)...)
+	}
+}
+
+// TestFlushOfTheWholeLadder: lifts, the step over rules that the kernel numbered, and
+// the rungs behind the ladder go too, and what made them necessary stays.
+func TestFlushOfTheWholeLadder(t *testing.T) {
+	h := newHost(t)
+	h.ip("rule", "add", "fwmark", "1", "priority", "30000", "table", "200")
+	h.ip("rule", "add", "uidrange", "1234-1234", "priority", "30001", "table", "201")
+	h.ip("-6", "rule", "add", "from", "2001:db8:77::/64", "priority", "30000", "table", "200")
+	h.start()
+	// As wg-quick does it: the kernel chooses the number.
+	h.ip("rule", "add", "not", "fwmark", "51820", "table", "51820")
+	stands := func() string { return h.ip("rule") + h.ip("-6", "rule") }
+	labtest.Eventually(t, func() error {
+		rules := stands()
+		for _, part := range []string{
+			"goto 30000", "goto 30001", // lifts
+			"iif lo goto ", "oif wan1 goto ", // the step
+			"32765:", // again
+		} {
+			if !strings.Contains(rules, part) {
+				return fmt.Errorf("no %q in\n%s", part, rules)
+			}
+		}
+		return nil
+	})
+	h.settle()
+	s := h.status()
+	for check, text := range map[string]string{
+		"rule-lifted": "30000: from all fwmark 0x1 lookup 200", "rule-stepped-over": "not from all fwmark 0xca6c lookup 51820",
+	} {
+		if p := problem(s, check); p == nil || !strings.Contains(p.Text, text) {
+			t.Errorf("no %s in %+v", check, s.Problems)
+		}
+	}
+	lifted := 0
+	for _, o := range s.Shared {
+		if o.Reason == "lift" && strings.Contains(o.Lifts, "30000: from ") {
+			lifted++
+		}
+	}
+	if lifted < 2 {
+		t.Errorf("no lifts of 30000 in %+v", s.Shared)
+	}
+
+	h.stop()
+	if r := h.ctl("flush"); r.status != 0 || !strings.HasPrefix(r.out, "removed ") {
+		t.Errorf("flush: %s", r)
+	}
+	if left, err := h.Leftovers(); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+	rules := stands()
+	for _, others := range []string{"fwmark 0x1 lookup 200", "uidrange 1234-1234 lookup 201", "from 2001:db8:77::/64 lookup 200", "not from all fwmark 0xca6c lookup 51820"} {
+		if !strings.Contains(rules, others) {
+			t.Errorf("flush removed %q:\n%s", others, rules)
+		}
+	}
+	if strings.Contains(rules, "150") || strings.Contains(rules, "multihomed") || strings.Contains(rules, "goto") {
+		t.Errorf("left:\n%s", rules)
 	}
 }
 

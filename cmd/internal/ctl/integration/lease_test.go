@@ -56,10 +56,16 @@ func TestLease(t *testing.T) {
 	rules := h.ip("-N", "rule")
 	for _, rule := range []string{
 		"from all oif ppp7 lookup " + table(routed), "from 192.0.2.7 lookup " + table(routed),
-		"from 192.0.2.7 7", "from all to 192.0.2.0/24 lookup " + table(routed),
+		"from 192.0.2.7 lookup 254 suppress_prefixlength 7",
 	} {
-		if !strings.Contains(strings.ReplaceAll(rules, "unreachable", "7"), rule) {
+		if !strings.Contains(rules, rule) {
 			t.Errorf("no rule %q in\n%s", rule, rules)
+		}
+	}
+	// One next hop does not make it an uplink, and main knows its network.
+	for _, rule := range []string{"from 192.0.2.7 7 ", "to 192.0.2.0/24"} {
+		if strings.Contains(strings.ReplaceAll(rules, "unreachable", "7"), rule) {
+			t.Errorf("a rule %q in\n%s", rule, rules)
 		}
 	}
 	if routes := h.ip("route", "show", "table", table(routed)); !strings.Contains(routes, "203.0.113.0/24 via 192.0.2.1 dev ppp7") {

@@ -1,0 +1,157 @@
+package vm_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"multihomed/internal/lab"
+	"multihomed/internal/machine"
+	"multihomed/test/vm"
+)
+
+// packages is where deb builds.
+var packages = filepath.Join(os.TempDir(), fmt.Sprintf("multihomed-vm-packages-%d", os.Getpid()))
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := os.RemoveAll(packages); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// deb builds the package of this source, once, as a user does.
+var deb = sync.OnceValues(func() (string, error) {
+	cmd := exec.CommandContext(context.Background(), "make", "-C", "../..", "deb", "DIST="+packages, "BIN="+filepath.Join(packages, "bin"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the package: %w\n%s", err, out)
+	}
+	found, err := filepath.Glob(filepath.Join(packages, "multihomed_*.deb"))
+	if err != nil || len(found) != 1 {
+		return "", fmt.Errorf("packages: %v (%w)", found, err)
+	}
+	return found[0], nil
+})
+
+func TestDebianBookworm(t *testing.T) { testDebian(t, machine.Bookworm) }
+
+func TestDebianTrixie(t *testing.T) { testDebian(t, machine.Trixie) }
+
+// testDebian installs the package in a whole Debian with two networks.
+func testDebian(t *testing.T, release string) {
+	t.Helper()
+	path, err := deb()
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	m := vm.BootTest(t, vm.Config{Release: release})
+	t.Logf("the system is running after %v", time.Since(began).Round(time.Millisecond))
+	run := func(args ...string) string {
+		t.Helper()
+		out, err := m.Run(t.Context(), args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(out)
+	}
+	if version := run("uname", "-r"); !strings.HasPrefix(version, kernels[release]) {
+		t.Errorf("kernel %s, want %s", version, kernels[release])
+	}
+	if init := run("cat", "/proc/1/comm"); init != "systemd" {
+		t.Errorf("process 1 is %s", init)
+	}
+	if enabled := run("cat", "/sys/module/apparmor/parameters/enabled"); enabled != "Y" {
+		t.Errorf("AppArmor is enabled: %s", enabled)
+	}
+
+	// Two networks, each with its gateway on the far end of a cable.
+	for i, link := range []string{"wan0", "wan1"} {
+		run("ip", "link", "add", link, "type", "veth", "peer", "name", "isp"+link)
+		run("ip", "link", "set", "isp"+link, "up")
+		run("nmcli", "device", "set", "isp"+link, "managed", "no")
+		run("nmcli", "device", "set", link, "managed", "yes")
+		run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link,
+			"ipv4.method", "manual", "ipv4.addresses", fmt.Sprintf("192.0.%d.10/24", 2+i), "ipv4.gateway", fmt.Sprintf("192.0.%d.1", 2+i),
+			"ipv6.method", "disabled")
+		run("nmcli", "connection", "up", link)
+	}
+	if err := m.CopyIn(path, "/root/multihomed.deb", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run("apt-get", "install", "-y", "-q", "/root/multihomed.deb")
+	run("systemctl", "is-active", "multihomed.service", "multihomed.socket")
+	bothLinks := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err := lab.Eventually(ctx, func() error {
+			text, err := m.Run(ctx, "multihomectl", "status", "--json")
+			if err != nil {
+				return err
+			}
+			var status struct {
+				OK    bool
+				Links []struct{ Interface string }
+			}
+			if err := json.Unmarshal([]byte(text), &status); err != nil {
+				return fmt.Errorf("%w: %s", err, text)
+			}
+			var names []string
+			for _, l := range status.Links {
+				names = append(names, l.Interface)
+			}
+			if have := strings.Join(names, " "); !status.OK || have != "wan0 wan1" {
+				return fmt.Errorf("links %s, all is well is %t:\n%s", have, status.OK, text)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	bothLinks()
+	for i, link := range []string{"wan0", "wan1"} {
+		if route := run("ip", "route", "get", "198.51.100.1", "from", fmt.Sprintf("192.0.%d.10", 2+i)); !strings.Contains(route, "dev "+link) {
+			t.Errorf("from %s's address: %s", link, route)
+		}
+	}
+
+	// A unit that needs more memory than it may have is killed by this kernel.
+	run("systemctl", "set-property", "--runtime", "multihomed.service", "MemoryMax=200M")
+	group := run("systemctl", "show", "-P", "ControlGroup", "multihomed.service")
+	if limit := run("cat", "/sys/fs/cgroup"+group+"/memory.max"); limit != "209715200" {
+		t.Errorf("memory.max of the service is %s", limit)
+	}
+	r, err := m.Command(t.Context(), vm.Command{Args: []string{
+		"systemd-run", "--wait", "--quiet", "--unit=greedy", "-p", "MemoryMax=16M", "-p", "MemorySwapMax=0", "tail", "-c", "100M", "/dev/zero",
+	}})
+	if err != nil || r.Status == 0 {
+		t.Errorf("a greedy unit ended with %+v, %v", r, err)
+	}
+	if log := run("journalctl", "-b", "-u", "greedy", "-o", "cat", "--no-pager"); !strings.Contains(log, "oom-kill") {
+		t.Errorf("it was not killed for its memory: %s", log)
+	}
+
+	// The disk is there after a reboot; the links are not.
+	began = time.Now()
+	if err := m.Reboot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("rebooted after %v", time.Since(began).Round(time.Millisecond))
+	run("systemctl", "is-active", "multihomed.service", "multihomed.socket")
+	began = time.Now()
+	if err := m.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("off after %v", time.Since(began).Round(time.Millisecond))
+}
