@@ -145,7 +145,7 @@ var markHosts = []Host{
 			wgUp(w, "wg0", "51820")
 		},
 		Steps: []Step{
-			{"the VPN goes", func(w *world) { wgDown(w, "51820") }},
+			{"the VPN goes", func(w *world) { wgDown(w) }},
 			{"the VPN comes", func(w *world) { wgUp(w, "wg0", "51820") }},
 		},
 		Ask: func(w *world) []Question { return append(selected([]uint32{1}, []uint32{1001})(w), deletions("wg0")) },

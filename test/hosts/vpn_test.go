@@ -23,8 +23,8 @@ func wgUp(w *world, dev, table string) {
 // wgDown does what `wg-quick down` does: it deletes rules as long as the listing
 // has one that reads like its own (wg-quick, del_if). It notes how many commands
 // that took.
-func wgDown(w *world, table string) {
-	const dev = "wg0"
+func wgDown(w *world) {
+	const dev, table = "wg0", "51820"
 	w.t.Helper()
 	n := 0
 	for _, f := range []string{"-4", "-6"} {
@@ -113,9 +113,9 @@ var vpnHosts = []Host{
 		Selects:    nobody,
 		Build:      func(w *world) { wgTun(w); wgUp(w, "wg0", "51820") },
 		Steps: []Step{
-			{"wg-quick down", func(w *world) { wgDown(w, "51820") }},
+			{"wg-quick down", func(w *world) { wgDown(w) }},
 			{"wg-quick up", func(w *world) { wgUp(w, "wg0", "51820") }},
-			{"wg-quick down again", func(w *world) { wgDown(w, "51820") }},
+			{"wg-quick down again", func(w *world) { wgDown(w) }},
 			{"wg-quick up again", func(w *world) { wgUp(w, "wg0", "51820") }},
 		},
 		Ask: vpnAsk(51820, wgAddr4, wgAddr6),
@@ -237,7 +237,7 @@ var vpnHosts = []Host{
 			wgUp(w, "wg0", "51820")
 		},
 		Steps: []Step{
-			{"the VPN goes", func(w *world) { wgDown(w, "51820") }},
+			{"the VPN goes", func(w *world) { wgDown(w) }},
 			{"the VPN comes", func(w *world) { wgUp(w, "wg0", "51820") }},
 		},
 		Ask: func(w *world) []Question {
