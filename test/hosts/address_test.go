@@ -172,7 +172,7 @@ var addressHosts = []Host{
 			cfg := lab.DefaultISP(1)
 			w.provider(lab.DefaultISP(0))
 			w.provider(cfg)
-			w.must(w.WriteProfile("wan1", "ipv4.method=manual", "ipv4.address1=100.64.1.50/24", "ipv4.address2=192.0.2.7/32",
+			w.must(w.WriteProfile("wan1", "wan1", "ipv4.method=manual", "ipv4.address1=100.64.1.50/24", "ipv4.address2=192.0.2.7/32",
 				"ipv4.route1=0.0.0.0/0,100.64.1.1,50", "ipv4.route1_options=src=192.0.2.7",
 				"ipv6.method=auto", "ipv6.route-metric=101", "ipv6.addr-gen-mode=eui64", "ipv6.ip6-privacy=0"))
 			w.activate()
