@@ -238,7 +238,7 @@ func TestNeverDefault(t *testing.T) {
 	r.up("wan0", "wan1")
 	addr := r.address("wan1", lab.IPv4)
 	r.standing(addr, true)
-	labtest.Eventually(t, func() error { return r.ladder("wan1", lab.IPv4) })
+	labtest.Eventually(t, func() error { return r.ladderWithout("91000", "wan1", lab.IPv4) })
 	main, err := r.RoutesText(t.Context(), lab.IPv4, "main")
 	r.must(err)
 	for line := range strings.Lines(main) {
@@ -252,10 +252,14 @@ func TestNeverDefault(t *testing.T) {
 	if answer, err := isp1.Call(t.Context(), isp1.Client4, addr); err != nil || answer.ISP != "host" {
 		t.Errorf("inbound TCP: %+v, %v", answer, err)
 	}
-	// Without a default in main the last resort is the other link.
+	// Without a default in main nothing leaves by a link that is never one: that is
+	// how kill switches are made.
 	r.must(r.Down(t.Context(), "wan0"))
 	r.settled()
-	r.answeredBy("isp1", lab.From{}, lab.InternetAddr4)
+	if answer, err := lab.DialUDP(t.Context(), lab.From{}, lab.InternetAddr4); err == nil {
+		t.Errorf("unbound traffic was answered by %s", answer.ISP)
+	}
+	r.answeredBy("isp1", lab.From{Addr: addr}, lab.InternetAddr4)
 }
 
 // TestVPNRoutes: the halves that VPN clients use as a default do not catch what
