@@ -224,15 +224,15 @@ func (p *Planner) SetFacts(l Link) {
 		return
 	}
 	keys := Keys(l)
-	given := make(map[netip.Prefix]struct{}, len(l.Routes))
+	given := make(map[Destination]struct{}, len(l.Routes))
 	for i := range l.Routes {
-		given[l.Routes[i].Destination] = struct{}{}
+		given[DestinationOf(l.Routes[i])] = struct{}{}
 	}
 	s := p.shift(old)
 	// A path whose destination decides something from now on is structure.
 	l.Routes = slices.Clip(l.Routes)
 	for to := range decisive(&l, keys) {
-		if path, is := old.pathTo(to); is && !contains(given, to) {
+		if path, is := old.pathTo(to); is && !contains(given, Destination{To: to}) {
 			l.Routes = path.routes(l.Routes, to)
 		}
 	}
