@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -268,6 +269,40 @@ func BenchmarkOneRouteOf50000(b *testing.B) {
 				}
 				routing.Diff(h.planner, h.kernel, h.planner.Take(), always)
 			}
+		})
+	}
+}
+
+// BenchmarkPathMemory is what a route through a link takes in the planner, above the
+// mirror's own two entries (kernel_test.BenchmarkMemory): with next hops of its own
+// each, with one that all share, and where the default says the same.
+func BenchmarkPathMemory(b *testing.B) {
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var mem runtime.MemStats
+		runtime.ReadMemStats(&mem)
+		return mem.HeapAlloc
+	}
+	for name, tt := range map[string]struct {
+		routes  int
+		gateway func(i int) netip.Addr
+	}{
+		"distinct":  {50_000, func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }},
+		"shared":    {50_000, func(int) netip.Addr { return addr("10.0.0.2") }},
+		"redundant": {30_000, func(int) netip.Addr { return addr("10.0.0.1") }},
+	} {
+		b.Run(name, func(b *testing.B) {
+			var taken uint64
+			for b.Loop() {
+				before := heap()
+				p := routing.NewPlanner(policy)
+				p.Set(manyPaths(tt.routes, tt.gateway))
+				p.Take()
+				taken = heap() - before
+				runtime.KeepAlive(p)
+			}
+			b.ReportMetric(float64(taken)/float64(tt.routes), "B/route")
 		})
 	}
 }
