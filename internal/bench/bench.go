@@ -16,10 +16,10 @@ import (
 	"multihomed/internal/lab"
 )
 
-// What the planner makes of one IPv4 uplink with a gateway, and once of all.
+// What the planner makes of one IPv4 uplink with a gateway: two routes, five
+// rules. No rule is made once for all links.
 const (
-	perLink     = 7 // two routes, five rules
-	shared      = 2
+	perLink     = 7
 	uplinkGroup = 28008
 )
 
@@ -118,6 +118,10 @@ func (b *bench) inLab(ctx context.Context, cfg lab.HostConfig, own func() (owner
 	}
 	defer b.owner.close()
 	if err := do(); err != nil {
+		for _, a := range [][]string{{"-4", "rule"}, {"-4", "route", "show", "table", "all"}, {"addr"}} {
+			o, _ := b.host.IP(ctx, a...)
+			fmt.Fprintln(os.Stderr, o)
+		}
 		if b.daemon != nil {
 			lines := b.daemon.Lines()
 			for _, line := range lines[max(0, len(lines)-20):] {

@@ -25,17 +25,13 @@ func (b *bench) change(ctx context.Context) (Change, error) {
 	if err != nil {
 		return none, err
 	}
-	want := perLink
-	if len(b.links) == 1 {
-		want += shared
-	}
 	b.watch.reset()
 	if err := b.send.batched(l.configure()); err != nil {
 		return none, err
 	}
 	events, err := b.settled(ctx, func(events []event) error {
-		if have := len(standing(events)); have != want {
-			return fmt.Errorf("%d objects instead of %d", have, want)
+		if have := len(standing(events)); have != perLink {
+			return fmt.Errorf("%d objects instead of %d", have, perLink)
 		}
 		return nil
 	})
@@ -79,7 +75,7 @@ func (b *bench) change(ctx context.Context) (Change, error) {
 		} {
 			t, err := b.byOther(ctx, l, goal, messages, group, other.do)
 			if err != nil {
-				return none, err
+				return none, fmt.Errorf("by others: %w", err)
 			}
 			other.note(t)
 		}
@@ -91,7 +87,7 @@ func (b *bench) change(ctx context.Context) (Change, error) {
 			return none, err
 		}
 		if _, err := b.settled(ctx, holds(goal)); err != nil {
-			return none, err
+			return none, fmt.Errorf("by the daemon after the others: %w", err)
 		}
 	}
 	return Change{
