@@ -81,11 +81,12 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 			return nil, err
 		}
 	}
-	if err := b.leases(ctx, report); err != nil {
-		return nil, err
-	}
-	if err := b.dispatches(ctx, report); err != nil {
-		return nil, err
+	for _, part := range []func(context.Context, *Report) error{
+		b.throughLink, b.redundant, b.hostAddresses, b.leases, b.dispatches,
+	} {
+		if err := part(ctx, report); err != nil {
+			return nil, err
+		}
 	}
 	report.Seconds = time.Since(b.began).Seconds()
 	return report, nil
@@ -118,10 +119,6 @@ func (b *bench) inLab(ctx context.Context, cfg lab.HostConfig, own func() (owner
 	}
 	defer b.owner.close()
 	if err := do(); err != nil {
-		for _, a := range [][]string{{"-4", "rule"}, {"-4", "route", "show", "table", "all"}, {"addr"}} {
-			o, _ := b.host.IP(ctx, a...)
-			fmt.Fprintln(os.Stderr, o)
-		}
 		if b.daemon != nil {
 			lines := b.daemon.Lines()
 			for _, line := range lines[max(0, len(lines)-20):] {
@@ -165,7 +162,13 @@ func (b *bench) measure(ctx context.Context, report *Report, sizes []int, foreig
 			f.Links = n
 			report.Foreign = f
 		}
-		if err := errors.Join(b.stop(ctx), b.flush(ctx)); err != nil {
+		if err := b.stop(ctx); err != nil {
+			return err
+		}
+		if err := b.connects(ctx, report); err != nil {
+			return fmt.Errorf("connecting with %d links: %w", n, err)
+		}
+		if err := b.flush(ctx); err != nil {
 			return err
 		}
 		report.Rows = append(report.Rows, row)

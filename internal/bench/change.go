@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A trial is one change, with the CPU time of who made the ladder.
-type trial struct{ wall, cpu time.Duration }
+// A trial is one change, with the CPU time of who made the ladder, and that of the
+// kernel for the event where that was measured.
+type trial struct{ wall, cpu, event time.Duration }
 
 // change measures how long it takes from an address and its routes to the
 // complete ladder, by the daemon and by others. Each round measures all of them.
