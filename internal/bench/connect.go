@@ -118,12 +118,19 @@ func (b *bench) withoutRules(report *Report) error {
 		return err
 	}
 	l := linkAt(0)
-	dummy := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: l.name}}
-	if err := ns.Netlink().LinkAdd(dummy); err != nil {
+	const peer = "peer"
+	cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: l.name}, PeerName: peer}
+	if err := ns.Netlink().LinkAdd(cable); err != nil {
 		return fmt.Errorf("making an interface: %w", err)
 	}
-	if err := ns.Netlink().LinkSetUp(dummy); err != nil {
-		return fmt.Errorf("setting an interface up: %w", err)
+	for _, name := range []string{l.name, peer} {
+		end, err := ns.Netlink().LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("finding %s: %w", name, err)
+		}
+		if err := ns.Netlink().LinkSetUp(end); err != nil {
+			return fmt.Errorf("setting %s up: %w", name, err)
+		}
 	}
 	if err := ns.AddAddr(l.name, l.address); err != nil {
 		return err
