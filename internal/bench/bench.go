@@ -36,6 +36,8 @@ type bench struct {
 	daemon *lab.Process
 	watch  *watcher
 	send   *sender
+	// hop counts the next hops of routes that were changed.
+	hop int
 }
 
 func (b *bench) progress(format string, args ...any) {

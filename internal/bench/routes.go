@@ -162,8 +162,10 @@ func (b *bench) routesThrough(ctx context.Context, l link, have, n int) (RoutesR
 
 	var route, routeWall, routeEvent, address, addressWall []time.Duration
 	for i := range b.runs {
-		// Another one each time, all over the table, or another next hop.
-		model.dst, model.via = routeAt(i*n/b.runs), via(byte(3+i%2))
+		// Another one each time, all over the table, and a next hop that it never had.
+		const first, hops = 3, 90
+		b.hop = (b.hop + 1) % hops
+		model.dst, model.via = routeAt(i*n/b.runs), via(byte(first+b.hop))
 		change := message{kind: unix.RTM_NEWROUTE, flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, payload: model.payload()}
 		t, err := b.daemonDoes(ctx, change, func(events []event) error {
 			for _, e := range events {
