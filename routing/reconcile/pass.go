@@ -224,7 +224,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.recallRole(&s.link)
+		l.recallRole(&s.link, plan)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.link.Name)
@@ -342,12 +342,13 @@ func TablesOf(k *kernel.State, name string) []routing.TableID {
 	return out
 }
 
-// recallRole adds what is remembered of a link.
-func (l *Loop) recallRole(link *routing.Link) {
-	profile := l.claims[link.Name].Profile
-	link.WasUplink = l.recall.WasUplink(*link, profile)
-	if !link.Pending {
-		l.recall.remember(*link, profile)
+// recallRole adds what is remembered of a link. One that is being taken down keeps the
+// role it had: nobody says any more what made it one.
+func (l *Loop) recallRole(link *routing.Link, before routing.LinkPlan) {
+	claim := l.claims[link.Name]
+	link.WasUplink = l.recall.WasUplink(*link, claim) || claim.Standing == Draining && before.Role == routing.Uplink
+	if !link.Pending && claim.Standing == Link {
+		l.recall.remember(*link, claim.Profile)
 	}
 }
 

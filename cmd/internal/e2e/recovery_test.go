@@ -467,7 +467,7 @@ func (r *rig) rulesSay(text, not string) error {
 // TestFullRange gives the daemon fewer tables than there are links: the others
 // work, the one without is reported, and gets a table when one becomes free.
 func TestFullRange(t *testing.T) {
-	r := newRig(t, lab.HostConfig{FastDAD: true}, "[tables]\nfirst = 10000\nlast = 10004\n")
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "[tables]\nfirst = 10000\nlast = 10005\n")
 	for n := range 3 {
 		r.isp(lab.DefaultISP(n))
 	}
