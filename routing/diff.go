@@ -339,7 +339,6 @@ func compareOps(a, b *Op) int {
 			cmp.Compare(a.Rule.leaving(), b.Rule.leaving()),
 			cmp.Compare(a.Rule.Priority, b.Rule.Priority),
 			cmp.Compare(a.Rule.Family, b.Rule.Family),
-			cmp.Compare(a.rank, b.rank),
 			compareSelectors(&a.Rule, &b.Rule),
 		)
 	case SetGroup, ResetGroup:

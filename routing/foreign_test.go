@@ -238,7 +238,8 @@ func TestOthersKeepTheirSay(t *testing.T) {
 
 // repeat makes passes until there is nothing to do, as the loop does. The kernel
 // deletes the first rule that has what a request names: among gotos of others'
-// selectors that may be another one than was meant, which the next pass finds.
+// selectors that may be another one than was meant, which the next pass finds. (The
+// writer of routing/kernel sees to it that it is not.)
 func (h *host) repeat(t tb) {
 	t.Helper()
 	for range 3 {

@@ -63,7 +63,7 @@ func Ladder() []Rung {
 		},
 		{
 			Name: "local", First: PriorityLocal, Last: PriorityLocal, Decision: KeepLocal,
-			Rule: "from SOURCE lookup local", Per: "source, where the kernel's rule for local does not stand before the ladder",
+			Rule: "from SOURCE lookup local, oif LINK lookup local", Per: "source and device, where the kernel's rule for local does not stand before the ladder",
 			Why: "VRF set-ups move the rule of local to 32765: the host would look for its own addresses on the link",
 		},
 		{

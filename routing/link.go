@@ -425,7 +425,14 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		m.add(FollowDevice, m.byLength(k.Prefix), Rule{Priority: PriorityDeviceSource, From: k.Prefix, OIF: l.Name})
 	}
 	m.add(FollowDevice, order, Rule{Priority: PriorityDevice, OIF: l.Name})
+	local := Rule{Priority: PriorityLocal, OIF: l.Name, Action: ActionLookup, Table: TableLocal}
+	if in.around.localMoved {
+		m.add(KeepLocal, 0, local)
+	}
 	if plan.Role == Uplink && in.around.step.stands() {
+		if in.around.localMoved && in.around.step.target > PriorityLocal {
+			m.add(KeepLocal, rankStepRung, in.around.atStep(local))
+		}
 		m.add(StepOver, rankStep, in.around.stepOver(Rule{OIF: l.Name}))
 	}
 	if in.network && (!in.inMain || in.policy.NetworksAlways) {

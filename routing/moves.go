@@ -29,7 +29,6 @@ type mover struct {
 func moves(want *Planner, have Kernel, ops []Op, standing []*wanted[PlannedRule], t Touched) []Op {
 	m := mover{want: want, have: have}
 	m.behindOthers(t)
-	m.uncover(ops)
 	for i := range ops {
 		if ops[i].Verb == AddRule {
 			m.pushBehind(want.rules[ops[i].Rule].object())
@@ -80,42 +79,6 @@ func (m *mover) behindIn(b band) {
 			m.move(w.object())
 		}
 	}
-}
-
-// uncover moves rules that a deletion would hit in place of the one that it means: a
-// request names what a rule selects by, and takes the first rule that has all that
-// (rule_find in net/core/fib_rules.c). It also orders deletions as the rules stand.
-func (m *mover) uncover(ops []Op) {
-	for i := range ops {
-		op := &ops[i]
-		if op.Verb != DeleteRule || op.Rule.Action != ActionGoto {
-			continue // What all others are for is named in full.
-		}
-		at, stands := m.position(op.Rule)
-		if !stands {
-			continue
-		}
-		op.rank = uint64(at) //nolint:gosec // the place in a list
-		for r, before := range m.positions[band{op.Rule.Family, op.Rule.Priority}] {
-			if w, wanted := m.want.rules[r]; wanted && before < at && op.Rule.namedBy(r) {
-				m.move(w.object())
-			}
-		}
-	}
-}
-
-// namedBy reports whether a request to delete a rule may be taken for one to delete
-// another: what it names is what the other has.
-func (r Rule) namedBy(o Rule) bool {
-	return r.Action == o.Action && r.Protocol == o.Protocol && r.Table == o.Table &&
-		(!r.From.IsValid() || r.From == o.From) && (!r.To.IsValid() || r.To == o.To) &&
-		(r.IIF == "" || r.IIF == o.IIF) && (r.OIF == "" || r.OIF == o.OIF) &&
-		(r.Mark.Value == 0 || r.Mark.Value == o.Mark.Value) && (r.Mark.Mask == 0 || r.Mark.Mask == o.Mark.Mask) &&
-		(!r.UIDs.Set || r.UIDs == o.UIDs) && (r.IPProto == 0 || r.IPProto == o.IPProto) &&
-		(r.SourcePorts == PortRange{} || r.SourcePorts == o.SourcePorts) &&
-		(r.DestinationPorts == PortRange{} || r.DestinationPorts == o.DestinationPorts) &&
-		(r.TunnelID == 0 || r.TunnelID == o.TunnelID) && (!r.L3MDev || o.L3MDev) &&
-		(r.TOS == 0 || r.TOS == o.TOS) && (!r.DSCP.Set || r.DSCP == o.DSCP) && (!r.FlowLabel.Set || r.FlowLabel == o.FlowLabel)
 }
 
 // pushBehind moves what has to stand behind a rule that goes to the end. The

@@ -101,7 +101,7 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		s.step = step{priority: p.end, target: s.target(slices.Max(stepped))}
 		points = append(points, p)
 	}
-	var lifts []PlannedRule
+	lifts := make([]PlannedRule, 0, len(points)*len(others))
 	for _, p := range points {
 		lifts = append(lifts, p.lift(f, others)...)
 	}
@@ -124,7 +124,7 @@ func (s *surrounding) target(last Priority) Priority {
 // stand behind the ladder, had it come before us.
 func (o ForeignRule) SteppedOver() bool {
 	return o.Numbered && !o.Rule.Selects() && o.Rule.Priority >= PriorityNumbered && o.Rule.Priority < PriorityKnown &&
-		!(o.Rule.Action == ActionLookup && o.Rule.Table == TableLocal)
+		(o.Rule.Action != ActionLookup || o.Rule.Table != TableLocal)
 }
 
 // enter notes a rule that decides about every packet behind the ladder.
@@ -224,7 +224,7 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 	add := func(r, o Rule, yields bool) {
 		r.Family, r.Protocol, r.Action = f, Multihomed, ActionGoto
 		out = append(out, PlannedRule{
-			Rule: r, Rank: uint64(len(out)), Yields: yields, //nolint:gosec // the place in a list
+			Rule: r, Rank: uint64(len(out)), Yields: yields,
 			Reason: Reason{Decision: LiftForeign, Prefix: o.String()},
 		})
 	}

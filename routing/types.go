@@ -102,8 +102,7 @@ type Priority uint32
 // HostAddresses stands for all addresses of an interface that have no network: a
 // load balancer has a thousand of them, and one table serves them all.
 func (f Family) HostAddresses() netip.Prefix {
-	any := f.Any().Addr()
-	return netip.PrefixFrom(any, any.BitLen())
+	return netip.PrefixFrom(f.Any().Addr(), f.Bits())
 }
 
 // A Key names what a routing table is leased to: one on-link prefix of one
@@ -390,8 +389,8 @@ func PackLegs(legs []Leg) Legs {
 		if l.OnLink {
 			onLink = 1
 		}
-		gateway, _ := l.Gateway.MarshalBinary() // It has no way to fail.
-		b = append(b, onLink, byte(len(gateway)))
+		gateway := l.Gateway.AsSlice()
+		b = append(b, onLink, byte(len(gateway))) //nolint:gosec // 0, 4 or 16
 		b = append(b, gateway...)
 		b = binary.BigEndian.AppendUint32(b, uint32(l.Device)) //nolint:gosec // an interface index
 		b = binary.BigEndian.AppendUint32(b, l.Realm)
@@ -407,7 +406,7 @@ func (l Legs) All() []Leg {
 	for b := []byte(l.packed); len(b) > 0; {
 		n := int(b[1])
 		leg := Leg{OnLink: b[0] == 1}
-		_ = leg.Gateway.UnmarshalBinary(b[2 : 2+n]) // PackLegs wrote it.
+		leg.Gateway, _ = netip.AddrFromSlice(b[2 : 2+n]) // Zero if there is none.
 		b = b[2+n:]
 		leg.Device = int(binary.BigEndian.Uint32(b))
 		leg.Realm, leg.Weight = binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint16(b[8:])

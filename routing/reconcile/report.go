@@ -29,9 +29,11 @@ func (l *Loop) logLinks(ctx context.Context, before map[int]routing.LinkPlan, op
 		has = has && len(plan.Link.Tables) > 0
 		switch {
 		case has && !had:
-			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link has its own routing", linkAttrs(plan, failed)...)
+			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link has its own routing", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
 		case had && !has:
 			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link has gone", slog.String("interface", was.Link.Name), slog.String("role", was.Role.String()))
+		case has && was.Role != plan.Role:
+			l.Logger.LogAttrs(ctx, slog.LevelInfo, "role of link changed", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
 		case has && !samePlan(was, plan):
 			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link changed", linkAttrs(plan, failed)...)
 		}

@@ -12,17 +12,11 @@ import (
 )
 
 // leavesBy promises that what has one of these sources leaves by a provider's
-// link, forwarded or not.
-func leavesBy(name, link string, sources ...string) Promise {
+// link, forwarded or not: the second link.
+func leavesBy(name string, sources ...string) Promise {
+	const link = "wan1"
 	list := addrs(sources...)
-	has := func(a netip.Addr) bool {
-		for _, s := range list {
-			if s == a {
-				return true
-			}
-		}
-		return false
-	}
+	has := func(a netip.Addr) bool { return slices.Contains(list, a) }
 	return Promise{
 		Name: name,
 		Of: func(w *world, q Question) bool {
@@ -103,13 +97,12 @@ var addressHosts = []Host{
 				"net.ipv4.neigh.wan1.proxy_delay", "0", "net.ipv6.neigh.wan1.proxy_delay", "0")
 			w.ip("route add "+guest4+" dev br-guest", "-6 route add "+guest6+" dev br-guest", "-6 neigh add proxy "+guest6+" dev wan1")
 		},
-		Promised: []Promise{leavesBy("the guest's packets leave by its uplink", "wan1", guest4, guest6)},
+		Promised: []Promise{leavesBy("the guest's packets leave by its uplink", guest4, guest6)},
 		Selects:  func(w *world, q Question) bool { return particular(w, q) || toAny(q, guest4, guest6) },
 		Ask: func(w *world) []Question {
 			return append(grid(w.outside(), forwarded("br-guest", guest4, guest6)),
 				append(grid(addrs(guest4, guest6), w.senders()),
 					Call{By: w.isps[1], Dst: netip.MustParseAddr(guest4)},
-					Call{By: w.isps[1], Dst: netip.MustParseAddr(guest6)},
 					Dial{From: lab.From{Addr: w.addr("wan0", lab.IPv4)}, Dst: netip.MustParseAddr(guest4)})...)
 		},
 	},
@@ -120,9 +113,9 @@ var addressHosts = []Host{
 			w.ip("addr add 100.64.1.61/32 dev lo", "addr add 100.64.1.62/32 dev lo")
 			_, err := w.NewBridge("br-pub", netip.MustParsePrefix("100.64.1.63/32"))
 			w.must(err)
-			w.t.Cleanup(func() { _, _ = w.IP(w.ctx(), "-4", "addr", "flush", "dev", "lo", "scope", "global") })
+			w.cleanLo()
 		},
-		Promised: []Promise{leavesBy("published addresses leave by their uplink", "wan1", "100.64.1.61", "100.64.1.62")},
+		Promised: []Promise{leavesBy("published addresses leave by their uplink", "100.64.1.61", "100.64.1.62")},
 		Ask: func(w *world) []Question {
 			return append(grid(w.outside(), sources("100.64.1.61", "100.64.1.62", "100.64.1.63")),
 				Call{By: w.isps[1], Dst: netip.MustParseAddr("100.64.1.61")},
@@ -134,7 +127,7 @@ var addressHosts = []Host{
 		Name:     "an address of cloud forwarding",
 		What:     "A cloud guest agent adds a `local` route for a forwarded address, outside the link's network.",
 		Build:    func(w *world) { w.ip("route add local 192.0.2.63/32 dev wan1 proto 66 table local") },
-		Promised: []Promise{during(leavesBy("the forwarded address leaves by its link", "wan1", "192.0.2.63"), "", "forwarding starts")},
+		Promised: []Promise{during(leavesBy("the forwarded address leaves by its link", "192.0.2.63"), "", "forwarding starts")},
 		Steps: []Step{
 			{"forwarding ends", func(w *world) { w.ip("route del local 192.0.2.63/32 dev wan1 table local") }},
 			{"forwarding starts", func(w *world) { w.ip("route add local 192.0.2.63/32 dev wan1 proto 66 table local") }},
@@ -163,7 +156,7 @@ var addressHosts = []Host{
 				l, ok := q.(Lookup)
 				return ok && toAny(q, "10.50.1.9") && w.owner(l.From) == w.isps[0]
 			},
-			Want: func(w *world, q Question, _, with string) string {
+			Want: func(w *world, _ Question, _, with string) string {
 				if want := w.by(w.isps[0], lab.InternetAddr4); with != want {
 					return want
 				}
@@ -198,7 +191,7 @@ var addressHosts = []Host{
 				return ""
 			},
 			Steps: []string{},
-		}, leavesBy("the public address leaves by its link", "wan1", "192.0.2.7", "100.64.1.50")},
+		}, leavesBy("the public address leaves by its link", "192.0.2.7", "100.64.1.50")},
 		Ask: func(w *world) []Question {
 			return []Question{
 				Dial{From: lab.From{Device: "wan1"}, Dst: lab.InternetAddr4},
@@ -225,8 +218,10 @@ var addressHosts = []Host{
 			if w.step == "the address moves away" {
 				return nil
 			}
-			return []Question{Call{By: w.isps[1], Dst: netip.MustParseAddr("100.64.1.240")},
-				Dial{From: lab.From{Addr: netip.MustParseAddr("100.64.1.240")}, Dst: lab.InternetAddr4}}
+			return []Question{
+				Call{By: w.isps[1], Dst: netip.MustParseAddr("100.64.1.240")},
+				Dial{From: lab.From{Addr: netip.MustParseAddr("100.64.1.240")}, Dst: lab.InternetAddr4},
+			}
 		},
 	},
 }

@@ -14,7 +14,7 @@ import (
 
 // lanNetwork is two providers and the LAN of a router.
 func lanNetwork(w *world) {
-	w.providers(2)
+	w.providers()
 	lanOf(w)
 }
 
@@ -130,7 +130,7 @@ var lanHosts = []Host{
 		What: "The same gateway, with the route in the profile.",
 		Lab:  routing,
 		Network: func(w *world) {
-			w.providers(2)
+			w.providers()
 			lanOf(w, "ipv4.route1=10.77.0.0/16,192.168.7.5")
 		},
 		Ask: lanAsk("10.77.0.9"),
@@ -159,7 +159,7 @@ var lanHosts = []Host{
 		What: "A LAN where a Thread border router announces a route (router lifetime 0), takes it back and announces it again.",
 		Lab:  routing,
 		Network: func(w *world) {
-			w.providers(2)
+			w.providers()
 			ra := threadRA(30 * time.Minute)
 			w.lanClient = w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), &ra)
 			w.profile("lan0", "ipv4.method=manual", "ipv4.address1=192.168.7.1/24", "ipv6.method=auto", "ipv6.addr-gen-mode=eui64", "ipv6.ip6-privacy=0", "ipv6.route-metric=110")

@@ -3,6 +3,7 @@ package hosts_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"multihomed/internal/lab"
@@ -29,8 +30,9 @@ func selected(marks []uint32, users []uint32, more ...netip.Addr) func(*world) [
 	}
 }
 
-// dialsOf are connections of a user.
-func dialsOf(w *world, uid int) []Question {
+// dialsOf are connections of user 1001.
+func dialsOf(w *world) []Question {
+	const uid = 1001
 	list := []Question{Dial{UID: uid, Dst: lab.InternetAddr4}, Dial{UID: uid, Dst: lab.InternetAddr6}}
 	for _, link := range []string{"wan0", "wan1"} {
 		list = append(list, Dial{UID: uid, From: lab.From{Addr: w.addr(link, lab.IPv4)}, Dst: lab.InternetAddr4})
@@ -63,17 +65,7 @@ func familyOf(q Question) lab.Family {
 func except(marks []uint32, users []uint32) func(*world, Question) bool {
 	return func(_ *world, q Question) bool {
 		has := func(mark, uid uint32) bool {
-			for _, m := range marks {
-				if mark == m {
-					return true
-				}
-			}
-			for _, u := range users {
-				if uid == u {
-					return true
-				}
-			}
-			return false
+			return slices.Contains(marks, mark) || slices.Contains(users, uid)
 		}
 		switch q := q.(type) {
 		case Lookup:
@@ -111,7 +103,7 @@ var markHosts = []Host{
 			return except([]uint32{1}, []uint32{1001})(w, q) && w.step != "the rule goes"
 		},
 		Ask: func(w *world) []Question {
-			return append(selected([]uint32{1, 2}, nil)(w), dialsOf(w, 1001)...)
+			return append(selected([]uint32{1, 2}, nil)(w), dialsOf(w)...)
 		},
 	},
 	{
@@ -126,7 +118,7 @@ var markHosts = []Host{
 			w.both("rule add uidrange 1001-1001 lookup 200")
 		},
 		Ask: func(w *world) []Question {
-			return append(selected(nil, []uint32{1001, 1002}, addrs("10.7.0.1")...)(w), dialsOf(w, 1001)...)
+			return append(selected(nil, []uint32{1001, 1002}, addrs("10.7.0.1")...)(w), dialsOf(w)...)
 		},
 	},
 	{
@@ -138,7 +130,7 @@ var markHosts = []Host{
 			w.ip("rule add pref 31999 uidrange 1001-1001 to 100.64.1.0/24 lookup main")
 		},
 		Ask: func(w *world) []Question {
-			return append(selected(nil, []uint32{1001})(w), dialsOf(w, 1001)...)
+			return append(selected(nil, []uint32{1001})(w), dialsOf(w)...)
 		},
 	},
 	{
@@ -153,7 +145,7 @@ var markHosts = []Host{
 			wgUp(w, "wg0", "51820")
 		},
 		Steps: []Step{
-			{"the VPN goes", func(w *world) { wgDown(w, "wg0", "51820") }},
+			{"the VPN goes", func(w *world) { wgDown(w) }},
 			{"the VPN comes", func(w *world) { wgUp(w, "wg0", "51820") }},
 		},
 		Ask: func(w *world) []Question { return append(selected([]uint32{1}, []uint32{1001})(w), deletions("wg0")) },
@@ -188,7 +180,7 @@ var markHosts = []Host{
 		Lab:        routing,
 		Renumbered: true,
 		Network: func(w *world) {
-			w.providers(2)
+			w.providers()
 			lanOf(w)
 		},
 		Build: func(w *world) {
@@ -211,7 +203,7 @@ var markHosts = []Host{
 		What: "A gateway whose guests' network may not reach the LAN: `ip rule add from 10.66.0.0/24 iif guest lookup 66`.",
 		Lab:  routing,
 		Network: func(w *world) {
-			w.providers(2)
+			w.providers()
 			lanOf(w)
 			_, err := w.NewLink(lab.LinkConfig{Name: "vethguest", Up: true})
 			w.must(err)
@@ -348,7 +340,7 @@ var markHosts = []Host{
 		// Where the table has no answer, bound traffic goes on by its link.
 		Selects: nobody,
 		Ask: func(w *world) []Question {
-			return append(selected(nil, []uint32{1001}, addrs("10.99.1.1")...)(w), dialsOf(w, 1001)...)
+			return append(selected(nil, []uint32{1001}, addrs("10.99.1.1")...)(w), dialsOf(w)...)
 		},
 	},
 	{

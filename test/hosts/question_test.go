@@ -174,6 +174,9 @@ func (q Dial) String() string {
 	return s
 }
 
+// outcome is how a connection ended.
+type outcome struct{ err error }
+
 // nothing is how long a packet that nobody has seen is waited for.
 const nothing = 700 * time.Millisecond
 
@@ -181,8 +184,8 @@ func (q Dial) answer(w *world) string {
 	before := w.count(func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort })
 	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(3*time.Second))
 	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- lab.OnThread(func() error { return q.dial(ctx) }) }()
+	done := make(chan outcome, 1)
+	go func() { done <- outcome{lab.OnThread(func() error { return q.dial(ctx) })} }()
 	seen := w.seen(before, func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort }, func() bool {
 		select {
 		case refused := <-done: // or answered, by somebody whom no listener hears
@@ -194,7 +197,7 @@ func (q Dial) answer(w *world) string {
 	})
 	if seen == nil {
 		cancel()
-		if err := <-done; err == nil {
+		if err := (<-done).err; err == nil {
 			return "answered here" // by the host itself or a container
 		} else if errno, ok := errors.AsType[syscall.Errno](err); ok {
 			return unix.ErrnoName(errno)
@@ -207,7 +210,7 @@ func (q Dial) answer(w *world) string {
 		<-done
 		return who
 	}
-	if err := <-done; err != nil {
+	if err := (<-done).err; err != nil {
 		return who + ", no answer"
 	}
 	return who + ", answered"
@@ -303,8 +306,8 @@ func (q Call) answer(w *world) string {
 	before := w.count(reply)
 	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(3*time.Second))
 	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- q.connect(ctx) }()
+	done := make(chan outcome, 1)
+	go func() { done <- outcome{q.connect(ctx)} }()
 	seen := w.seen(before, reply, func() bool { return false })
 	switch {
 	case seen == nil:
@@ -312,7 +315,7 @@ func (q Call) answer(w *world) string {
 		<-done
 		return "no reply"
 	case seen.by == q.By.Name():
-		if err := <-done; err != nil {
+		if err := (<-done).err; err != nil {
 			return "replied by " + seen.by + ", but no connection"
 		}
 		return "answered by " + seen.by

@@ -231,8 +231,9 @@ var roleHosts = []Host{
 	},
 	{
 		Name: "strongSwan chooses its path",
+		Loud: true,
 		What: "charon with local_addrs = %any reads all tables to find its own address and next hop.",
-		Ask: func(w *world) []Question {
+		Ask: func(*world) []Question {
 			return []Question{Fact{"where IKE goes", charon}}
 		},
 	},

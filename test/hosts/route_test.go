@@ -7,9 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"multihomed/internal/lab"
 )
 
@@ -31,9 +28,9 @@ func oursAtMost(most int) Promise {
 const ourRoutes = "how many routes of multihomed there are"
 
 func countOurs(w *world) string {
-	list, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Protocol: lab.Ours}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+	out, err := w.IP(w.t.Context(), "-4", "route", "show", "table", "all", "proto", fmt.Sprint(lab.Ours))
 	w.must(err)
-	return fmt.Sprint(len(list))
+	return fmt.Sprint(strings.Count(out, "\n"))
 }
 
 var routeHosts = []Host{

@@ -23,7 +23,8 @@ func wgUp(w *world, dev, table string) {
 // wgDown does what `wg-quick down` does: it deletes rules as long as the listing
 // has one that reads like its own (wg-quick, del_if). It notes how many commands
 // that took.
-func wgDown(w *world, dev, table string) {
+func wgDown(w *world) {
+	const dev, table = "wg0", "51820"
 	w.t.Helper()
 	n := 0
 	for _, f := range []string{"-4", "-6"} {
@@ -83,7 +84,7 @@ var routing = lab.HostConfig{Sysctls: []string{"net.ipv4.ip_forward", "1", "net.
 
 // lanOf is a LAN of NetworkManager on lan0 with one client, 192.168.7.5 and
 // fd07::5.
-func lanOf(w *world, settings ...string) *lab.ISP {
+func lanOf(w *world, settings ...string) {
 	w.t.Helper()
 	isp := w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), nil)
 	w.profile("lan0", append([]string{
@@ -91,7 +92,6 @@ func lanOf(w *world, settings ...string) *lab.ISP {
 	}, settings...)...)
 	w.must(isp.Namespace().AddRoute(lab.DefaultVia(netip.MustParseAddr("fd07::1")), "lan"))
 	w.lanClient = isp
-	return isp
 }
 
 // lanCalls are connections of the LAN's client to every address of the host.
@@ -113,9 +113,9 @@ var vpnHosts = []Host{
 		Selects:    nobody,
 		Build:      func(w *world) { wgTun(w); wgUp(w, "wg0", "51820") },
 		Steps: []Step{
-			{"wg-quick down", func(w *world) { wgDown(w, "wg0", "51820") }},
+			{"wg-quick down", func(w *world) { wgDown(w) }},
 			{"wg-quick up", func(w *world) { wgUp(w, "wg0", "51820") }},
-			{"wg-quick down again", func(w *world) { wgDown(w, "wg0", "51820") }},
+			{"wg-quick down again", func(w *world) { wgDown(w) }},
 			{"wg-quick up again", func(w *world) { wgUp(w, "wg0", "51820") }},
 		},
 		Ask: vpnAsk(51820, wgAddr4, wgAddr6),
@@ -201,7 +201,7 @@ var vpnHosts = []Host{
 			w.activate()
 		},
 		Renumbered: true,
-		Selects:    nobody,
+		Selects:    func(_ *world, q Question) bool { return toAny(q, "10.88.0.2") }, // as main says
 		Build: func(w *world) {
 			wgTun(w)
 			b, err := w.NewBridge("docker0", netip.MustParsePrefix("10.88.0.1/16"))
@@ -224,7 +224,7 @@ var vpnHosts = []Host{
 		Renumbered: true,
 		Selects:    nobody,
 		Network: func(w *world) {
-			w.providers(2)
+			w.providers()
 			lanOf(w)
 		},
 		Build: func(w *world) {
@@ -237,7 +237,7 @@ var vpnHosts = []Host{
 			wgUp(w, "wg0", "51820")
 		},
 		Steps: []Step{
-			{"the VPN goes", func(w *world) { wgDown(w, "wg0", "51820") }},
+			{"the VPN goes", func(w *world) { wgDown(w) }},
 			{"the VPN comes", func(w *world) { wgUp(w, "wg0", "51820") }},
 		},
 		Ask: func(w *world) []Question {
@@ -303,6 +303,7 @@ var vpnHosts = []Host{
 		Name: "strongSwan's table 220",
 		What: "An IPsec gateway: strongSwan's rule 220 and the route of a tunnel in its table.",
 		Build: func(w *world) {
+			w.cleanLo()
 			w.ip("addr add 192.168.77.1/24 dev lo", "rule add pref 220 lookup 220",
 				"route add 10.99.0.0/16 via 100.64.0.1 dev wan0 proto static src 192.168.77.1 table 220")
 		},

@@ -71,8 +71,8 @@ type world struct {
 	product bool
 }
 
-// network is what every host of the table starts with: providers isp0, isp1, …
-// on links wan0, wan1, … with IPv4 by DHCP and IPv6 by router advertisement. The
+// newWorld opens a lab with NetworkManager and nothing else. What most hosts of
+// the table start with is added by providers: isp0 on wan0 and isp1 on wan1, with IPv4 by DHCP and IPv6 by router advertisement. The
 // lower the number, the better the metric. Addresses are the same in every lab.
 func newWorld(t *testing.T, h Host) *world {
 	t.Helper()
@@ -93,12 +93,11 @@ func newWorld(t *testing.T, h Host) *world {
 	return w
 }
 
-// providers connects n providers and activates their links.
-func (w *world) providers(n int, settings ...string) {
+// providers connects two providers and activates their links.
+func (w *world) providers() {
 	w.t.Helper()
-	for range n {
-		w.provider(lab.DefaultISP(len(w.isps)), settings...)
-	}
+	w.provider(lab.DefaultISP(0))
+	w.provider(lab.DefaultISP(1))
 	w.activate()
 }
 
@@ -174,6 +173,11 @@ func word(text, key string) (string, bool) {
 		return words[i+1], true
 	}
 	return "", false
+}
+
+// cleanLo takes the host's own addresses from lo after the test: lo stays.
+func (w *world) cleanLo() {
+	w.t.Cleanup(func() { _, _ = w.IP(w.ctx(), "-4", "addr", "flush", "dev", "lo", "scope", "global") })
 }
 
 // ctx is for what is done after the test.
@@ -266,17 +270,6 @@ func (w *world) tun(name string, addrs ...string) *lab.Tun {
 		w.must(w.AddAddr(name, a))
 	}
 	return tun
-}
-
-// fact asks for what a command prints.
-func fact(name, program string, args ...string) Question {
-	return Fact{name, func(w *world) string {
-		out, err := w.Run(w.t.Context(), program, args...)
-		if err != nil {
-			return err.Error()
-		}
-		return out
-	}}
 }
 
 // group asks for the interface group of a link.
