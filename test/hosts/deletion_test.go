@@ -126,7 +126,7 @@ func (c cleanup) run(w *world) map[string]int {
 // deletions as without multihomed, and ours stand afterwards as before.
 func TestDeletions(t *testing.T) {
 	w := newWorld(t, Host{})
-	w.providers(2)
+	w.providers()
 	others, err := w.Snapshot(t.Context())
 	w.must(err)
 	without := map[string]map[string]int{}

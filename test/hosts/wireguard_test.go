@@ -28,7 +28,7 @@ func wgQuickHost(cycles int) Host {
 		Renumbered: true,
 		Selects:    nobody,
 		Network: func(w *world) {
-			w.providers(2)
+			w.providers()
 			w.peer()
 			w.must(os.WriteFile(wgConfig(w), fmt.Appendf(nil, `[Interface]
 PrivateKey = %s
@@ -41,7 +41,7 @@ AllowedIPs = 0.0.0.0/0, ::/0
 		},
 		Build: quickUp,
 		Ask: func(w *world) []Question {
-			return append(tunnelAsk(w), deletions("wg0"), fact("wg-quick's tables of nftables", "nft", "list", "tables"))
+			return append(tunnelAsk(w), deletions("wg0"), Fact{"tables of nftables", func(w *world) string { return w.run("nft", "list", "tables") }})
 		},
 	}
 	for i := range cycles {
