@@ -15,7 +15,7 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test build extras unit lint bench install uninstall deb rpm clean requirements FORCE
+.PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm clean requirements FORCE
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ demo: requirements build ## show the main job in a private lab (as root)
 test: requirements build ## everything: unit, property and real-NetworkManager tests (as root)
 	@internal/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools
-	$(GO) vet ./...
+	$(GO) vet -tags debiankernel ./...
 	$(GO) test -race -timeout 20m ./...
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./nm/integration
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./cmd/internal/e2e
@@ -35,6 +35,11 @@ test: requirements build ## everything: unit, property and real-NetworkManager t
 OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \
 	TestMainIsNotOurs TestBoundTrafficNeverStrays TestNetworkManagerAway TestStartBeforeEverything TestNeverDefault TestNames$$
 space := $(subst ,, )
+
+soak: requirements ## what takes hours: every host on Debian's kernels, property tests at length (as root)
+	@internal/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools
+	$(GO) test -timeout 1h ./routing -rapid.checks=20000
+	$(GO) test -timeout 6h -v ./test/hosts/debian -soak
 
 requirements:
 	@internal/lab/install-requirements

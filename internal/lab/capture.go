@@ -151,7 +151,11 @@ func (c *Capture) drain(fd int) {
 		if !ok || c.skip[ll.Ifindex] {
 			continue
 		}
-		p, ok := decode(c.buf[:min(n, len(c.buf))])
+		frame := c.buf[:min(n, len(c.buf))]
+		if ll.Hatype == unix.ARPHRD_NONE { // a tunnel's end: no link layer
+			frame = append(binary.BigEndian.AppendUint16(make([]byte, 12, 14+len(frame)), htons(ll.Protocol)), frame...)
+		}
+		p, ok := decode(frame)
 		if !ok {
 			continue
 		}

@@ -278,7 +278,7 @@ func removeLinks() error {
 	found := false
 	for _, l := range links {
 		switch l.Type() {
-		case "veth", "bridge", "dummy", "macvlan", "vlan", "tuntap", "vrf", "bond":
+		case "veth", "bridge", "dummy", "macvlan", "vlan", "tuntap", "vrf", "bond", "wireguard":
 			if err := netlink.LinkSetGroup(l, dying); err != nil && !isGone(err) {
 				return fmt.Errorf("removing link %s: %w", l.Attrs().Name, err)
 			}

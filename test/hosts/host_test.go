@@ -203,7 +203,7 @@ const patience = 3 * time.Second
 // anything any more.
 func (h Host) compareStep(w *world, phase string, control *record, step int, promises []Promise) {
 	w.t.Helper()
-	limit := patience
+	limit := lab.Stretched(patience)
 	if w.failed {
 		limit /= 4 // a host that is wrong is often wrong in every phase
 	}

@@ -182,7 +182,7 @@ const nothing = 700 * time.Millisecond
 
 func (q Dial) answer(w *world) string {
 	before := w.count(func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort })
-	ctx, cancel := context.WithTimeout(w.t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(3*time.Second))
 	defer cancel()
 	done := make(chan outcome, 1)
 	go func() { done <- outcome{lab.OnThread(func() error { return q.dial(ctx) })} }()
@@ -304,7 +304,7 @@ func (q Call) answer(w *world) string {
 	src := q.src()
 	reply := func(p lab.Packet) bool { return p.Src == q.Dst && p.Dst == src && p.SrcPort == q.port() }
 	before := w.count(reply)
-	ctx, cancel := context.WithTimeout(w.t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(3*time.Second))
 	defer cancel()
 	done := make(chan outcome, 1)
 	go func() { done <- outcome{q.connect(ctx)} }()
@@ -357,7 +357,7 @@ func (w *world) count(match func(lab.Packet) bool) map[string]int {
 // is none in time, or when over says that none can come.
 func (w *world) seen(before map[string]int, match func(lab.Packet) bool, over func() bool) *heard {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), nothing)
+	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(nothing))
 	defer cancel()
 	var first *heard
 	err := lab.Eventually(ctx, func() error {

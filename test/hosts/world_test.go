@@ -22,8 +22,12 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 
-// programs are built from the tree under test, once.
+// programs are built from the tree under test, once, unless somebody has done so
+// already: in a virtual machine, where building takes too long.
 var programs = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(labtest.ProgramsEnv); dir != "" {
+		return dir, nil
+	}
 	dir, err := os.MkdirTemp("", "multihomed-hosts")
 	if err != nil {
 		return "", fmt.Errorf("making a directory for the programs: %w", err)
@@ -189,7 +193,7 @@ func (w *world) must(err error) {
 // eventually waits for a state that the host reaches by itself.
 func (w *world) eventually(what string, f func() error) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(15*time.Second))
 	defer cancel()
 	if err := lab.Eventually(ctx, f); err != nil {
 		w.t.Fatalf("waiting for %s: %v", what, err)
@@ -317,7 +321,7 @@ func (w *world) start() {
 	w.daemon, err = w.Start(lab.ProcessConfig{Path: filepath.Join(dir, "multihomed"), Notify: true})
 	w.must(err)
 	w.product = true
-	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(20*time.Second))
 	defer cancel()
 	if _, err := w.daemon.WaitNotify(ctx, "READY=1"); err != nil {
 		w.t.Fatal(err)

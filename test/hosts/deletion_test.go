@@ -1,0 +1,182 @@
+package hosts_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"multihomed/internal/lab"
+)
+
+// A cleanup is how a program takes its rules away. Words of iproute2 match every
+// rule that has what they say, whatever else it has, and delete the first: rules
+// of ours must not be it.
+type cleanup struct {
+	who string
+	six bool
+	// add are the rules, in the words behind `ip rule add`.
+	add []string
+	// del are deletions, in the words behind `ip rule del`. Each is repeated until
+	// it fails, or where `while` has a text for it, as long as `ip rule` shows it.
+	del   []string
+	while map[string]string
+	// vague: the words are true of our rules, too, and nothing in a rule of ours
+	// could tell the kernel otherwise. The repetition must end.
+	vague bool
+}
+
+const mostDeletions = 200
+
+// cleanups are the deletions of programs and scripts. ADDRESS is wan1's address.
+var cleanups = []cleanup{
+	wgCleanup(false), wgCleanup(true),
+	{
+		// delIPRules in Tailscale's router_linux.go: the number and the table.
+		who: "tailscale",
+		add: []string{
+			"pref 5210 fwmark 0x80000/0xff0000 lookup main", "pref 5230 fwmark 0x80000/0xff0000 lookup default",
+			"pref 5250 fwmark 0x80000/0xff0000 type unreachable", "pref 5270 lookup 52",
+		},
+		del: []string{"pref 5210 table main", "pref 5230 table default", "pref 5250 type unreachable", "pref 5270 table 52"},
+	},
+	{
+		// _nmc_mangle_connection in nm-cloud-setup's main.c; NetworkManager deletes
+		// by all attributes.
+		who: "nm-cloud-setup",
+		add: []string{"pref 30200 from ADDRESS table 30200", "pref 30350 table main suppress_prefixlength 0", "pref 30400 from ADDRESS table 30400"},
+		del: []string{"pref 30200 from ADDRESS table 30200", "pref 30350 table main suppress_prefixlength 0", "pref 30400 from ADDRESS table 30400"},
+	},
+	same("ifupdown, by source and destination", "from ADDRESS table 101", "to ADDRESS table 101"),
+	{who: "ifupdown, by table", add: []string{"from ADDRESS table 101", "to 10.5.0.0/16 table 101"}, del: []string{"table 101"}},
+	{who: "ifupdown, by number", add: []string{"pref 100 from ADDRESS table 101", "pref 1001 iif wan1 table 101"}, del: []string{"pref 100", "pref 1001"}},
+	same("TPROXY, by mark and table", "fwmark 1 table 100"),
+	same("TPROXY, by mark", "fwmark 1"),
+	same("TPROXY, by mark and mask", "fwmark 0x1/0x1"),
+	same("a VPN's mark", "fwmark 0xca6c"),
+	same("Cilium", "pref 9 fwmark 0x200/0xf00 lookup 2004"),
+	same("kube-router", "from 10.244.0.0/16 lookup 77"),
+	same("NordVPN", "pref 32764 lookup main suppress_prefixlength 0", "pref 32765 not fwmark 0xe1f1 lookup 205"),
+	same("a user, by table", "uidrange 1001-1001 lookup 101"),
+	same("a user", "uidrange 1001-1001"),
+	same("a destination, by table", "to 10.5.0.0/16 lookup main"),
+	same("a destination", "to 10.5.0.0/16"),
+	same("a port", "ipproto tcp dport 22 lookup main", "ipproto tcp sport 22 table 128"),
+	same("an incoming interface, by table", "iif wan0 table 101"),
+	same("an outgoing interface, by table", "oif wan0 table 101"),
+	same("a kill switch", "pref 32000 from 10.9.0.0/16 type unreachable"),
+	{who: "an incoming interface", add: []string{"iif wan0 table 101"}, del: []string{"iif wan0"}, vague: true},
+	{who: "an outgoing interface", add: []string{"oif wan0 table 101"}, del: []string{"oif wan0"}, vague: true},
+	{who: "a source", add: []string{"from ADDRESS table 101"}, del: []string{"from ADDRESS"}, vague: true},
+}
+
+// same is a program that deletes in the words in which it adds.
+func same(who string, rules ...string) cleanup {
+	add := slices.Clone(rules)
+	for i, r := range add {
+		if !strings.Contains(r, "table") && !strings.Contains(r, "lookup") && !strings.Contains(r, "type") {
+			add[i] += " table 101"
+		}
+	}
+	return cleanup{who: who, add: add, del: rules}
+}
+
+// wgCleanup is del_if of wg-quick.
+func wgCleanup(six bool) cleanup {
+	main := "table main suppress_prefixlength 0"
+	return cleanup{
+		who: "wg-quick", six: six,
+		add: []string{"not fwmark 51820 table 51820", main},
+		del: []string{"table 51820", main},
+		while: map[string]string{
+			"table 51820": "lookup 51820", main: "from all lookup main suppress_prefixlength 0",
+		},
+	}
+}
+
+// run adds the rules, waits for the product to have seen them, and deletes them.
+// It returns how many deletions succeeded.
+func (c cleanup) run(w *world) map[string]int {
+	w.t.Helper()
+	f := "-4"
+	if c.six {
+		f = "-6"
+	}
+	address := w.addr("wan1", lab.IPv4).String()
+	for _, words := range c.add {
+		w.ip(f + " rule add " + strings.ReplaceAll(words, "ADDRESS", address))
+	}
+	w.eventually("the host to be still", w.quiet.settled)
+	counts := map[string]int{}
+	for _, words := range c.del {
+		shown, listed := c.while[words]
+		for ; counts[words] < mostDeletions; counts[words]++ {
+			if listed && !strings.Contains(w.run("ip", f, "rule", "show"), shown) {
+				break
+			}
+			if _, err := w.IP(w.t.Context(), append([]string{f, "rule", "del"}, strings.Fields(strings.ReplaceAll(words, "ADDRESS", address))...)...); err != nil {
+				break
+			}
+		}
+	}
+	return counts
+}
+
+// TestDeletions: whoever deletes his rules by his own words needs exactly as many
+// deletions as without multihomed, and ours stand afterwards as before.
+func TestDeletions(t *testing.T) {
+	w := newWorld(t, Host{})
+	w.providers()
+	others, err := w.Snapshot(t.Context())
+	w.must(err)
+	without := map[string]map[string]int{}
+	name := func(c cleanup) string {
+		if c.six {
+			return c.who + " for IPv6"
+		}
+		return c.who
+	}
+	for _, c := range cleanups {
+		without[name(c)] = c.run(w)
+	}
+	w.start()
+	w.eventually("the host to be still", w.quiet.settled)
+	ours := w.ours()
+	for _, c := range cleanups {
+		with := c.run(w)
+		if !c.vague && fmt.Sprint(with) != fmt.Sprint(without[name(c)]) {
+			t.Errorf("%s: deletions %v, without multihomed %v", name(c), with, without[name(c)])
+		}
+		for words, n := range with {
+			if n >= mostDeletions {
+				t.Errorf("%s: the deletion of %q does not end", name(c), words)
+			}
+		}
+		if c.vague {
+			t.Logf("%s: deletions %v, without multihomed %v", name(c), with, without[name(c)])
+		}
+		w.eventually("our rules to stand again after "+name(c), func() error {
+			if lines := differences(ours, w.ours()); len(lines) > 0 {
+				return fmt.Errorf("they differ:\n%s", strings.Join(lines, "\n"))
+			}
+			now, err := w.Snapshot(t.Context())
+			w.must(err)
+			if lines := differences(others, now); len(lines) > 0 {
+				return fmt.Errorf("what is not ours differs:\n%s", strings.Join(lines, "\n"))
+			}
+			return nil
+		})
+	}
+	if left := w.remove(); len(left) > 0 {
+		t.Errorf("left after flush:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+// ours are the rules and routes of multihomed.
+func (w *world) ours() string {
+	w.t.Helper()
+	lines, err := w.Leftovers()
+	w.must(err)
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
