@@ -187,7 +187,7 @@ func connectsFrom(from netip.Addr, n int) (time.Duration, error) {
 // dissolve is connect(2) with AF_UNSPEC, which package unix has no address for.
 func dissolve(fd int) error {
 	nobody := unix.RawSockaddr{Family: unix.AF_UNSPEC}
-	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nobody)), unsafe.Sizeof(nobody))
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nobody)), unsafe.Sizeof(nobody)) //nolint:gosec // x/sys has no address without a family
 	if errno != 0 {
 		return fmt.Errorf("dissolving a connection: %w", errno)
 	}

@@ -55,7 +55,7 @@ func (b *bench) hostAddresses(ctx context.Context, report *Report) error {
 
 func (b *bench) manyAddresses(ctx context.Context, l link) (*Hosts, error) {
 	h := &Hosts{Addresses: b.hosts}
-	var come, leave []message
+	come, leave := make([]message, 0, b.hosts), make([]message, 0, b.hosts)
 	for n := range b.hosts {
 		p := addressPayload(l.index, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(n >> 8), byte(n)}), 32))
 		come = append(come, message{kind: unix.RTM_NEWADDR, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, payload: p})
