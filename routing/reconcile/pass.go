@@ -356,7 +356,12 @@ func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
 	delete(l.unread, index)
 	l.networks.set(index, nil)
-	l.recall.forget(index)
+	name, exists := "", false
+	l.Mirror.View(func(k *kernel.State) { name, exists = k.NameOf(index) })
+	// Whoever has not spoken yet may still say that it is a link.
+	if _, claimed := l.claims[name]; claimed || l.complete || !exists {
+		l.recall.forget(index)
+	}
 	for k := range l.held[index] {
 		l.unhold(k)
 	}
