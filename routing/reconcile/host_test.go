@@ -41,6 +41,8 @@ type host struct {
 	loop   *reconcile.Loop
 	clock  time.Time
 	log    bytes.Buffer
+	// memory outlives a restart.
+	memory memory
 	// readies counts Ready, last is the last report.
 	readies int
 	last    reconcile.Report
@@ -78,6 +80,7 @@ func (h *host) restart() {
 	h.owners = &owners{changed: make(chan struct{}, 1)}
 	h.readies, h.last = 0, reconcile.Report{}
 	h.loop = reconcile.New(reconcile.Options{
+		Memory: &h.memory,
 		Policy: policy, Logger: slog.New(slog.NewTextHandler(&h.log, nil)),
 		Mirror: h.mirror, Writer: h.writer, Owners: h.owners, Leases: h.leases,
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
@@ -346,4 +349,17 @@ func twice(t *testing.T) {
 	request.AddData(nl.NewRtAttr(nl.FRA_PROTOCOL, nl.Uint8Attr(uint8(routing.Multihomed))))
 	_, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	must(t, err)
+}
+
+// A memory keeps what it is told, in the process.
+type memory struct {
+	kept reconcile.Recollection
+	any  bool
+}
+
+func (m *memory) Recall() (reconcile.Recollection, bool) { return m.kept, m.any }
+
+func (m *memory) Keep(r reconcile.Recollection) error {
+	m.kept, m.any = r, true
+	return nil
 }

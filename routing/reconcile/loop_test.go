@@ -526,6 +526,30 @@ func TestClaimsTables(t *testing.T) {
 	h.wants("10000: from 100.64.0.5 lookup 10003")
 }
 
+// TestFormerUplinkOverRestart wants a link whose default went to stay an uplink, also
+// when the daemon starts anew and passes before anybody speaks of the link.
+func TestFormerUplinkOverRestart(t *testing.T) {
+	const stop = "10500: from 100.64.0.5 7"
+	h := newHost(t)
+	h.wan(0)
+	h.owners.complete(true)
+	h.pass()
+	h.ip("route delete default dev wan0")
+	h.pass()
+	h.wants(stop)
+	h.restart()
+	h.pass()
+	h.owners.claim("wan0", reconcile.Link)
+	h.pass()
+	h.owners.complete(true)
+	h.pass()
+	h.wants(stop)
+	// With another profile it is another link.
+	h.say("wan0", reconcile.Claim{Standing: reconcile.Link, Watched: true, Profile: "other"})
+	h.pass()
+	h.wants("!" + stop)
+}
+
 // TestStandsTwice wants one of two equal rules to go, however little is known: a
 // daemon was killed between the two halves of a move.
 func TestStandsTwice(t *testing.T) {
