@@ -25,9 +25,12 @@ demo: requirements build ## show the main job in a private lab (as root)
 
 test: requirements build ## everything: unit, property and real-NetworkManager tests (as root)
 	@internal/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
-		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools
+		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
+		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) vet -tags debiankernel ./...
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v ^multihomed/test/)
+	# Whole hosts and virtual machines, one after the other: two cores are all there is.
+	$(GO) test -p 1 -timeout 25m ./test/...
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./nm/integration
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./cmd/internal/e2e
 
@@ -37,7 +40,8 @@ OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge Te
 space := $(subst ,, )
 
 soak: requirements ## what takes hours: every host on Debian's kernels, property tests at length (as root)
-	@internal/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools
+	@internal/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools \
+		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) test -timeout 1h ./routing -rapid.checks=20000
 	$(GO) test -timeout 6h -v ./test/hosts/debian -soak
 
@@ -48,7 +52,7 @@ build: ## the programs, into bin/
 	$(BUILD) -o $(BIN)/ $(MAINS) ./internal/demo
 
 unit: ## only what needs neither root nor NetworkManager
-	$(GO) test ./routing ./routing/kerneltest ./cmd/internal/config ./cmd/internal/rttables
+	$(GO) test ./routing ./routing/kerneltest ./routing/lookup ./cmd/internal/config ./cmd/internal/rttables
 
 lint: $(LINT) ## golangci-lint, as in CI
 	$(LINT) run ./...

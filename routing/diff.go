@@ -70,8 +70,8 @@ func Everything(want *Planner, have Kernel) Touched {
 	for r := range have.Rules() {
 		t.Rules[r] = struct{}{}
 	}
-	for k := range want.routes {
-		t.Routes[k] = struct{}{}
+	for r := range want.allRoutes() {
+		t.Routes[r.Route.Key()] = struct{}{}
 	}
 	for r := range have.Routes() {
 		t.Routes[r.Key()] = struct{}{}
@@ -235,21 +235,21 @@ func diffGroup(ops []Op, want *Planner, have Kernel, index int) []Op {
 }
 
 func diffRoute(ops []Op, want *Planner, have Kernel, t Touched, k RouteKey) []Op {
-	w, wanted := want.routes[k]
+	w, wanted := want.Route(k)
 	h, stands := have.Route(k)
 	switch {
 	case wanted && have.CountRoute(k) > 1:
 		// An old one stands beside it. What is left is compared in the next pass.
 		return append(ops, Op{Verb: DeleteRoute, Route: h, again: true})
 	case wanted && !stands:
-		return append(ops, Op{Verb: AddRoute, Route: w.object().Route, Reason: w.object().Reason})
-	case wanted && h != w.object().Route && hasLegs(want, have, t, k):
+		return append(ops, Op{Verb: AddRoute, Route: w.Route, Reason: w.Reason})
+	case wanted && h != w.Route && hasLegs(want, have, t, k):
 		return append(ops,
 			Op{Verb: DeleteRoute, Route: h, again: true},
-			Op{Verb: AddRoute, Route: w.object().Route, Reason: w.object().Reason},
+			Op{Verb: AddRoute, Route: w.Route, Reason: w.Reason},
 		)
-	case wanted && h != w.object().Route:
-		return append(ops, Op{Verb: ReplaceRoute, Route: w.object().Route, Reason: w.object().Reason})
+	case wanted && h != w.Route:
+		return append(ops, Op{Verb: ReplaceRoute, Route: w.Route, Reason: w.Reason})
 	case !wanted && stands:
 		return append(ops, Op{Verb: DeleteRoute, Route: h})
 	default:
@@ -271,12 +271,10 @@ func hasLegs(want *Planner, have Kernel, t Touched, k RouteKey) bool {
 		o.Gateway, o.Device = k.Gateway, k.Device
 		return o == k
 	}
-	for _, o := range want.routes[k].owners {
-		for i := range want.links[o.index].Routes {
-			if leg := want.links[o.index].Routes[i].Route.Key(); isLeg(leg) {
-				if _, stands := have.Route(leg); stands {
-					return true
-				}
+	for leg := range want.besides(k) {
+		if isLeg(leg) {
+			if _, stands := have.Route(leg); stands {
+				return true
 			}
 		}
 	}

@@ -28,18 +28,27 @@ type PlannedRoute struct {
 
 // A LinkPlan is what one link needs from the kernel.
 type LinkPlan struct {
+	// Link is what is known of the link. Its Routes are the structure alone:
+	// MainRoutes yields all of them.
 	Link Link
 	Role Role
 	// Why says in words why the link has its role.
-	Why    string
-	Keys   []Key
-	Rules  []PlannedRule
+	Why   string
+	Keys  []Key
+	Rules []PlannedRule
+	// Routes are those that follow from the structure of the link: the networks on
+	// it, its defaults and what else Link.Routes holds. AllRoutes yields those of
+	// paths, too.
 	Routes []PlannedRoute
 	// Group is the interface group the link must be in.
 	Group    uint32
 	Problems []Problem
 
 	marked bool
+	// paths are the other routes of main through the link; copiers plan what its
+	// tables have of them.
+	paths   *paths
+	copiers []*copier
 }
 
 // neighbourhood is what a link's plan needs to know of the other links.
@@ -255,12 +264,13 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			plan.planWithoutTable(keys, k)
 			continue
 		}
-		routes := tableRoutes(l, keys, k, t)
+		routes, copies := tableRoutes(&plan.Link, keys, k, t)
 		ownDefault := slices.ContainsFunc(routes, func(r PlannedRoute) bool {
 			return r.Route.IsDefault() && r.Reason.Decision != CopiedElsewhere
 		})
 		if l.Up {
 			plan.Routes = append(slices.Grow(plan.Routes, len(routes)), routes...)
+			plan.copiers = append(plan.copiers, copies)
 		}
 		r := rungs{
 			policy: p, around: around, sources: sourcesOf(l, k, n.crowded[k.Prefix]), elsewhere: elsewhere[k],

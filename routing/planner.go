@@ -32,9 +32,12 @@ type Planner struct {
 	// links exist while there is one.
 	tables map[Family]int
 
-	rules  map[Rule]*wanted[PlannedRule]
-	routes map[RouteKey]*wanted[PlannedRoute]
-	bands  map[band]*bandIndex
+	rules map[Rule]*wanted[PlannedRule]
+	// routes are those of the structure of links. Those of paths are found by
+	// byTable, the links that have a table, sorted.
+	routes  map[RouteKey]*wanted[PlannedRoute]
+	byTable map[TableID][]int
+	bands   map[band]*bandIndex
 
 	touched Touched
 }
@@ -100,6 +103,7 @@ func NewPlanner(p Policy) *Planner {
 		tables:   map[Family]int{},
 		rules:    map[Rule]*wanted[PlannedRule]{},
 		routes:   map[RouteKey]*wanted[PlannedRoute]{},
+		byTable:  map[TableID][]int{},
 		bands:    map[band]*bandIndex{},
 		touched:  NewTouched(),
 	}
@@ -178,7 +182,7 @@ func (p *Planner) survey(i int) {
 		return
 	}
 	for _, index := range slices.Sorted(maps.Keys(p.links)) {
-		p.replan(p.links[index].Link)
+		p.replanAsIs(index)
 	}
 }
 
@@ -200,12 +204,64 @@ func (p *Planner) lift(i int, lifts []PlannedRule) {
 // Policy returns the policy the planner was made with.
 func (p *Planner) Policy() Policy { return p.policy }
 
-// Set takes the facts of one link in place of those it had.
+// Set takes the facts of one link in place of those it had. Its Routes are all that
+// main has through the link.
 func (p *Planner) Set(l Link) {
-	changed := p.replan(l)
+	var now *paths
+	l.Routes, now = split(&l, Keys(l))
+	if old, known := p.links[l.Index]; known && old.paths.equal(now) {
+		now = old.paths
+	}
+	p.set(l, now)
+}
+
+// SetFacts is Set for a link whose paths are as they were: its Routes are the
+// structure alone, as [Planner.Structure] returns it.
+func (p *Planner) SetFacts(l Link) {
+	old, known := p.links[l.Index]
+	if !known {
+		p.Set(l)
+		return
+	}
+	keys := Keys(l)
+	given := make(map[Destination]struct{}, len(l.Routes))
+	for i := range l.Routes {
+		given[DestinationOf(l.Routes[i])] = struct{}{}
+	}
+	s := p.shift(old)
+	// A path whose destination decides something from now on is structure.
+	l.Routes = slices.Clip(l.Routes)
+	for to := range decisive(&l, keys) {
+		if path, is := old.pathTo(to); is && !contains(given, Destination{To: to}) {
+			l.Routes = path.routes(l.Routes, to)
+		}
+	}
+	structure, loose := split(&l, keys)
+	for i := range structure {
+		if d := DestinationOf(structure[i]); d.plain() {
+			if _, is := old.pathTo(d.To); is {
+				s.set(pathKeyOf(d.To), nil)
+			}
+		}
+	}
+	s.end()
+	l.Routes = structure
+	p.set(l, old.paths)
+	s = p.shift(p.links[l.Index])
+	for k, path := range loose.by {
+		s.set(k, path.routes(nil, k.prefix()))
+	}
+	s.end()
+}
+
+func (p *Planner) set(l Link, ps *paths) {
+	changed := p.replan(l, ps)
 	p.regroup()
 	p.replanAround(l.Index, changed)
 }
+
+// replanAsIs makes the plan of a link anew because of something else.
+func (p *Planner) replanAsIs(index int) { p.replan(p.links[index].Link, p.links[index].paths) }
 
 // Remove forgets a link: nothing of it is wanted any more.
 func (p *Planner) Remove(index int) {
@@ -216,6 +272,8 @@ func (p *Planner) Remove(index int) {
 	delete(p.links, index)
 	changed := p.standing.move(index, networksOf(&old.LinkPlan), nil)
 	p.withdraw(index, &old.LinkPlan, nil)
+	p.listTables(index, old, nil)
+	p.repath(old, nil)
 	p.count(&old.LinkPlan, nil)
 	p.touched.Groups[index] = struct{}{}
 	p.touched.Links[index] = struct{}{}
@@ -281,10 +339,7 @@ func compareSelectors(a, b *Rule) int {
 // Routes yields the routes that must exist, in the order in which they can be
 // added.
 func (p *Planner) Routes() iter.Seq[PlannedRoute] {
-	all := make([]PlannedRoute, 0, len(p.routes))
-	for _, w := range p.routes {
-		all = append(all, *w.object())
-	}
+	all := slices.Collect(p.allRoutes())
 	slices.SortFunc(all, func(a, b PlannedRoute) int {
 		if c := cmp.Compare(a.Route.Family, b.Route.Family); c != 0 {
 			return c
@@ -304,10 +359,73 @@ func (p *Planner) Rule(r Rule) (PlannedRule, bool) {
 
 // Route returns the wanted route of a key.
 func (p *Planner) Route(k RouteKey) (PlannedRoute, bool) {
-	if w, ok := p.routes[k]; ok {
+	r, index, found := p.pathRoute(k)
+	if w, ok := p.routes[k]; ok && (!found || w.owners[w.best].index > index) {
 		return *w.object(), true
 	}
-	return PlannedRoute{}, false
+	return r, found
+}
+
+// allRoutes yields the wanted routes in no order.
+func (p *Planner) allRoutes() iter.Seq[PlannedRoute] {
+	return func(yield func(PlannedRoute) bool) {
+		for k, w := range p.routes {
+			r := *w.object()
+			if len(p.byTable[k.Table]) > 1 {
+				r, _ = p.Route(k)
+			}
+			if !yield(r) {
+				return
+			}
+		}
+		for index, plan := range p.links {
+			for r := range plan.pathRoutes() {
+				if len(p.byTable[r.Route.Table]) > 1 && !p.speaks(index, r.Route.Key()) {
+					continue
+				}
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// speaks reports whether it is for a link's path to say what a route is like, which
+// no structure wants.
+func (p *Planner) speaks(index int, k RouteKey) bool {
+	if _, wanted := p.routes[k]; wanted {
+		return false
+	}
+	_, best, _ := p.pathRoute(k)
+	return best == index
+}
+
+// besides yields the keys of the routes that the links which want a route want to
+// the same destination.
+func (p *Planner) besides(k RouteKey) iter.Seq[RouteKey] {
+	return func(yield func(RouteKey) bool) {
+		if w, ok := p.routes[k]; ok {
+			for _, o := range w.owners {
+				for i := range p.links[o.index].Routes {
+					if !yield(p.links[o.index].Routes[i].Route.Key()) {
+						return
+					}
+				}
+			}
+		}
+		for _, index := range p.byTable[k.Table] {
+			plan := p.links[index]
+			if _, is := plan.pathTo(k.Destination); !is {
+				continue
+			}
+			for _, r := range plan.routesTo(nil, pathKeyOf(k.Destination)) {
+				if !yield(r.Route.Key()) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Group returns the interface group a link must be in. An interface that is no
@@ -329,9 +447,9 @@ func (p *Planner) Changed() bool { return !p.touched.Empty() }
 
 // replan makes the plan of one link from its facts, puts it in force, and
 // returns the networks in which it came, went or changed its role.
-func (p *Planner) replan(l Link) []netip.Prefix {
+func (p *Planner) replan(l Link, ps *paths) []netip.Prefix {
 	old := p.links[l.Index]
-	now := &planned{LinkPlan: LinkPlan{Link: l, Keys: Keys(l)}}
+	now := &planned{LinkPlan: LinkPlan{Link: l, Keys: Keys(l), paths: ps}}
 	now.Role, now.Why = RoleOf(l)
 	var before *LinkPlan
 	if old != nil {
@@ -350,6 +468,8 @@ func (p *Planner) replan(l Link) []netip.Prefix {
 	p.touched.Links[l.Index] = struct{}{}
 	p.enforce(l.Index, before, &now.LinkPlan)
 	p.withdraw(l.Index, before, &now.LinkPlan)
+	p.listTables(l.Index, old, now)
+	p.repath(old, now)
 	if before == nil || before.Group != now.Group || before.Link.Group != l.Group {
 		p.touched.Groups[l.Index] = struct{}{}
 	}
@@ -399,7 +519,7 @@ func (p *Planner) replanAround(index int, changed []netip.Prefix) {
 		}
 	}
 	for _, i := range slices.Sorted(maps.Keys(affected)) {
-		p.replan(p.links[i].Link)
+		p.replanAsIs(i)
 	}
 }
 

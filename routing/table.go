@@ -2,6 +2,7 @@ package routing
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -30,9 +31,11 @@ func (d Destination) Compare(o Destination) int {
 	return cmp.Or(d.To.Compare(o.To), d.From.Compare(o.From), cmp.Compare(d.TOS, o.TOS))
 }
 
-// tableRoutes returns the routes of one table: the link's network and what main
-// knows through the link, in the order in which they can be added.
-func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
+// tableRoutes returns the routes of one table that follow from the structure of the
+// link: its network and what main knows through it, in the order in which they can
+// be added. What it has of paths is planned by the copier.
+func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *copier) {
+	l := *facts
 	source := primarySource(l, k)
 	var order []Destination
 	ways := map[Destination][]Route{}
@@ -78,12 +81,12 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 		}
 		return chosen, why
 	}
-	repeated := repetitions(order, k.Family, choose)
+	copies := &copier{
+		link: facts, key: k, table: t, keys: keys, source: source, network: network,
+		repeated: repetitions(order, k.Family, choose),
+	}
 	for _, d := range order {
 		chosen, why := choose(d)
-		if repeated.has(d, chosen) {
-			continue
-		}
 		hasDefault = hasDefault || d == Destination{To: k.Family.Any()}
 		for _, r := range ranked(chosen) {
 			why := why
@@ -107,15 +110,17 @@ func tableRoutes(l Link, keys []Key, k Key, t TableID) []PlannedRoute {
 	// link come first, and the widest last (net/ipv4/fib_semantics.c,
 	// fib_check_nh).
 	slices.SortStableFunc(routes, func(a, b PlannedRoute) int { return addOrder(&a.Route, &b.Route) })
-	return routes
+	return routes, copies
 }
 
 // A repetition finds the routes of routing daemons that say nothing but what the
-// table's default says: a full BGP table adds none of its 100,000 routes.
+// table's default says: a full BGP table adds none of its 100,000 routes. Only paths
+// are left out.
 type repetition struct {
 	way     Route
 	enabled bool
-	// others are the destinations that say something else, lengths theirs.
+	// others are the destinations of the structure that say something else, lengths
+	// theirs.
 	others  map[netip.Prefix]struct{}
 	lengths map[int]struct{}
 }
@@ -144,25 +149,46 @@ func (r *repetition) same(o Route) bool {
 	return o.Gateway.IsValid() && o.Gateway == r.way.Gateway && o.Attributes == r.way.Attributes
 }
 
-// has reports whether the ways to a destination may be left out.
-func (r *repetition) has(d Destination, ways []Route) bool {
-	if !r.enabled || d.To.Bits() == 0 || d.From.IsValid() || d.TOS != 0 {
-		return false
-	}
-	for _, o := range ways {
-		if !o.Protocol.ofDaemon() || !r.same(o) || o.PreferredSource != r.way.PreferredSource && o.PreferredSource.IsValid() {
-			return false
-		}
-	}
+// sameWay is same for what is kept of a path.
+func (r *repetition) sameWay(w way) bool {
+	return r.way.Gateway.IsValid() && w.gateway == r.way.Gateway.As16() && w.rest.Value().Attributes == r.way.Attributes
+}
+
+// repeats reports whether all ways to a destination are a daemon's and say only what
+// the default says.
+func (r *repetition) repeats(ways []Route) bool {
+	return !slices.ContainsFunc(ways, func(o Route) bool {
+		return !o.Protocol.ofDaemon() || !r.same(o) || o.PreferredSource != r.way.PreferredSource && o.PreferredSource.IsValid()
+	})
+}
+
+// repeatsWay is repeats for what is kept of a path.
+func (r *repetition) repeatsWay(w way) bool {
+	o := w.rest.Value()
+	return o.Protocol.ofDaemon() && r.sameWay(w) && (o.PreferredSource == r.way.PreferredSource || !o.PreferredSource.IsValid())
+}
+
+// covered reports whether the structure has something around a destination that
+// says something else.
+func (r *repetition) covered(to netip.Prefix) bool {
 	for bits := range r.lengths {
-		if bits > d.To.Bits() {
+		if bits > to.Bits() {
 			continue
 		}
-		if _, other := r.others[netip.PrefixFrom(d.To.Addr(), bits).Masked()]; other {
-			return false
+		if _, other := r.others[netip.PrefixFrom(to.Addr(), bits).Masked()]; other {
+			return true
 		}
 	}
-	return true
+	return false
+}
+
+// equal reports whether the same paths are repetitions of both.
+func (r *repetition) equal(o *repetition) bool {
+	if !r.enabled || !o.enabled {
+		return r.enabled == o.enabled
+	}
+	return r.way.Gateway == o.way.Gateway && r.way.Attributes == o.way.Attributes &&
+		r.way.PreferredSource == o.way.PreferredSource && maps.Equal(r.others, o.others)
 }
 
 // ofDaemon reports whether routes of a protocol are those of a routing daemon

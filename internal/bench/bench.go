@@ -16,10 +16,10 @@ import (
 	"multihomed/internal/lab"
 )
 
-// What the planner makes of one IPv4 uplink with a gateway, and once of all.
+// What the planner makes of one IPv4 uplink with a gateway: two routes, five
+// rules. No rule is made once for all links.
 const (
-	perLink     = 7 // two routes, five rules
-	shared      = 2
+	perLink     = 7
 	uplinkGroup = 28008
 )
 
@@ -36,6 +36,8 @@ type bench struct {
 	daemon *lab.Process
 	watch  *watcher
 	send   *sender
+	// hop counts the next hops of routes that were changed.
+	hop int
 }
 
 func (b *bench) progress(format string, args ...any) {
@@ -81,11 +83,12 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 			return nil, err
 		}
 	}
-	if err := b.leases(ctx, report); err != nil {
-		return nil, err
-	}
-	if err := b.dispatches(ctx, report); err != nil {
-		return nil, err
+	for _, part := range []func(context.Context, *Report) error{
+		b.throughLink, b.redundant, b.hostAddresses, b.leases, b.dispatches,
+	} {
+		if err := part(ctx, report); err != nil {
+			return nil, err
+		}
 	}
 	report.Seconds = time.Since(b.began).Seconds()
 	return report, nil
@@ -161,7 +164,13 @@ func (b *bench) measure(ctx context.Context, report *Report, sizes []int, foreig
 			f.Links = n
 			report.Foreign = f
 		}
-		if err := errors.Join(b.stop(ctx), b.flush(ctx)); err != nil {
+		if err := b.stop(ctx); err != nil {
+			return err
+		}
+		if err := b.connects(ctx, report); err != nil {
+			return fmt.Errorf("connecting with %d links: %w", n, err)
+		}
+		if err := b.flush(ctx); err != nil {
 			return err
 		}
 		report.Rows = append(report.Rows, row)

@@ -59,7 +59,36 @@ func TestQuick(t *testing.T) {
 			Again                          series
 			Change                         change
 		}
-		Leases []struct {
+		Routes []struct {
+			Routes, Copies int
+			Appear         float64 `json:"appear_cpu_s"`
+			Route          series  `json:"route_cpu"`
+			RouteWall      series  `json:"route"`
+			RouteEvent     series  `json:"route_event_cpu"`
+			Address        series  `json:"address_cpu"`
+			AddressWall    series  `json:"address"`
+			Memory         memory
+			Restarted      memory
+		}
+		Redundant *struct {
+			Routes, Copies           int
+			Before, After, Restarted memory
+		}
+		Hosts *struct {
+			Addresses, Rules, Routes, Tables int
+			Daemon, CPU, Batched, IP         series
+			Before, After                    memory
+		}
+		Connects []struct {
+			Links               int
+			None, Version1, Now struct {
+				Rules   int
+				Unbound series `json:"unbound_ns"`
+				Bound   series `json:"bound_ns"`
+			}
+		}
+		NoRules series `json:"connect_no_rules_ns"`
+		Leases  []struct {
 			Store                 string
 			Clients               int
 			Lease, Renew, Release struct{ P50, P99 float64 }
@@ -105,6 +134,47 @@ func TestQuick(t *testing.T) {
 	}
 	if len(report.Rows) < 3 || len(owners) != 2 {
 		t.Errorf("%d rows, owners %v", len(report.Rows), owners)
+	}
+	for _, r := range report.Routes {
+		if r.Copies != r.Routes || r.Appear <= 0 {
+			t.Errorf("routes through a link: %+v", r)
+		}
+		for _, s := range []series{r.Route, r.RouteWall, r.RouteEvent, r.Address, r.AddressWall} {
+			timed("routes through a link", s)
+		}
+		held("routes through a link", r.Memory)
+		held("routes through a link: restarted", r.Restarted)
+	}
+	if len(report.Routes) != 2 {
+		t.Errorf("%d rows of routes through a link", len(report.Routes))
+	}
+	if r := report.Redundant; r == nil || r.Routes < 100 || r.Copies != 0 {
+		t.Errorf("redundant routes: %+v", r)
+	} else {
+		for _, m := range []memory{r.Before, r.After, r.Restarted} {
+			held("redundant routes", m)
+		}
+	}
+	if h := report.Hosts; h == nil || h.Addresses < 10 || h.Rules < 3*h.Addresses || h.Tables != 1 {
+		t.Errorf("host addresses: %+v", h)
+	} else {
+		for _, s := range []series{h.Daemon, h.CPU, h.Batched, h.IP} {
+			timed("host addresses", s)
+		}
+		held("host addresses: before", h.Before)
+		held("host addresses", h.After)
+	}
+	timed("connect without rules", report.NoRules)
+	for _, c := range report.Connects {
+		if c.None.Rules != 0 || c.Version1.Rules != 2+5*c.Links || c.Now.Rules != 5*c.Links {
+			t.Errorf("%d links: ladders of %d, %d and %d rules", c.Links, c.None.Rules, c.Version1.Rules, c.Now.Rules)
+		}
+		for _, s := range []series{c.None.Unbound, c.None.Bound, c.Version1.Unbound, c.Version1.Bound, c.Now.Unbound, c.Now.Bound} {
+			timed("connect", s)
+		}
+	}
+	if len(report.Connects) != len(report.Rows) {
+		t.Errorf("%d rows of connects", len(report.Connects))
 	}
 	for _, l := range report.Leases {
 		for _, d := range []struct{ P50, P99 float64 }{l.Lease, l.Renew, l.Release} {

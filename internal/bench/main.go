@@ -23,7 +23,7 @@ import (
 func main() { os.Exit(lab.Main(run)) }
 
 // patience is for the whole run; what takes this long has failed.
-const patience = 10 * time.Minute
+const patience = 20 * time.Minute
 
 // options are what the command line decides.
 type options struct {
@@ -34,6 +34,10 @@ type options struct {
 	starts  int
 	foreign int
 	cycles  int
+	routes  []int
+	bgp     int
+	hosts   int
+	connect int
 	json    bool
 	hold    bool
 	verbose bool
@@ -50,6 +54,10 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.starts, "starts", 5, "how often a start is measured")
 	flags.IntVar(&o.foreign, "foreign", 1_000_000, "how many routes of somebody else appear")
 	flags.IntVar(&o.cycles, "cycles", 400, "how often each client of the table allocator leases, renews and releases")
+	routes := flags.String("routes", "1,1000,50000", "numbers of routes through a link, rising")
+	flags.IntVar(&o.bgp, "bgp", 30_000, "how many routes of a routing daemon repeat a link's default")
+	flags.IntVar(&o.hosts, "hosts", 1100, "how many host addresses come to one uplink")
+	flags.IntVar(&o.connect, "connect", 20_000, "how often a socket is connected in one measurement")
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	flags.BoolVar(&o.hold, "hold", false, "measure nothing: make the first number of links, start the daemon and wait to be interrupted")
 	flags.BoolVar(&o.verbose, "v", false, "say on standard error what is under way")
@@ -59,13 +67,17 @@ func parse(args []string) (options, error) {
 	if *quick {
 		*sizes, o.runs, o.starts, o.foreign, o.real = "1,2,10", 3, 2, 20_000, 2
 		o.cycles = 20
+		*routes, o.bgp, o.hosts, o.connect = "1,300", 500, 40, 500
 	}
-	for s := range strings.SplitSeq(*sizes, ",") {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 || n > 2000 || (len(o.sizes) > 0 && n <= o.sizes[len(o.sizes)-1]) {
-			return o, fmt.Errorf("sizes %q are not rising numbers from 1 to 2000", *sizes)
-		}
-		o.sizes = append(o.sizes, n)
+	var err error
+	if o.sizes, err = rising(*sizes, 2000); err != nil {
+		return o, fmt.Errorf("sizes: %w", err)
+	}
+	if o.routes, err = rising(*routes, 1_000_000); err != nil {
+		return o, fmt.Errorf("routes: %w", err)
+	}
+	if o.bgp < 1 || o.hosts < 1 || o.hosts > 1<<16 || o.connect < 1 {
+		return o, fmt.Errorf("%d routes, %d addresses or %d connections: nothing to measure, or more addresses than 65536", o.bgp, o.hosts, o.connect)
 	}
 	if o.daemon == "" {
 		self, err := os.Executable()
@@ -78,6 +90,19 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("no program to measure (make build): %w", err)
 	}
 	return o, nil
+}
+
+// rising reads numbers from 1 to a limit.
+func rising(text string, limit int) ([]int, error) {
+	var out []int
+	for s := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > limit || (len(out) > 0 && n <= out[len(out)-1]) {
+			return nil, fmt.Errorf("%q are not rising numbers from 1 to %d", text, limit)
+		}
+		out = append(out, n)
+	}
+	return out, nil
 }
 
 func run() int {

@@ -17,6 +17,15 @@ type Report struct {
 	Machine Machine  `json:"machine"`
 	Rows    []Row    `json:"rows"`
 	Foreign *Foreign `json:"foreign,omitempty"`
+	// Connects are what the rules cost each connect(2).
+	Connects []ConnectRow `json:"connects"`
+	// NoRules is a connect where nobody ever added a rule, in nanoseconds of CPU.
+	NoRules Series `json:"connect_no_rules_ns"`
+	// Routes are routes of main through a link, Redundant those of a routing
+	// daemon that repeat the link's default, Hosts host addresses of one uplink.
+	Routes    []RoutesRow `json:"routes"`
+	Redundant *Redundant  `json:"redundant,omitempty"`
+	Hosts     *Hosts      `json:"hosts,omitempty"`
 	// Leases are those of the table allocator.
 	Leases []LeaseRow `json:"leases"`
 	// Dispatch is the script of NetworkManager's dispatcher.
@@ -146,6 +155,9 @@ func (r *Report) print(out io.Writer) {
 			f.Adding, f.Settled, f.CPU, f.CPU/float64(max(f.Routes, 1))*1e6)
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
 	}
+	printRoutes(out, r.Routes, r.Redundant)
+	printHosts(out, r.Hosts)
+	printConnects(out, r.Connects, r.NoRules)
 	printLeases(out, r.Leases)
 	printDispatch(out, r.Dispatch)
 }

@@ -118,7 +118,7 @@ func (b *bench) startUp(ctx context.Context, row *Row) error {
 
 // whole says what objects are missing for the ladders of all links.
 func whole(links int, events []event) error {
-	if have, want := len(standing(events)), perLink*links+shared; have != want {
+	if have, want := len(standing(events)), perLink*links; have != want {
 		return fmt.Errorf("%d objects instead of %d", have, want)
 	}
 	return nil

@@ -272,3 +272,55 @@ func BenchmarkForeignRoutes(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkMemoryInAll is what a route of main through a link takes in the whole
+// daemon: in the mirror, which has our copy too, and in the planner.
+func BenchmarkMemoryInAll(b *testing.B) {
+	const routes = 50_000
+	h := newHost(b)
+	wan := h.veth("bgp0")
+	h.address("bgp0", "198.51.100.10/24")
+	h.bgp(wan, routes)
+	key := routing.Key{Family: routing.IPv4, Interface: "bgp0", Prefix: prefix("198.51.100.0/24")}
+	plan := func(m *kernel.Mirror) *routing.Planner {
+		p := routing.NewPlanner(routing.DefaultPolicy())
+		m.View(func(s *kernel.State) {
+			l, _ := s.Link(wan)
+			p.Set(routing.Link{
+				Name: l.Name, Index: l.Index, Up: l.Up, Addresses: l.Addresses, Routes: l.Routes,
+				Tables: map[routing.Key]routing.TableID{key: tables.First},
+			})
+		})
+		p.Take()
+		return p
+	}
+	first := h.mirror(kernel.Config{Tables: tables})
+	for r := range plan(first).Routes() {
+		must(b, h.raw.Do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, func(b kernel.Body) { b.Route(r.Route) }))
+	}
+	must(b, first.Close())
+	h.enter()
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var mem runtime.MemStats
+		runtime.ReadMemStats(&mem)
+		return mem.HeapAlloc
+	}
+	var taken uint64
+	for b.Loop() {
+		before := heap()
+		m, err := kernel.Open(kernel.Config{Tables: tables})
+		must(b, err)
+		must(b, m.Sync(b.Context()))
+		m.Take()
+		p := plan(m)
+		taken = heap() - before
+		if m.Slots() < 2*routes {
+			b.Fatalf("%d keys", m.Slots())
+		}
+		runtime.KeepAlive(p)
+		must(b, m.Close())
+	}
+	b.ReportMetric(float64(taken)/routes, "B/route")
+}

@@ -76,6 +76,9 @@ func (l *Loop) setInterests(ctx context.Context) error {
 	if err := l.Mirror.SetInterest(ctx, interests); err != nil {
 		return err
 	}
+	for index := range interests {
+		l.unread[index] = struct{}{}
+	}
 	l.takeChanges(ctx)
 	return nil
 }
@@ -98,6 +101,9 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	c := l.Mirror.Take()
 	if c.All {
 		l.everything()
+		for index := range l.dirty {
+			l.unread[index] = struct{}{}
+		}
 	}
 	for index := range c.Links {
 		l.dirty[index] = struct{}{}
@@ -109,8 +115,12 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	if c.All || len(c.Links) > 0 {
 		l.takeGroups()
 	}
-	for index := range c.Destinations {
-		l.dirty[index] = struct{}{}
+	for index, destinations := range c.Destinations {
+		if l.rerouted[index] == nil {
+			l.rerouted[index] = destinations
+		} else {
+			maps.Copy(l.rerouted[index], destinations)
+		}
 	}
 	seen := routing.NewTouched()
 	maps.Copy(seen.Rules, c.Rules)

@@ -12,7 +12,7 @@ func (l *Loop) UntilNext() time.Duration { return l.untilNext() }
 func (l *Loop) Remembered() int {
 	return len(l.known) + len(l.held) + len(l.holders) + len(l.released) + len(l.failures) + len(l.retrying) + len(l.problems) +
 		len(l.retired.Rules) + len(l.retired.Routes) + len(l.retired.Groups) + len(l.deferred) +
-		len(l.dirty) + len(l.touched.Rules) + len(l.touched.Routes)
+		len(l.dirty) + len(l.rerouted) + len(l.unread) + len(l.touched.Rules) + len(l.touched.Routes)
 }
 
 // Disputes counts the objects whose budget is kept.

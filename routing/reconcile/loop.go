@@ -88,6 +88,10 @@ type Loop struct {
 	// dirty interfaces are planned in the next pass, touched objects compared.
 	dirty   map[int]struct{}
 	touched routing.Touched
+	// rerouted are the destinations that main's routes through an interface changed
+	// for, unread the interfaces whose routes are all read again.
+	rerouted map[int]map[routing.Destination]struct{}
+	unread   map[int]struct{}
 	// retired are objects that a link wanted while this process knew it.
 	retired routing.Touched
 	// deferred are repairs that wait for their time.
@@ -123,6 +127,8 @@ func New(o Options) *Loop {
 		networks: networks{count: map[netip.Prefix]int{}, byLink: map[int][]netip.Prefix{}},
 		stepped:  map[routing.Family]map[routing.Rule]struct{}{},
 		dirty:    map[int]struct{}{},
+		rerouted: map[int]map[routing.Destination]struct{}{},
+		unread:   map[int]struct{}{},
 		touched:  routing.NewTouched(),
 		retired:  routing.NewTouched(),
 		deferred: map[object]time.Time{},
@@ -174,7 +180,9 @@ func (l *Loop) Run(ctx context.Context) error {
 }
 
 // pending reports whether there is something to plan or to compare.
-func (l *Loop) pending() bool { return len(l.dirty) > 0 || !l.touched.Empty() || l.planner.Changed() }
+func (l *Loop) pending() bool {
+	return len(l.dirty) > 0 || len(l.rerouted) > 0 || !l.touched.Empty() || l.planner.Changed()
+}
 
 // untilNext is the time until a retry or a repair is due.
 func (l *Loop) untilNext() time.Duration {

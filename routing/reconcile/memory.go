@@ -120,12 +120,14 @@ func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 // WasUplink reports whether a link was an uplink by a default and is still the same:
 // it has its profile, and at least one of its addresses or an owner that gets them
 // from the network and may just be replacing them.
-func (r *Recall) WasUplink(l routing.Link, profile string) bool {
+// One that is being taken down says nothing of its profile any more, and keeps its
+// role until its addresses have gone.
+func (r *Recall) WasUplink(l routing.Link, c Claim) bool {
 	u, was := r.uplinks[l.Index]
 	if !was {
 		return false
 	}
-	same := u.Interface == l.Name && u.Profile == profile && (l.Automatic() || slices.ContainsFunc(l.Addresses, func(a routing.Address) bool {
+	same := u.Interface == l.Name && (u.Profile == c.Profile || c.Profile == "") && (c.Standing == Draining || l.Automatic() || slices.ContainsFunc(l.Addresses, func(a routing.Address) bool {
 		return slices.Contains(u.Addresses, a.Prefix.Addr())
 	}))
 	if !same {

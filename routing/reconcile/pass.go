@@ -158,12 +158,53 @@ func (l *Loop) mayDelete(k *kernel.State, op routing.Op) bool {
 type subject struct {
 	link routing.Link
 	keys []routing.Key
+	// whole says that the link has all of its routes, not the structure alone.
+	whole bool
+}
+
+// reroute hands the routes of main that changed to the planner. Interfaces for which
+// they decide more than one route of a table are dirty.
+func (l *Loop) reroute() {
+	for index, destinations := range l.rerouted {
+		if _, planned := l.planner.Link(index); !planned || contains(l.unread, index) {
+			l.dirty[index] = struct{}{}
+			continue
+		}
+		refused := l.planner.SetPaths(index, l.ways(index, destinations))
+		if len(refused) == 0 {
+			delete(l.rerouted, index)
+			continue
+		}
+		l.dirty[index] = struct{}{}
+		clear(destinations)
+		for _, d := range refused {
+			destinations[d] = struct{}{}
+		}
+	}
+}
+
+// ways returns the routes that main has to some destinations through an interface.
+func (l *Loop) ways(index int, destinations map[routing.Destination]struct{}) map[routing.Destination][]routing.Route {
+	ways := make(map[routing.Destination][]routing.Route, len(destinations))
+	l.Mirror.View(func(k *kernel.State) {
+		for d := range destinations {
+			ways[d] = k.Ways(index, d)
+		}
+	})
+	return ways
+}
+
+func contains[K comparable](set map[K]struct{}, k K) bool {
+	_, is := set[k]
+	return is
 }
 
 // plan hands the facts of the dirty interfaces to the planner, and returns the
 // plans they had before.
 func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
+	l.reroute()
 	dirty := slices.Sorted(maps.Keys(l.dirty))
+	defer clear(l.rerouted)
 	clear(l.dirty)
 	l.devices = nil
 	before := make(map[int]routing.LinkPlan, len(dirty))
@@ -183,7 +224,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.recallRole(&s.link)
+		l.recallRole(&s.link, plan)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.link.Name)
@@ -202,7 +243,12 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		l.Mirror.View(func(k *kernel.State) {
 			s.link.Elsewhere = ElsewhereOf(k, s.link, l.claims[s.link.Name], l.isLink(k))
 		})
-		l.planner.Set(s.link)
+		if s.whole {
+			l.planner.Set(s.link)
+		} else {
+			l.planner.SetFacts(s.link)
+		}
+		delete(l.unread, s.link.Index)
 	}
 	return before
 }
@@ -211,8 +257,17 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 func (l *Loop) subject(index int) (subject, bool) {
 	var facts kernel.Link
 	var exists, was bool
+	plan, planned := l.planner.Link(index)
+	whole := !planned || contains(l.unread, index)
 	l.Mirror.View(func(k *kernel.State) {
-		if facts, exists = k.Link(index); exists && l.claims[facts.Name].Standing == Draining {
+		facts, exists = k.LinkFacts(index)
+		if exists && facts.Up != plan.Link.Up {
+			whole = true
+		}
+		if exists && whole {
+			facts, exists = k.Link(index)
+		}
+		if exists && l.claims[facts.Name].Standing == Draining {
 			was = l.was(k, index, facts.Name)
 		}
 	})
@@ -220,11 +275,14 @@ func (l *Loop) subject(index int) (subject, bool) {
 		delete(l.known, index)
 		return subject{}, false
 	}
+	if !whole {
+		facts.Routes = l.planner.Structure(index, l.ways(index, l.rerouted[index]))
+	}
 	claim, claimed := l.claims[facts.Name]
 	if claimed {
 		l.known[index] = facts.Name
 	}
-	s := subject{link: LinkOf(facts, claim)}
+	s := subject{link: LinkOf(facts, claim), whole: whole}
 	s.keys = routing.Keys(s.link)
 	switch claim.Standing {
 	case Link:
@@ -284,17 +342,19 @@ func TablesOf(k *kernel.State, name string) []routing.TableID {
 	return out
 }
 
-// recallRole adds what is remembered of a link.
-func (l *Loop) recallRole(link *routing.Link) {
-	profile := l.claims[link.Name].Profile
-	link.WasUplink = l.recall.WasUplink(*link, profile)
-	if !link.Pending {
-		l.recall.remember(*link, profile)
+// recallRole adds what is remembered of a link. One that is being taken down keeps the
+// role it had: nobody says any more what made it one.
+func (l *Loop) recallRole(link *routing.Link, before routing.LinkPlan) {
+	claim := l.claims[link.Name]
+	link.WasUplink = l.recall.WasUplink(*link, claim) || claim.Standing == Draining && before.Role == routing.Uplink
+	if !link.Pending && claim.Standing == Link {
+		l.recall.remember(*link, claim.Profile)
 	}
 }
 
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
+	delete(l.unread, index)
 	l.networks.set(index, nil)
 	l.recall.forget(index)
 	for k := range l.held[index] {

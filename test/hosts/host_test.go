@@ -71,6 +71,7 @@ type Promise struct {
 
 // run asks the host in all phases.
 func (h Host) run(t *testing.T) {
+	t.Helper()
 	t.Logf("%s", h.What)
 	var control *record
 	t.Run("last", func(t *testing.T) {

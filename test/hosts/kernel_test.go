@@ -37,6 +37,7 @@ func TestKernelHostsInAllPhases(t *testing.T) {
 // it started before what the steps bring, and after its removal, in one lab: in an
 // emulated machine a lab takes longer than the questions.
 func (h Host) once(t *testing.T) {
+	t.Helper()
 	t.Logf("%s", h.What)
 	w := h.world(t)
 	h.build(w)
@@ -74,7 +75,7 @@ func (w *world) fails() string {
 	ends := map[string]string{"port0": "wan0", "port1": "port1"}
 	out, err := w.IP(w.t.Context(), "-d", "link", "show", "wan0")
 	w.must(err)
-	port, _ := word(out, "active_slave")
+	port := word(out, "active_slave")
 	if ends[port] == "" {
 		w.t.Fatalf("the bond uses no port:\n%s", out)
 	}

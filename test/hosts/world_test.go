@@ -152,7 +152,7 @@ func (w *world) activate() {
 		}
 		out, err := w.IP(ctx, "-n", isp.Name(), "-6", "-o", "addr", "show", "dev", "lan", "scope", "link")
 		w.must(err)
-		text, _ := word(out, "inet6")
+		text := word(out, "inet6")
 		router, err := netip.ParsePrefix(text)
 		w.must(err)
 		w.via6[link] = router.Addr()
@@ -167,12 +167,12 @@ func f4(f lab.Family) string {
 }
 
 // word is what follows a key in the words of a text.
-func word(text, key string) (string, bool) {
+func word(text, key string) string {
 	words := strings.Fields(text)
 	if i := slices.Index(words, key); i >= 0 && i+1 < len(words) {
-		return words[i+1], true
+		return words[i+1]
 	}
-	return "", false
+	return ""
 }
 
 // cleanLo takes the host's own addresses from lo after the test: lo stays.

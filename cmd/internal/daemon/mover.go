@@ -1,9 +1,11 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"log/slog"
+	"net/netip"
 	"slices"
 
 	"multihomed/cmd/internal/claims"
@@ -49,14 +51,25 @@ func (m *mover) movable(plan routing.LinkPlan, f routing.Family) []routing.Route
 	if claim, _ := m.owners.Of(plan.Link.Name); !claim.Reach {
 		return nil // It is NetworkManager's by now.
 	}
+	type way struct {
+		to  netip.Prefix
+		via netip.Addr
+	}
+	copied := map[way]struct{}{}
+	for p := range plan.AllRoutes() {
+		if p.Route.Table != routing.TableMain {
+			copied[way{p.Route.Destination, p.Route.Gateway}] = struct{}{}
+		}
+	}
 	var out []routing.Route
-	for _, r := range plan.Link.Routes {
-		if r.Family == f && kernel.Movable(r) && slices.ContainsFunc(plan.Routes, func(p routing.PlannedRoute) bool {
-			return p.Route.Table != routing.TableMain && p.Route.Destination == r.Destination && p.Route.Gateway == r.Gateway
-		}) {
+	for r := range plan.MainRoutes() {
+		if _, is := copied[way{r.Destination, r.Gateway}]; is && r.Family == f && kernel.Movable(r) {
 			out = append(out, r)
 		}
 	}
+	slices.SortFunc(out, func(a, b routing.Route) int {
+		return cmp.Or(a.Destination.Compare(b.Destination), cmp.Compare(a.Metric, b.Metric))
+	})
 	return out
 }
 
