@@ -108,9 +108,8 @@ func (w *world) peer() {
 	file := filepath.Join(w.t.TempDir(), "key")
 	w.must(os.WriteFile(file, []byte(theirs), 0o600))
 	w.ip("-n isp0 link add tunnel type wireguard", "-n isp0 link set tunnel netns vpn")
-	// It accepts every source, so that it hears what strays into the tunnel.
 	w.run("ip", "netns", "exec", "vpn", "wg", "set", "tunnel", "listen-port", "51820", "private-key", file,
-		"peer", ourPublic, "allowed-ips", "0.0.0.0/0,::/0")
+		"peer", ourPublic, "allowed-ips", wgAddr4+"/32,"+wgAddr6+"/128")
 	w.ip("-n vpn addr add 10.2.0.1/24 dev tunnel", "-n vpn addr add fd02::1/64 dev tunnel nodad", "-n vpn link set tunnel up")
 }
 

@@ -2,6 +2,7 @@ package debian_test
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -10,23 +11,32 @@ import (
 	"multihomed/test/vm"
 )
 
-var soak = flag.Bool("soak", false, "everything on both kernels: an hour or two")
+var soak = flag.Bool("soak", false, "every host in all phases on both kernels, which takes hours")
 
 // hosts is the package whose tests run inside.
 const hosts = "multihomed/test/hosts"
 
+// TestMain lets the go command build the hosts that need such a kernel, too.
+func TestMain(m *testing.M) {
+	if err := os.Setenv("GOFLAGS", strings.TrimSpace(os.Getenv("GOFLAGS")+" -tags=debiankernel")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
 func TestBookworm(t *testing.T) {
+	t.Parallel() // the hosts wait more than they compute
 	run(t, machine.Bookworm, "^TestWGQuick$")
 }
 
 func TestTrixie(t *testing.T) {
+	t.Parallel()
 	run(t, machine.Trixie, "^TestKernelHosts$")
 }
 
 func run(t *testing.T, release, short string) {
 	t.Helper()
-	// The hosts that need such a kernel (see doc.go).
-	t.Setenv("GOFLAGS", strings.TrimSpace(os.Getenv("GOFLAGS")+" -tags=debiankernel"))
 	m := vm.StartTest(t, vm.Config{Release: release})
 	tests := []string{short}
 	if *soak {
