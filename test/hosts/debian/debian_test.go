@@ -38,6 +38,10 @@ func TestTrixie(t *testing.T) {
 func run(t *testing.T, release, short string) {
 	t.Helper()
 	m := vm.StartTest(t, vm.Config{Release: release})
+	// No udev makes /dev/net/tun, which would load the module.
+	if out, err := m.Run(t.Context(), "modprobe", "tun"); err != nil {
+		t.Fatalf("loading tun: %v\n%s", err, out)
+	}
 	tests := []string{short}
 	if *soak {
 		tests = []string{"^TestWGQuickInAllPhases$", "^TestKernelHostsInAllPhases$", "^TestHosts$"}
