@@ -196,11 +196,6 @@ func kindOf(v routing.Verb) uint16 {
 func flagsOf(op routing.Op) uint16 {
 	switch op.Verb {
 	case routing.AddRule:
-		if op.Rule.Action == routing.ActionGoto {
-			// NLM_F_EXCL takes two gotos of different targets for one (rule_exists in
-			// net/core/fib_rules.c).
-			return unix.NLM_F_CREATE
-		}
 		return unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	case routing.MoveRule:
 		// Without NLM_F_EXCL the same rule may stand twice.

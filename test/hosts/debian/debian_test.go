@@ -25,12 +25,12 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func TestBookworm(t *testing.T) {
+func TestBookworm(t *testing.T) { //nolint:tparallel // the hosts of one machine run one after the other
 	t.Parallel() // the hosts wait more than they compute
 	run(t, machine.Bookworm, "^TestWGQuick$")
 }
 
-func TestTrixie(t *testing.T) {
+func TestTrixie(t *testing.T) { //nolint:tparallel // likewise
 	t.Parallel()
 	run(t, machine.Trixie, "^TestKernelHosts$")
 }
