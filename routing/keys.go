@@ -30,6 +30,12 @@ func KeyOf(l Link, address netip.Addr) (Key, bool) {
 	return Key{}, false
 }
 
+// TakesPart reports whether an address of a link has a lease to live under.
+func TakesPart(l Link, a Address) bool {
+	_, takesPart := keyOf(l, a)
+	return takesPart
+}
+
 // subnetBits6 is the length of an IPv6 network in which hosts make their own
 // addresses (RFC 4862, RFC 7421).
 const subnetBits6 = 64

@@ -141,8 +141,7 @@ func (l Link) Automatic() bool {
 		}
 	}
 	return slices.ContainsFunc(l.Addresses, func(a Address) bool {
-		_, takesPart := keyOf(l, a)
-		return a.Dynamic && takesPart
+		return a.Dynamic && TakesPart(l, a)
 	})
 }
 

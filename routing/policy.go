@@ -20,12 +20,6 @@ type Policy struct {
 	NetworksAlways bool
 }
 
-// Leasable is the part of the range that leases come from: all but the last
-// number, which is the failover table's.
-func (p Policy) Leasable() TableRange {
-	return TableRange{First: p.Tables.First, Last: p.Tables.Last - 1}
-}
-
 // DefaultPolicy is the policy of a host without a configuration.
 func DefaultPolicy() Policy {
 	return Policy{

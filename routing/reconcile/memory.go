@@ -92,10 +92,7 @@ func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 	}
 	var out []routing.ForeignRule
 	seen := map[routing.Rule]bool{}
-	for _, rule := range k.ForeignRules() {
-		if rule.Family != f {
-			continue
-		}
+	for _, rule := range k.Foreign(f) {
 		o := routing.ForeignRule{Rule: rule}
 		if rule.Priority >= routing.PriorityNumbered && rule.Priority < routing.PriorityKnown {
 			numbered, known := r.known[rule]
@@ -142,11 +139,9 @@ func (r *Recall) remember(l routing.Link, profile string) {
 		return
 	}
 	u := FormerUplink{Index: l.Index, Interface: l.Name, Profile: profile}
-	for _, k := range routing.Keys(l) {
-		for _, a := range l.Addresses {
-			if own, _ := routing.KeyOf(l, a.Prefix.Addr()); own == k {
-				u.Addresses = append(u.Addresses, a.Prefix.Addr())
-			}
+	for _, a := range l.Addresses {
+		if routing.TakesPart(l, a) {
+			u.Addresses = append(u.Addresses, a.Prefix.Addr())
 		}
 	}
 	old := r.uplinks[l.Index]

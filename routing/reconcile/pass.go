@@ -329,19 +329,6 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 	return was
 }
 
-// TablesOf returns the tables that our rules in the kernel give an interface.
-func TablesOf(k *kernel.State, name string) []routing.TableID {
-	var out []routing.TableID
-	for _, f := range routing.Families() {
-		for _, r := range k.RuleOrder(f, routing.PriorityDevice) {
-			if r.OIF == name {
-				out = append(out, r.Table)
-			}
-		}
-	}
-	return out
-}
-
 // recallRole adds what is remembered of a link. One that is being taken down keeps the
 // role it had: nobody says any more what made it one.
 func (l *Loop) recallRole(link *routing.Link, before routing.LinkPlan) {

@@ -129,43 +129,39 @@ func (v *View) selectedOf(plan routing.LinkPlan, r routing.Rule) string {
 
 // checkLifted names the other rules that keep their say before the tables of links.
 func checkLifted(v *View, _ files) []Finding {
-	var out []Finding
-	for _, f := range routing.Families() {
-		var rules []string
-		for _, o := range v.Planner.Foreign(f) {
-			ofLink := false
-			for plan := range v.Planner.Links() {
-				ofLink = ofLink || v.selectedOf(plan, o.Rule) != ""
-			}
-			if goesFirst(o.Rule) && !ofLink {
-				rules = append(rules, o.Rule.String())
+	return v.noticeOthers(func(o routing.ForeignRule) bool {
+		if !goesFirst(o.Rule) {
+			return false
+		}
+		for plan := range v.Planner.Links() {
+			if v.selectedOf(plan, o.Rule) != "" {
+				return false // said of the link
 			}
 		}
-		if len(rules) > 0 {
-			out = append(out, Finding{
-				Severity: routing.Notice,
-				Text:     fmt.Sprintf("%s rules of others keep their say: what they select follows them, and a link only where they have no answer: %s", f, listed(rules)),
-			})
-		}
-	}
-	return out
+		return true
+	}, "%s rules of others keep their say: what they select follows them, and a link only where they have no answer: %s")
 }
 
 // checkSteppedOver names the rules that bound traffic steps over.
 func checkSteppedOver(v *View, _ files) []Finding {
+	return v.noticeOthers(func(o routing.ForeignRule) bool {
+		return o.SteppedOver() && o.Rule.Action != routing.ActionNop
+	}, "%s rules of others got their numbers from the kernel while multihomed's stood: unbound traffic follows them, traffic bound to an uplink steps over them: %s")
+}
+
+// noticeOthers says the same of all rules of others that are picked, family by
+// family. The text takes the family and the rules.
+func (v *View) noticeOthers(picked func(routing.ForeignRule) bool, text string) []Finding {
 	var out []Finding
 	for _, f := range routing.Families() {
 		var rules []string
 		for _, o := range v.Planner.Foreign(f) {
-			if o.SteppedOver() && o.Rule.Action != routing.ActionNop {
+			if picked(o) {
 				rules = append(rules, o.Rule.String())
 			}
 		}
 		if len(rules) > 0 {
-			out = append(out, Finding{
-				Severity: routing.Notice,
-				Text:     fmt.Sprintf("%s rules of others got their numbers from the kernel while multihomed's stood: unbound traffic follows them, traffic bound to an uplink steps over them: %s", f, listed(rules)),
-			})
+			out = append(out, Finding{Severity: routing.Notice, Text: fmt.Sprintf(text, f, listed(rules))})
 		}
 	}
 	return out
