@@ -90,9 +90,10 @@ func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 			break
 		}
 	}
-	var out []routing.ForeignRule
+	foreign := k.Foreign(f)
+	out := make([]routing.ForeignRule, 0, len(foreign))
 	seen := map[routing.Rule]bool{}
-	for _, rule := range k.Foreign(f) {
+	for _, rule := range foreign {
 		o := routing.ForeignRule{Rule: rule}
 		if rule.Priority >= routing.PriorityNumbered && rule.Priority < routing.PriorityKnown {
 			numbered, known := r.known[rule]
