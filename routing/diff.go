@@ -436,7 +436,7 @@ func (r *Rule) leaving() int {
 	switch {
 	case r.complemented():
 		return 3
-	case r.Action == ActionGoto:
+	case r.Action == ActionGoto || r.Action == ActionNop:
 		return 4
 	case r.Action == ActionUnreachable:
 		stage = 1

@@ -11,6 +11,8 @@ type ForeignRule struct {
 	// Numbered says that the kernel chose the priority, and did so while our
 	// ladder stood: without us the rule would stand behind it.
 	Numbered bool
+	// Natural is the priority that the kernel would have chosen without us.
+	Natural Priority
 }
 
 // Kernels reports whether a rule is one of the three that the kernel makes

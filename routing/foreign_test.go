@@ -236,6 +236,62 @@ func TestOthersKeepTheirSay(t *testing.T) {
 	})
 }
 
+// TestTunnelThatTheKernelNumbered: with a full tunnel that was started after us and has
+// no priorities, rules with one keep their say before it, and bound traffic of all
+// other users steps over it.
+func TestTunnelThatTheKernelNumbered(t *testing.T) {
+	t.Parallel()
+	h := hostOf(t, wan0(), wan1())
+	h.kernel.Install(link(92, "wg0", bare("10.200.0.2/32")))
+	h.kernel.Install(link(93, "tun0", bare("10.8.0.2/32")))
+	for table, device := range map[routing.TableID]int{77: 92, 78: 93} {
+		if err := h.kernel.AddForeignRoute(routing.Route{
+			Family: routing.IPv4, Table: table, Destination: prefix(default4), Device: device,
+			Type: routing.RouteUnicast, Protocol: kerneltest.ProtocolStatic,
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rule := func(p routing.Priority, table routing.TableID) routing.Rule {
+		return routing.Rule{Family: routing.IPv4, Priority: p, Action: routing.ActionLookup, Table: table, Protocol: routing.ProtocolBoot}
+	}
+	tunnel, main, marked, user := rule(9019, 77), rule(9018, routing.TableMain), rule(30000, 78), rule(31000, 78)
+	tunnel.Invert, tunnel.Mark = true, routing.Mark{Value: 0xca6c, Mask: 1<<32 - 1}
+	main.SuppressPrefixLength = routing.Some(0)
+	marked.Mark = routing.Mark{Value: 1, Mask: 1<<32 - 1}
+	user.UIDs = routing.UIDRange{Set: true, First: 1001, Last: 1001}
+	for _, rules := range [][]routing.Rule{{tunnel, main, user}, {marked}} {
+		for _, r := range rules {
+			if err := h.kernel.AddForeignRule(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.natural = 32765
+		h.repeat(t)
+		h.settled(t)
+		bound, unbound := addr("198.51.100.20"), netip.Addr{}
+		for what, tt := range map[string]struct {
+			flow   lookup.Flow
+			device int
+		}{
+			"bound":                    {lookup.Flow{From: bound, UID: 1000}, 3},
+			"bound to the device":      {lookup.Flow{OIF: "wan1", UID: 1000}, 3},
+			"unbound":                  {lookup.Flow{From: unbound, UID: 1000}, 92},
+			"unbound, of the user":     {lookup.Flow{From: unbound, UID: 1001}, 93},
+			"bound, of the user":       {lookup.Flow{From: bound, UID: 1001}, 93},
+			"the tunnel's own packets": {lookup.Flow{From: bound, UID: 1000, Mark: 0xca6c}, 3},
+		} {
+			tt.flow.To = addr("8.8.8.8")
+			if v := h.kernel.Lookup(tt.flow); !v.Through(tt.device) {
+				t.Errorf("%s: %v %v by %s, want if%d\n%s%s", what, v.Outcome, v.Legs, v.Rule, tt.device, h.kernel.Text(), h.kernel.ForeignText())
+			}
+		}
+	}
+	if v := h.kernel.Lookup(lookup.Flow{To: addr("8.8.8.8"), Mark: 1, UID: 1000}); !v.Through(93) {
+		t.Errorf("marked: %v %v by %s", v.Outcome, v.Legs, v.Rule)
+	}
+}
+
 // repeat makes passes until there is nothing to do, as the loop does. The kernel
 // deletes the first rule that has what a request names: among gotos of others'
 // selectors that may be another one than was meant, which the next pass finds. (The

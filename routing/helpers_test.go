@@ -153,6 +153,8 @@ type host struct {
 	planner *routing.Planner
 	leases  leases
 	links   map[int]routing.Link
+	// natural is what rules that the kernel numbered would have without us.
+	natural routing.Priority
 }
 
 func newHost() *host { return newHostOf(policy) }
@@ -199,7 +201,7 @@ func (h *host) lookAround() {
 	for _, f := range routing.Families() {
 		var foreign []routing.ForeignRule
 		for _, r := range h.kernel.Foreign(f) {
-			foreign = append(foreign, routing.ForeignRule{Rule: r, Numbered: r.Protocol == routing.ProtocolBoot})
+			foreign = append(foreign, routing.ForeignRule{Rule: r, Numbered: r.Protocol == routing.ProtocolBoot, Natural: h.natural})
 		}
 		h.planner.SetForeign(f, foreign)
 	}

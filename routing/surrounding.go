@@ -99,11 +99,24 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 	if len(stepped) > 0 {
 		p := stepPoint(others, slices.Min(stepped)-1)
 		s.step = step{priority: p.end, target: s.target(slices.Max(stepped))}
+		if p.first > PriorityLift {
+			// Whom a complement of the front leaves out meets the step, too.
+			points[0].end, points[0].last = min(points[0].end, p.first), min(points[0].last, p.first-1)
+		}
 		points = append(points, p)
 	}
 	lifts := make([]PlannedRule, 0, len(points)*len(others))
 	for _, p := range points {
 		lifts = append(lifts, p.lift(f, others)...)
+	}
+	if s.step.stands() && slices.ContainsFunc(lifts, func(r PlannedRule) bool { return r.Rule.Goto == s.step.priority }) {
+		// Without an uplink there is no step, and a goto that leads nowhere does nothing:
+		// all would be taken for whom the complement leaves.
+		lifts = append(lifts, PlannedRule{
+			Rule:   s.atStep(Rule{Family: f, Action: ActionNop, Protocol: Multihomed}),
+			Rank:   rankStepRung,
+			Reason: Reason{Decision: StepOver, Prefix: "where complements lead"},
+		})
 	}
 	return s, lifts
 }
@@ -210,6 +223,10 @@ func stepPoint(others []ForeignRule, at Priority) point {
 			p.first -= 2
 		}
 	}
+	// Whom a complement leaves stands at an odd priority: see Rule.complemented.
+	if p.first < at {
+		p.first -= p.first % 2
+	}
 	if p.first < lowestStep || slices.ContainsFunc(others, func(o ForeignRule) bool {
 		return o.Rule.Priority >= p.first && o.Rule.Priority <= at
 	}) {
@@ -229,7 +246,7 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 		})
 	}
 	at := p.first
-	first := Priority(0) // of the rules that are not lifted
+	var unlifted []ForeignRule
 	lifted := map[Rule]struct{}{}
 	for _, o := range others {
 		r := o.Rule
@@ -237,9 +254,7 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 		case r.Priority <= p.behind:
 			continue
 		case !liftable(r, p.behind):
-			if first == 0 {
-				first = r.Priority
-			}
+			unlifted = append(unlifted, o)
 			continue
 		}
 		// The first rule for some packets leads to all that are for them.
@@ -248,8 +263,9 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 		}
 		lifted[words(r)] = struct{}{}
 		target := r.Priority
-		if first != 0 {
-			target = first
+		// What stood before it without us stands before it with us.
+		if i := slices.IndexFunc(unlifted, func(q ForeignRule) bool { return !q.SteppedOver() || q.Natural < r.Priority }); i >= 0 {
+			target = unlifted[i].Rule.Priority
 		}
 		if next := at + 2; r.needsTwo() && next <= p.last {
 			for _, rest := range complement(r.UIDs) {

@@ -17,9 +17,16 @@ type Recollection struct {
 	// somebody put there, and those whose priority the kernel chose while the
 	// ladder stood.
 	Chosen   []routing.Rule `json:"chosen,omitempty"`
-	Numbered []routing.Rule `json:"numbered,omitempty"`
+	Numbered []NumberedRule `json:"numbered,omitempty"`
 	// Uplinks are the links that main had a default route through.
 	Uplinks []FormerUplink `json:"uplinks,omitempty"`
+}
+
+// A NumberedRule is a rule whose priority the kernel chose while the ladder stood, with
+// the one that it would have chosen without us.
+type NumberedRule struct {
+	Rule    routing.Rule     `json:"rule"`
+	Natural routing.Priority `json:"natural"`
 }
 
 // A FormerUplink is a link that was an uplink by a default, with the addresses and
@@ -42,25 +49,25 @@ type Memory interface {
 // somebody who only looks.
 type Recall struct {
 	memory Memory
-	// known says of each rule in front of the ladder whether the kernel numbered
-	// it.
-	known   map[routing.Rule]bool
+	// known are the rules in front of the ladder: those that the kernel numbered with
+	// the priority that they would have without us, the others with zero.
+	known   map[routing.Rule]routing.Priority
 	uplinks map[int]FormerUplink
 	changed bool
 }
 
 // NewRecall starts from what was kept; a nil Memory kept nothing and keeps nothing.
 func NewRecall(m Memory) *Recall {
-	r := &Recall{memory: m, known: map[routing.Rule]bool{}, uplinks: map[int]FormerUplink{}}
+	r := &Recall{memory: m, known: map[routing.Rule]routing.Priority{}, uplinks: map[int]FormerUplink{}}
 	if m == nil {
 		return r
 	}
 	kept, _ := m.Recall()
 	for _, rule := range kept.Chosen {
-		r.known[rule] = false
+		r.known[rule] = 0
 	}
-	for _, rule := range kept.Numbered {
-		r.known[rule] = true
+	for _, n := range kept.Numbered {
+		r.known[n.Rule] = n.Natural
 	}
 	for _, u := range kept.Uplinks {
 		r.uplinks[u.Index] = u
@@ -91,18 +98,25 @@ func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 		}
 	}
 	foreign := k.Foreign(f)
+	// The kernel numbers downwards: of two that are new, the one with the higher number
+	// came first.
+	for _, rule := range slices.Backward(foreign) {
+		if _, known := r.known[rule]; known || !inFront(rule) {
+			continue
+		}
+		natural := routing.Priority(0)
+		if stands && (rule.Protocol == 0 || rule.Protocol == routing.ProtocolBoot) && len(k.BandOrder(f, rule.Priority+1)) > 0 {
+			natural = r.natural(foreign)
+		}
+		r.known[rule], r.changed = natural, true
+	}
 	out := make([]routing.ForeignRule, 0, len(foreign))
 	seen := map[routing.Rule]bool{}
 	for _, rule := range foreign {
 		o := routing.ForeignRule{Rule: rule}
-		if rule.Priority >= routing.PriorityNumbered && rule.Priority < routing.PriorityKnown {
-			numbered, known := r.known[rule]
-			if !known {
-				numbered = stands && (rule.Protocol == 0 || rule.Protocol == routing.ProtocolBoot) &&
-					len(k.BandOrder(f, rule.Priority+1)) > 0
-				r.known[rule], r.changed = numbered, true
-			}
-			o.Numbered, seen[rule] = numbered, true
+		if inFront(rule) {
+			o.Natural, seen[rule] = r.known[rule], true
+			o.Numbered = o.Natural != 0
 		}
 		out = append(out, o)
 	}
@@ -113,6 +127,29 @@ func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 		}
 	}
 	return out
+}
+
+// inFront reports whether the kernel may have numbered a rule below the ladder.
+func inFront(r routing.Rule) bool {
+	return r.Priority >= routing.PriorityNumbered && r.Priority < routing.PriorityKnown
+}
+
+// natural is the number that the kernel would give a rule without us: one below the
+// second rule of the family (fib_default_rule_pref). Those that it numbered before stand
+// where they would.
+func (r *Recall) natural(foreign []routing.Rule) routing.Priority {
+	second := routing.PriorityMain
+	for _, rule := range foreign[min(1, len(foreign)):] {
+		p := rule.Priority
+		switch natural, known := r.known[rule]; {
+		case known && natural != 0:
+			p = natural
+		case !known && inFront(rule):
+			continue // It came with this one, and is not placed yet.
+		}
+		second = min(second, p)
+	}
+	return second - 1
 }
 
 // WasUplink reports whether a link was an uplink by a default and is still the same:
@@ -165,9 +202,9 @@ func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
 		return
 	}
 	var all Recollection
-	for rule, numbered := range r.known {
-		if numbered {
-			all.Numbered = append(all.Numbered, rule)
+	for rule, natural := range r.known {
+		if natural != 0 {
+			all.Numbered = append(all.Numbered, NumberedRule{rule, natural})
 		} else {
 			all.Chosen = append(all.Chosen, rule)
 		}
