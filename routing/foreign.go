@@ -15,6 +15,14 @@ type ForeignRule struct {
 	Natural Priority
 }
 
+// withoutUs is the priority that the rule would have without us.
+func (o ForeignRule) withoutUs() Priority {
+	if o.Numbered {
+		return o.Natural
+	}
+	return o.Rule.Priority
+}
+
 // Kernels reports whether a rule is one of the three that the kernel makes
 // itself, where it makes them (fib_default_rules_init in
 // net/ipv4/fib_rules.c, fib6_rules_net_init in net/ipv6/fib6_rules.c).

@@ -1,6 +1,7 @@
 package routing_test
 
 import (
+	stdcmp "cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -201,7 +202,12 @@ func (h *host) lookAround() {
 	for _, f := range routing.Families() {
 		var foreign []routing.ForeignRule
 		for _, r := range h.kernel.Foreign(f) {
-			foreign = append(foreign, routing.ForeignRule{Rule: r, Numbered: r.Protocol == routing.ProtocolBoot, Natural: h.natural})
+			o := routing.ForeignRule{Rule: r}
+			if r.Protocol == routing.ProtocolBoot && r.Priority >= routing.PriorityNumbered && r.Priority < routing.PriorityKnown {
+				// Without us it stands where it stands, unless a test knows better.
+				o.Numbered, o.Natural = true, stdcmp.Or(h.natural, r.Priority)
+			}
+			foreign = append(foreign, o)
 		}
 		h.planner.SetForeign(f, foreign)
 	}

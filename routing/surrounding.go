@@ -264,7 +264,7 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 		lifted[words(r)] = struct{}{}
 		target := r.Priority
 		// What stood before it without us stands before it with us.
-		if i := slices.IndexFunc(unlifted, func(q ForeignRule) bool { return !q.SteppedOver() || q.Natural < r.Priority }); i >= 0 {
+		if i := slices.IndexFunc(unlifted, func(q ForeignRule) bool { return !q.SteppedOver() || q.withoutUs() < o.withoutUs() }); i >= 0 {
 			target = unlifted[i].Rule.Priority
 		}
 		if next := at + 2; r.needsTwo() && next <= p.last {
