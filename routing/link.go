@@ -155,7 +155,11 @@ func leftAlone(l Link) bool {
 func (plan *LinkPlan) plan(p Policy, n neighbourhood, surroundings *[2]surrounding) {
 	plan.planGroup(p)
 	if plan.marked && plan.Group != p.UplinkGroup && plan.Group != surroundings[0].group {
-		plan.problem(Warning, "interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it; `ip link set %s group default` lets multihomed mark it", plan.Group, plan.Link.Name, plan.Link.Name)
+		plan.problem(Problem{
+			Code: ForeignGroup, Severity: Warning, Object: fmt.Sprintf("group %d", plan.Group),
+			Text: fmt.Sprintf("interface group %d was set by somebody else and is kept: packets bound to other links reach the networks of %s through it", plan.Group, plan.Link.Name),
+			Fix:  fmt.Sprintf("ip link set %s group default", plan.Link.Name),
+		})
 	}
 	for i, f := range Families() {
 		plan.planFamily(p, f, n, &surroundings[i])
@@ -218,8 +222,9 @@ func markedGroup(p Policy, marked bool, now uint32) uint32 {
 	}
 }
 
-func (plan *LinkPlan) problem(s Severity, format string, args ...any) {
-	plan.Problems = append(plan.Problems, Problem{Severity: s, Link: plan.Link.Name, Text: fmt.Sprintf(format, args...)})
+func (plan *LinkPlan) problem(p Problem) {
+	p.Link = plan.Link.Name
+	plan.Problems = append(plan.Problems, p)
 }
 
 // noDefault is the metric of what main does not have.
@@ -240,7 +245,7 @@ func defaultMetric(l Link, f Family) uint32 {
 func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *surrounding) {
 	l := plan.Link
 	if why := l.Intents[f].LeaveAlone; why != "" {
-		plan.problem(Notice, "%s is left alone: %s", f, why)
+		plan.problem(Problem{Code: LeftAlone, Severity: Notice, Text: fmt.Sprintf("%s is left alone: %s", f, why)})
 		return
 	}
 	var keys []Key
@@ -251,7 +256,11 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 	}
 	for _, a := range l.Addresses {
 		if a.Failed && FamilyOf(a.Prefix.Addr()) == f {
-			plan.problem(Error, "address %s is used by another host (duplicate address detection failed)", a.Prefix.Addr())
+			plan.problem(Problem{
+				Code: DuplicateAddress, Severity: Error, Object: a.Prefix.Addr().String(),
+				Text: fmt.Sprintf("address %s is used by another host (duplicate address detection failed)", a.Prefix.Addr()),
+				Fix:  fmt.Sprintf("give one of the two another address, then: nmcli device reapply %s", l.Name),
+			})
 		}
 	}
 	metric := defaultMetric(l, f)
@@ -361,7 +370,7 @@ func (plan *LinkPlan) planWithoutTable(keys []Key, k Key) {
 		})
 		text += fmt.Sprintf(", to which its default was added with metric %d", r.Metric)
 	}
-	plan.problem(Error, "%s", text)
+	plan.problem(Problem{Code: NoTable, Severity: Error, Object: k.Network(), Text: text})
 }
 
 // rungs is what the rules of one table depend on besides its key.

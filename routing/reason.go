@@ -95,35 +95,3 @@ func (r Role) String() string {
 	}
 	return "local"
 }
-
-// A Severity orders problems for whoever reads them.
-type Severity uint8
-
-// Severities: a notice explains a choice, a warning needs a look, an error
-// means that something promised is not in force.
-const (
-	Notice Severity = iota
-	Warning
-	Error
-)
-
-func (s Severity) String() string {
-	switch s {
-	case Notice:
-		return "notice"
-	case Warning:
-		return "warning"
-	case Error:
-		return "error"
-	default:
-		return fmt.Sprintf("severity %d", uint8(s))
-	}
-}
-
-// A Problem is something about a link that its owner should know, with what to
-// do about it.
-type Problem struct {
-	Severity Severity
-	Link     string
-	Text     string
-}

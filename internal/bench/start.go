@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -118,10 +119,33 @@ func (b *bench) startUp(ctx context.Context, row *Row) error {
 
 // whole says what objects are missing for the ladders of all links.
 func whole(links int, events []event) error {
-	if have, want := len(standing(events)), perLink*links; have != want {
-		return fmt.Errorf("%d objects instead of %d", have, want)
+	stand := standing(events)
+	if have, want := len(stand), perLink*links; have != want {
+		return fmt.Errorf("%d objects instead of %d: %v", have, want, census(stand, events))
 	}
 	return nil
+}
+
+// census counts what stands by its kind, for the error of whoever expected something else.
+func census(stand map[string]int, events []event) map[string]int {
+	out := map[string]int{}
+	for _, e := range events {
+		n, stands := stand[e.key()]
+		if !stands {
+			continue
+		}
+		delete(stand, e.key())
+		kind := "routes"
+		if e.kind == unix.RTM_NEWRULE || e.kind == unix.RTM_DELRULE {
+			_, priority, _ := ruleOf(e.payload)
+			kind = fmt.Sprintf("rules at %d", priority)
+		}
+		if n != 1 {
+			kind += fmt.Sprintf(", %d times", n)
+		}
+		out[kind]++
+	}
+	return out
 }
 
 // groups are the requests that put all links into a group.
@@ -145,10 +169,21 @@ func (b *bench) wipe(ctx context.Context, messages []message) error {
 
 // flush takes away whatever is there, and the leases.
 func (b *bench) flush(ctx context.Context) error {
-	for _, args := range [][]string{{"rule", "flush", "protocol", "150"}, {"route", "flush", "table", "all", "protocol", "150"}} {
-		if _, err := b.host.IP(ctx, args...); err != nil {
+	// ip deletes rules while the kernel still lists them, and misses some of a long list.
+	for {
+		if _, err := b.host.IP(ctx, "rule", "flush", "protocol", "150"); err != nil {
 			return err
 		}
+		left, err := b.host.IP(ctx, "rule", "show", "protocol", "150")
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(left) == "" {
+			break
+		}
+	}
+	if _, err := b.host.IP(ctx, "route", "flush", "table", "all", "protocol", "150"); err != nil {
+		return err
 	}
 	if err := b.send.batched(b.groups(0)); err != nil {
 		return fmt.Errorf("resetting groups: %w", err)

@@ -44,13 +44,19 @@ func (l *Loop) fail(ctx context.Context, about string, f failure) {
 	if slices.Contains(l.reported.Problems, f.Problem) {
 		return
 	}
-	l.Logger.LogAttrs(ctx, slog.LevelError, "not in force, trying again", slog.String("interface", f.Link), slog.String("problem", f.Text))
+	attrs := []slog.Attr{slog.String("interface", f.Link), slog.String("problem", f.Text)}
+	if f.Fix != "" {
+		attrs = append(attrs, slog.String("fix", f.Fix))
+	}
+	l.Logger.LogAttrs(ctx, slog.LevelError, "not active, trying again", attrs...)
 }
 
 // refused notes that the kernel did not do an operation.
 func (l *Loop) refused(ctx context.Context, op routing.Op, err error) {
+	problem := routing.ProblemOf(routing.Refused, routing.Error, op.Reason.Link, err)
+	problem.Object, problem.Text = op.String(), op.String()+": "+problem.Text
 	l.fail(ctx, op.String(), failure{
-		Problem: routing.Problem{Severity: routing.Error, Link: op.Reason.Link, Text: op.String() + ": " + err.Error()}, op: op,
+		Problem: problem, op: op,
 	})
 }
 

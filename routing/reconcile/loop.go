@@ -217,7 +217,7 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 			}
 			// What the mirror holds may be out of date: touch nothing.
 			l.takeDue()
-			l.fail(ctx, aboutMirror, failure{Problem: routing.Problem{Severity: routing.Error, Text: "reading the kernel: " + err.Error()}})
+			l.fail(ctx, aboutMirror, failure{Problem: routing.Problem{Code: routing.Unread, Severity: routing.Error, Text: "reading the kernel: " + err.Error()}})
 			break
 		}
 		l.cure(aboutMirror)

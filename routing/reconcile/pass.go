@@ -382,7 +382,7 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 				continue
 			}
 			l.fail(ctx, aboutTable(k), failure{
-				Problem: routing.Problem{Severity: routing.Error, Link: k.Interface, Text: err.Error()}, index: index,
+				Problem: routing.ProblemOf(routing.NoTable, routing.Error, k.Interface, err), index: index,
 			})
 		}
 	}

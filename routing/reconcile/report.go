@@ -103,7 +103,7 @@ func (l *Loop) report() {
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.claims)) {
 		for _, text := range l.claims[name].Problems {
-			r.Problems = append(r.Problems, routing.Problem{Severity: routing.Warning, Link: name, Text: text})
+			r.Problems = append(r.Problems, routing.Problem{Code: routing.NotUnderstood, Severity: routing.Warning, Link: name, Text: "NetworkManager: " + text})
 		}
 	}
 	for _, about := range slices.Sorted(maps.Keys(l.failures)) {

@@ -41,16 +41,14 @@ func statusOf(v *inspect.View, root fs.FS, version string) Status {
 	}
 	slices.SortFunc(s.Links, compareLinks)
 	s.Others = othersOf(v)
-	for _, f := range v.Findings(root) {
-		s.Problems = append(s.Problems, Problem{Check: f.Check, Severity: f.Severity.String(), Link: f.Link, Text: f.Text, Fix: f.Fix})
-	}
+	s.Problems = append(s.Problems, v.Findings(root)...)
 	s.OK = s.sound()
 	return s
 }
 
 // sound reports whether the exit status is 0.
 func (s *Status) sound() bool {
-	return s.InForce.complete() && !slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Severity == routing.Error.String() })
+	return s.InForce.complete() && !slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Severity == routing.Error })
 }
 
 // compareLinks puts uplinks first, then goes by name as people do.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"multihomed/routing"
 )
 
 // A look is how a status is shown.
@@ -386,16 +388,17 @@ func (r *renderer) problems() {
 		}
 		s := plain
 		switch p.Severity {
-		case "error":
+		case routing.Error:
 			s = red
-		case "warning":
+		case routing.Warning:
 			s = yellow
+		case routing.Notice:
 		}
 		text := clean(p.Text)
 		if p.Link != "" {
 			text = clean(p.Link) + ": " + text
 		}
-		r.folded(r.paint.pad(s, p.Severity, len("warning"))+"  ", plain, text)
+		r.folded(r.paint.pad(s, p.Severity.String(), len("warning"))+"  ", plain, text)
 		r.fix(clean(p.Fix))
 	}
 }

@@ -3,6 +3,8 @@ package ctl
 import (
 	"net/netip"
 	"time"
+
+	"multihomed/routing"
 )
 
 // statusSchema is the version of the JSON of status. Fields may be added; if one
@@ -156,14 +158,6 @@ type Other struct {
 	Why       string `json:"why"`
 }
 
-// Problem is something to know or to mend.
-type Problem struct {
-	// Check names what found it.
-	Check string `json:"check"`
-	// Severity is "error", "warning" or "notice".
-	Severity string `json:"severity"`
-	Link     string `json:"link,omitempty"`
-	Text     string `json:"text"`
-	// Fix is what to do.
-	Fix string `json:"fix,omitempty"`
-}
+// Problem is something to know or to fix. Its JSON has code, severity ("error",
+// "warning", "notice"), link, object, text and fix.
+type Problem = routing.Problem

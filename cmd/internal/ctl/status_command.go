@@ -49,8 +49,8 @@ With --json the same comes for programs. Fields are only ever added as long as
   shared[]          objects that serve all links, lift rules of others, or serve
                     no link
   other_interfaces[]  interface, why it is no link
-  problems[]        check, severity ("error", "warning", "notice"), link, text,
-                    fix
+  problems[]        code, severity ("error", "warning", "notice"), link, object,
+                    text, fix
   unread[]          what could not be read`
 
 func (a *app) status() *cobra.Command {

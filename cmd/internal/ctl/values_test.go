@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"multihomed/cmd/internal/ctl"
+	"multihomed/routing"
 )
 
 func address(text string, flags ...string) ctl.Address {
@@ -120,10 +121,10 @@ func broken() ctl.Status {
 	s.Links[2].InForce.Present = 2
 	s.Shared[0].State, s.Shared[1].State = "misplaced", "yields"
 	s.Problems = []ctl.Problem{
-		{Check: "not-in-force", Severity: "error", Text: "12 of 45 rules and routes are not in force, and 1 of multihomed's rules and routes belong to no link although multihomed is running: the kernel refuses it, or somebody else keeps changing it", Fix: "look for the reason in journalctl -u multihomed"},
-		{Check: "duplicate-address", Severity: "error", Link: "wan0", Text: "address 198.51.100.8 is used by another host (duplicate address detection failed)", Fix: "give one of the two another address, then: nmcli device reapply wan0"},
-		{Check: "arp", Severity: "warning", Link: "lan0", Text: "lan0 and lan1 are in one network (192.168.10.0/24) and each answers ARP for the addresses of the others: what is sent to one link arrives on another", Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"},
-		{Check: "no-default", Severity: "notice", Link: "wan0", Text: `no default route is known for 2001:db8:0:1::/64: traffic from there to anywhere but the routes in table 10001 is answered with "unreachable"`},
+		{Code: "not-in-force", Severity: routing.Error, Text: "12 of 45 rules and routes are not in force, and 1 of multihomed's rules and routes belong to no link although multihomed is running: the kernel refuses it, or somebody else keeps changing it", Fix: "look for the reason in journalctl -u multihomed"},
+		{Code: "duplicate-address", Severity: routing.Error, Link: "wan0", Text: "address 198.51.100.8 is used by another host (duplicate address detection failed)", Fix: "give one of the two another address, then: nmcli device reapply wan0"},
+		{Code: "arp", Severity: routing.Warning, Link: "lan0", Text: "lan0 and lan1 are in one network (192.168.10.0/24) and each answers ARP for the addresses of the others: what is sent to one link arrives on another", Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"},
+		{Code: "no-default", Severity: routing.Notice, Link: "wan0", Text: `no default route is known for 2001:db8:0:1::/64: traffic from there to anywhere but the routes in table 10001 is answered with "unreachable"`},
 	}
 	return s
 }
@@ -138,7 +139,7 @@ func alone() ctl.Status {
 	s.Links[0].Carrier = false
 	s.InForce = all(20)
 	s.Others = s.Others[:1]
-	s.Problems = []ctl.Problem{{Check: "daemon", Severity: "warning", Text: "multihomed is not running: nothing follows changes of links, addresses and routes", Fix: "systemctl enable --now multihomed"}}
+	s.Problems = []ctl.Problem{{Code: "daemon", Severity: routing.Warning, Text: "multihomed is not running: nothing follows changes of links, addresses and routes", Fix: "systemctl enable --now multihomed"}}
 	s.Unread = []string{"the leases in /var/lib/multihomed/leases.db are not for this user: tables are told from the rules and routes that stand"}
 	return s
 }

@@ -106,17 +106,31 @@ type service struct {
 	faults faults
 }
 
-// faults are what is wrong with parts, by part.
-type faults map[string]string
+// Codes of parts that may not work.
+const (
+	leasesFault    routing.Code = "leases"
+	namesFault     routing.Code = "dns-servers"
+	allocatorFault routing.Code = "table-allocator"
+)
 
-// set takes what is wrong with a part, nothing if text is empty, and reports
-// whether that is new.
-func (f faults) set(log *slog.Logger, part, text string) bool {
-	if f[part] == text {
+// faults are what is wrong with parts other than the loop.
+type faults map[routing.Code]routing.Problem
+
+// set takes what is wrong with a part, nothing if err is nil, and reports whether
+// that is new.
+func (f faults) set(log *slog.Logger, code routing.Code, err error) bool {
+	var p routing.Problem
+	if err != nil {
+		p = routing.ProblemOf(code, routing.Warning, "", err)
+	}
+	if f[code] == p {
 		return false
 	}
-	if f[part] = text; text != "" {
-		log.Warn("a part is not in service", slog.String("part", part), slog.String("error", text))
+	f[code] = p
+	if err != nil {
+		log.Warn("component unavailable", slog.String("component", string(code)), slog.String("error", err.Error()))
+	} else {
+		log.Info("component available again", slog.String("component", string(code)))
 	}
 	return true
 }
@@ -136,7 +150,7 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
 		Report: func(r reconcile.Report) { s.reported(cfg.RuntimeDir, r) },
-	}, extras{fault: func(part, text string) { s.fault(cfg.RuntimeDir, part, text) }})
+	}, extras{fault: func(code routing.Code, err error) { s.fault(cfg.RuntimeDir, code, err) }})
 	if err != nil {
 		return nil, err
 	}
@@ -224,22 +238,21 @@ func (s *service) reported(directory string, r reconcile.Report) {
 	s.publish(directory)
 }
 
-// fault notes what is wrong with a part other than the loop, nothing if text is
-// empty.
-func (s *service) fault(directory, part, text string) {
+// fault notes what is wrong with a part other than the loop, nothing if err is nil.
+func (s *service) fault(directory string, code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.faults.set(s.Logger, part, text) {
+	if s.faults.set(s.Logger, code, err) {
 		s.publish(directory)
 	}
 }
 
 // publish writes what status can only learn from the daemon.
 func (s *service) publish(directory string) {
-	problems := runstate.Problems(s.report.Problems)
-	for _, part := range slices.Sorted(maps.Keys(s.faults)) {
-		if text := s.faults[part]; text != "" {
-			problems = append(problems, runstate.Problem{Severity: routing.Warning.String(), Text: part + ": " + text})
+	problems := slices.Clone(s.report.Problems)
+	for _, code := range slices.Sorted(maps.Keys(s.faults)) {
+		if p := s.faults[code]; p.Code != "" {
+			problems = append(problems, p)
 		}
 	}
 	err := runstate.Write(directory, runstate.State{

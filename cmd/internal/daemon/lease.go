@@ -19,7 +19,7 @@ import (
 // lease serves those who lease tables, until ctx is done.
 func (s *service) lease(ctx context.Context, cfg config.Config, leases *allocator.Allocator, tables *tableView, routes *router) error {
 	if !cfg.Allocator.Enabled {
-		s.fault(cfg.RuntimeDir, allocatorPart, "")
+		s.fault(cfg.RuntimeDir, allocatorFault, nil)
 		return s.sockets.keepOnly(nil)
 	}
 	names, err := addresses(cfg.Allocator.Socket)
@@ -39,13 +39,11 @@ func (s *service) lease(ctx context.Context, cfg config.Config, leases *allocato
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return srv.Run(ctx, conns) })
 	tasks.Go(func() error {
-		s.sockets.offer(ctx, names, conns, func(text string) { s.fault(cfg.RuntimeDir, allocatorPart, text) })
+		s.sockets.offer(ctx, names, conns, func(err error) { s.fault(cfg.RuntimeDir, allocatorFault, err) })
 		return nil
 	})
 	return tasks.Wait()
 }
-
-const allocatorPart = "table allocator"
 
 // addresses are the two forms of a name: as the clients of the ancestor pad it
 // to the full length of an address, and as everybody else writes it.
@@ -111,7 +109,7 @@ func (s *sockets) keepOnly(names []unixgram.Address) error {
 const again = 5 * time.Second
 
 // offer passes on all sockets, those that cannot be had yet as soon as they can.
-func (s *sockets) offer(ctx context.Context, names []unixgram.Address, to chan<- *unixgram.Conn, fault func(string)) {
+func (s *sockets) offer(ctx context.Context, names []unixgram.Address, to chan<- *unixgram.Conn, fault func(error)) {
 	pass := func(conn *unixgram.Conn) {
 		select {
 		case to <- conn:
@@ -140,10 +138,10 @@ func (s *sockets) offer(ctx context.Context, names []unixgram.Address, to chan<-
 			pass(conn)
 		}
 		if len(missing) == 0 {
-			fault("")
+			fault(nil)
 			return
 		}
-		fault(missing[0].Error())
+		fault(missing[0])
 		select {
 		case <-ctx.Done():
 			return

@@ -17,7 +17,7 @@ import (
 // use it.
 type names struct {
 	owners *claims.Owners
-	fault  func(part, text string)
+	fault  func(code routing.Code, err error)
 	// file is nil if there is none.
 	file *dnsmasq.File
 	last []dnsmasq.Server
@@ -25,7 +25,7 @@ type names struct {
 	failed error
 }
 
-func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault func(part, text string)) *names {
+func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault func(code routing.Code, err error)) *names {
 	n := &names{owners: owners, fault: fault}
 	if cfg.ServersFile != "" {
 		n.file = dnsmasq.New(cfg.ServersFile, cfg.PIDFile, log)
@@ -47,11 +47,8 @@ func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan]) {
 		return
 	}
 	n.last = append([]dnsmasq.Server{}, all...)
-	if n.failed = n.file.Update(ctx, all); n.failed != nil {
-		n.fault("DNS servers", n.failed.Error())
-	} else {
-		n.fault("DNS servers", "")
-	}
+	n.failed = n.file.Update(ctx, all)
+	n.fault(namesFault, n.failed)
 }
 
 func sameServer(a, b dnsmasq.Server) bool {

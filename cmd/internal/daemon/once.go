@@ -14,6 +14,7 @@ import (
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/ownership"
+	"multihomed/routing"
 	"multihomed/routing/reconcile"
 )
 
@@ -160,4 +161,4 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 const firstPass = 5 * time.Second
 
 // fault says what is wrong with a part.
-func (s *standIn) fault(part, text string) { s.faults.set(s.Logger, part, text) }
+func (s *standIn) fault(code routing.Code, err error) { s.faults.set(s.Logger, code, err) }

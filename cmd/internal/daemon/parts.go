@@ -41,8 +41,8 @@ type parts struct {
 
 // extras tell the daemon from one who stands in for it.
 type extras struct {
-	// fault takes what is wrong with a part; an empty text says that nothing is.
-	fault func(part, text string)
+	// fault takes what is wrong with a part; nil says that nothing is.
+	fault func(code routing.Code, err error)
 	// withoutLeases goes on where the database cannot be had. No link gets a table
 	// then, and nothing that stands is deleted.
 	withoutLeases bool
@@ -68,7 +68,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	case err == nil:
 		leases = p.leases
 	case more.withoutLeases && ctx.Err() == nil:
-		more.fault("leases", err.Error())
+		more.fault(leasesFault, err)
 		leases = noLeases{fmt.Errorf("the leases of tables cannot be had: %w", err)}
 	default:
 		return err

@@ -22,6 +22,7 @@ import (
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 	"multihomed/nm/nmtest"
+	"multihomed/routing"
 )
 
 // These tests are promise 7: bad input gets a clear error and costs nothing.
@@ -75,7 +76,7 @@ func (r *rig) reported(want bool, link, text string) {
 		if err != nil || !found {
 			return fmt.Errorf("the daemon's state: %t, %w", found, err)
 		}
-		has := slices.ContainsFunc(state.Problems, func(p runstate.Problem) bool {
+		has := slices.ContainsFunc(state.Problems, func(p routing.Problem) bool {
 			return p.Link == link && strings.Contains(p.Text, text)
 		})
 		if has != want {

@@ -14,6 +14,7 @@ import (
 
 	"multihomed/allocator"
 	"multihomed/internal/lab"
+	"multihomed/routing"
 )
 
 // deaf is step where NetworkManager cannot be asked: the ladders are all there
@@ -485,7 +486,7 @@ func TestFullRange(t *testing.T) {
 			return err
 		}
 		for _, p := range view.Daemon.Problems {
-			if p.Link == "wan2" && p.Severity == "error" {
+			if p.Link == "wan2" && p.Severity == routing.Error {
 				return r.holds(some...)
 			}
 		}

@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"multihomed/routing"
@@ -111,9 +112,6 @@ func checkInForce(v *View, _ files) []Finding {
 	return []Finding{f}
 }
 
-// withoutTable begins what the planner says of a network that has no lease.
-const withoutTable = "no routing table for "
-
 // checkTables finds networks without a lease, and says why.
 func checkTables(v *View, _ files) []Finding {
 	if !v.Running {
@@ -128,12 +126,13 @@ func checkTables(v *View, _ files) []Finding {
 				bare = append(bare, k.Network())
 			}
 		}
-		if len(bare) == 0 {
-			continue
+		said := func(p routing.Problem) bool { return p.Code == routing.NoTable && p.Link == plan.Link.Name }
+		if len(bare) == 0 || slices.ContainsFunc(v.Daemon.Problems, said) {
+			continue // The daemon knows why.
 		}
 		f := Finding{
 			Severity: routing.Error, Link: plan.Link.Name,
-			Text: withoutTable + strings.Join(bare, " and ") + ": what is sent from there follows the main table",
+			Text: "no routing table for " + strings.Join(bare, " and ") + ": what is sent from there follows the main table",
 		}
 		if v.LeasesUnread != "" {
 			f.Fix = "look again as root, who may read the leases: sudo multihomectl status"
@@ -150,7 +149,7 @@ func checkDevices(v *View, _ files) []Finding {
 	var out []Finding
 	for _, name := range v.Interfaces() {
 		for _, text := range v.Claims[name].Problems {
-			out = append(out, Finding{Severity: routing.Warning, Link: name, Text: "NetworkManager: " + text})
+			out = append(out, Finding{Code: routing.NotUnderstood, Severity: routing.Warning, Link: name, Text: "NetworkManager: " + text})
 		}
 	}
 	return out
@@ -161,13 +160,14 @@ func checkPlan(v *View, _ files) []Finding {
 	var out []Finding
 	for plan := range v.Planner.Links() {
 		for _, p := range plan.Problems {
-			if strings.HasPrefix(p.Text, withoutTable) {
-				continue // checkTables knows more
+			switch p.Code {
+			case routing.NoTable, routing.DuplicateAddress:
+				// A check of its own knows more.
+			case routing.LeftAlone:
+				// Its owner's will, which is shown with the link.
+			default:
+				out = append(out, p)
 			}
-			if p.Severity == routing.Notice && strings.Contains(p.Text, " is left alone: ") {
-				continue // its owner's will, which is shown with the link
-			}
-			out = append(out, Finding{Severity: p.Severity, Link: p.Link, Text: p.Text})
 		}
 	}
 	return out
@@ -176,16 +176,5 @@ func checkPlan(v *View, _ files) []Finding {
 // checkDaemonProblems passes on what only the daemon can know: what the kernel
 // refused, which lease could not be had.
 func checkDaemonProblems(v *View, _ files) []Finding {
-	out := make([]Finding, 0, len(v.Daemon.Problems))
-	for _, p := range v.Daemon.Problems {
-		text, fix, _ := strings.Cut(p.Text, "; to fix: ")
-		f := Finding{Severity: routing.Notice, Link: p.Link, Text: text, Fix: fix}
-		for _, s := range []routing.Severity{routing.Warning, routing.Error} {
-			if p.Severity == s.String() {
-				f.Severity = s
-			}
-		}
-		out = append(out, f)
-	}
-	return out
+	return slices.Clone(v.Daemon.Problems)
 }

@@ -8,23 +8,14 @@ import (
 	"multihomed/routing"
 )
 
-// A Finding is something that is wrong, or that explains a surprise, with the
-// reason and with what to do about it.
-type Finding struct {
-	// Check names what found it; names are stable.
-	Check    string
-	Severity routing.Severity
-	// Link is the interface it is about, empty for the host.
-	Link string
-	Text string
-	// Fix is a command or a sentence, empty where there is nothing to do.
-	Fix string
-}
+// A Finding is something that is wrong, or that explains a surprise, with what to
+// do about it.
+type Finding = routing.Problem
 
 // A check looks for one thing. It reads nothing but the view and the files of
 // the host.
 type check struct {
-	name string
+	code routing.Code
 	run  func(*View, files) []Finding
 }
 
@@ -63,8 +54,10 @@ func (v *View) Findings(root fs.FS) []Finding {
 	var out []Finding
 	for _, c := range checks() {
 		for _, found := range c.run(v, f) {
-			found.Check = c.name
-			// The planner and the daemon say some of it too, without a fix.
+			if found.Code == "" {
+				found.Code = c.code
+			}
+			// The planner and the daemon may say some of it too.
 			same := func(o Finding) bool { return o.Link == found.Link && o.Text == found.Text }
 			if !slices.ContainsFunc(out, same) {
 				out = append(out, found)

@@ -116,7 +116,7 @@ func conf(name, key, value string) []string {
 
 // A want is one finding: words that its text and its fix must have.
 type want struct {
-	check    string
+	code     routing.Code
 	severity routing.Severity
 	link     string
 	text     []string
@@ -127,19 +127,19 @@ func check(t *testing.T, v *inspect.View, root fstest.MapFS, wants ...want) {
 	t.Helper()
 	found := v.Findings(root)
 	for _, w := range wants {
-		i := slices.IndexFunc(found, func(f inspect.Finding) bool { return f.Check == w.check && f.Link == w.link })
+		i := slices.IndexFunc(found, func(f inspect.Finding) bool { return f.Code == w.code && f.Link == w.link })
 		if i < 0 {
-			t.Errorf("no %s of %q in %+v", w.check, w.link, found)
+			t.Errorf("no %s of %q in %+v", w.code, w.link, found)
 			continue
 		}
 		f := found[i]
 		found = slices.Delete(found, i, i+1)
 		if f.Severity != w.severity || !strings.Contains(f.Fix, w.fix) || (w.fix == "") != (f.Fix == "") {
-			t.Errorf("%s is %v, fix %q, want %v, %q", w.check, f.Severity, f.Fix, w.severity, w.fix)
+			t.Errorf("%s is %v, fix %q, want %v, %q", w.code, f.Severity, f.Fix, w.severity, w.fix)
 		}
 		for _, text := range w.text {
 			if !strings.Contains(f.Text, text) {
-				t.Errorf("%s says %q, want %q in it", w.check, f.Text, text)
+				t.Errorf("%s says %q, want %q in it", w.code, f.Text, text)
 			}
 		}
 	}
@@ -153,30 +153,30 @@ func TestSoundHostHasNoFindings(t *testing.T) { check(t, view(wan(0), wan(1)), f
 func TestDaemon(t *testing.T) {
 	v := view(wan(0))
 	v.Running = false
-	check(t, v, files(), want{check: "daemon", severity: routing.Warning, text: []string{"not running"}, fix: "systemctl enable --now multihomed"})
+	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"not running"}, fix: "systemctl enable --now multihomed"})
 
 	v = view(wan(0))
 	v.Daemon.Waiting = "the bus is away"
-	check(t, v, files(), want{check: "daemon", severity: routing.Warning, text: []string{"waits: the bus is away"}})
+	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"waits: the bus is away"}})
 
 	v = view(wan(0))
-	v.Daemon.Problems = []runstate.Problem{
-		{Severity: "error", Link: "wan9", Text: "no routing table is left; to fix: widen [tables]"},
-		{Severity: "warning", Text: "somebody takes our rules away"},
+	v.Daemon.Problems = []routing.Problem{
+		{Code: routing.NoTable, Severity: routing.Error, Link: "wan9", Text: "no routing table is left", Fix: "widen [tables]"},
+		{Code: "repairs", Severity: routing.Warning, Text: "somebody takes our rules away"},
 	}
 	check(t, v, files(),
-		want{check: "daemon-problem", severity: routing.Error, link: "wan9", text: []string{"no routing table is left"}, fix: "widen [tables]"},
-		want{check: "daemon-problem", severity: routing.Warning, text: []string{"takes our rules"}})
+		want{code: routing.NoTable, severity: routing.Error, link: "wan9", text: []string{"no routing table is left"}, fix: "widen [tables]"},
+		want{code: "repairs", severity: routing.Warning, text: []string{"takes our rules"}})
 }
 
 func TestNetworkManager(t *testing.T) {
 	v := view(wan(0))
 	v.NM.Status = nm.Status{Running: true, Reason: "it is starting"}
-	check(t, v, files(), want{check: "network-manager", severity: routing.Notice, text: []string{"not ready (it is starting)"}})
+	check(t, v, files(), want{code: "network-manager", severity: routing.Notice, text: []string{"not ready (it is starting)"}})
 	v.NM.Status = nm.Status{}
-	check(t, v, files(), want{check: "network-manager", severity: routing.Warning, text: []string{"is not running"}, fix: "systemctl start NetworkManager"})
+	check(t, v, files(), want{code: "network-manager", severity: routing.Warning, text: []string{"is not running"}, fix: "systemctl start NetworkManager"})
 	v.ManagerUnread = "no bus"
-	check(t, v, files(), want{check: "network-manager", severity: routing.Warning, text: []string{"cannot be asked", "no bus"}})
+	check(t, v, files(), want{code: "network-manager", severity: routing.Warning, text: []string{"cannot be asked", "no bus"}})
 }
 
 func TestNotInForce(t *testing.T) {
@@ -186,11 +186,11 @@ func TestNotInForce(t *testing.T) {
 		{Verb: routing.AddRule, Rule: rules[0].Rule, Reason: rules[0].Reason},
 		{Verb: routing.DeleteRule, Rule: routing.Rule{Family: routing.IPv4, Priority: 10000, Action: routing.ActionLookup, Table: 10900, Protocol: routing.Multihomed}},
 	}
-	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"1 of 8", "although multihomed is running", "1 of multihomed's rules and routes belong to no link"}, fix: "journalctl"})
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of 8", "although multihomed is running", "1 of multihomed's rules and routes belong to no link"}, fix: "journalctl"})
 	v.Daemon.Ready = false
-	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"not finished its first pass"}})
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"not finished its first pass"}})
 	v.Running = false
-	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"multihomed is not running, and 1 of 8"}, fix: "systemctl enable"})
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"multihomed is not running, and 1 of 8"}, fix: "systemctl enable"})
 
 	// A host on which it never ran: no table, so nothing can be planned.
 	l := wan(0)
@@ -199,22 +199,22 @@ func TestNotInForce(t *testing.T) {
 	v = view(l)
 	v.Running = false
 	v.Missing = []routing.Op{{Verb: routing.SetGroup, Index: l.Index, Group: 28008}}
-	check(t, v, files(), want{check: "not-in-force", severity: routing.Error, text: []string{"nothing is in force"}, fix: "systemctl enable"})
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"nothing is in force"}, fix: "systemctl enable"})
 }
 
 func TestNoTable(t *testing.T) {
 	l := wan(0)
 	l.Tables = map[routing.Key]routing.TableID{}
 	v := view(l)
-	check(t, v, files(), want{check: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "journalctl"})
+	check(t, v, files(), want{code: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "journalctl"})
 	v.LeasesUnread = "not for this user"
-	check(t, v, files(), want{check: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "as root"})
+	check(t, v, files(), want{code: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "as root"})
 }
 
 func TestDuplicateAddress(t *testing.T) {
 	l := wan(0)
 	l.Addresses = append(l.Addresses, routing.Address{Prefix: netip.MustParsePrefix("198.51.100.8/24"), Failed: true})
-	check(t, view(l), files(), want{check: "duplicate-address", severity: routing.Error, link: "wan0", text: []string{"198.51.100.8 is used by another host"}, fix: "nmcli device reapply wan0"})
+	check(t, view(l), files(), want{code: "duplicate-address", severity: routing.Error, link: "wan0", text: []string{"198.51.100.8 is used by another host"}, fix: "nmcli device reapply wan0"})
 }
 
 func TestForeignGroup(t *testing.T) {
@@ -222,7 +222,7 @@ func TestForeignGroup(t *testing.T) {
 	l.Group = 7
 	v := view(l)
 	v.Planner.SetGroups(map[uint32]int{7: 2})
-	check(t, v, files(), want{check: "plan", severity: routing.Warning, link: "wan0", text: []string{"interface group 7", "ip link set wan0 group default"}})
+	check(t, v, files(), want{code: routing.ForeignGroup, severity: routing.Warning, link: "wan0", text: []string{"interface group 7"}, fix: "ip link set wan0 group default"})
 	// It tells uplinks as well as ours where it holds nothing else.
 	v.Planner.SetGroups(map[uint32]int{7: 1})
 	check(t, v, files())
@@ -231,7 +231,7 @@ func TestForeignGroup(t *testing.T) {
 func TestDevices(t *testing.T) {
 	v := view(wan(0))
 	v.Claims["eth9"] = reconcile.Claim{Problems: []string{"State has the type s"}}
-	check(t, v, files(), want{check: "device", severity: routing.Warning, link: "eth9", text: []string{"State has the type s"}})
+	check(t, v, files(), want{code: routing.NotUnderstood, severity: routing.Warning, link: "eth9", text: []string{"State has the type s"}})
 }
 
 func TestReversePath(t *testing.T) {
@@ -252,7 +252,7 @@ func TestReversePath(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var wants []want
 			if c.fix != "" {
-				wants = append(wants, want{check: "rp-filter", severity: routing.Warning, link: "usb1", text: []string{"usb0 has the address 192.168.8.100 too", "is dropped"}, fix: c.fix})
+				wants = append(wants, want{code: "rp-filter", severity: routing.Warning, link: "usb1", text: []string{"usb0 has the address 192.168.8.100 too", "is dropped"}, fix: c.fix})
 			}
 			check(t, view(modem0, modem1), files(c.files...), wants...)
 		})
@@ -265,7 +265,7 @@ func TestARP(t *testing.T) {
 	lan0, lan1 := uplink("lan0", 4, "192.168.1.10/24", ""), uplink("lan1", 5, "192.168.1.11/24", "")
 	lan0.Group, lan1.Group = 0, 0
 	right := slices.Concat(conf("all", "arp_ignore", "1"), conf("all", "arp_announce", "2"))
-	finding := want{check: "arp", severity: routing.Warning, link: "lan0", text: []string{"lan0 and lan1 are in one network (192.168.1.0/24)"}, fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}
+	finding := want{code: "arp", severity: routing.Warning, link: "lan0", text: []string{"lan0 and lan1 are in one network (192.168.1.0/24)"}, fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}
 	check(t, view(lan0, lan1), files(), finding)
 	check(t, view(lan0, lan1), files(right[:2]...), finding)
 	check(t, view(lan0, lan1), files(right...))
@@ -281,7 +281,7 @@ func TestNoDefault(t *testing.T) {
 	l.Routes[1].Destination = netip.MustParsePrefix("10.0.0.0/8")
 	check(t, view(l), files()) // a local link needs none
 	l.WasUplink = true
-	check(t, view(l), files(), want{check: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}})
+	check(t, view(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}})
 	l.Up = false
 	check(t, view(l), files())
 }
@@ -289,7 +289,7 @@ func TestNoDefault(t *testing.T) {
 func TestMainRule(t *testing.T) {
 	v := view(wan(0))
 	v.Planner.SetForeign(routing.IPv6, kernels(routing.IPv6)[:1])
-	check(t, v, files(), want{check: "main-rule", severity: routing.Warning, text: []string{"32766", "ipv6"}, fix: "ip -6 rule add from all lookup main priority 32766"})
+	check(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"32766", "ipv6"}, fix: "ip -6 rule add from all lookup main priority 32766"})
 	// A kernel without IPv6 has no rules of it.
 	v.Planner.SetForeign(routing.IPv6, nil)
 	check(t, v, files())
@@ -304,7 +304,7 @@ func TestMainRule(t *testing.T) {
 			rules := kernels(routing.IPv4)
 			spoil(&rules[1].Rule)
 			v.Planner.SetForeign(routing.IPv4, rules)
-			check(t, v, files(), want{check: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
+			check(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
 		})
 	}
 }
@@ -312,7 +312,7 @@ func TestMainRule(t *testing.T) {
 func TestTableInUse(t *testing.T) {
 	v := view(wan(0))
 	v.ForeignIn[10000] = "the route 10.9.0.0/16 dev if7 table 10000"
-	check(t, v, files(), want{check: "table-in-use", severity: routing.Warning, link: "wan0", text: []string{"table 10000", "10.9.0.0/16"}, fix: "[tables]"})
+	check(t, v, files(), want{code: "table-in-use", severity: routing.Warning, link: "wan0", text: []string{"table 10000", "10.9.0.0/16"}, fix: "[tables]"})
 }
 
 func TestRulesAhead(t *testing.T) {
@@ -321,9 +321,9 @@ func TestRulesAhead(t *testing.T) {
 	}
 	vrf := routing.Rule{Priority: 1000, L3MDev: true}
 	tailscale := at(5270, 52)
-	some := want{check: "rule-ahead", severity: routing.Notice, text: []string{"ipv4", "5270: from all lookup 52"}}
+	some := want{code: "rule-ahead", severity: routing.Notice, text: []string{"ipv4", "5270: from all lookup 52"}}
 	all := func(text ...string) want {
-		return want{check: "rule-ahead", severity: routing.Warning, text: text, fix: "between 20001 and 32764"}
+		return want{code: "rule-ahead", severity: routing.Warning, text: text, fix: "between 20001 and 32764"}
 	}
 	nothing := routing.Rule{Priority: 100, Action: routing.ActionNop}
 	guests := routing.Rule{Priority: 100, IIF: "guest", Action: routing.ActionProhibit}
@@ -342,11 +342,11 @@ func TestRulesAhead(t *testing.T) {
 		{"VRFs, what decides nothing, what is forwarded, what is read after ours", []routing.Rule{vrf, nothing, guests, known, at(32764, 51820), at(10001, 77)}, nil, nil},
 		{"a table that knows something", []routing.Rule{tailscale}, nil, []want{some}},
 		{"a table with a default", []routing.Rule{tailscale}, toTable, []want{all("5270: from all lookup 52", "bound traffic follows it")}},
-		{"another table has it", []routing.Rule{at(5270, 51)}, toTable, []want{{check: "rule-ahead", severity: routing.Notice, text: []string{"lookup 51"}}}},
+		{"another table has it", []routing.Rule{at(5270, 51)}, toTable, []want{{code: "rule-ahead", severity: routing.Notice, text: []string{"lookup 51"}}}},
 		{"main", []routing.Rule{at(5000, routing.TableMain)}, nil, []want{all("5000: from all lookup main", "bound traffic follows it")}},
 		{"a wall", []routing.Rule{{Priority: 5000, Action: routing.ActionProhibit}}, nil, []want{all("prohibit", "bound traffic is refused")}},
-		{"inside the ladder", []routing.Rule{at(9700, 7)}, nil, []want{{check: "rule-ahead", severity: routing.Notice, text: []string{"9700: from all lookup 7"}}}},
-		{"many", many, nil, []want{{check: "rule-ahead", severity: routing.Notice, text: []string{"and 6 more"}}}},
+		{"inside the ladder", []routing.Rule{at(9700, 7)}, nil, []want{{code: "rule-ahead", severity: routing.Notice, text: []string{"9700: from all lookup 7"}}}},
+		{"many", many, nil, []want{{code: "rule-ahead", severity: routing.Notice, text: []string{"and 6 more"}}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := view(wan(0))
@@ -365,14 +365,14 @@ func TestRulesThatSelect(t *testing.T) {
 		rules []routing.Rule
 		want  []want
 	}{
-		{"a source of the link", []routing.Rule{{Priority: 30000, From: ours, Table: 200, Protocol: routing.ProtocolStatic}}, []want{{check: "rule-of-source", severity: routing.Notice, link: "wan0", text: []string{"30000: from 198.51.100.0/24 lookup 200 proto static", "198.51.100.7"}}}},
-		{"in front", []routing.Rule{{Priority: 100, From: ours, Action: routing.ActionProhibit}}, []want{{check: "rule-of-source", severity: routing.Notice, link: "wan0", text: []string{"100: from 198.51.100.0/24 prohibit"}}}},
-		{"another source", []routing.Rule{{Priority: 30000, From: netip.MustParsePrefix("203.0.113.0/24"), Table: 200}}, []want{{check: "rule-lifted", severity: routing.Notice, text: []string{"203.0.113.0/24"}}}},
-		{"to the link's own table", []routing.Rule{{Priority: 30000, From: ours, Table: 10000}}, []want{{check: "rule-lifted", severity: routing.Notice, text: []string{"lookup 10000"}}}},
-		{"a mark", []routing.Rule{marked}, []want{{check: "rule-lifted", severity: routing.Notice, text: []string{"ipv4", "30000: from all fwmark 0x1/0x1 lookup 200"}}}},
+		{"a source of the link", []routing.Rule{{Priority: 30000, From: ours, Table: 200, Protocol: routing.ProtocolStatic}}, []want{{code: "rule-of-source", severity: routing.Notice, link: "wan0", text: []string{"30000: from 198.51.100.0/24 lookup 200 proto static", "198.51.100.7"}}}},
+		{"in front", []routing.Rule{{Priority: 100, From: ours, Action: routing.ActionProhibit}}, []want{{code: "rule-of-source", severity: routing.Notice, link: "wan0", text: []string{"100: from 198.51.100.0/24 prohibit"}}}},
+		{"another source", []routing.Rule{{Priority: 30000, From: netip.MustParsePrefix("203.0.113.0/24"), Table: 200}}, []want{{code: "rule-lifted", severity: routing.Notice, text: []string{"203.0.113.0/24"}}}},
+		{"to the link's own table", []routing.Rule{{Priority: 30000, From: ours, Table: 10000}}, []want{{code: "rule-lifted", severity: routing.Notice, text: []string{"lookup 10000"}}}},
+		{"a mark", []routing.Rule{marked}, []want{{code: "rule-lifted", severity: routing.Notice, text: []string{"ipv4", "30000: from all fwmark 0x1/0x1 lookup 200"}}}},
 		{"behind main", []routing.Rule{{Priority: 32800, From: ours, Table: 200}}, nil},
 		{"forwarded", []routing.Rule{{Priority: 30000, IIF: "guest", From: ours, Table: 200}}, nil},
-		{"routed-dns", []routing.Rule{{Priority: 20053, Mark: routing.Mark{Value: 0x4e55, Mask: 0xffffffff}, Table: 20053}}, []want{{check: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}}}},
+		{"routed-dns", []routing.Rule{{Priority: 20053, Mark: routing.Mark{Value: 0x4e55, Mask: 0xffffffff}, Table: 20053}}, []want{{code: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}}}},
 		{"what nobody understands is not lifted", []routing.Rule{{Priority: 30000, Unknown: true, Table: 200}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -389,13 +389,13 @@ func TestSteppedOver(t *testing.T) {
 	tunnel := routing.Rule{Family: routing.IPv4, Priority: 9018, Action: routing.ActionLookup, Table: 51820, Invert: true, Mark: routing.Mark{Value: 51820, Mask: 0xffffffff}}
 	main := routing.Rule{Family: routing.IPv4, Priority: 9017, Action: routing.ActionLookup, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}
 	foreign(v, routing.ForeignRule{Rule: main, Numbered: true}, routing.ForeignRule{Rule: tunnel, Numbered: true})
-	check(t, v, files(), want{check: "rule-stepped-over", severity: routing.Notice, text: []string{
+	check(t, v, files(), want{code: "rule-stepped-over", severity: routing.Notice, text: []string{
 		"steps over them", "9017: from all lookup main suppress_prefixlength 0", "9018: not from all fwmark 0xca6c lookup 51820",
 	}})
 	// Somebody chose the numbers: that is his word.
 	foreign(v, routing.ForeignRule{Rule: main}, routing.ForeignRule{Rule: tunnel})
 	v.Outcomes = []inspect.Outcome{{To: netip.MustParseAddr("8.1.1.1"), Table: 51820}}
-	check(t, v, files(), want{check: "rule-ahead", severity: routing.Warning, text: []string{"9018: not from all"}, fix: "give it a priority"})
+	check(t, v, files(), want{code: "rule-ahead", severity: routing.Warning, text: []string{"9018: not from all"}, fix: "give it a priority"})
 }
 
 // TestLiftThatYields: who deletes a rule by its words may hit the lift of it. That is
@@ -413,11 +413,11 @@ func TestLiftThatYields(t *testing.T) {
 	if lift.Reason.Decision != routing.LiftForeign {
 		t.Fatal("nothing yields")
 	}
-	named := want{check: "rule-lifted", severity: routing.Notice, text: []string{"192.0.2.5"}}
+	named := want{code: "rule-lifted", severity: routing.Notice, text: []string{"192.0.2.5"}}
 	check(t, v, files(), named)
 	v.Missing = []routing.Op{{Verb: routing.AddRule, Rule: lift.Rule, Reason: lift.Reason}}
 	check(t, v, files(), named, want{
-		check: "lift-yields", severity: routing.Notice, fix: "wait",
+		code: "lift-yields", severity: routing.Notice, fix: "wait",
 		text: []string{`"30000: from all to 192.0.2.5 iif lo lookup 200", which is left`, "10 seconds"},
 	})
 	for _, o := range v.Objects() {
@@ -429,13 +429,13 @@ func TestLiftThatYields(t *testing.T) {
 	}
 	// Nobody puts it back.
 	v.Running = false
-	check(t, v, files(), named, want{check: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})
+	check(t, v, files(), named, want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})
 }
 
 func TestRejects(t *testing.T) {
 	v := view(wan(0))
 	v.Rejects = []inspect.Reject{{Family: routing.IPv6, Text: "unreachable default metric 5"}}
-	check(t, v, files(), want{check: "reject-default", severity: routing.Warning, text: []string{`"unreachable default metric 5"`, "ipv6", "refused too"}, fix: "ip -6 route del unreachable default metric 5"})
+	check(t, v, files(), want{code: "reject-default", severity: routing.Warning, text: []string{`"unreachable default metric 5"`, "ipv6", "refused too"}, fix: "ip -6 route del unreachable default metric 5"})
 }
 
 func TestRoutesAhead(t *testing.T) {
@@ -457,7 +457,7 @@ func TestRoutesAhead(t *testing.T) {
 		change(&o)
 		return o
 	}
-	finding := []want{{check: "route-ahead", severity: routing.Notice, text: []string{"ipv4", "/8 to /16 through wg0 to 3 of 10"}, fix: "let wg0 have a default route"}}
+	finding := []want{{code: "route-ahead", severity: routing.Notice, text: []string{"ipv4", "/8 to /16 through wg0 to 3 of 10"}, fix: "let wg0 have a default route"}}
 	for _, c := range []struct {
 		name     string
 		outcomes []inspect.Outcome
@@ -482,14 +482,14 @@ func TestRoutesAhead(t *testing.T) {
 func TestRoutedDNS(t *testing.T) {
 	v := view(wan(0))
 	others(v, routing.Rule{Priority: 20053, Table: 20053})
-	check(t, v, files(), want{check: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}})
+	check(t, v, files(), want{code: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}})
 }
 
 func TestNetworkd(t *testing.T) {
 	const runs = "sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs"
 	const no = "[Network]\nManageForeignRoutingPolicyRules=no\nManageForeignRoutes = false\n"
 	finding := func(fix string) []want {
-		return []want{{check: "networkd", severity: routing.Warning, text: []string{"systemd-networkd is running"}, fix: fix}}
+		return []want{{code: "networkd", severity: routing.Warning, text: []string{"systemd-networkd is running"}, fix: fix}}
 	}
 	both := finding("ManageForeignRoutingPolicyRules=no and ManageForeignRoutes=no into /etc/systemd/networkd.conf.d/multihomed.conf")
 	for _, c := range []struct {
@@ -517,7 +517,7 @@ func TestDispatcher(t *testing.T) {
 		return &fstest.MapFile{Data: []byte("x"), Mode: mode, Sys: &syscall.Stat_t{Uid: uid}}
 	}
 	ignored := func(why, fix string) []want {
-		return []want{{check: "dispatcher", severity: routing.Warning, text: []string{"ignores /", "because " + why}, fix: fix}}
+		return []want{{code: "dispatcher", severity: routing.Warning, text: []string{"ignores /", "because " + why}, fix: fix}}
 	}
 	unit := func(root fstest.MapFS) fstest.MapFS {
 		root["run/systemd/system/x"] = script(0, 0)

@@ -32,24 +32,8 @@ type State struct {
 	// Ready says that a pass with complete knowledge was made.
 	Ready bool `json:"ready"`
 	// Waiting says what the daemon waits for, empty if for nothing.
-	Waiting  string    `json:"waiting,omitempty"`
-	Problems []Problem `json:"problems,omitempty"`
-}
-
-// A Problem is a routing.Problem in JSON.
-type Problem struct {
-	Severity string `json:"severity"`
-	Link     string `json:"link,omitempty"`
-	Text     string `json:"text"`
-}
-
-// Problems converts the loop's problems.
-func Problems(in []routing.Problem) []Problem {
-	out := make([]Problem, 0, len(in))
-	for _, p := range in {
-		out = append(out, Problem{Severity: p.Severity.String(), Link: p.Link, Text: p.Text})
-	}
-	return out
+	Waiting  string            `json:"waiting,omitempty"`
+	Problems []routing.Problem `json:"problems,omitempty"`
 }
 
 // Write replaces the file in directory.

@@ -19,7 +19,7 @@ func TestState(t *testing.T) {
 	}
 	want := runstate.State{
 		Version: "1.2.3", PID: 42, Started: time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC), Ready: true, Waiting: "the bus",
-		Problems: runstate.Problems([]routing.Problem{{Severity: routing.Error, Link: "wan0", Text: "no table"}}),
+		Problems: []routing.Problem{{Code: routing.NoTable, Severity: routing.Error, Link: "wan0", Text: "no table", Fix: "make room"}},
 	}
 	if err := runstate.Write(dir, want); err != nil {
 		t.Fatal(err)

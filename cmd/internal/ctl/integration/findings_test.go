@@ -12,6 +12,7 @@ import (
 	"multihomed/cmd/internal/ctl"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/routing"
 )
 
 // TestReversePathFix: what status says of a strict reverse path filter is true,
@@ -67,7 +68,7 @@ func TestRulesOfOthers(t *testing.T) {
 	h.ip("route", "add", "10.99.0.0/16", "dev", "wan1", "table", fmt.Sprint(network(link(t, h.status(), "wan0"), "ipv4").Table), "protocol", "static")
 	h.ip("-6", "rule", "del", "priority", "32766")
 	s := h.status()
-	if p := problem(s, "rule-ahead"); p == nil || p.Severity != "notice" || !strings.Contains(p.Text, "5270: from all lookup 52") {
+	if p := problem(s, "rule-ahead"); p == nil || p.Severity != routing.Notice || !strings.Contains(p.Text, "5270: from all lookup 52") {
 		t.Errorf("problems are %+v", s.Problems)
 	}
 	if p := problem(s, "table-in-use"); p == nil || p.Link != "wan0" || !strings.Contains(p.Text, "10.99.0.0/16") {
@@ -94,11 +95,11 @@ func TestWhereBoundTrafficGoes(t *testing.T) {
 
 	h.ip("rule", "add", "priority", "5270", "lookup", "52")
 	h.ip("route", "add", "100.64.99.0/24", "dev", alien, "table", "52")
-	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != "notice" {
+	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != routing.Notice {
 		t.Errorf("a rule in front whose table knows one network: %+v", p)
 	}
 	h.ip("route", "add", "default", "dev", alien, "table", "52")
-	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != "warning" || !strings.Contains(p.Text, "5270: from all lookup 52") {
+	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != routing.Warning || !strings.Contains(p.Text, "5270: from all lookup 52") {
 		t.Errorf("a rule in front whose table has a default: %+v", p)
 	}
 	h.ip("rule", "del", "priority", "5270")
@@ -111,7 +112,7 @@ func TestWhereBoundTrafficGoes(t *testing.T) {
 		h.ip("route", "add", piece, "dev", alien)
 	}
 	h.ip("route", "add", "64.0.0.0/2", "dev", alien) // passed by
-	if p := problem(h.status(), "route-ahead"); p == nil || p.Severity != "notice" || !strings.Contains(p.Text, "through "+alien+" to 3 of ") {
+	if p := problem(h.status(), "route-ahead"); p == nil || p.Severity != routing.Notice || !strings.Contains(p.Text, "through "+alien+" to 3 of ") {
 		t.Errorf("a default in pieces: %+v", p)
 	}
 
@@ -119,7 +120,7 @@ func TestWhereBoundTrafficGoes(t *testing.T) {
 		h.ip(family, "route", "add", "prohibit", "default", "metric", "5")
 		s := h.parse(h.as(nobody, "status", "--json"))
 		p := problem(s, "reject-default")
-		if p == nil || p.Severity != "warning" || !strings.Contains(p.Text, `"prohibit default metric 5"`) {
+		if p == nil || p.Severity != routing.Warning || !strings.Contains(p.Text, `"prohibit default metric 5"`) {
 			t.Fatalf("%s: problems are %+v", family, s.Problems)
 		}
 		if _, err := h.IP(t.Context(), append([]string{family, "route", "get", "from"}, h.bound(family)...)...); err == nil {
@@ -190,7 +191,7 @@ func TestDeletionByWords(t *testing.T) {
 	}
 	s := h.status()
 	p := problem(s, "lift-yields")
-	if !s.OK || p == nil || p.Severity != "notice" || !strings.Contains(p.Text, lifted) {
+	if !s.OK || p == nil || p.Severity != routing.Notice || !strings.Contains(p.Text, lifted) {
 		t.Errorf("ok %v, %+v, problems %+v", s.OK, s.InForce, s.Problems)
 	}
 	h.ip("rule", "del", "to", "192.0.2.5")

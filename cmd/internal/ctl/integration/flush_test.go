@@ -7,6 +7,7 @@ import (
 
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/routing"
 )
 
 // TestFlush: everything of ours goes, and nothing else.
@@ -116,11 +117,11 @@ func TestFlushOfTheWholeLadder(t *testing.T) {
 	})
 	h.settle()
 	s := h.status()
-	for check, text := range map[string]string{
+	for code, text := range map[routing.Code]string{
 		"rule-lifted": "30000: from all fwmark 0x1 lookup 200", "rule-stepped-over": "not from all fwmark 0xca6c lookup 51820",
 	} {
-		if p := problem(s, check); p == nil || !strings.Contains(p.Text, text) {
-			t.Errorf("no %s in %+v", check, s.Problems)
+		if p := problem(s, code); p == nil || !strings.Contains(p.Text, text) {
+			t.Errorf("no %s in %+v", code, s.Problems)
 		}
 	}
 	lifted := 0

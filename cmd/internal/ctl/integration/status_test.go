@@ -10,6 +10,7 @@ import (
 	"multihomed/cmd/internal/ctl"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/routing"
 )
 
 // TestStatus follows a host through what can happen to it, as root and as a
@@ -46,7 +47,7 @@ func (h *host) beforeTheDaemon() {
 	s := h.status()
 	p := problem(s, "not-in-force")
 	switch {
-	case s.OK || p == nil || p.Severity != "error" || !strings.Contains(p.Fix, "systemctl"):
+	case s.OK || p == nil || p.Severity != routing.Error || !strings.Contains(p.Fix, "systemctl"):
 		h.t.Errorf("before the daemon: ok %v, problems %+v", s.OK, s.Problems)
 	case len(s.Links) != 2 || network(link(h.t, s, "wan0"), "ipv4").Table != 0:
 		h.t.Errorf("before the daemon: links %+v", s.Links)
@@ -153,10 +154,10 @@ func (h *host) damaged() {
 	state(link(h.t, s, "wan0").Objects, "missing", "10000: from "+h.addr("wan0").String()+" lookup ")
 	state(link(h.t, s, "wan1").Objects, "missing", "default via "+lab.DefaultISP(1).IPv4.Addr().String()+" dev wan1 table ")
 	state(s.Shared, "unexpected", "10000: from 192.0.2.1 lookup 10900")
-	if p := problem(s, "not-in-force"); p == nil || p.Severity != "error" || !strings.Contains(p.Text, "2 of ") {
+	if p := problem(s, "not-in-force"); p == nil || p.Severity != routing.Error || !strings.Contains(p.Text, "2 of ") {
 		h.t.Errorf("problems are %+v", s.Problems)
 	}
-	if p := problem(s, "plan"); p == nil || p.Link != "wan1" || !strings.Contains(p.Text, "interface group 7") {
+	if p := problem(s, routing.ForeignGroup); p == nil || p.Link != "wan1" || !strings.Contains(p.Text, "interface group 7") {
 		h.t.Errorf("problems are %+v", s.Problems)
 	}
 	r := h.ctl("status")
@@ -188,10 +189,10 @@ func TestStatusWithoutNetworkManager(t *testing.T) {
 	}
 }
 
-func (h *host) without(before ctl.Status, check string) ctl.Status {
+func (h *host) without(before ctl.Status, code routing.Code) ctl.Status {
 	h.t.Helper()
 	s := h.status()
-	if !s.OK || s.InForce.Present != before.InForce.Present || s.InForce.Unexpected != 0 || problem(s, check) == nil {
+	if !s.OK || s.InForce.Present != before.InForce.Present || s.InForce.Unexpected != 0 || problem(s, code) == nil {
 		h.t.Errorf("ok %v, %+v (before: %+v), problems %+v", s.OK, s.InForce, before.InForce, s.Problems)
 	}
 	for _, l := range before.Links {
@@ -270,9 +271,9 @@ func network(l ctl.Link, family string) ctl.Network {
 	return ctl.Network{}
 }
 
-func problem(s ctl.Status, check string) *ctl.Problem {
+func problem(s ctl.Status, code routing.Code) *ctl.Problem {
 	for i := range s.Problems {
-		if s.Problems[i].Check == check {
+		if s.Problems[i].Code == code {
 			return &s.Problems[i]
 		}
 	}

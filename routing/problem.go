@@ -1,0 +1,103 @@
+package routing
+
+import (
+	"fmt"
+	"strings"
+)
+
+// A Severity orders problems for whoever reads them.
+type Severity uint8
+
+// Severities: a notice explains a choice, a warning needs a look, an error
+// means that something promised is not in force.
+const (
+	Notice Severity = iota
+	Warning
+	Error
+)
+
+func (s Severity) String() string {
+	switch s {
+	case Notice:
+		return "notice"
+	case Warning:
+		return "warning"
+	case Error:
+		return "error"
+	default:
+		return fmt.Sprintf("severity %d", uint8(s))
+	}
+}
+
+// MarshalText writes the name of the severity, for JSON.
+func (s Severity) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads the name of a severity.
+func (s *Severity) UnmarshalText(text []byte) error {
+	for _, known := range []Severity{Notice, Warning, Error} {
+		if known.String() == string(text) {
+			*s = known
+			return nil
+		}
+	}
+	return fmt.Errorf("severity %q; there are notice, warning and error", text)
+}
+
+// A Code names a kind of problem. Codes are stable: programs select by them, and
+// the manual explains each.
+type Code string
+
+// Codes of the planner and of the loop. Others belong to the parts that find the
+// problem (package inspect, the daemon).
+const (
+	// LeftAlone: a family of the link is its owner's own will.
+	LeftAlone Code = "left-alone"
+	// DuplicateAddress: another host has an address of the link.
+	DuplicateAddress Code = "duplicate-address"
+	// NoTable: a network of the link got no routing table.
+	NoTable Code = "no-table"
+	// ForeignGroup: the interface is in a group that somebody else gave it.
+	ForeignGroup Code = "foreign-group"
+	// Refused: the kernel did not do what was planned.
+	Refused Code = "kernel-refused"
+	// Unread: the kernel could not be read.
+	Unread Code = "kernel-unread"
+	// NotUnderstood: something that NetworkManager said makes no sense.
+	NotUnderstood Code = "not-understood"
+)
+
+// A Problem is something that an administrator should know, and what to do about
+// it. It says the same wherever it is read: log, status, D-Bus.
+type Problem struct {
+	Code     Code     `json:"code"`
+	Severity Severity `json:"severity"`
+	// Link is the interface that it is about, empty for the host.
+	Link string `json:"link,omitempty"`
+	// Object is the rule, route, table or file to blame, in the words of iproute2.
+	Object string `json:"object,omitempty"`
+	// Text is one sentence without a full stop.
+	Text string `json:"text"`
+	// Fix is a command or a sentence, empty where there is nothing to do.
+	Fix string `json:"fix,omitempty"`
+}
+
+// toFix separates what is wrong from the cure, in every error of this project.
+const toFix = "; to fix: "
+
+// ProblemOf makes a problem of an error, whose text may end with the cure.
+func ProblemOf(code Code, s Severity, link string, err error) Problem {
+	text, fix, _ := strings.Cut(err.Error(), toFix)
+	return Problem{Code: code, Severity: s, Link: link, Text: text, Fix: fix}
+}
+
+// String is the problem in a line: the link, what is wrong, the cure.
+func (p Problem) String() string {
+	out := p.Text
+	if p.Link != "" {
+		out = p.Link + ": " + out
+	}
+	if p.Fix != "" {
+		out += toFix + p.Fix
+	}
+	return out
+}
