@@ -1,8 +1,10 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -77,15 +79,15 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 			wait = append(wait, o)
 			continue
 		}
-		if away := l.yields(o); away > 0 {
-			l.deferred[o] = now.Add(away)
+		if his, away := l.yields(o); away > 0 {
+			l.yield(o, deferral{due: now.Add(away), his: his})
 			wait = append(wait, o)
 			l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody deleted a rule of ours in the words of another rule, it stays away",
 				append(attrsOf(t), slog.Duration("delay", away))...)
 			continue
 		}
 		if delay := l.disputes.delay(o, l.Repairs, now); delay > 0 {
-			l.deferred[o] = now.Add(delay)
+			l.deferred[o], l.news = deferral{due: now.Add(delay)}, true
 			wait = append(wait, o)
 			if !quarrel {
 				quarrel = true
@@ -109,31 +111,128 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 	return wait
 }
 
+// A deferral is a repair that waits.
+type deferral struct {
+	due time.Time
+	// his is the rule of somebody else in whose words ours was deleted, zero if it was
+	// deleted too often.
+	his routing.Rule
+}
+
 // How long a rule stays away that was deleted by words which are also those of a
 // rule of somebody else. Who deletes by words deletes the first rule that has them,
 // often until none is left: `while ip rule del from 192.0.2.5; do :; done` must come
-// to an end. A rung of a link is needed more than a lift.
+// to an end, and deletes each of ours once. A rung of a link is needed more than a lift:
+// it is back that long after the last deletion. Meanwhile the guards of the source stand
+// (see routing.rules.guards).
 const (
 	liftStaysAway = 10 * time.Second
 	rungStaysAway = time.Second
 )
 
 // yields returns how long an object stays away because its deletion may have been
-// meant for another rule.
-func (l *Loop) yields(o object) time.Duration {
+// meant for a rule of somebody else, and that rule.
+func (l *Loop) yields(o object) (his routing.Rule, away time.Duration) {
 	planned, is := l.planner.Rule(o.rule)
-	switch {
-	case !is:
-		return 0
-	case planned.Yields:
-		return liftStaysAway
-	case slices.ContainsFunc(l.planner.Foreign(o.rule.Family), func(f routing.ForeignRule) bool {
-		return f.Rule.Selects() && f.Rule.SelectsLike(o.rule)
-	}):
-		return rungStaysAway
-	default:
-		return 0
+	if !is {
+		return routing.Rule{}, 0
 	}
+	his, meant := l.planner.MeantBy(o.rule)
+	switch {
+	case !meant:
+		return routing.Rule{}, 0
+	case planned.Yields, planned.Reason.Decision == routing.LiftForeign:
+		return his, liftStaysAway
+	default:
+		return his, rungStaysAway
+	}
+}
+
+// yield lets an object stay away. What was deleted in the same words stays away with it,
+// because the deletions go on, and a rule of somebody else that went is remembered for as
+// long.
+func (l *Loop) yield(o object, d deferral) {
+	l.deferred[o], l.news = d, true
+	again := l.now().Add(rungStaysAway)
+	for other, waits := range l.deferred {
+		if waits.due.Before(again) && (waits.his == d.his || other.rule.MeantBy(d.his)) {
+			waits.due = again
+			l.deferred[other] = waits
+		}
+	}
+	for his := range l.gone {
+		if his.Family == o.rule.Family && o.rule.MeantBy(his) {
+			l.gone[his] = again
+		}
+	}
+}
+
+// leaveAway keeps what waits for its time from being compared before, and forgets what
+// nobody wants any more.
+func (l *Loop) leaveAway() {
+	for o := range l.deferred {
+		_, rule := l.planner.Rule(o.rule)
+		_, route := l.planner.Route(o.route)
+		if !rule && !route {
+			delete(l.deferred, o)
+			l.news = true
+			continue
+		}
+		delete(l.touched.Rules, o.rule)
+		delete(l.touched.Routes, o.route)
+	}
+}
+
+// takeGone remembers the rules of others that went: whoever deleted them may go on until
+// no rule has their words.
+func (l *Loop) takeGone(rules map[routing.Rule]struct{}) {
+	if len(rules) == 0 {
+		return
+	}
+	until := l.now().Add(rungStaysAway)
+	for r := range rules {
+		l.gone[r] = until
+	}
+	l.tellGone()
+}
+
+// forgetGone forgets the rules of others that went long enough ago.
+func (l *Loop) forgetGone(now time.Time) {
+	before := len(l.gone)
+	maps.DeleteFunc(l.gone, func(_ routing.Rule, until time.Time) bool { return !now.Before(until) })
+	if len(l.gone) != before {
+		l.tellGone()
+	}
+}
+
+func (l *Loop) tellGone() {
+	for _, f := range routing.Families() {
+		var rules []routing.Rule
+		for r := range l.gone {
+			if r.Family == f {
+				rules = append(rules, r)
+			}
+		}
+		l.planner.SetGone(f, rules)
+	}
+}
+
+// away lists what waits for its time, in the order of the ladder.
+func (l *Loop) away() []Away {
+	out := make([]Away, 0, len(l.deferred))
+	for o, d := range l.deferred {
+		out = append(out, Away{Rule: o.rule, Route: o.route, Until: d.due, His: d.his})
+	}
+	slices.SortFunc(out, func(a, b Away) int {
+		return cmp.Or(
+			cmp.Compare(a.Rule.Family, b.Rule.Family), cmp.Compare(a.Rule.Priority, b.Rule.Priority),
+			cmp.Compare(a.Rule.String(), b.Rule.String()),
+			cmp.Compare(a.Route.Family, b.Route.Family), cmp.Compare(a.Route.Table, b.Route.Table),
+			a.Route.Destination.Compare(b.Route.Destination), cmp.Compare(a.Route.Metric, b.Route.Metric),
+			a.Route.Gateway.Compare(b.Route.Gateway),
+		)
+	})
+	return out
 }
 
 func attrsOf(t kernel.Taken) []slog.Attr {

@@ -109,7 +109,8 @@ func (l *Loop) report() {
 	for _, about := range slices.Sorted(maps.Keys(l.failures)) {
 		r.Problems = append(r.Problems, l.failures[about].Problem)
 	}
-	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) {
+	r.Away = l.away()
+	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) && slices.Equal(r.Away, l.reported.Away) {
 		return
 	}
 	l.reported = r
