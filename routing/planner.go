@@ -158,6 +158,18 @@ func (p *Planner) MeantBy(r Rule) (his Rule, found bool) {
 	return Rule{}, false
 }
 
+// Names reports whether a rule of somebody else names a source that has guards while the
+// rule stands.
+func (p *Planner) Names(his Rule) bool {
+	_, is := p.rules[unreachable(his.Family, his.From)]
+	return is && names(his.From)
+}
+
+// unreachable is rung "unreachable" of a source.
+func unreachable(f Family, source netip.Prefix) Rule {
+	return Rule{Family: f, Priority: PriorityUnreachable, From: source, IIF: sender(f), Action: ActionUnreachable, Protocol: Multihomed}
+}
+
 // name notes the sources that rules of others name. Only links that have one which is
 // new, or is no longer named, are planned again.
 func (p *Planner) name(i int) {
@@ -181,9 +193,7 @@ func (p *Planner) name(i int) {
 			if contains(b, prefix) {
 				continue
 			}
-			f := Families()[i]
-			r := Rule{Family: f, Priority: PriorityUnreachable, From: prefix, IIF: sender(f), Action: ActionUnreachable, Protocol: Multihomed}
-			if w, ok := p.rules[r]; ok {
+			if w, ok := p.rules[unreachable(Families()[i], prefix)]; ok {
 				for _, o := range w.owners {
 					affected[o.index] = struct{}{}
 				}

@@ -51,22 +51,31 @@ type Report struct {
 	Waiting string
 	// Problems of links and of the kernel's refusals.
 	Problems []routing.Problem
-	// Away are the rules and routes that somebody deleted and that are put back later.
+	// Away are the rules and routes that somebody deleted and that are put back later: the
+	// first mostAway of them.
 	Away []Away
+	// Gone are rules of others that went just now, for which guards stand.
+	Gone []routing.Rule
 }
 
 // An Away is a rule or a route of ours that somebody deleted, and that is put back
 // later.
 type Away struct {
-	// Rule or Route is what is away; the other is zero.
-	Rule  routing.Rule
-	Route routing.RouteKey
+	Family routing.Family
+	// Text is the object in the words of iproute2.
+	Text string
 	// Until is when it is put back.
 	Until time.Time
-	// His is the rule of somebody else in whose words it was deleted, zero if it was
+	// His is the rule of somebody else in whose words it was deleted, empty if it was
 	// deleted too often.
-	His routing.Rule
+	His string
 }
+
+// What a report lists at most: it is for a file, which is bounded.
+const (
+	mostAway = 2000
+	mostGone = 200
+)
 
 // Retries of what failed start at firstRetry and double up to lastRetry.
 const (

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -206,6 +207,7 @@ func (l *Loop) forgetGone(now time.Time) {
 }
 
 func (l *Loop) tellGone() {
+	l.news = true
 	for _, f := range routing.Families() {
 		var rules []routing.Rule
 		for r := range l.gone {
@@ -220,19 +222,57 @@ func (l *Loop) tellGone() {
 // away lists what waits for its time, in the order of the ladder.
 func (l *Loop) away() []Away {
 	out := make([]Away, 0, len(l.deferred))
-	for o, d := range l.deferred {
-		out = append(out, Away{Rule: o.rule, Route: o.route, Until: d.due, His: d.his})
+	for _, o := range slices.SortedFunc(maps.Keys(l.deferred), compareObjects) {
+		d := l.deferred[o]
+		a := Away{Family: o.rule.Family, Text: o.rule.String(), Until: d.due}
+		if o.rule == (routing.Rule{}) {
+			r, _ := l.planner.Route(o.route)
+			a.Family, a.Text = o.route.Family, r.Route.Text(l.nameOf(r.Route.Device))
+		}
+		if d.his != (routing.Rule{}) {
+			a.His = d.his.String()
+		}
+		out = append(out, a)
 	}
-	slices.SortFunc(out, func(a, b Away) int {
-		return cmp.Or(
-			cmp.Compare(a.Rule.Family, b.Rule.Family), cmp.Compare(a.Rule.Priority, b.Rule.Priority),
-			cmp.Compare(a.Rule.String(), b.Rule.String()),
-			cmp.Compare(a.Route.Family, b.Route.Family), cmp.Compare(a.Route.Table, b.Route.Table),
-			a.Route.Destination.Compare(b.Route.Destination), cmp.Compare(a.Route.Metric, b.Route.Metric),
-			a.Route.Gateway.Compare(b.Route.Gateway),
-		)
+	return out[:min(len(out), mostAway)]
+}
+
+func compareObjects(a, b object) int {
+	return cmp.Or(
+		cmp.Compare(a.rule.Family, b.rule.Family), cmp.Compare(a.rule.Priority, b.rule.Priority),
+		cmp.Compare(a.rule.String(), b.rule.String()),
+		cmp.Compare(a.route.Family, b.route.Family), cmp.Compare(a.route.Table, b.route.Table),
+		a.route.Destination.Compare(b.route.Destination), cmp.Compare(a.route.Metric, b.route.Metric),
+		a.route.Gateway.Compare(b.route.Gateway), cmp.Compare(a.route.Device, b.route.Device),
+	)
+}
+
+// guarded lists the rules of others that went just now and for which guards stand: who
+// makes the plan anew needs them.
+func (l *Loop) guarded() []routing.Rule {
+	var out []routing.Rule
+	for r := range l.gone {
+		if l.planner.Names(r) {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b routing.Rule) int {
+		return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.String(), b.String()))
 	})
-	return out
+	return out[:min(len(out), mostGone)]
+}
+
+// nameOf is the name of an interface.
+func (l *Loop) nameOf(index int) string {
+	if plan, is := l.planner.Link(index); is {
+		return plan.Link.Name
+	}
+	name, exists := "", false
+	l.Mirror.View(func(k *kernel.State) { name, exists = k.NameOf(index) })
+	if !exists {
+		return "if" + strconv.Itoa(index)
+	}
+	return name
 }
 
 func attrsOf(t kernel.Taken) []slog.Attr {

@@ -109,8 +109,9 @@ func (l *Loop) report() {
 	for _, about := range slices.Sorted(maps.Keys(l.failures)) {
 		r.Problems = append(r.Problems, l.failures[about].Problem)
 	}
-	r.Away = l.away()
-	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) && slices.Equal(r.Away, l.reported.Away) {
+	r.Away, r.Gone = l.away(), l.guarded()
+	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) &&
+		slices.Equal(r.Away, l.reported.Away) && slices.Equal(r.Gone, l.reported.Gone) {
 		return
 	}
 	l.reported = r

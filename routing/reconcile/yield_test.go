@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
@@ -90,6 +91,43 @@ func TestDeletingUntilNothingIsLeft(t *testing.T) {
 				t.Errorf("afterwards:\n%s\nbefore:\n%s", strings.Join(now, "\n"), strings.Join(before, "\n"))
 			}
 		})
+	}
+}
+
+// TestAwayIsReported: who looks is told what stays away, until when and because of whom.
+func TestAwayIsReported(t *testing.T) {
+	h := newHost(t)
+	h.wan(0)
+	h.owners.complete(true)
+	h.pass()
+	h.ip("rule add pref 100 from 100.64.0.5 lookup 300")
+	h.pass()
+	h.ip("rule del from 100.64.0.5")
+	h.pass()
+	if len(h.last.Away) > 0 || len(h.last.Gone) != 1 || h.last.Gone[0].Priority != 100 {
+		t.Errorf("his rule went, and reported is %+v", h.last)
+	}
+	h.ip("rule del from 100.64.0.5")
+	h.pass()
+	want := reconcile.Away{
+		Family: routing.IPv4, Text: "9020: from 100.64.0.5 lookup main suppress_prefixlength 7 suppress_ifgroup 28008",
+		Until: h.clock.Add(time.Second), His: "100: from 100.64.0.5 lookup 300",
+	}
+	if len(h.last.Away) != 1 || h.last.Away[0] != want {
+		t.Errorf("reported is %+v, want %+v", h.last.Away, want)
+	}
+	h.wait()
+	h.pass()
+	if len(h.last.Away) > 0 || len(h.last.Gone) > 0 {
+		t.Errorf("when it is back: %+v", h.last)
+	}
+	// A route that is deleted too often.
+	for range 3 {
+		h.ip("route del default table 10000")
+		h.pass()
+	}
+	if len(h.last.Away) != 1 || !strings.HasPrefix(h.last.Away[0].Text, "default via 100.64.0.1 dev wan0 table 10000") || h.last.Away[0].His != "" {
+		t.Errorf("reported is %+v", h.last.Away)
 	}
 }
 

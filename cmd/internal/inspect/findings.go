@@ -48,6 +48,7 @@ func checks() []check {
 		{"rule-stepped-over", checkSteppedOver},
 		{"rule-lifted", checkLifted},
 		{"lift-yields", checkYielding},
+		{"put-back-later", checkWaiting},
 		{"route-ahead", checkRoutesAhead},
 		{"routed-dns", checkRoutedDNS},
 		{"no-default", checkDefaults},
