@@ -270,11 +270,12 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 			target = unlifted[i].Rule.Priority
 		}
 		if next := at + 2; r.needsTwo() && next <= p.last {
-			for _, rest := range complement(r.UIDs) {
-				add(Rule{Priority: at, UIDs: rest, Goto: next}, r, false)
+			others, one := r.leftOut()
+			for _, rest := range others {
+				rest.Priority, rest.Goto = at, next
+				add(rest, r, false)
 			}
-			one := words(r)
-			one.UIDs, one.Priority, one.Goto = UIDRange{}, at+1, target
+			one.Priority, one.Goto = at+1, target
 			add(one, r, false)
 			at = next
 			continue
@@ -372,10 +373,58 @@ func (r Rule) leadsElsewhere() bool {
 	}
 }
 
-// needsTwo reports whether a rule can be told from its lift only by a complement:
-// it is for one user, and nothing else of it can be said in other words.
+// needsTwo reports whether a rule can be told from its lift only by leaving others out: it
+// is for one user or one port, and nothing else of it can be said in other words.
 func (r Rule) needsTwo() bool {
-	return r.UIDs.limits() && r.UIDs.First == r.UIDs.Last && !r.Mark.limits() && !splits(r.From) && !splits(r.To)
+	return (r.oneUser() || r.DestinationPorts.one() || r.SourcePorts.one()) && !r.Mark.limits() && !splits(r.From) && !splits(r.To) &&
+		(!r.UIDs.limits() || r.oneUser()) && !r.DestinationPorts.splits() && !r.SourcePorts.splits()
+}
+
+func (r Rule) oneUser() bool { return r.UIDs.limits() && r.UIDs.First == r.UIDs.Last }
+
+// leftOut returns rules for whom a rule leaves out, and one for whoever comes after them
+// and is its own. A user is what all others leave. A port is one of two neighbours, of which
+// the other is left out: the kernel knows no range that holds the ports 0 and 65535
+// (fib_rule_port_range_valid in include/net/fib_rules.h), and no port is 0 in what asks
+// for a way before it has one.
+func (r Rule) leftOut() (others []Rule, own Rule) {
+	own = words(r)
+	leave := func(set func(*Rule)) {
+		w := words(r)
+		set(&w)
+		others = append(others, w)
+	}
+	switch {
+	case r.oneUser():
+		for _, rest := range complement(r.UIDs) {
+			leave(func(w *Rule) { w.UIDs = rest })
+		}
+		own.UIDs = UIDRange{}
+	case r.DestinationPorts.one():
+		both, other := r.DestinationPorts.pair()
+		leave(func(w *Rule) { w.DestinationPorts = other })
+		own.DestinationPorts = both
+	default:
+		both, other := r.SourcePorts.pair()
+		leave(func(w *Rule) { w.SourcePorts = other })
+		own.SourcePorts = both
+	}
+	return others, own
+}
+
+// one reports whether a range is one port that has a neighbour the kernel takes.
+func (p PortRange) one() bool {
+	return p.Mask == 0 && p.First == p.Last && p.First > 0 && p.First < math.MaxUint16
+}
+
+// pair returns the port with a neighbour, and the neighbour.
+func (p PortRange) pair() (both, other PortRange) {
+	if p.First == math.MaxUint16-1 {
+		other = PortRange{First: p.First - 1, Last: p.First - 1}
+		return PortRange{First: other.First, Last: p.First}, other
+	}
+	other = PortRange{First: p.First + 1, Last: p.First + 1}
+	return PortRange{First: p.First, Last: other.First}, other
 }
 
 func splits(p netip.Prefix) bool { return p.IsValid() && p.Bits() > 0 && !p.IsSingleIP() }

@@ -94,6 +94,48 @@ func TestDeletingUntilNothingIsLeft(t *testing.T) {
 	}
 }
 
+// TestLiftsHaveOtherWords: whoever deletes his rule by its selectors hits his own, and not
+// the rules that lift it; what is lifted is what he selects, and nothing beside it.
+func TestLiftsHaveOtherWords(t *testing.T) {
+	for _, c := range []struct{ words, his, others string }{
+		{"ipproto tcp dport 22", "ipproto tcp dport 22", "ipproto tcp dport 23"},
+		{"ipproto tcp dport 65534", "ipproto tcp dport 65534", "ipproto tcp dport 65533"},
+		{"ipproto udp sport 53", "ipproto udp sport 53", "ipproto udp sport 54"},
+		{"uidrange 1001-1001", "uid 1001", "uid 1002"},
+		{"ipproto tcp dport 22 uidrange 7-7", "ipproto tcp dport 22 uid 7", "ipproto tcp dport 22 uid 8"},
+		{"ipproto tcp dport 80-90", "ipproto tcp dport 85", "ipproto tcp dport 91"},
+	} {
+		t.Run(c.words, func(t *testing.T) {
+			h := newHost(t)
+			h.wan(0)
+			h.wan(1)
+			h.owners.complete(true)
+			h.pass()
+			h.ip("route add default via 100.64.0.1 dev wan0 table 300")
+			for _, with := range []bool{false, true} {
+				if with {
+					// The next lift comes behind it.
+					h.ip("rule add pref 32001 fwmark 9 lookup 300")
+				}
+				h.ip("rule add pref 32000 " + c.words + " lookup 300")
+				h.pass()
+				ours := strings.Join(h.rules(), "\n")
+				for flow, want := range map[string]string{c.his: "dev wan0 table 300", c.others: "dev wan1 table 10001"} {
+					if way := h.ip("-N route get 8.8.8.8 from 100.64.1.5 " + flow); !strings.Contains(way, want) {
+						t.Errorf("%s goes %s\n%s", flow, way, h.ip("rule"))
+					}
+				}
+				h.ip("rule del " + c.words)
+				// A goto is unresolved while its target is away.
+				if now := strings.Join(h.rules(), "\n"); strings.ReplaceAll(now, " [unresolved]", "") != ours || strings.Contains(h.ip("rule"), "32000:") {
+					t.Errorf("the deletion of %q hits ours:\n%s", c.words, h.ip("rule"))
+				}
+				h.pass()
+			}
+		})
+	}
+}
+
 // TestAwayIsReported: who looks is told what stays away, until when and because of whom.
 func TestAwayIsReported(t *testing.T) {
 	h := newHost(t)

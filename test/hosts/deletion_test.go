@@ -67,6 +67,7 @@ var cleanups = []cleanup{
 	same("a destination, by table", "to 10.5.0.0/16 lookup main"),
 	same("a destination", "to 10.5.0.0/16"),
 	same("a port", "ipproto tcp dport 22 lookup main", "ipproto tcp sport 22 table 128"),
+	same("one port", "ipproto tcp dport 22", "ipproto udp sport 53"),
 	same("an incoming interface, by table", "iif wan0 table 101"),
 	same("an outgoing interface, by table", "oif wan0 table 101"),
 	same("a kill switch", "pref 32000 from 10.9.0.0/16 type unreachable"),
