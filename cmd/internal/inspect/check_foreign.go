@@ -144,6 +144,30 @@ func checkLifted(v *View, _ files) []Finding {
 	}, "%s rules of others keep their say: what they select follows them, and a link only where they have no answer: %s")
 }
 
+// checkUnknown finds rules of others that have attributes which no kernel had when this
+// version was written, and that stand behind the ladder or inside of it: what they select is
+// not known, so they are not lifted, and traffic of links meets the ladder first.
+func checkUnknown(v *View, _ files) []Finding {
+	var out []Finding
+	for _, f := range routing.Families() {
+		var rules []string
+		for _, o := range v.Planner.Foreign(f) {
+			if r := o.Rule; r.Unknown && r.Priority >= routing.PriorityKnown && decides(r) {
+				rules = append(rules, strconv.Quote(r.String()))
+			}
+		}
+		if len(rules) == 0 {
+			continue
+		}
+		out = append(out, Finding{
+			Severity: routing.Warning,
+			Text:     fmt.Sprintf("%s rules of others select by something that this version of multihomed does not know; they stand behind its rules, so traffic bound to a link follows its link although they may select it: %s", f, listed(rules)),
+			Fix:      fmt.Sprintf("give them priorities below %d, where they are asked first, or install a newer version of multihomed", routing.PriorityLocal),
+		})
+	}
+	return out
+}
+
 // checkSteppedOver names the rules that bound traffic steps over.
 func checkSteppedOver(v *View, _ files) []Finding {
 	return v.noticeOthers(func(o routing.ForeignRule) bool {

@@ -46,6 +46,7 @@ func checks() []check {
 		{"rule-ahead", checkRulesAhead},
 		{"rule-of-source", checkRulesOfSources},
 		{"rule-stepped-over", checkSteppedOver},
+		{"rule-unknown", checkUnknown},
 		{"rule-lifted", checkLifted},
 		{"lift-yields", checkYielding},
 		{"put-back-later", checkWaiting},

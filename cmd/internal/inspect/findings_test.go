@@ -374,7 +374,12 @@ func TestRulesThatSelect(t *testing.T) {
 		{"behind main", []routing.Rule{{Priority: 32800, From: ours, Table: 200}}, nil},
 		{"forwarded", []routing.Rule{{Priority: 30000, IIF: "guest", From: ours, Table: 200}}, nil},
 		{"routed-dns", []routing.Rule{{Priority: 20053, Mark: routing.Mark{Value: 0x4e55, Mask: 0xffffffff}, Table: 20053}}, []want{{check: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}}}},
-		{"what nobody understands is not lifted", []routing.Rule{{Priority: 30000, Unknown: true, Table: 200}}, nil},
+		{"what nobody understands is not lifted", []routing.Rule{{Priority: 30000, Unknown: true, Table: 200}, {Priority: 9700, Unknown: true, Table: 201}}, []want{{
+			check: "rule-unknown", severity: routing.Warning, fix: "below 7999",
+			text: []string{"ipv4", `"30000: from all lookup 200 (and attributes that are unknown here)"`, `"9700: from all lookup 201`},
+		}}},
+		{"what nobody understands, in front", []routing.Rule{{Priority: 100, Unknown: true, Table: 200}}, []want{{check: "rule-lifted", severity: routing.Notice, text: []string{"100: from all lookup 200"}}}},
+		{"what nobody understands, for forwarded packets, or behind main", []routing.Rule{{Priority: 30000, IIF: "guest", Unknown: true, Table: 200}, {Priority: 32800, Unknown: true, Table: 200}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := view(wan(0), uplink("lan0", 9, "192.0.2.1/24", ""))
