@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"multihomed/routing"
@@ -49,8 +50,13 @@ func (l *Loop) fail(ctx context.Context, about string, f failure) {
 
 // refused notes that the kernel did not do an operation.
 func (l *Loop) refused(ctx context.Context, op routing.Op, err error) {
+	text := err.Error()
+	// The kernel's writer says itself what it did.
+	if what := op.Text(l.nameOf); !strings.HasPrefix(text, what) {
+		text = what + ": " + text
+	}
 	l.fail(ctx, op.String(), failure{
-		Problem: routing.Problem{Severity: routing.Error, Link: op.Reason.Link, Text: op.String() + ": " + err.Error()}, op: op,
+		Problem: routing.Problem{Severity: routing.Error, Link: op.Reason.Link, Text: text}, op: op,
 	})
 }
 

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -84,7 +83,7 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 			l.yield(o, deferral{due: now.Add(away), his: his})
 			wait = append(wait, o)
 			l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody deleted a rule of ours in the words of another rule, it stays away",
-				append(attrsOf(t), slog.Duration("delay", away))...)
+				append(l.attrsOf(t), slog.Duration("delay", away))...)
 			continue
 		}
 		if delay := l.disputes.delay(o, l.Repairs, now); delay > 0 {
@@ -93,7 +92,7 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 			if !quarrel {
 				quarrel = true
 				l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody keeps deleting routing of ours, repairing later",
-					append(attrsOf(t), slog.Duration("delay", delay))...)
+					append(l.attrsOf(t), slog.Duration("delay", delay))...)
 			}
 			continue
 		}
@@ -106,7 +105,7 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 	}
 	if l.disputes.silent += repaired; l.Repairs.AllowN(now, 1) {
 		l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody deleted routing of ours, repairing",
-			append(attrsOf(first), slog.Int("objects", l.disputes.silent))...)
+			append(l.attrsOf(first), slog.Int("objects", l.disputes.silent))...)
 		l.disputes.silent = 0
 	}
 	return wait
@@ -267,18 +266,15 @@ func (l *Loop) nameOf(index int) string {
 	if plan, is := l.planner.Link(index); is {
 		return plan.Link.Name
 	}
-	name, exists := "", false
-	l.Mirror.View(func(k *kernel.State) { name, exists = k.NameOf(index) })
-	if !exists {
-		return "if" + strconv.Itoa(index)
-	}
+	name := ""
+	l.Mirror.View(func(k *kernel.State) { name = k.Name(index) })
 	return name
 }
 
-func attrsOf(t kernel.Taken) []slog.Attr {
-	what := t.Route.String()
-	if t.Rule != (routing.Rule{}) {
-		what = t.Rule.String()
+func (l *Loop) attrsOf(t kernel.Taken) []slog.Attr {
+	what := t.Rule.String()
+	if t.Rule == (routing.Rule{}) {
+		what = t.Route.Text(l.nameOf(t.Route.Device))
 	}
 	return []slog.Attr{slog.String("first", what), slog.Uint64("netlink_port", uint64(t.Port))}
 }

@@ -14,7 +14,7 @@ func (l *Loop) applied(ctx context.Context, op routing.Op) {
 	if !l.Logger.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
-	l.Logger.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.String()), slog.String("reason", op.Reason.String()))
+	l.Logger.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.Text(l.nameOf)), slog.String("reason", op.Reason.String()))
 }
 
 // logLinks writes one line for every link that changed.

@@ -235,7 +235,7 @@ func (v *View) Converged() error {
 	}
 	errs := make([]error, 0, len(v.Missing))
 	for _, op := range v.Missing {
-		errs = append(errs, errors.New(op.String()))
+		errs = append(errs, errors.New(op.Text(v.device)))
 	}
 	return fmt.Errorf("the kernel differs from the plan: %w", errors.Join(errs...))
 }
