@@ -240,7 +240,7 @@ func checkWaiting(v *View, _ files) []Finding {
 			until[c] = o.Until
 		}
 	}
-	var out []Finding
+	out := make([]Finding, 0, len(causes))
 	for _, c := range causes {
 		f := Finding{
 			Severity: routing.Notice, Link: c.link,
