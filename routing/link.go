@@ -59,6 +59,8 @@ type neighbourhood struct {
 	// overlap says that another link's network holds this one and that main may
 	// pick that link for it at the rung of containers.
 	overlap map[netip.Prefix]bool
+	// local says that a local link shares addresses with the network.
+	local map[netip.Prefix]bool
 }
 
 // RoleOf decides whether a link is an uplink, and says why: it is one if main has
@@ -283,7 +285,7 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 		r := rungs{
 			policy: p, around: around, sources: sourcesOf(l, k, n.crowded[k.Prefix]), elsewhere: elsewhere[k],
 			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1, first: k == first,
-			overlap: n.overlap[k.Prefix],
+			overlap: n.overlap[k.Prefix], local: n.local[k.Prefix],
 			network: !k.OfHosts() && slices.ContainsFunc(routes, func(r PlannedRoute) bool {
 				return r.Route.Destination == k.Prefix && !r.Route.Gateway.IsValid()
 			}),
@@ -386,6 +388,8 @@ type rungs struct {
 	// first says that main itself prefers an address of this network.
 	first   bool
 	overlap bool
+	// local says that a local link shares addresses with the network.
+	local bool
 	// network says that the table knows the prefix as a network on the link.
 	// IPv6 prefixes need not be one (RFC 5942): then main's default is the way.
 	network bool
@@ -556,6 +560,17 @@ func (m *rules) source(s source) {
 				rank = 0
 			}
 			m.add(decision(NeverStray), rank, r)
+			for _, w := range m.guards(s) {
+				r, rank := at(PriorityUnreachable, 3)
+				r.From, r.IIF, r.Action = w.prefix, w.iif, ActionUnreachable
+				if !again {
+					rank = 0
+				} else if w.prefix.Bits() < s.prefix.Bits() {
+					// It stands behind all that its other address has.
+					rank += 1 << 56
+				}
+				m.add(decision(NeverStray), rank, r)
+			}
 		}
 	}
 	if uplink && s.own && around.step.stands() {
@@ -572,6 +587,25 @@ func (m *rules) source(s source) {
 		r := around.stepOver(from(0))
 		r.IIF = "lo"
 		m.add(StepOver, rankStep, r)
+	}
+}
+
+// guards are what no packet of a source gets past while its rungs are deleted one after the
+// other by somebody who deletes a rule of his that names the source: `while ip rule del
+// from 192.0.2.5; do :; done`. So they say the same in other words. A network is cut in two.
+// An address has no other words than the block of two that it is in, and the other one of
+// the two must not be a local link's, which may go on to main.
+func (m *rules) guards(s source) []source {
+	switch {
+	case !contains(m.around.named, s.prefix):
+		return nil
+	case !s.prefix.IsSingleIP():
+		low, high := cut(s.prefix)
+		return []source{{prefix: low, iif: s.iif}, {prefix: high, iif: s.iif}}
+	case m.local:
+		return nil
+	default:
+		return []source{{prefix: netip.PrefixFrom(s.prefix.Addr(), s.prefix.Bits()-1).Masked(), iif: "lo"}}
 	}
 }
 

@@ -204,7 +204,10 @@ func selector(p netip.Prefix) string {
 
 // String renders the route as `ip route` prints it, with the interface index in
 // place of its name.
-func (r Route) String() string { return r.Text("if" + strconv.Itoa(r.Device)) }
+func (r Route) String() string { return r.Text(numbered(r.Device)) }
+
+// numbered stands for the name of an interface that is not known.
+func numbered(index int) string { return "if" + strconv.Itoa(index) }
 
 // Text renders the route as `ip route` prints it on the device of that name.
 func (r Route) Text(device string) string {

@@ -402,6 +402,9 @@ func (s *State) ruleDeleted(r routing.Rule, why cause) {
 		return
 	}
 	s.ruleTouched(r, ours, why)
+	if !ours {
+		s.changes.Gone[r] = struct{}{}
+	}
 	if ours && why.port != 0 && !why.own {
 		s.changes.Taken = append(s.changes.Taken, Taken{Rule: r, Port: why.port})
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -172,6 +173,16 @@ func (s *State) NameOf(index int) (string, bool) {
 	}
 	return l.name, true
 }
+
+// Name returns the name of an interface for people: its index if it has gone.
+func (s *State) Name(index int) string {
+	if name, exists := s.NameOf(index); exists {
+		return name
+	}
+	return "if" + strconv.Itoa(index)
+}
+
+func (s *State) textOf(r routing.Route) string { return r.Text(s.Name(r.Device)) }
 
 // Link returns one interface.
 func (s *State) Link(index int) (Link, bool) {
@@ -395,9 +406,9 @@ func (s *State) ForeignIn(table routing.TableID) (what string, used bool) {
 	}
 	switch n := s.rules.lookups[table]; {
 	case routes > 1:
-		return fmt.Sprintf("%d routes, one of them %s", routes, example), true
+		return fmt.Sprintf("%d routes, one of them %s", routes, s.textOf(example)), true
 	case routes == 1:
-		return fmt.Sprintf("the route %s", example), true
+		return fmt.Sprintf("the route %s", s.textOf(example)), true
 	case n == 0:
 		return "", false
 	}
@@ -419,7 +430,7 @@ func (s *State) UseOf(table routing.TableID) (what string, used bool) {
 		return "a rule of multihomed", true
 	}
 	if routes := s.OurRoutes(table); len(routes) > 0 {
-		return fmt.Sprintf("the route %s", routes[0]), true
+		return fmt.Sprintf("the route %s", s.textOf(routes[0])), true
 	}
 	return "", false
 }

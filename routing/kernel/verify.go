@@ -96,6 +96,9 @@ func (s *State) adoptRules(f routing.Family, fresh *State) {
 		if s.CountRule(r) != fresh.CountRule(r) {
 			s.ruleTouched(r, s.ours(r), cause{})
 		}
+		if !s.ours(r) && fresh.CountRule(r) == 0 {
+			s.changes.Gone[r] = struct{}{}
+		}
 	}
 	for _, r := range want {
 		s.ruleTouched(r, s.ours(r), cause{})

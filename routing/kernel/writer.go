@@ -270,7 +270,9 @@ func (b *batch) fail(i int, err error) {
 	if b.errs == nil {
 		b.errs = make([]error, len(b.ops))
 	}
-	b.errs[i] = fmt.Errorf("%v: %w", b.ops[i], err)
+	text := ""
+	b.mirror.View(func(s *State) { text = b.ops[i].Text(s.Name) })
+	b.errs[i] = fmt.Errorf("%s: %w", text, err)
 }
 
 func (b *batch) add(i int, body func(*builder), kind, flags uint16) {

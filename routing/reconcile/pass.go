@@ -37,6 +37,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	l.retire(planned)
 	l.noteProblems(planned)
 	l.touched.Merge(planned)
+	l.leaveAway()
 
 	var ops []routing.Op
 	whole := false

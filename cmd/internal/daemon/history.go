@@ -171,9 +171,11 @@ func (h *history) change(ctx context.Context, tables routing.TableRange, decide 
 	}
 	defer writer.Close()
 	var ops []routing.Op
-	mirror.View(func(k *kernel.State) { ops = decide(k) })
-	for _, op := range ops {
-		h.log.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.String()), slog.String("reason", "the configuration changed"))
-	}
+	mirror.View(func(k *kernel.State) {
+		ops = decide(k)
+		for _, op := range ops {
+			h.log.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.Text(k.Name)), slog.String("reason", "the configuration changed"))
+		}
+	})
 	return errors.Join(writer.Apply(ctx, ops)...)
 }

@@ -109,7 +109,13 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	if err := mirror.SetNetworks(ctx, v.networks(mirror)); err != nil {
 		return nil, err
 	}
+	// What stands away on purpose, and when, is known to the daemon alone: it is asked right
+	// before and right after the kernel, so that neither is older than the other.
+	v.readDaemon(cfg)
 	mirror.View(func(k *kernel.State) { v.look(k, leases) })
+	away := v.Daemon.Away
+	v.readDaemon(cfg)
+	v.Daemon.Away = append(v.Daemon.Away, away...)
 	if err := v.try(); err != nil {
 		v.note("where bound traffic goes: %v", err)
 	}
@@ -119,8 +125,11 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 // Complete reports whether everybody who has links was asked.
 func (v *View) Complete() bool { return v.NM.Complete || v.Alone }
 
+// note notes what could not be read, once.
 func (v *View) note(format string, args ...any) {
-	v.Notes = append(v.Notes, fmt.Sprintf(format, args...))
+	if text := fmt.Sprintf(format, args...); !slices.Contains(v.Notes, text) {
+		v.Notes = append(v.Notes, text)
+	}
 }
 
 func (v *View) readDaemon(cfg config.Config) {
@@ -226,7 +235,7 @@ func (v *View) Converged() error {
 	}
 	errs := make([]error, 0, len(v.Missing))
 	for _, op := range v.Missing {
-		errs = append(errs, errors.New(op.String()))
+		errs = append(errs, errors.New(op.Text(v.device)))
 	}
 	return fmt.Errorf("the kernel differs from the plan: %w", errors.Join(errs...))
 }

@@ -18,6 +18,7 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 	foreign := v.recall.Foreign(k)
 	for i, f := range routing.Families() {
 		v.Planner.SetForeign(f, foreign[i])
+		v.Planner.SetGone(f, slices.DeleteFunc(slices.Clone(v.Daemon.Gone), func(r routing.Rule) bool { return r.Family != f }))
 	}
 	v.Planner.SetGroups(reconcile.GroupsOf(k))
 	stands := readStanding(v.Policy, k)
