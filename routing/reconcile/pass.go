@@ -66,6 +66,8 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 		tries[op] = t
 		return false
 	})
+	// A process that is killed from here on has left word of what it made of the links.
+	l.recall.keep(ctx, l.Logger)
 	errs := l.Writer.Apply(ctx, ops)
 	if ctx.Err() != nil {
 		return tries
@@ -333,21 +335,31 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 // role it had: nobody says any more what made it one.
 func (l *Loop) recallRole(link *routing.Link, before routing.LinkPlan) {
 	claim := l.claims[link.Name]
-	link.WasUplink = l.recall.WasUplink(*link, claim) || claim.Standing == Draining && before.Role == routing.Uplink
-	if !link.Pending && claim.Standing == Link {
-		l.recall.remember(*link, claim.Profile)
+	if claim.Standing == Link {
+		l.recall.learn(*link, claim, l.complete, l.now())
 	}
+	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, claim, l.complete)
+	link.WasUplink = link.WasUplink || claim.Standing == Draining && before.Role == routing.Uplink
 }
 
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
 	delete(l.unread, index)
 	l.networks.set(index, nil)
-	name, exists := "", false
-	l.Mirror.View(func(k *kernel.State) { name, exists = k.NameOf(index) })
+	var facts kernel.Link
+	exists, whole := false, false
+	l.Mirror.View(func(k *kernel.State) {
+		facts, exists = k.LinkFacts(index)
+		whole = k.Complete()
+	})
 	// Whoever has not spoken yet may still say that it is a link.
-	if _, claimed := l.claims[name]; claimed || l.complete || !exists {
-		l.recall.forget(index)
+	_, claimed := l.claims[facts.Name]
+	switch {
+	case !whole:
+	case !exists:
+		l.recall.noLink(index, nil)
+	case claimed && l.complete:
+		l.recall.noLink(index, &facts)
 	}
 	for k := range l.held[index] {
 		l.unhold(k)
