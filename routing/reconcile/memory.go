@@ -201,9 +201,16 @@ func (u FormerUplink) stands(now []routing.Address) bool {
 	return slices.ContainsFunc(now, func(a routing.Address) bool { return slices.Contains(u.Addresses, a.Prefix.Addr()) })
 }
 
-// learn notes an uplink by a default, when it has none any more, and when a link is
-// another one now.
-func (r *Recall) learn(l routing.Link, c Claim, complete bool, now time.Time) {
+// lost notes when main is first seen without the default of a former uplink.
+func (r *Recall) lost(l routing.Link, now time.Time) {
+	if u, was := r.uplinks[l.Index]; was && u.Until.IsZero() && !routing.HasMainDefault(l) {
+		u.Until = now
+		r.uplinks[l.Index], r.changed = u, true
+	}
+}
+
+// learn notes an uplink by a default, and when a link is another one now.
+func (r *Recall) learn(l routing.Link, c Claim, complete bool) {
 	old, was := r.uplinks[l.Index]
 	if was && complete && !old.same(l, c) {
 		r.forget(l.Index)
@@ -228,9 +235,6 @@ func (r *Recall) learn(l routing.Link, c Claim, complete bool, now time.Time) {
 			u.Addresses = old.Addresses
 		}
 		u.Interface, u.Profile, u.UUID, u.Until = l.Name, old.Profile, old.UUID, old.Until
-		if u.Until.IsZero() {
-			u.Until = now
-		}
 	}
 	if !was || !u.equal(old) {
 		r.uplinks[l.Index], r.changed = u, true

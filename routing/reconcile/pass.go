@@ -336,8 +336,9 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 func (l *Loop) recallRole(link *routing.Link, before routing.LinkPlan) {
 	claim := l.claims[link.Name]
 	if claim.Standing == Link {
-		l.recall.learn(*link, claim, l.complete, l.now())
+		l.recall.learn(*link, claim, l.complete)
 	}
+	l.recall.lost(*link, l.now())
 	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, claim, l.complete)
 	link.WasUplink = link.WasUplink || claim.Standing == Draining && before.Role == routing.Uplink
 }
