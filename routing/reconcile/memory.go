@@ -169,9 +169,11 @@ func (r *Recall) natural(foreign []routing.Rule) routing.Priority {
 // early may name no profile, or a few of the addresses. One that is being taken down
 // says nothing of its profile any more, and keeps its role until its addresses have
 // gone.
-func (r *Recall) WasUplink(l routing.Link, c Claim, complete bool) (was bool, until string) {
+//
+// Addresses are all that the interface has, also those that take no part.
+func (r *Recall) WasUplink(l routing.Link, addresses []routing.Address, c Claim, complete bool) (was bool, until string) {
 	u, was := r.uplinks[l.Index]
-	if !was || complete && !u.same(l, c) {
+	if !was || complete && !u.same(l, addresses, c) {
 		return false, ""
 	}
 	if !u.Until.IsZero() {
@@ -180,8 +182,8 @@ func (r *Recall) WasUplink(l routing.Link, c Claim, complete bool) (was bool, un
 	return true, until
 }
 
-func (u FormerUplink) same(l routing.Link, c Claim) bool {
-	stands := u.stands(l.Addresses)
+func (u FormerUplink) same(l routing.Link, addresses []routing.Address, c Claim) bool {
+	stands := u.stands(addresses)
 	if u.Interface != l.Name && !stands {
 		return false // Another interface has the index now. One that was renamed has an address.
 	}
@@ -210,14 +212,14 @@ func (r *Recall) lost(l routing.Link, now time.Time) {
 }
 
 // learn notes an uplink by a default, and when a link is another one now.
-func (r *Recall) learn(l routing.Link, c Claim, complete bool) {
+func (r *Recall) learn(l routing.Link, addresses []routing.Address, c Claim, complete bool) {
 	old, was := r.uplinks[l.Index]
-	if was && complete && !old.same(l, c) {
+	if was && complete && !old.same(l, addresses, c) {
 		r.forget(l.Index)
 		was = false
 	}
 	u := FormerUplink{Index: l.Index, Interface: l.Name, Profile: c.Profile, UUID: c.UUID}
-	for _, a := range l.Addresses {
+	for _, a := range addresses {
 		if routing.TakesPart(l, a) {
 			u.Addresses = append(u.Addresses, a.Prefix.Addr())
 		}

@@ -160,6 +160,8 @@ func (l *Loop) mayDelete(k *kernel.State, op routing.Op) bool {
 type subject struct {
 	link routing.Link
 	keys []routing.Key
+	// addresses are all of the interface, also those that the owner leaves out.
+	addresses []routing.Address
 	// whole says that the link has all of its routes, not the structure alone.
 	whole bool
 }
@@ -226,7 +228,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.recallRole(&s.link, plan)
+		l.recallRole(&s, plan)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.link.Name)
@@ -284,7 +286,7 @@ func (l *Loop) subject(index int) (subject, bool) {
 	if claimed {
 		l.known[index] = facts.Name
 	}
-	s := subject{link: LinkOf(facts, claim), whole: whole}
+	s := subject{link: LinkOf(facts, claim), addresses: facts.Addresses, whole: whole}
 	s.keys = routing.Keys(s.link)
 	switch claim.Standing {
 	case Link:
@@ -333,13 +335,14 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 
 // recallRole adds what is remembered of a link. One that is being taken down keeps the
 // role it had: nobody says any more what made it one.
-func (l *Loop) recallRole(link *routing.Link, before routing.LinkPlan) {
+func (l *Loop) recallRole(s *subject, before routing.LinkPlan) {
+	link := &s.link
 	claim := l.claims[link.Name]
 	if claim.Standing == Link {
-		l.recall.learn(*link, claim, l.complete)
+		l.recall.learn(*link, s.addresses, claim, l.complete)
 	}
 	l.recall.lost(*link, l.now())
-	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, claim, l.complete)
+	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, s.addresses, claim, l.complete)
 	link.WasUplink = link.WasUplink || claim.Standing == Draining && before.Role == routing.Uplink
 }
 
