@@ -362,7 +362,7 @@ func (c *copier) routes(out []PlannedRoute, ps *paths, k pathKey, p path) []Plan
 		if !c.key.Prefix.Contains(r.Gateway) && inAny(c.keys, r.Gateway) {
 			why = CopiedElsewhere
 		}
-		r.Metric, r.Weight = firstMetric, 0
+		r.Metric, r.Weight = FirstMetric, 0
 		return append(out, c.planned(r, why))
 	}
 	ways, why := c.chosen(k, p)

@@ -7,12 +7,12 @@ import (
 	"slices"
 )
 
-// firstMetric is where metrics in our tables begin. They are ranks, not main's
+// FirstMetric is where metrics in our tables begin. They are ranks, not main's
 // metrics: NetworkManager adds 20000 to a link that fails its connectivity check,
 // and that must not touch a table. They are worse than any of main: programs that
 // read the routes of all tables and ignore the rules, as strongSwan does, take the
 // best metric.
-const firstMetric = 1 << 30
+const FirstMetric = 1 << 30
 
 // A Destination is what routes of main compete for.
 type Destination struct {
@@ -61,7 +61,7 @@ func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *co
 		// router or the administrator said so, which main shows (RFC 5942).
 		routes = append(routes, PlannedRoute{
 			Route: Route{
-				Family: IPv4, Table: t, Destination: k.Prefix, Type: RouteUnicast, Scope: ScopeLink, Metric: firstMetric,
+				Family: IPv4, Table: t, Destination: k.Prefix, Type: RouteUnicast, Scope: ScopeLink, Metric: FirstMetric,
 				Device: l.Index, PreferredSource: source, Protocol: Multihomed,
 			},
 			Reason: reason(OnLink),
@@ -99,7 +99,7 @@ func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *co
 	if gateway := l.Intents[k.Family].Gateway; !hasDefault && gateway.IsValid() && !gateway.IsUnspecified() && FamilyOf(gateway) == k.Family {
 		routes = append(routes, PlannedRoute{
 			Route: Route{
-				Family: k.Family, Table: t, Destination: k.Family.Any(), Type: RouteUnicast, Metric: firstMetric,
+				Family: k.Family, Table: t, Destination: k.Family.Any(), Type: RouteUnicast, Metric: FirstMetric,
 				Device: l.Index, Gateway: gateway, OnLink: !reachable(l, k, gateway),
 				PreferredSource: sourceFor(k, source), Protocol: Multihomed,
 			},
@@ -132,7 +132,7 @@ func repetitions(order []Destination, f Family, choose func(Destination) ([]Rout
 	if len(ways) == 0 || !slices.ContainsFunc(order, func(d Destination) bool { return d == Destination{To: f.Any()} }) {
 		return r
 	}
-	best := slices.DeleteFunc(ranked(ways), func(o Route) bool { return o.Metric != firstMetric })
+	best := slices.DeleteFunc(ranked(ways), func(o Route) bool { return o.Metric != FirstMetric })
 	r = repetition{ways: best, enabled: true, others: map[netip.Prefix]struct{}{}, lengths: map[int]struct{}{}}
 	for _, d := range order {
 		if d.To.Bits() == 0 {
@@ -388,7 +388,7 @@ func ranked(ways []Route) []Route {
 	for i, group := range groups {
 		share(group)
 		for j := range group {
-			group[j].Metric = firstMetric + uint32(i) //nolint:gosec // a few routes to one destination
+			group[j].Metric = FirstMetric + uint32(i)
 		}
 		if group[0].Family == IPv6 {
 			out = append(out, group...)

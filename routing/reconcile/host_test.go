@@ -128,6 +128,13 @@ func (h *host) wait() time.Duration {
 	return d
 }
 
+// noLinkLocal keeps the kernel from making IPv6 addresses of its own, some time after an
+// interface came up.
+func (h *host) noLinkLocal() {
+	h.Helper()
+	must(h, os.WriteFile("/proc/sys/net/ipv6/conf/default/addr_gen_mode", []byte("1"), 0))
+}
+
 func (h *host) veth(name string) {
 	h.Helper()
 	must(h, h.nl.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "p-" + name}))

@@ -106,6 +106,7 @@ func TestMultipathOfMain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
+			h.noLinkLocal()
 			for n := range 2 {
 				dev := fmt.Sprintf("wan%d", n)
 				h.veth(dev)
@@ -119,7 +120,10 @@ func TestMultipathOfMain(t *testing.T) {
 			if c.family == 6 {
 				tables = [2]int{10001, 10003}
 			}
-			before := h.ip("route show table all") + h.ip("-6 route show table all") + h.ip("rule") + h.ip("-6 rule")
+			ours := func() string {
+				return h.ip("route show table all proto 150") + h.ip("-6 route show table all proto 150") + h.ip("rule") + h.ip("-6 rule")
+			}
+			before := ours()
 			for _, s := range c.steps {
 				h.ip(s.do)
 				main := h.ip("route show") + h.ip("-6 route show")
@@ -154,7 +158,7 @@ func TestMultipathOfMain(t *testing.T) {
 			}
 			h.owners.complete(true)
 			h.pass()
-			if after := h.ip("route show table all") + h.ip("-6 route show table all") + h.ip("rule") + h.ip("-6 rule"); after != before {
+			if after := ours(); after != before {
 				t.Errorf("it was\n%s\nand is\n%s", before, after)
 			}
 		})
