@@ -106,9 +106,19 @@ func knownRole(l Link) (Role, string) {
 		}
 	}
 	if l.WasUplink {
-		return Uplink, "main had a default route through it, and its addresses have not changed since"
+		return Uplink, formerUplink(l)
 	}
 	return Local, "main has no default route through it, and no gateway is known"
+}
+
+// formerUplink says why a link without a default is an uplink, and what ends that.
+func formerUplink(l Link) string {
+	until := ""
+	if l.DefaultUntil != "" {
+		until = " until " + l.DefaultUntil
+	}
+	return "main had a default route through it" + until + ", and its addresses and its profile are the same since; it stays an uplink until " +
+		"`nmcli connection up` starts its profile anew, or `role = \"local\"` in its [[link]] says otherwise"
 }
 
 // HasMainDefault reports whether main has a default route through the link, in a

@@ -62,6 +62,7 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 			return nil, err
 		}
 	}
+	s.inherit(old.authors)
 	s.changes = newChanges()
 	s.changes.All = true
 	s.events = old.events

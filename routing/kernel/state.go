@@ -57,6 +57,7 @@ type State struct {
 	elsewhere elsewhere
 	nexthops  map[uint32]*nexthop
 	rules     ruleBook
+	authors   authors
 	changes   Changes
 	doubts    doubts
 	// events counts, by class, what was announced and mattered.
@@ -141,7 +142,7 @@ func newState(tables routing.TableRange, interest func(string) bool) *State {
 	return &State{
 		tables: tables, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(),
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(), authors: authors{},
 		doubts: newDoubts(),
 	}
 }
@@ -358,8 +359,8 @@ func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 			if table == routing.TableMain && !s.Interested(l.route.Device) {
 				continue // kept for another entry of the same key
 			}
-			if !l.dead && l.ours() {
-				out = append(out, l.route)
+			if r, ours := s.own(a, l); !l.dead && ours {
+				out = append(out, r)
 			}
 		}
 	}
@@ -381,8 +382,11 @@ func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
 			continue
 		}
 		for _, l := range a.legs {
-			if !l.dead && l.ours() && l.route.Key() == k {
-				return l.route, true
+			if l.dead || l.route.Key() != k {
+				continue
+			}
+			if r, ours := s.own(a, l); ours {
+				return r, true
 			}
 		}
 	}
@@ -396,7 +400,8 @@ func (s *State) ForeignIn(table routing.TableID) (what string, used bool) {
 	var example routing.Route
 	for a := range s.fib.byTable[table] {
 		for _, l := range a.legs {
-			if l.route.Protocol != routing.Multihomed {
+			known, is := s.authors[a.key][l.route.Key()]
+			if l.route.Protocol != routing.Multihomed && known == (routing.Route{}) || is && known == (routing.Route{}) {
 				if routes == 0 || compareRoutes(l.route, example) < 0 {
 					example = l.route
 				}

@@ -94,6 +94,9 @@ func (l *Loop) everything() {
 	for index := range l.known {
 		l.dirty[index] = struct{}{}
 	}
+	for index := range l.recall.uplinks {
+		l.dirty[index] = struct{}{}
+	}
 }
 
 // takeChanges takes up what happened in the kernel.

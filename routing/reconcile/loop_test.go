@@ -551,6 +551,8 @@ func TestFormerUplinkOverRestart(t *testing.T) {
 	const stop = "10500: from 100.64.0.5 7"
 	h := newHost(t)
 	h.wan(0)
+	office := reconcile.Claim{Standing: reconcile.Link, Watched: true, Profile: "office"}
+	h.say("wan0", office)
 	h.owners.complete(true)
 	h.pass()
 	h.ip("route delete default dev wan0")
@@ -558,7 +560,7 @@ func TestFormerUplinkOverRestart(t *testing.T) {
 	h.wants(stop)
 	h.restart()
 	h.pass()
-	h.owners.claim("wan0", reconcile.Link)
+	h.say("wan0", office)
 	h.pass()
 	h.owners.complete(true)
 	h.pass()

@@ -67,6 +67,8 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 		tries[op] = t
 		return false
 	})
+	// A process that is killed from here on has left word of what it made of the links.
+	l.recall.keep(ctx, l.Logger)
 	errs := l.Writer.Apply(ctx, ops)
 	if ctx.Err() != nil {
 		return tries
@@ -159,6 +161,8 @@ func (l *Loop) mayDelete(k *kernel.State, op routing.Op) bool {
 type subject struct {
 	link routing.Link
 	keys []routing.Key
+	// addresses are all of the interface, also those that the owner leaves out.
+	addresses []routing.Address
 	// whole says that the link has all of its routes, not the structure alone.
 	whole bool
 }
@@ -225,7 +229,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.recallRole(&s.link, plan)
+		l.recallRole(&s, plan)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.link.Name)
@@ -283,7 +287,7 @@ func (l *Loop) subject(index int) (subject, bool) {
 	if claimed {
 		l.known[index] = facts.Name
 	}
-	s := subject{link: LinkOf(facts, claim), whole: whole}
+	s := subject{link: LinkOf(facts, claim), addresses: facts.Addresses, whole: whole}
 	s.keys = routing.Keys(s.link)
 	switch claim.Standing {
 	case Link:
@@ -332,23 +336,35 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 
 // recallRole adds what is remembered of a link. One that is being taken down keeps the
 // role it had: nobody says any more what made it one.
-func (l *Loop) recallRole(link *routing.Link, before routing.LinkPlan) {
+func (l *Loop) recallRole(s *subject, before routing.LinkPlan) {
+	link := &s.link
 	claim := l.claims[link.Name]
-	link.WasUplink = l.recall.WasUplink(*link, claim) || claim.Standing == Draining && before.Role == routing.Uplink
-	if !link.Pending && claim.Standing == Link {
-		l.recall.remember(*link, claim.Profile)
+	if claim.Standing == Link {
+		l.recall.learn(*link, s.addresses, claim, l.complete)
 	}
+	l.recall.lost(*link, l.now())
+	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, s.addresses, claim, l.complete)
+	link.WasUplink = link.WasUplink || claim.Standing == Draining && before.Role == routing.Uplink
 }
 
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
 	delete(l.unread, index)
 	l.networks.set(index, nil)
-	name, exists := "", false
-	l.Mirror.View(func(k *kernel.State) { name, exists = k.NameOf(index) })
+	var facts kernel.Link
+	exists, whole := false, false
+	l.Mirror.View(func(k *kernel.State) {
+		facts, exists = k.LinkFacts(index)
+		whole = k.Complete()
+	})
 	// Whoever has not spoken yet may still say that it is a link.
-	if _, claimed := l.claims[name]; claimed || l.complete || !exists {
-		l.recall.forget(index)
+	_, claimed := l.claims[facts.Name]
+	switch {
+	case !whole:
+	case !exists:
+		l.recall.noLink(index, nil)
+	case claimed && l.complete:
+		l.recall.noLink(index, &facts)
 	}
 	for k := range l.held[index] {
 		l.unhold(k)

@@ -35,7 +35,11 @@ func (l *Loop) logLinks(ctx context.Context, before map[int]routing.LinkPlan, op
 		case has && was.Role != plan.Role:
 			l.Logger.LogAttrs(ctx, slog.LevelInfo, "role of link changed", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
 		case has && !samePlan(was, plan):
-			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link changed", linkAttrs(plan, failed)...)
+			attrs := linkAttrs(plan, failed)
+			if was.Why != plan.Why {
+				attrs = append(attrs, slog.String("because", plan.Why))
+			}
+			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link changed", attrs...)
 		}
 	}
 }

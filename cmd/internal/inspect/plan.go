@@ -80,7 +80,7 @@ func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Alloc
 		// daemon remembers that too.
 		link.Pending = false
 	}
-	link.WasUplink = v.recall.WasUplink(link, claim)
+	link.WasUplink, link.DefaultUntil = v.recall.WasUplink(link, facts.Addresses, claim, v.Complete() && !v.unsure[facts.Name])
 	link.Tables = map[routing.Key]routing.TableID{}
 	for _, key := range keys {
 		if leases != nil {
