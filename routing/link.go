@@ -456,7 +456,7 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	default:
 		m.add(FollowDevice, m.byLength(k.Prefix), Rule{Priority: PriorityDeviceSource, From: k.Prefix, OIF: l.Name})
 	}
-	m.add(FollowDevice, order, Rule{Priority: PriorityDevice, OIF: l.Name})
+	m.add(FollowDevice, rankRung|order, Rule{Priority: PriorityDevice, OIF: l.Name})
 	local := Rule{Priority: PriorityLocal, OIF: l.Name, Action: ActionLookup, Table: TableLocal}
 	if in.around.localMoved {
 		m.add(KeepLocal, 0, local)
@@ -508,7 +508,7 @@ func (m *rules) add(d Decision, rank uint64, r Rule) {
 
 func (m *rules) byLength(p netip.Prefix) uint64 {
 	shorter := uint64(m.key.Family.Bits() - p.Bits()) //nolint:gosec // 0 to 128
-	return shorter<<48 | uint64(m.metric)<<16 | m.order
+	return rankRung | shorter<<48 | uint64(m.metric)<<16 | m.order
 }
 
 // A source is what packets of a link carry.
@@ -563,18 +563,18 @@ func (m *rules) source(s source) {
 		r, rank := at(PrioritySource, 1)
 		m.add(decision(FollowSource), rank, r)
 		if uplink && s.own {
-			// The order of rules that all say no does not matter: no rank.
+			// The order of rules that all say no does not matter: they have one rank.
 			r, rank := at(PriorityUnreachable, 2)
 			r.Action = ActionUnreachable
 			if !again {
-				rank = 0
+				rank = rankRung
 			}
 			m.add(decision(NeverStray), rank, r)
 			for _, w := range m.guards(s) {
 				r, rank := at(PriorityUnreachable, 3)
 				r.From, r.IIF, r.Action = w.prefix, w.iif, ActionUnreachable
 				if !again {
-					rank = 0
+					rank = rankRung
 				} else if w.prefix.Bits() < s.prefix.Bits() {
 					// It stands behind all that its other address has.
 					rank += 1 << 56

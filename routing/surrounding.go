@@ -37,8 +37,10 @@ type step struct {
 
 func (s step) stands() bool { return s.priority != 0 }
 
-// Ranks at the step: lifts first, then what is skipped, then the step itself.
+// Ranks among rules of one priority: lifts first, then rungs; at the step, what is skipped
+// comes before the step itself.
 const (
+	rankRung     uint64 = 1 << 57
 	rankStepRung uint64 = 1 << 60
 	rankStep     uint64 = 1 << 61
 )
@@ -186,7 +188,7 @@ type point struct {
 // rungsOfSources are the rungs, apart from the step, that have something to say to
 // a packet that a rule of somebody else selects.
 var rungsOfSources = [...]Priority{ //nolint:gochecknoglobals // a constant in all but name
-	PriorityKnown, PriorityDeviceSource, PriorityDevice, PrioritySource, PriorityUnreachable,
+	PriorityOverlap, PriorityKnown, PriorityDeviceSource, PriorityDevice, PrioritySource, PriorityUnreachable,
 	PriorityTwin, PriorityNetworkMain, PriorityNetwork,
 }
 
