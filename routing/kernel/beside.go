@@ -36,7 +36,7 @@ func (s *State) ForeignAt(k routing.RouteKey) (routing.Route, bool) {
 	for _, a := range slot.aliases {
 		for _, l := range a.legs {
 			switch {
-			case l.ours():
+			case s.fib.owned(l):
 			case l.route.Key() == k:
 				return l.route, true
 			case !ok:
@@ -57,7 +57,7 @@ func (s *State) CountRoute(k routing.RouteKey) int {
 	n := 0
 	for _, a := range slot.aliases {
 		for _, l := range a.legs {
-			if !l.dead && l.ours() && l.route.Key() == k {
+			if !l.dead && s.fib.owned(l) && l.route.Key() == k {
 				n++
 				if k.Family == routing.IPv4 {
 					break // its other legs are the same entry

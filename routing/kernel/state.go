@@ -43,7 +43,7 @@ type Link struct {
 // [Mirror.View]; what its methods return may be kept. It implements
 // [routing.Kernel].
 type State struct {
-	tables   routing.TableRange
+	owns     routing.Ownership
 	interest func(name string) bool
 	links    map[int]*link
 	names    map[string]int
@@ -136,11 +136,11 @@ func (l *link) has(f routing.Family) bool {
 	return false
 }
 
-func newState(tables routing.TableRange, interest func(string) bool) *State {
+func newState(owns routing.Ownership, interest func(string) bool) *State {
 	return &State{
-		tables: tables, interest: interest,
+		owns: owns, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(),
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(owns), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(),
 		doubts: newDoubts(),
 	}
 }
@@ -255,7 +255,7 @@ func compareRoutes(a, b routing.Route) int {
 }
 
 // ours reports whether a rule is one of ours.
-func (s *State) ours(r routing.Rule) bool { return routing.Policy{Tables: s.tables}.OwnsRule(r) }
+func (s *State) ours(r routing.Rule) bool { return s.owns.OwnsRule(r) }
 
 // Rules yields our rules in the order in which the kernel reads them; a rule
 // that stands twice comes twice.
@@ -347,7 +347,7 @@ func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 			if table == routing.TableMain && !s.Interested(l.route.Device) {
 				continue // kept for another entry of the same key
 			}
-			if !l.dead && l.ours() {
+			if !l.dead && s.fib.owned(l) {
 				out = append(out, l.route)
 			}
 		}
@@ -370,7 +370,7 @@ func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
 			continue
 		}
 		for _, l := range a.legs {
-			if !l.dead && l.ours() && l.route.Key() == k {
+			if !l.dead && s.fib.owned(l) && l.route.Key() == k {
 				return l.route, true
 			}
 		}
@@ -461,3 +461,6 @@ func (s *State) Group(index int) (uint32, bool) {
 	}
 	return l.group, true
 }
+
+// OwnsTable reports whether a table is one of those that are kept as ours.
+func (s *State) OwnsTable(t routing.TableID) bool { return s.owns.OwnsTable(t) }
