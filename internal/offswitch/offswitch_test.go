@@ -64,8 +64,14 @@ func TestLinks(t *testing.T) {
 		name, uuid string
 		off        bool
 	}{
-		{"wan1", "u-1", true}, {"renamed", "u-1", true}, {"wan1", "u-2", false},
-		{"wan1", "", true}, {"renamed", "", false}, {"ppp7", "", true}, {"ppp7", "u-3", true}, {"wan0", "u-0", false},
+		{"wan1", "u-1", true},
+		{"renamed", "u-1", true},
+		{"wan1", "u-2", false},
+		{"wan1", "", true},
+		{"renamed", "", false},
+		{"ppp7", "", true},
+		{"ppp7", "u-3", true},
+		{"wan0", "u-0", false},
 	} {
 		if _, off := s.Of(c.name, c.uuid); off != c.off {
 			t.Errorf("%q with profile %q: off is %v", c.name, c.uuid, off)

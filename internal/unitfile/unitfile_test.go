@@ -38,21 +38,21 @@ func TestRead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
-			make := func(path string) string {
+			place := func(path string) string {
 				path = filepath.Join(root, path)
 				if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 					t.Fatal(err)
 				}
 				return path
 			}
-			make("/run/systemd/system/x")
+			place("/run/systemd/system/x")
 			for path, content := range c.files {
-				if err := os.WriteFile(make(path), []byte(content), 0o600); err != nil {
+				if err := os.WriteFile(place(path), []byte(content), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
 			for path, to := range c.links {
-				if err := os.Symlink(to, make(path)); err != nil {
+				if err := os.Symlink(to, place(path)); err != nil {
 					t.Fatal(err)
 				}
 			}

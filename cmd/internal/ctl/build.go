@@ -65,7 +65,7 @@ func offOf(off offswitch.State) (*Off, []OffLink) {
 	case off.Damaged != nil:
 		host = &Off{}
 	}
-	links := []OffLink{}
+	links := make([]OffLink, 0, len(off.Links))
 	for _, l := range off.Links {
 		links = append(links, OffLink{Interface: l.Interface, UUID: l.UUID, Off: mark(l.Mark)})
 	}

@@ -149,7 +149,7 @@ func TestOffOneLink(t *testing.T) {
 	off := func(when string) {
 		t.Helper()
 		rules := h.ip("rule") + h.ip("-6", "rule") + h.ip("route", "show", "table", "all", "proto", "150")
-		for _, line := range strings.Split(rules, "\n") {
+		for line := range strings.SplitSeq(rules, "\n") {
 			if strings.Contains(line, "wan1") || strings.Contains(line, h.addr("wan1").String()) {
 				t.Errorf("%s: %s", when, line)
 			}
