@@ -102,7 +102,7 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 // keeps is the cheap question: can the route matter? Almost all of a million
 // routes end here.
 func (s *State) keeps(head routeHead) bool {
-	if s.tables.Contains(head.key.table) {
+	if s.owns.OwnsTable(head.key.table) {
 		return true
 	}
 	if head.key.table != routing.TableMain {
@@ -315,7 +315,7 @@ func (s *State) siblingsDeleted(slot *slot, a *alias, why cause) {
 			was := o.legs[i]
 			if r, ours := s.own(o, was); ours {
 				was.route = r
-			} else if was.ours() {
+			} else if s.fib.owned(was) {
 				was.route.Protocol = 0
 			}
 			gone := &alias{key: o.key, kind: o.kind, legs: []leg{was}}
@@ -365,7 +365,7 @@ func (s *State) touched(a *alias, why cause) {
 			if a.kind == routing.RouteUnicast && s.Interested(l.route.Device) {
 				enlistIn(s.changes.Destinations, l.route.Device, routing.DestinationOf(l.route))
 			}
-			if l.ours() && !why.own {
+			if s.fib.owned(l) && !why.own {
 				s.changes.Routes[l.route.Key()] = struct{}{}
 			}
 			continue

@@ -31,13 +31,13 @@ func (a *alias) siblings() bool {
 // own returns the route of ours that a leg is, false if it is none.
 func (s *State) own(a *alias, l leg) (routing.Route, bool) {
 	if !a.siblings() {
-		return l.route, l.ours()
+		return l.route, s.fib.owned(l)
 	}
 	r := l.route
 	if known, is := s.authors[a.key][r.Key()]; is {
 		return known, known != (routing.Route{})
 	}
-	if l.ours() {
+	if s.fib.owned(l) {
 		return r, true
 	}
 	r.Protocol = routing.Multihomed

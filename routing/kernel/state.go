@@ -44,7 +44,7 @@ type Link struct {
 // [Mirror.View]; what its methods return may be kept. It implements
 // [routing.Kernel].
 type State struct {
-	tables   routing.TableRange
+	owns     routing.Ownership
 	interest func(name string) bool
 	links    map[int]*link
 	names    map[string]int
@@ -138,11 +138,11 @@ func (l *link) has(f routing.Family) bool {
 	return false
 }
 
-func newState(tables routing.TableRange, interest func(string) bool) *State {
+func newState(owns routing.Ownership, interest func(string) bool) *State {
 	return &State{
-		tables: tables, interest: interest,
+		owns: owns, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(), authors: authors{},
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(owns), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(), authors: authors{},
 		doubts: newDoubts(),
 	}
 }
@@ -267,7 +267,7 @@ func compareRoutes(a, b routing.Route) int {
 }
 
 // ours reports whether a rule is one of ours.
-func (s *State) ours(r routing.Rule) bool { return routing.Policy{Tables: s.tables}.OwnsRule(r) }
+func (s *State) ours(r routing.Rule) bool { return s.owns.OwnsRule(r) }
 
 // Rules yields our rules in the order in which the kernel reads them; a rule
 // that stands twice comes twice.
@@ -477,3 +477,6 @@ func (s *State) Group(index int) (uint32, bool) {
 	}
 	return l.group, true
 }
+
+// OwnsTable reports whether a table is one of those that are kept as ours.
+func (s *State) OwnsTable(t routing.TableID) bool { return s.owns.OwnsTable(t) }

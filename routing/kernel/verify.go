@@ -60,7 +60,7 @@ const attempts = 3
 func (l loader) verifyRules(ctx context.Context, s *State, f routing.Family, drain func() error) error {
 	for range attempts {
 		before := s.events[ruleClass(f)]
-		fresh := newState(s.tables, s.interest)
+		fresh := newState(s.owns, s.interest)
 		if err := l.rules(ctx, fresh, f); err != nil {
 			return err
 		}

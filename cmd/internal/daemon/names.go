@@ -36,7 +36,8 @@ func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault fun
 // settled is called when the routing of all links stands, so that a server is
 // only named when queries can reach it.
 func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan]) {
-	if n.file == nil || !n.owners.Heard() {
+	// Where all is off the servers stay named: dnsmasq would have none.
+	if n.file == nil || !n.owners.Heard() || n.owners.HostOff() {
 		return
 	}
 	var all []dnsmasq.Server

@@ -22,6 +22,7 @@ type check struct {
 // checks are in the order of what has to be mended first.
 func checks() []check {
 	return []check{
+		{"switched-off", checkOff},
 		{"daemon", checkDaemon},
 		{"network-manager", checkManager},
 		{"not-in-force", checkInForce},

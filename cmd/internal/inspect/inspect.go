@@ -31,6 +31,7 @@ import (
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -64,6 +65,8 @@ type View struct {
 	LeasesUnread string
 	// ManagerUnread says why NetworkManager could not be asked at all.
 	ManagerUnread string
+	// Off is what the administrator switched off.
+	Off offswitch.State
 	// Alone says that this host has no NetworkManager.
 	Alone bool
 	// Notes are what could not be read, in sentences.
@@ -82,7 +85,7 @@ const patience = 3 * time.Second
 // Read reads the host. It fails only where the kernel cannot be read.
 func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	v := &View{
-		Policy: cfg.RoutingPolicy(), Claims: map[string]reconcile.Claim{},
+		Policy: cfg.RoutingPolicy(), Off: offswitch.Load(cfg.StateDir), Claims: map[string]reconcile.Claim{},
 		recall: reconcile.NewRecall(runstate.Memory{Directory: cfg.RuntimeDir}),
 		Links:  map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{}, unsure: map[string]bool{},
 	}
@@ -123,7 +126,8 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 }
 
 // Complete reports whether everybody who has links was asked.
-func (v *View) Complete() bool { return v.NM.Complete || v.Alone }
+// Where all is off, nobody's word is waited for.
+func (v *View) Complete() bool { return v.NM.Complete || v.Alone || v.Off.HostOff() }
 
 // note notes what could not be read, once.
 func (v *View) note(format string, args ...any) {
@@ -181,7 +185,7 @@ func (v *View) readClaims(cfg config.Config) {
 	}
 	names := slices.Concat(slices.Collect(maps.Keys(v.NM.Devices)), leased.Take(), hooks.Take())
 	for _, name := range names {
-		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Links: cfg.Links, Leased: leased.Of(name)}
+		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Links: cfg.Links, Leased: leased.Of(name), Off: v.Off}
 		f.Device, f.Managed = v.NM.Devices[name]
 		f.Configs, f.Released = hooks.Of(name)
 		if len(f.Configs) > 0 {
