@@ -293,7 +293,7 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			plan.copiers = append(plan.copiers, copies)
 		}
 		r := rungs{
-			policy: p, around: around, sources: sourcesOf(l, k, n.crowded[k.Prefix]), elsewhere: elsewhere[k],
+			policy: p, around: around, sources: sourcesOf(l, k, n.crowded[k.Prefix] || slices.ContainsFunc(elsewhere[k], isStranger)), elsewhere: elsewhere[k],
 			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1, first: k == first,
 			overlap: n.overlap[k.Prefix], local: n.local[k.Prefix],
 			network: !k.OfHosts() && slices.ContainsFunc(routes, func(r PlannedRoute) bool {
@@ -350,6 +350,8 @@ func elsewhereByKey(l Link, keys []Key, first Key) map[Key][]Elsewhere {
 	}
 	return out
 }
+
+func isStranger(e Elsewhere) bool { return e.Stranger }
 
 // outside is the network of the device that the default of main belongs to.
 func outside(l Link, keys []Key, first Key) Key {
@@ -437,6 +439,7 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		// What is forwarded steps aside for whoever sends everything elsewhere: a
 		// full tunnel is for the guests too.
 		switch {
+		case e.Stranger:
 		case e.Own:
 			m.source(source{prefix: e.Prefix, own: true, iif: sender(k.Family)})
 		case !in.around.fullTunnel:

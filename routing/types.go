@@ -495,6 +495,9 @@ type Elsewhere struct {
 	// another interface, or a local route of the device. What is not its own is
 	// forwarded: routed guests, delegated prefixes.
 	Own bool
+	// Stranger says that it is no source of the link at all, although it lies in its
+	// network: an address of a tunnel. The network does not tell whose address it is then.
+	Stranger bool
 	// Device is the index of the interface that it stands on or is behind.
 	Device int
 	// Why says in words what it is.

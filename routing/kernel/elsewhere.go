@@ -43,8 +43,8 @@ type elsewhere struct {
 	locals  map[int]map[localKey]struct{}
 	// multipath says that there was a host route with several ways.
 	multipath bool
-	// holders are the interfaces whose addresses may be of another's network: lo
-	// and the dummies.
+	// holders are the interfaces whose addresses may be in another's network: lo and the
+	// dummies, where they are that network's, and tunnels, where they are not.
 	holders map[int]struct{}
 }
 
@@ -271,12 +271,14 @@ func (s *State) Elsewhere(index int, networks []netip.Prefix) []routing.Elsewher
 	for holder := range s.elsewhere.holders {
 		if l := s.links[holder]; holder != index && l != nil {
 			for _, a := range l.addresses {
-				if addr := a.Prefix.Addr(); inside(addr) {
-					out = append(out, routing.Elsewhere{
-						Prefix: single(addr), Own: true, Device: holder,
-						Why: fmt.Sprintf("the address %s stands on %s", addr, l.name),
-					})
+				addr := a.Prefix.Addr()
+				if !inside(addr) || l.pointToPoint() && addr.Is4() {
+					continue // Sources of IPv4 are addresses anyhow.
 				}
+				out = append(out, routing.Elsewhere{
+					Prefix: single(addr), Own: !l.pointToPoint(), Stranger: l.pointToPoint(), Device: holder,
+					Why: fmt.Sprintf("the address %s stands on %s", addr, l.name),
+				})
 			}
 		}
 	}
@@ -319,8 +321,10 @@ func (l *link) holds(a netip.Addr) bool {
 	return false
 }
 
-// holder reports whether addresses of other interfaces' networks may stand here.
-func (l *link) holder() bool { return l.flags&unix.IFF_LOOPBACK != 0 || l.kind == "dummy" }
+// holder reports whether addresses in other interfaces' networks may stand here.
+func (l *link) holder() bool {
+	return l.flags&unix.IFF_LOOPBACK != 0 || l.kind == "dummy" || l.pointToPoint()
+}
 
 // pointToPoint reports whether an interface leads to one peer, or into a tunnel.
 // The kinds are those of rtnl_link_ops in drivers/net and net/ipv4, net/ipv6.

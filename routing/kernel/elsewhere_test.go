@@ -73,6 +73,16 @@ func TestElsewhere(t *testing.T) {
 	onLo := routing.Elsewhere{Prefix: prefix("192.0.2.77/32"), Own: true, Device: lo}
 	h.ip("addr add 192.0.2.77/32 dev lo")
 	expect("address on lo", []string{"192.0.2.77/32"}, four, onLo, local, six)
+
+	// A tunnel's address is no source of the link, in whatever network it lies.
+	h.ip("addr add 2001:db8::77/66 dev vpn0 nodad")
+	h.ip("addr add 192.0.2.78/32 dev vpn0")
+	inside := routing.Elsewhere{Prefix: prefix("2001:db8::77/128"), Stranger: true, Device: vpn}
+	expect("address on a tunnel", []string{"192.0.2.78/32", "2001:db8::77/128"}, four, onLo, local, six, inside)
+	h.ip("addr del 2001:db8::77/66 dev vpn0")
+	h.ip("addr del 192.0.2.78/32 dev vpn0")
+	// With the last address of IPv4 go its routes.
+	expect("no address on it", []string{"192.0.2.60/32", "192.0.2.78/32", "2001:db8::77/128"}, four, onLo, local, six)
 	h.ip("addr del 192.0.2.77/32 dev lo")
 	expect("no address on lo", []string{"192.0.2.77/32"}, four, local, six)
 

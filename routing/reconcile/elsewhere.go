@@ -32,7 +32,7 @@ func ElsewhereOf(k *kernel.State, l routing.Link, c Claim, isLink func(index int
 		out = append(out, routing.Elsewhere{Prefix: p, Why: "the network routes the prefix to this host"})
 	}
 	for _, e := range k.Elsewhere(l.Index, NetworksOf(l)) {
-		if e.Own || !isLink(e.Device) {
+		if e.Own && !e.Stranger || !isLink(e.Device) {
 			out = append(out, e)
 		}
 	}

@@ -218,6 +218,23 @@ var vpnHosts = []Host{
 		},
 	},
 	{
+		Name: "VPN address inside an uplink's IPv6 network",
+		What: "A VPN that gave an address out of the /64 of an uplink, and is main's best default.",
+		Build: func(w *world) {
+			w.tun("tun0", "10.8.0.2/24", vpnInside+"/66")
+			w.ip("route add default dev tun0 metric 1", "-6 route add default dev tun0 metric 1")
+		},
+		Steps: []Step{
+			{"the VPN goes", func(w *world) { w.ip("link set tun0 down") }},
+			{"the VPN comes", func(w *world) {
+				w.ip("link set tun0 up", "-6 addr add "+vpnInside+"/66 dev tun0 nodad")
+				w.ip("route add default dev tun0 metric 1", "-6 route add default dev tun0 metric 1")
+			}},
+		},
+		Ask:     func(w *world) []Question { return grid(w.outside(), vpnSenders(w, 1, "10.8.0.2", vpnInside)) },
+		Selects: nobody,
+	},
+	{
 		Name:       "LAN and containers behind a VPN",
 		What:       "A home router whose LAN and containers use the internet by a WireGuard tunnel that covers everything.",
 		Lab:        routing,
@@ -331,3 +348,6 @@ func openVPN(w *world) {
 		w.ip("-6 route add " + p + " dev tun0 metric 200")
 	}
 }
+
+// vpnInside is an address in the network of the first provider.
+const vpnInside = "2001:db8:0:0:8000::2"
