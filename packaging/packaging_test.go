@@ -362,9 +362,12 @@ func (s *system) life(debs packages) {
 			return nil
 		})
 		s.answered(s.isps...)
-		if state, _ := s.Run(t.Context(), "systemctl", "is-active", "multihomed.socket"); strings.TrimSpace(state) != "inactive" {
-			t.Errorf("the socket is %q", state)
-		}
+		s.eventually(func() error {
+			if state, _ := s.Run(t.Context(), "systemctl", "is-active", "multihomed.socket"); strings.TrimSpace(state) != "inactive" {
+				return fmt.Errorf("the socket is %q", state)
+			}
+			return nil
+		})
 		s.run("systemctl", "start", "multihomed.service")
 		s.active()
 		s.networks(s.links()...)
@@ -527,10 +530,21 @@ func (s *system) services() {
 	s.run("systemctl", "stop", "multihomed.service")
 	s.answered(s.isps...)
 	s.run("systemctl", "start", "multihomed.service")
+	// Whatever becomes of the service but a stop, nobody's request is refused.
+	socket := func() string {
+		return s.run("systemctl", "show", "-P", "ActiveEnterTimestampMonotonic", "multihomed.socket")
+	}
+	opened := socket()
 	s.run("systemctl", "restart", "multihomed.service")
 	restarts(0)
+	if now := socket(); now != opened {
+		t.Errorf("a restart of the service opens the socket anew: %s, %s", opened, now)
+	}
 	s.run("systemctl", "kill", "--signal=KILL", "multihomed.service")
 	restarts(1)
+	if now := socket(); now != opened {
+		t.Errorf("a crash of the service opens the socket anew: %s, %s", opened, now)
+	}
 	s.run("systemctl", "reload", "multihomed.service")
 	// Not the 30 seconds of the unit.
 	s.must(s.WriteFile("/run/systemd/system/multihomed.service.d/watchdog.conf", []byte("[Service]\nWatchdogSec=2s\n"), 0o644))
