@@ -39,7 +39,9 @@ func (m Matcher) Matches(d Device) bool {
 	return m != (Matcher{}) &&
 		(m.Interface == "" || glob(m.Interface, d.Name)) &&
 		(m.Profile == "" || glob(m.Profile, d.ProfileID) || glob(m.Profile, d.ProfileUUID)) &&
-		(m.Type == "" || glob(m.Type, TypeName(d.Type)))
+		(m.Type == "" || glob(m.Type, TypeName(d.Type)) ||
+			// As nmcli shows it.
+			d.Type == gnm.NmDeviceTypeVeth && glob(m.Type, TypeName(gnm.NmDeviceTypeEthernet)))
 }
 
 func glob(pattern, s string) bool {

@@ -373,6 +373,10 @@ func (c *config) updateView(p properties) {
 	get(p, "Gateway", false, &gateway, c.notes)
 	if _, ok := p["Gateway"]; ok {
 		c.view.Gateway = netip.Addr{}
+		// A default route without a next hop is said as one by way of "::".
+		if none, err := netip.ParseAddr(gateway); err == nil && none.IsUnspecified() {
+			gateway = ""
+		}
 		if gateway != "" {
 			a, err := parseAddress(c.family, gateway)
 			if err != nil {
