@@ -97,6 +97,18 @@ func (l *Loop) report() {
 		return
 	}
 	l.news = false
+	l.picture.spoil()
+	r := l.reportNow()
+	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) {
+		return
+	}
+	l.reported = r
+	if l.Hooks.Report != nil {
+		l.Hooks.Report(r)
+	}
+}
+
+func (l *Loop) reportNow() Report {
 	r := Report{Ready: l.ready, Waiting: l.waiting}
 	for _, index := range slices.Sorted(maps.Keys(l.problems)) {
 		r.Problems = append(r.Problems, l.problems[index]...)
@@ -109,11 +121,5 @@ func (l *Loop) report() {
 	for _, about := range slices.Sorted(maps.Keys(l.failures)) {
 		r.Problems = append(r.Problems, l.failures[about].Problem)
 	}
-	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) {
-		return
-	}
-	l.reported = r
-	if l.Hooks.Report != nil {
-		l.Hooks.Report(r)
-	}
+	return r
 }
