@@ -102,7 +102,9 @@ type Judge struct {
 	facts Facts
 	host  *lookup.Host
 	// base are the rules that any packet may meet, by family in the order of the kernel.
-	base    []placed
+	base []placed
+	// last are the rungs behind main: what is bound to a link does not come so far.
+	last    []placed
 	missing map[routing.Rule]struct{}
 	absent  map[routing.RouteKey]struct{}
 	// outside and others are by family.
@@ -169,7 +171,11 @@ func (j *Judge) collect() {
 	for plan := range j.facts.Plans.Links() {
 		j.uplink[plan.Link.Index] = plan.Role == routing.Uplink
 		for _, r := range plan.Rules {
-			if !r.Rule.From.IsValid() && r.Rule.OIF == "" {
+			switch {
+			case r.Rule.From.IsValid() || r.Rule.OIF != "":
+			case r.Rule.Priority > routing.PriorityMain:
+				j.add(&j.last, r)
+			default:
 				j.add(&j.base, r)
 			}
 		}
@@ -196,7 +202,15 @@ func (j *Judge) rules(plan *routing.LinkPlan) []routing.Rule {
 			j.add(&all, r)
 		}
 	}
-	all = slices.Clone(all)
+	out := make([]routing.Rule, 0, len(all))
+	for _, p := range sorted(slices.Clone(all)) {
+		out = append(out, p.rule)
+	}
+	return out
+}
+
+// sorted puts rules into the order of the kernel.
+func sorted(all []placed) []placed {
 	behind := func(p placed) int {
 		switch {
 		case !p.ours:
@@ -213,11 +227,7 @@ func (j *Judge) rules(plan *routing.LinkPlan) []routing.Rule {
 			cmp.Compare(behind(a), behind(b)), cmp.Compare(a.rank, b.rank),
 		)
 	})
-	out := make([]routing.Rule, 0, len(all))
-	for _, p := range all {
-		out = append(out, p.rule)
-	}
-	return out
+	return all
 }
 
 // tables are those of a link as planned, without what is missing, but for those that
@@ -286,7 +296,10 @@ func (j *Judge) Unbound(f routing.Family) (device string, table routing.TableID,
 	if most.parts == 0 {
 		return "", 0, false
 	}
-	rules := j.rules(&routing.LinkPlan{})
+	rules := make([]routing.Rule, 0, len(j.base)+len(j.last))
+	for _, p := range sorted(slices.Concat(j.base, j.last)) {
+		rules = append(rules, p.rule)
+	}
 	tables := map[routing.Family]map[routing.TableID][]routing.Route{routing.IPv4: {}, routing.IPv6: {}}
 	for plan := range j.facts.Plans.Links() {
 		for family, some := range j.tables(&plan) {
