@@ -26,6 +26,8 @@ type Claim struct {
 	Why string
 	// Profile names the configuration in force, for logs and status.
 	Profile string
+	// Type is the owner's name of the kind of device, empty if it has none.
+	Type string
 	// Watched says that the routes of main through the interface may become of
 	// interest: it is a link, or can be one.
 	Watched bool

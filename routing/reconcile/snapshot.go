@@ -34,8 +34,14 @@ type Snapshot struct {
 	// Contested are the rules and routes that somebody else keeps taking away: they
 	// come back when their time has come.
 	Contested []routing.Op
+	// Deferred are rules that stay away because somebody deleted them in the words of a
+	// rule of his own.
+	Deferred map[routing.Rule]bool
 	// ForeignIn says who else uses a table that a link holds.
 	ForeignIn map[routing.TableID]string
+	// Paths counts the routes in a table that do not follow from the structure of its
+	// link, as those of BGP, where there are any.
+	Paths map[routing.TableID]int
 	// Unread counts messages of the kernel that could not be read, UnreadFault is
 	// the last fault.
 	Unread      int
@@ -225,7 +231,7 @@ func (l *Loop) snapshot() *Snapshot {
 	}
 	s := &Snapshot{
 		Generation: 1, Policy: l.Policy, Report: l.reportNow(), Lifts: l.planner.Shared(),
-		ForeignIn: map[routing.TableID]string{},
+		ForeignIn: map[routing.TableID]string{}, Paths: map[routing.TableID]int{}, Deferred: map[routing.Rule]bool{},
 	}
 	if p.last != nil {
 		s.Generation = p.last.Generation + 1
@@ -250,6 +256,9 @@ func (l *Loop) snapshot() *Snapshot {
 				if what, used := k.ForeignIn(t); used {
 					s.ForeignIn[t] = what
 				}
+				if n := k.CountRoutes(t) - structural(&i.Plan, t); n > 0 {
+					s.Paths[t] = n
+				}
 			}
 		}
 	})
@@ -261,6 +270,8 @@ func (l *Loop) snapshot() *Snapshot {
 		}
 		if _, is := contested[o]; is {
 			s.Contested = append(s.Contested, op)
+		} else if _, waits := l.deferred[o]; waits {
+			s.Deferred[op.Rule] = true
 		}
 	}
 	s.Interfaces = slices.SortedFunc(maps.Values(p.interfaces), func(a, b *Interface) int { return cmp.Compare(a.Facts.Index, b.Facts.Index) })
@@ -300,4 +311,15 @@ func (l *Loop) open() (open routing.Touched, contested map[object]struct{}) {
 		}
 	}
 	return open, contested
+}
+
+// structural counts the routes of a table that follow from the structure of a link.
+func structural(plan *routing.LinkPlan, t routing.TableID) int {
+	n := 0
+	for i := range plan.Routes {
+		if plan.Routes[i].Route.Table == t {
+			n++
+		}
+	}
+	return n
 }

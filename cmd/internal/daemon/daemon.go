@@ -4,7 +4,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"os"
@@ -86,7 +85,7 @@ func Run(ctx context.Context, o Options) error {
 		again, err := s.serve(ctx, cfg, hangup)
 		if err != nil || again == nil {
 			s.notify.stopping()
-			return errors.Join(err, runstate.Remove(cfg.RuntimeDir))
+			return err
 		}
 		cfg = *again
 	}
@@ -101,8 +100,7 @@ type service struct {
 	events  *hook.Listener
 
 	mu sync.Mutex
-	// report is the loop's last; faults are of other parts.
-	report reconcile.Report
+	// faults are of parts other than the loop.
 	faults faults
 }
 
@@ -111,6 +109,7 @@ const (
 	leasesFault    routing.Code = "leases"
 	namesFault     routing.Code = "dns-servers"
 	allocatorFault routing.Code = "table-allocator"
+	statusFault    routing.Code = "status-socket"
 )
 
 // faults are what is wrong with parts other than the loop.
@@ -149,8 +148,8 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 			alone.Store(p.owners.Alone())
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
-		Report: func(r reconcile.Report) { s.reported(cfg.RuntimeDir, r) },
-	}, extras{fault: func(code routing.Code, err error) { s.fault(cfg.RuntimeDir, code, err) }})
+		Report: s.notify.status,
+	}, extras{fault: s.fault})
 	if err != nil {
 		return nil, err
 	}
@@ -188,6 +187,14 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 			p.take(running, m)
 		})
 	})
+	tellers, err := newTeller(s, cfg, p)
+	if err != nil {
+		// The routing goes on, and multihomectl reads the host by itself.
+		s.fault(statusFault, err)
+	} else {
+		s.fault(statusFault, nil)
+		tellers.run(running, tasks)
+	}
 	tasks.Go(func() error { return flushLeases(running, p.leases, s.Logger) })
 
 	var next *config.Config
@@ -229,38 +236,26 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 	}
 }
 
-// reported takes what the loop has to say.
-func (s *service) reported(directory string, r reconcile.Report) {
-	s.notify.status(r)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.report = r
-	s.publish(directory)
-}
-
 // fault notes what is wrong with a part other than the loop, nothing if err is nil.
-func (s *service) fault(directory string, code routing.Code, err error) {
+func (s *service) fault(code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.faults.set(s.Logger, code, err) {
-		s.publish(directory)
-	}
+	s.faults.set(s.Logger, code, err)
 }
 
-// publish writes what status can only learn from the daemon.
-func (s *service) publish(directory string) {
-	problems := slices.Clone(s.report.Problems)
+// state is what the daemon says of itself, with the loop's report.
+func (s *service) state(r reconcile.Report) runstate.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	problems := slices.Clone(r.Problems)
 	for _, code := range slices.Sorted(maps.Keys(s.faults)) {
 		if p := s.faults[code]; p.Code != "" {
 			problems = append(problems, p)
 		}
 	}
-	err := runstate.Write(directory, runstate.State{
+	return runstate.State{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
-		Ready: s.report.Ready, Waiting: s.report.Waiting, Problems: problems,
-	})
-	if err != nil {
-		s.Logger.Warn("status is not published", slog.String("error", err.Error()))
+		Ready: r.Ready, Waiting: r.Waiting, Problems: problems,
 	}
 }
 

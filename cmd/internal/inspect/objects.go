@@ -61,6 +61,16 @@ const (
 // Objects lists what is planned, in the order of the ladder, then what stands
 // without being planned.
 func (v *View) Objects() []Object {
+	if v.snapshot == nil {
+		return v.list()
+	}
+	if v.objects == nil {
+		v.objects = v.list()
+	}
+	return v.objects
+}
+
+func (v *View) list() []Object {
 	rules := map[routing.Rule]State{}
 	routes := map[routing.RouteKey]State{}
 	groups := map[int]State{}
@@ -90,14 +100,21 @@ func (v *View) Objects() []Object {
 	var out []Object
 	for r := range v.Planner.Rules() {
 		state := stateOf(rules, r.Rule)
-		if state == Missing && r.Yields && v.Running && v.Daemon.Ready {
+		if state == Missing && v.Running && v.yields(r.Rule) {
 			state = Yielding
 		}
 		out = append(out, Object{Kind: Rule, Family: r.Rule.Family, State: state, Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link})
 	}
+	planned := 0
 	for r := range v.Planner.Routes() {
+		if _, odd := routes[r.Route.Key()]; odd {
+			planned++
+		}
 		name := v.device(r.Route.Device)
 		out = append(out, Object{Kind: Route, Family: r.Route.Family, State: stateOf(routes, r.Route.Key()), Text: r.Route.Text(name), Reason: r.Reason, Link: r.Reason.Link})
+	}
+	if planned < len(routes) {
+		out = append(out, v.oddPaths()...)
 	}
 	for plan := range v.Planner.Links() {
 		if plan.Group != v.Policy.UplinkGroup {
@@ -110,6 +127,53 @@ func (v *View) Objects() []Object {
 		})
 	}
 	return append(out, extra...)
+}
+
+// yields reports whether a rule that is missing stays away for the sake of a rule of
+// somebody else that has its words: the daemon puts it back when its time has come.
+func (v *View) yields(r routing.Rule) bool {
+	if v.yielding == nil {
+		v.yielding = map[routing.Rule]bool{}
+		for _, p := range v.Planner.Shared() {
+			if p.Yields {
+				v.yielding[p.Rule] = true
+			}
+		}
+	}
+	if v.yielding[r] {
+		return true
+	}
+	if v.snapshot == nil {
+		return false
+	}
+	// The daemon knows what it defers, and for whom: what is not contested yields.
+	return v.snapshot.Deferred[r]
+}
+
+// oddPaths lists routes that are not as planned and that the plan does not list, because
+// there may be very many of them.
+func (v *View) oddPaths() []Object {
+	listed := map[routing.RouteKey]struct{}{}
+	for r := range v.Planner.Routes() {
+		listed[r.Route.Key()] = struct{}{}
+	}
+	var out []Object
+	for _, op := range v.Missing {
+		state := Missing
+		switch op.Verb {
+		case routing.AddRoute:
+		case routing.ReplaceRoute:
+			state = Different
+		default:
+			continue
+		}
+		if _, is := listed[op.Route.Key()]; is {
+			continue
+		}
+		name := v.device(op.Route.Device)
+		out = append(out, Object{Kind: Route, Family: op.Route.Family, State: state, Text: op.Route.Text(name), Reason: op.Reason, Link: name})
+	}
+	return out
 }
 
 func stateOf[K comparable](odd map[K]State, k K) State {

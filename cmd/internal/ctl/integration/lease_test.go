@@ -23,11 +23,14 @@ type listed struct {
 func (h *host) leases(args ...string) []listed {
 	h.t.Helper()
 	r := h.ctl(append([]string{"lease", "list", "--json"}, args...)...)
-	var all []listed
-	if err := json.Unmarshal([]byte(r.out), &all); err != nil || r.status != 0 {
+	var all struct {
+		Schema int
+		Leases []listed
+	}
+	if err := json.Unmarshal([]byte(r.out), &all); err != nil || r.status != 0 || all.Schema != 1 || all.Leases == nil {
 		h.t.Fatalf("lease list: %v, %s", err, r)
 	}
-	return all
+	return all.Leases
 }
 
 // stranger makes the interface that NetworkManager leaves alone.
