@@ -27,7 +27,7 @@ const (
 )
 
 // Findings says what makes packets stray, one finding for each object that does, whatever
-// number of links it takes them from. DeviceOf names interfaces.
+// number of links it takes them from. Names are those of interfaces.
 func Findings(strays []Stray, names map[int]string, p routing.Policy) []routing.Problem {
 	var order []blame
 	by := map[blame][]Stray{}
@@ -40,7 +40,7 @@ func Findings(strays []Stray, names map[int]string, p routing.Policy) []routing.
 	}
 	var out []routing.Problem
 	for _, b := range order {
-		if p, is := b.problem(by[b], p); is {
+		if p, is := b.problem(by[b]); is {
 			out = append(out, p)
 		}
 	}
@@ -113,7 +113,7 @@ const (
 // somebody, and not a default route in pieces.
 const enoughPieces = 3
 
-func (b blame) problem(strays []Stray, p routing.Policy) (routing.Problem, bool) {
+func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 	out := routing.Problem{Code: b.code, Severity: routing.Error, Object: b.object}
 	first := strays[0]
 	var links []string
@@ -218,7 +218,7 @@ func goals(strays []Stray) string {
 			all = append(all, s.Goal)
 		}
 	}
-	slices.SortFunc(all, func(a, b Goal) int { return cmp.Compare(a, b) })
+	slices.SortFunc(all, cmp.Compare)
 	words := make([]string, 0, len(all))
 	for _, g := range all {
 		words = append(words, g.String())

@@ -303,9 +303,7 @@ func (j *Judge) Unbound(f routing.Family) (device string, table routing.TableID,
 	tables := map[routing.Family]map[routing.TableID][]routing.Route{routing.IPv4: {}, routing.IPv6: {}}
 	for plan := range j.facts.Plans.Links() {
 		for family, some := range j.tables(&plan) {
-			for t, routes := range some {
-				tables[family][t] = routes
-			}
+			maps.Copy(tables[family], some)
 		}
 	}
 	v := j.host.With(rules, tables).Lookup(lookup.Flow{To: most.to})

@@ -427,7 +427,7 @@ func TestAskedOfTheKernel(t *testing.T) {
 	t.Parallel()
 	h := twoWANs()
 	asked := 0
-	h.ask = func(p outcome.Probe) (outcome.Answer, error) {
+	h.ask = func(outcome.Probe) (outcome.Answer, error) {
 		asked++
 		return outcome.Answer{Device: tunnel, Table: 77}, nil
 	}

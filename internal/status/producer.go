@@ -23,8 +23,8 @@ type product struct {
 }
 
 // NewProducer returns a producer; Run must be running.
-func NewProducer(make func(context.Context) ([]byte, error)) *Producer {
-	return &Producer{make: make, wake: newWake()}
+func NewProducer(produce func(context.Context) ([]byte, error)) *Producer {
+	return &Producer{make: produce, wake: newWake()}
 }
 
 func newWake() chan struct{} { return make(chan struct{}, 1) }

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -160,8 +161,8 @@ func userOf(conn *net.UnixConn) (uid uint32, err error) {
 var ErrNobody = errors.New("nobody serves the status")
 
 // Ask asks the daemon of a runtime directory. Without one it fails with ErrNobody; with
-// one that hangs, when ctx is done.
-func Ask(ctx context.Context, runtime string) (*Status, error) {
+// one that hangs, when ctx is done. For whole see [Decode].
+func Ask(ctx context.Context, runtime string, whole bool) (*Status, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", filepath.Join(runtime, SocketName))
 	switch {
@@ -180,12 +181,43 @@ func Ask(ctx context.Context, runtime string) (*Status, error) {
 	if len(data) == 0 {
 		return nil, errors.New("asking multihomed: it has no answer")
 	}
-	var s Status
-	if err := json.Unmarshal(data, &s); err != nil {
+	s, err := Decode(data, whole)
+	if err != nil {
 		return nil, fmt.Errorf("reading what multihomed answers: %w", err)
 	}
 	if s.Schema != Schema {
 		return nil, fmt.Errorf("multihomed answers in schema %d, this program knows %d", s.Schema, Schema)
 	}
-	return &s, nil
+	return s, nil
+}
+
+// Decode reads a status. Unless it is to be whole, links on which everything is in force
+// come without their objects, which are most of it.
+func Decode(data []byte, whole bool) (*Status, error) {
+	if whole {
+		var s Status
+		return &s, json.Unmarshal(data, &s)
+	}
+	var s struct {
+		Status
+		Links []struct {
+			Link
+			Objects json.RawMessage `json:"objects"`
+		} `json:"links"`
+	}
+	if err := json.Unmarshal(data, &s); err != nil {
+		return nil, err
+	}
+	s.Status.Links = make([]Link, 0, len(s.Links))
+	yields := []byte(`"yields"`)
+	for _, l := range s.Links {
+		l.Link.Objects = []Object{}
+		if !l.InForce.Complete() || bytes.Contains(l.Objects, yields) {
+			if err := json.Unmarshal(l.Objects, &l.Link.Objects); err != nil {
+				return nil, err
+			}
+		}
+		s.Status.Links = append(s.Status.Links, l.Link)
+	}
+	return &s.Status, nil
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -21,7 +20,7 @@ import (
 func serve(t *testing.T, document func(context.Context) ([]byte, error)) string {
 	t.Helper()
 	dir := t.TempDir()
-	server, err := status.Listen(dir, slog.New(slog.NewTextHandler(io.Discard, nil)), document)
+	server, err := status.Listen(dir, slog.New(slog.DiscardHandler), document)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +37,7 @@ func serve(t *testing.T, document func(context.Context) ([]byte, error)) string 
 }
 
 func TestAsk(t *testing.T) {
-	if _, err := status.Ask(t.Context(), t.TempDir()); !errors.Is(err, status.ErrNobody) {
+	if _, err := status.Ask(t.Context(), t.TempDir(), true); !errors.Is(err, status.ErrNobody) {
 		t.Errorf("of nobody: %v", err)
 	}
 	for name, c := range map[string]struct {
@@ -49,7 +48,7 @@ func TestAsk(t *testing.T) {
 		"nothing": {"", false}, "no JSON": {"hello", false}, "a part": {`{"schema":1`, false},
 	} {
 		dir := serve(t, func(context.Context) ([]byte, error) { return []byte(c.document), nil })
-		s, err := status.Ask(t.Context(), dir)
+		s, err := status.Ask(t.Context(), dir, true)
 		if (err == nil) != c.sound || c.sound && !s.OK || errors.Is(err, status.ErrNobody) {
 			t.Errorf("%s: %+v, %v", name, s, err)
 		}
@@ -69,7 +68,7 @@ func TestOneWhoHangs(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	if _, err := status.Ask(ctx, dir); err == nil || time.Since(began) > time.Second {
+	if _, err := status.Ask(ctx, dir, true); err == nil || time.Since(began) > time.Second {
 		t.Errorf("%v after %v", err, time.Since(began))
 	}
 }
@@ -84,7 +83,7 @@ func TestClientsWhoDoNotRead(t *testing.T) {
 	dir := serve(t, func(context.Context) ([]byte, error) { return document, nil })
 	path := filepath.Join(dir, status.SocketName)
 	for range 40 {
-		conn, err := net.Dial("unix", path)
+		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +92,7 @@ func TestClientsWhoDoNotRead(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if s, err := status.Ask(t.Context(), dir); err != nil || !s.OK {
+	if s, err := status.Ask(t.Context(), dir, true); err != nil || !s.OK {
 		t.Errorf("while others do not read: %v", err)
 	}
 }
@@ -134,5 +133,32 @@ func TestProducer(t *testing.T) {
 	}
 	if _, err := p.Document(ctx); err == nil {
 		t.Error("an answer from nobody")
+	}
+}
+
+// TestDecode: objects of a link come where one of them is not as it must be.
+func TestDecode(t *testing.T) {
+	object := func(state string) []status.Object {
+		return []status.Object{{Kind: "rule", State: state, Text: "10000: from all"}}
+	}
+	sound, bad := status.Count{Planned: 1, Present: 1}, status.Count{Planned: 1}
+	data, err := json.Marshal(status.Status{Schema: 1, Links: []status.Link{
+		{Interface: "wan0", InForce: sound, Objects: object("in force")},
+		{Interface: "wan1", InForce: bad, Objects: object("missing")},
+		{Interface: "wan2", InForce: sound, Objects: object("yields")},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for whole, want := range map[bool][]int{true: {1, 1, 1}, false: {0, 1, 1}} {
+		s, err := status.Decode(data, whole)
+		if err != nil || len(s.Links) != len(want) {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		for i, n := range want {
+			if len(s.Links[i].Objects) != n {
+				t.Errorf("whole %t: %s has the objects %+v", whole, s.Links[i].Interface, s.Links[i].Objects)
+			}
+		}
 	}
 }

@@ -2,7 +2,6 @@ package ctl
 
 import "multihomed/internal/status"
 
-// What status prints is made below: see package status.
 type (
 	Status    = status.Status
 	Daemon    = status.Daemon

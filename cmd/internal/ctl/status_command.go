@@ -97,7 +97,7 @@ func (a *app) status() *cobra.Command {
 }
 
 func (a *app) showStatus(ctx context.Context, cfg config.Config, how look, asJSON bool) error {
-	s, err := a.readStatus(ctx, cfg, how.only)
+	s, err := a.readStatus(ctx, cfg, how.only, asJSON || how.verbose)
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -130,8 +130,8 @@ const answerTime = 2 * time.Second
 const askAgain = 50 * time.Millisecond
 
 // readStatus asks the daemon, and reads the host where that does not answer.
-func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string) (Status, error) {
-	told, err := askDaemon(ctx, cfg)
+func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string, whole bool) (Status, error) {
+	told, err := askDaemon(ctx, cfg, whole)
 	if err == nil {
 		return *told, nil
 	}
@@ -152,13 +152,13 @@ func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string) 
 }
 
 // askDaemon waits while the daemon starts, and while it has not checked all links.
-func askDaemon(ctx context.Context, cfg config.Config) (*Status, error) {
+func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, error) {
 	waiting, cancel := context.WithTimeoutCause(ctx, answerTime, errors.New("multihomed does not answer"))
 	defer cancel()
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		told, err := status.Ask(waiting, cfg.RuntimeDir)
+		told, err := status.Ask(waiting, cfg.RuntimeDir, whole)
 		switch {
 		case err == nil && told.Unchecked == 0, err != nil && !errors.Is(err, status.ErrNobody):
 			return told, err
@@ -233,7 +233,7 @@ func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	told, err := a.readStatus(cmd.Context(), cfg, nil)
+	told, err := a.readStatus(cmd.Context(), cfg, nil, false)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -115,15 +115,14 @@ const (
 // faults are what is wrong with parts other than the loop.
 type faults map[routing.Code]routing.Problem
 
-// set takes what is wrong with a part, nothing if err is nil, and reports whether
-// that is new.
-func (f faults) set(log *slog.Logger, code routing.Code, err error) bool {
+// set takes what is wrong with a part, nothing if err is nil.
+func (f faults) set(log *slog.Logger, code routing.Code, err error) {
 	var p routing.Problem
 	if err != nil {
 		p = routing.ProblemOf(code, routing.Warning, "", err)
 	}
 	if f[code] == p {
-		return false
+		return
 	}
 	f[code] = p
 	if err != nil {
@@ -131,7 +130,6 @@ func (f faults) set(log *slog.Logger, code routing.Code, err error) bool {
 	} else {
 		log.Info("component available again", slog.String("component", string(code)))
 	}
-	return true
 }
 
 // serve runs all parts under one configuration. It returns the next one when

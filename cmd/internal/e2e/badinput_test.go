@@ -71,7 +71,7 @@ func (r *rig) refusesToStart(what string, texts ...string) {
 func (r *rig) reported(want bool, link, text string) {
 	r.t.Helper()
 	labtest.Eventually(r.t, func() error {
-		state, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir)
+		state, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
 		if err != nil {
 			return err
 		}

@@ -670,7 +670,7 @@ func TestNotKnowingIsNotEmptiness(t *testing.T) {
 	r.kill9() // and the daemon forgets what it knew
 	r.launch()
 	labtest.Eventually(t, func() error {
-		told, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir)
+		told, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
 		if err != nil {
 			return err
 		}

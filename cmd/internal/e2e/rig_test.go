@@ -141,7 +141,7 @@ func (r *rig) look() (*inspect.View, error) {
 	if err != nil || !v.Running {
 		return v, err
 	}
-	told, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir)
+	told, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
 	if err != nil {
 		return nil, err
 	}

@@ -354,8 +354,10 @@ func TestStrays(t *testing.T) {
 	check(t, v, files())
 	got := v.Status(nil, "1").OtherRules
 	want0 := []status.OtherRule{
-		{Family: "ipv4", Text: ahead.String(), Place: status.Ahead}, {Family: "ipv4", Text: tunnel.String(), Place: status.SteppedOver},
-		{Family: "ipv4", Text: behind.String(), Place: status.Behind}, {Family: "ipv4", Text: marked.String(), Place: status.Selects},
+		{Family: "ipv4", Text: ahead.String(), Place: status.Ahead},
+		{Family: "ipv4", Text: tunnel.String(), Place: status.SteppedOver},
+		{Family: "ipv4", Text: behind.String(), Place: status.Behind},
+		{Family: "ipv4", Text: marked.String(), Place: status.Selects},
 	}
 	if !slices.Equal(got, want0) {
 		t.Errorf("rules of others are %+v", got)

@@ -250,6 +250,3 @@ func (v *View) Converged() error {
 
 // Interfaces yields the names of all claims, sorted.
 func (v *View) Interfaces() []string { return slices.Sorted(maps.Keys(v.Claims)) }
-
-// names are those of all interfaces, sorted.
-func (v *View) names() []string { return slices.Sorted(maps.Keys(v.Links)) }

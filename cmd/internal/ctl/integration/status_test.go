@@ -318,7 +318,7 @@ func TestManyAsk(t *testing.T) {
 	h.start()
 	socket := filepath.Join("/run/multihomed", status.SocketName)
 	for range 100 { // they read nothing
-		conn, err := net.Dial("unix", socket)
+		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", socket)
 		h.must(err)
 		defer conn.Close()
 	}
@@ -328,7 +328,7 @@ func TestManyAsk(t *testing.T) {
 	for range 200 {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := status.Ask(ctx, "/run/multihomed"); err == nil {
+				if _, err := status.Ask(ctx, "/run/multihomed", true); err == nil {
 					answers.Add(1)
 				}
 			}
