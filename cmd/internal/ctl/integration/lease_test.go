@@ -75,7 +75,7 @@ func TestLease(t *testing.T) {
 		t.Errorf("its table holds\n%s", routes)
 	}
 	six := h.ctl("lease", "-6", "-i", "ppp7", "-a", "2001:db8:7::7", "--json")
-	if six.status != 0 || !strings.HasPrefix(six.out, `{"table":100`) || !strings.Contains(six.out, `"routed":true}`) {
+	if six.status != 0 || !strings.HasPrefix(six.out, `{"schema":1,"table":100`) || !strings.Contains(six.out, `"routed":true}`) {
 		t.Errorf("lease in IPv6: %s", six)
 	}
 	if s := h.status(); !s.OK {

@@ -196,7 +196,7 @@ func TestStatusWithoutNetworkManager(t *testing.T) {
 	h.without(before, "network-manager")
 	h.must(h.KillBus())
 	s := h.without(before, "network-manager")
-	if s.NetworkManager.Error == "" || len(s.Unread) == 0 {
+	if !strings.Contains(s.NetworkManager.Waiting, "bus") {
 		t.Errorf("without a bus NetworkManager is %+v, unread %q", s.NetworkManager, s.Unread)
 	}
 }
@@ -223,7 +223,10 @@ func TestSecretProfile(t *testing.T) {
 	h.must(h.Modify(t.Context(), "wan1", "connection.permissions", "user:root", "ipv6.route-table", "77"))
 	h.must(h.Up(t.Context(), "wan1"))
 	h.start()
-	root, s := h.status(), h.parse(h.as(nobody, "status", "--json"))
+	root := h.status()
+	// Everybody sees what the daemon sees; without it, each what is his to read.
+	h.stop()
+	s := h.parse(h.as(nobody, "status", "--json"))
 	if link(t, root, "wan1").LeftAlone["ipv6"] != `profile "wan1" sets ipv6.route-table=77` {
 		t.Errorf("root sees %+v", link(t, root, "wan1"))
 	}
