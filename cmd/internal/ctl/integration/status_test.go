@@ -230,7 +230,7 @@ func TestSecretProfile(t *testing.T) {
 	if link(t, root, "wan1").LeftAlone["ipv6"] != `profile "wan1" sets ipv6.route-table=77` {
 		t.Errorf("root sees %+v", link(t, root, "wan1"))
 	}
-	p := problem(s, "device")
+	p := problem(s, routing.NotUnderstood)
 	if !s.OK || s.InForce != root.InForce || p == nil || p.Link != "wan1" || !strings.Contains(p.Text, "permission") {
 		t.Errorf("nobody sees ok %v, %+v (root: %+v), problems %+v", s.OK, s.InForce, root.InForce, s.Problems)
 	}
