@@ -93,6 +93,21 @@ func (w *wanted[T]) drop(index int) bool {
 	return found
 }
 
+// Plans is a plan for readers: a Planner, or a snapshot of one.
+type Plans interface {
+	// Links yields the plans of all links, by interface index.
+	Links() iter.Seq[LinkPlan]
+	Link(index int) (LinkPlan, bool)
+	// Foreign returns the rules of others in a family, in the order of the kernel.
+	Foreign(Family) []ForeignRule
+	// Shared returns the rules that serve all links.
+	Shared() []PlannedRule
+	Rules() iter.Seq[PlannedRule]
+	Routes() iter.Seq[PlannedRoute]
+}
+
+var _ Plans = (*Planner)(nil)
+
 // NewPlanner returns a planner that knows no link.
 func NewPlanner(p Policy) *Planner {
 	alone, _ := survey(IPv4, nil, p.UplinkGroup)
@@ -387,6 +402,12 @@ func (p *Planner) Rules() iter.Seq[PlannedRule] {
 	slices.SortFunc(all, comparePlanned)
 	return slices.Values(all)
 }
+
+// Shared returns the rules that serve all links, in the order of the ladder.
+func (p *Planner) Shared() []PlannedRule { return slices.Concat(p.lifts[0], p.lifts[1]) }
+
+// ComparePlanned orders rules as the ladder does.
+func ComparePlanned(a, b PlannedRule) int { return comparePlanned(a, b) }
 
 func comparePlanned(a, b PlannedRule) int {
 	if c := cmp.Compare(a.Rule.Family, b.Rule.Family); c != 0 {

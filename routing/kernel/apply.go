@@ -72,6 +72,9 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 	if !knownFamily(byte(head.key.family)) || head.flags&routeCloned != 0 {
 		return nil
 	}
+	if !s.owns.OwnsTable(head.key.table) || head.protocol != routing.Multihomed {
+		s.strange++
+	}
 	if head.key.table == routing.TableLocal {
 		s.localRoute(h.kind, head)
 		s.local(h.kind, h.flags, head)

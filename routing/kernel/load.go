@@ -66,6 +66,7 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 	s.changes = newChanges()
 	s.changes.All = true
 	s.events = old.events
+	s.strange = old.strange + 1
 	s.whole = true
 	return s, nil
 }

@@ -62,6 +62,9 @@ type State struct {
 	doubts    doubts
 	// events counts, by class, what was announced and mattered.
 	events [classes]uint64
+	// strange counts what was announced of routes that are not ours, whether they
+	// mattered or not.
+	strange uint64
 	// whole says that the state is complete: see Complete.
 	whole bool
 	// unread counts what could not be read, unreadable is the last of it.
@@ -150,6 +153,12 @@ func newState(owns routing.Ownership, interest func(string) bool) *State {
 // Complete reports whether the state is all that the kernel holds. While it is
 // not, absence proves nothing.
 func (s *State) Complete() bool { return s.whole && s.doubts.none() }
+
+// Moves changes with everything that is announced of interfaces, addresses, nexthop
+// objects and routes that are not ours, also of those that are not kept.
+func (s *State) Moves() uint64 {
+	return s.strange + s.events[classLinks] + s.events[classAddresses] + s.events[classNexthops]
+}
 
 // Unread returns how many messages of the kernel could not be read, and the
 // fault of the last one. Nothing of ours is among them, so the rest is good.
@@ -392,6 +401,10 @@ func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
 	}
 	return routing.Route{}, false
 }
+
+// CountRoutes says how many routes stand in a table of ours, whoever made them. It costs
+// nothing.
+func (s *State) CountRoutes(table routing.TableID) int { return len(s.fib.byTable[table]) }
 
 // ForeignIn says who else uses a table: a rule that leads to it or a route in
 // it.

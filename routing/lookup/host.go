@@ -35,6 +35,9 @@ type Host struct {
 	// leg, in the order of the legs and all with a Weight, or one with
 	// [routing.Legs]. Local addresses are routes of type local.
 	Tables map[routing.Family]map[routing.TableID][]routing.Route
+	// Partial are tables of which only a part is known, or nothing. What comes of
+	// them is an answer that lacks something ([Verdict.Lacking]).
+	Partial map[routing.Family]map[routing.TableID]bool
 
 	// fibs are set by Index.
 	fibs map[routing.Family]map[routing.TableID]*fib
@@ -163,6 +166,8 @@ type Verdict struct {
 	// socket that is bound to a device outside of every VRF takes the destination
 	// for a neighbour (ip_route_output_key_hash_rcu in net/ipv4/route.c).
 	Assumed bool
+	// Lacking says that a table was asked of which only a part is known.
+	Lacking bool
 	// Uncertain says that a rule with attributes that are unknown here came
 	// before the answer. It was skipped.
 	Uncertain bool

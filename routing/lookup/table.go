@@ -2,6 +2,7 @@ package lookup
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -31,18 +32,38 @@ func (h *Host) Index() {
 	for family, tables := range h.Tables {
 		h.fibs[family] = map[routing.TableID]*fib{}
 		for id, routes := range tables {
-			t := &fib{byPrefix: map[netip.Prefix][]*routing.Route{}}
-			for i := range routes {
-				d := routes[i].Destination
-				if !slices.Contains(t.lengths, d.Bits()) {
-					t.lengths = append(t.lengths, d.Bits())
-				}
-				t.byPrefix[d] = append(t.byPrefix[d], &routes[i])
-			}
-			slices.SortFunc(t.lengths, func(a, b int) int { return cmp.Compare(b, a) })
-			h.fibs[family][id] = t
+			h.fibs[family][id] = newFIB(routes)
 		}
 	}
+}
+
+func newFIB(routes []routing.Route) *fib {
+	t := &fib{byPrefix: map[netip.Prefix][]*routing.Route{}}
+	for i := range routes {
+		d := routes[i].Destination
+		if !slices.Contains(t.lengths, d.Bits()) {
+			t.lengths = append(t.lengths, d.Bits())
+		}
+		t.byPrefix[d] = append(t.byPrefix[d], &routes[i])
+	}
+	slices.SortFunc(t.lengths, func(a, b int) int { return cmp.Compare(b, a) })
+	return t
+}
+
+// With returns a host with other rules, and with these tables besides those that h has.
+// The others are shared and not indexed again: h must have been, and must not change.
+func (h *Host) With(rules []routing.Rule, tables map[routing.Family]map[routing.TableID][]routing.Route) *Host {
+	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, fibs: map[routing.Family]map[routing.TableID]*fib{}}
+	for _, f := range routing.Families() {
+		out.fibs[f] = maps.Clone(h.fibs[f])
+		if out.fibs[f] == nil {
+			out.fibs[f] = map[routing.TableID]*fib{}
+		}
+		for id, routes := range tables[f] {
+			out.fibs[f][id] = newFIB(routes)
+		}
+	}
+	return out
 }
 
 // read looks the packet up in a table, once for each lookup.

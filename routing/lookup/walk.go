@@ -57,6 +57,8 @@ type walk struct {
 	strict bool
 	// found keeps what a table had: many rules may ask one table.
 	found map[routing.TableID]found
+	// lacking is Verdict.Lacking.
+	lacking bool
 	// first is where each priority begins. It is made for the first goto.
 	first map[routing.Priority]int
 }
@@ -152,13 +154,13 @@ func (h *Host) walk(f Flow, note func(Step)) Verdict {
 		if step.Result != Decided {
 			continue
 		}
-		answer.Uncertain = uncertain
+		answer.Uncertain, answer.Lacking = uncertain, w.lacking
 		answers = append(answers, answer)
 		if !rest {
 			return chain(answers)
 		}
 	}
-	v.Uncertain = uncertain
+	v.Uncertain, v.Lacking = uncertain, w.lacking
 	w.assume(&v)
 	return chain(append(answers, v))
 }
@@ -224,6 +226,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 		table = routing.TableMain // fib_get_table, fib6_get_table
 	}
 	s = Step{Rule: *r, Table: table}
+	w.lacking = w.lacking || w.host.Partial[w.family][table]
 	have := w.read(table)
 	if len(have.legs) == 0 {
 		s.Result = Empty

@@ -23,6 +23,8 @@ type LinkState struct {
 type ask struct {
 	name   string
 	answer chan LinkState
+	// look, if not nil, is called in place of an answer.
+	look func()
 }
 
 // Settled waits for a pass that takes up everything that happened so far and
@@ -43,6 +45,10 @@ func (l *Loop) Settled(ctx context.Context, name string) (LinkState, error) {
 }
 
 func (l *Loop) answer(a ask) {
+	if a.look != nil {
+		a.look()
+		return
+	}
 	if a.answer == nil {
 		return // Something else woke the loop.
 	}

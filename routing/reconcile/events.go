@@ -13,6 +13,10 @@ import (
 // takeClaims takes up what the owners say.
 func (l *Loop) takeClaims(ctx context.Context) {
 	c := l.Owners.Take()
+	if len(c.Changed)+len(c.Removed) > 0 {
+		l.picture.claims = nil
+		l.picture.spoil()
+	}
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
 		l.claims[name] = claim
@@ -102,7 +106,13 @@ func (l *Loop) everything() {
 // takeChanges takes up what happened in the kernel.
 func (l *Loop) takeChanges(ctx context.Context) {
 	c := l.Mirror.Take()
+	if !c.Empty() {
+		l.picture.spoil()
+	}
 	if c.All {
+		for index := range l.picture.interfaces {
+			l.picture.spoil(index)
+		}
 		l.everything()
 		for index := range l.dirty {
 			l.unread[index] = struct{}{}
@@ -193,6 +203,7 @@ func (l *Loop) takeDue() {
 		}
 		delete(l.deferred, o)
 		l.news = true
+		l.picture.spoil()
 		l.touched.Rules[o.rule] = struct{}{}
 		l.touched.Routes[o.route] = struct{}{}
 	}

@@ -136,6 +136,7 @@ type Loop struct {
 	// to report.
 	problems map[int][]routing.Problem
 	news     bool
+	picture  picture
 }
 
 // New returns a Loop that knows nothing yet.
@@ -165,6 +166,7 @@ func New(o Options) *Loop {
 		now:      time.Now,
 		problems: map[int][]routing.Problem{},
 		news:     true,
+		picture:  newPicture(),
 	}
 }
 

@@ -36,6 +36,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	planned := l.planner.Take()
 	l.retire(planned)
 	l.noteProblems(planned)
+	l.dated(planned)
 	l.touched.Merge(planned)
 	l.leaveAway()
 
@@ -215,6 +216,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 	before := make(map[int]routing.LinkPlan, len(dirty))
 	var links []subject
 	missing := map[int][]routing.Key{}
+	l.picture.spoil(dirty...)
 	for _, index := range dirty {
 		plan, planned := l.planner.Link(index)
 		before[index] = plan

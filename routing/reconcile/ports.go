@@ -28,6 +28,8 @@ type Claim struct {
 	// empty where the owner has none. The name of a profile may change while it is in
 	// force.
 	Profile, UUID string
+	// Type is the owner's name of the kind of device, empty if it has none.
+	Type string
 	// Watched says that the routes of main through the interface may become of
 	// interest: it is a link, or can be one.
 	Watched bool

@@ -101,6 +101,19 @@ func (l *Loop) report() {
 		return
 	}
 	l.news = false
+	l.picture.spoil()
+	r := l.reportNow()
+	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) &&
+		slices.Equal(r.Away, l.reported.Away) && slices.Equal(r.Gone, l.reported.Gone) {
+		return
+	}
+	l.reported = r
+	if l.Hooks.Report != nil {
+		l.Hooks.Report(r)
+	}
+}
+
+func (l *Loop) reportNow() Report {
 	r := Report{Ready: l.ready, Waiting: l.waiting}
 	for _, index := range slices.Sorted(maps.Keys(l.problems)) {
 		r.Problems = append(r.Problems, l.problems[index]...)
@@ -114,12 +127,5 @@ func (l *Loop) report() {
 		r.Problems = append(r.Problems, l.failures[about].Problem)
 	}
 	r.Away, r.Gone = l.away(), l.guarded()
-	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) &&
-		slices.Equal(r.Away, l.reported.Away) && slices.Equal(r.Gone, l.reported.Gone) {
-		return
-	}
-	l.reported = r
-	if l.Hooks.Report != nil {
-		l.Hooks.Report(r)
-	}
+	return r
 }

@@ -15,6 +15,7 @@ func Of(p nm.Policy, d nm.Device) reconcile.Claim {
 	verdict, why := p.Classify(d, true)
 	c := reconcile.Claim{
 		Why: why, Profile: d.ProfileID, UUID: d.ProfileUUID, Intents: d.Intents, Tables: d.RouteTables, Problems: d.Problems,
+		Type: nm.TypeName(d.Type),
 		// A managed device can become a link at any moment.
 		Watched: verdict != nm.NotLink || (d.Managed && !d.External && d.Controller == ""),
 	}

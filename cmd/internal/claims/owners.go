@@ -83,6 +83,10 @@ func (o *Owners) Poke(name string) { o.Manager.Poke(name) }
 // calls Take.
 func (o *Owners) Alone() bool { return o.status.Absent }
 
+// Status is what NetworkManager said of itself last. It is for the goroutine that calls
+// Take.
+func (o *Owners) Status() nm.Status { return o.status }
+
 // Take returns the claims that changed since it was called last.
 func (o *Owners) Take() reconcile.Claims {
 	said := o.Manager.TakeChanges()

@@ -1,6 +1,10 @@
 package ctl
 
-import "io"
+import (
+	"io"
+
+	"multihomed/internal/status"
+)
 
 // Render shows a status as `status` does.
 func Render(w io.Writer, s Status, colour bool, width int, verbose bool) error {
@@ -11,7 +15,6 @@ func Render(w io.Writer, s Status, colour bool, width int, verbose bool) error {
 var (
 	Wrap         = wrap
 	Clean        = clean
-	CompareNames = compareNames
+	CompareNames = status.CompareNames
 	Effective    = effective
-	StatusOf     = statusOf
 )

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"multihomed/allocator/client"
+	"multihomed/internal/status"
 	"multihomed/routing"
 )
 
@@ -31,7 +32,7 @@ The table is printed alone on standard output, and everything else on standard e
 Where there is none it is 0, and the exit status 1. The daemon leases to root and to
 whom [allocator] in the configuration names.
 
-With --json the answer is one object: table, interface, address or id, tag, routed, and
+With --json the answer is one object: schema (1), table, interface, address or id, tag, routed, and
 where the lease can end by itself lifetime_s and expires. With --hold there is one for
 every change.`
 
@@ -193,6 +194,8 @@ func (a *app) noLease(err error) error {
 
 // A leaseAnswer is a lease in JSON.
 type leaseAnswer struct {
+	// Schema is 1.
+	Schema    int             `json:"schema"`
 	Table     routing.TableID `json:"table"`
 	Interface string          `json:"interface"`
 	Address   string          `json:"address,omitempty"`
@@ -205,7 +208,7 @@ type leaseAnswer struct {
 
 func (a *app) printLease(f leaseFlags, l client.Lease) error {
 	if f.json {
-		answer := leaseAnswer{Table: l.Table, Interface: f.name, Address: f.address, ID: f.id, Tag: f.tag, Routed: l.Routed}
+		answer := leaseAnswer{Schema: status.Schema, Table: l.Table, Interface: f.name, Address: f.address, ID: f.id, Tag: f.tag, Routed: l.Routed}
 		if !l.Expires.IsZero() {
 			expires := l.Expires.Round(time.Second)
 			answer.Lifetime, answer.Expires = int64(whole(l.Lifetime)/time.Second), &expires

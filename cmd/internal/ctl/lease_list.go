@@ -20,6 +20,7 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/inspect"
+	"multihomed/internal/status"
 	"multihomed/routing"
 )
 
@@ -48,7 +49,7 @@ user may read the leases.
 Leases that have ended keep their number for the next time, until all others are used
 up; --all lists them too.
 
-With --json it is an array of objects: interface, address or id, table, routed, uid,
+With --json it is an object: schema (1) and leases[]: interface, address or id, table, routed, uid,
 user, tag, live, expires_in_s of what must be renewed, released of what has ended.`
 
 func (a *app) leaseList() *cobra.Command {
@@ -70,7 +71,7 @@ func (a *app) leaseList() *cobra.Command {
 			if asJSON {
 				encoder := json.NewEncoder(a.Out)
 				encoder.SetIndent("", "  ")
-				return encoder.Encode(list)
+				return encoder.Encode(listedLeases{Schema: status.Schema, Leases: list})
 			}
 			return renderLeases(a.Out, list)
 		},
@@ -78,6 +79,13 @@ func (a *app) leaseList() *cobra.Command {
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")
 	cmd.Flags().BoolVar(&all, "all", false, "also those that have ended")
 	return cmd
+}
+
+// listedLeases are what `lease list --json` prints.
+type listedLeases struct {
+	// Schema is 1.
+	Schema int           `json:"schema"`
+	Leases []listedLease `json:"leases"`
 }
 
 func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, error) {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"multihomed/cmd/internal/inspect"
+	"multihomed/internal/status"
 	"multihomed/routing"
 )
 
@@ -28,6 +30,7 @@ func render(w io.Writer, s Status, how look) error {
 	r.head()
 	r.links()
 	r.shared()
+	r.otherRules()
 	r.others()
 	r.problems()
 	r.unread()
@@ -97,6 +100,9 @@ func (r *renderer) head() {
 		row("NetworkManager", green, "running", version)
 	}
 
+	if r.s.By == byHost && d.Running {
+		r.folded("", yellow, "the daemon does not answer: what is shown was read from the host")
+	}
 	c := r.s.InForce
 	if c.Planned == 0 && c.Unexpected == 0 {
 		row("routing", plain, "none", ": there are no links")
@@ -108,10 +114,81 @@ func (r *renderer) head() {
 		more += fmt.Sprintf(", %d too many", c.Unexpected)
 	}
 	row("routing", stateStyle(c), text, more)
+	r.unbound()
+}
+
+// byHost is Status.By where the daemon did not answer.
+const byHost = "multihomectl"
+
+// unbound says which way packets leave that are bound to no link.
+func (r *renderer) unbound() {
+	if len(r.only) > 0 || len(r.s.Links) == 0 {
+		return
+	}
+	var ways []string
+	for _, f := range []string{"ipv4", "ipv6"} {
+		u, leaves := r.s.Unbound[f]
+		switch {
+		case !leaves:
+		case u.Table != uint32(routing.TableMain):
+			ways = append(ways, fmt.Sprintf("%s by %s (table %d)", familyName(f), clean(u.Interface), u.Table))
+		default:
+			ways = append(ways, familyName(f)+" by "+clean(u.Interface))
+		}
+	}
+	text := strings.Join(ways, ", ")
+	if text == "" {
+		text = "leaves by no link: no default route"
+	}
+	r.line("%s  %s", r.paint.pad(plain, "unbound", headWidth), text)
+	if n := r.s.Unchecked; n > 0 {
+		r.line("%s  where traffic of %s goes is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
+	}
+}
+
+// countOf counts one object.
+func countOf(state string) Count {
+	switch inspect.State(state) {
+	case inspect.InForce:
+		return Count{Planned: 1, Present: 1}
+	case inspect.Unexpected:
+		return Count{Unexpected: 1}
+	case inspect.Missing, inspect.Different, inspect.Misplaced:
+		return Count{Planned: 1}
+	default:
+		return Count{}
+	}
+}
+
+// mostOtherRules is how many rules of others are shown to who did not ask for more.
+const mostOtherRules = 6
+
+// otherRules names the rules of somebody else that have a say, and what kind of say.
+func (r *renderer) otherRules() {
+	if len(r.s.OtherRules) == 0 || len(r.only) > 0 {
+		return
+	}
+	r.line("")
+	r.line("%s", r.paint.paint(dim, "rules of others"))
+	what := map[string]string{
+		status.Ahead: "before multihomed's", status.Selects: "what it selects follows it",
+		status.Behind: "for unbound traffic", status.SteppedOver: "for unbound traffic",
+	}
+	for i, o := range r.s.OtherRules {
+		if i == mostOtherRules && !r.verbose {
+			r.line("  %s", r.paint.paint(dim, fmt.Sprintf("and %d more, see status -v", len(r.s.OtherRules)-i)))
+			return
+		}
+		flag := "-4"
+		if o.Family == "ipv6" {
+			flag = "-6"
+		}
+		r.line("  %s", r.paint.paint(dim, flag+" "+clean(o.Text)+"  # "+what[o.Place]))
+	}
 }
 
 func stateStyle(c Count) style {
-	if c.complete() {
+	if c.Complete() {
 		return green
 	}
 	return red
@@ -231,6 +308,9 @@ func (r *renderer) link(l Link, w columnWidths) {
 	for _, a := range l.Unused {
 		r.line("  %s  %s", familyOfAddress(a), r.address(a))
 	}
+	if r.verbose && l.Since != nil {
+		r.line("  %s", r.paint.paint(dim, "so since "+l.Since.Format(time.DateTime)))
+	}
 	r.objects(l.Objects, l.InForce)
 }
 
@@ -248,6 +328,9 @@ func (r *renderer) network(l Link, n Network, name string, w columnWidths) {
 	}
 	r.line("  %s  %s  %s  %s", r.paint.pad(plain, name, 4), r.paint.pad(plain, networkText(n), w.prefix),
 		r.paint.pad(tableStyle, tableText(n), w.table), r.gateways(l, n))
+	if n.Routes > 0 {
+		r.line("        %s", r.paint.paint(dim, "and "+count(n.Routes, "route")+" of routing daemons"))
+	}
 	for _, a := range n.Addresses {
 		if !isItsAddress(n) || len(shownFlags(a)) > 0 || a.Peer != nil {
 			r.line("        %s", r.address(a))
@@ -352,7 +435,7 @@ func (r *renderer) shared() {
 	r.line("%s", r.paint.paint(bold, "for all links"))
 	var c Count
 	for _, o := range r.s.Shared {
-		c.addName(o.State)
+		c.Add(countOf(o.State))
 	}
 	r.objects(r.s.Shared, c)
 }
@@ -397,6 +480,9 @@ func (r *renderer) problems() {
 		text := clean(p.Text)
 		if p.Link != "" {
 			text = clean(p.Link) + ": " + text
+		}
+		if r.verbose && p.Since != nil {
+			text += " (since " + p.Since.Format(time.DateTime) + ")"
 		}
 		r.folded(r.paint.pad(s, p.Severity.String(), len("warning"))+"  ", plain, text)
 		r.fix(clean(p.Fix))

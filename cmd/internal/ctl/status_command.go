@@ -3,6 +3,7 @@ package ctl
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,34 +13,46 @@ import (
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/inspect"
+	"multihomed/internal/status"
 )
 
 const statusHelp = `Show the links of this host, the routing table of each of their networks, what of
 the planned rules and routes is in force, what is wrong, and how to mend it.
 
-Nothing is changed and nobody is asked to wait. It works without the daemon, which
-only has to tell what the kernel cannot know, and without root; what this user may
+The daemon is asked; where it does not run, or does not answer within two seconds, the
+host is read without it. Nothing is changed. It works without root; what this user may
 not read is named at the end.
 
-The exit status is 0 if everything planned is in force and no problem is an error,
-1 if not, and 2 if the command line makes no sense or the host cannot be read.
+For every link it is checked where its traffic goes: from each of its addresses and from
+its device, to the outside, to its own gateway and to the networks of other links. What
+takes it away is named. Without the daemon that is done for the links that are named, or
+for 50.
+
+The exit status is 0 if everything planned is in force, bound traffic leaves by its link
+and no problem is an error, 1 if not, and 2 if the command line makes no sense or the host cannot be read.
 
 With --json the same comes for programs. Fields are only ever added as long as
 "schema" is 1:
 
   schema            1
   ok                what the exit status says: true for 0
-  version           of multihomectl
+  by                who looked: "daemon", or "multihomectl" without it
+  version           of who looked
   daemon            running, pid, version, started, ready, waiting
   network_manager   running, version, complete, waiting, error, none (this host
                     has none)
   in_force          planned, present and unexpected rules, routes and groups
   tables            first and last table of the range
   uplink_group      interface group of uplinks
+  unbound           by family ("ipv4", "ipv6"), the way of what is bound to no link:
+                    interface, table
+  unchecked_links   links of which it is not known yet where their traffic goes
   links[]           interface, index, role ("uplink", "local"), role_why,
-                    draining, why, profile, type, up, carrier, group, in_force,
+                    draining, why, profile, type, up, carrier, group, since
+                    (role and rules as they are), in_force,
                     networks[]: family, prefix, or host_addresses (true: addresses
-                    without a network), table (0: none), addresses[] (address,
+                    without a network), table (0: none), routes
+                    (of routing daemons, a number), addresses[] (address,
                     prefix_length, peer, flags[]), gateways[] (via),
                     left_alone: the reason by family, unused_addresses[],
                     objects[]: kind ("rule", "route", "group"), family, state
@@ -50,9 +63,11 @@ With --json the same comes for programs. Fields are only ever added as long as
                     no link
   off               since and by whom all of multihomed is switched off, if it is
   off_links[]       interface, uuid (of the profile), since, by; where there are any
+  other_rules[]     rules of somebody else that have a say: family, text, place
+                    ("ahead", "selects", "behind", "stepped over")
   other_interfaces[]  interface, why it is no link
   problems[]        code, severity ("error", "warning", "notice"), link, object,
-                    text, fix
+                    text, fix, since
   unread[]          what could not be read`
 
 func (a *app) status() *cobra.Command {
@@ -84,12 +99,11 @@ func (a *app) status() *cobra.Command {
 }
 
 func (a *app) showStatus(ctx context.Context, cfg config.Config, how look, asJSON bool) error {
-	view, err := settled(ctx, cfg)
+	s, err := a.readStatus(ctx, cfg, how.only, asJSON || how.verbose)
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
-	s := statusOf(view, a.Root, a.Version)
-	if err := s.restrict(how.only); err != nil {
+	if err := restrict(&s, how.only); err != nil {
 		return &exitError{exitUsage, err}
 	}
 	if asJSON {
@@ -109,14 +123,66 @@ func (a *app) showStatus(ctx context.Context, cfg config.Config, how look, asJSO
 	}
 }
 
+// answerTime is how long the daemon may take for an answer before the host is read without
+// it.
+const answerTime = 2 * time.Second
+
+// askAgain is the pause before a daemon is asked once more that starts, or has not checked
+// all links yet.
+const askAgain = 50 * time.Millisecond
+
+// readStatus asks the daemon, and reads the host where that does not answer.
+func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string, whole bool) (Status, error) {
+	told, err := askDaemon(ctx, cfg, whole)
+	if err == nil {
+		return *told, nil
+	}
+	if ctx.Err() != nil {
+		return Status{}, context.Cause(ctx)
+	}
+	view, readErr := settled(ctx, cfg, only)
+	if readErr != nil {
+		return Status{}, readErr
+	}
+	if view.Running {
+		view.Silent = true
+		if !errors.Is(err, status.ErrNobody) {
+			view.Notes = append(view.Notes, err.Error())
+		}
+	}
+	return view.Status(view.Findings(a.Root), a.Version), nil
+}
+
+// askDaemon waits while the daemon starts, and while it has not checked all links.
+func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, error) {
+	waiting, cancel := context.WithTimeoutCause(ctx, answerTime, errors.New("multihomed does not answer"))
+	defer cancel()
+	ticker := time.NewTicker(askAgain)
+	defer ticker.Stop()
+	for {
+		told, err := status.Ask(waiting, cfg.RuntimeDir, whole)
+		switch {
+		case err == nil && told.Unchecked == 0, err != nil && !errors.Is(err, status.ErrNobody):
+			return told, err
+		case err != nil && !inspect.DaemonRuns(cfg):
+			return nil, err
+		}
+		select {
+		case <-ticker.C:
+		case <-waiting.Done():
+			return told, err
+		}
+	}
+}
+
 // breath is how long a running daemon gets to finish what it is doing. It needs
 // a thousandth of it.
 const breath = 200 * time.Millisecond
 
 // settled reads the host. Where something is missing while the daemon runs, it
 // was probably read in the middle of a change, and is read once more.
-func settled(ctx context.Context, cfg config.Config) (*inspect.View, error) {
-	view, err := inspect.Read(ctx, cfg)
+func settled(ctx context.Context, cfg config.Config, only []string) (*inspect.View, error) {
+	view, err := inspect.Read(ctx, cfg, only...)
 	if err != nil || !view.Running || len(view.Missing) == 0 {
 		return view, err
 	}
@@ -127,11 +193,11 @@ func settled(ctx context.Context, cfg config.Config) (*inspect.View, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	return inspect.Read(ctx, cfg)
+	return inspect.Read(ctx, cfg, only...)
 }
 
 // restrict leaves only some interfaces in a status.
-func (s *Status) restrict(only []string) error {
+func restrict(s *Status, only []string) error {
 	if len(only) == 0 {
 		return nil
 	}
@@ -148,13 +214,18 @@ func (s *Status) restrict(only []string) error {
 		}
 	}
 	if len(unknown) > 0 {
-		slices.SortFunc(known, compareNames)
+		slices.SortFunc(known, status.CompareNames)
 		return fmt.Errorf("there is no interface %s to show; there are %s", strings.Join(unknown, ", "), strings.Join(known, ", "))
 	}
 	other := func(name string) bool { return !slices.Contains(only, name) }
 	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })
 	s.Others = slices.DeleteFunc(s.Others, func(o Other) bool { return other(o.Interface) })
 	s.Problems = slices.DeleteFunc(s.Problems, func(p Problem) bool { return p.Link != "" && other(p.Link) })
+	s.InForce = Count{}
+	for _, l := range s.Links {
+		s.InForce.Add(l.InForce)
+	}
+	s.OK = s.Sound()
 	return nil
 }
 
@@ -164,16 +235,22 @@ func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	view, err := inspect.Read(cmd.Context(), cfg)
+	told, err := a.readStatus(cmd.Context(), cfg, nil, false)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var out []string
-	for name := range view.Links {
-		if name != "lo" && !slices.Contains(args, name) {
+	offer := func(name string) {
+		if !slices.Contains(args, name) {
 			out = append(out, name)
 		}
 	}
-	slices.SortFunc(out, compareNames)
+	for _, l := range told.Links {
+		offer(l.Interface)
+	}
+	for _, o := range told.Others {
+		offer(o.Interface)
+	}
+	slices.SortFunc(out, status.CompareNames)
 	return out, cobra.ShellCompDirectiveNoFileComp
 }

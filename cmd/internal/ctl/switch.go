@@ -21,6 +21,7 @@ import (
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/cleanup"
 	"multihomed/internal/offswitch"
+	"multihomed/internal/status"
 	"multihomed/nm"
 )
 
@@ -77,7 +78,7 @@ func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, 
 			out = append(out, i.Name)
 		}
 	}
-	slices.SortFunc(out, compareNames)
+	slices.SortFunc(out, status.CompareNames)
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
@@ -94,7 +95,7 @@ func (a *app) completeOn(_ *cobra.Command, args []string, _ string) ([]string, c
 			out = append(out, name)
 		}
 	}
-	slices.SortFunc(out, compareNames)
+	slices.SortFunc(out, status.CompareNames)
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
@@ -133,7 +134,7 @@ func (a *app) targets(ctx context.Context, off offswitch.State, words []string) 
 	for _, i := range all {
 		interfaces = append(interfaces, i.Name)
 	}
-	slices.SortFunc(interfaces, compareNames)
+	slices.SortFunc(interfaces, status.CompareNames)
 	out := make([]target, 0, len(words))
 	for _, word := range words {
 		t, found := find(word, devices, interfaces, off)
@@ -260,9 +261,9 @@ func sentenceOff(cfg config.Config, before, now offswitch.State, t target, remov
 }
 
 const (
-	// answerTime is how long a daemon may take until all is gone. It needs
+	// obeyTime is how long a daemon may take until all is gone. It needs
 	// milliseconds, and some more with a thousand links.
-	answerTime = 3 * time.Second
+	obeyTime = 3 * time.Second
 	// offTime bounds it all.
 	offTime = 15 * time.Second
 	// tryAgain is how often the lock is tried while a daemon comes or goes.
@@ -289,7 +290,7 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 			if told.IsZero() {
 				told = time.Now()
 			}
-			if gone, err := a.gone(ctx, cfg, name, r, answerTime-time.Since(told)); gone || err != nil {
+			if gone, err := a.gone(ctx, cfg, name, r, obeyTime-time.Since(told)); gone || err != nil {
 				return summary, err
 			}
 		}
@@ -304,7 +305,7 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 		if _, held := errors.AsType[*lockfile.HeldError](locking); !held {
 			return "", locking
 		}
-		if !told.IsZero() && time.Since(told) >= answerTime || errors.Is(err, hook.ErrBusy) {
+		if !told.IsZero() && time.Since(told) >= obeyTime || errors.Is(err, hook.ErrBusy) {
 			pid, err := lockfile.End(ctx, path)
 			if err != nil {
 				return "", fmt.Errorf("%s stands, and %w; to fix: systemctl kill --signal=KILL multihomed, then do this again", r.Summary(r.Left()), err)

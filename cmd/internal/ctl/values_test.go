@@ -48,6 +48,7 @@ func empty() ctl.Status {
 		Schema: 1, OK: true, Version: "1.2.3",
 		Tables: ctl.Range{First: 10000, Last: 10999}, UplinkGroup: 28008,
 		Links: []ctl.Link{}, Shared: []ctl.Object{}, Others: []ctl.Other{}, Problems: []ctl.Problem{}, Unread: []string{},
+		By: "daemon", Unbound: map[string]ctl.Unbound{}, OtherRules: []ctl.OtherRule{},
 	}
 }
 
@@ -92,6 +93,12 @@ func sound() ctl.Status {
 			LeftAlone: map[string]string{}, Unused: []ctl.Address{}, Objects: []ctl.Object{},
 		},
 	}
+	s.Unbound = map[string]ctl.Unbound{"ipv4": {Interface: "wan0", Table: 254}, "ipv6": {Interface: "wg0", Table: 51820}}
+	s.Links[0].Since = new(time.Date(2026, 11, 20, 8, 30, 1, 0, time.UTC))
+	s.OtherRules = []ctl.OtherRule{
+		{Family: "ipv4", Text: "30000: from all fwmark 0x1/0x1 lookup 100", Place: "selects"},
+		{Family: "ipv6", Text: "32765: not from all fwmark 0xca6c lookup 51820", Place: "behind"},
+	}
 	s.Shared = []ctl.Object{
 		lift("in force", "8500: from all fwmark 0x80000001/0x80000001 goto 30000", "30000: from all fwmark 0x1/0x1 lookup 100"),
 		lift("in force", "8500: from all to 192.0.2.5 iif lo goto 30001", "30001: from all to 192.0.2.5 iif lo lookup 101"),
@@ -120,11 +127,15 @@ func broken() ctl.Status {
 	s.Links[2].Draining, s.Links[2].Why = true, "deactivating"
 	s.Links[2].InForce.Present = 2
 	s.Shared[0].State, s.Shared[1].State = "misplaced", "yields"
-	s.Problems = []ctl.Problem{
+	s.Tell([]routing.Problem{
 		{Code: "not-in-force", Severity: routing.Error, Text: "12 of 45 rules and routes are not in force, and 1 of multihomed's rules and routes belong to no link although multihomed is running: the kernel refuses it, or somebody else keeps changing it", Fix: "look for the reason in journalctl -u multihomed"},
 		{Code: "duplicate-address", Severity: routing.Error, Link: "wan0", Text: "address 198.51.100.8 is used by another host (duplicate address detection failed)", Fix: "give one of the two another address, then: nmcli device reapply wan0"},
 		{Code: "arp", Severity: routing.Warning, Link: "lan0", Text: "lan0 and lan1 are in one network (192.168.10.0/24) and each answers ARP for the addresses of the others: what is sent to one link arrives on another", Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"},
 		{Code: "no-default", Severity: routing.Notice, Link: "wan0", Text: `no default route is known for 2001:db8:0:1::/64: traffic from there to anywhere but the routes in table 10001 is answered with "unreachable"`},
+		{Code: "rule-ahead", Severity: routing.Error, Object: "5270: from all lookup 52", Text: `the ipv4 rule "5270: from all lookup 52" of somebody else selects nothing and stands before those of multihomed: traffic bound to wan0, wwan0 goes astray: to the outside it leaves by tailscale0`, Fix: "give it a priority between 20001 and 32764: unbound traffic follows it there too, and bound traffic follows its link"},
+	})
+	for i := range s.Problems {
+		s.Problems[i].Since = new(time.Date(2026, 11, 21, 7, 0, 0, 0, time.UTC))
 	}
 	return s
 }
@@ -139,7 +150,8 @@ func alone() ctl.Status {
 	s.Links[0].Carrier = false
 	s.InForce = all(20)
 	s.Others = s.Others[:1]
-	s.Problems = []ctl.Problem{{Code: "daemon", Severity: routing.Warning, Text: "multihomed is not running: nothing follows changes of links, addresses and routes", Fix: "systemctl enable --now multihomed"}}
+	s.By = "multihomectl"
+	s.Tell([]routing.Problem{{Code: "daemon", Severity: routing.Warning, Text: "multihomed is not running: nothing follows changes of links, addresses and routes", Fix: "systemctl enable --now multihomed"}})
 	s.Unread = []string{"the leases in /var/lib/multihomed/leases.db are not for this user: tables are told from the rules and routes that stand"}
 	return s
 }

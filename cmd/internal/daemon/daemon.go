@@ -4,7 +4,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"maps"
 	"os"
@@ -86,7 +85,7 @@ func Run(ctx context.Context, o Options) error {
 		again, err := s.serve(ctx, cfg, hangup)
 		if err != nil || again == nil {
 			s.notify.stopping()
-			return errors.Join(err, runstate.Remove(cfg.RuntimeDir))
+			return err
 		}
 		cfg = *again
 	}
@@ -101,8 +100,7 @@ type service struct {
 	events  *hook.Listener
 
 	mu sync.Mutex
-	// report is the loop's last; faults are of other parts.
-	report reconcile.Report
+	// faults are of parts other than the loop.
 	faults faults
 }
 
@@ -111,20 +109,20 @@ const (
 	leasesFault    routing.Code = "leases"
 	namesFault     routing.Code = "dns-servers"
 	allocatorFault routing.Code = "table-allocator"
+	statusFault    routing.Code = "status-socket"
 )
 
 // faults are what is wrong with parts other than the loop.
 type faults map[routing.Code]routing.Problem
 
-// set takes what is wrong with a part, nothing if err is nil, and reports whether
-// that is new.
-func (f faults) set(log *slog.Logger, code routing.Code, err error) bool {
+// set takes what is wrong with a part, nothing if err is nil.
+func (f faults) set(log *slog.Logger, code routing.Code, err error) {
 	var p routing.Problem
 	if err != nil {
 		p = routing.ProblemOf(code, routing.Warning, "", err)
 	}
 	if f[code] == p {
-		return false
+		return
 	}
 	f[code] = p
 	if err != nil {
@@ -132,7 +130,6 @@ func (f faults) set(log *slog.Logger, code routing.Code, err error) bool {
 	} else {
 		log.Info("component available again", slog.String("component", string(code)))
 	}
-	return true
 }
 
 // serve runs all parts under one configuration. It returns the next one when
@@ -149,8 +146,8 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 			alone.Store(p.owners.Alone())
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
-		Report: func(r reconcile.Report) { s.reported(cfg.RuntimeDir, r) },
-	}, extras{fault: func(code routing.Code, err error) { s.fault(cfg.RuntimeDir, code, err) }})
+		Report: s.notify.status,
+	}, extras{fault: s.fault})
 	if err != nil {
 		return nil, err
 	}
@@ -188,6 +185,14 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 			p.take(running, m)
 		})
 	})
+	tellers, err := newTeller(s, cfg, p)
+	if err != nil {
+		// The routing goes on, and multihomectl reads the host by itself.
+		s.fault(statusFault, err)
+	} else {
+		s.fault(statusFault, nil)
+		tellers.run(running, tasks)
+	}
 	tasks.Go(func() error { return flushLeases(running, p.leases, s.Logger) })
 
 	var next *config.Config
@@ -229,42 +234,30 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 	}
 }
 
-// reported takes what the loop has to say.
-func (s *service) reported(directory string, r reconcile.Report) {
-	s.notify.status(r)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.report = r
-	s.publish(directory)
-}
-
 // fault notes what is wrong with a part other than the loop, nothing if err is nil.
-func (s *service) fault(directory string, code routing.Code, err error) {
+func (s *service) fault(code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.faults.set(s.Logger, code, err) {
-		s.publish(directory)
-	}
+	s.faults.set(s.Logger, code, err)
 }
 
-// publish writes what status can only learn from the daemon.
-func (s *service) publish(directory string) {
-	problems := slices.Clone(s.report.Problems)
+// state is what the daemon says of itself, with the loop's report.
+func (s *service) state(r reconcile.Report) runstate.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	problems := slices.Clone(r.Problems)
 	for _, code := range slices.Sorted(maps.Keys(s.faults)) {
 		if p := s.faults[code]; p.Code != "" {
 			problems = append(problems, p)
 		}
 	}
-	away := make([]runstate.Away, len(s.report.Away))
-	for i, a := range s.report.Away {
+	away := make([]runstate.Away, len(r.Away))
+	for i, a := range r.Away {
 		away[i] = runstate.Away(a)
 	}
-	err := runstate.Write(directory, runstate.State{
+	return runstate.State{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
-		Ready: s.report.Ready, Waiting: s.report.Waiting, Problems: problems, Away: away, Gone: s.report.Gone,
-	})
-	if err != nil {
-		s.Logger.Warn("status is not published", slog.String("error", err.Error()))
+		Ready: r.Ready, Waiting: r.Waiting, Problems: problems, Away: away, Gone: r.Gone,
 	}
 }
 

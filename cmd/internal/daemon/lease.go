@@ -19,7 +19,7 @@ import (
 // lease serves those who lease tables, until ctx is done.
 func (s *service) lease(ctx context.Context, cfg config.Config, leases *allocator.Allocator, tables *tableView, routes *router) error {
 	if !cfg.Allocator.Enabled {
-		s.fault(cfg.RuntimeDir, allocatorFault, nil)
+		s.fault(allocatorFault, nil)
 		return s.sockets.keepOnly(nil)
 	}
 	names, err := addresses(cfg.Allocator.Socket)
@@ -39,7 +39,7 @@ func (s *service) lease(ctx context.Context, cfg config.Config, leases *allocato
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return srv.Run(ctx, conns) })
 	tasks.Go(func() error {
-		s.sockets.offer(ctx, names, conns, func(err error) { s.fault(cfg.RuntimeDir, allocatorFault, err) })
+		s.sockets.offer(ctx, names, conns, func(err error) { s.fault(allocatorFault, err) })
 		return nil
 	})
 	return tasks.Wait()

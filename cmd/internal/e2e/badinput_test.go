@@ -18,11 +18,10 @@ import (
 	_ "modernc.org/sqlite"
 
 	"multihomed/allocator"
-	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/internal/status"
 	"multihomed/nm/nmtest"
-	"multihomed/routing"
 )
 
 // These tests are promise 7: bad input gets a clear error and costs nothing.
@@ -72,11 +71,11 @@ func (r *rig) refusesToStart(what string, texts ...string) {
 func (r *rig) reported(want bool, link, text string) {
 	r.t.Helper()
 	labtest.Eventually(r.t, func() error {
-		state, found, err := runstate.Read(r.cfg.RuntimeDir)
-		if err != nil || !found {
-			return fmt.Errorf("the daemon's state: %t, %w", found, err)
+		state, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
+		if err != nil {
+			return err
 		}
-		has := slices.ContainsFunc(state.Problems, func(p routing.Problem) bool {
+		has := slices.ContainsFunc(state.Problems, func(p status.Problem) bool {
 			return p.Link == link && strings.Contains(p.Text, text)
 		})
 		if has != want {

@@ -19,9 +19,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/internal/status"
 )
 
 // promised is a host with two uplinks and a link of the administrator's, whose
@@ -670,9 +670,12 @@ func TestNotKnowingIsNotEmptiness(t *testing.T) {
 	r.kill9() // and the daemon forgets what it knew
 	r.launch()
 	labtest.Eventually(t, func() error {
-		state, found, err := runstate.Read(r.cfg.RuntimeDir)
-		if err != nil || !found || state.PID != r.daemon.Pid() || state.Waiting == "" {
-			return fmt.Errorf("the daemon does not say that it waits: %+v, %w", state, err)
+		told, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
+		if err != nil {
+			return err
+		}
+		if told.Daemon.PID != r.daemon.Pid() || told.Daemon.Waiting == "" {
+			return fmt.Errorf("the daemon does not say that it waits: %+v", told.Daemon)
 		}
 		return nil
 	})

@@ -17,6 +17,7 @@ import (
 	"multihomed/cmd/internal/inspect"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/internal/status"
 	"multihomed/routing"
 )
 
@@ -134,7 +135,21 @@ func (r *rig) up(profiles ...string) {
 
 // look reads the host as it is, with other eyes than the daemon's: a fresh dump,
 // a fresh reading of NetworkManager, a fresh plan.
-func (r *rig) look() (*inspect.View, error) { return inspect.Read(r.t.Context(), r.cfg) }
+// What only the daemon can say, it is asked for.
+func (r *rig) look() (*inspect.View, error) {
+	v, err := inspect.Read(r.t.Context(), r.cfg)
+	if err != nil || !v.Running {
+		return v, err
+	}
+	told, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range told.Problems {
+		v.Daemon.Problems = append(v.Daemon.Problems, p.Problem)
+	}
+	return v, nil
+}
 
 // settled waits until the kernel holds what a fresh plan says and the links
 // named have a complete ladder in both families, and returns the view.

@@ -93,7 +93,7 @@ func (r *rig) standing(addr netip.Addr, want bool) {
 	})
 }
 
-func plans(p *routing.Planner) []routing.LinkPlan { return slices.Collect(p.Links()) }
+func plans(p routing.Plans) []routing.LinkPlan { return slices.Collect(p.Links()) }
 
 // TestContainers: what is behind a bridge of the host is reachable from the
 // addresses of the uplinks and reaches out, also where the bridge's network lies

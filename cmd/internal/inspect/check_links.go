@@ -117,7 +117,7 @@ func checkReversePath(v *View, f files) []Finding {
 func checkARP(v *View, f files) []Finding {
 	var out []Finding
 	for _, places := range v.places4() {
-		if len(places) < 2 || sameAddress(places) {
+		if places = oneWire(places, f.neighbours4()); len(places) < 2 || sameAddress(places) {
 			continue
 		}
 		var names []string
@@ -135,6 +135,31 @@ func checkARP(v *View, f files) []Finding {
 			Text: fmt.Sprintf("%s are in one network (%s) and each answers ARP for the addresses of the others: what is sent to one link arrives on another", strings.Join(names, " and "), places[0].key.Prefix),
 			Fix:  "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2",
 		})
+	}
+	return out
+}
+
+// oneWire leaves those of some links with one prefix of which it is known that they are on
+// one wire: a neighbour with the same hardware address was seen by both, or one of them is
+// the other's neighbour. Two routers that both use 192.168.8.0/24 are two networks.
+func oneWire(places []place, neighbours map[string]map[netip.Addr]string) []place {
+	seen := func(a, b place) bool {
+		of, others := neighbours[a.plan.Link.Name], neighbours[b.plan.Link.Name]
+		for ip, mac := range of {
+			if a.key.Prefix.Contains(ip) && others[ip] == mac || slices.Contains(b.addresses4(), ip) {
+				return true
+			}
+		}
+		return false
+	}
+	var out []place
+	for i, a := range places {
+		for j, b := range places {
+			if i != j && (seen(a, b) || seen(b, a)) {
+				out = append(out, a)
+				break
+			}
+		}
 	}
 	return out
 }

@@ -16,6 +16,12 @@ func checkDaemon(v *View, _ files) []Finding {
 	switch {
 	case v.Off.HostOff():
 		return nil // It has nothing to do.
+	case v.Silent:
+		return []Finding{{
+			Severity: routing.Error, Object: "multihomed.service",
+			Text: fmt.Sprintf("multihomed is running (process %d) and does not answer: nothing follows changes of links, addresses and routes; what is shown was read from the host", v.Daemon.PID),
+			Fix:  "systemctl restart multihomed",
+		}}
 	case !v.Running && v.outstanding().none():
 		return []Finding{{
 			Severity: routing.Warning,
@@ -108,10 +114,14 @@ func checkInForce(v *View, _ files) []Finding {
 	case !v.Running:
 		f.Text = "multihomed is not running, and " + f.Text
 		f.Fix = startDaemon
-	case !v.Daemon.Ready:
+	case len(v.Contested) > 0 && len(v.Contested) == o.absent:
+		f.Object = v.Contested[0].String()
+		f.Text += ": somebody else keeps taking them away, " + v.Contested[0].String() + " for one; multihomed puts them back, but does not fight about it"
+		f.Fix = "find out who does it: ip monitor rule route label"
+	case !v.Daemon.Ready && !v.Silent:
 		f.Text += "; multihomed has not finished its first pass yet"
 	default:
-		f.Text += " although multihomed is running: the kernel refuses it, or somebody else keeps changing it"
+		f.Text += " although multihomed is running"
 		f.Fix = "look for the reason in journalctl -u multihomed"
 	}
 	return []Finding{f}

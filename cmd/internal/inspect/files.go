@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"io/fs"
+	"net/netip"
 	"strconv"
 	"strings"
 )
@@ -33,4 +34,30 @@ func (f files) number(path string) int {
 		return 0
 	}
 	return n
+}
+
+// neighbours4 returns the hardware addresses of neighbours by interface, as far as the
+// kernel has resolved them (arp_format_neigh_entry in net/ipv4/arp.c).
+func (f files) neighbours4() map[string]map[netip.Addr]string {
+	out := map[string]map[netip.Addr]string{}
+	text, _ := f.text("proc/net/arp")
+	for line := range strings.Lines(text) {
+		// address, hardware type, flags, hardware address, mask, device
+		fields := strings.Fields(line)
+		const columns, complete = 6, 2
+		if len(fields) != columns {
+			continue
+		}
+		ip, err := netip.ParseAddr(fields[0])
+		flags, err2 := strconv.ParseUint(strings.TrimPrefix(fields[2], "0x"), 16, 32)
+		if err != nil || err2 != nil || flags&complete == 0 {
+			continue
+		}
+		device := fields[5]
+		if out[device] == nil {
+			out[device] = map[netip.Addr]string{}
+		}
+		out[device][ip] = fields[3]
+	}
+	return out
 }

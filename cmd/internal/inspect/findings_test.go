@@ -12,6 +12,8 @@ import (
 
 	"multihomed/cmd/internal/inspect"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/outcome"
+	"multihomed/internal/status"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -39,13 +41,15 @@ func view(links ...routing.Link) *inspect.View {
 		}
 		v.Links[l.Name] = kernel.Link{Index: l.Index, Name: l.Name, Up: l.Up, Carrier: true}
 		v.Claims[l.Name] = reconcile.Claim{Standing: reconcile.Link}
-		v.Planner.Set(l)
+		planner(v).Set(l)
 	}
 	for _, f := range routing.Families() {
-		v.Planner.SetForeign(f, kernels(f))
+		planner(v).SetForeign(f, kernels(f))
 	}
 	return v
 }
+
+func planner(v *inspect.View) *routing.Planner { return v.Planner.(*routing.Planner) }
 
 // kernels are the rules that the kernel makes itself.
 func kernels(f routing.Family) []routing.ForeignRule {
@@ -72,7 +76,7 @@ func others(v *inspect.View, rules ...routing.Rule) {
 func foreign(v *inspect.View, rules ...routing.ForeignRule) {
 	all := append(kernels(routing.IPv4), rules...)
 	slices.SortStableFunc(all, func(a, b routing.ForeignRule) int { return int(a.Rule.Priority) - int(b.Rule.Priority) })
-	v.Planner.SetForeign(routing.IPv4, all)
+	planner(v).SetForeign(routing.IPv4, all)
 }
 
 // uplink is an interface with an address and a default route.
@@ -170,6 +174,13 @@ func TestDaemon(t *testing.T) {
 		want{code: "repairs", severity: routing.Warning, text: []string{"takes our rules"}})
 }
 
+// TestSilent: a daemon that hangs maintains nothing.
+func TestSilent(t *testing.T) {
+	v := view(wan(0))
+	v.Silent, v.Daemon.Ready, v.Daemon.PID = true, false, 42
+	check(t, v, files(), want{code: "daemon", severity: routing.Error, text: []string{"process 42", "does not answer"}, fix: "systemctl restart multihomed"})
+}
+
 func TestNetworkManager(t *testing.T) {
 	v := view(wan(0))
 	v.NM.Status = nm.Status{Running: true, Reason: "it is starting"}
@@ -222,10 +233,10 @@ func TestForeignGroup(t *testing.T) {
 	l := wan(0)
 	l.Group = 7
 	v := view(l)
-	v.Planner.SetGroups(map[uint32]int{7: 2})
+	planner(v).SetGroups(map[uint32]int{7: 2})
 	check(t, v, files(), want{code: routing.ForeignGroup, severity: routing.Warning, link: "wan0", text: []string{"interface group 7"}, fix: "ip link set wan0 group default"})
 	// It tells uplinks as well as ours where it holds nothing else.
-	v.Planner.SetGroups(map[uint32]int{7: 1})
+	planner(v).SetGroups(map[uint32]int{7: 1})
 	check(t, v, files())
 }
 
@@ -267,9 +278,22 @@ func TestARP(t *testing.T) {
 	lan0.Group, lan1.Group = 0, 0
 	right := slices.Concat(conf("all", "arp_ignore", "1"), conf("all", "arp_announce", "2"))
 	finding := want{code: "arp", severity: routing.Warning, link: "lan0", text: []string{"lan0 and lan1 are in one network (192.168.1.0/24)"}, fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}
-	check(t, view(lan0, lan1), files(), finding)
-	check(t, view(lan0, lan1), files(right[:2]...), finding)
-	check(t, view(lan0, lan1), files(right...))
+	arp := func(lines ...string) []string {
+		text := "IP address       HW type     Flags       HW address            Mask     Device\n"
+		return []string{"proc/net/arp", text + strings.Join(lines, "\n") + "\n"}
+	}
+	one := arp("192.168.1.1 0x1 0x2 52:54:00:00:00:01 * lan0", "192.168.1.1 0x1 0x2 52:54:00:00:00:01 * lan1")
+	other := arp("192.168.1.11 0x1 0x2 52:54:00:00:00:11 * lan0")
+	two := arp("192.168.1.1 0x1 0x2 52:54:00:00:00:01 * lan0", "192.168.1.1 0x1 0x2 52:54:00:00:00:02 * lan1")
+	unresolved := arp("192.168.1.1 0x1 0x0 00:00:00:00:00:00 * lan0", "192.168.1.1 0x1 0x0 00:00:00:00:00:00 * lan1")
+	check(t, view(lan0, lan1), files(one...), finding)
+	check(t, view(lan0, lan1), files(other...), finding)
+	check(t, view(lan0, lan1), files(slices.Concat(one, right[:2])...), finding)
+	check(t, view(lan0, lan1), files(slices.Concat(one, right)...))
+	// Two routers that use the same network are two networks.
+	check(t, view(lan0, lan1), files(two...))
+	check(t, view(lan0, lan1), files(unresolved...))
+	check(t, view(lan0, lan1), files())
 	check(t, view(lan0), files())
 	// The same address twice: not one network, but two that look the same.
 	check(t, view(uplink("usb0", 4, "192.168.8.100/24", "192.168.8.1"), uplink("usb1", 5, "192.168.8.100/24", "192.168.8.1")), files())
@@ -289,10 +313,10 @@ func TestNoDefault(t *testing.T) {
 
 func TestMainRule(t *testing.T) {
 	v := view(wan(0))
-	v.Planner.SetForeign(routing.IPv6, kernels(routing.IPv6)[:1])
+	planner(v).SetForeign(routing.IPv6, kernels(routing.IPv6)[:1])
 	check(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"32766", "ipv6"}, fix: "ip -6 rule add from all lookup main priority 32766"})
 	// A kernel without IPv6 has no rules of it.
-	v.Planner.SetForeign(routing.IPv6, nil)
+	planner(v).SetForeign(routing.IPv6, nil)
 	check(t, v, files())
 	// One that only some packets see, or that takes no default, is none.
 	for name, spoil := range map[string]func(*routing.Rule){
@@ -304,7 +328,7 @@ func TestMainRule(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			rules := kernels(routing.IPv4)
 			spoil(&rules[1].Rule)
-			v.Planner.SetForeign(routing.IPv4, rules)
+			planner(v).SetForeign(routing.IPv4, rules)
 			check(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
 		})
 	}
@@ -316,70 +340,19 @@ func TestTableInUse(t *testing.T) {
 	check(t, v, files(), want{code: "table-in-use", severity: routing.Warning, link: "wan0", text: []string{"table 10000", "10.9.0.0/16"}, fix: "[tables]"})
 }
 
-func TestRulesAhead(t *testing.T) {
-	at := func(p routing.Priority, table routing.TableID) routing.Rule {
-		return routing.Rule{Priority: p, Table: table}
-	}
-	vrf := routing.Rule{Priority: 1000, L3MDev: true}
-	tailscale := at(5270, 52)
-	some := want{code: "rule-ahead", severity: routing.Notice, text: []string{"ipv4", "5270: from all lookup 52"}}
-	all := func(text ...string) want {
-		return want{code: "rule-ahead", severity: routing.Warning, text: text, fix: "between 20001 and 32764"}
-	}
-	nothing := routing.Rule{Priority: 100, Action: routing.ActionNop}
-	guests := routing.Rule{Priority: 100, IIF: "guest", Action: routing.ActionProhibit}
-	known := routing.Rule{Priority: 100, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}
-	many := []routing.Rule{tailscale}
-	for p := routing.Priority(6001); p < 6010; p++ {
-		many = append(many, at(p, 1))
-	}
-	toTable := []inspect.Outcome{{To: netip.MustParseAddr("8.1.1.1"), Table: 52}}
-	for _, c := range []struct {
-		name     string
-		rules    []routing.Rule
-		outcomes []inspect.Outcome
-		want     []want
-	}{
-		{"VRFs, what decides nothing, what is forwarded, what is read after ours", []routing.Rule{vrf, nothing, guests, known, at(32764, 51820), at(10001, 77)}, nil, nil},
-		{"a table that knows something", []routing.Rule{tailscale}, nil, []want{some}},
-		{"a table with a default", []routing.Rule{tailscale}, toTable, []want{all("5270: from all lookup 52", "bound traffic follows it")}},
-		{"another table has it", []routing.Rule{at(5270, 51)}, toTable, []want{{code: "rule-ahead", severity: routing.Notice, text: []string{"lookup 51"}}}},
-		{"main", []routing.Rule{at(5000, routing.TableMain)}, nil, []want{all("5000: from all lookup main", "bound traffic follows it")}},
-		{"a wall", []routing.Rule{{Priority: 5000, Action: routing.ActionProhibit}}, nil, []want{all("prohibit", "bound traffic is refused")}},
-		{"inside the ladder", []routing.Rule{at(9700, 7)}, nil, []want{{code: "rule-ahead", severity: routing.Notice, text: []string{"9700: from all lookup 7"}}}},
-		{"many", many, nil, []want{{code: "rule-ahead", severity: routing.Notice, text: []string{"and 6 more"}}}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			v := view(wan(0))
-			others(v, c.rules...)
-			v.Outcomes = c.outcomes
-			check(t, v, files(), c.want...)
-		})
-	}
-}
-
-func TestRulesThatSelect(t *testing.T) {
-	ours := netip.MustParsePrefix("198.51.100.0/24")
-	marked := routing.Rule{Priority: 30000, Mark: routing.Mark{Value: 1, Mask: 1}, Table: 200}
+// TestUnknownRules: what nobody understands is not lifted, and said.
+func TestUnknownRules(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		rules []routing.Rule
 		want  []want
 	}{
-		{"a source of the link", []routing.Rule{{Priority: 30000, From: ours, Table: 200, Protocol: routing.ProtocolStatic}}, []want{{code: "rule-of-source", severity: routing.Notice, link: "wan0", text: []string{"30000: from 198.51.100.0/24 lookup 200 proto static", "198.51.100.7"}}}},
-		{"in front", []routing.Rule{{Priority: 100, From: ours, Action: routing.ActionProhibit}}, []want{{code: "rule-of-source", severity: routing.Notice, link: "wan0", text: []string{"100: from 198.51.100.0/24 prohibit"}}}},
-		{"another source", []routing.Rule{{Priority: 30000, From: netip.MustParsePrefix("203.0.113.0/24"), Table: 200}}, []want{{code: "rule-lifted", severity: routing.Notice, text: []string{"203.0.113.0/24"}}}},
-		{"to the link's own table", []routing.Rule{{Priority: 30000, From: ours, Table: 10000}}, []want{{code: "rule-lifted", severity: routing.Notice, text: []string{"lookup 10000"}}}},
-		{"a mark", []routing.Rule{marked}, []want{{code: "rule-lifted", severity: routing.Notice, text: []string{"ipv4", "30000: from all fwmark 0x1/0x1 lookup 200"}}}},
-		{"behind main", []routing.Rule{{Priority: 32800, From: ours, Table: 200}}, nil},
-		{"forwarded", []routing.Rule{{Priority: 30000, IIF: "guest", From: ours, Table: 200}}, nil},
-		{"routed-dns", []routing.Rule{{Priority: 20053, Mark: routing.Mark{Value: 0x4e55, Mask: 0xffffffff}, Table: 20053}}, []want{{code: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}}}},
-		{"what nobody understands is not lifted", []routing.Rule{{Priority: 30000, Unknown: true, Table: 200}, {Priority: 9700, Unknown: true, Table: 201}}, []want{{
+		{"behind the ladder and inside of it", []routing.Rule{{Priority: 30000, Unknown: true, Table: 200}, {Priority: 9700, Unknown: true, Table: 201}}, []want{{
 			code: "rule-unknown", severity: routing.Warning, fix: "below 7999",
 			text: []string{"ipv4", `"30000: from all lookup 200 (and attributes that are unknown here)"`, `"9700: from all lookup 201`},
 		}}},
-		{"what nobody understands, in front", []routing.Rule{{Priority: 100, Unknown: true, Table: 200}}, []want{{code: "rule-lifted", severity: routing.Notice, text: []string{"100: from all lookup 200"}}}},
-		{"what nobody understands, for forwarded packets, or behind main", []routing.Rule{{Priority: 30000, IIF: "guest", Unknown: true, Table: 200}, {Priority: 32800, Unknown: true, Table: 200}}, nil},
+		{"in front", []routing.Rule{{Priority: 100, Unknown: true, Table: 200}}, nil},
+		{"for forwarded packets, or behind main", []routing.Rule{{Priority: 30000, IIF: "guest", Unknown: true, Table: 200}, {Priority: 32800, Unknown: true, Table: 200}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := view(wan(0), uplink("lan0", 9, "192.0.2.1/24", ""))
@@ -389,19 +362,34 @@ func TestRulesThatSelect(t *testing.T) {
 	}
 }
 
-// TestSteppedOver: what a tunnel adds without a number while the ladder stands.
-func TestSteppedOver(t *testing.T) {
+// TestStrays: what takes bound traffic away is named; whoever only has a say is listed, and
+// no finding.
+func TestStrays(t *testing.T) {
 	v := view(wan(0))
 	tunnel := routing.Rule{Family: routing.IPv4, Priority: 9018, Action: routing.ActionLookup, Table: 51820, Invert: true, Mark: routing.Mark{Value: 51820, Mask: 0xffffffff}}
-	main := routing.Rule{Family: routing.IPv4, Priority: 9017, Action: routing.ActionLookup, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}
-	foreign(v, routing.ForeignRule{Rule: main, Numbered: true}, routing.ForeignRule{Rule: tunnel, Numbered: true})
-	check(t, v, files(), want{code: "rule-stepped-over", severity: routing.Notice, text: []string{
-		"steps over them", "9017: from all lookup main suppress_prefixlength 0", "9018: not from all fwmark 0xca6c lookup 51820",
-	}})
-	// Somebody chose the numbers: that is his word.
-	foreign(v, routing.ForeignRule{Rule: main}, routing.ForeignRule{Rule: tunnel})
-	v.Outcomes = []inspect.Outcome{{To: netip.MustParseAddr("8.1.1.1"), Table: 51820}}
-	check(t, v, files(), want{code: "rule-ahead", severity: routing.Warning, text: []string{"9018: not from all"}, fix: "give it a priority"})
+	known := routing.Rule{Family: routing.IPv4, Priority: 9017, Action: routing.ActionLookup, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}
+	ahead := routing.Rule{Family: routing.IPv4, Priority: 5270, Action: routing.ActionLookup, Table: 52}
+	behind := routing.Rule{Family: routing.IPv4, Priority: 30000, Action: routing.ActionLookup, Table: 53}
+	marked := routing.Rule{Family: routing.IPv4, Priority: 30001, Mark: routing.Mark{Value: 1, Mask: 1}, Action: routing.ActionLookup, Table: 200}
+	guests := routing.Rule{Family: routing.IPv4, Priority: 100, IIF: "guest", Action: routing.ActionProhibit}
+	foreign(v, routing.ForeignRule{Rule: guests}, routing.ForeignRule{Rule: known, Numbered: true}, routing.ForeignRule{Rule: tunnel, Numbered: true},
+		routing.ForeignRule{Rule: ahead}, routing.ForeignRule{Rule: behind}, routing.ForeignRule{Rule: marked})
+	check(t, v, files())
+	got := v.Status(nil, "1").OtherRules
+	want0 := []status.OtherRule{
+		{Family: "ipv4", Text: ahead.String(), Place: status.Ahead},
+		{Family: "ipv4", Text: tunnel.String(), Place: status.SteppedOver},
+		{Family: "ipv4", Text: behind.String(), Place: status.Behind},
+		{Family: "ipv4", Text: marked.String(), Place: status.Selects},
+	}
+	if !slices.Equal(got, want0) {
+		t.Errorf("rules of others are %+v", got)
+	}
+	v.Strays = []outcome.Stray{{
+		Probe: outcome.Probe{From: netip.MustParseAddr("198.51.100.7"), To: netip.MustParseAddr("8.1.1.1")}, Family: routing.IPv4,
+		Link: "wan0", Device: "tun0", Rule: ahead, Parts: 221, All: 221,
+	}}
+	check(t, v, files(), want{code: outcome.RuleAhead, severity: routing.Error, link: "wan0", text: []string{"5270: from all lookup 52", "leaves by tun0"}, fix: "give it a priority"})
 }
 
 // TestLiftThatYields: who deletes a rule by its words may hit the lift of it. That is
@@ -419,10 +407,9 @@ func TestLiftThatYields(t *testing.T) {
 	if lift.Reason.Decision != routing.LiftForeign {
 		t.Fatal("nothing yields")
 	}
-	named := want{code: "rule-lifted", severity: routing.Notice, text: []string{"192.0.2.5"}}
-	check(t, v, files(), named)
+	check(t, v, files())
 	v.Missing = []routing.Op{{Verb: routing.AddRule, Rule: lift.Rule, Reason: lift.Reason}}
-	check(t, v, files(), named, want{
+	check(t, v, files(), want{
 		code: "lift-yields", severity: routing.Notice, fix: "wait",
 		text: []string{`"30000: from all to 192.0.2.5 iif lo lookup 200", which is left`, "10 seconds"},
 	})
@@ -435,7 +422,7 @@ func TestLiftThatYields(t *testing.T) {
 	}
 	// Nobody puts it back.
 	v.Running = false
-	check(t, v, files(), named, want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})
 }
 
 // TestPutBackLater: what the daemon puts back later on purpose is no error: the reason and
@@ -466,61 +453,13 @@ func TestPutBackLater(t *testing.T) {
 	if len(v.Missing) != 3 {
 		t.Fatalf("%d missing: %v", len(v.Missing), v.Missing)
 	}
-	source := want{code: "rule-of-source", severity: routing.Notice, link: "wan1", text: []string{"203.0.113.7"}}
-	check(t, v, files(), source,
+	check(t, v, files(),
 		want{code: "put-back-later", severity: routing.Notice, link: "wan1", fix: "wait", text: []string{`words that are also those of the ipv4 rule "100: from 203.0.113.7 lookup 200"`, "15:04:05", "10000: from 203.0.113.7 lookup"}},
 		want{code: "put-back-later", severity: routing.Warning, link: "wan0", fix: "journalctl", text: []string{"keeps deleting", "15:04:05", again.String(), "default via 198.51.100.1 dev wan0 table"}},
 	)
 	// What nobody puts back is missing.
 	v.Daemon.Away = nil
-	check(t, v, files(), source, want{code: "not-in-force", severity: routing.Error, text: []string{"3 of"}, fix: "journalctl"})
-}
-
-func TestRejects(t *testing.T) {
-	v := view(wan(0))
-	v.Rejects = []inspect.Reject{{Family: routing.IPv6, Text: "unreachable default metric 5"}}
-	check(t, v, files(), want{code: "reject-default", severity: routing.Warning, text: []string{`"unreachable default metric 5"`, "ipv6", "refused too"}, fix: "ip -6 route del unreachable default metric 5"})
-}
-
-func TestRoutesAhead(t *testing.T) {
-	outcomes := func(n int, o inspect.Outcome) []inspect.Outcome {
-		var out []inspect.Outcome
-		for i := range 10 {
-			each := inspect.Outcome{To: netip.AddrFrom4([4]byte{byte(i + 1), 1, 1, 1}), Table: 10000, Device: "wan0"}
-			if i < n {
-				each = o
-				each.To = netip.AddrFrom4([4]byte{byte(i + 1), 1, 1, 1})
-			}
-			out = append(out, each)
-		}
-		return out
-	}
-	pieces := inspect.Outcome{Table: routing.TableMain, Device: "wg0", Length: 8}
-	with := func(change func(*inspect.Outcome)) inspect.Outcome {
-		o := pieces
-		change(&o)
-		return o
-	}
-	finding := []want{{code: "route-ahead", severity: routing.Notice, text: []string{"ipv4", "/8 to /16 through wg0 to 3 of 10"}, fix: "let wg0 have a default route"}}
-	for _, c := range []struct {
-		name     string
-		outcomes []inspect.Outcome
-		want     []want
-	}{
-		{"a list of routes", outcomes(3, pieces), finding},
-		{"networks of somebody", outcomes(2, pieces), nil},
-		{"a /17", outcomes(3, with(func(o *inspect.Outcome) { o.Length = 17 })), nil},
-		{"short ones are passed by", outcomes(3, with(func(o *inspect.Outcome) { o.Length = 7 })), nil},
-		{"a rule's table", outcomes(3, with(func(o *inspect.Outcome) { o.Table = 51820 })), nil},
-		{"through a link", outcomes(3, with(func(o *inspect.Outcome) { o.Device = "wan0" })), nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			v := view(wan(0))
-			v.Links["wg0"] = kernel.Link{Index: 77, Name: "wg0", Up: true}
-			v.Outcomes = c.outcomes
-			check(t, v, files(), c.want...)
-		})
-	}
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"3 of"}, fix: "journalctl"})
 }
 
 func TestRoutedDNS(t *testing.T) {

@@ -32,6 +32,8 @@ import (
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/offswitch"
+	"multihomed/internal/outcome"
+	"multihomed/internal/status"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -41,7 +43,7 @@ import (
 // A View is the host as it was found.
 type View struct {
 	Policy  routing.Policy
-	Planner *routing.Planner
+	Planner routing.Plans
 	// Links are the kernel's interfaces by name.
 	Links map[string]kernel.Link
 	// Missing is what would have to change for the kernel to be as planned.
@@ -49,17 +51,22 @@ type View struct {
 	Missing []routing.Op
 	// ForeignIn says who else uses a table that a link holds.
 	ForeignIn map[routing.TableID]string
-	// Outcomes are what the kernel answers for traffic bound to an uplink.
-	Outcomes []Outcome
-	// Rejects are the default routes of main that refuse packets, where the kernel
-	// refuses bound traffic.
-	Rejects []Reject
+	// Contested are what of Missing somebody else keeps taking away.
+	Contested []routing.Op
+	// Strays are packets that are bound to a link and do not leave by it.
+	Strays []outcome.Stray
+	// Unchecked counts the links for which that was not found out.
+	Unchecked int
+	// Unbound is the way of what is bound to nothing, by family.
+	Unbound map[routing.Family]status.Unbound
 	Claims  map[string]reconcile.Claim
 	NM      nm.Snapshot
 	// Daemon is what the running daemon says of itself, the zero State while it
 	// has not said anything; Running says that it holds the lock.
 	Daemon  runstate.State
 	Running bool
+	// Silent says that the daemon runs and does not answer.
+	Silent bool
 	// LeasesUnread says why the tables had to be told from what stands. Where the
 	// user may not read them that is no fault, and in no note.
 	LeasesUnread string
@@ -72,7 +79,11 @@ type View struct {
 	// Notes are what could not be read, in sentences.
 	Notes []string
 
-	recall *reconcile.Recall
+	// snapshot is where the view comes from, nil if the host was read.
+	snapshot *reconcile.Snapshot
+	recall   *reconcile.Recall
+	// objects are kept where nothing can change any more.
+	objects []Object
 	// unsure are the devices whose profiles are not for this user: they may
 	// say anything.
 	unsure map[string]bool
@@ -82,8 +93,12 @@ type View struct {
 // somebody who looks at a terminal.
 const patience = 3 * time.Second
 
-// Read reads the host. It fails only where the kernel cannot be read.
-func Read(ctx context.Context, cfg config.Config) (*View, error) {
+// mostChecked is for how many links outcomes are checked where they are not named.
+const mostChecked = 50
+
+// Read reads the host. It fails only where the kernel cannot be read. Outcomes are checked
+// for the links that only names, or for the first ones.
+func Read(ctx context.Context, cfg config.Config, only ...string) (*View, error) {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Off: offswitch.Load(cfg.StateDir), Claims: map[string]reconcile.Claim{},
 		recall: reconcile.NewRecall(runstate.Memory{Directory: cfg.RuntimeDir}),
@@ -112,14 +127,10 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	if err := mirror.SetNetworks(ctx, v.networks(mirror)); err != nil {
 		return nil, err
 	}
-	// What stands away on purpose, and when, is known to the daemon alone: it is asked right
-	// before and right after the kernel, so that neither is older than the other.
-	v.readDaemon(cfg)
 	mirror.View(func(k *kernel.State) { v.look(k, leases) })
-	away := v.Daemon.Away
-	v.readDaemon(cfg)
-	v.Daemon.Away = append(v.Daemon.Away, away...)
-	if err := v.try(); err != nil {
+	checker := NewChecker()
+	defer checker.Close()
+	if err := checker.Check(ctx, v, only, mostChecked); err != nil {
 		v.note("where bound traffic goes: %v", err)
 	}
 	return v, nil
@@ -136,21 +147,20 @@ func (v *View) note(format string, args ...any) {
 	}
 }
 
+// DaemonRuns reports whether a daemon holds the lock, and not one who stands in for it.
+func DaemonRuns(cfg config.Config) bool {
+	pid, held, err := lockfile.Holder(filepath.Join(cfg.RuntimeDir, lockfile.Name))
+	return err == nil && held && !hook.StandsIn(pid)
+}
+
 func (v *View) readDaemon(cfg config.Config) {
-	state, found, err := runstate.Read(cfg.RuntimeDir)
-	if err != nil {
-		v.note("what the daemon says: %v", err)
-	}
 	pid, held, err := lockfile.Holder(filepath.Join(cfg.RuntimeDir, lockfile.Name))
 	if err != nil {
 		v.note("whether the daemon runs: %v", err)
-		// What it says of itself must do: it takes that back when it ends.
-		held = found
 	}
 	v.Running = held && !hook.StandsIn(pid)
-	// A daemon that was killed leaves its last words to the next one.
-	if held && found && (pid == 0 || pid == state.PID) {
-		v.Daemon = state
+	if v.Running {
+		v.Daemon.PID = pid
 	}
 }
 
@@ -246,6 +256,3 @@ func (v *View) Converged() error {
 
 // Interfaces yields the names of all claims, sorted.
 func (v *View) Interfaces() []string { return slices.Sorted(maps.Keys(v.Claims)) }
-
-// names are those of all interfaces, sorted.
-func (v *View) names() []string { return slices.Sorted(maps.Keys(v.Links)) }

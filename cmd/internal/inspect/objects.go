@@ -71,6 +71,16 @@ const (
 // Objects lists what is planned, in the order of the ladder, then what stands
 // without being planned.
 func (v *View) Objects() []Object {
+	if v.snapshot == nil {
+		return v.list()
+	}
+	if v.objects == nil {
+		v.objects = v.list()
+	}
+	return v.objects
+}
+
+func (v *View) list() []Object {
 	rules := map[routing.Rule]State{}
 	routes := map[routing.RouteKey]State{}
 	groups := map[int]State{}
@@ -102,17 +112,24 @@ func (v *View) Objects() []Object {
 	for r := range v.Planner.Rules() {
 		o := Object{Kind: Rule, Family: r.Rule.Family, State: stateOf(rules, r.Rule), Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link}
 		o.waits(away)
-		if his, meant := v.Planner.MeantBy(r.Rule); meant && o.State == Missing && r.Yields && v.Running && v.Daemon.Ready {
+		if o.State == Missing && r.Yields && v.Running {
 			// The daemon may not have said so yet.
-			o.State, o.His = Yielding, his.String()
+			o.State, o.His = Yielding, o.Lifts()
 		}
 		out = append(out, o)
 	}
+	planned := 0
 	for r := range v.Planner.Routes() {
+		if _, odd := routes[r.Route.Key()]; odd {
+			planned++
+		}
 		name := v.device(r.Route.Device)
 		o := Object{Kind: Route, Family: r.Route.Family, State: stateOf(routes, r.Route.Key()), Text: r.Route.Text(name), Reason: r.Reason, Link: r.Reason.Link}
 		o.waits(away)
 		out = append(out, o)
+	}
+	if planned < len(routes) {
+		out = append(out, v.oddPaths()...)
 	}
 	for plan := range v.Planner.Links() {
 		if plan.Group != v.Policy.UplinkGroup {
@@ -144,6 +161,32 @@ func (v *View) away() map[objectKey]runstate.Away {
 		if known, is := out[k]; !is || a.Until.After(known.Until) {
 			out[k] = a
 		}
+	}
+	return out
+}
+
+// oddPaths lists routes that are not as planned and that the plan does not list, because
+// there may be very many of them.
+func (v *View) oddPaths() []Object {
+	listed := map[routing.RouteKey]struct{}{}
+	for r := range v.Planner.Routes() {
+		listed[r.Route.Key()] = struct{}{}
+	}
+	var out []Object
+	for _, op := range v.Missing {
+		state := Missing
+		switch op.Verb {
+		case routing.AddRoute:
+		case routing.ReplaceRoute:
+			state = Different
+		default:
+			continue
+		}
+		if _, is := listed[op.Route.Key()]; is {
+			continue
+		}
+		name := v.device(op.Route.Device)
+		out = append(out, Object{Kind: Route, Family: op.Route.Family, State: state, Text: op.Route.Text(name), Reason: op.Reason, Link: name})
 	}
 	return out
 }

@@ -1,180 +1,234 @@
 package inspect
 
 import (
-	"encoding/binary"
+	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
-	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/outcome"
+	"multihomed/internal/status"
 	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/lookup"
+	"multihomed/routing/reconcile"
 )
 
-// An Outcome is what the kernel answers for one packet that is bound to a link.
-type Outcome struct {
-	Link     string
-	From, To netip.Addr
-	// Table and Length are those of the route that was found, Device is where it
-	// leads.
-	Table  routing.TableID
-	Length int
-	Device string
-	// Refused says that the kernel has an error in place of a route.
-	Refused bool
+// A Checker finds out whether traffic of links leaves by them. It keeps what it found, and
+// looks anew only at links that changed, unless something changed that is common to all.
+type Checker struct {
+	reader *kernel.Reader
+	handle *netlink.Handle
+	// moves and asked say what tables were read when.
+	moves   uint64
+	asked   map[routing.Family][]routing.TableID
+	tables  map[routing.Family]map[routing.TableID][]routing.Route
+	partial map[routing.Family]map[routing.TableID]bool
+
+	environment outcome.Environment
+	known       map[int]verdict
 }
 
-// A Reject is a default route of main that refuses packets.
-type Reject struct {
-	Family routing.Family
-	// Text is the route in the words of iproute2.
-	Text string
+// A verdict is what was found of a link as it was.
+type verdict struct {
+	of     *reconcile.Interface
+	strays []outcome.Stray
 }
 
-// try asks the kernel where packets go that are bound to an uplink. One address of
-// each family is enough: what rules of others and routes of main catch, they catch
-// from all links. It costs the same whatever the host holds.
-func (v *View) try() error {
-	// Both sockets close with the handle.
-	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
+// NewChecker returns a checker that knows nothing.
+func NewChecker() *Checker { return &Checker{known: map[int]verdict{}} }
+
+// Close closes its sockets.
+func (c *Checker) Close() {
+	if c.reader != nil {
+		_ = c.reader.Close() // It was only read from.
 	}
-	defer handle.Close()
+	if c.handle != nil {
+		c.handle.Close()
+	}
+}
+
+// mostRoutes is how many routes of a table are read; what comes of larger ones is asked of
+// the kernel.
+const mostRoutes = 20_000
+
+// Check says where bound traffic goes, for at most so many links that have to be looked at,
+// or only for some; the rest is counted. It costs nothing for what has not changed.
+func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) error {
+	if err := c.read(ctx, v); err != nil {
+		return err
+	}
+	judge := outcome.New(outcome.Facts{
+		Policy: v.Policy, Plans: v.Planner, Interfaces: v.lookupInterfaces(), Tables: c.tables, Partial: c.partial,
+		Missing: v.unplanned(), Unsettled: v.unsettled, Ask: c.ask,
+	})
+	if e := judge.Environment(); !e.Same(c.environment) {
+		c.environment = e
+		clear(c.known)
+	}
+	present := map[int]struct{}{}
+	for plan := range v.Planner.Links() {
+		index := plan.Link.Index
+		present[index] = struct{}{}
+		var of *reconcile.Interface
+		if v.snapshot != nil {
+			of, _ = v.snapshot.Interface(index)
+		}
+		found, known := c.known[index]
+		switch {
+		case known && found.of == of && of != nil:
+		case len(only) > 0 && !slices.Contains(only, plan.Link.Name):
+			continue
+		case most == 0:
+			v.Unchecked++
+			continue
+		default:
+			most--
+			found = verdict{of: of, strays: judge.Link(&plan)}
+			c.known[index] = found
+		}
+		v.Strays = append(v.Strays, found.strays...)
+	}
+	maps.DeleteFunc(c.known, func(index int, _ verdict) bool {
+		_, is := present[index]
+		return !is
+	})
+	v.Unbound = map[routing.Family]status.Unbound{}
 	for _, f := range routing.Families() {
-		link, from, found := v.boundAddress(f)
-		if !found {
-			continue
+		if device, table, sent := judge.Unbound(f); sent {
+			v.Unbound[f] = status.Unbound{Interface: device, Table: uint32(table)}
 		}
-		refused, tried := 0, 0
-		for _, to := range destinations(f) {
-			o := v.ask(handle, link, from, to)
-			if o.Refused {
-				refused++
-			}
-			tried++
-			v.Outcomes = append(v.Outcomes, o)
-		}
-		if refused <= tried/2 { // some are refused by routes of their own
-			continue
-		}
-		rejects, err := rejectDefaults(f)
-		if err != nil {
-			return err
-		}
-		v.Rejects = append(v.Rejects, rejects...)
 	}
 	return nil
 }
 
-// boundAddress is an address of an uplink whose table has a default.
-func (v *View) boundAddress(f routing.Family) (link string, from netip.Addr, found bool) {
-	for plan := range v.Planner.Links() {
-		if plan.Role != routing.Uplink || !plan.Link.Up {
-			continue
-		}
-		for _, a := range plan.Link.Addresses {
-			k, is := routing.KeyOf(plan.Link, a.Prefix.Addr())
-			t, leased := plan.Link.Tables[k]
-			if is && leased && k.Family == f && !a.Tentative && slices.ContainsFunc(plan.Routes, func(r routing.PlannedRoute) bool {
-				return r.Route.Family == f && r.Route.Table == t && r.Route.IsDefault()
-			}) {
-				return plan.Link.Name, a.Prefix.Addr(), true
-			}
-		}
-	}
-	return "", netip.Addr{}, false
+// unsettled reports links that come or go.
+func (v *View) unsettled(name string) bool {
+	claim := v.Claims[name]
+	return claim.Standing == reconcile.Draining || claim.Pending || !v.Links[name].Carrier
 }
 
-// destinations are addresses all over the internet: one of every public /8 of IPv4,
-// and one of every large block of IPv6 that IANA has handed out
-// (https://www.iana.org/assignments/ipv6-unicast-address-assignments).
-func destinations(f routing.Family) []netip.Addr {
-	var out []netip.Addr
-	if f == routing.IPv6 {
-		for _, a := range [...]string{
-			"2001:200::1", "2001:400::1", "2001:600::1", "2001:1200::1", "2003::1", "2400:1::1", "2600:1::1",
-			"2610:1::1", "2620:1::1", "2630:1::1", "2800:1::1", "2a00:1::1", "2a10:1::1", "2c00:1::1",
-		} {
-			out = append(out, netip.MustParseAddr(a))
-		}
-		return out
+// unplanned is what is missing, but for what stays away for a while on purpose.
+func (v *View) unplanned() []routing.Op {
+	if len(v.Missing) == 0 {
+		return nil
 	}
-	const firstMulticast = 224
-	for first := byte(1); first < firstMulticast; first++ {
-		if first != 10 && first != 127 { // RFC 1918, RFC 1122
-			out = append(out, netip.AddrFrom4([4]byte{first, 1, 1, 1}))
+	away := v.away()
+	yielding := map[routing.Rule]bool{}
+	for _, p := range v.Planner.Shared() {
+		yielding[p.Rule] = p.Yields && v.Running
+	}
+	var out []routing.Op
+	for _, op := range v.Missing {
+		_, waits := away[objectKey{op.Rule.Family, op.Rule.String()}]
+		if op.Verb != routing.AddRule || !waits && !yielding[op.Rule] {
+			out = append(out, op)
 		}
 	}
 	return out
 }
 
-// ask is `ip route get fibmatch`.
-func (v *View) ask(handle *netlink.Handle, link string, from, to netip.Addr) Outcome {
-	o := Outcome{Link: link, From: from, To: to}
-	routes, err := handle.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: net.IP(from.AsSlice()), FIBMatch: true})
-	if err != nil || len(routes) == 0 {
-		o.Refused = true
-		return o
+func (v *View) lookupInterfaces() []lookup.Interface {
+	out := make([]lookup.Interface, 0, len(v.Links))
+	for _, l := range v.Links {
+		out = append(out, lookup.Interface{Index: l.Index, Name: l.Name, Group: l.Group, Up: l.Up})
 	}
-	r := routes[0]
-	index := r.LinkIndex
-	if len(r.MultiPath) > 0 {
-		index = r.MultiPath[0].LinkIndex
-	}
-	o.Table, o.Device = routing.TableID(r.Table), v.device(index) //nolint:gosec // the kernel's number
-	if r.Dst != nil {
-		o.Length, _ = r.Dst.Mask.Size()
-	}
-	return o
+	slices.SortFunc(out, func(a, b lookup.Interface) int { return a.Index - b.Index })
+	return out
 }
 
-// rejectDefaults reads the default routes of main that refuse packets. The kernel
-// picks them out by their type (NETLINK_GET_STRICT_CHK): main may hold a million
-// others.
-func rejectDefaults(f routing.Family) ([]Reject, error) {
-	socket, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("opening a netlink socket: %w", err)
-	}
-	defer socket.Close()
-	if err := unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
-		return nil, fmt.Errorf("setting NETLINK_GET_STRICT_CHK: %w", err)
-	}
-	var out []Reject
-	for _, kind := range []struct {
-		number uint8
-		name   string
-	}{{unix.RTN_BLACKHOLE, "blackhole"}, {unix.RTN_UNREACHABLE, "unreachable"}, {unix.RTN_PROHIBIT, "prohibit"}} {
-		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
-		req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: socket}}
-		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(f), Table: unix.RT_TABLE_MAIN, Type: kind.number}})
-		messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
-		if err != nil && !errors.Is(err, nl.ErrDumpInterrupted) {
-			return nil, fmt.Errorf("reading %s routes of main: %w", kind.name, err)
+// read reads the tables that decide besides those of links, unless nothing has happened.
+func (c *Checker) read(ctx context.Context, v *View) error {
+	asked := map[routing.Family][]routing.TableID{}
+	for _, f := range routing.Families() {
+		tables := []routing.TableID{routing.TableLocal, routing.TableMain}
+		for _, o := range v.Planner.Foreign(f) {
+			if r := o.Rule; r.Action == routing.ActionLookup && r.Table != 0 && !v.Policy.Tables.Contains(r.Table) {
+				tables = append(tables, r.Table)
+			}
 		}
-		for _, m := range messages {
-			header := nl.DeserializeRtMsg(m)
-			if header.Dst_len != 0 || header.Type != kind.number {
-				continue
-			}
-			metric := ""
-			attributes, err := nl.ParseRouteAttr(m[header.Len():])
-			if err != nil {
-				return nil, fmt.Errorf("reading a %s route of main: %w", kind.name, err)
-			}
-			for _, a := range attributes {
-				if a.Attr.Type == unix.RTA_PRIORITY && len(a.Value) == 4 {
-					metric = fmt.Sprintf(" metric %d", binary.NativeEndian.Uint32(a.Value))
-				}
-			}
-			out = append(out, Reject{Family: f, Text: kind.name + " default" + metric})
+		tables = slices.AppendSeq(tables, maps.Keys(v.ForeignIn))
+		slices.Sort(tables)
+		asked[f] = slices.Compact(tables)
+	}
+	same := v.snapshot != nil && v.snapshot.Moves == c.moves && len(v.ForeignIn) == 0 &&
+		maps.EqualFunc(asked, c.asked, slices.Equal[[]routing.TableID])
+	if same && c.tables != nil {
+		return nil
+	}
+	if c.reader == nil {
+		var err error
+		if c.reader, err = kernel.OpenReader(); err != nil {
+			return err
 		}
 	}
-	return out, nil
+	tables, partial := map[routing.Family]map[routing.TableID][]routing.Route{}, map[routing.Family]map[routing.TableID]bool{}
+	for f, some := range asked {
+		var err error
+		if tables[f], partial[f], err = c.reader.Tables(ctx, f, some, mostRoutes); err != nil {
+			return err
+		}
+	}
+	c.tables, c.partial, c.asked = tables, partial, asked
+	if v.snapshot != nil {
+		c.moves = v.snapshot.Moves
+	}
+	return nil
+}
+
+// ask is `ip route get fibmatch`.
+func (c *Checker) ask(p outcome.Probe) (outcome.Answer, error) {
+	if c.handle == nil {
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return outcome.Answer{}, fmt.Errorf("opening a netlink socket: %w", err)
+		}
+		c.handle = handle
+	}
+	options := &netlink.RouteGetOptions{FIBMatch: true, Oif: p.Device}
+	if p.From.IsValid() {
+		options.SrcAddr = net.IP(p.From.AsSlice())
+	}
+	routes, err := c.handle.RouteGetWithOptions(p.To.AsSlice(), options)
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EINVAL) {
+		return outcome.Answer{}, nil // refused
+	}
+	if err != nil || len(routes) == 0 {
+		return outcome.Answer{}, fmt.Errorf("asking for the way to %s: %w", p.To, err)
+	}
+	r := routes[0]
+	a := outcome.Answer{Device: r.LinkIndex, Table: routing.TableID(r.Table)} //nolint:gosec // the kernel's number
+	if len(r.MultiPath) > 0 {
+		a.Device = r.MultiPath[0].LinkIndex
+	}
+	if r.Dst != nil {
+		a.Bits, _ = r.Dst.Mask.Size()
+	}
+	return a, nil
+}
+
+// checkOutcomes says what takes bound traffic away from its link.
+func checkOutcomes(v *View, _ files) []Finding {
+	names := map[int]string{}
+	for _, l := range v.Links {
+		names[l.Index] = l.Name
+	}
+	return outcome.Findings(v.Strays, names, v.Policy)
+}
+
+// checkUnchecked says that not every link was checked.
+func checkUnchecked(v *View, _ files) []Finding {
+	if v.Unchecked == 0 || v.snapshot != nil {
+		return nil
+	}
+	return []Finding{{
+		Severity: routing.Notice,
+		Text:     fmt.Sprintf("where bound traffic goes was checked for %d links only: without the daemon it is not known for the %d others", mostChecked, v.Unchecked),
+		Fix:      "name the links: multihomectl status LINK...",
+	}}
 }

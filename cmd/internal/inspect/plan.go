@@ -14,13 +14,14 @@ import (
 
 // look takes from the kernel's state what the view needs.
 func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
-	v.Planner = routing.NewPlanner(v.Policy)
+	planner := routing.NewPlanner(v.Policy)
+	v.Planner = planner
 	foreign := v.recall.Foreign(k)
 	for i, f := range routing.Families() {
-		v.Planner.SetForeign(f, foreign[i])
-		v.Planner.SetGone(f, slices.DeleteFunc(slices.Clone(v.Daemon.Gone), func(r routing.Rule) bool { return r.Family != f }))
+		planner.SetForeign(f, foreign[i])
+		planner.SetGone(f, slices.DeleteFunc(slices.Clone(v.Daemon.Gone), func(r routing.Rule) bool { return r.Family != f }))
 	}
-	v.Planner.SetGroups(reconcile.GroupsOf(k))
+	planner.SetGroups(reconcile.GroupsOf(k))
 	stands := readStanding(v.Policy, k)
 	for _, index := range k.Indexes() {
 		facts, ok := k.Link(index)
@@ -33,7 +34,7 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 				name, exists := k.NameOf(index)
 				return exists && v.Claims[name].Standing != reconcile.NoLink
 			})
-			v.Planner.Set(link)
+			planner.Set(link)
 		}
 	}
 	if n, fault := k.Unread(); n > 0 {
@@ -46,9 +47,9 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 			}
 		}
 	}
-	all := routing.Everything(v.Planner, k)
+	all := routing.Everything(planner, k)
 	// Not knowing is not emptiness: what nobody is known to want may be wanted.
-	v.Missing = routing.Diff(v.Planner, k, all, func(routing.Op) bool { return v.Complete() && len(v.unsure) == 0 })
+	v.Missing = routing.Diff(planner, k, all, func(routing.Op) bool { return v.Complete() && len(v.unsure) == 0 })
 }
 
 // networks are those of all links, in which others may have addresses too.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,8 +69,8 @@ func TestRulesOfOthers(t *testing.T) {
 	h.ip("route", "add", "10.99.0.0/16", "dev", "wan1", "table", fmt.Sprint(network(link(t, h.status(), "wan0"), "ipv4").Table), "protocol", "static")
 	h.ip("-6", "rule", "del", "priority", "32766")
 	s := h.status()
-	if p := problem(s, "rule-ahead"); p == nil || p.Severity != routing.Notice || !strings.Contains(p.Text, "5270: from all lookup 52") {
-		t.Errorf("problems are %+v", s.Problems)
+	if p := problem(s, "rule-ahead"); p != nil || !slices.Contains(s.OtherRules, ctl.OtherRule{Family: "ipv4", Text: "5270: from all lookup 52", Place: "ahead"}) {
+		t.Errorf("problems are %+v, rules of others %+v", s.Problems, s.OtherRules)
 	}
 	if p := problem(s, "table-in-use"); p == nil || p.Link != "wan0" || !strings.Contains(p.Text, "10.99.0.0/16") {
 		t.Errorf("problems are %+v", s.Problems)
@@ -95,14 +96,35 @@ func TestWhereBoundTrafficGoes(t *testing.T) {
 
 	h.ip("rule", "add", "priority", "5270", "lookup", "52")
 	h.ip("route", "add", "100.64.99.0/24", "dev", alien, "table", "52")
-	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != routing.Notice {
+	if p := problem(h.status(), "rule-ahead"); p != nil {
 		t.Errorf("a rule in front whose table knows one network: %+v", p)
 	}
 	h.ip("route", "add", "default", "dev", alien, "table", "52")
-	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != routing.Warning || !strings.Contains(p.Text, "5270: from all lookup 52") {
+	if p := problem(h.status(), "rule-ahead"); p == nil || p.Severity != routing.Error || p.Object != "5270: from all lookup 52" || p.Since == nil {
 		t.Errorf("a rule in front whose table has a default: %+v", p)
 	}
+	// The fix.
+	h.ip("rule", "add", "priority", "30000", "lookup", "52")
 	h.ip("rule", "del", "priority", "5270")
+	labtest.Eventually(t, func() error {
+		if s := h.status(); !s.OK || len(s.Problems) > 0 || s.Unbound["ipv4"].Interface != alien {
+			return fmt.Errorf("after the fix: %+v, unbound %+v", s.Problems, s.Unbound)
+		}
+		return nil
+	})
+	h.ip("rule", "del", "priority", "30000")
+
+	from := h.bound("-4")[0]
+	h.ip("rule", "add", "priority", "30000", "from", from, "lookup", "52")
+	p := problem(h.status(), "rule-of-source")
+	if p == nil || p.Severity != routing.Error || p.Link != "wan0" || p.Object != "30000: from "+from+" lookup 52" {
+		t.Fatalf("a rule for the source: %+v", p)
+	}
+	_, fix, _ := strings.Cut(p.Fix, ": ")
+	h.ip(strings.Fields(fix)[1:]...)
+	if p := problem(h.status(), "rule-of-source"); p != nil {
+		t.Errorf("after %q: %+v", fix, p)
+	}
 
 	// What is left of 0.0.0.0/0 without the private networks, beyond /7.
 	for _, piece := range []string{"11.0.0.0/8", "173.0.0.0/8", "193.0.0.0/8"} {
@@ -120,7 +142,7 @@ func TestWhereBoundTrafficGoes(t *testing.T) {
 		h.ip(family, "route", "add", "prohibit", "default", "metric", "5")
 		s := h.parse(h.as(nobody, "status", "--json"))
 		p := problem(s, "reject-default")
-		if p == nil || p.Severity != routing.Warning || !strings.Contains(p.Text, `"prohibit default metric 5"`) {
+		if p == nil || p.Severity != routing.Error || !strings.Contains(p.Text, `"prohibit default metric 5"`) {
 			t.Fatalf("%s: problems are %+v", family, s.Problems)
 		}
 		if _, err := h.IP(t.Context(), append([]string{family, "route", "get", "from"}, h.bound(family)...)...); err == nil {
@@ -179,8 +201,8 @@ func TestDeletionByWords(t *testing.T) {
 	h.ip("rule", "add", "priority", "30000", "to", "192.0.2.5", "lookup", "200")
 	h.start()
 	lifted := "30000: from all to 192.0.2.5 lookup 200"
-	if p := problem(h.status(), "rule-lifted"); p == nil || !strings.Contains(p.Text, lifted) {
-		t.Errorf("before: %+v", p)
+	if s := h.status(); len(s.Problems) > 0 || len(s.OtherRules) != 1 || s.OtherRules[0].Text != lifted || s.OtherRules[0].Place != "selects" {
+		t.Errorf("before: %+v, rules of others %+v", s.Problems, s.OtherRules)
 	}
 	if r := h.ctl("status", "-v"); !strings.Contains(r.out, "goto 30000  # lift of "+lifted) || !strings.Contains(r.out, "uplink: main has a default route via "+lab.DefaultISP(0).IPv4.Addr().String()) {
 		t.Errorf("status -v: %s", r)

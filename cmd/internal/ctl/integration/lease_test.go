@@ -23,11 +23,14 @@ type listed struct {
 func (h *host) leases(args ...string) []listed {
 	h.t.Helper()
 	r := h.ctl(append([]string{"lease", "list", "--json"}, args...)...)
-	var all []listed
-	if err := json.Unmarshal([]byte(r.out), &all); err != nil || r.status != 0 {
+	var all struct {
+		Schema int
+		Leases []listed
+	}
+	if err := json.Unmarshal([]byte(r.out), &all); err != nil || r.status != 0 || all.Schema != 1 || all.Leases == nil {
 		h.t.Fatalf("lease list: %v, %s", err, r)
 	}
-	return all
+	return all.Leases
 }
 
 // stranger makes the interface that NetworkManager leaves alone.
@@ -72,7 +75,7 @@ func TestLease(t *testing.T) {
 		t.Errorf("its table holds\n%s", routes)
 	}
 	six := h.ctl("lease", "-6", "-i", "ppp7", "-a", "2001:db8:7::7", "--json")
-	if six.status != 0 || !strings.HasPrefix(six.out, `{"table":100`) || !strings.Contains(six.out, `"routed":true}`) {
+	if six.status != 0 || !strings.HasPrefix(six.out, `{"schema":1,"table":100`) || !strings.Contains(six.out, `"routed":true}`) {
 		t.Errorf("lease in IPv6: %s", six)
 	}
 	if s := h.status(); !s.OK {

@@ -1,0 +1,238 @@
+package outcome
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"multihomed/routing"
+)
+
+// Codes of what takes bound traffic away.
+const (
+	// RuleAhead: a rule of somebody else that selects nothing stands before ours.
+	RuleAhead routing.Code = "rule-ahead"
+	// RuleOfSource: a rule of somebody else selects the packets of a link.
+	RuleOfSource routing.Code = "rule-of-source"
+	// RouteAhead: main has a default in pieces, or something like it.
+	RouteAhead routing.Code = "route-ahead"
+	// RejectDefault: main has a default that refuses.
+	RejectDefault routing.Code = "reject-default"
+	// TableInUse: somebody else's route in a table of ours.
+	TableInUse routing.Code = "table-in-use"
+	// Astray: bound traffic does not leave by its link for another reason.
+	Astray routing.Code = "astray"
+)
+
+// Findings says what makes packets stray, one finding for each object that does, whatever
+// number of links it takes them from. Names are those of interfaces.
+func Findings(strays []Stray, names map[int]string, p routing.Policy) []routing.Problem {
+	var order []blame
+	by := map[blame][]Stray{}
+	for _, s := range strays {
+		b := blameOf(s, names, p)
+		if by[b] == nil {
+			order = append(order, b)
+		}
+		by[b] = append(by[b], s)
+	}
+	var out []routing.Problem
+	for _, b := range order {
+		if p, is := b.problem(by[b]); is {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// blame is what makes packets stray.
+type blame struct {
+	code   routing.Code
+	family routing.Family
+	object string
+	rule   routing.Rule
+	piece  bool
+	device string
+	// route is for a fix.
+	route, table string
+}
+
+func blameOf(s Stray, names map[int]string, p routing.Policy) blame {
+	b := blame{family: s.Family, device: s.Device, piece: s.Piece && s.Goal == Outside}
+	route := ""
+	if s.Route.Destination.IsValid() {
+		route = wordsOf(s.Route, names)
+	}
+	switch {
+	case s.Rule != (routing.Rule{}):
+		b.rule, b.object, b.code = s.Rule, s.Rule.String(), RuleAhead
+		if s.Rule.Selects() {
+			b.code = RuleOfSource
+		}
+		b.table = s.Table.String()
+	case s.Missing != "":
+		b.object, b.code = s.Missing, Astray
+	case s.Refused && s.Table == routing.TableMain && route != "":
+		b.object, b.code, b.route = route, RejectDefault, route
+	case s.Table == routing.TableMain && b.piece:
+		// All pieces through one device are one thing.
+		b.object, b.code = fmt.Sprintf("routes of main through %s", s.Device), RouteAhead
+	case p.Tables.Contains(s.Table) && route != "":
+		b.object, b.code, b.route, b.table = route+" in table "+s.Table.String(), TableInUse, route, s.Table.String()
+	case route != "":
+		b.object, b.code, b.route = route+" in table "+s.Table.String(), Astray, route
+	default:
+		b.object, b.code = "no rule or route", Astray
+	}
+	return b
+}
+
+// wordsOf is a route in the words of iproute2, without its table.
+func wordsOf(r routing.Route, names map[int]string) string {
+	kind := map[routing.RouteType]string{typeBlackhole: "blackhole ", typeUnreachable: "unreachable ", typeProhibit: "prohibit "}[r.Type]
+	const nowhere = "-"
+	device := names[r.Device]
+	if kind != "" {
+		device = nowhere
+	}
+	table := " table " + r.Table.String()
+	text := strings.Replace(kind+r.Text(device), table, "", 1)
+	return strings.Replace(text, " dev "+nowhere, "", 1)
+}
+
+// Kinds of routes that refuse (RTN_* of linux/rtnetlink.h).
+const (
+	typeBlackhole   routing.RouteType = 6
+	typeUnreachable routing.RouteType = 7
+	typeProhibit    routing.RouteType = 8
+)
+
+// enoughPieces is how many parts of the outside must go astray: less is a network of
+// somebody, and not a default route in pieces.
+const enoughPieces = 3
+
+func (b blame) problem(strays []Stray) (routing.Problem, bool) {
+	out := routing.Problem{Code: b.code, Severity: routing.Error, Object: b.object}
+	first := strays[0]
+	var links []string
+	for _, s := range strays {
+		if !slices.Contains(links, s.Link) {
+			links = append(links, s.Link)
+		}
+	}
+	if len(links) == 1 {
+		out.Link = links[0]
+	}
+	where := "it leaves by " + first.Device
+	if first.Refused {
+		where = "it is refused"
+	}
+	what := fmt.Sprintf("traffic bound to %s goes astray: to %s %s", listed(links), goals(strays), where)
+	parts, all := b.parts(strays)
+	if b.piece {
+		if parts < enoughPieces {
+			return out, false
+		}
+		if 2*parts < all {
+			// As main, or a VPN's table, knows a part of the internet: that is what a split
+			// tunnel is for. It is said because it is no small one.
+			out.Severity = routing.Notice
+		}
+		what = fmt.Sprintf("%d of %d parts of the internet: traffic that is bound to %s and for there follows them, and not its link; %s", parts, all, listed(links), where)
+	}
+	flag := "-4"
+	if b.family == routing.IPv6 {
+		flag = "-6"
+	}
+	switch b.code {
+	case RuleAhead:
+		how := "selects nothing and stands before those of multihomed"
+		if b.piece {
+			what = "its table has routes to " + what
+		}
+		out.Text = fmt.Sprintf("the %s rule %q of somebody else %s: %s", b.family, b.object, how, what)
+		out.Fix = fmt.Sprintf("give it a priority between %d and %d: unbound traffic follows it there too, and bound traffic follows its link", routing.PriorityNetwork+1, routing.PriorityAgain-1)
+	case RuleOfSource:
+		if b.piece {
+			what = "its table has routes to " + what
+		}
+		out.Text = fmt.Sprintf("the %s rule %q of somebody else selects packets of links: %s", b.family, b.object, what)
+		out.Fix = fmt.Sprintf("if that is not meant: ip %s rule del priority %d", flag, b.rule.Priority)
+	case RouteAhead:
+		out.Text = fmt.Sprintf("main has %s routes through %s to %s", b.family, b.device, what)
+		out.Fix = "let " + b.device + " have a default route, or two of /1, in place of a list of routes (AllowedIPs of WireGuard)"
+	case RejectDefault:
+		out.Text = fmt.Sprintf("main has %q in %s, and no default before it: %s", b.object, b.family, what)
+		out.Fix = fmt.Sprintf("ip %s route del %s", flag, b.route)
+	case TableInUse:
+		out.Text = fmt.Sprintf("the %s route %q of somebody else stands in a table of multihomed: %s", b.family, b.object, what)
+		out.Fix = fmt.Sprintf("ip %s route del %s table %s", flag, b.route, b.table)
+	default:
+		out.Text = what
+		switch {
+		case first.Missing != "":
+			out.Text = fmt.Sprintf("the %s %s is missing: %s", b.family, b.object, what)
+			out.Fix = "systemctl restart multihomed"
+		case b.route != "":
+			out.Text = fmt.Sprintf("the %s route %q decides: %s", b.family, b.object, what)
+			out.Fix = fmt.Sprintf("look at it: ip %s route get %s from %s", flag, first.To, sourceOf(first))
+		default:
+			out.Fix = fmt.Sprintf("look at it: ip %s route get %s from %s", flag, first.To, sourceOf(first))
+		}
+	}
+	return out, true
+}
+
+func sourceOf(s Stray) string {
+	if s.From.IsValid() {
+		return s.From.String()
+	}
+	return "0.0.0.0 oif " + s.Device
+}
+
+// parts is how many of all parts of the outside go astray for the link that is worst off.
+func (b blame) parts(strays []Stray) (parts, all int) {
+	type who struct {
+		link string
+		from netip.Addr
+	}
+	by := map[who]int{}
+	for _, s := range strays {
+		if s.Goal != Outside {
+			continue
+		}
+		w := who{s.Link, s.From}
+		by[w] += s.Parts
+		parts, all = max(parts, by[w]), max(all, s.All)
+	}
+	return parts, all
+}
+
+// goals names where packets were for.
+func goals(strays []Stray) string {
+	var all []Goal
+	for _, s := range strays {
+		if !slices.Contains(all, s.Goal) {
+			all = append(all, s.Goal)
+		}
+	}
+	slices.SortFunc(all, cmp.Compare)
+	words := make([]string, 0, len(all))
+	for _, g := range all {
+		words = append(words, g.String())
+	}
+	return strings.Join(words, " and ")
+}
+
+// mostListed bounds a list in a sentence.
+const mostListed = 4
+
+func listed(texts []string) string {
+	more := ""
+	if n := len(texts) - mostListed; n > 0 {
+		texts, more = texts[:mostListed], fmt.Sprintf(" and %d more", n)
+	}
+	return strings.Join(texts, ", ") + more
+}

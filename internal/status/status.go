@@ -1,0 +1,279 @@
+// Package status is what the service tells of itself and of the host, in one value with
+// one JSON form: how it is made does not matter to who reads it. The daemon serves it on a
+// socket; who cannot get it there makes it himself.
+package status
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"multihomed/routing"
+)
+
+// Schema is the version of the JSON of everything that multihomectl prints. Fields may be
+// added; if one goes or changes its meaning, this number goes up.
+const Schema = 1
+
+// A Status is what `multihomectl status --json` prints. Lists are never null.
+type Status struct {
+	// Schema is 1.
+	Schema int `json:"schema"`
+	// OK says that everything planned is in force, that bound traffic leaves by its
+	// link wherever that was checked, and that no problem is an error: the exit status
+	// is 0.
+	OK bool `json:"ok"`
+	// By says who looked at the host: "daemon", or "multihomectl" where the daemon
+	// does not run or does not answer.
+	By string `json:"by"`
+	// Version is that of who looked.
+	Version        string  `json:"version"`
+	Daemon         Daemon  `json:"daemon"`
+	NetworkManager Manager `json:"network_manager"`
+	InForce        Count   `json:"in_force"`
+	// Tables is the range that the tables of links come from.
+	Tables      Range  `json:"tables"`
+	UplinkGroup uint32 `json:"uplink_group"`
+	// Unbound says by family ("ipv4") which way packets leave that are bound to no
+	// link; a family without a way has no entry.
+	Unbound map[string]Unbound `json:"unbound"`
+	// Unchecked counts links of which it is not known whether their traffic leaves by
+	// them: they changed a moment ago, or there are too many without the daemon.
+	Unchecked int    `json:"unchecked_links"`
+	Links     []Link `json:"links"`
+	// Shared are the objects that serve all links, lifts of rules of others, and
+	// those that no link wants.
+	Shared []Object `json:"shared"`
+	// OtherRules are the rules of somebody else that have a say.
+	OtherRules []OtherRule `json:"other_rules"`
+	// Off says since when all of multihomed is switched off, and by whom; absent if it is not.
+	Off *Off `json:"off,omitempty"`
+	// OffLinks are the links that are switched off by themselves.
+	OffLinks []OffLink `json:"off_links,omitempty"`
+	// Others are the interfaces that are no links.
+	Others   []Other   `json:"other_interfaces"`
+	Problems []Problem `json:"problems"`
+	// Unread are what could not be read, in sentences.
+	Unread []string `json:"unread"`
+}
+
+// Off is the administrator's word that something is switched off.
+type Off struct {
+	// Since is nil, and By empty, if that is not known.
+	Since *time.Time `json:"since"`
+	By    string     `json:"by"`
+}
+
+// OffLink is a link that is switched off.
+type OffLink struct {
+	Interface string `json:"interface"`
+	// UUID is that of its profile, empty for one that has none.
+	UUID string `json:"uuid"`
+	Off
+}
+
+// Daemon is the service. Its fields beside Running come from itself.
+type Daemon struct {
+	Running bool       `json:"running"`
+	PID     int        `json:"pid,omitempty"`
+	Version string     `json:"version,omitempty"`
+	Started *time.Time `json:"started,omitempty"`
+	// Ready says that a pass with complete knowledge was made.
+	Ready bool `json:"ready"`
+	// Waiting says what it waits for.
+	Waiting string `json:"waiting,omitempty"`
+}
+
+// Unbound is the way of packets that are bound to no link.
+type Unbound struct {
+	Interface string `json:"interface"`
+	// Table is what says so.
+	Table uint32 `json:"table"`
+}
+
+// Places of rules of somebody else.
+const (
+	// Ahead: it stands before the ladder and selects nothing.
+	Ahead = "ahead"
+	// Selects: it selects packets and keeps its say, wherever it stands.
+	Selects = "selects"
+	// Behind: unbound traffic follows it, bound traffic its link.
+	Behind = "behind"
+	// SteppedOver: the kernel numbered it; it counts as one behind the ladder.
+	SteppedOver = "stepped over"
+)
+
+// OtherRule is a rule of somebody else.
+type OtherRule struct {
+	Family string `json:"family"`
+	// Text is the rule in the words of iproute2.
+	Text string `json:"text"`
+	// Place is "ahead", "selects", "behind" or "stepped over".
+	Place string `json:"place"`
+}
+
+// Manager is NetworkManager.
+type Manager struct {
+	Running bool   `json:"running"`
+	Version string `json:"version,omitempty"`
+	// Complete says that everything about its devices is known.
+	Complete bool `json:"complete"`
+	// None says that this host has no NetworkManager, and needs none.
+	None    bool   `json:"none,omitempty"`
+	Waiting string `json:"waiting,omitempty"`
+	// Error says why it could not be asked.
+	Error string `json:"error,omitempty"`
+}
+
+// Count is of rules, routes and interface groups; what yields does not count.
+type Count struct {
+	Planned int `json:"planned"`
+	Present int `json:"present"`
+	// Unexpected stand and are not planned.
+	Unexpected int `json:"unexpected"`
+}
+
+// Range is a range of tables, both ends included.
+type Range struct {
+	First uint32 `json:"first"`
+	Last  uint32 `json:"last"`
+}
+
+// Link is one interface that has its own routing.
+type Link struct {
+	Interface string `json:"interface"`
+	Index     int    `json:"index"`
+	// Role is "uplink" or "local", RoleWhy says in words why.
+	Role    string `json:"role"`
+	RoleWhy string `json:"role_why"`
+	// Draining says that it is going down: its routing stays until its
+	// addresses are gone.
+	Draining bool `json:"draining"`
+	// Why says in words why it is a link.
+	Why     string `json:"why"`
+	Profile string `json:"profile,omitempty"`
+	// Type is NetworkManager's name of the kind of device.
+	Type    string `json:"type,omitempty"`
+	Up      bool   `json:"up"`
+	Carrier bool   `json:"carrier"`
+	// Group is the interface group.
+	Group uint32 `json:"group"`
+	// Since is when its role or its rules changed last, as far as the daemon has been
+	// running.
+	Since    *time.Time `json:"since,omitempty"`
+	InForce  Count      `json:"in_force"`
+	Networks []Network  `json:"networks"`
+	// LeftAlone says by family ("ipv4") why it is its owner's.
+	LeftAlone map[string]string `json:"left_alone"`
+	// Unused are addresses that have no part in it: another host has them.
+	Unused  []Address `json:"unused_addresses"`
+	Objects []Object  `json:"objects"`
+}
+
+// Network is one on-link prefix, or all host addresses of a link, with its table.
+type Network struct {
+	// Family is "ipv4" or "ipv6".
+	Family string `json:"family"`
+	// Prefix is absent where HostAddresses is true: addresses that have no network
+	// (/32, /128, point to point).
+	Prefix        netip.Prefix `json:"prefix,omitzero"`
+	HostAddresses bool         `json:"host_addresses,omitempty"`
+	// Table is 0 if the network has none.
+	Table uint32 `json:"table"`
+	// Routes counts what stands in the table of the many routes that daemons like those
+	// of BGP bring; they are not among the objects.
+	Routes    int       `json:"routes,omitempty"`
+	Addresses []Address `json:"addresses"`
+	// Gateways are those of the default routes in the table, best first.
+	Gateways []Gateway `json:"gateways"`
+}
+
+// Address is one address of an interface.
+type Address struct {
+	Address netip.Addr `json:"address"`
+	// Length is that of the prefix it was given with.
+	Length int         `json:"prefix_length"`
+	Peer   *netip.Addr `json:"peer,omitempty"`
+	// Flags are of "tentative", "duplicate", "deprecated", "temporary" and
+	// "dynamic".
+	Flags []string `json:"flags"`
+}
+
+// Gateway is one default route of a table.
+type Gateway struct {
+	// Via is absent where the default needs no next hop.
+	Via *netip.Addr `json:"via,omitempty"`
+}
+
+// Object is one rule, route or interface group.
+type Object struct {
+	// Kind is "rule", "route" or "group".
+	Kind   string `json:"kind"`
+	Family string `json:"family,omitempty"`
+	// State is "in force", "missing", "different", "misplaced", "yields" (somebody
+	// deleted it in the words of a rule of his own; it comes back) or "unexpected".
+	State string `json:"state"`
+	// Text is the object in the words of iproute2.
+	Text string `json:"text"`
+	// Reason names why it exists.
+	Reason string `json:"reason,omitempty"`
+	// Lifts is the rule of somebody else that a rule of the reason "lift" leads to.
+	Lifts string `json:"lifts,omitempty"`
+}
+
+// Other is an interface that is no link.
+type Other struct {
+	Interface string `json:"interface"`
+	Why       string `json:"why"`
+}
+
+// Problem is something to know or to fix. Its JSON has code, severity ("error",
+// "warning", "notice"), link, object, text, fix and since.
+type Problem struct {
+	routing.Problem
+	// Since is when the daemon saw it first.
+	Since *time.Time `json:"since,omitempty"`
+}
+
+// Tell puts problems in place of those that the status has.
+func (s *Status) Tell(problems []routing.Problem) {
+	s.Problems = make([]Problem, 0, len(problems))
+	for _, p := range problems {
+		s.Problems = append(s.Problems, Problem{Problem: p})
+	}
+	s.OK = s.Sound()
+}
+
+// Sound reports whether the exit status is 0.
+func (s *Status) Sound() bool {
+	return s.InForce.Complete() && !slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Severity == routing.Error })
+}
+
+// Complete reports whether everything is as planned.
+func (c Count) Complete() bool { return c.Present == c.Planned && c.Unexpected == 0 }
+
+// Add counts what another count counts, too.
+func (c *Count) Add(o Count) {
+	c.Planned += o.Planned
+	c.Present += o.Present
+	c.Unexpected += o.Unexpected
+}
+
+// CompareLinks puts uplinks first, then goes by name as people do.
+func CompareLinks(a, b Link) int {
+	return cmp.Or(-cmp.Compare(a.Role, b.Role), CompareNames(a.Interface, b.Interface))
+}
+
+// CompareNames orders wan2 before wan10.
+func CompareNames(a, b string) int {
+	at, an := splitNumber(a)
+	bt, bn := splitNumber(b)
+	return cmp.Or(strings.Compare(at, bt), cmp.Compare(len(an), len(bn)), strings.Compare(an, bn))
+}
+
+func splitNumber(name string) (text, number string) {
+	text = strings.TrimRight(name, "0123456789")
+	return text, strings.TrimLeft(name[len(text):], "0")
+}

@@ -1,0 +1,320 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"iter"
+	"maps"
+	"slices"
+	"time"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// A Snapshot is how the host stood after a pass: one value that never changes, for
+// whoever reads in another goroutine. What did not change since the one before it
+// is shared with that.
+type Snapshot struct {
+	// Generation tells snapshots apart: two with the same number are the same.
+	Generation uint64
+	Policy     routing.Policy
+	Report     Report
+	// Interfaces are those of the kernel, by index.
+	Interfaces []*Interface
+	// Claims are what owners say, by interface name.
+	Claims map[string]Claim
+	// Others are the rules of others by family, in the order of [routing.Families]
+	// and of the kernel.
+	Others [2][]routing.ForeignRule
+	// Lifts are the rules that serve all links.
+	Lifts []routing.PlannedRule
+	// Missing is what keeps the kernel from being as planned.
+	Missing []routing.Op
+	// Contested are the rules and routes that somebody else keeps taking away: they
+	// come back when their time has come.
+	Contested []routing.Op
+	// ForeignIn says who else uses a table that a link holds.
+	ForeignIn map[routing.TableID]string
+	// Paths counts the routes in a table that do not follow from the structure of its
+	// link, as those of BGP, where there are any.
+	Paths map[routing.TableID]int
+	// Unread counts messages of the kernel that could not be read, UnreadFault is
+	// the last fault.
+	Unread      int
+	UnreadFault error
+	// Moves changes with everything that happens to interfaces, addresses and to
+	// routes that are not ours, also to those that nobody plans with.
+	Moves uint64
+}
+
+// An Interface is one interface in a snapshot.
+type Interface struct {
+	// Facts have no routes.
+	Facts kernel.Link
+	// IsLink says that the interface is planned.
+	IsLink bool
+	// Plan has the structure of the link alone: its paths go on changing.
+	Plan routing.LinkPlan
+	// Since is when its role or its ladder changed last, as far as this process knows.
+	Since time.Time
+}
+
+// Links yields the plans of all links, by interface index.
+func (s *Snapshot) Links() iter.Seq[routing.LinkPlan] {
+	return func(yield func(routing.LinkPlan) bool) {
+		for _, i := range s.Interfaces {
+			if i.IsLink && !yield(i.Plan) {
+				return
+			}
+		}
+	}
+}
+
+// Interface returns one interface.
+func (s *Snapshot) Interface(index int) (*Interface, bool) {
+	at, found := slices.BinarySearchFunc(s.Interfaces, index, func(i *Interface, index int) int { return cmp.Compare(i.Facts.Index, index) })
+	if !found {
+		return nil, false
+	}
+	return s.Interfaces[at], true
+}
+
+// Link returns the plan of a link.
+func (s *Snapshot) Link(index int) (routing.LinkPlan, bool) {
+	if i, known := s.Interface(index); known && i.IsLink {
+		return i.Plan, true
+	}
+	return routing.LinkPlan{}, false
+}
+
+// Foreign returns the rules of others in a family.
+func (s *Snapshot) Foreign(f routing.Family) []routing.ForeignRule {
+	if f == routing.IPv4 {
+		return s.Others[0]
+	}
+	return s.Others[1]
+}
+
+// Shared returns the rules that serve all links.
+func (s *Snapshot) Shared() []routing.PlannedRule { return s.Lifts }
+
+var _ routing.Plans = (*Snapshot)(nil)
+
+// Rules yields the rules that must exist: those of each link in the order of the
+// ladder, then those that serve all.
+func (s *Snapshot) Rules() iter.Seq[routing.PlannedRule] {
+	return func(yield func(routing.PlannedRule) bool) {
+		seen := map[routing.Rule]struct{}{}
+		for _, i := range s.Interfaces {
+			if !i.IsLink {
+				continue
+			}
+			for _, r := range slices.SortedStableFunc(slices.Values(i.Plan.Rules), routing.ComparePlanned) {
+				if _, known := seen[r.Rule]; known {
+					continue
+				}
+				seen[r.Rule] = struct{}{}
+				if !yield(r) {
+					return
+				}
+			}
+		}
+		for _, r := range s.Lifts {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+// Routes yields the routes that must exist and follow from the structure of links.
+func (s *Snapshot) Routes() iter.Seq[routing.PlannedRoute] {
+	return func(yield func(routing.PlannedRoute) bool) {
+		for _, i := range s.Interfaces {
+			if !i.IsLink {
+				continue
+			}
+			for _, r := range i.Plan.Routes {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Snapshot waits for a pass that takes up everything that happened so far and returns
+// how the host stands then. Nothing is copied while nobody asks, and of what did not
+// change nothing is made anew. Also, if not nil, is called in the loop's goroutine with
+// the answer. Run must be running.
+func (l *Loop) Snapshot(ctx context.Context, also func()) (*Snapshot, error) {
+	answer := make(chan *Snapshot, 1)
+	a := ask{look: func() {
+		if also != nil {
+			also()
+		}
+		answer <- l.snapshot()
+	}}
+	select {
+	case l.asks <- a:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	select {
+	case s := <-answer:
+		return s, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// A picture is what is kept for the next snapshot.
+type picture struct {
+	last *Snapshot
+	// fresh says that nothing has happened since.
+	fresh bool
+	// interfaces are kept; those that are stale are made anew.
+	interfaces map[int]*Interface
+	stale      map[int]struct{}
+	// claims are shared until one changes.
+	claims map[string]Claim
+	since  map[int]since
+}
+
+// since is when a link got its role and its ladder.
+type since struct {
+	at    time.Time
+	role  routing.Role
+	rules []routing.PlannedRule
+}
+
+func newPicture() picture {
+	return picture{interfaces: map[int]*Interface{}, stale: map[int]struct{}{}, since: map[int]since{}}
+}
+
+// spoil notes that the last snapshot is out of date, and of which interfaces.
+func (p *picture) spoil(indexes ...int) {
+	p.fresh = false
+	for _, index := range indexes {
+		p.stale[index] = struct{}{}
+	}
+}
+
+// dated notes when links got their roles and their ladders.
+func (l *Loop) dated(t routing.Touched) {
+	for index := range t.Links {
+		l.picture.spoil(index)
+		plan, is := l.planner.Link(index)
+		if !is {
+			delete(l.picture.since, index)
+			continue
+		}
+		old, known := l.picture.since[index]
+		if known && old.role == plan.Role && slices.Equal(old.rules, plan.Rules) {
+			continue
+		}
+		l.picture.since[index] = since{at: l.now(), role: plan.Role, rules: plan.Rules}
+	}
+}
+
+// snapshot returns the last one if nothing has happened since, or makes another.
+func (l *Loop) snapshot() *Snapshot {
+	p := &l.picture
+	var moves uint64
+	l.Mirror.View(func(k *kernel.State) { moves = k.Moves() })
+	if p.fresh && p.last.Moves == moves {
+		return p.last
+	}
+	s := &Snapshot{
+		Generation: 1, Policy: l.Policy, Report: l.reportNow(), Lifts: l.planner.Shared(),
+		ForeignIn: map[routing.TableID]string{}, Paths: map[routing.TableID]int{},
+	}
+	if p.last != nil {
+		s.Generation = p.last.Generation + 1
+	}
+	if p.claims == nil {
+		p.claims = maps.Clone(l.claims)
+	}
+	s.Claims = p.claims
+	for i, f := range routing.Families() {
+		s.Others[i] = l.planner.Foreign(f)
+	}
+	open, contested := l.open()
+	l.Mirror.View(func(k *kernel.State) {
+		s.Moves = k.Moves()
+		s.Unread, s.UnreadFault = k.Unread()
+		for index := range p.stale {
+			l.picturedAnew(k, index)
+		}
+		s.Missing = routing.Diff(l.planner, k, open, func(op routing.Op) bool { return l.mayDelete(k, op) })
+		for _, i := range p.interfaces {
+			for _, t := range i.Plan.Link.Tables {
+				if what, used := k.ForeignIn(t); used {
+					s.ForeignIn[t] = what
+				}
+				if n := k.CountRoutes(t) - structural(&i.Plan, t); n > 0 {
+					s.Paths[t] = n
+				}
+			}
+		}
+	})
+	clear(p.stale)
+	for _, op := range s.Missing {
+		o := object{rule: op.Rule}
+		if op.Rule == (routing.Rule{}) {
+			o = object{route: op.Route.Key()}
+		}
+		if _, is := contested[o]; is {
+			s.Contested = append(s.Contested, op)
+		}
+	}
+	s.Interfaces = slices.SortedFunc(maps.Values(p.interfaces), func(a, b *Interface) int { return cmp.Compare(a.Facts.Index, b.Facts.Index) })
+	p.last, p.fresh = s, true
+	return s
+}
+
+func (l *Loop) picturedAnew(k *kernel.State, index int) {
+	facts, exists := k.LinkFacts(index)
+	if !exists {
+		delete(l.picture.interfaces, index)
+		return
+	}
+	i := &Interface{Facts: facts, Since: l.picture.since[index].at}
+	i.Plan, i.IsLink = l.planner.Link(index)
+	l.picture.interfaces[index] = i
+}
+
+// open names the objects that may differ from the plan after a pass: what was refused,
+// what waits for its time, and what the mirror could not tell. All others were compared.
+// Contested are those that somebody else takes away, and not for the sake of a rule of
+// his own.
+func (l *Loop) open() (open routing.Touched, contested map[object]struct{}) {
+	open = routing.NewTouched()
+	open.Merge(l.touched)
+	for _, f := range l.failures {
+		if f.op != (routing.Op{}) {
+			touch(open, f.op)
+		}
+	}
+	contested = map[object]struct{}{}
+	for o, d := range l.deferred {
+		open.Rules[o.rule] = struct{}{}
+		open.Routes[o.route] = struct{}{}
+		if d.his == (routing.Rule{}) {
+			contested[o] = struct{}{}
+		}
+	}
+	return open, contested
+}
+
+// structural counts the routes of a table that follow from the structure of a link.
+func structural(plan *routing.LinkPlan, t routing.TableID) int {
+	n := 0
+	for i := range plan.Routes {
+		if plan.Routes[i].Route.Table == t {
+			n++
+		}
+	}
+	return n
+}
