@@ -25,7 +25,10 @@ const (
 type Device struct {
 	// Name is the kernel's interface: the one that carries the IP configuration
 	// where NetworkManager distinguishes it (wwan0, not cdc-wdm0; ppp0).
-	Name    string
+	Name string
+	// ID is the object that NetworkManager has for the interface, and of which of its
+	// processes. It stays when the interface gets another name.
+	ID      string
 	Type    gnm.NmDeviceType
 	State   gnm.NmDeviceState
 	Managed bool
@@ -84,7 +87,7 @@ func active(s gnm.NmDeviceState) bool {
 }
 
 func (d Device) equal(o Device) bool {
-	return d.Name == o.Name && d.Type == o.Type && d.State == o.State &&
+	return d.Name == o.Name && d.ID == o.ID && d.Type == o.Type && d.State == o.State &&
 		d.Managed == o.Managed && d.Real == o.Real && d.Gone == o.Gone && d.Settling == o.Settling &&
 		d.External == o.External && d.VPN == o.VPN && d.Controller == o.Controller &&
 		d.ProfileID == o.ProfileID && d.ProfileUUID == o.ProfileUUID &&

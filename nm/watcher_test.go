@@ -459,6 +459,21 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// A device that gets another name is the same one, and what is known of it stays.
+func TestRenamed(t *testing.T) {
+	bus, fake := start(t)
+	fake.AddEthernet(2, "eth1")
+	w := watch(t, nm.Options{Address: bus.Address})
+	before := w.awaitComplete(t).Devices["eth0"]
+	w.TakeChanges()
+	fake.Change(nmtest.DevicePath(1), nmtest.Device, nmtest.Properties{"Interface": "new0", "IpInterface": "new0"})
+	now := w.awaitDevice(t, "new0", "is there", func(d nm.Device) bool { return d.Name == "new0" })
+	if !now.ProfileKnown || now.ID != before.ID || now.ID == "" || now.State != before.State || now.Gone || now.Settling {
+		t.Errorf("it is %+v, was %+v", now, before)
+	}
+	w.await(t, "the old name is dropped", func(s nm.Snapshot) bool { _, known := s.Devices["eth0"]; return !known && len(s.Devices) == 2 })
+}
+
 // The name of a modem's interface is known only while it is active, and a
 // PPPoE link has two objects.
 func TestInterfaceNames(t *testing.T) {

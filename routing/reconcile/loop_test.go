@@ -195,7 +195,7 @@ func TestRefusedOnceIsNoNews(t *testing.T) {
 	}
 	h.pass()
 	h.wants("10000: from 100.64.0.5 lookup 10000")
-	if len(h.last.Problems) > 0 || strings.Contains(h.log.String(), "not in force") {
+	if len(h.last.Problems) > 0 || strings.Contains(h.log.String(), "not active, trying again") {
 		t.Errorf("reported: %+v\n%s", h.last, h.log.String())
 	}
 }
@@ -244,7 +244,7 @@ func TestRefusedIsRetriedLater(t *testing.T) {
 	if !slices.Equal(waits, want) {
 		t.Errorf("waits %v", waits)
 	}
-	if n := strings.Count(h.log.String(), "not in force"); n != 1 {
+	if n := strings.Count(h.log.String(), "not active, trying again"); n != 1 {
 		t.Errorf("%d lines:\n%s", n, h.log.String())
 	}
 	// A new trouble does not have to wait for the old one's minute.
@@ -441,7 +441,7 @@ func TestKernelUnreadable(t *testing.T) {
 	if !slices.Equal(waits, []time.Duration{100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond, 1600 * time.Millisecond}) {
 		t.Errorf("waits %v", waits)
 	}
-	if n := strings.Count(h.log.String(), "not in force"); n != 1 {
+	if n := strings.Count(h.log.String(), "not active, trying again"); n != 1 {
 		t.Errorf("%d lines:\n%s", n, h.log.String())
 	}
 	h.mirror.fault = nil
@@ -611,7 +611,7 @@ func TestEnd(t *testing.T) {
 	if err := h.loop.Reconcile(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("it ends with %v", err)
 	}
-	if log := h.log.String(); strings.Contains(log, "not in force") {
+	if log := h.log.String(); strings.Contains(log, "not active, trying again") {
 		t.Errorf("complaints:\n%s", log)
 	}
 }

@@ -162,7 +162,7 @@ func (r *Recall) WasUplink(l routing.Link, c Claim) bool {
 	if !was {
 		return false
 	}
-	same := u.Interface == l.Name && (u.Profile == c.Profile || c.Profile == "") && (c.Standing == Draining || l.Automatic() || slices.ContainsFunc(l.Addresses, func(a routing.Address) bool {
+	same := (u.Profile == c.Profile || c.Profile == "") && (c.Standing == Draining || l.Automatic() || slices.ContainsFunc(l.Addresses, func(a routing.Address) bool {
 		return slices.Contains(u.Addresses, a.Prefix.Addr())
 	}))
 	if !same {

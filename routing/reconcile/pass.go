@@ -158,6 +158,9 @@ func (l *Loop) mayDelete(k *kernel.State, op routing.Op) bool {
 type subject struct {
 	link routing.Link
 	keys []routing.Key
+	// claim is what the owner says, who calls the interface said.
+	claim Claim
+	said  string
 	// whole says that the link has all of its routes, not the structure alone.
 	whole bool
 }
@@ -224,10 +227,10 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.recallRole(&s.link, plan)
+		l.recallRole(s.claim, &s.link, plan)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
-			l.Owners.Poke(s.link.Name)
+			l.Owners.Poke(s.said)
 		}
 		links = append(links, s)
 		for _, k := range s.keys {
@@ -241,7 +244,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		s.link.Tables = l.hold(s, leased)
 		l.networks.set(s.link.Index, NetworksOf(s.link))
 		l.Mirror.View(func(k *kernel.State) {
-			s.link.Elsewhere = ElsewhereOf(k, s.link, l.claims[s.link.Name], l.isLink(k))
+			s.link.Elsewhere = ElsewhereOf(k, s.link, s.claim, l.isLink(k))
 		})
 		if s.whole {
 			l.planner.Set(s.link)
@@ -256,7 +259,9 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 // subject returns the facts of an interface, false if it is no link.
 func (l *Loop) subject(index int) (subject, bool) {
 	var facts kernel.Link
-	var exists, was bool
+	var exists, was, claimed bool
+	var claim Claim
+	said := ""
 	plan, planned := l.planner.Link(index)
 	whole := !planned || contains(l.unread, index)
 	l.Mirror.View(func(k *kernel.State) {
@@ -267,22 +272,23 @@ func (l *Loop) subject(index int) (subject, bool) {
 		if exists && whole {
 			facts, exists = k.Link(index)
 		}
-		if exists && l.claims[facts.Name].Standing == Draining {
+		claim, said, claimed = l.of(k, index)
+		if exists && claim.Standing == Draining {
 			was = l.was(k, index, facts.Name)
 		}
 	})
 	if !exists {
 		delete(l.known, index)
+		l.bindings.forget(index)
 		return subject{}, false
 	}
 	if !whole {
 		facts.Routes = l.planner.Structure(index, l.ways(index, l.rerouted[index]))
 	}
-	claim, claimed := l.claims[facts.Name]
 	if claimed {
 		l.known[index] = facts.Name
 	}
-	s := subject{link: LinkOf(facts, claim), whole: whole}
+	s := subject{link: LinkOf(facts, claim), claim: claim, said: said, whole: whole}
 	s.keys = routing.Keys(s.link)
 	switch claim.Standing {
 	case Link:
@@ -331,8 +337,7 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 
 // recallRole adds what is remembered of a link. One that is being taken down keeps the
 // role it had: nobody says any more what made it one.
-func (l *Loop) recallRole(link *routing.Link, before routing.LinkPlan) {
-	claim := l.claims[link.Name]
+func (l *Loop) recallRole(claim Claim, link *routing.Link, before routing.LinkPlan) {
 	link.WasUplink = l.recall.WasUplink(*link, claim) || claim.Standing == Draining && before.Role == routing.Uplink
 	if !link.Pending && claim.Standing == Link {
 		l.recall.remember(*link, claim.Profile)
@@ -343,10 +348,13 @@ func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
 	delete(l.unread, index)
 	l.networks.set(index, nil)
-	name, exists := "", false
-	l.Mirror.View(func(k *kernel.State) { name, exists = k.NameOf(index) })
+	stands, claimed := false, false
+	l.Mirror.View(func(k *kernel.State) {
+		stands = exists(k, index)
+		_, _, claimed = l.of(k, index)
+	})
 	// Whoever has not spoken yet may still say that it is a link.
-	if _, claimed := l.claims[name]; claimed || l.complete || !exists {
+	if claimed || l.complete || !stands {
 		l.recall.forget(index)
 	}
 	for k := range l.held[index] {

@@ -22,6 +22,11 @@ const (
 // A Claim is what the owner of an interface says of it.
 type Claim struct {
 	Standing Standing
+	// Index is the interface's, where the owner knows it, else 0. Identity is by
+	// what the owner recognises the interface when it has another name; empty if by
+	// nothing. A claim holds for its interface, whatever that is called by now.
+	Index    int
+	Identity string
 	// Why says in words why the interface is a link or is none.
 	Why string
 	// Profile names the configuration in force, for logs and status.

@@ -143,9 +143,16 @@ func (f Facts) hooked() (reconcile.Claim, bool) {
 	if tunnel(f.Kind) && !f.Policy.Included(f.Name) {
 		return reconcile.Claim{Why: "it is a tunnel or the like (" + f.Kind + ")", Released: true}, true
 	}
-	claim := reconcile.Claim{Standing: reconcile.Link, Watched: true, Reach: true, Intents: map[routing.Family]routing.Intent{}}
+	index := slices.MaxFunc(f.Configs, func(a, b hooked.Config) int { return a.Index - b.Index }).Index
+	claim := reconcile.Claim{
+		Standing: reconcile.Link, Watched: true, Reach: true, Intents: map[routing.Family]routing.Intent{},
+		Index: index,
+	}
 	var callers []string
 	for _, c := range f.Configs {
+		if c.Index != index {
+			continue // It was for another interface of that name.
+		}
 		if !slices.Contains(callers, c.Caller) {
 			callers = append(callers, c.Caller)
 		}

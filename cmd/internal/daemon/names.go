@@ -35,13 +35,13 @@ func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault fun
 
 // settled is called when the routing of all links stands, so that a server is
 // only named when queries can reach it.
-func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan]) {
+func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan], said func(index int) string) {
 	if n.file == nil || !n.owners.Heard() {
 		return
 	}
 	var all []dnsmasq.Server
 	for plan := range plans {
-		all = append(all, servers(plan, n.owners.Names(plan.Link.Name))...)
+		all = append(all, servers(plan, n.owners.Names(said(plan.Link.Index)))...)
 	}
 	if n.failed == nil && n.last != nil && slices.EqualFunc(all, n.last, sameServer) {
 		return

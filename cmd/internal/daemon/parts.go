@@ -19,6 +19,7 @@ import (
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/news"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -37,6 +38,10 @@ type parts struct {
 	names   *names
 	router  *router
 	loop    *reconcile.Loop
+	// said are the interfaces of which hooks said something, since forget looked;
+	// departures is the mirror's count then.
+	said       *news.Names
+	departures uint64
 }
 
 // extras tell the daemon from one who stands in for it.
@@ -50,7 +55,7 @@ type extras struct {
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
 func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks, more extras) (*parts, error) {
-	p := &parts{log: log}
+	p := &parts{log: log, said: news.New()}
 	if err := p.open(ctx, cfg, hooks, more); err != nil {
 		p.close()
 		return nil, err
@@ -118,7 +123,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		p.router.settled(ctx)
 		p.forget(ctx)
 		move.settled(ctx, p.loop.Plans())
-		p.names.settled(ctx, p.loop.Plans())
+		p.names.settled(ctx, p.loop.Plans(), p.loop.Said)
 		settled()
 	}
 	p.loop = reconcile.New(reconcile.Options{
@@ -165,6 +170,7 @@ func (p *parts) take(ctx context.Context, m hook.Message) {
 		return
 	}
 	reload(ctx, p.log, p.hooks, m.Interface)
+	p.said.Touch(m.Interface)
 	switch {
 	case m.Gone:
 		p.hooks.Release(m.Interface)
@@ -174,12 +180,26 @@ func (p *parts) take(ctx context.Context, m hook.Message) {
 	p.owners.Poke(m.Interface)
 }
 
-// forget drops what hooks said of interfaces that have gone without a word.
+// forget drops what hooks said of interfaces that have gone without a word. It costs
+// what was said anew, and where interfaces have gone, what was said of all.
 func (p *parts) forget(ctx context.Context) {
-	if len(p.hooks.Interfaces()) == 0 {
+	names := p.said.Take()
+	var departures uint64
+	p.mirror.View(func(k *kernel.State) { departures = k.Departures() })
+	if departures != p.departures {
+		p.departures, names = departures, p.hooks.Interfaces()
+	}
+	if len(names) == 0 {
 		return
 	}
-	dropped, err := p.hooks.Keep(hooked.Index)
+	dropped, err := p.hooks.Keep(names, func(index int) (exists bool, err error) {
+		p.mirror.View(func(k *kernel.State) { _, exists = k.NameOf(index) })
+		if !exists {
+			// A hook may know of an interface before the mirror does.
+			return hooked.Exists(index)
+		}
+		return exists, nil
+	})
 	if err != nil {
 		p.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said of an interface that has gone is kept", slog.String("error", err.Error()))
 	}
