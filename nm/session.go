@@ -498,10 +498,8 @@ func (s *session) publish(ctx context.Context, name string) {
 		}
 		now := previous
 		now.Gone = true
-		if !s.release(name, &now) {
-			delete(s.releases, name)
-			s.w.drop(name)
-			return
+		if _, releasing := s.releases[name]; releasing || !previous.Gone {
+			s.release(name, &now)
 		}
 		s.w.put(ctx, now)
 		return

@@ -58,3 +58,31 @@ func TestRenamedWithoutAWord(t *testing.T) {
 	h.pass()
 	h.wants("10500: from 100.64.1.5 7")
 }
+
+// TestLetGo: an owner that lets an interface go and leaves its addresses says nothing
+// of its routes any more. They are followed all the same, and for nobody else.
+func TestLetGo(t *testing.T) {
+	h := newHost(t)
+	h.wan(0)
+	h.wan(1)
+	h.owners.claim("wan1", reconcile.NoLink)
+	h.owners.complete(true)
+	h.pass()
+	for range 2 {
+		for _, name := range []string{"wan0", "wan1"} {
+			h.say(name, reconcile.Claim{Standing: reconcile.Draining})
+		}
+		h.owners.complete(true)
+		h.quiet()
+		h.wants("10500: from 100.64.0.5 7", "!10500: from 100.64.1.5 7")
+		h.ip("route replace default via 100.64.0.2 dev wan0 metric 100")
+		h.pass()
+		if routes := h.ip("route show table 10000"); !strings.Contains(routes, "via 100.64.0.2") {
+			t.Errorf("the table is not followed:\n%s", routes)
+		}
+		h.ip("route replace default via 100.64.0.1 dev wan0 metric 100")
+		h.pass()
+		// So does the next daemon.
+		h.restart()
+	}
+}

@@ -57,11 +57,16 @@ func (l *Loop) setInterests(ctx context.Context) error {
 				continue
 			}
 			claim, _, claimed := l.of(k, index)
-			if (claimed || l.complete) && claim.Watched != k.Interested(index) {
+			watched := claim.Watched
+			if !watched && claim.Standing == Draining {
+				name, _ := k.NameOf(index)
+				watched = l.was(k, index, name)
+			}
+			if (claimed || l.complete) && watched != k.Interested(index) {
 				if interests == nil {
 					interests = map[int]bool{}
 				}
-				interests[index] = claim.Watched
+				interests[index] = watched
 			}
 		}
 	})

@@ -323,6 +323,9 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 		_, was := l.planner.Link(index)
 		return was
 	}
+	if l.ready {
+		return false // Whatever was a link before has been claimed by now.
+	}
 	if l.devices == nil {
 		l.devices = map[string]struct{}{}
 		for _, f := range routing.Families() {

@@ -32,7 +32,8 @@ type Claim struct {
 	// Profile names the configuration in force, for logs and status.
 	Profile string
 	// Watched says that the routes of main through the interface may become of
-	// interest: it is a link, or can be one.
+	// interest: it is a link, or can be one. What drains and was a link stays of
+	// interest.
 	Watched bool
 	Intents map[routing.Family]routing.Intent
 	// Pending says that the interface is a link that is still being brought up.

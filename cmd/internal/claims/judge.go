@@ -29,8 +29,10 @@ type Facts struct {
 	Released bool
 	// Kind is the driver's name of a virtual interface (IFLA_INFO_KIND).
 	Kind string
-	// Leased are the addresses that were leased with their routing.
-	Leased []netip.Addr
+	// Leased are the addresses that were leased with their routing; WasLeased says
+	// that the interface was a link by leases alone, until now.
+	Leased    []netip.Addr
+	WasLeased bool
 }
 
 // Judge says what an interface is, false if nobody says anything of it. What
@@ -104,7 +106,12 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 			return hook, true
 		}
 	}
-	if len(f.Leased) == 0 || claim.Standing != reconcile.NoLink {
+	// What NetworkManager let go of drains; what it never had is its client's alone.
+	letGo := left && claim.Standing == reconcile.Draining && !f.Device.Gone && !f.Device.Settling
+	if len(f.Leased) == 0 && letGo && f.WasLeased {
+		claim.Standing = reconcile.NoLink
+	}
+	if len(f.Leased) == 0 || claim.Standing != reconcile.NoLink && !letGo {
 		return claim, f.Managed
 	}
 	claim.Standing, claim.Watched, claim.Only = reconcile.Link, true, f.Leased

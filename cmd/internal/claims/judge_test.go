@@ -46,6 +46,8 @@ func TestJudge(t *testing.T) {
 		"leased":                           {claims.Facts{Leased: leased}, reconcile.Link, "lease of 192.0.2.1 and 1 more", false},
 		"leased, NetworkManager's":         {claims.Facts{Leased: leased, Device: active, Managed: true}, reconcile.Link, `connected, profile "office"`, false},
 		"leased, left alone":               {claims.Facts{Leased: leased, Device: unmanaged, Managed: true}, reconcile.Link, "lease of 192.0.2.1 and 1 more", false},
+		"let go":                           {claims.Facts{Device: unmanaged, Managed: true}, reconcile.Draining, "NetworkManager does not manage it", false},
+		"no more leased, left alone":       {claims.Facts{Device: unmanaged, Managed: true, WasLeased: true}, reconcile.NoLink, "NetworkManager does not manage it", false},
 		"leased, while it ends":            {claims.Facts{Leased: leased, Device: ended, Managed: true}, reconcile.Draining, "disconnected", false},
 		"a hook's":                         {claims.Facts{Configs: hook}, reconcile.Link, "configured by dhclient and ifupdown", false},
 		"a hook's, leased":                 {claims.Facts{Configs: hook, Leased: leased}, reconcile.Link, "configured by dhclient and ifupdown", false},

@@ -40,11 +40,13 @@ type Owners struct {
 	// devices is what NetworkManager said last.
 	devices map[string]nm.Device
 	status  nm.Status
+	// leased are the interfaces that are links by leases alone.
+	leased map[string]bool
 }
 
 // Join puts sources together.
 func Join(s Sources) *Owners {
-	return &Owners{Sources: s, changed: make(chan struct{}, 1), devices: map[string]nm.Device{}}
+	return &Owners{Sources: s, changed: make(chan struct{}, 1), devices: map[string]nm.Device{}, leased: map[string]bool{}}
 }
 
 // Run passes on that one of them has something to say, until ctx is done.
@@ -104,7 +106,11 @@ func (o *Owners) Take() reconcile.Claims {
 		all.Complete, all.Waiting = false, "there are no leases of tables"
 	}
 	for name := range names {
-		if claim, claimed := o.Of(name); claimed {
+		claim, claimed := o.Of(name)
+		if delete(o.leased, name); claim.Only != nil {
+			o.leased[name] = true
+		}
+		if claimed {
 			all.Changed[name] = claim
 		} else {
 			all.Removed = append(all.Removed, name)
@@ -119,7 +125,7 @@ func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 }
 
 func (o *Owners) facts(name string) Facts {
-	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name)}
+	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), WasLeased: o.leased[name]}
 	f.Device, f.Managed = o.devices[name]
 	f.Configs, f.Released = o.Hooked.Of(name)
 	if o.status.Absent {

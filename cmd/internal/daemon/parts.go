@@ -183,6 +183,18 @@ func (p *parts) take(ctx context.Context, m hook.Message) {
 // forget drops what hooks said of interfaces that have gone without a word. It costs
 // what was said anew, and where interfaces have gone, what was said of all.
 func (p *parts) forget(ctx context.Context) {
+	for _, name := range p.watcher.Gone() {
+		exists := false
+		p.mirror.View(func(k *kernel.State) {
+			index, bound := p.loop.Interface(name)
+			_, named := k.IndexOf(name)
+			_, stands := k.NameOf(index)
+			exists = named || bound && stands || !k.Complete()
+		})
+		if !exists {
+			p.watcher.Forget(name)
+		}
+	}
 	names := p.said.Take()
 	var departures uint64
 	p.mirror.View(func(k *kernel.State) { departures = k.Departures() })
