@@ -109,6 +109,9 @@ type Status struct {
 	// mean anything. Once complete, it stays so until NetworkManager or the
 	// bus goes away; later activations have [Device.ProfileKnown].
 	Complete bool
+	// Read says that all that NetworkManager has now was read: every device, and the
+	// profile of every active one. While it starts, others may follow.
+	Read bool
 	// Startup is NetworkManager's own property: it is still bringing up the
 	// devices it found. One device that waits for DHCP keeps it true.
 	Startup bool

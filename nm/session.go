@@ -663,6 +663,7 @@ func (s *session) publishStatus(ctx context.Context) {
 	if s.tree.version != "" {
 		now.Version = s.tree.version
 	}
+	now.Read = s.loaded && s.loadProblem == nil && len(s.initial) == 0 && len(s.unread) == 0
 	level := slog.LevelDebug
 	switch {
 	case !s.ownerKnown:

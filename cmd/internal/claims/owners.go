@@ -143,22 +143,21 @@ type Names struct {
 	Domains []string
 }
 
-// Heard reports whether NetworkManager said of every device that is up what it is,
-// or is not there. It may still be starting, and bring up others. It is for the
-// goroutine that calls Take.
-func (o *Owners) Heard() bool {
-	if o.status.Complete || o.status.Absent {
+// Heard reports whether NetworkManager said of every device that it has what it is, or
+// is not there. It may still be starting, and bring up others. It is for the goroutine
+// that calls Take.
+func (o *Owners) Heard() bool { return o.status.Complete || o.status.Absent || o.status.Read }
+
+// HasNames reports whether Names says all that there is of an interface. While a
+// NetworkManager that is expected is away, it may know more of interfaces of which
+// nobody has said anything. It is for the goroutine that calls Take.
+func (o *Owners) HasNames(name string) bool {
+	if o.status.Complete || o.status.Read || o.status.Absent && !o.Expected() {
 		return true
 	}
-	if !o.status.Running || o.status.Version == "" {
-		return false // Its objects have not been read.
-	}
-	for _, d := range o.devices {
-		if d.Managed && d.Active() && !d.ProfileKnown {
-			return false
-		}
-	}
-	return true
+	_, known := o.devices[name]
+	configs, _ := o.Hooked.Of(name)
+	return known || len(configs) > 0
 }
 
 // Names returns what is known of the names of a link, from the one who owns it.
@@ -169,7 +168,9 @@ func (o *Owners) Names(name string) map[routing.Family]Names {
 	if (Facts{Name: name, Links: o.Links, Device: device}).settings().Ignore {
 		return out
 	}
-	if managed && Of(o.Policy, device).Standing == reconcile.Link {
+	// While a device settles, NetworkManager is on its way out or in, and means nothing
+	// by what it says.
+	if s := Of(o.Policy, device).Standing; managed && (s == reconcile.Link || s == reconcile.Draining && device.Settling) {
 		for f, d := range device.DNS {
 			out[f] = Names{Servers: d.Servers, Domains: d.Domains}
 		}

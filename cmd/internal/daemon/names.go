@@ -17,16 +17,19 @@ import (
 // use it.
 type names struct {
 	owners *claims.Owners
+	log    *slog.Logger
 	fault  func(code routing.Code, err error)
 	// file is nil if there is none.
 	file *dnsmasq.File
 	last []dnsmasq.Server
+	// written says that last was written by this process.
+	written bool
 	// failed is what kept the file from being in force.
 	failed error
 }
 
 func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault func(code routing.Code, err error)) *names {
-	n := &names{owners: owners, fault: fault}
+	n := &names{owners: owners, log: log, fault: fault}
 	if cfg.ServersFile != "" {
 		n.file = dnsmasq.New(cfg.ServersFile, cfg.PIDFile, log)
 	}
@@ -36,19 +39,39 @@ func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault fun
 // settled is called when the routing of all links stands, so that a server is
 // only named when queries can reach it.
 func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan], said func(index int) string) {
-	if n.file == nil || !n.owners.Heard() {
+	if n.file == nil {
 		return
 	}
 	var all []dnsmasq.Server
 	for plan := range plans {
 		all = append(all, servers(plan, n.owners.Names(said(plan.Link.Index)))...)
 	}
-	if n.failed == nil && n.last != nil && slices.EqualFunc(all, n.last, sameServer) {
+	all = append(all, n.unheard(ctx)...)
+	if n.failed == nil && n.written && slices.EqualFunc(all, n.last, sameServer) {
 		return
 	}
-	n.last = append([]dnsmasq.Server{}, all...)
+	n.last, n.written = append([]dnsmasq.Server{}, all...), true
 	n.failed = n.file.Update(ctx, all)
 	n.fault(namesFault, n.failed)
+}
+
+// unheard are the servers of interfaces of which nobody has said anything yet. What
+// was known before stays: as long as NetworkManager is away, and over a restart of ours.
+func (n *names) unheard(ctx context.Context) []dnsmasq.Server {
+	if n.last == nil {
+		before, err := n.file.Read()
+		if err != nil {
+			n.log.LogAttrs(ctx, slog.LevelWarn, "earlier DNS servers are unknown", slog.String("error", err.Error()))
+		}
+		n.last = before
+	}
+	var out []dnsmasq.Server
+	for _, s := range n.last {
+		if !n.owners.HasNames(s.Interface) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func sameServer(a, b dnsmasq.Server) bool {
