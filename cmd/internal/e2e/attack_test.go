@@ -6,9 +6,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/lab"
@@ -152,4 +156,146 @@ func TestDispatcherReturnsWhenTheRulesStand(t *testing.T) {
 			r.must(err)
 		}
 	}
+}
+
+// nobody is the user of a daemon that is not root.
+const nobody = 65534
+
+// startAsUser starts the daemon as its unit does: a user with one capability.
+func (r *rig) startAsUser() {
+	r.t.Helper()
+	program, err := labtest.Build("multihomed")
+	r.must(err)
+	for _, d := range []string{r.cfg.StateDir, r.cfg.RuntimeDir} {
+		r.must(os.MkdirAll(d, 0o755))
+		r.must(os.Chown(d, nobody, nobody))
+	}
+	for d := filepath.Dir(r.path); d != "/"; d = filepath.Dir(d) {
+		r.must(os.Chmod(d, 0o755))
+	}
+	for d := r.cfg.StateDir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
+		r.must(os.Chmod(d, 0o755))
+	}
+	r.must(os.Chmod(r.path, 0o644))
+	r.daemon, err = r.Start(lab.ProcessConfig{Path: "setpriv", Args: []string{
+		"--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin",
+		program, "-config", r.path,
+	}})
+	r.must(err)
+	_, err = r.daemon.WaitLine(r.t.Context(), "knowledge of the links is complete")
+	r.must(err)
+}
+
+// policy installs the bus policy of the package for the user of startAsUser, or none.
+func (r *rig) policy(on bool) {
+	r.t.Helper()
+	text, err := os.ReadFile("../../../packaging/dbus/multihomed.conf")
+	r.must(err)
+	words := strings.Replace(string(text), `user="multihomed"`, `user="65534"`, 1)
+	if !on {
+		words = strings.NewReplacer(`<deny receive_type="signal"/>`, "").Replace(words)
+	}
+	r.must(os.MkdirAll("/etc/dbus-1/system.d", 0o755))
+	r.must(os.WriteFile("/etc/dbus-1/system.d/multihomed.conf", []byte(words), 0o644))
+}
+
+// connectAs connects to the system bus as an ordinary user.
+func connectAs(uid int) (*dbus.Conn, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	none := ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, none, uintptr(uid), none); errno != 0 {
+		return nil, errno
+	}
+	conn, err := dbus.Dial(lab.BusAddress)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, none, 0, none); errno != 0 {
+		return nil, errno
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(fmt.Sprint(uid))}); err != nil {
+		return nil, err
+	}
+	return conn, conn.Hello()
+}
+
+// peakMemory is the most that a process has had in memory, in MiB (VmHWM in proc(5)).
+func peakMemory(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	var kib int
+	_, after, _ := strings.Cut(string(text), "VmHWM:")
+	if _, err := fmt.Sscan(after, &kib); err != nil {
+		return 0, err
+	}
+	return kib >> 10, nil
+}
+
+// hugeSignals sends the daemon as many signals as are asked for, of the size that the
+// bus lets through, from an ordinary user. It returns the daemon's most memory.
+func (r *rig) hugeSignals(count int) int {
+	r.t.Helper()
+	conn, err := connectAs(1000)
+	r.must(err)
+	defer conn.Close()
+	var names []string
+	r.must(conn.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names))
+	target := ""
+	for _, name := range names {
+		var pid uint32
+		if conn.BusObject().Call("org.freedesktop.DBus.GetConnectionUnixProcessID", 0, name).Store(&pid) == nil && int(pid) == r.daemon.Pid() {
+			target = name
+		}
+	}
+	if target == "" {
+		r.t.Fatalf("the daemon (process %d) is none of %q", r.daemon.Pid(), names)
+	}
+	body := strings.Repeat("x", 31<<20)
+	for range count {
+		m := &dbus.Message{Type: dbus.TypeSignal, Flags: dbus.FlagNoReplyExpected, Body: []any{body}, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(target), dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/x")),
+			dbus.FieldInterface: dbus.MakeVariant("org.freedesktop.DBus.Properties"), dbus.FieldMember: dbus.MakeVariant("PropertiesChanged"),
+			dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(body)),
+		}}
+		if call := conn.Send(m, nil); call != nil && call.Err != nil {
+			r.t.Fatal(call.Err)
+		}
+	}
+	// The bus reads them in order.
+	r.must(conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err)
+	peak, err := peakMemory(r.daemon.Pid())
+	r.must(err)
+	return peak
+}
+
+// TestHugeSignals: an ordinary user who sends signals of 31 MiB costs the daemon
+// nothing, and it follows its links meanwhile.
+func TestHugeSignals(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	r.policy(true)
+	r.must(r.StopNM(t.Context()))
+	r.must(r.StopBus(t.Context()))
+	r.must(r.StartBus(t.Context()))
+	r.must(r.StartNM(t.Context()))
+	r.isp(lab.DefaultISP(0))
+	r.isp(lab.DefaultISP(1))
+	r.startAsUser()
+	r.up("wan0")
+	r.settled("wan0")
+	before, err := peakMemory(r.daemon.Pid())
+	r.must(err)
+	done := make(chan int)
+	go func() { done <- r.hugeSignals(16) }()
+	r.up("wan1")
+	r.settled("wan0", "wan1")
+	after := <-done
+	t.Logf("the daemon had at most %d MiB, after 16 signals of 31 MiB %d MiB", before, after)
+	if after > before+16 {
+		t.Errorf("%d MiB became %d MiB", before, after)
+	}
+	r.must(r.Down(t.Context(), "wan1"))
+	labtest.Eventually(t, func() error { return r.lacks(lab.IPv4, "oif wan1") })
 }
