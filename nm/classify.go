@@ -160,6 +160,9 @@ func (p Policy) Classify(d Device, previous bool) (Verdict, string) {
 		}
 		return NotLink, reason
 	}
+	if d.Denied {
+		return keep(fmt.Sprintf("profile %q is not for multihomed to read (connection.permissions)", d.ProfileID))
+	}
 	if reason := unusual(d); reason != "" {
 		included := false
 		for _, m := range p.Include {

@@ -59,6 +59,9 @@ type Device struct {
 	// Ignored says that the profile carries multihomed.ignore=true in its
 	// [user] data.
 	Ignored bool
+	// Denied says that NetworkManager does not let us read the profile
+	// (connection.permissions).
+	Denied bool
 	// ProfileKnown says that the fields of the activation, Intents included,
 	// are those of the present one: the applied profile was read.
 	ProfileKnown bool
@@ -91,7 +94,7 @@ func (d Device) equal(o Device) bool {
 		d.Managed == o.Managed && d.Real == o.Real && d.Gone == o.Gone && d.Settling == o.Settling &&
 		d.External == o.External && d.VPN == o.VPN && d.Controller == o.Controller &&
 		d.ProfileID == o.ProfileID && d.ProfileUUID == o.ProfileUUID &&
-		d.Ignored == o.Ignored && d.ProfileKnown == o.ProfileKnown &&
+		d.Ignored == o.Ignored && d.Denied == o.Denied && d.ProfileKnown == o.ProfileKnown &&
 		maps.Equal(d.Intents, o.Intents) && slices.Equal(d.RouteTables, o.RouteTables) &&
 		maps.EqualFunc(d.DNS, o.DNS, DNS.equal) && maps.EqualFunc(d.Views, o.Views, View.equal) &&
 		slices.Equal(d.Problems, o.Problems)

@@ -309,7 +309,8 @@ func TestHungObjects(t *testing.T) {
 	w.awaitComplete(t)
 }
 
-// A profile that must not be read, or is none, does not disable the link.
+// A profile that must not be read may say everything: its link is left alone. What is
+// none does not disable the link.
 func TestUnreadableProfile(t *testing.T) {
 	bus, fake := start(t)
 	denied := func(dbus.ObjectPath) (any, *dbus.Error) {
@@ -326,8 +327,8 @@ func TestUnreadableProfile(t *testing.T) {
 	}
 	fake.Answer("GetSettings", denied)
 	w.Poke("eth0")
-	d = w.awaitDevice(t, "eth0", "says nothing", func(d nm.Device) bool { return d.Intents[routing.IPv4].Gateway.String() != "192.0.2.77" })
-	if v, reason := (nm.Policy{}).Classify(d, false); v != nm.Link || !strings.Contains(strings.Join(d.Problems, ""), "cannot be read") {
+	d = w.awaitDevice(t, "eth0", "is not for us", func(d nm.Device) bool { return d.Denied })
+	if v, reason := (nm.Policy{}).Classify(d, false); v != nm.NotLink || !w.Snapshot().Complete || !strings.Contains(strings.Join(d.Problems, ""), "not for multihomed to read") {
 		t.Errorf("it is a %s: %s; %+v", v, reason, d)
 	}
 	fake.Answer("GetSettings", stored)
