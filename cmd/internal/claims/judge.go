@@ -27,8 +27,9 @@ type Facts struct {
 	// Configs are what hooks said; Released says that they took it back.
 	Configs  []hooked.Config
 	Released bool
-	// Kind is the driver's name of a virtual interface (IFLA_INFO_KIND).
-	Kind string
+	// Kind is the driver's name of a virtual interface (IFLA_INFO_KIND), Controller the
+	// bridge, bond or VRF that it is a port of.
+	Kind, Controller string
 	// Leased are the addresses that were leased with their routing; WasLeased says
 	// that the interface was a link by leases alone, until now.
 	Leased    []netip.Addr
@@ -65,7 +66,10 @@ func (f Facts) settings() config.Settings {
 // apply puts what the configuration says into a claim. Its gateways win over what
 // DHCP, hooks and the profile say.
 func apply(claim *reconcile.Claim, s config.Settings) {
-	claim.Choice, claim.LastResort = s.Role, s.LastResort
+	claim.LastResort = s.LastResort
+	if s.Role != 0 {
+		claim.Choice = s.Role
+	}
 	if len(s.Gateways) > 0 {
 		// The map belongs to who made the claim.
 		claim.Intents = maps.Clone(claim.Intents)
@@ -115,6 +119,10 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 		return claim, f.Managed
 	}
 	claim.Standing, claim.Watched, claim.Only = reconcile.Link, true, f.Leased
+	if tunnel(f.Kind) || f.Managed && f.Device.VPN {
+		// What leaves by it leaves by another link in truth: it is no uplink.
+		claim.Choice = routing.AlwaysLocal
+	}
 	// A client gives an address a table, and seldom main a default.
 	claim.Reach = true
 	claim.Why = fmt.Sprintf("lease of %s", f.Leased[0])
@@ -146,6 +154,12 @@ func (f Facts) hooked() (reconcile.Claim, bool) {
 	}
 	if m, excluded := f.Policy.Excluded(f.Name); excluded {
 		return reconcile.Claim{Why: "the configuration excludes " + m.String(), Released: true}, true
+	}
+	switch {
+	case f.Name == "lo":
+		return reconcile.Claim{Why: "it is the loopback", Released: true}, true
+	case f.Controller != "":
+		return reconcile.Claim{Why: "it is a port of " + f.Controller, Released: true}, true
 	}
 	if tunnel(f.Kind) && !f.Policy.Included(f.Name) {
 		return reconcile.Claim{Why: "it is a tunnel or the like (" + f.Kind + ")", Released: true}, true

@@ -23,8 +23,9 @@ type Sources struct {
 	Links    []config.Link
 	Hooked   *hooked.Store
 	Declared *declared.Store
-	// Kind returns the driver's name of a virtual interface (IFLA_INFO_KIND).
-	Kind func(name string) string
+	// Kind returns the driver's name of a virtual interface (IFLA_INFO_KIND), and the
+	// interface that it is a port of.
+	Kind func(name string) (kind, controller string)
 	// Expected reports whether this host has a NetworkManager that may come.
 	Expected func() bool
 	// Blind says that what is not claimed may be somebody's all the same: nothing
@@ -131,8 +132,8 @@ func (o *Owners) facts(name string) Facts {
 	if o.status.Absent {
 		f.Configs = append(f.Configs, o.Hooked.Hints(name)...)
 	}
-	if len(f.Configs) > 0 {
-		f.Kind = o.Kind(name)
+	if len(f.Configs) > 0 || len(f.Leased) > 0 {
+		f.Kind, f.Controller = o.Kind(name)
 	}
 	return f
 }

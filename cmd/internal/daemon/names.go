@@ -86,10 +86,13 @@ func servers(plan routing.LinkPlan, known map[routing.Family]claims.Names) []dns
 	for _, f := range routing.Families() {
 		names := known[f]
 		for _, a := range names.Servers {
-			s := dnsmasq.Server{Interface: plan.Link.Name, Address: a, Domains: names.Domains}
+			s := dnsmasq.Server{Interface: plan.Link.Name, Address: a}
 			// Where nothing leads any further, a server that is for some domains
-			// is for no others.
-			s.OnlyDomains = plan.Role == routing.Local && len(names.Domains) > 0
+			// is for no others. The domains that a provider names are to complete names
+			// with: "com" would hand all of it to that provider.
+			if plan.Role == routing.Local {
+				s.Domains, s.OnlyDomains = names.Domains, len(names.Domains) > 0
+			}
 			if s.Source = sourceOf(plan, f, a); !s.Source.IsValid() && !a.IsLinkLocalUnicast() {
 				continue // The link cannot be used with this family at the moment.
 			}

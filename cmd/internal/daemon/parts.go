@@ -146,15 +146,16 @@ func (n noLeases) Acquire(context.Context, []routing.Key, func(routing.TableID) 
 
 func (noLeases) Release(...routing.Key) {}
 
-// kindOf returns the driver's name of a virtual interface.
-func (p *parts) kindOf(name string) (kind string) {
+// kindOf returns the driver's name of a virtual interface, and what it is a port of.
+func (p *parts) kindOf(name string) (kind, controller string) {
 	p.mirror.View(func(k *kernel.State) {
 		if index, exists := k.IndexOf(name); exists {
-			facts, _ := k.Link(index)
+			facts, _ := k.LinkFacts(index)
 			kind = facts.Kind
+			controller, _ = k.NameOf(facts.Master)
 		}
 	})
-	return kind
+	return kind, controller
 }
 
 // reload reads again what hooks said of an interface.
