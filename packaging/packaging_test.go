@@ -350,8 +350,8 @@ func (s *system) life(debs packages) {
 		s.answered(s.isps...)
 	})
 	s.step("stop, start, restart, kill, hang", s.services)
-	s.step("masked", func() {
-		s.run("systemctl", "mask", "--now", "multihomed.service", "multihomed.socket")
+	s.step("stopped", func() {
+		s.run("systemctl", "stop", "multihomed.service")
 		s.run("nmcli", "connection", "down", "wan1")
 		s.eventually(func() error { return s.lacks("oif wan1") })
 		s.run("nmcli", "connection", "up", "wan1")
@@ -362,10 +362,20 @@ func (s *system) life(debs packages) {
 			return nil
 		})
 		s.answered(s.isps...)
-		s.run("systemctl", "unmask", "multihomed.service", "multihomed.socket")
-		s.run("systemctl", "start", "multihomed.socket", "multihomed.service")
+		if state, _ := s.Run(t.Context(), "systemctl", "is-active", "multihomed.socket"); strings.TrimSpace(state) != "inactive" {
+			t.Errorf("the socket is %q", state)
+		}
+		s.run("systemctl", "start", "multihomed.service")
+		s.active()
 		s.networks(s.links()...)
 	})
+	for _, how := range []string{"mask", "disable"} {
+		s.step(how, func() { s.unwanted(how) })
+	}
+	s.step("off", func() { s.off(debs) })
+	if after := s.networks(s.links()...); !slices.Equal(before, after) {
+		t.Errorf("before off %v, after on %v", before, after)
+	}
 	s.step("upgrade and downgrade", func() {
 		s.upgrades(debs)
 		if after := s.networks(s.links()...); !slices.Equal(before, after) {
@@ -373,7 +383,10 @@ func (s *system) life(debs packages) {
 		}
 	})
 	s.step("what needs more", s.moreRights)
+	s.step("remove while somebody has the lock", s.stuck)
 	s.step("remove", func() {
+		s.run("mkdir", "-p", "/etc/multihomed")
+		s.must(s.WriteFile("/etc/multihomed/multihomed.toml", []byte("uplink_grup = 7\n"), 0o600))
 		s.run("apt-get", "remove", "-y", "-q", "multihomed")
 		if left := s.kernel(); strings.Contains(left, "proto 150") || strings.Contains(left, "wan") && strings.Contains(left, "group 28008") {
 			t.Errorf("left in the kernel:\n%s", left)
@@ -406,6 +419,84 @@ func (s *system) step(name string, do func()) {
 	if s.t.Failed() {
 		s.t.Fatalf("%s failed", name)
 	}
+}
+
+// unwanted keeps the service from running: nobody does its work, and what stands stays
+// until off.
+func (s *system) unwanted(how string) {
+	t := s.t
+	s.run("systemctl", how, "--now", "multihomed.service", "multihomed.socket")
+	rules := func() string { return s.run("sh", "-c", "ip -N rule; ip -N -6 rule") }
+	before := rules()
+	s.run("nmcli", "connection", "down", "wan1")
+	s.run("nmcli", "connection", "up", "wan1")
+	s.address(s.isps[1], lab.IPv6)
+	if after := rules(); after != before {
+		t.Errorf("somebody works in spite of %s; before:\n%s\nafter:\n%s", how, before, after)
+	}
+	if out := s.run("multihomectl", "off"); !strings.Contains(out, "multihomed is switched off: removed ") {
+		t.Errorf("off: %s", out)
+	}
+	s.must(s.lacks("proto 150"))
+	if out := s.run("multihomectl", "on"); !strings.Contains(out, "nothing is done yet, because multihomed.service is "+how) {
+		t.Errorf("on: %s", out)
+	}
+	s.must(s.lacks("proto 150"))
+	if how == "mask" {
+		s.run("systemctl", "unmask", "multihomed.service", "multihomed.socket")
+	} else {
+		s.run("systemctl", "enable", "multihomed.service", "multihomed.socket")
+	}
+	s.run("systemctl", "start", "multihomed.service")
+	s.networks(s.links()...)
+}
+
+// off wants nothing of ours to appear, whatever happens, until it is switched on.
+func (s *system) off(debs packages) {
+	s.run("multihomectl", "off")
+	nothing := func() {
+		s.t.Helper()
+		s.active()
+		for _, link := range s.links() {
+			s.run("nmcli", "connection", "up", link)
+		}
+		for _, isp := range s.isps {
+			s.address(isp, lab.IPv6)
+		}
+		if left := s.kernel(); strings.Contains(left, "proto 150") || strings.Contains(left, "wan") && strings.Contains(left, "group 28008") {
+			s.t.Errorf("there is:\n%s", left)
+		}
+	}
+	nothing()
+	s.run("systemctl", "restart", "multihomed.service")
+	nothing()
+	s.install(debs.higher)
+	nothing()
+	s.install(debs.now, "--allow-downgrades")
+	s.must(s.Reboot(s.t.Context()))
+	s.run("systemctl", "is-system-running", "--wait")
+	nothing()
+	if out := s.run("multihomectl", "on"); !strings.Contains(out, "multihomed is switched on: 2 links") {
+		s.t.Errorf("on: %s", out)
+	}
+}
+
+// stuck removes the package while nobody can take its routing away: it stays, and works.
+func (s *system) stuck() {
+	t := s.t
+	// It gets the lock when the service is stopped.
+	holder, err := s.Start("flock", "/run/multihomed/lock", "sleep", "1000")
+	s.must(err)
+	out, err := s.Run(t.Context(), "apt-get", "remove", "-y", "-q", "multihomed")
+	if err == nil {
+		t.Errorf("it is removed: %s", out)
+	} else if text := err.Error() + out; !strings.Contains(text, "multihomectl off && apt remove multihomed") || !strings.Contains(text, "multihomed is running (process ") {
+		t.Errorf("apt says: %s", text)
+	}
+	s.must(holder.Kill())
+	s.run("test", "-x", "/usr/sbin/multihomed-dispatcher")
+	s.active()
+	s.networks(s.links()...)
 }
 
 func (s *system) lacks(text string) error {

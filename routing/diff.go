@@ -165,14 +165,18 @@ type Op struct {
 	again bool
 }
 
-func (o Op) String() string {
+// String renders the operation with interface indexes in place of names.
+func (o Op) String() string { return o.Text(numbered) }
+
+// Text renders the operation in the words of iproute2, with the names of interfaces.
+func (o Op) Text(name func(index int) string) string {
 	switch o.Verb {
 	case AddRule, MoveRule, DeleteRule:
 		return fmt.Sprintf("%s %s", o.Verb, o.Rule)
 	case AddRoute, ReplaceRoute, DeleteRoute:
-		return fmt.Sprintf("%s %s", o.Verb, o.Route)
+		return fmt.Sprintf("%s %s", o.Verb, o.Route.Text(name(o.Route.Device)))
 	default:
-		return fmt.Sprintf("%s of if%d to %d", o.Verb, o.Index, o.Group)
+		return fmt.Sprintf("%s of %s to %d", o.Verb, name(o.Index), o.Group)
 	}
 }
 

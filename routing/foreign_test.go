@@ -78,7 +78,7 @@ func TestSelects(t *testing.T) {
 var (
 	worldMarks  = []uint32{0, 1, 2, 0x80000000, 0xca6c, 0x10}
 	worldUsers  = []uint32{0, 1000, 1001, 1002}
-	worldPorts  = []uint16{22, 53, 80, 443}
+	worldPorts  = []uint16{22, 23, 53, 80, 443}
 	worldIn     = []string{"", "", "docker0", "lan1"}
 	worldOut    = []string{"", "", "", "wan0", "tun0"}
 	worldProtos = []uint8{0, 6, 17, 47}

@@ -32,9 +32,9 @@ const (
 	// that the kernel numbered; see [Rung] "step".
 	PriorityNumbered     Priority = 7000
 	PriorityLocal        Priority = 7999
-	PriorityOverlap      Priority = 8000
 	PriorityLift         Priority = 8500
 	priorityLastLift     Priority = 8999
+	PriorityOverlap      Priority = 9015
 	PriorityKnown        Priority = 9020
 	priorityBindings     Priority = 9050
 	priorityLastAnswer   Priority = 9201
@@ -67,14 +67,14 @@ func Ladder() []Rung {
 			Why: "VRF set-ups move the rule of local to 32765: the host would look for its own addresses on the link",
 		},
 		{
-			Name: "overlap", First: PriorityOverlap, Last: PriorityOverlap, Decision: KeepOverlap,
-			Rule: "from ADDRESS to PREFIX lookup T", Per: "address of a link whose network is another link's too, one of them local",
-			Why: "main knows one way into the network, and the rung of what main knows would take it for both",
-		},
-		{
 			Name: "lift", First: PriorityLift, Last: priorityLastLift, Decision: LiftForeign,
 			Rule: "SELECTORS goto P", Per: "rule of somebody else behind it that selects",
 			Why: "whoever selects packets by mark, user, protocol, port, interface, source or destination keeps his say",
+		},
+		{
+			Name: "overlap", First: PriorityOverlap, Last: PriorityOverlap, Decision: KeepOverlap,
+			Rule: "from ADDRESS to PREFIX lookup T", Per: "address of a link whose network is another link's too, one of them local",
+			Why: "main knows one way into the network, and the rung of what main knows would take it for both",
 		},
 		{
 			Name: "known", First: PriorityKnown, Last: PriorityKnown, Decision: KeepKnown,

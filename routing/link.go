@@ -59,6 +59,8 @@ type neighbourhood struct {
 	// overlap says that another link's network holds this one and that main may
 	// pick that link for it at the rung of containers.
 	overlap map[netip.Prefix]bool
+	// local says that a local link shares addresses with the network.
+	local map[netip.Prefix]bool
 }
 
 // RoleOf decides whether a link is an uplink, and says why: it is one if main has
@@ -104,9 +106,19 @@ func knownRole(l Link) (Role, string) {
 		}
 	}
 	if l.WasUplink {
-		return Uplink, "main had a default route through it, and its addresses have not changed since"
+		return Uplink, formerUplink(l)
 	}
 	return Local, "main has no default route through it, and no gateway is known"
+}
+
+// formerUplink says why a link without a default is an uplink, and what ends that.
+func formerUplink(l Link) string {
+	until := ""
+	if l.DefaultUntil != "" {
+		until = " until " + l.DefaultUntil
+	}
+	return "main had a default route through it" + until + ", and its addresses and its profile are the same since; it stays an uplink until " +
+		"`nmcli connection up` starts its profile anew, or `role = \"local\"` in its [[link]] says otherwise"
 }
 
 // HasMainDefault reports whether main has a default route through the link, in a
@@ -283,7 +295,7 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 		r := rungs{
 			policy: p, around: around, sources: sourcesOf(l, k, n.crowded[k.Prefix]), elsewhere: elsewhere[k],
 			metric: metric, order: i, ownDefault: ownDefault, several: len(keys) > 1, first: k == first,
-			overlap: n.overlap[k.Prefix],
+			overlap: n.overlap[k.Prefix], local: n.local[k.Prefix],
 			network: !k.OfHosts() && slices.ContainsFunc(routes, func(r PlannedRoute) bool {
 				return r.Route.Destination == k.Prefix && !r.Route.Gateway.IsValid()
 			}),
@@ -386,6 +398,8 @@ type rungs struct {
 	// first says that main itself prefers an address of this network.
 	first   bool
 	overlap bool
+	// local says that a local link shares addresses with the network.
+	local bool
 	// network says that the table knows the prefix as a network on the link.
 	// IPv6 prefixes need not be one (RFC 5942): then main's default is the way.
 	network bool
@@ -442,7 +456,7 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	default:
 		m.add(FollowDevice, m.byLength(k.Prefix), Rule{Priority: PriorityDeviceSource, From: k.Prefix, OIF: l.Name})
 	}
-	m.add(FollowDevice, order, Rule{Priority: PriorityDevice, OIF: l.Name})
+	m.add(FollowDevice, rankRung|order, Rule{Priority: PriorityDevice, OIF: l.Name})
 	local := Rule{Priority: PriorityLocal, OIF: l.Name, Action: ActionLookup, Table: TableLocal}
 	if in.around.localMoved {
 		m.add(KeepLocal, 0, local)
@@ -494,7 +508,7 @@ func (m *rules) add(d Decision, rank uint64, r Rule) {
 
 func (m *rules) byLength(p netip.Prefix) uint64 {
 	shorter := uint64(m.key.Family.Bits() - p.Bits()) //nolint:gosec // 0 to 128
-	return shorter<<48 | uint64(m.metric)<<16 | m.order
+	return rankRung | shorter<<48 | uint64(m.metric)<<16 | m.order
 }
 
 // A source is what packets of a link carry.
@@ -549,13 +563,24 @@ func (m *rules) source(s source) {
 		r, rank := at(PrioritySource, 1)
 		m.add(decision(FollowSource), rank, r)
 		if uplink && s.own {
-			// The order of rules that all say no does not matter: no rank.
+			// The order of rules that all say no does not matter: they have one rank.
 			r, rank := at(PriorityUnreachable, 2)
 			r.Action = ActionUnreachable
 			if !again {
-				rank = 0
+				rank = rankRung
 			}
 			m.add(decision(NeverStray), rank, r)
+			for _, w := range m.guards(s) {
+				r, rank := at(PriorityUnreachable, 3)
+				r.From, r.IIF, r.Action = w.prefix, w.iif, ActionUnreachable
+				if !again {
+					rank = rankRung
+				} else if w.prefix.Bits() < s.prefix.Bits() {
+					// It stands behind all that its other address has.
+					rank += 1 << 56
+				}
+				m.add(decision(NeverStray), rank, r)
+			}
 		}
 	}
 	if uplink && s.own && around.step.stands() {
@@ -572,6 +597,25 @@ func (m *rules) source(s source) {
 		r := around.stepOver(from(0))
 		r.IIF = "lo"
 		m.add(StepOver, rankStep, r)
+	}
+}
+
+// guards are what no packet of a source gets past while its rungs are deleted one after the
+// other by somebody who deletes a rule of his that names the source: `while ip rule del
+// from 192.0.2.5; do :; done`. So they say the same in other words. A network is cut in two.
+// An address has no other words than the block of two that it is in, and the other one of
+// the two must not be a local link's, which may go on to main.
+func (m *rules) guards(s source) []source {
+	switch {
+	case !contains(m.around.named, s.prefix):
+		return nil
+	case !s.prefix.IsSingleIP():
+		low, high := cut(s.prefix)
+		return []source{{prefix: low, iif: s.iif}, {prefix: high, iif: s.iif}}
+	case m.local:
+		return nil
+	default:
+		return []source{{prefix: netip.PrefixFrom(s.prefix.Addr(), s.prefix.Bits()-1).Masked(), iif: "lo"}}
 	}
 }
 

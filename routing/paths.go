@@ -320,10 +320,10 @@ func (c *copier) other(k pathKey, p path) bool {
 		return !c.repeated.sameWay(p.first)
 	}
 	ways, _ := c.chosen(k, p)
-	return slices.ContainsFunc(ways, func(r Route) bool { return !c.repeated.same(r) })
+	return !c.repeated.same(ways)
 }
 
-// repeats1 reports whether a path says only what the default says.
+// repetitive reports whether a path says only what the default says.
 func (c *copier) repetitive(k pathKey, p path) bool {
 	if !c.repeated.enabled {
 		return false
@@ -362,7 +362,7 @@ func (c *copier) routes(out []PlannedRoute, ps *paths, k pathKey, p path) []Plan
 		if !c.key.Prefix.Contains(r.Gateway) && inAny(c.keys, r.Gateway) {
 			why = CopiedElsewhere
 		}
-		r.Metric, r.Weight = firstMetric, 0
+		r.Metric, r.Weight = FirstMetric, 0
 		return append(out, c.planned(r, why))
 	}
 	ways, why := c.chosen(k, p)

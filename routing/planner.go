@@ -22,6 +22,8 @@ type Planner struct {
 	foreign [2][]ForeignRule
 	around  [2]surrounding
 	lifts   [2][]PlannedRule
+	// gone are rules of others that went just now.
+	gone [2][]Rule
 	// members counts interfaces by groups that are not ours, markedIn uplinks by
 	// the group they are in.
 	members, markedIn map[uint32]int
@@ -128,6 +130,81 @@ func (p *Planner) SetForeign(f Family, rules []ForeignRule) {
 	p.foreign[i] = slices.Clone(rules)
 	p.touched.Foreign = true
 	p.survey(i)
+	p.name(i)
+}
+
+// SetGone takes rules of others that went just now: whoever deletes them may go on
+// until nothing has their words any more.
+func (p *Planner) SetGone(f Family, rules []Rule) {
+	i := familyIndex(f)
+	p.gone[i] = slices.Clone(rules)
+	p.name(i)
+}
+
+// MeantBy returns a rule of somebody else, one that stands or went just now, whose words
+// are also those of a rule of ours: see [Rule.MeantBy].
+func (p *Planner) MeantBy(r Rule) (his Rule, found bool) {
+	i := familyIndex(r.Family)
+	for _, o := range p.foreign[i] {
+		if r.MeantBy(o.Rule) {
+			return o.Rule, true
+		}
+	}
+	for _, his := range p.gone[i] {
+		if r.MeantBy(his) {
+			return his, true
+		}
+	}
+	return Rule{}, false
+}
+
+// Names reports whether a rule of somebody else names a source that has guards while the
+// rule stands.
+func (p *Planner) Names(his Rule) bool {
+	_, is := p.rules[unreachable(his.Family, his.From)]
+	return is && names(his.From)
+}
+
+// unreachable is rung "unreachable" of a source.
+func unreachable(f Family, source netip.Prefix) Rule {
+	return Rule{Family: f, Priority: PriorityUnreachable, From: source, IIF: sender(f), Action: ActionUnreachable, Protocol: Multihomed}
+}
+
+// name notes the sources that rules of others name. Only links that have one which is
+// new, or is no longer named, are planned again.
+func (p *Planner) name(i int) {
+	now := map[netip.Prefix]struct{}{}
+	add := func(r Rule) {
+		if names(r.From) {
+			now[r.From] = struct{}{}
+		}
+	}
+	for _, o := range p.foreign[i] {
+		add(o.Rule)
+	}
+	for _, r := range p.gone[i] {
+		add(r)
+	}
+	before := p.around[i].named
+	p.around[i].named = now
+	affected := map[int]struct{}{}
+	changed := func(a, b map[netip.Prefix]struct{}) {
+		for prefix := range a {
+			if contains(b, prefix) {
+				continue
+			}
+			if w, ok := p.rules[unreachable(Families()[i], prefix)]; ok {
+				for _, o := range w.owners {
+					affected[o.index] = struct{}{}
+				}
+			}
+		}
+	}
+	changed(before, now)
+	changed(now, before)
+	for _, index := range slices.Sorted(maps.Keys(affected)) {
+		p.replanAsIs(index)
+	}
 }
 
 // Foreign returns what SetForeign was given.
@@ -175,6 +252,7 @@ func (p *Planner) survey(i int) {
 	before := p.around[i]
 	var lifts []PlannedRule
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
+	p.around[i].named = before.named
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}
@@ -478,7 +556,7 @@ func (p *Planner) replan(l Link, ps *paths) []netip.Prefix {
 
 // neighbourhoodOf compares the networks of a link with those of all others.
 func (p *Planner) neighbourhoodOf(plan *LinkPlan) neighbourhood {
-	n := neighbourhood{crowded: map[netip.Prefix]bool{}, overlap: map[netip.Prefix]bool{}}
+	n := neighbourhood{crowded: map[netip.Prefix]bool{}, overlap: map[netip.Prefix]bool{}, local: map[netip.Prefix]bool{}}
 	for _, k := range plan.Keys {
 		if k.OfHosts() {
 			continue // By address in any case.
@@ -489,6 +567,7 @@ func (p *Planner) neighbourhoodOf(plan *LinkPlan) neighbourhood {
 					continue
 				}
 				n.crowded[k.Prefix] = true
+				n.local[k.Prefix] = n.local[k.Prefix] || role == Local
 				// The same network twice: main knows one way into it, and at
 				// the rung of containers that way wins where it is no uplink.
 				// A network inside another one needs no help on the outer

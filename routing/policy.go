@@ -29,28 +29,11 @@ func DefaultPolicy() Policy {
 	}
 }
 
-// OwnsRule reports whether a rule found in the kernel is ours: it carries our
-// protocol and stands on a rung of the ladder, leads to one of our tables, or lifts
-// a rule of somebody else, which is done wherever such rules stand.
-func (p Policy) OwnsRule(r Rule) bool {
-	if r.Protocol != Multihomed {
-		return false
-	}
-	if r.Action == ActionLookup && p.Tables.Contains(r.Table) {
-		return true
-	}
-	if r.Action == ActionGoto && r.Priority >= lowestStep && r.Priority <= PriorityNetwork {
-		return true
-	}
-	_, ours := RungOf(r.Priority)
-	return ours
-}
+// OwnsRule reports whether a rule found in the kernel is ours, see [Ownership].
+func (p Policy) OwnsRule(r Rule) bool { return p.Ownership().OwnsRule(r) }
 
-// OwnsRoute reports whether a route found in the kernel is ours: it carries our
-// protocol and stands in one of our tables, or in main for a link that has none.
-func (p Policy) OwnsRoute(r Route) bool {
-	return r.Protocol == Multihomed && (p.Tables.Contains(r.Table) || r.IsStandIn())
-}
+// OwnsRoute reports whether a route found in the kernel is ours, see [Ownership].
+func (p Policy) OwnsRoute(r Route) bool { return p.Ownership().OwnsRoute(r) }
 
 // IsStandIn reports whether a route has the form of those that main gets for a
 // link without a table: a default whose metric is the interface's index. The

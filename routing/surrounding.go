@@ -21,6 +21,9 @@ type surrounding struct {
 	step  step
 	// group is the interface group by which uplinks are told.
 	group uint32
+	// named are the sources that rules of others name, or named until just now. Whether a
+	// link is planned again for them is for [Planner.name] to say.
+	named map[netip.Prefix]struct{}
 }
 
 // known lists the tables that bound traffic asks before its own, for what they know
@@ -34,8 +37,10 @@ type step struct {
 
 func (s step) stands() bool { return s.priority != 0 }
 
-// Ranks at the step: lifts first, then what is skipped, then the step itself.
+// Ranks among rules of one priority: lifts first, then rungs; at the step, what is skipped
+// comes before the step itself.
 const (
+	rankRung     uint64 = 1 << 57
 	rankStepRung uint64 = 1 << 60
 	rankStep     uint64 = 1 << 61
 )
@@ -150,8 +155,7 @@ func (s *surrounding) enter(r Rule) {
 	default:
 		return
 	}
-	switch r.Table {
-	case TableMain, TableLocal, TableDefault, 0:
+	if !r.leadsElsewhere() {
 		return
 	}
 	s.fullTunnel = true
@@ -184,7 +188,7 @@ type point struct {
 // rungsOfSources are the rungs, apart from the step, that have something to say to
 // a packet that a rule of somebody else selects.
 var rungsOfSources = [...]Priority{ //nolint:gochecknoglobals // a constant in all but name
-	PriorityKnown, PriorityDeviceSource, PriorityDevice, PrioritySource, PriorityUnreachable,
+	PriorityOverlap, PriorityKnown, PriorityDeviceSource, PriorityDevice, PrioritySource, PriorityUnreachable,
 	PriorityTwin, PriorityNetworkMain, PriorityNetwork,
 }
 
@@ -268,11 +272,12 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 			target = unlifted[i].Rule.Priority
 		}
 		if next := at + 2; r.needsTwo() && next <= p.last {
-			for _, rest := range complement(r.UIDs) {
-				add(Rule{Priority: at, UIDs: rest, Goto: next}, r, false)
+			others, one := r.leftOut()
+			for _, rest := range others {
+				rest.Priority, rest.Goto = at, next
+				add(rest, r, false)
 			}
-			one := words(r)
-			one.UIDs, one.Priority, one.Goto = UIDRange{}, at+1, target
+			one.Priority, one.Goto = at+1, target
 			add(one, r, false)
 			at = next
 			continue
@@ -319,13 +324,109 @@ func words(r Rule) Rule {
 	}
 }
 
-// SelectsLike reports whether two rules select in the same words.
-func (r Rule) SelectsLike(o Rule) bool { return r.Invert == o.Invert && words(r) == words(o) }
+// MeantBy reports whether somebody who deletes a rule of his by words of it may hit r:
+// the kernel deletes the first rule that has what the request names, whatever else the
+// rule has, and compares no inversion (rule_find in net/core/fib_rules.c). That is so if r
+// has all selectors of his rule, or one that is not "iif lo", which half the rules of IPv6
+// have, or leads to the same table.
+func (r Rule) MeantBy(his Rule) bool {
+	given, same := 0, 0
+	shared := false
+	word := func(has, equal bool) bool {
+		if has {
+			given++
+		}
+		if has && equal {
+			same++
+		}
+		return has && equal
+	}
+	shared = word(names(his.From), his.From == r.From) || shared
+	shared = word(names(his.To), his.To == r.To) || shared
+	shared = word(his.TOS != 0, his.TOS == r.TOS) || shared
+	shared = word(his.DSCP.Set, his.DSCP == r.DSCP && his.DSCPMask == r.DSCPMask) || shared
+	shared = word(his.FlowLabel.Set, his.FlowLabel == r.FlowLabel && his.FlowLabelMask == r.FlowLabelMask) || shared
+	shared = word(his.Mark != Mark{}, his.Mark == r.Mark) || shared
+	shared = word(his.IIF != "", his.IIF == r.IIF) && his.IIF != "lo" || shared
+	shared = word(his.OIF != "", his.OIF == r.OIF) || shared
+	shared = word(his.UIDs.Set, his.UIDs == r.UIDs) || shared
+	shared = word(his.IPProto != 0, his.IPProto == r.IPProto) || shared
+	shared = word(his.SourcePorts != PortRange{}, his.SourcePorts == r.SourcePorts) || shared
+	shared = word(his.DestinationPorts != PortRange{}, his.DestinationPorts == r.DestinationPorts) || shared
+	shared = word(his.TunnelID != 0, his.TunnelID == r.TunnelID) || shared
+	shared = word(his.L3MDev, r.L3MDev) || shared
+	return shared || given > 0 && same == given || his.leadsElsewhere() && r.Action == ActionLookup && his.Table == r.Table
+}
 
-// needsTwo reports whether a rule can be told from its lift only by a complement:
-// it is for one user, and nothing else of it can be said in other words.
+// names reports whether a prefix is a word of a request: a length of zero is none
+// (fib4_rule_compare, fib6_rule_compare).
+func names(p netip.Prefix) bool { return p.IsValid() && p.Bits() > 0 }
+
+// leadsElsewhere reports whether a rule reads a table that is not the kernel's.
+func (r Rule) leadsElsewhere() bool {
+	if r.Action != ActionLookup {
+		return false
+	}
+	switch r.Table {
+	case TableMain, TableLocal, TableDefault, 0:
+		return false
+	default:
+		return true
+	}
+}
+
+// needsTwo reports whether a rule can be told from its lift only by leaving others out: it
+// is for one user or one port, and nothing else of it can be said in other words.
 func (r Rule) needsTwo() bool {
-	return r.UIDs.limits() && r.UIDs.First == r.UIDs.Last && !r.Mark.limits() && !splits(r.From) && !splits(r.To)
+	return (r.oneUser() || r.DestinationPorts.one() || r.SourcePorts.one()) && !r.Mark.limits() && !splits(r.From) && !splits(r.To) &&
+		(!r.UIDs.limits() || r.oneUser()) && !r.DestinationPorts.splits() && !r.SourcePorts.splits()
+}
+
+func (r Rule) oneUser() bool { return r.UIDs.limits() && r.UIDs.First == r.UIDs.Last }
+
+// leftOut returns rules for whom a rule leaves out, and one for whoever comes after them
+// and is its own. A user is what all others leave. A port is one of two neighbours, of which
+// the other is left out: the kernel knows no range that holds the ports 0 and 65535
+// (fib_rule_port_range_valid in include/net/fib_rules.h), and no port is 0 in what asks
+// for a way before it has one.
+func (r Rule) leftOut() (others []Rule, own Rule) {
+	own = words(r)
+	leave := func(set func(*Rule)) {
+		w := words(r)
+		set(&w)
+		others = append(others, w)
+	}
+	switch {
+	case r.oneUser():
+		for _, rest := range complement(r.UIDs) {
+			leave(func(w *Rule) { w.UIDs = rest })
+		}
+		own.UIDs = UIDRange{}
+	case r.DestinationPorts.one():
+		both, other := r.DestinationPorts.pair()
+		leave(func(w *Rule) { w.DestinationPorts = other })
+		own.DestinationPorts = both
+	default:
+		both, other := r.SourcePorts.pair()
+		leave(func(w *Rule) { w.SourcePorts = other })
+		own.SourcePorts = both
+	}
+	return others, own
+}
+
+// one reports whether a range is one port that has a neighbour the kernel takes.
+func (p PortRange) one() bool {
+	return p.Mask == 0 && p.First == p.Last && p.First > 0 && p.First < math.MaxUint16
+}
+
+// pair returns the port with a neighbour, and the neighbour.
+func (p PortRange) pair() (both, other PortRange) {
+	if p.First == math.MaxUint16-1 {
+		other = PortRange{First: p.First - 1, Last: p.First - 1}
+		return PortRange{First: other.First, Last: p.First}, other
+	}
+	other = PortRange{First: p.First + 1, Last: p.First + 1}
+	return PortRange{First: p.First, Last: other.First}, other
 }
 
 func splits(p netip.Prefix) bool { return p.IsValid() && p.Bits() > 0 && !p.IsSingleIP() }
@@ -370,10 +471,16 @@ func (p PortRange) halves(w Rule, set func(*Rule, PortRange)) []Rule {
 
 func halves(w Rule, p netip.Prefix, set func(*Rule, netip.Prefix)) []Rule {
 	low, high := w, w
-	first := netip.PrefixFrom(p.Addr(), p.Bits()+1).Masked()
+	first, second := cut(p)
 	set(&low, first)
-	set(&high, netip.PrefixFrom(withBit(p.Masked().Addr(), p.Bits()), p.Bits()+1))
+	set(&high, second)
 	return []Rule{low, high}
+}
+
+// cut cuts a network in two.
+func cut(p netip.Prefix) (low, high netip.Prefix) {
+	low = netip.PrefixFrom(p.Addr(), p.Bits()+1).Masked()
+	return low, netip.PrefixFrom(withBit(p.Masked().Addr(), p.Bits()), p.Bits()+1)
 }
 
 // withBit sets a bit of an address, counted from the front.

@@ -7,12 +7,12 @@ import (
 	"slices"
 )
 
-// firstMetric is where metrics in our tables begin. They are ranks, not main's
+// FirstMetric is where metrics in our tables begin. They are ranks, not main's
 // metrics: NetworkManager adds 20000 to a link that fails its connectivity check,
 // and that must not touch a table. They are worse than any of main: programs that
 // read the routes of all tables and ignore the rules, as strongSwan does, take the
 // best metric.
-const firstMetric = 1 << 30
+const FirstMetric = 1 << 30
 
 // A Destination is what routes of main compete for.
 type Destination struct {
@@ -61,7 +61,7 @@ func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *co
 		// router or the administrator said so, which main shows (RFC 5942).
 		routes = append(routes, PlannedRoute{
 			Route: Route{
-				Family: IPv4, Table: t, Destination: k.Prefix, Type: RouteUnicast, Scope: ScopeLink, Metric: firstMetric,
+				Family: IPv4, Table: t, Destination: k.Prefix, Type: RouteUnicast, Scope: ScopeLink, Metric: FirstMetric,
 				Device: l.Index, PreferredSource: source, Protocol: Multihomed,
 			},
 			Reason: reason(OnLink),
@@ -99,7 +99,7 @@ func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *co
 	if gateway := l.Intents[k.Family].Gateway; !hasDefault && gateway.IsValid() && !gateway.IsUnspecified() && FamilyOf(gateway) == k.Family {
 		routes = append(routes, PlannedRoute{
 			Route: Route{
-				Family: k.Family, Table: t, Destination: k.Family.Any(), Type: RouteUnicast, Metric: firstMetric,
+				Family: k.Family, Table: t, Destination: k.Family.Any(), Type: RouteUnicast, Metric: FirstMetric,
 				Device: l.Index, Gateway: gateway, OnLink: !reachable(l, k, gateway),
 				PreferredSource: sourceFor(k, source), Protocol: Multihomed,
 			},
@@ -117,7 +117,8 @@ func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *co
 // table's default says: a full BGP table adds none of its 100,000 routes. Only paths
 // are left out.
 type repetition struct {
-	way     Route
+	// ways are the best of the default: one, or legs.
+	ways    []Route
 	enabled bool
 	// others are the destinations of the structure that say something else, lengths
 	// theirs.
@@ -131,41 +132,46 @@ func repetitions(order []Destination, f Family, choose func(Destination) ([]Rout
 	if len(ways) == 0 || !slices.ContainsFunc(order, func(d Destination) bool { return d == Destination{To: f.Any()} }) {
 		return r
 	}
-	r = repetition{way: slices.MinFunc(ways, compareNextHops), enabled: true, others: map[netip.Prefix]struct{}{}, lengths: map[int]struct{}{}}
+	best := slices.DeleteFunc(ranked(ways), func(o Route) bool { return o.Metric != FirstMetric })
+	r = repetition{ways: best, enabled: true, others: map[netip.Prefix]struct{}{}, lengths: map[int]struct{}{}}
 	for _, d := range order {
 		if d.To.Bits() == 0 {
 			continue
 		}
-		chosen, _ := choose(d)
-		if slices.ContainsFunc(chosen, func(o Route) bool { return !r.same(o) }) {
+		if chosen, _ := choose(d); !r.same(chosen) {
 			r.others[d.To], r.lengths[d.To.Bits()] = struct{}{}, struct{}{}
 		}
 	}
 	return r
 }
 
-// same reports whether a route leads where the default leads, and in the same manner.
-func (r *repetition) same(o Route) bool {
-	return o.Gateway.IsValid() && o.Gateway == r.way.Gateway && o.Attributes == r.way.Attributes
+// same reports whether all ways to a destination are those of the default, in the same
+// manner and with the same shares.
+func (r *repetition) same(ways []Route) bool {
+	return slices.EqualFunc(ranked(ways), r.ways, func(o, way Route) bool {
+		return o.Gateway.IsValid() && o.Gateway == way.Gateway && o.Attributes == way.Attributes && o.Weight == way.Weight
+	})
 }
 
-// sameWay is same for what is kept of a path.
+// sameWay is same for what is kept of a path of one way.
 func (r *repetition) sameWay(w way) bool {
-	return r.way.Gateway.IsValid() && w.gateway == r.way.Gateway.As16() && w.rest.Value().Attributes == r.way.Attributes
+	return len(r.ways) == 1 && r.ways[0].Gateway.IsValid() && w.gateway == r.ways[0].Gateway.As16() &&
+		w.rest.Value().Attributes == r.ways[0].Attributes
 }
 
 // repeats reports whether all ways to a destination are a daemon's and say only what
 // the default says.
 func (r *repetition) repeats(ways []Route) bool {
-	return !slices.ContainsFunc(ways, func(o Route) bool {
-		return !o.Protocol.ofDaemon() || !r.same(o) || o.PreferredSource != r.way.PreferredSource && o.PreferredSource.IsValid()
-	})
+	return r.same(ways) && !slices.ContainsFunc(ways, func(o Route) bool { return !r.repeatable(o) })
 }
 
-// repeatsWay is repeats for what is kept of a path.
+// repeatsWay is repeats for what is kept of a path of one way.
 func (r *repetition) repeatsWay(w way) bool {
-	o := w.rest.Value()
-	return o.Protocol.ofDaemon() && r.sameWay(w) && (o.PreferredSource == r.way.PreferredSource || !o.PreferredSource.IsValid())
+	return r.sameWay(w) && r.repeatable(w.rest.Value())
+}
+
+func (r *repetition) repeatable(o Route) bool {
+	return o.Protocol.ofDaemon() && (o.PreferredSource == r.ways[0].PreferredSource || !o.PreferredSource.IsValid())
 }
 
 // covered reports whether the structure has something around a destination that
@@ -187,8 +193,9 @@ func (r *repetition) equal(o *repetition) bool {
 	if !r.enabled || !o.enabled {
 		return r.enabled == o.enabled
 	}
-	return r.way.Gateway == o.way.Gateway && r.way.Attributes == o.way.Attributes &&
-		r.way.PreferredSource == o.way.PreferredSource && maps.Equal(r.others, o.others)
+	return slices.EqualFunc(r.ways, o.ways, func(a, b Route) bool {
+		return a.Gateway == b.Gateway && a.Attributes == b.Attributes && a.Weight == b.Weight && a.PreferredSource == b.PreferredSource
+	}) && maps.Equal(r.others, o.others)
 }
 
 // ofDaemon reports whether routes of a protocol are those of a routing daemon
@@ -345,43 +352,106 @@ func (r Route) covers(f Family, a netip.Addr) bool {
 	return r.Family == f && !r.Gateway.IsValid() && !r.IsDefault() && r.Destination.Contains(a)
 }
 
-// ranked replaces main's metrics by ranks and drops what would stand twice.
-// IPv6 routes of one metric stay together, they are legs of one multipath
-// route; IPv4 cannot hold two routes of one metric, so each gets its own rank.
-// So do IPv6 routers of different preference: in main the kernel weighs the
-// preference of every route that a router advertised, but copies of one metric
-// become legs, among which it does not look at preferences
+// ranked replaces main's metrics by ranks and drops what would stand twice. IPv4
+// routes of one metric are one multipath route if they are legs of one in main: then
+// the first has the others as its legs. Those that are not get ranks of their own,
+// because IPv4 holds one route of a metric only. IPv6 has a route for each leg, and those
+// of one metric stay together. Legs keep their shares.
+//
+// IPv6 routers of different preference get ranks of their own: in main the kernel
+// weighs the preference of every route that a router advertised, but copies of one
+// metric become legs, among which it does not look at preferences
 // (net/ipv6/route.c, fib6_select_path).
 func ranked(ways []Route) []Route {
+	if len(ways) == 0 {
+		return nil
+	}
 	ways = slices.Clone(ways)
 	slices.SortFunc(ways, compareNextHops)
-	var out []Route
-	rank, last := uint32(firstMetric), ways[0]
-	for _, r := range ways {
-		twin := slices.ContainsFunc(out, func(o Route) bool {
-			return o.Gateway == r.Gateway && o.Attributes.Get().Encapsulation == r.Attributes.Get().Encapsulation
+	var groups [][]Route
+	for i, r := range ways {
+		group := slices.IndexFunc(groups, func(g []Route) bool { return together(g[0], r) })
+		twin := slices.ContainsFunc(groups, func(g []Route) bool {
+			return (r.Family == IPv6 || !together(g[0], r)) && slices.ContainsFunc(g, func(o Route) bool {
+				return o.Gateway == r.Gateway && o.Attributes.Get().Encapsulation == r.Attributes.Get().Encapsulation
+			})
 		})
-		if twin {
-			continue
-		}
-		if len(out) > 0 && (r.Family == IPv4 || r.Metric != last.Metric || r.Preference.order() != last.Preference.order()) {
-			rank++
-		}
-		last = r
-		r.Metric = rank
-		out = append(out, r)
-	}
-	// A share means something among routes of one metric, which IPv4 has not.
-	for i := range out {
-		same := func(o Route) bool { return o.Metric == out[i].Metric && (o.Gateway != out[i].Gateway) }
 		switch {
-		case out[i].Family == IPv4 || !slices.ContainsFunc(out, same):
-			out[i].Weight = 0
-		case out[i].Weight == 0:
-			out[i].Weight = 1
+		case twin:
+		case group >= 0:
+			groups[group] = append(groups[group], r)
+		default:
+			groups = append(groups, ways[i:i+1:i+1])
+		}
+	}
+	out := make([]Route, 0, len(ways))
+	for i, group := range groups {
+		share(group)
+		for j := range group {
+			group[j].Metric = FirstMetric + uint32(i)
+		}
+		if group[0].Family == IPv6 {
+			out = append(out, group...)
+		} else {
+			out = append(out, joined(group))
 		}
 	}
 	return out
+}
+
+// together reports whether two routes of main are legs of one in our table.
+func together(a, b Route) bool {
+	if a.Metric != b.Metric || a.Family != b.Family {
+		return false
+	}
+	if a.Family == IPv6 {
+		// The kernel joins routes with a next hop (rt6_qualify_for_ecmp in
+		// include/net/ip6_route.h), and tells what one of them has for all.
+		return a.Gateway.IsValid() && b.Gateway.IsValid() && a.Preference == b.Preference &&
+			a.PreferredSource == b.PreferredSource && a.Attributes == b.Attributes
+	}
+	// What few routes have is the same for all legs but for their realms;
+	// rtnetlink encapsulates either all or each, and a Leg holds none.
+	common := func(r *RareAttributes) { r.Realm = 0 }
+	return a.Weight > 0 && b.Weight > 0 && a.Protocol == b.Protocol && a.Scope == b.Scope && a.PreferredSource == b.PreferredSource &&
+		a.Attributes.Get().EncapsulationType == 0 && a.Attributes.With(common) == b.Attributes.With(common)
+}
+
+// maxWeight is the largest share of a leg (rtnh_hops is a byte). Groups of nexthop
+// objects may have larger ones.
+const maxWeight = 256
+
+// share sets the shares of the legs of one route: none where there is only one.
+func share(legs []Route) {
+	if len(legs) == 1 {
+		legs[0].Weight = 0
+		return
+	}
+	most := uint32(0)
+	for _, r := range legs {
+		most = max(most, uint32(r.Weight))
+	}
+	for i := range legs {
+		w := uint32(legs[i].Weight)
+		if most > maxWeight {
+			w = w * maxWeight / most
+		}
+		legs[i].Weight = uint16(max(w, 1)) //nolint:gosec // at most maxWeight
+	}
+}
+
+// joined makes one route of the legs of an IPv4 multipath route.
+func joined(legs []Route) Route {
+	r := legs[0]
+	if len(legs) == 1 {
+		return r
+	}
+	others := make([]Leg, 0, len(legs)-1)
+	for _, l := range legs[1:] {
+		others = append(others, Leg{Gateway: l.Gateway, Device: l.Device, OnLink: l.OnLink, Realm: l.Attributes.Get().Realm, Weight: l.Weight})
+	}
+	r.Attributes = r.Attributes.With(func(rare *RareAttributes) { rare.Legs = PackLegs(others) })
+	return r
 }
 
 // copyRoute makes main's route one of table t. No table ever leads through a

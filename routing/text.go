@@ -204,7 +204,10 @@ func selector(p netip.Prefix) string {
 
 // String renders the route as `ip route` prints it, with the interface index in
 // place of its name.
-func (r Route) String() string { return r.Text("if" + strconv.Itoa(r.Device)) }
+func (r Route) String() string { return r.Text(numbered(r.Device)) }
+
+// numbered stands for the name of an interface that is not known.
+func numbered(index int) string { return "if" + strconv.Itoa(index) }
 
 // Text renders the route as `ip route` prints it on the device of that name.
 func (r Route) Text(device string) string {
@@ -221,14 +224,11 @@ func (r Route) Text(device string) string {
 	if r.TOS != 0 {
 		fmt.Fprintf(&b, " tos %#02x", r.TOS)
 	}
-	if r.Gateway.IsValid() {
-		b.WriteString(" via ")
-		if FamilyOf(r.Gateway) != r.Family {
-			b.WriteString("inet6 ")
-		}
-		b.WriteString(r.Gateway.String())
+	legs := r.Attributes.Get().Legs.All()
+	if len(legs) == 0 {
+		writeWay(&b, r.Family, r.Gateway, device)
 	}
-	fmt.Fprintf(&b, " dev %s table %s", device, r.Table)
+	fmt.Fprintf(&b, " table %s", r.Table)
 	if r.Scope == ScopeLink {
 		b.WriteString(" scope link")
 	}
@@ -250,5 +250,28 @@ func (r Route) Text(device string) string {
 	if mtu := rare.Metrics[2]; mtu != 0 { // RTAX_MTU
 		fmt.Fprintf(&b, " mtu %d", mtu)
 	}
+	if len(legs) == 0 {
+		return b.String()
+	}
+	for _, l := range append([]Leg{{Gateway: r.Gateway, Device: r.Device, Weight: r.Weight}}, legs...) {
+		name := device
+		if l.Device != r.Device {
+			name = "if" + strconv.Itoa(l.Device)
+		}
+		b.WriteString(" nexthop")
+		writeWay(&b, r.Family, l.Gateway, name)
+		fmt.Fprintf(&b, " weight %d", l.Weight)
+	}
 	return b.String()
+}
+
+func writeWay(b *strings.Builder, f Family, gateway netip.Addr, device string) {
+	if gateway.IsValid() {
+		b.WriteString(" via ")
+		if FamilyOf(gateway) != f {
+			b.WriteString("inet6 ")
+		}
+		b.WriteString(gateway.String())
+	}
+	b.WriteString(" dev " + device)
 }

@@ -532,8 +532,10 @@ type Link struct {
 	Choice     RoleChoice
 	LastResort bool
 	// WasUplink says that the link was an uplink by a default, and that neither
-	// its profile nor all of its addresses have changed since.
-	WasUplink bool
+	// its profile nor all of its addresses have changed since. DefaultUntil says when
+	// main was first seen without the default, empty if that is not known.
+	WasUplink    bool
+	DefaultUntil string
 	// Elsewhere are its sources besides its own addresses.
 	Elsewhere []Elsewhere
 	// Tables are the leases the link holds. A key without one has no table.

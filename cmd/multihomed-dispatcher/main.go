@@ -75,6 +75,11 @@ func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
 	if err := hook.Send(cfg.RuntimeDir, message); !errors.Is(err, hook.ErrNobody) {
 		return errors.Join(noting, err)
 	}
+	// What was said is noted all the same: it counts when multihomed comes back.
+	if why := daemon.KeptAway(cfg); why != "" {
+		o.Logger.LogAttrs(ctx, slog.LevelDebug, "nothing is done", slog.String("reason", why))
+		return noting
+	}
 	if event.Effect == dispatcher.Removed {
 		// udev kills what its programs leave behind (udev(7), RUN).
 		return errors.Join(noting, daemon.Once(ctx, o, message, 0, func() {}))

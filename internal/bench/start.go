@@ -174,11 +174,11 @@ func (b *bench) flush(ctx context.Context) error {
 		if _, err := b.host.IP(ctx, "rule", "flush", "protocol", "150"); err != nil {
 			return err
 		}
-		left, err := b.host.IP(ctx, "rule", "show", "protocol", "150")
+		left, err := b.host.IP(ctx, "-N", "rule")
 		if err != nil {
 			return err
 		}
-		if strings.TrimSpace(left) == "" {
+		if !strings.Contains(left, " proto 150") {
 			break
 		}
 	}

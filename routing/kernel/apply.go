@@ -102,7 +102,7 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 // keeps is the cheap question: can the route matter? Almost all of a million
 // routes end here.
 func (s *State) keeps(head routeHead) bool {
-	if s.tables.Contains(head.key.table) {
+	if s.owns.OwnsTable(head.key.table) {
 		return true
 	}
 	if head.key.table != routing.TableMain {
@@ -312,7 +312,13 @@ func (s *State) siblingsDeleted(slot *slot, a *alias, why cause) {
 			if i < 0 {
 				continue
 			}
-			gone := &alias{key: o.key, kind: o.kind, legs: []leg{o.legs[i]}}
+			was := o.legs[i]
+			if r, ours := s.own(o, was); ours {
+				was.route = r
+			} else if s.fib.owned(was) {
+				was.route.Protocol = 0
+			}
+			gone := &alias{key: o.key, kind: o.kind, legs: []leg{was}}
 			s.touched(gone, why)
 			s.taken(gone, why)
 			if len(o.legs) == 1 {
@@ -329,6 +335,7 @@ func (s *State) siblingsDeleted(slot *slot, a *alias, why cause) {
 // settle drops a slot that nothing wanted is left in.
 func (s *State) settle(k fibKey) {
 	slot := s.fib.at(k)
+	s.forgetAuthors(k, slot)
 	if slot == nil || slices.ContainsFunc(slot.aliases, s.wanted) {
 		return
 	}
@@ -354,17 +361,20 @@ func (s *State) localRoute(kind uint16, head routeHead) {
 // touched notes that an alias appeared, changed or went.
 func (s *State) touched(a *alias, why cause) {
 	for _, l := range a.legs {
-		switch {
-		case a.key.table == routing.TableMain:
+		if a.key.table == routing.TableMain {
 			if a.kind == routing.RouteUnicast && s.Interested(l.route.Device) {
 				enlistIn(s.changes.Destinations, l.route.Device, routing.DestinationOf(l.route))
 			}
-			if l.ours() && !why.own {
+			if s.fib.owned(l) && !why.own {
 				s.changes.Routes[l.route.Key()] = struct{}{}
 			}
-		case l.route.Protocol != routing.Multihomed:
+			continue
+		}
+		if l.route.Protocol != routing.Multihomed {
 			s.changes.Foreign = true
-		case !why.own:
+		}
+		// What others have may have been in the way of ours.
+		if !why.own && (l.route.Protocol == routing.Multihomed || a.key.family == routing.IPv6) {
 			s.changes.Routes[l.route.Key()] = struct{}{}
 		}
 	}
@@ -402,6 +412,9 @@ func (s *State) ruleDeleted(r routing.Rule, why cause) {
 		return
 	}
 	s.ruleTouched(r, ours, why)
+	if !ours {
+		s.changes.Gone[r] = struct{}{}
+	}
 	if ours && why.port != 0 && !why.own {
 		s.changes.Taken = append(s.changes.Taken, Taken{Rule: r, Port: why.port})
 	}

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -35,8 +36,9 @@ func (s *State) ForeignAt(k routing.RouteKey) (routing.Route, bool) {
 	ok := false
 	for _, a := range slot.aliases {
 		for _, l := range a.legs {
+			_, ours := s.own(a, l)
 			switch {
-			case l.ours():
+			case ours:
 			case l.route.Key() == k:
 				return l.route, true
 			case !ok:
@@ -57,7 +59,10 @@ func (s *State) CountRoute(k routing.RouteKey) int {
 	n := 0
 	for _, a := range slot.aliases {
 		for _, l := range a.legs {
-			if !l.dead && l.ours() && l.route.Key() == k {
+			if l.dead || l.route.Key() != k {
+				continue
+			}
+			if _, ours := s.own(a, l); ours {
 				n++
 				if k.Family == routing.IPv4 {
 					break // its other legs are the same entry
@@ -108,20 +113,26 @@ func (b *batch) replaceRoute(i int, r routing.Route) {
 
 // tooSoon reports whether a route was refused because something has its key.
 func tooSoon(op routing.Op, err error) bool {
-	return op.Verb == routing.AddRoute && op.Route.Family == routing.IPv4 && errors.Is(err, unix.EEXIST)
+	return op.Verb == routing.AddRoute && errors.Is(err, unix.EEXIST)
 }
 
-// addBeside adds a refused route where only others have its key.
+// addBeside adds a refused route where only others have its key. In IPv6 that is
+// their next hop too, which cannot stand twice.
 func (b *batch) addBeside(i int) {
 	r := b.ops[i].Route
 	k := r.Key()
+	var other routing.Route
 	beside := false
 	b.mirror.View(func(s *State) {
-		_, foreign := s.ForeignAt(k)
-		beside = foreign && s.CountRoute(k) == 0
+		other, beside = s.ForeignAt(k)
+		beside = beside && s.CountRoute(k) == 0
 	})
-	if !beside {
+	switch {
+	case !beside:
 		b.fail(i, unix.EEXIST)
+		return
+	case r.Family == routing.IPv6:
+		b.fail(i, fmt.Errorf("%w: the route of somebody else, protocol %s", unix.EEXIST, other.Protocol))
 		return
 	}
 	b.add(i, func(m *builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, besides)

@@ -26,6 +26,8 @@ type Changes struct {
 	// ForeignRules of which families rules did.
 	Foreign      bool
 	ForeignRules map[routing.Family]struct{}
+	// Gone are rules of others that went, as often as they may have come and gone since.
+	Gone map[routing.Rule]struct{}
 	// Elsewhere are the addresses and prefixes that appeared or went as
 	// State.Elsewhere returns them.
 	Elsewhere map[netip.Prefix]struct{}
@@ -45,14 +47,14 @@ type Taken struct {
 // Empty reports whether nothing changed.
 func (c Changes) Empty() bool {
 	return !c.All && !c.Foreign && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
-		len(c.Destinations) == 0 && len(c.ForeignRules) == 0 && len(c.Elsewhere) == 0
+		len(c.Destinations) == 0 && len(c.ForeignRules) == 0 && len(c.Gone) == 0 && len(c.Elsewhere) == 0
 }
 
 func newChanges() Changes {
 	return Changes{
 		Links: map[int]struct{}{}, Rules: map[routing.Rule]struct{}{}, Routes: map[routing.RouteKey]struct{}{},
 		Destinations: map[int]map[routing.Destination]struct{}{},
-		ForeignRules: map[routing.Family]struct{}{}, Elsewhere: map[netip.Prefix]struct{}{},
+		ForeignRules: map[routing.Family]struct{}{}, Gone: map[routing.Rule]struct{}{}, Elsewhere: map[netip.Prefix]struct{}{},
 	}
 }
 
@@ -60,6 +62,7 @@ func (c *Changes) merge(o Changes) {
 	c.All = c.All || o.All
 	c.Foreign = c.Foreign || o.Foreign
 	maps.Copy(c.ForeignRules, o.ForeignRules)
+	maps.Copy(c.Gone, o.Gone)
 	maps.Copy(c.Elsewhere, o.Elsewhere)
 	maps.Copy(c.Links, o.Links)
 	for index, destinations := range o.Destinations {

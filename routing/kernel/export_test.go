@@ -116,7 +116,7 @@ func ApplyAny(s *State, b []byte) {
 }
 
 func NewState(tables routing.TableRange) *State {
-	return newState(tables, func(string) bool { return true })
+	return newState(routing.Ownership{Tables: tables}, func(string) bool { return true })
 }
 
 // Apply takes one announcement in.

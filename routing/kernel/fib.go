@@ -14,6 +14,7 @@ import (
 type fib struct {
 	// slots are chains of the metrics of one destination.
 	slots map[destinationKey]*slot
+	owns  routing.Ownership
 	// keys counts the slots.
 	keys     int
 	byDevice map[int]map[*alias]struct{}
@@ -96,8 +97,9 @@ func (f *fib) all() iter.Seq2[fibKey, *slot] {
 	}
 }
 
-func newFIB() fib {
+func newFIB(owns routing.Ownership) fib {
 	return fib{
+		owns:     owns,
 		slots:    map[destinationKey]*slot{},
 		byDevice: map[int]map[*alias]struct{}{},
 		bySource: map[netip.Addr]map[*alias]struct{}{},
@@ -131,14 +133,12 @@ func (a *alias) leads(device int) bool {
 
 // listed reports whether the index of tables has the alias: all of our tables,
 // and of main what is ours.
-func (a *alias) listed() bool {
-	return a.key.table != routing.TableMain || slices.ContainsFunc(a.legs, leg.ours)
+func (f *fib) listed(a *alias) bool {
+	return a.key.table != routing.TableMain || slices.ContainsFunc(a.legs, f.owned)
 }
 
-// ours reports whether a route is one of ours. In main the protocol is not enough.
-func (l leg) ours() bool {
-	return l.route.Protocol == routing.Multihomed && (l.route.Table != routing.TableMain || l.route.IsStandIn())
-}
+// owned reports whether a route is one of ours. In main the protocol is not enough.
+func (f *fib) owned(l leg) bool { return f.owns.OwnsRoute(l.route) }
 
 // whole reports whether several ways are one route: IPv4, in our tables.
 func (a *alias) whole() bool {
@@ -208,7 +208,7 @@ func (f *fib) index(a *alias) {
 			enlist(f.bySource, l.route.PreferredSource, a)
 		}
 	}
-	if a.listed() {
+	if f.listed(a) {
 		enlist(f.byTable, a.key.table, a)
 	}
 	if a.nexthop != 0 {
@@ -223,7 +223,7 @@ func (f *fib) forget(a *alias) {
 			delist(f.bySource, l.route.PreferredSource, a)
 		}
 	}
-	if a.listed() {
+	if f.listed(a) {
 		delist(f.byTable, a.key.table, a)
 	}
 	delete(f.nexthops, a)

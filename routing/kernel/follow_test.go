@@ -3,10 +3,12 @@ package kernel_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,12 +49,62 @@ type world struct {
 	log    []string
 	routes []routeStep
 	rules  []routing.Rule
+	// told are the routes of main by interface and destination, as who follows
+	// Changes has them; up is the state in which they were read whole.
+	told map[int]*told
+}
+
+// told is what is known of one interface by Changes.
+type told struct {
+	up, interested bool
+	ways           map[routing.Destination][]routing.Route
+}
+
+// follow does with Changes what the planner does: it reads the routes to the
+// destinations that changed, and all of an interface only where it has to. Then it has
+// what the mirror has.
+func (w *world) follow() {
+	c := w.mirror.Take()
+	w.mirror.View(func(s *kernel.State) {
+		for index := range w.told {
+			if _, exists := s.NameOf(index); !exists {
+				delete(w.told, index)
+			}
+		}
+		for _, index := range s.Indexes() {
+			l, _ := s.Link(index)
+			truth := map[routing.Destination][]routing.Route{}
+			for _, r := range l.Routes {
+				d := routing.DestinationOf(r)
+				truth[d] = append(truth[d], r)
+			}
+			have := w.told[index]
+			_, changed := c.Links[index]
+			switch {
+			case c.All, have == nil, changed && (have.up != l.Up || have.interested != s.Interested(index)):
+				if have == nil && !c.All && !changed {
+					w.rt.Fatalf("after\n%s\nnobody was told of %s", strings.Join(w.log, "\n"), l.Name)
+				}
+				w.told[index] = &told{l.Up, s.Interested(index), truth}
+				continue
+			}
+			for d := range c.Destinations[index] {
+				if have.ways[d] = s.Ways(index, d); len(have.ways[d]) == 0 {
+					delete(have.ways, d)
+				}
+			}
+			if !maps.EqualFunc(have.ways, truth, slices.Equal) {
+				w.rt.Fatalf("after\n%s\nwho follows the changes has of %s\n%v, and there is\n%v",
+					strings.Join(w.log, "\n"), l.Name, have.ways, truth)
+			}
+		}
+	})
 }
 
 func newWorld(t *testing.T, rt *rapid.T) *world {
 	t.Helper()
 	must(t, unix.Unshare(unix.CLONE_NEWNET))
-	w := &world{host: &host{TB: t}, rt: rt}
+	w := &world{host: &host{TB: t}, rt: rt, told: map[int]*told{}}
 	var err error
 	w.link, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 	must(t, err)
@@ -73,6 +125,7 @@ func newWorld(t *testing.T, rt *rapid.T) *world {
 		w.mirror.SetBudget(1)
 	}
 	must(t, w.mirror.Sync(context.Background()))
+	w.follow()
 	return w
 }
 
@@ -92,6 +145,7 @@ func (w *world) check() {
 		w.rt.Fatalf("after\n%s\nthe mirror differs (- mirror, + kernel):\n%s\n%s",
 			strings.Join(w.log, "\n"), strings.Join(diff, "\n"), text)
 	}
+	w.follow()
 }
 
 // otherNamespace makes a network namespace that lives as long as the file.

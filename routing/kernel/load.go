@@ -33,7 +33,7 @@ type loader struct {
 // load returns a new state. Interfaces that the old one knows keep their
 // interest.
 func (l loader) load(ctx context.Context, old *State) (*State, error) {
-	s := newState(old.tables, old.interest)
+	s := newState(old.owns, old.interest)
 	s.departures = old.departures + 1 // Some may have gone unseen.
 	s.elsewhere.networks, s.elsewhere.lengths = old.elsewhere.networks, old.elsewhere.lengths
 	if err := l.links(ctx, s, old); err != nil {
@@ -63,6 +63,7 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 			return nil, err
 		}
 	}
+	s.inherit(old.authors)
 	s.changes = newChanges()
 	s.changes.All = true
 	s.events = old.events
@@ -141,13 +142,15 @@ type routeQuestion struct {
 	table  routing.TableID
 	kind   routing.RouteType
 	device int
+	// protocol is 0 for any.
+	protocol routing.Protocol
 }
 
 func (q routeQuestion) dump() dump {
 	return dump{
 		what: "routes", kind: unix.RTM_GETROUTE,
 		body: func(m *builder) {
-			m.bytes(byte(q.family), 0, 0, 0, 0, 0, 0, byte(q.kind))
+			m.bytes(byte(q.family), 0, 0, 0, 0, byte(q.protocol), 0, byte(q.kind))
 			m.word(0)
 			if q.table != 0 {
 				m.attribute32(unix.RTA_TABLE, uint32(q.table))
@@ -157,6 +160,19 @@ func (q routeQuestion) dump() dump {
 			}
 		},
 	}
+}
+
+// ranges are the tables that are ours.
+func (s *State) ranges() []routing.TableRange {
+	return append([]routing.TableRange{s.owns.Tables}, s.owns.Former...)
+}
+
+// owned is how many tables that are.
+func (s *State) owned() (n int) {
+	for _, r := range s.ranges() {
+		n += r.Size()
+	}
+	return n
 }
 
 // absent reports whether a filtered dump failed because what it filters by is
@@ -173,7 +189,7 @@ func (l loader) routes(ctx context.Context, s *State, f routing.Family) error {
 	}
 	slices.Sort(interesting)
 	budget := l.budget
-	if len(interesting) > worthAsking || s.tables.Size() > 10_000 {
+	if len(interesting) > worthAsking || s.owned() > 10_000 {
 		budget = 0
 	}
 	listed, err := l.allRoutes(ctx, s, f, budget)
@@ -242,7 +258,7 @@ func (r *reading) read(payload []byte) error {
 		r.state.local(unix.RTM_NEWROUTE, 0, h)
 		return nil
 	}
-	if h.key.table != routing.TableMain && !r.state.tables.Contains(h.key.table) {
+	if h.key.table != routing.TableMain && !r.state.owns.OwnsTable(h.key.table) {
 		return nil
 	}
 	if r.last != h.key {
@@ -280,9 +296,11 @@ func (r *reading) keep(k fibKey, payload []byte) error {
 // chosenRoutes asks for each of our tables and each interface of interest. Of
 // the keys in listed all is known.
 func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, interesting []int, listed map[fibKey][]*alias) error {
-	questions := make([]routeQuestion, 0, s.tables.Size()+len(interesting)+1)
-	for t := s.tables.First; t <= s.tables.Last && t >= s.tables.First; t++ {
-		questions = append(questions, routeQuestion{family: f, table: t})
+	questions := make([]routeQuestion, 0, s.owned()+len(interesting)+1)
+	for _, r := range s.ranges() {
+		for t := r.First; t <= r.Last && t >= r.First; t++ {
+			questions = append(questions, routeQuestion{family: f, table: t})
+		}
 	}
 	for _, index := range interesting {
 		questions = append(questions, routeQuestion{family: f, table: routing.TableMain, device: index})
@@ -321,7 +339,7 @@ func (l loader) ask(ctx context.Context, s *State, q routeQuestion) ([]*alias, e
 			s.localRoute(unix.RTM_NEWROUTE, h)
 			s.local(unix.RTM_NEWROUTE, 0, h)
 			return nil, nil //nolint:nilnil // noted
-		case h.key.table != routing.TableMain && !s.tables.Contains(h.key.table):
+		case h.key.table != routing.TableMain && !s.owns.OwnsTable(h.key.table):
 			return nil, nil //nolint:nilnil // another table
 		}
 		return s.read(payload)

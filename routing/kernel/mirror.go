@@ -23,8 +23,9 @@ const (
 
 // Config is what a mirror is asked to keep.
 type Config struct {
-	// Tables are ours.
+	// Tables are ours, and so are the Former ones, of another configuration.
 	Tables routing.TableRange
+	Former []routing.TableRange
 	// Interest decides, when an interface is first seen, whether its routes in
 	// main are kept. Nil keeps all; SetInterest changes it later. It is called
 	// with the mirror locked.
@@ -71,7 +72,7 @@ func Open(c Config) (*Mirror, error) {
 		changed: make(chan struct{}, 1),
 		events:  events, buf: make([]byte, bufferSize),
 		loader: loader{requests: requests, budget: worthReading},
-		state:  newState(c.Tables, c.Interest),
+		state:  newState(routing.Ownership{Tables: c.Tables, Former: c.Former}, c.Interest),
 		own:    map[uint32]struct{}{}, lost: true,
 	}, nil
 }
@@ -229,6 +230,28 @@ func (s *State) dropUnwanted(device int) {
 	for _, k := range keys {
 		s.settle(k)
 	}
+}
+
+// StandIns returns the routes of ours that stand in main, through whatever interface,
+// of interest or not. It asks the kernel and changes nothing here.
+func (m *Mirror) StandIns(ctx context.Context) ([]routing.Route, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []routing.Route
+	for _, f := range routing.Families() {
+		aliases, err := m.loader.ask(ctx, m.state, routeQuestion{family: f, table: routing.TableMain, protocol: routing.Multihomed})
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range aliases {
+			for _, l := range a.legs {
+				if m.state.fib.owned(l) {
+					out = append(out, l.route)
+				}
+			}
+		}
+	}
+	return out, nil
 }
 
 func (m *Mirror) signal() {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -43,7 +44,7 @@ type Link struct {
 // [Mirror.View]; what its methods return may be kept. It implements
 // [routing.Kernel].
 type State struct {
-	tables   routing.TableRange
+	owns     routing.Ownership
 	interest func(name string) bool
 	links    map[int]*link
 	names    map[string]int
@@ -58,6 +59,7 @@ type State struct {
 	elsewhere elsewhere
 	nexthops  map[uint32]*nexthop
 	rules     ruleBook
+	authors   authors
 	changes   Changes
 	doubts    doubts
 	// events counts, by class, what was announced and mattered.
@@ -138,11 +140,11 @@ func (l *link) has(f routing.Family) bool {
 	return false
 }
 
-func newState(tables routing.TableRange, interest func(string) bool) *State {
+func newState(owns routing.Ownership, interest func(string) bool) *State {
 	return &State{
-		tables: tables, interest: interest,
+		owns: owns, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(),
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(owns), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(), authors: authors{},
 		doubts: newDoubts(),
 	}
 }
@@ -178,6 +180,16 @@ func (s *State) NameOf(index int) (string, bool) {
 	}
 	return l.name, true
 }
+
+// Name returns the name of an interface for people: its index if it has gone.
+func (s *State) Name(index int) string {
+	if name, exists := s.NameOf(index); exists {
+		return name
+	}
+	return "if" + strconv.Itoa(index)
+}
+
+func (s *State) textOf(r routing.Route) string { return r.Text(s.Name(r.Device)) }
 
 // Link returns one interface.
 func (s *State) Link(index int) (Link, bool) {
@@ -261,7 +273,7 @@ func compareRoutes(a, b routing.Route) int {
 }
 
 // ours reports whether a rule is one of ours.
-func (s *State) ours(r routing.Rule) bool { return routing.Policy{Tables: s.tables}.OwnsRule(r) }
+func (s *State) ours(r routing.Rule) bool { return s.owns.OwnsRule(r) }
 
 // Rules yields our rules in the order in which the kernel reads them; a rule
 // that stands twice comes twice.
@@ -353,8 +365,8 @@ func (s *State) OurRoutes(table routing.TableID) []routing.Route {
 			if table == routing.TableMain && !s.Interested(l.route.Device) {
 				continue // kept for another entry of the same key
 			}
-			if !l.dead && l.ours() {
-				out = append(out, l.route)
+			if r, ours := s.own(a, l); !l.dead && ours {
+				out = append(out, r)
 			}
 		}
 	}
@@ -376,8 +388,11 @@ func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
 			continue
 		}
 		for _, l := range a.legs {
-			if !l.dead && l.ours() && l.route.Key() == k {
-				return l.route, true
+			if l.dead || l.route.Key() != k {
+				continue
+			}
+			if r, ours := s.own(a, l); ours {
+				return r, true
 			}
 		}
 	}
@@ -391,7 +406,8 @@ func (s *State) ForeignIn(table routing.TableID) (what string, used bool) {
 	var example routing.Route
 	for a := range s.fib.byTable[table] {
 		for _, l := range a.legs {
-			if l.route.Protocol != routing.Multihomed {
+			known, is := s.authors[a.key][l.route.Key()]
+			if l.route.Protocol != routing.Multihomed && known == (routing.Route{}) || is && known == (routing.Route{}) {
 				if routes == 0 || compareRoutes(l.route, example) < 0 {
 					example = l.route
 				}
@@ -401,9 +417,9 @@ func (s *State) ForeignIn(table routing.TableID) (what string, used bool) {
 	}
 	switch n := s.rules.lookups[table]; {
 	case routes > 1:
-		return fmt.Sprintf("%d routes, one of them %s", routes, example), true
+		return fmt.Sprintf("%d routes, one of them %s", routes, s.textOf(example)), true
 	case routes == 1:
-		return fmt.Sprintf("the route %s", example), true
+		return fmt.Sprintf("the route %s", s.textOf(example)), true
 	case n == 0:
 		return "", false
 	}
@@ -425,7 +441,7 @@ func (s *State) UseOf(table routing.TableID) (what string, used bool) {
 		return "a rule of multihomed", true
 	}
 	if routes := s.OurRoutes(table); len(routes) > 0 {
-		return fmt.Sprintf("the route %s", routes[0]), true
+		return fmt.Sprintf("the route %s", s.textOf(routes[0])), true
 	}
 	return "", false
 }
@@ -467,3 +483,6 @@ func (s *State) Group(index int) (uint32, bool) {
 	}
 	return l.group, true
 }
+
+// OwnsTable reports whether a table is one of those that are kept as ours.
+func (s *State) OwnsTable(t routing.TableID) bool { return s.owns.OwnsTable(t) }

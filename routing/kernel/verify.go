@@ -60,7 +60,7 @@ const attempts = 3
 func (l loader) verifyRules(ctx context.Context, s *State, f routing.Family, drain func() error) error {
 	for range attempts {
 		before := s.events[ruleClass(f)]
-		fresh := newState(s.tables, s.interest)
+		fresh := newState(s.owns, s.interest)
 		if err := l.rules(ctx, fresh, f); err != nil {
 			return err
 		}
@@ -95,6 +95,9 @@ func (s *State) adoptRules(f routing.Family, fresh *State) {
 	for _, r := range have {
 		if s.CountRule(r) != fresh.CountRule(r) {
 			s.ruleTouched(r, s.ours(r), cause{})
+		}
+		if !s.ours(r) && fresh.CountRule(r) == 0 {
+			s.changes.Gone[r] = struct{}{}
 		}
 	}
 	for _, r := range want {

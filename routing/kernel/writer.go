@@ -140,7 +140,19 @@ func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routin
 	b.finishMoves()
 	b.flush()
 	w.tellGroups(ops, b.errs)
+	w.tellSiblings(ops, b.errs)
 	return b.errs
+}
+
+// tellSiblings tells the mirror who made what stands beside others.
+func (w *Writer) tellSiblings(ops []routing.Op, errs []error) {
+	if !slices.ContainsFunc(ops, func(op routing.Op) bool { return op.Route.Family == routing.IPv6 && op.Route.Gateway.IsValid() }) {
+		return
+	}
+	if err := w.mirror.Drain(); err != nil {
+		return // The next Sync says so, too.
+	}
+	w.mirror.View(func(s *State) { s.wrote(ops, errs) })
 }
 
 // tellGroups tells the mirror what the kernel does not: see Link.Group.
@@ -270,7 +282,9 @@ func (b *batch) fail(i int, err error) {
 	if b.errs == nil {
 		b.errs = make([]error, len(b.ops))
 	}
-	b.errs[i] = fmt.Errorf("%v: %w", b.ops[i], err)
+	text := ""
+	b.mirror.View(func(s *State) { text = b.ops[i].Text(s.Name) })
+	b.errs[i] = fmt.Errorf("%s: %w", text, err)
 }
 
 func (b *batch) add(i int, body func(*builder), kind, flags uint16) {

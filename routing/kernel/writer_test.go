@@ -356,7 +356,7 @@ func TestForeignTwinsStay(t *testing.T) {
 			if _, ok := s.Route(ours.Key()); ok {
 				t.Errorf("%v still stands", ours)
 			}
-			if what, ok := s.ForeignIn(10001); !ok {
+			if what, ok := s.ForeignIn(10001); !ok || !strings.Contains(what, " dev wan0 ") {
 				t.Errorf("the foreign twin of %v is gone: %s", ours, what)
 			}
 		})
@@ -438,7 +438,7 @@ func TestErrorsSayWhatFailed(t *testing.T) {
 		t.Fatalf("errors: %v", errs)
 	}
 	if !errors.Is(errs[1], unix.ENETUNREACH) || !strings.Contains(errs[1].Error(), "Nexthop has invalid gateway") ||
-		!strings.Contains(errs[1].Error(), "default via 203.0.113.1") {
+		!strings.Contains(errs[1].Error(), "default via 203.0.113.1 dev wan0 ") {
 		t.Errorf("unreachable gateway: %v", errs[1])
 	}
 	if !errors.Is(errs[2], unix.ENODEV) {

@@ -104,7 +104,20 @@ func (k *Kernel) deleteRule(op routing.Op) error {
 	if !ok {
 		return syscall.ENOENT
 	}
-	return k.change(op, func() { k.removeRule(b, at) })
+	if !slices.Contains(k.bands[b], op.Rule) {
+		return k.change(op, func() { k.removeRule(b, at) })
+	}
+	return k.change(op, func() {
+		// As the writer does: what the kernel would take for it steps behind first.
+		for k.bands[b][at] != op.Rule {
+			first := k.bands[b][at]
+			k.bands[b] = append(k.bands[b], first)
+			k.counts[first]++
+			k.removeRule(b, at)
+			_, at, _ = k.match(op.Rule)
+		}
+		k.removeRule(b, at)
+	})
 }
 
 // AddForeignRule adds a rule of somebody else, as `ip rule add` does.

@@ -62,8 +62,15 @@ func (k *Kernel) disown(key routing.RouteKey) {
 	}
 }
 
-// check says why the kernel would refuse a route.
+// check says why the kernel would refuse a route: one of its legs is enough.
 func (k *Kernel) check(r routing.Route) error {
+	for _, l := range r.Attributes.Get().Legs.All() {
+		leg := r
+		leg.Gateway, leg.Device, leg.OnLink, leg.Attributes = l.Gateway, l.Device, l.OnLink, routing.Attributes{}
+		if err := k.check(leg); err != nil {
+			return err
+		}
+	}
 	i, ok := k.interfaces[r.Device]
 	switch {
 	case !ok:

@@ -94,6 +94,9 @@ func (l *Loop) everything() {
 	for index := range l.known {
 		l.dirty[index] = struct{}{}
 	}
+	for index := range l.recall.uplinks {
+		l.dirty[index] = struct{}{}
+	}
 }
 
 // takeChanges takes up what happened in the kernel.
@@ -108,6 +111,7 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	for index := range c.Links {
 		l.dirty[index] = struct{}{}
 	}
+	l.takeGone(c.Gone)
 	if c.All || len(c.ForeignRules) > 0 {
 		l.takeForeign(ctx)
 	}
@@ -183,14 +187,16 @@ func GroupsOf(k *kernel.State) map[uint32]int {
 // takeDue takes up what waited for its time.
 func (l *Loop) takeDue() {
 	now := l.now()
-	for o, due := range l.deferred {
-		if now.Before(due) {
+	for o, d := range l.deferred {
+		if now.Before(d.due) {
 			continue
 		}
 		delete(l.deferred, o)
+		l.news = true
 		l.touched.Rules[o.rule] = struct{}{}
 		l.touched.Routes[o.route] = struct{}{}
 	}
+	l.forgetGone(now)
 	for about, f := range l.failures {
 		if now.Before(f.due) {
 			continue

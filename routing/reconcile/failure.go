@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"multihomed/routing"
@@ -54,7 +55,11 @@ func (l *Loop) fail(ctx context.Context, about string, f failure) {
 // refused notes that the kernel did not do an operation.
 func (l *Loop) refused(ctx context.Context, op routing.Op, err error) {
 	problem := routing.ProblemOf(routing.Refused, routing.Error, op.Reason.Link, err)
-	problem.Object, problem.Text = op.String(), op.String()+": "+problem.Text
+	problem.Object = op.Text(l.nameOf)
+	// The kernel's writer says itself what it did.
+	if !strings.HasPrefix(problem.Text, problem.Object) {
+		problem.Text = problem.Object + ": " + problem.Text
+	}
 	l.fail(ctx, op.String(), failure{
 		Problem: problem, op: op,
 	})

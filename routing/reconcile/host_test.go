@@ -43,6 +43,8 @@ type host struct {
 	log    bytes.Buffer
 	// memory outlives a restart.
 	memory memory
+	// stop ends the mirror and the writer of the loop.
+	stop func()
 	// readies counts Ready, last is the last report.
 	readies int
 	last    reconcile.Report
@@ -69,12 +71,15 @@ func newHost(t *testing.T) *host {
 // restart makes a new loop, as a daemon that starts. It knows nothing.
 func (h *host) restart() {
 	h.Helper()
+	if h.stop != nil {
+		h.stop()
+	}
 	mirror, err := kernel.Open(kernel.Config{Tables: policy.Tables})
 	must(h, err)
-	h.Cleanup(func() { must(h, mirror.Close()) })
 	writer, err := mirror.OpenWriter()
 	must(h, err)
-	h.Cleanup(func() { must(h, writer.Close()) })
+	h.stop = sync.OnceFunc(func() { must(h, errors.Join(writer.Close(), mirror.Close())) })
+	h.Cleanup(h.stop)
 	h.mirror = &faultyMirror{Mirror: mirror}
 	h.writer = &faultyWriter{Writer: writer}
 	h.owners = &owners{changed: make(chan struct{}, 1)}
@@ -121,6 +126,13 @@ func (h *host) wait() time.Duration {
 	d := h.loop.UntilNext()
 	h.clock = h.clock.Add(d)
 	return d
+}
+
+// noLinkLocal keeps the kernel from making IPv6 addresses of its own, some time after an
+// interface came up.
+func (h *host) noLinkLocal() {
+	h.Helper()
+	must(h, os.WriteFile("/proc/sys/net/ipv6/conf/default/addr_gen_mode", []byte("1"), 0))
 }
 
 func (h *host) veth(name string) {
@@ -355,11 +367,17 @@ func twice(t *testing.T) {
 type memory struct {
 	kept reconcile.Recollection
 	any  bool
+	// faults is how many attempts fail.
+	faults int
 }
 
 func (m *memory) Recall() (reconcile.Recollection, bool) { return m.kept, m.any }
 
 func (m *memory) Keep(r reconcile.Recollection) error {
+	if m.faults > 0 {
+		m.faults--
+		return errFull
+	}
 	m.kept, m.any = r, true
 	return nil
 }

@@ -52,7 +52,31 @@ type Report struct {
 	Waiting string
 	// Problems of links and of the kernel's refusals.
 	Problems []routing.Problem
+	// Away are the rules and routes that somebody deleted and that are put back later: the
+	// first mostAway of them.
+	Away []Away
+	// Gone are rules of others that went just now, for which guards stand.
+	Gone []routing.Rule
 }
+
+// An Away is a rule or a route of ours that somebody deleted, and that is put back
+// later.
+type Away struct {
+	Family routing.Family
+	// Text is the object in the words of iproute2.
+	Text string
+	// Until is when it is put back.
+	Until time.Time
+	// His is the rule of somebody else in whose words it was deleted, empty if it was
+	// deleted too often.
+	His string
+}
+
+// What a report lists at most: it is for a file, which is bounded.
+const (
+	mostAway = 2000
+	mostGone = 200
+)
 
 // Retries of what failed start at firstRetry and double up to lastRetry.
 const (
@@ -95,8 +119,10 @@ type Loop struct {
 	unread   map[int]struct{}
 	// retired are objects that a link wanted while this process knew it.
 	retired routing.Touched
-	// deferred are repairs that wait for their time.
-	deferred map[object]time.Time
+	// deferred are repairs that wait for their time, gone the rules of others that went
+	// just now, with the time until which somebody may go on deleting in their words.
+	deferred map[object]deferral
+	gone     map[routing.Rule]time.Time
 	disputes disputes
 	// released are keys to give back when the pass is over.
 	released map[routing.Key]struct{}
@@ -132,7 +158,8 @@ func New(o Options) *Loop {
 		unread:   map[int]struct{}{},
 		touched:  routing.NewTouched(),
 		retired:  routing.NewTouched(),
-		deferred: map[object]time.Time{},
+		deferred: map[object]deferral{},
+		gone:     map[routing.Rule]time.Time{},
 		released: map[routing.Key]struct{}{},
 		failures: map[string]failure{},
 		retrying: map[string]int{},
@@ -210,7 +237,12 @@ func (l *Loop) untilNext() time.Duration {
 			next = f.due
 		}
 	}
-	for _, due := range l.deferred {
+	for _, d := range l.deferred {
+		if d.due.Before(next) {
+			next = d.due
+		}
+	}
+	for _, due := range l.gone {
 		if due.Before(next) {
 			next = due
 		}

@@ -200,6 +200,25 @@ func TestRefusedOnceIsNoNews(t *testing.T) {
 	}
 }
 
+// TestProblemsNameInterfaces: who reads of a problem knows no indexes.
+func TestProblemsNameInterfaces(t *testing.T) {
+	h := newHost(t)
+	h.wan(0)
+	h.owners.complete(true)
+	h.writer.refuse = func(op routing.Op) error {
+		if op.Verb == routing.AddRoute && op.Route.IsDefault() || op.Verb == routing.SetGroup {
+			return unix.EPERM
+		}
+		return nil
+	}
+	h.pass()
+	for _, want := range []string{"add route default via 100.64.0.1 dev wan0 table 10000", "set group of wan0 to 28008: operation not permitted"} {
+		if !slices.ContainsFunc(h.last.Problems, func(p routing.Problem) bool { return strings.HasPrefix(p.Text, want) }) {
+			t.Errorf("no %q in %+v", want, h.last.Problems)
+		}
+	}
+}
+
 func TestRefusedIsRetriedLater(t *testing.T) {
 	h := newHost(t)
 	h.wan(0)
@@ -532,6 +551,8 @@ func TestFormerUplinkOverRestart(t *testing.T) {
 	const stop = "10500: from 100.64.0.5 7"
 	h := newHost(t)
 	h.wan(0)
+	office := reconcile.Claim{Standing: reconcile.Link, Watched: true, Profile: "office"}
+	h.say("wan0", office)
 	h.owners.complete(true)
 	h.pass()
 	h.ip("route delete default dev wan0")
@@ -539,7 +560,7 @@ func TestFormerUplinkOverRestart(t *testing.T) {
 	h.wants(stop)
 	h.restart()
 	h.pass()
-	h.owners.claim("wan0", reconcile.Link)
+	h.say("wan0", office)
 	h.pass()
 	h.owners.complete(true)
 	h.pass()

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"time"
 
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -32,10 +33,15 @@ type NumberedRule struct {
 // A FormerUplink is a link that was an uplink by a default, with the addresses and
 // the profile that it had then.
 type FormerUplink struct {
-	Index     int          `json:"index"`
-	Interface string       `json:"interface"`
-	Profile   string       `json:"profile,omitempty"`
+	Index     int    `json:"index"`
+	Interface string `json:"interface"`
+	// Profile and UUID are empty where the owner named none.
+	Profile string `json:"profile,omitempty"`
+	UUID    string `json:"uuid,omitempty"`
+	// Addresses are empty where none was known yet.
 	Addresses []netip.Addr `json:"addresses"`
+	// Until is when main was first seen without the default, zero while it has it.
+	Until time.Time `json:"until,omitzero"`
 }
 
 // A Memory keeps a Recollection until the next boot.
@@ -54,6 +60,8 @@ type Recall struct {
 	known   map[routing.Rule]routing.Priority
 	uplinks map[int]FormerUplink
 	changed bool
+	// failed says that the last attempt to write failed.
+	failed bool
 }
 
 // NewRecall starts from what was kept; a nil Memory kept nothing and keeps nothing.
@@ -154,39 +162,99 @@ func (r *Recall) natural(foreign []routing.Rule) routing.Priority {
 
 // WasUplink reports whether a link was an uplink by a default and is still the same:
 // it has its profile, and at least one of its addresses or an owner that gets them
-// from the network and may just be replacing them.
-// One that is being taken down says nothing of its profile any more, and keeps its
-// role until its addresses have gone.
-func (r *Recall) WasUplink(l routing.Link, c Claim) bool {
+// from the network and may just be replacing them. Until says when main was first
+// seen without the default, empty if that is not known.
+//
+// As long as knowledge is not complete the link counts as the same: a claim that came
+// early may name no profile, or a few of the addresses. One that is being taken down
+// says nothing of its profile any more, and keeps its role until its addresses have
+// gone.
+//
+// Addresses are all that the interface has, also those that take no part.
+func (r *Recall) WasUplink(l routing.Link, addresses []routing.Address, c Claim, complete bool) (was bool, until string) {
 	u, was := r.uplinks[l.Index]
-	if !was {
-		return false
+	if !was || complete && !u.same(l, addresses, c) {
+		return false, ""
 	}
-	same := (u.Profile == c.Profile || c.Profile == "") && (c.Standing == Draining || l.Automatic() || slices.ContainsFunc(l.Addresses, func(a routing.Address) bool {
-		return slices.Contains(u.Addresses, a.Prefix.Addr())
-	}))
-	if !same {
-		r.forget(l.Index)
+	if !u.Until.IsZero() {
+		until = u.Until.Format(time.DateTime)
 	}
-	return same
+	return true, until
 }
 
-// remember notes an uplink by a default.
-func (r *Recall) remember(l routing.Link, profile string) {
-	if !routing.HasMainDefault(l) {
-		return
+func (u FormerUplink) same(l routing.Link, addresses []routing.Address, c Claim) bool {
+	stands := u.stands(addresses)
+	if u.Interface != l.Name && !stands {
+		return false // Another interface has the index now. One that was renamed has an address.
 	}
-	u := FormerUplink{Index: l.Index, Interface: l.Name, Profile: profile}
-	for _, a := range l.Addresses {
+	return u.sameProfile(c) && (c.Standing == Draining || len(u.Addresses) == 0 || l.Automatic() || stands)
+}
+
+// sameProfile compares what both sides know of the profile. A name may change while the
+// profile is in force, and an owner of another kind names none.
+func (u FormerUplink) sameProfile(c Claim) bool {
+	if u.UUID != "" && c.UUID != "" {
+		return u.UUID == c.UUID
+	}
+	return u.Profile == "" || c.Profile == "" || u.Profile == c.Profile
+}
+
+func (u FormerUplink) stands(now []routing.Address) bool {
+	return slices.ContainsFunc(now, func(a routing.Address) bool { return slices.Contains(u.Addresses, a.Prefix.Addr()) })
+}
+
+// lost notes when main is first seen without the default of a former uplink.
+func (r *Recall) lost(l routing.Link, now time.Time) {
+	if u, was := r.uplinks[l.Index]; was && u.Until.IsZero() && !routing.HasMainDefault(l) {
+		u.Until = now
+		r.uplinks[l.Index], r.changed = u, true
+	}
+}
+
+// learn notes an uplink by a default, and when a link is another one now.
+func (r *Recall) learn(l routing.Link, addresses []routing.Address, c Claim, complete bool) {
+	old, was := r.uplinks[l.Index]
+	if was && complete && !old.same(l, addresses, c) {
+		r.forget(l.Index)
+		was = false
+	}
+	u := FormerUplink{Index: l.Index, Interface: l.Name, Profile: c.Profile, UUID: c.UUID}
+	for _, a := range addresses {
 		if routing.TakesPart(l, a) {
 			u.Addresses = append(u.Addresses, a.Prefix.Addr())
 		}
 	}
-	old := r.uplinks[l.Index]
-	if old.Interface == u.Interface && old.Profile == u.Profile && slices.Equal(old.Addresses, u.Addresses) {
+	switch {
+	case routing.HasMainDefault(l):
+		if was && c.Profile == "" && c.UUID == "" {
+			// Who speaks for it now knows no profile.
+			u.Profile, u.UUID = old.Profile, old.UUID
+		}
+	case !was:
 		return
+	default:
+		if len(old.Addresses) > 0 {
+			u.Addresses = old.Addresses
+		}
+		u.Interface, u.Profile, u.UUID, u.Until = l.Name, old.Profile, old.UUID, old.Until
 	}
-	r.uplinks[l.Index], r.changed = u, true
+	if !was || !u.equal(old) {
+		r.uplinks[l.Index], r.changed = u, true
+	}
+}
+
+func (u FormerUplink) equal(o FormerUplink) bool {
+	return u.Index == o.Index && u.Interface == o.Interface && u.Profile == o.Profile && u.UUID == o.UUID &&
+		slices.Equal(u.Addresses, o.Addresses) && u.Until.Equal(o.Until)
+}
+
+// noLink drops the memory of an interface that is no link, once its addresses have
+// gone: one that becomes a link again with the same ones is the same. A nil facts
+// means that the interface does not exist.
+func (r *Recall) noLink(index int, facts *kernel.Link) {
+	if u, was := r.uplinks[index]; was && (facts == nil || !u.stands(facts.Addresses)) {
+		r.forget(index)
+	}
 }
 
 func (r *Recall) forget(index int) {
@@ -196,7 +264,8 @@ func (r *Recall) forget(index int) {
 	}
 }
 
-// keep writes down what changed.
+// keep writes down what changed. What could not be written is tried again with the
+// next pass.
 func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
 	if !r.changed || r.memory == nil {
 		return
@@ -213,8 +282,10 @@ func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
 		all.Uplinks = append(all.Uplinks, u)
 	}
 	slices.SortFunc(all.Uplinks, func(a, b FormerUplink) int { return a.Index - b.Index })
-	r.changed = false
-	if err := r.memory.Keep(all); err != nil {
+	err := r.memory.Keep(all)
+	r.changed = err != nil
+	if err != nil && !r.failed {
 		log.LogAttrs(ctx, slog.LevelWarn, "a restart will not know what was before it", slog.String("error", err.Error()))
 	}
+	r.failed = err != nil
 }

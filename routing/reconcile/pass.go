@@ -37,6 +37,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	l.retire(planned)
 	l.noteProblems(planned)
 	l.touched.Merge(planned)
+	l.leaveAway()
 
 	var ops []routing.Op
 	whole := false
@@ -66,6 +67,8 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 		tries[op] = t
 		return false
 	})
+	// A process that is killed from here on has left word of what it made of the links.
+	l.recall.keep(ctx, l.Logger)
 	errs := l.Writer.Apply(ctx, ops)
 	if ctx.Err() != nil {
 		return tries
@@ -161,6 +164,8 @@ type subject struct {
 	// claim is what the owner says, who calls the interface said.
 	claim Claim
 	said  string
+	// addresses are all of the interface, also those that the owner leaves out.
+	addresses []routing.Address
 	// whole says that the link has all of its routes, not the structure alone.
 	whole bool
 }
@@ -227,7 +232,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.recallRole(s.claim, &s.link, plan)
+		l.recallRole(&s, plan)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.said)
@@ -288,7 +293,7 @@ func (l *Loop) subject(index int) (subject, bool) {
 	if claimed {
 		l.known[index] = facts.Name
 	}
-	s := subject{link: LinkOf(facts, claim), claim: claim, said: said, whole: whole}
+	s := subject{link: LinkOf(facts, claim), claim: claim, said: said, addresses: facts.Addresses, whole: whole}
 	s.keys = routing.Keys(s.link)
 	switch claim.Standing {
 	case Link:
@@ -340,25 +345,35 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 
 // recallRole adds what is remembered of a link. One that is being taken down keeps the
 // role it had: nobody says any more what made it one.
-func (l *Loop) recallRole(claim Claim, link *routing.Link, before routing.LinkPlan) {
-	link.WasUplink = l.recall.WasUplink(*link, claim) || claim.Standing == Draining && before.Role == routing.Uplink
-	if !link.Pending && claim.Standing == Link {
-		l.recall.remember(*link, claim.Profile)
+func (l *Loop) recallRole(s *subject, before routing.LinkPlan) {
+	link := &s.link
+	claim := s.claim
+	if claim.Standing == Link {
+		l.recall.learn(*link, s.addresses, claim, l.complete)
 	}
+	l.recall.lost(*link, l.now())
+	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, s.addresses, claim, l.complete)
+	link.WasUplink = link.WasUplink || claim.Standing == Draining && before.Role == routing.Uplink
 }
 
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
 	delete(l.unread, index)
 	l.networks.set(index, nil)
-	stands, claimed := false, false
+	var facts kernel.Link
+	exists, whole, claimed := false, false, false
 	l.Mirror.View(func(k *kernel.State) {
-		stands = exists(k, index)
+		facts, exists = k.LinkFacts(index)
+		whole = k.Complete()
 		_, _, claimed = l.of(k, index)
 	})
 	// Whoever has not spoken yet may still say that it is a link.
-	if claimed || l.complete || !stands {
-		l.recall.forget(index)
+	switch {
+	case !whole:
+	case !exists:
+		l.recall.noLink(index, nil)
+	case claimed && l.complete:
+		l.recall.noLink(index, &facts)
 	}
 	for k := range l.held[index] {
 		l.unhold(k)

@@ -29,8 +29,10 @@ type Claim struct {
 	Identity string
 	// Why says in words why the interface is a link or is none.
 	Why string
-	// Profile names the configuration in force, for logs and status.
-	Profile string
+	// Profile names the configuration in force, UUID tells it from others; both are
+	// empty where the owner has none. The name of a profile may change while it is in
+	// force.
+	Profile, UUID string
 	// Watched says that the routes of main through the interface may become of
 	// interest: it is a link, or can be one. What drains and was a link stays of
 	// interest.

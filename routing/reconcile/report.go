@@ -14,7 +14,7 @@ func (l *Loop) applied(ctx context.Context, op routing.Op) {
 	if !l.Logger.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
-	l.Logger.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.String()), slog.String("reason", op.Reason.String()))
+	l.Logger.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.Text(l.nameOf)), slog.String("reason", op.Reason.String()))
 }
 
 // logLinks writes one line for every link that changed.
@@ -37,7 +37,11 @@ func (l *Loop) logLinks(ctx context.Context, before map[int]routing.LinkPlan, op
 		case has && was.Role != plan.Role:
 			l.Logger.LogAttrs(ctx, slog.LevelInfo, "role of link changed", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
 		case has && !samePlan(was, plan):
-			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link changed", linkAttrs(plan, failed)...)
+			attrs := linkAttrs(plan, failed)
+			if was.Why != plan.Why {
+				attrs = append(attrs, slog.String("because", plan.Why))
+			}
+			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link changed", attrs...)
 		}
 	}
 }
@@ -111,7 +115,9 @@ func (l *Loop) report() {
 	for _, about := range slices.Sorted(maps.Keys(l.failures)) {
 		r.Problems = append(r.Problems, l.failures[about].Problem)
 	}
-	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) {
+	r.Away, r.Gone = l.away(), l.guarded()
+	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) &&
+		slices.Equal(r.Away, l.reported.Away) && slices.Equal(r.Gone, l.reported.Gone) {
 		return
 	}
 	l.reported = r

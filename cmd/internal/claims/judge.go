@@ -9,6 +9,7 @@ import (
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hooked"
+	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -34,21 +35,28 @@ type Facts struct {
 	// that the interface was a link by leases alone, until now.
 	Leased    []netip.Addr
 	WasLeased bool
+	// Off is what the administrator switched off.
+	Off offswitch.State
 }
 
 // Judge says what an interface is, false if nobody says anything of it. What
 // NetworkManager brings up is its whole; so is what somebody else configured and
 // NetworkManager leaves alone. On the rest the addresses take part that were
-// leased. Of all of them the configuration may know better.
+// leased. Of all of them the configuration may know better, and whoever switched it
+// off has the last word.
 func Judge(f Facts) (reconcile.Claim, bool) {
 	claim, claimed := f.judge()
 	if !claimed || claim.Standing == reconcile.NoLink {
 		return claim, claimed
 	}
 	settings := f.settings()
+	why, off := f.Off.Of(f.Name, f.Device.ProfileUUID)
 	if settings.Ignore {
+		why = "the configuration ignores it ([[link]] " + settings.IgnoredBy + ")"
+	}
+	if off || settings.Ignore {
 		claim.Standing, claim.Pending, claim.Only = reconcile.NoLink, false, nil
-		claim.Why = "the configuration ignores it ([[link]] " + settings.IgnoredBy + ")"
+		claim.Why = why
 		// With another profile, a device of NetworkManager may be another matter.
 		claim.Released, claim.Watched = true, f.Device.Managed
 		return claim, true

@@ -8,6 +8,7 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/hooked"
+	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -28,6 +29,8 @@ type Sources struct {
 	Kind func(name string) (kind, controller string)
 	// Expected reports whether this host has a NetworkManager that may come.
 	Expected func() bool
+	// Off is what the administrator switched off.
+	Off *offswitch.Switch
 	// Blind says that what is not claimed may be somebody's all the same: nothing
 	// is known of tables.
 	Blind bool
@@ -43,11 +46,16 @@ type Owners struct {
 	status  nm.Status
 	// leased are the interfaces that are links by leases alone.
 	leased map[string]bool
+	// off is what was switched off when Take was called last, the switched-th time.
+	off      offswitch.State
+	switched uint64
 }
 
 // Join puts sources together.
 func Join(s Sources) *Owners {
-	return &Owners{Sources: s, changed: make(chan struct{}, 1), devices: map[string]nm.Device{}, leased: map[string]bool{}}
+	o := &Owners{Sources: s, changed: make(chan struct{}, 1), devices: map[string]nm.Device{}, leased: map[string]bool{}}
+	o.off, o.switched = s.Off.State()
+	return o
 }
 
 // Run passes on that one of them has something to say, until ctx is done.
@@ -59,6 +67,7 @@ func (o *Owners) Run(ctx context.Context) error {
 		case <-o.Manager.Changed():
 		case <-o.Hooked.Changed():
 		case <-o.Declared.Changed():
+		case <-o.Off.Changed():
 		}
 		select {
 		case o.changed <- struct{}{}:
@@ -99,12 +108,28 @@ func (o *Owners) Take() reconcile.Claims {
 			names[name] = struct{}{}
 		}
 	}
+	if off, times := o.Off.State(); times != o.switched {
+		o.off, o.switched = off, times
+		for name := range o.devices {
+			names[name] = struct{}{}
+		}
+		for _, name := range o.Hooked.Interfaces() {
+			names[name] = struct{}{}
+		}
+		for _, l := range o.Declared.All() {
+			names[l.Interface] = struct{}{}
+		}
+	}
 	all := reconcile.Claims{Changed: map[string]reconcile.Claim{}, Complete: o.status.Complete, Waiting: o.status.Reason}
 	if o.status.Absent && !o.Expected() {
 		all.Complete, all.Waiting = true, ""
 	}
 	if o.Blind {
 		all.Complete, all.Waiting = false, "there are no leases of tables"
+	}
+	if o.off.HostOff() {
+		// Whoever may still speak, nothing of ours is to stand.
+		all.Complete, all.Waiting = true, ""
 	}
 	for name := range names {
 		claim, claimed := o.Of(name)
@@ -126,7 +151,7 @@ func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 }
 
 func (o *Owners) facts(name string) Facts {
-	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), WasLeased: o.leased[name]}
+	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), WasLeased: o.leased[name], Off: o.off}
 	f.Device, f.Managed = o.devices[name]
 	f.Configs, f.Released = o.Hooked.Of(name)
 	if o.status.Absent {
@@ -142,6 +167,17 @@ func (o *Owners) facts(name string) Facts {
 type Names struct {
 	Servers []netip.Addr
 	Domains []string
+}
+
+// HostOff reports whether all of multihomed is switched off. It is for the goroutine
+// that calls Take.
+func (o *Owners) HostOff() bool { return o.off.HostOff() }
+
+// IsOff reports whether an interface is switched off, by itself or with the host. It is
+// for the goroutine that calls Take.
+func (o *Owners) IsOff(name string) bool {
+	_, off := o.off.Of(name, o.devices[name].ProfileUUID)
+	return off
 }
 
 // Heard reports whether NetworkManager said of every device that it has what it is, or

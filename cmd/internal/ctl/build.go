@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"multihomed/cmd/internal/inspect"
+	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -29,6 +30,7 @@ func statusOf(v *inspect.View, root fs.FS, version string) Status {
 		Links:          []Link{}, Shared: []Object{}, Others: []Other{}, Problems: []Problem{},
 		Unread: append([]string{}, v.Notes...),
 	}
+	s.Off, s.OffLinks = offOf(v.Off)
 	if !v.Daemon.Started.IsZero() {
 		s.Daemon.Started = &v.Daemon.Started
 	}
@@ -44,6 +46,30 @@ func statusOf(v *inspect.View, root fs.FS, version string) Status {
 	s.Problems = append(s.Problems, v.Findings(root)...)
 	s.OK = s.sound()
 	return s
+}
+
+// offOf is what was switched off.
+func offOf(off offswitch.State) (*Off, []OffLink) {
+	mark := func(m offswitch.Mark) Off {
+		o := Off{By: m.By}
+		if !m.Since.IsZero() {
+			o.Since = &m.Since
+		}
+		return o
+	}
+	var host *Off
+	switch {
+	case off.Host != nil:
+		o := mark(*off.Host)
+		host = &o
+	case off.Damaged != nil:
+		host = &Off{}
+	}
+	links := make([]OffLink, 0, len(off.Links))
+	for _, l := range off.Links {
+		links = append(links, OffLink{Interface: l.Interface, UUID: l.UUID, Off: mark(l.Mark)})
+	}
+	return host, links
 }
 
 // sound reports whether the exit status is 0.

@@ -60,7 +60,6 @@ func TestCommands(t *testing.T) {
 		{"check of the defaults", []string{"config", "check", "--config", missing}, 0, "the defaults are in force", ""},
 		{"status with a wrong configuration", []string{"status", "--config", wrong}, 2, "", "unknown key"},
 		{"status in colours there are not", []string{"status", "--color=green"}, 2, "", `--color is "green"; it may be auto, always or never`},
-		{"flush with a wrong configuration", []string{"flush", "--config", wrong}, 2, "", "unknown key"},
 		{"no such command", []string{"stauts"}, 2, "", `unknown command "stauts"`},
 		{"no such flag", []string{"status", "--jsn"}, 2, "", "unknown flag: --jsn; see multihomectl status --help"},
 		{"too many arguments", []string{"flush", "wan0"}, 2, "", `unknown command "wan0"`},

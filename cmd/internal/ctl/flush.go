@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,8 +20,7 @@ import (
 	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/moved"
-	"multihomed/routing"
-	"multihomed/routing/kernel"
+	"multihomed/internal/cleanup"
 )
 
 const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its mark (an
@@ -30,10 +28,13 @@ interface group) from the uplinks. What is not ours stays, also in our tables. A
 it, all traffic follows the main table as it would without multihomed; routes that
 were moved out of it are put back.
 
-The daemon must not be running: it would put everything back. The leases stay, so
+It needs neither a configuration nor the database: what is ours is found in the kernel.
+The daemon must not be running: it would put everything back. So would the next event
+of a link, unless the service is disabled; multihomectl off lasts. The leases stay, so
 that every link gets the same table again. Flushing twice does nothing more.
 
-On a terminal it asks first, unless --yes is given; in a script it asks nothing.`
+On a terminal it asks first, unless --yes is given; in a script it asks nothing. The
+exit status is 1 if something of ours still stands, and it says what and why.`
 
 func (a *app) flush() *cobra.Command {
 	var yes, verbose bool
@@ -43,11 +44,7 @@ func (a *app) flush() *cobra.Command {
 		Long:  flushHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			return a.remove(cmd.Context(), cfg, yes, verbose)
+			return a.remove(cmd.Context(), yes, verbose)
 		},
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
@@ -55,36 +52,110 @@ func (a *app) flush() *cobra.Command {
 	return cmd
 }
 
-func (a *app) remove(ctx context.Context, cfg config.Config, yes, verbose bool) error {
-	if able, err := netAdmin(); err != nil {
-		return &exitError{exitProblem, err}
-	} else if !able {
-		return &exitError{exitProblem, errors.New("flush needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl flush")}
+// salvage reads the configuration for a command that works without one. What is
+// wrong with it is said in one line.
+func (a *app) salvage() (cfg config.Config, sound bool) {
+	cfg, err := config.Salvage(a.configPath)
+	if err != nil {
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		fmt.Fprintf(a.Err, "multihomectl: the configuration cannot be used (%s); going by what stands in the kernel\n", first)
 	}
-	lock, err := takeLock(ctx, cfg)
+	return cfg, err == nil
+}
+
+// look for what is ours, of one link or of all.
+func (a *app) remains(ctx context.Context, cfg config.Config, sound bool, link string) (*cleanup.Remains, error) {
+	o := cleanup.Options{Tables: cfg.Tables, Link: link}
+	eras, err := cleanup.ReadEras(cfg.StateDir)
+	if err != nil {
+		fmt.Fprintf(a.Err, "multihomectl: %v; going by what stands in the kernel\n", err)
+	}
+	o.Eras = eras
+	if sound || cfg.UplinkGroup != config.Default().UplinkGroup {
+		o.Group = cfg.UplinkGroup
+	}
+	return cleanup.Open(ctx, o)
+}
+
+func (a *app) remove(ctx context.Context, yes, verbose bool) error {
+	cfg, sound := a.salvage()
+	r, err := a.remains(ctx, cfg, sound, "")
 	if err != nil {
 		return &exitError{exitProblem, err}
 	}
-	defer lock.Close()
-
+	defer r.Close()
 	hooks, errs := hooked.Open(cfg.RuntimeDir)
 	for _, err := range errs {
 		fmt.Fprintln(a.Err, err)
 	}
-	f, err := openFlusher(ctx, cfg, hooks)
-	if err != nil {
+	// Where nothing stands, nothing is asked for: neither a right nor the lock. A
+	// package is also removed in containers that have neither.
+	planned, out := r.Left(), hooks.Moved()
+	if able, err := netAdmin(); err != nil {
 		return &exitError{exitProblem, err}
+	} else if !able && len(planned)+len(out) > 0 {
+		return &exitError{exitProblem, errors.New("flush needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl flush")}
+	} else if able {
+		lock, err := takeLock(ctx, cfg)
+		if err != nil && len(planned)+len(out) > 0 {
+			return &exitError{exitProblem, err}
+		}
+		if lock != nil {
+			defer lock.Close()
+		}
 	}
-	defer f.close()
-	planned := f.left()
-	if len(planned) == 0 && len(f.moved) == 0 {
+	if len(planned)+len(out) == 0 {
 		_, err := fmt.Fprintln(a.Out, "nothing of multihomed stands")
 		return err
 	}
-	if !yes && !a.confirmed(planned) {
+	if !yes && !a.confirmed(r.Summary(planned)) {
 		return &exitError{exitProblem, errors.New("nothing was removed")}
 	}
-	return a.report(f.run(ctx), f, cfg, verbose)
+	done, err := a.takeAway(ctx, cfg, r, out, verbose)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.Out, "removed %s%s\n", done.Summary(), leasesStay(cfg))
+	return err
+}
+
+// takeAway puts back what was moved out of main, and removes what stands. Its caller
+// holds the lock.
+func (a *app) takeAway(ctx context.Context, cfg config.Config, r *cleanup.Remains, out []hooked.Config, verbose bool) (cleanup.Outcome, error) {
+	// First, so that the host stays reachable.
+	var missing []error
+	for _, c := range out {
+		if err := moved.PutBack(ctx, r.Mirror(), cfg.RuntimeDir, c); err != nil {
+			missing = append(missing, fmt.Errorf("putting routes of %s back into main: %w", c.Interface, err))
+		}
+	}
+	if err := errors.Join(missing...); err != nil {
+		return cleanup.Outcome{}, &exitError{exitProblem, fmt.Errorf("nothing was removed: %w", err)}
+	}
+	done, err := r.Remove(ctx)
+	if verbose {
+		for _, text := range done.Removed {
+			if _, err := fmt.Fprintln(a.Out, "removed", text); err != nil {
+				return done, err
+			}
+		}
+	}
+	if err == nil {
+		err = done.Err()
+	}
+	if err != nil {
+		return done, &exitError{exitProblem, fmt.Errorf("removed %s; then: %w", done.Summary(), err)}
+	}
+	return done, nil
+}
+
+// leasesStay says what is kept, if there is something.
+func leasesStay(cfg config.Config) string {
+	leases := filepath.Join(cfg.StateDir, allocator.DefaultName)
+	if !exists(leases) {
+		return ""
+	}
+	return "; the leases stay in " + leases + ": every link gets the same table again"
 }
 
 // netAdmin reports whether this process may change routing.
@@ -117,191 +188,18 @@ func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
 	if held.PID != 0 {
 		who += " (process " + strconv.Itoa(held.PID) + ")"
 	}
-	return nil, errors.New(who + "; to fix: systemctl stop multihomed, then do this again")
-}
-
-// A flusher removes what is ours.
-type flusher struct {
-	mirror *kernel.Mirror
-	writer *kernel.Writer
-	nobody *routing.Planner
-	// moved are routes that belong into main.
-	moved   []hooked.Config
-	runtime string
-}
-
-func openFlusher(ctx context.Context, cfg config.Config, hooks *hooked.Store) (*flusher, error) {
-	mirror, err := kernel.Open(kernel.Config{
-		Tables: cfg.Tables,
-		// Routes of main decide nothing here; there are some of ours only on links
-		// that hooks made.
-		Interest: func(name string) bool { return slices.Contains(hooks.Interfaces(), name) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	writer, err := mirror.OpenWriter()
-	if err == nil {
-		err = mirror.Sync(ctx)
-	}
-	f := &flusher{mirror: mirror, writer: writer, nobody: routing.NewPlanner(cfg.RoutingPolicy()), moved: hooks.Moved(), runtime: cfg.RuntimeDir}
-	if err != nil {
-		f.close()
-		return nil, err
-	}
-	return f, nil
-}
-
-func (f *flusher) close() {
-	// Nothing is left to be written, and the process ends.
-	if f.writer != nil {
-		_ = f.writer.Close()
-	}
-	_ = f.mirror.Close()
-}
-
-// left is what stands: the way from there to a plan without links.
-func (f *flusher) left() []routing.Op {
-	var ops []routing.Op
-	f.mirror.View(func(k *kernel.State) {
-		ops = routing.Diff(f.nobody, k, routing.Everything(f.nobody, k), func(routing.Op) bool { return true })
-	})
-	return ops
-}
-
-// rounds is how often what somebody else adds meanwhile is removed too.
-const rounds = 3
-
-// outcome is what a flush did.
-type outcome struct {
-	removed []string
-	rules   int
-	routes  int
-	groups  int
-	// failed are errors of the last round.
-	failed []error
-	err    error
-}
-
-func (f *flusher) run(ctx context.Context) outcome {
-	var out outcome
-	// First, so that the host stays reachable.
-	for _, c := range f.moved {
-		if err := moved.PutBack(ctx, f.mirror, f.runtime, c); err != nil {
-			out.err = fmt.Errorf("putting routes of %s back into main: %w", c.Interface, err)
-			return out
-		}
-	}
-	for range rounds {
-		ops := f.left()
-		if len(ops) == 0 {
-			break
-		}
-		out.failed = nil
-		errs := f.writer.Apply(ctx, ops)
-		for i, op := range ops {
-			if errs != nil && errs[i] != nil {
-				out.failed = append(out.failed, errs[i])
-				continue
-			}
-			out.add(op, f.text(op))
-		}
-		if out.err = f.mirror.Sync(ctx); out.err != nil {
-			break
-		}
-	}
-	return out
-}
-
-func (o *outcome) add(op routing.Op, text string) {
-	o.removed = append(o.removed, text)
-	switch op.Verb {
-	case routing.DeleteRule:
-		o.rules++
-	case routing.DeleteRoute:
-		o.routes++
-	default:
-		o.groups++
-	}
-}
-
-// text is an operation in the words of iproute2.
-func (f *flusher) text(op routing.Op) string {
-	name := func(index int) string {
-		out := "if" + strconv.Itoa(index)
-		f.mirror.View(func(k *kernel.State) {
-			if l, ok := k.Link(index); ok {
-				out = l.Name
-			}
-		})
-		return clean(out)
-	}
-	flag := func(family routing.Family) string {
-		if family == routing.IPv6 {
-			return "-6"
-		}
-		return "-4"
-	}
-	switch op.Verb {
-	case routing.DeleteRule:
-		return flag(op.Rule.Family) + " rule " + op.Rule.String()
-	case routing.DeleteRoute:
-		return flag(op.Route.Family) + " route " + op.Route.Text(name(op.Route.Device))
-	default:
-		return "link " + name(op.Index) + " group"
-	}
+	return nil, errors.New(who + "; to fix: systemctl stop multihomed, then do this again; or multihomectl off, which works beside it and lasts")
 }
 
 // confirmed asks, if there is somebody to answer.
-func (a *app) confirmed(planned []routing.Op) bool {
+func (a *app) confirmed(what string) bool {
 	_, in := descriptor(a.In)
 	_, out := descriptor(a.Out)
 	if !in || !out {
 		return true
 	}
-	var would outcome
-	for _, op := range planned {
-		would.add(op, "")
-	}
-	fmt.Fprintf(a.Out, "Remove %s? All traffic then follows the main table. [y/N] ", would.summary())
+	fmt.Fprintf(a.Out, "Remove %s? All traffic then follows the main table. [y/N] ", what)
 	answer, err := bufio.NewReader(a.In).ReadString('\n')
 	answer = strings.ToLower(strings.TrimSpace(answer))
 	return err == nil && (answer == "y" || answer == "yes")
-}
-
-func (o outcome) summary() string {
-	parts := []string{count(o.rules, "rule"), count(o.routes, "route")}
-	if o.groups > 0 {
-		parts = append(parts, "the mark of "+count(o.groups, "uplink"))
-	}
-	if len(parts) == 2 {
-		return parts[0] + " and " + parts[1]
-	}
-	return parts[0] + ", " + parts[1] + " and " + parts[2]
-}
-
-func (a *app) report(o outcome, f *flusher, cfg config.Config, verbose bool) error {
-	if verbose {
-		for _, text := range o.removed {
-			if _, err := fmt.Fprintln(a.Out, "removed", text); err != nil {
-				return err
-			}
-		}
-	}
-	left := f.left()
-	switch {
-	case o.err != nil:
-		return &exitError{exitProblem, fmt.Errorf("removed %s, then: %w", o.summary(), o.err)}
-	case len(o.failed) > 0:
-		return &exitError{exitProblem, fmt.Errorf("removed %s; %d could not be removed: %w", o.summary(), len(o.failed), o.failed[0])}
-	case len(left) > 0:
-		return &exitError{exitProblem, fmt.Errorf("removed %s, but somebody keeps adding to them: %d stand", o.summary(), len(left))}
-	}
-	leases := filepath.Join(cfg.StateDir, allocator.DefaultName)
-	stay := ""
-	if exists(leases) {
-		stay = "; the leases stay in " + leases + ": every link gets the same table again"
-	}
-	_, err := fmt.Fprintf(a.Out, "removed %s%s\n", o.summary(), stay)
-	return err
 }

@@ -30,11 +30,30 @@ type Status struct {
 	// Shared are the objects that serve all links, lifts of rules of others, and
 	// those that no link wants.
 	Shared []Object `json:"shared"`
+	// Off says since when all of multihomed is switched off, and by whom; absent if it is not.
+	Off *Off `json:"off,omitempty"`
+	// OffLinks are the links that are switched off by themselves.
+	OffLinks []OffLink `json:"off_links,omitempty"`
 	// Others are the interfaces that are no links.
 	Others   []Other   `json:"other_interfaces"`
 	Problems []Problem `json:"problems"`
 	// Unread are what could not be read, in sentences.
 	Unread []string `json:"unread"`
+}
+
+// Off is the administrator's word that something is switched off.
+type Off struct {
+	// Since is nil, and By empty, if that is not known.
+	Since *time.Time `json:"since"`
+	By    string     `json:"by"`
+}
+
+// OffLink is a link that is switched off.
+type OffLink struct {
+	Interface string `json:"interface"`
+	// UUID is that of its profile, empty for one that has none.
+	UUID string `json:"uuid"`
+	Off
 }
 
 // Daemon is the service. Its fields beside Running come from itself.

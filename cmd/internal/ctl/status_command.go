@@ -48,6 +48,8 @@ With --json the same comes for programs. Fields are only ever added as long as
                     rule of somebody else that this one leads to)
   shared[]          objects that serve all links, lift rules of others, or serve
                     no link
+  off               since and by whom all of multihomed is switched off, if it is
+  off_links[]       interface, uuid (of the profile), since, by; where there are any
   other_interfaces[]  interface, why it is no link
   problems[]        code, severity ("error", "warning", "notice"), link, object,
                     text, fix

@@ -255,9 +255,13 @@ func (s *service) publish(directory string) {
 			problems = append(problems, p)
 		}
 	}
+	away := make([]runstate.Away, len(s.report.Away))
+	for i, a := range s.report.Away {
+		away[i] = runstate.Away(a)
+	}
 	err := runstate.Write(directory, runstate.State{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
-		Ready: s.report.Ready, Waiting: s.report.Waiting, Problems: problems,
+		Ready: s.report.Ready, Waiting: s.report.Waiting, Problems: problems, Away: away, Gone: s.report.Gone,
 	})
 	if err != nil {
 		s.Logger.Warn("status is not published", slog.String("error", err.Error()))

@@ -2,32 +2,14 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"slices"
 
-	"github.com/google/renameio/v2"
-
+	"multihomed/internal/cleanup"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
-
-// historyName is the file in the state directory that says under which
-// configurations objects were made that may still stand.
-const historyName = "history.json"
-
-// An era is the part of a configuration by which objects of ours are known: the
-// tables they stand in, and the group of uplinks.
-type era struct {
-	First       routing.TableID `json:"first_table"`
-	Last        routing.TableID `json:"last_table"`
-	UplinkGroup uint32          `json:"uplink_group"`
-}
 
 // A history is what a change of the configuration leaves to be done. It is on
 // disk before anything is made under the new configuration and until nothing is
@@ -35,24 +17,20 @@ type era struct {
 // history: they are known by their priority.)
 type history struct {
 	log    *slog.Logger
-	path   string
+	state  string
 	policy routing.Policy
-	past   []era
-}
-
-func eraOf(p routing.Policy) era {
-	return era{First: p.Tables.First, Last: p.Tables.Last, UplinkGroup: p.UplinkGroup}
+	past   []cleanup.Era
 }
 
 // openHistory reads what was before, and notes what is now. A file that cannot
 // be read or written is no reason not to start: it costs a later clean-up.
 func openHistory(ctx context.Context, log *slog.Logger, directory string, p routing.Policy) *history {
-	h := &history{log: log, path: filepath.Join(directory, historyName), policy: p}
-	eras, err := readEras(h.path)
+	h := &history{log: log, state: directory, policy: p}
+	eras, err := cleanup.ReadEras(directory)
 	if err != nil {
 		log.LogAttrs(ctx, slog.LevelWarn, "earlier configurations are unknown, what they left will stay", slog.String("error", err.Error()))
 	}
-	now := eraOf(p)
+	now := cleanup.EraOf(p)
 	for _, e := range eras {
 		if e != now && !slices.Contains(h.past, e) {
 			h.past = append(h.past, e)
@@ -64,30 +42,8 @@ func openHistory(ctx context.Context, log *slog.Logger, directory string, p rout
 	return h
 }
 
-func readEras(path string) ([]era, error) {
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the history: %w", err)
-	}
-	var eras []era
-	if err := json.Unmarshal(data, &eras); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	// The kernel's own tables were never ours, and no group is 0.
-	return slices.DeleteFunc(eras, func(e era) bool {
-		return e.First == 0 || e.Last < e.First || e.First <= routing.TableLocal && e.Last >= routing.TableDefault || e.UplinkGroup == 0
-	}), nil
-}
-
-func (h *history) write(ctx context.Context, eras []era) {
-	data, err := json.Marshal(eras)
-	if err == nil {
-		err = renameio.WriteFile(h.path, append(data, '\n'), 0o600)
-	}
-	if err != nil {
+func (h *history) write(ctx context.Context, eras []cleanup.Era) {
+	if err := cleanup.WriteEras(h.state, eras); err != nil {
 		h.log.LogAttrs(ctx, slog.LevelWarn, "the configuration is not recorded, a later change of it may leave routes behind", slog.String("error", err.Error()))
 	}
 }
@@ -135,7 +91,7 @@ func (h *history) clean(ctx context.Context) {
 		return
 	}
 	for _, e := range h.past {
-		tables := routing.TableRange{First: e.First, Last: e.Last}
+		tables := e.Tables()
 		err := h.change(ctx, tables, func(k *kernel.State) []routing.Op {
 			var ops []routing.Op
 			for r := range k.Routes() {
@@ -151,7 +107,7 @@ func (h *history) clean(ctx context.Context) {
 		}
 	}
 	h.past = nil
-	h.write(ctx, []era{eraOf(h.policy)})
+	h.write(ctx, []cleanup.Era{cleanup.EraOf(h.policy)})
 }
 
 // change looks at the kernel with our tables being others, and applies what
@@ -171,9 +127,11 @@ func (h *history) change(ctx context.Context, tables routing.TableRange, decide 
 	}
 	defer writer.Close()
 	var ops []routing.Op
-	mirror.View(func(k *kernel.State) { ops = decide(k) })
-	for _, op := range ops {
-		h.log.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.String()), slog.String("reason", "the configuration changed"))
-	}
+	mirror.View(func(k *kernel.State) {
+		ops = decide(k)
+		for _, op := range ops {
+			h.log.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.Text(k.Name)), slog.String("reason", "the configuration changed"))
+		}
+	})
 	return errors.Join(writer.Apply(ctx, ops)...)
 }

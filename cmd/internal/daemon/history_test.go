@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"multihomed/cmd/internal/daemon"
+	"multihomed/internal/cleanup"
 	"multihomed/routing"
 )
 
@@ -26,7 +27,7 @@ func TestHistoryLosesNothing(t *testing.T) {
 	open := func(p routing.Policy) daemon.History {
 		return daemon.OpenHistory(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), directory, p)
 	}
-	wants := func(h daemon.History, past ...daemon.Era) {
+	wants := func(h daemon.History, past ...cleanup.Era) {
 		t.Helper()
 		if !slices.Equal(h.Past(), past) {
 			t.Errorf("past %v, not %v", h.Past(), past)
@@ -35,12 +36,12 @@ func TestHistoryLosesNothing(t *testing.T) {
 	first, second, third := policyOf(10000, 10999, 28008), policyOf(20100, 20999, 28008), policyOf(20100, 20999, 4711)
 	wants(open(first))
 	wants(open(first))
-	wants(open(second), daemon.EraOf(first))
+	wants(open(second), cleanup.EraOf(first))
 	// Killed before it was clean; and another configuration; and back.
-	wants(open(second), daemon.EraOf(first))
-	wants(open(third), daemon.EraOf(first), daemon.EraOf(second))
+	wants(open(second), cleanup.EraOf(first))
+	wants(open(third), cleanup.EraOf(first), cleanup.EraOf(second))
 	h := open(first)
-	wants(h, daemon.EraOf(second), daemon.EraOf(third))
+	wants(h, cleanup.EraOf(second), cleanup.EraOf(third))
 	h.Cleaned(t.Context())
 	wants(open(first))
 	if log.Len() > 0 {
@@ -58,7 +59,7 @@ func TestHistoryDamaged(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			directory := t.TempDir()
-			path := filepath.Join(directory, daemon.HistoryName)
+			path := filepath.Join(directory, cleanup.HistoryName)
 			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +71,7 @@ func TestHistoryDamaged(t *testing.T) {
 			if name != "kernel's tables" && !strings.Contains(log.String(), "earlier configurations are unknown") {
 				t.Errorf("it says: %s", log.String())
 			}
-			if eras, err := daemon.ReadEras(path); err != nil || len(eras) != 1 {
+			if eras, err := cleanup.ReadEras(directory); err != nil || len(eras) != 1 {
 				t.Errorf("afterwards: %v, %v", eras, err)
 			}
 		})

@@ -29,8 +29,8 @@ type mover struct {
 // settled is called when the routing of all links stands: what is in main is in the
 // links' tables as well.
 func (m *mover) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan]) {
+	m.putBack(ctx)
 	if !m.enabled {
-		m.putBack(ctx)
 		return
 	}
 	for plan := range plans {
@@ -86,9 +86,12 @@ func (m *mover) move(ctx context.Context, link routing.Link, f routing.Family, r
 	}
 }
 
-// putBack ends what an earlier configuration of ours wanted.
+// putBack ends what an earlier configuration of ours wanted, and what is switched off.
 func (m *mover) putBack(ctx context.Context) {
 	for _, c := range m.hooks.Moved() {
+		if m.enabled && !m.owners.IsOff(c.Interface) {
+			continue
+		}
 		attrs := []slog.Attr{slog.String("interface", c.Interface), slog.String("family", c.Family.String())}
 		if err := moved.PutBack(ctx, m.mirror, m.runtime, c); err != nil {
 			m.log.LogAttrs(ctx, slog.LevelWarn, "routes do not get back into main", append(attrs, slog.String("error", err.Error()))...)

@@ -39,7 +39,8 @@ func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault fun
 // settled is called when the routing of all links stands, so that a server is
 // only named when queries can reach it.
 func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan], said func(index int) string) {
-	if n.file == nil {
+	// Where all is off the servers stay named: dnsmasq would have none.
+	if n.file == nil || n.owners.HostOff() {
 		return
 	}
 	var all []dnsmasq.Server

@@ -20,6 +20,7 @@ import (
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/news"
+	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -37,6 +38,7 @@ type parts struct {
 	owners  *claims.Owners
 	names   *names
 	router  *router
+	off     *offswitch.Switch
 	loop    *reconcile.Loop
 	// said are the interfaces of which hooks said something, since forget looked;
 	// departures is the mirror's count then.
@@ -99,7 +101,8 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	for _, err := range errs {
 		log.LogAttrs(ctx, slog.LevelWarn, "a routed lease is lost", slog.String("error", err.Error()))
 	}
-	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored}
+	p.off = offswitch.Open(cfg.StateDir)
+	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored, off: p.off}
 	p.watcher = nm.New(nm.Options{
 		Logger: log, DNS: cfg.DNS.ServersFile != "", Optional: !presence.NetworkManager(cfg.NetworkManager),
 	})
@@ -109,11 +112,13 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	p.owners = claims.Join(claims.Sources{
 		Manager: p.watcher, Policy: cfg.NMPolicy(), Links: cfg.Links, Hooked: p.hooks, Declared: links, Kind: p.kindOf,
 		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
+		Off:      p.off,
 		Blind:    p.leases == nil,
 	})
 
 	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
 	move := &mover{log: log, runtime: cfg.RuntimeDir, enabled: cfg.MoveRoutes, hooks: p.hooks, owners: p.owners, mirror: p.mirror}
+	p.saySwitched(ctx)
 	ready, settled := hooks.Ready, hooks.Settled
 	hooks.Ready = func() {
 		past.clean(ctx)
@@ -167,6 +172,10 @@ func reload(ctx context.Context, log *slog.Logger, hooks *hooked.Store, name str
 
 // take takes what a dispatcher says.
 func (p *parts) take(ctx context.Context, m hook.Message) {
+	if m.Switched {
+		p.switched(ctx)
+		return
+	}
 	if m.Interface == "" {
 		return
 	}
@@ -179,6 +188,34 @@ func (p *parts) take(ctx context.Context, m hook.Message) {
 		p.hooks.Hint(m.Interface, m.Hints)
 	}
 	p.owners.Poke(m.Interface)
+}
+
+// switched reads what the administrator switched off or on.
+func (p *parts) switched(ctx context.Context) {
+	if err := p.off.Reload(); err != nil {
+		p.log.LogAttrs(ctx, slog.LevelError, "the off switch holds as it was", slog.String("error", err.Error()))
+		return
+	}
+	p.saySwitched(ctx)
+}
+
+// saySwitched says what is off.
+func (p *parts) saySwitched(ctx context.Context) {
+	state, times := p.off.State()
+	switch {
+	case state.Damaged != nil:
+		p.log.LogAttrs(ctx, slog.LevelError, "switched off", slog.String("reason", state.Damaged.Error()))
+	case state.Host != nil:
+		p.log.LogAttrs(ctx, slog.LevelInfo, "switched off", slog.Time("since", state.Host.Since), slog.String("by", state.Host.By))
+	case times > 0 && len(state.Links) == 0:
+		p.log.LogAttrs(ctx, slog.LevelInfo, "switched on")
+	}
+	if state.HostOff() {
+		return
+	}
+	for _, l := range state.Links {
+		p.log.LogAttrs(ctx, slog.LevelInfo, "link switched off", slog.String("interface", l.Interface), slog.Time("since", l.Since), slog.String("by", l.By))
+	}
 }
 
 // forget drops what hooks said of interfaces that have gone without a word. It costs

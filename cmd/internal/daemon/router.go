@@ -11,6 +11,7 @@ import (
 	"multihomed/allocator/server"
 	"multihomed/allocator/wire"
 	"multihomed/cmd/internal/declared"
+	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -62,6 +63,7 @@ type router struct {
 	policy nm.Policy
 	// ignored says which entry of [[link]] ignores an interface, if one does.
 	ignored func(name string) (by string, is bool)
+	off     *offswitch.Switch
 }
 
 // Route returns when the routing of an address stands.
@@ -71,6 +73,11 @@ func (r *router) Route(ctx context.Context, want server.Route) (routing.TableID,
 	}
 	if by, is := r.ignored(want.Interface); is {
 		return 0, &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("the configuration ignores %s; to fix: change [[link]] in multihomed.toml", by)}
+	}
+	if off, _ := r.off.State(); off.Any() {
+		if why, is := off.Of(want.Interface, ""); is {
+			return 0, &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("the routing of %s is %s", want.Interface, why)}
+		}
 	}
 	if err := r.mirror.Sync(ctx); err != nil {
 		return 0, fmt.Errorf("reading the kernel: %w", err)

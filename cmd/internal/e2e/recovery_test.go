@@ -479,7 +479,7 @@ func TestFullRange(t *testing.T) {
 	some := append(both("wan0", "wan1"), part{"wan2", lab.IPv4})
 	lines := len(r.daemon.Lines())
 	r.up("wan2")
-	r.logged(lines, "not in force")
+	r.logged(lines, "not active, trying again")
 	r.eventually(func() error {
 		view, err := r.look()
 		if err != nil {

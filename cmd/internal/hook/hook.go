@@ -36,6 +36,8 @@ type Message struct {
 	Interface string `json:"interface"`
 	// Gone says that its configuration was taken away.
 	Gone bool `json:"gone,omitempty"`
+	// Switched says that something was switched off or on: see package offswitch.
+	Switched bool `json:"switched,omitempty"`
 	// Hints are what the caller said of it without the right to decide; what a
 	// hook may decide is in files (package hooked).
 	Hints []hooked.Config `json:"hints,omitempty"`
@@ -44,6 +46,11 @@ type Message struct {
 // MakeWay asks a dispatcher that does the daemon's work to end. The daemon itself
 // takes no notice.
 func MakeWay() Message { return Message{Caller: "multihomed", Action: makeWay} }
+
+// Switched tells that the administrator switched something off or on.
+func Switched() Message {
+	return Message{Caller: "multihomectl", Action: "off or on", Switched: true}
+}
 
 const makeWay = "make way"
 

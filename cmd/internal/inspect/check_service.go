@@ -14,6 +14,8 @@ const startDaemon = "systemctl enable --now multihomed"
 // checkDaemon looks at the service itself.
 func checkDaemon(v *View, _ files) []Finding {
 	switch {
+	case v.Off.HostOff():
+		return nil // It has nothing to do.
 	case !v.Running && v.outstanding().none():
 		return []Finding{{
 			Severity: routing.Warning,
@@ -100,6 +102,9 @@ func checkInForce(v *View, _ files) []Finding {
 	}
 	f := Finding{Severity: routing.Error, Text: strings.Join(what, ", and ")}
 	switch {
+	case v.Off.HostOff():
+		f.Text = "multihomed is switched off, and " + f.Text
+		f.Fix = "multihomectl off"
 	case !v.Running:
 		f.Text = "multihomed is not running, and " + f.Text
 		f.Fix = startDaemon

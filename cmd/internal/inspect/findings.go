@@ -22,6 +22,7 @@ type check struct {
 // checks are in the order of what has to be mended first.
 func checks() []check {
 	return []check{
+		{"switched-off", checkOff},
 		{"daemon", checkDaemon},
 		{"network-manager", checkManager},
 		{"not-in-force", checkInForce},
@@ -37,8 +38,10 @@ func checks() []check {
 		{"rule-ahead", checkRulesAhead},
 		{"rule-of-source", checkRulesOfSources},
 		{"rule-stepped-over", checkSteppedOver},
+		{"rule-unknown", checkUnknown},
 		{"rule-lifted", checkLifted},
 		{"lift-yields", checkYielding},
+		{"put-back-later", checkWaiting},
 		{"route-ahead", checkRoutesAhead},
 		{"routed-dns", checkRoutedDNS},
 		{"no-default", checkDefaults},

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"multihomed/cmd/internal/inspect"
 	"multihomed/cmd/internal/runstate"
@@ -373,7 +374,12 @@ func TestRulesThatSelect(t *testing.T) {
 		{"behind main", []routing.Rule{{Priority: 32800, From: ours, Table: 200}}, nil},
 		{"forwarded", []routing.Rule{{Priority: 30000, IIF: "guest", From: ours, Table: 200}}, nil},
 		{"routed-dns", []routing.Rule{{Priority: 20053, Mark: routing.Mark{Value: 0x4e55, Mask: 0xffffffff}, Table: 20053}}, []want{{code: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}}}},
-		{"what nobody understands is not lifted", []routing.Rule{{Priority: 30000, Unknown: true, Table: 200}}, nil},
+		{"what nobody understands is not lifted", []routing.Rule{{Priority: 30000, Unknown: true, Table: 200}, {Priority: 9700, Unknown: true, Table: 201}}, []want{{
+			code: "rule-unknown", severity: routing.Warning, fix: "below 7999",
+			text: []string{"ipv4", `"30000: from all lookup 200 (and attributes that are unknown here)"`, `"9700: from all lookup 201`},
+		}}},
+		{"what nobody understands, in front", []routing.Rule{{Priority: 100, Unknown: true, Table: 200}}, []want{{code: "rule-lifted", severity: routing.Notice, text: []string{"100: from all lookup 200"}}}},
+		{"what nobody understands, for forwarded packets, or behind main", []routing.Rule{{Priority: 30000, IIF: "guest", Unknown: true, Table: 200}, {Priority: 32800, Unknown: true, Table: 200}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := view(wan(0), uplink("lan0", 9, "192.0.2.1/24", ""))
@@ -430,6 +436,44 @@ func TestLiftThatYields(t *testing.T) {
 	// Nobody puts it back.
 	v.Running = false
 	check(t, v, files(), named, want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})
+}
+
+// TestPutBackLater: what the daemon puts back later on purpose is no error: the reason and
+// the time are said.
+func TestPutBackLater(t *testing.T) {
+	v := view(wan(0), wan(1))
+	his := routing.Rule{Priority: 100, From: netip.MustParsePrefix("203.0.113.7/32"), Table: 200}
+	others(v, his)
+	until := time.Date(2026, 11, 28, 15, 4, 5, 0, time.Local)
+	var again routing.Rule
+	for r := range v.Planner.Rules() {
+		switch {
+		case r.Reason.Decision == routing.FollowSource && r.Reason.Link == "wan1":
+			v.Missing = append(v.Missing, routing.Op{Verb: routing.AddRule, Rule: r.Rule})
+			v.Daemon.Away = append(v.Daemon.Away, runstate.Away{Family: routing.IPv4, Text: r.Rule.String(), Until: until, His: "100: from 203.0.113.7 lookup 200"})
+		case r.Reason.Decision == routing.FollowDevice && r.Reason.Link == "wan0":
+			again = r.Rule
+			v.Missing = append(v.Missing, routing.Op{Verb: routing.AddRule, Rule: r.Rule})
+			v.Daemon.Away = append(v.Daemon.Away, runstate.Away{Family: routing.IPv4, Text: r.Rule.String(), Until: until})
+		}
+	}
+	for r := range v.Planner.Routes() {
+		if r.Route.Device == 2 && r.Route.IsDefault() {
+			v.Missing = append(v.Missing, routing.Op{Verb: routing.AddRoute, Route: r.Route})
+			v.Daemon.Away = append(v.Daemon.Away, runstate.Away{Family: routing.IPv4, Text: r.Route.Text("wan0"), Until: until})
+		}
+	}
+	if len(v.Missing) != 3 {
+		t.Fatalf("%d missing: %v", len(v.Missing), v.Missing)
+	}
+	source := want{code: "rule-of-source", severity: routing.Notice, link: "wan1", text: []string{"203.0.113.7"}}
+	check(t, v, files(), source,
+		want{code: "put-back-later", severity: routing.Notice, link: "wan1", fix: "wait", text: []string{`words that are also those of the ipv4 rule "100: from 203.0.113.7 lookup 200"`, "15:04:05", "10000: from 203.0.113.7 lookup"}},
+		want{code: "put-back-later", severity: routing.Warning, link: "wan0", fix: "journalctl", text: []string{"keeps deleting", "15:04:05", again.String(), "default via 198.51.100.1 dev wan0 table"}},
+	)
+	// What nobody puts back is missing.
+	v.Daemon.Away = nil
+	check(t, v, files(), source, want{code: "not-in-force", severity: routing.Error, text: []string{"3 of"}, fix: "journalctl"})
 }
 
 func TestRejects(t *testing.T) {

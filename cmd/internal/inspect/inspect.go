@@ -31,6 +31,7 @@ import (
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -64,6 +65,8 @@ type View struct {
 	LeasesUnread string
 	// ManagerUnread says why NetworkManager could not be asked at all.
 	ManagerUnread string
+	// Off is what the administrator switched off.
+	Off offswitch.State
 	// Alone says that this host has no NetworkManager.
 	Alone bool
 	// Notes are what could not be read, in sentences.
@@ -82,7 +85,7 @@ const patience = 3 * time.Second
 // Read reads the host. It fails only where the kernel cannot be read.
 func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	v := &View{
-		Policy: cfg.RoutingPolicy(), Claims: map[string]reconcile.Claim{},
+		Policy: cfg.RoutingPolicy(), Off: offswitch.Load(cfg.StateDir), Claims: map[string]reconcile.Claim{},
 		recall: reconcile.NewRecall(runstate.Memory{Directory: cfg.RuntimeDir}),
 		Links:  map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{}, unsure: map[string]bool{},
 	}
@@ -109,7 +112,13 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	if err := mirror.SetNetworks(ctx, v.networks(mirror)); err != nil {
 		return nil, err
 	}
+	// What stands away on purpose, and when, is known to the daemon alone: it is asked right
+	// before and right after the kernel, so that neither is older than the other.
+	v.readDaemon(cfg)
 	mirror.View(func(k *kernel.State) { v.look(k, leases) })
+	away := v.Daemon.Away
+	v.readDaemon(cfg)
+	v.Daemon.Away = append(v.Daemon.Away, away...)
 	if err := v.try(); err != nil {
 		v.note("where bound traffic goes: %v", err)
 	}
@@ -117,10 +126,14 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 }
 
 // Complete reports whether everybody who has links was asked.
-func (v *View) Complete() bool { return v.NM.Complete || v.Alone }
+// Where all is off, nobody's word is waited for.
+func (v *View) Complete() bool { return v.NM.Complete || v.Alone || v.Off.HostOff() }
 
+// note notes what could not be read, once.
 func (v *View) note(format string, args ...any) {
-	v.Notes = append(v.Notes, fmt.Sprintf(format, args...))
+	if text := fmt.Sprintf(format, args...); !slices.Contains(v.Notes, text) {
+		v.Notes = append(v.Notes, text)
+	}
 }
 
 func (v *View) readDaemon(cfg config.Config) {
@@ -172,7 +185,7 @@ func (v *View) readClaims(cfg config.Config) {
 	}
 	names := slices.Concat(slices.Collect(maps.Keys(v.NM.Devices)), leased.Take(), hooks.Take())
 	for _, name := range names {
-		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Links: cfg.Links, Leased: leased.Of(name)}
+		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Links: cfg.Links, Leased: leased.Of(name), Off: v.Off}
 		f.Device, f.Managed = v.NM.Devices[name]
 		f.Configs, f.Released = hooks.Of(name)
 		if len(f.Configs) > 0 || len(f.Leased) > 0 {
@@ -231,7 +244,7 @@ func (v *View) Converged() error {
 	}
 	errs := make([]error, 0, len(v.Missing))
 	for _, op := range v.Missing {
-		errs = append(errs, errors.New(op.String()))
+		errs = append(errs, errors.New(op.Text(v.device)))
 	}
 	return fmt.Errorf("the kernel differs from the plan: %w", errors.Join(errs...))
 }

@@ -4,7 +4,9 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 
+	"multihomed/cmd/internal/runstate"
 	"multihomed/routing"
 )
 
@@ -20,7 +22,7 @@ const (
 	// Misplaced: a rule stands behind one that it must precede.
 	Misplaced State = "misplaced"
 	// Yielding: somebody deleted a rule of ours in words that are also those of a
-	// rule of somebody else. It stays away for a while.
+	// rule of somebody else, or deleted it too often. It stays away for a while.
 	Yielding State = "yields"
 	// Unexpected: it carries our mark and nobody wants it.
 	Unexpected State = "unexpected"
@@ -37,6 +39,11 @@ type Object struct {
 	Reason routing.Reason
 	// Link is the interface that it serves, empty if all.
 	Link string
+	// Until is when an object that stays away is put back, zero if that is not known; His
+	// is the rule of somebody else in whose words it was deleted, empty if it was deleted
+	// too often.
+	Until time.Time
+	His   string
 }
 
 // Lifts is the rule of somebody else that an object lifts over the ladder, in the
@@ -47,6 +54,9 @@ func (o Object) Lifts() string {
 	}
 	return ""
 }
+
+// yieldsToLifted reports whether the object stays away for the rule that it lifts.
+func (o Object) yieldsToLifted() bool { return o.State == Yielding && o.Lifts() != "" && o.His != "" }
 
 // A Kind of objects.
 type Kind string
@@ -88,16 +98,21 @@ func (v *View) Objects() []Object {
 		}
 	}
 	var out []Object
+	away := v.away()
 	for r := range v.Planner.Rules() {
-		state := stateOf(rules, r.Rule)
-		if state == Missing && r.Yields && v.Running && v.Daemon.Ready {
-			state = Yielding
+		o := Object{Kind: Rule, Family: r.Rule.Family, State: stateOf(rules, r.Rule), Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link}
+		o.waits(away)
+		if his, meant := v.Planner.MeantBy(r.Rule); meant && o.State == Missing && r.Yields && v.Running && v.Daemon.Ready {
+			// The daemon may not have said so yet.
+			o.State, o.His = Yielding, his.String()
 		}
-		out = append(out, Object{Kind: Rule, Family: r.Rule.Family, State: state, Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link})
+		out = append(out, o)
 	}
 	for r := range v.Planner.Routes() {
 		name := v.device(r.Route.Device)
-		out = append(out, Object{Kind: Route, Family: r.Route.Family, State: stateOf(routes, r.Route.Key()), Text: r.Route.Text(name), Reason: r.Reason, Link: r.Reason.Link})
+		o := Object{Kind: Route, Family: r.Route.Family, State: stateOf(routes, r.Route.Key()), Text: r.Route.Text(name), Reason: r.Reason, Link: r.Reason.Link}
+		o.waits(away)
+		out = append(out, o)
 	}
 	for plan := range v.Planner.Links() {
 		if plan.Group != v.Policy.UplinkGroup {
@@ -110,6 +125,34 @@ func (v *View) Objects() []Object {
 		})
 	}
 	return append(out, extra...)
+}
+
+// objectKey tells objects apart that the daemon names.
+type objectKey struct {
+	family routing.Family
+	text   string
+}
+
+// away is what the daemon says of objects that it puts back later.
+func (v *View) away() map[objectKey]runstate.Away {
+	out := map[objectKey]runstate.Away{}
+	if !v.Running {
+		return out
+	}
+	for _, a := range v.Daemon.Away {
+		k := objectKey{a.Family, a.Text}
+		if known, is := out[k]; !is || a.Until.After(known.Until) {
+			out[k] = a
+		}
+	}
+	return out
+}
+
+// waits notes that a missing object is put back later.
+func (o *Object) waits(away map[objectKey]runstate.Away) {
+	if a, is := away[objectKey{o.Family, o.Text}]; is && o.State == Missing {
+		o.State, o.Until, o.His = Yielding, a.Until, a.His
+	}
 }
 
 func stateOf[K comparable](odd map[K]State, k K) State {

@@ -18,6 +18,7 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 	foreign := v.recall.Foreign(k)
 	for i, f := range routing.Families() {
 		v.Planner.SetForeign(f, foreign[i])
+		v.Planner.SetGone(f, slices.DeleteFunc(slices.Clone(v.Daemon.Gone), func(r routing.Rule) bool { return r.Family != f }))
 	}
 	v.Planner.SetGroups(reconcile.GroupsOf(k))
 	stands := readStanding(v.Policy, k)
@@ -79,7 +80,7 @@ func (v *View) link(facts kernel.Link, stands *standing, leases *allocator.Alloc
 		// daemon remembers that too.
 		link.Pending = false
 	}
-	link.WasUplink = v.recall.WasUplink(link, claim)
+	link.WasUplink, link.DefaultUntil = v.recall.WasUplink(link, facts.Addresses, claim, v.Complete() && !v.unsure[facts.Name])
 	link.Tables = map[routing.Key]routing.TableID{}
 	for _, key := range keys {
 		if leases != nil {

@@ -18,6 +18,10 @@ import (
 // next process must know of the time before it.
 const MemoryName = "memory.json"
 
+// maxMemory bounds what Recall takes: it is no less than Keep writes for a thousand
+// links with as many addresses each.
+const maxMemory = 64 << 20
+
 // A Memory is that file. It implements [reconcile.Memory].
 type Memory struct{ Directory string }
 
@@ -39,7 +43,7 @@ func (m Memory) read() (reconcile.Recollection, error) {
 		return reconcile.Recollection{}, fmt.Errorf("reading the memory: %w", err)
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxSize))
+	data, err := io.ReadAll(io.LimitReader(f, maxMemory))
 	if err != nil {
 		return reconcile.Recollection{}, fmt.Errorf("reading the memory: %w", err)
 	}

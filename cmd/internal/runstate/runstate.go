@@ -34,6 +34,19 @@ type State struct {
 	// Waiting says what the daemon waits for, empty if for nothing.
 	Waiting  string            `json:"waiting,omitempty"`
 	Problems []routing.Problem `json:"problems,omitempty"`
+	// Away are the rules and routes that somebody deleted and that are put back later.
+	Away []Away `json:"away,omitempty"`
+	// Gone are rules of others that went just now, for which guards stand: the plan
+	// depends on them.
+	Gone []routing.Rule `json:"gone,omitempty"`
+}
+
+// An Away is a reconcile.Away in JSON.
+type Away struct {
+	Family routing.Family `json:"family"`
+	Text   string         `json:"text"`
+	Until  time.Time      `json:"until"`
+	His    string         `json:"his,omitempty"`
 }
 
 // Write replaces the file in directory.

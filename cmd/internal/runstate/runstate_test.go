@@ -1,6 +1,7 @@
 package runstate_test
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -10,6 +11,7 @@ import (
 
 	"multihomed/cmd/internal/runstate"
 	"multihomed/routing"
+	"multihomed/routing/reconcile"
 )
 
 func TestState(t *testing.T) {
@@ -39,6 +41,24 @@ func TestState(t *testing.T) {
 	}
 	if _, found, err := runstate.Read(dir); found || err != nil {
 		t.Errorf("after its end: %v, %v", found, err)
+	}
+}
+
+// TestLargeMemory: what was kept is read, however much it is.
+func TestLargeMemory(t *testing.T) {
+	m := runstate.Memory{Directory: t.TempDir()}
+	var want reconcile.Recollection
+	for index := range 20_000 {
+		want.Uplinks = append(want.Uplinks, reconcile.FormerUplink{
+			Index: index, Interface: "wan0", Profile: "office", UUID: "1-2-3", Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::1")},
+			Until: time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC),
+		})
+	}
+	if err := m.Keep(want); err != nil {
+		t.Fatal(err)
+	}
+	if got, found := m.Recall(); !found || !reflect.DeepEqual(got, want) {
+		t.Errorf("%t, %d of %d links", found, len(got.Uplinks), len(want.Uplinks))
 	}
 }
 

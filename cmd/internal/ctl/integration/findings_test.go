@@ -205,3 +205,41 @@ func TestDeletionByWords(t *testing.T) {
 		return nil
 	})
 }
+
+// TestDeletionOfRungs: who deletes by words until nothing has them deletes rungs of a link,
+// too. They come back by themselves, which is no error, and status says when.
+func TestDeletionOfRungs(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	addresses, err := h.Addrs("wan0", lab.IPv4)
+	if err != nil || len(addresses) == 0 {
+		t.Fatalf("%v, %v", addresses, err)
+	}
+	a := addresses[0].Addr().String()
+	h.ip("rule", "add", "priority", "100", "from", a, "lookup", "200")
+	labtest.Eventually(t, func() error {
+		if p := problem(h.status(), "rule-of-source"); p == nil {
+			return errors.New("the rule is not seen")
+		}
+		return nil
+	})
+	for n := 0; ; n++ {
+		if _, err := h.IP(t.Context(), "rule", "del", "from", a); err != nil {
+			break
+		}
+		if n > 10 {
+			t.Fatal("it does not end")
+		}
+	}
+	s := h.status()
+	p := problem(s, "put-back-later")
+	if !s.OK || p == nil || p.Severity != routing.Notice || p.Link != "wan0" || !strings.Contains(p.Text, "100: from "+a+" lookup 200") {
+		t.Errorf("ok %v, %+v, problems %+v", s.OK, s.InForce, s.Problems)
+	}
+	labtest.Eventually(t, func() error {
+		if s := h.status(); !s.OK || len(s.Problems) > 0 {
+			return fmt.Errorf("ok %v, problems %+v", s.OK, s.Problems)
+		}
+		return nil
+	})
+}

@@ -71,6 +71,13 @@ func program(t *testing.T, name string) string {
 // start starts the daemon and waits until everything is in force.
 func (h *host) start() {
 	h.t.Helper()
+	h.launch()
+	h.settle()
+}
+
+// launch starts the daemon and waits until it is ready.
+func (h *host) launch() {
+	h.t.Helper()
 	var err error
 	h.daemon, err = h.Start(lab.ProcessConfig{Path: program(h.t, "multihomed"), Notify: true})
 	h.must(err)
@@ -78,7 +85,6 @@ func (h *host) start() {
 	defer cancel()
 	_, err = h.daemon.WaitNotify(ctx, "READY=1")
 	h.must(err)
-	h.settle()
 }
 
 // settle waits until status has nothing to complain about.

@@ -1,0 +1,185 @@
+package integration_test
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/lab"
+	"multihomed/internal/lab/labtest"
+	"multihomed/internal/offswitch"
+)
+
+// tables are those of all networks of the links.
+func (h *host) tables() []string {
+	h.t.Helper()
+	var out []string
+	for _, l := range h.status().Links {
+		for _, n := range l.Networks {
+			out = append(out, fmt.Sprint(l.Interface, " ", n.Family, " ", n.Table))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// ok runs multihomectl, which must do what it is asked for, and say so in these words.
+func (h *host) ok(words string, args ...string) {
+	h.t.Helper()
+	began := time.Now()
+	r := h.ctl(args...)
+	h.t.Logf("%s: %v: %s", strings.Join(args, " "), time.Since(began).Round(time.Millisecond), r)
+	if r.status != 0 || !strings.Contains(r.out, words) {
+		h.t.Errorf("%v does not say %q: %s", args, words, r)
+	}
+}
+
+// nothing wants nothing of ours in the kernel, now and after what is done.
+func (h *host) nothing(when string) {
+	h.t.Helper()
+	if left, err := h.Leftovers(); err != nil || len(left) > 0 {
+		h.t.Errorf("%s there are %q, %v", when, left, err)
+	}
+	for _, name := range []string{"wan0", "wan1"} {
+		if strings.Contains(h.ip("-o", "link", "show", name), "group 28008") {
+			h.t.Errorf("%s %s is marked", when, name)
+		}
+	}
+}
+
+func (h *host) up(name string) {
+	h.t.Helper()
+	h.must(h.Up(h.t.Context(), name))
+	for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+		_, err := h.WaitAddr(h.t.Context(), name, f)
+		h.must(err)
+	}
+}
+
+// TestOff: the host is off for the daemon, for a restarted one and after a reboot, and
+// comes back with the same tables.
+func TestOff(t *testing.T) {
+	h := newHost(t)
+	h.ip("rule", "add", "fwmark", "1", "priority", "30000", "table", "200")
+	without, err := h.Snapshot(t.Context())
+	h.must(err)
+	h.start()
+	before := h.tables()
+	if r := h.as(nobody, "off"); r.status != 1 || !strings.Contains(r.err, "sudo multihomectl off") {
+		t.Errorf("off by nobody: %s", r)
+	}
+	h.ok("multihomed is switched off: removed ", "off")
+	h.nothing("after off")
+	if after, err := h.Snapshot(t.Context()); err != nil || after != without {
+		t.Errorf("what is not ours changed (%v); before:\n%s\nafter:\n%s", err, without, after)
+	}
+	h.ok("switched off already, since ", "off")
+	s := h.status()
+	if p := problem(s, "switched-off"); !s.OK || p == nil || p.Fix != "multihomectl on" || s.Off == nil || s.Off.Since == nil || s.Off.By == "" || len(s.Links) > 0 {
+		t.Errorf("status: ok %v, off %+v, %d links, %+v", s.OK, s.Off, len(s.Links), s.Problems)
+	}
+	h.up("wan1")
+	h.nothing("after an activation")
+	if r := h.ctl("lease", "-i", "wan1", "-a", h.addr("wan1").String()); r.status != 1 || !strings.Contains(r.err, "switched off") {
+		t.Errorf("a lease with its routing: %s", r)
+	}
+	h.stop()
+	// A boot: what is in /run goes.
+	h.must(os.RemoveAll("/run/multihomed"))
+	h.must(os.Mkdir("/run/multihomed", 0o755))
+	h.launch()
+	h.up("wan0")
+	h.nothing("after a restart")
+	if r := h.ctl("on", "wan0"); r.status != 1 || !strings.Contains(r.err, "all of multihomed is switched off since ") {
+		t.Errorf("one link of a host that is off: %s", r)
+	}
+	h.ok("multihomed is switched on: 2 links with their routing", "on")
+	if after := h.tables(); !slices.Equal(before, after) {
+		t.Errorf("tables before %q, after %q", before, after)
+	}
+	h.settle()
+	h.ok("nothing was switched off: 2 links", "on")
+
+	// A daemon that hangs is replaced, a damaged switch is off.
+	h.must(h.daemon.Signal(unix.SIGSTOP))
+	h.ok("multihomed is switched off: removed ", "off")
+	h.nothing("after off beside a daemon that hangs")
+	<-h.daemon.Done()
+	h.ok("the service does not run", "on")
+	if after := h.tables(); !slices.Equal(before, after) {
+		t.Errorf("tables before %q, after %q", before, after)
+	}
+	h.must(os.WriteFile(offswitch.Path("/var/lib/multihomed"), []byte("{"), 0o600))
+	h.launch()
+	labtest.Eventually(t, func() error {
+		if left, err := h.Leftovers(); err != nil || len(left) > 0 {
+			return fmt.Errorf("%q, %w", left, err)
+		}
+		return nil
+	})
+	if s := h.status(); s.OK || problem(s, "switched-off") == nil || s.Off == nil {
+		t.Errorf("status with a damaged switch: %+v", s.Problems)
+	}
+	h.ok("multihomed is switched on", "on")
+	h.stop()
+
+	// Without a daemon, and with a configuration that nobody can use.
+	h.must(os.MkdirAll("/etc/multihomed", 0o755))
+	h.must(os.WriteFile("/etc/multihomed/multihomed.toml", []byte("nonsense"), 0o644))
+	h.must(os.WriteFile("/var/lib/multihomed/leases.db", []byte("damaged"), 0o644))
+	r := h.ctl("off")
+	if r.status != 0 || !strings.Contains(r.out, "removed ") || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "going by what stands") {
+		t.Errorf("off with a bad configuration: %s", r)
+	}
+	h.nothing("after off with a bad configuration")
+}
+
+// TestOffOneLink: what belongs to it goes, the rest stays, and no packet of the others
+// strays meanwhile; a profile is off whatever its interface is called.
+func TestOffOneLink(t *testing.T) {
+	h := newHost(t)
+	h.ip("rule", "add", "fwmark", "1", "priority", "30000", "table", "200")
+	h.start()
+	before := h.tables()
+	off := func(when string) {
+		t.Helper()
+		rules := h.ip("rule") + h.ip("-6", "rule") + h.ip("route", "show", "table", "all", "proto", "150")
+		for line := range strings.SplitSeq(rules, "\n") {
+			if strings.Contains(line, "wan1") || strings.Contains(line, h.addr("wan1").String()) {
+				t.Errorf("%s: %s", when, line)
+			}
+		}
+		s := h.status()
+		if !s.OK || len(s.Links) != 1 || s.Links[0].Interface != "wan0" || problem(s, "switched-off") == nil || len(s.OffLinks) != 1 || s.OffLinks[0].UUID == "" {
+			t.Errorf("%s: ok %v, %d links, off %+v, %+v", when, s.OK, len(s.Links), s.OffLinks, s.Problems)
+		}
+	}
+	if r := h.ctl("off", "wan7"); r.status != 2 || !strings.Contains(r.err, `no interface or active profile "wan7"; there are `) {
+		t.Errorf("off of nobody: %s", r)
+	}
+	h.ok("wan1 is switched off: removed ", "off", "wan1")
+	off("after off")
+	h.up("wan1")
+	off("after an activation")
+	h.stop()
+	h.start()
+	off("after a restart")
+	h.ok("wan1 switched on: 2 links", "on", "wan1")
+	if after := h.tables(); !slices.Equal(before, after) {
+		t.Errorf("tables before %q, after %q", before, after)
+	}
+	h.stop()
+	h.ok("wan1 is switched off: removed ", "off", "wan1")
+	off("without the daemon")
+	h.ok("wan0 is switched off: removed ", "off", "wan0")
+	h.nothing("with all links off")
+	h.ok("is switched on: 2 links with their routing; the service does not run", "on")
+	if after := h.tables(); !slices.Equal(before, after) {
+		t.Errorf("tables before %q, after %q", before, after)
+	}
+}

@@ -1,0 +1,457 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/daemon"
+	"multihomed/cmd/internal/hook"
+	"multihomed/cmd/internal/hooked"
+	"multihomed/cmd/internal/inspect"
+	"multihomed/cmd/internal/lockfile"
+	"multihomed/internal/cleanup"
+	"multihomed/internal/offswitch"
+	"multihomed/nm"
+)
+
+const offHelp = `Switch multihomed off, or some links only, until it is switched on again: over
+reboots, upgrades and restarts of the service. All rules, routes and marks of it, or of
+the links, are taken out of the kernel; when the command returns they are gone, and
+traffic follows the main table as it would without multihomed. What belongs to other
+links stays, and so do the leases: switched on again, every link gets the same table.
+
+A link is named by its interface, or by its NetworkManager profile. It is remembered by
+the profile, whatever its interface is called later; without one, by the interface.
+
+A daemon that runs does it itself, and stays, doing nothing. One that does not answer
+within three seconds is ended. It works without a daemon, and with a configuration that
+cannot be used. The exit status is 1 if something still stands: it says what and why.`
+
+const onHelp = `Switch multihomed, or some links, on again after multihomectl off. Without a link,
+everything is on. When the command returns the routing stands, in the same tables as
+before; without a daemon it is made once, and kept by the hooks.`
+
+func (a *app) off() *cobra.Command {
+	return &cobra.Command{
+		Use:               "off [LINK...]",
+		Short:             "switch multihomed, or some links, off until it is switched on",
+		Long:              offHelp,
+		Example:           "  multihomectl off\n  multihomectl off wan1",
+		ValidArgsFunction: a.completeOff,
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.switchOff(cmd.Context(), args) },
+	}
+}
+
+func (a *app) on() *cobra.Command {
+	return &cobra.Command{
+		Use:               "on [LINK...]",
+		Short:             "switch it on again",
+		Long:              onHelp,
+		Example:           "  multihomectl on\n  multihomectl on wan1",
+		ValidArgsFunction: a.completeOn,
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.switchOn(cmd.Context(), args) },
+	}
+}
+
+// completeOff offers the interfaces that are not off.
+func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	cfg, _ := config.Salvage(a.configPath)
+	off := offswitch.Load(cfg.StateDir)
+	var out []string
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	for _, i := range all {
+		if _, is := off.Of(i.Name, ""); !is && i.Name != loopback && !slices.Contains(args, i.Name) {
+			out = append(out, i.Name)
+		}
+	}
+	slices.SortFunc(out, compareNames)
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeOn offers the links that are off.
+func (a *app) completeOn(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	cfg, _ := config.Salvage(a.configPath)
+	var out []string
+	for _, l := range offswitch.Load(cfg.StateDir).Links {
+		name := l.Interface
+		if name == "" {
+			name = l.UUID
+		}
+		if !slices.Contains(args, name) {
+			out = append(out, name)
+		}
+	}
+	slices.SortFunc(out, compareNames)
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+const loopback = "lo"
+
+// may reports whether this process has the rights to switch.
+func (a *app) may(command string, links []string) error {
+	able, err := netAdmin()
+	if err == nil && !able {
+		err = fmt.Errorf("%s needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl %s", command, strings.Join(append([]string{command}, links...), " "))
+	}
+	if err != nil {
+		return &exitError{exitProblem, err}
+	}
+	return nil
+}
+
+// A target is a link that is switched.
+type target struct{ name, uuid string }
+
+// targets finds the links that words name, in what stands and in what is off.
+func (a *app) targets(ctx context.Context, off offswitch.State, words []string) ([]target, error) {
+	if len(words) == 0 {
+		return nil, nil
+	}
+	devices := map[string]nm.Device{}
+	known, err := nm.ReadOnce(ctx, nm.Options{CallTimeout: managerPatience})
+	if err == nil {
+		devices = known.Devices
+	} // Without NetworkManager a link is what it is called.
+	var interfaces []string
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("reading the interfaces: %w", err)
+	}
+	for _, i := range all {
+		interfaces = append(interfaces, i.Name)
+	}
+	slices.SortFunc(interfaces, compareNames)
+	out := make([]target, 0, len(words))
+	for _, word := range words {
+		t, found := find(word, devices, interfaces, off)
+		if !found {
+			interfaces = slices.DeleteFunc(interfaces, func(name string) bool { return name == loopback })
+			return nil, &exitError{exitUsage, fmt.Errorf("there is no interface or active profile %q; there are %s", word, strings.Join(interfaces, ", "))}
+		}
+		if !slices.Contains(out, t) {
+			out = append(out, t)
+		}
+	}
+	return out, nil
+}
+
+func find(word string, devices map[string]nm.Device, interfaces []string, off offswitch.State) (target, bool) {
+	if slices.Contains(interfaces, word) && word != loopback {
+		return target{word, devices[word].ProfileUUID}, true
+	}
+	for _, name := range interfaces {
+		if d, is := devices[name]; is && d.ProfileUUID != "" && (d.ProfileUUID == word || d.ProfileID == word) {
+			return target{name, d.ProfileUUID}, true
+		}
+	}
+	// A link that is off need not be there.
+	for _, l := range off.Links {
+		if l.UUID == word || l.Interface == word {
+			return target{l.Interface, l.UUID}, true
+		}
+	}
+	return target{}, false
+}
+
+// managerPatience is how long NetworkManager may take for one answer.
+const managerPatience = 3 * time.Second
+
+func (a *app) switchOff(ctx context.Context, words []string) error {
+	if err := a.may("off", words); err != nil {
+		return err
+	}
+	cfg, sound := a.salvage()
+	mark := offswitch.Mark{Since: time.Now().UTC().Truncate(time.Second), By: offswitch.Who(a.Env)}
+	targets, err := a.targets(ctx, offswitch.Load(cfg.StateDir), words)
+	if err != nil {
+		return err
+	}
+	if len(targets) == 0 {
+		targets = []target{{}}
+	}
+	// Before the switch: whose the objects are is told by what stands.
+	var all []*cleanup.Remains
+	for _, t := range targets {
+		r, err := a.remains(ctx, cfg, sound, t.name)
+		if err != nil {
+			return &exitError{exitProblem, err}
+		}
+		defer r.Close()
+		r.Left()
+		all = append(all, r)
+	}
+	before, now, _, err := offswitch.Change(cfg.StateDir, func(s *offswitch.State) error {
+		for _, t := range targets {
+			var err error
+			if t == (target{}) {
+				err = s.SwitchOff(mark)
+			} else {
+				err = s.LinkOff(offswitch.Link{UUID: t.uuid, Interface: t.name, Mark: mark})
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return &exitError{exitProblem, err}
+	}
+	var failed []error
+	for i, t := range targets {
+		removed, err := a.vanish(ctx, cfg, t.name, all[i])
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s is switched off and nothing is made anew, but %w", subject(t), err))
+			continue
+		}
+		fmt.Fprintln(a.Out, sentenceOff(cfg, before, now, t, removed))
+	}
+	if err := errors.Join(failed...); err != nil {
+		return &exitError{exitProblem, err}
+	}
+	return nil
+}
+
+func subject(t target) string {
+	if t == (target{}) {
+		return "multihomed"
+	}
+	return clean(t.name)
+}
+
+// sentenceOff says what off did.
+func sentenceOff(cfg config.Config, before, now offswitch.State, t target, removed string) string {
+	mark, was := now.Host, before.Host != nil
+	undo := "multihomectl on"
+	if t != (target{}) {
+		l, _ := now.Link(t.name, t.uuid)
+		_, was = before.Link(t.name, t.uuid)
+		mark, undo = &l.Mark, undo+" "+clean(t.name)
+	}
+	text := subject(t) + " is switched off"
+	if was {
+		text += " already, since " + mark.String()
+	}
+	if removed == "" {
+		text += ": nothing of it stands"
+	} else {
+		text += ": removed " + removed
+		if stay := leasesStay(cfg); t == (target{}) {
+			text += stay
+		}
+	}
+	if t != (target{}) && now.HostOff() {
+		return text + "; all of multihomed is " + now.Why()
+	}
+	return text + "; to switch it on: " + undo
+}
+
+const (
+	// answerTime is how long a daemon may take until all is gone. It needs
+	// milliseconds, and some more with a thousand links.
+	answerTime = 3 * time.Second
+	// offTime bounds it all.
+	offTime = 15 * time.Second
+	// tryAgain is how often the lock is tried while a daemon comes or goes.
+	tryAgain = 50 * time.Millisecond
+)
+
+// vanish sees to it that nothing stands of a link, or of the host: the one who holds the
+// lock does that, and where he does not, his place is taken. It says what was removed.
+func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cleanup.Remains) (removed string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, offTime)
+	defer cancel()
+	planned := r.Left()
+	summary := ""
+	if len(planned) > 0 {
+		summary = r.Summary(planned)
+	}
+	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
+	ticker := time.NewTicker(tryAgain)
+	defer ticker.Stop()
+	var told time.Time
+	for {
+		err := hook.Send(cfg.RuntimeDir, hook.Switched())
+		if err == nil {
+			if told.IsZero() {
+				told = time.Now()
+			}
+			if gone, err := a.gone(ctx, cfg, name, r, answerTime-time.Since(told)); gone || err != nil {
+				return summary, err
+			}
+		}
+		lock, locking := lockfile.TryLock(path)
+		if lock != nil {
+			defer lock.Close()
+			if _, err := a.takeAway(ctx, cfg, r, movedOf(cfg, name), false); err != nil {
+				return "", errors.Unwrap(err)
+			}
+			return summary, nil
+		}
+		if _, held := errors.AsType[*lockfile.HeldError](locking); !held {
+			return "", locking
+		}
+		if !told.IsZero() && time.Since(told) >= answerTime || errors.Is(err, hook.ErrBusy) {
+			pid, err := lockfile.End(ctx, path)
+			if err != nil {
+				return "", fmt.Errorf("%s stands, and %w; to fix: systemctl kill --signal=KILL multihomed, then do this again", r.Summary(r.Left()), err)
+			}
+			if pid != 0 {
+				fmt.Fprintf(a.Err, "multihomectl: process %d had the lock and did not answer: it was ended\n", pid)
+			}
+			told = time.Time{}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("%s stands: %w", r.Summary(r.Left()), locking)
+		case <-ticker.C:
+		}
+	}
+}
+
+// gone waits until nothing of a link stands, and reports whether that came true.
+func (a *app) gone(ctx context.Context, cfg config.Config, name string, r *cleanup.Remains, patience time.Duration) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(patience, tryAgain))
+	defer cancel()
+	left, err := r.Await(ctx)
+	if err != nil || len(left) > 0 {
+		return false, err
+	}
+	ticker := time.NewTicker(tryAgain)
+	defer ticker.Stop()
+	for len(movedOf(cfg, name)) > 0 {
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case <-ticker.C:
+		}
+	}
+	return true, nil
+}
+
+// movedOf are the routes that were moved out of main, of a link or of all.
+func movedOf(cfg config.Config, name string) []hooked.Config {
+	hooks, _ := hooked.Open(cfg.RuntimeDir)
+	return slices.DeleteFunc(hooks.Moved(), func(c hooked.Config) bool { return name != "" && c.Interface != name })
+}
+
+func (a *app) switchOn(ctx context.Context, words []string) error {
+	if err := a.may("on", words); err != nil {
+		return err
+	}
+	cfg, _ := a.salvage()
+	targets, err := a.targets(ctx, offswitch.Load(cfg.StateDir), words)
+	if err != nil {
+		return err
+	}
+	before, _, _, err := offswitch.Change(cfg.StateDir, func(s *offswitch.State) error {
+		if len(targets) == 0 {
+			return s.SwitchOn()
+		}
+		for _, t := range targets {
+			if err := s.LinkOn(t.name, t.uuid); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return &exitError{exitProblem, err}
+	}
+	var names []string
+	for _, t := range targets {
+		names = append(names, subject(t))
+	}
+	text := "multihomed is switched on"
+	if len(names) > 0 {
+		text = strings.Join(names, ", ") + " switched on"
+	}
+	if !before.Any() {
+		text = "nothing was switched off"
+	}
+	how, err := a.appear(ctx)
+	if err != nil {
+		return &exitError{exitProblem, fmt.Errorf("%s, but %w", text, err)}
+	}
+	_, err = fmt.Fprintf(a.Out, "%s: %s\n", text, how)
+	return err
+}
+
+// appear sees to it that the routing of all links stands, and says what does.
+func (a *app) appear(ctx context.Context) (string, error) {
+	cfg, err := a.load()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, offTime)
+	defer cancel()
+	err = hook.Send(cfg.RuntimeDir, hook.Switched())
+	alone := errors.Is(err, hook.ErrNobody)
+	if err != nil && !alone {
+		return "", err
+	}
+	if alone {
+		if why := daemon.KeptAway(cfg); why != "" {
+			return "nothing is done yet, because " + why + "; to start it: systemctl enable --now multihomed", nil
+		}
+	}
+	work := func(context.Context) error { return nil }
+	if alone {
+		o := daemon.Options{ConfigPath: a.configPath, Version: a.Version, Level: new(slog.LevelVar), Logger: slog.New(slog.DiscardHandler)}
+		work = func(ctx context.Context) error { return daemon.Once(ctx, o, hook.Message{}, daemon.Linger, func() {}) }
+	}
+	working, stop := context.WithCancel(ctx)
+	worked := make(chan error, 1)
+	go func() { worked <- work(working) }()
+	view, err := a.inForce(ctx, cfg)
+	stop()
+	if err := errors.Join(err, <-worked); err != nil {
+		return "", err
+	}
+	links := 0
+	for range view.Planner.Links() {
+		links++
+	}
+	what := count(links, "link") + " with their routing"
+	if links == 1 {
+		what = "1 link with its routing"
+	}
+	if alone {
+		what += "; the service does not run, to start it: systemctl start multihomed"
+	}
+	return what, nil
+}
+
+// inForce waits until what is planned stands.
+func (a *app) inForce(ctx context.Context, cfg config.Config) (*inspect.View, error) {
+	ticker := time.NewTicker(tryAgain)
+	defer ticker.Stop()
+	for {
+		view, err := inspect.Read(ctx, cfg)
+		if err == nil && view.Converged() == nil {
+			return view, nil
+		}
+		select {
+		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("not everything is in force yet; to fix: see multihomectl status (%w)", view.Converged())
+			}
+			return nil, err
+		case <-ticker.C:
+		}
+	}
+}

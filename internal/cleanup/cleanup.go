@@ -1,0 +1,347 @@
+package cleanup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// Options say what is known of configurations; the zero value will do.
+type Options struct {
+	// Tables are the range of the configuration, that of no configuration if zero.
+	Tables routing.TableRange
+	// Eras are the earlier configurations.
+	Eras []Era
+	// Group is the group of uplinks as the configuration says, 0 if it cannot be
+	// told. Then the groups count that rules of ours name, unless Eras do.
+	Group uint32
+	// Link limits everything to one interface.
+	Link string
+}
+
+// Remains is what stands of ours, as the kernel has it. Create it with Open.
+type Remains struct {
+	options Options
+	mirror  *kernel.Mirror
+	writer  *kernel.Writer
+	nobody  *routing.Planner
+	groups  map[uint32]struct{}
+	link    link
+}
+
+// Open looks at the kernel. It needs no rights.
+func Open(ctx context.Context, o Options) (*Remains, error) {
+	standard := routing.DefaultPolicy()
+	if o.Tables == (routing.TableRange{}) {
+		o.Tables = standard.Tables
+	}
+	former := make([]routing.TableRange, 0, len(o.Eras))
+	for _, e := range o.Eras {
+		former = append(former, e.Tables())
+	}
+	for {
+		r, err := open(ctx, o, former)
+		if err != nil {
+			return nil, err
+		}
+		more := r.elsewhere()
+		if len(more) == 0 {
+			return r, nil
+		}
+		// Rules of ours name tables that no configuration names.
+		former = append(former, more...)
+		if err := r.Close(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func open(ctx context.Context, o Options, former []routing.TableRange) (*Remains, error) {
+	mirror, err := kernel.Open(kernel.Config{
+		Tables: o.Tables, Former: former, Interest: func(string) bool { return false },
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := &Remains{options: o, mirror: mirror, groups: map[uint32]struct{}{}, link: newLink(o.Link)}
+	// Without a group, nobody's plan says nothing of groups.
+	r.nobody = routing.NewPlanner(routing.Policy{Tables: o.Tables})
+	if r.writer, err = mirror.OpenWriter(); err == nil {
+		err = r.read(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	r.mirror.View(r.findGroups)
+	return r, nil
+}
+
+func (r *Remains) read(ctx context.Context) error {
+	if err := r.mirror.Sync(ctx); err != nil {
+		return err
+	}
+	// Main may have a million routes: only what leads where some of ours stand is
+	// of interest.
+	routes, err := r.mirror.StandIns(ctx)
+	if err != nil || len(routes) == 0 {
+		return err
+	}
+	interests := map[int]bool{}
+	for _, route := range routes {
+		interests[route.Device] = true
+	}
+	return r.mirror.SetInterest(ctx, interests)
+}
+
+// elsewhere are the tables that rules of ours lead to and that are not known as
+// ours.
+func (r *Remains) elsewhere() []routing.TableRange {
+	found := map[routing.TableID]struct{}{}
+	r.mirror.View(func(k *kernel.State) {
+		for rule := range k.Rules() {
+			if t, leads := rule.LeadsTo(); leads && !k.OwnsTable(t) {
+				found[t] = struct{}{}
+			}
+		}
+	})
+	var out []routing.TableRange
+	for _, t := range slices.Sorted(maps.Keys(found)) {
+		if n := len(out); n > 0 && out[n-1].Last+1 == t {
+			out[n-1].Last = t
+		} else {
+			out = append(out, routing.TableRange{First: t, Last: t})
+		}
+	}
+	return out
+}
+
+// findGroups notes which interface groups mark our uplinks. A group that rules name
+// may be one that the administrator made, and is ours only if nobody knows better.
+func (r *Remains) findGroups(k *kernel.State) {
+	if r.options.Group != 0 {
+		r.groups[r.options.Group] = struct{}{}
+	}
+	for _, e := range r.options.Eras {
+		r.groups[e.UplinkGroup] = struct{}{}
+	}
+	if len(r.groups) > 0 {
+		return
+	}
+	for rule := range k.Rules() {
+		if rule.SuppressGroup.Set && rule.SuppressGroup.Value != 0 {
+			r.groups[rule.SuppressGroup.Value] = struct{}{}
+		}
+	}
+	r.groups[routing.DefaultPolicy().UplinkGroup] = struct{}{}
+}
+
+// Close lets go of the kernel.
+func (r *Remains) Close() error {
+	var err error
+	if r.writer != nil {
+		err = r.writer.Close()
+	}
+	return errors.Join(err, r.mirror.Close())
+}
+
+// Mirror is how the kernel is seen.
+func (r *Remains) Mirror() *kernel.Mirror { return r.mirror }
+
+// Left is what stands of ours: the way from there to nothing, in the order in which
+// no packet strays.
+func (r *Remains) Left() []routing.Op {
+	var ops []routing.Op
+	r.mirror.View(func(k *kernel.State) {
+		r.link.learn(k)
+		ops = routing.Diff(r.nobody, k, routing.Everything(r.nobody, k), func(op routing.Op) bool { return r.link.has(op) })
+		var marked []routing.Op
+		for index, group := range k.Groups() {
+			if _, ours := r.groups[group]; ours {
+				marked = append(marked, routing.Op{Verb: routing.ResetGroup, Index: index})
+			}
+		}
+		marked = slices.DeleteFunc(marked, func(op routing.Op) bool { return !r.link.has(op) })
+		slices.SortFunc(marked, func(a, b routing.Op) int { return cmp.Compare(a.Index, b.Index) })
+		ops = append(ops, marked...)
+	})
+	return ops
+}
+
+// rounds is how often what somebody else adds meanwhile is removed too.
+const rounds = 3
+
+// An Outcome is what was removed, and what was not.
+type Outcome struct {
+	// Removed are the objects in the words of iproute2, in order.
+	Removed []string
+	// Rules, Routes and Groups count them.
+	Rules, Routes, Groups int
+	// Left are objects that stand all the same.
+	Left []string
+	// Refused are the kernel's reasons, of the last attempt.
+	Refused []error
+}
+
+// Err says what stands and why, nil if nothing does.
+func (o Outcome) Err() error {
+	if len(o.Left) == 0 {
+		return nil
+	}
+	const shown = 3
+	what := strings.Join(o.Left[:min(len(o.Left), shown)], "; ")
+	if more := len(o.Left) - shown; more > 0 {
+		what += fmt.Sprintf("; and %d more", more)
+	}
+	if len(o.Refused) > 0 {
+		return fmt.Errorf("%d of multihomed's objects stand (%s): %w", len(o.Left), what, o.Refused[0])
+	}
+	return fmt.Errorf("%d of multihomed's objects stand, because somebody keeps adding them: %s", len(o.Left), what)
+}
+
+// Remove takes away what stands. What comes meanwhile is taken away too; an error
+// says that the kernel could not be read.
+func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
+	var out Outcome
+	for range rounds {
+		if err := r.mirror.Sync(ctx); err != nil {
+			return out, err
+		}
+		ops := r.Left()
+		if len(ops) == 0 {
+			return out, nil
+		}
+		out.Refused = nil
+		errs := r.writer.Apply(ctx, ops)
+		for i, op := range ops {
+			if errs != nil && errs[i] != nil {
+				out.Refused = append(out.Refused, errs[i])
+			} else {
+				out.add(op, r.Text(op))
+			}
+		}
+	}
+	if err := r.mirror.Sync(ctx); err != nil {
+		return out, err
+	}
+	for _, op := range r.Left() {
+		out.Left = append(out.Left, r.Text(op))
+	}
+	return out, nil
+}
+
+// again is how often everything is read anew while somebody else is waited for:
+// the kernel does not tell of the group of an interface that is down.
+const again = time.Second
+
+// Await waits until nothing of ours stands: somebody else takes it away. When ctx
+// ends first, it returns what stands.
+func (r *Remains) Await(ctx context.Context) (left []routing.Op, err error) {
+	following, cancel := context.WithCancel(ctx)
+	followed := make(chan error, 1)
+	go func() { followed <- r.mirror.Run(following) }()
+	defer func() {
+		cancel()
+		err = errors.Join(err, <-followed)
+	}()
+	ticker := time.NewTicker(again)
+	defer ticker.Stop()
+	for {
+		if left = r.Left(); len(left) == 0 {
+			return nil, nil
+		}
+		select {
+		case <-ctx.Done():
+			return left, nil
+		case <-r.mirror.Changed():
+			r.mirror.Take()
+		case <-ticker.C:
+			if err := r.mirror.Resync(ctx); err != nil && ctx.Err() == nil {
+				return left, err
+			}
+		}
+	}
+}
+
+// Summary counts operations in words.
+func (r *Remains) Summary(ops []routing.Op) string {
+	var o Outcome
+	for _, op := range ops {
+		o.add(op, "")
+	}
+	return o.Summary()
+}
+
+func (o *Outcome) add(op routing.Op, text string) {
+	o.Removed = append(o.Removed, text)
+	switch op.Verb {
+	case routing.DeleteRule:
+		o.Rules++
+	case routing.DeleteRoute:
+		o.Routes++
+	default:
+		o.Groups++
+	}
+}
+
+// Summary counts what was removed in words.
+func (o Outcome) Summary() string {
+	count := func(n int, what string) string {
+		if n == 1 {
+			return "1 " + what
+		}
+		return fmt.Sprintf("%d %ss", n, what)
+	}
+	parts := []string{count(o.Rules, "rule"), count(o.Routes, "route")}
+	if o.Groups > 0 {
+		parts = append(parts, "the mark of "+count(o.Groups, "uplink"))
+	}
+	if len(parts) == 2 {
+		return parts[0] + " and " + parts[1]
+	}
+	return parts[0] + ", " + parts[1] + " and " + parts[2]
+}
+
+// Text is the object of an operation in the words of iproute2.
+func (r *Remains) Text(op routing.Op) string {
+	name := func(index int) string {
+		out := fmt.Sprintf("if%d", index)
+		r.mirror.View(func(k *kernel.State) {
+			if l, ok := k.NameOf(index); ok {
+				out = l
+			}
+		})
+		return printable(out)
+	}
+	flag := func(f routing.Family) string {
+		if f == routing.IPv6 {
+			return "-6"
+		}
+		return "-4"
+	}
+	switch op.Verb {
+	case routing.DeleteRule:
+		return flag(op.Rule.Family) + " rule " + printable(op.Rule.String())
+	case routing.DeleteRoute:
+		return flag(op.Route.Family) + " route " + op.Route.Text(name(op.Route.Device))
+	default:
+		return "link " + name(op.Index) + " group"
+	}
+}
+
+// printable keeps the name of an interface from writing to a terminal.
+func printable(text string) string {
+	return strings.Map(func(c rune) rune {
+		if c < ' ' || c == 0x7f || c == '�' {
+			return '?'
+		}
+		return c
+	}, text)
+}

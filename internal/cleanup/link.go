@@ -1,0 +1,115 @@
+package cleanup
+
+import (
+	"net/netip"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// A link tells the objects of one interface from those of the others, by what
+// stands: rules for the device and routes through it name its tables, the rules to
+// these its sources and networks. What was learned is kept, because what it was
+// learned from goes first.
+type link struct {
+	// name is empty for all interfaces.
+	name  string
+	index int
+	// alone says that no other interface has anything: what all share goes too.
+	alone    bool
+	tables   map[routing.TableID]struct{}
+	sources  map[netip.Prefix]struct{}
+	networks map[netip.Prefix]struct{}
+}
+
+func newLink(name string) link {
+	return link{
+		name: name, tables: map[routing.TableID]struct{}{},
+		sources: map[netip.Prefix]struct{}{}, networks: map[netip.Prefix]struct{}{},
+	}
+}
+
+func (l *link) learn(k *kernel.State) {
+	if l.name == "" {
+		return
+	}
+	l.index = 0
+	if index, exists := k.IndexOf(l.name); exists {
+		l.index = index
+	}
+	// A rule for another device says that a table is not this one's, whatever
+	// leads through it.
+	others := map[routing.TableID]struct{}{}
+	for r := range k.Rules() {
+		if t, leads := r.LeadsTo(); leads && r.OIF == l.name {
+			l.tables[t] = struct{}{}
+		} else if leads && r.OIF != "" {
+			others[t] = struct{}{}
+		}
+	}
+	for r := range k.Routes() {
+		if _, is := others[r.Table]; r.Device == l.index && r.Table != routing.TableMain && !is {
+			l.tables[r.Table] = struct{}{}
+		}
+	}
+	shared := map[netip.Prefix]struct{}{}
+	l.alone = true
+	for r := range k.Rules() {
+		t, leads := r.LeadsTo()
+		if !leads {
+			continue
+		}
+		if _, own := l.tables[t]; own {
+			note(l.sources, r.From)
+			note(l.networks, r.To)
+			continue
+		}
+		l.alone = false
+		note(shared, r.From)
+		note(shared, r.To)
+	}
+	// Two links may have the same address: its rules serve the other one.
+	for p := range shared {
+		delete(l.sources, p)
+		delete(l.networks, p)
+	}
+}
+
+func note(set map[netip.Prefix]struct{}, p netip.Prefix) {
+	if p.IsValid() {
+		set[p] = struct{}{}
+	}
+}
+
+// has reports whether the object of a deletion is the interface's.
+func (l *link) has(op routing.Op) bool {
+	switch {
+	case l.name == "":
+		return true
+	case op.Verb == routing.DeleteRule:
+		return l.alone || l.hasRule(op.Rule)
+	case op.Verb == routing.DeleteRoute:
+		_, own := l.tables[op.Route.Table]
+		return own || op.Route.Device == l.index
+	default:
+		return op.Index == l.index
+	}
+}
+
+func (l *link) hasRule(r routing.Rule) bool {
+	if r.OIF != "" {
+		return r.OIF == l.name
+	}
+	if t, leads := r.LeadsTo(); leads {
+		_, own := l.tables[t]
+		return own
+	}
+	if r.Action == routing.ActionGoto && r.IIF != "lo" {
+		return false // A lift serves all.
+	}
+	if _, own := l.sources[r.From]; own {
+		return true
+	}
+	_, own := l.networks[r.To]
+	return own && !r.From.IsValid()
+}

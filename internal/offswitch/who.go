@@ -1,0 +1,46 @@
+package offswitch
+
+import (
+	"math"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+)
+
+// Who is the user behind this process, whatever he became to run it: sudo(8) says so
+// in SUDO_USER, else the kernel remembers who logged in (loginuid, proc(5)), else it
+// is the user of the process.
+func Who(env func(string) string) string {
+	if name := env("SUDO_USER"); plain(name) {
+		return name
+	}
+	if data, err := os.ReadFile("/proc/self/loginuid"); err == nil {
+		// (uid_t)-1: nobody logged in, the process is a service's.
+		uid, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 32)
+		if err == nil && uid != math.MaxUint32 {
+			return named(strconv.FormatUint(uid, 10))
+		}
+	}
+	return named(strconv.Itoa(os.Getuid()))
+}
+
+func named(uid string) string {
+	if u, err := user.LookupId(uid); err == nil && plain(u.Username) {
+		return u.Username
+	}
+	return "uid " + uid
+}
+
+// plain reports whether a name can be shown as it is.
+func plain(name string) bool {
+	if name == "" || len(name) > 64 {
+		return false
+	}
+	for _, c := range name {
+		if c <= ' ' || c >= 0x7f {
+			return false
+		}
+	}
+	return true
+}

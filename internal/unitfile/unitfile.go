@@ -1,0 +1,109 @@
+// Package unitfile tells by the links of systemd, and without asking it, whether the
+// administrator wants a service to run (systemd.unit(5), "systemctl enable" and
+// "mask"): hooks must know that early in the boot and while systemd is busy.
+package unitfile
+
+import (
+	"errors"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Service is the unit of the daemon.
+const Service = "multihomed.service"
+
+// A State is what the links of a unit say.
+type State uint8
+
+// States. A unit that is not installed, on a host without systemd too, is Unknown.
+const (
+	Unknown State = iota
+	Enabled
+	Disabled
+	Masked
+)
+
+func (s State) String() string {
+	switch s {
+	case Enabled:
+		return "enabled"
+	case Disabled:
+		return "disabled"
+	case Masked:
+		return "masked"
+	default:
+		return "not installed"
+	}
+}
+
+// Unwanted reports whether the administrator keeps the unit from running.
+func (s State) Unwanted() bool { return s == Disabled || s == Masked }
+
+// directories is the search path of the system manager, the first one first. They hold
+// units and links to them.
+func directories() []string {
+	return []string{
+		"etc/systemd/system.control", "run/systemd/system.control", "run/systemd/transient",
+		"etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system",
+	}
+}
+
+// booted is there where systemd is process 1 (sd_booted(3)).
+const booted = "run/systemd/system"
+
+// Read looks at the links of a unit below the host's root directory. What cannot be
+// read says nothing.
+func Read(root fs.FS, unit string) State {
+	state := Unknown
+	for _, d := range directories() {
+		info, err := lstat(root, path.Join(d, unit))
+		if err != nil {
+			continue
+		}
+		if masks(root, path.Join(d, unit), info) {
+			return Masked
+		}
+		state = Disabled
+		break
+	}
+	// Without systemd nobody enables units.
+	if _, err := fs.Stat(root, booted); state == Unknown || err != nil {
+		return Unknown
+	}
+	for _, d := range directories() {
+		entries, err := fs.ReadDir(root, d)
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				return Unknown
+			}
+			continue
+		}
+		if slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return wants(root, d, e.Name(), unit) }) {
+			return Enabled
+		}
+	}
+	return state
+}
+
+// wants reports whether a directory such as multi-user.target.wants holds a link to the
+// unit.
+func wants(root fs.FS, directory, entry, unit string) bool {
+	if !strings.HasSuffix(entry, ".wants") && !strings.HasSuffix(entry, ".requires") && !strings.HasSuffix(entry, ".upholds") {
+		return false
+	}
+	_, err := lstat(root, path.Join(directory, entry, unit))
+	return err == nil
+}
+
+// masks reports whether a unit file is empty or a link to /dev/null.
+func masks(root fs.FS, name string, info fs.FileInfo) bool {
+	if info.Mode()&fs.ModeSymlink != 0 {
+		to, err := fs.ReadLink(root, name)
+		return err == nil && path.Join("/", path.Dir(name), to) == "/dev/null" || err == nil && path.Clean(to) == "/dev/null"
+	}
+	return info.Mode().IsRegular() && info.Size() == 0
+}
+
+func lstat(root fs.FS, name string) (fs.FileInfo, error) { return fs.Lstat(root, name) }
