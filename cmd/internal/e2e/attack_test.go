@@ -14,9 +14,11 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/routing"
 )
 
 // TestRenamedWhileNetworkManagerHangs: two uplinks get other names, and then each
@@ -298,4 +300,89 @@ func TestHugeSignals(t *testing.T) {
 	}
 	r.must(r.Down(t.Context(), "wan1"))
 	labtest.Eventually(t, func() error { return r.lacks(lab.IPv4, "oif wan1") })
+}
+
+// TestSecondInstanceElsewhere: a daemon with another runtime directory finds the one that
+// works in the network namespace, and leaves it alone; squatters change nothing.
+func TestSecondInstanceElsewhere(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	r.isp(lab.DefaultISP(0))
+	r.up("wan0")
+	r.start()
+	before := r.settled("wan0")
+	program, err := labtest.Build("multihomed")
+	r.must(err)
+	other := filepath.Join(t.TempDir(), "other.toml")
+	dir := t.TempDir()
+	r.must(os.WriteFile(other, fmt.Appendf(nil, "state_dir = %q\nruntime_dir = %q\n", dir, filepath.Join(dir, "run")), 0o600))
+	second, err := r.Start(lab.ProcessConfig{Path: program, Args: []string{"-config", other}})
+	r.must(err)
+	ctx, cancel := r.patience()
+	defer cancel()
+	if err := second.Wait(ctx); err == nil || ctx.Err() != nil || !strings.Contains(second.Log(), "another multihomed works in this network namespace") {
+		t.Errorf("the second ends with %v and says:\n%s", err, second.Log())
+	}
+	if after := r.settled("wan0"); r.table(after, "wan0", routing.IPv4) != r.table(before, "wan0", routing.IPv4) {
+		t.Error("the first is disturbed")
+	}
+}
+
+// TestFloods: datagrams that nobody asked for, and interfaces that change their names all
+// the time, cost bounded memory, and a link that comes up meanwhile is followed.
+func TestFloods(t *testing.T) {
+	const datagrams, renames = 200_000, 300
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "[allocator]\nenabled = true\n")
+	r.isp(lab.DefaultISP(0))
+	r.isp(lab.DefaultISP(1))
+	r.up("wan0")
+	r.start()
+	r.settled("wan0")
+	before, err := peakMemory(r.daemon.Pid())
+	r.must(err)
+	done := make(chan error, 3)
+	for _, to := range []string{filepath.Join(r.cfg.RuntimeDir, hook.Name), "@" + r.cfg.Allocator.Socket} {
+		go func() { done <- flood(to, datagrams) }()
+	}
+	go func() {
+		var err error
+		for i := 0; i < renames && err == nil; i++ {
+			names := []string{"wan0", "moved0"}
+			_, err = r.IP(t.Context(), "link", "set", names[i%2], "name", names[(i+1)%2])
+		}
+		done <- err
+	}()
+	r.up("wan1")
+	labtest.Eventually(t, func() error { return r.stands("oif wan1 lookup") })
+	for range 3 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	after, err := peakMemory(r.daemon.Pid())
+	r.must(err)
+	t.Logf("the daemon had at most %d MiB, after 2 x %d datagrams and %d renames %d MiB", before, datagrams, renames, after)
+	if after > before+32 {
+		t.Errorf("%d MiB became %d MiB", before, after)
+	}
+	r.settled("wan0", "wan1")
+}
+
+// flood sends datagrams, good ones and nonsense, as fast as they are taken.
+func flood(to string, count int) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	address := &unix.SockaddrUnix{Name: to}
+	texts := [][]byte{
+		[]byte(`{"address":"192.0.2.9","ifname":"wan0","addr_family":2,"cmd":0,"version":1,"transaction":5}`),
+		[]byte(`{"caller":"x","interface":"wan0"}`), []byte("nonsense"), make([]byte, 32<<10),
+	}
+	for i := range count {
+		if err := unix.Sendto(fd, texts[i%len(texts)], 0, address); err != nil {
+			return fmt.Errorf("sending to %s: %w", to, err)
+		}
+	}
+	return nil
 }
