@@ -162,6 +162,9 @@ func (p Policy) Classify(d Device, previous bool) (Verdict, string) {
 		}
 		return NotLink, reason
 	}
+	if d.Denied {
+		return keep(fmt.Sprintf("profile %q is not for multihomed to read (connection.permissions)", d.ProfileID))
+	}
 	if reason := unusual(d); reason != "" {
 		included := false
 		for _, m := range p.Include {
@@ -178,9 +181,9 @@ func (p Policy) Classify(d Device, previous bool) (Verdict, string) {
 	case d.Settling:
 		return keep("NetworkManager is settling: " + StateName(d.State))
 	case !d.Managed || d.State == gnm.NmDeviceStateUnmanaged:
-		// The owner took it away from NetworkManager, long enough ago for it
-		// not to be NetworkManager's own exit.
-		return NotLink, "NetworkManager does not manage it"
+		// The owner took it away from NetworkManager. Its addresses may stay, and
+		// packets that carry them must not leave by another link.
+		return keep("NetworkManager does not manage it")
 	case !d.Real:
 		// A placeholder for what a profile could create, or what is left of an
 		// interface that was deleted.

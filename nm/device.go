@@ -25,7 +25,10 @@ const (
 type Device struct {
 	// Name is the kernel's interface: the one that carries the IP configuration
 	// where NetworkManager distinguishes it (wwan0, not cdc-wdm0; ppp0).
-	Name    string
+	Name string
+	// ID is the object that NetworkManager has for the interface, and of which of its
+	// processes. It stays when the interface gets another name.
+	ID      string
 	Type    gnm.NmDeviceType
 	State   gnm.NmDeviceState
 	Managed bool
@@ -56,6 +59,9 @@ type Device struct {
 	// Ignored says that the profile carries multihomed.ignore=true in its
 	// [user] data.
 	Ignored bool
+	// Denied says that NetworkManager does not let us read the profile
+	// (connection.permissions).
+	Denied bool
 	// ProfileKnown says that the fields of the activation, Intents included,
 	// are those of the present one: the applied profile was read.
 	ProfileKnown bool
@@ -84,11 +90,11 @@ func active(s gnm.NmDeviceState) bool {
 }
 
 func (d Device) equal(o Device) bool {
-	return d.Name == o.Name && d.Type == o.Type && d.State == o.State &&
+	return d.Name == o.Name && d.ID == o.ID && d.Type == o.Type && d.State == o.State &&
 		d.Managed == o.Managed && d.Real == o.Real && d.Gone == o.Gone && d.Settling == o.Settling &&
 		d.External == o.External && d.VPN == o.VPN && d.Controller == o.Controller &&
 		d.ProfileID == o.ProfileID && d.ProfileUUID == o.ProfileUUID &&
-		d.Ignored == o.Ignored && d.ProfileKnown == o.ProfileKnown &&
+		d.Ignored == o.Ignored && d.Denied == o.Denied && d.ProfileKnown == o.ProfileKnown &&
 		maps.Equal(d.Intents, o.Intents) && slices.Equal(d.RouteTables, o.RouteTables) &&
 		maps.EqualFunc(d.DNS, o.DNS, DNS.equal) && maps.EqualFunc(d.Views, o.Views, View.equal) &&
 		slices.Equal(d.Problems, o.Problems)
@@ -106,6 +112,9 @@ type Status struct {
 	// mean anything. Once complete, it stays so until NetworkManager or the
 	// bus goes away; later activations have [Device.ProfileKnown].
 	Complete bool
+	// Read says that all that NetworkManager has now was read: every device, and the
+	// profile of every active one. While it starts, others may follow.
+	Read bool
 	// Startup is NetworkManager's own property: it is still bringing up the
 	// devices it found. One device that waits for DHCP keeps it true.
 	Startup bool

@@ -44,6 +44,8 @@ type tree struct {
 	// byProfile are the activations of a profile.
 	byProfile map[dbus.ObjectPath]map[dbus.ObjectPath]struct{}
 
+	// renamed are the names before, by the present ones.
+	renamed map[string]string
 	// names are the interfaces to publish again.
 	names map[string]struct{}
 	// wanted are the devices whose profile is to be read.
@@ -117,6 +119,7 @@ func newTree(views, dns bool) *tree {
 		byName:    map[string]map[*device]struct{}{},
 		referrers: map[dbus.ObjectPath]map[*device]struct{}{},
 		byProfile: map[dbus.ObjectPath]map[dbus.ObjectPath]struct{}{},
+		renamed:   map[string]string{},
 		names:     map[string]struct{}{},
 		wanted:    map[*device]struct{}{},
 	}
@@ -205,7 +208,11 @@ func (t *tree) updateDevice(path dbus.ObjectPath, p properties, full bool) {
 		d = &device{path: path, managed: true, real: true, inherits: true, notes: notebook{}}
 		t.devices[path] = d
 	}
+	was := d.iface
 	get(p, "Interface", full, &d.iface, d.notes)
+	if d.iface != was && d.ipIface == was {
+		d.ipIface = d.iface // It was renamed, and its other name follows.
+	}
 	ipIface := ""
 	get(p, "IpInterface", full, &ipIface, d.notes)
 	getNumber(p, "DeviceType", full, &d.dtype, d.notes)
@@ -483,6 +490,9 @@ func (t *tree) rename(d *device, name string) {
 			delete(t.byName, d.name)
 		}
 	}
+	if d.name != "" && name != "" && !d.apart() {
+		t.renamed[name] = d.name
+	}
 	d.name = name
 	if name != "" {
 		t.names[name] = struct{}{}
@@ -492,6 +502,10 @@ func (t *tree) rename(d *device, name string) {
 		t.byName[name][d] = struct{}{}
 	}
 }
+
+// apart reports whether the interface that carries the IP configuration is another one
+// than the one that the object is for, as a modem's is.
+func (d *device) apart() bool { return d.ipIface != "" && d.ipIface != d.iface }
 
 // owner returns the device that speaks for an interface. There are two where
 // NetworkManager has an object for the control device and one for the
@@ -555,13 +569,13 @@ func (t *tree) describe(d *device, previous Device) Device {
 		// NetworkManager takes the active connection away before it leaves
 		// "deactivating": without a new one the last one counts.
 		now.ProfileKnown = active(now.State)
-		now.Ignored = d.profile.ignored
+		now.Ignored, now.Denied = d.profile.ignored, d.profile.denied
 		now.RouteTables = d.profile.tables
 		now.Intents = d.profile.intents(now.ProfileID, d.router)
 		problems = append(problems, d.profile.problems...)
 	case ok && now.External && active(now.State):
 		now.ProfileKnown = true
-		now.Ignored = false
+		now.Ignored, now.Denied = false, false
 		now.RouteTables = nil
 		now.Intents = profile{}.intents(now.ProfileID, d.router)
 	default:

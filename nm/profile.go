@@ -22,7 +22,9 @@ type settings = map[string]map[string]dbus.Variant
 
 // A profile is what a connection profile says that matters here.
 type profile struct {
-	ignored  bool
+	ignored bool
+	// denied says that NetworkManager does not let us read it.
+	denied   bool
 	families map[routing.Family]familyProfile
 	tables   []routing.TableID
 	problems []string

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -101,11 +102,18 @@ func isPassing(err error) bool {
 	}
 }
 
+// isDenied reports whether an error says that we may not know: the profile may hold
+// [Device.Ignored] or tables of its own.
+func isDenied(err error) bool {
+	e, is := errors.AsType[dbus.Error](err)
+	return is && (strings.HasSuffix(e.Name, ".PermissionDenied") || e.Name == "org.freedesktop.DBus.Error.AccessDenied")
+}
+
 // conclude turns the replies into the device's profile. It reports whether
 // that succeeded; if not, the calls are worth another attempt.
 //
-// A profile that NetworkManager does not let us read, or that is no profile,
-// does not keep the link from working: it counts as one that says nothing.
+// What is no profile does not keep the link from working: it counts as one that says
+// nothing. One that NetworkManager does not let us read may say everything.
 func (d *device) conclude() bool {
 	r := &d.reading
 	applied, stored := r.applied, r.stored
@@ -122,6 +130,11 @@ func (d *device) conclude() bool {
 		}
 		r.problem = fmt.Sprintf("reading the applied profile: %s", r.appliedFailed)
 		return false
+	case isDenied(r.appliedFailed):
+		r.problem = fmt.Sprintf("the profile is not for multihomed to read, its link is left alone: %s; to fix: see connection.permissions in nm-settings-nmcli(5)", r.appliedFailed)
+		d.profileFor = r.of
+		d.profile = profile{denied: true}
+		return true
 	default:
 		r.problem = fmt.Sprintf("the profile cannot be read, it is taken to say nothing: %s", r.appliedFailed)
 		d.profileFor = r.of

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	gnm "github.com/Wifx/gonetworkmanager/v2"
@@ -460,6 +461,10 @@ func (s *session) flush(ctx context.Context) {
 		}
 		s.send(ctx)
 		if len(s.initial) == 0 {
+			for name := range s.tree.renamed {
+				s.publish(ctx, name)
+			}
+			clear(s.tree.renamed)
 			for name := range s.tree.names {
 				delete(s.tree.names, name)
 				s.publish(ctx, name)
@@ -473,6 +478,16 @@ func (s *session) flush(ctx context.Context) {
 func (s *session) publish(ctx context.Context, name string) {
 	previous, known := s.w.Device(name)
 	d := s.tree.owner(name)
+	if before, renamed := s.tree.renamed[name]; renamed && d != nil && previous.ID != s.id(d) {
+		// What is known of the interface is known under its old name.
+		if p, was := s.w.Device(before); was && p.ID == s.id(d) {
+			previous, known = p, true
+		}
+	}
+	if d == nil && s.hasAnotherName(previous.ID) {
+		s.w.drop(name)
+		known = false
+	}
 	if d == nil {
 		if !known {
 			delete(s.releases, name)
@@ -483,10 +498,8 @@ func (s *session) publish(ctx context.Context, name string) {
 		}
 		now := previous
 		now.Gone = true
-		if !s.release(name, &now) {
-			delete(s.releases, name)
-			s.w.drop(name)
-			return
+		if _, releasing := s.releases[name]; releasing || !previous.Gone {
+			s.release(name, &now)
 		}
 		s.w.put(ctx, now)
 		return
@@ -495,6 +508,7 @@ func (s *session) publish(ctx context.Context, name string) {
 		delete(s.unread, other)
 	}
 	now := s.tree.describe(d, previous)
+	now.ID = s.id(d)
 	if now.Active() && now.State != gnm.NmDeviceStateDeactivating && !now.ProfileKnown {
 		s.unread[d] = struct{}{}
 	}
@@ -509,6 +523,24 @@ func (s *session) publish(ctx context.Context, name string) {
 		now.Settling = false
 	}
 	s.w.put(ctx, now)
+}
+
+// id names the object of a device.
+func (s *session) id(d *device) string {
+	if d.apart() {
+		return s.owner + string(d.path) + apart
+	}
+	return s.owner + string(d.path)
+}
+
+// apart marks the id of an interface that carries the IP configuration of another.
+const apart = "#ip"
+
+// hasAnotherName reports whether the object of a device is there, and has a name.
+func (s *session) hasAnotherName(id string) bool {
+	path, ours := strings.CutPrefix(strings.TrimSuffix(id, apart), s.owner)
+	d := s.tree.devices[dbus.ObjectPath(path)]
+	return ours && d != nil && d.name != "" && s.id(d) == id
 }
 
 // release reports whether a device that NetworkManager let go of is still to
@@ -631,6 +663,7 @@ func (s *session) publishStatus(ctx context.Context) {
 	if s.tree.version != "" {
 		now.Version = s.tree.version
 	}
+	now.Read = s.loaded && s.loadProblem == nil && len(s.initial) == 0 && len(s.unread) == 0
 	level := slog.LevelDebug
 	switch {
 	case !s.ownerKnown:

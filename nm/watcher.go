@@ -18,7 +18,7 @@ type Options struct {
 	Address string
 	// CallTimeout bounds every call to NetworkManager; zero means 10 s.
 	CallTimeout time.Duration
-	// Grace is how long a device stays known after NetworkManager took it away
+	// Grace is how long a device is [Device.Settling] after NetworkManager took it away
 	// or unmanaged it while staying on the bus; zero means 10 s.
 	Grace time.Duration
 	// Optional says that this host has no NetworkManager: that none is there is not
@@ -41,6 +41,7 @@ type Watcher struct {
 	statusNew    bool
 	devices      map[string]Device
 	changedNames map[string]struct{}
+	gone         map[string]struct{}
 	pokes        map[string]struct{}
 }
 
@@ -63,6 +64,7 @@ func New(opts Options) *Watcher {
 		status:       Status{Reason: "NetworkManager has not been asked yet"},
 		devices:      map[string]Device{},
 		changedNames: map[string]struct{}{},
+		gone:         map[string]struct{}{},
 		pokes:        map[string]struct{}{},
 	}
 }
@@ -127,8 +129,18 @@ func (w *Watcher) Forget(name string) {
 	defer w.mu.Unlock()
 	if d, ok := w.devices[name]; ok && d.Gone {
 		delete(w.devices, name)
-		delete(w.changedNames, name)
+		delete(w.gone, name)
+		w.changedNames[name] = struct{}{}
+		trigger(w.changed)
 	}
+}
+
+// Gone names the devices that NetworkManager took away. They are kept until the
+// caller knows that the interface is gone too, see [Watcher.Forget].
+func (w *Watcher) Gone() (names []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Sorted(maps.Keys(w.gone))
 }
 
 // Run follows NetworkManager until ctx is done, and then returns nil. While
@@ -235,6 +247,11 @@ func (w *Watcher) put(ctx context.Context, now Device) {
 		return
 	}
 	w.devices[now.Name] = now
+	if now.Gone {
+		w.gone[now.Name] = struct{}{}
+	} else {
+		delete(w.gone, now.Name)
+	}
 	w.changedNames[now.Name] = struct{}{}
 	w.mu.Unlock()
 	trigger(w.changed)
@@ -258,6 +275,7 @@ func (w *Watcher) drop(name string) {
 	_, known := w.devices[name]
 	if known {
 		delete(w.devices, name)
+		delete(w.gone, name)
 		w.changedNames[name] = struct{}{}
 	}
 	w.mu.Unlock()
@@ -270,6 +288,7 @@ func (w *Watcher) drop(name string) {
 func (w *Watcher) ungone() {
 	w.mu.Lock()
 	changed := false
+	clear(w.gone)
 	for name, d := range w.devices {
 		if d.Gone {
 			d.Gone, d.Settling = false, true

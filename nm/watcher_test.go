@@ -309,7 +309,8 @@ func TestHungObjects(t *testing.T) {
 	w.awaitComplete(t)
 }
 
-// A profile that must not be read, or is none, does not disable the link.
+// A profile that must not be read may say everything: its link is left alone. What is
+// none does not disable the link.
 func TestUnreadableProfile(t *testing.T) {
 	bus, fake := start(t)
 	denied := func(dbus.ObjectPath) (any, *dbus.Error) {
@@ -326,8 +327,8 @@ func TestUnreadableProfile(t *testing.T) {
 	}
 	fake.Answer("GetSettings", denied)
 	w.Poke("eth0")
-	d = w.awaitDevice(t, "eth0", "says nothing", func(d nm.Device) bool { return d.Intents[routing.IPv4].Gateway.String() != "192.0.2.77" })
-	if v, reason := (nm.Policy{}).Classify(d, false); v != nm.Link || !strings.Contains(strings.Join(d.Problems, ""), "cannot be read") {
+	d = w.awaitDevice(t, "eth0", "is not for us", func(d nm.Device) bool { return d.Denied })
+	if v, reason := (nm.Policy{}).Classify(d, false); v != nm.NotLink || !w.Snapshot().Complete || !strings.Contains(strings.Join(d.Problems, ""), "not for multihomed to read") {
 		t.Errorf("it is a %s: %s; %+v", v, reason, d)
 	}
 	fake.Answer("GetSettings", stored)
@@ -409,7 +410,7 @@ func exitAndStart(t *testing.T, seen bool) {
 	next.Change(nmtest.DHCP4Path(12), nmtest.DHCP4, nmtest.Properties{"Options": map[string]dbus.Variant{"ip_address": dbus.MakeVariant("192.0.2.10")}})
 	w.awaitDevice(t, "eth0", "has no gateway", func(d nm.Device) bool { return !d.Intents[routing.IPv4].Gateway.IsValid() })
 	next.Change(nmtest.ManagerPath, nmtest.Manager, nmtest.Properties{"Startup": false})
-	w.await(t, "eth1 is dropped", func(s nm.Snapshot) bool { _, ok := s.Devices["eth1"]; return s.Complete && !ok })
+	w.await(t, "eth1 is the kernel's matter", func(s nm.Snapshot) bool { d := s.Devices["eth1"]; return s.Complete && d.Gone && !d.Settling })
 	if _, ok := w.Device("eth0"); !ok {
 		t.Error("eth0 is forgotten")
 	}
@@ -453,10 +454,30 @@ func TestGone(t *testing.T) {
 		t.Error("what is not gone was forgotten")
 	}
 	fake.Remove(nmtest.DevicePath(3))
-	w.await(t, "eth1 is dropped", func(s nm.Snapshot) bool { return len(s.Devices) == 0 })
-	if c := w.TakeChanges(); !slices.Equal(c.Removed, []string{"eth1"}) || len(c.Devices) != 0 {
+	// However long that takes, an interface is there until the kernel says otherwise.
+	w.awaitDevice(t, "eth1", "has settled", func(d nm.Device) bool { return d.Gone && !d.Settling })
+	if gone := w.Gone(); !slices.Equal(gone, []string{"eth1"}) {
+		t.Errorf("gone: %q", gone)
+	}
+	w.Forget("eth1")
+	if c := w.TakeChanges(); !slices.Equal(slices.Sorted(slices.Values(c.Removed)), []string{"eth0", "eth1"}) || len(c.Devices) != 0 {
 		t.Errorf("changes are %+v", c)
 	}
+}
+
+// A device that gets another name is the same one, and what is known of it stays.
+func TestRenamed(t *testing.T) {
+	bus, fake := start(t)
+	fake.AddEthernet(2, "eth1")
+	w := watch(t, nm.Options{Address: bus.Address})
+	before := w.awaitComplete(t).Devices["eth0"]
+	w.TakeChanges()
+	fake.Change(nmtest.DevicePath(1), nmtest.Device, nmtest.Properties{"Interface": "new0", "IpInterface": "new0"})
+	now := w.awaitDevice(t, "new0", "is there", func(d nm.Device) bool { return d.Name == "new0" })
+	if !now.ProfileKnown || now.ID != before.ID || now.ID == "" || now.State != before.State || now.Gone || now.Settling {
+		t.Errorf("it is %+v, was %+v", now, before)
+	}
+	w.await(t, "the old name is dropped", func(s nm.Snapshot) bool { _, known := s.Devices["eth0"]; return !known && len(s.Devices) == 2 })
 }
 
 // The name of a modem's interface is known only while it is active, and a

@@ -259,9 +259,23 @@ func (s *Server) demand(j job) allocator.Demand {
 		Release: r.Command == wire.Release, Owner: j.uid, Tag: r.Tag,
 		Lifetime: s.Lifetime, Table: r.Table, Quota: s.Quota,
 	}
-	if d.Table == 0 && !d.Release && r.Family != wire.Unspecified {
+	if d.Release {
+		return d
+	}
+	var used routing.TableID
+	if r.Family != wire.Unspecified {
 		if address, err := netip.ParseAddr(r.Address); err == nil {
-			d.Table = s.Kernel.Used(address)
+			used = s.Kernel.Used(address)
+		}
+	}
+	if d.Table == 0 {
+		d.Table = used
+	}
+	if d.Table != 0 && d.Table != used && j.uid != 0 {
+		// A user may name any number as his old one. What somebody uses is only his if
+		// the kernel says so.
+		if _, taken := s.Kernel.InUse(d.Table); taken {
+			d.Table = 0
 		}
 	}
 	return d

@@ -512,3 +512,28 @@ func TestAnyDatagram(t *testing.T) {
 		}
 	}
 }
+
+// TestOldNumber: a user may say which number he had, but not take somebody else's.
+func TestOldNumber(t *testing.T) {
+	h := newHost(t)
+	h.kernel.mu.Lock()
+	h.kernel.used = map[routing.TableID]string{10020: "a route of the administrator's", 10021: "its own rule"}
+	h.kernel.sources = map[netip.Addr]routing.TableID{netip.MustParseAddr("192.0.2.21"): 10021}
+	h.kernel.mu.Unlock()
+	h.allow.Users = []string{"4001"}
+	h.start()
+	user, root := h.client(4001), h.client(0)
+	ask := func(c *client, last, table int) int {
+		t.Helper()
+		return c.ask(fmt.Sprintf(`{"address":"192.0.2.%d","ifname":"wan0","addr_family":2,"cmd":0,"version":2,"transaction":5,"table":%d}`, last, table)).Table
+	}
+	for _, test := range []struct {
+		by          *client
+		last, table int
+		gets        bool
+	}{{user, 20, 10020, false}, {user, 22, 10021, false}, {user, 21, 10021, true}, {user, 25, 10025, true}, {root, 20, 10020, false}, {root, 30, 10020, true}} {
+		if got := ask(test.by, test.last, test.table); got == 0 || got == test.table != test.gets {
+			t.Errorf("uid %d, address %d, asked for %d: got %d", test.by.uid, test.last, test.table, got)
+		}
+	}
+}

@@ -555,7 +555,8 @@ func TestRelease(t *testing.T) {
 	if !d.Settling {
 		t.Errorf("wan0 is not kept: %+v", d)
 	}
-	f.awaitVerdict(t, "wan0", nm.NotLink)
+	f.awaitDevice(t, "wan0", "has settled", func(d nm.Device) bool { return !d.Settling })
+	f.awaitVerdict(t, "wan0", nm.Draining)
 	_, err = host.NMCLI(ctx, "device", "set", "wan0", "managed", "yes")
 	must(t, err)
 	must(t, host.Up(ctx, "one"))
@@ -565,7 +566,7 @@ func TestRelease(t *testing.T) {
 	must(t, l.Delete())
 	f.awaitDevice(t, "wan1", "is gone", func(d nm.Device) bool { return d.Gone })
 	f.awaitVerdict(t, "wan1", nm.Draining)
-	f.await(t, "wan1 is forgotten", func(s nm.Snapshot) bool { _, ok := s.Devices["wan1"]; return !ok })
+	f.awaitDevice(t, "wan1", "has settled", func(d nm.Device) bool { return d.Gone && !d.Settling })
 	must(t, l.Recreate())
 	f.awaitDevice(t, "wan1", "is back", func(d nm.Device) bool { return !d.Gone })
 	must(t, host.Up(ctx, "two"))

@@ -114,6 +114,7 @@ func (s *State) linkGone(index int) {
 	}
 	s.nexthopsDoubtful()
 	delete(s.links, index)
+	s.departures++
 	delete(s.elsewhere.holders, index)
 	s.changes.Links[index] = struct{}{}
 }

@@ -34,6 +34,7 @@ type loader struct {
 // interest.
 func (l loader) load(ctx context.Context, old *State) (*State, error) {
 	s := newState(old.owns, old.interest)
+	s.departures = old.departures + 1 // Some may have gone unseen.
 	s.elsewhere.networks, s.elsewhere.lengths = old.elsewhere.networks, old.elsewhere.lengths
 	if err := l.links(ctx, s, old); err != nil {
 		return nil, err

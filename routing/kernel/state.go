@@ -48,6 +48,8 @@ type State struct {
 	interest func(name string) bool
 	links    map[int]*link
 	names    map[string]int
+	// departures counts the interfaces that went away.
+	departures uint64
 	// hosts counts the IPv4 addresses of the host.
 	hosts map[netip.Addr]int
 	// anyIP are local routes to more than an address: what they cover stays
@@ -174,6 +176,10 @@ func (s *State) IndexOf(name string) (int, bool) {
 	i, ok := s.names[name]
 	return i, ok
 }
+
+// Departures changes whenever interfaces may have gone away: who keeps something of
+// interfaces need look only then.
+func (s *State) Departures() uint64 { return s.departures }
 
 // NameOf returns the name of an interface.
 func (s *State) NameOf(index int) (string, bool) {

@@ -69,9 +69,9 @@ func (l *Loop) abandonedTable(k *kernel.State, table routing.TableID) bool {
 // letGo reports whether an interface was let go by its owner and is no link
 // any more.
 func (l *Loop) letGo(k *kernel.State, index int) bool {
-	name, exists := k.NameOf(index)
-	if _, planned := l.planner.Link(index); planned || !exists {
+	if _, planned := l.planner.Link(index); planned || !exists(k, index) {
 		return false
 	}
-	return l.claims[name].Released
+	claim, _, claimed := l.of(k, index)
+	return claimed && claim.Released
 }

@@ -108,7 +108,7 @@ func (l *Loop) takeElsewhere(changed map[netip.Prefix]struct{}) {
 // isLink reports whether somebody brought an interface up as a link.
 func (l *Loop) isLink(k *kernel.State) func(index int) bool {
 	return func(index int) bool {
-		name, exists := k.NameOf(index)
-		return exists && l.claims[name].Standing != NoLink
+		claim, _, claimed := l.of(k, index)
+		return claimed && claim.Standing != NoLink
 	}
 }

@@ -19,9 +19,8 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	}
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
-		l.claims[name] = claim
 		l.owned.set(name, claim.Tables)
-		l.claimChanged(name)
+		l.Mirror.View(func(k *kernel.State) { l.claimChanged(l.bindings.set(k, name, claim)) })
 		if claim.Released && !c.Complete {
 			// What is left of it may stand although this process never knew it.
 			l.everything()
@@ -29,9 +28,8 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	}
 	for _, name := range c.Removed {
 		l.news = l.news || len(l.claims[name].Problems) > 0
-		delete(l.claims, name)
 		l.owned.set(name, nil)
-		l.claimChanged(name)
+		l.Mirror.View(func(k *kernel.State) { l.claimChanged(l.bindings.remove(k, name)) })
 	}
 	if c.Complete && !l.complete {
 		// What nobody asked for while knowledge was incomplete may go now.
@@ -45,12 +43,10 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	l.complete, l.waiting = c.Complete, c.Waiting
 }
 
-func (l *Loop) claimChanged(name string) {
-	l.Mirror.View(func(k *kernel.State) {
-		if index, exists := k.IndexOf(name); exists {
-			l.dirty[index] = struct{}{}
-		}
-	})
+func (l *Loop) claimChanged(indexes []int) {
+	for _, index := range indexes {
+		l.dirty[index] = struct{}{}
+	}
 }
 
 // setInterests tells the mirror of which dirty interfaces the routes of main
@@ -61,16 +57,20 @@ func (l *Loop) setInterests(ctx context.Context) error {
 	var interests map[int]bool
 	l.Mirror.View(func(k *kernel.State) {
 		for index := range l.dirty {
-			name, exists := k.NameOf(index)
-			if !exists {
+			if !exists(k, index) {
 				continue
 			}
-			claim, claimed := l.claims[name]
-			if (claimed || l.complete) && claim.Watched != k.Interested(index) {
+			claim, _, claimed := l.of(k, index)
+			watched := claim.Watched
+			if !watched && claim.Standing == Draining {
+				name, _ := k.NameOf(index)
+				watched = l.was(k, index, name)
+			}
+			if (claimed || l.complete) && watched != k.Interested(index) {
 				if interests == nil {
 					interests = map[int]bool{}
 				}
-				interests[index] = claim.Watched
+				interests[index] = watched
 			}
 		}
 	})

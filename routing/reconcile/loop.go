@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"multihomed/routing"
+	"multihomed/routing/kernel"
 )
 
 // Options are what a Loop works with. All fields but Hooks are needed.
@@ -87,7 +88,7 @@ const (
 type Loop struct {
 	Options
 	planner *routing.Planner
-	claims  map[string]Claim
+	*bindings
 	// known are the interfaces seen so far; the value is the last name.
 	known map[int]string
 	// devices are the interfaces that rules of ours are for, read when a pass
@@ -144,7 +145,7 @@ func New(o Options) *Loop {
 	return &Loop{
 		Options:  o,
 		planner:  routing.NewPlanner(o.Policy),
-		claims:   map[string]Claim{},
+		bindings: newBindings(),
 		known:    map[int]string{},
 		held:     map[int]map[routing.Key]routing.TableID{},
 		holders:  map[routing.Key]int{},
@@ -172,6 +173,20 @@ func New(o Options) *Loop {
 
 // Plans yields the plans of all links. It is for hooks, which the loop calls.
 func (l *Loop) Plans() iter.Seq[routing.LinkPlan] { return l.planner.Links() }
+
+// Said returns the name that the owner of an interface uses for it, which is not its
+// name if that changed and the owner has not noticed. It is for hooks.
+func (l *Loop) Said(index int) (name string) {
+	l.Mirror.View(func(k *kernel.State) { _, name, _ = l.of(k, index) })
+	return name
+}
+
+// Interface returns the interface that an owner means by a name, false if it means
+// none that exists. It is for hooks.
+func (l *Loop) Interface(name string) (index int, exists bool) {
+	index, exists = l.bindings.index[name]
+	return index, exists
+}
 
 // Run reconciles until ctx is done. It leaves the kernel as it is then.
 func (l *Loop) Run(ctx context.Context) error {

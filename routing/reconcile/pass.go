@@ -162,6 +162,9 @@ func (l *Loop) mayDelete(k *kernel.State, op routing.Op) bool {
 type subject struct {
 	link routing.Link
 	keys []routing.Key
+	// claim is what the owner says, who calls the interface said.
+	claim Claim
+	said  string
 	// addresses are all of the interface, also those that the owner leaves out.
 	addresses []routing.Address
 	// whole says that the link has all of its routes, not the structure alone.
@@ -234,7 +237,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		l.recallRole(&s, plan)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
-			l.Owners.Poke(s.link.Name)
+			l.Owners.Poke(s.said)
 		}
 		links = append(links, s)
 		for _, k := range s.keys {
@@ -248,7 +251,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		s.link.Tables = l.hold(s, leased)
 		l.networks.set(s.link.Index, NetworksOf(s.link))
 		l.Mirror.View(func(k *kernel.State) {
-			s.link.Elsewhere = ElsewhereOf(k, s.link, l.claims[s.link.Name], l.isLink(k))
+			s.link.Elsewhere = ElsewhereOf(k, s.link, s.claim, l.isLink(k))
 		})
 		if s.whole {
 			l.planner.Set(s.link)
@@ -263,7 +266,9 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 // subject returns the facts of an interface, false if it is no link.
 func (l *Loop) subject(index int) (subject, bool) {
 	var facts kernel.Link
-	var exists, was bool
+	var exists, was, claimed bool
+	var claim Claim
+	said := ""
 	plan, planned := l.planner.Link(index)
 	whole := !planned || contains(l.unread, index)
 	l.Mirror.View(func(k *kernel.State) {
@@ -274,22 +279,23 @@ func (l *Loop) subject(index int) (subject, bool) {
 		if exists && whole {
 			facts, exists = k.Link(index)
 		}
-		if exists && l.claims[facts.Name].Standing == Draining {
+		claim, said, claimed = l.of(k, index)
+		if exists && claim.Standing == Draining {
 			was = l.was(k, index, facts.Name)
 		}
 	})
 	if !exists {
 		delete(l.known, index)
+		l.bindings.forget(index)
 		return subject{}, false
 	}
 	if !whole {
 		facts.Routes = l.planner.Structure(index, l.ways(index, l.rerouted[index]))
 	}
-	claim, claimed := l.claims[facts.Name]
 	if claimed {
 		l.known[index] = facts.Name
 	}
-	s := subject{link: LinkOf(facts, claim), addresses: facts.Addresses, whole: whole}
+	s := subject{link: LinkOf(facts, claim), claim: claim, said: said, addresses: facts.Addresses, whole: whole}
 	s.keys = routing.Keys(s.link)
 	switch claim.Standing {
 	case Link:
@@ -324,6 +330,9 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 		_, was := l.planner.Link(index)
 		return was
 	}
+	if l.ready {
+		return false // Whatever was a link before has been claimed by now.
+	}
 	if l.devices == nil {
 		l.devices = map[string]struct{}{}
 		for _, f := range routing.Families() {
@@ -340,7 +349,7 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 // role it had: nobody says any more what made it one.
 func (l *Loop) recallRole(s *subject, before routing.LinkPlan) {
 	link := &s.link
-	claim := l.claims[link.Name]
+	claim := s.claim
 	if claim.Standing == Link {
 		l.recall.learn(*link, s.addresses, claim, l.complete)
 	}
@@ -354,13 +363,13 @@ func (l *Loop) forget(index int) {
 	delete(l.unread, index)
 	l.networks.set(index, nil)
 	var facts kernel.Link
-	exists, whole := false, false
+	exists, whole, claimed := false, false, false
 	l.Mirror.View(func(k *kernel.State) {
 		facts, exists = k.LinkFacts(index)
 		whole = k.Complete()
+		_, _, claimed = l.of(k, index)
 	})
 	// Whoever has not spoken yet may still say that it is a link.
-	_, claimed := l.claims[facts.Name]
 	switch {
 	case !whole:
 	case !exists:

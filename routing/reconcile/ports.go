@@ -22,6 +22,11 @@ const (
 // A Claim is what the owner of an interface says of it.
 type Claim struct {
 	Standing Standing
+	// Index is the interface's, where the owner knows it, else 0. Identity is by
+	// what the owner recognises the interface when it has another name; empty if by
+	// nothing. A claim holds for its interface, whatever that is called by now.
+	Index    int
+	Identity string
 	// Why says in words why the interface is a link or is none.
 	Why string
 	// Profile names the configuration in force, UUID tells it from others; both are
@@ -31,7 +36,8 @@ type Claim struct {
 	// Type is the owner's name of the kind of device, empty if it has none.
 	Type string
 	// Watched says that the routes of main through the interface may become of
-	// interest: it is a link, or can be one.
+	// interest: it is a link, or can be one. What drains and was a link stays of
+	// interest.
 	Watched bool
 	Intents map[routing.Family]routing.Intent
 	// Pending says that the interface is a link that is still being brought up.

@@ -28,6 +28,8 @@ func (l *Loop) logLinks(ctx context.Context, before map[int]routing.LinkPlan, op
 		plan, has := l.planner.Link(index)
 		has = has && len(plan.Link.Tables) > 0
 		switch {
+		case has && !had && failed > 0:
+			l.Logger.LogAttrs(ctx, slog.LevelWarn, "routing of link is not complete", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
 		case has && !had:
 			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link has its own routing", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
 		case had && !has:

@@ -14,10 +14,11 @@ import (
 func Of(p nm.Policy, d nm.Device) reconcile.Claim {
 	verdict, why := p.Classify(d, true)
 	c := reconcile.Claim{
-		Why: why, Profile: d.ProfileID, UUID: d.ProfileUUID, Intents: d.Intents, Tables: d.RouteTables, Problems: d.Problems,
+		Identity: d.ID, Why: why, Profile: d.ProfileID, UUID: d.ProfileUUID, Intents: d.Intents, Tables: d.RouteTables, Problems: d.Problems,
 		Type: nm.TypeName(d.Type),
-		// A managed device can become a link at any moment.
-		Watched: verdict != nm.NotLink || (d.Managed && !d.External && d.Controller == ""),
+		// A managed device can become a link at any moment. Of one that was let go the
+		// loop knows whether it was a link.
+		Watched: verdict == nm.Link || (d.Managed && !d.External && d.Controller == ""),
 	}
 	switch verdict {
 	case nm.Link:

@@ -28,10 +28,13 @@ type Facts struct {
 	// Configs are what hooks said; Released says that they took it back.
 	Configs  []hooked.Config
 	Released bool
-	// Kind is the driver's name of a virtual interface (IFLA_INFO_KIND).
-	Kind string
-	// Leased are the addresses that were leased with their routing.
-	Leased []netip.Addr
+	// Kind is the driver's name of a virtual interface (IFLA_INFO_KIND), Controller the
+	// bridge, bond or VRF that it is a port of.
+	Kind, Controller string
+	// Leased are the addresses that were leased with their routing; WasLeased says
+	// that the interface was a link by leases alone, until now.
+	Leased    []netip.Addr
+	WasLeased bool
 	// Off is what the administrator switched off.
 	Off offswitch.State
 }
@@ -71,7 +74,10 @@ func (f Facts) settings() config.Settings {
 // apply puts what the configuration says into a claim. Its gateways win over what
 // DHCP, hooks and the profile say.
 func apply(claim *reconcile.Claim, s config.Settings) {
-	claim.Choice, claim.LastResort = s.Role, s.LastResort
+	claim.LastResort = s.LastResort
+	if s.Role != 0 {
+		claim.Choice = s.Role
+	}
 	if len(s.Gateways) > 0 {
 		// The map belongs to who made the claim.
 		claim.Intents = maps.Clone(claim.Intents)
@@ -112,10 +118,19 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 			return hook, true
 		}
 	}
-	if len(f.Leased) == 0 || claim.Standing != reconcile.NoLink {
+	// What NetworkManager let go of drains; what it never had is its client's alone.
+	letGo := left && claim.Standing == reconcile.Draining && !f.Device.Gone && !f.Device.Settling
+	if len(f.Leased) == 0 && letGo && f.WasLeased {
+		claim.Standing = reconcile.NoLink
+	}
+	if len(f.Leased) == 0 || claim.Standing != reconcile.NoLink && !letGo {
 		return claim, f.Managed
 	}
 	claim.Standing, claim.Watched, claim.Only = reconcile.Link, true, f.Leased
+	if tunnel(f.Kind) || f.Managed && f.Device.VPN {
+		// What leaves by it leaves by another link in truth: it is no uplink.
+		claim.Choice = routing.AlwaysLocal
+	}
 	// A client gives an address a table, and seldom main a default.
 	claim.Reach = true
 	claim.Why = fmt.Sprintf("lease of %s", f.Leased[0])
@@ -148,12 +163,25 @@ func (f Facts) hooked() (reconcile.Claim, bool) {
 	if m, excluded := f.Policy.Excluded(f.Name); excluded {
 		return reconcile.Claim{Why: "the configuration excludes " + m.String(), Released: true}, true
 	}
+	switch {
+	case f.Name == "lo":
+		return reconcile.Claim{Why: "it is the loopback", Released: true}, true
+	case f.Controller != "":
+		return reconcile.Claim{Why: "it is a port of " + f.Controller, Released: true}, true
+	}
 	if tunnel(f.Kind) && !f.Policy.Included(f.Name) {
 		return reconcile.Claim{Why: "it is a tunnel or the like (" + f.Kind + ")", Released: true}, true
 	}
-	claim := reconcile.Claim{Standing: reconcile.Link, Watched: true, Reach: true, Intents: map[routing.Family]routing.Intent{}}
+	index := slices.MaxFunc(f.Configs, func(a, b hooked.Config) int { return a.Index - b.Index }).Index
+	claim := reconcile.Claim{
+		Standing: reconcile.Link, Watched: true, Reach: true, Intents: map[routing.Family]routing.Intent{},
+		Index: index,
+	}
 	var callers []string
 	for _, c := range f.Configs {
+		if c.Index != index {
+			continue // It was for another interface of that name.
+		}
 		if !slices.Contains(callers, c.Caller) {
 			callers = append(callers, c.Caller)
 		}

@@ -46,6 +46,8 @@ func TestJudge(t *testing.T) {
 		"leased":                           {claims.Facts{Leased: leased}, reconcile.Link, "lease of 192.0.2.1 and 1 more", false},
 		"leased, NetworkManager's":         {claims.Facts{Leased: leased, Device: active, Managed: true}, reconcile.Link, `connected, profile "office"`, false},
 		"leased, left alone":               {claims.Facts{Leased: leased, Device: unmanaged, Managed: true}, reconcile.Link, "lease of 192.0.2.1 and 1 more", false},
+		"let go":                           {claims.Facts{Device: unmanaged, Managed: true}, reconcile.Draining, "NetworkManager does not manage it", false},
+		"no more leased, left alone":       {claims.Facts{Device: unmanaged, Managed: true, WasLeased: true}, reconcile.NoLink, "NetworkManager does not manage it", false},
 		"leased, while it ends":            {claims.Facts{Leased: leased, Device: ended, Managed: true}, reconcile.Draining, "disconnected", false},
 		"a hook's":                         {claims.Facts{Configs: hook}, reconcile.Link, "configured by dhclient and ifupdown", false},
 		"a hook's, leased":                 {claims.Facts{Configs: hook, Leased: leased}, reconcile.Link, "configured by dhclient and ifupdown", false},
@@ -66,13 +68,21 @@ func TestJudge(t *testing.T) {
 			claims.Facts{Configs: hook, Kind: "wireguard", Policy: nm.Policy{Include: []nm.Matcher{{Interface: "wan0"}}}},
 			reconcile.Link, "configured by dhclient and ifupdown", false,
 		},
-		"a hook's, over":         {claims.Facts{Released: true}, reconcile.Draining, "its configuration was taken away", false},
-		"a hook's, over, leased": {claims.Facts{Released: true, Leased: leased}, reconcile.Draining, "its configuration was taken away", false},
+		"a hook's, the loopback":  {claims.Facts{Name: "lo", Configs: hook}, reconcile.NoLink, "it is the loopback", false},
+		"a hook's, a bridge port": {claims.Facts{Controller: "br0", Configs: hook}, reconcile.NoLink, "it is a port of br0", false},
+		"leased, a VPN":           {claims.Facts{Kind: "wireguard", Leased: leased}, reconcile.Link, "lease of 192.0.2.1 and 1 more", false},
+		"a hook's, over":          {claims.Facts{Released: true}, reconcile.Draining, "its configuration was taken away", false},
+		"a hook's, over, leased":  {claims.Facts{Released: true, Leased: leased}, reconcile.Draining, "its configuration was taken away", false},
 	} {
-		test.facts.Name = "wan0"
+		if test.facts.Name == "" {
+			test.facts.Name = "wan0"
+		}
 		claim, claimed := claims.Judge(test.facts)
 		if claim.Standing != test.standing || claimed == test.nobody || claim.Why != test.why {
 			t.Errorf("%s: %d because %q, claimed %t", name, claim.Standing, claim.Why, claimed)
+		}
+		if claim.Choice == routing.AlwaysLocal != (test.facts.Kind != "" && test.facts.Leased != nil) {
+			t.Errorf("%s: role %v", name, claim.Choice)
 		}
 		if isLease := strings.HasPrefix(test.why, "lease of"); slices.Equal(claim.Only, leased) != isLease {
 			t.Errorf("%s: only %v", name, claim.Only)

@@ -24,8 +24,9 @@ type Sources struct {
 	Links    []config.Link
 	Hooked   *hooked.Store
 	Declared *declared.Store
-	// Kind returns the driver's name of a virtual interface (IFLA_INFO_KIND).
-	Kind func(name string) string
+	// Kind returns the driver's name of a virtual interface (IFLA_INFO_KIND), and the
+	// interface that it is a port of.
+	Kind func(name string) (kind, controller string)
 	// Expected reports whether this host has a NetworkManager that may come.
 	Expected func() bool
 	// Off is what the administrator switched off.
@@ -43,6 +44,8 @@ type Owners struct {
 	// devices is what NetworkManager said last.
 	devices map[string]nm.Device
 	status  nm.Status
+	// leased are the interfaces that are links by leases alone.
+	leased map[string]bool
 	// off is what was switched off when Take was called last, the switched-th time.
 	off      offswitch.State
 	switched uint64
@@ -50,7 +53,7 @@ type Owners struct {
 
 // Join puts sources together.
 func Join(s Sources) *Owners {
-	o := &Owners{Sources: s, changed: make(chan struct{}, 1), devices: map[string]nm.Device{}}
+	o := &Owners{Sources: s, changed: make(chan struct{}, 1), devices: map[string]nm.Device{}, leased: map[string]bool{}}
 	o.off, o.switched = s.Off.State()
 	return o
 }
@@ -133,7 +136,11 @@ func (o *Owners) Take() reconcile.Claims {
 		all.Complete, all.Waiting = true, ""
 	}
 	for name := range names {
-		if claim, claimed := o.Of(name); claimed {
+		claim, claimed := o.Of(name)
+		if delete(o.leased, name); claim.Only != nil {
+			o.leased[name] = true
+		}
+		if claimed {
 			all.Changed[name] = claim
 		} else {
 			all.Removed = append(all.Removed, name)
@@ -148,14 +155,14 @@ func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 }
 
 func (o *Owners) facts(name string) Facts {
-	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), Off: o.off}
+	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), WasLeased: o.leased[name], Off: o.off}
 	f.Device, f.Managed = o.devices[name]
 	f.Configs, f.Released = o.Hooked.Of(name)
 	if o.status.Absent {
 		f.Configs = append(f.Configs, o.Hooked.Hints(name)...)
 	}
-	if len(f.Configs) > 0 {
-		f.Kind = o.Kind(name)
+	if len(f.Configs) > 0 || len(f.Leased) > 0 {
+		f.Kind, f.Controller = o.Kind(name)
 	}
 	return f
 }
@@ -177,22 +184,21 @@ func (o *Owners) IsOff(name string) bool {
 	return off
 }
 
-// Heard reports whether NetworkManager said of every device that is up what it is,
-// or is not there. It may still be starting, and bring up others. It is for the
-// goroutine that calls Take.
-func (o *Owners) Heard() bool {
-	if o.status.Complete || o.status.Absent {
+// Heard reports whether NetworkManager said of every device that it has what it is, or
+// is not there. It may still be starting, and bring up others. It is for the goroutine
+// that calls Take.
+func (o *Owners) Heard() bool { return o.status.Complete || o.status.Absent || o.status.Read }
+
+// HasNames reports whether Names says all that there is of an interface. While a
+// NetworkManager that is expected is away, it may know more of interfaces of which
+// nobody has said anything. It is for the goroutine that calls Take.
+func (o *Owners) HasNames(name string) bool {
+	if o.status.Complete || o.status.Read || o.status.Absent && !o.Expected() {
 		return true
 	}
-	if !o.status.Running || o.status.Version == "" {
-		return false // Its objects have not been read.
-	}
-	for _, d := range o.devices {
-		if d.Managed && d.Active() && !d.ProfileKnown {
-			return false
-		}
-	}
-	return true
+	_, known := o.devices[name]
+	configs, _ := o.Hooked.Of(name)
+	return known || len(configs) > 0
 }
 
 // Names returns what is known of the names of a link, from the one who owns it.
@@ -203,7 +209,9 @@ func (o *Owners) Names(name string) map[routing.Family]Names {
 	if (Facts{Name: name, Links: o.Links, Device: device}).settings().Ignore {
 		return out
 	}
-	if managed && Of(o.Policy, device).Standing == reconcile.Link {
+	// While a device settles, NetworkManager is on its way out or in, and means nothing
+	// by what it says.
+	if s := Of(o.Policy, device).Standing; managed && (s == reconcile.Link || s == reconcile.Draining && device.Settling) {
 		for f, d := range device.DNS {
 			out[f] = Names{Servers: d.Servers, Domains: d.Domains}
 		}

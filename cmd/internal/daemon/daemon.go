@@ -57,12 +57,17 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
 	lock, err := hook.TakeLock(waiting, cfg.RuntimeDir)
-	cancel()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	unlock, err := lockNamespace(waiting, cfg, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)

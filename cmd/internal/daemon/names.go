@@ -17,16 +17,19 @@ import (
 // use it.
 type names struct {
 	owners *claims.Owners
+	log    *slog.Logger
 	fault  func(code routing.Code, err error)
 	// file is nil if there is none.
 	file *dnsmasq.File
 	last []dnsmasq.Server
+	// written says that last was written by this process.
+	written bool
 	// failed is what kept the file from being in force.
 	failed error
 }
 
 func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault func(code routing.Code, err error)) *names {
-	n := &names{owners: owners, fault: fault}
+	n := &names{owners: owners, log: log, fault: fault}
 	if cfg.ServersFile != "" {
 		n.file = dnsmasq.New(cfg.ServersFile, cfg.PIDFile, log)
 	}
@@ -35,21 +38,41 @@ func newNames(cfg config.DNS, log *slog.Logger, owners *claims.Owners, fault fun
 
 // settled is called when the routing of all links stands, so that a server is
 // only named when queries can reach it.
-func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan]) {
+func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan], said func(index int) string) {
 	// Where all is off the servers stay named: dnsmasq would have none.
-	if n.file == nil || !n.owners.Heard() || n.owners.HostOff() {
+	if n.file == nil || n.owners.HostOff() {
 		return
 	}
 	var all []dnsmasq.Server
 	for plan := range plans {
-		all = append(all, servers(plan, n.owners.Names(plan.Link.Name))...)
+		all = append(all, servers(plan, n.owners.Names(said(plan.Link.Index)))...)
 	}
-	if n.failed == nil && n.last != nil && slices.EqualFunc(all, n.last, sameServer) {
+	all = append(all, n.unheard(ctx)...)
+	if n.failed == nil && n.written && slices.EqualFunc(all, n.last, sameServer) {
 		return
 	}
-	n.last = append([]dnsmasq.Server{}, all...)
+	n.last, n.written = append([]dnsmasq.Server{}, all...), true
 	n.failed = n.file.Update(ctx, all)
 	n.fault(namesFault, n.failed)
+}
+
+// unheard are the servers of interfaces of which nobody has said anything yet. What
+// was known before stays: as long as NetworkManager is away, and over a restart of ours.
+func (n *names) unheard(ctx context.Context) []dnsmasq.Server {
+	if n.last == nil {
+		before, err := n.file.Read()
+		if err != nil {
+			n.log.LogAttrs(ctx, slog.LevelWarn, "earlier DNS servers are unknown", slog.String("error", err.Error()))
+		}
+		n.last = before
+	}
+	var out []dnsmasq.Server
+	for _, s := range n.last {
+		if !n.owners.HasNames(s.Interface) {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 func sameServer(a, b dnsmasq.Server) bool {
@@ -64,10 +87,13 @@ func servers(plan routing.LinkPlan, known map[routing.Family]claims.Names) []dns
 	for _, f := range routing.Families() {
 		names := known[f]
 		for _, a := range names.Servers {
-			s := dnsmasq.Server{Interface: plan.Link.Name, Address: a, Domains: names.Domains}
+			s := dnsmasq.Server{Interface: plan.Link.Name, Address: a}
 			// Where nothing leads any further, a server that is for some domains
-			// is for no others.
-			s.OnlyDomains = plan.Role == routing.Local && len(names.Domains) > 0
+			// is for no others. The domains that a provider names are to complete names
+			// with: "com" would hand all of it to that provider.
+			if plan.Role == routing.Local {
+				s.Domains, s.OnlyDomains = names.Domains, len(names.Domains) > 0
+			}
 			if s.Source = sourceOf(plan, f, a); !s.Source.IsValid() && !a.IsLinkLocalUnicast() {
 				continue // The link cannot be used with this family at the moment.
 			}

@@ -48,6 +48,13 @@ func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, 
 		return err
 	}
 	defer lock.Close()
+	waiting, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	unlock, err := lockNamespace(waiting, cfg, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	for {
 		events, err := hook.Listen(cfg.RuntimeDir)
 		if err != nil {

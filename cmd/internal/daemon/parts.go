@@ -19,6 +19,7 @@ import (
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -39,6 +40,10 @@ type parts struct {
 	router  *router
 	off     *offswitch.Switch
 	loop    *reconcile.Loop
+	// said are the interfaces of which hooks said something, since forget looked;
+	// departures is the mirror's count then.
+	said       *news.Names
+	departures uint64
 }
 
 // extras tell the daemon from one who stands in for it.
@@ -52,7 +57,7 @@ type extras struct {
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
 func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks, more extras) (*parts, error) {
-	p := &parts{log: log}
+	p := &parts{log: log, said: news.New()}
 	if err := p.open(ctx, cfg, hooks, more); err != nil {
 		p.close()
 		return nil, err
@@ -123,7 +128,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		p.router.settled(ctx)
 		p.forget(ctx)
 		move.settled(ctx, p.loop.Plans())
-		p.names.settled(ctx, p.loop.Plans())
+		p.names.settled(ctx, p.loop.Plans(), p.loop.Said)
 		settled()
 	}
 	p.loop = reconcile.New(reconcile.Options{
@@ -146,15 +151,16 @@ func (n noLeases) Acquire(context.Context, []routing.Key, func(routing.TableID) 
 
 func (noLeases) Release(...routing.Key) {}
 
-// kindOf returns the driver's name of a virtual interface.
-func (p *parts) kindOf(name string) (kind string) {
+// kindOf returns the driver's name of a virtual interface, and what it is a port of.
+func (p *parts) kindOf(name string) (kind, controller string) {
 	p.mirror.View(func(k *kernel.State) {
 		if index, exists := k.IndexOf(name); exists {
-			facts, _ := k.Link(index)
+			facts, _ := k.LinkFacts(index)
 			kind = facts.Kind
+			controller, _ = k.NameOf(facts.Master)
 		}
 	})
-	return kind
+	return kind, controller
 }
 
 // reload reads again what hooks said of an interface.
@@ -174,6 +180,7 @@ func (p *parts) take(ctx context.Context, m hook.Message) {
 		return
 	}
 	reload(ctx, p.log, p.hooks, m.Interface)
+	p.said.Touch(m.Interface)
 	switch {
 	case m.Gone:
 		p.hooks.Release(m.Interface)
@@ -211,12 +218,38 @@ func (p *parts) saySwitched(ctx context.Context) {
 	}
 }
 
-// forget drops what hooks said of interfaces that have gone without a word.
+// forget drops what hooks said of interfaces that have gone without a word. It costs
+// what was said anew, and where interfaces have gone, what was said of all.
 func (p *parts) forget(ctx context.Context) {
-	if len(p.hooks.Interfaces()) == 0 {
+	for _, name := range p.watcher.Gone() {
+		exists := false
+		p.mirror.View(func(k *kernel.State) {
+			index, bound := p.loop.Interface(name)
+			_, named := k.IndexOf(name)
+			_, stands := k.NameOf(index)
+			exists = named || bound && stands || !k.Complete()
+		})
+		if !exists {
+			p.watcher.Forget(name)
+		}
+	}
+	names := p.said.Take()
+	var departures uint64
+	p.mirror.View(func(k *kernel.State) { departures = k.Departures() })
+	if departures != p.departures {
+		p.departures, names = departures, p.hooks.Interfaces()
+	}
+	if len(names) == 0 {
 		return
 	}
-	dropped, err := p.hooks.Keep(hooked.Index)
+	dropped, err := p.hooks.Keep(names, func(index int) (exists bool, err error) {
+		p.mirror.View(func(k *kernel.State) { _, exists = k.NameOf(index) })
+		if !exists {
+			// A hook may know of an interface before the mirror does.
+			return hooked.Exists(index)
+		}
+		return exists, nil
+	})
 	if err != nil {
 		p.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said of an interface that has gone is kept", slog.String("error", err.Error()))
 	}

@@ -221,19 +221,46 @@ func (r *router) settled(ctx context.Context) {
 		return
 	}
 	var gone []declared.Link
+	renamed := map[declared.Link]string{}
 	r.mirror.View(func(k *kernel.State) {
 		if !k.Complete() {
 			return // Not knowing is not emptiness.
 		}
 		for _, l := range links {
-			if index, exists := k.IndexOf(l.Interface); !exists || !hasAddress(k, index, l.Address) {
+			index, exists := r.loop.Interface(l.Interface)
+			if !exists {
+				index, exists = k.IndexOf(l.Interface)
+			}
+			name, _ := k.NameOf(index)
+			switch {
+			case !exists || !hasAddress(k, index, l.Address):
 				gone = append(gone, l)
+			case name != l.Interface:
+				renamed[l] = name
 			}
 		}
 	})
+	for l, name := range renamed {
+		r.rename(ctx, l, name)
+	}
 	for _, l := range gone {
 		r.end(ctx, l, "the interface does not have the address any more")
 	}
+}
+
+// rename has a lease follow its interface.
+func (r *router) rename(ctx context.Context, l declared.Link, name string) {
+	attrs := []slog.Attr{slog.String("interface", name), slog.String("before", l.Interface), slog.String("address", l.Address.String())}
+	now := l
+	now.Interface = name
+	if err := r.links.Put(now); err != nil {
+		r.log.LogAttrs(ctx, slog.LevelWarn, "routed lease does not follow its interface", append(attrs, slog.String("error", err.Error()))...)
+		return
+	}
+	if err := r.links.Remove(l.Interface, l.Address); err != nil {
+		r.log.LogAttrs(ctx, slog.LevelWarn, "routed lease stays under an old name", append(attrs, slog.String("error", err.Error()))...)
+	}
+	r.log.LogAttrs(ctx, slog.LevelInfo, "routed lease followed its interface", attrs...)
 }
 
 func (r *router) end(ctx context.Context, l declared.Link, why string) {

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"multihomed/internal/news"
 	"multihomed/routing"
 )
@@ -140,18 +138,19 @@ func (s *Store) Interfaces() []string {
 	return slices.Compact(names)
 }
 
-// Keep drops what was said of interfaces that are no more: index is [Index]. It
-// returns what was dropped.
-func (s *Store) Keep(index func(name string) (int, error)) ([]Config, error) {
+// Keep drops what was said of some interfaces that are no more, and returns it. One
+// that got another name is still there.
+func (s *Store) Keep(names []string, exists func(index int) (bool, error)) ([]Config, error) {
 	var dropped []Config
 	var errs []error
-	for _, name := range s.Interfaces() {
-		now, err := index(name)
-		if err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, err) // Not knowing is not emptiness.
-			continue
+	for _, name := range names {
+		isGone := func(c Config) bool {
+			is, err := exists(c.Index)
+			if err != nil {
+				errs = append(errs, err) // Not knowing is not emptiness.
+			}
+			return !is && err == nil
 		}
-		isGone := func(c Config) bool { return c.Index != now }
 		dropped = append(dropped, s.dropHints(name, isGone)...)
 		configs, _ := s.Of(name)
 		if !slices.ContainsFunc(configs, isGone) {

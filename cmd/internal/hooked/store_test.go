@@ -2,7 +2,6 @@ package hooked_test
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -152,21 +151,16 @@ func TestUnreadableIsNotLetGo(t *testing.T) {
 
 func TestKeep(t *testing.T) {
 	t.Parallel()
-	other := lease("wan1")
-	other.Part, other.Index = "other", 8
-	s := open(t, lease("wan0"), lease("wan1"), other, lease("wan2"))
+	other, kept := lease("wan1"), lease("wan2")
+	other.Part, other.Index, kept.Index = "other", 8, 9
+	s := open(t, lease("wan0"), lease("wan1"), other, kept)
 	gone := lease("hint")
 	s.Hint("hint", []hooked.Config{gone})
-	s.Hint("wan2", []hooked.Config{lease("wan2")})
+	s.Hint("wan2", []hooked.Config{kept})
 	s.Take()
-	now := map[string]int{"wan1": 8, "wan2": 7}
-	index := func(name string) (int, error) {
-		if i, exists := now[name]; exists {
-			return i, nil
-		}
-		return 0, fmt.Errorf("looking: %w", unix.ENODEV)
-	}
-	dropped, err := s.Keep(index)
+	now := map[int]bool{8: true, 9: true}
+	exists := func(index int) (bool, error) { return now[index], nil }
+	dropped, err := s.Keep(s.Interfaces(), exists)
 	slices.SortFunc(dropped, hooked.Compare)
 	if want := []hooked.Config{gone, lease("wan0"), lease("wan1")}; err != nil || !slices.EqualFunc(dropped, want, hooked.Same) {
 		t.Errorf("dropped %+v, %v", dropped, err)
@@ -175,21 +169,21 @@ func TestKeep(t *testing.T) {
 	if got := s.Take(); !slices.Equal(got, []string{"hint", "wan0", "wan1"}) || !slices.Equal(s.Interfaces(), []string{"wan1", "wan2"}) {
 		t.Errorf("changed %q, left %q", got, s.Interfaces())
 	}
-	reads(t, s.runtime, "", other, lease("wan2"))
-	if dropped, err := s.Keep(index); len(dropped) > 0 || err != nil {
+	reads(t, s.runtime, "", other, kept)
+	if dropped, err := s.Keep(s.Interfaces(), exists); len(dropped) > 0 || err != nil {
 		t.Errorf("once more: %+v, %v", dropped, err)
 	}
 	s.news("once more")
 
 	// Not knowing is not emptiness.
-	if dropped, err := s.Keep(func(string) (int, error) { return 0, unix.EMFILE }); len(dropped) > 0 || !errors.Is(err, unix.EMFILE) {
+	if dropped, err := s.Keep(s.Interfaces(), func(int) (bool, error) { return false, unix.EMFILE }); len(dropped) > 0 || !errors.Is(err, unix.EMFILE) {
 		t.Errorf("nothing is known: dropped %+v, %v", dropped, err)
 	}
 
 	// A damaged file beside it does not keep what is gone.
 	raw(t, s.runtime, "wan2@ipv6@dhcpcd.json", "{")
-	delete(now, "wan2")
-	if dropped, err := s.Keep(index); err == nil || len(dropped) != 2 {
+	delete(now, 9)
+	if dropped, err := s.Keep(s.Interfaces(), exists); err == nil || len(dropped) != 2 {
 		t.Errorf("dropped %+v, %v", dropped, err)
 	}
 	if got := s.Interfaces(); !slices.Equal(got, []string{"wan1"}) {
@@ -224,7 +218,7 @@ func TestTogether(t *testing.T) {
 			s.Release("wan0")
 			s.Of("wan0")
 			s.Take()
-			if _, err := s.Keep(func(string) (int, error) { return 7, nil }); err != nil {
+			if _, err := s.Keep(s.Interfaces(), func(int) (bool, error) { return true, nil }); err != nil {
 				t.Error(err)
 			}
 		})
@@ -235,6 +229,15 @@ func TestTogether(t *testing.T) {
 
 func TestIndex(t *testing.T) {
 	t.Parallel()
+	lo, err := hooked.Index("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for index, want := range map[int]bool{lo: true, 1 << 30: false} {
+		if is, err := hooked.Exists(index); is != want || err != nil {
+			t.Errorf("%d exists: %t, %v", index, is, err)
+		}
+	}
 	if lo, err := hooked.Index("lo"); err != nil || lo <= 0 {
 		t.Errorf("%d, %v", lo, err)
 	}

@@ -198,8 +198,8 @@ func (v *View) readClaims(cfg config.Config) {
 		f := claims.Facts{Name: name, Policy: cfg.NMPolicy(), Links: cfg.Links, Leased: leased.Of(name), Off: v.Off}
 		f.Device, f.Managed = v.NM.Devices[name]
 		f.Configs, f.Released = hooks.Of(name)
-		if len(f.Configs) > 0 {
-			f.Kind = kindOf(name)
+		if len(f.Configs) > 0 || len(f.Leased) > 0 {
+			f.Kind, f.Controller = kindOf(name)
 		}
 		if claim, claimed := claims.Judge(f); claimed {
 			v.Claims[name] = claim
@@ -207,17 +207,22 @@ func (v *View) readClaims(cfg config.Config) {
 	}
 }
 
-// kindOf returns the driver's name of a virtual interface, empty where there is
-// none.
-func kindOf(name string) string {
+// kindOf returns the driver's name of a virtual interface and what it is a port of,
+// empty where there is none.
+func kindOf(name string) (kind, controller string) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
-		return "" // It has gone.
+		return "", "" // It has gone.
+	}
+	if master := link.Attrs().MasterIndex; master != 0 {
+		if c, err := netlink.LinkByIndex(master); err == nil {
+			controller = c.Attrs().Name
+		}
 	}
 	if link.Type() == "tuntap" {
-		return "tun" // as the kernel calls it
+		return "tun", controller // as the kernel calls it
 	}
-	return link.Type()
+	return link.Type(), controller
 }
 
 // LeasesPath is where the leases are.

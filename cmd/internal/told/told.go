@@ -4,6 +4,7 @@ package told
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,11 @@ import (
 // What NetworkManager's dispatcher says is not written down: it is only a hint, for
 // whoever cannot ask NetworkManager.
 func Note(runtime string, e dispatcher.Event, now time.Time) (hook.Message, error) {
+	// An alias (eth0:1) is another address of its interface, and part of what ifupdown
+	// says of that.
+	if base, alias, is := strings.Cut(e.Interface, ":"); is {
+		e.Interface, e.Part = base, e.Part+":"+alias
+	}
 	m := hook.Message{Caller: e.Caller, Action: e.Action, Interface: e.Interface}
 	switch e.Effect {
 	case dispatcher.Nothing, dispatcher.Changed:
