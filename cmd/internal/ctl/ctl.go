@@ -119,14 +119,18 @@ func (a *app) version() *cobra.Command {
 	}
 }
 
-// load reads the configuration.
+// load reads the configuration. Where the file is bad, what the daemon would use
+// instead serves, and that is said.
 func (a *app) load() (config.Config, error) {
-	cfg, err := config.Load(a.configPath)
-	if err != nil {
-		return cfg, &exitError{exitUsage, err}
+	loaded := a.find()
+	if loaded.Fault != nil {
+		fmt.Fprintf(a.Err, "multihomectl: %v\n", loaded.Fault)
 	}
-	return cfg, nil
+	return loaded.Config, nil
 }
+
+// find is load for who shows the fault himself.
+func (a *app) find() config.Loaded { return config.Find(a.configPath) }
 
 // narrow is the width of what is not a terminal.
 const narrow = 80

@@ -64,16 +64,12 @@ func (a *app) status() *cobra.Command {
   multihomectl status --json | jq '.links[] | {interface, networks}'`,
 		ValidArgsFunction: a.completeInterfaces,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
 			how, err := a.look()
 			if err != nil {
 				return err
 			}
 			how.verbose, how.only = verbose, args
-			return a.showStatus(cmd.Context(), cfg, how, asJSON)
+			return a.showStatus(cmd.Context(), a.find(), how, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")
@@ -81,12 +77,13 @@ func (a *app) status() *cobra.Command {
 	return cmd
 }
 
-func (a *app) showStatus(ctx context.Context, cfg config.Config, how look, asJSON bool) error {
-	view, err := settled(ctx, cfg)
+func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, asJSON bool) error {
+	view, err := settled(ctx, loaded.Config)
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
 	s := statusOf(view, a.Root, a.Version)
+	s.tell(loaded.Fault)
 	if err := s.restrict(how.only); err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -105,6 +102,17 @@ func (a *app) showStatus(ctx context.Context, cfg config.Config, how look, asJSO
 	default:
 		return nil
 	}
+}
+
+// tell adds what is wrong with the configuration file, unless the daemon has said
+// so. Where it is bad, the daemon works with another one and the next start will too.
+func (s *Status) tell(fault *config.Fault) {
+	said := func(p Problem) bool { return p.Code == config.FaultCode }
+	if fault == nil || slices.ContainsFunc(s.Problems, said) {
+		return
+	}
+	s.Problems = slices.Insert(s.Problems, 0, fault.Problem())
+	s.OK = false
 }
 
 // breath is how long a running daemon gets to finish what it is doing. It needs
@@ -158,11 +166,7 @@ func (s *Status) restrict(only []string) error {
 
 // completeInterfaces offers the interfaces of the host to the shell.
 func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	cfg, err := a.load()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	view, err := inspect.Read(cmd.Context(), cfg)
+	view, err := inspect.Read(cmd.Context(), a.find().Config)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

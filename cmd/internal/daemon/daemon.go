@@ -50,8 +50,11 @@ const lockTimeout = 5 * time.Second
 
 // Run serves until ctx is done. It leaves the routing in place.
 func Run(ctx context.Context, o Options) error {
-	cfg, err := config.Load(o.ConfigPath)
+	cfg, err := find(ctx, o)
 	if err != nil {
+		return err
+	}
+	if err := mayRoute(); err != nil {
 		return err
 	}
 	if err := ownership.MakeDirectory(cfg.RuntimeDir); err != nil {
@@ -111,6 +114,7 @@ const (
 	leasesFault    routing.Code = "leases"
 	namesFault     routing.Code = "dns-servers"
 	allocatorFault routing.Code = "table-allocator"
+	lastGoodFault  routing.Code = "last-good-configuration"
 )
 
 // faults are what is wrong with parts other than the loop.
@@ -120,25 +124,46 @@ type faults map[routing.Code]routing.Problem
 // that is new.
 func (f faults) set(log *slog.Logger, code routing.Code, err error) bool {
 	var p routing.Problem
-	if err != nil {
+	bad, is := errors.AsType[*config.Fault](err)
+	switch {
+	case is:
+		p = bad.Problem()
+	case err != nil:
 		p = routing.ProblemOf(code, routing.Warning, "", err)
 	}
 	if f[code] == p {
 		return false
 	}
 	f[code] = p
-	if err != nil {
+	switch {
+	case is:
+		log.Error("configuration refused", slog.String("error", err.Error()))
+	case code == config.FaultCode && err == nil:
+		log.Info("configuration accepted again")
+	case err != nil:
 		log.Warn("component unavailable", slog.String("component", string(code)), slog.String("error", err.Error()))
-	} else {
+	default:
 		log.Info("component available again", slog.String("component", string(code)))
 	}
 	return true
 }
 
+// problems are those that there are, in a fixed order.
+func (f faults) problems() (out []routing.Problem) {
+	for _, code := range slices.Sorted(maps.Keys(f)) {
+		if p := f[code]; p.Code != "" {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // serve runs all parts under one configuration. It returns the next one when
 // that changed, nil when ctx is done.
-func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) (*config.Config, error) {
+func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan os.Signal) (*config.Loaded, error) {
+	cfg := loaded.Config
 	s.Level.Set(cfg.LogLevel)
+	s.fault(cfg.RuntimeDir, config.FaultCode, faultOf(loaded))
 	settled, ready := newEvent(), newEvent()
 	var alone atomic.Bool
 	var p *parts
@@ -190,7 +215,15 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 	})
 	tasks.Go(func() error { return flushLeases(running, p.leases, s.Logger) })
 
-	var next *config.Config
+	tasks.Go(func() error {
+		// It is good when it has come into force.
+		if settled.await(running) {
+			keep(running, loaded, func(err error) { s.fault(cfg.RuntimeDir, lastGoodFault, err) })
+		}
+		return nil
+	})
+
+	var next *config.Loaded
 	tasks.Go(func() error {
 		defer cancel()
 		next = s.awaitChange(running, cfg, hangup)
@@ -202,8 +235,9 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 	return next, nil
 }
 
-// awaitChange returns the configuration that replaces cfg, nil when ctx is done.
-func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) *config.Config {
+// awaitChange returns the configuration that replaces cfg, nil when ctx is done. A
+// bad file changes nothing but what is said of it.
+func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) *config.Loaded {
 	for {
 		select {
 		case <-ctx.Done():
@@ -211,14 +245,16 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 		case <-hangup:
 		}
 		ready := s.notify.reloading()
-		next, err := config.Load(s.ConfigPath)
+		next := config.Find(s.ConfigPath)
 		switch {
-		case err != nil:
-			s.Logger.LogAttrs(ctx, slog.LevelError, "configuration refused, the old one stays", slog.String("error", err.Error()))
+		case next.Fault != nil:
+			s.fault(cfg.RuntimeDir, config.FaultCode, config.Refused(next.Fault.File, next.Fault.Err))
 		case next.StateDir != cfg.StateDir || next.RuntimeDir != cfg.RuntimeDir:
-			s.Logger.LogAttrs(ctx, slog.LevelError, "configuration refused, the old one stays", slog.String("error", "state_dir and runtime_dir need a restart"))
-		case reflect.DeepEqual(next, cfg):
+			s.fault(cfg.RuntimeDir, config.FaultCode, config.Refused(s.ConfigPath, errNeedsRestart))
+		case reflect.DeepEqual(next.Config, cfg):
+			s.fault(cfg.RuntimeDir, config.FaultCode, nil)
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged")
+			s.fault(cfg.RuntimeDir, lastGoodFault, next.Keep(time.Now()))
 		default:
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed")
 			return &next
@@ -229,9 +265,10 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 	}
 }
 
+var errNeedsRestart = errors.New("state_dir and runtime_dir need a restart; to fix: systemctl restart multihomed")
+
 // reported takes what the loop has to say.
 func (s *service) reported(directory string, r reconcile.Report) {
-	s.notify.status(r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.report = r
@@ -249,12 +286,8 @@ func (s *service) fault(directory string, code routing.Code, err error) {
 
 // publish writes what status can only learn from the daemon.
 func (s *service) publish(directory string) {
-	problems := slices.Clone(s.report.Problems)
-	for _, code := range slices.Sorted(maps.Keys(s.faults)) {
-		if p := s.faults[code]; p.Code != "" {
-			problems = append(problems, p)
-		}
-	}
+	problems := slices.Concat(s.faults.problems(), s.report.Problems)
+	s.notify.status(s.report.Waiting, problems)
 	err := runstate.Write(directory, runstate.State{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
 		Ready: s.report.Ready, Waiting: s.report.Waiting, Problems: problems,

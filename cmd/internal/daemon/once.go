@@ -38,12 +38,15 @@ const (
 //
 // Settled is called when the first of this is done.
 func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, settled func()) error {
-	cfg, err := config.Load(o.ConfigPath)
+	cfg, err := find(ctx, o)
 	if err != nil {
 		return err
 	}
+	if err := mayRoute(); err != nil {
+		return err
+	}
 	o.Level.Set(cfg.LogLevel)
-	lock, err := handOver(ctx, cfg, m)
+	lock, err := handOver(ctx, cfg.Config, m)
 	if lock == nil || err != nil {
 		return err
 	}
@@ -94,7 +97,7 @@ func handOver(ctx context.Context, cfg config.Config, m hook.Message) (*lockfile
 // A standIn does the daemon's work for a while.
 type standIn struct {
 	Options
-	cfg config.Config
+	cfg config.Loaded
 	// first is what it was called for.
 	first   hook.Message
 	linger  time.Duration
@@ -111,8 +114,10 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 	end := time.AfterFunc(max(s.linger, firstPass), cancel)
 	defer end.Stop()
 	done := newEvent()
+	s.fault(config.FaultCode, faultOf(s.cfg))
 	finish := func() {
 		done.do(func() {
+			s.fault(lastGoodFault, s.cfg.Keep(time.Now()))
 			s.settled()
 			if s.linger == 0 {
 				cancel()
@@ -121,7 +126,7 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 	}
 	var p *parts
 	var waiting string
-	p, err = assemble(ctx, s.cfg, s.Logger, reconcile.Hooks{
+	p, err = assemble(ctx, s.cfg.Config, s.Logger, reconcile.Hooks{
 		Ready: func() { waiting = "" },
 		Settled: func() {
 			if p.owners.Heard() {

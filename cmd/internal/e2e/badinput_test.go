@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,9 +19,11 @@ import (
 	_ "modernc.org/sqlite"
 
 	"multihomed/allocator"
+	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/internal/lastgood"
 	"multihomed/nm/nmtest"
 	"multihomed/routing"
 )
@@ -139,19 +142,58 @@ func TestBadConfiguration(t *testing.T) {
 		}
 		r.unharmed(before, b.name)
 	}
-	r.must(r.daemon.Stop(t.Context()))
-	for _, b := range bad {
-		r.must(os.WriteFile(r.path, []byte(string(good)+b.text), 0o600))
-		r.refusesToStart(b.name, b.says)
-	}
-	r.must(os.Remove(r.path))
-	r.must(os.Mkdir(r.path, 0o700))
-	r.refusesToStart("a directory", "multihomed.toml")
-	r.works(1)
-	r.must(os.Remove(r.path))
+	r.refused("too large")
 	r.must(os.WriteFile(r.path, good, 0o600))
+	r.must(r.daemon.Signal(syscall.SIGHUP))
+	r.settled()
+	r.refused("")
+
+	// A daemon that starts works with the configuration that was in force last.
+	changed := append(slices.Clone(good), "uplink_group = 4711\n"...)
+	r.must(os.WriteFile(r.path, changed, 0o600))
+	r.must(r.daemon.Signal(syscall.SIGHUP))
+	r.writeConfig(string(changed))
+	r.settled()
+	labtest.Eventually(t, func() error {
+		text, err := os.ReadFile(filepath.Join(r.cfg.StateDir, lastgood.Name))
+		if err == nil && !strings.HasSuffix(string(text), string(changed)) {
+			err = fmt.Errorf("kept is\n%s", text)
+		}
+		return err
+	})
+	for _, b := range bad {
+		r.must(r.daemon.Stop(t.Context()))
+		before := r.ours()
+		r.must(os.WriteFile(r.path, []byte(string(changed)+b.text), 0o600))
+		r.start()
+		r.refused(b.says)
+		r.unharmed(before, b.name)
+		note := "STATUS=" + r.path
+		if !slices.ContainsFunc(r.daemon.Notes(), func(n string) bool { return strings.HasPrefix(n, note) && strings.Contains(n, "last good") }) {
+			t.Errorf("%s: systemd was told %q", b.name, r.daemon.Notes())
+		}
+	}
+	// However strange the file.
+	for name, do := range map[string]func() error{
+		"a directory": func() error { return os.Mkdir(r.path, 0o700) },
+		"a pipe":      func() error { return unix.Mkfifo(r.path, 0o600) },
+		"too large":   func() error { return os.WriteFile(r.path, make([]byte, 2<<20), 0o600) },
+	} {
+		r.must(r.daemon.Stop(t.Context()))
+		before := r.ours()
+		r.must(os.Remove(r.path))
+		r.must(do())
+		r.start()
+		r.refused(r.path)
+		r.unharmed(before, name)
+		r.works(1)
+	}
+	r.must(r.daemon.Stop(t.Context()))
+	r.must(os.Remove(r.path))
+	r.must(os.WriteFile(r.path, changed, 0o600))
 	r.start()
 	r.settled()
+	r.refused("")
 	// A second daemon does not get in the way of the first.
 	first := r.daemon
 	r.refusesToStart("a second daemon", "lock")
@@ -159,6 +201,52 @@ func TestBadConfiguration(t *testing.T) {
 		t.Errorf("the first daemon has ended: %v", err)
 	}
 	r.works(0)
+}
+
+// refused wants the daemon to report that its configuration is bad, with a text, or
+// that it is not, and status to exit as it should.
+func (r *rig) refused(says string) {
+	r.t.Helper()
+	labtest.Eventually(r.t, func() error {
+		state, found, err := runstate.Read(r.cfg.RuntimeDir)
+		if err != nil || !found {
+			return fmt.Errorf("the daemon's state: %t, %w", found, err)
+		}
+		i := slices.IndexFunc(state.Problems, func(p routing.Problem) bool { return p.Code == config.FaultCode })
+		switch {
+		case says == "" && i < 0:
+			return nil
+		case says == "":
+			return fmt.Errorf("still refused: %v", state.Problems[i])
+		case i < 0:
+			return fmt.Errorf("no problem says so: %v", state.Problems)
+		}
+		p := state.Problems[i]
+		if p.Severity != routing.Error || !strings.HasPrefix(p.Object, r.path) || p.Fix == "" || !strings.Contains(p.Object+p.Text, says) {
+			return fmt.Errorf("the problem is %+v, want %q", p, says)
+		}
+		return nil
+	})
+	out, err := r.ctl("status")
+	if exit, is := errors.AsType[*exec.ExitError](err); says != "" && (!is || exit.ExitCode() != 1 || !strings.Contains(out, "configuration")) {
+		r.t.Errorf("status: %v\n%s", err, out)
+	}
+}
+
+// TestNeverGood: with no configuration that was ever good, and nothing that stands,
+// the host goes on without us; where something stands the defaults serve it.
+func TestNeverGood(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	good, err := os.ReadFile(r.path)
+	r.must(err)
+	bad := string(good) + "uplink_grup = 1\n"
+	r.must(os.WriteFile(r.path, []byte(bad), 0o600))
+	r.refusesToStart("a bad configuration from the start", "uplink_grup", "no rule of multihomed stands")
+	ctx, cancel := r.patience()
+	defer cancel()
+	if exit, is := errors.AsType[*exec.ExitError](r.daemon.Wait(ctx)); !is || exit.ExitCode() != 78 {
+		t.Errorf("it ends with %v", exit)
+	}
 }
 
 func TestBrokenDatabase(t *testing.T) {
