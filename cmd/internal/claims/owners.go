@@ -27,9 +27,6 @@ type Sources struct {
 	Kind func(name string) string
 	// Expected reports whether this host has a NetworkManager that may come.
 	Expected func() bool
-	// Blind says that what is not claimed may be somebody's all the same: nothing
-	// is known of tables.
-	Blind bool
 }
 
 // Owners puts together what the sources say. Create it with Join; Run must be
@@ -99,9 +96,6 @@ func (o *Owners) Take() reconcile.Claims {
 	all := reconcile.Claims{Changed: map[string]reconcile.Claim{}, Complete: o.status.Complete, Waiting: o.status.Reason}
 	if o.status.Absent && !o.Expected() {
 		all.Complete, all.Waiting = true, ""
-	}
-	if o.Blind {
-		all.Complete, all.Waiting = false, "there are no leases of tables"
 	}
 	for name := range names {
 		if claim, claimed := o.Of(name); claimed {

@@ -18,7 +18,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"multihomed/allocator"
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/runstate"
@@ -213,7 +212,10 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			p.take(running, m)
 		})
 	})
-	tasks.Go(func() error { return flushLeases(running, p.leases, s.Logger) })
+	tasks.Go(func() error {
+		p.keepLeases(running, func(code routing.Code, err error) { s.fault(cfg.RuntimeDir, code, err) })
+		return nil
+	})
 
 	tasks.Go(func() error {
 		// It is good when it has come into force.
@@ -297,19 +299,27 @@ func (s *service) publish(directory string) {
 	}
 }
 
-// flushEvery is how long the lazy bookkeeping of leases may lag behind.
-const flushEvery = time.Minute
+const (
+	// flushEvery is how long the lazy bookkeeping of leases may lag behind.
+	flushEvery = time.Minute
+	// checkEvery is how often it is looked whether leases can be written.
+	checkEvery = 5 * time.Second
+)
 
-func flushLeases(ctx context.Context, leases *allocator.Allocator, log *slog.Logger) error {
-	ticker := time.NewTicker(flushEvery)
-	defer ticker.Stop()
+// keepLeases does the bookkeeping of leases, and tells while they cannot be written.
+func (p *parts) keepLeases(ctx context.Context, fault func(routing.Code, error)) {
+	flush, check := time.NewTicker(flushEvery), time.NewTicker(checkEvery)
+	defer flush.Stop()
+	defer check.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			if err := leases.Flush(ctx); err != nil && ctx.Err() == nil {
-				log.LogAttrs(ctx, slog.LevelWarn, "bookkeeping of leases is delayed", slog.String("error", err.Error()))
+			return
+		case <-check.C:
+			p.checkLeases(ctx, fault)
+		case <-flush.C:
+			if err := p.leases.Flush(ctx); err != nil && ctx.Err() == nil {
+				p.log.LogAttrs(ctx, slog.LevelWarn, "bookkeeping of leases is delayed", slog.String("error", err.Error()))
 			}
 		}
 	}

@@ -134,7 +134,7 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 			}
 		},
 		Report: func(r reconcile.Report) { waiting = r.Waiting },
-	}, extras{fault: s.fault, withoutLeases: true})
+	}, extras{fault: s.fault})
 	if err != nil {
 		return false, err
 	}
