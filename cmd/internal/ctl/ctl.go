@@ -105,7 +105,7 @@ for what NetworkManager does not know, and it can take all of it away again.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`; it need not exist")
 	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
-	root.AddCommand(a.status(), a.lease(), a.migrate(), a.flush(), a.config(), a.version())
+	root.AddCommand(a.status(), a.lease(), a.migrate(), a.flush(), a.config(), a.version(), a.emergency())
 	return root
 }
 
