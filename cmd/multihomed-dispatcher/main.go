@@ -70,7 +70,11 @@ func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
 	o.Level.Set(cfg.LogLevel)
 	// What could not be noted of it may still be seen by others.
 	message, noting := told.Note(cfg.RuntimeDir, event, time.Now())
-	if err := hook.Send(cfg.RuntimeDir, message); !errors.Is(err, hook.ErrNobody) {
+	hung := func(pid int) {
+		o.Logger.LogAttrs(ctx, slog.LevelError, "the daemon did not acknowledge an event and was ended; its work is done here until it is back",
+			slog.Int("pid", pid), slog.Duration("after", hook.AckTimeout))
+	}
+	if err := hook.Deliver(ctx, cfg.RuntimeDir, message, hung); !errors.Is(err, hook.ErrNobody) {
 		return errors.Join(noting, err)
 	}
 	if event.Effect == dispatcher.Removed {

@@ -210,6 +210,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	tasks.Go(func() error {
 		return s.events.Run(running, s.Logger, func(m hook.Message) {
 			p.take(running, m)
+			tasks.Go(func() error { p.acknowledge(running, m); return nil })
 		})
 	})
 	tasks.Go(func() error {

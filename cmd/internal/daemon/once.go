@@ -145,12 +145,14 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 	tasks.Go(func() error {
 		return events.Run(running, s.Logger, func(m hook.Message) {
 			if m.MakesWay() {
+				m.Acknowledge()
 				replaced.Store(true)
 				cancel()
 				return
 			}
 			end.Reset(max(s.linger, firstPass))
 			p.take(running, m)
+			tasks.Go(func() error { p.acknowledge(running, m); return nil })
 		})
 	})
 	if err := tasks.Wait(); err != nil {

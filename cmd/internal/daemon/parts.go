@@ -186,6 +186,16 @@ func (p *parts) take(ctx context.Context, m hook.Message) {
 	p.owners.Poke(m.Interface)
 }
 
+// acknowledge tells the sender of a message that the loop has been through with it.
+// A loop that hangs acknowledges nothing.
+func (p *parts) acknowledge(ctx context.Context, m hook.Message) {
+	if _, err := p.loop.Settled(ctx, m.Interface); err != nil {
+		m.Drop()
+		return
+	}
+	m.Acknowledge()
+}
+
 // forget drops what hooks said of interfaces that have gone without a word.
 func (p *parts) forget(ctx context.Context) {
 	if len(p.hooks.Interfaces()) == 0 {
