@@ -98,7 +98,7 @@ IPROUTE2   ?= $(sysconfdir)/iproute2
 OWNED  := $(if $(filter 0,$(shell id -u)),-o root -g root)
 SCRIPT := install -D $(OWNED) -m 755
 DATA   := install -D $(OWNED) -m 644
-FILL    = sed 's,@sbindir@,$(sbindir),g'
+FILL    = sed 's,@sbindir@,$(sbindir),g; s,@bindir@,$(bindir),g'
 D       = $(DESTDIR)
 install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make build)
 	@test -x $(BIN)/multihomed-dispatcher || { echo "$(BIN)/multihomed-dispatcher is missing: run make build first" >&2; exit 1; }
@@ -115,6 +115,7 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	$(FILL) packaging/hooks/dhcpcd.in | $(DATA) /dev/stdin $D$(DHCPCD)/90-multihomed
 	$(FILL) packaging/udev/90-multihomed.rules.in | $(DATA) /dev/stdin $D$(LIB)/udev/rules.d/90-multihomed.rules
 	$(FILL) packaging/systemd/multihomed.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed.service
+	$(FILL) packaging/systemd/multihomed-failed.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed-failed.service
 	$(DATA) packaging/systemd/multihomed.socket $D$(unitdir)/multihomed.socket
 	$(DATA) packaging/sysusers.d/multihomed.conf $D$(LIB)/sysusers.d/multihomed.conf
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
@@ -134,7 +135,7 @@ uninstall: ## what make install installed
 		$D$(NM_LIB)/dispatcher.d/90-multihomed $D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed \
 		$D$(IFUPDOWN)/if-up.d/multihomed $D$(IFUPDOWN)/if-post-down.d/multihomed \
 		$D$(DHCLIENT)/multihomed $D$(DHCPCD)/90-multihomed $D$(LIB)/udev/rules.d/90-multihomed.rules \
-		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed.socket \
+		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed-failed.service $D$(unitdir)/multihomed.socket \
 		$D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
 		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(datadir)/zsh/vendor-completions/_multihomectl \

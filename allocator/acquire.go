@@ -74,7 +74,27 @@ func (a *Allocator) lease(ctx context.Context, missing []routing.Key, got map[ro
 			break
 		}
 	}
+	if _, disk := errors.AsType[*DatabaseError](err); disk && a.anyhow && !a.readOnly {
+		err = a.leaseInMemory(missing, got, inUse)
+	}
 	return errors.Join(append(refused, err)...)
+}
+
+// leaseInMemory gives numbers that the disk does not take. They are written as soon as
+// it does, and until then the kernel tells whose they are (Options.Standing). Only
+// numbers that no lease has are given: the file still says whose the others are.
+func (a *Allocator) leaseInMemory(missing []routing.Key, got map[routing.Key]routing.TableID, inUse InUse) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	missing = a.hold(missing, got)
+	c := a.newChooser(inUse)
+	c.candidate = nil
+	grants, unserved := a.chooseWith(c, missing)
+	if len(grants) > 0 {
+		a.settle(grants, got)
+		a.behind = true
+	}
+	return unserved
 }
 
 // valid drops keys twice in the list and keys that make no sense.
@@ -152,12 +172,17 @@ func (a *Allocator) choose(keys []routing.Key, inUse InUse) (grants []grant, uns
 			others = append(others, key)
 		}
 	}
-	c := a.newChooser(inUse)
+	more, unserved := a.chooseWith(a.newChooser(inUse), others)
+	return append(grants, more...), unserved
+}
+
+// chooseWith reserves the next numbers of a chooser.
+func (a *Allocator) chooseWith(c *chooser, keys []routing.Key) (grants []grant, unserved error) {
 	var refused []routing.Key
-	for i, key := range others {
+	for i, key := range keys {
 		chosen, verdict := a.number(c, key.Interface)
 		if verdict == exhausted {
-			unserved = a.full(c, others[i:])
+			unserved = a.full(c, keys[i:])
 			break
 		}
 		if verdict == scarce {

@@ -29,6 +29,17 @@ type Options struct {
 	// read when the file system of Path is full or read-only. Empty means the
 	// system's temporary directory.
 	Scratch string
+	// Anyhow keeps links independent of the disk. Open fails for no trouble with the
+	// database then: one that is of no use (ErrCorrupt, ErrForeign, ErrNewer, or of
+	// another user) is moved aside and made anew from Standing, and where it can be
+	// neither read nor written numbers are given in memory, until it can. Fault and
+	// Check tell.
+	Anyhow bool
+	// Standing are the leases that rules and routes in the kernel tell. Those that the
+	// database knows nothing of are taken over from them.
+	Standing []Standing
+	// Moved is told of a database that was moved aside; nil means nobody.
+	Moved func(to string, why error)
 	// Now is the clock for the times that people see; nil means time.Now.
 	Now func() time.Time
 	// Uptime is the clock by which the leases of clients expire; nil means
@@ -36,6 +47,12 @@ type Options struct {
 	// boot id.
 	Uptime func() time.Duration
 	Boot   string
+}
+
+// A Standing is a table that stands in the kernel for a key.
+type Standing struct {
+	Key   routing.Key
+	Table routing.TableID
 }
 
 // An InUse says whether a number is used by something that no lease here knows,
@@ -47,6 +64,9 @@ type InUse = func(routing.TableID) (why string, used bool)
 // An Allocator leases table numbers. It is safe for concurrent use.
 type Allocator struct {
 	path, scratch string
+	anyhow        bool
+	standing      []Standing
+	moved         func(to string, why error)
 	now           func() time.Time
 	uptime        func() time.Duration
 	boot          string
@@ -61,7 +81,9 @@ type Allocator struct {
 	// fault says why db is nil.
 	fault error
 	// logged says that the log holds commits: a checkpoint has something to do.
-	logged   bool
+	logged bool
+	// behind says that numbers were given in memory that the file lacks.
+	behind   bool
 	readOnly bool
 	closed   bool
 
@@ -101,7 +123,7 @@ func Open(ctx context.Context, options Options) (*Allocator, error) {
 	// A statement that is interrupted in the middle helps nobody; each is
 	// bounded by the busy timeout.
 	ctx = context.WithoutCancel(ctx)
-	db, leases, err := openWritable(ctx, a.path)
+	db, leases, err := a.openFile(ctx)
 	if err == nil {
 		err = a.use(db)
 	}
@@ -109,21 +131,57 @@ func Open(ctx context.Context, options Options) (*Allocator, error) {
 		err = a.forgetKept(ctx, leases)
 	}
 	if err != nil {
-		if !canStillRead(err) {
-			return nil, err
-		}
 		cause := err
-		leases, err = readCopy(ctx, a.path, a.scratch)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, cause // There are no leases that could be read.
-		}
-		if err != nil {
-			return nil, errors.Join(cause, err)
+		if leases, err = a.readInstead(ctx, cause); err != nil {
+			return nil, err
 		}
 		a.fault = cause
 	}
 	a.adopt(leases, false)
+	if a.takeStanding() {
+		a.behind = true
+		if a.fault == nil {
+			_ = a.writable(ctx) // Fault tells.
+		}
+	}
 	return a, nil
+}
+
+// readInstead reads the leases of a database that cannot be opened for writing.
+func (a *Allocator) readInstead(ctx context.Context, cause error) ([]*lease, error) {
+	if !canStillRead(cause) && !a.anyhow {
+		return nil, cause
+	}
+	leases, err := readCopy(ctx, a.path, a.scratch)
+	switch {
+	case err == nil:
+		return leases, nil
+	case a.anyhow:
+		return nil, nil // What stands in the kernel is all that is known.
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, cause // There are no leases that could be read.
+	default:
+		return nil, errors.Join(cause, err)
+	}
+}
+
+// takeStanding takes over from the kernel what no lease contradicts, as released
+// leases, and reports whether there was something.
+func (a *Allocator) takeStanding() (taken bool) {
+	for _, s := range a.standing {
+		h := linkHolder(s.Key)
+		if checkKey(s.Key) != nil || !a.numbers.Contains(s.Table) || a.byHolder[h] != nil || a.byTable[s.Table] != nil {
+			continue
+		}
+		l := &lease{holder: h, table: s.Table, created: a.now().UnixMilli()}
+		a.end(l)
+		a.byTable[l.table], a.byHolder[h] = l, l
+		taken = true
+	}
+	if taken {
+		a.rebuild()
+	}
+	return taken
 }
 
 // OpenReadOnly reads the leases as they were last written and closes the file.
@@ -149,8 +207,11 @@ func newAllocator(options Options) (*Allocator, error) {
 		return nil, fmt.Errorf("finding %s: %w", options.Path, err)
 	}
 	a := &Allocator{
-		path: path, scratch: options.Scratch, now: options.Now, uptime: options.Uptime, boot: options.Boot,
+		path: path, scratch: options.Scratch, anyhow: options.Anyhow, standing: options.Standing, moved: options.Moved, now: options.Now, uptime: options.Uptime, boot: options.Boot,
 		byHolder: map[holder]*lease{}, byTable: map[routing.TableID]*lease{},
+	}
+	if a.moved == nil {
+		a.moved = func(string, error) {}
 	}
 	if a.now == nil {
 		a.now = time.Now
@@ -314,6 +375,23 @@ func (a *Allocator) Fault() error {
 	a.disk.Lock()
 	defer a.disk.Unlock()
 	return a.fault
+}
+
+// Check brings the database in line with what was given in memory meanwhile, and
+// tells why new leases cannot be written, nil if they can. It costs a look at the file
+// and its file system while all is well. Call it every few seconds.
+func (a *Allocator) Check(ctx context.Context) error {
+	a.disk.Lock()
+	defer a.disk.Unlock()
+	if a.closed || a.readOnly {
+		return nil
+	}
+	if a.fault != nil || a.behind || a.db == nil || !a.unmoved() {
+		if err := a.writable(context.WithoutCancel(ctx)); err != nil {
+			return err
+		}
+	}
+	return probe(a.path)
 }
 
 // Close writes what Flush writes and closes the database. Leases stay as they

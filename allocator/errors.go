@@ -3,6 +3,7 @@ package allocator
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -43,6 +44,9 @@ var errMoved = errors.New("the lease database was deleted or renamed while it wa
 // errRowGone says that somebody else deleted or changed the row of a lease.
 var errRowGone = errors.New("the lease is not in the database any more")
 
+// makingDirectory is what is being done where there is no directory for the file.
+const makingDirectory = "creating the directory of"
+
 // A DatabaseError is a failure of the lease database: what was being done, to
 // which file, what the cause is and how to fix it.
 type DatabaseError struct {
@@ -66,7 +70,11 @@ func (e *DatabaseError) Error() string {
 	default:
 		fmt.Fprintf(&b, "%v (%v)", e.Kind, e.Cause)
 	}
-	if fix := fixFor(e.Kind, e.Path); fix != "" {
+	fix := fixFor(e.Kind, e.Path)
+	if e.Doing == makingDirectory {
+		fix = fmt.Sprintf("make %s again, or restart multihomed with systemctl, which makes it", filepath.Dir(e.Path))
+	}
+	if fix != "" {
 		b.WriteString("; to fix: ")
 		b.WriteString(fix)
 	}

@@ -25,7 +25,7 @@ const (
 // the database, so both are settled before it sees the path.
 func prepareFile(path string) error {
 	if err := prepareDirectory(filepath.Dir(path)); err != nil {
-		return databaseError(path, "creating the directory of", err)
+		return databaseError(path, makingDirectory, err)
 	}
 	for _, name := range []string{path, path + logSuffix, path + indexSuffix} {
 		if err := checkFile(name); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -35,7 +35,7 @@ type change struct {
 
 func (a *Allocator) flush(ctx context.Context) error {
 	changes := a.changes()
-	if len(changes) == 0 && !a.logged {
+	if len(changes) == 0 && !a.logged && !a.behind {
 		return nil
 	}
 	if err := a.writable(ctx); err != nil {

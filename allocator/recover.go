@@ -20,12 +20,20 @@ func (a *Allocator) writable(ctx context.Context) error {
 		return ErrClosed
 	case a.readOnly:
 		return &DatabaseError{Path: a.path, Doing: "writing to", Kind: ErrReadOnly, Cause: errors.New("it was opened for reading only")}
-	case a.db != nil && a.unmoved():
+	case a.db != nil && a.unmoved() && !a.behind:
 		return nil
-	case a.db != nil:
+	case a.db != nil && !a.unmoved():
 		a.drop(&DatabaseError{Path: a.path, Doing: "writing to", Kind: errMoved})
+	case a.db != nil:
+		// It is read again, to find what it lacks.
+		err := a.db.Close()
+		a.db = nil
+		if err != nil {
+			a.fault = databaseError(a.path, "closing", err)
+			return a.fault
+		}
 	}
-	db, leases, err := openWritable(ctx, a.path)
+	db, leases, err := a.openFile(ctx)
 	if err != nil {
 		a.fault = err
 		return err
@@ -39,7 +47,7 @@ func (a *Allocator) writable(ctx context.Context) error {
 		a.fault = err
 		return err
 	}
-	a.fault = nil
+	a.fault, a.behind = nil, false
 	return nil
 }
 

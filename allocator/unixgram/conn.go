@@ -175,10 +175,22 @@ func (c *Conn) TryReceive(buffer []byte) (Datagram, bool, error) {
 	return c.receive(buffer, false)
 }
 
+// ReceiveWithFile is Receive with the file that the sender passed, nil if none was: on
+// a socket that strangers cannot send to (see receive).
+func (c *Conn) ReceiveWithFile(buffer []byte) (Datagram, *os.File, error) {
+	var passed *os.File
+	d, _, err := c.receiveWith(buffer, true, &passed)
+	return d, passed, err
+}
+
 func (c *Conn) receive(buffer []byte, wait bool) (d Datagram, got bool, err error) {
+	return c.receiveWith(buffer, wait, nil)
+}
+
+func (c *Conn) receiveWith(buffer []byte, wait bool, passed **os.File) (d Datagram, got bool, err error) {
 	var failed error
 	err = c.raw.Read(func(fd uintptr) bool {
-		d, failed = receive(int(fd), buffer)
+		d, failed = receive(int(fd), buffer, passed)
 		got = !errors.Is(failed, unix.EAGAIN)
 		return got || !wait
 	})

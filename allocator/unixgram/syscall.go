@@ -1,6 +1,7 @@
 package unixgram
 
 import (
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -92,13 +93,17 @@ func restarted(call func() unix.Errno) error {
 	}
 }
 
-// receive reads one datagram.
-func receive(fd int, buffer []byte) (Datagram, error) {
+// receive reads one datagram, and the file that came with it, if passed is not nil.
+func receive(fd int, buffer []byte, passed **os.File) (Datagram, error) {
 	var from sockaddr
 	// There is room for credentials, which come first, and for no descriptor
 	// after them: the kernel then drops what a stranger passes. To take and to
 	// close it could block, if it is a file of a file system of the stranger's.
-	control := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
+	room := unix.CmsgSpace(unix.SizeofUcred)
+	if passed != nil {
+		room += unix.CmsgSpace(sizeofDescriptor)
+	}
+	control := make([]byte, room)
 	vector := unix.Iovec{Base: unsafe.SliceData(buffer)} //nolint:gosec // Its length follows.
 	vector.SetLen(len(buffer))
 	message := unix.Msghdr{
@@ -117,6 +122,9 @@ func receive(fd int, buffer []byte) (Datagram, error) {
 	if err != nil {
 		return Datagram{}, err
 	}
+	if passed != nil {
+		*passed = file(control[:message.Controllen])
+	}
 	credentials, err := credentials(control[:message.Controllen])
 	if err != nil {
 		return Datagram{}, err
@@ -127,10 +135,29 @@ func receive(fd int, buffer []byte) (Datagram, error) {
 	}, nil
 }
 
+// sizeofDescriptor is that of a C int.
+const sizeofDescriptor = 4
+
+// file returns the descriptor that was passed, nil if none was. The kernel drops those
+// for which there was no room.
+func file(control []byte) *os.File {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return nil
+	}
+	for i := range messages {
+		// Of another kind it is an error.
+		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil && len(fds) == 1 {
+			return os.NewFile(uintptr(fds[0]), "passed") //nolint:gosec // a descriptor
+		}
+	}
+	return nil
+}
+
 // credentials reads what the kernel says of a sender.
 func credentials(control []byte) (*unix.Ucred, error) {
 	messages, err := unix.ParseSocketControlMessage(control)
-	if err != nil || len(messages) != 1 {
+	if err != nil || len(messages) == 0 {
 		return nil, errNoCredentials
 	}
 	// It returns an error if they are something else.

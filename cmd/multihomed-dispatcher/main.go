@@ -55,24 +55,26 @@ func run(args, environ []string, stderr io.Writer) int {
 	if event.Effect == dispatcher.Nothing {
 		return 0
 	}
-	if err := deal(ctx, options, event); err != nil {
+	err = deal(ctx, options, event)
+	if err != nil {
 		log.LogAttrs(ctx, slog.LevelError, "not in order", slog.String("caller", event.Caller), slog.String("action", event.Action),
 			slog.String("interface", event.Interface), slog.String("error", err.Error()))
-		return 1
 	}
-	return 0
+	return daemon.ExitStatus(err)
 }
 
 // deal hands an event over, or sees to it that somebody else deals with it.
 func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
-	cfg, err := config.Load(o.ConfigPath)
-	if err != nil {
-		return err
-	}
+	// A bad file is told of by whoever works with another one.
+	cfg := config.Find(o.ConfigPath).Config
 	o.Level.Set(cfg.LogLevel)
 	// What could not be noted of it may still be seen by others.
 	message, noting := told.Note(cfg.RuntimeDir, event, time.Now())
-	if err := hook.Send(cfg.RuntimeDir, message); !errors.Is(err, hook.ErrNobody) {
+	hung := func(pid int) {
+		o.Logger.LogAttrs(ctx, slog.LevelError, "the daemon did not acknowledge an event and was ended; its work is done here until it is back",
+			slog.Int("pid", pid), slog.Duration("after", hook.AckTimeout))
+	}
+	if err := hook.Deliver(ctx, cfg.RuntimeDir, message, hung); !errors.Is(err, hook.ErrNobody) {
 		return errors.Join(noting, err)
 	}
 	// What was said is noted all the same: it counts when multihomed comes back.

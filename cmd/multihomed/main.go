@@ -27,17 +27,21 @@ func run(args []string, stderr io.Writer) int {
 	flags := flag.NewFlagSet("multihomed", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	path := flags.String("config", config.DefaultPath, "configuration `file`; it need not exist")
+	check := flags.Bool("check", false, "check the configuration and exit: 0 if it is sound, 78 if not")
 	show := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
-		return 2
+		return daemon.ExitUsage
 	}
 	if flags.NArg() > 0 {
 		fmt.Fprintf(stderr, "multihomed: unexpected argument %q; see multihomed -help\n", flags.Arg(0))
-		return 2
+		return daemon.ExitUsage
 	}
 	if *show {
 		fmt.Println("multihomed", version)
 		return 0
+	}
+	if *check {
+		return checked(*path, stderr)
 	}
 
 	level := new(slog.LevelVar)
@@ -47,7 +51,16 @@ func run(args []string, stderr io.Writer) int {
 	err := daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
 	if err != nil {
 		log.Error("multihomed ends", slog.String("error", err.Error()))
-		return 1
+	}
+	return daemon.ExitStatus(err)
+}
+
+// checked says what is wrong with a configuration file. systemd calls it before a
+// reload (ExecReload=), which fails with it.
+func checked(path string, stderr io.Writer) int {
+	if _, err := config.Load(path); err != nil {
+		fmt.Fprintln(stderr, err)
+		return daemon.ExitConfiguration
 	}
 	return 0
 }

@@ -31,9 +31,6 @@ type Sources struct {
 	Expected func() bool
 	// Off is what the administrator switched off.
 	Off *offswitch.Switch
-	// Blind says that what is not claimed may be somebody's all the same: nothing
-	// is known of tables.
-	Blind bool
 }
 
 // Owners puts together what the sources say. Create it with Join; Run must be
@@ -127,9 +124,6 @@ func (o *Owners) Take() reconcile.Claims {
 	all := reconcile.Claims{Changed: map[string]reconcile.Claim{}, Complete: o.status.Complete, Waiting: o.status.Reason}
 	if o.status.Absent && !o.Expected() {
 		all.Complete, all.Waiting = true, ""
-	}
-	if o.Blind {
-		all.Complete, all.Waiting = false, "there are no leases of tables"
 	}
 	if o.off.HostOff() {
 		// Whoever may still speak, nothing of ours is to stand.

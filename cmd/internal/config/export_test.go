@@ -30,3 +30,6 @@ func SpecKeys() (keys []string) {
 	}
 	return keys
 }
+
+// FindWith is Find with another usual directory.
+var FindWith = find

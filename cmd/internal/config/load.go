@@ -17,14 +17,8 @@ const maxSize = 1 << 20
 
 // Load reads a configuration file. A missing file is the default configuration.
 func Load(path string) (Config, error) {
-	data, err := read(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Default(), nil
-	}
-	if err != nil {
-		return Config{}, err
-	}
-	return Parse(path, data)
+	cfg, _, err := load(path)
+	return cfg, err
 }
 
 // read reads a regular file of bounded size. A pipe must not block the start.
@@ -61,6 +55,9 @@ func Parse(name string, data []byte) (Config, error) {
 		syntax.File = name
 		return Config{}, syntax
 	}
+	if err := foreign(name, at); err != nil {
+		return Config{}, err
+	}
 	var file raw
 	decoder := toml.NewDecoder(strings.NewReader(string(data)))
 	decoder.DisallowUnknownFields()
@@ -73,6 +70,27 @@ func Parse(name string, data []byte) (Config, error) {
 		return Config{}, err
 	}
 	return cfg, nil
+}
+
+// mostUnknown is how many unknown keys a file may have that is meant for us. What the
+// library needs for them grows with their square.
+const mostUnknown = 100
+
+// foreign refuses a file that cannot be meant for us.
+func foreign(name string, at *positions) error {
+	unknown, first, line := 0, "", 0
+	for key, l := range at.lines {
+		if _, known := allowed(key); known {
+			continue
+		}
+		if unknown++; first == "" || l < line {
+			first, line = key, l
+		}
+	}
+	if unknown <= mostUnknown {
+		return nil
+	}
+	return &Error{File: name, Line: line, Key: first, Message: fmt.Sprintf("unknown key, the first of %d; this is no configuration of multihomed", unknown)}
 }
 
 // decodeError puts the errors of the TOML library into our words: unknown keys,

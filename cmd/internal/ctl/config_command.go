@@ -30,12 +30,7 @@ file says, and the defaults for the rest. The output is itself a configuration f
 				_, err := fmt.Fprint(a.Out, config.Reference)
 				return err
 			}
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprint(a.Out, effective(cfg, a.configPath, exists(a.configPath)))
-			return err
+			return a.printConfig()
 		},
 	}
 	cmd.Flags().BoolVar(&reference, "reference", false, "print a configuration file that explains every key")
@@ -48,6 +43,25 @@ is sound and 1 if not.`,
 		RunE: func(_ *cobra.Command, args []string) error { return a.check(args) },
 	})
 	return cmd
+}
+
+// printConfig prints what is in force. Where the file is bad the exit status is 1.
+func (a *app) printConfig() error {
+	loaded := a.find()
+	from := a.configPath
+	switch {
+	case loaded.Fault != nil:
+		from = loaded.Fault.Instead + ": " + a.configPath + " is refused"
+	case !exists(a.configPath):
+		from = "the defaults: there is no " + a.configPath
+	}
+	if _, err := fmt.Fprint(a.Out, effective(loaded.Config, from)); err != nil {
+		return err
+	}
+	if loaded.Fault != nil {
+		return &exitError{exitProblem, loaded.Fault}
+	}
+	return nil
 }
 
 func (a *app) check(args []string) error {
@@ -75,12 +89,8 @@ func exists(path string) bool {
 }
 
 // effective writes a configuration as a file.
-func effective(c config.Config, path string, found bool) string {
+func effective(c config.Config, from string) string {
 	var b strings.Builder
-	from := path
-	if !found {
-		from = "the defaults: there is no " + path
-	}
 	fmt.Fprintf(&b, "# The configuration of multihomed, from %s\n", from)
 	fmt.Fprintf(&b, "uplink_group = %d\n", c.UplinkGroup)
 	fmt.Fprintf(&b, "container_prefix_length = %d\n", c.ContainerPrefixLength)

@@ -105,7 +105,7 @@ for what NetworkManager does not know, and it can take all of it away again.`,
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`; it need not exist")
 	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
-	root.AddCommand(a.status(), a.lease(), a.migrate(), a.off(), a.on(), a.flush(), a.config(), a.version())
+	root.AddCommand(a.status(), a.lease(), a.migrate(), a.off(), a.on(), a.flush(), a.config(), a.version(), a.emergency())
 	return root
 }
 
@@ -119,14 +119,18 @@ func (a *app) version() *cobra.Command {
 	}
 }
 
-// load reads the configuration.
+// load reads the configuration. Where the file is bad, what the daemon would use
+// instead serves, and that is said.
 func (a *app) load() (config.Config, error) {
-	cfg, err := config.Load(a.configPath)
-	if err != nil {
-		return cfg, &exitError{exitUsage, err}
+	loaded := a.find()
+	if loaded.Fault != nil {
+		fmt.Fprintf(a.Err, "multihomectl: %v\n", loaded.Fault)
 	}
-	return cfg, nil
+	return loaded.Config, nil
 }
+
+// find is load for who shows the fault himself.
+func (a *app) find() config.Loaded { return config.Find(a.configPath) }
 
 // narrow is the width of what is not a terminal.
 const narrow = 80

@@ -81,16 +81,12 @@ func (a *app) status() *cobra.Command {
   multihomectl status --json | jq '.links[] | {interface, networks}'`,
 		ValidArgsFunction: a.completeInterfaces,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
 			how, err := a.look()
 			if err != nil {
 				return err
 			}
 			how.verbose, how.only = verbose, args
-			return a.showStatus(cmd.Context(), cfg, how, asJSON)
+			return a.showStatus(cmd.Context(), a.find(), how, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")
@@ -98,11 +94,12 @@ func (a *app) status() *cobra.Command {
 	return cmd
 }
 
-func (a *app) showStatus(ctx context.Context, cfg config.Config, how look, asJSON bool) error {
-	s, err := a.readStatus(ctx, cfg, how.only, asJSON || how.verbose)
+func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, asJSON bool) error {
+	s, err := a.readStatus(ctx, loaded.Config, how.only, asJSON || how.verbose)
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
+	tell(&s, loaded.Fault)
 	if err := restrict(&s, how.only); err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -175,6 +172,17 @@ func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, err
 	}
 }
 
+// tell adds what is wrong with the configuration file, unless the daemon has said
+// so. Where it is bad, the daemon works with another one and the next start will too.
+func tell(s *Status, fault *config.Fault) {
+	said := func(p Problem) bool { return p.Code == config.FaultCode }
+	if fault == nil || slices.ContainsFunc(s.Problems, said) {
+		return
+	}
+	s.Problems = slices.Insert(s.Problems, 0, Problem{Problem: fault.Problem()})
+	s.OK = false
+}
+
 // breath is how long a running daemon gets to finish what it is doing. It needs
 // a thousandth of it.
 const breath = 200 * time.Millisecond
@@ -231,11 +239,7 @@ func restrict(s *Status, only []string) error {
 
 // completeInterfaces offers the interfaces of the host to the shell.
 func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	cfg, err := a.load()
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	told, err := a.readStatus(cmd.Context(), cfg, nil, false)
+	told, err := a.readStatus(cmd.Context(), a.find().Config, nil, false)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"os"
@@ -17,7 +18,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"multihomed/allocator"
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/runstate"
@@ -49,8 +49,11 @@ const lockTimeout = 5 * time.Second
 
 // Run serves until ctx is done. It leaves the routing in place.
 func Run(ctx context.Context, o Options) error {
-	cfg, err := config.Load(o.ConfigPath)
+	cfg, err := find(ctx, o)
 	if err != nil {
+		return err
+	}
+	if err := mayRoute(); err != nil {
 		return err
 	}
 	if err := ownership.MakeDirectory(cfg.RuntimeDir); err != nil {
@@ -63,7 +66,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer lock.Close()
-	unlock, err := lockNamespace(waiting, cfg, o.Logger)
+	unlock, err := lockNamespace(waiting, cfg.Config, o.Logger)
 	if err != nil {
 		return err
 	}
@@ -105,7 +108,8 @@ type service struct {
 	events  *hook.Listener
 
 	mu sync.Mutex
-	// faults are of parts other than the loop.
+	// report is the loop's last; faults are of other parts.
+	report reconcile.Report
 	faults faults
 }
 
@@ -115,6 +119,7 @@ const (
 	namesFault     routing.Code = "dns-servers"
 	allocatorFault routing.Code = "table-allocator"
 	statusFault    routing.Code = "status-socket"
+	lastGoodFault  routing.Code = "last-good-configuration"
 )
 
 // faults are what is wrong with parts other than the loop.
@@ -123,24 +128,45 @@ type faults map[routing.Code]routing.Problem
 // set takes what is wrong with a part, nothing if err is nil.
 func (f faults) set(log *slog.Logger, code routing.Code, err error) {
 	var p routing.Problem
-	if err != nil {
+	bad, is := errors.AsType[*config.Fault](err)
+	switch {
+	case is:
+		p = bad.Problem()
+	case err != nil:
 		p = routing.ProblemOf(code, routing.Warning, "", err)
 	}
 	if f[code] == p {
 		return
 	}
 	f[code] = p
-	if err != nil {
+	switch {
+	case is:
+		log.Error("configuration refused", slog.String("error", err.Error()))
+	case code == config.FaultCode && err == nil:
+		log.Info("configuration accepted again")
+	case err != nil:
 		log.Warn("component unavailable", slog.String("component", string(code)), slog.String("error", err.Error()))
-	} else {
+	default:
 		log.Info("component available again", slog.String("component", string(code)))
 	}
 }
 
+// problems are those that there are, in a fixed order.
+func (f faults) problems() (out []routing.Problem) {
+	for _, code := range slices.Sorted(maps.Keys(f)) {
+		if p := f[code]; p.Code != "" {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // serve runs all parts under one configuration. It returns the next one when
 // that changed, nil when ctx is done.
-func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) (*config.Config, error) {
+func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan os.Signal) (*config.Loaded, error) {
+	cfg := loaded.Config
 	s.Level.Set(cfg.LogLevel)
+	s.fault(config.FaultCode, faultOf(loaded))
 	settled, ready := newEvent(), newEvent()
 	var alone atomic.Bool
 	var p *parts
@@ -151,7 +177,7 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 			alone.Store(p.owners.Alone())
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
-		Report: s.notify.status,
+		Report: s.reported,
 	}, extras{fault: s.fault})
 	if err != nil {
 		return nil, err
@@ -188,6 +214,7 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 	tasks.Go(func() error {
 		return s.events.Run(running, s.Logger, func(m hook.Message) {
 			p.take(running, m)
+			tasks.Go(func() error { p.acknowledge(running, m); return nil })
 		})
 	})
 	tellers, err := newTeller(s, cfg, p)
@@ -198,9 +225,20 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		s.fault(statusFault, nil)
 		tellers.run(running, tasks)
 	}
-	tasks.Go(func() error { return flushLeases(running, p.leases, s.Logger) })
+	tasks.Go(func() error {
+		p.keepLeases(running, s.fault)
+		return nil
+	})
 
-	var next *config.Config
+	tasks.Go(func() error {
+		// It is good when it has come into force.
+		if settled.await(running) {
+			keep(running, loaded, func(err error) { s.fault(lastGoodFault, err) })
+		}
+		return nil
+	})
+
+	var next *config.Loaded
 	tasks.Go(func() error {
 		defer cancel()
 		next = s.awaitChange(running, cfg, hangup)
@@ -212,8 +250,9 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 	return next, nil
 }
 
-// awaitChange returns the configuration that replaces cfg, nil when ctx is done.
-func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) *config.Config {
+// awaitChange returns the configuration that replaces cfg, nil when ctx is done. A
+// bad file changes nothing but what is said of it.
+func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) *config.Loaded {
 	for {
 		select {
 		case <-ctx.Done():
@@ -221,14 +260,16 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 		case <-hangup:
 		}
 		ready := s.notify.reloading()
-		next, err := config.Load(s.ConfigPath)
+		next := config.Find(s.ConfigPath)
 		switch {
-		case err != nil:
-			s.Logger.LogAttrs(ctx, slog.LevelError, "configuration refused, the old one stays", slog.String("error", err.Error()))
+		case next.Fault != nil:
+			s.fault(config.FaultCode, config.Refused(next.Fault.File, next.Fault.Err))
 		case next.StateDir != cfg.StateDir || next.RuntimeDir != cfg.RuntimeDir:
-			s.Logger.LogAttrs(ctx, slog.LevelError, "configuration refused, the old one stays", slog.String("error", "state_dir and runtime_dir need a restart"))
-		case reflect.DeepEqual(next, cfg):
+			s.fault(config.FaultCode, config.Refused(s.ConfigPath, errNeedsRestart))
+		case reflect.DeepEqual(next.Config, cfg):
+			s.fault(config.FaultCode, nil)
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged")
+			s.fault(lastGoodFault, next.Keep(time.Now()))
 		default:
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed")
 			return &next
@@ -239,23 +280,29 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 	}
 }
 
+var errNeedsRestart = errors.New("state_dir and runtime_dir need a restart; to fix: systemctl restart multihomed")
+
+// reported takes what the loop has to say.
+func (s *service) reported(r reconcile.Report) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.report = r
+	s.notify.status(r.Waiting, slices.Concat(s.faults.problems(), r.Problems))
+}
+
 // fault notes what is wrong with a part other than the loop, nothing if err is nil.
 func (s *service) fault(code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults.set(s.Logger, code, err)
+	s.notify.status(s.report.Waiting, slices.Concat(s.faults.problems(), s.report.Problems))
 }
 
 // state is what the daemon says of itself, with the loop's report.
 func (s *service) state(r reconcile.Report) runstate.State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	problems := slices.Clone(r.Problems)
-	for _, code := range slices.Sorted(maps.Keys(s.faults)) {
-		if p := s.faults[code]; p.Code != "" {
-			problems = append(problems, p)
-		}
-	}
+	problems := slices.Concat(s.faults.problems(), r.Problems)
 	away := make([]runstate.Away, len(r.Away))
 	for i, a := range r.Away {
 		away[i] = runstate.Away(a)
@@ -266,19 +313,27 @@ func (s *service) state(r reconcile.Report) runstate.State {
 	}
 }
 
-// flushEvery is how long the lazy bookkeeping of leases may lag behind.
-const flushEvery = time.Minute
+const (
+	// flushEvery is how long the lazy bookkeeping of leases may lag behind.
+	flushEvery = time.Minute
+	// checkEvery is how often it is looked whether leases can be written.
+	checkEvery = 5 * time.Second
+)
 
-func flushLeases(ctx context.Context, leases *allocator.Allocator, log *slog.Logger) error {
-	ticker := time.NewTicker(flushEvery)
-	defer ticker.Stop()
+// keepLeases does the bookkeeping of leases, and tells while they cannot be written.
+func (p *parts) keepLeases(ctx context.Context, fault func(routing.Code, error)) {
+	flush, check := time.NewTicker(flushEvery), time.NewTicker(checkEvery)
+	defer flush.Stop()
+	defer check.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			if err := leases.Flush(ctx); err != nil && ctx.Err() == nil {
-				log.LogAttrs(ctx, slog.LevelWarn, "bookkeeping of leases is delayed", slog.String("error", err.Error()))
+			return
+		case <-check.C:
+			p.checkLeases(ctx, fault)
+		case <-flush.C:
+			if err := p.leases.Flush(ctx); err != nil && ctx.Err() == nil {
+				p.log.LogAttrs(ctx, slog.LevelWarn, "bookkeeping of leases is delayed", slog.String("error", err.Error()))
 			}
 		}
 	}

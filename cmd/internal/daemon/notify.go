@@ -3,14 +3,15 @@ package daemon
 import (
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"multihomed/cmd/internal/config"
 	"multihomed/routing"
-	"multihomed/routing/reconcile"
 )
 
 // A notifier tells systemd how the service is, sd_notify(3). Without a
@@ -103,17 +104,22 @@ func (n *notifier) reloading() bool {
 func (n *notifier) stopping() { n.send(sd.SdNotifyStopping) }
 
 // status shows one line in `systemctl status`.
-func (n *notifier) status(r reconcile.Report) {
-	text := "every link has its own routing"
-	errors := 0
-	for _, p := range r.Problems {
-		if p.Severity == routing.Error {
-			errors++
+func (n *notifier) status(waiting string, problems []routing.Problem) {
+	text, refused, errors := "every link has its own routing", "", 0
+	for _, p := range problems {
+		if p.Severity != routing.Error {
+			continue
+		}
+		errors++
+		if p.Code == config.FaultCode {
+			refused = p.Object + ": " + p.Text
 		}
 	}
 	switch {
-	case r.Waiting != "":
-		text = "waiting: " + r.Waiting
+	case refused != "":
+		text = strings.ReplaceAll(refused, "\n", " ") // an assignment is one line
+	case waiting != "":
+		text = "waiting: " + waiting
 	case errors > 0:
 		text = fmt.Sprintf("%d problems, see multihomectl status", errors)
 	}

@@ -38,19 +38,22 @@ const (
 //
 // Settled is called when the first of this is done.
 func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, settled func()) error {
-	cfg, err := config.Load(o.ConfigPath)
+	cfg, err := find(ctx, o)
 	if err != nil {
 		return err
 	}
+	if err := mayRoute(); err != nil {
+		return err
+	}
 	o.Level.Set(cfg.LogLevel)
-	lock, err := handOver(ctx, cfg, m)
+	lock, err := handOver(ctx, cfg.Config, m)
 	if lock == nil || err != nil {
 		return err
 	}
 	defer lock.Close()
 	waiting, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
-	unlock, err := lockNamespace(waiting, cfg, o.Logger)
+	unlock, err := lockNamespace(waiting, cfg.Config, o.Logger)
 	if err != nil {
 		return err
 	}
@@ -101,7 +104,7 @@ func handOver(ctx context.Context, cfg config.Config, m hook.Message) (*lockfile
 // A standIn does the daemon's work for a while.
 type standIn struct {
 	Options
-	cfg config.Config
+	cfg config.Loaded
 	// first is what it was called for.
 	first   hook.Message
 	linger  time.Duration
@@ -118,8 +121,10 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 	end := time.AfterFunc(max(s.linger, firstPass), cancel)
 	defer end.Stop()
 	done := newEvent()
+	s.fault(config.FaultCode, faultOf(s.cfg))
 	finish := func() {
 		done.do(func() {
+			s.fault(lastGoodFault, s.cfg.Keep(time.Now()))
 			s.settled()
 			if s.linger == 0 {
 				cancel()
@@ -128,7 +133,7 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 	}
 	var p *parts
 	var waiting string
-	p, err = assemble(ctx, s.cfg, s.Logger, reconcile.Hooks{
+	p, err = assemble(ctx, s.cfg.Config, s.Logger, reconcile.Hooks{
 		Ready: func() { waiting = "" },
 		Settled: func() {
 			if p.owners.Heard() {
@@ -136,7 +141,7 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 			}
 		},
 		Report: func(r reconcile.Report) { waiting = r.Waiting },
-	}, extras{fault: s.fault, withoutLeases: true})
+	}, extras{fault: s.fault})
 	if err != nil {
 		return false, err
 	}
@@ -147,12 +152,14 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 	tasks.Go(func() error {
 		return events.Run(running, s.Logger, func(m hook.Message) {
 			if m.MakesWay() {
+				m.Acknowledge()
 				replaced.Store(true)
 				cancel()
 				return
 			}
 			end.Reset(max(s.linger, firstPass))
 			p.take(running, m)
+			tasks.Go(func() error { p.acknowledge(running, m); return nil })
 		})
 	})
 	if err := tasks.Wait(); err != nil {

@@ -21,6 +21,7 @@ import (
 	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
+	"multihomed/internal/standing"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -50,9 +51,6 @@ type parts struct {
 type extras struct {
 	// fault takes what is wrong with a part; nil says that nothing is.
 	fault func(code routing.Code, err error)
-	// withoutLeases goes on where the database cannot be had. No link gets a table
-	// then, and nothing that stands is deleted.
-	withoutLeases bool
 }
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
@@ -67,19 +65,15 @@ func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks re
 
 func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hooks, more extras) (err error) {
 	policy, log := cfg.RoutingPolicy(), p.log
-	var leases reconcile.Leases
-	p.leases, err = allocator.Open(ctx, allocator.Options{
-		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: policy.Tables,
-	})
-	switch {
-	case err == nil:
-		leases = p.leases
-	case more.withoutLeases && ctx.Err() == nil:
-		more.fault(leasesFault, err)
-		leases = noLeases{fmt.Errorf("the leases of tables cannot be had: %w", err)}
-	default:
+	stands, err := standing.Find(ctx, policy.Tables)
+	if err != nil {
 		return err
 	}
+	p.leases, err = openLeases(ctx, cfg, stands, log)
+	if err != nil {
+		return err
+	}
+	p.checkLeases(ctx, more.fault)
 	names, err := rttables.Load()
 	if err != nil {
 		// A file that cannot be read may reserve any number; it is the
@@ -113,7 +107,6 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		Manager: p.watcher, Policy: cfg.NMPolicy(), Links: cfg.Links, Hooked: p.hooks, Declared: links, Kind: p.kindOf,
 		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
 		Off:      p.off,
-		Blind:    p.leases == nil,
 	})
 
 	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
@@ -127,13 +120,16 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	hooks.Settled = func() {
 		p.router.settled(ctx)
 		p.forget(ctx)
+		if p.leases.Fault() != nil {
+			p.checkLeases(ctx, more.fault) // Not only when it is looked next.
+		}
 		move.settled(ctx, p.loop.Plans())
 		p.names.settled(ctx, p.loop.Plans(), p.loop.Said)
 		settled()
 	}
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
-		Owners: p.owners, Leases: leases, Reserved: names.Lookup,
+		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
 		Repairs: rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:   hooks,
 		Memory:  runstate.Memory{Directory: cfg.RuntimeDir},
@@ -142,14 +138,30 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	return nil
 }
 
-// noLeases are those of nobody.
-type noLeases struct{ why error }
-
-func (n noLeases) Acquire(context.Context, []routing.Key, func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error) {
-	return nil, n.why
+// openLeases opens the leases, whatever the database is like: what stands in the
+// kernel tells whose the tables are, so they keep their numbers.
+func openLeases(ctx context.Context, cfg config.Config, stands []standing.Lease, log *slog.Logger) (*allocator.Allocator, error) {
+	o := allocator.Options{
+		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: cfg.Tables, Anyhow: true,
+		Moved: func(to string, why error) {
+			log.LogAttrs(ctx, slog.LevelError, "the lease database is of no use, it was moved aside and is made anew from what stands in the kernel",
+				slog.String("moved_to", to), slog.String("error", why.Error()))
+		},
+	}
+	for _, l := range stands {
+		o.Standing = append(o.Standing, allocator.Standing(l))
+	}
+	return allocator.Open(ctx, o)
 }
 
-func (noLeases) Release(...routing.Key) {}
+// checkLeases says whether leases can be written.
+func (p *parts) checkLeases(ctx context.Context, fault func(routing.Code, error)) {
+	err := p.leases.Check(ctx)
+	if err != nil {
+		err = fmt.Errorf("tables are remembered in memory and in the kernel alone, links go on: %w", err)
+	}
+	fault(leasesFault, err)
+}
 
 // kindOf returns the driver's name of a virtual interface, and what it is a port of.
 func (p *parts) kindOf(name string) (kind, controller string) {
@@ -188,6 +200,16 @@ func (p *parts) take(ctx context.Context, m hook.Message) {
 		p.hooks.Hint(m.Interface, m.Hints)
 	}
 	p.owners.Poke(m.Interface)
+}
+
+// acknowledge tells the sender of a message that the loop has been through with it.
+// A loop that hangs acknowledges nothing.
+func (p *parts) acknowledge(ctx context.Context, m hook.Message) {
+	if _, err := p.loop.Settled(ctx, m.Interface); err != nil {
+		m.Drop()
+		return
+	}
+	m.Acknowledge()
 }
 
 // switched reads what the administrator switched off or on.

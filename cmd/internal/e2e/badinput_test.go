@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,10 +19,13 @@ import (
 	_ "modernc.org/sqlite"
 
 	"multihomed/allocator"
+	"multihomed/cmd/internal/config"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
+	"multihomed/internal/lastgood"
 	"multihomed/internal/status"
 	"multihomed/nm/nmtest"
+	"multihomed/routing"
 )
 
 // These tests are promise 7: bad input gets a clear error and costs nothing.
@@ -138,19 +142,58 @@ func TestBadConfiguration(t *testing.T) {
 		}
 		r.unharmed(before, b.name)
 	}
-	r.must(r.daemon.Stop(t.Context()))
-	for _, b := range bad {
-		r.must(os.WriteFile(r.path, []byte(string(good)+b.text), 0o600))
-		r.refusesToStart(b.name, b.says)
-	}
-	r.must(os.Remove(r.path))
-	r.must(os.Mkdir(r.path, 0o700))
-	r.refusesToStart("a directory", "multihomed.toml")
-	r.works(1)
-	r.must(os.Remove(r.path))
+	r.refused("too large")
 	r.must(os.WriteFile(r.path, good, 0o600))
+	r.must(r.daemon.Signal(syscall.SIGHUP))
+	r.settled()
+	r.refused("")
+
+	// A daemon that starts works with the configuration that was in force last.
+	changed := append(slices.Clone(good), "uplink_group = 4711\n"...)
+	r.must(os.WriteFile(r.path, changed, 0o600))
+	r.must(r.daemon.Signal(syscall.SIGHUP))
+	r.writeConfig(string(changed))
+	r.settled()
+	labtest.Eventually(t, func() error {
+		text, err := os.ReadFile(filepath.Join(r.cfg.StateDir, lastgood.Name))
+		if err == nil && !strings.HasSuffix(string(text), string(changed)) {
+			err = fmt.Errorf("kept is\n%s", text)
+		}
+		return err
+	})
+	for _, b := range bad {
+		r.must(r.daemon.Stop(t.Context()))
+		before := r.ours()
+		r.must(os.WriteFile(r.path, []byte(string(changed)+b.text), 0o600))
+		r.start()
+		r.refused(b.says)
+		r.unharmed(before, b.name)
+		note := "STATUS=" + r.path
+		if !slices.ContainsFunc(r.daemon.Notes(), func(n string) bool { return strings.HasPrefix(n, note) && strings.Contains(n, "last good") }) {
+			t.Errorf("%s: systemd was told %q", b.name, r.daemon.Notes())
+		}
+	}
+	// However strange the file.
+	for name, do := range map[string]func() error{
+		"a directory": func() error { return os.Mkdir(r.path, 0o700) },
+		"a pipe":      func() error { return unix.Mkfifo(r.path, 0o600) },
+		"too large":   func() error { return os.WriteFile(r.path, make([]byte, 2<<20), 0o600) },
+	} {
+		r.must(r.daemon.Stop(t.Context()))
+		before := r.ours()
+		r.must(os.Remove(r.path))
+		r.must(do())
+		r.start()
+		r.refused(r.path)
+		r.unharmed(before, name)
+		r.works(1)
+	}
+	r.must(r.daemon.Stop(t.Context()))
+	r.must(os.Remove(r.path))
+	r.must(os.WriteFile(r.path, changed, 0o600))
 	r.start()
 	r.settled()
+	r.refused("")
 	// A second daemon does not get in the way of the first.
 	first := r.daemon
 	r.refusesToStart("a second daemon", "lock")
@@ -158,6 +201,52 @@ func TestBadConfiguration(t *testing.T) {
 		t.Errorf("the first daemon has ended: %v", err)
 	}
 	r.works(0)
+}
+
+// refused wants the daemon to report that its configuration is bad, with a text, or
+// that it is not, and status to exit as it should.
+func (r *rig) refused(says string) {
+	r.t.Helper()
+	labtest.Eventually(r.t, func() error {
+		state, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(state.Problems, func(p status.Problem) bool { return p.Code == config.FaultCode })
+		switch {
+		case says == "" && i < 0:
+			return nil
+		case says == "":
+			return fmt.Errorf("still refused: %v", state.Problems[i])
+		case i < 0:
+			return fmt.Errorf("no problem says so: %v", state.Problems)
+		}
+		p := state.Problems[i]
+		if p.Severity != routing.Error || !strings.HasPrefix(p.Object, r.path) || p.Fix == "" || !strings.Contains(p.Object+p.Text, says) {
+			return fmt.Errorf("the problem is %+v, want %q", p, says)
+		}
+		return nil
+	})
+	out, err := r.ctl("status")
+	if exit, is := errors.AsType[*exec.ExitError](err); says != "" && (!is || exit.ExitCode() != 1 || !strings.Contains(out, "configuration")) {
+		r.t.Errorf("status: %v\n%s", err, out)
+	}
+}
+
+// TestNeverGood: with no configuration that was ever good, and nothing that stands,
+// the host goes on without us; where something stands the defaults serve it.
+func TestNeverGood(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	good, err := os.ReadFile(r.path)
+	r.must(err)
+	bad := string(good) + "uplink_grup = 1\n"
+	r.must(os.WriteFile(r.path, []byte(bad), 0o600))
+	r.refusesToStart("a bad configuration from the start", "uplink_grup", "no rule of multihomed stands")
+	ctx, cancel := r.patience()
+	defer cancel()
+	if exit, is := errors.AsType[*exec.ExitError](r.daemon.Wait(ctx)); !is || exit.ExitCode() != 78 {
+		t.Errorf("it ends with %v", exit)
+	}
 }
 
 func TestBrokenDatabase(t *testing.T) {
@@ -177,53 +266,79 @@ func TestBrokenDatabase(t *testing.T) {
 	for i := len(half) / 3; i < len(half); i++ {
 		half[i] ^= 0x5a
 	}
+	before := r.ours()
 	for _, b := range []struct {
 		name string
 		do   func() error
-		says []string
+		// aside says that it is moved, not only reported.
+		aside bool
 	}{
-		{"garbage", func() error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 1000)), 0o600) }, []string{path, "to fix"}},
-		{"a damaged file", func() error { return os.WriteFile(path, half, 0o600) }, []string{path, "corrupt"}},
-		{"a file cut off", func() error { return os.WriteFile(path, good[:len(good)/2], 0o600) }, []string{path, "corrupt"}},
-		{"a directory", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, []string{path}},
+		{"garbage", func() error { return os.WriteFile(path, []byte(strings.Repeat("garbage ", 1000)), 0o600) }, true},
+		{"a damaged file", func() error { return os.WriteFile(path, half, 0o600) }, true},
+		{"a file cut off", func() error { return os.WriteFile(path, good[:len(good)/2], 0o600) }, true},
+		{"a directory", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, true},
 		{"somebody else's database", func() error {
 			if err := os.Remove(path); err != nil {
 				return err
 			}
 			return sqlite(path, "create table songs (title text)")
-		}, []string{path, "not a lease database"}},
-		{"a later release's", func() error { return sqlite(path, "pragma user_version = 4711") }, []string{path, "newer"}},
-		{"a directory that everybody may write to", func() error { return os.Chmod(r.cfg.StateDir, 0o777) }, []string{"chmod o-w"}},
+		}, true},
+		{"a later release's", func() error { return sqlite(path, "pragma user_version = 4711") }, true},
+		{"a directory that everybody may write to", func() error { return os.Chmod(r.cfg.StateDir, 0o777) }, false},
 	} {
 		r.must(b.do())
-		r.refusesToStart(b.name, b.says...)
+		r.start()
+		r.settled()
+		r.unharmed(before, b.name)
+		r.works(0)
+		r.works(1)
+		if b.aside {
+			var to string
+			for _, line := range r.daemon.Lines() {
+				if _, rest, is := strings.Cut(line, "moved_to="); is && strings.Contains(line, "level=ERROR") {
+					to, _, _ = strings.Cut(rest, " ")
+				}
+			}
+			if _, err := os.Lstat(to); err != nil {
+				t.Errorf("%s: moved to %q: %v\n%s", b.name, to, err, r.daemon.Log())
+			}
+		} else {
+			r.reported(true, "", "everybody may write")
+		}
+		// A new network works too.
+		r.up("wan2")
+		r.standing(staticAddr(2), true)
+		r.works(2)
+		r.must(r.Down(t.Context(), "wan2"))
+		r.standing(staticAddr(2), false)
+		r.must(r.daemon.Stop(t.Context()))
 		r.must(os.Chmod(r.cfg.StateDir, 0o750))
 		restore()
 	}
-	r.works(0)
-	r.works(1)
-	before := r.ours()
 	r.start()
 	r.settled()
 	r.unharmed(before, "all that")
 
-	// Somebody holds the writers' lock: links that have a table go on, new ones
-	// are reported, and served as soon as the lock is gone.
+	// Somebody holds the writers' lock: new links get their tables in memory, which is
+	// reported until they are written.
 	unlock := lockDatabase(t, path, "begin immediate")
 	r.up("wan2")
-	r.reported(true, "wan2", "locked")
-	r.unharmed(before, "a locked database")
-	r.works(0)
-	unlock()
 	r.standing(staticAddr(2), true)
-	r.reported(false, "wan2", "")
+	r.reported(true, "", "locked")
+	r.works(0)
 	r.works(2)
+	unlock()
+	r.reported(false, "", "locked")
+	before = r.ours()
 
-	// A database that cannot even be read is no place to start from.
+	// A database that cannot even be read.
 	r.must(r.daemon.Stop(t.Context()))
 	unlock = lockDatabase(t, path, "pragma locking_mode = exclusive", "begin exclusive")
-	r.refusesToStart("a database that is locked for readers", "locked", "fuser")
+	r.start()
+	r.unharmed(before, "a database that is locked for readers")
+	r.reported(true, "", "locked")
 	unlock()
+	r.reported(false, "", "locked")
 	r.works(2)
 }
 
@@ -270,8 +385,8 @@ func TestDiskTrouble(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(state, unix.MNT_DETACH); err != nil {
-			t.Error(err)
+		if err := unix.Unmount(state, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			t.Error(err) // Where it is a mount still.
 		}
 	})
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
@@ -301,18 +416,20 @@ func TestDiskTrouble(t *testing.T) {
 	}
 	fill()
 	before := r.ours()
+	r.reported(true, "", "disk is full")
 	r.up("wan1")
-	r.reported(true, "wan1", "disk is full")
-	r.works(0)
-	r.unharmed(before, "a full disk")
-	// A restart finds the disk full, and serves the link that has its table.
-	r.must(r.daemon.Stop(t.Context()))
-	r.start()
-	r.unharmed(before, "a restart on a full disk")
-	r.reported(true, "wan1", "")
-	r.must(os.Remove(filler))
 	r.standing(staticAddr(1), true)
-	r.reported(false, "wan1", "")
+	r.works(0)
+	r.works(1)
+	// A restart finds the disk full, and the tables in the kernel.
+	before = r.ours()
+	r.must(r.daemon.Kill())
+	r.start()
+	r.settled()
+	r.unharmed(before, "a restart on a full disk")
+	r.reported(true, "", "disk is full")
+	r.must(os.Remove(filler))
+	r.reported(false, "", "disk is full")
 	r.works(1)
 
 	// The disk cannot be written, from the start.
@@ -321,14 +438,30 @@ func TestDiskTrouble(t *testing.T) {
 	before = r.ours()
 	r.start()
 	r.unharmed(before, "a read-only disk")
+	r.reported(true, "", "cannot be written")
 	r.up("wan2")
-	r.reported(true, "wan2", "cannot be written")
+	r.standing(staticAddr(2), true)
 	r.works(0)
 	r.works(1)
-	r.must(unix.Mount("", state, "", unix.MS_REMOUNT, "size=1m"))
-	r.standing(staticAddr(2), true)
-	r.reported(false, "wan2", "")
 	r.works(2)
+	r.must(unix.Mount("", state, "", unix.MS_REMOUNT, "size=1m"))
+	r.reported(false, "", "cannot be written")
+
+	// The directory goes from under the daemon.
+	r.must(unix.Unmount(state, unix.MNT_DETACH))
+	r.must(os.Remove(state))
+	r.must(os.WriteFile(state, nil, 0o600))
+	r.reported(true, "", state)
+	r.up("wan3")
+	r.standing(staticAddr(3), true)
+	r.works(3)
+	before = r.ours()
+	r.must(os.Remove(state))
+	r.reported(false, "", state)
+	r.must(r.daemon.Kill())
+	r.start()
+	r.settled()
+	r.unharmed(before, "a new state directory")
 }
 
 // TestExhaustedRange: a link without a table stays on main and is reported, the

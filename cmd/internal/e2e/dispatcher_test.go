@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/hook"
+	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 	"multihomed/routing"
@@ -119,15 +121,34 @@ func TestDispatcherHandsOver(t *testing.T) {
 	told("down interface=wan1")
 	r.settled("wan0")
 
-	// A daemon that hangs delays nobody.
+	// A daemon that hangs costs a link that comes at most ten seconds: it is ended, and
+	// the dispatcher does its work until it is started again.
 	r.must(r.daemon.Signal(unix.SIGSTOP))
 	began := time.Now()
 	r.up("wan1")
+	labtest.Eventually(t, func() error { return r.ladder("wan1", lab.IPv4) })
 	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("an activation took %v while the daemon hung", took)
+		t.Errorf("wan1 took %v while the daemon hung", took)
 	}
-	r.must(r.daemon.Signal(unix.SIGCONT))
-	told("up interface=wan1")
+	ctx, cancel := r.patience()
+	defer cancel()
+	if err := r.daemon.Wait(ctx); err == nil || ctx.Err() != nil {
+		t.Errorf("the daemon that hung: %v", err)
+	}
+	r.settled("wan0", "wan1")
+	r.start()
+	r.settled("wan0", "wan1")
+	// A stand-in that hangs does not keep the daemon from starting.
+	r.must(r.daemon.Stop(t.Context()))
+	r.must(r.Down(t.Context(), "wan1"))
+	r.settled("wan0")
+	pid, held, err := lockfile.Holder(filepath.Join(r.cfg.RuntimeDir, lockfile.Name))
+	if err != nil || !held || !hook.StandsIn(pid) {
+		t.Fatalf("process %d holds the lock: %t, %v", pid, held, err)
+	}
+	r.must(unix.Kill(pid, unix.SIGSTOP))
+	r.start()
+	r.up("wan1")
 	r.settled("wan0", "wan1")
 }
 

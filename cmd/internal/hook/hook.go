@@ -10,12 +10,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"multihomed/allocator/unixgram"
 	"multihomed/cmd/internal/hooked"
@@ -41,6 +38,9 @@ type Message struct {
 	// Hints are what the caller said of it without the right to decide; what a
 	// hook may decide is in files (package hooked).
 	Hints []hooked.Config `json:"hints,omitempty"`
+
+	// answer is where its sender waits, nil if it does not.
+	answer *answer
 }
 
 // MakeWay asks a dispatcher that does the daemon's work to end. The daemon itself
@@ -69,40 +69,13 @@ var (
 // sendTimeout bounds what a full queue of the daemon costs.
 const sendTimeout = 100 * time.Millisecond
 
-// Send hands a message over.
+// Send hands a message over, and does not wait for what becomes of it.
 func Send(runtime string, m Message) error {
-	data, err := json.Marshal(m)
-	if err == nil && len(data) > maxMessage {
-		m.Hints = nil
-		data, err = json.Marshal(m)
-	}
-	if err == nil && len(data) > maxMessage {
-		err = fmt.Errorf("it has %d bytes, %d is the most", len(data), maxMessage)
-	}
+	data, err := encode(m)
 	if err != nil {
-		return fmt.Errorf("handing an event over: %w", err)
+		return err
 	}
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: filepath.Join(runtime, Name)})
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return ErrNobody
-	}
-	if err != nil {
-		return fmt.Errorf("handing an event over: %w", err)
-	}
-	defer conn.Close()
-	if err := conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
-		return fmt.Errorf("handing an event over: %w", err)
-	}
-	_, err = conn.Write(data)
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return ErrBusy
-	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EPIPE):
-		return ErrNobody
-	case err != nil:
-		return fmt.Errorf("handing an event over: %w", err)
-	}
-	return nil
+	return send(runtime, data, nil, time.Now().Add(sendTimeout))
 }
 
 // A Listener takes messages.
@@ -129,7 +102,7 @@ func Listen(runtime string) (*Listener, error) {
 	return &Listener{conn: conn, path: path}, nil
 }
 
-// Run passes messages on until ctx is done.
+// Run passes messages on until ctx is done. Who takes them acknowledges each.
 func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)) error {
 	if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
 		return err
@@ -146,19 +119,25 @@ func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)
 	}()
 	buffer := make([]byte, maxMessage)
 	for ctx.Err() == nil {
-		d, err := l.conn.Receive(buffer)
+		d, passed, err := l.conn.ReceiveWithFile(buffer)
+		m := Message{}
+		if passed != nil {
+			m.answer = &answer{passed}
+		}
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return nil
 		case err != nil:
 			log.LogAttrs(ctx, slog.LevelWarn, "an event was lost", slog.String("error", err.Error()))
+			m.Drop()
 			continue
 		case d.UID != 0 && int(d.UID) != os.Geteuid():
+			m.Drop()
 			continue // The mode of the socket does not let them in.
 		}
-		var m Message
 		if err := json.Unmarshal(d.Payload, &m); err != nil || d.Truncated {
 			log.LogAttrs(ctx, slog.LevelWarn, "an event makes no sense", slog.Uint64("uid", uint64(d.UID)))
+			m.Drop()
 			continue
 		}
 		log.LogAttrs(ctx, slog.LevelDebug, "event", slog.String("caller", m.Caller), slog.String("action", m.Action), slog.String("interface", m.Interface))

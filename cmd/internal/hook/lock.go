@@ -23,7 +23,7 @@ func StandsIn(pid int) bool {
 
 // TakeLock takes the lock of the runtime directory, from a dispatcher that has been
 // at work because there was no daemon; ctx bounds how long that may take to make
-// way. A daemon keeps it: the error is a [lockfile.HeldError] then.
+// way, and one that does not is ended. A daemon keeps it: the error is a [lockfile.HeldError] then.
 func TakeLock(ctx context.Context, runtime string) (*lockfile.Lock, error) {
 	path := filepath.Join(runtime, lockfile.Name)
 	lock, err := lockfile.TryLock(path)
@@ -31,11 +31,25 @@ func TakeLock(ctx context.Context, runtime string) (*lockfile.Lock, error) {
 	if !is {
 		return lock, err
 	}
+	holder, err := lockfile.OpenHolder(path)
+	if err != nil {
+		return nil, errors.Join(held, err)
+	}
+	if holder != nil {
+		defer holder.Close()
+	}
 	if err := Send(runtime, MakeWay()); err != nil && !errors.Is(err, ErrNobody) {
 		return nil, errors.Join(held, err)
 	}
-	if lock, err = lockfile.Wait(ctx, path); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if lock, err = lockfile.Wait(ctx, path); err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return lock, err
+	}
+	if holder == nil || !StandsIn(holder.PID) {
 		return nil, held
 	}
-	return lock, err
+	// It hangs: one that works makes way at once.
+	if ended, err := holder.End(context.WithoutCancel(ctx), path); err != nil || !ended {
+		return nil, errors.Join(held, err)
+	}
+	return lockfile.TryLock(path)
 }

@@ -150,9 +150,8 @@ func Run(ctx context.Context, o daemon.Options) int {
 	if err != nil {
 		o.Logger.ErrorContext(ctx, "not in order", slog.String("caller", m.Caller), slog.String("action", m.Action),
 			slog.String("interface", m.Interface), slog.String("error", err.Error()))
-		return 1
 	}
-	return 0
+	return daemon.ExitStatus(err)
 }
 
 // output is where the log goes: to the caller while that waits, to the system's

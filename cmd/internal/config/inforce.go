@@ -1,0 +1,201 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"multihomed/internal/lastgood"
+	"multihomed/routing"
+)
+
+// FaultCode names the problem that the configuration file is bad.
+const FaultCode routing.Code = "configuration"
+
+// A Loaded is the configuration to work with, whatever the file is like.
+type Loaded struct {
+	Config
+	// Fault says what is wrong with the file, nil if it is the one in use.
+	Fault *Fault
+	// source is the file, and text its content; empty if there is none.
+	source string
+	text   []byte
+	// usual is the directory for a copy.
+	usual string
+}
+
+// A Fault says what is wrong with a configuration file, and what is used instead.
+type Fault struct {
+	// File is the configuration file, Err what is wrong with it.
+	File string
+	Err  error
+	// Instead completes "in use instead: ...".
+	Instead string
+	// Known says that there is or was a configuration that had been in force.
+	Known bool
+	// Unusable says why a last good configuration is not used, nil if there is none
+	// or it is used.
+	Unusable error
+}
+
+// Find returns the configuration of a file, or, where that is bad, the last good
+// one of the same file, or, where none was ever good, the defaults.
+//
+// The last good one is looked for where the file says that the state is, however
+// bad the rest of it is, and in the default directory, where a copy is kept: a bad
+// file may name another state_dir than the good one did.
+func Find(path string) Loaded { return find(path, Default().StateDir) }
+
+func find(path, usual string) Loaded {
+	if absolute, err := filepath.Abs(path); err == nil {
+		path = absolute
+	}
+	cfg, text, err := load(path)
+	if err == nil {
+		return Loaded{Config: cfg, source: path, text: text, usual: usual}
+	}
+	fault := &Fault{File: path, Err: err}
+	loaded := Loaded{Config: Default(), Fault: fault, source: path, usual: usual}
+	var best lastgood.Saved
+	var damaged []error
+	for _, directory := range stateDirectories(text, usual) {
+		saved, err := lastgood.Read(directory, path)
+		var cfg Config
+		if err == nil {
+			if cfg, err = Parse(saved.Path, saved.Text); err != nil {
+				err = &lastgood.DamagedError{Path: saved.Path, Cause: err}
+			}
+		}
+		switch {
+		case errors.Is(err, lastgood.ErrNone):
+		case err != nil:
+			damaged = append(damaged, err)
+		case best.Path == "" || saved.Since.After(best.Since):
+			best, loaded.Config = saved, cfg
+		}
+	}
+	fault.Known = best.Path != "" || len(damaged) > 0
+	fault.Unusable = errors.Join(damaged...)
+	switch {
+	case best.Path != "":
+		fault.Instead = fmt.Sprintf("the last good configuration, of %s (%s)", best.Since.Local().Format(time.DateTime), best.Path)
+	case len(damaged) > 0:
+		fault.Instead = "the defaults, because " + oneLine(fault.Unusable)
+	default:
+		fault.Instead = "the defaults, because no configuration was in force before"
+	}
+	return loaded
+}
+
+// Keep saves the configuration as the last good one. Call it when the configuration
+// has come into force.
+func (l Loaded) Keep(now time.Time) error {
+	if l.Fault != nil {
+		return nil
+	}
+	err := lastgood.Save(l.StateDir, l.source, l.text, now)
+	if l.StateDir != l.usual {
+		// Where it does not exist nobody will look for it.
+		if _, missing := os.Stat(l.usual); missing == nil {
+			err = errors.Join(err, lastgood.Save(l.usual, l.source, l.text, now))
+		}
+	}
+	return err
+}
+
+// stateDirectories are where a last good configuration may be.
+func stateDirectories(text []byte, usual string) []string {
+	if named, is := stateDirOf(text); is && named != usual {
+		return []string{usual, named}
+	}
+	return []string{usual}
+}
+
+var stateDirLine = regexp.MustCompile(`(?m)^[ \t]*state_dir[ \t]*=[ \t]*(?:"([^"\n]*)"|'([^'\n]*)')`)
+
+// stateDirOf reads the one key of a file that may be no TOML.
+func stateDirOf(text []byte) (string, bool) {
+	found := stateDirLine.FindSubmatch(text)
+	if found == nil {
+		return "", false
+	}
+	named := string(bytes.Join(found[1:], nil))
+	return named, filepath.IsAbs(named)
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// Errors are the things that are wrong with the file, each by itself.
+func (f *Fault) errors() []error { return flat(f.Err) }
+
+func flat(err error) []error {
+	joined, is := err.(interface{ Unwrap() []error }) //nolint:errorlint // what errors.Join made, and nothing around it
+	if !is {
+		return []error{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, flat(e)...)
+	}
+	return all
+}
+
+// mostShown bounds how many further errors a problem tells.
+const mostShown = 5
+
+// Problem is the fault as status shows it: the file with the line as the object,
+// the key and what is allowed as the text.
+func (f *Fault) Problem() routing.Problem {
+	all := f.errors()
+	p := routing.ProblemOf(FaultCode, routing.Error, "", all[0])
+	p.Object = f.File
+	if found, is := errors.AsType[*Error](all[0]); is {
+		if found.Line > 0 {
+			p.Object = fmt.Sprintf("%s:%d", f.File, found.Line)
+		}
+		p.Fix = fmt.Sprintf("correct %s, then: systemctl reload multihomed", p.Object)
+	}
+	for i, more := range all[1:] {
+		if i == mostShown {
+			p.Text += fmt.Sprintf("; and %d more", len(all)-1-i)
+			break
+		}
+		p.Text += "; " + more.Error()
+	}
+	p.Text = "the configuration is refused: " + p.Text + "; in use instead: " + f.Instead
+	if p.Fix == "" {
+		p.Fix = "correct " + f.File + ", then: systemctl reload multihomed"
+	}
+	return p
+}
+
+func (f *Fault) Error() string {
+	p := f.Problem()
+	return p.String()
+}
+
+func (f *Fault) Unwrap() error { return f.Err }
+
+// Refused is what is wrong with a configuration while another one stays in force.
+func Refused(path string, err error) *Fault {
+	return &Fault{File: path, Err: err, Instead: "the configuration that was in force before", Known: true}
+}
+
+// load is Load with the text of the file, which is there also if it is bad.
+func load(path string) (Config, []byte, error) {
+	data, err := read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil, nil
+	}
+	if err != nil {
+		return Config{}, nil, err
+	}
+	cfg, err := Parse(path, data)
+	return cfg, data, err
+}

@@ -1,0 +1,141 @@
+package lockfile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Process is the one that held a lock when it was looked for. Whatever becomes of its
+// number, it is that process (pidfd_open(2)).
+type Process struct {
+	PID int
+	fd  int
+}
+
+// OpenHolder finds the process that holds the lock, nil if nobody does or it cannot be
+// told: it may be in another PID namespace.
+func OpenHolder(path string) (*Process, error) {
+	pid, held, err := Holder(path)
+	if err != nil || !held || pid <= 0 {
+		return nil, err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("looking at process %d, which holds %s: %w", pid, path, err)
+	}
+	return &Process{PID: pid, fd: fd}, nil
+}
+
+// Close forgets the process.
+func (p *Process) Close() error { return unix.Close(p.fd) }
+
+// holds reports whether the process still holds the lock, by its own descriptors. The
+// number in the kernel's list is that of who took it, and a descriptor can be
+// inherited: then the number is nobody's, or a stranger's.
+func (p *Process) holds(path string) (bool, error) {
+	pid, held, err := Holder(path)
+	if err != nil || !held || pid != p.PID {
+		return false, err
+	}
+	var stat unix.Stat_t
+	if err := unix.Lstat(path, &stat); err != nil {
+		return false, err
+	}
+	file := fmt.Sprintf(" %02x:%02x:%d ", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	infos, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", p.PID))
+	if err != nil {
+		return false, err
+	}
+	for _, info := range infos {
+		text, err := os.ReadFile(info)
+		if err != nil {
+			continue // It was closed.
+		}
+		for line := range strings.Lines(string(text)) {
+			// "lock:\t1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF" (proc(5))
+			if strings.HasPrefix(line, "lock:") && strings.Contains(line, " FLOCK ") && strings.Contains(line, file) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// endTimeout is what a process takes to end that is killed.
+const endTimeout = 3 * time.Second
+
+// End kills the process if it still holds the lock, and waits until it has ended. It
+// reports false, and does nothing, if it holds the lock no more.
+func (p *Process) End(ctx context.Context, path string) (bool, error) {
+	holds, err := p.holds(path)
+	if err != nil || !holds {
+		return false, err
+	}
+	// Its number was the holder's a moment ago. If that is another process by now, the
+	// descriptor's has ended, and the signal goes to nobody.
+	if err := unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	const turn = 100 // milliseconds
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.fd), Events: unix.POLLIN}}, turn) //nolint:gosec // a descriptor
+		switch {
+		case n == 1:
+			return true, nil
+		case err != nil && !errors.Is(err, unix.EINTR):
+			return false, fmt.Errorf("waiting for its end: %w", err)
+		case ctx.Err() != nil:
+			return false, errors.New("it was killed and does not end: the kernel keeps it")
+		}
+	}
+}
+
+// Worked is the processor time that the process has used, in clock ticks.
+func (p *Process) Worked() int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+	if err != nil {
+		return 0
+	}
+	f := fieldsOfStat(text)
+	if len(f) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseInt(f[11], 10, 64)
+	system, _ := strconv.ParseInt(f[12], 10, 64)
+	return user + system
+}
+
+// Waits reports whether the kernel keeps a thread of the process waiting, which no
+// signal ends: for a disk, or for the routing lock of somebody else.
+func (p *Process) Waits() bool {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID))
+	if err != nil {
+		return false
+	}
+	for _, name := range stats {
+		text, err := os.ReadFile(name)
+		if f := fieldsOfStat(text); err == nil && len(f) > 0 && f[0] == "D" {
+			return true
+		}
+	}
+	return false
+}
+
+// fieldsOfStat are those behind the name, which may hold anything (proc(5)).
+func fieldsOfStat(text []byte) []string {
+	return strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+}

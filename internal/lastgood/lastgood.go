@@ -1,0 +1,158 @@
+// Package lastgood keeps the configuration that was last in force, so that a bad
+// one costs nothing: one file in the state directory, with a first line that says
+// where the text came from and proves that nobody changed it.
+package lastgood
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/ownership"
+)
+
+// Name of the file in the state directory.
+const Name = "last-good.toml"
+
+// maxSize bounds what is read: a configuration has 1 MiB at most.
+const maxSize = 1<<20 + 1<<13
+
+// ErrNone says that no configuration was ever in force.
+var ErrNone = errors.New("no configuration was in force yet")
+
+// A DamagedError says that there is a file, and that it is of no use.
+type DamagedError struct {
+	Path  string
+	Cause error
+}
+
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("the last good configuration in %s cannot be used: %v", e.Path, e.Cause)
+}
+
+func (e *DamagedError) Unwrap() error { return e.Cause }
+
+// A Saved is a configuration that was in force.
+type Saved struct {
+	// Path is the file that holds it.
+	Path string
+	// Since is when it came into force.
+	Since time.Time
+	// Text is the configuration as it was read, empty if there was no file.
+	Text []byte
+}
+
+// The first line is "# last-good 1 SHA256 TIME SOURCE"; a second one is for people.
+const (
+	magic = "# last-good 1 "
+	note  = "# What was in force last. It is used while the file above is bad; a copy that was edited is not used.\n"
+)
+
+// Save keeps a configuration that was read from source. Nothing is written where
+// the same is kept already. The file is replaced at once and durably, or not at all.
+func Save(directory, source string, text []byte, now time.Time) error {
+	if s, err := Read(directory, source); err == nil && bytes.Equal(s.Text, text) {
+		return nil
+	}
+	path := filepath.Join(directory, Name)
+	doing := func(err error) error { return fmt.Errorf("keeping the configuration in %s: %w", path, err) }
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(directory), renameio.WithStaticPermissions(0o644))
+	if err != nil {
+		return doing(err)
+	}
+	defer f.Cleanup() //nolint:errcheck // it only removes what was not finished
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s%s %s %s\n%s", magic, sum(text), now.UTC().Format(time.RFC3339), strconv.Quote(source), note)
+	b.Write(text)
+	if _, err := f.Write(b.Bytes()); err != nil {
+		return doing(err)
+	}
+	if err := errors.Join(ownership.Adopt(f.File), f.CloseAtomicallyReplace()); err != nil {
+		return doing(err)
+	}
+	return nil
+}
+
+func sum(text []byte) string {
+	s := sha256.Sum256(text)
+	return hex.EncodeToString(s[:])
+}
+
+// Read returns what was kept of source. The error is ErrNone, also where it was
+// another file that was kept, or a DamagedError.
+func Read(directory, source string) (Saved, error) {
+	path := filepath.Join(directory, Name)
+	data, err := read(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return Saved{}, ErrNone
+	}
+	if err != nil {
+		return Saved{}, &DamagedError{path, err}
+	}
+	s, from, err := parse(data)
+	if err != nil {
+		return Saved{}, &DamagedError{path, err}
+	}
+	if from != source {
+		return Saved{}, ErrNone
+	}
+	s.Path = path
+	return s, nil
+}
+
+// read reads a regular file that nobody else may write.
+func read(path string) (data []byte, err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, errors.New("it is not a regular file")
+	case info.Mode().Perm()&0o022 != 0:
+		return nil, fmt.Errorf("others may write to it (mode %v)", info.Mode().Perm())
+	}
+	data, err = io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err == nil && len(data) > maxSize {
+		err = errors.New("it is larger than a configuration can be")
+	}
+	return data, err
+}
+
+func parse(data []byte) (s Saved, source string, err error) {
+	head, rest, found := bytes.Cut(data, []byte("\n"))
+	line, ours := strings.CutPrefix(string(head), magic)
+	text, noted := bytes.CutPrefix(rest, []byte(note))
+	// The source may hold spaces; it is last.
+	words := strings.SplitN(line, " ", 3)
+	if !found || !ours || !noted || len(words) != 3 {
+		return Saved{}, "", errors.New("its first lines are not those that multihomed writes")
+	}
+	if words[0] != sum(text) {
+		return Saved{}, "", errors.New("it was changed, or is not whole")
+	}
+	if s.Since, err = time.Parse(time.RFC3339, words[1]); err != nil {
+		return Saved{}, "", fmt.Errorf("when it was in force: %w", err)
+	}
+	if source, err = strconv.Unquote(words[2]); err != nil {
+		return Saved{}, "", fmt.Errorf("where it was read from: %w", err)
+	}
+	s.Text = text
+	return s, source, nil
+}
