@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -21,6 +20,8 @@ import (
 	"multihomed/cmd/internal/standin"
 	"multihomed/cmd/internal/told"
 	"multihomed/dispatcher"
+	"multihomed/internal/event"
+	"multihomed/internal/journal"
 )
 
 // version is set by the linker.
@@ -30,7 +31,7 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Environ(), os.Stderr))
 }
 
-func run(args, environ []string, stderr io.Writer) int {
+func run(args, environ []string, stderr *os.File) int {
 	if len(args) == 1 && args[0] == "--version" {
 		fmt.Println("multihomed-dispatcher", version)
 		return 0
@@ -42,40 +43,40 @@ func run(args, environ []string, stderr io.Writer) int {
 	if standin.Is(args) {
 		return standin.Run(ctx, options)
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	log := journal.New(stderr, level)
 	options.Logger = log
-	event, err := dispatcher.Parse(args, dispatcher.ParseEnvironment(environ))
+	happened, err := dispatcher.Parse(args, dispatcher.ParseEnvironment(environ))
 	if err != nil {
 		fmt.Fprintf(stderr, "multihomed-dispatcher: %v\n", err)
 		return 2
 	}
-	for _, odd := range event.Odd {
-		log.LogAttrs(ctx, slog.LevelWarn, "a variable makes no sense", slog.String("caller", event.Caller), slog.String("variable", odd))
+	for _, odd := range happened.Odd {
+		log.LogAttrs(ctx, slog.LevelWarn, "variable ignored, because it makes no sense", slog.String("caller", happened.Caller), slog.String("variable", odd))
 	}
-	if event.Effect == dispatcher.Nothing {
+	if happened.Effect == dispatcher.Nothing {
 		return 0
 	}
-	if err := deal(ctx, options, event); err != nil {
-		log.LogAttrs(ctx, slog.LevelError, "not in order", slog.String("caller", event.Caller), slog.String("action", event.Action),
-			slog.String("interface", event.Interface), slog.String("error", err.Error()))
+	if err := deal(ctx, options, happened); err != nil {
+		log.LogAttrs(ctx, slog.LevelError, "event not handled", event.Is(event.Failed), slog.String("caller", happened.Caller), slog.String("action", happened.Action),
+			slog.String("interface", happened.Interface), slog.String("error", err.Error()))
 		return 1
 	}
 	return 0
 }
 
 // deal hands an event over, or sees to it that somebody else deals with it.
-func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
+func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) error {
 	cfg, err := config.Load(o.ConfigPath)
 	if err != nil {
 		return err
 	}
 	o.Level.Set(cfg.LogLevel)
 	// What could not be noted of it may still be seen by others.
-	message, noting := told.Note(cfg.RuntimeDir, event, time.Now())
+	message, noting := told.Note(cfg.RuntimeDir, happened, time.Now())
 	if err := hook.Send(cfg.RuntimeDir, message); !errors.Is(err, hook.ErrNobody) {
 		return errors.Join(noting, err)
 	}
-	if event.Effect == dispatcher.Removed {
+	if happened.Effect == dispatcher.Removed {
 		// udev kills what its programs leave behind (udev(7), RUN).
 		return errors.Join(noting, daemon.Once(ctx, o, message, 0, func() {}))
 	}

@@ -6,14 +6,16 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/daemon"
+	"multihomed/internal/event"
+	"multihomed/internal/journal"
 )
 
 // version is set by the linker.
@@ -23,7 +25,7 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stderr))
 }
 
-func run(args []string, stderr io.Writer) int {
+func run(args []string, stderr *os.File) int {
 	flags := flag.NewFlagSet("multihomed", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	path := flags.String("config", config.DefaultPath, "configuration `file`; it need not exist")
@@ -41,21 +43,14 @@ func run(args []string, stderr io.Writer) int {
 	}
 
 	level := new(slog.LevelVar)
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: withoutTime}))
+	log := journal.New(stderr, level)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	err := daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
 	if err != nil {
-		log.Error("multihomed ends", slog.String("error", err.Error()))
+		text, fix, _ := strings.Cut(err.Error(), "; to fix: ")
+		log.LogAttrs(ctx, slog.LevelError, "exiting on error", event.Is(event.Failed), slog.String("error", text), slog.String("fix", fix))
 		return 1
 	}
 	return 0
-}
-
-// withoutTime leaves the time to the journal where that reads our stderr.
-func withoutTime(groups []string, a slog.Attr) slog.Attr {
-	if len(groups) == 0 && a.Key == slog.TimeKey && os.Getenv("JOURNAL_STREAM") != "" {
-		return slog.Attr{}
-	}
-	return a
 }

@@ -1,0 +1,77 @@
+// Package escape writes names that may hold any bytes so that people, terminals and
+// JSON can take them, and so that no two names become one.
+package escape
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Name escapes a name of an interface or a profile. The kernel takes any byte in the
+// name of an interface but '/', ':' and white space (net/core/dev.c, dev_valid_name).
+// A backslash becomes two; what is not UTF-8 or does not print becomes \xNN, byte by
+// byte. Everything else stays as it is, so that [Original] finds the name again.
+func Name(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return r == '\\' || r == utf8.RuneError || !printable(r) }) {
+		return s
+	}
+	var b strings.Builder
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		switch {
+		case r == '\\':
+			b.WriteString(`\\`)
+		case r == utf8.RuneError && size == 1, !printable(r):
+			for _, c := range []byte(s[:size]) {
+				fmt.Fprintf(&b, `\x%02x`, c)
+			}
+		default:
+			b.WriteString(s[:size])
+		}
+		s = s[size:]
+	}
+	return b.String()
+}
+
+// Text makes a sentence fit for one line of a log or a terminal. Unlike [Name] it
+// leaves backslashes alone: sentences quote names that were escaped before.
+func Text(s string) string {
+	var b strings.Builder
+	for i, part := range strings.Split(s, `\`) {
+		if i > 0 {
+			b.WriteByte('\\')
+		}
+		b.WriteString(Name(part))
+	}
+	return b.String()
+}
+
+// Original returns the name that [Name] made s of. Whatever is no escape stands for
+// itself.
+func Original(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		switch {
+		case strings.HasPrefix(s, `\\`):
+			b.WriteByte('\\')
+			s = s[2:]
+			continue
+		case strings.HasPrefix(s, `\x`) && len(s) >= 4:
+			if c, err := strconv.ParseUint(s[2:4], 16, 8); err == nil {
+				b.WriteByte(byte(c))
+				s = s[4:]
+				continue
+			}
+		}
+		b.WriteByte(s[0])
+		s = s[1:]
+	}
+	return b.String()
+}
+
+// printable excludes what moves the cursor or the direction of writing: control and
+// format characters (Cc, Cf) and separators other than the space.
+func printable(r rune) bool { return r == ' ' || unicode.IsGraphic(r) && !unicode.IsSpace(r) }
