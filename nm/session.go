@@ -631,15 +631,14 @@ func (s *session) publishStatus(ctx context.Context) {
 	if s.tree.version != "" {
 		now.Version = s.tree.version
 	}
-	level := slog.LevelDebug
 	switch {
 	case !s.ownerKnown:
 		now.Reason = "asking the bus for NetworkManager"
 	case s.owner == "":
 		now.Absent = true
-		level, now.Reason = slog.LevelInfo, "NetworkManager is not running"
+		now.Reason = "NetworkManager is not running"
 	case s.loadProblem != nil:
-		level, now.Reason = slog.LevelWarn, "NetworkManager does not answer: "+s.loadProblem.Error()
+		now.Reason = "NetworkManager does not answer: " + s.loadProblem.Error()
 	case !s.loaded:
 		now.Reason = "reading NetworkManager's objects"
 	case s.starting():
@@ -652,5 +651,5 @@ func (s *session) publishStatus(ctx context.Context) {
 	default:
 		s.complete, now.Complete = true, true
 	}
-	s.w.setStatus(ctx, level, now)
+	s.w.setStatus(ctx, now)
 }

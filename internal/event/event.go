@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // Key is the attribute that names the event of a line.
@@ -70,3 +71,13 @@ func (e Event) MessageID() string { return ids[e] }
 
 // Is is the attribute of a line about e.
 func Is(e Event) slog.Attr { return slog.String(Key, string(e)) }
+
+// forPrograms begins the keys of attributes that are no part of the sentence.
+const forPrograms = "field:"
+
+// Field is an attribute for programs: a field of the journal that the sentence says
+// in other words. A line may have several of one key.
+func Field(key, value string) slog.Attr { return slog.String(forPrograms+key, value) }
+
+// IsField returns the key of an attribute, and whether it is for programs only.
+func IsField(key string) (string, bool) { return strings.CutPrefix(key, forPrograms) }

@@ -29,10 +29,14 @@ import (
 // does the work.
 const Identifier = "multihomed"
 
+// A Field is one of the journal's (systemd.journal-fields(7)). Several may have one
+// name.
+type Field struct{ Name, Value string }
+
 // A Sink is where lines go.
 type Sink interface {
 	// Write takes one sentence and its fields, whose names are those of the journal.
-	Write(at time.Time, level slog.Level, sentence string, fields map[string]string) error
+	Write(at time.Time, level slog.Level, sentence string, fields []Field) error
 }
 
 // Handler is a [slog.Handler].
@@ -87,19 +91,20 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 const ownField = "MULTIHOMED_"
 
 // journalFields names attributes as fields of the journal.
-func journalFields(fields []field) map[string]string {
-	out := map[string]string{"SYSLOG_IDENTIFIER": Identifier}
+func journalFields(fields []field) []Field {
+	out := []Field{{"SYSLOG_IDENTIFIER", Identifier}}
 	for _, f := range fields {
 		switch f.key {
 		case keyInterface:
-			out["INTERFACE"] = f.value
+			out = append(out, Field{"INTERFACE", f.value})
 		case event.Key:
-			out[ownField+"EVENT"] = f.value
+			out = append(out, Field{ownField + "EVENT", f.value})
 			if id := event.Event(f.value).MessageID(); id != "" {
-				out["MESSAGE_ID"] = id
+				out = append(out, Field{"MESSAGE_ID", id})
 			}
 		default:
-			out[ownField+fieldName(f.key)] = f.value
+			key, _ := event.IsField(f.key)
+			out = append(out, Field{ownField + fieldName(key), f.value})
 		}
 	}
 	return out
@@ -184,11 +189,11 @@ func System() Sink {
 
 type discard struct{}
 
-func (discard) Write(time.Time, slog.Level, string, map[string]string) error { return nil }
+func (discard) Write(time.Time, slog.Level, string, []Field) error { return nil }
 
 type syslogSink struct{ to *syslog.Writer }
 
-func (s *syslogSink) Write(_ time.Time, level slog.Level, text string, _ map[string]string) error {
+func (s *syslogSink) Write(_ time.Time, level slog.Level, text string, _ []Field) error {
 	write := s.to.Debug
 	switch priority(level) {
 	case native.PriErr:
@@ -202,21 +207,6 @@ func (s *syslogSink) Write(_ time.Time, level slog.Level, text string, _ map[str
 	}
 	if err := write(text); err != nil {
 		return fmt.Errorf("writing to syslog: %w", err)
-	}
-	return nil
-}
-
-// Native returns the journal itself. What it does not take goes to another sink.
-func Native(otherwise Sink) Sink { return &nativeSink{send: native.Send, otherwise: otherwise} }
-
-type nativeSink struct {
-	send      func(message string, p native.Priority, fields map[string]string) error
-	otherwise Sink
-}
-
-func (s *nativeSink) Write(at time.Time, level slog.Level, text string, fields map[string]string) error {
-	if err := s.send(text, priority(level), fields); err != nil {
-		return s.otherwise.Write(at, level, text, fields)
 	}
 	return nil
 }
@@ -256,7 +246,7 @@ type lines struct {
 	begin func(time.Time, slog.Level) string
 }
 
-func (l *lines) Write(at time.Time, level slog.Level, text string, _ map[string]string) error {
+func (l *lines) Write(at time.Time, level slog.Level, text string, _ []Field) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, err := io.WriteString(l.to, l.begin(at, level)+text+"\n"); err != nil {

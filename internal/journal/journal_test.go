@@ -2,79 +2,113 @@ package journal_test
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	native "github.com/coreos/go-systemd/v22/journal"
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/event"
 	"multihomed/internal/journal"
 )
 
-type line struct {
-	priority native.Priority
-	text     string
-	fields   map[string]string
+// A socket is the journal's.
+type socket struct {
+	*net.UnixConn
+	path string
 }
 
-type lines []line
-
-func (l *lines) send(text string, p native.Priority, fields map[string]string) error {
-	*l = append(*l, line{p, text, fields})
-	return nil
+func newSocket(t *testing.T) socket {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "socket")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return socket{conn, path}
 }
 
-func TestSentence(t *testing.T) {
+func (s socket) next(t *testing.T) string {
+	t.Helper()
+	buffer := make([]byte, 1<<16)
+	n, err := s.Read(buffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(buffer[:n])
+}
+
+func TestNative(t *testing.T) {
 	t.Parallel()
+	to := newSocket(t)
+	log := slog.New(journal.NewHandler(journal.NativeTo(to.path, nil), slog.LevelDebug))
 	for _, test := range []struct {
 		level   slog.Level
 		message string
 		attrs   []slog.Attr
-		want    line
+		want    string
 	}{
-		{slog.LevelInfo, "gateway 192.168.8.1 added (DHCP)", []slog.Attr{event.Is(event.LinkChanged), slog.String("interface", "enp2s0")}, line{
-			native.PriInfo, "enp2s0: gateway 192.168.8.1 added (DHCP)",
-			map[string]string{"INTERFACE": "enp2s0", "MULTIHOMED_EVENT": "link-changed", "MESSAGE_ID": event.LinkChanged.MessageID()},
-		}},
-		{slog.LevelWarn, "component unavailable", []slog.Attr{
-			slog.String("error", "no room"), slog.String("component", "table allocator"), slog.String("fix", "make room"),
-			slog.String("reason", "the disk is full"), slog.Uint64("table", 10004), slog.String("code", "leases"),
-		}, line{
-			native.PriWarning, "component unavailable (component table allocator, table 10004), because the disk is full: no room; to fix: make room",
-			map[string]string{
-				"MULTIHOMED_COMPONENT": "table allocator", "MULTIHOMED_TABLE": "10004", "MULTIHOMED_ERROR": "no room", "MULTIHOMED_FIX": "make room",
-				"MULTIHOMED_REASON": "the disk is full", "MULTIHOMED_CODE": "leases",
+		{
+			slog.LevelInfo, "gateway 192.168.8.1 added (DHCP)",
+			[]slog.Attr{event.Is(event.LinkChanged), slog.String("interface", "enp2s0"), event.Field("table", "10000"), event.Field("table", "10001")},
+			"PRIORITY=6\nMESSAGE=enp2s0: gateway 192.168.8.1 added (DHCP)\nSYSLOG_IDENTIFIER=multihomed\nMULTIHOMED_EVENT=link-changed\nMESSAGE_ID=" +
+				event.LinkChanged.MessageID() + "\nINTERFACE=enp2s0\nMULTIHOMED_TABLE=10000\nMULTIHOMED_TABLE=10001\n",
+		},
+		{
+			slog.LevelWarn, "component unavailable",
+			[]slog.Attr{
+				slog.String("error", "no room"), slog.String("component", "table allocator"), slog.String("fix", "make room"),
+				slog.String("reason", "the disk is full"), slog.Uint64("table", 10004), event.Field("code", "leases"),
 			},
-		}},
-		{slog.LevelError, "two\nlines", []slog.Attr{
-			slog.String("interface", "a\xff\\"), slog.Group("old", slog.String("name", "x, y"), slog.Int("uid", 7)), slog.Attr{}, slog.String("empty", ""),
-		}, line{
-			native.PriErr, `a\xff\\: two\x0alines (old name "x, y", old uid 7, empty "")`,
-			map[string]string{"INTERFACE": "a\xff\\", "MULTIHOMED_OLD_NAME": "x, y", "MULTIHOMED_OLD_UID": "7", "MULTIHOMED_EMPTY": ""},
-		}},
-		{event.LevelNotice, "restored", nil, line{native.PriNotice, "restored", nil}},
-		{slog.LevelDebug, "seen", nil, line{native.PriDebug, "seen", nil}},
+			"PRIORITY=4\nMESSAGE=component unavailable (component table allocator, table 10004), because the disk is full: no room; to fix: make room\n" +
+				"SYSLOG_IDENTIFIER=multihomed\nMULTIHOMED_ERROR=no room\nMULTIHOMED_COMPONENT=table allocator\nMULTIHOMED_FIX=make room\n" +
+				"MULTIHOMED_REASON=the disk is full\nMULTIHOMED_TABLE=10004\nMULTIHOMED_CODE=leases\n",
+		},
+		{
+			slog.LevelError, "two\nlines",
+			[]slog.Attr{slog.String("interface", "a\xff\\"), slog.Group("old", slog.String("name", "x, y"), slog.String("text", "1\n2")), {}, slog.String("empty", "")},
+			"PRIORITY=3\nMESSAGE=a\\xff\\\\: two\\x0alines (old name \"x, y\", old text \"1\\n2\", empty \"\")\nSYSLOG_IDENTIFIER=multihomed\nINTERFACE=a\xff\\\n" +
+				"MULTIHOMED_OLD_NAME=x, y\nMULTIHOMED_OLD_TEXT\n\x03\x00\x00\x00\x00\x00\x00\x001\n2\nMULTIHOMED_EMPTY=\n",
+		},
+		{event.LevelNotice, "restored", nil, "PRIORITY=5\nMESSAGE=restored\nSYSLOG_IDENTIFIER=multihomed\n"},
+		{slog.LevelDebug, "seen", nil, "PRIORITY=7\nMESSAGE=seen\nSYSLOG_IDENTIFIER=multihomed\n"},
 	} {
-		var got lines
-		log := slog.New(journal.NewHandler(journal.NativeTo(got.send, nil), slog.LevelDebug))
 		log.LogAttrs(t.Context(), test.level, test.message, test.attrs...) //nolint:sloglint // of the table
-		want := test.want
-		if want.fields == nil {
-			want.fields = map[string]string{}
+		if got := to.next(t); got != test.want {
+			t.Errorf("got  %q\nwant %q", got, test.want)
 		}
-		want.fields["SYSLOG_IDENTIFIER"] = "multihomed"
-		if len(got) != 1 || got[0].text != want.text || got[0].priority != want.priority || !maps.Equal(got[0].fields, want.fields) {
-			t.Errorf("got  %+v\nwant %+v", []line(got), want)
-		}
+	}
+}
+
+// TestJournalRestarts wants the line that comes after a restart on the new socket,
+// and the lines in between on standard error.
+func TestJournalRestarts(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	to := newSocket(t)
+	log := slog.New(journal.NewHandler(journal.NativeTo(to.path, journal.Prefixed(&out)), slog.LevelInfo))
+	log.Info("one")
+	to.next(t)
+	if err := to.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Remove(to.path)
+	log.Warn("two")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: to.path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	log.Info("three")
+	if got := (socket{conn, to.path}).next(t); !strings.Contains(got, "MESSAGE=three\n") || out.String() != "<4>two\n" {
+		t.Errorf("the journal got %q, standard error %q", got, out.String())
 	}
 }
 
@@ -104,17 +138,6 @@ func TestPlain(t *testing.T) {
 	}
 	const begin = "2026-11-28 07:05:06.007 "
 	if want := begin + "debug: text\n" + begin + "text\n" + begin + "notice: text\n" + begin + "warning: text\n" + begin + "error: text\n"; out.String() != want {
-		t.Errorf("got %q", out.String())
-	}
-}
-
-// TestJournalFails wants a line that the journal does not take on standard error.
-func TestJournalFails(t *testing.T) {
-	t.Parallel()
-	var out bytes.Buffer
-	send := func(string, native.Priority, map[string]string) error { return errors.New("no journal") }
-	slog.New(journal.NewHandler(journal.NativeTo(send, journal.Prefixed(&out)), slog.LevelInfo)).Warn("help")
-	if out.String() != "<4>help\n" {
 		t.Errorf("got %q", out.String())
 	}
 }

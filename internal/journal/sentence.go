@@ -15,9 +15,6 @@ const (
 	keyReason    = "reason"
 	keyError     = "error"
 	keyFix       = "fix"
-	// keyCode is for programs: it is a field of the journal and no part of the
-	// sentence.
-	keyCode = "code"
 )
 
 // field is one attribute with its groups in the key.
@@ -30,6 +27,9 @@ func sentence(message string, fields []field) string {
 	var link, reason, problem, fix string
 	var rest []string
 	for _, f := range fields {
+		if _, is := event.IsField(f.key); is {
+			continue
+		}
 		switch f.key {
 		case keyInterface:
 			link = escape.Name(f.value)
@@ -39,7 +39,7 @@ func sentence(message string, fields []field) string {
 			problem = f.value
 		case keyFix:
 			fix = f.value
-		case event.Key, keyCode:
+		case event.Key:
 		default:
 			rest = append(rest, strings.NewReplacer("_", " ", ".", " ").Replace(f.key)+" "+word(f.value))
 		}

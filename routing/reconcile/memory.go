@@ -1,8 +1,6 @@
 package reconcile
 
 import (
-	"context"
-	"log/slog"
 	"net/netip"
 	"slices"
 
@@ -197,9 +195,9 @@ func (r *Recall) forget(index int) {
 }
 
 // keep writes down what changed.
-func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
+func (r *Recall) keep() error {
 	if !r.changed || r.memory == nil {
-		return
+		return nil
 	}
 	var all Recollection
 	for rule, natural := range r.known {
@@ -213,8 +211,9 @@ func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
 		all.Uplinks = append(all.Uplinks, u)
 	}
 	slices.SortFunc(all.Uplinks, func(a, b FormerUplink) int { return a.Index - b.Index })
-	r.changed = false
 	if err := r.memory.Keep(all); err != nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "a restart will not know what was before it", slog.String("error", err.Error()))
+		return err
 	}
+	r.changed = false
+	return nil
 }

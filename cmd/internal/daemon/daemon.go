@@ -22,6 +22,7 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/event"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -69,7 +70,7 @@ func Run(ctx context.Context, o Options) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 
-	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}}
+	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}}
 	if s.sockets, err = openSockets(); err != nil {
 		return err
 	}
@@ -82,10 +83,14 @@ func Run(ctx context.Context, o Options) error {
 		_, err := s.events.Close()
 		return err
 	})
+	o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed "+o.Version+" started", event.Is(event.Started)) //nolint:sloglint // the version
 	for {
 		again, err := s.serve(ctx, cfg, hangup)
 		if err != nil || again == nil {
 			s.notify.stopping()
+			if err == nil {
+				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays in force", event.Is(event.Stopped))
+			}
 			return errors.Join(err, runstate.Remove(cfg.RuntimeDir))
 		}
 		cfg = *again
@@ -104,13 +109,16 @@ type service struct {
 	// report is the loop's last; faults are of other parts.
 	report reconcile.Report
 	faults faults
+	// logged are the problems that the log knows.
+	logged problems
 }
 
 // Codes of parts that may not work.
 const (
-	leasesFault    routing.Code = "leases"
-	namesFault     routing.Code = "dns-servers"
-	allocatorFault routing.Code = "table-allocator"
+	leasesFault     routing.Code = "leases"
+	namesFault      routing.Code = "dns-servers"
+	allocatorFault  routing.Code = "table-allocator"
+	tableNamesFault routing.Code = "table-names"
 )
 
 // faults are what is wrong with parts other than the loop.
@@ -118,7 +126,7 @@ type faults map[routing.Code]routing.Problem
 
 // set takes what is wrong with a part, nothing if err is nil, and reports whether
 // that is new.
-func (f faults) set(log *slog.Logger, code routing.Code, err error) bool {
+func (f faults) set(code routing.Code, err error) bool {
 	var p routing.Problem
 	if err != nil {
 		p = routing.ProblemOf(code, routing.Warning, "", err)
@@ -127,19 +135,25 @@ func (f faults) set(log *slog.Logger, code routing.Code, err error) bool {
 		return false
 	}
 	f[code] = p
-	if err != nil {
-		log.Warn("component unavailable", slog.String("component", string(code)), slog.String("error", err.Error()))
-	} else {
-		log.Info("component available again", slog.String("component", string(code)))
-	}
 	return true
+}
+
+// all returns what is wrong, in order.
+func (f faults) all() []routing.Problem {
+	var out []routing.Problem
+	for _, code := range slices.Sorted(maps.Keys(f)) {
+		if p := f[code]; p.Code != "" {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // serve runs all parts under one configuration. It returns the next one when
 // that changed, nil when ctx is done.
 func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) (*config.Config, error) {
 	s.Level.Set(cfg.LogLevel)
-	settled, ready := newEvent(), newEvent()
+	settled, ready := newLatch(), newLatch()
 	var alone atomic.Bool
 	var p *parts
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
@@ -166,7 +180,7 @@ func (s *service) serve(ctx context.Context, cfg config.Config, hangup <-chan os
 		return func() {
 			if isDue() {
 				ready.do(func() {
-					s.Logger.LogAttrs(ctx, slog.LevelWarn, "ready is said although not all links are known", slog.Duration("after", time.Since(s.started)))
+					s.Logger.LogAttrs(ctx, event.LevelNotice, "starting without knowing all links", slog.Duration("after", time.Since(s.started).Round(time.Second)))
 					s.notify.ready()
 				})
 			}
@@ -214,13 +228,13 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 		next, err := config.Load(s.ConfigPath)
 		switch {
 		case err != nil:
-			s.Logger.LogAttrs(ctx, slog.LevelError, "configuration refused, the old one stays", slog.String("error", err.Error()))
+			s.Logger.LogAttrs(ctx, slog.LevelError, "configuration refused, keeping the old one", event.Is(event.ConfigLoaded), slog.String("error", err.Error()))
 		case next.StateDir != cfg.StateDir || next.RuntimeDir != cfg.RuntimeDir:
-			s.Logger.LogAttrs(ctx, slog.LevelError, "configuration refused, the old one stays", slog.String("error", "state_dir and runtime_dir need a restart"))
+			s.Logger.LogAttrs(ctx, slog.LevelError, "configuration refused, keeping the old one", event.Is(event.ConfigLoaded), slog.String("error", "state_dir and runtime_dir need a restart"))
 		case reflect.DeepEqual(next, cfg):
-			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged")
+			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged", event.Is(event.ConfigLoaded))
 		default:
-			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed")
+			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed", event.Is(event.ConfigLoaded))
 			return &next
 		}
 		if ready {
@@ -242,25 +256,21 @@ func (s *service) reported(directory string, r reconcile.Report) {
 func (s *service) fault(directory string, code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.faults.set(s.Logger, code, err) {
+	if s.faults.set(code, err) {
 		s.publish(directory)
 	}
 }
 
 // publish writes what status can only learn from the daemon.
 func (s *service) publish(directory string) {
-	problems := slices.Clone(s.report.Problems)
-	for _, code := range slices.Sorted(maps.Keys(s.faults)) {
-		if p := s.faults[code]; p.Code != "" {
-			problems = append(problems, p)
-		}
-	}
+	problems := slices.Concat(s.report.Problems, s.faults.all())
+	s.logged.note(context.Background(), problems)
 	err := runstate.Write(directory, runstate.State{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
 		Ready: s.report.Ready, Waiting: s.report.Waiting, Problems: problems,
 	})
 	if err != nil {
-		s.Logger.Warn("status is not published", slog.String("error", err.Error()))
+		s.Logger.LogAttrs(context.Background(), event.LevelNotice, "status not published", slog.String("error", err.Error()))
 	}
 }
 
@@ -276,7 +286,7 @@ func flushLeases(ctx context.Context, leases *allocator.Allocator, log *slog.Log
 			return nil
 		case <-ticker.C:
 			if err := leases.Flush(ctx); err != nil && ctx.Err() == nil {
-				log.LogAttrs(ctx, slog.LevelWarn, "bookkeeping of leases is delayed", slog.String("error", err.Error()))
+				log.LogAttrs(ctx, event.LevelNotice, "bookkeeping of leases delayed", slog.String("error", err.Error()))
 			}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"multihomed/internal/event"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
@@ -50,7 +51,7 @@ func openHistory(ctx context.Context, log *slog.Logger, directory string, p rout
 	h := &history{log: log, path: filepath.Join(directory, historyName), policy: p}
 	eras, err := readEras(h.path)
 	if err != nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "earlier configurations are unknown, what they left will stay", slog.String("error", err.Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "earlier configurations unknown, so that what they left may stay", slog.String("error", err.Error()))
 	}
 	now := eraOf(p)
 	for _, e := range eras {
@@ -88,7 +89,7 @@ func (h *history) write(ctx context.Context, eras []era) {
 		err = renameio.WriteFile(h.path, append(data, '\n'), 0o600)
 	}
 	if err != nil {
-		h.log.LogAttrs(ctx, slog.LevelWarn, "the configuration is not recorded, a later change of it may leave routes behind", slog.String("error", err.Error()))
+		h.log.LogAttrs(ctx, event.LevelNotice, "configuration not recorded, so that a later change may leave routes behind", slog.String("error", err.Error()))
 	}
 }
 
@@ -124,7 +125,7 @@ func (h *history) moveGroups(ctx context.Context) {
 		return slices.Concat(before, groups, after)
 	})
 	if err != nil {
-		h.log.LogAttrs(ctx, slog.LevelWarn, "interfaces are left in the earlier group of uplinks", slog.String("error", err.Error()))
+		h.log.LogAttrs(ctx, event.LevelNotice, "interfaces left in the earlier group of uplinks", slog.String("error", err.Error()))
 	}
 }
 
@@ -146,7 +147,7 @@ func (h *history) clean(ctx context.Context) {
 			return ops
 		})
 		if err != nil {
-			h.log.LogAttrs(ctx, slog.LevelWarn, "routes of an earlier configuration are left", slog.String("tables", tables.String()), slog.String("error", err.Error()))
+			h.log.LogAttrs(ctx, event.LevelNotice, "routes of an earlier configuration left", slog.String("tables", tables.String()), slog.String("error", err.Error()))
 			return
 		}
 	}

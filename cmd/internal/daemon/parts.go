@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -19,6 +20,7 @@ import (
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/event"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -77,8 +79,9 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if err != nil {
 		// A file that cannot be read may reserve any number; it is the
 		// administrator's, and the numbers of ours are ours in practice.
-		log.LogAttrs(ctx, slog.LevelWarn, "names of routing tables are unknown", slog.String("error", err.Error()))
+		err = fmt.Errorf("reading the names of routing tables, whose numbers may be leased to links: %w", err)
 	}
+	more.fault(tableNamesFault, err)
 	past := openHistory(ctx, log, cfg.StateDir, policy)
 	past.moveGroups(ctx)
 	// Routes of main are read when an owner says that an interface matters: a
@@ -92,14 +95,14 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	links, errs := declared.Open(cfg.RuntimeDir)
 	for _, err := range errs {
-		log.LogAttrs(ctx, slog.LevelWarn, "a routed lease is lost", slog.String("error", err.Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "routed lease lost", slog.String("error", err.Error()))
 	}
 	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored}
 	p.watcher = nm.New(nm.Options{
-		Logger: log, DNS: cfg.DNS.ServersFile != "", Optional: !presence.NetworkManager(cfg.NetworkManager),
+		Logger: log, DNS: cfg.DNS.ServersFile != "",
 	})
 	if p.hooks, errs = hooked.Open(cfg.RuntimeDir); len(errs) > 0 {
-		log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("error", errors.Join(errs...).Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("error", errors.Join(errs...).Error()))
 	}
 	p.owners = claims.Join(claims.Sources{
 		Manager: p.watcher, Policy: cfg.NMPolicy(), Links: cfg.Links, Hooked: p.hooks, Declared: links, Kind: p.kindOf,
@@ -124,13 +127,18 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
 		Owners: p.owners, Leases: leases, Reserved: names.Lookup,
-		Repairs: rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
-		Hooks:   hooks,
-		Memory:  runstate.Memory{Directory: cfg.RuntimeDir},
+		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
+		Hooks:    hooks,
+		Memory:   runstate.Memory{Directory: cfg.RuntimeDir},
+		LogDelay: logDelay, Suspect: suspect,
 	})
 	p.router.loop = p.loop
 	return nil
 }
+
+// logDelay is how long a link must be quiet before its changes become a line: longer
+// than what an activation does in one go, and short enough for people who look.
+const logDelay = time.Second
 
 // noLeases are those of nobody.
 type noLeases struct{ why error }
@@ -155,7 +163,7 @@ func (p *parts) kindOf(name string) (kind string) {
 // reload reads again what hooks said of an interface.
 func reload(ctx context.Context, log *slog.Logger, hooks *hooked.Store, name string) {
 	for _, err := range hooks.Reload(name) {
-		log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("interface", name), slog.String("error", err.Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("interface", name), slog.String("error", err.Error()))
 	}
 }
 
@@ -181,10 +189,10 @@ func (p *parts) forget(ctx context.Context) {
 	}
 	dropped, err := p.hooks.Keep(hooked.Index)
 	if err != nil {
-		p.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said of an interface that has gone is kept", slog.String("error", err.Error()))
+		p.log.LogAttrs(ctx, event.LevelNotice, "report of a hook on a removed interface kept", slog.String("error", err.Error()))
 	}
 	for _, c := range dropped {
-		p.log.LogAttrs(ctx, slog.LevelInfo, "the interface of a hook has gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
+		p.log.LogAttrs(ctx, slog.LevelInfo, "forgotten by hooks, because the interface is gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
 	}
 }
 
@@ -211,6 +219,6 @@ func (p *parts) close() {
 
 func closing(log *slog.Logger, what string, do func() error) {
 	if err := do(); err != nil {
-		log.Warn("ending was not clean", slog.String("part", what), slog.String("error", err.Error()))
+		log.LogAttrs(context.Background(), event.LevelNotice, "ended with an error", slog.String("part", what), slog.String("error", err.Error()))
 	}
 }

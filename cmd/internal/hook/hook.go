@@ -19,6 +19,7 @@ import (
 
 	"multihomed/allocator/unixgram"
 	"multihomed/cmd/internal/hooked"
+	"multihomed/internal/event"
 )
 
 // Name of the socket in the runtime directory.
@@ -144,14 +145,14 @@ func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return nil
 		case err != nil:
-			log.LogAttrs(ctx, slog.LevelWarn, "an event was lost", slog.String("error", err.Error()))
+			log.LogAttrs(ctx, event.LevelNotice, "event lost", slog.String("error", err.Error()))
 			continue
 		case d.UID != 0 && int(d.UID) != os.Geteuid():
 			continue // The mode of the socket does not let them in.
 		}
 		var m Message
 		if err := json.Unmarshal(d.Payload, &m); err != nil || d.Truncated {
-			log.LogAttrs(ctx, slog.LevelWarn, "an event makes no sense", slog.Uint64("uid", uint64(d.UID)))
+			log.LogAttrs(ctx, event.LevelNotice, "event ignored, because it makes no sense", slog.Uint64("uid", uint64(d.UID)))
 			continue
 		}
 		log.LogAttrs(ctx, slog.LevelDebug, "event", slog.String("caller", m.Caller), slog.String("action", m.Action), slog.String("interface", m.Interface))

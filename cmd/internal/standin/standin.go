@@ -97,7 +97,7 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m hook.Mess
 		}
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		log.LogAttrs(ctx, slog.LevelWarn, "routing not complete yet, going on in the background", slog.Int("pid", child.Process.Pid))
+		log.LogAttrs(ctx, event.LevelNotice, "routing not complete yet, going on in the background", slog.Int("pid", child.Process.Pid))
 		return nil
 	default:
 		return doing(err)
@@ -163,7 +163,7 @@ type output struct{ to atomic.Pointer[sink] }
 type sink struct{ journal.Sink }
 
 // Write implements [journal.Sink].
-func (o *output) Write(at time.Time, level slog.Level, sentence string, fields map[string]string) error {
+func (o *output) Write(at time.Time, level slog.Level, sentence string, fields []journal.Field) error {
 	return o.to.Load().Write(at, level, sentence, fields)
 }
 
