@@ -66,6 +66,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 		tries[op] = t
 		return false
 	})
+	l.noteLinks(plans)
 	errs := l.Writer.Apply(ctx, ops)
 	if ctx.Err() != nil {
 		return tries
@@ -80,7 +81,6 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 		l.applied(ctx, op)
 	}
 	clear(l.restored)
-	l.noteLinks(plans)
 	return tries
 }
 
