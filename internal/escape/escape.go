@@ -12,8 +12,8 @@ import (
 
 // Name escapes a name of an interface or a profile. The kernel takes any byte in the
 // name of an interface but '/', ':' and white space (net/core/dev.c, dev_valid_name).
-// A backslash becomes two; what is not UTF-8 or does not print becomes \xNN, byte by
-// byte. Everything else stays as it is, so that [Original] finds the name again.
+// A backslash becomes two; a byte that is no UTF-8 or a control character becomes \xNN,
+// and another character that does not print \uNNNN or \UNNNNNNNN. Everything else stays as it is, so that [Original] finds the name again.
 func Name(s string) string {
 	if !strings.ContainsFunc(s, func(r rune) bool { return r == '\\' || r == utf8.RuneError || !printable(r) }) {
 		return s
@@ -24,10 +24,12 @@ func Name(s string) string {
 		switch {
 		case r == '\\':
 			b.WriteString(`\\`)
-		case r == utf8.RuneError && size == 1, !printable(r):
-			for _, c := range []byte(s[:size]) {
-				fmt.Fprintf(&b, `\x%02x`, c)
-			}
+		case size == 1 && (r == utf8.RuneError || !printable(r)):
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		case !printable(r) && r <= 0xffff:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		case !printable(r):
+			fmt.Fprintf(&b, `\U%08x`, r)
 		default:
 			b.WriteString(s[:size])
 		}
@@ -59,10 +61,22 @@ func Original(s string) string {
 			b.WriteByte('\\')
 			s = s[2:]
 			continue
-		case strings.HasPrefix(s, `\x`) && len(s) >= 4:
-			if c, err := strconv.ParseUint(s[2:4], 16, 8); err == nil {
+		case strings.HasPrefix(s, `\x`):
+			if c, ok := number(s, 2); ok {
 				b.WriteByte(byte(c))
 				s = s[4:]
+				continue
+			}
+		case strings.HasPrefix(s, `\u`):
+			if c, ok := number(s, 4); ok {
+				b.WriteRune(rune(c)) //nolint:gosec // four digits
+				s = s[6:]
+				continue
+			}
+		case strings.HasPrefix(s, `\U`):
+			if c, ok := number(s, 8); ok && c <= unicode.MaxRune {
+				b.WriteRune(rune(c)) //nolint:gosec // just checked
+				s = s[10:]
 				continue
 			}
 		}
@@ -70,6 +84,15 @@ func Original(s string) string {
 		s = s[1:]
 	}
 	return b.String()
+}
+
+// number reads the digits after the two characters of an escape.
+func number(s string, digits int) (uint64, bool) {
+	if len(s) < 2+digits {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(s[2:2+digits], 16, 64)
+	return n, err == nil
 }
 
 // printable excludes what moves the cursor or the direction of writing: control and

@@ -61,9 +61,20 @@ func TestCommands(t *testing.T) {
 		{"status with a wrong configuration", []string{"status", "--config", wrong}, 2, "", "unknown key"},
 		{"status in colours there are not", []string{"status", "--color=green"}, 2, "", `--color is "green"; it may be auto, always or never`},
 		{"flush with a wrong configuration", []string{"flush", "--config", wrong}, 2, "", "unknown key"},
-		{"no such command", []string{"stauts"}, 2, "", `unknown command "stauts"`},
-		{"no such flag", []string{"status", "--jsn"}, 2, "", "unknown flag: --jsn; see multihomectl status --help"},
-		{"too many arguments", []string{"flush", "wan0"}, 2, "", `unknown command "wan0"`},
+		{"no such command", []string{"stauts"}, 2, "", `there is no command "stauts"; did you mean status?; see multihomectl --help`},
+		{"no such command of a command", []string{"config", "chek"}, 2, "", `there is no command "config chek"; did you mean check?`},
+		{"no such shell", []string{"completion", "bsh"}, 2, "", `there is no command "completion bsh"; did you mean bash?`},
+		{"no such help", []string{"help", "staus"}, 2, "", `there is no command "staus"; did you mean status?`},
+		{"version of any", []string{"status", "--version"}, 0, "multihomectl 1.2.3\n", ""},
+		{"version as a flag", []string{"--version"}, 0, "multihomectl 1.2.3\n", ""},
+		{"no such letter", []string{"status", "-x"}, 2, "", "there is no flag -x; see multihomectl status --help"},
+		{"a flag without its value", []string{"status", "--config"}, 2, "", "--config needs a value"},
+		{"a wrong value", []string{"lease", "-i", "x", "-a", "192.0.2.1", "--tries", "many"}, 2, "", `--tries cannot be "many": it is a whole number`},
+		{"a flag is missing", []string{"lease", "-a", "192.0.2.1"}, 2, "", "--interface is needed"},
+		{"one of two is missing", []string{"lease", "-i", "wan0"}, 2, "", "--address or --id is needed"},
+		{"two that exclude each other", []string{"lease", "-i", "wan0", "-a", "192.0.2.1", "--id", "x"}, 2, "", "--address and --id cannot go together"},
+		{"no such flag", []string{"status", "--jsn"}, 2, "", "there is no flag --jsn; did you mean --json?; see multihomectl status --help"},
+		{"too many arguments", []string{"flush", "wan0"}, 2, "", `multihomectl flush takes no argument, and "wan0" is one`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out, stderr, status := run(t, c.args...)

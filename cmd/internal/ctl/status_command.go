@@ -5,13 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/inspect"
+	"multihomed/internal/escape"
 )
 
 const statusHelp = `Show the links of this host, the routing table of each of their networks, what of
@@ -20,6 +21,10 @@ the planned rules and routes is in force, what is wrong, and how to mend it.
 Nothing is changed and nobody is asked to wait. It works without the daemon, which
 only has to tell what the kernel cannot know, and without root; what this user may
 not read is named at the end.
+
+A word selects links by interface, profile, address, network or table; with *, ? and []
+it is a pattern of interfaces and profiles. Bytes of a name that do not print are
+written \xNN, and a backslash twice; both forms are understood.
 
 The exit status is 0 if everything planned is in force and no problem is an error,
 1 if not, and 2 if the command line makes no sense or the host cannot be read.
@@ -56,11 +61,12 @@ With --json the same comes for programs. Fields are only ever added as long as
 func (a *app) status() *cobra.Command {
 	var asJSON, verbose bool
 	cmd := &cobra.Command{
-		Use:   "status [INTERFACE...]",
+		Use:   "status [INTERFACE|PROFILE|ADDRESS|NETWORK|TABLE|PATTERN]...",
 		Short: "show links, tables, what is in force and what is wrong",
 		Long:  statusHelp,
 		Example: `  multihomectl status
-  multihomectl status wan0 wan1
+  multihomectl status wan0 'wwan*'
+  multihomectl status 192.0.2.7
   multihomectl status --json | jq '.links[] | {interface, networks}'`,
 		ValidArgsFunction: a.completeInterfaces,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -87,6 +93,7 @@ func (a *app) showStatus(ctx context.Context, cfg config.Config, how look, asJSO
 		return &exitError{exitUsage, err}
 	}
 	s := statusOf(view, a.Root, a.Version)
+	s.escapeNames()
 	if err := s.restrict(how.only); err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -128,34 +135,6 @@ func settled(ctx context.Context, cfg config.Config) (*inspect.View, error) {
 	return inspect.Read(ctx, cfg)
 }
 
-// restrict leaves only some interfaces in a status.
-func (s *Status) restrict(only []string) error {
-	if len(only) == 0 {
-		return nil
-	}
-	var known, unknown []string
-	for _, l := range s.Links {
-		known = append(known, l.Interface)
-	}
-	for _, o := range s.Others {
-		known = append(known, o.Interface)
-	}
-	for _, name := range only {
-		if !slices.Contains(known, name) {
-			unknown = append(unknown, name)
-		}
-	}
-	if len(unknown) > 0 {
-		slices.SortFunc(known, compareNames)
-		return fmt.Errorf("there is no interface %s to show; there are %s", strings.Join(unknown, ", "), strings.Join(known, ", "))
-	}
-	other := func(name string) bool { return !slices.Contains(only, name) }
-	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })
-	s.Others = slices.DeleteFunc(s.Others, func(o Other) bool { return other(o.Interface) })
-	s.Problems = slices.DeleteFunc(s.Problems, func(p Problem) bool { return p.Link != "" && other(p.Link) })
-	return nil
-}
-
 // completeInterfaces offers the interfaces of the host to the shell.
 func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	cfg, err := a.load()
@@ -167,11 +146,24 @@ func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var out []string
+	add := func(word string) {
+		if word != "" && !slices.Contains(args, word) && !slices.Contains(out, word) {
+			out = append(out, word)
+		}
+	}
 	for name := range view.Links {
-		if name != "lo" && !slices.Contains(args, name) {
-			out = append(out, name)
+		if name != "lo" {
+			add(escape.Name(name))
 		}
 	}
 	slices.SortFunc(out, compareNames)
+	for plan := range view.Planner.Links() {
+		add(escape.Name(view.Claims[plan.Link.Name].Profile))
+		for _, k := range plan.Keys {
+			if t, leased := plan.Link.Tables[k]; leased {
+				add(strconv.FormatUint(uint64(t), 10))
+			}
+		}
+	}
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
