@@ -32,7 +32,7 @@ func main() {
 }
 
 func run(args, environ []string, stderr *os.File) int {
-	if len(args) == 1 && args[0] == "--version" {
+	if len(args) == 1 && (args[0] == "--version" || args[0] == "-version") {
 		fmt.Println("multihomed-dispatcher", version)
 		return 0
 	}

@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -14,8 +16,10 @@ import (
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/daemon"
+	"multihomed/internal/escape"
 	"multihomed/internal/event"
 	"multihomed/internal/journal"
+	"multihomed/internal/suggest"
 )
 
 // version is set by the linker.
@@ -27,14 +31,32 @@ func main() {
 
 func run(args []string, stderr *os.File) int {
 	flags := flag.NewFlagSet("multihomed", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags.SetOutput(io.Discard)
 	path := flags.String("config", config.DefaultPath, "configuration `file`; it need not exist")
 	show := flags.Bool("version", false, "print the version and exit")
-	if err := flags.Parse(args); err != nil {
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Println("usage: multihomed [--config FILE] [--version]; see multihomed(8)")
+		flags.SetOutput(os.Stdout)
+		flags.PrintDefaults()
+		return 0
+	case err != nil:
+		text := err.Error()
+		if name, unknown := strings.CutPrefix(text, "flag provided but not defined: -"); unknown {
+			text = fmt.Sprintf("there is no flag --%s", escape.Text(name))
+			if word := suggest.For(name, []string{"config", "version", "help"}); word != "" {
+				text += "; did you mean --" + word + "?"
+			}
+		}
+		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help\n", text)
 		return 2
-	}
-	if flags.NArg() > 0 {
-		fmt.Fprintf(stderr, "multihomed: unexpected argument %q; see multihomed -help\n", flags.Arg(0))
+	case flags.NArg() > 0:
+		text := fmt.Sprintf("multihomed takes no argument, and %q is one", flags.Arg(0))
+		if suggest.For(flags.Arg(0), []string{"status", "flush", "config", "lease", "report"}) != "" {
+			text += "; did you mean multihomectl " + flags.Arg(0) + "?"
+		}
+		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help\n", text)
 		return 2
 	}
 	if *show {
@@ -46,7 +68,7 @@ func run(args []string, stderr *os.File) int {
 	log := journal.New(stderr, level)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	err := daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
+	err = daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
 	if err != nil {
 		text, fix, _ := strings.Cut(err.Error(), "; to fix: ")
 		log.LogAttrs(ctx, slog.LevelError, "exiting on error", event.Is(event.Failed), slog.String("error", text), slog.String("fix", fix))

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -85,6 +86,38 @@ func TestCommands(t *testing.T) {
 				t.Errorf("complained %q, printed %q", stderr, out)
 			}
 		})
+	}
+}
+
+// TestReport makes a report without a daemon, as a directory and as an archive.
+func TestReport(t *testing.T) {
+	dir := t.TempDir()
+	cfg := file(t, "# secret\nuplink_group = 7\nstate_dir = \""+dir+"\"\nruntime_dir = \""+dir+"/run\"\n")
+	plain, archive := filepath.Join(dir, "report"), filepath.Join(dir, "report.tar.gz")
+	if out, stderr, status := run(t, "report", "--config", cfg, "-o", plain); status != 0 || out != plain+"\n" {
+		t.Fatalf("status %d, %q, %q", status, out, stderr)
+	}
+	for name, want := range map[string]string{
+		"versions.txt": "multihomectl 1.2.3", "configuration.txt": "uplink_group = 7", "multihomed.toml": "# secret", "status.json": `"schema": 1`,
+		"rules-ipv4.txt": "lookup main", "status.txt": "multihomed", "journal.txt": "", "routes-ipv6.txt": "",
+	} {
+		text, err := os.ReadFile(filepath.Join(plain, name))
+		if err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %v\n%s", name, err, text)
+		}
+	}
+	if _, stderr, status := run(t, "report", "--config", cfg, "-o", archive, "--redact"); status != 0 {
+		t.Fatalf("status %d, %q", status, stderr)
+	}
+	list, err := exec.CommandContext(t.Context(), "tar", "-xzOf", archive).Output()
+	if err != nil || bytes.Contains(list, []byte("# secret")) || !bytes.Contains(list, []byte("uplink_group = 7")) {
+		t.Errorf("%v:\n%s", err, list)
+	}
+	if info, err := os.Stat(archive); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if _, stderr, status := run(t, "report", "--config", cfg, "-o", archive); status != 1 || !strings.Contains(stderr, "is there already") {
+		t.Errorf("a second time: %d, %q", status, stderr)
 	}
 }
 

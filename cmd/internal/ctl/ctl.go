@@ -120,7 +120,7 @@ for what NetworkManager does not know, and it can take all of it away again.`,
 	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`; it need not exist")
 	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
 	flags.Bool("version", false, "print the version and exit")
-	root.AddCommand(a.status(), a.lease(), a.migrate(), a.flush(), a.config(), a.version())
+	root.AddCommand(a.status(), a.lease(), a.migrate(), a.flush(), a.config(), a.bugReport(), a.version())
 	root.InitDefaultCompletionCmd()
 	everywhere(root)
 	return root
