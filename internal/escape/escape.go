@@ -63,7 +63,7 @@ func Original(s string) string {
 			continue
 		case strings.HasPrefix(s, `\x`):
 			if c, ok := number(s, 2); ok {
-				b.WriteByte(byte(c))
+				b.WriteByte(byte(c)) //nolint:gosec // two digits
 				s = s[4:]
 				continue
 			}
@@ -75,7 +75,7 @@ func Original(s string) string {
 			}
 		case strings.HasPrefix(s, `\U`):
 			if c, ok := number(s, 8); ok && c <= unicode.MaxRune {
-				b.WriteRune(rune(c)) //nolint:gosec // just checked
+				b.WriteRune(rune(c))
 				s = s[10:]
 				continue
 			}

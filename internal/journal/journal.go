@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"log/syslog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -61,7 +62,7 @@ func (h *Handler) Enabled(_ context.Context, level slog.Level) bool { return lev
 // WithAttrs implements [slog.Handler].
 func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	next := *h
-	next.before = h.before[:len(h.before):len(h.before)]
+	next.before = slices.Clip(h.before)
 	for _, a := range attrs {
 		next.before = flatten(next.before, h.prefix, a)
 	}
@@ -79,7 +80,7 @@ func (h *Handler) WithGroup(name string) slog.Handler {
 
 // Handle implements [slog.Handler].
 func (h *Handler) Handle(_ context.Context, r slog.Record) error {
-	fields := h.before[:len(h.before):len(h.before)]
+	fields := slices.Clip(h.before)
 	r.Attrs(func(a slog.Attr) bool {
 		fields = flatten(fields, h.prefix, a)
 		return true
@@ -194,16 +195,18 @@ func (discard) Write(time.Time, slog.Level, string, []Field) error { return nil 
 type syslogSink struct{ to *syslog.Writer }
 
 func (s *syslogSink) Write(_ time.Time, level slog.Level, text string, _ []Field) error {
-	write := s.to.Debug
-	switch priority(level) {
-	case native.PriErr:
+	var write func(string) error
+	switch {
+	case level >= slog.LevelError:
 		write = s.to.Err
-	case native.PriWarning:
+	case level >= slog.LevelWarn:
 		write = s.to.Warning
-	case native.PriNotice:
+	case level >= event.LevelNotice:
 		write = s.to.Notice
-	case native.PriInfo:
+	case level >= slog.LevelInfo:
 		write = s.to.Info
+	default:
+		write = s.to.Debug
 	}
 	if err := write(text); err != nil {
 		return fmt.Errorf("writing to syslog: %w", err)

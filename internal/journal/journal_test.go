@@ -118,7 +118,7 @@ func TestGroupsAndLevels(t *testing.T) {
 	level := new(slog.LevelVar)
 	log := slog.New(journal.NewHandler(journal.Prefixed(&out), level))
 	log.Debug("not seen")
-	log.With("interface", "wan0").WithGroup("lease").With("table", 10000).Info("leased", "uid", 7)
+	log.With(slog.String("interface", "wan0")).WithGroup("lease").With(slog.Int("table", 10000)).Info("leased", slog.Int("uid", 7))
 	level.Set(slog.LevelDebug)
 	log.Debug("seen")
 	log.Error("lost")

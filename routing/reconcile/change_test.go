@@ -1,10 +1,11 @@
-package reconcile
+package reconcile_test
 
 import (
 	"net/netip"
 	"testing"
 
 	"multihomed/routing"
+	"multihomed/routing/reconcile"
 )
 
 // facts is a link of a test.
@@ -20,7 +21,7 @@ type facts struct {
 	tables routing.TableID
 }
 
-var testPolicy = routing.Policy{Tables: routing.TableRange{First: 10000, Last: 10099}, UplinkGroup: 28008, ContainerPrefixLength: 7} //nolint:gochecknoglobals // a constant in all but name
+var sentencePolicy = routing.Policy{Tables: routing.TableRange{First: 10000, Last: 10099}, UplinkGroup: 28008, ContainerPrefixLength: 7}
 
 // planOf asks the planner.
 func planOf(f facts) routing.LinkPlan {
@@ -51,7 +52,7 @@ func planOf(f facts) routing.LinkPlan {
 		l.Tables[k] = table
 		table++
 	}
-	p := routing.NewPlanner(testPolicy)
+	p := routing.NewPlanner(sentencePolicy)
 	p.Set(l)
 	p.Take()
 	plan, _ := p.Link(2)
@@ -60,12 +61,14 @@ func planOf(f facts) routing.LinkPlan {
 
 func TestDescribe(t *testing.T) {
 	t.Parallel()
-	dhcp := func(g string) map[string]routing.Protocol { return map[string]routing.Protocol{g: protocolDHCP} }
+	dhcp := func(g string) map[string]routing.Protocol {
+		return map[string]routing.Protocol{g: routing.Protocol(16)}
+	}
 	home := facts{name: "enp2s0", addresses: []string{"192.168.8.20/24"}, gateways: dhcp("192.168.8.1")}
 	for _, test := range []struct {
 		name             string
 		was, is          facts
-		routes           moved
+		added, gone      int
 		removed          string
 		sentence, reason string
 	}{
@@ -101,7 +104,7 @@ func TestDescribe(t *testing.T) {
 			name: "IPv6 comes", was: home,
 			is: facts{
 				name: "enp2s0", addresses: []string{"192.168.8.20/24", "2001:db8::5/64"},
-				gateways: map[string]routing.Protocol{"192.168.8.1": protocolDHCP, "fe80::1": routing.ProtocolRA},
+				gateways: map[string]routing.Protocol{"192.168.8.1": routing.Protocol(16), "fe80::1": routing.ProtocolRA},
 			},
 			sentence: "address 2001:db8::5/64 added, network 2001:db8::/64 (table 10001) added, gateway fe80::1 added (router advertisement)",
 		},
@@ -109,8 +112,8 @@ func TestDescribe(t *testing.T) {
 			name: "renamed", was: home, is: facts{name: "dsl0", addresses: home.addresses, gateways: home.gateways, tables: 10007},
 			sentence: "renamed from enp2s0, network 192.168.8.0/24 moved from table 10000 to 10007",
 		},
-		{name: "routes", was: home, is: home, routes: moved{added: 3, removed: 1}, sentence: "routes +3 -1"},
-		{name: "only fewer routes", was: home, is: home, routes: moved{removed: 2}, sentence: "routes -2"},
+		{name: "routes", was: home, is: home, added: 3, gone: 1, sentence: "routes +3 -1"},
+		{name: "only fewer routes", was: home, is: home, gone: 2, sentence: "routes -2"},
 		{
 			name: "somebody sets a group", was: home, is: facts{name: "enp2s0", addresses: home.addresses, gateways: home.gateways, group: 7},
 			sentence: "interface group 28008 -> 7",
@@ -124,7 +127,7 @@ func TestDescribe(t *testing.T) {
 			sentence: "set down, gateway 192.168.8.1 removed",
 		},
 	} {
-		_, sentence, reason := describe(planOf(test.was), planOf(test.is), test.routes, test.removed)
+		sentence, reason := reconcile.Describe(planOf(test.was), planOf(test.is), test.added, test.gone, test.removed)
 		if sentence != test.sentence || reason != test.reason {
 			t.Errorf("%s:\ngot  %q, because %q\nwant %q, because %q", test.name, sentence, reason, test.sentence, test.reason)
 		}

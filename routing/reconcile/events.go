@@ -159,8 +159,9 @@ func (l *Loop) noteStepped(ctx context.Context) {
 			}
 			now[o.Rule] = struct{}{}
 			if _, known := l.stepped[f][o.Rule]; !known {
-				l.Logger.LogAttrs(ctx, event.LevelNotice, fmt.Sprintf("traffic bound to links steps over %s rule %q", f, o.Rule), event.Is(event.SteppedOver),
-					slog.String("reason", "the kernel numbered it: without multihomed it would stand behind the rules of links")) //nolint:sloglint // the rule is the sentence
+				l.Logger.LogAttrs(ctx, event.LevelNotice, fmt.Sprintf("traffic bound to links steps over %s rule %q", f, o.Rule), //nolint:sloglint // the rule is the sentence
+					event.Is(event.SteppedOver),
+					slog.String("reason", "the kernel numbered it: without multihomed it would stand behind the rules of links"))
 			}
 		}
 		l.stepped[f] = now

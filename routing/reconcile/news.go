@@ -157,10 +157,8 @@ func (l *Loop) whyRemoved(index int, was string) string {
 	if exists := l.viewName(index, &name); !exists {
 		return "the interface is gone"
 	}
-	switch claim := l.claims[name]; {
-	case claim.Standing == Link:
-		return "it has no address"
-	default:
+	if claim := l.claims[name]; claim.Standing != Link {
 		return claim.Why
 	}
+	return "it has no address"
 }

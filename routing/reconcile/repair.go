@@ -186,7 +186,7 @@ func (l *Loop) disputed() []routing.Problem {
 			}
 		}
 	}
-	var out []routing.Problem
+	out := make([]routing.Problem, 0, len(byLink))
 	for _, link := range slices.Sorted(maps.Keys(byLink)) {
 		p := *byLink[link]
 		if others := count[link] - 1; others > 0 {

@@ -76,7 +76,6 @@ func (s *Status) restrict(only []string) error {
 		return nil
 	}
 	wanted := map[string]bool{}
-	var known []string
 	for _, word := range only {
 		f, found := filter(word), false
 		for _, l := range s.Links {
@@ -92,15 +91,14 @@ func (s *Status) restrict(only []string) error {
 		if found {
 			continue
 		}
-		if known == nil {
-			for _, l := range s.Links {
-				known = append(known, l.Interface)
-			}
-			for _, o := range s.Others {
-				known = append(known, o.Interface)
-			}
-			slices.SortFunc(known, compareNames)
+		var known []string
+		for _, l := range s.Links {
+			known = append(known, l.Interface)
 		}
+		for _, o := range s.Others {
+			known = append(known, o.Interface)
+		}
+		slices.SortFunc(known, compareNames)
 		if _, err := path.Match(word, ""); err != nil {
 			return fmt.Errorf("%q is no pattern: %w", escape.Text(word), err)
 		}
