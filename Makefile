@@ -117,6 +117,7 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	$(FILL) packaging/systemd/multihomed.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed.service
 	$(FILL) packaging/systemd/multihomed-failed.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed-failed.service
 	$(DATA) packaging/systemd/multihomed.socket $D$(unitdir)/multihomed.socket
+	$(DATA) packaging/catalog/multihomed.catalog $D$(LIB)/systemd/catalog/multihomed.catalog
 	$(DATA) packaging/sysusers.d/multihomed.conf $D$(LIB)/sysusers.d/multihomed.conf
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
@@ -136,7 +137,7 @@ uninstall: ## what make install installed
 		$D$(IFUPDOWN)/if-up.d/multihomed $D$(IFUPDOWN)/if-post-down.d/multihomed \
 		$D$(DHCLIENT)/multihomed $D$(DHCPCD)/90-multihomed $D$(LIB)/udev/rules.d/90-multihomed.rules \
 		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed-failed.service $D$(unitdir)/multihomed.socket \
-		$D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
+		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
 		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(datadir)/zsh/vendor-completions/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \

@@ -664,15 +664,14 @@ func (s *session) publishStatus(ctx context.Context) {
 		now.Version = s.tree.version
 	}
 	now.Read = s.loaded && s.loadProblem == nil && len(s.initial) == 0 && len(s.unread) == 0
-	level := slog.LevelDebug
 	switch {
 	case !s.ownerKnown:
 		now.Reason = "asking the bus for NetworkManager"
 	case s.owner == "":
 		now.Absent = true
-		level, now.Reason = slog.LevelInfo, "NetworkManager is not running"
+		now.Reason = "NetworkManager is not running"
 	case s.loadProblem != nil:
-		level, now.Reason = slog.LevelWarn, "NetworkManager does not answer: "+s.loadProblem.Error()
+		now.Reason = "NetworkManager does not answer: " + s.loadProblem.Error()
 	case !s.loaded:
 		now.Reason = "reading NetworkManager's objects"
 	case s.starting():
@@ -685,5 +684,5 @@ func (s *session) publishStatus(ctx context.Context) {
 	default:
 		s.complete, now.Complete = true, true
 	}
-	s.w.setStatus(ctx, level, now)
+	s.w.setStatus(ctx, now)
 }

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"multihomed/internal/event"
 )
 
 // Options are what a [Watcher] needs to know. The zero value works.
@@ -21,9 +23,6 @@ type Options struct {
 	// Grace is how long a device is [Device.Settling] after NetworkManager took it away
 	// or unmanaged it while staying on the bus; zero means 10 s.
 	Grace time.Duration
-	// Optional says that this host has no NetworkManager: that none is there is not
-	// worth a warning.
-	Optional bool
 	// DNS has [Device.DNS] followed. Without it, what NetworkManager says of name
 	// resolution is not even decoded.
 	DNS bool
@@ -159,7 +158,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		}
 		w.ungone()
 		was := w.currentStatus()
-		w.setStatus(ctx, slog.LevelWarn, Status{Absent: true, Version: was.Version, Reason: fmt.Sprintf("system bus: %s", err)})
+		w.setStatus(ctx, Status{Absent: true, Version: was.Version, Reason: fmt.Sprintf("system bus: %s", err)})
 		wait := time.NewTimer(backoff(first, last, attempts))
 		select {
 		case <-wait.C:
@@ -215,7 +214,7 @@ func (w *Watcher) currentStatus() Status {
 }
 
 // setStatus makes a status known and logs what is new in it.
-func (w *Watcher) setStatus(ctx context.Context, level slog.Level, now Status) {
+func (w *Watcher) setStatus(ctx context.Context, now Status) {
 	w.mu.Lock()
 	was := w.status
 	if was == now {
@@ -227,13 +226,16 @@ func (w *Watcher) setStatus(ctx context.Context, level slog.Level, now Status) {
 	w.mu.Unlock()
 	trigger(w.changed)
 	if now.Complete {
-		w.log.LogAttrs(ctx, slog.LevelInfo, "networkmanager is known completely",
+		w.log.LogAttrs(ctx, slog.LevelDebug, "NetworkManager known",
 			slog.String("version", now.Version), slog.Int("devices", devices))
 	} else if now.Reason != was.Reason {
-		if now.Absent && w.opts.Optional {
-			level = slog.LevelDebug
+		// One line when it goes. What keeps it away for long is a problem, and the
+		// loop reports it.
+		if was.Complete && !now.Running {
+			w.log.LogAttrs(ctx, slog.LevelInfo, "waiting for NetworkManager", event.Is(event.Waiting))
+			return
 		}
-		w.log.LogAttrs(ctx, level, "networkmanager is waited for",
+		w.log.LogAttrs(ctx, slog.LevelDebug, "NetworkManager not known",
 			slog.String("reason", now.Reason), slog.Bool("running", now.Running))
 	}
 }
@@ -258,7 +260,7 @@ func (w *Watcher) put(ctx context.Context, now Device) {
 
 	for _, problem := range now.Problems {
 		if !slices.Contains(was.Problems, problem) {
-			w.log.LogAttrs(ctx, slog.LevelWarn, "device is not understood",
+			w.log.LogAttrs(ctx, slog.LevelDebug, "device not understood",
 				slog.String("interface", now.Name), slog.String("problem", problem))
 		}
 	}

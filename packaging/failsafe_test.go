@@ -142,7 +142,7 @@ func (s *system) says(exit int, texts ...string) error {
 
 // movedAside wants a database that was moved aside, and the journal to say so.
 func (s *system) movedAside() error {
-	out, err := s.Run(s.t.Context(), "sh", "-c", "journalctl -b -u multihomed.service -o cat | grep -o 'moved_to=[^ ]*' | tail -n 1 | cut -d = -f 2 | xargs ls -d")
+	out, err := s.Run(s.t.Context(), "sh", "-c", "journalctl -b -u multihomed.service -o cat | grep -o '/[^ ]*leases.db.aside-[^ ,;)]*' | tail -n 1 | xargs ls -d")
 	if err == nil && !strings.Contains(out, stateDir+"/leases.db.aside-") {
 		err = fmt.Errorf("moved aside is %q", out)
 	}

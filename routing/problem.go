@@ -62,6 +62,12 @@ const (
 	Refused Code = "kernel-refused"
 	// Unread: the kernel could not be read.
 	Unread Code = "kernel-unread"
+	// WaitsForOwners: it is not known for long who the links are.
+	WaitsForOwners Code = "waiting"
+	// Disputed: somebody keeps deleting an object of ours.
+	Disputed Code = "disputed"
+	// Forgetful: what a restart must know cannot be written down.
+	Forgetful Code = "memory"
 	// NotUnderstood: something that NetworkManager said makes no sense.
 	NotUnderstood Code = "not-understood"
 )

@@ -1,6 +1,10 @@
 package routing
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
 
 // A Decision names why an object exists. The names are what `multihomectl`
 // shows and what ARCHITECTURE.md explains.
@@ -94,4 +98,40 @@ func (r Role) String() string {
 		return "uplink"
 	}
 	return "local"
+}
+
+// sentences say what each decision means, for people.
+var sentences = map[Decision]string{ //nolint:gochecknoglobals // a constant in all but name
+	StepOver:        "bound traffic steps over a rule that the kernel numbered",
+	KeepLocal:       "the addresses of this host stay its own",
+	KeepOverlap:     "two links share the network, and this address keeps its own",
+	LiftForeign:     "a rule of somebody else keeps its say",
+	KeepKnown:       "bound traffic reaches containers, VPN networks and LANs",
+	Binding:         "an application is bound to the link",
+	FollowDevice:    "sockets bound to the device use its table",
+	FollowSource:    "packets from the address leave by the link",
+	NeverStray:      "without a way by the link, its packets go nowhere",
+	ReachTwin:       "another link of the network has taken over",
+	KeepMain:        "what main knows of the network goes first",
+	ReachNetwork:    "main does not know the network of the link",
+	Again:           "once more, for packets that were lifted over the ladder",
+	LastResort:      "unbound traffic when main has no default",
+	OnLink:          "the network on the link",
+	Copied:          "main has it, and it belongs to the network",
+	CopiedElsewhere: "main has it by another network of the link",
+	KnownGateway:    "the profile or DHCP names the gateway",
+	KnownRoute:      "DHCP or the profile names the route",
+	WithoutTable:    "the link has no table, so its default is in main",
+	MarkUplink:      "the group tells uplinks from other links",
+}
+
+// Decisions returns all reasons, sorted.
+func Decisions() []Decision { return slices.Sorted(maps.Keys(sentences)) }
+
+// Sentence says what the decision means; the manual says it too.
+func (d Decision) Sentence() string {
+	if s, known := sentences[d]; known {
+		return s
+	}
+	return string(d)
 }

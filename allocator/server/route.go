@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"multihomed/allocator/wire"
+	"multihomed/internal/event"
 )
 
 // routeTimeout bounds how long a client's request waits for the routing loop,
@@ -49,7 +50,7 @@ func (s *Server) route(ctx context.Context, j job, address netip.Addr) error {
 			return err
 		}
 		if found {
-			s.Logger.LogAttrs(ctx, slog.LevelInfo, "routed lease released", attrs...)
+			s.Logger.LogAttrs(ctx, slog.LevelInfo, "routed lease released", append(attrs, event.Is(event.LeaseEnded))...)
 		}
 		s.send(ctx, j, answer)
 		return nil

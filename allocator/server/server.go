@@ -15,6 +15,7 @@ import (
 	"multihomed/allocator"
 	"multihomed/allocator/unixgram"
 	"multihomed/allocator/wire"
+	"multihomed/internal/event"
 	"multihomed/routing"
 )
 
@@ -154,7 +155,7 @@ func (s *Server) read(ctx context.Context, conn *unixgram.Conn) error {
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return nil
 		case err != nil:
-			s.complaints.add(ctx, slog.LevelWarn, 0, "a datagram could not be received", slog.String("error", err.Error()))
+			s.complaints.add(ctx, event.LevelNotice, 0, "a datagram could not be received", slog.String("error", err.Error()))
 		default:
 			s.take(ctx, conn, d)
 		}
@@ -170,7 +171,7 @@ func (s *Server) take(ctx context.Context, conn *unixgram.Conn, d unixgram.Datag
 	switch {
 	case d.From == "":
 		// It could not be told its table, and would hold it for nothing.
-		s.complaints.add(ctx, slog.LevelWarn, d.UID, "a client has no address to be answered at; to fix: bind its socket", slog.Int("pid", int(d.PID)))
+		s.complaints.add(ctx, event.LevelNotice, d.UID, "a client has no address to be answered at; to fix: bind its socket", slog.Int("pid", int(d.PID)))
 		return
 	case !s.arbiter.allows(d.UID, d.GID):
 		refused = &wire.Error{Code: wire.NotAllowed, Text: "user " + number(d.UID) + " may not lease tables; to fix: run as root, or add the user or a group of it to [allocator] in multihomed.toml"}
@@ -295,9 +296,9 @@ func (s *Server) conclude(ctx context.Context, j job, o allocator.Outcome) {
 	table := slog.Uint64("table", uint64(o.Table))
 	switch {
 	case r.Command == wire.Release:
-		s.Logger.LogAttrs(ctx, slog.LevelInfo, "lease released", attrs...)
+		s.Logger.LogAttrs(ctx, slog.LevelInfo, "lease released", append(attrs, event.Is(event.LeaseEnded))...)
 	case o.New:
-		s.Logger.LogAttrs(ctx, slog.LevelInfo, "table leased", append(attrs, table)...)
+		s.Logger.LogAttrs(ctx, slog.LevelInfo, "table leased", append(attrs, table, event.Is(event.TableLeased))...)
 	default:
 		s.Logger.LogAttrs(ctx, slog.LevelDebug, "lease renewed", append(attrs, table)...)
 	}
@@ -337,7 +338,7 @@ func is[E error](err error) bool {
 func seconds(d time.Duration) uint32 { return uint32(d / time.Second) } //nolint:gosec // years of uptime fit
 
 func (s *Server) refuse(ctx context.Context, j job, e *wire.Error) {
-	s.complaints.add(ctx, slog.LevelWarn, j.uid, "lease refused: "+string(e.Code), slog.String("client", j.from.String()), slog.String("reason", e.Text))
+	s.complaints.add(ctx, event.LevelNotice, j.uid, "lease refused: "+string(e.Code), slog.String("client", j.from.String()), slog.String("reason", e.Text))
 	s.send(ctx, j, wire.Response{Version: j.request.Version, Transaction: j.request.Transaction, Refused: e})
 }
 
@@ -364,7 +365,7 @@ func (s *Server) sweep(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		for _, l := range s.Leases.Expire() {
-			s.Logger.LogAttrs(ctx, slog.LevelInfo, "lease expired", slog.String("interface", l.Key.Interface),
+			s.Logger.LogAttrs(ctx, slog.LevelInfo, "lease expired", event.Is(event.LeaseEnded), slog.String("interface", l.Key.Interface),
 				slog.String("address", l.Key.Address), slog.Uint64("table", uint64(l.Table)), slog.Uint64("uid", uint64(l.Owner)))
 		}
 		s.Router.Expire(ctx)

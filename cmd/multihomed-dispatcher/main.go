@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -21,6 +20,8 @@ import (
 	"multihomed/cmd/internal/standin"
 	"multihomed/cmd/internal/told"
 	"multihomed/dispatcher"
+	"multihomed/internal/event"
+	"multihomed/internal/journal"
 )
 
 // version is set by the linker.
@@ -30,8 +31,8 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Environ(), os.Stderr))
 }
 
-func run(args, environ []string, stderr io.Writer) int {
-	if len(args) == 1 && args[0] == "--version" {
+func run(args, environ []string, stderr *os.File) int {
+	if len(args) == 1 && (args[0] == "--version" || args[0] == "-version") {
 		fmt.Println("multihomed-dispatcher", version)
 		return 0
 	}
@@ -42,37 +43,37 @@ func run(args, environ []string, stderr io.Writer) int {
 	if standin.Is(args) {
 		return standin.Run(ctx, options)
 	}
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	log := journal.New(stderr, level)
 	options.Logger = log
-	event, err := dispatcher.Parse(args, dispatcher.ParseEnvironment(environ))
+	happened, err := dispatcher.Parse(args, dispatcher.ParseEnvironment(environ))
 	if err != nil {
 		fmt.Fprintf(stderr, "multihomed-dispatcher: %v\n", err)
 		return 2
 	}
-	for _, odd := range event.Odd {
-		log.LogAttrs(ctx, slog.LevelWarn, "a variable makes no sense", slog.String("caller", event.Caller), slog.String("variable", odd))
+	for _, odd := range happened.Odd {
+		log.LogAttrs(ctx, slog.LevelWarn, "variable ignored, because it makes no sense", slog.String("caller", happened.Caller), slog.String("variable", odd))
 	}
-	if event.Effect == dispatcher.Nothing {
+	if happened.Effect == dispatcher.Nothing {
 		return 0
 	}
-	err = deal(ctx, options, event)
+	err = deal(ctx, options, happened)
 	if err != nil {
-		log.LogAttrs(ctx, slog.LevelError, "not in order", slog.String("caller", event.Caller), slog.String("action", event.Action),
-			slog.String("interface", event.Interface), slog.String("error", err.Error()))
+		log.LogAttrs(ctx, slog.LevelError, "event not handled", event.Is(event.Failed), slog.String("caller", happened.Caller), slog.String("action", happened.Action),
+			slog.String("interface", happened.Interface), slog.String("error", err.Error()))
 	}
 	return daemon.ExitStatus(err)
 }
 
 // deal hands an event over, or sees to it that somebody else deals with it.
-func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
+func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) error {
 	// A bad file is told of by whoever works with another one.
 	cfg := config.Find(o.ConfigPath).Config
 	o.Level.Set(cfg.LogLevel)
 	// What could not be noted of it may still be seen by others.
-	message, noting := told.Note(cfg.RuntimeDir, event, time.Now())
+	message, noting := told.Note(cfg.RuntimeDir, happened, time.Now())
 	hung := func(pid int) {
-		o.Logger.LogAttrs(ctx, slog.LevelError, "the daemon did not acknowledge an event and was ended; its work is done here until it is back",
-			slog.Int("pid", pid), slog.Duration("after", hook.AckTimeout))
+		o.Logger.LogAttrs(ctx, slog.LevelError, "daemon ended because it did not acknowledge an event; its work is done here until it is back",
+			event.Is(event.DaemonHung), slog.Int("pid", pid), slog.Duration("after", hook.AckTimeout))
 	}
 	if err := hook.Deliver(ctx, cfg.RuntimeDir, message, hung); !errors.Is(err, hook.ErrNobody) {
 		return errors.Join(noting, err)
@@ -82,7 +83,7 @@ func deal(ctx context.Context, o daemon.Options, event dispatcher.Event) error {
 		o.Logger.LogAttrs(ctx, slog.LevelDebug, "nothing is done", slog.String("reason", why))
 		return noting
 	}
-	if event.Effect == dispatcher.Removed {
+	if happened.Effect == dispatcher.Removed {
 		// udev kills what its programs leave behind (udev(7), RUN).
 		return errors.Join(noting, daemon.Once(ctx, o, message, 0, func() {}))
 	}

@@ -4,16 +4,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/daemon"
+	"multihomed/internal/escape"
+	"multihomed/internal/event"
+	"multihomed/internal/journal"
+	"multihomed/internal/suggest"
 )
 
 // version is set by the linker.
@@ -23,17 +29,35 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stderr))
 }
 
-func run(args []string, stderr io.Writer) int {
+func run(args []string, stderr *os.File) int {
 	flags := flag.NewFlagSet("multihomed", flag.ContinueOnError)
-	flags.SetOutput(stderr)
+	flags.SetOutput(io.Discard)
 	path := flags.String("config", config.DefaultPath, "configuration `file`; it need not exist")
 	check := flags.Bool("check", false, "check the configuration and exit: 0 if it is sound, 78 if not")
 	show := flags.Bool("version", false, "print the version and exit")
-	if err := flags.Parse(args); err != nil {
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Println("usage: multihomed [--config FILE] [--check] [--version]; see multihomed(8)")
+		flags.SetOutput(os.Stdout)
+		flags.PrintDefaults()
+		return 0
+	case err != nil:
+		text := err.Error()
+		if name, unknown := strings.CutPrefix(text, "flag provided but not defined: -"); unknown {
+			text = fmt.Sprintf("there is no flag --%s", escape.Text(name))
+			if word := suggest.For(name, []string{"config", "check", "version", "help"}); word != "" {
+				text += "; did you mean --" + word + "?"
+			}
+		}
+		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help\n", text)
 		return daemon.ExitUsage
-	}
-	if flags.NArg() > 0 {
-		fmt.Fprintf(stderr, "multihomed: unexpected argument %q; see multihomed -help\n", flags.Arg(0))
+	case flags.NArg() > 0:
+		text := fmt.Sprintf("multihomed takes no argument, and %q is one", flags.Arg(0))
+		if suggest.For(flags.Arg(0), []string{"status", "flush", "config", "lease", "report"}) != "" {
+			text += "; did you mean multihomectl " + flags.Arg(0) + "?"
+		}
+		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help\n", text)
 		return daemon.ExitUsage
 	}
 	if *show {
@@ -45,12 +69,13 @@ func run(args []string, stderr io.Writer) int {
 	}
 
 	level := new(slog.LevelVar)
-	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: withoutTime}))
+	log := journal.New(stderr, level)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	err := daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
+	err = daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
 	if err != nil {
-		log.Error("multihomed ends", slog.String("error", err.Error()))
+		text, fix, _ := strings.Cut(err.Error(), "; to fix: ")
+		log.LogAttrs(ctx, slog.LevelError, "exiting on error", event.Is(event.Failed), slog.String("error", text), slog.String("fix", fix))
 	}
 	return daemon.ExitStatus(err)
 }
@@ -63,12 +88,4 @@ func checked(path string, stderr io.Writer) int {
 		return daemon.ExitConfiguration
 	}
 	return 0
-}
-
-// withoutTime leaves the time to the journal where that reads our stderr.
-func withoutTime(groups []string, a slog.Attr) slog.Attr {
-	if len(groups) == 0 && a.Key == slog.TimeKey && os.Getenv("JOURNAL_STREAM") != "" {
-		return slog.Attr{}
-	}
-	return a
 }

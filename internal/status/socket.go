@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/event"
 )
 
 // SocketName is the name of the socket in the runtime directory. Whoever connects gets one
@@ -83,7 +85,7 @@ func (s *Server) Run(ctx context.Context) error {
 				return nil
 			}
 			// Too many open files, for one: others end in a moment.
-			s.log.LogAttrs(ctx, slog.LevelWarn, "a request for status was not taken", slog.String("error", err.Error()))
+			s.log.LogAttrs(ctx, event.LevelNotice, "request for status not taken", slog.String("error", err.Error()))
 			timer := time.NewTimer(time.Second)
 			select {
 			case <-timer.C:

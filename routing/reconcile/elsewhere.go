@@ -80,7 +80,7 @@ func (l *Loop) askElsewhere(ctx context.Context) bool {
 	l.networks.changed = false
 	if err := l.Mirror.SetNetworks(ctx, slices.Collect(maps.Keys(l.networks.count))); err != nil && ctx.Err() == nil {
 		l.networks.changed = true
-		l.fail(ctx, aboutMirror, failure{Problem: routing.Problem{Code: routing.Unread, Severity: routing.Error, Text: fmt.Sprintf("reading the kernel: %v", err)}})
+		l.fail(aboutMirror, failure{Problem: routing.Problem{Code: routing.Unread, Severity: routing.Error, Text: fmt.Sprintf("reading the kernel: %v", err)}})
 		return false
 	}
 	return true

@@ -2,10 +2,12 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
 
+	"multihomed/internal/event"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
@@ -34,10 +36,13 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	if c.Complete && !l.complete {
 		// What nobody asked for while knowledge was incomplete may go now.
 		l.everything()
-		l.Logger.LogAttrs(ctx, slog.LevelInfo, "knowledge of the links is complete")
+		l.Logger.LogAttrs(ctx, slog.LevelInfo, "every link is known", event.Is(event.Ready))
+	}
+	if !c.Complete && (l.complete || l.incomplete.IsZero()) {
+		l.incomplete = l.now()
 	}
 	if c.Waiting != l.waiting && c.Waiting != "" {
-		l.Logger.LogAttrs(ctx, slog.LevelDebug, "waiting", slog.String("for", c.Waiting))
+		l.Logger.LogAttrs(ctx, slog.LevelDebug, "waiting", event.Is(event.Waiting), slog.String("for", c.Waiting))
 	}
 	l.news = l.news || l.complete != c.Complete || l.waiting != c.Waiting
 	l.complete, l.waiting = c.Complete, c.Waiting
@@ -168,8 +173,9 @@ func (l *Loop) noteStepped(ctx context.Context) {
 			}
 			now[o.Rule] = struct{}{}
 			if _, known := l.stepped[f][o.Rule]; !known {
-				l.Logger.LogAttrs(ctx, slog.LevelInfo, "traffic of links steps over a rule that the kernel numbered",
-					slog.String("family", f.String()), slog.String("rule", o.Rule.String()))
+				l.Logger.LogAttrs(ctx, event.LevelNotice, fmt.Sprintf("traffic bound to links steps over %s rule %q", f, o.Rule), //nolint:sloglint // the rule is the sentence
+					event.Is(event.SteppedOver),
+					slog.String("reason", "the kernel numbered it: without multihomed it would stand behind the rules of links"))
 			}
 		}
 		l.stepped[f] = now
@@ -197,6 +203,12 @@ func GroupsOf(k *kernel.State) map[uint32]int {
 // takeDue takes up what waited for its time.
 func (l *Loop) takeDue() {
 	now := l.now()
+	for o, q := range l.quarrels {
+		if !now.Before(q.over) {
+			delete(l.quarrels, o)
+			l.news = true
+		}
+	}
 	for o, d := range l.deferred {
 		if now.Before(d.due) {
 			continue
@@ -204,6 +216,7 @@ func (l *Loop) takeDue() {
 		delete(l.deferred, o)
 		l.news = true
 		l.picture.spoil()
+		l.restored[o] = struct{}{}
 		l.touched.Rules[o.rule] = struct{}{}
 		l.touched.Routes[o.route] = struct{}{}
 	}

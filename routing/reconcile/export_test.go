@@ -1,6 +1,10 @@
 package reconcile
 
-import "time"
+import (
+	"time"
+
+	"multihomed/routing"
+)
 
 // SetClock makes the loop ask for the time elsewhere.
 func (l *Loop) SetClock(now func() time.Time) { l.now = now }
@@ -17,3 +21,9 @@ func (l *Loop) Remembered() int {
 
 // Disputes counts the objects whose budget is kept.
 func (l *Loop) Disputes() int { return len(l.disputes.limits) }
+
+// Describe is what the log says of a change.
+func Describe(was, is routing.LinkPlan, added, gone int, removed string) (sentence, reason string) {
+	_, sentence, reason = describe(was, is, moved{added, gone}, removed)
+	return sentence, reason
+}

@@ -1,8 +1,6 @@
 package reconcile
 
 import (
-	"context"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -29,7 +27,7 @@ const aboutMirror = "mirror"
 func aboutTable(k routing.Key) string { return "table of " + k.String() }
 
 // fail notes a problem that a later try may cure, and says so once.
-func (l *Loop) fail(ctx context.Context, about string, f failure) {
+func (l *Loop) fail(about string, f failure) {
 	known, failing := l.failures[about]
 	if failing {
 		f.attempt, f.due = known.attempt, known.due
@@ -42,25 +40,17 @@ func (l *Loop) fail(ctx context.Context, about string, f failure) {
 		return
 	}
 	l.news = true
-	if slices.Contains(l.reported.Problems, f.Problem) {
-		return
-	}
-	attrs := []slog.Attr{slog.String("interface", f.Link), slog.String("problem", f.Text)}
-	if f.Fix != "" {
-		attrs = append(attrs, slog.String("fix", f.Fix))
-	}
-	l.Logger.LogAttrs(ctx, slog.LevelError, "not active, trying again", attrs...)
 }
 
 // refused notes that the kernel did not do an operation.
-func (l *Loop) refused(ctx context.Context, op routing.Op, err error) {
+func (l *Loop) refused(op routing.Op, err error) {
 	problem := routing.ProblemOf(routing.Refused, routing.Error, op.Reason.Link, err)
 	problem.Object = op.Text(l.nameOf)
 	// The kernel's writer says itself what it did.
 	if !strings.HasPrefix(problem.Text, problem.Object) {
 		problem.Text = problem.Object + ": " + problem.Text
 	}
-	l.fail(ctx, op.String(), failure{
+	l.fail(op.String(), failure{
 		Problem: problem, op: op,
 	})
 }

@@ -48,6 +48,8 @@ type host struct {
 	// readies counts Ready, last is the last report.
 	readies int
 	last    reconcile.Report
+	// appeared are the problems in the order in which they were reported.
+	appeared []routing.Problem
 }
 
 var policy = routing.Policy{Tables: routing.TableRange{First: 10000, Last: 10009}, UplinkGroup: 28008, ContainerPrefixLength: 7, NetworksAlways: true}
@@ -91,8 +93,15 @@ func (h *host) restart() {
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
 		Repairs:  rate.NewLimiter(1, 2),
 		Hooks: reconcile.Hooks{
-			Ready:  func() { h.readies++ },
-			Report: func(r reconcile.Report) { h.last = r },
+			Ready: func() { h.readies++ },
+			Report: func(r reconcile.Report) {
+				for _, p := range r.Problems {
+					if !slices.Contains(h.last.Problems, p) {
+						h.appeared = append(h.appeared, p)
+					}
+				}
+				h.last = r
+			},
 		},
 	})
 	h.loop.SetClock(func() time.Time { return h.clock })

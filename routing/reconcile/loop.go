@@ -27,6 +27,12 @@ type Options struct {
 	// back: each has this budget for itself. It also bounds the log of that.
 	Repairs *rate.Limiter
 	Hooks   Hooks
+	// LogDelay is how long a link must have been quiet before its changes are written
+	// to the log, in one line; 0 writes them after each pass.
+	LogDelay time.Duration
+	// Suspect names the process behind a netlink port, empty if it cannot be found;
+	// nil names none.
+	Suspect func(port uint32) string
 	// Memory outlives the process, not the boot; nil for none.
 	Memory Memory
 }
@@ -123,9 +129,24 @@ type Loop struct {
 	// just now, with the time until which somebody may go on deleting in their words.
 	deferred map[object]deferral
 	gone     map[routing.Rule]time.Time
+	// quarrels are about objects that somebody keeps deleting.
+	quarrels map[object]quarrel
 	disputes disputes
 	// released are keys to give back when the pass is over.
 	released map[routing.Key]struct{}
+
+	// unwritten are changes of links that are not in the log yet, routesWritten when
+	// lines about routes alone were written.
+	unwritten     map[int]*unwritten
+	routesWritten map[int]time.Time
+	// restored are objects that this pass puts back because somebody deleted them.
+	restored map[object]struct{}
+	// incomplete is when knowledge ceased to be complete.
+	incomplete time.Time
+	// unkept is why the memory could not be written.
+	unkept string
+	// waitsLong says that it has been missing for so long that it is a problem.
+	waitsLong bool
 
 	// failures are what the kernel or the database refused, by what it is
 	// about; retrying are the attempts of those that are tried again now.
@@ -143,25 +164,30 @@ type Loop struct {
 // New returns a Loop that knows nothing yet.
 func New(o Options) *Loop {
 	return &Loop{
-		Options:  o,
-		planner:  routing.NewPlanner(o.Policy),
-		bindings: newBindings(),
-		known:    map[int]string{},
-		held:     map[int]map[routing.Key]routing.TableID{},
-		holders:  map[routing.Key]int{},
-		owned:    &ownedTables{byLink: map[string][]routing.TableID{}},
-		asks:     make(chan ask),
-		recall:   NewRecall(o.Memory),
-		networks: networks{count: map[netip.Prefix]int{}, byLink: map[int][]netip.Prefix{}},
-		stepped:  map[routing.Family]map[routing.Rule]struct{}{},
-		dirty:    map[int]struct{}{},
-		rerouted: map[int]map[routing.Destination]struct{}{},
-		unread:   map[int]struct{}{},
-		touched:  routing.NewTouched(),
-		retired:  routing.NewTouched(),
-		deferred: map[object]deferral{},
-		gone:     map[routing.Rule]time.Time{},
-		released: map[routing.Key]struct{}{},
+		Options:       o,
+		planner:       routing.NewPlanner(o.Policy),
+		bindings:      newBindings(),
+		known:         map[int]string{},
+		held:          map[int]map[routing.Key]routing.TableID{},
+		holders:       map[routing.Key]int{},
+		owned:         &ownedTables{byLink: map[string][]routing.TableID{}},
+		asks:          make(chan ask),
+		recall:        NewRecall(o.Memory),
+		networks:      networks{count: map[netip.Prefix]int{}, byLink: map[int][]netip.Prefix{}},
+		stepped:       map[routing.Family]map[routing.Rule]struct{}{},
+		dirty:         map[int]struct{}{},
+		rerouted:      map[int]map[routing.Destination]struct{}{},
+		unread:        map[int]struct{}{},
+		touched:       routing.NewTouched(),
+		retired:       routing.NewTouched(),
+		deferred:      map[object]deferral{},
+		gone:          map[routing.Rule]time.Time{},
+		quarrels:      map[object]quarrel{},
+		released:      map[routing.Key]struct{}{},
+		unwritten:     map[int]*unwritten{},
+		routesWritten: map[int]time.Time{},
+		restored:      map[object]struct{}{},
+
 		failures: map[string]failure{},
 		retrying: map[string]int{},
 		now:      time.Now,
@@ -190,6 +216,7 @@ func (l *Loop) Interface(name string) (index int, exists bool) {
 
 // Run reconciles until ctx is done. It leaves the kernel as it is then.
 func (l *Loop) Run(ctx context.Context) error {
+	defer l.writeNews(ctx, true)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var beat <-chan time.Time
@@ -249,6 +276,19 @@ func (l *Loop) untilNext() time.Duration {
 			next = due
 		}
 	}
+	for _, q := range l.quarrels {
+		if q.over.Before(next) {
+			next = q.over
+		}
+	}
+	for index, u := range l.unwritten {
+		if due := l.due(index, u); due.Before(next) {
+			next = due
+		}
+	}
+	if due := l.incomplete.Add(waitGrace); l.waiting != "" && !l.waitsLong && due.Before(next) {
+		next = due
+	}
 	return max(next.Sub(l.now()), 0)
 }
 
@@ -266,7 +306,7 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 			}
 			// What the mirror holds may be out of date: touch nothing.
 			l.takeDue()
-			l.fail(ctx, aboutMirror, failure{Problem: routing.Problem{Code: routing.Unread, Severity: routing.Error, Text: "reading the kernel: " + err.Error()}})
+			l.fail(aboutMirror, failure{Problem: routing.Problem{Code: routing.Unread, Severity: routing.Error, Text: "reading the kernel: " + err.Error()}})
 			break
 		}
 		l.cure(aboutMirror)
@@ -293,7 +333,8 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 			l.Hooks.Ready()
 		}
 	}
-	l.recall.keep(ctx, l.Logger)
+	l.keepMemory()
+	l.writeNews(ctx, false)
 	l.report()
 	if l.Hooks.Settled != nil {
 		l.Hooks.Settled()

@@ -1,8 +1,6 @@
 package reconcile
 
 import (
-	"context"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -60,8 +58,6 @@ type Recall struct {
 	known   map[routing.Rule]routing.Priority
 	uplinks map[int]FormerUplink
 	changed bool
-	// failed says that the last attempt to write failed.
-	failed bool
 }
 
 // NewRecall starts from what was kept; a nil Memory kept nothing and keeps nothing.
@@ -266,9 +262,9 @@ func (r *Recall) forget(index int) {
 
 // keep writes down what changed. What could not be written is tried again with the
 // next pass.
-func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
+func (r *Recall) keep() error {
 	if !r.changed || r.memory == nil {
-		return
+		return nil
 	}
 	var all Recollection
 	for rule, natural := range r.known {
@@ -282,10 +278,9 @@ func (r *Recall) keep(ctx context.Context, log *slog.Logger) {
 		all.Uplinks = append(all.Uplinks, u)
 	}
 	slices.SortFunc(all.Uplinks, func(a, b FormerUplink) int { return a.Index - b.Index })
-	err := r.memory.Keep(all)
-	r.changed = err != nil
-	if err != nil && !r.failed {
-		log.LogAttrs(ctx, slog.LevelWarn, "a restart will not know what was before it", slog.String("error", err.Error()))
+	if err := r.memory.Keep(all); err != nil {
+		return err
 	}
-	r.failed = err != nil
+	r.changed = false
+	return nil
 }

@@ -62,30 +62,29 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 			t = try{}
 		}
 		t.count++
-		if endless := l.endless(ctx, op, t); endless {
+		if endless := l.endless(op, t); endless {
 			return true
 		}
 		tries[op] = t
 		return false
 	})
 	// A process that is killed from here on has left word of what it made of the links.
-	l.recall.keep(ctx, l.Logger)
+	l.keepMemory()
+	l.noteLinks(plans)
 	errs := l.Writer.Apply(ctx, ops)
 	if ctx.Err() != nil {
 		return tries
 	}
-	failed := 0
 	for i, op := range ops {
 		// What was written is compared once more when the mirror has it.
 		touch(l.touched, op)
 		if i < len(errs) && errs[i] != nil {
-			failed++
 			tries[op] = try{count: tries[op].count, err: errs[i]}
 			continue
 		}
 		l.applied(ctx, op)
 	}
-	l.logLinks(ctx, plans, ops, failed)
+	clear(l.restored)
 	return tries
 }
 
@@ -103,12 +102,12 @@ func touch(t routing.Touched, op routing.Op) {
 
 // endless reports whether trying at once again would not help. Then the
 // operation is left for later.
-func (l *Loop) endless(ctx context.Context, op routing.Op, t try) bool {
+func (l *Loop) endless(op routing.Op, t try) bool {
 	switch {
 	case t.err != nil && t.count > maxRefusals:
-		l.refused(ctx, op, t.err)
+		l.refused(op, t.err)
 	case t.count > maxTries:
-		l.refused(ctx, op, errUndone)
+		l.refused(op, errUndone)
 	default:
 		return false
 	}
@@ -409,7 +408,7 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 				l.cure(aboutTable(k))
 				continue
 			}
-			l.fail(ctx, aboutTable(k), failure{
+			l.fail(aboutTable(k), failure{
 				Problem: routing.ProblemOf(routing.NoTable, routing.Error, k.Interface, err), index: index,
 			})
 		}

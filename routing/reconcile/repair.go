@@ -3,13 +3,16 @@ package reconcile
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"multihomed/internal/event"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
@@ -66,7 +69,7 @@ func (d *disputes) delay(o object, budget *rate.Limiter, now time.Time) time.Dur
 func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 	var wait []object
 	var first kernel.Taken
-	repaired, quarrel := 0, len(l.deferred) > 0
+	repaired := 0
 	now := l.now()
 	for _, t := range taken {
 		o := objectOf(t)
@@ -82,20 +85,17 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 		if his, away := l.yields(o); away > 0 {
 			l.yield(o, deferral{due: now.Add(away), his: his})
 			wait = append(wait, o)
-			l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody deleted a rule of ours in the words of another rule, it stays away",
-				append(l.attrsOf(t), slog.Duration("delay", away))...)
+			l.repairLine(ctx, t, fmt.Sprintf("restored in %s", away), "the words of the deletion are those of a rule of somebody else, too")
 			continue
 		}
 		if delay := l.disputes.delay(o, l.Repairs, now); delay > 0 {
-			l.deferred[o], l.news = deferral{due: now.Add(delay)}, true
+			l.deferred[o] = deferral{due: now.Add(delay)}
+			l.quarrels[o] = quarrel{taken: t, over: now.Add(delay + quarrelOver)}
+			l.news = true
 			wait = append(wait, o)
-			if !quarrel {
-				quarrel = true
-				l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody keeps deleting routing of ours, repairing later",
-					append(l.attrsOf(t), slog.Duration("delay", delay))...)
-			}
 			continue
 		}
+		l.restored[o] = struct{}{}
 		if repaired++; repaired == 1 {
 			first = t
 		}
@@ -104,8 +104,11 @@ func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
 		return wait
 	}
 	if l.disputes.silent += repaired; l.Repairs.AllowN(now, 1) {
-		l.Logger.LogAttrs(ctx, slog.LevelWarn, "somebody deleted routing of ours, repairing",
-			append(l.attrsOf(first), slog.Int("objects", l.disputes.silent))...)
+		what := "restored"
+		if others := l.disputes.silent - 1; others > 0 {
+			what += fmt.Sprintf(", with %d more", others)
+		}
+		l.repairLine(ctx, first, what, "")
 		l.disputes.silent = 0
 	}
 	return wait
@@ -117,6 +120,90 @@ type deferral struct {
 	// his is the rule of somebody else in whose words ours was deleted, zero if it was
 	// deleted too often.
 	his routing.Rule
+}
+
+// repairLine says that somebody deleted an object, and what becomes of it.
+func (l *Loop) repairLine(ctx context.Context, t kernel.Taken, what, reason string) {
+	object, link := l.nameObject(t)
+	attrs := []slog.Attr{event.Is(event.Repaired), slog.String("interface", link)}
+	if reason != "" {
+		attrs = append(attrs, slog.String("reason", reason))
+	}
+	attrs = append(attrs, event.Field("object", object), event.Field("netlink_port", strconv.FormatUint(uint64(t.Port), 10)))
+	l.Logger.LogAttrs(ctx, event.LevelNotice, fmt.Sprintf("%s deleted by %s, %s", object, l.suspect(t.Port), what), attrs...) //nolint:sloglint // the object is the sentence
+}
+
+// nameObject names an object in the words of ip(8), and the link that it is for.
+func (l *Loop) nameObject(t kernel.Taken) (what, link string) {
+	if t.Rule != (routing.Rule{}) {
+		planned, _ := l.planner.Rule(t.Rule)
+		return fmt.Sprintf("%s rule %q", t.Rule.Family, t.Rule), planned.Reason.Link
+	}
+	planned, _ := l.planner.Route(t.Route.Key())
+	device := planned.Reason.Link
+	if device == "" {
+		device = "if" + strconv.Itoa(t.Route.Device)
+	}
+	l.viewName(t.Route.Device, &device)
+	return fmt.Sprintf("%s route %q", t.Route.Family, t.Route.Text(device)), planned.Reason.Link
+}
+
+// viewName replaces the name of an interface by that which it has, and reports whether
+// it is there.
+func (l *Loop) viewName(index int, name *string) (exists bool) {
+	l.Mirror.View(func(k *kernel.State) {
+		if now, is := k.NameOf(index); is {
+			*name, exists = now, true
+		}
+	})
+	return exists
+}
+
+// suspect names who sits behind a netlink port.
+func (l *Loop) suspect(port uint32) string {
+	if l.Suspect != nil {
+		if who := l.Suspect(port); who != "" {
+			return who
+		}
+	}
+	return "somebody else"
+}
+
+// A quarrel is about an object that somebody keeps deleting. It is over when that has
+// not happened for a while.
+type quarrel struct {
+	taken kernel.Taken
+	over  time.Time
+}
+
+// quarrelOver is how long an object must stand before a quarrel about it is over.
+const quarrelOver = 10 * time.Second
+
+// disputed are the problems of objects that somebody keeps deleting: one for each
+// link, however many objects.
+func (l *Loop) disputed() []routing.Problem {
+	byLink := map[string]*routing.Problem{}
+	count := map[string]int{}
+	for _, d := range l.quarrels {
+		object, link := l.nameObject(d.taken)
+		count[link]++
+		if p := byLink[link]; p == nil || object < p.Object {
+			byLink[link] = &routing.Problem{
+				Code: routing.Disputed, Severity: routing.Warning, Link: link, Object: object,
+				Text: fmt.Sprintf("%s keeps deleting %s", l.suspect(d.taken.Port), object),
+				Fix:  "find out which program runs `ip rule` or `ip route` commands here, and stop it; `ip monitor` shows each deletion",
+			}
+		}
+	}
+	out := make([]routing.Problem, 0, len(byLink))
+	for _, link := range slices.Sorted(maps.Keys(byLink)) {
+		p := *byLink[link]
+		if others := count[link] - 1; others > 0 {
+			p.Text += fmt.Sprintf(" and %d more", others)
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // How long a rule stays away that was deleted by words which are also those of a
@@ -269,12 +356,4 @@ func (l *Loop) nameOf(index int) string {
 	name := ""
 	l.Mirror.View(func(k *kernel.State) { name = k.Name(index) })
 	return name
-}
-
-func (l *Loop) attrsOf(t kernel.Taken) []slog.Attr {
-	what := t.Rule.String()
-	if t.Rule == (routing.Rule{}) {
-		what = t.Route.Text(l.nameOf(t.Route.Device))
-	}
-	return []slog.Attr{slog.String("first", what), slog.Uint64("netlink_port", uint64(t.Port))}
 }

@@ -5,80 +5,17 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
+	"time"
 
 	"multihomed/routing"
 )
 
 func (l *Loop) applied(ctx context.Context, op routing.Op) {
+	l.noteRoute(op)
 	if !l.Logger.Enabled(ctx, slog.LevelDebug) {
 		return
 	}
 	l.Logger.LogAttrs(ctx, slog.LevelDebug, "kernel changed", slog.String("operation", op.Text(l.nameOf)), slog.String("reason", op.Reason.String()))
-}
-
-// logLinks writes one line for every link that changed.
-func (l *Loop) logLinks(ctx context.Context, before map[int]routing.LinkPlan, ops []routing.Op, failed int) {
-	if len(ops) == 0 {
-		return
-	}
-	for _, index := range slices.Sorted(maps.Keys(before)) {
-		was := before[index]
-		had := len(was.Link.Tables) > 0
-		plan, has := l.planner.Link(index)
-		has = has && len(plan.Link.Tables) > 0
-		switch {
-		case has && !had && failed > 0:
-			l.Logger.LogAttrs(ctx, slog.LevelWarn, "routing of link is not complete", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
-		case has && !had:
-			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link has its own routing", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
-		case had && !has:
-			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link has gone", slog.String("interface", was.Link.Name), slog.String("role", was.Role.String()))
-		case has && was.Role != plan.Role:
-			l.Logger.LogAttrs(ctx, slog.LevelInfo, "role of link changed", append(linkAttrs(plan, failed), slog.String("because", plan.Why))...)
-		case has && !samePlan(was, plan):
-			attrs := linkAttrs(plan, failed)
-			if was.Why != plan.Why {
-				attrs = append(attrs, slog.String("because", plan.Why))
-			}
-			l.Logger.LogAttrs(ctx, slog.LevelInfo, "link changed", attrs...)
-		}
-	}
-}
-
-func samePlan(a, b routing.LinkPlan) bool {
-	return a.Role == b.Role && slices.Equal(a.Rules, b.Rules) && slices.Equal(a.Routes, b.Routes)
-}
-
-func linkAttrs(plan routing.LinkPlan, failed int) []slog.Attr {
-	attrs := []slog.Attr{
-		slog.String("interface", plan.Link.Name),
-		slog.String("role", plan.Role.String()),
-	}
-	for _, k := range plan.Keys {
-		t, ok := plan.Link.Tables[k]
-		if !ok {
-			continue
-		}
-		var gateways []string
-		for _, r := range plan.Routes {
-			if r.Route.Table == t && r.Route.Family == k.Family && r.Route.IsDefault() {
-				gateways = append(gateways, nextHop(r.Route))
-			}
-		}
-		attrs = append(attrs, slog.Group(k.Network(), slog.Uint64("table", uint64(t)), slog.String("default", strings.Join(gateways, " "))))
-	}
-	if failed > 0 {
-		attrs = append(attrs, slog.Int("failed", failed))
-	}
-	return attrs
-}
-
-func nextHop(r routing.Route) string {
-	if r.Gateway.IsValid() {
-		return r.Gateway.String()
-	}
-	return "on link"
 }
 
 // noteProblems takes over the problems of links that were planned anew.
@@ -97,12 +34,30 @@ func (l *Loop) noteProblems(t routing.Touched) {
 	}
 }
 
+// keepMemory writes down what the next process must know.
+func (l *Loop) keepMemory() {
+	unkept := ""
+	if err := l.recall.keep(); err != nil {
+		unkept = err.Error()
+	}
+	l.news = l.news || unkept != l.unkept
+	l.unkept = unkept
+}
+
+// waitGrace is how long something may be missing before that is a problem: a manager
+// that starts, or is upgraded, needs no attention.
+const waitGrace = 10 * time.Second
+
 // report tells who wants to know what changed in what there is to report.
 func (l *Loop) report() {
-	if !l.news {
+	if due := l.waiting != "" && !l.waitsLong && l.now().Sub(l.incomplete) >= waitGrace; !l.news && !due {
 		return
 	}
 	l.news = false
+	if !l.waitsLong {
+		l.waitsLong = l.waiting != "" && l.now().Sub(l.incomplete) >= waitGrace
+	}
+	l.waitsLong = l.waitsLong && l.waiting != ""
 	l.picture.spoil()
 	r := l.reportNow()
 	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) &&
@@ -127,6 +82,15 @@ func (l *Loop) reportNow() Report {
 	}
 	for _, about := range slices.Sorted(maps.Keys(l.failures)) {
 		r.Problems = append(r.Problems, l.failures[about].Problem)
+	}
+	if l.waitsLong {
+		r.Problems = append(r.Problems, routing.Problem{Code: routing.WaitsForOwners, Severity: routing.Warning, Text: "multihomed waits: " + l.waiting})
+	}
+	r.Problems = append(r.Problems, l.disputed()...)
+	if l.unkept != "" {
+		r.Problems = append(r.Problems, routing.Problem{
+			Code: routing.Forgetful, Severity: routing.Warning, Text: "after a restart, what happened before it will be unknown: " + l.unkept,
+		})
 	}
 	r.Away, r.Gone = l.away(), l.guarded()
 	return r

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -59,9 +60,20 @@ func TestCommands(t *testing.T) {
 		{"check of nothing", []string{"config", "check", missing}, 2, "", "there is no file " + missing},
 		{"check of the defaults", []string{"config", "check", "--config", missing}, 0, "the defaults are in force", ""},
 		{"status in colours there are not", []string{"status", "--color=green"}, 2, "", `--color is "green"; it may be auto, always or never`},
-		{"no such command", []string{"stauts"}, 2, "", `unknown command "stauts"`},
-		{"no such flag", []string{"status", "--jsn"}, 2, "", "unknown flag: --jsn; see multihomectl status --help"},
-		{"too many arguments", []string{"flush", "wan0"}, 2, "", `unknown command "wan0"`},
+		{"no such command", []string{"stauts"}, 2, "", `there is no command "stauts"; did you mean status?; see multihomectl --help`},
+		{"no such command of a command", []string{"config", "chek"}, 2, "", `there is no command "config chek"; did you mean check?`},
+		{"no such shell", []string{"completion", "bsh"}, 2, "", `there is no command "completion bsh"; did you mean bash?`},
+		{"no such help", []string{"help", "staus"}, 2, "", `there is no command "staus"; did you mean status?`},
+		{"version of any", []string{"status", "--version"}, 0, "multihomectl 1.2.3\n", ""},
+		{"version as a flag", []string{"--version"}, 0, "multihomectl 1.2.3\n", ""},
+		{"no such letter", []string{"status", "-x"}, 2, "", "there is no flag -x; see multihomectl status --help"},
+		{"a flag without its value", []string{"status", "--config"}, 2, "", "--config needs a value"},
+		{"a wrong value", []string{"lease", "-i", "x", "-a", "192.0.2.1", "--tries", "many"}, 2, "", `--tries cannot be "many": it is a whole number`},
+		{"a flag is missing", []string{"lease", "-a", "192.0.2.1"}, 2, "", "--interface is needed"},
+		{"one of two is missing", []string{"lease", "-i", "wan0"}, 2, "", "--address or --id is needed"},
+		{"two that exclude each other", []string{"lease", "-i", "wan0", "-a", "192.0.2.1", "--id", "x"}, 2, "", "--address and --id cannot go together"},
+		{"no such flag", []string{"status", "--jsn"}, 2, "", "there is no flag --jsn; did you mean --json?; see multihomectl status --help"},
+		{"too many arguments", []string{"flush", "wan0"}, 2, "", `multihomectl flush takes no argument, and "wan0" is one`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out, stderr, status := run(t, c.args...)
@@ -95,6 +107,38 @@ func TestCommandsWithABadConfiguration(t *testing.T) {
 	}
 	if _, stderr, _ := run(t, "lease", "list", "--config", wrong); !strings.Contains(stderr, "in use instead: the defaults") {
 		t.Errorf("lease list: %q", stderr)
+	}
+}
+
+// TestReport makes a report without a daemon, as a directory and as an archive.
+func TestReport(t *testing.T) {
+	dir := t.TempDir()
+	cfg := file(t, "# secret\nuplink_group = 7\nstate_dir = \""+dir+"\"\nruntime_dir = \""+dir+"/run\"\n")
+	plain, archive := filepath.Join(dir, "report"), filepath.Join(dir, "report.tar.gz")
+	if out, stderr, status := run(t, "report", "--config", cfg, "-o", plain); status != 0 || out != plain+"\n" {
+		t.Fatalf("status %d, %q, %q", status, out, stderr)
+	}
+	for name, want := range map[string]string{
+		"versions.txt": "multihomectl 1.2.3", "configuration.txt": "uplink_group = 7", "multihomed.toml": "# secret", "status.json": `"schema": 1`,
+		"rules-ipv4.txt": "lookup main", "status.txt": "multihomed", "journal.txt": "", "routes-ipv6.txt": "",
+	} {
+		text, err := os.ReadFile(filepath.Join(plain, name))
+		if err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %v\n%s", name, err, text)
+		}
+	}
+	if _, stderr, status := run(t, "report", "--config", cfg, "-o", archive, "--redact"); status != 0 {
+		t.Fatalf("status %d, %q", status, stderr)
+	}
+	list, err := exec.CommandContext(t.Context(), "tar", "-xzOf", archive).Output()
+	if err != nil || bytes.Contains(list, []byte("# secret")) || !bytes.Contains(list, []byte("uplink_group = 7")) {
+		t.Errorf("%v:\n%s", err, list)
+	}
+	if info, err := os.Stat(archive); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if _, stderr, status := run(t, "report", "--config", cfg, "-o", archive); status != 1 || !strings.Contains(stderr, "is there already") {
+		t.Errorf("a second time: %d, %q", status, stderr)
 	}
 }
 

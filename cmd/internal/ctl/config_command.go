@@ -24,7 +24,7 @@ file says, and the defaults for the rest. The output is itself a configuration f
 		Example: `  multihomectl config                 what is in force
   multihomectl config --reference     every key, explained
   multihomectl config check new.toml  before it is installed`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			if reference {
 				_, err := fmt.Fprint(a.Out, config.Reference)
@@ -39,7 +39,7 @@ file says, and the defaults for the rest. The output is itself a configuration f
 		Short: "check a configuration file without using it",
 		Long: `Check a configuration file, by default the one in force. The exit status is 0 if it
 is sound and 1 if not.`,
-		Args: cobra.MaximumNArgs(1),
+		Args: atMostOne,
 		RunE: func(_ *cobra.Command, args []string) error { return a.check(args) },
 	})
 	return cmd

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -57,6 +58,10 @@ func (e *exitError) Unwrap() error { return e.err }
 
 // Run runs the program and returns its exit status.
 func (p Program) Run(ctx context.Context, args []string) int {
+	// Whatever else there is, and whatever is wrong with it.
+	if slices.Contains(beforeDashes(args), "--version") {
+		args = []string{"version"}
+	}
 	root := p.command()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -67,11 +72,21 @@ func (p Program) Run(ctx context.Context, args []string) int {
 	status := exitUsage
 	if e, ok := errors.AsType[*exitError](err); ok {
 		status, err = e.status, e.err
+	} else {
+		err = ourWords(err)
 	}
 	if err != nil {
 		fmt.Fprintf(p.Err, "multihomectl: %v\n", err)
 	}
 	return status
+}
+
+// beforeDashes are the arguments that may be flags.
+func beforeDashes(args []string) []string {
+	if i := slices.Index(args, "--"); i >= 0 {
+		return args[:i]
+	}
+	return args
 }
 
 // app is the state of one run.
@@ -93,25 +108,27 @@ for what NetworkManager does not know, and it can take all of it away again.`,
   multihomectl status wan0 -v    every rule and route of one link, with its reason
   multihomectl config            the configuration in force`,
 		SilenceUsage: true, SilenceErrors: true,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetIn(p.In)
 	root.SetOut(p.Out)
 	root.SetErr(p.Err)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &exitError{exitUsage, fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())}
-	})
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(helpCommand(root))
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`; it need not exist")
 	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
-	root.AddCommand(a.status(), a.lease(), a.migrate(), a.off(), a.on(), a.flush(), a.config(), a.version(), a.emergency())
+	flags.Bool("version", false, "print the version and exit")
+	root.AddCommand(a.status(), a.lease(), a.migrate(), a.off(), a.on(), a.flush(), a.config(), a.bugReport(), a.version(), a.emergency())
+	root.InitDefaultCompletionCmd()
+	everywhere(root)
 	return root
 }
 
 func (a *app) version() *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		Use: "version", Short: "print the version", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(a.Out, "multihomectl", a.Version)
 			return err

@@ -28,7 +28,7 @@ func (a *app) journal() string {
 func (a *app) emergency() *cobra.Command {
 	return &cobra.Command{
 		Use: "emergency", Short: "let the host route as without a multihomed that has failed", Long: emergencyHelp,
-		Args: cobra.NoArgs, Hidden: true,
+		Args: noArguments, Hidden: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			able, err := rights.NetAdmin()
 			if err == nil && !able {

@@ -42,7 +42,7 @@ func (a *app) flush() *cobra.Command {
 		Use:   "flush",
 		Short: "remove every rule and route of multihomed",
 		Long:  flushHelp,
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.remove(cmd.Context(), yes, verbose)
 		},

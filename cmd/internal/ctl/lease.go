@@ -76,7 +76,7 @@ func (a *app) lease() *cobra.Command {
 		Example: `  multihomectl lease -i ppp7 -a 192.0.2.7
   multihomectl lease -i ppp7 -a 192.0.2.7 --hold
   table=$(multihomectl lease -i ppp7 -a 192.0.2.7 --no-routing)`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.takeLease(cmd.Context(), f)
 		},
@@ -96,7 +96,7 @@ func (a *app) leaseRelease() *cobra.Command {
 		Short: "give a lease back",
 		Long: `Give a lease back, and with it the routing of its address. One that is not there is
 no error. Only the user who made a lease, and root, may release it.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, request, err := a.client(f)
 			if err != nil {

@@ -55,7 +55,7 @@ user, tag, live, expires_in_s of what must be renewed, released of what has ende
 func (a *app) leaseList() *cobra.Command {
 	var asJSON, all bool
 	cmd := &cobra.Command{
-		Use: "list", Short: "list the leases of clients", Long: leaseListHelp, Args: cobra.NoArgs,
+		Use: "list", Short: "list the leases of clients", Long: leaseListHelp, Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.load()
 			if err != nil {

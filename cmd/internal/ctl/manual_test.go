@@ -14,6 +14,7 @@ import (
 
 	"multihomed/cmd/internal/config"
 	"multihomed/dispatcher"
+	"multihomed/routing"
 )
 
 // A page is the source of a manual page, or a part of it.
@@ -86,6 +87,26 @@ func commands(t *testing.T, all map[string]command, path ...string) {
 	all[strings.Join(path, " ")] = c
 	for _, name := range c.children {
 		commands(t, all, append(slices.Clone(path), name)...)
+	}
+}
+
+// TestManualOfReasons wants each reason in the manual, in the words of status.
+func TestManualOfReasons(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("../../../packaging/man/multihomectl.8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, reasons, _ := strings.Cut(string(data), ".Sh REASONS\n")
+	reasons, _, _ = strings.Cut(reasons, ".Sh ")
+	for _, d := range routing.Decisions() {
+		s := d.Sentence()
+		if want := ".It Cm " + string(d) + "\n" + strings.ToUpper(s[:1]) + s[1:] + ".\n"; !strings.Contains(reasons, want) {
+			t.Errorf("the manual lacks\n%s", want)
+		}
+	}
+	if n := strings.Count(reasons, ".It Cm "); n != len(routing.Decisions()) {
+		t.Errorf("the manual has %d reasons, the program %d", n, len(routing.Decisions()))
 	}
 }
 

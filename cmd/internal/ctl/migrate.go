@@ -42,7 +42,7 @@ func (a *app) migrate() *cobra.Command {
 		Long:  migrateHelp,
 		Example: `  multihomectl migrate
   systemctl stop multihomed && multihomectl migrate --apply && systemctl start multihomed`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return m.run(cmd.Context()) },
 	}
 	cmd.Flags().StringVar(&m.from, "from", ancestor.DefaultConfig, "the ancestor's configuration `file`")

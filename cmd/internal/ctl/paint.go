@@ -1,9 +1,10 @@
 package ctl
 
 import (
-	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"multihomed/internal/escape"
 )
 
 // A style is a sequence of SGR parameters (ECMA-48, 8.3.117). The basic colours
@@ -58,13 +59,5 @@ func wrap(text string, width int) []string {
 }
 
 // clean makes somebody else's text (a profile's name, an interface's) safe for a
-// terminal: what is not printed is shown as Go writes it.
-func clean(text string) string {
-	for _, r := range text {
-		if !strconv.IsPrint(r) {
-			quoted := strconv.QuoteToGraphic(text)
-			return quoted[1 : len(quoted)-1]
-		}
-	}
-	return text
-}
+// terminal: what does not print is shown as its bytes.
+func clean(text string) string { return escape.Text(text) }

@@ -411,9 +411,9 @@ func (r *renderer) object(o Object) {
 	}
 	switch {
 	case o.Lifts != "":
-		reason = "  " + r.paint.paint(dim, "# "+o.Reason+" of "+clean(o.Lifts))
+		reason = "  " + r.paint.paint(dim, "# "+routing.Decision(o.Reason).Sentence()+": "+clean(o.Lifts))
 	case r.verbose && o.Reason != "":
-		reason = "  " + r.paint.paint(dim, "# "+o.Reason)
+		reason = "  " + r.paint.paint(dim, "# "+routing.Decision(o.Reason).Sentence())
 	}
 	family := ""
 	switch o.Family {

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/inspect"
+	"multihomed/internal/escape"
 	"multihomed/internal/status"
 )
 
@@ -27,6 +28,10 @@ For every link it is checked where its traffic goes: from each of its addresses 
 its device, to the outside, to its own gateway and to the networks of other links. What
 takes it away is named. Without the daemon that is done for the links that are named, or
 for 50.
+
+A word selects links by interface, profile, address, network or table; with *, ? and []
+it is a pattern of interfaces and profiles. Bytes of a name that do not print are
+written \xNN, and a backslash twice; both forms are understood.
 
 The exit status is 0 if everything planned is in force, bound traffic leaves by its link
 and no problem is an error, 1 if not, and 2 if the command line makes no sense or the host cannot be read.
@@ -73,11 +78,12 @@ With --json the same comes for programs. Fields are only ever added as long as
 func (a *app) status() *cobra.Command {
 	var asJSON, verbose bool
 	cmd := &cobra.Command{
-		Use:   "status [INTERFACE...]",
+		Use:   "status [INTERFACE|PROFILE|ADDRESS|NETWORK|TABLE|PATTERN]...",
 		Short: "show links, tables, what is in force and what is wrong",
 		Long:  statusHelp,
 		Example: `  multihomectl status
-  multihomectl status wan0 wan1
+  multihomectl status wan0 'wwan*'
+  multihomectl status 192.0.2.7
   multihomectl status --json | jq '.links[] | {interface, networks}'`,
 		ValidArgsFunction: a.completeInterfaces,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -100,6 +106,7 @@ func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, as
 		return &exitError{exitUsage, err}
 	}
 	tell(&s, loaded.Fault)
+	escapeNames(&s)
 	if err := restrict(&s, how.only); err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -204,39 +211,6 @@ func settled(ctx context.Context, cfg config.Config, only []string) (*inspect.Vi
 	return inspect.Read(ctx, cfg, only...)
 }
 
-// restrict leaves only some interfaces in a status.
-func restrict(s *Status, only []string) error {
-	if len(only) == 0 {
-		return nil
-	}
-	var known, unknown []string
-	for _, l := range s.Links {
-		known = append(known, l.Interface)
-	}
-	for _, o := range s.Others {
-		known = append(known, o.Interface)
-	}
-	for _, name := range only {
-		if !slices.Contains(known, name) {
-			unknown = append(unknown, name)
-		}
-	}
-	if len(unknown) > 0 {
-		slices.SortFunc(known, status.CompareNames)
-		return fmt.Errorf("there is no interface %s to show; there are %s", strings.Join(unknown, ", "), strings.Join(known, ", "))
-	}
-	other := func(name string) bool { return !slices.Contains(only, name) }
-	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })
-	s.Others = slices.DeleteFunc(s.Others, func(o Other) bool { return other(o.Interface) })
-	s.Problems = slices.DeleteFunc(s.Problems, func(p Problem) bool { return p.Link != "" && other(p.Link) })
-	s.InForce = Count{}
-	for _, l := range s.Links {
-		s.InForce.Add(l.InForce)
-	}
-	s.OK = s.Sound()
-	return nil
-}
-
 // completeInterfaces offers the interfaces of the host to the shell.
 func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	told, err := a.readStatus(cmd.Context(), a.find().Config, nil, false)
@@ -244,17 +218,25 @@ func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var out []string
-	offer := func(name string) {
-		if !slices.Contains(args, name) {
-			out = append(out, name)
+	add := func(word string) {
+		if word != "" && !slices.Contains(args, word) && !slices.Contains(out, word) {
+			out = append(out, word)
 		}
 	}
 	for _, l := range told.Links {
-		offer(l.Interface)
+		add(escape.Name(l.Interface))
 	}
 	for _, o := range told.Others {
-		offer(o.Interface)
+		add(escape.Name(o.Interface))
 	}
 	slices.SortFunc(out, status.CompareNames)
+	for _, l := range told.Links {
+		add(escape.Name(l.Profile))
+		for _, n := range l.Networks {
+			if n.Table != 0 {
+				add(strconv.FormatUint(uint64(n.Table), 10))
+			}
+		}
+	}
 	return out, cobra.ShellCompDirectiveNoFileComp
 }

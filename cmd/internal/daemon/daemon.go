@@ -21,6 +21,7 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/event"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -76,7 +77,7 @@ func Run(ctx context.Context, o Options) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 
-	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}}
+	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}}
 	if s.sockets, err = openSockets(); err != nil {
 		return err
 	}
@@ -89,10 +90,14 @@ func Run(ctx context.Context, o Options) error {
 		_, err := s.events.Close()
 		return err
 	})
+	o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed "+o.Version+" started", event.Is(event.Started)) //nolint:sloglint // the version
 	for {
 		again, err := s.serve(ctx, cfg, hangup)
 		if err != nil || again == nil {
 			s.notify.stopping()
+			if err == nil {
+				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays in force", event.Is(event.Stopped))
+			}
 			return err
 		}
 		cfg = *again
@@ -111,22 +116,26 @@ type service struct {
 	// report is the loop's last; faults are of other parts.
 	report reconcile.Report
 	faults faults
+	// logged are the problems that the log knows.
+	logged problems
 }
 
 // Codes of parts that may not work.
 const (
-	leasesFault    routing.Code = "leases"
-	namesFault     routing.Code = "dns-servers"
-	allocatorFault routing.Code = "table-allocator"
-	statusFault    routing.Code = "status-socket"
-	lastGoodFault  routing.Code = "last-good-configuration"
+	leasesFault     routing.Code = "leases"
+	namesFault      routing.Code = "dns-servers"
+	allocatorFault  routing.Code = "table-allocator"
+	tableNamesFault routing.Code = "table-names"
+	statusFault     routing.Code = "status-socket"
+	lastGoodFault   routing.Code = "last-good-configuration"
 )
 
 // faults are what is wrong with parts other than the loop.
 type faults map[routing.Code]routing.Problem
 
-// set takes what is wrong with a part, nothing if err is nil.
-func (f faults) set(log *slog.Logger, code routing.Code, err error) {
+// set takes what is wrong with a part, nothing if err is nil, and reports whether
+// that is new.
+func (f faults) set(code routing.Code, err error) bool {
 	var p routing.Problem
 	bad, is := errors.AsType[*config.Fault](err)
 	switch {
@@ -136,23 +145,15 @@ func (f faults) set(log *slog.Logger, code routing.Code, err error) {
 		p = routing.ProblemOf(code, routing.Warning, "", err)
 	}
 	if f[code] == p {
-		return
+		return false
 	}
 	f[code] = p
-	switch {
-	case is:
-		log.Error("configuration refused", slog.String("error", err.Error()))
-	case code == config.FaultCode && err == nil:
-		log.Info("configuration accepted again")
-	case err != nil:
-		log.Warn("component unavailable", slog.String("component", string(code)), slog.String("error", err.Error()))
-	default:
-		log.Info("component available again", slog.String("component", string(code)))
-	}
+	return true
 }
 
-// problems are those that there are, in a fixed order.
-func (f faults) problems() (out []routing.Problem) {
+// all returns what is wrong, in order.
+func (f faults) all() []routing.Problem {
+	var out []routing.Problem
 	for _, code := range slices.Sorted(maps.Keys(f)) {
 		if p := f[code]; p.Code != "" {
 			out = append(out, p)
@@ -167,7 +168,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	cfg := loaded.Config
 	s.Level.Set(cfg.LogLevel)
 	s.fault(config.FaultCode, faultOf(loaded))
-	settled, ready := newEvent(), newEvent()
+	settled, ready := newLatch(), newLatch()
 	var alone atomic.Bool
 	var p *parts
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
@@ -194,7 +195,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return func() {
 			if isDue() {
 				ready.do(func() {
-					s.Logger.LogAttrs(ctx, slog.LevelWarn, "ready is said although not all links are known", slog.Duration("after", time.Since(s.started)))
+					s.Logger.LogAttrs(ctx, event.LevelNotice, "starting without knowing all links", slog.Duration("after", time.Since(s.started).Round(time.Second)))
 					s.notify.ready()
 				})
 			}
@@ -268,10 +269,10 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 			s.fault(config.FaultCode, config.Refused(s.ConfigPath, errNeedsRestart))
 		case reflect.DeepEqual(next.Config, cfg):
 			s.fault(config.FaultCode, nil)
-			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged")
+			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged", event.Is(event.ConfigLoaded))
 			s.fault(lastGoodFault, next.Keep(time.Now()))
 		default:
-			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed")
+			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed", event.Is(event.ConfigLoaded))
 			return &next
 		}
 		if ready {
@@ -287,22 +288,30 @@ func (s *service) reported(r reconcile.Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.report = r
-	s.notify.status(r.Waiting, slices.Concat(s.faults.problems(), r.Problems))
+	s.tell(r)
 }
 
 // fault notes what is wrong with a part other than the loop, nothing if err is nil.
 func (s *service) fault(code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.faults.set(s.Logger, code, err)
-	s.notify.status(s.report.Waiting, slices.Concat(s.faults.problems(), s.report.Problems))
+	if s.faults.set(code, err) {
+		s.tell(s.report)
+	}
+}
+
+// tell logs what changed in the problems, and tells systemd. The caller holds mu.
+func (s *service) tell(r reconcile.Report) {
+	problems := slices.Concat(s.faults.all(), r.Problems)
+	s.logged.note(context.Background(), problems)
+	s.notify.status(r.Waiting, problems)
 }
 
 // state is what the daemon says of itself, with the loop's report.
 func (s *service) state(r reconcile.Report) runstate.State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	problems := slices.Concat(s.faults.problems(), r.Problems)
+	problems := slices.Concat(s.faults.all(), r.Problems)
 	away := make([]runstate.Away, len(r.Away))
 	for i, a := range r.Away {
 		away[i] = runstate.Away(a)
@@ -333,7 +342,7 @@ func (p *parts) keepLeases(ctx context.Context, fault func(routing.Code, error))
 			p.checkLeases(ctx, fault)
 		case <-flush.C:
 			if err := p.leases.Flush(ctx); err != nil && ctx.Err() == nil {
-				p.log.LogAttrs(ctx, slog.LevelWarn, "bookkeeping of leases is delayed", slog.String("error", err.Error()))
+				p.log.LogAttrs(ctx, event.LevelNotice, "bookkeeping of leases delayed", slog.String("error", err.Error()))
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"multihomed/internal/cleanup"
+	"multihomed/internal/event"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
@@ -28,7 +29,7 @@ func openHistory(ctx context.Context, log *slog.Logger, directory string, p rout
 	h := &history{log: log, state: directory, policy: p}
 	eras, err := cleanup.ReadEras(directory)
 	if err != nil {
-		log.LogAttrs(ctx, slog.LevelWarn, "earlier configurations are unknown, what they left will stay", slog.String("error", err.Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "earlier configurations unknown, so that what they left may stay", slog.String("error", err.Error()))
 	}
 	now := cleanup.EraOf(p)
 	for _, e := range eras {
@@ -44,7 +45,7 @@ func openHistory(ctx context.Context, log *slog.Logger, directory string, p rout
 
 func (h *history) write(ctx context.Context, eras []cleanup.Era) {
 	if err := cleanup.WriteEras(h.state, eras); err != nil {
-		h.log.LogAttrs(ctx, slog.LevelWarn, "the configuration is not recorded, a later change of it may leave routes behind", slog.String("error", err.Error()))
+		h.log.LogAttrs(ctx, event.LevelNotice, "configuration not recorded, so that a later change may leave routes behind", slog.String("error", err.Error()))
 	}
 }
 
@@ -80,7 +81,7 @@ func (h *history) moveGroups(ctx context.Context) {
 		return slices.Concat(before, groups, after)
 	})
 	if err != nil {
-		h.log.LogAttrs(ctx, slog.LevelWarn, "interfaces are left in the earlier group of uplinks", slog.String("error", err.Error()))
+		h.log.LogAttrs(ctx, event.LevelNotice, "interfaces left in the earlier group of uplinks", slog.String("error", err.Error()))
 	}
 }
 
@@ -102,7 +103,7 @@ func (h *history) clean(ctx context.Context) {
 			return ops
 		})
 		if err != nil {
-			h.log.LogAttrs(ctx, slog.LevelWarn, "routes of an earlier configuration are left", slog.String("tables", tables.String()), slog.String("error", err.Error()))
+			h.log.LogAttrs(ctx, event.LevelNotice, "routes of an earlier configuration left", slog.String("tables", tables.String()), slog.String("error", err.Error()))
 			return
 		}
 	}

@@ -68,7 +68,7 @@ func TestHistoryDamaged(t *testing.T) {
 			if len(h.Past()) > 0 {
 				t.Errorf("past: %v", h.Past())
 			}
-			if name != "kernel's tables" && !strings.Contains(log.String(), "earlier configurations are unknown") {
+			if name != "kernel's tables" && !strings.Contains(log.String(), "earlier configurations unknown") {
 				t.Errorf("it says: %s", log.String())
 			}
 			if eras, err := cleanup.ReadEras(directory); err != nil || len(eras) != 1 {

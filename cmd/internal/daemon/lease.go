@@ -164,26 +164,26 @@ func (s *sockets) listen(name unixgram.Address) (*unixgram.Conn, error) {
 	return conn, nil
 }
 
-// An event is given once.
-type event struct {
+// A latch is given once.
+type latch struct {
 	once  sync.Once
 	given chan struct{}
 }
 
-func newEvent() *event { return &event{given: make(chan struct{})} }
+func newLatch() *latch { return &latch{given: make(chan struct{})} }
 
-// do does something with the event, unless it was given before.
-func (s *event) do(something func()) {
+// do does something with the latch, unless it was given before.
+func (s *latch) do(something func()) {
 	s.once.Do(func() {
 		something()
 		close(s.given)
 	})
 }
 
-func (s *event) give() { s.once.Do(func() { close(s.given) }) }
+func (s *latch) give() { s.once.Do(func() { close(s.given) }) }
 
 // await reports whether the signal was given before ctx was done.
-func (s *event) await(ctx context.Context) bool {
+func (s *latch) await(ctx context.Context) bool {
 	select {
 	case <-s.given:
 		return true

@@ -11,6 +11,7 @@ import (
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/moved"
+	"multihomed/internal/event"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
@@ -78,11 +79,11 @@ func (m *mover) move(ctx context.Context, link routing.Link, f routing.Family, r
 	configs, _ := m.hooks.Of(link.Name)
 	out, err := moved.Take(ctx, m.mirror, m.runtime, link, f, routes, configs)
 	for _, r := range out {
-		m.log.LogAttrs(ctx, slog.LevelInfo, "route moved out of main", append(attrs, slog.String("destination", r.Destination.String()), slog.String("gateway", r.Gateway.String()))...)
+		m.log.LogAttrs(ctx, slog.LevelInfo, "route moved out of main", append(attrs, event.Is(event.RouteMoved), slog.String("destination", r.Destination.String()), slog.String("gateway", r.Gateway.String()))...)
 	}
 	reload(ctx, m.log, m.hooks, link.Name)
 	if err != nil {
-		m.log.LogAttrs(ctx, slog.LevelWarn, "routes stay in main", append(attrs, slog.String("error", err.Error()))...)
+		m.log.LogAttrs(ctx, event.LevelNotice, "moving routes out of main failed", append(attrs, slog.String("error", err.Error()))...)
 	}
 }
 
@@ -94,10 +95,10 @@ func (m *mover) putBack(ctx context.Context) {
 		}
 		attrs := []slog.Attr{slog.String("interface", c.Interface), slog.String("family", c.Family.String())}
 		if err := moved.PutBack(ctx, m.mirror, m.runtime, c); err != nil {
-			m.log.LogAttrs(ctx, slog.LevelWarn, "routes do not get back into main", append(attrs, slog.String("error", err.Error()))...)
+			m.log.LogAttrs(ctx, event.LevelNotice, "moving routes back into main failed", append(attrs, slog.String("error", err.Error()))...)
 			continue
 		}
-		m.log.LogAttrs(ctx, slog.LevelInfo, "routes put back into main", append(attrs, slog.Int("routes", len(c.Routes)))...)
+		m.log.LogAttrs(ctx, slog.LevelInfo, "routes moved back into main", append(attrs, event.Is(event.RouteMoved), slog.Int("routes", len(c.Routes)))...)
 		reload(ctx, m.log, m.hooks, c.Interface)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/dnsmasq"
+	"multihomed/internal/event"
 	"multihomed/routing"
 )
 
@@ -62,7 +63,7 @@ func (n *names) unheard(ctx context.Context) []dnsmasq.Server {
 	if n.last == nil {
 		before, err := n.file.Read()
 		if err != nil {
-			n.log.LogAttrs(ctx, slog.LevelWarn, "earlier DNS servers are unknown", slog.String("error", err.Error()))
+			n.log.LogAttrs(ctx, event.LevelNotice, "earlier DNS servers unknown", slog.String("error", err.Error()))
 		}
 		n.last = before
 	}

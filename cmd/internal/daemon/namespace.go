@@ -14,6 +14,7 @@ import (
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/lockfile"
+	"multihomed/internal/event"
 )
 
 // serviceUser is the user of the unit.
@@ -34,7 +35,7 @@ func lockNamespace(ctx context.Context, cfg config.Config, log *slog.Logger) (fu
 			return func() { closing(log, "lock of the network namespace", n.Close) }, nil
 		case !held:
 			// Whoever brings that about must not keep the service from working.
-			log.LogAttrs(ctx, slog.LevelWarn, "the network namespace is not locked: another multihomed would not be noticed", slog.String("error", err.Error()))
+			log.LogAttrs(ctx, event.LevelNotice, "network namespace not locked, so that another multihomed would not be noticed", slog.String("error", err.Error()))
 			return func() {}, nil
 		}
 		select {

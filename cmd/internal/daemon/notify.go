@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/cmd/internal/config"
+	"multihomed/internal/event"
 	"multihomed/routing"
 )
 
@@ -37,7 +39,7 @@ func newNotifier(log *slog.Logger) *notifier {
 	n := &notifier{log: log}
 	interval, err := sd.SdWatchdogEnabled(false)
 	if err != nil {
-		log.Warn("watchdog is off", slog.String("error", err.Error()))
+		log.LogAttrs(context.Background(), event.LevelNotice, "watchdog unavailable", slog.String("error", err.Error()))
 		return n
 	}
 	n.watchdog = interval
@@ -46,7 +48,7 @@ func newNotifier(log *slog.Logger) *notifier {
 
 func (n *notifier) send(state string) {
 	if _, err := sd.SdNotify(false, state); err != nil {
-		n.log.Warn("systemd was not told", slog.String("state", state), slog.String("error", err.Error()))
+		n.log.LogAttrs(context.Background(), event.LevelNotice, "telling systemd failed", slog.String("state", state), slog.String("error", err.Error()))
 	}
 }
 
@@ -94,7 +96,7 @@ func (n *notifier) reloading() bool {
 	n.mu.Unlock()
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		n.log.Warn("systemd was not told of the reload", slog.String("error", err.Error()))
+		n.log.LogAttrs(context.Background(), event.LevelNotice, "telling systemd of the reload failed", slog.String("error", err.Error()))
 		return was
 	}
 	n.send(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/int64(time.Microsecond)))

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/lockfile"
+	"multihomed/internal/event"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -63,7 +66,7 @@ func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, 
 		if err != nil {
 			return err
 		}
-		wanted, err := (&standIn{Options: o, cfg: cfg, first: m, linger: linger, settled: settled, faults: faults{}}).serve(ctx, events)
+		wanted, err := (&standIn{Options: o, cfg: cfg, first: m, linger: linger, settled: settled, faults: faults{}, logged: problems{log: o.Logger}}).serve(ctx, events)
 		left, closing := events.Close()
 		if err = errors.Join(err, closing); err != nil || !wanted || !left {
 			return err
@@ -109,7 +112,10 @@ type standIn struct {
 	first   hook.Message
 	linger  time.Duration
 	settled func()
+	mu      sync.Mutex
 	faults  faults
+	report  reconcile.Report
+	logged  problems
 }
 
 // serve runs the parts until nothing has been heard for a while. It reports
@@ -120,7 +126,7 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 	defer cancel()
 	end := time.AfterFunc(max(s.linger, firstPass), cancel)
 	defer end.Stop()
-	done := newEvent()
+	done := newLatch()
 	s.fault(config.FaultCode, faultOf(s.cfg))
 	finish := func() {
 		done.do(func() {
@@ -140,7 +146,10 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 				finish()
 			}
 		},
-		Report: func(r reconcile.Report) { waiting = r.Waiting },
+		Report: func(r reconcile.Report) {
+			waiting = r.Waiting
+			s.reported(r)
+		},
 	}, extras{fault: s.fault})
 	if err != nil {
 		return false, err
@@ -166,7 +175,7 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 		return false, err
 	}
 	if waiting != "" && ctx.Err() == nil && !replaced.Load() {
-		s.Logger.LogAttrs(ctx, slog.LevelWarn, "what is left of other links stands, because not everything is known", slog.String("reason", waiting))
+		s.Logger.LogAttrs(ctx, event.LevelNotice, "routing of other links left alone, because not every link is known", slog.String("reason", waiting))
 	}
 	return ctx.Err() == nil && !replaced.Load(), nil
 }
@@ -175,4 +184,18 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 const firstPass = 5 * time.Second
 
 // fault says what is wrong with a part.
-func (s *standIn) fault(code routing.Code, err error) { s.faults.set(s.Logger, code, err) }
+func (s *standIn) fault(code routing.Code, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.faults.set(code, err) {
+		s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all()))
+	}
+}
+
+// reported takes what the loop has to say.
+func (s *standIn) reported(r reconcile.Report) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.report = r
+	s.logged.note(context.Background(), slices.Concat(r.Problems, s.faults.all()))
+}

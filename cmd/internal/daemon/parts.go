@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -19,6 +20,7 @@ import (
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/internal/event"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/standing"
@@ -78,8 +80,9 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if err != nil {
 		// A file that cannot be read may reserve any number; it is the
 		// administrator's, and the numbers of ours are ours in practice.
-		log.LogAttrs(ctx, slog.LevelWarn, "names of routing tables are unknown", slog.String("error", err.Error()))
+		err = fmt.Errorf("reading the names of routing tables, whose numbers may be leased to links: %w", err)
 	}
+	more.fault(tableNamesFault, err)
 	past := openHistory(ctx, log, cfg.StateDir, policy)
 	past.moveGroups(ctx)
 	// Routes of main are read when an owner says that an interface matters: a
@@ -93,15 +96,15 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	links, errs := declared.Open(cfg.RuntimeDir)
 	for _, err := range errs {
-		log.LogAttrs(ctx, slog.LevelWarn, "a routed lease is lost", slog.String("error", err.Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "routed lease lost", slog.String("error", err.Error()))
 	}
 	p.off = offswitch.Open(cfg.StateDir)
 	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored, off: p.off}
 	p.watcher = nm.New(nm.Options{
-		Logger: log, DNS: cfg.DNS.ServersFile != "", Optional: !presence.NetworkManager(cfg.NetworkManager),
+		Logger: log, DNS: cfg.DNS.ServersFile != "",
 	})
 	if p.hooks, errs = hooked.Open(cfg.RuntimeDir); len(errs) > 0 {
-		log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("error", errors.Join(errs...).Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("error", errors.Join(errs...).Error()))
 	}
 	p.owners = claims.Join(claims.Sources{
 		Manager: p.watcher, Policy: cfg.NMPolicy(), Links: cfg.Links, Hooked: p.hooks, Declared: links, Kind: p.kindOf,
@@ -130,13 +133,18 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
-		Repairs: rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
-		Hooks:   hooks,
-		Memory:  runstate.Memory{Directory: cfg.RuntimeDir},
+		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
+		Hooks:    hooks,
+		Memory:   runstate.Memory{Directory: cfg.RuntimeDir},
+		LogDelay: logDelay, Suspect: suspect,
 	})
 	p.router.loop = p.loop
 	return nil
 }
+
+// logDelay is how long a link must be quiet before its changes become a line: longer
+// than what an activation does in one go, and short enough for people who look.
+const logDelay = time.Second
 
 // openLeases opens the leases, whatever the database is like: what stands in the
 // kernel tells whose the tables are, so they keep their numbers.
@@ -144,8 +152,8 @@ func openLeases(ctx context.Context, cfg config.Config, stands []standing.Lease,
 	o := allocator.Options{
 		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: cfg.Tables, Anyhow: true,
 		Moved: func(to string, why error) {
-			log.LogAttrs(ctx, slog.LevelError, "the lease database is of no use, it was moved aside and is made anew from what stands in the kernel",
-				slog.String("moved_to", to), slog.String("error", why.Error()))
+			log.LogAttrs(ctx, event.LevelNotice, "lease database moved aside because it is of no use, and made anew from what stands in the kernel",
+				event.Is(event.DatabaseMoved), slog.String("moved_to", to), slog.String("error", why.Error()))
 		},
 	}
 	for _, l := range stands {
@@ -178,7 +186,7 @@ func (p *parts) kindOf(name string) (kind, controller string) {
 // reload reads again what hooks said of an interface.
 func reload(ctx context.Context, log *slog.Logger, hooks *hooked.Store, name string) {
 	for _, err := range hooks.Reload(name) {
-		log.LogAttrs(ctx, slog.LevelWarn, "what a hook said is lost", slog.String("interface", name), slog.String("error", err.Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("interface", name), slog.String("error", err.Error()))
 	}
 }
 
@@ -215,7 +223,7 @@ func (p *parts) acknowledge(ctx context.Context, m hook.Message) {
 // switched reads what the administrator switched off or on.
 func (p *parts) switched(ctx context.Context) {
 	if err := p.off.Reload(); err != nil {
-		p.log.LogAttrs(ctx, slog.LevelError, "the off switch holds as it was", slog.String("error", err.Error()))
+		p.log.LogAttrs(ctx, event.LevelNotice, "off switch not read, it holds as it was", slog.String("error", err.Error()))
 		return
 	}
 	p.saySwitched(ctx)
@@ -226,17 +234,17 @@ func (p *parts) saySwitched(ctx context.Context) {
 	state, times := p.off.State()
 	switch {
 	case state.Damaged != nil:
-		p.log.LogAttrs(ctx, slog.LevelError, "switched off", slog.String("reason", state.Damaged.Error()))
+		p.log.LogAttrs(ctx, slog.LevelError, "switched off", event.Is(event.SwitchedOff), slog.String("reason", state.Damaged.Error()))
 	case state.Host != nil:
-		p.log.LogAttrs(ctx, slog.LevelInfo, "switched off", slog.Time("since", state.Host.Since), slog.String("by", state.Host.By))
+		p.log.LogAttrs(ctx, event.LevelNotice, "switched off, nothing is routed by links", event.Is(event.SwitchedOff), slog.Time("since", state.Host.Since), slog.String("by", state.Host.By))
 	case times > 0 && len(state.Links) == 0:
-		p.log.LogAttrs(ctx, slog.LevelInfo, "switched on")
+		p.log.LogAttrs(ctx, event.LevelNotice, "switched on", event.Is(event.SwitchedOn))
 	}
 	if state.HostOff() {
 		return
 	}
 	for _, l := range state.Links {
-		p.log.LogAttrs(ctx, slog.LevelInfo, "link switched off", slog.String("interface", l.Interface), slog.Time("since", l.Since), slog.String("by", l.By))
+		p.log.LogAttrs(ctx, event.LevelNotice, "link switched off", event.Is(event.SwitchedOff), slog.String("interface", l.Interface), slog.Time("since", l.Since), slog.String("by", l.By))
 	}
 }
 
@@ -273,10 +281,10 @@ func (p *parts) forget(ctx context.Context) {
 		return exists, nil
 	})
 	if err != nil {
-		p.log.LogAttrs(ctx, slog.LevelWarn, "what a hook said of an interface that has gone is kept", slog.String("error", err.Error()))
+		p.log.LogAttrs(ctx, event.LevelNotice, "report of a hook on a removed interface kept", slog.String("error", err.Error()))
 	}
 	for _, c := range dropped {
-		p.log.LogAttrs(ctx, slog.LevelInfo, "the interface of a hook has gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
+		p.log.LogAttrs(ctx, slog.LevelInfo, "forgotten by hooks, because the interface is gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
 	}
 }
 
@@ -303,6 +311,6 @@ func (p *parts) close() {
 
 func closing(log *slog.Logger, what string, do func() error) {
 	if err := do(); err != nil {
-		log.Warn("ending was not clean", slog.String("part", what), slog.String("error", err.Error()))
+		log.LogAttrs(context.Background(), event.LevelNotice, "ended with an error", slog.String("part", what), slog.String("error", err.Error()))
 	}
 }

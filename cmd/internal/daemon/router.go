@@ -11,6 +11,7 @@ import (
 	"multihomed/allocator/server"
 	"multihomed/allocator/wire"
 	"multihomed/cmd/internal/declared"
+	"multihomed/internal/event"
 	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -104,11 +105,11 @@ func (r *router) Route(ctx context.Context, want server.Route) (routing.TableID,
 	if err != nil && !known && ctx.Err() == nil {
 		// What is refused must not come into force later, unasked.
 		if undo := r.links.Remove(want.Interface, want.Address); undo != nil {
-			r.log.LogAttrs(ctx, slog.LevelWarn, "a refused lease is left", slog.String("error", undo.Error()))
+			r.log.LogAttrs(ctx, event.LevelNotice, "removing a refused lease failed", slog.String("error", undo.Error()))
 		}
 	}
 	if err == nil && !known {
-		r.log.LogAttrs(ctx, slog.LevelInfo, "address leased with its routing", slog.String("interface", want.Interface),
+		r.log.LogAttrs(ctx, slog.LevelInfo, "address leased", event.Is(event.TableLeased), slog.String("interface", want.Interface),
 			slog.String("address", want.Address.String()), slog.Uint64("table", uint64(table)), slog.Uint64("uid", uint64(want.Owner)))
 	}
 	return table, err
@@ -254,11 +255,11 @@ func (r *router) rename(ctx context.Context, l declared.Link, name string) {
 	now := l
 	now.Interface = name
 	if err := r.links.Put(now); err != nil {
-		r.log.LogAttrs(ctx, slog.LevelWarn, "routed lease does not follow its interface", append(attrs, slog.String("error", err.Error()))...)
+		r.log.LogAttrs(ctx, event.LevelNotice, "routed lease does not follow its interface", append(attrs, slog.String("error", err.Error()))...)
 		return
 	}
 	if err := r.links.Remove(l.Interface, l.Address); err != nil {
-		r.log.LogAttrs(ctx, slog.LevelWarn, "routed lease stays under an old name", append(attrs, slog.String("error", err.Error()))...)
+		r.log.LogAttrs(ctx, event.LevelNotice, "routed lease stays under an old name", append(attrs, slog.String("error", err.Error()))...)
 	}
 	r.log.LogAttrs(ctx, slog.LevelInfo, "routed lease followed its interface", attrs...)
 }
@@ -266,8 +267,8 @@ func (r *router) rename(ctx context.Context, l declared.Link, name string) {
 func (r *router) end(ctx context.Context, l declared.Link, why string) {
 	attrs := []slog.Attr{slog.String("interface", l.Interface), slog.String("address", l.Address.String()), slog.String("reason", why)}
 	if err := r.links.Remove(l.Interface, l.Address); err != nil {
-		r.log.LogAttrs(ctx, slog.LevelWarn, "routed lease should end", append(attrs, slog.String("error", err.Error()))...)
+		r.log.LogAttrs(ctx, event.LevelNotice, "ending a routed lease failed", append(attrs, slog.String("error", err.Error()))...)
 		return
 	}
-	r.log.LogAttrs(ctx, slog.LevelInfo, "routed lease ended", attrs...)
+	r.log.LogAttrs(ctx, slog.LevelInfo, "routed lease ended", append(attrs, event.Is(event.LeaseEnded))...)
 }

@@ -8,6 +8,7 @@ import (
 
 	"multihomed/cmd/internal/config"
 	"multihomed/internal/emergency"
+	"multihomed/internal/event"
 	"multihomed/internal/rights"
 )
 
@@ -64,7 +65,7 @@ func find(ctx context.Context, o Options) (config.Loaded, error) {
 	stands, err := emergency.Stands(ctx)
 	if err != nil {
 		// What stands is not known, and may need us.
-		o.Logger.LogAttrs(ctx, slog.LevelWarn, "the kernel could not be read", slog.String("error", err.Error()))
+		o.Logger.LogAttrs(ctx, event.LevelNotice, "reading the kernel failed, so that what stands is not known", slog.String("error", err.Error()))
 		return loaded, nil
 	}
 	if !stands {

@@ -62,7 +62,7 @@ func TestRenamedWhileNetworkManagerHangs(t *testing.T) {
 	w.judged(100)
 	labtest.Eventually(t, func() error { return r.stands("oif wan0 lookup") })
 	for _, line := range r.daemon.Lines() {
-		if strings.Contains(line, "link has gone") {
+		if strings.Contains(line, "uplink removed (") || strings.Contains(line, "local link removed (") {
 			t.Error(line)
 		}
 	}
@@ -184,7 +184,7 @@ func (r *rig) startAsUser() {
 		program, "-config", r.path,
 	}})
 	r.must(err)
-	_, err = r.daemon.WaitLine(r.t.Context(), "knowledge of the links is complete")
+	_, err = r.daemon.WaitLine(r.t.Context(), "every link is known")
 	r.must(err)
 }
 

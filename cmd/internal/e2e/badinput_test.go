@@ -295,8 +295,8 @@ func TestBrokenDatabase(t *testing.T) {
 		if b.aside {
 			var to string
 			for _, line := range r.daemon.Lines() {
-				if _, rest, is := strings.Cut(line, "moved_to="); is && strings.Contains(line, "level=ERROR") {
-					to, _, _ = strings.Cut(rest, " ")
+				if _, rest, is := strings.Cut(line, "(moved to "); is && strings.HasPrefix(line, "notice: lease database moved aside") {
+					to, _, _ = strings.Cut(rest, ")")
 				}
 			}
 			if _, err := os.Lstat(to); err != nil {

@@ -110,15 +110,16 @@ func TestDispatcherHandsOver(t *testing.T) {
 	told := func(what string) {
 		t.Helper()
 		labtest.Eventually(t, func() error {
-			if !strings.Contains(r.daemon.Log(), "msg=event caller=NetworkManager action="+what) {
+			link, action, _ := strings.Cut(what, " ")
+			if !strings.Contains(r.daemon.Log(), fmt.Sprintf("%s: event (caller NetworkManager, action %s)", link, action)) {
 				return fmt.Errorf("the daemon was not told of %s", what)
 			}
 			return nil
 		})
 	}
-	told("up interface=wan0")
+	told("wan0 up")
 	r.must(r.Down(t.Context(), "wan1"))
-	told("down interface=wan1")
+	told("wan1 down")
 	r.settled("wan0")
 
 	// A daemon that hangs costs a link that comes at most ten seconds: it is ended, and
@@ -223,7 +224,7 @@ func TestIgnoredScript(t *testing.T) {
 		})
 	}
 	told := func(link string) int {
-		return strings.Count(r.daemon.Log(), "msg=event caller=NetworkManager action=up interface="+link)
+		return strings.Count(r.daemon.Log(), link+": event (caller NetworkManager, action up)")
 	}
 	once := func() error {
 		if told("wan0") == 0 {

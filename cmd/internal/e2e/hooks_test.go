@@ -389,7 +389,7 @@ func TestNoTableIsLeft(t *testing.T) {
 		if !strings.Contains(status, "wan1") || !strings.Contains(status, "table") {
 			r.t.Errorf("status does not say what is wrong:\n%s", status)
 		}
-		if r.daemon != nil && !strings.Contains(r.daemon.Log(), "level=ERROR") {
+		if r.daemon != nil && !strings.Contains(r.daemon.Log(), " error: ") {
 			r.t.Errorf("the daemon did not say it loudly:\n%s", r.daemon.Log())
 		}
 		r.ifdown("wan1")

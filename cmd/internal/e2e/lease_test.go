@@ -454,8 +454,8 @@ func TestSquattedName(t *testing.T) {
 		}
 		return nil
 	})
-	if n := strings.Count(r.daemon.Log(), "tas_socket"); n != 1 {
-		t.Errorf("the log tells of it %d times:\n%s", n, r.daemon.Log())
+	if n := strings.Count(r.daemon.Log(), "tas_socket"); n != 2 {
+		t.Errorf("the log tells of it %d times, want once when it comes and once when it goes:\n%s", n, r.daemon.Log())
 	}
 }
 

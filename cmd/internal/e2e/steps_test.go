@@ -80,7 +80,7 @@ func (w *watched) idle(when string) {
 		return
 	}
 	for _, line := range w.daemon.Lines() {
-		if strings.Contains(line, "not active, trying again") && !w.complaints[line] {
+		if strings.HasPrefix(line, "error: ") && !w.complaints[line] {
 			w.complaints[line] = true
 			w.t.Errorf("%s: the kernel refused something: %s", when, line)
 		}

@@ -16,6 +16,7 @@ import (
 
 	"multihomed/allocator/unixgram"
 	"multihomed/cmd/internal/hooked"
+	"multihomed/internal/event"
 )
 
 // Name of the socket in the runtime directory.
@@ -128,7 +129,7 @@ func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return nil
 		case err != nil:
-			log.LogAttrs(ctx, slog.LevelWarn, "an event was lost", slog.String("error", err.Error()))
+			log.LogAttrs(ctx, event.LevelNotice, "event lost", slog.String("error", err.Error()))
 			m.Drop()
 			continue
 		case d.UID != 0 && int(d.UID) != os.Geteuid():
@@ -136,7 +137,7 @@ func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)
 			continue // The mode of the socket does not let them in.
 		}
 		if err := json.Unmarshal(d.Payload, &m); err != nil || d.Truncated {
-			log.LogAttrs(ctx, slog.LevelWarn, "an event makes no sense", slog.Uint64("uid", uint64(d.UID)))
+			log.LogAttrs(ctx, event.LevelNotice, "event ignored, because it makes no sense", slog.Uint64("uid", uint64(d.UID)))
 			m.Drop()
 			continue
 		}

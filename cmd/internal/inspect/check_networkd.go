@@ -12,7 +12,7 @@ import (
 // checkNetworkd finds a systemd-networkd that removes what it did not make. It
 // runs beside NetworkManager on some servers
 // (https://github.com/systemd/systemd/issues/19106).
-func checkNetworkd(_ *View, f files) []Finding {
+func checkNetworkd(v *View, f files) []Finding {
 	if !networkdRuns(f) {
 		return nil
 	}
@@ -22,13 +22,18 @@ func checkNetworkd(_ *View, f files) []Finding {
 			missing = append(missing, key+"=no")
 		}
 	}
-	if len(missing) == 0 {
+	// Where there are no links there is nothing to remove.
+	if len(missing) == 0 || v.idle() {
 		return nil
+	}
+	fix := "put [Network] with " + strings.Join(missing, " and ") + " into /etc/systemd/networkd.conf.d/multihomed.conf and restart systemd-networkd"
+	if !v.networkdOwnsAny(f) {
+		fix += ", or disable it"
 	}
 	return []Finding{{
 		Severity: routing.Warning,
 		Text:     "systemd-networkd is running and removes rules and routes that it did not make, those of multihomed too, whenever it configures a link",
-		Fix:      "put [Network] with " + strings.Join(missing, " and ") + " into /etc/systemd/networkd.conf.d/multihomed.conf and restart systemd-networkd, or disable it",
+		Fix:      fix,
 	}}
 }
 

@@ -35,7 +35,7 @@ func checkDaemon(v *View, _ files) []Finding {
 	}
 }
 
-func checkManager(v *View, _ files) []Finding {
+func checkManager(v *View, f files) []Finding {
 	switch {
 	case v.Complete():
 		return nil
@@ -49,6 +49,8 @@ func checkManager(v *View, _ files) []Finding {
 			Severity: routing.Warning,
 			Text:     "NetworkManager cannot be asked, so that only links whose routing stands are known: " + v.ManagerUnread,
 		}}
+	case v.networkdOwnsAny(f):
+		return nil // It is not needed here; who manages what says checkOwners.
 	default:
 		return []Finding{{
 			Severity: routing.Warning,

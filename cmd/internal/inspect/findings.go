@@ -30,6 +30,7 @@ func checks() []check {
 		{"duplicate-address", checkDuplicates},
 		{"main-rule", checkMainRule},
 		{"table-in-use", checkTableInUse},
+		{"manager", checkOwners},
 		{"networkd", checkNetworkd},
 		{"dispatcher", checkDispatcher},
 		{"rp-filter", checkReversePath},

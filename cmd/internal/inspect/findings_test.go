@@ -494,6 +494,62 @@ func TestNetworkd(t *testing.T) {
 	}
 }
 
+// TestOwners are hosts whose interfaces somebody else manages.
+func TestOwners(t *testing.T) {
+	const runs = "sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs"
+	const owned, foreign = "ADMIN_STATE=configured\nOPER_STATE=routable\n", "ADMIN_STATE=unmanaged\n"
+	host := func(alone bool, claimed ...routing.Link) *inspect.View {
+		v := view(claimed...)
+		v.Alone = alone
+		v.NM.Status = nm.Status{Absent: true}
+		for i, name := range []string{"ens3", "ens4"} {
+			v.Links[name] = kernel.Link{Index: 70 + i, Name: name, Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("192.0.2.5/24")}}}
+		}
+		v.Links["docker0"] = kernel.Link{Index: 80, Name: "docker0", Kind: "bridge", Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("172.17.0.1/16")}}}
+		return v
+	}
+	ours := want{code: "networkd", severity: routing.Warning, text: []string{"systemd-networkd is running"}, fix: "restart systemd-networkd"}
+	for _, c := range []struct {
+		name  string
+		view  *inspect.View
+		files []string
+		want  []want
+	}{
+		{
+			"networkd alone", host(true),
+			[]string{runs, "", "run/systemd/netif/links/70", owned, "run/systemd/netif/links/71", owned},
+			[]want{{code: "manager", severity: routing.Error, text: []string{"does nothing on this host", "systemd-networkd manages ens3 and ens4"}, fix: "RoutingPolicyRule"}},
+		},
+		{
+			"with a NetworkManager that is not started", host(false),
+			[]string{runs, "", "run/systemd/netif/links/70", owned, "run/systemd/netif/links/71", owned},
+			[]want{{code: "manager", severity: routing.Error, text: []string{"systemd-networkd manages ens3 and ens4"}, fix: "RoutingPolicyRule"}},
+		},
+		{
+			"one interface of networkd beside links of ours", host(true, wan(0)),
+			[]string{runs, "", "run/systemd/netif/links/70", owned, "run/systemd/netif/links/71", foreign},
+			[]want{{code: "manager", severity: routing.Notice, text: []string{"systemd-networkd manages ens3, which"}}, ours},
+		},
+		{
+			"ConnMan", host(true),
+			[]string{"sys/fs/cgroup/system.slice/connman.service/cgroup.procs", ""},
+			[]want{{code: "manager", severity: routing.Error, text: []string{"connman manages ens3 and ens4"}, fix: "lease -i ens3"}},
+		},
+		{"nobody", host(true), nil, []want{{code: "manager", severity: routing.Error, text: []string{"nobody it knows manages ens3 and ens4"}, fix: "lease -i ens3"}}},
+		{"addresses by hand beside links of ours", host(true, wan(0)), nil, nil},
+		{"NetworkManager is away", host(false), nil, []want{{code: "network-manager", severity: routing.Warning, text: []string{"not running"}, fix: "systemctl start NetworkManager"}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			check(t, c.view, files(c.files...), c.want...)
+			for _, f := range c.view.Findings(files(c.files...)) {
+				if strings.Contains(f.Fix, "NetworkManager") && len(c.files) > 0 {
+					t.Errorf("a second manager is advised: %s", f.Fix)
+				}
+			}
+		})
+	}
+}
+
 func TestDispatcher(t *testing.T) {
 	const etc, usr = "etc/NetworkManager/dispatcher.d/90-multihomed", "usr/lib/NetworkManager/dispatcher.d/90-multihomed"
 	script := func(mode fs.FileMode, uid uint32) *fstest.MapFile {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"log/syslog"
 	"os"
 	"os/exec"
 	"sync/atomic"
@@ -22,6 +21,8 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/daemon"
 	"multihomed/cmd/internal/hook"
+	"multihomed/internal/event"
+	"multihomed/internal/journal"
 	"multihomed/internal/ownership"
 )
 
@@ -96,7 +97,7 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m hook.Mess
 		}
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		log.LogAttrs(ctx, slog.LevelWarn, "the routing is not complete yet; it goes on in the background", slog.Int("pid", child.Process.Pid))
+		log.LogAttrs(ctx, event.LevelNotice, "routing not complete yet, going on in the background", slog.Int("pid", child.Process.Pid))
 		return nil
 	default:
 		return doing(err)
@@ -133,8 +134,8 @@ func rights(cfg config.Config) (*syscall.SysProcAttr, error) {
 // Run is the child.
 func Run(ctx context.Context, o daemon.Options) int {
 	out := &output{}
-	out.to.Store(&writer{os.Stderr})
-	o.Logger = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: o.Level}))
+	out.to.Store(&sink{journal.SinkOf(os.Stderr)})
+	o.Logger = slog.New(journal.NewHandler(out, o.Level))
 	var m hook.Message
 	if err := json.NewDecoder(os.Stdin).Decode(&m); err != nil {
 		o.Logger.ErrorContext(ctx, "multihomed-dispatcher was called with an argument that is its own", slog.String("error", err.Error()))
@@ -148,7 +149,7 @@ func Run(ctx context.Context, o daemon.Options) int {
 		_ = ready.Close()
 	})
 	if err != nil {
-		o.Logger.ErrorContext(ctx, "not in order", slog.String("caller", m.Caller), slog.String("action", m.Action),
+		o.Logger.ErrorContext(ctx, "event not handled", event.Is(event.Failed), slog.String("caller", m.Caller), slog.String("action", m.Action),
 			slog.String("interface", m.Interface), slog.String("error", err.Error()))
 	}
 	return daemon.ExitStatus(err)
@@ -156,21 +157,19 @@ func Run(ctx context.Context, o daemon.Options) int {
 
 // output is where the log goes: to the caller while that waits, to the system's
 // log afterwards.
-type output struct{ to atomic.Pointer[writer] }
+type output struct{ to atomic.Pointer[sink] }
 
-type writer struct{ io.Writer }
+type sink struct{ journal.Sink }
 
-func (o *output) Write(p []byte) (int, error) { return o.to.Load().Write(p) }
+// Write implements [journal.Sink].
+func (o *output) Write(at time.Time, level slog.Level, sentence string, fields []journal.Field) error {
+	return o.to.Load().Write(at, level, sentence, fields)
+}
 
 // leave lets go of the caller's files: whoever reads them to the end would wait
 // for us.
 func (o *output) leave() {
-	log, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_INFO, "multihomed-dispatcher")
-	if err != nil {
-		o.to.Store(&writer{io.Discard}) // There is no log on this system.
-	} else {
-		o.to.Store(&writer{log})
-	}
+	o.to.Store(&sink{journal.System()})
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return

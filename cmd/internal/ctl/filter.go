@@ -1,0 +1,129 @@
+package ctl
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"multihomed/internal/escape"
+	"multihomed/internal/status"
+)
+
+// escapeNames makes names printable, so that text and JSON say the same and no two
+// names become one: JSON has no other bytes than those of UTF-8.
+func escapeNames(s *Status) {
+	for i := range s.Links {
+		l := &s.Links[i]
+		l.Interface, l.Profile = escape.Name(l.Interface), escape.Name(l.Profile)
+		for j := range l.Objects {
+			l.Objects[j].Text, l.Objects[j].Lifts = escape.Text(l.Objects[j].Text), escape.Text(l.Objects[j].Lifts)
+		}
+	}
+	for i := range s.Shared {
+		s.Shared[i].Text, s.Shared[i].Lifts = escape.Text(s.Shared[i].Text), escape.Text(s.Shared[i].Lifts)
+	}
+	for i := range s.Others {
+		s.Others[i].Interface, s.Others[i].Why = escape.Name(s.Others[i].Interface), escape.Text(s.Others[i].Why)
+	}
+	for i := range s.OtherRules {
+		s.OtherRules[i].Text = escape.Text(s.OtherRules[i].Text)
+	}
+	for i := range s.OffLinks {
+		s.OffLinks[i].Interface = escape.Name(s.OffLinks[i].Interface)
+	}
+	for family, u := range s.Unbound {
+		u.Interface = escape.Name(u.Interface)
+		s.Unbound[family] = u
+	}
+	for i := range s.Problems {
+		p := &s.Problems[i]
+		p.Link, p.Object, p.Text, p.Fix = escape.Name(p.Link), escape.Text(p.Object), escape.Text(p.Text), escape.Text(p.Fix)
+	}
+}
+
+// A filter is one word after `status`: an interface, a profile, an address, a network,
+// a table, or a pattern of interfaces and profiles (path.Match).
+type filter string
+
+func (f filter) link(l Link) bool {
+	return f.name(l.Interface) || l.Profile != "" && f.name(l.Profile) || slices.ContainsFunc(l.Networks, f.network) ||
+		slices.ContainsFunc(l.Unused, f.address)
+}
+
+// name compares with a name that is escaped; people may write it either way.
+func (f filter) name(name string) bool {
+	if string(f) == name || string(f) == escape.Original(name) {
+		return true
+	}
+	matches, err := path.Match(string(f), escape.Original(name))
+	return err == nil && matches
+}
+
+func (f filter) network(n Network) bool {
+	if p, err := netip.ParsePrefix(string(f)); err == nil && p.Masked() == n.Prefix {
+		return true
+	}
+	if t, err := strconv.ParseUint(string(f), 10, 32); err == nil && uint32(t) == n.Table && t != 0 {
+		return true
+	}
+	return slices.ContainsFunc(n.Addresses, f.address)
+}
+
+func (f filter) address(a Address) bool {
+	ip, err := netip.ParseAddr(string(f))
+	if err != nil {
+		p, err := netip.ParsePrefix(string(f)) // as `ip address` prints it
+		return err == nil && p.Addr() == a.Address && p.Bits() == a.Length
+	}
+	return ip.WithZone("") == a.Address
+}
+
+// restrict leaves only some interfaces in a status.
+func restrict(s *Status, only []string) error {
+	if len(only) == 0 {
+		return nil
+	}
+	wanted := map[string]bool{}
+	for _, word := range only {
+		f, found := filter(word), false
+		for _, l := range s.Links {
+			if f.link(l) {
+				wanted[l.Interface], found = true, true
+			}
+		}
+		for _, o := range s.Others {
+			if f.name(o.Interface) {
+				wanted[o.Interface], found = true, true
+			}
+		}
+		if found {
+			continue
+		}
+		var known []string
+		for _, l := range s.Links {
+			known = append(known, l.Interface)
+		}
+		for _, o := range s.Others {
+			known = append(known, o.Interface)
+		}
+		slices.SortFunc(known, status.CompareNames)
+		if _, err := path.Match(word, ""); err != nil {
+			return fmt.Errorf("%q is no pattern: %w", escape.Text(word), err)
+		}
+		return fmt.Errorf("there is no interface %s to show, nor a profile, an address or a table%s; there are %s",
+			escape.Name(word), meant(word, known), strings.Join(known, ", "))
+	}
+	other := func(name string) bool { return !wanted[name] }
+	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })
+	s.Others = slices.DeleteFunc(s.Others, func(o Other) bool { return other(o.Interface) })
+	s.Problems = slices.DeleteFunc(s.Problems, func(p Problem) bool { return p.Link != "" && other(p.Link) })
+	s.InForce = Count{}
+	for _, l := range s.Links {
+		s.InForce.Add(l.InForce)
+	}
+	s.OK = s.Sound()
+	return nil
+}

@@ -1,0 +1,153 @@
+package e2e_test
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"multihomed/internal/lab"
+)
+
+// update writes the golden files anew: go test ./cmd/internal/e2e -run Journal -update.
+var update = flag.Bool("update", false, "write the golden files anew") //nolint:gochecknoglobals // a flag
+
+// logQuiet is how long the log must be quiet before an operation is over: longer than
+// the daemon collects changes of a link.
+const logQuiet = 1700 * time.Millisecond
+
+// TestJournal compares what the log says of ten common operations with golden files:
+// one line for each real change, two at most for an activation.
+func TestJournal(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	cfg := lab.DefaultISP(0)
+	cfg.Lease, cfg.Renew = 120*time.Second, 2*time.Second
+	isp := r.isp(cfg)
+	r.isp(lab.DefaultISP(1))
+	ctx := t.Context()
+	link := isp.Link().Name()
+	from := 0
+	for _, step := range []struct {
+		name string
+		// atMost is how many lines there may be.
+		atMost int
+		do     func()
+		// says is a part of the line that shows that it has happened.
+		says string
+	}{
+		{"start", 2, r.start, "every link"},
+		{"con-up", 2, func() { r.up("wan0"); r.settled("wan0") }, "wan0: uplink added"},
+		{"con-up-second", 2, func() { r.up("wan1"); r.settled("wan0", "wan1") }, "wan1: uplink added"},
+		{"con-down", 1, func() { r.must(r.Down(ctx, "wan1")) }, "removed"},
+		{"rule-deleted", 1, func() { r.ip("-4", "rule", "del", "priority", "10000") }, "restored"},
+		{"cable-out", 2, func() {
+			r.must(isp.Link().SetCarrier(false))
+			r.must(r.WaitDeviceState(ctx, link, "unavailable"))
+		}, "removed"},
+		{"cable-in", 2, func() {
+			r.must(isp.Link().SetCarrier(true))
+			r.must(r.WaitDeviceState(ctx, link, "disconnected"))
+			r.up("wan0") // The lab activates nothing by itself.
+			r.settled("wan0")
+		}, "added"},
+		{"renewal-with-another-gateway", 1, func() {
+			r.must(isp.Reconfigure(ctx, func(c *lab.ISPConfig) { c.Gateway = netip.MustParseAddr("100.64.0.9") }))
+		}, "gateway 100.64.0.9 added"},
+		{"new-ipv6-prefix", 1, func() {
+			ra := isp.RA()
+			ra.Prefixes = append(ra.Prefixes, lab.RAPrefix{Prefix: netip.MustParsePrefix("2001:db8:77::/64"), Preferred: time.Hour, Valid: time.Hour})
+			r.must(isp.SetRA(ra))
+			_, err := r.WaitAddrIn(ctx, link, netip.MustParsePrefix("2001:db8:77::/64"))
+			r.must(err)
+		}, "2001:db8:77::/64"},
+		{"reload", 2, func() { r.must(r.daemon.Signal(syscall.SIGHUP)) }, "configuration"},
+		{"networkmanager-restart", 2, func() { r.must(r.RestartNM(ctx)); r.settled("wan0") }, "every link"},
+		{"rename", 2, func() {
+			r.ip("link", "set", "wan0", "down")
+			r.ip("link", "set", "wan0", "name", "dsl0")
+			r.ip("link", "set", "dsl0", "up")
+			r.settled()
+		}, "renamed"},
+		{"stop", 1, func() { r.must(r.daemon.Stop(ctx)) }, "stopped"},
+	} {
+		step.do()
+		r.logged(from, step.says)
+		lines := r.quietLog(from)
+		from += len(lines)
+		if len(lines) > step.atMost {
+			t.Errorf("%s: %d lines, want at most %d", step.name, len(lines), step.atMost)
+		}
+		golden(t, filepath.Join("testdata", "journal", step.name+".txt"), masked(lines))
+	}
+	if strings.Contains(r.daemon.Log(), "warning: ") || strings.Contains(r.daemon.Log(), "error: ") {
+		t.Error("nothing of this is a problem")
+	}
+}
+
+// quietLog returns the lines after from when no more come.
+func (r *rig) quietLog(from int) []string {
+	r.t.Helper()
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	count, since := -1, time.Now()
+	for {
+		lines := r.daemon.Lines()
+		if len(lines) != count {
+			count, since = len(lines), time.Now()
+		} else if time.Since(since) >= logQuiet {
+			return lines[from:]
+		}
+		select {
+		case <-r.t.Context().Done():
+			r.t.Fatal(r.t.Context().Err())
+		case <-ticker.C:
+		}
+	}
+}
+
+var (
+	logTime = regexp.MustCompile(`^\S+ \S+ `)
+	process = regexp.MustCompile(`(process) \d+`)
+	// Addresses that DHCP and the network card chose.
+	ofDHCP = regexp.MustCompile(`(100\.64\.\d+)\.(1\d\d|[2-9]\d|2\d\d)\b`)
+	ofCard = regexp.MustCompile(`(2001:db8:[0-9a-f:]+?)::?[0-9a-f]+:[0-9a-f]+:[0-9a-f]+:[0-9a-f]+/64`)
+	ofIPv6 = regexp.MustCompile(`fe80::[0-9a-f:]+`)
+)
+
+// masked replaces what differs from run to run.
+func masked(lines []string) string {
+	var b strings.Builder
+	for _, l := range lines {
+		l = logTime.ReplaceAllString(l, "")
+		l = process.ReplaceAllString(l, "$1 PID")
+		l = ofDHCP.ReplaceAllString(l, "$1.DHCP")
+		l = ofCard.ReplaceAllString(l, "$1:SLAAC/64")
+		l = ofIPv6.ReplaceAllString(l, "fe80::ROUTER")
+		b.WriteString(l + "\n")
+	}
+	return b.String()
+}
+
+func golden(t *testing.T, path, got string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: the log says\n%swant\n%s", path, got, want)
+	}
+}
