@@ -184,7 +184,7 @@ func (l *Loop) Said(index int) (name string) {
 // Interface returns the interface that an owner means by a name, false if it means
 // none that exists. It is for hooks.
 func (l *Loop) Interface(name string) (index int, exists bool) {
-	index, exists = l.bindings.index[name]
+	index, exists = l.index[name]
 	return index, exists
 }
 
