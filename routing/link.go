@@ -43,6 +43,8 @@ type LinkPlan struct {
 	// Group is the interface group the link must be in.
 	Group    uint32
 	Problems []Problem
+	// Aside are the sources that have no rungs for the time being.
+	Aside []Aside
 
 	marked bool
 	// paths are the other routes of main through the link; copiers plan what its
@@ -525,6 +527,10 @@ func (m *rules) source(s source) {
 	around, uplink := m.around, m.plan.Role == Uplink
 	from := func(p Priority) Rule { return Rule{Priority: p, From: s.prefix, IIF: s.iif} }
 	rank := m.byLength(s.prefix)
+	if u, aside := around.takes(s.prefix, m.plan.Link.Index, m.policy.ContainerPrefixLength); aside {
+		m.plan.stepAside(s, u)
+		return
+	}
 	if around.localMoved {
 		r := from(PriorityLocal)
 		r.Action, r.Table = ActionLookup, TableLocal

@@ -77,6 +77,7 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 		s.local(h.kind, h.flags, head)
 		return nil
 	}
+	s.changes.Unbound = s.changes.Unbound || s.wide(head.key)
 	s.guest(h.kind, h.flags, head, payload)
 	if !s.keeps(head) {
 		return nil
@@ -362,6 +363,7 @@ func (s *State) localRoute(kind uint16, head routeHead) {
 func (s *State) touched(a *alias, why cause) {
 	for _, l := range a.legs {
 		if a.key.table == routing.TableMain {
+			s.changes.Unbound = s.changes.Unbound || s.wide(a.key)
 			if a.kind == routing.RouteUnicast && s.Interested(l.route.Device) {
 				enlistIn(s.changes.Destinations, l.route.Device, routing.DestinationOf(l.route))
 			}

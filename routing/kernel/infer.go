@@ -89,6 +89,7 @@ func (s *State) linkSeen(m linkMessage) {
 		s.doubtDevice(routing.IPv6, l.index)
 	}
 	if before.master != l.master {
+		s.changes.Unbound = true
 		// Entering or leaving a VRF flushes the routes of the interface
 		// (fib_netdev_event, NETDEV_CHANGEUPPER, in
 		// net/ipv4/fib_frontend.c); a bridge or bond does not.

@@ -112,7 +112,11 @@ func Read(ctx context.Context, cfg config.Config) (*View, error) {
 	// What stands away on purpose, and when, is known to the daemon alone: it is asked right
 	// before and right after the kernel, so that neither is older than the other.
 	v.readDaemon(cfg)
-	mirror.View(func(k *kernel.State) { v.look(k, leases) })
+	unbound, err := mirror.Unbound(ctx)
+	if err != nil {
+		return nil, err
+	}
+	mirror.View(func(k *kernel.State) { v.look(k, leases, unbound) })
 	away := v.Daemon.Away
 	v.readDaemon(cfg)
 	v.Daemon.Away = append(v.Daemon.Away, away...)

@@ -81,7 +81,7 @@ func (v *View) boundAddress(f routing.Family) (link string, from netip.Addr, fou
 		for _, a := range plan.Link.Addresses {
 			k, is := routing.KeyOf(plan.Link, a.Prefix.Addr())
 			t, leased := plan.Link.Tables[k]
-			if is && leased && k.Family == f && !a.Tentative && slices.ContainsFunc(plan.Routes, func(r routing.PlannedRoute) bool {
+			if is && leased && k.Family == f && !a.Tentative && !plan.StepsAside(a.Prefix.Addr()) && slices.ContainsFunc(plan.Routes, func(r routing.PlannedRoute) bool {
 				return r.Route.Family == f && r.Route.Table == t && r.Route.IsDefault()
 			}) {
 				return plan.Link.Name, a.Prefix.Addr(), true

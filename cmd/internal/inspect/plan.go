@@ -13,11 +13,12 @@ import (
 )
 
 // look takes from the kernel's state what the view needs.
-func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
+func (v *View) look(k *kernel.State, leases *allocator.Allocator, unbound map[routing.Family][]routing.Unbound) {
 	v.Planner = routing.NewPlanner(v.Policy)
 	foreign := v.recall.Foreign(k)
 	for i, f := range routing.Families() {
 		v.Planner.SetForeign(f, foreign[i])
+		v.Planner.SetUnbound(f, unbound[f])
 		v.Planner.SetGone(f, slices.DeleteFunc(slices.Clone(v.Daemon.Gone), func(r routing.Rule) bool { return r.Family != f }))
 	}
 	v.Planner.SetGroups(reconcile.GroupsOf(k))
