@@ -175,6 +175,13 @@ func (plan *LinkPlan) plan(p Policy, n neighbourhood, surroundings *[2]surroundi
 			Fix:  fmt.Sprintf("ip link set %s group default", plan.Link.Name),
 		})
 	}
+	for _, t := range plan.Link.LongTables {
+		plan.problem(Problem{
+			Code: LongTable, Severity: Warning, Object: fmt.Sprintf("table %s", t),
+			Text: fmt.Sprintf("table %s is too long for its routes through %s to be copied: packets bound to %s go as main says, and not as the table does", t, plan.Link.Name, plan.Link.Name),
+			Fix:  "let its owner put the routes into main, or select the packets that the table is for in its rule",
+		})
+	}
 	for i, f := range Families() {
 		plan.planFamily(p, f, n, &surroundings[i])
 	}
@@ -286,7 +293,7 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			plan.planWithoutTable(keys, k)
 			continue
 		}
-		routes, copies := tableRoutes(&plan.Link, keys, k, t)
+		routes, copies := tableRoutes(&plan.Link, keys, k, t, around.layers)
 		ownDefault := slices.ContainsFunc(routes, func(r PlannedRoute) bool {
 			return r.Route.IsDefault() && r.Reason.Decision != CopiedElsewhere
 		})

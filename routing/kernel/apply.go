@@ -78,6 +78,7 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 		return nil
 	}
 	s.changes.Unbound = s.changes.Unbound || s.wide(head.key)
+	s.otherChanged(head.key)
 	s.guest(h.kind, h.flags, head, payload)
 	if !s.keeps(head) {
 		return nil
@@ -427,6 +428,9 @@ func (s *State) ruleTouched(r routing.Rule, ours bool, why cause) {
 	case !ours:
 		s.changes.Foreign = true
 		s.changes.ForeignRules[r.Family] = struct{}{}
+		if r.TakesAll() {
+			s.doubts.others[otherKey{r.Family, r.Table}] = struct{}{}
+		}
 	case !why.own:
 		s.changes.Rules[r] = struct{}{}
 	}

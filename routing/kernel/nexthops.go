@@ -122,6 +122,7 @@ func (s *State) nexthopChanged(kind uint16, payload []byte) error {
 	}
 	s.events[classNexthops]++
 	s.changes.Unbound = true
+	s.doubtOthers()
 	s.nexthopTouched(s.nexthops, n.id)
 	if kind == kindDelNexthop {
 		delete(s.nexthops, n.id)

@@ -36,7 +36,9 @@ type ruleBook struct {
 	// hidden counts the foreign rules that send nearly everything to a table which bound
 	// traffic does not ask.
 	hidden map[routing.TableID]int
-	last   uint64
+	// all counts the foreign rules that read a table for every packet, or all but some.
+	all  map[otherKey]int
+	last uint64
 }
 
 func newRuleBook() ruleBook {
@@ -45,6 +47,7 @@ func newRuleBook() ruleBook {
 		alike:   map[likeness][]*rung{},
 		ours:    map[routing.TableID]int{},
 		hidden:  map[routing.TableID]int{},
+		all:     map[otherKey]int{},
 		foreign: map[routing.Family]map[*rung]struct{}{routing.IPv4: {}, routing.IPv6: {}},
 	}
 }
@@ -74,6 +77,9 @@ func (b *ruleBook) add(r routing.Rule, ours bool) {
 	if !ours && r.Hides() {
 		b.hidden[r.Table]++
 	}
+	if !ours && r.TakesAll() {
+		b.all[otherKey{r.Family, r.Table}]++
+	}
 }
 
 // remove takes the first of equal rules away, as the kernel does.
@@ -86,6 +92,11 @@ func (b *ruleBook) remove(r routing.Rule) bool {
 		counts := b.leading(g)
 		if counts[r.Table]--; counts[r.Table] == 0 {
 			delete(counts, r.Table)
+		}
+	}
+	if k := (otherKey{r.Family, r.Table}); !g.ours && r.TakesAll() {
+		if b.all[k]--; b.all[k] == 0 {
+			delete(b.all, k)
 		}
 	}
 	if !g.ours && r.Hides() {
