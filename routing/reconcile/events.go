@@ -126,6 +126,7 @@ func (l *Loop) takeChanges(ctx context.Context) {
 		l.takeForeign(ctx)
 	}
 	l.takeElsewhere(c.Elsewhere)
+	l.unasked = l.unasked || c.All || c.Unbound || len(c.Links) > 0 || len(c.ForeignRules) > 0
 	if c.All || len(c.Links) > 0 {
 		l.takeGroups()
 	}

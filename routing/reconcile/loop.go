@@ -98,6 +98,8 @@ type Loop struct {
 	recall  *Recall
 	// networks are those of the links, in which others may have addresses too.
 	networks networks
+	// unasked says that what the kernel does with unbound packets may have changed.
+	unasked bool
 	// holders counts the interfaces that hold a key: a re-created interface
 	// holds it twice for a moment.
 	holders map[routing.Key]int
@@ -309,7 +311,10 @@ func (l *Loop) take(ctx context.Context) error {
 	l.takeClaims(ctx)
 	l.takeChanges(ctx)
 	l.takeDue()
-	return l.setInterests(ctx)
+	if err := l.setInterests(ctx); err != nil {
+		return err
+	}
+	return l.askUnbound(ctx)
 }
 
 // release gives back the leases of keys that no link holds. Where an object of

@@ -14,12 +14,13 @@ import (
 )
 
 // look takes from the kernel's state what the view needs.
-func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
+func (v *View) look(k *kernel.State, leases *allocator.Allocator, unbound map[routing.Family][]routing.Unbound) {
 	planner := routing.NewPlanner(v.Policy)
 	v.Planner = planner
 	foreign := v.recall.Foreign(k)
 	for i, f := range routing.Families() {
 		planner.SetForeign(f, foreign[i])
+		planner.SetUnbound(f, unbound[f])
 		planner.SetGone(f, slices.DeleteFunc(slices.Clone(v.Daemon.Gone), func(r routing.Rule) bool { return r.Family != f }))
 	}
 	planner.SetGroups(reconcile.GroupsOf(k))
