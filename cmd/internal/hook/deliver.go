@@ -187,6 +187,9 @@ func send(runtime string, data, rights []byte, deadline time.Time) error {
 // An answer is the end of a socket on which an acknowledgement is waited for.
 type answer struct{ file *os.File }
 
+// Awaited reports whether the sender waits for an acknowledgement.
+func (m Message) Awaited() bool { return m.answer != nil }
+
 // Acknowledge says that the message was dealt with. Whoever takes messages calls it
 // for each, or Drop.
 func (m Message) Acknowledge() {
