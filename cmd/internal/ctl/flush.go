@@ -43,10 +43,7 @@ func (a *app) flush() *cobra.Command {
 		Long:  flushHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
+			cfg := a.load()
 			return a.remove(cmd.Context(), cfg, yes, verbose)
 		},
 	}
