@@ -415,14 +415,13 @@ func TestDiskTrouble(t *testing.T) {
 		r.must(f.Close())
 	}
 	fill()
-	before := r.ours()
 	r.reported(true, "", "disk is full")
 	r.up("wan1")
 	r.standing(staticAddr(1), true)
 	r.works(0)
 	r.works(1)
 	// A restart finds the disk full, and the tables in the kernel.
-	before = r.ours()
+	before := r.ours()
 	r.must(r.daemon.Kill())
 	r.start()
 	r.settled()

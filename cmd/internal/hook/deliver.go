@@ -104,7 +104,7 @@ func ask(ctx context.Context, runtime string, m Message) error {
 	if err != nil {
 		return doing(err)
 	}
-	mine, theirs := os.NewFile(uintptr(pair[0]), "answer"), os.NewFile(uintptr(pair[1]), "answer") //nolint:gosec // descriptors
+	mine, theirs := os.NewFile(uintptr(pair[0]), "answer"), os.NewFile(uintptr(pair[1]), "answer")
 	defer mine.Close()
 	deadline := time.Now().Add(AckTimeout)
 	err = send(runtime, data, unix.UnixRights(int(theirs.Fd())), deadline)
