@@ -10,9 +10,9 @@ import (
 )
 
 // other adds a route of somebody else's table through the link.
-func other(table routing.TableID, to, via string, change ...func(*routing.Route)) part {
+func other(table routing.TableID, to, via string) part {
 	return func(l *routing.Link) {
-		route(to, via, 0, change...)(l)
+		route(to, via, 0)(l)
 		r := l.Routes[len(l.Routes)-1]
 		l.Routes = l.Routes[:len(l.Routes)-1]
 		r.Table = table
@@ -48,19 +48,23 @@ func TestTablesOfOthers(t *testing.T) {
 		},
 		"a rule in front reads it": {[]routing.ForeignRule{rule(220, 61)}, []part{site}, main},
 		"a site": {
-			[]routing.ForeignRule{rule(32000, 61)}, []part{site},
+			[]routing.ForeignRule{rule(32000, 61)},
+			[]part{site},
 			"192.0.2.0/24 on link, default via .1, 10.50.0.0/16 via .1, 10.61.0.0/16 via .3",
 		},
 		"packets of this host": {
-			[]routing.ForeignRule{rule(32000, 61, func(r *routing.Rule) { r.IIF = "lo" })}, []part{site},
+			[]routing.ForeignRule{rule(32000, 61, func(r *routing.Rule) { r.IIF = "lo" })},
+			[]part{site},
 			"192.0.2.0/24 on link, default via .1, 10.50.0.0/16 via .1, 10.61.0.0/16 via .3",
 		},
 		"all but the tunnel's own": {
-			[]routing.ForeignRule{rule(32000, 61, func(r *routing.Rule) { r.Invert, r.Mark = true, routing.Mark{Value: 1, Mask: 1} })}, []part{site},
+			[]routing.ForeignRule{rule(32000, 61, func(r *routing.Rule) { r.Invert, r.Mark = true, routing.Mark{Value: 1, Mask: 1} })},
+			[]part{site},
 			"192.0.2.0/24 on link, default via .1, 10.50.0.0/16 via .1, 10.61.0.0/16 via .3",
 		},
 		"a rule that the kernel numbered": {
-			[]routing.ForeignRule{{Rule: rule(9019, 61).Rule, Numbered: true, Natural: 32765}}, []part{site},
+			[]routing.ForeignRule{{Rule: rule(9019, 61).Rule, Numbered: true, Natural: 32765}},
+			[]part{site},
 			"192.0.2.0/24 on link, default via .1, 10.50.0.0/16 via .1, 10.61.0.0/16 via .3",
 		},
 		"a longer route inside of main's": {
@@ -70,15 +74,18 @@ func TestTablesOfOthers(t *testing.T) {
 			[]routing.ForeignRule{rule(32000, 61)}, []part{whole, site}, "192.0.2.0/24 on link, default via .3, 10.61.0.0/16 via .3",
 		},
 		"a suppressed default does not": {
-			[]routing.ForeignRule{rule(32000, 61, suppress(0))}, []part{whole, site},
+			[]routing.ForeignRule{rule(32000, 61, suppress(0))},
+			[]part{whole, site},
 			"192.0.2.0/24 on link, default via .1, 10.50.0.0/16 via .1, 10.61.0.0/16 via .3",
 		},
 		"nor what its group suppresses": {
 			[]routing.ForeignRule{rule(32000, 61, func(r *routing.Rule) { r.SuppressGroup = routing.Some(9) })},
-			[]part{group(9), whole, site}, main,
+			[]part{group(9), whole, site},
+			main,
 		},
 		"main but its default is read before": {
-			[]routing.ForeignRule{rule(31000, routing.TableMain, suppress(0)), rule(32000, 61)}, []part{whole},
+			[]routing.ForeignRule{rule(31000, routing.TableMain, suppress(0)), rule(32000, 61)},
+			[]part{whole},
 			"192.0.2.0/24 on link, default via .3, 10.50.0.0/16 via .1, 10.61.7.0/24 via .1",
 		},
 		"the order of rules goes before length": {

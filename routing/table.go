@@ -75,7 +75,7 @@ func tableRoutes(facts *Link, keys []Key, k Key, t TableID, layers []layer) ([]P
 			Reason: reason(OnLink),
 		})
 	}
-	maps.DeleteFunc(known, func(d Destination, routes []Route) bool {
+	maps.DeleteFunc(known, func(_ Destination, routes []Route) bool {
 		return !slices.ContainsFunc(routes, func(r Route) bool { return !others.hidesRoute(&r) })
 	})
 	hasDefault := false
