@@ -33,8 +33,9 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator, unbound map[ro
 		v.Links[facts.Name] = facts
 		if link, is := v.link(facts, stands, leases); is {
 			link.Elsewhere = reconcile.ElsewhereOf(k, link, v.Claims[facts.Name], func(index int) bool {
-				name, exists := k.NameOf(index)
-				return exists && v.Claims[name].Standing != reconcile.NoLink
+				other, exists := k.LinkFacts(index)
+				standing := v.Claims[other.Name].Standing
+				return exists && (standing == reconcile.Link || standing == reconcile.Draining && stands.Any(other))
 			})
 			planner.Set(link)
 		}
