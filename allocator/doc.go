@@ -13,7 +13,9 @@
 //     the primary key of its only table), and memory never disagrees with it in
 //     a way that could break it; see below.
 //  2. A number is durable before Acquire returns it, so that no kernel object
-//     ever stands in a table that a crash could make us forget.
+//     ever stands in a table that a crash could make us forget. With Options.Anyhow
+//     a link goes before that: where the disk takes nothing, it gets an unused number
+//     in memory, which Options.Standing brings back after a crash.
 //  3. A number that was released goes to another key only when no unused one is
 //     left in the range, and then the one that was released longest ago.
 //  4. A number that anything uses in the kernel, in rt_tables or in a profile is

@@ -67,6 +67,16 @@ func (r Rule) Selects() bool {
 		r.SourcePorts.limits() || r.DestinationPorts.limits() || r.TunnelID != 0 || r.L3MDev
 }
 
+// TakesAll reports whether a rule reads a table of its owner's for every packet, or for
+// all but some.
+func (r Rule) TakesAll() bool { return r.leadsElsewhere() && !r.Selects() }
+
+// Hides reports whether a rule sends nearly everything to a table that bound traffic does
+// not ask at rung "known": it leaves some packets out, and a rule of ours could not.
+func (r Rule) Hides() bool {
+	return r.TakesAll() && (r.Invert || r.Mark.Mask != 0)
+}
+
 // narrow reports whether a prefix is less than half of everything.
 func narrow(p netip.Prefix) bool { return p.IsValid() && p.Bits() > 1 }
 

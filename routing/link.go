@@ -43,6 +43,8 @@ type LinkPlan struct {
 	// Group is the interface group the link must be in.
 	Group    uint32
 	Problems []Problem
+	// Aside are the sources that have no rungs for the time being.
+	Aside []Aside
 
 	marked bool
 	// paths are the other routes of main through the link; copiers plan what its
@@ -173,6 +175,13 @@ func (plan *LinkPlan) plan(p Policy, n neighbourhood, surroundings *[2]surroundi
 			Fix:  fmt.Sprintf("ip link set %s group default", plan.Link.Name),
 		})
 	}
+	for _, t := range plan.Link.LongTables {
+		plan.problem(Problem{
+			Code: LongTable, Severity: Warning, Object: fmt.Sprintf("table %s", t),
+			Text: fmt.Sprintf("table %s is too long for its routes through %s to be copied: packets bound to %s go as main says, and not as the table does", t, plan.Link.Name, plan.Link.Name),
+			Fix:  "let its owner put the routes into main, or select the packets that the table is for in its rule",
+		})
+	}
 	for i, f := range Families() {
 		plan.planFamily(p, f, n, &surroundings[i])
 	}
@@ -284,7 +293,7 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			plan.planWithoutTable(keys, k)
 			continue
 		}
-		routes, copies := tableRoutes(&plan.Link, keys, k, t)
+		routes, copies := tableRoutes(&plan.Link, keys, k, t, around.layers)
 		ownDefault := slices.ContainsFunc(routes, func(r PlannedRoute) bool {
 			return r.Route.IsDefault() && r.Reason.Decision != CopiedElsewhere
 		})
@@ -528,6 +537,10 @@ func (m *rules) source(s source) {
 	around, uplink := m.around, m.plan.Role == Uplink
 	from := func(p Priority) Rule { return Rule{Priority: p, From: s.prefix, IIF: s.iif} }
 	rank := m.byLength(s.prefix)
+	if u, aside := around.takes(s.prefix, m.plan.Link.Index, m.policy.ContainerPrefixLength); aside {
+		m.plan.stepAside(s, u)
+		return
+	}
 	if around.localMoved {
 		r := from(PriorityLocal)
 		r.Action, r.Table = ActionLookup, TableLocal

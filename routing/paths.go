@@ -263,12 +263,14 @@ type copier struct {
 	// others counts by length, as in a pathKey, the paths that say something else
 	// than the default of the table, repeats those of daemons that say the same.
 	others, repeats map[uint8]int
+	// hidden is what tables of others have in front of main.
+	hidden overlay
 }
 
 // same reports whether both plan the same of the same paths.
 func (c *copier) same(o *copier) bool {
 	return c.key == o.key && c.table == o.table && c.source == o.source && c.link.Index == o.link.Index &&
-		slices.Equal(c.keys, o.keys) && c.repeated.equal(&o.repeated)
+		slices.Equal(c.keys, o.keys) && c.repeated.equal(&o.repeated) && c.hidden.equal(&o.hidden)
 }
 
 // of reports whether a path is of the table's family.
@@ -354,7 +356,7 @@ func (c *copier) covered(ps *paths, k pathKey) bool {
 
 // routes appends what the table has of a path.
 func (c *copier) routes(out []PlannedRoute, ps *paths, k pathKey, p path) []PlannedRoute {
-	if !c.of(k) || c.repetitive(k, p) && !c.covered(ps, k) {
+	if !c.of(k) || len(c.hidden.hidden) > 0 && c.hidden.hides(k.prefix()) || c.repetitive(k, p) && !c.covered(ps, k) {
 		return out
 	}
 	if p.more == nil {

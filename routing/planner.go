@@ -267,17 +267,20 @@ func (p *Planner) survey(i int) {
 	before := p.around[i]
 	var lifts []PlannedRule
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
-	p.around[i].named = before.named
+	p.around[i].named, p.around[i].unbound = before.named, before.unbound
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}
 	if before.equal(&p.around[i]) {
 		return
 	}
-	for _, index := range slices.Sorted(maps.Keys(p.links)) {
+	for _, index := range p.indexes() {
 		p.replanAsIs(index)
 	}
 }
+
+// indexes are those of all links, sorted.
+func (p *Planner) indexes() []int { return slices.Sorted(maps.Keys(p.links)) }
 
 // lift wants these lifts and no others in a family.
 func (p *Planner) lift(i int, lifts []PlannedRule) {

@@ -58,6 +58,12 @@ const (
 	NoTable Code = "no-table"
 	// ForeignGroup: the interface is in a group that somebody else gave it.
 	ForeignGroup Code = "foreign-group"
+	// SourceAside: the kernel gives an address of the link to unbound packets of a device
+	// that has none, so packets bound to the address do not keep to the link.
+	SourceAside Code = "source-aside"
+	// LongTable: a table of somebody else, which a rule reads for every packet, is too long
+	// for its routes through the link to be copied.
+	LongTable Code = "long-table"
 	// Refused: the kernel did not do what was planned.
 	Refused Code = "kernel-refused"
 	// Unread: the kernel could not be read.

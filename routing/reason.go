@@ -55,6 +55,9 @@ const (
 	// CopiedElsewhere: main has it through the device with a next hop of
 	// another network of the device; this network has no such route itself.
 	CopiedElsewhere Decision = "copied-from-other-network"
+	// CopiedFromOther: a table of somebody else has it through the device, and a rule
+	// reads that table for every packet before main.
+	CopiedFromOther Decision = "copied-from-other-table"
 	// KnownGateway: main has no default here, but the profile or DHCP names the
 	// gateway.
 	KnownGateway Decision = "known-gateway"

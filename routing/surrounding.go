@@ -24,6 +24,14 @@ type surrounding struct {
 	// named are the sources that rules of others name, or named until just now. Whether a
 	// link is planned again for them is for [Planner.name] to say.
 	named map[netip.Prefix]struct{}
+	// entered are the tables of all rules that decide for every packet behind the
+	// ladder, also of those that leave some packets out.
+	entered []TableID
+	// layers are the tables that are asked before main, as they would be without us.
+	layers []layer
+	// unbound is what the kernel does with packets that are bound to nothing. Whether a
+	// link is planned again for it is for [Planner.SetUnbound] to say.
+	unbound []Unbound
 }
 
 // known lists the tables that bound traffic asks before its own, for what they know
@@ -59,7 +67,7 @@ func (s *surrounding) stepOver(r Rule) Rule {
 // equal reports whether the plans of links may stay.
 func (s *surrounding) equal(o *surrounding) bool {
 	return s.localMoved == o.localMoved && s.fullTunnel == o.fullTunnel && s.lifts == o.lifts &&
-		s.step == o.step && s.group == o.group && slices.Equal(s.tunnels, o.tunnels)
+		s.step == o.step && s.group == o.group && slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.entered, o.entered) && slices.Equal(s.layers, o.layers)
 }
 
 // survey makes of the rules of others what it means for ours, and the rules that
@@ -93,13 +101,14 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 			s.lifts = s.lifts || liftable(r, PriorityLift)
 		case isStepped:
 			stepped = append(stepped, r.Priority)
-			s.enter(r)
+			s.enter(o)
 		case r.Priority > PriorityKnown:
-			s.enter(r)
+			s.enter(o)
 		default:
 			// Whoever stands in front has the first word.
 		}
 	}
+	s.layers = orderLayers(s.layers)
 	points := liftPoints(others)
 	if len(stepped) > 0 {
 		p := stepPoint(others, slices.Min(stepped)-1)
@@ -146,7 +155,11 @@ func (o ForeignRule) SteppedOver() bool {
 }
 
 // enter notes a rule that decides about every packet behind the ladder.
-func (s *surrounding) enter(r Rule) {
+func (s *surrounding) enter(o ForeignRule) {
+	r := o.Rule
+	if r.isLayer() {
+		s.layers = append(s.layers, layerOf(o))
+	}
 	switch r.Action {
 	case ActionLookup:
 	case ActionBlackhole, ActionUnreachable, ActionProhibit:
@@ -159,6 +172,9 @@ func (s *surrounding) enter(r Rule) {
 		return
 	}
 	s.fullTunnel = true
+	if !slices.Contains(s.entered, r.Table) {
+		s.entered = append(s.entered, r.Table)
+	}
 	// What a rule leaves out is its tunnel's own traffic, and a rule of ours could not
 	// leave it out. Those are full tunnels: their table is a default and nothing
 	// else. Besides, wg-quick deletes what says "lookup TABLE" until nothing does.

@@ -34,20 +34,28 @@ func (d Destination) Compare(o Destination) int {
 // tableRoutes returns the routes of one table that follow from the structure of the
 // link: its network and what main knows through it, in the order in which they can
 // be added. What it has of paths is planned by the copier.
-func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *copier) {
+func tableRoutes(facts *Link, keys []Key, k Key, t TableID, layers []layer) ([]PlannedRoute, *copier) {
 	l := *facts
 	source := primarySource(l, k)
 	var order []Destination
 	ways := map[Destination][]Route{}
-	for _, r := range l.Routes {
-		if r.Family != k.Family || r.Type != RouteUnicast || r.Protocol == Multihomed {
-			continue
-		}
+	add := func(r Route) {
 		d := DestinationOf(r)
 		if _, seen := ways[d]; !seen {
 			order = append(order, d)
 		}
 		ways[d] = append(ways[d], r)
+	}
+	others := overlayOf(facts, k.Family, layers)
+	for i := range l.Routes {
+		r := &l.Routes[i]
+		if r.Family != k.Family || r.Type != RouteUnicast || r.Protocol == Multihomed || others.hidesRoute(r) {
+			continue
+		}
+		add(*r)
+	}
+	for _, r := range others.routes {
+		add(r)
 	}
 
 	network := k.Network()
@@ -67,6 +75,9 @@ func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *co
 			Reason: reason(OnLink),
 		})
 	}
+	maps.DeleteFunc(known, func(_ Destination, routes []Route) bool {
+		return !slices.ContainsFunc(routes, func(r Route) bool { return !others.hidesRoute(&r) })
+	})
 	hasDefault := false
 	for d := range known {
 		if _, seen := ways[d]; !seen {
@@ -83,13 +94,16 @@ func tableRoutes(facts *Link, keys []Key, k Key, t TableID) ([]PlannedRoute, *co
 	}
 	copies := &copier{
 		link: facts, key: k, table: t, keys: keys, source: source, network: network,
-		repeated: repetitions(order, k.Family, choose),
+		repeated: repetitions(order, k.Family, choose), hidden: others,
 	}
 	for _, d := range order {
 		chosen, why := choose(d)
 		hasDefault = hasDefault || d == Destination{To: k.Family.Any()}
 		for _, r := range ranked(chosen) {
 			why := why
+			if _, is := others.hidden[d.To]; is && d.From == (netip.Prefix{}) {
+				why = CopiedFromOther
+			}
 			if d == own && !r.Gateway.IsValid() {
 				why = OnLink
 			}

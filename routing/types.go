@@ -517,6 +517,11 @@ type Link struct {
 	// Routes are the unicast routes of main through this interface, one for
 	// each leg of a multipath route.
 	Routes []Route
+	// Others are the unicast routes through this interface in tables of others that a rule
+	// reads which selects nothing; LongTables those of these tables that are too long to
+	// be read.
+	Others     []Route
+	LongTables []TableID
 	// Intents by family; a missing one is the zero Intent.
 	Intents map[Family]Intent
 	// Known are routes that the owner knows as it would put them into main, and

@@ -148,7 +148,7 @@ func file(control []byte) *os.File {
 	for i := range messages {
 		// Of another kind it is an error.
 		if fds, err := unix.ParseUnixRights(&messages[i]); err == nil && len(fds) == 1 {
-			return os.NewFile(uintptr(fds[0]), "passed") //nolint:gosec // a descriptor
+			return os.NewFile(uintptr(fds[0]), "passed")
 		}
 	}
 	return nil

@@ -142,8 +142,8 @@ func Load(stateDir string) State {
 func load(path string) (State, error) {
 	// A pipe must not keep anybody waiting.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return State{}, nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return State{}, nil // Where something else has the directory's name, nobody switched anything off either.
 	}
 	if err != nil {
 		return State{}, fmt.Errorf("whether multihomed is switched off is unknown: %w", err)

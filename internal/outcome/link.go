@@ -48,7 +48,8 @@ func (t *trial) sources(f routing.Family) []netip.Addr {
 	l := &t.plan.Link
 	for _, a := range l.Addresses {
 		k, is := routing.KeyOf(*l, a.Prefix.Addr())
-		if _, leased := l.Tables[k]; !is || !leased || k.Family != f || a.Tentative || a.Failed || t.judge.shared[a.Prefix.Addr()] {
+		if _, leased := l.Tables[k]; !is || !leased || k.Family != f || a.Tentative || a.Failed || t.judge.shared[a.Prefix.Addr()] ||
+			t.plan.StepsAside(a.Prefix.Addr()) { // said by the planner
 			continue
 		}
 		if out = append(out, a.Prefix.Addr()); len(out) == mostSources {

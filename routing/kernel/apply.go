@@ -80,6 +80,8 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 		s.local(h.kind, h.flags, head)
 		return nil
 	}
+	s.changes.Unbound = s.changes.Unbound || s.wide(head.key)
+	s.otherChanged(head.key)
 	s.guest(h.kind, h.flags, head, payload)
 	if !s.keeps(head) {
 		return nil
@@ -365,6 +367,7 @@ func (s *State) localRoute(kind uint16, head routeHead) {
 func (s *State) touched(a *alias, why cause) {
 	for _, l := range a.legs {
 		if a.key.table == routing.TableMain {
+			s.changes.Unbound = s.changes.Unbound || s.wide(a.key)
 			if a.kind == routing.RouteUnicast && s.Interested(l.route.Device) {
 				enlistIn(s.changes.Destinations, l.route.Device, routing.DestinationOf(l.route))
 			}
@@ -428,6 +431,9 @@ func (s *State) ruleTouched(r routing.Rule, ours bool, why cause) {
 	case !ours:
 		s.changes.Foreign = true
 		s.changes.ForeignRules[r.Family] = struct{}{}
+		if r.TakesAll() {
+			s.doubts.others[otherKey{r.Family, r.Table}] = struct{}{}
+		}
 	case !why.own:
 		s.changes.Rules[r] = struct{}{}
 	}

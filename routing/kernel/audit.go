@@ -71,6 +71,9 @@ func (s *State) lines() []string {
 	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for _, index := range s.Indexes() {
 		l, _ := s.Link(index)
+		for _, r := range l.Others {
+			add("other route through %d: %+v", index, r)
+		}
 		// Not the carrier: a dump shows it at once, the announcement comes up
 		// to a second later (net/core/link_watch.c).
 		// Nor the group of an interface that is down: see Link.Group.

@@ -31,6 +31,9 @@ type Changes struct {
 	// Elsewhere are the addresses and prefixes that appeared or went as
 	// State.Elsewhere returns them.
 	Elsewhere map[netip.Prefix]struct{}
+	// Unbound says that unbound packets may go elsewhere, or get another source: rules and
+	// interfaces apart, which have fields of their own.
+	Unbound bool
 	// Taken are objects of ours that another process deleted or replaced.
 	Taken []Taken
 }
@@ -46,7 +49,7 @@ type Taken struct {
 
 // Empty reports whether nothing changed.
 func (c Changes) Empty() bool {
-	return !c.All && !c.Foreign && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
+	return !c.All && !c.Foreign && !c.Unbound && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
 		len(c.Destinations) == 0 && len(c.ForeignRules) == 0 && len(c.Gone) == 0 && len(c.Elsewhere) == 0
 }
 
@@ -61,6 +64,7 @@ func newChanges() Changes {
 func (c *Changes) merge(o Changes) {
 	c.All = c.All || o.All
 	c.Foreign = c.Foreign || o.Foreign
+	c.Unbound = c.Unbound || o.Unbound
 	maps.Copy(c.ForeignRules, o.ForeignRules)
 	maps.Copy(c.Gone, o.Gone)
 	maps.Copy(c.Elsewhere, o.Elsewhere)

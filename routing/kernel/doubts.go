@@ -13,6 +13,8 @@ type doubts struct {
 	rules  map[routing.Family]bool
 	// guests are the families whose host routes in main have to be read.
 	guests map[routing.Family]bool
+	// others are the tables of others that have to be read.
+	others map[otherKey]struct{}
 	// nexthops says that the nexthop objects have to be read.
 	nexthops bool
 }
@@ -23,11 +25,11 @@ type doubt struct {
 }
 
 func newDoubts() doubts {
-	return doubts{routes: map[doubt]map[routing.TableID]struct{}{}, rules: map[routing.Family]bool{}, guests: map[routing.Family]bool{}}
+	return doubts{routes: map[doubt]map[routing.TableID]struct{}{}, rules: map[routing.Family]bool{}, guests: map[routing.Family]bool{}, others: map[otherKey]struct{}{}}
 }
 
 func (d *doubts) none() bool {
-	return len(d.routes) == 0 && len(d.rules) == 0 && len(d.guests) == 0 && !d.nexthops
+	return len(d.routes) == 0 && len(d.rules) == 0 && len(d.guests) == 0 && len(d.others) == 0 && !d.nexthops
 }
 
 // add questions one table.

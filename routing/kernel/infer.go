@@ -74,6 +74,7 @@ func (s *State) linkSeen(m linkMessage) {
 		s.waysUp6(l.index)
 	}
 	if before.flags&carrierFlags != l.flags&carrierFlags {
+		s.doubtOthers()
 		s.nexthopsDoubtful()
 	}
 	for a := range s.fib.nexthops {
@@ -89,6 +90,8 @@ func (s *State) linkSeen(m linkMessage) {
 		s.doubtDevice(routing.IPv6, l.index)
 	}
 	if before.master != l.master {
+		s.changes.Unbound = true
+		s.doubtOthers()
 		// Entering or leaving a VRF flushes the routes of the interface
 		// (fib_netdev_event, NETDEV_CHANGEUPPER, in
 		// net/ipv4/fib_frontend.c); a bridge or bond does not.
@@ -113,6 +116,7 @@ func (s *State) linkGone(index int) {
 		delete(s.names, l.name)
 	}
 	s.nexthopsDoubtful()
+	s.doubtOthers()
 	delete(s.links, index)
 	s.departures++
 	delete(s.elsewhere.holders, index)
@@ -173,6 +177,7 @@ func (s *State) addressDeleted(m addressMessage) {
 	k := keyOfAddress(m.address)
 	if _, known := l.addresses[k]; known {
 		delete(l.addresses, k)
+		s.doubtOthers()
 		s.changes.Links[l.index] = struct{}{}
 		if l.holder() {
 			s.elsewhereChanged(single(addr))

@@ -63,6 +63,13 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 			return nil, err
 		}
 	}
+	for k := range s.rules.all {
+		t, err := l.other(ctx, s, k)
+		if err != nil {
+			return nil, err
+		}
+		s.others[k] = t
+	}
 	s.inherit(old.authors)
 	s.changes = newChanges()
 	s.changes.All = true

@@ -205,9 +205,12 @@ func (m *Mirror) SetInterest(ctx context.Context, interests map[int]bool) error 
 			m.state.dropUnwanted(index)
 		}
 	}
+	if len(interests) > 0 {
+		m.state.doubtOthers()
+	}
 	switch {
 	case len(gained) == 0:
-		return nil
+		return m.sync(ctx)
 	case len(gained) > worthAsking:
 		m.forget()
 	default:
@@ -372,6 +375,7 @@ func (m *Mirror) reload(ctx context.Context) error {
 	}
 	for _, f := range routing.Families() {
 		m.state.doubts.rules[f] = true
+		m.state.doubtOthers()
 		for index := range m.state.links {
 			m.state.doubtDevice(f, index)
 		}

@@ -121,6 +121,8 @@ func (s *State) nexthopChanged(kind uint16, payload []byte) error {
 		return err
 	}
 	s.events[classNexthops]++
+	s.changes.Unbound = true
+	s.doubtOthers()
 	s.nexthopTouched(s.nexthops, n.id)
 	if kind == kindDelNexthop {
 		delete(s.nexthops, n.id)

@@ -33,7 +33,12 @@ type ruleBook struct {
 	alike map[likeness][]*rung
 	// lookups counts the foreign rules that lead to a table, ours our own.
 	lookups, ours map[routing.TableID]int
-	last          uint64
+	// hidden counts the foreign rules that send nearly everything to a table which bound
+	// traffic does not ask.
+	hidden map[routing.TableID]int
+	// all counts the foreign rules that read a table for every packet, or all but some.
+	all  map[otherKey]int
+	last uint64
 }
 
 func newRuleBook() ruleBook {
@@ -41,6 +46,8 @@ func newRuleBook() ruleBook {
 		rungs: map[routing.Rule]*rung{}, bands: map[band]map[*rung]struct{}{}, lookups: map[routing.TableID]int{},
 		alike:   map[likeness][]*rung{},
 		ours:    map[routing.TableID]int{},
+		hidden:  map[routing.TableID]int{},
+		all:     map[otherKey]int{},
 		foreign: map[routing.Family]map[*rung]struct{}{routing.IPv4: {}, routing.IPv6: {}},
 	}
 }
@@ -67,6 +74,12 @@ func (b *ruleBook) add(r routing.Rule, ours bool) {
 	if r.Action == routing.ActionLookup {
 		b.leading(g)[r.Table]++
 	}
+	if !ours && r.Hides() {
+		b.hidden[r.Table]++
+	}
+	if !ours && r.TakesAll() {
+		b.all[otherKey{r.Family, r.Table}]++
+	}
 }
 
 // remove takes the first of equal rules away, as the kernel does.
@@ -79,6 +92,16 @@ func (b *ruleBook) remove(r routing.Rule) bool {
 		counts := b.leading(g)
 		if counts[r.Table]--; counts[r.Table] == 0 {
 			delete(counts, r.Table)
+		}
+	}
+	if k := (otherKey{r.Family, r.Table}); !g.ours && r.TakesAll() {
+		if b.all[k]--; b.all[k] == 0 {
+			delete(b.all, k)
+		}
+	}
+	if !g.ours && r.Hides() {
+		if b.hidden[r.Table]--; b.hidden[r.Table] == 0 {
+			delete(b.hidden, r.Table)
 		}
 	}
 	if g.places = g.places[1:]; len(g.places) > 0 {

@@ -38,6 +38,10 @@ type Link struct {
 	// Routes are the unicast routes of main through the interface, one for
 	// each leg that is alive, sorted; none if the interface is of no interest.
 	Routes []routing.Route
+	// Others are the unicast routes through the interface in tables of others that a rule
+	// reads which selects nothing; LongTables those that are too long to be read.
+	Others     []routing.Route
+	LongTables []routing.TableID
 }
 
 // A State is what the mirror holds. It may be used only inside
@@ -57,11 +61,13 @@ type State struct {
 	anyIP     map[netip.Prefix]struct{}
 	fib       fib
 	elsewhere elsewhere
-	nexthops  map[uint32]*nexthop
-	rules     ruleBook
-	authors   authors
-	changes   Changes
-	doubts    doubts
+	// others are the tables of others that rules read which select nothing.
+	others   map[otherKey]otherTable
+	nexthops map[uint32]*nexthop
+	rules    ruleBook
+	authors  authors
+	changes  Changes
+	doubts   doubts
 	// events counts, by class, what was announced and mattered.
 	events [classes]uint64
 	// strange counts what was announced of routes that are not ours, whether they
@@ -147,7 +153,7 @@ func newState(owns routing.Ownership, interest func(string) bool) *State {
 	return &State{
 		owns: owns, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(owns), elsewhere: newElsewhere(), nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(), authors: authors{},
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(owns), elsewhere: newElsewhere(), others: map[otherKey]otherTable{}, nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(), authors: authors{},
 		doubts: newDoubts(),
 	}
 }
@@ -243,7 +249,9 @@ func (s *State) LinkFacts(index int) (Link, bool) {
 	if l == nil {
 		return Link{}, false
 	}
+	others, long := s.Others(index)
 	return Link{
+		Others: others, LongTables: long,
 		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
 		Group: l.group, Kind: l.kind, PointToPoint: l.pointToPoint(), Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
 		Addresses: slices.SortedFunc(maps.Values(l.addresses), compareAddresses),

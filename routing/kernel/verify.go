@@ -45,6 +45,9 @@ func (l loader) verify(ctx context.Context, s *State, drain func() error) error 
 		// What was announced meanwhile comes on top.
 		delete(s.doubts.guests, f)
 	}
+	if err := l.verifyOthers(ctx, s); err != nil {
+		return err
+	}
 	for d := range maps.Clone(s.doubts.routes) {
 		if err := l.verifyRoutes(ctx, s, d, drain); err != nil {
 			return err

@@ -105,10 +105,12 @@ func (l *Loop) takeElsewhere(changed map[netip.Prefix]struct{}) {
 	}
 }
 
-// isLink reports whether somebody brought an interface up as a link.
+// isLink reports whether somebody brought an interface up as a link. One that nobody
+// manages is draining if it was one.
 func (l *Loop) isLink(k *kernel.State) func(index int) bool {
 	return func(index int) bool {
 		claim, _, claimed := l.of(k, index)
-		return claimed && claim.Standing != NoLink
+		name, _ := k.NameOf(index)
+		return claimed && (claim.Standing == Link || claim.Standing == Draining && l.was(k, index, name))
 	}
 }

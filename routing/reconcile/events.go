@@ -22,7 +22,7 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
 		l.owned.set(name, claim.Tables)
-		l.Mirror.View(func(k *kernel.State) { l.claimChanged(l.bindings.set(k, name, claim)) })
+		l.Mirror.View(func(k *kernel.State) { l.claimChanged(l.set(k, name, claim)) })
 		if claim.Released && !c.Complete {
 			// What is left of it may stand although this process never knew it.
 			l.everything()
@@ -31,7 +31,7 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	for _, name := range c.Removed {
 		l.news = l.news || len(l.claims[name].Problems) > 0
 		l.owned.set(name, nil)
-		l.Mirror.View(func(k *kernel.State) { l.claimChanged(l.bindings.remove(k, name)) })
+		l.Mirror.View(func(k *kernel.State) { l.claimChanged(l.remove(k, name)) })
 	}
 	if c.Complete && !l.complete {
 		// What nobody asked for while knowledge was incomplete may go now.
@@ -131,6 +131,7 @@ func (l *Loop) takeChanges(ctx context.Context) {
 		l.takeForeign(ctx)
 	}
 	l.takeElsewhere(c.Elsewhere)
+	l.unasked = l.unasked || c.All || c.Unbound || len(c.Links) > 0 || len(c.ForeignRules) > 0
 	if c.All || len(c.Links) > 0 {
 		l.takeGroups()
 	}

@@ -104,6 +104,8 @@ type Loop struct {
 	recall  *Recall
 	// networks are those of the links, in which others may have addresses too.
 	networks networks
+	// unasked says that what the kernel does with unbound packets may have changed.
+	unasked bool
 	// holders counts the interfaces that hold a key: a re-created interface
 	// holds it twice for a moment.
 	holders map[routing.Key]int
@@ -210,7 +212,7 @@ func (l *Loop) Said(index int) (name string) {
 // Interface returns the interface that an owner means by a name, false if it means
 // none that exists. It is for hooks.
 func (l *Loop) Interface(name string) (index int, exists bool) {
-	index, exists = l.bindings.index[name]
+	index, exists = l.index[name]
 	return index, exists
 }
 
@@ -350,7 +352,10 @@ func (l *Loop) take(ctx context.Context) error {
 	l.takeClaims(ctx)
 	l.takeChanges(ctx)
 	l.takeDue()
-	return l.setInterests(ctx)
+	if err := l.setInterests(ctx); err != nil {
+		return err
+	}
+	return l.askUnbound(ctx)
 }
 
 // release gives back the leases of keys that no link holds. Where an object of

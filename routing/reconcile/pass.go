@@ -316,7 +316,7 @@ func LinkOf(facts kernel.Link, claim Claim) routing.Link {
 	}
 	return routing.Link{
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
-		Addresses: addresses, Routes: facts.Routes, Intents: claim.Intents,
+		Addresses: addresses, Routes: facts.Routes, Others: facts.Others, LongTables: facts.LongTables, Intents: claim.Intents,
 		Pending: claim.Pending, Known: claim.Known, Reach: claim.Reach,
 		Choice: claim.Choice, LastResort: claim.LastResort,
 	}

@@ -100,6 +100,9 @@ type Mirror interface {
 	SetInterest(context.Context, map[int]bool) error
 	// SetNetworks says inside which networks the host routes of main are kept.
 	SetNetworks(context.Context, []netip.Prefix) error
+	// Unbound asks which packets that are bound to nothing get a source which the
+	// interface that they leave by does not have.
+	Unbound(context.Context) (map[routing.Family][]routing.Unbound, error)
 }
 
 // Writer changes the kernel. It returns one error for each operation, in order,

@@ -26,6 +26,7 @@ func (l *Loop) noteProblems(t routing.Touched) {
 			continue
 		}
 		l.news = true
+		l.logAside(l.problems[index], plan.Problems)
 		if len(plan.Problems) == 0 {
 			delete(l.problems, index)
 		} else {

@@ -317,6 +317,51 @@ var vpnHosts = []Host{
 		Ask: func(w *world) []Question { return grid(w.outside(), vpnSenders(w, 0xe1f1, "10.5.0.2")) },
 	},
 	{
+		Name:       "full tunnel without an address",
+		What:       "An unnumbered tunnel (GRE, IPIP, XFRM, WireGuard) that takes everything but its own packets: the host's addresses are those of its provider, also inside.",
+		Renumbered: true,
+		Selects:    unbindable,
+		Build: func(w *world) {
+			w.tun("tun9")
+			w.both("route add default dev tun9 table 51820", "rule add not fwmark 51820 lookup 51820")
+		},
+		Steps: []Step{
+			{"the rules go", func(w *world) { w.both("rule del table 51820") }},
+			{"the rules come", func(w *world) { w.both("rule add not fwmark 51820 lookup 51820") }},
+		},
+		Ask: unnumberedAsk,
+	},
+	{
+		Name:    "full tunnel without an address, by a rule of its own place",
+		What:    "The same with `ip rule add pref 32000 lookup 42`.",
+		Selects: unbindable,
+		Build: func(w *world) {
+			w.tun("tun9")
+			w.both("route add default dev tun9 table 42", "rule add pref 32000 lookup 42")
+		},
+		Steps: []Step{
+			{"the tunnel goes", func(w *world) { w.both("route del default table 42") }},
+			{"the tunnel comes", func(w *world) { w.both("route add default dev tun9 table 42") }},
+		},
+		Ask: unnumberedAsk,
+	},
+	{
+		Name:    "two halves through a tunnel without an address",
+		What:    "A script that sends the halves of the internet through an unnumbered tunnel.",
+		Selects: unbindable,
+		Build: func(w *world) {
+			w.tun("tun9")
+			halvesUp(w)
+		},
+		Steps: []Step{
+			{"the halves go", func(w *world) {
+				w.ip("route del 0.0.0.0/1", "route del 128.0.0.0/1", "-6 route del 2000::/4 dev tun9", "-6 route del 3000::/4 dev tun9")
+			}},
+			{"the halves come", halvesUp},
+		},
+		Ask: unnumberedAsk,
+	},
+	{
 		Name: "strongSwan's table 220",
 		What: "An IPsec gateway: strongSwan's rule 220 and the route of a tunnel in its table.",
 		Build: func(w *world) {
@@ -340,6 +385,41 @@ var vpnHosts = []Host{
 				Dial{Dst: netip.MustParseAddr("10.9.0.1"), From: lab.From{Addr: w.addr("wan1", lab.IPv4)}})
 		},
 	},
+}
+
+func halvesUp(w *world) {
+	w.ip("route add 0.0.0.0/1 dev tun9", "route add 128.0.0.0/1 dev tun9",
+		"-6 route add 2000::/4 dev tun9 metric 200", "-6 route add 3000::/4 dev tun9 metric 200")
+}
+
+// lent is the address of each family that the kernel gives to packets of a tunnel which
+// has none: that of the first link (inet_select_addr, ipv6_dev_get_saddr).
+func lent(w *world, a netip.Addr) bool {
+	return a.IsValid() && (a == w.addr("wan0", lab.IPv4) || a == w.addr("wan0", lab.IPv6))
+}
+
+// unbindable are the questions about packets that cannot be told from unbound ones, while
+// the tunnel takes those: they are as without us. Those that come in are answered so, too.
+func unbindable(w *world, q Question) bool {
+	if strings.HasSuffix(w.step, " go") || strings.HasSuffix(w.step, " goes") {
+		return false
+	}
+	switch q := q.(type) {
+	case Lookup:
+		return q.In == "" && q.Out == "" && lent(w, q.From)
+	case Dial:
+		return lent(w, q.From.Addr)
+	case Call:
+		return lent(w, q.Dst)
+	}
+	return false
+}
+
+// unnumberedAsk asks with all senders, and with real sockets: a TCP connection looks its
+// route up twice, the second time with the address that it got.
+func unnumberedAsk(w *world) []Question {
+	return append(grid(w.outside(), append(w.senders(51820), sender{UID: 1001})),
+		Dial{Dst: lab.InternetAddr4, UID: 1001}, Dial{Dst: lab.InternetAddr6, UID: 1001})
 }
 
 func openVPN(w *world) {

@@ -96,9 +96,13 @@ func find(path, usual string) Loaded {
 // Keep saves the configuration as the last good one. Call it when the configuration
 // has come into force.
 func (l Loaded) Keep(now time.Time) error {
-	if l.Fault != nil {
-		return nil
+	if l.Fault == nil {
+		return l.save(now)
 	}
+	return nil
+}
+
+func (l Loaded) save(now time.Time) error {
 	err := lastgood.Save(l.StateDir, l.source, l.text, now)
 	if l.StateDir != l.usual {
 		// Where it does not exist nobody will look for it.
@@ -131,11 +135,11 @@ func stateDirOf(text []byte) (string, bool) {
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// Errors are the things that are wrong with the file, each by itself.
+// errors are the things that are wrong with the file, each by itself.
 func (f *Fault) errors() []error { return flat(f.Err) }
 
 func flat(err error) []error {
-	joined, is := err.(interface{ Unwrap() []error }) //nolint:errorlint // what errors.Join made, and nothing around it
+	joined, is := err.(interface{ Unwrap() []error })
 	if !is {
 		return []error{err}
 	}

@@ -138,12 +138,12 @@ func (a *app) version() *cobra.Command {
 
 // load reads the configuration. Where the file is bad, what the daemon would use
 // instead serves, and that is said.
-func (a *app) load() (config.Config, error) {
+func (a *app) load() config.Config {
 	loaded := a.find()
 	if loaded.Fault != nil {
 		fmt.Fprintf(a.Err, "multihomectl: %v\n", loaded.Fault)
 	}
-	return loaded.Config, nil
+	return loaded.Config
 }
 
 // find is load for who shows the fault himself.

@@ -136,10 +136,7 @@ func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
 		return usage("%d tries of %v make no sense; want at least 1, and a time above 0", f.tries, f.interval)
 	}
 	if f.socket == "" {
-		cfg, err := a.load()
-		if err != nil {
-			return nil, client.Request{}, err
-		}
+		cfg := a.load()
 		f.socket = cfg.Allocator.Socket
 	}
 	c, err := client.New(client.Options{Name: f.socket, Tries: f.tries, Interval: f.interval})

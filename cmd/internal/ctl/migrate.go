@@ -73,9 +73,7 @@ func (m *migration) run(ctx context.Context) error {
 	if m.was, err = ancestor.ReadConfig(m.from); err != nil {
 		return fail(err)
 	}
-	if m.now, err = m.load(); err != nil {
-		return err
-	}
+	m.now = m.load()
 	if err := m.configure(); err != nil {
 		return fail(err)
 	}

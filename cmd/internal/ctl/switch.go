@@ -394,13 +394,10 @@ func (a *app) switchOn(ctx context.Context, words []string) error {
 
 // appear sees to it that the routing of all links stands, and says what does.
 func (a *app) appear(ctx context.Context) (string, error) {
-	cfg, err := a.load()
-	if err != nil {
-		return "", err
-	}
+	cfg := a.load()
 	ctx, cancel := context.WithTimeout(ctx, offTime)
 	defer cancel()
-	err = hook.Send(cfg.RuntimeDir, hook.Switched())
+	err := hook.Send(cfg.RuntimeDir, hook.Switched())
 	alone := errors.Is(err, hook.ErrNobody)
 	if err != nil && !alone {
 		return "", err

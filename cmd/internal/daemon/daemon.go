@@ -215,7 +215,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	tasks.Go(func() error {
 		return s.events.Run(running, s.Logger, func(m hook.Message) {
 			p.take(running, m)
-			tasks.Go(func() error { p.acknowledge(running, m); return nil })
+			p.acknowledge(m)
 		})
 	})
 	tellers, err := newTeller(s, cfg, p)

@@ -48,7 +48,7 @@ func lockNamespace(ctx context.Context, cfg config.Config, log *slog.Logger) (fu
 
 // trustedUsers are those as whom multihomed runs.
 func trustedUsers(cfg config.Config) []uint32 {
-	all := []uint32{0, uint32(os.Geteuid())}
+	all := []uint32{0, uint32(os.Geteuid())} //nolint:gosec // user numbers are 32 bits wide
 	if info, err := os.Stat(cfg.RuntimeDir); err == nil {
 		if owner, is := info.Sys().(*syscall.Stat_t); is {
 			all = append(all, owner.Uid)

@@ -168,7 +168,7 @@ func (s *standIn) serve(ctx context.Context, events *hook.Listener) (wanted bool
 			}
 			end.Reset(max(s.linger, firstPass))
 			p.take(running, m)
-			tasks.Go(func() error { p.acknowledge(running, m); return nil })
+			p.acknowledge(m)
 		})
 	})
 	if err := tasks.Wait(); err != nil {

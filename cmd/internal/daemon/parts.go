@@ -47,6 +47,8 @@ type parts struct {
 	// departures is the mirror's count then.
 	said       *news.Names
 	departures uint64
+	// unacknowledged are messages whose senders wait for the loop.
+	unacknowledged chan hook.Message
 }
 
 // extras tell the daemon from one who stands in for it.
@@ -57,7 +59,7 @@ type extras struct {
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
 func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks, more extras) (*parts, error) {
-	p := &parts{log: log, said: news.New()}
+	p := &parts{log: log, said: news.New(), unacknowledged: make(chan hook.Message, mostUnacknowledged)}
 	if err := p.open(ctx, cfg, hooks, more); err != nil {
 		p.close()
 		return nil, err
@@ -210,14 +212,50 @@ func (p *parts) take(ctx context.Context, m hook.Message) {
 	p.owners.Poke(m.Interface)
 }
 
-// acknowledge tells the sender of a message that the loop has been through with it.
-// A loop that hangs acknowledges nothing.
-func (p *parts) acknowledge(ctx context.Context, m hook.Message) {
-	if _, err := p.loop.Settled(ctx, m.Interface); err != nil {
-		m.Drop()
+// mostUnacknowledged bounds the senders that wait for the loop at a time.
+const mostUnacknowledged = 256
+
+// acknowledge tells the sender of a message that the loop has been through with it, if he
+// waits for that. A loop that hangs acknowledges nothing. Where too many wait, this one
+// is let go: his message was taken.
+func (p *parts) acknowledge(m hook.Message) {
+	if !m.Awaited() {
 		return
 	}
-	m.Acknowledge()
+	select {
+	case p.unacknowledged <- m:
+	default:
+		m.Drop()
+	}
+}
+
+// acknowledgeAll answers the senders that wait. One pass is for all who came before it.
+func (p *parts) acknowledgeAll(ctx context.Context) error {
+	for {
+		var waiting []hook.Message
+		select {
+		case <-ctx.Done():
+			return nil
+		case m := <-p.unacknowledged:
+			waiting = append(waiting, m)
+		}
+		for more := true; more && len(waiting) < mostUnacknowledged; {
+			select {
+			case m := <-p.unacknowledged:
+				waiting = append(waiting, m)
+			default:
+				more = false
+			}
+		}
+		_, err := p.loop.Settled(ctx, waiting[0].Interface)
+		for _, m := range waiting {
+			if err != nil {
+				m.Drop()
+			} else {
+				m.Acknowledge()
+			}
+		}
+	}
 }
 
 // switched reads what the administrator switched off or on.
@@ -294,6 +332,7 @@ func (p *parts) run(ctx context.Context, tasks *errgroup.Group) {
 	tasks.Go(func() error { return p.watcher.Run(ctx) })
 	tasks.Go(func() error { return p.owners.Run(ctx) })
 	tasks.Go(func() error { return p.loop.Run(ctx) })
+	tasks.Go(func() error { return p.acknowledgeAll(ctx) })
 }
 
 // close closes what was opened, the last first.

@@ -17,8 +17,9 @@ import (
 const (
 	// ExitFailure: a restart may cure it.
 	ExitFailure = 1
-	// ExitUsage: the command line makes no sense.
-	ExitUsage = 2
+	// ExitUsage: the command line makes no sense (EX_USAGE). Not 2, with which Go ends
+	// a program that panics or that the watchdog aborts: a restart cures that.
+	ExitUsage = 64
 	// ExitRights: this process may not change routing (EX_NOPERM of sysexits.h).
 	ExitRights = 77
 	// ExitConfiguration: the configuration is bad, none was ever good, and nothing

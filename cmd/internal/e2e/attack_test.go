@@ -361,7 +361,9 @@ func TestFloods(t *testing.T) {
 	after, err := peakMemory(r.daemon.Pid())
 	r.must(err)
 	t.Logf("the daemon had at most %d MiB, after 2 x %d datagrams and %d renames %d MiB", before, datagrams, renames, after)
-	if after > before+32 {
+	// The race detector takes several times what the program has: 22 MiB after ten times
+	// as many.
+	if after > before+64 {
 		t.Errorf("%d MiB became %d MiB", before, after)
 	}
 	r.settled("wan0", "wan1")

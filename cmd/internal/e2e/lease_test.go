@@ -21,6 +21,7 @@ import (
 	"multihomed/allocator"
 	"multihomed/allocator/unixgram"
 	protocol "multihomed/allocator/wire"
+	"multihomed/cmd/internal/daemon"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 	"multihomed/routing"
@@ -506,25 +507,28 @@ func TestSocketActivation(t *testing.T) {
 	old.get(ask)
 }
 
-// TestKernelRefuses is a daemon that may not change routing: a client is told
-// so, and nothing waits to come into force later.
-func TestKernelRefuses(t *testing.T) {
+// TestWithoutTheRight is a daemon that may not change routing: it says so and ends, what
+// stands stays, and no client gets a table that nothing leads to.
+func TestWithoutTheRight(t *testing.T) {
 	r, _ := leasedHost(t, "")
 	r.must(r.daemon.Stop(t.Context()))
+	before := r.ours()
 	program, err := labtest.Build("multihomed")
 	r.must(err)
 	r.daemon, err = r.Start(lab.ProcessConfig{
 		Path: "setpriv", Args: []string{"--bounding-set", "-net_admin", "--", program, "-config", r.path}, Notify: true,
 	})
 	r.must(err)
-	l := newLeaser(t, "hook")
 	ctx, cancel := r.patience()
 	defer cancel()
-	a, err := l.ask(ctx, routed("100.64.1.7"))
-	if err != nil || a.Refused == nil || a.Refused.Code != protocol.Kernel || !strings.Contains(a.Refused.Text, "operation not permitted") {
-		t.Errorf("answer %+v (%v), %v", a, a.Refused, err)
+	exit, is := errors.AsType[*exec.ExitError](r.daemon.Wait(ctx))
+	if !is || exit.ExitCode() != daemon.ExitRights || !strings.Contains(r.daemon.Log(), "CAP_NET_ADMIN; to fix: ") {
+		t.Errorf("the daemon ended with %v:\n%s", exit, r.daemon.Log())
 	}
-	r.must(r.daemon.Stop(t.Context()))
+	r.unharmed(before, "a daemon without the right")
+	if a, err := newLeaser(t, "hook").try(routed("100.64.1.7")); !errors.Is(err, unixgram.ErrNobody) {
+		t.Errorf("answer %+v, %v", a, err)
+	}
 	r.start()
 	r.settled("wan0")
 	r.gone(lab.IPv4, "100.64.1.7")

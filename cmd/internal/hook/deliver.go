@@ -104,7 +104,7 @@ func ask(ctx context.Context, runtime string, m Message) error {
 	if err != nil {
 		return doing(err)
 	}
-	mine, theirs := os.NewFile(uintptr(pair[0]), "answer"), os.NewFile(uintptr(pair[1]), "answer") //nolint:gosec // descriptors
+	mine, theirs := os.NewFile(uintptr(pair[0]), "answer"), os.NewFile(uintptr(pair[1]), "answer")
 	defer mine.Close()
 	deadline := time.Now().Add(AckTimeout)
 	err = send(runtime, data, unix.UnixRights(int(theirs.Fd())), deadline)
@@ -186,6 +186,9 @@ func send(runtime string, data, rights []byte, deadline time.Time) error {
 
 // An answer is the end of a socket on which an acknowledgement is waited for.
 type answer struct{ file *os.File }
+
+// Awaited reports whether the sender waits for an acknowledgement.
+func (m Message) Awaited() bool { return m.answer != nil }
 
 // Acknowledge says that the message was dealt with. Whoever takes messages calls it
 // for each, or Drop.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"multihomed/cmd/internal/lockfile"
 )
@@ -20,6 +21,9 @@ func StandsIn(pid int) bool {
 	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 	return err == nil && bytes.HasSuffix(line, []byte("\x00"+StandIn+"\x00"))
 }
+
+// afterwards is how long a lock is waited for whose holder has ended.
+const afterwards = time.Second
 
 // TakeLock takes the lock of the runtime directory, from a dispatcher that has been
 // at work because there was no daemon; ctx bounds how long that may take to make
@@ -51,5 +55,8 @@ func TakeLock(ctx context.Context, runtime string) (*lockfile.Lock, error) {
 	if ended, err := holder.End(context.WithoutCancel(ctx), path); err != nil || !ended {
 		return nil, errors.Join(held, err)
 	}
-	return lockfile.TryLock(path)
+	// What waited for it in vain takes the lock for a moment.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
+	defer cancel()
+	return lockfile.Wait(ctx, path)
 }

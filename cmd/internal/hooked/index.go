@@ -28,7 +28,7 @@ func Exists(index int) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("finding interface %d: %w", index, err)
 	}
-	request.SetUint32(uint32(index))
+	request.SetUint32(uint32(index)) //nolint:gosec // an int32 of the kernel
 	switch err := ask(unix.SIOCGIFNAME, request); {
 	case errors.Is(err, unix.ENODEV):
 		return false, nil

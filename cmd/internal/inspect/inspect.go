@@ -127,7 +127,11 @@ func Read(ctx context.Context, cfg config.Config, only ...string) (*View, error)
 	if err := mirror.SetNetworks(ctx, v.networks(mirror)); err != nil {
 		return nil, err
 	}
-	mirror.View(func(k *kernel.State) { v.look(k, leases) })
+	unbound, err := mirror.Unbound(ctx)
+	if err != nil {
+		return nil, err
+	}
+	mirror.View(func(k *kernel.State) { v.look(k, leases, unbound) })
 	checker := NewChecker()
 	defer checker.Close()
 	if err := checker.Check(ctx, v, only, mostChecked); err != nil {

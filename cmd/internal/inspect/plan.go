@@ -14,12 +14,13 @@ import (
 )
 
 // look takes from the kernel's state what the view needs.
-func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
+func (v *View) look(k *kernel.State, leases *allocator.Allocator, unbound map[routing.Family][]routing.Unbound) {
 	planner := routing.NewPlanner(v.Policy)
 	v.Planner = planner
 	foreign := v.recall.Foreign(k)
 	for i, f := range routing.Families() {
 		planner.SetForeign(f, foreign[i])
+		planner.SetUnbound(f, unbound[f])
 		planner.SetGone(f, slices.DeleteFunc(slices.Clone(v.Daemon.Gone), func(r routing.Rule) bool { return r.Family != f }))
 	}
 	planner.SetGroups(reconcile.GroupsOf(k))
@@ -32,8 +33,9 @@ func (v *View) look(k *kernel.State, leases *allocator.Allocator) {
 		v.Links[facts.Name] = facts
 		if link, is := v.link(facts, stands, leases); is {
 			link.Elsewhere = reconcile.ElsewhereOf(k, link, v.Claims[facts.Name], func(index int) bool {
-				name, exists := k.NameOf(index)
-				return exists && v.Claims[name].Standing != reconcile.NoLink
+				other, exists := k.LinkFacts(index)
+				standing := v.Claims[other.Name].Standing
+				return exists && (standing == reconcile.Link || standing == reconcile.Draining && stands.Any(other))
 			})
 			planner.Set(link)
 		}

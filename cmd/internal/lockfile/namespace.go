@@ -133,7 +133,7 @@ func holders() (_ map[string]uint32, err error) {
 			case m.Header.Type == unix.NLMSG_DONE:
 				return out, nil
 			case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
-				return nil, doing(unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data))))
+				return nil, doing(unix.Errno(-binary.NativeEndian.Uint32(m.Data)))
 			case len(m.Data) >= diagHeader && m.Data[diagType] == unix.SOCK_DGRAM: // Each type has names of its own.
 				if name, uid, is := holderOf(m.Data[diagHeader:]); is {
 					out[name] = uid
