@@ -15,7 +15,7 @@ import (
 )
 
 // update writes the golden files anew: go test ./cmd/internal/e2e -run Journal -update.
-var update = flag.Bool("update", false, "write the golden files anew") //nolint:gochecknoglobals // a flag
+var update = flag.Bool("update", false, "write the golden files anew")
 
 // logQuiet is how long the log must be quiet before an operation is over: longer than
 // the daemon collects changes of a link.

@@ -7,9 +7,6 @@ import (
 	"multihomed/routing"
 )
 
-// maxSize bounds what is taken from a file that anybody may have replaced.
-const maxSize = 1 << 20
-
 // A State is what the daemon says of itself.
 type State struct {
 	Version string    `json:"version"`
