@@ -31,7 +31,8 @@ type File struct {
 
 // New returns the file at path, for the dnsmasq whose pid-file is pidFile.
 func New(path, pidFile string, log *slog.Logger) *File {
-	return &File{path: path, pidFile: pidFile, log: log}
+	// Whoever wrote the file before may not have told dnsmasq.
+	return &File{path: path, pidFile: pidFile, log: log, untold: true}
 }
 
 // Update writes the file if it differs, and then tells dnsmasq to read it. What

@@ -295,7 +295,7 @@ func TestBrokenDatabase(t *testing.T) {
 		if b.aside {
 			var to string
 			for _, line := range r.daemon.Lines() {
-				if _, rest, is := strings.Cut(line, "(moved to "); is && strings.HasPrefix(line, "notice: lease database moved aside") {
+				if _, rest, is := strings.Cut(line, "(moved to "); is && strings.Contains(line, "notice: lease database moved aside") {
 					to, _, _ = strings.Cut(rest, ")")
 				}
 			}
