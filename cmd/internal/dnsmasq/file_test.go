@@ -166,12 +166,14 @@ func TestHangUp(t *testing.T) {
 	// It has ended and left its file.
 	r.update(two)
 
-	// The same content is not told again, nor by a new process.
+	// The same content is not told again. A new process tells once: it does not know whether
+	// the one before could.
 	r.process(beside.cmd.Process.Pid)
 	r.update(two)
+	beside.awake(t)
 	r.again()
 	r.update(two)
-	beside.awake(t)
+	beside.hungUp(t)
 
 	// What could not be told is told when it can be.
 	third := r.sleep("dnsmasq")
