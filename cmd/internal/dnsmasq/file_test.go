@@ -171,9 +171,11 @@ func TestHangUp(t *testing.T) {
 	r.process(beside.cmd.Process.Pid)
 	r.update(two)
 	beside.awake(t)
+	fresh := r.sleep("dnsmasq")
+	r.process(fresh.cmd.Process.Pid)
 	r.again()
 	r.update(two)
-	beside.hungUp(t)
+	fresh.hungUp(t)
 
 	// What could not be told is told when it can be.
 	third := r.sleep("dnsmasq")
