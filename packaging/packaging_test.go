@@ -577,7 +577,7 @@ func (s *system) moreRights() {
 	s.run("sh", "-c", "pidof dnsmasq >/run/dnsmasq.pid")
 	complains := func(text string) {
 		s.t.Helper()
-		s.run("systemctl", "restart", "multihomed.service")
+		s.restart()
 		s.eventually(func() error {
 			out, _ := s.Run(s.t.Context(), "multihomectl", "status") // It exits with an error then.
 			if !strings.Contains(strings.Join(strings.Fields(out), " "), text) {
@@ -595,7 +595,7 @@ func (s *system) moreRights() {
 	allow("ProtectProc=default")
 	complains("give multihomed the capability CAP_KILL")
 	allow("AmbientCapabilities=CAP_KILL\\nCapabilityBoundingSet=CAP_KILL")
-	s.run("systemctl", "restart", "multihomed.service")
+	s.restart()
 	// The signal ends what is no dnsmasq.
 	s.eventually(func() error {
 		if text, err := s.Run(s.t.Context(), "pidof", "dnsmasq"); err == nil {
@@ -607,6 +607,14 @@ func (s *system) moreRights() {
 	s.networks(s.links()...)
 	s.run("rm", "-r", "/run/systemd/system/multihomed.service.d", "/etc/multihomed", "/root/dnsmasq", "/run/dnsmasq.pid")
 	s.run("systemctl", "daemon-reload")
+	s.restart()
+}
+
+// restart restarts the service, and does not count as one of the starts of a crash loop
+// (StartLimitBurst=).
+func (s *system) restart() {
+	s.t.Helper()
+	s.run("systemctl", "reset-failed", "multihomed.service")
 	s.run("systemctl", "restart", "multihomed.service")
 }
 

@@ -113,6 +113,8 @@ func (r *rig) quietLog(from int) []string {
 var (
 	logTime = regexp.MustCompile(`^\S+ \S+ `)
 	process = regexp.MustCompile(`(process) \d+`)
+	// Who did it may have ended before anybody looks.
+	culprit = regexp.MustCompile(`by (\S+ \(process PID\)|process PID, which has ended)`)
 	// Addresses that DHCP and the network card chose.
 	ofDHCP = regexp.MustCompile(`(100\.64\.\d+)\.(1\d\d|[2-9]\d|2\d\d)\b`)
 	ofCard = regexp.MustCompile(`(2001:db8:[0-9a-f:]+?)::?[0-9a-f]+:[0-9a-f]+:[0-9a-f]+:[0-9a-f]+/64`)
@@ -125,6 +127,7 @@ func masked(lines []string) string {
 	for _, l := range lines {
 		l = logTime.ReplaceAllString(l, "")
 		l = process.ReplaceAllString(l, "$1 PID")
+		l = culprit.ReplaceAllString(l, "by CULPRIT")
 		l = ofDHCP.ReplaceAllString(l, "$1.DHCP")
 		l = ofCard.ReplaceAllString(l, "$1:SLAAC/64")
 		l = ofIPv6.ReplaceAllString(l, "fe80::ROUTER")
