@@ -204,7 +204,7 @@ func TestDeletionByWords(t *testing.T) {
 	if s := h.status(); len(s.Problems) > 0 || len(s.OtherRules) != 1 || s.OtherRules[0].Text != lifted || s.OtherRules[0].Place != "selects" {
 		t.Errorf("before: %+v, rules of others %+v", s.Problems, s.OtherRules)
 	}
-	if r := h.ctl("status", "-v"); !strings.Contains(r.out, "goto 30000  # lift of "+lifted) || !strings.Contains(r.out, "uplink: main has a default route via "+lab.DefaultISP(0).IPv4.Addr().String()) {
+	if r := h.ctl("status", "-v"); !strings.Contains(r.out, "goto 30000  # a rule of somebody else keeps its say: "+lifted) || !strings.Contains(r.out, "uplink: main has a default route via "+lab.DefaultISP(0).IPv4.Addr().String()) {
 		t.Errorf("status -v: %s", r)
 	}
 	h.ip("rule", "del", "to", "192.0.2.5")
