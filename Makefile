@@ -28,7 +28,7 @@ test: requirements build ## everything: unit, property and real-NetworkManager t
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) vet -tags debiankernel ./...
-	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v ^multihomed/test/)
+	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v ^multihomed/test/)
 	# Whole hosts and virtual machines, one after the other: two cores are all there is.
 	$(GO) test -p 1 -timeout 25m ./test/...
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./nm/integration
