@@ -330,7 +330,7 @@ func TestSecondInstanceElsewhere(t *testing.T) {
 // TestFloods: datagrams that nobody asked for, and interfaces that change their names all
 // the time, cost bounded memory, and a link that comes up meanwhile is followed.
 func TestFloods(t *testing.T) {
-	const datagrams, renames = 200_000, 300
+	const datagrams, renames = 50_000, 100
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "[allocator]\nenabled = true\n")
 	r.isp(lab.DefaultISP(0))
 	r.isp(lab.DefaultISP(1))
