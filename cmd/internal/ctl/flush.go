@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"multihomed/allocator"
 	"multihomed/cmd/internal/config"
@@ -21,6 +20,7 @@ import (
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/moved"
 	"multihomed/internal/cleanup"
+	"multihomed/internal/rights"
 )
 
 const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its mark (an
@@ -91,7 +91,7 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 	// Where nothing stands, nothing is asked for: neither a right nor the lock. A
 	// package is also removed in containers that have neither.
 	planned, out := r.Left(), hooks.Moved()
-	if able, err := netAdmin(); err != nil {
+	if able, err := rights.NetAdmin(); err != nil {
 		return &exitError{exitProblem, err}
 	} else if !able && len(planned)+len(out) > 0 {
 		return &exitError{exitProblem, errors.New("flush needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl flush")}
@@ -156,16 +156,6 @@ func leasesStay(cfg config.Config) string {
 		return ""
 	}
 	return "; the leases stay in " + leases + ": every link gets the same table again"
-}
-
-// netAdmin reports whether this process may change routing.
-func netAdmin() (bool, error) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return false, fmt.Errorf("reading the rights of this process: %w", err)
-	}
-	return data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0, nil
 }
 
 // patience is what a dispatcher gets to make way.

@@ -21,6 +21,7 @@ import (
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/cleanup"
 	"multihomed/internal/offswitch"
+	"multihomed/internal/rights"
 	"multihomed/internal/status"
 	"multihomed/nm"
 )
@@ -103,7 +104,7 @@ const loopback = "lo"
 
 // may reports whether this process has the rights to switch.
 func (a *app) may(command string, links []string) error {
-	able, err := netAdmin()
+	able, err := rights.NetAdmin()
 	if err == nil && !able {
 		err = fmt.Errorf("%s needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl %s", command, strings.Join(append([]string{command}, links...), " "))
 	}
