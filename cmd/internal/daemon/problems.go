@@ -34,12 +34,15 @@ func (p *problems) note(ctx context.Context, all []routing.Problem) {
 	now := make(map[about]routing.Problem, len(all))
 	for _, problem := range all {
 		key := about{problem.Code, problem.Link, problem.Object}
+		if problem.Code == config.FaultCode {
+			key.object = "" // There is one configuration, whichever of its lines is bad.
+		}
 		for n := 2; now[key] != (routing.Problem{}) && now[key] != problem; n++ {
 			key.object = problem.Object + "#" + strconv.Itoa(n) // Two problems of one object.
 		}
 		now[key] = problem
 		if p.last[key] != problem {
-			p.write(ctx, levelOf(problem.Severity), event.Problem, problem, appeared(problem), problem.Fix)
+			p.write(ctx, levelOf(problem.Severity), event.Problem, problem, problem.Text, problem.Fix)
 		}
 	}
 	for _, key := range slices.SortedFunc(maps.Keys(p.last), func(a, b about) int {
@@ -51,15 +54,6 @@ func (p *problems) note(ctx context.Context, all []routing.Problem) {
 		}
 	}
 	p.last = now
-}
-
-// appeared says that there is a problem. A configuration that is refused is what somebody
-// did just now, and is said as such.
-func appeared(p routing.Problem) string {
-	if p.Code == config.FaultCode {
-		return "configuration refused, " + p.Object + ": " + p.Text
-	}
-	return p.Text
 }
 
 // solved says that there is a problem no more.

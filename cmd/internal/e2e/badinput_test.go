@@ -136,7 +136,7 @@ func TestBadConfiguration(t *testing.T) {
 		r.must(os.WriteFile(r.path, []byte(string(good)+b.text), 0o600))
 		before, lines := r.ours(), len(r.daemon.Lines())
 		r.must(r.daemon.Signal(syscall.SIGHUP))
-		line, err := r.daemon.WaitLineAfter(t.Context(), lines, "configuration refused")
+		line, err := r.daemon.WaitLineAfter(t.Context(), lines, "configuration is refused")
 		if err != nil || !strings.Contains(line, b.says) {
 			t.Errorf("%s: %q, %v, want %q", b.name, line, err, b.says)
 		}
@@ -150,9 +150,8 @@ func TestBadConfiguration(t *testing.T) {
 
 	// A daemon that starts works with the configuration that was in force last.
 	changed := append(slices.Clone(good), "uplink_group = 4711\n"...)
-	r.must(os.WriteFile(r.path, changed, 0o600))
-	r.must(r.daemon.Signal(syscall.SIGHUP))
 	r.writeConfig(string(changed))
+	r.must(r.daemon.Signal(syscall.SIGHUP))
 	r.settled()
 	labtest.Eventually(t, func() error {
 		text, err := os.ReadFile(filepath.Join(r.cfg.StateDir, lastgood.Name))
