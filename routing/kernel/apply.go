@@ -258,6 +258,9 @@ func (s *State) routeReplaced(slot *slot, a *alias, why cause) {
 			s.doubt(o)
 		}
 		s.doubt(a)
+		if !slot.whole {
+			s.doubts.slots[a.key.family] = true
+		}
 	}
 	for _, o := range victims {
 		if !sameAlias(o, a) {

@@ -10,7 +10,9 @@ type doubts struct {
 	// routes holds the tables in question. They matter where the interface is
 	// of no interest, so that not all it has is asked for.
 	routes map[doubt]map[routing.TableID]struct{}
-	rules  map[routing.Family]bool
+	// slots are the families of which a key may have entries that are not here.
+	slots map[routing.Family]bool
+	rules map[routing.Family]bool
 	// guests are the families whose host routes in main have to be read.
 	guests map[routing.Family]bool
 	// others are the tables of others that have to be read.
@@ -25,11 +27,14 @@ type doubt struct {
 }
 
 func newDoubts() doubts {
-	return doubts{routes: map[doubt]map[routing.TableID]struct{}{}, rules: map[routing.Family]bool{}, guests: map[routing.Family]bool{}, others: map[otherKey]struct{}{}}
+	return doubts{
+		routes: map[doubt]map[routing.TableID]struct{}{}, slots: map[routing.Family]bool{}, rules: map[routing.Family]bool{},
+		guests: map[routing.Family]bool{}, others: map[otherKey]struct{}{},
+	}
 }
 
 func (d *doubts) none() bool {
-	return len(d.routes) == 0 && len(d.rules) == 0 && len(d.guests) == 0 && len(d.others) == 0 && !d.nexthops
+	return len(d.routes) == 0 && len(d.slots) == 0 && len(d.rules) == 0 && len(d.guests) == 0 && len(d.others) == 0 && !d.nexthops
 }
 
 // add questions one table.

@@ -233,3 +233,10 @@ func (r Requester) ListAddresses() (addresses, readings int, err error) {
 	})
 	return addresses, readings, err
 }
+
+// Doubtful reports whether something has to be asked.
+func (m *Mirror) Doubtful() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.state.doubts.none()
+}

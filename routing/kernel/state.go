@@ -75,6 +75,9 @@ type State struct {
 	strange uint64
 	// whole says that the state is complete: see Complete.
 	whole bool
+	// crowded are the families with so many routes of no interest that they are not all
+	// read to know a key whole.
+	crowded map[routing.Family]bool
 	// unread counts what could not be read, unreadable is the last of it.
 	unread     int
 	unreadable error
@@ -154,7 +157,7 @@ func newState(owns routing.Ownership, interest func(string) bool) *State {
 		owns: owns, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
 		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(owns), elsewhere: newElsewhere(), others: map[otherKey]otherTable{}, nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(), authors: authors{},
-		doubts: newDoubts(),
+		doubts: newDoubts(), crowded: map[routing.Family]bool{},
 	}
 }
 

@@ -48,6 +48,11 @@ func (l loader) verify(ctx context.Context, s *State, drain func() error) error 
 	if err := l.verifyOthers(ctx, s); err != nil {
 		return err
 	}
+	for f := range maps.Clone(s.doubts.slots) {
+		if err := l.verifySlots(ctx, s, f, drain); err != nil {
+			return err
+		}
+	}
 	for d := range maps.Clone(s.doubts.routes) {
 		if err := l.verifyRoutes(ctx, s, d, drain); err != nil {
 			return err
@@ -135,6 +140,85 @@ func (l loader) verifyRoutes(ctx context.Context, s *State, d doubt, drain func(
 		return nil
 	}
 	return nil
+}
+
+// readingCost is how many routes of no interest may be read for each route of ours:
+// after it a replaced route is known without a question.
+const readingCost = 20
+
+// verifySlots reads all routes of a family, so that every key that has something
+// wanted is known whole. Where that is too much, the interfaces in doubt are asked for
+// one by one, now and each time, until everything is read anew.
+func (l loader) verifySlots(ctx context.Context, s *State, f routing.Family, drain func() error) error {
+	delete(s.doubts.slots, f)
+	if s.crowded[f] {
+		return nil
+	}
+	for range attempts {
+		before := s.events[routeClass(f)] + s.events[classLinks] + s.events[classAddresses]
+		listed, err := l.allRoutes(ctx, s, f, max(l.budget, readingCost*s.fib.keys))
+		if errors.Is(err, errBudget) {
+			s.crowded[f] = true
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := drain(); err != nil {
+			return err
+		}
+		if s.events[routeClass(f)]+s.events[classLinks]+s.events[classAddresses] != before {
+			continue
+		}
+		s.adoptSlots(f, listed)
+		maps.DeleteFunc(s.doubts.routes, func(d doubt, _ map[routing.TableID]struct{}) bool { return d.family == f })
+		return nil
+	}
+	s.doubts.slots[f] = true
+	return nil
+}
+
+// adoptSlots makes every key of a family what the kernel said.
+func (s *State) adoptSlots(f routing.Family, listed map[fibKey][]*alias) {
+	var known []fibKey
+	for k := range s.fib.all() {
+		if k.family == f {
+			known = append(known, k)
+		}
+	}
+	for _, k := range known {
+		slot := s.fib.at(k)
+		have, want := slices.Clone(slot.aliases), listed[k]
+		if slices.EqualFunc(have, want, identical) {
+			slot.whole = true
+			delete(listed, k)
+			continue
+		}
+		without := func(all []*alias) func(*alias) bool {
+			return func(a *alias) bool { return !slices.ContainsFunc(all, func(o *alias) bool { return identical(a, o) }) }
+		}
+		for _, a := range have {
+			if without(want)(a) {
+				s.touched(a, cause{})
+			}
+			s.fib.remove(a)
+		}
+		for _, a := range want {
+			if without(have)(a) {
+				s.touched(a, cause{})
+			}
+			s.loaded(a, true)
+		}
+		s.settle(k)
+		delete(listed, k)
+	}
+	for k, news := range listed {
+		for _, a := range news {
+			s.touched(a, cause{})
+			s.loaded(a, true)
+		}
+		s.settle(k)
+	}
 }
 
 // routesThrough asks for the routes of a family that lead through an interface:
