@@ -35,9 +35,10 @@ type Options struct {
 	// neither read nor written numbers are given in memory, until it can. Fault and
 	// Check tell.
 	Anyhow bool
-	// Standing are the leases that rules and routes in the kernel tell. Those that the
-	// database knows nothing of are taken over from them.
-	Standing []Standing
+	// Standing returns the leases that rules and routes in the kernel tell. Those that the
+	// database knows nothing of are taken over from them. Open asks once, and says which
+	// tables are leased, because of those nobody needs to be told; nil means nobody.
+	Standing func(leased func(routing.TableID) bool) ([]Standing, error)
 	// Moved is told of a database that was moved aside; nil means nobody.
 	Moved func(to string, why error)
 	// Now is the clock for the times that people see; nil means time.Now.
@@ -65,7 +66,6 @@ type InUse = func(routing.TableID) (why string, used bool)
 type Allocator struct {
 	path, scratch string
 	anyhow        bool
-	standing      []Standing
 	moved         func(to string, why error)
 	now           func() time.Time
 	uptime        func() time.Duration
@@ -138,7 +138,11 @@ func Open(ctx context.Context, options Options) (*Allocator, error) {
 		a.fault = cause
 	}
 	a.adopt(leases, false)
-	if a.takeStanding() {
+	taken, err := a.takeStanding(options.Standing)
+	if err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	if taken {
 		a.behind = true
 		if a.fault == nil {
 			_ = a.writable(ctx) // Fault tells.
@@ -167,8 +171,15 @@ func (a *Allocator) readInstead(ctx context.Context, cause error) ([]*lease, err
 
 // takeStanding takes over from the kernel what no lease contradicts, as released
 // leases, and reports whether there was something.
-func (a *Allocator) takeStanding() (taken bool) {
-	for _, s := range a.standing {
+func (a *Allocator) takeStanding(standing func(func(routing.TableID) bool) ([]Standing, error)) (taken bool, err error) {
+	if standing == nil {
+		return false, nil
+	}
+	all, err := standing(func(t routing.TableID) bool { return a.byTable[t] != nil })
+	if err != nil {
+		return false, fmt.Errorf("reading which tables stand in the kernel: %w", err)
+	}
+	for _, s := range all {
 		h := linkHolder(s.Key)
 		if checkKey(s.Key) != nil || !a.numbers.Contains(s.Table) || a.byHolder[h] != nil || a.byTable[s.Table] != nil {
 			continue
@@ -181,7 +192,7 @@ func (a *Allocator) takeStanding() (taken bool) {
 	if taken {
 		a.rebuild()
 	}
-	return taken
+	return taken, nil
 }
 
 // OpenReadOnly reads the leases as they were last written and closes the file.
@@ -207,7 +218,7 @@ func newAllocator(options Options) (*Allocator, error) {
 		return nil, fmt.Errorf("finding %s: %w", options.Path, err)
 	}
 	a := &Allocator{
-		path: path, scratch: options.Scratch, anyhow: options.Anyhow, standing: options.Standing, moved: options.Moved, now: options.Now, uptime: options.Uptime, boot: options.Boot,
+		path: path, scratch: options.Scratch, anyhow: options.Anyhow, moved: options.Moved, now: options.Now, uptime: options.Uptime, boot: options.Boot,
 		byHolder: map[holder]*lease{}, byTable: map[routing.TableID]*lease{},
 	}
 	if a.moved == nil {

@@ -55,7 +55,7 @@ func TestUselessDatabaseIsMadeAnew(t *testing.T) {
 	header := append([]byte("garbage garbage garbage"), good[23:]...)
 	// The kernel knows of two, in another order than they would be given in; the third
 	// contradicts itself.
-	o.Standing = []allocator.Standing{{key(1), 10001}, {key(3), 10003}, {key(2), 10003}, {key(9), 10100}, {key(8), 99}}
+	o.Standing = standing(allocator.Standing{Key: key(1), Table: 10001}, allocator.Standing{Key: key(3), Table: 10003}, allocator.Standing{Key: key(2), Table: 10003}, allocator.Standing{Key: key(9), Table: 10100}, allocator.Standing{Key: key(8), Table: 99})
 	for _, b := range []struct {
 		name string
 		do   func() error
@@ -136,7 +136,7 @@ func TestStandingAddsToTheDatabase(t *testing.T) {
 	if err := a.Close(); err != nil {
 		t.Fatal(err)
 	}
-	o.Standing = []allocator.Standing{{key(0), 10005}, {key(7), 10001}, {key(8), 10008}}
+	o.Standing = standing(allocator.Standing{Key: key(0), Table: 10005}, allocator.Standing{Key: key(7), Table: 10001}, allocator.Standing{Key: key(8), Table: 10008})
 	a = open(t, o)
 	for k, want := range map[routing.Key]routing.TableID{key(0): 10000, key(1): 10001, key(8): 10008} {
 		if n, ok := a.Lookup(k); !ok || n != want {
@@ -169,7 +169,7 @@ func TestNewLeasesOnAFullDisk(t *testing.T) {
 	}
 	// The process dies, and the next one knows them from the kernel.
 	again := o
-	again.Standing = []allocator.Standing{{key(1), 10002}, {key(2), 10003}}
+	again.Standing = standing(allocator.Standing{Key: key(1), Table: 10002}, allocator.Standing{Key: key(2), Table: 10003})
 	b := open(t, again)
 	if got, err := b.Acquire(t.Context(), keys(0, 4), used); err != nil || got[key(1)] != 10002 || got[key(2)] != 10003 || got[key(3)] != 10004 {
 		t.Errorf("%v, %v", got, err)
@@ -267,5 +267,33 @@ func TestDamagedWhileOpen(t *testing.T) {
 	b := open(t, o)
 	if n, ok := b.Lookup(key(0)); !ok || n != 10000 {
 		t.Errorf("on disk: %d, %t", n, ok)
+	}
+}
+
+// standing is what the kernel tells.
+func standing(all ...allocator.Standing) func(func(routing.TableID) bool) ([]allocator.Standing, error) {
+	return func(func(routing.TableID) bool) ([]allocator.Standing, error) { return all, nil }
+}
+
+// TestStandingIsAskedForWhatIsNotLeased: whoever reads the kernel can tell which tables
+// it need not look at.
+func TestStandingIsAskedForWhatIsNotLeased(t *testing.T) {
+	t.Parallel()
+	o, _ := anyhow(t)
+	a := open(t, o)
+	table := acquire(t, a, key(1))
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var leased, free bool
+	o.Standing = func(is func(routing.TableID) bool) ([]allocator.Standing, error) {
+		leased, free = is(table), is(table+1)
+		return nil, errors.New("no kernel")
+	}
+	if _, err := allocator.Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "no kernel") {
+		t.Errorf("opening ends with %v", err)
+	}
+	if !leased || free {
+		t.Errorf("a leased table is leased: %t, a free one: %t", leased, free)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"multihomed/allocator"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
@@ -123,17 +124,11 @@ func isOf(l routing.Link, key routing.Key, p netip.Prefix) bool {
 	return !key.OfHosts() && key.Prefix.Contains(p.Addr())
 }
 
-// A Lease is a table and the network that it is for.
-type Lease struct {
-	Key   routing.Key
-	Table routing.TableID
-}
-
 // Leases returns the tables of all networks that can be told, of interfaces as they
 // are now. No table and no key is in it twice: what two networks could claim is left
 // out for both.
-func (s *Tables) Leases(k *kernel.State) []Lease {
-	var all []Lease
+func (s *Tables) Leases(k *kernel.State) []allocator.Standing {
+	var all []allocator.Standing
 	claimed := map[routing.TableID]int{}
 	for _, index := range k.Indexes() {
 		facts, ok := k.Link(index)
@@ -145,17 +140,27 @@ func (s *Tables) Leases(k *kernel.State) []Lease {
 		for _, key := range keys {
 			if t, ok := s.Table(link, key, keys); ok {
 				claimed[t]++
-				all = append(all, Lease{Key: key, Table: t})
+				all = append(all, allocator.Standing{Key: key, Table: t})
 			}
 		}
 	}
-	return slices.DeleteFunc(all, func(l Lease) bool { return claimed[l.Table] > 1 })
+	return slices.DeleteFunc(all, func(l allocator.Standing) bool { return claimed[l.Table] > 1 })
 }
 
-// Find reads the kernel and returns what can be told of a range of tables. What main
-// has through an interface decides which network a DHCPv6 address belongs to, so it
-// is read for those for which something stands.
-func Find(ctx context.Context, tables routing.TableRange) (leases []Lease, err error) {
+// Find reads the kernel and returns what can be told of a range of tables. It reads
+// rules alone where those name only leased tables: a link may have 50,000 routes. What
+// main has through an interface decides which network a DHCPv6 address belongs to, so
+// it is read for those for which something stands.
+func Find(ctx context.Context, tables routing.TableRange, leased func(routing.TableID) bool) (leases []allocator.Standing, err error) {
+	rules, err := kernel.ReadRules(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the kernel's rules: %w", err)
+	}
+	if !slices.ContainsFunc(rules, func(r routing.Rule) bool {
+		return r.Protocol == routing.Multihomed && tables.Contains(r.Table) && !leased(r.Table)
+	}) {
+		return nil, nil
+	}
 	mirror, err := kernel.Open(kernel.Config{Tables: tables, Interest: func(string) bool { return false }})
 	if err != nil {
 		return nil, err

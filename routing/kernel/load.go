@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -142,6 +143,23 @@ func (l loader) rules(ctx context.Context, s *State, f routing.Family) error {
 		// (fib_valid_dumprule_req in net/core/fib_rules.c).
 		body: func(m *builder) { m.bytes(byte(f), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) },
 	}, decodeRule, func(r routing.Rule) { s.rules.add(r, s.ours(r)) })
+}
+
+// ReadRules reads the rules of both families once, in no order, for callers that need
+// no mirror. The error is one of the socket, or says that the rules kept changing.
+func ReadRules(ctx context.Context) (rules []routing.Rule, err error) {
+	requests, err := newRequester()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, requests.close()) }()
+	s := newState(routing.Ownership{}, nil)
+	for _, f := range routing.Families() {
+		if err := (loader{requests: requests}).rules(ctx, s, f); err != nil {
+			return nil, err
+		}
+	}
+	return slices.AppendSeq(rules, maps.Keys(s.rules.rungs)), nil
 }
 
 // routeQuestion is the filter of a strict dump of routes.

@@ -69,11 +69,7 @@ func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks re
 
 func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hooks, more extras) (err error) {
 	policy, log := cfg.RoutingPolicy(), p.log
-	stands, err := standing.Find(ctx, policy.Tables)
-	if err != nil {
-		return err
-	}
-	p.leases, err = openLeases(ctx, cfg, stands, log)
+	p.leases, err = openLeases(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -150,18 +146,17 @@ const logDelay = time.Second
 
 // openLeases opens the leases, whatever the database is like: what stands in the
 // kernel tells whose the tables are, so they keep their numbers.
-func openLeases(ctx context.Context, cfg config.Config, stands []standing.Lease, log *slog.Logger) (*allocator.Allocator, error) {
-	o := allocator.Options{
+func openLeases(ctx context.Context, cfg config.Config, log *slog.Logger) (*allocator.Allocator, error) {
+	return allocator.Open(ctx, allocator.Options{
 		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: cfg.Tables, Anyhow: true,
 		Moved: func(to string, why error) {
 			log.LogAttrs(ctx, event.LevelNotice, "lease database moved aside because it is of no use, and made anew from what stands in the kernel",
 				event.Is(event.DatabaseMoved), slog.String("moved_to", to), slog.String("error", why.Error()))
 		},
-	}
-	for _, l := range stands {
-		o.Standing = append(o.Standing, allocator.Standing(l))
-	}
-	return allocator.Open(ctx, o)
+		Standing: func(leased func(routing.TableID) bool) ([]allocator.Standing, error) {
+			return standing.Find(ctx, cfg.RoutingPolicy().Tables, leased)
+		},
+	})
 }
 
 // checkLeases says whether leases can be written.
