@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -52,6 +53,28 @@ func (b *ruleBook) delist(g *rung) {
 		}
 		if len(b.alike[l]) == 0 {
 			delete(b.alike, l)
+		}
+	}
+}
+
+// RulesFrom yields our rules of one family and priority from a source, in no order. It
+// costs what it yields.
+func (s *State) RulesFrom(f routing.Family, p routing.Priority, from netip.Prefix) iter.Seq[routing.Rule] {
+	return s.rules.like(likeness{band: band{f, p}, from: keyOfPrefix(from)}, func(r routing.Rule) bool { return r.From == from })
+}
+
+// RulesTo yields our rules of one family and priority that lead to a table, in no order.
+// It costs what it yields.
+func (s *State) RulesTo(f routing.Family, p routing.Priority, table routing.TableID) iter.Seq[routing.Rule] {
+	return s.rules.like(likeness{band: band{f, p}, TableID: table}, func(r routing.Rule) bool { return r.Table == table })
+}
+
+func (b *ruleBook) like(l likeness, is func(routing.Rule) bool) iter.Seq[routing.Rule] {
+	return func(yield func(routing.Rule) bool) {
+		for _, g := range b.alike[l] {
+			if is(g.rule) && !yield(g.rule) {
+				return
+			}
 		}
 	}
 }

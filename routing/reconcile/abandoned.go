@@ -33,10 +33,8 @@ func (l *Loop) abandoned(k *kernel.State, op routing.Op) bool {
 func tableBeside(k *kernel.State, other routing.Rule) routing.TableID {
 	switch {
 	case other.From.IsValid():
-		for _, r := range k.RuleOrder(other.Family, routing.PrioritySource) {
-			if r.From == other.From {
-				return r.Table
-			}
+		for r := range k.RulesFrom(other.Family, routing.PrioritySource, other.From) {
+			return r.Table
 		}
 	case other.To.IsValid():
 		for _, r := range k.RuleOrder(other.Family, routing.PriorityNetwork) {
@@ -52,10 +50,7 @@ func tableBeside(k *kernel.State, other routing.Rule) routing.TableID {
 func (l *Loop) abandonedTable(k *kernel.State, table routing.TableID) bool {
 	named := false
 	for _, f := range routing.Families() {
-		for _, r := range k.RuleOrder(f, routing.PriorityDevice) {
-			if r.Table != table {
-				continue
-			}
+		for r := range k.RulesTo(f, routing.PriorityDevice, table) {
 			named = true
 			if index, exists := k.IndexOf(r.OIF); exists && !l.letGo(k, index) {
 				return false
