@@ -362,3 +362,30 @@ func TestLegsOfAnIPv6Route(t *testing.T) {
 		h.settled(t)
 	}
 }
+
+// TestAGroupComesBehindTheTable: an interface is renamed and becomes an uplink in one pass.
+// What its address reached as main knows it is in the new table before the group hides main.
+func TestAGroupComesBehindTheTable(t *testing.T) {
+	t.Parallel()
+	h := newHost()
+	h.install(link(3, "wan0", bare("192.0.2.13/24", peer("100.64.0.1")), bare("fd00::d/64"), known(default6, "fd00::1", ""),
+		intent(routing.IPv4, routing.Intent{NeverDefault: true})))
+	h.converge(t)
+	h.settled(t)
+	h.install(link(3, "wan1", address("192.0.2.10/26", 2), address("192.0.2.13/24", 2), known(default4, "192.0.2.2", "192.0.2.13")))
+	h.lookAll()
+	f := lookup.Flow{From: addr("192.0.2.13"), To: addr("192.0.2.50")}
+	if v := h.kernel.Lookup(f); v.Outcome != lookup.Sent {
+		t.Fatalf("before the pass: %v by %s", v.Outcome, v.Rule)
+	}
+	ops := routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
+	if !slices.ContainsFunc(ops, func(op routing.Op) bool { return op.Verb == routing.SetGroup }) {
+		t.Fatalf("the pass sets no group:\n%s", opsText(ops))
+	}
+	h.kernel.Step = func(op routing.Op) {
+		if v := h.kernel.Lookup(f); v.Outcome != lookup.Sent {
+			t.Errorf("after %s: %v by %s", op, v.Outcome, v.Rule)
+		}
+	}
+	h.apply(t, ops)
+}
