@@ -225,6 +225,16 @@ type Rule struct {
 	Unknown bool
 }
 
+// Loopback is the name of the loopback interface. A rule whose IIF it is selects what this
+// host sends.
+const Loopback = "lo"
+
+// LoopbackAlias is another name of the loopback interface (IFLA_ALT_IFNAME), which it has
+// while rules of ours need other words than "iif lo": see [Rule.MeantBy]. The kernel finds
+// an interface by any of its names, and compares names when it deletes rules (fib_nl2rule
+// and rule_find in net/core/fib_rules.c).
+const LoopbackAlias = "multihomed-lo"
+
 // A RouteType is the kind of a route (rtm_type, RTN_*).
 type RouteType uint8
 
