@@ -163,6 +163,8 @@ type Op struct {
 	rank uint64
 	// again marks a route that is deleted only to be added anew.
 	again bool
+	// last marks a group that is set behind the rules.
+	last bool
 }
 
 // String renders the operation with interface indexes in place of names.
@@ -234,8 +236,18 @@ func diffGroup(ops []Op, want *Planner, have Kernel, index int) []Op {
 	if then != 0 {
 		op.Verb = SetGroup
 		op.Reason = Reason{Decision: MarkUplink, Link: want.links[index].Link.Name}
+		op.last = standsFor(want, have, index)
 	}
 	return append(ops, op)
+}
+
+// standsFor reports whether a source of a link has rungs already. Its packets may go as
+// main knows until the link is in the group: the table must be complete before. A link
+// that has none is in the group before its rules, so that no packet of others meets it.
+func standsFor(want *Planner, have Kernel, index int) bool {
+	return slices.ContainsFunc(want.links[index].Rules, func(r PlannedRule) bool {
+		return r.Rule.From.IsValid() && have.CountRule(r.Rule) > 0
+	})
 }
 
 func diffRoute(ops []Op, want *Planner, have Kernel, t Touched, k RouteKey) []Op {
@@ -343,7 +355,7 @@ func compareOps(a, b *Op) int {
 			cmp.Compare(a.Rule.Family, b.Rule.Family),
 			compareSelectors(&a.Rule, &b.Rule),
 		)
-	case SetGroup, ResetGroup:
+	case SetGroup, ResetGroup, behindRules:
 		return cmp.Compare(a.Index, b.Index)
 	default:
 		return 0
@@ -381,10 +393,16 @@ func compareNextHop(a, b *Route) int {
 	return cmp.Or(a.Gateway.Compare(b.Gateway), cmp.Compare(a.Device, b.Device))
 }
 
+// behindRules is the step between rules that are added or moved and those that are
+// deleted: no other step has the number of MoveRule.
+const behindRules = MoveRule
+
 // phase puts routes that are added and replaced, and rules that are added and
 // moved, into one step each.
 func (o *Op) phase() Verb {
 	switch {
+	case o.last:
+		return behindRules
 	case o.Verb == ReplaceRoute || o.again:
 		return AddRoute
 	case o.Verb == MoveRule:

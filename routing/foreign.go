@@ -63,7 +63,7 @@ func (r Rule) Selects() bool {
 		return false
 	}
 	return r.Unknown || narrow(r.From) || narrow(r.To) || r.TOS != 0 || r.DSCP.Set || r.FlowLabel.Set ||
-		r.Mark.limits() || r.IIF != "" && r.IIF != "lo" || r.OIF != "" || r.UIDs.limits() || r.IPProto != 0 ||
+		r.Mark.limits() || r.IIF != "" && r.IIF != Loopback || r.OIF != "" || r.UIDs.limits() || r.IPProto != 0 ||
 		r.SourcePorts.limits() || r.DestinationPorts.limits() || r.TunnelID != 0 || r.L3MDev
 }
 

@@ -61,7 +61,8 @@ func genLink(t *rapid.T, index int, name string) routing.Link {
 		f := rapid.SampledFrom([]routing.Family{routing.IPv4, routing.IPv6}).Draw(t, "family")
 		to := rapid.SampledFrom(destinations[f]).Draw(t, "destination")
 		via := rapid.SampledFrom(append(gateways[f], "")).Draw(t, "gateway")
-		m := metric + rapid.SampledFrom([]uint32{0, 0, 1, 5}).Draw(t, "more")
+		// Not the index of an interface: that is the metric of a stand-in in main.
+		m := metric + rapid.SampledFrom([]uint32{0, 0, 1, 7}).Draw(t, "more")
 		var change []func(*routing.Route)
 		if via != "" {
 			change = append(change, onlink)

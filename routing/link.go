@@ -487,7 +487,7 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
 	}
 	if plan.Role == Uplink && m.lastResort() {
-		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: "lo"})
+		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: Loopback})
 	}
 }
 
@@ -507,15 +507,24 @@ func (m *rules) lastResort() bool {
 	}
 }
 
-func (m *rules) add(d Decision, rank uint64, r Rule) {
+func (m *rules) add(d Decision, rank uint64, r Rule) { m.addThat(d, rank, r, false) }
+
+// addThat adds a rule that may yield. What says "iif lo" stands in other words, too, while
+// somebody else has these words: `while ip rule del iif lo; do :; done` leaves the second.
+func (m *rules) addThat(d Decision, rank uint64, r Rule, yields bool) {
 	r.Family, r.Protocol = m.key.Family, Multihomed
 	if r.Action == 0 {
 		r.Action, r.Table = ActionLookup, m.table
 	}
-	m.plan.Rules = append(m.plan.Rules, PlannedRule{
-		Rule: r, Rank: rank,
+	one := PlannedRule{
+		Rule: r, Rank: rank, Yields: yields,
 		Reason: Reason{Decision: d, Link: m.plan.Link.Name, Prefix: m.network},
-	})
+	}
+	m.plan.Rules = append(m.plan.Rules, one)
+	if r.IIF == Loopback && m.around.sender {
+		one.Rule.IIF = LoopbackAlias
+		m.plan.Rules = append(m.plan.Rules, one)
+	}
 }
 
 func (m *rules) byLength(p netip.Prefix) uint64 {
@@ -572,9 +581,8 @@ func (m *rules) source(s source) {
 			r, rank := at(PriorityKnown, 0)
 			r.Action, r.Table = ActionLookup, table
 			r.SuppressPrefixLength, r.SuppressGroup = Some(m.policy.ContainerPrefixLength), Some(around.group)
-			m.add(decision(KeepKnown), rankKnown(rank, i), r)
 			// `ip rule del table 42` takes the first rule that leads there.
-			m.plan.Rules[len(m.plan.Rules)-1].Yields = table != TableMain
+			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, table != TableMain)
 		}
 		r, rank := at(PrioritySource, 1)
 		m.add(decision(FollowSource), rank, r)
@@ -611,7 +619,7 @@ func (m *rules) source(s source) {
 			m.add(KeepOverlap, rankStepRung, r)
 		}
 		r := around.stepOver(from(0))
-		r.IIF = "lo"
+		r.IIF = Loopback
 		m.add(StepOver, rankStep, r)
 	}
 }
@@ -631,7 +639,7 @@ func (m *rules) guards(s source) []source {
 	case m.local:
 		return nil
 	default:
-		return []source{{prefix: netip.PrefixFrom(s.prefix.Addr(), s.prefix.Bits()-1).Masked(), iif: "lo"}}
+		return []source{{prefix: netip.PrefixFrom(s.prefix.Addr(), s.prefix.Bits()-1).Masked(), iif: Loopback}}
 	}
 }
 
@@ -646,7 +654,7 @@ func rankKnown(rank uint64, place int) uint64 {
 // forwards for them is main's business.
 func sender(f Family) string {
 	if f == IPv6 {
-		return "lo"
+		return Loopback
 	}
 	return ""
 }

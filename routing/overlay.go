@@ -61,7 +61,10 @@ type overlay struct {
 	// hidden are the destinations around which main is not asked, with the longest prefix
 	// for which that is so: routes of main that are longer may have been asked before.
 	hidden map[netip.Prefix]int
-	// lengths are those of hidden.
+	// open are destinations inside of hidden ones that a table throws: whoever comes next
+	// is asked.
+	open map[netip.Prefix]struct{}
+	// lengths are those of hidden and open.
 	lengths map[int]struct{}
 }
 
@@ -80,30 +83,105 @@ func overlayOf(l *Link, f Family, layers []layer) overlay {
 			mainFrom = min(mainFrom, y.suppress)
 			continue
 		}
-		var fresh []netip.Prefix
-		for i := range l.Others {
-			r := l.Others[i]
-			if r.Family != f || r.Table != y.table || r.Destination.Bits() <= y.suppress || r.Type != RouteUnicast || r.Source.IsValid() || r.TOS != 0 {
-				continue
-			}
-			if o.covers(r.Destination) || l.asksFirst(r.Destination, mainFrom) {
-				continue
-			}
-			r.Table = TableMain
-			o.routes = append(o.routes, r)
-			fresh = append(fresh, r.Destination)
+		o.ask(y.of(l, f), l, mainFrom)
+	}
+	if len(o.open) > 0 {
+		// Main is the last to be asked for what nobody has answered. What it has inside is
+		// copied in any case.
+		main := slices.DeleteFunc(slices.Clone(l.Routes), func(r Route) bool {
+			return r.Family != f || r.Type != RouteUnicast || r.Protocol == Multihomed || r.Source.IsValid() || r.TOS != 0
+		})
+		for to := range o.open {
+			o.answer(main, to)
 		}
-		for _, p := range fresh {
-			if _, known := o.hidden[p]; known {
-				continue
-			}
-			if o.hidden == nil {
-				o.hidden, o.lengths = map[netip.Prefix]int{}, map[int]struct{}{}
-			}
-			o.hidden[p], o.lengths[p.Bits()] = mainFrom, struct{}{}
-		}
+		slices.SortStableFunc(o.routes, compareFacts)
 	}
 	return o
+}
+
+// of returns what a layer has to say about a link.
+func (y layer) of(l *Link, f Family) []Route {
+	var out []Route
+	for _, r := range l.Others {
+		if r.Family == f && r.Table == y.table && (r.Destination.Bits() > y.suppress || r.Type == RouteThrow) && !r.Source.IsValid() && r.TOS == 0 {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// ask takes the answers of one table, which is asked for what no table before it has.
+func (o *overlay) ask(routes []Route, l *Link, mainFrom int) {
+	before := len(o.routes)
+	first := func(to netip.Prefix) bool { return l.asksFirst(to, mainFrom) }
+	for _, r := range routes {
+		if r.Type == RouteUnicast && !o.covers(r.Destination) && !first(r.Destination) {
+			o.add(r, r.Destination)
+		}
+	}
+	var thrown []netip.Prefix
+	for _, r := range routes {
+		if r.Type == RouteThrow && !o.covers(r.Destination) {
+			thrown = append(thrown, r.Destination)
+		}
+	}
+	o.fill(routes, mainFrom, first)
+	for _, r := range o.routes[before:] {
+		o.hide(r.Destination, mainFrom)
+	}
+	for _, to := range thrown {
+		if _, exactly := o.hidden[to]; exactly || !o.covers(to) {
+			continue
+		}
+		if o.open == nil {
+			o.open = map[netip.Prefix]struct{}{}
+		}
+		o.open[to], o.lengths[to.Bits()] = struct{}{}, struct{}{}
+	}
+}
+
+// fill answers for destinations that are open.
+func (o *overlay) fill(routes []Route, mainFrom int, first func(netip.Prefix) bool) {
+	for _, to := range slices.Collect(maps.Keys(o.open)) {
+		if !first(to) && o.answer(routes, to) {
+			o.hide(to, mainFrom)
+		}
+	}
+}
+
+// answer takes the longest route around a destination, and reports whether there is one.
+func (o *overlay) answer(routes []Route, to netip.Prefix) bool {
+	longest, answered := -1, false
+	for i := range routes {
+		if around(routes[i].Destination, to) {
+			longest = max(longest, routes[i].Destination.Bits())
+		}
+	}
+	for _, r := range routes {
+		if r.Type == RouteUnicast && r.Destination.Bits() == longest && around(r.Destination, to) {
+			answered = true
+			if r.Destination != to {
+				o.add(r, to)
+			}
+		}
+	}
+	return answered
+}
+
+func (o *overlay) add(r Route, to netip.Prefix) {
+	r.Table, r.Destination = TableMain, to
+	o.routes = append(o.routes, r)
+}
+
+func (o *overlay) hide(to netip.Prefix, mainFrom int) {
+	delete(o.open, to)
+	if _, known := o.hidden[to]; known {
+		return
+	}
+	if o.hidden == nil {
+		o.hidden, o.lengths = map[netip.Prefix]int{}, map[int]struct{}{}
+	}
+	o.hidden[to], o.lengths[to.Bits()] = mainFrom, struct{}{}
 }
 
 // asksFirst reports whether main has, in its structure, a route around a destination that
@@ -130,15 +208,19 @@ func (o *overlay) hides(to netip.Prefix) bool {
 }
 
 func (o *overlay) any(to netip.Prefix, match func(longest int) bool) bool {
+	at, found := -1, false
 	for bits := range o.lengths {
-		if bits > to.Bits() {
+		if bits > to.Bits() || bits < at {
 			continue
 		}
-		if longest, is := o.hidden[netip.PrefixFrom(to.Addr(), bits).Masked()]; is && match(longest) {
-			return true
+		p := netip.PrefixFrom(to.Addr(), bits).Masked()
+		if longest, is := o.hidden[p]; is {
+			at, found = bits, match(longest)
+		} else if contains(o.open, p) {
+			at, found = bits, false
 		}
 	}
-	return false
+	return found
 }
 
 // hidesRoute reports whether a route of main is not the link's while the overlay stands.
@@ -152,4 +234,6 @@ func (o *overlay) hidesRoute(r *Route) bool {
 }
 
 // equal reports whether two overlays hide the same.
-func (o *overlay) equal(other *overlay) bool { return maps.Equal(o.hidden, other.hidden) }
+func (o *overlay) equal(other *overlay) bool {
+	return maps.Equal(o.hidden, other.hidden) && maps.Equal(o.open, other.open)
+}

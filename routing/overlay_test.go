@@ -20,6 +20,13 @@ func other(table routing.TableID, to, via string) part {
 	}
 }
 
+// throw adds what a table of somebody else sends on to the next rule.
+func throw(table routing.TableID, to string) part {
+	return func(l *routing.Link) {
+		l.Others = append(l.Others, routing.Route{Family: routing.IPv4, Type: routing.RouteThrow, Table: table, Destination: prefix(to)})
+	}
+}
+
 // TestTablesOfOthers: the table of a link has what rules that select nothing read before
 // main, in their order; a default there hides what main has behind it.
 func TestTablesOfOthers(t *testing.T) {
@@ -92,6 +99,29 @@ func TestTablesOfOthers(t *testing.T) {
 			[]routing.ForeignRule{rule(31000, 62), rule(32000, 61)},
 			[]part{other(62, "10.0.0.0/8", "192.0.2.4"), site, other(61, "172.16.0.0/12", "192.0.2.3")},
 			"192.0.2.0/24 on link, default via .1, 10.0.0.0/8 via .4, 172.16.0.0/12 via .3",
+		},
+		"a network that is thrown": {
+			[]routing.ForeignRule{rule(32000, 61)},
+			[]part{whole, throw(61, "10.48.0.0/12"), throw(61, "172.16.0.0/12")},
+			"192.0.2.0/24 on link, default via .3, 10.48.0.0/12 via .1, 10.50.0.0/16 via .1, 10.61.7.0/24 via .1, 172.16.0.0/12 via .1",
+		},
+		"inside of what is thrown": {
+			[]routing.ForeignRule{rule(32000, 61)},
+			[]part{whole, throw(61, "10.0.0.0/8"), site},
+			"192.0.2.0/24 on link, default via .3, 10.0.0.0/8 via .1, 10.50.0.0/16 via .1, 10.61.0.0/16 via .3",
+		},
+		"thrown to the next table": {
+			[]routing.ForeignRule{rule(31000, 61), rule(32000, 62)},
+			[]part{whole, throw(61, "10.0.0.0/8"), throw(61, "172.16.0.0/12"), other(62, "10.0.0.0/7", "192.0.2.4"), other(62, "10.9.0.0/16", "192.0.2.5")},
+			"192.0.2.0/24 on link, default via .3, 10.0.0.0/8 via .4, 10.9.0.0/16 via .5, 172.16.0.0/12 via .1",
+		},
+		"what is thrown and in no table before": {
+			[]routing.ForeignRule{rule(32000, 61)}, []part{throw(61, "10.50.0.0/16")}, main,
+		},
+		"what is thrown, while main but its default is read before": {
+			[]routing.ForeignRule{rule(31000, routing.TableMain, suppress(0)), rule(32000, 61)},
+			[]part{whole, throw(61, "10.48.0.0/12"), throw(61, "172.16.0.0/12")},
+			"192.0.2.0/24 on link, default via .3, 10.48.0.0/12 via .1, 10.50.0.0/16 via .1, 10.61.7.0/24 via .1, 172.16.0.0/12 via .1",
 		},
 		"behind a rule that reads all of main": {
 			[]routing.ForeignRule{rule(31000, routing.TableMain), rule(32000, 61)}, []part{site}, main,

@@ -30,7 +30,8 @@ func (d Destination) plain() bool {
 }
 
 // decisive are the destinations that are part of the structure because of what the
-// link is like: its own networks, and what its owner knows a route to.
+// link is like: its own networks, what its owner knows a route to, and what lies around
+// something that a table of others throws.
 func decisive(l *Link, keys []Key) map[netip.Prefix]struct{} {
 	out := make(map[netip.Prefix]struct{}, len(keys)+len(l.Known))
 	for _, k := range keys {
@@ -38,6 +39,13 @@ func decisive(l *Link, keys []Key) map[netip.Prefix]struct{} {
 	}
 	for i := range l.Known {
 		out[l.Known[i].Destination] = struct{}{}
+	}
+	for i := range l.Others {
+		if r := &l.Others[i]; r.Type == RouteThrow {
+			for bits := range r.Destination.Bits() + 1 {
+				out[netip.PrefixFrom(r.Destination.Addr(), bits).Masked()] = struct{}{}
+			}
+		}
 	}
 	return out
 }

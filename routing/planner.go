@@ -173,11 +173,11 @@ func (p *Planner) MeantBy(r Rule) (his Rule, found bool) {
 	return Rule{}, false
 }
 
-// Names reports whether a rule of somebody else names a source that has guards while the
-// rule stands.
+// Names reports whether there are guards while a rule of somebody else stands: it names a
+// source that has some, or what this host sends.
 func (p *Planner) Names(his Rule) bool {
 	_, is := p.rules[unreachable(his.Family, his.From)]
-	return is && names(his.From)
+	return is && names(his.From) || his.IIF == Loopback && p.tables[his.Family] > 0
 }
 
 // unreachable is rung "unreachable" of a source.
@@ -188,11 +188,12 @@ func unreachable(f Family, source netip.Prefix) Rule {
 // name notes the sources that rules of others name. Only links that have one which is
 // new, or is no longer named, are planned again.
 func (p *Planner) name(i int) {
-	now := map[netip.Prefix]struct{}{}
+	now, sender := map[netip.Prefix]struct{}{}, false
 	add := func(r Rule) {
 		if names(r.From) {
 			now[r.From] = struct{}{}
 		}
+		sender = sender || r.IIF == Loopback
 	}
 	for _, o := range p.foreign[i] {
 		add(o.Rule)
@@ -202,6 +203,12 @@ func (p *Planner) name(i int) {
 	}
 	before := p.around[i].named
 	p.around[i].named = now
+	if p.around[i].sender != sender {
+		p.around[i].sender = sender
+		for _, index := range p.indexes() {
+			p.replanAsIs(index)
+		}
+	}
 	affected := map[int]struct{}{}
 	changed := func(a, b map[netip.Prefix]struct{}) {
 		for prefix := range a {
@@ -267,7 +274,7 @@ func (p *Planner) survey(i int) {
 	before := p.around[i]
 	var lifts []PlannedRule
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
-	p.around[i].named, p.around[i].unbound = before.named, before.unbound
+	p.around[i].named, p.around[i].sender, p.around[i].unbound = before.named, before.sender, before.unbound
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}

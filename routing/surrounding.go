@@ -24,6 +24,9 @@ type surrounding struct {
 	// named are the sources that rules of others name, or named until just now. Whether a
 	// link is planned again for them is for [Planner.name] to say.
 	named map[netip.Prefix]struct{}
+	// sender says that a rule of others is for what this host sends, or was until just now:
+	// "iif lo" is a word of theirs.
+	sender bool
 	// entered are the tables of all rules that decide for every packet behind the
 	// ladder, also of those that leave some packets out.
 	entered []TableID
@@ -343,35 +346,24 @@ func words(r Rule) Rule {
 // MeantBy reports whether somebody who deletes a rule of his by words of it may hit r:
 // the kernel deletes the first rule that has what the request names, whatever else the
 // rule has, and compares no inversion (rule_find in net/core/fib_rules.c). That is so if r
-// has all selectors of his rule, or one that is not "iif lo", which half the rules of IPv6
-// have, or leads to the same table.
+// has a selector of his rule, or leads to the same table. What says "iif lo" stands in
+// other words, too, while his rule says it: see [LoopbackAlias].
 func (r Rule) MeantBy(his Rule) bool {
-	given, same := 0, 0
-	shared := false
-	word := func(has, equal bool) bool {
-		if has {
-			given++
-		}
-		if has && equal {
-			same++
-		}
-		return has && equal
-	}
-	shared = word(names(his.From), his.From == r.From) || shared
-	shared = word(names(his.To), his.To == r.To) || shared
-	shared = word(his.TOS != 0, his.TOS == r.TOS) || shared
-	shared = word(his.DSCP.Set, his.DSCP == r.DSCP && his.DSCPMask == r.DSCPMask) || shared
-	shared = word(his.FlowLabel.Set, his.FlowLabel == r.FlowLabel && his.FlowLabelMask == r.FlowLabelMask) || shared
-	shared = word(his.Mark != Mark{}, his.Mark == r.Mark) || shared
-	shared = word(his.IIF != "", his.IIF == r.IIF) && his.IIF != "lo" || shared
-	shared = word(his.OIF != "", his.OIF == r.OIF) || shared
-	shared = word(his.UIDs.Set, his.UIDs == r.UIDs) || shared
-	shared = word(his.IPProto != 0, his.IPProto == r.IPProto) || shared
-	shared = word(his.SourcePorts != PortRange{}, his.SourcePorts == r.SourcePorts) || shared
-	shared = word(his.DestinationPorts != PortRange{}, his.DestinationPorts == r.DestinationPorts) || shared
-	shared = word(his.TunnelID != 0, his.TunnelID == r.TunnelID) || shared
-	shared = word(his.L3MDev, r.L3MDev) || shared
-	return shared || given > 0 && same == given || his.leadsElsewhere() && r.Action == ActionLookup && his.Table == r.Table
+	return names(his.From) && his.From == r.From ||
+		names(his.To) && his.To == r.To ||
+		his.TOS != 0 && his.TOS == r.TOS ||
+		his.DSCP.Set && his.DSCP == r.DSCP && his.DSCPMask == r.DSCPMask ||
+		his.FlowLabel.Set && his.FlowLabel == r.FlowLabel && his.FlowLabelMask == r.FlowLabelMask ||
+		his.Mark != Mark{} && his.Mark == r.Mark ||
+		his.IIF != "" && his.IIF == r.IIF ||
+		his.OIF != "" && his.OIF == r.OIF ||
+		his.UIDs.Set && his.UIDs == r.UIDs ||
+		his.IPProto != 0 && his.IPProto == r.IPProto ||
+		his.SourcePorts != PortRange{} && his.SourcePorts == r.SourcePorts ||
+		his.DestinationPorts != PortRange{} && his.DestinationPorts == r.DestinationPorts ||
+		his.TunnelID != 0 && his.TunnelID == r.TunnelID ||
+		his.L3MDev && r.L3MDev ||
+		his.leadsElsewhere() && r.Action == ActionLookup && his.Table == r.Table
 }
 
 // names reports whether a prefix is a word of a request: a length of zero is none

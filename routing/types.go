@@ -225,11 +225,26 @@ type Rule struct {
 	Unknown bool
 }
 
+// Loopback is the name of the loopback interface. A rule whose IIF it is selects what this
+// host sends.
+const Loopback = "lo"
+
+// LoopbackAlias is another name of the loopback interface (IFLA_ALT_IFNAME), which it has
+// while rules of ours need other words than "iif lo": see [Rule.MeantBy]. The kernel finds
+// an interface by any of its names, and compares names when it deletes rules (fib_nl2rule
+// and rule_find in net/core/fib_rules.c).
+const LoopbackAlias = "multihomed-lo"
+
 // A RouteType is the kind of a route (rtm_type, RTN_*).
 type RouteType uint8
 
-// RouteUnicast is the only type that is copied: a way through a device.
-const RouteUnicast RouteType = 1
+// Types of linux/rtnetlink.h.
+const (
+	// RouteUnicast is the only type that is copied: a way through a device.
+	RouteUnicast RouteType = 1
+	// RouteThrow ends the lookup in its table: the next rule is asked.
+	RouteThrow RouteType = 9
+)
 
 // A Scope is how far away a destination is (rtm_scope, RT_SCOPE_*). IPv6 has
 // only ScopeUniverse.
@@ -518,8 +533,8 @@ type Link struct {
 	// each leg of a multipath route.
 	Routes []Route
 	// Others are the unicast routes through this interface in tables of others that a rule
-	// reads which selects nothing; LongTables those of these tables that are too long to
-	// be read.
+	// reads which selects nothing, and the throw routes of these tables; LongTables those of
+	// these tables that are too long to be read.
 	Others     []Route
 	LongTables []TableID
 	// Intents by family; a missing one is the zero Intent.

@@ -216,6 +216,11 @@ func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
 		}
 		ops := r.Left()
 		if len(ops) == 0 {
+			if r.options.Link == "" {
+				// A daemon that was killed may have left it. Who may not change routing sees
+				// nothing of ours here, and is not told of a name.
+				_ = r.writer.ForgetAlias(ctx)
+			}
 			return out, nil
 		}
 		out.Refused = nil

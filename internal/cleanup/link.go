@@ -104,7 +104,7 @@ func (l *link) hasRule(r routing.Rule) bool {
 		_, own := l.tables[t]
 		return own
 	}
-	if r.Action == routing.ActionGoto && r.IIF != "lo" {
+	if r.Action == routing.ActionGoto && r.IIF != routing.Loopback && r.IIF != routing.LoopbackAlias {
 		return false // A lift serves all.
 	}
 	if _, own := l.sources[r.From]; own {

@@ -28,6 +28,8 @@ type otherKey struct {
 type otherTable struct {
 	// byDevice are its unicast routes through interfaces of interest, sorted.
 	byDevice map[int][]routing.Route
+	// thrown are its routes that send packets on to the next rule, sorted.
+	thrown []routing.Route
 	// long says that it is too long to be kept.
 	long bool
 }
@@ -60,7 +62,7 @@ func (l loader) verifyOthers(ctx context.Context, s *State) error {
 		}
 		before := s.others[k]
 		for device := range before.byDevice {
-			if !slices.Equal(before.byDevice[device], now.byDevice[device]) {
+			if !slices.Equal(before.byDevice[device], now.byDevice[device]) || !slices.Equal(before.thrown, now.thrown) {
 				s.changes.Links[device] = struct{}{}
 			}
 		}
@@ -91,7 +93,7 @@ func (l loader) other(ctx context.Context, s *State, k otherKey) (otherTable, er
 	var t otherTable
 	read, kept := 0, 0
 	var faults []error
-	q := routeQuestion{family: k.family, table: k.table, kind: routing.RouteUnicast}.dump()
+	q := routeQuestion{family: k.family, table: k.table}.dump()
 	q.restart = func() { t, read, kept, faults = otherTable{byDevice: map[int][]routing.Route{}}, 0, 0, nil }
 	q.each = func(payload []byte) bool {
 		read++
@@ -100,8 +102,17 @@ func (l loader) other(ctx context.Context, s *State, k otherKey) (otherTable, er
 			faults = append(faults, err)
 			return true
 		}
-		if a.kind != routing.RouteUnicast || a.key.table != k.table {
+		if a.key.table != k.table {
 			return true
+		}
+		if a.kind == routing.RouteThrow {
+			t.thrown = append(t.thrown, routing.Route{
+				Family: k.family, Type: a.kind, Table: k.table, Destination: a.key.destination, Source: a.key.source, TOS: a.key.tos,
+			})
+			kept++
+		}
+		if a.kind != routing.RouteUnicast {
+			return read <= worthReading && kept <= mostOthers
 		}
 		for _, l := range a.legs {
 			if !l.dead && s.Interested(l.route.Device) && l.route.Protocol != routing.Multihomed {
@@ -124,14 +135,18 @@ func (l loader) other(ctx context.Context, s *State, k otherKey) (otherTable, er
 	for _, routes := range t.byDevice {
 		slices.SortFunc(routes, compareRoutes)
 	}
+	slices.SortFunc(t.thrown, compareRoutes)
 	return t, nil
 }
 
 // Others returns the unicast routes through an interface of interest that tables of others
-// have which a rule reads that selects nothing, and the tables that were too long to be read.
+// have which a rule reads that selects nothing, and what these tables throw; and the tables
+// that were too long to be read.
 func (s *State) Others(index int) (routes []routing.Route, long []routing.TableID) {
 	for k, t := range s.others {
-		routes = append(routes, t.byDevice[index]...)
+		if through := t.byDevice[index]; len(through) > 0 {
+			routes = append(append(routes, through...), t.thrown...)
+		}
 		if t.long && s.Interested(index) {
 			long = append(long, k.table)
 		}

@@ -38,7 +38,7 @@ type Link struct {
 	// Routes are the unicast routes of main through the interface, one for
 	// each leg that is alive, sorted; none if the interface is of no interest.
 	Routes []routing.Route
-	// Others are the unicast routes through the interface in tables of others that a rule
+	// Others are the unicast and throw routes through the interface in tables of others that a rule
 	// reads which selects nothing; LongTables those that are too long to be read.
 	Others     []routing.Route
 	LongTables []routing.TableID

@@ -59,7 +59,11 @@ func (w *Writer) Port() uint32 { return w.requests.socket.port }
 // no error. After it, [Mirror.Drain] brings the effects into the mirror. It must
 // not be called inside [Mirror.View].
 func (w *Writer) Apply(ctx context.Context, ops []routing.Op) []error {
-	return w.apply(ctx, ops, refuse)
+	errs := w.apply(ctx, ops, refuse)
+	if slices.ContainsFunc(ops, func(op routing.Op) bool { return op.Verb == routing.DeleteRule && byAlias(op) }) {
+		w.dropAlias(ctx)
+	}
+	return errs
 }
 
 // TakeFromMain deletes routes of others from main, for an administrator who asked
@@ -109,11 +113,19 @@ func Movable(r routing.Route) bool {
 
 func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routing.Op) error) []error {
 	b := batch{ctx: ctx, writer: w.requests, mirror: w.mirror, ops: ops}
+	var nameless error
+	if slices.ContainsFunc(ops, func(op routing.Op) bool { return addsRule(op) && byAlias(op) }) {
+		nameless = w.requests.nameLoopback(ctx)
+	}
 	w.requests.mu.Lock()
 	defer w.requests.mu.Unlock()
 	for i, op := range ops {
 		if err := refuse(op); err != nil {
 			b.fail(i, err)
+			continue
+		}
+		if nameless != nil && addsRule(op) && byAlias(op) {
+			b.fail(i, nameless)
 			continue
 		}
 		if op.Verb != routing.AddRule && op.Verb != routing.MoveRule {

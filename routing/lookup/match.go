@@ -62,7 +62,7 @@ func (w *walk) comesBy(name string) bool {
 	if w.hasVRF && name == w.vrf.Name {
 		return !w.byOIF
 	}
-	return name == w.iif
+	return name == w.iif || name == routing.LoopbackAlias && w.iif == loopbackName
 }
 
 // leavesBy is fib_rule_oif_match.

@@ -181,8 +181,13 @@ func TestDeletingIPv6(t *testing.T) {
 	}{
 		{"pref 100 from 2001:db8:1::/64 lookup 300", "from 2001:db8:1::/64", 4},
 		{"pref 32000 from 2001:db8:1::/64 iif lo lookup 300", "from 2001:db8:1::/64 iif lo", 7},
-		{"pref 100 from 2001:db8:1::/64 iif lo lookup 300", "from 2001:db8:1::/64", 4},
+		{"pref 100 from 2001:db8:1::/64 iif lo lookup 300", "from 2001:db8:1::/64", 7},
 		{"pref 100 iif lo lookup 300", "iif lo", 9},
+		{"pref 32000 iif lo lookup 300", "iif lo", 12},
+		{"pref 32000 from 2001:db8:1::/64 iif lo lookup 300", "iif lo", 17},
+		{"pref 32000 from 2001:db8:1::/64 iif lo lookup 300", "from 2001:db8:1::/64", 12},
+		{"pref 100 iif lo lookup main suppress_prefixlength 0", "iif lo lookup main", 3},
+		{"pref 100 from 2001:db8:1::5 lookup 300", "from 2001:db8:1::5", 1},
 	} {
 		t.Run(c.add, func(t *testing.T) {
 			h := newHost(t)
@@ -206,7 +211,7 @@ func TestDeletingIPv6(t *testing.T) {
 				}
 				h.pass()
 				out, _ := exec.CommandContext(t.Context(), "ip", "route", "get", "2600::1", "from", "2001:db8:1::5").Output()
-				if strings.Contains(string(out), "dev wan0") && c.del != "iif lo" {
+				if strings.Contains(string(out), "dev wan0") {
 					t.Errorf("after deletion %d: %s\n%s", n+1, out, rules())
 				}
 			}
@@ -222,6 +227,9 @@ func TestDeletingIPv6(t *testing.T) {
 			}
 			if now := rules(); now != before {
 				t.Errorf("afterwards:\n%s\nbefore:\n%s", now, before)
+			}
+			if lo := h.ip("link show lo"); strings.Contains(lo, routing.LoopbackAlias) {
+				t.Errorf("the second name is left: %s", lo)
 			}
 		})
 	}

@@ -348,5 +348,10 @@ func (w *world) remove() []string {
 	for line := range strings.Lines(group) {
 		left = append(left, "group 28008: "+strings.TrimSpace(line))
 	}
+	lo, err := w.IP(w.t.Context(), "link", "show", "lo")
+	w.must(err)
+	if strings.Contains(lo, "altname") {
+		left = append(left, lo)
+	}
 	return left
 }
