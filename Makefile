@@ -92,6 +92,8 @@ DBUS       ?= /usr/share/dbus-1/system.d
 IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
+# Debian's zsh looks for those of packages in a directory of its own; site-functions is zsh's, and the administrator's.
+zshdir     ?= $(datadir)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
 # Root owns what NetworkManager runs, and nobody else may write to it: it ignores
 # it otherwise. The link makes its dispatcher run it at once (NetworkManager-dispatcher(8)).
@@ -124,14 +126,15 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
 	$(DATA) $(BIN)/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
 	$(DATA) $(BIN)/completions/multihomectl $D$(datadir)/bash-completion/completions/multihomectl
-	$(DATA) $(BIN)/completions/_multihomectl $D$(datadir)/zsh/vendor-completions/_multihomectl
+	$(DATA) $(BIN)/completions/_multihomectl $D$(zshdir)/_multihomectl
 	$(DATA) $(BIN)/completions/multihomectl.fish $D$(datadir)/fish/vendor_completions.d/multihomectl.fish
 	$(DATA) -t $D$(mandir)/man5 $(filter %.5,$(MANUALS))
 	$(DATA) -t $D$(mandir)/man8 $(filter %.8,$(MANUALS))
 	$(DATA) -t $D$(docdir) README.md ARCHITECTURE.md $(BIN)/NOTICES
 	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
 
-uninstall: ## what make install installed
+uninstall: ## what make install installed, and its routing; the configuration and the leases stay
+	@$(if $D,:,$(LEAVE))
 	rm -f $(addprefix $D$(sbindir)/,multihomed multihomed-dispatcher) $D$(bindir)/multihomectl \
 		$D$(NM_LIB)/dispatcher.d/90-multihomed $D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed \
 		$D$(IFUPDOWN)/if-up.d/multihomed $D$(IFUPDOWN)/if-post-down.d/multihomed \
@@ -139,10 +142,19 @@ uninstall: ## what make install installed
 		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed-failed.service $D$(unitdir)/multihomed.socket \
 		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
 		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
-		$D$(datadir)/bash-completion/completions/multihomectl $D$(datadir)/zsh/vendor-completions/_multihomectl \
+		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
 	rm -rf $D$(docdir)
+	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
+	@$(if $D,:,echo "left, for you to remove: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
+
+# As the package does when it is removed (multihomed.prerm): without the tool nothing could take the routing away.
+LEAVE = set -e; ctl=$(bindir)/multihomectl; \
+	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and take its routing away; run: sudo make uninstall" >&2; exit 1; }; \
+	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || systemctl disable --now multihomed.service multihomed.socket; \
+	test ! -x $$ctl || ! test / -ef /proc/1/root || { chmod a-x $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
+		{ chmod a+x $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing still stands, for the reason above; when that is mended: sudo make uninstall" >&2; exit 1; }
 
 # Exactly what is committed or changed, and nothing that was built, so that the
 # same input makes the same package.
@@ -153,14 +165,14 @@ $(DIST)/source: FORCE
 	cp -a packaging/debian $@/debian
 
 deb: ## the Debian package, into dist/
-	@command -v dh >/dev/null || internal/lab/install-requirements build-essential debhelper
+	@(for p in dh dpkg-buildpackage git; do command -v $$p || exit 1; done) >/dev/null || { echo "make deb needs more; run: sudo apt install debhelper git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
 	# Go is the one that is here, and no package of Debian 12 or 13.
 	cd $(DIST)/source && dpkg-buildpackage -d -us -uc
 	rm -rf $(DIST)/source
 
 rpm: ## the package for Fedora and RHEL, into dist/
-	@command -v rpmbuild >/dev/null || internal/lab/install-requirements rpm
+	@(for p in rpmbuild git; do command -v $$p || exit 1; done) >/dev/null || { echo "make rpm needs more; run: sudo apt install rpm git, or: sudo dnf install rpm-build git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
 	rm -rf $(DIST)/rpm && mkdir -p $(DIST)/rpm/SOURCES
 	tar -C $(DIST)/source --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(EPOCH) -cf $(DIST)/rpm/SOURCES/multihomed.tar .

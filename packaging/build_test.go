@@ -67,6 +67,8 @@ func TestTheSameContents(t *testing.T) {
 		var out []string
 		for path := range strings.Lines(list) {
 			path = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(path), "."), ".gz")
+			// zsh of Fedora knows no directory for packages.
+			path = strings.Replace(path, "/zsh/site-functions/", "/zsh/vendor-completions/", 1)
 			if strings.HasSuffix(path, "/") || strings.HasPrefix(path, "/usr/share/licenses/") ||
 				path == "/usr/share/doc/multihomed/changelog" || path == "/usr/share/doc/multihomed/copyright" {
 				continue

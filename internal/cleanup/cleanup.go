@@ -25,6 +25,11 @@ type Options struct {
 	Group uint32
 	// Link limits everything to one interface.
 	Link string
+	// Unreachable limits everything to the rules that answer "unreachable", at their own
+	// priority and where they are repeated. It is the last step when nobody maintains
+	// the routing any more: the host then routes as without us wherever a table of ours
+	// empties, and the next pass of the daemon puts them back.
+	Unreachable bool
 }
 
 // Remains is what stands of ours, as the kernel has it. Create it with Open.
@@ -155,20 +160,47 @@ func (r *Remains) Close() error {
 // Mirror is how the kernel is seen.
 func (r *Remains) Mirror() *kernel.Mirror { return r.mirror }
 
+// Stands reports whether the kernel holds any rule of ours.
+func Stands(ctx context.Context) (bool, error) {
+	r, err := Open(ctx, Options{})
+	if err != nil {
+		return false, err
+	}
+	return r.Rules() > 0, r.Close()
+}
+
+// Rules counts the rules of ours, whatever the options.
+func (r *Remains) Rules() (n int) {
+	r.mirror.View(func(k *kernel.State) {
+		for range k.Rules() {
+			n++
+		}
+	})
+	return n
+}
+
+// has reports whether an operation is within the options.
+func (r *Remains) has(op routing.Op) bool {
+	if r.options.Unreachable && (op.Verb != routing.DeleteRule || op.Rule.Action != routing.ActionUnreachable) {
+		return false
+	}
+	return r.link.has(op)
+}
+
 // Left is what stands of ours: the way from there to nothing, in the order in which
 // no packet strays.
 func (r *Remains) Left() []routing.Op {
 	var ops []routing.Op
 	r.mirror.View(func(k *kernel.State) {
 		r.link.learn(k)
-		ops = routing.Diff(r.nobody, k, routing.Everything(r.nobody, k), func(op routing.Op) bool { return r.link.has(op) })
+		ops = routing.Diff(r.nobody, k, routing.Everything(r.nobody, k), r.has)
 		var marked []routing.Op
 		for index, group := range k.Groups() {
 			if _, ours := r.groups[group]; ours {
 				marked = append(marked, routing.Op{Verb: routing.ResetGroup, Index: index})
 			}
 		}
-		marked = slices.DeleteFunc(marked, func(op routing.Op) bool { return !r.link.has(op) })
+		marked = slices.DeleteFunc(marked, func(op routing.Op) bool { return !r.has(op) })
 		slices.SortFunc(marked, func(a, b routing.Op) int { return cmp.Compare(a.Index, b.Index) })
 		ops = append(ops, marked...)
 	})

@@ -261,3 +261,41 @@ func TestOutcome(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 }
+
+// TestUnreachable takes away the rules that answer "unreachable", wherever they stand, and
+// nothing else.
+func TestUnreachable(t *testing.T) {
+	newHost(t, "10000", "10001", "28008")
+	all := func() (lines []string) {
+		for line := range strings.Lines(ip(t, "-4 rule") + ip(t, "-6 rule") + ip(t, "-N route show table all") + ip(t, "-N -6 route show table all") + ip(t, "-N -o link show group 28008")) {
+			// The kernel's own change while addresses are tried.
+			if strings.Contains(line, "proto 150") || strings.Contains(line, "group 28008") || !strings.Contains(line, "dev ") {
+				lines = append(lines, line)
+			}
+		}
+		return lines
+	}
+	before := all()
+	unreachable := func(line string) bool { return strings.Contains(line, "unreachable") && strings.Contains(line, "from") }
+	left := slices.DeleteFunc(slices.Clone(before), unreachable)
+	r, err := cleanup.Open(t.Context(), cleanup.Options{Unreachable: true})
+	must(t, err)
+	defer r.Close()
+	done, err := r.Remove(t.Context())
+	must(t, err)
+	must(t, done.Err())
+	if after := all(); !slices.Equal(after, left) || done.Rules != len(before)-len(left) || done.Rules != 6 || done.Routes+done.Groups > 0 {
+		t.Errorf("removed %v; of\n%s\nthere is left\n%s", done.Removed, strings.Join(before, ""), strings.Join(after, ""))
+	}
+	if stands, err := cleanup.Stands(t.Context()); err != nil || !stands {
+		t.Errorf("rules of ours stand: %t, %v", stands, err)
+	}
+	rest, err := cleanup.Open(t.Context(), cleanup.Options{})
+	must(t, err)
+	defer rest.Close()
+	_, err = rest.Remove(t.Context())
+	must(t, err)
+	if stands, err := cleanup.Stands(t.Context()); err != nil || stands {
+		t.Errorf("rules of ours stand: %t, %v", stands, err)
+	}
+}

@@ -89,6 +89,9 @@ func beforeDashes(args []string) []string {
 	return args
 }
 
+// colours are the values of --color.
+var colours = []string{"auto", "always", "never"} //nolint:gochecknoglobals // a constant in all but name
+
 // app is the state of one run.
 type app struct {
 	Program
@@ -120,6 +123,9 @@ for what NetworkManager does not know, and it can take all of it away again.`,
 	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`; it need not exist")
 	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
 	flags.Bool("version", false, "print the version and exit")
+	if err := root.RegisterFlagCompletionFunc("color", cobra.FixedCompletions(colours, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // The flag is defined above.
+	}
 	root.AddCommand(a.status(), a.lease(), a.migrate(), a.off(), a.on(), a.flush(), a.config(), a.bugReport(), a.version(), a.emergency())
 	root.InitDefaultCompletionCmd()
 	everywhere(root)

@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"multihomed/internal/emergency"
+	"multihomed/internal/cleanup"
 	"multihomed/internal/rights"
 )
 
@@ -37,7 +37,15 @@ func (a *app) emergency() *cobra.Command {
 			if err != nil {
 				return &exitError{exitProblem, err}
 			}
-			done, err := emergency.TakeAway(cmd.Context())
+			r, err := cleanup.Open(cmd.Context(), cleanup.Options{Unreachable: true})
+			if err != nil {
+				return &exitError{exitProblem, err}
+			}
+			defer r.Close()
+			done, err := r.Remove(cmd.Context())
+			if err == nil {
+				err = done.Err()
+			}
 			mark := a.journal()
 			for _, rule := range done.Removed {
 				fmt.Fprintf(a.Err, "%sremoved %s\n", mark, clean(rule))
@@ -45,7 +53,7 @@ func (a *app) emergency() *cobra.Command {
 			fmt.Fprintf(a.Err, "%smultihomed HAS FAILED and nobody maintains the routing: %s that answered \"unreachable\" removed, %s left. "+
 				"The routing of links that stay as they are goes on; what changes is routed by the main table, and bound traffic may leave by another link. "+
 				"To fix: see journalctl -u multihomed, then: systemctl reset-failed multihomed; systemctl start multihomed\n",
-				mark, count(len(done.Removed), "rule"), count(done.Standing, "rule"))
+				mark, count(done.Rules, "rule"), count(r.Rules(), "rule"))
 			if err != nil {
 				return &exitError{exitProblem, fmt.Errorf("not all could be removed: %w", err)}
 			}

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -62,9 +64,46 @@ func (f *leaseFlags) register(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("address", "id")
 	cmd.MarkFlagsMutuallyExclusive("ipv4", "ipv6", "id")
 	cmd.MarkFlagsOneRequired("address", "id")
-	if err := cmd.MarkFlagRequired("interface"); err != nil {
-		panic(err) // The flag is defined above.
+	if err := errors.Join(cmd.MarkFlagRequired("interface"),
+		cmd.RegisterFlagCompletionFunc("interface", completeInterface),
+		cmd.RegisterFlagCompletionFunc("address", f.completeAddress)); err != nil {
+		panic(err) // The flags are defined above.
 	}
+}
+
+// completeInterface offers the interfaces that may have a lease.
+func completeInterface(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, i := range all {
+		if i.Name != loopback {
+			out = append(out, i.Name)
+		}
+	}
+	slices.SortFunc(out, status.CompareNames)
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeAddress offers the addresses of the interface that the command line names.
+func (f *leaseFlags) completeAddress(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	i, err := net.InterfaceByName(f.name)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all, err := i.Addrs()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLinkLocalUnicast() {
+			out = append(out, p.Addr().String())
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
 func (a *app) lease() *cobra.Command {

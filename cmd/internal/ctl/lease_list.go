@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +22,7 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/inspect"
+	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/status"
 	"multihomed/routing"
 )
@@ -87,7 +90,7 @@ type listedLeases struct {
 
 func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, error) {
 	list := []listedLease{} // An empty array in JSON, not null.
-	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: inspect.LeasesPath(cfg), Range: cfg.Tables})
+	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: inspect.LeasesPath(cfg), Range: cfg.Tables, Boot: bootOfDaemon(cfg)})
 	switch {
 	case errors.Is(err, allocator.ErrMissing):
 		// Not started yet: there are none.
@@ -115,6 +118,21 @@ func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, er
 		return cmp.Or(strings.Compare(x.Interface, y.Interface), strings.Compare(x.Address, y.Address), strings.Compare(x.ID, y.ID))
 	})
 	return list, nil
+}
+
+// bootOfDaemon is how the daemon tells this boot from others, empty where that cannot be
+// told. systemd-nspawn mounts a boot id of its own over the kernel's, and the daemon's
+// sandbox of Debian 12 has a /proc without it.
+func bootOfDaemon(cfg config.Config) string {
+	pid, held, err := lockfile.Holder(filepath.Join(cfg.RuntimeDir, lockfile.Name))
+	if err != nil || !held || pid == 0 {
+		return ""
+	}
+	id, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/proc/sys/kernel/random/boot_id", pid))
+	if err != nil {
+		return "" // This user may not look, or the daemon has ended.
+	}
+	return strings.TrimSpace(string(id))
 }
 
 func plainLease(l allocator.ClientLease) listedLease {
@@ -164,11 +182,11 @@ func userName(uid uint32) string {
 
 func renderLeases(out io.Writer, list []listedLease) error {
 	if len(list) == 0 {
-		_, err := fmt.Fprintln(out, "there are no leases of clients")
+		_, err := fmt.Fprintln(out, "no client has a lease; the tables of links are in multihomectl status")
 		return err
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "interface\tfor\ttable\tuser\tuntil\ttag")
+	fmt.Fprintln(w, "interface\tfor\ttable\tuser\tends\ttag")
 	for _, l := range list {
 		what, who := l.Address, l.User
 		if l.ID != "" {
@@ -177,14 +195,14 @@ func renderLeases(out io.Writer, list []listedLease) error {
 		if who == "" {
 			who = strconv.FormatUint(uint64(l.UID), 10)
 		}
-		until := "the address goes"
+		ends := "with the address, or when it is released"
 		switch {
 		case !l.Live:
-			until = "ended " + l.Released.Format(time.DateTime)
+			ends = "ended " + l.Released.Format(time.DateTime)
 		case l.ExpiresIn > 0 || !l.Routed:
-			until = "not renewed for " + (time.Duration(l.ExpiresIn) * time.Second).String()
+			ends = "in " + (time.Duration(l.ExpiresIn) * time.Second).String() + " unless it is renewed"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", clean(l.Interface), clean(what), l.Table, clean(who), until, clean(l.Tag))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", clean(l.Interface), clean(what), l.Table, clean(who), ends, clean(l.Tag))
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("printing the leases: %w", err)

@@ -307,15 +307,15 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 			return "", locking
 		}
 		if !told.IsZero() && time.Since(told) >= obeyTime || errors.Is(err, hook.ErrBusy) {
-			pid, err := lockfile.End(ctx, path)
+			pid, err := endHolder(ctx, path)
 			if err != nil {
 				return "", fmt.Errorf("%s stands, and %w; to fix: systemctl kill --signal=KILL multihomed, then do this again", r.Summary(r.Left()), err)
 			}
+			told = time.Time{}
 			if pid != 0 {
 				fmt.Fprintf(a.Err, "multihomectl: process %d had the lock and did not answer: it was ended\n", pid)
+				continue
 			}
-			told = time.Time{}
-			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -323,6 +323,31 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 		case <-ticker.C:
 		}
 	}
+}
+
+// endHolder kills the process that holds a lock, because it does not do what it is asked
+// for, and returns its number; 0 if it let go of the lock meanwhile.
+func endHolder(ctx context.Context, path string) (pid int, err error) {
+	holder, err := lockfile.OpenHolder(path)
+	if err != nil {
+		return 0, err
+	}
+	if holder == nil {
+		pid, held, err := lockfile.Holder(path)
+		if err == nil && held && pid == 0 {
+			err = fmt.Errorf("the process that holds %s is not visible here", path)
+		}
+		return 0, err
+	}
+	defer holder.Close()
+	ended, err := holder.End(ctx, path)
+	if err != nil {
+		return 0, fmt.Errorf("ending process %d, which holds %s: %w", holder.PID, path, err)
+	}
+	if !ended {
+		return 0, nil
+	}
+	return holder.PID, nil
 }
 
 // gone waits until nothing of a link stands, and reports whether that came true.

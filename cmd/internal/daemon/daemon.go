@@ -180,6 +180,13 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		Alive: s.notify.alive, Beat: s.notify.beat(),
 		Report: s.reported,
 	}, extras{fault: s.fault})
+	// Ended in order before the first pass: nothing spoke against the configuration, and
+	// a restart must not leave an older one as the last good one.
+	keepUnsettled := func() { settled.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
+	if err != nil && ctx.Err() != nil {
+		keepUnsettled()
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -248,6 +255,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	if err := tasks.Wait(); err != nil {
 		return nil, err
 	}
+	keepUnsettled()
 	return next, nil
 }
 

@@ -188,6 +188,12 @@ func (s *latch) await(ctx context.Context) bool {
 	case <-s.given:
 		return true
 	case <-ctx.Done():
-		return false
+		// Both may have come.
+		select {
+		case <-s.given:
+			return true
+		default:
+			return false
+		}
 	}
 }

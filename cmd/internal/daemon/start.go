@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"multihomed/cmd/internal/config"
-	"multihomed/internal/emergency"
+	"multihomed/internal/cleanup"
 	"multihomed/internal/event"
 	"multihomed/internal/rights"
 )
@@ -63,7 +63,7 @@ func find(ctx context.Context, o Options) (config.Loaded, error) {
 	if loaded.Fault == nil || loaded.Fault.Known {
 		return loaded, nil
 	}
-	stands, err := emergency.Stands(ctx)
+	stands, err := cleanup.Stands(ctx)
 	if err != nil {
 		// What stands is not known, and may need us.
 		o.Logger.LogAttrs(ctx, event.LevelNotice, "reading the kernel failed, so that what stands is not known", slog.String("error", err.Error()))

@@ -79,6 +79,9 @@ const endTimeout = 3 * time.Second
 // End kills the process if it still holds the lock, and waits until it has ended. It
 // reports false, and does nothing, if it holds the lock no more.
 func (p *Process) End(ctx context.Context, path string) (bool, error) {
+	if p.PID == os.Getpid() {
+		return false, errors.New("it is this process")
+	}
 	holds, err := p.holds(path)
 	if err != nil || !holds {
 		return false, err

@@ -102,7 +102,7 @@ func TestLease(t *testing.T) {
 		t.Errorf("leases\n%s\nwant\n%s", strings.Join(lines, "\n"), strings.Join(want, "\n"))
 	}
 	text := h.ctl("lease", "list")
-	if text.status != 0 || !strings.HasPrefix(text.out, "interface  for ") || !strings.Contains(text.out, "until") || strings.Count(text.out, "\n") != 5 {
+	if text.status != 0 || !strings.HasPrefix(text.out, "interface  for ") || !strings.Contains(text.out, " unless it is renewed") || strings.Count(text.out, "\n") != 5 {
 		t.Errorf("lease list: %s", text)
 	}
 
