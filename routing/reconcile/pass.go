@@ -248,9 +248,9 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 	leased := l.lease(ctx, missing)
 	for _, s := range links {
 		s.link.Tables = l.hold(s, leased)
-		l.networks.set(s.link.Index, NetworksOf(s.link))
+		l.networks.set(s.link.Index, networksOf(s.link))
 		l.Mirror.View(func(k *kernel.State) {
-			s.link.Elsewhere = ElsewhereOf(k, s.link, s.claim, l.isLink(k))
+			s.link.Elsewhere = elsewhereOf(k, s.link, s.claim, l.isLink(k))
 		})
 		if s.whole {
 			l.planner.Set(s.link)
@@ -279,7 +279,7 @@ func (l *Loop) subject(index int) (subject, bool) {
 			facts, exists = k.Link(index)
 		}
 		claim, said, claimed = l.of(k, index)
-		if exists && claim.Standing == Draining {
+		if exists && (claim.Standing == Draining || claim.Pending && !planned) {
 			was = l.was(k, index, facts.Name)
 		}
 	})
@@ -294,8 +294,13 @@ func (l *Loop) subject(index int) (subject, bool) {
 	if claimed {
 		l.known[index] = facts.Name
 	}
-	s := subject{link: LinkOf(facts, claim), claim: claim, said: said, addresses: facts.Addresses, whole: whole}
+	s := subject{link: linkOf(facts, claim), claim: claim, said: said, addresses: facts.Addresses, whole: whole}
 	s.keys = routing.Keys(s.link)
+	if was && !planned && facts.Group != l.Policy.UplinkGroup {
+		// It is being brought up once more, and the process before this one knew it to be
+		// no uplink.
+		s.link.Pending = false
+	}
 	switch claim.Standing {
 	case Link:
 		return s, true
@@ -306,8 +311,8 @@ func (l *Loop) subject(index int) (subject, bool) {
 	}
 }
 
-// LinkOf puts together what the kernel and the owner say of an interface.
-func LinkOf(facts kernel.Link, claim Claim) routing.Link {
+// linkOf puts together what the kernel and the owner say of an interface.
+func linkOf(facts kernel.Link, claim Claim) routing.Link {
 	addresses := facts.Addresses
 	if claim.Only != nil {
 		addresses = slices.DeleteFunc(slices.Clone(addresses), func(a routing.Address) bool {

@@ -223,7 +223,7 @@ func checkOutcomes(v *View, _ files) []Finding {
 
 // checkUnchecked says that not every link was checked.
 func checkUnchecked(v *View, _ files) []Finding {
-	if v.Unchecked == 0 || v.snapshot != nil {
+	if v.Unchecked == 0 || v.byDaemon {
 		return nil
 	}
 	return []Finding{{

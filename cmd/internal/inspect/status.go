@@ -29,7 +29,7 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 		Unbound: map[string]status.Unbound{}, Unchecked: v.Unchecked, OtherRules: v.otherRules(),
 	}
 	s.Off, s.OffLinks = offOf(v.Off)
-	if v.snapshot != nil {
+	if v.byDaemon {
 		s.By = byDaemon
 	}
 	for f, u := range v.Unbound {
@@ -132,7 +132,7 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 		Networks: []status.Network{}, LeftAlone: map[string]string{}, Unused: []status.Address{}, Objects: []status.Object{},
 	}
 	l.Type = claim.Type
-	if v.snapshot != nil {
+	if v.byDaemon {
 		if i, known := v.snapshot.Interface(l.Index); known && !i.Since.IsZero() {
 			l.Since = &i.Since
 		}
