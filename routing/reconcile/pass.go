@@ -233,7 +233,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.recallRole(&s, plan)
+		l.recallRole(&s, plan, planned)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.said)
@@ -351,7 +351,7 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 
 // recallRole adds what is remembered of a link. One that is being taken down keeps the
 // role it had: nobody says any more what made it one.
-func (l *Loop) recallRole(s *subject, before routing.LinkPlan) {
+func (l *Loop) recallRole(s *subject, before routing.LinkPlan, planned bool) {
 	link := &s.link
 	claim := s.claim
 	if claim.Standing == Link {
@@ -359,7 +359,24 @@ func (l *Loop) recallRole(s *subject, before routing.LinkPlan) {
 	}
 	l.recall.lost(*link, l.now())
 	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, s.addresses, claim, l.complete)
-	link.WasUplink = link.WasUplink || claim.Standing == Draining && before.Role == routing.Uplink
+	if claim.Standing == Draining {
+		link.WasUplink = link.WasUplink || before.Role == routing.Uplink || !planned && l.stopped(s.keys)
+	}
+}
+
+// stopped reports whether a rung of uplinks stands for a network: the process before this
+// one left it.
+func (l *Loop) stopped(keys []routing.Key) (stands bool) {
+	l.Mirror.View(func(k *kernel.State) {
+		for _, f := range routing.Families() {
+			for _, r := range k.RuleOrder(f, routing.PriorityUnreachable) {
+				stands = stands || slices.ContainsFunc(keys, func(key routing.Key) bool {
+					return key.Family == f && (key.Prefix == r.From || !key.OfHosts() && key.Prefix.Contains(r.From.Addr()))
+				})
+			}
+		}
+	})
+	return stands
 }
 
 func (l *Loop) forget(index int) {

@@ -30,3 +30,16 @@ func of(cfg config.Config, s *reconcile.Snapshot) *View {
 	}
 	return v
 }
+
+// claimOf is what the owner of an interface says of it, by whatever name.
+func (v *View) claimOf(l kernel.Link) (reconcile.Claim, bool) {
+	if v.snapshot == nil {
+		claim, claimed := v.Claims[l.Name]
+		return claim, claimed
+	}
+	i, known := v.snapshot.Interface(l.Index)
+	if !known {
+		return reconcile.Claim{}, false
+	}
+	return i.Claim, i.Claimed
+}

@@ -124,7 +124,7 @@ func objectOf(o Object) status.Object {
 
 func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 	name := plan.Link.Name
-	claim := v.Claims[name]
+	claim, _ := v.claimOf(v.Links[name])
 	l := status.Link{
 		Interface: name, Index: plan.Link.Index, Role: plan.Role.String(), RoleWhy: plan.Why,
 		Draining: claim.Standing == reconcile.Draining, Why: claim.Why, Profile: claim.Profile,
@@ -226,7 +226,7 @@ func othersOf(v *View) []status.Other {
 }
 
 func whyNot(v *View, facts kernel.Link) string {
-	claim, known := v.Claims[facts.Name]
+	claim, known := v.claimOf(facts)
 	switch {
 	case known && claim.Why != "":
 		return claim.Why
