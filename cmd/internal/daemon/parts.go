@@ -18,6 +18,7 @@ import (
 	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/cmd/internal/told"
 	"multihomed/internal/event"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
@@ -94,7 +95,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if p.writer, err = p.mirror.OpenWriter(); err != nil {
 		return err
 	}
-	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != ""})
+	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "", Passed: told.Passed(cfg.RuntimeDir)})
 	var unread claims.Unread
 	p.owners, unread = claims.Open(cfg, p.watcher, p.mirror)
 	for _, err := range unread.Leases {

@@ -15,6 +15,7 @@ import (
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/cmd/internal/told"
 	"multihomed/internal/standing"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -95,7 +96,7 @@ func (r *reading) readDaemon() {
 
 func (r *reading) readManager(ctx context.Context) {
 	var err error
-	r.manager, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience})
+	r.manager, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience, Passed: told.Passed(r.cfg.RuntimeDir)})
 	if err != nil {
 		r.managerFault = err.Error()
 		r.manager.Absent = true
