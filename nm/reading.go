@@ -113,8 +113,9 @@ func isDenied(err error) bool {
 // that succeeded; if not, the calls are worth another attempt.
 //
 // What is no profile does not keep the link from working: it counts as one that says
-// nothing. One that NetworkManager does not let us read may say everything.
-func (d *device) conclude() bool {
+// nothing. One that NetworkManager does not let us read may say everything, unless
+// somebody who may read it has passed it on.
+func (d *device) conclude(passed func() (profile, bool)) bool {
 	r := &d.reading
 	applied, stored := r.applied, r.stored
 	r.applied, r.stored = nil, nil
@@ -131,8 +132,12 @@ func (d *device) conclude() bool {
 		r.problem = fmt.Sprintf("reading the applied profile: %s", r.appliedFailed)
 		return false
 	case isDenied(r.appliedFailed):
-		r.problem = fmt.Sprintf("the profile is not for multihomed to read, its link is left alone: %s; to fix: see connection.permissions in nm-settings-nmcli(5)", r.appliedFailed)
 		d.profileFor = r.of
+		if p, known := passed(); known {
+			r.problem, d.profile = "", p
+			return true
+		}
+		r.problem = fmt.Sprintf("the profile is not for multihomed to read, its link is left alone: %s; to fix: `nmcli device reapply %s`, after which NetworkManager's dispatcher passes the profile on, or see connection.permissions in nm-settings-nmcli(5)", r.appliedFailed, d.name)
 		d.profile = profile{denied: true}
 		return true
 	default:
@@ -141,12 +146,9 @@ func (d *device) conclude() bool {
 		d.profile = profile{}
 		return true
 	}
-	merged := maps.Clone(applied)
+	merged := applied
 	if r.storedFailed == nil {
-		delete(merged, "user")
-		if user, ok := stored["user"]; ok {
-			merged["user"] = user
-		}
+		merged = withUser(applied, stored)
 	}
 	if r.appliedFailed == nil {
 		r.problem = ""
@@ -158,4 +160,14 @@ func (d *device) conclude() bool {
 	d.profile = decodeProfile(merged, previous)
 	d.profileFor = r.of
 	return true
+}
+
+// withUser is an applied profile with the [user] data of the stored one.
+func withUser(applied, stored settings) settings {
+	merged := maps.Clone(applied)
+	delete(merged, "user")
+	if user, ok := stored["user"]; ok {
+		merged["user"] = user
+	}
+	return merged
 }

@@ -605,7 +605,7 @@ func (s *session) read(t *tree, d *device) {
 		return
 	}
 	delete(s.initial, d)
-	if d.conclude() {
+	if d.conclude(func() (profile, bool) { return s.passed(d) }) {
 		r.attempts, r.retry = 0, time.Time{}
 		delete(s.retries, d)
 	} else if t.readable(d) {
@@ -618,6 +618,20 @@ func (s *session) read(t *tree, d *device) {
 	if r.again || r.of != d.activation {
 		s.ask(d)
 	}
+}
+
+// passed returns the profile of a device's activation that somebody has passed on.
+func (s *session) passed(d *device) (profile, bool) {
+	a, known := s.tree.actives[d.reading.of]
+	if s.w.opts.Passed == nil || !known {
+		return profile{}, false
+	}
+	p, is := s.w.opts.Passed(d.name)
+	// Another profile may have been in force when it was passed on.
+	if !is || p.UUID != a.uuid || p.Validate() != nil {
+		return profile{}, false
+	}
+	return p.profile(), true
 }
 
 // arm makes the timer fire no later than at t.

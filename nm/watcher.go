@@ -26,6 +26,10 @@ type Options struct {
 	// DNS has [Device.DNS] followed. Without it, what NetworkManager says of name
 	// resolution is not even decoded.
 	DNS bool
+	// Passed returns what somebody passed on of the profile of an interface, false if
+	// nothing. It is asked where NetworkManager does not let us read the profile; nil
+	// knows none.
+	Passed func(name string) (Passed, bool)
 }
 
 // A Watcher follows NetworkManager. Create it with [New], start [Watcher.Run].

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -320,7 +322,14 @@ func TestUnreadableProfile(t *testing.T) {
 	stored := fake.Answer("GetSettings", func(dbus.ObjectPath) (any, *dbus.Error) {
 		return nmtest.Settings{"ipv4": {"gateway": dbus.MakeVariant("192.0.2.77")}}, nil
 	})
-	w := watch(t, nm.Options{Address: bus.Address})
+	var passed atomic.Pointer[nm.Passed]
+	w := watch(t, nm.Options{Address: bus.Address, Passed: func(name string) (nm.Passed, bool) {
+		p := passed.Load()
+		if p == nil || name != "eth0" {
+			return nm.Passed{}, false
+		}
+		return *p, true
+	}})
 	d := w.awaitComplete(t).Devices["eth0"]
 	if !d.ProfileKnown || d.Intents[routing.IPv4].Gateway.String() != "192.0.2.77" || len(d.Problems) != 1 {
 		t.Errorf("with the stored profile: %+v", d)
@@ -330,6 +339,24 @@ func TestUnreadableProfile(t *testing.T) {
 	d = w.awaitDevice(t, "eth0", "is not for us", func(d nm.Device) bool { return d.Denied })
 	if v, reason := (nm.Policy{}).Classify(d, false); v != nm.NotLink || !w.Snapshot().Complete || !strings.Contains(strings.Join(d.Problems, ""), "not for multihomed to read") {
 		t.Errorf("it is a %s: %s; %+v", v, reason, d)
+	}
+	// What somebody passed on counts, if it is of this profile and makes sense.
+	router := netip.MustParseAddr("192.0.2.88")
+	for _, bad := range []nm.Passed{
+		{UUID: "another", IPv4: nm.PassedFamily{Gateway: router}},
+		{UUID: d.ProfileUUID, IPv6: nm.PassedFamily{Gateway: router}},
+	} {
+		passed.Store(&bad)
+		w.Poke("eth0")
+	}
+	passed.Store(&nm.Passed{UUID: d.ProfileUUID, IPv4: nm.PassedFamily{Gateway: router, NeverDefault: true}, IPv6: nm.PassedFamily{Table: 77}, Tables: []routing.TableID{77}})
+	w.Poke("eth0")
+	d = w.awaitDevice(t, "eth0", "was passed on", func(d nm.Device) bool { return !d.Denied })
+	if in := d.Intents[routing.IPv4]; in.Gateway != router || !in.NeverDefault || d.Intents[routing.IPv6].LeaveAlone == "" || len(d.Problems) > 0 || !slices.Equal(d.RouteTables, []routing.TableID{77}) {
+		t.Errorf("what was passed on: %+v", d)
+	}
+	if v, reason := (nm.Policy{}).Classify(d, false); v != nm.Link {
+		t.Errorf("it is a %s: %s", v, reason)
 	}
 	fake.Answer("GetSettings", stored)
 	fake.Answer("GetAppliedConnection", func(dbus.ObjectPath) (any, *dbus.Error) { return "a profile", nil })

@@ -70,7 +70,7 @@ func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) erro
 	cfg := config.Find(o.ConfigPath).Config
 	o.Level.Set(cfg.LogLevel)
 	// What could not be noted of it may still be seen by others.
-	message, noting := told.Note(cfg.RuntimeDir, happened, time.Now())
+	message, noting := told.Note(ctx, cfg.RuntimeDir, happened, time.Now())
 	hung := func(pid int) {
 		o.Logger.LogAttrs(ctx, slog.LevelError, "daemon ended because it did not acknowledge an event; its work is done here until it is back",
 			event.Is(event.DaemonHung), slog.Int("pid", pid), slog.Duration("after", hook.AckTimeout))

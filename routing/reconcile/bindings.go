@@ -16,12 +16,14 @@ type bindings struct {
 	// identity is the reverse.
 	identified map[string]int
 	identity   map[int]string
+	// numbered are the claims that name their interface by its index.
+	numbered map[int]string
 }
 
 func newBindings() *bindings {
 	return &bindings{
 		claims: map[string]Claim{}, index: map[string]int{}, name: map[int]string{},
-		identified: map[string]int{}, identity: map[int]string{},
+		identified: map[string]int{}, identity: map[int]string{}, numbered: map[int]string{},
 	}
 }
 
@@ -34,8 +36,15 @@ func (b *bindings) set(k *kernel.State, name string, c Claim) (changed []int) {
 			b.unbind(name)
 		}
 	}
+	b.forgetNumber(name, before)
 	b.claims[name] = c
+	if c.Index != 0 {
+		b.numbered[c.Index] = name
+	}
 	b.bind(k, name)
+	if other, is := b.numbered[b.index[name]]; is && c.LeftToOthers && other != name {
+		b.bind(k, other)
+	}
 	if index, bound := b.index[name]; bound {
 		changed = append(changed, index)
 	}
@@ -48,11 +57,18 @@ func (b *bindings) remove(k *kernel.State, name string) (changed []int) {
 		changed = append(changed, index)
 	}
 	b.unbind(name)
+	b.forgetNumber(name, b.claims[name])
 	delete(b.claims, name)
 	if index, exists := k.IndexOf(name); exists {
 		changed = append(changed, index)
 	}
 	return changed
+}
+
+func (b *bindings) forgetNumber(name string, c Claim) {
+	if b.numbered[c.Index] == name {
+		delete(b.numbered, c.Index)
+	}
 }
 
 func (b *bindings) unbind(name string) {
@@ -83,7 +99,12 @@ func (b *bindings) bind(k *kernel.State, name string) {
 		return
 	}
 	if other, taken := b.name[index]; taken && other != name {
-		if other == now {
+		was := b.claims[other]
+		switch {
+		case c.LeftToOthers && was.Index == index:
+			return // The other owner is who it is left to.
+		case was.LeftToOthers && c.Index == index:
+		case other == now:
 			return // Of two claims, the one with the present name is newer.
 		}
 		b.unbind(other)

@@ -11,9 +11,9 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// NetworksOf returns the networks of a link in which sources may lie that are no
+// networksOf returns the networks of a link in which sources may lie that are no
 // addresses of it.
-func NetworksOf(l routing.Link) []netip.Prefix {
+func networksOf(l routing.Link) []netip.Prefix {
 	var out []netip.Prefix
 	for _, k := range routing.Keys(l) {
 		if !k.OfHosts() {
@@ -23,15 +23,15 @@ func NetworksOf(l routing.Link) []netip.Prefix {
 	return out
 }
 
-// ElsewhereOf returns the sources of a link that are no addresses of it: what the
+// elsewhereOf returns the sources of a link that are no addresses of it: what the
 // network routes to this host, and what the kernel has of the link's networks
 // elsewhere. A host route behind another link is that link's matter.
-func ElsewhereOf(k *kernel.State, l routing.Link, c Claim, isLink func(index int) bool) []routing.Elsewhere {
+func elsewhereOf(k *kernel.State, l routing.Link, c Claim, isLink func(index int) bool) []routing.Elsewhere {
 	var out []routing.Elsewhere
 	for _, p := range c.Delegated {
 		out = append(out, routing.Elsewhere{Prefix: p, Why: "the network routes the prefix to this host"})
 	}
-	for _, e := range k.Elsewhere(l.Index, NetworksOf(l)) {
+	for _, e := range k.Elsewhere(l.Index, networksOf(l)) {
 		if e.Own && !e.Stranger || !isLink(e.Device) {
 			out = append(out, e)
 		}

@@ -186,12 +186,12 @@ func (l *Loop) noteStepped(ctx context.Context) {
 // takeGroups counts the interfaces in groups of the administrator.
 func (l *Loop) takeGroups() {
 	var members map[uint32]int
-	l.Mirror.View(func(k *kernel.State) { members = GroupsOf(k) })
+	l.Mirror.View(func(k *kernel.State) { members = groupsOf(k) })
 	l.planner.SetGroups(members)
 }
 
-// GroupsOf counts the interfaces by group.
-func GroupsOf(k *kernel.State) map[uint32]int {
+// groupsOf counts the interfaces by group.
+func groupsOf(k *kernel.State) map[uint32]int {
 	members := map[uint32]int{}
 	for _, group := range k.Groups() {
 		if group != 0 {

@@ -101,7 +101,7 @@ type Loop struct {
 	// needs them.
 	devices map[string]struct{}
 	held    map[int]map[routing.Key]routing.TableID
-	recall  *Recall
+	recall  *recall
 	// networks are those of the links, in which others may have addresses too.
 	networks networks
 	// unasked says that what the kernel does with unbound packets may have changed.
@@ -174,7 +174,7 @@ func New(o Options) *Loop {
 		holders:       map[routing.Key]int{},
 		owned:         &ownedTables{byLink: map[string][]routing.TableID{}},
 		asks:          make(chan ask),
-		recall:        NewRecall(o.Memory),
+		recall:        newRecall(o.Memory),
 		networks:      networks{count: map[netip.Prefix]int{}, byLink: map[int][]netip.Prefix{}},
 		stepped:       map[routing.Family]map[routing.Rule]struct{}{},
 		dirty:         map[int]struct{}{},

@@ -49,9 +49,8 @@ type Memory interface {
 	Keep(Recollection) error
 }
 
-// A Recall is a Recollection at work: the loop's, which goes on to learn, or that of
-// somebody who only looks.
-type Recall struct {
+// A recall is a Recollection at work.
+type recall struct {
 	memory Memory
 	// known are the rules in front of the ladder: those that the kernel numbered with
 	// the priority that they would have without us, the others with zero.
@@ -60,9 +59,9 @@ type Recall struct {
 	changed bool
 }
 
-// NewRecall starts from what was kept; a nil Memory kept nothing and keeps nothing.
-func NewRecall(m Memory) *Recall {
-	r := &Recall{memory: m, known: map[routing.Rule]routing.Priority{}, uplinks: map[int]FormerUplink{}}
+// newRecall starts from what was kept; a nil Memory kept nothing and keeps nothing.
+func newRecall(m Memory) *recall {
+	r := &recall{memory: m, known: map[routing.Rule]routing.Priority{}, uplinks: map[int]FormerUplink{}}
 	if m == nil {
 		return r
 	}
@@ -81,7 +80,7 @@ func NewRecall(m Memory) *Recall {
 
 // Foreign returns the rules of others in both families, in the order of
 // [routing.Families], with what is known of their numbers.
-func (r *Recall) Foreign(k *kernel.State) [2][]routing.ForeignRule {
+func (r *recall) Foreign(k *kernel.State) [2][]routing.ForeignRule {
 	var out [2][]routing.ForeignRule
 	for i, f := range routing.Families() {
 		out[i] = r.foreign(k, f)
@@ -94,7 +93,7 @@ func (r *Recall) Foreign(k *kernel.State) [2][]routing.ForeignRule {
 // priority the number below the lowest rule but that of local
 // (fib_default_rule_pref in net/core/fib_rules.c): such a rule has a neighbour above
 // it, and the protocol that iproute2 and libraries give it who say none.
-func (r *Recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRule {
+func (r *recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRule {
 	stands := false
 	for rule := range k.Rules() {
 		if stands = rule.Family == f; stands {
@@ -141,7 +140,7 @@ func inFront(r routing.Rule) bool {
 // natural is the number that the kernel would give a rule without us: one below the
 // second rule of the family (fib_default_rule_pref). Those that it numbered before stand
 // where they would.
-func (r *Recall) natural(foreign []routing.Rule) routing.Priority {
+func (r *recall) natural(foreign []routing.Rule) routing.Priority {
 	second := routing.PriorityMain
 	for _, rule := range foreign[min(1, len(foreign)):] {
 		p := rule.Priority
@@ -167,7 +166,7 @@ func (r *Recall) natural(foreign []routing.Rule) routing.Priority {
 // gone.
 //
 // Addresses are all that the interface has, also those that take no part.
-func (r *Recall) WasUplink(l routing.Link, addresses []routing.Address, c Claim, complete bool) (was bool, until string) {
+func (r *recall) WasUplink(l routing.Link, addresses []routing.Address, c Claim, complete bool) (was bool, until string) {
 	u, was := r.uplinks[l.Index]
 	if !was || complete && !u.same(l, addresses, c) {
 		return false, ""
@@ -200,7 +199,7 @@ func (u FormerUplink) stands(now []routing.Address) bool {
 }
 
 // lost notes when main is first seen without the default of a former uplink.
-func (r *Recall) lost(l routing.Link, now time.Time) {
+func (r *recall) lost(l routing.Link, now time.Time) {
 	if u, was := r.uplinks[l.Index]; was && u.Until.IsZero() && !routing.HasMainDefault(l) {
 		u.Until = now
 		r.uplinks[l.Index], r.changed = u, true
@@ -208,7 +207,7 @@ func (r *Recall) lost(l routing.Link, now time.Time) {
 }
 
 // learn notes an uplink by a default, and when a link is another one now.
-func (r *Recall) learn(l routing.Link, addresses []routing.Address, c Claim, complete bool) {
+func (r *recall) learn(l routing.Link, addresses []routing.Address, c Claim, complete bool) {
 	old, was := r.uplinks[l.Index]
 	if was && complete && !old.same(l, addresses, c) {
 		r.forget(l.Index)
@@ -247,13 +246,13 @@ func (u FormerUplink) equal(o FormerUplink) bool {
 // noLink drops the memory of an interface that is no link, once its addresses have
 // gone: one that becomes a link again with the same ones is the same. A nil facts
 // means that the interface does not exist.
-func (r *Recall) noLink(index int, facts *kernel.Link) {
+func (r *recall) noLink(index int, facts *kernel.Link) {
 	if u, was := r.uplinks[index]; was && (facts == nil || !u.stands(facts.Addresses)) {
 		r.forget(index)
 	}
 }
 
-func (r *Recall) forget(index int) {
+func (r *recall) forget(index int) {
 	if _, was := r.uplinks[index]; was {
 		delete(r.uplinks, index)
 		r.changed = true
@@ -262,7 +261,7 @@ func (r *Recall) forget(index int) {
 
 // keep writes down what changed. What could not be written is tried again with the
 // next pass.
-func (r *Recall) keep() error {
+func (r *recall) keep() error {
 	if !r.changed || r.memory == nil {
 		return nil
 	}

@@ -233,7 +233,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			// and was known to be no uplink: cutting it off would help nobody.
 			s.link.Pending = false
 		}
-		l.recallRole(&s, plan)
+		l.recallRole(&s, plan, planned)
 		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
 			// The owner may have changed its mind about the link being an uplink.
 			l.Owners.Poke(s.said)
@@ -248,9 +248,9 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 	leased := l.lease(ctx, missing)
 	for _, s := range links {
 		s.link.Tables = l.hold(s, leased)
-		l.networks.set(s.link.Index, NetworksOf(s.link))
+		l.networks.set(s.link.Index, networksOf(s.link))
 		l.Mirror.View(func(k *kernel.State) {
-			s.link.Elsewhere = ElsewhereOf(k, s.link, s.claim, l.isLink(k))
+			s.link.Elsewhere = elsewhereOf(k, s.link, s.claim, l.isLink(k))
 		})
 		if s.whole {
 			l.planner.Set(s.link)
@@ -279,7 +279,7 @@ func (l *Loop) subject(index int) (subject, bool) {
 			facts, exists = k.Link(index)
 		}
 		claim, said, claimed = l.of(k, index)
-		if exists && claim.Standing == Draining {
+		if exists && (claim.Standing == Draining || claim.Pending && !planned) {
 			was = l.was(k, index, facts.Name)
 		}
 	})
@@ -294,8 +294,13 @@ func (l *Loop) subject(index int) (subject, bool) {
 	if claimed {
 		l.known[index] = facts.Name
 	}
-	s := subject{link: LinkOf(facts, claim), claim: claim, said: said, addresses: facts.Addresses, whole: whole}
+	s := subject{link: linkOf(facts, claim), claim: claim, said: said, addresses: facts.Addresses, whole: whole}
 	s.keys = routing.Keys(s.link)
+	if was && !planned && facts.Group != l.Policy.UplinkGroup {
+		// It is being brought up once more, and the process before this one knew it to be
+		// no uplink.
+		s.link.Pending = false
+	}
 	switch claim.Standing {
 	case Link:
 		return s, true
@@ -306,8 +311,8 @@ func (l *Loop) subject(index int) (subject, bool) {
 	}
 }
 
-// LinkOf puts together what the kernel and the owner say of an interface.
-func LinkOf(facts kernel.Link, claim Claim) routing.Link {
+// linkOf puts together what the kernel and the owner say of an interface.
+func linkOf(facts kernel.Link, claim Claim) routing.Link {
 	addresses := facts.Addresses
 	if claim.Only != nil {
 		addresses = slices.DeleteFunc(slices.Clone(addresses), func(a routing.Address) bool {
@@ -346,7 +351,7 @@ func (l *Loop) was(k *kernel.State, index int, name string) bool {
 
 // recallRole adds what is remembered of a link. One that is being taken down keeps the
 // role it had: nobody says any more what made it one.
-func (l *Loop) recallRole(s *subject, before routing.LinkPlan) {
+func (l *Loop) recallRole(s *subject, before routing.LinkPlan, planned bool) {
 	link := &s.link
 	claim := s.claim
 	if claim.Standing == Link {
@@ -354,7 +359,24 @@ func (l *Loop) recallRole(s *subject, before routing.LinkPlan) {
 	}
 	l.recall.lost(*link, l.now())
 	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, s.addresses, claim, l.complete)
-	link.WasUplink = link.WasUplink || claim.Standing == Draining && before.Role == routing.Uplink
+	if claim.Standing == Draining {
+		link.WasUplink = link.WasUplink || before.Role == routing.Uplink || !planned && l.stopped(s.keys)
+	}
+}
+
+// stopped reports whether a rung of uplinks stands for a network: the process before this
+// one left it.
+func (l *Loop) stopped(keys []routing.Key) (stands bool) {
+	l.Mirror.View(func(k *kernel.State) {
+		for _, f := range routing.Families() {
+			for _, r := range k.RuleOrder(f, routing.PriorityUnreachable) {
+				stands = stands || slices.ContainsFunc(keys, func(key routing.Key) bool {
+					return key.Family == f && (key.Prefix == r.From || !key.OfHosts() && key.Prefix.Contains(r.From.Addr()))
+				})
+			}
+		}
+	})
+	return stands
 }
 
 func (l *Loop) forget(index int) {

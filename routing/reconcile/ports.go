@@ -35,6 +35,9 @@ type Claim struct {
 	Profile, UUID string
 	// Type is the owner's name of the kind of device, empty if it has none.
 	Type string
+	// LeftToOthers says that the owner knows the interface and leaves it to others. Where
+	// one of them claims it by its index, under an earlier name, his claim counts.
+	LeftToOthers bool
 	// Watched says that the routes of main through the interface may become of
 	// interest: it is a link, or can be one. What drains and was a link stays of
 	// interest.

@@ -52,6 +52,9 @@ type Snapshot struct {
 type Interface struct {
 	// Facts have no routes.
 	Facts kernel.Link
+	// Claim is what its owner says of it, by whatever name, if Claimed.
+	Claim   Claim
+	Claimed bool
 	// IsLink says that the interface is planned.
 	IsLink bool
 	// Plan has the structure of the link alone: its paths go on changing.
@@ -281,6 +284,7 @@ func (l *Loop) picturedAnew(k *kernel.State, index int) {
 		return
 	}
 	i := &Interface{Facts: facts, Since: l.picture.since[index].at}
+	i.Claim, _, i.Claimed = l.of(k, index)
 	i.Plan, i.IsLink = l.planner.Link(index)
 	l.picture.interfaces[index] = i
 }

@@ -113,6 +113,7 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 	if claim.Standing == reconcile.Link {
 		return claim, true
 	}
+	claim.LeftToOthers = f.Managed && left
 	if left {
 		if hook, is := f.hooked(); is {
 			return hook, true
@@ -126,7 +127,7 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 	if len(f.Leased) == 0 || claim.Standing != reconcile.NoLink && !letGo {
 		return claim, f.Managed
 	}
-	claim.Standing, claim.Watched, claim.Only = reconcile.Link, true, f.Leased
+	claim.Standing, claim.Watched, claim.Only, claim.LeftToOthers = reconcile.Link, true, f.Leased, false
 	if tunnel(f.Kind) || f.Managed && f.Device.VPN {
 		// What leaves by it leaves by another link in truth: it is no uplink.
 		claim.Choice = routing.AlwaysLocal

@@ -8,9 +8,11 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/hooked"
+	"multihomed/cmd/internal/presence"
 	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
+	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -18,7 +20,7 @@ import (
 // word, then those who configured an interface, then those who leased a table
 // for an address.
 type Sources struct {
-	Manager *nm.Watcher
+	Manager Manager
 	Policy  nm.Policy
 	// Links are the entries of [[link]] in the configuration.
 	Links    []config.Link
@@ -31,6 +33,71 @@ type Sources struct {
 	Expected func() bool
 	// Off is what the administrator switched off.
 	Off *offswitch.Switch
+}
+
+// A Manager is NetworkManager, followed by a [nm.Watcher] or [Asked] once.
+type Manager interface {
+	// Changed holds a value when TakeChanges has something to say.
+	Changed() <-chan struct{}
+	// TakeChanges returns what changed since it was called last.
+	TakeChanges() nm.Changes
+	// Poke asks for an interface's profile to be read again.
+	Poke(name string)
+}
+
+// Asked returns a NetworkManager that has said all that it is going to say.
+func Asked(s nm.Snapshot) Manager {
+	return &asked{nm.Changes{Status: s.Status, StatusChanged: true, Devices: s.Devices}}
+}
+
+type asked struct{ changes nm.Changes }
+
+func (*asked) Changed() <-chan struct{} { return nil }
+func (*asked) Poke(string)              {}
+
+func (a *asked) TakeChanges() nm.Changes {
+	c := a.changes
+	a.changes = nm.Changes{Status: c.Status}
+	return c
+}
+
+// Unread are the parts of what was written down that cannot be read.
+type Unread struct {
+	// Hooks are reports of hooks, Leases routed leases.
+	Hooks, Leases []error
+}
+
+// A Kernel is what is known of the kernel's interfaces; [kernel.Mirror] is one.
+type Kernel interface {
+	View(look func(*kernel.State))
+}
+
+// Open puts together what NetworkManager says with what hooks, clients and the
+// administrator have said on this host so far. It is how everybody finds out who the
+// links are: the daemon, who stands in for it, and who only looks. What cannot be read is
+// left out.
+func Open(cfg config.Config, manager Manager, interfaces Kernel) (*Owners, Unread) {
+	var unread Unread
+	s := Sources{
+		Manager: manager, Policy: cfg.NMPolicy(), Links: cfg.Links, Off: offswitch.Open(cfg.StateDir),
+		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
+		Kind:     func(name string) (string, string) { return kindOf(interfaces, name) },
+	}
+	s.Hooked, unread.Hooks = hooked.Open(cfg.RuntimeDir)
+	s.Declared, unread.Leases = declared.Open(cfg.RuntimeDir)
+	return Join(s), unread
+}
+
+// kindOf returns the driver's name of a virtual interface, and what it is a port of.
+func kindOf(interfaces Kernel, name string) (kind, controller string) {
+	interfaces.View(func(k *kernel.State) {
+		if index, exists := k.IndexOf(name); exists {
+			facts, _ := k.LinkFacts(index)
+			kind = facts.Kind
+			controller, _ = k.NameOf(facts.Master)
+		}
+	})
+	return kind, controller
 }
 
 // Owners puts together what the sources say. Create it with Join; Run must be

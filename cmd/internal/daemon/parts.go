@@ -14,12 +14,11 @@ import (
 	"multihomed/allocator"
 	"multihomed/cmd/internal/claims"
 	"multihomed/cmd/internal/config"
-	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/hooked"
-	"multihomed/cmd/internal/presence"
 	"multihomed/cmd/internal/rttables"
 	"multihomed/cmd/internal/runstate"
+	"multihomed/cmd/internal/told"
 	"multihomed/internal/event"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
@@ -92,24 +91,17 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if p.writer, err = p.mirror.OpenWriter(); err != nil {
 		return err
 	}
-	links, errs := declared.Open(cfg.RuntimeDir)
-	for _, err := range errs {
+	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "", Passed: told.Passed(cfg.RuntimeDir)})
+	var unread claims.Unread
+	p.owners, unread = claims.Open(cfg, p.watcher, p.mirror)
+	for _, err := range unread.Leases {
 		log.LogAttrs(ctx, event.LevelNotice, "routed lease lost", slog.String("error", err.Error()))
 	}
-	p.off = offswitch.Open(cfg.StateDir)
-	p.router = &router{log: log, mirror: p.mirror, links: links, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored, off: p.off}
-	p.watcher = nm.New(nm.Options{
-		Logger: log, DNS: cfg.DNS.ServersFile != "",
-	})
-	if p.hooks, errs = hooked.Open(cfg.RuntimeDir); len(errs) > 0 {
-		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("error", errors.Join(errs...).Error()))
+	if len(unread.Hooks) > 0 {
+		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("error", errors.Join(unread.Hooks...).Error()))
 	}
-	p.owners = claims.Join(claims.Sources{
-		Manager: p.watcher, Policy: cfg.NMPolicy(), Links: cfg.Links, Hooked: p.hooks, Declared: links, Kind: p.kindOf,
-		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
-		Off:      p.off,
-	})
-
+	p.hooks, p.off = p.owners.Hooked, p.owners.Off
+	p.router = &router{log: log, mirror: p.mirror, links: p.owners.Declared, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored, off: p.off}
 	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
 	move := &mover{log: log, runtime: cfg.RuntimeDir, enabled: cfg.MoveRoutes, hooks: p.hooks, owners: p.owners, mirror: p.mirror}
 	p.saySwitched(ctx)
@@ -166,18 +158,6 @@ func (p *parts) checkLeases(ctx context.Context, fault func(routing.Code, error)
 		err = fmt.Errorf("tables are remembered in memory and in the kernel alone, links go on: %w", err)
 	}
 	fault(leasesFault, err)
-}
-
-// kindOf returns the driver's name of a virtual interface, and what it is a port of.
-func (p *parts) kindOf(name string) (kind, controller string) {
-	p.mirror.View(func(k *kernel.State) {
-		if index, exists := k.IndexOf(name); exists {
-			facts, _ := k.LinkFacts(index)
-			kind = facts.Kind
-			controller, _ = k.NameOf(facts.Master)
-		}
-	})
-	return kind, controller
 }
 
 // reload reads again what hooks said of an interface.

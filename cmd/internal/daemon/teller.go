@@ -35,12 +35,12 @@ type teller struct {
 	checker  *inspect.Checker
 
 	// told is the last document, and what it was made of.
-	told told
+	told telling
 	// seen is when a problem was first told of.
 	seen map[problemKey]time.Time
 }
 
-type told struct {
+type telling struct {
 	generation uint64
 	state      runstate.State
 	manager    nm.Status
@@ -76,7 +76,7 @@ func (t *teller) run(ctx context.Context, tasks *errgroup.Group) {
 // make returns the document. What it was made of may be as it was: then so is the
 // document, but for what only files of the host tell.
 func (t *teller) make(ctx context.Context) ([]byte, error) {
-	now := told{}
+	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
 		now.manager, now.alone = t.parts.owners.Status(), t.parts.owners.Alone()
 	})

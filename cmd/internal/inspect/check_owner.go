@@ -81,7 +81,7 @@ func (v *View) idle() bool {
 // nobody claims it. Ports have their addresses on the bridge; tunnels and the like
 // are no links.
 func (v *View) isOrphan(l kernel.Link) bool {
-	if _, claimed := v.Claims[l.Name]; claimed || l.Master != 0 || l.PointToPoint || l.Kind != "" && l.Kind != "vlan" && l.Kind != "bond" {
+	if _, claimed := v.claimOf(l); claimed || l.Master != 0 || l.PointToPoint || l.Kind != "" && l.Kind != "vlan" && l.Kind != "bond" {
 		return false
 	}
 	if plan, planned := v.Planner.Link(l.Index); planned && len(plan.Keys) > 0 {

@@ -109,7 +109,7 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 
 // unsettled reports links that come or go.
 func (v *View) unsettled(name string) bool {
-	claim := v.Claims[name]
+	claim, _ := v.claimOf(v.Links[name])
 	return claim.Standing == reconcile.Draining || claim.Pending || !v.Links[name].Carrier
 }
 
@@ -223,7 +223,7 @@ func checkOutcomes(v *View, _ files) []Finding {
 
 // checkUnchecked says that not every link was checked.
 func checkUnchecked(v *View, _ files) []Finding {
-	if v.Unchecked == 0 || v.snapshot != nil {
+	if v.Unchecked == 0 || v.byDaemon {
 		return nil
 	}
 	return []Finding{{

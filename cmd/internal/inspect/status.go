@@ -29,7 +29,7 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 		Unbound: map[string]status.Unbound{}, Unchecked: v.Unchecked, OtherRules: v.otherRules(),
 	}
 	s.Off, s.OffLinks = offOf(v.Off)
-	if v.snapshot != nil {
+	if v.byDaemon {
 		s.By = byDaemon
 	}
 	for f, u := range v.Unbound {
@@ -124,7 +124,7 @@ func objectOf(o Object) status.Object {
 
 func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 	name := plan.Link.Name
-	claim := v.Claims[name]
+	claim, _ := v.claimOf(v.Links[name])
 	l := status.Link{
 		Interface: name, Index: plan.Link.Index, Role: plan.Role.String(), RoleWhy: plan.Why,
 		Draining: claim.Standing == reconcile.Draining, Why: claim.Why, Profile: claim.Profile,
@@ -132,7 +132,7 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 		Networks: []status.Network{}, LeftAlone: map[string]string{}, Unused: []status.Address{}, Objects: []status.Object{},
 	}
 	l.Type = claim.Type
-	if v.snapshot != nil {
+	if v.byDaemon {
 		if i, known := v.snapshot.Interface(l.Index); known && !i.Since.IsZero() {
 			l.Since = &i.Since
 		}
@@ -226,7 +226,7 @@ func othersOf(v *View) []status.Other {
 }
 
 func whyNot(v *View, facts kernel.Link) string {
-	claim, known := v.Claims[facts.Name]
+	claim, known := v.claimOf(facts)
 	switch {
 	case known && claim.Why != "":
 		return claim.Why

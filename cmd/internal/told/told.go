@@ -3,6 +3,7 @@
 package told
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"time"
@@ -16,8 +17,9 @@ import (
 
 // Note writes down what an event says, and returns the message that tells of it.
 // What NetworkManager's dispatcher says is not written down: it is only a hint, for
-// whoever cannot ask NetworkManager.
-func Note(runtime string, e dispatcher.Event, now time.Time) (hook.Message, error) {
+// whoever cannot ask NetworkManager. But root asks NetworkManager for the profile, and
+// passes it on where the service may not read it.
+func Note(ctx context.Context, runtime string, e dispatcher.Event, now time.Time) (hook.Message, error) {
 	// An alias (eth0:1) is another address of its interface, and part of what ifupdown
 	// says of that.
 	if base, alias, is := strings.Cut(e.Interface, ":"); is {
@@ -25,7 +27,11 @@ func Note(runtime string, e dispatcher.Event, now time.Time) (hook.Message, erro
 	}
 	m := hook.Message{Caller: e.Caller, Action: e.Action, Interface: e.Interface}
 	switch e.Effect {
-	case dispatcher.Nothing, dispatcher.Changed:
+	case dispatcher.Nothing:
+	case dispatcher.Changed:
+		if e.Caller == networkManager {
+			return m, pass(ctx, runtime, e.Interface)
+		}
 	case dispatcher.Configured:
 		index, err := hooked.Index(e.Interface)
 		if errors.Is(err, unix.ENODEV) {
@@ -37,7 +43,7 @@ func Note(runtime string, e dispatcher.Event, now time.Time) (hook.Message, erro
 		configs := hooked.Of(e, index, now)
 		if e.Caller == networkManager {
 			m.Hints = configs
-			return m, nil
+			return m, pass(ctx, runtime, e.Interface)
 		}
 		var errs []error
 		for _, c := range configs {
@@ -46,13 +52,17 @@ func Note(runtime string, e dispatcher.Event, now time.Time) (hook.Message, erro
 		return m, errors.Join(errs...)
 	case dispatcher.Gone:
 		m.Gone = true
-		return m, hooked.Remove(runtime, e.Interface, func(c hooked.Config) bool {
+		err := hooked.Remove(runtime, e.Interface, func(c hooked.Config) bool {
 			_, concerned := e.Configs[c.Family]
 			return c.Caller == e.Caller && (e.Configs == nil || concerned && c.Part == e.Part)
 		})
+		if e.Caller == networkManager {
+			err = errors.Join(err, forgetProfile(runtime, e.Interface))
+		}
+		return m, err
 	case dispatcher.Removed:
 		m.Gone = true
-		return m, hooked.Remove(runtime, e.Interface, func(hooked.Config) bool { return true })
+		return m, errors.Join(hooked.Remove(runtime, e.Interface, func(hooked.Config) bool { return true }), forgetProfile(runtime, e.Interface))
 	}
 	return m, nil
 }

@@ -34,7 +34,7 @@ func of(addresses bool, families ...routing.Family) map[routing.Family]dispatche
 
 func note(t *testing.T, runtime string, e dispatcher.Event) hook.Message {
 	t.Helper()
-	m, err := told.Note(runtime, e, since)
+	m, err := told.Note(t.Context(), runtime, e, since)
 	if err != nil || m.Caller != e.Caller || m.Action != e.Action || m.Interface != e.Interface {
 		t.Errorf("%+v: %+v, %v", e, m, err)
 	}
@@ -77,7 +77,7 @@ func TestConfigured(t *testing.T) {
 	files(t, "nothing was said", runtime, "dhclient ipv4", "dhclient ipv6")
 	e.Caller = strings.Repeat("x", 300)
 	e.Configs = both
-	if _, err := told.Note(runtime, e, since); err == nil || strings.Count(err.Error(), "do not name a caller") != 2 {
+	if _, err := told.Note(t.Context(), runtime, e, since); err == nil || strings.Count(err.Error(), "do not name a caller") != 2 {
 		t.Errorf("what cannot be written is told of each: %v", err)
 	}
 }
