@@ -79,6 +79,8 @@ type View struct {
 	// Notes are what could not be read, in sentences.
 	Notes []string
 
+	// entries are of the configuration.
+	entries entries
 	// snapshot is where the view comes from, nil if the host was read.
 	snapshot *reconcile.Snapshot
 	recall   *reconcile.Recall
@@ -103,6 +105,7 @@ func Read(ctx context.Context, cfg config.Config, only ...string) (*View, error)
 		Policy: cfg.RoutingPolicy(), Off: offswitch.Load(cfg.StateDir), Claims: map[string]reconcile.Claim{},
 		recall: reconcile.NewRecall(runstate.Memory{Directory: cfg.RuntimeDir}),
 		Links:  map[string]kernel.Link{}, ForeignIn: map[routing.TableID]string{}, unsure: map[string]bool{},
+		entries: entriesOf(cfg),
 	}
 	v.readDaemon(cfg)
 	v.readManager(ctx, cfg)
@@ -242,7 +245,7 @@ func (v *View) readLeases(ctx context.Context, cfg config.Config) *allocator.All
 	case errors.Is(err, allocator.ErrMissing):
 		// Not started yet: there are no leases.
 	case errors.Is(err, allocator.ErrUnreadable):
-		v.LeasesUnread = "the leases in " + path + " are not for this user: tables are told from the rules and routes that stand"
+		v.LeasesUnread = "this user may not read the leases in " + path + "; table numbers were taken from the rules and routes in the kernel"
 	default:
 		v.LeasesUnread = fmt.Sprintf("leases: %v", err)
 		v.Notes = append(v.Notes, v.LeasesUnread)

@@ -14,7 +14,7 @@ func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon runstate.Stat
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]kernel.Link, len(s.Interfaces)),
 		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims,
-		NM: nm.Snapshot{Status: manager}, Daemon: daemon, Running: true, Alone: alone, Off: off, snapshot: s,
+		NM: nm.Snapshot{Status: manager}, Daemon: daemon, Running: true, Alone: alone, Off: off, snapshot: s, entries: entriesOf(cfg),
 	}
 	for _, i := range s.Interfaces {
 		v.Links[i.Facts.Name] = i.Facts
