@@ -74,6 +74,10 @@ const (
 	Disputed Code = "disputed"
 	// Forgetful: what a restart must know cannot be written down.
 	Forgetful Code = "memory"
+	// OwnGateway: the gateway that is set for the link is the link's own address.
+	OwnGateway Code = "own-gateway"
+	// MatchesNothing: an entry of the configuration selects no interface.
+	MatchesNothing Code = "matches-nothing"
 	// NotUnderstood: something that NetworkManager said makes no sense.
 	NotUnderstood Code = "not-understood"
 )

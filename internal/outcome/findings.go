@@ -125,11 +125,11 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 	if len(links) == 1 {
 		out.Link = links[0]
 	}
-	where := "it leaves by " + first.Device
+	where := "leaves by " + first.Device + " instead"
 	if first.Refused {
-		where = "it is refused"
+		where = "is refused"
 	}
-	what := fmt.Sprintf("traffic bound to %s goes astray: to %s %s", listed(links), goals(strays), where)
+	what := fmt.Sprintf("traffic bound to %s %s, on its way to %s", listed(links), where, goals(strays))
 	parts, all := b.parts(strays)
 	if b.piece {
 		if parts < enoughPieces {
@@ -140,7 +140,7 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 			// tunnel is for. It is said because it is no small one.
 			out.Severity = routing.Notice
 		}
-		what = fmt.Sprintf("%d of %d parts of the internet: traffic that is bound to %s and for there follows them, and not its link; %s", parts, all, listed(links), where)
+		what = fmt.Sprintf("%d of %d parts of the internet: traffic bound to %s %s when it goes there", parts, all, listed(links), where)
 	}
 	flag := "-4"
 	if b.family == routing.IPv6 {
@@ -148,26 +148,25 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 	}
 	switch b.code {
 	case RuleAhead:
-		how := "selects nothing and stands before those of multihomed"
 		if b.piece {
 			what = "its table has routes to " + what
 		}
-		out.Text = fmt.Sprintf("the %s rule %q of somebody else %s: %s", b.family, b.object, how, what)
-		out.Fix = fmt.Sprintf("give it a priority between %d and %d: unbound traffic follows it there too, and bound traffic follows its link", routing.PriorityNetwork+1, routing.PriorityAgain-1)
+		out.Text = fmt.Sprintf("the %s rule %q is not of multihomed, comes before its rules and takes nearly every packet: %s", b.family, b.object, what)
+		out.Fix = fmt.Sprintf("give that rule a priority between %d and %d: traffic that is bound to no link still follows it there", routing.PriorityNetwork+1, routing.PriorityAgain-1)
 	case RuleOfSource:
 		if b.piece {
 			what = "its table has routes to " + what
 		}
-		out.Text = fmt.Sprintf("the %s rule %q of somebody else selects packets of links: %s", b.family, b.object, what)
-		out.Fix = fmt.Sprintf("if that is not meant: ip %s rule del priority %d", flag, b.rule.Priority)
+		out.Text = fmt.Sprintf("the %s rule %q is not of multihomed and selects packets of links: %s", b.family, b.object, what)
+		out.Fix = fmt.Sprintf("if that is not intended: ip %s rule del priority %d", flag, b.rule.Priority)
 	case RouteAhead:
-		out.Text = fmt.Sprintf("main has %s routes through %s to %s", b.family, b.device, what)
-		out.Fix = "let " + b.device + " have a default route, or two of /1, in place of a list of routes (AllowedIPs of WireGuard)"
+		out.Text = fmt.Sprintf("the main table has %s routes through %s to %s", b.family, b.device, what)
+		out.Fix = "give " + b.device + " one default route, or two of /1, in place of its list of routes (AllowedIPs of WireGuard)"
 	case RejectDefault:
-		out.Text = fmt.Sprintf("main has %q in %s, and no default before it: %s", b.object, b.family, what)
+		out.Text = fmt.Sprintf("the main table has the %s route %q and no better default route: %s", b.family, b.object, what)
 		out.Fix = fmt.Sprintf("ip %s route del %s", flag, b.route)
 	case TableInUse:
-		out.Text = fmt.Sprintf("the %s route %q of somebody else stands in a table of multihomed: %s", b.family, b.object, what)
+		out.Text = fmt.Sprintf("the %s route %q is not of multihomed and is in its table: %s", b.family, b.object, what)
 		out.Fix = fmt.Sprintf("ip %s route del %s table %s", flag, b.route, b.table)
 	default:
 		out.Text = what
@@ -177,19 +176,20 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 			out.Fix = "systemctl restart multihomed"
 		case b.route != "":
 			out.Text = fmt.Sprintf("the %s route %q decides: %s", b.family, b.object, what)
-			out.Fix = fmt.Sprintf("look at it: ip %s route get %s from %s", flag, first.To, sourceOf(first))
+			out.Fix = fmt.Sprintf("see what the kernel does: ip %s route get %s %s", flag, first.To, sourceOf(first))
 		default:
-			out.Fix = fmt.Sprintf("look at it: ip %s route get %s from %s", flag, first.To, sourceOf(first))
+			out.Fix = fmt.Sprintf("see what the kernel does: ip %s route get %s %s", flag, first.To, sourceOf(first))
 		}
 	}
 	return out, true
 }
 
+// sourceOf is how ip(8) says whose packets a probe stands for.
 func sourceOf(s Stray) string {
 	if s.From.IsValid() {
-		return s.From.String()
+		return "from " + s.From.String()
 	}
-	return "0.0.0.0 oif " + s.Device
+	return "oif " + s.Link
 }
 
 // parts is how many of all parts of the outside go astray for the link that is worst off.
@@ -233,6 +233,9 @@ func listed(texts []string) string {
 	more := ""
 	if n := len(texts) - mostListed; n > 0 {
 		texts, more = texts[:mostListed], fmt.Sprintf(" and %d more", n)
+	}
+	if more == "" && len(texts) > 1 {
+		return strings.Join(texts[:len(texts)-1], ", ") + " and " + texts[len(texts)-1]
 	}
 	return strings.Join(texts, ", ") + more
 }

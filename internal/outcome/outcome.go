@@ -61,7 +61,7 @@ const (
 )
 
 func (g Goal) String() string {
-	return [...]string{"the outside", "its own gateway", "the networks of other links"}[g]
+	return [...]string{"the internet", "its own gateway", "the networks of other links"}[g]
 }
 
 // A target is a destination that stands for all that are treated alike.

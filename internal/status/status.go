@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"multihomed/internal/escape"
 	"multihomed/routing"
 )
 
@@ -17,7 +18,8 @@ import (
 // added; if one goes or changes its meaning, this number goes up.
 const Schema = 1
 
-// A Status is what `multihomectl status --json` prints. Lists are never null.
+// A Status is what `multihomectl status --json` prints. Lists are never null. Names of
+// interfaces and profiles may hold any bytes: here they are escaped, see [Status.Escape].
 type Status struct {
 	// Schema is 1.
 	Schema int `json:"schema"`
@@ -151,6 +153,9 @@ type Link struct {
 	// Draining says that it is going down: its routing stays until its
 	// addresses are gone.
 	Draining bool `json:"draining"`
+	// Pending says that it is being brought up: it may get more addresses and a gateway,
+	// and its role is not final.
+	Pending bool `json:"pending"`
 	// Why says in words why it is a link.
 	Why     string `json:"why"`
 	Profile string `json:"profile,omitempty"`
@@ -237,13 +242,20 @@ type Problem struct {
 	Since *time.Time `json:"since,omitempty"`
 }
 
-// Tell puts problems in place of those that the status has.
+// Tell puts problems in place of those that the status has, and escapes them.
 func (s *Status) Tell(problems []routing.Problem) {
 	s.Problems = make([]Problem, 0, len(problems))
 	for _, p := range problems {
-		s.Problems = append(s.Problems, Problem{Problem: p})
+		s.Problems = append(s.Problems, ProblemOf(p))
 	}
 	s.OK = s.Sound()
+}
+
+// ProblemOf is a problem as a status has it: the name of its link is escaped as that of
+// the link itself, and the rest as sentences.
+func ProblemOf(p routing.Problem) Problem {
+	p.Link, p.Object, p.Text, p.Fix = escape.Name(p.Link), escape.Text(p.Object), escape.Text(p.Text), escape.Text(p.Fix)
+	return Problem{Problem: p}
 }
 
 // Sound reports whether the exit status is 0.

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"multihomed/routing"
+	"multihomed/routing/kernel"
 )
 
 // SetClock makes the loop ask for the time elsewhere.
@@ -27,3 +28,6 @@ func Describe(was, is routing.LinkPlan, added, gone int, removed string) (senten
 	_, sentence, reason = describe(was, is, moved{added, gone}, removed)
 	return sentence, reason
 }
+
+// LinkOf is linkOf.
+func LinkOf(facts kernel.Link, claim Claim) routing.Link { return linkOf(facts, claim) }

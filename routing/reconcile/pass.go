@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"multihomed/routing"
@@ -321,10 +322,28 @@ func linkOf(facts kernel.Link, claim Claim) routing.Link {
 	}
 	return routing.Link{
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
-		Addresses: addresses, Routes: facts.Routes, Others: facts.Others, LongTables: facts.LongTables, Intents: claim.Intents,
+		Addresses: addresses, Routes: facts.Routes, Others: facts.Others, LongTables: facts.LongTables, Intents: withoutOwnGateways(claim.Intents, facts.Addresses),
 		Pending: claim.Pending, Known: claim.Known, Reach: claim.Reach,
 		Choice: claim.Choice, LastResort: claim.LastResort,
 	}
+}
+
+// withoutOwnGateways leaves out gateways that are addresses of the interface itself: the
+// kernel refuses a route through them, and they make no uplink.
+func withoutOwnGateways(intents map[routing.Family]routing.Intent, own []routing.Address) map[routing.Family]routing.Intent {
+	for f, in := range intents {
+		if in.Gateway.IsValid() && HasAddress(own, in.Gateway) {
+			intents = maps.Clone(intents) // The map is the claim's.
+			in.Gateway = netip.Addr{}
+			intents[f] = in
+		}
+	}
+	return intents
+}
+
+// HasAddress reports whether an address is among those of an interface.
+func HasAddress(own []routing.Address, a netip.Addr) bool {
+	return slices.ContainsFunc(own, func(o routing.Address) bool { return o.Prefix.Addr() == a })
 }
 
 // was reports whether the interface was a link until now: to this process, or

@@ -18,3 +18,11 @@ var (
 	CompareNames = status.CompareNames
 	Effective    = effective
 )
+
+// ShowOnly is what `status WORD...` shows.
+func ShowOnly(w io.Writer, s Status, words ...string) error {
+	if err := restrict(&s, words); err != nil {
+		return err
+	}
+	return render(w, s, look{width: narrow, only: words})
+}

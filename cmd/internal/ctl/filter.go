@@ -12,38 +12,6 @@ import (
 	"multihomed/internal/status"
 )
 
-// escapeNames makes names printable, so that text and JSON say the same and no two
-// names become one: JSON has no other bytes than those of UTF-8.
-func escapeNames(s *Status) {
-	for i := range s.Links {
-		l := &s.Links[i]
-		l.Interface, l.Profile = escape.Name(l.Interface), escape.Name(l.Profile)
-		for j := range l.Objects {
-			l.Objects[j].Text, l.Objects[j].Lifts = escape.Text(l.Objects[j].Text), escape.Text(l.Objects[j].Lifts)
-		}
-	}
-	for i := range s.Shared {
-		s.Shared[i].Text, s.Shared[i].Lifts = escape.Text(s.Shared[i].Text), escape.Text(s.Shared[i].Lifts)
-	}
-	for i := range s.Others {
-		s.Others[i].Interface, s.Others[i].Why = escape.Name(s.Others[i].Interface), escape.Text(s.Others[i].Why)
-	}
-	for i := range s.OtherRules {
-		s.OtherRules[i].Text = escape.Text(s.OtherRules[i].Text)
-	}
-	for i := range s.OffLinks {
-		s.OffLinks[i].Interface = escape.Name(s.OffLinks[i].Interface)
-	}
-	for family, u := range s.Unbound {
-		u.Interface = escape.Name(u.Interface)
-		s.Unbound[family] = u
-	}
-	for i := range s.Problems {
-		p := &s.Problems[i]
-		p.Link, p.Object, p.Text, p.Fix = escape.Name(p.Link), escape.Text(p.Object), escape.Text(p.Text), escape.Text(p.Fix)
-	}
-}
-
 // A filter is one word after `status`: an interface, a profile, an address, a network,
 // a table, or a pattern of interfaces and profiles (path.Match).
 type filter string
@@ -81,7 +49,8 @@ func (f filter) address(a Address) bool {
 	return ip.WithZone("") == a.Address
 }
 
-// restrict leaves only some interfaces in a status.
+// restrict leaves only some interfaces in a status, and what is said of the whole host.
+// The counts are of what is left.
 func restrict(s *Status, only []string) error {
 	if len(only) == 0 {
 		return nil
@@ -120,7 +89,8 @@ func restrict(s *Status, only []string) error {
 	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })
 	s.Others = slices.DeleteFunc(s.Others, func(o Other) bool { return other(o.Interface) })
 	s.Problems = slices.DeleteFunc(s.Problems, func(p Problem) bool { return p.Link != "" && other(p.Link) })
-	s.InForce = Count{}
+	// What serves all links is not asked for.
+	s.Shared, s.InForce = []Object{}, Count{}
 	for _, l := range s.Links {
 		s.InForce.Add(l.InForce)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"multihomed/allocator/client"
+	"multihomed/internal/escape"
 	"multihomed/internal/status"
 	"multihomed/routing"
 )
@@ -244,7 +245,7 @@ type leaseAnswer struct {
 
 func (a *app) printLease(f leaseFlags, l client.Lease) error {
 	if f.json {
-		answer := leaseAnswer{Schema: status.Schema, Table: l.Table, Interface: f.name, Address: f.address, ID: f.id, Tag: f.tag, Routed: l.Routed}
+		answer := leaseAnswer{Schema: status.Schema, Table: l.Table, Interface: escape.Name(f.name), Address: f.address, ID: escape.Name(f.id), Tag: escape.Name(f.tag), Routed: l.Routed}
 		if !l.Expires.IsZero() {
 			expires := l.Expires.Round(time.Second)
 			answer.Lifetime, answer.Expires = int64(whole(l.Lifetime)/time.Second), &expires

@@ -23,6 +23,7 @@ import (
 	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/inspect"
 	"multihomed/cmd/internal/lockfile"
+	"multihomed/internal/escape"
 	"multihomed/internal/status"
 	"multihomed/routing"
 )
@@ -69,6 +70,10 @@ func (a *app) leaseList() *cobra.Command {
 				list = slices.DeleteFunc(list, func(l listedLease) bool { return !l.Live })
 			}
 			if asJSON {
+				for i := range list {
+					l := &list[i]
+					l.Interface, l.ID, l.Tag = escape.Name(l.Interface), escape.Name(l.ID), escape.Name(l.Tag)
+				}
 				encoder := json.NewEncoder(a.Out)
 				encoder.SetIndent("", "  ")
 				return encoder.Encode(listedLeases{Schema: status.Schema, Leases: list})

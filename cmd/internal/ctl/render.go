@@ -20,7 +20,7 @@ type look struct {
 	width int
 	// verbose shows every rule and route with its reason.
 	verbose bool
-	// only names the interfaces that are shown, none for all.
+	// only are the words that selected what is shown, none for all.
 	only []string
 }
 
@@ -72,8 +72,10 @@ func (r *renderer) head() {
 		rest = ": " + clean(strings.Join(about, ", "))
 	}
 	switch {
+	case r.s.Off != nil:
+		row("multihomed", yellow, "switched off", offText(r.s.Off))
 	case !d.Running:
-		row("multihomed", yellow, "not running", ": what stands is shown; nothing follows changes")
+		row("multihomed", yellow, "not running", ": rules and routes do not follow changes")
 	case d.Waiting != "":
 		row("multihomed", yellow, "waiting", ": "+clean(d.Waiting))
 	case !d.Ready:
@@ -89,7 +91,7 @@ func (r *renderer) head() {
 	}
 	switch {
 	case m.None:
-		row("NetworkManager", plain, "none", ": this host has none")
+		row("NetworkManager", plain, "not installed", "")
 	case m.Error != "":
 		row("NetworkManager", yellow, "unknown", ": it cannot be asked")
 	case !m.Running:
@@ -101,20 +103,46 @@ func (r *renderer) head() {
 	}
 
 	if r.s.By == byHost && d.Running {
-		r.folded("", yellow, "the daemon does not answer: what is shown was read from the host")
+		r.folded("", yellow, "multihomed does not answer: this status was read from the kernel")
 	}
 	c := r.s.InForce
 	if c.Planned == 0 && c.Unexpected == 0 {
-		row("routing", plain, "none", ": there are no links")
+		why := ": there are no links"
+		if len(r.only) > 0 {
+			why = ": no link is shown"
+		}
+		row("routing", plain, "none", why)
+		return
+	}
+	if r.isBare() {
+		row("routing", red, "none", ": all traffic follows the main table")
+		r.unbound()
 		return
 	}
 	text := fmt.Sprintf("%d of %d", c.Present, c.Planned)
 	more := " rules and routes in force, on " + count(len(r.s.Links), "link")
 	if c.Unexpected > 0 {
-		more += fmt.Sprintf(", %d too many", c.Unexpected)
+		more += fmt.Sprintf(", %d to remove", c.Unexpected)
 	}
 	row("routing", stateStyle(c), text, more)
 	r.unbound()
+}
+
+// isBare reports whether nothing of multihomed is in force because it does not run.
+func (r *renderer) isBare() bool {
+	return !r.s.Daemon.Running && r.s.InForce.Present == 0 && r.s.InForce.Unexpected == 0
+}
+
+// offText says since when all is off, and by whom.
+func offText(off *status.Off) string {
+	text := ""
+	if off.Since != nil {
+		text += " since " + off.Since.Local().Format(time.DateTime)
+	}
+	if off.By != "" {
+		text += " by " + clean(off.By)
+	}
+	return text
 }
 
 // byHost is Status.By where the daemon did not answer.
@@ -125,24 +153,32 @@ func (r *renderer) unbound() {
 	if len(r.only) > 0 || len(r.s.Links) == 0 {
 		return
 	}
-	var ways []string
+	ways := map[string][]string{}
+	var order []string
 	for _, f := range []string{"ipv4", "ipv6"} {
 		u, leaves := r.s.Unbound[f]
-		switch {
-		case !leaves:
-		case u.Table != uint32(routing.TableMain):
-			ways = append(ways, fmt.Sprintf("%s by %s (table %d)", familyName(f), clean(u.Interface), u.Table))
-		default:
-			ways = append(ways, familyName(f)+" by "+clean(u.Interface))
+		if !leaves {
+			continue
 		}
+		way := clean(u.Interface)
+		if u.Table != uint32(routing.TableMain) {
+			way += fmt.Sprintf(" (table %d)", u.Table)
+		}
+		if ways[way] == nil {
+			order = append(order, way)
+		}
+		ways[way] = append(ways[way], familyName(f))
 	}
-	text := strings.Join(ways, ", ")
+	for i, way := range order {
+		order[i] = strings.Join(ways[way], " and ") + " by " + way
+	}
+	text := strings.Join(order, ", ")
 	if text == "" {
-		text = "leaves by no link: no default route"
+		text = "none"
 	}
-	r.line("%s  %s", r.paint.pad(plain, "unbound", headWidth), text)
+	r.line("%s  %s", r.paint.pad(plain, "default route", headWidth), text)
 	if n := r.s.Unchecked; n > 0 {
-		r.line("%s  where traffic of %s goes is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
+		r.line("%s  the traffic of %s is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
 	}
 }
 
@@ -163,27 +199,41 @@ func countOf(state string) Count {
 // mostOtherRules is how many rules of others are shown to who did not ask for more.
 const mostOtherRules = 6
 
-// otherRules names the rules of somebody else that have a say, and what kind of say.
+// otherRules names the rules of somebody else that have a say, by what kind of say.
 func (r *renderer) otherRules() {
 	if len(r.s.OtherRules) == 0 || len(r.only) > 0 {
 		return
 	}
 	r.line("")
-	r.line("%s", r.paint.paint(dim, "rules of others"))
-	what := map[string]string{
-		status.Ahead: "before multihomed's", status.Selects: "what it selects follows it",
-		status.Behind: "for unbound traffic", status.SteppedOver: "for unbound traffic",
-	}
-	for i, o := range r.s.OtherRules {
-		if i == mostOtherRules && !r.verbose {
-			r.line("  %s", r.paint.paint(dim, fmt.Sprintf("and %d more, see status -v", len(r.s.OtherRules)-i)))
-			return
+	r.line("%s", r.paint.paint(dim, "rules of other programs"))
+	shown := 0
+	for _, group := range []struct {
+		heading string
+		places  []string
+	}{
+		{"before the rules of multihomed", []string{status.Ahead}},
+		{"for traffic that is bound to no link", []string{status.Behind, status.SteppedOver}},
+		{"for the packets that they select", []string{status.Selects}},
+	} {
+		isFirst := true
+		for _, o := range r.s.OtherRules {
+			if !slices.Contains(group.places, o.Place) {
+				continue
+			}
+			if shown == mostOtherRules && !r.verbose {
+				r.line("  %s", r.paint.paint(dim, fmt.Sprintf("and %d more, see multihomectl status -v", len(r.s.OtherRules)-shown)))
+				return
+			}
+			if shown++; isFirst {
+				isFirst = false
+				r.line("  %s", r.paint.paint(dim, group.heading))
+			}
+			flag := "-4"
+			if o.Family == "ipv6" {
+				flag = "-6"
+			}
+			r.line("    %s", r.paint.paint(dim, flag+" "+clean(o.Text)))
 		}
-		flag := "-4"
-		if o.Family == "ipv6" {
-			flag = "-6"
-		}
-		r.line("  %s", r.paint.paint(dim, flag+" "+clean(o.Text)+"  # "+what[o.Place]))
 	}
 }
 
@@ -201,9 +251,6 @@ func count(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// shown reports whether an interface is among those asked for.
-func (r *renderer) shown(name string) bool { return len(r.only) == 0 || slices.Contains(r.only, name) }
-
 // familyName is how people write a family.
 func familyName(f string) string {
 	if f == "ipv6" {
@@ -218,9 +265,6 @@ type columnWidths struct{ name, role, force, prefix, table int }
 func (r *renderer) widths() columnWidths {
 	var w columnWidths
 	for _, l := range r.s.Links {
-		if !r.shown(l.Interface) {
-			continue
-		}
 		w.name = max(w.name, columns(clean(l.Interface)))
 		w.role = max(w.role, columns(l.Role))
 		w.force = max(w.force, columns(inForce(l)))
@@ -233,6 +277,9 @@ func (r *renderer) widths() columnWidths {
 }
 
 func inForce(l Link) string {
+	if l.InForce.Present == 0 && l.InForce.Unexpected == 0 && l.InForce.Planned > 0 {
+		return "not in force"
+	}
 	return fmt.Sprintf("%d/%d in force", l.InForce.Present, l.InForce.Planned)
 }
 
@@ -260,10 +307,8 @@ func tableText(n Network) string {
 func (r *renderer) links() {
 	w := r.widths()
 	for _, l := range r.s.Links {
-		if r.shown(l.Interface) {
-			r.line("")
-			r.link(l, w)
-		}
+		r.line("")
+		r.link(l, w)
 	}
 }
 
@@ -276,6 +321,9 @@ func (r *renderer) link(l Link, w columnWidths) {
 	switch {
 	case l.Draining:
 		about = append(about, "going down: "+clean(l.Why))
+		s = yellow
+	case l.Pending:
+		about = append(about, "coming up")
 		s = yellow
 	case !l.Up:
 		about = append(about, "down")
@@ -309,7 +357,7 @@ func (r *renderer) link(l Link, w columnWidths) {
 		r.line("  %s  %s", familyOfAddress(a), r.address(a))
 	}
 	if r.verbose && l.Since != nil {
-		r.line("  %s", r.paint.paint(dim, "so since "+l.Since.Format(time.DateTime)))
+		r.line("  %s", r.paint.paint(dim, "unchanged since "+l.Since.Format(time.DateTime)))
 	}
 	r.objects(l.Objects, l.InForce)
 }
@@ -342,7 +390,7 @@ func (r *renderer) gateways(l Link, n Network) string {
 	var via []string
 	for _, g := range n.Gateways {
 		if g.Via == nil {
-			via = append(via, "default on the link")
+			via = append(via, "default route on the link")
 		} else {
 			via = append(via, "via "+g.Via.String())
 		}
@@ -352,6 +400,8 @@ func (r *renderer) gateways(l Link, n Network) string {
 		return strings.Join(slices.Compact(via), ", ")
 	case n.Table == 0 || l.Role == "local":
 		return ""
+	case l.Pending:
+		return r.paint.paint(yellow, "no default route yet")
 	default:
 		return r.paint.paint(yellow, "no default route")
 	}
@@ -383,6 +433,9 @@ const mostOdd = 8
 
 // objects shows those that are not as they must be, or all.
 func (r *renderer) objects(objects []Object, c Count) {
+	if r.isBare() && !r.verbose {
+		return // It was said of all.
+	}
 	if !r.verbose && c.Planned > 1 && c.Present == 0 && c.Unexpected == 0 {
 		r.line("  %s", r.paint.paint(red, fmt.Sprintf("none of the %d rules and routes is in force", c.Planned)))
 		return
@@ -397,7 +450,7 @@ func (r *renderer) objects(objects []Object, c Count) {
 		}
 	}
 	if more := odd - mostOdd; more > 0 && !r.verbose {
-		r.line("  %s", r.paint.paint(red, fmt.Sprintf("and %d more, see status -v", more)))
+		r.line("  %s", r.paint.paint(red, fmt.Sprintf("and %d more, see multihomectl status -v", more)))
 	}
 }
 
@@ -442,28 +495,24 @@ func (r *renderer) shared() {
 
 func (r *renderer) others() {
 	width := 0
-	var others []Other
 	for _, o := range r.s.Others {
-		if r.shown(o.Interface) {
-			others = append(others, o)
-			width = max(width, columns(clean(o.Interface)))
-		}
+		width = max(width, columns(clean(o.Interface)))
 	}
-	if len(others) == 0 {
+	if len(r.s.Others) == 0 {
 		return
 	}
 	r.line("")
 	r.line("%s", r.paint.paint(dim, "other interfaces"))
-	for _, o := range others {
-		r.line("  %s", r.paint.paint(dim, painter(false).pad(plain, clean(o.Interface), width)+"  "+clean(o.Why)))
+	for _, o := range r.s.Others {
+		r.folded("  "+r.paint.pad(dim, clean(o.Interface), width)+"  ", dim, clean(o.Why))
 	}
 }
 
 func (r *renderer) problems() {
 	first := true
 	for _, p := range r.s.Problems {
-		if p.Link != "" && !r.shown(p.Link) {
-			continue
+		if p.Code == routing.MatchesNothing && !r.verbose {
+			continue // The device may be unplugged.
 		}
 		if first {
 			r.line("")
@@ -478,8 +527,8 @@ func (r *renderer) problems() {
 		case routing.Notice:
 		}
 		text := clean(p.Text)
-		if p.Link != "" {
-			text = clean(p.Link) + ": " + text
+		if link := clean(p.Link); link != "" && !strings.HasPrefix(text, link+" ") {
+			text = link + ": " + text
 		}
 		if r.verbose && p.Since != nil {
 			text += " (since " + p.Since.Format(time.DateTime) + ")"
@@ -489,13 +538,18 @@ func (r *renderer) problems() {
 	}
 }
 
+// commands begin a fix that is a command.
+func commands() []string {
+	return []string{"chmod", "chown", "ip", "journalctl", "multihomectl", "nmcli", "sysctl", "systemctl"}
+}
+
 // fix shows what to do. A command is not broken: it is there to be copied.
 func (r *renderer) fix(text string) {
 	label := strings.Repeat(" ", len("warning")) + "  " + r.paint.paint(bold, "fix") + "  "
 	first, _, _ := strings.Cut(text, " ")
 	switch {
 	case text == "":
-	case slices.Contains([]string{"ip", "sysctl", "systemctl"}, first):
+	case slices.Contains(commands(), first):
 		r.line("%s%s", label, text)
 	default:
 		r.folded(label, plain, text)

@@ -107,7 +107,6 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 	} else {
 		tell(&s, loaded.Fault)
 		names["interface"] = hardwareNames(s)
-		escapeNames(&s)
 		var text bytes.Buffer
 		if err := render(&text, s, look{width: narrow, verbose: true}); err != nil {
 			fmt.Fprintf(&text, "\n%v\n", err)

@@ -13,7 +13,6 @@ import (
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/inspect"
-	"multihomed/internal/escape"
 	"multihomed/internal/status"
 )
 
@@ -106,7 +105,6 @@ func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, as
 		return &exitError{exitUsage, err}
 	}
 	tell(&s, loaded.Fault)
-	escapeNames(&s)
 	if err := restrict(&s, how.only); err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -186,7 +184,7 @@ func tell(s *Status, fault *config.Fault) {
 	if fault == nil || slices.ContainsFunc(s.Problems, said) {
 		return
 	}
-	s.Problems = slices.Insert(s.Problems, 0, Problem{Problem: fault.Problem()})
+	s.Problems = slices.Insert(s.Problems, 0, status.ProblemOf(fault.Problem()))
 	s.OK = false
 }
 
@@ -224,14 +222,14 @@ func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([
 		}
 	}
 	for _, l := range told.Links {
-		add(escape.Name(l.Interface))
+		add(l.Interface)
 	}
 	for _, o := range told.Others {
-		add(escape.Name(o.Interface))
+		add(o.Interface)
 	}
 	slices.SortFunc(out, status.CompareNames)
 	for _, l := range told.Links {
-		add(escape.Name(l.Profile))
+		add(l.Profile)
 		for _, n := range l.Networks {
 			if n.Table != 0 {
 				add(strconv.FormatUint(uint64(n.Table), 10))

@@ -128,11 +128,11 @@ func broken() ctl.Status {
 	s.Links[2].InForce.Present = 2
 	s.Shared[0].State, s.Shared[1].State = "misplaced", "yields"
 	s.Tell([]routing.Problem{
-		{Code: "not-in-force", Severity: routing.Error, Text: "12 of 45 rules and routes are not in force, and 1 of multihomed's rules and routes belong to no link although multihomed is running: the kernel refuses it, or somebody else keeps changing it", Fix: "look for the reason in journalctl -u multihomed"},
+		{Code: "not-in-force", Severity: routing.Error, Text: "12 of 45 rules and routes are not in force, and 1 rule or route of multihomed belongs to no link although multihomed is running", Fix: "look for the reason: journalctl -u multihomed"},
 		{Code: "duplicate-address", Severity: routing.Error, Link: "wan0", Text: "address 198.51.100.8 is used by another host (duplicate address detection failed)", Fix: "give one of the two another address, then: nmcli device reapply wan0"},
-		{Code: "arp", Severity: routing.Warning, Link: "lan0", Text: "lan0 and lan1 are in one network (192.168.10.0/24) and each answers ARP for the addresses of the others: what is sent to one link arrives on another", Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"},
-		{Code: "no-default", Severity: routing.Notice, Link: "wan0", Text: `no default route is known for 2001:db8:0:1::/64: traffic from there to anywhere but the routes in table 10001 is answered with "unreachable"`},
-		{Code: "rule-ahead", Severity: routing.Error, Object: "5270: from all lookup 52", Text: `the ipv4 rule "5270: from all lookup 52" of somebody else selects nothing and stands before those of multihomed: traffic bound to wan0, wwan0 goes astray: to the outside it leaves by tailscale0`, Fix: "give it a priority between 20001 and 32764: unbound traffic follows it there too, and bound traffic follows its link"},
+		{Code: "arp", Severity: routing.Warning, Link: "lan0", Text: "lan0 and lan1 are in one network (192.168.10.0/24) and each answers ARP for the addresses of the others: packets for one link may arrive on another", Fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"},
+		{Code: "no-default", Severity: routing.Notice, Link: "wan0", Text: `no default route is known for 2001:db8:0:1::/64: packets from there reach only the networks in table 10001, and get "unreachable" for all others`},
+		{Code: "rule-ahead", Severity: routing.Error, Object: "5270: from all lookup 52", Text: `the ipv4 rule "5270: from all lookup 52" is not of multihomed, comes before its rules and takes nearly every packet: traffic bound to wan0 and wwan0 leaves by tailscale0 instead, on its way to the internet`, Fix: "give that rule a priority between 20001 and 32764: traffic that is bound to no link still follows it there"},
 	})
 	for i := range s.Problems {
 		s.Problems[i].Since = new(time.Date(2026, 11, 21, 7, 0, 0, 0, time.UTC))
@@ -151,8 +151,8 @@ func alone() ctl.Status {
 	s.InForce = all(20)
 	s.Others = s.Others[:1]
 	s.By = "multihomectl"
-	s.Tell([]routing.Problem{{Code: "daemon", Severity: routing.Warning, Text: "multihomed is not running: nothing follows changes of links, addresses and routes", Fix: "systemctl enable --now multihomed"}})
-	s.Unread = []string{"the leases in /var/lib/multihomed/leases.db are not for this user: tables are told from the rules and routes that stand"}
+	s.Tell([]routing.Problem{{Code: "daemon", Severity: routing.Warning, Text: "multihomed is not running: rules and routes do not follow changes of links, addresses and routes", Fix: "systemctl enable --now multihomed"}})
+	s.Unread = []string{"this user may not read the leases in /var/lib/multihomed/leases.db; table numbers were taken from the rules and routes in the kernel"}
 	return s
 }
 

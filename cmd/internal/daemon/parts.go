@@ -155,7 +155,7 @@ func openLeases(ctx context.Context, cfg config.Config, log *slog.Logger) (*allo
 func (p *parts) checkLeases(ctx context.Context, fault func(routing.Code, error)) {
 	err := p.leases.Check(ctx)
 	if err != nil {
-		err = fmt.Errorf("tables are remembered in memory and in the kernel alone, links go on: %w", err)
+		err = fmt.Errorf("table numbers of new networks cannot be saved, all links keep working: %w", err)
 	}
 	fault(leasesFault, err)
 }

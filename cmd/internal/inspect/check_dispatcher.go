@@ -59,7 +59,7 @@ func dispatcherIsOff(f files) bool {
 func ignored(path, why, fix string) []Finding {
 	return []Finding{{
 		Severity: routing.Warning,
-		Text:     "NetworkManager ignores /" + path + ", because " + why + ": while the daemon does not run, nothing takes its place",
+		Text:     "NetworkManager ignores /" + path + ", because " + why + ": while multihomed.service is stopped, rules and routes do not follow changes",
 		Fix:      fix,
 	}}
 }

@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -57,8 +58,8 @@ func checkUnknown(v *View, _ files) []Finding {
 		}
 		out = append(out, Finding{
 			Severity: routing.Warning,
-			Text:     fmt.Sprintf("%s rules of others select by something that this version of multihomed does not know; they stand behind its rules, so traffic bound to a link follows its link although they may select it: %s", f, listed(rules)),
-			Fix:      fmt.Sprintf("give them priorities below %d, where they are asked first, or install a newer version of multihomed", routing.PriorityLocal),
+			Text:     fmt.Sprintf("%s rules of other programs select by something that this version of multihomed does not know, and come after its rules: traffic bound to a link follows its link, also where they select it: %s", f, listed(rules)),
+			Fix:      fmt.Sprintf("give these rules priorities below %d, or install a newer version of multihomed; multihomectl status -v lists all of them", routing.PriorityLocal),
 		})
 	}
 	return out
@@ -74,11 +75,23 @@ func checkYielding(v *View, _ files) []Finding {
 		}
 		out = append(out, Finding{
 			Severity: routing.Notice, Object: o.Text,
-			Text: fmt.Sprintf("somebody deleted %s rule %q of multihomed in words that are also those of %q, which is left: it comes back %s unless that rule is deleted too", o.Family, o.Text, o.Lifts(), back(o.Until)),
-			Fix:  "delete the rule that is left by its priority too, or wait",
+			Text: fmt.Sprintf("an `ip rule del` was probably for the %s rule %q, and deleted the rule %q of multihomed: the latter comes back %s unless the former is deleted too", o.Family, o.Lifts(), o.Text, back(o.Until)),
+			Fix:  "to delete a rule, name its priority: ip rule del priority " + priorityOf(o.Lifts()),
 		})
 	}
 	return out
+}
+
+// isDisputed reports whether the daemon said that somebody keeps deleting routing of a
+// link.
+func (v *View) isDisputed(link string) bool {
+	return slices.ContainsFunc(v.Daemon.Problems, func(p routing.Problem) bool { return p.Code == routing.Disputed && p.Link == link })
+}
+
+// priorityOf is the priority of a rule in the words of iproute2.
+func priorityOf(rule string) string {
+	priority, _, _ := strings.Cut(rule, ":")
+	return priority
 }
 
 // back says when something is put back.
@@ -90,7 +103,8 @@ func back(until time.Time) string {
 }
 
 // checkWaiting finds the other rules and routes that somebody deleted and that are put back
-// later: by whose words, or because he deletes them again and again.
+// later: by whose words, or because somebody deletes them again and again. The daemon says
+// the latter itself, one problem for each link, and names the program.
 func checkWaiting(v *View, _ files) []Finding {
 	type cause struct {
 		link, his string
@@ -103,6 +117,9 @@ func checkWaiting(v *View, _ files) []Finding {
 			continue
 		}
 		c := cause{o.Link, o.His, o.Family}
+		if c.his == "" && v.isDisputed(c.link) {
+			continue
+		}
 		if texts[c] == nil {
 			causes = append(causes, c)
 		}
@@ -115,13 +132,13 @@ func checkWaiting(v *View, _ files) []Finding {
 	for _, c := range causes {
 		f := Finding{
 			Severity: routing.Notice, Link: c.link,
-			Text: fmt.Sprintf("somebody deleted routing of multihomed in words that are also those of the %s rule %q; it stays away until the deletions have ended and comes back %s: %s", c.family, c.his, back(until[c]), listed(texts[c])),
-			Fix:  "wait, and delete rules by their priority too",
+			Text: fmt.Sprintf("an `ip rule del` was probably for the %s rule %q, and deleted rules of multihomed: they come back %s, when the deletions have ended: %s", c.family, c.his, back(until[c]), listed(texts[c])),
+			Fix:  "to delete a rule, name its priority: ip rule del priority " + priorityOf(c.his),
 		}
 		if c.his == "" {
 			f.Severity = routing.Warning
-			f.Text = fmt.Sprintf("somebody keeps deleting %s routing of multihomed; it comes back %s: %s", c.family, back(until[c]), listed(texts[c]))
-			f.Fix = "find out who does it: journalctl -u multihomed names the netlink port, which is mostly a process id"
+			f.Text = fmt.Sprintf("another program keeps deleting %s rules or routes of multihomed; they come back %s: %s", c.family, back(until[c]), listed(texts[c]))
+			f.Fix = "find out which program does it: journalctl -u multihomed names it where it is known"
 		}
 		out = append(out, f)
 	}

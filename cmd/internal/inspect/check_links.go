@@ -103,7 +103,7 @@ func checkReversePath(v *View, f files) []Finding {
 			}
 			out = append(out, Finding{
 				Severity: routing.Warning, Link: name,
-				Text: fmt.Sprintf("%s has the address %s too, and the reverse path filter of %s is strict: what comes in on one of the two links is dropped", other, addr, strings.Join(strictly, " and ")),
+				Text: fmt.Sprintf("%s has the address %s too, and the reverse path filter of %s is strict: packets that come in on one of the two links are dropped", other, addr, strings.Join(strictly, " and ")),
 				Fix:  "sysctl -w " + strings.Join(set, " "),
 			})
 		}
@@ -132,7 +132,7 @@ func checkARP(v *View, f files) []Finding {
 		}
 		out = append(out, Finding{
 			Severity: routing.Warning, Link: names[0],
-			Text: fmt.Sprintf("%s are in one network (%s) and each answers ARP for the addresses of the others: what is sent to one link arrives on another", strings.Join(names, " and "), places[0].key.Prefix),
+			Text: fmt.Sprintf("%s are in one network (%s) and each answers ARP for the addresses of the others: packets for one link may arrive on another", strings.Join(names, " and "), places[0].key.Prefix),
 			Fix:  "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2",
 		})
 	}
@@ -183,7 +183,8 @@ func sameAddress(places []place) bool {
 func checkDefaults(v *View, _ files) []Finding {
 	var out []Finding
 	for plan := range v.Planner.Links() {
-		if plan.Role != routing.Uplink || !plan.Link.Up {
+		// One that comes may still get a default, one that goes may have lost it already.
+		if plan.Role != routing.Uplink || !plan.Link.Up || plan.Link.Pending || v.unsettled(plan.Link.Name) {
 			continue
 		}
 		for _, k := range plan.Keys {
@@ -195,7 +196,7 @@ func checkDefaults(v *View, _ files) []Finding {
 			}
 			out = append(out, Finding{
 				Severity: routing.Notice, Link: plan.Link.Name,
-				Text: fmt.Sprintf("no default route is known for %s: traffic from there to anywhere but the routes in table %d is answered with \"unreachable\"", k.Network(), t),
+				Text: fmt.Sprintf("no default route is known for %s: packets from there reach only the networks in table %d, and get \"unreachable\" for all others", k.Network(), t),
 			})
 		}
 	}

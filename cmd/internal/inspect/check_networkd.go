@@ -26,13 +26,13 @@ func checkNetworkd(v *View, f files) []Finding {
 	if len(missing) == 0 || v.idle() {
 		return nil
 	}
-	fix := "put [Network] with " + strings.Join(missing, " and ") + " into /etc/systemd/networkd.conf.d/multihomed.conf and restart systemd-networkd"
+	fix := "put [Network] with " + strings.Join(missing, " and ") + " into /etc/systemd/networkd.conf.d/multihomed.conf, then: systemctl restart systemd-networkd"
 	if !v.networkdOwnsAny(f) {
 		fix += ", or disable it"
 	}
 	return []Finding{{
 		Severity: routing.Warning,
-		Text:     "systemd-networkd is running and removes rules and routes that it did not make, those of multihomed too, whenever it configures a link",
+		Text:     "systemd-networkd is running: whenever it configures a link, it removes rules and routes that it did not make, those of multihomed too",
 		Fix:      fix,
 	}}
 }

@@ -12,11 +12,11 @@ import (
 func checkOff(v *View, _ files) []Finding {
 	switch {
 	case v.Off.Damaged != nil:
-		return []Finding{routing.ProblemOf("", routing.Error, "", fmt.Errorf("multihomed keeps away from this host: %w", v.Off.Damaged))}
+		return []Finding{routing.ProblemOf("", routing.Error, "", fmt.Errorf("multihomed does nothing on this host: %w", v.Off.Damaged))}
 	case v.Off.Host != nil:
 		return []Finding{{
 			Severity: routing.Notice,
-			Text:     "multihomed is switched off since " + v.Off.Host.String() + ": all traffic follows the main table",
+			Text:     "multihomed is switched off (" + v.Off.Host.String() + "): all traffic follows the main table",
 			Fix:      "multihomectl on",
 		}}
 	}
@@ -29,7 +29,7 @@ func checkOff(v *View, _ files) []Finding {
 		}
 		out = append(out, Finding{
 			Severity: routing.Notice, Link: name,
-			Text: what + " is switched off since " + l.String() + ": its traffic follows the main table",
+			Text: what + " is switched off (" + l.String() + "): its traffic follows the main table",
 			Fix:  "multihomectl on " + l.Interface,
 		})
 	}

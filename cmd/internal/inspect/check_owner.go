@@ -49,13 +49,13 @@ func checkOwners(v *View, f files) []Finding {
 		case useless:
 			out = append(out, Finding{
 				Severity: routing.Error, Object: manager,
-				Text: fmt.Sprintf("multihomed does nothing on this host: %s manages %s, and multihomed routes the links of %s", whoever(manager), enumerate(names), supported),
+				Text: fmt.Sprintf("multihomed does nothing on this host: %s manages %s, and multihomed works with %s", whoever(manager), enumerate(names), supported),
 				Fix:  fixOf(manager, names),
 			})
 		default:
 			out = append(out, Finding{
 				Severity: routing.Notice, Object: manager,
-				Text: fmt.Sprintf("%s manages %s, which gets no routing of its own from multihomed", whoever(manager), enumerate(names)),
+				Text: fmt.Sprintf("%s manages %s: multihomed sets up no routing there", whoever(manager), enumerate(names)),
 			})
 		}
 	}

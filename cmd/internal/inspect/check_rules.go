@@ -3,7 +3,9 @@ package inspect
 import (
 	"fmt"
 	"slices"
+	"strings"
 
+	"multihomed/internal/outcome"
 	"multihomed/routing"
 )
 
@@ -30,7 +32,7 @@ func checkMainRule(v *View, _ files) []Finding {
 		}
 		out = append(out, Finding{
 			Severity: routing.Warning,
-			Text:     fmt.Sprintf("the kernel's own rule %d (from all lookup main) is missing in %s: main's default route is not used, and unbound traffic takes the last resort at %d", routing.PriorityMain, f, routing.PriorityMatchAll),
+			Text:     fmt.Sprintf("the kernel's own rule %d (from all lookup main) is missing in %s: the default route of the main table is not used, and traffic that is bound to no link takes the rule at %d", routing.PriorityMain, f, routing.PriorityMatchAll),
 			Fix:      fmt.Sprintf("ip %s rule add from all lookup main priority %d", flag, routing.PriorityMain),
 		})
 	}
@@ -49,12 +51,21 @@ func checkTableInUse(v *View, _ files) []Finding {
 			}
 			out = append(out, Finding{
 				Severity: routing.Warning, Link: plan.Link.Name,
-				Text: fmt.Sprintf("table %d is its own for %s, but somebody else uses it too: %s", t, k.Network(), what),
-				Fix:  "give that another table, or move [tables] in the configuration of multihomed",
+				Text: fmt.Sprintf("table %d belongs to %s, and another program uses it too: %s", t, k.Network(), what),
+				Fix:  "give the other program another table, or change first and last in [tables] of /etc/multihomed/multihomed.toml",
 			})
 		}
 	}
 	return out
+}
+
+// isSaidWithOutcome reports whether an outcome check names a route in the same table: then
+// that is the problem, and it says what comes of it.
+func isSaidWithOutcome(f Finding, all []Finding) bool {
+	return f.Code == outcome.TableInUse && f.Link != "" && f.Object == "" && slices.ContainsFunc(all, func(o Finding) bool {
+		_, table, _ := strings.Cut(o.Object, " in table ")
+		return o.Code == outcome.TableInUse && table != "" && strings.HasPrefix(f.Text, "table "+table+" ")
+	})
 }
 
 // checkRoutedDNS notes NetworkManager's routes to its DNS servers.
@@ -64,7 +75,7 @@ func checkRoutedDNS(v *View, _ files) []Finding {
 			if o.Rule.Action == routing.ActionLookup && o.Rule.Table == tableRoutedDNS {
 				return []Finding{{
 					Severity: routing.Notice,
-					Text:     fmt.Sprintf("NetworkManager routes its DNS servers by table %d (routed-dns): unbound traffic to them leaves by the link they came from, bound traffic follows its link as ever", tableRoutedDNS),
+					Text:     fmt.Sprintf("NetworkManager routes DNS servers by table %d (routed-dns): traffic that is bound to no link reaches each server by the link that named it", tableRoutedDNS),
 				}}
 			}
 		}

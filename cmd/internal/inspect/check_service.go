@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,7 +9,7 @@ import (
 	"multihomed/routing"
 )
 
-// startDaemon is what mends most of it.
+// startDaemon is the cure for most of it.
 const startDaemon = "systemctl enable --now multihomed"
 
 // checkDaemon looks at the service itself.
@@ -19,45 +20,59 @@ func checkDaemon(v *View, _ files) []Finding {
 	case v.Silent:
 		return []Finding{{
 			Severity: routing.Error, Object: "multihomed.service",
-			Text: fmt.Sprintf("multihomed is running (process %d) and does not answer: nothing follows changes of links, addresses and routes; what is shown was read from the host", v.Daemon.PID),
+			Text: fmt.Sprintf("multihomed (process %d) does not answer, so changes of links, addresses and routes may be missed; this status was read from the kernel", v.Daemon.PID),
 			Fix:  "systemctl restart multihomed",
 		}}
 	case !v.Running && v.outstanding().none():
 		return []Finding{{
 			Severity: routing.Warning,
-			Text:     "multihomed is not running: nothing follows changes of links, addresses and routes",
+			Text:     "multihomed is not running: rules and routes do not follow changes of links, addresses and routes",
 			Fix:      startDaemon,
 		}}
-	case v.Running && v.Daemon.Waiting != "":
-		return []Finding{{Severity: routing.Warning, Text: "multihomed waits: " + v.Daemon.Waiting}}
 	default:
 		return nil
 	}
 }
 
+// checkManager says that it is not known who the links are. The daemon gives a manager
+// that starts some time, and says itself when that is over.
 func checkManager(v *View, f files) []Finding {
+	isSaid := slices.ContainsFunc(v.Daemon.Problems, func(p routing.Problem) bool { return p.Code == routing.WaitsForOwners })
 	switch {
-	case v.Complete():
+	case v.Complete(), isSaid:
 		return nil
+	case v.snapshot != nil:
+		return []Finding{{
+			Severity: routing.Notice,
+			Text:     "multihomed is waiting: " + cmp.Or(v.Daemon.Waiting, v.NM.Reason, "NetworkManager is not running") + "; existing routing is kept",
+		}}
 	case v.NM.Running:
 		return []Finding{{
 			Severity: routing.Notice,
-			Text:     "NetworkManager is not ready (" + v.NM.Reason + "): what is shown may be incomplete",
+			Text:     "NetworkManager is not ready (" + v.NM.Reason + "): this status may be incomplete",
 		}}
 	case v.ManagerUnread != "":
 		return []Finding{{
 			Severity: routing.Warning,
-			Text:     "NetworkManager cannot be asked, so that only links whose routing stands are known: " + v.ManagerUnread,
+			Text:     "NetworkManager cannot be asked, so only links that already have rules are shown: " + v.ManagerUnread,
 		}}
 	case v.networkdOwnsAny(f):
 		return nil // It is not needed here; who manages what says checkOwners.
 	default:
 		return []Finding{{
 			Severity: routing.Warning,
-			Text:     "NetworkManager is not running: the routing of its links stands as it is, and new links get none",
+			Text:     "NetworkManager is not running: the routing of its links is kept, and new links get none",
 			Fix:      "systemctl start NetworkManager",
 		}}
 	}
+}
+
+// plural puts a number before a phrase.
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 // outstanding is what keeps the host from being as planned.
@@ -99,14 +114,14 @@ func checkInForce(v *View, _ files) []Finding {
 	var what []string
 	switch {
 	case o.absent+o.bare > 0 && o.planned == o.absent:
-		what = append(what, "nothing is in force: all traffic follows the main table")
+		what = append(what, "no rule or route of it is in force: all traffic follows the main table")
 	case o.absent > 0:
 		what = append(what, fmt.Sprintf("%d of %d rules and routes are not in force", o.absent, o.planned))
 	case o.bare > 0:
-		what = append(what, fmt.Sprintf("%d networks have no table", o.bare))
+		what = append(what, plural(o.bare, "network has no table", "networks have no table"))
 	}
 	if o.extra > 0 {
-		what = append(what, fmt.Sprintf("%d of multihomed's rules and routes belong to no link", o.extra))
+		what = append(what, plural(o.extra, "rule or route of multihomed belongs to no link", "rules and routes of multihomed belong to no link"))
 	}
 	f := Finding{Severity: routing.Error, Text: strings.Join(what, ", and ")}
 	switch {
@@ -118,13 +133,13 @@ func checkInForce(v *View, _ files) []Finding {
 		f.Fix = startDaemon
 	case len(v.Contested) > 0 && len(v.Contested) == o.absent:
 		f.Object = v.Contested[0].String()
-		f.Text += ": somebody else keeps taking them away, " + v.Contested[0].String() + " for one; multihomed puts them back, but does not fight about it"
-		f.Fix = "find out who does it: ip monitor rule route label"
+		f.Text += ": another program keeps deleting them, for example " + v.Contested[0].String() + "; multihomed restores them, with pauses"
+		f.Fix = "find out which program does it: ip monitor rule route label"
 	case !v.Daemon.Ready && !v.Silent:
-		f.Text += "; multihomed has not finished its first pass yet"
+		f.Text += ": multihomed has just started and is not done yet"
 	default:
 		f.Text += " although multihomed is running"
-		f.Fix = "look for the reason in journalctl -u multihomed"
+		f.Fix = "look for the reason: journalctl -u multihomed"
 	}
 	return []Finding{f}
 }
@@ -149,12 +164,12 @@ func checkTables(v *View, _ files) []Finding {
 		}
 		f := Finding{
 			Severity: routing.Error, Link: plan.Link.Name,
-			Text: "no routing table for " + strings.Join(bare, " and ") + ": what is sent from there follows the main table",
+			Text: "no routing table for " + strings.Join(bare, " and ") + ": packets from there follow the main table",
 		}
 		if v.LeasesUnread != "" {
 			f.Fix = "look again as root, who may read the leases: sudo multihomectl status"
 		} else {
-			f.Fix = "look for the reason in journalctl -u multihomed"
+			f.Fix = "look for the reason: journalctl -u multihomed"
 		}
 		out = append(out, f)
 	}
@@ -193,5 +208,11 @@ func checkPlan(v *View, _ files) []Finding {
 // checkDaemonProblems passes on what only the daemon can know: what the kernel
 // refused, which lease could not be had.
 func checkDaemonProblems(v *View, _ files) []Finding {
-	return slices.Clone(v.Daemon.Problems)
+	out := slices.Clone(v.Daemon.Problems)
+	for i := range out {
+		if p := &out[i]; p.Code == routing.WaitsForOwners && p.Fix == "" && !v.NM.Running {
+			p.Fix = "systemctl start NetworkManager"
+		}
+	}
+	return out
 }

@@ -19,7 +19,7 @@ type check struct {
 	run  func(*View, files) []Finding
 }
 
-// checks are in the order of what has to be mended first.
+// checks are in the order of what has to be fixed first.
 func checks() []check {
 	return []check{
 		{"switched-off", checkOff},
@@ -28,6 +28,7 @@ func checks() []check {
 		{"not-in-force", checkInForce},
 		{"no-table", checkTables},
 		{"duplicate-address", checkDuplicates},
+		{routing.OwnGateway, checkGateways},
 		{"main-rule", checkMainRule},
 		{"table-in-use", checkTableInUse},
 		{"manager", checkOwners},
@@ -45,6 +46,7 @@ func checks() []check {
 		{"device", checkDevices},
 		{"plan", checkPlan},
 		{"daemon-problem", checkDaemonProblems},
+		{routing.MatchesNothing, checkEntries},
 	}
 }
 
@@ -64,6 +66,8 @@ func (v *View) Findings(root fs.FS) []Finding {
 			}
 		}
 	}
+	all := slices.Clone(out)
+	out = slices.DeleteFunc(out, func(f Finding) bool { return isSaidWithOutcome(f, all) })
 	slices.SortStableFunc(out, func(a, b Finding) int { return cmp.Compare(b.Severity, a.Severity) })
 	return out
 }

@@ -119,6 +119,13 @@ func conf(name, key, value string) []string {
 	return []string{"proc/sys/net/ipv4/conf/" + name + "/" + key, value + "\n"}
 }
 
+// claim says of a link what its owner says.
+func claim(v *inspect.View, name string, change func(*reconcile.Claim)) {
+	c := v.Claims[name]
+	change(&c)
+	v.Claims[name] = c
+}
+
 // A want is one finding: words that its text and its fix must have.
 type want struct {
 	code     routing.Code
@@ -161,10 +168,6 @@ func TestDaemon(t *testing.T) {
 	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"not running"}, fix: "systemctl enable --now multihomed"})
 
 	v = view(wan(0))
-	v.Daemon.Waiting = "the bus is away"
-	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"waits: the bus is away"}})
-
-	v = view(wan(0))
 	v.Daemon.Problems = []routing.Problem{
 		{Code: routing.NoTable, Severity: routing.Error, Link: "wan9", Text: "no routing table is left", Fix: "widen [tables]"},
 		{Code: "repairs", Severity: routing.Warning, Text: "somebody takes our rules away"},
@@ -198,9 +201,9 @@ func TestNotInForce(t *testing.T) {
 		{Verb: routing.AddRule, Rule: rules[0].Rule, Reason: rules[0].Reason},
 		{Verb: routing.DeleteRule, Rule: routing.Rule{Family: routing.IPv4, Priority: 10000, Action: routing.ActionLookup, Table: 10900, Protocol: routing.Multihomed}},
 	}
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of 8", "although multihomed is running", "1 of multihomed's rules and routes belong to no link"}, fix: "journalctl"})
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of 8", "although multihomed is running", "1 rule or route of multihomed belongs to no link"}, fix: "journalctl"})
 	v.Daemon.Ready = false
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"not finished its first pass"}})
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"has just started"}})
 	v.Running = false
 	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"multihomed is not running, and 1 of 8"}, fix: "systemctl enable"})
 
@@ -211,7 +214,7 @@ func TestNotInForce(t *testing.T) {
 	v = view(l)
 	v.Running = false
 	v.Missing = []routing.Op{{Verb: routing.SetGroup, Index: l.Index, Group: 28008}}
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"nothing is in force"}, fix: "systemctl enable"})
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"no rule or route of it is in force"}, fix: "systemctl enable"})
 }
 
 func TestNoTable(t *testing.T) {
@@ -264,7 +267,7 @@ func TestReversePath(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var wants []want
 			if c.fix != "" {
-				wants = append(wants, want{code: "rp-filter", severity: routing.Warning, link: "usb1", text: []string{"usb0 has the address 192.168.8.100 too", "is dropped"}, fix: c.fix})
+				wants = append(wants, want{code: "rp-filter", severity: routing.Warning, link: "usb1", text: []string{"usb0 has the address 192.168.8.100 too", "are dropped"}, fix: c.fix})
 			}
 			check(t, view(modem0, modem1), files(c.files...), wants...)
 		})
@@ -389,7 +392,7 @@ func TestStrays(t *testing.T) {
 		Probe: outcome.Probe{From: netip.MustParseAddr("198.51.100.7"), To: netip.MustParseAddr("8.1.1.1")}, Family: routing.IPv4,
 		Link: "wan0", Device: "tun0", Rule: ahead, Parts: 221, All: 221,
 	}}
-	check(t, v, files(), want{code: outcome.RuleAhead, severity: routing.Error, link: "wan0", text: []string{"5270: from all lookup 52", "leaves by tun0"}, fix: "give it a priority"})
+	check(t, v, files(), want{code: outcome.RuleAhead, severity: routing.Error, link: "wan0", text: []string{"5270: from all lookup 52", "leaves by tun0"}, fix: "give that rule a priority"})
 }
 
 // TestLiftThatYields: who deletes a rule by its words may hit the lift of it. That is
@@ -410,8 +413,8 @@ func TestLiftThatYields(t *testing.T) {
 	check(t, v, files())
 	v.Missing = []routing.Op{{Verb: routing.AddRule, Rule: lift.Rule, Reason: lift.Reason}}
 	check(t, v, files(), want{
-		code: "lift-yields", severity: routing.Notice, fix: "wait",
-		text: []string{`"30000: from all to 192.0.2.5 iif lo lookup 200", which is left`, "10 seconds"},
+		code: "lift-yields", severity: routing.Notice, fix: "ip rule del priority 30000",
+		text: []string{`"30000: from all to 192.0.2.5 iif lo lookup 200"`, "10 seconds"},
 	})
 	for _, o := range v.Objects() {
 		if lifts := "30000: from all to 192.0.2.5 iif lo lookup 200"; o.Reason.Decision == routing.LiftForeign && (o.State != inspect.Yielding || o.Link != "" || o.Lifts() != lifts) {
@@ -454,9 +457,16 @@ func TestPutBackLater(t *testing.T) {
 		t.Fatalf("%d missing: %v", len(v.Missing), v.Missing)
 	}
 	check(t, v, files(),
-		want{code: "put-back-later", severity: routing.Notice, link: "wan1", fix: "wait", text: []string{`words that are also those of the ipv4 rule "100: from 203.0.113.7 lookup 200"`, "15:04:05", "10000: from 203.0.113.7 lookup"}},
+		want{code: "put-back-later", severity: routing.Notice, link: "wan1", fix: "ip rule del priority 100", text: []string{`probably for the ipv4 rule "100: from 203.0.113.7 lookup 200"`, "15:04:05", "10000: from 203.0.113.7 lookup"}},
 		want{code: "put-back-later", severity: routing.Warning, link: "wan0", fix: "journalctl", text: []string{"keeps deleting", "15:04:05", again.String(), "default via 198.51.100.1 dev wan0 table"}},
 	)
+	// The daemon that names the culprit has said it.
+	v.Daemon.Problems = []routing.Problem{{Code: routing.Disputed, Severity: routing.Warning, Link: "wan0", Object: again.String(), Text: "iptables-save (process 7) keeps deleting it", Fix: "stop it"}}
+	check(t, v, files(),
+		want{code: "put-back-later", severity: routing.Notice, link: "wan1", fix: "priority"},
+		want{code: routing.Disputed, severity: routing.Warning, link: "wan0", text: []string{"iptables-save"}, fix: "stop it"},
+	)
+	v.Daemon.Problems = nil
 	// What nobody puts back is missing.
 	v.Daemon.Away = nil
 	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"3 of"}, fix: "journalctl"})
@@ -528,7 +538,7 @@ func TestOwners(t *testing.T) {
 		{
 			"one interface of networkd beside links of ours", host(true, wan(0)),
 			[]string{runs, "", "run/systemd/netif/links/70", owned, "run/systemd/netif/links/71", foreign},
-			[]want{{code: "manager", severity: routing.Notice, text: []string{"systemd-networkd manages ens3, which"}}, ours},
+			[]want{{code: "manager", severity: routing.Notice, text: []string{"systemd-networkd manages ens3: "}}, ours},
 		},
 		{
 			"ConnMan", host(true),

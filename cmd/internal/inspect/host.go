@@ -72,6 +72,7 @@ func (r *reading) look(ctx context.Context) (*View, error) {
 	v.NM, v.ManagerUnread, v.Alone = r.manager, r.managerFault, r.alone
 	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread
 	v.Off, _ = owners.Off.State()
+	v.unsure = len(r.unsure) > 0
 	for _, text := range r.notes {
 		v.note("%s", text)
 	}
@@ -126,7 +127,7 @@ func (r *reading) openLeases(ctx context.Context) *allocator.Allocator {
 	case errors.Is(err, allocator.ErrMissing):
 		// Not started yet: there are no leases.
 	case errors.Is(err, allocator.ErrUnreadable):
-		r.leasesUnread = "the leases in " + path + " are not for this user: tables are told from the rules and routes that stand"
+		r.leasesUnread = "this user may not read the leases in " + path + "; table numbers were taken from the rules and routes in the kernel"
 	default:
 		r.leasesUnread = fmt.Sprintf("leases: %v", err)
 		r.notes = append(r.notes, r.leasesUnread)

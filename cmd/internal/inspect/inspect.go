@@ -68,6 +68,10 @@ type View struct {
 	// Notes are what could not be read, in sentences.
 	Notes []string
 
+	// entries are of the configuration.
+	entries entries
+	// unsure says that there are devices whose profiles this user may not read.
+	unsure bool
 	// snapshot is where the view comes from; byDaemon says that the daemon made it.
 	snapshot *reconcile.Snapshot
 	byDaemon bool

@@ -228,7 +228,7 @@ func checkUnchecked(v *View, _ files) []Finding {
 	}
 	return []Finding{{
 		Severity: routing.Notice,
-		Text:     fmt.Sprintf("where bound traffic goes was checked for %d links only: without the daemon it is not known for the %d others", mostChecked, v.Unchecked),
-		Fix:      "name the links: multihomectl status LINK...",
+		Text:     fmt.Sprintf("the traffic of %d links was checked; without the daemon, that of the other %d was not", mostChecked, v.Unchecked),
+		Fix:      "name the links to check: multihomectl status LINK...",
 	}}
 }

@@ -20,7 +20,7 @@ func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon runstate.Stat
 func of(cfg config.Config, s *reconcile.Snapshot) *View {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]kernel.Link, len(s.Interfaces)),
-		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, snapshot: s,
+		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, snapshot: s, entries: entriesOf(cfg),
 	}
 	for _, i := range s.Interfaces {
 		v.Links[i.Facts.Name] = i.Facts

@@ -47,6 +47,7 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 	}
 	slices.SortFunc(s.Links, status.CompareLinks)
 	s.Others = othersOf(v)
+	s.Escape()
 	s.Tell(findings)
 	return s
 }
@@ -127,7 +128,7 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 	claim, _ := v.claimOf(v.Links[name])
 	l := status.Link{
 		Interface: name, Index: plan.Link.Index, Role: plan.Role.String(), RoleWhy: plan.Why,
-		Draining: claim.Standing == reconcile.Draining, Why: claim.Why, Profile: claim.Profile,
+		Draining: claim.Standing == reconcile.Draining, Pending: claim.Pending, Why: claim.Why, Profile: claim.Profile,
 		Up: plan.Link.Up, Carrier: v.Links[name].Carrier, Group: plan.Link.Group,
 		Networks: []status.Network{}, LeftAlone: map[string]string{}, Unused: []status.Address{}, Objects: []status.Object{},
 	}
@@ -231,7 +232,7 @@ func whyNot(v *View, facts kernel.Link) string {
 	case known && claim.Why != "":
 		return claim.Why
 	case v.Alone:
-		return "no hook said that it was configured"
+		return "not configured by NetworkManager, ifupdown, dhclient or dhcpcd"
 	case !v.NM.Running:
 		return "NetworkManager cannot be asked about it"
 	default:

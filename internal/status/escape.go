@@ -1,0 +1,54 @@
+package status
+
+import "multihomed/internal/escape"
+
+// Escape makes all names and sentences of the status printable. JSON has no bytes but
+// those of UTF-8, and two names must not become one: names are written as [escape.Name]
+// writes them, and [escape.Original] finds each again. Names are escaped once; sentences
+// may be escaped any number of times.
+func (s *Status) Escape() {
+	text := func(texts ...*string) {
+		for _, t := range texts {
+			*t = escape.Text(*t)
+		}
+	}
+	text(&s.Version, &s.Daemon.Version, &s.Daemon.Waiting, &s.NetworkManager.Version, &s.NetworkManager.Waiting, &s.NetworkManager.Error)
+	for family, u := range s.Unbound {
+		u.Interface = escape.Name(u.Interface)
+		s.Unbound[family] = u
+	}
+	for i := range s.Links {
+		l := &s.Links[i]
+		l.Interface, l.Profile = escape.Name(l.Interface), escape.Name(l.Profile)
+		text(&l.RoleWhy, &l.Why, &l.Type)
+		for f, why := range l.LeftAlone {
+			l.LeftAlone[f] = escape.Text(why)
+		}
+		escapeObjects(l.Objects)
+	}
+	escapeObjects(s.Shared)
+	for i := range s.OtherRules {
+		text(&s.OtherRules[i].Text)
+	}
+	if s.Off != nil {
+		text(&s.Off.By)
+	}
+	for i := range s.OffLinks {
+		o := &s.OffLinks[i]
+		o.Interface = escape.Name(o.Interface)
+		text(&o.UUID, &o.By)
+	}
+	for i := range s.Others {
+		s.Others[i].Interface = escape.Name(s.Others[i].Interface)
+		text(&s.Others[i].Why)
+	}
+	for i := range s.Unread {
+		text(&s.Unread[i])
+	}
+}
+
+func escapeObjects(objects []Object) {
+	for i := range objects {
+		objects[i].Text, objects[i].Lifts = escape.Text(objects[i].Text), escape.Text(objects[i].Lifts)
+	}
+}
