@@ -19,13 +19,16 @@ type check struct {
 	run  func(*View, files) []Finding
 }
 
+// NotInForce is the code of what says that rules or routes are missing.
+const NotInForce routing.Code = "not-in-force"
+
 // checks are in the order of what has to be fixed first.
 func checks() []check {
 	return []check{
 		{"switched-off", checkOff},
 		{"daemon", checkDaemon},
 		{"network-manager", checkManager},
-		{"not-in-force", checkInForce},
+		{NotInForce, checkInForce},
 		{"no-table", checkTables},
 		{"duplicate-address", checkDuplicates},
 		{routing.OwnGateway, checkGateways},

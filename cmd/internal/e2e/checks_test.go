@@ -1,0 +1,49 @@
+package e2e_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"multihomed/internal/lab"
+	"multihomed/internal/status"
+	"multihomed/routing"
+)
+
+// TestJournalSaysWhatStatusSays: what takes bound traffic away is in the log without
+// anybody asking for the status, and that it is over, too. A gateway that is the link's own
+// address is refused, and everything works.
+func TestJournalSaysWhatStatusSays(t *testing.T) {
+	r := staticRig(t, 2, fmt.Sprintf("[[link]]\ninterface = \"wan0\"\ngateway = %q\n[[link]]\nprofile = \"nowhere\"\nrole = \"local\"\n", staticAddr(0)))
+	r.logged(0, fmt.Sprintf("error: wan0: the gateway that is set for wan0, %s, is an address of wan0 itself", staticAddr(0)))
+	r.works(0)
+	r.works(1)
+
+	_, err := r.NewLink(lab.LinkConfig{Name: "tun7", Up: true})
+	r.must(err)
+	r.ip("address", "add", "192.0.2.1/24", "dev", "tun7")
+	r.ip("route", "add", "default", "dev", "tun7", "table", "52")
+	const says = `the ipv4 rule "5270: from all lookup 52" is not of multihomed`
+	from := len(r.daemon.Lines())
+	r.ip("rule", "add", "priority", "5270", "lookup", "52")
+	r.logged(from, "error: "+says)
+	from = len(r.daemon.Lines())
+	r.ip("rule", "del", "priority", "5270")
+	r.logged(from, "no longer: "+says)
+
+	// Nobody has asked so far. Now what is shown is what was logged.
+	told, err := status.Ask(t.Context(), r.cfg.RuntimeDir, true)
+	r.must(err)
+	var shown []string
+	for _, p := range told.Problems {
+		if p.Severity >= routing.Warning {
+			shown = append(shown, string(p.Code))
+		}
+	}
+	if strings.Join(shown, " ") != string(routing.OwnGateway) {
+		t.Errorf("status shows %v", shown)
+	}
+	if n := strings.Count(r.daemon.Log(), says); n != 2 {
+		t.Errorf("%d lines about one rule that came and went:\n%s", n, r.daemon.Log())
+	}
+}
