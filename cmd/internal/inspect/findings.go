@@ -46,11 +46,24 @@ func checks() []check {
 		{"put-back-later", checkWaiting},
 		{"routed-dns", checkRoutedDNS},
 		{"no-default", checkDefaults},
-		{"device", checkDevices},
-		{"plan", checkPlan},
-		{"daemon-problem", checkDaemonProblems},
+		{"", checkDevices},
+		{"", checkPlan},
+		{"", checkDaemonProblems},
 		{routing.MatchesNothing, checkEntries},
 	}
+}
+
+// Codes returns the codes of all checks, sorted. Some checks pass on what others found
+// and have none.
+func Codes() []routing.Code {
+	var out []routing.Code
+	for _, c := range checks() {
+		if c.code != "" {
+			out = append(out, c.code)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Findings runs all checks. Root is the host's root directory.
