@@ -72,11 +72,11 @@ func fields(of reflect.Type) []string {
 		return nil
 	}
 	var out []string
-	for i := range of.NumField() {
-		if name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ","); name != "" {
+	for field := range of.Fields() {
+		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" {
 			out = append(out, name)
 		}
-		out = append(out, fields(of.Field(i).Type)...)
+		out = append(out, fields(field.Type)...)
 	}
 	return out
 }

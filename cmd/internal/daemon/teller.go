@@ -188,7 +188,7 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("encoding the status: %w", err)
 		}
-		t.told.document = append(document, '\n')
+		t.told.document = slices.Concat(document, []byte{'\n'})
 	}
 	return t.told.document, nil
 }
