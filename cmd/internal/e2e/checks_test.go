@@ -1,9 +1,11 @@
 package e2e_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"multihomed/internal/lab"
 	"multihomed/internal/status"
@@ -46,4 +48,53 @@ func TestJournalSaysWhatStatusSays(t *testing.T) {
 	if n := strings.Count(r.daemon.Log(), says); n != 2 {
 		t.Errorf("%d lines about one rule that came and went:\n%s", n, r.daemon.Log())
 	}
+}
+
+// TestNoAlarmWhileALinkComesUp: its router says with lifetime 0 that it is none, and DHCP
+// has not answered. Whoever asks meanwhile sees no problem, and none is logged.
+func TestNoAlarmWhileALinkComesUp(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	r.isp(lab.DefaultISP(0))
+	silent := lab.DefaultISP(1)
+	silent.NoDHCP = true
+	isp := r.isp(silent, "ipv4.may-fail", "no", "ipv4.dhcp-timeout", "8")
+	ra := isp.RA()
+	ra.RouterLifetime = 0
+	r.must(isp.SetRA(ra))
+	r.start()
+	r.up("wan0")
+	r.settled("wan0")
+
+	ctx, ended := context.WithCancel(t.Context())
+	defer ended()
+	go func() {
+		defer ended()
+		_ = r.Up(t.Context(), "wan1") // DHCP never answers.
+	}()
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	seen := 0
+	for ctx.Err() == nil {
+		told, err := status.Ask(t.Context(), r.cfg.RuntimeDir, true)
+		r.must(err)
+		if len(told.Problems) > 0 || !told.OK {
+			t.Fatalf("ok %t, problems %+v, links %+v", told.OK, told.Problems, told.Links)
+		}
+		for _, l := range told.Links {
+			if l.Interface == "wan1" && l.Pending && len(l.Networks) > 0 {
+				seen++
+			}
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+		}
+	}
+	if seen == 0 {
+		t.Error("wan1 was never seen with an address while it came up")
+	}
+	if log := r.daemon.Log(); strings.Contains(log, "warning: ") || strings.Contains(log, "error: ") {
+		t.Error(log)
+	}
+	t.Logf("%d times asked while it came up", seen)
 }
