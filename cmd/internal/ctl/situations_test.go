@@ -330,6 +330,35 @@ func TestSituations(t *testing.T) {
 	}
 }
 
+// TestVerboseSituation: what is only of interest to who looks closely is shown to nobody
+// else, and is no fault; all rules of other programs are.
+func TestVerboseSituation(t *testing.T) {
+	s := laptop()
+	s.cfg.Links = []config.Link{{Matcher: config.Matcher{Interface: "usb*"}, LastResort: new(true)}}
+	for n := range 10 {
+		s.rule(routing.IPv4, routing.ForeignRule{Rule: routing.Rule{Priority: routing.Priority(30000 + n), Mark: routing.Mark{Value: 1, Mask: 1}, Table: routing.TableID(200 + n), Unknown: true}})
+	}
+	v := s.view()
+	shown := v.Status(v.Findings(s.files), "1.2.3")
+	if !shown.OK {
+		t.Errorf("problems %+v", shown.Problems)
+	}
+	for _, verbose := range []bool{false, true} {
+		var text bytes.Buffer
+		if err := ctl.Render(&text, shown, false, 80, verbose); err != nil {
+			t.Fatal(err)
+		}
+		if got := bytes.Contains(text.Bytes(), []byte(`[[link]] with interface = "usb*"`)); got != verbose {
+			t.Errorf("verbose %t:\n%s", verbose, text.String())
+		}
+		for n := range 10 {
+			if got := bytes.Contains(text.Bytes(), fmt.Appendf(nil, "    -4 %d: ", 30000+n)); got != (verbose || n < 6) {
+				t.Errorf("verbose %t, rule %d:\n%s", verbose, n, text.String())
+			}
+		}
+	}
+}
+
 // switchOff takes links away as the owners do.
 func (s *situation) switchOff(names ...string) {
 	for _, name := range names {
