@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"reflect"
@@ -33,6 +32,7 @@ type teller struct {
 	server   *status.Server
 	producer *status.Producer
 	checker  *inspect.Checker
+	shelf    *inspect.Shelf
 
 	// told is the last document, and what it was made of.
 	told telling
@@ -58,7 +58,7 @@ type problemKey struct {
 }
 
 func newTeller(s *service, cfg config.Config, p *parts) (*teller, error) {
-	t := &teller{service: s, cfg: cfg, parts: p, checker: inspect.NewChecker(), seen: map[problemKey]time.Time{}}
+	t := &teller{service: s, cfg: cfg, parts: p, checker: inspect.NewChecker(), shelf: inspect.NewShelf(), seen: map[problemKey]time.Time{}}
 	t.producer = status.NewProducer(t.make)
 	var err error
 	t.server, err = status.Listen(cfg.RuntimeDir, s.Logger, t.producer.Document)
@@ -94,6 +94,7 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 		now.view = last.view
 	} else {
 		now.view = inspect.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
+		t.shelf.Use(now.view)
 		if err := t.checker.Check(ctx, now.view, nil, checkedAtOnce); err != nil {
 			now.view.Notes = append(now.view.Notes, fmt.Sprintf("where bound traffic goes: %v", err))
 		}
@@ -110,10 +111,9 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 		now.status = now.view.Status(now.findings, t.service.Version)
 	}
 	t.date(&now.status)
-	if now.document, err = json.Marshal(now.status); err != nil {
-		return nil, fmt.Errorf("encoding the status: %w", err)
+	if now.document, err = now.view.Document(now.status); err != nil {
+		return nil, err
 	}
-	now.document = append(now.document, '\n')
 	t.told = now
 	return now.document, nil
 }
