@@ -1,9 +1,11 @@
-package nm
+package nm_test
 
 import (
 	"testing"
 
 	"github.com/godbus/dbus/v5"
+
+	"multihomed/nm"
 )
 
 // TestQueue: what an attacker decides the number of does not pile up.
@@ -14,10 +16,10 @@ func TestQueue(t *testing.T) {
 		for _, n := range names {
 			p[n] = dbus.MakeVariant("x")
 		}
-		return &dbus.Signal{Name: signalChanged, Path: dbus.ObjectPath(path), Body: []any{iface, p}}
+		return &dbus.Signal{Name: "org.freedesktop.DBus.Properties.PropertiesChanged", Path: dbus.ObjectPath(path), Body: []any{iface, p}}
 	}
 	const ip6, device = "org.freedesktop.NetworkManager.IP6Config", "org.freedesktop.NetworkManager.Device"
-	q := newQueue(dnsProperties())
+	q := nm.NewQueue(false)
 	for range 1000 {
 		for _, s := range []*dbus.Signal{change("/1", ip6, "RouteData", "Routes"), change("/2", ip6, "AddressData"), change("/1", ip6)} {
 			q.DeliverSignal("", "", s)
@@ -28,11 +30,10 @@ func TestQueue(t *testing.T) {
 	q.DeliverSignal("", "", change("/1", ip6, "RouteData"))
 	take := func() (path dbus.ObjectPath, left int) {
 		t.Helper()
-		s := q.first()
+		s := q.Next()
 		if s == nil {
 			t.Fatal("it is empty")
 		}
-		q.pop()
 		return s.Path, len(s.Body[1].(map[string]dbus.Variant))
 	}
 	for i, want := range []struct {
@@ -43,7 +44,7 @@ func TestQueue(t *testing.T) {
 			t.Errorf("%d: %s with %d properties, want %+v", i, path, left, want)
 		}
 	}
-	if q.first() != nil {
+	if q.Next() != nil {
 		t.Error("more is left")
 	}
 	// What comes after one was taken counts.
@@ -51,9 +52,9 @@ func TestQueue(t *testing.T) {
 	if path, left := take(); path != "/1" || left != 0 {
 		t.Errorf("%s with %d properties", path, left)
 	}
-	whole := newQueue(nil)
+	whole := nm.NewQueue(true)
 	whole.DeliverSignal("", "", change("/1", ip6, "RouteData"))
-	if s := whole.first(); len(s.Body[1].(map[string]dbus.Variant)) != 1 {
+	if s := whole.Next(); len(s.Body[1].(map[string]dbus.Variant)) != 1 {
 		t.Error("who looks once gets all")
 	}
 }

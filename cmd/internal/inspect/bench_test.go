@@ -47,6 +47,7 @@ func BenchmarkStatus(b *testing.B) {
 	cfg := config.Default()
 	var document []byte
 	tell := func(b *testing.B, s *reconcile.Snapshot, shelf *inspect.Shelf) {
+		b.Helper()
 		v := inspect.FromSnapshot(cfg, s, runstate.State{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
 		shelf.Use(v)
 		told := v.Status(v.Findings(files()), "1")
