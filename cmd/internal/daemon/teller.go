@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -42,6 +41,7 @@ type teller struct {
 	// mu guards what follows.
 	mu      sync.Mutex
 	checker *inspect.Checker
+	shelf   *inspect.Shelf
 	// told is the last document, and what it was made of.
 	told telling
 	// seen is when a problem was first told of.
@@ -67,7 +67,7 @@ type problemKey struct {
 }
 
 func newTeller(s *service, cfg config.Config, p *parts, outdated wake) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, checker: inspect.NewChecker(), seen: map[problemKey]time.Time{}}
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, checker: inspect.NewChecker(), shelf: inspect.NewShelf(), seen: map[problemKey]time.Time{}}
 	t.producer = status.NewProducer(t.make)
 	return t
 }
@@ -184,11 +184,11 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	if t.told.document == nil {
-		document, err := json.Marshal(t.told.status)
+		document, err := t.told.view.Document(t.told.status)
 		if err != nil {
-			return nil, fmt.Errorf("encoding the status: %w", err)
+			return nil, err
 		}
-		t.told.document = slices.Concat(document, []byte{'\n'})
+		t.told.document = document
 	}
 	return t.told.document, nil
 }
@@ -214,6 +214,7 @@ func (t *teller) look(ctx context.Context) error {
 		now.view = last.view
 	} else {
 		now.view = inspect.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
+		t.shelf.Use(now.view)
 		if err := t.checker.Check(ctx, now.view, nil, checkedAtOnce); err != nil {
 			now.view.Notes = append(now.view.Notes, fmt.Sprintf("where bound traffic goes: %v", err))
 		}
