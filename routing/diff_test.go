@@ -58,17 +58,6 @@ func foreigners(t tb, h *host) {
 	}
 }
 
-// way returns the outcome and the first leg without its table, protocol, metric
-// and weight: what a copy of a route has in common with it.
-func way(v lookup.Verdict) (lookup.Outcome, routing.Route) {
-	r := v.Route
-	if len(v.Legs) > 0 {
-		r = v.Legs[0]
-	}
-	r.Table, r.Protocol, r.Metric, r.Weight = 0, 0, 0, 0
-	return v.Outcome, r
-}
-
 // A happening changes the host behind our back.
 func happen(t *rapid.T, h *host) {
 	switch rapid.IntRange(0, 12).Draw(t, "happening") {

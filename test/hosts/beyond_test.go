@@ -88,10 +88,11 @@ func throwIt(w *world) {
 }
 
 // static is a provider whose network is what the profile of its link says.
-func (w *world) static(n int, isp netip.Prefix, settings ...string) *lab.ISP {
+func (w *world) static(n int, isp netip.Prefix, settings ...string) {
+	w.t.Helper()
 	cfg := lab.DefaultISP(n)
 	cfg.IPv4, cfg.NoDHCP = isp, true
-	return w.provider(cfg, append([]string{"ipv4.method=manual"}, settings...)...)
+	w.provider(cfg, append([]string{"ipv4.method=manual"}, settings...)...)
 }
 
 // metricsOf asks for what a connection to a destination is told of its way.
@@ -280,10 +281,6 @@ var beyondHosts = []Host{
 		Steps: []Step{
 			{"a leg is dead", func(w *world) { w.ip("nexthop replace id 73 group 71") }},
 			{"it is back", func(w *world) { w.ip("nexthop replace id 73 group 71/72") }},
-		},
-		Selects: func(w *world, q Question) bool {
-			// Without a leg of its own the link has its default.
-			return particular(w, q)
 		},
 		Ask: func(w *world) []Question { return grid(w.beyond, w.senders()) },
 	},
