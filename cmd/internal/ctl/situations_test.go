@@ -166,9 +166,12 @@ func (s *situation) view() *inspect.View {
 		snapshot := &reconcile.Snapshot{Policy: policy, Claims: s.claims, Others: s.rules, Lifts: planner.Shared()}
 		for _, facts := range append(s.linkFacts(), s.others...) {
 			i := &reconcile.Interface{Facts: facts}
+			claim, claimed := s.claims[facts.Name]
+			i.Claim, i.Claimed = claim, claimed
 			i.Plan, i.IsLink = planner.Link(facts.Index)
 			snapshot.Interfaces = append(snapshot.Interfaces, i)
 		}
+		slices.SortFunc(snapshot.Interfaces, func(a, b *reconcile.Interface) int { return a.Facts.Index - b.Facts.Index })
 		v = inspect.FromSnapshot(s.cfg, snapshot, s.daemon, s.manager, s.alone, s.off)
 	}
 	if s.bare {
