@@ -173,11 +173,12 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	settled, ready := newLatch(), newLatch()
 	var alone atomic.Bool
 	var p *parts
-	outdated := newWake()
+	outdated, changed := newWake(), newWake()
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
 		Ready: func() { ready.do(s.notify.ready) },
 		Settled: func() {
 			settled.give()
+			changed.give()
 			alone.Store(p.owners.Alone())
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
@@ -228,12 +229,16 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			p.acknowledge(m)
 		})
 	})
-	tellers := newTeller(s, cfg, p, outdated)
+	tellers := newTeller(s, cfg, p, outdated, changed)
 	// Without the socket the routing goes on, and multihomectl reads the host by itself.
 	s.fault(statusFault, tellers.listen())
 	tellers.run(running, tasks)
 	tasks.Go(func() error {
 		p.keepLeases(running, s.fault)
+		return nil
+	})
+	tasks.Go(func() error {
+		giveBack(running, changed)
 		return nil
 	})
 

@@ -35,8 +35,8 @@ type teller struct {
 	parts    *parts
 	server   *status.Server
 	producer *status.Producer
-	// outdated wakes who checks.
-	outdated wake
+	// outdated wakes who checks, worked who gives memory back.
+	outdated, worked wake
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -66,8 +66,8 @@ type problemKey struct {
 	link, object string
 }
 
-func newTeller(s *service, cfg config.Config, p *parts, outdated wake) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, checker: inspect.NewChecker(), shelf: inspect.NewShelf(), seen: map[problemKey]time.Time{}}
+func newTeller(s *service, cfg config.Config, p *parts, outdated, worked wake) *teller {
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: inspect.NewChecker(), shelf: inspect.NewShelf(), seen: map[problemKey]time.Time{}}
 	t.producer = status.NewProducer(t.make)
 	return t
 }
@@ -196,6 +196,7 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 // look brings told up to date. What it was made of may be as it was: then so is the
 // status, but for what only files of the host tell. The caller holds mu.
 func (t *teller) look(ctx context.Context) error {
+	defer t.worked.give()
 	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
 		now.manager, now.alone = t.parts.owners.Status(), t.parts.owners.Alone()
