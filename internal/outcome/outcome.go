@@ -25,6 +25,9 @@ type Facts struct {
 	Tables map[routing.Family]map[routing.TableID][]routing.Route
 	// Partial are tables that were not read, or not whole.
 	Partial map[routing.Family]map[routing.TableID]bool
+	// Mixed has the rules of priorities at which ours and those of others stand, in the
+	// order of the kernel. Where it has none, those of others come first.
+	Mixed map[routing.Family]map[routing.Priority][]routing.Rule
 	// Missing is what keeps the kernel from being as planned.
 	Missing []routing.Op
 	// Unsettled reports links that are not to be judged: they come or go.
@@ -106,7 +109,9 @@ type Judge struct {
 	// last are the rungs behind main: what is bound to a link does not come so far.
 	last    []placed
 	missing map[routing.Rule]struct{}
-	absent  map[routing.RouteKey]struct{}
+	// at is the place of rules of Facts.Mixed, from 1 on.
+	at     map[routing.Rule]int
+	absent map[routing.RouteKey]struct{}
 	// outside and others are by family.
 	outside, others map[routing.Family][]target
 	names           map[int]string
@@ -122,15 +127,16 @@ type Judge struct {
 // placed is a rule with what orders those of one priority.
 type placed struct {
 	rule routing.Rule
-	// foreign rules come first where the ladder stands behind them.
 	rank uint64
 	ours bool
+	// at is the place among the rules of its priority where others stand there too.
+	at int
 }
 
 // New makes a judge.
 func New(f Facts) *Judge {
 	j := &Judge{
-		facts: f, missing: map[routing.Rule]struct{}{}, absent: map[routing.RouteKey]struct{}{},
+		facts: f, missing: map[routing.Rule]struct{}{}, at: map[routing.Rule]int{}, absent: map[routing.RouteKey]struct{}{},
 		outside: map[routing.Family][]target{}, others: map[routing.Family][]target{}, names: map[int]string{}, asked: map[routing.Family][]routing.TableID{},
 		shared: map[netip.Addr]bool{}, owner: map[netip.Addr]int{}, uplink: map[int]bool{},
 	}
@@ -142,6 +148,13 @@ func New(f Facts) *Judge {
 			j.absent[op.Route.Key()] = struct{}{}
 		default:
 			// It stands, in the wrong place or too much.
+		}
+	}
+	for _, priorities := range f.Mixed {
+		for _, rules := range priorities {
+			for i, r := range slices.Backward(rules) {
+				j.at[r] = i + 1 // A rule that stands twice is asked where it stands first.
+			}
 		}
 	}
 	for _, i := range f.Interfaces {
@@ -162,7 +175,7 @@ func New(f Facts) *Judge {
 func (j *Judge) collect() {
 	for _, f := range routing.Families() {
 		for _, o := range j.facts.Plans.Foreign(f) {
-			j.base = append(j.base, placed{rule: o.Rule})
+			j.base = append(j.base, placed{rule: o.Rule, at: j.at[o.Rule]})
 		}
 	}
 	for _, r := range j.facts.Plans.Shared() {
@@ -190,7 +203,7 @@ func (j *Judge) collect() {
 
 func (j *Judge) add(to *[]placed, r routing.PlannedRule) {
 	if _, missing := j.missing[r.Rule]; !missing {
-		*to = append(*to, placed{rule: r.Rule, rank: r.Rank, ours: true})
+		*to = append(*to, placed{rule: r.Rule, rank: r.Rank, ours: true, at: j.at[r.Rule]})
 	}
 }
 
@@ -211,23 +224,25 @@ func (j *Judge) rules(plan *routing.LinkPlan) []routing.Rule {
 
 // sorted puts rules into the order of the kernel.
 func sorted(all []placed) []placed {
-	behind := func(p placed) int {
-		switch {
-		case !p.ours:
-			return 1
-		case p.rule.Priority == routing.PriorityAgain:
-			return 2
-		default:
-			return 0
-		}
-	}
 	slices.SortStableFunc(all, func(a, b placed) int {
 		return cmp.Or(
-			cmp.Compare(a.rule.Family, b.rule.Family), cmp.Compare(a.rule.Priority, b.rule.Priority),
-			cmp.Compare(behind(a), behind(b)), cmp.Compare(a.rank, b.rank),
+			cmp.Compare(a.rule.Family, b.rule.Family), cmp.Compare(a.rule.Priority, b.rule.Priority), cmp.Compare(a.at, b.at),
+			compareBool(a.ours, b.ours), cmp.Compare(a.rank, b.rank),
 		)
 	})
 	return all
+}
+
+// compareBool puts false before true.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	default:
+		return -1
+	}
 }
 
 // tables are those of a link as planned, without what is missing, but for those that
@@ -250,6 +265,7 @@ func (j *Judge) tables(plan *routing.LinkPlan) map[routing.Family]map[routing.Ta
 // While two of them are the same, only links that changed need to be judged anew.
 type Environment struct {
 	base           []placed
+	mixed          map[routing.Family]map[routing.Priority][]routing.Rule
 	tables         map[routing.Family]map[routing.TableID][]routing.Route
 	partial        map[routing.Family]map[routing.TableID]bool
 	outside, other map[routing.Family][]target
@@ -258,7 +274,7 @@ type Environment struct {
 
 // Environment returns that of the judge.
 func (j *Judge) Environment() Environment {
-	e := Environment{base: j.base, partial: j.facts.Partial, outside: j.outside, other: j.others, missing: len(j.facts.Missing)}
+	e := Environment{base: j.base, mixed: j.facts.Mixed, partial: j.facts.Partial, outside: j.outside, other: j.others, missing: len(j.facts.Missing)}
 	e.tables = map[routing.Family]map[routing.TableID][]routing.Route{}
 	for f, tables := range j.facts.Tables {
 		e.tables[f] = map[routing.TableID][]routing.Route{}

@@ -26,6 +26,8 @@ type host struct {
 	missing func(routing.Op) bool
 	ask     func(outcome.Probe) (outcome.Answer, error)
 	partial map[routing.TableID]bool
+	// front says that rules of ours stand before those of others with their priority.
+	front bool
 }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -126,6 +128,19 @@ func (h *host) judge() (*outcome.Judge, *routing.Planner) {
 		}
 		tables[routing.IPv4][t] = routes
 	}
+	mixed := map[routing.Family]map[routing.Priority][]routing.Rule{routing.IPv4: {}}
+	for _, o := range h.others {
+		order := []routing.Rule{o.Rule}
+		for r := range p.Rules() {
+			if r.Rule.Family == routing.IPv4 && r.Rule.Priority == o.Rule.Priority {
+				order = append(order, r.Rule)
+			}
+		}
+		if h.front {
+			slices.Reverse(order)
+		}
+		mixed[routing.IPv4][o.Rule.Priority] = order
+	}
 	var missing []routing.Op
 	if h.missing != nil {
 		for r := range p.Rules() {
@@ -140,7 +155,7 @@ func (h *host) judge() (*outcome.Judge, *routing.Planner) {
 		}
 	}
 	return outcome.New(outcome.Facts{
-		Policy: p.Policy(), Plans: p, Interfaces: interfaces, Tables: tables, Missing: missing, Ask: h.ask,
+		Policy: p.Policy(), Plans: p, Interfaces: interfaces, Tables: tables, Mixed: mixed, Missing: missing, Ask: h.ask,
 		Partial: map[routing.Family]map[routing.TableID]bool{routing.IPv4: h.partial},
 	}), p
 }
@@ -247,6 +262,12 @@ func TestHealthyHosts(t *testing.T) {
 			h.tables[300] = []routing.Route{route(300, "0.0.0.0/0", tunnel, "")}
 			return h.with(rule(25000, 300))
 		}(),
+		"a rule of somebody else behind ours of the same priority": func() *host {
+			h := twoWANs()
+			h.front = true
+			h.tables[300] = []routing.Route{route(300, "0.0.0.0/0", tunnel, "")}
+			return h.with(rule(routing.PrioritySource, 300))
+		}(),
 		"a dead provider": func() *host {
 			h := twoWANs()
 			h.links[1].Up = false
@@ -302,6 +323,14 @@ func TestFaults(t *testing.T) {
 		"a rule in front that jumps": {
 			twoWANs().with(routing.Rule{Priority: 5000, Action: routing.ActionGoto, Goto: 32766}),
 			outcome.RuleAhead, routing.Error, "wan1", "5000: from all goto 32766", "", "between",
+		},
+		"a full tunnel at a priority of ours, before us": {
+			func() *host {
+				h := twoWANs()
+				h.tables[200] = full
+				return h.with(rule(routing.PrioritySource, 200))
+			}(),
+			outcome.RuleAhead, routing.Error, "", "10000: from all lookup 200", "wan0 and wan1 leaves by tun0", "between 20001 and 32764",
 		},
 		"an exit node": {
 			func() *host {

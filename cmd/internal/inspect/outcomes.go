@@ -65,7 +65,7 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 	}
 	judge := outcome.New(outcome.Facts{
 		Policy: v.Policy, Plans: v.Planner, Interfaces: v.lookupInterfaces(), Tables: c.tables, Partial: c.partial,
-		Missing: v.unplanned(), Unsettled: v.unsettled, Ask: c.ask,
+		Mixed: v.mixed(), Missing: v.unplanned(), Unsettled: v.unsettled, Ask: c.ask,
 	})
 	if e := judge.Environment(); !e.Same(c.environment) {
 		c.environment = e
@@ -105,6 +105,18 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 		}
 	}
 	return nil
+}
+
+// mixed is the order of rules where ours and those of others share a priority.
+func (v *View) mixed() map[routing.Family]map[routing.Priority][]routing.Rule {
+	out := map[routing.Family]map[routing.Priority][]routing.Rule{}
+	if v.snapshot == nil {
+		return out
+	}
+	for i, f := range routing.Families() {
+		out[f] = v.snapshot.Mixed[i]
+	}
+	return out
 }
 
 // unsettled reports links that come or go.

@@ -249,7 +249,7 @@ func (v *View) otherRules() []status.OtherRule {
 	out := []status.OtherRule{}
 	for _, f := range routing.Families() {
 		for _, o := range v.Planner.Foreign(f) {
-			if place := placeOf(o); place != "" && len(out) < mostOtherRules {
+			if place := v.placeOf(o); place != "" && len(out) < mostOtherRules {
 				out = append(out, status.OtherRule{Family: f.String(), Text: o.Rule.String(), Place: place})
 			}
 		}
@@ -259,7 +259,7 @@ func (v *View) otherRules() []status.OtherRule {
 
 // placeOf says how a rule of somebody else stands to the ladder, empty if it decides
 // nothing that would matter.
-func placeOf(o routing.ForeignRule) string {
+func (v *View) placeOf(o routing.ForeignRule) string {
 	r := o.Rule
 	switch {
 	case r.Kernels() || r.Action == routing.ActionNop || !decides(r):
@@ -268,9 +268,17 @@ func placeOf(o routing.ForeignRule) string {
 		return status.Selects
 	case o.SteppedOver():
 		return status.SteppedOver
-	case r.Priority < routing.PrioritySource:
+	case r.Priority < routing.PrioritySource || r.Priority == routing.PrioritySource && v.standsBeforeOurs(r):
 		return status.Ahead
 	default:
 		return status.Behind
 	}
+}
+
+// standsBeforeOurs reports whether a rule of ours comes behind one of somebody else with
+// the same priority.
+func (v *View) standsBeforeOurs(r routing.Rule) bool {
+	order := v.mixed()[r.Family][r.Priority]
+	at := slices.Index(order, r)
+	return at >= 0 && slices.ContainsFunc(order[at:], v.Policy.OwnsRule)
 }
