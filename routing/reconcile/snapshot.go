@@ -37,7 +37,7 @@ type Snapshot struct {
 	// Contested are the rules and routes that somebody else keeps taking away: they
 	// come back when their time has come.
 	Contested []routing.Op
-	// ForeignIn says who else uses a table that a link holds.
+	// ForeignIn says who else uses a table that a link holds, in the family of its lease.
 	ForeignIn map[routing.TableID]string
 	// Paths counts the routes in a table that do not follow from the structure of its
 	// link, as those of BGP, where there are any.
@@ -258,8 +258,8 @@ func (l *Loop) snapshot() *Snapshot {
 		}
 		s.Missing = routing.Diff(l.planner, k, open, func(op routing.Op) bool { return l.mayDelete(k, op) })
 		for _, i := range p.interfaces {
-			for _, t := range i.Plan.Link.Tables {
-				if what, used := k.ForeignIn(t); used {
+			for key, t := range i.Plan.Link.Tables {
+				if what, used := k.ForeignIn(key.Family, t); used {
 					s.ForeignIn[t] = what
 				}
 				if n := k.CountRoutes(t) - structural(&i.Plan, t); n > 0 {

@@ -154,17 +154,36 @@ func (v *View) lookupInterfaces() []lookup.Interface {
 	return out
 }
 
+// leased are the tables of links, by family. A number in our range that no link has is as
+// much somebody else's as any other.
+func (v *View) leased() map[routing.Family]map[routing.TableID]struct{} {
+	out := map[routing.Family]map[routing.TableID]struct{}{routing.IPv4: {}, routing.IPv6: {}}
+	for plan := range v.Planner.Links() {
+		for k, t := range plan.Link.Tables {
+			out[k.Family][t] = struct{}{}
+		}
+	}
+	return out
+}
+
 // read reads the tables that decide besides those of links, unless nothing has happened.
+// Tables of links are as planned, but for those that somebody else uses too.
 func (c *Checker) read(ctx context.Context, v *View) error {
-	asked := map[routing.Family][]routing.TableID{}
+	asked, leased := map[routing.Family][]routing.TableID{}, v.leased()
 	for _, f := range routing.Families() {
 		tables := []routing.TableID{routing.TableLocal, routing.TableMain}
 		for _, o := range v.Planner.Foreign(f) {
-			if r := o.Rule; r.Action == routing.ActionLookup && r.Table != 0 && !v.Policy.Tables.Contains(r.Table) {
-				tables = append(tables, r.Table)
+			if r := o.Rule; r.Action == routing.ActionLookup && r.Table != 0 {
+				if _, is := leased[f][r.Table]; !is {
+					tables = append(tables, r.Table)
+				}
 			}
 		}
-		tables = slices.AppendSeq(tables, maps.Keys(v.ForeignIn))
+		for t := range leased[f] {
+			if _, used := v.ForeignIn[t]; used {
+				tables = append(tables, t)
+			}
+		}
 		slices.Sort(tables)
 		asked[f] = slices.Compact(tables)
 	}
