@@ -87,7 +87,12 @@ type Stray struct {
 	Parts, All int
 	// Refused says that the packet is refused; else it leaves by Device.
 	Refused bool
-	Device  string
+	// Assumed says that it is refused only so far: the kernel finds no route, and takes the
+	// destination for a neighbor on the device that the socket is bound to.
+	Assumed bool
+	// Local says that the host keeps it to itself.
+	Local  bool
+	Device string
 	// Rule is that of somebody else which decides, if one does.
 	Rule routing.Rule
 	// Route is what decides if no rule of somebody else does, Table where it is.
@@ -322,7 +327,12 @@ func (j *Judge) Unbound(f routing.Family) (device string, table routing.TableID,
 			maps.Copy(tables[family], some)
 		}
 	}
-	v := j.host.With(rules, tables).Lookup(lookup.Flow{To: most.to})
+	host := j.host.With(rules, tables)
+	v := host.Lookup(lookup.Flow{To: most.to})
+	if from := j.sourceFor(most.to); f == routing.IPv6 && v.Outcome != lookup.Sent && from.IsValid() {
+		// Its default may be for some sources only.
+		v = host.Lookup(lookup.Flow{From: from, To: most.to})
+	}
 	if (v.Lacking || v.Uncertain) && j.facts.Ask != nil {
 		a, err := j.facts.Ask(Probe{To: most.to})
 		return j.names[a.Device], a.Table, err == nil && a.Device != 0
@@ -331,4 +341,34 @@ func (j *Judge) Unbound(f routing.Family) (device string, table routing.TableID,
 		return "", 0, false
 	}
 	return j.names[v.Legs[0].Device], v.Route.Table, true
+}
+
+// sourceFor is the address that the kernel gives to an IPv6 packet which has none while no
+// route for it is known: RFC 6724, section 5, as far as addresses of links differ in it.
+func (j *Judge) sourceFor(to netip.Addr) netip.Addr {
+	var best routing.Address
+	for plan := range j.facts.Plans.Links() {
+		for _, a := range plan.Link.Addresses {
+			from := a.Prefix.Addr()
+			if !plan.Link.Up || !from.Is6() || from.IsLinkLocalUnicast() || a.Tentative || a.Failed {
+				continue
+			}
+			if !best.Prefix.IsValid() || cmp.Or(
+				compareBool(a.Deprecated, best.Deprecated), compareBool(from.IsPrivate(), best.Prefix.Addr().IsPrivate()),
+				cmp.Compare(common(best.Prefix, to), common(a.Prefix, to)),
+			) < 0 {
+				best = a
+			}
+		}
+	}
+	return best.Prefix.Addr()
+}
+
+// common is how many bits of an address's prefix a destination shares (RFC 6724, section 2.2).
+func common(p netip.Prefix, to netip.Addr) int {
+	n := 0
+	for n < p.Bits() && netip.PrefixFrom(p.Addr(), n+1).Masked().Contains(to) {
+		n++
+	}
+	return n
 }

@@ -362,7 +362,7 @@ func TestFaults(t *testing.T) {
 		},
 		"a rule for the device": {
 			twoWANs().with(routing.Rule{Priority: 300, OIF: "wan1", Action: routing.ActionProhibit}),
-			outcome.RuleOfSource, routing.Error, "wan1", "300: from all oif wan1 prohibit", "refused", "ip -4 rule del priority 300",
+			outcome.RuleOfSource, routing.Error, "wan1", "300: from all oif wan1 prohibit", "without a gateway", "ip -4 rule del priority 300",
 		},
 		"a VPN that takes a link's own network": {
 			func() *host {

@@ -163,7 +163,7 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 }
 
 func networkOf(plan routing.LinkPlan, k routing.Key) status.Network {
-	t, has := plan.Link.Tables[k]
+	t := plan.Link.Tables[k]
 	n := status.Network{Family: k.Family.String(), HostAddresses: k.OfHosts(), Table: uint32(t), Addresses: []status.Address{}, Gateways: []status.Gateway{}}
 	if !n.HostAddresses {
 		n.Prefix = k.Prefix
@@ -173,12 +173,7 @@ func networkOf(plan routing.LinkPlan, k routing.Key) status.Network {
 			n.Addresses = append(n.Addresses, addressOf(a))
 		}
 	}
-	var defaults []routing.Route
-	for _, r := range plan.Routes {
-		if has && r.Route.Table == t && r.Route.Family == k.Family && r.Route.IsDefault() {
-			defaults = append(defaults, r.Route)
-		}
-	}
+	defaults := defaultsOf(&plan, k)
 	slices.SortStableFunc(defaults, func(a, b routing.Route) int { return cmp.Compare(a.Metric, b.Metric) })
 	for _, r := range defaults {
 		g := status.Gateway{}
