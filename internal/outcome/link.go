@@ -114,10 +114,14 @@ func (t *trial) gateways(k routing.Key) []netip.Addr {
 	return out
 }
 
+// hasDefault reports whether a table of the link has a default route for any packet of it.
 func (t *trial) hasDefault(f routing.Family) bool {
-	return slices.ContainsFunc(t.plan.Routes, func(r routing.PlannedRoute) bool {
-		return r.Route.Family == f && r.Route.Destination.Bits() == 0
-	})
+	return t.plainDefault(f) || t.sourceOf(f).IsValid()
+}
+
+// plainDefault reports whether a table of the link has a default route for all sources.
+func (t *trial) plainDefault(f routing.Family) bool {
+	return slices.ContainsFunc(t.plan.Routes, func(r routing.PlannedRoute) bool { return r.Route.Family == f && r.Route.IsDefault() })
 }
 
 // HasDefault reports whether the table of an address of a link has a default route for it by
@@ -137,7 +141,7 @@ func HasDefault(plan *routing.LinkPlan, from netip.Addr) bool {
 // device alone, where only defaults for some sources are known. IPv6 looks for a route with
 // that source then (ip6_dst_lookup_tail in net/ipv6/ip6_output.c). Zero where none is needed.
 func (t *trial) sourceOf(f routing.Family) netip.Addr {
-	if f != routing.IPv6 || slices.ContainsFunc(t.plan.Routes, func(r routing.PlannedRoute) bool { return r.Route.Family == f && r.Route.IsDefault() }) {
+	if f != routing.IPv6 || t.plainDefault(f) {
 		return netip.Addr{}
 	}
 	for _, from := range t.sources(f) {
