@@ -292,6 +292,67 @@ func TestTunnelThatTheKernelNumbered(t *testing.T) {
 	}
 }
 
+// TestRuleAtOurPriority: a rule of somebody else that selects nothing stays where the kernel
+// put it at a priority of ours. One that a goto must find first, or that selects, stands
+// before us.
+func TestRuleAtOurPriority(t *testing.T) {
+	t.Parallel()
+	at := func(p routing.Priority) routing.Rule {
+		return routing.Rule{Family: routing.IPv4, Priority: p, Action: routing.ActionLookup, Table: 77, Protocol: routing.ProtocolBoot}
+	}
+	marked := at(31000)
+	marked.Mark = routing.Mark{Value: 1, Mask: 1<<32 - 1}
+	selecting := at(routing.PrioritySource)
+	selecting.Mark = marked.Mark
+	leading := at(5000)
+	leading.Action, leading.Table, leading.Goto, leading.Mark = routing.ActionGoto, 0, routing.PrioritySource, marked.Mark
+	const second, tunnel = 3, 92
+	for name, tt := range map[string]struct {
+		before, after []routing.Rule
+		device        int
+	}{
+		"at the rung of sources":              {after: []routing.Rule{at(routing.PrioritySource)}, device: second},
+		"behind it":                           {after: []routing.Rule{at(routing.PriorityUnreachable)}, device: second},
+		"it stood before us":                  {before: []routing.Rule{at(routing.PrioritySource)}, device: tunnel},
+		"a rule is lifted to it":              {after: []routing.Rule{at(routing.PrioritySource), marked}, device: tunnel},
+		"a rule of somebody else leads to it": {after: []routing.Rule{leading, at(routing.PrioritySource)}, device: tunnel},
+		"one that selects":                    {after: []routing.Rule{selecting}, device: second},
+	} {
+		h := newHost()
+		h.kernel.Install(link(tunnel, "wg0", bare("10.200.0.2/32")))
+		if err := h.kernel.AddForeignRoute(routing.Route{
+			Family: routing.IPv4, Table: 77, Destination: prefix(default4), Device: tunnel, Type: routing.RouteUnicast, Protocol: kerneltest.ProtocolStatic,
+		}); err != nil {
+			t.Fatal(err)
+		}
+		add := func(rules []routing.Rule) {
+			for _, r := range rules {
+				if err := h.kernel.AddForeignRule(r); err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+			}
+			h.lookAround()
+			h.repeat(t)
+			h.settled(t)
+		}
+		add(tt.before)
+		h.install(wan0())
+		h.install(wan1())
+		add(nil)
+		add(tt.after)
+		for range 2 { // A second pass, as a restart makes it, changes nothing.
+			if v := h.kernel.Lookup(lookup.Flow{From: addr("198.51.100.20"), To: addr("8.8.8.8")}); !v.Through(tt.device) {
+				t.Errorf("%s: bound: %v %v by %s\n%s%s", name, v.Outcome, v.Legs, v.Rule, h.kernel.Text(), h.kernel.ForeignText())
+			}
+			marked := lookup.Flow{From: addr("198.51.100.20"), To: addr("8.8.8.8"), Mark: 1}
+			if with, without := h.kernel.Lookup(marked), h.kernel.LookupWithoutUs(marked); without.Rule.Selects() && !maps.Equal(ends(without), ends(with)) {
+				t.Errorf("%s: marked: %v %v by %s\n%s%s", name, with.Outcome, with.Legs, with.Rule, h.kernel.Text(), h.kernel.ForeignText())
+			}
+			h.apply(t, routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always))
+		}
+	}
+}
+
 // repeat makes passes until there is nothing to do, as the loop does. The kernel
 // deletes the first rule that has what a request names: among gotos of others'
 // selectors that may be another one than was meant, which the next pass finds. (The

@@ -1,5 +1,7 @@
 package routing
 
+import "slices"
+
 // The kernel puts a rule behind those of its priority, and has no way to put it
 // elsewhere. So what has to stand behind a rule that is added, and stands
 // already, must be moved behind it: rules of a higher rank that could match the
@@ -47,8 +49,8 @@ func moves(want *Planner, have Kernel, ops []Op, standing []*wanted[PlannedRule]
 	return m.ops()
 }
 
-// behindOthers moves our rules behind those of others that have the same priority:
-// a goto that leads to one of others must not land on ours.
+// behindOthers moves our rules behind those of others that have the same priority, where
+// they must not be asked before them.
 func (m *mover) behindOthers(t Touched) {
 	touched := map[band]struct{}{}
 	for r := range t.Rules {
@@ -63,22 +65,49 @@ func (m *mover) behindOthers(t Touched) {
 				continue
 			}
 			seen[b] = struct{}{}
-			m.behindIn(b)
+			m.behindIn(b, m.want.isTarget(i, b.priority))
 		}
 	}
 }
 
-func (m *mover) behindIn(b band) {
+// behindIn moves our rules of one priority. A rule of somebody else that selects nothing and
+// stands behind a rung for bound traffic stays there, because the kernel put it there: the
+// rung takes no other packets, and these keep their link. Where a goto leads to the priority
+// all of ours come behind: it must land on the rule of somebody else.
+func (m *mover) behindIn(b band, target bool) {
 	order := m.have.BandOrder(b.family, b.priority)
-	last := len(order) - 1
-	for last >= 0 && m.want.policy.OwnsRule(order[last]) {
-		last--
+	last, selecting := -1, -1
+	for i, r := range order {
+		if m.want.policy.OwnsRule(r) {
+			continue
+		}
+		last = i
+		if target || r.Selects() {
+			selecting = i
+		}
 	}
-	for i := range order[:max(last, 0)] {
-		if w, ok := m.want.rules[order[i]]; ok {
+	for i, r := range order[:max(last, 0)] {
+		if i > selecting && r.forBoundTraffic() {
+			continue
+		}
+		if w, ok := m.want.rules[r]; ok {
 			m.move(w.object())
 		}
 	}
+}
+
+// forBoundTraffic reports whether a rule of ours is a rung in front of the rules of others
+// that takes only what is bound to a link.
+func (r *Rule) forBoundTraffic() bool {
+	return r.Action != ActionGoto && r.Priority < PriorityAgain && (r.From.IsValid() || r.OIF != "")
+}
+
+// isTarget reports whether a goto leads to a priority for the sake of the rules of others
+// there: one of theirs, or a lift.
+func (p *Planner) isTarget(family int, priority Priority) bool {
+	leads := func(r Rule) bool { return r.Action == ActionGoto && r.Goto == priority }
+	return slices.ContainsFunc(p.foreign[family], func(o ForeignRule) bool { return leads(o.Rule) }) ||
+		slices.ContainsFunc(p.lifts[family], func(r PlannedRule) bool { return leads(r.Rule) })
 }
 
 // pushBehind moves what has to stand behind a rule that goes to the end. The

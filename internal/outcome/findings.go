@@ -20,6 +20,8 @@ const (
 	RouteAhead routing.Code = "route-ahead"
 	// RejectDefault: main has a default that refuses.
 	RejectDefault routing.Code = "reject-default"
+	// GatewayElsewhere: a route of somebody else covers the router of a link.
+	GatewayElsewhere routing.Code = "gateway-elsewhere"
 	// TableInUse: somebody else's route in a table of ours.
 	TableInUse routing.Code = "table-in-use"
 	// Astray: bound traffic does not leave by its link for another reason.
@@ -55,8 +57,11 @@ type blame struct {
 	rule   routing.Rule
 	piece  bool
 	device string
-	// route is for a fix.
+	// route is for a fix; decides is what it is made of, and gateway the router that it
+	// covers.
 	route, table string
+	decides      routing.Route
+	gateway      netip.Addr
 }
 
 func blameOf(s Stray, names map[int]string, p routing.Policy) blame {
@@ -74,6 +79,8 @@ func blameOf(s Stray, names map[int]string, p routing.Policy) blame {
 		b.table = s.Table.String()
 	case s.Missing != "":
 		b.object, b.code = s.Missing, Astray
+	case s.Goal == Gateway && route != "" && (s.Table == routing.TableMain || s.Table == routing.TableLocal) && s.Route.Destination.Bits() > 0:
+		b.object, b.code, b.route, b.table, b.decides, b.gateway = route, GatewayElsewhere, route, s.Table.String(), s.Route, s.To
 	case s.Refused && s.Table == routing.TableMain && route != "":
 		b.object, b.code, b.route = route, RejectDefault, route
 	case s.Table == routing.TableMain && b.piece:
@@ -91,10 +98,10 @@ func blameOf(s Stray, names map[int]string, p routing.Policy) blame {
 
 // wordsOf is a route in the words of iproute2, without its table.
 func wordsOf(r routing.Route, names map[int]string) string {
-	kind := map[routing.RouteType]string{typeBlackhole: "blackhole ", typeUnreachable: "unreachable ", typeProhibit: "prohibit "}[r.Type]
+	kind := map[routing.RouteType]string{typeLocal: "local ", typeBlackhole: "blackhole ", typeUnreachable: "unreachable ", typeProhibit: "prohibit "}[r.Type]
 	const nowhere = "-"
 	device := names[r.Device]
-	if kind != "" {
+	if kind != "" && r.Type != typeLocal {
 		device = nowhere
 	}
 	table := " table " + r.Table.String()
@@ -102,8 +109,9 @@ func wordsOf(r routing.Route, names map[int]string) string {
 	return strings.Replace(text, " dev "+nowhere, "", 1)
 }
 
-// Kinds of routes that refuse (RTN_* of linux/rtnetlink.h).
+// Kinds of routes (RTN_* of linux/rtnetlink.h): the last three refuse.
 const (
+	typeLocal       routing.RouteType = 2
 	typeBlackhole   routing.RouteType = 6
 	typeUnreachable routing.RouteType = 7
 	typeProhibit    routing.RouteType = 8
@@ -126,8 +134,13 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 		out.Link = links[0]
 	}
 	where := "leaves by " + first.Device + " instead"
-	if first.Refused {
+	switch {
+	case first.Assumed:
+		where = "is sent as if to a neighbor, without a gateway"
+	case first.Refused:
 		where = "is refused"
+	case first.Local:
+		where = "does not leave this host"
 	}
 	what := fmt.Sprintf("traffic bound to %s %s, on its way to %s", listed(links), where, goals(strays))
 	parts, all := b.parts(strays)
@@ -165,6 +178,9 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 	case RejectDefault:
 		out.Text = fmt.Sprintf("the main table has the %s route %q and no better default route: %s", b.family, b.object, what)
 		out.Fix = fmt.Sprintf("ip %s route del %s", flag, b.route)
+	case GatewayElsewhere:
+		out.Text = fmt.Sprintf("the %s route %q of the %s table covers the gateway %s of %s: %s", b.family, b.object, b.table, b.gateway, listed(links), what)
+		out.Fix = b.uncover(flag)
 	case TableInUse:
 		out.Text = fmt.Sprintf("the %s route %q is not of multihomed and is in its table: %s", b.family, b.object, what)
 		out.Fix = fmt.Sprintf("ip %s route del %s table %s", flag, b.route, b.table)
@@ -184,12 +200,29 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 	return out, true
 }
 
+// uncover says how the route that covers a gateway goes away. One that the kernel made goes
+// with the address that it made it for.
+func (b blame) uncover(flag string) string {
+	switch {
+	case b.decides.Protocol != routing.ProtocolKernel:
+		return fmt.Sprintf("ip %s route del %s table %s", flag, b.route, b.table)
+	case b.table == routing.TableLocal.String():
+		return fmt.Sprintf("take the address %s away from this host, or give the router another one", b.gateway)
+	default:
+		return fmt.Sprintf("give %s an address in another network than %s", b.device, b.decides.Destination)
+	}
+}
+
 // sourceOf is how ip(8) says whose packets a probe stands for.
 func sourceOf(s Stray) string {
+	var words []string
 	if s.From.IsValid() {
-		return "from " + s.From.String()
+		words = append(words, "from "+s.From.String())
 	}
-	return "oif " + s.Link
+	if s.Probe.Device != "" {
+		words = append(words, "oif "+s.Probe.Device)
+	}
+	return strings.Join(words, " ")
 }
 
 // parts is how many of all parts of the outside go astray for the link that is worst off.

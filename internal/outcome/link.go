@@ -75,7 +75,12 @@ func (t *trial) targets(f routing.Family) []target {
 		if _, leased := t.plan.Link.Tables[k]; !leased || k.Family != f || k.OfHosts() {
 			continue
 		}
-		if to, found := t.judge.neighbour(t.plan, k); found {
+		// Where its router is known, that is what matters, whoever else says where it is.
+		routers := t.gateways(k)
+		if to, found := t.judge.neighbour(t.plan, k); found && len(routers) == 0 {
+			routers = append(routers, to)
+		}
+		for _, to := range routers {
 			out = append(out, target{goal: Gateway, to: to})
 		}
 	}
@@ -94,23 +99,57 @@ func (t *trial) targets(f routing.Family) []target {
 	return out
 }
 
+// mostGateways bounds the routers of a network that are tried.
+const mostGateways = 4
+
+// gateways are the routers of a network by which the table of a link has a default route.
+func (t *trial) gateways(k routing.Key) []netip.Addr {
+	var out []netip.Addr
+	for _, r := range t.plan.Routes {
+		g := r.Route.Gateway
+		if r.Route.Family == k.Family && r.Route.Destination.Bits() == 0 && k.Prefix.Contains(g) && !slices.Contains(out, g) && len(out) < mostGateways {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// hasDefault reports whether a table of the link has a default route for any packet of it.
 func (t *trial) hasDefault(f routing.Family) bool {
-	return slices.ContainsFunc(t.plan.Routes, func(r routing.PlannedRoute) bool {
-		return r.Route.Family == f && r.Route.IsDefault()
+	return t.plainDefault(f) || t.sourceOf(f).IsValid()
+}
+
+// plainDefault reports whether a table of the link has a default route for all sources.
+func (t *trial) plainDefault(f routing.Family) bool {
+	return slices.ContainsFunc(t.plan.Routes, func(r routing.PlannedRoute) bool { return r.Route.Family == f && r.Route.IsDefault() })
+}
+
+// HasDefault reports whether the table of an address of a link has a default route for it by
+// plan: one for all sources, or one for those that it belongs to (RFC 8028 and 8678 call
+// such routes source-specific). A network of an uplink may have none: what is sent from there
+// is answered with unreachable.
+func HasDefault(plan *routing.LinkPlan, from netip.Addr) bool {
+	k, _ := routing.KeyOf(plan.Link, from)
+	table := plan.Link.Tables[k]
+	return slices.ContainsFunc(plan.Routes, func(r routing.PlannedRoute) bool {
+		return r.Route.Family == k.Family && r.Route.Table == table && r.Route.Destination.Bits() == 0 &&
+			(!r.Route.Source.IsValid() || r.Route.Source.Contains(from))
 	})
 }
 
-// defaultOf reports whether the table of a source has a default route by plan. A network
-// of an uplink may have none: what is sent from there is answered with unreachable.
-func (t *trial) defaultOf(f routing.Family, from netip.Addr) bool {
-	if !from.IsValid() {
-		return true
+// sourceOf is the source that the kernel gives to a packet of a socket that is bound to the
+// device alone, where only defaults for some sources are known. IPv6 looks for a route with
+// that source then (ip6_dst_lookup_tail in net/ipv6/ip6_output.c). Zero where none is needed.
+func (t *trial) sourceOf(f routing.Family) netip.Addr {
+	if f != routing.IPv6 || t.plainDefault(f) {
+		return netip.Addr{}
 	}
-	k, _ := routing.KeyOf(t.plan.Link, from)
-	table := t.plan.Link.Tables[k]
-	return slices.ContainsFunc(t.plan.Routes, func(r routing.PlannedRoute) bool {
-		return r.Route.Family == f && r.Route.Table == table && r.Route.IsDefault()
-	})
+	for _, from := range t.sources(f) {
+		if from.IsValid() && HasDefault(t.plan, from) {
+			return from
+		}
+	}
+	return netip.Addr{}
 }
 
 // inside reports whether a target is in the network that a source belongs to.
@@ -120,7 +159,7 @@ func (t *trial) inside(from netip.Addr, to target) bool {
 }
 
 func (t *trial) try(f routing.Family, from netip.Addr, to target) {
-	if from.IsValid() && to.goal == Gateway && !t.inside(from, to) || to.goal != Gateway && !t.defaultOf(f, from) {
+	if from.IsValid() && to.goal == Gateway && !t.inside(from, to) || to.goal != Gateway && from.IsValid() && !HasDefault(t.plan, from) {
 		return
 	}
 	name := t.plan.Link.Name
@@ -128,6 +167,10 @@ func (t *trial) try(f routing.Family, from netip.Addr, to target) {
 	probe := Probe{From: from, To: to.to}
 	if !from.IsValid() {
 		flow.OIF, probe.Device = name, name
+		if to.goal != Gateway {
+			flow.From = t.sourceOf(f)
+			probe.From = flow.From
+		}
 	}
 	v, steps := t.host.Trace(flow)
 	s := Stray{Probe: probe, Family: f, Link: name, Goal: to.goal, Parts: to.parts, All: t.judge.parts(f)}
@@ -142,10 +185,17 @@ func (t *trial) try(f routing.Family, from netip.Addr, to target) {
 		t.answered(&s, a, steps)
 		return
 	}
-	if v.Through(t.plan.Link.Index) || v.Outcome == lookup.Local {
+	if v.Through(t.plan.Link.Index) || v.Outcome == lookup.Local && !t.taken(to, v) {
 		return
 	}
 	t.judged(&s, v, steps)
+}
+
+// taken reports whether the host keeps what is for the router of a link to itself: a route
+// makes the router's address one of the host, and no link has it.
+func (t *trial) taken(to target, v lookup.Verdict) bool {
+	_, own := t.judge.owner[to.to]
+	return to.goal == Gateway && !own && v.Route.Type == typeLocal
 }
 
 func (j *Judge) parts(f routing.Family) int {
@@ -158,8 +208,9 @@ func (j *Judge) parts(f routing.Family) int {
 
 // judged says what the verdict of the simulation means.
 func (t *trial) judged(s *Stray, v lookup.Verdict, steps []lookup.Step) {
-	s.Refused = v.Outcome != lookup.Sent
-	if !s.Refused {
+	s.Local = v.Outcome == lookup.Local
+	s.Refused, s.Assumed = v.Outcome != lookup.Sent && !s.Local, v.Assumed
+	if v.Outcome == lookup.Sent {
 		for _, leg := range v.Legs {
 			if leg.Device != t.plan.Link.Index {
 				s.Device = t.judge.names[leg.Device]
@@ -188,7 +239,28 @@ func (t *trial) judged(s *Stray, v lookup.Verdict, steps []lookup.Step) {
 		}
 	}
 	s.Missing = t.missing(s)
+	if s.Rule == (routing.Rule{}) && s.Missing == "" && !found {
+		s.Rule = t.lifted(steps)
+	}
 	t.strays = append(t.strays, *s)
+}
+
+// lifted is the rule of somebody else that a packet was lifted to: it has no answer, and
+// neither has what stands behind it.
+func (t *trial) lifted(steps []lookup.Step) routing.Rule {
+	lifts := t.judge.facts.Plans.Shared()
+	for _, s := range steps {
+		i := slices.IndexFunc(lifts, func(r routing.PlannedRule) bool { return r.Rule == s.Rule })
+		if s.Result != lookup.Jumped || i < 0 || lifts[i].Reason.Decision != routing.LiftForeign {
+			continue
+		}
+		for _, o := range t.judge.facts.Plans.Foreign(s.Rule.Family) {
+			if o.Rule.String() == lifts[i].Reason.Prefix && slices.ContainsFunc(steps, func(s lookup.Step) bool { return s.Rule == o.Rule && s.Result != lookup.Unmatched }) {
+				return o.Rule
+			}
+		}
+	}
+	return routing.Rule{}
 }
 
 // local reports whether a packet leaves by a link that is no uplink.

@@ -25,6 +25,9 @@ type Facts struct {
 	Tables map[routing.Family]map[routing.TableID][]routing.Route
 	// Partial are tables that were not read, or not whole.
 	Partial map[routing.Family]map[routing.TableID]bool
+	// Mixed has the rules of priorities at which ours and those of others stand, in the
+	// order of the kernel. Where it has none, those of others come first.
+	Mixed map[routing.Family]map[routing.Priority][]routing.Rule
 	// Missing is what keeps the kernel from being as planned.
 	Missing []routing.Op
 	// Unsettled reports links that are not to be judged: they come or go.
@@ -84,7 +87,12 @@ type Stray struct {
 	Parts, All int
 	// Refused says that the packet is refused; else it leaves by Device.
 	Refused bool
-	Device  string
+	// Assumed says that it is refused only so far: the kernel finds no route, and takes the
+	// destination for a neighbor on the device that the socket is bound to.
+	Assumed bool
+	// Local says that the host keeps it to itself.
+	Local  bool
+	Device string
 	// Rule is that of somebody else which decides, if one does.
 	Rule routing.Rule
 	// Route is what decides if no rule of somebody else does, Table where it is.
@@ -106,7 +114,9 @@ type Judge struct {
 	// last are the rungs behind main: what is bound to a link does not come so far.
 	last    []placed
 	missing map[routing.Rule]struct{}
-	absent  map[routing.RouteKey]struct{}
+	// at is the place of rules of Facts.Mixed, from 1 on.
+	at     map[routing.Rule]int
+	absent map[routing.RouteKey]struct{}
 	// outside and others are by family.
 	outside, others map[routing.Family][]target
 	names           map[int]string
@@ -122,15 +132,16 @@ type Judge struct {
 // placed is a rule with what orders those of one priority.
 type placed struct {
 	rule routing.Rule
-	// foreign rules come first where the ladder stands behind them.
 	rank uint64
 	ours bool
+	// at is the place among the rules of its priority where others stand there too.
+	at int
 }
 
 // New makes a judge.
 func New(f Facts) *Judge {
 	j := &Judge{
-		facts: f, missing: map[routing.Rule]struct{}{}, absent: map[routing.RouteKey]struct{}{},
+		facts: f, missing: map[routing.Rule]struct{}{}, at: map[routing.Rule]int{}, absent: map[routing.RouteKey]struct{}{},
 		outside: map[routing.Family][]target{}, others: map[routing.Family][]target{}, names: map[int]string{}, asked: map[routing.Family][]routing.TableID{},
 		shared: map[netip.Addr]bool{}, owner: map[netip.Addr]int{}, uplink: map[int]bool{},
 	}
@@ -142,6 +153,13 @@ func New(f Facts) *Judge {
 			j.absent[op.Route.Key()] = struct{}{}
 		default:
 			// It stands, in the wrong place or too much.
+		}
+	}
+	for _, priorities := range f.Mixed {
+		for _, rules := range priorities {
+			for i, r := range slices.Backward(rules) {
+				j.at[r] = i + 1 // A rule that stands twice is asked where it stands first.
+			}
 		}
 	}
 	for _, i := range f.Interfaces {
@@ -162,7 +180,7 @@ func New(f Facts) *Judge {
 func (j *Judge) collect() {
 	for _, f := range routing.Families() {
 		for _, o := range j.facts.Plans.Foreign(f) {
-			j.base = append(j.base, placed{rule: o.Rule})
+			j.base = append(j.base, placed{rule: o.Rule, at: j.at[o.Rule]})
 		}
 	}
 	for _, r := range j.facts.Plans.Shared() {
@@ -190,7 +208,7 @@ func (j *Judge) collect() {
 
 func (j *Judge) add(to *[]placed, r routing.PlannedRule) {
 	if _, missing := j.missing[r.Rule]; !missing {
-		*to = append(*to, placed{rule: r.Rule, rank: r.Rank, ours: true})
+		*to = append(*to, placed{rule: r.Rule, rank: r.Rank, ours: true, at: j.at[r.Rule]})
 	}
 }
 
@@ -211,23 +229,25 @@ func (j *Judge) rules(plan *routing.LinkPlan) []routing.Rule {
 
 // sorted puts rules into the order of the kernel.
 func sorted(all []placed) []placed {
-	behind := func(p placed) int {
-		switch {
-		case !p.ours:
-			return 1
-		case p.rule.Priority == routing.PriorityAgain:
-			return 2
-		default:
-			return 0
-		}
-	}
 	slices.SortStableFunc(all, func(a, b placed) int {
 		return cmp.Or(
-			cmp.Compare(a.rule.Family, b.rule.Family), cmp.Compare(a.rule.Priority, b.rule.Priority),
-			cmp.Compare(behind(a), behind(b)), cmp.Compare(a.rank, b.rank),
+			cmp.Compare(a.rule.Family, b.rule.Family), cmp.Compare(a.rule.Priority, b.rule.Priority), cmp.Compare(a.at, b.at),
+			compareBool(a.ours, b.ours), cmp.Compare(a.rank, b.rank),
 		)
 	})
 	return all
+}
+
+// compareBool puts false before true.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	default:
+		return -1
+	}
 }
 
 // tables are those of a link as planned, without what is missing, but for those that
@@ -250,6 +270,7 @@ func (j *Judge) tables(plan *routing.LinkPlan) map[routing.Family]map[routing.Ta
 // While two of them are the same, only links that changed need to be judged anew.
 type Environment struct {
 	base           []placed
+	mixed          map[routing.Family]map[routing.Priority][]routing.Rule
 	tables         map[routing.Family]map[routing.TableID][]routing.Route
 	partial        map[routing.Family]map[routing.TableID]bool
 	outside, other map[routing.Family][]target
@@ -258,7 +279,7 @@ type Environment struct {
 
 // Environment returns that of the judge.
 func (j *Judge) Environment() Environment {
-	e := Environment{base: j.base, partial: j.facts.Partial, outside: j.outside, other: j.others, missing: len(j.facts.Missing)}
+	e := Environment{base: j.base, mixed: j.facts.Mixed, partial: j.facts.Partial, outside: j.outside, other: j.others, missing: len(j.facts.Missing)}
 	e.tables = map[routing.Family]map[routing.TableID][]routing.Route{}
 	for f, tables := range j.facts.Tables {
 		e.tables[f] = map[routing.TableID][]routing.Route{}
@@ -306,7 +327,12 @@ func (j *Judge) Unbound(f routing.Family) (device string, table routing.TableID,
 			maps.Copy(tables[family], some)
 		}
 	}
-	v := j.host.With(rules, tables).Lookup(lookup.Flow{To: most.to})
+	host := j.host.With(rules, tables)
+	v := host.Lookup(lookup.Flow{To: most.to})
+	if from := j.sourceFor(most.to); f == routing.IPv6 && v.Outcome != lookup.Sent && from.IsValid() {
+		// Its default may be for some sources only.
+		v = host.Lookup(lookup.Flow{From: from, To: most.to})
+	}
 	if (v.Lacking || v.Uncertain) && j.facts.Ask != nil {
 		a, err := j.facts.Ask(Probe{To: most.to})
 		return j.names[a.Device], a.Table, err == nil && a.Device != 0
@@ -315,4 +341,34 @@ func (j *Judge) Unbound(f routing.Family) (device string, table routing.TableID,
 		return "", 0, false
 	}
 	return j.names[v.Legs[0].Device], v.Route.Table, true
+}
+
+// sourceFor is the address that the kernel gives to an IPv6 packet which has none while no
+// route for it is known: RFC 6724, section 5, as far as addresses of links differ in it.
+func (j *Judge) sourceFor(to netip.Addr) netip.Addr {
+	var best routing.Address
+	for plan := range j.facts.Plans.Links() {
+		for _, a := range plan.Link.Addresses {
+			from := a.Prefix.Addr()
+			if !plan.Link.Up || !from.Is6() || from.IsLinkLocalUnicast() || a.Tentative || a.Failed {
+				continue
+			}
+			if !best.Prefix.IsValid() || cmp.Or(
+				compareBool(a.Deprecated, best.Deprecated), compareBool(from.IsPrivate(), best.Prefix.Addr().IsPrivate()),
+				cmp.Compare(common(best.Prefix, to), common(a.Prefix, to)),
+			) < 0 {
+				best = a
+			}
+		}
+	}
+	return best.Prefix.Addr()
+}
+
+// common is how many bits of an address's prefix a destination shares (RFC 6724, section 2.2).
+func common(p netip.Prefix, to netip.Addr) int {
+	n := 0
+	for n < p.Bits() && netip.PrefixFrom(p.Addr(), n+1).Masked().Contains(to) {
+		n++
+	}
+	return n
 }

@@ -22,10 +22,13 @@ type host struct {
 	links   []routing.Link
 	others  []routing.ForeignRule
 	main    []routing.Route
+	local   []routing.Route
 	tables  map[routing.TableID][]routing.Route
 	missing func(routing.Op) bool
 	ask     func(outcome.Probe) (outcome.Answer, error)
 	partial map[routing.TableID]bool
+	// front says that rules of ours stand before those of others with their priority.
+	front bool
 }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -36,6 +39,17 @@ func route(table routing.TableID, to string, device int, gateway string) routing
 	if gateway != "" {
 		r.Gateway = netip.MustParseAddr(gateway)
 	}
+	return r
+}
+
+// of are the routes of a family.
+func of(f routing.Family, routes []routing.Route) []routing.Route {
+	return slices.DeleteFunc(slices.Clone(routes), func(r routing.Route) bool { return r.Family != f })
+}
+
+// kernels is a route that the kernel made for an address.
+func kernels(r routing.Route) routing.Route {
+	r.Protocol = routing.ProtocolKernel
 	return r
 }
 
@@ -82,7 +96,7 @@ func (h *host) with(rules ...routing.Rule) *host {
 func (h *host) judge() (*outcome.Judge, *routing.Planner) {
 	p := routing.NewPlanner(routing.DefaultPolicy())
 	table := p.Policy().Tables.First
-	local := []routing.Route{}
+	local := slices.Clone(h.local)
 	all := slices.Clone(h.main)
 	interfaces := []lookup.Interface{{Index: tunnel, Name: "tun0", Up: true}, {Index: docker, Name: "docker0", Up: true}}
 	for _, l := range h.links {
@@ -113,7 +127,8 @@ func (h *host) judge() (*outcome.Judge, *routing.Planner) {
 		p.SetForeign(f, rules)
 	}
 	tables := map[routing.Family]map[routing.TableID][]routing.Route{
-		routing.IPv4: {routing.TableMain: all, routing.TableLocal: local}, routing.IPv6: {},
+		routing.IPv4: {routing.TableMain: of(routing.IPv4, all), routing.TableLocal: of(routing.IPv4, local)},
+		routing.IPv6: {routing.TableMain: of(routing.IPv6, all), routing.TableLocal: of(routing.IPv6, local)},
 	}
 	for t, routes := range h.tables {
 		if p.Policy().Tables.Contains(t) {
@@ -125,6 +140,19 @@ func (h *host) judge() (*outcome.Judge, *routing.Planner) {
 			}
 		}
 		tables[routing.IPv4][t] = routes
+	}
+	mixed := map[routing.Family]map[routing.Priority][]routing.Rule{routing.IPv4: {}}
+	for _, o := range h.others {
+		order := []routing.Rule{o.Rule}
+		for r := range p.Rules() {
+			if r.Rule.Family == routing.IPv4 && r.Rule.Priority == o.Rule.Priority {
+				order = append(order, r.Rule)
+			}
+		}
+		if h.front {
+			slices.Reverse(order)
+		}
+		mixed[routing.IPv4][o.Rule.Priority] = order
 	}
 	var missing []routing.Op
 	if h.missing != nil {
@@ -140,7 +168,7 @@ func (h *host) judge() (*outcome.Judge, *routing.Planner) {
 		}
 	}
 	return outcome.New(outcome.Facts{
-		Policy: p.Policy(), Plans: p, Interfaces: interfaces, Tables: tables, Missing: missing, Ask: h.ask,
+		Policy: p.Policy(), Plans: p, Interfaces: interfaces, Tables: tables, Mixed: mixed, Missing: missing, Ask: h.ask,
 		Partial: map[routing.Family]map[routing.TableID]bool{routing.IPv4: h.partial},
 	}), p
 }
@@ -247,6 +275,12 @@ func TestHealthyHosts(t *testing.T) {
 			h.tables[300] = []routing.Route{route(300, "0.0.0.0/0", tunnel, "")}
 			return h.with(rule(25000, 300))
 		}(),
+		"a rule of somebody else behind ours of the same priority": func() *host {
+			h := twoWANs()
+			h.front = true
+			h.tables[300] = []routing.Route{route(300, "0.0.0.0/0", tunnel, "")}
+			return h.with(rule(routing.PrioritySource, 300))
+		}(),
 		"a dead provider": func() *host {
 			h := twoWANs()
 			h.links[1].Up = false
@@ -303,6 +337,67 @@ func TestFaults(t *testing.T) {
 			twoWANs().with(routing.Rule{Priority: 5000, Action: routing.ActionGoto, Goto: 32766}),
 			outcome.RuleAhead, routing.Error, "wan1", "5000: from all goto 32766", "", "between",
 		},
+		"a full tunnel at a priority of ours, before us": {
+			func() *host {
+				h := twoWANs()
+				h.tables[200] = full
+				return h.with(rule(routing.PrioritySource, 200))
+			}(),
+			outcome.RuleAhead, routing.Error, "", "10000: from all lookup 200", "wan0 and wan1 leaves by tun0", "between 20001 and 32764",
+		},
+		"another interface in the network of a link": {
+			func() *host {
+				h := twoWANs()
+				h.main = append(h.main, kernels(route(254, "203.0.113.0/25", docker, "")))
+				return h
+			}(),
+			outcome.GatewayElsewhere, routing.Error, "wan1", "203.0.113.0/25 dev docker0", "covers the gateway 203.0.113.1 of wan1: traffic bound to wan1 leaves by docker0", "give docker0 an address in another network than 203.0.113.0/25",
+		},
+		"the gateway behind a tunnel": {
+			func() *host {
+				h := twoWANs()
+				h.main = append(h.main, route(254, "203.0.113.1/32", tunnel, ""))
+				return h
+			}(),
+			outcome.GatewayElsewhere, routing.Error, "wan1", "203.0.113.1 dev tun0", "leaves by tun0", "ip -4 route del 203.0.113.1 dev tun0 table main",
+		},
+		"the gateway as an address of the host": {
+			func() *host {
+				h := twoWANs()
+				r := route(routing.TableLocal, "203.0.113.1/32", docker, "")
+				r.Type = 2
+				h.local = append(h.local, kernels(r))
+				return h
+			}(),
+			outcome.GatewayElsewhere, routing.Error, "wan1", "local 203.0.113.1 dev docker0", "does not leave this host", "take the address 203.0.113.1 away",
+		},
+		"the gateway as a local route": {
+			func() *host {
+				h := twoWANs()
+				r := route(routing.TableLocal, "203.0.113.1/32", docker, "")
+				r.Type = 2
+				h.local = append(h.local, r)
+				return h
+			}(),
+			outcome.GatewayElsewhere, routing.Error, "wan1", "local 203.0.113.1 dev docker0", "does not leave this host", "ip -4 route del local 203.0.113.1 dev docker0 table local",
+		},
+		"a lifted rule without an answer": {
+			func() *host {
+				h := twoWANs()
+				h.links[1].Intents = map[routing.Family]routing.Intent{routing.IPv4: {NeverDefault: true}}
+				for i, r := range h.links[1].Routes {
+					if r.Destination.Bits() == 0 {
+						h.links[1].Routes = slices.Delete(h.links[1].Routes, i, i+1)
+					}
+				}
+				h.links[1].Intents[routing.IPv4] = routing.Intent{NeverDefault: true, Gateway: netip.MustParseAddr("203.0.113.1")}
+				r := rule(31000, 300)
+				r.UIDs = routing.UIDRange{Set: true, Last: 1000}
+				h.tables[300] = []routing.Route{route(300, "10.77.0.0/16", tunnel, "")}
+				return h.with(r)
+			}(),
+			outcome.RuleOfSource, routing.Error, "wan1", "31000: from all uidrange 0-1000 lookup 300", "without a gateway", "ip -4 rule del priority 31000",
+		},
 		"an exit node": {
 			func() *host {
 				h := tailscale(twoWANs())
@@ -333,7 +428,7 @@ func TestFaults(t *testing.T) {
 		},
 		"a rule for the device": {
 			twoWANs().with(routing.Rule{Priority: 300, OIF: "wan1", Action: routing.ActionProhibit}),
-			outcome.RuleOfSource, routing.Error, "wan1", "300: from all oif wan1 prohibit", "refused", "ip -4 rule del priority 300",
+			outcome.RuleOfSource, routing.Error, "wan1", "300: from all oif wan1 prohibit", "without a gateway", "ip -4 rule del priority 300",
 		},
 		"a VPN that takes a link's own network": {
 			func() *host {
@@ -468,6 +563,61 @@ func TestUnbound(t *testing.T) {
 	j, _ = h.with(rule(25000, 300)).judge()
 	if device, table, _ := j.Unbound(routing.IPv4); device != "tun0" || table != 300 {
 		t.Errorf("%s in table %s", device, table)
+	}
+}
+
+// TestWordsOfTheFix: who is told to ask the kernel is given whole words.
+func TestWordsOfTheFix(t *testing.T) {
+	t.Parallel()
+	four, six := netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")
+	for want, s := range map[string]outcome.Stray{
+		"ip -4 route get 1.1.1.1 from 192.0.2.7":              {Probe: outcome.Probe{From: four, To: netip.MustParseAddr("1.1.1.1")}, Family: routing.IPv4},
+		"ip -4 route get 1.1.1.1 oif wan0":                    {Probe: outcome.Probe{To: netip.MustParseAddr("1.1.1.1"), Device: "wan0"}, Family: routing.IPv4, Refused: true},
+		"ip -6 route get 2a00:1::1 from 2001:db8::7 oif wan0": {Probe: outcome.Probe{From: six, To: netip.MustParseAddr("2a00:1::1"), Device: "wan0"}, Family: routing.IPv6, Device: "wan1"},
+		"ip -6 route get 2a00:1::1 oif wan0":                  {Probe: outcome.Probe{To: netip.MustParseAddr("2a00:1::1"), Device: "wan0"}, Family: routing.IPv6, Device: "wan1"},
+	} {
+		s.Link = "wan0"
+		found := outcome.Findings([]outcome.Stray{s}, nil, routing.DefaultPolicy())
+		if len(found) != 1 || !strings.HasSuffix(found[0].Fix, ": "+want) {
+			t.Errorf("%+v, want %q", found, want)
+		}
+	}
+}
+
+// TestSourceSpecificDefaults: a default for the sources of a network is one for them, for
+// sockets that are bound to the device, and for what is bound to nothing.
+func TestSourceSpecificDefaults(t *testing.T) {
+	t.Parallel()
+	host := func(source string) *host {
+		l := link("wan0", 2, "", "2001:db8:1::7/64")
+		r := route(routing.TableMain, "::/0", 2, "fe80::1")
+		r.Source = prefix(source)
+		l.Routes, l.Group, l.WasUplink = append(l.Routes, r), 28008, true
+		return &host{links: []routing.Link{l}, tables: map[routing.TableID][]routing.Route{}}
+	}
+	h := host("2001:db8:1::/56")
+	j, p := h.judge()
+	plans := slices.Collect(p.Links())
+	if strays := j.Link(&plans[0]); len(strays) > 0 || !outcome.HasDefault(&plans[0], netip.MustParseAddr("2001:db8:1::7")) {
+		t.Errorf("strays %+v of %+v", strays, plans[0].Routes)
+	}
+	if device, _, sent := j.Unbound(routing.IPv6); device != "wan0" || !sent {
+		t.Errorf("unbound by %q, %t", device, sent)
+	}
+	// It is tried, and would be seen.
+	h.missing = func(op routing.Op) bool {
+		return op.Verb == routing.AddRoute && op.Route.Destination.Bits() == 0 && op.Route.Source.IsValid()
+	}
+	if got := h.findings(); len(got) != 1 || got[0].Link != "wan0" || !strings.Contains(got[0].Object, "default from 2001:db8:1::/56 via fe80::1") {
+		t.Errorf("without the route: %+v", got)
+	}
+	j, p = host("2001:db8:2::/56").judge()
+	plans = slices.Collect(p.Links())
+	if strays := j.Link(&plans[0]); len(strays) > 0 || outcome.HasDefault(&plans[0], netip.MustParseAddr("2001:db8:1::7")) {
+		t.Errorf("a default for others: strays %+v", strays)
+	}
+	if device, _, sent := j.Unbound(routing.IPv6); sent {
+		t.Errorf("a default for others: unbound by %q", device)
 	}
 }
 

@@ -423,14 +423,17 @@ func (s *State) Route(k routing.RouteKey) (routing.Route, bool) {
 // nothing.
 func (s *State) CountRoutes(table routing.TableID) int { return len(s.fib.byTable[table]) }
 
-// ForeignIn says who else uses a table: a rule that leads to it or a route in
-// it.
-func (s *State) ForeignIn(table routing.TableID) (what string, used bool) {
+// ForeignIn says who else uses a table of a family: a rule that leads to it or a route in
+// it. IPv4 and IPv6 have tables of their own, whose numbers mean nothing to each other.
+func (s *State) ForeignIn(f routing.Family, table routing.TableID) (what string, used bool) {
 	routes := 0
 	var example routing.Route
 	for a := range s.fib.byTable[table] {
 		for _, l := range a.legs {
 			known, is := s.authors[a.key][l.route.Key()]
+			if l.route.Family != f {
+				continue
+			}
 			if l.route.Protocol != routing.Multihomed && known == (routing.Route{}) || is && known == (routing.Route{}) {
 				if routes == 0 || compareRoutes(l.route, example) < 0 {
 					example = l.route
@@ -447,19 +450,21 @@ func (s *State) ForeignIn(table routing.TableID) (what string, used bool) {
 	case n == 0:
 		return "", false
 	}
-	for _, r := range s.ForeignRules() {
+	for _, r := range s.Foreign(f) {
 		if r.Action == routing.ActionLookup && r.Table == table {
 			return fmt.Sprintf("the rule %s", r), true
 		}
 	}
-	return "a rule", true
+	return "", false
 }
 
 // UseOf says what stands of a table, whoever made it: a rule that leads to it,
 // or a route in it if it is one of ours.
 func (s *State) UseOf(table routing.TableID) (what string, used bool) {
-	if what, used = s.ForeignIn(table); used {
-		return what, true
+	for _, f := range routing.Families() {
+		if what, used = s.ForeignIn(f, table); used {
+			return what, true
+		}
 	}
 	if s.rules.ours[table] > 0 {
 		return "a rule of multihomed", true

@@ -356,8 +356,11 @@ func TestForeignTwinsStay(t *testing.T) {
 			if _, ok := s.Route(ours.Key()); ok {
 				t.Errorf("%v still stands", ours)
 			}
-			if what, ok := s.ForeignIn(10001); !ok || !strings.Contains(what, " dev wan0 ") {
+			if what, ok := s.ForeignIn(ours.Family, 10001); !ok || !strings.Contains(what, " dev wan0 ") {
 				t.Errorf("the foreign twin of %v is gone: %s", ours, what)
+			}
+			if what, used := s.ForeignIn(other(ours.Family), 10001); used {
+				t.Errorf("%v is in the table of the other family: %s", foreign, what)
 			}
 		})
 		audit(t, m)
@@ -373,7 +376,7 @@ func TestForeignTwinsStay(t *testing.T) {
 			if s.CountRule(ours) != 0 || s.CountRule(foreign) != 1 {
 				t.Errorf("%v: ours %d times, foreign %d times", ours, s.CountRule(ours), s.CountRule(foreign))
 			}
-			if what, ok := s.ForeignIn(10001); !ok || !strings.Contains(what, "rule") {
+			if what, ok := s.ForeignIn(ours.Family, 10001); !ok || !strings.Contains(what, "rule") {
 				t.Errorf("the table is used by %q", what)
 			}
 			if used := s.ForeignTables(); !slices.Contains(used, 10001) {
@@ -382,6 +385,14 @@ func TestForeignTwinsStay(t *testing.T) {
 		})
 	}
 	audit(t, m)
+}
+
+// other is the other family.
+func other(f routing.Family) routing.Family {
+	if f == routing.IPv4 {
+		return routing.IPv6
+	}
+	return routing.IPv4
 }
 
 // TestOnlyOurs: what does not carry our protocol is not even sent.
@@ -414,7 +425,7 @@ func TestOnlyOurs(t *testing.T) {
 	}
 	must(t, m.Drain())
 	m.View(func(s *kernel.State) {
-		if what, ok := s.ForeignIn(10001); !ok {
+		if what, ok := s.ForeignIn(routing.IPv4, 10001); !ok {
 			t.Errorf("the foreign route is gone: %s", what)
 		}
 		if s.CountRule(ours) != 1 {

@@ -27,6 +27,9 @@ type Snapshot struct {
 	// Others are the rules of others by family, in the order of [routing.Families]
 	// and of the kernel.
 	Others [2][]routing.ForeignRule
+	// Mixed has the rules of priorities at which ours and those of others stand, in the
+	// order of the kernel, by family in the order of [routing.Families].
+	Mixed [2]map[routing.Priority][]routing.Rule
 	// Lifts are the rules that serve all links.
 	Lifts []routing.PlannedRule
 	// Missing is what keeps the kernel from being as planned.
@@ -34,7 +37,7 @@ type Snapshot struct {
 	// Contested are the rules and routes that somebody else keeps taking away: they
 	// come back when their time has come.
 	Contested []routing.Op
-	// ForeignIn says who else uses a table that a link holds.
+	// ForeignIn says who else uses a table that a link holds, in the family of its lease.
 	ForeignIn map[routing.TableID]string
 	// Paths counts the routes in a table that do not follow from the structure of its
 	// link, as those of BGP, where there are any.
@@ -259,10 +262,13 @@ func (l *Loop) snapshot() *Snapshot {
 		for index := range p.stale {
 			l.picturedAnew(k, index)
 		}
+		for i, f := range routing.Families() {
+			s.Mixed[i] = mixed(k, f, s.Others[i])
+		}
 		s.Missing = routing.Diff(l.planner, k, open, func(op routing.Op) bool { return l.mayDelete(k, op) })
 		for _, i := range p.interfaces {
-			for _, t := range i.Plan.Link.Tables {
-				if what, used := k.ForeignIn(t); used {
+			for key, t := range i.Plan.Link.Tables {
+				if what, used := k.ForeignIn(key.Family, t); used {
 					s.ForeignIn[t] = what
 				}
 				if n := k.CountRoutes(t) - structural(&i.Plan, t); n > 0 {
@@ -284,6 +290,23 @@ func (l *Loop) snapshot() *Snapshot {
 	s.Interfaces = slices.SortedFunc(maps.Values(p.interfaces), func(a, b *Interface) int { return cmp.Compare(a.Facts.Index, b.Facts.Index) })
 	p.last, p.fresh = s, true
 	return s
+}
+
+// mixed finds the priorities at which ours stand too, and says in which order.
+func mixed(k *kernel.State, f routing.Family, others []routing.ForeignRule) map[routing.Priority][]routing.Rule {
+	out := map[routing.Priority][]routing.Rule{}
+	for _, o := range others {
+		p := o.Rule.Priority
+		if _, known := out[p]; known {
+			continue
+		}
+		out[p] = nil
+		if len(k.RuleOrder(f, p)) > 0 {
+			out[p] = k.BandOrder(f, p)
+		}
+	}
+	maps.DeleteFunc(out, func(_ routing.Priority, order []routing.Rule) bool { return order == nil })
+	return out
 }
 
 func (l *Loop) picturedAnew(k *kernel.State, index int) {

@@ -79,6 +79,19 @@ func except(marks []uint32, users []uint32) func(*world, Question) bool {
 
 var markHosts = []Host{
 	{
+		Name:    "a rule at our priority",
+		What:    "A VPN's script adds `from all lookup 200` with priorities that happen to be those of multihomed, and takes them away.",
+		Selects: nobody,
+		Build:   func(w *world) { vpn0(w, "200") },
+		Steps: []Step{
+			{"at the sources", func(w *world) { w.both("rule add priority 10000 lookup 200") }},
+			{"behind them, too", func(w *world) { w.both("rule add priority 10500 lookup 200") }},
+			{"behind them", func(w *world) { w.both("rule del priority 10000 lookup 200") }},
+			{"none", func(w *world) { w.both("rule del priority 10500 lookup 200") }},
+		},
+		Ask: func(w *world) []Question { return append(selected([]uint32{1}, nil)(w), dialsOf(w)...) },
+	},
+	{
 		Name:       "a user by mark",
 		What:       "One user's traffic goes through a VPN: nftables marks it by its user, `ip rule add fwmark 1 lookup 200` without a priority.",
 		Renumbered: true,

@@ -376,7 +376,7 @@ func TestReload(t *testing.T) {
 			t.Helper()
 			lines := len(w.daemon.Lines())
 			readies := w.notes("READY=1")
-			if answer == "refused" {
+			if answer == "is refused" {
 				w.must(os.WriteFile(w.path, []byte(string(base)+text), 0o600))
 			} else {
 				w.writeConfig(string(base) + text)
@@ -395,7 +395,7 @@ func TestReload(t *testing.T) {
 	w.step("wan0 excluded", reload("[[exclude]]\ninterface = \"wan0\"\n", "changed"), both("wan1")...)
 	w.step("and a link up meanwhile", func() { w.up("wan0") }, both("wan1")...)
 	w.step("no longer excluded", reload("", "changed"), all...)
-	w.step("a broken file", reload("[[exclude]]\ninterfaces = \"wan0\"\n", "refused"), all...)
+	w.step("a broken file", reload("[[exclude]]\ninterfaces = \"wan0\"\n", "is refused"), all...)
 	if log := w.daemon.Log(); !strings.Contains(log, "interfaces") {
 		t.Errorf("the log does not say what is wrong:\n%s", lab.Tail(log, 5))
 	}

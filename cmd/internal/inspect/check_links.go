@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"multihomed/internal/outcome"
 	"multihomed/routing"
 )
 
@@ -189,15 +190,54 @@ func checkDefaults(v *View, _ files) []Finding {
 		}
 		for _, k := range plan.Keys {
 			t, has := plan.Link.Tables[k]
-			if !has || slices.ContainsFunc(plan.Routes, func(r routing.PlannedRoute) bool {
-				return r.Route.Family == k.Family && r.Route.Table == t && r.Route.IsDefault()
-			}) {
+			if !has {
 				continue
+			}
+			without, all := withoutDefault(&plan, k)
+			who := k.Network()
+			switch {
+			case !all && len(without) == 0:
+				continue
+			case !all:
+				who = listed(without)
 			}
 			out = append(out, Finding{
 				Severity: routing.Notice, Link: plan.Link.Name,
-				Text: fmt.Sprintf("no default route is known for %s: packets from there reach only the networks in table %d, and get \"unreachable\" for all others", k.Network(), t),
+				Text: fmt.Sprintf("no default route is known for %s: packets from there reach only the networks in table %d, and get \"unreachable\" for all others", who, t),
 			})
+		}
+	}
+	return out
+}
+
+// withoutDefault lists the addresses of a network for which its table has no default route,
+// and says whether that is so for the whole of it.
+func withoutDefault(plan *routing.LinkPlan, k routing.Key) (without []string, all bool) {
+	defaults := defaultsOf(plan, k)
+	if len(defaults) == 0 {
+		return nil, true
+	}
+	for _, a := range plan.Link.Addresses {
+		if own, is := routing.KeyOf(plan.Link, a.Prefix.Addr()); is && own == k && !a.Failed && !outcome.HasDefault(plan, a.Prefix.Addr()) {
+			without = append(without, a.Prefix.Addr().String())
+		}
+	}
+	return without, false
+}
+
+// defaultsOf are the default routes of a network, those for some of its sources included.
+func defaultsOf(plan *routing.LinkPlan, k routing.Key) []routing.Route {
+	t, has := plan.Link.Tables[k]
+	var out []routing.Route
+	for _, r := range plan.Routes {
+		if !has || r.Route.Table != t || r.Route.Family != k.Family || r.Route.Destination.Bits() != 0 {
+			continue
+		}
+		if from := r.Route.Source; !from.IsValid() || !k.OfHosts() && from.Overlaps(k.Prefix) || k.OfHosts() && slices.ContainsFunc(plan.Link.Addresses, func(a routing.Address) bool {
+			own, is := routing.KeyOf(plan.Link, a.Prefix.Addr())
+			return is && own == k && from.Contains(a.Prefix.Addr())
+		}) {
+			out = append(out, r.Route)
 		}
 	}
 	return out

@@ -423,6 +423,21 @@ func TestLiftThatYields(t *testing.T) {
 			t.Errorf("%+v lifts %q", o, o.Lifts())
 		}
 	}
+	// What stands behind it moves when it is back, and is in its place until then.
+	other := routing.Rule{Priority: 31000, IIF: "lo", To: netip.MustParsePrefix("192.0.2.6/32"), Table: 200}
+	others(v, rule, other)
+	for r := range v.Planner.Rules() {
+		if r.Reason.Decision == routing.LiftForeign && r.Rule.Goto == other.Priority {
+			v.Missing = append(v.Missing, routing.Op{Verb: routing.MoveRule, Rule: r.Rule, Reason: r.Reason})
+		}
+	}
+	if len(v.Missing) != 2 {
+		t.Fatalf("missing: %v", v.Missing)
+	}
+	check(t, v, files(), want{code: "lift-yields", severity: routing.Notice, fix: "ip rule del priority 30000", text: []string{"10 seconds"}})
+	v.Missing = v.Missing[1:]
+	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "journalctl"})
+	v.Missing = []routing.Op{{Verb: routing.AddRule, Rule: lift.Rule, Reason: lift.Reason}}
 	// Nobody puts it back.
 	v.Running = false
 	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})

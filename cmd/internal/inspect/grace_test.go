@@ -2,12 +2,14 @@ package inspect_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/inspect"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/offswitch"
+	"multihomed/internal/status"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -112,4 +114,29 @@ func TestEntriesThatMatchNothing(t *testing.T) {
 	// Not knowing is not emptiness.
 	v.NM.Complete = false
 	check(t, v, files(), want{code: "network-manager", severity: routing.Notice})
+}
+
+// TestRuleAtOurPriorityIsShown: whether a rule of somebody else at a priority of ours is for
+// bound traffic, too, is a matter of their order.
+func TestRuleAtOurPriorityIsShown(t *testing.T) {
+	his := routing.Rule{Family: routing.IPv4, Priority: routing.PrioritySource, Action: routing.ActionLookup, Table: 77}
+	for place, behind := range map[string]bool{status.Ahead: false, status.Behind: true} {
+		s := snapshotOf(wan(0))
+		order := []routing.Rule{his}
+		for r := range s.Rules() {
+			if r.Rule.Family == his.Family && r.Rule.Priority == his.Priority {
+				order = append(order, r.Rule)
+			}
+		}
+		if behind {
+			slices.Reverse(order)
+		}
+		s.Others[0] = slices.Insert(s.Others[0], 1, routing.ForeignRule{Rule: his})
+		s.Mixed[0] = map[routing.Priority][]routing.Rule{his.Priority: order}
+		v := inspect.FromSnapshot(config.Default(), s, runstate.State{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
+		want := []status.OtherRule{{Family: "ipv4", Text: his.String(), Place: place}}
+		if got := v.Status(nil, "1").OtherRules; len(order) < 2 || !slices.Equal(got, want) {
+			t.Errorf("rules of others are %+v, want %+v", got, want)
+		}
+	}
 }

@@ -38,7 +38,7 @@ type View struct {
 	// Missing is what would have to change for the kernel to be as planned.
 	// While NetworkManager is not known completely nothing is to be deleted.
 	Missing []routing.Op
-	// ForeignIn says who else uses a table that a link holds.
+	// ForeignIn says who else uses a table that a link holds, in the family of its lease.
 	ForeignIn map[routing.TableID]string
 	// Contested are what of Missing somebody else keeps taking away.
 	Contested []routing.Op

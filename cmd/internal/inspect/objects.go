@@ -91,12 +91,16 @@ func (v *View) list() (all []Object, odd map[string]bool) {
 	routes := 0
 	groups := map[int]State{}
 	var extra []Object
+	waiting := v.waitingPlaces()
 	for _, op := range v.Missing {
 		switch op.Verb {
 		case routing.AddRule:
 			states[objectKey{op.Rule.Family, op.Rule.String()}] = Missing
 		case routing.MoveRule:
-			states[objectKey{op.Rule.Family, op.Rule.String()}] = Misplaced
+			// It moves behind what is put back later, and is in its place until then.
+			if _, waits := waiting[placeOfRule(op.Rule)]; !waits {
+				states[objectKey{op.Rule.Family, op.Rule.String()}] = Misplaced
+			}
 		case routing.AddRoute:
 			routes++
 			states[v.routeKey(op.Route)] = Missing
@@ -218,6 +222,33 @@ func (v *View) away() map[objectKey]runstate.Away {
 		k := objectKey{a.Family, a.Text}
 		if known, is := out[k]; !is || a.Until.After(known.Until) {
 			out[k] = a
+		}
+	}
+	return out
+}
+
+// A rulePlace is what rules share that have an order among themselves.
+type rulePlace struct {
+	family   routing.Family
+	priority routing.Priority
+}
+
+func placeOfRule(r routing.Rule) rulePlace { return rulePlace{r.Family, r.Priority} }
+
+// waitingPlaces are the priorities at which a rule is put back later.
+func (v *View) waitingPlaces() map[rulePlace]struct{} {
+	out := map[rulePlace]struct{}{}
+	away := v.away()
+	if len(v.Missing) == 0 || !v.Running {
+		return out
+	}
+	yielding := map[routing.Rule]bool{}
+	for _, r := range v.Planner.Shared() {
+		yielding[r.Rule] = r.Yields
+	}
+	for _, op := range v.Missing {
+		if _, waits := away[objectKey{op.Rule.Family, op.Rule.String()}]; op.Verb == routing.AddRule && (waits || yielding[op.Rule]) {
+			out[placeOfRule(op.Rule)] = struct{}{}
 		}
 	}
 	return out

@@ -65,7 +65,7 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 	}
 	judge := outcome.New(outcome.Facts{
 		Policy: v.Policy, Plans: v.Planner, Interfaces: v.lookupInterfaces(), Tables: c.tables, Partial: c.partial,
-		Missing: v.unplanned(), Unsettled: v.unsettled, Ask: c.ask,
+		Mixed: v.mixed(), Missing: v.unplanned(), Unsettled: v.unsettled, Ask: c.ask,
 	})
 	if e := judge.Environment(); !e.Same(c.environment) {
 		c.environment = e
@@ -107,6 +107,18 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 	return nil
 }
 
+// mixed is the order of rules where ours and those of others share a priority.
+func (v *View) mixed() map[routing.Family]map[routing.Priority][]routing.Rule {
+	out := map[routing.Family]map[routing.Priority][]routing.Rule{}
+	if v.snapshot == nil {
+		return out
+	}
+	for i, f := range routing.Families() {
+		out[f] = v.snapshot.Mixed[i]
+	}
+	return out
+}
+
 // unsettled reports links that come or go.
 func (v *View) unsettled(name string) bool {
 	claim, _ := v.claimOf(v.Links[name])
@@ -142,17 +154,36 @@ func (v *View) lookupInterfaces() []lookup.Interface {
 	return out
 }
 
+// leased are the tables of links, by family. A number in our range that no link has is as
+// much somebody else's as any other.
+func (v *View) leased() map[routing.Family]map[routing.TableID]struct{} {
+	out := map[routing.Family]map[routing.TableID]struct{}{routing.IPv4: {}, routing.IPv6: {}}
+	for plan := range v.Planner.Links() {
+		for k, t := range plan.Link.Tables {
+			out[k.Family][t] = struct{}{}
+		}
+	}
+	return out
+}
+
 // read reads the tables that decide besides those of links, unless nothing has happened.
+// Tables of links are as planned, but for those that somebody else uses too.
 func (c *Checker) read(ctx context.Context, v *View) error {
-	asked := map[routing.Family][]routing.TableID{}
+	asked, leased := map[routing.Family][]routing.TableID{}, v.leased()
 	for _, f := range routing.Families() {
 		tables := []routing.TableID{routing.TableLocal, routing.TableMain}
 		for _, o := range v.Planner.Foreign(f) {
-			if r := o.Rule; r.Action == routing.ActionLookup && r.Table != 0 && !v.Policy.Tables.Contains(r.Table) {
-				tables = append(tables, r.Table)
+			if r := o.Rule; r.Action == routing.ActionLookup && r.Table != 0 {
+				if _, is := leased[f][r.Table]; !is {
+					tables = append(tables, r.Table)
+				}
 			}
 		}
-		tables = slices.AppendSeq(tables, maps.Keys(v.ForeignIn))
+		for t := range leased[f] {
+			if _, used := v.ForeignIn[t]; used {
+				tables = append(tables, t)
+			}
+		}
 		slices.Sort(tables)
 		asked[f] = slices.Compact(tables)
 	}

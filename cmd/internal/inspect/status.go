@@ -177,7 +177,7 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 }
 
 func networkOf(plan routing.LinkPlan, k routing.Key) status.Network {
-	t, has := plan.Link.Tables[k]
+	t := plan.Link.Tables[k]
 	n := status.Network{Family: k.Family.String(), HostAddresses: k.OfHosts(), Table: uint32(t), Addresses: []status.Address{}, Gateways: []status.Gateway{}}
 	if !n.HostAddresses {
 		n.Prefix = k.Prefix
@@ -187,12 +187,7 @@ func networkOf(plan routing.LinkPlan, k routing.Key) status.Network {
 			n.Addresses = append(n.Addresses, addressOf(a))
 		}
 	}
-	var defaults []routing.Route
-	for _, r := range plan.Routes {
-		if has && r.Route.Table == t && r.Route.Family == k.Family && r.Route.IsDefault() {
-			defaults = append(defaults, r.Route)
-		}
-	}
+	defaults := defaultsOf(&plan, k)
 	slices.SortStableFunc(defaults, func(a, b routing.Route) int { return cmp.Compare(a.Metric, b.Metric) })
 	for _, r := range defaults {
 		g := status.Gateway{}
@@ -263,7 +258,7 @@ func (v *View) otherRules() []status.OtherRule {
 	out := []status.OtherRule{}
 	for _, f := range routing.Families() {
 		for _, o := range v.Planner.Foreign(f) {
-			if place := placeOf(o); place != "" && len(out) < mostOtherRules {
+			if place := v.placeOf(o); place != "" && len(out) < mostOtherRules {
 				out = append(out, status.OtherRule{Family: f.String(), Text: o.Rule.String(), Place: place})
 			}
 		}
@@ -273,7 +268,7 @@ func (v *View) otherRules() []status.OtherRule {
 
 // placeOf says how a rule of somebody else stands to the ladder, empty if it decides
 // nothing that would matter.
-func placeOf(o routing.ForeignRule) string {
+func (v *View) placeOf(o routing.ForeignRule) string {
 	r := o.Rule
 	switch {
 	case r.Kernels() || r.Action == routing.ActionNop || !decides(r):
@@ -282,9 +277,17 @@ func placeOf(o routing.ForeignRule) string {
 		return status.Selects
 	case o.SteppedOver():
 		return status.SteppedOver
-	case r.Priority < routing.PrioritySource:
+	case r.Priority < routing.PrioritySource || r.Priority == routing.PrioritySource && v.standsBeforeOurs(r):
 		return status.Ahead
 	default:
 		return status.Behind
 	}
+}
+
+// standsBeforeOurs reports whether a rule of ours comes behind one of somebody else with
+// the same priority.
+func (v *View) standsBeforeOurs(r routing.Rule) bool {
+	order := v.mixed()[r.Family][r.Priority]
+	at := slices.Index(order, r)
+	return at >= 0 && slices.ContainsFunc(order[at:], v.Policy.OwnsRule)
 }
