@@ -44,13 +44,14 @@ func (p *Planner) band(r Rule) *bandIndex {
 }
 
 // selects returns what a rule competes by. Gotos compete with all: their selectors
-// are those of others, and their order is what the ladder depends on.
+// are those of others, and their order is what the ladder depends on. Behind the
+// ladder rules compete by their source, whatever destination they are for.
 func selects(r Rule) selectorKey {
 	if r.Action == ActionGoto {
 		return selectorKey{prefix: r.Family.Any()}
 	}
 	prefix := r.From
-	if r.To.IsValid() {
+	if r.To.IsValid() && (r.Priority != PriorityAgain || !prefix.IsValid()) {
 		prefix = r.To
 	}
 	if !prefix.IsValid() {
@@ -109,6 +110,15 @@ func (b *bandIndex) around(r *PlannedRule) iter.Seq[selectorKey] {
 			return
 		}
 		k := selects(r.Rule)
+		if r.Rule.Priority == PriorityAgain && k.oif != "" {
+			// What is for a device stands before all sources there.
+			for other := range b.bySelector {
+				if (other.oif == "" || other.oif == k.oif) && !yield(other) {
+					return
+				}
+			}
+			return
+		}
 		for bits := range b.lengths {
 			if bits > k.prefix.Bits() {
 				continue

@@ -463,12 +463,12 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	case !in.several:
 	case k.OfHosts():
 		for _, s := range in.sources {
-			m.add(FollowDevice, m.byLength(s), Rule{Priority: PriorityDeviceSource, From: s, OIF: l.Name})
+			m.device(PriorityDeviceSource, s, m.byLength(s))
 		}
 	default:
-		m.add(FollowDevice, m.byLength(k.Prefix), Rule{Priority: PriorityDeviceSource, From: k.Prefix, OIF: l.Name})
+		m.device(PriorityDeviceSource, k.Prefix, m.byLength(k.Prefix))
 	}
-	m.add(FollowDevice, rankRung|order, Rule{Priority: PriorityDevice, OIF: l.Name})
+	m.device(PriorityDevice, netip.Prefix{}, rankRung|order)
 	local := Rule{Priority: PriorityLocal, OIF: l.Name, Action: ActionLookup, Table: TableLocal}
 	if in.around.localMoved {
 		m.add(KeepLocal, 0, local)
@@ -532,6 +532,45 @@ func (m *rules) byLength(p netip.Prefix) uint64 {
 	return rankRung | shorter<<48 | uint64(m.metric)<<16 | m.order
 }
 
+// device adds a rung for sockets that are bound to the device, and the same once more
+// behind the ladder while a lift stands.
+func (m *rules) device(p Priority, from netip.Prefix, rank uint64) {
+	r := Rule{Priority: p, From: from, OIF: m.plan.Link.Name}
+	m.add(FollowDevice, rank, r)
+	if !m.around.lifts {
+		return
+	}
+	r.Priority = PriorityAgain
+	if p == PriorityDevice {
+		r.Mark = anyMark
+		m.add(Again, rankDeviceAgain|m.order, r)
+		return
+	}
+	m.add(Again, rank>>48&0xff<<16|m.order, r)
+}
+
+// Ranks behind the ladder, where all rungs share a priority: sockets that are bound to a
+// device come first, as no rung that says no may stand before those of any device. Sources
+// follow, by the length of their prefix, each with its rungs by stage. That a device comes
+// before what main knows changes nothing: its table has what main has through it.
+const rankDeviceAgain uint64 = 1 << 32
+
+const (
+	againOverlap uint64 = iota + 1
+	againKnown
+	againSource
+	againUnreachable
+	againGuard
+)
+
+// anyMark takes no packet away, because nothing of the mark is compared, and is a word that
+// tells rules apart: among rules of one priority the kernel takes one without a source or
+// destination for equal to one with any (rule_exists and rule_find in
+// net/core/fib_rules.c).
+var anyMark = Mark{Value: 0x6d68} //nolint:gochecknoglobals // a constant in all but name
+
+func rankAgain(rank, stage uint64) uint64 { return rank>>48<<56 | stage<<48 | rank&(1<<48-1) }
+
 // A source is what packets of a link carry.
 type source struct {
 	prefix netip.Prefix
@@ -555,11 +594,6 @@ func (m *rules) source(s source) {
 		r.Action, r.Table = ActionLookup, TableLocal
 		m.add(KeepLocal, rank, r)
 	}
-	if m.overlap && !m.key.OfHosts() {
-		r := from(PriorityOverlap)
-		r.To = m.key.Prefix
-		m.add(KeepOverlap, rank, r)
-	}
 	for _, again := range [...]bool{false, true} {
 		if again && !around.lifts {
 			break
@@ -573,29 +607,37 @@ func (m *rules) source(s source) {
 		// Behind the ladder the rungs of one source share a priority.
 		at := func(p Priority, stage uint64) (Rule, uint64) {
 			if again {
-				return from(PriorityAgain), rank>>48<<56 | stage<<48 | rank&(1<<48-1)
+				return from(PriorityAgain), rankAgain(rank, stage)
 			}
 			return from(p), rank
 		}
+		if m.overlap && !m.key.OfHosts() {
+			r, rank := at(PriorityOverlap, againOverlap)
+			r.To = m.key.Prefix
+			m.add(decision(KeepOverlap), rank, r)
+		}
 		for i, table := range around.known() {
-			r, rank := at(PriorityKnown, 0)
+			r, rank := at(PriorityKnown, againKnown)
 			r.Action, r.Table = ActionLookup, table
 			r.SuppressPrefixLength, r.SuppressGroup = Some(m.policy.ContainerPrefixLength), Some(around.group)
 			// `ip rule del table 42` takes the first rule that leads there.
 			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, table != TableMain)
 		}
-		r, rank := at(PrioritySource, 1)
+		r, rank := at(PrioritySource, againSource)
+		if again {
+			r.Mark = anyMark
+		}
 		m.add(decision(FollowSource), rank, r)
 		if uplink && s.own {
 			// The order of rules that all say no does not matter: they have one rank.
-			r, rank := at(PriorityUnreachable, 2)
+			r, rank := at(PriorityUnreachable, againUnreachable)
 			r.Action = ActionUnreachable
 			if !again {
 				rank = rankRung
 			}
 			m.add(decision(NeverStray), rank, r)
 			for _, w := range m.guards(s) {
-				r, rank := at(PriorityUnreachable, 3)
+				r, rank := at(PriorityUnreachable, againGuard)
 				r.From, r.IIF, r.Action = w.prefix, w.iif, ActionUnreachable
 				if !again {
 					rank = rankRung

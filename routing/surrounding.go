@@ -295,13 +295,15 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 			target = unlifted[i].Rule.Priority
 		}
 		if next := at + 2; r.needsTwo() && next <= p.last {
-			others, one := r.leftOut()
+			others, own := r.leftOut()
 			for _, rest := range others {
 				rest.Priority, rest.Goto = at, next
 				add(rest, r, false)
 			}
-			one.Priority, one.Goto = at+1, target
-			add(one, r, false)
+			for _, w := range own {
+				w.Priority, w.Goto = at+1, target
+				add(w, r, false)
+			}
 			at = next
 			continue
 		}
@@ -388,42 +390,58 @@ func (r Rule) leadsElsewhere() bool {
 }
 
 // needsTwo reports whether a rule can be told from its lift only by leaving others out: it
-// is for one user or one port, and nothing else of it can be said in other words.
+// is for one user, one port or one address.
 func (r Rule) needsTwo() bool {
-	return (r.oneUser() || r.DestinationPorts.one() || r.SourcePorts.one()) && !r.Mark.limits() && !splits(r.From) && !splits(r.To) &&
-		(!r.UIDs.limits() || r.oneUser()) && !r.DestinationPorts.splits() && !r.SourcePorts.splits()
+	return r.oneUser() || r.DestinationPorts.one() || r.SourcePorts.one() || oneHost(r.From) || oneHost(r.To)
 }
 
 func (r Rule) oneUser() bool { return r.UIDs.limits() && r.UIDs.First == r.UIDs.Last }
 
-// leftOut returns rules for whom a rule leaves out, and one for whoever comes after them
-// and is its own. A user is what all others leave. A port is one of two neighbours, of which
-// the other is left out: the kernel knows no range that holds the ports 0 and 65535
-// (fib_rule_port_range_valid in include/net/fib_rules.h), and no port is 0 in what asks
-// for a way before it has one.
-func (r Rule) leftOut() (others []Rule, own Rule) {
-	own = words(r)
-	leave := func(set func(*Rule)) {
-		w := words(r)
-		set(&w)
-		others = append(others, w)
-	}
-	switch {
-	case r.oneUser():
+func oneHost(p netip.Prefix) bool { return p.IsValid() && p.IsSingleIP() }
+
+// leftOut returns rules for whom a rule leaves out, and some for whoever comes after them
+// and is its own. A user is what all others leave. A port or an address is one of two
+// neighbours, of which the other is left out: the kernel knows no range that holds the
+// ports 0 and 65535 (fib_rule_port_range_valid in include/net/fib_rules.h), and no port is
+// 0 in what asks for a way before it has one. Whom a rule for others selects besides has
+// nothing to do with the rule, so they name nothing but what is left out.
+func (r Rule) leftOut() (others, own []Rule) {
+	wide := words(r)
+	if r.oneUser() {
 		for _, rest := range complement(r.UIDs) {
-			leave(func(w *Rule) { w.UIDs = rest })
+			others = append(others, Rule{UIDs: rest})
 		}
-		own.UIDs = UIDRange{}
-	case r.DestinationPorts.one():
-		both, other := r.DestinationPorts.pair()
-		leave(func(w *Rule) { w.DestinationPorts = other })
-		own.DestinationPorts = both
-	default:
-		both, other := r.SourcePorts.pair()
-		leave(func(w *Rule) { w.SourcePorts = other })
-		own.SourcePorts = both
+		wide.UIDs = UIDRange{}
 	}
-	return others, own
+	port := func(of *PortRange, leave func(PortRange) Rule) {
+		if of.one() {
+			both, other := of.pair()
+			others = append(others, leave(other))
+			*of = both
+		}
+	}
+	port(&wide.DestinationPorts, func(p PortRange) Rule { return Rule{DestinationPorts: p} })
+	port(&wide.SourcePorts, func(p PortRange) Rule { return Rule{SourcePorts: p} })
+	host := func(of *netip.Prefix, leave func(netip.Prefix) Rule) {
+		if oneHost(*of) {
+			both, other := neighbours(of.Addr())
+			others = append(others, leave(other))
+			*of = both
+		}
+	}
+	host(&wide.From, func(p netip.Prefix) Rule { return Rule{From: p} })
+	host(&wide.To, func(p netip.Prefix) Rule { return Rule{To: p} })
+	return others, disguise(r, wide)
+}
+
+// neighbours returns the block of two that an address is in, and the other one of it.
+func neighbours(a netip.Addr) (both, other netip.Prefix) {
+	both = netip.PrefixFrom(a, a.BitLen()-1).Masked()
+	low, high := cut(both)
+	if low.Addr() == a {
+		return both, high
+	}
+	return both, low
 }
 
 // one reports whether a range is one port that has a neighbour the kernel takes.
@@ -443,32 +461,47 @@ func (p PortRange) pair() (both, other PortRange) {
 
 func splits(p netip.Prefix) bool { return p.IsValid() && p.Bits() > 0 && !p.IsSingleIP() }
 
-// disguised returns rules that select what r selects in other words. Whoever
-// deletes r by its selectors alone, as in `ip rule del fwmark 1`, deletes the first
-// rule that carries them (fib_nl_delrule in net/core/fib_rules.c): that must be
-// his own, not ours. Where there are no other words it is the same rule.
-func disguised(r Rule) []Rule {
-	w := words(r)
-	switch {
-	case r.Mark.limits():
+// disguised returns rules that select what r selects, each selector in other words.
+// Whoever deletes r by one of its selectors, as in `ip rule del fwmark 1`, deletes the
+// first rule that carries it (fib_nl_delrule in net/core/fib_rules.c): that must be his
+// own, not ours. A selector that has no other words keeps its own.
+func disguised(r Rule) []Rule { return disguise(r, words(r)) }
+
+// disguise says in other words what of r has some. The rest is w's.
+func disguise(r, w Rule) []Rule {
+	if r.Mark.limits() {
 		w.Mark = r.Mark.disguised()
-		return []Rule{w}
-	case splits(r.From):
+	}
+	out := []Rule{w}
+	halve := func(can bool, halves func(Rule) []Rule) {
+		if !can {
+			return
+		}
+		var all []Rule
+		for _, w := range out {
+			all = append(all, halves(w)...)
+		}
+		out = all
+	}
+	halve(splits(r.From), func(w Rule) []Rule {
 		return halves(w, r.From, func(w *Rule, p netip.Prefix) { w.From = p })
-	case splits(r.To):
+	})
+	halve(splits(r.To), func(w Rule) []Rule {
 		return halves(w, r.To, func(w *Rule, p netip.Prefix) { w.To = p })
-	case r.UIDs.limits() && r.UIDs.First < r.UIDs.Last:
+	})
+	halve(r.UIDs.limits() && !r.oneUser(), func(w Rule) []Rule {
 		low, high := w, w
 		middle := r.UIDs.First + (r.UIDs.Last-r.UIDs.First)/2
 		low.UIDs.Last, high.UIDs.First = middle, middle+1
 		return []Rule{low, high}
-	case r.DestinationPorts.splits():
+	})
+	halve(r.DestinationPorts.splits(), func(w Rule) []Rule {
 		return r.DestinationPorts.halves(w, func(w *Rule, p PortRange) { w.DestinationPorts = p })
-	case r.SourcePorts.splits():
+	})
+	halve(r.SourcePorts.splits(), func(w Rule) []Rule {
 		return r.SourcePorts.halves(w, func(w *Rule, p PortRange) { w.SourcePorts = p })
-	default:
-		return []Rule{w}
-	}
+	})
+	return out
 }
 
 func (p PortRange) splits() bool { return p.limits() && p.Mask == 0 && p.First < p.Last }
