@@ -1,8 +1,10 @@
 package outcome
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"multihomed/routing"
 	"multihomed/routing/lookup"
@@ -101,6 +103,32 @@ func (t *trial) targets(f routing.Family) []target {
 
 // mostGateways bounds the routers of a network that are tried.
 const mostGateways = 4
+
+// Routers says what main and local know of the routers of a link. A verdict about the link is
+// of no use when that has changed: a route through another link may cover one of them.
+func (j *Judge) Routers(plan *routing.LinkPlan) string {
+	var b strings.Builder
+	t := trial{plan: plan}
+	for _, k := range plan.Keys {
+		if k.OfHosts() {
+			continue
+		}
+		for _, g := range t.gateways(k) {
+			for _, table := range [...]routing.TableID{routing.TableLocal, routing.TableMain} {
+				v := j.in(k.Family, table, g)
+				fmt.Fprintf(&b, "%s %d/%d/%d ", g, v.Route.Device, v.Route.Type, v.Route.Destination.Bits())
+			}
+		}
+	}
+	return b.String()
+}
+
+// in is what one table says of a destination.
+func (j *Judge) in(f routing.Family, table routing.TableID, to netip.Addr) lookup.Verdict {
+	h := *j.host
+	h.Rules = []routing.Rule{{Family: f, Action: routing.ActionLookup, Table: table}}
+	return h.Lookup(lookup.Flow{To: to})
+}
 
 // gateways are the routers of a network by which the table of a link has a default route.
 func (t *trial) gateways(k routing.Key) []netip.Addr {

@@ -566,6 +566,28 @@ func TestUnbound(t *testing.T) {
 	}
 }
 
+// TestRouters: who keeps verdicts sees that a route covers the router of one link, by which
+// device whatever, and that the others are as they were.
+func TestRouters(t *testing.T) {
+	t.Parallel()
+	routers := func(h *host) []string {
+		var out []string
+		j, p := h.judge()
+		for plan := range p.Links() {
+			out = append(out, j.Routers(&plan))
+		}
+		return out
+	}
+	before := routers(twoWANs())
+	for _, device := range []int{4, tunnel} {
+		h := twoWANs()
+		h.main = append(h.main, route(254, "203.0.113.1/32", device, ""))
+		if after := routers(h); after[0] != before[0] || after[1] == before[1] || after[2] != before[2] {
+			t.Errorf("by %d: before %q, after %q", device, before, after)
+		}
+	}
+}
+
 // TestWordsOfTheFix: who is told to ask the kernel is given whole words.
 func TestWordsOfTheFix(t *testing.T) {
 	t.Parallel()

@@ -72,9 +72,7 @@ func (j *Judge) outsideOf(f routing.Family) []target {
 func (j *Judge) signature(f routing.Family, to netip.Addr) string {
 	var b strings.Builder
 	ask := func(t routing.TableID) {
-		h := *j.host
-		h.Rules = []routing.Rule{{Family: f, Action: routing.ActionLookup, Table: t}}
-		v := h.Lookup(lookup.Flow{To: to})
+		v := j.in(f, t, to)
 		fmt.Fprintf(&b, "%d:%d/%d/%d ", t, v.Route.Device, v.Route.Type, v.Route.Destination.Bits())
 		if v.Outcome == lookup.NoRoute {
 			b.WriteString("none ")
@@ -148,10 +146,7 @@ func (j *Judge) neighbour(plan *routing.LinkPlan, k routing.Key) (netip.Addr, bo
 
 // own reports whether an address is the host's, or a broadcast address.
 func (j *Judge) own(to netip.Addr) bool {
-	f := routing.FamilyOf(to)
-	h := *j.host
-	h.Rules = []routing.Rule{{Family: f, Action: routing.ActionLookup, Table: routing.TableLocal}}
-	if v := h.Lookup(lookup.Flow{To: to}); v.Outcome != lookup.NoRoute {
+	if v := j.in(routing.FamilyOf(to), routing.TableLocal, to); v.Outcome != lookup.NoRoute {
 		return true
 	}
 	_, is := j.owner[to]
@@ -161,8 +156,6 @@ func (j *Judge) own(to netip.Addr) bool {
 // elsewhere reports whether main has a longer route to an address than the network of
 // the link, through something else: a bridge inside of a LAN.
 func (j *Judge) elsewhere(plan *routing.LinkPlan, k routing.Key, to netip.Addr) bool {
-	h := *j.host
-	h.Rules = []routing.Rule{{Family: k.Family, Action: routing.ActionLookup, Table: routing.TableMain}}
-	v := h.Lookup(lookup.Flow{To: to})
+	v := j.in(k.Family, routing.TableMain, to)
 	return v.Outcome == lookup.Sent && v.Route.Destination.Bits() > k.Prefix.Bits() && v.Route.Device != plan.Link.Index
 }

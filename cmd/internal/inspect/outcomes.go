@@ -36,8 +36,10 @@ type Checker struct {
 
 // A verdict is what was found of a link as it was.
 type verdict struct {
-	of     *reconcile.Interface
-	strays []outcome.Stray
+	of *reconcile.Interface
+	// routers is [outcome.Judge.Routers].
+	routers string
+	strays  []outcome.Stray
 }
 
 // NewChecker returns a checker that knows nothing.
@@ -79,9 +81,10 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 		if v.snapshot != nil {
 			of, _ = v.snapshot.Interface(index)
 		}
+		routers := judge.Routers(&plan)
 		found, known := c.known[index]
 		switch {
-		case known && found.of == of && of != nil:
+		case known && found.of == of && of != nil && found.routers == routers:
 		case len(only) > 0 && !slices.Contains(only, plan.Link.Name):
 			continue
 		case most == 0:
@@ -89,7 +92,7 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 			continue
 		default:
 			most--
-			found = verdict{of: of, strays: judge.Link(&plan)}
+			found = verdict{of: of, routers: routers, strays: judge.Link(&plan)}
 			c.known[index] = found
 		}
 		v.Strays = append(v.Strays, found.strays...)
