@@ -173,7 +173,7 @@ func (m *migration) configure() error {
 	if len(lines) == 0 {
 		return nil
 	}
-	if exists(m.configPath) {
+	if !config.IsMissing(m.configPath) {
 		m.lacks = lines
 		return nil
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"multihomed/cmd/internal/config"
 	"multihomed/internal/redact"
 )
 
@@ -90,7 +91,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 	case loaded.Fault != nil:
 		from = loaded.Fault.Instead
 		add("configuration-fault.txt", loaded.Fault.Error()+"\n")
-	case !exists(a.configPath):
+	case config.IsMissing(a.configPath):
 		from = "the defaults: there is no " + a.configPath
 	}
 	add("configuration.txt", effective(cfg, from))
