@@ -39,6 +39,11 @@ type resolution struct {
 	domains, searches []string
 }
 
+// dnsProperties are the properties of IP configurations that updateDNS reads.
+func dnsProperties() []string {
+	return []string{"Domains", "Searches", "NameserverData", "Nameservers"}
+}
+
 // updateDNS takes the properties of name resolution and reports whether there
 // were any.
 func (c *config) updateDNS(p properties) bool {

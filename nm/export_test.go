@@ -77,3 +77,23 @@ func (t Tree) Size() int {
 	return len(t.devices) + len(t.actives) + len(t.leases) + len(t.configs) +
 		len(t.byName) + len(t.referrers) + len(t.byProfile) + len(t.wanted)
 }
+
+// Queue is the queue of signals.
+type Queue = queue
+
+// NewQueue is newQueue for one who follows name resolution, or for one who looks once.
+func NewQueue(once bool) *Queue {
+	if once {
+		return newQueue(nil)
+	}
+	return newQueue(dnsProperties())
+}
+
+// Next takes the oldest signal, nil if there is none.
+func (q *queue) Next() *dbus.Signal {
+	s := q.first()
+	if s != nil {
+		q.pop()
+	}
+	return s
+}

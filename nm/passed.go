@@ -86,7 +86,7 @@ func ReadPassed(ctx context.Context, opts Options, name string) (p Passed, restr
 	opts = New(opts).opts
 	ctx, cancel := context.WithTimeout(ctx, opts.CallTimeout)
 	defer cancel()
-	conn, err := dial(ctx, opts, newQueue())
+	conn, err := dial(ctx, opts, newQueue(nil))
 	if err != nil {
 		return Passed{}, false, fmt.Errorf("connecting to the system bus: %w", err)
 	}

@@ -142,7 +142,14 @@ func dial(ctx context.Context, opts Options, q *queue) (*dbus.Conn, error) {
 
 // newSession connects and subscribes.
 func newSession(ctx context.Context, w *Watcher, views bool) (*session, error) {
-	q := newQueue()
+	var keeps []string
+	if !views {
+		keeps = []string{}
+		if w.opts.DNS {
+			keeps = dnsProperties()
+		}
+	}
+	q := newQueue(keeps)
 	conn, err := dial(ctx, w.opts, q)
 	if err != nil {
 		return nil, fmt.Errorf("connecting: %w", err)

@@ -138,6 +138,40 @@ func TestRPM(t *testing.T) {
 	}
 }
 
+// TestUninstall wants nothing of `make install` to be left, least of all routing that
+// nobody could take away.
+func TestUninstall(t *testing.T) {
+	debs, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := labtest.NewHost(t, lab.HostConfig{NoBus: true, FastDAD: true})
+	s := &system{t: t, lab: host, Machine: machinetest.New(t, machine.Config{Release: machine.Trixie})}
+	s.isps = append(s.isps, labtest.NewISP(t, host, lab.DefaultISP(0)))
+	s.must(s.PowerOn(t.Context()))
+	link := s.links()[0]
+	s.run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link)
+	run(t, "make", "-C", "..", "install", "DESTDIR="+s.Path("/"), "BIN="+debs.bin)
+	s.run("sh", "-ec", "systemd-sysusers; systemd-tmpfiles --create; systemctl daemon-reload; systemctl enable --now multihomed.socket multihomed.service")
+	s.must(s.MoveLink(link))
+	s.networks(link)
+	recipe := filepath.Join(t.TempDir(), "uninstall")
+	run(t, "sh", "-c", `echo "set -e" >"$1"; make --no-print-directory -n -C .. uninstall DESTDIR= >>"$1"`, "sh", recipe)
+	s.must(s.CopyIn(recipe, "/root/recipe", 0o700))
+	if said := s.run("sh", "/root/recipe"); !strings.Contains(said, "left, for you to remove: /etc/multihomed /var/lib/multihomed") {
+		t.Errorf("it says: %s", said)
+	}
+	if left := s.kernel(); strings.Contains(left, "proto 150") || strings.Contains(left, link+":") && strings.Contains(left, "group 28008") {
+		t.Errorf("left in the kernel:\n%s", left)
+	}
+	if left := s.run("sh", "-c", `find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /var/lib/systemd \) -prune -o -name '*multihome*' ! -path '/var/lib/multihomed*' -print`); left != "" {
+		t.Errorf("left by make uninstall:\n%s", left)
+	}
+	if state, err := s.Run(t.Context(), "systemctl", "is-active", "multihomed.service"); err == nil {
+		t.Errorf("the service is %s", state)
+	}
+}
+
 // TestChroot installs the package where systemd is not running: in an image that
 // is being made, or a container.
 func TestChroot(t *testing.T) {

@@ -57,7 +57,13 @@ func faults() []fault {
 			name: "a typo in the configuration",
 			do:   "mkdir -p /etc/multihomed; echo 'uplink_grup = 5' >/etc/multihomed/multihomed.toml; " + badReload + "systemctl restart multihomed.service",
 			undo: noConfig,
-			then: func(s *system) error { return s.says(1, "uplink_grup", "/etc/multihomed/multihomed.toml:1") }, systemd: true,
+			then: func(s *system) error {
+				if out, err := s.Run(s.t.Context(), "sh", "-c", "journalctl -b -p err -u multihomed.service -o cat MULTIHOMED_CODE=configuration | grep uplink_grup"); err != nil {
+					return fmt.Errorf("the journal has no error: %w %s", err, out)
+				}
+				return s.says(1, "uplink_grup", "/etc/multihomed/multihomed.toml:1")
+			},
+			systemd: true,
 		},
 		{
 			name: "a configuration that cannot be read",
@@ -214,7 +220,14 @@ func (s *system) reconnects() time.Duration {
 // withoutAnybody is a host whose dispatcher does nothing either: it routes as without us.
 func (s *system) withoutAnybody() {
 	s.t.Helper()
-	s.run("sh", "-ec", "pkill -f '^[^ ]*multihomed-dispatcher stand-in$' || true; chmod a-x /usr/sbin/multihomed-dispatcher; multihomectl emergency")
+	s.eventually(func() error {
+		if out, err := s.Run(s.t.Context(), "pkill", "-f", "^[^ ]*multihomed-dispatcher stand-in$"); err == nil {
+			return fmt.Errorf("a dispatcher stands in: %s", out)
+		}
+		return nil
+	})
+	s.run("sh", "-ec", "chmod a-x /usr/sbin/multihomed-dispatcher; multihomectl emergency")
+	s.must(s.lacks("unreachable"))
 	for _, link := range s.links() {
 		s.run("nmcli", "connection", "down", link)
 		s.run("nmcli", "connection", "up", link)

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/event"
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 	"multihomed/internal/machine"
@@ -333,6 +334,7 @@ func (s *system) life(debs packages) {
 		s.run("systemd-analyze", "security", "--no-pager", "--threshold=12", "multihomed.service")
 	})
 	before := s.networks(s.links()...)
+	s.step("journal", s.journal)
 
 	s.step("reboot", func() {
 		s.must(s.Reboot(t.Context()))
@@ -386,6 +388,7 @@ func (s *system) life(debs packages) {
 		}
 	})
 	s.step("what needs more", s.moreRights)
+	s.step("systemd-networkd", s.networkd)
 	s.step("remove while somebody has the lock", s.stuck)
 	s.step("remove", func() {
 		s.run("mkdir", "-p", "/etc/multihomed")
@@ -482,6 +485,73 @@ func (s *system) off(debs packages) {
 	if out := s.run("multihomectl", "on"); !strings.Contains(out, "multihomed is switched on: 2 links") {
 		s.t.Errorf("on: %s", out)
 	}
+}
+
+// journal wants the lines of the service to have what programs read, and systemd to
+// explain them.
+func (s *system) journal() {
+	s.t.Helper()
+	field := func(text string) func(map[string]any) bool {
+		return func(entry map[string]any) bool { return fmt.Sprint(entry["MESSAGE_ID"]) == text }
+	}
+	s.eventually(func() error {
+		out, err := s.Run(s.t.Context(), "sh", "-c", "journalctl --sync; journalctl -b -u multihomed.service -o json SYSLOG_IDENTIFIER=multihomed")
+		if err != nil {
+			return err
+		}
+		var entries []map[string]any
+		for line := range strings.Lines(out) {
+			var entry map[string]any
+			if err := json.Unmarshal([]byte(line), &entry); err != nil {
+				return fmt.Errorf("%w: %s", err, line)
+			}
+			if entry["_TRANSPORT"] != "journal" {
+				return fmt.Errorf("not by the native protocol: %s", line)
+			}
+			entries = append(entries, entry)
+		}
+		if !slices.ContainsFunc(entries, field(event.Started.MessageID())) {
+			return fmt.Errorf("no line says that it started:\n%s", out)
+		}
+		for _, link := range s.links() {
+			if !slices.ContainsFunc(entries, func(e map[string]any) bool {
+				// A line with several tables has a list.
+				table := strings.TrimPrefix(fmt.Sprint(e["MULTIHOMED_TABLE"]), "[")
+				return field(event.LinkAdded.MessageID())(e) && e["INTERFACE"] == link && e["PRIORITY"] == "6" && strings.HasPrefix(table, "1000")
+			}) {
+				return fmt.Errorf("no line says that %s was added:\n%s", link, out)
+			}
+		}
+		return nil
+	})
+	explained := s.run("journalctl", "-x", "-b", "-u", "multihomed.service", "INTERFACE=wan0")
+	if !strings.Contains(explained, "Subject: Link wan0 has its own routing") {
+		s.t.Errorf("journalctl -x explains nothing:\n%s", explained)
+	}
+}
+
+// networkd gives the host another manager. What multihomed can do for it is nothing, and
+// status says so.
+func (s *system) networkd() {
+	s.run("systemctl", "disable", "--now", "NetworkManager.service", "NetworkManager-dispatcher.service")
+	s.must(s.WriteFile("/run/systemd/network/wan.network", []byte("[Match]\nName=wan*\n[Network]\nDHCP=ipv4\n"), 0o644))
+	s.run("systemctl", "start", "systemd-networkd.service")
+	s.run("systemctl", "--no-block", "restart", "multihomed.service")
+	s.eventually(func() error {
+		return s.says(1, "multihomed does nothing on this host: systemd-networkd manages wan0 and wan1")
+	})
+	if out := s.run("sh", "-c", "multihomectl status || true"); strings.Contains(out, "enable NetworkManager") {
+		s.t.Errorf("status advises a second manager:\n%s", out)
+	}
+	s.run("systemctl", "stop", "systemd-networkd.service", "systemd-networkd.socket")
+	s.run("rm", "/run/systemd/network/wan.network")
+	s.run("systemctl", "enable", "--now", "NetworkManager.service", "NetworkManager-dispatcher.service")
+	s.run("nmcli", "general")
+	for _, link := range s.links() {
+		s.run("nmcli", "connection", "up", link)
+	}
+	s.active()
+	s.networks(s.links()...)
 }
 
 // stuck removes the package while nobody can take its routing away: it stays, and works.

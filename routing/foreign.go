@@ -40,6 +40,15 @@ func (r Rule) isLookupOfAll() bool {
 	return r.Action == ActionLookup && !r.L3MDev && !r.SuppressPrefixLength.Set && !r.SuppressGroup.Set && r.matchesAll()
 }
 
+// readsMain reports whether a rule reads main for whatever this host sends, in front of the
+// last resort.
+func (r Rule) readsMain() bool {
+	if r.IIF == Loopback {
+		r.IIF = ""
+	}
+	return r.Table == TableMain && r.Priority < PriorityMatchAll && r.isLookupOfAll()
+}
+
 // matchesAll reports whether no packet of the family is left out.
 func (r Rule) matchesAll() bool {
 	return !r.Invert && !r.Unknown && !r.From.IsValid() && !r.To.IsValid() && r.TOS == 0 && !r.DSCP.Set && !r.FlowLabel.Set &&

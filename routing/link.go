@@ -494,7 +494,7 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 // lastResort reports whether unbound traffic may leave by the link when main has no
 // default. Where somebody looks after main's default and takes it away, as a kill
 // switch does, main's word counts: the rule is then there only as long as it
-// changes nothing.
+// changes nothing. It would change something where no rule reads main.
 func (m *rules) lastResort() bool {
 	l, f := m.plan.Link, m.key.Family
 	switch {
@@ -503,7 +503,7 @@ func (m *rules) lastResort() bool {
 	case l.Intents[f].NeverDefault:
 		return false
 	default:
-		return l.Reach || m.metric != noDefault
+		return l.Reach || m.metric != noDefault && !m.around.mainUnread
 	}
 }
 

@@ -20,10 +20,10 @@ func other(table routing.TableID, to, via string) part {
 	}
 }
 
-// throw adds what a table of somebody else sends on to the next rule.
-func throw(table routing.TableID, to string) part {
+// throw adds what table 61 sends on to the next rule.
+func throw(to string) part {
 	return func(l *routing.Link) {
-		l.Others = append(l.Others, routing.Route{Family: routing.IPv4, Type: routing.RouteThrow, Table: table, Destination: prefix(to)})
+		l.Others = append(l.Others, routing.Route{Family: routing.IPv4, Type: routing.RouteThrow, Table: 61, Destination: prefix(to)})
 	}
 }
 
@@ -102,25 +102,25 @@ func TestTablesOfOthers(t *testing.T) {
 		},
 		"a network that is thrown": {
 			[]routing.ForeignRule{rule(32000, 61)},
-			[]part{whole, throw(61, "10.48.0.0/12"), throw(61, "172.16.0.0/12")},
+			[]part{whole, throw("10.48.0.0/12"), throw("172.16.0.0/12")},
 			"192.0.2.0/24 on link, default via .3, 10.48.0.0/12 via .1, 10.50.0.0/16 via .1, 10.61.7.0/24 via .1, 172.16.0.0/12 via .1",
 		},
 		"inside of what is thrown": {
 			[]routing.ForeignRule{rule(32000, 61)},
-			[]part{whole, throw(61, "10.0.0.0/8"), site},
+			[]part{whole, throw("10.0.0.0/8"), site},
 			"192.0.2.0/24 on link, default via .3, 10.0.0.0/8 via .1, 10.50.0.0/16 via .1, 10.61.0.0/16 via .3",
 		},
 		"thrown to the next table": {
 			[]routing.ForeignRule{rule(31000, 61), rule(32000, 62)},
-			[]part{whole, throw(61, "10.0.0.0/8"), throw(61, "172.16.0.0/12"), other(62, "10.0.0.0/7", "192.0.2.4"), other(62, "10.9.0.0/16", "192.0.2.5")},
+			[]part{whole, throw("10.0.0.0/8"), throw("172.16.0.0/12"), other(62, "10.0.0.0/7", "192.0.2.4"), other(62, "10.9.0.0/16", "192.0.2.5")},
 			"192.0.2.0/24 on link, default via .3, 10.0.0.0/8 via .4, 10.9.0.0/16 via .5, 172.16.0.0/12 via .1",
 		},
 		"what is thrown and in no table before": {
-			[]routing.ForeignRule{rule(32000, 61)}, []part{throw(61, "10.50.0.0/16")}, main,
+			[]routing.ForeignRule{rule(32000, 61)}, []part{throw("10.50.0.0/16")}, main,
 		},
 		"what is thrown, while main but its default is read before": {
 			[]routing.ForeignRule{rule(31000, routing.TableMain, suppress(0)), rule(32000, 61)},
-			[]part{whole, throw(61, "10.48.0.0/12"), throw(61, "172.16.0.0/12")},
+			[]part{whole, throw("10.48.0.0/12"), throw("172.16.0.0/12")},
 			"192.0.2.0/24 on link, default via .3, 10.48.0.0/12 via .1, 10.50.0.0/16 via .1, 10.61.7.0/24 via .1, 172.16.0.0/12 via .1",
 		},
 		"behind a rule that reads all of main": {

@@ -16,6 +16,9 @@ type surrounding struct {
 	tunnels []TableID
 	// fullTunnel says that somebody decides for every packet behind the ladder.
 	fullTunnel bool
+	// mainUnread says that no rule reads main for whatever this host sends: the
+	// administrator took the kernel's away.
+	mainUnread bool
 	// lifts says that rules are lifted over the ladder.
 	lifts bool
 	step  step
@@ -69,7 +72,7 @@ func (s *surrounding) stepOver(r Rule) Rule {
 
 // equal reports whether the plans of links may stay.
 func (s *surrounding) equal(o *surrounding) bool {
-	return s.localMoved == o.localMoved && s.fullTunnel == o.fullTunnel && s.lifts == o.lifts &&
+	return s.localMoved == o.localMoved && s.mainUnread == o.mainUnread && s.fullTunnel == o.fullTunnel && s.lifts == o.lifts &&
 		s.step == o.step && s.group == o.group && slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.entered, o.entered) && slices.Equal(s.layers, o.layers)
 }
 
@@ -96,6 +99,7 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		}
 	}
 	s.localMoved = localStands && !localBefore
+	s.mainUnread = len(foreign) > 0 && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.readsMain() })
 	var stepped []Priority
 	for _, o := range others {
 		r := o.Rule

@@ -84,7 +84,14 @@ func run(args []string, stderr *os.File) int {
 // reload (ExecReload=), which fails with it.
 func checked(path string, stderr io.Writer) int {
 	if _, err := config.Load(path); err != nil {
-		fmt.Fprintln(stderr, err)
+		// A mark for the journal (sd-daemon(3)), where that reads it.
+		mark := ""
+		if os.Getenv("JOURNAL_STREAM") != "" {
+			mark = "<3>"
+		}
+		for line := range strings.Lines(err.Error()) {
+			fmt.Fprintln(stderr, mark+strings.TrimSuffix(line, "\n"))
+		}
 		return daemon.ExitConfiguration
 	}
 	return 0

@@ -14,7 +14,7 @@ import (
 )
 
 // rest is how long the daemon is left alone before its memory is read.
-const rest = 1500 * time.Millisecond
+const rest = 4 * time.Second
 
 // startUp measures starts with no ladder and no leases, the same objects made
 // by others, and a start where everything stands. The daemon runs when it

@@ -255,3 +255,52 @@ func controlErr(c syscall.RawConn, f func(fd int) error) error {
 	}
 	return err
 }
+
+// SendRAFrom sends an advertisement as another router on the provider's wire would: with
+// the link-local and the hardware address of that. It checks nothing of what is sent.
+func (isp *ISP) SendRAFrom(router netip.Addr, mac net.HardwareAddr, ra RA) error {
+	return isp.ns.Do(func() error {
+		link, err := isp.ns.nl.LinkByName(lan)
+		if err != nil {
+			return fmt.Errorf("finding %s: %w", lan, err)
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("opening a packet socket: %w", err)
+		}
+		defer unix.Close(fd)
+		to := netip.MustParseAddr("ff02::1")
+		body := ra.marshal(mac)
+		binary.BigEndian.PutUint16(body[2:], checksum6(router, to, body))
+		frame := append([]byte{0x33, 0x33, 0, 0, 0, 1}, mac...)
+		frame = append(frame, 0x86, 0xdd, 0x60, 0, 0, 0)
+		frame = binary.BigEndian.AppendUint16(frame, uint16(len(body)))
+		frame = append(frame, unix.IPPROTO_ICMPV6, 255)
+		frame = append(frame, router.AsSlice()...)
+		frame = append(frame, to.AsSlice()...)
+		frame = append(frame, body...)
+		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}); err != nil {
+			return fmt.Errorf("sending a router advertisement: %w", err)
+		}
+		return nil
+	})
+}
+
+// checksum6 is that of an ICMPv6 message whose field for it is zero (RFC 4443, section 2.3).
+func checksum6(from, to netip.Addr, body []byte) uint16 {
+	pseudo := append(from.AsSlice(), to.AsSlice()...)
+	pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(body)))
+	pseudo = append(pseudo, 0, 0, 0, unix.IPPROTO_ICMPV6)
+	pseudo = append(pseudo, body...)
+	if len(pseudo)%2 == 1 {
+		pseudo = append(pseudo, 0)
+	}
+	sum := uint32(0)
+	for i := 0; i < len(pseudo); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(pseudo[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}

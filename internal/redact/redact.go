@@ -70,23 +70,31 @@ func NewWith(key []byte, names map[string][]string) *Redactor {
 
 // spellings are the ways in which programs write a name: as it is, as status and the log
 // do, and as nmcli -t does (nmcli(1), --escape); each of them as it is, or in quotes of
-// JSON, of TOML or of an error.
+// JSON, of TOML or of an error, or in both.
 func spellings(name string) []string {
 	var out []string
 	for _, base := range []string{name, escape.Name(name), escape.Text(name), strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace(name)} {
-		out = append(out, base, inQuotes(strconv.Quote(base)), inQuotes(strconv.QuoteToASCII(base)))
-		var plain bytes.Buffer
-		encoder := json.NewEncoder(&plain)
-		encoder.SetEscapeHTML(false)
-		if err := encoder.Encode(base); err == nil {
-			out = append(out, inQuotes(strings.TrimSpace(plain.String())))
-		}
-		if text, err := json.Marshal(base); err == nil {
-			out = append(out, inQuotes(string(text)))
+		for _, quoted := range append(quotes(base), base) {
+			out = append(append(out, quoted), quotes(quoted)...) // A sentence with a quoted name, in JSON.
 		}
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// quotes are the ways to write a text between quotes.
+func quotes(text string) []string {
+	out := []string{inQuotes(strconv.Quote(text)), inQuotes(strconv.QuoteToASCII(text))}
+	var plain bytes.Buffer
+	encoder := json.NewEncoder(&plain)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err == nil {
+		out = append(out, inQuotes(strings.TrimSpace(plain.String())))
+	}
+	if html, err := json.Marshal(text); err == nil {
+		out = append(out, inQuotes(string(html)))
+	}
+	return out
 }
 
 func inQuotes(s string) string { return s[1 : len(s)-1] }

@@ -66,7 +66,7 @@ func TestSpellings(t *testing.T) {
 		for how, text := range map[string]string{
 			"as it is": name, "in JSON": encoded(t, name), "in quotes": fmt.Sprintf("%q and %+q", name, name),
 			"by nmcli -t": strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace(name), "by status": escape.Name(name),
-			"by status in JSON": encoded(t, escape.Name(name)), "behind an escape": `"x\n` + name + `"`,
+			"by status in JSON": encoded(t, escape.Name(name)), "quoted in JSON": encoded(t, fmt.Sprintf("%q", escape.Name(name))), "behind an escape": `"x\n` + name + `"`,
 		} {
 			got := r.Text(text)
 			if !strings.Contains(got, "profile-") || strings.ContainsAny(got, "éö<&>") || strings.Contains(got, "slash") || strings.Contains(got, "and\\") || strings.Contains(got, "wire") {

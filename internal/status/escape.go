@@ -2,7 +2,8 @@ package status
 
 import "multihomed/internal/escape"
 
-// Escape makes all names and sentences of the status printable. JSON has no bytes but
+// Escape makes the names and sentences of the status printable, but for its links, which
+// are escaped one by one ([Link.Escape]), and its problems ([Status.Tell]). JSON has no bytes but
 // those of UTF-8, and two names must not become one: names are written as [escape.Name]
 // writes them, and [escape.Original] finds each again. Names are escaped once; sentences
 // may be escaped any number of times.
@@ -16,15 +17,6 @@ func (s *Status) Escape() {
 	for family, u := range s.Unbound {
 		u.Interface = escape.Name(u.Interface)
 		s.Unbound[family] = u
-	}
-	for i := range s.Links {
-		l := &s.Links[i]
-		l.Interface, l.Profile = escape.Name(l.Interface), escape.Name(l.Profile)
-		text(&l.RoleWhy, &l.Why, &l.Type)
-		for f, why := range l.LeftAlone {
-			l.LeftAlone[f] = escape.Text(why)
-		}
-		escapeObjects(l.Objects)
 	}
 	escapeObjects(s.Shared)
 	for i := range s.OtherRules {
@@ -45,6 +37,16 @@ func (s *Status) Escape() {
 	for i := range s.Unread {
 		text(&s.Unread[i])
 	}
+}
+
+// Escape does so for a link.
+func (l *Link) Escape() {
+	l.Interface, l.Profile = escape.Name(l.Interface), escape.Name(l.Profile)
+	l.RoleWhy, l.Why, l.Type = escape.Text(l.RoleWhy), escape.Text(l.Why), escape.Text(l.Type)
+	for f, why := range l.LeftAlone {
+		l.LeftAlone[f] = escape.Text(why)
+	}
+	escapeObjects(l.Objects)
 }
 
 func escapeObjects(objects []Object) {

@@ -22,6 +22,9 @@ func TestNamesOfAnyBytes(t *testing.T) {
 		problems = append(problems, routing.Problem{Link: name, Text: name})
 	}
 	s.Escape()
+	for i := range s.Links {
+		s.Links[i].Escape()
+	}
 	s.Tell(problems)
 	data, err := json.Marshal(s)
 	if err != nil {

@@ -1,9 +1,7 @@
 package status
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -205,35 +203,4 @@ func Ask(ctx context.Context, runtime string, whole bool) (*Status, error) {
 		return nil, fmt.Errorf("multihomed answers in schema %d, this program knows %d", s.Schema, Schema)
 	}
 	return s, nil
-}
-
-// Decode reads a status. Unless it is to be whole, links on which everything is in force
-// come without their objects, which are most of it.
-func Decode(data []byte, whole bool) (*Status, error) {
-	if whole {
-		var s Status
-		return &s, json.Unmarshal(data, &s)
-	}
-	var s struct {
-		Status
-		Links []struct {
-			Link
-			Objects json.RawMessage `json:"objects"`
-		} `json:"links"`
-	}
-	if err := json.Unmarshal(data, &s); err != nil {
-		return nil, err
-	}
-	s.Status.Links = make([]Link, 0, len(s.Links))
-	yields := []byte(`"yields"`)
-	for _, l := range s.Links {
-		l.Link.Objects = []Object{}
-		if !l.InForce.Complete() || bytes.Contains(l.Objects, yields) {
-			if err := json.Unmarshal(l.Objects, &l.Link.Objects); err != nil {
-				return nil, err
-			}
-		}
-		s.Status.Links = append(s.Status.Links, l.Link)
-	}
-	return &s.Status, nil
 }

@@ -21,6 +21,8 @@ type fib struct {
 	bySource map[netip.Addr]map[*alias]struct{}
 	// byTable leaves out what others have in main.
 	byTable map[routing.TableID]map[*alias]struct{}
+	// wide are the routes of main that are a part of everything rather than to a network.
+	wide map[*alias]struct{}
 	// nexthops are the aliases that use nexthop objects.
 	nexthops map[*alias]struct{}
 }
@@ -104,6 +106,7 @@ func newFIB(owns routing.Ownership) fib {
 		byDevice: map[int]map[*alias]struct{}{},
 		bySource: map[netip.Addr]map[*alias]struct{}{},
 		byTable:  map[routing.TableID]map[*alias]struct{}{},
+		wide:     map[*alias]struct{}{},
 		nexthops: map[*alias]struct{}{},
 	}
 }
@@ -211,6 +214,9 @@ func (f *fib) index(a *alias) {
 	if f.listed(a) {
 		enlist(f.byTable, a.key.table, a)
 	}
+	if a.key.table == routing.TableMain && a.key.destination.Bits() <= wideRoute {
+		f.wide[a] = struct{}{}
+	}
 	if a.nexthop != 0 {
 		f.nexthops[a] = struct{}{}
 	}
@@ -226,6 +232,7 @@ func (f *fib) forget(a *alias) {
 	if f.listed(a) {
 		delist(f.byTable, a.key.table, a)
 	}
+	delete(f.wide, a)
 	delete(f.nexthops, a)
 }
 

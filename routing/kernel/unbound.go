@@ -46,33 +46,42 @@ func (s *State) wide(k fibKey) bool {
 }
 
 // unnumbered reports whether unbound packets of a family may leave by an interface that
-// has no address for them. A link of interest counts only if something wide leads through it.
+// has no address for them. A link of interest counts only if something wide may lead
+// through it, which is not known of tables that are not kept.
 func (s *State) unnumbered(f routing.Family) bool {
+	isKnown := !s.othersLookUp(f)
 	for _, l := range s.links {
-		if !l.up() || l.master != 0 || l.flags&unix.IFF_LOOPBACK != 0 || l.numbered(f) {
+		if l.interested && isKnown {
 			continue
 		}
-		if !l.interested || s.leadsWide(f, l.index) {
+		if l.isBare(f) {
+			return true
+		}
+	}
+	for a := range s.fib.wide {
+		if a.key.family == f && slices.ContainsFunc(a.legs, func(way leg) bool {
+			l := s.links[way.route.Device]
+			return l != nil && l.isBare(f)
+		}) {
 			return true
 		}
 	}
 	return false
 }
 
-// leadsWide reports whether a wide route may lead through a link of interest. Of tables
-// that are not kept that is not known.
-func (s *State) leadsWide(f routing.Family, device int) bool {
+// othersLookUp reports whether a rule of somebody else leads to a table of his own.
+func (s *State) othersLookUp(f routing.Family) bool {
 	for g := range s.rules.foreign[f] {
 		if r := g.rule; r.Action == routing.ActionLookup && r.Table != routing.TableMain && r.Table != routing.TableLocal && r.Table != routing.TableDefault {
 			return true
 		}
 	}
-	for a := range s.fib.byDevice[device] {
-		if a.key.family == f && a.key.table == routing.TableMain && a.key.destination.Bits() <= wideRoute {
-			return true
-		}
-	}
 	return false
+}
+
+// isBare reports whether an interface that packets may leave by has no address for them.
+func (l *link) isBare(f routing.Family) bool {
+	return l.up() && l.master == 0 && l.flags&unix.IFF_LOOPBACK == 0 && !l.numbered(f)
 }
 
 // numbered reports whether the kernel finds a source of a family on the interface itself,

@@ -31,7 +31,7 @@ func describe(was, is routing.LinkPlan, routes moved, removed string) (what even
 	case !has(is):
 		return event.LinkRemoved, fmt.Sprintf("%s removed (%s)", kind(was.Role), removed), ""
 	}
-	parts := changes(was, is, routes)
+	parts := atMost(changes(was, is, routes), mostChanges, "more changes")
 	switch {
 	case was.Role != is.Role:
 		parts = append(parts, fmt.Sprintf("role %s -> %s", was.Role, is.Role))
@@ -41,6 +41,21 @@ func describe(was, is routing.LinkPlan, routes moved, removed string) (what even
 		reason = is.Why
 	}
 	return event.LinkChanged, strings.Join(parts, ", "), reason
+}
+
+// A line of the log names so many gateways of a network, and so many changes: an attacker
+// advertises hundreds.
+const (
+	mostGateways = 4
+	mostChanges  = 12
+)
+
+// atMost leaves the first few of a list, and counts the rest.
+func atMost(list []string, most int, rest string) []string {
+	if len(list) <= most {
+		return list
+	}
+	return append(slices.Clip(list[:most]), fmt.Sprintf("%d %s", len(list)-most, rest))
 }
 
 // kind names what a link is.
@@ -71,7 +86,7 @@ func introduce(p routing.LinkPlan) (sentence, reason string) {
 			}
 		}
 		if len(by) > 0 {
-			text += " by " + strings.Join(by, " and ")
+			text += " by " + strings.Join(atMost(by, mostGateways, "more"), " and ")
 		}
 		networks = append(networks, fmt.Sprintf("%s in table %s", text, t))
 	}

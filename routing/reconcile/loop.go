@@ -48,6 +48,9 @@ type Hooks struct {
 	Settled func()
 	// Report is called when what there is to report has changed.
 	Report func(Report)
+	// Outdated is called after a pass when a snapshot would differ from the last one that
+	// was taken, and again until one is.
+	Outdated func()
 }
 
 // A Report is what status can only know from the loop.
@@ -340,6 +343,9 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 	l.report()
 	if l.Hooks.Settled != nil {
 		l.Hooks.Settled()
+	}
+	if l.Hooks.Outdated != nil && l.outdated() {
+		l.Hooks.Outdated()
 	}
 	return nil
 }

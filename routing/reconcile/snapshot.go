@@ -221,12 +221,21 @@ func (l *Loop) dated(t routing.Touched) {
 	}
 }
 
+// outdated reports whether something has happened since the last snapshot, or there is
+// none.
+func (l *Loop) outdated() bool {
+	if !l.picture.fresh {
+		return true
+	}
+	var moves uint64
+	l.Mirror.View(func(k *kernel.State) { moves = k.Moves() })
+	return l.picture.last.Moves != moves
+}
+
 // snapshot returns the last one if nothing has happened since, or makes another.
 func (l *Loop) snapshot() *Snapshot {
 	p := &l.picture
-	var moves uint64
-	l.Mirror.View(func(k *kernel.State) { moves = k.Moves() })
-	if p.fresh && p.last.Moves == moves {
+	if !l.outdated() {
 		return p.last
 	}
 	s := &Snapshot{

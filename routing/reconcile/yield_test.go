@@ -326,3 +326,54 @@ func TestDeletingAgainstTheClock(t *testing.T) {
 		})
 	}
 }
+
+// TestDeletingAmongOurs: where a rule of somebody else stands among ours there is no room
+// for other words of one user or one port. Whoever deletes his rule by these words hits ours
+// first. It stays away, and who looks is told which rule is meant.
+func TestDeletingAmongOurs(t *testing.T) {
+	for _, words := range []string{"uidrange 1001-1001", "ipproto tcp dport 22", "ipproto udp sport 53", "iif wan0"} {
+		t.Run(words, func(t *testing.T) {
+			h := newHost(t)
+			h.wan(0)
+			h.wan(1)
+			h.owners.complete(true)
+			h.ip("route add default via 100.64.0.1 dev wan0 table 300")
+			h.ip("rule add pref 10086 fwmark 8 lookup 300")
+			h.pass()
+			before := strings.Join(h.rules(), "\n")
+			h.ip("rule add pref 32000 " + words + " lookup 300")
+			h.pass()
+			his := func() bool { return strings.Contains(h.ip("rule"), "32000:") }
+			n := 0
+			for ; his(); n++ {
+				if n == 5 {
+					t.Fatalf("it stands after %d deletions:\n%s", n, h.ip("rule"))
+				}
+				h.ip("rule del " + words)
+				h.pass()
+				if !his() {
+					break
+				}
+				if len(h.last.Away) != n+1 {
+					t.Fatalf("after deletion %d away is %+v", n+1, h.last.Away)
+				}
+				for _, a := range h.last.Away {
+					if !strings.HasPrefix(a.His, "32000: ") || a.Until.After(h.clock.Add(10*time.Second)) || a.Until.Before(h.clock.Add(9*time.Second)) {
+						t.Errorf("away is %+v", a)
+					}
+				}
+				h.clock = h.clock.Add(20 * time.Millisecond)
+			}
+			t.Logf("%d deletions hit ours", n)
+			for range 3 {
+				if h.wait() > 11*time.Second {
+					break
+				}
+				h.pass()
+			}
+			if now := strings.Join(h.rules(), "\n"); now != before {
+				t.Errorf("afterwards:\n%s\nbefore:\n%s", now, before)
+			}
+		})
+	}
+}

@@ -7,7 +7,7 @@ import (
 
 // TestHosts runs the whole table.
 func TestHosts(t *testing.T) {
-	for _, h := range slices.Concat(plainHosts, vpnHosts, markHosts, lanHosts, addressHosts, routeHosts, roleHosts) {
+	for _, h := range slices.Concat(plainHosts, vpnHosts, markHosts, lanHosts, addressHosts, routeHosts, roleHosts, beyondHosts) {
 		t.Run(h.Name, h.run)
 	}
 }

@@ -105,7 +105,7 @@ func (p Program) command() *cobra.Command {
 		Use:   "multihomectl",
 		Short: "look after the routing of a host with several links",
 		Long: `multihomectl shows what multihomed makes of the links of this host: which routing
-table each one has, what is in force, what is wrong and how to mend it. It leases tables
+table each one has, what is in force, what is wrong and how to fix it. It leases tables
 for what NetworkManager does not know, and it can take all of it away again.`,
 		Example: `  multihomectl status            how the host stands
   multihomectl status wan0 -v    every rule and route of one link, with its reason

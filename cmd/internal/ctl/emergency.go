@@ -44,7 +44,8 @@ func (a *app) emergency() *cobra.Command {
 			defer r.Close()
 			done, err := r.Remove(cmd.Context())
 			if err == nil {
-				err = done.Err()
+				// What comes back is the work of a dispatcher, which maintains it.
+				err = errors.Join(done.Refused...)
 			}
 			mark := a.journal()
 			for _, rule := range done.Removed {

@@ -166,9 +166,12 @@ func (s *situation) view() *inspect.View {
 		snapshot := &reconcile.Snapshot{Policy: policy, Claims: s.claims, Others: s.rules, Lifts: planner.Shared()}
 		for _, facts := range append(s.linkFacts(), s.others...) {
 			i := &reconcile.Interface{Facts: facts}
+			claim, claimed := s.claims[facts.Name]
+			i.Claim, i.Claimed = claim, claimed
 			i.Plan, i.IsLink = planner.Link(facts.Index)
 			snapshot.Interfaces = append(snapshot.Interfaces, i)
 		}
+		slices.SortFunc(snapshot.Interfaces, func(a, b *reconcile.Interface) int { return a.Facts.Index - b.Facts.Index })
 		v = inspect.FromSnapshot(s.cfg, snapshot, s.daemon, s.manager, s.alone, s.off)
 	}
 	if s.bare {
@@ -327,6 +330,35 @@ func TestSituations(t *testing.T) {
 			golden(t, "situations/"+c.name+".txt", text.Bytes())
 			fits(t, text.String(), false)
 		})
+	}
+}
+
+// TestVerboseSituation: what is only of interest to who looks closely is shown to nobody
+// else, and is no fault; all rules of other programs are.
+func TestVerboseSituation(t *testing.T) {
+	s := laptop()
+	s.cfg.Links = []config.Link{{Matcher: config.Matcher{Interface: "usb*"}, LastResort: new(true)}}
+	for n := range 10 {
+		s.rule(routing.IPv4, routing.ForeignRule{Rule: routing.Rule{Priority: routing.Priority(30000 + n), Mark: routing.Mark{Value: 1, Mask: 1}, Table: routing.TableID(200 + n), Unknown: true}})
+	}
+	v := s.view()
+	shown := v.Status(v.Findings(s.files), "1.2.3")
+	if !shown.OK {
+		t.Errorf("problems %+v", shown.Problems)
+	}
+	for _, verbose := range []bool{false, true} {
+		var text bytes.Buffer
+		if err := ctl.Render(&text, shown, false, 80, verbose); err != nil {
+			t.Fatal(err)
+		}
+		if got := bytes.Contains(text.Bytes(), []byte(`[[link]] with interface = "usb*"`)); got != verbose {
+			t.Errorf("verbose %t:\n%s", verbose, text.String())
+		}
+		for n := range 10 {
+			if got := bytes.Contains(text.Bytes(), fmt.Appendf(nil, "    -4 %d: ", 30000+n)); got != (verbose || n < 6) {
+				t.Errorf("verbose %t, rule %d:\n%s", verbose, n, text.String())
+			}
+		}
 	}
 }
 

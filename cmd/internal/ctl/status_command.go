@@ -17,7 +17,8 @@ import (
 )
 
 const statusHelp = `Show the links of this host, the routing table of each of their networks, what of
-the planned rules and routes is in force, what is wrong, and how to mend it.
+the planned rules and routes is in force, what is wrong, and how to fix it. The manual,
+multihomectl(8), explains every word of it.
 
 The daemon is asked; where it does not run, or does not answer within two seconds, the
 host is read without it. Nothing is changed. It works without root; what this user may
@@ -33,7 +34,8 @@ it is a pattern of interfaces and profiles. Bytes of a name that do not print ar
 written \xNN, and a backslash twice; both forms are understood.
 
 The exit status is 0 if everything planned is in force, bound traffic leaves by its link
-and no problem is an error, 1 if not, and 2 if the command line makes no sense or the host cannot be read.
+and no problem is an error, 1 if not, and 2 if the command line makes no sense or the
+host cannot be read. With words it is of what is shown, and so are the totals.
 
 With --json the same comes for programs. Fields are only ever added as long as
 "schema" is 1:
@@ -52,7 +54,7 @@ With --json the same comes for programs. Fields are only ever added as long as
                     interface, table
   unchecked_links   links of which it is not known yet where their traffic goes
   links[]           interface, index, role ("uplink", "local"), role_why,
-                    draining, why, profile, type, up, carrier, group, since
+                    draining, pending, why, profile, type, up, carrier, group, since
                     (role and rules as they are), in_force,
                     networks[]: family, prefix, or host_addresses (true: addresses
                     without a network), table (0: none), routes

@@ -127,6 +127,8 @@ type service struct {
 	// report is the loop's last; faults are of other parts.
 	report reconcile.Report
 	faults faults
+	// found are the problems that the checks of status found, beside those.
+	found []routing.Problem
 	// logged are the problems that the log knows.
 	logged problems
 }
@@ -182,14 +184,16 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	settled, ready := newLatch(), newLatch()
 	var alone atomic.Bool
 	var p *parts
+	outdated, changed := newWake(), newWake()
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
 		Ready: func() { ready.do(s.notify.ready) },
 		Settled: func() {
 			settled.give()
+			changed.give()
 			alone.Store(p.owners.Alone())
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
-		Report: s.reported,
+		Report: s.reported, Outdated: outdated.give,
 	}, extras{fault: s.fault, memory: s.memory})
 	// Ended in order before the first pass: nothing spoke against the configuration, and
 	// a restart must not leave an older one as the last good one.
@@ -236,17 +240,16 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			p.acknowledge(m)
 		})
 	})
-	tellers, err := newTeller(s, cfg, p)
-	if err != nil {
-		// The routing goes on, and multihomectl reads the host by itself.
-		s.fault(statusFault, err)
-		tellers = nil
-	} else {
-		s.fault(statusFault, nil)
-		tellers.run(running, tasks)
-	}
+	tellers := newTeller(s, cfg, p, outdated, changed)
+	// Without the socket the routing goes on, and multihomectl reads the host by itself.
+	s.fault(statusFault, tellers.listen())
+	tellers.run(running, tasks)
 	tasks.Go(func() error {
 		p.keepLeases(running, s.fault)
+		return nil
+	})
+	tasks.Go(func() error {
+		giveBack(running, changed)
 		return nil
 	})
 
@@ -333,9 +336,19 @@ func (s *service) fault(code routing.Code, err error) {
 
 // tell logs what changed in the problems, and tells systemd. The caller holds mu.
 func (s *service) tell(r reconcile.Report) {
-	problems := slices.Concat(s.faults.all(), r.Problems)
+	problems := slices.Concat(s.faults.all(), r.Problems, s.found)
 	s.logged.note(context.Background(), problems)
 	s.notify.status(r.Waiting, problems)
+}
+
+// checked takes the problems that checks found.
+func (s *service) checked(problems []routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Equal(s.found, problems) {
+		s.found = problems
+		s.tell(s.report)
+	}
 }
 
 // state is what the daemon says of itself, with the loop's report.

@@ -22,3 +22,14 @@ func (h History) Cleaned(ctx context.Context) {
 	h.past = nil
 	h.write(ctx, []cleanup.Era{cleanup.EraOf(h.policy)})
 }
+
+// Quiet is for how long nothing must have happened before memory is given back.
+const Quiet = quiet
+
+// GiveBack gives memory back until ctx is done. Call changed when something has happened;
+// held is what the runtime has from the system.
+func GiveBack(ctx context.Context) (changed func(), held func() uint64) {
+	w := newWake()
+	go giveBack(ctx, w)
+	return w.give, heldMemory
+}

@@ -22,9 +22,9 @@ import (
 )
 
 const (
-	// lookEvery is how often it is looked whether others find us, where the kernel does
+	// lookForUs is how often it is looked whether others find us, where the kernel does
 	// not tell.
-	lookEvery = 5 * time.Second
+	lookForUs = 5 * time.Second
 	// restoreEvery bounds how often the runtime directory is made again.
 	restoreEvery = time.Second
 )
@@ -36,10 +36,10 @@ const (
 // where it may not make the directory; the unit's RuntimeDirectory= does at the restart.
 func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *teller) (lost bool, err error) {
 	changed := watchDirectory(ctx, cfg.RuntimeDir)
-	ticker := time.NewTicker(lookEvery)
+	ticker := time.NewTicker(lookForUs)
 	defer ticker.Stop()
 	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
-	for s.lock.Stands(path) && s.events.Stands() && (t == nil || t.server.Stands()) {
+	for s.lock.Stands(path) && s.events.Stands() && (t.server == nil || t.server.Stands()) {
 		select {
 		case <-ctx.Done():
 			return false, nil

@@ -234,6 +234,27 @@ func (r *rig) refused(says string) {
 
 // TestNeverGood: with no configuration that was ever good, and nothing that stands,
 // the host goes on without us; where something stands the defaults serve it.
+// TestKeptWhenEndedEarly: a configuration that was in use is the last good one, however
+// soon the daemon is restarted.
+func TestKeptWhenEndedEarly(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	good, err := os.ReadFile(r.path)
+	r.must(err)
+	for n := range 8 {
+		text := fmt.Sprintf("uplink_group = %d\n%s", 5000+n, good)
+		r.writeConfig(text)
+		r.launch()
+		ctx, cancel := r.patience()
+		_, err := r.daemon.WaitLine(ctx, " started")
+		cancel()
+		r.must(err)
+		r.must(r.daemon.Stop(t.Context()))
+		if kept, err := os.ReadFile(filepath.Join(r.cfg.StateDir, lastgood.Name)); err != nil || !strings.HasSuffix(string(kept), text) {
+			t.Fatalf("kept is %v\n%s\nwant\n%s\nthe daemon said:\n%s", err, kept, text, r.daemon.Log())
+		}
+	}
+}
+
 func TestNeverGood(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	good, err := os.ReadFile(r.path)

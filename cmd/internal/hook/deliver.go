@@ -86,8 +86,8 @@ func deliverTo(ctx context.Context, runtime string, m Message, holder *lockfile.
 	return ErrNobody
 }
 
-// enough is the processor time, in clock ticks (100 in a second), within AckTimeout
-// that shows that a process is at work.
+// enough is how long, in clock ticks (100 in a second), a process that is at work has a
+// processor or waits for one within AckTimeout.
 const enough = 30
 
 // ask sends a message with one end of a pair of sockets, and waits for an answer on the

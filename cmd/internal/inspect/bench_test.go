@@ -1,8 +1,8 @@
 package inspect_test
 
 import (
-	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 
 	"multihomed/cmd/internal/config"
@@ -46,16 +46,36 @@ func BenchmarkStatus(b *testing.B) {
 	s := snapshot(1000)
 	cfg := config.Default()
 	var document []byte
+	tell := func(b *testing.B, s *reconcile.Snapshot, shelf *inspect.Shelf) {
+		b.Helper()
+		v := inspect.FromSnapshot(cfg, s, runstate.State{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
+		shelf.Use(v)
+		told := v.Status(v.Findings(files()), "1")
+		if len(told.Links) != 1000 || !told.OK {
+			b.Fatalf("%d links, %+v", len(told.Links), told.Problems)
+		}
+		var err error
+		if document, err = v.Document(told); err != nil {
+			b.Fatal(err)
+		}
+	}
 	b.Run("made", func(b *testing.B) {
 		for range b.N {
-			v := inspect.FromSnapshot(cfg, s, runstate.State{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
-			told := v.Status(v.Findings(files()), "1")
-			if len(told.Links) != 1000 || !told.OK {
-				b.Fatalf("%d links, %+v", len(told.Links), told.Problems)
-			}
-			document, _ = json.Marshal(told)
+			tell(b, s, inspect.NewShelf())
 		}
 		b.ReportMetric(float64(len(document)), "bytes")
+	})
+	b.Run("one link changed", func(b *testing.B) {
+		shelf := inspect.NewShelf()
+		tell(b, s, shelf)
+		for b.Loop() {
+			next := *s
+			next.Generation++
+			next.Interfaces = slices.Clone(s.Interfaces)
+			changed := *next.Interfaces[7]
+			next.Interfaces[7] = &changed
+			tell(b, &next, shelf)
+		}
 	})
 	b.Run("read", func(b *testing.B) {
 		for range b.N {
@@ -64,4 +84,57 @@ func BenchmarkStatus(b *testing.B) {
 			}
 		}
 	})
+}
+
+// TestShelf: what is kept from an earlier view is what would be made anew.
+func TestShelf(t *testing.T) {
+	t.Parallel()
+	s, cfg := snapshot(4), config.Default()
+	view := func(s *reconcile.Snapshot) *inspect.View {
+		return inspect.FromSnapshot(cfg, s, runstate.State{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
+	}
+	shelf := inspect.NewShelf()
+	rule := slices.Collect(s.Rules())[3].Rule
+	route := s.Interfaces[1].Plan.Routes[0].Route
+	for _, step := range []struct {
+		what   string
+		change func(*reconcile.Snapshot)
+	}{
+		{"nothing", func(*reconcile.Snapshot) {}},
+		{"nothing again", func(*reconcile.Snapshot) {}},
+		{"a rule is missing", func(s *reconcile.Snapshot) { s.Missing = []routing.Op{{Verb: routing.AddRule, Rule: rule}} }},
+		{"a route is different", func(s *reconcile.Snapshot) { s.Missing = []routing.Op{{Verb: routing.ReplaceRoute, Route: route}} }},
+		{"a group is missing", func(s *reconcile.Snapshot) {
+			s.Missing = []routing.Op{{Verb: routing.SetGroup, Index: s.Interfaces[2].Facts.Index, Group: 28008}}
+		}},
+		{"a link changed", func(s *reconcile.Snapshot) {
+			i := *s.Interfaces[0]
+			i.Facts.Carrier, i.Claim, i.Claimed = false, reconcile.Claim{Standing: reconcile.Draining, Why: "disconnected"}, true
+			s.Interfaces[0] = &i
+		}},
+		{"BGP", func(s *reconcile.Snapshot) {
+			for _, table := range s.Interfaces[3].Plan.Link.Tables {
+				s.Paths = map[routing.TableID]int{table: 77}
+			}
+		}},
+		{"a link went", func(s *reconcile.Snapshot) { s.Interfaces = s.Interfaces[1:] }},
+	} {
+		next := *s
+		next.Interfaces = slices.Clone(s.Interfaces)
+		step.change(&next)
+		fresh, kept := view(&next), view(&next)
+		shelf.Use(kept)
+		want, have := fresh.Status(fresh.Findings(files()), "1"), kept.Status(kept.Findings(files()), "1")
+		a, err := fresh.Document(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := kept.Document(have)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(a) != string(b) {
+			t.Errorf("%s: anew\n%s\nkept\n%s", step.what, a, b)
+		}
+	}
 }

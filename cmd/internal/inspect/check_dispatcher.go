@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"syscall"
 
+	"multihomed/internal/unitfile"
 	"multihomed/routing"
 )
 
@@ -51,6 +52,11 @@ func checkDispatcher(_ *View, f files) []Finding {
 // systemd for a name that the unit has only if it is enabled.
 func dispatcherIsOff(f files) bool {
 	if !f.exists("run/systemd/system") || !f.exists("usr/lib/systemd/system/NetworkManager-dispatcher.service") {
+		return false
+	}
+	// Where the administrator keeps NetworkManager from running, nobody would call it, and
+	// nobody is told to bring in a second manager.
+	if unitfile.Read(f.root, "NetworkManager.service").Unwanted() {
 		return false
 	}
 	return !f.exists("etc/systemd/system/dbus-org.freedesktop.nm-dispatcher.service")

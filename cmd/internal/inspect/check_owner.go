@@ -27,7 +27,13 @@ func otherManagers() []string { return []string{"connman", "wickedd", "netctl", 
 // installed it expects something else.
 func checkOwners(v *View, f files) []Finding {
 	byManager := map[string][]string{}
+	useless := v.idle()
 	for name, facts := range v.Links {
+		// The uplink of a container is one end of a veth. On a host that has links the ends
+		// towards its containers are nobody's loss.
+		if useless && facts.Kind == "veth" && networkdOwns(f, facts.Index) {
+			facts.Kind = ""
+		}
 		if !v.isOrphan(facts) {
 			continue
 		}
@@ -37,7 +43,6 @@ func checkOwners(v *View, f files) []Finding {
 	if len(byManager) == 0 {
 		return nil
 	}
-	useless := v.idle()
 	var out []Finding
 	for _, manager := range slices.Sorted(maps.Keys(byManager)) {
 		names := byManager[manager]

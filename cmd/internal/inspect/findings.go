@@ -19,13 +19,16 @@ type check struct {
 	run  func(*View, files) []Finding
 }
 
+// NotInForce is the code of what says that rules or routes are missing.
+const NotInForce routing.Code = "not-in-force"
+
 // checks are in the order of what has to be fixed first.
 func checks() []check {
 	return []check{
 		{"switched-off", checkOff},
 		{"daemon", checkDaemon},
 		{"network-manager", checkManager},
-		{"not-in-force", checkInForce},
+		{NotInForce, checkInForce},
 		{"no-table", checkTables},
 		{"duplicate-address", checkDuplicates},
 		{routing.OwnGateway, checkGateways},
@@ -43,11 +46,24 @@ func checks() []check {
 		{"put-back-later", checkWaiting},
 		{"routed-dns", checkRoutedDNS},
 		{"no-default", checkDefaults},
-		{"device", checkDevices},
-		{"plan", checkPlan},
-		{"daemon-problem", checkDaemonProblems},
+		{"", checkDevices},
+		{"", checkPlan},
+		{"", checkDaemonProblems},
 		{routing.MatchesNothing, checkEntries},
 	}
+}
+
+// Codes returns the codes of all checks, sorted. Some checks pass on what others found
+// and have none.
+func Codes() []routing.Code {
+	var out []routing.Code
+	for _, c := range checks() {
+		if c.code != "" {
+			out = append(out, c.code)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Findings runs all checks. Root is the host's root directory.

@@ -92,8 +92,11 @@ func snapshotOf(links ...routing.Link) *reconcile.Snapshot {
 func TestEntriesThatMatchNothing(t *testing.T) {
 	cfg := config.Default()
 	cfg.Links = []config.Link{
-		{Matcher: config.Matcher{Interface: "wan0"}}, {Matcher: config.Matcher{Profile: "Fibre"}}, {Matcher: config.Matcher{Type: "ethernet"}},
-		{Matcher: config.Matcher{Interface: "wan9"}}, {Matcher: config.Matcher{Interface: "wan0", Type: "gsm"}},
+		{Matcher: config.Matcher{Interface: "wan0"}},
+		{Matcher: config.Matcher{Profile: "Fibre"}},
+		{Matcher: config.Matcher{Type: "ethernet"}},
+		{Matcher: config.Matcher{Interface: "wan9"}},
+		{Matcher: config.Matcher{Interface: "wan0", Type: "gsm"}},
 	}
 	cfg.Exclude = []config.Matcher{{Interface: "w?n1"}, {Profile: "LTE"}}
 	s := snapshotOf(wan(0), wan(1))

@@ -75,8 +75,12 @@ type View struct {
 	// snapshot is where the view comes from; byDaemon says that the daemon made it.
 	snapshot *reconcile.Snapshot
 	byDaemon bool
-	// objects are kept where nothing can change any more.
+	// objects are kept where nothing can change any more; odd are the links whose objects
+	// are not just as planned.
 	objects []Object
+	odd     map[string]bool
+	// shelf is nil if nothing is kept for the next view.
+	shelf *Shelf
 }
 
 // patience is how long NetworkManager may take for one answer. It is for

@@ -44,6 +44,9 @@ type Object struct {
 	// too often.
 	Until time.Time
 	His   string
+
+	// yields says that it may stay away for a while, for the sake of a rule that it lifts.
+	yields bool
 }
 
 // Lifts is the rule of somebody else that an object lifts over the ladder, in the
@@ -68,33 +71,38 @@ const (
 	Group Kind = "group"
 )
 
-// Objects lists what is planned, in the order of the ladder, then what stands
+// Objects lists what is planned, link by link in the order of the ladder, then what stands
 // without being planned.
 func (v *View) Objects() []Object {
 	if v.snapshot == nil {
-		return v.list()
+		all, _ := v.list()
+		return all
 	}
 	if v.objects == nil {
-		v.objects = v.list()
+		v.objects, v.odd = v.list()
 	}
 	return v.objects
 }
 
-func (v *View) list() []Object {
-	rules := map[routing.Rule]State{}
-	routes := map[routing.RouteKey]State{}
+// list lists the objects. Odd are the links whose objects are not just those of their
+// plans, all in force.
+func (v *View) list() (all []Object, odd map[string]bool) {
+	states := map[objectKey]State{}
+	routes := 0
 	groups := map[int]State{}
 	var extra []Object
 	for _, op := range v.Missing {
 		switch op.Verb {
 		case routing.AddRule:
-			rules[op.Rule] = Missing
+			states[objectKey{op.Rule.Family, op.Rule.String()}] = Missing
 		case routing.MoveRule:
-			rules[op.Rule] = Misplaced
+			states[objectKey{op.Rule.Family, op.Rule.String()}] = Misplaced
 		case routing.AddRoute:
-			routes[op.Route.Key()] = Missing
+			routes++
+			states[v.routeKey(op.Route)] = Missing
 		case routing.ReplaceRoute:
-			routes[op.Route.Key()] = Different
+			routes++
+			states[v.routeKey(op.Route)] = Different
 		case routing.DeleteRule:
 			extra = append(extra, Object{Kind: Rule, Family: op.Rule.Family, State: Unexpected, Text: op.Rule.String(), Link: v.servedBy(op.Rule)})
 		case routing.DeleteRoute:
@@ -107,41 +115,91 @@ func (v *View) list() []Object {
 			extra = append(extra, Object{Kind: Group, State: Unexpected, Text: v.groupText(name), Link: name})
 		}
 	}
-	var out []Object
 	away := v.away()
-	for r := range v.Planner.Rules() {
-		o := Object{Kind: Rule, Family: r.Rule.Family, State: stateOf(rules, r.Rule), Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link}
-		o.waits(away)
-		if o.State == Missing && r.Yields && v.Running {
-			// The daemon may not have said so yet.
-			o.State, o.His = Yielding, o.Lifts()
-		}
-		out = append(out, o)
-	}
+	judged := len(states)+len(groups)+len(away) > 0
+	odd = map[string]bool{}
+	var links []*kept
 	planned := 0
-	for r := range v.Planner.Routes() {
-		if _, odd := routes[r.Route.Key()]; odd {
-			planned++
-		}
-		name := v.device(r.Route.Device)
-		o := Object{Kind: Route, Family: r.Route.Family, State: stateOf(routes, r.Route.Key()), Text: r.Route.Text(name), Reason: r.Reason, Link: r.Reason.Link}
-		o.waits(away)
-		out = append(out, o)
+	for plan := range v.Planner.Links() {
+		e := v.kept(&plan)
+		links = append(links, e)
+		planned += len(e.objects)
 	}
-	if planned < len(routes) {
-		out = append(out, v.oddPaths()...)
+	out, seen := make([]Object, 0, planned+len(v.Planner.Shared())+len(extra)), make(map[objectKey]struct{}, planned)
+	found := 0
+	take := func(index int, name string, objects []Object) {
+		for _, o := range objects {
+			k := objectKey{o.Family, o.Text}
+			if o.Kind == Rule {
+				if _, twice := seen[k]; twice {
+					odd[name] = true // Another link has the same rule.
+					continue
+				}
+				seen[k] = struct{}{}
+			}
+			if judged {
+				if state, is := states[k]; is && o.Kind != Group {
+					o.State = state
+					if o.Kind == Route {
+						found++
+					}
+				}
+				if state, is := groups[index]; is && o.Kind == Group {
+					o.State = state
+				}
+				o.waits(away)
+				if o.State == Missing && o.yields && v.Running {
+					// The daemon may not have said so yet.
+					o.State, o.His = Yielding, o.Lifts()
+				}
+				odd[name] = odd[name] || o.State != InForce
+			}
+			out = append(out, o)
+		}
 	}
 	for plan := range v.Planner.Links() {
-		if plan.Group != v.Policy.UplinkGroup {
-			continue
-		}
-		name := plan.Link.Name
+		take(plan.Link.Index, plan.Link.Name, links[0].objects)
+		links = links[1:]
+	}
+	shared := make([]Object, 0, len(v.Planner.Shared()))
+	for _, r := range v.Planner.Shared() {
+		shared = append(shared, ruleObject(r))
+	}
+	take(0, "", shared)
+	if found < routes {
+		extra = append(v.oddPaths(), extra...)
+	}
+	for _, o := range extra {
+		odd[o.Link] = true
+	}
+	return append(out, extra...), odd
+}
+
+func (v *View) routeKey(r routing.Route) objectKey {
+	return objectKey{r.Family, r.Text(v.device(r.Device))}
+}
+
+func ruleObject(r routing.PlannedRule) Object {
+	return Object{Kind: Rule, Family: r.Rule.Family, State: InForce, Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link, yields: r.Yields}
+}
+
+// plannedObjects are what a link wants, as if all of it were in force.
+func (v *View) plannedObjects(plan *routing.LinkPlan) []Object {
+	rules := slices.SortedStableFunc(slices.Values(plan.Rules), routing.ComparePlanned)
+	out := make([]Object, 0, len(rules)+len(plan.Routes)+1)
+	for _, r := range rules {
+		out = append(out, ruleObject(r))
+	}
+	for _, r := range plan.Routes {
+		out = append(out, Object{Kind: Route, Family: r.Route.Family, State: InForce, Text: r.Route.Text(v.device(r.Route.Device)), Reason: r.Reason, Link: r.Reason.Link})
+	}
+	if plan.Group == v.Policy.UplinkGroup {
 		out = append(out, Object{
-			Kind: Group, State: stateOf(groups, plan.Link.Index), Text: v.groupText(name), Link: name,
-			Reason: routing.Reason{Decision: routing.MarkUplink, Link: name},
+			Kind: Group, State: InForce, Text: v.groupText(plan.Link.Name), Link: plan.Link.Name,
+			Reason: routing.Reason{Decision: routing.MarkUplink, Link: plan.Link.Name},
 		})
 	}
-	return append(out, extra...)
+	return out
 }
 
 // objectKey tells objects apart that the daemon names.
@@ -196,13 +254,6 @@ func (o *Object) waits(away map[objectKey]runstate.Away) {
 	if a, is := away[objectKey{o.Family, o.Text}]; is && o.State == Missing {
 		o.State, o.Until, o.His = Yielding, a.Until, a.His
 	}
-}
-
-func stateOf[K comparable](odd map[K]State, k K) State {
-	if s, ok := odd[k]; ok {
-		return s
-	}
-	return InForce
 }
 
 func (v *View) groupText(name string) string {

@@ -43,7 +43,18 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 	}
 	objects := objectsByLink(v, &s)
 	for plan := range v.Planner.Links() {
-		s.Links = append(s.Links, linkOf(v, plan, objects[plan.Link.Name]))
+		e, is := v.keptLink(&plan)
+		if is {
+			s.Links = append(s.Links, e.link)
+			continue
+		}
+		l := linkOf(v, plan, objects[plan.Link.Name])
+		l.Escape()
+		if v.shelf != nil && !v.odd[plan.Link.Name] {
+			e = v.kept(&plan)
+			e.link, e.encoded = l, nil
+		}
+		s.Links = append(s.Links, l)
 	}
 	slices.SortFunc(s.Links, status.CompareLinks)
 	s.Others = othersOf(v)
@@ -104,17 +115,20 @@ func count(c *status.Count, state State) {
 // objectsByLink counts all objects, keeps those of no link in the status and
 // returns the others by interface.
 func objectsByLink(v *View, s *status.Status) map[string][]Object {
+	all := v.Objects()
+	// Of links that are kept the objects are, too.
 	links := map[string]bool{}
 	for plan := range v.Planner.Links() {
-		links[plan.Link.Name] = true
+		_, is := v.keptLink(&plan)
+		links[plan.Link.Name] = !is
 	}
 	out := map[string][]Object{}
-	for _, o := range v.Objects() {
+	for _, o := range all {
 		count(&s.InForce, o.State)
-		if links[o.Link] {
-			out[o.Link] = append(out[o.Link], o)
-		} else {
+		if anew, isLink := links[o.Link]; !isLink {
 			s.Shared = append(s.Shared, objectOf(o))
+		} else if anew {
+			out[o.Link] = append(out[o.Link], o)
 		}
 	}
 	return out

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -120,35 +121,44 @@ func (p *Process) end(ctx context.Context, isHolder func() (bool, error)) (bool,
 	}
 }
 
-// Worked is the processor time that the process has used, in clock ticks.
+// Worked is for how long threads of the process have run or waited for a processor, in
+// clock ticks: on a busy machine a process at work gets little time.
 func (p *Process) Worked() int64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
-	if err != nil {
-		return 0
+	const tick = 10_000_000 // nanoseconds
+	worked := int64(0)
+	for _, text := range p.threads("schedstat") {
+		// Time on a processor, time in a run queue, number of turns
+		// (Documentation/scheduler/sched-stats.rst).
+		f := strings.Fields(string(text))
+		for _, nanoseconds := range f[:min(2, len(f))] {
+			n, _ := strconv.ParseInt(nanoseconds, 10, 64)
+			worked += n / tick
+		}
 	}
-	f := fieldsOfStat(text)
-	if len(f) < 13 {
-		return 0
-	}
-	user, _ := strconv.ParseInt(f[11], 10, 64)
-	system, _ := strconv.ParseInt(f[12], 10, 64)
-	return user + system
+	return worked
 }
 
 // Waits reports whether the kernel keeps a thread of the process waiting, which no
 // signal ends: for a disk, or for the routing lock of somebody else.
 func (p *Process) Waits() bool {
-	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID))
+	return slices.ContainsFunc(p.threads("stat"), func(text []byte) bool {
+		f := fieldsOfStat(text)
+		return len(f) > 0 && f[0] == "D"
+	})
+}
+
+// threads returns what a file says of each thread. Those that have ended are left out.
+func (p *Process) threads(file string) (texts [][]byte) {
+	names, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/%s", p.PID, file))
 	if err != nil {
-		return false
+		return nil // The pattern is bad, and it is not.
 	}
-	for _, name := range stats {
-		text, err := os.ReadFile(name)
-		if f := fieldsOfStat(text); err == nil && len(f) > 0 && f[0] == "D" {
-			return true
+	for _, name := range names {
+		if text, err := os.ReadFile(name); err == nil {
+			texts = append(texts, text)
 		}
 	}
-	return false
+	return texts
 }
 
 // fieldsOfStat are those behind the name, which may hold anything (proc(5)).

@@ -2,13 +2,16 @@ package reality_test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/lab"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
 )
@@ -59,6 +62,29 @@ func newHost(tb testing.TB) []lookup.Interface {
 		}
 		interfaces = append(interfaces, lookup.Interface{Index: d.Attrs().Index, Name: name, Up: true, Group: group})
 	}
+	// The kernel makes the local routes of IPv6 addresses some time later
+	// (addrconf_dad_work in net/ipv6/addrconf.c).
+	ctx, cancel := lab.Within(tb.Context(), 10*time.Second)
+	defer cancel()
+	must(tb, lab.Eventually(ctx, func() error {
+		routes, err := handle.RouteListFiltered(unix.AF_INET6, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return err
+		}
+		have := map[string]bool{}
+		for _, r := range routes {
+			have[r.Dst.String()] = true
+		}
+		for i := range last + 1 {
+			for _, host := range []int{1, 5} {
+				a := netip.MustParsePrefix(fmt.Sprintf("2001:db8:%d::%d/128", i, host)).String()
+				if !have[a] {
+					return fmt.Errorf("there is no local route to %s", a)
+				}
+			}
+		}
+		return nil
+	}))
 	return interfaces
 }
 

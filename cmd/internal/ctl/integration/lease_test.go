@@ -105,6 +105,19 @@ func TestLease(t *testing.T) {
 	if text.status != 0 || !strings.HasPrefix(text.out, "interface  for ") || !strings.Contains(text.out, " unless it is renewed") || strings.Count(text.out, "\n") != 5 {
 		t.Errorf("lease list: %s", text)
 	}
+	for _, complete := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"lease", "-i", ""}, "ppp7\n"},
+		{[]string{"lease", "release", "-i", ""}, "ppp7\n"},
+		{[]string{"lease", "-i", "ppp7", "-a", ""}, "192.0.2.7\n"},
+		{[]string{"status", "--color", ""}, "auto\nalways\nnever\n"},
+	} {
+		if out := h.ctl(append([]string{"__complete"}, complete.args...)...).out; !strings.Contains(out, complete.want) {
+			t.Errorf("completion of %q: %s", complete.args, out)
+		}
+	}
 
 	for _, args := range [][]string{
 		{"-i", "ppp7", "-a", "192.0.2.7"},

@@ -1,0 +1,59 @@
+package daemon
+
+import (
+	"context"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
+
+const (
+	// quiet is for how long nothing must have happened before memory is given back: a
+	// collection in the middle of a change would delay it.
+	quiet = time.Second
+	// worthGivingBack is what makes a collection worth its time, in bytes.
+	worthGivingBack = 8 << 20
+)
+
+// giveBack returns the memory that a burst of changes took to the system when it is over.
+// The runtime would keep twice what is in use (GOGC), for ever if nothing else happens.
+func giveBack(ctx context.Context, changed wake) {
+	var kept uint64
+	for {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+		if !isQuiet(ctx, changed) {
+			return
+		}
+		if held := heldMemory(); held > kept+max(kept/4, worthGivingBack) {
+			debug.FreeOSMemory()
+			kept = heldMemory()
+		}
+	}
+}
+
+// isQuiet waits until nothing has changed for a while, and returns false if ctx is done.
+func isQuiet(ctx context.Context, changed wake) bool {
+	timer := time.NewTimer(quiet)
+	defer timer.Stop()
+	for {
+		select {
+		case <-changed:
+			timer.Reset(quiet)
+		case <-timer.C:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// heldMemory is what the runtime has from the system, in bytes.
+func heldMemory() uint64 {
+	held := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(held)
+	return held[0].Value.Uint64() - held[1].Value.Uint64()
+}
