@@ -56,6 +56,15 @@ func TestUselessDatabaseIsMadeAnew(t *testing.T) {
 	// The kernel knows of two, in another order than they would be given in; the third
 	// contradicts itself.
 	o.Standing = standing(allocator.Standing{Key: key(1), Table: 10001}, allocator.Standing{Key: key(3), Table: 10003}, allocator.Standing{Key: key(2), Table: 10003}, allocator.Standing{Key: key(9), Table: 10100}, allocator.Standing{Key: key(8), Table: 99})
+	change := func(statement string) func() error {
+		return func() error {
+			if err := errors.Join(os.RemoveAll(o.Path), os.WriteFile(o.Path, good, 0o600)); err != nil {
+				return err
+			}
+			execute(t, raw(t, o.Path), statement)
+			return nil
+		}
+	}
 	for _, b := range []struct {
 		name string
 		do   func() error
@@ -79,6 +88,12 @@ func TestUselessDatabaseIsMadeAnew(t *testing.T) {
 			return nil
 		}},
 		{"a directory", func() error { return errors.Join(os.Remove(o.Path), os.Mkdir(o.Path, 0o700)) }},
+		{"sound, without our table", change("DROP TABLE tables")},
+		{"sound, with a table of other columns", change("DROP TABLE tables; CREATE TABLE tables (number INTEGER PRIMARY KEY, title TEXT)")},
+		{"sound, with a view in its place", change("ALTER TABLE tables RENAME TO kept; CREATE VIEW tables AS SELECT * FROM kept")},
+		{"sound, of an earlier schema by its header", change("PRAGMA user_version = 1")},
+		{"sound, of an earlier schema by its header, without our table", change("DROP TABLE tables; PRAGMA user_version = 1")},
+		{"sound, new by its header", change("PRAGMA user_version = 0")},
 	} {
 		if err := b.do(); err != nil {
 			t.Fatal(err)

@@ -10,6 +10,9 @@ import (
 	"net/url"
 	"slices"
 
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
 	"multihomed/routing"
 )
 
@@ -134,6 +137,9 @@ func migrate(ctx context.Context, db *sql.DB, path string, version int) error {
 				return fmt.Errorf("reading %s: %w", name, err)
 			}
 			if _, err := tx.ExecContext(ctx, string(text)); err != nil {
+				if isOtherSchema(err) {
+					return corrupt(path, fmt.Errorf("it cannot be brought to schema %s: %w", name, err))
+				}
 				return databaseError(path, "bringing to schema "+name, err)
 			}
 		}
@@ -173,13 +179,39 @@ func load(ctx context.Context, db *sql.DB, path string) ([]*lease, error) {
 		return nil, corrupt(path, errors.New(health))
 	}
 	leases, err := query(ctx, db)
+	if err == nil {
+		err = compiles(ctx, db)
+	}
 	if err != nil {
-		if _, ok := errors.AsType[*rowError](err); ok {
+		if _, ok := errors.AsType[*rowError](err); ok || isOtherSchema(err) {
 			return nil, corrupt(path, err)
 		}
 		return nil, databaseError(path, "reading", err)
 	}
 	return leases, nil
+}
+
+// compiles reports whether what changes leases can be done with the tables that the file
+// has. A file may be whole, and lack one of them, or have a view in its place.
+func compiles(ctx context.Context, db *sql.DB) error {
+	for _, statement := range []string{deleteLease, insertLease, updateLease} {
+		prepared, err := db.PrepareContext(ctx, statement)
+		if err != nil {
+			return err
+		}
+		if err := prepared.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isOtherSchema reports whether a statement cannot be compiled: our statements make sense
+// for our schema, so the file has another one, whatever its header says (SQLITE_ERROR,
+// https://www.sqlite.org/rescode.html#error).
+func isOtherSchema(err error) bool {
+	e, is := errors.AsType[*sqlite.Error](err)
+	return is && e.Code()&0xff == sqlite3.SQLITE_ERROR
 }
 
 func corrupt(path string, cause error) error {

@@ -47,7 +47,7 @@ func prepareFile(path string) error {
 }
 
 func prepareDirectory(dir string) error {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	if err := ownership.MakeDirectory(dir); err != nil {
 		return err
 	}
 	info, err := os.Stat(dir)

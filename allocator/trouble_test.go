@@ -190,7 +190,7 @@ func TestModes(t *testing.T) {
 	o := options(t, 10000, 10009)
 	acquire(t, open(t, o), key(0))
 	for path, want := range map[string]fs.FileMode{
-		filepath.Dir(o.Path): 0o750 | fs.ModeDir, o.Path: 0o640, o.Path + "-wal": 0o640, o.Path + "-shm": 0o640,
+		filepath.Dir(o.Path): 0o755 | fs.ModeDir, o.Path: 0o640, o.Path + "-wal": 0o640, o.Path + "-shm": 0o640,
 	} {
 		info, err := os.Stat(path)
 		if err != nil {

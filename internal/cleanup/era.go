@@ -9,8 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
-
+	"multihomed/internal/ownership"
 	"multihomed/routing"
 )
 
@@ -81,7 +80,7 @@ func WriteEras(state string, eras []Era) error {
 	if err != nil {
 		return fmt.Errorf("writing down the configuration: %w", err)
 	}
-	if err := renameio.WriteFile(filepath.Join(state, HistoryName), append(data, '\n'), 0o644); err != nil {
+	if err := ownership.WriteFile(filepath.Join(state, HistoryName), append(data, '\n'), 0o644); err != nil {
 		return fmt.Errorf("writing down the configuration: %w", err)
 	}
 	return nil

@@ -17,7 +17,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/ownership"
@@ -25,6 +24,9 @@ import (
 
 // Name of the file in the state directory.
 const Name = "last-good.toml"
+
+// mode lets everybody read it: who looks without the daemon needs it, too.
+const mode = 0o644
 
 // maxSize bounds what is read: a configuration has 1 MiB at most.
 const maxSize = 1<<20 + 1<<13
@@ -63,23 +65,15 @@ const (
 // Save keeps a configuration that was read from source. Nothing is written where
 // the same is kept already. The file is replaced at once and durably, or not at all.
 func Save(directory, source string, text []byte, now time.Time) error {
-	if s, err := Read(directory, source); err == nil && bytes.Equal(s.Text, text) {
+	path := filepath.Join(directory, Name)
+	if s, err := Read(directory, source); err == nil && bytes.Equal(s.Text, text) && ownership.Fits(path, mode) {
 		return nil
 	}
-	path := filepath.Join(directory, Name)
 	doing := func(err error) error { return fmt.Errorf("keeping the configuration in %s: %w", path, err) }
-	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(directory), renameio.WithStaticPermissions(0o644))
-	if err != nil {
-		return doing(err)
-	}
-	defer f.Cleanup() //nolint:errcheck // it only removes what was not finished
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s%s %s %s\n%s", magic, sum(text), now.UTC().Format(time.RFC3339), strconv.Quote(source), note)
 	b.Write(text)
-	if _, err := f.Write(b.Bytes()); err != nil {
-		return doing(err)
-	}
-	if err := errors.Join(ownership.Adopt(f.File), f.CloseAtomicallyReplace()); err != nil {
+	if err := ownership.WriteFile(path, b.Bytes(), mode); err != nil {
 		return doing(err)
 	}
 	return nil

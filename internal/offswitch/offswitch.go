@@ -1,7 +1,8 @@
 // Package offswitch is the administrator's word that multihomed is to keep away from
 // the host, or from some of its links, until he takes it back. It is a file in the
 // state directory: it outlives reboots and upgrades, and the daemon, those who stand
-// in for it, and status all read it.
+// in for it, and status all read it. Where that directory cannot be written, a file in
+// the runtime directory goes before it, until the next boot or the next word.
 //
 // A file that cannot be read or understood counts as off for the whole host: whoever
 // switched off must not find it switched on by a damaged disk, and without us the host
@@ -9,6 +10,7 @@
 package offswitch
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,14 +21,21 @@ import (
 	"slices"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/flock"
 	"multihomed/internal/ownership"
 )
 
-// Name is the file's name in the state directory.
-const Name = "off.json"
+// Name is the file's name in both directories, lockName that of the lock of those who
+// change it, in the runtime directory.
+const (
+	Name     = "off.json"
+	lockName = "off.lock"
+)
+
+// mode lets everybody read it: the daemon, which is not root, and status.
+const mode = 0o644
 
 // schema is the version of the file that this program writes and understands.
 const schema = 1
@@ -58,6 +67,8 @@ type Link struct {
 	// UUID is that of its NetworkManager profile; the link is off whatever its
 	// interface is called then. Empty for one that has none.
 	UUID string `json:"uuid,omitempty"`
+	// Profile is what the profile was called, for people.
+	Profile string `json:"profile,omitempty"`
 	// Interface is its name; the one that it had if there is a UUID.
 	Interface string `json:"interface"`
 	Mark
@@ -70,7 +81,13 @@ type State struct {
 	Links []Link
 	// Damaged says why the file could not be used; the host counts as off then.
 	Damaged error
+	// Temporary says that it holds until the next boot only, because the state directory
+	// could not be written.
+	Temporary bool
 }
+
+// Directories are where the switch is.
+type Directories struct{ State, Runtime string }
 
 type file struct {
 	Schema int    `json:"schema"`
@@ -127,37 +144,69 @@ func (l Link) is(name, uuid string) bool {
 	return l.Interface == name
 }
 
-// Path is where the file is.
-func Path(stateDir string) string { return filepath.Join(stateDir, Name) }
+// An Interface is one that exists, with the UUID of the profile that is in force on it:
+// empty if it has none, or it is not known.
+type Interface struct{ Name, UUID string }
+
+// On returns the interfaces to which the mark applies now. They are those that have the
+// profile; where none has it, the one of that name whose profile is not known.
+func (l Link) On(present []Interface) []string {
+	var byProfile, byName []string
+	for _, i := range present {
+		switch {
+		case !l.is(i.Name, i.UUID):
+		case l.UUID != "" && i.UUID != "":
+			byProfile = append(byProfile, i.Name)
+		default:
+			byName = append(byName, i.Name)
+		}
+	}
+	if len(byProfile) > 0 {
+		return byProfile
+	}
+	return byName
+}
+
+// Called reports whether a word names the link: its interface, or its profile.
+func (l Link) Called(word string) bool {
+	return word != "" && (l.Interface == word || l.UUID == word || l.Profile == word)
+}
+
+// Path is where the file is, in one of the directories.
+func Path(directory string) string { return filepath.Join(directory, Name) }
 
 // Load reads what is switched off.
-func Load(stateDir string) State {
-	s, err := load(Path(stateDir))
-	if err != nil {
-		return State{Damaged: fmt.Errorf("%w; to fix: multihomectl on, or multihomectl off", err)}
+func Load(d Directories) State {
+	s, temporary, err := load(Path(d.Runtime))
+	if err == nil && !temporary {
+		s, _, err = load(Path(d.State))
 	}
+	if err != nil {
+		s = State{Damaged: fmt.Errorf("%w; to fix: multihomectl on, or multihomectl off", err)}
+	}
+	s.Temporary = temporary
 	return s
 }
 
-func load(path string) (State, error) {
+// load reads a file, if there is one.
+func load(path string) (s State, exists bool, err error) {
 	// A pipe must not keep anybody waiting.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return State{}, nil // Where something else has the directory's name, nobody switched anything off either.
+		return State{}, false, nil // Where something else has the directory's name, nobody switched anything off either.
 	}
 	if err != nil {
-		return State{}, fmt.Errorf("whether multihomed is switched off is unknown: %w", err)
+		return State{}, true, fmt.Errorf("whether multihomed is switched off is unknown: %w", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
 	if err != nil {
-		return State{}, fmt.Errorf("whether multihomed is switched off is unknown: %w", err)
+		return State{}, true, fmt.Errorf("whether multihomed is switched off is unknown: %w", err)
 	}
-	s, err := parse(data)
-	if err != nil {
-		return State{}, fmt.Errorf("whether multihomed is switched off is unknown: %s is damaged (%w)", path, err)
+	if s, err = parse(data); err != nil {
+		return State{}, true, fmt.Errorf("whether multihomed is switched off is unknown: %s is damaged (%w)", path, err)
 	}
-	return s, nil
+	return s, true, nil
 }
 
 func parse(data []byte) (State, error) {
@@ -179,59 +228,107 @@ func parse(data []byte) (State, error) {
 	return State{Host: f.Host, Links: f.Links}, nil
 }
 
+// An UnkeptError says that something was switched until the next boot only.
+type UnkeptError struct {
+	// Path is the file that could not be written, Cause why.
+	Path  string
+	Cause error
+}
+
+func (e *UnkeptError) Error() string {
+	fix := "see to it that root can write " + e.Path
+	switch {
+	case errors.Is(e.Cause, unix.ENOSPC), errors.Is(e.Cause, unix.EDQUOT):
+		fix = "free some space on the file system of " + filepath.Dir(e.Path)
+	case errors.Is(e.Cause, unix.EROFS):
+		fix = "mount the file system of " + filepath.Dir(e.Path) + " read-write"
+	}
+	return fmt.Sprintf("this holds until the next boot only, because %s could not be written (%v); to fix: %s, then do this again", e.Path, e.Cause, fix)
+}
+
+func (e *UnkeptError) Unwrap() error { return e.Cause }
+
+// lockTime bounds how long another one who changes the switch is waited for. He needs
+// milliseconds, and a slow disk some more.
+const lockTime = 5 * time.Second
+
 // Change reads what is off, lets edit change it and writes it down, so that it stands
 // when Change returns. Two who change it at the same time do it one after the other.
 // Edit gets a damaged state as it is; what it leaves is no longer damaged. With an
-// error of it nothing is changed. Changed says whether there was anything to write.
-func Change(stateDir string, edit func(*State) error) (before, now State, changed bool, err error) {
+// error of it nothing is changed. Changed says whether there was anything to write. The
+// error is an [UnkeptError] where all was done, but not for longer than until the next
+// boot.
+func Change(d Directories, edit func(*State) error) (before, now State, changed bool, err error) {
 	fail := func(err error) (State, State, bool, error) {
-		return State{}, State{}, false, fmt.Errorf("switching: %w", err)
+		return State{}, State{}, false, fmt.Errorf("switching, nothing was switched: %w", err)
 	}
-	if err := ownership.MakeDirectory(stateDir); err != nil {
+	if err := ownership.MakeDirectory(d.Runtime, d.State); err != nil {
 		return fail(err)
 	}
-	directory, err := os.Open(stateDir)
+	waiting, cancel := context.WithTimeout(context.Background(), lockTime)
+	defer cancel()
+	lock, err := flock.Take(waiting, filepath.Join(d.Runtime, lockName))
 	if err != nil {
 		return fail(err)
 	}
-	defer directory.Close()
-	for {
-		if err = unix.Flock(int(directory.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return fail(err)
-	}
-	before = Load(stateDir)
+	defer lock.Close()
+	before = Load(d)
 	now = State{Host: before.Host, Links: slices.Clone(before.Links), Damaged: before.Damaged}
 	if err := edit(&now); err != nil {
 		return before, before, false, err
 	}
 	now.Damaged = nil
-	if before.Damaged == nil && same(before, now) {
+	// A file that the daemon may not read is written anew, whatever is in it.
+	if before.Damaged == nil && same(before, now) && ownership.Fits(Path(d.State), mode) {
 		return before, now, false, nil
 	}
 	data, err := json.MarshalIndent(file{Schema: schema, Host: now.Host, Links: now.Links}, "", "  ")
 	if err != nil {
 		return fail(err)
 	}
-	// Everybody may see it; renameio syncs it before it takes its place.
-	if err := renameio.WriteFile(Path(stateDir), append(data, '\n'), 0o644); err != nil {
-		return fail(err)
+	data = append(data, '\n')
+	if unkept := write(d.State, data); unkept != nil {
+		if err := ownership.WriteFile(Path(d.Runtime), data, mode); err != nil {
+			return fail(fmt.Errorf("%w; %w", unkept, err))
+		}
+		now.Temporary = true
+		return before, now, true, unkept
 	}
-	// And the directory after it: off must be off after a power cut, too.
-	if err := directory.Sync(); err != nil {
+	if err := os.Remove(Path(d.Runtime)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fail(err)
 	}
 	return before, now, true, nil
+}
+
+// write writes the file in the state directory, for good.
+func write(directory string, data []byte) error {
+	err := ownership.MakeDirectory(directory)
+	if err == nil {
+		err = ownership.WriteFile(Path(directory), data, mode)
+	}
+	if err == nil {
+		// And the directory after it: off must be off after a power cut, too.
+		err = syncDirectory(directory)
+	}
+	if err != nil {
+		return &UnkeptError{Path(directory), err}
+	}
+	return nil
+}
+
+func syncDirectory(directory string) error {
+	f, err := os.Open(directory)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func same(a, b State) bool {
 	if (a.Host == nil) != (b.Host == nil) || a.Host != nil && *a.Host != *b.Host {
 		return false
 	}
-	return slices.Equal(a.Links, b.Links)
+	return a.Temporary == b.Temporary && slices.Equal(a.Links, b.Links)
 }
 
 // SwitchOff switches off the host. What is off already keeps its mark.
@@ -272,3 +369,7 @@ func (s *State) LinkOn(name, uuid string) error {
 	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return l.is(name, uuid) })
 	return nil
 }
+
+// Forget takes away the marks of links that a function picks. Like LinkOn it changes
+// nothing while the host is off.
+func (s *State) Forget(which func(Link) bool) { s.Links = slices.DeleteFunc(s.Links, which) }

@@ -5,8 +5,8 @@ import "sync"
 // A Switch is what a process knows of what is off, and whether that changed. It is safe
 // for concurrent use.
 type Switch struct {
-	stateDir string
-	changed  chan struct{}
+	directories Directories
+	changed     chan struct{}
 
 	mu    sync.Mutex
 	state State
@@ -15,8 +15,8 @@ type Switch struct {
 }
 
 // Open reads what is off.
-func Open(stateDir string) *Switch {
-	return &Switch{stateDir: stateDir, changed: make(chan struct{}, 1), state: Load(stateDir)}
+func Open(d Directories) *Switch {
+	return &Switch{directories: d, changed: make(chan struct{}, 1), state: Load(d)}
 }
 
 // State is what is off, and how often that has changed.
@@ -31,7 +31,7 @@ func (s *Switch) Changed() <-chan struct{} { return s.changed }
 
 // Reload reads it again. Where that cannot be read now, what was known holds.
 func (s *Switch) Reload() error {
-	now := Load(s.stateDir)
+	now := Load(s.directories)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now.Damaged != nil && s.state.Damaged == nil {

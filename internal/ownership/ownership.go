@@ -1,6 +1,7 @@
 // Package ownership lets root work in directories that belong to the service's
 // user: what root creates there must be that user's, or the service could not
-// open it.
+// open it. The umask of whoever runs a program decides nothing: hardened hosts have
+// 077, and a file that only root may read is none for the service.
 package ownership
 
 import (
@@ -11,27 +12,78 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 )
 
-// MakeDirectory makes a directory, with those above it, and gives it to the owner of
-// the one above.
-func MakeDirectory(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // status is for everybody
-		return fmt.Errorf("creating a directory: %w", err)
+// directoryMode lets everybody look: status is for everybody.
+const directoryMode fs.FileMode = 0o755
+
+// MakeDirectory makes a directory, with those above it, and gives each to the owner of
+// the one above. Where that is root, it goes to the owner of the first of like that
+// exists and is not root's: /run/multihomed is that of whom /var/lib/multihomed is. A
+// directory that exists inside one of the service's, as a stricter umask left it, is
+// put right; one that stands elsewhere is its administrator's.
+func MakeDirectory(path string, like ...string) error {
+	above := filepath.Dir(path)
+	if _, err := os.Stat(above); errors.Is(err, fs.ErrNotExist) {
+		if err := MakeDirectory(above); err != nil {
+			return err
+		}
 	}
-	err := os.Mkdir(path, 0o755) //nolint:gosec // as above
-	if errors.Is(err, fs.ErrExist) {
+	doing := func(err error) error { return fmt.Errorf("creating a directory: %w", err) }
+	err := os.Mkdir(path, directoryMode)
+	made := err == nil
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return doing(err)
+	}
+	owner, owned := ownerOf(above)
+	if !made && (os.Geteuid() != 0 || !owned) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("creating a directory: %w", err)
-	}
 	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return fmt.Errorf("creating a directory: %w", err)
+	if !made && (errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)) {
+		return nil // Whoever uses it says what is wrong.
 	}
-	return errors.Join(Adopt(d), d.Close())
+	if err != nil {
+		return doing(err)
+	}
+	for _, other := range like {
+		if made && !owned {
+			owner, owned = ownerOf(other)
+		}
+	}
+	return errors.Join(settle(d, directoryMode, owner, owned), d.Close())
+}
+
+type owner struct{ uid, gid uint32 }
+
+// ownerOf returns the owner of a directory, false if that is root or not known.
+func ownerOf(path string) (owner, bool) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return owner{}, false
+	}
+	s, is := info.Sys().(*syscall.Stat_t)
+	if !is || s.Uid == 0 {
+		return owner{}, false
+	}
+	return owner{s.Uid, s.Gid}, true
+}
+
+// settle gives a file its mode whatever the umask, and its owner if this is root.
+func settle(f *os.File, mode fs.FileMode, to owner, owned bool) error {
+	info, err := f.Stat()
+	if err == nil && info.Mode().Perm() != mode {
+		err = f.Chmod(mode)
+	}
+	if err == nil && owned && os.Geteuid() == 0 {
+		err = f.Chown(int(to.uid), int(to.gid))
+	}
+	if err != nil {
+		return fmt.Errorf("giving %s to the service: %w", f.Name(), err)
+	}
+	return nil
 }
 
 // Adopt gives what was just created to the owner of the directory it is in. It
@@ -52,4 +104,56 @@ func Adopt(f *os.File) error {
 		return fmt.Errorf("giving %s to the service: %w", f.Name(), err)
 	}
 	return nil
+}
+
+// WriteFile replaces a file at once and durably, or not at all. It has the mode and the
+// owner of its directory afterwards, whatever the umask is and whatever the file before
+// it had.
+func WriteFile(path string, data []byte, mode fs.FileMode) error {
+	directory := filepath.Dir(path)
+	to, owned := ownerOf(directory)
+	return write(path, data, mode, to, owned, renameio.WithTempDir(directory))
+}
+
+// WriteFileIn is WriteFile for a name inside a directory that is open: no link that
+// somebody else put there leads to another place.
+func WriteFileIn(directory *os.Root, name string, data []byte, mode fs.FileMode) error {
+	info, err := directory.Stat(".")
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", directory.Name(), err)
+	}
+	to, owned := owner{}, false
+	if s, is := info.Sys().(*syscall.Stat_t); is && s.Uid != 0 {
+		to, owned = owner{s.Uid, s.Gid}, true
+	}
+	return write(name, data, mode, to, owned, renameio.WithRoot(directory))
+}
+
+func write(path string, data []byte, mode fs.FileMode, to owner, owned bool, where renameio.Option) error {
+	f, err := renameio.NewPendingFile(path, where, renameio.WithStaticPermissions(mode))
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = settle(f.File, mode, to, owned)
+	}
+	if err == nil {
+		err = f.CloseAtomicallyReplace()
+	}
+	if err != nil {
+		return errors.Join(err, f.Cleanup())
+	}
+	return nil
+}
+
+// Fits reports whether a file has the mode and the owner that WriteFile gives it.
+func Fits(path string, mode fs.FileMode) bool {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	s, is := info.Sys().(*syscall.Stat_t)
+	to, owned := ownerOf(filepath.Dir(path))
+	return is && info.Mode().IsRegular() && info.Mode().Perm() == mode && (!owned || s.Uid == to.uid)
 }

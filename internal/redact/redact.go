@@ -3,22 +3,32 @@
 package redact
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"multihomed/internal/escape"
 )
 
 // A Redactor holds the key of one report.
 type Redactor struct {
-	key   []byte
+	key []byte
+	// names are the spellings of names, by what replaces them; order has the longest
+	// first.
 	names map[string]string
 	order []string
+	// hardware are the hardware addresses that were learned, as hexadecimal digits.
+	hardware map[string]bool
 }
 
 // New returns a Redactor with a key of its own. Names are replaced by WORD-1, WORD-2
@@ -31,16 +41,21 @@ func New(names map[string][]string) *Redactor {
 
 // NewWith returns a Redactor with a given key, for tests.
 func NewWith(key []byte, names map[string][]string) *Redactor {
-	r := &Redactor{key: key, names: map[string]string{}}
-	for word, list := range names {
+	r := &Redactor{key: key, names: map[string]string{}, hardware: map[string]bool{}}
+	for _, word := range slices.Sorted(maps.Keys(names)) {
 		n := 0
-		for _, name := range list {
+		for _, name := range names[word] {
 			if _, known := r.names[name]; known || len(name) < 2 {
 				continue
 			}
 			n++
-			r.names[name] = fmt.Sprintf("%s-%d", word, n)
-			r.order = append(r.order, name)
+			by := fmt.Sprintf("%s-%d", word, n)
+			for _, spelling := range spellings(name) {
+				if _, known := r.names[spelling]; !known {
+					r.names[spelling] = by
+					r.order = append(r.order, spelling)
+				}
+			}
 		}
 	}
 	// A name that contains another goes first.
@@ -53,28 +68,197 @@ func NewWith(key []byte, names map[string][]string) *Redactor {
 	return r
 }
 
+// spellings are the ways in which programs write a name: as it is, as status and the log
+// do, and as nmcli -t does (nmcli(1), --escape); each of them as it is, or in quotes of
+// JSON, of TOML or of an error, or in both.
+func spellings(name string) []string {
+	var out []string
+	for _, base := range []string{name, escape.Name(name), escape.Text(name), strings.NewReplacer(`\`, `\\`, `:`, `\:`).Replace(name)} {
+		for _, quoted := range append(quotes(base), base) {
+			out = append(append(out, quoted), quotes(quoted)...) // A sentence with a quoted name, in JSON.
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// quotes are the ways to write a text between quotes.
+func quotes(text string) []string {
+	out := []string{inQuotes(strconv.Quote(text)), inQuotes(strconv.QuoteToASCII(text))}
+	var plain bytes.Buffer
+	encoder := json.NewEncoder(&plain)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(text); err == nil {
+		out = append(out, inQuotes(strings.TrimSpace(plain.String())))
+	}
+	if html, err := json.Marshal(text); err == nil {
+		out = append(out, inQuotes(string(html)))
+	}
+	return out
+}
+
+func inQuotes(s string) string { return s[1 : len(s)-1] }
+
+// Learn takes the hardware addresses of a text, which are replaced then however they are
+// written: names of interfaces are made of them.
+func (r *Redactor) Learn(s string) {
+	for _, run := range colons.FindAllString(s, -1) {
+		if _, digits, _, is := hardwareIn(run); is {
+			r.hardware[digits] = true
+		}
+	}
+}
+
 var (
-	mac  = regexp.MustCompile(`(?i)\b[0-9a-f]{2}(:[0-9a-f]{2}){5}\b`)
 	uuid = regexp.MustCompile(`(?i)\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`)
+	// A run of hexadecimal digits between colons may be a hardware address; hardware
+	// decides. Without a colon it is one behind enx, wlx and the like
+	// (systemd.net-naming-scheme(7)), or if it was learned.
+	colons = regexp.MustCompile(`(?i)\b[0-9a-f]{1,4}(?::[0-9a-f]{0,4})+`)
+	dashes = regexp.MustCompile(`(?i)\b[0-9a-f]{2}(?:-[0-9a-f]{2}){5}\b|\b[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}\b`)
+	named  = regexp.MustCompile(`(?i)\b([a-z]{2,4}x)([0-9a-f]{12})`)
+	bare   = regexp.MustCompile(`(?i)[0-9a-f]{12,}`)
 	// What may be an address; netip decides.
 	candidate = regexp.MustCompile(`(?i)[0-9a-f]*:[0-9a-f:]*(?:\d+\.\d+\.\d+\.\d+)?(?:/\d+)?|\b\d{1,3}(?:\.\d{1,3}){3}(?:/\d+)?\b`)
 )
 
+const (
+	// digitsOfMAC are those of EUI-48, mostDigits those of InfiniBand.
+	digitsOfMAC = 12
+	mostDigits  = 40
+	// groupsOfIPv6 are those of an IPv6 address that is written in full.
+	groupsOfIPv6 = 8
+)
+
+// hardwareIn finds a hardware address in a run of hexadecimal digits and colons: it may
+// stand behind a word that looks like digits, and before a colon of the sentence.
+func hardwareIn(run string) (before, digits, after string, is bool) {
+	if _, err := netip.ParseAddr(run); err == nil {
+		return "", "", "", false
+	}
+	for strings.HasSuffix(run, ":") {
+		run, after = run[:len(run)-1], after+":"
+	}
+	for {
+		if digits, is := hardware(run); is {
+			return before, digits, after, true
+		}
+		word, rest, more := strings.Cut(run, ":")
+		if !more {
+			return "", "", "", false
+		}
+		before, run = before+word+":", rest
+	}
+}
+
+// hardware returns the digits of a hardware address, each byte as two. iproute2 and the
+// kernel leave zeros in front out where they print the address of a bridge.
+func hardware(run string) (digits string, is bool) {
+	groups := strings.Split(run, ":")
+	if len(groups) < digitsOfMAC/2 || len(groups) > mostDigits/2 || len(groups) == groupsOfIPv6 {
+		return "", false
+	}
+	for _, g := range groups {
+		switch len(g) {
+		case 1:
+			digits += "0" + g
+		case 2:
+			digits += g
+		default:
+			return "", false
+		}
+	}
+	return strings.ToLower(digits), true
+}
+
+// bytesOf replaces the digits of a hardware address. All zeros and all ones are nobody's.
+func (r *Redactor) bytesOf(digits string) string {
+	if strings.Trim(digits, "0") == "" || strings.Trim(digits, "f") == "" {
+		return digits
+	}
+	h := hex.EncodeToString(r.hash("mac", digits))
+	return "02" + h[:len(digits)-2]
+}
+
 // Text redacts a text.
 func (r *Redactor) Text(s string) string {
+	// Names go first: an address may be part of one.
+	for _, name := range r.order {
+		s = replaceWord(s, name, r.names[name])
+	}
 	s = uuid.ReplaceAllStringFunc(s, func(u string) string {
 		h := hex.EncodeToString(r.hash("uuid", strings.ToLower(u)))
 		return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:32]
 	})
-	s = mac.ReplaceAllStringFunc(s, func(m string) string {
-		h := r.hash("mac", strings.ToLower(m))
-		return fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", h[0], h[1], h[2], h[3], h[4])
-	})
-	s = candidate.ReplaceAllStringFunc(s, r.address)
-	for _, name := range r.order {
-		s = replaceWord(s, name, r.names[name])
+	return r.addresses(s)
+}
+
+// addresses replaces addresses. What was replaced is not looked at again: a hardware
+// address that is made up must not be taken for one that was learned.
+func (r *Redactor) addresses(s string) string {
+	steps := []struct {
+		pattern *regexp.Regexp
+		replace func(string) (string, bool)
+	}{
+		{colons, func(run string) (string, bool) {
+			before, digits, after, is := hardwareIn(run)
+			if !is {
+				return "", false
+			}
+			return before + grouped(r.bytesOf(digits), 2, ":") + after, true
+		}},
+		{named, func(name string) (string, bool) {
+			at := len(name) - digitsOfMAC
+			return name[:at] + r.bytesOf(strings.ToLower(name[at:])), true
+		}},
+		{dashes, func(run string) (string, bool) {
+			digits := strings.ToLower(strings.NewReplacer("-", "", ".", "").Replace(run))
+			if strings.Contains(run, "-") {
+				return grouped(r.bytesOf(digits), 2, "-"), true
+			}
+			return grouped(r.bytesOf(digits), 4, "."), r.hardware[digits]
+		}},
+		{bare, func(run string) (string, bool) {
+			text := strings.ToLower(run)
+			for digits := range r.hardware {
+				text = strings.ReplaceAll(text, digits, r.bytesOf(digits))
+			}
+			return text, text != strings.ToLower(run)
+		}},
+		{candidate, func(text string) (string, bool) {
+			replaced := r.address(text)
+			return replaced, replaced != text
+		}},
 	}
-	return s
+	var apply func(s string, step int) string
+	apply = func(s string, step int) string {
+		if step == len(steps) {
+			return s
+		}
+		var b strings.Builder
+		rest := 0
+		for _, at := range steps[step].pattern.FindAllStringIndex(s, -1) {
+			by, is := steps[step].replace(s[at[0]:at[1]])
+			if !is {
+				continue
+			}
+			b.WriteString(apply(s[rest:at[0]], step+1))
+			b.WriteString(by)
+			rest = at[1]
+		}
+		b.WriteString(apply(s[rest:], step+1))
+		return b.String()
+	}
+	return apply(s, 0)
+}
+
+// grouped puts something between groups of digits.
+func grouped(digits string, size int, between string) string {
+	var groups []string
+	for len(digits) > size {
+		groups, digits = append(groups, digits[:size]), digits[size:]
+	}
+	return strings.Join(append(groups, digits), between)
 }
 
 // replaceWord replaces a name where no letter or digit stands beside it.
@@ -87,13 +271,23 @@ func replaceWord(s, name, by string) string {
 			return b.String()
 		}
 		end := i + len(name)
-		if i > 0 && isWord(s[i-1]) || end < len(s) && isWord(s[end]) {
+		if startsInWord(s, i) || end < len(s) && isWord(s[end]) {
 			b.WriteString(s[:end])
 		} else {
 			b.WriteString(s[:i] + by)
 		}
 		s = s[end:]
 	}
+}
+
+// startsInWord reports whether what starts at i is part of a longer word. The letter of an
+// escape (\n) is no word.
+func startsInWord(s string, i int) bool {
+	if i == 0 || !isWord(s[i-1]) {
+		return false
+	}
+	isEscape := i > 1 && s[i-2] == '\\' && strings.ContainsRune("nrt", rune(s[i-1]))
+	return !isEscape
 }
 
 func isWord(c byte) bool {

@@ -1,10 +1,13 @@
 package redact_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 
+	"multihomed/internal/escape"
 	"multihomed/internal/redact"
 )
 
@@ -51,4 +54,65 @@ func TestPrefixes(t *testing.T) {
 			t.Errorf("%s becomes %s, and its addresses are in %s", a.Masked(), network, x.Masked())
 		}
 	}
+}
+
+// TestSpellings: a name is replaced however a program writes it, and a hardware address
+// in every form that it has.
+func TestSpellings(t *testing.T) {
+	t.Parallel()
+	profiles := []string{`Café:Söcrët Net`, `back\slash"quote`, "tab\tand\nline", "<&>", "wire\xffd"}
+	r := redact.New(map[string][]string{"profile": profiles})
+	for _, name := range profiles {
+		for how, text := range map[string]string{
+			"as it is": name, "in JSON": encoded(t, name), "in quotes": fmt.Sprintf("%q and %+q", name, name),
+			"by nmcli -t": strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace(name), "by status": escape.Name(name),
+			"by status in JSON": encoded(t, escape.Name(name)), "quoted in JSON": encoded(t, fmt.Sprintf("%q", escape.Name(name))), "behind an escape": `"x\n` + name + `"`,
+		} {
+			got := r.Text(text)
+			if !strings.Contains(got, "profile-") || strings.ContainsAny(got, "éö<&>") || strings.Contains(got, "slash") || strings.Contains(got, "and\\") || strings.Contains(got, "wire") {
+				t.Errorf("%s: %s becomes %s", how, text, got)
+			}
+		}
+	}
+
+	r = redact.New(nil)
+	const known = "link/ether 02:77:88:99:aa:bb"
+	r.Learn(known)
+	address := strings.Fields(r.Text(known))[1]
+	digits := strings.ReplaceAll(address, ":", "")
+	for text, want := range map[string]string{
+		"bridge_id 8000.2:77:88:99:aa:bb designated":   "bridge_id 8000." + address + " designated",
+		"bridge_id 8000.02:77:88:99:AA:BB designated":  "bridge_id 8000." + address + " designated",
+		"02:77:88:99:aa:bb: no answer":                 address + ": no answer",
+		"mac:02:77:88:99:aa:bb, abc:2:77:88:99:aa:bb":  "mac:" + address + ", abc:" + address,
+		"altname enx02778899aabb":                      "altname enx" + digits,
+		"wlx02778899AABB.100 and wwx02778899aabbn1":    "wlx" + digits + ".100 and wwx" + digits + "n1",
+		"lan_02778899aabb sci 02778899aabb0001":        "lan_" + digits + " sci " + digits + "0001",
+		"02-77-88-99-aa-bb 0277.8899.aabb":             strings.ReplaceAll(address, ":", "-") + " " + digits[:4] + "." + digits[4:8] + "." + digits[8:],
+		"brd ff:ff:ff:ff:ff:ff 00:00:00:00:00:00":      "brd ff:ff:ff:ff:ff:ff 00:00:00:00:00:00",
+		"at 07:05:06, 1234567890ab and 0277.8899.aabc": "at 07:05:06, 1234567890ab and 0277.8899.aabc",
+	} {
+		if got := r.Text(text); got != want {
+			t.Errorf("%s becomes %s, want %s", text, got, want)
+		}
+	}
+	for _, text := range []string{
+		"enx0200000000aa", "80:00:02:08:fe:80:00:00:00:00:00:00:00:02:c9:03:00:11:22:33", "fd00:1:2:3:4:5::1", "fd00:1:2:3:4:5:6:7", "2001:db8::2:77:88:99",
+	} {
+		if got := r.Text(text); got == text {
+			t.Errorf("%s stays %s", text, got)
+		}
+	}
+	if got, want := r.Text("fd00:1:2:3:4:5:6:7"), r.Addr(netip.MustParseAddr("fd00:1:2:3:4:5:6:7")).String(); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func encoded(t *testing.T, s string) string {
+	t.Helper()
+	text, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }

@@ -43,8 +43,18 @@ type Server struct {
 	// document returns what is sent. It may be asked by many at once.
 	document func(context.Context) ([]byte, error)
 
+	path string
+	// made is the socket's file.
+	made fs.FileInfo
+
 	mu    sync.Mutex
 	users map[uint32]int
+}
+
+// Stands reports whether others find the socket.
+func (s *Server) Stands() bool {
+	now, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(s.made, now)
 }
 
 // Listen makes the socket in the runtime directory, for everybody.
@@ -60,7 +70,11 @@ func Listen(runtime string, log *slog.Logger, document func(context.Context) ([]
 	if err := os.Chmod(path, 0o666); err != nil { //nolint:gosec // status is for everybody
 		return nil, errors.Join(fmt.Errorf("opening the status socket for everybody: %w", err), l.Close())
 	}
-	return &Server{listener: l, log: log, document: document, users: map[uint32]int{}}, nil
+	made, err := os.Lstat(path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("looking at the status socket: %w", err), l.Close())
+	}
+	return &Server{listener: l, log: log, document: document, path: path, made: made, users: map[uint32]int{}}, nil
 }
 
 // Run answers until ctx is done. It takes the socket away.

@@ -79,7 +79,7 @@ type Kernel interface {
 func Open(cfg config.Config, manager Manager, interfaces Kernel) (*Owners, Unread) {
 	var unread Unread
 	s := Sources{
-		Manager: manager, Policy: cfg.NMPolicy(), Links: cfg.Links, Off: offswitch.Open(cfg.StateDir),
+		Manager: manager, Policy: cfg.NMPolicy(), Links: cfg.Links, Off: offswitch.Open(cfg.Switch()),
 		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
 		Kind:     func(name string) (string, string) { return kindOf(interfaces, name) },
 	}

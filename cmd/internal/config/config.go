@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"time"
 
+	"multihomed/internal/offswitch"
 	"multihomed/nm"
 	"multihomed/routing"
 )
@@ -141,6 +142,11 @@ func (c Config) RoutingPolicy() routing.Policy {
 		ContainerPrefixLength: c.ContainerPrefixLength,
 		NetworksAlways:        c.NetworkRules == Always,
 	}
+}
+
+// Switch is where the administrator's off switch is.
+func (c Config) Switch() offswitch.Directories {
+	return offswitch.Directories{State: c.StateDir, Runtime: c.RuntimeDir}
 }
 
 // NMPolicy is the part that decides which devices of NetworkManager are links.

@@ -156,3 +156,76 @@ func manyKeys(n int) string {
 	}
 	return b.String()
 }
+
+// TestDangling: a symbolic link to nothing, as the file or as a directory above it, is a
+// fault and not a host without a configuration; the last good one stays.
+func TestDangling(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	usual, there := filepath.Join(dir, "usual"), filepath.Join(dir, "there")
+	for _, d := range []string{usual, there} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(there, "m.toml"), "uplink_group = 7\n")
+	file, above := filepath.Join(dir, "m.toml"), filepath.Join(dir, "etc")
+	for link, to := range map[string]string{file: filepath.Join(there, "m.toml"), above: "there"} {
+		if err := os.Symlink(to, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{file, filepath.Join(above, "m.toml")} {
+		good := config.FindWith(path, usual)
+		if good.Fault != nil || good.UplinkGroup != 7 {
+			t.Fatalf("%s: %+v", path, good.Fault)
+		}
+		if err := lastgood.Save(usual, path, []byte("uplink_group = 7\n"), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(there, there+".away"); err != nil {
+			t.Fatal(err)
+		}
+		bad := config.FindWith(path, usual)
+		if bad.Fault == nil || bad.UplinkGroup != 7 || !strings.Contains(bad.Fault.Error(), "is a symbolic link to ") {
+			t.Errorf("%s: %+v, group %d", path, bad.Fault, bad.UplinkGroup)
+		}
+		if err := bad.Keep(time.Now()); err != nil {
+			t.Error(err)
+		}
+		if s, err := lastgood.Read(usual, path); err != nil || string(s.Text) != "uplink_group = 7\n" {
+			t.Errorf("%s: %q, %v", path, s.Text, err)
+		}
+		if _, why := config.Salvage(path); why == nil {
+			t.Errorf("%s: nothing is wrong with it", path)
+		}
+		if err := os.Rename(there+".away", there); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What is merely not there is no fault, and neither is a loop a missing file.
+	if none := config.FindWith(filepath.Join(dir, "none", "m.toml"), usual); none.Fault != nil {
+		t.Error(none.Fault)
+	}
+	loop := filepath.Join(dir, "loop")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	if l := config.FindWith(loop, usual); l.Fault == nil {
+		t.Error("a loop is no configuration")
+	}
+}
+
+// TestByteOrder: the mark of UTF-8 is passed over, another encoding is named.
+func TestByteOrder(t *testing.T) {
+	t.Parallel()
+	cfg, err := config.Parse("x", []byte("\xef\xbb\xbfuplink_group = 7\n"))
+	if err != nil || cfg.UplinkGroup != 7 {
+		t.Errorf("%v, group %d", err, cfg.UplinkGroup)
+	}
+	for _, text := range []string{"\xff\xfeu\x00", "\xfe\xff\x00u"} {
+		if _, err := config.Parse("x", []byte(text)); err == nil || !strings.Contains(err.Error(), "x:1: it is encoded in UTF-16") || !strings.Contains(err.Error(), "iconv") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

@@ -1,11 +1,13 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -24,6 +26,11 @@ func Load(path string) (Config, error) {
 // read reads a regular file of bounded size. A pipe must not block the start.
 func read(path string) (data []byte, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		if link, to, is := dangling(path); is {
+			return nil, &Error{File: path, Message: fmt.Sprintf("%s is a symbolic link to %s, which does not exist; make that available, or remove the link to have the defaults", link, to)}
+		}
+	}
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("reading the configuration: %w; to fix: let the user that runs this program read %s and search the directories above it", err, path)
 	}
@@ -48,8 +55,54 @@ func read(path string) (data []byte, err error) {
 	return data, nil
 }
 
+// dangling finds the symbolic link that leads nowhere, of a file that does not exist: the
+// file itself or a directory above it. What it points to may be on a disk that is mounted
+// later, or not be written yet. Whoever made the link wanted more than the defaults.
+func dangling(path string) (link, to string, is bool) {
+	for ; ; path = filepath.Dir(path) {
+		if info, err := os.Lstat(path); err == nil {
+			if info.Mode().Type() != fs.ModeSymlink {
+				return "", "", false // What is missing is missing in it.
+			}
+			to, err := os.Readlink(path)
+			return path, to, err == nil
+		}
+		if path == filepath.Dir(path) {
+			return "", "", false
+		}
+	}
+}
+
+// IsMissing reports whether there is no configuration file, so that the defaults are in
+// force. A symbolic link to nothing is no such case.
+func IsMissing(path string) bool {
+	_, err := os.Stat(path)
+	_, _, is := dangling(path)
+	return errors.Is(err, fs.ErrNotExist) && !is
+}
+
+// Marks of the byte order at the beginning of a file: editors of other systems write them.
+const (
+	markUTF8  = "\xef\xbb\xbf"
+	markUTF16 = "\xff\xfe"
+	markOther = "\xfe\xff"
+)
+
+// unmarked takes the mark of UTF-8 away, which says nothing; another encoding is refused.
+func unmarked(name string, data []byte) ([]byte, error) {
+	text := string(data[:min(len(data), len(markUTF8))])
+	if strings.HasPrefix(text, markUTF16) || strings.HasPrefix(text, markOther) {
+		return nil, &Error{File: name, Line: 1, Message: "it is encoded in UTF-16, and TOML is UTF-8; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"}
+	}
+	return bytes.TrimPrefix(data, []byte(markUTF8)), nil
+}
+
 // Parse reads a configuration; name is the file for error messages.
 func Parse(name string, data []byte) (Config, error) {
+	data, err := unmarked(name, data)
+	if err != nil {
+		return Config{}, err
+	}
 	at, syntax := locate(data)
 	if syntax != nil {
 		syntax.File = name

@@ -43,7 +43,10 @@ func file(t *testing.T, text string) string {
 func TestCommands(t *testing.T) {
 	sound := file(t, "uplink_group = 7\n")
 	wrong := file(t, "uplink_grup = 7\n")
-	missing := filepath.Join(t.TempDir(), "none.toml")
+	missing, dangling := filepath.Join(t.TempDir(), "none.toml"), filepath.Join(t.TempDir(), "link.toml")
+	if err := os.Symlink("/nonexistent/mount/m.toml", dangling); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name        string
 		args        []string
@@ -63,6 +66,8 @@ func TestCommands(t *testing.T) {
 		{"no such command", []string{"stauts"}, 2, "", `there is no command "stauts"; did you mean status?; see multihomectl --help`},
 		{"no such command of a command", []string{"config", "chek"}, 2, "", `there is no command "config chek"; did you mean check?`},
 		{"no such shell", []string{"completion", "bsh"}, 2, "", `there is no command "completion bsh"; did you mean bash?`},
+		{"an argument of a completion", []string{"completion", "bash", "x"}, 2, "", `multihomectl completion bash takes no argument, and "x" is one; see multihomectl completion bash --help`},
+		{"a link to nothing", []string{"config", "check", dangling}, 1, "", "is a symbolic link to /nonexistent/mount/m.toml, which does not exist"},
 		{"no such help", []string{"help", "staus"}, 2, "", `there is no command "staus"; did you mean status?`},
 		{"version of any", []string{"status", "--version"}, 0, "multihomectl 1.2.3\n", ""},
 		{"version as a flag", []string{"--version"}, 0, "multihomectl 1.2.3\n", ""},
@@ -113,7 +118,7 @@ func TestCommandsWithABadConfiguration(t *testing.T) {
 // TestReport makes a report without a daemon, as a directory and as an archive.
 func TestReport(t *testing.T) {
 	dir := t.TempDir()
-	cfg := file(t, "# secret\nuplink_group = 7\nstate_dir = \""+dir+"\"\nruntime_dir = \""+dir+"/run\"\n")
+	cfg := file(t, "# secret\nuplink_group = 7\nstate_dir = \""+dir+"\"\nruntime_dir = \""+dir+"/run\"\n[[link]]\nprofile = \"Hidden \\\"Nest\\\"*\"\nrole = \"local\"\n[[exclude]]\nprofile = \"Lair\"\n")
 	plain, archive := filepath.Join(dir, "report"), filepath.Join(dir, "report.tar.gz")
 	if out, stderr, status := run(t, "report", "--config", cfg, "-o", plain); status != 0 || out != plain+"\n" {
 		t.Fatalf("status %d, %q, %q", status, out, stderr)
@@ -131,7 +136,7 @@ func TestReport(t *testing.T) {
 		t.Fatalf("status %d, %q", status, stderr)
 	}
 	list, err := exec.CommandContext(t.Context(), "tar", "-xzOf", archive).Output()
-	if err != nil || bytes.Contains(list, []byte("# secret")) || !bytes.Contains(list, []byte("uplink_group = 7")) {
+	if err != nil || bytes.Contains(list, []byte("# secret")) || bytes.Contains(list, []byte("Hidden")) || bytes.Contains(list, []byte("Nest")) || bytes.Contains(list, []byte("Lair")) || !bytes.Contains(list, []byte("uplink_group = 7")) {
 		t.Errorf("%v:\n%s", err, list)
 	}
 	if info, err := os.Stat(archive); err != nil || info.Mode().Perm() != 0o600 {

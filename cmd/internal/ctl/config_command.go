@@ -52,7 +52,7 @@ func (a *app) printConfig() error {
 	switch {
 	case loaded.Fault != nil:
 		from = loaded.Fault.Instead + ": " + a.configPath + " is refused"
-	case !exists(a.configPath):
+	case config.IsMissing(a.configPath):
 		from = "the defaults: there is no " + a.configPath
 	}
 	if _, err := fmt.Fprint(a.Out, effective(loaded.Config, from)); err != nil {
@@ -69,7 +69,7 @@ func (a *app) check(args []string) error {
 	if len(args) > 0 {
 		path = args[0]
 	}
-	if !exists(path) {
+	if config.IsMissing(path) {
 		if len(args) > 0 {
 			return &exitError{exitUsage, fmt.Errorf("there is no file %s", path)}
 		}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/moved"
 	"multihomed/internal/cleanup"
+	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
 )
 
@@ -164,19 +164,32 @@ const patience = 2 * time.Second
 // takeLock takes the place of the daemon.
 func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
 	// After a boot without the daemon there is no directory yet.
-	if err := os.MkdirAll(cfg.RuntimeDir, 0o755); err != nil { //nolint:gosec // status.json is for everybody
-		return nil, fmt.Errorf("creating the runtime directory: %w", err)
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	lock, err := hook.TakeLock(ctx, cfg.RuntimeDir)
 	held, ok := errors.AsType[*lockfile.HeldError](err)
-	if !ok {
-		return lock, err
+	if err != nil && !ok {
+		return nil, err
+	}
+	pid := 0
+	if ok {
+		pid = held.PID
+	} else {
+		// Somebody may have removed the runtime directory of one that works.
+		works := false
+		if pid, works, err = lockfile.NamespaceHolder(lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)...); err != nil || !works {
+			return lock, nil //nolint:nilerr // where the kernel does not tell, the lock decides
+		}
+		if err := lock.Close(); err != nil {
+			return nil, err
+		}
 	}
 	who := "multihomed is running"
-	if held.PID != 0 {
-		who += " (process " + strconv.Itoa(held.PID) + ")"
+	if pid != 0 {
+		who += " (process " + strconv.Itoa(pid) + ")"
 	}
 	return nil, errors.New(who + "; to fix: systemctl stop multihomed, then do this again; or multihomectl off, which works beside it and lasts")
 }

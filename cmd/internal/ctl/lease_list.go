@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +21,6 @@ import (
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
 	"multihomed/cmd/internal/inspect"
-	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/escape"
 	"multihomed/internal/status"
 	"multihomed/routing"
@@ -129,7 +127,7 @@ func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, er
 // told. systemd-nspawn mounts a boot id of its own over the kernel's, and the daemon's
 // sandbox of Debian 12 has a /proc without it.
 func bootOfDaemon(cfg config.Config) string {
-	pid, held, err := lockfile.Holder(filepath.Join(cfg.RuntimeDir, lockfile.Name))
+	pid, held, err := inspect.Worker(cfg)
 	if err != nil || !held || pid == 0 {
 		return ""
 	}

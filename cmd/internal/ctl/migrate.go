@@ -12,13 +12,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"multihomed/allocator"
 	"multihomed/cmd/internal/ancestor"
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/inspect"
+	"multihomed/internal/ownership"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 )
@@ -173,7 +173,7 @@ func (m *migration) configure() error {
 	if len(lines) == 0 {
 		return nil
 	}
-	if exists(m.configPath) {
+	if !config.IsMissing(m.configPath) {
 		m.lacks = lines
 		return nil
 	}
@@ -195,10 +195,10 @@ func (m *migration) writeConfig() error {
 	if m.text == "" {
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Dir(m.configPath), 0o755); err != nil { //nolint:gosec // configuration is for everybody
+	if err := ownership.MakeDirectory(filepath.Dir(m.configPath)); err != nil {
 		return fmt.Errorf("creating the directory of the configuration: %w", err)
 	}
-	if err := renameio.WriteFile(m.configPath, []byte(m.text), 0o644); err != nil {
+	if err := ownership.WriteFile(m.configPath, []byte(m.text), 0o644); err != nil {
 		return fmt.Errorf("writing the configuration: %w", err)
 	}
 	return nil

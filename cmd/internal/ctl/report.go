@@ -10,15 +10,19 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"multihomed/cmd/internal/config"
+	"multihomed/internal/offswitch"
 	"multihomed/internal/redact"
 )
 
@@ -29,9 +33,11 @@ Nothing leaves this host: look at the report before you send it. It goes to a fi
 the current directory, or with --output to a file that ends with .tar.gz or to a new
 directory. It is for its owner only (mode 0600).
 
-With --redact, addresses, hardware addresses, UUIDs, host and profile names are
-replaced, each always by the same, so that networks can still be told apart; comments
-of the configuration file are left out.
+With --redact, addresses, hardware addresses, UUIDs, and the names of the host, of all
+profiles and of the users who switched something off are replaced, each always by the
+same, so that networks can still be told apart; comments of the configuration file and
+descriptions of interfaces are left out. Names of interfaces stay, but for a hardware
+address in them.
 
 It works without the daemon and without root; what could not be had is said in its
 place. It has at most 2 MiB of each part, the end of the journal and the beginning of
@@ -90,25 +96,25 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 	case loaded.Fault != nil:
 		from = loaded.Fault.Instead
 		add("configuration-fault.txt", loaded.Fault.Error()+"\n")
-	case !exists(a.configPath):
+	case config.IsMissing(a.configPath):
 		from = "the defaults: there is no " + a.configPath
 	}
 	add("configuration.txt", effective(cfg, from))
 	if !hide {
 		add("multihomed.toml", readPart(a.configPath))
 	}
-	names := map[string][]string{}
-	if host, err := os.Hostname(); err == nil {
-		names["host"] = []string{host}
+	width := narrow
+	if hide {
+		width = unbroken
 	}
+	var profiles []string
 	s, err := a.readStatus(ctx, cfg, nil, true)
 	if err != nil {
 		add("status.txt", "The host cannot be read: "+err.Error()+"\n")
 	} else {
 		tell(&s, loaded.Fault)
-		names["interface"] = hardwareNames(s)
 		var text bytes.Buffer
-		if err := render(&text, s, look{width: narrow, verbose: true}); err != nil {
+		if err := render(&text, s, look{width: width, verbose: true}); err != nil {
 			fmt.Fprintf(&text, "\n%v\n", err)
 		}
 		add("status.txt", text.String())
@@ -118,9 +124,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		}
 		add("status.json", string(object)+"\n")
 		for _, l := range s.Links {
-			if l.Profile != "" && l.Profile != l.Interface {
-				names["profile"] = append(names["profile"], l.Profile)
-			}
+			profiles = append(profiles, l.Profile)
 		}
 	}
 	for _, c := range []struct {
@@ -148,32 +152,95 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 			add(filepath.Join("run", e.Name()), readPart(filepath.Join(cfg.RuntimeDir, e.Name())))
 		}
 	}
-	if hide {
-		r := redact.New(names)
-		for i := range parts {
-			parts[i].text = r.Text(parts[i].text)
-		}
+	if !hide {
+		return parts
+	}
+	r := redact.New(secrets(ctx, cfg, profiles))
+	for _, p := range parts {
+		r.Learn(p.text)
+	}
+	for i := range parts {
+		parts[i].text = r.Text(descriptions.ReplaceAllString(parts[i].text, "${1}[left out]"))
 	}
 	return parts
 }
 
-// hardwareNames are those of interfaces that are called by their hardware addresses
-// (systemd.net-naming-scheme(7)).
-func hardwareNames(s Status) []string {
-	var out []string
-	add := func(name string) {
-		if strings.HasPrefix(name, "enx") || strings.HasPrefix(name, "wlx") {
-			out = append(out, name)
+// unbroken is a width at which no name is broken in two.
+const unbroken = 1 << 16
+
+// descriptions are what somebody wrote of an interface (ip-link(8), alias).
+var descriptions = regexp.MustCompile(`(?m)^(\s+alias ).*$`)
+
+// secrets are the names that tell who and where a host is, by what they are names of.
+func secrets(ctx context.Context, cfg config.Config, profiles []string) map[string][]string {
+	out := map[string][]string{}
+	if host, err := os.Hostname(); err == nil {
+		short, domain, _ := strings.Cut(host, ".")
+		out["host"] = []string{host, short}
+		if strings.Contains(domain, ".") {
+			out["domain"] = []string{domain}
 		}
 	}
-	for _, l := range s.Links {
-		add(l.Interface)
+	off := offswitch.Load(cfg.Switch())
+	marks := make([]offswitch.Mark, 0, len(off.Links)+1)
+	if off.Host != nil {
+		marks = append(marks, *off.Host)
 	}
-	for _, o := range s.Others {
-		add(o.Interface)
+	for _, l := range off.Links {
+		marks, profiles = append(marks, l.Mark), append(profiles, l.Profile)
 	}
-	slices.Sort(out)
+	for _, m := range marks {
+		if m.By != "root" && !strings.HasPrefix(m.By, "uid ") {
+			out["user"] = append(out["user"], m.By)
+		}
+	}
+	// The configuration names profiles that need not exist.
+	for _, m := range slices.Concat(cfg.Include, cfg.Exclude) {
+		profiles = append(profiles, m.Profile)
+	}
+	for _, l := range cfg.Links {
+		profiles = append(profiles, l.Profile)
+	}
+	known, interfaces := askProfiles(ctx)
+	ours := map[string]bool{"": true}
+	for _, word := range harmless {
+		ours[word] = true
+	}
+	for _, name := range interfaces {
+		ours[name] = true // The report is of no use without those.
+	}
+	for _, name := range slices.Concat(profiles, known) {
+		if name = strings.Trim(name, "*"); !ours[name] {
+			out["profile"] = append(out["profile"], name)
+		}
+	}
 	return out
+}
+
+// harmless are names of profiles that tell nothing, and are words of reports.
+var harmless = []string{"auto", "bridge", "default", "ethernet", "link", "local", "main", "off", "on", "unmanaged", "up", "vpn", "wifi"} //nolint:gochecknoglobals // a constant in all but name
+
+// askProfiles returns the names of all profiles, active or not, and those of the interfaces.
+func askProfiles(ctx context.Context) (profiles, interfaces []string) {
+	// nmcli(1) escapes colons and backslashes unless it is told not to; with one field
+	// there is nothing to tell apart.
+	for _, what := range [][]string{{"NAME", "connection", "show"}, {"CONNECTION", "device"}} {
+		list, err := run(ctx, append([]string{"nmcli", "-t", "-e", "no", "-f"}, what...))
+		if err != nil {
+			continue // Without NetworkManager there are none.
+		}
+		for name := range strings.Lines(list.String()) {
+			profiles = append(profiles, strings.TrimSuffix(name, "\n"))
+		}
+	}
+	all, err := net.Interfaces()
+	if err != nil {
+		return profiles, nil
+	}
+	for _, i := range all {
+		interfaces = append(interfaces, i.Name)
+	}
+	return profiles, interfaces
 }
 
 // versions says what this host runs.
@@ -215,14 +282,7 @@ func bounded(data []byte) string {
 
 // ask runs a program, never a shell, and returns the beginning of what it says.
 func ask(ctx context.Context, args []string) string {
-	ctx, cancel := context.WithTimeout(ctx, partTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...) //nolint:gosec // all of them are constants
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TERM=dumb")
-	cmd.WaitDelay = time.Second
-	out := &limited{left: maxPart}
-	cmd.Stdout, cmd.Stderr = out, out
-	err := cmd.Run()
+	out, err := run(ctx, args)
 	text := out.String()
 	if out.cut {
 		text += "\n[the rest is left out]\n"
@@ -234,6 +294,18 @@ func ask(ctx context.Context, args []string) string {
 		text += fmt.Sprintf("[%s: %v]\n", strings.Join(args, " "), err)
 	}
 	return text
+}
+
+// run runs a program.
+func run(ctx context.Context, args []string) (*limited, error) {
+	ctx, cancel := context.WithTimeout(ctx, partTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...) //nolint:gosec // all of them are constants
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TERM=dumb")
+	cmd.WaitDelay = time.Second
+	out := &limited{left: maxPart}
+	cmd.Stdout, cmd.Stderr = out, out
+	return out, cmd.Run()
 }
 
 // limited keeps the beginning and lets the writer go on.

@@ -21,6 +21,7 @@ import (
 	"multihomed/cmd/internal/lockfile"
 	"multihomed/internal/cleanup"
 	"multihomed/internal/offswitch"
+	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
 	"multihomed/internal/status"
 	"multihomed/nm"
@@ -68,7 +69,7 @@ func (a *app) on() *cobra.Command {
 // completeOff offers the interfaces that are not off.
 func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	cfg, _ := config.Salvage(a.configPath)
-	off := offswitch.Load(cfg.StateDir)
+	off := offswitch.Load(cfg.Switch())
 	var out []string
 	all, err := net.Interfaces()
 	if err != nil {
@@ -87,7 +88,7 @@ func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, 
 func (a *app) completeOn(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	cfg, _ := config.Salvage(a.configPath)
 	var out []string
-	for _, l := range offswitch.Load(cfg.StateDir).Links {
+	for _, l := range offswitch.Load(cfg.Switch()).Links {
 		name := l.Interface
 		if name == "" {
 			name = l.UUID
@@ -114,13 +115,21 @@ func (a *app) may(command string, links []string) error {
 	return nil
 }
 
-// A target is a link that is switched.
-type target struct{ name, uuid string }
+// A target is a link that is switched: its interface, and its profile if it has one.
+type target struct {
+	name, uuid, profile string
+	// word is how it was named.
+	word string
+}
 
-// targets finds the links that words name, in what stands and in what is off.
-func (a *app) targets(ctx context.Context, off offswitch.State, words []string) ([]target, error) {
+// all is the target where no link is named.
+func (t target) all() bool { return t.name == "" && t.uuid == "" }
+
+// targets finds the links that words name, in what stands and in what is off. Present are
+// the interfaces of the host.
+func (a *app) targets(ctx context.Context, off offswitch.State, words []string) (out []target, present []offswitch.Interface, err error) {
 	if len(words) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	devices := map[string]nm.Device{}
 	known, err := nm.ReadOnce(ctx, nm.Options{CallTimeout: managerPatience})
@@ -130,39 +139,44 @@ func (a *app) targets(ctx context.Context, off offswitch.State, words []string) 
 	var interfaces []string
 	all, err := net.Interfaces()
 	if err != nil {
-		return nil, fmt.Errorf("reading the interfaces: %w", err)
+		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
 	}
 	for _, i := range all {
+		if i.Name == loopback {
+			continue // Nothing of ours concerns it, whatever profile it has.
+		}
 		interfaces = append(interfaces, i.Name)
+		present = append(present, offswitch.Interface{Name: i.Name, UUID: devices[i.Name].ProfileUUID})
 	}
 	slices.SortFunc(interfaces, status.CompareNames)
-	out := make([]target, 0, len(words))
 	for _, word := range words {
 		t, found := find(word, devices, interfaces, off)
-		if !found {
-			interfaces = slices.DeleteFunc(interfaces, func(name string) bool { return name == loopback })
-			return nil, &exitError{exitUsage, fmt.Errorf("there is no interface or active profile %q; there are %s", word, strings.Join(interfaces, ", "))}
+		switch {
+		case !found && (word == loopback || devices[loopback].ProfileUUID == word):
+			return nil, nil, &exitError{exitUsage, errors.New("lo is the loopback: multihomed makes no routing for it that could be switched off or on")}
+		case !found:
+			return nil, nil, &exitError{exitUsage, fmt.Errorf("there is no interface or active profile %q; there are %s", clean(word), strings.Join(interfaces, ", "))}
 		}
-		if !slices.Contains(out, t) {
+		if !slices.ContainsFunc(out, func(o target) bool { return o.name == t.name && o.uuid == t.uuid }) {
 			out = append(out, t)
 		}
 	}
-	return out, nil
+	return out, present, nil
 }
 
 func find(word string, devices map[string]nm.Device, interfaces []string, off offswitch.State) (target, bool) {
-	if slices.Contains(interfaces, word) && word != loopback {
-		return target{word, devices[word].ProfileUUID}, true
+	if slices.Contains(interfaces, word) {
+		return target{word, devices[word].ProfileUUID, devices[word].ProfileID, word}, true
 	}
 	for _, name := range interfaces {
 		if d, is := devices[name]; is && d.ProfileUUID != "" && (d.ProfileUUID == word || d.ProfileID == word) {
-			return target{name, d.ProfileUUID}, true
+			return target{name, d.ProfileUUID, d.ProfileID, word}, true
 		}
 	}
 	// A link that is off need not be there.
 	for _, l := range off.Links {
-		if l.UUID == word || l.Interface == word {
-			return target{l.Interface, l.UUID}, true
+		if l.Called(word) {
+			return target{l.Interface, l.UUID, l.Profile, word}, true
 		}
 	}
 	return target{}, false
@@ -177,7 +191,7 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 	}
 	cfg, sound := a.salvage()
 	mark := offswitch.Mark{Since: time.Now().UTC().Truncate(time.Second), By: offswitch.Who(a.Env)}
-	targets, err := a.targets(ctx, offswitch.Load(cfg.StateDir), words)
+	targets, _, err := a.targets(ctx, offswitch.Load(cfg.Switch()), words)
 	if err != nil {
 		return err
 	}
@@ -195,13 +209,13 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 		r.Left()
 		all = append(all, r)
 	}
-	before, now, _, err := offswitch.Change(cfg.StateDir, func(s *offswitch.State) error {
+	before, now, _, err := offswitch.Change(cfg.Switch(), func(s *offswitch.State) error {
 		for _, t := range targets {
 			var err error
-			if t == (target{}) {
+			if t.all() {
 				err = s.SwitchOff(mark)
 			} else {
-				err = s.LinkOff(offswitch.Link{UUID: t.uuid, Interface: t.name, Mark: mark})
+				err = s.LinkOff(offswitch.Link{UUID: t.uuid, Profile: t.profile, Interface: t.name, Mark: mark})
 			}
 			if err != nil {
 				return err
@@ -209,10 +223,12 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 		}
 		return nil
 	})
-	if err != nil {
+	var failed []error
+	if unkept, is := errors.AsType[*offswitch.UnkeptError](err); is {
+		failed = append(failed, unkept)
+	} else if err != nil {
 		return &exitError{exitProblem, err}
 	}
-	var failed []error
 	for i, t := range targets {
 		removed, err := a.vanish(ctx, cfg, t.name, all[i])
 		if err != nil {
@@ -228,7 +244,7 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 }
 
 func subject(t target) string {
-	if t == (target{}) {
+	if t.all() {
 		return "multihomed"
 	}
 	return clean(t.name)
@@ -238,7 +254,7 @@ func subject(t target) string {
 func sentenceOff(cfg config.Config, before, now offswitch.State, t target, removed string) string {
 	mark, was := now.Host, before.Host != nil
 	undo := "multihomectl on"
-	if t != (target{}) {
+	if !t.all() {
 		l, _ := now.Link(t.name, t.uuid)
 		_, was = before.Link(t.name, t.uuid)
 		mark, undo = &l.Mark, undo+" "+clean(t.name)
@@ -251,11 +267,11 @@ func sentenceOff(cfg config.Config, before, now offswitch.State, t target, remov
 		text += ": nothing of it stands"
 	} else {
 		text += ": removed " + removed
-		if stay := leasesStay(cfg); t == (target{}) {
+		if stay := leasesStay(cfg); t.all() {
 			text += stay
 		}
 	}
-	if t != (target{}) && now.HostOff() {
+	if !t.all() && now.HostOff() {
 		return text + "; all of multihomed is " + now.Why()
 	}
 	return text + "; to switch it on: " + undo
@@ -282,9 +298,13 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 		summary = r.Summary(planned)
 	}
 	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
+	// After a boot without the daemon there is no directory yet.
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
+		return "", fmt.Errorf("%s stands: %w", r.Summary(planned), err)
+	}
 	ticker := time.NewTicker(tryAgain)
 	defer ticker.Stop()
-	var told time.Time
+	var told, unlocked time.Time
 	for {
 		err := hook.Send(cfg.RuntimeDir, hook.Switched())
 		if err == nil {
@@ -297,6 +317,18 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 		}
 		lock, locking := lockfile.TryLock(path)
 		if lock != nil {
+			works, err := a.worksUnlocked(ctx, cfg, lock, &unlocked)
+			if err != nil {
+				return "", fmt.Errorf("%s stands, and %w; to fix: systemctl restart multihomed, then do this again", r.Summary(r.Left()), err)
+			}
+			if works {
+				select {
+				case <-ctx.Done():
+					return "", fmt.Errorf("%s stands: %w", r.Summary(r.Left()), context.Cause(ctx))
+				case <-ticker.C:
+				}
+				continue
+			}
 			defer lock.Close()
 			if _, err := a.takeAway(ctx, cfg, r, movedOf(cfg, name), false); err != nil {
 				return "", errors.Unwrap(err)
@@ -323,6 +355,34 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 		case <-ticker.C:
 		}
 	}
+}
+
+// worksUnlocked reports whether somebody works on this host without the lock, which is ours
+// now, and lets go of it then. His runtime directory was removed: he makes it again as
+// soon as he can have the lock. One who has not done it in time is ended.
+func (a *app) worksUnlocked(ctx context.Context, cfg config.Config, lock *lockfile.Lock, since *time.Time) (bool, error) {
+	trusted := lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)
+	_, held, err := lockfile.NamespaceHolder(trusted...)
+	if err != nil || !held {
+		return false, nil //nolint:nilerr // where the kernel does not tell, the lock that we have decides
+	}
+	if err := lock.Close(); err != nil {
+		return false, err
+	}
+	if since.IsZero() {
+		*since = time.Now()
+	}
+	if time.Since(*since) < obeyTime {
+		return true, nil
+	}
+	pid, err := lockfile.EndNamespaceHolder(ctx, trusted...)
+	if err != nil {
+		return false, err
+	}
+	if *since = (time.Time{}); pid != 0 {
+		fmt.Fprintf(a.Err, "multihomectl: process %d worked without the lock and did not answer: it was ended\n", pid)
+	}
+	return true, nil
 }
 
 // endHolder kills the process that holds a lock, because it does not do what it is asked
@@ -381,11 +441,11 @@ func (a *app) switchOn(ctx context.Context, words []string) error {
 		return err
 	}
 	cfg, _ := a.salvage()
-	targets, err := a.targets(ctx, offswitch.Load(cfg.StateDir), words)
+	targets, present, err := a.targets(ctx, offswitch.Load(cfg.Switch()), words)
 	if err != nil {
 		return err
 	}
-	before, _, _, err := offswitch.Change(cfg.StateDir, func(s *offswitch.State) error {
+	before, now, _, err := offswitch.Change(cfg.Switch(), func(s *offswitch.State) error {
 		if len(targets) == 0 {
 			return s.SwitchOn()
 		}
@@ -393,29 +453,60 @@ func (a *app) switchOn(ctx context.Context, words []string) error {
 			if err := s.LinkOn(t.name, t.uuid); err != nil {
 				return err
 			}
+			// And what is left of a profile that this interface had once.
+			s.Forget(func(l offswitch.Link) bool { return l.Called(t.word) && len(l.On(present)) == 0 })
 		}
 		return nil
 	})
+	unkept, isUnkept := errors.AsType[*offswitch.UnkeptError](err)
+	if err != nil && !isUnkept {
+		return &exitError{exitProblem, err}
+	}
+	text := sentenceOn(before, now, targets, present)
+	how, err := a.appear(ctx)
+	if err != nil {
+		err = fmt.Errorf("%s, but %w", text, err)
+	} else {
+		_, err = fmt.Fprintf(a.Out, "%s: %s\n", text, how)
+	}
+	if isUnkept {
+		err = errors.Join(err, unkept)
+	}
 	if err != nil {
 		return &exitError{exitProblem, err}
 	}
-	var names []string
+	return nil
+}
+
+// sentenceOn says what on did.
+func sentenceOn(before, now offswitch.State, targets []target, present []offswitch.Interface) string {
+	switch {
+	case !before.Any():
+		return "nothing was switched off"
+	case len(targets) == 0:
+		return "multihomed is switched on"
+	}
+	var on, was []string
 	for _, t := range targets {
-		names = append(names, subject(t))
+		removed := slices.ContainsFunc(before.Links, func(l offswitch.Link) bool {
+			return (l.Called(t.word) || l.Interface == t.name || l.UUID != "" && l.UUID == t.uuid) && !slices.Contains(now.Links, l)
+		})
+		if removed {
+			on = append(on, subject(t))
+			continue
+		}
+		text := "nothing of " + subject(t) + " was switched off"
+		for _, l := range now.Links {
+			if names := l.On(present); l.Called(t.word) && len(names) > 0 {
+				text += fmt.Sprintf(", but the profile that it had is, now on %[1]s (to switch that on: multihomectl on %[1]s)", clean(names[0]))
+			}
+		}
+		was = append(was, text)
 	}
-	text := "multihomed is switched on"
-	if len(names) > 0 {
-		text = strings.Join(names, ", ") + " switched on"
+	if len(on) > 0 {
+		was = slices.Insert(was, 0, strings.Join(on, ", ")+" switched on")
 	}
-	if !before.Any() {
-		text = "nothing was switched off"
-	}
-	how, err := a.appear(ctx)
-	if err != nil {
-		return &exitError{exitProblem, fmt.Errorf("%s, but %w", text, err)}
-	}
-	_, err = fmt.Fprintf(a.Out, "%s: %s\n", text, how)
-	return err
+	return strings.Join(was, "; ")
 }
 
 // appear sees to it that the routing of all links stands, and says what does.

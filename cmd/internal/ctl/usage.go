@@ -146,6 +146,9 @@ func everywhere(cmd *cobra.Command) {
 		// cobra shows the help and is content, whatever the word.
 		cmd.Args, cmd.RunE = noArguments, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	}
+	if cmd.HasParent() && cmd.Parent().Name() == "completion" {
+		cmd.Args = noArguments // cobra's own commands speak cobra's words.
+	}
 	for _, below := range cmd.Commands() {
 		everywhere(below)
 	}

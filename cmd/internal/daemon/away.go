@@ -12,7 +12,7 @@ import (
 // somebody may: multihomed is switched off, or the administrator keeps the service from
 // running. A service that is merely stopped, or failed, is stood in for.
 func KeptAway(cfg config.Config) (why string) {
-	if off := offswitch.Load(cfg.StateDir); off.HostOff() {
+	if off := offswitch.Load(cfg.Switch()); off.HostOff() {
 		return "multihomed is " + off.Why()
 	}
 	if unit := unitfile.Read(os.DirFS("/"), unitfile.Service); unit.Unwanted() {

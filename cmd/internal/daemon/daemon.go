@@ -20,6 +20,7 @@ import (
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/hook"
+	"multihomed/cmd/internal/lockfile"
 	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/event"
 	"multihomed/internal/ownership"
@@ -57,16 +58,16 @@ func Run(ctx context.Context, o Options) error {
 	if err := mayRoute(); err != nil {
 		return err
 	}
-	if err := ownership.MakeDirectory(cfg.RuntimeDir); err != nil {
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
 		return err
 	}
 	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	lock, err := hook.TakeLock(waiting, cfg.RuntimeDir)
-	if err != nil {
+	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: runstate.Memory{Directory: cfg.RuntimeDir}}}
+	if s.lock, err = hook.TakeLock(waiting, cfg.RuntimeDir); err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer func() { closing(o.Logger, "lock", s.lock.Close) }()
 	unlock, err := lockNamespace(waiting, cfg.Config, o.Logger)
 	if err != nil {
 		return err
@@ -77,15 +78,17 @@ func Run(ctx context.Context, o Options) error {
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 
-	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}}
 	if s.sockets, err = openSockets(); err != nil {
 		return err
 	}
 	defer closing(o.Logger, "sockets", s.sockets.Close)
-	if s.events, err = hook.Listen(cfg.RuntimeDir); err != nil {
+	if err := s.listen(cfg.Config); err != nil {
 		return err
 	}
 	defer closing(o.Logger, "socket for events", func() error {
+		if s.events == nil {
+			return nil
+		}
 		// Whoever starts next looks at everything.
 		_, err := s.events.Close()
 		return err
@@ -101,6 +104,9 @@ func Run(ctx context.Context, o Options) error {
 			return err
 		}
 		cfg = *again
+		if err := s.listen(cfg.Config); err != nil {
+			return err
+		}
 	}
 }
 
@@ -110,7 +116,12 @@ type service struct {
 	notify  *notifier
 	started time.Time
 	sockets *sockets
-	events  *hook.Listener
+	// lock and events are made again with the runtime directory; memory is what they
+	// have in common with their successors.
+	lock     *lockfile.Lock
+	events   *hook.Listener
+	memory   *memory
+	restored time.Time
 
 	mu sync.Mutex
 	// report is the loop's last; faults are of other parts.
@@ -183,7 +194,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
 		Report: s.reported, Outdated: outdated.give,
-	}, extras{fault: s.fault})
+	}, extras{fault: s.fault, memory: s.memory})
 	// Ended in order before the first pass: nothing spoke against the configuration, and
 	// a restart must not leave an older one as the last good one.
 	keepUnsettled := func() { settled.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -250,6 +261,14 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return nil
 	})
 
+	lost := false
+	tasks.Go(func() (err error) {
+		if lost, err = s.guard(running, cfg, p, tellers); lost || err != nil {
+			cancel()
+		}
+		return err
+	})
+
 	var next *config.Loaded
 	tasks.Go(func() error {
 		defer cancel()
@@ -260,6 +279,9 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return nil, err
 	}
 	keepUnsettled()
+	if lost && next == nil && ctx.Err() == nil {
+		return &loaded, nil
+	}
 	return next, nil
 }
 

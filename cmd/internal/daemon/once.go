@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -49,18 +50,11 @@ func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, 
 		return err
 	}
 	o.Level.Set(cfg.LogLevel)
-	lock, err := handOver(ctx, cfg.Config, m)
-	if lock == nil || err != nil {
+	release, err := takePlace(ctx, cfg.Config, m, o.Logger)
+	if release == nil || err != nil {
 		return err
 	}
-	defer lock.Close()
-	waiting, cancel := context.WithTimeout(ctx, handOverTimeout)
-	defer cancel()
-	unlock, err := lockNamespace(waiting, cfg.Config, o.Logger)
-	if err != nil {
-		return err
-	}
-	defer unlock()
+	defer release()
 	for {
 		events, err := hook.Listen(cfg.RuntimeDir)
 		if err != nil {
@@ -76,11 +70,40 @@ func Once(ctx context.Context, o Options, m hook.Message, linger time.Duration, 
 	}
 }
 
+// takePlace is handOver with the lock of the network namespace. A daemon whose runtime
+// directory was removed has only that one: it makes the other one again, for which it
+// must find it free, and is told then.
+func takePlace(ctx context.Context, cfg config.Config, m hook.Message, log *slog.Logger) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*handOverTimeout)
+	defer cancel()
+	ticker := time.NewTicker(askAgain)
+	defer ticker.Stop()
+	for {
+		lock, err := handOver(ctx, cfg, m)
+		if lock == nil || err != nil {
+			return nil, err
+		}
+		unlock, err := tryNamespace(ctx, lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir), log)
+		if err == nil {
+			return func() {
+				unlock()
+				closing(log, "lock", lock.Close)
+			}, nil
+		}
+		closing(log, "lock", lock.Close)
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("standing in for the daemon: %w", err)
+		case <-ticker.C:
+		}
+	}
+}
+
 // handOver tells the daemon, or takes the lock if there is none. While somebody
 // holds the lock who does not listen, it is another of us, or a daemon that
 // starts: that may have looked before this event, or will listen in a moment.
 func handOver(ctx context.Context, cfg config.Config, m hook.Message) (*lockfile.Lock, error) {
-	if err := ownership.MakeDirectory(cfg.RuntimeDir); err != nil {
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)

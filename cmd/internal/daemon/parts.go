@@ -54,6 +54,8 @@ type parts struct {
 type extras struct {
 	// fault takes what is wrong with a part; nil says that nothing is.
 	fault func(code routing.Code, err error)
+	// memory outlives the runtime directory, nil for one that does not.
+	memory reconcile.Memory
 }
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
@@ -120,12 +122,16 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		p.names.settled(ctx, p.loop.Plans(), p.loop.Said)
 		settled()
 	}
+	memory := more.memory
+	if memory == nil {
+		memory = runstate.Memory{Directory: cfg.RuntimeDir}
+	}
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:    hooks,
-		Memory:   runstate.Memory{Directory: cfg.RuntimeDir},
+		Memory:   memory,
 		LogDelay: logDelay, Suspect: suspect,
 	})
 	p.router.loop = p.loop

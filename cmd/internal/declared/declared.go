@@ -22,7 +22,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/news"
@@ -182,20 +181,41 @@ func (s *Store) Put(l Link) error {
 	if err := l.check(); err != nil {
 		return doing(err)
 	}
-	data, err := json.Marshal(l)
-	if err != nil {
-		return doing(err)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := ownership.MakeDirectory(s.directory); err != nil {
-		return doing(err)
-	}
-	if err := renameio.WriteFile(filepath.Join(s.directory, l.key().file()), append(data, '\n'), 0o644); err != nil {
+	if err := s.write(l); err != nil {
 		return doing(err)
 	}
 	s.links[l.key()] = l
 	s.Touch(l.Interface)
+	return nil
+}
+
+func (s *Store) write(l Link) error {
+	data, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	if err := ownership.MakeDirectory(s.directory); err != nil {
+		return err
+	}
+	return ownership.WriteFile(filepath.Join(s.directory, l.key().file()), append(data, '\n'), 0o644)
+}
+
+// Restore writes down again what is known and has no file any more, because somebody
+// removed the runtime directory.
+func (s *Store) Restore() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for k, l := range s.links {
+		if _, err := os.Lstat(filepath.Join(s.directory, k.file())); errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, s.write(l))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("writing down declared links again: %w", err)
+	}
 	return nil
 }
 

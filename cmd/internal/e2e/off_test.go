@@ -16,7 +16,7 @@ import (
 // switchOff changes what is off, as multihomectl does it.
 func (r *rig) switchOff(edit func(*offswitch.State) error) {
 	r.t.Helper()
-	_, _, _, err := offswitch.Change(r.cfg.StateDir, edit)
+	_, _, _, err := offswitch.Change(r.cfg.Switch(), edit)
 	r.must(err)
 }
 
@@ -118,7 +118,7 @@ func TestOffStraysNothing(t *testing.T) {
 
 	// The profile is off, whatever its interface is called, and whoever starts.
 	r.switches("off", "wan1")
-	links := offswitch.Load(r.cfg.StateDir).Links
+	links := offswitch.Load(r.cfg.Switch()).Links
 	if len(links) != 1 || links[0].UUID == "" || links[0].Interface != "wan1" {
 		t.Fatalf("off are %+v", links)
 	}

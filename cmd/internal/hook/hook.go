@@ -83,6 +83,14 @@ func Send(runtime string, m Message) error {
 type Listener struct {
 	conn *unixgram.Conn
 	path string
+	// made is the socket's file.
+	made fs.FileInfo
+}
+
+// Stands reports whether others find the socket.
+func (l *Listener) Stands() bool {
+	now, err := os.Lstat(l.path)
+	return err == nil && os.SameFile(l.made, now)
 }
 
 // Listen makes the socket. Its caller holds the lock, so that one of a process
@@ -100,7 +108,11 @@ func Listen(runtime string) (*Listener, error) {
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("protecting the socket for events: %w", err), conn.Close())
 	}
-	return &Listener{conn: conn, path: path}, nil
+	made, err := os.Lstat(path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("looking at the socket for events: %w", err), conn.Close())
+	}
+	return &Listener{conn: conn, path: path, made: made}, nil
 }
 
 // Run passes messages on until ctx is done. Who takes them acknowledges each.

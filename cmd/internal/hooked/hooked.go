@@ -23,7 +23,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"multihomed/dispatcher"
@@ -214,7 +213,7 @@ func Put(runtime string, c Config) error {
 	if err != nil {
 		return doing(err)
 	}
-	err = renameio.WriteFile(c.file(), append(data, '\n'), 0o644, renameio.WithRoot(directory))
+	err = ownership.WriteFileIn(directory, c.file(), append(data, '\n'), 0o644)
 	if err = errors.Join(err, directory.Close()); err != nil {
 		return doing(err)
 	}

@@ -44,6 +44,22 @@ func Open(runtime string) (*Store, []error) {
 	return s, errs
 }
 
+// Restore writes down again what is known and has no file any more, because somebody
+// removed the runtime directory.
+func (s *Store) Restore() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, configs := range s.configs {
+		for _, c := range configs {
+			if _, err := os.Lstat(filepath.Join(s.runtime, Directory, c.file())); errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, Put(s.runtime, c))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Reload reads what was said of an interface. Where nothing is left of it, the
 // interface was let go. What is there and cannot be read now holds as it was.
 func (s *Store) Reload(name string) []error {

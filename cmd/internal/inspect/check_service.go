@@ -20,7 +20,7 @@ func checkDaemon(v *View, _ files) []Finding {
 	case v.Silent:
 		return []Finding{{
 			Severity: routing.Error, Object: "multihomed.service",
-			Text: fmt.Sprintf("multihomed (process %d) does not answer, so changes of links, addresses and routes may be missed; this status was read from the kernel", v.Daemon.PID),
+			Text: fmt.Sprintf("multihomed%s does not answer, so changes of links, addresses and routes may be missed; this status was read from the kernel", processOf(v.Daemon.PID)),
 			Fix:  "systemctl restart multihomed",
 		}}
 	case !v.Running && v.outstanding().none():
@@ -32,6 +32,13 @@ func checkDaemon(v *View, _ files) []Finding {
 	default:
 		return nil
 	}
+}
+
+func processOf(pid int) string {
+	if pid == 0 {
+		return "" // This user may not see which it is.
+	}
+	return fmt.Sprintf(" (process %d)", pid)
 }
 
 // checkManager says that it is not known who the links are. The daemon gives a manager

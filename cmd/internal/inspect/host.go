@@ -81,12 +81,23 @@ func (r *reading) look(ctx context.Context) (*View, error) {
 
 // DaemonRuns reports whether a daemon holds the lock, and not one who stands in for it.
 func DaemonRuns(cfg config.Config) bool {
-	pid, held, err := lockfile.Holder(filepath.Join(cfg.RuntimeDir, lockfile.Name))
+	pid, held, err := Worker(cfg)
 	return err == nil && held && !hook.StandsIn(pid)
 }
 
+// Worker is the process that works on this host: the one that holds the lock, or, where
+// somebody removed the runtime directory under it, that of the network namespace. It is
+// 0 if this user may not see which it is.
+func Worker(cfg config.Config) (pid int, held bool, err error) {
+	pid, held, err = lockfile.Holder(filepath.Join(cfg.RuntimeDir, lockfile.Name))
+	if err != nil || held {
+		return pid, held, err
+	}
+	return lockfile.NamespaceHolder(lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)...)
+}
+
 func (r *reading) readDaemon() {
-	pid, held, err := lockfile.Holder(filepath.Join(r.cfg.RuntimeDir, lockfile.Name))
+	pid, held, err := Worker(r.cfg)
 	if err != nil {
 		r.note("whether the daemon runs: %v", err)
 	}

@@ -28,7 +28,7 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 		Unread:  append([]string{}, v.Notes...),
 		Unbound: map[string]status.Unbound{}, Unchecked: v.Unchecked, OtherRules: v.otherRules(),
 	}
-	s.Off, s.OffLinks = offOf(v.Off)
+	s.Off, s.OffLinks = v.offOf()
 	if v.byDaemon {
 		s.By = byDaemon
 	}
@@ -64,7 +64,8 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 }
 
 // offOf is what was switched off.
-func offOf(off offswitch.State) (*status.Off, []status.OffLink) {
+func (v *View) offOf() (*status.Off, []status.OffLink) {
+	off := v.Off
 	mark := func(m offswitch.Mark) status.Off {
 		o := status.Off{By: m.By}
 		if !m.Since.IsZero() {
@@ -82,7 +83,11 @@ func offOf(off offswitch.State) (*status.Off, []status.OffLink) {
 	}
 	links := make([]status.OffLink, 0, len(off.Links))
 	for _, l := range off.Links {
-		links = append(links, status.OffLink{Interface: l.Interface, UUID: l.UUID, Off: mark(l.Mark)})
+		name := l.Interface
+		if names := l.On(v.present()); len(names) > 0 {
+			name = names[0]
+		}
+		links = append(links, status.OffLink{Interface: name, UUID: l.UUID, Off: mark(l.Mark)})
 	}
 	return host, links
 }

@@ -7,14 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/ownership"
+	"multihomed/internal/flock"
 )
 
 // Name of the lock in the runtime directory.
@@ -40,11 +39,11 @@ func (e *HeldError) Error() string {
 // TryLock takes the lock, or returns a HeldError at once.
 func TryLock(path string) (*Lock, error) {
 	for {
-		f, err := open(path)
+		f, err := flock.Open(path)
 		if err != nil {
 			return nil, err
 		}
-		err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+		err = flock.Try(f)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, errors.Join(&HeldError{Path: path, PID: holder(f, path)}, f.Close())
 		}
@@ -74,12 +73,12 @@ func Wait(ctx context.Context, path string) (*Lock, error) {
 // wait sleeps in flock(2), which cannot be interrupted from outside. It returns
 // neither a lock nor an error if the file was replaced meanwhile.
 func wait(ctx context.Context, path string, held error) (*Lock, error) {
-	f, err := open(path)
+	f, err := flock.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	locked := make(chan error, 1)
-	go func() { locked <- flock(f, unix.LOCK_EX) }()
+	go func() { locked <- flock.Wait(f) }()
 	select {
 	case err := <-locked:
 		if err != nil {
@@ -92,41 +91,6 @@ func wait(ctx context.Context, path string, held error) (*Lock, error) {
 			_ = errors.Join(<-locked, f.Close())
 		}()
 		return nil, fmt.Errorf("waiting for the lock: %w: %w", context.Cause(ctx), held)
-	}
-}
-
-// open opens or creates the file. Only the owner may open it: flock(2) asks for
-// no more, and a stranger who holds the lock keeps the service from starting.
-// O_NOFOLLOW keeps us from writing elsewhere.
-func open(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o600)
-	switch {
-	case errors.Is(err, unix.ELOOP):
-		return nil, fmt.Errorf("opening the lock: %w: it is a symbolic link; to fix: remove %s", err, path)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("opening the lock: %w; to fix: run as root or as the user of the service", err)
-	case err != nil:
-		return nil, fmt.Errorf("opening the lock: %w", err)
-	}
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-	case !info.Mode().IsRegular():
-		err = fmt.Errorf("it is not a regular file; to fix: remove %s", path)
-	default:
-		err = ownership.Adopt(f)
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening the lock %s: %w", path, err), f.Close())
-	}
-	return f, nil
-}
-
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
 	}
 }
 
@@ -152,7 +116,7 @@ const maxDigits = 10
 
 // holder finds out who holds the lock: the kernel knows, and else the file says.
 func holder(f *os.File, path string) int {
-	if pid, held, err := listed(path); err == nil && held && pid > 0 {
+	if pid, held, err := flock.Holder(path); err == nil && held && pid > 0 {
 		return pid
 	}
 	buffer := make([]byte, maxDigits+1)
@@ -162,6 +126,17 @@ func holder(f *os.File, path string) int {
 		return 0
 	}
 	return pid
+}
+
+// Stands reports whether the lock still is where the others look for it: whoever removes
+// the file, or its directory, lets the next one take a lock of his own.
+func (l *Lock) Stands(path string) bool {
+	ours, err := l.file.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Lstat(path)
+	return err == nil && os.SameFile(ours, named)
 }
 
 // Close gives the lock back. The file stays: if it were removed, a process that

@@ -1,10 +1,15 @@
 package lockfile
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -73,9 +78,9 @@ func TryNamespace(trusted ...uint32) (_ *Namespace, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for name, uid := range holders {
-		if name != own && slices.Contains(trusted, uid) {
-			return nil, &NamespaceHeldError{UID: uid}
+	for name, s := range holders {
+		if name != own && slices.Contains(trusted, s.uid) {
+			return nil, &NamespaceHeldError{UID: s.uid}
 		}
 	}
 	if own == "" {
@@ -93,10 +98,14 @@ const (
 	diagUID      = 7
 	diagHeader   = 16
 	diagType     = 1
+	diagInode    = 4
 )
 
+// A socket with a name of the lock.
+type socket struct{ uid, inode uint32 }
+
 // holders returns whose the sockets with names of the lock are.
-func holders() (_ map[string]uint32, err error) {
+func holders() (_ map[string]socket, err error) {
 	doing := func(err error) error { return fmt.Errorf("looking for the holder of the network namespace: %w", err) }
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
@@ -117,7 +126,7 @@ func holders() (_ map[string]uint32, err error) {
 	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, doing(err)
 	}
-	out := map[string]uint32{}
+	out := map[string]socket{}
 	buffer := make([]byte, 64<<10)
 	for {
 		n, _, err := unix.Recvfrom(fd, buffer, 0)
@@ -136,7 +145,7 @@ func holders() (_ map[string]uint32, err error) {
 				return nil, doing(unix.Errno(-binary.NativeEndian.Uint32(m.Data)))
 			case len(m.Data) >= diagHeader && m.Data[diagType] == unix.SOCK_DGRAM: // Each type has names of its own.
 				if name, uid, is := holderOf(m.Data[diagHeader:]); is {
-					out[name] = uid
+					out[name] = socket{uid, binary.NativeEndian.Uint32(m.Data[diagInode:])}
 				}
 			}
 		}
@@ -164,4 +173,106 @@ func holderOf(attributes []byte) (name string, uid uint32, is bool) {
 	}
 	name, abstract := strings.CutPrefix(name, "\x00")
 	return name, uid, hasUID && abstract && strings.HasPrefix(name, namespaceName)
+}
+
+// NamespaceHolder reports whether a process of one of the trusted users holds the lock of
+// the network namespace. That one works, whatever became of its runtime directory. The
+// process is 0 where this user may not see whose the socket is.
+func NamespaceHolder(trusted ...uint32) (pid int, held bool, err error) {
+	all, err := holders()
+	if err != nil {
+		return 0, false, err
+	}
+	for _, s := range all {
+		if !slices.Contains(trusted, s.uid) {
+			continue
+		}
+		held = true
+		if pid = ownerOf(s.inode); pid != 0 {
+			return pid, true, nil
+		}
+	}
+	return 0, held, nil
+}
+
+// ownerOf finds the process that has a socket open, 0 if none is seen (proc(5)).
+func ownerOf(inode uint32) int {
+	processes, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0
+	}
+	for _, p := range processes {
+		if pid, err := strconv.Atoi(p.Name()); err == nil && hasSocket(pid, inode) {
+			return pid
+		}
+	}
+	return 0
+}
+
+func hasSocket(pid int, inode uint32) bool {
+	directory := fmt.Sprintf("/proc/%d/fd", pid)
+	files, err := os.ReadDir(directory)
+	if err != nil {
+		return false
+	}
+	want := fmt.Sprintf("socket:[%d]", inode)
+	for _, f := range files {
+		if to, err := os.Readlink(filepath.Join(directory, f.Name())); err == nil && to == want {
+			return true
+		}
+	}
+	return false
+}
+
+// EndNamespaceHolder kills the process that holds the lock of the network namespace, and
+// waits until it has ended. It returns its number, 0 if nobody holds the lock any more.
+func EndNamespaceHolder(ctx context.Context, trusted ...uint32) (pid int, err error) {
+	pid, held, err := NamespaceHolder(trusted...)
+	switch {
+	case err != nil:
+		return 0, err
+	case !held:
+		return 0, nil
+	case pid == 0:
+		return 0, errors.New("the process that holds the lock of the network namespace is not visible here")
+	}
+	p, err := openProcess(pid)
+	if p == nil || err != nil {
+		return 0, err
+	}
+	defer p.Close()
+	ended, err := p.end(ctx, func() (bool, error) {
+		now, held, err := NamespaceHolder(trusted...)
+		return held && now == pid, err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("ending process %d, which works in this network namespace: %w", pid, err)
+	}
+	if !ended {
+		return 0, nil
+	}
+	return pid, nil
+}
+
+// serviceUser is the user of the unit.
+const serviceUser = "multihomed"
+
+// TrustedUsers are those as whom multihomed runs: root, this process, the user of the
+// unit, and the owners of its directories.
+func TrustedUsers(directories ...string) []uint32 {
+	all := []uint32{0, uint32(os.Geteuid())} //nolint:gosec // user numbers are 32 bits wide
+	for _, d := range directories {
+		if info, err := os.Stat(d); err == nil {
+			if owner, is := info.Sys().(*syscall.Stat_t); is {
+				all = append(all, owner.Uid)
+			}
+		}
+	}
+	if u, err := user.Lookup(serviceUser); err == nil {
+		if uid, err := strconv.ParseUint(u.Uid, 10, 32); err == nil {
+			all = append(all, uint32(uid))
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }

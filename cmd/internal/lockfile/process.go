@@ -29,12 +29,21 @@ func OpenHolder(path string) (*Process, error) {
 	if err != nil || !held || pid <= 0 {
 		return nil, err
 	}
+	p, err := openProcess(pid)
+	if err != nil {
+		return nil, fmt.Errorf("%w; it holds %s", err, path)
+	}
+	return p, nil
+}
+
+// openProcess returns nil if there is none of that number.
+func openProcess(pid int) (*Process, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("looking at process %d, which holds %s: %w", pid, path, err)
+		return nil, fmt.Errorf("looking at process %d: %w", pid, err)
 	}
 	return &Process{PID: pid, fd: fd}, nil
 }
@@ -80,10 +89,14 @@ const endTimeout = 3 * time.Second
 // End kills the process if it still holds the lock, and waits until it has ended. It
 // reports false, and does nothing, if it holds the lock no more.
 func (p *Process) End(ctx context.Context, path string) (bool, error) {
+	return p.end(ctx, func() (bool, error) { return p.holds(path) })
+}
+
+func (p *Process) end(ctx context.Context, isHolder func() (bool, error)) (bool, error) {
 	if p.PID == os.Getpid() {
 		return false, errors.New("it is this process")
 	}
-	holds, err := p.holds(path)
+	holds, err := isHolder()
 	if err != nil || !holds {
 		return false, err
 	}

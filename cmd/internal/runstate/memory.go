@@ -9,8 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/google/renameio/v2"
-
+	"multihomed/internal/ownership"
 	"multihomed/routing/reconcile"
 )
 
@@ -60,7 +59,7 @@ func (m Memory) Keep(r reconcile.Recollection) error {
 	if err != nil {
 		return fmt.Errorf("encoding the memory: %w", err)
 	}
-	if err := renameio.WriteFile(filepath.Join(m.Directory, MemoryName), append(data, '\n'), 0o644); err != nil {
+	if err := ownership.WriteFile(filepath.Join(m.Directory, MemoryName), append(data, '\n'), 0o644); err != nil {
 		return fmt.Errorf("writing the memory: %w", err)
 	}
 	return nil

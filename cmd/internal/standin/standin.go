@@ -112,7 +112,7 @@ func rights(cfg config.Config) (*syscall.SysProcAttr, error) {
 	if os.Geteuid() != 0 {
 		return attr, nil
 	}
-	if err := ownership.MakeDirectory(cfg.RuntimeDir); err != nil {
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
 		return nil, err
 	}
 	info, err := os.Stat(cfg.RuntimeDir)

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/ownership"
@@ -77,7 +76,7 @@ func pass(ctx context.Context, runtime, name string) error {
 	if err != nil {
 		return doing(err)
 	}
-	err = renameio.WriteFile(profileFile(name), append(data, '\n'), 0o644, renameio.WithRoot(directory))
+	err = ownership.WriteFileIn(directory, profileFile(name), append(data, '\n'), 0o644)
 	if err = errors.Join(err, directory.Close()); err != nil {
 		return doing(err)
 	}

@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -181,5 +182,177 @@ func TestOffOneLink(t *testing.T) {
 	h.ok("is switched on: 2 links with their routing; the service does not run", "on")
 	if after := h.tables(); !slices.Equal(before, after) {
 		t.Errorf("tables before %q, after %q", before, after)
+	}
+}
+
+// TestRuntimeDirectoryRemoved: a daemon whose runtime directory somebody removes is found
+// again at once, keeps what it knew, and does what off says.
+func TestRuntimeDirectoryRemoved(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	before := h.tables()
+	h.must(os.RemoveAll("/run/multihomed"))
+	labtest.Eventually(t, func() error {
+		if s := h.status(); !s.OK || s.By != "daemon" || len(s.Links) != 2 {
+			return fmt.Errorf("ok %v by %s, %d links, %+v", s.OK, s.By, len(s.Links), s.Problems)
+		}
+		return nil
+	})
+	if after := h.tables(); !slices.Equal(before, after) {
+		t.Errorf("tables before %q, after %q", before, after)
+	}
+	if n := strings.Count(h.daemon.Log(), "runtime directory made again"); n != 1 {
+		t.Errorf("it is said %d times:\n%s", n, h.daemon.Log())
+	}
+	if _, err := os.Stat("/run/multihomed/memory.json"); err != nil {
+		t.Error(err)
+	}
+	// Without a moment to notice.
+	h.must(os.RemoveAll("/run/multihomed"))
+	h.ok("multihomed is switched off: removed ", "off")
+	h.nothing("after off")
+	h.up("wan1")
+	h.nothing("after an activation")
+	h.ok("multihomed is switched on: 2 links with their routing", "on")
+	if after := h.tables(); !slices.Equal(before, after) {
+		t.Errorf("tables before %q, after %q", before, after)
+	}
+	select {
+	case <-h.daemon.Done():
+		t.Error("the daemon was ended")
+	default:
+	}
+
+	// One that hangs cannot make it again: status says so, and off takes its place.
+	h.must(h.daemon.Signal(unix.SIGSTOP))
+	h.must(os.RemoveAll("/run/multihomed"))
+	if r := h.ctl("status"); !strings.Contains(r.out, "does not answer") || strings.Contains(r.out, "not running") {
+		t.Errorf("status of one that hangs: %s", r)
+	}
+	if r := h.ctl("flush", "--yes"); r.status != 1 || !strings.Contains(r.err, "multihomed is running (process ") {
+		t.Errorf("flush beside one that hangs: %s", r)
+	}
+	h.ok("multihomed is switched off: removed ", "off")
+	h.nothing("after off beside one that hangs")
+	<-h.daemon.Done()
+}
+
+// TestOffUmask: root's umask decides nothing of what the daemon, which is not root, reads.
+func TestOffUmask(t *testing.T) {
+	h := newHost(t)
+	for _, d := range []string{"/run/multihomed", "/var/lib/multihomed"} {
+		h.must(os.MkdirAll(d, 0o755))
+		h.must(os.Chown(d, service, service))
+	}
+	h.serviceDaemon()
+	h.settle()
+	for _, umask := range []int{0o077, 0o027} {
+		before := unix.Umask(umask)
+		r := h.ctl("off", "wan1")
+		unix.Umask(before)
+		if r.status != 0 || len(h.status().Links) != 1 {
+			t.Fatalf("umask %03o: %s", umask, r)
+		}
+		h.stop()
+		h.serviceDaemon()
+		if s := h.status(); len(s.Links) != 1 || s.Links[0].Interface != "wan0" {
+			t.Errorf("umask %03o, after a restart: %+v", umask, s.Problems)
+		}
+		h.ok("2 links with their routing", "on", "wan1")
+	}
+	// As an earlier release left it: the daemon cannot read it, and on is the way back.
+	h.must(os.WriteFile(offswitch.Path("/var/lib/multihomed"), []byte(`{"schema":1}`), 0o644))
+	h.must(os.Chown(offswitch.Path("/var/lib/multihomed"), 0, 0))
+	h.must(os.Chmod(offswitch.Path("/var/lib/multihomed"), 0o600))
+	h.stop()
+	h.serviceDaemon()
+	h.ok("2 links with their routing", "on")
+	h.stop()
+	h.serviceDaemon()
+	h.settle()
+	if s := h.status(); s.Off != nil || len(s.Links) != 2 {
+		t.Errorf("after on and a restart: %+v", s.Problems)
+	}
+}
+
+// service is the user of the daemon where a test runs it as one.
+const service = 997
+
+// serviceDaemon runs the daemon as the unit does: a user with CAP_NET_ADMIN.
+func (h *host) serviceDaemon() {
+	h.t.Helper()
+	var err error
+	h.daemon, err = h.Start(lab.ProcessConfig{Path: "setpriv", Args: []string{
+		"--reuid", fmt.Sprint(service), "--regid", fmt.Sprint(service), "--clear-groups",
+		"--inh-caps", "+net_admin", "--ambient-caps", "+net_admin", "--bounding-set", "-all,+net_admin", program(h.t, "multihomed"),
+	}})
+	h.must(err)
+	labtest.Eventually(h.t, func() error {
+		if s := h.status(); s.By != "daemon" || !s.Daemon.Ready {
+			return fmt.Errorf("by %s, %+v", s.By, s.Daemon)
+		}
+		return nil
+	})
+}
+
+// TestOffStale: a mark whose profile no interface has is not told of the interface that had
+// it, and goes by the word that status prints or by that interface's name.
+func TestOffStale(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	if r := h.ctl("off", "lo"); r.status != 2 || !strings.Contains(r.err, "lo is the loopback") {
+		t.Errorf("off lo: %s", r)
+	}
+	nm := func(args ...string) {
+		t.Helper()
+		_, err := h.NMCLI(t.Context(), args...)
+		h.must(err)
+	}
+	for n, word := range []string{"wan1", ""} {
+		h.ok("wan1 is switched off: removed ", "off", "wan1")
+		nm("connection", "delete", []string{"wan1", "again0"}[n])
+		name := fmt.Sprint("again", n)
+		h.must(h.AddProfile(t.Context(), name, "wan1"))
+		h.must(h.Up(t.Context(), name))
+		labtest.Eventually(t, func() error {
+			s := h.status()
+			p := problem(s, "switched-off")
+			if !s.OK || len(s.Links) != 2 || p == nil || p.Link != "" || !strings.Contains(p.Text, "which no interface has at present") || !strings.HasPrefix(p.Fix, "multihomectl on ") {
+				return fmt.Errorf("%d links, %+v", len(s.Links), s.Problems)
+			}
+			if word == "" {
+				word = strings.TrimPrefix(p.Fix, "multihomectl on ")
+			}
+			return nil
+		})
+		h.ok("switched on: 2 links", "on", word)
+		if s := h.status(); problem(s, "switched-off") != nil {
+			t.Errorf("%q leaves %+v", word, s.Problems)
+		}
+		h.ok("nothing was switched off", "on", "wan1")
+	}
+	// Of a profile that is on another interface now, the word is that one's.
+	for _, p := range []struct{ profile, name string }{{"wan0", "wan0"}, {"again1", "wan1"}} {
+		i, err := net.InterfaceByName(p.name)
+		h.must(err)
+		nm("connection", "modify", p.profile, "connection.interface-name", "", "802-3-ethernet.mac-address", i.HardwareAddr.String())
+		h.must(h.Up(t.Context(), p.profile))
+	}
+	h.settle()
+	h.ok("wan1 is switched off: removed ", "off", "wan1")
+	for _, rename := range [][2]string{{"wan0", "tmp0"}, {"wan1", "wan0"}, {"tmp0", "wan1"}} {
+		h.ip("link", "set", rename[0], "name", rename[1])
+	}
+	labtest.Eventually(t, func() error {
+		s := h.status()
+		if p := problem(s, "switched-off"); !s.OK || len(s.Links) != 1 || s.Links[0].Interface != "wan1" || p == nil || p.Link != "wan0" || p.Fix != "multihomectl on wan0" {
+			return fmt.Errorf("%d links, %+v", len(s.Links), s.Problems)
+		}
+		return nil
+	})
+	h.ok("nothing of wan1 was switched off, but the profile that it had is, now on wan0 (to switch that on: multihomectl on wan0)", "on", "wan1")
+	h.ok("wan0 switched on: 2 links", "on", "wan0")
+	if s := h.status(); problem(s, "switched-off") != nil {
+		t.Errorf("%+v", s.Problems)
 	}
 }

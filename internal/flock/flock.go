@@ -1,0 +1,144 @@
+// Package flock locks files with flock(2). Everybody who may open a file may lock it,
+// for reading too, and keep it: so these files are for their owner alone, and who waits
+// is told by whom he is kept waiting.
+package flock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/ownership"
+)
+
+// mode is that of all of them.
+const mode fs.FileMode = 0o600
+
+// Open opens or creates a file to be locked, for its owner alone whatever it was before
+// and whatever the umask. Root's is the owner's of the directory. O_NOFOLLOW keeps it
+// from being elsewhere.
+func Open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, mode)
+	switch {
+	case errors.Is(err, unix.ELOOP):
+		return nil, fmt.Errorf("opening the lock: %w: it is a symbolic link; to fix: remove %s", err, path)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("opening the lock: %w; to fix: run as root or as the user of the service", err)
+	case err != nil:
+		return nil, fmt.Errorf("opening the lock: %w", err)
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("it is not a regular file; to fix: remove %s", path)
+	default:
+		if info.Mode().Perm() != mode {
+			// Only its owner and root can, and it can be locked all the same.
+			_ = f.Chmod(mode)
+		}
+		err = ownership.Adopt(f)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the lock %s: %w", path, err), f.Close())
+	}
+	return f, nil
+}
+
+// Try locks a file, or fails at once: with EWOULDBLOCK if somebody else has it locked.
+func Try(f *os.File) error { return lock(f, unix.LOCK_EX|unix.LOCK_NB) }
+
+// Wait locks a file as soon as nobody else has it locked.
+func Wait(f *os.File) error { return lock(f, unix.LOCK_EX) }
+
+func lock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// again is how often Take tries.
+const again = 20 * time.Millisecond
+
+// Take opens a file and locks it; closing it lets go. When ctx is done first, the error
+// names the process that holds it.
+func Take(ctx context.Context, path string) (*os.File, error) {
+	ticker := time.NewTicker(again)
+	defer ticker.Stop()
+	for {
+		f, err := Open(path)
+		if err != nil {
+			return nil, err
+		}
+		err = Try(f)
+		if err == nil {
+			// Whoever cleans the directory must not let two in.
+			ours, err := f.Stat()
+			if named, gone := os.Lstat(path); err == nil && gone == nil && os.SameFile(ours, named) {
+				return f, nil
+			}
+		}
+		if closing := f.Close(); closing != nil || err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("locking %s: %w", path, errors.Join(err, closing))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, heldBy(path)
+		case <-ticker.C:
+		}
+	}
+}
+
+func heldBy(path string) error {
+	pid, _, err := holder(path, "WRITE", "READ")
+	if err != nil || pid == 0 {
+		return fmt.Errorf("another process holds %s; to fix: find it with `fuser -v %[1]s`, and end it", path)
+	}
+	name := "process " + strconv.Itoa(pid)
+	if command, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm"); err == nil {
+		name += fmt.Sprintf(" (%q)", strings.TrimSpace(string(command)))
+	}
+	return fmt.Errorf("%s holds %s; to fix: wait for it, or end it (kill %d)", name, path, pid)
+}
+
+// Holder finds the holder of an exclusive flock(2) in /proc/locks, where a line is
+// "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF" (proc(5)). The process is 0 if it
+// cannot be told. It asks the kernel's list and not the lock itself: trying that would
+// for a moment take it from somebody who starts, and needs a file that one may open.
+func Holder(path string) (pid int, held bool, err error) { return holder(path, "WRITE") }
+
+func holder(path string, kinds ...string) (pid int, held bool, err error) {
+	var stat unix.Stat_t
+	if err := unix.Lstat(path, &stat); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return 0, false, nil
+		}
+		return 0, false, fmt.Errorf("looking at the lock %s: %w", path, err)
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return 0, false, fmt.Errorf("looking for the holder of %s: %w", path, err)
+	}
+	for line := range strings.Lines(string(locks)) {
+		// One that waits has an arrow in the second field.
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || !slices.Contains(kinds, f[3]) || f[5] != file {
+			continue
+		}
+		// In another PID namespace, or nearly dead, it has no number.
+		pid, err := strconv.Atoi(f[4])
+		return max(pid, 0), err == nil, nil
+	}
+	return 0, false, nil
+}
