@@ -496,10 +496,10 @@ func sentenceOn(before, now offswitch.State, targets []target, present []offswit
 			continue
 		}
 		text := "nothing of " + subject(t) + " was switched off"
-		for _, l := range now.Links {
-			if names := l.On(present); l.Called(t.word) && len(names) > 0 {
-				text += fmt.Sprintf(", but the profile that it had is, now on %[1]s (to switch that on: multihomectl on %[1]s)", clean(names[0]))
-			}
+		elsewhere := slices.IndexFunc(now.Links, func(l offswitch.Link) bool { return l.Called(t.word) && len(l.On(present)) > 0 })
+		if elsewhere >= 0 {
+			name := clean(now.Links[elsewhere].On(present)[0])
+			text += fmt.Sprintf(", but the profile that it had is, now on %[1]s (to switch that on: multihomectl on %[1]s)", name)
 		}
 		was = append(was, text)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -80,6 +81,11 @@ type sleeper struct {
 // sleep starts a process of a name.
 func (r *rig) sleep(name string) *sleeper {
 	r.t.Helper()
+	// A signal that is ignored, as under nohup, would be ignored by what is started;
+	// one that is caught would not (execve(2)).
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGHUP)
+	defer signal.Stop(caught)
 	program, err := os.ReadFile("/bin/sleep")
 	if err != nil {
 		r.t.Fatal(err)

@@ -48,21 +48,14 @@ func beDaemon(kind, dir string) error {
 	if err != nil {
 		return err
 	}
+	if kind == "old" {
+		return beOld(dir)
+	}
 	_, _ = os.Stdout.WriteString("ready\n")
 	log := slog.New(slog.DiscardHandler)
 	switch kind {
 	case "works":
 		return l.Run(context.Background(), log, func(m hook.Message) { m.Acknowledge() })
-	case "old":
-		// It takes messages, and knows no acknowledgement.
-		conn, err := unixgram.Listen(unixgram.Address(filepath.Join(dir, "other")))
-		if err == nil {
-			err = os.Rename(filepath.Join(dir, "other"), filepath.Join(dir, hook.Name))
-		}
-		for err == nil {
-			_, err = conn.Receive(make([]byte, 1<<16))
-		}
-		return err
 	case "busy":
 		for n := uint64(0); ; n++ {
 			_ = n * n
@@ -70,6 +63,19 @@ func beDaemon(kind, dir string) error {
 	default:
 		return l.Run(context.Background(), log, func(hook.Message) { select {} })
 	}
+}
+
+// beOld takes messages, and knows no acknowledgement.
+func beOld(dir string) error {
+	conn, err := unixgram.Listen(unixgram.Address(filepath.Join(dir, "other")))
+	if err == nil {
+		err = os.Rename(filepath.Join(dir, "other"), filepath.Join(dir, hook.Name))
+	}
+	_, _ = os.Stdout.WriteString("ready\n")
+	for err == nil {
+		_, err = conn.Receive(make([]byte, 1<<16))
+	}
+	return err
 }
 
 func daemon(t *testing.T, kind, dir string) *exec.Cmd {
