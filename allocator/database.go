@@ -195,14 +195,19 @@ func load(ctx context.Context, db *sql.DB, path string) ([]*lease, error) {
 // has. A file may be whole, and lack one of them, or have a view in its place.
 func compiles(ctx context.Context, db *sql.DB) error {
 	for _, statement := range []string{deleteLease, insertLease, updateLease} {
-		prepared, err := db.PrepareContext(ctx, statement)
-		if err != nil {
-			return err
-		}
-		if err := prepared.Close(); err != nil {
+		if err := compilesOne(ctx, db, statement); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+func compilesOne(ctx context.Context, db *sql.DB, statement string) (err error) {
+	prepared, err := db.PrepareContext(ctx, statement)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, prepared.Close()) }()
 	return nil
 }
 

@@ -174,24 +174,25 @@ func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
 	if err != nil && !ok {
 		return nil, err
 	}
-	pid := 0
 	if ok {
-		pid = held.PID
-	} else {
-		// Somebody may have removed the runtime directory of one that works.
-		works := false
-		if pid, works, err = lockfile.NamespaceHolder(lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)...); err != nil || !works {
-			return lock, nil //nolint:nilerr // where the kernel does not tell, the lock decides
-		}
-		if err := lock.Close(); err != nil {
-			return nil, err
-		}
+		return nil, running(held.PID)
 	}
+	// Somebody may have removed the runtime directory of one that works. Where the kernel
+	// does not tell, the lock decides.
+	pid, works, err := lockfile.NamespaceHolder(lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)...)
+	if err == nil && works {
+		return nil, errors.Join(running(pid), lock.Close())
+	}
+	return lock, nil
+}
+
+// running says that a daemon is in the way.
+func running(pid int) error {
 	who := "multihomed is running"
 	if pid != 0 {
 		who += " (process " + strconv.Itoa(pid) + ")"
 	}
-	return nil, errors.New(who + "; to fix: systemctl stop multihomed, then do this again; or multihomectl off, which works beside it and lasts")
+	return errors.New(who + "; to fix: systemctl stop multihomed, then do this again; or multihomectl off, which works beside it and lasts")
 }
 
 // confirmed asks, if there is somebody to answer.

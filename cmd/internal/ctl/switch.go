@@ -38,10 +38,12 @@ the profile, whatever its interface is called later; without one, by the interfa
 
 A daemon that runs does it itself, and stays, doing nothing. One that does not answer
 within three seconds is ended. It works without a daemon, and with a configuration that
-cannot be used. The exit status is 1 if something still stands: it says what and why.`
+cannot be used. Where the state directory cannot be written it holds until the next
+boot, and says so. The exit status is 1 if it does not hold for longer, or if something
+still stands: it says what and why.`
 
 const onHelp = `Switch multihomed, or some links, on again after multihomectl off. Without a link,
-everything is on. When the command returns the routing stands, in the same tables as
+everything is on. With one, what is left of a profile that it had goes, too. When the command returns the routing stands, in the same tables as
 before; without a daemon it is made once, and kept by the hooks.`
 
 func (a *app) off() *cobra.Command {
@@ -496,10 +498,10 @@ func sentenceOn(before, now offswitch.State, targets []target, present []offswit
 			continue
 		}
 		text := "nothing of " + subject(t) + " was switched off"
-		for _, l := range now.Links {
-			if names := l.On(present); l.Called(t.word) && len(names) > 0 {
-				text += fmt.Sprintf(", but the profile that it had is, now on %[1]s (to switch that on: multihomectl on %[1]s)", clean(names[0]))
-			}
+		elsewhere := slices.IndexFunc(now.Links, func(l offswitch.Link) bool { return l.Called(t.word) && len(l.On(present)) > 0 })
+		if elsewhere >= 0 {
+			name := clean(now.Links[elsewhere].On(present)[0])
+			text += fmt.Sprintf(", but the profile that it had is, now on %[1]s (to switch that on: multihomectl on %[1]s)", name)
 		}
 		was = append(was, text)
 	}

@@ -61,7 +61,7 @@ func profileOf(l offswitch.Link) string {
 
 // present are the interfaces of the host, with their profiles.
 func (v *View) present() []offswitch.Interface {
-	var out []offswitch.Interface
+	out := make([]offswitch.Interface, 0, len(v.Links))
 	for _, name := range slices.SortedFunc(maps.Keys(v.Links), status.CompareNames) {
 		uuid := v.NM.Devices[name].ProfileUUID
 		if claim, is := v.claimOf(v.Links[name]); is && uuid == "" {

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -37,12 +38,13 @@ func TestReportRedacted(t *testing.T) {
 			t.Fatal(r)
 		}
 		var all strings.Builder
-		h.must(filepath.WalkDir(path, func(path string, d os.DirEntry, err error) error {
+		files := os.DirFS(path)
+		h.must(fs.WalkDir(files, ".", func(name string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() {
 				return err
 			}
-			text, err := os.ReadFile(path)
-			all.WriteString("== " + filepath.Base(path) + "\n" + string(text) + "\n")
+			text, err := fs.ReadFile(files, name)
+			all.WriteString("== " + name + "\n" + string(text) + "\n")
 			return err
 		}))
 		return all.String()
