@@ -38,10 +38,12 @@ the profile, whatever its interface is called later; without one, by the interfa
 
 A daemon that runs does it itself, and stays, doing nothing. One that does not answer
 within three seconds is ended. It works without a daemon, and with a configuration that
-cannot be used. The exit status is 1 if something still stands: it says what and why.`
+cannot be used. Where the state directory cannot be written it holds until the next
+boot, and says so. The exit status is 1 if it does not hold for longer, or if something
+still stands: it says what and why.`
 
 const onHelp = `Switch multihomed, or some links, on again after multihomectl off. Without a link,
-everything is on. When the command returns the routing stands, in the same tables as
+everything is on. With one, what is left of a profile that it had goes, too. When the command returns the routing stands, in the same tables as
 before; without a daemon it is made once, and kept by the hooks.`
 
 func (a *app) off() *cobra.Command {

@@ -148,3 +148,31 @@ func TestAFullDirectoryLosesNothing(t *testing.T) {
 		t.Errorf("links %v", got)
 	}
 }
+
+// TestRestore: what was known has its files again after somebody removed the directory.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir)
+	all := []declared.Link{link("wan0", "192.0.2.1"), link("wan1", "2001:db8::1")}
+	for _, l := range all {
+		if err := s.Put(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) == 0 {
+		t.Fatalf("%v, %v", entries, err)
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	if got := open(t, dir).All(); !slices.Equal(got, all) {
+		t.Errorf("links %v, want %v", got, all)
+	}
+}

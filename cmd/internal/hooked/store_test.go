@@ -3,6 +3,8 @@ package hooked_test
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -244,6 +246,32 @@ func TestIndex(t *testing.T) {
 	for _, name := range []string{"", "none", strings.Repeat("x", 20)} {
 		if _, err := hooked.Index(name); !errors.Is(err, unix.ENODEV) {
 			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// TestRestore: what hooks said has its files again after somebody removed the directory; a
+// newer word of theirs stays.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	first, second := lease("wan0"), lease("wan1")
+	s := open(t, first, second)
+	if err := os.RemoveAll(filepath.Join(s.runtime, hooked.Directory)); err != nil {
+		t.Fatal(err)
+	}
+	newer := second
+	newer.Index++
+	put(t, s.runtime, newer)
+	if err := s.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	again, errs := hooked.Open(s.runtime)
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	for name, index := range map[string]int{"wan0": first.Index, "wan1": newer.Index} {
+		if configs, _ := again.Of(name); len(configs) != 1 || configs[0].Index != index {
+			t.Errorf("of %s: %+v, want index %d", name, configs, index)
 		}
 	}
 }

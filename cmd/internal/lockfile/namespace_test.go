@@ -3,6 +3,7 @@ package lockfile_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"testing"
 
@@ -65,8 +66,19 @@ func TestNamespace(t *testing.T) {
 			t.Errorf("%s: %v", when, err)
 		}
 	}
+	holder := func(want int) {
+		t.Helper()
+		if pid, held, err := lockfile.NamespaceHolder(0); err != nil || held != (want != 0) || pid != want {
+			t.Errorf("the holder is %d (%v, %v), want %d", pid, held, err, want)
+		}
+	}
+	holder(0)
 	first := take()
 	held("a second one")
+	holder(os.Getpid())
+	if _, err := lockfile.EndNamespaceHolder(t.Context(), 0); err == nil {
+		t.Error("it ends itself")
+	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -79,6 +91,7 @@ func TestNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	end = squat(t, 0, 64)
+	holder(0) // Squatters are nobody.
 	if _, err := lockfile.TryNamespace(0); !errors.Is(err, lockfile.ErrSquatted) {
 		t.Errorf("all are squatted: %v", err)
 	}
