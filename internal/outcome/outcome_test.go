@@ -395,7 +395,7 @@ func TestFaults(t *testing.T) {
 				h := twoWANs()
 				h.missing = missing(routing.PriorityDevice)
 				h.links[0].Routes = h.links[0].Routes[:1]
-				h.links[0].WasUplink = true
+				h.links[0].WasUplink.Set(routing.IPv4, true)
 				h.links[0].Intents = map[routing.Family]routing.Intent{routing.IPv4: {Gateway: netip.MustParseAddr("198.51.100.1")}}
 				return h
 			}(),

@@ -21,6 +21,10 @@ func (s *Status) Escape() {
 		l := &s.Links[i]
 		l.Interface, l.Profile = escape.Name(l.Interface), escape.Name(l.Profile)
 		text(&l.RoleWhy, &l.Why, &l.Type)
+		for f, r := range l.Roles {
+			text(&r.Why)
+			l.Roles[f] = r
+		}
 		for f, why := range l.LeftAlone {
 			l.LeftAlone[f] = escape.Text(why)
 		}

@@ -184,12 +184,12 @@ func checkDefaults(v *View, _ files) []Finding {
 	var out []Finding
 	for plan := range v.Planner.Links() {
 		// One that comes may still get a default, one that goes may have lost it already.
-		if plan.Role != routing.Uplink || !plan.Link.Up || plan.Link.Pending || v.unsettled(plan.Link.Name) {
+		if !plan.Link.Up || plan.Link.Pending || v.unsettled(plan.Link.Name) {
 			continue
 		}
 		for _, k := range plan.Keys {
 			t, has := plan.Link.Tables[k]
-			if !has || slices.ContainsFunc(plan.Routes, func(r routing.PlannedRoute) bool {
+			if plan.Roles.In(k.Family) != routing.Uplink || !has || slices.ContainsFunc(plan.Routes, func(r routing.PlannedRoute) bool {
 				return r.Route.Family == k.Family && r.Route.Table == t && r.Route.IsDefault()
 			}) {
 				continue
