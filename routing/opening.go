@@ -34,7 +34,7 @@ type opening struct {
 }
 
 // A nested network belongs to a link in the group, and lies inside of a network behind
-// an opening.
+// an opening, or is one that main prefers to reach by that link.
 type nested struct {
 	network netip.Prefix
 	// index is the opening whose network it is, 0 if it is an uplink's.
@@ -84,24 +84,39 @@ func (plan *LinkPlan) tablesOf(f Family) []TableID {
 }
 
 // destinations calls a function for everything that main, or a table of the link, knows
-// through the link and that is longer than a default in pieces.
-func (plan *LinkPlan) destinations(f Family, longest int, visit func(netip.Prefix)) {
+// through the link and that is longer than a default in pieces, with the metric that main
+// has for it.
+func (plan *LinkPlan) destinations(f Family, longest int, visit func(to netip.Prefix, metric uint32)) {
 	for _, k := range plan.Keys {
 		if k.Family == f && !k.OfHosts() && k.Prefix.Bits() > longest {
-			visit(k.Prefix)
+			visit(k.Prefix, noDefault)
 		}
 	}
 	for i := range plan.Link.Routes {
 		r := &plan.Link.Routes[i]
 		if r.Family == f && r.Type == RouteUnicast && r.Protocol != Multihomed && !r.Source.IsValid() && r.Destination.Bits() > longest {
-			visit(r.Destination)
+			visit(r.Destination, r.Metric)
 		}
 	}
-	for k := range plan.paths.by {
-		if p := k.prefix(); k.family() == f && p.Bits() > longest {
-			visit(p)
+	for _, r := range knownRoutes(plan.Link) {
+		if r.Family == f && r.Type == RouteUnicast && r.Destination.Bits() > longest {
+			visit(r.Destination, noDefault)
 		}
 	}
+	for k, path := range plan.paths.by {
+		if to := k.prefix(); k.family() == f && to.Bits() > longest {
+			visit(to, path.metric())
+		}
+	}
+}
+
+// metric is the best that main has.
+func (p path) metric() uint32 {
+	best := p.first.rest.Value().Metric
+	for _, w := range p.others() {
+		best = min(best, w.rest.Value().Metric)
+	}
+	return best
 }
 
 // openingsOf finds the openings of a family, and what is nested in them.
@@ -123,9 +138,9 @@ func (p *Planner) openingsOf(f Family) openings {
 	if len(out.open) == 0 {
 		return out
 	}
-	behind := wide{at: map[netip.Prefix][]int{}, lengths: map[int]struct{}{}}
+	behind := wide{at: map[netip.Prefix]map[int]uint32{}, lengths: map[int]struct{}{}}
 	for _, o := range out.open {
-		open[o.index].destinations(f, longest, func(to netip.Prefix) { behind.add(to, o.index) })
+		open[o.index].destinations(f, longest, func(to netip.Prefix, metric uint32) { behind.add(to, o.index, metric) })
 	}
 	p.wide[familyIndex(f)] = behind
 	found := map[netip.Prefix]*inside{}
@@ -134,8 +149,8 @@ func (p *Planner) openingsOf(f Family) openings {
 		if !plan.grouped(group) {
 			continue
 		}
-		plan.destinations(f, longest, func(to netip.Prefix) {
-			for bits, o := range behind.around(to) {
+		plan.destinations(f, longest, func(to netip.Prefix, metric uint32) {
+			for bits, o := range behind.around(to, metric) {
 				if o != index {
 					note(found, to, index, bits, o)
 				}
@@ -146,29 +161,32 @@ func (p *Planner) openingsOf(f Family) openings {
 	return out
 }
 
-// wide are the destinations behind openings.
+// wide are the destinations behind openings, with the metrics that main has for them.
 type wide struct {
-	at      map[netip.Prefix][]int
+	at      map[netip.Prefix]map[int]uint32
 	lengths map[int]struct{}
 }
 
-func (w *wide) add(to netip.Prefix, index int) {
-	if at := w.at[to]; len(at) == 0 || at[len(at)-1] != index {
-		w.at[to] = append(at, index)
-		w.lengths[to.Bits()] = struct{}{}
+func (w *wide) add(to netip.Prefix, index int, metric uint32) {
+	if w.at[to] == nil {
+		w.at[to] = map[int]uint32{}
 	}
+	if old, is := w.at[to][index]; !is || metric < old {
+		w.at[to][index] = metric
+	}
+	w.lengths[to.Bits()] = struct{}{}
 }
 
-// around yields the openings behind which a network lies in a wider one, with the length
-// of that.
-func (w *wide) around(to netip.Prefix) iter.Seq2[int, int] {
+// around yields the openings behind which a network lies in a wider one, or is itself but
+// main prefers another way to it, with the length of that.
+func (w *wide) around(to netip.Prefix, metric uint32) iter.Seq2[int, int] {
 	return func(yield func(int, int) bool) {
 		for bits := range w.lengths {
-			if bits >= to.Bits() {
+			if bits > to.Bits() {
 				continue
 			}
-			for _, index := range w.at[netip.PrefixFrom(to.Addr(), bits).Masked()] {
-				if !yield(bits, index) {
+			for index, theirs := range w.at[netip.PrefixFrom(to.Addr(), bits).Masked()] {
+				if (bits < to.Bits() || metric != noDefault && metric <= theirs) && !yield(bits, index) {
 					return
 				}
 			}
@@ -177,7 +195,7 @@ func (w *wide) around(to netip.Prefix) iter.Seq2[int, int] {
 }
 
 func (w *wide) holds(to netip.Prefix) bool {
-	for range w.around(to) {
+	for range w.around(to, 0) {
 		return true
 	}
 	return false
@@ -311,8 +329,8 @@ func (p *Planner) reopenIf(old, now *planned) {
 	}
 }
 
-// repathed looks at the openings anew where paths of a link, which came or went, are
-// behind an opening or lie in a network behind one.
+// repathed looks at the openings anew where paths of a link, which came, went or got
+// another metric, are behind an opening or lie in a network behind one.
 func (p *Planner) repathed(index int, moved []netip.Prefix, hadNone bool) {
 	if !p.anyOpening() || len(moved) == 0 {
 		return
@@ -335,7 +353,7 @@ func sameOpening(a, b *planned) bool {
 		return false
 	}
 	return a.Roles == b.Roles && a.marked == b.marked && a.Group == b.Group &&
-		slices.Equal(a.Keys, b.Keys) && maps.Equal(a.Link.Tables, b.Link.Tables) && slices.Equal(a.Link.Routes, b.Link.Routes) &&
+		slices.Equal(a.Keys, b.Keys) && maps.Equal(a.Link.Tables, b.Link.Tables) && slices.Equal(a.Link.Routes, b.Link.Routes) && slices.Equal(a.Link.Known, b.Link.Known) &&
 		a.paths == b.paths
 }
 

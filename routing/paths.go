@@ -505,10 +505,11 @@ func (p *Planner) SetPaths(index int, ways map[Destination][]Route) []Destinatio
 				continue
 			}
 		}
-		if _, has := plan.paths.by[k]; has != (len(routes) > 0) {
+		old, had := plan.paths.by[k]
+		s.set(k, routes)
+		if now, has := plan.paths.by[k]; had != has || has && old.metric() != now.metric() {
 			moved = append(moved, d.To)
 		}
-		s.set(k, routes)
 	}
 	s.end()
 	p.repathed(index, moved, hadNone)

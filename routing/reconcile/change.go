@@ -56,18 +56,17 @@ func kind(p routing.LinkPlan) string {
 	if !p.Mixed() {
 		return name(p.Role())
 	}
-	var parts []string
-	for _, f := range p.Shown() {
-		parts = append(parts, fmt.Sprintf("%s for %s", name(p.Roles.In(f)), f.Name()))
+	up, local := routing.IPv4, routing.IPv6
+	if p.Roles.In(up) == routing.Local {
+		up, local = local, up
 	}
-	return strings.Join(parts, ", ")
+	return fmt.Sprintf("%s for %s, %s for %s", name(routing.Uplink), up.Name(), name(routing.Local), local.Name())
 }
 
 // roleChanges says which roles changed, and why. Families that the link has an address of
 // only now are no change, and what all of its families have in common is said once.
 func roleChanges(was, is routing.LinkPlan) (parts []string, why string) {
 	shown := is.Shown()
-	first := shown[0]
 	if was.Role() != is.Role() && !was.Mixed() && !is.Mixed() {
 		return []string{fmt.Sprintf("role %s -> %s", was.Role(), is.Role())}, is.Why()
 	}
@@ -79,7 +78,7 @@ func roleChanges(was, is routing.LinkPlan) (parts []string, why string) {
 		why = is.Whys.In(f)
 	}
 	if len(parts) == 0 && was.Role() != is.Role() {
-		return []string{fmt.Sprintf("role %s -> %s", was.Role(), is.Role())}, cmp.Or(is.Why(), is.Whys.In(first))
+		return []string{fmt.Sprintf("role %s -> %s", was.Role(), is.Role())}, is.Why()
 	}
 	return parts, why
 }
