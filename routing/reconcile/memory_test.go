@@ -354,7 +354,12 @@ func TestFormerUplinkOfAFamily(t *testing.T) {
 	h.wants("!"+stop4, "!"+open)
 	h.ip("-6 address add 2001:db8:1::1/64 dev lan0 nodad")
 	h.ip("-6 route add default via fe80::99 dev lan0 metric 1024")
-	h.pass()
+	// The kernel tells of an IPv6 address when it is done with it.
+	for h.pass(); !strings.Contains(h.ip("-6 rule show priority 10500"), "2001:db8:1::"); h.pass() {
+		if !h.changed() {
+			t.Fatal("the daemon does not learn of the IPv6 address")
+		}
+	}
 	h.wants("!"+stop4, open)
 	stops6()
 	if group := h.named("lan0").Attrs().Group; group != policy.UplinkGroup {
