@@ -15,8 +15,7 @@ type band struct {
 }
 
 // selectorKey is what two rules of a band must share to compete: the prefix
-// they match (the source or the destination, whichever the band selects by) and
-// the device. Prefixes compete with those that contain them.
+// they match (the source, or the destination where there is none) and the device. Prefixes compete with those that contain them.
 type selectorKey struct {
 	prefix netip.Prefix
 	oif    string
@@ -44,15 +43,15 @@ func (p *Planner) band(r Rule) *bandIndex {
 }
 
 // selects returns what a rule competes by. Gotos compete with all: their selectors
-// are those of others, and their order is what the ladder depends on. Behind the
-// ladder rules compete by their source, whatever destination they are for.
+// are those of others, and their order is what the ladder depends on. Rules with a source
+// compete by it, whatever destination they are for.
 func selects(r Rule) selectorKey {
 	if r.Action == ActionGoto {
 		return selectorKey{prefix: r.Family.Any()}
 	}
-	prefix := r.From
-	if r.To.IsValid() && (r.Priority != PriorityAgain || !prefix.IsValid()) {
-		prefix = r.To
+	prefix := r.To
+	if r.From.IsValid() {
+		prefix = r.From
 	}
 	if !prefix.IsValid() {
 		prefix = r.Family.Any()

@@ -348,7 +348,7 @@ func compareOps(a, b *Op) int {
 			cmp.Compare(a.rank, b.rank),
 			compareSelectors(&a.Rule, &b.Rule),
 		)
-	case DeleteRule:
+	case DeleteRule, behindGroups:
 		return cmp.Or(
 			cmp.Compare(a.Rule.leaving(), b.Rule.leaving()),
 			cmp.Compare(a.Rule.Priority, b.Rule.Priority),
@@ -397,6 +397,10 @@ func compareNextHop(a, b *Route) int {
 // deleted: no other step has the number of MoveRule.
 const behindRules = MoveRule
 
+// behindGroups is the last step: what is behind an interface in the group has rungs of
+// its own as long as the group stands.
+const behindGroups = ResetGroup + 1
+
 // phase puts routes that are added and replaced, and rules that are added and
 // moved, into one step each.
 func (o *Op) phase() Verb {
@@ -407,6 +411,8 @@ func (o *Op) phase() Verb {
 		return AddRoute
 	case o.Verb == MoveRule:
 		return AddRule
+	case o.Verb == DeleteRule && o.Rule.opens():
+		return behindGroups
 	default:
 		return o.Verb
 	}
@@ -450,6 +456,12 @@ func (r *Rule) complemented() bool {
 	return r.Action == ActionGoto && r.inFront() && r.Priority%2 == 1
 }
 
+// opens reports whether a rule is one of those of openings.
+func (r *Rule) opens() bool {
+	return r.Priority == PriorityNested || r.Priority == PriorityOpening ||
+		r.Priority == PriorityAgain && r.SuppressPrefixLength.Set && !r.SuppressGroup.Set && r.Table != TableMain
+}
+
 // leaving is the stage in which a rule is deleted: what leads to a link's table
 // goes before the rule that stops stray packets, and that before the rules that
 // protect everybody. Lifts go when there is nothing left to be lifted over.
@@ -460,7 +472,8 @@ func (r *Rule) leaving() int {
 		return 3
 	case r.Action == ActionGoto || r.Action == ActionNop:
 		return 4
-	case r.Action == ActionUnreachable:
+	case r.Action == ActionUnreachable || r.Priority == PriorityNested:
+		// What is nested goes after the rungs that it stands in front of.
 		stage = 1
 	case r.Action == ActionLookup && (r.Table == TableMain || r.Table == TableLocal || r.SuppressGroup.Set):
 		stage = 2

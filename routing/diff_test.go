@@ -396,7 +396,7 @@ func TestAGroupComesBehindTheTable(t *testing.T) {
 	t.Parallel()
 	h := newHost()
 	h.install(link(3, "wan0", bare("192.0.2.13/24", peer("100.64.0.1")), bare("fd00::d/64"), known(default6, "fd00::1", ""),
-		intent(routing.IPv4, routing.Intent{NeverDefault: true})))
+		intent(routing.IPv4, routing.Intent{NeverDefault: true}), intent(routing.IPv6, routing.Intent{NeverDefault: true})))
 	h.converge(t)
 	h.settled(t)
 	h.install(link(3, "wan1", address("192.0.2.10/26", 2), address("192.0.2.13/24", 2), known(default4, "192.0.2.2", "192.0.2.13")))

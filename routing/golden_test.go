@@ -25,7 +25,7 @@ func TestPlan(t *testing.T) {
 			h := hostOf(t, links...)
 			var b strings.Builder
 			for plan := range h.planner.Links() {
-				fmt.Fprintf(&b, "# %s %s\n", plan.Link.Name, plan.Role)
+				fmt.Fprintf(&b, "# %s %s\n", plan.Link.Name, plan.Role())
 				for _, p := range plan.Problems {
 					fmt.Fprintf(&b, "# %s: %s: %s\n", p.Link, p.Severity, p.Text)
 				}

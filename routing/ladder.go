@@ -36,6 +36,8 @@ const (
 	priorityLastLift     Priority = 8999
 	PriorityOverlap      Priority = 9015
 	PriorityKnown        Priority = 9020
+	PriorityNested       Priority = 9021
+	PriorityOpening      Priority = 9022
 	priorityBindings     Priority = 9050
 	priorityLastAnswer   Priority = 9201
 	PriorityDeviceSource Priority = 9400
@@ -81,6 +83,18 @@ func Ladder() []Rung {
 			Rule: "from SOURCE lookup main suppress_prefixlength 7 suppress_ifgroup UPLINKS",
 			Per:  "source; and for each table of a rule of somebody else that selects nothing",
 			Why:  "bound traffic reaches containers, VPN networks and LANs as main knows them, but nothing that is a default in pieces",
+		},
+		{
+			Name: "nested", First: PriorityNested, Last: PriorityNested, Decision: KeepKnown,
+			Rule: "from SOURCE to PREFIX lookup T suppress_prefixlength LEN, from SOURCE to PREFIX lookup T",
+			Per:  "source, and network of a link in the group of uplinks that lies inside of one behind an opening",
+			Why:  "main leads into the inner network, and the table of the opening knows the outer one alone",
+		},
+		{
+			Name: "opening", First: PriorityOpening, Last: PriorityOpening, Decision: KeepKnown,
+			Rule: "from SOURCE lookup T suppress_prefixlength 7",
+			Per:  "source, and table of a link that is in the group of uplinks for its other family alone",
+			Why:  "an interface has one group: the networks behind a LAN with an IPv6 router stay reachable for IPv4 as main knows them",
 		},
 		{
 			Name: "bindings and answers", First: priorityBindings, Last: priorityLastAnswer, Decision: Binding,

@@ -31,9 +31,9 @@ type LinkPlan struct {
 	// Link is what is known of the link. Its Routes are the structure alone:
 	// MainRoutes yields all of them.
 	Link Link
-	Role Role
-	// Why says in words why the link has its role.
-	Why   string
+	// Roles are those of the families, Whys say in words why the link has them.
+	Roles ByFamily[Role]
+	Whys  ByFamily[string]
 	Keys  []Key
 	Rules []PlannedRule
 	// Routes are those that follow from the structure of the link: the networks on
@@ -65,11 +65,13 @@ type neighbourhood struct {
 	local map[netip.Prefix]bool
 }
 
-// RoleOf decides whether a link is an uplink, and says why: it is one if main has
-// a default route through it, or a gateway is known. A route with a next hop does
-// not make one: a LAN with a static route, with a Thread border router or with
-// routes of BGP is a local link, and what it has of others' addresses is main's
-// business.
+// RoleOf decides whether a link is an uplink in a family, and says why: it is one if
+// main has a default route of the family through it, or a gateway is known. A route
+// with a next hop does not make one: a LAN with a static route, with a Thread border
+// router or with routes of BGP is a local link, and what it has of others' addresses is
+// main's business. The default of one family says nothing of the other: a LAN may have
+// an IPv6 router, or somebody who sends advertisements by mistake, and this host may be
+// the way out for its IPv4.
 //
 // Once an uplink by a default, a link stays one until its addresses, its profile or
 // the interface go. A router whose lifetime ended may come again, and the rule that
@@ -77,16 +79,16 @@ type neighbourhood struct {
 //
 // For the same reason a link that is being brought up is an uplink until it is
 // known to be none: its address comes before its gateway.
-func RoleOf(l Link) (Role, string) {
-	role, why := knownRole(l)
-	if role == Local && l.Pending && l.Choice == ByFacts && !leftAlone(l) {
+func RoleOf(l Link, f Family) (Role, string) {
+	role, why := knownRole(l, f)
+	if role == Local && l.Pending && l.Choice == ByFacts && l.Intents[f].LeaveAlone == "" && !l.KnownLocal.In(f) {
 		return Uplink, "it is being brought up, and may get a default route"
 	}
 	return role, why
 }
 
 // knownRole is the role by what is known, whatever may come.
-func knownRole(l Link) (Role, string) {
+func knownRole(l Link, f Family) (Role, string) {
 	switch l.Choice {
 	case AlwaysUplink:
 		return Uplink, "the configuration says so"
@@ -94,45 +96,43 @@ func knownRole(l Link) (Role, string) {
 		return Local, "the configuration says so"
 	case ByFacts:
 	}
-	if r, has := mainDefault(l); has {
+	if r, has := mainDefault(l, f); has {
 		return Uplink, "main has " + r.way() + " through it"
 	}
-	for _, f := range Families() {
-		if in := l.Intents[f]; in.LeaveAlone == "" && in.Gateway.IsValid() {
-			return Uplink, "its gateway is known: " + in.Gateway.String()
-		}
+	if in := l.Intents[f]; in.LeaveAlone == "" && in.Gateway.IsValid() {
+		return Uplink, "its gateway is known: " + in.Gateway.String()
 	}
 	for _, r := range knownRoutes(l) {
-		if r.IsDefault() {
+		if r.Family == f && r.IsDefault() {
 			return Uplink, "its owner knows " + r.way()
 		}
 	}
-	if l.WasUplink {
-		return Uplink, formerUplink(l)
+	if l.WasUplink.In(f) {
+		return Uplink, formerUplink(l, f)
 	}
 	return Local, "main has no default route through it, and no gateway is known"
 }
 
 // formerUplink says why a link without a default is an uplink, and what ends that.
-func formerUplink(l Link) string {
+func formerUplink(l Link, f Family) string {
 	until := ""
-	if l.DefaultUntil != "" {
-		until = " until " + l.DefaultUntil
+	if t := l.DefaultUntil.In(f); t != "" {
+		until = " until " + t
 	}
 	return "main had a default route through it" + until + ", and its addresses and its profile are the same since; it stays an uplink until " +
 		"`nmcli connection up` starts its profile anew, or `role = \"local\"` in its [[link]] says otherwise"
 }
 
-// HasMainDefault reports whether main has a default route through the link, in a
-// family that is not left alone.
-func HasMainDefault(l Link) bool {
-	_, has := mainDefault(l)
+// HasMainDefault reports whether main has a default route of a family through the
+// link, and the family is not left alone.
+func HasMainDefault(l Link, f Family) bool {
+	_, has := mainDefault(l, f)
 	return has
 }
 
-func mainDefault(l Link) (Route, bool) {
+func mainDefault(l Link, f Family) (Route, bool) {
 	for _, r := range l.Routes {
-		if r.IsDefault() && r.Type == RouteUnicast && r.Protocol != Multihomed && l.Intents[r.Family].LeaveAlone == "" {
+		if r.Family == f && r.IsDefault() && r.Type == RouteUnicast && r.Protocol != Multihomed && l.Intents[f].LeaveAlone == "" {
 			return r, true
 		}
 	}
@@ -147,21 +147,70 @@ func (r Route) way() string {
 	return "a default route"
 }
 
-// Automatic reports whether the addresses of the link come from the network.
-func (l Link) Automatic() bool {
-	for _, f := range Families() {
-		if in := l.Intents[f]; in.Automatic && in.LeaveAlone == "" {
-			return true
-		}
+// Automatic reports whether addresses of a family come from the network.
+func (l Link) Automatic(f Family) bool {
+	if in := l.Intents[f]; in.Automatic && in.LeaveAlone == "" {
+		return true
 	}
 	return slices.ContainsFunc(l.Addresses, func(a Address) bool {
-		return a.Dynamic && TakesPart(l, a)
+		return a.Dynamic && FamilyOf(a.Prefix.Addr()) == f && TakesPart(l, a)
 	})
 }
 
-// leftAlone reports whether the owner keeps both families for itself.
-func leftAlone(l Link) bool {
-	return l.Intents[IPv4].LeaveAlone != "" && l.Intents[IPv6].LeaveAlone != ""
+// decideRoles decides what the link is in both families.
+func (plan *LinkPlan) decideRoles() {
+	for i, f := range Families() {
+		plan.Roles[i], plan.Whys[i] = RoleOf(plan.Link, f)
+	}
+}
+
+// Shown are the families whose roles say something of the link: those in which it has
+// an address, both if it has none yet.
+func (plan *LinkPlan) Shown() []Family {
+	var out []Family
+	for _, f := range Families() {
+		if plan.has(f) {
+			out = append(out, f)
+		}
+	}
+	if len(out) == 0 {
+		return []Family{IPv4, IPv6}
+	}
+	return out
+}
+
+// has reports whether the link has a network of a family.
+func (plan *LinkPlan) has(f Family) bool {
+	return slices.ContainsFunc(plan.Keys, func(k Key) bool { return k.Family == f })
+}
+
+// Role is what the link is to the host as a whole: an uplink if it is one in a family
+// that is shown.
+func (plan *LinkPlan) Role() Role {
+	role, _ := plan.whole()
+	return role
+}
+
+// Why says in words why the link has its role.
+func (plan *LinkPlan) Why() string {
+	_, why := plan.whole()
+	return why
+}
+
+func (plan *LinkPlan) whole() (Role, string) {
+	shown := plan.Shown()
+	for _, f := range shown {
+		if plan.Roles.In(f) == Uplink {
+			return Uplink, plan.Whys.In(f)
+		}
+	}
+	return Local, plan.Whys.In(shown[0])
+}
+
+// Mixed reports whether the link is an uplink in one family and a local link in the
+// other.
+func (plan *LinkPlan) Mixed() bool {
+	return plan.has(IPv4) && plan.has(IPv6) && plan.Roles[0] != plan.Roles[1]
 }
 
 // plan decides what the link needs, from its facts, its neighbours and what others
@@ -183,51 +232,43 @@ func (plan *LinkPlan) plan(p Policy, n neighbourhood, surroundings *[2]surroundi
 		})
 	}
 	for i, f := range Families() {
+		plan.closedProblem(f, &surroundings[i])
 		plan.planFamily(p, f, n, &surroundings[i])
 	}
 }
 
 // expectsWay reports whether a link that is being brought up is likely to become
 // an uplink: IPv6 listens to routers nearly everywhere, so that says nothing.
-func expectsWay(l Link) bool {
-	in := l.Intents[IPv4]
-	return in.Automatic && in.LeaveAlone == "" && !in.NeverDefault
+func expectsWay(l Link, f Family) bool {
+	in := l.Intents[f]
+	return f == IPv4 && in.Automatic && in.LeaveAlone == "" && !in.NeverDefault
 }
 
-// planGroup marks an uplink. One that got no table is marked too: the mark
-// keeps the packets of other links away from it. One that is never a default for
+// planGroup marks what is an uplink in any family: an interface has one group, and
+// without it packets of others would leave by the interface in that family. In a family
+// in which they may, its networks have a rung of their own: see [LinkPlan.opens].
+func (plan *LinkPlan) planGroup(p Policy) {
+	plan.marked = plan.marks(IPv4) || plan.marks(IPv6)
+	plan.Group = markedGroup(p, plan.marked, plan.Link.Group)
+}
+
+// marks reports whether packets of other links must not leave by this one as main says,
+// in a family. One that got no table is marked too. One that is never a default for
 // others is not: the networks behind it stay reachable from the addresses of other
 // links, as main says.
-func (plan *LinkPlan) planGroup(p Policy) {
+func (plan *LinkPlan) marks(f Family) bool {
 	l := plan.Link
-	plan.marked = plan.Role == Uplink && (len(plan.Keys) > 0 || l.Pending) &&
-		(l.Choice == AlwaysUplink || !neverDefault(l)) &&
-		(!l.Pending || expectsWay(l) || plan.knownUplink())
-	plan.Group = markedGroup(p, plan.marked, l.Group)
-}
-
-func (plan *LinkPlan) knownUplink() bool {
-	role, _ := knownRole(plan.Link)
-	return role == Uplink
-}
-
-// neverDefault reports whether the owner wants no default of the link in main, in
-// any family that takes part, and there is none.
-func neverDefault(l Link) bool {
-	if HasMainDefault(l) {
+	if plan.Roles.In(f) != Uplink || !plan.has(f) && !l.Pending || l.Choice != AlwaysUplink && neverDefault(l, f) {
 		return false
 	}
-	never := false
-	for _, f := range Families() {
-		switch in := l.Intents[f]; {
-		case in.LeaveAlone != "":
-		case in.NeverDefault:
-			never = true
-		case in.Gateway.IsValid():
-			return false
-		}
-	}
-	return never
+	known, _ := knownRole(l, f)
+	return !l.Pending || expectsWay(l, f) || known == Uplink
+}
+
+// neverDefault reports whether the owner wants no default of a family in main, and
+// there is none.
+func neverDefault(l Link, f Family) bool {
+	return l.Intents[f].NeverDefault && !HasMainDefault(l, f)
 }
 
 // markedGroup is the group an interface of group now must be in. A group that
@@ -310,6 +351,9 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			}),
 			inMain: slices.ContainsFunc(l.Routes, func(r Route) bool {
 				return r.Destination == k.Prefix && !r.Gateway.IsValid() && r.Type == RouteUnicast && r.Protocol != Multihomed
+			}),
+			knowsMore: n.crowded[k.Prefix] || len(plan.paths.by) > 0 || slices.ContainsFunc(routes, func(r PlannedRoute) bool {
+				return r.Route.Destination != k.Prefix
 			}),
 		}
 		plan.planRules(k, t, r)
@@ -416,6 +460,9 @@ type rungs struct {
 	network bool
 	// inMain says that main knows the prefix as a network on the link.
 	inMain bool
+	// knowsMore says that the table has more than the network that it is for, or that
+	// this shares addresses with others.
+	knowsMore bool
 }
 
 // rules collects the rules of one table.
@@ -473,7 +520,8 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	if in.around.localMoved {
 		m.add(KeepLocal, 0, local)
 	}
-	if plan.Role == Uplink && in.around.step.stands() {
+	uplink := plan.Roles.In(k.Family) == Uplink
+	if uplink && in.around.step.stands() {
 		if in.around.localMoved && in.around.step.target > PriorityLocal {
 			m.add(KeepLocal, rankStepRung, in.around.atStep(local))
 		}
@@ -486,7 +534,7 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		})
 		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
 	}
-	if plan.Role == Uplink && m.lastResort() {
+	if uplink && m.lastResort() {
 		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: Loopback})
 	}
 }
@@ -582,7 +630,7 @@ type source struct {
 
 // source adds the rungs that are per source.
 func (m *rules) source(s source) {
-	around, uplink := m.around, m.plan.Role == Uplink
+	around, uplink := m.around, m.plan.Roles.In(m.key.Family) == Uplink
 	from := func(p Priority) Rule { return Rule{Priority: p, From: s.prefix, IIF: s.iif} }
 	rank := m.byLength(s.prefix)
 	if u, aside := around.takes(s.prefix, m.plan.Link.Index, m.policy.ContainerPrefixLength); aside {
@@ -623,6 +671,11 @@ func (m *rules) source(s source) {
 			// `ip rule del table 42` takes the first rule that leads there.
 			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, table != TableMain)
 		}
+		m.opened(again, func(p Priority, place int, open Rule) {
+			r, rank := at(p, againKnown)
+			r.To, r.Action, r.Table, r.SuppressPrefixLength = open.To, open.Action, open.Table, open.SuppressPrefixLength
+			m.add(decision(KeepKnown), rankKnown(rank, place), r)
+		})
 		r, rank := at(PrioritySource, againSource)
 		if again {
 			r.Mark = anyMark

@@ -120,11 +120,11 @@ func strays(t tb, k *kerneltest.Kernel, from netip.Addr, owners, uplinks []int, 
 func owned(h *host) map[netip.Addr][]int {
 	out := map[netip.Addr][]int{}
 	for plan := range h.planner.Links() {
-		if plan.Role != routing.Uplink {
-			continue
-		}
 		l := plan.Link
 		for _, a := range l.Addresses {
+			if plan.Roles.In(routing.FamilyOf(a.Prefix.Addr())) != routing.Uplink {
+				continue
+			}
 			one := link(l.Index, l.Name)
 			one.Addresses, one.Routes, one.Intents = []routing.Address{a}, l.Routes, l.Intents
 			for _, k := range routing.Keys(one) {
@@ -137,18 +137,22 @@ func owned(h *host) map[netip.Addr][]int {
 	return out
 }
 
-// uplinks lists the uplinks that others' packets must not leave by. One that
-// somebody else put into a group of his, one whose owner keeps all its addresses
+// uplinks lists the uplinks of a family that others' packets must not leave by. One
+// that somebody else put into a group of his, one whose owner keeps all its addresses
 // for himself, and one that is never a default are the documented exceptions.
-func uplinks(h *host) []int {
+func uplinks(h *host, f routing.Family) []int {
 	var out []int
 	for plan := range h.planner.Links() {
-		never := plan.Link.Intents[routing.IPv4].NeverDefault || plan.Link.Intents[routing.IPv6].NeverDefault
-		if plan.Role == routing.Uplink && len(plan.Keys) > 0 && !never && (plan.Link.Group == 0 || plan.Link.Group == policy.UplinkGroup) {
+		has := slices.ContainsFunc(plan.Keys, func(k routing.Key) bool { return k.Family == f })
+		if plan.Roles.In(f) == routing.Uplink && has && !plan.Link.Intents[f].NeverDefault && (plan.Link.Group == 0 || plan.Link.Group == policy.UplinkGroup) {
 			out = append(out, plan.Link.Index)
 		}
 	}
 	return out
+}
+
+func bothUplinks(h *host) map[routing.Family][]int {
+	return map[routing.Family][]int{routing.IPv4: uplinks(h, routing.IPv4), routing.IPv6: uplinks(h, routing.IPv6)}
 }
 
 // TestBoundTrafficNeverStrays is promise 3: once the rules of a link stand, and
@@ -160,7 +164,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 		h := newHost()
 		foreigners(t, h)
 		for range rapid.IntRange(2, 6).Draw(t, "events") {
-			before, marked := owned(h), uplinks(h)
+			before, marked := owned(h), bothUplinks(h)
 			index, name := genIndex(t)
 			if name != names[index-2] {
 				continue
@@ -175,19 +179,21 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 				h.install(l)
 			}
 			h.lookAll()
-			after, markedAfter := owned(h), uplinks(h)
-			marked = slices.DeleteFunc(marked, func(i int) bool { return !slices.Contains(markedAfter, i) })
+			after, markedAfter := owned(h), bothUplinks(h)
+			for f := range marked {
+				marked[f] = slices.DeleteFunc(marked[f], func(i int) bool { return !slices.Contains(markedAfter[f], i) })
+			}
 			h.kernel.Step = func(op routing.Op) {
 				for from := range before {
 					if after[from] != nil {
-						strays(t, h.kernel, from, slices.Concat(before[from], after[from]), marked, "after "+op.String())
+						strays(t, h.kernel, from, slices.Concat(before[from], after[from]), marked[routing.FamilyOf(from)], "after "+op.String())
 					}
 				}
 			}
 			h.converge(t)
 			h.kernel.Step = nil
 			for from, owners := range owned(h) {
-				strays(t, h.kernel, from, owners, uplinks(h), "at rest")
+				strays(t, h.kernel, from, owners, uplinks(h, routing.FamilyOf(from)), "at rest")
 				if !covered(h.kernel, from) {
 					t.Fatalf("%s is not covered", from)
 				}

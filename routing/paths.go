@@ -483,6 +483,8 @@ func (p *Planner) SetPaths(index int, ways map[Destination][]Route) []Destinatio
 	special := decisive(&plan.Link, plan.Keys)
 	var refused []Destination
 	var structure map[Destination]struct{}
+	hadNone := len(plan.paths.by) == 0
+	var moved []netip.Prefix
 	s := p.shift(plan)
 	for d, routes := range ways {
 		_, is := special[d.To]
@@ -503,9 +505,14 @@ func (p *Planner) SetPaths(index int, ways map[Destination][]Route) []Destinatio
 				continue
 			}
 		}
+		old, had := plan.paths.by[k]
 		s.set(k, routes)
+		if now, has := plan.paths.by[k]; had != has || has && old.metric() != now.metric() {
+			moved = append(moved, d.To)
+		}
 	}
 	s.end()
+	p.repathed(index, moved, hadNone)
 	slices.SortFunc(refused, Destination.Compare)
 	return refused
 }

@@ -28,6 +28,11 @@ type Planner struct {
 	// the group they are in.
 	members, markedIn map[uint32]int
 
+	// opening are the links that may be openings, wide what is behind those that are, by
+	// family.
+	opening [2]map[int]struct{}
+	wide    [2]wide
+
 	// standing says which links stand in a network, in what role.
 	standing *standing
 	// tables counts the tables in force by family: the rules that serve all
@@ -116,6 +121,7 @@ func NewPlanner(p Policy) *Planner {
 		links:    map[int]*planned{},
 		around:   [2]surrounding{alone, alone},
 		markedIn: map[uint32]int{},
+		opening:  [2]map[int]struct{}{{}, {}},
 		standing: newStanding(),
 		tables:   map[Family]int{},
 		rules:    map[Rule]*wanted[PlannedRule]{},
@@ -266,6 +272,7 @@ func (p *Planner) regroup() {
 	for i := range p.around {
 		p.survey(i)
 	}
+	p.reopen()
 }
 
 // survey looks at the rules of others anew. Where they mean something else for the
@@ -275,6 +282,7 @@ func (p *Planner) survey(i int) {
 	var lifts []PlannedRule
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
 	p.around[i].named, p.around[i].sender, p.around[i].unbound = before.named, before.sender, before.unbound
+	p.around[i].openings = before.openings
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}
@@ -351,16 +359,22 @@ func (p *Planner) SetFacts(l Link) {
 	l.Routes = structure
 	p.set(l, old.paths)
 	s = p.shift(p.links[l.Index])
+	hadNone := len(old.paths.by) == 0
+	var moved []netip.Prefix
 	for k, path := range loose.by {
 		s.set(k, path.routes(nil, k.prefix()))
+		moved = append(moved, k.prefix())
 	}
 	s.end()
+	p.repathed(l.Index, moved, hadNone)
 }
 
 func (p *Planner) set(l Link, ps *paths) {
+	old := p.links[l.Index]
 	changed := p.replan(l, ps)
 	p.regroup()
 	p.replanAround(l.Index, changed)
+	p.reopenIf(old, p.links[l.Index])
 }
 
 // replanAsIs makes the plan of a link anew because of something else.
@@ -380,8 +394,10 @@ func (p *Planner) Remove(index int) {
 	p.count(&old.LinkPlan, nil)
 	p.touched.Groups[index] = struct{}{}
 	p.touched.Links[index] = struct{}{}
+	p.listOpening(index, nil)
 	p.regroup()
 	p.replanAround(index, changed)
+	p.reopenIf(old, nil)
 }
 
 // Link returns the plan of a link.
@@ -559,7 +575,7 @@ func (p *Planner) Changed() bool { return !p.touched.Empty() }
 func (p *Planner) replan(l Link, ps *paths) []netip.Prefix {
 	old := p.links[l.Index]
 	now := &planned{LinkPlan: LinkPlan{Link: l, Keys: Keys(l), paths: ps}}
-	now.Role, now.Why = RoleOf(l)
+	now.decideRoles()
 	var before *LinkPlan
 	if old != nil {
 		before = &old.LinkPlan
@@ -573,6 +589,7 @@ func (p *Planner) replan(l Link, ps *paths) []netip.Prefix {
 	now.version = p.standing.version
 	now.plan(p.policy, now.near, &p.around)
 	p.links[l.Index] = now
+	p.listOpening(l.Index, now)
 	p.count(before, &now.LinkPlan)
 	p.touched.Links[l.Index] = struct{}{}
 	p.enforce(l.Index, before, &now.LinkPlan)
@@ -604,8 +621,9 @@ func (p *Planner) neighbourhoodOf(plan *LinkPlan) neighbourhood {
 				// A network inside another one needs no help on the outer
 				// link: the longer prefix wins in main, which is what keeps a
 				// bridge inside a LAN's network reachable.
-				same := other == k.Prefix && (role == Local || plan.Role == Local)
-				inner := other.Bits() < k.Prefix.Bits() && role == Local && plan.Role == Local
+				own := plan.Roles.In(k.Family)
+				same := other == k.Prefix && (role == Local || own == Local)
+				inner := other.Bits() < k.Prefix.Bits() && role == Local && own == Local
 				if same || inner {
 					n.overlap[k.Prefix] = true
 				}

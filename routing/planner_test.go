@@ -243,42 +243,54 @@ func TestRenamedInterface(t *testing.T) {
 	h.settled(t)
 }
 
-// TestRoleOf: a default or a known gateway makes an uplink, and nothing else does.
+// TestRoleOf: a default or a known gateway makes an uplink in its family, and nothing
+// else does.
 func TestRoleOf(t *testing.T) {
 	t.Parallel()
 	alone := routing.Intent{LeaveAlone: "its owner says so"}
-	was := func(l *routing.Link) { l.WasUplink = true }
+	was := func(l *routing.Link) { l.WasUplink.Set(routing.IPv4, true) }
 	choice := func(c routing.RoleChoice) part { return func(l *routing.Link) { l.Choice = c } }
+	const l, u = routing.Local, routing.Uplink
+	local, four, six, both := routing.ByFamily[routing.Role]{l, l}, routing.ByFamily[routing.Role]{u, l}, routing.ByFamily[routing.Role]{l, u}, routing.ByFamily[routing.Role]{u, u}
 	tests := map[string]struct {
 		link routing.Link
-		want routing.Role
+		want routing.ByFamily[routing.Role]
 	}{
-		"nothing":                            {link(2, "eth0"), routing.Local},
-		"an address":                         {lan0(), routing.Local},
-		"a default":                          {wan0(), routing.Uplink},
-		"a default without a next hop":       {lan0(route(default4, "", 100)), routing.Uplink},
-		"a route with a next hop":            {lan0(route("172.16.0.0/12", "10.0.0.254", 100)), routing.Local},
-		"a route without a next hop":         {lan0(route("172.16.0.0/12", "", 100)), routing.Local},
-		"routes of a border router":          {lan0(route("fd12::/64", "fe80::1", 100)), routing.Local},
-		"a gateway known otherwise":          {lan0(gatewayHint("10.0.0.254")), routing.Uplink},
-		"a default known otherwise":          {lan0(known(default4, "10.0.0.254", "")), routing.Uplink},
-		"a route known otherwise":            {lan0(known("172.16.0.0/12", "10.0.0.254", "")), routing.Local},
-		"a gateway of a family left alone":   {lan0(intent(routing.IPv4, routing.Intent{LeaveAlone: "x", Gateway: addr("10.0.0.254")})), routing.Local},
-		"a default of a family left alone":   {lan0(route(default4, "10.0.0.254", 100), intent(routing.IPv4, alone)), routing.Local},
-		"marked, by whomever":                {lan0(group(policy.UplinkGroup)), routing.Local},
-		"had a default":                      {lan0(was), routing.Uplink},
-		"had a default, down":                {lan0(was, down), routing.Uplink},
-		"being brought up":                   {lan0(pending), routing.Uplink},
-		"being brought up, all left alone":   {lan0(pending, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), routing.Local},
-		"a default, local by configuration":  {lan0(route(default4, "10.0.0.254", 100), choice(routing.AlwaysLocal)), routing.Local},
-		"nothing, uplink by configuration":   {lan0(choice(routing.AlwaysUplink)), routing.Uplink},
-		"being brought up, local by choice":  {lan0(pending, choice(routing.AlwaysLocal)), routing.Local},
-		"never a default, with a gateway":    {lan0(intent(routing.IPv4, routing.Intent{NeverDefault: true, Gateway: addr("10.0.0.254")})), routing.Uplink},
-		"never a default, without a gateway": {lan0(intent(routing.IPv4, routing.Intent{NeverDefault: true})), routing.Local},
+		"nothing":                            {link(2, "eth0"), local},
+		"an address":                         {lan0(), local},
+		"a default":                          {wan0(), four},
+		"a default without a next hop":       {lan0(route(default4, "", 100)), four},
+		"a route with a next hop":            {lan0(route("172.16.0.0/12", "10.0.0.254", 100)), local},
+		"a route without a next hop":         {lan0(route("172.16.0.0/12", "", 100)), local},
+		"routes of a border router":          {lan0(route("fd12::/64", "fe80::1", 100)), local},
+		"a gateway known otherwise":          {lan0(gatewayHint("10.0.0.254")), four},
+		"a default known otherwise":          {lan0(known(default4, "10.0.0.254", "")), four},
+		"a route known otherwise":            {lan0(known("172.16.0.0/12", "10.0.0.254", "")), local},
+		"a gateway of a family left alone":   {lan0(intent(routing.IPv4, routing.Intent{LeaveAlone: "x", Gateway: addr("10.0.0.254")})), local},
+		"a default of a family left alone":   {lan0(route(default4, "10.0.0.254", 100), intent(routing.IPv4, alone)), local},
+		"marked, by whomever":                {lan0(group(policy.UplinkGroup)), local},
+		"had a default":                      {lan0(was), four},
+		"had a default, down":                {lan0(was, down), four},
+		"being brought up":                   {lan0(pending), both},
+		"being brought up, all left alone":   {lan0(pending, intent(routing.IPv4, alone), intent(routing.IPv6, alone)), local},
+		"a default, local by configuration":  {lan0(route(default4, "10.0.0.254", 100), choice(routing.AlwaysLocal)), local},
+		"nothing, uplink by configuration":   {lan0(choice(routing.AlwaysUplink)), both},
+		"being brought up, local by choice":  {lan0(pending, choice(routing.AlwaysLocal)), local},
+		"never a default, with a gateway":    {lan0(intent(routing.IPv4, routing.Intent{NeverDefault: true, Gateway: addr("10.0.0.254")})), four},
+		"an IPv6 default":                    {lan0(route(default6, "fe80::1", 100)), six},
+		"an IPv6 default, IPv4 left alone":   {lan0(route(default6, "fe80::1", 100), intent(routing.IPv4, alone)), six},
+		"a default of both":                  {lan0(route(default4, "10.0.0.254", 100), route(default6, "fe80::1", 100)), both},
+		"had an IPv6 default":                {lan0(func(l *routing.Link) { l.WasUplink.Set(routing.IPv6, true) }), six},
+		"brought up again, known in IPv4":    {lan0(pending, func(l *routing.Link) { l.KnownLocal.Set(routing.IPv4, true) }), six},
+		"an IPv6 gateway known otherwise":    {lan0(gatewayHint("fd00:1::1")), six},
+		"an IPv6 default known otherwise":    {lan0(known(default6, "fe80::1", "")), six},
+		"never a default, without a gateway": {lan0(intent(routing.IPv4, routing.Intent{NeverDefault: true})), local},
 	}
 	for name, tt := range tests {
-		if got, why := routing.RoleOf(tt.link); got != tt.want || why == "" {
-			t.Errorf("%s: %s because %q, want %s", name, got, why, tt.want)
+		for _, f := range routing.Families() {
+			if got, why := routing.RoleOf(tt.link, f); got != tt.want.In(f) || why == "" {
+				t.Errorf("%s: for %s %s because %q, want %s", name, f, got, why, tt.want.In(f))
+			}
 		}
 	}
 }

@@ -58,6 +58,9 @@ const (
 	NoTable Code = "no-table"
 	// ForeignGroup: the interface is in a group that somebody else gave it.
 	ForeignGroup Code = "foreign-group"
+	// TooManyOpenings: networks behind an interface that is an uplink in the other family
+	// alone are not reachable from the addresses of other links.
+	TooManyOpenings Code = "too-many-openings"
 	// SourceAside: the kernel gives an address of the link to unbound packets of a device
 	// that has none, so packets bound to the address do not keep to the link.
 	SourceAside Code = "source-aside"

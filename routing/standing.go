@@ -34,11 +34,11 @@ func networksOf(plan *LinkPlan) map[netip.Prefix]Role {
 	if plan != nil {
 		for _, k := range plan.Keys {
 			if !k.OfHosts() {
-				out[k.Prefix] = plan.Role
+				out[k.Prefix] = plan.Roles.In(k.Family)
 				continue
 			}
 			for _, host := range hostsOf(plan.Link, k) {
-				out[host] = plan.Role
+				out[host] = plan.Roles.In(k.Family)
 			}
 		}
 	}

@@ -38,6 +38,9 @@ type surrounding struct {
 	// unbound is what the kernel does with packets that are bound to nothing. Whether a
 	// link is planned again for it is for [Planner.SetUnbound] to say.
 	unbound []Unbound
+	// openings are the networks that others may reach behind interfaces of the group.
+	// Whether a link is planned again for them is for [Planner.reopen] to say.
+	openings
 }
 
 // known lists the tables that bound traffic asks before its own, for what they know
@@ -211,7 +214,7 @@ type point struct {
 // rungsOfSources are the rungs, apart from the step, that have something to say to
 // a packet that a rule of somebody else selects.
 var rungsOfSources = [...]Priority{ //nolint:gochecknoglobals // a constant in all but name
-	PriorityOverlap, PriorityKnown, PriorityDeviceSource, PriorityDevice, PrioritySource, PriorityUnreachable,
+	PriorityOverlap, PriorityKnown, PriorityNested, PriorityOpening, PriorityDeviceSource, PriorityDevice, PrioritySource, PriorityUnreachable,
 	PriorityTwin, PriorityNetworkMain, PriorityNetwork,
 }
 

@@ -20,6 +20,15 @@ const (
 	IPv6 Family = 10
 )
 
+// ByFamily holds one value for each family.
+type ByFamily[T any] [2]T
+
+// In returns the value of a family.
+func (b *ByFamily[T]) In(f Family) T { return b[familyIndex(f)] }
+
+// Set takes the value of a family.
+func (b *ByFamily[T]) Set(f Family, v T) { b[familyIndex(f)] = v }
+
 // Families lists both families in the order in which they are reported.
 func Families() [2]Family { return [2]Family{IPv4, IPv6} }
 
@@ -45,6 +54,14 @@ func (f Family) Any() netip.Prefix {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	}
 	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+// Name is the name of the family in sentences.
+func (f Family) Name() string {
+	if f == IPv4 {
+		return "IPv4"
+	}
+	return "IPv6"
 }
 
 func (f Family) String() string {
@@ -554,11 +571,14 @@ type Link struct {
 	// unbound traffic may leave by the link when main has no default.
 	Choice     RoleChoice
 	LastResort bool
-	// WasUplink says that the link was an uplink by a default, and that neither
-	// its profile nor all of its addresses have changed since. DefaultUntil says when
-	// main was first seen without the default, empty if that is not known.
-	WasUplink    bool
-	DefaultUntil string
+	// KnownLocal says of a family that the link was known to be no uplink in it before it
+	// was brought up once more: what is pending does not make it one.
+	KnownLocal ByFamily[bool]
+	// WasUplink says that the link was an uplink by a default of a family, and that
+	// neither its profile nor all of its addresses have changed since. DefaultUntil says
+	// when main was first seen without the default, empty if that is not known.
+	WasUplink    ByFamily[bool]
+	DefaultUntil ByFamily[string]
 	// Elsewhere are its sources besides its own addresses.
 	Elsewhere []Elsewhere
 	// Tables are the leases the link holds. A key without one has no table.

@@ -69,7 +69,7 @@ func (t *trial) sources(f routing.Family) []netip.Addr {
 // targets are what the packets of a link are for.
 func (t *trial) targets(f routing.Family) []target {
 	var out []target
-	uplink := t.plan.Role == routing.Uplink && t.hasDefault(f)
+	uplink := t.plan.Roles.In(f) == routing.Uplink && t.hasDefault(f)
 	if uplink {
 		out = append(out, t.judge.outside[f]...)
 	}
@@ -262,7 +262,7 @@ func (t *trial) judged(s *Stray, v lookup.Verdict, steps []lookup.Step) {
 			return // Its owner asked for just that.
 		case s.Piece && s.Goal == OtherNetwork:
 			return // As main, or a VPN's table, knows the network.
-		case s.Goal == OtherNetwork && !s.Refused && t.local(v):
+		case s.Goal == OtherNetwork && !s.Refused && t.local(s.Family, v):
 			return
 		}
 	}
@@ -291,10 +291,10 @@ func (t *trial) lifted(steps []lookup.Step) routing.Rule {
 	return routing.Rule{}
 }
 
-// local reports whether a packet leaves by a link that is no uplink.
-func (t *trial) local(v lookup.Verdict) bool {
+// local reports whether a packet leaves by a link that is no uplink in its family.
+func (t *trial) local(f routing.Family, v lookup.Verdict) bool {
 	for _, leg := range v.Legs {
-		if uplink, is := t.judge.uplink[leg.Device]; !is || uplink {
+		if roles, is := t.judge.roles[leg.Device]; !is || roles.In(f) == routing.Uplink {
 			return false
 		}
 	}
@@ -361,7 +361,7 @@ func (t *trial) answered(s *Stray, a Answer, steps []lookup.Step) {
 		return
 	}
 	if !s.Refused && s.Goal == OtherNetwork {
-		if uplink, is := t.judge.uplink[a.Device]; is && !uplink {
+		if roles, is := t.judge.roles[a.Device]; is && roles.In(s.Family) == routing.Local {
 			return
 		}
 	}

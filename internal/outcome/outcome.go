@@ -125,8 +125,10 @@ type Judge struct {
 	// shared are addresses that several links have.
 	shared map[netip.Addr]bool
 	// owner is the link that has an address.
-	owner  map[netip.Addr]int
-	uplink map[int]bool
+	owner map[netip.Addr]int
+	roles map[int]routing.ByFamily[routing.Role]
+	// byTable finds the planned routes of links.
+	byTable map[routing.TableID][]routing.PlannedRoute
 }
 
 // placed is a rule with what orders those of one priority.
@@ -143,7 +145,7 @@ func New(f Facts) *Judge {
 	j := &Judge{
 		facts: f, missing: map[routing.Rule]struct{}{}, at: map[routing.Rule]int{}, absent: map[routing.RouteKey]struct{}{},
 		outside: map[routing.Family][]target{}, others: map[routing.Family][]target{}, names: map[int]string{}, asked: map[routing.Family][]routing.TableID{},
-		shared: map[netip.Addr]bool{}, owner: map[netip.Addr]int{}, uplink: map[int]bool{},
+		shared: map[netip.Addr]bool{}, owner: map[netip.Addr]int{}, roles: map[int]routing.ByFamily[routing.Role]{}, byTable: map[routing.TableID][]routing.PlannedRoute{},
 	}
 	for _, op := range f.Missing {
 		switch op.Verb {
@@ -187,7 +189,10 @@ func (j *Judge) collect() {
 		j.add(&j.base, r)
 	}
 	for plan := range j.facts.Plans.Links() {
-		j.uplink[plan.Link.Index] = plan.Role == routing.Uplink
+		j.roles[plan.Link.Index] = plan.Roles
+		for _, t := range plan.Link.Tables {
+			j.byTable[t] = plan.Routes
+		}
 		for _, r := range plan.Rules {
 			switch {
 			case r.Rule.From.IsValid() || r.Rule.OIF != "":
@@ -250,18 +255,35 @@ func compareBool(a, b bool) int {
 	}
 }
 
-// tables are those of a link as planned, without what is missing, but for those that
-// were read.
+// tables are those of a link as planned, and those of other links that its rules lead to,
+// without what is missing, but for those that were read.
 func (j *Judge) tables(plan *routing.LinkPlan) map[routing.Family]map[routing.TableID][]routing.Route {
 	out := map[routing.Family]map[routing.TableID][]routing.Route{routing.IPv4: {}, routing.IPv6: {}}
-	for _, r := range plan.Routes {
+	add := func(r routing.PlannedRoute) {
 		if _, absent := j.absent[r.Route.Key()]; absent {
-			continue
+			return
 		}
 		if _, read := j.facts.Tables[r.Route.Family][r.Route.Table]; read {
-			continue
+			return
 		}
 		out[r.Route.Family][r.Route.Table] = append(out[r.Route.Family][r.Route.Table], r.Route)
+	}
+	seen := map[routing.TableID]bool{}
+	for _, t := range plan.Link.Tables {
+		seen[t] = true
+	}
+	for _, r := range plan.Routes {
+		add(r)
+	}
+	for _, r := range plan.Rules {
+		if t := r.Rule.Table; r.Rule.Action == routing.ActionLookup && !seen[t] {
+			seen[t] = true
+			for _, route := range j.byTable[t] {
+				if route.Route.Table == t {
+					add(route)
+				}
+			}
+		}
 	}
 	return out
 }
@@ -289,7 +311,7 @@ func (j *Judge) Environment() Environment {
 			case routing.TableMain:
 				// What main has through links that are as they were is as it was.
 				e.tables[f][t] = slices.DeleteFunc(slices.Clone(routes), func(r routing.Route) bool {
-					_, is := j.uplink[r.Device]
+					_, is := j.roles[r.Device]
 					return is
 				})
 			default:

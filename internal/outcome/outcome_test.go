@@ -490,7 +490,7 @@ func TestFaults(t *testing.T) {
 				h := twoWANs()
 				h.missing = missing(routing.PriorityDevice)
 				h.links[0].Routes = h.links[0].Routes[:1]
-				h.links[0].WasUplink = true
+				h.links[0].WasUplink.Set(routing.IPv4, true)
 				h.links[0].Intents = map[routing.Family]routing.Intent{routing.IPv4: {Gateway: netip.MustParseAddr("198.51.100.1")}}
 				return h
 			}(),
@@ -614,7 +614,8 @@ func TestSourceSpecificDefaults(t *testing.T) {
 		l := link("wan0", 2, "", "2001:db8:1::7/64")
 		r := route(routing.TableMain, "::/0", 2, "fe80::1")
 		r.Source = prefix(source)
-		l.Routes, l.Group, l.WasUplink = append(l.Routes, r), 28008, true
+		l.Routes, l.Group = append(l.Routes, r), 28008
+		l.WasUplink.Set(routing.IPv6, true)
 		return &host{links: []routing.Link{l}, tables: map[routing.TableID][]routing.Route{}}
 	}
 	h := host("2001:db8:1::/56")

@@ -107,7 +107,7 @@ func (j *Judge) networksOf(f routing.Family) []target {
 				continue
 			}
 			// A class has two links, so that each link has one that is another's.
-			signature := fmt.Sprint(plan.Role, plan.Group == j.facts.Policy.UplinkGroup, " ", j.alien(f, to, plan.Link.Index))
+			signature := fmt.Sprint(plan.Roles.In(f), plan.Group == j.facts.Policy.UplinkGroup, " ", j.alien(f, to, plan.Link.Index))
 			if seen[signature]++; seen[signature] > 2 || len(out) >= mostNetworks {
 				continue
 			}

@@ -43,6 +43,10 @@ func (s *Status) Escape() {
 func (l *Link) Escape() {
 	l.Interface, l.Profile = escape.Name(l.Interface), escape.Name(l.Profile)
 	l.RoleWhy, l.Why, l.Type = escape.Text(l.RoleWhy), escape.Text(l.Why), escape.Text(l.Type)
+	for f, r := range l.Roles {
+		r.Why = escape.Text(r.Why)
+		l.Roles[f] = r
+	}
 	for f, why := range l.LeftAlone {
 		l.LeftAlone[f] = escape.Text(why)
 	}

@@ -147,9 +147,12 @@ type Range struct {
 type Link struct {
 	Interface string `json:"interface"`
 	Index     int    `json:"index"`
-	// Role is "uplink" or "local", RoleWhy says in words why.
+	// Role is "uplink" or "local", RoleWhy says in words why. A link that is an uplink in
+	// one family alone is one.
 	Role    string `json:"role"`
 	RoleWhy string `json:"role_why"`
+	// Roles are those of the families ("ipv4"), where they differ.
+	Roles map[string]FamilyRole `json:"roles,omitempty"`
 	// Draining says that it is going down: its routing stays until its
 	// addresses are gone.
 	Draining bool `json:"draining"`
@@ -175,6 +178,20 @@ type Link struct {
 	// Unused are addresses that have no part in it: another host has them.
 	Unused  []Address `json:"unused_addresses"`
 	Objects []Object  `json:"objects"`
+}
+
+// RoleIn is the role in a family.
+func (l Link) RoleIn(family string) string {
+	if r, differs := l.Roles[family]; differs {
+		return r.Role
+	}
+	return l.Role
+}
+
+// A FamilyRole is what a link is in one family.
+type FamilyRole struct {
+	Role string `json:"role"`
+	Why  string `json:"why"`
 }
 
 // Network is one on-link prefix, or all host addresses of a link, with its table.

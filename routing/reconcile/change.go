@@ -29,16 +29,18 @@ func describe(was, is routing.LinkPlan, routes moved, removed string) (what even
 		sentence, reason = introduce(is)
 		return event.LinkAdded, sentence, reason
 	case !has(is):
-		return event.LinkRemoved, fmt.Sprintf("%s removed (%s)", kind(was.Role), removed), ""
+		return event.LinkRemoved, fmt.Sprintf("%s removed (%s)", kind(was), removed), ""
 	}
 	parts := atMost(changes(was, is, routes), mostChanges, "more changes")
-	switch {
-	case was.Role != is.Role:
-		parts = append(parts, fmt.Sprintf("role %s -> %s", was.Role, is.Role))
-		reason = is.Why
-	case is.Role == routing.Uplink && routing.HasMainDefault(was.Link) && !routing.HasMainDefault(is.Link):
-		// What made it an uplink went, and something else keeps it one.
-		reason = is.Why
+	roles, why := roleChanges(was, is)
+	if parts = append(parts, roles...); why != "" {
+		return event.LinkChanged, strings.Join(parts, ", "), why
+	}
+	for _, f := range is.Shown() {
+		if is.Roles.In(f) == routing.Uplink && routing.HasMainDefault(was.Link, f) && !routing.HasMainDefault(is.Link, f) {
+			// What made it an uplink went, and something else keeps it one.
+			reason = is.Whys.In(f)
+		}
 	}
 	return event.LinkChanged, strings.Join(parts, ", "), reason
 }
@@ -59,11 +61,41 @@ func atMost(list []string, most int, rest string) []string {
 }
 
 // kind names what a link is.
-func kind(r routing.Role) string {
-	if r == routing.Local {
-		return "local link"
+func kind(p routing.LinkPlan) string {
+	name := func(r routing.Role) string {
+		if r == routing.Local {
+			return "local link"
+		}
+		return r.String()
 	}
-	return r.String()
+	if !p.Mixed() {
+		return name(p.Role())
+	}
+	up, local := routing.IPv4, routing.IPv6
+	if p.Roles.In(up) == routing.Local {
+		up, local = local, up
+	}
+	return fmt.Sprintf("%s for %s, %s for %s", name(routing.Uplink), up.Name(), name(routing.Local), local.Name())
+}
+
+// roleChanges says which roles changed, and why. Families that the link has an address of
+// only now are no change, and what all of its families have in common is said once.
+func roleChanges(was, is routing.LinkPlan) (parts []string, why string) {
+	shown := is.Shown()
+	if was.Role() != is.Role() && !was.Mixed() && !is.Mixed() {
+		return []string{fmt.Sprintf("role %s -> %s", was.Role(), is.Role())}, is.Why()
+	}
+	for _, f := range shown {
+		if !slices.Contains(was.Shown(), f) || was.Roles.In(f) == is.Roles.In(f) {
+			continue
+		}
+		parts = append(parts, fmt.Sprintf("role for %s %s -> %s", f.Name(), was.Roles.In(f), is.Roles.In(f)))
+		why = is.Whys.In(f)
+	}
+	if len(parts) == 0 && was.Role() != is.Role() {
+		return []string{fmt.Sprintf("role %s -> %s", was.Role(), is.Role())}, is.Why()
+	}
+	return parts, why
 }
 
 // introduce describes a link that is new, network by network.
@@ -90,10 +122,10 @@ func introduce(p routing.LinkPlan) (sentence, reason string) {
 		}
 		networks = append(networks, fmt.Sprintf("%s in table %s", text, t))
 	}
-	if p.Role == routing.Local || len(gateways) == 0 || p.Link.Choice != routing.ByFacts {
-		reason = p.Why
+	if p.Role() == routing.Local || len(gateways) == 0 || p.Link.Choice != routing.ByFacts {
+		reason = p.Why()
 	}
-	return fmt.Sprintf("%s added, %s", kind(p.Role), strings.Join(networks, ", ")), reason
+	return fmt.Sprintf("%s added, %s", kind(p), strings.Join(networks, ", ")), reason
 }
 
 // changes lists what differs, the cause before what follows of it.
@@ -132,7 +164,7 @@ func changes(was, is routing.LinkPlan, routes moved) []string {
 		}
 		out = append(out, "routes "+strings.Join(counts, " "))
 	}
-	if was.Group != is.Group && was.Role == is.Role {
+	if was.Group != is.Group && was.Roles == is.Roles {
 		out = append(out, fmt.Sprintf("interface group %d -> %d", was.Group, is.Group))
 	}
 	return out

@@ -34,7 +34,7 @@ func ladder(s *reconcile.Snapshot) (out []string) {
 		out = append(out, r.Route.String())
 	}
 	for plan := range s.Links() {
-		out = append(out, plan.Link.Name+" "+plan.Role.String()+" "+plan.Why)
+		out = append(out, plan.Link.Name+" "+plan.Role().String()+" "+plan.Why())
 	}
 	return out
 }
@@ -67,15 +67,15 @@ func TestLook(t *testing.T) {
 	h.ip("route del default dev wan1")
 	gone := h.look(map[string]reconcile.Claim{"wan0": link, "wan1": draining})
 	for plan := range gone.Links() {
-		if plan.Role != routing.Uplink {
-			t.Errorf("%s is %v: %s", plan.Link.Name, plan.Role, plan.Why)
+		if plan.Role() != routing.Uplink {
+			t.Errorf("%s is %v: %s", plan.Link.Name, plan.Role(), plan.Why())
 		}
 	}
 	h.memory = memory{}
 	gone = h.look(map[string]reconcile.Claim{"wan0": link, "wan1": draining})
 	for plan := range gone.Links() {
-		if plan.Role != routing.Uplink {
-			t.Errorf("without the memory %s is %v: %s", plan.Link.Name, plan.Role, plan.Why)
+		if plan.Role() != routing.Uplink {
+			t.Errorf("without the memory %s is %v: %s", plan.Link.Name, plan.Role(), plan.Why())
 		}
 	}
 }

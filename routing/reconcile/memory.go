@@ -38,8 +38,70 @@ type FormerUplink struct {
 	UUID    string `json:"uuid,omitempty"`
 	// Addresses are empty where none was known yet.
 	Addresses []netip.Addr `json:"addresses"`
+	// Families are those that it had a default of. Versions before wrote none: a link of
+	// theirs counts for both, until main has a default of one and not of the other.
+	Families []FormerFamily `json:"families,omitempty"`
+	// Until is when main was first seen without any default, zero while it has one.
+	Until time.Time `json:"until,omitzero"`
+}
+
+// A FormerFamily is a family in which a link was an uplink by a default.
+type FormerFamily struct {
+	// Family is "ipv4" or "ipv6".
+	Family string `json:"family"`
 	// Until is when main was first seen without the default, zero while it has it.
 	Until time.Time `json:"until,omitzero"`
+}
+
+// in returns what is known of a family, false if the link was no uplink in it.
+func (u FormerUplink) in(f routing.Family) (FormerFamily, bool) {
+	for _, o := range u.Families {
+		if o.Family == f.String() {
+			return o, true
+		}
+	}
+	return FormerFamily{Family: f.String(), Until: u.Until}, len(u.Families) == 0
+}
+
+// noted is the same with what main says now of the families.
+func (u FormerUplink) noted(l routing.Link) FormerUplink {
+	var families []FormerFamily
+	for _, f := range routing.Families() {
+		old, was := u.in(f)
+		switch {
+		case routing.HasMainDefault(l, f):
+			families = append(families, FormerFamily{Family: f.String()})
+		case was && len(u.Families) > 0:
+			families = append(families, old)
+		}
+	}
+	if len(families) > 0 {
+		u.Families = families
+	}
+	return u.summed()
+}
+
+// summed has the end that versions before look for.
+func (u FormerUplink) summed() FormerUplink {
+	if len(u.Families) == 0 {
+		return u
+	}
+	u.Until = u.Families[0].Until
+	for _, f := range u.Families {
+		if f.Until.IsZero() {
+			u.Until = time.Time{}
+			break
+		}
+		if f.Until.After(u.Until) {
+			u.Until = f.Until
+		}
+	}
+	return u
+}
+
+// anyDefault reports whether main has a default route of any family through a link.
+func anyDefault(l routing.Link) bool {
+	return routing.HasMainDefault(l, routing.IPv4) || routing.HasMainDefault(l, routing.IPv6)
 }
 
 // A Memory keeps a Recollection until the next boot.
@@ -155,8 +217,8 @@ func (r *recall) natural(foreign []routing.Rule) routing.Priority {
 	return second - 1
 }
 
-// WasUplink reports whether a link was an uplink by a default and is still the same:
-// it has its profile, and at least one of its addresses or an owner that gets them
+// WasUplink reports in which families a link was an uplink by a default and is still the
+// same: it has its profile, and at least one of its addresses or an owner that gets them
 // from the network and may just be replacing them. Until says when main was first
 // seen without the default, empty if that is not known.
 //
@@ -166,15 +228,20 @@ func (r *recall) natural(foreign []routing.Rule) routing.Priority {
 // gone.
 //
 // Addresses are all that the interface has, also those that take no part.
-func (r *recall) WasUplink(l routing.Link, addresses []routing.Address, c Claim, complete bool) (was bool, until string) {
-	u, was := r.uplinks[l.Index]
-	if !was || complete && !u.same(l, addresses, c) {
-		return false, ""
+func (r *recall) WasUplink(l routing.Link, addresses []routing.Address, c Claim, complete bool) (was routing.ByFamily[bool], until routing.ByFamily[string]) {
+	u, known := r.uplinks[l.Index]
+	if !known || complete && !u.same(l, addresses, c) {
+		return was, until
 	}
-	if !u.Until.IsZero() {
-		until = u.Until.Format(time.DateTime)
+	for _, f := range routing.Families() {
+		former, is := u.in(f)
+		is = is && (!complete || u.keeps(f, l, addresses, c))
+		was.Set(f, is)
+		if is && !former.Until.IsZero() {
+			until.Set(f, former.Until.Format(time.DateTime))
+		}
 	}
-	return true, until
+	return was, until
 }
 
 func (u FormerUplink) same(l routing.Link, addresses []routing.Address, c Claim) bool {
@@ -182,7 +249,14 @@ func (u FormerUplink) same(l routing.Link, addresses []routing.Address, c Claim)
 	if u.Interface != l.Name && !stands {
 		return false // Another interface has the index now. One that was renamed has an address.
 	}
-	return u.sameProfile(c) && (c.Standing == Draining || len(u.Addresses) == 0 || l.Automatic() || stands)
+	return u.sameProfile(c) && (c.Standing == Draining || len(u.Addresses) == 0 || l.Automatic(routing.IPv4) || l.Automatic(routing.IPv6) || stands)
+}
+
+// keeps reports whether the link is still the same in a family: it has one of its addresses
+// of it, or gets them from the network.
+func (u FormerUplink) keeps(f routing.Family, l routing.Link, now []routing.Address, c Claim) bool {
+	had := slices.DeleteFunc(slices.Clone(u.Addresses), func(a netip.Addr) bool { return routing.FamilyOf(a) != f })
+	return len(had) == 0 || c.Standing == Draining || l.Automatic(f) || FormerUplink{Addresses: had}.stands(now)
 }
 
 // sameProfile compares what both sides know of the profile. A name may change while the
@@ -198,11 +272,26 @@ func (u FormerUplink) stands(now []routing.Address) bool {
 	return slices.ContainsFunc(now, func(a routing.Address) bool { return slices.Contains(u.Addresses, a.Prefix.Addr()) })
 }
 
-// lost notes when main is first seen without the default of a former uplink.
+// lost notes when main is first seen without a default of a former uplink.
 func (r *recall) lost(l routing.Link, now time.Time) {
-	if u, was := r.uplinks[l.Index]; was && u.Until.IsZero() && !routing.HasMainDefault(l) {
-		u.Until = now
-		r.uplinks[l.Index], r.changed = u, true
+	u, was := r.uplinks[l.Index]
+	if !was {
+		return
+	}
+	changed := false
+	u.Families = slices.Clone(u.Families)
+	for i, former := range u.Families {
+		for _, f := range routing.Families() {
+			if former.Family == f.String() && former.Until.IsZero() && !routing.HasMainDefault(l, f) {
+				u.Families[i].Until, changed = now, true
+			}
+		}
+	}
+	if len(u.Families) == 0 && u.Until.IsZero() && !anyDefault(l) {
+		u.Until, changed = now, true
+	}
+	if changed {
+		r.uplinks[l.Index], r.changed = u.summed(), true
 	}
 }
 
@@ -220,7 +309,7 @@ func (r *recall) learn(l routing.Link, addresses []routing.Address, c Claim, com
 		}
 	}
 	switch {
-	case routing.HasMainDefault(l):
+	case anyDefault(l):
 		if was && c.Profile == "" && c.UUID == "" {
 			// Who speaks for it now knows no profile.
 			u.Profile, u.UUID = old.Profile, old.UUID
@@ -233,6 +322,20 @@ func (r *recall) learn(l routing.Link, addresses []routing.Address, c Claim, com
 		}
 		u.Interface, u.Profile, u.UUID, u.Until = l.Name, old.Profile, old.UUID, old.Until
 	}
+	for _, former := range old.Families {
+		f := routing.IPv4
+		if former.Family == routing.IPv6.String() {
+			f = routing.IPv6
+		}
+		if was && (!complete || old.keeps(f, l, addresses, c)) {
+			u.Families = append(u.Families, former)
+		}
+	}
+	if was && len(u.Families) == 0 && len(old.Families) > 0 && !anyDefault(l) {
+		r.forget(l.Index)
+		return
+	}
+	u = u.noted(l)
 	if !was || !u.equal(old) {
 		r.uplinks[l.Index], r.changed = u, true
 	}
@@ -240,7 +343,8 @@ func (r *recall) learn(l routing.Link, addresses []routing.Address, c Claim, com
 
 func (u FormerUplink) equal(o FormerUplink) bool {
 	return u.Index == o.Index && u.Interface == o.Interface && u.Profile == o.Profile && u.UUID == o.UUID &&
-		slices.Equal(u.Addresses, o.Addresses) && u.Until.Equal(o.Until)
+		slices.Equal(u.Addresses, o.Addresses) && u.Until.Equal(o.Until) &&
+		slices.EqualFunc(u.Families, o.Families, func(a, b FormerFamily) bool { return a.Family == b.Family && a.Until.Equal(b.Until) })
 }
 
 // noLink drops the memory of an interface that is no link, once its addresses have

@@ -330,3 +330,79 @@ func TestFormerUplinkComesBack(t *testing.T) {
 		h.wants(stop)
 	}
 }
+
+// TestFormerUplinkOfAFamily: a router of a LAN advertises itself and goes. The LAN was an
+// uplink for IPv6, and is one; for IPv4 it never was, whatever the daemon that starts next
+// finds and whatever was written before families were.
+func TestFormerUplinkOfAFamily(t *testing.T) {
+	const stop4 = "10500: from 192.168.7.1 7"
+	const open = "9022: from 100.64.0.5 lookup 10001 suppress_prefixlength 7"
+	h := newHost(t)
+	stops6 := func() {
+		t.Helper()
+		if rules := h.ip("-6 rule show priority 10500"); !strings.Contains(rules, "from 2001:db8:1::/64 iif lo unreachable") {
+			t.Errorf("nothing stops what is bound to the IPv6 of lan0: %q", rules)
+		}
+	}
+	h.wan(0)
+	h.owners.complete(true)
+	h.pass()
+	h.veth("lan0")
+	h.address("lan0", "192.168.7.1/24")
+	h.owners.claim("lan0", reconcile.Link)
+	h.pass()
+	h.wants("!"+stop4, "!"+open)
+	h.ip("-6 address add 2001:db8:1::1/64 dev lan0 nodad")
+	h.ip("-6 route add default via fe80::99 dev lan0 metric 1024")
+	// The kernel tells of an IPv6 address when it is done with it.
+	for h.pass(); !strings.Contains(h.ip("-6 rule show priority 10500"), "2001:db8:1::"); h.pass() {
+		if !h.changed() {
+			t.Fatal("the daemon does not learn of the IPv6 address")
+		}
+	}
+	h.wants("!"+stop4, open)
+	stops6()
+	if group := h.named("lan0").Attrs().Group; group != policy.UplinkGroup {
+		t.Errorf("lan0 is in group %d", group)
+	}
+	h.ip("-6 route delete default dev lan0")
+	h.pass()
+	lost := h.clock
+	h.wants("!"+stop4, open)
+	stops6()
+	h.clock = h.clock.Add(time.Hour)
+	for _, standing := range []reconcile.Claim{
+		{Standing: reconcile.Link, Watched: true},
+		{Standing: reconcile.Link, Watched: true, Pending: true},
+		{Standing: reconcile.Draining, Watched: true},
+		{Standing: reconcile.Link, Watched: true},
+	} {
+		h.restart()
+		h.owners.claim("wan0", reconcile.Link)
+		h.say("lan0", standing)
+		h.owners.complete(true)
+		h.pass()
+		h.wants("!"+stop4, open)
+		stops6()
+	}
+	u := h.memory.kept.Uplinks
+	if i := slices.IndexFunc(u, func(u reconcile.FormerUplink) bool { return u.Interface == "lan0" }); i < 0 ||
+		len(u[i].Families) != 1 || u[i].Families[0].Family != "ipv6" || !u[i].Families[0].Until.Equal(lost) || !u[i].Until.Equal(lost) {
+		t.Errorf("it remembers %+v", u)
+	}
+	// What a version before wrote counts for both, until there is a default of one.
+	for i := range h.memory.kept.Uplinks {
+		h.memory.kept.Uplinks[i].Families = nil
+	}
+	h.restart()
+	h.owners.claim("wan0", reconcile.Link)
+	h.owners.claim("lan0", reconcile.Link)
+	h.owners.complete(true)
+	h.pass()
+	h.wants(stop4, "!"+open)
+	stops6()
+	h.ip("-6 route add default via fe80::99 dev lan0 metric 1024")
+	h.pass()
+	h.wants("!"+stop4, open)
+	stops6()
+}

@@ -91,7 +91,7 @@ func hasTable(p routing.LinkPlan, t routing.TableID) bool {
 }
 
 func samePlan(a, b routing.LinkPlan) bool {
-	return a.Role == b.Role && a.Group == b.Group && a.Link.Name == b.Link.Name && slices.Equal(a.Rules, b.Rules) && slices.Equal(a.Routes, b.Routes)
+	return a.Roles == b.Roles && a.Group == b.Group && a.Link.Name == b.Link.Name && slices.Equal(a.Rules, b.Rules) && slices.Equal(a.Routes, b.Routes)
 }
 
 // due is when the line of a link is written.
@@ -149,7 +149,7 @@ func forPrograms(plan routing.LinkPlan) []slog.Attr {
 			attrs = append(attrs, event.Field("table", t.String()))
 		}
 	}
-	return append(attrs, event.Field("role", plan.Role.String()))
+	return append(attrs, event.Field("role", plan.Role().String()))
 }
 
 // whyRemoved says why an interface is no link any more.

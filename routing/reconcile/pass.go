@@ -229,15 +229,23 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			l.forget(index)
 			continue
 		}
-		if planned && plan.Role == routing.Local && len(plan.Keys) > 0 {
+		if planned && len(plan.Keys) > 0 {
 			// It is being brought up once more, as when NetworkManager restarts,
 			// and was known to be no uplink: cutting it off would help nobody.
-			s.link.Pending = false
+			if plan.Role() == routing.Local {
+				s.link.Pending = false
+			}
+			for _, f := range plan.Shown() {
+				s.link.KnownLocal.Set(f, plan.Roles.In(f) == routing.Local)
+			}
 		}
 		l.recallRole(&s, plan, planned)
-		if planned && routing.HasMainDefault(plan.Link) && !routing.HasMainDefault(s.link) {
-			// The owner may have changed its mind about the link being an uplink.
-			l.Owners.Poke(s.said)
+		for _, f := range routing.Families() {
+			if planned && routing.HasMainDefault(plan.Link, f) && !routing.HasMainDefault(s.link, f) {
+				// The owner may have changed its mind about the link being an uplink.
+				l.Owners.Poke(s.said)
+				break
+			}
 		}
 		links = append(links, s)
 		for _, k := range s.keys {
@@ -301,6 +309,12 @@ func (l *Loop) subject(index int) (subject, bool) {
 		// It is being brought up once more, and the process before this one knew it to be
 		// no uplink.
 		s.link.Pending = false
+	}
+	if was && !planned && s.link.Pending {
+		stops := l.stopped(s.keys)
+		for _, k := range s.keys {
+			s.link.KnownLocal.Set(k.Family, !stops.In(k.Family) && l.leads(k.Family, facts.Name))
+		}
 	}
 	switch claim.Standing {
 	case Link:
@@ -378,22 +392,37 @@ func (l *Loop) recallRole(s *subject, before routing.LinkPlan, planned bool) {
 	}
 	l.recall.lost(*link, l.now())
 	link.WasUplink, link.DefaultUntil = l.recall.WasUplink(*link, s.addresses, claim, l.complete)
-	if claim.Standing == Draining {
-		link.WasUplink = link.WasUplink || before.Role == routing.Uplink || !planned && l.stopped(s.keys)
+	if claim.Standing != Draining {
+		return
+	}
+	var stops routing.ByFamily[bool]
+	if !planned {
+		stops = l.stopped(s.keys)
+	}
+	for _, f := range routing.Families() {
+		link.WasUplink.Set(f, link.WasUplink.In(f) || before.Roles.In(f) == routing.Uplink || stops.In(f))
 	}
 }
 
-// stopped reports whether a rung of uplinks stands for a network: the process before this
-// one left it.
-func (l *Loop) stopped(keys []routing.Key) (stands bool) {
+// stopped reports by family whether a rung of uplinks stands for a network: the process
+// before this one left it.
+func (l *Loop) stopped(keys []routing.Key) (stands routing.ByFamily[bool]) {
 	l.Mirror.View(func(k *kernel.State) {
 		for _, f := range routing.Families() {
 			for _, r := range k.RuleOrder(f, routing.PriorityUnreachable) {
-				stands = stands || slices.ContainsFunc(keys, func(key routing.Key) bool {
+				stands.Set(f, stands.In(f) || slices.ContainsFunc(keys, func(key routing.Key) bool {
 					return key.Family == f && (key.Prefix == r.From || !key.OfHosts() && key.Prefix.Contains(r.From.Addr()))
-				})
+				}))
 			}
 		}
+	})
+	return stands
+}
+
+// leads reports whether a rung of a family leads to a table of an interface.
+func (l *Loop) leads(f routing.Family, name string) (stands bool) {
+	l.Mirror.View(func(k *kernel.State) {
+		stands = slices.ContainsFunc(k.RuleOrder(f, routing.PriorityDevice), func(r routing.Rule) bool { return r.OIF == name })
 	})
 	return stands
 }

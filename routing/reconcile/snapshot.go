@@ -191,7 +191,7 @@ type picture struct {
 // since is when a link got its role and its ladder.
 type since struct {
 	at    time.Time
-	role  routing.Role
+	roles routing.ByFamily[routing.Role]
 	rules []routing.PlannedRule
 }
 
@@ -217,10 +217,10 @@ func (l *Loop) dated(t routing.Touched) {
 			continue
 		}
 		old, known := l.picture.since[index]
-		if known && old.role == plan.Role && slices.Equal(old.rules, plan.Rules) {
+		if known && old.roles == plan.Roles && slices.Equal(old.rules, plan.Rules) {
 			continue
 		}
-		l.picture.since[index] = since{at: l.now(), role: plan.Role, rules: plan.Rules}
+		l.picture.since[index] = since{at: l.now(), roles: plan.Roles, rules: plan.Rules}
 	}
 }
 

@@ -336,9 +336,7 @@ func (r *renderer) link(l Link, w columnWidths) {
 		r.paint.pad(bold, clean(l.Interface), w.name), r.paint.pad(plain, l.Role, w.role),
 		r.paint.pad(stateStyle(l.InForce), inForce(l), w.force), r.paint.paint(s, strings.Join(about, ", ")))
 
-	if r.verbose && l.RoleWhy != "" {
-		r.folded("  "+l.Role+": ", dim, clean(l.RoleWhy))
-	}
+	r.roles(l)
 	family := ""
 	for _, n := range l.Networks {
 		name := ""
@@ -360,6 +358,35 @@ func (r *renderer) link(l Link, w columnWidths) {
 		r.line("  %s", r.paint.paint(dim, "unchanged since "+l.Since.Format(time.DateTime)))
 	}
 	r.objects(l.Objects, l.InForce)
+}
+
+// roles says what the link is in each family where that differs, and why.
+func (r *renderer) roles(l Link) {
+	if len(l.Roles) == 0 {
+		if r.verbose && l.RoleWhy != "" {
+			r.folded("  "+l.Role+": ", dim, clean(l.RoleWhy))
+		}
+		return
+	}
+	families := slices.Sorted(maps.Keys(l.Roles))
+	slices.SortStableFunc(families, func(a, b string) int { return -strings.Compare(l.Roles[a].Role, l.Roles[b].Role) })
+	var parts []string
+	for _, f := range families {
+		parts = append(parts, roleName(l.Roles[f].Role)+" for "+familyName(f))
+	}
+	r.line("  %s", strings.Join(parts, ", "))
+	for _, f := range families {
+		if r.verbose && l.Roles[f].Why != "" {
+			r.folded("  "+familyName(f)+": ", dim, clean(l.Roles[f].Why))
+		}
+	}
+}
+
+func roleName(role string) string {
+	if role == "local" {
+		return "local link"
+	}
+	return role
 }
 
 func familyOfAddress(a Address) string {
@@ -398,7 +425,7 @@ func (r *renderer) gateways(l Link, n Network) string {
 	switch {
 	case len(via) > 0:
 		return strings.Join(slices.Compact(via), ", ")
-	case n.Table == 0 || l.Role == "local":
+	case n.Table == 0 || l.RoleIn(n.Family) == "local":
 		return ""
 	case l.Pending:
 		return r.paint.paint(yellow, "no default route yet")

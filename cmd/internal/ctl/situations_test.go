@@ -306,7 +306,7 @@ func TestSituations(t *testing.T) {
 		{"no-carrier", func() situation {
 			s := twoUplinks()
 			s.carrier["enp2s0"] = false
-			s.links[0].Routes, s.links[0].WasUplink = nil, true
+			s.links[0].Routes, s.links[0].WasUplink = nil, routing.ByFamily[bool]{true, true}
 			s.unbound = map[routing.Family]status.Unbound{routing.IPv4: {Interface: "wlp3s0", Table: 254}}
 			return s
 		}, true},

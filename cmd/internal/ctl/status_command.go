@@ -54,6 +54,7 @@ With --json the same comes for programs. Fields are only ever added as long as
                     interface, table
   unchecked_links   links of which it is not known yet where their traffic goes
   links[]           interface, index, role ("uplink", "local"), role_why,
+                    roles (by family, where they differ: role, why),
                     draining, pending, why, profile, type, up, carrier, group, since
                     (role and rules as they are), in_force,
                     networks[]: family, prefix, or host_addresses (true: addresses

@@ -92,7 +92,7 @@ func servers(plan routing.LinkPlan, known map[routing.Family]claims.Names) []dns
 			// Where nothing leads any further, a server that is for some domains
 			// is for no others. The domains that a provider names are to complete names
 			// with: "com" would hand all of it to that provider.
-			if plan.Role == routing.Local {
+			if plan.Role() == routing.Local {
 				s.Domains, s.OnlyDomains = names.Domains, len(names.Domains) > 0
 			}
 			if s.Source = sourceOf(plan, f, a); !s.Source.IsValid() && !a.IsLinkLocalUnicast() {

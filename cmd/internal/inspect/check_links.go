@@ -185,12 +185,12 @@ func checkDefaults(v *View, _ files) []Finding {
 	var out []Finding
 	for plan := range v.Planner.Links() {
 		// One that comes may still get a default, one that goes may have lost it already.
-		if plan.Role != routing.Uplink || !plan.Link.Up || plan.Link.Pending || v.unsettled(plan.Link.Name) {
+		if !plan.Link.Up || plan.Link.Pending || v.unsettled(plan.Link.Name) {
 			continue
 		}
 		for _, k := range plan.Keys {
 			t, has := plan.Link.Tables[k]
-			if !has {
+			if plan.Roles.In(k.Family) != routing.Uplink || !has {
 				continue
 			}
 			without, all := withoutDefault(&plan, k)

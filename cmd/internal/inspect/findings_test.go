@@ -308,7 +308,7 @@ func TestNoDefault(t *testing.T) {
 	l := wan(0)
 	l.Routes[1].Destination = netip.MustParsePrefix("10.0.0.0/8")
 	check(t, view(l), files()) // a local link needs none
-	l.WasUplink = true
+	l.WasUplink.Set(routing.IPv4, true)
 	check(t, view(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}})
 	l.Up = false
 	check(t, view(l), files())

@@ -146,12 +146,18 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 	name := plan.Link.Name
 	claim, _ := v.claimOf(v.Links[name])
 	l := status.Link{
-		Interface: name, Index: plan.Link.Index, Role: plan.Role.String(), RoleWhy: plan.Why,
+		Interface: name, Index: plan.Link.Index, Role: plan.Role().String(), RoleWhy: plan.Why(),
 		Draining: claim.Standing == reconcile.Draining, Pending: claim.Pending, Why: claim.Why, Profile: claim.Profile,
 		Up: plan.Link.Up, Carrier: v.Links[name].Carrier, Group: plan.Link.Group,
 		Networks: []status.Network{}, LeftAlone: map[string]string{}, Unused: []status.Address{}, Objects: []status.Object{},
 	}
 	l.Type = claim.Type
+	if plan.Mixed() {
+		l.Roles = map[string]status.FamilyRole{}
+		for _, f := range routing.Families() {
+			l.Roles[f.String()] = status.FamilyRole{Role: plan.Roles.In(f).String(), Why: plan.Whys.In(f)}
+		}
+	}
 	if v.byDaemon {
 		if i, known := v.snapshot.Interface(l.Index); known && !i.Since.IsZero() {
 			l.Since = &i.Since

@@ -1,0 +1,275 @@
+package routing_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"multihomed/routing"
+	"multihomed/routing/lookup"
+)
+
+// wan6 is wan0 with IPv6 as well.
+func wan6(more ...part) routing.Link {
+	return wan0(append([]part{linkLocal("fe80::a/64"), address("2001:db8:a::10/64", 100, dynamic), route(default6, "fe80::1", 100)}, more...)...)
+}
+
+// hop is where a packet is expected to go, 0 if nowhere.
+func (h *host) hop(t tb, from, to string, device int) {
+	t.Helper()
+	v := h.kernel.Lookup(lookup.Flow{From: addr(from), To: addr(to)})
+	got := 0
+	if len(v.Legs) > 0 {
+		got = v.Legs[0].Device
+	}
+	if got != device {
+		t.Fatalf("from %s to %s by interface %d (%v, %s), want %d\n%s", from, to, got, v.Outcome, v.Rule, device, h.kernel.Text())
+	}
+}
+
+// TestRolesDiffer: the default of one family says nothing of the other, whichever it is.
+func TestRolesDiffer(t *testing.T) {
+	t.Parallel()
+	lan := lan0(linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route("172.16.0.0/12", "10.0.0.254", 102))
+	advertised := lan0(linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route("172.16.0.0/12", "10.0.0.254", 102), route(default6, "fe80::99", 102))
+	h := hostOf(t, wan6(), wan1(address("fd00:5::1/64", 101), address("fd00:6::1/64", 101)), lan)
+	reach := func() {
+		for _, from := range []string{"192.0.2.10", "198.51.100.20"} {
+			for _, to := range []string{"10.0.0.9", "172.16.5.5"} {
+				h.hop(t, from, to, 4)
+			}
+		}
+		h.hop(t, "198.51.100.20", "192.0.2.9", 3)
+		// The ULA of an IPv4 uplink is a local network.
+		h.hop(t, "2001:db8:a::10", "fd00:5::9", 3)
+		h.hop(t, "2001:db8:a::10", "fd00:6::9", 3)
+	}
+	reach()
+	h.hop(t, "10.0.0.1", "8.8.8.8", 2)
+	h.hop(t, "2001:db8:a::10", "2001:db8:1::9", 4)
+	// The router comes: its network is an uplink's, at no moment is the IPv4 cut off.
+	h.kernel.Step = func(routing.Op) { reach() }
+	h.install(advertised)
+	h.converge(t)
+	h.settled(t)
+	if now, _ := h.kernel.Group(4); now != policy.UplinkGroup {
+		t.Error("the LAN is not in the group")
+	}
+	h.hop(t, "10.0.0.1", "8.8.8.8", 2)
+	h.hop(t, "2001:db8:a::10", "2001:db8:1::9", 2)
+	h.hop(t, "2001:db8:1::1", "2600::1", 4)
+	// It goes, and the link remembers.
+	lan.WasUplink.Set(routing.IPv6, true)
+	h.install(lan)
+	h.converge(t)
+	h.settled(t)
+	h.hop(t, "10.0.0.1", "8.8.8.8", 2)
+	h.hop(t, "2001:db8:1::1", "2600::1", 0)
+	// It has another profile.
+	lan.WasUplink.Set(routing.IPv6, false)
+	h.install(lan)
+	h.converge(t)
+	h.settled(t)
+	h.hop(t, "2001:db8:a::10", "2001:db8:1::9", 4)
+	for r := range h.planner.Rules() {
+		if from := r.Rule.From; r.Rule.Priority == routing.PriorityOpening && from.IsValid() && from.Addr().Is4() {
+			t.Errorf("%s is left", r.Rule)
+		}
+	}
+}
+
+// TestNeverDefaultInOneFamily: the networks behind a link that is never a default for
+// IPv4 stay reachable, although it is an uplink for IPv6.
+func TestNeverDefaultInOneFamily(t *testing.T) {
+	t.Parallel()
+	edge := lan0(linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route(default6, "fe80::99", 102),
+		route("172.16.0.0/12", "10.0.0.254", 102), intent(routing.IPv4, routing.Intent{NeverDefault: true, Gateway: addr("10.0.0.254")}))
+	h := hostOf(t, wan6(), edge)
+	h.hop(t, "192.0.2.10", "172.16.5.5", 4)
+	h.hop(t, "192.0.2.10", "8.8.8.8", 2)
+	h.hop(t, "10.0.0.1", "8.8.8.8", 4)
+	h.hop(t, "2001:db8:a::10", "2001:db8:1::9", 2)
+}
+
+// TestNested: a LAN of all private addresses, behind which others of the group are not.
+func TestNested(t *testing.T) {
+	t.Parallel()
+	lan := link(4, "lan0", address("10.0.0.1/16", 102), route("10.0.0.0/8", "10.0.0.254", 102), route("10.91.7.0/25", "10.0.0.253", 102),
+		linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route(default6, "fe80::99", 102))
+	carrier := link(3, "wan1", address("10.91.0.20/16", 101, dynamic), route(default4, "10.91.0.1", 101), route("10.200.0.0/16", "10.91.0.2", 101),
+		route("10.91.7.0/24", "10.91.0.3", 101))
+	h := hostOf(t, wan0(), carrier, lan)
+	check := func() {
+		t.Helper()
+		for _, tt := range []struct {
+			from, to string
+			device   int
+		}{
+			{"192.0.2.10", "10.5.5.5", 4},
+			{"192.0.2.10", "10.0.0.9", 4},
+			{"192.0.2.10", "10.91.0.1", 2},
+			{"192.0.2.10", "10.200.1.1", 2},
+			{"192.0.2.10", "10.91.7.9", 4},
+			{"192.0.2.10", "10.91.7.200", 2},
+			{"10.91.0.20", "10.91.0.1", 3},
+			{"10.91.0.20", "10.200.1.1", 3},
+			{"10.91.0.20", "10.91.7.9", 4},
+			{"10.91.0.20", "10.91.7.200", 3},
+			{"10.91.0.20", "10.5.5.5", 4},
+			{"10.91.0.20", "8.8.8.8", 3},
+		} {
+			h.hop(t, tt.from, tt.to, tt.device)
+		}
+	}
+	check()
+	// One path comes and goes by itself.
+	to := routing.Destination{To: prefix("10.201.0.0/16")}
+	l := h.links[3]
+	more := link(3, "wan1", route("10.201.0.0/16", "10.91.0.2", 101)).Routes
+	l.Routes = append(slices.Clone(l.Routes), more...)
+	h.kernel.Install(l)
+	if refused := h.planner.SetPaths(3, map[routing.Destination][]routing.Route{to: more}); len(refused) > 0 {
+		t.Fatalf("refused: %v", refused)
+	}
+	h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+	h.settled(t)
+	h.hop(t, "192.0.2.10", "10.201.1.1", 2)
+	h.hop(t, "10.91.0.20", "10.201.1.1", 3)
+	check()
+	h.install(carrier)
+	h.converge(t)
+	h.settled(t)
+	h.hop(t, "192.0.2.10", "10.201.1.1", 4)
+}
+
+// TestTooManyOpenings: beyond a bound the networks are hidden, as those of uplinks are,
+// and the link says so.
+func TestTooManyOpenings(t *testing.T) {
+	t.Parallel()
+	problem := func(h *host, index int) bool {
+		plan, _ := h.planner.Link(index)
+		return slices.ContainsFunc(plan.Problems, func(p routing.Problem) bool { return p.Code == routing.TooManyOpenings })
+	}
+	h := newHost()
+	h.install(wan6())
+	const links = 70
+	for i := range links {
+		metric := uint32(200 + i)
+		h.install(link(100+i, fmt.Sprintf("u%d", i), address(fmt.Sprintf("10.%d.0.2/24", i), metric), route(default4, fmt.Sprintf("10.%d.0.1", i), metric),
+			address(fmt.Sprintf("fd00:%x::2/64", i+1), metric)))
+	}
+	h.converge(t)
+	h.settled(t)
+	h.hop(t, "2001:db8:a::10", "fd00:1::9", 100)
+	h.hop(t, "2001:db8:a::10", "fd00:46::9", 2)
+	if problem(h, 100) || !problem(h, 169) {
+		t.Error("the bound is not where it is said")
+	}
+	// What knows nothing but its own network has no rungs for them.
+	opened := 0
+	for r := range h.planner.Rules() {
+		if r.Rule.Priority == routing.PriorityOpening {
+			opened++
+		}
+	}
+	if opened != 64 {
+		t.Errorf("%d rungs", opened)
+	}
+
+	h = newHost()
+	h.install(wan6())
+	lan := lan0(route("10.0.0.0/8", "10.0.0.254", 102), address("2001:db8:1::1/64", 102), route(default6, "fe80::99", 102, onlink))
+	many := []part{}
+	for i := range links {
+		many = append(many, route(fmt.Sprintf("10.%d.0.0/16", 100+i), "192.0.2.1", 100))
+	}
+	h.install(lan)
+	h.install(wan6(many...))
+	h.converge(t)
+	h.settled(t)
+	h.hop(t, "192.0.2.10", "10.5.5.5", 2)
+	if !problem(h, 4) {
+		t.Error("nobody says that the LAN is hidden")
+	}
+}
+
+// TestOpeningsLeadWhereMainDoes: what an uplink's address sends to a network that main
+// knows behind a link which is local in the family arrives there, and what main knows
+// behind an uplink is not sent there.
+func TestOpeningsLeadWhereMainDoes(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		h := newHost()
+		for range rapid.IntRange(2, 5).Draw(t, "events") {
+			index, name := genIndex(t)
+			if name != names[index-2] {
+				continue
+			}
+			l := genLink(t, index, name)
+			l.Group, l.Tables = 0, nil
+			h.install(l)
+			h.lookAll()
+			h.converge(t)
+		}
+		open := map[routing.Family][]int{}
+		for plan := range h.planner.Links() {
+			for _, f := range routing.Families() {
+				has := slices.ContainsFunc(plan.Keys, func(k routing.Key) bool { return k.Family == f })
+				if has && plan.Roles.In(f) == routing.Local && plan.Group == policy.UplinkGroup {
+					open[f] = append(open[f], plan.Link.Index)
+				}
+			}
+		}
+		for from, owners := range owned(h) {
+			f := routing.FamilyOf(from)
+			for _, to := range far {
+				if routing.FamilyOf(to) == f {
+					h.asMain(t, from, to, owners, open[f], uplinks(h, f))
+				}
+			}
+		}
+	})
+}
+
+func (h *host) asMain(t tb, from, to netip.Addr, owners, open, marked []int) {
+	t.Helper()
+	main, with := h.kernel.LookupWithoutUs(lookup.Flow{To: to}), h.kernel.Lookup(lookup.Flow{From: from, To: to})
+	if len(main.Legs) != 1 || main.Legs[0].Destination.Bits() <= int(policy.ContainerPrefixLength) || len(with.Legs) == 0 || with.Uncertain || main.Uncertain {
+		return
+	}
+	there := main.Legs[0]
+	for plan := range h.planner.Links() {
+		if !slices.Contains(owners, plan.Link.Index) && slices.ContainsFunc(plan.Link.Addresses, func(a routing.Address) bool { return a.Prefix.Addr() == from }) {
+			return // It is the address of a local link, too.
+		}
+		for _, k := range plan.Keys {
+			// A network on two links is each one's own.
+			if slices.Contains(owners, plan.Link.Index) && k.Prefix.Contains(to) {
+				return
+			}
+			if k.Prefix.Contains(to) && k.Prefix.Bits() > there.Destination.Bits() {
+				return // A network that main does not have: unbound packets go there, too.
+			}
+		}
+		for _, r := range plan.Link.Known {
+			if r.Destination.Contains(to) && r.Destination.Bits() > there.Destination.Bits() {
+				return
+			}
+		}
+		for r := range plan.MainRoutes() {
+			if plan.Link.Index != there.Device && r.Destination == there.Destination {
+				return // Two links have it, and only one of them may be asked.
+			}
+		}
+	}
+	got := with.Legs[0].Device
+	switch {
+	case slices.Contains(open, there.Device) && !slices.Contains(owners, there.Device) && got != there.Device:
+		t.Fatalf("from %s to %s by interface %d (%s), main says %s\n%s", from, to, got, with.Rule, there, h.kernel.Text())
+	case slices.Contains(marked, there.Device) && slices.Contains(open, got) && !slices.Contains(owners, got):
+		t.Fatalf("from %s to %s by interface %d (%s), which main does not say: %s\n%s", from, to, got, with.Rule, there, h.kernel.Text())
+	}
+}
