@@ -6,12 +6,18 @@ import (
 	"sync"
 
 	"multihomed/routing"
+	"multihomed/routing/kernel"
 )
 
 // A LinkState is how an interface stands after a pass.
 type LinkState struct {
 	// Plan is the zero LinkPlan if the interface is no link.
 	Plan routing.LinkPlan
+	// Claim is what its owner says of the interface, the zero Claim if nobody does.
+	Claim Claim
+	// Waiting says what keeps the knowledge of owners from being complete, empty if
+	// nothing does.
+	Waiting string
 	// Problems are what keeps the plan, or a part of it, from being in force.
 	Problems []routing.Problem
 	// Unread says that the kernel could not be read: nothing was done.
@@ -52,7 +58,12 @@ func (l *Loop) answer(a ask) {
 	if a.answer == nil {
 		return // Something else woke the loop.
 	}
-	s := LinkState{Unread: l.failed(aboutMirror)}
+	s := LinkState{Unread: l.failed(aboutMirror), Waiting: l.waiting}
+	l.Mirror.View(func(k *kernel.State) {
+		if index, is := k.IndexOf(a.name); is {
+			s.Claim, _, _ = l.of(k, index)
+		}
+	})
 	for plan := range l.planner.Links() {
 		if plan.Link.Name == a.name {
 			s.Plan = plan

@@ -128,6 +128,8 @@ type Loop struct {
 	// for, unread the interfaces whose routes are all read again.
 	rerouted map[int]map[routing.Destination]struct{}
 	unread   map[int]struct{}
+	// lent are the interfaces that are links for some of their addresses alone.
+	lent map[int]struct{}
 	// retired are objects that a link wanted while this process knew it.
 	retired routing.Touched
 	// deferred are repairs that wait for their time, gone the rules of others that went
@@ -183,6 +185,7 @@ func New(o Options) *Loop {
 		dirty:         map[int]struct{}{},
 		rerouted:      map[int]map[routing.Destination]struct{}{},
 		unread:        map[int]struct{}{},
+		lent:          map[int]struct{}{},
 		touched:       routing.NewTouched(),
 		retired:       routing.NewTouched(),
 		deferred:      map[object]deferral{},

@@ -239,6 +239,11 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 				s.link.KnownLocal.Set(f, plan.Roles.In(f) == routing.Local)
 			}
 		}
+		if s.claim.Only != nil {
+			l.lent[index] = struct{}{}
+		} else {
+			delete(l.lent, index)
+		}
 		l.recallRole(&s, plan, planned)
 		for _, f := range routing.Families() {
 			if planned && routing.HasMainDefault(plan.Link, f) && !routing.HasMainDefault(s.link, f) {
@@ -360,12 +365,54 @@ func HasAddress(own []routing.Address, a netip.Addr) bool {
 	return slices.ContainsFunc(own, func(o routing.Address) bool { return o.Prefix.Addr() == a })
 }
 
+// of returns the claim that counts for an interface, and the name that its owner uses.
+func (l *Loop) of(k *kernel.State, index int) (c Claim, name string, claimed bool) {
+	c, name, claimed = l.bindings.of(k, index)
+	if c.Standing == Draining && c.Else != nil && l.drained(k, index, *c.Else) {
+		return *c.Else, name, claimed
+	}
+	return c, name, claimed
+}
+
+// drained reports whether nothing of an interface would be taken away if a claim that
+// names its addresses counted now.
+func (l *Loop) drained(k *kernel.State, index int, by Claim) bool {
+	facts, exists := k.LinkFacts(index)
+	if !exists || !l.was(k, index, facts.Name) {
+		return true
+	}
+	link := linkOf(facts, Claim{})
+	plan, planned := l.planner.Link(index)
+	return !slices.ContainsFunc(facts.Addresses, func(a routing.Address) bool {
+		if slices.Contains(by.Only, a.Prefix.Addr()) || !routing.TakesPart(link, a) {
+			return false
+		}
+		if planned {
+			return slices.ContainsFunc(plan.Link.Addresses, func(o routing.Address) bool { return o.Prefix == a.Prefix })
+		}
+		return hasRung(k, a.Prefix)
+	})
+}
+
+// hasRung reports whether a source rule of ours stands for an address, or for the
+// network that it is in.
+func hasRung(k *kernel.State, address netip.Prefix) bool {
+	f := routing.FamilyOf(address.Addr())
+	for _, from := range []netip.Prefix{netip.PrefixFrom(address.Addr(), address.Addr().BitLen()), address.Masked()} {
+		for range k.RulesFrom(f, routing.PrioritySource, from) {
+			return true
+		}
+	}
+	return false
+}
+
 // was reports whether the interface was a link until now: to this process, or
-// to the one before it, which left a rule for the device.
+// to the one before it, which left a rule for the device. What was one by a lease alone
+// has no owner who could take it down: there is nothing to drain.
 func (l *Loop) was(k *kernel.State, index int, name string) bool {
 	if _, seen := l.known[index]; seen {
 		_, was := l.planner.Link(index)
-		return was
+		return was && !contains(l.lent, index)
 	}
 	if l.ready {
 		return false // Whatever was a link before has been claimed by now.
@@ -430,6 +477,7 @@ func (l *Loop) leads(f routing.Family, name string) (stands bool) {
 func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
 	delete(l.unread, index)
+	delete(l.lent, index)
 	l.networks.set(index, nil)
 	var facts kernel.Link
 	exists, whole, claimed := false, false, false

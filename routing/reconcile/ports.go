@@ -61,6 +61,10 @@ type Claim struct {
 	Released bool
 	// Only lists the addresses that take part, nil if all do.
 	Only []netip.Addr
+	// Else is what the interface is if its owner's claim drains and there is nothing to
+	// drain: it was no link of his, or all of it that takes part is in Else.Only. Nil
+	// stands for no link.
+	Else *Claim
 	// Tables are table numbers that the owner uses itself.
 	Tables []routing.TableID
 	// Problems are the owner's own, in sentences.

@@ -55,13 +55,16 @@ func Judge(f Facts) (reconcile.Claim, bool) {
 		why = "the configuration ignores it ([[link]] " + settings.IgnoredBy + ")"
 	}
 	if off || settings.Ignore {
-		claim.Standing, claim.Pending, claim.Only = reconcile.NoLink, false, nil
+		claim.Standing, claim.Pending, claim.Only, claim.Else = reconcile.NoLink, false, nil, nil
 		claim.Why = why
 		// With another profile, a device of NetworkManager may be another matter.
 		claim.Released, claim.Watched = true, f.Device.Managed
 		return claim, true
 	}
 	apply(&claim, settings)
+	if claim.Else != nil {
+		apply(claim.Else, settings)
+	}
 	return claim, true
 }
 
@@ -116,7 +119,7 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 	claim.LeftToOthers = f.Managed && left
 	if left {
 		if hook, is := f.hooked(); is {
-			return hook, true
+			return f.orLeased(hook), true
 		}
 	}
 	// What NetworkManager let go of drains; what it never had is its client's alone.
@@ -125,9 +128,25 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 		claim.Standing = reconcile.NoLink
 	}
 	if len(f.Leased) == 0 || claim.Standing != reconcile.NoLink && !letGo {
-		return claim, f.Managed
+		return f.orLeased(claim), f.Managed
 	}
-	claim.Standing, claim.Watched, claim.Only, claim.LeftToOthers = reconcile.Link, true, f.Leased, false
+	return f.leased(claim), true
+}
+
+// orLeased lets leases count as soon as there is nothing left that drains. Who had the
+// interface may never have made it a link, or has nothing more to say of it.
+func (f Facts) orLeased(claim reconcile.Claim) reconcile.Claim {
+	if claim.Standing == reconcile.Draining && len(f.Leased) > 0 {
+		leased := f.leased(claim)
+		claim.Else = &leased
+	}
+	return claim
+}
+
+// leased is the claim of an interface on which the leased addresses take part.
+func (f Facts) leased(claim reconcile.Claim) reconcile.Claim {
+	claim.Standing, claim.Watched, claim.Only = reconcile.Link, true, f.Leased
+	claim.LeftToOthers, claim.Released, claim.Else = false, false, nil
 	if tunnel(f.Kind) || f.Managed && f.Device.VPN {
 		// What leaves by it leaves by another link in truth: it is no uplink.
 		claim.Choice = routing.AlwaysLocal
@@ -138,7 +157,7 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 	if more := len(f.Leased) - 1; more > 0 {
 		claim.Why += fmt.Sprintf(" and %d more", more)
 	}
-	return claim, true
+	return claim
 }
 
 // tunnel reports whether a kind of virtual interface is no link, as with

@@ -179,11 +179,32 @@ func (r *router) notRouted(want server.Route, state reconcile.LinkState) error {
 	if err := r.check(want); err != nil {
 		return err // It went while we looked.
 	}
+	if state.Plan.Link.Index == 0 {
+		return noLink(want, state)
+	}
 	why := "an address like this needs no routing of its own"
 	if reason := state.Plan.Link.Intents[routing.FamilyOf(want.Address)].LeaveAlone; reason != "" {
 		why = "its family is its owner's: " + reason
 	}
 	return &wire.Error{Code: wire.BadAddress, Text: fmt.Sprintf("%s on %s gets no table: %s", want.Address, want.Interface, why)}
+}
+
+// noLink says why an interface is no link although a lease makes it one.
+func noLink(want server.Route, state reconcile.LinkState) error {
+	why := state.Claim.Why
+	if state.Waiting != "" {
+		if why != "" {
+			why += ", and "
+		}
+		why += "multihomed is waiting: " + state.Waiting
+	}
+	switch {
+	case state.Claim.Standing == reconcile.NoLink && why != "":
+		return &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("%s gets no routing of its own: %s", want.Interface, why)}
+	case why == "":
+		why = "its state changed just now"
+	}
+	return &wire.Error{Code: wire.Kernel, Text: fmt.Sprintf("%s has no routing of its own at the moment: %s; to fix: ask again when `multihomectl status` shows no change", want.Interface, why)}
 }
 
 // Unroute takes the routing of an address away. It reports whether there was one.
