@@ -190,7 +190,7 @@ func (s *system) givenUp() error {
 	if n := s.property("NRestarts"); n > "4" || len(n) > 1 {
 		return fmt.Errorf("%s restarts", n)
 	}
-	return s.lacks("unreachable")
+	return s.unguarded()
 }
 
 // reconnects takes both links down and up, and returns how long it takes until all
@@ -227,7 +227,7 @@ func (s *system) withoutAnybody() {
 		return nil
 	})
 	s.run("sh", "-ec", "chmod a-x /usr/sbin/multihomed-dispatcher; multihomectl emergency")
-	s.must(s.lacks("unreachable"))
+	s.must(s.unguarded())
 	for _, link := range s.links() {
 		s.run("nmcli", "connection", "down", link)
 		s.run("nmcli", "connection", "up", link)

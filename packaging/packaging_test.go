@@ -427,16 +427,30 @@ func (s *system) step(name string, do func()) {
 	}
 }
 
-// unwanted keeps the service from running: nobody does its work, and what stands stays
-// until off.
+// unwanted keeps the service from running: nobody does its work, so that what answers
+// "unreachable" goes at once, the host reaches what it reaches without us, and what else
+// stands stays until off.
 func (s *system) unwanted(how string) {
 	t := s.t
+	if s.unguarded() == nil {
+		t.Error("no rule answers unreachable while the service runs")
+	}
 	s.run("systemctl", how, "--now", "multihomed.service", "multihomed.socket")
 	rules := func() string { return s.run("sh", "-c", "ip -N rule; ip -N -6 rule") }
+	s.must(s.unguarded())
+	state := map[string]string{"disable": "disabled", "mask": "masked"}[how]
+	s.run("sh", "-ec", "journalctl --sync; journalctl -b -o cat -u multihomed.service | grep 'multihomed.service is "+state+", so nobody maintains .* multihomectl off'")
 	before := rules()
-	s.run("nmcli", "connection", "down", "wan1")
-	s.run("nmcli", "connection", "up", "wan1")
-	s.address(s.isps[1], lab.IPv6)
+	for _, link := range s.links() {
+		s.run("nmcli", "connection", "down", link)
+	}
+	for _, link := range s.links() {
+		s.run("nmcli", "connection", "up", link)
+	}
+	for _, isp := range s.isps {
+		s.address(isp, lab.IPv6)
+		s.eventually(func() error { return s.traffic(isp, lab.IPv4, false) })
+	}
 	if after := rules(); after != before {
 		t.Errorf("somebody works in spite of %s; before:\n%s\nafter:\n%s", how, before, after)
 	}
@@ -576,6 +590,15 @@ func (s *system) lacks(text string) error {
 	rules, err := s.Run(s.t.Context(), "sh", "-c", "ip -N rule; ip -N -6 rule")
 	if err == nil && strings.Contains(rules, text) {
 		err = fmt.Errorf("there is %q:\n%s", text, rules)
+	}
+	return err
+}
+
+// unguarded wants no rule that answers "unreachable". "ip -N" would call that 7.
+func (s *system) unguarded() error {
+	rules, err := s.Run(s.t.Context(), "sh", "-c", "ip rule; ip -6 rule")
+	if err == nil && strings.Contains(rules, "unreachable") {
+		err = fmt.Errorf("rules answer unreachable:\n%s", rules)
 	}
 	return err
 }

@@ -81,7 +81,7 @@ func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) erro
 	// What was said is noted all the same: it counts when multihomed comes back.
 	if why := daemon.KeptAway(cfg); why != "" {
 		o.Logger.LogAttrs(ctx, slog.LevelDebug, "nothing is done", slog.String("reason", why))
-		return noting
+		return errors.Join(noting, daemon.LetGo(ctx, cfg, o.Logger, why))
 	}
 	if happened.Effect == dispatcher.Removed {
 		// udev kills what its programs leave behind (udev(7), RUN).

@@ -43,6 +43,7 @@ const (
 	SwitchedOn    Event = "switched-on"
 	DatabaseMoved Event = "database-moved"
 	DaemonHung    Event = "daemon-hung"
+	LetGo         Event = "let-go"
 )
 
 // ids are random 128-bit numbers (systemd-id128 new). They never change.
@@ -68,6 +69,7 @@ var ids = map[Event]string{ //nolint:gochecknoglobals // a constant in all but n
 	SwitchedOn:    "42a95d40cea640d69a61a325d883075d",
 	DatabaseMoved: "8da55950b69d4a11bdef03856f59e66c",
 	DaemonHung:    "17d82c3d19cc475d8dd30b79ab95f039",
+	LetGo:         "275e3776879a420b8937b843f1cbf75d",
 }
 
 // All returns every event, sorted.

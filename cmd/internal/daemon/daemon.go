@@ -98,6 +98,7 @@ func Run(ctx context.Context, o Options) error {
 		again, err := s.serve(ctx, cfg, hangup)
 		if err != nil || again == nil {
 			s.notify.stopping()
+			letGoIfMasked(ctx, o.Logger)
 			if err == nil {
 				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays in force", event.Is(event.Stopped))
 			}
