@@ -167,8 +167,10 @@ func TestBadConfiguration(t *testing.T) {
 		r.start()
 		r.refused(b.says)
 		r.unharmed(before, b.name)
-		note := "STATUS=" + r.path
-		if !slices.ContainsFunc(r.daemon.Notes(), func(n string) bool { return strings.HasPrefix(n, note) && strings.Contains(n, "last good") }) {
+		isNote := func(n string) bool {
+			return strings.HasPrefix(n, "STATUS=the configuration is refused: ") && strings.Count(n, r.path) == 1 && strings.Contains(n, "last good")
+		}
+		if !slices.ContainsFunc(r.daemon.Notes(), isNote) {
 			t.Errorf("%s: systemd was told %q", b.name, r.daemon.Notes())
 		}
 	}
