@@ -142,7 +142,7 @@ func TestBadConfiguration(t *testing.T) {
 		}
 		r.unharmed(before, b.name)
 	}
-	r.refused("too large")
+	r.refused("99999999999999999999 is not allowed")
 	r.must(os.WriteFile(r.path, good, 0o600))
 	r.must(r.daemon.Signal(syscall.SIGHUP))
 	r.settled()
