@@ -28,19 +28,42 @@ func (e *Error) Error() string {
 	return b.String() + ": " + e.Message
 }
 
-// nearest finds the key that was probably meant.
+// nearest finds the key that was probably meant. One of the same table goes before one of
+// another: a key may also be right but in the wrong table.
 func nearest(key string) (string, bool) {
-	best, distance := "", len(key)/3+2
-	for _, s := range specs() {
-		// A key may also be right but in the wrong table.
-		for _, d := range []int{edits(key, s.key), edits(leaf(key), leaf(s.key)) + 1} {
-			if d < distance {
-				best, distance = s.key, d
-			}
+	best, distance := "", len(key)
+	consider := func(candidate string, d, limit int) {
+		if d < limit && d < distance {
+			best, distance = candidate, d
 		}
+	}
+	inTable := len(leaf(key))/3 + 2
+	for _, s := range specs() {
+		elsewhere := 1
+		if parent(key) == parent(s.key) {
+			elsewhere = 0
+		}
+		consider(s.key, edits(leaf(key), leaf(s.key))+elsewhere, inTable)
+		consider(s.key, edits(key, s.key)+elsewhere, inTable)
 	}
 	return best, best != ""
 }
+
+// nearestWord proposes one of the quoted words of what is allowed, or nothing.
+func nearestWord(word, allowed string) string {
+	best, distance := "", len(word)/3+2
+	for i, choice := range strings.Split(allowed, `"`) {
+		if d := edits(strings.ToLower(word), choice); i%2 == 1 && d < distance {
+			best, distance = choice, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %q?", best)
+}
+
+func parent(key string) string { return key[:max(strings.LastIndexByte(key, '.'), 0)] }
 
 func leaf(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
 

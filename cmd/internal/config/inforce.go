@@ -153,8 +153,8 @@ func flat(err error) []error {
 // mostShown bounds how many further errors a problem tells.
 const mostShown = 5
 
-// Problem is the fault as status shows it: the file with the line as the object,
-// the key and what is allowed as the text.
+// Problem is the fault as status shows it: the file with the line of the first mistake as
+// the object, all of them with key and what is allowed as the text.
 func (f *Fault) Problem() routing.Problem {
 	all := f.errors()
 	p := routing.ProblemOf(FaultCode, routing.Error, "", all[0])
@@ -170,13 +170,29 @@ func (f *Fault) Problem() routing.Problem {
 			p.Text += fmt.Sprintf("; and %d more", len(all)-1-i)
 			break
 		}
-		p.Text += "; " + more.Error()
+		p.Text += "; " + inFile(more)
 	}
 	p.Text = "the configuration is refused: " + p.Text + "; in use instead: " + f.Instead
 	if p.Fix == "" {
 		p.Fix = "correct " + f.File + ", then: systemctl reload multihomed"
 	}
 	return p
+}
+
+// inFile names a further mistake of a file that was named already.
+func inFile(err error) string {
+	found, is := errors.AsType[*Error](err)
+	if !is {
+		return err.Error()
+	}
+	text := found.Message
+	if found.Key != "" {
+		text = found.Key + ": " + text
+	}
+	if found.Line > 0 {
+		text = fmt.Sprintf("line %d: %s", found.Line, text)
+	}
+	return text
 }
 
 func (f *Fault) Error() string {

@@ -61,7 +61,7 @@ func TestFind(t *testing.T) {
 	write(t, path, bad)
 	p := find().Fault.Problem()
 	if p.Code != "configuration" || p.Severity != routing.Error || p.Object != path+":3" && p.Object != path+":2" ||
-		!strings.Contains(p.Text, "tabels") || !strings.Contains(p.Text, "2026-11-28 07:00:00") || !strings.Contains(p.Fix, p.Object) {
+		strings.Count(p.Text, path) != 1 || !strings.Contains(p.Text, "; line 3: tabels: unknown key") || !strings.Contains(p.Text, "2026-11-28 07:00:00") || !strings.Contains(p.Fix, p.Object) {
 		t.Errorf("%+v", p)
 	}
 

@@ -85,10 +85,11 @@ func (v *validator) links(file []rawLink) []Link {
 	}
 	all := make([]Link, 0, len(file))
 	for i, r := range file {
-		if r.matcher() == (rawMatcher{}) {
+		isWhole := !v.faulty[entryKey(linkList, i, "")]
+		if isWhole && r.matcher() == (rawMatcher{}) {
 			v.failEntry(i, "", "nothing to match is set; want interface, profile or type, or several")
 		}
-		if r.Role == nil && r.Gateway == nil && r.LastResort == nil && r.Ignore == nil && r.Delegated == nil {
+		if isWhole && r.Role == nil && r.Gateway == nil && r.LastResort == nil && r.Ignore == nil && r.Delegated == nil {
 			v.failEntry(i, "", "it says nothing of the links that it matches; want role, gateway, last_resort, ignore or delegated")
 		}
 		all = append(all, Link{
@@ -127,7 +128,8 @@ func (v *validator) role(i int, value *string) routing.RoleChoice {
 	case *value == "local":
 		return routing.AlwaysLocal
 	default:
-		v.refuseEntry(i, "role", quoted(*value), "")
+		want, _ := allowed(linkList + ".role")
+		v.failEntry(i, "role", fmt.Sprintf("%s is not allowed; want %s%s", quoted(*value), want, nearestWord(*value, want)))
 		return routing.ByFacts
 	}
 }
@@ -154,7 +156,7 @@ func (v *validator) gateways(i int, value any) []netip.Addr {
 	case []any:
 		words = value
 	default:
-		v.refuseEntry(i, "gateway", fmt.Sprintf("a value of another type (%v)", quoted(fmt.Sprint(value))), "")
+		v.failEntry(i, "gateway", misfit(value, linkList+".gateway"))
 		return nil
 	}
 	if len(words) == 0 {
@@ -164,7 +166,7 @@ func (v *validator) gateways(i int, value any) []netip.Addr {
 	for _, word := range words {
 		text, ok := word.(string)
 		if !ok {
-			v.refuseEntry(i, "gateway", fmt.Sprintf("a value of another type (%v)", quoted(fmt.Sprint(word))), "")
+			v.failEntry(i, "gateway", "in the list, "+misfit(word, linkList+".gateway"))
 			continue
 		}
 		a, why := router(text)

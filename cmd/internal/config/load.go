@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -111,22 +112,25 @@ func Parse(name string, data []byte) (Config, error) {
 	if err := foreign(name, at); err != nil {
 		return Config{}, err
 	}
-	var file raw
-	decoder := toml.NewDecoder(strings.NewReader(string(data)))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&file); err != nil {
-		return Config{}, decodeError(name, err)
+	v := validator{file: name, at: at, faulty: map[string]bool{}}
+	values := map[string]any{}
+	if err := toml.Unmarshal(at.decodable, &values); err != nil {
+		// It breaks a rule of TOML that is not one of its grammar, such as a key that is
+		// there twice: its values mean nothing, its keys do.
+		v.keys()
+		v.broken(err)
+		return Config{}, v.error()
 	}
-	v := validator{file: name, at: at}
+	var file raw
+	v.read(reflect.ValueOf(&file).Elem(), values, place{})
 	cfg := v.config(file)
-	if err := errors.Join(v.errs...); err != nil {
+	if err := v.error(); err != nil {
 		return Config{}, err
 	}
 	return cfg, nil
 }
 
-// mostUnknown is how many unknown keys a file may have that is meant for us. What the
-// library needs for them grows with their square.
+// mostUnknown is how many different unknown keys a file may have that is meant for us.
 const mostUnknown = 100
 
 // foreign refuses a file that cannot be meant for us.
@@ -146,57 +150,23 @@ func foreign(name string, at *positions) error {
 	return &Error{File: name, Line: line, Key: first, Message: fmt.Sprintf("unknown key, the first of %d; this is no configuration of multihomed", unknown)}
 }
 
-// decodeError puts the errors of the TOML library into our words: unknown keys,
-// all of them, or the first value of the wrong type.
-func decodeError(name string, err error) error {
-	if missing, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		all := make([]error, 0, len(missing.Errors))
-		for i := range missing.Errors {
-			found := &missing.Errors[i]
-			line, _ := found.Position()
-			key := strings.Join(found.Key(), ".")
-			all = append(all, &Error{File: name, Line: line, Key: key, Message: "unknown key" + suggestion(key)})
-		}
-		return errors.Join(all...)
-	}
-	found, ok := errors.AsType[*toml.DecodeError](err)
-	if !ok {
-		return &Error{File: name, Message: err.Error()}
-	}
-	line, _ := found.Position()
-	key := strings.Join(found.Key(), ".")
-	message := strings.TrimPrefix(found.Error(), "toml: ")
-	if want, ok := allowed(key); ok {
-		message = withoutGo(message) + "; want " + want
-	}
-	return &Error{File: name, Line: line, Key: key, Message: message}
-}
-
-// withoutGo takes the names of our Go types out of a message of the library.
-func withoutGo(message string) string {
-	for _, cut := range []struct{ before, after string }{
-		{"cannot decode TOML ", " into "}, {"cannot store ", " in a "}, {"cannot store ", " into "},
-	} {
-		rest, ok := strings.CutPrefix(message, cut.before)
-		if !ok {
-			continue
-		}
-		if what, _, ok := strings.Cut(rest, cut.after); ok {
-			return "not what is allowed here (" + what + ")"
-		}
-	}
-	return message
-}
-
+// suggestion names the key that was probably meant, or those that there are in the table.
 func suggestion(key string) string {
 	if near, ok := nearest(key); ok {
 		return fmt.Sprintf("; did you mean %s?", near)
 	}
-	var top []string
+	table := parent(key)
+	if _, known := allowed(table); !known {
+		table = ""
+	}
+	var there []string
 	for _, s := range specs() {
-		if !strings.Contains(s.key, ".") {
-			top = append(top, s.key)
+		if parent(s.key) == table {
+			there = append(there, leaf(s.key))
 		}
 	}
-	return "; there are " + strings.Join(top, ", ")
+	if table != "" {
+		return fmt.Sprintf("; %s has %s", table, strings.Join(there, ", "))
+	}
+	return "; there are " + strings.Join(there, ", ")
 }

@@ -1,9 +1,11 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -16,6 +18,16 @@ type positions struct {
 	lines    map[string]int
 	// entries holds, for each list of tables, where its entries are.
 	entries map[string][]entry
+	// huge holds the numbers that do not fit into 64 bits, as the file has them.
+	huge map[occurrence]string
+	// decodable is the document with 0 in place of those: a decoder gives up at them.
+	decodable []byte
+}
+
+// An occurrence is a key at one place of the file.
+type occurrence struct {
+	key  string
+	line int
 }
 
 // An entry is one table of a list: its own line and those of its keys.
@@ -26,7 +38,7 @@ type entry struct {
 
 // locate parses a document just for the lines. An error is one of syntax.
 func locate(data []byte) (*positions, *Error) {
-	p := &positions{lines: map[string]int{}, entries: map[string][]entry{}}
+	p := &positions{lines: map[string]int{}, entries: map[string][]entry{}, huge: map[occurrence]string{}, decodable: bytes.Clone(data)}
 	for i, c := range data {
 		if c == '\n' {
 			p.newlines = append(p.newlines, i)
@@ -66,7 +78,7 @@ func locate(data []byte) (*positions, *Error) {
 func (p *positions) keyValue(node *unstable.Node, table string, inList bool) {
 	key, line := p.key(node.Key(), table)
 	p.note(key, line)
-	if list := p.entries[table]; inList && len(list) > 0 {
+	if list := p.entries[table]; inList && len(list) > 0 && list[len(list)-1].keys != nil {
 		list[len(list)-1].keys[key] = line
 	}
 	p.value(node.Value(), key, line)
@@ -79,14 +91,30 @@ func (p *positions) value(node *unstable.Node, key string, line int) {
 		p.inline(node, key)
 	case unstable.Array:
 		for it := node.Children(); it.Next(); {
+			e := entry{line: line}
 			if it.Node().Kind == unstable.InlineTable {
-				p.entries[key] = append(p.entries[key], entry{line: line, keys: map[string]int{}})
-				p.inline(it.Node(), key)
+				e.keys = map[string]int{}
 			}
+			p.entries[key] = append(p.entries[key], e)
+			p.value(it.Node(), key, line)
 		}
+	case unstable.Integer:
+		p.integer(node, occurrence{key, line})
 	default:
-		// A scalar.
+		// Another scalar.
 	}
+}
+
+// integer notes a number that no decoder takes.
+func (p *positions) integer(node *unstable.Node, at occurrence) {
+	text := string(node.Data)
+	if _, err := strconv.ParseInt(text, 0, 64); !errors.Is(err, strconv.ErrRange) {
+		return
+	}
+	p.huge[at] = text
+	there := p.decodable[node.Raw.Offset:][:node.Raw.Length]
+	copy(there, bytes.Repeat([]byte(" "), len(there)))
+	there[0] = '0'
 }
 
 func (p *positions) inline(node *unstable.Node, key string) {
@@ -133,7 +161,30 @@ func (p *positions) of(list string, i int, key string) int {
 	if line, ok := e.keys[list+"."+key]; ok {
 		return line
 	}
+	if line := within(e.keys, list+"."+key); line > 0 {
+		return line
+	}
 	return e.line
+}
+
+// first returns the line on which a key is for the first time, or what is in it.
+func (p *positions) first(key string) int {
+	if line, ok := p.lines[key]; ok {
+		return line
+	}
+	return within(p.lines, key)
+}
+
+// within returns the line of the first key of a table. A table that only dotted keys make
+// has no line of its own.
+func within(lines map[string]int, table string) int {
+	first := 0
+	for key, line := range lines {
+		if strings.HasPrefix(key, table+".") && (first == 0 || line < first) {
+			first = line
+		}
+	}
+	return first
 }
 
 // entryKey names a key in the i-th entry of a list for people.

@@ -76,46 +76,46 @@ func (r rawLink) matcher() rawMatcher {
 // A spec is a key and what it may be set to, for error messages.
 type spec struct{ key, allowed string }
 
-const globAllowed = `a glob such as "wan*", not empty`
+const globAllowed = `a non-empty glob such as "wan*"`
 
 // specs lists every key. A test compares it with raw and the reference.
 func specs() []spec {
 	return []spec{
-		{"uplink_group", "an interface group from 1 to 2147483647"},
-		{"container_prefix_length", "a prefix length from 0 to 31"},
+		{"uplink_group", "a number from 1 to 2147483647"},
+		{"container_prefix_length", "a number from 0 to 31"},
 		{"network_rules", `"missing" or "always"`},
 		{"log_level", `"debug", "info", "warn" or "error"`},
 		{"network_manager", `"auto", "yes" or "no"`},
 		{"state_dir", "the absolute path of a directory"},
 		{"runtime_dir", "the absolute path of a directory"},
-		{"tables", "a table: [tables]"},
-		{"tables.first", "a routing table from 1 to 4294967295, below tables.last"},
-		{"tables.last", "a routing table from 1 to 4294967295, above tables.first"},
-		{"repair", "a table: [repair]"},
+		{"tables", "a table ([tables])"},
+		{"tables.first", "a number from 1 to 4294967295"},
+		{"tables.last", "a number from 1 to 4294967295"},
+		{"repair", "a table ([repair])"},
 		{"repair.burst", "a whole number from 1 to 10000"},
 		{"repair.per_second", "a number above 0, at most 1000"},
-		{"allocator", "a table: [allocator]"},
+		{"allocator", "a table ([allocator])"},
 		{"allocator.enabled", "true or false"},
 		{"allocator.socket", "a name of 1 to 107 bytes, without control characters"},
 		{"allocator.lifetime", "a whole number of seconds from 10 to 31536000"},
-		{"allocator.families", `a list of "ipv4", "ipv6" and "unspecified", not empty`},
+		{"allocator.families", `a non-empty list of "ipv4", "ipv6" and "unspecified"`},
 		{"allocator.users", "a list of names or numbers of users"},
 		{"allocator.groups", "a list of names or numbers of groups"},
 		{"allocator.tables_per_user", "a whole number from 1 to 1000000"},
-		{"dns", "a table: [dns]"},
+		{"dns", "a table ([dns])"},
 		{"dns.servers_file", "the absolute path of a file, or empty"},
 		{"dns.dnsmasq_pid_file", "the absolute path of a file"},
-		{"ifupdown", "a table: [ifupdown]"},
+		{"ifupdown", "a table ([ifupdown])"},
 		{"ifupdown.move_routes", "true or false"},
-		{"include", "a list of tables: [[include]]"},
+		{"include", "a list of tables ([[include]])"},
 		{"include.interface", globAllowed},
 		{"include.profile", globAllowed},
 		{"include.type", globAllowed},
-		{"exclude", "a list of tables: [[exclude]]"},
+		{"exclude", "a list of tables ([[exclude]])"},
 		{"exclude.interface", globAllowed},
 		{"exclude.profile", globAllowed},
 		{"exclude.type", globAllowed},
-		{"link", "a list of tables: [[link]]"},
+		{"link", "a list of tables ([[link]])"},
 		{"link.interface", globAllowed},
 		{"link.profile", globAllowed},
 		{"link.type", globAllowed},
@@ -123,7 +123,7 @@ func specs() []spec {
 		{"link.gateway", "the address of a router, or a list with one of IPv4 and one of IPv6"},
 		{"link.last_resort", "true or false"},
 		{"link.ignore", "true or false"},
-		{"link.delegated", `a list of networks such as "2001:db8:b::/56", not empty`},
+		{"link.delegated", `a non-empty list of networks such as "2001:db8:b::/56"`},
 	}
 }
 

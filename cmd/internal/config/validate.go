@@ -1,6 +1,8 @@
 package config
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -40,17 +42,50 @@ func reservedTables() []reserved {
 type validator struct {
 	file string
 	at   *positions
-	errs []error
+	errs []*Error
+	// more counts the mistakes beyond mostErrors.
+	more int
+	// faulty holds the keys, tables and entries in which a key or a value was left out
+	// because it is wrong: nobody knows what was meant, so what is missing there is no
+	// mistake of its own.
+	faulty map[string]bool
 }
 
+// mostErrors bounds how many mistakes are named. Nobody reads more, and a file may hold
+// a hundred thousand.
+const mostErrors = 100
+
 func (v *validator) fail(line int, key, message string) {
+	if len(v.errs) == mostErrors {
+		v.more++
+		return
+	}
 	v.errs = append(v.errs, &Error{File: v.file, Line: line, Key: key, Message: message})
+}
+
+// error joins all mistakes, in the order of the file.
+func (v *validator) error() error {
+	slices.SortStableFunc(v.errs, func(a, b *Error) int { return cmp.Compare(a.Line, b.Line) })
+	all := make([]error, 0, len(v.errs)+1)
+	for _, e := range v.errs {
+		all = append(all, e)
+	}
+	if v.more > 0 {
+		all = append(all, &Error{File: v.file, Message: fmt.Sprintf("and %d more mistakes", v.more)})
+	}
+	return errors.Join(all...)
 }
 
 // refuse says that a value is not among those allowed.
 func (v *validator) refuse(key string, value any) {
 	want, _ := allowed(key)
 	v.fail(v.at.lines[key], key, fmt.Sprintf("%v is not allowed; want %s", value, want))
+}
+
+// refuseWord is refuse for a key that has a few words to choose from.
+func (v *validator) refuseWord(key, word string) {
+	want, _ := allowed(key)
+	v.fail(v.at.lines[key], key, fmt.Sprintf("%s is not allowed; want %s%s", quoted(word), want, nearestWord(word, want)))
 }
 
 func (v *validator) config(file raw) Config {
@@ -101,7 +136,7 @@ func (v *validator) level(value *string, preset slog.Level) slog.Level {
 	case "error":
 		return slog.LevelError
 	default:
-		v.refuse("log_level", quoted(*value))
+		v.refuseWord("log_level", *value)
 		return preset
 	}
 }
@@ -112,7 +147,7 @@ func (v *validator) presence(key string, value *string, preset Presence) Presenc
 	}
 	p := Presence(*value)
 	if p != Auto && p != Yes && p != No {
-		v.refuse(key, quoted(*value))
+		v.refuseWord(key, *value)
 		return preset
 	}
 	return p
@@ -124,7 +159,7 @@ func (v *validator) networkRules(value *string, preset NetworkRules) NetworkRule
 	}
 	r := NetworkRules(*value)
 	if r != Missing && r != Always {
-		v.refuse("network_rules", quoted(*value))
+		v.refuseWord("network_rules", *value)
 		return preset
 	}
 	return r
@@ -163,12 +198,12 @@ func (v *validator) perSecond(value *float64, preset float64) float64 {
 }
 
 func (v *validator) tables(file rawTables, preset routing.TableRange) routing.TableRange {
-	before := len(v.errs)
+	before := len(v.errs) + v.more
 	r := routing.TableRange{
 		First: routing.TableID(v.uint32("tables.first", file.First, uint32(preset.First), 1, math.MaxUint32)),
 		Last:  routing.TableID(v.uint32("tables.last", file.Last, uint32(preset.Last), 1, math.MaxUint32)),
 	}
-	if len(v.errs) > before {
+	if len(v.errs)+v.more > before || v.faulty["tables"] {
 		return preset
 	}
 	// The key that is in the file is to blame, the last of the two if both are.
@@ -235,7 +270,7 @@ func (v *validator) families(file []string) []routing.Family {
 	for _, name := range file {
 		f, ok := familyOf(name)
 		if !ok {
-			v.refuse("allocator.families", quoted(name))
+			v.refuseWord("allocator.families", name)
 			continue
 		}
 		if !slices.Contains(all, f) {
@@ -291,7 +326,7 @@ func (v *validator) matchers(list string, file []rawMatcher) []Matcher {
 	all := make([]Matcher, 0, len(file))
 	for i, m := range file {
 		all = append(all, v.matcher(list, i, m))
-		if m == (rawMatcher{}) {
+		if m == (rawMatcher{}) && !v.faulty[entryKey(list, i, "")] {
 			v.fail(v.at.of(list, i, ""), entryKey(list, i, ""), "nothing is set; want interface, profile or type, or several")
 		}
 	}

@@ -114,7 +114,7 @@ func (n *notifier) status(waiting string, problems []routing.Problem) {
 		}
 		errors++
 		if p.Code == config.FaultCode {
-			refused = p.Object + ": " + p.Text
+			refused = p.Text // It names the file.
 		}
 	}
 	switch {

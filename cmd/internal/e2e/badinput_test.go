@@ -142,7 +142,7 @@ func TestBadConfiguration(t *testing.T) {
 		}
 		r.unharmed(before, b.name)
 	}
-	r.refused("too large")
+	r.refused("99999999999999999999 is not allowed")
 	r.must(os.WriteFile(r.path, good, 0o600))
 	r.must(r.daemon.Signal(syscall.SIGHUP))
 	r.settled()
@@ -167,8 +167,10 @@ func TestBadConfiguration(t *testing.T) {
 		r.start()
 		r.refused(b.says)
 		r.unharmed(before, b.name)
-		note := "STATUS=" + r.path
-		if !slices.ContainsFunc(r.daemon.Notes(), func(n string) bool { return strings.HasPrefix(n, note) && strings.Contains(n, "last good") }) {
+		isNote := func(n string) bool {
+			return strings.HasPrefix(n, "STATUS=the configuration is refused: ") && strings.Count(n, r.path) == 1 && strings.Contains(n, "last good")
+		}
+		if !slices.ContainsFunc(r.daemon.Notes(), isNote) {
 			t.Errorf("%s: systemd was told %q", b.name, r.daemon.Notes())
 		}
 	}
