@@ -254,8 +254,7 @@ func (t *trial) judged(s *Stray, v lookup.Verdict, steps []lookup.Step) {
 	default:
 		s.Rule = jumped(steps)
 	}
-	found := s.Route.Destination.IsValid()
-	s.Piece = found && s.Route.Destination.Bits() > int(t.judge.facts.Policy.ContainerPrefixLength)
+	s.Piece = s.Route.Destination.IsValid() && s.Route.Destination.Bits() > int(t.judge.facts.Policy.ContainerPrefixLength)
 	if s.Goal != Gateway {
 		switch {
 		case s.Rule != (routing.Rule{}) && s.Rule.To.IsValid() && s.Rule.To.Bits() > 1 && !s.Rule.Invert:
@@ -267,28 +266,7 @@ func (t *trial) judged(s *Stray, v lookup.Verdict, steps []lookup.Step) {
 		}
 	}
 	s.Missing = t.missing(s)
-	if s.Rule == (routing.Rule{}) && s.Missing == "" && !found {
-		s.Rule = t.lifted(steps)
-	}
 	t.strays = append(t.strays, *s)
-}
-
-// lifted is the rule of somebody else that a packet was lifted to: it has no answer, and
-// neither has what stands behind it.
-func (t *trial) lifted(steps []lookup.Step) routing.Rule {
-	lifts := t.judge.facts.Plans.Shared()
-	for _, s := range steps {
-		i := slices.IndexFunc(lifts, func(r routing.PlannedRule) bool { return r.Rule == s.Rule })
-		if s.Result != lookup.Jumped || i < 0 || lifts[i].Reason.Decision != routing.LiftForeign {
-			continue
-		}
-		for _, o := range t.judge.facts.Plans.Foreign(s.Rule.Family) {
-			if o.Rule.String() == lifts[i].Reason.Prefix && slices.ContainsFunc(steps, func(s lookup.Step) bool { return s.Rule == o.Rule && s.Result != lookup.Unmatched }) {
-				return o.Rule
-			}
-		}
-	}
-	return routing.Rule{}
 }
 
 // local reports whether a packet leaves by a link that is no uplink in its family.

@@ -381,23 +381,6 @@ func TestFaults(t *testing.T) {
 			}(),
 			outcome.GatewayElsewhere, routing.Error, "wan1", "local 203.0.113.1 dev docker0", "does not leave this host", "ip -4 route del local 203.0.113.1 dev docker0 table local",
 		},
-		"a lifted rule without an answer": {
-			func() *host {
-				h := twoWANs()
-				h.links[1].Intents = map[routing.Family]routing.Intent{routing.IPv4: {NeverDefault: true}}
-				for i, r := range h.links[1].Routes {
-					if r.Destination.Bits() == 0 {
-						h.links[1].Routes = slices.Delete(h.links[1].Routes, i, i+1)
-					}
-				}
-				h.links[1].Intents[routing.IPv4] = routing.Intent{NeverDefault: true, Gateway: netip.MustParseAddr("203.0.113.1")}
-				r := rule(31000, 300)
-				r.UIDs = routing.UIDRange{Set: true, Last: 1000}
-				h.tables[300] = []routing.Route{route(300, "10.77.0.0/16", tunnel, "")}
-				return h.with(r)
-			}(),
-			outcome.RuleOfSource, routing.Error, "wan1", "31000: from all uidrange 0-1000 lookup 300", "without a gateway", "ip -4 rule del priority 31000",
-		},
 		"an exit node": {
 			func() *host {
 				h := tailscale(twoWANs())

@@ -399,7 +399,7 @@ func TestStrays(t *testing.T) {
 // no fault, and does not last.
 func TestLiftThatYields(t *testing.T) {
 	v := view(wan(0))
-	rule := routing.Rule{Priority: 30000, IIF: "lo", To: netip.MustParsePrefix("192.0.2.5/32"), Table: 200}
+	rule := routing.Rule{Priority: 30000, IIF: "lo", IPProto: 1, Table: 200}
 	others(v, rule)
 	var lift routing.PlannedRule
 	for r := range v.Planner.Rules() {
@@ -414,17 +414,17 @@ func TestLiftThatYields(t *testing.T) {
 	v.Missing = []routing.Op{{Verb: routing.AddRule, Rule: lift.Rule, Reason: lift.Reason}}
 	check(t, v, files(), want{
 		code: "lift-yields", severity: routing.Notice, fix: "ip rule del priority 30000",
-		text: []string{`"30000: from all to 192.0.2.5 iif lo lookup 200"`, "10 seconds"},
+		text: []string{`"30000: from all iif lo ipproto icmp lookup 200"`, "10 seconds"},
 	})
 	for _, o := range v.Objects() {
-		if lifts := "30000: from all to 192.0.2.5 iif lo lookup 200"; o.Reason.Decision == routing.LiftForeign && (o.State != inspect.Yielding || o.Link != "" || o.Lifts() != lifts) {
+		if lifts := "30000: from all iif lo ipproto icmp lookup 200"; o.Reason.Decision == routing.LiftForeign && (o.State != inspect.Yielding || o.Link != "" || o.Lifts() != lifts) {
 			t.Errorf("the lift is %+v", o)
 		} else if o.Reason.Decision != routing.LiftForeign && o.Lifts() != "" {
 			t.Errorf("%+v lifts %q", o, o.Lifts())
 		}
 	}
 	// What stands behind it moves when it is back, and is in its place until then.
-	other := routing.Rule{Priority: 31000, IIF: "lo", To: netip.MustParsePrefix("192.0.2.6/32"), Table: 200}
+	other := routing.Rule{Priority: 31000, IIF: "lo", IPProto: 17, Table: 200}
 	others(v, rule, other)
 	for r := range v.Planner.Rules() {
 		if r.Reason.Decision == routing.LiftForeign && r.Rule.Goto == other.Priority {

@@ -198,16 +198,16 @@ func TestHostAddresses(t *testing.T) {
 // both are gone.
 func TestDeletionByWords(t *testing.T) {
 	h := newHost(t)
-	h.ip("rule", "add", "priority", "30000", "to", "192.0.2.5", "lookup", "200")
+	h.ip("rule", "add", "priority", "30000", "ipproto", "icmp", "lookup", "200")
 	h.start()
-	lifted := "30000: from all to 192.0.2.5 lookup 200"
+	lifted := "30000: from all ipproto icmp lookup 200"
 	if s := h.status(); len(s.Problems) > 0 || len(s.OtherRules) != 1 || s.OtherRules[0].Text != lifted || s.OtherRules[0].Place != "selects" {
 		t.Errorf("before: %+v, rules of others %+v", s.Problems, s.OtherRules)
 	}
 	if r := h.ctl("status", "-v"); !strings.Contains(r.out, "goto 30000  # a rule of somebody else keeps its say: "+lifted) || !strings.Contains(r.out, "uplink: main has a default route via "+lab.DefaultISP(0).IPv4.Addr().String()) {
 		t.Errorf("status -v: %s", r)
 	}
-	h.ip("rule", "del", "to", "192.0.2.5")
+	h.ip("rule", "del", "ipproto", "icmp")
 	if rules := h.ip("rule"); !strings.Contains(rules, "lookup 200") || strings.Contains(rules, "goto") {
 		t.Fatalf("his own was first:\n%s", rules)
 	}
@@ -216,8 +216,8 @@ func TestDeletionByWords(t *testing.T) {
 	if !s.OK || p == nil || p.Severity != routing.Notice || !strings.Contains(p.Text, lifted) {
 		t.Errorf("ok %v, %+v, problems %+v", s.OK, s.InForce, s.Problems)
 	}
-	h.ip("rule", "del", "to", "192.0.2.5")
-	if _, err := h.IP(t.Context(), "rule", "del", "to", "192.0.2.5"); err == nil {
+	h.ip("rule", "del", "ipproto", "icmp")
+	if _, err := h.IP(t.Context(), "rule", "del", "ipproto", "icmp"); err == nil {
 		t.Error("it came back")
 	}
 	labtest.Eventually(t, func() error {

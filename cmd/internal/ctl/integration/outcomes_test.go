@@ -197,13 +197,13 @@ func TestLiftsThatStayAway(t *testing.T) {
 	h := newHost(t)
 	h.ip("route", "add", "default", "dev", "wan1", "table", "300")
 	left := []string{"30001", "30002", "30004"}
-	h.ip("rule", "add", "uidrange", "1001-1001", "fwmark", "7", "lookup", "300", "priority", "30001")
+	h.ip("rule", "add", "ipproto", "icmp", "fwmark", "7", "lookup", "300", "priority", "30001")
 	h.ip("rule", "add", "uidrange", "0-0", "ipproto", "udp", "dport", "53", "lookup", "300", "priority", "30002")
-	h.ip("rule", "add", "to", "20.0.0.0/8", "dport", "443", "lookup", "300", "priority", "30004")
+	h.ip("rule", "add", "to", "20.0.0.0/8", "tos", "0x10", "lookup", "300", "priority", "30004")
 	h.start()
-	h.ip("rule", "del", "uidrange", "1001-1001")
-	h.ip("rule", "del", "dport", "53")
-	h.ip("rule", "del", "dport", "443")
+	h.ip("rule", "del", "ipproto", "icmp")
+	h.ip("rule", "del", "ipproto", "udp")
+	h.ip("rule", "del", "tos", "0x10")
 	labtest.Eventually(t, func() error {
 		s := h.status()
 		var named []string
