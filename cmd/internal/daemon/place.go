@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -27,6 +28,8 @@ const (
 	lookForUs = 5 * time.Second
 	// restoreEvery bounds how often the runtime directory is made again.
 	restoreEvery = time.Second
+	// mostRestored is how often it is tried while somebody is removing it.
+	mostRestored = 100
 )
 
 // guard waits until others do not find this process any more, because somebody removed
@@ -55,7 +58,12 @@ func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *tel
 	case <-pause.C:
 	}
 	s.restored = time.Now()
-	if err := s.restore(ctx, cfg, p); err != nil {
+	err = s.restore(ctx, cfg, p)
+	// Who removes it may not be done yet.
+	for tries := 1; errors.Is(err, fs.ErrNotExist) && tries < mostRestored; tries++ {
+		err = s.restore(ctx, cfg, p)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return false, nil
 		}

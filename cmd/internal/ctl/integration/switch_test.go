@@ -203,7 +203,7 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	if after := h.tables(); !slices.Equal(before, after) {
 		t.Errorf("tables before %q, after %q", before, after)
 	}
-	if n := strings.Count(h.daemon.Log(), "runtime directory made again"); n != 1 {
+	if n := strings.Count(h.daemon.Log(), "runtime directory made again"); n < 1 || n > 2 {
 		t.Errorf("it is said %d times:\n%s", n, h.daemon.Log())
 	}
 	if _, err := os.Stat("/run/multihomed/memory.json"); err != nil {
