@@ -323,8 +323,8 @@ func (p *Planner) anyOpening() bool { return len(p.opening[0])+len(p.opening[1])
 
 // reopenIf looks at the openings anew where a link is not what it was for them.
 func (p *Planner) reopenIf(old, now *planned) {
-	any := p.anyOpening() || !p.around[0].openings.empty() || !p.around[1].openings.empty()
-	if any && !sameOpening(old, now) {
+	are := p.anyOpening() || !p.around[0].openings.empty() || !p.around[1].openings.empty()
+	if are && !sameOpening(old, now) {
 		p.reopen()
 	}
 }
@@ -394,7 +394,7 @@ func (m *rules) opened(again bool, add func(p Priority, place int, r Rule)) {
 	}
 	for _, o := range m.around.open {
 		for _, t := range o.tables {
-			if o.index != own && !(again && o.around) {
+			if o.index != own && (!again || !o.around) {
 				lookup(PriorityOpening, netip.Prefix{}, t, Some(m.policy.ContainerPrefixLength))
 			}
 		}

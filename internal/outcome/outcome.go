@@ -115,7 +115,8 @@ type Judge struct {
 	// shared are addresses that several links have.
 	shared map[netip.Addr]bool
 	// owner is the link that has an address.
-	owner  map[netip.Addr]int
+	owner map[netip.Addr]int
+	// roles are those of links.
 	roles map[int]routing.ByFamily[routing.Role]
 	// byTable finds the planned routes of links.
 	byTable map[routing.TableID][]routing.PlannedRoute
