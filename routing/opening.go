@@ -85,8 +85,14 @@ func (plan *LinkPlan) tablesOf(f Family) []TableID {
 
 // destinations calls a function for everything that main, or a table of the link, knows
 // through the link and that is longer than a default in pieces, with the metric that main
-// has for it.
-func (plan *LinkPlan) destinations(f Family, longest int, visit func(to netip.Prefix, metric uint32)) {
+// has for it. IPv6 link-local destinations are none: every link has them, and their packets
+// name the device.
+func (plan *LinkPlan) destinations(f Family, longest int, each func(to netip.Prefix, metric uint32)) {
+	visit := func(to netip.Prefix, metric uint32) {
+		if f == IPv4 || !to.Addr().IsLinkLocalUnicast() {
+			each(to, metric)
+		}
+	}
 	for _, k := range plan.Keys {
 		if k.Family == f && !k.OfHosts() && k.Prefix.Bits() > longest {
 			visit(k.Prefix, noDefault)
