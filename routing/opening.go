@@ -85,8 +85,14 @@ func (plan *LinkPlan) tablesOf(f Family) []TableID {
 
 // destinations calls a function for everything that main, or a table of the link, knows
 // through the link and that is longer than a default in pieces, with the metric that main
-// has for it.
-func (plan *LinkPlan) destinations(f Family, longest int, visit func(to netip.Prefix, metric uint32)) {
+// has for it. IPv6 link-local destinations are none: every link has them, and their packets
+// name the device.
+func (plan *LinkPlan) destinations(f Family, longest int, each func(to netip.Prefix, metric uint32)) {
+	visit := func(to netip.Prefix, metric uint32) {
+		if f == IPv4 || !to.Addr().IsLinkLocalUnicast() {
+			each(to, metric)
+		}
+	}
 	for _, k := range plan.Keys {
 		if k.Family == f && !k.OfHosts() && k.Prefix.Bits() > longest {
 			visit(k.Prefix, noDefault)
@@ -323,8 +329,8 @@ func (p *Planner) anyOpening() bool { return len(p.opening[0])+len(p.opening[1])
 
 // reopenIf looks at the openings anew where a link is not what it was for them.
 func (p *Planner) reopenIf(old, now *planned) {
-	any := p.anyOpening() || !p.around[0].openings.empty() || !p.around[1].openings.empty()
-	if any && !sameOpening(old, now) {
+	are := p.anyOpening() || !p.around[0].openings.empty() || !p.around[1].openings.empty()
+	if are && !sameOpening(old, now) {
 		p.reopen()
 	}
 }
@@ -394,7 +400,7 @@ func (m *rules) opened(again bool, add func(p Priority, place int, r Rule)) {
 	}
 	for _, o := range m.around.open {
 		for _, t := range o.tables {
-			if o.index != own && !(again && o.around) {
+			if o.index != own && (!again || !o.around) {
 				lookup(PriorityOpening, netip.Prefix{}, t, Some(m.policy.ContainerPrefixLength))
 			}
 		}

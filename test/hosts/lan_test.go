@@ -179,6 +179,61 @@ var lanHosts = []Host{
 		},
 	},
 	{
+		Name: "a LAN with an IPv6 router",
+		What: "A router for the IPv4 of its LAN, where somebody else advertises himself as the IPv6 router, by mistake or not, and stops.",
+		Lab:  routing,
+		Network: func(w *world) {
+			w.providers()
+			ra := lanRA(0)
+			w.lanClient = w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), &ra)
+			w.profile("lan0", "ipv4.method=manual", "ipv4.address1=192.168.7.1/24", "ipv6.method=auto", "ipv6.addr-gen-mode=eui64", "ipv6.ip6-privacy=0", "ipv6.route-metric=110")
+			w.lanRouter(false)
+		},
+		Build: func(w *world) { w.ip("route add 10.77.0.0/16 via 192.168.7.5 dev lan0") },
+		Steps: []Step{
+			{"advertised", func(w *world) { w.must(w.client().SetRA(lanRA(30 * time.Minute))); w.lanRouter(true) }},
+			{"no router any more", func(w *world) { w.must(w.client().SetRA(lanRA(0))); w.lanRouter(false) }},
+		},
+		Ask: func(w *world) []Question {
+			senders := append(w.senders(), sender{From: netip.MustParseAddr("192.168.7.1")})
+			questions := grid(addrs("192.168.7.5", "10.77.1.5"), senders)
+			questions = append(questions, grid(w.outside(), append(forwarded("lan0", "192.168.7.5"), sender{From: netip.MustParseAddr("192.168.7.1")}))...)
+			for _, link := range []string{"wan0", "wan1", "lan0"} {
+				questions = append(questions, Call{By: w.client(), Src: netip.MustParseAddr("192.168.7.5"), Dst: w.addr(link, lab.IPv4)},
+					Dial{From: lab.From{Addr: w.addr(link, lab.IPv4)}, Dst: netip.MustParseAddr("192.168.7.5")})
+			}
+			return questions
+		},
+	},
+	{
+		Name: "an uplink with a ULA",
+		What: "The second provider gives IPv4 alone; its box advertises a ULA and no IPv6 router.",
+		Network: func(w *world) {
+			w.provider(lab.DefaultISP(0))
+			cfg := lab.DefaultISP(1)
+			cfg.IPv6 = netip.MustParsePrefix("fd55::1/64")
+			ra := lab.DefaultRA(cfg.IPv6)
+			ra.RouterLifetime = 0
+			cfg.RA = &ra
+			w.provider(cfg)
+			w.must(w.ReloadProfiles(w.t.Context()))
+			for _, isp := range w.isps {
+				w.must(w.Up(w.t.Context(), isp.Config().Link))
+				for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+					_, err := w.WaitAddr(w.t.Context(), isp.Config().Link, f)
+					w.must(err)
+				}
+				w.noteRouter(isp)
+			}
+		},
+		Selects: func(w *world, q Question) bool { return particular(w, q) || ofULA(w, q) },
+		Ask: func(w *world) []Question {
+			there := netip.MustParseAddr("fd55::1")
+			return append(grid([]netip.Addr{there}, w.senders()),
+				Dial{From: lab.From{Addr: w.addr("wan0", lab.IPv6)}, Dst: there}, Dial{From: lab.From{Addr: w.addr("wan1", lab.IPv6)}, Dst: there})
+		},
+	},
+	{
 		Name: "containers with published ports",
 		What: "Docker: a bridge, masquerading, a port published by DNAT, and an address of the host on the bridge.",
 		Lab:  routing,
@@ -209,6 +264,42 @@ var lanHosts = []Host{
 			return questions
 		},
 	},
+}
+
+// lanRA is what a router of the LAN advertises.
+func lanRA(lifetime time.Duration) lab.RA {
+	ra := lab.DefaultRA(netip.MustParsePrefix("fd07::5/64"))
+	ra.RouterLifetime = lifetime
+	return ra
+}
+
+// lanRouter waits until the LAN has an IPv6 router, or has none.
+func (w *world) lanRouter(want bool) {
+	w.t.Helper()
+	_, err := w.WaitAddr(w.t.Context(), "lan0", lab.IPv6)
+	w.must(err)
+	w.eventually(fmt.Sprintf("the router of the LAN: %t", want), func() error {
+		out, err := w.IP(w.t.Context(), "-6", "route", "show", "default", "dev", "lan0")
+		if err == nil && (strings.TrimSpace(out) != "") != want {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+}
+
+// ofULA reports whether a question is about what is bound to the IPv6 of an uplink that
+// is none for IPv6, or for its network.
+func ofULA(w *world, q Question) bool {
+	isp := w.link("wan1")
+	switch q := q.(type) {
+	case Lookup:
+		return isp.IPv6().Contains(q.Dst) && q.Out == "" || w.owner(q.From) == isp && q.From.Is6() || q.Out == "wan1" && q.Dst.Is6()
+	case Dial:
+		return isp.IPv6().Contains(q.Dst) || w.owner(q.From.Addr) == isp && q.From.Addr.Is6()
+	case Call:
+		return w.owner(q.Dst) == isp && q.Dst.Is6()
+	}
+	return false
 }
 
 // threadRA is what a Thread border router announces on the LAN.

@@ -150,13 +150,19 @@ func (w *world) activate() {
 				return err
 			})
 		}
-		out, err := w.IP(ctx, "-n", isp.Name(), "-6", "-o", "addr", "show", "dev", "lan", "scope", "link")
-		w.must(err)
-		text := word(out, "inet6")
-		router, err := netip.ParsePrefix(text)
-		w.must(err)
-		w.via6[link] = router.Addr()
+		w.noteRouter(isp)
 	}
+}
+
+// noteRouter notes the link-local address of a provider's router.
+func (w *world) noteRouter(isp *lab.ISP) {
+	w.t.Helper()
+	out, err := w.IP(w.t.Context(), "-n", isp.Name(), "-6", "-o", "addr", "show", "dev", "lan", "scope", "link")
+	w.must(err)
+	text := word(out, "inet6")
+	router, err := netip.ParsePrefix(text)
+	w.must(err)
+	w.via6[isp.Config().Link] = router.Addr()
 }
 
 func f4(f lab.Family) string {
