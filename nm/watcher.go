@@ -125,12 +125,13 @@ func (w *Watcher) Poke(name string) {
 	trigger(w.poked)
 }
 
-// Forget drops a device that NetworkManager no longer has, because the caller
-// knows from the kernel that the interface is gone too. Others are kept.
+// Forget drops a device that NetworkManager no longer has, or of which it says nothing
+// because it is away, because the caller knows from the kernel that the interface is gone
+// too. Others are kept.
 func (w *Watcher) Forget(name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if d, ok := w.devices[name]; ok && d.Gone {
+	if d, ok := w.devices[name]; ok && (d.Gone || w.status.Absent) {
 		delete(w.devices, name)
 		delete(w.gone, name)
 		w.changedNames[name] = struct{}{}
@@ -194,6 +195,18 @@ func ReadOnce(ctx context.Context, opts Options) (Snapshot, error) {
 		return w.Snapshot(), fmt.Errorf("asking NetworkManager: %w", err)
 	}
 	return w.Snapshot(), nil
+}
+
+// Unattended names the devices that NetworkManager does not have now: those that it took
+// away, and all of them while it is away itself. See [Watcher.Forget].
+func (w *Watcher) Unattended() (names []string) {
+	w.mu.Lock()
+	away := w.status.Absent
+	w.mu.Unlock()
+	if !away {
+		return w.Gone()
+	}
+	return slices.Sorted(slices.Values(w.names()))
 }
 
 func (w *Watcher) takePokes() []string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"time"
 
 	"multihomed/cmd/internal/config"
 	"multihomed/cmd/internal/declared"
@@ -108,6 +109,11 @@ type Owners struct {
 	// devices is what NetworkManager said last.
 	devices map[string]nm.Device
 	status  nm.Status
+	// heard says how new the reports of hooks were when NetworkManager said last that an
+	// interface is a link. succeeded are the interfaces that a hook reported since, while
+	// NetworkManager was away: it has nothing more to say of them until it is back.
+	heard     map[string]time.Time
+	succeeded map[string]struct{}
 	// leased are the interfaces that are links by leases alone.
 	leased map[string]bool
 	// off is what was switched off when Take was called last, the switched-th time.
@@ -117,7 +123,10 @@ type Owners struct {
 
 // Join puts sources together.
 func Join(s Sources) *Owners {
-	o := &Owners{Sources: s, changed: make(chan struct{}, 1), devices: map[string]nm.Device{}, leased: map[string]bool{}}
+	o := &Owners{
+		Sources: s, changed: make(chan struct{}, 1), devices: map[string]nm.Device{}, leased: map[string]bool{},
+		heard: map[string]time.Time{}, succeeded: map[string]struct{}{},
+	}
 	o.off, o.switched = s.Off.State()
 	return o
 }
@@ -161,9 +170,18 @@ func (o *Owners) Take() reconcile.Claims {
 	for name, d := range said.Devices {
 		o.devices[name] = d
 		names[name] = struct{}{}
+		if said.Status.Absent || d.Settling {
+			continue // These are not its words: it is away, on its way out, or not yet in.
+		}
+		delete(o.succeeded, name)
+		if Of(o.Policy, d).Standing == reconcile.Link {
+			o.heard[name] = o.Hooked.Newest(name)
+		}
 	}
 	for _, name := range said.Removed {
 		delete(o.devices, name)
+		delete(o.heard, name)
+		delete(o.succeeded, name)
 		names[name] = struct{}{}
 	}
 	wasAbsent := o.status.Absent
@@ -176,6 +194,7 @@ func (o *Owners) Take() reconcile.Claims {
 			names[name] = struct{}{}
 		}
 	}
+	o.succeed(names)
 	if off, times := o.Off.State(); times != o.switched {
 		o.off, o.switched = off, times
 		for name := range o.devices {
@@ -210,6 +229,36 @@ func (o *Owners) Take() reconcile.Claims {
 	return all
 }
 
+// succeed notes which of some interfaces a hook configured after NetworkManager left. What
+// NetworkManager said is older: without this, such a link would wait for it for ever. It
+// ends when NetworkManager has said all that it has to say; then names has more.
+func (o *Owners) succeed(names map[string]struct{}) {
+	if o.status.Complete {
+		for name := range o.succeeded {
+			delete(o.succeeded, name)
+			names[name] = struct{}{}
+		}
+	}
+	if !o.status.Absent {
+		return
+	}
+	for name := range names {
+		if at := o.Hooked.Newest(name); !at.IsZero() && !at.Equal(o.heard[name]) {
+			o.succeeded[name] = struct{}{}
+		}
+	}
+}
+
+// device is what NetworkManager says of an interface, false if nothing, or nothing that
+// still counts.
+func (o *Owners) device(name string) (nm.Device, bool) {
+	if _, is := o.succeeded[name]; is {
+		return nm.Device{}, false
+	}
+	d, known := o.devices[name]
+	return d, known
+}
+
 // Of says what an interface is.
 func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 	return Judge(o.facts(name))
@@ -217,7 +266,7 @@ func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 
 func (o *Owners) facts(name string) Facts {
 	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), WasLeased: o.leased[name], Off: o.off}
-	f.Device, f.Managed = o.devices[name]
+	f.Device, f.Managed = o.device(name)
 	f.Configs, f.Released = o.Hooked.Of(name)
 	if o.status.Absent {
 		f.Configs = append(f.Configs, o.Hooked.Hints(name)...)
@@ -241,7 +290,8 @@ func (o *Owners) HostOff() bool { return o.off.HostOff() }
 // IsOff reports whether an interface is switched off, by itself or with the host. It is
 // for the goroutine that calls Take.
 func (o *Owners) IsOff(name string) bool {
-	_, off := o.off.Of(name, o.devices[name].ProfileUUID)
+	device, _ := o.device(name)
+	_, off := o.off.Of(name, device.ProfileUUID)
 	return off
 }
 
@@ -266,7 +316,7 @@ func (o *Owners) HasNames(name string) bool {
 // It is for the goroutine that calls Take.
 func (o *Owners) Names(name string) map[routing.Family]Names {
 	out := map[routing.Family]Names{}
-	device, managed := o.devices[name]
+	device, managed := o.device(name)
 	if (Facts{Name: name, Links: o.Links, Device: device}).settings().Ignore {
 		return out
 	}

@@ -270,23 +270,28 @@ func (p *parts) saySwitched(ctx context.Context) {
 // forget drops what hooks said of interfaces that have gone without a word. It costs
 // what was said anew, and where interfaces have gone, what was said of all.
 func (p *parts) forget(ctx context.Context) {
-	for _, name := range p.watcher.Gone() {
-		exists := false
+	exists := func(name string) (exists bool) {
 		p.mirror.View(func(k *kernel.State) {
 			index, bound := p.loop.Interface(name)
 			_, named := k.IndexOf(name)
 			_, stands := k.NameOf(index)
 			exists = named || bound && stands || !k.Complete()
 		})
-		if !exists {
-			p.watcher.Forget(name)
-		}
+		return exists
 	}
 	names := p.said.Take()
 	var departures uint64
 	p.mirror.View(func(k *kernel.State) { departures = k.Departures() })
+	gone := p.watcher.Gone()
 	if departures != p.departures {
 		p.departures, names = departures, p.hooks.Interfaces()
+		p.hooks.KeepReleased(exists)
+		gone = p.watcher.Unattended()
+	}
+	for _, name := range gone {
+		if !exists(name) {
+			p.watcher.Forget(name)
+		}
 	}
 	if len(names) == 0 {
 		return

@@ -202,9 +202,9 @@ func noLink(want server.Route, state reconcile.LinkState) error {
 	case state.Claim.Standing == reconcile.NoLink && why != "":
 		return &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("%s gets no routing of its own: %s", want.Interface, why)}
 	case why == "":
-		why = "its state changed just now"
+		why = "it is being taken up or let go"
 	}
-	return &wire.Error{Code: wire.Kernel, Text: fmt.Sprintf("%s has no routing of its own at the moment: %s; to fix: ask again when `multihomectl status` shows no change", want.Interface, why)}
+	return &wire.Error{Code: wire.Kernel, Text: fmt.Sprintf("%s has no routing of its own at the moment: %s; to fix: see `multihomectl status %s`, and ask again", want.Interface, why, want.Interface)}
 }
 
 // Unroute takes the routing of an address away. It reports whether there was one.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"multihomed/internal/news"
 	"multihomed/routing"
@@ -75,7 +76,10 @@ func (s *Store) Reload(name string) []error {
 		slices.SortFunc(all, Compare)
 	}
 	if slices.EqualFunc(all, s.configs[name], same) {
-		return errs
+		if newest(all).Equal(newest(s.configs[name])) {
+			return errs
+		}
+		// The same once more is news where somebody else had spoken in between.
 	}
 	s.released[name] = len(all) == 0 && len(errs) == 0
 	if len(all) == 0 {
@@ -97,6 +101,22 @@ func same(a, b Config) bool {
 		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Routes, b.Routes) &&
 		slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Domains, b.Domains) &&
 		slices.Equal(a.Delegated, b.Delegated)
+}
+
+// Newest says when a hook said something of an interface last, zero if none did.
+func (s *Store) Newest(name string) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return newest(s.configs[name])
+}
+
+func newest(all []Config) (at time.Time) {
+	for _, c := range all {
+		if c.Since.After(at) {
+			at = c.Since
+		}
+	}
+	return at
 }
 
 // Hint takes what is not written down: what NetworkManager's dispatcher said of
@@ -152,6 +172,21 @@ func (s *Store) Interfaces() []string {
 	names := slices.AppendSeq(slices.Collect(maps.Keys(s.configs)), maps.Keys(s.hints))
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// KeepReleased drops that the configurations of interfaces were taken away which are no
+// more: one that is made anew under such a name is another one.
+func (s *Store) KeepReleased(exists func(name string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, is := range s.released {
+		if exists(name) {
+			continue
+		}
+		if delete(s.released, name); is {
+			s.Touch(name)
+		}
+	}
 }
 
 // Keep drops what was said of some interfaces that are no more, and returns it. One
