@@ -86,6 +86,9 @@ type Daemon struct {
 	Ready bool `json:"ready"`
 	// Waiting says what it waits for.
 	Waiting string `json:"waiting,omitempty"`
+	// Kept is "disabled" or "masked" where the daemon does not run and the administrator
+	// keeps its service from running, so that nobody stands in for it.
+	Kept string `json:"kept,omitempty"`
 }
 
 // Unbound is the way of packets that are bound to no link.

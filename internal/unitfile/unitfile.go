@@ -41,6 +41,23 @@ func (s State) String() string {
 // Unwanted reports whether the administrator keeps the unit from running.
 func (s State) Unwanted() bool { return s == Disabled || s == Masked }
 
+// Enable starts the daemon where its service is not masked.
+const Enable = "systemctl enable --now multihomed"
+
+// Start is the command that brings the daemon back to work, whatever keeps its service
+// from running. A mask in /run is another one than that in /etc (systemctl(1), --runtime).
+func Start(root fs.FS) string {
+	state, in := find(root, Service)
+	switch {
+	case state != Masked:
+		return Enable
+	case strings.HasPrefix(in, "run/"):
+		return "systemctl unmask --runtime multihomed && " + Enable
+	default:
+		return "systemctl unmask multihomed && " + Enable
+	}
+}
+
 // directories is the search path of the system manager, the first one first. They hold
 // units and links to them.
 func directories() []string {
@@ -56,35 +73,40 @@ const booted = "run/systemd/system"
 // Read looks at the links of a unit below the host's root directory. What cannot be
 // read says nothing.
 func Read(root fs.FS, unit string) State {
-	state := Unknown
+	state, _ := find(root, unit)
+	return state
+}
+
+// find is Read with the directory that holds the unit or its mask.
+func find(root fs.FS, unit string) (state State, in string) {
 	for _, d := range directories() {
 		info, err := lstat(root, path.Join(d, unit))
 		if err != nil {
 			continue
 		}
 		if masks(root, path.Join(d, unit), info) {
-			return Masked
+			return Masked, d
 		}
-		state = Disabled
+		state, in = Disabled, d
 		break
 	}
 	// Without systemd nobody enables units.
 	if _, err := fs.Stat(root, booted); state == Unknown || err != nil {
-		return Unknown
+		return Unknown, ""
 	}
 	for _, d := range directories() {
 		entries, err := fs.ReadDir(root, d)
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {
-				return Unknown
+				return Unknown, ""
 			}
 			continue
 		}
 		if slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return wants(root, d, e.Name(), unit) }) {
-			return Enabled
+			return Enabled, in
 		}
 	}
-	return state
+	return state, in
 }
 
 // wants reports whether a directory such as multi-user.target.wants holds a link to the

@@ -60,6 +60,16 @@ func TestRead(t *testing.T) {
 			if have != c.want {
 				t.Errorf("it is %v, want %v", have, c.want)
 			}
+			start := unitfile.Enable
+			switch {
+			case name == "masked for a boot":
+				start = "systemctl unmask --runtime multihomed && " + start
+			case have == unitfile.Masked:
+				start = "systemctl unmask multihomed && " + start
+			}
+			if text := unitfile.Start(os.DirFS(root)); text != start {
+				t.Errorf("to start it: %s, want %s", text, start)
+			}
 			if have.Unwanted() != (c.want == unitfile.Disabled || c.want == unitfile.Masked) {
 				t.Errorf("unwanted: %v", have.Unwanted())
 			}

@@ -14,6 +14,7 @@ import (
 
 	"multihomed/allocator"
 	"multihomed/cmd/internal/config"
+	"multihomed/cmd/internal/daemon"
 	"multihomed/cmd/internal/hook"
 	"multihomed/cmd/internal/hooked"
 	"multihomed/cmd/internal/lockfile"
@@ -29,8 +30,8 @@ it, all traffic follows the main table as it would without multihomed; routes th
 were moved out of it are put back.
 
 It needs neither a configuration nor the database: what is ours is found in the kernel.
-The daemon must not be running: it would put everything back. So would the next event
-of a link, unless the service is disabled; multihomectl off lasts. The leases stay, so
+The daemon must not be running: it would put everything back. So does a hook at the next
+event of a link, unless the service is disabled or masked; multihomectl off lasts. The leases stay, so
 that every link gets the same table again. Flushing twice does nothing more.
 
 On a terminal it asks first, unless --yes is given; in a script it asks nothing. The
@@ -115,8 +116,16 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.Out, "removed %s%s\n", done.Summary(), leasesStay(cfg))
+	_, err = fmt.Fprintf(a.Out, "removed %s%s%s\n", done.Summary(), leasesStay(cfg), comesBack(cfg))
 	return err
+}
+
+// comesBack says that a flush does not last, where it does not.
+func comesBack(cfg config.Config) string {
+	if daemon.KeptAway(cfg) != "" {
+		return ""
+	}
+	return "; a hook puts the routing back at the next event of a link, or multihomed when it starts; to keep it away: multihomectl off"
 }
 
 // takeAway puts back what was moved out of main, and removes what stands. Its caller

@@ -74,8 +74,10 @@ func (r *renderer) head() {
 	switch {
 	case r.s.Off != nil:
 		row("multihomed", yellow, "switched off", offText(r.s.Off))
+	case !d.Running && d.Kept != "":
+		row("multihomed", yellow, "not running ("+clean(d.Kept)+")", ": rules and routes do not follow changes")
 	case !d.Running:
-		row("multihomed", yellow, "not running", ": rules and routes do not follow changes")
+		row("multihomed", yellow, "not running", ": hooks follow links that come and go")
 	case d.Waiting != "":
 		row("multihomed", yellow, "waiting", ": "+clean(d.Waiting))
 	case !d.Ready:

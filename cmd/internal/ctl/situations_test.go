@@ -20,6 +20,7 @@ import (
 	"multihomed/internal/offswitch"
 	"multihomed/internal/outcome"
 	"multihomed/internal/status"
+	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -34,11 +35,14 @@ func TestMain(m *testing.M) {
 // A situation is a host as a user meets it. Its sentences are those of the program: the
 // real planner, the real checks and the real text.
 type situation struct {
-	cfg      config.Config
-	daemon   runstate.State
-	manager  nm.Status
-	alone    bool
-	stopped  bool
+	cfg     config.Config
+	daemon  runstate.State
+	manager nm.Status
+	alone   bool
+	stopped bool
+	// unit is of a service that is stopped, and start what status is told to start it by.
+	unit     unitfile.State
+	start    string
 	bare     bool
 	off      offswitch.State
 	links    []routing.Link
@@ -157,7 +161,7 @@ func (s *situation) view() *inspect.View {
 	if s.stopped {
 		v = &inspect.View{
 			Policy: policy, Planner: planner, Links: map[string]kernel.Link{}, Claims: s.claims, NM: nm.Snapshot{Status: s.manager}, Off: s.off,
-			Alone: s.alone, LeasesUnread: s.unread,
+			Alone: s.alone, LeasesUnread: s.unread, Unit: s.unit, Start: s.start,
 		}
 		for _, l := range append(s.linkFacts(), s.others...) {
 			v.Links[l.Name] = l
@@ -266,6 +270,16 @@ func TestSituations(t *testing.T) {
 			s := twoUplinks()
 			s.stopped = true
 			s.unread = "this user may not read the leases in /var/lib/multihomed/leases.db; table numbers were taken from the rules and routes in the kernel"
+			return s
+		}, true},
+		{"service-disabled", func() situation {
+			s := twoUplinks()
+			s.stopped, s.unit = true, unitfile.Disabled
+			return s
+		}, true},
+		{"service-masked", func() situation {
+			s := twoUplinks()
+			s.stopped, s.unit, s.start = true, unitfile.Masked, "systemctl unmask multihomed && systemctl enable --now multihomed"
 			return s
 		}, true},
 		{"networkd", func() situation {

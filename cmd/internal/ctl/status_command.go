@@ -44,7 +44,7 @@ With --json the same comes for programs. Fields are only ever added as long as
   ok                what the exit status says: true for 0
   by                who looked: "daemon", or "multihomectl" without it
   version           of who looked
-  daemon            running, pid, version, started, ready, waiting
+  daemon            running, pid, version, started, ready, waiting, kept
   network_manager   running, version, complete, waiting, error, none (this host
                     has none)
   in_force          planned, present and unexpected rules, routes and groups

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
 	"multihomed/internal/status"
+	"multihomed/internal/unitfile"
 	"multihomed/nm"
 )
 
@@ -523,7 +525,7 @@ func (a *app) appear(ctx context.Context) (string, error) {
 	}
 	if alone {
 		if why := daemon.KeptAway(cfg); why != "" {
-			return "nothing is done yet, because " + why + "; to start it: systemctl enable --now multihomed", nil
+			return "nothing is done yet, because " + why + "; to start it: " + unitfile.Start(os.DirFS("/")), nil
 		}
 	}
 	work := func(context.Context) error { return nil }

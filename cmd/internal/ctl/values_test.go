@@ -151,7 +151,7 @@ func alone() ctl.Status {
 	s.InForce = all(20)
 	s.Others = s.Others[:1]
 	s.By = "multihomectl"
-	s.Tell([]routing.Problem{{Code: "daemon", Severity: routing.Warning, Text: "multihomed is not running: rules and routes do not follow changes of links, addresses and routes", Fix: "systemctl enable --now multihomed"}})
+	s.Tell([]routing.Problem{{Code: "daemon", Severity: routing.Warning, Text: "multihomed is not running: its hooks follow links that come, go or get another lease, and nobody follows other changes of addresses, routes and rules", Fix: "systemctl enable --now multihomed"}})
 	s.Unread = []string{"this user may not read the leases in /var/lib/multihomed/leases.db; table numbers were taken from the rules and routes in the kernel"}
 	return s
 }

@@ -64,7 +64,7 @@ func (m *mover) movable(plan routing.LinkPlan, f routing.Family) []routing.Route
 	}
 	var out []routing.Route
 	for r := range plan.MainRoutes() {
-		if _, is := copied[way{r.Destination, r.Gateway}]; is && r.Family == f && kernel.Movable(r) {
+		if _, is := copied[way{r.Destination, r.Gateway}]; is && r.Family == f && kernel.Movable(r) && r.Attributes.Get().Encapsulation == "" {
 			out = append(out, r)
 		}
 	}

@@ -430,12 +430,30 @@ func TestFlushPutsRoutesBack(t *testing.T) {
 iface wan0 inet static
     address 100.64.0.50/24
     gateway 100.64.0.1
-    up ip route add 10.77.0.0/16 via 100.64.0.7 metric 30
+    up ip route add 10.77.0.0/16 via 100.64.0.7 metric 30 proto static mtu 1400 src 100.64.0.50
+    up ip route add 10.78.0.0/16 via 100.64.0.8 dev wan0 onlink
 iface wan1 inet static
     address 100.64.1.50/24
     gateway 100.64.1.1
     metric 40
 `))
+	mainHas := func() []string {
+		text, err := r.RoutesText(t.Context(), lab.IPv4, "main")
+		r.must(err)
+		var lines []string
+		for line := range strings.Lines(text) {
+			lines = append(lines, strings.Join(strings.Fields(line), " "))
+		}
+		slices.Sort(lines)
+		return lines
+	}
+	// What ifupdown makes of it where nobody moves anything.
+	const hook = "/usr/sbin/multihomed-dispatcher"
+	r.must(os.Chmod(hook, 0o600))
+	r.ifup("wan0", "wan1")
+	before := mainHas()
+	r.ifdown("wan0", "wan1")
+	r.must(os.Chmod(hook, 0o755))
 	r.ifup("wan0", "wan1")
 	four := []part{{"wan0", lab.IPv4}, {"wan1", lab.IPv4}}
 	all := []string{"default via 100.64.0.1 dev wan0", "10.77.0.0/16 via 100.64.0.7 dev wan0", "metric 30", "default via 100.64.1.1 dev wan1", "metric 40"}
@@ -457,6 +475,9 @@ iface wan1 inet static
 		t.Fatalf("flush: %v\n%s", err, out)
 	}
 	r.must(inMain(true))
+	if after := mainHas(); !slices.Equal(before, after) {
+		t.Errorf("main had\n%s\nand has\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+	}
 	r.must(r.holds())
 
 	r.start()

@@ -67,6 +67,40 @@ type Route struct {
 	Source netip.Addr `json:"source,omitzero"`
 	// Metric that it had in main, if it was moved from there.
 	Metric uint32 `json:"metric,omitempty"`
+	// Main is the rest of what it was in main, if it was moved from there.
+	Main Main `json:"main,omitzero"`
+}
+
+// Main is what a route of main had besides its way, so that it can be put back as it was.
+// The zero Main is in notes of earlier versions, which did not know it.
+type Main struct {
+	Protocol   routing.Protocol   `json:"protocol"`
+	Scope      routing.Scope      `json:"scope,omitempty"`
+	TOS        uint8              `json:"tos,omitempty"`
+	OnLink     bool               `json:"onlink,omitempty"`
+	Preference routing.Preference `json:"preference,omitempty"`
+	// From restricts the route to packets from a prefix; Source is its preferred source.
+	From       netip.Prefix    `json:"from,omitzero"`
+	Source     netip.Addr      `json:"source,omitzero"`
+	Metrics    routing.Metrics `json:"metrics,omitzero"`
+	Congestion string          `json:"congestion,omitempty"`
+	Realm      uint32          `json:"realm,omitempty"`
+}
+
+// MainOf is what is noted of a route of main. It does not hold an encapsulation or the
+// share of a multipath route.
+func MainOf(r routing.Route) Main {
+	rare := r.Attributes.Get()
+	return Main{
+		Protocol: r.Protocol, Scope: r.Scope, TOS: r.TOS, OnLink: r.OnLink, Preference: r.Preference, From: r.Source, Source: r.PreferredSource,
+		Metrics: rare.Metrics, Congestion: rare.Congestion, Realm: rare.Realm,
+	}
+}
+
+// Restore gives a route of main what it had.
+func (m Main) Restore(r *routing.Route) {
+	r.Protocol, r.Scope, r.TOS, r.OnLink, r.Preference, r.Source, r.PreferredSource = m.Protocol, m.Scope, m.TOS, m.OnLink, m.Preference, m.From, m.Source
+	r.Attributes = routing.RareAttributes{Metrics: m.Metrics, Congestion: m.Congestion, Realm: m.Realm}.Share()
 }
 
 // Of says what an event tells of an interface, one Config for each family.

@@ -6,11 +6,23 @@ import (
 	"slices"
 	"strings"
 
+	"multihomed/internal/unitfile"
 	"multihomed/routing"
 )
 
-// startDaemon is the cure for most of it.
-const startDaemon = "systemctl enable --now multihomed"
+// removeAll is the other way out for who does not want the daemon.
+const removeAll = "; or remove what stands: multihomectl off"
+
+// asleep says that nobody runs, and how to change that. A service that is stopped or has
+// failed is stood in for by hooks. One that is disabled or masked is not, and what stands
+// may be what is not wanted.
+func (v *View) asleep() (text, fix string) {
+	fix = cmp.Or(v.Start, unitfile.Enable)
+	if !v.Unit.Unwanted() {
+		return "multihomed is not running", fix
+	}
+	return unitfile.Service + " is " + v.Unit.String(), fix
+}
 
 // checkDaemon looks at the service itself.
 func checkDaemon(v *View, _ files) []Finding {
@@ -24,11 +36,15 @@ func checkDaemon(v *View, _ files) []Finding {
 			Fix:  "systemctl restart multihomed",
 		}}
 	case !v.Running && v.outstanding().none():
-		return []Finding{{
-			Severity: routing.Warning,
-			Text:     "multihomed is not running: rules and routes do not follow changes of links, addresses and routes",
-			Fix:      startDaemon,
-		}}
+		f := Finding{Severity: routing.Warning}
+		f.Text, f.Fix = v.asleep()
+		if v.Unit.Unwanted() {
+			f.Text += ": neither multihomed nor its hooks follow changes of links, addresses and routes, and what stands stays"
+			f.Fix += removeAll
+		} else {
+			f.Text += ": its hooks follow links that come, go or get another lease, and nobody follows other changes of addresses, routes and rules"
+		}
+		return []Finding{f}
 	default:
 		return nil
 	}
@@ -136,8 +152,11 @@ func checkInForce(v *View, _ files) []Finding {
 		f.Text = "multihomed is switched off, and " + f.Text
 		f.Fix = "multihomectl off"
 	case !v.Running:
-		f.Text = "multihomed is not running, and " + f.Text
-		f.Fix = startDaemon
+		var why string
+		if why, f.Fix = v.asleep(); v.Unit.Unwanted() && o.planned > o.absent {
+			f.Fix += removeAll
+		}
+		f.Text = why + ", and " + f.Text
 	case len(v.Contested) > 0 && len(v.Contested) == o.absent:
 		f.Object = v.Contested[0].String()
 		f.Text += ": another program keeps deleting them, for example " + v.Contested[0].String() + "; multihomed restores them, with pauses"

@@ -14,6 +14,7 @@ import (
 	"multihomed/cmd/internal/runstate"
 	"multihomed/internal/outcome"
 	"multihomed/internal/status"
+	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -165,7 +166,13 @@ func TestSoundHostHasNoFindings(t *testing.T) { check(t, view(wan(0), wan(1)), f
 func TestDaemon(t *testing.T) {
 	v := view(wan(0))
 	v.Running = false
-	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"not running"}, fix: "systemctl enable --now multihomed"})
+	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"not running", "hooks follow"}, fix: "systemctl enable --now multihomed"})
+
+	v = view(wan(0))
+	v.Running, v.Unit = false, unitfile.Disabled
+	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"multihomed.service is disabled", "neither"}, fix: "multihomectl off"})
+	v.Unit, v.Start = unitfile.Masked, "systemctl unmask multihomed"
+	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"multihomed.service is masked", "neither"}, fix: "systemctl unmask multihomed; or remove"})
 
 	v = view(wan(0))
 	v.Daemon.Problems = []routing.Problem{

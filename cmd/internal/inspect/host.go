@@ -17,6 +17,7 @@ import (
 	"multihomed/cmd/internal/runstate"
 	"multihomed/cmd/internal/told"
 	"multihomed/internal/standing"
+	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -72,6 +73,7 @@ func (r *reading) look(ctx context.Context) (*View, error) {
 	v.NM, v.ManagerUnread, v.Alone = r.manager, r.managerFault, r.alone
 	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread
 	v.Off, _ = owners.Off.State()
+	v.Unit, v.Start = unitfile.Read(os.DirFS("/"), unitfile.Service), unitfile.Start(os.DirFS("/"))
 	v.unsure = len(r.unsure) > 0
 	for _, text := range r.notes {
 		v.note("%s", text)

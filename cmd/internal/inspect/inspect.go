@@ -23,6 +23,7 @@ import (
 	"multihomed/internal/offswitch"
 	"multihomed/internal/outcome"
 	"multihomed/internal/status"
+	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -56,6 +57,10 @@ type View struct {
 	Running bool
 	// Silent says that the daemon runs and does not answer.
 	Silent bool
+	// Unit is whether the administrator wants the service to run, and Start the command
+	// that starts it if that is not [unitfile.Enable]. Both matter only where it does not run.
+	Unit  unitfile.State
+	Start string
 	// LeasesUnread says why the tables had to be told from what stands. Where the
 	// user may not read them that is no fault, and in no note.
 	LeasesUnread string

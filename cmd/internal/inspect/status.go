@@ -28,6 +28,9 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 		Unread:  append([]string{}, v.Notes...),
 		Unbound: map[string]status.Unbound{}, Unchecked: v.Unchecked, OtherRules: v.otherRules(),
 	}
+	if !v.Running && v.Unit.Unwanted() {
+		s.Daemon.Kept = v.Unit.String()
+	}
 	s.Off, s.OffLinks = v.offOf()
 	if v.byDaemon {
 		s.By = byDaemon

@@ -38,7 +38,7 @@ func Take(ctx context.Context, mirror *kernel.Mirror, runtime string, link routi
 		if f == routing.IPv6 {
 			source = netip.Addr{} // It says nothing about which network a route is for.
 		}
-		note.Routes = append(note.Routes, hooked.Route{Destination: r.Destination, Gateway: r.Gateway, Source: source, Metric: r.Metric})
+		note.Routes = append(note.Routes, hooked.Route{Destination: r.Destination, Gateway: r.Gateway, Source: source, Metric: r.Metric, Main: hooked.MainOf(r)})
 	}
 	if err := hooked.Put(runtime, note); err != nil {
 		return nil, err
@@ -61,13 +61,22 @@ func PutBack(ctx context.Context, mirror *kernel.Mirror, runtime string, c hooke
 	routes := make([]routing.Route, 0, len(known))
 	for i, r := range known {
 		r.Table, r.Device, r.Protocol, r.Metric = routing.TableMain, c.Index, unix.RTPROT_BOOT, c.Routes[i].Metric
-		r.OnLink = r.Gateway.IsValid()
+		if was := c.Routes[i].Main; was == (hooked.Main{}) {
+			r.OnLink = r.Gateway.IsValid()
+		} else {
+			was.Restore(&r)
+		}
 		routes = append(routes, r)
 	}
 	// Networks come before the routers that are in them.
 	slices.SortStableFunc(routes, func(a, b routing.Route) int { return b.Destination.Bits() - a.Destination.Bits() })
 	var errs []error
-	for _, err := range mirror.PutIntoMain(ctx, routes) {
+	for i, err := range mirror.PutIntoMain(ctx, routes) {
+		if errors.Is(err, unix.ENETUNREACH) && routes[i].Gateway.IsValid() && !routes[i].OnLink {
+			// What covered the router went meanwhile. The host must keep its way out.
+			routes[i].OnLink = true
+			err = errors.Join(mirror.PutIntoMain(ctx, routes[i:i+1])...)
+		}
 		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, err)
 		}
