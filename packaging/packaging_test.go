@@ -691,9 +691,9 @@ func (s *system) moreRights() {
 		s.run("sh", "-c", "printf '[Service]\\n"+setting+"\\n' >>/run/systemd/system/multihomed.service.d/dns.conf")
 		s.run("systemctl", "daemon-reload")
 	}
-	complains("set ProtectProc=default for multihomed.service")
+	complains("the service is not allowed to see it")
 	allow("ProtectProc=default")
-	complains("give multihomed the capability CAP_KILL")
+	complains("operation not permitted")
 	allow("AmbientCapabilities=CAP_KILL\\nCapabilityBoundingSet=CAP_KILL")
 	s.restart()
 	// The signal ends what is no dnsmasq.

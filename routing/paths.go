@@ -447,6 +447,18 @@ func (plan *LinkPlan) pathRoutes() iter.Seq[PlannedRoute] {
 	}
 }
 
+// PathRoutes returns what the tables of the link have of its paths, in order, or nothing
+// where there are more paths than that: a full BGP table is not gone through to show it. It
+// must be called before the planner is given anything else.
+func (plan *LinkPlan) PathRoutes(most int) []PlannedRoute {
+	if plan.paths == nil || len(plan.paths.by) > most {
+		return nil
+	}
+	return slices.SortedFunc(plan.pathRoutes(), func(a, b PlannedRoute) int {
+		return cmp.Or(cmp.Compare(a.Route.Table, b.Route.Table), compareFacts(a.Route, b.Route))
+	})
+}
+
 // MainRoutes yields all routes of main through the link: Link.Routes and paths. It
 // must be read before the planner is given anything else.
 func (plan *LinkPlan) MainRoutes() iter.Seq[Route] {

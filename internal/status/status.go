@@ -207,8 +207,8 @@ type Network struct {
 	HostAddresses bool         `json:"host_addresses,omitempty"`
 	// Table is 0 if the network has none.
 	Table uint32 `json:"table"`
-	// Routes counts what stands in the table of the many routes that daemons like those
-	// of BGP bring; they are not among the objects.
+	// Routes counts the routes in the table that are not among the objects, because main
+	// has very many through the link, as with BGP. They count as in force.
 	Routes    int       `json:"routes,omitempty"`
 	Addresses []Address `json:"addresses"`
 	// Gateways are those of the default routes in the table, best first.

@@ -180,6 +180,7 @@ func (l *Loop) reroute() {
 			continue
 		}
 		refused := l.planner.SetPaths(index, l.ways(index, destinations))
+		l.picture.spoil(index)
 		if len(refused) == 0 {
 			delete(l.rerouted, index)
 			continue

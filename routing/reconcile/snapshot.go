@@ -39,8 +39,8 @@ type Snapshot struct {
 	Contested []routing.Op
 	// ForeignIn says who else uses a table that a link holds, in the family of its lease.
 	ForeignIn map[routing.TableID]string
-	// Paths counts the routes in a table that do not follow from the structure of its
-	// link, as those of BGP, where there are any.
+	// Paths counts the routes in a table that are not in the plan of its link here, because
+	// there are many of them, as those of BGP, where there are any.
 	Paths map[routing.TableID]int
 	// Unread counts messages of the kernel that could not be read, UnreadFault is
 	// the last fault.
@@ -60,7 +60,8 @@ type Interface struct {
 	Claimed bool
 	// IsLink says that the interface is planned.
 	IsLink bool
-	// Plan has the structure of the link alone: its paths go on changing.
+	// Plan has the structure of the link, and among its Routes those of its paths where
+	// these are few: very many go on changing, and nobody reads them.
 	Plan routing.LinkPlan
 	// Since is when its role or its ladder changed last, as far as this process knows.
 	Since time.Time
@@ -134,7 +135,8 @@ func (s *Snapshot) Rules() iter.Seq[routing.PlannedRule] {
 	}
 }
 
-// Routes yields the routes that must exist and follow from the structure of links.
+// Routes yields the routes that must exist, but for those that are left out of the plans
+// here because they are many.
 func (s *Snapshot) Routes() iter.Seq[routing.PlannedRoute] {
 	return func(yield func(routing.PlannedRoute) bool) {
 		for _, i := range s.Interfaces {
@@ -318,8 +320,13 @@ func (l *Loop) picturedAnew(k *kernel.State, index int) {
 	i := &Interface{Facts: facts, Since: l.picture.since[index].at}
 	i.Claim, _, i.Claimed = l.of(k, index)
 	i.Plan, i.IsLink = l.planner.Link(index)
+	i.Plan.Routes = slices.Concat(i.Plan.Routes, i.Plan.PathRoutes(fewPaths))
 	l.picture.interfaces[index] = i
 }
+
+// fewPaths is how many paths of a link a snapshot has by themselves: more than anybody
+// writes into a profile or a DHCP server, and fewer than a routing daemon brings.
+const fewPaths = 100
 
 // open names the objects that may differ from the plan after a pass: what was refused,
 // what waits for its time, and what the mirror could not tell. All others were compared.
@@ -344,7 +351,7 @@ func (l *Loop) open() (open routing.Touched, contested map[object]struct{}) {
 	return open, contested
 }
 
-// structural counts the routes of a table that follow from the structure of a link.
+// structural counts the routes of a table that are in the plan of a link here.
 func structural(plan *routing.LinkPlan, t routing.TableID) int {
 	n := 0
 	for i := range plan.Routes {

@@ -406,13 +406,26 @@ func (r *renderer) network(l Link, n Network, name string, w columnWidths) {
 	r.line("  %s  %s  %s  %s", r.paint.pad(plain, name, 4), r.paint.pad(plain, networkText(n), w.prefix),
 		r.paint.pad(tableStyle, tableText(n), w.table), r.gateways(l, n))
 	if n.Routes > 0 {
-		r.line("        %s", r.paint.paint(dim, "and "+count(n.Routes, "route")+" of routing daemons"))
+		r.line("        %s", r.paint.paint(dim, r.furtherRoutes(n)))
 	}
 	for _, a := range n.Addresses {
 		if !isItsAddress(n) || len(shownFlags(a)) > 0 || a.Peer != nil {
 			r.line("        %s", r.address(a))
 		}
 	}
+}
+
+// furtherRoutes says that there are routes which are not listed, and how to see them.
+func (r *renderer) furtherRoutes(n Network) string {
+	text := "and " + count(n.Routes, "route") + " that main has through the link"
+	if !r.verbose {
+		return text
+	}
+	flag := "-4"
+	if n.Family == "ipv6" {
+		flag = "-6"
+	}
+	return fmt.Sprintf("%s, not listed: ip %s route show table %d", text, flag, n.Table)
 }
 
 func (r *renderer) gateways(l Link, n Network) string {

@@ -59,7 +59,8 @@ With --json the same comes for programs. Fields are only ever added as long as
                     (role and rules as they are), in_force,
                     networks[]: family, prefix, or host_addresses (true: addresses
                     without a network), table (0: none), routes
-                    (of routing daemons, a number), addresses[] (address,
+                    (a number: those that are not among the objects because
+                    there are very many), addresses[] (address,
                     prefix_length, peer, flags[]), gateways[] (via),
                     left_alone: the reason by family, unused_addresses[],
                     objects[]: kind ("rule", "route", "group"), family, state

@@ -43,7 +43,7 @@ func hangUp(pidFile string) (pid int, err error) {
 			return 0, nil
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("%w, although it runs; to fix: set ProtectProc=default for multihomed.service", err)
+			return 0, fmt.Errorf("process %d of %s runs, but the service is not allowed to see it; to fix: %s", pid, pidFile, dropIn)
 		}
 		return 0, fmt.Errorf("looking at process %d of %s: %w", pid, pidFile, err)
 	}
@@ -58,12 +58,17 @@ func hangUp(pidFile string) (pid int, err error) {
 	case errors.Is(err, unix.ESRCH):
 		return 0, nil
 	case errors.Is(err, unix.EPERM):
-		return 0, fmt.Errorf("signalling process %d of user %d: %w; to fix: give multihomed the capability CAP_KILL, or run dnsmasq as user %d", pid, user, err, os.Geteuid())
+		return 0, fmt.Errorf("signalling process %d of user %d: %w; to fix: %s; or run dnsmasq as user %d", pid, user, err, dropIn, os.Geteuid())
 	case err != nil:
 		return 0, fmt.Errorf("signalling process %d: %w", pid, err)
 	}
 	return pid, nil
 }
+
+// dropIn lets the service see and signal a process of another user: all of it at once,
+// because who gets one line after the other restarts the service twice.
+const dropIn = `give the service a drop-in ("systemctl edit multihomed") with the four lines "[Service]", ` +
+	`"AmbientCapabilities=CAP_KILL", "CapabilityBoundingSet=CAP_KILL" and "ProtectProc=default", then: systemctl restart multihomed`
 
 // ended reports whether a held process has ended.
 func ended(fd int) bool {

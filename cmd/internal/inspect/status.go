@@ -46,6 +46,7 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 	}
 	objects := objectsByLink(v, &s)
 	for plan := range v.Planner.Links() {
+		s.InForce.Add(v.unlisted(&plan))
 		e, is := v.keptLink(&plan)
 		if is {
 			s.Links = append(s.Links, e.link)
@@ -170,6 +171,7 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 		count(&l.InForce, o.State)
 		l.Objects = append(l.Objects, objectOf(o))
 	}
+	l.InForce.Add(v.unlisted(&plan))
 	for _, k := range plan.Keys {
 		n := networkOf(plan, k)
 		if v.snapshot != nil {
@@ -188,6 +190,18 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 		}
 	}
 	return l
+}
+
+// unlisted counts the routes of a link that are not among the objects, because they are
+// many. They stand: one that is missing is an object.
+func (v *View) unlisted(plan *routing.LinkPlan) status.Count {
+	n := 0
+	if v.snapshot != nil {
+		for _, k := range plan.Keys {
+			n += v.snapshot.Paths[plan.Link.Tables[k]]
+		}
+	}
+	return status.Count{Planned: n, Present: n}
 }
 
 func networkOf(plan routing.LinkPlan, k routing.Key) status.Network {

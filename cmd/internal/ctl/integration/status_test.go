@@ -358,3 +358,55 @@ func TestManyAsk(t *testing.T) {
 		t.Errorf("ok %t by %s, %d answers; %+v", s.OK, s.By, answers.Load(), s.Problems)
 	}
 }
+
+// TestRoutesOfMain: whatever main has through a link is counted, and listed with its reason
+// as long as it is not very much.
+func TestRoutesOfMain(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	before := link(t, h.status(), "wan0")
+	table := network(before, "ipv4").Table
+	gateway := lab.DefaultISP(0).IPv4.Addr().String()
+	grown := func(routes int) error {
+		s := h.status()
+		l := link(t, s, "wan0")
+		if want := before.InForce.Planned + routes; l.InForce.Planned != want || l.InForce.Present != want || !s.OK {
+			return fmt.Errorf("%d routes: %+v of %+v before, ok %t", routes, l.InForce, before.InForce, s.OK)
+		}
+		return nil
+	}
+	h.ip("route", "add", "198.51.100.0/24", "via", gateway, "dev", "wan0")
+	labtest.Eventually(t, func() error { return grown(1) })
+	l := link(t, h.status(), "wan0")
+	isIt := func(o ctl.Object) bool {
+		return o.Kind == "route" && o.State == "in force" && o.Reason == string(routing.Copied) && strings.Contains(o.Text, "198.51.100.0/24 via "+gateway)
+	}
+	if !slices.ContainsFunc(l.Objects, isIt) || network(l, "ipv4").Routes != 0 {
+		t.Errorf("the route is not listed: %+v", l)
+	}
+	r := h.ctl("status", "wan0", "-v")
+	if r.status != 0 || !strings.Contains(r.out, "198.51.100.0/24 via") || strings.Contains(r.out, "not listed") {
+		t.Errorf("%+v", r)
+	}
+
+	for i := range 110 {
+		h.ip("route", "add", fmt.Sprintf("198.18.%d.0/24", i), "via", gateway, "dev", "wan0", "src", h.addr("wan0").String(), "mtu", fmt.Sprint(1300+i))
+	}
+	labtest.Eventually(t, func() error { return grown(111) })
+	l = link(t, h.status(), "wan0")
+	if slices.ContainsFunc(l.Objects, isIt) || network(l, "ipv4").Routes != 111 {
+		t.Errorf("many routes: %d, listed %t", network(l, "ipv4").Routes, slices.ContainsFunc(l.Objects, isIt))
+	}
+	further := fmt.Sprintf("and 111 routes that main has through the link, not listed: ip -4 route show table %d", table)
+	if r := h.ctl("status", "wan0", "-v"); r.status != 0 || !strings.Contains(r.out, further) {
+		t.Errorf("%+v\nwant %s", r, further)
+	}
+	h.stop()
+	if err := grown(111); err != nil {
+		t.Errorf("without the daemon: %v", err)
+	}
+	h.ip("route", "del", "198.18.7.0/24", "table", fmt.Sprint(table))
+	if l := link(t, h.status(), "wan0"); l.InForce.Planned-l.InForce.Present != 1 || l.InForce.Planned != before.InForce.Planned+111 {
+		t.Errorf("one is missing: %+v of %+v before", l.InForce, before.InForce)
+	}
+}
