@@ -458,8 +458,7 @@ func (r *Rule) complemented() bool {
 
 // opens reports whether a rule is one of those of openings.
 func (r *Rule) opens() bool {
-	return r.Priority == PriorityNested || r.Priority == PriorityOpening ||
-		r.Priority == PriorityAgain && r.SuppressPrefixLength.Set && !r.SuppressGroup.Set && r.Table != TableMain
+	return r.Priority == PriorityNested || r.Priority == PriorityOpening
 }
 
 // leaving is the stage in which a rule is deleted: what leads to a link's table

@@ -671,11 +671,13 @@ func (m *rules) source(s source) {
 			// `ip rule del table 42` takes the first rule that leads there.
 			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, table != TableMain)
 		}
-		m.opened(again, func(p Priority, place int, open Rule) {
-			r, rank := at(p, againKnown)
-			r.To, r.Action, r.Table, r.SuppressPrefixLength = open.To, open.Action, open.Table, open.SuppressPrefixLength
-			m.add(decision(KeepKnown), rankKnown(rank, place), r)
-		})
+		if !again {
+			m.opened(func(p Priority, place int, open Rule) {
+				r := from(p)
+				r.To, r.Action, r.Table, r.SuppressPrefixLength = open.To, open.Action, open.Table, open.SuppressPrefixLength
+				m.add(KeepKnown, rankKnown(rank, place), r)
+			})
+		}
 		r, rank := at(PrioritySource, againSource)
 		if again {
 			r.Mark = anyMark

@@ -368,9 +368,10 @@ func sameOpening(a, b *planned) bool {
 //
 // Nested networks have a priority of their own. The kernel compares no suppressor and
 // takes a new rule without a destination for one that stands with any (rule_exists and
-// fib4_rule_compare). Behind the ladder all rungs share a priority: there openings around
-// which something is nested have none.
-func (m *rules) opened(again bool, add func(p Priority, place int, r Rule)) {
+// fib4_rule_compare). So there are none behind the ladder, where all rungs share a
+// priority; and where two links have one address, what they say of a table must be the
+// same rule.
+func (m *rules) opened(add func(p Priority, place int, r Rule)) {
 	if !m.needsOpenings() {
 		return
 	}
@@ -379,28 +380,27 @@ func (m *rules) opened(again bool, add func(p Priority, place int, r Rule)) {
 		add(p, place, Rule{To: to, Action: ActionLookup, Table: t, SuppressPrefixLength: suppress})
 		place++
 	}
+	self := slices.ContainsFunc(m.around.open, func(o opening) bool { return o.index == own })
 	for _, n := range m.around.nested {
-		if again {
-			break
-		}
 		for _, o := range m.around.open {
 			for _, t := range o.tables {
-				if o.index != own && o.index != n.index && o.around {
+				if o.index != n.index && o.around {
 					lookup(PriorityNested, n.network, t, Some(uint32(n.network.Bits()))) //nolint:gosec // 8 to 128
 				}
 			}
 		}
-		if n.index == 0 || n.index == own {
+		switch {
+		case n.index != 0:
+			for _, t := range n.tables {
+				lookup(PriorityNested, n.network, t, Optional{})
+			}
+		case !self:
 			lookup(PriorityNested, n.network, m.table, Optional{})
-			continue
-		}
-		for _, t := range n.tables {
-			lookup(PriorityNested, n.network, t, Optional{})
 		}
 	}
 	for _, o := range m.around.open {
 		for _, t := range o.tables {
-			if o.index != own && (!again || !o.around) {
+			if o.index != own {
 				lookup(PriorityOpening, netip.Prefix{}, t, Some(m.policy.ContainerPrefixLength))
 			}
 		}
