@@ -42,11 +42,12 @@ func (p *Planner) band(r Rule) *bandIndex {
 	return p.bands[b]
 }
 
-// selects returns what a rule competes by. Gotos compete with all: their selectors
-// are those of others, and their order is what the ladder depends on. Rules with a source
-// compete by it, whatever destination they are for.
+// selects returns what a rule competes by. Gotos and what else stands in front of the
+// ladder compete with all: their selectors are those of others, and their order is what
+// the ladder depends on. Rules with a source compete by it, whatever destination they
+// are for.
 func selects(r Rule) selectorKey {
-	if r.Action == ActionGoto {
+	if r.competesWithAll() {
 		return selectorKey{prefix: r.Family.Any()}
 	}
 	prefix := r.To
@@ -58,6 +59,8 @@ func selects(r Rule) selectorKey {
 	}
 	return selectorKey{prefix: prefix, oif: r.OIF}
 }
+
+func (r *Rule) competesWithAll() bool { return r.Action == ActionGoto || r.inFront() }
 
 // above finds the first rule of a higher rank.
 func above(rules []entry, rank uint64) int {
@@ -100,7 +103,7 @@ func (b *bandIndex) remove(r *PlannedRule, w *wanted[PlannedRule]) {
 // around yields the selectors in use that hold that of r, its own included.
 func (b *bandIndex) around(r *PlannedRule) iter.Seq[selectorKey] {
 	return func(yield func(selectorKey) bool) {
-		if r.Rule.Action == ActionGoto {
+		if r.Rule.competesWithAll() {
 			for k := range b.bySelector {
 				if !yield(k) {
 					return

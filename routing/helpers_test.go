@@ -156,6 +156,8 @@ type host struct {
 	links   map[int]routing.Link
 	// natural is what rules that the kernel numbered would have without us.
 	natural routing.Priority
+	// naturals are what each of them would have, nil if all have the same.
+	naturals map[routing.Rule]routing.Priority
 }
 
 func newHost() *host { return newHostOf(policy) }
@@ -203,7 +205,9 @@ func (h *host) lookAround() {
 		var foreign []routing.ForeignRule
 		for _, r := range h.kernel.Foreign(f) {
 			o := routing.ForeignRule{Rule: r}
-			if r.Protocol == routing.ProtocolBoot && r.Priority >= routing.PriorityNumbered && r.Priority < routing.PriorityKnown {
+			if h.naturals != nil {
+				o.Natural, o.Numbered = h.naturals[r]
+			} else if r.Protocol == routing.ProtocolBoot && r.Priority >= routing.PriorityNumbered && r.Priority < routing.PriorityKnown {
 				// Without us it stands where it stands, unless a test knows better.
 				o.Numbered, o.Natural = true, stdcmp.Or(h.natural, r.Priority)
 			}

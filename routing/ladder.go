@@ -61,7 +61,7 @@ func Ladder() []Rung {
 			Name: "step", First: lowestStep, Last: PriorityKnown - 1, Decision: StepOver,
 			Rule: "from SOURCE iif lo goto LOWEST, oif LINK goto LOWEST",
 			Per:  "source and device of an uplink, while a rule stands in front that the kernel numbered",
-			Why:  "a rule that selects nothing and that the kernel numbered would stand behind the ladder, had it come before us: the order of starts must not matter",
+			Why:  "a rule that selects nothing and that the kernel numbered would stand behind the ladder, had it come before us: the order of starts must not matter. Rules of others that would come before it without us are said again in front of it",
 		},
 		{
 			Name: "local", First: PriorityLocal, Last: PriorityLocal, Decision: KeepLocal,
@@ -135,8 +135,8 @@ func Ladder() []Rung {
 		},
 		{
 			Name: "again", First: PriorityAgain, Last: PriorityAgain, Decision: Again, Behind: true,
-			Rule: "the rungs known, source and unreachable once more", Per: "source, while a lift stands",
-			Why: "a lifted rule that has no answer goes on behind the ladder: bound traffic must find its link there",
+			Rule: "the rungs overlap, known, device, source and unreachable once more", Per: "source and device, while a lift stands",
+			Why: "a lifted rule that has no answer goes on behind the ladder: traffic bound to a source or a device must find its link there",
 		},
 		{
 			Name: "last resort", First: PriorityMatchAll, Last: PriorityMatchAll, Decision: LastResort,

@@ -41,6 +41,8 @@ type surrounding struct {
 	// openings are the networks that others may reach behind interfaces of the group.
 	// Whether a link is planned again for them is for [Planner.reopen] to say.
 	openings
+	// overtaken are the rules of others whose order is not the one without us.
+	overtaken []Overtaking
 }
 
 // known lists the tables that bound traffic asks before its own, for what they know
@@ -129,9 +131,11 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		}
 		points = append(points, p)
 	}
-	lifts := make([]PlannedRule, 0, len(points)*len(others))
+	lifts, overtaken := inOrder(f, others)
+	s.overtaken = overtaken
 	for _, p := range points {
-		lifts = append(lifts, p.lift(f, others)...)
+		rules, missed := p.lift(f, others)
+		lifts, s.overtaken = append(lifts, rules...), append(s.overtaken, missed...)
 	}
 	if s.step.stands() && slices.ContainsFunc(lifts, func(r PlannedRule) bool { return r.Rule.Goto == s.step.priority }) {
 		// Without an uplink there is no step, and a goto that leads nowhere does nothing:
@@ -249,7 +253,7 @@ const lowestStep Priority = 6900
 func stepPoint(others []ForeignRule, at Priority) point {
 	p := point{first: at, behind: at, last: at, end: at}
 	for _, o := range others {
-		if liftable(o.Rule, at) && o.Rule.needsTwo() {
+		if liftable(o.Rule, at) && o.Rule.needsTwo() && !o.saidAgain(at, others) {
 			p.first -= 2
 		}
 	}
@@ -265,13 +269,13 @@ func stepPoint(others []ForeignRule, at Priority) point {
 	return p
 }
 
-// lift makes the rules of one point, in the order of the rules that they lift.
-func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
-	var out []PlannedRule
+// lift makes the rules of one point, in the order of the rules that they lift, and returns
+// what could not be kept in order.
+func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
 	add := func(r, o Rule, yields bool) {
 		r.Family, r.Protocol, r.Action = f, Multihomed, ActionGoto
 		out = append(out, PlannedRule{
-			Rule: r, Rank: uint64(len(out)), Yields: yields,
+			Rule: r, Rank: rankLift | uint64(len(out)), Yields: yields,
 			Reason: Reason{Decision: LiftForeign, Prefix: o.String()},
 		})
 	}
@@ -286,16 +290,38 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 		case !liftable(r, p.behind):
 			unlifted = append(unlifted, o)
 			continue
+		case o.saidAgain(p.behind, others):
+			continue // See inOrder.
 		}
 		// The first rule for some packets leads to all that are for them.
 		if _, done := lifted[words(r)]; done {
 			continue
 		}
 		lifted[words(r)] = struct{}{}
-		target := r.Priority
+		before := o
 		// What stood before it without us stands before it with us.
 		if i := slices.IndexFunc(unlifted, func(q ForeignRule) bool { return !q.SteppedOver() || q.withoutUs() < o.withoutUs() }); i >= 0 {
-			target = unlifted[i].Rule.Priority
+			before = unlifted[i]
+		}
+		target := before.Rule.Priority
+		if overtakes := slices.ContainsFunc(others, func(q ForeignRule) bool { return q.precedes(before) }); overtakes && before.ahead() > p.behind {
+			target = before.ahead()
+		} else if overtakes && before.ahead() == p.behind && at < p.behind {
+			target = p.behind // It stands further in front than what is said again.
+		} else if overtakes && before.ahead() == p.behind {
+			// What is said again for everybody stands behind the lifts.
+			again, missed := before.again(f, r, others)
+			for i := range again {
+				again[i].Rank = rankLift | uint64(len(out))
+				out = append(out, again[i])
+			}
+			overtaken = append(overtaken, missed...)
+		}
+		// One that has no answer goes on to what the kernel numbered and is for everybody.
+		for _, n := range others {
+			if _, some, _ := meet(r, n.Rule); some && n.SteppedOver() && o.precedes(n) && n.ahead() > p.behind {
+				target = min(target, n.ahead())
+			}
 		}
 		if next := at + 2; r.needsTwo() && next <= p.last {
 			others, own := r.leftOut()
@@ -305,13 +331,13 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 			}
 			for _, w := range own {
 				w.Priority, w.Goto = at+1, target
-				add(w, r, false)
+				add(w, r, w.MeantBy(r))
 			}
 			at = next
 			continue
 		}
 		for _, w := range disguised(r) {
-			yields := w == words(r)
+			yields := w.MeantBy(r)
 			w.Priority, w.Goto = at, target
 			add(w, r, yields)
 		}
@@ -324,7 +350,7 @@ func (p point) lift(f Family, others []ForeignRule) []PlannedRule {
 			}
 		}
 	}
-	return out
+	return out, overtaken
 }
 
 // lastUser is the highest user there is: the next one is INVALID_UID of

@@ -137,6 +137,7 @@ func (l loader) addresses(ctx context.Context, s *State, f routing.Family) error
 }
 
 func (l loader) rules(ctx context.Context, s *State, f routing.Family) error {
+	defer func() { s.rules.loaded = s.rules.last }()
 	return fill(ctx, l.requests, s, dump{
 		what: "rules", kind: unix.RTM_GETRULE,
 		// A strict dump wants the whole header, all zero but the family

@@ -39,6 +39,9 @@ type ruleBook struct {
 	// all counts the foreign rules that read a table for every packet, or all but some.
 	all  map[otherKey]int
 	last uint64
+	// loaded is the last place that the kernel's list gave. What has a higher one came
+	// later, and in this order.
+	loaded uint64
 }
 
 func newRuleBook() ruleBook {

@@ -348,6 +348,14 @@ func (s *State) BandOrder(f routing.Family, p routing.Priority) []routing.Rule {
 	return order(maps.Keys(s.rules.bands[band{f, p}]))
 }
 
+// CameAfter reports whether a rule is known to have been added after another one. Of those
+// that stood when the rules were listed nothing is known.
+func (s *State) CameAfter(r, other routing.Rule) bool {
+	a, stands := s.RulePlace(r)
+	b, _ := s.RulePlace(other)
+	return stands && a > s.rules.loaded && a > b
+}
+
 // RulePlace returns where the first copy of a rule stands among those of its
 // family and priority: the lower comes first. Unlike RuleOrder it costs nothing.
 func (s *State) RulePlace(r routing.Rule) (uint64, bool) {

@@ -117,6 +117,7 @@ func (s *State) adoptRules(f routing.Family, fresh *State) {
 	for _, r := range want {
 		s.rules.add(r, s.ours(r))
 	}
+	s.rules.loaded = s.rules.last
 }
 
 func (l loader) verifyRoutes(ctx context.Context, s *State, d doubt, drain func() error) error {

@@ -171,7 +171,7 @@ func (r *recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRul
 		}
 		natural := routing.Priority(0)
 		if stands && (rule.Protocol == 0 || rule.Protocol == routing.ProtocolBoot) && len(k.BandOrder(f, rule.Priority+1)) > 0 {
-			natural = r.natural(foreign)
+			natural = r.natural(k, rule, foreign)
 		}
 		r.known[rule], r.changed = natural, true
 	}
@@ -199,12 +199,15 @@ func inFront(r routing.Rule) bool {
 	return r.Priority >= routing.PriorityNumbered && r.Priority < routing.PriorityKnown
 }
 
-// natural is the number that the kernel would give a rule without us: one below the
+// natural is the number that the kernel would have given a rule without us: one below the
 // second rule of the family (fib_default_rule_pref). Those that it numbered before stand
-// where they would.
-func (r *recall) natural(foreign []routing.Rule) routing.Priority {
+// where they would; those that came later it could not know.
+func (r *recall) natural(k *kernel.State, one routing.Rule, foreign []routing.Rule) routing.Priority {
 	second := routing.PriorityMain
 	for _, rule := range foreign[min(1, len(foreign)):] {
+		if k.CameAfter(rule, one) {
+			continue
+		}
 		p := rule.Priority
 		switch natural, known := r.known[rule]; {
 		case known && natural != 0:

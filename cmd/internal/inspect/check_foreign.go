@@ -65,6 +65,22 @@ func checkUnknown(v *View, _ files) []Finding {
 	return out
 }
 
+// checkOvertaken finds rules of others that the kernel numbered while the ladder stood, and
+// that come before others which would come first without multihomed.
+func checkOvertaken(v *View, _ files) []Finding {
+	var out []Finding
+	for _, f := range routing.Families() {
+		for _, o := range routing.Overtaken(f, v.Planner.Foreign(f)) {
+			out = append(out, Finding{
+				Severity: routing.Warning, Object: o.Numbered.String(),
+				Text: fmt.Sprintf("the %s rule %q was added without a priority, and comes before %q: without multihomed it would come after it", f, o.Numbered, o.Overtaken),
+				Fix:  fmt.Sprintf("delete it and add it again with a priority between %d and %d", o.Overtaken.Priority+1, routing.PriorityAgain),
+			})
+		}
+	}
+	return out
+}
+
 // checkYielding finds lifts that stay away because somebody deleted them in the words
 // of his own rule.
 func checkYielding(v *View, _ files) []Finding {

@@ -42,6 +42,7 @@ func checks() []check {
 		{"astray", checkOutcomes},
 		{"unchecked", checkUnchecked},
 		{"rule-unknown", checkUnknown},
+		{"rule-overtakes", checkOvertaken},
 		{"lift-yields", checkYielding},
 		{"put-back-later", checkWaiting},
 		{"routed-dns", checkRoutedDNS},

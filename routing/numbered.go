@@ -1,0 +1,296 @@
+package routing
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// A rule that the kernel numbered while the ladder stood is in front of everything, and
+// without us it would stand behind the rules of others that have a lower number than it
+// would get then. Those must keep their say before it. In front of it they are said again:
+// for the packets that both select, and in other words.
+//
+// A rule that refuses packets is reached by a goto, because it always answers. One that
+// reads a table is copied: it may have no answer, and a packet that followed a goto could
+// never come back to the numbered rule. A VPN's traffic would leave in clear.
+
+// An Overtaking is a rule that the kernel numbered, and one of somebody else that it comes
+// before, though it would come after it without us.
+type Overtaking struct {
+	Numbered, Overtaken Rule
+}
+
+// ranks among the rules at one place in front of a numbered rule.
+const (
+	// rankLift is behind the rules that are said again there.
+	rankLift uint64 = 1 << 32
+	// rankLast is that of rules which select nothing: bound traffic has stepped over.
+	rankLast uint64 = 1 << 62
+)
+
+// isNumbered reports whether a rule stands in front only because the kernel numbered it
+// while the ladder stood.
+func (o ForeignRule) isNumbered() bool {
+	return o.Numbered && !o.Rule.Unknown && o.Rule.Priority >= PriorityNumbered && o.Rule.Priority < PriorityKnown
+}
+
+// precedes reports whether a rule would come before a numbered one without us and comes
+// after it with us.
+func (o ForeignRule) precedes(n ForeignRule) bool {
+	r := o.Rule
+	return n.isNumbered() && !o.Numbered && !r.Unknown && !r.L3MDev && r.Priority > n.Rule.Priority && r.Priority < n.Natural
+}
+
+// ahead is where the rules stand that must come before a numbered one.
+func (o ForeignRule) ahead() Priority { return o.Rule.Priority - 1 }
+
+// saidAgain reports whether a rule is said again at a place, before the numbered rule there.
+func (o ForeignRule) saidAgain(at Priority, others []ForeignRule) bool {
+	return slices.ContainsFunc(others, func(n ForeignRule) bool { return n.ahead() == at && o.precedes(n) })
+}
+
+// inOrder makes the rules that keep the order which others' rules have without us, and
+// returns those of others for which there are none.
+func inOrder(f Family, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
+	for _, n := range others {
+		rules, missed := n.again(f, n.Rule, others)
+		out, overtaken = append(out, rules...), append(overtaken, missed...)
+	}
+	return out, overtaken
+}
+
+// again says the rules that must come before a numbered one in front of it, for packets
+// that his rule selects.
+func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
+	add := func(x, w Rule, rank uint64) {
+		w.Family, w.Protocol, w.Priority = f, Multihomed, o.ahead()
+		w.Mark = w.told()
+		for _, other := range out {
+			switch {
+			case sameButPrefixes(w, other.Rule) && w.From == other.Rule.From && w.To == other.Rule.To:
+				return // The first one answers.
+			case sameButPrefixes(w, other.Rule):
+				overtaken = append(overtaken, Overtaking{Numbered: o.Rule, Overtaken: x})
+				return
+			}
+		}
+		out = append(out, PlannedRule{
+			Rule: w, Rank: rank, Yields: w.MeantBy(x) || w.MeantBy(o.Rule),
+			Reason: Reason{Decision: LiftForeign, Prefix: x.String()},
+		})
+	}
+	rank := uint64(0)
+	say := func(x, his Rule) {
+		both, some, exact := meet(x, his)
+		if !exact {
+			overtaken = append(overtaken, Overtaking{Numbered: o.Rule, Overtaken: x})
+		}
+		if !some {
+			return
+		}
+		rank++
+		at := rank
+		if !both.Selects() {
+			at |= rankLast
+		}
+		all, except := copied(both, x, his == o.Rule && his.Mark == both.Mark)
+		for _, w := range except {
+			w.Action, w.Goto = ActionGoto, o.Rule.Priority
+			if !slices.ContainsFunc(out, func(r PlannedRule) bool { return r.Rank == 0 && r.Rule.Mark == w.Mark }) {
+				add(x, w, 0)
+			}
+		}
+		for _, w := range all {
+			w.say(x)
+			add(x, w, at)
+		}
+	}
+	for place, x := range others {
+		if !x.precedes(o) {
+			continue
+		}
+		if x.Rule.Selects() && !his.Selects() {
+			// What is for everybody is said again behind all that selects. Before this one
+			// it is for those that this one selects.
+			for _, q := range others[:place] {
+				if q.precedes(o) && !q.Rule.Selects() {
+					say(q.Rule, x.Rule)
+				}
+			}
+		}
+		say(x.Rule, his)
+	}
+	return out, overtaken
+}
+
+// told is the mark of a rule with a word, in bits that are not compared, of which prefixes
+// it has: the kernel takes a rule without one for equal to one with any (rule_exists in
+// net/core/fib_rules.c). Besides, whoever deletes "from all lookup main" must not mean it.
+func (r Rule) told() Mark {
+	m := r.Mark
+	if m == (Mark{}) {
+		m = anyMark
+	}
+	free := ^m.Mask
+	for _, has := range [...]bool{r.From.IsValid(), r.To.IsValid()} {
+		lowest := free & -free
+		if free &^= lowest; has {
+			m.Value ^= lowest
+		}
+	}
+	return m
+}
+
+// sameButPrefixes reports whether the kernel may take two rules of one priority for equal.
+func sameButPrefixes(a, b Rule) bool {
+	any := func(p, q netip.Prefix) bool { return !names(p) || !names(q) || p == q }
+	some := any(a.From, b.From) && any(a.To, b.To)
+	a.From, a.To, a.Goto, a.Invert = b.From, b.To, b.Goto, b.Invert
+	return some && a == b
+}
+
+// copied returns rules for the packets that one is for, in other words where these are
+// exact, and rules for those that are in the other words but not in its own. A goto needs
+// not be exact, because it leads to the rule itself. Only packets that the numbered rule is
+// not for may be left out, as it is the next that they meet: hisMark says so of the mark.
+func copied(both, x Rule, hisMark bool) (all, except []Rule) {
+	switch {
+	case both.Invert:
+		return []Rule{both}, nil
+	case x.Action != ActionLookup || !both.Mark.limits() || ^both.Mark.Mask != 0:
+		return disguised(both), nil
+	case hisMark:
+		other := both.Mark.disguised()
+		other.Mask = both.Mark.Mask
+		return disguised(both), []Rule{{Mark: other}}
+	default:
+		exact := both
+		exact.Mark = Mark{}
+		return disguise(exact, both), nil
+	}
+}
+
+// say gives a rule the say of another one.
+func (r *Rule) say(o Rule) {
+	if o.Action != ActionLookup {
+		r.Action, r.Goto = ActionGoto, o.Priority
+		return
+	}
+	r.Action, r.Table, r.Realms = o.Action, o.Table, o.Realms
+	r.SuppressPrefixLength, r.SuppressGroup = o.SuppressPrefixLength, o.SuppressGroup
+}
+
+// meet returns a rule for the packets that two rules select. It is not exact if no single
+// rule can be: all that some packets have but others of the kind lack.
+func meet(o, n Rule) (both Rule, some, exact bool) {
+	its := words(o)
+	switch {
+	case n.Invert, o.Selects() && !n.Selects():
+		// Whom the numbered rule leaves out comes to the other one in any case, and bound
+		// traffic steps over both.
+		its.Invert = o.Invert
+		return its, true, true
+	case !o.Invert:
+		both, some = intersect(its, words(n))
+		return both, some, true
+	}
+	switch common, any := intersect(its, words(n)); {
+	case !any:
+		return words(n), true, true
+	case common == words(n):
+		return Rule{}, false, true
+	case n.matchesAll():
+		its.Invert = true
+		return its, true, true
+	default:
+		return Rule{}, false, false
+	}
+}
+
+// intersect returns the selectors of packets that two sets of selectors match, and whether
+// there may be any.
+func intersect(a, b Rule) (both Rule, some bool) {
+	both, some = a, true
+	one := func(ok bool) { some = some && ok }
+	both.From = intersectPrefixes(a.From, b.From, one)
+	both.To = intersectPrefixes(a.To, b.To, one)
+	both.Mark = intersectMarks(a.Mark, b.Mark, one)
+	both.UIDs = intersectUIDs(a.UIDs, b.UIDs, one)
+	both.SourcePorts = intersectPorts(a.SourcePorts, b.SourcePorts, one)
+	both.DestinationPorts = intersectPorts(a.DestinationPorts, b.DestinationPorts, one)
+	both.IIF = either(a.IIF, b.IIF, one)
+	both.OIF = either(a.OIF, b.OIF, one)
+	both.IPProto = either(a.IPProto, b.IPProto, one)
+	both.TOS = either(a.TOS, b.TOS, one)
+	both.TunnelID = either(a.TunnelID, b.TunnelID, one)
+	both.DSCP = either(a.DSCP, b.DSCP, one)
+	both.DSCPMask = max(a.DSCPMask, b.DSCPMask)
+	both.FlowLabel = either(a.FlowLabel, b.FlowLabel, one)
+	both.FlowLabelMask = max(a.FlowLabelMask, b.FlowLabelMask)
+	both.L3MDev = a.L3MDev || b.L3MDev
+	return both, some
+}
+
+// either returns the value that a selector of two rules must have; zero is any.
+func either[T comparable](a, b T, one func(bool)) T {
+	var anything T
+	switch {
+	case b == anything:
+		return a
+	case a != anything:
+		one(a == b)
+	}
+	return b
+}
+
+func intersectPrefixes(a, b netip.Prefix, one func(bool)) netip.Prefix {
+	switch {
+	case !names(b):
+		return a
+	case !names(a):
+		return b
+	}
+	one(a.Overlaps(b))
+	if a.Bits() > b.Bits() {
+		return a
+	}
+	return b
+}
+
+func intersectMarks(a, b Mark, one func(bool)) Mark {
+	one((a.Value^b.Value)&a.Mask&b.Mask == 0)
+	return Mark{Value: a.Value&a.Mask | b.Value&b.Mask, Mask: a.Mask | b.Mask}
+}
+
+func intersectUIDs(a, b UIDRange, one func(bool)) UIDRange {
+	switch {
+	case !b.Set:
+		return a
+	case !a.Set:
+		return b
+	}
+	both := UIDRange{Set: true, First: max(a.First, b.First), Last: min(a.Last, b.Last)}
+	one(both.First <= both.Last)
+	return both
+}
+
+func intersectPorts(a, b PortRange, one func(bool)) PortRange {
+	switch {
+	case b == PortRange{}:
+		return a
+	case a == PortRange{}:
+		return b
+	case a.Mask != 0 || b.Mask != 0:
+		return either(a, b, one)
+	}
+	both := PortRange{First: max(a.First, b.First), Last: min(a.Last, b.Last)}
+	one(both.First <= both.Last)
+	return both
+}
+
+// Overtaken returns the rules of others in a family that a rule which the kernel numbered
+// comes before, though it would come after them without us, and that cannot be helped.
+func Overtaken(f Family, foreign []ForeignRule) []Overtaking {
+	s, _ := survey(f, foreign, 0)
+	return s.overtaken
+}
