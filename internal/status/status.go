@@ -126,8 +126,11 @@ type Manager struct {
 	// Complete says that everything about its devices is known.
 	Complete bool `json:"complete"`
 	// None says that this host has no NetworkManager, and needs none.
-	None    bool   `json:"none,omitempty"`
-	Waiting string `json:"waiting,omitempty"`
+	None bool `json:"none,omitempty"`
+	// Unwanted says how the administrator keeps one from running that is installed:
+	// "disabled" or "masked".
+	Unwanted string `json:"unwanted,omitempty"`
+	Waiting  string `json:"waiting,omitempty"`
 	// Error says why it could not be asked.
 	Error string `json:"error,omitempty"`
 }

@@ -85,7 +85,7 @@ func (l *Loop) reportNow() Report {
 		r.Problems = append(r.Problems, l.failures[about].Problem)
 	}
 	if l.waitsLong {
-		r.Problems = append(r.Problems, routing.Problem{Code: routing.WaitsForOwners, Severity: routing.Warning, Text: "multihomed is waiting: " + l.waiting + "; existing routing is kept, and new links get none"})
+		r.Problems = append(r.Problems, routing.Problem{Code: routing.WaitsForOwners, Severity: routing.Warning, Text: "multihomed is waiting: " + l.waiting + "; existing routing is kept, and new links of NetworkManager get none"})
 	}
 	r.Problems = append(r.Problems, l.disputed()...)
 	if l.unkept != "" {

@@ -35,6 +35,8 @@ type Facts struct {
 	// that the interface was a link by leases alone, until now.
 	Leased    []netip.Addr
 	WasLeased bool
+	// Left says that the interface had routing when NetworkManager was found not to come.
+	Left bool
 	// Off is what the administrator switched off.
 	Off offswitch.State
 }
@@ -116,6 +118,9 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 	if claim.Standing == reconcile.Link {
 		return claim, true
 	}
+	if f.Left && !f.Managed {
+		claim = reconcile.Claim{Standing: reconcile.Draining, Watched: true, Why: "it was brought up by somebody who does not run any more"}
+	}
 	claim.LeftToOthers = f.Managed && left
 	if left {
 		if hook, is := f.hooked(); is {
@@ -123,12 +128,12 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 		}
 	}
 	// What NetworkManager let go of drains; what it never had is its client's alone.
-	letGo := left && claim.Standing == reconcile.Draining && !f.Device.Gone && !f.Device.Settling
+	letGo := f.Managed && left && claim.Standing == reconcile.Draining && !f.Device.Gone && !f.Device.Settling
 	if len(f.Leased) == 0 && letGo && f.WasLeased {
 		claim.Standing = reconcile.NoLink
 	}
 	if len(f.Leased) == 0 || claim.Standing != reconcile.NoLink && !letGo {
-		return f.orLeased(claim), f.Managed
+		return f.orLeased(claim), f.Managed || f.Left
 	}
 	return f.leased(claim), true
 }

@@ -94,6 +94,31 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestOrLeased: a lease waits behind what drains, and what was left behind drains.
+func TestOrLeased(t *testing.T) {
+	t.Parallel()
+	leased := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	settling := nm.Device{Name: "ppp7", Type: gnm.NmDeviceTypeEthernet, Real: true, State: gnm.NmDeviceStateUnmanaged, Settling: true}
+	for name, facts := range map[string]claims.Facts{
+		"NetworkManager settles": {Device: settling, Managed: true}, "released": {Released: true}, "left": {Left: true},
+	} {
+		facts.Name = "ppp7"
+		if claim, claimed := claims.Judge(facts); !claimed || claim.Standing != reconcile.Draining || claim.Else != nil {
+			t.Errorf("%s: %+v", name, claim)
+		}
+		facts.Leased = leased
+		claim, _ := claims.Judge(facts)
+		if claim.Standing != reconcile.Draining || claim.Else == nil || claim.Else.Standing != reconcile.Link ||
+			!slices.Equal(claim.Else.Only, leased) || claim.Else.Why != "lease of 192.0.2.1" || claim.Else.Released {
+			t.Errorf("%s, leased: %+v", name, claim)
+		}
+		facts.Links = []config.Link{{Matcher: config.Matcher{Interface: "ppp*"}, Ignore: new(true)}}
+		if claim, _ := claims.Judge(facts); claim.Standing != reconcile.NoLink || claim.Else != nil {
+			t.Errorf("%s, leased and ignored: %+v", name, claim)
+		}
+	}
+}
+
 // TestConfigured: what [[link]] says counts for links of all owners alike.
 func TestConfigured(t *testing.T) {
 	t.Parallel()

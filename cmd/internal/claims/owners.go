@@ -32,6 +32,8 @@ type Sources struct {
 	Kind func(name string) (kind, controller string)
 	// Expected reports whether this host has a NetworkManager that may come.
 	Expected func() bool
+	// Standing names the interfaces for which rules of ours stand that lead by device.
+	Standing func() []string
 	// Off is what the administrator switched off.
 	Off *offswitch.Switch
 }
@@ -82,7 +84,11 @@ func Open(cfg config.Config, manager Manager, interfaces Kernel) (*Owners, Unrea
 	s := Sources{
 		Manager: manager, Policy: cfg.NMPolicy(), Links: cfg.Links, Off: offswitch.Open(cfg.Switch()),
 		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
+		Standing: func() []string { return standing(interfaces) },
 		Kind:     func(name string) (string, string) { return kindOf(interfaces, name) },
+	}
+	if cfg.NetworkManager != config.Auto {
+		s.Standing = func() []string { return nil } // The administrator says who may have made them.
 	}
 	s.Hooked, unread.Hooks = hooked.Open(cfg.RuntimeDir)
 	s.Declared, unread.Leases = declared.Open(cfg.RuntimeDir)
@@ -101,6 +107,17 @@ func kindOf(interfaces Kernel, name string) (kind, controller string) {
 	return kind, controller
 }
 
+func standing(interfaces Kernel) (names []string) {
+	interfaces.View(func(k *kernel.State) {
+		for _, f := range routing.Families() {
+			for _, r := range k.RuleOrder(f, routing.PriorityDevice) {
+				names = append(names, r.OIF)
+			}
+		}
+	})
+	return names
+}
+
 // Owners puts together what the sources say. Create it with Join; Run must be
 // running.
 type Owners struct {
@@ -114,6 +131,9 @@ type Owners struct {
 	// NetworkManager was away: it has nothing more to say of them until it is back.
 	heard     map[string]time.Time
 	succeeded map[string]struct{}
+	// left are the interfaces that had routing when it became known that NetworkManager
+	// will not come, nil before that.
+	left map[string]bool
 	// leased are the interfaces that are links by leases alone.
 	leased map[string]bool
 	// off is what was switched off when Take was called last, the switched-th time.
@@ -210,6 +230,7 @@ func (o *Owners) Take() reconcile.Claims {
 	all := reconcile.Claims{Changed: map[string]reconcile.Claim{}, Complete: o.status.Complete, Waiting: o.status.Reason}
 	if o.status.Absent && !o.Expected() {
 		all.Complete, all.Waiting = true, ""
+		o.inherit(names)
 	}
 	if o.off.HostOff() {
 		// Whoever may still speak, nothing of ours is to stand.
@@ -249,6 +270,18 @@ func (o *Owners) succeed(names map[string]struct{}) {
 	}
 }
 
+// inherit notes what a NetworkManager has left that is disabled or was removed: nobody
+// speaks for it after a restart of ours, and its addresses stand. Names gets them.
+func (o *Owners) inherit(names map[string]struct{}) {
+	if o.left != nil {
+		return
+	}
+	o.left = map[string]bool{}
+	for _, name := range o.Standing() {
+		o.left[name], names[name] = true, struct{}{}
+	}
+}
+
 // device is what NetworkManager says of an interface, false if nothing, or nothing that
 // still counts.
 func (o *Owners) device(name string) (nm.Device, bool) {
@@ -265,7 +298,7 @@ func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 }
 
 func (o *Owners) facts(name string) Facts {
-	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), WasLeased: o.leased[name], Off: o.off}
+	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), WasLeased: o.leased[name], Left: o.left[name], Off: o.off}
 	f.Device, f.Managed = o.device(name)
 	f.Configs, f.Released = o.Hooked.Of(name)
 	if o.status.Absent {

@@ -92,6 +92,8 @@ func (r *renderer) head() {
 		version = ": version " + clean(m.Version)
 	}
 	switch {
+	case m.Unwanted != "":
+		row("NetworkManager", plain, clean(m.Unwanted), "")
 	case m.None:
 		row("NetworkManager", plain, "not installed", "")
 	case m.Error != "":

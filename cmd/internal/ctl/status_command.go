@@ -46,7 +46,8 @@ With --json the same comes for programs. Fields are only ever added as long as
   version           of who looked
   daemon            running, pid, version, started, ready, waiting, kept
   network_manager   running, version, complete, waiting, error, none (this host
-                    has none)
+                    has none that may come), unwanted (disabled or
+                    masked, where that is why)
   in_force          planned, present and unexpected rules, routes and groups
   tables            first and last table of the range
   uplink_group      interface group of uplinks

@@ -215,6 +215,9 @@ func (t *teller) look(ctx context.Context) error {
 		now.view = last.view
 	} else {
 		now.view = inspect.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
+		if now.alone {
+			now.view.Unwanted = presence.Unwanted(t.cfg.NetworkManager)
+		}
 		t.shelf.Use(now.view)
 		if err := t.checker.Check(ctx, now.view, nil, checkedAtOnce); err != nil {
 			now.view.Notes = append(now.view.Notes, fmt.Sprintf("where bound traffic goes: %v", err))

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"multihomed/internal/lab"
 	"multihomed/internal/lab/labtest"
 )
@@ -180,4 +182,35 @@ func TestLeaseWhateverNetworkManagerDoes(t *testing.T) {
 	r.veth("wan0", "192.0.2.107/24")
 	r.leaseOf("wan0", "192.0.2.107")
 	r.gone(lab.IPv4, "oif wan1")
+}
+
+// TestNetworkManagerDisabled: what a disabled NetworkManager has left keeps its routing
+// over a restart as long as its addresses stand, and nothing waits for it.
+func TestNetworkManagerDisabled(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	r.install()
+	r.isp(lab.DefaultISP(0))
+	r.isp(lab.DefaultISP(1))
+	r.up("wan0", "wan1")
+	r.start()
+	r.settled("wan0", "wan1")
+	// As `systemctl disable --now` leaves it: the unit is installed, and no link wants it.
+	const booted, wants = "/run/systemd/system", "/etc/systemd/system"
+	r.must(os.MkdirAll(booted, 0o755))
+	r.must(unix.Mount("tmpfs", wants, "tmpfs", 0, ""))
+	t.Cleanup(func() { r.must(errors.Join(unix.Unmount(wants, unix.MNT_DETACH), os.Remove(booted))) })
+	r.must(r.StopNM(t.Context()))
+	labtest.Eventually(t, func() error { return r.shows("", "NetworkManager  disabled", "!waiting") })
+	r.must(r.daemon.Stop(t.Context()))
+	r.start()
+	r.must(r.holds(both("wan0", "wan1")...))
+	r.must(r.shows("", "NetworkManager  disabled", "!waiting", "!none"))
+	// Without an IPv6 address, wan0 borrows that of wan1, which steps aside: IPv4 alone counts.
+	r.ip("address", "flush", "dev", "wan0")
+	r.eventually(func() error { return errors.Join(r.lacks(lab.IPv4, "oif wan0"), r.ladder("wan1", lab.IPv4)) })
+	r.must(r.WriteInterfaces("iface wan0 inet dhcp\n"))
+	r.ifup("wan0")
+	r.eventually(func() error { return errors.Join(r.ladder("wan0", lab.IPv4), r.ladder("wan1", lab.IPv4)) })
+	r.must(r.shows("wan0", "wan0  uplink", "!going down"))
+	r.ifdown("wan0")
 }

@@ -86,7 +86,7 @@ func TestStore(t *testing.T) {
 	renewed.Since = renewed.Since.Add(time.Hour)
 	put(t, s.runtime, renewed)
 	s.reload("wan0", 0)
-	s.news("renewed")
+	s.news("renewed", "wan0")
 	renewed.Domains = nil
 	put(t, s.runtime, renewed)
 	s.reload("wan0", 0)

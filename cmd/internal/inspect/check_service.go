@@ -84,7 +84,7 @@ func checkManager(v *View, f files) []Finding {
 	default:
 		return []Finding{{
 			Severity: routing.Warning,
-			Text:     "NetworkManager is not running: the routing of its links is kept, and new links get none",
+			Text:     "NetworkManager is not running: the routing of its links is kept, and its new links get none",
 			Fix:      "systemctl start NetworkManager",
 		}}
 	}

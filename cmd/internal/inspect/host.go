@@ -71,6 +71,9 @@ func (r *reading) look(ctx context.Context) (*View, error) {
 	}
 	v := of(r.cfg, snapshot)
 	v.NM, v.ManagerUnread, v.Alone = r.manager, r.managerFault, r.alone
+	if v.Alone {
+		v.Unwanted = presence.Unwanted(r.cfg.NetworkManager)
+	}
 	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread
 	v.Off, _ = owners.Off.State()
 	v.Unit, v.Start = unitfile.Read(os.DirFS("/"), unitfile.Service), unitfile.Start(os.DirFS("/"))

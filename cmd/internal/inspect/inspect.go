@@ -70,6 +70,8 @@ type View struct {
 	Off offswitch.State
 	// Alone says that this host has no NetworkManager.
 	Alone bool
+	// Unwanted says how the administrator keeps it from running, if it is Alone by that.
+	Unwanted string
 	// Notes are what could not be read, in sentences.
 	Notes []string
 

@@ -6,12 +6,24 @@ import (
 	"slices"
 
 	"multihomed/cmd/internal/config"
+	"multihomed/internal/unitfile"
 )
 
-// NetworkManager reports whether this host has a NetworkManager, running or not,
-// as the configuration says or by its program.
+// NetworkManager reports whether this host has a NetworkManager that may come, running or
+// not: as the configuration says, or by its program and its unit.
 func NetworkManager(configured config.Presence) bool {
-	return networkManager(configured, "/usr/sbin/NetworkManager", "/usr/bin/NetworkManager", "/usr/local/sbin/NetworkManager")
+	return networkManager(configured, "/usr/sbin/NetworkManager", "/usr/bin/NetworkManager", "/usr/local/sbin/NetworkManager") &&
+		Unwanted(configured) == ""
+}
+
+// Unwanted says how the administrator keeps a NetworkManager from running that is
+// installed ("disabled", "masked"), empty if he does not or the configuration knows better.
+func Unwanted(configured config.Presence) string {
+	unit := unitfile.Read(os.DirFS("/"), "NetworkManager.service")
+	if configured != config.Auto || !unit.Unwanted() {
+		return ""
+	}
+	return unit.String()
 }
 
 func networkManager(configured config.Presence, programs ...string) bool {
