@@ -72,7 +72,9 @@ extras: ## completions and licences, into bin/ (after make build)
 	$(BIN)/multihomectl completion zsh >$(BIN)/completions/_multihomectl
 	$(BIN)/multihomectl completion fish >$(BIN)/completions/multihomectl.fish
 	$(BIN)/multihomectl config --reference >$(BIN)/multihomed.toml
-	packaging/notices $(GO) $(MAINS) >$(BIN)/NOTICES
+	@command -v $(GO) >/dev/null || { echo "$(GO) is not found, and the licences come from it: install Go, or set GO=/path/to/go" >&2; exit 1; }
+	packaging/notices $(GO) $(MAINS) >$(BIN)/NOTICES.new
+	mv $(BIN)/NOTICES.new $(BIN)/NOTICES
 	{ printf '# The tables of multihomed; the range is [tables] in multihomed.toml(5).\n'; \
 		for n in $$(seq 10000 10999); do printf '%s\tmultihomed.%s\n' $$n $$n; done; } >$(BIN)/rt_tables.conf
 
@@ -104,7 +106,7 @@ FILL    = sed 's,@sbindir@,$(sbindir),g; s,@bindir@,$(bindir),g'
 D       = $(DESTDIR)
 install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make build)
 	@test -x $(BIN)/multihomed-dispatcher || { echo "$(BIN)/multihomed-dispatcher is missing: run make build first" >&2; exit 1; }
-	@test -f $(BIN)/NOTICES || $(MAKE) extras
+	@test -f $(BIN)/NOTICES || { command -v $(GO) >/dev/null || { echo "$(BIN)/NOTICES is missing, and $(GO) is not found to make it: install Go, or set GO=/path/to/go" >&2; exit 1; }; $(MAKE) extras; }
 	$(SCRIPT) $(BIN)/multihomed $D$(sbindir)/multihomed
 	$(SCRIPT) $(BIN)/multihomed-dispatcher $D$(sbindir)/multihomed-dispatcher
 	$(SCRIPT) $(BIN)/multihomectl $D$(bindir)/multihomectl

@@ -400,6 +400,8 @@ func (s *system) life(debs packages) {
 		s.run("test", "-e", "/var/lib/multihomed/leases.db")
 	})
 	s.step("purge", func() {
+		// The group goes, whoever was added to it.
+		s.run("gpasswd", "-a", "nobody", "multihomed")
 		s.run("apt-get", "purge", "-y", "-q", "multihomed")
 		for _, link := range s.links() {
 			s.run("ip", "link", "delete", link)
@@ -492,7 +494,10 @@ func (s *system) off(debs packages) {
 	nothing()
 	s.install(debs.higher)
 	nothing()
-	s.install(debs.now, "--allow-downgrades")
+	s.must(s.CopyIn(debs.now, "/root/multihomed.deb", 0o644))
+	if out := s.run("sh", "-c", "apt-get install -y -q --allow-downgrades /root/multihomed.deb 2>&1"); strings.Count(out, "multihomectl on") != 1 {
+		s.t.Errorf("the package does not say once that it is switched off:\n%s", out)
+	}
 	s.must(s.Reboot(s.t.Context()))
 	s.run("systemctl", "is-system-running", "--wait")
 	nothing()

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -27,6 +28,15 @@ import (
 // version is set by the linker.
 var version = "development"
 
+const help = `usage: multihomed-dispatcher INTERFACE ACTION   called by NetworkManager
+       multihomed-dispatcher CALLER             called by the hooks of ifupdown, dhclient, dhcpcd or udev
+       multihomed-dispatcher --help | --version
+
+It is a hook, called with what happened in the environment, and tells the daemon. Where
+that does not run it brings the routing in order itself, unless multihomed.service is
+disabled or masked, or multihomed is switched off. See multihomed-dispatcher(8).
+`
+
 func main() {
 	os.Exit(run(os.Args[1:], os.Environ(), os.Stderr))
 }
@@ -34,6 +44,10 @@ func main() {
 func run(args, environ []string, stderr *os.File) int {
 	if len(args) == 1 && (args[0] == "--version" || args[0] == "-version") {
 		fmt.Println("multihomed-dispatcher", version)
+		return 0
+	}
+	if len(args) == 1 && slices.Contains([]string{"--help", "-help", "-h"}, args[0]) {
+		fmt.Print(help)
 		return 0
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)

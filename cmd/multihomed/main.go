@@ -39,8 +39,13 @@ func run(args []string, stderr *os.File) int {
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Println("usage: multihomed [--config FILE] [--check] [--version]; see multihomed(8)")
-		flags.SetOutput(os.Stdout)
-		flags.PrintDefaults()
+		flags.VisitAll(func(f *flag.Flag) {
+			name, text := flag.UnquoteUsage(f)
+			if name != "" {
+				text += fmt.Sprintf(" (default %s)", f.DefValue)
+			}
+			fmt.Printf("  --%-13s %s\n", strings.TrimSpace(f.Name+" "+strings.ToUpper(name)), text)
+		})
 		return 0
 	case err != nil:
 		text := err.Error()

@@ -36,7 +36,9 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	if c.Complete && !l.complete {
 		// What nobody asked for while knowledge was incomplete may go now.
 		l.everything()
-		l.Logger.LogAttrs(ctx, slog.LevelInfo, "every link is known", event.Is(event.Ready))
+		if l.told == nil { // The loop before this one said so otherwise.
+			l.Logger.LogAttrs(ctx, slog.LevelInfo, "every link is known", event.Is(event.Ready))
+		}
 	}
 	if !c.Complete && (l.complete || l.incomplete.IsZero()) {
 		l.incomplete = l.now()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"time"
 
@@ -35,6 +36,9 @@ type Options struct {
 	Suspect func(port uint32) string
 	// Memory outlives the process, not the boot; nil for none.
 	Memory Memory
+	// Told is what [Loop.Told] of an earlier loop in this process returned, nil for the
+	// first one: the log says then what differs from that.
+	Told map[int]routing.LinkPlan
 }
 
 // Hooks are called from the loop's goroutine; any may be nil.
@@ -144,7 +148,9 @@ type Loop struct {
 
 	// unwritten are changes of links that are not in the log yet, routesWritten when
 	// lines about routes alone were written.
-	unwritten     map[int]*unwritten
+	unwritten map[int]*unwritten
+	// told are links of Options.Told that no plan has been compared with yet.
+	told          map[int]routing.LinkPlan
 	routesWritten map[int]time.Time
 	// restored are objects that this pass puts back because somebody deleted them.
 	restored map[object]struct{}
@@ -193,6 +199,7 @@ func New(o Options) *Loop {
 		quarrels:      map[object]quarrel{},
 		released:      map[routing.Key]struct{}{},
 		unwritten:     map[int]*unwritten{},
+		told:          maps.Clone(o.Told),
 		routesWritten: map[int]time.Time{},
 		restored:      map[object]struct{}{},
 
@@ -207,6 +214,20 @@ func New(o Options) *Loop {
 
 // Plans yields the plans of all links. It is for hooks, which the loop calls.
 func (l *Loop) Plans() iter.Seq[routing.LinkPlan] { return l.planner.Links() }
+
+// Told returns what the log says of links, by index, for the loop that follows this one.
+// Call it when Run has returned.
+func (l *Loop) Told() map[int]routing.LinkPlan {
+	out := map[int]routing.LinkPlan{}
+	// It ended before it knew of these.
+	maps.Copy(out, l.told)
+	for plan := range l.planner.Links() {
+		if has(plan) {
+			out[plan.Link.Index] = plan
+		}
+	}
+	return out
+}
 
 // Said returns the name that the owner of an interface uses for it, which is not its
 // name if that changed and the owner has not noticed. It is for hooks.

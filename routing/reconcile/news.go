@@ -38,10 +38,22 @@ const (
 func (l *Loop) noteLinks(before map[int]routing.LinkPlan) {
 	for index, was := range before {
 		plan, _ := l.planner.Link(index)
+		if earlier, is := l.told[index]; is && has(plan) {
+			was = earlier
+			delete(l.told, index)
+		}
 		if !samePlan(was, plan) {
 			l.noteNews(index, was).structure = true
 		}
 	}
+	if !l.complete {
+		return
+	}
+	// These are no links any more.
+	for index, was := range l.told {
+		l.noteNews(index, was).structure = true
+	}
+	l.told = nil
 }
 
 // noteNews returns what is not written of a link; was is its plan until now.

@@ -186,7 +186,13 @@ func TestManualsOfTheDaemonAndTheDispatcher(t *testing.T) {
 	}
 	differ(t, "flags of multihomed", flags, manual(t, "multihomed.8").items("Fl"))
 
-	differ(t, "flags of multihomed-dispatcher", []string{"-version"}, manual(t, "multihomed-dispatcher.8").items("Fl"))
+	differ(t, "flags of multihomed-dispatcher", []string{"-help", "-version"}, manual(t, "multihomed-dispatcher.8").items("Fl"))
+	if out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed-dispatcher"), "--help").CombinedOutput(); err != nil || !strings.Contains(string(out), "--version") {
+		t.Errorf("multihomed-dispatcher --help: %v: %s", err, out)
+	}
+	if out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed"), "--help").CombinedOutput(); err != nil || strings.Contains(string(out), " -check") {
+		t.Errorf("multihomed --help: %v: %s", err, out)
+	}
 	if out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed-dispatcher"), "--version").CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

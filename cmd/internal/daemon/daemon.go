@@ -123,6 +123,8 @@ type service struct {
 	events   *hook.Listener
 	memory   *memory
 	restored time.Time
+	// written is what the log says from under the configuration before.
+	written *written
 
 	mu sync.Mutex
 	// report is the loop's last; faults are of other parts.
@@ -195,7 +197,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		},
 		Alive: s.notify.alive, Beat: s.notify.beat(),
 		Report: s.reported, Outdated: outdated.give,
-	}, extras{fault: s.fault, memory: s.memory})
+	}, extras{fault: s.fault, memory: s.memory, written: s.written})
 	// Ended in order before the first pass: nothing spoke against the configuration, and
 	// a restart must not leave an older one as the last good one.
 	keepUnsettled := func() { settled.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -280,6 +282,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return nil, err
 	}
 	keepUnsettled()
+	s.written = p.written()
 	if lost && next == nil && ctx.Err() == nil {
 		return &loaded, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -56,6 +57,21 @@ type extras struct {
 	fault func(code routing.Code, err error)
 	// memory outlives the runtime directory, nil for one that does not.
 	memory reconcile.Memory
+	// written is what the log says already, nil if nothing.
+	written *written
+}
+
+// written is what the log says of links and of the off switch. It outlives a change of the
+// configuration, so that the log says what that changed and nothing else.
+type written struct {
+	links map[int]routing.LinkPlan
+	off   offswitch.State
+}
+
+// written is what the log says when everything has ended.
+func (p *parts) written() *written {
+	off, _ := p.off.State()
+	return &written{links: p.loop.Told(), off: off}
 }
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
@@ -106,7 +122,11 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	p.router = &router{log: log, mirror: p.mirror, links: p.owners.Declared, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored, off: p.off}
 	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
 	move := &mover{log: log, runtime: cfg.RuntimeDir, enabled: cfg.MoveRoutes, hooks: p.hooks, owners: p.owners, mirror: p.mirror}
-	p.saySwitched(ctx)
+	earlier := more.written
+	if earlier == nil {
+		earlier = new(written)
+	}
+	p.saySwitched(ctx, earlier.off)
 	ready, settled := hooks.Ready, hooks.Settled
 	hooks.Ready = func() {
 		past.clean(ctx)
@@ -132,7 +152,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:    hooks,
 		Memory:   memory,
-		LogDelay: logDelay, Suspect: suspect,
+		LogDelay: logDelay, Suspect: suspect, Told: earlier.links,
 	})
 	p.router.loop = p.loop
 	return nil
@@ -241,29 +261,41 @@ func (p *parts) acknowledgeAll(ctx context.Context) error {
 
 // switched reads what the administrator switched off or on.
 func (p *parts) switched(ctx context.Context) {
+	before, _ := p.off.State()
 	if err := p.off.Reload(); err != nil {
 		p.log.LogAttrs(ctx, event.LevelNotice, "off switch not read, it holds as it was", slog.String("error", err.Error()))
 		return
 	}
-	p.saySwitched(ctx)
+	p.saySwitched(ctx, before)
 }
 
-// saySwitched says what is off.
-func (p *parts) saySwitched(ctx context.Context) {
-	state, times := p.off.State()
+// saySwitched says what has been switched off and on since.
+func (p *parts) saySwitched(ctx context.Context, before offswitch.State) {
+	state, _ := p.off.State()
 	switch {
 	case state.Damaged != nil:
-		p.log.LogAttrs(ctx, slog.LevelError, "switched off", event.Is(event.SwitchedOff), slog.String("reason", state.Damaged.Error()))
+		if before.Damaged == nil {
+			p.log.LogAttrs(ctx, slog.LevelError, "switched off", event.Is(event.SwitchedOff), slog.String("reason", state.Damaged.Error()))
+		}
+		return
 	case state.Host != nil:
-		p.log.LogAttrs(ctx, event.LevelNotice, "switched off, nothing is routed by links", event.Is(event.SwitchedOff), slog.Time("since", state.Host.Since), slog.String("by", state.Host.By))
-	case times > 0 && len(state.Links) == 0:
+		if before.Host == nil {
+			p.log.LogAttrs(ctx, event.LevelNotice, "switched off, nothing is routed by links", event.Is(event.SwitchedOff), slog.Time("since", state.Host.Since), slog.String("by", state.Host.By))
+		}
+		return
+	case before.HostOff():
 		p.log.LogAttrs(ctx, event.LevelNotice, "switched on", event.Is(event.SwitchedOn))
 	}
-	if state.HostOff() {
-		return
+	for _, l := range before.Links {
+		if !slices.Contains(state.Links, l) {
+			p.log.LogAttrs(ctx, event.LevelNotice, "link switched on", event.Is(event.SwitchedOn), slog.String("interface", l.Interface))
+		}
 	}
 	for _, l := range state.Links {
-		p.log.LogAttrs(ctx, event.LevelNotice, "link switched off", event.Is(event.SwitchedOff), slog.String("interface", l.Interface), slog.Time("since", l.Since), slog.String("by", l.By))
+		// What was off by itself before the host was is so still.
+		if !slices.Contains(before.Links, l) {
+			p.log.LogAttrs(ctx, event.LevelNotice, "link switched off", event.Is(event.SwitchedOff), slog.String("interface", l.Interface), slog.Time("since", l.Since), slog.String("by", l.By))
+		}
 	}
 }
 

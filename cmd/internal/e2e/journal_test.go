@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -69,6 +70,12 @@ func TestJournal(t *testing.T) {
 			r.must(err)
 		}, "2001:db8:77::/64", true},
 		{"reload", 2, func() { r.must(r.daemon.Signal(syscall.SIGHUP)) }, "configuration", false},
+		// Only what the new configuration changes is told: wan0 stays as it is.
+		{"reload-changed", 1, func() { r.rewrite("[repair]\nburst = 7\n"); r.must(r.daemon.Signal(syscall.SIGHUP)); r.settled("wan0") }, "configuration changed", false},
+		{"reload-ignored", 2, func() { r.rewrite("exclude = [{interface = \"wan0\"}]\n"); r.must(r.daemon.Signal(syscall.SIGHUP)) }, "wan0: uplink removed", false},
+		{"reload-back", 2, func() { r.rewrite(""); r.must(r.daemon.Signal(syscall.SIGHUP)); r.settled("wan0") }, "wan0: uplink added", true},
+		{"off", 2, func() { r.switches("off", "wan0"); r.switches("off", "wan0") }, "switched off", false},
+		{"on", 2, func() { r.switches("on", "wan0"); r.switches("on"); r.settled("wan0") }, "added", true},
 		{"networkmanager-restart", 2, func() { r.must(r.RestartNM(ctx)); r.settled("wan0") }, "every link", true},
 		{"rename", 2, func() {
 			r.ip("link", "set", "wan0", "down")
@@ -95,6 +102,12 @@ func TestJournal(t *testing.T) {
 	if strings.Contains(r.daemon.Log(), "warning: ") || strings.Contains(r.daemon.Log(), "error: ") {
 		t.Error("nothing of this is a problem")
 	}
+}
+
+// rewrite replaces what the configuration has besides its directories.
+func (r *rig) rewrite(toml string) {
+	r.t.Helper()
+	r.writeConfig(fmt.Sprintf("state_dir = %q\nruntime_dir = %q\n", r.cfg.StateDir, r.cfg.RuntimeDir) + toml)
 }
 
 // named wants every address, network and table that a golden file names to be in the lines,
@@ -136,6 +149,7 @@ func (r *rig) quietLog(from int) []string {
 
 var (
 	logTime = regexp.MustCompile(`^\S+ \S+ `)
+	since   = regexp.MustCompile(`since \d{4}-\d\d-\d\d \d\d:\d\d(:\d\d \+0000 UTC)?`)
 	process = regexp.MustCompile(`(process) \d+`)
 	// Who did it may have ended before anybody looks.
 	culprit = regexp.MustCompile(`by (\S+ \(process PID\)|process PID, which has ended)`)
@@ -150,6 +164,7 @@ func masked(lines []string) string {
 	var b strings.Builder
 	for _, l := range lines {
 		l = logTime.ReplaceAllString(l, "")
+		l = since.ReplaceAllString(l, "since TIME")
 		l = process.ReplaceAllString(l, "$1 PID")
 		l = culprit.ReplaceAllString(l, "by CULPRIT")
 		l = ofDHCP.ReplaceAllString(l, "$1.DHCP")
