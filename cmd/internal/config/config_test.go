@@ -285,7 +285,7 @@ repair.burst = 99999999999999999999999
 first = "10000"
 last = 5
 [[link]]
-interfce = "wan0"
+intrface = "wan0"
 role = "uplnk"
 [[link]]
 interface = "wan1"
@@ -296,7 +296,7 @@ tpye = "bridge"
 f:2: log_level: "loud" is not allowed; want "debug", "info", "warn" or "error"
 f:3: repair.burst: 99999999999999999999999 is not allowed; want a whole number from 1 to 10000
 f:5: tables.first: a string ("10000") where a number from 1 to 4294967295 belongs; write it without quotation marks
-f:8: link.interfce (entry 1): unknown key; did you mean link.interface?
+f:8: link.intrface (entry 1): unknown key; did you mean link.interface?
 f:9: link.role (entry 1): "uplnk" is not allowed; want "uplink" or "local"; did you mean "uplink"?
 f:12: link.role (entry 2): a whole number (3) where "uplink" or "local" belongs
 f:14: exclude.tpye (entry 1): unknown key; did you mean exclude.type?`},

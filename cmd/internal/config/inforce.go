@@ -167,7 +167,7 @@ func (f *Fault) Problem() routing.Problem {
 	}
 	for i, more := range all[1:] {
 		if i == mostShown {
-			p.Text += fmt.Sprintf("; and %d more", len(all)-1-i)
+			p.Text += fmt.Sprintf("; and %d more, see multihomectl config check", len(all)-1-i)
 			break
 		}
 		p.Text += "; " + inFile(more)
