@@ -48,11 +48,6 @@ func TestFromNetworkManagerToIfupdownAndBack(t *testing.T) {
 			for _, link := range []string{"wan0", "wan1"} {
 				r.must(r.shows(link, link+"  uplink", "!settling", "!profile", "!going down"))
 			}
-			// As after a restart.
-			r.must(r.daemon.Stop(t.Context()))
-			r.start()
-			r.eventually(func() error { return r.holds(byHooks...) })
-
 			// Also where nobody has taken back what ifupdown made.
 			r.must(r.StartNM(t.Context()))
 			r.ifdown("wan1")
