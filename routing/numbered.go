@@ -143,8 +143,8 @@ func (r Rule) told() Mark {
 
 // sameButPrefixes reports whether the kernel may take two rules of one priority for equal.
 func sameButPrefixes(a, b Rule) bool {
-	any := func(p, q netip.Prefix) bool { return !names(p) || !names(q) || p == q }
-	some := any(a.From, b.From) && any(a.To, b.To)
+	alike := func(p, q netip.Prefix) bool { return !names(p) || !names(q) || p == q }
+	some := alike(a.From, b.From) && alike(a.To, b.To)
 	a.From, a.To, a.Goto, a.Invert = b.From, b.To, b.Goto, b.Invert
 	return some && a == b
 }
@@ -194,8 +194,8 @@ func meet(o, n Rule) (both Rule, some, exact bool) {
 		both, some = intersect(its, words(n))
 		return both, some, true
 	}
-	switch common, any := intersect(its, words(n)); {
-	case !any:
+	switch common, is := intersect(its, words(n)); {
+	case !is:
 		return words(n), true, true
 	case common == words(n):
 		return Rule{}, false, true

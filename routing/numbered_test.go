@@ -135,19 +135,19 @@ func TestNumberedRuleComesInOrder(t *testing.T) {
 		flow   lookup.Flow
 		device int // 0: refused
 	}{
-		"a destination by main":                        {[]routing.Rule{marked, at(20000, lan)}, lookup.Flow{To: addr("10.0.0.9"), Mark: 1}, 4},
-		"another destination":                          {[]routing.Rule{marked, at(20000, lan)}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 92},
-		"forwarded":                                    {[]routing.Rule{marked, at(20000, lan)}, lookup.Flow{From: addr("172.17.0.9"), IIF: "docker0", To: addr("10.0.0.9"), Mark: 1}, 4},
-		"numbered after the other: it comes before":    {[]routing.Rule{at(20000, lan), marked}, lookup.Flow{To: addr("10.0.0.9"), Mark: 1}, 92},
-		"a user that is refused":                       {[]routing.Rule{users, at(18000, locked)}, lookup.Flow{To: addr("8.8.8.8"), UID: 1000}, 0},
-		"another user":                                 {[]routing.Rule{users, at(18000, locked)}, lookup.Flow{To: addr("8.8.8.8"), UID: 1001}, 92},
-		"no answer: on to the numbered rule":           {[]routing.Rule{marked, at(20000, known)}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 92},
-		"an answer of the same":                        {[]routing.Rule{marked, at(20000, known)}, lookup.Flow{To: addr("10.0.0.9"), Mark: 1}, 4},
-		"a rule for everybody that refuses":            {[]routing.Rule{marked, at(20000, routing.Rule{Action: routing.ActionUnreachable})}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 0},
-		"all but a mark, for a numbered mark":          {[]routing.Rule{marked, at(20000, routing.Rule{Invert: true, Mark: routing.Mark{Value: 2, Mask: all}, Action: routing.ActionProhibit})}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 0},
-		"a full tunnel without a number, unbound":      {[]routing.Rule{{Invert: true, Mark: routing.Mark{Value: 0xca6c, Mask: all}, Action: routing.ActionLookup, Table: 77}, at(20000, lan)}, lookup.Flow{To: addr("10.0.0.9")}, 4},
-		"no answer: on to a full tunnel":               {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{To: prefix("8.0.0.0/8"), Action: routing.ActionLookup, Table: 79})}, lookup.Flow{To: addr("8.8.8.8")}, 92},
-		"bound, between a full tunnel and another one": {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{Action: routing.ActionLookup, Table: 79})}, lookup.Flow{From: addr("198.51.100.20"), To: addr("172.16.5.5")}, 90},
+		"a destination that a numbered rule of main has": {[]routing.Rule{marked, at(20000, lan)}, lookup.Flow{To: addr("10.0.0.9"), Mark: 1}, 4},
+		"a destination that no rule but the mark has":    {[]routing.Rule{marked, at(20000, lan)}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 92},
+		"forwarded to a destination by a rule of main":   {[]routing.Rule{marked, at(20000, lan)}, lookup.Flow{From: addr("172.17.0.9"), IIF: "docker0", To: addr("10.0.0.9"), Mark: 1}, 4},
+		"numbered after the other: it comes before":      {[]routing.Rule{at(20000, lan), marked}, lookup.Flow{To: addr("10.0.0.9"), Mark: 1}, 92},
+		"a user that is refused":                         {[]routing.Rule{users, at(18000, locked)}, lookup.Flow{To: addr("8.8.8.8"), UID: 1000}, 0},
+		"another user":                                   {[]routing.Rule{users, at(18000, locked)}, lookup.Flow{To: addr("8.8.8.8"), UID: 1001}, 92},
+		"no answer: on to the numbered rule":             {[]routing.Rule{marked, at(20000, known)}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 92},
+		"an answer of the same":                          {[]routing.Rule{marked, at(20000, known)}, lookup.Flow{To: addr("10.0.0.9"), Mark: 1}, 4},
+		"a rule for everybody that refuses":              {[]routing.Rule{marked, at(20000, routing.Rule{Action: routing.ActionUnreachable})}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 0},
+		"all but a mark, for a numbered mark":            {[]routing.Rule{marked, at(20000, routing.Rule{Invert: true, Mark: routing.Mark{Value: 2, Mask: all}, Action: routing.ActionProhibit})}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 0},
+		"a full tunnel without a number, unbound":        {[]routing.Rule{{Invert: true, Mark: routing.Mark{Value: 0xca6c, Mask: all}, Action: routing.ActionLookup, Table: 77}, at(20000, lan)}, lookup.Flow{To: addr("10.0.0.9")}, 4},
+		"no answer: on to a full tunnel":                 {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{To: prefix("8.0.0.0/8"), Action: routing.ActionLookup, Table: 79})}, lookup.Flow{To: addr("8.8.8.8")}, 92},
+		"bound, between a full tunnel and another one":   {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{Action: routing.ActionLookup, Table: 79})}, lookup.Flow{From: addr("198.51.100.20"), To: addr("172.16.5.5")}, 90},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -329,7 +329,7 @@ func (p *Planner) anyOpening() bool { return len(p.opening[0])+len(p.opening[1])
 
 // reopenIf looks at the openings anew where a link is not what it was for them.
 func (p *Planner) reopenIf(old, now *planned) {
-	are := p.anyOpening() || !p.around[0].openings.empty() || !p.around[1].openings.empty()
+	are := p.anyOpening() || !p.around[0].empty() || !p.around[1].empty()
 	if are && !sameOpening(old, now) {
 		p.reopen()
 	}

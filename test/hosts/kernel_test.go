@@ -173,7 +173,7 @@ var kernelHosts = []Host{
 		What: "A router with a VRF: its port is a LAN, and the rule of local stands behind that of the VRF, as the kernel's documentation advises.",
 		Network: func(w *world) {
 			w.providers()
-			isp := w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), nil)
+			isp := w.lan(netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), nil)
 			w.lanClient = isp
 			w.ip("link add vrf0 type vrf table 77", "link set vrf0 up", "link set lan0 master vrf0", "link set lan0 up", "addr add 192.168.7.1/24 dev lan0")
 			w.sysctl("net.ipv4.tcp_l3mdev_accept", "1")

@@ -161,7 +161,7 @@ var lanHosts = []Host{
 		Network: func(w *world) {
 			w.providers()
 			ra := threadRA(30 * time.Minute)
-			w.lanClient = w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), &ra)
+			w.lanClient = w.lan(netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), &ra)
 			w.profile("lan0", "ipv4.method=manual", "ipv4.address1=192.168.7.1/24", "ipv6.method=auto", "ipv6.addr-gen-mode=eui64", "ipv6.ip6-privacy=0", "ipv6.route-metric=110")
 			w.thread(true)
 		},
@@ -185,7 +185,7 @@ var lanHosts = []Host{
 		Network: func(w *world) {
 			w.providers()
 			ra := lanRA(0)
-			w.lanClient = w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), &ra)
+			w.lanClient = w.lan(netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), &ra)
 			w.profile("lan0", "ipv4.method=manual", "ipv4.address1=192.168.7.1/24", "ipv6.method=auto", "ipv6.addr-gen-mode=eui64", "ipv6.ip6-privacy=0", "ipv6.route-metric=110")
 			w.lanRouter(false)
 		},

@@ -86,7 +86,7 @@ var routing = lab.HostConfig{Sysctls: []string{"net.ipv4.ip_forward", "1", "net.
 // fd07::5.
 func lanOf(w *world, settings ...string) {
 	w.t.Helper()
-	isp := w.lan("lan0", netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), nil)
+	isp := w.lan(netip.MustParsePrefix("192.168.7.5/24"), netip.MustParseAddr("192.168.7.1"), nil)
 	w.profile("lan0", append([]string{
 		"ipv4.method=manual", "ipv4.address1=192.168.7.1/24", "ipv6.method=manual", "ipv6.address1=fd07::1/64",
 	}, settings...)...)

@@ -287,12 +287,12 @@ func group(link string) Question {
 	}}
 }
 
-// lan connects a network of the host whose other end, a namespace, is one client
+// lan connects a network of the host, lan0, whose other end, a namespace, is one client
 // of it: the address of client, with the host as its router.
-func (w *world) lan(name string, client netip.Prefix, router netip.Addr, advertises *lab.RA) *lab.ISP {
+func (w *world) lan(client netip.Prefix, router netip.Addr, advertises *lab.RA) *lab.ISP {
 	w.t.Helper()
 	isp, err := w.NewISP(w.t.Context(), lab.ISPConfig{
-		Name: "client-" + name, Link: name, IPv4: client, NoDHCP: true,
+		Name: "client-lan0", Link: "lan0", IPv4: client, NoDHCP: true,
 		IPv6: netip.MustParsePrefix("fd07::5/64"), NoRA: advertises == nil, RA: advertises,
 	})
 	w.must(err)

@@ -352,12 +352,12 @@ func TestRoutedLease(t *testing.T) {
 	release := routed(v4)
 	release.Command = protocol.Release
 	l.get(release)
-	r.gone(lab.IPv4, v4)
+	r.gone(v4)
 	r.settled("wan0")
 	l.get(routed(v4))
 	r.ip("address", "del", v4+"/24", "dev", "wan1")
 	r.settled("wan0")
-	r.gone(lab.IPv4, v4)
+	r.gone(v4)
 	r.ip("link", "del", "wan1")
 	labtest.Eventually(t, func() error { return r.lacks(lab.IPv6, "2001:db8:0:2::/64") })
 	left, err := os.ReadDir(filepath.Join(r.cfg.RuntimeDir, "links"))
@@ -388,10 +388,10 @@ func (r *rig) lacks(f lab.Family, source string) error {
 	return nil
 }
 
-// gone asserts that no rule of an address stands now.
-func (r *rig) gone(f lab.Family, source string) {
+// gone asserts that no IPv4 rule of an address stands now.
+func (r *rig) gone(source string) {
 	r.t.Helper()
-	if err := r.lacks(f, source); err != nil {
+	if err := r.lacks(lab.IPv4, source); err != nil {
 		r.t.Error(err)
 	}
 }
@@ -531,7 +531,7 @@ func TestWithoutTheRight(t *testing.T) {
 	}
 	r.start()
 	r.settled("wan0")
-	r.gone(lab.IPv4, "100.64.1.7")
+	r.gone("100.64.1.7")
 }
 
 // TestAllocatorIsReconfigured switches the service off, on under another name,

@@ -164,7 +164,7 @@ func TestLeaseWhateverNetworkManagerDoes(t *testing.T) {
 	if out, err := r.ctl("lease", "release", "-i", "ppp7", "-a", address); err != nil {
 		t.Errorf("release: %v: %s", err, out)
 	}
-	r.gone(lab.IPv4, address)
+	r.gone(address)
 	r.leaseOf("ppp7", address)
 
 	// It is away: a link of its own that was deleted and made by hand is another's.
@@ -176,7 +176,7 @@ func TestLeaseWhateverNetworkManagerDoes(t *testing.T) {
 	labtest.Eventually(t, func() error { return r.lacks(lab.IPv4, "oif wan0") })
 	r.veth("wan0", "192.0.2.107/24")
 	r.leaseOf("wan0", "192.0.2.107")
-	r.gone(lab.IPv4, "oif wan1")
+	r.gone("oif wan1")
 }
 
 // TestNetworkManagerDisabled: what a disabled NetworkManager has left keeps its routing
