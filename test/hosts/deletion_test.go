@@ -74,6 +74,14 @@ var cleanups = []cleanup{
 	same("one port", "ipproto tcp dport 22", "ipproto udp sport 53"),
 	same("an incoming interface, by table", "iif wan0 table 101"),
 	same("an outgoing interface, by table", "oif wan0 table 101"),
+	{
+		who: "rules with two selectors, by one of them",
+		add: []string{
+			"pref 30001 uidrange 1001-1001 fwmark 7 table 101", "pref 30002 uidrange 0-0 ipproto udp dport 53 table 101",
+			"pref 30003 from 10.7.0.5 fwmark 9 table 101", "pref 30004 to 20.0.0.0/8 dport 443 table 101", "pref 30005 to 8.8.8.8 uidrange 5-9 table 101",
+		},
+		del: []string{"uidrange 1001-1001", "dport 53", "from 10.7.0.5", "dport 443", "to 8.8.8.8"},
+	},
 	same("a kill switch", "pref 32000 from 10.9.0.0/16 type unreachable"),
 	{who: "an incoming interface", add: []string{"iif wan0 table 101"}, del: []string{"iif wan0"}, vague: true},
 	{who: "an outgoing interface", add: []string{"oif wan0 table 101"}, del: []string{"oif wan0"}, vague: true},

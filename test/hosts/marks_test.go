@@ -79,6 +79,35 @@ func except(marks []uint32, users []uint32) func(*world, Question) bool {
 
 var markHosts = []Host{
 	{
+		Name:       "rules with and without a priority",
+		What:       "Marked traffic by a VPN, without a priority, but a network directly and some users nowhere: exceptions with priorities, which the kernel's number for the others would come before once the daemon runs.",
+		Renumbered: true,
+		Overtakes:  true,
+		Selects:    except([]uint32{1}, []uint32{1000, 1001}),
+		Build: func(w *world) {
+			vpn0(w, "200")
+			w.both("rule add fwmark 1 lookup 200")
+			w.ip("rule add to 198.18.0.0/15 lookup main pref 31800", "-6 rule add to fd99::/16 lookup main pref 31800")
+			w.both("rule add fwmark 1 lookup main suppress_prefixlength 0 pref 31900",
+				"rule add uidrange 1000-1010 lookup 200", "rule add uidrange 1000-1000 prohibit pref 31500")
+		},
+		Ask: selected([]uint32{1, 2}, []uint32{1000, 1001}, addrs("198.18.0.1", "10.8.0.9", "fd08::9")...),
+	},
+	{
+		Name: "a rule by user without an answer",
+		What: "A rule for users reads a table that knows one network: what is bound to a device or an address keeps its link.",
+		Selects: func(_ *world, q Question) bool {
+			l, ok := q.(Lookup)
+			return ok && slices.Contains(addrs("10.77.0.1", "fd77::1"), l.Dst)
+		},
+		Build: func(w *world) {
+			w.tun("tun0", "10.8.0.2/24", "fd08::2/64")
+			w.ip("route add 10.77.0.0/16 dev tun0 table 200", "-6 route add fd77::/64 dev tun0 table 200")
+			w.both("rule add uidrange 0-1001 table 200 pref 31000")
+		},
+		Ask: selected(nil, []uint32{1001}, addrs("10.77.0.1", "fd77::1")...),
+	},
+	{
 		Name:    "a rule at our priority",
 		What:    "A VPN's script adds `from all lookup 200` with priorities that happen to be those of multihomed, and takes them away.",
 		Selects: nobody,
