@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -41,14 +42,21 @@ func TestElsewhere(t *testing.T) {
 	})
 	expect := func(what string, changed []string, want ...routing.Elsewhere) {
 		t.Helper()
-		must(t, m.Sync(t.Context()))
 		var have []routing.Elsewhere
-		m.View(func(s *kernel.State) { have = s.Elsewhere(wan, networks) })
-		for i := range have {
-			if have[i].Why == "" {
-				t.Errorf("%s: no reason for %v", what, have[i])
+		// An IPv6 address is announced some time later (addrconf_dad_work in
+		// net/ipv6/addrconf.c).
+		for end := time.Now().Add(1500 * time.Millisecond); ; {
+			must(t, m.Sync(t.Context()))
+			m.View(func(s *kernel.State) { have = s.Elsewhere(wan, networks) })
+			for i := range have {
+				if have[i].Why == "" {
+					t.Errorf("%s: no reason for %v", what, have[i])
+				}
+				have[i].Why = ""
 			}
-			have[i].Why = ""
+			if cmp.Equal(want, have, compareAddr, cmpopts.EquateEmpty()) || time.Now().After(end) {
+				break
+			}
 		}
 		if diff := cmp.Diff(want, have, compareAddr, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s (-want +have):\n%s", what, diff)
