@@ -132,11 +132,19 @@ func HasMainDefault(l Link, f Family) bool {
 
 func mainDefault(l Link, f Family) (Route, bool) {
 	for _, r := range l.Routes {
-		if r.Family == f && r.IsDefault() && r.Type == RouteUnicast && r.Protocol != Multihomed && l.Intents[f].LeaveAlone == "" {
+		if r.Family == f && isDefaultOf(l, r) && r.Type == RouteUnicast && r.Protocol != Multihomed && l.Intents[f].LeaveAlone == "" {
 			return r, true
 		}
 	}
 	return Route{}, false
+}
+
+// isDefaultOf reports whether a route is for every destination of all packets, or of
+// those from an address of the link.
+func isDefaultOf(l Link, r Route) bool {
+	return r.Destination.Bits() == 0 && (!r.Source.IsValid() || slices.ContainsFunc(l.Addresses, func(a Address) bool {
+		return TakesPart(l, a) && r.Source.Contains(a.Prefix.Addr())
+	}))
 }
 
 // way names a default route for people.

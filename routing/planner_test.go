@@ -250,6 +250,14 @@ func TestRoleOf(t *testing.T) {
 	alone := routing.Intent{LeaveAlone: "its owner says so"}
 	was := func(l *routing.Link) { l.WasUplink.Set(routing.IPv4, true) }
 	choice := func(c routing.RoleChoice) part { return func(l *routing.Link) { l.Choice = c } }
+	// from adds an IPv6 default for the packets of a network alone.
+	from := func(source string) part {
+		return func(l *routing.Link) {
+			route(default6, "fe80::1", 100)(l)
+			l.Addresses = append(l.Addresses, routing.Address{Prefix: prefix("2001:db8:1::7/64")})
+			l.Routes[len(l.Routes)-1].Source = prefix(source)
+		}
+	}
 	const l, u = routing.Local, routing.Uplink
 	local, four, six, both := routing.ByFamily[routing.Role]{l, l}, routing.ByFamily[routing.Role]{u, l}, routing.ByFamily[routing.Role]{l, u}, routing.ByFamily[routing.Role]{u, u}
 	tests := map[string]struct {
@@ -284,6 +292,8 @@ func TestRoleOf(t *testing.T) {
 		"brought up again, known in IPv4":    {lan0(pending, func(l *routing.Link) { l.KnownLocal.Set(routing.IPv4, true) }), six},
 		"an IPv6 gateway known otherwise":    {lan0(gatewayHint("fd00:1::1")), six},
 		"an IPv6 default known otherwise":    {lan0(known(default6, "fe80::1", "")), six},
+		"an IPv6 default for its own":        {lan0(from("2001:db8:1::/56")), six},
+		"an IPv6 default for others":         {lan0(from("2001:db8:2::/56")), local},
 		"never a default, without a gateway": {lan0(intent(routing.IPv4, routing.Intent{NeverDefault: true})), local},
 	}
 	for name, tt := range tests {

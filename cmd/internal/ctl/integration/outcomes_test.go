@@ -146,7 +146,8 @@ func TestSourceSpecificDefault(t *testing.T) {
 	h.ip("-6", "route", "add", "default", "from", "2001:db8:77::/48", "via", via, "dev", "wan1", "metric", "512")
 	labtest.Eventually(t, func() error {
 		if s := h.status(); problem(s, "no-default") == nil || s.Unbound["ipv6"].Interface != "" {
-			return fmt.Errorf("for others: %+v, unbound %+v", s.Problems, s.Unbound)
+			l := link(t, s, "wan1")
+			return fmt.Errorf("for others: %+v, unbound %+v, wan1 is %s because %s, by family %+v", s.Problems, s.Unbound, l.Role, l.RoleWhy, l.Roles)
 		}
 		return nil
 	})
