@@ -79,15 +79,21 @@ func TestOf(t *testing.T) {
 		automatic bool
 		routes    string
 	}{
-		"one address":           {"dhclient", routing.IPv4, dispatcher.Config{Addresses: []netip.Prefix{one}, Gateways: []netip.Addr{gateway, one.Addr()}, Routes: []dispatcher.Route{unmasked}}, true, "[{10.8.0.0/16 192.0.2.1 192.0.2.10 0} {0.0.0.0/0 192.0.2.1 192.0.2.10 0}]"},
-		"two addresses":         {"dhcpcd", routing.IPv4, dispatcher.Config{Addresses: []netip.Prefix{one, two}, Gateways: []netip.Addr{gateway}}, true, "[{0.0.0.0/0 192.0.2.1 invalid IP 0}]"},
-		"IPv6":                  {"dhcpcd", routing.IPv6, dispatcher.Config{Addresses: []netip.Prefix{netip.MustParsePrefix("2001:db8::1/64")}, Gateways: []netip.Addr{server6}}, true, "[{::/0 2001:db8::53 invalid IP 0}]"},
+		"one address":           {"dhclient", routing.IPv4, dispatcher.Config{Addresses: []netip.Prefix{one}, Gateways: []netip.Addr{gateway, one.Addr()}, Routes: []dispatcher.Route{unmasked}}, true, "[10.8.0.0/16 192.0.2.1 192.0.2.10 0 0.0.0.0/0 192.0.2.1 192.0.2.10 0]"},
+		"two addresses":         {"dhcpcd", routing.IPv4, dispatcher.Config{Addresses: []netip.Prefix{one, two}, Gateways: []netip.Addr{gateway}}, true, "[0.0.0.0/0 192.0.2.1 invalid IP 0]"},
+		"IPv6":                  {"dhcpcd", routing.IPv6, dispatcher.Config{Addresses: []netip.Prefix{netip.MustParsePrefix("2001:db8::1/64")}, Gateways: []netip.Addr{server6}}, true, "[::/0 2001:db8::53 invalid IP 0]"},
 		"a stanza":              {"ifupdown", routing.IPv4, dispatcher.Config{Addresses: []netip.Prefix{one}}, false, "[]"},
 		"a stanza left to dhcp": {"ifupdown", routing.IPv4, dispatcher.Config{}, true, "[]"},
 	} {
 		e := dispatcher.Event{Caller: c.caller, Interface: "wan0", Part: "p", Configs: map[routing.Family]dispatcher.Config{c.family: c.said}}
 		got := hooked.Of(e, 7, since)
-		if len(got) != 1 || got[0].Family != c.family || got[0].Automatic != c.automatic || fmt.Sprint(got[0].Routes) != c.routes {
+		var routes []string
+		for _, c := range got {
+			for _, r := range c.Routes {
+				routes = append(routes, fmt.Sprint(r.Destination, r.Gateway, r.Source, r.Metric))
+			}
+		}
+		if len(got) != 1 || got[0].Family != c.family || got[0].Automatic != c.automatic || fmt.Sprint(routes) != c.routes {
 			t.Errorf("%s: %+v", name, got)
 			continue
 		}
