@@ -151,7 +151,15 @@ func TestMetricsOfMainNeverTouchTables(t *testing.T) {
 			penalised.Routes[i].Metric += 20000
 		}
 		p.Set(penalised)
-		if touched := p.Take(); len(touched.Routes)+len(touched.Rules)+len(touched.Groups) > 0 {
+		touched := p.Take()
+		// Which way main prefers into a network that two links have decides how others
+		// reach it behind an opening. No table changes for it.
+		for _, rules := range []map[routing.Rule]struct{}{touched.Rules, touched.Reranked} {
+			maps.DeleteFunc(rules, func(r routing.Rule, _ struct{}) bool {
+				return r.Priority == routing.PriorityNested || r.Priority == routing.PriorityOpening
+			})
+		}
+		if len(touched.Routes)+len(touched.Rules)+len(touched.Groups) > 0 {
 			t.Fatalf("a metric touches %v", touched)
 		}
 	})
