@@ -36,14 +36,14 @@ func TestWhatComesUp(t *testing.T) {
 	// It is up, and one family has no default: in that it is a local link, and needs none,
 	// unless it had one.
 	l := uplink("wan0", 2, "198.51.100.7/24", "198.51.100.1")
-	l.Addresses = append(l.Addresses, routing.Address{Prefix: netip.MustParsePrefix("2001:db8::7/64"), Dynamic: true})
-	l.Routes = append(l.Routes, routing.Route{Family: routing.IPv6, Table: routing.TableMain, Destination: netip.MustParsePrefix("2001:db8::/64"), Type: routing.RouteUnicast, Device: 2, Scope: routing.ScopeLink})
+	l.Addresses = append(l.Addresses, routing.Address{Prefix: netip.MustParsePrefix("fd00:1::7/64"), Dynamic: true})
+	l.Routes = append(l.Routes, routing.Route{Family: routing.IPv6, Table: routing.TableMain, Destination: netip.MustParsePrefix("fd00:1::/64"), Type: routing.RouteUnicast, Device: 2, Scope: routing.ScopeLink})
 	check(t, view(l), files())
 	if got := view(l).Status(nil, "1").Links[0]; got.Role != "uplink" || got.Roles["ipv4"].Role != "uplink" || got.Roles["ipv6"].Role != "local" || got.Roles["ipv6"].Why == "" {
 		t.Errorf("the roles of %+v", got)
 	}
 	l.WasUplink.Set(routing.IPv6, true)
-	check(t, view(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"2001:db8::/64"}})
+	check(t, view(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"fd00:1::/64"}})
 }
 
 // TestWaiting: the daemon gives NetworkManager some time before it is a problem that
