@@ -222,7 +222,7 @@ func (s *system) reconnects() time.Duration {
 func (s *system) withoutAnybody() {
 	s.t.Helper()
 	s.eventually(func() error {
-		if out, err := s.Run(s.t.Context(), "pkill", "-f", "^[^ ]*multihomed-dispatcher stand-in$"); err == nil {
+		if out, err := s.Run(s.t.Context(), "pkill", "-f", "/(multihomed-dispatcher|90-multihomed) stand-in$"); err == nil {
 			return fmt.Errorf("a dispatcher stands in: %s", out)
 		}
 		return nil

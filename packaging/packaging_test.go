@@ -553,6 +553,16 @@ func (s *system) journal() {
 // status says so.
 func (s *system) networkd() {
 	s.run("systemctl", "disable", "--now", "NetworkManager.service", "NetworkManager-dispatcher.service")
+	// What NetworkManager left keeps its routing until its addresses go.
+	for _, link := range s.links() {
+		s.run("ip", "address", "flush", "dev", link)
+	}
+	s.eventually(func() error {
+		if rules := s.run("sh", "-c", "ip -N rule; ip -N -6 rule"); strings.Contains(rules, "proto 150") {
+			return fmt.Errorf("rules of multihomed stand:\n%s", rules)
+		}
+		return nil
+	})
 	s.must(s.WriteFile("/run/systemd/network/wan.network", []byte("[Match]\nName=wan*\n[Network]\nDHCP=ipv4\n"), 0o644))
 	s.run("systemctl", "start", "systemd-networkd.service")
 	s.run("systemctl", "--no-block", "restart", "multihomed.service")
