@@ -10,9 +10,7 @@ import (
 	"time"
 
 	"multihomed/internal/lab"
-	"multihomed/internal/lab/labtest"
 	"multihomed/internal/machine"
-	"multihomed/internal/machine/machinetest"
 )
 
 // A fault is a way for the service to fail.
@@ -101,16 +99,7 @@ var soak = flag.Bool("soak", false, "every failure on every release")
 func TestFailSafe(t *testing.T) {
 	for _, release := range []string{machine.Bookworm, machine.Trixie} {
 		t.Run(release, func(t *testing.T) {
-			debs, err := built()
-			if err != nil {
-				t.Fatal(err)
-			}
-			host := labtest.NewHost(t, lab.HostConfig{NoBus: true, FastDAD: true})
-			s := &system{t: t, lab: host, Machine: machinetest.New(t, machine.Config{Release: release})}
-			for n := range 2 {
-				s.isps = append(s.isps, labtest.NewISP(t, host, lab.DefaultISP(n)))
-			}
-			s.must(s.PowerOn(t.Context()))
+			s, debs := booted(t, release)
 			for _, link := range s.links() {
 				s.run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link)
 			}

@@ -292,20 +292,28 @@ ExecStart=/bin/sh -c 'ip -N rule >/root/online; ip -N -6 rule >>/root/online'
 WantedBy=multi-user.target
 `
 
+// booted starts a whole Debian with two providers, and returns it with the packages to
+// install there.
+func booted(t *testing.T, release string) (*system, packages) {
+	t.Helper()
+	debs, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := labtest.NewHost(t, lab.HostConfig{NoBus: true, FastDAD: true})
+	s := &system{t: t, lab: host, Machine: machinetest.New(t, machine.Config{Release: release})}
+	for n := range 2 {
+		s.isps = append(s.isps, labtest.NewISP(t, host, lab.DefaultISP(n)))
+	}
+	s.must(s.PowerOn(t.Context()))
+	return s, debs
+}
+
 // TestPackage goes through the life of the package on both releases of Debian.
 func TestPackage(t *testing.T) {
 	for _, release := range []string{machine.Bookworm, machine.Trixie} {
 		t.Run(release, func(t *testing.T) {
-			debs, err := built()
-			if err != nil {
-				t.Fatal(err)
-			}
-			host := labtest.NewHost(t, lab.HostConfig{NoBus: true, FastDAD: true})
-			s := &system{t: t, lab: host, Machine: machinetest.New(t, machine.Config{Release: release})}
-			for n := range 2 {
-				s.isps = append(s.isps, labtest.NewISP(t, host, lab.DefaultISP(n)))
-			}
-			s.must(s.PowerOn(t.Context()))
+			s, debs := booted(t, release)
 			s.life(debs)
 		})
 	}
