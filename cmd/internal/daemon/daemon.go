@@ -96,16 +96,18 @@ func Run(ctx context.Context, o Options) error {
 	o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed "+o.Version+" started", event.Is(event.Started)) //nolint:sloglint // the version
 	for {
 		again, err := s.serve(ctx, cfg, hangup)
+		if err == nil && again != nil {
+			cfg = *again
+			if err = s.stayFound(ctx, cfg.Config); ctx.Err() != nil {
+				again, err = nil, nil
+			}
+		}
 		if err != nil || again == nil {
 			s.notify.stopping()
 			letGoIfMasked(ctx, o.Logger)
 			if err == nil {
 				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays in force", event.Is(event.Stopped))
 			}
-			return err
-		}
-		cfg = *again
-		if err := s.listen(cfg.Config); err != nil {
 			return err
 		}
 	}
@@ -123,6 +125,9 @@ type service struct {
 	events   *hook.Listener
 	memory   *memory
 	restored time.Time
+	// files writes what the parts before kept in the runtime directory, where it is gone;
+	// nil if nothing ever was.
+	files func() error
 	// written is what the log says from under the configuration before.
 	written *written
 

@@ -58,49 +58,83 @@ func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *tel
 	case <-pause.C:
 	}
 	s.restored = time.Now()
-	err = s.restore(ctx, cfg, p)
-	// Who removes it may not be done yet.
-	for tries := 1; errors.Is(err, fs.ErrNotExist) && tries < mostRestored; tries++ {
-		err = s.restore(ctx, cfg, p)
+	s.files = func() error {
+		return errors.Join(p.hooks.Restore(), p.owners.Declared.Restore(), s.memory.restore())
 	}
+	err = inPlace(ctx, cfg, func() error { return errors.Join(s.place(ctx, cfg), s.files()) })
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, nil
 		}
-		return false, fmt.Errorf("somebody removed the runtime directory %s or what is in it, and it cannot be made again: %w", cfg.RuntimeDir, err)
+		return false, err
 	}
 	s.Logger.LogAttrs(ctx, event.LevelNotice, "runtime directory made again, because somebody removed it or what is in it", slog.String("path", cfg.RuntimeDir))
 	s.notify.reloading()
 	return true, nil
 }
 
-func (s *service) restore(ctx context.Context, cfg config.Config, p *parts) error {
+// inPlace does what needs the runtime directory. Who removes that may not be done yet: then
+// it does so again.
+func inPlace(ctx context.Context, cfg config.Config, do func() error) error {
+	ticker := time.NewTicker(askAgain)
+	defer ticker.Stop()
+	err := do()
+	for tries := 1; errors.Is(err, fs.ErrNotExist) && tries < mostRestored; tries++ {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticker.C:
+		}
+		err = do()
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("somebody removes the runtime directory %s or what is in it again and again: %w", cfg.RuntimeDir, err)
+	}
+	return err
+}
+
+// stayFound makes what the next parts are found by and what they read, where it does not
+// stand: it may have been removed again while the parts before ended.
+func (s *service) stayFound(ctx context.Context, cfg config.Config) error {
+	return inPlace(ctx, cfg, func() error {
+		if err := s.place(ctx, cfg); err != nil {
+			return err
+		}
+		if err := s.listen(cfg); err != nil || s.files == nil {
+			return err
+		}
+		return s.files()
+	})
+}
+
+// place makes the runtime directory and the lock in it, unless they stand.
+func (s *service) place(ctx context.Context, cfg config.Config) error {
 	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
 		return err
 	}
 	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
-	if !s.lock.Stands(path) {
-		ticker := time.NewTicker(askAgain)
-		defer ticker.Stop()
-		for {
-			// Whoever took it meanwhile finds out that somebody works here, and lets go.
-			lock, err := lockfile.TryLock(path)
-			if err == nil {
-				closing(s.Logger, "lock of the removed runtime directory", s.lock.Close)
-				s.lock = lock
-				break
-			}
-			if _, held := errors.AsType[*lockfile.HeldError](err); !held {
-				return err
-			}
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-ticker.C:
-			}
+	if s.lock.Stands(path) {
+		return nil
+	}
+	ticker := time.NewTicker(askAgain)
+	defer ticker.Stop()
+	for {
+		// Whoever took it meanwhile finds out that somebody works here, and lets go.
+		lock, err := lockfile.TryLock(path)
+		if err == nil {
+			closing(s.Logger, "lock of the removed runtime directory", s.lock.Close)
+			s.lock = lock
+			return nil
+		}
+		if _, held := errors.AsType[*lockfile.HeldError](err); !held {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticker.C:
 		}
 	}
-	return errors.Join(p.hooks.Restore(), p.owners.Declared.Restore(), s.memory.restore())
 }
 
 // listen makes the socket for events, unless it stands.

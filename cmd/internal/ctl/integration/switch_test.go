@@ -192,8 +192,11 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	h := newHost(t)
 	h.start()
 	before := h.tables()
-	// The daemon may make it again meanwhile.
-	labtest.Eventually(t, func() error { return os.RemoveAll("/run/multihomed") })
+	// While the daemon makes it again too: what it has just made goes again.
+	began := time.Now()
+	for range 20_000 {
+		_ = os.RemoveAll("/run/multihomed") // It may not be empty, for the same reason.
+	}
 	labtest.Eventually(t, func() error {
 		if s := h.status(); !s.OK || s.By != "daemon" || len(s.Links) != 2 {
 			return fmt.Errorf("ok %v by %s, %d links, %+v", s.OK, s.By, len(s.Links), s.Problems)
@@ -203,7 +206,7 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	if after := h.tables(); !slices.Equal(before, after) {
 		t.Errorf("tables before %q, after %q", before, after)
 	}
-	if n := strings.Count(h.daemon.Log(), "runtime directory made again"); n < 1 || n > 2 {
+	if n := strings.Count(h.daemon.Log(), "runtime directory made again"); n < 1 || n > 2+int(time.Since(began)/time.Second) {
 		t.Errorf("it is said %d times:\n%s", n, h.daemon.Log())
 	}
 	if _, err := os.Stat("/run/multihomed/memory.json"); err != nil {
