@@ -24,15 +24,15 @@ demo: requirements build ## show the main job in a private lab (as root)
 	$(BIN)/demo
 
 test: requirements build ## everything: unit, property and real-NetworkManager tests (as root)
-	@internal/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
+	@test/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) vet -tags debiankernel ./...
-	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v ^multihomed/test/)
+	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v '^multihomed/test/\(hosts\|vm\)')
 	# Whole hosts and virtual machines, one after the other: two cores are all there is.
-	$(GO) test -p 1 -timeout 25m ./test/...
-	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./nm/integration
-	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./cmd/internal/e2e
+	$(GO) test -p 1 -timeout 25m ./test/hosts/... ./test/vm
+	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
+	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
 # What depends on NetworkManager's version, once more with Debian 13's.
 OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \
@@ -40,19 +40,19 @@ OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge Te
 space := $(subst ,, )
 
 soak: requirements ## what takes hours: every host on Debian's kernels, property tests at length (as root)
-	@internal/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools \
+	@test/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) test -timeout 1h ./routing -rapid.checks=20000
 	$(GO) test -timeout 6h -v ./test/hosts/debian -soak
 
 requirements:
-	@internal/lab/install-requirements
+	@test/lab/install-requirements
 
 build: ## the programs, into bin/
-	$(BUILD) -o $(BIN)/ $(MAINS) ./internal/demo
+	$(BUILD) -o $(BIN)/ $(MAINS) ./test/demo
 
 unit: ## only what needs neither root nor NetworkManager
-	$(GO) test ./routing ./routing/kerneltest ./routing/lookup ./cmd/internal/config ./cmd/internal/rttables
+	$(GO) test ./routing ./routing/kerneltest ./routing/lookup ./internal/config ./internal/rttables
 
 lint: $(LINT) ## golangci-lint, as in CI
 	$(LINT) run ./...
@@ -61,7 +61,7 @@ $(LINT):
 	GOBIN=$(CURDIR)/.cache GOTOOLCHAIN=local $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 
 bench: requirements build ## the table of figures in the README (as root)
-	$(BUILD) -o $(BIN)/ ./internal/bench
+	$(BUILD) -o $(BIN)/ ./test/bench
 	$(BIN)/bench -v
 
 # What is made of the programs and belongs beside them.

@@ -7,10 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"multihomed/internal/lab"
-	"multihomed/internal/lab/labtest"
-	"multihomed/internal/machine"
-	"multihomed/internal/machine/machinetest"
+	"multihomed/test/lab"
+	"multihomed/test/lab/labtest"
+	"multihomed/test/machine"
+	"multihomed/test/machine/machinetest"
 )
 
 // run runs a program that must succeed.

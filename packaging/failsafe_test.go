@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"multihomed/internal/lab"
-	"multihomed/internal/machine"
+	"multihomed/test/lab"
+	"multihomed/test/machine"
 )
 
 // A fault is a way for the service to fail.

@@ -20,10 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/event"
-	"multihomed/internal/lab"
-	"multihomed/internal/lab/labtest"
-	"multihomed/internal/machine"
-	"multihomed/internal/machine/machinetest"
+	"multihomed/test/lab"
+	"multihomed/test/lab/labtest"
+	"multihomed/test/machine"
+	"multihomed/test/machine/machinetest"
 )
 
 func TestMain(m *testing.M) { os.Exit(machine.Main(m.Run, machine.Bookworm, machine.Trixie)) }

@@ -3,7 +3,7 @@ package routing_test
 import (
 	"testing"
 
-	"multihomed/internal/puretest"
+	"multihomed/test/puretest"
 )
 
 // TestDependencies keeps the package pure: nothing but the standard library,

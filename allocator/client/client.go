@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"multihomed/allocator/unixgram"
 	"multihomed/allocator/wire"
+	"multihomed/internal/unixgram"
 	"multihomed/routing"
 )
 

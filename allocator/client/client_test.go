@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/allocator/client"
-	"multihomed/allocator/unixgram"
 	"multihomed/allocator/wire"
-	"multihomed/internal/lab/nettest"
+	"multihomed/internal/unixgram"
+	"multihomed/test/lab/nettest"
 )
 
 func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }

@@ -20,9 +20,9 @@ import (
 
 	"multihomed/allocator"
 	"multihomed/allocator/server"
-	"multihomed/allocator/unixgram"
-	"multihomed/internal/lab/nettest"
+	"multihomed/internal/unixgram"
 	"multihomed/routing"
+	"multihomed/test/lab/nettest"
 )
 
 func TestMain(m *testing.M) { os.Exit(nettest.Main(m)) }

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"multihomed/allocator"
-	"multihomed/allocator/unixgram"
 	"multihomed/allocator/wire"
 	"multihomed/internal/event"
+	"multihomed/internal/unixgram"
 	"multihomed/routing"
 )
 

@@ -16,8 +16,8 @@ import (
 
 	"multihomed/allocator"
 	"multihomed/allocator/server"
-	"multihomed/allocator/unixgram"
 	"multihomed/allocator/wire"
+	"multihomed/internal/unixgram"
 	"multihomed/routing"
 )
 

@@ -8,7 +8,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"multihomed/cmd/internal/ctl"
+	"multihomed/internal/cli"
 )
 
 // version is set by the linker.
@@ -16,7 +16,7 @@ var version = "development"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	program := ctl.Program{
+	program := cli.Program{
 		Version: version, In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		Root: os.DirFS("/"), Env: os.Getenv,
 	}

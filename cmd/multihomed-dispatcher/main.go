@@ -15,14 +15,14 @@ import (
 	"syscall"
 	"time"
 
-	"multihomed/cmd/internal/config"
-	"multihomed/cmd/internal/daemon"
-	"multihomed/cmd/internal/hook"
-	"multihomed/cmd/internal/standin"
-	"multihomed/cmd/internal/told"
 	"multihomed/dispatcher"
+	"multihomed/internal/config"
+	"multihomed/internal/daemon"
 	"multihomed/internal/event"
+	"multihomed/internal/handoff"
+	"multihomed/internal/handoff/note"
 	"multihomed/internal/journal"
+	"multihomed/internal/standin"
 )
 
 // version is set by the linker.
@@ -84,12 +84,12 @@ func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) erro
 	cfg := config.Find(o.ConfigPath).Config
 	o.Level.Set(cfg.LogLevel)
 	// What could not be noted of it may still be seen by others.
-	message, noting := told.Note(ctx, cfg.RuntimeDir, happened, time.Now())
+	message, noting := note.Note(ctx, cfg.RuntimeDir, happened, time.Now())
 	hung := func(pid int) {
 		o.Logger.LogAttrs(ctx, slog.LevelError, "daemon ended because it did not acknowledge an event; its work is done here until it is back",
-			event.Is(event.DaemonHung), slog.Int("pid", pid), slog.Duration("after", hook.AckTimeout))
+			event.Is(event.DaemonHung), slog.Int("pid", pid), slog.Duration("after", handoff.AckTimeout))
 	}
-	if err := hook.Deliver(ctx, cfg.RuntimeDir, message, hung); !errors.Is(err, hook.ErrNobody) {
+	if err := handoff.Deliver(ctx, cfg.RuntimeDir, message, hung); !errors.Is(err, handoff.ErrNobody) {
 		return errors.Join(noting, err)
 	}
 	// What was said is noted all the same: it counts when multihomed comes back.

@@ -14,8 +14,8 @@ import (
 	"strings"
 	"syscall"
 
-	"multihomed/cmd/internal/config"
-	"multihomed/cmd/internal/daemon"
+	"multihomed/internal/config"
+	"multihomed/internal/daemon"
 	"multihomed/internal/escape"
 	"multihomed/internal/event"
 	"multihomed/internal/journal"

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/cleanup"
-	"multihomed/internal/lab/nettest"
 	"multihomed/routing"
+	"multihomed/test/lab/nettest"
 )
 
 // TestMain keeps the tests away from the machine's routing.

@@ -14,9 +14,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/lab/nettest"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
+	"multihomed/test/lab/nettest"
 )
 
 // TestMain keeps the tests away from the machine's routing.

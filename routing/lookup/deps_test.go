@@ -3,7 +3,7 @@ package lookup_test
 import (
 	"testing"
 
-	"multihomed/internal/puretest"
+	"multihomed/test/puretest"
 )
 
 // TestDependencies keeps the package pure: nothing but the standard library,

@@ -21,10 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
-	"multihomed/internal/lab/nettest"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
+	"multihomed/test/lab/nettest"
 )
 
 // TestMain keeps the tests away from the machine's routing.

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // leavesBy promises that what has one of these sources leaves by a provider's

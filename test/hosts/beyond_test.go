@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // thrownHost is a host with one provider and a second router in the provider's network, to

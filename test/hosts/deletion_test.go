@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // A cleanup is how a program takes its rules away. Words of iproute2 match every

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // A Host is one host of the field.

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // TestKernelHosts asks the hosts for which the kernel of the test host may lack

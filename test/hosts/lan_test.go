@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // lanNetwork is two providers and the LAN of a router.

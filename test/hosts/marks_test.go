@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // vpn0 is a tunnel whose table decides what somebody's rules select.

@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // A Question is asked in every phase. Its text names it, its answer is the same

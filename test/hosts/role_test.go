@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // ownNetworks is a Selects for links that are not in the group of uplinks: to

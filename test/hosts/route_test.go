@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // oursAtMost promises that we have some routes, but not more than this.

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // standardQuestions are asked on every host: where the host sends what is bound

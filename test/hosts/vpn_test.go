@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // wgUp does what `wg-quick up` does for AllowedIPs = 0.0.0.0/0, ::/0: a table of

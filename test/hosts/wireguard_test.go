@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // TestWGQuick is the real wg-quick, on a kernel that has wireguard: up, down, up.

@@ -16,8 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"multihomed/internal/lab"
-	"multihomed/internal/lab/labtest"
+	"multihomed/test/lab"
+	"multihomed/test/lab/labtest"
 )
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }

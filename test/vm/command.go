@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 	"multihomed/test/vm/internal/wire"
 )
 

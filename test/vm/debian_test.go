@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"multihomed/internal/lab"
-	"multihomed/internal/machine"
+	"multihomed/test/lab"
+	"multihomed/test/machine"
 	"multihomed/test/vm"
 )
 

@@ -10,7 +10,7 @@
 //
 //	func TestOnDebiansKernels(t *testing.T) {
 //		m := vm.StartTest(t, vm.Config{Release: machine.Trixie}) // one boot for many
-//		m.Test(t, "multihomed/cmd/internal/e2e", "^TestTwoProviders$")
+//		m.Test(t, "multihomed/test/e2e", "^TestTwoProviders$")
 //		out, err := m.Run(t.Context(), "ip", "link", "add", "wg0", "type", "wireguard")
 //		r, err := m.Command(t.Context(), vm.Command{Args: ..., Env: ..., Output: t.Output()})
 //	}

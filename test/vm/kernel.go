@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/lab"
-	"multihomed/internal/machine"
+	"multihomed/test/lab"
+	"multihomed/test/machine"
 )
 
 // A kernel is one that a Debian release ships.
@@ -62,7 +62,7 @@ func fetch(ctx context.Context, release, dir string) error {
 		return err
 	}
 	if _, err := os.Stat(keyring); err != nil {
-		return fmt.Errorf("%s not found: internal/lab/install-requirements debian-archive-keyring", keyring)
+		return fmt.Errorf("%s not found: test/lab/install-requirements debian-archive-keyring", keyring)
 	}
 	mirror, err := machine.Mirror(ctx)
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"multihomed/internal/machine"
+	"multihomed/test/machine"
 	"multihomed/test/vm"
 )
 
@@ -123,7 +123,7 @@ func testKernel(t *testing.T, release string) {
 		})
 	}
 
-	t.Run("lab", func(t *testing.T) { m.Test(t, "multihomed/nm/integration", "^TestUpDownSwitch$") })
+	t.Run("lab", func(t *testing.T) { m.Test(t, "multihomed/test/nm", "^TestUpDownSwitch$") })
 
 	t.Run("no test", func(t *testing.T) {
 		if err := m.RunTest(t.Context(), "multihomed/routing", "^TestNoSuch$"); !errors.Is(err, vm.ErrNoTest) {
@@ -147,7 +147,7 @@ func testKernel(t *testing.T, release string) {
 // TestRequirements: what is missing is one line that says what to do.
 func TestRequirements(t *testing.T) {
 	err := vm.CheckProgram("no-such-qemu", "some-package")
-	if err == nil || err.Error() != "no-such-qemu not found: internal/lab/install-requirements some-package" {
+	if err == nil || err.Error() != "no-such-qemu not found: test/lab/install-requirements some-package" {
 		t.Errorf("%v", err)
 	}
 	if _, err := vm.Start(t.Context(), vm.Config{Release: "potato"}); err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "potato") {

@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/lab"
-	"multihomed/internal/machine"
+	"multihomed/test/lab"
+	"multihomed/test/machine"
 	"multihomed/test/vm/internal/wire"
 )
 

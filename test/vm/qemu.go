@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 	"multihomed/test/vm/internal/wire"
 )
 

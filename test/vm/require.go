@@ -7,7 +7,7 @@ import (
 	"runtime"
 	"strings"
 
-	"multihomed/internal/lab"
+	"multihomed/test/lab"
 )
 
 // A requirement is a program and the Debian package that has it.
@@ -28,7 +28,7 @@ func checkPrograms(required ...requirement) error {
 		}
 	}
 	if len(programs) > 0 {
-		return fmt.Errorf("%s not found: internal/lab/install-requirements %s",
+		return fmt.Errorf("%s not found: test/lab/install-requirements %s",
 			strings.Join(programs, ", "), strings.Join(packages, " "))
 	}
 	return nil

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"multihomed/internal/lab"
-	"multihomed/internal/lab/labtest"
+	"multihomed/test/lab"
+	"multihomed/test/lab/labtest"
 )
 
 // scratchDir is where large temporary files are. A lab and a machine see it as the

@@ -11,9 +11,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/lab"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
+	"multihomed/test/lab"
 )
 
 // last is the number of the last device, d4.

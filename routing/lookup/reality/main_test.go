@@ -5,7 +5,7 @@ import (
 	"os"
 	"testing"
 
-	"multihomed/internal/lab/nettest"
+	"multihomed/test/lab/nettest"
 )
 
 // TestMain keeps the tests away from the machine's routing.

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"multihomed/internal/machine"
+	"multihomed/test/machine"
 	"multihomed/test/vm"
 )
 

@@ -1,0 +1,193 @@
+// Package cli is the command-line tool multihomectl. It looks at the host with
+// package inspect, asks the daemon for leases, and changes the kernel only in
+// `flush`.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"multihomed/internal/config"
+)
+
+// Exit statuses.
+const (
+	exitOK = 0
+	// exitProblem: status found something not in force or an error; another
+	// command could not do what it was asked for.
+	exitProblem = 1
+	// exitUsage: the command line makes no sense, or the host cannot be read.
+	exitUsage = 2
+)
+
+// A Program is what multihomectl is run with.
+type Program struct {
+	Version  string
+	In       io.Reader
+	Out, Err io.Writer
+	// Root is the host's root directory, for kernel parameters and the
+	// configuration of others.
+	Root fs.FS
+	// Env is os.Getenv.
+	Env func(string) string
+}
+
+// An exitError ends the program with a status. Without an error inside nothing
+// more is said.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// Run runs the program and returns its exit status.
+func (p Program) Run(ctx context.Context, args []string) int {
+	// Whatever else there is, and whatever is wrong with it.
+	if slices.Contains(beforeDashes(args), "--version") {
+		args = []string{"version"}
+	}
+	root := p.command()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	// What cobra itself finds is wrong with the command line.
+	status := exitUsage
+	if e, ok := errors.AsType[*exitError](err); ok {
+		status, err = e.status, e.err
+	} else {
+		err = ourWords(err)
+	}
+	if err != nil {
+		fmt.Fprintf(p.Err, "multihomectl: %v\n", err)
+	}
+	return status
+}
+
+// beforeDashes are the arguments that may be flags.
+func beforeDashes(args []string) []string {
+	if i := slices.Index(args, "--"); i >= 0 {
+		return args[:i]
+	}
+	return args
+}
+
+// colours are the values of --color.
+var colours = []string{"auto", "always", "never"} //nolint:gochecknoglobals // a constant in all but name
+
+// app is the state of one run.
+type app struct {
+	Program
+	configPath string
+	colour     string
+}
+
+func (p Program) command() *cobra.Command {
+	a := &app{Program: p}
+	root := &cobra.Command{
+		Use:   "multihomectl",
+		Short: "look after the routing of a host with several links",
+		Long: `multihomectl shows what multihomed makes of the links of this host: which routing
+table each one has, what is in force, what is wrong and how to fix it. It leases tables
+for what NetworkManager does not know, and it can take all of it away again.`,
+		Example: `  multihomectl status            how the host stands
+  multihomectl status wan0 -v    every rule and route of one link, with its reason
+  multihomectl config            the configuration in force`,
+		SilenceUsage: true, SilenceErrors: true,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(p.In)
+	root.SetOut(p.Out)
+	root.SetErr(p.Err)
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(helpCommand(root))
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.configPath, "config", config.DefaultPath, "configuration `file`; it need not exist")
+	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
+	flags.Bool("version", false, "print the version and exit")
+	if err := root.RegisterFlagCompletionFunc("color", cobra.FixedCompletions(colours, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // The flag is defined above.
+	}
+	root.AddCommand(a.status(), a.lease(), a.migrate(), a.off(), a.on(), a.flush(), a.config(), a.bugReport(), a.version(), a.emergency())
+	root.InitDefaultCompletionCmd()
+	everywhere(root)
+	return root
+}
+
+func (a *app) version() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "print the version", Args: noArguments,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(a.Out, "multihomectl", a.Version)
+			return err
+		},
+	}
+}
+
+// load reads the configuration. Where the file is bad, what the daemon would use
+// instead serves, and that is said.
+func (a *app) load() config.Config {
+	loaded := a.find()
+	if loaded.Fault != nil {
+		fmt.Fprintf(a.Err, "multihomectl: %v\n", loaded.Fault)
+	}
+	return loaded.Config
+}
+
+// find is load for who shows the fault himself.
+func (a *app) find() config.Loaded { return config.Find(a.configPath) }
+
+// narrow is the width of what is not a terminal.
+const narrow = 80
+
+// widest is the width beyond which lines of text are hard to read.
+const widest = 110
+
+// look decides about colours and width (https://no-color.org).
+func (a *app) look() (look, error) {
+	fd, terminal := descriptor(a.Out)
+	how := look{width: narrow}
+	if terminal {
+		if width, _, err := term.GetSize(fd); err == nil && width > 0 {
+			how.width = min(width, widest)
+		}
+	}
+	switch a.colour {
+	case "always":
+		how.paint = true
+	case "never":
+	case "auto":
+		how.paint = painter(terminal && a.Env("NO_COLOR") == "" && a.Env("TERM") != "dumb")
+	default:
+		return how, &exitError{exitUsage, fmt.Errorf("--color is %q; it may be auto, always or never", a.colour)}
+	}
+	return how, nil
+}
+
+// descriptor says whether a stream is a terminal.
+func descriptor(stream any) (fd int, terminal bool) {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return -1, false
+	}
+	fd = int(f.Fd())
+	return fd, term.IsTerminal(fd)
+}

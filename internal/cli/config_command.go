@@ -1,0 +1,200 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/internal/config"
+)
+
+func (a *app) config() *cobra.Command {
+	var reference bool
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "print the configuration in force, or check one",
+		Long: `Print the configuration that the daemon has when it reads its file now: what the
+file says, and the defaults for the rest. The output is itself a configuration file.`,
+		Example: `  multihomectl config                 what is in force
+  multihomectl config --reference     every key, explained
+  multihomectl config check new.toml  before it is installed`,
+		Args: noArguments,
+		RunE: func(*cobra.Command, []string) error {
+			if reference {
+				_, err := fmt.Fprint(a.Out, config.Reference)
+				return err
+			}
+			return a.printConfig()
+		},
+	}
+	cmd.Flags().BoolVar(&reference, "reference", false, "print a configuration file that explains every key")
+	cmd.AddCommand(&cobra.Command{
+		Use:   "check [FILE]",
+		Short: "check a configuration file without using it",
+		Long: `Check a configuration file, by default the one in force. The exit status is 0 if it
+is sound and 1 if not.`,
+		Args: atMostOne,
+		RunE: func(_ *cobra.Command, args []string) error { return a.check(args) },
+	})
+	return cmd
+}
+
+// printConfig prints what is in force. Where the file is bad the exit status is 1.
+func (a *app) printConfig() error {
+	loaded := a.find()
+	from := a.configPath
+	switch {
+	case loaded.Fault != nil:
+		from = loaded.Fault.Instead + ": " + a.configPath + " is refused"
+	case config.IsMissing(a.configPath):
+		from = "the defaults: there is no " + a.configPath
+	}
+	if _, err := fmt.Fprint(a.Out, effective(loaded.Config, from)); err != nil {
+		return err
+	}
+	if loaded.Fault != nil {
+		return &exitError{exitProblem, loaded.Fault}
+	}
+	return nil
+}
+
+func (a *app) check(args []string) error {
+	path := a.configPath
+	if len(args) > 0 {
+		path = args[0]
+	}
+	if config.IsMissing(path) {
+		if len(args) > 0 {
+			return &exitError{exitUsage, fmt.Errorf("there is no file %s", path)}
+		}
+		_, err := fmt.Fprintf(a.Out, "%s is not there: the defaults are in force\n", path)
+		return err
+	}
+	if _, err := config.Load(path); err != nil {
+		return &exitError{exitProblem, err}
+	}
+	_, err := fmt.Fprintf(a.Out, "%s is sound\n", path)
+	return err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// effective writes a configuration as a file.
+func effective(c config.Config, from string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# The configuration of multihomed, from %s\n", from)
+	fmt.Fprintf(&b, "uplink_group = %d\n", c.UplinkGroup)
+	fmt.Fprintf(&b, "container_prefix_length = %d\n", c.ContainerPrefixLength)
+	fmt.Fprintf(&b, "network_rules = %s\n", toml(string(c.NetworkRules)))
+	fmt.Fprintf(&b, "log_level = %s\n", toml(strings.ToLower(c.LogLevel.String())))
+	fmt.Fprintf(&b, "network_manager = %s\n", toml(string(c.NetworkManager)))
+	fmt.Fprintf(&b, "state_dir = %s\nruntime_dir = %s\n", toml(c.StateDir), toml(c.RuntimeDir))
+	fmt.Fprintf(&b, "\n[tables]\nfirst = %d\nlast = %d\n", c.Tables.First, c.Tables.Last)
+	fmt.Fprintf(&b, "\n[repair]\nburst = %d\nper_second = %s\n", c.RepairBurst, decimal(c.RepairsPerSecond))
+	allocatorTable(&b, c.Allocator)
+	fmt.Fprintf(&b, "\n[dns]\nservers_file = %s\ndnsmasq_pid_file = %s\n", toml(c.DNS.ServersFile), toml(c.DNS.PIDFile))
+	fmt.Fprintf(&b, "\n[ifupdown]\nmove_routes = %t\n", c.MoveRoutes)
+	matchers(&b, "include", c.Include)
+	matchers(&b, "exclude", c.Exclude)
+	links(&b, c.Links)
+	return b.String()
+}
+
+func allocatorTable(b *strings.Builder, a config.Allocator) {
+	families := make([]string, 0, len(a.Families))
+	for _, f := range a.Families {
+		families = append(families, config.FamilyName(f))
+	}
+	fmt.Fprintf(b, "\n[allocator]\nenabled = %t\nsocket = %s\nlifetime = %d\n", a.Enabled, toml(a.Socket), a.Lifetime/time.Second)
+	fmt.Fprintf(b, "families = %s\nusers = %s\ngroups = %s\n", tomlList(families), tomlList(a.Users), tomlList(a.Groups))
+	fmt.Fprintf(b, "tables_per_user = %d\n", a.TablesPerUser)
+}
+
+func tomlList(list []string) string {
+	quoted := make([]string, 0, len(list))
+	for _, text := range list {
+		quoted = append(quoted, toml(text))
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+func matchers(b *strings.Builder, name string, list []config.Matcher) {
+	for _, m := range list {
+		entry(b, name, m)
+	}
+}
+
+// entry begins an entry of a list with the keys that match.
+func entry(b *strings.Builder, name string, m config.Matcher) {
+	fmt.Fprintf(b, "\n[[%s]]\n", name)
+	for _, f := range []struct{ key, glob string }{{"interface", m.Interface}, {"profile", m.Profile}, {"type", m.Type}} {
+		if f.glob != "" {
+			fmt.Fprintf(b, "%s = %s\n", f.key, toml(f.glob))
+		}
+	}
+}
+
+func links(b *strings.Builder, list []config.Link) {
+	for _, l := range list {
+		entry(b, "link", l.Matcher)
+		if role := config.RoleName(l.Role); role != "" {
+			fmt.Fprintf(b, "role = %s\n", toml(role))
+		}
+		if len(l.Gateways) > 0 {
+			fmt.Fprintf(b, "gateway = %s\n", tomlList(texts(l.Gateways)))
+		}
+		if l.LastResort != nil {
+			fmt.Fprintf(b, "last_resort = %t\n", *l.LastResort)
+		}
+		if l.Ignore != nil {
+			fmt.Fprintf(b, "ignore = %t\n", *l.Ignore)
+		}
+		if len(l.Delegated) > 0 {
+			fmt.Fprintf(b, "delegated = %s\n", tomlList(texts(l.Delegated)))
+		}
+	}
+}
+
+func texts[T fmt.Stringer](list []T) []string {
+	out := make([]string, 0, len(list))
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return out
+}
+
+// decimal writes a TOML float, which must have a point.
+func decimal(f float64) string {
+	text := strconv.FormatFloat(f, 'f', -1, 64)
+	if !strings.Contains(text, ".") {
+		text += ".0"
+	}
+	return text
+}
+
+// toml writes a basic string (https://toml.io/en/v1.0.0#string).
+func toml(text string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range text {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < ' ' || r == 0x7f:
+			fmt.Fprintf(&b, `\u%04X`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String() + `"`
+}

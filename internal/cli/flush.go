@@ -1,0 +1,218 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/allocator"
+	"multihomed/internal/cleanup"
+	"multihomed/internal/config"
+	"multihomed/internal/daemon"
+	"multihomed/internal/handoff"
+	"multihomed/internal/hookstate"
+	"multihomed/internal/lockfile"
+	"multihomed/internal/mainroutes"
+	"multihomed/internal/ownership"
+	"multihomed/internal/rights"
+)
+
+const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its mark (an
+interface group) from the uplinks. What is not ours stays, also in our tables. After
+it, all traffic follows the main table as it would without multihomed; routes that
+were moved out of it are put back.
+
+It needs neither a configuration nor the database: what is ours is found in the kernel.
+The daemon must not be running: it would put everything back. So does a hook at the next
+event of a link, unless the service is disabled or masked; multihomectl off lasts. The leases stay, so
+that every link gets the same table again. Flushing twice does nothing more.
+
+On a terminal it asks first, unless --yes is given; in a script it asks nothing. The
+exit status is 1 if something of ours still stands, and it says what and why.`
+
+func (a *app) flush() *cobra.Command {
+	var yes, verbose bool
+	cmd := &cobra.Command{
+		Use:   "flush",
+		Short: "remove every rule and route of multihomed",
+		Long:  flushHelp,
+		Args:  noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.remove(cmd.Context(), yes, verbose)
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print every object that is removed")
+	return cmd
+}
+
+// salvage reads the configuration for a command that works without one. What is
+// wrong with it is said in one line.
+func (a *app) salvage() (cfg config.Config, sound bool) {
+	cfg, err := config.Salvage(a.configPath)
+	if err != nil {
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		fmt.Fprintf(a.Err, "multihomectl: the configuration cannot be used (%s); going by what stands in the kernel\n", first)
+	}
+	return cfg, err == nil
+}
+
+// look for what is ours, of one link or of all.
+func (a *app) remains(ctx context.Context, cfg config.Config, sound bool, link string) (*cleanup.Remains, error) {
+	o := cleanup.Options{Tables: cfg.Tables, Link: link}
+	eras, err := cleanup.ReadEras(cfg.StateDir)
+	if err != nil {
+		fmt.Fprintf(a.Err, "multihomectl: %v; going by what stands in the kernel\n", err)
+	}
+	o.Eras = eras
+	if sound || cfg.UplinkGroup != config.Default().UplinkGroup {
+		o.Group = cfg.UplinkGroup
+	}
+	return cleanup.Open(ctx, o)
+}
+
+func (a *app) remove(ctx context.Context, yes, verbose bool) error {
+	cfg, sound := a.salvage()
+	r, err := a.remains(ctx, cfg, sound, "")
+	if err != nil {
+		return &exitError{exitProblem, err}
+	}
+	defer r.Close()
+	hooks, errs := hookstate.Open(cfg.RuntimeDir)
+	for _, err := range errs {
+		fmt.Fprintln(a.Err, err)
+	}
+	// Where nothing stands, nothing is asked for: neither a right nor the lock. A
+	// package is also removed in containers that have neither.
+	planned, out := r.Left(), hooks.Moved()
+	if able, err := rights.NetAdmin(); err != nil {
+		return &exitError{exitProblem, err}
+	} else if !able && len(planned)+len(out) > 0 {
+		return &exitError{exitProblem, errors.New("flush needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl flush")}
+	} else if able {
+		lock, err := takeLock(ctx, cfg)
+		if err != nil && len(planned)+len(out) > 0 {
+			return &exitError{exitProblem, err}
+		}
+		if lock != nil {
+			defer lock.Close()
+		}
+	}
+	if len(planned)+len(out) == 0 {
+		_, err := fmt.Fprintln(a.Out, "nothing of multihomed stands")
+		return err
+	}
+	if !yes && !a.confirmed(r.Summary(planned)) {
+		return &exitError{exitProblem, errors.New("nothing was removed")}
+	}
+	done, err := a.takeAway(ctx, cfg, r, out, verbose)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.Out, "removed %s%s%s\n", done.Summary(), leasesStay(cfg), comesBack(cfg))
+	return err
+}
+
+// comesBack says that a flush does not last, where it does not.
+func comesBack(cfg config.Config) string {
+	if daemon.KeptAway(cfg) != "" {
+		return ""
+	}
+	return "; a hook puts the routing back at the next event of a link, or multihomed when it starts; to keep it away: multihomectl off"
+}
+
+// takeAway puts back what was moved out of main, and removes what stands. Its caller
+// holds the lock.
+func (a *app) takeAway(ctx context.Context, cfg config.Config, r *cleanup.Remains, out []hookstate.Config, verbose bool) (cleanup.Outcome, error) {
+	// First, so that the host stays reachable.
+	var missing []error
+	for _, c := range out {
+		if err := mainroutes.PutBack(ctx, r.Mirror(), cfg.RuntimeDir, c); err != nil {
+			missing = append(missing, fmt.Errorf("putting routes of %s back into main: %w", c.Interface, err))
+		}
+	}
+	if err := errors.Join(missing...); err != nil {
+		return cleanup.Outcome{}, &exitError{exitProblem, fmt.Errorf("nothing was removed: %w", err)}
+	}
+	done, err := r.Remove(ctx)
+	if verbose {
+		for _, text := range done.Removed {
+			if _, err := fmt.Fprintln(a.Out, "removed", text); err != nil {
+				return done, err
+			}
+		}
+	}
+	if err == nil {
+		err = done.Err()
+	}
+	if err != nil {
+		return done, &exitError{exitProblem, fmt.Errorf("removed %s; then: %w", done.Summary(), err)}
+	}
+	return done, nil
+}
+
+// leasesStay says what is kept, if there is something.
+func leasesStay(cfg config.Config) string {
+	leases := filepath.Join(cfg.StateDir, allocator.DefaultName)
+	if !exists(leases) {
+		return ""
+	}
+	return "; the leases stay in " + leases + ": every link gets the same table again"
+}
+
+// patience is what a dispatcher gets to make way.
+const patience = 2 * time.Second
+
+// takeLock takes the place of the daemon.
+func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
+	// After a boot without the daemon there is no directory yet.
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	lock, err := handoff.TakeLock(ctx, cfg.RuntimeDir)
+	held, ok := errors.AsType[*lockfile.HeldError](err)
+	if err != nil && !ok {
+		return nil, err
+	}
+	if ok {
+		return nil, running(held.PID)
+	}
+	// Somebody may have removed the runtime directory of one that works. Where the kernel
+	// does not tell, the lock decides.
+	pid, works, err := lockfile.NamespaceHolder(lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)...)
+	if err == nil && works {
+		return nil, errors.Join(running(pid), lock.Close())
+	}
+	return lock, nil
+}
+
+// running says that a daemon is in the way.
+func running(pid int) error {
+	who := "multihomed is running"
+	if pid != 0 {
+		who += " (process " + strconv.Itoa(pid) + ")"
+	}
+	return errors.New(who + "; to fix: systemctl stop multihomed, then do this again; or multihomectl off, which works beside it and lasts")
+}
+
+// confirmed asks, if there is somebody to answer.
+func (a *app) confirmed(what string) bool {
+	_, in := descriptor(a.In)
+	_, out := descriptor(a.Out)
+	if !in || !out {
+		return true
+	}
+	fmt.Fprintf(a.Out, "Remove %s? All traffic then follows the main table. [y/N] ", what)
+	answer, err := bufio.NewReader(a.In).ReadString('\n')
+	answer = strings.ToLower(strings.TrimSpace(answer))
+	return err == nil && (answer == "y" || answer == "yes")
+}

@@ -1,0 +1,272 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/allocator/client"
+	"multihomed/internal/escape"
+	"multihomed/internal/status"
+	"multihomed/routing"
+)
+
+const leaseHelp = `Lease a routing table for an address that stands on an interface which
+NetworkManager does not look after, and have its routing set up: when the command
+returns, all rules and routes stand that a link of NetworkManager would have, and the
+daemon keeps them until the address or the interface goes, or the lease is released.
+No process has to stay for it. Asking again for what is leased changes nothing.
+
+With --no-routing only a table number is leased, which nobody else gets; such a lease
+has a lifetime, and ends unless it is renewed by asking again. --id leases one for
+anything that is no address.
+
+With --hold the lease lives as long as this command: it stays in the foreground, renews
+the lease, and releases it when it is interrupted or terminated.
+
+The table is printed alone on standard output, and everything else on standard error.
+Where there is none it is 0, and the exit status 1. The daemon leases to root and to
+whom [allocator] in the configuration names.
+
+With --json the answer is one object: schema (1), table, interface, address or id, tag, routed, and
+where the lease can end by itself lifetime_s and expires. With --hold there is one for
+every change.`
+
+// leaseFlags are what the command line says of a lease.
+type leaseFlags struct {
+	name, address, id, tag string
+	ipv4, ipv6             bool
+	noRouting              bool
+	hold                   bool
+	socket                 string
+	tries                  int
+	interval               time.Duration
+	json                   bool
+}
+
+func (f *leaseFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVarP(&f.name, "interface", "i", "", "`name` of the interface")
+	flags.StringVarP(&f.address, "address", "a", "", "the `address`, without a prefix length")
+	flags.BoolVarP(&f.ipv4, "ipv4", "4", false, "the address must be one of IPv4")
+	flags.BoolVarP(&f.ipv6, "ipv6", "6", false, "the address must be one of IPv6")
+	flags.StringVar(&f.id, "id", "", "lease a number for this `identifier` instead of an address")
+	flags.BoolVar(&f.noRouting, "no-routing", false, "only a number: set up no routing")
+	flags.StringVar(&f.socket, "socket", "", "abstract `name` of the daemon's socket; by default that of the configuration")
+	flags.IntVar(&f.tries, "tries", client.DefaultTries, "how often the daemon is asked")
+	flags.DurationVar(&f.interval, "interval", client.DefaultInterval, "how long each answer is waited for")
+	cmd.MarkFlagsMutuallyExclusive("address", "id")
+	cmd.MarkFlagsMutuallyExclusive("ipv4", "ipv6", "id")
+	cmd.MarkFlagsOneRequired("address", "id")
+	if err := errors.Join(cmd.MarkFlagRequired("interface"),
+		cmd.RegisterFlagCompletionFunc("interface", completeInterface),
+		cmd.RegisterFlagCompletionFunc("address", f.completeAddress)); err != nil {
+		panic(err) // The flags are defined above.
+	}
+}
+
+// completeInterface offers the interfaces that may have a lease.
+func completeInterface(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, i := range all {
+		if i.Name != loopback {
+			out = append(out, i.Name)
+		}
+	}
+	slices.SortFunc(out, status.CompareNames)
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeAddress offers the addresses of the interface that the command line names.
+func (f *leaseFlags) completeAddress(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	i, err := net.InterfaceByName(f.name)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	all, err := i.Addrs()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLinkLocalUnicast() {
+			out = append(out, p.Addr().String())
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) lease() *cobra.Command {
+	var f leaseFlags
+	cmd := &cobra.Command{
+		Use:   "lease -i INTERFACE {-a ADDRESS | --id IDENTIFIER}",
+		Short: "lease a table for what NetworkManager does not know",
+		Long:  leaseHelp,
+		Example: `  multihomectl lease -i ppp7 -a 192.0.2.7
+  multihomectl lease -i ppp7 -a 192.0.2.7 --hold
+  table=$(multihomectl lease -i ppp7 -a 192.0.2.7 --no-routing)`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.takeLease(cmd.Context(), f)
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().StringVarP(&f.tag, "tag", "t", "", "`text` that is kept with the lease")
+	cmd.Flags().BoolVar(&f.hold, "hold", false, "stay, renew the lease, and release it at the end")
+	cmd.Flags().BoolVar(&f.json, "json", false, "print JSON, see above")
+	cmd.AddCommand(a.leaseList(), a.leaseRelease())
+	return cmd
+}
+
+func (a *app) leaseRelease() *cobra.Command {
+	var f leaseFlags
+	cmd := &cobra.Command{
+		Use:   "release -i INTERFACE {-a ADDRESS | --id IDENTIFIER}",
+		Short: "give a lease back",
+		Long: `Give a lease back, and with it the routing of its address. One that is not there is
+no error. Only the user who made a lease, and root, may release it.`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, request, err := a.client(f)
+			if err != nil {
+				return err
+			}
+			if err := c.Release(cmd.Context(), request); err != nil {
+				return &exitError{exitProblem, err}
+			}
+			return nil
+		},
+	}
+	f.register(cmd)
+	return cmd
+}
+
+// client makes what is asked, and of whom.
+func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
+	usage := func(format string, args ...any) (*client.Client, client.Request, error) {
+		return nil, client.Request{}, &exitError{exitUsage, fmt.Errorf(format, args...)}
+	}
+	request := client.Request{Interface: f.name, ID: f.id, Tag: f.tag, Routing: !f.noRouting && f.id == ""}
+	if f.id == "" {
+		address, err := netip.ParseAddr(f.address)
+		switch {
+		case err != nil:
+			return usage("%q is not an address; give one like 192.0.2.7 or 2001:db8::7, without a prefix length", f.address)
+		case address.Is4In6() || address.Zone() != "":
+			return usage("%s has a form that the kernel does not know as an address; write it without zone and in its own family", f.address)
+		case f.ipv4 && !address.Is4():
+			return usage("%s is not an address of IPv4", address)
+		case f.ipv6 && !address.Is6():
+			return usage("%s is not an address of IPv6", address)
+		}
+		request.Address = address
+	}
+	if f.tries < 1 || f.interval <= 0 {
+		return usage("%d tries of %v make no sense; want at least 1, and a time above 0", f.tries, f.interval)
+	}
+	if f.socket == "" {
+		cfg := a.load()
+		f.socket = cfg.Allocator.Socket
+	}
+	c, err := client.New(client.Options{Name: f.socket, Tries: f.tries, Interval: f.interval})
+	if err != nil {
+		return usage("%w", err)
+	}
+	return c, request, nil
+}
+
+func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
+	c, request, err := a.client(f)
+	if err != nil {
+		return err
+	}
+	if !f.hold {
+		l, err := c.Lease(ctx, request)
+		if err != nil {
+			return a.noLease(err)
+		}
+		return a.printLease(f, l)
+	}
+	leased := false
+	var printing error
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err = c.Hold(ctx, request, func(l client.Lease, trouble error) {
+		leased = true
+		if trouble != nil {
+			fmt.Fprintf(a.Err, "multihomectl: trying on: %v\n", trouble)
+			return
+		}
+		if printing = a.printLease(f, l); printing != nil {
+			cancel() // Nobody reads it any more.
+		}
+	})
+	if err != nil && !leased {
+		return a.noLease(err)
+	}
+	if err = errors.Join(err, printing); err != nil {
+		return &exitError{exitProblem, err}
+	}
+	return nil
+}
+
+// noLease prints what scripts of the ancestor's client expect.
+func (a *app) noLease(err error) error {
+	if _, printing := fmt.Fprintln(a.Out, 0); printing != nil {
+		err = errors.Join(err, printing)
+	}
+	return &exitError{exitProblem, err}
+}
+
+// A leaseAnswer is a lease in JSON.
+type leaseAnswer struct {
+	// Schema is 1.
+	Schema    int             `json:"schema"`
+	Table     routing.TableID `json:"table"`
+	Interface string          `json:"interface"`
+	Address   string          `json:"address,omitempty"`
+	ID        string          `json:"id,omitempty"`
+	Tag       string          `json:"tag,omitempty"`
+	Routed    bool            `json:"routed"`
+	Lifetime  int64           `json:"lifetime_s,omitempty"`
+	Expires   *time.Time      `json:"expires,omitempty"`
+}
+
+func (a *app) printLease(f leaseFlags, l client.Lease) error {
+	if f.json {
+		answer := leaseAnswer{Schema: status.Schema, Table: l.Table, Interface: escape.Name(f.name), Address: f.address, ID: escape.Name(f.id), Tag: escape.Name(f.tag), Routed: l.Routed}
+		if !l.Expires.IsZero() {
+			expires := l.Expires.Round(time.Second)
+			answer.Lifetime, answer.Expires = int64(whole(l.Lifetime)/time.Second), &expires
+		}
+		return json.NewEncoder(a.Out).Encode(answer)
+	}
+	if _, err := fmt.Fprintln(a.Out, uint32(l.Table)); err != nil {
+		return fmt.Errorf("printing the table: %w", err)
+	}
+	switch {
+	case f.hold:
+		fmt.Fprintln(a.Err, "held until this command ends")
+	case l.Expires.IsZero():
+		fmt.Fprintln(a.Err, "kept until the address goes or `multihomectl lease release`")
+	default:
+		fmt.Fprintf(a.Err, "kept for %v unless it is renewed\n", whole(l.Lifetime))
+	}
+	return nil
+}
+
+// whole rounds a lifetime to what was granted: some of its first second is over.
+func whole(d time.Duration) time.Duration {
+	return (d + time.Second - 1).Truncate(time.Second)
+}

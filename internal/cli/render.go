@@ -1,0 +1,635 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"multihomed/internal/inspect"
+	"multihomed/internal/status"
+	"multihomed/routing"
+)
+
+// A look is how a status is shown.
+type look struct {
+	paint painter
+	// width of the terminal.
+	width int
+	// verbose shows every rule and route with its reason.
+	verbose bool
+	// only are the words that selected what is shown, none for all.
+	only []string
+}
+
+// render shows a status to a person.
+func render(w io.Writer, s Status, how look) error {
+	r := &renderer{look: how, s: s}
+	r.head()
+	r.links()
+	r.shared()
+	r.otherRules()
+	r.others()
+	r.problems()
+	r.unread()
+	_, err := io.WriteString(w, r.b.String())
+	return err
+}
+
+type renderer struct {
+	look
+	s Status
+	b strings.Builder
+}
+
+func (r *renderer) line(format string, args ...any) {
+	r.b.WriteString(strings.TrimRight(fmt.Sprintf(format, args...), " "))
+	r.b.WriteByte('\n')
+}
+
+// headWidth is the width of the names in the head.
+const headWidth = len("NetworkManager")
+
+func (r *renderer) head() {
+	row := func(name string, s style, state, rest string) {
+		r.line("%s  %s%s", r.paint.pad(plain, name, headWidth), r.paint.paint(s, state), rest)
+	}
+	d := r.s.Daemon
+	var about []string
+	if d.Version != "" {
+		about = append(about, "version "+d.Version)
+	}
+	if d.PID != 0 {
+		about = append(about, fmt.Sprintf("process %d", d.PID))
+	}
+	if d.Started != nil {
+		about = append(about, "since "+d.Started.Format(time.DateTime))
+	}
+	rest := ""
+	if len(about) > 0 {
+		rest = ": " + clean(strings.Join(about, ", "))
+	}
+	switch {
+	case r.s.Off != nil:
+		row("multihomed", yellow, "switched off", offText(r.s.Off))
+	case !d.Running && d.Kept != "":
+		row("multihomed", yellow, "not running ("+clean(d.Kept)+")", ": rules and routes do not follow changes")
+	case !d.Running:
+		row("multihomed", yellow, "not running", ": hooks follow links that come and go")
+	case d.Waiting != "":
+		row("multihomed", yellow, "waiting", ": "+clean(d.Waiting))
+	case !d.Ready:
+		row("multihomed", yellow, "starting", rest)
+	default:
+		row("multihomed", green, "running", rest)
+	}
+
+	m := r.s.NetworkManager
+	version := ""
+	if m.Version != "" {
+		version = ": version " + clean(m.Version)
+	}
+	switch {
+	case m.Unwanted != "":
+		row("NetworkManager", plain, clean(m.Unwanted), "")
+	case m.None:
+		row("NetworkManager", plain, "not installed", "")
+	case m.Error != "":
+		row("NetworkManager", yellow, "unknown", ": it cannot be asked")
+	case !m.Running:
+		row("NetworkManager", yellow, "not running", "")
+	case !m.Complete:
+		row("NetworkManager", yellow, "starting", version)
+	default:
+		row("NetworkManager", green, "running", version)
+	}
+
+	if r.s.By == byHost && d.Running {
+		r.folded("", yellow, "multihomed does not answer: this status was read from the kernel")
+	}
+	c := r.s.InForce
+	if c.Planned == 0 && c.Unexpected == 0 {
+		why := ": there are no links"
+		if len(r.only) > 0 {
+			why = ": no link is shown"
+		}
+		row("routing", plain, "none", why)
+		return
+	}
+	if r.isBare() {
+		row("routing", red, "none", ": all traffic follows the main table")
+		r.unbound()
+		return
+	}
+	text := fmt.Sprintf("%d of %d", c.Present, c.Planned)
+	more := " rules and routes in force, on " + count(len(r.s.Links), "link")
+	if c.Unexpected > 0 {
+		more += fmt.Sprintf(", %d to remove", c.Unexpected)
+	}
+	row("routing", stateStyle(c), text, more)
+	r.unbound()
+}
+
+// isBare reports whether nothing of multihomed is in force because it does not run.
+func (r *renderer) isBare() bool {
+	return !r.s.Daemon.Running && r.s.InForce.Present == 0 && r.s.InForce.Unexpected == 0
+}
+
+// offText says since when all is off, and by whom.
+func offText(off *status.Off) string {
+	text := ""
+	if off.Since != nil {
+		text += " since " + off.Since.Local().Format(time.DateTime)
+	}
+	if off.By != "" {
+		text += " by " + clean(off.By)
+	}
+	return text
+}
+
+// byHost is Status.By where the daemon did not answer.
+const byHost = "multihomectl"
+
+// unbound says which way packets leave that are bound to no link.
+func (r *renderer) unbound() {
+	if len(r.only) > 0 || len(r.s.Links) == 0 {
+		return
+	}
+	ways := map[string][]string{}
+	var order []string
+	for _, f := range []string{"ipv4", "ipv6"} {
+		u, leaves := r.s.Unbound[f]
+		if !leaves {
+			continue
+		}
+		way := clean(u.Interface)
+		if u.Table != uint32(routing.TableMain) {
+			way += fmt.Sprintf(" (table %d)", u.Table)
+		}
+		if ways[way] == nil {
+			order = append(order, way)
+		}
+		ways[way] = append(ways[way], familyName(f))
+	}
+	for i, way := range order {
+		order[i] = strings.Join(ways[way], " and ") + " by " + way
+	}
+	text := strings.Join(order, ", ")
+	if text == "" {
+		text = "none"
+	}
+	r.line("%s  %s", r.paint.pad(plain, "default route", headWidth), text)
+	if n := r.s.Unchecked; n > 0 {
+		r.line("%s  the traffic of %s is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
+	}
+}
+
+// countOf counts one object.
+func countOf(state string) Count {
+	switch inspect.State(state) {
+	case inspect.InForce:
+		return Count{Planned: 1, Present: 1}
+	case inspect.Unexpected:
+		return Count{Unexpected: 1}
+	case inspect.Missing, inspect.Different, inspect.Misplaced:
+		return Count{Planned: 1}
+	default:
+		return Count{}
+	}
+}
+
+// mostOtherRules is how many rules of others are shown to who did not ask for more.
+const mostOtherRules = 6
+
+// otherRules names the rules of somebody else that have a say, by what kind of say.
+func (r *renderer) otherRules() {
+	if len(r.s.OtherRules) == 0 || len(r.only) > 0 {
+		return
+	}
+	r.line("")
+	r.line("%s", r.paint.paint(dim, "rules of other programs"))
+	shown := 0
+	for _, group := range []struct {
+		heading string
+		places  []string
+	}{
+		{"before the rules of multihomed", []string{status.Ahead}},
+		{"for traffic that is bound to no link", []string{status.Behind, status.SteppedOver}},
+		{"for the packets that they select", []string{status.Selects}},
+	} {
+		isFirst := true
+		for _, o := range r.s.OtherRules {
+			if !slices.Contains(group.places, o.Place) {
+				continue
+			}
+			if shown == mostOtherRules && !r.verbose {
+				r.line("  %s", r.paint.paint(dim, fmt.Sprintf("and %d more, see multihomectl status -v", len(r.s.OtherRules)-shown)))
+				return
+			}
+			if shown++; isFirst {
+				isFirst = false
+				r.line("  %s", r.paint.paint(dim, group.heading))
+			}
+			flag := "-4"
+			if o.Family == "ipv6" {
+				flag = "-6"
+			}
+			r.line("    %s", r.paint.paint(dim, flag+" "+clean(o.Text)))
+		}
+	}
+}
+
+func stateStyle(c Count) style {
+	if c.Complete() {
+		return green
+	}
+	return red
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// familyName is how people write a family.
+func familyName(f string) string {
+	if f == "ipv6" {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// columnWidths are those of all links, so that tables line up.
+type columnWidths struct{ name, role, force, prefix, table int }
+
+func (r *renderer) widths() columnWidths {
+	var w columnWidths
+	for _, l := range r.s.Links {
+		w.name = max(w.name, columns(clean(l.Interface)))
+		w.role = max(w.role, columns(l.Role))
+		w.force = max(w.force, columns(inForce(l)))
+		for _, n := range l.Networks {
+			w.prefix = max(w.prefix, columns(networkText(n)))
+			w.table = max(w.table, columns(tableText(n)))
+		}
+	}
+	return w
+}
+
+func inForce(l Link) string {
+	if l.InForce.Present == 0 && l.InForce.Unexpected == 0 && l.InForce.Planned > 0 {
+		return "not in force"
+	}
+	return fmt.Sprintf("%d/%d in force", l.InForce.Present, l.InForce.Planned)
+}
+
+// networkText names a network. One of a single host address is that address.
+func networkText(n Network) string {
+	switch {
+	case isItsAddress(n):
+		return n.Addresses[0].Address.String()
+	case n.HostAddresses:
+		return "host addresses"
+	default:
+		return n.Prefix.String()
+	}
+}
+
+func isItsAddress(n Network) bool { return n.HostAddresses && len(n.Addresses) == 1 }
+
+func tableText(n Network) string {
+	if n.Table == 0 {
+		return "no table"
+	}
+	return fmt.Sprintf("table %d", n.Table)
+}
+
+func (r *renderer) links() {
+	w := r.widths()
+	for _, l := range r.s.Links {
+		r.line("")
+		r.link(l, w)
+	}
+}
+
+func (r *renderer) link(l Link, w columnWidths) {
+	var about []string
+	if l.Profile != "" {
+		about = append(about, "profile "+clean(l.Profile))
+	}
+	s := dim
+	switch {
+	case l.Draining:
+		about = append(about, "going down: "+clean(l.Why))
+		s = yellow
+	case l.Pending:
+		about = append(about, "coming up")
+		s = yellow
+	case !l.Up:
+		about = append(about, "down")
+		s = yellow
+	case !l.Carrier:
+		about = append(about, "no carrier")
+		s = yellow
+	}
+	r.line("%s  %s  %s  %s",
+		r.paint.pad(bold, clean(l.Interface), w.name), r.paint.pad(plain, l.Role, w.role),
+		r.paint.pad(stateStyle(l.InForce), inForce(l), w.force), r.paint.paint(s, strings.Join(about, ", ")))
+
+	r.roles(l)
+	family := ""
+	for _, n := range l.Networks {
+		name := ""
+		if n.Family != family {
+			family, name = n.Family, familyName(n.Family)
+		}
+		r.network(l, n, name, w)
+	}
+	if len(l.Networks) == 0 && len(l.LeftAlone) == 0 && len(l.Unused) == 0 {
+		r.line("  %s", r.paint.paint(yellow, "no address yet"))
+	}
+	for _, f := range slices.Sorted(maps.Keys(l.LeftAlone)) {
+		r.folded("  "+familyName(f)+"  ", dim, "left alone: "+clean(l.LeftAlone[f]))
+	}
+	for _, a := range l.Unused {
+		r.line("  %s  %s", familyOfAddress(a), r.address(a))
+	}
+	if r.verbose && l.Since != nil {
+		r.line("  %s", r.paint.paint(dim, "unchanged since "+l.Since.Format(time.DateTime)))
+	}
+	r.objects(l.Objects, l.InForce)
+}
+
+// roles says what the link is in each family where that differs, and why.
+func (r *renderer) roles(l Link) {
+	if len(l.Roles) == 0 {
+		if r.verbose && l.RoleWhy != "" {
+			r.folded("  "+l.Role+": ", dim, clean(l.RoleWhy))
+		}
+		return
+	}
+	families := slices.Sorted(maps.Keys(l.Roles))
+	slices.SortStableFunc(families, func(a, b string) int { return -strings.Compare(l.Roles[a].Role, l.Roles[b].Role) })
+	var parts []string
+	for _, f := range families {
+		parts = append(parts, roleName(l.Roles[f].Role)+" for "+familyName(f))
+	}
+	r.line("  %s", strings.Join(parts, ", "))
+	for _, f := range families {
+		if r.verbose && l.Roles[f].Why != "" {
+			r.folded("  "+familyName(f)+": ", dim, clean(l.Roles[f].Why))
+		}
+	}
+}
+
+func roleName(role string) string {
+	if role == "local" {
+		return "local link"
+	}
+	return role
+}
+
+func familyOfAddress(a Address) string {
+	if a.Address.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+func (r *renderer) network(l Link, n Network, name string, w columnWidths) {
+	tableStyle := cyan
+	if n.Table == 0 {
+		tableStyle = red
+	}
+	r.line("  %s  %s  %s  %s", r.paint.pad(plain, name, 4), r.paint.pad(plain, networkText(n), w.prefix),
+		r.paint.pad(tableStyle, tableText(n), w.table), r.gateways(l, n))
+	if n.Routes > 0 {
+		r.line("        %s", r.paint.paint(dim, r.furtherRoutes(n)))
+	}
+	for _, a := range n.Addresses {
+		if !isItsAddress(n) || len(shownFlags(a)) > 0 || a.Peer != nil {
+			r.line("        %s", r.address(a))
+		}
+	}
+}
+
+// furtherRoutes says that there are routes which are not listed, and how to see them.
+func (r *renderer) furtherRoutes(n Network) string {
+	text := "and " + count(n.Routes, "route") + " that main has through the link"
+	if !r.verbose {
+		return text
+	}
+	flag := "-4"
+	if n.Family == "ipv6" {
+		flag = "-6"
+	}
+	return fmt.Sprintf("%s, not listed: ip %s route show table %d", text, flag, n.Table)
+}
+
+func (r *renderer) gateways(l Link, n Network) string {
+	var via []string
+	for _, g := range n.Gateways {
+		if g.Via == nil {
+			via = append(via, "default route on the link")
+		} else {
+			via = append(via, "via "+g.Via.String())
+		}
+	}
+	switch {
+	case len(via) > 0:
+		return strings.Join(slices.Compact(via), ", ")
+	case n.Table == 0 || l.RoleIn(n.Family) == "local":
+		return ""
+	case l.Pending:
+		return r.paint.paint(yellow, "no default route yet")
+	default:
+		return r.paint.paint(yellow, "no default route")
+	}
+}
+
+func (r *renderer) address(a Address) string {
+	text := a.Address.String()
+	if a.Peer != nil {
+		text += " peer " + a.Peer.String()
+	}
+	flags := shownFlags(a)
+	if len(flags) == 0 {
+		return text
+	}
+	s := dim
+	if slices.Contains(flags, "duplicate") {
+		s = red
+	}
+	return text + "  " + r.paint.paint(s, strings.Join(flags, " "))
+}
+
+// shownFlags leaves out what is true of most addresses.
+func shownFlags(a Address) []string {
+	return slices.DeleteFunc(slices.Clone(a.Flags), func(f string) bool { return f == "dynamic" })
+}
+
+// mostOdd is how many objects of a link are listed that are not as they must be.
+const mostOdd = 8
+
+// objects shows those that are not as they must be, or all.
+func (r *renderer) objects(objects []Object, c Count) {
+	if r.isBare() && !r.verbose {
+		return // It was said of all.
+	}
+	if !r.verbose && c.Planned > 1 && c.Present == 0 && c.Unexpected == 0 {
+		r.line("  %s", r.paint.paint(red, fmt.Sprintf("none of the %d rules and routes is in force", c.Planned)))
+		return
+	}
+	odd := 0
+	for _, o := range objects {
+		if o.State != "in force" {
+			odd++
+		}
+		if r.verbose || o.State != "in force" && odd <= mostOdd {
+			r.object(o)
+		}
+	}
+	if more := odd - mostOdd; more > 0 && !r.verbose {
+		r.line("  %s", r.paint.paint(red, fmt.Sprintf("and %d more, see multihomectl status -v", more)))
+	}
+}
+
+func (r *renderer) object(o Object) {
+	s, reason := red, ""
+	switch o.State {
+	case "in force":
+		s = green
+	case "yields":
+		s = yellow
+	}
+	switch {
+	case o.Lifts != "":
+		reason = "  " + r.paint.paint(dim, "# "+routing.Decision(o.Reason).Sentence()+": "+clean(o.Lifts))
+	case r.verbose && o.Reason != "":
+		reason = "  " + r.paint.paint(dim, "# "+routing.Decision(o.Reason).Sentence())
+	}
+	family := ""
+	switch o.Family {
+	case "ipv4":
+		family = "-4 "
+	case "ipv6":
+		family = "-6 "
+	}
+	r.line("  %s  %s%s", r.paint.pad(s, o.State, len("unexpected")), family+clean(o.Text), reason)
+}
+
+// shared shows what belongs to no link in particular.
+func (r *renderer) shared() {
+	odd := slices.ContainsFunc(r.s.Shared, func(o Object) bool { return o.State != "in force" })
+	if len(r.s.Shared) == 0 || len(r.only) > 0 || !odd && !r.verbose {
+		return
+	}
+	r.line("")
+	r.line("%s", r.paint.paint(bold, "for all links"))
+	var c Count
+	for _, o := range r.s.Shared {
+		c.Add(countOf(o.State))
+	}
+	r.objects(r.s.Shared, c)
+}
+
+func (r *renderer) others() {
+	width := 0
+	for _, o := range r.s.Others {
+		width = max(width, columns(clean(o.Interface)))
+	}
+	if len(r.s.Others) == 0 {
+		return
+	}
+	r.line("")
+	r.line("%s", r.paint.paint(dim, "other interfaces"))
+	for _, o := range r.s.Others {
+		r.folded("  "+r.paint.pad(dim, clean(o.Interface), width)+"  ", dim, clean(o.Why))
+	}
+}
+
+func (r *renderer) problems() {
+	first := true
+	for _, p := range r.s.Problems {
+		if p.Code == routing.MatchesNothing && !r.verbose {
+			continue // The device may be unplugged.
+		}
+		if first {
+			r.line("")
+			first = false
+		}
+		s := plain
+		switch p.Severity {
+		case routing.Error:
+			s = red
+		case routing.Warning:
+			s = yellow
+		case routing.Notice:
+		}
+		text := clean(p.Text)
+		if link := clean(p.Link); link != "" && !strings.HasPrefix(text, link+" ") {
+			text = link + ": " + text
+		}
+		if r.verbose && p.Since != nil {
+			text += " (since " + p.Since.Format(time.DateTime) + ")"
+		}
+		r.folded(r.paint.pad(s, p.Severity.String(), len("warning"))+"  ", plain, text)
+		r.fix(clean(p.Fix))
+	}
+}
+
+// commands begin a fix that is a command.
+func commands() []string {
+	return []string{"chmod", "chown", "ip", "journalctl", "multihomectl", "nmcli", "sysctl", "systemctl"}
+}
+
+// fix shows what to do. A command is not broken: it is there to be copied.
+func (r *renderer) fix(text string) {
+	label := strings.Repeat(" ", len("warning")) + "  " + r.paint.paint(bold, "fix") + "  "
+	first, _, _ := strings.Cut(text, " ")
+	switch {
+	case text == "":
+	case slices.Contains(commands(), first):
+		r.line("%s%s", label, text)
+	default:
+		r.folded(label, plain, text)
+	}
+}
+
+func (r *renderer) unread() {
+	if len(r.s.Unread) == 0 {
+		return
+	}
+	r.line("")
+	for _, text := range r.s.Unread {
+		r.folded("unread   ", dim, clean(text))
+	}
+}
+
+// folded prints a text behind a label, its further lines below its first.
+func (r *renderer) folded(label string, s style, text string) {
+	indent := columns(bare(label))
+	for i, line := range wrap(text, max(20, r.width-indent)) {
+		if i > 0 {
+			label = strings.Repeat(" ", indent)
+		}
+		r.line("%s%s", label, r.paint.paint(s, line))
+	}
+}
+
+// bare takes colours out of a text.
+func bare(text string) string {
+	var b strings.Builder
+	for {
+		before, rest, found := strings.Cut(text, "\x1b[")
+		b.WriteString(before)
+		if !found {
+			return b.String()
+		}
+		_, text, _ = strings.Cut(rest, "m")
+	}
+}

@@ -1,0 +1,371 @@
+package cli
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/internal/config"
+	"multihomed/internal/offswitch"
+	"multihomed/internal/redact"
+)
+
+const reportHelp = `Collect what a bug report needs: the status, rules, routes, addresses, versions, the
+configuration, the state of the daemon, and the end of its journal.
+
+Nothing leaves this host: look at the report before you send it. It goes to a file in
+the current directory, or with --output to a file that ends with .tar.gz or to a new
+directory. It is for its owner only (mode 0600).
+
+With --redact, addresses, hardware addresses, UUIDs, and the names of the host, of all
+profiles and of the users who switched something off are replaced, each always by the
+same, so that networks can still be told apart; comments of the configuration file and
+descriptions of interfaces are left out. Names of interfaces stay, but for a hardware
+address in them.
+
+It works without the daemon and without root; what could not be had is said in its
+place. It has at most 2 MiB of each part, the end of the journal and the beginning of
+all others.`
+
+const (
+	// maxPart bounds each part of a report.
+	maxPart = 2 << 20
+	// partTimeout bounds each program that is asked.
+	partTimeout = 10 * time.Second
+	// journalLines is how much of the journal there is.
+	journalLines = "5000"
+	tarball      = ".tar.gz"
+)
+
+// A part is a file of a report.
+type part struct{ name, text string }
+
+func (a *app) bugReport() *cobra.Command {
+	var output string
+	var hide bool
+	cmd := &cobra.Command{
+		Use: "report", Short: "collect what a bug report needs", Long: reportHelp,
+		Example: `  multihomectl report --redact
+  multihomectl report -o /tmp/report`,
+		Args: noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output == "" {
+				output = time.Now().Format("multihomed-report-20060102-150405") + tarball
+			}
+			parts := a.collect(cmd.Context(), hide)
+			if err := cmd.Context().Err(); err != nil {
+				return &exitError{exitProblem, context.Cause(cmd.Context())}
+			}
+			if err := writeReport(output, parts); err != nil {
+				return &exitError{exitProblem, err}
+			}
+			_, err := fmt.Fprintln(a.Out, output)
+			return err
+		},
+	}
+	cmd.Flags().StringVarP(&output, "output", "o", "", "`file` (.tar.gz) or new directory")
+	cmd.Flags().BoolVar(&hide, "redact", false, "replace addresses and names")
+	return cmd
+}
+
+// collect makes the parts. None of them can fail as a whole.
+func (a *app) collect(ctx context.Context, hide bool) []part {
+	var parts []part
+	add := func(name, text string) { parts = append(parts, part{name, text}) }
+	add("versions.txt", a.versions(ctx))
+	loaded := a.find()
+	cfg := loaded.Config
+	from := a.configPath
+	switch {
+	case loaded.Fault != nil:
+		from = loaded.Fault.Instead
+		add("configuration-fault.txt", loaded.Fault.Error()+"\n")
+	case config.IsMissing(a.configPath):
+		from = "the defaults: there is no " + a.configPath
+	}
+	add("configuration.txt", effective(cfg, from))
+	if !hide {
+		add("multihomed.toml", readPart(a.configPath))
+	}
+	width := narrow
+	if hide {
+		width = unbroken
+	}
+	var profiles []string
+	s, err := a.readStatus(ctx, cfg, nil, true)
+	if err != nil {
+		add("status.txt", "The host cannot be read: "+err.Error()+"\n")
+	} else {
+		tell(&s, loaded.Fault)
+		var text bytes.Buffer
+		if err := render(&text, s, look{width: width, verbose: true}); err != nil {
+			fmt.Fprintf(&text, "\n%v\n", err)
+		}
+		add("status.txt", text.String())
+		object, err := json.MarshalIndent(s, "", "  ")
+		if err != nil {
+			object = []byte(err.Error())
+		}
+		add("status.json", string(object)+"\n")
+		for _, l := range s.Links {
+			profiles = append(profiles, l.Profile)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		args []string
+	}{
+		{"rules-ipv4.txt", []string{"ip", "-d", "-4", "rule"}},
+		{"rules-ipv6.txt", []string{"ip", "-d", "-6", "rule"}},
+		{"routes-ipv4.txt", []string{"ip", "-d", "-4", "route", "show", "table", "all"}},
+		{"routes-ipv6.txt", []string{"ip", "-d", "-6", "route", "show", "table", "all"}},
+		{"addresses.txt", []string{"ip", "-d", "address"}},
+		{"nexthops.txt", []string{"ip", "-d", "nexthop"}},
+		{"networkmanager.txt", []string{"nmcli", "-t", "-f", "all", "device"}},
+		{"unit.txt", []string{"systemctl", "show", "multihomed.service", "NetworkManager.service", "systemd-networkd.service", "-p", "Id,LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts,ExecMainStatus,MemoryCurrent"}},
+		{"journal.txt", []string{"journalctl", "-t", "multihomed", "-u", "multihomed.service", "-n", journalLines, "-o", "short-iso-precise", "--no-pager"}},
+	} {
+		add(c.name, ask(ctx, c.args))
+	}
+	entries, err := os.ReadDir(cfg.RuntimeDir)
+	if err != nil {
+		add("state.txt", err.Error()+"\n")
+	}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) == ".json" && e.Type().IsRegular() {
+			add(filepath.Join("run", e.Name()), readPart(filepath.Join(cfg.RuntimeDir, e.Name())))
+		}
+	}
+	if !hide {
+		return parts
+	}
+	r := redact.New(secrets(ctx, cfg, profiles))
+	for _, p := range parts {
+		r.Learn(p.text)
+	}
+	for i := range parts {
+		parts[i].text = r.Text(descriptions.ReplaceAllString(parts[i].text, "${1}[left out]"))
+	}
+	return parts
+}
+
+// unbroken is a width at which no name is broken in two.
+const unbroken = 1 << 16
+
+// descriptions are what somebody wrote of an interface (ip-link(8), alias).
+var descriptions = regexp.MustCompile(`(?m)^(\s+alias ).*$`)
+
+// secrets are the names that tell who and where a host is, by what they are names of.
+func secrets(ctx context.Context, cfg config.Config, profiles []string) map[string][]string {
+	out := map[string][]string{}
+	if host, err := os.Hostname(); err == nil {
+		short, domain, _ := strings.Cut(host, ".")
+		out["host"] = []string{host, short}
+		if strings.Contains(domain, ".") {
+			out["domain"] = []string{domain}
+		}
+	}
+	off := offswitch.Load(cfg.Switch())
+	marks := make([]offswitch.Mark, 0, len(off.Links)+1)
+	if off.Host != nil {
+		marks = append(marks, *off.Host)
+	}
+	for _, l := range off.Links {
+		marks, profiles = append(marks, l.Mark), append(profiles, l.Profile)
+	}
+	for _, m := range marks {
+		if m.By != "root" && !strings.HasPrefix(m.By, "uid ") {
+			out["user"] = append(out["user"], m.By)
+		}
+	}
+	// The configuration names profiles that need not exist.
+	for _, m := range slices.Concat(cfg.Include, cfg.Exclude) {
+		profiles = append(profiles, m.Profile)
+	}
+	for _, l := range cfg.Links {
+		profiles = append(profiles, l.Profile)
+	}
+	known, interfaces := askProfiles(ctx)
+	ours := map[string]bool{"": true}
+	for _, word := range harmless {
+		ours[word] = true
+	}
+	for _, name := range interfaces {
+		ours[name] = true // The report is of no use without those.
+	}
+	for _, name := range slices.Concat(profiles, known) {
+		if name = strings.Trim(name, "*"); !ours[name] {
+			out["profile"] = append(out["profile"], name)
+		}
+	}
+	return out
+}
+
+// harmless are names of profiles that tell nothing, and are words of reports.
+var harmless = []string{"auto", "bridge", "default", "ethernet", "link", "local", "main", "off", "on", "unmanaged", "up", "vpn", "wifi"} //nolint:gochecknoglobals // a constant in all but name
+
+// askProfiles returns the names of all profiles, active or not, and those of the interfaces.
+func askProfiles(ctx context.Context) (profiles, interfaces []string) {
+	// nmcli(1) escapes colons and backslashes unless it is told not to; with one field
+	// there is nothing to tell apart.
+	for _, what := range [][]string{{"NAME", "connection", "show"}, {"CONNECTION", "device"}} {
+		list, err := run(ctx, append([]string{"nmcli", "-t", "-e", "no", "-f"}, what...))
+		if err != nil {
+			continue // Without NetworkManager there are none.
+		}
+		for name := range strings.Lines(list.String()) {
+			profiles = append(profiles, strings.TrimSuffix(name, "\n"))
+		}
+	}
+	all, err := net.Interfaces()
+	if err != nil {
+		return profiles, nil
+	}
+	for _, i := range all {
+		interfaces = append(interfaces, i.Name)
+	}
+	return profiles, interfaces
+}
+
+// versions says what this host runs.
+func (a *app) versions(ctx context.Context) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "multihomectl %s\n", a.Version)
+	for _, path := range []string{"/proc/version", "/etc/os-release"} {
+		b.WriteString(readPart(path))
+	}
+	for _, args := range [][]string{{"ip", "-V"}, {"NetworkManager", "--version"}, {"systemctl", "--version"}} {
+		fmt.Fprintf(&b, "%s: %s", args[0], ask(ctx, args))
+	}
+	return b.String()
+}
+
+// readPart reads the beginning of a file.
+func readPart(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return path + " is no file\n"
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxPart+1))
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	return bounded(data)
+}
+
+func bounded(data []byte) string {
+	if len(data) > maxPart {
+		return string(data[:maxPart]) + "\n[the rest is left out]\n"
+	}
+	return string(data)
+}
+
+// ask runs a program, never a shell, and returns the beginning of what it says.
+func ask(ctx context.Context, args []string) string {
+	out, err := run(ctx, args)
+	text := out.String()
+	if out.cut {
+		text += "\n[the rest is left out]\n"
+	}
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return args[0] + " is not installed\n"
+	case err != nil && !out.cut:
+		text += fmt.Sprintf("[%s: %v]\n", strings.Join(args, " "), err)
+	}
+	return text
+}
+
+// run runs a program.
+func run(ctx context.Context, args []string) (*limited, error) {
+	ctx, cancel := context.WithTimeout(ctx, partTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...) //nolint:gosec // all of them are constants
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "TERM=dumb")
+	cmd.WaitDelay = time.Second
+	out := &limited{left: maxPart}
+	cmd.Stdout, cmd.Stderr = out, out
+	return out, cmd.Run()
+}
+
+// limited keeps the beginning and lets the writer go on.
+type limited struct {
+	bytes.Buffer
+	left int
+	cut  bool
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	n := min(len(p), l.left)
+	l.cut = l.cut || n < len(p)
+	l.left -= n
+	_, _ = l.Buffer.Write(p[:n]) // It never fails.
+	return len(p), nil
+}
+
+// writeReport makes a new file or directory.
+func writeReport(path string, parts []part) (err error) {
+	if !strings.HasSuffix(path, tarball) {
+		if err := os.Mkdir(path, 0o700); err != nil {
+			return fmt.Errorf("making the report: %w", err)
+		}
+		for _, p := range parts {
+			name := filepath.Join(path, p.name)
+			if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+				return fmt.Errorf("making the report: %w", err)
+			}
+			if err := os.WriteFile(name, []byte(p.text), 0o600); err != nil {
+				return fmt.Errorf("making the report: %w", err)
+			}
+		}
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s is there already; to fix: name another file with --output", path)
+	}
+	if err != nil {
+		return fmt.Errorf("making the report: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(path)
+		}
+	}()
+	zip := gzip.NewWriter(f)
+	archive := tar.NewWriter(zip)
+	directory := strings.TrimSuffix(filepath.Base(path), tarball)
+	for _, p := range parts {
+		header := &tar.Header{Name: directory + "/" + p.name, Mode: 0o600, Size: int64(len(p.text)), ModTime: time.Now(), Typeflag: tar.TypeReg}
+		if err = archive.WriteHeader(header); err == nil {
+			_, err = io.WriteString(archive, p.text)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err = errors.Join(err, archive.Close(), zip.Close(), f.Close()); err != nil {
+		return fmt.Errorf("making the report: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,245 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/internal/config"
+	"multihomed/internal/inspect"
+	"multihomed/internal/status"
+)
+
+const statusHelp = `Show the links of this host, the routing table of each of their networks, what of
+the planned rules and routes is in force, what is wrong, and how to fix it. The manual,
+multihomectl(8), explains every word of it.
+
+The daemon is asked; where it does not run, or does not answer within two seconds, the
+host is read without it. Nothing is changed. It works without root; what this user may
+not read is named at the end.
+
+For every link it is checked where its traffic goes: from each of its addresses and from
+its device, to the outside, to its own gateway and to the networks of other links. What
+takes it away is named. Without the daemon that is done for the links that are named, or
+for 50.
+
+A word selects links by interface, profile, address, network or table; with *, ? and []
+it is a pattern of interfaces and profiles. Bytes of a name that do not print are
+written \xNN, and a backslash twice; both forms are understood.
+
+The exit status is 0 if everything planned is in force, bound traffic leaves by its link
+and no problem is an error, 1 if not, and 2 if the command line makes no sense or the
+host cannot be read. With words it is of what is shown, and so are the totals.
+
+With --json the same comes for programs. Fields are only ever added as long as
+"schema" is 1:
+
+  schema            1
+  ok                what the exit status says: true for 0
+  by                who looked: "daemon", or "multihomectl" without it
+  version           of who looked
+  daemon            running, pid, version, started, ready, waiting, kept
+  network_manager   running, version, complete, waiting, error, none (this host
+                    has none that may come), unwanted (disabled or
+                    masked, where that is why)
+  in_force          planned, present and unexpected rules, routes and groups
+  tables            first and last table of the range
+  uplink_group      interface group of uplinks
+  unbound           by family ("ipv4", "ipv6"), the way of what is bound to no link:
+                    interface, table
+  unchecked_links   links of which it is not known yet where their traffic goes
+  links[]           interface, index, role ("uplink", "local"), role_why,
+                    roles (by family, where they differ: role, why),
+                    draining, pending, why, profile, type, up, carrier, group, since
+                    (role and rules as they are), in_force,
+                    networks[]: family, prefix, or host_addresses (true: addresses
+                    without a network), table (0: none), routes
+                    (a number: those that are not among the objects because
+                    there are very many), addresses[] (address,
+                    prefix_length, peer, flags[]), gateways[] (via),
+                    left_alone: the reason by family, unused_addresses[],
+                    objects[]: kind ("rule", "route", "group"), family, state
+                    ("in force", "missing", "different", "misplaced", "yields",
+                    "unexpected"), text as iproute2 has it, reason, lifts (the
+                    rule of somebody else that this one leads to)
+  shared[]          objects that serve all links, lift rules of others, or serve
+                    no link
+  off               since and by whom all of multihomed is switched off, if it is
+  off_links[]       interface, uuid (of the profile), since, by; where there are any
+  other_rules[]     rules of somebody else that have a say: family, text, place
+                    ("ahead", "selects", "behind", "stepped over")
+  other_interfaces[]  interface, why it is no link
+  problems[]        code, severity ("error", "warning", "notice"), link, object,
+                    text, fix, since
+  unread[]          what could not be read`
+
+func (a *app) status() *cobra.Command {
+	var asJSON, verbose bool
+	cmd := &cobra.Command{
+		Use:   "status [INTERFACE|PROFILE|ADDRESS|NETWORK|TABLE|PATTERN]...",
+		Short: "show links, tables, what is in force and what is wrong",
+		Long:  statusHelp,
+		Example: `  multihomectl status
+  multihomectl status wan0 'wwan*'
+  multihomectl status 192.0.2.7
+  multihomectl status --json | jq '.links[] | {interface, networks}'`,
+		ValidArgsFunction: a.completeInterfaces,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			how, err := a.look()
+			if err != nil {
+				return err
+			}
+			how.verbose, how.only = verbose, args
+			return a.showStatus(cmd.Context(), a.find(), how, asJSON)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "list every rule and route with the reason why it exists, and why a link has its role")
+	return cmd
+}
+
+func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, asJSON bool) error {
+	s, err := a.readStatus(ctx, loaded.Config, how.only, asJSON || how.verbose)
+	if err != nil {
+		return &exitError{exitUsage, err}
+	}
+	tell(&s, loaded.Fault)
+	if err := restrict(&s, how.only); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	if asJSON {
+		encoder := json.NewEncoder(a.Out)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(s)
+	} else {
+		err = render(a.Out, s, how)
+	}
+	switch {
+	case err != nil:
+		return &exitError{exitUsage, fmt.Errorf("printing the status: %w", err)}
+	case !s.OK:
+		return &exitError{status: exitProblem}
+	default:
+		return nil
+	}
+}
+
+// answerTime is how long the daemon may take for an answer before the host is read without
+// it.
+const answerTime = 2 * time.Second
+
+// askAgain is the pause before a daemon is asked once more that starts, or has not checked
+// all links yet.
+const askAgain = 50 * time.Millisecond
+
+// readStatus asks the daemon, and reads the host where that does not answer.
+func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string, whole bool) (Status, error) {
+	told, err := askDaemon(ctx, cfg, whole)
+	if err == nil {
+		return *told, nil
+	}
+	if ctx.Err() != nil {
+		return Status{}, context.Cause(ctx)
+	}
+	view, readErr := settled(ctx, cfg, only)
+	if readErr != nil {
+		return Status{}, readErr
+	}
+	if view.Running {
+		view.Silent = true
+		if !errors.Is(err, status.ErrNobody) {
+			view.Notes = append(view.Notes, err.Error())
+		}
+	}
+	return view.Status(view.Findings(a.Root), a.Version), nil
+}
+
+// askDaemon waits while the daemon starts, and while it has not checked all links.
+func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, error) {
+	waiting, cancel := context.WithTimeoutCause(ctx, answerTime, errors.New("multihomed does not answer"))
+	defer cancel()
+	ticker := time.NewTicker(askAgain)
+	defer ticker.Stop()
+	for {
+		told, err := status.Ask(waiting, cfg.RuntimeDir, whole)
+		switch {
+		case err == nil && told.Unchecked == 0, err != nil && !errors.Is(err, status.ErrNobody):
+			return told, err
+		case err != nil && !inspect.DaemonRuns(cfg):
+			return nil, err
+		}
+		select {
+		case <-ticker.C:
+		case <-waiting.Done():
+			return told, err
+		}
+	}
+}
+
+// tell adds what is wrong with the configuration file, unless the daemon has said
+// so. Where it is bad, the daemon works with another one and the next start will too.
+func tell(s *Status, fault *config.Fault) {
+	said := func(p Problem) bool { return p.Code == config.FaultCode }
+	if fault == nil || slices.ContainsFunc(s.Problems, said) {
+		return
+	}
+	s.Problems = slices.Insert(s.Problems, 0, status.ProblemOf(fault.Problem()))
+	s.OK = false
+}
+
+// breath is how long a running daemon gets to finish what it is doing. It needs
+// a thousandth of it.
+const breath = 200 * time.Millisecond
+
+// settled reads the host. Where something is missing while the daemon runs, it
+// was probably read in the middle of a change, and is read once more.
+func settled(ctx context.Context, cfg config.Config, only []string) (*inspect.View, error) {
+	view, err := inspect.Read(ctx, cfg, only...)
+	if err != nil || !view.Running || len(view.Missing) == 0 {
+		return view, err
+	}
+	timer := time.NewTimer(breath)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	return inspect.Read(ctx, cfg, only...)
+}
+
+// completeInterfaces offers the interfaces of the host to the shell.
+func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	told, err := a.readStatus(cmd.Context(), a.find().Config, nil, false)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	add := func(word string) {
+		if word != "" && !slices.Contains(args, word) && !slices.Contains(out, word) {
+			out = append(out, word)
+		}
+	}
+	for _, l := range told.Links {
+		add(l.Interface)
+	}
+	for _, o := range told.Others {
+		add(o.Interface)
+	}
+	slices.SortFunc(out, status.CompareNames)
+	for _, l := range told.Links {
+		add(l.Profile)
+		for _, n := range l.Networks {
+			if n.Table != 0 {
+				add(strconv.FormatUint(uint64(n.Table), 10))
+			}
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}

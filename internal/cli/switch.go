@@ -1,0 +1,578 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"multihomed/internal/cleanup"
+	"multihomed/internal/config"
+	"multihomed/internal/daemon"
+	"multihomed/internal/handoff"
+	"multihomed/internal/hookstate"
+	"multihomed/internal/inspect"
+	"multihomed/internal/lockfile"
+	"multihomed/internal/offswitch"
+	"multihomed/internal/ownership"
+	"multihomed/internal/rights"
+	"multihomed/internal/status"
+	"multihomed/internal/unitfile"
+	"multihomed/nm"
+)
+
+const offHelp = `Switch multihomed off, or some links only, until it is switched on again: over
+reboots, upgrades and restarts of the service. All rules, routes and marks of it, or of
+the links, are taken out of the kernel; when the command returns they are gone, and
+traffic follows the main table as it would without multihomed. What belongs to other
+links stays, and so do the leases: switched on again, every link gets the same table.
+
+A link is named by its interface, or by its NetworkManager profile. It is remembered by
+the profile, whatever its interface is called later; without one, by the interface.
+
+A daemon that runs does it itself, and stays, doing nothing. One that does not answer
+within three seconds is ended. It works without a daemon, and with a configuration that
+cannot be used. Where the state directory cannot be written it holds until the next
+boot, and says so. The exit status is 1 if it does not hold for longer, or if something
+still stands: it says what and why.`
+
+const onHelp = `Switch multihomed, or some links, on again after multihomectl off. Without a link,
+everything is on. With one, what is left of a profile that it had goes, too. When the command returns the routing stands, in the same tables as
+before; without a daemon it is made once, and kept by the hooks.`
+
+func (a *app) off() *cobra.Command {
+	return &cobra.Command{
+		Use:               "off [LINK...]",
+		Short:             "switch multihomed, or some links, off until it is switched on",
+		Long:              offHelp,
+		Example:           "  multihomectl off\n  multihomectl off wan1",
+		ValidArgsFunction: a.completeOff,
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.switchOff(cmd.Context(), args) },
+	}
+}
+
+func (a *app) on() *cobra.Command {
+	return &cobra.Command{
+		Use:               "on [LINK...]",
+		Short:             "switch it on again",
+		Long:              onHelp,
+		Example:           "  multihomectl on\n  multihomectl on wan1",
+		ValidArgsFunction: a.completeOn,
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.switchOn(cmd.Context(), args) },
+	}
+}
+
+// completeOff offers the interfaces that are not off.
+func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	cfg, _ := config.Salvage(a.configPath)
+	off := offswitch.Load(cfg.Switch())
+	var out []string
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	for _, i := range all {
+		if _, is := off.Of(i.Name, ""); !is && i.Name != loopback && !slices.Contains(args, i.Name) {
+			out = append(out, i.Name)
+		}
+	}
+	slices.SortFunc(out, status.CompareNames)
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeOn offers the links that are off.
+func (a *app) completeOn(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	cfg, _ := config.Salvage(a.configPath)
+	var out []string
+	for _, l := range offswitch.Load(cfg.Switch()).Links {
+		name := l.Interface
+		if name == "" {
+			name = l.UUID
+		}
+		if !slices.Contains(args, name) {
+			out = append(out, name)
+		}
+	}
+	slices.SortFunc(out, status.CompareNames)
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+const loopback = "lo"
+
+// may reports whether this process has the rights to switch.
+func (a *app) may(command string, links []string) error {
+	able, err := rights.NetAdmin()
+	if err == nil && !able {
+		err = fmt.Errorf("%s needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl %s", command, strings.Join(append([]string{command}, links...), " "))
+	}
+	if err != nil {
+		return &exitError{exitProblem, err}
+	}
+	return nil
+}
+
+// A target is a link that is switched: its interface, and its profile if it has one.
+type target struct {
+	name, uuid, profile string
+	// word is how it was named.
+	word string
+}
+
+// all is the target where no link is named.
+func (t target) all() bool { return t.name == "" && t.uuid == "" }
+
+// targets finds the links that words name, in what stands and in what is off. Present are
+// the interfaces of the host.
+func (a *app) targets(ctx context.Context, off offswitch.State, words []string) (out []target, present []offswitch.Interface, err error) {
+	if len(words) == 0 {
+		return nil, nil, nil
+	}
+	devices := map[string]nm.Device{}
+	known, err := nm.ReadOnce(ctx, nm.Options{CallTimeout: managerPatience})
+	if err == nil {
+		devices = known.Devices
+	} // Without NetworkManager a link is what it is called.
+	var interfaces []string
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
+	}
+	for _, i := range all {
+		if i.Name == loopback {
+			continue // Nothing of ours concerns it, whatever profile it has.
+		}
+		interfaces = append(interfaces, i.Name)
+		present = append(present, offswitch.Interface{Name: i.Name, UUID: devices[i.Name].ProfileUUID})
+	}
+	slices.SortFunc(interfaces, status.CompareNames)
+	for _, word := range words {
+		t, found := find(word, devices, interfaces, off)
+		switch {
+		case !found && (word == loopback || devices[loopback].ProfileUUID == word):
+			return nil, nil, &exitError{exitUsage, errors.New("lo is the loopback: multihomed makes no routing for it that could be switched off or on")}
+		case !found:
+			return nil, nil, &exitError{exitUsage, fmt.Errorf("there is no interface or active profile %q; there are %s", clean(word), strings.Join(interfaces, ", "))}
+		}
+		if !slices.ContainsFunc(out, func(o target) bool { return o.name == t.name && o.uuid == t.uuid }) {
+			out = append(out, t)
+		}
+	}
+	return out, present, nil
+}
+
+func find(word string, devices map[string]nm.Device, interfaces []string, off offswitch.State) (target, bool) {
+	if slices.Contains(interfaces, word) {
+		return target{word, devices[word].ProfileUUID, devices[word].ProfileID, word}, true
+	}
+	for _, name := range interfaces {
+		if d, is := devices[name]; is && d.ProfileUUID != "" && (d.ProfileUUID == word || d.ProfileID == word) {
+			return target{name, d.ProfileUUID, d.ProfileID, word}, true
+		}
+	}
+	// A link that is off need not be there.
+	for _, l := range off.Links {
+		if l.Called(word) {
+			return target{l.Interface, l.UUID, l.Profile, word}, true
+		}
+	}
+	return target{}, false
+}
+
+// managerPatience is how long NetworkManager may take for one answer.
+const managerPatience = 3 * time.Second
+
+func (a *app) switchOff(ctx context.Context, words []string) error {
+	if err := a.may("off", words); err != nil {
+		return err
+	}
+	cfg, sound := a.salvage()
+	mark := offswitch.Mark{Since: time.Now().UTC().Truncate(time.Second), By: offswitch.Who(a.Env)}
+	targets, _, err := a.targets(ctx, offswitch.Load(cfg.Switch()), words)
+	if err != nil {
+		return err
+	}
+	if len(targets) == 0 {
+		targets = []target{{}}
+	}
+	// Before the switch: whose the objects are is told by what stands.
+	var all []*cleanup.Remains
+	for _, t := range targets {
+		r, err := a.remains(ctx, cfg, sound, t.name)
+		if err != nil {
+			return &exitError{exitProblem, err}
+		}
+		defer r.Close()
+		r.Left()
+		all = append(all, r)
+	}
+	before, now, _, err := offswitch.Change(cfg.Switch(), func(s *offswitch.State) error {
+		for _, t := range targets {
+			var err error
+			if t.all() {
+				err = s.SwitchOff(mark)
+			} else {
+				err = s.LinkOff(offswitch.Link{UUID: t.uuid, Profile: t.profile, Interface: t.name, Mark: mark})
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	var failed []error
+	if unkept, is := errors.AsType[*offswitch.UnkeptError](err); is {
+		failed = append(failed, unkept)
+	} else if err != nil {
+		return &exitError{exitProblem, err}
+	}
+	for i, t := range targets {
+		removed, err := a.vanish(ctx, cfg, t.name, all[i])
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s is switched off and nothing is made anew, but %w", subject(t), err))
+			continue
+		}
+		fmt.Fprintln(a.Out, sentenceOff(cfg, before, now, t, removed))
+	}
+	if err := errors.Join(failed...); err != nil {
+		return &exitError{exitProblem, err}
+	}
+	return nil
+}
+
+func subject(t target) string {
+	if t.all() {
+		return "multihomed"
+	}
+	return clean(t.name)
+}
+
+// sentenceOff says what off did.
+func sentenceOff(cfg config.Config, before, now offswitch.State, t target, removed string) string {
+	mark, was := now.Host, before.Host != nil
+	undo := "multihomectl on"
+	if !t.all() {
+		l, _ := now.Link(t.name, t.uuid)
+		_, was = before.Link(t.name, t.uuid)
+		mark, undo = &l.Mark, undo+" "+clean(t.name)
+	}
+	text := subject(t) + " is switched off"
+	if was {
+		text += " already, since " + mark.String()
+	}
+	if removed == "" {
+		text += ": nothing of it stands"
+	} else {
+		text += ": removed " + removed
+		if stay := leasesStay(cfg); t.all() {
+			text += stay
+		}
+	}
+	if !t.all() && now.HostOff() {
+		return text + "; all of multihomed is " + now.Why()
+	}
+	return text + "; to switch it on: " + undo
+}
+
+const (
+	// obeyTime is how long a daemon may take until all is gone. It needs
+	// milliseconds, and some more with a thousand links.
+	obeyTime = 3 * time.Second
+	// offTime bounds it all.
+	offTime = 15 * time.Second
+	// tryAgain is how often the lock is tried while a daemon comes or goes.
+	tryAgain = 50 * time.Millisecond
+)
+
+// vanish sees to it that nothing stands of a link, or of the host: the one who holds the
+// lock does that, and where he does not, his place is taken. It says what was removed.
+func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cleanup.Remains) (removed string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, offTime)
+	defer cancel()
+	planned := r.Left()
+	summary := ""
+	if len(planned) > 0 {
+		summary = r.Summary(planned)
+	}
+	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
+	// After a boot without the daemon there is no directory yet.
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
+		return "", fmt.Errorf("%s stands: %w", r.Summary(planned), err)
+	}
+	ticker := time.NewTicker(tryAgain)
+	defer ticker.Stop()
+	var told, unlocked time.Time
+	for {
+		err := handoff.Send(cfg.RuntimeDir, handoff.Switched())
+		if err == nil {
+			if told.IsZero() {
+				told = time.Now()
+			}
+			if gone, err := a.gone(ctx, cfg, name, r, obeyTime-time.Since(told)); gone || err != nil {
+				return summary, err
+			}
+		}
+		lock, locking := lockfile.TryLock(path)
+		if lock != nil {
+			works, err := a.worksUnlocked(ctx, cfg, lock, &unlocked)
+			if err != nil {
+				return "", fmt.Errorf("%s stands, and %w; to fix: systemctl restart multihomed, then do this again", r.Summary(r.Left()), err)
+			}
+			if works {
+				select {
+				case <-ctx.Done():
+					return "", fmt.Errorf("%s stands: %w", r.Summary(r.Left()), context.Cause(ctx))
+				case <-ticker.C:
+				}
+				continue
+			}
+			defer lock.Close()
+			if _, err := a.takeAway(ctx, cfg, r, movedOf(cfg, name), false); err != nil {
+				return "", errors.Unwrap(err)
+			}
+			return summary, nil
+		}
+		if _, held := errors.AsType[*lockfile.HeldError](locking); !held {
+			return "", locking
+		}
+		if !told.IsZero() && time.Since(told) >= obeyTime || errors.Is(err, handoff.ErrBusy) {
+			pid, err := endHolder(ctx, path)
+			if err != nil {
+				return "", fmt.Errorf("%s stands, and %w; to fix: systemctl kill --signal=KILL multihomed, then do this again", r.Summary(r.Left()), err)
+			}
+			told = time.Time{}
+			if pid != 0 {
+				fmt.Fprintf(a.Err, "multihomectl: process %d had the lock and did not answer: it was ended\n", pid)
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("%s stands: %w", r.Summary(r.Left()), locking)
+		case <-ticker.C:
+		}
+	}
+}
+
+// worksUnlocked reports whether somebody works on this host without the lock, which is ours
+// now, and lets go of it then. His runtime directory was removed: he makes it again as
+// soon as he can have the lock. One who has not done it in time is ended.
+func (a *app) worksUnlocked(ctx context.Context, cfg config.Config, lock *lockfile.Lock, since *time.Time) (bool, error) {
+	trusted := lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)
+	_, held, err := lockfile.NamespaceHolder(trusted...)
+	if err != nil || !held {
+		return false, nil //nolint:nilerr // where the kernel does not tell, the lock that we have decides
+	}
+	if err := lock.Close(); err != nil {
+		return false, err
+	}
+	if since.IsZero() {
+		*since = time.Now()
+	}
+	if time.Since(*since) < obeyTime {
+		return true, nil
+	}
+	pid, err := lockfile.EndNamespaceHolder(ctx, trusted...)
+	if err != nil {
+		return false, err
+	}
+	if *since = (time.Time{}); pid != 0 {
+		fmt.Fprintf(a.Err, "multihomectl: process %d worked without the lock and did not answer: it was ended\n", pid)
+	}
+	return true, nil
+}
+
+// endHolder kills the process that holds a lock, because it does not do what it is asked
+// for, and returns its number; 0 if it let go of the lock meanwhile.
+func endHolder(ctx context.Context, path string) (pid int, err error) {
+	holder, err := lockfile.OpenHolder(path)
+	if err != nil {
+		return 0, err
+	}
+	if holder == nil {
+		pid, held, err := lockfile.Holder(path)
+		if err == nil && held && pid == 0 {
+			err = fmt.Errorf("the process that holds %s is not visible here", path)
+		}
+		return 0, err
+	}
+	defer holder.Close()
+	ended, err := holder.End(ctx, path)
+	if err != nil {
+		return 0, fmt.Errorf("ending process %d, which holds %s: %w", holder.PID, path, err)
+	}
+	if !ended {
+		return 0, nil
+	}
+	return holder.PID, nil
+}
+
+// gone waits until nothing of a link stands, and reports whether that came true.
+func (a *app) gone(ctx context.Context, cfg config.Config, name string, r *cleanup.Remains, patience time.Duration) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(patience, tryAgain))
+	defer cancel()
+	left, err := r.Await(ctx)
+	if err != nil || len(left) > 0 {
+		return false, err
+	}
+	ticker := time.NewTicker(tryAgain)
+	defer ticker.Stop()
+	for len(movedOf(cfg, name)) > 0 {
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case <-ticker.C:
+		}
+	}
+	return true, nil
+}
+
+// movedOf are the routes that were moved out of main, of a link or of all.
+func movedOf(cfg config.Config, name string) []hookstate.Config {
+	hooks, _ := hookstate.Open(cfg.RuntimeDir)
+	return slices.DeleteFunc(hooks.Moved(), func(c hookstate.Config) bool { return name != "" && c.Interface != name })
+}
+
+func (a *app) switchOn(ctx context.Context, words []string) error {
+	if err := a.may("on", words); err != nil {
+		return err
+	}
+	cfg, _ := a.salvage()
+	targets, present, err := a.targets(ctx, offswitch.Load(cfg.Switch()), words)
+	if err != nil {
+		return err
+	}
+	before, now, _, err := offswitch.Change(cfg.Switch(), func(s *offswitch.State) error {
+		if len(targets) == 0 {
+			return s.SwitchOn()
+		}
+		for _, t := range targets {
+			if err := s.LinkOn(t.name, t.uuid); err != nil {
+				return err
+			}
+			// And what is left of a profile that this interface had once.
+			s.Forget(func(l offswitch.Link) bool { return l.Called(t.word) && len(l.On(present)) == 0 })
+		}
+		return nil
+	})
+	unkept, isUnkept := errors.AsType[*offswitch.UnkeptError](err)
+	if err != nil && !isUnkept {
+		return &exitError{exitProblem, err}
+	}
+	text := sentenceOn(before, now, targets, present)
+	how, err := a.appear(ctx)
+	if err != nil {
+		err = fmt.Errorf("%s, but %w", text, err)
+	} else {
+		_, err = fmt.Fprintf(a.Out, "%s: %s\n", text, how)
+	}
+	if isUnkept {
+		err = errors.Join(err, unkept)
+	}
+	if err != nil {
+		return &exitError{exitProblem, err}
+	}
+	return nil
+}
+
+// sentenceOn says what on did.
+func sentenceOn(before, now offswitch.State, targets []target, present []offswitch.Interface) string {
+	switch {
+	case !before.Any():
+		return "nothing was switched off"
+	case len(targets) == 0:
+		return "multihomed is switched on"
+	}
+	var on, was []string
+	for _, t := range targets {
+		removed := slices.ContainsFunc(before.Links, func(l offswitch.Link) bool {
+			return (l.Called(t.word) || l.Interface == t.name || l.UUID != "" && l.UUID == t.uuid) && !slices.Contains(now.Links, l)
+		})
+		if removed {
+			on = append(on, subject(t))
+			continue
+		}
+		text := "nothing of " + subject(t) + " was switched off"
+		elsewhere := slices.IndexFunc(now.Links, func(l offswitch.Link) bool { return l.Called(t.word) && len(l.On(present)) > 0 })
+		if elsewhere >= 0 {
+			name := clean(now.Links[elsewhere].On(present)[0])
+			text += fmt.Sprintf(", but the profile that it had is, now on %[1]s (to switch that on: multihomectl on %[1]s)", name)
+		}
+		was = append(was, text)
+	}
+	if len(on) > 0 {
+		was = slices.Insert(was, 0, strings.Join(on, ", ")+" switched on")
+	}
+	return strings.Join(was, "; ")
+}
+
+// appear sees to it that the routing of all links stands, and says what does.
+func (a *app) appear(ctx context.Context) (string, error) {
+	cfg := a.load()
+	ctx, cancel := context.WithTimeout(ctx, offTime)
+	defer cancel()
+	err := handoff.Send(cfg.RuntimeDir, handoff.Switched())
+	alone := errors.Is(err, handoff.ErrNobody)
+	if err != nil && !alone {
+		return "", err
+	}
+	if alone {
+		if why := daemon.KeptAway(cfg); why != "" {
+			return "nothing is done yet, because " + why + "; to start it: " + unitfile.Start(os.DirFS("/")), nil
+		}
+	}
+	work := func(context.Context) error { return nil }
+	if alone {
+		o := daemon.Options{ConfigPath: a.configPath, Version: a.Version, Level: new(slog.LevelVar), Logger: slog.New(slog.DiscardHandler)}
+		work = func(ctx context.Context) error {
+			return daemon.Once(ctx, o, handoff.Message{}, daemon.Linger, func() {})
+		}
+	}
+	working, stop := context.WithCancel(ctx)
+	worked := make(chan error, 1)
+	go func() { worked <- work(working) }()
+	view, err := a.inForce(ctx, cfg)
+	stop()
+	if err := errors.Join(err, <-worked); err != nil {
+		return "", err
+	}
+	links := 0
+	for range view.Planner.Links() {
+		links++
+	}
+	what := count(links, "link") + " with their routing"
+	if links == 1 {
+		what = "1 link with its routing"
+	}
+	if alone {
+		what += "; the service does not run, to start it: systemctl start multihomed"
+	}
+	return what, nil
+}
+
+// inForce waits until what is planned stands.
+func (a *app) inForce(ctx context.Context, cfg config.Config) (*inspect.View, error) {
+	ticker := time.NewTicker(tryAgain)
+	defer ticker.Stop()
+	for {
+		view, err := inspect.Read(ctx, cfg)
+		if err == nil && view.Converged() == nil {
+			return view, nil
+		}
+		select {
+		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("not everything is in force yet; to fix: see multihomectl status (%w)", view.Converged())
+			}
+			return nil, err
+		case <-ticker.C:
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"multihomed/internal/escape"
+	"multihomed/internal/suggest"
+)
+
+// usageError is an error of the command line that says where to read on.
+func usageError(cmd *cobra.Command, format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf("%s; see %s --help", fmt.Sprintf(format, args...), cmd.CommandPath())}
+}
+
+// meant adds what somebody may have meant.
+func meant(written string, words []string) string {
+	if word := suggest.For(written, words); word != "" {
+		return "; did you mean " + word + "?"
+	}
+	return ""
+}
+
+// noArguments is for commands that take none: a word is the name of a command below
+// it that does not exist, or too much.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	word := escape.Text(args[0])
+	if names := commandsOf(cmd); len(names) > 0 {
+		return usageError(cmd, "there is no command %q%s", strings.TrimPrefix(cmd.CommandPath()+" ", "multihomectl ")+word, meant(word, names))
+	}
+	return usageError(cmd, "%s takes no argument, and %q is one", cmd.CommandPath(), word)
+}
+
+func atMostOne(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usageError(cmd, "%s takes one argument, and there are %d", cmd.CommandPath(), len(args))
+	}
+	return nil
+}
+
+func commandsOf(cmd *cobra.Command) []string {
+	var names []string
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() {
+			names = append(names, c.Name())
+		}
+	}
+	return names
+}
+
+// flagError says in our words what is wrong with a flag.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	var bare *pflag.ValueRequiredError
+	var invalid *pflag.InvalidValueError
+	switch {
+	case errors.As(err, &unknown):
+		if unknown.GetSpecifiedShortnames() != "" {
+			return usageError(cmd, "there is no flag -%s", escape.Text(unknown.GetSpecifiedName()))
+		}
+		name := escape.Text(unknown.GetSpecifiedName())
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+		if word := suggest.For(name, names); word != "" {
+			return usageError(cmd, "there is no flag --%s; did you mean --%s?", name, word)
+		}
+		return usageError(cmd, "there is no flag --%s", name)
+	case errors.As(err, &bare):
+		return usageError(cmd, "--%s needs a value", bare.GetFlag().Name)
+	case errors.As(err, &invalid):
+		return usageError(cmd, "--%s cannot be %q: %s", invalid.GetFlag().Name, escape.Text(invalid.GetValue()), kindOfValue(invalid.GetFlag().Value.Type()))
+	default:
+		return usageError(cmd, "%s", escape.Text(err.Error()))
+	}
+}
+
+// kindOfValue says what a flag wants.
+func kindOfValue(kind string) string {
+	switch kind {
+	case "duration":
+		return "it is a time such as 500ms or 5s"
+	case "int", "uint", "int64", "uint32":
+		return "it is a whole number"
+	case "bool":
+		return "it is true or false"
+	default:
+		return "it is a " + kind
+	}
+}
+
+// What cobra checks by itself, after the flags were read.
+var (
+	missingFlags = regexp.MustCompile(`^required flag\(s\) (.*) not set$`)
+	oneOf        = regexp.MustCompile(`^at least one of the flags in the group \[(.*)\] is required$`)
+	notTogether  = regexp.MustCompile(`^if any flags in the group \[.*\] are set none of the others can be; \[(.*)\] were all set$`)
+)
+
+// ourWords replaces what cobra says.
+func ourWords(err error) error {
+	text := err.Error()
+	if m := missingFlags.FindStringSubmatch(text); m != nil {
+		return fmt.Errorf("%s is needed", flagList(strings.Split(strings.ReplaceAll(m[1], `"`, ""), ", "), "and"))
+	}
+	if m := oneOf.FindStringSubmatch(text); m != nil {
+		return fmt.Errorf("%s is needed", flagList(strings.Fields(m[1]), "or"))
+	}
+	if m := notTogether.FindStringSubmatch(text); m != nil {
+		return fmt.Errorf("%s cannot go together", flagList(strings.Fields(m[1]), "and"))
+	}
+	return err
+}
+
+func flagList(names []string, word string) string {
+	for i, n := range names {
+		names[i] = "--" + n
+	}
+	return strings.Join(names, " "+word+" ")
+}
+
+// helpCommand is that of cobra, but an unknown topic is an error.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "help about a command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if cmd == nil || err != nil || len(rest) > 0 {
+				return usageError(root, "there is no command %q%s", escape.Text(strings.Join(args, " ")), meant(strings.Join(args, " "), commandsOf(root)))
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
+		},
+	}
+}
+
+// everywhere gives a command and all below it our errors.
+func everywhere(cmd *cobra.Command) {
+	if cmd.HasSubCommands() && !cmd.Runnable() {
+		// cobra shows the help and is content, whatever the word.
+		cmd.Args, cmd.RunE = noArguments, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	if cmd.HasParent() && cmd.Parent().Name() == "completion" {
+		cmd.Args = noArguments // cobra's own commands speak cobra's words.
+	}
+	for _, below := range cmd.Commands() {
+		everywhere(below)
+	}
+}

@@ -1,0 +1,402 @@
+// Package daemon is the service: it puts the parts together, keeps them running
+// and tells systemd how they are.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"os"
+	"os/signal"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"multihomed/internal/config"
+	"multihomed/internal/event"
+	"multihomed/internal/handoff"
+	"multihomed/internal/lockfile"
+	"multihomed/internal/ownership"
+	"multihomed/internal/runstate"
+	"multihomed/routing"
+	"multihomed/routing/reconcile"
+)
+
+// Options are what the command line decides.
+type Options struct {
+	// ConfigPath is the configuration file; it need not exist.
+	ConfigPath string
+	Version    string
+	Logger     *slog.Logger
+	// Level is what the logger filters by; the configuration sets it.
+	Level *slog.LevelVar
+}
+
+// managerTimeout is how long a NetworkManager that is not on the bus is waited for.
+// The unit starts the daemon after it.
+const managerTimeout = 10 * time.Second
+
+// readyTimeout is how long one that is there, and does not come to an end with what
+// it starts, is waited for: longer than a DHCP server that does not answer takes.
+const readyTimeout = 2 * time.Minute
+
+// lockTimeout is what a dispatcher needs to make way.
+const lockTimeout = 5 * time.Second
+
+// Run serves until ctx is done. It leaves the routing in place.
+func Run(ctx context.Context, o Options) error {
+	cfg, err := find(ctx, o)
+	if err != nil {
+		return err
+	}
+	if err := mayRoute(); err != nil {
+		return err
+	}
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: runstate.Memory{Directory: cfg.RuntimeDir}}}
+	if s.lock, err = handoff.TakeLock(waiting, cfg.RuntimeDir); err != nil {
+		return err
+	}
+	defer func() { closing(o.Logger, "lock", s.lock.Close) }()
+	unlock, err := lockNamespace(waiting, cfg.Config, o.Logger)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+
+	if s.sockets, err = openSockets(); err != nil {
+		return err
+	}
+	defer closing(o.Logger, "sockets", s.sockets.Close)
+	if err := s.listen(cfg.Config); err != nil {
+		return err
+	}
+	defer closing(o.Logger, "socket for events", func() error {
+		if s.events == nil {
+			return nil
+		}
+		// Whoever starts next looks at everything.
+		_, err := s.events.Close()
+		return err
+	})
+	o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed "+o.Version+" started", event.Is(event.Started)) //nolint:sloglint // the version
+	for {
+		again, err := s.serve(ctx, cfg, hangup)
+		if err == nil && again != nil {
+			cfg = *again
+			if err = s.stayFound(ctx, cfg.Config); ctx.Err() != nil {
+				again, err = nil, nil
+			}
+		}
+		if err != nil || again == nil {
+			s.notify.stopping()
+			letGoIfMasked(ctx, o.Logger)
+			if err == nil {
+				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays in force", event.Is(event.Stopped))
+			}
+			return err
+		}
+	}
+}
+
+// service is what outlives a change of the configuration.
+type service struct {
+	Options
+	notify  *notifier
+	started time.Time
+	sockets *sockets
+	// lock and events are made again with the runtime directory; memory is what they
+	// have in common with their successors.
+	lock     *lockfile.Lock
+	events   *handoff.Listener
+	memory   *memory
+	restored time.Time
+	// files writes what the parts before kept in the runtime directory, where it is gone;
+	// nil if nothing ever was.
+	files func() error
+	// written is what the log says from under the configuration before.
+	written *written
+
+	mu sync.Mutex
+	// report is the loop's last; faults are of other parts.
+	report reconcile.Report
+	faults faults
+	// found are the problems that the checks of status found, beside those.
+	found []routing.Problem
+	// logged are the problems that the log knows.
+	logged problems
+}
+
+// Codes of parts that may not work.
+const (
+	leasesFault     routing.Code = "leases"
+	namesFault      routing.Code = "dns-servers"
+	allocatorFault  routing.Code = "table-allocator"
+	tableNamesFault routing.Code = "table-names"
+	statusFault     routing.Code = "status-socket"
+	lastGoodFault   routing.Code = "last-good-configuration"
+)
+
+// faults are what is wrong with parts other than the loop.
+type faults map[routing.Code]routing.Problem
+
+// set takes what is wrong with a part, nothing if err is nil, and reports whether
+// that is new.
+func (f faults) set(code routing.Code, err error) bool {
+	var p routing.Problem
+	bad, is := errors.AsType[*config.Fault](err)
+	switch {
+	case is:
+		p = bad.Problem()
+	case err != nil:
+		p = routing.ProblemOf(code, routing.Warning, "", err)
+	}
+	if f[code] == p {
+		return false
+	}
+	f[code] = p
+	return true
+}
+
+// all returns what is wrong, in order.
+func (f faults) all() []routing.Problem {
+	var out []routing.Problem
+	for _, code := range slices.Sorted(maps.Keys(f)) {
+		if p := f[code]; p.Code != "" {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// serve runs all parts under one configuration. It returns the next one when
+// that changed, nil when ctx is done.
+func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan os.Signal) (*config.Loaded, error) {
+	cfg := loaded.Config
+	s.Level.Set(cfg.LogLevel)
+	s.fault(config.FaultCode, faultOf(loaded))
+	settled, ready := newLatch(), newLatch()
+	var alone atomic.Bool
+	var p *parts
+	outdated, changed := newWake(), newWake()
+	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
+		Ready: func() { ready.do(s.notify.ready) },
+		Settled: func() {
+			settled.give()
+			changed.give()
+			alone.Store(p.owners.Alone())
+		},
+		Alive: s.notify.alive, Beat: s.notify.beat(),
+		Report: s.reported, Outdated: outdated.give,
+	}, extras{fault: s.fault, memory: s.memory, written: s.written})
+	// Ended in order before the first pass: nothing spoke against the configuration, and
+	// a restart must not leave an older one as the last good one.
+	keepUnsettled := func() { settled.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
+	if err != nil && ctx.Err() != nil {
+		keepUnsettled()
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer p.close()
+
+	running, cancel := context.WithCancel(ctx)
+	defer cancel()
+	tasks, running := errgroup.WithContext(running)
+	p.run(running, tasks)
+	// The boot waits for READY=1, and NetworkManager may be installed and never
+	// come. What is left of its links stands until it does.
+	giveUp := func(isDue func() bool) func() {
+		return func() {
+			if isDue() {
+				ready.do(func() {
+					s.Logger.LogAttrs(ctx, event.LevelNotice, "starting without knowing all links", slog.Duration("after", time.Since(s.started).Round(time.Second)))
+					s.notify.ready()
+				})
+			}
+		}
+	}
+	absent := time.AfterFunc(managerTimeout, giveUp(alone.Load))
+	defer absent.Stop()
+	unready := time.AfterFunc(readyTimeout, giveUp(func() bool { return true }))
+	defer unready.Stop()
+	tasks.Go(func() error {
+		// Not before the kernel has been read: any table may be in use.
+		if !settled.await(running) {
+			return nil
+		}
+		return s.lease(running, cfg, p.leases, &tableView{mirror: p.mirror, loop: p.loop, tables: cfg.Tables}, p.router)
+	})
+	tasks.Go(func() error {
+		return s.events.Run(running, s.Logger, func(m handoff.Message) {
+			p.take(running, m)
+			p.acknowledge(m)
+		})
+	})
+	tellers := newTeller(s, cfg, p, outdated, changed)
+	// Without the socket the routing goes on, and multihomectl reads the host by itself.
+	s.fault(statusFault, tellers.listen())
+	tellers.run(running, tasks)
+	tasks.Go(func() error {
+		p.keepLeases(running, s.fault)
+		return nil
+	})
+	tasks.Go(func() error {
+		giveBack(running, changed)
+		return nil
+	})
+
+	tasks.Go(func() error {
+		// It is good when it has come into force.
+		if settled.await(running) {
+			keep(running, loaded, func(err error) { s.fault(lastGoodFault, err) })
+		}
+		return nil
+	})
+
+	lost := false
+	tasks.Go(func() (err error) {
+		if lost, err = s.guard(running, cfg, p, tellers); lost || err != nil {
+			cancel()
+		}
+		return err
+	})
+
+	var next *config.Loaded
+	tasks.Go(func() error {
+		defer cancel()
+		next = s.awaitChange(running, cfg, hangup)
+		return nil
+	})
+	if err := tasks.Wait(); err != nil {
+		return nil, err
+	}
+	keepUnsettled()
+	s.written = p.written()
+	if lost && next == nil && ctx.Err() == nil {
+		return &loaded, nil
+	}
+	return next, nil
+}
+
+// awaitChange returns the configuration that replaces cfg, nil when ctx is done. A
+// bad file changes nothing but what is said of it.
+func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) *config.Loaded {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+		}
+		ready := s.notify.reloading()
+		next := config.Find(s.ConfigPath)
+		switch {
+		case next.Fault != nil:
+			s.fault(config.FaultCode, config.Refused(next.Fault.File, next.Fault.Err))
+		case next.StateDir != cfg.StateDir || next.RuntimeDir != cfg.RuntimeDir:
+			s.fault(config.FaultCode, config.Refused(s.ConfigPath, errNeedsRestart))
+		case reflect.DeepEqual(next.Config, cfg):
+			s.fault(config.FaultCode, nil)
+			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged", event.Is(event.ConfigLoaded))
+			s.fault(lastGoodFault, next.Keep(time.Now()))
+		default:
+			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed", event.Is(event.ConfigLoaded))
+			return &next
+		}
+		if ready {
+			s.notify.ready()
+		}
+	}
+}
+
+var errNeedsRestart = errors.New("state_dir and runtime_dir need a restart; to fix: systemctl restart multihomed")
+
+// reported takes what the loop has to say.
+func (s *service) reported(r reconcile.Report) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.report = r
+	s.tell(r)
+}
+
+// fault notes what is wrong with a part other than the loop, nothing if err is nil.
+func (s *service) fault(code routing.Code, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.faults.set(code, err) {
+		s.tell(s.report)
+	}
+}
+
+// tell logs what changed in the problems, and tells systemd. The caller holds mu.
+func (s *service) tell(r reconcile.Report) {
+	problems := slices.Concat(s.faults.all(), r.Problems, s.found)
+	s.logged.note(context.Background(), problems)
+	s.notify.status(r.Waiting, problems)
+}
+
+// checked takes the problems that checks found.
+func (s *service) checked(problems []routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Equal(s.found, problems) {
+		s.found = problems
+		s.tell(s.report)
+	}
+}
+
+// state is what the daemon says of itself, with the loop's report.
+func (s *service) state(r reconcile.Report) runstate.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	problems := slices.Concat(s.faults.all(), r.Problems)
+	away := make([]runstate.Away, len(r.Away))
+	for i, a := range r.Away {
+		away[i] = runstate.Away(a)
+	}
+	return runstate.State{
+		Version: s.Version, PID: os.Getpid(), Started: s.started,
+		Ready: r.Ready, Waiting: r.Waiting, Problems: problems, Away: away, Gone: r.Gone,
+	}
+}
+
+const (
+	// flushEvery is how long the lazy bookkeeping of leases may lag behind.
+	flushEvery = time.Minute
+	// checkEvery is how often it is looked whether leases can be written.
+	checkEvery = 5 * time.Second
+)
+
+// keepLeases does the bookkeeping of leases, and tells while they cannot be written.
+func (p *parts) keepLeases(ctx context.Context, fault func(routing.Code, error)) {
+	flush, check := time.NewTicker(flushEvery), time.NewTicker(checkEvery)
+	defer flush.Stop()
+	defer check.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-check.C:
+			p.checkLeases(ctx, fault)
+		case <-flush.C:
+			if err := p.leases.Flush(ctx); err != nil && ctx.Err() == nil {
+				p.log.LogAttrs(ctx, event.LevelNotice, "bookkeeping of leases delayed", slog.String("error", err.Error()))
+			}
+		}
+	}
+}

@@ -1,0 +1,49 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"multihomed/internal/config"
+	"multihomed/internal/event"
+	"multihomed/internal/lockfile"
+)
+
+// lockNamespace makes sure that nobody else of ours works in this network namespace,
+// whatever his runtime directory. One that is about to end is waited for until ctx is
+// done. Closing what it returns ends that.
+func lockNamespace(ctx context.Context, cfg config.Config, log *slog.Logger) (func(), error) {
+	trusted := lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)
+	ticker := time.NewTicker(askAgain)
+	defer ticker.Stop()
+	for {
+		unlock, err := tryNamespace(ctx, trusted, log)
+		if err == nil {
+			return unlock, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("starting: %w", err)
+		case <-ticker.C:
+		}
+	}
+}
+
+// tryNamespace fails only where another one of ours works in this network namespace.
+func tryNamespace(ctx context.Context, trusted []uint32, log *slog.Logger) (unlock func(), err error) {
+	n, err := lockfile.TryNamespace(trusted...)
+	_, held := errors.AsType[*lockfile.NamespaceHeldError](err)
+	switch {
+	case err == nil:
+		return func() { closing(log, "lock of the network namespace", n.Close) }, nil
+	case held:
+		return nil, err
+	default:
+		// Whoever brings that about must not keep the service from working.
+		log.LogAttrs(ctx, event.LevelNotice, "network namespace not locked, so that another multihomed would not be noticed", slog.String("error", err.Error()))
+		return func() {}, nil
+	}
+}

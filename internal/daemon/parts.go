@@ -1,0 +1,373 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"multihomed/allocator"
+	"multihomed/internal/config"
+	"multihomed/internal/event"
+	"multihomed/internal/handoff"
+	"multihomed/internal/handoff/note"
+	"multihomed/internal/hookstate"
+	"multihomed/internal/news"
+	"multihomed/internal/offswitch"
+	"multihomed/internal/owners"
+	"multihomed/internal/rttables"
+	"multihomed/internal/runstate"
+	"multihomed/internal/standing"
+	"multihomed/nm"
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/reconcile"
+)
+
+// parts are what reconciles, put together.
+type parts struct {
+	log     *slog.Logger
+	leases  *allocator.Allocator
+	mirror  *kernel.Mirror
+	writer  *kernel.Writer
+	watcher *nm.Watcher
+	hooks   *hookstate.Store
+	owners  *owners.Owners
+	names   *names
+	router  *router
+	off     *offswitch.Switch
+	loop    *reconcile.Loop
+	// said are the interfaces of which hooks said something, since forget looked;
+	// departures is the mirror's count then.
+	said       *news.Names
+	departures uint64
+	// unacknowledged are messages whose senders wait for the loop.
+	unacknowledged chan handoff.Message
+}
+
+// extras tell the daemon from one who stands in for it.
+type extras struct {
+	// fault takes what is wrong with a part; nil says that nothing is.
+	fault func(code routing.Code, err error)
+	// memory outlives the runtime directory, nil for one that does not.
+	memory reconcile.Memory
+	// written is what the log says already, nil if nothing.
+	written *written
+}
+
+// written is what the log says of links and of the off switch. It outlives a change of the
+// configuration, so that the log says what that changed and nothing else.
+type written struct {
+	links map[int]routing.LinkPlan
+	off   offswitch.State
+}
+
+// written is what the log says when everything has ended.
+func (p *parts) written() *written {
+	off, _ := p.off.State()
+	return &written{links: p.loop.Told(), off: off}
+}
+
+// assemble opens everything. The caller must hold the lock, and close the parts.
+func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks, more extras) (*parts, error) {
+	p := &parts{log: log, said: news.New(), unacknowledged: make(chan handoff.Message, mostUnacknowledged)}
+	if err := p.open(ctx, cfg, hooks, more); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hooks, more extras) (err error) {
+	policy, log := cfg.RoutingPolicy(), p.log
+	p.leases, err = openLeases(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	p.checkLeases(ctx, more.fault)
+	names, err := rttables.Load()
+	if err != nil {
+		// A file that cannot be read may reserve any number; it is the
+		// administrator's, and the numbers of ours are ours in practice.
+		err = fmt.Errorf("reading the names of routing tables, whose numbers may be leased to links: %w", err)
+	}
+	more.fault(tableNamesFault, err)
+	past := openHistory(ctx, log, cfg.StateDir, policy)
+	past.moveGroups(ctx)
+	// Routes of main are read when an owner says that an interface matters: a
+	// host may have a million of others.
+	p.mirror, err = kernel.Open(kernel.Config{Tables: policy.Tables, Interest: func(string) bool { return false }})
+	if err != nil {
+		return err
+	}
+	if p.writer, err = p.mirror.OpenWriter(); err != nil {
+		return err
+	}
+	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "", Passed: note.Passed(cfg.RuntimeDir)})
+	var unread owners.Unread
+	p.owners, unread = owners.Open(cfg, p.watcher, p.mirror)
+	for _, err := range unread.Leases {
+		log.LogAttrs(ctx, event.LevelNotice, "routed lease lost", slog.String("error", err.Error()))
+	}
+	if len(unread.Hooks) > 0 {
+		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("error", errors.Join(unread.Hooks...).Error()))
+	}
+	p.hooks, p.off = p.owners.Hooked, p.owners.Off
+	p.router = &router{log: log, mirror: p.mirror, links: p.owners.Declared, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored, off: p.off}
+	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
+	move := &mover{log: log, runtime: cfg.RuntimeDir, enabled: cfg.MoveRoutes, hooks: p.hooks, owners: p.owners, mirror: p.mirror}
+	earlier := more.written
+	if earlier == nil {
+		earlier = new(written)
+	}
+	p.saySwitched(ctx, earlier.off)
+	ready, settled := hooks.Ready, hooks.Settled
+	hooks.Ready = func() {
+		past.clean(ctx)
+		ready()
+	}
+	hooks.Settled = func() {
+		p.router.settled(ctx)
+		p.forget(ctx)
+		if p.leases.Fault() != nil {
+			p.checkLeases(ctx, more.fault) // Not only when it is looked next.
+		}
+		move.settled(ctx, p.loop.Plans())
+		p.names.settled(ctx, p.loop.Plans(), p.loop.Said)
+		settled()
+	}
+	memory := more.memory
+	if memory == nil {
+		memory = runstate.Memory{Directory: cfg.RuntimeDir}
+	}
+	p.loop = reconcile.New(reconcile.Options{
+		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
+		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
+		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
+		Hooks:    hooks,
+		Memory:   memory,
+		LogDelay: logDelay, Suspect: suspect, Told: earlier.links,
+	})
+	p.router.loop = p.loop
+	return nil
+}
+
+// logDelay is how long a link must be quiet before its changes become a line: longer
+// than what an activation does in one go, and short enough for people who look.
+const logDelay = time.Second
+
+// openLeases opens the leases, whatever the database is like: what stands in the
+// kernel tells whose the tables are, so they keep their numbers.
+func openLeases(ctx context.Context, cfg config.Config, log *slog.Logger) (*allocator.Allocator, error) {
+	return allocator.Open(ctx, allocator.Options{
+		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: cfg.Tables, Anyhow: true,
+		Moved: func(to string, why error) {
+			log.LogAttrs(ctx, event.LevelNotice, "lease database moved aside because it is of no use, and made anew from what stands in the kernel",
+				event.Is(event.DatabaseMoved), slog.String("moved_to", to), slog.String("error", why.Error()))
+		},
+		Standing: func(leased func(routing.TableID) bool) ([]allocator.Standing, error) {
+			return standing.Find(ctx, cfg.RoutingPolicy().Tables, leased)
+		},
+	})
+}
+
+// checkLeases says whether leases can be written.
+func (p *parts) checkLeases(ctx context.Context, fault func(routing.Code, error)) {
+	err := p.leases.Check(ctx)
+	if err != nil {
+		err = fmt.Errorf("table numbers of new networks cannot be saved, all links keep working: %w", err)
+	}
+	fault(leasesFault, err)
+}
+
+// reload reads again what hooks said of an interface.
+func reload(ctx context.Context, log *slog.Logger, hooks *hookstate.Store, name string) {
+	for _, err := range hooks.Reload(name) {
+		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("interface", name), slog.String("error", err.Error()))
+	}
+}
+
+// take takes what a dispatcher says.
+func (p *parts) take(ctx context.Context, m handoff.Message) {
+	if m.Switched {
+		p.switched(ctx)
+		return
+	}
+	if m.Interface == "" {
+		return
+	}
+	reload(ctx, p.log, p.hooks, m.Interface)
+	p.said.Touch(m.Interface)
+	switch {
+	case m.Gone:
+		p.hooks.Release(m.Interface)
+	case len(m.Hints) > 0:
+		p.hooks.Hint(m.Interface, m.Hints)
+	}
+	p.owners.Poke(m.Interface)
+}
+
+// mostUnacknowledged bounds the senders that wait for the loop at a time.
+const mostUnacknowledged = 256
+
+// acknowledge tells the sender of a message that the loop has been through with it, if he
+// waits for that. A loop that hangs acknowledges nothing. Where too many wait, this one
+// is let go: his message was taken.
+func (p *parts) acknowledge(m handoff.Message) {
+	if !m.Awaited() {
+		return
+	}
+	select {
+	case p.unacknowledged <- m:
+	default:
+		m.Drop()
+	}
+}
+
+// acknowledgeAll answers the senders that wait. One pass is for all who came before it.
+func (p *parts) acknowledgeAll(ctx context.Context) error {
+	for {
+		var waiting []handoff.Message
+		select {
+		case <-ctx.Done():
+			return nil
+		case m := <-p.unacknowledged:
+			waiting = append(waiting, m)
+		}
+		for more := true; more && len(waiting) < mostUnacknowledged; {
+			select {
+			case m := <-p.unacknowledged:
+				waiting = append(waiting, m)
+			default:
+				more = false
+			}
+		}
+		_, err := p.loop.Settled(ctx, waiting[0].Interface)
+		for _, m := range waiting {
+			if err != nil {
+				m.Drop()
+			} else {
+				m.Acknowledge()
+			}
+		}
+	}
+}
+
+// switched reads what the administrator switched off or on.
+func (p *parts) switched(ctx context.Context) {
+	before, _ := p.off.State()
+	if err := p.off.Reload(); err != nil {
+		p.log.LogAttrs(ctx, event.LevelNotice, "off switch not read, it holds as it was", slog.String("error", err.Error()))
+		return
+	}
+	p.saySwitched(ctx, before)
+}
+
+// saySwitched says what has been switched off and on since.
+func (p *parts) saySwitched(ctx context.Context, before offswitch.State) {
+	state, _ := p.off.State()
+	switch {
+	case state.Damaged != nil:
+		if before.Damaged == nil {
+			p.log.LogAttrs(ctx, slog.LevelError, "switched off", event.Is(event.SwitchedOff), slog.String("reason", state.Damaged.Error()))
+		}
+		return
+	case state.Host != nil:
+		if before.Host == nil {
+			p.log.LogAttrs(ctx, event.LevelNotice, "switched off, nothing is routed by links", event.Is(event.SwitchedOff), slog.Time("since", state.Host.Since), slog.String("by", state.Host.By))
+		}
+		return
+	case before.HostOff():
+		p.log.LogAttrs(ctx, event.LevelNotice, "switched on", event.Is(event.SwitchedOn))
+	}
+	for _, l := range before.Links {
+		if !slices.Contains(state.Links, l) {
+			p.log.LogAttrs(ctx, event.LevelNotice, "link switched on", event.Is(event.SwitchedOn), slog.String("interface", l.Interface))
+		}
+	}
+	for _, l := range state.Links {
+		// What was off by itself before the host was is so still.
+		if !slices.Contains(before.Links, l) {
+			p.log.LogAttrs(ctx, event.LevelNotice, "link switched off", event.Is(event.SwitchedOff), slog.String("interface", l.Interface), slog.Time("since", l.Since), slog.String("by", l.By))
+		}
+	}
+}
+
+// forget drops what hooks said of interfaces that have gone without a word. It costs
+// what was said anew, and where interfaces have gone, what was said of all.
+func (p *parts) forget(ctx context.Context) {
+	exists := func(name string) (exists bool) {
+		p.mirror.View(func(k *kernel.State) {
+			index, bound := p.loop.Interface(name)
+			_, named := k.IndexOf(name)
+			_, stands := k.NameOf(index)
+			exists = named || bound && stands || !k.Complete()
+		})
+		return exists
+	}
+	names := p.said.Take()
+	var departures uint64
+	p.mirror.View(func(k *kernel.State) { departures = k.Departures() })
+	gone := p.watcher.Gone()
+	if departures != p.departures {
+		p.departures, names = departures, p.hooks.Interfaces()
+		p.hooks.KeepReleased(exists)
+		gone = p.watcher.Unattended()
+	}
+	for _, name := range gone {
+		if !exists(name) {
+			p.watcher.Forget(name)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	dropped, err := p.hooks.Keep(names, func(index int) (exists bool, err error) {
+		p.mirror.View(func(k *kernel.State) { _, exists = k.NameOf(index) })
+		if !exists {
+			// A hook may know of an interface before the mirror does.
+			return hookstate.Exists(index)
+		}
+		return exists, nil
+	})
+	if err != nil {
+		p.log.LogAttrs(ctx, event.LevelNotice, "report of a hook on a removed interface kept", slog.String("error", err.Error()))
+	}
+	for _, c := range dropped {
+		p.log.LogAttrs(ctx, slog.LevelInfo, "forgotten by hooks, because the interface is gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
+	}
+}
+
+// run starts everything that follows something.
+func (p *parts) run(ctx context.Context, tasks *errgroup.Group) {
+	tasks.Go(func() error { return p.mirror.Run(ctx) })
+	tasks.Go(func() error { return p.watcher.Run(ctx) })
+	tasks.Go(func() error { return p.owners.Run(ctx) })
+	tasks.Go(func() error { return p.loop.Run(ctx) })
+	tasks.Go(func() error { return p.acknowledgeAll(ctx) })
+}
+
+// close closes what was opened, the last first.
+func (p *parts) close() {
+	if p.writer != nil {
+		closing(p.log, "writer", p.writer.Close)
+	}
+	if p.mirror != nil {
+		closing(p.log, "mirror", p.mirror.Close)
+	}
+	if p.leases != nil {
+		closing(p.log, "leases", p.leases.Close)
+	}
+}
+
+func closing(log *slog.Logger, what string, do func() error) {
+	if err := do(); err != nil {
+		log.LogAttrs(context.Background(), event.LevelNotice, "ended with an error", slog.String("part", what), slog.String("error", err.Error()))
+	}
+}

@@ -1,0 +1,256 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"multihomed/internal/config"
+	"multihomed/internal/inspect"
+	"multihomed/internal/offswitch"
+	"multihomed/internal/presence"
+	"multihomed/internal/runstate"
+	"multihomed/internal/status"
+	"multihomed/nm"
+	"multihomed/routing"
+)
+
+// checkedAtOnce bounds the links whose outcomes are found out for one document: the rest
+// comes with the next one.
+const checkedAtOnce = 256
+
+// A teller makes the status of the daemon for who asks on the socket, and checks the host
+// by itself when something has changed, so that the log says what status would say. It has
+// goroutines of its own: the loop only hands out its snapshot.
+type teller struct {
+	service  *service
+	cfg      config.Config
+	parts    *parts
+	server   *status.Server
+	producer *status.Producer
+	// outdated wakes who checks, worked who gives memory back.
+	outdated, worked wake
+
+	// mu guards what follows.
+	mu      sync.Mutex
+	checker *inspect.Checker
+	shelf   *inspect.Shelf
+	// told is the last document, and what it was made of.
+	told telling
+	// seen is when a problem was first told of.
+	seen map[problemKey]time.Time
+}
+
+type telling struct {
+	generation uint64
+	state      runstate.State
+	manager    nm.Status
+	alone      bool
+	switched   uint64
+	view       *inspect.View
+	findings   []routing.Problem
+	status     status.Status
+	// document is nil until somebody asks.
+	document []byte
+}
+
+type problemKey struct {
+	code         routing.Code
+	link, object string
+}
+
+func newTeller(s *service, cfg config.Config, p *parts, outdated, worked wake) *teller {
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: inspect.NewChecker(), shelf: inspect.NewShelf(), seen: map[problemKey]time.Time{}}
+	t.producer = status.NewProducer(t.make)
+	return t
+}
+
+// listen makes the socket. Without it the checks go on.
+func (t *teller) listen() (err error) {
+	t.server, err = status.Listen(t.cfg.RuntimeDir, t.service.Logger, t.producer.Document)
+	return err
+}
+
+func (t *teller) run(ctx context.Context, tasks *errgroup.Group) {
+	tasks.Go(func() error {
+		defer t.checker.Close()
+		var both errgroup.Group
+		both.Go(func() error { return t.producer.Run(ctx) })
+		both.Go(func() error {
+			t.watch(ctx)
+			return nil
+		})
+		return both.Wait()
+	})
+	if t.server != nil {
+		tasks.Go(func() error { return t.server.Run(ctx) })
+	}
+}
+
+// A wake holds a value when there is something to do.
+type wake chan struct{}
+
+func newWake() wake { return make(wake, 1) }
+
+func (w wake) give() {
+	select {
+	case w <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	// checkDelay is between a change and the check that it causes: what comes with it shall
+	// be in the same one, and what does not last so long is nothing to write down.
+	checkDelay = time.Second
+	// checkPause is between two checks, and checkShare how many times as long as a check:
+	// a host that changes all the time is checked with a twentieth of a processor.
+	checkPause = 5 * time.Second
+	checkShare = 20
+	// lookEvery is how often files of the host are looked at, of which nobody tells that
+	// they changed.
+	lookEvery = time.Minute
+)
+
+// watch checks the host after changes, and has the problems written to the log.
+func (t *teller) watch(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var notBefore time.Time
+	for {
+		timer.Reset(lookEvery)
+		select {
+		case <-t.outdated:
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		timer.Reset(max(checkDelay, time.Until(notBefore)))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		began := time.Now()
+		isWhole, err := t.check(ctx)
+		if err != nil && ctx.Err() == nil {
+			t.service.Logger.LogAttrs(ctx, slog.LevelDebug, "check of the host delayed", slog.String("error", err.Error()))
+		}
+		if !isWhole {
+			t.outdated.give()
+		}
+		notBefore = time.Now().Add(max(checkPause, checkShare*time.Since(began)))
+	}
+}
+
+// check has the problems that status would show written to the log, once all links have
+// been checked.
+func (t *teller) check(ctx context.Context) (isWhole bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.look(ctx); err != nil || t.told.view.Unchecked > 0 {
+		return false, err
+	}
+	t.service.checked(beside(t.told.state, t.told.findings))
+	return true, nil
+}
+
+// beside returns the warnings and errors among findings that the daemon does not say
+// anyway. A notice explains a choice to who looks at it, and is nothing to wake anybody for.
+func beside(state runstate.State, findings []routing.Problem) []routing.Problem {
+	var out []routing.Problem
+	for _, f := range findings {
+		isSaid := slices.ContainsFunc(state.Problems, func(p routing.Problem) bool { return p.Link == f.Link && p.Text == f.Text })
+		// Until the first pass is made nothing is in force, which is no news.
+		if f.Severity >= routing.Warning && !isSaid && (state.Ready || f.Code != inspect.NotInForce) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// make returns the document.
+func (t *teller) make(ctx context.Context) ([]byte, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.look(ctx); err != nil {
+		return nil, err
+	}
+	if t.told.document == nil {
+		document, err := t.told.view.Document(t.told.status)
+		if err != nil {
+			return nil, err
+		}
+		t.told.document = document
+	}
+	return t.told.document, nil
+}
+
+// look brings told up to date. What it was made of may be as it was: then so is the
+// status, but for what only files of the host tell. The caller holds mu.
+func (t *teller) look(ctx context.Context) error {
+	defer t.worked.give()
+	now := telling{}
+	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
+		now.manager, now.alone = t.parts.owners.Status(), t.parts.owners.Alone()
+	})
+	if err != nil {
+		return fmt.Errorf("asking the loop: %w", err)
+	}
+	now.alone = now.alone && !presence.NetworkManager(t.cfg.NetworkManager)
+	now.generation, now.state = snapshot.Generation, t.service.state(snapshot.Report)
+	var off offswitch.State
+	off, now.switched = t.parts.off.State()
+	last := &t.told
+	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&
+		last.alone == now.alone && last.switched == now.switched && last.manager == now.manager && reflect.DeepEqual(last.state, now.state)
+	if same {
+		now.view = last.view
+	} else {
+		now.view = inspect.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
+		if now.alone {
+			now.view.Unwanted = presence.Unwanted(t.cfg.NetworkManager)
+		}
+		t.shelf.Use(now.view)
+		if err := t.checker.Check(ctx, now.view, nil, checkedAtOnce); err != nil {
+			now.view.Notes = append(now.view.Notes, fmt.Sprintf("where bound traffic goes: %v", err))
+		}
+	}
+	now.findings = now.view.Findings(os.DirFS("/"))
+	switch {
+	case same && reflect.DeepEqual(last.findings, now.findings):
+		return nil
+	case same:
+		now.status = last.status
+		now.status.Tell(now.findings)
+	default:
+		now.status = now.view.Status(now.findings, t.service.Version)
+	}
+	t.date(&now.status)
+	t.told = now
+	return nil
+}
+
+// date says of problems since when they have been there.
+func (t *teller) date(s *status.Status) {
+	now := time.Now().Truncate(time.Second)
+	seen := make(map[problemKey]time.Time, len(s.Problems))
+	for i := range s.Problems {
+		p := &s.Problems[i]
+		k := problemKey{p.Code, p.Link, p.Object}
+		since, known := t.seen[k]
+		if !known {
+			since = now
+		}
+		seen[k] = since
+		p.Since = &since
+	}
+	t.seen = seen
+}

@@ -1,0 +1,208 @@
+package handoff
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/lockfile"
+)
+
+// AckTimeout is how long the acknowledgement of a message is waited for. A pass takes
+// milliseconds.
+const AckTimeout = 3 * time.Second
+
+// errHung says that nobody acknowledged a message in time.
+var errHung = errors.New("the daemon does not acknowledge its events")
+
+// errUnanswered says that a message was read by somebody who knows no acknowledgements,
+// or by one that ended.
+var errUnanswered = errors.New("the event was taken without acknowledgement")
+
+// Deliver hands a message over and waits until it was dealt with. Who holds the lock
+// and does not acknowledge is ended, because the link that the message tells of has no
+// routing until somebody works: ErrNobody says then, as where there is no daemon at
+// all, that the caller must. One that is merely busy, or of a release without
+// acknowledgements, is left in peace.
+func Deliver(ctx context.Context, runtime string, m Message, hung func(pid int)) error {
+	path := filepath.Join(runtime, lockfile.Name)
+	for {
+		// Before it is asked, so that nobody else is blamed.
+		holder, err := lockfile.OpenHolder(path)
+		if err != nil {
+			return err
+		}
+		err = deliverTo(ctx, runtime, m, holder, hung)
+		if holder != nil {
+			err = errors.Join(err, holder.Close())
+		}
+		if err == nil || !errors.Is(err, errHung) {
+			return err
+		}
+		// Another one holds the lock by now, and has not been asked.
+		if ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func deliverTo(ctx context.Context, runtime string, m Message, holder *lockfile.Process, hung func(pid int)) error {
+	busy := int64(0)
+	if holder != nil {
+		busy = holder.Worked()
+	}
+	err := ask(ctx, runtime, m)
+	if errors.Is(err, errUnanswered) {
+		// If that one has ended, or begins anew, nobody or somebody else is there now.
+		err = ask(ctx, runtime, m)
+	}
+	switch {
+	case errors.Is(err, errUnanswered):
+		return nil
+	case !errors.Is(err, errHung):
+		return err
+	case holder == nil:
+		// It listens and has no lock: it is about to begin or to end.
+		return ErrBusy
+	case holder.Worked()-busy > enough || holder.Waits():
+		return ErrBusy
+	}
+	ended, err := holder.End(ctx, filepath.Join(runtime, lockfile.Name))
+	switch {
+	case err != nil:
+		return fmt.Errorf("ending process %d, which does not acknowledge its events: %w", holder.PID, err)
+	case !ended:
+		return errHung
+	}
+	hung(holder.PID)
+	return ErrNobody
+}
+
+// enough is how long, in clock ticks (100 in a second), a process that is at work has a
+// processor or waits for one within AckTimeout.
+const enough = 30
+
+// ask sends a message with one end of a pair of sockets, and waits for an answer on the
+// other. It needs no name to be answered at, and tells apart who reads the message and
+// knows no acknowledgement (the kernel closes what he does not take) and who does not
+// read it.
+func ask(ctx context.Context, runtime string, m Message) error {
+	data, err := encode(m)
+	if err != nil {
+		return err
+	}
+	doing := func(err error) error { return fmt.Errorf("handing an event over: %w", err) }
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return doing(err)
+	}
+	mine, theirs := os.NewFile(uintptr(pair[0]), "answer"), os.NewFile(uintptr(pair[1]), "answer")
+	defer mine.Close()
+	deadline := time.Now().Add(AckTimeout)
+	err = send(runtime, data, unix.UnixRights(int(theirs.Fd())), deadline)
+	err = errors.Join(err, theirs.Close())
+	switch {
+	case errors.Is(err, ErrBusy):
+		return errHung // It reads nothing at all.
+	case err != nil:
+		return err
+	}
+	if err := mine.SetReadDeadline(deadline); err != nil {
+		return doing(err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = mine.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	n, err := mine.Read(make([]byte, 1))
+	switch {
+	case n == 1:
+		return nil
+	case ctx.Err() != nil:
+		return doing(context.Cause(ctx))
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return errHung
+	default:
+		return errUnanswered
+	}
+}
+
+func encode(m Message) ([]byte, error) {
+	data, err := json.Marshal(m)
+	if err == nil && len(data) > maxMessage {
+		m.Hints = nil
+		data, err = json.Marshal(m)
+	}
+	if err == nil && len(data) > maxMessage {
+		err = fmt.Errorf("it has %d bytes, %d is the most", len(data), maxMessage)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("handing an event over: %w", err)
+	}
+	return data, nil
+}
+
+// send sends a message to who listens; rights may pass a file.
+func send(runtime string, data, rights []byte, deadline time.Time) error {
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: filepath.Join(runtime, Name)})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+		return ErrNobody
+	}
+	if err != nil {
+		return fmt.Errorf("handing an event over: %w", err)
+	}
+	defer conn.Close()
+	if err := conn.SetWriteDeadline(deadline); err != nil {
+		return fmt.Errorf("handing an event over: %w", err)
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("handing an event over: %w", err)
+	}
+	var failed error
+	err = raw.Write(func(fd uintptr) bool {
+		failed = unix.Sendmsg(int(fd), data, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		return !errors.Is(failed, unix.EAGAIN)
+	})
+	if err == nil {
+		err = failed
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrBusy
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EPIPE):
+		return ErrNobody
+	case err != nil:
+		return fmt.Errorf("handing an event over: %w", err)
+	}
+	return nil
+}
+
+// An answer is the end of a socket on which an acknowledgement is waited for.
+type answer struct{ file *os.File }
+
+// Awaited reports whether the sender waits for an acknowledgement.
+func (m Message) Awaited() bool { return m.answer != nil }
+
+// Acknowledge says that the message was dealt with. Whoever takes messages calls it
+// for each, or Drop.
+func (m Message) Acknowledge() {
+	if m.answer != nil {
+		_, _ = m.answer.file.Write([]byte{1}) // Its sender may have lost patience.
+		m.Drop()
+	}
+}
+
+// Drop ends the wait for an acknowledgement. The message counts as handed over while
+// the lock is held, and else as never taken.
+func (m Message) Drop() {
+	if m.answer != nil {
+		_ = m.answer.file.Close()
+	}
+}

@@ -1,0 +1,62 @@
+package handoff
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"multihomed/internal/lockfile"
+)
+
+// StandIn is the argument by which a dispatcher that does the daemon's work knows
+// what it is.
+const StandIn = "stand-in"
+
+// StandsIn reports whether a process is one.
+func StandsIn(pid int) bool {
+	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	return err == nil && bytes.HasSuffix(line, []byte("\x00"+StandIn+"\x00"))
+}
+
+// afterwards is how long a lock is waited for whose holder has ended.
+const afterwards = time.Second
+
+// TakeLock takes the lock of the runtime directory, from a dispatcher that has been
+// at work because there was no daemon; ctx bounds how long that may take to make
+// way, and one that does not is ended. A daemon keeps it: the error is a [lockfile.HeldError] then.
+func TakeLock(ctx context.Context, runtime string) (*lockfile.Lock, error) {
+	path := filepath.Join(runtime, lockfile.Name)
+	lock, err := lockfile.TryLock(path)
+	held, is := errors.AsType[*lockfile.HeldError](err)
+	if !is {
+		return lock, err
+	}
+	holder, err := lockfile.OpenHolder(path)
+	if err != nil {
+		return nil, errors.Join(held, err)
+	}
+	if holder != nil {
+		defer holder.Close()
+	}
+	if err := Send(runtime, MakeWay()); err != nil && !errors.Is(err, ErrNobody) {
+		return nil, errors.Join(held, err)
+	}
+	if lock, err = lockfile.Wait(ctx, path); err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return lock, err
+	}
+	if holder == nil || !StandsIn(holder.PID) {
+		return nil, held
+	}
+	// It hangs: one that works makes way at once.
+	if ended, err := holder.End(context.WithoutCancel(ctx), path); err != nil || !ended {
+		return nil, errors.Join(held, err)
+	}
+	// What waited for it in vain takes the lock for a moment.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
+	defer cancel()
+	return lockfile.Wait(ctx, path)
+}

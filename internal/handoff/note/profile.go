@@ -1,0 +1,114 @@
+package note
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/ownership"
+	"multihomed/nm"
+)
+
+// profiles is the name of the directory in the runtime directory that holds, for each
+// interface, what root could read of a profile that the service's user may not read.
+const profiles = "profiles"
+
+// maxProfile bounds what is read from a file.
+const maxProfile = 256 << 10
+
+// readTimeout bounds what NetworkManager may take to show a profile.
+const readTimeout = 2 * time.Second
+
+// Passed returns what was passed on of profiles, as [nm.Options] wants it.
+func Passed(runtime string) func(name string) (nm.Passed, bool) {
+	return func(name string) (nm.Passed, bool) {
+		p, err := readProfile(runtime, name)
+		return p, err == nil
+	}
+}
+
+func readProfile(runtime, name string) (p nm.Passed, err error) {
+	f, err := os.OpenFile(filepath.Join(runtime, profiles, profileFile(name)), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nm.Passed{}, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := json.NewDecoder(io.LimitReader(f, maxProfile)).Decode(&p); err != nil {
+		return nm.Passed{}, err
+	}
+	return p, p.Validate()
+}
+
+func profileFile(name string) string { return url.QueryEscape(name) + ".json" }
+
+// pass writes down what root can read of an interface's profile, if the service cannot
+// read it; else it takes away what was written. A NetworkManager that cannot be asked
+// says nothing, and what is known stays: others wait for it too.
+func pass(ctx context.Context, runtime, name string) error {
+	if os.Geteuid() != 0 {
+		return nil // It can read no more than the service.
+	}
+	p, restricted, err := nm.ReadPassed(ctx, nm.Options{CallTimeout: readTimeout}, name)
+	switch {
+	case err != nil:
+		return nil //nolint:nilerr // see above
+	case !restricted:
+		return forgetProfile(runtime, name)
+	}
+	doing := func(err error) error { return fmt.Errorf("passing on the profile of %s: %w", name, err) }
+	data, err := json.Marshal(p)
+	if err != nil {
+		return doing(err)
+	}
+	if err := ownership.MakeDirectory(filepath.Join(runtime, profiles)); err != nil {
+		return doing(err)
+	}
+	directory, err := openProfiles(runtime)
+	if err != nil {
+		return doing(err)
+	}
+	err = ownership.WriteFileIn(directory, profileFile(name), append(data, '\n'), 0o644)
+	if err = errors.Join(err, directory.Close()); err != nil {
+		return doing(err)
+	}
+	return nil
+}
+
+// openProfiles opens the directory. It belongs to the service's user: no link that is put
+// there leads root to another place.
+func openProfiles(runtime string) (*os.Root, error) {
+	parent, err := os.OpenRoot(runtime)
+	if err != nil {
+		return nil, err
+	}
+	directory, err := parent.OpenRoot(profiles)
+	return directory, errors.Join(err, parent.Close())
+}
+
+// forgetProfile takes away what was passed on of an interface's profile.
+func forgetProfile(runtime, name string) error {
+	directory, err := openProfiles(runtime)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = directory.Remove(profileFile(name))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		err = errors.Join(err, directory.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("forgetting the profile of %s: %w", name, err)
+	}
+	return nil
+}

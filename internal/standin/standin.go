@@ -1,0 +1,181 @@
+// Package standin starts a process of its own for the work that a dispatcher does
+// in place of the daemon: whoever called the dispatcher gets it back when the
+// routing stands, and does not wait for what comes later, such as the other family.
+package standin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/config"
+	"multihomed/internal/daemon"
+	"multihomed/internal/event"
+	"multihomed/internal/handoff"
+	"multihomed/internal/journal"
+	"multihomed/internal/ownership"
+)
+
+// Is reports whether this process was started by Start.
+func Is(args []string) bool { return len(args) == 1 && args[0] == handoff.StandIn }
+
+// patience bounds how long a caller is kept: longer than a pass takes, and shorter
+// than a DHCP client would be missed.
+const patience = 10 * time.Second
+
+// readiness is the file descriptor by which the child says that it is done with
+// what it was called for.
+const readiness = 3
+
+// busAddress names the system bus (dbus-daemon(1)).
+const busAddress = "DBUS_SYSTEM_BUS_ADDRESS"
+
+// Start lets a process of its own deal with a message, and returns when the first
+// pass is made. What goes wrong in it is in its log. It is the daemon's user and may
+// do what the daemon may, where that has a user.
+func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.Message) error {
+	doing := func(err error) error { return fmt.Errorf("standing in for the daemon: %w", err) }
+	data, err := json.Marshal(m)
+	if err != nil {
+		return doing(err)
+	}
+	read, write, err := os.Pipe()
+	if err != nil {
+		return doing(err)
+	}
+	defer read.Close()
+	in, message, err := os.Pipe()
+	if err != nil {
+		return errors.Join(doing(err), write.Close())
+	}
+	// Not the path that it was started by: that may be another file by now.
+	child := exec.Command("/proc/self/exe", handoff.StandIn) //nolint:noctx,gosec // it outlives us; both are constants
+	child.Args[0] = os.Args[0]
+	child.Stdin, child.Stderr, child.ExtraFiles = in, os.Stderr, []*os.File{write}
+	child.Dir = "/"
+	// Of what the caller says, all that counts is in the message.
+	child.Env = []string{}
+	if bus, set := os.LookupEnv(busAddress); set {
+		child.Env = append(child.Env, busAddress+"="+bus)
+	}
+	if child.SysProcAttr, err = rights(cfg); err != nil {
+		return errors.Join(doing(err), in.Close(), message.Close(), write.Close())
+	}
+	err = child.Start()
+	err = errors.Join(err, write.Close(), in.Close())
+	if err != nil {
+		return errors.Join(doing(err), message.Close())
+	}
+	if _, err := message.Write(data); err != nil {
+		return errors.Join(doing(err), message.Close())
+	}
+	if err := message.Close(); err != nil {
+		return doing(err)
+	}
+	if err := read.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return doing(err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = read.Close() })
+	defer stop()
+	switch n, err := read.Read(make([]byte, 1)); {
+	case n == 1:
+		return nil
+	case errors.Is(err, io.EOF):
+		// It ended: because the daemon came first, or something is wrong.
+		if err := child.Wait(); err != nil {
+			return doing(err)
+		}
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		log.LogAttrs(ctx, event.LevelNotice, "routing not complete yet, going on in the background", slog.Int("pid", child.Process.Pid))
+		return nil
+	default:
+		return doing(err)
+	}
+}
+
+// rights are those of the daemon: the owner of its directory, and the capabilities
+// of its unit.
+func rights(cfg config.Config) (*syscall.SysProcAttr, error) {
+	// Neither the terminal nor the caller's process group may end it.
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if os.Geteuid() != 0 {
+		return attr, nil
+	}
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(cfg.RuntimeDir)
+	if err != nil {
+		return nil, fmt.Errorf("finding the daemon's user: %w", err)
+	}
+	owner, is := info.Sys().(*syscall.Stat_t)
+	if !is || owner.Uid == 0 {
+		return attr, nil
+	}
+	attr.Credential = &syscall.Credential{Uid: owner.Uid, Gid: owner.Gid}
+	attr.AmbientCaps = []uintptr{unix.CAP_NET_ADMIN}
+	if cfg.DNS.ServersFile != "" {
+		attr.AmbientCaps = append(attr.AmbientCaps, unix.CAP_KILL) // for dnsmasq, which has a user too
+	}
+	return attr, nil
+}
+
+// Run is the child.
+func Run(ctx context.Context, o daemon.Options) int {
+	out := &output{}
+	out.to.Store(&sink{journal.SinkOf(os.Stderr)})
+	o.Logger = slog.New(journal.NewHandler(out, o.Level))
+	var m handoff.Message
+	if err := json.NewDecoder(os.Stdin).Decode(&m); err != nil {
+		o.Logger.ErrorContext(ctx, "multihomed-dispatcher was called with an argument that is its own", slog.String("error", err.Error()))
+		return 2
+	}
+	ready := os.NewFile(readiness, "readiness")
+	err := daemon.Once(ctx, o, m, daemon.Linger, func() {
+		out.leave()
+		// The caller may have lost patience.
+		_, _ = ready.Write([]byte{1})
+		_ = ready.Close()
+	})
+	if err != nil {
+		o.Logger.ErrorContext(ctx, "event not handled", event.Is(event.Failed), slog.String("caller", m.Caller), slog.String("action", m.Action),
+			slog.String("interface", m.Interface), slog.String("error", err.Error()))
+	}
+	return daemon.ExitStatus(err)
+}
+
+// output is where the log goes: to the caller while that waits, to the system's
+// log afterwards.
+type output struct{ to atomic.Pointer[sink] }
+
+type sink struct{ journal.Sink }
+
+// Write implements [journal.Sink].
+func (o *output) Write(at time.Time, level slog.Level, sentence string, fields []journal.Field) error {
+	return o.to.Load().Write(at, level, sentence, fields)
+}
+
+// leave lets go of the caller's files: whoever reads them to the end would wait
+// for us.
+func (o *output) leave() {
+	o.to.Store(&sink{journal.System()})
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	for fd := range readiness {
+		_ = unix.Dup3(int(null.Fd()), fd, 0) // They stay open for 20 seconds then.
+	}
+	_ = null.Close()
+}

@@ -1,0 +1,136 @@
+// Bench measures multihomed in the lab, side by side with the least that could do
+// the same: a loop that sends the same netlink messages, and `ip -batch`. What
+// counts are the ratios within one run; a machine that is busy or slow shifts
+// both sides.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"multihomed/test/lab"
+)
+
+func main() { os.Exit(lab.Main(run)) }
+
+// patience is for the whole run; what takes this long has failed.
+const patience = 20 * time.Minute
+
+// options are what the command line decides.
+type options struct {
+	daemon  string
+	sizes   []int
+	real    int
+	runs    int
+	starts  int
+	foreign int
+	cycles  int
+	routes  []int
+	bgp     int
+	hosts   int
+	connect int
+	json    bool
+	hold    bool
+	verbose bool
+}
+
+func parse(args []string) (options, error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	o := options{}
+	sizes := flags.String("sizes", "1,2,10,100,1000", "numbers of links, rising")
+	quick := flags.Bool("quick", false, "little of everything, to see that it works")
+	flags.StringVar(&o.daemon, "daemon", "", "the multihomed `program`; by default the one beside this one")
+	flags.IntVar(&o.real, "real", 1000, "up to so many links belong to the real NetworkManager, more to a fake one on a real bus")
+	flags.IntVar(&o.runs, "runs", 21, "how often one link's change is measured")
+	flags.IntVar(&o.starts, "starts", 5, "how often a start is measured")
+	flags.IntVar(&o.foreign, "foreign", 1_000_000, "how many routes of somebody else appear")
+	flags.IntVar(&o.cycles, "cycles", 400, "how often each client of the table allocator leases, renews and releases")
+	routes := flags.String("routes", "1,1000,50000", "numbers of routes through a link, rising")
+	flags.IntVar(&o.bgp, "bgp", 30_000, "how many routes of a routing daemon repeat a link's default")
+	flags.IntVar(&o.hosts, "hosts", 1100, "how many host addresses come to one uplink")
+	flags.IntVar(&o.connect, "connect", 20_000, "how often a socket is connected in one measurement")
+	flags.BoolVar(&o.json, "json", false, "print JSON")
+	flags.BoolVar(&o.hold, "hold", false, "measure nothing: make the first number of links, start the daemon and wait to be interrupted")
+	flags.BoolVar(&o.verbose, "v", false, "say on standard error what is under way")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if *quick {
+		*sizes, o.runs, o.starts, o.foreign, o.real = "1,2,10", 3, 2, 20_000, 2
+		o.cycles = 20
+		*routes, o.bgp, o.hosts, o.connect = "1,300", 500, 40, 500
+	}
+	var err error
+	if o.sizes, err = rising(*sizes, 2000); err != nil {
+		return o, fmt.Errorf("sizes: %w", err)
+	}
+	if o.routes, err = rising(*routes, 1_000_000); err != nil {
+		return o, fmt.Errorf("routes: %w", err)
+	}
+	if o.bgp < 1 || o.hosts < 1 || o.hosts > 1<<16 || o.connect < 1 {
+		return o, fmt.Errorf("%d routes, %d addresses or %d connections: nothing to measure, or more addresses than 65536", o.bgp, o.hosts, o.connect)
+	}
+	if o.daemon == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return o, fmt.Errorf("finding the programs: %w", err)
+		}
+		o.daemon = filepath.Join(filepath.Dir(self), "multihomed")
+	}
+	if _, err := os.Stat(o.daemon); err != nil {
+		return o, fmt.Errorf("no program to measure (make build): %w", err)
+	}
+	return o, nil
+}
+
+// rising reads numbers from 1 to a limit.
+func rising(text string, limit int) ([]int, error) {
+	var out []int
+	for s := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > limit || (len(out) > 0 && n <= out[len(out)-1]) {
+			return nil, fmt.Errorf("%q are not rising numbers from 1 to %d", text, limit)
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+func run() int {
+	o, err := parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+
+	b := &bench{options: o, began: time.Now()}
+	report, err := b.all(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	if !o.json {
+		report.print(os.Stdout)
+		return 0
+	}
+	encoder := json.NewEncoder(os.Stdout)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(report); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: printing the report:", err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,104 @@
+package cli_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// terminal opens a pseudoterminal of 80 columns (pty(7)).
+func terminal(t *testing.T) (near, far *os.File) {
+	t.Helper()
+	near, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = near.Close() })
+	fd := int(near.Fd())
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 80}); err != nil {
+		t.Fatal(err)
+	}
+	far, err = os.OpenFile("/dev/pts/"+strconv.Itoa(number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return near, far
+}
+
+// onTerminal runs multihomectl on a terminal on which somebody types.
+func (h *host) onTerminal(typed string, args ...string) result {
+	h.t.Helper()
+	near, far := terminal(h.t)
+	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program(h.t, "multihomectl"), args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = far, far, far
+	cmd.Env = append(os.Environ(), "TERM=xterm", "NO_COLOR=", "GORACE=atexit_sleep_ms=0")
+	h.must(cmd.Start())
+	h.must(far.Close())
+	// The terminal keeps it until it is read.
+	_, err := near.WriteString(typed)
+	h.must(err)
+	var shown strings.Builder
+	// When the last process is gone reading fails with EIO (pty(7)).
+	if _, err := io.Copy(&shown, near); err != nil && !errors.Is(err, unix.EIO) {
+		h.t.Fatal(err)
+	}
+	err = cmd.Wait()
+	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
+		h.t.Fatal(err)
+	}
+	return result{out: strings.ReplaceAll(shown.String(), "\r\n", "\n"), status: cmd.ProcessState.ExitCode()}
+}
+
+// TestTerminal: colours and questions are for people.
+func TestTerminal(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	const green = "\x1b[32mrunning\x1b[0m"
+	if r := h.onTerminal("", "status"); r.status != 0 || !strings.Contains(r.out, green) {
+		t.Errorf("status on a terminal: %s", r)
+	}
+	if r := h.onTerminal("", "status", "--color=never"); strings.Contains(r.out, "\x1b") {
+		t.Errorf("status without colours: %s", r)
+	}
+	if r := h.ctl("status", "--color=always"); !strings.Contains(r.out, green) {
+		t.Errorf("status with colours: %s", r)
+	}
+	if r := h.ctl("status"); strings.Contains(r.out, "\x1b") {
+		t.Errorf("status in a script: %s", r)
+	}
+
+	h.stop()
+	for _, no := range []string{"n\n", "\n", "what?\n", "\x04"} {
+		if r := h.onTerminal(no, "flush"); r.status != 1 || !strings.Contains(r.out, "Remove 20 rules, 10 routes and the mark of 2 uplinks?") || !strings.Contains(r.out, "multihomectl: nothing was removed") {
+			t.Errorf("flush answered with %q: %s", no, r)
+		}
+	}
+	if s := h.status(); !s.OK {
+		t.Errorf("something was removed: %+v", s.Problems)
+	}
+	if r := h.onTerminal("y\n", "flush"); r.status != 0 || !strings.Contains(r.out, "removed 20 rules, 10 routes and the mark of 2 uplinks") {
+		t.Errorf("flush answered with yes: %s", r)
+	}
+	h.start()
+	h.stop()
+	if r := h.onTerminal("", "flush", "--yes"); r.status != 0 || strings.Contains(r.out, "?") {
+		t.Errorf("flush --yes: %s", r)
+	}
+}
