@@ -358,7 +358,7 @@ func sameOpening(a, b *planned) bool {
 	if a == nil || b == nil {
 		return false
 	}
-	return a.Roles == b.Roles && a.marked == b.marked && a.Group == b.Group &&
+	return a.Roles == b.Roles && a.opens(IPv4) == b.opens(IPv4) && a.opens(IPv6) == b.opens(IPv6) && a.marked == b.marked && a.Group == b.Group &&
 		slices.Equal(a.Keys, b.Keys) && maps.Equal(a.Link.Tables, b.Link.Tables) && slices.Equal(a.Link.Routes, b.Link.Routes) && slices.Equal(a.Link.Known, b.Link.Known) &&
 		a.paths == b.paths
 }
