@@ -20,9 +20,9 @@ import (
 	"multihomed/allocator"
 	"multihomed/internal/config"
 	"multihomed/internal/escape"
-	"multihomed/internal/inspect"
 	"multihomed/internal/routedlease"
 	"multihomed/internal/status"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
 
@@ -93,7 +93,7 @@ type listedLeases struct {
 
 func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, error) {
 	list := []listedLease{} // An empty array in JSON, not null.
-	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: inspect.LeasesPath(cfg), Range: cfg.Tables, Boot: bootOfDaemon(cfg)})
+	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: view.LeasesPath(cfg), Range: cfg.Tables, Boot: bootOfDaemon(cfg)})
 	switch {
 	case errors.Is(err, allocator.ErrMissing):
 		// Not started yet: there are none.
@@ -109,7 +109,7 @@ func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, er
 		return nil, errors.Join(errs...)
 	}
 	if all := links.All(); len(all) > 0 {
-		view, err := inspect.Read(ctx, cfg)
+		view, err := view.Read(ctx, cfg)
 		if err != nil {
 			return nil, err
 		}
@@ -127,7 +127,7 @@ func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, er
 // told. systemd-nspawn mounts a boot id of its own over the kernel's, and the daemon's
 // sandbox of Debian 12 has a /proc without it.
 func bootOfDaemon(cfg config.Config) string {
-	pid, held, err := inspect.Worker(cfg)
+	pid, held, err := view.Worker(cfg)
 	if err != nil || !held || pid == 0 {
 		return ""
 	}
@@ -155,7 +155,7 @@ func plainLease(l allocator.ClientLease) listedLease {
 	return out
 }
 
-func routedLease(l routedlease.Link, view *inspect.View) listedLease {
+func routedLease(l routedlease.Link, view *view.View) listedLease {
 	out := listedLease{
 		Interface: l.Interface, Address: l.Address.String(), Routed: true, Live: true,
 		UID: l.Owner, User: userName(l.Owner), Tag: l.Tag,

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"multihomed/internal/cli"
-	"multihomed/internal/inspect"
+	"multihomed/internal/status/view"
 )
 
 // TestManualOfProblems wants each code in the manual, and no other: those of the checks, and
@@ -19,7 +19,7 @@ import (
 func TestManualOfProblems(t *testing.T) {
 	t.Parallel()
 	var codes []string
-	for _, c := range inspect.Codes() {
+	for _, c := range view.Codes() {
 		codes = append(codes, string(c))
 	}
 	declared := regexp.MustCompile(`(?m)^\s*(?:const )?\w+ +(?:routing\.)?Code += +"([a-z-]+)"`)

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
-	"multihomed/internal/inspect"
 	"multihomed/internal/status"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
 
@@ -188,12 +188,12 @@ func (r *renderer) unbound() {
 
 // countOf counts one object.
 func countOf(state string) Count {
-	switch inspect.State(state) {
-	case inspect.InForce:
+	switch view.State(state) {
+	case view.InForce:
 		return Count{Planned: 1, Present: 1}
-	case inspect.Unexpected:
+	case view.Unexpected:
 		return Count{Unexpected: 1}
-	case inspect.Missing, inspect.Different, inspect.Misplaced:
+	case view.Missing, view.Different, view.Misplaced:
 		return Count{Planned: 1}
 	default:
 		return Count{}

@@ -19,12 +19,12 @@ import (
 	"multihomed/internal/daemon"
 	"multihomed/internal/handoff"
 	"multihomed/internal/hookstate"
-	"multihomed/internal/inspect"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
 	"multihomed/internal/status"
+	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
 )
@@ -558,11 +558,11 @@ func (a *app) appear(ctx context.Context) (string, error) {
 }
 
 // inForce waits until what is planned stands.
-func (a *app) inForce(ctx context.Context, cfg config.Config) (*inspect.View, error) {
+func (a *app) inForce(ctx context.Context, cfg config.Config) (*view.View, error) {
 	ticker := time.NewTicker(tryAgain)
 	defer ticker.Stop()
 	for {
-		view, err := inspect.Read(ctx, cfg)
+		view, err := view.Read(ctx, cfg)
 		if err == nil && view.Converged() == nil {
 			return view, nil
 		}

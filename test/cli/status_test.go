@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"multihomed/internal/cli"
-	"multihomed/internal/status"
+	"multihomed/internal/status/socket"
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
@@ -319,9 +319,9 @@ func TestDaemonThatHangs(t *testing.T) {
 func TestManyAsk(t *testing.T) {
 	h := newHost(t)
 	h.start()
-	socket := filepath.Join("/run/multihomed", status.SocketName)
+	path := filepath.Join("/run/multihomed", socket.SocketName)
 	for range 100 { // they read nothing
-		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", socket)
+		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", path)
 		h.must(err)
 		defer conn.Close()
 	}
@@ -331,7 +331,7 @@ func TestManyAsk(t *testing.T) {
 	for range 200 {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := status.Ask(ctx, "/run/multihomed", true); err == nil {
+				if _, err := socket.Ask(ctx, "/run/multihomed", true); err == nil {
 					answers.Add(1)
 				}
 			}

@@ -1,0 +1,207 @@
+package socket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/event"
+	"multihomed/internal/status"
+)
+
+// SocketName is the name of the socket in the runtime directory. Whoever connects gets one
+// JSON document and the end of the stream; nothing is read from him.
+const SocketName = "status"
+
+const (
+	// mostClients are served at a time; others wait in the queue of the kernel.
+	mostClients = 128
+	// mostOfUser bounds the clients of one user but root, so that he does not keep the
+	// others out.
+	mostOfUser = 96
+	// sendTimeout is what a client may take for everything.
+	sendTimeout = 2 * time.Second
+	// sendBuffer is what the kernel keeps for a client who does not read.
+	sendBuffer = 64 << 10
+	// largest bounds what a client takes from a daemon.
+	largest = 256 << 20
+)
+
+// A Server answers on the socket.
+type Server struct {
+	listener *net.UnixListener
+	log      *slog.Logger
+	// document returns what is sent. It may be asked by many at once.
+	document func(context.Context) ([]byte, error)
+
+	path string
+	// made is the socket's file.
+	made fs.FileInfo
+
+	mu    sync.Mutex
+	users map[uint32]int
+}
+
+// Stands reports whether others find the socket.
+func (s *Server) Stands() bool {
+	now, err := os.Lstat(s.path)
+	return err == nil && os.SameFile(s.made, now)
+}
+
+// Listen makes the socket in the runtime directory, for everybody.
+func Listen(runtime string, log *slog.Logger, document func(context.Context) ([]byte, error)) (*Server, error) {
+	path := filepath.Join(runtime, SocketName)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("removing the status socket of an earlier process: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("making the status socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil { //nolint:gosec // status is for everybody
+		return nil, errors.Join(fmt.Errorf("opening the status socket for everybody: %w", err), l.Close())
+	}
+	made, err := os.Lstat(path)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("looking at the status socket: %w", err), l.Close())
+	}
+	return &Server{listener: l, log: log, document: document, path: path, made: made, users: map[uint32]int{}}, nil
+}
+
+// Run answers until ctx is done. It takes the socket away.
+func (s *Server) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.listener.Close() })
+	defer stop()
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	free := make(chan struct{}, mostClients)
+	for {
+		select {
+		case free <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		conn, err := s.listener.AcceptUnix()
+		if err != nil {
+			<-free
+			if ctx.Err() != nil {
+				return nil
+			}
+			// Too many open files, for one: others end in a moment.
+			s.log.LogAttrs(ctx, event.LevelNotice, "request for status not taken", slog.String("error", err.Error()))
+			timer := time.NewTimer(time.Second)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return nil
+			}
+			continue
+		}
+		clients.Go(func() {
+			defer func() { <-free }()
+			s.serve(ctx, conn)
+		})
+	}
+}
+
+func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
+	defer conn.Close()
+	uid, err := userOf(conn)
+	if err != nil || !s.enter(uid) {
+		return
+	}
+	defer s.leave(uid)
+	_ = conn.SetWriteBuffer(sendBuffer) // else it is the system's default
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetWriteDeadline(deadline); err != nil {
+		return
+	}
+	document, err := s.document(ctx)
+	if err != nil {
+		return // The client finds out by itself what there is.
+	}
+	_, _ = conn.Write(document) // A client who went is no fault of ours.
+}
+
+func (s *Server) enter(uid uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if uid != 0 && s.users[uid] >= mostOfUser {
+		return false
+	}
+	s.users[uid]++
+	return true
+}
+
+func (s *Server) leave(uid uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.users[uid]--; s.users[uid] == 0 {
+		delete(s.users, uid)
+	}
+}
+
+func userOf(conn *net.UnixConn) (uid uint32, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var credentials *unix.Ucred
+	var failure error
+	if err := raw.Control(func(fd uintptr) {
+		credentials, failure = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if failure != nil {
+		return 0, failure
+	}
+	return credentials.Uid, nil
+}
+
+// ErrNobody says that no daemon answers on the socket.
+var ErrNobody = errors.New("nobody serves the status")
+
+// Ask asks the daemon of a runtime directory. Without one it fails with ErrNobody; with
+// one that hangs, when ctx is done. For whole see [status.Decode].
+func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", filepath.Join(runtime, SocketName))
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTDIR):
+		return nil, ErrNobody
+	case err != nil:
+		return nil, fmt.Errorf("asking multihomed: %w", err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	data, err := io.ReadAll(io.LimitReader(conn, largest))
+	if err != nil {
+		return nil, fmt.Errorf("asking multihomed: %w", err)
+	}
+	if len(data) == 0 {
+		return nil, errors.New("asking multihomed: it has no answer")
+	}
+	s, err := status.Decode(data, whole)
+	if err != nil {
+		return nil, fmt.Errorf("reading what multihomed answers: %w", err)
+	}
+	if s.Schema != status.Schema {
+		return nil, fmt.Errorf("multihomed answers in schema %d, this program knows %d", s.Schema, status.Schema)
+	}
+	return s, nil
+}

@@ -1,0 +1,44 @@
+package view
+
+import (
+	"multihomed/internal/config"
+	"multihomed/internal/offswitch"
+	"multihomed/nm"
+	"multihomed/routing/kernel"
+	"multihomed/routing/reconcile"
+)
+
+// FromSnapshot is the view of the daemon itself: nothing is read, and nothing is guessed.
+func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon Daemon, manager nm.Status, alone bool, off offswitch.State) *View {
+	v := of(cfg, s)
+	v.NM.Status, v.Daemon, v.Running, v.Alone, v.Off, v.byDaemon = manager, daemon, true, alone, off, true
+	return v
+}
+
+// of is what a snapshot says.
+func of(cfg config.Config, s *reconcile.Snapshot) *View {
+	v := &View{
+		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]kernel.Link, len(s.Interfaces)),
+		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, snapshot: s, entries: entriesOf(cfg),
+	}
+	for _, i := range s.Interfaces {
+		v.Links[i.Facts.Name] = i.Facts
+	}
+	if s.Unread > 0 {
+		v.note("%d messages of the kernel, the last because of: %v", s.Unread, s.UnreadFault)
+	}
+	return v
+}
+
+// claimOf is what the owner of an interface says of it, by whatever name.
+func (v *View) claimOf(l kernel.Link) (reconcile.Claim, bool) {
+	if v.snapshot == nil {
+		claim, claimed := v.Claims[l.Name]
+		return claim, claimed
+	}
+	i, known := v.snapshot.Interface(l.Index)
+	if !known {
+		return reconcile.Claim{}, false
+	}
+	return i.Claim, i.Claimed
+}

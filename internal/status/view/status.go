@@ -1,0 +1,321 @@
+package view
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"multihomed/internal/offswitch"
+	"multihomed/internal/status"
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/reconcile"
+)
+
+// Status makes of what was found what is shown. Version is that of who looked.
+func (v *View) Status(findings []Finding, version string) status.Status {
+	s := status.Status{
+		Schema: status.Schema, Version: version, By: byHost,
+		Daemon: status.Daemon{
+			Running: v.Running, PID: v.Daemon.PID, Version: v.Daemon.Version,
+			Ready: v.Daemon.Ready, Waiting: v.Daemon.Waiting,
+		},
+		NetworkManager: status.Manager{Running: v.NM.Running, Version: v.NM.Version, Complete: v.NM.Complete, None: v.Alone, Unwanted: v.Unwanted, Waiting: v.NM.Reason, Error: v.ManagerUnread},
+		Tables:         status.Range{First: uint32(v.Policy.Tables.First), Last: uint32(v.Policy.Tables.Last)},
+		UplinkGroup:    v.Policy.UplinkGroup,
+		Links:          []status.Link{}, Shared: []status.Object{}, Others: []status.Other{}, Problems: []status.Problem{},
+		Unread:  append([]string{}, v.Notes...),
+		Unbound: map[string]status.Unbound{}, Unchecked: v.Unchecked, OtherRules: v.otherRules(),
+	}
+	if !v.Running && v.Unit.Unwanted() {
+		s.Daemon.Kept = v.Unit.String()
+	}
+	s.Off, s.OffLinks = v.offOf()
+	if v.byDaemon {
+		s.By = byDaemon
+	}
+	for f, u := range v.Unbound {
+		s.Unbound[f.String()] = u
+	}
+	if !v.Daemon.Started.IsZero() {
+		s.Daemon.Started = &v.Daemon.Started
+	}
+	if v.LeasesUnread != "" && !slices.Contains(s.Unread, v.LeasesUnread) {
+		s.Unread = append(s.Unread, v.LeasesUnread)
+	}
+	objects := objectsByLink(v, &s)
+	for plan := range v.Planner.Links() {
+		s.InForce.Add(v.unlisted(&plan))
+		e, is := v.keptLink(&plan)
+		if is {
+			s.Links = append(s.Links, e.link)
+			continue
+		}
+		l := linkOf(v, plan, objects[plan.Link.Name])
+		l.Escape()
+		if v.shelf != nil && !v.odd[plan.Link.Name] {
+			e = v.kept(&plan)
+			e.link, e.encoded = l, nil
+		}
+		s.Links = append(s.Links, l)
+	}
+	slices.SortFunc(s.Links, status.CompareLinks)
+	s.Others = othersOf(v)
+	s.Escape()
+	s.Tell(findings)
+	return s
+}
+
+// offOf is what was switched off.
+func (v *View) offOf() (*status.Off, []status.OffLink) {
+	off := v.Off
+	mark := func(m offswitch.Mark) status.Off {
+		o := status.Off{By: m.By}
+		if !m.Since.IsZero() {
+			o.Since = &m.Since
+		}
+		return o
+	}
+	var host *status.Off
+	switch {
+	case off.Host != nil:
+		o := mark(*off.Host)
+		host = &o
+	case off.Damaged != nil:
+		host = &status.Off{}
+	}
+	links := make([]status.OffLink, 0, len(off.Links))
+	for _, l := range off.Links {
+		name := l.Interface
+		if names := l.On(v.present()); len(names) > 0 {
+			name = names[0]
+		}
+		links = append(links, status.OffLink{Interface: name, UUID: l.UUID, Off: mark(l.Mark)})
+	}
+	return host, links
+}
+
+// Who looked.
+const (
+	byDaemon = "daemon"
+	byHost   = "multihomectl"
+)
+
+// count adds an object to a count.
+func count(c *status.Count, state State) {
+	switch state {
+	case Unexpected:
+		c.Unexpected++
+	case InForce:
+		c.Planned++
+		c.Present++
+	case Missing, Different, Misplaced:
+		c.Planned++
+	case Yielding:
+	}
+}
+
+// objectsByLink counts all objects, keeps those of no link in the status and
+// returns the others by interface.
+func objectsByLink(v *View, s *status.Status) map[string][]Object {
+	all := v.Objects()
+	// Of links that are kept the objects are, too.
+	links := map[string]bool{}
+	for plan := range v.Planner.Links() {
+		_, is := v.keptLink(&plan)
+		links[plan.Link.Name] = !is
+	}
+	out := map[string][]Object{}
+	for _, o := range all {
+		count(&s.InForce, o.State)
+		if anew, isLink := links[o.Link]; !isLink {
+			s.Shared = append(s.Shared, objectOf(o))
+		} else if anew {
+			out[o.Link] = append(out[o.Link], o)
+		}
+	}
+	return out
+}
+
+func objectOf(o Object) status.Object {
+	out := status.Object{Kind: string(o.Kind), State: string(o.State), Text: o.Text, Reason: string(o.Reason.Decision), Lifts: o.Lifts()}
+	if o.Family != 0 {
+		out.Family = o.Family.String()
+	}
+	return out
+}
+
+func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
+	name := plan.Link.Name
+	claim, _ := v.claimOf(v.Links[name])
+	l := status.Link{
+		Interface: name, Index: plan.Link.Index, Role: plan.Role().String(), RoleWhy: plan.Why(),
+		Draining: claim.Standing == reconcile.Draining, Pending: claim.Pending, Why: claim.Why, Profile: claim.Profile,
+		Up: plan.Link.Up, Carrier: v.Links[name].Carrier, Group: plan.Link.Group,
+		Networks: []status.Network{}, LeftAlone: map[string]string{}, Unused: []status.Address{}, Objects: []status.Object{},
+	}
+	l.Type = claim.Type
+	if plan.Mixed() {
+		l.Roles = map[string]status.FamilyRole{}
+		for _, f := range routing.Families() {
+			l.Roles[f.String()] = status.FamilyRole{Role: plan.Roles.In(f).String(), Why: plan.Whys.In(f)}
+		}
+	}
+	if v.byDaemon {
+		if i, known := v.snapshot.Interface(l.Index); known && !i.Since.IsZero() {
+			l.Since = &i.Since
+		}
+	}
+	for _, o := range objects {
+		count(&l.InForce, o.State)
+		l.Objects = append(l.Objects, objectOf(o))
+	}
+	l.InForce.Add(v.unlisted(&plan))
+	for _, k := range plan.Keys {
+		n := networkOf(plan, k)
+		if v.snapshot != nil {
+			n.Routes = v.snapshot.Paths[plan.Link.Tables[k]]
+		}
+		l.Networks = append(l.Networks, n)
+	}
+	for f, in := range plan.Link.Intents {
+		if in.LeaveAlone != "" {
+			l.LeftAlone[f.String()] = in.LeaveAlone
+		}
+	}
+	for _, a := range plan.Link.Addresses {
+		if a.Failed {
+			l.Unused = append(l.Unused, addressOf(a))
+		}
+	}
+	return l
+}
+
+// unlisted counts the routes of a link that are not among the objects, because they are
+// many. They stand: one that is missing is an object.
+func (v *View) unlisted(plan *routing.LinkPlan) status.Count {
+	n := 0
+	if v.snapshot != nil {
+		for _, k := range plan.Keys {
+			n += v.snapshot.Paths[plan.Link.Tables[k]]
+		}
+	}
+	return status.Count{Planned: n, Present: n}
+}
+
+func networkOf(plan routing.LinkPlan, k routing.Key) status.Network {
+	t := plan.Link.Tables[k]
+	n := status.Network{Family: k.Family.String(), HostAddresses: k.OfHosts(), Table: uint32(t), Addresses: []status.Address{}, Gateways: []status.Gateway{}}
+	if !n.HostAddresses {
+		n.Prefix = k.Prefix
+	}
+	for _, a := range plan.Link.Addresses {
+		if own, ok := routing.KeyOf(plan.Link, a.Prefix.Addr()); ok && own == k && !a.Failed {
+			n.Addresses = append(n.Addresses, addressOf(a))
+		}
+	}
+	defaults := defaultsOf(&plan, k)
+	slices.SortStableFunc(defaults, func(a, b routing.Route) int { return cmp.Compare(a.Metric, b.Metric) })
+	for _, r := range defaults {
+		g := status.Gateway{}
+		if r.Gateway.IsValid() {
+			g.Via = &r.Gateway
+		}
+		n.Gateways = append(n.Gateways, g)
+	}
+	return n
+}
+
+func addressOf(a routing.Address) status.Address {
+	out := status.Address{Address: a.Prefix.Addr(), Length: a.Prefix.Bits(), Flags: []string{}}
+	if a.Peer.IsValid() {
+		out.Peer = new(netip.Addr)
+		*out.Peer = a.Peer
+	}
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{
+		{a.Failed, "duplicate"},
+		{a.Tentative, "tentative"},
+		{a.Deprecated, "deprecated"},
+		{a.Temporary, "temporary"},
+		{a.Dynamic, "dynamic"},
+	} {
+		if f.set {
+			out.Flags = append(out.Flags, f.name)
+		}
+	}
+	return out
+}
+
+// othersOf lists the interfaces that are no links, but for the loopback.
+func othersOf(v *View) []status.Other {
+	out := []status.Other{}
+	for _, name := range slices.SortedFunc(maps.Keys(v.Links), status.CompareNames) {
+		facts := v.Links[name]
+		if _, is := v.Planner.Link(facts.Index); is || name == "lo" {
+			continue
+		}
+		out = append(out, status.Other{Interface: name, Why: whyNot(v, facts)})
+	}
+	return out
+}
+
+func whyNot(v *View, facts kernel.Link) string {
+	claim, known := v.claimOf(facts)
+	switch {
+	case known && claim.Why != "":
+		return claim.Why
+	case v.Alone:
+		return "not configured by NetworkManager, ifupdown, dhclient or dhcpcd"
+	case !v.NM.Running:
+		return "NetworkManager cannot be asked about it"
+	default:
+		return "NetworkManager does not know it"
+	}
+}
+
+// mostOtherRules bounds the rules of others in a status: routing daemons of meshes have
+// thousands.
+const mostOtherRules = 1000
+
+// otherRules lists the rules of others that have a say.
+func (v *View) otherRules() []status.OtherRule {
+	out := []status.OtherRule{}
+	for _, f := range routing.Families() {
+		for _, o := range v.Planner.Foreign(f) {
+			if place := v.placeOf(o); place != "" && len(out) < mostOtherRules {
+				out = append(out, status.OtherRule{Family: f.String(), Text: o.Rule.String(), Place: place})
+			}
+		}
+	}
+	return out
+}
+
+// placeOf says how a rule of somebody else stands to the ladder, empty if it decides
+// nothing that would matter.
+func (v *View) placeOf(o routing.ForeignRule) string {
+	r := o.Rule
+	switch {
+	case r.Kernels() || r.Action == routing.ActionNop || !decides(r):
+		return ""
+	case r.Selects():
+		return status.Selects
+	case o.SteppedOver():
+		return status.SteppedOver
+	case r.Priority < routing.PrioritySource || r.Priority == routing.PrioritySource && v.standsBeforeOurs(r):
+		return status.Ahead
+	default:
+		return status.Behind
+	}
+}
+
+// standsBeforeOurs reports whether a rule of ours comes behind one of somebody else with
+// the same priority.
+func (v *View) standsBeforeOurs(r routing.Rule) bool {
+	order := v.mixed()[r.Family][r.Priority]
+	at := slices.Index(order, r)
+	return at >= 0 && slices.ContainsFunc(order[at:], v.Policy.OwnsRule)
+}
