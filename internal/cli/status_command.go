@@ -13,6 +13,7 @@ import (
 
 	"multihomed/internal/config"
 	"multihomed/internal/status"
+	"multihomed/internal/status/offline"
 	"multihomed/internal/status/socket"
 	"multihomed/internal/status/view"
 )
@@ -172,7 +173,7 @@ func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, err
 		switch {
 		case err == nil && told.Unchecked == 0, err != nil && !errors.Is(err, socket.ErrNobody):
 			return told, err
-		case err != nil && !view.DaemonRuns(cfg):
+		case err != nil && !offline.DaemonRuns(cfg):
 			return nil, err
 		}
 		select {
@@ -201,7 +202,7 @@ const breath = 200 * time.Millisecond
 // settled reads the host. Where something is missing while the daemon runs, it
 // was probably read in the middle of a change, and is read once more.
 func settled(ctx context.Context, cfg config.Config, only []string) (*view.View, error) {
-	v, err := view.Read(ctx, cfg, only...)
+	v, err := offline.Read(ctx, cfg, only...)
 	if err != nil || !v.Running || len(v.Missing) == 0 {
 		return v, err
 	}
@@ -212,7 +213,7 @@ func settled(ctx context.Context, cfg config.Config, only []string) (*view.View,
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	return view.Read(ctx, cfg, only...)
+	return offline.Read(ctx, cfg, only...)
 }
 
 // completeInterfaces offers the interfaces of the host to the shell.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"multihomed/internal/config"
+	"multihomed/internal/status/offline"
 	"multihomed/internal/status/socket"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
@@ -137,7 +138,7 @@ func (r *rig) up(profiles ...string) {
 // a fresh reading of NetworkManager, a fresh plan.
 // What only the daemon can say, it is asked for.
 func (r *rig) look() (*view.View, error) {
-	v, err := view.Read(r.t.Context(), r.cfg)
+	v, err := offline.Read(r.t.Context(), r.cfg)
 	if err != nil || !v.Running {
 		return v, err
 	}

@@ -53,7 +53,7 @@ func entriesOf(cfg config.Config) entries { return entries{cfg.Links, cfg.Includ
 // checkEntries finds entries of the configuration that select nothing: the device may be
 // unplugged, or its name misspelt.
 func checkEntries(v *View, _ files) []Finding {
-	if !v.Complete() || v.unsure {
+	if !v.Complete() || v.ProfilesUnread {
 		return nil // A profile that is not known may be meant.
 	}
 	var out []Finding

@@ -262,7 +262,7 @@ func checkUnchecked(v *View, _ files) []Finding {
 	}
 	return []Finding{{
 		Severity: routing.Notice,
-		Text:     fmt.Sprintf("the traffic of %d links was checked; without the daemon, that of the other %d was not", mostChecked, v.Unchecked),
+		Text:     fmt.Sprintf("the traffic of %d links was checked; without the daemon, that of the other %d was not", MostChecked, v.Unchecked),
 		Fix:      "name the links to check: multihomectl status LINK...",
 	}}
 }

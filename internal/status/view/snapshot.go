@@ -10,13 +10,14 @@ import (
 
 // FromSnapshot is the view of the daemon itself: nothing is read, and nothing is guessed.
 func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon Daemon, manager nm.Status, alone bool, off offswitch.State) *View {
-	v := of(cfg, s)
+	v := Of(cfg, s)
 	v.NM.Status, v.Daemon, v.Running, v.Alone, v.Off, v.byDaemon = manager, daemon, true, alone, off, true
 	return v
 }
 
-// of is what a snapshot says.
-func of(cfg config.Config, s *reconcile.Snapshot) *View {
+// Of is what a snapshot says, whoever made it: not who works on the host, and what its
+// managers say of themselves.
+func Of(cfg config.Config, s *reconcile.Snapshot) *View {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]kernel.Link, len(s.Interfaces)),
 		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, snapshot: s, entries: entriesOf(cfg),
@@ -25,7 +26,7 @@ func of(cfg config.Config, s *reconcile.Snapshot) *View {
 		v.Links[i.Facts.Name] = i.Facts
 	}
 	if s.Unread > 0 {
-		v.note("%d messages of the kernel, the last because of: %v", s.Unread, s.UnreadFault)
+		v.Note("%d messages of the kernel, the last because of: %v", s.Unread, s.UnreadFault)
 	}
 	return v
 }

@@ -1,24 +1,15 @@
-// Package inspect reads the host without changing it and says how it stands:
-// which links there are, what the plan wants for them, what of that is in
-// force, and what else on the host keeps it from working. It asks the same
-// planner as the daemon, and works without the daemon, without the database
-// and, as far as the kernel lets it, without root.
-//
-// It costs one reading of NetworkManager, one dump of the interfaces,
-// addresses, rules and routes (a host with a million routes answers only for
-// its links and for our tables), some 200 lookups and one reading of the leases.
-// Nothing is written, no lock is taken, and nobody waits for it.
+// Package view is the host as it was found: links with their plans, what of these is missing in
+// the kernel, rules of others, and who works on it. The daemon makes a view from its own
+// snapshot ([FromSnapshot]), package offline from a reading of the host. A view becomes the
+// status that is shown ([View.Status]) and its JSON ([View.Document]).
 package view
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
-	"multihomed/internal/config"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
 	"multihomed/internal/status/outcome"
@@ -71,13 +62,13 @@ type View struct {
 	Alone bool
 	// Unwanted says how the administrator keeps it from running, if it is Alone by that.
 	Unwanted string
+	// ProfilesUnread says that there are devices whose profiles this user may not read.
+	ProfilesUnread bool
 	// Notes are what could not be read, in sentences.
 	Notes []string
 
 	// entries are of the configuration.
 	entries entries
-	// unsure says that there are devices whose profiles this user may not read.
-	unsure bool
 	// snapshot is where the view comes from; byDaemon says that the daemon made it.
 	snapshot *reconcile.Snapshot
 	byDaemon bool
@@ -89,39 +80,16 @@ type View struct {
 	shelf *Shelf
 }
 
-// patience is how long NetworkManager may take for one answer. It is for
-// somebody who looks at a terminal.
-const patience = 3 * time.Second
-
-// mostChecked is for how many links outcomes are checked where they are not named.
-const mostChecked = 50
-
-// Read reads the host. It fails only where the kernel cannot be read. Outcomes are checked
-// for the links that only names, or for the first ones.
-func Read(ctx context.Context, cfg config.Config, only ...string) (*View, error) {
-	mirror, err := kernel.Open(kernel.Config{Tables: cfg.Tables, Interest: func(string) bool { return false }})
-	if err != nil {
-		return nil, err
-	}
-	defer mirror.Close()
-	v, err := (&reading{cfg: cfg, mirror: mirror}).look(ctx)
-	if err != nil {
-		return nil, err
-	}
-	checker := NewChecker()
-	defer checker.Close()
-	if err := checker.Check(ctx, v, only, mostChecked); err != nil {
-		v.note("where bound traffic goes: %v", err)
-	}
-	return v, nil
-}
+// MostChecked is for how many links outcomes are checked without the daemon, where they are
+// not named.
+const MostChecked = 50
 
 // Complete reports whether everybody who has links was asked.
 // Where all is off, nobody's word is waited for.
 func (v *View) Complete() bool { return v.NM.Complete || v.Alone || v.Off.HostOff() }
 
-// note notes what could not be read, once.
-func (v *View) note(format string, args ...any) {
+// Note notes what could not be read, once.
+func (v *View) Note(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); !slices.Contains(v.Notes, text) {
 		v.Notes = append(v.Notes, text)
 	}
