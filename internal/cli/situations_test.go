@@ -17,6 +17,7 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
 	"multihomed/internal/status/outcome"
 	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
@@ -332,7 +333,7 @@ func TestSituations(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := c.make()
 			v := s.view()
-			shown := v.Status(v.Findings(s.files), "1.2.3")
+			shown := v.Status(check.Problems(v, s.files), "1.2.3")
 			if shown.OK != c.ok {
 				t.Errorf("ok is %t: %+v, %+v", shown.OK, shown.InForce, shown.Problems)
 			}
@@ -355,7 +356,7 @@ func TestVerboseSituation(t *testing.T) {
 		s.rule(routing.IPv4, routing.ForeignRule{Rule: routing.Rule{Priority: routing.Priority(30000 + n), Mark: routing.Mark{Value: 1, Mask: 1}, Table: routing.TableID(200 + n), Unknown: true}})
 	}
 	v := s.view()
-	shown := v.Status(v.Findings(s.files), "1.2.3")
+	shown := v.Status(check.Problems(v, s.files), "1.2.3")
 	if !shown.OK {
 		t.Errorf("problems %+v", shown.Problems)
 	}

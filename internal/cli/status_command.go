@@ -13,6 +13,7 @@ import (
 
 	"multihomed/internal/config"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
 	"multihomed/internal/status/offline"
 	"multihomed/internal/status/socket"
 	"multihomed/internal/status/view"
@@ -149,17 +150,17 @@ func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string, 
 	if ctx.Err() != nil {
 		return Status{}, context.Cause(ctx)
 	}
-	view, readErr := settled(ctx, cfg, only)
+	v, readErr := settled(ctx, cfg, only)
 	if readErr != nil {
 		return Status{}, readErr
 	}
-	if view.Running {
-		view.Silent = true
+	if v.Running {
+		v.Silent = true
 		if !errors.Is(err, socket.ErrNobody) {
-			view.Notes = append(view.Notes, err.Error())
+			v.Notes = append(v.Notes, err.Error())
 		}
 	}
-	return view.Status(view.Findings(a.Root), a.Version), nil
+	return v.Status(check.Problems(v, a.Root), a.Version), nil
 }
 
 // askDaemon waits while the daemon starts, and while it has not checked all links.

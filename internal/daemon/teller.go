@@ -16,6 +16,7 @@ import (
 	"multihomed/internal/offswitch"
 	"multihomed/internal/presence"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
 	"multihomed/internal/status/socket"
 	"multihomed/internal/status/view"
 	"multihomed/nm"
@@ -40,7 +41,7 @@ type teller struct {
 
 	// mu guards what follows.
 	mu      sync.Mutex
-	checker *view.Checker
+	checker *check.Outcomes
 	shelf   *view.Shelf
 	// told is the last document, and what it was made of.
 	told telling
@@ -67,7 +68,7 @@ type problemKey struct {
 }
 
 func newTeller(s *service, cfg config.Config, p *parts, outdated, worked wake) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: view.NewChecker(), shelf: view.NewShelf(), seen: map[problemKey]time.Time{}}
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[problemKey]time.Time{}}
 	t.producer = socket.NewProducer(t.make)
 	return t
 }
@@ -169,7 +170,7 @@ func beside(state view.Daemon, findings []routing.Problem) []routing.Problem {
 	for _, f := range findings {
 		isSaid := slices.ContainsFunc(state.Problems, func(p routing.Problem) bool { return p.Link == f.Link && p.Text == f.Text })
 		// Until the first pass is made nothing is in force, which is no news.
-		if f.Severity >= routing.Warning && !isSaid && (state.Ready || f.Code != view.NotInForce) {
+		if f.Severity >= routing.Warning && !isSaid && (state.Ready || f.Code != check.NotInForce) {
 			out = append(out, f)
 		}
 	}
@@ -223,7 +224,7 @@ func (t *teller) look(ctx context.Context) error {
 			now.view.Notes = append(now.view.Notes, fmt.Sprintf("where bound traffic goes: %v", err))
 		}
 	}
-	now.findings = now.view.Findings(os.DirFS("/"))
+	now.findings = check.Problems(now.view, os.DirFS("/"))
 	switch {
 	case same && reflect.DeepEqual(last.findings, now.findings):
 		return nil

@@ -156,13 +156,13 @@ func (r *rig) look() (*view.View, error) {
 // named have a complete ladder in both families, and returns the view.
 func (r *rig) settled(links ...string) *view.View {
 	r.t.Helper()
-	var view *view.View
+	var last *view.View
 	labtest.Eventually(r.t, func() error {
 		v, err := r.look()
 		if err != nil {
 			return err
 		}
-		view = v
+		last = v
 		if len(v.Notes) > 0 {
 			return errors.New(strings.Join(v.Notes, "; "))
 		}
@@ -178,7 +178,7 @@ func (r *rig) settled(links ...string) *view.View {
 		}
 		return nil
 	})
-	return view
+	return last
 }
 
 // ladder says what a family of an uplink lacks, from `ip rule` and `ip route`
@@ -274,9 +274,9 @@ func tableOf(rules, link, source string) string {
 }
 
 // table returns the number of the table of a link's only prefix of a family.
-func (r *rig) table(view *view.View, link string, f routing.Family) routing.TableID {
+func (r *rig) table(v *view.View, link string, f routing.Family) routing.TableID {
 	r.t.Helper()
-	for plan := range view.Planner.Links() {
+	for plan := range v.Planner.Links() {
 		for k, t := range plan.Link.Tables {
 			if k.Interface == link && k.Family == f {
 				return t

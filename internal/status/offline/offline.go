@@ -20,6 +20,7 @@ import (
 	"multihomed/internal/owners"
 	"multihomed/internal/presence"
 	"multihomed/internal/recollection"
+	"multihomed/internal/status/check"
 	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
@@ -44,9 +45,9 @@ func Read(ctx context.Context, cfg config.Config, only ...string) (*view.View, e
 	if err != nil {
 		return nil, err
 	}
-	checker := view.NewChecker()
-	defer checker.Close()
-	if err := checker.Check(ctx, v, only, view.MostChecked); err != nil {
+	outcomes := check.NewOutcomes()
+	defer outcomes.Close()
+	if err := outcomes.Check(ctx, v, only, check.WithoutDaemon); err != nil {
 		v.Note("where bound traffic goes: %v", err)
 	}
 	return v, nil

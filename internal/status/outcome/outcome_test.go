@@ -179,7 +179,7 @@ func (h *host) findings() []routing.Problem {
 	for plan := range p.Links() {
 		strays = append(strays, j.Link(&plan)...)
 	}
-	return outcome.Findings(strays, map[int]string{2: "wan0", 3: "wan1", 4: "lan", tunnel: "tun0", docker: "docker0"}, p.Policy())
+	return outcome.Problems(strays, map[int]string{2: "wan0", 3: "wan1", 4: "lan", tunnel: "tun0", docker: "docker0"}, p.Policy())
 }
 
 func tailscale(h *host) *host {
@@ -582,7 +582,7 @@ func TestWordsOfTheFix(t *testing.T) {
 		"ip -6 route get 2a00:1::1 oif wan0":                  {Probe: outcome.Probe{To: netip.MustParseAddr("2a00:1::1"), Device: "wan0"}, Family: routing.IPv6, Device: "wan1"},
 	} {
 		s.Link = "wan0"
-		found := outcome.Findings([]outcome.Stray{s}, nil, routing.DefaultPolicy())
+		found := outcome.Problems([]outcome.Stray{s}, nil, routing.DefaultPolicy())
 		if len(found) != 1 || !strings.HasSuffix(found[0].Fix, ": "+want) {
 			t.Errorf("%+v, want %q", found, want)
 		}

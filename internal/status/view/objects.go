@@ -58,8 +58,8 @@ func (o Object) Lifts() string {
 	return ""
 }
 
-// yieldsToLifted reports whether the object stays away for the rule that it lifts.
-func (o Object) yieldsToLifted() bool { return o.State == Yielding && o.Lifts() != "" && o.His != "" }
+// YieldsToLifted reports whether the object stays away for the rule that it lifts.
+func (o Object) YieldsToLifted() bool { return o.State == Yielding && o.Lifts() != "" && o.His != "" }
 
 // A Kind of objects.
 type Kind string
@@ -74,7 +74,7 @@ const (
 // Objects lists what is planned, link by link in the order of the ladder, then what stands
 // without being planned.
 func (v *View) Objects() []Object {
-	if v.snapshot == nil {
+	if v.Snapshot == nil {
 		all, _ := v.list()
 		return all
 	}

@@ -6,11 +6,12 @@ import (
 	"testing"
 
 	"multihomed/internal/status/view"
+	"multihomed/internal/status/view/viewtest"
 	"multihomed/routing"
 )
 
 func TestObjects(t *testing.T) {
-	v := viewOf(wan(0), wan(1))
+	v := viewtest.Of(viewtest.WAN(0), viewtest.WAN(1))
 	count := func() map[view.State]int {
 		out := map[view.State]int{}
 		for _, o := range v.Objects() {

@@ -29,8 +29,8 @@ type kept struct {
 // Use has a view take from the shelf what it can. What is of interfaces that the view does
 // not know goes.
 func (s *Shelf) Use(v *View) {
-	entries := make(map[*reconcile.Interface]*kept, len(v.snapshot.Interfaces))
-	for _, i := range v.snapshot.Interfaces {
+	entries := make(map[*reconcile.Interface]*kept, len(v.Snapshot.Interfaces))
+	for _, i := range v.Snapshot.Interfaces {
 		if e, known := s.entries[i]; known {
 			entries[i] = e
 		}
@@ -43,7 +43,7 @@ func (v *View) kept(plan *routing.LinkPlan) *kept {
 	if v.shelf == nil {
 		return &kept{objects: v.plannedObjects(plan)}
 	}
-	i, known := v.snapshot.Interface(plan.Link.Index)
+	i, known := v.Snapshot.Interface(plan.Link.Index)
 	if !known {
 		return &kept{objects: v.plannedObjects(plan)}
 	}
@@ -63,7 +63,7 @@ func (v *View) keptLink(plan *routing.LinkPlan) (*kept, bool) {
 	}
 	e := v.kept(plan)
 	for _, n := range e.link.Networks {
-		if n.Routes != v.snapshot.Paths[routing.TableID(n.Table)] {
+		if n.Routes != v.Snapshot.Paths[routing.TableID(n.Table)] {
 			return nil, false
 		}
 	}

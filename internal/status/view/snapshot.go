@@ -11,7 +11,7 @@ import (
 // FromSnapshot is the view of the daemon itself: nothing is read, and nothing is guessed.
 func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon Daemon, manager nm.Status, alone bool, off offswitch.State) *View {
 	v := Of(cfg, s)
-	v.NM.Status, v.Daemon, v.Running, v.Alone, v.Off, v.byDaemon = manager, daemon, true, alone, off, true
+	v.NM.Status, v.Daemon, v.Running, v.Alone, v.Off, v.ByDaemon = manager, daemon, true, alone, off, true
 	return v
 }
 
@@ -20,7 +20,7 @@ func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon Daemon, manag
 func Of(cfg config.Config, s *reconcile.Snapshot) *View {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]kernel.Link, len(s.Interfaces)),
-		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, snapshot: s, entries: entriesOf(cfg),
+		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, Snapshot: s, Entries: Entries{cfg.Links, cfg.Include, cfg.Exclude},
 	}
 	for _, i := range s.Interfaces {
 		v.Links[i.Facts.Name] = i.Facts
@@ -31,13 +31,13 @@ func Of(cfg config.Config, s *reconcile.Snapshot) *View {
 	return v
 }
 
-// claimOf is what the owner of an interface says of it, by whatever name.
-func (v *View) claimOf(l kernel.Link) (reconcile.Claim, bool) {
-	if v.snapshot == nil {
+// ClaimOf is what the owner of an interface says of it, by whatever name.
+func (v *View) ClaimOf(l kernel.Link) (reconcile.Claim, bool) {
+	if v.Snapshot == nil {
 		claim, claimed := v.Claims[l.Name]
 		return claim, claimed
 	}
-	i, known := v.snapshot.Interface(l.Index)
+	i, known := v.Snapshot.Interface(l.Index)
 	if !known {
 		return reconcile.Claim{}, false
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 // Status makes of what was found what is shown. Version is that of who looked.
-func (v *View) Status(findings []Finding, version string) status.Status {
+func (v *View) Status(findings []routing.Problem, version string) status.Status {
 	s := status.Status{
 		Schema: status.Schema, Version: version, By: byHost,
 		Daemon: status.Daemon{
@@ -32,7 +32,7 @@ func (v *View) Status(findings []Finding, version string) status.Status {
 		s.Daemon.Kept = v.Unit.String()
 	}
 	s.Off, s.OffLinks = v.offOf()
-	if v.byDaemon {
+	if v.ByDaemon {
 		s.By = byDaemon
 	}
 	for f, u := range v.Unbound {
@@ -88,12 +88,25 @@ func (v *View) offOf() (*status.Off, []status.OffLink) {
 	links := make([]status.OffLink, 0, len(off.Links))
 	for _, l := range off.Links {
 		name := l.Interface
-		if names := l.On(v.present()); len(names) > 0 {
+		if names := l.On(v.Present()); len(names) > 0 {
 			name = names[0]
 		}
 		links = append(links, status.OffLink{Interface: name, UUID: l.UUID, Off: mark(l.Mark)})
 	}
 	return host, links
+}
+
+// Present are the interfaces of the host, with their profiles.
+func (v *View) Present() []offswitch.Interface {
+	out := make([]offswitch.Interface, 0, len(v.Links))
+	for _, name := range slices.SortedFunc(maps.Keys(v.Links), status.CompareNames) {
+		uuid := v.NM.Devices[name].ProfileUUID
+		if claim, is := v.ClaimOf(v.Links[name]); is && uuid == "" {
+			uuid = claim.UUID
+		}
+		out = append(out, offswitch.Interface{Name: name, UUID: uuid})
+	}
+	return out
 }
 
 // Who looked.
@@ -148,7 +161,7 @@ func objectOf(o Object) status.Object {
 
 func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 	name := plan.Link.Name
-	claim, _ := v.claimOf(v.Links[name])
+	claim, _ := v.ClaimOf(v.Links[name])
 	l := status.Link{
 		Interface: name, Index: plan.Link.Index, Role: plan.Role().String(), RoleWhy: plan.Why(),
 		Draining: claim.Standing == reconcile.Draining, Pending: claim.Pending, Why: claim.Why, Profile: claim.Profile,
@@ -162,8 +175,8 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 			l.Roles[f.String()] = status.FamilyRole{Role: plan.Roles.In(f).String(), Why: plan.Whys.In(f)}
 		}
 	}
-	if v.byDaemon {
-		if i, known := v.snapshot.Interface(l.Index); known && !i.Since.IsZero() {
+	if v.ByDaemon {
+		if i, known := v.Snapshot.Interface(l.Index); known && !i.Since.IsZero() {
 			l.Since = &i.Since
 		}
 	}
@@ -174,8 +187,8 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 	l.InForce.Add(v.unlisted(&plan))
 	for _, k := range plan.Keys {
 		n := networkOf(plan, k)
-		if v.snapshot != nil {
-			n.Routes = v.snapshot.Paths[plan.Link.Tables[k]]
+		if v.Snapshot != nil {
+			n.Routes = v.Snapshot.Paths[plan.Link.Tables[k]]
 		}
 		l.Networks = append(l.Networks, n)
 	}
@@ -196,9 +209,9 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 // many. They stand: one that is missing is an object.
 func (v *View) unlisted(plan *routing.LinkPlan) status.Count {
 	n := 0
-	if v.snapshot != nil {
+	if v.Snapshot != nil {
 		for _, k := range plan.Keys {
-			n += v.snapshot.Paths[plan.Link.Tables[k]]
+			n += v.Snapshot.Paths[plan.Link.Tables[k]]
 		}
 	}
 	return status.Count{Planned: n, Present: n}
@@ -215,7 +228,7 @@ func networkOf(plan routing.LinkPlan, k routing.Key) status.Network {
 			n.Addresses = append(n.Addresses, addressOf(a))
 		}
 	}
-	defaults := defaultsOf(&plan, k)
+	defaults := Defaults(&plan, k)
 	slices.SortStableFunc(defaults, func(a, b routing.Route) int { return cmp.Compare(a.Metric, b.Metric) })
 	for _, r := range defaults {
 		g := status.Gateway{}
@@ -225,6 +238,24 @@ func networkOf(plan routing.LinkPlan, k routing.Key) status.Network {
 		n.Gateways = append(n.Gateways, g)
 	}
 	return n
+}
+
+// Defaults are the planned default routes of a network of a link, those for some of its sources included.
+func Defaults(plan *routing.LinkPlan, k routing.Key) []routing.Route {
+	t, has := plan.Link.Tables[k]
+	var out []routing.Route
+	for _, r := range plan.Routes {
+		if !has || r.Route.Table != t || r.Route.Family != k.Family || r.Route.Destination.Bits() != 0 {
+			continue
+		}
+		if from := r.Route.Source; !from.IsValid() || !k.OfHosts() && from.Overlaps(k.Prefix) || k.OfHosts() && slices.ContainsFunc(plan.Link.Addresses, func(a routing.Address) bool {
+			own, is := routing.KeyOf(plan.Link, a.Prefix.Addr())
+			return is && own == k && from.Contains(a.Prefix.Addr())
+		}) {
+			out = append(out, r.Route)
+		}
+	}
+	return out
 }
 
 func addressOf(a routing.Address) status.Address {
@@ -264,7 +295,7 @@ func othersOf(v *View) []status.Other {
 }
 
 func whyNot(v *View, facts kernel.Link) string {
-	claim, known := v.claimOf(facts)
+	claim, known := v.ClaimOf(facts)
 	switch {
 	case known && claim.Why != "":
 		return claim.Why
@@ -275,47 +306,4 @@ func whyNot(v *View, facts kernel.Link) string {
 	default:
 		return "NetworkManager does not know it"
 	}
-}
-
-// mostOtherRules bounds the rules of others in a status: routing daemons of meshes have
-// thousands.
-const mostOtherRules = 1000
-
-// otherRules lists the rules of others that have a say.
-func (v *View) otherRules() []status.OtherRule {
-	out := []status.OtherRule{}
-	for _, f := range routing.Families() {
-		for _, o := range v.Planner.Foreign(f) {
-			if place := v.placeOf(o); place != "" && len(out) < mostOtherRules {
-				out = append(out, status.OtherRule{Family: f.String(), Text: o.Rule.String(), Place: place})
-			}
-		}
-	}
-	return out
-}
-
-// placeOf says how a rule of somebody else stands to the ladder, empty if it decides
-// nothing that would matter.
-func (v *View) placeOf(o routing.ForeignRule) string {
-	r := o.Rule
-	switch {
-	case r.Kernels() || r.Action == routing.ActionNop || !decides(r):
-		return ""
-	case r.Selects():
-		return status.Selects
-	case o.SteppedOver():
-		return status.SteppedOver
-	case r.Priority < routing.PrioritySource || r.Priority == routing.PrioritySource && v.standsBeforeOurs(r):
-		return status.Ahead
-	default:
-		return status.Behind
-	}
-}
-
-// standsBeforeOurs reports whether a rule of ours comes behind one of somebody else with
-// the same priority.
-func (v *View) standsBeforeOurs(r routing.Rule) bool {
-	order := v.mixed()[r.Family][r.Priority]
-	at := slices.Index(order, r)
-	return at >= 0 && slices.ContainsFunc(order[at:], v.Policy.OwnsRule)
 }

@@ -1,6 +1,6 @@
 // Package view is the host as it was found: links with their plans, what of these is missing in
 // the kernel, rules of others, and who works on it. The daemon makes a view from its own
-// snapshot ([FromSnapshot]), package offline from a reading of the host. A view becomes the
+// Snapshot ([FromSnapshot]), package offline from a reading of the host. A view becomes the
 // status that is shown ([View.Status]) and its JSON ([View.Document]).
 package view
 
@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 
+	"multihomed/internal/config"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
 	"multihomed/internal/status/outcome"
@@ -66,12 +67,12 @@ type View struct {
 	ProfilesUnread bool
 	// Notes are what could not be read, in sentences.
 	Notes []string
+	// Entries are those of the configuration that select interfaces.
+	Entries Entries
+	// Snapshot is where the view comes from, ByDaemon says that the daemon made it.
+	Snapshot *reconcile.Snapshot
+	ByDaemon bool
 
-	// entries are of the configuration.
-	entries entries
-	// snapshot is where the view comes from; byDaemon says that the daemon made it.
-	snapshot *reconcile.Snapshot
-	byDaemon bool
 	// objects are kept where nothing can change any more; odd are the links whose objects
 	// are not just as planned.
 	objects []Object
@@ -80,9 +81,11 @@ type View struct {
 	shelf *Shelf
 }
 
-// MostChecked is for how many links outcomes are checked without the daemon, where they are
-// not named.
-const MostChecked = 50
+// Entries are those of a configuration that select interfaces.
+type Entries struct {
+	Links            []config.Link
+	Include, Exclude []config.Matcher
+}
 
 // Complete reports whether everybody who has links was asked.
 // Where all is off, nobody's word is waited for.

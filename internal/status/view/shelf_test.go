@@ -4,23 +4,26 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"testing/fstest"
 
 	"multihomed/internal/config"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
 	"multihomed/internal/status/view"
+	"multihomed/internal/status/view/viewtest"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
-// snapshot is one of a host with many uplinks.
+// Snapshot is one of a host with many uplinks.
 func snapshot(links int) *reconcile.Snapshot {
 	p := routing.NewPlanner(routing.Policy{Tables: routing.TableRange{First: 10000, Last: 19999}, UplinkGroup: 28008, ContainerPrefixLength: 7})
 	s := &reconcile.Snapshot{Generation: 1, Policy: p.Policy(), Claims: map[string]reconcile.Claim{}}
 	for n := range links {
-		l := uplink(fmt.Sprintf("wan%d", n), n+2, fmt.Sprintf("10.%d.%d.7/24", n/250, n%250), fmt.Sprintf("10.%d.%d.1", n/250, n%250))
+		l := viewtest.Uplink(fmt.Sprintf("wan%d", n), n+2, fmt.Sprintf("10.%d.%d.7/24", n/250, n%250), fmt.Sprintf("10.%d.%d.1", n/250, n%250))
 		l.Tables = map[routing.Key]routing.TableID{}
 		for _, k := range routing.Keys(l) {
 			l.Tables[k] = routing.TableID(10000 + n)
@@ -34,7 +37,7 @@ func snapshot(links int) *reconcile.Snapshot {
 		})
 	}
 	for i, f := range routing.Families() {
-		s.Others[i] = kernels(f)
+		s.Others[i] = viewtest.Kernels(f)
 	}
 	return s
 }
@@ -49,7 +52,7 @@ func BenchmarkStatus(b *testing.B) {
 		b.Helper()
 		v := view.FromSnapshot(cfg, s, view.Daemon{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
 		shelf.Use(v)
-		told := v.Status(v.Findings(files()), "1")
+		told := v.Status(check.Problems(v, fstest.MapFS{}), "1")
 		if len(told.Links) != 1000 || !told.OK {
 			b.Fatalf("%d links, %+v", len(told.Links), told.Problems)
 		}
@@ -89,7 +92,7 @@ func BenchmarkStatus(b *testing.B) {
 func TestShelf(t *testing.T) {
 	t.Parallel()
 	s, cfg := snapshot(4), config.Default()
-	viewOf := func(s *reconcile.Snapshot) *view.View {
+	look := func(s *reconcile.Snapshot) *view.View {
 		return view.FromSnapshot(cfg, s, view.Daemon{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
 	}
 	shelf := view.NewShelf()
@@ -121,9 +124,9 @@ func TestShelf(t *testing.T) {
 		next := *s
 		next.Interfaces = slices.Clone(s.Interfaces)
 		step.change(&next)
-		fresh, kept := viewOf(&next), viewOf(&next)
+		fresh, kept := look(&next), look(&next)
 		shelf.Use(kept)
-		want, have := fresh.Status(fresh.Findings(files()), "1"), kept.Status(kept.Findings(files()), "1")
+		want, have := fresh.Status(check.Problems(fresh, fstest.MapFS{}), "1"), kept.Status(check.Problems(kept, fstest.MapFS{}), "1")
 		a, err := fresh.Document(want)
 		if err != nil {
 			t.Fatal(err)

@@ -1,37 +1,35 @@
-package view
+package check
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 
 	"multihomed/internal/offswitch"
-	"multihomed/internal/status"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
 
 // checkOff says what the administrator switched off. That is his will, and no fault;
 // a switch that cannot be read is one.
-func checkOff(v *View, _ files) []Finding {
+func checkOff(v *view.View, _ files) []routing.Problem {
 	until := ""
 	if v.Off.Temporary {
 		until = "; until the next boot only, because the state directory could not be written"
 	}
 	switch {
 	case v.Off.Damaged != nil:
-		return []Finding{routing.ProblemOf("", routing.Error, "", fmt.Errorf("multihomed does nothing on this host: %w", v.Off.Damaged))}
+		return []routing.Problem{routing.ProblemOf("", routing.Error, "", fmt.Errorf("multihomed does nothing on this host: %w", v.Off.Damaged))}
 	case v.Off.Host != nil:
-		return []Finding{{
+		return []routing.Problem{{
 			Severity: routing.Notice,
 			Text:     "multihomed is switched off (" + v.Off.Host.String() + "): all traffic follows the main table" + until,
 			Fix:      "multihomectl on",
 		}}
 	}
-	var out []Finding
-	present := v.present()
+	var out []routing.Problem
+	present := v.Present()
 	for _, l := range v.Off.Links {
 		names := l.On(present)
-		f := Finding{Severity: routing.Notice}
+		f := routing.Problem{Severity: routing.Notice}
 		switch {
 		case len(names) > 0:
 			f.Link = names[0]
@@ -57,17 +55,4 @@ func profileOf(l offswitch.Link) string {
 		return "the profile " + l.UUID + ", once of " + l.Interface
 	}
 	return "the profile " + l.Profile + " (" + l.UUID + "), once of " + l.Interface
-}
-
-// present are the interfaces of the host, with their profiles.
-func (v *View) present() []offswitch.Interface {
-	out := make([]offswitch.Interface, 0, len(v.Links))
-	for _, name := range slices.SortedFunc(maps.Keys(v.Links), status.CompareNames) {
-		uuid := v.NM.Devices[name].ProfileUUID
-		if claim, is := v.claimOf(v.Links[name]); is && uuid == "" {
-			uuid = claim.UUID
-		}
-		out = append(out, offswitch.Interface{Name: name, UUID: uuid})
-	}
-	return out
 }

@@ -28,9 +28,9 @@ const (
 	Astray routing.Code = "astray"
 )
 
-// Findings says what makes packets stray, one finding for each object that does, whatever
+// Problems says what makes packets stray, one finding for each object that does, whatever
 // number of links it takes them from. Names are those of interfaces.
-func Findings(strays []Stray, names map[int]string, p routing.Policy) []routing.Problem {
+func Problems(strays []Stray, names map[int]string, p routing.Policy) []routing.Problem {
 	var order []blame
 	by := map[blame][]Stray{}
 	for _, s := range strays {

@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"io/fs"
@@ -6,13 +6,14 @@ import (
 	"slices"
 	"strings"
 
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
 
 // checkNetworkd finds a systemd-networkd that removes what it did not make. It
 // runs beside NetworkManager on some servers
 // (https://github.com/systemd/systemd/issues/19106).
-func checkNetworkd(v *View, f files) []Finding {
+func checkNetworkd(v *view.View, f files) []routing.Problem {
 	if !networkdRuns(f) {
 		return nil
 	}
@@ -23,14 +24,14 @@ func checkNetworkd(v *View, f files) []Finding {
 		}
 	}
 	// Where there are no links there is nothing to remove.
-	if len(missing) == 0 || v.idle() {
+	if len(missing) == 0 || idle(v) {
 		return nil
 	}
 	fix := "put [Network] with " + strings.Join(missing, " and ") + " into /etc/systemd/networkd.conf.d/multihomed.conf, then: systemctl restart systemd-networkd"
-	if !v.networkdOwnsAny(f) {
+	if !networkdOwnsAny(v, f) {
 		fix += ", or disable it"
 	}
-	return []Finding{{
+	return []routing.Problem{{
 		Severity: routing.Warning,
 		Text:     "systemd-networkd is running: whenever it configures a link, it removes rules and routes that it did not make, those of multihomed too",
 		Fix:      fix,

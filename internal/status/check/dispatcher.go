@@ -1,9 +1,10 @@
-package view
+package check
 
 import (
 	"io/fs"
 	"syscall"
 
+	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/routing"
 )
@@ -15,7 +16,7 @@ const scriptName = "90-multihomed"
 // (check_permissions in src/nm-dispatcher/nm-dispatcher.c). One in /etc hides one
 // in /usr; an empty file, or a link to /dev/null, is how an administrator
 // switches it off.
-func checkDispatcher(_ *View, f files) []Finding {
+func checkDispatcher(_ *view.View, f files) []routing.Problem {
 	for _, directory := range []string{"etc/NetworkManager/dispatcher.d", "usr/lib/NetworkManager/dispatcher.d"} {
 		path := directory + "/" + scriptName
 		found, err := fs.Lstat(f.root, path)
@@ -62,8 +63,8 @@ func dispatcherIsOff(f files) bool {
 	return !f.exists("etc/systemd/system/dbus-org.freedesktop.nm-dispatcher.service")
 }
 
-func ignored(path, why, fix string) []Finding {
-	return []Finding{{
+func ignored(path, why, fix string) []routing.Problem {
+	return []routing.Problem{{
 		Severity: routing.Warning,
 		Text:     "NetworkManager ignores /" + path + ", because " + why + ": while multihomed.service is stopped, rules and routes do not follow changes",
 		Fix:      fix,

@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"fmt"
@@ -6,14 +6,15 @@ import (
 	"strings"
 
 	"multihomed/internal/config"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
 )
 
 // checkGateways finds links whose gateway is one of their own addresses: no route leads
 // through it, so it is not used.
-func checkGateways(v *View, _ files) []Finding {
-	var out []Finding
+func checkGateways(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for plan := range v.Planner.Links() {
 		name := plan.Link.Name
 		for _, f := range routing.Families() {
@@ -21,10 +22,10 @@ func checkGateways(v *View, _ files) []Finding {
 			if !gateway.IsValid() || !reconcile.HasAddress(v.Links[name].Addresses, gateway) {
 				continue
 			}
-			out = append(out, Finding{
+			out = append(out, routing.Problem{
 				Code: routing.OwnGateway, Severity: routing.Error, Link: name, Object: "gateway " + gateway.String(),
 				Text: fmt.Sprintf("the gateway that is set for %s, %s, is an address of %s itself and is not used", name, gateway, name),
-				Fix:  v.gatewayFix(name),
+				Fix:  gatewayFix(v, name),
 			})
 		}
 	}
@@ -32,9 +33,9 @@ func checkGateways(v *View, _ files) []Finding {
 }
 
 // gatewayFix says where the gateway of a link is set.
-func (v *View) gatewayFix(name string) string {
+func gatewayFix(v *view.View, name string) string {
 	claim := v.Claims[name]
-	for _, l := range v.entries.links {
+	for _, l := range v.Entries.Links {
 		if len(l.Gateways) > 0 && selects(l.Matcher, name, claim) {
 			return "set gateway in [[link]] to the address of the router, then: systemctl reload multihomed"
 		}
@@ -42,21 +43,13 @@ func (v *View) gatewayFix(name string) string {
 	return "set the gateway of its profile to the address of the router: nmcli connection edit " + claim.Profile
 }
 
-// entries are those of the configuration that select interfaces.
-type entries struct {
-	links            []config.Link
-	include, exclude []config.Matcher
-}
-
-func entriesOf(cfg config.Config) entries { return entries{cfg.Links, cfg.Include, cfg.Exclude} }
-
 // checkEntries finds entries of the configuration that select nothing: the device may be
 // unplugged, or its name misspelt.
-func checkEntries(v *View, _ files) []Finding {
+func checkEntries(v *view.View, _ files) []routing.Problem {
 	if !v.Complete() || v.ProfilesUnread {
 		return nil // A profile that is not known may be meant.
 	}
-	var out []Finding
+	var out []routing.Problem
 	look := func(list string, m config.Matcher) {
 		for name := range v.Links {
 			if selects(m, name, v.Claims[name]) {
@@ -74,18 +67,18 @@ func checkEntries(v *View, _ files) []Finding {
 				return // It is there twice.
 			}
 		}
-		out = append(out, Finding{
+		out = append(out, routing.Problem{
 			Code: routing.MatchesNothing, Severity: routing.Notice, Object: entry,
 			Text: fmt.Sprintf("%s in the configuration matches no interface of this host at present", entry),
 		})
 	}
-	for _, l := range v.entries.links {
+	for _, l := range v.Entries.Links {
 		look("link", l.Matcher)
 	}
-	for _, m := range v.entries.include {
+	for _, m := range v.Entries.Include {
 		look("include", m)
 	}
-	for _, m := range v.entries.exclude {
+	for _, m := range v.Entries.Exclude {
 		look("exclude", m)
 	}
 	return out

@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"io/fs"

@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"fmt"
@@ -7,18 +7,19 @@ import (
 	"strings"
 
 	"multihomed/internal/status/outcome"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
 
 // checkDuplicates finds addresses that another host has.
-func checkDuplicates(v *View, _ files) []Finding {
-	var out []Finding
+func checkDuplicates(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for plan := range v.Planner.Links() {
 		for _, a := range plan.Link.Addresses {
 			if !a.Failed || plan.Link.Intents[routing.FamilyOf(a.Prefix.Addr())].LeaveAlone != "" {
 				continue
 			}
-			out = append(out, Finding{
+			out = append(out, routing.Problem{
 				Severity: routing.Error, Link: plan.Link.Name,
 				Text: fmt.Sprintf("address %s is used by another host (duplicate address detection failed)", a.Prefix.Addr()),
 				Fix:  fmt.Sprintf("give one of the two another address, then: nmcli device reapply %s", plan.Link.Name),
@@ -36,7 +37,7 @@ type place struct {
 
 // places4 groups the IPv4 networks of all links by prefix, in the order of
 // interfaces. Host addresses have no network.
-func (v *View) places4() [][]place {
+func places4(v *view.View) [][]place {
 	var prefixes []netip.Prefix
 	at := map[netip.Prefix][]place{}
 	for plan := range v.Planner.Links() {
@@ -76,8 +77,8 @@ const strict = 1
 // path filter. The filter looks up the way back by the address alone, finds the
 // first link, and drops what came in through the second
 // (__fib_validate_source in net/ipv4/fib_frontend.c).
-func checkReversePath(v *View, f files) []Finding {
-	var out []Finding
+func checkReversePath(v *view.View, f files) []routing.Problem {
+	var out []routing.Problem
 	first := map[netip.Addr]string{}
 	for plan := range v.Planner.Links() {
 		name := plan.Link.Name
@@ -102,7 +103,7 @@ func checkReversePath(v *View, f files) []Finding {
 			for _, n := range strictly {
 				set = append(set, "net.ipv4.conf."+n+".rp_filter=2")
 			}
-			out = append(out, Finding{
+			out = append(out, routing.Problem{
 				Severity: routing.Warning, Link: name,
 				Text: fmt.Sprintf("%s has the address %s too, and the reverse path filter of %s is strict: packets that come in on one of the two links are dropped", other, addr, strings.Join(strictly, " and ")),
 				Fix:  "sysctl -w " + strings.Join(set, " "),
@@ -115,9 +116,9 @@ func checkReversePath(v *View, f files) []Finding {
 // checkARP finds links in one network, where the kernel by default answers for
 // the addresses of one link on the other (arp_ignore and arp_announce in
 // Documentation/networking/ip-sysctl.rst).
-func checkARP(v *View, f files) []Finding {
-	var out []Finding
-	for _, places := range v.places4() {
+func checkARP(v *view.View, f files) []routing.Problem {
+	var out []routing.Problem
+	for _, places := range places4(v) {
 		if places = oneWire(places, f.neighbours4()); len(places) < 2 || sameAddress(places) {
 			continue
 		}
@@ -131,7 +132,7 @@ func checkARP(v *View, f files) []Finding {
 		if !lax {
 			continue
 		}
-		out = append(out, Finding{
+		out = append(out, routing.Problem{
 			Severity: routing.Warning, Link: names[0],
 			Text: fmt.Sprintf("%s are in one network (%s) and each answers ARP for the addresses of the others: packets for one link may arrive on another", strings.Join(names, " and "), places[0].key.Prefix),
 			Fix:  "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2",
@@ -181,11 +182,11 @@ func sameAddress(places []place) bool {
 }
 
 // checkDefaults finds networks of uplinks from which there is no way on.
-func checkDefaults(v *View, _ files) []Finding {
-	var out []Finding
+func checkDefaults(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for plan := range v.Planner.Links() {
 		// One that comes may still get a default, one that goes may have lost it already.
-		if !plan.Link.Up || plan.Link.Pending || v.unsettled(plan.Link.Name) {
+		if !plan.Link.Up || plan.Link.Pending || v.Unsettled(plan.Link.Name) {
 			continue
 		}
 		for _, k := range plan.Keys {
@@ -201,7 +202,7 @@ func checkDefaults(v *View, _ files) []Finding {
 			case !all:
 				who = listed(without)
 			}
-			out = append(out, Finding{
+			out = append(out, routing.Problem{
 				Severity: routing.Notice, Link: plan.Link.Name,
 				Text: fmt.Sprintf("no default route is known for %s: packets from there reach only the networks in table %d, and get \"unreachable\" for all others", who, t),
 			})
@@ -213,7 +214,7 @@ func checkDefaults(v *View, _ files) []Finding {
 // withoutDefault lists the addresses of a network for which its table has no default route,
 // and says whether that is so for the whole of it.
 func withoutDefault(plan *routing.LinkPlan, k routing.Key) (without []string, all bool) {
-	defaults := defaultsOf(plan, k)
+	defaults := view.Defaults(plan, k)
 	if len(defaults) == 0 {
 		return nil, true
 	}
@@ -223,22 +224,4 @@ func withoutDefault(plan *routing.LinkPlan, k routing.Key) (without []string, al
 		}
 	}
 	return without, false
-}
-
-// defaultsOf are the default routes of a network, those for some of its sources included.
-func defaultsOf(plan *routing.LinkPlan, k routing.Key) []routing.Route {
-	t, has := plan.Link.Tables[k]
-	var out []routing.Route
-	for _, r := range plan.Routes {
-		if !has || r.Route.Table != t || r.Route.Family != k.Family || r.Route.Destination.Bits() != 0 {
-			continue
-		}
-		if from := r.Route.Source; !from.IsValid() || !k.OfHosts() && from.Overlaps(k.Prefix) || k.OfHosts() && slices.ContainsFunc(plan.Link.Addresses, func(a routing.Address) bool {
-			own, is := routing.KeyOf(plan.Link, a.Prefix.Addr())
-			return is && own == k && from.Contains(a.Prefix.Addr())
-		}) {
-			out = append(out, r.Route)
-		}
-	}
-	return out
 }

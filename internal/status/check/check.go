@@ -1,26 +1,30 @@
-package view
+// Package check finds what is wrong with a host, or explains a surprise. [Outcomes] tries where
+// the traffic of each link goes, and [Problems] runs every check on the view: a check is a
+// function of the view and of files of the host, with a code of its own. It changes nothing.
+package check
 
 import (
 	"cmp"
 	"io/fs"
 	"slices"
 
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
-
-// A Finding is something that is wrong, or that explains a surprise, with what to
-// do about it.
-type Finding = routing.Problem
 
 // A check looks for one thing. It reads nothing but the view and the files of
 // the host.
 type check struct {
 	code routing.Code
-	run  func(*View, files) []Finding
+	run  func(*view.View, files) []routing.Problem
 }
 
 // NotInForce is the code of what says that rules or routes are missing.
 const NotInForce routing.Code = "not-in-force"
+
+// WithoutDaemon is for how many links outcomes are checked without the daemon, where they are
+// not named.
+const WithoutDaemon = 50
 
 // checks are in the order of what has to be fixed first.
 func checks() []check {
@@ -67,24 +71,25 @@ func Codes() []routing.Code {
 	return slices.Compact(out)
 }
 
-// Findings runs all checks. Root is the host's root directory.
-func (v *View) Findings(root fs.FS) []Finding {
+// Problems runs all checks on a host and returns what is wrong or explains a surprise, the worst
+// first. Root is the host's root directory.
+func Problems(v *view.View, root fs.FS) []routing.Problem {
 	f := files{root}
-	var out []Finding
+	var out []routing.Problem
 	for _, c := range checks() {
 		for _, found := range c.run(v, f) {
 			if found.Code == "" {
 				found.Code = c.code
 			}
 			// The planner and the daemon may say some of it too.
-			same := func(o Finding) bool { return o.Link == found.Link && o.Text == found.Text }
+			same := func(o routing.Problem) bool { return o.Link == found.Link && o.Text == found.Text }
 			if !slices.ContainsFunc(out, same) {
 				out = append(out, found)
 			}
 		}
 	}
 	all := slices.Clone(out)
-	out = slices.DeleteFunc(out, func(f Finding) bool { return isSaidWithOutcome(f, all) })
-	slices.SortStableFunc(out, func(a, b Finding) int { return cmp.Compare(b.Severity, a.Severity) })
+	out = slices.DeleteFunc(out, func(p routing.Problem) bool { return isSaidWithOutcome(p, all) })
+	slices.SortStableFunc(out, func(a, b routing.Problem) int { return cmp.Compare(b.Severity, a.Severity) })
 	return out
 }

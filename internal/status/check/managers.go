@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"multihomed/internal/escape"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
@@ -25,16 +26,16 @@ func otherManagers() []string { return []string{"connman", "wickedd", "netctl", 
 // checkOwners says who manages the interfaces that get nothing from multihomed. On a
 // host where that is all of them it has no use, and that is an error: whoever
 // installed it expects something else.
-func checkOwners(v *View, f files) []Finding {
+func checkOwners(v *view.View, f files) []routing.Problem {
 	byManager := map[string][]string{}
-	useless := v.idle()
+	useless := idle(v)
 	for name, facts := range v.Links {
 		// The uplink of a container is one end of a veth. On a host that has links the ends
 		// towards its containers are nobody's loss.
 		if useless && facts.Kind == "veth" && networkdOwns(f, facts.Index) {
 			facts.Kind = ""
 		}
-		if !v.isOrphan(facts) {
+		if !isOrphan(v, facts) {
 			continue
 		}
 		manager := managerOf(f, facts)
@@ -43,7 +44,7 @@ func checkOwners(v *View, f files) []Finding {
 	if len(byManager) == 0 {
 		return nil
 	}
-	var out []Finding
+	var out []routing.Problem
 	for _, manager := range slices.Sorted(maps.Keys(byManager)) {
 		names := byManager[manager]
 		slices.Sort(names)
@@ -52,13 +53,13 @@ func checkOwners(v *View, f files) []Finding {
 			// An address that somebody added by hand beside links that work, or
 			// NetworkManager is away and said so elsewhere.
 		case useless:
-			out = append(out, Finding{
+			out = append(out, routing.Problem{
 				Severity: routing.Error, Object: manager,
 				Text: fmt.Sprintf("multihomed does nothing on this host: %s manages %s, and multihomed works with %s", whoever(manager), enumerate(names), supported),
 				Fix:  fixOf(manager, names),
 			})
 		default:
-			out = append(out, Finding{
+			out = append(out, routing.Problem{
 				Severity: routing.Notice, Object: manager,
 				Text: fmt.Sprintf("%s manages %s: multihomed sets up no routing there", whoever(manager), enumerate(names)),
 			})
@@ -68,7 +69,7 @@ func checkOwners(v *View, f files) []Finding {
 }
 
 // idle reports whether there is no link at all, and none is expected.
-func (v *View) idle() bool {
+func idle(v *view.View) bool {
 	for plan := range v.Planner.Links() {
 		if len(plan.Keys) > 0 {
 			return false
@@ -85,8 +86,8 @@ func (v *View) idle() bool {
 // isOrphan reports whether an interface has addresses that reach other hosts, and
 // nobody claims it. Ports have their addresses on the bridge; tunnels and the like
 // are no links.
-func (v *View) isOrphan(l kernel.Link) bool {
-	if _, claimed := v.claimOf(l); claimed || l.Master != 0 || l.PointToPoint || l.Kind != "" && l.Kind != "vlan" && l.Kind != "bond" {
+func isOrphan(v *view.View, l kernel.Link) bool {
+	if _, claimed := v.ClaimOf(l); claimed || l.Master != 0 || l.PointToPoint || l.Kind != "" && l.Kind != "vlan" && l.Kind != "bond" {
 		return false
 	}
 	if plan, planned := v.Planner.Link(l.Index); planned && len(plan.Keys) > 0 {
@@ -132,7 +133,7 @@ func networkdOwns(f files, index int) bool {
 }
 
 // networkdOwnsAny reports whether networkd configures an interface of the host.
-func (v *View) networkdOwnsAny(f files) bool {
+func networkdOwnsAny(v *view.View, f files) bool {
 	for _, l := range v.Links {
 		if networkdOwns(f, l.Index) {
 			return true

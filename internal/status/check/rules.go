@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"fmt"
@@ -6,16 +6,14 @@ import (
 	"strings"
 
 	"multihomed/internal/status/outcome"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
 
-// tableRoutedDNS is the table and the priority of NetworkManager's routed-dns.
-const tableRoutedDNS routing.TableID = 20053
-
 // checkMainRule finds that the kernel's rule for main is gone: unbound traffic
 // then has no default route.
-func checkMainRule(v *View, _ files) []Finding {
-	var out []Finding
+func checkMainRule(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for _, f := range routing.Families() {
 		// A kernel without the family has no rules of it at all.
 		rules := v.Planner.Foreign(f)
@@ -30,7 +28,7 @@ func checkMainRule(v *View, _ files) []Finding {
 		if f == routing.IPv6 {
 			flag = "-6"
 		}
-		out = append(out, Finding{
+		out = append(out, routing.Problem{
 			Severity: routing.Warning,
 			Text:     fmt.Sprintf("the kernel's own rule %d (from all lookup main) is missing in %s: the default route of the main table is not used, and traffic that is bound to no link takes the rule at %d", routing.PriorityMain, f, routing.PriorityMatchAll),
 			Fix:      fmt.Sprintf("ip %s rule add from all lookup main priority %d", flag, routing.PriorityMain),
@@ -40,8 +38,8 @@ func checkMainRule(v *View, _ files) []Finding {
 }
 
 // checkTableInUse finds that others use a table of ours.
-func checkTableInUse(v *View, _ files) []Finding {
-	var out []Finding
+func checkTableInUse(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for plan := range v.Planner.Links() {
 		for _, k := range plan.Keys {
 			t, has := plan.Link.Tables[k]
@@ -49,7 +47,7 @@ func checkTableInUse(v *View, _ files) []Finding {
 			if !has || !used {
 				continue
 			}
-			out = append(out, Finding{
+			out = append(out, routing.Problem{
 				Severity: routing.Warning, Link: plan.Link.Name,
 				Text: fmt.Sprintf("table %d belongs to %s, and another program uses it too: %s", t, k.Network(), what),
 				Fix:  "give the other program another table, or change first and last in [tables] of /etc/multihomed/multihomed.toml",
@@ -61,21 +59,21 @@ func checkTableInUse(v *View, _ files) []Finding {
 
 // isSaidWithOutcome reports whether an outcome check names a route in the same table: then
 // that is the problem, and it says what comes of it.
-func isSaidWithOutcome(f Finding, all []Finding) bool {
-	return f.Code == outcome.TableInUse && f.Link != "" && f.Object == "" && slices.ContainsFunc(all, func(o Finding) bool {
+func isSaidWithOutcome(f routing.Problem, all []routing.Problem) bool {
+	return f.Code == outcome.TableInUse && f.Link != "" && f.Object == "" && slices.ContainsFunc(all, func(o routing.Problem) bool {
 		_, table, _ := strings.Cut(o.Object, " in table ")
 		return o.Code == outcome.TableInUse && table != "" && strings.HasPrefix(f.Text, "table "+table+" ")
 	})
 }
 
 // checkRoutedDNS notes NetworkManager's routes to its DNS servers.
-func checkRoutedDNS(v *View, _ files) []Finding {
+func checkRoutedDNS(v *view.View, _ files) []routing.Problem {
 	for _, f := range routing.Families() {
 		for _, o := range v.Planner.Foreign(f) {
-			if o.Rule.Action == routing.ActionLookup && o.Rule.Table == tableRoutedDNS {
-				return []Finding{{
+			if o.Rule.Action == routing.ActionLookup && o.Rule.Table == view.TableRoutedDNS {
+				return []routing.Problem{{
 					Severity: routing.Notice,
-					Text:     fmt.Sprintf("NetworkManager routes DNS servers by table %d (routed-dns): traffic that is bound to no link reaches each server by the link that named it", tableRoutedDNS),
+					Text:     fmt.Sprintf("NetworkManager routes DNS servers by table %d (routed-dns): traffic that is bound to no link reaches each server by the link that named it", view.TableRoutedDNS),
 				}}
 			}
 		}

@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"context"
@@ -13,15 +13,16 @@ import (
 
 	"multihomed/internal/status"
 	"multihomed/internal/status/outcome"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/lookup"
 	"multihomed/routing/reconcile"
 )
 
-// A Checker finds out whether traffic of links leaves by them. It keeps what it found, and
+// A Outcomes finds out whether traffic of links leaves by them. It keeps what it found, and
 // looks anew only at links that changed, unless something changed that is common to all.
-type Checker struct {
+type Outcomes struct {
 	reader *kernel.Reader
 	handle *netlink.Handle
 	// moves and asked say what tables were read when.
@@ -42,11 +43,11 @@ type verdict struct {
 	strays  []outcome.Stray
 }
 
-// NewChecker returns a checker that knows nothing.
-func NewChecker() *Checker { return &Checker{known: map[int]verdict{}} }
+// NewOutcomes returns one that knows nothing.
+func NewOutcomes() *Outcomes { return &Outcomes{known: map[int]verdict{}} }
 
 // Close closes its sockets.
-func (c *Checker) Close() {
+func (c *Outcomes) Close() {
 	if c.reader != nil {
 		_ = c.reader.Close() // It was only read from.
 	}
@@ -61,13 +62,13 @@ const mostRoutes = 20_000
 
 // Check says where bound traffic goes, for at most so many links that have to be looked at,
 // or only for some; the rest is counted. It costs nothing for what has not changed.
-func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) error {
+func (c *Outcomes) Check(ctx context.Context, v *view.View, only []string, most int) error {
 	if err := c.read(ctx, v); err != nil {
 		return err
 	}
 	judge := outcome.New(outcome.Facts{
-		Policy: v.Policy, Plans: v.Planner, Interfaces: v.lookupInterfaces(), Tables: c.tables, Partial: c.partial,
-		Mixed: v.mixed(), Missing: v.unplanned(), Unsettled: v.unsettled, Ask: c.ask,
+		Policy: v.Policy, Plans: v.Planner, Interfaces: interfacesOf(v), Tables: c.tables, Partial: c.partial,
+		Mixed: v.Mixed(), Missing: v.Unplanned(), Unsettled: v.Unsettled, Ask: c.ask,
 	})
 	if e := judge.Environment(); !e.Same(c.environment) {
 		c.environment = e
@@ -78,8 +79,8 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 		index := plan.Link.Index
 		present[index] = struct{}{}
 		var of *reconcile.Interface
-		if v.snapshot != nil {
-			of, _ = v.snapshot.Interface(index)
+		if v.Snapshot != nil {
+			of, _ = v.Snapshot.Interface(index)
 		}
 		routers := judge.Routers(&plan)
 		found, known := c.known[index]
@@ -110,45 +111,7 @@ func (c *Checker) Check(ctx context.Context, v *View, only []string, most int) e
 	return nil
 }
 
-// mixed is the order of rules where ours and those of others share a priority.
-func (v *View) mixed() map[routing.Family]map[routing.Priority][]routing.Rule {
-	out := map[routing.Family]map[routing.Priority][]routing.Rule{}
-	if v.snapshot == nil {
-		return out
-	}
-	for i, f := range routing.Families() {
-		out[f] = v.snapshot.Mixed[i]
-	}
-	return out
-}
-
-// unsettled reports links that come or go.
-func (v *View) unsettled(name string) bool {
-	claim, _ := v.claimOf(v.Links[name])
-	return claim.Standing == reconcile.Draining || claim.Pending || !v.Links[name].Carrier
-}
-
-// unplanned is what is missing, but for what stays away for a while on purpose.
-func (v *View) unplanned() []routing.Op {
-	if len(v.Missing) == 0 {
-		return nil
-	}
-	away := v.away()
-	yielding := map[routing.Rule]bool{}
-	for _, p := range v.Planner.Shared() {
-		yielding[p.Rule] = p.Yields && v.Running
-	}
-	var out []routing.Op
-	for _, op := range v.Missing {
-		_, waits := away[objectKey{op.Rule.Family, op.Rule.String()}]
-		if op.Verb != routing.AddRule || !waits && !yielding[op.Rule] {
-			out = append(out, op)
-		}
-	}
-	return out
-}
-
-func (v *View) lookupInterfaces() []lookup.Interface {
+func interfacesOf(v *view.View) []lookup.Interface {
 	out := make([]lookup.Interface, 0, len(v.Links))
 	for _, l := range v.Links {
 		out = append(out, lookup.Interface{Index: l.Index, Name: l.Name, Group: l.Group, Up: l.Up})
@@ -157,9 +120,9 @@ func (v *View) lookupInterfaces() []lookup.Interface {
 	return out
 }
 
-// leased are the tables of links, by family. A number in our range that no link has is as
+// leasedIn are the tables of links, by family. A number in our range that no link has is as
 // much somebody else's as any other.
-func (v *View) leased() map[routing.Family]map[routing.TableID]struct{} {
+func leasedIn(v *view.View) map[routing.Family]map[routing.TableID]struct{} {
 	out := map[routing.Family]map[routing.TableID]struct{}{routing.IPv4: {}, routing.IPv6: {}}
 	for plan := range v.Planner.Links() {
 		for k, t := range plan.Link.Tables {
@@ -171,8 +134,8 @@ func (v *View) leased() map[routing.Family]map[routing.TableID]struct{} {
 
 // read reads the tables that decide besides those of links, unless nothing has happened.
 // Tables of links are as planned, but for those that somebody else uses too.
-func (c *Checker) read(ctx context.Context, v *View) error {
-	asked, leased := map[routing.Family][]routing.TableID{}, v.leased()
+func (c *Outcomes) read(ctx context.Context, v *view.View) error {
+	asked, leased := map[routing.Family][]routing.TableID{}, leasedIn(v)
 	for _, f := range routing.Families() {
 		tables := []routing.TableID{routing.TableLocal, routing.TableMain}
 		for _, o := range v.Planner.Foreign(f) {
@@ -190,7 +153,7 @@ func (c *Checker) read(ctx context.Context, v *View) error {
 		slices.Sort(tables)
 		asked[f] = slices.Compact(tables)
 	}
-	same := v.snapshot != nil && v.snapshot.Moves == c.moves && len(v.ForeignIn) == 0 &&
+	same := v.Snapshot != nil && v.Snapshot.Moves == c.moves && len(v.ForeignIn) == 0 &&
 		maps.EqualFunc(asked, c.asked, slices.Equal[[]routing.TableID])
 	if same && c.tables != nil {
 		return nil
@@ -209,14 +172,14 @@ func (c *Checker) read(ctx context.Context, v *View) error {
 		}
 	}
 	c.tables, c.partial, c.asked = tables, partial, asked
-	if v.snapshot != nil {
-		c.moves = v.snapshot.Moves
+	if v.Snapshot != nil {
+		c.moves = v.Snapshot.Moves
 	}
 	return nil
 }
 
 // ask is `ip route get fibmatch`.
-func (c *Checker) ask(p outcome.Probe) (outcome.Answer, error) {
+func (c *Outcomes) ask(p outcome.Probe) (outcome.Answer, error) {
 	if c.handle == nil {
 		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -247,22 +210,22 @@ func (c *Checker) ask(p outcome.Probe) (outcome.Answer, error) {
 }
 
 // checkOutcomes says what takes bound traffic away from its link.
-func checkOutcomes(v *View, _ files) []Finding {
+func checkOutcomes(v *view.View, _ files) []routing.Problem {
 	names := map[int]string{}
 	for _, l := range v.Links {
 		names[l.Index] = l.Name
 	}
-	return outcome.Findings(v.Strays, names, v.Policy)
+	return outcome.Problems(v.Strays, names, v.Policy)
 }
 
 // checkUnchecked says that not every link was checked.
-func checkUnchecked(v *View, _ files) []Finding {
-	if v.Unchecked == 0 || v.byDaemon {
+func checkUnchecked(v *view.View, _ files) []routing.Problem {
+	if v.Unchecked == 0 || v.ByDaemon {
 		return nil
 	}
-	return []Finding{{
+	return []routing.Problem{{
 		Severity: routing.Notice,
-		Text:     fmt.Sprintf("the traffic of %d links was checked; without the daemon, that of the other %d was not", MostChecked, v.Unchecked),
+		Text:     fmt.Sprintf("the traffic of %d links was checked; without the daemon, that of the other %d was not", WithoutDaemon, v.Unchecked),
 		Fix:      "name the links to check: multihomectl status LINK...",
 	}}
 }

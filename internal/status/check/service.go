@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"cmp"
@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/routing"
 )
@@ -16,7 +17,7 @@ const removeAll = "; or remove what stands: multihomectl off"
 // asleep says that nobody runs, and how to change that. A service that is stopped or has
 // failed is stood in for by hooks. One that is disabled or masked is not, and what stands
 // may be what is not wanted.
-func (v *View) asleep() (text, fix string) {
+func asleep(v *view.View) (text, fix string) {
 	fix = cmp.Or(v.Start, unitfile.Enable)
 	if !v.Unit.Unwanted() {
 		return "multihomed is not running", fix
@@ -25,26 +26,26 @@ func (v *View) asleep() (text, fix string) {
 }
 
 // checkDaemon looks at the service itself.
-func checkDaemon(v *View, _ files) []Finding {
+func checkDaemon(v *view.View, _ files) []routing.Problem {
 	switch {
 	case v.Off.HostOff():
 		return nil // It has nothing to do.
 	case v.Silent:
-		return []Finding{{
+		return []routing.Problem{{
 			Severity: routing.Error, Object: "multihomed.service",
 			Text: fmt.Sprintf("multihomed%s does not answer, so changes of links, addresses and routes may be missed; this status was read from the kernel", processOf(v.Daemon.PID)),
 			Fix:  "systemctl restart multihomed",
 		}}
-	case !v.Running && v.outstanding().none():
-		f := Finding{Severity: routing.Warning}
-		f.Text, f.Fix = v.asleep()
+	case !v.Running && outstandingOf(v).none():
+		f := routing.Problem{Severity: routing.Warning}
+		f.Text, f.Fix = asleep(v)
 		if v.Unit.Unwanted() {
 			f.Text += ": neither multihomed nor its hooks follow changes of links, addresses and routes, and what stands stays"
 			f.Fix += removeAll
 		} else {
 			f.Text += ": its hooks follow links that come, go or get another lease, and nobody follows other changes of addresses, routes and rules"
 		}
-		return []Finding{f}
+		return []routing.Problem{f}
 	default:
 		return nil
 	}
@@ -59,30 +60,30 @@ func processOf(pid int) string {
 
 // checkManager says that it is not known who the links are. The daemon gives a manager
 // that starts some time, and says itself when that is over.
-func checkManager(v *View, f files) []Finding {
+func checkManager(v *view.View, f files) []routing.Problem {
 	isSaid := slices.ContainsFunc(v.Daemon.Problems, func(p routing.Problem) bool { return p.Code == routing.WaitsForOwners })
 	switch {
 	case v.Complete(), isSaid:
 		return nil
-	case v.snapshot != nil:
-		return []Finding{{
+	case v.Snapshot != nil:
+		return []routing.Problem{{
 			Severity: routing.Notice,
 			Text:     "multihomed is waiting: " + cmp.Or(v.Daemon.Waiting, v.NM.Reason, "NetworkManager is not running") + "; existing routing is kept",
 		}}
 	case v.NM.Running:
-		return []Finding{{
+		return []routing.Problem{{
 			Severity: routing.Notice,
 			Text:     "NetworkManager is not ready (" + v.NM.Reason + "): this status may be incomplete",
 		}}
 	case v.ManagerUnread != "":
-		return []Finding{{
+		return []routing.Problem{{
 			Severity: routing.Warning,
 			Text:     "NetworkManager cannot be asked, so only links that already have rules are shown: " + v.ManagerUnread,
 		}}
-	case v.networkdOwnsAny(f):
+	case networkdOwnsAny(v, f):
 		return nil // It is not needed here; who manages what says checkOwners.
 	default:
-		return []Finding{{
+		return []routing.Problem{{
 			Severity: routing.Warning,
 			Text:     "NetworkManager is not running: the routing of its links is kept, and its new links get none",
 			Fix:      "systemctl start NetworkManager",
@@ -108,16 +109,16 @@ type outstanding struct {
 
 func (o outstanding) none() bool { return o.absent == 0 && o.extra == 0 && o.bare == 0 }
 
-func (v *View) outstanding() outstanding {
+func outstandingOf(v *view.View) outstanding {
 	var out outstanding
 	for _, o := range v.Objects() {
 		switch o.State {
-		case InForce:
+		case view.InForce:
 			out.planned++
-		case Unexpected:
+		case view.Unexpected:
 			out.extra++
-		case Yielding:
-		case Missing, Different, Misplaced:
+		case view.Yielding:
+		case view.Missing, view.Different, view.Misplaced:
 			out.absent++
 			out.planned++
 		}
@@ -129,8 +130,8 @@ func (v *View) outstanding() outstanding {
 }
 
 // checkInForce says why something is missing, as far as can be told.
-func checkInForce(v *View, _ files) []Finding {
-	o := v.outstanding()
+func checkInForce(v *view.View, _ files) []routing.Problem {
+	o := outstandingOf(v)
 	if o.none() || o.absent == 0 && o.extra == 0 && v.Running {
 		return nil
 	}
@@ -146,14 +147,14 @@ func checkInForce(v *View, _ files) []Finding {
 	if o.extra > 0 {
 		what = append(what, plural(o.extra, "rule or route of multihomed belongs to no link", "rules and routes of multihomed belong to no link"))
 	}
-	f := Finding{Severity: routing.Error, Text: strings.Join(what, ", and ")}
+	f := routing.Problem{Severity: routing.Error, Text: strings.Join(what, ", and ")}
 	switch {
 	case v.Off.HostOff():
 		f.Text = "multihomed is switched off, and " + f.Text
 		f.Fix = "multihomectl off"
 	case !v.Running:
 		var why string
-		if why, f.Fix = v.asleep(); v.Unit.Unwanted() && o.planned > o.absent {
+		if why, f.Fix = asleep(v); v.Unit.Unwanted() && o.planned > o.absent {
 			f.Fix += removeAll
 		}
 		f.Text = why + ", and " + f.Text
@@ -167,16 +168,16 @@ func checkInForce(v *View, _ files) []Finding {
 		f.Text += " although multihomed is running"
 		f.Fix = "look for the reason: journalctl -u multihomed"
 	}
-	return []Finding{f}
+	return []routing.Problem{f}
 }
 
 // checkTables finds networks without a lease, and says why.
-func checkTables(v *View, _ files) []Finding {
+func checkTables(v *view.View, _ files) []routing.Problem {
 	if !v.Running {
 		// They get theirs when it starts.
 		return nil
 	}
-	var out []Finding
+	var out []routing.Problem
 	for plan := range v.Planner.Links() {
 		var bare []string
 		for _, k := range plan.Keys {
@@ -188,7 +189,7 @@ func checkTables(v *View, _ files) []Finding {
 		if len(bare) == 0 || slices.ContainsFunc(v.Daemon.Problems, said) {
 			continue // The daemon knows why.
 		}
-		f := Finding{
+		f := routing.Problem{
 			Severity: routing.Error, Link: plan.Link.Name,
 			Text: "no routing table for " + strings.Join(bare, " and ") + ": packets from there follow the main table",
 		}
@@ -203,19 +204,19 @@ func checkTables(v *View, _ files) []Finding {
 }
 
 // checkDevices passes on what NetworkManager said and was not understood.
-func checkDevices(v *View, _ files) []Finding {
-	var out []Finding
+func checkDevices(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for _, name := range v.Interfaces() {
 		for _, text := range v.Claims[name].Problems {
-			out = append(out, Finding{Code: routing.NotUnderstood, Severity: routing.Warning, Link: name, Text: "NetworkManager: " + text})
+			out = append(out, routing.Problem{Code: routing.NotUnderstood, Severity: routing.Warning, Link: name, Text: "NetworkManager: " + text})
 		}
 	}
 	return out
 }
 
 // checkPlan passes on what the planner found.
-func checkPlan(v *View, _ files) []Finding {
-	var out []Finding
+func checkPlan(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for plan := range v.Planner.Links() {
 		for _, p := range plan.Problems {
 			switch p.Code {
@@ -233,7 +234,7 @@ func checkPlan(v *View, _ files) []Finding {
 
 // checkDaemonProblems passes on what only the daemon can know: what the kernel
 // refused, which lease could not be had.
-func checkDaemonProblems(v *View, _ files) []Finding {
+func checkDaemonProblems(v *view.View, _ files) []routing.Problem {
 	out := slices.Clone(v.Daemon.Problems)
 	for i := range out {
 		if p := &out[i]; p.Code == routing.WaitsForOwners && p.Fix == "" && !v.NM.Running {

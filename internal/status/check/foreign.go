@@ -1,4 +1,4 @@
-package view
+package check
 
 import (
 	"fmt"
@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
 
@@ -22,41 +23,22 @@ func listed(texts []string) string {
 	return strings.Join(texts, "; ") + more
 }
 
-// decides reports whether a rule of somebody else may say where packets go that this
-// host sends to somewhere else. The rule for local does not, nor do that of VRFs
-// (vrf_add_fib_rules in drivers/net/vrf.c), what is for forwarded packets alone, main
-// without its default, and what stands behind the ladder's last rung before main.
-func decides(r routing.Rule) bool {
-	if r.Priority > routing.PriorityAgain || r.IIF != "" && r.IIF != "lo" {
-		return false
-	}
-	switch r.Action {
-	case routing.ActionLookup:
-		return !r.L3MDev && r.Table != routing.TableLocal && r.Table != tableRoutedDNS &&
-			(r.Table != routing.TableMain || !r.SuppressPrefixLength.Set)
-	case routing.ActionGoto, routing.ActionBlackhole, routing.ActionUnreachable, routing.ActionProhibit:
-		return true
-	default:
-		return false
-	}
-}
-
 // checkUnknown finds rules of others that have attributes which no kernel had when this
 // version was written, and that stand behind the ladder or inside of it: what they select is
 // not known, so they are not lifted, and traffic of links meets the ladder first.
-func checkUnknown(v *View, _ files) []Finding {
-	var out []Finding
+func checkUnknown(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for _, f := range routing.Families() {
 		var rules []string
 		for _, o := range v.Planner.Foreign(f) {
-			if r := o.Rule; r.Unknown && r.Priority >= routing.PriorityKnown && decides(r) {
+			if r := o.Rule; r.Unknown && r.Priority >= routing.PriorityKnown && view.Decides(r) {
 				rules = append(rules, strconv.Quote(r.String()))
 			}
 		}
 		if len(rules) == 0 {
 			continue
 		}
-		out = append(out, Finding{
+		out = append(out, routing.Problem{
 			Severity: routing.Warning,
 			Text:     fmt.Sprintf("%s rules of other programs select by something that this version of multihomed does not know, and come after its rules: traffic bound to a link follows its link, also where they select it: %s", f, listed(rules)),
 			Fix:      fmt.Sprintf("give these rules priorities below %d, or install a newer version of multihomed; multihomectl status -v lists all of them", routing.PriorityLocal),
@@ -67,11 +49,11 @@ func checkUnknown(v *View, _ files) []Finding {
 
 // checkOvertaken finds rules of others that the kernel numbered while the ladder stood, and
 // that come before others which would come first without multihomed.
-func checkOvertaken(v *View, _ files) []Finding {
-	var out []Finding
+func checkOvertaken(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for _, f := range routing.Families() {
 		for _, o := range routing.Overtaken(f, v.Planner.Foreign(f)) {
-			out = append(out, Finding{
+			out = append(out, routing.Problem{
 				Severity: routing.Warning, Object: o.Numbered.String(),
 				Text: fmt.Sprintf("the %s rule %q was added without a priority, and comes before %q: without multihomed it would come after it", f, o.Numbered, o.Overtaken),
 				Fix:  fmt.Sprintf("delete it and add it again with a priority between %d and %d", o.Overtaken.Priority+1, routing.PriorityAgain),
@@ -83,13 +65,13 @@ func checkOvertaken(v *View, _ files) []Finding {
 
 // checkYielding finds lifts that stay away because somebody deleted them in the words
 // of his own rule.
-func checkYielding(v *View, _ files) []Finding {
-	var out []Finding
+func checkYielding(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
 	for _, o := range v.Objects() {
-		if !o.yieldsToLifted() {
+		if !o.YieldsToLifted() {
 			continue
 		}
-		out = append(out, Finding{
+		out = append(out, routing.Problem{
 			Severity: routing.Notice, Object: o.Text,
 			Text: fmt.Sprintf("an `ip rule del` was probably for the %s rule %q, and deleted the rule %q of multihomed: the latter comes back %s unless the former is deleted too", o.Family, o.Lifts(), o.Text, back(o.Until)),
 			Fix:  "to delete a rule, name its priority: ip rule del priority " + priorityOf(o.Lifts()),
@@ -100,7 +82,7 @@ func checkYielding(v *View, _ files) []Finding {
 
 // isDisputed reports whether the daemon said that somebody keeps deleting routing of a
 // link.
-func (v *View) isDisputed(link string) bool {
+func isDisputed(v *view.View, link string) bool {
 	return slices.ContainsFunc(v.Daemon.Problems, func(p routing.Problem) bool { return p.Code == routing.Disputed && p.Link == link })
 }
 
@@ -121,7 +103,7 @@ func back(until time.Time) string {
 // checkWaiting finds the other rules and routes that somebody deleted and that are put back
 // later: by whose words, or because somebody deletes them again and again. The daemon says
 // the latter itself, one problem for each link, and names the program.
-func checkWaiting(v *View, _ files) []Finding {
+func checkWaiting(v *view.View, _ files) []routing.Problem {
 	type cause struct {
 		link, his string
 		family    routing.Family
@@ -129,11 +111,11 @@ func checkWaiting(v *View, _ files) []Finding {
 	var causes []cause
 	texts, until := map[cause][]string{}, map[cause]time.Time{}
 	for _, o := range v.Objects() {
-		if o.State != Yielding || o.yieldsToLifted() {
+		if o.State != view.Yielding || o.YieldsToLifted() {
 			continue
 		}
 		c := cause{o.Link, o.His, o.Family}
-		if c.his == "" && v.isDisputed(c.link) {
+		if c.his == "" && isDisputed(v, c.link) {
 			continue
 		}
 		if texts[c] == nil {
@@ -144,9 +126,9 @@ func checkWaiting(v *View, _ files) []Finding {
 			until[c] = o.Until
 		}
 	}
-	out := make([]Finding, 0, len(causes))
+	out := make([]routing.Problem, 0, len(causes))
 	for _, c := range causes {
-		f := Finding{
+		f := routing.Problem{
 			Severity: routing.Notice, Link: c.link,
 			Text: fmt.Sprintf("an `ip rule del` was probably for the %s rule %q, and deleted rules of multihomed: they come back %s, when the deletions have ended: %s", c.family, c.his, back(until[c]), listed(texts[c])),
 			Fix:  "to delete a rule, name its priority: ip rule del priority " + priorityOf(c.his),

@@ -1,4 +1,4 @@
-package view_test
+package check_test
 
 import (
 	"io/fs"
@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
 	"multihomed/internal/status/outcome"
 	"multihomed/internal/status/view"
+	"multihomed/internal/status/view/viewtest"
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -20,45 +22,7 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// A view is made of links; on it everything is in force.
-func viewOf(links ...routing.Link) *view.View {
-	policy := routing.DefaultPolicy()
-	table := policy.Tables.First
-	v := &view.View{
-		Policy: policy, Links: map[string]kernel.Link{}, Claims: map[string]reconcile.Claim{},
-		ForeignIn: map[routing.TableID]string{},
-		Running:   true, Daemon: view.Daemon{Ready: true},
-		NM: nm.Snapshot{Status: nm.Status{Running: true, Complete: true}},
-	}
-	v.Planner = routing.NewPlanner(policy)
-	for _, l := range links {
-		if l.Tables == nil {
-			l.Tables = map[routing.Key]routing.TableID{}
-			for _, k := range routing.Keys(l) {
-				l.Tables[k] = table
-				table++
-			}
-		}
-		v.Links[l.Name] = kernel.Link{Index: l.Index, Name: l.Name, Up: l.Up, Carrier: true}
-		v.Claims[l.Name] = reconcile.Claim{Standing: reconcile.Link}
-		planner(v).Set(l)
-	}
-	for _, f := range routing.Families() {
-		planner(v).SetForeign(f, kernels(f))
-	}
-	return v
-}
-
 func planner(v *view.View) *routing.Planner { return v.Planner.(*routing.Planner) }
-
-// kernels are the rules that the kernel makes itself.
-func kernels(f routing.Family) []routing.ForeignRule {
-	return []routing.ForeignRule{
-		{Rule: routing.Rule{Family: f, Priority: 0, Action: routing.ActionLookup, Table: routing.TableLocal}},
-		{Rule: routing.Rule{Family: f, Priority: 32766, Action: routing.ActionLookup, Table: routing.TableMain}},
-		{Rule: routing.Rule{Family: f, Priority: 32767, Action: routing.ActionLookup, Table: routing.TableDefault}},
-	}
-}
 
 // others adds rules of somebody else to those of the kernel; all are of IPv4.
 func others(v *view.View, rules ...routing.Rule) {
@@ -74,36 +38,9 @@ func others(v *view.View, rules ...routing.Rule) {
 }
 
 func foreign(v *view.View, rules ...routing.ForeignRule) {
-	all := append(kernels(routing.IPv4), rules...)
+	all := append(viewtest.Kernels(routing.IPv4), rules...)
 	slices.SortStableFunc(all, func(a, b routing.ForeignRule) int { return int(a.Rule.Priority) - int(b.Rule.Priority) })
 	planner(v).SetForeign(routing.IPv4, all)
-}
-
-// uplink is an interface with an address and a default route.
-func uplink(name string, index int, prefix, gateway string) routing.Link {
-	p := netip.MustParsePrefix(prefix)
-	f := routing.FamilyOf(p.Addr())
-	l := routing.Link{
-		Name: name, Index: index, Up: true, Group: 28008,
-		Addresses: []routing.Address{{Prefix: p, Dynamic: true}},
-		Routes: []routing.Route{
-			{Family: f, Table: routing.TableMain, Destination: p.Masked(), Type: routing.RouteUnicast, Device: index, Scope: routing.ScopeLink},
-		},
-	}
-	if gateway != "" {
-		l.Routes = append(l.Routes, routing.Route{
-			Family: f, Table: routing.TableMain, Destination: f.Any(), Type: routing.RouteUnicast, Device: index,
-			Gateway: netip.MustParseAddr(gateway),
-		})
-	}
-	return l
-}
-
-func wan(n int) routing.Link {
-	return [...]routing.Link{
-		uplink("wan0", 2, "198.51.100.7/24", "198.51.100.1"),
-		uplink("wan1", 3, "203.0.113.7/24", "203.0.113.1"),
-	}[n]
 }
 
 // files are given as path and content in turn.
@@ -135,11 +72,11 @@ type want struct {
 	fix      string
 }
 
-func check(t *testing.T, v *view.View, root fstest.MapFS, wants ...want) {
+func expect(t *testing.T, v *view.View, root fstest.MapFS, wants ...want) {
 	t.Helper()
-	found := v.Findings(root)
+	found := check.Problems(v, root)
 	for _, w := range wants {
-		i := slices.IndexFunc(found, func(f view.Finding) bool { return f.Code == w.code && f.Link == w.link })
+		i := slices.IndexFunc(found, func(f routing.Problem) bool { return f.Code == w.code && f.Link == w.link })
 		if i < 0 {
 			t.Errorf("no %s of %q in %+v", w.code, w.link, found)
 			continue
@@ -160,104 +97,106 @@ func check(t *testing.T, v *view.View, root fstest.MapFS, wants ...want) {
 	}
 }
 
-func TestSoundHostHasNoFindings(t *testing.T) { check(t, viewOf(wan(0), wan(1)), files()) }
+func TestSoundHostHasNoFindings(t *testing.T) {
+	expect(t, viewtest.Of(viewtest.WAN(0), viewtest.WAN(1)), files())
+}
 
 func TestDaemon(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	v.Running = false
-	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"not running", "hooks follow"}, fix: "systemctl enable --now multihomed"})
+	expect(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"not running", "hooks follow"}, fix: "systemctl enable --now multihomed"})
 
-	v = viewOf(wan(0))
+	v = viewtest.Of(viewtest.WAN(0))
 	v.Running, v.Unit = false, unitfile.Disabled
-	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"multihomed.service is disabled", "neither"}, fix: "multihomectl off"})
+	expect(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"multihomed.service is disabled", "neither"}, fix: "multihomectl off"})
 	v.Unit, v.Start = unitfile.Masked, "systemctl unmask multihomed"
-	check(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"multihomed.service is masked", "neither"}, fix: "systemctl unmask multihomed; or remove"})
+	expect(t, v, files(), want{code: "daemon", severity: routing.Warning, text: []string{"multihomed.service is masked", "neither"}, fix: "systemctl unmask multihomed; or remove"})
 
-	v = viewOf(wan(0))
+	v = viewtest.Of(viewtest.WAN(0))
 	v.Daemon.Problems = []routing.Problem{
 		{Code: routing.NoTable, Severity: routing.Error, Link: "wan9", Text: "no routing table is left", Fix: "widen [tables]"},
 		{Code: "repairs", Severity: routing.Warning, Text: "somebody takes our rules away"},
 	}
-	check(t, v, files(),
+	expect(t, v, files(),
 		want{code: routing.NoTable, severity: routing.Error, link: "wan9", text: []string{"no routing table is left"}, fix: "widen [tables]"},
 		want{code: "repairs", severity: routing.Warning, text: []string{"takes our rules"}})
 }
 
 // TestSilent: a daemon that hangs maintains nothing.
 func TestSilent(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	v.Silent, v.Daemon.Ready, v.Daemon.PID = true, false, 42
-	check(t, v, files(), want{code: "daemon", severity: routing.Error, text: []string{"process 42", "does not answer"}, fix: "systemctl restart multihomed"})
+	expect(t, v, files(), want{code: "daemon", severity: routing.Error, text: []string{"process 42", "does not answer"}, fix: "systemctl restart multihomed"})
 }
 
 func TestNetworkManager(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	v.NM.Status = nm.Status{Running: true, Reason: "it is starting"}
-	check(t, v, files(), want{code: "network-manager", severity: routing.Notice, text: []string{"not ready (it is starting)"}})
+	expect(t, v, files(), want{code: "network-manager", severity: routing.Notice, text: []string{"not ready (it is starting)"}})
 	v.NM.Status = nm.Status{}
-	check(t, v, files(), want{code: "network-manager", severity: routing.Warning, text: []string{"is not running"}, fix: "systemctl start NetworkManager"})
+	expect(t, v, files(), want{code: "network-manager", severity: routing.Warning, text: []string{"is not running"}, fix: "systemctl start NetworkManager"})
 	v.ManagerUnread = "no bus"
-	check(t, v, files(), want{code: "network-manager", severity: routing.Warning, text: []string{"cannot be asked", "no bus"}})
+	expect(t, v, files(), want{code: "network-manager", severity: routing.Warning, text: []string{"cannot be asked", "no bus"}})
 }
 
 func TestNotInForce(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	rules := slices.Collect(v.Planner.Rules())
 	v.Missing = []routing.Op{
 		{Verb: routing.AddRule, Rule: rules[0].Rule, Reason: rules[0].Reason},
 		{Verb: routing.DeleteRule, Rule: routing.Rule{Family: routing.IPv4, Priority: 10000, Action: routing.ActionLookup, Table: 10900, Protocol: routing.Multihomed}},
 	}
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of 8", "although multihomed is running", "1 rule or route of multihomed belongs to no link"}, fix: "journalctl"})
+	expect(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of 8", "although multihomed is running", "1 rule or route of multihomed belongs to no link"}, fix: "journalctl"})
 	v.Daemon.Ready = false
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"has just started"}})
+	expect(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"has just started"}})
 	v.Running = false
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"multihomed is not running, and 1 of 8"}, fix: "systemctl enable"})
+	expect(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"multihomed is not running, and 1 of 8"}, fix: "systemctl enable"})
 
 	// A host on which it never ran: no table, so nothing can be planned.
-	l := wan(0)
+	l := viewtest.WAN(0)
 	l.Tables = map[routing.Key]routing.TableID{}
 	l.Group = 0
-	v = viewOf(l)
+	v = viewtest.Of(l)
 	v.Running = false
 	v.Missing = []routing.Op{{Verb: routing.SetGroup, Index: l.Index, Group: 28008}}
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"no rule or route of it is in force"}, fix: "systemctl enable"})
+	expect(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"no rule or route of it is in force"}, fix: "systemctl enable"})
 }
 
 func TestNoTable(t *testing.T) {
-	l := wan(0)
+	l := viewtest.WAN(0)
 	l.Tables = map[routing.Key]routing.TableID{}
-	v := viewOf(l)
-	check(t, v, files(), want{code: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "journalctl"})
+	v := viewtest.Of(l)
+	expect(t, v, files(), want{code: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "journalctl"})
 	v.LeasesUnread = "not for this user"
-	check(t, v, files(), want{code: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "as root"})
+	expect(t, v, files(), want{code: "no-table", severity: routing.Error, link: "wan0", text: []string{"198.51.100.0/24"}, fix: "as root"})
 }
 
 func TestDuplicateAddress(t *testing.T) {
-	l := wan(0)
+	l := viewtest.WAN(0)
 	l.Addresses = append(l.Addresses, routing.Address{Prefix: netip.MustParsePrefix("198.51.100.8/24"), Failed: true})
-	check(t, viewOf(l), files(), want{code: "duplicate-address", severity: routing.Error, link: "wan0", text: []string{"198.51.100.8 is used by another host"}, fix: "nmcli device reapply wan0"})
+	expect(t, viewtest.Of(l), files(), want{code: "duplicate-address", severity: routing.Error, link: "wan0", text: []string{"198.51.100.8 is used by another host"}, fix: "nmcli device reapply wan0"})
 }
 
 func TestForeignGroup(t *testing.T) {
-	l := wan(0)
+	l := viewtest.WAN(0)
 	l.Group = 7
-	v := viewOf(l)
+	v := viewtest.Of(l)
 	planner(v).SetGroups(map[uint32]int{7: 2})
-	check(t, v, files(), want{code: routing.ForeignGroup, severity: routing.Warning, link: "wan0", text: []string{"interface group 7"}, fix: "ip link set wan0 group default"})
+	expect(t, v, files(), want{code: routing.ForeignGroup, severity: routing.Warning, link: "wan0", text: []string{"interface group 7"}, fix: "ip link set wan0 group default"})
 	// It tells uplinks as well as ours where it holds nothing else.
 	planner(v).SetGroups(map[uint32]int{7: 1})
-	check(t, v, files())
+	expect(t, v, files())
 }
 
 func TestDevices(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	v.Claims["eth9"] = reconcile.Claim{Problems: []string{"State has the type s"}}
-	check(t, v, files(), want{code: routing.NotUnderstood, severity: routing.Warning, link: "eth9", text: []string{"State has the type s"}})
+	expect(t, v, files(), want{code: routing.NotUnderstood, severity: routing.Warning, link: "eth9", text: []string{"State has the type s"}})
 }
 
 func TestReversePath(t *testing.T) {
-	modem0 := uplink("usb0", 4, "192.168.8.100/24", "192.168.8.1")
-	modem1 := uplink("usb1", 5, "192.168.8.100/24", "192.168.8.1")
+	modem0 := viewtest.Uplink("usb0", 4, "192.168.8.100/24", "192.168.8.1")
+	modem1 := viewtest.Uplink("usb1", 5, "192.168.8.100/24", "192.168.8.1")
 	for _, c := range []struct {
 		name  string
 		files []string
@@ -275,15 +214,15 @@ func TestReversePath(t *testing.T) {
 			if c.fix != "" {
 				wants = append(wants, want{code: "rp-filter", severity: routing.Warning, link: "usb1", text: []string{"usb0 has the address 192.168.8.100 too", "are dropped"}, fix: c.fix})
 			}
-			check(t, viewOf(modem0, modem1), files(c.files...), wants...)
+			expect(t, viewtest.Of(modem0, modem1), files(c.files...), wants...)
 		})
 	}
 	// Strictness alone does no harm: the rules by source make it pass.
-	check(t, viewOf(wan(0), wan(1)), files(conf("all", "rp_filter", "1")...))
+	expect(t, viewtest.Of(viewtest.WAN(0), viewtest.WAN(1)), files(conf("all", "rp_filter", "1")...))
 }
 
 func TestARP(t *testing.T) {
-	lan0, lan1 := uplink("lan0", 4, "192.168.1.10/24", ""), uplink("lan1", 5, "192.168.1.11/24", "")
+	lan0, lan1 := viewtest.Uplink("lan0", 4, "192.168.1.10/24", ""), viewtest.Uplink("lan1", 5, "192.168.1.11/24", "")
 	lan0.Group, lan1.Group = 0, 0
 	right := slices.Concat(conf("all", "arp_ignore", "1"), conf("all", "arp_announce", "2"))
 	finding := want{code: "arp", severity: routing.Warning, link: "lan0", text: []string{"lan0 and lan1 are in one network (192.168.1.0/24)"}, fix: "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"}
@@ -295,38 +234,38 @@ func TestARP(t *testing.T) {
 	other := arp("192.168.1.11 0x1 0x2 52:54:00:00:00:11 * lan0")
 	two := arp("192.168.1.1 0x1 0x2 52:54:00:00:00:01 * lan0", "192.168.1.1 0x1 0x2 52:54:00:00:00:02 * lan1")
 	unresolved := arp("192.168.1.1 0x1 0x0 00:00:00:00:00:00 * lan0", "192.168.1.1 0x1 0x0 00:00:00:00:00:00 * lan1")
-	check(t, viewOf(lan0, lan1), files(one...), finding)
-	check(t, viewOf(lan0, lan1), files(other...), finding)
-	check(t, viewOf(lan0, lan1), files(slices.Concat(one, right[:2])...), finding)
-	check(t, viewOf(lan0, lan1), files(slices.Concat(one, right)...))
+	expect(t, viewtest.Of(lan0, lan1), files(one...), finding)
+	expect(t, viewtest.Of(lan0, lan1), files(other...), finding)
+	expect(t, viewtest.Of(lan0, lan1), files(slices.Concat(one, right[:2])...), finding)
+	expect(t, viewtest.Of(lan0, lan1), files(slices.Concat(one, right)...))
 	// Two routers that use the same network are two networks.
-	check(t, viewOf(lan0, lan1), files(two...))
-	check(t, viewOf(lan0, lan1), files(unresolved...))
-	check(t, viewOf(lan0, lan1), files())
-	check(t, viewOf(lan0), files())
+	expect(t, viewtest.Of(lan0, lan1), files(two...))
+	expect(t, viewtest.Of(lan0, lan1), files(unresolved...))
+	expect(t, viewtest.Of(lan0, lan1), files())
+	expect(t, viewtest.Of(lan0), files())
 	// The same address twice: not one network, but two that look the same.
-	check(t, viewOf(uplink("usb0", 4, "192.168.8.100/24", "192.168.8.1"), uplink("usb1", 5, "192.168.8.100/24", "192.168.8.1")), files())
+	expect(t, viewtest.Of(viewtest.Uplink("usb0", 4, "192.168.8.100/24", "192.168.8.1"), viewtest.Uplink("usb1", 5, "192.168.8.100/24", "192.168.8.1")), files())
 	// Point to point there is no ARP.
-	check(t, viewOf(uplink("ppp0", 4, "10.64.64.64/32", "10.64.64.65"), uplink("ppp1", 5, "10.64.64.66/32", "10.64.64.65")), files())
+	expect(t, viewtest.Of(viewtest.Uplink("ppp0", 4, "10.64.64.64/32", "10.64.64.65"), viewtest.Uplink("ppp1", 5, "10.64.64.66/32", "10.64.64.65")), files())
 }
 
 func TestNoDefault(t *testing.T) {
-	l := wan(0)
+	l := viewtest.WAN(0)
 	l.Routes[1].Destination = netip.MustParsePrefix("10.0.0.0/8")
-	check(t, viewOf(l), files()) // a local link needs none
+	expect(t, viewtest.Of(l), files()) // a local link needs none
 	l.WasUplink.Set(routing.IPv4, true)
-	check(t, viewOf(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}})
+	expect(t, viewtest.Of(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}})
 	l.Up = false
-	check(t, viewOf(l), files())
+	expect(t, viewtest.Of(l), files())
 }
 
 func TestMainRule(t *testing.T) {
-	v := viewOf(wan(0))
-	planner(v).SetForeign(routing.IPv6, kernels(routing.IPv6)[:1])
-	check(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"32766", "ipv6"}, fix: "ip -6 rule add from all lookup main priority 32766"})
+	v := viewtest.Of(viewtest.WAN(0))
+	planner(v).SetForeign(routing.IPv6, viewtest.Kernels(routing.IPv6)[:1])
+	expect(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"32766", "ipv6"}, fix: "ip -6 rule add from all lookup main priority 32766"})
 	// A kernel without IPv6 has no rules of it.
 	planner(v).SetForeign(routing.IPv6, nil)
-	check(t, v, files())
+	expect(t, v, files())
 	// One that only some packets see, or that takes no default, is none.
 	for name, spoil := range map[string]func(*routing.Rule){
 		"a mark":      func(r *routing.Rule) { r.Mark = routing.Mark{Value: 1, Mask: 1} },
@@ -335,18 +274,18 @@ func TestMainRule(t *testing.T) {
 		"half":        func(r *routing.Rule) { r.From = netip.MustParsePrefix("0.0.0.0/1") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			rules := kernels(routing.IPv4)
+			rules := viewtest.Kernels(routing.IPv4)
 			spoil(&rules[1].Rule)
 			planner(v).SetForeign(routing.IPv4, rules)
-			check(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
+			expect(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
 		})
 	}
 }
 
 func TestTableInUse(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	v.ForeignIn[10000] = "the route 10.9.0.0/16 dev if7 table 10000"
-	check(t, v, files(), want{code: "table-in-use", severity: routing.Warning, link: "wan0", text: []string{"table 10000", "10.9.0.0/16"}, fix: "[tables]"})
+	expect(t, v, files(), want{code: "table-in-use", severity: routing.Warning, link: "wan0", text: []string{"table 10000", "10.9.0.0/16"}, fix: "[tables]"})
 }
 
 // TestUnknownRules: what nobody understands is not lifted, and said.
@@ -364,9 +303,9 @@ func TestUnknownRules(t *testing.T) {
 		{"for forwarded packets, or behind main", []routing.Rule{{Priority: 30000, IIF: "guest", Unknown: true, Table: 200}, {Priority: 32800, Unknown: true, Table: 200}}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := viewOf(wan(0), uplink("lan0", 9, "192.0.2.1/24", ""))
+			v := viewtest.Of(viewtest.WAN(0), viewtest.Uplink("lan0", 9, "192.0.2.1/24", ""))
 			others(v, c.rules...)
-			check(t, v, files(), c.want...)
+			expect(t, v, files(), c.want...)
 		})
 	}
 }
@@ -374,7 +313,7 @@ func TestUnknownRules(t *testing.T) {
 // TestStrays: what takes bound traffic away is named; whoever only has a say is listed, and
 // no finding.
 func TestStrays(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	tunnel := routing.Rule{Family: routing.IPv4, Priority: 9018, Action: routing.ActionLookup, Table: 51820, Invert: true, Mark: routing.Mark{Value: 51820, Mask: 0xffffffff}}
 	known := routing.Rule{Family: routing.IPv4, Priority: 9017, Action: routing.ActionLookup, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}
 	ahead := routing.Rule{Family: routing.IPv4, Priority: 5270, Action: routing.ActionLookup, Table: 52}
@@ -383,7 +322,7 @@ func TestStrays(t *testing.T) {
 	guests := routing.Rule{Family: routing.IPv4, Priority: 100, IIF: "guest", Action: routing.ActionProhibit}
 	foreign(v, routing.ForeignRule{Rule: guests}, routing.ForeignRule{Rule: known, Numbered: true}, routing.ForeignRule{Rule: tunnel, Numbered: true},
 		routing.ForeignRule{Rule: ahead}, routing.ForeignRule{Rule: behind}, routing.ForeignRule{Rule: marked})
-	check(t, v, files())
+	expect(t, v, files())
 	got := v.Status(nil, "1").OtherRules
 	want0 := []status.OtherRule{
 		{Family: "ipv4", Text: ahead.String(), Place: status.Ahead},
@@ -398,13 +337,13 @@ func TestStrays(t *testing.T) {
 		Probe: outcome.Probe{From: netip.MustParseAddr("198.51.100.7"), To: netip.MustParseAddr("8.1.1.1")}, Family: routing.IPv4,
 		Link: "wan0", Device: "tun0", Rule: ahead, Parts: 221, All: 221,
 	}}
-	check(t, v, files(), want{code: outcome.RuleAhead, severity: routing.Error, link: "wan0", text: []string{"5270: from all lookup 52", "leaves by tun0"}, fix: "give that rule a priority"})
+	expect(t, v, files(), want{code: outcome.RuleAhead, severity: routing.Error, link: "wan0", text: []string{"5270: from all lookup 52", "leaves by tun0"}, fix: "give that rule a priority"})
 }
 
 // TestLiftThatYields: who deletes a rule by its words may hit the lift of it. That is
 // no fault, and does not last.
 func TestLiftThatYields(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	rule := routing.Rule{Priority: 30000, IIF: "lo", IPProto: 1, Table: 200}
 	others(v, rule)
 	var lift routing.PlannedRule
@@ -416,9 +355,9 @@ func TestLiftThatYields(t *testing.T) {
 	if lift.Reason.Decision != routing.LiftForeign {
 		t.Fatal("nothing yields")
 	}
-	check(t, v, files())
+	expect(t, v, files())
 	v.Missing = []routing.Op{{Verb: routing.AddRule, Rule: lift.Rule, Reason: lift.Reason}}
-	check(t, v, files(), want{
+	expect(t, v, files(), want{
 		code: "lift-yields", severity: routing.Notice, fix: "ip rule del priority 30000",
 		text: []string{`"30000: from all iif lo ipproto icmp lookup 200"`, "10 seconds"},
 	})
@@ -440,19 +379,19 @@ func TestLiftThatYields(t *testing.T) {
 	if len(v.Missing) != 2 {
 		t.Fatalf("missing: %v", v.Missing)
 	}
-	check(t, v, files(), want{code: "lift-yields", severity: routing.Notice, fix: "ip rule del priority 30000", text: []string{"10 seconds"}})
+	expect(t, v, files(), want{code: "lift-yields", severity: routing.Notice, fix: "ip rule del priority 30000", text: []string{"10 seconds"}})
 	v.Missing = v.Missing[1:]
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "journalctl"})
+	expect(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "journalctl"})
 	v.Missing = []routing.Op{{Verb: routing.AddRule, Rule: lift.Rule, Reason: lift.Reason}}
 	// Nobody puts it back.
 	v.Running = false
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})
+	expect(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"1 of"}, fix: "systemctl enable"})
 }
 
 // TestPutBackLater: what the daemon puts back later on purpose is no error: the reason and
 // the time are said.
 func TestPutBackLater(t *testing.T) {
-	v := viewOf(wan(0), wan(1))
+	v := viewtest.Of(viewtest.WAN(0), viewtest.WAN(1))
 	his := routing.Rule{Priority: 100, From: netip.MustParsePrefix("203.0.113.7/32"), Table: 200}
 	others(v, his)
 	until := time.Date(2026, 11, 28, 15, 4, 5, 0, time.Local)
@@ -477,26 +416,26 @@ func TestPutBackLater(t *testing.T) {
 	if len(v.Missing) != 3 {
 		t.Fatalf("%d missing: %v", len(v.Missing), v.Missing)
 	}
-	check(t, v, files(),
+	expect(t, v, files(),
 		want{code: "put-back-later", severity: routing.Notice, link: "wan1", fix: "ip rule del priority 100", text: []string{`probably for the ipv4 rule "100: from 203.0.113.7 lookup 200"`, "15:04:05", "10000: from 203.0.113.7 lookup"}},
 		want{code: "put-back-later", severity: routing.Warning, link: "wan0", fix: "journalctl", text: []string{"keeps deleting", "15:04:05", again.String(), "default via 198.51.100.1 dev wan0 table"}},
 	)
 	// The daemon that names the culprit has said it.
 	v.Daemon.Problems = []routing.Problem{{Code: routing.Disputed, Severity: routing.Warning, Link: "wan0", Object: again.String(), Text: "iptables-save (process 7) keeps deleting it", Fix: "stop it"}}
-	check(t, v, files(),
+	expect(t, v, files(),
 		want{code: "put-back-later", severity: routing.Notice, link: "wan1", fix: "priority"},
 		want{code: routing.Disputed, severity: routing.Warning, link: "wan0", text: []string{"iptables-save"}, fix: "stop it"},
 	)
 	v.Daemon.Problems = nil
 	// What nobody puts back is missing.
 	v.Daemon.Away = nil
-	check(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"3 of"}, fix: "journalctl"})
+	expect(t, v, files(), want{code: "not-in-force", severity: routing.Error, text: []string{"3 of"}, fix: "journalctl"})
 }
 
 func TestRoutedDNS(t *testing.T) {
-	v := viewOf(wan(0))
+	v := viewtest.Of(viewtest.WAN(0))
 	others(v, routing.Rule{Priority: 20053, Table: 20053})
-	check(t, v, files(), want{code: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}})
+	expect(t, v, files(), want{code: "routed-dns", severity: routing.Notice, text: []string{"routed-dns"}})
 }
 
 func TestNetworkd(t *testing.T) {
@@ -521,7 +460,7 @@ func TestNetworkd(t *testing.T) {
 		{"hidden by an empty one", []string{runs, "", "usr/lib/systemd/networkd.conf.d/50-us.conf", no, "etc/systemd/networkd.conf.d/50-us.conf", ""}, both},
 		{"another section, a comment, another name", []string{runs, "", "etc/systemd/networkd.conf", "[DHCPv4]\nManageForeignRoutes=no\n[Network]\n#ManageForeignRoutes=no\n", "etc/systemd/networkd.conf.d/x.conf.off", no}, both},
 	} {
-		t.Run(c.name, func(t *testing.T) { check(t, viewOf(wan(0)), files(c.files...), c.want...) })
+		t.Run(c.name, func(t *testing.T) { expect(t, viewtest.Of(viewtest.WAN(0)), files(c.files...), c.want...) })
 	}
 }
 
@@ -530,7 +469,7 @@ func TestOwners(t *testing.T) {
 	const runs = "sys/fs/cgroup/system.slice/systemd-networkd.service/cgroup.procs"
 	const owned, foreign = "ADMIN_STATE=configured\nOPER_STATE=routable\n", "ADMIN_STATE=unmanaged\n"
 	host := func(alone bool, claimed ...routing.Link) *view.View {
-		v := viewOf(claimed...)
+		v := viewtest.Of(claimed...)
 		v.Alone = alone
 		v.NM.Status = nm.Status{Absent: true}
 		for i, name := range []string{"ens3", "ens4"} {
@@ -557,7 +496,7 @@ func TestOwners(t *testing.T) {
 			[]want{{code: "manager", severity: routing.Error, text: []string{"systemd-networkd manages ens3 and ens4"}, fix: "RoutingPolicyRule"}},
 		},
 		{
-			"one interface of networkd beside links of ours", host(true, wan(0)),
+			"one interface of networkd beside links of ours", host(true, viewtest.WAN(0)),
 			[]string{runs, "", "run/systemd/netif/links/70", owned, "run/systemd/netif/links/71", foreign},
 			[]want{{code: "manager", severity: routing.Notice, text: []string{"systemd-networkd manages ens3: "}}, ours},
 		},
@@ -567,12 +506,12 @@ func TestOwners(t *testing.T) {
 			[]want{{code: "manager", severity: routing.Error, text: []string{"connman manages ens3 and ens4"}, fix: "lease -i ens3"}},
 		},
 		{"nobody", host(true), nil, []want{{code: "manager", severity: routing.Error, text: []string{"nobody it knows manages ens3 and ens4"}, fix: "lease -i ens3"}}},
-		{"addresses by hand beside links of ours", host(true, wan(0)), nil, nil},
+		{"addresses by hand beside links of ours", host(true, viewtest.WAN(0)), nil, nil},
 		{"NetworkManager is away", host(false), nil, []want{{code: "network-manager", severity: routing.Warning, text: []string{"not running"}, fix: "systemctl start NetworkManager"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			check(t, c.view, files(c.files...), c.want...)
-			for _, f := range c.view.Findings(files(c.files...)) {
+			expect(t, c.view, files(c.files...), c.want...)
+			for _, f := range check.Problems(c.view, files(c.files...)) {
 				if strings.Contains(f.Fix, "NetworkManager") && len(c.files) > 0 {
 					t.Errorf("a second manager is advised: %s", f.Fix)
 				}
@@ -614,6 +553,6 @@ func TestDispatcher(t *testing.T) {
 		"not enabled":      {unit(fstest.MapFS{usr: good}), ignored("its dispatcher is not enabled", "systemctl enable NetworkManager-dispatcher")},
 		"not there at all": {unit(fstest.MapFS{}), nil},
 	} {
-		t.Run(name, func(t *testing.T) { check(t, viewOf(wan(0)), test.root, test.wants...) })
+		t.Run(name, func(t *testing.T) { expect(t, viewtest.Of(viewtest.WAN(0)), test.root, test.wants...) })
 	}
 }

@@ -1,4 +1,4 @@
-package view_test
+package check_test
 
 import (
 	"net/netip"
@@ -8,7 +8,9 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
 	"multihomed/internal/status/view"
+	"multihomed/internal/status/view/viewtest"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -21,12 +23,12 @@ func TestWhatComesUp(t *testing.T) {
 	dhcp := routing.Intent{Automatic: true}
 	for name, prefix := range map[string]string{"DHCP is pending": "2001:db8::7/64", "the router is pending": "198.51.100.7/24"} {
 		for _, group := range []uint32{0, 28008} {
-			l := uplink("wan0", 2, prefix, "")
+			l := viewtest.Uplink("wan0", 2, prefix, "")
 			l.Pending, l.Group = true, group
 			l.Intents = map[routing.Family]routing.Intent{routing.IPv4: dhcp, routing.IPv6: dhcp}
-			v := viewOf(l, wan(1))
+			v := viewtest.Of(l, viewtest.WAN(1))
 			claim(v, "wan0", func(c *reconcile.Claim) { c.Pending = true })
-			check(t, v, files())
+			expect(t, v, files())
 			if s := v.Status(nil, "1"); !s.Links[0].Pending || s.Links[1].Pending {
 				t.Errorf("%s, group %d: %+v", name, group, s.Links)
 			}
@@ -34,15 +36,15 @@ func TestWhatComesUp(t *testing.T) {
 	}
 	// It is up, and one family has no default: in that it is a local link, and needs none,
 	// unless it had one.
-	l := uplink("wan0", 2, "198.51.100.7/24", "198.51.100.1")
+	l := viewtest.Uplink("wan0", 2, "198.51.100.7/24", "198.51.100.1")
 	l.Addresses = append(l.Addresses, routing.Address{Prefix: netip.MustParsePrefix("fd00:1::7/64"), Dynamic: true})
 	l.Routes = append(l.Routes, routing.Route{Family: routing.IPv6, Table: routing.TableMain, Destination: netip.MustParsePrefix("fd00:1::/64"), Type: routing.RouteUnicast, Device: 2, Scope: routing.ScopeLink})
-	check(t, viewOf(l), files())
-	if got := viewOf(l).Status(nil, "1").Links[0]; got.Role != "uplink" || got.Roles["ipv4"].Role != "uplink" || got.Roles["ipv6"].Role != "local" || got.Roles["ipv6"].Why == "" {
+	expect(t, viewtest.Of(l), files())
+	if got := viewtest.Of(l).Status(nil, "1").Links[0]; got.Role != "uplink" || got.Roles["ipv4"].Role != "uplink" || got.Roles["ipv6"].Role != "local" || got.Roles["ipv6"].Why == "" {
 		t.Errorf("the roles of %+v", got)
 	}
 	l.WasUplink.Set(routing.IPv6, true)
-	check(t, viewOf(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"fd00:1::/64"}})
+	expect(t, viewtest.Of(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"fd00:1::/64"}})
 }
 
 // TestWaiting: the daemon gives NetworkManager some time before it is a problem that
@@ -52,8 +54,8 @@ func TestWaiting(t *testing.T) {
 		state := view.Daemon{Ready: true, Waiting: "NetworkManager is not running", Problems: problems}
 		return view.FromSnapshot(config.Default(), &reconcile.Snapshot{Policy: routing.DefaultPolicy()}, state, nm.Status{}, false, offswitch.State{})
 	}
-	check(t, look(), files(), want{code: "network-manager", severity: routing.Notice, text: []string{"waiting: NetworkManager is not running"}})
-	check(t, look(routing.Problem{Code: routing.WaitsForOwners, Severity: routing.Warning, Text: "multihomed is waiting"}), files(),
+	expect(t, look(), files(), want{code: "network-manager", severity: routing.Notice, text: []string{"waiting: NetworkManager is not running"}})
+	expect(t, look(routing.Problem{Code: routing.WaitsForOwners, Severity: routing.Warning, Text: "multihomed is waiting"}), files(),
 		want{code: routing.WaitsForOwners, severity: routing.Warning, fix: "systemctl start NetworkManager"})
 }
 
@@ -72,27 +74,12 @@ func TestOwnGateway(t *testing.T) {
 		"by the profile":       {nil, "nmcli connection edit Fibre"},
 	} {
 		cfg.Links = c.links
-		v := view.FromSnapshot(cfg, snapshotOf(wan(0)), view.Daemon{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
+		v := view.FromSnapshot(cfg, viewtest.Snapshot(viewtest.WAN(0)), view.Daemon{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
 		claim(v, "wan0", set)
 		t.Run(name, func(t *testing.T) {
-			check(t, v, files(), want{code: routing.OwnGateway, severity: routing.Error, link: "wan0", text: []string{"198.51.100.7, is an address of wan0 itself"}, fix: c.fix})
+			expect(t, v, files(), want{code: routing.OwnGateway, severity: routing.Error, link: "wan0", text: []string{"198.51.100.7, is an address of wan0 itself"}, fix: c.fix})
 		})
 	}
-}
-
-// snapshotOf is how the daemon sees some links on which everything is in force.
-func snapshotOf(links ...routing.Link) *reconcile.Snapshot {
-	v := viewOf(links...)
-	s := &reconcile.Snapshot{Policy: v.Policy, Claims: v.Claims}
-	for i, f := range routing.Families() {
-		s.Others[i] = kernels(f)
-	}
-	for plan := range v.Planner.Links() {
-		facts := v.Links[plan.Link.Name]
-		facts.Addresses = plan.Link.Addresses
-		s.Interfaces = append(s.Interfaces, &reconcile.Interface{Facts: facts, IsLink: true, Plan: plan})
-	}
-	return s
 }
 
 // TestEntriesThatMatchNothing are said, and are no fault: a modem may be unplugged.
@@ -106,19 +93,19 @@ func TestEntriesThatMatchNothing(t *testing.T) {
 		{Matcher: config.Matcher{Interface: "wan0", Type: "gsm"}},
 	}
 	cfg.Exclude = []config.Matcher{{Interface: "w?n1"}, {Profile: "LTE"}}
-	s := snapshotOf(wan(0), wan(1))
+	s := viewtest.Snapshot(viewtest.WAN(0), viewtest.WAN(1))
 	s.Claims["wan0"] = reconcile.Claim{Standing: reconcile.Link, Profile: "Fibre", Type: "veth"}
 	v := view.FromSnapshot(cfg, s, view.Daemon{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
 	notice := func(text string) want {
 		return want{code: routing.MatchesNothing, severity: routing.Notice, text: []string{text, "matches no interface"}}
 	}
-	check(t, v, files(), notice(`[[link]] with interface = "wan9"`), notice(`[[link]] with interface = "wan0", type = "gsm"`), notice(`[[exclude]] with profile = "LTE"`))
-	if got := v.Status(v.Findings(files()), "1"); !got.OK {
+	expect(t, v, files(), notice(`[[link]] with interface = "wan9"`), notice(`[[link]] with interface = "wan0", type = "gsm"`), notice(`[[exclude]] with profile = "LTE"`))
+	if got := v.Status(check.Problems(v, files()), "1"); !got.OK {
 		t.Errorf("not ok: %+v", got.Problems)
 	}
 	// Not knowing is not emptiness.
 	v.NM.Complete = false
-	check(t, v, files(), want{code: "network-manager", severity: routing.Notice})
+	expect(t, v, files(), want{code: "network-manager", severity: routing.Notice})
 }
 
 // TestRuleAtOurPriorityIsShown: whether a rule of somebody else at a priority of ours is for
@@ -126,7 +113,7 @@ func TestEntriesThatMatchNothing(t *testing.T) {
 func TestRuleAtOurPriorityIsShown(t *testing.T) {
 	his := routing.Rule{Family: routing.IPv4, Priority: routing.PrioritySource, Action: routing.ActionLookup, Table: 77}
 	for place, behind := range map[string]bool{status.Ahead: false, status.Behind: true} {
-		s := snapshotOf(wan(0))
+		s := viewtest.Snapshot(viewtest.WAN(0))
 		order := []routing.Rule{his}
 		for r := range s.Rules() {
 			if r.Rule.Family == his.Family && r.Rule.Priority == his.Priority {
