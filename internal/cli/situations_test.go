@@ -161,7 +161,7 @@ func (s *situation) view() *view.View {
 	if s.stopped {
 		v = &view.View{
 			Policy: policy, Planner: planner, Links: map[string]kernel.Link{}, Claims: s.claims, NM: nm.Snapshot{Status: s.manager}, Off: s.off,
-			Alone: s.alone, LeasesUnread: s.unread, Unit: s.unit, Start: s.start,
+			NoManager: s.alone, LeasesUnread: s.unread, Unit: s.unit, Start: s.start,
 		}
 		for _, l := range append(s.linkFacts(), s.others...) {
 			v.Links[l.Name] = l

@@ -470,7 +470,7 @@ func TestOwners(t *testing.T) {
 	const owned, foreign = "ADMIN_STATE=configured\nOPER_STATE=routable\n", "ADMIN_STATE=unmanaged\n"
 	host := func(alone bool, claimed ...routing.Link) *view.View {
 		v := viewtest.Of(claimed...)
-		v.Alone = alone
+		v.NoManager = alone
 		v.NM.Status = nm.Status{Absent: true}
 		for i, name := range []string{"ens3", "ens4"} {
 			v.Links[name] = kernel.Link{Index: 70 + i, Name: name, Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("192.0.2.5/24")}}}

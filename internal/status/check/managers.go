@@ -49,7 +49,7 @@ func checkOwners(v *view.View, f files) []routing.Problem {
 		names := byManager[manager]
 		slices.Sort(names)
 		switch {
-		case manager == "" && (!useless || !v.Alone):
+		case manager == "" && (!useless || !v.NoManager):
 			// An address that somebody added by hand beside links that work, or
 			// NetworkManager is away and said so elsewhere.
 		case useless:

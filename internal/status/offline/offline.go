@@ -98,8 +98,8 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 		return nil, err
 	}
 	v := view.Of(r.cfg, snapshot)
-	v.NM, v.ManagerUnread, v.Alone = r.manager, r.managerFault, r.alone
-	if v.Alone {
+	v.NM, v.ManagerUnread, v.NoManager = r.manager, r.managerFault, r.alone
+	if v.NoManager {
 		v.Unwanted = presence.Unwanted(r.cfg.NetworkManager)
 	}
 	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread

@@ -254,6 +254,26 @@ func (v *View) waitingPlaces() map[rulePlace]struct{} {
 	return out
 }
 
+// Unplanned is what is missing, but for what stays away for a while on purpose.
+func (v *View) Unplanned() []routing.Op {
+	if len(v.Missing) == 0 {
+		return nil
+	}
+	away := v.away()
+	yielding := map[routing.Rule]bool{}
+	for _, p := range v.Planner.Shared() {
+		yielding[p.Rule] = p.Yields && v.Running
+	}
+	var out []routing.Op
+	for _, op := range v.Missing {
+		_, waits := away[objectKey{op.Rule.Family, op.Rule.String()}]
+		if op.Verb != routing.AddRule || !waits && !yielding[op.Rule] {
+			out = append(out, op)
+		}
+	}
+	return out
+}
+
 // oddPaths lists routes that are not as planned and that the plan does not list, because
 // there may be very many of them.
 func (v *View) oddPaths() []Object {

@@ -71,3 +71,15 @@ func (v *View) standsBeforeOurs(r routing.Rule) bool {
 	at := slices.Index(order, r)
 	return at >= 0 && slices.ContainsFunc(order[at:], v.Policy.OwnsRule)
 }
+
+// Mixed is the order of rules where ours and those of others share a priority.
+func (v *View) Mixed() map[routing.Family]map[routing.Priority][]routing.Rule {
+	out := map[routing.Family]map[routing.Priority][]routing.Rule{}
+	if v.Snapshot == nil {
+		return out
+	}
+	for i, f := range routing.Families() {
+		out[f] = v.Snapshot.Mixed[i]
+	}
+	return out
+}

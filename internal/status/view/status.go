@@ -21,7 +21,7 @@ func (v *View) Status(findings []routing.Problem, version string) status.Status 
 			Running: v.Running, PID: v.Daemon.PID, Version: v.Daemon.Version,
 			Ready: v.Daemon.Ready, Waiting: v.Daemon.Waiting,
 		},
-		NetworkManager: status.Manager{Running: v.NM.Running, Version: v.NM.Version, Complete: v.NM.Complete, None: v.Alone, Unwanted: v.Unwanted, Waiting: v.NM.Reason, Error: v.ManagerUnread},
+		NetworkManager: status.Manager{Running: v.NM.Running, Version: v.NM.Version, Complete: v.NM.Complete, None: v.NoManager, Unwanted: v.Unwanted, Waiting: v.NM.Reason, Error: v.ManagerUnread},
 		Tables:         status.Range{First: uint32(v.Policy.Tables.First), Last: uint32(v.Policy.Tables.Last)},
 		UplinkGroup:    v.Policy.UplinkGroup,
 		Links:          []status.Link{}, Shared: []status.Object{}, Others: []status.Other{}, Problems: []status.Problem{},
@@ -299,7 +299,7 @@ func whyNot(v *View, facts kernel.Link) string {
 	switch {
 	case known && claim.Why != "":
 		return claim.Why
-	case v.Alone:
+	case v.NoManager:
 		return "not configured by NetworkManager, ifupdown, dhclient or dhcpcd"
 	case !v.NM.Running:
 		return "NetworkManager cannot be asked about it"

@@ -1,6 +1,6 @@
 // Package view is the host as it was found: links with their plans, what of these is missing in
 // the kernel, rules of others, and who works on it. The daemon makes a view from its own
-// Snapshot ([FromSnapshot]), package offline from a reading of the host. A view becomes the
+// snapshot ([FromSnapshot]), package offline from a reading of the host. A view becomes the
 // status that is shown ([View.Status]) and its JSON ([View.Document]).
 package view
 
@@ -42,7 +42,7 @@ type View struct {
 	Unbound map[routing.Family]status.Unbound
 	Claims  map[string]reconcile.Claim
 	NM      nm.Snapshot
-	// Daemon is what the running daemon says of itself, the zero State while it
+	// Daemon is what the running daemon says of itself, the zero value while it
 	// has not said anything; Running says that it holds the lock.
 	Daemon  Daemon
 	Running bool
@@ -59,9 +59,9 @@ type View struct {
 	ManagerUnread string
 	// Off is what the administrator switched off.
 	Off offswitch.State
-	// Alone says that this host has no NetworkManager.
-	Alone bool
-	// Unwanted says how the administrator keeps it from running, if it is Alone by that.
+	// NoManager says that this host has no NetworkManager.
+	NoManager bool
+	// Unwanted says how the administrator keeps it from running, if it is NoManager by that.
 	Unwanted string
 	// ProfilesUnread says that there are devices whose profiles this user may not read.
 	ProfilesUnread bool
@@ -87,9 +87,51 @@ type Entries struct {
 	Include, Exclude []config.Matcher
 }
 
+// FromSnapshot is the view of the daemon itself: nothing is read, and nothing is guessed.
+func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon Daemon, manager nm.Status, alone bool, off offswitch.State) *View {
+	v := Of(cfg, s)
+	v.NM.Status, v.Daemon, v.Running, v.NoManager, v.Off, v.ByDaemon = manager, daemon, true, alone, off, true
+	return v
+}
+
+// Of is what a snapshot says, whoever made it: not who works on the host, and what its
+// managers say of themselves.
+func Of(cfg config.Config, s *reconcile.Snapshot) *View {
+	v := &View{
+		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]kernel.Link, len(s.Interfaces)),
+		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, Snapshot: s, Entries: Entries{cfg.Links, cfg.Include, cfg.Exclude},
+	}
+	for _, i := range s.Interfaces {
+		v.Links[i.Facts.Name] = i.Facts
+	}
+	if s.Unread > 0 {
+		v.Note("%d messages of the kernel, the last because of: %v", s.Unread, s.UnreadFault)
+	}
+	return v
+}
+
+// ClaimOf is what the owner of an interface says of it, by whatever name.
+func (v *View) ClaimOf(l kernel.Link) (reconcile.Claim, bool) {
+	if v.Snapshot == nil {
+		claim, claimed := v.Claims[l.Name]
+		return claim, claimed
+	}
+	i, known := v.Snapshot.Interface(l.Index)
+	if !known {
+		return reconcile.Claim{}, false
+	}
+	return i.Claim, i.Claimed
+}
+
+// Unsettled reports links that come or go.
+func (v *View) Unsettled(name string) bool {
+	claim, _ := v.ClaimOf(v.Links[name])
+	return claim.Standing == reconcile.Draining || claim.Pending || !v.Links[name].Carrier
+}
+
 // Complete reports whether everybody who has links was asked.
 // Where all is off, nobody's word is waited for.
-func (v *View) Complete() bool { return v.NM.Complete || v.Alone || v.Off.HostOff() }
+func (v *View) Complete() bool { return v.NM.Complete || v.NoManager || v.Off.HostOff() }
 
 // Note notes what could not be read, once.
 func (v *View) Note(format string, args ...any) {
