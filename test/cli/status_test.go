@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"multihomed/internal/cli"
+	"multihomed/internal/status"
 	"multihomed/internal/status/socket"
 	"multihomed/routing"
 	"multihomed/test/lab"
@@ -157,7 +158,7 @@ func (h *host) damaged() {
 	if s.OK || s.InForce.Planned-s.InForce.Present != 2 || s.InForce.Unexpected != 1 {
 		h.t.Errorf("damaged: ok %v, %+v", s.OK, s.InForce)
 	}
-	state := func(objects []cli.Object, state, text string) {
+	state := func(objects []cli.Object, state status.State, text string) {
 		h.t.Helper()
 		if !slices.ContainsFunc(objects, func(o cli.Object) bool { return o.State == state && strings.Contains(o.Text, text) }) {
 			h.t.Errorf("nothing is %s with %q in %+v", state, text, objects)

@@ -362,7 +362,7 @@ func TestLiftThatYields(t *testing.T) {
 		text: []string{`"30000: from all iif lo ipproto icmp lookup 200"`, "10 seconds"},
 	})
 	for _, o := range v.Objects() {
-		if lifts := "30000: from all iif lo ipproto icmp lookup 200"; o.Reason.Decision == routing.LiftForeign && (o.State != view.Yielding || o.Link != "" || o.Lifts() != lifts) {
+		if lifts := "30000: from all iif lo ipproto icmp lookup 200"; o.Reason.Decision == routing.LiftForeign && (o.State != status.Yielding || o.Link != "" || o.Lifts() != lifts) {
 			t.Errorf("the lift is %+v", o)
 		} else if o.Reason.Decision != routing.LiftForeign && o.Lifts() != "" {
 			t.Errorf("%+v lifts %q", o, o.Lifts())

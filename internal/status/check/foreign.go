@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"multihomed/internal/status"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
@@ -111,7 +112,7 @@ func checkWaiting(v *view.View, _ files) []routing.Problem {
 	var causes []cause
 	texts, until := map[cause][]string{}, map[cause]time.Time{}
 	for _, o := range v.Objects() {
-		if o.State != view.Yielding || o.YieldsToLifted() {
+		if o.State != status.Yielding || o.YieldsToLifted() {
 			continue
 		}
 		c := cause{o.Link, o.His, o.Family}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"multihomed/internal/status"
 	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/routing"
@@ -101,27 +102,20 @@ func plural(n int, one, many string) string {
 
 // outstanding is what keeps the host from being as planned.
 type outstanding struct {
-	// planned objects are there or absent; extra ones are not planned.
-	planned, absent, extra int
+	status.Count
 	// bare are networks without a table, for which nothing can be planned.
 	bare int
 }
 
-func (o outstanding) none() bool { return o.absent == 0 && o.extra == 0 && o.bare == 0 }
+// absent counts what is planned and not there.
+func (o outstanding) absent() int { return o.Planned - o.Present }
+
+func (o outstanding) none() bool { return o.Complete() && o.bare == 0 }
 
 func outstandingOf(v *view.View) outstanding {
 	var out outstanding
 	for _, o := range v.Objects() {
-		switch o.State {
-		case view.InForce:
-			out.planned++
-		case view.Unexpected:
-			out.extra++
-		case view.Yielding:
-		case view.Missing, view.Different, view.Misplaced:
-			out.absent++
-			out.planned++
-		}
+		out.Take(o.State)
 	}
 	for plan := range v.Planner.Links() {
 		out.bare += len(plan.Keys) - len(plan.Link.Tables)
@@ -132,20 +126,20 @@ func outstandingOf(v *view.View) outstanding {
 // checkInForce says why something is missing, as far as can be told.
 func checkInForce(v *view.View, _ files) []routing.Problem {
 	o := outstandingOf(v)
-	if o.none() || o.absent == 0 && o.extra == 0 && v.Running {
+	if o.none() || o.absent() == 0 && o.Unexpected == 0 && v.Running {
 		return nil
 	}
 	var what []string
 	switch {
-	case o.absent+o.bare > 0 && o.planned == o.absent:
+	case o.absent()+o.bare > 0 && o.Planned == o.absent():
 		what = append(what, "no rule or route of it is in force: all traffic follows the main table")
-	case o.absent > 0:
-		what = append(what, fmt.Sprintf("%d of %d rules and routes are not in force", o.absent, o.planned))
+	case o.absent() > 0:
+		what = append(what, fmt.Sprintf("%d of %d rules and routes are not in force", o.absent(), o.Planned))
 	case o.bare > 0:
 		what = append(what, plural(o.bare, "network has no table", "networks have no table"))
 	}
-	if o.extra > 0 {
-		what = append(what, plural(o.extra, "rule or route of multihomed belongs to no link", "rules and routes of multihomed belong to no link"))
+	if o.Unexpected > 0 {
+		what = append(what, plural(o.Unexpected, "rule or route of multihomed belongs to no link", "rules and routes of multihomed belong to no link"))
 	}
 	f := routing.Problem{Severity: routing.Error, Text: strings.Join(what, ", and ")}
 	switch {
@@ -154,11 +148,11 @@ func checkInForce(v *view.View, _ files) []routing.Problem {
 		f.Fix = "multihomectl off"
 	case !v.Running:
 		var why string
-		if why, f.Fix = asleep(v); v.Unit.Unwanted() && o.planned > o.absent {
+		if why, f.Fix = asleep(v); v.Unit.Unwanted() && o.Planned > o.absent() {
 			f.Fix += removeAll
 		}
 		f.Text = why + ", and " + f.Text
-	case len(v.Contested) > 0 && len(v.Contested) == o.absent:
+	case len(v.Contested) > 0 && len(v.Contested) == o.absent():
 		f.Object = v.Contested[0].String()
 		f.Text += ": another program keeps deleting them, for example " + v.Contested[0].String() + "; multihomed restores them, with pauses"
 		f.Fix = "find out which program does it: ip monitor rule route label"

@@ -140,7 +140,7 @@ func TestProducer(t *testing.T) {
 // TestDecode: objects of a link come where one of them is not as it must be.
 func TestDecode(t *testing.T) {
 	object := func(state string) []status.Object {
-		return []status.Object{{Kind: "rule", State: state, Text: "10000: from all"}}
+		return []status.Object{{Kind: "rule", State: status.State(state), Text: "10000: from all"}}
 	}
 	sound, bad := status.Count{Planned: 1, Present: 1}, status.Count{Planned: 1}
 	data, err := json.Marshal(status.Status{Schema: 1, Links: []status.Link{

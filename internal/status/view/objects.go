@@ -6,26 +6,9 @@ import (
 	"strconv"
 	"time"
 
+	"multihomed/internal/status"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
-)
-
-// A State says how an object of ours is in the kernel.
-type State string
-
-// States of objects.
-const (
-	InForce State = "in force"
-	Missing State = "missing"
-	// Different: a route stands with other attributes.
-	Different State = "different"
-	// Misplaced: a rule stands behind one that it must precede.
-	Misplaced State = "misplaced"
-	// Yielding: somebody deleted a rule of ours in words that are also those of a
-	// rule of somebody else, or deleted it too often. It stays away for a while.
-	Yielding State = "yields"
-	// Unexpected: it carries our mark and nobody wants it.
-	Unexpected State = "unexpected"
 )
 
 // An Object is a rule, a route or the group of an interface that is planned, or
@@ -33,7 +16,7 @@ const (
 type Object struct {
 	Kind   Kind
 	Family routing.Family
-	State  State
+	State  status.State
 	// Text is the object in the words of iproute2.
 	Text   string
 	Reason routing.Reason
@@ -59,7 +42,9 @@ func (o Object) Lifts() string {
 }
 
 // YieldsToLifted reports whether the object stays away for the rule that it lifts.
-func (o Object) YieldsToLifted() bool { return o.State == Yielding && o.Lifts() != "" && o.His != "" }
+func (o Object) YieldsToLifted() bool {
+	return o.State == status.Yielding && o.Lifts() != "" && o.His != ""
+}
 
 // A Kind of objects.
 type Kind string
@@ -87,36 +72,36 @@ func (v *View) Objects() []Object {
 // list lists the objects. Odd are the links whose objects are not just those of their
 // plans, all in force.
 func (v *View) list() (all []Object, odd map[string]bool) {
-	states := map[objectKey]State{}
+	states := map[objectKey]status.State{}
 	routes := 0
-	groups := map[int]State{}
+	groups := map[int]status.State{}
 	var extra []Object
 	waiting := v.waitingPlaces()
 	for _, op := range v.Missing {
 		switch op.Verb {
 		case routing.AddRule:
-			states[objectKey{op.Rule.Family, op.Rule.String()}] = Missing
+			states[objectKey{op.Rule.Family, op.Rule.String()}] = status.Missing
 		case routing.MoveRule:
 			// It moves behind what is put back later, and is in its place until then.
 			if _, waits := waiting[placeOfRule(op.Rule)]; !waits {
-				states[objectKey{op.Rule.Family, op.Rule.String()}] = Misplaced
+				states[objectKey{op.Rule.Family, op.Rule.String()}] = status.Misplaced
 			}
 		case routing.AddRoute:
 			routes++
-			states[v.routeKey(op.Route)] = Missing
+			states[v.routeKey(op.Route)] = status.Missing
 		case routing.ReplaceRoute:
 			routes++
-			states[v.routeKey(op.Route)] = Different
+			states[v.routeKey(op.Route)] = status.Different
 		case routing.DeleteRule:
-			extra = append(extra, Object{Kind: Rule, Family: op.Rule.Family, State: Unexpected, Text: op.Rule.String(), Link: v.servedBy(op.Rule)})
+			extra = append(extra, Object{Kind: Rule, Family: op.Rule.Family, State: status.Unexpected, Text: op.Rule.String(), Link: v.servedBy(op.Rule)})
 		case routing.DeleteRoute:
 			name := v.device(op.Route.Device)
-			extra = append(extra, Object{Kind: Route, Family: op.Route.Family, State: Unexpected, Text: op.Route.Text(name), Link: name})
+			extra = append(extra, Object{Kind: Route, Family: op.Route.Family, State: status.Unexpected, Text: op.Route.Text(name), Link: name})
 		case routing.SetGroup:
-			groups[op.Index] = Missing
+			groups[op.Index] = status.Missing
 		case routing.ResetGroup:
 			name := v.device(op.Index)
-			extra = append(extra, Object{Kind: Group, State: Unexpected, Text: v.groupText(name), Link: name})
+			extra = append(extra, Object{Kind: Group, State: status.Unexpected, Text: v.groupText(name), Link: name})
 		}
 	}
 	away := v.away()
@@ -152,11 +137,11 @@ func (v *View) list() (all []Object, odd map[string]bool) {
 					o.State = state
 				}
 				o.waits(away)
-				if o.State == Missing && o.yields && v.Running {
+				if o.State == status.Missing && o.yields && v.Running {
 					// The daemon may not have said so yet.
-					o.State, o.His = Yielding, o.Lifts()
+					o.State, o.His = status.Yielding, o.Lifts()
 				}
-				odd[name] = odd[name] || o.State != InForce
+				odd[name] = odd[name] || o.State != status.InForce
 			}
 			out = append(out, o)
 		}
@@ -184,7 +169,7 @@ func (v *View) routeKey(r routing.Route) objectKey {
 }
 
 func ruleObject(r routing.PlannedRule) Object {
-	return Object{Kind: Rule, Family: r.Rule.Family, State: InForce, Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link, yields: r.Yields}
+	return Object{Kind: Rule, Family: r.Rule.Family, State: status.InForce, Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link, yields: r.Yields}
 }
 
 // plannedObjects are what a link wants, as if all of it were in force.
@@ -195,11 +180,11 @@ func (v *View) plannedObjects(plan *routing.LinkPlan) []Object {
 		out = append(out, ruleObject(r))
 	}
 	for _, r := range plan.Routes {
-		out = append(out, Object{Kind: Route, Family: r.Route.Family, State: InForce, Text: r.Route.Text(v.device(r.Route.Device)), Reason: r.Reason, Link: r.Reason.Link})
+		out = append(out, Object{Kind: Route, Family: r.Route.Family, State: status.InForce, Text: r.Route.Text(v.device(r.Route.Device)), Reason: r.Reason, Link: r.Reason.Link})
 	}
 	if plan.Group == v.Policy.UplinkGroup {
 		out = append(out, Object{
-			Kind: Group, State: InForce, Text: v.groupText(plan.Link.Name), Link: plan.Link.Name,
+			Kind: Group, State: status.InForce, Text: v.groupText(plan.Link.Name), Link: plan.Link.Name,
 			Reason: routing.Reason{Decision: routing.MarkUplink, Link: plan.Link.Name},
 		})
 	}
@@ -283,11 +268,11 @@ func (v *View) oddPaths() []Object {
 	}
 	var out []Object
 	for _, op := range v.Missing {
-		state := Missing
+		state := status.Missing
 		switch op.Verb {
 		case routing.AddRoute:
 		case routing.ReplaceRoute:
-			state = Different
+			state = status.Different
 		default:
 			continue
 		}
@@ -302,8 +287,8 @@ func (v *View) oddPaths() []Object {
 
 // waits notes that a missing object is put back later.
 func (o *Object) waits(away map[objectKey]reconcile.Away) {
-	if a, is := away[objectKey{o.Family, o.Text}]; is && o.State == Missing {
-		o.State, o.Until, o.His = Yielding, a.Until, a.His
+	if a, is := away[objectKey{o.Family, o.Text}]; is && o.State == status.Missing {
+		o.State, o.Until, o.His = status.Yielding, a.Until, a.His
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"multihomed/internal/status"
 	"multihomed/internal/status/view"
 	"multihomed/internal/status/view/viewtest"
 	"multihomed/routing"
@@ -12,17 +13,17 @@ import (
 
 func TestObjects(t *testing.T) {
 	v := viewtest.Of(viewtest.WAN(0), viewtest.WAN(1))
-	count := func() map[view.State]int {
-		out := map[view.State]int{}
+	count := func() map[status.State]int {
+		out := map[status.State]int{}
 		for _, o := range v.Objects() {
 			out[o.State]++
 		}
 		return out
 	}
-	if got := count(); len(got) != 1 || got[view.InForce] == 0 {
+	if got := count(); len(got) != 1 || got[status.InForce] == 0 {
 		t.Fatalf("a sound host has %v", got)
 	}
-	planned := count()[view.InForce]
+	planned := count()[status.InForce]
 
 	rules, routes := slices.Collect(v.Planner.Rules()), slices.Collect(v.Planner.Routes())
 	stray := routing.Rule{Family: routing.IPv4, Priority: routing.PrioritySource, From: netip.MustParsePrefix("203.0.113.9/32"), Action: routing.ActionLookup, Table: 10001, Protocol: routing.Multihomed}
@@ -37,8 +38,8 @@ func TestObjects(t *testing.T) {
 		{Verb: routing.DeleteRoute, Route: other},
 		{Verb: routing.ResetGroup, Index: 98},
 	}
-	want := map[view.State]int{
-		view.InForce: planned - 5, view.Missing: 3, view.Different: 1, view.Misplaced: 1, view.Unexpected: 3,
+	want := map[status.State]int{
+		status.InForce: planned - 5, status.Missing: 3, status.Different: 1, status.Misplaced: 1, status.Unexpected: 3,
 	}
 	for state, n := range want {
 		if got := count()[state]; got != n {
@@ -46,11 +47,11 @@ func TestObjects(t *testing.T) {
 		}
 	}
 	for _, w := range []view.Object{
-		{Kind: view.Group, State: view.Missing, Text: "link wan0 group 28008", Link: "wan0", Reason: routing.Reason{Decision: routing.MarkUplink, Link: "wan0"}},
-		{Kind: view.Group, State: view.InForce, Text: "link wan1 group 28008", Link: "wan1", Reason: routing.Reason{Decision: routing.MarkUplink, Link: "wan1"}},
-		{Kind: view.Rule, Family: routing.IPv4, State: view.Unexpected, Text: "10000: from 203.0.113.9 lookup 10001", Link: "wan1"},
-		{Kind: view.Route, Family: routing.IPv4, State: view.Unexpected, Text: "10.0.0.0/8 dev if99 table 10500", Link: "if99"},
-		{Kind: view.Group, State: view.Unexpected, Text: "link if98 group 28008", Link: "if98"},
+		{Kind: view.Group, State: status.Missing, Text: "link wan0 group 28008", Link: "wan0", Reason: routing.Reason{Decision: routing.MarkUplink, Link: "wan0"}},
+		{Kind: view.Group, State: status.InForce, Text: "link wan1 group 28008", Link: "wan1", Reason: routing.Reason{Decision: routing.MarkUplink, Link: "wan1"}},
+		{Kind: view.Rule, Family: routing.IPv4, State: status.Unexpected, Text: "10000: from 203.0.113.9 lookup 10001", Link: "wan1"},
+		{Kind: view.Route, Family: routing.IPv4, State: status.Unexpected, Text: "10.0.0.0/8 dev if99 table 10500", Link: "if99"},
+		{Kind: view.Group, State: status.Unexpected, Text: "link if98 group 28008", Link: "if98"},
 	} {
 		if !slices.Contains(v.Objects(), w) {
 			t.Errorf("no %+v in %+v", w, v.Objects())

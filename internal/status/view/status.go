@@ -16,7 +16,7 @@ import (
 // Status makes of what was found what is shown. Version is that of who looked.
 func (v *View) Status(findings []routing.Problem, version string) status.Status {
 	s := status.Status{
-		Schema: status.Schema, Version: version, By: byHost,
+		Schema: status.Schema, Version: version, By: status.ByHost,
 		Daemon: status.Daemon{
 			Running: v.Running, PID: v.Daemon.PID, Version: v.Daemon.Version,
 			Ready: v.Daemon.Ready, Waiting: v.Daemon.Waiting,
@@ -33,7 +33,7 @@ func (v *View) Status(findings []routing.Problem, version string) status.Status 
 	}
 	s.Off, s.OffLinks = v.offOf()
 	if v.ByDaemon {
-		s.By = byDaemon
+		s.By = status.ByDaemon
 	}
 	for f, u := range v.Unbound {
 		s.Unbound[f.String()] = u
@@ -109,26 +109,6 @@ func (v *View) Present() []offswitch.Interface {
 	return out
 }
 
-// Who looked.
-const (
-	byDaemon = "daemon"
-	byHost   = "multihomectl"
-)
-
-// count adds an object to a count.
-func count(c *status.Count, state State) {
-	switch state {
-	case Unexpected:
-		c.Unexpected++
-	case InForce:
-		c.Planned++
-		c.Present++
-	case Missing, Different, Misplaced:
-		c.Planned++
-	case Yielding:
-	}
-}
-
 // objectsByLink counts all objects, keeps those of no link in the status and
 // returns the others by interface.
 func objectsByLink(v *View, s *status.Status) map[string][]Object {
@@ -141,7 +121,7 @@ func objectsByLink(v *View, s *status.Status) map[string][]Object {
 	}
 	out := map[string][]Object{}
 	for _, o := range all {
-		count(&s.InForce, o.State)
+		s.InForce.Take(o.State)
 		if anew, isLink := links[o.Link]; !isLink {
 			s.Shared = append(s.Shared, objectOf(o))
 		} else if anew {
@@ -152,7 +132,7 @@ func objectsByLink(v *View, s *status.Status) map[string][]Object {
 }
 
 func objectOf(o Object) status.Object {
-	out := status.Object{Kind: string(o.Kind), State: string(o.State), Text: o.Text, Reason: string(o.Reason.Decision), Lifts: o.Lifts()}
+	out := status.Object{Kind: string(o.Kind), State: o.State, Text: o.Text, Reason: string(o.Reason.Decision), Lifts: o.Lifts()}
 	if o.Family != 0 {
 		out.Family = o.Family.String()
 	}
@@ -181,7 +161,7 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 		}
 	}
 	for _, o := range objects {
-		count(&l.InForce, o.State)
+		l.InForce.Take(o.State)
 		l.Objects = append(l.Objects, objectOf(o))
 	}
 	l.InForce.Add(v.unlisted(&plan))
