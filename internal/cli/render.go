@@ -487,6 +487,7 @@ func (r *renderer) object(o Object) {
 		s = green
 	case status.Yielding:
 		s = yellow
+	case status.Missing, status.Different, status.Misplaced, status.Unexpected:
 	}
 	switch {
 	case o.Lifts != "":

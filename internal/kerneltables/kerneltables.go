@@ -1,6 +1,7 @@
-// Package kerneltables tells from our rules and routes in the kernel which table is
-// whose, where nobody else knows: the rules and routes of a device name its tables,
-// and their prefixes say which table is for which network.
+// Package kerneltables tells which network has which table by our rules and routes in the kernel,
+// where the database of leases does not know: the rules and routes of a device name its tables, and
+// their prefixes name the network of each. The daemon recovers leases by it, and status without the
+// daemon shows the tables to who may not read the database.
 package kerneltables
 
 import (
@@ -90,10 +91,10 @@ func (s *Tables) Any(l kernel.Link) bool {
 	return len(s.Of(l.Name, l.Index, routing.IPv4)) > 0 || len(s.Of(l.Name, l.Index, routing.IPv6)) > 0
 }
 
-// Table finds the table of a key among those of its interface: the one whose
+// table finds the table of a key among those of its interface: the one whose
 // rules or routes name its network or an address of it, or the only one of an
 // interface that has only one network.
-func (s *Tables) Table(l routing.Link, key routing.Key, keys []routing.Key) (routing.TableID, bool) {
+func (s *Tables) table(l routing.Link, key routing.Key, keys []routing.Key) (routing.TableID, bool) {
 	candidates := s.Of(l.Name, l.Index, key.Family)
 	for _, t := range candidates {
 		if slices.ContainsFunc(s.prefixes[tableKey{key.Family, t}], func(p netip.Prefix) bool { return isOf(l, key, p) }) {
@@ -138,7 +139,7 @@ func (s *Tables) Leases(k *kernel.State) []allocator.Standing {
 		link := routing.Link{Name: facts.Name, Index: facts.Index, Up: facts.Up, Addresses: facts.Addresses, Routes: facts.Routes}
 		keys := routing.Keys(link)
 		for _, key := range keys {
-			if t, ok := s.Table(link, key, keys); ok {
+			if t, ok := s.table(link, key, keys); ok {
 				claimed[t]++
 				all = append(all, allocator.Standing{Key: key, Table: t})
 			}

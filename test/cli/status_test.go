@@ -320,7 +320,7 @@ func TestDaemonThatHangs(t *testing.T) {
 func TestManyAsk(t *testing.T) {
 	h := newHost(t)
 	h.start()
-	path := filepath.Join("/run/multihomed", socket.SocketName)
+	path := filepath.Join("/run/multihomed", socket.Name)
 	for range 100 { // they read nothing
 		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", path)
 		h.must(err)

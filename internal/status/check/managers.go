@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"multihomed/internal/escape"
+	"multihomed/internal/status/outcome"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -159,14 +160,7 @@ func fixOf(manager string, names []string) string {
 	return lease
 }
 
-// enumerate writes a list for people.
-func enumerate(names []string) string {
-	const most = 5
-	if len(names) > most {
-		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
-	}
-	if len(names) == 1 {
-		return names[0]
-	}
-	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
-}
+// mostInterfaces bounds the interfaces that a sentence names.
+const mostInterfaces = 5
+
+func enumerate(names []string) string { return outcome.Enumerate(names, mostInterfaces) }

@@ -262,13 +262,16 @@ func goals(strays []Stray) string {
 // mostListed bounds a list in a sentence.
 const mostListed = 4
 
-func listed(texts []string) string {
-	more := ""
-	if n := len(texts) - mostListed; n > 0 {
-		texts, more = texts[:mostListed], fmt.Sprintf(" and %d more", n)
+func listed(texts []string) string { return Enumerate(texts, mostListed) }
+
+// Enumerate writes a list of at most so many words for people: "a, b and c", or "a, b and 3
+// more".
+func Enumerate(words []string, most int) string {
+	if n := len(words) - most; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(words[:most], ", "), n)
 	}
-	if more == "" && len(texts) > 1 {
-		return strings.Join(texts[:len(texts)-1], ", ") + " and " + texts[len(texts)-1]
+	if last := len(words) - 1; last > 0 {
+		return strings.Join(words[:last], ", ") + " and " + words[last]
 	}
-	return strings.Join(texts, ", ") + more
+	return strings.Join(words, ", ")
 }

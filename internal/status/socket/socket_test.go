@@ -53,7 +53,7 @@ func TestAsk(t *testing.T) {
 		if (err == nil) != c.sound || c.sound && !s.OK || errors.Is(err, socket.ErrNobody) {
 			t.Errorf("%s: %+v, %v", name, s, err)
 		}
-		info, err := os.Stat(filepath.Join(dir, socket.SocketName))
+		info, err := os.Stat(filepath.Join(dir, socket.Name))
 		if err != nil || info.Mode().Perm() != 0o666 {
 			t.Errorf("%s: mode %v, %v", name, info.Mode(), err)
 		}
@@ -82,7 +82,7 @@ func TestClientsWhoDoNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := serve(t, func(context.Context) ([]byte, error) { return document, nil })
-	path := filepath.Join(dir, socket.SocketName)
+	path := filepath.Join(dir, socket.Name)
 	for range 40 {
 		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", path)
 		if err != nil {

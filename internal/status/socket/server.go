@@ -1,10 +1,12 @@
+// Package socket carries the status from the daemon to whoever asks, over a stream socket in the
+// runtime directory: [Server] answers any user with one JSON document, [Ask] gets it, and a
+// [Producer] makes one document for all who wait.
 package socket
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -16,12 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/event"
-	"multihomed/internal/status"
 )
 
-// SocketName is the name of the socket in the runtime directory. Whoever connects gets one
+// Name is the name of the socket in the runtime directory. Whoever connects gets one
 // JSON document and the end of the stream; nothing is read from him.
-const SocketName = "status"
+const Name = "status"
 
 const (
 	// mostClients are served at a time; others wait in the queue of the kernel.
@@ -33,8 +34,6 @@ const (
 	sendTimeout = 2 * time.Second
 	// sendBuffer is what the kernel keeps for a client who does not read.
 	sendBuffer = 64 << 10
-	// largest bounds what a client takes from a daemon.
-	largest = 256 << 20
 )
 
 // A Server answers on the socket.
@@ -60,7 +59,7 @@ func (s *Server) Stands() bool {
 
 // Listen makes the socket in the runtime directory, for everybody.
 func Listen(runtime string, log *slog.Logger, document func(context.Context) ([]byte, error)) (*Server, error) {
-	path := filepath.Join(runtime, SocketName)
+	path := filepath.Join(runtime, Name)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("removing the status socket of an earlier process: %w", err)
 	}
@@ -170,38 +169,4 @@ func userOf(conn *net.UnixConn) (uid uint32, err error) {
 		return 0, failure
 	}
 	return credentials.Uid, nil
-}
-
-// ErrNobody says that no daemon answers on the socket.
-var ErrNobody = errors.New("nobody serves the status")
-
-// Ask asks the daemon of a runtime directory. Without one it fails with ErrNobody; with
-// one that hangs, when ctx is done. For whole see [status.Decode].
-func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", filepath.Join(runtime, SocketName))
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ENOTDIR):
-		return nil, ErrNobody
-	case err != nil:
-		return nil, fmt.Errorf("asking multihomed: %w", err)
-	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	data, err := io.ReadAll(io.LimitReader(conn, largest))
-	if err != nil {
-		return nil, fmt.Errorf("asking multihomed: %w", err)
-	}
-	if len(data) == 0 {
-		return nil, errors.New("asking multihomed: it has no answer")
-	}
-	s, err := status.Decode(data, whole)
-	if err != nil {
-		return nil, fmt.Errorf("reading what multihomed answers: %w", err)
-	}
-	if s.Schema != status.Schema {
-		return nil, fmt.Errorf("multihomed answers in schema %d, this program knows %d", s.Schema, status.Schema)
-	}
-	return s, nil
 }
