@@ -16,8 +16,8 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// Tables is what stands of ours, by interface. It is a value: it does not follow the
-// kernel.
+// Tables are those that our rules and routes name, by interface. It is a value: it does not
+// follow the kernel.
 type Tables struct {
 	byName  map[nameKey][]routing.TableID
 	byIndex map[indexKey][]routing.TableID
@@ -40,7 +40,7 @@ type tableKey struct {
 	table  routing.TableID
 }
 
-// Read takes from the kernel's state what stands in a range of tables.
+// Read takes the tables of a range from the kernel's state.
 func Read(tables routing.TableRange, k *kernel.State) *Tables {
 	s := &Tables{
 		byName: map[nameKey][]routing.TableID{}, byIndex: map[indexKey][]routing.TableID{},
@@ -86,7 +86,7 @@ func (s *Tables) Of(name string, index int, f routing.Family) []routing.TableID 
 	return out
 }
 
-// Any reports whether anything stands for an interface.
+// Any reports whether an interface has a table.
 func (s *Tables) Any(l kernel.Link) bool {
 	return len(s.Of(l.Name, l.Index, routing.IPv4)) > 0 || len(s.Of(l.Name, l.Index, routing.IPv6)) > 0
 }

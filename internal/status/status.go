@@ -1,6 +1,7 @@
-// Package status is what the service tells of itself and of the host, in one value with
-// one JSON form: how it is made does not matter to who reads it. The daemon serves it on a
-// socket; who cannot get it there makes it himself.
+// Package status is the model of `multihomectl status`: one value that says what multihomed does on
+// a host and what is wrong, with one JSON form, and names escaped for both. Package view makes it,
+// check finds the problems in it, socket carries it from the daemon, and offline reads the host
+// where no daemon answers.
 package status
 
 import (
@@ -29,7 +30,7 @@ type Status struct {
 	OK bool `json:"ok"`
 	// By says who looked at the host: [ByDaemon] or [ByHost].
 	By string `json:"by"`
-	// Version is that of who looked.
+	// Version is that of the program that looked.
 	Version        string  `json:"version"`
 	Daemon         Daemon  `json:"daemon"`
 	NetworkManager Manager `json:"network_manager"`
@@ -63,7 +64,7 @@ type Status struct {
 // Who looked at the host.
 const (
 	ByDaemon = "daemon"
-	// ByHost: the daemon does not run or does not answer, and who asked has read the host.
+	// ByHost: the daemon does not run or does not answer, and multihomectl read the host.
 	ByHost = "multihomectl"
 )
 

@@ -19,7 +19,7 @@ type check struct {
 	run  func(*view.View, files) []routing.Problem
 }
 
-// NotInForce is the code of what says that rules or routes are missing.
+// NotInForce says that rules or routes are missing, or unexpected.
 const NotInForce routing.Code = "not-in-force"
 
 // WithoutDaemon is for how many links outcomes are checked without the daemon, where they are
@@ -81,7 +81,7 @@ func Problems(v *view.View, root fs.FS) []routing.Problem {
 			if found.Code == "" {
 				found.Code = c.code
 			}
-			// The planner and the daemon may say some of it too.
+			// The planner and the daemon may report some of them too.
 			same := func(o routing.Problem) bool { return o.Link == found.Link && o.Text == found.Text }
 			if !slices.ContainsFunc(out, same) {
 				out = append(out, found)

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// files reads the host's files; what cannot be read is not there.
+// files reads the host's files. A file that cannot be read counts as missing.
 type files struct{ root fs.FS }
 
 func (f files) exists(path string) bool {

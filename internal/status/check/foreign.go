@@ -64,8 +64,7 @@ func checkOvertaken(v *view.View, _ files) []routing.Problem {
 	return out
 }
 
-// checkYielding finds lifts that stay away because somebody deleted them in the words
-// of his own rule.
+// checkYielding finds lifts that stay away because the deletion of the lifted rule matched them.
 func checkYielding(v *view.View, _ files) []routing.Problem {
 	var out []routing.Problem
 	for _, o := range v.Objects() {
@@ -93,7 +92,7 @@ func priorityOf(rule string) string {
 	return priority
 }
 
-// back says when something is put back.
+// back says when an object comes back.
 func back(until time.Time) string {
 	if until.IsZero() {
 		return "within 10 seconds"
@@ -101,9 +100,9 @@ func back(until time.Time) string {
 	return "at " + until.Local().Format(time.TimeOnly)
 }
 
-// checkWaiting finds the other rules and routes that somebody deleted and that are put back
-// later: by whose words, or because somebody deletes them again and again. The daemon says
-// the latter itself, one problem for each link, and names the program.
+// checkWaiting finds the other rules and routes that somebody deleted and that come back later:
+// those that the deletion of another rule matched, and those that somebody keeps deleting. The
+// daemon reports the latter itself, one problem for each link, and names the program.
 func checkWaiting(v *view.View, _ files) []routing.Problem {
 	type cause struct {
 		link, his string

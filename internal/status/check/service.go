@@ -12,12 +12,11 @@ import (
 	"multihomed/routing"
 )
 
-// removeAll is the other way out for who does not want the daemon.
+// removeAll is the other way out, for an administrator who does not want the daemon.
 const removeAll = "; or remove what stands: multihomectl off"
 
-// asleep says that nobody runs, and how to change that. A service that is stopped or has
-// failed is stood in for by hooks. One that is disabled or masked is not, and what stands
-// may be what is not wanted.
+// asleep says that nobody runs, and how to change that. Hooks do the work of a service that is
+// stopped or has failed, but not of one that is disabled or masked: its routing may be unwanted.
 func asleep(v *view.View) (text, fix string) {
 	fix = cmp.Or(v.Start, unitfile.Enable)
 	if !v.Unit.Unwanted() {
@@ -100,7 +99,7 @@ func plural(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// outstanding is what keeps the host from being as planned.
+// outstanding counts what keeps the host from being as planned.
 type outstanding struct {
 	status.Count
 	// bare are networks without a table, for which nothing can be planned.

@@ -30,8 +30,8 @@ func (r *reading) openLeases(ctx context.Context) *allocator.Allocator {
 	return nil
 }
 
-// readLeases are the tables that networks have, by the database or by what stands. It
-// gives out none.
+// readLeases knows the tables of networks by the database, or by rules and routes in the kernel.
+// It gives out none.
 type readLeases struct {
 	database *allocator.Allocator
 	tables   routing.TableRange

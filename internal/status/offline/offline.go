@@ -29,8 +29,7 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// patience is how long NetworkManager may take for one answer. It is for
-// somebody who looks at a terminal.
+// patience is how long NetworkManager may take for one answer, while a user waits at a terminal.
 const patience = 3 * time.Second
 
 // Read reads the host. It fails only where the kernel cannot be read. Outcomes are checked
@@ -65,8 +64,7 @@ type reading struct {
 	manager      nm.Snapshot
 	managerFault string
 	alone        bool
-	// unsure are the devices whose profiles are not for this user: they may say
-	// anything.
+	// unsure are the devices whose profiles this user may not read: they may say anything.
 	unsure map[string]bool
 
 	leasesUnread string

@@ -10,9 +10,8 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// recalledOwners ask what stands where NetworkManager cannot be asked: an interface for
-// which something of ours stands was a link, and a family for which nothing stands may
-// be its owner's own.
+// recalledOwners go by rules and routes of ours where NetworkManager cannot be asked: an interface
+// that has some was a link, and a family that has none may be left alone by its profile.
 type recalledOwners struct {
 	*owners.Owners
 	reading *reading

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A Producer makes documents for many who ask at once. Whoever asks gets one whose making
-// began after he asked; all who wait get the same. However many ask, at most a tenth of
+// A Producer makes documents for many clients at once. Each gets one whose making began after
+// its request; all that wait get the same one. However many ask, at most a tenth of
 // one processor's time goes into it.
 type Producer struct {
 	make func(context.Context) ([]byte, error)
@@ -47,8 +47,8 @@ func (p *Producer) Document(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// A pause after a document is so many times as long as its making, and not longer than
-// longestPause: who waits has patience for that.
+// The pause after a document is pauseFactor times as long as its making took, and at most
+// longestPause, for which a user waits patiently.
 const (
 	pauseFactor  = 9
 	longestPause = 700 * time.Millisecond

@@ -20,19 +20,19 @@ import (
 	"multihomed/internal/event"
 )
 
-// Name is the name of the socket in the runtime directory. Whoever connects gets one
-// JSON document and the end of the stream; nothing is read from him.
+// Name is the name of the socket in the runtime directory. A client gets one JSON
+// document and the end of the stream; nothing is read from it.
 const Name = "status"
 
 const (
 	// mostClients are served at a time; others wait in the queue of the kernel.
 	mostClients = 128
-	// mostOfUser bounds the clients of one user but root, so that he does not keep the
-	// others out.
+	// mostOfUser bounds the clients of one user other than root, so that one user cannot keep
+	// the others out.
 	mostOfUser = 96
-	// sendTimeout is what a client may take for everything.
+	// sendTimeout is how long one client may take in all.
 	sendTimeout = 2 * time.Second
-	// sendBuffer is what the kernel keeps for a client who does not read.
+	// sendBuffer is how many bytes the kernel keeps for a client that does not read.
 	sendBuffer = 64 << 10
 )
 
@@ -130,9 +130,9 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 	}
 	document, err := s.document(ctx)
 	if err != nil {
-		return // The client finds out by itself what there is.
+		return // The client reads the host by itself.
 	}
-	_, _ = conn.Write(document) // A client who went is no fault of ours.
+	_, _ = conn.Write(document) // A client that has gone is no fault.
 }
 
 func (s *Server) enter(uid uint32) bool {

@@ -11,8 +11,8 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// An Object is a rule, a route or the group of an interface that is planned, or
-// stands and is not.
+// An Object is a rule, a route or the group of an interface: one that is planned, or one that
+// is in the kernel without being planned.
 type Object struct {
 	Kind   Kind
 	Family routing.Family
@@ -20,15 +20,15 @@ type Object struct {
 	// Text is the object in the words of iproute2.
 	Text   string
 	Reason routing.Reason
-	// Link is the interface that it serves, empty if all.
+	// Link is the interface that it serves, empty if it serves all.
 	Link string
-	// Until is when an object that stays away is put back, zero if that is not known; His
-	// is the rule of somebody else in whose words it was deleted, empty if it was deleted
-	// too often.
+	// Until is when a deleted object comes back, zero if that is not known. His is the rule of
+	// another program whose deletion matched the object too, empty if it was deleted too often.
 	Until time.Time
 	His   string
 
-	// yields says that it may stay away for a while, for the sake of a rule that it lifts.
+	// yields says that the object may stay away for a while, so that the rule that it lifts can be
+	// deleted.
 	yields bool
 }
 
@@ -56,8 +56,8 @@ const (
 	Group Kind = "group"
 )
 
-// Objects lists what is planned, link by link in the order of the ladder, then what stands
-// without being planned.
+// Objects lists the planned objects, link by link in the order of the ladder, then the others
+// of ours that are in the kernel.
 func (v *View) Objects() []Object {
 	if v.Snapshot == nil {
 		all, _ := v.list()
@@ -82,7 +82,7 @@ func (v *View) list() (all []Object, odd map[string]bool) {
 		case routing.AddRule:
 			states[objectKey{op.Rule.Family, op.Rule.String()}] = status.Missing
 		case routing.MoveRule:
-			// It moves behind what is put back later, and is in its place until then.
+			// It moves behind rules that are restored later, and is in its place until then.
 			if _, waits := waiting[placeOfRule(op.Rule)]; !waits {
 				states[objectKey{op.Rule.Family, op.Rule.String()}] = status.Misplaced
 			}
@@ -172,7 +172,7 @@ func ruleObject(r routing.PlannedRule) Object {
 	return Object{Kind: Rule, Family: r.Rule.Family, State: status.InForce, Text: r.Rule.String(), Reason: r.Reason, Link: r.Reason.Link, yields: r.Yields}
 }
 
-// plannedObjects are what a link wants, as if all of it were in force.
+// plannedObjects are the objects of a link's plan, as if all were in force.
 func (v *View) plannedObjects(plan *routing.LinkPlan) []Object {
 	rules := slices.SortedStableFunc(slices.Values(plan.Rules), routing.ComparePlanned)
 	out := make([]Object, 0, len(rules)+len(plan.Routes)+1)
@@ -197,7 +197,7 @@ type objectKey struct {
 	text   string
 }
 
-// away is what the daemon says of objects that it puts back later.
+// away are the objects that the daemon restores later.
 func (v *View) away() map[objectKey]reconcile.Away {
 	out := map[objectKey]reconcile.Away{}
 	if !v.Running {
@@ -220,7 +220,7 @@ type rulePlace struct {
 
 func placeOfRule(r routing.Rule) rulePlace { return rulePlace{r.Family, r.Priority} }
 
-// waitingPlaces are the priorities at which a rule is put back later.
+// waitingPlaces are the priorities at which a rule is restored later.
 func (v *View) waitingPlaces() map[rulePlace]struct{} {
 	out := map[rulePlace]struct{}{}
 	away := v.away()
@@ -239,7 +239,7 @@ func (v *View) waitingPlaces() map[rulePlace]struct{} {
 	return out
 }
 
-// Unplanned is what is missing, but for what stays away for a while on purpose.
+// Unplanned are the missing changes, without those of objects that stay away on purpose.
 func (v *View) Unplanned() []routing.Op {
 	if len(v.Missing) == 0 {
 		return nil
@@ -285,7 +285,7 @@ func (v *View) oddPaths() []Object {
 	return out
 }
 
-// waits notes that a missing object is put back later.
+// waits notes that a missing object is restored later.
 func (o *Object) waits(away map[objectKey]reconcile.Away) {
 	if a, is := away[objectKey{o.Family, o.Text}]; is && o.State == status.Missing {
 		o.State, o.Until, o.His = status.Yielding, a.Until, a.His

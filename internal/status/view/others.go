@@ -10,10 +10,10 @@ import (
 // TableRoutedDNS is the table and the priority of NetworkManager's routed-dns.
 const TableRoutedDNS routing.TableID = 20053
 
-// Decides reports whether a rule of somebody else may say where packets go that this
-// host sends to somewhere else. The rule for local does not, nor do that of VRFs
+// Decides reports whether a rule of another program may decide where this host's packets to
+// other hosts go. The rule for local does not, nor do that of VRFs
 // (vrf_add_fib_rules in drivers/net/vrf.c), what is for forwarded packets alone, main
-// without its default, and what stands behind the ladder's last rung before main.
+// without its default, and rules behind the ladder's last rung before main.
 func Decides(r routing.Rule) bool {
 	if r.Priority > routing.PriorityAgain || r.IIF != "" && r.IIF != "lo" {
 		return false

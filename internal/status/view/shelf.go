@@ -9,8 +9,8 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// A Shelf keeps what there is to say of interfaces as long as nothing changes of them, from
-// one view of the daemon to the next.
+// A Shelf keeps the status of interfaces that do not change, from one view of the daemon to the
+// next.
 type Shelf struct {
 	entries map[*reconcile.Interface]*kept
 }
@@ -18,7 +18,7 @@ type Shelf struct {
 // NewShelf returns an empty one.
 func NewShelf() *Shelf { return &Shelf{entries: map[*reconcile.Interface]*kept{}} }
 
-// kept is what is said of a link while all that it wants is in force.
+// kept is what the status says of a link while its whole plan is in force.
 type kept struct {
 	objects []Object
 	// link, its names escaped, and its JSON are empty until they were asked for.
@@ -26,8 +26,8 @@ type kept struct {
 	encoded []byte
 }
 
-// Use has a view take from the shelf what it can. What is of interfaces that the view does
-// not know goes.
+// Use makes a view take from the shelf what it can. The shelf forgets interfaces that the view
+// does not know.
 func (s *Shelf) Use(v *View) {
 	entries := make(map[*reconcile.Interface]*kept, len(v.Snapshot.Interfaces))
 	for _, i := range v.Snapshot.Interfaces {
@@ -70,8 +70,8 @@ func (v *View) keptLink(plan *routing.LinkPlan) (*kept, bool) {
 	return e, e.link.Interface != ""
 }
 
-// Document is a status in JSON, with a line feed at its end. What is kept on the shelf is
-// not encoded again.
+// Document is a status in JSON, with a line feed at its end. Links on the shelf are not encoded
+// again.
 func (v *View) Document(s status.Status) ([]byte, error) {
 	links := make(map[string][]byte, len(s.Links))
 	for plan := range v.Planner.Links() {

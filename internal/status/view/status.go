@@ -13,7 +13,8 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// Status makes of what was found what is shown. Version is that of who looked.
+// Status makes the status of a view and of the problems in it. Version is that of the program
+// that looked.
 func (v *View) Status(findings []routing.Problem, version string) status.Status {
 	s := status.Status{
 		Schema: status.Schema, Version: version, By: status.ByHost,
@@ -113,7 +114,7 @@ func (v *View) Present() []offswitch.Interface {
 // returns the others by interface.
 func objectsByLink(v *View, s *status.Status) map[string][]Object {
 	all := v.Objects()
-	// Of links that are kept the objects are, too.
+	// The objects of kept links are kept, too.
 	links := map[string]bool{}
 	for plan := range v.Planner.Links() {
 		_, is := v.keptLink(&plan)

@@ -27,23 +27,23 @@ type View struct {
 	Planner routing.Plans
 	// Links are the kernel's interfaces by name.
 	Links map[string]kernel.Link
-	// Missing is what would have to change for the kernel to be as planned.
-	// While NetworkManager is not known completely nothing is to be deleted.
+	// Missing are the changes after which the kernel would be as planned. While NetworkManager is
+	// not known completely, no deletion is among them.
 	Missing []routing.Op
 	// ForeignIn says who else uses a table that a link holds, in the family of its lease.
 	ForeignIn map[routing.TableID]string
-	// Contested are what of Missing somebody else keeps taking away.
+	// Contested are those of Missing that another program keeps deleting.
 	Contested []routing.Op
 	// Strays are packets that are bound to a link and do not leave by it.
 	Strays []outcome.Stray
-	// Unchecked counts the links for which that was not found out.
+	// Unchecked counts the links whose traffic was not checked.
 	Unchecked int
-	// Unbound is the way of what is bound to nothing, by family.
+	// Unbound says by family which way packets leave that are bound to no link.
 	Unbound map[routing.Family]status.Unbound
 	Claims  map[string]reconcile.Claim
 	NM      nm.Snapshot
-	// Daemon is what the running daemon says of itself, the zero value while it
-	// has not said anything; Running says that it holds the lock.
+	// Daemon is what the running daemon says of itself, zero if it says nothing. Running says that
+	// it holds the lock.
 	Daemon  Daemon
 	Running bool
 	// Silent says that the daemon runs and does not answer.
@@ -52,8 +52,8 @@ type View struct {
 	// that starts it if that is not [unitfile.Enable]. Both matter only where it does not run.
 	Unit  unitfile.State
 	Start string
-	// LeasesUnread says why the tables had to be told from what stands. Where the
-	// user may not read them that is no fault, and in no note.
+	// LeasesUnread says why the leases were not read, so that tables were told from rules and
+	// routes. If the user may not read them, that is no fault, and not in Notes.
 	LeasesUnread string
 	// ManagerUnread says why NetworkManager could not be asked at all.
 	ManagerUnread string
@@ -61,7 +61,7 @@ type View struct {
 	Off offswitch.State
 	// NoManager says that this host has no NetworkManager.
 	NoManager bool
-	// Unwanted says how the administrator keeps it from running, if it is NoManager by that.
+	// Unwanted says how the administrator keeps an installed one from running, else it is empty.
 	Unwanted string
 	// ProfilesUnread says that there are devices whose profiles this user may not read.
 	ProfilesUnread bool
@@ -73,8 +73,8 @@ type View struct {
 	Snapshot *reconcile.Snapshot
 	ByDaemon bool
 
-	// objects are kept where nothing can change any more; odd are the links whose objects
-	// are not just as planned.
+	// objects are made once if there is a Snapshot; odd are the links whose objects are not all
+	// in force as planned.
 	objects []Object
 	odd     map[string]bool
 	// shelf is nil if nothing is kept for the next view.
@@ -87,15 +87,15 @@ type Entries struct {
 	Include, Exclude []config.Matcher
 }
 
-// FromSnapshot is the view of the daemon itself: nothing is read, and nothing is guessed.
+// FromSnapshot is the view of the daemon itself: it reads nothing and guesses nothing.
 func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon Daemon, manager nm.Status, alone bool, off offswitch.State) *View {
 	v := Of(cfg, s)
 	v.NM.Status, v.Daemon, v.Running, v.NoManager, v.Off, v.ByDaemon = manager, daemon, true, alone, off, true
 	return v
 }
 
-// Of is what a snapshot says, whoever made it: not who works on the host, and what its
-// managers say of themselves.
+// Of is the view of a snapshot alone. The caller adds who works on the host, and what
+// NetworkManager says of itself.
 func Of(cfg config.Config, s *reconcile.Snapshot) *View {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]kernel.Link, len(s.Interfaces)),
@@ -110,7 +110,7 @@ func Of(cfg config.Config, s *reconcile.Snapshot) *View {
 	return v
 }
 
-// ClaimOf is what the owner of an interface says of it, by whatever name.
+// ClaimOf is the claim of an interface by its index, whatever its name is by now.
 func (v *View) ClaimOf(l kernel.Link) (reconcile.Claim, bool) {
 	if v.Snapshot == nil {
 		claim, claimed := v.Claims[l.Name]
@@ -129,11 +129,11 @@ func (v *View) Unsettled(name string) bool {
 	return claim.Standing == reconcile.Draining || claim.Pending || !v.Links[name].Carrier
 }
 
-// Complete reports whether everybody who has links was asked.
-// Where all is off, nobody's word is waited for.
+// Complete reports whether all sources of links were asked. With the host switched off, none
+// has to be.
 func (v *View) Complete() bool { return v.NM.Complete || v.NoManager || v.Off.HostOff() }
 
-// Note notes what could not be read, once.
+// Note adds a sentence on what could not be read, once.
 func (v *View) Note(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); !slices.Contains(v.Notes, text) {
 		v.Notes = append(v.Notes, text)
