@@ -27,7 +27,7 @@ type memory struct {
 // test here depends on how fast anything is.
 func TestQuick(t *testing.T) {
 	dir := t.TempDir()
-	for _, program := range []string{"multihomed/cmd/multihomed", "multihomed/cmd/multihomed-dispatcher", "multihomed/test/bench"} {
+	for _, program := range []string{"multihomed/cmd/multihomed", "multihomed/cmd/multihomed-dispatcher", "multihomed/cmd/multihomectl", "multihomed/test/bench"} {
 		out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", dir+"/", program).CombinedOutput()
 		if err != nil {
 			t.Fatalf("building %s: %v\n%s", program, err, out)
@@ -50,6 +50,10 @@ func TestQuick(t *testing.T) {
 			Ready, Complete, Again, Answers, Each, Batched, IP series
 			Memory                                             memory
 			Change                                             change
+			Status                                             struct {
+				Text, JSON, Alone series
+				Bytes             int
+			}
 		}
 		Foreign *struct {
 			Routes, Links                  int
@@ -131,6 +135,12 @@ func TestQuick(t *testing.T) {
 		}
 		changed("row", r.Change)
 		held("row", r.Memory)
+		for _, s := range []series{r.Status.Text, r.Status.JSON, r.Status.Alone} {
+			timed("status", s)
+		}
+		if r.Status.Bytes < 1000*r.Links {
+			t.Errorf("the status of %d links has %d bytes", r.Links, r.Status.Bytes)
+		}
 	}
 	if len(report.Rows) < 3 || len(owners) != 2 {
 		t.Errorf("%d rows, owners %v", len(report.Rows), owners)
