@@ -15,7 +15,6 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/inspect"
 	"multihomed/internal/offswitch"
-	"multihomed/internal/presence"
 	"multihomed/internal/runstate"
 	"multihomed/internal/status"
 	"multihomed/nm"
@@ -204,7 +203,7 @@ func (t *teller) look(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking the loop: %w", err)
 	}
-	now.alone = now.alone && !presence.NetworkManager(t.cfg.NetworkManager)
+	now.alone = now.alone && !t.cfg.NetworkManager.Expected()
 	now.generation, now.state = snapshot.Generation, t.service.state(snapshot.Report)
 	var off offswitch.State
 	off, now.switched = t.parts.off.State()
@@ -216,7 +215,7 @@ func (t *teller) look(ctx context.Context) error {
 	} else {
 		now.view = inspect.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
 		if now.alone {
-			now.view.Unwanted = presence.Unwanted(t.cfg.NetworkManager)
+			now.view.Unwanted = t.cfg.NetworkManager.Unwanted()
 		}
 		t.shelf.Use(now.view)
 		if err := t.checker.Check(ctx, now.view, nil, checkedAtOnce); err != nil {

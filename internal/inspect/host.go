@@ -14,7 +14,6 @@ import (
 	"multihomed/internal/handoff/note"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/owners"
-	"multihomed/internal/presence"
 	"multihomed/internal/runstate"
 	"multihomed/internal/standing"
 	"multihomed/internal/unitfile"
@@ -72,7 +71,7 @@ func (r *reading) look(ctx context.Context) (*View, error) {
 	v := of(r.cfg, snapshot)
 	v.NM, v.ManagerUnread, v.Alone = r.manager, r.managerFault, r.alone
 	if v.Alone {
-		v.Unwanted = presence.Unwanted(r.cfg.NetworkManager)
+		v.Unwanted = r.cfg.NetworkManager.Unwanted()
 	}
 	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread
 	v.Off, _ = owners.Off.State()
@@ -118,7 +117,7 @@ func (r *reading) readManager(ctx context.Context) {
 		r.managerFault = err.Error()
 		r.manager.Absent = true
 	}
-	r.alone = r.manager.Absent && !presence.NetworkManager(r.cfg.NetworkManager)
+	r.alone = r.manager.Absent && !r.cfg.NetworkManager.Expected()
 	if err != nil && !r.alone {
 		r.note("NetworkManager: %v", err)
 	}

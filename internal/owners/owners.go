@@ -9,7 +9,6 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/hookstate"
 	"multihomed/internal/offswitch"
-	"multihomed/internal/presence"
 	"multihomed/internal/routedlease"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -83,7 +82,7 @@ func Open(cfg config.Config, manager Manager, interfaces Kernel) (*Owners, Unrea
 	var unread Unread
 	s := Sources{
 		Manager: manager, Policy: cfg.NMPolicy(), Links: cfg.Links, Off: offswitch.Open(cfg.Switch()),
-		Expected: func() bool { return presence.NetworkManager(cfg.NetworkManager) },
+		Expected: func() bool { return cfg.NetworkManager.Expected() },
 		Standing: func() []string { return standing(interfaces) },
 		Kind:     func(name string) (string, string) { return kindOf(interfaces, name) },
 	}
