@@ -22,6 +22,7 @@ import (
 	"multihomed/internal/event"
 	"multihomed/internal/handoff"
 	"multihomed/internal/lockfile"
+	"multihomed/internal/notify"
 	"multihomed/internal/ownership"
 	"multihomed/internal/runstate"
 	"multihomed/routing"
@@ -63,7 +64,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: runstate.Memory{Directory: cfg.RuntimeDir}}}
+	s := &service{Options: o, notify: notify.New(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: runstate.Memory{Directory: cfg.RuntimeDir}}}
 	if s.lock, err = handoff.TakeLock(waiting, cfg.RuntimeDir); err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func Run(ctx context.Context, o Options) error {
 			}
 		}
 		if err != nil || again == nil {
-			s.notify.stopping()
+			s.notify.Stopping()
 			letGoIfMasked(ctx, o.Logger)
 			if err == nil {
 				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays in force", event.Is(event.Stopped))
@@ -116,7 +117,7 @@ func Run(ctx context.Context, o Options) error {
 // service is what outlives a change of the configuration.
 type service struct {
 	Options
-	notify  *notifier
+	notify  *notify.Notifier
 	started time.Time
 	sockets *sockets
 	// lock and events are made again with the runtime directory; memory is what they
@@ -194,13 +195,13 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	var p *parts
 	outdated, changed := newWake(), newWake()
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
-		Ready: func() { ready.do(s.notify.ready) },
+		Ready: func() { ready.do(s.notify.Ready) },
 		Settled: func() {
 			settled.give()
 			changed.give()
 			alone.Store(p.owners.Alone())
 		},
-		Alive: s.notify.alive, Beat: s.notify.beat(),
+		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: s.reported, Outdated: outdated.give,
 	}, extras{fault: s.fault, memory: s.memory, written: s.written})
 	// Ended in order before the first pass: nothing spoke against the configuration, and
@@ -226,7 +227,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			if isDue() {
 				ready.do(func() {
 					s.Logger.LogAttrs(ctx, event.LevelNotice, "starting without knowing all links", slog.Duration("after", time.Since(s.started).Round(time.Second)))
-					s.notify.ready()
+					s.notify.Ready()
 				})
 			}
 		}
@@ -303,7 +304,7 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 			return nil
 		case <-hangup:
 		}
-		ready := s.notify.reloading()
+		ready := s.notify.Reloading()
 		next := config.Find(s.ConfigPath)
 		switch {
 		case next.Fault != nil:
@@ -319,7 +320,7 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 			return &next
 		}
 		if ready {
-			s.notify.ready()
+			s.notify.Ready()
 		}
 	}
 }
@@ -347,7 +348,7 @@ func (s *service) fault(code routing.Code, err error) {
 func (s *service) tell(r reconcile.Report) {
 	problems := slices.Concat(s.faults.all(), r.Problems, s.found)
 	s.logged.note(context.Background(), problems)
-	s.notify.status(r.Waiting, problems)
+	s.notify.Status(summary(r.Waiting, problems))
 }
 
 // checked takes the problems that checks found.

@@ -69,7 +69,7 @@ func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *tel
 		return false, err
 	}
 	s.Logger.LogAttrs(ctx, event.LevelNotice, "runtime directory made again, because somebody removed it or what is in it", slog.String("path", cfg.RuntimeDir))
-	s.notify.reloading()
+	s.notify.Reloading()
 	return true, nil
 }
 
