@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"multihomed/internal/cleanup"
+	"multihomed/internal/news"
 	"multihomed/routing"
 )
 
@@ -29,7 +30,7 @@ const Quiet = quiet
 // GiveBack gives memory back until ctx is done. Call changed when something has happened;
 // held is what the runtime has from the system.
 func GiveBack(ctx context.Context) (changed func(), held func() uint64) {
-	w := newWake()
+	w := news.NewSignal()
 	go giveBack(ctx, w)
-	return w.give, heldMemory
+	return w.Give, heldMemory
 }

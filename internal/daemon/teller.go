@@ -14,6 +14,7 @@ import (
 
 	"multihomed/internal/config"
 	"multihomed/internal/inspect"
+	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/runstate"
 	"multihomed/internal/status"
@@ -35,7 +36,7 @@ type teller struct {
 	server   *status.Server
 	producer *status.Producer
 	// outdated wakes who checks, worked who gives memory back.
-	outdated, worked wake
+	outdated, worked news.Signal
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -65,7 +66,7 @@ type problemKey struct {
 	link, object string
 }
 
-func newTeller(s *service, cfg config.Config, p *parts, outdated, worked wake) *teller {
+func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Signal) *teller {
 	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: inspect.NewChecker(), shelf: inspect.NewShelf(), seen: map[problemKey]time.Time{}}
 	t.producer = status.NewProducer(t.make)
 	return t
@@ -77,32 +78,19 @@ func (t *teller) listen() (err error) {
 	return err
 }
 
-func (t *teller) run(ctx context.Context, tasks *errgroup.Group) {
+// run serves and checks until ctx is done.
+func (t *teller) run(ctx context.Context) error {
+	defer t.checker.Close()
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return t.producer.Run(ctx) })
 	tasks.Go(func() error {
-		defer t.checker.Close()
-		var both errgroup.Group
-		both.Go(func() error { return t.producer.Run(ctx) })
-		both.Go(func() error {
-			t.watch(ctx)
-			return nil
-		})
-		return both.Wait()
+		t.watch(ctx)
+		return nil
 	})
 	if t.server != nil {
 		tasks.Go(func() error { return t.server.Run(ctx) })
 	}
-}
-
-// A wake holds a value when there is something to do.
-type wake chan struct{}
-
-func newWake() wake { return make(wake, 1) }
-
-func (w wake) give() {
-	select {
-	case w <- struct{}{}:
-	default:
-	}
+	return tasks.Wait()
 }
 
 const (
@@ -143,7 +131,7 @@ func (t *teller) watch(ctx context.Context) {
 			t.service.Logger.LogAttrs(ctx, slog.LevelDebug, "check of the host delayed", slog.String("error", err.Error()))
 		}
 		if !isWhole {
-			t.outdated.give()
+			t.outdated.Give()
 		}
 		notBefore = time.Now().Add(max(checkPause, checkShare*time.Since(began)))
 	}
@@ -195,7 +183,7 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 // look brings told up to date. What it was made of may be as it was: then so is the
 // status, but for what only files of the host tell. The caller holds mu.
 func (t *teller) look(ctx context.Context) error {
-	defer t.worked.give()
+	defer t.worked.Give()
 	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
 		now.manager, now.alone = t.parts.owners.Status(), t.parts.owners.Alone()

@@ -78,7 +78,7 @@ func (l Link) check() error {
 // A Store is the set of declared links, and the names of interfaces on which they
 // changed. It is safe for concurrent use.
 type Store struct {
-	*news.Names
+	*news.Set
 	directory string
 
 	mu    sync.Mutex
@@ -89,7 +89,7 @@ type Store struct {
 // it is and out, and is in the errors.
 func Open(runtime string) (*Store, []error) {
 	s := &Store{
-		Names: news.New(), directory: filepath.Join(runtime, Directory), links: map[key]Link{},
+		Set: news.NewSet(), directory: filepath.Join(runtime, Directory), links: map[key]Link{},
 	}
 	entries, err := os.ReadDir(s.directory)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -159,6 +159,13 @@ func (s *Store) Of(name string) []netip.Addr {
 	}
 	slices.SortFunc(all, netip.Addr.Compare)
 	return all
+}
+
+// Len returns how many links there are.
+func (s *Store) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.links)
 }
 
 // All returns all links, sorted.
