@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"net/url"
@@ -26,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/dispatcher"
+	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 )
@@ -343,19 +343,11 @@ func read(runtime, name string) ([]Config, []error) {
 }
 
 func readFile(directory *os.Root, name string) (c Config, err error) {
-	f, err := directory.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	data, err := fsutil.ReadFileIn(directory, name, maxSize)
 	if err != nil {
 		return Config{}, err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return Config{}, err
-	}
-	if !info.Mode().IsRegular() { // Reading a pipe may never end.
-		return Config{}, errors.New("it is not a regular file")
-	}
-	if err := json.NewDecoder(io.LimitReader(f, maxSize)).Decode(&c); err != nil {
+	if err := json.Unmarshal(data, &c); err != nil {
 		return Config{}, err
 	}
 	return c, c.check()

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -24,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/fsutil"
 	"multihomed/internal/news"
 	"multihomed/internal/ownership"
 )
@@ -124,13 +124,11 @@ func Open(runtime string) (*Store, []error) {
 const maxSize = 16 << 10
 
 func read(path string) (l Link, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	data, err := fsutil.ReadFileNoFollow(path, maxSize)
 	if err != nil {
 		return Link{}, fmt.Errorf("reading a declared link: %w", err)
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	decoder := json.NewDecoder(io.LimitReader(f, maxSize))
-	if err := decoder.Decode(&l); err != nil {
+	if err := json.Unmarshal(data, &l); err != nil {
 		return Link{}, fmt.Errorf("reading %s: %w; to fix: remove it and ask for the lease again", path, err)
 	}
 	if err := l.check(); err != nil {
