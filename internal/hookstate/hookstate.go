@@ -22,8 +22,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
-
 	"multihomed/dispatcher"
 	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
@@ -165,9 +163,12 @@ const (
 )
 
 func (c Config) check() error {
+	if err := routing.CheckInterfaceName(c.Interface); err != nil {
+		return err
+	}
 	switch {
-	case c.Interface == "" || len(c.Interface) >= unix.IFNAMSIZ || strings.ContainsAny(c.Interface, "/\x00") || !utf8.ValidString(c.Interface):
-		return fmt.Errorf("%q is not an interface name", c.Interface)
+	case !utf8.ValidString(c.Interface):
+		return fmt.Errorf("the interface name %q cannot be written down: it is no UTF-8", c.Interface)
 	case c.Index <= 0:
 		return fmt.Errorf("%d is not the index of an interface", c.Index)
 	case c.Family != routing.IPv4 && c.Family != routing.IPv6:

@@ -21,11 +21,10 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"multihomed/internal/fsutil"
 	"multihomed/internal/news"
 	"multihomed/internal/ownership"
+	"multihomed/routing"
 )
 
 // Directory is the name of the directory in the runtime directory.
@@ -64,9 +63,10 @@ const suffix = ".json"
 
 // check refuses what could not be written under a name of its own.
 func (l Link) check() error {
+	if err := routing.CheckInterfaceName(l.Interface); err != nil {
+		return err
+	}
 	switch {
-	case l.Interface == "" || len(l.Interface) >= unix.IFNAMSIZ || strings.ContainsAny(l.Interface, "/\x00"):
-		return fmt.Errorf("%q is not an interface name", l.Interface)
 	case !l.Address.IsValid() || l.Address.Zone() != "" || l.Address.Is4In6():
 		return fmt.Errorf("%v is not an address", l.Address)
 	case l.Expires < 0:
