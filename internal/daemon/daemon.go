@@ -24,6 +24,7 @@ import (
 	"multihomed/internal/notify"
 	"multihomed/internal/ownership"
 	"multihomed/internal/runstate"
+	"multihomed/internal/standin"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
 )
@@ -64,7 +65,7 @@ func Run(ctx context.Context, o Options) error {
 	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
 	s := &service{Options: o, notify: notify.New(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: runstate.Memory{Directory: cfg.RuntimeDir}}}
-	if s.lock, err = handoff.TakeLock(waiting, cfg.RuntimeDir); err != nil {
+	if s.lock, err = handoff.TakeLock(waiting, cfg.RuntimeDir, standin.Runs); err != nil {
 		return err
 	}
 	defer func() { closing(o.Logger, "lock", s.lock.Close) }()

@@ -10,11 +10,11 @@ import (
 
 	"multihomed/allocator"
 	"multihomed/internal/config"
-	"multihomed/internal/handoff"
 	"multihomed/internal/handoff/note"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/owners"
 	"multihomed/internal/runstate"
+	"multihomed/internal/standin"
 	"multihomed/internal/standing"
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
@@ -86,7 +86,7 @@ func (r *reading) look(ctx context.Context) (*View, error) {
 // DaemonRuns reports whether a daemon holds the lock, and not one who stands in for it.
 func DaemonRuns(cfg config.Config) bool {
 	pid, held, err := Worker(cfg)
-	return err == nil && held && !handoff.StandsIn(pid)
+	return err == nil && held && !standin.Runs(pid)
 }
 
 // Worker is the process that works on this host: the one that holds the lock, or, where
@@ -105,7 +105,7 @@ func (r *reading) readDaemon() {
 	if err != nil {
 		r.note("whether the daemon runs: %v", err)
 	}
-	if r.running = held && !handoff.StandsIn(pid); r.running {
+	if r.running = held && !standin.Runs(pid); r.running {
 		r.pid = pid
 	}
 }
