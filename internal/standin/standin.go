@@ -69,7 +69,7 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.M
 		return errors.Join(doing(err), write.Close())
 	}
 	// Not the path that it was started by: that may be another file by now.
-	child := exec.Command("/proc/self/exe", argument) //nolint:noctx,gosec // it outlives us; both are constants
+	child := exec.Command("/proc/self/exe", argument) //nolint:noctx // it outlives us
 	child.Args[0] = os.Args[0]
 	child.Stdin, child.Stderr, child.ExtraFiles = in, os.Stderr, []*os.File{write}
 	child.Dir = "/"
