@@ -11,7 +11,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // Options are what a Loop works with. All fields but Hooks are needed.
@@ -229,19 +228,9 @@ func (l *Loop) Told() map[int]routing.LinkPlan {
 	return out
 }
 
-// Said returns the name that the owner of an interface uses for it, which is not its
-// name if that changed and the owner has not noticed. It is for hooks.
-func (l *Loop) Said(index int) (name string) {
-	l.Mirror.View(func(k *kernel.State) { _, name, _ = l.of(k, index) })
-	return name
-}
-
-// Interface returns the interface that an owner means by a name, false if it means
-// none that exists. It is for hooks.
-func (l *Loop) Interface(name string) (index int, exists bool) {
-	index, exists = l.index[name]
-	return index, exists
-}
+// Current returns how the host stands. It is for hooks, which the loop calls; others ask
+// [Loop.Snapshot].
+func (l *Loop) Current() *Snapshot { return l.snapshot() }
 
 // Run reconciles until ctx is done. It leaves the kernel as it is then.
 func (l *Loop) Run(ctx context.Context) error {

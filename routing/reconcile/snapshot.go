@@ -55,8 +55,9 @@ type Snapshot struct {
 type Interface struct {
 	// Facts have no routes.
 	Facts kernel.Link
-	// Claim is what its owner says of it, by whatever name, if Claimed.
+	// Claim is what its owner says of it, by the name Said, if Claimed.
 	Claim   Claim
+	Said    string
 	Claimed bool
 	// IsLink says that the interface is planned.
 	IsLink bool
@@ -93,6 +94,17 @@ func (s *Snapshot) Link(index int) (routing.LinkPlan, bool) {
 		return i.Plan, true
 	}
 	return routing.LinkPlan{}, false
+}
+
+// Bound returns which interfaces owners mean by the names that they use.
+func (s *Snapshot) Bound() map[string]int {
+	out := make(map[string]int, len(s.Interfaces))
+	for _, i := range s.Interfaces {
+		if i.Claimed {
+			out[i.Said] = i.Facts.Index
+		}
+	}
+	return out
 }
 
 // Foreign returns the rules of others in a family.
@@ -318,7 +330,7 @@ func (l *Loop) picturedAnew(k *kernel.State, index int) {
 		return
 	}
 	i := &Interface{Facts: facts, Since: l.picture.since[index].at}
-	i.Claim, _, i.Claimed = l.of(k, index)
+	i.Claim, i.Said, i.Claimed = l.of(k, index)
 	i.Plan, i.IsLink = l.planner.Link(index)
 	i.Plan.Routes = slices.Concat(i.Plan.Routes, i.Plan.PathRoutes(fewPaths))
 	l.picture.interfaces[index] = i

@@ -13,11 +13,14 @@ import (
 	"multihomed/allocator"
 	"multihomed/allocator/server"
 	"multihomed/internal/config"
+	"multihomed/internal/routedlease"
 	"multihomed/internal/unixgram"
 )
 
-// lease serves those who lease tables, until ctx is done.
-func (s *service) lease(ctx context.Context, cfg config.Config, leases *allocator.Allocator, tables *tableView, routes *router) error {
+// serveLeases serves those who lease tables, until ctx is done. It gives ready when every
+// socket that can be had is open.
+func (s *service) serveLeases(ctx context.Context, cfg config.Config, p *parts, ready *latch) error {
+	defer ready.give()
 	if !cfg.Allocator.Enabled {
 		s.fault(allocatorFault, nil)
 		return s.sockets.keepOnly(nil)
@@ -30,7 +33,7 @@ func (s *service) lease(ctx context.Context, cfg config.Config, leases *allocato
 		return err
 	}
 	srv := server.New(server.Options{
-		Leases: leases, Kernel: tables, Router: routes,
+		Leases: p.leases, Kernel: routedlease.NewTables(p.mirror, p.loop, cfg.Tables), Router: p.router,
 		Access:   server.Access{Users: cfg.Allocator.Users, Groups: cfg.Allocator.Groups},
 		Families: cfg.Allocator.Families, Lifetime: cfg.Allocator.Lifetime, Quota: cfg.Allocator.TablesPerUser,
 		Logger: s.Logger, Uptime: allocator.Uptime,
@@ -39,7 +42,10 @@ func (s *service) lease(ctx context.Context, cfg config.Config, leases *allocato
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return srv.Run(ctx, conns) })
 	tasks.Go(func() error {
-		s.sockets.offer(ctx, names, conns, func(err error) { s.fault(allocatorFault, err) })
+		s.sockets.offer(ctx, names, conns, func(err error) {
+			s.fault(allocatorFault, err)
+			ready.give()
+		})
 		return nil
 	})
 	return tasks.Wait()
@@ -162,38 +168,4 @@ func (s *sockets) listen(name unixgram.Address) (*unixgram.Conn, error) {
 	}
 	s.open[name] = conn
 	return conn, nil
-}
-
-// A latch is given once.
-type latch struct {
-	once  sync.Once
-	given chan struct{}
-}
-
-func newLatch() *latch { return &latch{given: make(chan struct{})} }
-
-// do does something with the latch, unless it was given before.
-func (s *latch) do(something func()) {
-	s.once.Do(func() {
-		something()
-		close(s.given)
-	})
-}
-
-func (s *latch) give() { s.once.Do(func() { close(s.given) }) }
-
-// await reports whether the signal was given before ctx was done.
-func (s *latch) await(ctx context.Context) bool {
-	select {
-	case <-s.given:
-		return true
-	case <-ctx.Done():
-		// Both may have come.
-		select {
-		case <-s.given:
-			return true
-		default:
-			return false
-		}
-	}
 }

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -22,10 +21,10 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"multihomed/internal/fsutil"
 	"multihomed/internal/news"
 	"multihomed/internal/ownership"
+	"multihomed/routing"
 )
 
 // Directory is the name of the directory in the runtime directory.
@@ -64,9 +63,10 @@ const suffix = ".json"
 
 // check refuses what could not be written under a name of its own.
 func (l Link) check() error {
+	if err := routing.CheckInterfaceName(l.Interface); err != nil {
+		return err
+	}
 	switch {
-	case l.Interface == "" || len(l.Interface) >= unix.IFNAMSIZ || strings.ContainsAny(l.Interface, "/\x00"):
-		return fmt.Errorf("%q is not an interface name", l.Interface)
 	case !l.Address.IsValid() || l.Address.Zone() != "" || l.Address.Is4In6():
 		return fmt.Errorf("%v is not an address", l.Address)
 	case l.Expires < 0:
@@ -78,7 +78,7 @@ func (l Link) check() error {
 // A Store is the set of declared links, and the names of interfaces on which they
 // changed. It is safe for concurrent use.
 type Store struct {
-	*news.Names
+	*news.Set
 	directory string
 
 	mu    sync.Mutex
@@ -89,7 +89,7 @@ type Store struct {
 // it is and out, and is in the errors.
 func Open(runtime string) (*Store, []error) {
 	s := &Store{
-		Names: news.New(), directory: filepath.Join(runtime, Directory), links: map[key]Link{},
+		Set: news.NewSet(), directory: filepath.Join(runtime, Directory), links: map[key]Link{},
 	}
 	entries, err := os.ReadDir(s.directory)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -124,13 +124,11 @@ func Open(runtime string) (*Store, []error) {
 const maxSize = 16 << 10
 
 func read(path string) (l Link, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	data, err := fsutil.ReadFileNoFollow(path, maxSize)
 	if err != nil {
 		return Link{}, fmt.Errorf("reading a declared link: %w", err)
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	decoder := json.NewDecoder(io.LimitReader(f, maxSize))
-	if err := decoder.Decode(&l); err != nil {
+	if err := json.Unmarshal(data, &l); err != nil {
 		return Link{}, fmt.Errorf("reading %s: %w; to fix: remove it and ask for the lease again", path, err)
 	}
 	if err := l.check(); err != nil {
@@ -159,6 +157,13 @@ func (s *Store) Of(name string) []netip.Addr {
 	}
 	slices.SortFunc(all, netip.Addr.Compare)
 	return all
+}
+
+// Len returns how many links there are.
+func (s *Store) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.links)
 }
 
 // All returns all links, sorted.

@@ -1,36 +1,34 @@
-// Package presence finds out what this host has.
-package presence
+package config
 
 import (
 	"os"
 	"slices"
 
-	"multihomed/internal/config"
 	"multihomed/internal/unitfile"
 )
 
-// NetworkManager reports whether this host has a NetworkManager that may come, running or
+// Expected reports whether this host has a NetworkManager that may come, running or
 // not: as the configuration says, or by its program and its unit.
-func NetworkManager(configured config.Presence) bool {
-	return networkManager(configured, "/usr/sbin/NetworkManager", "/usr/bin/NetworkManager", "/usr/local/sbin/NetworkManager") &&
-		Unwanted(configured) == ""
+func (p Presence) Expected() bool {
+	return p.installed("/usr/sbin/NetworkManager", "/usr/bin/NetworkManager", "/usr/local/sbin/NetworkManager") &&
+		p.Unwanted() == ""
 }
 
 // Unwanted says how the administrator keeps a NetworkManager from running that is
 // installed ("disabled", "masked"), empty if he does not or the configuration knows better.
-func Unwanted(configured config.Presence) string {
+func (p Presence) Unwanted() string {
 	unit := unitfile.Read(os.DirFS("/"), "NetworkManager.service")
-	if configured != config.Auto || !unit.Unwanted() {
+	if p != Auto || !unit.Unwanted() {
 		return ""
 	}
 	return unit.String()
 }
 
-func networkManager(configured config.Presence, programs ...string) bool {
-	switch configured {
-	case config.Yes:
+func (p Presence) installed(programs ...string) bool {
+	switch p {
+	case Yes:
 		return true
-	case config.No:
+	case No:
 		return false
 	default:
 		return slices.ContainsFunc(programs, func(path string) bool {

@@ -1,99 +1,94 @@
-package daemon
+package dnsmasq
 
 import (
 	"context"
-	"iter"
 	"log/slog"
 	"net/netip"
 	"slices"
 
-	"multihomed/internal/config"
-	"multihomed/internal/dnsmasq"
 	"multihomed/internal/event"
 	"multihomed/internal/owners"
 	"multihomed/routing"
+	"multihomed/routing/reconcile"
 )
 
-// names keeps the file of DNS servers for dnsmasq. Only the loop's goroutine may
-// use it.
-type names struct {
-	owners *owners.Owners
-	log    *slog.Logger
-	fault  func(code routing.Code, err error)
-	// file is nil if there is none.
-	file *dnsmasq.File
-	last []dnsmasq.Server
+// A Pass is what a pass of the reconcile loop leaves behind for DNS: the links, whose
+// routing stands, so that a server is only named when queries can reach it, and what their
+// owners know of servers.
+type Pass struct {
+	Snapshot *reconcile.Snapshot
+	DNS      *owners.DNS
+}
+
+// A Keeper keeps the servers file in step with the links. It is for one goroutine.
+type Keeper struct {
+	log  *slog.Logger
+	file *File
+	last []Server
 	// written says that last was written by this process.
 	written bool
 	// failed is what kept the file from being in force.
 	failed error
 }
 
-func newNames(cfg config.DNS, log *slog.Logger, owners *owners.Owners, fault func(code routing.Code, err error)) *names {
-	n := &names{owners: owners, log: log, fault: fault}
-	if cfg.ServersFile != "" {
-		n.file = dnsmasq.New(cfg.ServersFile, cfg.PIDFile, log)
-	}
-	return n
-}
+// NewKeeper returns the keeper of a file.
+func NewKeeper(file *File, log *slog.Logger) *Keeper { return &Keeper{log: log, file: file} }
 
-// settled is called when the routing of all links stands, so that a server is
-// only named when queries can reach it.
-func (n *names) settled(ctx context.Context, plans iter.Seq[routing.LinkPlan], said func(index int) string) {
-	// Where all is off the servers stay named: dnsmasq would have none.
-	if n.file == nil || n.owners.HostOff() {
-		return
+// Keep names the servers of all links. The error is what keeps the file from being in
+// force; Keep tries again then, also if the servers are the same.
+func (k *Keeper) Keep(ctx context.Context, p Pass) error {
+	var all []Server
+	for _, i := range p.Snapshot.Interfaces {
+		if i.IsLink {
+			all = append(all, servers(&i.Plan, p.DNS.Of(i.Said))...)
+		}
 	}
-	var all []dnsmasq.Server
-	for plan := range plans {
-		all = append(all, servers(plan, n.owners.Names(said(plan.Link.Index)))...)
+	all = append(all, k.unheard(ctx, p.DNS)...)
+	if k.failed == nil && k.written && slices.EqualFunc(all, k.last, sameServer) {
+		return nil
 	}
-	all = append(all, n.unheard(ctx)...)
-	if n.failed == nil && n.written && slices.EqualFunc(all, n.last, sameServer) {
-		return
-	}
-	n.last, n.written = append([]dnsmasq.Server{}, all...), true
-	n.failed = n.file.Update(ctx, all)
-	n.fault(namesFault, n.failed)
+	k.last, k.written = append([]Server{}, all...), true
+	k.failed = k.file.Update(ctx, all)
+	return k.failed
 }
 
 // unheard are the servers of interfaces of which nobody has said anything yet. What
 // was known before stays: as long as NetworkManager is away, and over a restart of ours.
-func (n *names) unheard(ctx context.Context) []dnsmasq.Server {
-	if n.last == nil {
-		before, err := n.file.Read()
+func (k *Keeper) unheard(ctx context.Context, dns *owners.DNS) []Server {
+	if k.last == nil {
+		before, err := k.file.Read()
 		if err != nil {
-			n.log.LogAttrs(ctx, event.LevelNotice, "earlier DNS servers unknown", slog.String("error", err.Error()))
+			k.log.LogAttrs(ctx, event.LevelNotice, "earlier DNS servers unknown", slog.String("error", err.Error()))
 		}
-		n.last = before
+		k.last = before
 	}
-	var out []dnsmasq.Server
-	for _, s := range n.last {
-		if !n.owners.HasNames(s.Interface) {
+	var out []Server
+	for _, s := range k.last {
+		if !dns.Knows(s.Interface) {
 			out = append(out, s)
 		}
 	}
 	return out
 }
 
-func sameServer(a, b dnsmasq.Server) bool {
+func sameServer(a, b Server) bool {
 	return a.Interface == b.Interface && a.Address == b.Address && a.Source == b.Source &&
 		a.OnlyDomains == b.OnlyDomains && slices.Equal(a.Domains, b.Domains)
 }
 
 // servers are the DNS servers of a link, each with the address of the link that
 // its queries carry.
-func servers(plan routing.LinkPlan, known map[routing.Family]owners.Names) []dnsmasq.Server {
-	var all []dnsmasq.Server
+func servers(plan *routing.LinkPlan, known map[routing.Family]owners.Resolvers) []Server {
+	var all []Server
 	for _, f := range routing.Families() {
-		names := known[f]
-		for _, a := range names.Servers {
-			s := dnsmasq.Server{Interface: plan.Link.Name, Address: a}
+		resolvers := known[f]
+		for _, a := range resolvers.Servers {
+			s := Server{Interface: plan.Link.Name, Address: a}
 			// Where nothing leads any further, a server that is for some domains
 			// is for no others. The domains that a provider names are to complete names
 			// with: "com" would hand all of it to that provider.
 			if plan.Role() == routing.Local {
-				s.Domains, s.OnlyDomains = names.Domains, len(names.Domains) > 0
+				s.Domains, s.OnlyDomains = resolvers.Domains, len(resolvers.Domains) > 0
 			}
 			if s.Source = sourceOf(plan, f, a); !s.Source.IsValid() && !a.IsLinkLocalUnicast() {
 				continue // The link cannot be used with this family at the moment.
@@ -107,7 +102,7 @@ func servers(plan routing.LinkPlan, known map[routing.Family]owners.Names) []dns
 // sourceOf picks the address of a link that a query to a server carries: one in
 // the server's network, else the one that the link's default route names, else
 // the first that is in use.
-func sourceOf(plan routing.LinkPlan, f routing.Family, server netip.Addr) netip.Addr {
+func sourceOf(plan *routing.LinkPlan, f routing.Family, server netip.Addr) netip.Addr {
 	var preferred netip.Addr
 	for _, r := range plan.Routes {
 		if r.Route.Family == f && r.Route.IsDefault() && r.Route.PreferredSource.IsValid() {

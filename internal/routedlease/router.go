@@ -1,4 +1,4 @@
-package daemon
+package routedlease
 
 import (
 	"context"
@@ -12,85 +12,52 @@ import (
 	"multihomed/allocator/wire"
 	"multihomed/internal/event"
 	"multihomed/internal/offswitch"
-	"multihomed/internal/routedlease"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
-// A tableView is what the mirror knows of tables, for the allocator's server.
-// Only one goroutine may use it.
-type tableView struct {
-	mirror *kernel.Mirror
-	loop   *reconcile.Loop
-	tables routing.TableRange
-	// sources are the tables that source rules of others lead to, as of the
-	// last Fresh; nil if nobody has asked since.
-	sources map[netip.Addr]routing.TableID
+// A Router makes the routing of addresses that clients lease: it declares them
+// links, and waits for the loop to do what it does for every link. It implements
+// [server.Router].
+type Router struct {
+	Logger *slog.Logger
+	Mirror *kernel.Mirror
+	Loop   *reconcile.Loop
+	Links  *Store
+	Policy nm.Policy
+	// Ignored says which entry of [[link]] ignores an interface, if one does.
+	Ignored func(name string) (by string, is bool)
+	Off     *offswitch.Switch
 }
 
-// Fresh takes up what the kernel has to say.
-func (v *tableView) Fresh(ctx context.Context) error {
-	v.sources = nil
-	return v.mirror.Sync(ctx)
-}
-
-// InUse says by what a table is used.
-func (v *tableView) InUse(t routing.TableID) (string, bool) { return v.loop.TableInUse(t) }
-
-// Used returns the table that somebody else's source rule gives an address.
-func (v *tableView) Used(address netip.Addr) routing.TableID {
-	if v.sources == nil {
-		v.sources = map[netip.Addr]routing.TableID{}
-		v.mirror.View(func(k *kernel.State) {
-			for _, r := range k.ForeignRules() {
-				if r.Action == routing.ActionLookup && r.From.IsSingleIP() && v.tables.Contains(r.Table) {
-					v.sources[r.From.Addr()] = r.Table
-				}
-			}
-		})
-	}
-	return v.sources[address]
-}
-
-// A router makes the routing of addresses that clients lease: it declares them
-// links, and waits for the loop to do what it does for every link.
-type router struct {
-	log    *slog.Logger
-	mirror *kernel.Mirror
-	loop   *reconcile.Loop
-	links  *routedlease.Store
-	policy nm.Policy
-	// ignored says which entry of [[link]] ignores an interface, if one does.
-	ignored func(name string) (by string, is bool)
-	off     *offswitch.Switch
-}
+var _ server.Router = (*Router)(nil)
 
 // Route returns when the routing of an address stands.
-func (r *router) Route(ctx context.Context, want server.Route) (routing.TableID, error) {
-	if m, excluded := r.policy.Excluded(want.Interface); excluded {
+func (r *Router) Route(ctx context.Context, want server.Route) (routing.TableID, error) {
+	if m, excluded := r.Policy.Excluded(want.Interface); excluded {
 		return 0, &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("the configuration excludes %v; to fix: change [[exclude]] in multihomed.toml", m)}
 	}
-	if by, is := r.ignored(want.Interface); is {
+	if by, is := r.Ignored(want.Interface); is {
 		return 0, &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("the configuration ignores %s; to fix: change [[link]] in multihomed.toml", by)}
 	}
-	if off, _ := r.off.State(); off.Any() {
+	if off, _ := r.Off.State(); off.Any() {
 		if why, is := off.Of(want.Interface, ""); is {
 			return 0, &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("the routing of %s is %s", want.Interface, why)}
 		}
 	}
-	if err := r.mirror.Sync(ctx); err != nil {
+	if err := r.Mirror.Sync(ctx); err != nil {
 		return 0, fmt.Errorf("reading the kernel: %w", err)
 	}
 	if err := r.check(want); err != nil {
 		return 0, err
 	}
-	before, known := r.links.Get(want.Interface, want.Address)
+	before, known := r.Links.Get(want.Interface, want.Address)
 	if known && want.Owner != 0 && want.Owner != before.Owner {
 		return 0, allocator.ErrNotOwner
 	}
-	link := routedlease.Link{
+	link := Link{
 		Interface: want.Interface, Address: want.Address, Owner: want.Owner, Tag: want.Tag,
 		Expires: want.Expires, Since: time.Now(),
 	}
@@ -98,27 +65,27 @@ func (r *router) Route(ctx context.Context, want server.Route) (routing.TableID,
 		// Root renews it for its owner.
 		link.Owner, link.Since = before.Owner, before.Since
 	}
-	if err := r.links.Put(link); err != nil {
+	if err := r.Links.Put(link); err != nil {
 		return 0, &wire.Error{Code: wire.Database, Text: err.Error()}
 	}
 	table, err := r.await(ctx, want)
 	if err != nil && !known && ctx.Err() == nil {
 		// What is refused must not come into force later, unasked.
-		if undo := r.links.Remove(want.Interface, want.Address); undo != nil {
-			r.log.LogAttrs(ctx, event.LevelNotice, "removing a refused lease failed", slog.String("error", undo.Error()))
+		if undo := r.Links.Remove(want.Interface, want.Address); undo != nil {
+			r.Logger.LogAttrs(ctx, event.LevelNotice, "removing a refused lease failed", slog.String("error", undo.Error()))
 		}
 	}
 	if err == nil && !known {
-		r.log.LogAttrs(ctx, slog.LevelInfo, "address leased", event.Is(event.TableLeased), slog.String("interface", want.Interface),
+		r.Logger.LogAttrs(ctx, slog.LevelInfo, "address leased", event.Is(event.TableLeased), slog.String("interface", want.Interface),
 			slog.String("address", want.Address.String()), slog.Uint64("table", uint64(table)), slog.Uint64("uid", uint64(want.Owner)))
 	}
 	return table, err
 }
 
 // check looks whether the interface has the address.
-func (r *router) check(want server.Route) error {
+func (r *Router) check(want server.Route) error {
 	exists, has := false, false
-	r.mirror.View(func(k *kernel.State) {
+	r.Mirror.View(func(k *kernel.State) {
 		index, ok := k.IndexOf(want.Interface)
 		exists = ok
 		has = ok && hasAddress(k, index, want.Address)
@@ -145,8 +112,8 @@ func hasAddress(k *kernel.State, index int, address netip.Addr) bool {
 }
 
 // await asks the loop how the link stands.
-func (r *router) await(ctx context.Context, want server.Route) (routing.TableID, error) {
-	state, err := r.loop.Settled(ctx, want.Interface)
+func (r *Router) await(ctx context.Context, want server.Route) (routing.TableID, error) {
+	state, err := r.Loop.Settled(ctx, want.Interface)
 	if err != nil {
 		return 0, err
 	}
@@ -175,7 +142,7 @@ func (r *router) await(ctx context.Context, want server.Route) (routing.TableID,
 }
 
 // notRouted says why an address takes no part in routing.
-func (r *router) notRouted(want server.Route, state reconcile.LinkState) error {
+func (r *Router) notRouted(want server.Route, state reconcile.LinkState) error {
 	if err := r.check(want); err != nil {
 		return err // It went while we looked.
 	}
@@ -208,49 +175,47 @@ func noLink(want server.Route, state reconcile.LinkState) error {
 }
 
 // Unroute takes the routing of an address away. It reports whether there was one.
-func (r *router) Unroute(ctx context.Context, what server.Route) (bool, error) {
-	before, known := r.links.Get(what.Interface, what.Address)
+func (r *Router) Unroute(ctx context.Context, what server.Route) (bool, error) {
+	before, known := r.Links.Get(what.Interface, what.Address)
 	if !known {
 		return false, nil
 	}
 	if what.Owner != 0 && what.Owner != before.Owner {
 		return false, allocator.ErrNotOwner
 	}
-	if err := r.links.Remove(what.Interface, what.Address); err != nil {
+	if err := r.Links.Remove(what.Interface, what.Address); err != nil {
 		return false, &wire.Error{Code: wire.Database, Text: err.Error()}
 	}
-	if _, err := r.loop.Settled(ctx, what.Interface); err != nil {
+	if _, err := r.Loop.Settled(ctx, what.Interface); err != nil {
 		return true, err
 	}
 	return true, nil
 }
 
 // Expire ends the leases of clients that did not renew them.
-func (r *router) Expire(ctx context.Context) {
+func (r *Router) Expire(ctx context.Context) {
 	now := allocator.Uptime()
-	for _, l := range r.links.All() {
+	for _, l := range r.Links.All() {
 		if l.Expires != 0 && l.Expires <= now {
 			r.end(ctx, l, "it was not renewed")
 		}
 	}
 }
 
-// settled is called by the loop when it has dealt with all it knows: what has
-// lost its address ends.
-func (r *router) settled(ctx context.Context) {
-	links := r.links.All()
-	if len(links) == 0 {
-		return
-	}
-	var gone []routedlease.Link
-	renamed := map[routedlease.Link]string{}
-	r.mirror.View(func(k *kernel.State) {
+// Follow ends the leases of addresses that have gone, and has the others follow their
+// interfaces to new names. Now is how the host stood after a pass.
+func (r *Router) Follow(ctx context.Context, now *reconcile.Snapshot) {
+	links := r.Links.All()
+	interfaces := now.Bound()
+	var gone []Link
+	renamed := map[Link]string{}
+	r.Mirror.View(func(k *kernel.State) {
 		if !k.Complete() {
 			return // Not knowing is not emptiness.
 		}
 		for _, l := range links {
-			index, exists := r.loop.Interface(l.Interface)
-			if !exists {
+			index, exists := interfaces[l.Interface]
+			if _, stands := k.NameOf(index); !exists || !stands {
 				index, exists = k.IndexOf(l.Interface)
 			}
 			name, _ := k.NameOf(index)
@@ -271,25 +236,25 @@ func (r *router) settled(ctx context.Context) {
 }
 
 // rename has a lease follow its interface.
-func (r *router) rename(ctx context.Context, l routedlease.Link, name string) {
+func (r *Router) rename(ctx context.Context, l Link, name string) {
 	attrs := []slog.Attr{slog.String("interface", name), slog.String("before", l.Interface), slog.String("address", l.Address.String())}
 	now := l
 	now.Interface = name
-	if err := r.links.Put(now); err != nil {
-		r.log.LogAttrs(ctx, event.LevelNotice, "routed lease does not follow its interface", append(attrs, slog.String("error", err.Error()))...)
+	if err := r.Links.Put(now); err != nil {
+		r.Logger.LogAttrs(ctx, event.LevelNotice, "routed lease does not follow its interface", append(attrs, slog.String("error", err.Error()))...)
 		return
 	}
-	if err := r.links.Remove(l.Interface, l.Address); err != nil {
-		r.log.LogAttrs(ctx, event.LevelNotice, "routed lease stays under an old name", append(attrs, slog.String("error", err.Error()))...)
+	if err := r.Links.Remove(l.Interface, l.Address); err != nil {
+		r.Logger.LogAttrs(ctx, event.LevelNotice, "routed lease stays under an old name", append(attrs, slog.String("error", err.Error()))...)
 	}
-	r.log.LogAttrs(ctx, slog.LevelInfo, "routed lease followed its interface", attrs...)
+	r.Logger.LogAttrs(ctx, slog.LevelInfo, "routed lease followed its interface", attrs...)
 }
 
-func (r *router) end(ctx context.Context, l routedlease.Link, why string) {
+func (r *Router) end(ctx context.Context, l Link, why string) {
 	attrs := []slog.Attr{slog.String("interface", l.Interface), slog.String("address", l.Address.String()), slog.String("reason", why)}
-	if err := r.links.Remove(l.Interface, l.Address); err != nil {
-		r.log.LogAttrs(ctx, event.LevelNotice, "ending a routed lease failed", append(attrs, slog.String("error", err.Error()))...)
+	if err := r.Links.Remove(l.Interface, l.Address); err != nil {
+		r.Logger.LogAttrs(ctx, event.LevelNotice, "ending a routed lease failed", append(attrs, slog.String("error", err.Error()))...)
 		return
 	}
-	r.log.LogAttrs(ctx, slog.LevelInfo, "routed lease ended", append(attrs, event.Is(event.LeaseEnded))...)
+	r.Logger.LogAttrs(ctx, slog.LevelInfo, "routed lease ended", append(attrs, event.Is(event.LeaseEnded))...)
 }

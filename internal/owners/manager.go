@@ -1,5 +1,3 @@
-// Package owners turns what NetworkManager says of its devices into what the
-// routing side asks of the owners of links.
 package owners
 
 import (
@@ -8,6 +6,32 @@ import (
 	"multihomed/nm"
 	"multihomed/routing/reconcile"
 )
+
+// A Manager is NetworkManager, followed by a [nm.Watcher] or [Asked] once.
+type Manager interface {
+	// Changed holds a value when TakeChanges has something to say.
+	Changed() <-chan struct{}
+	// TakeChanges returns what changed since it was called last.
+	TakeChanges() nm.Changes
+	// Poke asks for an interface's profile to be read again.
+	Poke(name string)
+}
+
+// Asked returns a NetworkManager that has said all that it is going to say.
+func Asked(s nm.Snapshot) Manager {
+	return &asked{nm.Changes{Status: s.Status, StatusChanged: true, Devices: s.Devices}}
+}
+
+type asked struct{ changes nm.Changes }
+
+func (*asked) Changed() <-chan struct{} { return nil }
+func (*asked) Poke(string)              {}
+
+func (a *asked) TakeChanges() nm.Changes {
+	c := a.changes
+	a.changes = nm.Changes{Status: c.Status}
+	return c
+}
 
 // Of says what a device of NetworkManager is to the routing side. It asks as
 // if the device had been a link; whether it was, the loop knows.

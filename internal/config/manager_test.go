@@ -1,4 +1,4 @@
-package presence_test
+package config_test
 
 import (
 	"os"
@@ -6,10 +6,9 @@ import (
 	"testing"
 
 	"multihomed/internal/config"
-	"multihomed/internal/presence"
 )
 
-func TestNetworkManager(t *testing.T) {
+func TestPresence(t *testing.T) {
 	t.Parallel()
 	installed := filepath.Join(t.TempDir(), "NetworkManager")
 	if err := os.WriteFile(installed, nil, 0o600); err != nil {
@@ -26,7 +25,7 @@ func TestNetworkManager(t *testing.T) {
 		{config.Yes, missing, true},
 		{config.No, installed, false},
 	} {
-		if got := presence.OfPrograms(test.configured, missing, test.program); got != test.want {
+		if got := config.InstalledAs(test.configured, missing, test.program); got != test.want {
 			t.Errorf("%s with %s: %v", test.configured, filepath.Base(test.program), got)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"multihomed/internal/event"
 	"multihomed/internal/handoff"
 	"multihomed/internal/lockfile"
+	"multihomed/internal/news"
 	"multihomed/internal/ownership"
 	"multihomed/internal/recollection"
 	"multihomed/routing/reconcile"
@@ -69,7 +70,7 @@ func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *tel
 		return false, err
 	}
 	s.Logger.LogAttrs(ctx, event.LevelNotice, "runtime directory made again, because somebody removed it or what is in it", slog.String("path", cfg.RuntimeDir))
-	s.notify.reloading()
+	s.notify.Reloading()
 	return true, nil
 }
 
@@ -202,7 +203,7 @@ func (m *memory) restore() error {
 // watchDirectory returns what holds a value when something in a directory was removed, or
 // the directory itself (inotify(7)). Where the kernel has no more of these, it holds none.
 func watchDirectory(ctx context.Context, path string) <-chan struct{} {
-	changed := make(chan struct{}, 1)
+	changed := news.NewSignal()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return changed
@@ -222,10 +223,7 @@ func watchDirectory(ctx context.Context, path string) <-chan struct{} {
 				_ = f.Close()
 				return
 			}
-			select {
-			case changed <- struct{}{}:
-			default:
-			}
+			changed.Give()
 		}
 	}()
 	return changed
