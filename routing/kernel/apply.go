@@ -381,6 +381,7 @@ func (s *State) touched(a *alias, why cause) {
 		}
 		if l.route.Protocol != routing.Multihomed {
 			s.changes.Foreign = true
+			s.changes.Tables[a.key.table] = struct{}{}
 		}
 		// What others have may have been in the way of ours.
 		if !why.own && (l.route.Protocol == routing.Multihomed || a.key.family == routing.IPv6) {
@@ -434,6 +435,9 @@ func (s *State) ruleTouched(r routing.Rule, ours bool, why cause) {
 	case !ours:
 		s.changes.Foreign = true
 		s.changes.ForeignRules[r.Family] = struct{}{}
+		if r.Action == routing.ActionLookup && s.owns.OwnsTable(r.Table) {
+			s.changes.Tables[r.Table] = struct{}{}
+		}
 		if r.TakesAll() {
 			s.doubts.others[otherKey{r.Family, r.Table}] = struct{}{}
 		}

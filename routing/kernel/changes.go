@@ -26,6 +26,9 @@ type Changes struct {
 	// ForeignRules of which families rules did.
 	Foreign      bool
 	ForeignRules map[routing.Family]struct{}
+	// Tables are those of ours in which other routes changed, or to which other rules that
+	// changed lead.
+	Tables map[routing.TableID]struct{}
 	// Gone are rules of others that went, as often as they may have come and gone since.
 	Gone map[routing.Rule]struct{}
 	// Elsewhere are the addresses and prefixes that appeared or went as
@@ -56,7 +59,7 @@ func (c Changes) Empty() bool {
 func newChanges() Changes {
 	return Changes{
 		Links: map[int]struct{}{}, Rules: map[routing.Rule]struct{}{}, Routes: map[routing.RouteKey]struct{}{},
-		Destinations: map[int]map[routing.Destination]struct{}{},
+		Destinations: map[int]map[routing.Destination]struct{}{}, Tables: map[routing.TableID]struct{}{},
 		ForeignRules: map[routing.Family]struct{}{}, Gone: map[routing.Rule]struct{}{}, Elsewhere: map[netip.Prefix]struct{}{},
 	}
 }
@@ -66,6 +69,7 @@ func (c *Changes) merge(o Changes) {
 	c.Foreign = c.Foreign || o.Foreign
 	c.Unbound = c.Unbound || o.Unbound
 	maps.Copy(c.ForeignRules, o.ForeignRules)
+	maps.Copy(c.Tables, o.Tables)
 	maps.Copy(c.Gone, o.Gone)
 	maps.Copy(c.Elsewhere, o.Elsewhere)
 	maps.Copy(c.Links, o.Links)

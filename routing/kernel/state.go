@@ -436,19 +436,11 @@ func (s *State) CountRoutes(table routing.TableID) int { return len(s.fib.byTabl
 func (s *State) ForeignIn(f routing.Family, table routing.TableID) (what string, used bool) {
 	routes := 0
 	var example routing.Route
-	for a := range s.fib.byTable[table] {
-		for _, l := range a.legs {
-			known, is := s.authors[a.key][l.route.Key()]
-			if l.route.Family != f {
-				continue
-			}
-			if l.route.Protocol != routing.Multihomed && known == (routing.Route{}) || is && known == (routing.Route{}) {
-				if routes == 0 || compareRoutes(l.route, example) < 0 {
-					example = l.route
-				}
-				routes++
-			}
+	for r := range s.foreignRoutes(f, table) {
+		if routes == 0 || compareRoutes(r, example) < 0 {
+			example = r
 		}
+		routes++
 	}
 	switch n := s.rules.lookups[table]; {
 	case routes > 1:
@@ -464,6 +456,51 @@ func (s *State) ForeignIn(f routing.Family, table routing.TableID) (what string,
 		}
 	}
 	return "", false
+}
+
+// foreignRoutes yields the routes of others in a table of a family, one for each leg.
+func (s *State) foreignRoutes(f routing.Family, table routing.TableID) iter.Seq[routing.Route] {
+	return func(yield func(routing.Route) bool) {
+		for a := range s.fib.byTable[table] {
+			for _, l := range a.legs {
+				known, is := s.authors[a.key][l.route.Key()]
+				if l.route.Family != f {
+					continue
+				}
+				his := l.route.Protocol != routing.Multihomed && known == (routing.Route{}) || is && known == (routing.Route{})
+				if his && !yield(l.route) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// TakenBy says what makes the table of an interface somebody else's, see [routing.Takes].
+func (s *State) TakenBy(f routing.Family, table routing.TableID, device int, widest uint32) (what string, taken bool) {
+	var his *routing.Rule
+	if s.rules.lookups[table] > 0 {
+		for _, r := range s.Foreign(f) {
+			if r.Action == routing.ActionLookup && r.Table == table {
+				his = &r
+				break
+			}
+		}
+	}
+	var example routing.Route
+	for r := range s.foreignRoutes(f, table) {
+		if routing.Takes(r, device, his != nil, widest) && (!taken || compareRoutes(r, example) < 0) {
+			example, taken = r, true
+		}
+	}
+	switch {
+	case !taken:
+		return "", false
+	case his != nil:
+		return fmt.Sprintf("the rule %s and the route %s", his, s.textOf(example)), true
+	default:
+		return fmt.Sprintf("the route %s", s.textOf(example)), true
+	}
 }
 
 // UseOf says what stands of a table, whoever made it: a rule that leads to it,

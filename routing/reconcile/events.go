@@ -132,6 +132,7 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	if c.All || len(c.ForeignRules) > 0 {
 		l.takeForeign(ctx)
 	}
+	l.doubtTables(c.All, c.Tables)
 	l.takeElsewhere(c.Elsewhere)
 	l.unasked = l.unasked || c.All || c.Unbound || len(c.Links) > 0 || len(c.ForeignRules) > 0
 	if c.All || len(c.Links) > 0 {
@@ -224,6 +225,12 @@ func (l *Loop) takeDue() {
 		l.touched.Routes[o.route] = struct{}{}
 	}
 	l.forgetGone(now)
+	for index, due := range l.takeovers.due {
+		if !now.Before(due) {
+			delete(l.takeovers.due, index)
+			l.takeovers.suspects[index], l.dirty[index] = struct{}{}, struct{}{}
+		}
+	}
 	for about, f := range l.failures {
 		if now.Before(f.due) {
 			continue

@@ -308,6 +308,21 @@ func (l *leases) Acquire(_ context.Context, keys []routing.Key, inUse func(routi
 	return out, err
 }
 
+func (l *leases) Move(_ context.Context, from map[routing.Key]routing.TableID, inUse func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[routing.Key]routing.TableID{}
+	for k, old := range from {
+		at := slices.IndexFunc(l.free, func(t routing.TableID) bool { _, used := inUse(t); return !used })
+		if at < 0 {
+			return out, errFull
+		}
+		l.held[k], out[k] = l.free[at], l.free[at]
+		l.free[at] = old
+	}
+	return out, nil
+}
+
 func (l *leases) Release(keys ...routing.Key) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

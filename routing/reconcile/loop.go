@@ -142,6 +142,8 @@ type Loop struct {
 	// quarrels are about objects that somebody keeps deleting.
 	quarrels map[object]quarrel
 	disputes disputes
+	// takeovers is about tables that somebody else takes.
+	takeovers takeovers
 	// released are keys to give back when the pass is over.
 	released map[routing.Key]struct{}
 
@@ -197,6 +199,7 @@ func New(o Options) *Loop {
 		gone:          map[routing.Rule]time.Time{},
 		quarrels:      map[object]quarrel{},
 		released:      map[routing.Key]struct{}{},
+		takeovers:     newTakeovers(),
 		unwritten:     map[int]*unwritten{},
 		told:          maps.Clone(o.Told),
 		routesWritten: map[int]time.Time{},
@@ -297,6 +300,11 @@ func (l *Loop) untilNext() time.Duration {
 	for _, q := range l.quarrels {
 		if q.over.Before(next) {
 			next = q.over
+		}
+	}
+	for _, due := range l.takeovers.due {
+		if due.Before(next) {
+			next = due
 		}
 	}
 	for index, u := range l.unwritten {

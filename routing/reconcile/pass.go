@@ -260,7 +260,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			}
 		}
 	}
-	leased := l.lease(ctx, missing)
+	leased := l.leaveTaken(ctx, links, l.lease(ctx, missing))
 	for _, s := range links {
 		s.link.Tables = l.hold(s, leased)
 		l.networks.set(s.link.Index, networksOf(s.link))
@@ -479,6 +479,7 @@ func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
 	delete(l.unread, index)
 	delete(l.lent, index)
+	l.takeovers.forget(index)
 	l.networks.set(index, nil)
 	var facts kernel.Link
 	exists, whole, claimed := false, false, false
@@ -505,6 +506,7 @@ func (l *Loop) unhold(k routing.Key) {
 	if l.holders[k]--; l.holders[k] <= 0 {
 		delete(l.holders, k)
 		l.released[k] = struct{}{}
+		delete(l.takeovers.stays, k)
 	}
 }
 

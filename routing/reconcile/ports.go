@@ -123,6 +123,9 @@ type Leases interface {
 	// Acquire returns the tables of the keys. Where some have none it returns
 	// the others and an error.
 	Acquire(ctx context.Context, keys []routing.Key, inUse func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error)
+	// Move gives keys other numbers than those that they have, which somebody else uses. A
+	// key that is not in the answer keeps what it has.
+	Move(ctx context.Context, from map[routing.Key]routing.TableID, inUse func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error)
 	// Release says that nothing in the kernel needs the keys' tables.
 	Release(keys ...routing.Key)
 }
