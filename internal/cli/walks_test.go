@@ -25,8 +25,8 @@ func TestWalks(t *testing.T) {
 		t.Fatal("ARCHITECTURE.md has no walks")
 	}
 	known := names(t)
-	any, exported := regexp.MustCompile("`([a-z][a-z0-9]*(?:\\.\\w+)+)`"), regexp.MustCompile("`([a-z][a-z0-9]*(?:\\.[A-Z]\\w*)+)`")
-	found := any.FindAllStringSubmatch(walks, -1)
+	quoted, exported := regexp.MustCompile("`([a-z][a-z0-9]*(?:\\.\\w+)+)`"), regexp.MustCompile("`([a-z][a-z0-9]*(?:\\.[A-Z]\\w*)+)`")
+	found := quoted.FindAllStringSubmatch(walks, -1)
 	if len(found) < 50 {
 		t.Fatalf("%d names: the walks are not understood", len(found))
 	}
