@@ -18,7 +18,7 @@ func TestTasks(t *testing.T) {
 	go func() {
 		ended <- daemon.RunAll(ctx, func() { close(ready) },
 			daemon.Part{Name: "at once", Run: func(ctx context.Context, _ func()) error { <-ctx.Done(); return nil }, AtOnce: true},
-			daemon.Part{Name: "later", Run: func(ctx context.Context, isReady func()) error {
+			daemon.Part{Name: "later", Run: func(_ context.Context, isReady func()) error {
 				<-turn
 				isReady()
 				isReady()
