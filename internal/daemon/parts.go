@@ -147,7 +147,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		memory = runstate.Memory{Directory: cfg.RuntimeDir}
 	}
 	p.loop = reconcile.New(reconcile.Options{
-		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
+		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:    hooks,

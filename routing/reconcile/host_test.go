@@ -35,6 +35,7 @@ type host struct {
 	*testing.T
 	nl     *netlink.Handle
 	mirror *faultyMirror
+	source *kernel.Mirror
 	writer *faultyWriter
 	owners *owners
 	leases *leases
@@ -82,7 +83,7 @@ func (h *host) restart() {
 	must(h, err)
 	h.stop = sync.OnceFunc(func() { must(h, errors.Join(writer.Close(), mirror.Close())) })
 	h.Cleanup(h.stop)
-	h.mirror = &faultyMirror{Mirror: mirror}
+	h.source, h.mirror = mirror, &faultyMirror{Mirror: reconcile.MirrorOf(mirror)}
 	h.writer = &faultyWriter{Writer: writer}
 	h.owners = &owners{changed: make(chan struct{}, 1)}
 	h.readies, h.last = 0, reconcile.Report{}

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // Options are what a Loop works with. All fields but Hooks are needed.
@@ -232,7 +231,7 @@ func (l *Loop) Told() map[int]routing.LinkPlan {
 // Said returns the name that the owner of an interface uses for it, which is not its
 // name if that changed and the owner has not noticed. It is for hooks.
 func (l *Loop) Said(index int) (name string) {
-	l.Mirror.View(func(k *kernel.State) { _, name, _ = l.of(k, index) })
+	l.Mirror.View(func(k State) { _, name, _ = l.of(k, index) })
 	return name
 }
 
