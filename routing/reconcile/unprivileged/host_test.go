@@ -39,6 +39,7 @@ type host struct {
 	owners *owners
 	leases *leases
 	writer *writer
+	wake   chan struct{}
 	// last is the last report.
 	last reconcile.Report
 	// kill ends the loop and waits for it.
@@ -71,10 +72,11 @@ func (h *host) start(before func()) {
 	h.owners = &owners{changed: make(chan struct{}, 1)}
 	h.mirror = h.kernel.Follow()
 	h.writer = &writer{Writer: h.kernel.Writer()}
+	h.wake = make(chan struct{}, 1)
 	before()
 	l := reconcile.New(reconcile.Options{
 		Policy: policy, Logger: slog.New(slog.DiscardHandler),
-		Mirror: reconcile.MirrorOf(h.mirror), Writer: h.writer, Owners: h.owners, Leases: h.leases,
+		Mirror: gate{reconcile.MirrorOf(h.mirror), h.wake}, Writer: h.writer, Owners: h.owners, Leases: h.leases,
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
 		Repairs:  rate.NewLimiter(rate.Every(every), burst),
 		Hooks:    reconcile.Hooks{Report: func(r reconcile.Report) { h.last = r }},
@@ -91,11 +93,26 @@ func (h *host) start(before func()) {
 	synctest.Wait()
 }
 
-// settle waits until the loop has done all that it does without a timer.
-func (h *host) settle() { synctest.Wait() }
+// settle tells the loop that something may have happened, and waits until it has done all
+// that it does without a timer. Before, it hears nothing: neither the kernel nor the owners
+// here may be used by two goroutines at once.
+func (h *host) settle() {
+	h.owners.signal()
+	h.wake <- struct{}{}
+	synctest.Wait()
+}
+
+// A gate is a mirror that tells of changes by a channel of the test.
+type gate struct {
+	reconcile.Mirror
+	wake chan struct{}
+}
+
+func (g gate) Changed() <-chan struct{} { return g.wake }
 
 // pass lets time pass.
 func (h *host) pass(d time.Duration) {
+	h.settle()
 	<-time.After(d)
 	synctest.Wait()
 }
@@ -194,6 +211,7 @@ func (h *host) stands(r routing.Rule) bool { return h.kernel.CountRule(r) > 0 }
 type owners struct {
 	changed chan struct{}
 	next    reconcile.Claims
+	news    bool
 }
 
 func (o *owners) Changed() <-chan struct{} { return o.changed }
@@ -211,7 +229,7 @@ func (o *owners) claim(name string, s reconcile.Standing) {
 		o.next.Changed = map[string]reconcile.Claim{}
 	}
 	o.next.Changed[name] = reconcile.Claim{Standing: s, Watched: s != reconcile.NoLink}
-	o.signal()
+	o.news = true
 }
 
 func (o *owners) complete(is bool) {
@@ -219,13 +237,13 @@ func (o *owners) complete(is bool) {
 	if !is {
 		o.next.Waiting = "the test"
 	}
-	o.signal()
+	o.news = true
 }
 
 func (o *owners) signal() {
-	select {
-	case o.changed <- struct{}{}:
-	default:
+	if o.news {
+		o.news = false
+		o.changed <- struct{}{}
 	}
 }
 
