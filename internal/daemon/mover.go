@@ -49,7 +49,7 @@ func (m *mover) movable(plan routing.LinkPlan, f routing.Family) []routing.Route
 	if !slices.ContainsFunc(configs, func(c hookstate.Config) bool { return c.Caller == hookstate.Ifupdown && c.Family == f }) {
 		return nil
 	}
-	if claim, _ := m.owners.Of(plan.Link.Name); !claim.Reach {
+	if claim, _ := m.owners.Of(plan.Link.Name); !claim.DefaultMayBeMissing {
 		return nil // It is NetworkManager's by now.
 	}
 	type way struct {

@@ -210,7 +210,7 @@ func (p *parts) take(ctx context.Context, m handoff.Message) {
 	case len(m.Hints) > 0:
 		p.hooks.Hint(m.Interface, m.Hints)
 	}
-	p.owners.Poke(m.Interface)
+	p.owners.Recheck(m.Interface)
 }
 
 // mostUnacknowledged bounds the senders that wait for the loop at a time.

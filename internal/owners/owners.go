@@ -44,8 +44,8 @@ type Manager interface {
 	Changed() <-chan struct{}
 	// TakeChanges returns what changed since it was called last.
 	TakeChanges() nm.Changes
-	// Poke asks for an interface's profile to be read again.
-	Poke(name string)
+	// Recheck asks for an interface's profile to be read again.
+	Recheck(name string)
 }
 
 // Asked returns a NetworkManager that has said all that it is going to say.
@@ -56,7 +56,7 @@ func Asked(s nm.Snapshot) Manager {
 type asked struct{ changes nm.Changes }
 
 func (*asked) Changed() <-chan struct{} { return nil }
-func (*asked) Poke(string)              {}
+func (*asked) Recheck(string)           {}
 
 func (a *asked) TakeChanges() nm.Changes {
 	c := a.changes
@@ -172,8 +172,8 @@ func (o *Owners) Run(ctx context.Context) error {
 // Changed holds a value when Take has something to say.
 func (o *Owners) Changed() <-chan struct{} { return o.changed }
 
-// Poke asks for an interface's profile to be read again.
-func (o *Owners) Poke(name string) { o.Manager.Poke(name) }
+// Recheck asks for an interface's profile to be read again.
+func (o *Owners) Recheck(name string) { o.Manager.Recheck(name) }
 
 // Alone reports whether no NetworkManager runs. It is for the goroutine that
 // calls Take.

@@ -233,9 +233,9 @@ func (h *host) wan(n int) {
 
 // owners says what the test says.
 type owners struct {
-	changed chan struct{}
-	next    reconcile.Claims
-	poked   []string
+	changed   chan struct{}
+	next      reconcile.Claims
+	rechecked []string
 }
 
 func (o *owners) Changed() <-chan struct{} { return o.changed }
@@ -246,7 +246,7 @@ func (o *owners) Take() reconcile.Claims {
 	return c
 }
 
-func (o *owners) Poke(name string) { o.poked = append(o.poked, name) }
+func (o *owners) Recheck(name string) { o.rechecked = append(o.rechecked, name) }
 
 func (o *owners) claim(name string, s reconcile.Standing) {
 	if o.next.Changed == nil {

@@ -539,8 +539,8 @@ func TestPoke(t *testing.T) {
 	h.pass()
 	h.ip("route delete default dev wan0")
 	h.pass()
-	if !slices.Equal(h.owners.poked, []string{"wan0"}) {
-		t.Errorf("poked: %v", h.owners.poked)
+	if !slices.Equal(h.owners.rechecked, []string{"wan0"}) {
+		t.Errorf("rechecked: %v", h.owners.rechecked)
 	}
 }
 

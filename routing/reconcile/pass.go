@@ -248,7 +248,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		for _, f := range routing.Families() {
 			if planned && routing.HasMainDefault(plan.Link, f) && !routing.HasMainDefault(s.link, f) {
 				// The owner may have changed its mind about the link being an uplink.
-				l.Owners.Poke(s.said)
+				l.Owners.Recheck(s.said)
 				break
 			}
 		}
@@ -342,7 +342,7 @@ func linkOf(facts routing.Interface, claim Claim) routing.Link {
 	return routing.Link{
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
 		Addresses: addresses, Routes: facts.Routes, Others: facts.Others, LongTables: facts.LongTables, Intents: withoutOwnGateways(claim.Intents, facts.Addresses),
-		Pending: claim.Pending, Known: claim.Known, Reach: claim.Reach,
+		Pending: claim.Pending, Known: claim.Known, DefaultMayBeMissing: claim.DefaultMayBeMissing,
 		Choice: claim.Choice, LastResort: claim.LastResort,
 	}
 }

@@ -45,10 +45,10 @@ type Claim struct {
 	Intents map[routing.Family]routing.Intent
 	// Pending says that the interface is a link that is still being brought up.
 	Pending bool
-	// Known are routes that the owner knows and main may not have; Reach says
+	// Known are routes that the owner knows and main may not have; DefaultMayBeMissing says
 	// that main may lack the default, see [routing.Link].
-	Known []routing.Route
-	Reach bool
+	Known               []routing.Route
+	DefaultMayBeMissing bool
 	// Choice is the role that the configuration asks for; LastResort that unbound
 	// traffic may leave by the link when main has no default.
 	Choice     routing.RoleChoice
@@ -89,9 +89,9 @@ type Owners interface {
 	Changed() <-chan struct{}
 	// Take returns what changed since the last call.
 	Take() Claims
-	// Poke asks for a claim to be looked at again: something happened to the
+	// Recheck asks for a claim to be looked at again: something happened to the
 	// interface that its owner may not tell by itself.
-	Poke(name string)
+	Recheck(name string)
 }
 
 // State is what the kernel holds, as far as it is kept. It may be used only inside

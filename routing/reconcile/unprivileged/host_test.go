@@ -222,7 +222,7 @@ func (o *owners) Take() reconcile.Claims {
 	return c
 }
 
-func (*owners) Poke(string) {}
+func (*owners) Recheck(string) {}
 
 func (o *owners) claim(name string, s reconcile.Standing) {
 	if o.next.Changed == nil {
