@@ -63,6 +63,7 @@ func (w Writer) apply(op routing.Op) error {
 		if errors.Is(err, syscall.ENODEV) {
 			return nil
 		}
+	default:
 	}
 	return err
 }

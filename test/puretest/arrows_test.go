@@ -17,7 +17,7 @@ import (
 // rooms. A package imports packages of lower floors, never of its own or of a higher one.
 // Whoever adds a package puts it on the lowest floor that is above all that it imports; if
 // there is none, the package has two tasks.
-var floors = [][]string{ //nolint:gochecknoglobals // a table
+var floors = [][]string{
 	// Words and tools that know nothing of routing.
 	{
 		"internal/dnsname", "internal/escape", "internal/event", "internal/news", "internal/ownership", "internal/rights",
@@ -42,7 +42,7 @@ var floors = [][]string{ //nolint:gochecknoglobals // a table
 }
 
 // testHouses may import everything, and no package of the product imports them.
-var testHouses = []string{"test", "packaging", "routing/kerneltest", "nm/nmtest"} //nolint:gochecknoglobals // a table
+var testHouses = []string{"test", "packaging", "routing/kerneltest", "nm/nmtest"}
 
 const module = "multihomed/"
 
@@ -110,7 +110,7 @@ type listed struct {
 // `go test` knows what the answer depends on, and does not take it from its cache.
 func list(t *testing.T) (all []listed) {
 	t.Helper()
-	err := filepath.WalkDir("../..", func(name string, entry fs.DirEntry, err error) error {
+	err := filepath.WalkDir("../..", func(_ string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.IsDir() && len(entry.Name()) > 2 && strings.HasPrefix(entry.Name(), ".") {
 			return fs.SkipDir
 		}

@@ -28,7 +28,7 @@ func TestMissingKnowledgeDeletesNothing(t *testing.T) {
 
 		h.install(uplink(0, "100.64.0.6/24"))
 		h.settle()
-		second := h.rule(routing.PrioritySource, source(0).Next())
+		second := h.sourceRule(source(0).Next())
 		h.install(uplink(0))
 		h.settle()
 		if h.stands(second) {
@@ -57,7 +57,7 @@ func TestMissingKnowledgeDeletesNothing(t *testing.T) {
 func TestUnreadKernelDeletesNothing(t *testing.T) {
 	t.Parallel()
 	inBubble(t, 2, func(h *host) {
-		rule := h.rule(routing.PrioritySource, source(1))
+		rule := h.sourceRule(source(1))
 		// More than the loop does in one go.
 		h.mirror.Partial = 200
 		added, deleted := 0, 0
@@ -86,7 +86,7 @@ func TestUnreadKernelDeletesNothing(t *testing.T) {
 		}
 		h.leavesBy(source(0).Next(), name(0))
 		h.writer.before = nil
-		gone := h.rule(routing.PrioritySource, source(0).Next())
+		gone := h.sourceRule(source(0).Next())
 
 		h.mirror.Fault = errors.New("no buffer space available")
 		h.install(uplink(0))
@@ -116,7 +116,7 @@ func TestOverrun(t *testing.T) {
 		want := h.kernel.Text()
 		his := routing.Rule{Family: routing.IPv4, Priority: 5000, From: netip.MustParsePrefix("192.0.2.9/32"), Action: routing.ActionLookup, Table: 77, Protocol: kerneltest.ProtocolStatic}
 		h.mirror.Overrun()
-		h.kernel.DropRule(h.rule(routing.PrioritySource, source(1)))
+		h.kernel.DropRule(h.sourceRule(source(1)))
 		h.kernel.FlushTable(routing.IPv4, policy.Tables.First)
 		h.kernel.SetGroup(uplink(0).Index, 0)
 		if err := h.kernel.AddForeignRule(his); err != nil {

@@ -188,20 +188,20 @@ func byGateway(l routing.Link, gateway netip.Addr) routing.Link {
 	l.Routes = slices.DeleteFunc(slices.Clone(l.Routes), func(r routing.Route) bool { return r.IsDefault() })
 	l.Routes = append(l.Routes, routing.Route{
 		Family: routing.IPv4, Table: routing.TableMain, Destination: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Type: routing.RouteUnicast,
-		Gateway: gateway, Device: l.Index, Metric: uint32(100 + l.Index), Protocol: kerneltest.ProtocolStatic, //nolint:gosec // a small index
+		Gateway: gateway, Device: l.Index, Metric: uint32(100 + l.Index), Protocol: kerneltest.ProtocolStatic,
 	})
 	return l
 }
 
-// rule finds our only rule of a priority for a source.
-func (h *host) rule(p routing.Priority, from netip.Addr) routing.Rule {
+// sourceRule finds the rule that leads packets from an address to the table of its link.
+func (h *host) sourceRule(from netip.Addr) routing.Rule {
 	h.Helper()
 	for r := range h.kernel.Rules() {
-		if r.Priority == p && r.From == netip.PrefixFrom(from, from.BitLen()) {
+		if r.Priority == routing.PrioritySource && r.From == netip.PrefixFrom(from, from.BitLen()) {
 			return r
 		}
 	}
-	h.Fatalf("no rule from %s at %d:\n%s", from, p, h.kernel.Text())
+	h.Fatalf("no source rule from %s:\n%s", from, h.kernel.Text())
 	return routing.Rule{}
 }
 

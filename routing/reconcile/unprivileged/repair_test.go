@@ -12,7 +12,7 @@ import (
 func TestRepairIsLimited(t *testing.T) {
 	t.Parallel()
 	inBubble(t, 2, func(h *host) {
-		rule, other := h.rule(routing.PrioritySource, source(0)), h.rule(routing.PrioritySource, source(1))
+		rule, other := h.sourceRule(source(0)), h.sourceRule(source(1))
 		steal := func() (restored bool) {
 			if !h.kernel.DropRule(rule) {
 				return false
