@@ -153,7 +153,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		memory = recollection.File{Directory: cfg.RuntimeDir}
 	}
 	p.loop = reconcile.New(reconcile.Options{
-		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
+		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:    hooks,
@@ -211,7 +211,7 @@ func (p *parts) take(ctx context.Context, m handoff.Message) {
 	case len(m.Hints) > 0:
 		p.hooks.Hint(m.Interface, m.Hints)
 	}
-	p.owners.Poke(m.Interface)
+	p.owners.Recheck(m.Interface)
 }
 
 // mostUnacknowledged bounds the senders that wait for the loop at a time.

@@ -79,7 +79,7 @@ func (m *Mover) movable(plan routing.LinkPlan, f routing.Family) []routing.Route
 	if !slices.ContainsFunc(configs, func(c hookstate.Config) bool { return c.Caller == hookstate.Ifupdown && c.Family == f }) {
 		return nil
 	}
-	if claim, _ := m.Owners.Of(plan.Link.Name); !claim.Reach {
+	if claim, _ := m.Owners.Of(plan.Link.Name); !claim.DefaultMayBeMissing {
 		return nil // It is NetworkManager's by now.
 	}
 	type way struct {

@@ -13,8 +13,8 @@ type Manager interface {
 	Changed() <-chan struct{}
 	// TakeChanges returns what changed since it was called last.
 	TakeChanges() nm.Changes
-	// Poke asks for an interface's profile to be read again.
-	Poke(name string)
+	// Recheck asks for an interface's profile to be read again.
+	Recheck(name string)
 }
 
 // Asked returns a NetworkManager that has said all that it is going to say.
@@ -25,7 +25,7 @@ func Asked(s nm.Snapshot) Manager {
 type asked struct{ changes nm.Changes }
 
 func (*asked) Changed() <-chan struct{} { return nil }
-func (*asked) Poke(string)              {}
+func (*asked) Recheck(string)              {}
 
 func (a *asked) TakeChanges() nm.Changes {
 	c := a.changes

@@ -64,8 +64,8 @@ func (o *Owners) Run(ctx context.Context) error {
 // Changed holds a value when Take has something to say.
 func (o *Owners) Changed() <-chan struct{} { return o.changed }
 
-// Poke asks for an interface's profile to be read again.
-func (o *Owners) Poke(name string) { o.Manager.Poke(name) }
+// Recheck asks for an interface's profile to be read again.
+func (o *Owners) Recheck(name string) { o.Manager.Recheck(name) }
 
 // Alone reports whether no NetworkManager runs. It is for the goroutine that
 // calls Take.

@@ -10,7 +10,6 @@ import (
 
 	"multihomed/internal/event"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // An unwritten is what happened to a link and is not in the log yet. One activation
@@ -176,7 +175,7 @@ func (l *Loop) whyRemoved(index int, was string) string {
 		return "the interface is gone"
 	}
 	var claim Claim
-	l.Mirror.View(func(k *kernel.State) { claim, _, _ = l.of(k, index) })
+	l.Mirror.View(func(k State) { claim, _, _ = l.of(k, index) })
 	if claim.Standing != Link {
 		return claim.Why
 	}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // A Snapshot is how the host stood after a pass: one value that never changes, for
@@ -54,7 +53,7 @@ type Snapshot struct {
 // An Interface is one interface in a snapshot.
 type Interface struct {
 	// Facts have no routes.
-	Facts kernel.Link
+	Facts routing.Interface
 	// Claim is what its owner says of it, by the name Said, if Claimed.
 	Claim   Claim
 	Said    string
@@ -245,7 +244,7 @@ func (l *Loop) outdated() bool {
 		return true
 	}
 	var moves uint64
-	l.Mirror.View(func(k *kernel.State) { moves = k.Moves() })
+	l.Mirror.View(func(k State) { moves = k.Moves() })
 	return l.picture.last.Moves != moves
 }
 
@@ -270,7 +269,7 @@ func (l *Loop) snapshot() *Snapshot {
 		s.Others[i] = l.planner.Foreign(f)
 	}
 	open, contested := l.open()
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		s.Moves = k.Moves()
 		s.Unread, s.UnreadFault = k.Unread()
 		for index := range p.stale {
@@ -307,7 +306,7 @@ func (l *Loop) snapshot() *Snapshot {
 }
 
 // mixed finds the priorities at which ours stand too, and says in which order.
-func mixed(k *kernel.State, f routing.Family, others []routing.ForeignRule) map[routing.Priority][]routing.Rule {
+func mixed(k State, f routing.Family, others []routing.ForeignRule) map[routing.Priority][]routing.Rule {
 	out := map[routing.Priority][]routing.Rule{}
 	for _, o := range others {
 		p := o.Rule.Priority
@@ -323,7 +322,7 @@ func mixed(k *kernel.State, f routing.Family, others []routing.ForeignRule) map[
 	return out
 }
 
-func (l *Loop) picturedAnew(k *kernel.State, index int) {
+func (l *Loop) picturedAnew(k State, index int) {
 	facts, exists := k.LinkFacts(index)
 	if !exists {
 		delete(l.picture.interfaces, index)

@@ -10,7 +10,6 @@ import (
 
 	"multihomed/internal/event"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // This file lets a link leave a table that somebody else took after it was leased: his
@@ -172,7 +171,7 @@ func (l *Loop) taken(links []subject, leased map[routing.Key]routing.TableID) ma
 					continue
 				}
 			}
-			l.Mirror.View(func(m *kernel.State) {
+			l.Mirror.View(func(m State) {
 				if what, is := m.TakenBy(k.Family, t, index, l.Policy.ContainerPrefixLength); is {
 					out[k] = takeover{index: index, table: t, what: what}
 				} else {

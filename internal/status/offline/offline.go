@@ -86,7 +86,7 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 	}
 	leases := &readLeases{database: r.openLeases(ctx), tables: r.cfg.Tables, mirror: r.mirror}
 	snapshot, err := reconcile.Look(ctx, reconcile.Options{
-		Policy: r.cfg.RoutingPolicy(), Mirror: r.mirror, Leases: leases,
+		Policy: r.cfg.RoutingPolicy(), Mirror: reconcile.MirrorOf(r.mirror), Leases: leases,
 		Owners:   &recalledOwners{Owners: owners, reading: r},
 		Reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},

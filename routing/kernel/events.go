@@ -397,13 +397,13 @@ func (s *State) taken(a *alias, why cause) {
 	}
 	if a.whole() {
 		if r, ok := a.multipath(); ok && r.Protocol == routing.Multihomed {
-			s.changes.Taken = append(s.changes.Taken, Taken{Route: r, Port: why.port})
+			s.changes.Taken = append(s.changes.Taken, routing.Taken{Route: r, Port: why.port})
 		}
 		return
 	}
 	for _, l := range a.legs {
 		if l.route.Protocol == routing.Multihomed {
-			s.changes.Taken = append(s.changes.Taken, Taken{Route: l.route, Port: why.port})
+			s.changes.Taken = append(s.changes.Taken, routing.Taken{Route: l.route, Port: why.port})
 		}
 	}
 }
@@ -426,7 +426,7 @@ func (s *State) ruleDeleted(r routing.Rule, why cause) {
 		s.changes.Gone[r] = struct{}{}
 	}
 	if ours && why.port != 0 && !why.own {
-		s.changes.Taken = append(s.changes.Taken, Taken{Rule: r, Port: why.port})
+		s.changes.Taken = append(s.changes.Taken, routing.Taken{Rule: r, Port: why.port})
 	}
 }
 

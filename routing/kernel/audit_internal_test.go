@@ -14,7 +14,7 @@ const auditAttempts = 20
 // Audit compares the mirror with everything the kernel lists at this moment
 // and returns the differences, none if all is well. The lines start with "-"
 // for what only the mirror has and "+" for what only the kernel has. It reads
-// all routes: for tests and for rare checks.
+// all routes.
 func (m *Mirror) Audit(ctx context.Context) ([]string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
