@@ -23,7 +23,7 @@ func CheckInterfaceName(name string) error {
 	if len(name) > 4*MaxInterfaceName {
 		name = name[:4*MaxInterfaceName] + "..."
 	}
-	return fmt.Errorf("%q is not the name of an interface", name)
+	return fmt.Errorf("%q is not the name of an interface, which is 1 to %d bytes without `/`, `:` and white space", name, MaxInterfaceName)
 }
 
 // IsHostAddress reports whether an address can be that of a host on a network: no group, no
