@@ -9,8 +9,10 @@ VERSION ?= $(shell head -n 1 packaging/debian/changelog | tr '()' '  ' | cut -d 
 BIN     := bin
 DIST    := dist
 # No VCS stamp: root building a user's checkout must not make git refuse.
-BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' $(BUILD_FLAGS)
-MAINS   := ./cmd/multihomed ./cmd/multihomectl ./cmd/multihomed-dispatcher
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -funcalign=16 -X main.version=$(VERSION)' $(BUILD_FLAGS)
+# One program; what it is by its other names are symbolic links to it (cmd/multihomed).
+MAIN    := ./cmd/multihomed
+NAMES   := multihomectl multihomed-dispatcher
 LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
@@ -48,8 +50,9 @@ soak: requirements ## what takes hours: every host on Debian's kernels, property
 requirements:
 	@test/lab/install-requirements
 
-build: ## the programs, into bin/
-	$(BUILD) -o $(BIN)/ $(MAINS) ./test/demo
+build: ## the program and its names, into bin/
+	$(BUILD) -o $(BIN)/ $(MAIN) ./test/demo
+	for n in $(NAMES); do ln -sf multihomed $(BIN)/$$n; done
 
 unit: ## only what needs neither root nor NetworkManager
 	$(GO) test ./routing ./routing/kerneltest ./routing/lookup ./internal/config ./internal/rttables
@@ -73,7 +76,7 @@ extras: ## completions and licences, into bin/ (after make build)
 	$(BIN)/multihomectl completion fish >$(BIN)/completions/multihomectl.fish
 	$(BIN)/multihomectl config --reference >$(BIN)/multihomed.toml
 	@command -v $(GO) >/dev/null || { echo "$(GO) is not found, and the licences come from it: install Go, or set GO=/path/to/go" >&2; exit 1; }
-	packaging/notices $(GO) $(MAINS) >$(BIN)/NOTICES.new
+	packaging/notices $(GO) $(MAIN) >$(BIN)/NOTICES.new
 	mv $(BIN)/NOTICES.new $(BIN)/NOTICES
 	{ printf '# The tables of multihomed; the range is [tables] in multihomed.toml(5).\n'; \
 		for n in $$(seq 10000 10999); do printf '%s\tmultihomed.%s\n' $$n $$n; done; } >$(BIN)/rt_tables.conf
@@ -105,13 +108,16 @@ DATA   := install -D $(OWNED) -m 644
 FILL    = sed 's,@sbindir@,$(sbindir),g; s,@bindir@,$(bindir),g'
 D       = $(DESTDIR)
 install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make build)
-	@test -x $(BIN)/multihomed-dispatcher || { echo "$(BIN)/multihomed-dispatcher is missing: run make build first" >&2; exit 1; }
+	@test -x $(BIN)/multihomed || { echo "$(BIN)/multihomed is missing: run make build first" >&2; exit 1; }
 	@test -f $(BIN)/NOTICES || { command -v $(GO) >/dev/null || { echo "$(BIN)/NOTICES is missing, and $(GO) is not found to make it: install Go, or set GO=/path/to/go" >&2; exit 1; }; $(MAKE) extras; }
 	$(SCRIPT) $(BIN)/multihomed $D$(sbindir)/multihomed
-	$(SCRIPT) $(BIN)/multihomed-dispatcher $D$(sbindir)/multihomed-dispatcher
-	$(SCRIPT) $(BIN)/multihomectl $D$(bindir)/multihomectl
+	ln -sf multihomed $D$(sbindir)/multihomed-dispatcher
+	install -d $(OWNED) -m 755 $D$(bindir)
+	ln -sfr $D$(sbindir)/multihomed $D$(bindir)/multihomectl
 	install -d $(OWNED) -m 755 $D$(NM_LIB)/dispatcher.d/no-wait.d
-	ln -sfr $D$(sbindir)/multihomed-dispatcher $D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed
+	# Not ln -r, which would lead to what the dispatcher is a link to.
+	ln -sf "$$(realpath -ms --relative-to=$D$(NM_LIB)/dispatcher.d/no-wait.d $D$(sbindir)/multihomed-dispatcher)" \
+		$D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed
 	ln -sf no-wait.d/90-multihomed $D$(NM_LIB)/dispatcher.d/90-multihomed
 	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $D$(IFUPDOWN)/if-up.d/multihomed
 	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $D$(IFUPDOWN)/if-post-down.d/multihomed
@@ -155,8 +161,8 @@ uninstall: ## what make install installed, and its routing; the configuration an
 LEAVE = set -e; ctl=$(bindir)/multihomectl; \
 	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and take its routing away; run: sudo make uninstall" >&2; exit 1; }; \
 	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || systemctl disable --now multihomed.service multihomed.socket; \
-	test ! -x $$ctl || ! test / -ef /proc/1/root || { chmod a-x $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
-		{ chmod a+x $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing still stands, for the reason above; when that is mended: sudo make uninstall" >&2; exit 1; }
+	test ! -x $$ctl || ! test / -ef /proc/1/root || { rm -f $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
+		{ ln -sf multihomed $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing still stands, for the reason above; when that is mended: sudo make uninstall" >&2; exit 1; }
 
 # Exactly what is committed or changed, and nothing that was built, so that the
 # same input makes the same package.
