@@ -458,7 +458,12 @@ func (r *Rule) complemented() bool {
 
 // opens reports whether a rule is one of those of openings.
 func (r *Rule) opens() bool {
-	return r.Priority == PriorityNested || r.Priority == PriorityOpening
+	return r.Priority == PriorityOpening || r.Priority == PriorityAgain && r.Mark == anyMarkOpening || r.nested()
+}
+
+// nested reports whether a rule leads to a network inside of one behind an opening.
+func (r *Rule) nested() bool {
+	return r.Priority == PriorityNested || r.Priority == PriorityAgain && r.Mark == anyMarkNested
 }
 
 // leaving is the stage in which a rule is deleted: what leads to a link's table
@@ -471,7 +476,7 @@ func (r *Rule) leaving() int {
 		return 3
 	case r.Action == ActionGoto || r.Action == ActionNop:
 		return 4
-	case r.Action == ActionUnreachable || r.Priority == PriorityNested:
+	case r.Action == ActionUnreachable || r.nested():
 		// What is nested goes after the rungs that it stands in front of.
 		stage = 1
 	case r.Action == ActionLookup && (r.Table == TableMain || r.Table == TableLocal || r.SuppressGroup.Set):

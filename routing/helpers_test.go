@@ -243,8 +243,8 @@ func (h *host) converge(t tb) {
 
 func (h *host) apply(t tb, ops []routing.Op) {
 	t.Helper()
-	for i, op := range ops {
-		if err := h.kernel.Apply(op); err != nil {
+	for i, err := range h.kernel.ApplyAll(ops) {
+		if err != nil {
 			t.Fatalf("op %d of %d: %v\nops:\n%s", i, len(ops), err, opsText(ops))
 		}
 	}

@@ -135,7 +135,7 @@ func Ladder() []Rung {
 		},
 		{
 			Name: "again", First: PriorityAgain, Last: PriorityAgain, Decision: Again, Behind: true,
-			Rule: "the rungs overlap, known, device, source and unreachable once more", Per: "source and device, while a lift stands",
+			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands",
 			Why: "a lifted rule that has no answer goes on behind the ladder: traffic bound to a source or a device must find its link there",
 		},
 		{

@@ -647,6 +647,23 @@ const (
 // net/core/fib_rules.c).
 var anyMark = Mark{Value: 0x6d68} //nolint:gochecknoglobals // a constant in all but name
 
+// Behind the ladder the rungs of openings have words of their own, too. A request to delete
+// matches rules with a suppressor or a destination that it does not name: the one for the
+// source rung of a link with the same address would take an opening, and the one for an
+// opening what is nested.
+var (
+	anyMarkNested  = Mark{Value: 0x6d69} //nolint:gochecknoglobals // a constant in all but name
+	anyMarkOpening = Mark{Value: 0x6d6a} //nolint:gochecknoglobals // a constant in all but name
+)
+
+// openMark returns the words of a rung of openings behind the ladder.
+func openMark(p Priority) Mark {
+	if p == PriorityNested {
+		return anyMarkNested
+	}
+	return anyMarkOpening
+}
+
 func rankAgain(rank, stage uint64) uint64 { return rank>>48<<56 | stage<<48 | rank&(1<<48-1) }
 
 // A source is what packets of a link carry.
@@ -701,13 +718,14 @@ func (m *rules) source(s source) {
 			// `ip rule del table 42` takes the first rule that leads there.
 			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, table != TableMain)
 		}
-		if !again {
-			m.opened(func(p Priority, place int, open Rule) {
-				r := from(p)
-				r.To, r.Action, r.Table, r.SuppressPrefixLength = open.To, open.Action, open.Table, open.SuppressPrefixLength
-				m.add(KeepKnown, rankKnown(rank, place), r)
-			})
-		}
+		m.opened(func(p Priority, place int, open Rule) {
+			r, rank := at(p, againKnown)
+			if again {
+				r.Mark = openMark(p)
+			}
+			r.To, r.Action, r.Table, r.SuppressPrefixLength = open.To, open.Action, open.Table, open.SuppressPrefixLength
+			m.add(decision(KeepKnown), rankKnown(rank, place), r)
+		})
 		r, rank := at(PrioritySource, againSource)
 		if again {
 			r.Mark = anyMark

@@ -358,7 +358,7 @@ func sameOpening(a, b *planned) bool {
 	if a == nil || b == nil {
 		return false
 	}
-	return a.Roles == b.Roles && a.marked == b.marked && a.Group == b.Group &&
+	return a.Roles == b.Roles && a.opens(IPv4) == b.opens(IPv4) && a.opens(IPv6) == b.opens(IPv6) && a.marked == b.marked && a.Group == b.Group &&
 		slices.Equal(a.Keys, b.Keys) && maps.Equal(a.Link.Tables, b.Link.Tables) && slices.Equal(a.Link.Routes, b.Link.Routes) && slices.Equal(a.Link.Known, b.Link.Known) &&
 		a.paths == b.paths
 }
@@ -366,11 +366,11 @@ func sameOpening(a, b *planned) bool {
 // opened adds the rungs of openings for a source. In front of them are those of what is
 // nested: packets for it go where main leads, unless an opening has something narrower.
 //
-// Nested networks have a priority of their own. The kernel compares no suppressor and
-// takes a new rule without a destination for one that stands with any (rule_exists and
-// fib4_rule_compare). So there are none behind the ladder, where all rungs share a
-// priority; and where two links have one address, what they say of a table must be the
-// same rule.
+// Nested networks have a priority of their own. The kernel takes a rule without a
+// destination for one with any, and a deletion that names no suppressor for one with any
+// (rule_exists, rule_find and fib4_rule_compare). Behind the ladder, where all rungs share
+// a priority, marks that match everything tell them apart (openMark). Where two links have
+// one address, what they say of a table must be the same rule.
 func (m *rules) opened(add func(p Priority, place int, r Rule)) {
 	if !m.needsOpenings() {
 		return

@@ -17,25 +17,60 @@ func wan6(more ...part) routing.Link {
 	return wan0(append([]part{linkLocal("fe80::a/64"), address("2001:db8:a::10/64", 100, dynamic), route(default6, "fe80::1", 100)}, more...)...)
 }
 
-// hop is where a packet is expected to go, 0 if nowhere.
+// hop is where a packet is expected to go, 0 if nowhere. One that a rule without an answer
+// lifts over the ladder goes the same way.
 func (h *host) hop(t tb, from, to string, device int) {
 	t.Helper()
-	v := h.kernel.Lookup(lookup.Flow{From: addr(from), To: addr(to)})
-	got := 0
-	if len(v.Legs) > 0 {
-		got = v.Legs[0].Device
+	for _, mark := range []uint32{0, unanswered} {
+		v := h.kernel.Lookup(lookup.Flow{From: addr(from), To: addr(to), Mark: mark})
+		got := 0
+		if len(v.Legs) > 0 {
+			got = v.Legs[0].Device
+		}
+		if got != device {
+			t.Fatalf("from %s to %s, mark %d, by interface %d (%v, %s), want %d\n%s", from, to, mark, got, v.Outcome, v.Rule, device, h.kernel.Text())
+		}
 	}
-	if got != device {
-		t.Fatalf("from %s to %s by interface %d (%v, %s), want %d\n%s", from, to, got, v.Outcome, v.Rule, device, h.kernel.Text())
-	}
+}
+
+// unanswered is a mark whose rule reads an empty table.
+const unanswered = 5
+
+// bothWays tests without a lift and with one that has no answer, which puts the rungs
+// behind the ladder, too.
+func bothWays(t *testing.T, test func(t *testing.T, lift func(*host))) {
+	t.Helper()
+	t.Run("nothing is lifted", func(t *testing.T) {
+		t.Parallel()
+		test(t, func(*host) {})
+	})
+	t.Run("lifted", func(t *testing.T) {
+		t.Parallel()
+		test(t, func(h *host) {
+			for _, f := range routing.Families() {
+				r := routing.Rule{Family: f, Priority: 31000, Action: routing.ActionLookup, Table: 78, Mark: routing.Mark{Value: unanswered, Mask: 1<<32 - 1}}
+				if err := h.kernel.AddForeignRule(r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.converge(t)
+			h.settled(t)
+		})
+	})
 }
 
 // TestRolesDiffer: the default of one family says nothing of the other, whichever it is.
 func TestRolesDiffer(t *testing.T) {
 	t.Parallel()
+	bothWays(t, rolesDiffer)
+}
+
+func rolesDiffer(t *testing.T, lift func(*host)) {
+	t.Helper()
 	lan := lan0(linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route("172.16.0.0/12", "10.0.0.254", 102))
 	advertised := lan0(linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route("172.16.0.0/12", "10.0.0.254", 102), route(default6, "fe80::99", 102))
 	h := hostOf(t, wan6(), wan1(address("fd00:5::1/64", 101), address("fd00:6::1/64", 101)), lan)
+	lift(h)
 	reach := func() {
 		for _, from := range []string{"192.0.2.10", "198.51.100.20"} {
 			for _, to := range []string{"10.0.0.9", "172.16.5.5"} {
@@ -97,11 +132,17 @@ func TestNeverDefaultInOneFamily(t *testing.T) {
 // TestNested: a LAN of all private addresses, behind which others of the group are not.
 func TestNested(t *testing.T) {
 	t.Parallel()
+	bothWays(t, innerNetworks)
+}
+
+func innerNetworks(t *testing.T, lift func(*host)) {
+	t.Helper()
 	lan := link(4, "lan0", address("10.0.0.1/16", 102), route("10.0.0.0/8", "10.0.0.254", 102), route("10.91.7.0/25", "10.0.0.253", 102),
 		linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route(default6, "fe80::99", 102))
 	carrier := link(3, "wan1", address("10.91.0.20/16", 101, dynamic), route(default4, "10.91.0.1", 101), route("10.200.0.0/16", "10.91.0.2", 101),
 		route("10.91.7.0/24", "10.91.0.3", 101))
 	h := hostOf(t, wan0(), carrier, lan)
+	lift(h)
 	check := func() {
 		t.Helper()
 		for _, tt := range []struct {

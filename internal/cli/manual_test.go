@@ -93,7 +93,7 @@ func commands(t *testing.T, all map[string]command, path ...string) {
 // TestManualOfReasons wants each reason in the manual, in the words of status.
 func TestManualOfReasons(t *testing.T) {
 	t.Parallel()
-	data, err := os.ReadFile("../../../packaging/man/multihomectl.8")
+	data, err := os.ReadFile("../../packaging/man/multihomectl.8")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -316,13 +316,14 @@ func (b *batch) add(i int, body func(*builder), kind, flags uint16) {
 }
 
 // finishMoves deletes the first of the two copies of each moved rule, once the
-// second is known to stand.
+// second is known to stand. The rule that is read last goes first: the rungs of a source
+// would otherwise stand without the one that answers in front of the one that refuses.
 func (b *batch) finishMoves() {
 	if len(b.moving) == 0 {
 		return
 	}
 	b.flush()
-	for _, i := range b.moving {
+	for _, i := range slices.Backward(b.moving) {
 		if b.errs == nil || b.errs[i] == nil {
 			b.deleteRule(i, b.ops[i].Rule)
 		}

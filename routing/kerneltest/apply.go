@@ -18,13 +18,44 @@ var ErrStopped = errors.New("kerneltest: stopped")
 func (k *Kernel) StopAfter(n int) { k.fuse = n }
 
 // ApplyAll does the operations in order, past errors, and returns one error for
-// each.
+// each. As the writer does, it adds all rules of a run of moves before it deletes the
+// first copies, the last rule first.
 func (k *Kernel) ApplyAll(ops []routing.Op) []error {
 	errs := make([]error, len(ops))
-	for i, op := range ops {
-		errs[i] = k.Apply(op)
+	var moving []int
+	finish := func() {
+		for _, i := range slices.Backward(moving) {
+			if err := k.deleteRule(ops[i]); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", ops[i], err)
+			}
+		}
+		moving = moving[:0]
 	}
+	for i, op := range ops {
+		if op.Verb != routing.AddRule && op.Verb != routing.MoveRule {
+			finish()
+		}
+		if op.Verb != routing.MoveRule {
+			errs[i] = k.Apply(op)
+			continue
+		}
+		if errs[i] = k.repeat(op); errs[i] == nil {
+			moving = append(moving, i)
+		}
+	}
+	finish()
 	return errs
+}
+
+// repeat is the first half of a move: without NLM_F_EXCL the kernel takes a rule a second
+// time.
+func (k *Kernel) repeat(op routing.Op) error {
+	if k.Refuse != nil {
+		if err := k.Refuse(op); err != nil {
+			return fmt.Errorf("%s: %w", op, err)
+		}
+	}
+	return k.change(op, func() { k.insert(op.Rule) })
 }
 
 // Apply does one operation. Its errors are those of the kernel: EEXIST where an

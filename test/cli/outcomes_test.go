@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"multihomed/internal/cli"
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
@@ -136,6 +137,10 @@ func TestSourceSpecificDefault(t *testing.T) {
 	h.ip("-6", "route", "add", "default", "from", six.Masked().String(), "via", via, "dev", "wan1", "metric", "512")
 	labtest.Eventually(t, func() error {
 		s := h.status()
+		// NetworkManager has activated it, and the daemon may not have heard of it yet.
+		if !slices.ContainsFunc(s.Links, func(l cli.Link) bool { return l.Interface == "wan1" }) {
+			return fmt.Errorf("wan1 is no link: %+v", s.Links)
+		}
 		if n := network(link(t, s, "wan1"), "ipv6"); !s.OK || problem(s, "no-default") != nil || len(n.Gateways) != 1 || s.Unbound["ipv6"].Interface != "wan1" {
 			return fmt.Errorf("%+v, %+v, unbound %+v", s.Problems, n, s.Unbound)
 		}

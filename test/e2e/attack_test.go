@@ -191,7 +191,7 @@ func (r *rig) startAsUser() {
 // policy installs the bus policy of the package for the user of startAsUser, or none.
 func (r *rig) policy(on bool) {
 	r.t.Helper()
-	text, err := os.ReadFile("../../../packaging/dbus/multihomed.conf")
+	text, err := os.ReadFile("../../packaging/dbus/multihomed.conf")
 	r.must(err)
 	words := strings.Replace(string(text), `user="multihomed"`, `user="65534"`, 1)
 	if !on {

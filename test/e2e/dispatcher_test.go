@@ -46,7 +46,7 @@ var installed = sync.OnceValues(func() (string, error) {
 	}
 	// Not with the race detector, which lets every process sleep before it ends.
 	bin := filepath.Join(directory, "bin")
-	out, err := exec.CommandContext(context.Background(), "make", "-C", "../../..", "build", "install", "BIN="+bin, "DESTDIR="+directory, "PREFIX=/usr").CombinedOutput()
+	out, err := exec.CommandContext(context.Background(), "make", "-C", "../..", "build", "install", "BIN="+bin, "DESTDIR="+directory, "PREFIX=/usr").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("make install: %w: %s", err, out)
 	}

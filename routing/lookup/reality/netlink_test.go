@@ -352,11 +352,31 @@ func flush(tb testing.TB) {
 			_, err := send(unix.RTM_DELRULE, 0, unix.NLM_F_ACK, &message{b: b})
 			must(tb, err)
 		}
-		for _, b := range dump(tb, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, family) {
-			if b[5] == unix.RTPROT_STATIC {
-				_, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, &message{b: b})
-				must(tb, err)
+		flushRoutes(tb, family, func([]byte) bool { return true })
+	}
+}
+
+// flushTable removes what install put into a table.
+func flushTable(tb testing.TB, family routing.Family, table routing.TableID) {
+	tb.Helper()
+	flushRoutes(tb, family, func(b []byte) bool {
+		attributes, err := nl.ParseRouteAttr(b[unix.SizeofRtMsg:])
+		must(tb, err)
+		for _, a := range attributes {
+			if a.Attr.Type == unix.RTA_TABLE {
+				return ne.Uint32(a.Value) == uint32(table)
 			}
+		}
+		return uint32(b[4]) == uint32(table)
+	})
+}
+
+func flushRoutes(tb testing.TB, family routing.Family, is func(b []byte) bool) {
+	tb.Helper()
+	for _, b := range dump(tb, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, family) {
+		if b[5] == unix.RTPROT_STATIC && is(b) {
+			_, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, &message{b: b})
+			must(tb, err)
 		}
 	}
 }
