@@ -78,8 +78,6 @@ extras: ## completions and licences, into bin/ (after make build)
 	@command -v $(GO) >/dev/null || { echo "$(GO) is not found, and the licences come from it: install Go, or set GO=/path/to/go" >&2; exit 1; }
 	packaging/notices $(GO) $(MAIN) >$(BIN)/NOTICES.new
 	mv $(BIN)/NOTICES.new $(BIN)/NOTICES
-	{ printf '# The tables of multihomed; the range is [tables] in multihomed.toml(5).\n'; \
-		for n in $$(seq 10000 10999); do printf '%s\tmultihomed.%s\n' $$n $$n; done; } >$(BIN)/rt_tables.conf
 
 # Where everybody looks, whatever PREFIX is.
 PREFIX     ?= /usr/local
@@ -132,7 +130,9 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
-	$(DATA) $(BIN)/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
+	# The names are those of links, so the daemon writes them; until then iproute2 shows numbers.
+	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
+	ln -sf /run/multihomed/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
 	$(DATA) $(BIN)/completions/multihomectl $D$(datadir)/bash-completion/completions/multihomectl
 	$(DATA) $(BIN)/completions/_multihomectl $D$(zshdir)/_multihomectl
 	$(DATA) $(BIN)/completions/multihomectl.fish $D$(datadir)/fish/vendor_completions.d/multihomectl.fish

@@ -120,6 +120,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	p.hooks, p.off = p.owners.Hooked, p.owners.Off
 	p.router = &router{log: log, mirror: p.mirror, links: p.owners.Declared, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored, off: p.off}
+	tables := &tableNames{log: log, directory: cfg.RuntimeDir, leases: p.leases}
 	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
 	move := &mover{log: log, runtime: cfg.RuntimeDir, enabled: cfg.MoveRoutes, hooks: p.hooks, owners: p.owners, mirror: p.mirror}
 	earlier := more.written
@@ -139,6 +140,8 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 			p.checkLeases(ctx, more.fault) // Not only when it is looked next.
 		}
 		move.settled(ctx, p.loop.Plans())
+		off, _ := p.off.State()
+		tables.settled(ctx, off)
 		p.names.settled(ctx, p.loop.Plans(), p.loop.Said)
 		settled()
 	}
