@@ -1,5 +1,5 @@
 // Package cli is the command-line tool multihomectl. It looks at the host with
-// package inspect, asks the daemon for leases, and changes the kernel only in
+// package offline, asks the daemon for leases, and changes the kernel only in
 // `flush`.
 package cli
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,9 +21,10 @@ import (
 	"multihomed/allocator"
 	"multihomed/internal/config"
 	"multihomed/internal/escape"
-	"multihomed/internal/inspect"
 	"multihomed/internal/routedlease"
 	"multihomed/internal/status"
+	"multihomed/internal/status/offline"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
 
@@ -93,7 +95,7 @@ type listedLeases struct {
 
 func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, error) {
 	list := []listedLease{} // An empty array in JSON, not null.
-	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: inspect.LeasesPath(cfg), Range: cfg.Tables, Boot: bootOfDaemon(cfg)})
+	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: cfg.Tables, Boot: bootOfDaemon(cfg)})
 	switch {
 	case errors.Is(err, allocator.ErrMissing):
 		// Not started yet: there are none.
@@ -109,12 +111,12 @@ func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, er
 		return nil, errors.Join(errs...)
 	}
 	if all := links.All(); len(all) > 0 {
-		view, err := inspect.Read(ctx, cfg)
+		v, err := offline.Read(ctx, cfg)
 		if err != nil {
 			return nil, err
 		}
 		for _, l := range all {
-			list = append(list, routedLease(l, view))
+			list = append(list, routedLease(l, v))
 		}
 	}
 	slices.SortFunc(list, func(x, y listedLease) int {
@@ -127,7 +129,7 @@ func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, er
 // told. systemd-nspawn mounts a boot id of its own over the kernel's, and the daemon's
 // sandbox of Debian 12 has a /proc without it.
 func bootOfDaemon(cfg config.Config) string {
-	pid, held, err := inspect.Worker(cfg)
+	pid, held, err := offline.Worker(cfg)
 	if err != nil || !held || pid == 0 {
 		return ""
 	}
@@ -155,12 +157,12 @@ func plainLease(l allocator.ClientLease) listedLease {
 	return out
 }
 
-func routedLease(l routedlease.Link, view *inspect.View) listedLease {
+func routedLease(l routedlease.Link, v *view.View) listedLease {
 	out := listedLease{
 		Interface: l.Interface, Address: l.Address.String(), Routed: true, Live: true,
 		UID: l.Owner, User: userName(l.Owner), Tag: l.Tag,
 	}
-	for plan := range view.Planner.Links() {
+	for plan := range v.Planner.Links() {
 		if key, ok := routing.KeyOf(plan.Link, l.Address); ok && plan.Link.Name == l.Interface {
 			out.Table = plan.Link.Tables[key]
 		}

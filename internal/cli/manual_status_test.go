@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"multihomed/internal/cli"
-	"multihomed/internal/inspect"
+	"multihomed/internal/status/check"
 )
 
 // TestManualOfProblems wants each code in the manual, and no other: those of the checks, and
@@ -19,12 +19,12 @@ import (
 func TestManualOfProblems(t *testing.T) {
 	t.Parallel()
 	var codes []string
-	for _, c := range inspect.Codes() {
+	for _, c := range check.Codes() {
 		codes = append(codes, string(c))
 	}
 	declared := regexp.MustCompile(`(?m)^\s*(?:const )?\w+ +(?:routing\.)?Code += +"([a-z-]+)"`)
-	for _, pattern := range []string{"routing/*.go", "internal/outcome/*.go", "internal/config/*.go", "internal/daemon/*.go", "internal/inspect/*.go"} {
-		files, err := filepath.Glob(filepath.Join("..", "..", "..", pattern))
+	for _, pattern := range []string{"routing/*.go", "internal/status/*/*.go", "internal/config/*.go", "internal/daemon/*.go"} {
+		files, err := filepath.Glob(filepath.Join("..", "..", pattern))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %v", pattern, err)
 		}

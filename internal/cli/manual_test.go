@@ -22,7 +22,7 @@ type page string
 
 func manual(t *testing.T, name string) page {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "..", "..", "packaging", "man", name))
+	text, err := os.ReadFile(filepath.Join("..", "..", "packaging", "man", name))
 	if err != nil {
 		t.Fatal(err)
 	}

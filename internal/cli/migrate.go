@@ -17,7 +17,6 @@ import (
 	"multihomed/allocator"
 	"multihomed/internal/ancestor"
 	"multihomed/internal/config"
-	"multihomed/internal/inspect"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -266,7 +265,7 @@ func (m *migration) leases(ctx context.Context, rows []ancestor.Row) (left int, 
 
 // openLeases opens our leases, for reading only where nothing is to be changed.
 func (m *migration) openLeases(ctx context.Context) (leases *allocator.Allocator, done func() error, err error) {
-	o := allocator.Options{Path: inspect.LeasesPath(m.next), Range: m.next.Tables}
+	o := allocator.Options{Path: filepath.Join(m.next.StateDir, allocator.DefaultName), Range: m.next.Tables}
 	open, remove := allocator.OpenReadOnly, func() error { return nil }
 	switch {
 	case m.apply:

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"multihomed/internal/inspect"
 	"multihomed/internal/status"
 	"multihomed/routing"
 )
@@ -106,7 +105,7 @@ func (r *renderer) head() {
 		row("NetworkManager", green, "running", version)
 	}
 
-	if r.s.By == byHost && d.Running {
+	if r.s.By == status.ByHost && d.Running {
 		r.folded("", yellow, "multihomed does not answer: this status was read from the kernel")
 	}
 	c := r.s.InForce
@@ -149,9 +148,6 @@ func offText(off *status.Off) string {
 	return text
 }
 
-// byHost is Status.By where the daemon did not answer.
-const byHost = "multihomectl"
-
 // unbound says which way packets leave that are bound to no link.
 func (r *renderer) unbound() {
 	if len(r.only) > 0 || len(r.s.Links) == 0 {
@@ -183,20 +179,6 @@ func (r *renderer) unbound() {
 	r.line("%s  %s", r.paint.pad(plain, "default route", headWidth), text)
 	if n := r.s.Unchecked; n > 0 {
 		r.line("%s  the traffic of %s is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
-	}
-}
-
-// countOf counts one object.
-func countOf(state string) Count {
-	switch inspect.State(state) {
-	case inspect.InForce:
-		return Count{Planned: 1, Present: 1}
-	case inspect.Unexpected:
-		return Count{Unexpected: 1}
-	case inspect.Missing, inspect.Different, inspect.Misplaced:
-		return Count{Planned: 1}
-	default:
-		return Count{}
 	}
 }
 
@@ -486,10 +468,10 @@ func (r *renderer) objects(objects []Object, c Count) {
 	}
 	odd := 0
 	for _, o := range objects {
-		if o.State != "in force" {
+		if o.State != status.InForce {
 			odd++
 		}
-		if r.verbose || o.State != "in force" && odd <= mostOdd {
+		if r.verbose || o.State != status.InForce && odd <= mostOdd {
 			r.object(o)
 		}
 	}
@@ -501,10 +483,11 @@ func (r *renderer) objects(objects []Object, c Count) {
 func (r *renderer) object(o Object) {
 	s, reason := red, ""
 	switch o.State {
-	case "in force":
+	case status.InForce:
 		s = green
-	case "yields":
+	case status.Yielding:
 		s = yellow
+	case status.Missing, status.Different, status.Misplaced, status.Unexpected:
 	}
 	switch {
 	case o.Lifts != "":
@@ -519,12 +502,12 @@ func (r *renderer) object(o Object) {
 	case "ipv6":
 		family = "-6 "
 	}
-	r.line("  %s  %s%s", r.paint.pad(s, o.State, len("unexpected")), family+clean(o.Text), reason)
+	r.line("  %s  %s%s", r.paint.pad(s, string(o.State), len("unexpected")), family+clean(o.Text), reason)
 }
 
 // shared shows what belongs to no link in particular.
 func (r *renderer) shared() {
-	odd := slices.ContainsFunc(r.s.Shared, func(o Object) bool { return o.State != "in force" })
+	odd := slices.ContainsFunc(r.s.Shared, func(o Object) bool { return o.State != status.InForce })
 	if len(r.s.Shared) == 0 || len(r.only) > 0 || !odd && !r.verbose {
 		return
 	}
@@ -532,7 +515,7 @@ func (r *renderer) shared() {
 	r.line("%s", r.paint.paint(bold, "for all links"))
 	var c Count
 	for _, o := range r.s.Shared {
-		c.Add(countOf(o.State))
+		c.Take(o.State)
 	}
 	r.objects(r.s.Shared, c)
 }

@@ -15,11 +15,11 @@ import (
 	"multihomed/allocator"
 	"multihomed/internal/cli"
 	"multihomed/internal/config"
-	"multihomed/internal/inspect"
 	"multihomed/internal/offswitch"
-	"multihomed/internal/outcome"
-	"multihomed/internal/runstate"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
+	"multihomed/internal/status/outcome"
+	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 // real planner, the real checks and the real text.
 type situation struct {
 	cfg     config.Config
-	daemon  runstate.State
+	daemon  view.Daemon
 	manager nm.Status
 	alone   bool
 	stopped bool
@@ -61,7 +61,7 @@ type situation struct {
 func laptop() situation {
 	s := situation{
 		cfg: config.Default(), files: fstest.MapFS{}, carrier: map[string]bool{}, claims: map[string]reconcile.Claim{},
-		daemon:  runstate.State{Version: "1.2.3", PID: 812, Ready: true, Started: time.Date(2026, 11, 20, 8, 30, 0, 0, time.UTC)},
+		daemon:  view.Daemon{Version: "1.2.3", PID: 812, Ready: true, Started: time.Date(2026, 11, 20, 8, 30, 0, 0, time.UTC)},
 		manager: nm.Status{Running: true, Version: "1.42.4", Complete: true},
 		unbound: map[routing.Family]status.Unbound{
 			routing.IPv4: {Interface: "enp2s0", Table: 254}, routing.IPv6: {Interface: "enp2s0", Table: 254},
@@ -129,7 +129,7 @@ func (s *situation) rule(f routing.Family, rules ...routing.ForeignRule) {
 }
 
 // view is what the daemon, or multihomectl without it, knows of the situation.
-func (s *situation) view() *inspect.View {
+func (s *situation) view() *view.View {
 	policy := s.cfg.RoutingPolicy()
 	planner := routing.NewPlanner(policy)
 	for i, f := range routing.Families() {
@@ -157,11 +157,11 @@ func (s *situation) view() *inspect.View {
 		planner.Set(l)
 	}
 	s.daemon.Problems = append(s.daemon.Problems, s.problems...)
-	var v *inspect.View
+	var v *view.View
 	if s.stopped {
-		v = &inspect.View{
+		v = &view.View{
 			Policy: policy, Planner: planner, Links: map[string]kernel.Link{}, Claims: s.claims, NM: nm.Snapshot{Status: s.manager}, Off: s.off,
-			Alone: s.alone, LeasesUnread: s.unread, Unit: s.unit, Start: s.start,
+			NoManager: s.alone, LeasesUnread: s.unread, Unit: s.unit, Start: s.start,
 		}
 		for _, l := range append(s.linkFacts(), s.others...) {
 			v.Links[l.Name] = l
@@ -176,7 +176,7 @@ func (s *situation) view() *inspect.View {
 			snapshot.Interfaces = append(snapshot.Interfaces, i)
 		}
 		slices.SortFunc(snapshot.Interfaces, func(a, b *reconcile.Interface) int { return a.Facts.Index - b.Facts.Index })
-		v = inspect.FromSnapshot(s.cfg, snapshot, s.daemon, s.manager, s.alone, s.off)
+		v = view.FromSnapshot(s.cfg, snapshot, s.daemon, s.manager, s.alone, s.off)
 	}
 	if s.bare {
 		v.Missing = []routing.Op{{Verb: routing.SetGroup, Index: s.links[0].Index, Group: policy.UplinkGroup}}
@@ -333,7 +333,7 @@ func TestSituations(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := c.make()
 			v := s.view()
-			shown := v.Status(v.Findings(s.files), "1.2.3")
+			shown := v.Status(check.Problems(v, s.files), "1.2.3")
 			if shown.OK != c.ok {
 				t.Errorf("ok is %t: %+v, %+v", shown.OK, shown.InForce, shown.Problems)
 			}
@@ -356,7 +356,7 @@ func TestVerboseSituation(t *testing.T) {
 		s.rule(routing.IPv4, routing.ForeignRule{Rule: routing.Rule{Priority: routing.Priority(30000 + n), Mark: routing.Mark{Value: 1, Mask: 1}, Table: routing.TableID(200 + n), Unknown: true}})
 	}
 	v := s.view()
-	shown := v.Status(v.Findings(s.files), "1.2.3")
+	shown := v.Status(check.Problems(v, s.files), "1.2.3")
 	if !shown.OK {
 		t.Errorf("problems %+v", shown.Problems)
 	}

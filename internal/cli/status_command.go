@@ -12,8 +12,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"multihomed/internal/config"
-	"multihomed/internal/inspect"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
+	"multihomed/internal/status/offline"
+	"multihomed/internal/status/socket"
+	"multihomed/internal/status/view"
 )
 
 const statusHelp = `Show the links of this host, the routing table of each of their networks, what of
@@ -147,17 +150,17 @@ func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string, 
 	if ctx.Err() != nil {
 		return Status{}, context.Cause(ctx)
 	}
-	view, readErr := settled(ctx, cfg, only)
+	v, readErr := settled(ctx, cfg, only)
 	if readErr != nil {
 		return Status{}, readErr
 	}
-	if view.Running {
-		view.Silent = true
-		if !errors.Is(err, status.ErrNobody) {
-			view.Notes = append(view.Notes, err.Error())
+	if v.Running {
+		v.Silent = true
+		if !errors.Is(err, socket.ErrNobody) {
+			v.Notes = append(v.Notes, err.Error())
 		}
 	}
-	return view.Status(view.Findings(a.Root), a.Version), nil
+	return v.Status(check.Problems(v, a.Root), a.Version), nil
 }
 
 // askDaemon waits while the daemon starts, and while it has not checked all links.
@@ -167,11 +170,11 @@ func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, err
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		told, err := status.Ask(waiting, cfg.RuntimeDir, whole)
+		told, err := socket.Ask(waiting, cfg.RuntimeDir, whole)
 		switch {
-		case err == nil && told.Unchecked == 0, err != nil && !errors.Is(err, status.ErrNobody):
+		case err == nil && told.Unchecked == 0, err != nil && !errors.Is(err, socket.ErrNobody):
 			return told, err
-		case err != nil && !inspect.DaemonRuns(cfg):
+		case err != nil && !offline.DaemonRuns(cfg):
 			return nil, err
 		}
 		select {
@@ -199,10 +202,10 @@ const breath = 200 * time.Millisecond
 
 // settled reads the host. Where something is missing while the daemon runs, it
 // was probably read in the middle of a change, and is read once more.
-func settled(ctx context.Context, cfg config.Config, only []string) (*inspect.View, error) {
-	view, err := inspect.Read(ctx, cfg, only...)
-	if err != nil || !view.Running || len(view.Missing) == 0 {
-		return view, err
+func settled(ctx context.Context, cfg config.Config, only []string) (*view.View, error) {
+	v, err := offline.Read(ctx, cfg, only...)
+	if err != nil || !v.Running || len(v.Missing) == 0 {
+		return v, err
 	}
 	timer := time.NewTimer(breath)
 	defer timer.Stop()
@@ -211,7 +214,7 @@ func settled(ctx context.Context, cfg config.Config, only []string) (*inspect.Vi
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	return inspect.Read(ctx, cfg, only...)
+	return offline.Read(ctx, cfg, only...)
 }
 
 // completeInterfaces offers the interfaces of the host to the shell.

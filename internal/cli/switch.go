@@ -19,12 +19,13 @@ import (
 	"multihomed/internal/daemon"
 	"multihomed/internal/handoff"
 	"multihomed/internal/hookstate"
-	"multihomed/internal/inspect"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
 	"multihomed/internal/status"
+	"multihomed/internal/status/offline"
+	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
 )
@@ -541,13 +542,13 @@ func (a *app) appear(ctx context.Context) (string, error) {
 	working, stop := context.WithCancel(ctx)
 	worked := make(chan error, 1)
 	go func() { worked <- work(working) }()
-	view, err := a.inForce(ctx, cfg)
+	v, err := a.inForce(ctx, cfg)
 	stop()
 	if err := errors.Join(err, <-worked); err != nil {
 		return "", err
 	}
 	links := 0
-	for range view.Planner.Links() {
+	for range v.Planner.Links() {
 		links++
 	}
 	what := count(links, "link") + " with their routing"
@@ -561,18 +562,18 @@ func (a *app) appear(ctx context.Context) (string, error) {
 }
 
 // inForce waits until what is planned stands.
-func (a *app) inForce(ctx context.Context, cfg config.Config) (*inspect.View, error) {
+func (a *app) inForce(ctx context.Context, cfg config.Config) (*view.View, error) {
 	ticker := time.NewTicker(tryAgain)
 	defer ticker.Stop()
 	for {
-		view, err := inspect.Read(ctx, cfg)
-		if err == nil && view.Converged() == nil {
-			return view, nil
+		v, err := offline.Read(ctx, cfg)
+		if err == nil && v.Converged() == nil {
+			return v, nil
 		}
 		select {
 		case <-ctx.Done():
 			if err == nil {
-				err = fmt.Errorf("not everything is in force yet; to fix: see multihomectl status (%w)", view.Converged())
+				err = fmt.Errorf("not everything is in force yet; to fix: see multihomectl status (%w)", v.Converged())
 			}
 			return nil, err
 		case <-ticker.C:

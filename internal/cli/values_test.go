@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"multihomed/internal/cli"
+	"multihomed/internal/status"
 	"multihomed/routing"
 )
 
@@ -32,7 +33,7 @@ func network(prefix string, table uint32, via string, addresses ...cli.Address) 
 }
 
 func rule4(state, text, reason string) cli.Object {
-	return cli.Object{Kind: "rule", Family: "ipv4", State: state, Text: text, Reason: reason}
+	return cli.Object{Kind: "rule", Family: "ipv4", State: status.State(state), Text: text, Reason: reason}
 }
 
 func lift(state, text, whose string) cli.Object {

@@ -23,7 +23,8 @@ import (
 	"multihomed/internal/handoff"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/ownership"
-	"multihomed/internal/runstate"
+	"multihomed/internal/recollection"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
 )
@@ -63,7 +64,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: runstate.Memory{Directory: cfg.RuntimeDir}}}
+	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: recollection.File{Directory: cfg.RuntimeDir}}}
 	if s.lock, err = handoff.TakeLock(waiting, cfg.RuntimeDir); err != nil {
 		return err
 	}
@@ -361,17 +362,13 @@ func (s *service) checked(problems []routing.Problem) {
 }
 
 // state is what the daemon says of itself, with the loop's report.
-func (s *service) state(r reconcile.Report) runstate.State {
+func (s *service) state(r reconcile.Report) view.Daemon {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	problems := slices.Concat(s.faults.all(), r.Problems)
-	away := make([]runstate.Away, len(r.Away))
-	for i, a := range r.Away {
-		away[i] = runstate.Away(a)
-	}
-	return runstate.State{
+	return view.Daemon{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
-		Ready: r.Ready, Waiting: r.Waiting, Problems: problems, Away: away, Gone: r.Gone,
+		Ready: r.Ready, Waiting: r.Waiting, Problems: problems, Away: r.Away,
 	}
 }
 

@@ -18,12 +18,12 @@ import (
 	"multihomed/internal/handoff"
 	"multihomed/internal/handoff/note"
 	"multihomed/internal/hookstate"
+	"multihomed/internal/kerneltables"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/owners"
+	"multihomed/internal/recollection"
 	"multihomed/internal/rttables"
-	"multihomed/internal/runstate"
-	"multihomed/internal/standing"
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -147,7 +147,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	memory := more.memory
 	if memory == nil {
-		memory = runstate.Memory{Directory: cfg.RuntimeDir}
+		memory = recollection.File{Directory: cfg.RuntimeDir}
 	}
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
@@ -175,7 +175,7 @@ func openLeases(ctx context.Context, cfg config.Config, log *slog.Logger) (*allo
 				event.Is(event.DatabaseMoved), slog.String("moved_to", to), slog.String("error", why.Error()))
 		},
 		Standing: func(leased func(routing.TableID) bool) ([]allocator.Standing, error) {
-			return standing.Find(ctx, cfg.RoutingPolicy().Tables, leased)
+			return kerneltables.Find(ctx, cfg.RoutingPolicy().Tables, leased)
 		},
 	})
 }

@@ -18,7 +18,7 @@ import (
 	"multihomed/internal/handoff"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/ownership"
-	"multihomed/internal/runstate"
+	"multihomed/internal/recollection"
 	"multihomed/routing/reconcile"
 )
 
@@ -159,7 +159,7 @@ func (s *service) listen(cfg config.Config) error {
 
 // A memory is the file of that name, and outlives it.
 type memory struct {
-	file runstate.Memory
+	file recollection.File
 	mu   sync.Mutex
 	last *reconcile.Recollection
 }

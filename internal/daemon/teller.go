@@ -13,11 +13,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"multihomed/internal/config"
-	"multihomed/internal/inspect"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/presence"
-	"multihomed/internal/runstate"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
+	"multihomed/internal/status/socket"
+	"multihomed/internal/status/view"
 	"multihomed/nm"
 	"multihomed/routing"
 )
@@ -33,15 +34,15 @@ type teller struct {
 	service  *service
 	cfg      config.Config
 	parts    *parts
-	server   *status.Server
-	producer *status.Producer
+	server   *socket.Server
+	producer *socket.Producer
 	// outdated wakes who checks, worked who gives memory back.
 	outdated, worked wake
 
 	// mu guards what follows.
 	mu      sync.Mutex
-	checker *inspect.Checker
-	shelf   *inspect.Shelf
+	checker *check.Outcomes
+	shelf   *view.Shelf
 	// told is the last document, and what it was made of.
 	told telling
 	// seen is when a problem was first told of.
@@ -50,11 +51,11 @@ type teller struct {
 
 type telling struct {
 	generation uint64
-	state      runstate.State
+	state      view.Daemon
 	manager    nm.Status
 	alone      bool
 	switched   uint64
-	view       *inspect.View
+	view       *view.View
 	findings   []routing.Problem
 	status     status.Status
 	// document is nil until somebody asks.
@@ -67,14 +68,14 @@ type problemKey struct {
 }
 
 func newTeller(s *service, cfg config.Config, p *parts, outdated, worked wake) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: inspect.NewChecker(), shelf: inspect.NewShelf(), seen: map[problemKey]time.Time{}}
-	t.producer = status.NewProducer(t.make)
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[problemKey]time.Time{}}
+	t.producer = socket.NewProducer(t.make)
 	return t
 }
 
 // listen makes the socket. Without it the checks go on.
 func (t *teller) listen() (err error) {
-	t.server, err = status.Listen(t.cfg.RuntimeDir, t.service.Logger, t.producer.Document)
+	t.server, err = socket.Listen(t.cfg.RuntimeDir, t.service.Logger, t.producer.Document)
 	return err
 }
 
@@ -164,12 +165,12 @@ func (t *teller) check(ctx context.Context) (isWhole bool, err error) {
 
 // beside returns the warnings and errors among findings that the daemon does not say
 // anyway. A notice explains a choice to who looks at it, and is nothing to wake anybody for.
-func beside(state runstate.State, findings []routing.Problem) []routing.Problem {
+func beside(state view.Daemon, findings []routing.Problem) []routing.Problem {
 	var out []routing.Problem
 	for _, f := range findings {
 		isSaid := slices.ContainsFunc(state.Problems, func(p routing.Problem) bool { return p.Link == f.Link && p.Text == f.Text })
 		// Until the first pass is made nothing is in force, which is no news.
-		if f.Severity >= routing.Warning && !isSaid && (state.Ready || f.Code != inspect.NotInForce) {
+		if f.Severity >= routing.Warning && !isSaid && (state.Ready || f.Code != check.NotInForce) {
 			out = append(out, f)
 		}
 	}
@@ -214,7 +215,7 @@ func (t *teller) look(ctx context.Context) error {
 	if same {
 		now.view = last.view
 	} else {
-		now.view = inspect.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
+		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
 		if now.alone {
 			now.view.Unwanted = presence.Unwanted(t.cfg.NetworkManager)
 		}
@@ -223,7 +224,7 @@ func (t *teller) look(ctx context.Context) error {
 			now.view.Notes = append(now.view.Notes, fmt.Sprintf("where bound traffic goes: %v", err))
 		}
 	}
-	now.findings = now.view.Findings(os.DirFS("/"))
+	now.findings = check.Problems(now.view, os.DirFS("/"))
 	switch {
 	case same && reflect.DeepEqual(last.findings, now.findings):
 		return nil

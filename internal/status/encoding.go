@@ -78,7 +78,7 @@ func withoutObjects(data []byte) []byte {
 
 // objects returns the length of a list of objects that are all in force, 0 if it is none.
 func objects(data []byte) int {
-	state, inForce := []byte(`"state":"`), []byte(`in force"`)
+	state, inForce := []byte(`"state":"`), []byte(InForce+`"`)
 	n := 0
 	for n < len(data) && data[n] == '{' {
 		// A brace within a string ends nothing.

@@ -24,11 +24,11 @@ func TestEncoding(t *testing.T) {
 		for n := range rapid.IntRange(0, 4).Draw(rt, "links") {
 			l := status.Link{Interface: fmt.Sprintf("wan%d", n), Profile: text.Draw(rt, "profile"), Objects: []status.Object{}}
 			for range rapid.IntRange(0, 4).Draw(rt, "objects") {
-				l.Objects = append(l.Objects, status.Object{Kind: "rule", State: state.Draw(rt, "state"), Text: text.Draw(rt, "text"), Lifts: text.Draw(rt, "lifts")})
+				l.Objects = append(l.Objects, status.Object{Kind: "rule", State: status.State(state.Draw(rt, "state")), Text: text.Draw(rt, "text"), Lifts: text.Draw(rt, "lifts")})
 			}
 			s.Links = append(s.Links, l)
 		}
-		s.Shared = []status.Object{{State: state.Draw(rt, "shared"), Text: text.Draw(rt, "text")}}
+		s.Shared = []status.Object{{State: status.State(state.Draw(rt, "shared")), Text: text.Draw(rt, "text")}}
 		s.By = text.Draw(rt, "by")
 		kept := rapid.Bool().Draw(rt, "kept")
 		data, err := status.Encode(s, func(l status.Link) []byte {

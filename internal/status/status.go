@@ -1,6 +1,7 @@
-// Package status is what the service tells of itself and of the host, in one value with
-// one JSON form: how it is made does not matter to who reads it. The daemon serves it on a
-// socket; who cannot get it there makes it himself.
+// Package status is the model of `multihomectl status`: one value that says what multihomed does on
+// a host and what is wrong, with one JSON form, and names escaped for both. Package view makes it,
+// check finds the problems in it, socket carries it from the daemon, and offline reads the host
+// where no daemon answers.
 package status
 
 import (
@@ -27,10 +28,9 @@ type Status struct {
 	// link wherever that was checked, and that no problem is an error: the exit status
 	// is 0.
 	OK bool `json:"ok"`
-	// By says who looked at the host: "daemon", or "multihomectl" where the daemon
-	// does not run or does not answer.
+	// By says who looked at the host: [ByDaemon] or [ByHost].
 	By string `json:"by"`
-	// Version is that of who looked.
+	// Version is that of the program that looked.
 	Version        string  `json:"version"`
 	Daemon         Daemon  `json:"daemon"`
 	NetworkManager Manager `json:"network_manager"`
@@ -60,6 +60,13 @@ type Status struct {
 	// Unread are what could not be read, in sentences.
 	Unread []string `json:"unread"`
 }
+
+// Who looked at the host.
+const (
+	ByDaemon = "daemon"
+	// ByHost: the daemon does not run or does not answer, and multihomectl read the host.
+	ByHost = "multihomectl"
+)
 
 // Off is the administrator's word that something is switched off.
 type Off struct {
@@ -240,9 +247,7 @@ type Object struct {
 	// Kind is "rule", "route" or "group".
 	Kind   string `json:"kind"`
 	Family string `json:"family,omitempty"`
-	// State is "in force", "missing", "different", "misplaced", "yields" (somebody
-	// deleted it in the words of a rule of his own; it comes back) or "unexpected".
-	State string `json:"state"`
+	State  State  `json:"state"`
 	// Text is the object in the words of iproute2.
 	Text string `json:"text"`
 	// Reason names why it exists.
@@ -250,6 +255,24 @@ type Object struct {
 	// Lifts is the rule of somebody else that a rule of the reason "lift" leads to.
 	Lifts string `json:"lifts,omitempty"`
 }
+
+// A State says how an object of ours is in the kernel.
+type State string
+
+// States of objects.
+const (
+	InForce State = "in force"
+	Missing State = "missing"
+	// Different: a route stands with other attributes.
+	Different State = "different"
+	// Misplaced: a rule stands behind one that it must precede.
+	Misplaced State = "misplaced"
+	// Yielding: somebody deleted a rule of ours in words that are also those of a
+	// rule of somebody else, or deleted it too often. It stays away for a while.
+	Yielding State = "yields"
+	// Unexpected: it carries our mark and nobody wants it.
+	Unexpected State = "unexpected"
+)
 
 // Other is an interface that is no link.
 type Other struct {
@@ -288,6 +311,20 @@ func (s *Status) Sound() bool {
 
 // Complete reports whether everything is as planned.
 func (c Count) Complete() bool { return c.Present == c.Planned && c.Unexpected == 0 }
+
+// Take counts an object in a state.
+func (c *Count) Take(s State) {
+	switch s {
+	case Unexpected:
+		c.Unexpected++
+	case InForce:
+		c.Planned++
+		c.Present++
+	case Missing, Different, Misplaced:
+		c.Planned++
+	case Yielding:
+	}
+}
 
 // Add counts what another count counts, too.
 func (c *Count) Add(o Count) {

@@ -154,6 +154,10 @@ func (b *bench) measure(ctx context.Context, report *Report, sizes []int, foreig
 			return fmt.Errorf("changing one of %d links: %w", n, err)
 		}
 		row.Change = change
+		b.progress("%d links: status", n)
+		if err := b.statusTold(ctx, &row.Status); err != nil {
+			return fmt.Errorf("status with %d links: %w", n, err)
+		}
 		if foreign && b.foreign > 0 && (n == 10 || n == sizes[len(sizes)-1]) {
 			foreign = false
 			b.progress("%d links: %d foreign routes", n, b.foreign)
@@ -166,6 +170,9 @@ func (b *bench) measure(ctx context.Context, report *Report, sizes []int, foreig
 		}
 		if err := b.stop(ctx); err != nil {
 			return err
+		}
+		if err := b.statusRead(ctx, &row.Status); err != nil {
+			return fmt.Errorf("status of %d links without the daemon: %w", n, err)
 		}
 		if err := b.connects(ctx, report); err != nil {
 			return fmt.Errorf("connecting with %d links: %w", n, err)

@@ -55,6 +55,10 @@ func TestQuick(t *testing.T) {
 			Ready, Complete, Again, Answers, Each, Batched, IP series
 			Memory                                             memory
 			Change                                             change
+			Status                                             struct {
+				Text, JSON, Alone series
+				Bytes             int
+			}
 		}
 		Foreign *struct {
 			Routes, Links                  int
@@ -136,6 +140,12 @@ func TestQuick(t *testing.T) {
 		}
 		changed("row", r.Change)
 		held("row", r.Memory)
+		for _, s := range []series{r.Status.Text, r.Status.JSON, r.Status.Alone} {
+			timed("status", s)
+		}
+		if r.Status.Bytes < 1000*r.Links {
+			t.Errorf("the status of %d links has %d bytes", r.Links, r.Status.Bytes)
+		}
 	}
 	if len(report.Rows) < 3 || len(owners) != 2 {
 		t.Errorf("%d rows, owners %v", len(report.Rows), owners)

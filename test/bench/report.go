@@ -62,6 +62,8 @@ type Row struct {
 	IP      Series `json:"ip"`
 	Memory  Memory `json:"memory"`
 	Change  Change `json:"change"`
+	// Status is `multihomectl status`.
+	Status StatusRow `json:"status"`
 }
 
 // A Change is what one link's change costs.
@@ -155,6 +157,7 @@ func (r *Report) print(out io.Writer) {
 			f.Adding, f.Settled, f.CPU, f.CPU/float64(max(f.Routes, 1))*1e6)
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
 	}
+	printStatus(out, r.Rows)
 	printRoutes(out, r.Routes, r.Redundant)
 	printHosts(out, r.Hosts)
 	printConnects(out, r.Connects, r.NoRules)

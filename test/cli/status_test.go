@@ -16,6 +16,7 @@ import (
 
 	"multihomed/internal/cli"
 	"multihomed/internal/status"
+	"multihomed/internal/status/socket"
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
@@ -157,7 +158,7 @@ func (h *host) damaged() {
 	if s.OK || s.InForce.Planned-s.InForce.Present != 2 || s.InForce.Unexpected != 1 {
 		h.t.Errorf("damaged: ok %v, %+v", s.OK, s.InForce)
 	}
-	state := func(objects []cli.Object, state, text string) {
+	state := func(objects []cli.Object, state status.State, text string) {
 		h.t.Helper()
 		if !slices.ContainsFunc(objects, func(o cli.Object) bool { return o.State == state && strings.Contains(o.Text, text) }) {
 			h.t.Errorf("nothing is %s with %q in %+v", state, text, objects)
@@ -319,9 +320,9 @@ func TestDaemonThatHangs(t *testing.T) {
 func TestManyAsk(t *testing.T) {
 	h := newHost(t)
 	h.start()
-	socket := filepath.Join("/run/multihomed", status.SocketName)
+	path := filepath.Join("/run/multihomed", socket.Name)
 	for range 100 { // they read nothing
-		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", socket)
+		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", path)
 		h.must(err)
 		defer conn.Close()
 	}
@@ -331,7 +332,7 @@ func TestManyAsk(t *testing.T) {
 	for range 200 {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := status.Ask(ctx, "/run/multihomed", true); err == nil {
+				if _, err := socket.Ask(ctx, "/run/multihomed", true); err == nil {
 					answers.Add(1)
 				}
 			}

@@ -22,6 +22,7 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/lastgood"
 	"multihomed/internal/status"
+	"multihomed/internal/status/socket"
 	"multihomed/nm/nmtest"
 	"multihomed/routing"
 	"multihomed/test/lab"
@@ -75,7 +76,7 @@ func (r *rig) refusesToStart(what string, texts ...string) {
 func (r *rig) reported(want bool, link, text string) {
 	r.t.Helper()
 	labtest.Eventually(r.t, func() error {
-		state, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
+		state, err := socket.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
 		if err != nil {
 			return err
 		}
@@ -209,7 +210,7 @@ func TestBadConfiguration(t *testing.T) {
 func (r *rig) refused(says string) {
 	r.t.Helper()
 	labtest.Eventually(r.t, func() error {
-		state, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
+		state, err := socket.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
 		if err != nil {
 			return err
 		}

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"multihomed/internal/status"
+	"multihomed/internal/status/socket"
 	"multihomed/routing"
 	"multihomed/test/lab"
 )
@@ -34,7 +34,7 @@ func TestJournalSaysWhatStatusSays(t *testing.T) {
 	r.logged(from, "no longer: "+says)
 
 	// Nobody has asked so far. Now what is shown is what was logged.
-	told, err := status.Ask(t.Context(), r.cfg.RuntimeDir, true)
+	told, err := socket.Ask(t.Context(), r.cfg.RuntimeDir, true)
 	r.must(err)
 	var shown []string
 	for _, p := range told.Problems {
@@ -75,7 +75,7 @@ func TestNoAlarmWhileALinkComesUp(t *testing.T) {
 	defer ticker.Stop()
 	seen := 0
 	for ctx.Err() == nil {
-		told, err := status.Ask(t.Context(), r.cfg.RuntimeDir, true)
+		told, err := socket.Ask(t.Context(), r.cfg.RuntimeDir, true)
 		r.must(err)
 		if len(told.Problems) > 0 || !told.OK {
 			t.Fatalf("ok %t, problems %+v, links %+v", told.OK, told.Problems, told.Links)

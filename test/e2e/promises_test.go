@@ -19,7 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"multihomed/internal/status"
+	"multihomed/internal/status/socket"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
 )
@@ -670,7 +670,7 @@ func TestNotKnowingIsNotEmptiness(t *testing.T) {
 	r.kill9() // and the daemon forgets what it knew
 	r.launch()
 	labtest.Eventually(t, func() error {
-		told, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
+		told, err := socket.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
 		if err != nil {
 			return err
 		}

@@ -14,8 +14,9 @@ import (
 	"time"
 
 	"multihomed/internal/config"
-	"multihomed/internal/inspect"
-	"multihomed/internal/status"
+	"multihomed/internal/status/offline"
+	"multihomed/internal/status/socket"
+	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
@@ -136,12 +137,12 @@ func (r *rig) up(profiles ...string) {
 // look reads the host as it is, with other eyes than the daemon's: a fresh dump,
 // a fresh reading of NetworkManager, a fresh plan.
 // What only the daemon can say, it is asked for.
-func (r *rig) look() (*inspect.View, error) {
-	v, err := inspect.Read(r.t.Context(), r.cfg)
+func (r *rig) look() (*view.View, error) {
+	v, err := offline.Read(r.t.Context(), r.cfg)
 	if err != nil || !v.Running {
 		return v, err
 	}
-	told, err := status.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
+	told, err := socket.Ask(r.t.Context(), r.cfg.RuntimeDir, true)
 	if err != nil {
 		return nil, err
 	}
@@ -153,15 +154,15 @@ func (r *rig) look() (*inspect.View, error) {
 
 // settled waits until the kernel holds what a fresh plan says and the links
 // named have a complete ladder in both families, and returns the view.
-func (r *rig) settled(links ...string) *inspect.View {
+func (r *rig) settled(links ...string) *view.View {
 	r.t.Helper()
-	var view *inspect.View
+	var last *view.View
 	labtest.Eventually(r.t, func() error {
 		v, err := r.look()
 		if err != nil {
 			return err
 		}
-		view = v
+		last = v
 		if len(v.Notes) > 0 {
 			return errors.New(strings.Join(v.Notes, "; "))
 		}
@@ -177,7 +178,7 @@ func (r *rig) settled(links ...string) *inspect.View {
 		}
 		return nil
 	})
-	return view
+	return last
 }
 
 // ladder says what a family of an uplink lacks, from `ip rule` and `ip route`
@@ -273,9 +274,9 @@ func tableOf(rules, link, source string) string {
 }
 
 // table returns the number of the table of a link's only prefix of a family.
-func (r *rig) table(view *inspect.View, link string, f routing.Family) routing.TableID {
+func (r *rig) table(v *view.View, link string, f routing.Family) routing.TableID {
 	r.t.Helper()
-	for plan := range view.Planner.Links() {
+	for plan := range v.Planner.Links() {
 		for k, t := range plan.Link.Tables {
 			if k.Interface == link && k.Family == f {
 				return t

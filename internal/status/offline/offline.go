@@ -1,0 +1,130 @@
+// Package offline reads the host without the daemon and without changing it, and makes the
+// same view of it as the daemon: the facts are put together by the same code ([owners.Open]), and
+// the plan is the loop's first pass, made without writing ([reconcile.Look]). It works without the
+// database and, as far as the kernel lets it, without root.
+//
+// It costs one reading of NetworkManager, one dump of the interfaces,
+// addresses, rules and routes (a host with a million routes answers only for
+// its links and for our tables), some 200 lookups and one reading of the leases.
+// Nothing is written, no lock is taken, and nobody waits for it.
+package offline
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"multihomed/internal/config"
+	"multihomed/internal/handoff/note"
+	"multihomed/internal/owners"
+	"multihomed/internal/presence"
+	"multihomed/internal/recollection"
+	"multihomed/internal/status/check"
+	"multihomed/internal/status/view"
+	"multihomed/internal/unitfile"
+	"multihomed/nm"
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/reconcile"
+)
+
+// patience is how long NetworkManager may take for one answer, while a user waits at a terminal.
+const patience = 3 * time.Second
+
+// Read reads the host. It fails only where the kernel cannot be read. Outcomes are checked
+// for the links that only names, or for the first ones.
+func Read(ctx context.Context, cfg config.Config, only ...string) (*view.View, error) {
+	mirror, err := kernel.Open(kernel.Config{Tables: cfg.Tables, Interest: func(string) bool { return false }})
+	if err != nil {
+		return nil, err
+	}
+	defer mirror.Close()
+	v, err := (&reading{cfg: cfg, mirror: mirror}).look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	outcomes := check.NewOutcomes()
+	defer outcomes.Close()
+	if err := outcomes.Check(ctx, v, only, check.WithoutDaemon); err != nil {
+		v.Note("where bound traffic goes: %v", err)
+	}
+	return v, nil
+}
+
+// A reading is a host that is being looked at.
+type reading struct {
+	cfg    config.Config
+	mirror *kernel.Mirror
+	notes  []string
+
+	pid     int
+	running bool
+
+	manager      nm.Snapshot
+	managerFault string
+	alone        bool
+	// unsure are the devices whose profiles this user may not read: they may say anything.
+	unsure map[string]bool
+
+	leasesUnread string
+}
+
+func (r *reading) note(format string, args ...any) {
+	r.notes = append(r.notes, fmt.Sprintf(format, args...))
+}
+
+// look reads everything and makes the view of it.
+func (r *reading) look(ctx context.Context) (*view.View, error) {
+	r.readDaemon()
+	r.readManager(ctx)
+	owners, unread := owners.Open(r.cfg, owners.Asked(r.manager), r.mirror)
+	for _, err := range unread.Leases {
+		r.note("routed leases: %v", err)
+	}
+	for _, err := range unread.Hooks {
+		r.note("links of hooks: %v", err)
+	}
+	leases := &readLeases{database: r.openLeases(ctx), tables: r.cfg.Tables, mirror: r.mirror}
+	snapshot, err := reconcile.Look(ctx, reconcile.Options{
+		Policy: r.cfg.RoutingPolicy(), Mirror: r.mirror, Leases: leases,
+		Owners:   &recalledOwners{Owners: owners, reading: r},
+		Reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
+		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
+	})
+	if err != nil {
+		return nil, err
+	}
+	v := view.Of(r.cfg, snapshot)
+	v.NM, v.ManagerUnread, v.NoManager = r.manager, r.managerFault, r.alone
+	if v.NoManager {
+		v.Unwanted = presence.Unwanted(r.cfg.NetworkManager)
+	}
+	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread
+	v.Off, _ = owners.Off.State()
+	v.Unit, v.Start = unitfile.Read(os.DirFS("/"), unitfile.Service), unitfile.Start(os.DirFS("/"))
+	v.ProfilesUnread = len(r.unsure) > 0
+	for _, text := range r.notes {
+		v.Note("%s", text)
+	}
+	return v, nil
+}
+
+func (r *reading) readManager(ctx context.Context) {
+	var err error
+	r.manager, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience, Passed: note.Passed(r.cfg.RuntimeDir)})
+	if err != nil {
+		r.managerFault = err.Error()
+		r.manager.Absent = true
+	}
+	r.alone = r.manager.Absent && !presence.NetworkManager(r.cfg.NetworkManager)
+	if err != nil && !r.alone {
+		r.note("NetworkManager: %v", err)
+	}
+	r.unsure = map[string]bool{}
+	for name, d := range r.manager.Devices {
+		if os.Geteuid() != 0 && len(d.Problems) > 0 {
+			r.unsure[name] = true
+		}
+	}
+}
