@@ -4,8 +4,8 @@
 GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),$(wildcard /usr/lib/go/bin/go),go)
 # Tests build the programs they run.
 export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
-# The package's changelog has the version.
-VERSION ?= $(shell head -n 1 packaging/debian/changelog | tr '()' '  ' | cut -d ' ' -f 3)
+# The package's changelog has the version; behind the dash is the package's own.
+VERSION ?= $(shell head -n 1 packaging/debian/changelog | tr '()-' '   ' | cut -d ' ' -f 3)
 BIN     := bin
 DIST    := dist
 # No VCS stamp: root building a user's checkout must not make git refuse.
@@ -17,7 +17,7 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm clean requirements FORCE
+.PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -170,11 +170,12 @@ $(DIST)/source: FORCE
 	rm -rf $@
 	mkdir -p $@
 	git -c safe.directory="*" ls-files -z --cached --others --exclude-standard | xargs -0 cp -a --parents -t $@
-	cp -a packaging/debian $@/debian
 
 deb: ## the Debian package, into dist/
 	@(for p in dh dpkg-buildpackage git; do command -v $$p || exit 1; done) >/dev/null || { echo "make deb needs more; run: sudo apt install debhelper git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
+	XZ_OPT=-T1 tar -C $(DIST) $(SAME) --transform 's,^source,multihomed-$(VERSION),' -cJf $(DIST)/multihomed_$(VERSION).orig.tar.xz source
+	cp -a packaging/debian $(DIST)/source/debian
 	# Go is the one that is here, and no package of Debian 12 or 13.
 	cd $(DIST)/source && dpkg-buildpackage -d -us -uc
 	rm -rf $(DIST)/source
@@ -183,7 +184,7 @@ rpm: ## the package for Fedora and RHEL, into dist/
 	@(for p in rpmbuild git; do command -v $$p || exit 1; done) >/dev/null || { echo "make rpm needs more; run: sudo apt install rpm git, or: sudo dnf install rpm-build git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
 	rm -rf $(DIST)/rpm && mkdir -p $(DIST)/rpm/SOURCES
-	tar -C $(DIST)/source --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(EPOCH) -cf $(DIST)/rpm/SOURCES/multihomed.tar .
+	tar -C $(DIST)/source $(SAME) -cf $(DIST)/rpm/SOURCES/multihomed.tar .
 	SOURCE_DATE_EPOCH=$(EPOCH) rpmbuild -bb --define '_topdir $(abspath $(DIST))/rpm' --define 'package_version $(VERSION)' \
 		--define 'use_source_date_epoch_as_buildtime 1' --define 'clamp_mtime_to_source_date_epoch 1' --define '_buildhost reproducible' \
 		packaging/rpm/multihomed.spec
@@ -192,6 +193,18 @@ rpm: ## the package for Fedora and RHEL, into dist/
 
 # The last change of the package's changelog, as for the Debian package.
 EPOCH = $(shell date -d "$$(sed -n 's/^ -- .*>  //p' packaging/debian/changelog | head -n 1)" +%s)
+
+# Of the same files the same archive, whoever owns them here.
+SAME = --sort=name --owner=0 --group=0 --numeric-owner --mode=a+rX,u+w,go-w --mtime=@$(EPOCH)
+
+release: ## .deb, .rpm, an SBOM and their checksums, into dist/, the same bytes wherever it is made
+	rm -rf $(DIST) && mkdir -p $(DIST)
+	$(MAKE) deb rpm DIST=$(abspath $(DIST))/build
+	mv $(DIST)/build/*.deb $(DIST)/build/*.rpm $(DIST)/
+	dpkg-deb --fsys-tarfile $(DIST)/*.deb | tar -xO ./usr/sbin/multihomed >$(DIST)/build/multihomed
+	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
+	rm -rf $(DIST)/build
+	cd $(DIST) && sums=$$(sha256sum -- *) && echo "$$sums" >SHA256SUMS
 
 clean: ## remove what was built
 	rm -rf $(BIN) $(DIST)
