@@ -4,18 +4,20 @@
 GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),$(wildcard /usr/lib/go/bin/go),go)
 # Tests build the programs they run.
 export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
-# The package's changelog has the version.
-VERSION ?= $(shell head -n 1 packaging/debian/changelog | tr '()' '  ' | cut -d ' ' -f 3)
+# The package's changelog has the version; behind the dash is the package's own.
+VERSION ?= $(shell head -n 1 packaging/debian/changelog | tr '()-' '   ' | cut -d ' ' -f 3)
 BIN     := bin
 DIST    := dist
 # No VCS stamp: root building a user's checkout must not make git refuse.
-BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' $(BUILD_FLAGS)
-MAINS   := ./cmd/multihomed ./cmd/multihomectl ./cmd/multihomed-dispatcher
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -funcalign=16 -X main.version=$(VERSION)' $(BUILD_FLAGS)
+# One program; what it is by its other names are symbolic links to it (cmd/multihomed).
+MAIN    := ./cmd/multihomed
+NAMES   := multihomectl multihomed-dispatcher
 LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm clean requirements FORCE
+.PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +50,9 @@ soak: requirements ## what takes hours: every host on Debian's kernels, property
 requirements:
 	@test/lab/install-requirements
 
-build: ## the programs, into bin/
-	$(BUILD) -o $(BIN)/ $(MAINS) ./test/demo
+build: ## the program and its names, into bin/
+	$(BUILD) -o $(BIN)/ $(MAIN) ./test/demo
+	for n in $(NAMES); do ln -sf multihomed $(BIN)/$$n; done
 
 unit: ## only what needs neither root nor NetworkManager
 	$(GO) test ./routing ./routing/kerneltest ./routing/lookup ./internal/config ./internal/rttables
@@ -73,10 +76,8 @@ extras: ## completions and licences, into bin/ (after make build)
 	$(BIN)/multihomectl completion fish >$(BIN)/completions/multihomectl.fish
 	$(BIN)/multihomectl config --reference >$(BIN)/multihomed.toml
 	@command -v $(GO) >/dev/null || { echo "$(GO) is not found, and the licences come from it: install Go, or set GO=/path/to/go" >&2; exit 1; }
-	packaging/notices $(GO) $(MAINS) >$(BIN)/NOTICES.new
+	packaging/notices $(GO) $(MAIN) >$(BIN)/NOTICES.new
 	mv $(BIN)/NOTICES.new $(BIN)/NOTICES
-	{ printf '# The tables of multihomed; the range is [tables] in multihomed.toml(5).\n'; \
-		for n in $$(seq 10000 10999); do printf '%s\tmultihomed.%s\n' $$n $$n; done; } >$(BIN)/rt_tables.conf
 
 # Where everybody looks, whatever PREFIX is.
 PREFIX     ?= /usr/local
@@ -105,13 +106,16 @@ DATA   := install -D $(OWNED) -m 644
 FILL    = sed 's,@sbindir@,$(sbindir),g; s,@bindir@,$(bindir),g'
 D       = $(DESTDIR)
 install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make build)
-	@test -x $(BIN)/multihomed-dispatcher || { echo "$(BIN)/multihomed-dispatcher is missing: run make build first" >&2; exit 1; }
+	@test -x $(BIN)/multihomed || { echo "$(BIN)/multihomed is missing: run make build first" >&2; exit 1; }
 	@test -f $(BIN)/NOTICES || { command -v $(GO) >/dev/null || { echo "$(BIN)/NOTICES is missing, and $(GO) is not found to make it: install Go, or set GO=/path/to/go" >&2; exit 1; }; $(MAKE) extras; }
 	$(SCRIPT) $(BIN)/multihomed $D$(sbindir)/multihomed
-	$(SCRIPT) $(BIN)/multihomed-dispatcher $D$(sbindir)/multihomed-dispatcher
-	$(SCRIPT) $(BIN)/multihomectl $D$(bindir)/multihomectl
+	ln -sf multihomed $D$(sbindir)/multihomed-dispatcher
+	install -d $(OWNED) -m 755 $D$(bindir)
+	ln -sfr $D$(sbindir)/multihomed $D$(bindir)/multihomectl
 	install -d $(OWNED) -m 755 $D$(NM_LIB)/dispatcher.d/no-wait.d
-	ln -sfr $D$(sbindir)/multihomed-dispatcher $D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed
+	# Not ln -r, which would lead to what the dispatcher is a link to.
+	ln -sf "$$(realpath -ms --relative-to=$D$(NM_LIB)/dispatcher.d/no-wait.d $D$(sbindir)/multihomed-dispatcher)" \
+		$D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed
 	ln -sf no-wait.d/90-multihomed $D$(NM_LIB)/dispatcher.d/90-multihomed
 	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $D$(IFUPDOWN)/if-up.d/multihomed
 	$(FILL) packaging/hooks/ifupdown.in | $(SCRIPT) /dev/stdin $D$(IFUPDOWN)/if-post-down.d/multihomed
@@ -126,7 +130,9 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
-	$(DATA) $(BIN)/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
+	# The names are those of links, so the daemon writes them; until then iproute2 shows numbers.
+	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
+	ln -sf /run/multihomed/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
 	$(DATA) $(BIN)/completions/multihomectl $D$(datadir)/bash-completion/completions/multihomectl
 	$(DATA) $(BIN)/completions/_multihomectl $D$(zshdir)/_multihomectl
 	$(DATA) $(BIN)/completions/multihomectl.fish $D$(datadir)/fish/vendor_completions.d/multihomectl.fish
@@ -156,8 +162,8 @@ uninstall: ## what make install installed, and its routing; the configuration an
 LEAVE = set -e; ctl=$(bindir)/multihomectl; \
 	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and take its routing away; run: sudo make uninstall" >&2; exit 1; }; \
 	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || systemctl disable --now multihomed.service multihomed.socket; \
-	test ! -x $$ctl || ! test / -ef /proc/1/root || { chmod a-x $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
-		{ chmod a+x $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing still stands, for the reason above; when that is mended: sudo make uninstall" >&2; exit 1; }
+	test ! -x $$ctl || ! test / -ef /proc/1/root || { rm -f $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
+		{ ln -sf multihomed $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing still stands, for the reason above; when that is mended: sudo make uninstall" >&2; exit 1; }
 
 # Exactly what is committed or changed, and nothing that was built, so that the
 # same input makes the same package.
@@ -165,11 +171,12 @@ $(DIST)/source: FORCE
 	rm -rf $@
 	mkdir -p $@
 	git -c safe.directory="*" ls-files -z --cached --others --exclude-standard | xargs -0 cp -a --parents -t $@
-	cp -a packaging/debian $@/debian
 
 deb: ## the Debian package, into dist/
 	@(for p in dh dpkg-buildpackage git; do command -v $$p || exit 1; done) >/dev/null || { echo "make deb needs more; run: sudo apt install debhelper git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
+	XZ_OPT=-T1 tar -C $(DIST) $(SAME) --transform 's,^source,multihomed-$(VERSION),' -cJf $(DIST)/multihomed_$(VERSION).orig.tar.xz source
+	cp -a packaging/debian $(DIST)/source/debian
 	# Go is the one that is here, and no package of Debian 12 or 13.
 	cd $(DIST)/source && dpkg-buildpackage -d -us -uc
 	rm -rf $(DIST)/source
@@ -178,7 +185,7 @@ rpm: ## the package for Fedora and RHEL, into dist/
 	@(for p in rpmbuild git; do command -v $$p || exit 1; done) >/dev/null || { echo "make rpm needs more; run: sudo apt install rpm git, or: sudo dnf install rpm-build git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
 	rm -rf $(DIST)/rpm && mkdir -p $(DIST)/rpm/SOURCES
-	tar -C $(DIST)/source --sort=name --owner=0 --group=0 --numeric-owner --mtime=@$(EPOCH) -cf $(DIST)/rpm/SOURCES/multihomed.tar .
+	tar -C $(DIST)/source $(SAME) -cf $(DIST)/rpm/SOURCES/multihomed.tar .
 	SOURCE_DATE_EPOCH=$(EPOCH) rpmbuild -bb --define '_topdir $(abspath $(DIST))/rpm' --define 'package_version $(VERSION)' \
 		--define 'use_source_date_epoch_as_buildtime 1' --define 'clamp_mtime_to_source_date_epoch 1' --define '_buildhost reproducible' \
 		packaging/rpm/multihomed.spec
@@ -187,6 +194,18 @@ rpm: ## the package for Fedora and RHEL, into dist/
 
 # The last change of the package's changelog, as for the Debian package.
 EPOCH = $(shell date -d "$$(sed -n 's/^ -- .*>  //p' packaging/debian/changelog | head -n 1)" +%s)
+
+# Of the same files the same archive, whoever owns them here.
+SAME = --sort=name --owner=0 --group=0 --numeric-owner --mode=a+rX,u+w,go-w --mtime=@$(EPOCH)
+
+release: ## .deb, .rpm, an SBOM and their checksums, into dist/, the same bytes wherever it is made
+	rm -rf $(DIST) && mkdir -p $(DIST)
+	$(MAKE) deb rpm DIST=$(abspath $(DIST))/build
+	mv $(DIST)/build/*.deb $(DIST)/build/*.rpm $(DIST)/
+	dpkg-deb --fsys-tarfile $(DIST)/*.deb | tar -xO ./usr/sbin/multihomed >$(DIST)/build/multihomed
+	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
+	rm -rf $(DIST)/build
+	cd $(DIST) && sums=$$(sha256sum -- *) && echo "$$sums" >SHA256SUMS
 
 clean: ## remove what was built
 	rm -rf $(BIN) $(DIST)

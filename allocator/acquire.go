@@ -432,6 +432,7 @@ func write(ctx context.Context, tx *sql.Tx, grants []grant) error {
 
 // settle makes grants that are durable known.
 func (a *Allocator) settle(grants []grant, got map[routing.Key]routing.TableID) {
+	a.generation.Add(1)
 	for _, g := range grants {
 		if g.old != nil {
 			delete(a.byTable, g.old.table)
@@ -444,6 +445,7 @@ func (a *Allocator) settle(grants []grant, got map[routing.Key]routing.TableID) 
 
 // undo takes grants back that could not be written.
 func (a *Allocator) undo(grants []grant) {
+	a.generation.Add(1)
 	for _, g := range grants {
 		if g.victim == nil {
 			delete(a.byTable, g.lease.table)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"multihomed/routing"
@@ -105,6 +106,8 @@ type Allocator struct {
 	owned map[uint32]int
 	// earliest is not after the first second in which a lease expires.
 	earliest int64
+	// generation counts the changes of which key has which number.
+	generation atomic.Uint64
 }
 
 // Open opens the leases, creating the database if there is none. Those of links
@@ -267,6 +270,7 @@ func (a *Allocator) adopt(leases []*lease, keepLive bool) {
 
 // rebuild derives the free queue and the low mark from the leases.
 func (a *Allocator) rebuild() {
+	a.generation.Add(1)
 	a.free = queue{}
 	a.low = uint64(a.numbers.First)
 	a.owned, a.earliest = map[uint32]int{}, never
@@ -365,6 +369,10 @@ func (a *Allocator) Lookup(key routing.Key) (routing.TableID, bool) {
 	}
 	return l.table, true
 }
+
+// Generation is another number after every change of which key has which table, and
+// costs nothing to ask for. Whether a lease is live does not count.
+func (a *Allocator) Generation() uint64 { return a.generation.Load() }
 
 // List returns the leases of links, sorted by interface, family and prefix.
 func (a *Allocator) List() []Lease {

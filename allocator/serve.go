@@ -239,6 +239,7 @@ func (b *batch) grant(d Demand, state held) (*lease, error) {
 		b.uncount(g.old)
 	}
 	b.byHolder[g.lease.holder] = g.lease
+	b.generation.Add(1)
 	b.count(g.lease)
 	b.grants = append(b.grants, g)
 	// What is changed again in this batch is written with the grant.
@@ -285,6 +286,7 @@ func (b *batch) commit(ctx context.Context) error {
 
 // undo puts memory back to where it was.
 func (b *batch) undo() {
+	b.generation.Add(1)
 	for _, g := range slices.Backward(b.grants) {
 		delete(b.byTable, g.lease.table)
 		if b.byHolder[g.lease.holder] == g.lease {

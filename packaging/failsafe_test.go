@@ -216,7 +216,7 @@ func (s *system) withoutAnybody() {
 		}
 		return nil
 	})
-	s.run("sh", "-ec", "chmod a-x /usr/sbin/multihomed-dispatcher; multihomectl emergency")
+	s.run("sh", "-ec", "rm /usr/sbin/multihomed-dispatcher; multihomectl emergency")
 	s.must(s.unguarded())
 	for _, link := range s.links() {
 		s.run("nmcli", "connection", "down", link)
@@ -230,7 +230,7 @@ func (s *system) withoutAnybody() {
 		}
 		return nil
 	})
-	s.run("chmod", "a+x", "/usr/sbin/multihomed-dispatcher")
+	s.run("ln", "-s", "multihomed", "/usr/sbin/multihomed-dispatcher")
 }
 
 // traffic tries what a host needs of a link: unbound traffic, its gateway, and, if all

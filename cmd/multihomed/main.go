@@ -1,103 +1,93 @@
-// Multihomed gives every link of NetworkManager its own routing table and the
-// rules that lead to it, so that all links of a host work at the same time.
+// Multihomed is one program with several names, and the name by which it is called
+// decides what it does: multihomed is the daemon, multihomectl the administrator's
+// tool, multihomed-dispatcher the hook that network managers call. What is installed
+// is the daemon, and symbolic links to it.
 package main
 
 import (
-	"context"
-	"errors"
-	"flag"
 	"fmt"
-	"io"
-	"log/slog"
+	"maps"
 	"os"
-	"os/signal"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
-
-	"multihomed/internal/config"
-	"multihomed/internal/daemon"
-	"multihomed/internal/escape"
-	"multihomed/internal/event"
-	"multihomed/internal/journal"
-	"multihomed/internal/suggest"
 )
 
 // version is set by the linker.
 var version = "development"
 
+// daemonName is the program's own name, and what it is under a name that nobody knows.
+const daemonName = "multihomed"
+
+// A call is how the program was called.
+type call struct {
+	args []string
+	// hint follows an error in the arguments. It is empty unless the name was unknown.
+	hint string
+}
+
+// programs are the names, and what the program does under each. They return the exit
+// status.
+//
+//nolint:gochecknoglobals // a constant in all but name
+var programs = map[string]func(call) int{
+	daemonName:              runDaemon,
+	"multihomectl":          runCtl,
+	"multihomed-dispatcher": runDispatcher,
+	// NetworkManager calls what is in dispatcher.d by the name it has there.
+	"90-multihomed": runDispatcher,
+}
+
 func main() {
-	os.Exit(run(os.Args[1:], os.Stderr))
+	name, known := nameOf(os.Args[0])
+	c := call{args: os.Args[1:]}
+	if !known {
+		c.hint = fmt.Sprintf("; a program called %q is the daemon, and what else it can be has a name of its own: %s",
+			filepath.Base(os.Args[0]), strings.Join(others(), ", "))
+	}
+	os.Exit(programs[name](c))
 }
 
-func run(args []string, stderr *os.File) int {
-	flags := flag.NewFlagSet("multihomed", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	path := flags.String("config", config.DefaultPath, "configuration `file`; it need not exist")
-	check := flags.Bool("check", false, "check the configuration and exit: 0 if it is sound, 78 if not")
-	show := flags.Bool("version", false, "print the version and exit")
-	err := flags.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Println("usage: multihomed [--config FILE] [--check] [--version]; see multihomed(8)")
-		flags.VisitAll(func(f *flag.Flag) {
-			name, text := flag.UnquoteUsage(f)
-			if name != "" {
-				text += fmt.Sprintf(" (default %s)", f.DefValue)
-			}
-			fmt.Printf("  --%-13s %s\n", strings.TrimSpace(f.Name+" "+strings.ToUpper(name)), text)
-		})
-		return 0
-	case err != nil:
-		text := err.Error()
-		if name, unknown := strings.CutPrefix(text, "flag provided but not defined: -"); unknown {
-			text = fmt.Sprintf("there is no flag --%s", escape.Text(name))
-			if word := suggest.For(name, []string{"config", "check", "version", "help"}); word != "" {
-				text += "; did you mean --" + word + "?"
-			}
-		}
-		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help\n", text)
-		return daemon.ExitUsage
-	case flags.NArg() > 0:
-		text := fmt.Sprintf("multihomed takes no argument, and %q is one", flags.Arg(0))
-		if suggest.For(flags.Arg(0), []string{"status", "flush", "config", "lease", "report"}) != "" {
-			text += "; did you mean multihomectl " + flags.Arg(0) + "?"
-		}
-		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help\n", text)
-		return daemon.ExitUsage
-	}
-	if *show {
-		fmt.Println("multihomed", version)
-		return 0
-	}
-	if *check {
-		return checked(*path, stderr)
-	}
+// maxLinks is how many symbolic links the kernel follows (MAXSYMLINKS in
+// include/linux/namei.h).
+const maxLinks = 40
 
-	level := new(slog.LevelVar)
-	log := journal.New(stderr, level)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	defer stop()
-	err = daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
-	if err != nil {
-		text, fix, _ := strings.Cut(err.Error(), "; to fix: ")
-		log.LogAttrs(ctx, slog.LevelError, "exiting on error", event.Is(event.Failed), slog.String("error", text), slog.String("fix", fix))
+// nameOf returns the name among programs that a path means. Other names may be
+// symbolic links to one of them, as an administrator makes them: the first link with
+// a known name decides. A path that leads to none means the daemon.
+func nameOf(path string) (name string, known bool) {
+	// Most calls end here, without a look at the disk.
+	if base := filepath.Base(path); programs[base] != nil {
+		return base, true
 	}
-	return daemon.ExitStatus(err)
+	if !strings.Contains(path, "/") {
+		found, err := exec.LookPath(path)
+		if err != nil {
+			return daemonName, false
+		}
+		path = found
+	}
+	for range maxLinks {
+		target, err := os.Readlink(path)
+		if err != nil {
+			return daemonName, false
+		}
+		if !filepath.IsAbs(target) {
+			// Not cleaned: what ".." is only the kernel knows where directories are links too.
+			target = path[:strings.LastIndexByte(path, '/')+1] + target
+		}
+		path = target
+		if base := filepath.Base(path); programs[base] != nil {
+			return base, true
+		}
+	}
+	return daemonName, false
 }
 
-// checked says what is wrong with a configuration file. systemd calls it before a
-// reload (ExecReload=), which fails with it.
-func checked(path string, stderr io.Writer) int {
-	if _, err := config.Load(path); err != nil {
-		// A mark for the journal (sd-daemon(3)), where that reads it.
-		mark := ""
-		if os.Getenv("JOURNAL_STREAM") != "" {
-			mark = "<3>"
-		}
-		for line := range strings.Lines(err.Error()) {
-			fmt.Fprintln(stderr, mark+strings.TrimSuffix(line, "\n"))
-		}
-		return daemon.ExitConfiguration
-	}
-	return 0
+// others are the names by which users call what is not the daemon, in order.
+func others() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(programs)), func(name string) bool {
+		return name == daemonName || !strings.HasPrefix(name, "multihome")
+	})
 }

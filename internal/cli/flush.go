@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"multihomed/internal/mainroutes"
 	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
+	"multihomed/internal/rttables"
 	"multihomed/internal/standin"
 )
 
@@ -107,6 +109,7 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 		}
 	}
 	if len(planned)+len(out) == 0 {
+		a.forgetNames(cfg)
 		_, err := fmt.Fprintln(a.Out, "nothing of multihomed stands")
 		return err
 	}
@@ -117,8 +120,17 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 	if err != nil {
 		return err
 	}
+	a.forgetNames(cfg)
 	_, err = fmt.Fprintf(a.Out, "removed %s%s%s\n", done.Summary(), leasesStay(cfg), comesBack(cfg))
 	return err
+}
+
+// forgetNames removes the names of the tables, of which none is left. Who may not is
+// told by flush itself, where there is something to remove.
+func (a *app) forgetNames(cfg config.Config) {
+	if err := rttables.Remove(cfg.RuntimeDir); err != nil && !errors.Is(err, fs.ErrPermission) {
+		fmt.Fprintf(a.Err, "multihomectl: %v\n", err)
+	}
 }
 
 // comesBack says that a flush does not last, where it does not.

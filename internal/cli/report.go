@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -22,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"multihomed/internal/config"
+	"multihomed/internal/lazy"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/redact"
 )
@@ -160,7 +160,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		r.Learn(p.text)
 	}
 	for i := range parts {
-		parts[i].text = r.Text(descriptions.ReplaceAllString(parts[i].text, "${1}[left out]"))
+		parts[i].text = r.Text(descriptions().ReplaceAllString(parts[i].text, "${1}[left out]"))
 	}
 	return parts
 }
@@ -169,7 +169,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 const unbroken = 1 << 16
 
 // descriptions are what somebody wrote of an interface (ip-link(8), alias).
-var descriptions = regexp.MustCompile(`(?m)^(\s+alias ).*$`)
+var descriptions = lazy.Regexp(`(?m)^(\s+alias ).*$`)
 
 // secrets are the names that tell who and where a host is, by what they are names of.
 func secrets(ctx context.Context, cfg config.Config, profiles []string) map[string][]string {

@@ -240,6 +240,9 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 			failed = append(failed, fmt.Errorf("%s is switched off and nothing is made anew, but %w", subject(t), err))
 			continue
 		}
+		if t.all() {
+			a.forgetNames(cfg)
+		}
 		fmt.Fprintln(a.Out, sentenceOff(cfg, before, now, t, removed))
 	}
 	if err := errors.Join(failed...); err != nil {

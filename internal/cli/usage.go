@@ -3,13 +3,13 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"multihomed/internal/escape"
+	"multihomed/internal/lazy"
 	"multihomed/internal/suggest"
 )
 
@@ -98,21 +98,21 @@ func kindOfValue(kind string) string {
 
 // What cobra checks by itself, after the flags were read.
 var (
-	missingFlags = regexp.MustCompile(`^required flag\(s\) (.*) not set$`)
-	oneOf        = regexp.MustCompile(`^at least one of the flags in the group \[(.*)\] is required$`)
-	notTogether  = regexp.MustCompile(`^if any flags in the group \[.*\] are set none of the others can be; \[(.*)\] were all set$`)
+	missingFlags = lazy.Regexp(`^required flag\(s\) (.*) not set$`)
+	oneOf        = lazy.Regexp(`^at least one of the flags in the group \[(.*)\] is required$`)
+	notTogether  = lazy.Regexp(`^if any flags in the group \[.*\] are set none of the others can be; \[(.*)\] were all set$`)
 )
 
 // ourWords replaces what cobra says.
 func ourWords(err error) error {
 	text := err.Error()
-	if m := missingFlags.FindStringSubmatch(text); m != nil {
+	if m := missingFlags().FindStringSubmatch(text); m != nil {
 		return fmt.Errorf("%s is needed", flagList(strings.Split(strings.ReplaceAll(m[1], `"`, ""), ", "), "and"))
 	}
-	if m := oneOf.FindStringSubmatch(text); m != nil {
+	if m := oneOf().FindStringSubmatch(text); m != nil {
 		return fmt.Errorf("%s is needed", flagList(strings.Fields(m[1]), "or"))
 	}
-	if m := notTogether.FindStringSubmatch(text); m != nil {
+	if m := notTogether().FindStringSubmatch(text); m != nil {
 		return fmt.Errorf("%s cannot go together", flagList(strings.Fields(m[1]), "and"))
 	}
 	return err

@@ -7,11 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
 	"multihomed/internal/lastgood"
+	"multihomed/internal/lazy"
 	"multihomed/routing"
 )
 
@@ -121,11 +121,11 @@ func stateDirectories(text []byte, usual string) []string {
 	return []string{usual}
 }
 
-var stateDirLine = regexp.MustCompile(`(?m)^[ \t]*state_dir[ \t]*=[ \t]*(?:"([^"\n]*)"|'([^'\n]*)')`)
+var stateDirLine = lazy.Regexp(`(?m)^[ \t]*state_dir[ \t]*=[ \t]*(?:"([^"\n]*)"|'([^'\n]*)')`)
 
 // stateDirOf reads the one key of a file that may be no TOML.
 func stateDirOf(text []byte) (string, bool) {
-	found := stateDirLine.FindSubmatch(text)
+	found := stateDirLine().FindSubmatch(text)
 	if found == nil {
 		return "", false
 	}

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"multihomed/internal/lazy"
 )
 
 // A place is a table of the file: the whole of it, one that has a name, or an entry of a
@@ -193,12 +194,12 @@ func describe(value any) string {
 	}
 }
 
-var bareKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+var bareKey = lazy.Regexp(`^[A-Za-z0-9_-]{1,64}$`)
 
 // shown is a key as a person can read and write it: in quotation marks if it needs them
 // (https://toml.io/en/v1.0.0#keys).
 func shown(key string) string {
-	if bareKey.MatchString(key) {
+	if bareKey().MatchString(key) {
 		return key
 	}
 	return quoted(key)

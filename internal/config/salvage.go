@@ -4,8 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"regexp"
 	"strings"
+
+	"multihomed/internal/lazy"
 )
 
 // Salvage reads a configuration for somebody who only wants to be rid of what was
@@ -27,7 +28,7 @@ func Salvage(path string) (cfg Config, why error) {
 }
 
 // assignment is a line that sets one of these keys.
-var assignment = regexp.MustCompile(`^\s*(state_dir|runtime_dir|uplink_group|first|last)\s*=`)
+var assignment = lazy.Regexp(`^\s*(state_dir|runtime_dir|uplink_group|first|last)\s*=`)
 
 func salvage(data []byte) Config {
 	cfg := Default()
@@ -40,7 +41,7 @@ func salvage(data []byte) Config {
 			section = strings.TrimSpace(section)
 			continue
 		}
-		found := assignment.FindStringSubmatch(line)
+		found := assignment().FindStringSubmatch(line)
 		if found == nil {
 			continue
 		}

@@ -25,6 +25,11 @@ type followers struct {
 	leases   *news.Slot[*reconcile.Snapshot]
 	departed *news.Slot[*reconcile.Snapshot]
 	moves    *news.Slot[mainroutes.Moves]
+	tables   *news.Slot[tableNames]
+	// listed is the generation of the leases whose tables were named last, unlisted says that
+	// everything was switched off then.
+	listed   uint64
+	unlisted bool
 	// named is the state of the owners at the last DNS pass, with its snapshot.
 	named    uint64
 	snapshot *reconcile.Snapshot
@@ -34,6 +39,7 @@ func newFollowers() *followers {
 	return &followers{
 		dns: news.NewSlot[dnsmasq.Pass](), leases: news.NewSlot[*reconcile.Snapshot](),
 		departed: news.NewSlot[*reconcile.Snapshot](), moves: news.NewSlot[mainroutes.Moves](),
+		tables: news.NewSlot[tableNames](),
 	}
 }
 
@@ -53,6 +59,9 @@ func (p *parts) settled() {
 	}
 	if p.leases.Fault() != nil {
 		p.unsaved.Give() // Not only when it is looked next.
+	}
+	if now, is := p.namesOf(); is {
+		f.tables.Put(now)
 	}
 	// While some move, what they move would be found once more.
 	if f.moves.IsIdle() {
@@ -76,6 +85,7 @@ func (f *followers) idle(ctx context.Context) {
 	f.departed.Idle(ctx)
 	f.moves.Idle(ctx)
 	f.dns.Idle(ctx)
+	f.tables.Idle(ctx)
 }
 
 // tasks are the followers that run.
@@ -96,6 +106,12 @@ func (f *followers) tasks(p *parts, fault func(code routing.Code, err error)) []
 		{name: "routes of main", run: func(ctx context.Context) error {
 			return f.moves.Follow(ctx, retryEvery, func(ctx context.Context, todo mainroutes.Moves) error {
 				p.mover.Move(ctx, todo)
+				return nil
+			})
+		}},
+		{name: "names of tables", run: func(ctx context.Context) error {
+			return f.tables.Follow(ctx, retryEvery, func(ctx context.Context, now tableNames) error {
+				now.write(ctx, p.runtime, p.log)
 				return nil
 			})
 		}},

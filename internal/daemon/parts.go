@@ -43,6 +43,8 @@ type parts struct {
 	owners  *owners.Owners
 	off     *offswitch.Switch
 	loop    *reconcile.Loop
+	// runtime is the directory of what ends with the boot.
+	runtime string
 
 	// These follow the passes of the loop; dns is nil if there is no file of servers.
 	*followers
@@ -86,7 +88,7 @@ func (p *parts) written() *written {
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
 func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks, more extras) (*parts, error) {
-	p := &parts{log: log, followers: newFollowers(), isPast: newLatch(), first: newLatch(), unsaved: news.NewSignal(), unacknowledged: make(chan handoff.Message, mostUnacknowledged)}
+	p := &parts{log: log, runtime: cfg.RuntimeDir, followers: newFollowers(), isPast: newLatch(), first: newLatch(), unsaved: news.NewSignal(), unacknowledged: make(chan handoff.Message, mostUnacknowledged)}
 	if err := p.open(ctx, cfg, hooks, more); err != nil {
 		p.close()
 		return nil, err

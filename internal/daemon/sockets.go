@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"golang.org/x/sync/errgroup"
 
 	"multihomed/allocator"
@@ -73,7 +72,7 @@ type sockets struct {
 // openSockets takes over the sockets that systemd passed (sd_listen_fds(3)).
 func openSockets() (*sockets, error) {
 	s := &sockets{open: map[unixgram.Address]*unixgram.Conn{}}
-	for _, file := range activation.Files(true) {
+	for _, file := range listenFiles() {
 		conn, err := unixgram.FromFile(file)
 		err = errors.Join(err, file.Close())
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"multihomed/internal/escape"
+	"multihomed/internal/lazy"
 	"multihomed/routing"
 )
 
@@ -103,7 +104,7 @@ func inQuotes(s string) string { return s[1 : len(s)-1] }
 // Learn takes the hardware addresses of a text, which are replaced then however they are
 // written: names of interfaces are made of them.
 func (r *Redactor) Learn(s string) {
-	for _, run := range colons.FindAllString(s, -1) {
+	for _, run := range colons().FindAllString(s, -1) {
 		if _, digits, _, is := hardwareIn(run); is {
 			r.hardware[digits] = true
 		}
@@ -111,16 +112,16 @@ func (r *Redactor) Learn(s string) {
 }
 
 var (
-	uuid = regexp.MustCompile(`(?i)\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`)
+	uuid = lazy.Regexp(`(?i)\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b`)
 	// A run of hexadecimal digits between colons may be a hardware address; hardware
 	// decides. Without a colon it is one behind enx, wlx and the like
 	// (systemd.net-naming-scheme(7)), or if it was learned.
-	colons = regexp.MustCompile(`(?i)\b[0-9a-f]{1,4}(?::[0-9a-f]{0,4})+`)
-	dashes = regexp.MustCompile(`(?i)\b[0-9a-f]{2}(?:-[0-9a-f]{2}){5}\b|\b[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}\b`)
-	named  = regexp.MustCompile(`(?i)\b([a-z]{2,4}x)([0-9a-f]{12})`)
-	bare   = regexp.MustCompile(`(?i)[0-9a-f]{12,}`)
+	colons = lazy.Regexp(`(?i)\b[0-9a-f]{1,4}(?::[0-9a-f]{0,4})+`)
+	dashes = lazy.Regexp(`(?i)\b[0-9a-f]{2}(?:-[0-9a-f]{2}){5}\b|\b[0-9a-f]{4}\.[0-9a-f]{4}\.[0-9a-f]{4}\b`)
+	named  = lazy.Regexp(`(?i)\b([a-z]{2,4}x)([0-9a-f]{12})`)
+	bare   = lazy.Regexp(`(?i)[0-9a-f]{12,}`)
 	// What may be an address; netip decides.
-	candidate = regexp.MustCompile(`(?i)[0-9a-f]*:[0-9a-f:]*(?:\d+\.\d+\.\d+\.\d+)?(?:/\d+)?|\b\d{1,3}(?:\.\d{1,3}){3}(?:/\d+)?\b`)
+	candidate = lazy.Regexp(`(?i)[0-9a-f]*:[0-9a-f:]*(?:\d+\.\d+\.\d+\.\d+)?(?:/\d+)?|\b\d{1,3}(?:\.\d{1,3}){3}(?:/\d+)?\b`)
 )
 
 const (
@@ -187,7 +188,7 @@ func (r *Redactor) Text(s string) string {
 	for _, name := range r.order {
 		s = replaceWord(s, name, r.names[name])
 	}
-	s = uuid.ReplaceAllStringFunc(s, func(u string) string {
+	s = uuid().ReplaceAllStringFunc(s, func(u string) string {
 		h := hex.EncodeToString(r.hash("uuid", strings.ToLower(u)))
 		return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:32]
 	})
@@ -201,32 +202,32 @@ func (r *Redactor) addresses(s string) string {
 		pattern *regexp.Regexp
 		replace func(string) (string, bool)
 	}{
-		{colons, func(run string) (string, bool) {
+		{colons(), func(run string) (string, bool) {
 			before, digits, after, is := hardwareIn(run)
 			if !is {
 				return "", false
 			}
 			return before + grouped(r.bytesOf(digits), 2, ":") + after, true
 		}},
-		{named, func(name string) (string, bool) {
+		{named(), func(name string) (string, bool) {
 			at := len(name) - digitsOfMAC
 			return name[:at] + r.bytesOf(strings.ToLower(name[at:])), true
 		}},
-		{dashes, func(run string) (string, bool) {
+		{dashes(), func(run string) (string, bool) {
 			digits := strings.ToLower(strings.NewReplacer("-", "", ".", "").Replace(run))
 			if strings.Contains(run, "-") {
 				return grouped(r.bytesOf(digits), 2, "-"), true
 			}
 			return grouped(r.bytesOf(digits), 4, "."), r.hardware[digits]
 		}},
-		{bare, func(run string) (string, bool) {
+		{bare(), func(run string) (string, bool) {
 			text := strings.ToLower(run)
 			for digits := range r.hardware {
 				text = strings.ReplaceAll(text, digits, r.bytesOf(digits))
 			}
 			return text, text != strings.ToLower(run)
 		}},
-		{candidate, func(text string) (string, bool) {
+		{candidate(), func(text string) (string, bool) {
 			replaced := r.address(text)
 			return replaced, replaced != text
 		}},

@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+
+	"multihomed/test/lab/labtest"
 )
 
 type series struct {
@@ -27,11 +29,14 @@ type memory struct {
 // test here depends on how fast anything is.
 func TestQuick(t *testing.T) {
 	dir := t.TempDir()
-	for _, program := range []string{"multihomed/cmd/multihomed", "multihomed/cmd/multihomed-dispatcher", "multihomed/cmd/multihomectl", "multihomed/test/bench"} {
+	for _, program := range []string{"multihomed/cmd/multihomed", "multihomed/test/bench"} {
 		out, err := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", dir+"/", program).CombinedOutput()
 		if err != nil {
 			t.Fatalf("building %s: %v\n%s", program, err, out)
 		}
+	}
+	if err := labtest.Links(dir); err != nil {
+		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "bench"), "-quick", "-json", "-v")
 	cmd.Stderr = os.Stderr

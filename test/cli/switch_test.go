@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/offswitch"
+	"multihomed/internal/rttables"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
 )
@@ -74,8 +76,10 @@ func TestOff(t *testing.T) {
 	if r := h.as(nobody, "off"); r.status != 1 || !strings.Contains(r.err, "sudo multihomectl off") {
 		t.Errorf("off by nobody: %s", r)
 	}
+	h.named(true)
 	h.ok("multihomed is switched off: removed ", "off")
 	h.nothing("after off")
+	h.named(false)
 	if after, err := h.Snapshot(t.Context()); err != nil || after != without {
 		t.Errorf("what is not ours changed (%v); before:\n%s\nafter:\n%s", err, without, after)
 	}
@@ -104,6 +108,7 @@ func TestOff(t *testing.T) {
 	if after := h.tables(); !slices.Equal(before, after) {
 		t.Errorf("tables before %q, after %q", before, after)
 	}
+	h.named(true)
 	h.settle()
 	h.ok("nothing was switched off: 2 links", "on")
 
@@ -184,6 +189,30 @@ func TestOffOneLink(t *testing.T) {
 	if after := h.tables(); !slices.Equal(before, after) {
 		t.Errorf("tables before %q, after %q", before, after)
 	}
+}
+
+// named wants iproute2 to know the tables by the names of their links, or not to. Without
+// the file its link dangles, and iproute2 says nothing of that.
+func (h *host) named(want bool) {
+	h.t.Helper()
+	const link = "/etc/iproute2/rt_tables.d/" + rttables.OwnFile
+	h.must(os.Symlink(filepath.Join("/run/multihomed", rttables.GeneratedFile), link))
+	defer func() { h.must(os.Remove(link)) }()
+	labtest.Eventually(h.t, func() error {
+		out, err := h.Run(h.t.Context(), "sh", "-c", "ip rule; ip -6 rule; ip route show table main")
+		if err != nil || strings.Contains(out, "Database") {
+			return fmt.Errorf("ip says: %s (%w)", out, err)
+		}
+		for _, name := range []string{"mh-wan0:4", "mh-wan0:6", "mh-wan1:4", "mh-wan1:6"} {
+			if strings.Contains(out, "lookup "+name) != want {
+				return fmt.Errorf("%s is in the rules is not %v:\n%s", name, want, out)
+			}
+		}
+		if _, err := os.Stat(link); (err == nil) != want {
+			return fmt.Errorf("the file is there is not %v: %w", want, err)
+		}
+		return nil
+	})
 }
 
 // TestRuntimeDirectoryRemoved: a daemon whose runtime directory somebody removes is found

@@ -37,11 +37,7 @@ var programs = sync.OnceValues(func() (string, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building the programs: %w\n%s", err, out)
 	}
-	// One program is all of them: its name decides.
-	if _, err := os.Stat(filepath.Join(dir, "multihomectl")); err != nil {
-		return dir, os.Symlink("multihomed", filepath.Join(dir, "multihomectl"))
-	}
-	return dir, nil
+	return dir, labtest.Links(dir)
 })
 
 // A listener records packets: a provider's capture or a tunnel.

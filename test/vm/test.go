@@ -73,6 +73,9 @@ func (m *Machine) buildTest(ctx context.Context, pkg string) (binary, dir string
 		if _, err := goTool(ctx, "build", "-buildvcs=false", "-o", programs+"/", "multihomed/cmd/..."); err != nil {
 			return "", "", err
 		}
+		if err := labtest.Links(programs); err != nil {
+			return "", "", err
+		}
 		m.built.programs = programs
 	}
 	if dir, err = goTool(ctx, "list", "-f", "{{.Dir}}", pkg); err != nil {

@@ -1,7 +1,3 @@
-// Multihomed-dispatcher is called when something happens to an interface: by
-// NetworkManager's dispatcher, by ifupdown, by the scripts of DHCP clients and by
-// udev. It tells the daemon, and where there is none it brings the host in order
-// itself.
 package main
 
 import (
@@ -25,10 +21,7 @@ import (
 	"multihomed/internal/standin"
 )
 
-// version is set by the linker.
-var version = "development"
-
-const help = `usage: multihomed-dispatcher INTERFACE ACTION   called by NetworkManager
+const dispatcherHelp = `usage: multihomed-dispatcher INTERFACE ACTION   called by NetworkManager
        multihomed-dispatcher CALLER             called by the hooks of ifupdown, dhclient, dhcpcd or udev
        multihomed-dispatcher --help | --version
 
@@ -37,17 +30,17 @@ that does not run it brings the routing in order itself, unless multihomed.servi
 disabled or masked, or multihomed is switched off. See multihomed-dispatcher(8).
 `
 
-func main() {
-	os.Exit(run(os.Args[1:], os.Environ(), os.Stderr))
-}
-
-func run(args, environ []string, stderr *os.File) int {
+// runDispatcher is called when something happens to an interface: by NetworkManager's
+// dispatcher, by ifupdown, by the scripts of DHCP clients and by udev. It tells the
+// daemon, and where there is none it brings the host in order itself.
+func runDispatcher(c call) int {
+	args, stderr := c.args, os.Stderr
 	if len(args) == 1 && (args[0] == "--version" || args[0] == "-version") {
 		fmt.Println("multihomed-dispatcher", version)
 		return 0
 	}
 	if len(args) == 1 && slices.Contains([]string{"--help", "-help", "-h"}, args[0]) {
-		fmt.Print(help)
+		fmt.Print(dispatcherHelp)
 		return 0
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
@@ -66,7 +59,7 @@ func run(args, environ []string, stderr *os.File) int {
 	}
 	log := journal.New(stderr, level)
 	options.Logger = log
-	happened, err := dispatcher.Parse(args, dispatcher.ParseEnvironment(environ))
+	happened, err := dispatcher.Parse(args, dispatcher.ParseEnvironment(os.Environ()))
 	if err != nil {
 		fmt.Fprintf(stderr, "multihomed-dispatcher: %v\n", err)
 		return 2

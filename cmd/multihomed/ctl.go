@@ -1,5 +1,3 @@
-// Multihomectl shows what multihomed makes of the links of this host, and takes
-// it away again.
 package main
 
 import (
@@ -11,16 +9,13 @@ import (
 	"multihomed/internal/cli"
 )
 
-// version is set by the linker.
-var version = "development"
-
-func main() {
+// runCtl shows what multihomed makes of the links of this host, and takes it away again.
+func runCtl(c call) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	program := cli.Program{
 		Version: version, In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		Root: os.DirFS("/"), Env: os.Getenv,
 	}
-	status := program.Run(ctx, os.Args[1:])
-	stop()
-	os.Exit(status)
+	return program.Run(ctx, c.args)
 }

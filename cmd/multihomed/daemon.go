@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"multihomed/internal/config"
+	"multihomed/internal/daemon"
+	"multihomed/internal/escape"
+	"multihomed/internal/event"
+	"multihomed/internal/journal"
+	"multihomed/internal/suggest"
+)
+
+// runDaemon gives every link its own routing table and the rules that lead to it, so
+// that all links of a host work at the same time.
+func runDaemon(c call) int {
+	stderr := os.Stderr
+	flags := flag.NewFlagSet("multihomed", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	path := flags.String("config", config.DefaultPath, "configuration `file`; it need not exist")
+	check := flags.Bool("check", false, "check the configuration and exit: 0 if it is sound, 78 if not")
+	show := flags.Bool("version", false, "print the version and exit")
+	err := flags.Parse(c.args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Println("usage: multihomed [--config FILE] [--check] [--version]; see multihomed(8)")
+		flags.VisitAll(func(f *flag.Flag) {
+			name, text := flag.UnquoteUsage(f)
+			if name != "" {
+				text += fmt.Sprintf(" (default %s)", f.DefValue)
+			}
+			fmt.Printf("  --%-13s %s\n", strings.TrimSpace(f.Name+" "+strings.ToUpper(name)), text)
+		})
+		return 0
+	case err != nil:
+		text := err.Error()
+		if name, unknown := strings.CutPrefix(text, "flag provided but not defined: -"); unknown {
+			text = fmt.Sprintf("there is no flag --%s", escape.Text(name))
+			if word := suggest.For(name, []string{"config", "check", "version", "help"}); word != "" {
+				text += "; did you mean --" + word + "?"
+			}
+		}
+		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help%s\n", text, c.hint)
+		return daemon.ExitUsage
+	case flags.NArg() > 0:
+		text := fmt.Sprintf("multihomed takes no argument, and %q is one", flags.Arg(0))
+		if suggest.For(flags.Arg(0), []string{"status", "flush", "config", "lease", "report"}) != "" {
+			text += "; did you mean multihomectl " + flags.Arg(0) + "?"
+		}
+		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help%s\n", text, c.hint)
+		return daemon.ExitUsage
+	}
+	if *show {
+		fmt.Println("multihomed", version)
+		return 0
+	}
+	if *check {
+		return checked(*path, stderr)
+	}
+
+	level := new(slog.LevelVar)
+	log := journal.New(stderr, level)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	err = daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
+	if err != nil {
+		text, fix, _ := strings.Cut(err.Error(), "; to fix: ")
+		log.LogAttrs(ctx, slog.LevelError, "exiting on error", event.Is(event.Failed), slog.String("error", text), slog.String("fix", fix))
+	}
+	return daemon.ExitStatus(err)
+}
+
+// checked says what is wrong with a configuration file. systemd calls it before a
+// reload (ExecReload=), which fails with it.
+func checked(path string, stderr io.Writer) int {
+	if _, err := config.Load(path); err != nil {
+		// A mark for the journal (sd-daemon(3)), where that reads it.
+		mark := ""
+		if os.Getenv("JOURNAL_STREAM") != "" {
+			mark = "<3>"
+		}
+		for line := range strings.Lines(err.Error()) {
+			fmt.Fprintln(stderr, mark+strings.TrimSuffix(line, "\n"))
+		}
+		return daemon.ExitConfiguration
+	}
+	return 0
+}
