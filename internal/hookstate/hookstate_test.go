@@ -138,11 +138,11 @@ func TestCheck(t *testing.T) {
 		spoil func(*hookstate.Config)
 		want  string
 	}{
-		"no name":             {func(c *hookstate.Config) { c.Interface = "" }, "not an interface name"},
-		"16 bytes":            {func(c *hookstate.Config) { c.Interface = strings.Repeat("x", 16) }, "not an interface name"},
-		"a path":              {func(c *hookstate.Config) { c.Interface = "../x" }, "not an interface name"},
-		"a zero byte":         {func(c *hookstate.Config) { c.Interface = "a\x00b" }, "not an interface name"},
-		"no text":             {func(c *hookstate.Config) { c.Interface = "wan\xff" }, "not an interface name"},
+		"no name":             {func(c *hookstate.Config) { c.Interface = "" }, "is not the name of an interface"},
+		"16 bytes":            {func(c *hookstate.Config) { c.Interface = strings.Repeat("x", 16) }, "is not the name of an interface"},
+		"a path":              {func(c *hookstate.Config) { c.Interface = "../x" }, "is not the name of an interface"},
+		"a zero byte":         {func(c *hookstate.Config) { c.Interface = "a\x00b" }, "is not the name of an interface"},
+		"no text":             {func(c *hookstate.Config) { c.Interface = "wan\xff" }, "it is no UTF-8"},
 		"no index":            {func(c *hookstate.Config) { c.Index = 0 }, "not the index"},
 		"a negative index":    {func(c *hookstate.Config) { c.Index = -1 }, "not the index"},
 		"no family":           {func(c *hookstate.Config) { c.Family = 0 }, "not an address family"},
@@ -189,7 +189,7 @@ func TestNames(t *testing.T) {
 	t.Parallel()
 	runtime := filepath.Join(t.TempDir(), "made", "by", "it")
 	var all []hookstate.Config
-	for _, name := range []string{"wan0", "eth0:1", "a%b", "a%25b", "a@ipv4@dhcpcd", "a b", "a+b", ".hidden", "äääääääx", `"\`, "x.json", "<>&\u2028", "-"} {
+	for _, name := range []string{"wan0", "a%b", "a%25b", "a@ipv4@dhcpcd", "a+b", ".hidden", "äääääääx", `"\`, "x.json", "<>&\u2028", "-"} {
 		c := lease(name)
 		part := c
 		part.Part = "a@b/c"

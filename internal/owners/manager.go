@@ -25,7 +25,7 @@ func Asked(s nm.Snapshot) Manager {
 type asked struct{ changes nm.Changes }
 
 func (*asked) Changed() <-chan struct{} { return nil }
-func (*asked) Recheck(string)              {}
+func (*asked) Recheck(string)           {}
 
 func (a *asked) TakeChanges() nm.Changes {
 	c := a.changes

@@ -18,31 +18,35 @@ import (
 // Whoever adds a package puts it on the lowest floor that is above all that it imports; if
 // there is none, the package has two tasks.
 var floors = [][]string{
-	// Words and tools that know nothing of routing.
+	// Words and tools that know nothing of routing, and facts and plans without a system call.
 	{
-		"internal/dnsname", "internal/escape", "internal/event", "internal/news", "internal/ownership", "internal/rights",
-		"internal/suggest", "internal/unitfile", "internal/unixgram",
+		"internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/lazy", "internal/news", "internal/ownership",
+		"internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
-	{"internal/flock", "internal/journal", "internal/lastgood", "internal/redact"},
-	{"internal/lockfile", "internal/offswitch"},
-	// Facts and plans, without a system call.
-	{"routing"},
-	{"allocator/wire", "dispatcher", "internal/routedlease", "internal/rttables", "routing/lookup"},
-	// The outside world: kernel, NetworkManager, database, sockets.
-	{"allocator", "allocator/client", "internal/hookstate", "internal/outcome", "internal/status", "nm", "routing/kernel"},
-	{"allocator/server", "internal/ancestor", "internal/cleanup", "internal/config", "internal/handoff", "internal/mainroutes", "internal/standing"},
-	// Who the links are, and the loop.
-	{"internal/dnsmasq", "internal/handoff/note", "internal/presence", "routing/reconcile"},
-	{"internal/owners", "internal/runstate"},
-	{"internal/inspect"},
-	// What is put together, and the programs.
-	{"internal/daemon"},
-	{"internal/cli", "internal/standin"},
-	{"cmd/multihomectl", "cmd/multihomed", "cmd/multihomed-dispatcher"},
+	{
+		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/redact",
+		"internal/rttables", "internal/status", "routing/lookup",
+	},
+	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which asks for
+	// it by ports of its own.
+	{"allocator", "nm", "routing/kernel", "routing/reconcile"},
+	{
+		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
+		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
+	},
+	// Who the links are.
+	{"internal/config", "internal/handoff", "internal/routedlease"},
+	{"internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
+	// What follows the loop, and who looks at the host.
+	{"internal/dnsmasq", "internal/mainroutes", "internal/status/check"},
+	// What is put together, and the program.
+	{"internal/daemon", "internal/status/offline"},
+	{"internal/cli"},
+	{"cmd/multihomed"},
 }
 
 // testHouses may import everything, and no package of the product imports them.
-var testHouses = []string{"test", "packaging", "routing/kerneltest", "nm/nmtest"}
+var testHouses = []string{"test", "packaging", "routing/kerneltest", "nm/nmtest", "internal/status/view/viewtest"}
 
 const module = "multihomed/"
 
