@@ -32,9 +32,25 @@ func TestTwoBuildsAreEqual(t *testing.T) {
 	}
 	tree, dist := t.TempDir(), t.TempDir()
 	run(t, "sh", "-c", `tar -C .. --exclude=./dist --exclude=./.cache --exclude=./bin -c . | tar -C "$1" -xm`, "sh", tree)
-	run(t, "sh", "-c", `umask 077; TZ=Asia/Tokyo LC_ALL=C make -C "$1" deb rpm DIST="$2"`, "sh", tree, dist)
+	run(t, "sh", "-c", `umask 077; TZ=Asia/Tokyo LC_ALL=C make -C "$1" release DIST="$2"`, "sh", tree, dist)
 	for _, path := range []string{debs.now, debs.rpm} {
 		run(t, "cmp", path, filepath.Join(dist, filepath.Base(path)))
+	}
+	// The release is of the program that `make build` makes, too.
+	run(t, "sh", "-c", `cd "$1" && sha256sum --strict -c SHA256SUMS && test $(wc -l <SHA256SUMS) -eq 3`, "sh", dist)
+	sbom, err := only(filepath.Join(dist, "*.cdx.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(sbom)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, _, _ := strings.Cut(run(t, "sha256sum", filepath.Join(debs.bin, "multihomed")), " ")
+	for _, want := range []string{sum, `"pkg:golang/modernc.org/sqlite@`, `"pkg:golang/std@1.`} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the SBOM lacks %s:\n%s", want, text)
+		}
 	}
 }
 
