@@ -63,7 +63,8 @@ func TestLintian(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if said := run(t, "lintian", "--allow-root", "--fail-on", "error,warning", "--tag-display-limit", "0", changes); strings.Contains(said, "W:") || strings.Contains(said, "E:") {
+	// Debian has no bug that asks for the package (ITP) which a first version could close.
+	if said := run(t, "lintian", "--allow-root", "--fail-on", "error,warning", "--suppress-tags", "initial-upload-closes-no-bugs", "--tag-display-limit", "0", changes); strings.Contains(said, "W:") || strings.Contains(said, "E:") {
 		t.Errorf("lintian says\n%s", said)
 	}
 	overrides, err := filepath.Glob("debian/*lintian-overrides*")
@@ -86,7 +87,7 @@ func TestTheSameContents(t *testing.T) {
 			// zsh of Fedora knows no directory for packages.
 			path = strings.Replace(path, "/zsh/site-functions/", "/zsh/vendor-completions/", 1)
 			if strings.HasSuffix(path, "/") || strings.HasPrefix(path, "/usr/share/licenses/") ||
-				path == "/usr/share/doc/multihomed/changelog" || path == "/usr/share/doc/multihomed/copyright" {
+				strings.HasPrefix(path, "/usr/share/doc/multihomed/changelog") || path == "/usr/share/doc/multihomed/copyright" {
 				continue
 			}
 			out = append(out, path)
