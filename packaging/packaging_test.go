@@ -389,6 +389,10 @@ func (s *system) life(debs packages) {
 	if after := s.networks(s.links()...); !slices.Equal(before, after) {
 		t.Errorf("before off %v, after on %v", before, after)
 	}
+	s.step("autopkgtest", func() {
+		s.must(s.CopyIn("debian/tests/installed", "/root/installed", 0o700))
+		s.run("/root/installed")
+	})
 	s.step("upgrade and downgrade", func() {
 		s.upgrades(debs)
 		if after := s.networks(s.links()...); !slices.Equal(before, after) {
