@@ -66,8 +66,12 @@ func FuzzGenerate(f *testing.F) {
 			return
 		}
 		text := rttables.Generate([]rttables.Leased{
-			{4, one, routing.IPv4}, {6, one, routing.IPv6}, {7, one, routing.IPv4},
-			{8, two, routing.IPv4}, {9, two, routing.IPv6}, {10, two, routing.IPv6},
+			{4, one, routing.IPv4},
+			{6, one, routing.IPv6},
+			{7, one, routing.IPv4},
+			{8, two, routing.IPv4},
+			{9, two, routing.IPv6},
+			{10, two, routing.IPv6},
 		})
 		names := map[string]bool{}
 		lines := regexp.MustCompile(`(?m)^\d+\tmh-[!-"$-~]*$`).FindAllString(string(text), -1)
