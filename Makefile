@@ -63,7 +63,7 @@ lint: $(LINT) ## golangci-lint, as in CI
 $(LINT):
 	GOBIN=$(CURDIR)/.cache GOTOOLCHAIN=local $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 
-bench: requirements build ## the table of figures in the README (as root)
+bench: requirements build ## the tables of docs/figures.md (as root)
 	$(BUILD) -o $(BIN)/ ./test/bench
 	$(BIN)/bench -v
 
@@ -138,7 +138,8 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	$(DATA) $(BIN)/completions/multihomectl.fish $D$(datadir)/fish/vendor_completions.d/multihomectl.fish
 	$(DATA) -t $D$(mandir)/man5 $(filter %.5,$(MANUALS))
 	$(DATA) -t $D$(mandir)/man8 $(filter %.8,$(MANUALS))
-	$(DATA) -t $D$(docdir) README.md ARCHITECTURE.md $(BIN)/NOTICES
+	$(DATA) -t $D$(docdir) README.md CONTRIBUTING.md ARCHITECTURE.md $(BIN)/NOTICES
+	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md)
 	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
 
 uninstall: ## what make install installed, and its routing; the configuration and the leases stay

@@ -1,10 +1,12 @@
 package allocator
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"modernc.org/sqlite"
@@ -21,18 +23,36 @@ import (
 // others have none: FullError, ScarceError, DatabaseError, or a key that makes no
 // sense.
 func (a *Allocator) Acquire(ctx context.Context, keys []routing.Key, inUse InUse) (map[routing.Key]routing.TableID, error) {
+	return a.acquire(ctx, keys, nil, inUse)
+}
+
+// Move gives other numbers to keys, in place of those that from names: somebody else uses
+// these. The new leases are durable when it returns, and the old ones are gone, all in one
+// transaction; the keys are held. A key that has another number by now keeps that. One for
+// which there is no number keeps the one it has, and is not in the map; the error says why,
+// as that of Acquire.
+//
+// The numbers come from the end of the range. Programs that do not ask for a number count
+// upwards (FRR's pbrd from 10000), and the next number would be the next one they take.
+func (a *Allocator) Move(ctx context.Context, from map[routing.Key]routing.TableID, inUse InUse) (map[routing.Key]routing.TableID, error) {
+	keys := slices.SortedFunc(maps.Keys(from), func(x, y routing.Key) int { return cmp.Compare(from[x], from[y]) })
+	return a.acquire(ctx, keys, from, inUse)
+}
+
+func (a *Allocator) acquire(ctx context.Context, keys []routing.Key, from map[routing.Key]routing.TableID, inUse InUse) (map[routing.Key]routing.TableID, error) {
 	got := make(map[routing.Key]routing.TableID, len(keys))
 	a.mu.Lock()
-	missing := a.hold(keys, got)
+	missing := a.hold(keys, from, got)
 	a.mu.Unlock()
 	if len(missing) == 0 {
 		return got, nil
 	}
-	return got, a.lease(ctx, missing, got, inUse)
+	return got, a.lease(ctx, missing, from, got, inUse)
 }
 
-// hold marks the keys that have a lease as held, and returns the others.
-func (a *Allocator) hold(keys []routing.Key, got map[routing.Key]routing.TableID) (missing []routing.Key) {
+// hold marks the keys that have a lease as held, and returns those that need another one:
+// they have none, or one that from names.
+func (a *Allocator) hold(keys []routing.Key, from, got map[routing.Key]routing.TableID) (missing []routing.Key) {
 	for _, key := range keys {
 		l := a.byHolder[linkHolder(key)]
 		if l == nil || !a.numbers.Contains(l.table) {
@@ -41,6 +61,10 @@ func (a *Allocator) hold(keys []routing.Key, got map[routing.Key]routing.TableID
 		}
 		if !l.live {
 			a.revive(l)
+		}
+		if l.table == from[key] {
+			missing = append(missing, key)
+			continue
 		}
 		got[key] = l.table
 	}
@@ -52,7 +76,7 @@ func (a *Allocator) hold(keys []routing.Key, got map[routing.Key]routing.TableID
 const attempts = 2
 
 // lease makes new leases.
-func (a *Allocator) lease(ctx context.Context, missing []routing.Key, got map[routing.Key]routing.TableID, inUse InUse) error {
+func (a *Allocator) lease(ctx context.Context, missing []routing.Key, from, got map[routing.Key]routing.TableID, inUse InUse) error {
 	var refused []error
 	missing, refused = valid(missing)
 	if len(missing) == 0 {
@@ -70,12 +94,12 @@ func (a *Allocator) lease(ctx context.Context, missing []routing.Key, got map[ro
 			break
 		}
 		var again bool
-		if missing, again, err = a.tryLease(ctx, missing, got, inUse); !again {
+		if missing, again, err = a.tryLease(ctx, missing, from, got, inUse); !again {
 			break
 		}
 	}
 	if _, disk := errors.AsType[*DatabaseError](err); disk && a.anyhow && !a.readOnly {
-		err = a.leaseInMemory(missing, got, inUse)
+		err = a.leaseInMemory(missing, from, got, inUse)
 	}
 	return errors.Join(append(refused, err)...)
 }
@@ -83,11 +107,11 @@ func (a *Allocator) lease(ctx context.Context, missing []routing.Key, got map[ro
 // leaseInMemory gives numbers that the disk does not take. They are written as soon as
 // it does, and until then the kernel tells whose they are (Options.Standing). Only
 // numbers that no lease has are given: the file still says whose the others are.
-func (a *Allocator) leaseInMemory(missing []routing.Key, got map[routing.Key]routing.TableID, inUse InUse) error {
+func (a *Allocator) leaseInMemory(missing []routing.Key, from, got map[routing.Key]routing.TableID, inUse InUse) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	missing = a.hold(missing, got)
-	c := a.newChooser(inUse)
+	missing = a.hold(missing, from, got)
+	c := a.newChooser(inUse, from != nil)
 	c.candidate = nil
 	grants, unserved := a.chooseWith(c, missing)
 	if len(grants) > 0 {
@@ -116,12 +140,18 @@ func valid(keys []routing.Key) (good []routing.Key, refused []error) {
 
 // tryLease chooses numbers and commits them. It returns the keys that still
 // have none, and whether to try once more.
-func (a *Allocator) tryLease(ctx context.Context, missing []routing.Key, got map[routing.Key]routing.TableID, inUse InUse) (left []routing.Key, again bool, err error) {
+func (a *Allocator) tryLease(ctx context.Context, missing []routing.Key, from, got map[routing.Key]routing.TableID, inUse InUse) (left []routing.Key, again bool, err error) {
 	a.mu.Lock()
 	// Somebody else may have leased them while this call waited for the disk.
-	missing = a.hold(missing, got)
+	missing = a.hold(missing, from, got)
 	a.expire()
-	grants, unserved := a.choose(missing, inUse)
+	var grants []grant
+	var unserved error
+	if from != nil {
+		grants, unserved = a.chooseWith(a.newChooser(inUse, true), missing)
+	} else {
+		grants, unserved = a.choose(missing, inUse)
+	}
 	a.mu.Unlock()
 	if len(grants) > 0 {
 		if err := transaction(ctx, a.db, func(tx *sql.Tx) error { return write(ctx, tx, grants) }); err != nil {
@@ -150,8 +180,8 @@ func contradicts(err error) bool {
 // A grant is a number that was chosen for a key and is not durable yet.
 type grant struct {
 	lease *lease
-	// outside is the lease of the same key whose number left the range.
-	outside *lease
+	// old is the lease of the same key whose number left the range, or is somebody else's.
+	old *lease
 	// victim is the released lease whose number is recycled.
 	victim *lease
 }
@@ -172,7 +202,7 @@ func (a *Allocator) choose(keys []routing.Key, inUse InUse) (grants []grant, uns
 			others = append(others, key)
 		}
 	}
-	more, unserved := a.chooseWith(a.newChooser(inUse), others)
+	more, unserved := a.chooseWith(a.newChooser(inUse, false), others)
 	return append(grants, more...), unserved
 }
 
@@ -210,7 +240,7 @@ func (a *Allocator) reserve(h holder, number routing.TableID, victim *lease, sta
 	if uint64(number) == a.low {
 		a.low++
 	}
-	return grant{lease: l, outside: a.byHolder[h], victim: victim}
+	return grant{lease: l, old: a.byHolder[h], victim: victim}
 }
 
 func (a *Allocator) full(c *chooser, keys []routing.Key) *FullError {
@@ -227,8 +257,10 @@ func (a *Allocator) full(c *chooser, keys []routing.Key) *FullError {
 type chooser struct {
 	inUse InUse
 	// keep is how many numbers are left to interfaces that have none.
-	keep      int
+	keep int
+	// next is the number to look at next; down says that they are looked at from the last.
 	next      uint64
+	down      bool
 	candidate *lease
 	// ahead are the numbers that come next: as many as have to be known to tell
 	// whether more than those to keep are left.
@@ -251,12 +283,16 @@ type choice struct {
 // from working. A small range keeps a quarter.
 const keptForNew = 16
 
-func (a *Allocator) newChooser(inUse InUse) *chooser {
+func (a *Allocator) newChooser(inUse InUse, down bool) *chooser {
 	if inUse == nil {
 		inUse = func(routing.TableID) (string, bool) { return "", false }
 	}
 	size := uint64(a.numbers.Last-a.numbers.First) + 1
-	return &chooser{inUse: inUse, keep: int(min(keptForNew, size/4)), next: a.low, candidate: a.free.first}
+	c := &chooser{inUse: inUse, keep: int(min(keptForNew, size/4)), next: a.low, candidate: a.free.first}
+	if down {
+		c.down, c.next = true, uint64(a.numbers.Last)
+	}
+	return c
 }
 
 // leaves is told of a released lease that leaves the queue otherwise than by number.
@@ -329,7 +365,14 @@ func (a *Allocator) isScarce(c *chooser, name string) bool {
 
 // another finds a number that is not yet ahead.
 func (a *Allocator) another(c *chooser) (choice, bool) {
-	for c.next <= uint64(a.numbers.Last) {
+	for c.down && c.next >= uint64(a.numbers.First) {
+		t := routing.TableID(c.next) //nolint:gosec // not above Last, which has 32 bits
+		c.next--
+		if a.byTable[t] == nil && c.free(t) {
+			return choice{number: t}, true
+		}
+	}
+	for !c.down && c.next <= uint64(a.numbers.Last) {
 		t := routing.TableID(c.next) //nolint:gosec // not above Last, which has 32 bits
 		c.next++
 		if a.byTable[t] != nil {
@@ -372,7 +415,7 @@ func write(ctx context.Context, tx *sql.Tx, grants []grant) error {
 	}
 	defer insert.Close()
 	for _, g := range grants {
-		for _, old := range []*lease{g.victim, g.outside} {
+		for _, old := range []*lease{g.victim, g.old} {
 			if old == nil {
 				continue
 			}
@@ -391,8 +434,9 @@ func write(ctx context.Context, tx *sql.Tx, grants []grant) error {
 func (a *Allocator) settle(grants []grant, got map[routing.Key]routing.TableID) {
 	a.generation.Add(1)
 	for _, g := range grants {
-		if g.outside != nil {
-			delete(a.byTable, g.outside.table)
+		if g.old != nil {
+			delete(a.byTable, g.old.table)
+			a.lowered(g.old.table)
 		}
 		a.byHolder[g.lease.holder] = g.lease
 		got[g.lease.link] = g.lease.table

@@ -20,7 +20,8 @@
 //     left in the range, and then the one that was released longest ago.
 //  4. A number that anything uses in the kernel, in rt_tables or in a profile is
 //     never handed out: the caller knows those and answers the InUse callback.
-//     A key that already has a lease keeps its number whatever the callback says.
+//     A key that already has a lease keeps its number whatever the callback says,
+//     until Move gives it another one.
 //  5. A link that has a lease, held or released, is answered from memory: no disk,
 //     no wait for a commit in progress. A link that flaps costs no fsync, and a
 //     database that is full, locked, read-only or gone costs no link its table.

@@ -54,7 +54,7 @@ func (k ClientKey) address() (netip.Addr, bool) {
 const maxIdentifier = 45
 
 func checkClientKey(k ClientKey) error {
-	if err := checkInterface(k.Interface); err != nil {
+	if err := routing.CheckInterfaceName(k.Interface); err != nil {
 		return err
 	}
 	switch k.Family {
@@ -77,13 +77,6 @@ func checkClientKey(k ClientKey) error {
 }
 
 func unprintable(r rune) bool { return !unicode.IsPrint(r) }
-
-func checkInterface(name string) error {
-	if name == "" || len(name) > interfaceNameMax || strings.ContainsAny(name, "/\x00 \t\n") {
-		return fmt.Errorf("%q is not an interface name", name)
-	}
-	return nil
-}
 
 // row is a holder as the database has it.
 type row struct {

@@ -124,9 +124,6 @@ func byRelease(a, b *lease) int {
 	return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.table, b.table))
 }
 
-// interfaceNameMax is IFNAMSIZ-1 of linux/if.h.
-const interfaceNameMax = 15
-
 // checkKey refuses what could not be found again under the same name.
 func checkKey(k routing.Key) error {
 	switch {
@@ -137,7 +134,7 @@ func checkKey(k routing.Key) error {
 	case k.Prefix != k.Prefix.Masked():
 		return fmt.Errorf("prefix %v has host bits: %v is meant", k.Prefix, k.Prefix.Masked())
 	}
-	return checkInterface(k.Interface)
+	return routing.CheckInterfaceName(k.Interface)
 }
 
 // sortLeases orders leases for people: by interface, family and prefix.

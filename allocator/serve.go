@@ -125,7 +125,7 @@ type batch struct {
 }
 
 func (b *batch) do(demands []Demand, inUse InUse) []Outcome {
-	b.chooser = b.newChooser(inUse)
+	b.chooser = b.newChooser(inUse, false)
 	outcomes := make([]Outcome, len(demands))
 	b.wrote = make([]bool, len(demands))
 	for i, d := range demands {
@@ -235,8 +235,8 @@ func (b *batch) grant(d Demand, state held) (*lease, error) {
 	b.chooser.taken(chosen.number)
 	b.chooser.holds(d.Key.Interface)
 	g := b.reserve(clientHolder(d.Key), chosen.number, chosen.victim, state)
-	if g.outside != nil && g.outside.live {
-		b.uncount(g.outside)
+	if g.old != nil && g.old.live {
+		b.uncount(g.old)
 	}
 	b.byHolder[g.lease.holder] = g.lease
 	b.generation.Add(1)
@@ -277,8 +277,8 @@ func (b *batch) commit(ctx context.Context) error {
 		c.lease.stored = c.held
 	}
 	for _, g := range b.grants {
-		if g.outside != nil {
-			delete(b.byTable, g.outside.table)
+		if g.old != nil {
+			delete(b.byTable, g.old.table)
 		}
 	}
 	return nil
@@ -292,7 +292,7 @@ func (b *batch) undo() {
 		if b.byHolder[g.lease.holder] == g.lease {
 			delete(b.byHolder, g.lease.holder)
 		}
-		for _, l := range []*lease{g.victim, g.outside} {
+		for _, l := range []*lease{g.victim, g.old} {
 			if l != nil {
 				b.byTable[l.table], b.byHolder[l.holder] = l, l
 			}

@@ -63,7 +63,7 @@ func address(f routing.Family, text string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("not an address")
 	case a.Is4In6() || routing.FamilyOf(a) != f:
 		return netip.Addr{}, fmt.Errorf("not an address of %v", f)
-	case a.IsMulticast() || a.IsUnspecified() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case !routing.IsHostAddress(a):
 		return netip.Addr{}, fmt.Errorf("not the address of a host")
 	}
 	return a, nil
@@ -249,10 +249,11 @@ func unique[T comparable](all []T) []T {
 	return out
 }
 
-// interfaceName checks the name of an interface (dev_valid_name of the kernel).
+// interfaceName checks the name of an interface. The kernel has names that are no text; no
+// caller can mean one.
 func interfaceName(name string) error {
-	if name == "" || len(name) > 15 || name == "." || name == ".." || strings.ContainsFunc(name, func(r rune) bool {
-		return r == '/' || r == ':' || unicode.IsSpace(r) || r == unicode.ReplacementChar || r < ' '
+	if routing.CheckInterfaceName(name) != nil || strings.ContainsFunc(name, func(r rune) bool {
+		return unicode.IsSpace(r) || r == unicode.ReplacementChar || r < ' '
 	}) {
 		return fmt.Errorf("%q is not the name of an interface", short(name))
 	}

@@ -106,14 +106,12 @@ func parseAddress(f routing.Family, s string) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("%q is no address", s)
 	case a.Zone() != "" || a.Is4In6() || routing.FamilyOf(a) != f:
 		return netip.Addr{}, fmt.Errorf("%q is no %s address", s, f)
-	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == broadcast():
+	case !routing.IsHostAddress(a):
 		return netip.Addr{}, fmt.Errorf("%q is no address of a host", s)
 	default:
 		return a, nil
 	}
 }
-
-func broadcast() netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, 255}) }
 
 // Names of DHCP options as NetworkManager has them on the bus: 121 (RFC 3442), 249 and
 // 3.

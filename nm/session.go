@@ -219,7 +219,7 @@ func (s *session) run(ctx context.Context, enough func() bool) error {
 		case <-s.queue.filled:
 		case c := <-s.replies:
 			s.pending = append(s.pending, c)
-		case <-s.w.poked:
+		case <-s.w.recheck:
 			for _, name := range s.w.takePokes() {
 				if d := s.tree.owner(name); d != nil {
 					s.tree.want(d)

@@ -37,7 +37,7 @@ type Watcher struct {
 	opts    Options
 	log     *slog.Logger
 	changed chan struct{}
-	poked   chan struct{}
+	recheck chan struct{}
 
 	mu           sync.Mutex
 	status       Status
@@ -45,7 +45,7 @@ type Watcher struct {
 	devices      map[string]Device
 	changedNames map[string]struct{}
 	gone         map[string]struct{}
-	pokes        map[string]struct{}
+	rechecks     map[string]struct{}
 }
 
 // New returns a Watcher that knows nothing yet.
@@ -63,12 +63,12 @@ func New(opts Options) *Watcher {
 		opts:         opts,
 		log:          opts.Logger,
 		changed:      make(chan struct{}, 1),
-		poked:        make(chan struct{}, 1),
+		recheck:      make(chan struct{}, 1),
 		status:       Status{Reason: "NetworkManager has not been asked yet"},
 		devices:      map[string]Device{},
 		changedNames: map[string]struct{}{},
 		gone:         map[string]struct{}{},
-		pokes:        map[string]struct{}{},
+		rechecks:     map[string]struct{}{},
 	}
 }
 
@@ -114,15 +114,15 @@ func (w *Watcher) TakeChanges() Changes {
 	return c
 }
 
-// Poke asks for the applied profile of an interface to be read again. It never
+// Recheck asks for the applied profile of an interface to be read again. It never
 // waits. It is for what NetworkManager does not signal: a reapply that changes
 // nothing in addresses, routes or DNS (a gateway that never-default keeps out
 // of main) is only told to the dispatcher's scripts, as "reapply".
-func (w *Watcher) Poke(name string) {
+func (w *Watcher) Recheck(name string) {
 	w.mu.Lock()
-	w.pokes[name] = struct{}{}
+	w.rechecks[name] = struct{}{}
 	w.mu.Unlock()
-	trigger(w.poked)
+	trigger(w.recheck)
 }
 
 // Forget drops a device that NetworkManager no longer has, or of which it says nothing
@@ -212,8 +212,8 @@ func (w *Watcher) Unattended() (names []string) {
 func (w *Watcher) takePokes() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	names := slices.Collect(maps.Keys(w.pokes))
-	clear(w.pokes)
+	names := slices.Collect(maps.Keys(w.rechecks))
+	clear(w.rechecks)
 	return names
 }
 

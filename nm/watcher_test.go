@@ -335,7 +335,7 @@ func TestUnreadableProfile(t *testing.T) {
 		t.Errorf("with the stored profile: %+v", d)
 	}
 	fake.Answer("GetSettings", denied)
-	w.Poke("eth0")
+	w.Recheck("eth0")
 	d = w.awaitDevice(t, "eth0", "is not for us", func(d nm.Device) bool { return d.Denied })
 	if v, reason := (nm.Policy{}).Classify(d, false); v != nm.NotLink || !w.Snapshot().Complete || !strings.Contains(strings.Join(d.Problems, ""), "not for multihomed to read") {
 		t.Errorf("it is a %s: %s; %+v", v, reason, d)
@@ -347,10 +347,10 @@ func TestUnreadableProfile(t *testing.T) {
 		{UUID: d.ProfileUUID, IPv6: nm.PassedFamily{Gateway: router}},
 	} {
 		passed.Store(&bad)
-		w.Poke("eth0")
+		w.Recheck("eth0")
 	}
 	passed.Store(&nm.Passed{UUID: d.ProfileUUID, IPv4: nm.PassedFamily{Gateway: router, NeverDefault: true}, IPv6: nm.PassedFamily{Table: 77}, Tables: []routing.TableID{77}})
-	w.Poke("eth0")
+	w.Recheck("eth0")
 	d = w.awaitDevice(t, "eth0", "was passed on", func(d nm.Device) bool { return !d.Denied })
 	if in := d.Intents[routing.IPv4]; in.Gateway != router || !in.NeverDefault || d.Intents[routing.IPv6].LeaveAlone == "" || len(d.Problems) > 0 || !slices.Equal(d.RouteTables, []routing.TableID{77}) {
 		t.Errorf("what was passed on: %+v", d)
@@ -360,7 +360,7 @@ func TestUnreadableProfile(t *testing.T) {
 	}
 	fake.Answer("GetSettings", stored)
 	fake.Answer("GetAppliedConnection", func(dbus.ObjectPath) (any, *dbus.Error) { return "a profile", nil })
-	w.Poke("eth0")
+	w.Recheck("eth0")
 	d = w.awaitDevice(t, "eth0", "has another problem", func(d nm.Device) bool { return strings.Contains(strings.Join(d.Problems, ""), "unexpected type") })
 	if !d.ProfileKnown {
 		t.Errorf("device is %+v", d)
@@ -542,7 +542,7 @@ func TestHungBus(t *testing.T) {
 	w := watch(t, nm.Options{Address: bus.Address, CallTimeout: 100 * time.Millisecond})
 	before := w.awaitComplete(t)
 	bus.Freeze()
-	w.Poke("eth0")
+	w.Recheck("eth0")
 	s := w.await(t, "the hung bus", func(s nm.Snapshot) bool { return strings.HasPrefix(s.Reason, "system bus: ") })
 	if s.Running || s.Devices["eth0"].ProfileID != before.Devices["eth0"].ProfileID {
 		t.Errorf("snapshot is %+v", s)

@@ -122,7 +122,7 @@ func known(to, via, source string) part {
 		case r.Family == routing.IPv4:
 			r.Scope = routing.ScopeLink
 		}
-		l.Known, l.Reach = append(l.Known, r), true
+		l.Known, l.DefaultMayBeMissing = append(l.Known, r), true
 	}
 }
 

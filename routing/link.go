@@ -581,7 +581,7 @@ func (m *rules) lastResort() bool {
 	case l.Intents[f].NeverDefault:
 		return false
 	default:
-		return l.Reach || m.metric != noDefault && !m.around.mainUnread
+		return l.DefaultMayBeMissing || m.metric != noDefault && !m.around.mainUnread
 	}
 }
 

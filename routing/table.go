@@ -309,7 +309,7 @@ func knownWays(l Link, keys []Key, k Key) map[Destination][]Route {
 // unless somebody else has put a default of the link there.
 func defaultWithoutTable(l Link, keys []Key, k Key) (Route, bool) {
 	ways := knownWays(l, keys, k)[Destination{To: k.Family.Any()}]
-	if !l.Up || !l.Reach || len(ways) == 0 || defaultMetric(l, k.Family) != noDefault {
+	if !l.Up || !l.DefaultMayBeMissing || len(ways) == 0 || defaultMetric(l, k.Family) != noDefault {
 		return Route{}, false
 	}
 	r := copyRoute(ways[0], l, k, TableMain, primarySource(l, k))

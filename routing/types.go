@@ -561,9 +561,9 @@ type Link struct {
 	// interface was in the way. One with a preferred source is that address's,
 	// and means nothing while the link does not have the address.
 	Known []Route
-	// Reach says that main may lack the link's default because nobody manages
+	// DefaultMayBeMissing says that main may lack the link's default because nobody manages
 	// main's metrics: without a table, the link gets one there.
-	Reach bool
+	DefaultMayBeMissing bool
 	// Pending says that the owner is still bringing the link up: whether it
 	// will be an uplink is not known yet.
 	Pending bool

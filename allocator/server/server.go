@@ -134,20 +134,11 @@ func (s *Server) Run(ctx context.Context, sockets <-chan *unixgram.Conn) error {
 
 // read takes in the datagrams of one socket.
 func (s *Server) read(ctx context.Context, conn *unixgram.Conn) error {
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+	release, err := conn.ReadUntil(ctx)
+	if err != nil {
 		return err
 	}
-	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(woken)
-		// At worst it is closed, and read ends too.
-		_ = conn.SetReadDeadline(time.Unix(1, 0))
-	})
-	defer func() {
-		if !stop() {
-			<-woken // Whoever serves the socket next sets another deadline.
-		}
-	}()
+	defer release()
 	buffer := make([]byte, wire.MaxRequest)
 	for ctx.Err() == nil {
 		d, err := conn.Receive(buffer)

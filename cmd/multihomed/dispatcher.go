@@ -48,7 +48,14 @@ func runDispatcher(c call) int {
 	level := new(slog.LevelVar)
 	options := daemon.Options{ConfigPath: config.DefaultPath, Version: version, Level: level}
 	if standin.Is(args) {
-		return standin.Run(ctx, options)
+		err := standin.Run(ctx, level, func(ctx context.Context, log *slog.Logger, m handoff.Message, settled func()) error {
+			options.Logger = log
+			return daemon.Once(ctx, options, m, daemon.Linger, settled)
+		})
+		if errors.Is(err, standin.ErrUsage) {
+			return 2
+		}
+		return daemon.ExitStatus(err)
 	}
 	log := journal.New(stderr, level)
 	options.Logger = log

@@ -55,7 +55,7 @@ func TestNames(t *testing.T) {
 			continue
 		}
 		// Functions compare by what they do alone.
-		if !known || name != want && (name != "90-multihomed" || want != "multihomed-dispatcher") {
+		if !known || (name != want && (name != "90-multihomed" || want != "multihomed-dispatcher")) {
 			t.Errorf("%q is %q, %v; want %q", path, name, known, want)
 		}
 	}

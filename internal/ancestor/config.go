@@ -10,13 +10,11 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"multihomed/internal/fsutil"
 	"multihomed/routing"
 )
 
@@ -48,16 +46,12 @@ const maxTimeout = math.MaxUint16
 
 // ReadConfig reads a configuration file.
 func ReadConfig(path string) (Config, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	data, err := fsutil.ReadFile(path, maxSize)
+	if errors.Is(err, fsutil.ErrTooLarge) {
+		return Config{}, fmt.Errorf("%w: it is not a configuration of the table allocator", err)
+	}
 	if err != nil {
 		return Config{}, fmt.Errorf("reading the ancestor's configuration: %w; to fix: name the file with --from", err)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
-	if err = errors.Join(err, f.Close()); err != nil {
-		return Config{}, fmt.Errorf("reading the ancestor's configuration: %w", err)
-	}
-	if len(data) > maxSize {
-		return Config{}, fmt.Errorf("%s is larger than %d bytes: it is not a configuration of the table allocator", path, maxSize)
 	}
 	return ParseConfig(path, data)
 }

@@ -63,7 +63,7 @@ func (p Program) Run(ctx context.Context, args []string) int {
 		args = []string{"version"}
 	}
 	root := p.command()
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // Of nil, cobra makes the arguments of this process.
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK

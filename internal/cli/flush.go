@@ -24,6 +24,7 @@ import (
 	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
 	"multihomed/internal/rttables"
+	"multihomed/internal/standin"
 )
 
 const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its mark (an
@@ -190,7 +191,7 @@ func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	lock, err := handoff.TakeLock(ctx, cfg.RuntimeDir)
+	lock, err := handoff.TakeLock(ctx, cfg.RuntimeDir, standin.Runs)
 	held, ok := errors.AsType[*lockfile.HeldError](err)
 	if err != nil && !ok {
 		return nil, err

@@ -80,7 +80,7 @@ type DNS struct {
 	PIDFile string
 }
 
-// A Presence says whether something is there.
+// A Presence is what the configuration says of a program: whether this host has it.
 type Presence string
 
 // Presences.

@@ -33,3 +33,6 @@ func SpecKeys() (keys []string) {
 
 // FindWith is Find with another usual directory.
 var FindWith = find
+
+// InstalledAs is whether there is a NetworkManager, on a host where it has another place.
+var InstalledAs = Presence.installed

@@ -192,7 +192,7 @@ func router(text string) (a netip.Addr, why string) {
 		return a, "without a zone: the interface is known"
 	case a.Is4In6():
 		return a, "an address of IPv4 is written as one"
-	case a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case !routing.IsHostAddress(a):
 		return a, "not the address of a host"
 	default:
 		return a, ""

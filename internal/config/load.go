@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,7 +11,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
-	"golang.org/x/sys/unix"
+
+	"multihomed/internal/fsutil"
 )
 
 // maxSize of a configuration file. It is read by a daemon that has to start.
@@ -26,7 +26,7 @@ func Load(path string) (Config, error) {
 
 // read reads a regular file of bounded size. A pipe must not block the start.
 func read(path string) (data []byte, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	data, err = fsutil.ReadFile(path, maxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		if link, to, is := dangling(path); is {
 			return nil, &Error{File: path, Message: fmt.Sprintf("%s is a symbolic link to %s, which does not exist; make that available, or remove the link to have the defaults", link, to)}
@@ -35,23 +35,13 @@ func read(path string) (data []byte, err error) {
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, fmt.Errorf("reading the configuration: %w; to fix: let the user that runs this program read %s and search the directories above it", err, path)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
-	}
-	if !info.Mode().IsRegular() {
+	switch {
+	case errors.Is(err, fsutil.ErrNotRegular):
 		return nil, &Error{File: path, Message: "not a regular file; a file in TOML is wanted, or none"}
-	}
-	data, err = io.ReadAll(io.LimitReader(f, maxSize+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
-	}
-	if len(data) > maxSize {
+	case errors.Is(err, fsutil.ErrTooLarge):
 		return nil, &Error{File: path, Message: "larger than 1 MiB, the most that is read"}
+	case err != nil:
+		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
 	return data, nil
 }

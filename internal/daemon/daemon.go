@@ -16,14 +16,15 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"multihomed/internal/config"
 	"multihomed/internal/event"
 	"multihomed/internal/handoff"
 	"multihomed/internal/lockfile"
+	"multihomed/internal/news"
+	"multihomed/internal/notify"
 	"multihomed/internal/ownership"
 	"multihomed/internal/recollection"
+	"multihomed/internal/standin"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -64,8 +65,8 @@ func Run(ctx context.Context, o Options) error {
 	}
 	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	s := &service{Options: o, notify: newNotifier(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: recollection.File{Directory: cfg.RuntimeDir}}}
-	if s.lock, err = handoff.TakeLock(waiting, cfg.RuntimeDir); err != nil {
+	s := &service{Options: o, notify: notify.New(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: recollection.File{Directory: cfg.RuntimeDir}}}
+	if s.lock, err = handoff.TakeLock(waiting, cfg.RuntimeDir, standin.Runs); err != nil {
 		return err
 	}
 	defer func() { closing(o.Logger, "lock", s.lock.Close) }()
@@ -104,7 +105,7 @@ func Run(ctx context.Context, o Options) error {
 			}
 		}
 		if err != nil || again == nil {
-			s.notify.stopping()
+			s.notify.Stopping()
 			letGoIfMasked(ctx, o.Logger)
 			if err == nil {
 				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays in force", event.Is(event.Stopped))
@@ -117,7 +118,7 @@ func Run(ctx context.Context, o Options) error {
 // service is what outlives a change of the configuration.
 type service struct {
 	Options
-	notify  *notifier
+	notify  *notify.Notifier
 	started time.Time
 	sockets *sockets
 	// lock and events are made again with the runtime directory; memory is what they
@@ -190,19 +191,22 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	cfg := loaded.Config
 	s.Level.Set(cfg.LogLevel)
 	s.fault(config.FaultCode, faultOf(loaded))
-	settled, ready := newLatch(), newLatch()
+	// settled is given after the first pass, known when the links are known or no longer
+	// waited for.
+	settled, known, leasing := newLatch(), newLatch(), newLatch()
 	var alone atomic.Bool
 	var p *parts
-	outdated, changed := newWake(), newWake()
+	outdated, changed := news.NewSignal(), news.NewSignal()
+	reports := news.NewSlot[reconcile.Report]()
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
-		Ready: func() { ready.do(s.notify.ready) },
+		Ready: known.give,
 		Settled: func() {
 			settled.give()
-			changed.give()
+			changed.Give()
 			alone.Store(p.owners.Alone())
 		},
-		Alive: s.notify.alive, Beat: s.notify.beat(),
-		Report: s.reported, Outdated: outdated.give,
+		Alive: s.notify.Alive, Beat: s.notify.Beat(),
+		Report: reports.Put, Outdated: outdated.Give,
 	}, extras{fault: s.fault, memory: s.memory, written: s.written})
 	// Ended in order before the first pass: nothing spoke against the configuration, and
 	// a restart must not leave an older one as the last good one.
@@ -215,76 +219,58 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return nil, err
 	}
 	defer p.close()
-
-	running, cancel := context.WithCancel(ctx)
-	defer cancel()
-	tasks, running := errgroup.WithContext(running)
-	p.run(running, tasks)
-	// The boot waits for READY=1, and NetworkManager may be installed and never
-	// come. What is left of its links stands until it does.
-	giveUp := func(isDue func() bool) func() {
-		return func() {
-			if isDue() {
-				ready.do(func() {
-					s.Logger.LogAttrs(ctx, event.LevelNotice, "starting without knowing all links", slog.Duration("after", time.Since(s.started).Round(time.Second)))
-					s.notify.ready()
-				})
-			}
-		}
-	}
-	absent := time.AfterFunc(managerTimeout, giveUp(alone.Load))
-	defer absent.Stop()
-	unready := time.AfterFunc(readyTimeout, giveUp(func() bool { return true }))
-	defer unready.Stop()
-	tasks.Go(func() error {
-		// Not before the kernel has been read: any table may be in use.
-		if !settled.await(running) {
-			return nil
-		}
-		return s.lease(running, cfg, p.leases, &tableView{mirror: p.mirror, loop: p.loop, tables: cfg.Tables}, p.router)
-	})
-	tasks.Go(func() error {
-		return s.events.Run(running, s.Logger, func(m handoff.Message) {
-			p.take(running, m)
-			p.acknowledge(m)
-		})
-	})
 	tellers := newTeller(s, cfg, p, outdated, changed)
 	// Without the socket the routing goes on, and multihomectl reads the host by itself.
 	s.fault(statusFault, tellers.listen())
-	tellers.run(running, tasks)
-	tasks.Go(func() error {
-		p.keepLeases(running, s.fault)
-		return nil
-	})
-	tasks.Go(func() error {
-		giveBack(running, changed)
-		return nil
-	})
 
-	tasks.Go(func() error {
-		// It is good when it has come into force.
-		if settled.await(running) {
-			keep(running, loaded, func(err error) { s.fault(lastGoodFault, err) })
-		}
-		return nil
-	})
-
-	lost := false
-	tasks.Go(func() (err error) {
-		if lost, err = s.guard(running, cfg, p, tellers); lost || err != nil {
-			cancel()
-		}
-		return err
-	})
-
+	running, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var next *config.Loaded
-	tasks.Go(func() error {
-		defer cancel()
-		next = s.awaitChange(running, cfg, hangup)
-		return nil
-	})
-	if err := tasks.Wait(); err != nil {
+	lost := false
+	tasks := append(p.tasks(s.fault), []task{
+		{name: "problems", run: func(ctx context.Context) error {
+			return reports.Follow(ctx, retryEvery, func(_ context.Context, r reconcile.Report) error {
+				s.reported(r)
+				return nil
+			})
+		}},
+		{name: "start", ready: known, run: always(func(ctx context.Context) { s.startAnyway(ctx, p, known, &alone) })},
+		{name: "table allocator", ready: leasing, run: func(ctx context.Context) error {
+			// Not before the kernel has been read: any table may be in use.
+			if !settled.await(ctx) {
+				return nil
+			}
+			return s.serveLeases(ctx, cfg, p, leasing)
+		}},
+		{name: "events", run: func(ctx context.Context) error {
+			return s.events.Run(ctx, s.Logger, func(m handoff.Message) {
+				p.take(ctx, m)
+				p.acknowledge(m)
+			})
+		}},
+		{name: "status", run: tellers.run},
+		{name: "bookkeeping of leases", run: always(func(ctx context.Context) { p.keepLeases(ctx, s.fault) })},
+		{name: "memory", run: always(func(ctx context.Context) { giveBack(ctx, changed) })},
+		{name: "last good configuration", run: always(func(ctx context.Context) {
+			// It is good when it has come into force.
+			if settled.await(ctx) {
+				keep(ctx, loaded, func(err error) { s.fault(lastGoodFault, err) })
+			}
+		})},
+		{name: "runtime directory", run: func(ctx context.Context) (err error) {
+			if lost, err = s.guard(ctx, cfg, p, tellers); lost || err != nil {
+				cancel()
+			}
+			return err
+		}},
+		{name: "configuration", run: always(func(ctx context.Context) {
+			defer cancel()
+			next = s.awaitChange(ctx, cfg, hangup)
+		})},
+	}...)
+	err = runAll(running, tasks, s.notify.Ready)
+	reports.Rest(s.reported)
+	if err != nil {
 		return nil, err
 	}
 	keepUnsettled()
@@ -293,6 +279,33 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return &loaded, nil
 	}
 	return next, nil
+}
+
+// startAnyway ends the wait for those who say what the links are. The boot waits for READY=1,
+// and NetworkManager may be installed and never come. What is left of its links stands until
+// it does.
+func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, alone *atomic.Bool) {
+	absent, unready := time.NewTimer(managerTimeout), time.NewTimer(readyTimeout)
+	defer absent.Stop()
+	defer unready.Stop()
+	for {
+		select {
+		case <-known.given:
+			return
+		case <-ctx.Done():
+			return
+		case <-absent.C:
+			if !alone.Load() {
+				continue
+			}
+		case <-unready.C:
+		}
+		known.do(func() {
+			s.Logger.LogAttrs(ctx, event.LevelNotice, "starting without knowing all links", slog.Duration("after", time.Since(s.started).Round(time.Second)))
+		})
+		p.isPast.give()
+		return
+	}
 }
 
 // awaitChange returns the configuration that replaces cfg, nil when ctx is done. A
@@ -304,7 +317,7 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 			return nil
 		case <-hangup:
 		}
-		ready := s.notify.reloading()
+		ready := s.notify.Reloading()
 		next := config.Find(s.ConfigPath)
 		switch {
 		case next.Fault != nil:
@@ -320,7 +333,7 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 			return &next
 		}
 		if ready {
-			s.notify.ready()
+			s.notify.Ready()
 		}
 	}
 }
@@ -348,7 +361,7 @@ func (s *service) fault(code routing.Code, err error) {
 func (s *service) tell(r reconcile.Report) {
 	problems := slices.Concat(s.faults.all(), r.Problems, s.found)
 	s.logged.note(context.Background(), problems)
-	s.notify.status(r.Waiting, problems)
+	s.notify.Status(summary(r.Waiting, problems))
 }
 
 // checked takes the problems that checks found.
@@ -389,6 +402,8 @@ func (p *parts) keepLeases(ctx context.Context, fault func(routing.Code, error))
 		case <-ctx.Done():
 			return
 		case <-check.C:
+			p.checkLeases(ctx, fault)
+		case <-p.unsaved:
 			p.checkLeases(ctx, fault)
 		case <-flush.C:
 			if err := p.leases.Flush(ctx); err != nil && ctx.Err() == nil {

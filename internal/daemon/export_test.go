@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"multihomed/internal/cleanup"
+	"multihomed/internal/news"
 	"multihomed/routing"
 )
 
@@ -29,7 +30,28 @@ const Quiet = quiet
 // GiveBack gives memory back until ctx is done. Call changed when something has happened;
 // held is what the runtime has from the system.
 func GiveBack(ctx context.Context) (changed func(), held func() uint64) {
-	w := newWake()
+	w := news.NewSignal()
 	go giveBack(ctx, w)
-	return w.give, heldMemory
+	return w.Give, heldMemory
+}
+
+// A Part is a task. Run gets what says that it is ready.
+type Part struct {
+	Name   string
+	Run    func(ctx context.Context, isReady func()) error
+	AtOnce bool
+}
+
+// RunAll is runAll.
+func RunAll(ctx context.Context, ready func(), parts ...Part) error {
+	var tasks []task
+	for _, p := range parts {
+		serves := newLatch()
+		t := task{name: p.Name, run: func(ctx context.Context) error { return p.Run(ctx, serves.give) }, ready: serves}
+		if p.AtOnce {
+			t.ready = nil
+		}
+		tasks = append(tasks, t)
+	}
+	return runAll(ctx, tasks, ready)
 }

@@ -5,6 +5,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"multihomed/internal/news"
 )
 
 const (
@@ -17,7 +19,7 @@ const (
 
 // giveBack returns the memory that a burst of changes took to the system when it is over.
 // The runtime would keep twice what is in use (GOGC), for ever if nothing else happens.
-func giveBack(ctx context.Context, changed wake) {
+func giveBack(ctx context.Context, changed news.Signal) {
 	var kept uint64
 	for {
 		select {
@@ -36,7 +38,7 @@ func giveBack(ctx context.Context, changed wake) {
 }
 
 // isQuiet waits until nothing has changed for a while, and returns false if ctx is done.
-func isQuiet(ctx context.Context, changed wake) bool {
+func isQuiet(ctx context.Context, changed news.Signal) bool {
 	timer := time.NewTimer(quiet)
 	defer timer.Stop()
 	for {

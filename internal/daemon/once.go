@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"multihomed/internal/config"
 	"multihomed/internal/event"
 	"multihomed/internal/handoff"
@@ -149,24 +147,23 @@ func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted b
 	defer cancel()
 	end := time.AfterFunc(max(s.linger, firstPass), cancel)
 	defer end.Stop()
-	done := newLatch()
 	s.fault(config.FaultCode, faultOf(s.cfg))
 	finish := func() {
-		done.do(func() {
-			s.fault(lastGoodFault, s.cfg.Keep(time.Now()))
-			s.settled()
-			if s.linger == 0 {
-				cancel()
-			}
-		})
+		s.fault(lastGoodFault, s.cfg.Keep(time.Now()))
+		s.settled()
+		if s.linger == 0 {
+			cancel()
+		}
 	}
 	var p *parts
 	var waiting string
+	// known is given when the first pass is made that knows what there is to know.
+	known := newLatch()
 	p, err = assemble(ctx, s.cfg.Config, s.Logger, reconcile.Hooks{
 		Ready: func() { waiting = "" },
 		Settled: func() {
 			if p.owners.Heard() {
-				finish()
+				known.give()
 			}
 		},
 		Report: func(r reconcile.Report) {
@@ -179,22 +176,28 @@ func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted b
 	}
 	defer p.close()
 	p.take(ctx, s.first)
-	tasks, running := errgroup.WithContext(running)
-	p.run(running, tasks)
-	tasks.Go(func() error {
-		return events.Run(running, s.Logger, func(m handoff.Message) {
-			if m.MakesWay() {
-				m.Acknowledge()
-				replaced.Store(true)
-				cancel()
-				return
+	tasks := append(p.tasks(s.fault), []task{
+		{name: "caller", run: always(func(ctx context.Context) {
+			if known.await(ctx) {
+				p.followed(ctx)
+				finish()
 			}
-			end.Reset(max(s.linger, firstPass))
-			p.take(running, m)
-			p.acknowledge(m)
-		})
-	})
-	if err := tasks.Wait(); err != nil {
+		})},
+		{name: "events", run: func(ctx context.Context) error {
+			return events.Run(ctx, s.Logger, func(m handoff.Message) {
+				if m.MakesWay() {
+					m.Acknowledge()
+					replaced.Store(true)
+					cancel()
+					return
+				}
+				end.Reset(max(s.linger, firstPass))
+				p.take(ctx, m)
+				p.acknowledge(m)
+			})
+		}},
+	}...)
+	if err := runAll(running, tasks, func() {}); err != nil {
 		return false, err
 	}
 	if waiting != "" && ctx.Err() == nil && !replaced.Load() {

@@ -9,20 +9,22 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"multihomed/allocator"
 	"multihomed/internal/config"
+	"multihomed/internal/dnsmasq"
 	"multihomed/internal/event"
 	"multihomed/internal/handoff"
 	"multihomed/internal/handoff/note"
 	"multihomed/internal/hookstate"
 	"multihomed/internal/kerneltables"
+	"multihomed/internal/mainroutes"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/owners"
 	"multihomed/internal/recollection"
+	"multihomed/internal/routedlease"
 	"multihomed/internal/rttables"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -39,14 +41,24 @@ type parts struct {
 	watcher *nm.Watcher
 	hooks   *hookstate.Store
 	owners  *owners.Owners
-	names   *names
-	router  *router
 	off     *offswitch.Switch
 	loop    *reconcile.Loop
-	// said are the interfaces of which hooks said something, since forget looked;
-	// departures is the mirror's count then.
-	said       *news.Names
-	departures uint64
+	// runtime is the directory of what ends with the boot.
+	runtime string
+
+	// These follow the passes of the loop; dns is nil if there is no file of servers.
+	*followers
+	dns      *dnsmasq.Keeper
+	router   *routedlease.Router
+	departed *owners.Departed
+	mover    *mainroutes.Mover
+	past     *history
+	// isPast says that nothing of earlier configurations is left, or it cannot be removed.
+	isPast *latch
+	// first is given when the first pass with complete knowledge was made.
+	first *latch
+	// unsaved is given while leases cannot be saved.
+	unsaved news.Signal
 	// unacknowledged are messages whose senders wait for the loop.
 	unacknowledged chan handoff.Message
 }
@@ -76,7 +88,7 @@ func (p *parts) written() *written {
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
 func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks reconcile.Hooks, more extras) (*parts, error) {
-	p := &parts{log: log, said: news.New(), unacknowledged: make(chan handoff.Message, mostUnacknowledged)}
+	p := &parts{log: log, runtime: cfg.RuntimeDir, followers: newFollowers(), isPast: newLatch(), first: newLatch(), unsaved: news.NewSignal(), unacknowledged: make(chan handoff.Message, mostUnacknowledged)}
 	if err := p.open(ctx, cfg, hooks, more); err != nil {
 		p.close()
 		return nil, err
@@ -98,8 +110,8 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		err = fmt.Errorf("reading the names of routing tables, whose numbers may be leased to links: %w", err)
 	}
 	more.fault(tableNamesFault, err)
-	past := openHistory(ctx, log, cfg.StateDir, policy)
-	past.moveGroups(ctx)
+	p.past = openHistory(ctx, log, cfg.StateDir, policy)
+	p.past.moveGroups(ctx)
 	// Routes of main are read when an owner says that an interface matters: a
 	// host may have a million of others.
 	p.mirror, err = kernel.Open(kernel.Config{Tables: policy.Tables, Interest: func(string) bool { return false }})
@@ -119,10 +131,11 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("error", errors.Join(unread.Hooks...).Error()))
 	}
 	p.hooks, p.off = p.owners.Hooked, p.owners.Off
-	p.router = &router{log: log, mirror: p.mirror, links: p.owners.Declared, policy: cfg.NMPolicy(), ignored: cfg.IsIgnored, off: p.off}
-	tables := &tableNames{log: log, directory: cfg.RuntimeDir, leases: p.leases}
-	p.names = newNames(cfg.DNS, log, p.owners, more.fault)
-	move := &mover{log: log, runtime: cfg.RuntimeDir, enabled: cfg.MoveRoutes, hooks: p.hooks, owners: p.owners, mirror: p.mirror}
+	if cfg.DNS.ServersFile != "" {
+		p.dns = dnsmasq.NewKeeper(dnsmasq.New(cfg.DNS.ServersFile, cfg.DNS.PIDFile, log), log)
+	}
+	p.departed = owners.NewDeparted(log, p.hooks, p.watcher, p.mirror)
+	p.mover = &mainroutes.Mover{Logger: log, Runtime: cfg.RuntimeDir, Enabled: cfg.MoveRoutes, Hooks: p.hooks, Owners: p.owners, Mirror: p.mirror}
 	earlier := more.written
 	if earlier == nil {
 		earlier = new(written)
@@ -130,19 +143,11 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	p.saySwitched(ctx, earlier.off)
 	ready, settled := hooks.Ready, hooks.Settled
 	hooks.Ready = func() {
-		past.clean(ctx)
+		p.first.give()
 		ready()
 	}
 	hooks.Settled = func() {
-		p.router.settled(ctx)
-		p.forget(ctx)
-		if p.leases.Fault() != nil {
-			p.checkLeases(ctx, more.fault) // Not only when it is looked next.
-		}
-		move.settled(ctx, p.loop.Plans())
-		off, _ := p.off.State()
-		tables.settled(ctx, off)
-		p.names.settled(ctx, p.loop.Plans(), p.loop.Said)
+		p.settled()
 		settled()
 	}
 	memory := more.memory
@@ -150,14 +155,16 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		memory = recollection.File{Directory: cfg.RuntimeDir}
 	}
 	p.loop = reconcile.New(reconcile.Options{
-		Policy: policy, Logger: log, Mirror: p.mirror, Writer: p.writer,
+		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:    hooks,
 		Memory:   memory,
 		LogDelay: logDelay, Suspect: suspect, Told: earlier.links,
 	})
-	p.router.loop = p.loop
+	p.router = &routedlease.Router{
+		Logger: log, Mirror: p.mirror, Loop: p.loop, Links: p.owners.Declared, Policy: cfg.NMPolicy(), Ignored: cfg.IsIgnored, Off: p.off,
+	}
 	return nil
 }
 
@@ -189,13 +196,6 @@ func (p *parts) checkLeases(ctx context.Context, fault func(routing.Code, error)
 	fault(leasesFault, err)
 }
 
-// reload reads again what hooks said of an interface.
-func reload(ctx context.Context, log *slog.Logger, hooks *hookstate.Store, name string) {
-	for _, err := range hooks.Reload(name) {
-		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("interface", name), slog.String("error", err.Error()))
-	}
-}
-
 // take takes what a dispatcher says.
 func (p *parts) take(ctx context.Context, m handoff.Message) {
 	if m.Switched {
@@ -205,15 +205,15 @@ func (p *parts) take(ctx context.Context, m handoff.Message) {
 	if m.Interface == "" {
 		return
 	}
-	reload(ctx, p.log, p.hooks, m.Interface)
-	p.said.Touch(m.Interface)
+	p.hooks.ReloadAndLog(ctx, p.log, m.Interface)
+	p.departed.Touch(m.Interface)
 	switch {
 	case m.Gone:
 		p.hooks.Release(m.Interface)
 	case len(m.Hints) > 0:
 		p.hooks.Hint(m.Interface, m.Hints)
 	}
-	p.owners.Poke(m.Interface)
+	p.owners.Recheck(m.Interface)
 }
 
 // mostUnacknowledged bounds the senders that wait for the loop at a time.
@@ -231,6 +231,22 @@ func (p *parts) acknowledge(m handoff.Message) {
 	default:
 		m.Drop()
 	}
+}
+
+// followTime bounds how long the sender of a message waits for those who follow the loop.
+const followTime = time.Second
+
+// followed waits until those who follow the loop have dealt with its passes so far. Whoever
+// hangs is not waited for: the routing stands.
+func (p *parts) followed(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, followTime)
+	defer cancel()
+	select {
+	case <-p.first.given:
+		p.isPast.await(ctx)
+	default:
+	}
+	p.idle(ctx)
 }
 
 // acknowledgeAll answers the senders that wait. One pass is for all who came before it.
@@ -252,6 +268,9 @@ func (p *parts) acknowledgeAll(ctx context.Context) error {
 			}
 		}
 		_, err := p.loop.Settled(ctx, waiting[0].Interface)
+		if err == nil {
+			p.followed(ctx)
+		}
 		for _, m := range waiting {
 			if err != nil {
 				m.Drop()
@@ -302,58 +321,22 @@ func (p *parts) saySwitched(ctx context.Context, before offswitch.State) {
 	}
 }
 
-// forget drops what hooks said of interfaces that have gone without a word. It costs
-// what was said anew, and where interfaces have gone, what was said of all.
-func (p *parts) forget(ctx context.Context) {
-	exists := func(name string) (exists bool) {
-		p.mirror.View(func(k *kernel.State) {
-			index, bound := p.loop.Interface(name)
-			_, named := k.IndexOf(name)
-			_, stands := k.NameOf(index)
-			exists = named || bound && stands || !k.Complete()
-		})
-		return exists
-	}
-	names := p.said.Take()
-	var departures uint64
-	p.mirror.View(func(k *kernel.State) { departures = k.Departures() })
-	gone := p.watcher.Gone()
-	if departures != p.departures {
-		p.departures, names = departures, p.hooks.Interfaces()
-		p.hooks.KeepReleased(exists)
-		gone = p.watcher.Unattended()
-	}
-	for _, name := range gone {
-		if !exists(name) {
-			p.watcher.Forget(name)
-		}
-	}
-	if len(names) == 0 {
-		return
-	}
-	dropped, err := p.hooks.Keep(names, func(index int) (exists bool, err error) {
-		p.mirror.View(func(k *kernel.State) { _, exists = k.NameOf(index) })
-		if !exists {
-			// A hook may know of an interface before the mirror does.
-			return hookstate.Exists(index)
-		}
-		return exists, nil
-	})
-	if err != nil {
-		p.log.LogAttrs(ctx, event.LevelNotice, "report of a hook on a removed interface kept", slog.String("error", err.Error()))
-	}
-	for _, c := range dropped {
-		p.log.LogAttrs(ctx, slog.LevelInfo, "forgotten by hooks, because the interface is gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
-	}
-}
-
-// run starts everything that follows something.
-func (p *parts) run(ctx context.Context, tasks *errgroup.Group) {
-	tasks.Go(func() error { return p.mirror.Run(ctx) })
-	tasks.Go(func() error { return p.watcher.Run(ctx) })
-	tasks.Go(func() error { return p.owners.Run(ctx) })
-	tasks.Go(func() error { return p.loop.Run(ctx) })
-	tasks.Go(func() error { return p.acknowledgeAll(ctx) })
+// tasks are all that follow something.
+func (p *parts) tasks(fault func(code routing.Code, err error)) []task {
+	return append([]task{
+		{name: "mirror of the kernel", run: p.mirror.Run},
+		{name: "NetworkManager", run: p.watcher.Run},
+		{name: "owners of links", run: p.owners.Run},
+		{name: "reconcile loop", run: p.loop.Run},
+		{name: "acknowledgements", run: p.acknowledgeAll},
+		{name: "earlier configurations", ready: p.isPast, run: always(func(ctx context.Context) {
+			// Not before no rule leads to their tables any more.
+			if p.first.await(ctx) {
+				p.past.clean(ctx)
+				p.isPast.give()
+			}
+		})},
+	}, p.followers.tasks(p, fault)...)
 }
 
 // close closes what was opened, the last first.

@@ -101,3 +101,27 @@ func suspect(port uint32) string {
 	}
 	return fmt.Sprintf("%s (process %d)", escape.Name(strings.TrimSpace(string(name))), port)
 }
+
+// summary is what `systemctl status` shows: one line.
+func summary(waiting string, all []routing.Problem) string {
+	refused, errors := "", 0
+	for _, p := range all {
+		if p.Severity != routing.Error {
+			continue
+		}
+		errors++
+		if p.Code == config.FaultCode {
+			refused = p.Text // It names the file.
+		}
+	}
+	switch {
+	case refused != "":
+		return strings.ReplaceAll(refused, "\n", " ") // an assignment is one line
+	case waiting != "":
+		return "waiting: " + waiting
+	case errors > 0:
+		return fmt.Sprintf("%d problems, see multihomectl status", errors)
+	default:
+		return "every link has its own routing"
+	}
+}

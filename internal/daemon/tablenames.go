@@ -4,47 +4,47 @@ import (
 	"context"
 	"log/slog"
 
-	"multihomed/allocator"
-	"multihomed/internal/offswitch"
 	"multihomed/internal/rttables"
 )
 
-// tableNames keeps the file in the runtime directory from which iproute2 takes the
-// names of tables.
+// tableNames are the names of tables, as iproute2 takes them from the file in the runtime
+// directory.
 type tableNames struct {
-	log       *slog.Logger
-	directory string
-	leases    *allocator.Allocator
-	// written is the generation of the leases that the file has, and none says that there
-	// is no file, because everything is switched off.
-	written uint64
-	none    bool
+	// none says that there is no file, because everything is switched off.
+	none   bool
+	leased []rttables.Leased
 }
 
-// settled follows the leases. It costs nothing while they do not change. Without the
-// file people see numbers, so that an error is logged and no more.
-func (n *tableNames) settled(ctx context.Context, off offswitch.State) {
-	generation := n.leases.Generation()
-	if none := off.HostOff(); generation == n.written && none == n.none {
-		return
+// namesOf returns the names for the leases as they are now, and false if they are those of
+// the pass before. It costs nothing then.
+func (p *parts) namesOf() (now tableNames, is bool) {
+	f, off, generation := p.followers, p.owners.HostOff(), p.leases.Generation()
+	if generation == f.listed && off == f.unlisted {
+		return tableNames{}, false
 	}
-	n.written, n.none = generation, off.HostOff()
-	err := n.write()
-	if err != nil {
-		n.log.LogAttrs(ctx, slog.LevelWarn, "names of routing tables not written", slog.String("error", err.Error()))
+	f.listed, f.unlisted = generation, off
+	if off {
+		return tableNames{none: true}, true
 	}
+	for _, l := range p.leases.List() {
+		now.leased = append(now.leased, rttables.Leased{Table: l.Table, Interface: l.Key.Interface, Family: l.Key.Family})
+	}
+	for _, l := range p.leases.Clients() {
+		now.leased = append(now.leased, rttables.Leased{Table: l.Table, Interface: l.Key.Interface, Family: l.Key.Family})
+	}
+	return now, true
 }
 
-func (n *tableNames) write() error {
+// write makes the file or removes it. Without it people see numbers, so that an error is
+// logged and no more.
+func (n tableNames) write(ctx context.Context, directory string, log *slog.Logger) {
+	var err error
 	if n.none {
-		return rttables.Remove(n.directory)
+		err = rttables.Remove(directory)
+	} else {
+		err = rttables.Write(directory, n.leased)
 	}
-	var tables []rttables.Leased
-	for _, l := range n.leases.List() {
-		tables = append(tables, rttables.Leased{Table: l.Table, Interface: l.Key.Interface, Family: l.Key.Family})
+	if err != nil {
+		log.LogAttrs(ctx, slog.LevelWarn, "names of routing tables not written", slog.String("error", err.Error()))
 	}
-	for _, l := range n.leases.Clients() {
-		tables = append(tables, rttables.Leased{Table: l.Table, Interface: l.Key.Interface, Family: l.Key.Family})
-	}
-	return rttables.Write(n.directory, tables)
 }

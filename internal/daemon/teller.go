@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"multihomed/internal/config"
+	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
-	"multihomed/internal/presence"
 	"multihomed/internal/status"
 	"multihomed/internal/status/check"
 	"multihomed/internal/status/socket"
@@ -37,7 +37,7 @@ type teller struct {
 	server   *socket.Server
 	producer *socket.Producer
 	// outdated wakes who checks, worked who gives memory back.
-	outdated, worked wake
+	outdated, worked news.Signal
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -67,7 +67,7 @@ type problemKey struct {
 	link, object string
 }
 
-func newTeller(s *service, cfg config.Config, p *parts, outdated, worked wake) *teller {
+func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Signal) *teller {
 	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[problemKey]time.Time{}}
 	t.producer = socket.NewProducer(t.make)
 	return t
@@ -79,32 +79,19 @@ func (t *teller) listen() (err error) {
 	return err
 }
 
-func (t *teller) run(ctx context.Context, tasks *errgroup.Group) {
+// run serves and checks until ctx is done.
+func (t *teller) run(ctx context.Context) error {
+	defer t.checker.Close()
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return t.producer.Run(ctx) })
 	tasks.Go(func() error {
-		defer t.checker.Close()
-		var both errgroup.Group
-		both.Go(func() error { return t.producer.Run(ctx) })
-		both.Go(func() error {
-			t.watch(ctx)
-			return nil
-		})
-		return both.Wait()
+		t.watch(ctx)
+		return nil
 	})
 	if t.server != nil {
 		tasks.Go(func() error { return t.server.Run(ctx) })
 	}
-}
-
-// A wake holds a value when there is something to do.
-type wake chan struct{}
-
-func newWake() wake { return make(wake, 1) }
-
-func (w wake) give() {
-	select {
-	case w <- struct{}{}:
-	default:
-	}
+	return tasks.Wait()
 }
 
 const (
@@ -145,7 +132,7 @@ func (t *teller) watch(ctx context.Context) {
 			t.service.Logger.LogAttrs(ctx, slog.LevelDebug, "check of the host delayed", slog.String("error", err.Error()))
 		}
 		if !isWhole {
-			t.outdated.give()
+			t.outdated.Give()
 		}
 		notBefore = time.Now().Add(max(checkPause, checkShare*time.Since(began)))
 	}
@@ -197,7 +184,7 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 // look brings told up to date. What it was made of may be as it was: then so is the
 // status, but for what only files of the host tell. The caller holds mu.
 func (t *teller) look(ctx context.Context) error {
-	defer t.worked.give()
+	defer t.worked.Give()
 	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
 		now.manager, now.alone = t.parts.owners.Status(), t.parts.owners.Alone()
@@ -205,7 +192,7 @@ func (t *teller) look(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking the loop: %w", err)
 	}
-	now.alone = now.alone && !presence.NetworkManager(t.cfg.NetworkManager)
+	now.alone = now.alone && !t.cfg.NetworkManager.Expected()
 	now.generation, now.state = snapshot.Generation, t.service.state(snapshot.Report)
 	var off offswitch.State
 	off, now.switched = t.parts.off.State()
@@ -217,7 +204,7 @@ func (t *teller) look(ctx context.Context) error {
 	} else {
 		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
 		if now.alone {
-			now.view.Unwanted = presence.Unwanted(t.cfg.NetworkManager)
+			now.view.Unwanted = t.cfg.NetworkManager.Unwanted()
 		}
 		t.shelf.Use(now.view)
 		if err := t.checker.Check(ctx, now.view, nil, checkedAtOnce); err != nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -13,7 +12,8 @@ import (
 	"sync"
 
 	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
+
+	"multihomed/internal/fsutil"
 )
 
 // A File is the servers file and the dnsmasq that reads it. It is safe for
@@ -105,7 +105,7 @@ func (f *File) write(text []byte) (_ bool, err error) {
 }
 
 // holds reports whether a file has exactly this text.
-func holds(dir *os.Root, name string, text []byte) (_ bool, err error) {
+func holds(dir *os.Root, name string, text []byte) (bool, error) {
 	info, err := dir.Lstat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -117,14 +117,9 @@ func holds(dir *os.Root, name string, text []byte) (_ bool, err error) {
 	case info.Size() != int64(len(text)):
 		return false, nil
 	}
-	r, err := dir.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return false, err
+	have, err := fsutil.ReadFileIn(dir, name, info.Size())
+	if errors.Is(err, fsutil.ErrTooLarge) {
+		return false, nil // Somebody writes to it.
 	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	have, err := io.ReadAll(io.LimitReader(r, int64(len(text))+1))
-	if err != nil {
-		return false, err
-	}
-	return bytes.Equal(have, text), nil
+	return err == nil && bytes.Equal(have, text), err
 }

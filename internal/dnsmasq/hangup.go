@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/fsutil"
 )
 
 // command is the name of dnsmasq's processes (comm in proc(5)).
@@ -86,11 +87,14 @@ func readPID(path string) (pid int, owner uint32, err error) {
 	if err := unix.Fstat(int(f.Fd()), &stat); err != nil {
 		return 0, 0, err
 	}
-	if stat.Mode&unix.S_IFMT != unix.S_IFREG {
+	const maxSize = 64
+	text, err := fsutil.Read(f, maxSize)
+	if errors.Is(err, fsutil.ErrNotRegular) {
 		return 0, 0, errors.New("it is no regular file; to fix: configure the pid-file of dnsmasq")
 	}
-	const maxSize = 64
-	text, err := io.ReadAll(io.LimitReader(f, maxSize))
+	if errors.Is(err, fsutil.ErrTooLarge) {
+		return 0, 0, errors.New("what is in it is no process number; to fix: restart dnsmasq, or configure the pid-file of dnsmasq")
+	}
 	if err != nil {
 		return 0, 0, err
 	}

@@ -3,13 +3,11 @@ package dnsmasq
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
-	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"multihomed/internal/fsutil"
 )
 
 // maxSize bounds what is read of a file.
@@ -17,16 +15,11 @@ const maxSize = 4 << 20
 
 // Read returns the servers that an earlier process wrote, each with one domain at most,
 // none if there is no file. Lines that are not ours are left out.
-func (f *File) Read() (_ []Server, err error) {
-	r, err := os.OpenFile(f.path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+func (f *File) Read() ([]Server, error) {
+	text, err := fsutil.ReadFileNoFollow(f.path, maxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading dnsmasq's servers: %w", err)
-	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	text, err := io.ReadAll(io.LimitReader(r, maxSize))
 	if err != nil {
 		return nil, fmt.Errorf("reading dnsmasq's servers in %s: %w", f.path, err)
 	}

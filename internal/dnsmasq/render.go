@@ -25,9 +25,8 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"multihomed/internal/dnsname"
+	"multihomed/routing"
 )
 
 // A Server is one DNS server as one link knows it.
@@ -45,14 +44,8 @@ type Server struct {
 const header = `# Written by multihomed, and written again whenever a link changes.
 `
 
-// Render returns the servers file: sorted, each line once. What cannot be
-// written is left out.
-func Render(servers []Server) []byte {
-	text, _ := render(servers)
-	return text
-}
-
-// render is Render, and says what was left out.
+// render returns the servers file: sorted, each line once. What cannot be
+// written is left out, and in the errors.
 func render(servers []Server) ([]byte, []error) {
 	var (
 		lines []line
@@ -149,12 +142,11 @@ func (s Server) line() (line, error) {
 // unzoned checks an address of the link and takes the zone off, which may only
 // be the link.
 func (s Server) unzoned(a netip.Addr) (netip.Addr, error) {
-	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	bare := a.WithZone("")
 	switch {
 	case !a.IsValid():
 		return a, errors.New("there is no address")
-	case a.Is4In6() || a.IsUnspecified() || bare.IsLoopback() || bare.IsMulticast() || a == broadcast:
+	case a.Is4In6() || !routing.IsHostAddress(a):
 		return a, fmt.Errorf("%q is no address of a host", a)
 	case a.Zone() != "" && (a.Zone() != s.Interface || !bare.IsLinkLocalUnicast()):
 		return a, fmt.Errorf("%q is not on the interface", a)
@@ -165,8 +157,8 @@ func (s Server) unzoned(a netip.Addr) (netip.Addr, error) {
 // checkInterface refuses names that the kernel has and that mean something to
 // dnsmasq, or to its parser of configuration files.
 func checkInterface(name string) error {
-	if name == "" || len(name) >= unix.IFNAMSIZ {
-		return fmt.Errorf("an interface name has 1 to %d bytes", unix.IFNAMSIZ-1)
+	if err := routing.CheckInterfaceName(name); err != nil {
+		return err
 	}
 	if !dnsname.Plain(name) {
 		return errors.New("the file can name interfaces of letters, digits and - . _ only; to fix: rename it")

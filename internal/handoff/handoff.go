@@ -117,19 +117,11 @@ func Listen(runtime string) (*Listener, error) {
 
 // Run passes messages on until ctx is done. Who takes them acknowledges each.
 func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)) error {
-	if err := l.conn.SetReadDeadline(time.Time{}); err != nil {
+	release, err := l.conn.ReadUntil(ctx)
+	if err != nil {
 		return err
 	}
-	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(woken)
-		_ = l.conn.SetReadDeadline(time.Unix(1, 0)) // At worst it is closed.
-	})
-	defer func() {
-		if !stop() {
-			<-woken
-		}
-	}()
+	defer release()
 	buffer := make([]byte, maxMessage)
 	for ctx.Err() == nil {
 		d, passed, err := l.conn.ReceiveWithFile(buffer)

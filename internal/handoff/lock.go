@@ -1,34 +1,21 @@
 package handoff
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"multihomed/internal/lockfile"
 )
-
-// StandIn is the argument by which a dispatcher that does the daemon's work knows
-// what it is.
-const StandIn = "stand-in"
-
-// StandsIn reports whether a process is one.
-func StandsIn(pid int) bool {
-	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-	return err == nil && bytes.HasSuffix(line, []byte("\x00"+StandIn+"\x00"))
-}
 
 // afterwards is how long a lock is waited for whose holder has ended.
 const afterwards = time.Second
 
 // TakeLock takes the lock of the runtime directory, from a dispatcher that has been
 // at work because there was no daemon; ctx bounds how long that may take to make
-// way, and one that does not is ended. A daemon keeps it: the error is a [lockfile.HeldError] then.
-func TakeLock(ctx context.Context, runtime string) (*lockfile.Lock, error) {
+// way, and one that does not is ended; standsIn tells such a process. A daemon keeps it: the error is a [lockfile.HeldError] then.
+func TakeLock(ctx context.Context, runtime string, standsIn func(pid int) bool) (*lockfile.Lock, error) {
 	path := filepath.Join(runtime, lockfile.Name)
 	lock, err := lockfile.TryLock(path)
 	held, is := errors.AsType[*lockfile.HeldError](err)
@@ -48,7 +35,7 @@ func TakeLock(ctx context.Context, runtime string) (*lockfile.Lock, error) {
 	if lock, err = lockfile.Wait(ctx, path); err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return lock, err
 	}
-	if holder == nil || !StandsIn(holder.PID) {
+	if holder == nil || !standsIn(holder.PID) {
 		return nil, held
 	}
 	// It hangs: one that works makes way at once.

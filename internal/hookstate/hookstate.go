@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"net/url"
@@ -23,9 +22,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
-
 	"multihomed/dispatcher"
+	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 )
@@ -165,9 +163,12 @@ const (
 )
 
 func (c Config) check() error {
+	if err := routing.CheckInterfaceName(c.Interface); err != nil {
+		return err
+	}
 	switch {
-	case c.Interface == "" || len(c.Interface) >= unix.IFNAMSIZ || strings.ContainsAny(c.Interface, "/\x00") || !utf8.ValidString(c.Interface):
-		return fmt.Errorf("%q is not an interface name", c.Interface)
+	case !utf8.ValidString(c.Interface):
+		return fmt.Errorf("the interface name %q cannot be written down: it is no UTF-8", c.Interface)
 	case c.Index <= 0:
 		return fmt.Errorf("%d is not the index of an interface", c.Index)
 	case c.Family != routing.IPv4 && c.Family != routing.IPv6:
@@ -343,19 +344,11 @@ func read(runtime, name string) ([]Config, []error) {
 }
 
 func readFile(directory *os.Root, name string) (c Config, err error) {
-	f, err := directory.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	data, err := fsutil.ReadFileIn(directory, name, maxSize)
 	if err != nil {
 		return Config{}, err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return Config{}, err
-	}
-	if !info.Mode().IsRegular() { // Reading a pipe may never end.
-		return Config{}, errors.New("it is not a regular file")
-	}
-	if err := json.NewDecoder(io.LimitReader(f, maxSize)).Decode(&c); err != nil {
+	if err := json.Unmarshal(data, &c); err != nil {
 		return Config{}, err
 	}
 	return c, c.check()

@@ -1,8 +1,10 @@
 package hookstate
 
 import (
+	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"multihomed/internal/event"
 	"multihomed/internal/news"
 	"multihomed/routing"
 )
@@ -18,7 +21,7 @@ import (
 // A Store is what hooks said, as far as it was read, and the names of interfaces of
 // which that changed. It is safe for concurrent use.
 type Store struct {
-	*news.Names
+	*news.Set
 	runtime string
 
 	mu      sync.Mutex
@@ -34,7 +37,7 @@ type Store struct {
 // errors.
 func Open(runtime string) (*Store, []error) {
 	s := &Store{
-		Names: news.New(), runtime: runtime, configs: map[string][]Config{}, hints: map[string][]Config{},
+		Set: news.NewSet(), runtime: runtime, configs: map[string][]Config{}, hints: map[string][]Config{},
 		released: map[string]bool{},
 	}
 	all, errs := read(runtime, "")
@@ -172,6 +175,13 @@ func (s *Store) Interfaces() []string {
 	names := slices.AppendSeq(slices.Collect(maps.Keys(s.configs)), maps.Keys(s.hints))
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// ReloadAndLog is Reload, and writes to the log what cannot be read.
+func (s *Store) ReloadAndLog(ctx context.Context, log *slog.Logger, name string) {
+	for _, err := range s.Reload(name) {
+		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("interface", name), slog.String("error", err.Error()))
+	}
 }
 
 // KeepReleased drops that the configurations of interfaces were taken away which are no

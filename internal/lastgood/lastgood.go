@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 )
 
@@ -117,16 +117,10 @@ func read(path string) (data []byte, err error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
 	case info.Mode().Perm()&0o022 != 0:
 		return nil, fmt.Errorf("others may write to it (mode %v)", info.Mode().Perm())
 	}
-	data, err = io.ReadAll(io.LimitReader(f, maxSize+1))
-	if err == nil && len(data) > maxSize {
-		err = errors.New("it is larger than a configuration can be")
-	}
-	return data, err
+	return fsutil.Read(f, maxSize)
 }
 
 func parse(data []byte) (s Saved, source string, err error) {

@@ -106,7 +106,7 @@ func TestHeld(t *testing.T) {
 	path := filepath.Join(t.TempDir(), lockfile.Name)
 	expect := func(want bool) {
 		t.Helper()
-		if held, err := lockfile.Held(path); held != want || err != nil {
+		if _, held, err := lockfile.Holder(path); held != want || err != nil {
 			t.Errorf("held: %v, %v; want %v", held, err, want)
 		}
 	}

@@ -44,7 +44,7 @@ func Take(ctx context.Context, mirror *kernel.Mirror, runtime string, link routi
 		return nil, err
 	}
 	var out []routing.Route
-	errs := mirror.TakeFromMain(ctx, routes)
+	errs := kernel.MainTableOf(mirror).Take(ctx, routes)
 	for i, r := range routes {
 		if errs == nil || errs[i] == nil {
 			out = append(out, r)
@@ -71,11 +71,11 @@ func PutBack(ctx context.Context, mirror *kernel.Mirror, runtime string, c hooks
 	// Networks come before the routers that are in them.
 	slices.SortStableFunc(routes, func(a, b routing.Route) int { return b.Destination.Bits() - a.Destination.Bits() })
 	var errs []error
-	for i, err := range mirror.PutIntoMain(ctx, routes) {
+	for i, err := range kernel.MainTableOf(mirror).Put(ctx, routes) {
 		if errors.Is(err, unix.ENETUNREACH) && routes[i].Gateway.IsValid() && !routes[i].OnLink {
 			// What covered the router went meanwhile. The host must keep its way out.
 			routes[i].OnLink = true
-			err = errors.Join(mirror.PutIntoMain(ctx, routes[i:i+1])...)
+			err = errors.Join(kernel.MainTableOf(mirror).Put(ctx, routes[i:i+1])...)
 		}
 		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, err)

@@ -1,4 +1,5 @@
-// Package news tells one reader of what something has changed.
+// Package news tells one reader of what something has changed: that it has (Signal), to
+// what (Slot), and whose names changed (Set).
 package news
 
 import (
@@ -7,37 +8,41 @@ import (
 	"sync"
 )
 
-// Names are the names of what has changed. They are safe for concurrent use; New
-// makes them.
-type Names struct {
-	changed chan struct{}
+// A Set holds the names of what has changed. It is safe for concurrent use; NewSet makes
+// one.
+type Set struct {
+	changed Signal
 
 	mu    sync.Mutex
 	dirty map[string]struct{}
 }
 
-// New returns names of nothing.
-func New() *Names { return &Names{changed: make(chan struct{}, 1), dirty: map[string]struct{}{}} }
+// NewSet returns an empty Set.
+func NewSet() *Set { return &Set{changed: NewSignal(), dirty: map[string]struct{}{}} }
 
 // Touch adds a name.
-func (n *Names) Touch(name string) {
+func (n *Set) Touch(name string) {
 	n.mu.Lock()
 	n.dirty[name] = struct{}{}
 	n.mu.Unlock()
-	select {
-	case n.changed <- struct{}{}:
-	default:
-	}
+	n.changed.Give()
 }
 
 // Changed holds a value when Take has something to say.
-func (n *Names) Changed() <-chan struct{} { return n.changed }
+func (n *Set) Changed() <-chan struct{} { return n.changed }
 
 // Take returns the names that were added since it was called last, sorted.
-func (n *Names) Take() []string {
+func (n *Set) Take() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	names := slices.Sorted(maps.Keys(n.dirty))
 	clear(n.dirty)
 	return names
+}
+
+// IsEmpty reports whether Take has nothing to say.
+func (n *Set) IsEmpty() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.dirty) == 0
 }

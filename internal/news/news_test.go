@@ -7,9 +7,9 @@ import (
 	"multihomed/internal/news"
 )
 
-func TestNames(t *testing.T) {
+func TestSet(t *testing.T) {
 	t.Parallel()
-	n := news.New()
+	n := news.NewSet()
 	for _, name := range []string{"b", "a", "b"} {
 		n.Touch(name)
 	}

@@ -14,7 +14,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/flock"
+	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 )
 
@@ -190,16 +190,10 @@ func Load(d Directories) State {
 
 // load reads a file, if there is one.
 func load(path string) (s State, exists bool, err error) {
-	// A pipe must not keep anybody waiting.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	data, err := fsutil.ReadFile(path, maxSize)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return State{}, false, nil // Where something else has the directory's name, nobody switched anything off either.
 	}
-	if err != nil {
-		return State{}, true, fmt.Errorf("whether multihomed is switched off is unknown: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
 	if err != nil {
 		return State{}, true, fmt.Errorf("whether multihomed is switched off is unknown: %w", err)
 	}
@@ -210,9 +204,6 @@ func load(path string) (s State, exists bool, err error) {
 }
 
 func parse(data []byte) (State, error) {
-	if len(data) > maxSize {
-		return State{}, errors.New("it is larger than 1 MiB")
-	}
 	var f file
 	if err := json.Unmarshal(data, &f); err != nil {
 		return State{}, err

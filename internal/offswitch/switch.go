@@ -1,12 +1,16 @@
 package offswitch
 
-import "sync"
+import (
+	"sync"
+
+	"multihomed/internal/news"
+)
 
 // A Switch is what a process knows of what is off, and whether that changed. It is safe
 // for concurrent use.
 type Switch struct {
 	directories Directories
-	changed     chan struct{}
+	changed     news.Signal
 
 	mu    sync.Mutex
 	state State
@@ -16,7 +20,7 @@ type Switch struct {
 
 // Open reads what is off.
 func Open(d Directories) *Switch {
-	return &Switch{directories: d, changed: make(chan struct{}, 1), state: Load(d)}
+	return &Switch{directories: d, changed: news.NewSignal(), state: Load(d)}
 }
 
 // State is what is off, and how often that has changed.
@@ -42,9 +46,6 @@ func (s *Switch) Reload() error {
 	}
 	s.state = now
 	s.generation++
-	select {
-	case s.changed <- struct{}{}:
-	default:
-	}
+	s.changed.Give()
 	return nil
 }

@@ -157,7 +157,7 @@ func (f Facts) leased(claim reconcile.Claim) reconcile.Claim {
 		claim.Choice = routing.AlwaysLocal
 	}
 	// A client gives an address a table, and seldom main a default.
-	claim.Reach = true
+	claim.DefaultMayBeMissing = true
 	claim.Why = fmt.Sprintf("lease of %s", f.Leased[0])
 	if more := len(f.Leased) - 1; more > 0 {
 		claim.Why += fmt.Sprintf(" and %d more", more)
@@ -199,7 +199,7 @@ func (f Facts) hooked() (reconcile.Claim, bool) {
 	}
 	index := slices.MaxFunc(f.Configs, func(a, b hookstate.Config) int { return a.Index - b.Index }).Index
 	claim := reconcile.Claim{
-		Standing: reconcile.Link, Watched: true, Reach: true, Intents: map[routing.Family]routing.Intent{},
+		Standing: reconcile.Link, Watched: true, DefaultMayBeMissing: true, Intents: map[routing.Family]routing.Intent{},
 		Index: index,
 	}
 	var callers []string

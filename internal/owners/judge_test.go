@@ -89,7 +89,7 @@ func TestJudge(t *testing.T) {
 		}
 	}
 	claim, _ := owners.Judge(owners.Facts{Name: "wan0", Configs: hook})
-	if len(claim.Known) != 1 || claim.Known[0].PreferredSource != leased[0] || !claim.Reach || !claim.Watched || !claim.Intents[routing.IPv4].Automatic {
+	if len(claim.Known) != 1 || claim.Known[0].PreferredSource != leased[0] || !claim.DefaultMayBeMissing || !claim.Watched || !claim.Intents[routing.IPv4].Automatic {
 		t.Errorf("a hook's claim is %+v", claim)
 	}
 }
@@ -200,7 +200,7 @@ func TestConfigured(t *testing.T) {
 	if _, claimed := owners.Judge(owners.Facts{Name: "eth9", Links: facts.Links}); claimed {
 		t.Error("nobody says anything of eth9, and yet it is claimed")
 	}
-	if claim, _ := owners.Judge(owners.Facts{Name: "wan0", Leased: []netip.Addr{address}}); !claim.Reach {
+	if claim, _ := owners.Judge(owners.Facts{Name: "wan0", Leased: []netip.Addr{address}}); !claim.DefaultMayBeMissing {
 		t.Error("a leased link does not say that main may lack its default")
 	}
 }

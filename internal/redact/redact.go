@@ -19,6 +19,7 @@ import (
 
 	"multihomed/internal/escape"
 	"multihomed/internal/lazy"
+	"multihomed/routing"
 )
 
 // A Redactor holds the key of one report.
@@ -325,7 +326,7 @@ var kept = []netip.Prefix{ //nolint:gochecknoglobals // a constant in all but na
 // Addr replaces an address so that two addresses share as many leading bits after it
 // as before (Xu, Fan, Ammar, Moon: Prefix-preserving IP address anonymization).
 func (r *Redactor) Addr(a netip.Addr) netip.Addr {
-	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4() && a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	if !routing.IsHostAddress(a) {
 		return a
 	}
 	first := 0

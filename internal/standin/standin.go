@@ -4,6 +4,7 @@
 package standin
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -19,15 +21,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/config"
-	"multihomed/internal/daemon"
 	"multihomed/internal/event"
 	"multihomed/internal/handoff"
 	"multihomed/internal/journal"
 	"multihomed/internal/ownership"
 )
 
-// Is reports whether this process was started by Start.
-func Is(args []string) bool { return len(args) == 1 && args[0] == handoff.StandIn }
+// argument is that by which a process knows that it was started by Start.
+const argument = "stand-in"
+
+// Is reports whether a process with these arguments was started by Start.
+func Is(args []string) bool { return len(args) == 1 && args[0] == argument }
+
+// Runs reports whether a process is such a one.
+func Runs(pid int) bool {
+	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	return err == nil && bytes.HasSuffix(line, []byte("\x00"+argument+"\x00"))
+}
 
 // patience bounds how long a caller is kept: longer than a pass takes, and shorter
 // than a DHCP client would be missed.
@@ -59,7 +69,7 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.M
 		return errors.Join(doing(err), write.Close())
 	}
 	// Not the path that it was started by: that may be another file by now.
-	child := exec.Command("/proc/self/exe", handoff.StandIn) //nolint:noctx,gosec // it outlives us; both are constants
+	child := exec.Command("/proc/self/exe", argument) //nolint:noctx // it outlives us
 	child.Args[0] = os.Args[0]
 	child.Stdin, child.Stderr, child.ExtraFiles = in, os.Stderr, []*os.File{write}
 	child.Dir = "/"
@@ -131,28 +141,34 @@ func rights(cfg config.Config) (*syscall.SysProcAttr, error) {
 	return attr, nil
 }
 
-// Run is the child.
-func Run(ctx context.Context, o daemon.Options) int {
+// ErrUsage says that somebody else than Start called the program with its argument.
+var ErrUsage = errors.New("multihomed-dispatcher was called with an argument that is its own")
+
+// A Job does the daemon's work for a message. It calls settled when the first of it is done.
+type Job func(ctx context.Context, log *slog.Logger, m handoff.Message, settled func()) error
+
+// Run is the child. What it returns is in the log, too.
+func Run(ctx context.Context, level slog.Leveler, job Job) error {
 	out := &output{}
 	out.to.Store(&sink{journal.SinkOf(os.Stderr)})
-	o.Logger = slog.New(journal.NewHandler(out, o.Level))
+	log := slog.New(journal.NewHandler(out, level))
 	var m handoff.Message
 	if err := json.NewDecoder(os.Stdin).Decode(&m); err != nil {
-		o.Logger.ErrorContext(ctx, "multihomed-dispatcher was called with an argument that is its own", slog.String("error", err.Error()))
-		return 2
+		log.ErrorContext(ctx, ErrUsage.Error(), slog.String("error", err.Error())) //nolint:sloglint // the error is the sentence
+		return ErrUsage
 	}
 	ready := os.NewFile(readiness, "readiness")
-	err := daemon.Once(ctx, o, m, daemon.Linger, func() {
+	err := job(ctx, log, m, func() {
 		out.leave()
 		// The caller may have lost patience.
 		_, _ = ready.Write([]byte{1})
 		_ = ready.Close()
 	})
 	if err != nil {
-		o.Logger.ErrorContext(ctx, "event not handled", event.Is(event.Failed), slog.String("caller", m.Caller), slog.String("action", m.Action),
+		log.ErrorContext(ctx, "event not handled", event.Is(event.Failed), slog.String("caller", m.Caller), slog.String("action", m.Action),
 			slog.String("interface", m.Interface), slog.String("error", err.Error()))
 	}
-	return daemon.ExitStatus(err)
+	return err
 }
 
 // output is where the log goes: to the caller while that waits, to the system's

@@ -236,6 +236,25 @@ func (c *Conn) SendWait(ctx context.Context, to Address, payload []byte) error {
 	return nil
 }
 
+// ReadUntil has reads end with [os.ErrDeadlineExceeded] when ctx is done, and not before.
+// Whoever has read calls release: after it nothing sets a deadline any more, so that the
+// next one may.
+func (c *Conn) ReadUntil(ctx context.Context) (release func(), err error) {
+	if err := c.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		_ = c.SetReadDeadline(time.Unix(1, 0)) // At worst it is closed, and reads end too.
+	})
+	return func() {
+		if !stop() {
+			<-woken
+		}
+	}, nil
+}
+
 func (c *Conn) sendWait(ctx context.Context, to Address, payload []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err

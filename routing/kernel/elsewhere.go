@@ -260,8 +260,8 @@ func (s *State) elsewhereDown(f routing.Family, device int, how down) {
 
 // Elsewhere returns what the host has of a link's networks besides the link's
 // own addresses, or others have of them through this host: addresses on lo or a
-// dummy, local routes of the interface, and host routes of main behind other
-// interfaces. Tunnels and point-to-point interfaces have no part in it. Host
+// dummy, local routes of the interface, of lo or a dummy, and host routes of main behind
+// other interfaces. Tunnels and point-to-point interfaces have no part in it. Host
 // routes are known inside the networks of SetNetworks alone.
 func (s *State) Elsewhere(index int, networks []netip.Prefix) []routing.Elsewhere {
 	var out []routing.Elsewhere
@@ -282,15 +282,21 @@ func (s *State) Elsewhere(index int, networks []netip.Prefix) []routing.Elsewher
 			}
 		}
 	}
-	own := s.links[index]
-	for k := range s.elsewhere.locals[index] {
-		if own == nil || k.prefix.IsSingleIP() && own.holds(k.prefix.Addr()) {
+	for device, keys := range s.elsewhere.locals {
+		l := s.links[device]
+		// AnyIP: `ip route add local PREFIX dev lo` makes a part of a link's network the host's.
+		if l == nil || device != index && (!l.holder() || l.pointToPoint()) {
 			continue
 		}
-		out = append(out, routing.Elsewhere{
-			Prefix: k.prefix, Own: true, Device: index,
-			Why: fmt.Sprintf("the table local has %s on %s", k.prefix, own.name),
-		})
+		for k := range keys {
+			if k.prefix.IsSingleIP() && l.holds(k.prefix.Addr()) || device != index && !within(networks, k.prefix) {
+				continue
+			}
+			out = append(out, routing.Elsewhere{
+				Prefix: k.prefix, Own: true, Device: device,
+				Why: fmt.Sprintf("the table local has %s on %s", k.prefix, l.name),
+			})
+		}
 	}
 	for a, ways := range s.elsewhere.guests {
 		if !inside(a) {
@@ -298,7 +304,7 @@ func (s *State) Elsewhere(index int, networks []netip.Prefix) []routing.Elsewher
 		}
 		for g := range ways {
 			l := s.links[g.device]
-			if l == nil || g.device == index || l.pointToPoint() {
+			if l == nil || g.device == index || !l.leadsToGuests(routing.FamilyOf(a)) {
 				continue
 			}
 			out = append(out, routing.Elsewhere{
@@ -310,6 +316,11 @@ func (s *State) Elsewhere(index int, networks []netip.Prefix) []routing.Elsewher
 		return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.Device, b.Device), strings.Compare(a.Why, b.Why))
 	})
 	return slices.Compact(out)
+}
+
+// within reports whether a prefix lies in one of the networks.
+func within(networks []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Bits() <= p.Bits() && n.Contains(p.Addr()) })
 }
 
 func (l *link) holds(a netip.Addr) bool {
@@ -340,6 +351,40 @@ func (l *link) pointToPoint() bool {
 		return false
 	}
 }
+
+// leadsToGuests reports whether an address of a link's network that main has behind an
+// interface is that of a guest. A tap (drivers/net/tun.c gives its kind as "tun", too, and
+// no IFF_POINTOPOINT) is a virtual machine's cable, or the end of a VPN. The VPN has a network
+// on it, and what lies there is not ours; the cable has no address, or one that is no network.
+func (l *link) leadsToGuests(f routing.Family) bool {
+	if !l.pointToPoint() {
+		return true
+	}
+	for _, a := range l.addresses {
+		p := a.Prefix
+		if routing.FamilyOf(p.Addr()) == f && !p.IsSingleIP() && !p.Addr().IsLinkLocalUnicast() {
+			return false
+		}
+	}
+	return l.tap()
+}
+
+// guestsOf questions the addresses that main has behind a tap: what they are depends on
+// the addresses of the tap.
+func (s *State) guestsOf(l *link) {
+	if !l.tap() {
+		return
+	}
+	for a, ways := range s.elsewhere.guests {
+		for g := range ways {
+			if g.device == l.index {
+				s.elsewhereChanged(single(a))
+			}
+		}
+	}
+}
+
+func (l *link) tap() bool { return l.kind == "tun" && l.flags&unix.IFF_POINTOPOINT == 0 }
 
 func enlistIn[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
 	if m[k] == nil {

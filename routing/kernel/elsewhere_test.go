@@ -103,6 +103,32 @@ func TestElsewhere(t *testing.T) {
 	h.ip("-6 route del local 2001:db8:9::/64 dev wan0")
 	expect("no local networks", []string{"2001:db8:9::/64", "203.0.113.64/26"}, four, local, six)
 
+	// AnyIP: a part of the network is this host's. What lies outside of it is nobody's.
+	h.ip("route add local 192.0.2.128/28 dev lo")
+	h.ip("-6 route add local 2001:db8::a:0/112 dev lo")
+	h.ip("route add local 198.51.100.0/24 dev lo")
+	anyIP := routing.Elsewhere{Prefix: prefix("192.0.2.128/28"), Own: true, Device: lo}
+	anyIP6 := routing.Elsewhere{Prefix: prefix("2001:db8::a:0/112"), Own: true, Device: lo}
+	expect("AnyIP", []string{"192.0.2.128/28", "198.51.100.0/24", "2001:db8::a:0/112"}, four, anyIP, local, six, anyIP6)
+	h.ip("route del local 192.0.2.128/28 dev lo")
+	h.ip("-6 route del local 2001:db8::a:0/112 dev lo")
+	h.ip("route del local 198.51.100.0/24 dev lo")
+	expect("no AnyIP", []string{"192.0.2.128/28", "198.51.100.0/24", "2001:db8::a:0/112"}, four, local, six)
+
+	// A guest on a tap is one until the tap has a network: then it is a VPN's.
+	must(t, h.link.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tap0"}, Mode: netlink.TUNTAP_MODE_TAP}))
+	tap := h.up("tap0")
+	h.ip("route add 192.0.2.65/32 dev tap0")
+	h.ip("addr add 192.0.2.10/32 dev tap0")
+	cable := routing.Elsewhere{Prefix: prefix("192.0.2.65/32"), Device: tap}
+	expect("a guest's cable", []string{"192.0.2.10/32", "192.0.2.65/32"}, four, cable, local, six)
+	h.ip("addr add 192.0.2.66/28 dev tap0")
+	expect("a network on it", []string{"192.0.2.65/32", "192.0.2.66/32"}, four, local, six)
+	h.ip("addr del 192.0.2.66/28 dev tap0")
+	expect("no network on it", []string{"192.0.2.65/32", "192.0.2.66/32"}, four, cable, local, six)
+	h.ip("link del tap0")
+	expect("no cable", []string{"192.0.2.10/32", "192.0.2.65/32"}, four, local, six)
+
 	h.ip("route replace 192.0.2.50/32 dev lan0")
 	moved := routing.Elsewhere{Prefix: prefix("192.0.2.50/32"), Device: other}
 	expect("the guest moved", []string{"192.0.2.50/32"}, moved, local, six)

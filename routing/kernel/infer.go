@@ -154,6 +154,7 @@ func (s *State) addressAdded(m addressMessage) {
 		return
 	}
 	s.changes.Links[l.index] = struct{}{}
+	s.guestsOf(l)
 	if l.holder() && !known {
 		s.elsewhereChanged(single(m.address.Prefix.Addr()))
 	}
@@ -179,6 +180,7 @@ func (s *State) addressDeleted(m addressMessage) {
 		delete(l.addresses, k)
 		s.doubtOthers()
 		s.changes.Links[l.index] = struct{}{}
+		s.guestsOf(l)
 		if l.holder() {
 			s.elsewhereChanged(single(addr))
 		}

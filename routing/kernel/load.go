@@ -72,7 +72,7 @@ func (l loader) load(ctx context.Context, old *State) (*State, error) {
 		s.others[k] = t
 	}
 	s.inherit(old.authors)
-	s.changes = newChanges()
+	s.changes = routing.NewChanges()
 	s.changes.All = true
 	s.events = old.events
 	s.strange = old.strange + 1

@@ -99,11 +99,11 @@ func (m *Mirror) View(look func(*State)) {
 func (m *Mirror) Changed() <-chan struct{} { return m.changed }
 
 // Take returns what changed since it was last called.
-func (m *Mirror) Take() Changes {
+func (m *Mirror) Take() routing.Changes {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	c := m.state.changes
-	m.state.changes = newChanges()
+	m.state.changes = routing.NewChanges()
 	return c
 }
 
@@ -389,6 +389,6 @@ func (m *Mirror) keepLost(err error) error {
 }
 
 func (m *Mirror) adopt(fresh *State) {
-	fresh.changes.merge(m.state.changes)
+	fresh.changes.Merge(m.state.changes)
 	m.state = fresh
 }

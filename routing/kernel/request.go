@@ -44,6 +44,9 @@ func (r *requester) close() error {
 	return r.socket.close()
 }
 
+// errBudget ends a dump whose caller has seen enough.
+var errBudget = errors.New("more routes than worth reading")
+
 // A dump is one question whose answer is a list.
 type dump struct {
 	what string

@@ -12,9 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errBudget ends a dump whose caller has seen enough.
-var errBudget = errors.New("more routes than worth reading")
-
 // A socket is one NETLINK_ROUTE socket, non-blocking and waited for by the
 // runtime's poller.
 type socket struct {
@@ -184,3 +181,10 @@ func (s *socket) waitFor(ctx context.Context) error {
 	}
 	return nil
 }
+
+// errOverrun says that announcements were lost.
+var errOverrun = errors.New("announcements were lost")
+
+// lost reports whether an error of the event socket means that announcements
+// are missing rather than that the socket is broken.
+func lost(err error) bool { return errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EMSGSIZE) }

@@ -14,36 +14,6 @@ import (
 	"multihomed/routing"
 )
 
-// A Link is an interface as the kernel has it.
-type Link struct {
-	Index int
-	Name  string
-	// Up is IFF_UP, administratively up; Carrier is IFF_LOWER_UP.
-	Up, Carrier bool
-	// Group is IFLA_GROUP. The kernel does not announce a change of it while
-	// the interface is down (netdev_state_change in net/core/dev.c): what
-	// somebody else set meanwhile is seen when the interface comes up.
-	Group uint32
-	// Kind is the driver's name for virtual interfaces: "bridge", "veth".
-	Kind string
-	// PointToPoint says that it leads to one peer or into a tunnel.
-	PointToPoint bool
-	// Master is the index of the bridge, bond or VRF the interface belongs to.
-	Master int
-	MTU    uint32
-	// Hardware is the link-layer address, raw.
-	Hardware string
-	// Addresses are sorted by family, then address.
-	Addresses []routing.Address
-	// Routes are the unicast routes of main through the interface, one for
-	// each leg that is alive, sorted; none if the interface is of no interest.
-	Routes []routing.Route
-	// Others are the unicast and throw routes through the interface in tables of others that a rule
-	// reads which selects nothing; LongTables those that are too long to be read.
-	Others     []routing.Route
-	LongTables []routing.TableID
-}
-
 // A State is what the mirror holds. It may be used only inside
 // [Mirror.View]; what its methods return may be kept. It implements
 // [routing.Kernel].
@@ -66,7 +36,7 @@ type State struct {
 	nexthops map[uint32]*nexthop
 	rules    ruleBook
 	authors  authors
-	changes  Changes
+	changes  routing.Changes
 	doubts   doubts
 	// events counts, by class, what was announced and mattered.
 	events [classes]uint64
@@ -156,7 +126,7 @@ func newState(owns routing.Ownership, interest func(string) bool) *State {
 	return &State{
 		owns: owns, interest: interest,
 		links: map[int]*link{}, names: map[string]int{}, hosts: map[netip.Addr]int{},
-		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(owns), elsewhere: newElsewhere(), others: map[otherKey]otherTable{}, nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: newChanges(), authors: authors{},
+		anyIP: map[netip.Prefix]struct{}{}, fib: newFIB(owns), elsewhere: newElsewhere(), others: map[otherKey]otherTable{}, nexthops: map[uint32]*nexthop{}, rules: newRuleBook(), changes: routing.NewChanges(), authors: authors{},
 		doubts: newDoubts(), crowded: map[routing.Family]bool{},
 	}
 }
@@ -210,7 +180,7 @@ func (s *State) Name(index int) string {
 func (s *State) textOf(r routing.Route) string { return r.Text(s.Name(r.Device)) }
 
 // Link returns one interface.
-func (s *State) Link(index int) (Link, bool) {
+func (s *State) Link(index int) (routing.Interface, bool) {
 	out, ok := s.LinkFacts(index)
 	if ok && s.links[index].interested {
 		for a := range s.fib.byDevice[index] {
@@ -247,13 +217,13 @@ func (s *State) Ways(index int, d routing.Destination) []routing.Route {
 
 // LinkFacts returns one interface without its routes, whose number costs
 // nothing then.
-func (s *State) LinkFacts(index int) (Link, bool) {
+func (s *State) LinkFacts(index int) (routing.Interface, bool) {
 	l := s.links[index]
 	if l == nil {
-		return Link{}, false
+		return routing.Interface{}, false
 	}
 	others, long := s.Others(index)
-	return Link{
+	return routing.Interface{
 		Others: others, LongTables: long,
 		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
 		Group: l.group, Kind: l.kind, PointToPoint: l.pointToPoint(), Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
@@ -436,19 +406,11 @@ func (s *State) CountRoutes(table routing.TableID) int { return len(s.fib.byTabl
 func (s *State) ForeignIn(f routing.Family, table routing.TableID) (what string, used bool) {
 	routes := 0
 	var example routing.Route
-	for a := range s.fib.byTable[table] {
-		for _, l := range a.legs {
-			known, is := s.authors[a.key][l.route.Key()]
-			if l.route.Family != f {
-				continue
-			}
-			if l.route.Protocol != routing.Multihomed && known == (routing.Route{}) || is && known == (routing.Route{}) {
-				if routes == 0 || compareRoutes(l.route, example) < 0 {
-					example = l.route
-				}
-				routes++
-			}
+	for r := range s.foreignRoutes(f, table) {
+		if routes == 0 || compareRoutes(r, example) < 0 {
+			example = r
 		}
+		routes++
 	}
 	switch n := s.rules.lookups[table]; {
 	case routes > 1:
@@ -464,6 +426,51 @@ func (s *State) ForeignIn(f routing.Family, table routing.TableID) (what string,
 		}
 	}
 	return "", false
+}
+
+// foreignRoutes yields the routes of others in a table of a family, one for each leg.
+func (s *State) foreignRoutes(f routing.Family, table routing.TableID) iter.Seq[routing.Route] {
+	return func(yield func(routing.Route) bool) {
+		for a := range s.fib.byTable[table] {
+			for _, l := range a.legs {
+				known, is := s.authors[a.key][l.route.Key()]
+				if l.route.Family != f {
+					continue
+				}
+				his := l.route.Protocol != routing.Multihomed && known == (routing.Route{}) || is && known == (routing.Route{})
+				if his && !yield(l.route) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// TakenBy says what makes the table of an interface somebody else's, see [routing.Takes].
+func (s *State) TakenBy(f routing.Family, table routing.TableID, device int, widest uint32) (what string, taken bool) {
+	var his *routing.Rule
+	if s.rules.lookups[table] > 0 {
+		for _, r := range s.Foreign(f) {
+			if r.Action == routing.ActionLookup && r.Table == table {
+				his = &r
+				break
+			}
+		}
+	}
+	var example routing.Route
+	for r := range s.foreignRoutes(f, table) {
+		if routing.Takes(r, device, his != nil, widest) && (!taken || compareRoutes(r, example) < 0) {
+			example, taken = r, true
+		}
+	}
+	switch {
+	case !taken:
+		return "", false
+	case his != nil:
+		return fmt.Sprintf("the rule %s and the route %s", his, s.textOf(example)), true
+	default:
+		return fmt.Sprintf("the route %s", s.textOf(example)), true
+	}
 }
 
 // UseOf says what stands of a table, whoever made it: a rule that leads to it,

@@ -6,8 +6,6 @@ import (
 	"maps"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"multihomed/routing"
 )
 
@@ -303,10 +301,3 @@ func (s *State) adoptRoutes(d doubt, fresh []*alias) {
 func identical(a, b *alias) bool {
 	return sameAlias(a, b) && slices.EqualFunc(a.legs, b.legs, func(x, y leg) bool { return x.dead == y.dead })
 }
-
-// errOverrun says that announcements were lost.
-var errOverrun = errors.New("announcements were lost")
-
-// lost reports whether an error of the event socket means that announcements
-// are missing rather than that the socket is broken.
-func lost(err error) bool { return errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EMSGSIZE) }

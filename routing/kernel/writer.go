@@ -66,51 +66,6 @@ func (w *Writer) Apply(ctx context.Context, ops []routing.Op) []error {
 	return errs
 }
 
-// TakeFromMain deletes routes of others from main, for an administrator who asked
-// for it; nothing else in this program does. What the kernel put there itself, or
-// learned from a router, stays. Main is a fact and not our work, so the mirror
-// hears of it as of any change that somebody makes. Errors are as with
-// [Writer.Apply].
-func (m *Mirror) TakeFromMain(ctx context.Context, routes []routing.Route) []error {
-	return m.onMain(ctx, routing.DeleteRoute, routes)
-}
-
-// PutIntoMain is the opposite of [Mirror.TakeFromMain]. A route that main has no
-// room for is EEXIST.
-func (m *Mirror) PutIntoMain(ctx context.Context, routes []routing.Route) []error {
-	return m.onMain(ctx, routing.AddRoute, routes)
-}
-
-func (m *Mirror) onMain(ctx context.Context, v routing.Verb, routes []routing.Route) []error {
-	ops := make([]routing.Op, len(routes))
-	for i, r := range routes {
-		ops[i] = routing.Op{Verb: v, Route: r}
-	}
-	r, err := newRequester()
-	if err != nil {
-		return slices.Repeat([]error{err}, len(routes))
-	}
-	errs := (&Writer{requests: r, mirror: m}).apply(ctx, ops, func(op routing.Op) error {
-		if op.Route.Table != routing.TableMain || !Movable(op.Route) {
-			return fmt.Errorf("%w: it is the kernel's, or not in main", ErrNotOurs)
-		}
-		return nil
-	})
-	_ = r.close() // Nothing is left to be sent.
-	return errs
-}
-
-// Movable reports whether a route of main is somebody's who put it there, and not
-// the kernel's own.
-func Movable(r routing.Route) bool {
-	switch r.Protocol {
-	case unix.RTPROT_KERNEL, unix.RTPROT_RA, unix.RTPROT_REDIRECT, routing.Multihomed:
-		return false
-	default:
-		return r.Type == routing.RouteUnicast
-	}
-}
-
 func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routing.Op) error) []error {
 	b := batch{ctx: ctx, writer: w.requests, mirror: w.mirror, ops: ops}
 	var nameless error

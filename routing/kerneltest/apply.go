@@ -61,6 +61,7 @@ func (k *Kernel) repeat(op routing.Op) error {
 // Apply does one operation. Its errors are those of the kernel: EEXIST where an
 // object stands already, ESRCH and ENOENT where it does not.
 func (k *Kernel) Apply(op routing.Op) error {
+	defer k.actAs(ours)()
 	if k.Refuse != nil {
 		if err := k.Refuse(op); err != nil {
 			return fmt.Errorf("%s: %w", op, err)
@@ -142,8 +143,7 @@ func (k *Kernel) deleteRule(op routing.Op) error {
 		// As the writer does: what the kernel would take for it steps behind first.
 		for k.bands[b][at] != op.Rule {
 			first := k.bands[b][at]
-			k.bands[b] = append(k.bands[b], first)
-			k.counts[first]++
+			k.insert(first)
 			k.removeRule(b, at)
 			_, at, _ = k.match(op.Rule)
 		}

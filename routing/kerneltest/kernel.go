@@ -59,12 +59,19 @@ type Kernel struct {
 	// makes: a rule that moves makes two.
 	Step func(routing.Op)
 
-	policy     routing.Policy
+	policy  routing.Policy
+	mirrors []*Mirror
+	// author is who makes the change that is being made.
+	author     author
 	interfaces map[int]*Interface
 	bands      map[band][]routing.Rule
 	counts     map[routing.Rule]int
-	routes     map[fib][]routing.Route
-	own        map[routing.RouteKey]routing.Route
+	// came has the places of the copies of a rule in the order of additions, of which
+	// additions is the last.
+	came      map[routing.Rule][]uint64
+	additions uint64
+	routes    map[fib][]routing.Route
+	own       map[routing.RouteKey]routing.Route
 	// noted is what a subscriber would have heard of.
 	noted routing.Touched
 	// fuse counts down the changes until the kernel stops taking them; it is
@@ -82,6 +89,7 @@ func New(p routing.Policy) *Kernel {
 		interfaces: map[int]*Interface{},
 		bands:      map[band][]routing.Rule{},
 		counts:     map[routing.Rule]int{},
+		came:       map[routing.Rule][]uint64{},
 		routes:     map[fib][]routing.Route{},
 		own:        map[routing.RouteKey]routing.Route{},
 		noted:      routing.NewTouched(),
@@ -106,10 +114,14 @@ func (k *Kernel) Clone() *Kernel {
 		policy: k.policy, fuse: -1,
 		interfaces: map[int]*Interface{}, bands: map[band][]routing.Rule{}, counts: maps.Clone(k.counts),
 		routes: map[fib][]routing.Route{}, own: maps.Clone(k.own),
+		came: maps.Clone(k.came), additions: k.additions,
 		noted: routing.NewTouched(),
 	}
 	for index, i := range k.interfaces {
 		c.interfaces[index] = &Interface{Index: i.Index, Name: i.Name, Up: i.Up, Group: i.Group, Addresses: slices.Clone(i.Addresses)}
+	}
+	for r, places := range c.came {
+		c.came[r] = slices.Clone(places)
 	}
 	for b, rules := range k.bands {
 		c.bands[b] = slices.Clone(rules)
@@ -270,6 +282,8 @@ func (k *Kernel) Facts(l routing.Link) routing.Link {
 // Main cannot hold every route of every link: what another link's route keeps
 // out is left out, and Facts tells what came of it.
 func (k *Kernel) Install(l routing.Link) {
+	defer k.actAs(nobody)()
+	k.tell(event{index: l.Index})
 	k.noted.Groups[l.Index] = struct{}{}
 	group := l.Group
 	if old, ok := k.interfaces[l.Index]; ok {
@@ -299,6 +313,8 @@ func (k *Kernel) Install(l routing.Link) {
 // RemoveInterface takes an interface away, with all routes through it. Rules
 // that name it stay (fib_rules_event).
 func (k *Kernel) RemoveInterface(index int) {
+	defer k.actAs(nobody)()
+	k.tell(event{index: index})
 	delete(k.interfaces, index)
 	k.noted.Groups[index] = struct{}{}
 	k.flush(func(r routing.Route) bool { return r.Device == index })
@@ -306,6 +322,7 @@ func (k *Kernel) RemoveInterface(index int) {
 
 // SetGroup changes the group of an interface behind our back.
 func (k *Kernel) SetGroup(index int, group uint32) {
+	k.tell(event{index: index})
 	k.interfaces[index].Group = group
 	k.noted.Groups[index] = struct{}{}
 }

@@ -17,6 +17,7 @@ func (k *Kernel) find(r routing.Route) (int, bool) {
 func (k *Kernel) put(r routing.Route) {
 	t := fib{r.Family, r.Table}
 	k.routes[t] = append(k.routes[t], r)
+	k.tell(event{route: r})
 	if k.policy.OwnsRoute(r) {
 		k.own[r.Key()] = r
 		k.noted.Routes[r.Key()] = struct{}{}
@@ -25,9 +26,7 @@ func (k *Kernel) put(r routing.Route) {
 
 func (k *Kernel) remove(r routing.Route) {
 	key := r.Key()
-	t := fib{r.Family, r.Table}
-	k.routes[t] = slices.DeleteFunc(k.routes[t], func(have routing.Route) bool { return have.Key() == key })
-	k.disown(key)
+	k.flushTable(fib{r.Family, r.Table}, func(have routing.Route) bool { return have.Key() == key })
 }
 
 // replace is NLM_F_REPLACE. Of an IPv6 route with a next hop it takes the place
@@ -45,14 +44,19 @@ func (k *Kernel) replace(r routing.Route) {
 
 func (k *Kernel) flush(match func(routing.Route) bool) {
 	for t := range k.routes {
-		k.routes[t] = slices.DeleteFunc(k.routes[t], func(r routing.Route) bool {
-			if match(r) {
-				k.disown(r.Key())
-				return true
-			}
-			return false
-		})
+		k.flushTable(t, match)
 	}
+}
+
+func (k *Kernel) flushTable(t fib, match func(routing.Route) bool) {
+	k.routes[t] = slices.DeleteFunc(k.routes[t], func(r routing.Route) bool {
+		if !match(r) {
+			return false
+		}
+		k.tell(event{route: r, gone: true})
+		k.disown(r.Key())
+		return true
+	})
 }
 
 func (k *Kernel) disown(key routing.RouteKey) {

@@ -12,12 +12,17 @@ func (k *Kernel) insert(r routing.Rule) {
 	b := band{r.Family, r.Priority}
 	k.bands[b] = append(k.bands[b], r)
 	k.counts[r]++
-	k.note(r)
+	k.additions++
+	k.came[r] = append(k.came[r], k.additions)
+	k.note(r, false)
 }
 
 func (k *Kernel) removeRule(b band, at int) {
 	r := k.bands[b][at]
-	k.note(r)
+	k.note(r, true)
+	if k.came[r] = k.came[r][1:]; len(k.came[r]) == 0 {
+		delete(k.came, r)
+	}
 	if k.counts[r]--; k.counts[r] == 0 {
 		delete(k.counts, r)
 	}
@@ -26,7 +31,8 @@ func (k *Kernel) removeRule(b band, at int) {
 	}
 }
 
-func (k *Kernel) note(r routing.Rule) {
+func (k *Kernel) note(r routing.Rule, gone bool) {
+	k.tell(event{rule: r, gone: gone})
 	if k.policy.OwnsRule(r) {
 		k.noted.Rules[r] = struct{}{}
 	}

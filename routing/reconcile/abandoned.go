@@ -4,14 +4,13 @@ import (
 	"slices"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // abandoned reports whether an object that nobody wants is the rest of an
 // interface that does not exist any more, or that its owner has let go: it may be
 // deleted although not every owner has spoken. What is called on is the state
 // before the pass, in which rules still say whose table is whose.
-func (l *Loop) abandoned(k *kernel.State, op routing.Op) bool {
+func (l *Loop) abandoned(k State, op routing.Op) bool {
 	switch op.Verb {
 	case routing.DeleteRule:
 		table := op.Rule.Table
@@ -30,7 +29,7 @@ func (l *Loop) abandoned(k *kernel.State, op routing.Op) bool {
 
 // tableBeside returns the table of the packets that a rule stops, or leads elsewhere
 // before.
-func tableBeside(k *kernel.State, other routing.Rule) routing.TableID {
+func tableBeside(k State, other routing.Rule) routing.TableID {
 	switch {
 	case other.From.IsValid():
 		for r := range k.RulesFrom(other.Family, routing.PrioritySource, other.From) {
@@ -47,7 +46,7 @@ func tableBeside(k *kernel.State, other routing.Rule) routing.TableID {
 }
 
 // abandonedTable reports whether no interface that may need the table is left.
-func (l *Loop) abandonedTable(k *kernel.State, table routing.TableID) bool {
+func (l *Loop) abandonedTable(k State, table routing.TableID) bool {
 	named := false
 	for _, f := range routing.Families() {
 		for r := range k.RulesTo(f, routing.PriorityDevice, table) {
@@ -63,7 +62,7 @@ func (l *Loop) abandonedTable(k *kernel.State, table routing.TableID) bool {
 
 // letGo reports whether an interface was let go by its owner and is no link
 // any more.
-func (l *Loop) letGo(k *kernel.State, index int) bool {
+func (l *Loop) letGo(k State, index int) bool {
 	if _, planned := l.planner.Link(index); planned || !exists(k, index) {
 		return false
 	}

@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // A LinkState is how an interface stands after a pass.
@@ -59,7 +58,7 @@ func (l *Loop) answer(a ask) {
 		return // Something else woke the loop.
 	}
 	s := LinkState{Unread: l.failed(aboutMirror), Waiting: l.waiting}
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		if index, is := k.IndexOf(a.name); is {
 			s.Claim, _, _ = l.of(k, index)
 		}

@@ -1,7 +1,5 @@
 package reconcile
 
-import "multihomed/routing/kernel"
-
 // bindings say which interface a claim is about. Owners speak of names, and names
 // change: a claim stays with the interface that it was made for, whatever that is
 // called by now, until its owner says otherwise or the interface goes. Two interfaces
@@ -28,7 +26,7 @@ func newBindings() *bindings {
 }
 
 // set takes a claim and returns the interfaces of which something changed.
-func (b *bindings) set(k *kernel.State, name string, c Claim) (changed []int) {
+func (b *bindings) set(k State, name string, c Claim) (changed []int) {
 	before, had := b.claims[name]
 	if index, bound := b.index[name]; bound {
 		changed = append(changed, index)
@@ -52,7 +50,7 @@ func (b *bindings) set(k *kernel.State, name string, c Claim) (changed []int) {
 }
 
 // remove drops a claim and returns the interfaces of which something changed.
-func (b *bindings) remove(k *kernel.State, name string) (changed []int) {
+func (b *bindings) remove(k State, name string) (changed []int) {
 	if index, bound := b.index[name]; bound {
 		changed = append(changed, index)
 	}
@@ -81,7 +79,7 @@ func (b *bindings) unbind(name string) {
 }
 
 // bind finds the interface of a claim, if it exists.
-func (b *bindings) bind(k *kernel.State, name string) {
+func (b *bindings) bind(k State, name string) {
 	c := b.claims[name]
 	index, found := c.Index, c.Index != 0
 	if !found && c.Identity != "" {
@@ -120,7 +118,7 @@ func (b *bindings) bind(k *kernel.State, name string) {
 }
 
 // of returns the claim of an interface, and the name that its owner uses.
-func (b *bindings) of(k *kernel.State, index int) (c Claim, name string, claimed bool) {
+func (b *bindings) of(k State, index int) (c Claim, name string, claimed bool) {
 	if name, bound := b.name[index]; bound {
 		return b.claims[name], name, true
 	}
@@ -151,7 +149,7 @@ func (b *bindings) forget(index int) {
 	}
 }
 
-func exists(k *kernel.State, index int) bool {
+func exists(k State, index int) bool {
 	_, is := k.NameOf(index)
 	return is
 }

@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // networksOf returns the networks of a link in which sources may lie that are no
@@ -26,7 +25,7 @@ func networksOf(l routing.Link) []netip.Prefix {
 // elsewhereOf returns the sources of a link that are no addresses of it: what the
 // network routes to this host, and what the kernel has of the link's networks
 // elsewhere. A host route behind another link is that link's matter.
-func elsewhereOf(k *kernel.State, l routing.Link, c Claim, isLink func(index int) bool) []routing.Elsewhere {
+func elsewhereOf(k State, l routing.Link, c Claim, isLink func(index int) bool) []routing.Elsewhere {
 	var out []routing.Elsewhere
 	for _, p := range c.Delegated {
 		out = append(out, routing.Elsewhere{Prefix: p, Why: "the network routes the prefix to this host"})
@@ -107,7 +106,7 @@ func (l *Loop) takeElsewhere(changed map[netip.Prefix]struct{}) {
 
 // isLink reports whether somebody brought an interface up as a link. One that nobody
 // manages is draining if it was one.
-func (l *Loop) isLink(k *kernel.State) func(index int) bool {
+func (l *Loop) isLink(k State) func(index int) bool {
 	return func(index int) bool {
 		claim, _, claimed := l.of(k, index)
 		name, _ := k.NameOf(index)

@@ -9,7 +9,6 @@ import (
 
 	"multihomed/internal/event"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // takeClaims takes up what the owners say.
@@ -22,7 +21,7 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
 		l.owned.set(name, claim.Tables)
-		l.Mirror.View(func(k *kernel.State) { l.claimChanged(l.set(k, name, claim)) })
+		l.Mirror.View(func(k State) { l.claimChanged(l.set(k, name, claim)) })
 		if claim.Released && !c.Complete {
 			// What is left of it may stand although this process never knew it.
 			l.everything()
@@ -31,7 +30,7 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	for _, name := range c.Removed {
 		l.news = l.news || len(l.claims[name].Problems) > 0
 		l.owned.set(name, nil)
-		l.Mirror.View(func(k *kernel.State) { l.claimChanged(l.remove(k, name)) })
+		l.Mirror.View(func(k State) { l.claimChanged(l.remove(k, name)) })
 	}
 	if c.Complete && !l.complete {
 		// What nobody asked for while knowledge was incomplete may go now.
@@ -62,7 +61,7 @@ func (l *Loop) claimChanged(indexes []int) {
 // have to read routes for it; where it fails nothing may be planned.
 func (l *Loop) setInterests(ctx context.Context) error {
 	var interests map[int]bool
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		for index := range l.dirty {
 			if !exists(k, index) {
 				continue
@@ -96,7 +95,7 @@ func (l *Loop) setInterests(ctx context.Context) error {
 
 // everything compares all that is planned with all that stands.
 func (l *Loop) everything() {
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		for _, index := range k.Indexes() {
 			l.dirty[index] = struct{}{}
 		}
@@ -132,6 +131,7 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	if c.All || len(c.ForeignRules) > 0 {
 		l.takeForeign(ctx)
 	}
+	l.doubtTables(c.All, c.Tables)
 	l.takeElsewhere(c.Elsewhere)
 	l.unasked = l.unasked || c.All || c.Unbound || len(c.Links) > 0 || len(c.ForeignRules) > 0
 	if c.All || len(c.Links) > 0 {
@@ -159,7 +159,7 @@ func (l *Loop) takeChanges(ctx context.Context) {
 // takeForeign hands the rules of others to the planner.
 func (l *Loop) takeForeign(ctx context.Context) {
 	var foreign [2][]routing.ForeignRule
-	l.Mirror.View(func(k *kernel.State) { foreign = l.recall.Foreign(k) })
+	l.Mirror.View(func(k State) { foreign = l.recall.Foreign(k) })
 	for i, f := range routing.Families() {
 		l.planner.SetForeign(f, foreign[i])
 	}
@@ -188,12 +188,12 @@ func (l *Loop) noteStepped(ctx context.Context) {
 // takeGroups counts the interfaces in groups of the administrator.
 func (l *Loop) takeGroups() {
 	var members map[uint32]int
-	l.Mirror.View(func(k *kernel.State) { members = groupsOf(k) })
+	l.Mirror.View(func(k State) { members = groupsOf(k) })
 	l.planner.SetGroups(members)
 }
 
 // groupsOf counts the interfaces by group.
-func groupsOf(k *kernel.State) map[uint32]int {
+func groupsOf(k State) map[uint32]int {
 	members := map[uint32]int{}
 	for _, group := range k.Groups() {
 		if group != 0 {
@@ -224,6 +224,12 @@ func (l *Loop) takeDue() {
 		l.touched.Routes[o.route] = struct{}{}
 	}
 	l.forgetGone(now)
+	for index, due := range l.takeovers.due {
+		if !now.Before(due) {
+			delete(l.takeovers.due, index)
+			l.takeovers.suspects[index], l.dirty[index] = struct{}{}, struct{}{}
+		}
+	}
 	for about, f := range l.failures {
 		if now.Before(f.due) {
 			continue

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // SetClock makes the loop ask for the time elsewhere.
@@ -30,4 +29,4 @@ func Describe(was, is routing.LinkPlan, added, gone int, removed string) (senten
 }
 
 // LinkOf is linkOf.
-func LinkOf(facts kernel.Link, claim Claim) routing.Link { return linkOf(facts, claim) }
+func LinkOf(facts routing.Interface, claim Claim) routing.Link { return linkOf(facts, claim) }

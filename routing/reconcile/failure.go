@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // A failure is something promised that is not in force, and when it is tried
@@ -85,7 +84,7 @@ func (l *Loop) forgetMoot() {
 		return
 	}
 	var still []routing.Op
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		still = routing.Diff(l.planner, k, open, func(op routing.Op) bool { return l.mayDelete(k, op) })
 	})
 	for about, f := range l.failures {

@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -13,7 +12,7 @@ import (
 func TestOwnGatewayIsNotUsed(t *testing.T) {
 	t.Parallel()
 	own, router := netip.MustParsePrefix("192.0.2.7/24"), netip.MustParseAddr("fe80::1")
-	facts := kernel.Link{Name: "wan0", Index: 2, Addresses: []routing.Address{{Prefix: own}}}
+	facts := routing.Interface{Name: "wan0", Index: 2, Addresses: []routing.Address{{Prefix: own}}}
 	claim := reconcile.Claim{Standing: reconcile.Link, Intents: map[routing.Family]routing.Intent{
 		routing.IPv4: {Gateway: own.Addr(), Automatic: true}, routing.IPv6: {Gateway: router},
 	}}

@@ -35,6 +35,7 @@ type host struct {
 	*testing.T
 	nl     *netlink.Handle
 	mirror *faultyMirror
+	source *kernel.Mirror
 	writer *faultyWriter
 	owners *owners
 	leases *leases
@@ -82,7 +83,7 @@ func (h *host) restart() {
 	must(h, err)
 	h.stop = sync.OnceFunc(func() { must(h, errors.Join(writer.Close(), mirror.Close())) })
 	h.Cleanup(h.stop)
-	h.mirror = &faultyMirror{Mirror: mirror}
+	h.source, h.mirror = mirror, &faultyMirror{Mirror: reconcile.MirrorOf(mirror)}
 	h.writer = &faultyWriter{Writer: writer}
 	h.owners = &owners{changed: make(chan struct{}, 1)}
 	h.readies, h.last = 0, reconcile.Report{}
@@ -232,9 +233,9 @@ func (h *host) wan(n int) {
 
 // owners says what the test says.
 type owners struct {
-	changed chan struct{}
-	next    reconcile.Claims
-	poked   []string
+	changed   chan struct{}
+	next      reconcile.Claims
+	rechecked []string
 }
 
 func (o *owners) Changed() <-chan struct{} { return o.changed }
@@ -245,7 +246,7 @@ func (o *owners) Take() reconcile.Claims {
 	return c
 }
 
-func (o *owners) Poke(name string) { o.poked = append(o.poked, name) }
+func (o *owners) Recheck(name string) { o.rechecked = append(o.rechecked, name) }
 
 func (o *owners) claim(name string, s reconcile.Standing) {
 	if o.next.Changed == nil {
@@ -306,6 +307,21 @@ func (l *leases) Acquire(_ context.Context, keys []routing.Key, inUse func(routi
 		l.free = slices.Delete(l.free, at, at+1)
 	}
 	return out, err
+}
+
+func (l *leases) Move(_ context.Context, from map[routing.Key]routing.TableID, inUse func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[routing.Key]routing.TableID{}
+	for k, old := range from {
+		at := slices.IndexFunc(l.free, func(t routing.TableID) bool { _, used := inUse(t); return !used })
+		if at < 0 {
+			return out, errFull
+		}
+		l.held[k], out[k] = l.free[at], l.free[at]
+		l.free[at] = old
+	}
+	return out, nil
 }
 
 func (l *leases) Release(keys ...routing.Key) {

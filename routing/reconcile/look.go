@@ -8,7 +8,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // Look plans the host as the first pass of a [Loop] does and writes nothing: neither to
@@ -45,6 +44,6 @@ func Look(ctx context.Context, o Options) (*Snapshot, error) {
 	case !settled:
 		return nil, errors.New("looking at the host: it changes all the time")
 	}
-	l.Mirror.View(func(k *kernel.State) { l.touched = routing.Everything(l.planner, k) })
+	l.Mirror.View(func(k State) { l.touched = routing.Everything(l.planner, k) })
 	return l.snapshot(), nil
 }

@@ -17,7 +17,7 @@ func (h *host) look(claims map[string]reconcile.Claim) *reconcile.Snapshot {
 	must(h, err)
 	defer mirror.Close()
 	s, err := reconcile.Look(h.Context(), reconcile.Options{
-		Policy: policy, Mirror: mirror, Leases: h.leases, Memory: &h.memory,
+		Policy: policy, Mirror: reconcile.MirrorOf(mirror), Leases: h.leases, Memory: &h.memory,
 		Owners:   &owners{next: reconcile.Claims{Changed: claims, Complete: true}},
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
 	})

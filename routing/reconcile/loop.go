@@ -11,7 +11,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // Options are what a Loop works with. All fields but Hooks are needed.
@@ -143,6 +142,8 @@ type Loop struct {
 	// quarrels are about objects that somebody keeps deleting.
 	quarrels map[object]quarrel
 	disputes disputes
+	// takeovers is about tables that somebody else takes.
+	takeovers takeovers
 	// released are keys to give back when the pass is over.
 	released map[routing.Key]struct{}
 
@@ -198,6 +199,7 @@ func New(o Options) *Loop {
 		gone:          map[routing.Rule]time.Time{},
 		quarrels:      map[object]quarrel{},
 		released:      map[routing.Key]struct{}{},
+		takeovers:     newTakeovers(),
 		unwritten:     map[int]*unwritten{},
 		told:          maps.Clone(o.Told),
 		routesWritten: map[int]time.Time{},
@@ -229,19 +231,9 @@ func (l *Loop) Told() map[int]routing.LinkPlan {
 	return out
 }
 
-// Said returns the name that the owner of an interface uses for it, which is not its
-// name if that changed and the owner has not noticed. It is for hooks.
-func (l *Loop) Said(index int) (name string) {
-	l.Mirror.View(func(k *kernel.State) { _, name, _ = l.of(k, index) })
-	return name
-}
-
-// Interface returns the interface that an owner means by a name, false if it means
-// none that exists. It is for hooks.
-func (l *Loop) Interface(name string) (index int, exists bool) {
-	index, exists = l.index[name]
-	return index, exists
-}
+// Current returns how the host stands. It is for hooks, which the loop calls; others ask
+// [Loop.Snapshot].
+func (l *Loop) Current() *Snapshot { return l.snapshot() }
 
 // Run reconciles until ctx is done. It leaves the kernel as it is then.
 func (l *Loop) Run(ctx context.Context) error {
@@ -308,6 +300,11 @@ func (l *Loop) untilNext() time.Duration {
 	for _, q := range l.quarrels {
 		if q.over.Before(next) {
 			next = q.over
+		}
+	}
+	for _, due := range l.takeovers.due {
+		if due.Before(next) {
+			next = due
 		}
 	}
 	for index, u := range l.unwritten {

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -510,7 +509,7 @@ func TestInterest(t *testing.T) {
 	interested := func(name string) bool {
 		index := h.named(name).Attrs().Index
 		var is bool
-		h.mirror.View(func(k *kernel.State) { is = k.Interested(index) })
+		h.mirror.View(func(k reconcile.State) { is = k.Interested(index) })
 		return is
 	}
 	if !interested("wan0") || interested("lan0") || !interested("p-wan0") {
@@ -540,8 +539,8 @@ func TestPoke(t *testing.T) {
 	h.pass()
 	h.ip("route delete default dev wan0")
 	h.pass()
-	if !slices.Equal(h.owners.poked, []string{"wan0"}) {
-		t.Errorf("poked: %v", h.owners.poked)
+	if !slices.Equal(h.owners.rechecked, []string{"wan0"}) {
+		t.Errorf("rechecked: %v", h.owners.rechecked)
 	}
 }
 
@@ -665,12 +664,8 @@ func TestRun(t *testing.T) {
 		default:
 		}
 	}
-	mirror, ok := h.mirror.Mirror.(*kernel.Mirror)
-	if !ok {
-		t.Fatal("another mirror")
-	}
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() { ended <- mirror.Run(ctx) }()
+	go func() { ended <- h.source.Run(ctx) }()
 	go func() { ended <- h.loop.Run(ctx) }()
 	<-ready
 	h.wants("10000: from 100.64.0.5 lookup 10000")

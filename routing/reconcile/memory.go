@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // A Recollection is what a process that starts while the ladder stands must know of
@@ -142,7 +141,7 @@ func newRecall(m Memory) *recall {
 
 // Foreign returns the rules of others in both families, in the order of
 // [routing.Families], with what is known of their numbers.
-func (r *recall) Foreign(k *kernel.State) [2][]routing.ForeignRule {
+func (r *recall) Foreign(k State) [2][]routing.ForeignRule {
 	var out [2][]routing.ForeignRule
 	for i, f := range routing.Families() {
 		out[i] = r.foreign(k, f)
@@ -155,7 +154,7 @@ func (r *recall) Foreign(k *kernel.State) [2][]routing.ForeignRule {
 // priority the number below the lowest rule but that of local
 // (fib_default_rule_pref in net/core/fib_rules.c): such a rule has a neighbour above
 // it, and the protocol that iproute2 and libraries give it who say none.
-func (r *recall) foreign(k *kernel.State, f routing.Family) []routing.ForeignRule {
+func (r *recall) foreign(k State, f routing.Family) []routing.ForeignRule {
 	stands := false
 	for rule := range k.Rules() {
 		if stands = rule.Family == f; stands {
@@ -202,7 +201,7 @@ func inFront(r routing.Rule) bool {
 // natural is the number that the kernel would have given a rule without us: one below the
 // second rule of the family (fib_default_rule_pref). Those that it numbered before stand
 // where they would; those that came later it could not know.
-func (r *recall) natural(k *kernel.State, one routing.Rule, foreign []routing.Rule) routing.Priority {
+func (r *recall) natural(k State, one routing.Rule, foreign []routing.Rule) routing.Priority {
 	second := routing.PriorityMain
 	for _, rule := range foreign[min(1, len(foreign)):] {
 		if k.CameAfter(rule, one) {
@@ -353,7 +352,7 @@ func (u FormerUplink) equal(o FormerUplink) bool {
 // noLink drops the memory of an interface that is no link, once its addresses have
 // gone: one that becomes a link again with the same ones is the same. A nil facts
 // means that the interface does not exist.
-func (r *recall) noLink(index int, facts *kernel.Link) {
+func (r *recall) noLink(index int, facts *routing.Interface) {
 	if u, was := r.uplinks[index]; was && (facts == nil || !u.stands(facts.Addresses)) {
 		r.forget(index)
 	}

@@ -5,11 +5,11 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"multihomed/internal/event"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // An unwritten is what happened to a link and is not in the log yet. One activation
@@ -133,8 +133,12 @@ func (l *Loop) writeNews(ctx context.Context, everything bool) {
 		delete(l.unwritten, index)
 		plan, planned := l.planner.Link(index)
 		what, sentence, reason := describe(u.was, plan, u.routes, l.whyRemoved(index, u.was.Link.Name))
+		why, level := l.takeovers.told(index), slog.LevelInfo
 		if sentence == "" {
 			continue
+		}
+		if why != "" {
+			reason, level = strings.Join(slices.DeleteFunc([]string{reason, why}, func(s string) bool { return s == "" }), "; "), event.LevelNotice
 		}
 		if u.structure {
 			delete(l.routesWritten, index)
@@ -149,7 +153,7 @@ func (l *Loop) writeNews(ctx context.Context, everything bool) {
 		if reason != "" {
 			attrs = append(attrs, slog.String("reason", reason))
 		}
-		l.Logger.LogAttrs(ctx, slog.LevelInfo, sentence, append(attrs, forPrograms(plan)...)...) //nolint:sloglint // the sentence says what changed
+		l.Logger.LogAttrs(ctx, level, sentence, append(attrs, forPrograms(plan)...)...) //nolint:sloglint // the sentence says what changed
 	}
 }
 
@@ -171,7 +175,7 @@ func (l *Loop) whyRemoved(index int, was string) string {
 		return "the interface is gone"
 	}
 	var claim Claim
-	l.Mirror.View(func(k *kernel.State) { claim, _, _ = l.of(k, index) })
+	l.Mirror.View(func(k State) { claim, _, _ = l.of(k, index) })
 	if claim.Standing != Link {
 		return claim.Why
 	}

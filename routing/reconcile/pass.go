@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // A try is how often an operation was tried in passes that followed one another,
@@ -43,7 +42,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 
 	var ops []routing.Op
 	whole := false
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		whole = k.Complete()
 		ops = routing.Diff(l.planner, k, l.touched, func(op routing.Op) bool { return whole && l.mayDelete(k, op) })
 	})
@@ -137,7 +136,7 @@ func (l *Loop) retire(t routing.Touched) {
 	}
 }
 
-func (l *Loop) mayDelete(k *kernel.State, op routing.Op) bool {
+func (l *Loop) mayDelete(k State, op routing.Op) bool {
 	if l.complete || l.abandoned(k, op) {
 		return true
 	}
@@ -196,7 +195,7 @@ func (l *Loop) reroute() {
 // ways returns the routes that main has to some destinations through an interface.
 func (l *Loop) ways(index int, destinations map[routing.Destination]struct{}) map[routing.Destination][]routing.Route {
 	ways := make(map[routing.Destination][]routing.Route, len(destinations))
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		for d := range destinations {
 			ways[d] = k.Ways(index, d)
 		}
@@ -249,7 +248,7 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 		for _, f := range routing.Families() {
 			if planned && routing.HasMainDefault(plan.Link, f) && !routing.HasMainDefault(s.link, f) {
 				// The owner may have changed its mind about the link being an uplink.
-				l.Owners.Poke(s.said)
+				l.Owners.Recheck(s.said)
 				break
 			}
 		}
@@ -260,11 +259,11 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 			}
 		}
 	}
-	leased := l.lease(ctx, missing)
+	leased := l.leaveTaken(ctx, links, l.lease(ctx, missing))
 	for _, s := range links {
 		s.link.Tables = l.hold(s, leased)
 		l.networks.set(s.link.Index, networksOf(s.link))
-		l.Mirror.View(func(k *kernel.State) {
+		l.Mirror.View(func(k State) {
 			s.link.Elsewhere = elsewhereOf(k, s.link, s.claim, l.isLink(k))
 		})
 		if s.whole {
@@ -279,13 +278,13 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 
 // subject returns the facts of an interface, false if it is no link.
 func (l *Loop) subject(index int) (subject, bool) {
-	var facts kernel.Link
+	var facts routing.Interface
 	var exists, was, claimed bool
 	var claim Claim
 	said := ""
 	plan, planned := l.planner.Link(index)
 	whole := !planned || contains(l.unread, index)
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		facts, exists = k.LinkFacts(index)
 		if exists && facts.Up != plan.Link.Up {
 			whole = true
@@ -333,7 +332,7 @@ func (l *Loop) subject(index int) (subject, bool) {
 }
 
 // linkOf puts together what the kernel and the owner say of an interface.
-func linkOf(facts kernel.Link, claim Claim) routing.Link {
+func linkOf(facts routing.Interface, claim Claim) routing.Link {
 	addresses := facts.Addresses
 	if claim.Only != nil {
 		addresses = slices.DeleteFunc(slices.Clone(addresses), func(a routing.Address) bool {
@@ -343,7 +342,7 @@ func linkOf(facts kernel.Link, claim Claim) routing.Link {
 	return routing.Link{
 		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
 		Addresses: addresses, Routes: facts.Routes, Others: facts.Others, LongTables: facts.LongTables, Intents: withoutOwnGateways(claim.Intents, facts.Addresses),
-		Pending: claim.Pending, Known: claim.Known, Reach: claim.Reach,
+		Pending: claim.Pending, Known: claim.Known, DefaultMayBeMissing: claim.DefaultMayBeMissing,
 		Choice: claim.Choice, LastResort: claim.LastResort,
 	}
 }
@@ -367,7 +366,7 @@ func HasAddress(own []routing.Address, a netip.Addr) bool {
 }
 
 // of returns the claim that counts for an interface, and the name that its owner uses.
-func (l *Loop) of(k *kernel.State, index int) (c Claim, name string, claimed bool) {
+func (l *Loop) of(k State, index int) (c Claim, name string, claimed bool) {
 	c, name, claimed = l.bindings.of(k, index)
 	if c.Standing == Draining && c.Else != nil && l.drained(k, index, *c.Else) {
 		return *c.Else, name, claimed
@@ -377,7 +376,7 @@ func (l *Loop) of(k *kernel.State, index int) (c Claim, name string, claimed boo
 
 // drained reports whether nothing of an interface would be taken away if a claim that
 // names its addresses counted now.
-func (l *Loop) drained(k *kernel.State, index int, by Claim) bool {
+func (l *Loop) drained(k State, index int, by Claim) bool {
 	facts, exists := k.LinkFacts(index)
 	if !exists || !l.was(k, index, facts.Name) {
 		return true
@@ -397,7 +396,7 @@ func (l *Loop) drained(k *kernel.State, index int, by Claim) bool {
 
 // hasRung reports whether a source rule of ours stands for an address, or for the
 // network that it is in.
-func hasRung(k *kernel.State, address netip.Prefix) bool {
+func hasRung(k State, address netip.Prefix) bool {
 	f := routing.FamilyOf(address.Addr())
 	for _, from := range []netip.Prefix{netip.PrefixFrom(address.Addr(), address.Addr().BitLen()), address.Masked()} {
 		for range k.RulesFrom(f, routing.PrioritySource, from) {
@@ -410,7 +409,7 @@ func hasRung(k *kernel.State, address netip.Prefix) bool {
 // was reports whether the interface was a link until now: to this process, or
 // to the one before it, which left a rule for the device. What was one by a lease alone
 // has no owner who could take it down: there is nothing to drain.
-func (l *Loop) was(k *kernel.State, index int, name string) bool {
+func (l *Loop) was(k State, index int, name string) bool {
 	if _, seen := l.known[index]; seen {
 		_, was := l.planner.Link(index)
 		return was && !contains(l.lent, index)
@@ -455,7 +454,7 @@ func (l *Loop) recallRole(s *subject, before routing.LinkPlan, planned bool) {
 // stopped reports by family whether a rung of uplinks stands for a network: the process
 // before this one left it.
 func (l *Loop) stopped(keys []routing.Key) (stands routing.ByFamily[bool]) {
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		for _, f := range routing.Families() {
 			for _, r := range k.RuleOrder(f, routing.PriorityUnreachable) {
 				stands.Set(f, stands.In(f) || slices.ContainsFunc(keys, func(key routing.Key) bool {
@@ -469,7 +468,7 @@ func (l *Loop) stopped(keys []routing.Key) (stands routing.ByFamily[bool]) {
 
 // leads reports whether a rung of a family leads to a table of an interface.
 func (l *Loop) leads(f routing.Family, name string) (stands bool) {
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		stands = slices.ContainsFunc(k.RuleOrder(f, routing.PriorityDevice), func(r routing.Rule) bool { return r.OIF == name })
 	})
 	return stands
@@ -479,10 +478,11 @@ func (l *Loop) forget(index int) {
 	l.planner.Remove(index)
 	delete(l.unread, index)
 	delete(l.lent, index)
+	l.takeovers.forget(index)
 	l.networks.set(index, nil)
-	var facts kernel.Link
+	var facts routing.Interface
 	exists, whole, claimed := false, false, false
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		facts, exists = k.LinkFacts(index)
 		whole = k.Complete()
 		_, _, claimed = l.of(k, index)
@@ -505,6 +505,7 @@ func (l *Loop) unhold(k routing.Key) {
 	if l.holders[k]--; l.holders[k] <= 0 {
 		delete(l.holders, k)
 		l.released[k] = struct{}{}
+		delete(l.takeovers.stays, k)
 	}
 }
 
@@ -545,7 +546,7 @@ func (l *Loop) TableInUse(t routing.TableID) (why string, used bool) {
 	if name, used := l.owned.by(t); used {
 		return "the profile of " + name, true
 	}
-	l.Mirror.View(func(k *kernel.State) { why, used = k.UseOf(t) })
+	l.Mirror.View(func(k State) { why, used = k.UseOf(t) })
 	return why, used
 }
 

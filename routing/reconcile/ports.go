@@ -2,10 +2,10 @@ package reconcile
 
 import (
 	"context"
+	"iter"
 	"net/netip"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // A Standing says what the owner of an interface makes of it.
@@ -45,10 +45,10 @@ type Claim struct {
 	Intents map[routing.Family]routing.Intent
 	// Pending says that the interface is a link that is still being brought up.
 	Pending bool
-	// Known are routes that the owner knows and main may not have; Reach says
+	// Known are routes that the owner knows and main may not have; DefaultMayBeMissing says
 	// that main may lack the default, see [routing.Link].
-	Known []routing.Route
-	Reach bool
+	Known               []routing.Route
+	DefaultMayBeMissing bool
 	// Choice is the role that the configuration asks for; LastResort that unbound
 	// traffic may leave by the link when main has no default.
 	Choice     routing.RoleChoice
@@ -89,20 +89,85 @@ type Owners interface {
 	Changed() <-chan struct{}
 	// Take returns what changed since the last call.
 	Take() Claims
-	// Poke asks for a claim to be looked at again: something happened to the
+	// Recheck asks for a claim to be looked at again: something happened to the
 	// interface that its owner may not tell by itself.
-	Poke(name string)
+	Recheck(name string)
 }
 
-// Mirror is the kernel's state as the kernel reports it; kernel.Mirror is one.
+// State is what the kernel holds, as far as it is kept. It may be used only inside
+// [Mirror.View]; what its methods return may be kept.
+type State interface {
+	routing.Kernel
+	// Complete reports whether this is all that the kernel holds. While it is not,
+	// absence proves nothing.
+	Complete() bool
+	// Moves changes with everything that happens to interfaces, addresses and to routes
+	// that are not ours.
+	Moves() uint64
+	// Unread counts the messages of the kernel that could not be read, and returns the
+	// fault of the last one.
+	Unread() (int, error)
+
+	// Indexes returns the indexes of all interfaces, sorted.
+	Indexes() []int
+	// IndexOf returns the index of the interface of a name, NameOf the reverse. Name is
+	// for people: it names an interface that is gone by its index.
+	IndexOf(name string) (index int, exists bool)
+	NameOf(index int) (name string, exists bool)
+	Name(index int) string
+	// Link returns an interface with its routes, LinkFacts without them, whose number
+	// costs nothing then.
+	Link(index int) (routing.Interface, bool)
+	LinkFacts(index int) (routing.Interface, bool)
+	// Interested reports whether the routes of main through an interface are kept.
+	Interested(index int) bool
+	// Ways returns the routes of main to one destination through an interface of interest.
+	Ways(index int, d routing.Destination) []routing.Route
+	// Elsewhere returns what the host has in networks of an interface that is no address of it.
+	Elsewhere(index int, networks []netip.Prefix) []routing.Elsewhere
+
+	// Foreign returns the rules of others in a family, in kernel order.
+	Foreign(f routing.Family) []routing.Rule
+	// CameAfter reports whether a rule is known to have been added after another one.
+	CameAfter(rule, other routing.Rule) bool
+	// RulesFrom yields our rules of a priority for a source, RulesTo those that lead to a table.
+	RulesFrom(f routing.Family, p routing.Priority, from netip.Prefix) iter.Seq[routing.Rule]
+	RulesTo(f routing.Family, p routing.Priority, t routing.TableID) iter.Seq[routing.Rule]
+
+	// OurRoutes returns our routes in a table; CountRoutes counts those of everybody.
+	OurRoutes(t routing.TableID) []routing.Route
+	CountRoutes(t routing.TableID) int
+	// ForeignIn says who else uses a table of a family, UseOf what stands of a table,
+	// whoever made it.
+	ForeignIn(f routing.Family, t routing.TableID) (what string, used bool)
+	UseOf(t routing.TableID) (what string, used bool)
+	// TakenBy says who took a table of an interface, whose links use it no more safely:
+	// see [routing.Takes].
+	TakenBy(f routing.Family, t routing.TableID, device int, widest uint32) (what string, taken bool)
+}
+
+// A Source is the kernel's state as the kernel reports it, with a State of its own kind;
+// kernel.Mirror is one. See [MirrorOf].
+type Source[S State] interface {
+	observer
+	View(func(S))
+}
+
+// Mirror is the kernel's state as the kernel reports it.
 type Mirror interface {
+	observer
+	// View gives access to the state, as it is meanwhile.
+	View(func(State))
+}
+
+type observer interface {
+	// Changed is readable when there is something to take.
 	Changed() <-chan struct{}
 	// Sync takes up every event that the kernel has queued: after it the
 	// mirror shows the effects of all operations that were acknowledged.
 	Sync(context.Context) error
 	// Take returns what changed since it was called last, except by our writer.
-	Take() kernel.Changes
-	View(func(*kernel.State))
+	Take() routing.Changes
 	// SetInterest says of which interfaces the routes of main are kept.
 	SetInterest(context.Context, map[int]bool) error
 	// SetNetworks says inside which networks the host routes of main are kept.
@@ -111,6 +176,16 @@ type Mirror interface {
 	// interface that they leave by does not have.
 	Unbound(context.Context) (map[routing.Family][]routing.Unbound, error)
 }
+
+// MirrorOf makes a Mirror of a source whose states are of a type of their own.
+func MirrorOf[S State](s Source[S]) Mirror { return mirror[S]{s, s} }
+
+type mirror[S State] struct {
+	observer
+	source Source[S]
+}
+
+func (m mirror[S]) View(look func(State)) { m.source.View(func(s S) { look(s) }) }
 
 // Writer changes the kernel. It returns one error for each operation, in order,
 // nil where it succeeded.
@@ -123,6 +198,9 @@ type Leases interface {
 	// Acquire returns the tables of the keys. Where some have none it returns
 	// the others and an error.
 	Acquire(ctx context.Context, keys []routing.Key, inUse func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error)
+	// Move gives keys other numbers than those that they have, which somebody else uses. A
+	// key that is not in the answer keeps what it has.
+	Move(ctx context.Context, from map[routing.Key]routing.TableID, inUse func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error)
 	// Release says that nothing in the kernel needs the keys' tables.
 	Release(keys ...routing.Key)
 }

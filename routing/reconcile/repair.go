@@ -14,7 +14,6 @@ import (
 
 	"multihomed/internal/event"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // An object is a rule or a route of ours; the other is zero.
@@ -23,7 +22,7 @@ type object struct {
 	route routing.RouteKey
 }
 
-func objectOf(t kernel.Taken) object {
+func objectOf(t routing.Taken) object {
 	if t.Rule != (routing.Rule{}) {
 		return object{rule: t.Rule}
 	}
@@ -66,9 +65,9 @@ func (d *disputes) delay(o object, budget *rate.Limiter, now time.Time) time.Dur
 }
 
 // mustWait returns the objects whose repair is made later.
-func (l *Loop) mustWait(ctx context.Context, taken []kernel.Taken) []object {
+func (l *Loop) mustWait(ctx context.Context, taken []routing.Taken) []object {
 	var wait []object
-	var first kernel.Taken
+	var first routing.Taken
 	repaired := 0
 	now := l.now()
 	for _, t := range taken {
@@ -123,7 +122,7 @@ type deferral struct {
 }
 
 // repairLine says that somebody deleted an object, and what becomes of it.
-func (l *Loop) repairLine(ctx context.Context, t kernel.Taken, what, reason string) {
+func (l *Loop) repairLine(ctx context.Context, t routing.Taken, what, reason string) {
 	object, link := l.nameObject(t)
 	attrs := []slog.Attr{event.Is(event.Repaired), slog.String("interface", link)}
 	if reason != "" {
@@ -134,7 +133,7 @@ func (l *Loop) repairLine(ctx context.Context, t kernel.Taken, what, reason stri
 }
 
 // nameObject names an object in the words of ip(8), and the link that it is for.
-func (l *Loop) nameObject(t kernel.Taken) (what, link string) {
+func (l *Loop) nameObject(t routing.Taken) (what, link string) {
 	if t.Rule != (routing.Rule{}) {
 		planned, _ := l.planner.Rule(t.Rule)
 		return fmt.Sprintf("%s rule %q", t.Rule.Family, t.Rule), planned.Reason.Link
@@ -151,7 +150,7 @@ func (l *Loop) nameObject(t kernel.Taken) (what, link string) {
 // viewName replaces the name of an interface by that which it has, and reports whether
 // it is there.
 func (l *Loop) viewName(index int, name *string) (exists bool) {
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		if now, is := k.NameOf(index); is {
 			*name, exists = now, true
 		}
@@ -172,7 +171,7 @@ func (l *Loop) suspect(port uint32) string {
 // A quarrel is about an object that somebody keeps deleting. It is over when that has
 // not happened for a while.
 type quarrel struct {
-	taken kernel.Taken
+	taken routing.Taken
 	over  time.Time
 }
 
@@ -354,6 +353,6 @@ func (l *Loop) nameOf(index int) string {
 		return plan.Link.Name
 	}
 	name := ""
-	l.Mirror.View(func(k *kernel.State) { name = k.Name(index) })
+	l.Mirror.View(func(k State) { name = k.Name(index) })
 	return name
 }

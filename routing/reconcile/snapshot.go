@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 )
 
 // A Snapshot is how the host stood after a pass: one value that never changes, for
@@ -54,9 +53,10 @@ type Snapshot struct {
 // An Interface is one interface in a snapshot.
 type Interface struct {
 	// Facts have no routes.
-	Facts kernel.Link
-	// Claim is what its owner says of it, by whatever name, if Claimed.
+	Facts routing.Interface
+	// Claim is what its owner says of it, by the name Said, if Claimed.
 	Claim   Claim
+	Said    string
 	Claimed bool
 	// IsLink says that the interface is planned.
 	IsLink bool
@@ -93,6 +93,17 @@ func (s *Snapshot) Link(index int) (routing.LinkPlan, bool) {
 		return i.Plan, true
 	}
 	return routing.LinkPlan{}, false
+}
+
+// Bound returns which interfaces owners mean by the names that they use.
+func (s *Snapshot) Bound() map[string]int {
+	out := make(map[string]int, len(s.Interfaces))
+	for _, i := range s.Interfaces {
+		if i.Claimed {
+			out[i.Said] = i.Facts.Index
+		}
+	}
+	return out
 }
 
 // Foreign returns the rules of others in a family.
@@ -233,7 +244,7 @@ func (l *Loop) outdated() bool {
 		return true
 	}
 	var moves uint64
-	l.Mirror.View(func(k *kernel.State) { moves = k.Moves() })
+	l.Mirror.View(func(k State) { moves = k.Moves() })
 	return l.picture.last.Moves != moves
 }
 
@@ -258,7 +269,7 @@ func (l *Loop) snapshot() *Snapshot {
 		s.Others[i] = l.planner.Foreign(f)
 	}
 	open, contested := l.open()
-	l.Mirror.View(func(k *kernel.State) {
+	l.Mirror.View(func(k State) {
 		s.Moves = k.Moves()
 		s.Unread, s.UnreadFault = k.Unread()
 		for index := range p.stale {
@@ -295,7 +306,7 @@ func (l *Loop) snapshot() *Snapshot {
 }
 
 // mixed finds the priorities at which ours stand too, and says in which order.
-func mixed(k *kernel.State, f routing.Family, others []routing.ForeignRule) map[routing.Priority][]routing.Rule {
+func mixed(k State, f routing.Family, others []routing.ForeignRule) map[routing.Priority][]routing.Rule {
 	out := map[routing.Priority][]routing.Rule{}
 	for _, o := range others {
 		p := o.Rule.Priority
@@ -311,14 +322,14 @@ func mixed(k *kernel.State, f routing.Family, others []routing.ForeignRule) map[
 	return out
 }
 
-func (l *Loop) picturedAnew(k *kernel.State, index int) {
+func (l *Loop) picturedAnew(k State, index int) {
 	facts, exists := k.LinkFacts(index)
 	if !exists {
 		delete(l.picture.interfaces, index)
 		return
 	}
 	i := &Interface{Facts: facts, Since: l.picture.since[index].at}
-	i.Claim, _, i.Claimed = l.of(k, index)
+	i.Claim, i.Said, i.Claimed = l.of(k, index)
 	i.Plan, i.IsLink = l.planner.Link(index)
 	i.Plan.Routes = slices.Concat(i.Plan.Routes, i.Plan.PathRoutes(fewPaths))
 	l.picture.interfaces[index] = i

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -272,13 +271,9 @@ func TestDeletingAgainstTheClock(t *testing.T) {
 			before := strings.Join(h.rules(), "\n")
 			h.ip("rule add " + c.add)
 			h.pass()
-			mirror, ok := h.mirror.Mirror.(*kernel.Mirror)
-			if !ok {
-				t.Fatal("another mirror")
-			}
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 2)
-			go func() { ended <- mirror.Run(ctx) }()
+			go func() { ended <- h.source.Run(ctx) }()
 			go func() { ended <- h.loop.Run(ctx) }()
 			// A socket stays in the namespace in which it was opened.
 			asks, err := netlink.NewHandle(unix.NETLINK_ROUTE)

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/config"
-	"multihomed/internal/handoff"
 	"multihomed/internal/lockfile"
+	"multihomed/internal/standin"
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
@@ -144,7 +144,7 @@ func TestDispatcherHandsOver(t *testing.T) {
 	r.must(r.Down(t.Context(), "wan1"))
 	r.settled("wan0")
 	pid, held, err := lockfile.Holder(filepath.Join(r.cfg.RuntimeDir, lockfile.Name))
-	if err != nil || !held || !handoff.StandsIn(pid) {
+	if err != nil || !held || !standin.Runs(pid) {
 		t.Fatalf("process %d holds the lock: %t, %v", pid, held, err)
 	}
 	r.must(unix.Kill(pid, unix.SIGSTOP))

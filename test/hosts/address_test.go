@@ -78,10 +78,13 @@ func sources(list ...string) []sender {
 
 const guest4, guest6 = "100.64.1.60", "2001:db8:0:2::60"
 
+// Guests on a tap, as virtual machines have one.
+const tapped4, tapped6 = "100.64.1.80", "2001:db8:0:2::80"
+
 var addressHosts = []Host{
 	{
 		Name: "a routed guest",
-		What: "LXD with a routed NIC: a guest has an address of the second uplink's network, by a host route, proxy ARP and proxy NDP.",
+		What: "LXD with a routed NIC: a guest has an address of the second uplink's network, by a host route, proxy ARP and proxy NDP. Another one is a virtual machine on a tap.",
 		Lab:  routing,
 		Build: func(w *world) {
 			b, err := w.NewBridge("br-guest", netip.MustParsePrefix("169.254.0.1/16"))
@@ -95,29 +98,33 @@ var addressHosts = []Host{
 			w.must(c.AddRoute(lab.DefaultVia(netip.MustParseAddr("fd99::1")), "eth0"))
 			w.sysctl("net.ipv4.conf.wan1.proxy_arp", "1", "net.ipv6.conf.wan1.proxy_ndp", "1",
 				"net.ipv4.neigh.wan1.proxy_delay", "0", "net.ipv6.neigh.wan1.proxy_delay", "0")
+			w.ip("tuntap add dev tap9 mode tap", "link set tap9 up", "route add "+tapped4+" dev tap9", "-6 route add "+tapped6+" dev tap9")
 			w.ip("route add "+guest4+" dev br-guest", "-6 route add "+guest6+" dev br-guest", "-6 neigh add proxy "+guest6+" dev wan1")
 		},
-		Promised: []Promise{leavesBy("the guest's packets leave by its uplink", guest4, guest6)},
-		Selects:  func(w *world, q Question) bool { return particular(w, q) || toAny(q, guest4, guest6) },
+		Promised: []Promise{leavesBy("the guest's packets leave by its uplink", guest4, guest6, tapped4, tapped6)},
+		Selects:  func(w *world, q Question) bool { return particular(w, q) || toAny(q, guest4, guest6, tapped4, tapped6) },
 		Ask: func(w *world) []Question {
-			return append(grid(w.outside(), forwarded("br-guest", guest4, guest6)),
-				append(grid(addrs(guest4, guest6), w.senders()),
+			return append(append(grid(w.outside(), forwarded("br-guest", guest4, guest6)), grid(w.outside(), forwarded("tap9", tapped4, tapped6))...),
+				append(grid(addrs(guest4, guest6, tapped4, tapped6), w.senders()),
 					Call{By: w.isps[1], Dst: netip.MustParseAddr(guest4)},
 					Dial{From: lab.From{Addr: w.addr("wan0", lab.IPv4)}, Dst: netip.MustParseAddr(guest4)})...)
 		},
 	},
 	{
 		Name: "published addresses",
-		What: "Additional addresses of the second uplink's network on lo (a load balancer's), and one on a bridge.",
+		What: "Additional addresses of the second uplink's network on lo (a load balancer's), one on a bridge, and AnyIP: parts of the network that are this host's.",
 		Build: func(w *world) {
-			w.ip("addr add 100.64.1.61/32 dev lo", "addr add 100.64.1.62/32 dev lo")
+			w.ip("addr add 100.64.1.61/32 dev lo", "addr add 100.64.1.62/32 dev lo",
+				"route add local 100.64.1.96/28 dev lo", "-6 route add local 2001:db8:0:2::a:0/112 dev lo")
 			_, err := w.NewBridge("br-pub", netip.MustParsePrefix("100.64.1.63/32"))
 			w.must(err)
 			w.cleanLo()
 		},
-		Promised: []Promise{leavesBy("published addresses leave by their uplink", "100.64.1.61", "100.64.1.62")},
+		Promised: []Promise{leavesBy("published addresses leave by their uplink", "100.64.1.61", "100.64.1.62", "100.64.1.99", "2001:db8:0:2::a:9")},
 		Ask: func(w *world) []Question {
-			return append(grid(w.outside(), sources("100.64.1.61", "100.64.1.62", "100.64.1.63")),
+			return append(grid(w.outside(), sources("100.64.1.61", "100.64.1.62", "100.64.1.63", "100.64.1.99", "2001:db8:0:2::a:9")),
+				Call{By: w.isps[1], Dst: netip.MustParseAddr("100.64.1.99")},
+				Dial{From: lab.From{Addr: netip.MustParseAddr("100.64.1.99")}, Dst: lab.InternetAddr4},
 				Call{By: w.isps[1], Dst: netip.MustParseAddr("100.64.1.61")},
 				Call{By: w.isps[1], Dst: netip.MustParseAddr("100.64.1.62")},
 				Dial{From: lab.From{Addr: netip.MustParseAddr("100.64.1.61")}, Dst: lab.InternetAddr4})

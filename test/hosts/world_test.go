@@ -179,7 +179,12 @@ func word(text, key string) string {
 
 // cleanLo takes the host's own addresses from lo after the test: lo stays.
 func (w *world) cleanLo() {
-	w.t.Cleanup(func() { _, _ = w.IP(w.ctx(), "-4", "addr", "flush", "dev", "lo", "scope", "global") })
+	w.t.Cleanup(func() {
+		_, _ = w.IP(w.ctx(), "-4", "addr", "flush", "dev", "lo", "scope", "global")
+		for _, f := range []string{"-4", "-6"} {
+			_, _ = w.IP(w.ctx(), f, "route", "flush", "table", "local", "type", "local", "dev", "lo", "proto", "boot")
+		}
+	})
 }
 
 // ctx is for what is done after the test.

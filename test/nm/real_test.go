@@ -181,7 +181,7 @@ method=ignore
 		t.Errorf("device is %+v", d)
 	}
 	must(t, host.Reapply(ctx, "wan0"))
-	f.Poke("wan0")
+	f.Recheck("wan0")
 	labtest.Eventually(t, func() error {
 		if n := f.log.count("device not understood", "perhaps"); n != 1 {
 			return fmt.Errorf("the problem was logged %d times", n)

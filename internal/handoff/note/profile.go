@@ -5,15 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 	"multihomed/nm"
 )
@@ -37,12 +35,11 @@ func Passed(runtime string) func(name string) (nm.Passed, bool) {
 }
 
 func readProfile(runtime, name string) (p nm.Passed, err error) {
-	f, err := os.OpenFile(filepath.Join(runtime, profiles, profileFile(name)), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	data, err := fsutil.ReadFileNoFollow(filepath.Join(runtime, profiles, profileFile(name)), maxProfile)
 	if err != nil {
 		return nm.Passed{}, err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := json.NewDecoder(io.LimitReader(f, maxProfile)).Decode(&p); err != nil {
+	if err := json.Unmarshal(data, &p); err != nil {
 		return nm.Passed{}, err
 	}
 	return p, p.Validate()

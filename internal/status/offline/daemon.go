@@ -4,14 +4,14 @@ import (
 	"path/filepath"
 
 	"multihomed/internal/config"
-	"multihomed/internal/handoff"
 	"multihomed/internal/lockfile"
+	"multihomed/internal/standin"
 )
 
 // DaemonRuns reports whether a daemon holds the lock, and not one who stands in for it.
 func DaemonRuns(cfg config.Config) bool {
 	pid, held, err := Worker(cfg)
-	return err == nil && held && !handoff.StandsIn(pid)
+	return err == nil && held && !standin.Runs(pid)
 }
 
 // Worker is the process that works on this host: the one that holds the lock, or, where
@@ -30,7 +30,7 @@ func (r *reading) readDaemon() {
 	if err != nil {
 		r.note("whether the daemon runs: %v", err)
 	}
-	if r.running = held && !handoff.StandsIn(pid); r.running {
+	if r.running = held && !standin.Runs(pid); r.running {
 		r.pid = pid
 	}
 }

@@ -38,6 +38,11 @@ type readLeases struct {
 	mirror   *kernel.Mirror
 }
 
+// Move implements [reconcile.Leases]. Who only looks moves nothing.
+func (*readLeases) Move(context.Context, map[routing.Key]routing.TableID, func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error) {
+	return map[routing.Key]routing.TableID{}, nil
+}
+
 // Acquire implements [reconcile.Leases]. A network without a table has none for now, and
 // that is no error.
 func (l *readLeases) Acquire(_ context.Context, keys []routing.Key, _ func(routing.TableID) (string, bool)) (map[routing.Key]routing.TableID, error) {

@@ -18,7 +18,6 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/handoff/note"
 	"multihomed/internal/owners"
-	"multihomed/internal/presence"
 	"multihomed/internal/recollection"
 	"multihomed/internal/status/check"
 	"multihomed/internal/status/view"
@@ -87,7 +86,7 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 	}
 	leases := &readLeases{database: r.openLeases(ctx), tables: r.cfg.Tables, mirror: r.mirror}
 	snapshot, err := reconcile.Look(ctx, reconcile.Options{
-		Policy: r.cfg.RoutingPolicy(), Mirror: r.mirror, Leases: leases,
+		Policy: r.cfg.RoutingPolicy(), Mirror: reconcile.MirrorOf(r.mirror), Leases: leases,
 		Owners:   &recalledOwners{Owners: owners, reading: r},
 		Reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
@@ -98,7 +97,7 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 	v := view.Of(r.cfg, snapshot)
 	v.NM, v.ManagerUnread, v.NoManager = r.manager, r.managerFault, r.alone
 	if v.NoManager {
-		v.Unwanted = presence.Unwanted(r.cfg.NetworkManager)
+		v.Unwanted = r.cfg.NetworkManager.Unwanted()
 	}
 	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread
 	v.Off, _ = owners.Off.State()
@@ -117,7 +116,7 @@ func (r *reading) readManager(ctx context.Context) {
 		r.managerFault = err.Error()
 		r.manager.Absent = true
 	}
-	r.alone = r.manager.Absent && !presence.NetworkManager(r.cfg.NetworkManager)
+	r.alone = r.manager.Absent && !r.cfg.NetworkManager.Expected()
 	if err != nil && !r.alone {
 		r.note("NetworkManager: %v", err)
 	}

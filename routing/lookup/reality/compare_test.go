@@ -193,6 +193,7 @@ func TestKernelAgrees(t *testing.T) {
 
 // install adds random rules and routes. What stands already is refused.
 func install(tb testing.TB, t *rapid.T, family routing.Family, index map[string]int) {
+	tb.Helper()
 	for _, rule := range genRules(t, family) {
 		if err := addRule(rule); err != nil && !errors.Is(err, unix.EEXIST) {
 			t.Fatalf("adding %s: %v", rule, err)

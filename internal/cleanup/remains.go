@@ -1,0 +1,244 @@
+package cleanup
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+)
+
+// Options say what is known of configurations; the zero value will do.
+type Options struct {
+	// Tables are the range of the configuration, that of no configuration if zero.
+	Tables routing.TableRange
+	// Eras are the earlier configurations.
+	Eras []Era
+	// Group is the group of uplinks as the configuration says, 0 if it cannot be
+	// told. Then the groups count that rules of ours name, unless Eras do.
+	Group uint32
+	// Link limits everything to one interface.
+	Link string
+	// Unreachable limits everything to the rules that answer "unreachable", at their own
+	// priority and where they are repeated. It is the last step when nobody maintains
+	// the routing any more: the host then routes as without us wherever a table of ours
+	// empties, and the next pass of the daemon puts them back.
+	Unreachable bool
+}
+
+// Remains is what stands of ours, as the kernel has it. Create it with Open.
+type Remains struct {
+	options Options
+	mirror  *kernel.Mirror
+	writer  *kernel.Writer
+	nobody  *routing.Planner
+	groups  map[uint32]struct{}
+	link    link
+}
+
+// Open looks at the kernel. It needs no rights.
+func Open(ctx context.Context, o Options) (*Remains, error) {
+	standard := routing.DefaultPolicy()
+	if o.Tables == (routing.TableRange{}) {
+		o.Tables = standard.Tables
+	}
+	former := make([]routing.TableRange, 0, len(o.Eras))
+	for _, e := range o.Eras {
+		former = append(former, e.Tables())
+	}
+	for {
+		r, err := open(ctx, o, former)
+		if err != nil {
+			return nil, err
+		}
+		more := r.elsewhere()
+		if len(more) == 0 {
+			return r, nil
+		}
+		// Rules of ours name tables that no configuration names.
+		former = append(former, more...)
+		if err := r.Close(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func open(ctx context.Context, o Options, former []routing.TableRange) (*Remains, error) {
+	mirror, err := kernel.Open(kernel.Config{
+		Tables: o.Tables, Former: former, Interest: func(string) bool { return false },
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := &Remains{options: o, mirror: mirror, groups: map[uint32]struct{}{}, link: newLink(o.Link)}
+	// Without a group, nobody's plan says nothing of groups.
+	r.nobody = routing.NewPlanner(routing.Policy{Tables: o.Tables})
+	if r.writer, err = mirror.OpenWriter(); err == nil {
+		err = r.read(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	r.mirror.View(r.findGroups)
+	return r, nil
+}
+
+func (r *Remains) read(ctx context.Context) error {
+	if err := r.mirror.Sync(ctx); err != nil {
+		return err
+	}
+	// Main may have a million routes: only what leads where some of ours stand is
+	// of interest.
+	routes, err := r.mirror.StandIns(ctx)
+	if err != nil || len(routes) == 0 {
+		return err
+	}
+	interests := map[int]bool{}
+	for _, route := range routes {
+		interests[route.Device] = true
+	}
+	return r.mirror.SetInterest(ctx, interests)
+}
+
+// elsewhere are the tables that rules of ours lead to and that are not known as
+// ours.
+func (r *Remains) elsewhere() []routing.TableRange {
+	found := map[routing.TableID]struct{}{}
+	r.mirror.View(func(k *kernel.State) {
+		for rule := range k.Rules() {
+			if t, leads := rule.LeadsTo(); leads && !k.OwnsTable(t) {
+				found[t] = struct{}{}
+			}
+		}
+	})
+	var out []routing.TableRange
+	for _, t := range slices.Sorted(maps.Keys(found)) {
+		if n := len(out); n > 0 && out[n-1].Last+1 == t {
+			out[n-1].Last = t
+		} else {
+			out = append(out, routing.TableRange{First: t, Last: t})
+		}
+	}
+	return out
+}
+
+// findGroups notes which interface groups mark our uplinks. A group that rules name
+// may be one that the administrator made, and is ours only if nobody knows better.
+func (r *Remains) findGroups(k *kernel.State) {
+	if r.options.Group != 0 {
+		r.groups[r.options.Group] = struct{}{}
+	}
+	for _, e := range r.options.Eras {
+		r.groups[e.UplinkGroup] = struct{}{}
+	}
+	if len(r.groups) > 0 {
+		return
+	}
+	for rule := range k.Rules() {
+		if rule.SuppressGroup.Set && rule.SuppressGroup.Value != 0 {
+			r.groups[rule.SuppressGroup.Value] = struct{}{}
+		}
+	}
+	r.groups[routing.DefaultPolicy().UplinkGroup] = struct{}{}
+}
+
+// Close lets go of the kernel.
+func (r *Remains) Close() error {
+	var err error
+	if r.writer != nil {
+		err = r.writer.Close()
+	}
+	return errors.Join(err, r.mirror.Close())
+}
+
+// Mirror is how the kernel is seen.
+func (r *Remains) Mirror() *kernel.Mirror { return r.mirror }
+
+// Stands reports whether the kernel holds any rule of ours.
+func Stands(ctx context.Context) (bool, error) {
+	r, err := Open(ctx, Options{})
+	if err != nil {
+		return false, err
+	}
+	return r.Rules() > 0, r.Close()
+}
+
+// Rules counts the rules of ours, whatever the options.
+func (r *Remains) Rules() (n int) {
+	r.mirror.View(func(k *kernel.State) {
+		for range k.Rules() {
+			n++
+		}
+	})
+	return n
+}
+
+// has reports whether an operation is within the options.
+func (r *Remains) has(op routing.Op) bool {
+	if r.options.Unreachable && (op.Verb != routing.DeleteRule || op.Rule.Action != routing.ActionUnreachable) {
+		return false
+	}
+	return r.link.has(op)
+}
+
+// Left is what stands of ours: the way from there to nothing, in the order in which
+// no packet strays.
+func (r *Remains) Left() []routing.Op {
+	var ops []routing.Op
+	r.mirror.View(func(k *kernel.State) {
+		r.link.learn(k)
+		ops = routing.Diff(r.nobody, k, routing.Everything(r.nobody, k), r.has)
+		var marked []routing.Op
+		for index, group := range k.Groups() {
+			if _, ours := r.groups[group]; ours {
+				marked = append(marked, routing.Op{Verb: routing.ResetGroup, Index: index})
+			}
+		}
+		marked = slices.DeleteFunc(marked, func(op routing.Op) bool { return !r.has(op) })
+		slices.SortFunc(marked, func(a, b routing.Op) int { return cmp.Compare(a.Index, b.Index) })
+		ops = append(ops, marked...)
+	})
+	return ops
+}
+
+// Text is the object of an operation in the words of iproute2.
+func (r *Remains) Text(op routing.Op) string {
+	name := func(index int) string {
+		out := fmt.Sprintf("if%d", index)
+		r.mirror.View(func(k *kernel.State) {
+			if l, ok := k.NameOf(index); ok {
+				out = l
+			}
+		})
+		return printable(out)
+	}
+	flag := func(f routing.Family) string {
+		if f == routing.IPv6 {
+			return "-6"
+		}
+		return "-4"
+	}
+	switch op.Verb {
+	case routing.DeleteRule:
+		return flag(op.Rule.Family) + " rule " + printable(op.Rule.String())
+	case routing.DeleteRoute:
+		return flag(op.Route.Family) + " route " + op.Route.Text(name(op.Route.Device))
+	default:
+		return "link " + name(op.Index) + " group"
+	}
+}
+
+// printable keeps the name of an interface from writing to a terminal.
+func printable(text string) string {
+	return strings.Map(func(c rune) rune {
+		if c < ' ' || c == 0x7f || c == '�' {
+			return '?'
+		}
+		return c
+	}, text)
+}

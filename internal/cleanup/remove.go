@@ -1,0 +1,150 @@
+package cleanup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"multihomed/routing"
+)
+
+// rounds is how often what somebody else adds meanwhile is removed too.
+const rounds = 3
+
+// An Outcome is what was removed, and what was not.
+type Outcome struct {
+	// Removed are the objects in the words of iproute2, in order.
+	Removed []string
+	// Rules, Routes and Groups count them.
+	Rules, Routes, Groups int
+	// Left are objects that stand all the same.
+	Left []string
+	// Refused are the kernel's reasons, of the last attempt.
+	Refused []error
+}
+
+// Err says what stands and why, nil if nothing does.
+func (o Outcome) Err() error {
+	if len(o.Left) == 0 {
+		return nil
+	}
+	const shown = 3
+	what := strings.Join(o.Left[:min(len(o.Left), shown)], "; ")
+	if more := len(o.Left) - shown; more > 0 {
+		what += fmt.Sprintf("; and %d more", more)
+	}
+	if len(o.Refused) > 0 {
+		return fmt.Errorf("%d of multihomed's objects stand (%s): %w", len(o.Left), what, o.Refused[0])
+	}
+	return fmt.Errorf("%d of multihomed's objects stand, because somebody keeps adding them: %s", len(o.Left), what)
+}
+
+// Remove takes away what stands. What comes meanwhile is taken away too; an error
+// says that the kernel could not be read.
+func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
+	var out Outcome
+	for range rounds {
+		if err := r.mirror.Sync(ctx); err != nil {
+			return out, err
+		}
+		ops := r.Left()
+		if len(ops) == 0 {
+			if r.options.Link == "" {
+				// A daemon that was killed may have left it. Who may not change routing sees
+				// nothing of ours here, and is not told of a name.
+				_ = r.writer.ForgetAlias(ctx)
+			}
+			return out, nil
+		}
+		out.Refused = nil
+		errs := r.writer.Apply(ctx, ops)
+		for i, op := range ops {
+			if errs != nil && errs[i] != nil {
+				out.Refused = append(out.Refused, errs[i])
+			} else {
+				out.add(op, r.Text(op))
+			}
+		}
+	}
+	if err := r.mirror.Sync(ctx); err != nil {
+		return out, err
+	}
+	for _, op := range r.Left() {
+		out.Left = append(out.Left, r.Text(op))
+	}
+	return out, nil
+}
+
+// again is how often everything is read anew while somebody else is waited for:
+// the kernel does not tell of the group of an interface that is down.
+const again = time.Second
+
+// Await waits until nothing of ours stands: somebody else takes it away. When ctx
+// ends first, it returns what stands.
+func (r *Remains) Await(ctx context.Context) (left []routing.Op, err error) {
+	following, cancel := context.WithCancel(ctx)
+	followed := make(chan error, 1)
+	go func() { followed <- r.mirror.Run(following) }()
+	defer func() {
+		cancel()
+		err = errors.Join(err, <-followed)
+	}()
+	ticker := time.NewTicker(again)
+	defer ticker.Stop()
+	for {
+		if left = r.Left(); len(left) == 0 {
+			return nil, nil
+		}
+		select {
+		case <-ctx.Done():
+			return left, nil
+		case <-r.mirror.Changed():
+			r.mirror.Take()
+		case <-ticker.C:
+			if err := r.mirror.Resync(ctx); err != nil && ctx.Err() == nil {
+				return left, err
+			}
+		}
+	}
+}
+
+// Summary counts operations in words.
+func (r *Remains) Summary(ops []routing.Op) string {
+	var o Outcome
+	for _, op := range ops {
+		o.add(op, "")
+	}
+	return o.Summary()
+}
+
+func (o *Outcome) add(op routing.Op, text string) {
+	o.Removed = append(o.Removed, text)
+	switch op.Verb {
+	case routing.DeleteRule:
+		o.Rules++
+	case routing.DeleteRoute:
+		o.Routes++
+	default:
+		o.Groups++
+	}
+}
+
+// Summary counts what was removed in words.
+func (o Outcome) Summary() string {
+	count := func(n int, what string) string {
+		if n == 1 {
+			return "1 " + what
+		}
+		return fmt.Sprintf("%d %ss", n, what)
+	}
+	parts := []string{count(o.Rules, "rule"), count(o.Routes, "route")}
+	if o.Groups > 0 {
+		parts = append(parts, "the mark of "+count(o.Groups, "uplink"))
+	}
+	if len(parts) == 2 {
+		return parts[0] + " and " + parts[1]
+	}
+	return parts[0] + ", " + parts[1] + " and " + parts[2]
+}

@@ -1,0 +1,230 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/config"
+	"multihomed/internal/event"
+	"multihomed/internal/handoff"
+	"multihomed/internal/lockfile"
+	"multihomed/internal/news"
+	"multihomed/internal/ownership"
+	"multihomed/internal/recollection"
+	"multihomed/routing/reconcile"
+)
+
+const (
+	// lookForUs is how often it is looked whether others find us, where the kernel does
+	// not tell.
+	lookForUs = 5 * time.Second
+	// restoreEvery bounds how often the runtime directory is made again.
+	restoreEvery = time.Second
+	// mostRestored is how often it is tried while somebody is removing it.
+	mostRestored = 100
+)
+
+// guard waits until others do not find this process any more, because somebody removed
+// the runtime directory or what is in it: they would take it for dead, and work beside
+// it. Then it makes the directory and the lock again, writes down what is known, and
+// reports true: the parts must be put together again, which makes the sockets. It fails
+// where it may not make the directory; the unit's RuntimeDirectory= does at the restart.
+func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *teller) (lost bool, err error) {
+	changed := watchDirectory(ctx, cfg.RuntimeDir)
+	ticker := time.NewTicker(lookForUs)
+	defer ticker.Stop()
+	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
+	for s.lock.Stands(path) && s.events.Stands() && (t.server == nil || t.server.Stands()) {
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case <-changed:
+		case <-ticker.C:
+		}
+	}
+	pause := time.NewTimer(time.Until(s.restored.Add(restoreEvery)))
+	defer pause.Stop()
+	select {
+	case <-ctx.Done():
+		return false, nil
+	case <-pause.C:
+	}
+	s.restored = time.Now()
+	s.files = func() error {
+		return errors.Join(p.hooks.Restore(), p.owners.Declared.Restore(), s.memory.restore())
+	}
+	err = inPlace(ctx, cfg, func() error { return errors.Join(s.place(ctx, cfg), s.files()) })
+	if err != nil {
+		if ctx.Err() != nil {
+			return false, nil
+		}
+		return false, err
+	}
+	s.Logger.LogAttrs(ctx, event.LevelNotice, "runtime directory made again, because somebody removed it or what is in it", slog.String("path", cfg.RuntimeDir))
+	s.notify.Reloading()
+	return true, nil
+}
+
+// inPlace does what needs the runtime directory. Who removes that may not be done yet: then
+// it does so again.
+func inPlace(ctx context.Context, cfg config.Config, do func() error) error {
+	ticker := time.NewTicker(askAgain)
+	defer ticker.Stop()
+	err := do()
+	for tries := 1; errors.Is(err, fs.ErrNotExist) && tries < mostRestored; tries++ {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticker.C:
+		}
+		err = do()
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("somebody removes the runtime directory %s or what is in it again and again: %w", cfg.RuntimeDir, err)
+	}
+	return err
+}
+
+// stayFound makes what the next parts are found by and what they read, where it does not
+// stand: it may have been removed again while the parts before ended.
+func (s *service) stayFound(ctx context.Context, cfg config.Config) error {
+	return inPlace(ctx, cfg, func() error {
+		if err := s.place(ctx, cfg); err != nil {
+			return err
+		}
+		if err := s.listen(cfg); err != nil || s.files == nil {
+			return err
+		}
+		return s.files()
+	})
+}
+
+// place makes the runtime directory and the lock in it, unless they stand.
+func (s *service) place(ctx context.Context, cfg config.Config) error {
+	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
+		return err
+	}
+	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
+	if s.lock.Stands(path) {
+		return nil
+	}
+	ticker := time.NewTicker(askAgain)
+	defer ticker.Stop()
+	for {
+		// Whoever took it meanwhile finds out that somebody works here, and lets go.
+		lock, err := lockfile.TryLock(path)
+		if err == nil {
+			closing(s.Logger, "lock of the removed runtime directory", s.lock.Close)
+			s.lock = lock
+			return nil
+		}
+		if _, held := errors.AsType[*lockfile.HeldError](err); !held {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticker.C:
+		}
+	}
+}
+
+// listen makes the socket for events, unless it stands.
+func (s *service) listen(cfg config.Config) error {
+	if s.events != nil {
+		if s.events.Stands() {
+			return nil
+		}
+		// What is left in it is read from files, and from those who know.
+		closing(s.Logger, "socket for events", func() error {
+			_, err := s.events.Close()
+			return err
+		})
+		s.events = nil
+	}
+	events, err := handoff.Listen(cfg.RuntimeDir)
+	if err == nil {
+		s.events = events
+	}
+	return err
+}
+
+// A memory is the file of that name, and outlives it.
+type memory struct {
+	file recollection.File
+	mu   sync.Mutex
+	last *reconcile.Recollection
+}
+
+// Recall implements [reconcile.Memory].
+func (m *memory) Recall() (reconcile.Recollection, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r, is := m.file.Recall(); is {
+		m.last = &r
+		return r, true
+	}
+	if m.last == nil {
+		return reconcile.Recollection{}, false
+	}
+	return *m.last, true
+}
+
+// Keep implements [reconcile.Memory].
+func (m *memory) Keep(r reconcile.Recollection) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.last = &r
+	return m.file.Keep(r)
+}
+
+// restore writes the file if it is gone.
+func (m *memory) restore() error {
+	if _, is := m.file.Recall(); is {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.last == nil {
+		return nil
+	}
+	return m.file.Keep(*m.last)
+}
+
+// watchDirectory returns what holds a value when something in a directory was removed, or
+// the directory itself (inotify(7)). Where the kernel has no more of these, it holds none.
+func watchDirectory(ctx context.Context, path string) <-chan struct{} {
+	changed := news.NewSignal()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return changed
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	const what = unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_ONLYDIR
+	if _, err := unix.InotifyAddWatch(fd, path, what); err != nil {
+		_ = f.Close()
+		return changed
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.Close() })
+	go func() {
+		defer stop()
+		buffer := make([]byte, 4<<10)
+		for {
+			if _, err := f.Read(buffer); err != nil {
+				_ = f.Close()
+				return
+			}
+			changed.Give()
+		}
+	}()
+	return changed
+}

@@ -1,0 +1,137 @@
+package dnsmasq
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"multihomed/internal/event"
+	"multihomed/internal/owners"
+	"multihomed/routing"
+	"multihomed/routing/reconcile"
+)
+
+// A Pass is what a pass of the reconcile loop leaves behind for DNS: the links, whose
+// routing stands, so that a server is only named when queries can reach it, and what their
+// owners know of servers.
+type Pass struct {
+	Snapshot *reconcile.Snapshot
+	DNS      *owners.DNS
+}
+
+// A Keeper keeps the servers file in step with the links. It is for one goroutine.
+type Keeper struct {
+	log  *slog.Logger
+	file *File
+	last []Server
+	// written says that last was written by this process.
+	written bool
+	// failed is what kept the file from being in force.
+	failed error
+}
+
+// NewKeeper returns the keeper of a file.
+func NewKeeper(file *File, log *slog.Logger) *Keeper { return &Keeper{log: log, file: file} }
+
+// Keep names the servers of all links. The error is what keeps the file from being in
+// force; Keep tries again then, also if the servers are the same.
+func (k *Keeper) Keep(ctx context.Context, p Pass) error {
+	var all []Server
+	for _, i := range p.Snapshot.Interfaces {
+		if i.IsLink {
+			all = append(all, servers(&i.Plan, p.DNS.Of(i.Said))...)
+		}
+	}
+	all = append(all, k.unheard(ctx, p.DNS)...)
+	if k.failed == nil && k.written && slices.EqualFunc(all, k.last, sameServer) {
+		return nil
+	}
+	k.last, k.written = append([]Server{}, all...), true
+	k.failed = k.file.Update(ctx, all)
+	return k.failed
+}
+
+// unheard are the servers of interfaces of which nobody has said anything yet. What
+// was known before stays: as long as NetworkManager is away, and over a restart of ours.
+func (k *Keeper) unheard(ctx context.Context, dns *owners.DNS) []Server {
+	if k.last == nil {
+		before, err := k.file.Read()
+		if err != nil {
+			k.log.LogAttrs(ctx, event.LevelNotice, "earlier DNS servers unknown", slog.String("error", err.Error()))
+		}
+		k.last = before
+	}
+	var out []Server
+	for _, s := range k.last {
+		if !dns.Knows(s.Interface) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func sameServer(a, b Server) bool {
+	return a.Interface == b.Interface && a.Address == b.Address && a.Source == b.Source &&
+		a.OnlyDomains == b.OnlyDomains && slices.Equal(a.Domains, b.Domains)
+}
+
+// servers are the DNS servers of a link, each with the address of the link that
+// its queries carry.
+func servers(plan *routing.LinkPlan, known map[routing.Family]owners.Resolvers) []Server {
+	var all []Server
+	for _, f := range routing.Families() {
+		resolvers := known[f]
+		for _, a := range resolvers.Servers {
+			s := Server{Interface: plan.Link.Name, Address: a}
+			// Where nothing leads any further, a server that is for some domains
+			// is for no others. The domains that a provider names are to complete names
+			// with: "com" would hand all of it to that provider.
+			if plan.Role() == routing.Local {
+				s.Domains, s.OnlyDomains = resolvers.Domains, len(resolvers.Domains) > 0
+			}
+			if s.Source = sourceOf(plan, f, a); !s.Source.IsValid() && !a.IsLinkLocalUnicast() {
+				continue // The link cannot be used with this family at the moment.
+			}
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// sourceOf picks the address of a link that a query to a server carries: one in
+// the server's network, else the one that the link's default route names, else
+// the first that is in use.
+func sourceOf(plan *routing.LinkPlan, f routing.Family, server netip.Addr) netip.Addr {
+	var preferred netip.Addr
+	for _, r := range plan.Routes {
+		if r.Route.Family == f && r.Route.IsDefault() && r.Route.PreferredSource.IsValid() {
+			preferred = r.Route.PreferredSource
+			break
+		}
+	}
+	var best netip.Addr
+	rank := 0
+	for _, a := range plan.Link.Addresses {
+		address := a.Prefix.Addr()
+		key, takesPart := routing.KeyOf(plan.Link, address)
+		if _, leased := plan.Link.Tables[key]; !takesPart || !leased || key.Family != f || a.Tentative || a.Deprecated {
+			continue
+		}
+		now := 1
+		switch {
+		case key.Prefix.Contains(server):
+			now = 5
+		case address == preferred:
+			now = 4
+		case !a.Temporary && !address.IsPrivate():
+			now = 3
+		case !address.IsPrivate():
+			now = 2
+		}
+		if now > rank {
+			best, rank = address, now
+		}
+	}
+	return best
+}

@@ -1,0 +1,67 @@
+package news_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"multihomed/internal/news"
+)
+
+func TestSignal(t *testing.T) {
+	t.Parallel()
+	s := news.NewSignal()
+	s.Give()
+	s.Give()
+	<-s
+	select {
+	case <-s:
+		t.Error("given once, and there twice")
+	default:
+	}
+}
+
+// TestSlot: who follows gets the newest value alone, a failed one again, and who waits for
+// idleness waits for all.
+func TestSlot(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := news.NewSlot[int]()
+		if s.Idle(ctx); !s.IsIdle() {
+			t.Error("it is empty and not idle")
+		}
+		s.Put(1)
+		s.Put(2)
+		var got []int
+		ended := make(chan error)
+		go func() {
+			ended <- s.Follow(ctx, time.Minute, func(_ context.Context, n int) error {
+				time.Sleep(time.Second) //nolint:forbidigo // the clock is that of the bubble
+				if got = append(got, n); n == 2 && len(got) < 3 {
+					return errors.New("not yet")
+				}
+				return nil
+			})
+		}()
+		began := time.Now()
+		s.Idle(ctx)
+		if took := time.Since(began); took != time.Second || !slices.Equal(got, []int{2}) {
+			t.Errorf("idle after %v, with %v", took, got)
+		}
+		<-time.After(3 * time.Minute)
+		synctest.Wait()
+		if !slices.Equal(got, []int{2, 2, 2}) {
+			t.Errorf("a value that fails twice was dealt with as %v", got)
+		}
+		s.Put(3)
+		s.Idle(ctx)
+		cancel()
+		if err := <-ended; err != nil || !slices.Equal(got, []int{2, 2, 2, 3}) {
+			t.Errorf("in the end %v, %v", got, err)
+		}
+	})
+}

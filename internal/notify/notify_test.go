@@ -1,0 +1,56 @@
+package notify_test
+
+import (
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"multihomed/internal/notify"
+)
+
+// TestNotifier is a life as systemd hears it.
+func TestNotifier(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	supervisor, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer supervisor.Close()
+	if err := supervisor.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "") // None, whoever runs this test.
+	hears := func(want string) {
+		t.Helper()
+		buffer := make([]byte, 4096)
+		n, err := supervisor.Read(buffer)
+		if got := string(buffer[:n]); err != nil || !strings.HasPrefix(got, want) {
+			t.Fatalf("systemd hears %q (%v), want %q", got, err, want)
+		}
+	}
+	n := notify.New(slog.New(slog.DiscardHandler))
+	n.Alive()
+	hears("EXTEND_TIMEOUT_USEC=30000000")
+	n.Alive() // Between two beats it says nothing more.
+	n.Status("waiting: NetworkManager")
+	hears("STATUS=waiting: NetworkManager")
+	n.Status("waiting: NetworkManager")
+	n.Ready()
+	hears("READY=1")
+	if !n.Reloading() {
+		t.Error("it was ready")
+	}
+	hears("RELOADING=1\nMONOTONIC_USEC=")
+	if n.Reloading() {
+		t.Error("it reloads already")
+	}
+	hears("RELOADING=1\nMONOTONIC_USEC=")
+	n.Ready()
+	hears("READY=1")
+	n.Stopping()
+	hears("STOPPING=1")
+}

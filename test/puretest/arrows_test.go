@@ -1,0 +1,142 @@
+package puretest_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// floors has the packages of the product from the ground up, as ARCHITECTURE.md has the
+// rooms. A package imports packages of lower floors, never of its own or of a higher one.
+// Whoever adds a package puts it on the lowest floor that is above all that it imports; if
+// there is none, the package has two tasks.
+var floors = [][]string{
+	// Words and tools that know nothing of routing, and facts and plans without a system call.
+	{
+		"internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/lazy", "internal/news", "internal/ownership",
+		"internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
+	},
+	{
+		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/redact",
+		"internal/rttables", "internal/status", "routing/lookup",
+	},
+	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which asks for
+	// it by ports of its own.
+	{"allocator", "nm", "routing/kernel", "routing/reconcile"},
+	{
+		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
+		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
+	},
+	// Who the links are.
+	{"internal/config", "internal/handoff", "internal/routedlease"},
+	{"internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
+	// What follows the loop, and who looks at the host.
+	{"internal/dnsmasq", "internal/mainroutes", "internal/status/check"},
+	// What is put together, and the program.
+	{"internal/daemon", "internal/status/offline"},
+	{"internal/cli"},
+	{"cmd/multihomed"},
+}
+
+// testHouses may import everything, and no package of the product imports them.
+var testHouses = []string{"test", "packaging", "routing/kerneltest", "nm/nmtest", "internal/status/view/viewtest"}
+
+const module = "multihomed/"
+
+// TestArrowsOnlyGoDown: no package of the product imports one of its own floor or of a
+// higher one, nor a test house.
+func TestArrowsOnlyGoDown(t *testing.T) {
+	t.Parallel()
+	floor := map[string]int{}
+	for n, packages := range floors {
+		for _, p := range packages {
+			if _, twice := floor[p]; twice {
+				t.Errorf("%s stands on two floors", p)
+			}
+			floor[p] = n
+		}
+	}
+	found := map[string]bool{}
+	for _, p := range list(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		if isTestHouse(name) || len(p.GoFiles)+len(p.CgoFiles) == 0 {
+			continue
+		}
+		found[name] = true
+		own, known := floor[name]
+		if !known {
+			t.Errorf("%s is on no floor: put it into floors in test/puretest/arrows_test.go, above all that it imports", name)
+			continue
+		}
+		for _, imported := range p.Imports {
+			other, ours := strings.CutPrefix(imported, module)
+			if !ours {
+				continue
+			}
+			switch at, known := floor[other]; {
+			case isTestHouse(other):
+				t.Errorf("%s imports %s, which is for tests", name, other)
+			case known && at >= own:
+				t.Errorf("%s (floor %d) imports %s (floor %d): arrows only go down; move what both need below them, or pass it in", name, own, other, at)
+			}
+		}
+	}
+	if len(found) < 10 {
+		t.Errorf("go list names %d packages of the product", len(found))
+	}
+	for name := range floor {
+		if !found[name] {
+			t.Errorf("%s is in the table and does not exist: take it out of floors in test/puretest/arrows_test.go", name)
+		}
+	}
+}
+
+func isTestHouse(name string) bool {
+	return slices.ContainsFunc(testHouses, func(house string) bool { return name == house || strings.HasPrefix(name, house+"/") }) ||
+		strings.HasSuffix(path.Base(name), "test")
+}
+
+// A listed package is what go list says of one.
+type listed struct {
+	ImportPath        string
+	GoFiles, CgoFiles []string
+	Imports           []string
+}
+
+// list asks for all packages of the module. It looks into every folder itself, so that
+// `go test` knows what the answer depends on, and does not take it from its cache.
+func list(t *testing.T) (all []listed) {
+	t.Helper()
+	err := filepath.WalkDir("../..", func(_ string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && len(entry.Name()) > 2 && strings.HasPrefix(entry.Name(), ".") {
+			return fs.SkipDir
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,GoFiles,CgoFiles,Imports", module+"...").Output()
+	if err != nil {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+		}
+		t.Fatal(err)
+	}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
