@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -62,11 +61,7 @@ func nameOf(path string) (name string, known bool) {
 		return base, true
 	}
 	if !strings.Contains(path, "/") {
-		found, err := exec.LookPath(path)
-		if err != nil {
-			return daemonName, false
-		}
-		path = found
+		path = inPath(path)
 	}
 	for range maxLinks {
 		target, err := os.Readlink(path)
@@ -83,6 +78,18 @@ func nameOf(path string) (name string, known bool) {
 		}
 	}
 	return daemonName, false
+}
+
+// inPath returns the first file of a name in PATH, where a shell found it, or the name
+// itself.
+func inPath(name string) string {
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 { //nolint:gosec // It is the caller's own PATH.
+			return path
+		}
+	}
+	return name
 }
 
 // others are the names by which users call what is not the daemon, in order.
