@@ -204,7 +204,8 @@ func TestDecodeProfile(t *testing.T) {
 			"routes that nobody understands", `{"ipv4": {"method": <"manual">, "route-data": <"x">}, "ipv6": {"method": <"manual">}}`, false,
 			routing.Intent{},
 			routing.Intent{NoDefault: true},
-			nil, []string{"ipv4.route-data: routes are a string"},
+			nil,
+			[]string{"ipv4.route-data: routes are a string"},
 		},
 		{
 			"the kernel hears the routers", `{"ipv4": {"method": <"disabled">}, "ipv6": {"method": <"ignore">}}`, false,

@@ -250,6 +250,24 @@ func TestARP(t *testing.T) {
 	expect(t, viewtest.Of(viewtest.Uplink("ppp0", 4, "10.64.64.64/32", "10.64.64.65"), viewtest.Uplink("ppp1", 5, "10.64.64.66/32", "10.64.64.65")), files())
 }
 
+// TestSharedAddress: nothing can be done on this host, and what is said names the link that
+// is reached by its device alone.
+func TestSharedAddress(t *testing.T) {
+	v := viewtest.Of(viewtest.WAN(0), viewtest.WAN(1))
+	address := netip.MustParseAddr("192.168.8.100")
+	v.Shared = []outcome.Shared{{Address: address, Links: []string{"wan0", "wan1"}, Device: "wan0"}}
+	expect(t, v, files(), want{
+		code: "shared-address", severity: routing.Warning, link: "wan1", fix: "curl --interface wan1",
+		text: []string{"wan0 and wan1 have the same address 192.168.8.100", "leave by wan0 alone, also answers to what arrives by wan1"},
+	})
+	v.Shared[0].Device = "wan1"
+	expect(t, v, files(), want{
+		code: "shared-address", severity: routing.Warning, link: "wan0", fix: "curl --interface wan0", text: []string{"leave by wan1 alone, also answers to what arrives by wan0"},
+	})
+	v.Shared[0].Device = ""
+	expect(t, v, files(), want{code: "shared-address", severity: routing.Warning, link: "wan0", fix: "curl --interface wan0", text: []string{"does not tell by which of them"}})
+}
+
 func TestNoDefault(t *testing.T) {
 	l := viewtest.WAN(0)
 	l.Routes[1].Destination = netip.MustParsePrefix("10.0.0.0/8")
