@@ -40,9 +40,9 @@ func (r Rule) isLookupOfAll() bool {
 	return r.Action == ActionLookup && !r.L3MDev && !r.SuppressPrefixLength.Set && !r.SuppressGroup.Set && r.matchesAll()
 }
 
-// readsMain reports whether a rule reads main for whatever this host sends, in front of the
+// ReadsMain reports whether a rule reads main for whatever this host sends, in front of the
 // last resort.
-func (r Rule) readsMain() bool {
+func (r Rule) ReadsMain() bool {
 	if r.IIF == Loopback {
 		r.IIF = ""
 	}

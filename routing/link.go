@@ -141,8 +141,8 @@ func formerUplink(l Link, f Family) string {
 	if t := l.DefaultUntil.In(f); t != "" {
 		until = " until " + t
 	}
-	return "main had a default route through it" + until + ", and its addresses and its profile are the same since; it stays an uplink until " +
-		"`nmcli connection up` starts its profile anew, or `role = \"local\"` in its [[link]] says otherwise"
+	return "main had a default route through it" + until + " and may get one again: it stays an uplink until " +
+		"`nmcli connection up` starts its profile anew, the profile asks for no default route any more, or `role = \"local\"` in its [[link]] says otherwise"
 }
 
 // HasMainDefault reports whether main has a default route of a family through the

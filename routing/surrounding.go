@@ -104,7 +104,7 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		}
 	}
 	s.localMoved = localStands && !localBefore
-	s.mainUnread = len(foreign) > 0 && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.readsMain() })
+	s.mainUnread = len(foreign) > 0 && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.ReadsMain() })
 	var stepped []Priority
 	for _, o := range others {
 		r := o.Rule
