@@ -47,6 +47,8 @@ type LinkPlan struct {
 	Aside []Aside
 
 	marked bool
+	// devicesAside says in which families the device has no rungs.
+	devicesAside ByFamily[bool]
 	// paths are the other routes of main through the link; copiers plan what its
 	// tables have of them.
 	paths   *paths
@@ -355,6 +357,10 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			})
 		}
 	}
+	if r := around.refused; r != (Refusal{}) && len(keys) > 0 {
+		plan.refusedProblem(f, r)
+		plan.devicesAside.Set(f, r.Devices)
+	}
 	metric := defaultMetric(l, f)
 	first := firstKey(l, keys)
 	elsewhere := elsewhereByKey(l, keys, first)
@@ -516,7 +522,6 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		order |= 1 << 15
 	}
 	m := rules{plan: plan, rungs: in, key: k, table: t, network: k.Network(), order: order}
-	l := plan.Link
 	plan.Rules = slices.Grow(plan.Rules, 4+(4+len(in.around.tunnels))*(len(in.sources)+len(in.elsewhere)))
 	for _, s := range in.sources {
 		m.source(source{prefix: s, own: true, iif: sender(k.Family)})
@@ -532,6 +537,25 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 			m.source(source{prefix: e.Prefix})
 		}
 	}
+	if !plan.devicesAside.In(k.Family) {
+		m.devices()
+	}
+	uplink := plan.Roles.In(k.Family) == Uplink
+	if in.network && (!in.inMain || in.policy.NetworksAlways) {
+		m.add(KeepMain, m.byLength(k.Prefix), Rule{
+			Priority: PriorityNetworkMain, To: k.Prefix, Action: ActionLookup, Table: TableMain,
+			SuppressPrefixLength: Some(uint32(max(k.Prefix.Bits()-1, 0))), //nolint:gosec // 0 to 127
+		})
+		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
+	}
+	if uplink && m.lastResort() {
+		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: Loopback})
+	}
+}
+
+// devices adds the rungs for sockets that are bound to the device.
+func (m *rules) devices() {
+	plan, in, k, l := m.plan, m.rungs, m.key, m.plan.Link
 	// Where a device has several tables, a bound socket that also has an
 	// address must not get the gateway of another network of the device. This
 	// has a rung of its own: at 9500 the kernel could not tell the two kinds
@@ -545,27 +569,16 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	default:
 		m.device(PriorityDeviceSource, k.Prefix, m.byLength(k.Prefix))
 	}
-	m.device(PriorityDevice, netip.Prefix{}, rankRung|order)
+	m.device(PriorityDevice, netip.Prefix{}, rankRung|m.order)
 	local := Rule{Priority: PriorityLocal, OIF: l.Name, Action: ActionLookup, Table: TableLocal}
 	if in.around.localMoved {
 		m.add(KeepLocal, 0, local)
 	}
-	uplink := plan.Roles.In(k.Family) == Uplink
-	if uplink && in.around.step.stands() {
+	if plan.Roles.In(k.Family) == Uplink && in.around.step.stands() {
 		if in.around.localMoved && in.around.step.target > PriorityLocal {
 			m.add(KeepLocal, rankStepRung, in.around.atStep(local))
 		}
 		m.add(StepOver, rankStep, in.around.stepOver(Rule{OIF: l.Name}))
-	}
-	if in.network && (!in.inMain || in.policy.NetworksAlways) {
-		m.add(KeepMain, m.byLength(k.Prefix), Rule{
-			Priority: PriorityNetworkMain, To: k.Prefix, Action: ActionLookup, Table: TableMain,
-			SuppressPrefixLength: Some(uint32(max(k.Prefix.Bits()-1, 0))), //nolint:gosec // 0 to 127
-		})
-		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
-	}
-	if uplink && m.lastResort() {
-		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: Loopback})
 	}
 }
 
@@ -581,7 +594,7 @@ func (m *rules) lastResort() bool {
 	case l.Intents[f].NeverDefault:
 		return false
 	default:
-		return l.Reach || m.metric != noDefault && !m.around.mainUnread
+		return !m.around.mainUnread && (l.Reach || m.metric != noDefault)
 	}
 }
 
@@ -680,6 +693,10 @@ func (m *rules) source(s source) {
 	around, uplink := m.around, m.plan.Roles.In(m.key.Family) == Uplink
 	from := func(p Priority) Rule { return Rule{Priority: p, From: s.prefix, IIF: s.iif} }
 	rank := m.byLength(s.prefix)
+	if around.refused != (Refusal{}) {
+		m.plan.Aside = append(m.plan.Aside, Aside{Source: s.prefix})
+		return
+	}
 	if u, aside := around.takes(s.prefix, m.plan.Link.Index, m.policy.ContainerPrefixLength); aside {
 		m.plan.stepAside(s, u)
 		return

@@ -108,8 +108,8 @@ type Mirror interface {
 	// SetNetworks says inside which networks the host routes of main are kept.
 	SetNetworks(context.Context, []netip.Prefix) error
 	// Unbound asks which packets that are bound to nothing get a source which the
-	// interface that they leave by does not have.
-	Unbound(context.Context) (map[routing.Family][]routing.Unbound, error)
+	// interface that they leave by does not have, and which are refused.
+	Unbound(context.Context) (map[routing.Family][]routing.Unbound, []routing.Unanswered, error)
 }
 
 // Writer changes the kernel. It returns one error for each operation, in order,
