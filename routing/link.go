@@ -71,10 +71,10 @@ type neighbourhood struct {
 // main has a default route of the family through it, or a gateway is known. A route
 // with a next hop does not make one: a LAN with a static route, with a Thread border
 // router or with routes of BGP is a local link, and what it has of others' addresses is
-// main's business. The default of one family says nothing of addresses for use inside a
-// site in the other: a LAN may have an IPv6 router, or somebody who sends advertisements
-// by mistake, and this host may be the way out for its IPv4. Addresses of a provider are
-// those of an uplink in either family: other providers drop what carries them.
+// main's business. The default of one family says nothing of the other, whatever addresses
+// the link has: a LAN may have an IPv6 router, or somebody who sends advertisements by
+// mistake, while this host is the way out for its IPv4; an IPv4 uplink may have a network
+// of IPv6 that a tunnel leads to.
 //
 // Once an uplink by a default, a link stays one until its addresses, its profile or
 // the interface go. A router whose lifetime ended may come again, and the rule that
@@ -84,31 +84,10 @@ type neighbourhood struct {
 // known to be none: its address comes before its gateway.
 func RoleOf(l Link, f Family) (Role, string) {
 	role, why := knownRole(l, f)
-	if other := otherFamily(f); role == Local && l.Choice == ByFacts && l.Intents[f].LeaveAlone == "" && isProviders(l, f) {
-		if its, _ := knownRole(l, other); its == Uplink {
-			return Uplink, "it is an uplink for " + other.Name() + ", and has an " + f.Name() + " address of its provider"
-		}
-	}
 	if role == Local && l.Pending && l.Choice == ByFacts && l.Intents[f].LeaveAlone == "" && !l.KnownLocal.In(f) {
 		return Uplink, "it is being brought up, and may get a default route"
 	}
 	return role, why
-}
-
-func otherFamily(f Family) Family {
-	if f == IPv4 {
-		return IPv6
-	}
-	return IPv4
-}
-
-// isProviders reports whether a link has an address of a family that is not for use inside
-// a site (RFC 1918, RFC 4193): other providers drop what carries it.
-func isProviders(l Link, f Family) bool {
-	return slices.ContainsFunc(l.Addresses, func(a Address) bool {
-		own := a.Prefix.Addr()
-		return FamilyOf(own) == f && TakesPart(l, a) && own.IsGlobalUnicast() && !own.IsPrivate()
-	})
 }
 
 // knownRole is the role by what is known, whatever may come.
