@@ -95,6 +95,19 @@ func (l *link) numbered(f routing.Family) bool {
 	return false
 }
 
+// expects reports whether an interface is about to have an address for packets of a
+// family: one that is tested for duplicates serves a second or two later, or fails. Of an
+// interface that may be a link it is better to wait for that: its neighbours' packets would
+// leave by it meanwhile.
+func (l *link) expects(f routing.Family) bool {
+	for _, a := range l.addresses {
+		if routing.FamilyOf(a.Prefix.Addr()) == f && a.Scope == routing.ScopeUniverse && a.Tentative && !a.Failed && !a.Deprecated {
+			return true
+		}
+	}
+	return false
+}
+
 // Unbound asks the kernel where packets of this host go that are bound to nothing, and
 // returns those that get a source which the interface that they leave by does not have,
 // and of IPv6 the destinations outside to which nothing is sent. Where every interface has
@@ -240,7 +253,8 @@ func (l loader) unbound(ctx context.Context, s *State, f routing.Family) ([]rout
 	var out []routing.Unbound
 	for i, a := range answers {
 		device := s.links[a.device]
-		if a.kind != routing.RouteUnicast || !a.source.IsValid() || device == nil || device.holds(a.source) || a.source.IsLinkLocalUnicast() {
+		if a.kind != routing.RouteUnicast || !a.source.IsValid() || device == nil || device.holds(a.source) || a.source.IsLinkLocalUnicast() ||
+			device.interested && device.expects(f) {
 			continue
 		}
 		odd = append(odd, probes[i])

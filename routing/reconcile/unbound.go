@@ -10,6 +10,7 @@ import (
 
 	"multihomed/internal/event"
 	"multihomed/routing"
+	"multihomed/routing/kernel"
 	"multihomed/routing/lookup"
 )
 
@@ -28,11 +29,22 @@ func (l *Loop) askUnbound(ctx context.Context) error {
 	// What was announced meanwhile belongs to what was asked.
 	l.takeChanges(ctx)
 	for _, f := range routing.Families() {
-		l.planner.SetUnbound(f, found[f])
+		l.planner.SetUnbound(f, slices.DeleteFunc(found[f], func(u routing.Unbound) bool { return l.isBetween(u.Device) }))
 	}
 	asked := len(refused) > 0 && l.asksLastResort()
 	l.planner.SetRefused(routing.IPv6, refusal(l.planner.Foreign(routing.IPv6), refused, asked))
 	return nil
+}
+
+// isBetween reports whether an interface is a link that its owner is bringing up or taking
+// down. Its default may come before its addresses, and go after them: nothing of other
+// links steps aside for such a moment. The claim that ends it comes with a question anew.
+func (l *Loop) isBetween(index int) (is bool) {
+	l.Mirror.View(func(k *kernel.State) {
+		claim, _, claimed := l.of(k, index)
+		is = claimed && (claim.Pending || claim.Standing == Draining && l.was(k, index, k.Name(index)))
+	})
+	return is
 }
 
 // asksLastResort reports whether the configuration names a last resort for IPv6.
