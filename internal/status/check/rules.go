@@ -19,7 +19,7 @@ func checkMainRule(v *view.View, _ files) []routing.Problem {
 	for _, f := range routing.Families() {
 		rules := v.Planner.Foreign(f)
 		// A kernel without the family has no rules of it at all.
-		if len(rules) == 0 || slices.ContainsFunc(rules, func(o routing.ForeignRule) bool { return o.Rule.ReadsMain() }) {
+		if len(rules) == 0 || routing.MainIsRead(rules) {
 			continue
 		}
 		missing := fmt.Sprintf("the kernel's own rule %d (from all lookup main) is missing in %s", routing.PriorityMain, f)
