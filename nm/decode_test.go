@@ -208,6 +208,12 @@ func TestDecodeProfile(t *testing.T) {
 			[]string{"ipv4.route-data: routes are a string"},
 		},
 		{
+			"no routes of the network", `{"ipv4": {"method": <"auto">, "ignore-auto-routes": <true>}, "ipv6": {"ignore-auto-routes": <true>, "gateway": <"fe80::1">}}`, false,
+			routing.Intent{Gateway: router, NoDefault: true},
+			routing.Intent{Gateway: netip.MustParseAddr("fe80::1")},
+			nil, nil,
+		},
+		{
 			"the kernel hears the routers", `{"ipv4": {"method": <"disabled">}, "ipv6": {"method": <"ignore">}}`, false,
 			routing.Intent{NoDefault: true},
 			routing.Intent{},

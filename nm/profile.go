@@ -76,8 +76,11 @@ func decodeProfile(s settings, previous profile) profile {
 		method := "auto"
 		get(section, "method", false, &method, n)
 		now.automatic = method == "auto"
+		// ignore-auto-routes leaves out the default, too (NetworkManager 1.42.4, measured).
+		ignoresRoutes := false
+		get(section, "ignore-auto-routes", false, &ignoresRoutes, n)
 		// With ipv6.method=ignore the kernel listens to routers by itself.
-		mayCome := now.automatic || method == "ignore"
+		mayCome := now.automatic && !ignoresRoutes || method == "ignore"
 
 		if _, present := section["never-default"]; present {
 			now.neverDefault = was.neverDefault
@@ -113,7 +116,7 @@ func decodeProfile(s settings, previous profile) profile {
 			}
 			tables = append(tables, rules...)
 		}
-		for _, key := range []string{"route-table", "method", "never-default", "gateway"} {
+		for _, key := range []string{"route-table", "method", "never-default", "gateway", "ignore-auto-routes"} {
 			if problem, bad := n[key]; bad {
 				note(f.String(), fmt.Errorf("%s", problem))
 			}
