@@ -1,16 +1,16 @@
-# multihomed: make help says what there is.
+# multihomed: `make help` lists the targets.
 
-# sudo resets PATH, and Go is often installed outside of it.
+# sudo resets PATH, and Go is often installed outside of the default one.
 GO      ?= $(or $(shell command -v go 2>/dev/null),$(wildcard /usr/local/go/bin/go),$(wildcard /usr/lib/go/bin/go),go)
 # Tests build the programs they run.
 export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
-# The package's changelog has the version; behind the dash is the package's own.
+# The package's changelog has the version; the part after the dash is the Debian revision.
 VERSION ?= $(shell head -n 1 packaging/debian/changelog | tr '()-' '   ' | cut -d ' ' -f 3)
 BIN     := bin
 DIST    := dist
 # No VCS stamp: root building a user's checkout must not make git refuse.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -funcalign=16 -X main.version=$(VERSION)' $(BUILD_FLAGS)
-# One program; what it is by its other names are symbolic links to it (cmd/multihomed).
+# One program; the other names are symbolic links to it (cmd/multihomed).
 MAIN    := ./cmd/multihomed
 NAMES   := multihomectl multihomed-dispatcher
 LINT    := .cache/golangci-lint
@@ -19,29 +19,29 @@ LINT_VERSION := v2.15.0
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
 
-help: ## what there is
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: requirements build ## show the main job in a private lab (as root)
+demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo
 
-test: requirements build ## everything: unit, property and real-NetworkManager tests (as root)
+test: requirements build ## all tests: unit, property and real-NetworkManager (as root)
 	@test/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) vet -tags debiankernel ./...
 	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v '^multihomed/test/\(hosts\|vm\)')
-	# Whole hosts and virtual machines, one after the other: two cores are all there is.
+	# Whole hosts and virtual machines run one after the other, because two cores must do.
 	$(GO) test -p 1 -timeout 25m ./test/hosts/... ./test/vm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
-# What depends on NetworkManager's version, once more with Debian 13's.
+# Tests that depend on NetworkManager's version run again with that of Debian 13.
 OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \
 	TestMainIsNotOurs TestBoundTrafficNeverStrays TestNetworkManagerAway TestStartBeforeEverything TestNeverDefault TestNames$$
 space := $(subst ,, )
 
-soak: requirements ## what takes hours: every host on Debian's kernels, property tests at length (as root)
+soak: requirements ## hours of tests: every host on Debian's kernels, long property tests (as root)
 	@test/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) test -timeout 1h ./routing -rapid.checks=20000
@@ -50,36 +50,36 @@ soak: requirements ## what takes hours: every host on Debian's kernels, property
 requirements:
 	@test/lab/install-requirements
 
-build: ## the program and its names, into bin/
+build: ## build the program and its names into bin/
 	$(BUILD) -o $(BIN)/ $(MAIN) ./test/demo
 	for n in $(NAMES); do ln -sf multihomed $(BIN)/$$n; done
 
-unit: ## only what needs neither root nor NetworkManager
+unit: ## tests that need neither root nor NetworkManager
 	$(GO) test ./routing ./routing/kerneltest ./routing/lookup ./internal/config ./internal/rttables
 
-lint: $(LINT) ## golangci-lint, as in CI
+lint: $(LINT) ## run golangci-lint, as in CI
 	$(LINT) run ./...
 
 $(LINT):
 	GOBIN=$(CURDIR)/.cache GOTOOLCHAIN=local $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
 
-bench: requirements build ## the tables of docs/figures.md (as root)
+bench: requirements build ## measure the tables of docs/figures.md (as root)
 	$(BUILD) -o $(BIN)/ ./test/bench
 	$(BIN)/bench -v
 
-# What is made of the programs and belongs beside them.
+# Files that the programs and their modules provide.
 MANUALS  := $(wildcard packaging/man/*.[58])
-extras: ## completions and licences, into bin/ (after make build)
+extras: ## write completions and licences into bin/ (after make build)
 	mkdir -p $(BIN)/completions
 	$(BIN)/multihomectl completion bash >$(BIN)/completions/multihomectl
 	$(BIN)/multihomectl completion zsh >$(BIN)/completions/_multihomectl
 	$(BIN)/multihomectl completion fish >$(BIN)/completions/multihomectl.fish
 	$(BIN)/multihomectl config --reference >$(BIN)/multihomed.toml
-	@command -v $(GO) >/dev/null || { echo "$(GO) is not found, and the licences come from it: install Go, or set GO=/path/to/go" >&2; exit 1; }
+	@command -v $(GO) >/dev/null || { echo "$(GO) is not found, but is needed for the licences: install Go, or set GO=/path/to/go" >&2; exit 1; }
 	packaging/notices $(GO) $(MAIN) >$(BIN)/NOTICES.new
 	mv $(BIN)/NOTICES.new $(BIN)/NOTICES
 
-# Where everybody looks, whatever PREFIX is.
+# Other programs expect these directories, whatever PREFIX is.
 PREFIX     ?= /usr/local
 sbindir    ?= $(PREFIX)/sbin
 bindir     ?= $(PREFIX)/bin
@@ -95,17 +95,17 @@ DBUS       ?= /usr/share/dbus-1/system.d
 IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
-# Debian's zsh looks for those of packages in a directory of its own; site-functions is zsh's, and the administrator's.
+# Debian's zsh reads completions of packages from vendor-completions; site-functions is for zsh and the administrator.
 zshdir     ?= $(datadir)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
-# Root owns what NetworkManager runs, and nobody else may write to it: it ignores
-# it otherwise. The link makes its dispatcher run it at once (NetworkManager-dispatcher(8)).
+# NetworkManager runs a script only if root owns it and nobody else may write to it. The
+# link in no-wait.d makes its dispatcher run it at once (NetworkManager-dispatcher(8)).
 OWNED  := $(if $(filter 0,$(shell id -u)),-o root -g root)
 SCRIPT := install -D $(OWNED) -m 755
 DATA   := install -D $(OWNED) -m 644
 FILL    = sed 's,@sbindir@,$(sbindir),g; s,@bindir@,$(bindir),g'
 D       = $(DESTDIR)
-install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make build)
+install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after make build)
 	@test -x $(BIN)/multihomed || { echo "$(BIN)/multihomed is missing: run make build first" >&2; exit 1; }
 	@test -f $(BIN)/NOTICES || { command -v $(GO) >/dev/null || { echo "$(BIN)/NOTICES is missing, and $(GO) is not found to make it: install Go, or set GO=/path/to/go" >&2; exit 1; }; $(MAKE) extras; }
 	$(SCRIPT) $(BIN)/multihomed $D$(sbindir)/multihomed
@@ -113,7 +113,7 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	install -d $(OWNED) -m 755 $D$(bindir)
 	ln -sfr $D$(sbindir)/multihomed $D$(bindir)/multihomectl
 	install -d $(OWNED) -m 755 $D$(NM_LIB)/dispatcher.d/no-wait.d
-	# Not ln -r, which would lead to what the dispatcher is a link to.
+	# Not ln -r: it would resolve the dispatcher, which is a link itself.
 	ln -sf "$$(realpath -ms --relative-to=$D$(NM_LIB)/dispatcher.d/no-wait.d $D$(sbindir)/multihomed-dispatcher)" \
 		$D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed
 	ln -sf no-wait.d/90-multihomed $D$(NM_LIB)/dispatcher.d/90-multihomed
@@ -130,7 +130,7 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
-	# The names are those of links, so the daemon writes them; until then iproute2 shows numbers.
+	# The daemon writes the names, because they come from links; until then iproute2 shows numbers.
 	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
 	ln -sf /run/multihomed/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
 	$(DATA) $(BIN)/completions/multihomectl $D$(datadir)/bash-completion/completions/multihomectl
@@ -142,7 +142,7 @@ install: ## everything but the user, into $(DESTDIR) and $(PREFIX) (after make b
 	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md)
 	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
 
-uninstall: ## what make install installed, and its routing; the configuration and the leases stay
+uninstall: ## remove what make install installed, and the routing; configuration and leases stay
 	@$(if $D,:,$(LEAVE))
 	rm -f $(addprefix $D$(sbindir)/,multihomed multihomed-dispatcher) $D$(bindir)/multihomectl \
 		$D$(NM_LIB)/dispatcher.d/90-multihomed $D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed \
@@ -156,32 +156,32 @@ uninstall: ## what make install installed, and its routing; the configuration an
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
 	rm -rf $D$(docdir)
 	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
-	@$(if $D,:,echo "left, for you to remove: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
+	@$(if $D,:,echo "left in place, remove it by hand: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
 
-# As the package does when it is removed (multihomed.prerm): without the tool nothing could take the routing away.
+# As in the package (multihomed.prerm): the tool stays until the routing is removed.
 LEAVE = set -e; ctl=$(bindir)/multihomectl; \
-	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and take its routing away; run: sudo make uninstall" >&2; exit 1; }; \
+	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and remove its routing; run: sudo make uninstall" >&2; exit 1; }; \
 	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || systemctl disable --now multihomed.service multihomed.socket; \
 	test ! -x $$ctl || ! test / -ef /proc/1/root || { rm -f $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
-		{ ln -sf multihomed $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing still stands, for the reason above; when that is mended: sudo make uninstall" >&2; exit 1; }
+		{ ln -sf multihomed $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing is still in the kernel, for the reason above; when that is fixed: sudo make uninstall" >&2; exit 1; }
 
-# Exactly what is committed or changed, and nothing that was built, so that the
-# same input makes the same package.
+# Committed and changed files without build results, so that equal input makes an equal
+# package.
 $(DIST)/source: FORCE
 	rm -rf $@
 	mkdir -p $@
 	git -c safe.directory="*" ls-files -z --cached --others --exclude-standard | xargs -0 cp -a --parents -t $@
 
-deb: ## the Debian package, into dist/
+deb: ## build the Debian package into dist/
 	@(for p in dh dpkg-buildpackage git; do command -v $$p || exit 1; done) >/dev/null || { echo "make deb needs more; run: sudo apt install debhelper git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
 	XZ_OPT=-T1 tar -C $(DIST) $(SAME) --transform 's,^source,multihomed-$(VERSION),' -cJf $(DIST)/multihomed_$(VERSION).orig.tar.xz source
 	cp -a packaging/debian $(DIST)/source/debian
-	# Go is the one that is here, and no package of Debian 12 or 13.
+	# -d, because the installed Go need not be a package of Debian.
 	cd $(DIST)/source && dpkg-buildpackage -d -us -uc
 	rm -rf $(DIST)/source
 
-rpm: ## the package for Fedora and RHEL, into dist/
+rpm: ## build the package for Fedora and RHEL into dist/
 	@(for p in rpmbuild git; do command -v $$p || exit 1; done) >/dev/null || { echo "make rpm needs more; run: sudo apt install rpm git, or: sudo dnf install rpm-build git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
 	rm -rf $(DIST)/rpm && mkdir -p $(DIST)/rpm/SOURCES
@@ -192,13 +192,13 @@ rpm: ## the package for Fedora and RHEL, into dist/
 	mv $(DIST)/rpm/RPMS/*/*.rpm $(DIST)/
 	rm -rf $(DIST)/rpm $(DIST)/source
 
-# The last change of the package's changelog, as for the Debian package.
+# The date of the last entry in the package's changelog, as for the Debian package.
 EPOCH = $(shell date -d "$$(sed -n 's/^ -- .*>  //p' packaging/debian/changelog | head -n 1)" +%s)
 
-# Of the same files the same archive, whoever owns them here.
+# Equal files make an equal archive, whoever owns them here.
 SAME = --sort=name --owner=0 --group=0 --numeric-owner --mode=a+rX,u+w,go-w --mtime=@$(EPOCH)
 
-release: ## .deb, .rpm, an SBOM and their checksums, into dist/, the same bytes wherever it is made
+release: ## build .deb, .rpm, SBOM and checksums into dist/, reproducibly
 	rm -rf $(DIST) && mkdir -p $(DIST)
 	$(MAKE) deb rpm DIST=$(abspath $(DIST))/build
 	mv $(DIST)/build/*.deb $(DIST)/build/*.rpm $(DIST)/

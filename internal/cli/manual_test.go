@@ -223,9 +223,9 @@ func linkKey(key string) (sample, preset string) {
 	case "interface", "profile", "type":
 		return key + " = 'x'\n" + set, "any"
 	case "role":
-		return match + "role = 'local'\n", "by the facts"
+		return match + "role = 'local'\n", "automatic"
 	case "gateway":
-		return match + "gateway = '192.0.2.1'\n", "by the facts"
+		return match + "gateway = '192.0.2.1'\n", "automatic"
 	case "last_resort", "ignore":
 		return match + key + " = true\n", "false"
 	case "delegated":

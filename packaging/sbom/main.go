@@ -1,6 +1,5 @@
-// Sbom prints what a Go program is made of, as a CycloneDX document
-// (https://cyclonedx.org/docs/1.5/json/): the modules and the Go release that its
-// linker recorded in it.
+// Sbom prints the modules and the Go release of a Go program, as its linker recorded
+// them, as a CycloneDX document (https://cyclonedx.org/docs/1.5/json/).
 //
 //	SOURCE_DATE_EPOCH=... sbom PROGRAM NAME VERSION
 package main
@@ -66,11 +65,11 @@ func main() {
 
 func run(args []string, epoch string, out io.Writer) error {
 	if len(args) != 3 {
-		return fmt.Errorf("usage: sbom PROGRAM NAME VERSION, and it got %d arguments", len(args))
+		return fmt.Errorf("usage: sbom PROGRAM NAME VERSION (got %d arguments)", len(args))
 	}
 	seconds, err := strconv.ParseInt(epoch, 10, 64)
 	if err != nil {
-		return fmt.Errorf("SOURCE_DATE_EPOCH is no time: %w", err)
+		return fmt.Errorf("parsing SOURCE_DATE_EPOCH: %w", err)
 	}
 	doc, err := describe(args[0], args[1], args[2], time.Unix(seconds, 0))
 	if err != nil {
@@ -82,11 +81,11 @@ func run(args []string, epoch string, out io.Writer) error {
 	return encoder.Encode(doc)
 }
 
-// describe reads a program. The time is that of the release.
+// describe reads the build information of a program. The time is that of the release.
 func describe(path, name, version string, at time.Time) (document, error) {
 	info, err := buildinfo.ReadFile(path)
 	if err != nil {
-		return document{}, fmt.Errorf("reading what %s was built of: %w", path, err)
+		return document{}, fmt.Errorf("reading the build information of %s: %w", path, err)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -106,7 +105,7 @@ func describe(path, name, version string, at time.Time) (document, error) {
 		}
 		c := module("library", m.Path, m.Version)
 		if m.Sum != "" {
-			// No hash of a file: that of a list of them (golang.org/x/mod/sumdb/dirhash).
+			// go.sum hashes a list of files, not one file (golang.org/x/mod/sumdb/dirhash).
 			c.Properties = []property{{"go:sum", m.Sum}}
 		}
 		doc.Components = append(doc.Components, c)

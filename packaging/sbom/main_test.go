@@ -44,8 +44,8 @@ func TestThisProgram(t *testing.T) {
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	for want, args := range map[string][]string{
-		"usage: ":                      {"x"},
-		"reading what main.go was bui": {"main.go", "a", "1"},
+		"usage: ": {"x"},
+		"reading the build information of main.go": {"main.go", "a", "1"},
 	} {
 		if err := run(args, "0", &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", args, err)
