@@ -101,7 +101,7 @@ func ReadPassed(ctx context.Context, opts Options, name string) (p Passed, restr
 		return v.Store(to)
 	}
 	var device, active, connection dbus.ObjectPath
-	if err := object(managerPath).CallWithContext(ctx, gnm.NetworkManagerInterface+".GetDeviceByIpIface", dbus.FlagNoAutoStart, name).Store(&device); err != nil {
+	if err := object(gnm.NetworkManagerObjectPath).CallWithContext(ctx, gnm.NetworkManagerGetDeviceByIpIface, dbus.FlagNoAutoStart, name).Store(&device); err != nil {
 		return Passed{}, false, doing(err)
 	}
 	if err := property(device, gnm.DeviceInterface, "ActiveConnection", &active); err != nil {
@@ -118,7 +118,7 @@ func ReadPassed(ctx context.Context, opts Options, name string) (p Passed, restr
 	if err != nil {
 		return Passed{}, false, doing(err)
 	}
-	stored, err := decodeSettings(object(connection).CallWithContext(ctx, gnm.ConnectionInterface+".GetSettings", dbus.FlagNoAutoStart))
+	stored, err := decodeSettings(object(connection).CallWithContext(ctx, gnm.ConnectionGetSettings, dbus.FlagNoAutoStart))
 	if err != nil {
 		return Passed{}, false, doing(err)
 	}
@@ -132,7 +132,7 @@ func ReadPassed(ctx context.Context, opts Options, name string) (p Passed, restr
 	if len(users) == 0 {
 		return Passed{}, false, nil
 	}
-	applied, err := decodeSettings(object(device).CallWithContext(ctx, gnm.DeviceInterface+".GetAppliedConnection", dbus.FlagNoAutoStart, uint32(0)))
+	applied, err := decodeSettings(object(device).CallWithContext(ctx, gnm.DeviceGetAppliedConnection, dbus.FlagNoAutoStart, uint32(0)))
 	if err != nil {
 		return Passed{}, false, doing(err)
 	}

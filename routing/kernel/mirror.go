@@ -13,13 +13,9 @@ import (
 	"multihomed/routing"
 )
 
-const (
-	// eventReceiveBuffer is what may be announced while nobody listens. It
-	// takes memory only when it is used.
-	eventReceiveBuffer = 32 << 20
-	// groupNexthop is RTNLGRP_NEXTHOP.
-	groupNexthop = 32
-)
+// eventReceiveBuffer is what may be announced while nobody listens. It takes
+// memory only when it is used.
+const eventReceiveBuffer = 32 << 20
 
 // Config is what a mirror is asked to keep.
 type Config struct {
@@ -60,7 +56,7 @@ func Open(c Config) (*Mirror, error) {
 	events, err := openSocket(c.ReceiveBuffer,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, groupNexthop)
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP)
 	if err != nil {
 		return nil, err
 	}

@@ -24,10 +24,6 @@ const (
 	// mostHidden is how many routes are looked at in a table that bound traffic does not
 	// ask. Tables of full tunnels have a handful.
 	mostHidden = 256
-	// fibMatch is RTM_F_FIB_MATCH of linux/rtnetlink.h: the answer is the route itself.
-	fibMatch = 0x2000
-	// lookupTable is RTM_F_LOOKUP_TABLE: the answer of IPv4 names the table.
-	lookupTable = 0x1000
 	// questionsAtOnce bounds one request.
 	questionsAtOnce = 128
 )
@@ -260,7 +256,7 @@ func (l loader) unbound(ctx context.Context, s *State, f routing.Family) ([]rout
 		odd = append(odd, probes[i])
 		out = append(out, routing.Unbound{Address: a.source, Device: a.device, Name: device.name, Group: device.group})
 	}
-	routes, err := l.requests.whereTo(ctx, f, uid, fibMatch, odd)
+	routes, err := l.requests.whereTo(ctx, f, uid, unix.RTM_F_FIB_MATCH, odd)
 	if err != nil {
 		return nil, err
 	}
@@ -368,11 +364,10 @@ func (r *requester) whereTo(ctx context.Context, f routing.Family, uid, flags ui
 }
 
 func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags uint32, to []netip.Addr) ([]answer, error) {
-	const attributeUID = 25 // RTA_UID of linux/rtnetlink.h
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f == routing.IPv4 {
-		flags |= lookupTable
+		flags |= unix.RTM_F_LOOKUP_TABLE // Else the answer names no table.
 	}
 	first := r.seq + 1
 	r.out.b = r.out.b[:0]
@@ -382,7 +377,7 @@ func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags 
 		r.out.bytes(byte(f), byte(f.Bits()), 0, 0, 0, 0, 0, 0) //nolint:gosec // 32 or 128
 		r.out.word(flags)
 		r.out.attribute(unix.RTA_DST, a.AsSlice())
-		r.out.attribute32(attributeUID, uid)
+		r.out.attribute32(unix.RTA_UID, uid)
 		r.out.end()
 	}
 	if err := r.socket.send(r.out.b); err != nil {
@@ -432,14 +427,14 @@ func readAnswer(b []byte) (answer, error) {
 		return answer{}, err
 	}
 	out := answer{kind: h.kind, device: h.device, table: h.key.table, length: h.key.destination.Bits()}
-	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
+	for a := (attributes{rest: b[unix.SizeofRtMsg:]}); a.next(); {
 		switch a.kind {
 		case unix.RTA_PREFSRC:
 			if out.source, err = decodeAddr(h.key.family, a.value); err != nil {
 				return answer{}, fmt.Errorf("reading an answer: %w", err)
 			}
 		case unix.RTA_MULTIPATH:
-			if len(a.value) >= nexthopHeaderSize && out.device == 0 {
+			if len(a.value) >= unix.SizeofRtNexthop && out.device == 0 {
 				out.device = int(int32(binary.NativeEndian.Uint32(a.value[4:]))) //nolint:gosec // rtnh_ifindex is an int
 			}
 		}
