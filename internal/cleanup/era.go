@@ -4,11 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 
+	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 )
@@ -50,15 +49,10 @@ const maxTables = 1 << 20
 // daemon ever ran with this state directory.
 func ReadEras(state string) ([]Era, error) {
 	path := filepath.Join(state, HistoryName)
-	f, err := os.Open(path)
+	data, err := fsutil.ReadFile(path, maxHistory)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading earlier configurations: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxHistory))
 	if err != nil {
 		return nil, fmt.Errorf("reading earlier configurations: %w", err)
 	}

@@ -80,7 +80,7 @@ func completeInterface(*cobra.Command, []string, string) ([]string, cobra.ShellC
 	}
 	var out []string
 	for _, i := range all {
-		if i.Name != loopback {
+		if i.Name != routing.Loopback {
 			out = append(out, i.Name)
 		}
 	}

@@ -336,11 +336,7 @@ func (m *migration) standing(ctx context.Context) error {
 
 // deleteRule is the command that deletes a rule.
 func deleteRule(r routing.Rule) string {
-	family := "-4"
-	if r.Family == routing.IPv6 {
-		family = "-6"
-	}
-	words := []string{"ip", family, "rule", "del", "priority", strconv.FormatUint(uint64(r.Priority), 10)}
+	words := []string{"ip", familyFlag(r.Family.String()), "rule", "del", "priority", strconv.FormatUint(uint64(r.Priority), 10)}
 	if r.IIF != "" {
 		words = append(words, "iif", clean(r.IIF))
 	}

@@ -214,11 +214,7 @@ func (r *renderer) otherRules() {
 				isFirst = false
 				r.line("  %s", r.paint.paint(dim, group.heading))
 			}
-			flag := "-4"
-			if o.Family == "ipv6" {
-				flag = "-6"
-			}
-			r.line("    %s", r.paint.paint(dim, flag+" "+clean(o.Text)))
+			r.line("    %s", r.paint.paint(dim, familyFlag(o.Family)+" "+clean(o.Text)))
 		}
 	}
 }
@@ -243,6 +239,14 @@ func familyName(f string) string {
 		return "IPv6"
 	}
 	return "IPv4"
+}
+
+// familyFlag is how ip(8) takes a family.
+func familyFlag(f string) string {
+	if f == "ipv6" {
+		return "-6"
+	}
+	return "-4"
 }
 
 // columnWidths are those of all links, so that tables line up.
@@ -405,11 +409,7 @@ func (r *renderer) furtherRoutes(n Network) string {
 	if !r.verbose {
 		return text
 	}
-	flag := "-4"
-	if n.Family == "ipv6" {
-		flag = "-6"
-	}
-	return fmt.Sprintf("%s, not listed: ip %s route show table %d", text, flag, n.Table)
+	return fmt.Sprintf("%s, not listed: ip %s route show table %d", text, familyFlag(n.Family), n.Table)
 }
 
 func (r *renderer) gateways(l Link, n Network) string {
@@ -496,11 +496,8 @@ func (r *renderer) object(o Object) {
 		reason = "  " + r.paint.paint(dim, "# "+routing.Decision(o.Reason).Sentence())
 	}
 	family := ""
-	switch o.Family {
-	case "ipv4":
-		family = "-4 "
-	case "ipv6":
-		family = "-6 "
+	if o.Family != "" {
+		family = familyFlag(o.Family) + " "
 	}
 	r.line("  %s  %s%s", r.paint.pad(s, string(o.State), len("unexpected")), family+clean(o.Text), reason)
 }

@@ -28,6 +28,7 @@ import (
 	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
+	"multihomed/routing"
 )
 
 const offHelp = `Switch multihomed off, or some links only, until it is switched on again: over
@@ -81,7 +82,7 @@ func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, 
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	for _, i := range all {
-		if _, is := off.Of(i.Name, ""); !is && i.Name != loopback && !slices.Contains(args, i.Name) {
+		if _, is := off.Of(i.Name, ""); !is && i.Name != routing.Loopback && !slices.Contains(args, i.Name) {
 			out = append(out, i.Name)
 		}
 	}
@@ -105,8 +106,6 @@ func (a *app) completeOn(_ *cobra.Command, args []string, _ string) ([]string, c
 	slices.SortFunc(out, status.CompareNames)
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
-
-const loopback = "lo"
 
 // may reports whether this process has the rights to switch.
 func (a *app) may(command string, links []string) error {
@@ -147,7 +146,7 @@ func (a *app) targets(ctx context.Context, off offswitch.State, words []string) 
 		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
 	}
 	for _, i := range all {
-		if i.Name == loopback {
+		if i.Name == routing.Loopback {
 			continue // Nothing of ours concerns it, whatever profile it has.
 		}
 		interfaces = append(interfaces, i.Name)
@@ -157,7 +156,7 @@ func (a *app) targets(ctx context.Context, off offswitch.State, words []string) 
 	for _, word := range words {
 		t, found := find(word, devices, interfaces, off)
 		switch {
-		case !found && (word == loopback || devices[loopback].ProfileUUID == word):
+		case !found && (word == routing.Loopback || devices[routing.Loopback].ProfileUUID == word):
 			return nil, nil, &exitError{exitUsage, errors.New("lo is the loopback: multihomed makes no routing for it that could be switched off or on")}
 		case !found:
 			return nil, nil, &exitError{exitUsage, fmt.Errorf("there is no interface or active profile %q; there are %s", clean(word), strings.Join(interfaces, ", "))}

@@ -194,7 +194,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	// settled is given after the first pass, known when the links are known or no longer
 	// waited for.
 	settled, known, leasing := newLatch(), newLatch(), newLatch()
-	var alone atomic.Bool
+	var noManager atomic.Bool
 	var p *parts
 	outdated, changed := news.NewSignal(), news.NewSignal()
 	reports := news.NewSlot[reconcile.Report]()
@@ -203,7 +203,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		Settled: func() {
 			settled.give()
 			changed.Give()
-			alone.Store(p.owners.Alone())
+			noManager.Store(p.owners.NoManager())
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put, Outdated: outdated.Give,
@@ -234,7 +234,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 				return nil
 			})
 		}},
-		{name: "start", ready: known, run: always(func(ctx context.Context) { s.startAnyway(ctx, p, known, &alone) })},
+		{name: "start", ready: known, run: always(func(ctx context.Context) { s.startAnyway(ctx, p, known, &noManager) })},
 		{name: "table allocator", ready: leasing, run: func(ctx context.Context) error {
 			// Not before the kernel has been read: any table may be in use.
 			if !settled.await(ctx) {
@@ -284,7 +284,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 // startAnyway ends the wait for those who say what the links are. The boot waits for READY=1,
 // and NetworkManager may be installed and never come. What is left of its links stands until
 // it does.
-func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, alone *atomic.Bool) {
+func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, noManager *atomic.Bool) {
 	absent, unready := time.NewTimer(managerTimeout), time.NewTimer(readyTimeout)
 	defer absent.Stop()
 	defer unready.Stop()
@@ -295,7 +295,7 @@ func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, alone
 		case <-ctx.Done():
 			return
 		case <-absent.C:
-			if !alone.Load() {
+			if !noManager.Load() {
 				continue
 			}
 		case <-unready.C:

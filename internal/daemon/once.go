@@ -162,7 +162,7 @@ func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted b
 	p, err = assemble(ctx, s.cfg.Config, s.Logger, reconcile.Hooks{
 		Ready: func() { waiting = "" },
 		Settled: func() {
-			if p.owners.Heard() {
+			if p.owners.ManagerKnown() {
 				known.give()
 			}
 		},

@@ -46,14 +46,14 @@ type teller struct {
 	// told is the last document, and what it was made of.
 	told telling
 	// seen is when a problem was first told of.
-	seen map[problemKey]time.Time
+	seen map[about]time.Time
 }
 
 type telling struct {
 	generation uint64
 	state      view.Daemon
 	manager    nm.Status
-	alone      bool
+	noManager  bool
 	switched   uint64
 	view       *view.View
 	findings   []routing.Problem
@@ -62,13 +62,8 @@ type telling struct {
 	document []byte
 }
 
-type problemKey struct {
-	code         routing.Code
-	link, object string
-}
-
 func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Signal) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[problemKey]time.Time{}}
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[about]time.Time{}}
 	t.producer = socket.NewProducer(t.make)
 	return t
 }
@@ -187,23 +182,23 @@ func (t *teller) look(ctx context.Context) error {
 	defer t.worked.Give()
 	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
-		now.manager, now.alone = t.parts.owners.Status(), t.parts.owners.Alone()
+		now.manager, now.noManager = t.parts.owners.Status(), t.parts.owners.NoManager()
 	})
 	if err != nil {
 		return fmt.Errorf("asking the loop: %w", err)
 	}
-	now.alone = now.alone && !t.cfg.NetworkManager.Expected()
+	now.noManager = now.noManager && !t.cfg.NetworkManager.Expected()
 	now.generation, now.state = snapshot.Generation, t.service.state(snapshot.Report)
 	var off offswitch.State
 	off, now.switched = t.parts.off.State()
 	last := &t.told
 	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&
-		last.alone == now.alone && last.switched == now.switched && last.manager == now.manager && reflect.DeepEqual(last.state, now.state)
+		last.noManager == now.noManager && last.switched == now.switched && last.manager == now.manager && reflect.DeepEqual(last.state, now.state)
 	if same {
 		now.view = last.view
 	} else {
-		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
-		if now.alone {
+		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.noManager, off)
+		if now.noManager {
 			now.view.Unwanted = t.cfg.NetworkManager.Unwanted()
 		}
 		t.shelf.Use(now.view)
@@ -229,10 +224,10 @@ func (t *teller) look(ctx context.Context) error {
 // date says of problems since when they have been there.
 func (t *teller) date(s *status.Status) {
 	now := time.Now().Truncate(time.Second)
-	seen := make(map[problemKey]time.Time, len(s.Problems))
+	seen := make(map[about]time.Time, len(s.Problems))
 	for i := range s.Problems {
 		p := &s.Problems[i]
-		k := problemKey{p.Code, p.Link, p.Object}
+		k := about{p.Code, p.Link, p.Object}
 		since, known := t.seen[k]
 		if !known {
 			since = now
