@@ -158,7 +158,7 @@ func (l loader) refused(ctx context.Context, s *State) ([]routing.Unanswered, er
 	internet := netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0x20}), 3)
 	probes := slices.DeleteFunc(everywhere(routing.IPv6), func(a netip.Addr) bool { return !internet.Contains(a) })
 	uid := s.ordinaryUser(routing.IPv6)
-	answers, err := l.requests.whereTo(ctx, routing.IPv6, uid, fibMatch, probes)
+	answers, err := l.requests.whereTo(ctx, routing.IPv6, uid, unix.RTM_F_FIB_MATCH, probes)
 	if err != nil {
 		return nil, err
 	}
