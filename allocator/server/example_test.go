@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -10,7 +11,7 @@ import (
 	"time"
 
 	"multihomed/allocator"
-	"multihomed/allocator/client"
+	tables "multihomed/allocator/client"
 	"multihomed/allocator/server"
 	"multihomed/internal/unixgram"
 	"multihomed/routing"
@@ -25,6 +26,7 @@ func Example() {
 	}
 	defer os.RemoveAll(dir)
 	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	leases, err := allocator.Open(ctx, allocator.Options{
 		Path: filepath.Join(dir, allocator.DefaultName), Range: routing.TableRange{First: 10000, Last: 10999},
 	})
@@ -56,13 +58,13 @@ func Example() {
 	done := make(chan error)
 	go func() { done <- s.Run(ctx, sockets) }()
 
-	c, err := client.New(client.Options{Name: name, Servers: []uint32{uint32(os.Getuid())}})
+	c, err := tables.New(tables.Options{Name: name, Servers: []uint32{uint32(os.Getuid())}})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	for _, address := range []string{"192.0.2.10", "192.0.2.11", "192.0.2.10"} {
-		lease, err := c.Lease(ctx, client.Request{Interface: "wan0", Address: netip.MustParseAddr(address)})
+		lease, err := c.Lease(ctx, tables.Request{Interface: "wan0", Address: netip.MustParseAddr(address)})
 		fmt.Println(address, lease.Table, err)
 	}
 	cancel()
@@ -85,7 +87,7 @@ func (unusedTables) Used(netip.Addr) routing.TableID      { return 0 }
 type noRouter struct{}
 
 func (noRouter) Route(context.Context, server.Route) (routing.TableID, error) {
-	return 0, fmt.Errorf("there is no routing here")
+	return 0, errors.New("there is no routing here")
 }
 func (noRouter) Unroute(context.Context, server.Route) (bool, error) { return false, nil }
 func (noRouter) Expire(context.Context)                              {}

@@ -71,7 +71,8 @@ type Options struct {
 	Lifetime time.Duration
 	// Quota is how many tables one user may hold. Root may hold any number.
 	Quota int
-	// Logger receives refusals and failures, not more than a few a minute for each user.
+	// Logger receives refusals and failures. The same one of the same user comes at most
+	// once a minute, with how often it happened.
 	Logger *slog.Logger
 	// Uptime reads the clock of the protocol, CLOCK_MONOTONIC_RAW; see allocator.Uptime.
 	Uptime func() time.Duration
