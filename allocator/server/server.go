@@ -61,10 +61,10 @@ type Router interface {
 
 // Options are what a Server works with. All fields are needed.
 type Options struct {
-	Leases   Leases
-	Kernel   Kernel
-	Router   Router
-	Access   Access
+	Leases Leases
+	Kernel Kernel
+	Router Router
+	Access Access
 	// Families are those that are leased; 0 is that of identifiers.
 	Families []routing.Family
 	// Lifetime is how long a lease lives unless it is renewed.
