@@ -147,7 +147,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		ready()
 	}
 	hooks.Settled = func() {
-		p.settled()
+		p.afterPass()
 		settled()
 	}
 	memory := more.memory
