@@ -16,7 +16,7 @@ import (
 // version is set by the linker.
 var version = "development"
 
-// daemonName is the program's own name, and what it is under a name that nobody knows.
+// daemonName is the name of the installed file. Under an unknown name it is the daemon.
 const daemonName = "multihomed"
 
 // A call is how the program was called.
@@ -42,7 +42,7 @@ func main() {
 	name, known := nameOf(os.Args[0])
 	c := call{args: os.Args[1:]}
 	if !known {
-		c.hint = fmt.Sprintf("; a program called %q is the daemon, and what else it can be has a name of its own: %s",
+		c.hint = fmt.Sprintf("; under the name %q it is the daemon, and its other names are %s",
 			filepath.Base(os.Args[0]), strings.Join(others(), ", "))
 	}
 	os.Exit(programs[name](c))
@@ -52,9 +52,9 @@ func main() {
 // include/linux/namei.h).
 const maxLinks = 40
 
-// nameOf returns the name among programs that a path means. Other names may be
-// symbolic links to one of them, as an administrator makes them: the first link with
-// a known name decides. A path that leads to none means the daemon.
+// nameOf returns the name among programs that a path means. An administrator may have made
+// symbolic links to one of them under other names: the first link with a known name
+// decides. A path that leads to no known name means the daemon.
 func nameOf(path string) (name string, known bool) {
 	// Most calls end here, without a look at the disk.
 	if base := filepath.Base(path); programs[base] != nil {
@@ -69,7 +69,7 @@ func nameOf(path string) (name string, known bool) {
 			return daemonName, false
 		}
 		if !filepath.IsAbs(target) {
-			// Not cleaned: what ".." is only the kernel knows where directories are links too.
+			// Not cleaned: where directories are links, only the kernel knows what ".." is.
 			target = path[:strings.LastIndexByte(path, '/')+1] + target
 		}
 		path = target
@@ -92,7 +92,7 @@ func inPath(name string) string {
 	return name
 }
 
-// others are the names by which users call what is not the daemon, in order.
+// others are the names of the other programs that users call, sorted.
 func others() []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(programs)), func(name string) bool {
 		return name == daemonName || !strings.HasPrefix(name, "multihome")

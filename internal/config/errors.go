@@ -30,8 +30,8 @@ func (e *Error) Error() string {
 	return b.String() + ": " + e.Message
 }
 
-// nearest finds the key that was probably meant. One of the same table goes before one of
-// another: a key may also be right but in the wrong table.
+// nearest finds the key that was probably meant. Keys of the same table come first; a key
+// may also be right and in the wrong table.
 func nearest(key string) (string, bool) {
 	best, distance := "", len(key)
 	consider := func(candidate string, d, limit int) {
