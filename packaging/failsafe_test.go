@@ -16,7 +16,7 @@ import (
 // A fault is a way for the service to fail.
 type fault struct {
 	name string
-	// do breaks it on a host that is in order, and undo brings that back.
+	// do breaks it on a working host, and undo restores that.
 	do, undo string
 	// then is what must hold once it is broken.
 	then func(*system) error
@@ -40,7 +40,7 @@ func faults() []fault {
 	override := func(lines string) string {
 		return "mkdir -p " + dropIn + "; printf '[Service]\\n" + lines + "\\n' >" + dropIn + "/broken.conf; systemctl daemon-reload; systemctl restart multihomed.service || true"
 	}
-	// Nobody who has mended the cause is refused.
+	// After a fix, a restart is not refused.
 	const restored = "rm -r " + dropIn + "; systemctl daemon-reload; systemctl restart multihomed.service"
 	const noConfig = "rm -rf /etc/multihomed; " + restart
 	database := func(damage string) fault {
@@ -118,7 +118,7 @@ func TestFailSafe(t *testing.T) {
 	}
 }
 
-// fails breaks the host in one way, and brings it in order again.
+// fails breaks the host in one way, and repairs it.
 func (s *system) fails(f fault, before []network) {
 	s.t.Helper()
 	s.run("sh", "-ec", f.do)
@@ -155,7 +155,7 @@ func (s *system) says(exit int, texts ...string) error {
 	return nil
 }
 
-// movedAside wants a database that was moved aside, and the journal to say so.
+// movedAside checks that a database was moved aside, and that the journal reports it.
 func (s *system) movedAside() error {
 	out, err := s.Run(s.t.Context(), "sh", "-c", "journalctl -b -u multihomed.service -o cat | grep -o '/[^ ]*leases.db.aside-[^ ,;)]*' | tail -n 1 | xargs ls -d")
 	if err == nil && !strings.Contains(out, stateDir+"/leases.db.aside-") {

@@ -99,7 +99,7 @@ func runBatch(ctx context.Context, path string) error {
 	return nil
 }
 
-// ipLine says in iproute2's words what a request says.
+// ipLine prints a request in the syntax of iproute2.
 func ipLine(m message, names map[int]string) (string, error) {
 	p := m.payload
 	if m.kind == unix.RTM_SETLINK {

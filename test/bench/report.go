@@ -19,7 +19,7 @@ type Report struct {
 	Foreign *Foreign `json:"foreign,omitempty"`
 	// Connects are what the rules cost each connect(2).
 	Connects []ConnectRow `json:"connects"`
-	// NoRules is a connect where nobody ever added a rule, in nanoseconds of CPU.
+	// NoRules is a connect without any rule since boot, in nanoseconds of CPU.
 	NoRules Series `json:"connect_no_rules_ns"`
 	// Routes are routes of main through a link, Redundant those of a routing
 	// daemon that repeat the link's default, Hosts host addresses of one uplink.
@@ -81,12 +81,12 @@ type Change struct {
 	IP         Series `json:"ip"`
 }
 
-// Foreign is what many routes of somebody else cost.
+// Foreign is the cost of many routes of another program.
 type Foreign struct {
 	Routes int `json:"routes"`
 	Links  int `json:"links"`
-	// Adding and Settled are in seconds: when the last was added, and when
-	// nobody had anything to do any more. CPU is the daemon's, in seconds.
+	// Adding and Settled are in seconds: when the last was added, and when all programs were idle. CPU
+	// is the daemon's, in seconds.
 	Adding  float64 `json:"adding_s"`
 	Settled float64 `json:"settled_s"`
 	CPU     float64 `json:"cpu_s"`

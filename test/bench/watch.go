@@ -40,8 +40,8 @@ func (e event) key() string {
 	return string(p)
 }
 
-// A watcher listens to what the kernel announces about our objects, in a thread
-// of its own. It is the only judge of when something was there.
+// A watcher listens to what the kernel announces about our objects, in a thread of
+// its own. It alone decides when an object existed.
 type watcher struct {
 	fd   int
 	stop atomic.Bool

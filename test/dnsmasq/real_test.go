@@ -281,7 +281,7 @@ func TestUsers(t *testing.T) {
 	r.update(t, f, "using nameserver 100.64.0.1#53", one)
 	r.answers(t, "which.test", a, a.v4)
 
-	// Who is neither root nor nobody may write the file and not tell.
+	// A daemon that is neither root nor dnsmasq's user may write the file, but not send the signal.
 	other := one
 	other.Address = a.s6
 	other.Source = a.v6
@@ -296,7 +296,7 @@ func TestUsers(t *testing.T) {
 	must(t, err)
 	r.answers(t, "which.test", a, a.v6)
 
-	// A pid file of somebody else chooses nobody's dnsmasq.
+	// A PID file of another user selects no dnsmasq.
 	must(t, os.Chown(r.pidFile, nobody-1, nobody-1))
 	if err := f.Update(t.Context(), []dnsmasq.Server{one}); err == nil || !strings.Contains(err.Error(), "belongs to user 65533, and process") {
 		t.Errorf("%v", err)

@@ -165,7 +165,7 @@ func TestDHCPRoutes(t *testing.T) {
 	main, err := r.RoutesText(t.Context(), lab.IPv4, "main")
 	r.must(err)
 	if strings.Contains(main, "default via 100.64.6.1") {
-		t.Errorf("never-default is not in force:\n%s", main)
+		t.Errorf("never-default is not active:\n%s", main)
 	}
 	r.settled("wan0", "wan1", "wan2", "wan4", "wan5")
 }

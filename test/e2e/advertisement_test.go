@@ -14,9 +14,9 @@ import (
 	"multihomed/test/lab"
 )
 
-// TestHostileAdvertisements: somebody on the wire of one link advertises routers, prefixes,
-// routes and DNS servers by the thousand. What NetworkManager lets through costs bounded
-// memory, the other links are followed meanwhile, and no packet strays.
+// TestHostileAdvertisements: an attacker on one link advertises routers, prefixes, routes and DNS
+// servers by the thousand. The daemon uses bounded memory for what NetworkManager accepts, follows
+// the other links meanwhile, and no packet strays.
 func TestHostileAdvertisements(t *testing.T) {
 	const each = 16
 	random := seeded(t)

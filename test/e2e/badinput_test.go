@@ -149,7 +149,7 @@ func TestBadConfiguration(t *testing.T) {
 	r.settled()
 	r.refused("")
 
-	// A daemon that starts works with the configuration that was in force last.
+	// A starting daemon uses the last active configuration.
 	changed := append(slices.Clone(good), "uplink_group = 4711\n"...)
 	r.writeConfig(string(changed))
 	r.must(r.daemon.Signal(syscall.SIGHUP))
@@ -221,7 +221,7 @@ func (r *rig) refused(says string) {
 		case says == "":
 			return fmt.Errorf("still refused: %v", state.Problems[i])
 		case i < 0:
-			return fmt.Errorf("no problem says so: %v", state.Problems)
+			return fmt.Errorf("no problem reports it: %v", state.Problems)
 		}
 		p := state.Problems[i]
 		if p.Severity != routing.Error || !strings.HasPrefix(p.Object, r.path) || p.Fix == "" || !strings.Contains(p.Object+p.Text, says) {

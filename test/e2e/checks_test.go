@@ -51,7 +51,7 @@ func TestJournalSaysWhatStatusSays(t *testing.T) {
 }
 
 // TestNoAlarmWhileALinkComesUp: its router says with lifetime 0 that it is none, and DHCP
-// has not answered. Whoever asks meanwhile sees no problem, and none is logged.
+// has not answered. Meanwhile status shows no problem, and none is logged.
 func TestNoAlarmWhileALinkComesUp(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	r.isp(lab.DefaultISP(0))

@@ -74,7 +74,7 @@ func (r *rig) acts(random *rand.Rand, isps []*lab.ISP, count int) []act {
 	return out
 }
 
-// profile writes a link's profile anew.
+// profile rewrites a link's profile.
 func (r *rig) profile(link string, settings ...string) error {
 	settings = append(settings, "ipv4.method=auto", "ipv6.method=auto", "ipv6.addr-gen-mode=eui64")
 	return errors.Join(r.WriteProfile(link, link, settings...), r.ReloadProfiles(r.t.Context()))

@@ -69,9 +69,8 @@ func (r *rig) install() {
 	r.must(os.WriteFile(r.path, text, 0o600))
 }
 
-// TestDispatcherInsteadOfTheDaemon is a host without the daemon: what
-// NetworkManager brings up and down is in order all the same, and a daemon that
-// starts then takes over at once, and has nothing to do.
+// TestDispatcherInsteadOfTheDaemon is a host without the daemon: the routing still follows
+// NetworkManager. A daemon that starts then takes over at once, and changes nothing.
 func TestDispatcherInsteadOfTheDaemon(t *testing.T) {
 	r := dispatched(t, "")
 	r.up("wan0", "wan1")
@@ -153,8 +152,8 @@ func TestDispatcherHandsOver(t *testing.T) {
 	r.settled("wan0", "wan1")
 }
 
-// TestNoBus is NetworkManager's dispatcher where the bus cannot be reached: what
-// it says brings that one link in order, and nothing of the others is touched.
+// TestNoBus is NetworkManager's dispatcher without a reachable bus: its call repairs that one link,
+// and changes no other.
 func TestNoBus(t *testing.T) {
 	r := dispatched(t, "")
 	ctx := t.Context()
@@ -203,8 +202,8 @@ func TestNoBus(t *testing.T) {
 	}
 }
 
-// TestIgnoredScript: NetworkManager does not run a script that others than root
-// may write to, and status says so.
+// TestIgnoredScript: NetworkManager does not run a script that others than root may
+// write to, and status reports it.
 func TestIgnoredScript(t *testing.T) {
 	r := dispatched(t, "log_level = \"debug\"\n")
 	const witness, seen = "/etc/NetworkManager/dispatcher.d/10-witness", "/run/lab/witness"

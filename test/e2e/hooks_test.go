@@ -356,8 +356,7 @@ func TestIfupdownWithDHCPCD(t *testing.T) {
 	})
 }
 
-// TestNoTableIsLeft is a link for which there is no table: the host stays
-// reachable by it, and says loudly that this is all.
+// TestNoTableIsLeft is a link without a table: the host stays reachable by it, and logs an error.
 func TestNoTableIsLeft(t *testing.T) {
 	onBothHosts(t, "[tables]\nfirst = 10000\nlast = 10001\n", func(r *rig) {
 		ctx := r.t.Context()
@@ -447,7 +446,7 @@ iface wan1 inet static
 		slices.Sort(lines)
 		return lines
 	}
-	// What ifupdown makes of it where nobody moves anything.
+	// The routes of ifupdown without move_routes.
 	const hook = "/usr/sbin/multihomed-dispatcher"
 	r.must(os.Chmod(hook, 0o600))
 	r.ifup("wan0", "wan1")
@@ -666,8 +665,7 @@ func TestDHClient6(t *testing.T) {
 	})
 }
 
-// TestStandInHasAUser: where the daemon has a user of its own, so has who stands in
-// for it, and nothing is left behind that the daemon could not open.
+// TestStandInHasAUser: the stand-in has the daemon's user, and leaves no file that the daemon cannot open.
 func TestStandInHasAUser(t *testing.T) {
 	const nobody = 65534
 	r := withoutNM(t, "")

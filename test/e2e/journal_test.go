@@ -15,7 +15,7 @@ import (
 	"multihomed/test/lab"
 )
 
-// update writes the golden files anew: go test ./test/e2e -run Journal -update.
+// update rewrites the golden files: go test ./test/e2e -run Journal -update.
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // logQuiet is how long the log must be quiet before an operation is over: longer than

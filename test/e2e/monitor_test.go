@@ -34,7 +34,7 @@ type event struct {
 	text string
 	// own says that a program wrote or deleted an object of multihomed's.
 	own bool
-	// barrier events are nobody's.
+	// barrier events belong to no process.
 	barrier bool
 }
 

@@ -59,7 +59,7 @@ func (r *rig) nameserver(isps ...*lab.ISP) *nameserver {
 	return n
 }
 
-// ask asks for a name that nobody was asked for before: dnsmasq remembers.
+// ask queries a new name each time, because dnsmasq caches.
 func (n *nameserver) ask() error {
 	n.asked++
 	ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)

@@ -116,7 +116,7 @@ func TestOffStraysNothing(t *testing.T) {
 		r.must(c.Close())
 	}
 
-	// The profile is off, whatever its interface is called, and whoever starts.
+	// The profile is off, whatever its interface is called, for each program that starts.
 	r.switches("off", "wan1")
 	links := offswitch.Load(r.cfg.Switch()).Links
 	if len(links) != 1 || links[0].UUID == "" || links[0].Interface != "wan1" {

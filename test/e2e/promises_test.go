@@ -382,9 +382,8 @@ func (r *rig) flush() {
 	}
 }
 
-// TestForeignDeletionIsRepaired is the second half of promise 4: every single
-// object of ours comes back, and against somebody who keeps deleting nobody
-// fights.
+// TestForeignDeletionIsRepaired is the second half of promise 4: every single object of ours
+// is restored, and repairs against a program that keeps deleting are limited.
 func TestForeignDeletionIsRepaired(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "[repair]\nburst = 200\nper_second = 5\n")
 	r.isp(lab.DefaultISP(0))
@@ -412,7 +411,7 @@ func TestForeignDeletionIsRepaired(t *testing.T) {
 		t.Errorf("only %d objects", count)
 	}
 
-	// Somebody deletes one rule as fast as he can for three seconds.
+	// A program deletes one rule as fast as it can for three seconds.
 	const seconds = 3
 	rule := r.ruleOf("wan0")
 	cpu, lines := r.cpu(), len(r.daemon.Lines())
@@ -446,7 +445,7 @@ func TestForeignDeletionIsRepaired(t *testing.T) {
 	used := r.cpu() - cpu
 	t.Logf("deleted %d times in %d s; the daemon took %v of processor time and wrote %d lines; a new address elsewhere waited %v", deleted, seconds, used, len(r.daemon.Lines())-lines, waited)
 	if limit := 200 + 5*(seconds+2); deleted > limit || deleted < 3 {
-		t.Errorf("the rule was put back %d times, the limit is %d", deleted, limit)
+		t.Errorf("the rule was restored %d times, the limit is %d", deleted, limit)
 	}
 	if used > seconds*time.Second/2 {
 		t.Errorf("the fight took %v of processor time", used)

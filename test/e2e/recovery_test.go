@@ -39,7 +39,7 @@ func (w *watched) deaf(name string, action func(), parts ...part) {
 	w.idle("after " + name)
 }
 
-// removed lists what of ours was taken away since an event, by whomever.
+// removed lists our objects that were removed since an event, by any program.
 func (m *monitor) removed(n int) []string {
 	var out []string
 	for _, e := range m.from(n) {
@@ -82,7 +82,7 @@ func TestNetworkManagerAway(t *testing.T) {
 		from := w.monitor.barrier()
 		w.step(name, do, parts...)
 		if gone := w.monitor.removed(from); len(gone) > 0 {
-			t.Errorf("%s: taken away:\n%s", name, strings.Join(gone, "\n"))
+			t.Errorf("%s: removed:\n%s", name, strings.Join(gone, "\n"))
 		}
 	}
 
@@ -167,7 +167,7 @@ func TestStartBeforeEverything(t *testing.T) {
 	waits("system bus")
 	r.must(r.StartBus(ctx))
 	waits("NetworkManager is not running")
-	// A notification is in order with all before it: none was READY.
+	// Notifications keep their order, and no earlier one was READY.
 	if r.said("READY=1") {
 		t.Error("READY=1 although NetworkManager is not there")
 	}
@@ -342,7 +342,7 @@ func TestWatchdog(t *testing.T) {
 		}
 		return nil
 	})
-	// What comes and goes within the time that lines are collected is no news.
+	// A change that is undone while lines are collected is not logged.
 	r.logged(0, "wan0: uplink added")
 	lines := len(r.daemon.Lines())
 	r.must(isp.Link().Delete())
@@ -369,8 +369,7 @@ func TestReload(t *testing.T) {
 	all := both("wan0", "wan1")
 	base, err := os.ReadFile(w.path)
 	w.must(err)
-	// reload puts a configuration in place and waits until it is in force, or
-	// refused.
+	// reload puts a configuration in place and waits until it is active, or refused.
 	reload := func(text, answer string) func() {
 		return func() {
 			t.Helper()

@@ -20,8 +20,8 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// lan is the nth of many links with static addresses in both families, and
-// nobody at the other end.
+// lan is the nth of many links with static addresses in both families, and no peer
+// at the other end.
 func lan(n int) string { return fmt.Sprintf("lan%02d", n) }
 
 func (r *rig) addLAN(n int) {

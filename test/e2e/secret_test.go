@@ -77,7 +77,7 @@ func TestSecretProfile(t *testing.T) {
 		return nil
 	})
 
-	// Where nobody has passed it on the link is left alone, and the fix works.
+	// If it was not passed on, the link is left alone, and the fix works.
 	r.must(r.Down(ctx, "wan1"))
 	labtest.Eventually(t, func() error { return r.lacks(lab.IPv4, "oif wan1") })
 	passed := filepath.Join(r.cfg.RuntimeDir, "profiles", "wan1.json")
