@@ -33,9 +33,8 @@ type Host struct {
 	// Promised are the differences that multihomed makes on purpose, beside
 	// those that every host has (see standard).
 	Promised []Promise
-	// Selects says which questions a rule of somebody else selects, so that the
-	// standard promises do not speak about them; by default those with a mark, a
-	// user or a protocol.
+	// Selects says which questions a rule of another program selects, so that the standard promises do
+	// not cover them; by default those with a mark, a user or a protocol.
 	Selects func(w *world, q Question) bool
 	// Taken names the steps ("" is the host as built) at which a rule in front of
 	// ours takes what is bound, too, so that the standard promises make no
@@ -48,9 +47,9 @@ type Host struct {
 	// Renumbered: a part of the host adds rules without a priority, whose number
 	// depends on the rules that are there. Answers must not depend on it.
 	Renumbered bool
-	// Overtakes: rules that the kernel numbered before ours stay there when the product
-	// goes, in front of others: nobody changes a rule of somebody else. So the answers
-	// after its removal are another host's, and only what is left of ours is looked at.
+	// Overtakes: rules that the kernel numbered before ours stay there when the product goes, in front
+	// of others: multihomed never changes a rule of another program. So the answers after its removal
+	// are another host's, and only the rest of our objects is checked.
 	Overtakes bool
 }
 
@@ -204,8 +203,7 @@ func (h Host) compare(w *world, phase string, control *record) {
 // takes milliseconds; a defect takes all of it.
 const patience = 3 * time.Second
 
-// compareStep asks until the answers are as they should be and nobody changes
-// anything any more.
+// compareStep asks until the answers are as expected and the routing no longer changes.
 func (h Host) compareStep(w *world, phase string, control *record, step int, promises []Promise) {
 	w.t.Helper()
 	limit := lab.Stretched(patience)

@@ -128,9 +128,8 @@ func (c *Capture) read() {
 	})
 }
 
-// drain takes everything that the kernel holds. Whoever asks for packets calls
-// it first: a packet is there before its answer can be, but the reader may not
-// have had its turn.
+// drain reads all packets that the kernel holds. Callers that ask for packets call it first: a
+// packet arrives before its answer, but the reader may not have run yet.
 func (c *Capture) drain(fd int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

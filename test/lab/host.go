@@ -102,7 +102,7 @@ func (h *Host) open(ctx context.Context) error {
 		return err
 	}
 	if err := os.Remove(nmLog); err != nil && !os.IsNotExist(err) {
-		return err // kept until now for whoever wants to read it
+		return err // kept until now for reading
 	}
 	dad := "1"
 	if h.cfg.FastDAD {
@@ -259,7 +259,7 @@ func resetFiles() error {
 	for _, dir := range emptied {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			continue // nobody made it
+			continue // it does not exist
 		}
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())

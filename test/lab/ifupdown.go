@@ -41,8 +41,7 @@ func (h *Host) Run(ctx context.Context, program string, args ...string) (string,
 	return strings.TrimSpace(out), err
 }
 
-// Hide lets a program or file look as if it were not there: it is empty and nobody
-// may run it.
+// Hide makes a program or file look missing: it is empty and not executable.
 func (h *Host) Hide(path string) error {
 	empty := filepath.Join(labDir, "empty")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {

@@ -209,7 +209,7 @@ func (isp *ISP) IPv4() netip.Prefix { return isp.Config().IPv4.Masked() }
 // IPv6 is the prefix on the link, masked.
 func (isp *ISP) IPv6() netip.Prefix { return isp.Config().IPv6.Masked() }
 
-// Config is the configuration in force.
+// Config is the active configuration.
 func (isp *ISP) Config() ISPConfig {
 	isp.mu.Lock()
 	defer isp.mu.Unlock()

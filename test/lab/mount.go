@@ -196,7 +196,7 @@ func shadowEntry(from, to string) error {
 		}
 		return mount(from, to, "", unix.MS_BIND, "")
 	}
-	return nil // sockets, pipes and devices belong to somebody outside
+	return nil // sockets, pipes and devices belong to processes outside
 }
 
 func unsetenv(env []string, key string) []string {
