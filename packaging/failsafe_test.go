@@ -30,7 +30,7 @@ const (
 	stateDir = "/var/lib/multihomed"
 	dropIn   = "/run/systemd/system/multihomed.service.d"
 	restart  = "systemctl reset-failed multihomed.service multihomed.socket; systemctl start multihomed.socket; systemctl restart multihomed.service"
-	// badReload wants a reload to fail with the error, on a host without procps.
+	// badReload checks that a reload fails with the error, on a host without procps.
 	badReload = "chmod a-x /bin/kill; if systemctl reload multihomed.service; then exit 1; fi; journalctl --sync; journalctl -b -u multihomed.service -o cat | grep '/etc/multihomed/multihomed.toml:1: .*uplink_grup'; chmod a+x /bin/kill; "
 	// broken damages the database of a daemon that is stopped.
 	broken = "systemctl stop multihomed.service; cd " + stateDir + "; "
@@ -141,7 +141,7 @@ func (s *system) fails(f fault, before []network) {
 	}
 }
 
-// says wants status to exit so, with texts in it.
+// says checks the exit status of status, and texts in it.
 func (s *system) says(exit int, texts ...string) error {
 	out, err := s.Run(s.t.Context(), "sh", "-c", "multihomectl status --json 2>&1; echo exit $?")
 	if err != nil {
@@ -164,9 +164,9 @@ func (s *system) movedAside() error {
 	return err
 }
 
-// givenUp wants the unit to have failed, after five starts at most, and the last step to
-// have taken the rules away that answer "unreachable". A dispatcher that still stands in
-// may have put them back: it maintains them.
+// givenUp checks that the unit has failed, after at most five starts, and that the last step has
+// removed the rules that answer "unreachable". A dispatcher that still stands in may have put them
+// back: it maintains them.
 func (s *system) givenUp() error {
 	if state := s.property("ActiveState"); state != "failed" {
 		return fmt.Errorf("the service is %s", state)

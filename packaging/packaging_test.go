@@ -201,7 +201,7 @@ func (s *system) address(isp *lab.ISP, f lab.Family) (address string) {
 }
 
 // answered sends packets from the address of each link, which must come back, and
-// wants each provider to see its own only.
+// checks that each provider sees only its own.
 func (s *system) answered(isps ...*lab.ISP) {
 	s.t.Helper()
 	for _, isp := range isps {
@@ -226,7 +226,7 @@ func (s *system) install(deb string, options ...string) {
 	s.run(slices.Concat([]string{"apt-get", "install", "-y", "-q"}, options, []string{"/root/multihomed.deb"})...)
 }
 
-// active wants a service to run, and no unit to have failed.
+// active checks that a service runs, and that no unit has failed.
 func (s *system) active() {
 	s.t.Helper()
 	s.eventually(func() error {
@@ -247,8 +247,8 @@ func (s *system) property(name string) string {
 	return s.run("systemctl", "show", "-P", name, "multihomed.service")
 }
 
-// listing is every file with its owner, mode and content, but what is no part of
-// any package, or is written whenever a package or a user comes and goes.
+// listing is every file with its owner, mode and content, except files outside of packages, and
+// those that every package or user changes.
 func (s *system) listing() []string {
 	s.t.Helper()
 	const script = `find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root -o -path /var/tmp \
@@ -262,7 +262,7 @@ find /run -name '*multihomed*'`
 	return lines
 }
 
-// kernel is what stands of routing.
+// kernel lists the rules and routes.
 func (s *system) kernel() string {
 	s.t.Helper()
 	var b strings.Builder
@@ -279,7 +279,7 @@ func (s *system) kernel() string {
 	return b.String()
 }
 
-// online writes down what stands when network-online.target is reached.
+// online records the routing when network-online.target is reached.
 const online = `[Unit]
 Wants=network-online.target
 After=network-online.target
@@ -485,7 +485,7 @@ func (s *system) unwanted(how string) {
 	s.networks(s.links()...)
 }
 
-// off wants nothing of ours to appear, whatever happens, until it is switched on.
+// off checks that nothing of ours appears, whatever happens, until it is switched on.
 func (s *system) off(debs packages) {
 	s.run("multihomectl", "off")
 	nothing := func() {
@@ -570,7 +570,7 @@ func (s *system) networkd() {
 	}
 	s.eventually(func() error {
 		if rules := s.run("sh", "-c", "ip -N rule; ip -N -6 rule"); strings.Contains(rules, "proto 150") {
-			return fmt.Errorf("rules of multihomed stand:\n%s", rules)
+			return fmt.Errorf("rules of multihomed exist:\n%s", rules)
 		}
 		return nil
 	})
@@ -620,7 +620,7 @@ func (s *system) lacks(text string) error {
 	return err
 }
 
-// unguarded wants no rule that answers "unreachable". "ip -N" would call that 7.
+// unguarded checks that no rule answers "unreachable". "ip -N" would call that 7.
 func (s *system) unguarded() error {
 	rules, err := s.Run(s.t.Context(), "sh", "-c", "ip rule; ip -6 rule")
 	if err == nil && strings.Contains(rules, "unreachable") {

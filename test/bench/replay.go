@@ -29,8 +29,8 @@ const (
 	fraOIFName        = 17
 )
 
-// replay turns what was announced into the requests that do the same: what
-// stands in the end, in the order in which it came.
+// replay turns announcements into the requests that do the same, for the objects that exist at the
+// end, in their order.
 func replay(events []event) []message {
 	left := standing(events)
 	var out []message

@@ -17,7 +17,7 @@ type Report struct {
 	Machine Machine  `json:"machine"`
 	Rows    []Row    `json:"rows"`
 	Foreign *Foreign `json:"foreign,omitempty"`
-	// Connects are what the rules cost each connect(2).
+	// Connects are the cost of the rules for each connect(2).
 	Connects []ConnectRow `json:"connects"`
 	// NoRules is a connect without any rule since boot, in nanoseconds of CPU.
 	NoRules Series `json:"connect_no_rules_ns"`
@@ -47,13 +47,13 @@ type Machine struct {
 type Row struct {
 	Links int    `json:"links"`
 	Owner string `json:"owner"`
-	// Ready is from the start to READY=1 with no ladder and no leases, Complete
-	// to the last object; Again is to READY=1 where everything stands.
+	// Ready is from the start to READY=1 with no ladder and no leases, Complete to the
+	// last object; Again is to READY=1 with complete routing.
 	Ready    Series `json:"ready"`
 	Complete Series `json:"complete"`
 	Again    Series `json:"again"`
-	// Answers is how long the owner takes to answer what the daemon asks at its
-	// start, to a client that does nothing else.
+	// Answers is the owner's time to answer the queries of the daemon at its start, to
+	// a client that does nothing else.
 	Answers Series `json:"answers"`
 	// Each, Batched and IP are the same objects made by a bare loop with one
 	// request for each system call, with many, and by ip -batch.

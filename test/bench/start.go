@@ -16,9 +16,8 @@ import (
 // rest is how long the daemon is left alone before its memory is read.
 const rest = 4 * time.Second
 
-// startUp measures starts with no ladder and no leases, the same objects made
-// by others, and a start where everything stands. The daemon runs when it
-// returns.
+// startUp measures starts with no ladder and no leases, the same objects made by
+// others, and a start with complete routing. The daemon runs when it returns.
 func (b *bench) startUp(ctx context.Context, row *Row) error {
 	var ready, complete, each, batched, ip []time.Duration
 	var want map[string]int

@@ -140,7 +140,7 @@ func (h *host) sameForNobody(root cli.Status) {
 			h.t.Errorf("nobody sees %+v; root %+v", n, l)
 		}
 	}
-	// The daemon tells everybody the same; without it, who may not read is told so.
+	// The daemon tells every user the same; without it, status reports unreadable parts.
 	if told := len(s.Unread) == 1 && strings.Contains(s.Unread[0], "leases.db"); s.By != root.By || told != (s.By != "daemon") {
 		h.t.Errorf("by %s nobody is told %q", s.By, s.Unread)
 	}

@@ -42,7 +42,7 @@ func (h *host) ok(words string, args ...string) {
 	}
 }
 
-// nothing wants nothing of ours in the kernel, now and after what is done.
+// nothing checks that nothing of ours is in the kernel, now and after the actions.
 func (h *host) nothing(when string) {
 	h.t.Helper()
 	if left, err := h.Leftovers(); err != nil || len(left) > 0 {
@@ -81,7 +81,7 @@ func TestOff(t *testing.T) {
 	h.nothing("after off")
 	h.named(false)
 	if after, err := h.Snapshot(t.Context()); err != nil || after != without {
-		t.Errorf("what is not ours changed (%v); before:\n%s\nafter:\n%s", err, without, after)
+		t.Errorf("objects of others changed (%v); before:\n%s\nafter:\n%s", err, without, after)
 	}
 	h.ok("switched off already, since ", "off")
 	s := h.status()
@@ -94,7 +94,7 @@ func TestOff(t *testing.T) {
 		t.Errorf("a lease with its routing: %s", r)
 	}
 	h.stop()
-	// A boot: what is in /run goes. The daemon may recreate it meanwhile.
+	// A boot clears /run. The daemon may recreate it meanwhile.
 	labtest.Eventually(t, func() error { return os.RemoveAll("/run/multihomed") })
 	h.must(os.Mkdir("/run/multihomed", 0o755))
 	h.launch()
@@ -145,7 +145,7 @@ func TestOff(t *testing.T) {
 	h.nothing("after off with a bad configuration")
 }
 
-// TestOffOneLink: what belongs to it goes, the rest stays, and no packet of the others
+// TestOffOneLink: its routing is removed, the rest stays, and no packet of the others
 // strays meanwhile; a profile is off whatever its interface is called.
 func TestOffOneLink(t *testing.T) {
 	h := newHost(t)
@@ -220,7 +220,7 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	h := newHost(t)
 	h.start()
 	before := h.tables()
-	// While the daemon makes it again too: what it has just made goes again.
+	// Also while the daemon recreates it: the new directory is removed again.
 	began := time.Now()
 	for range 20_000 {
 		_ = os.RemoveAll("/run/multihomed") // It may not be empty, for the same reason.

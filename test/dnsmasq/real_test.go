@@ -138,9 +138,9 @@ func (r *resolver) lookUp(ctx context.Context, name string) (netip.Addr, error) 
 
 var count int
 
-// answers wants a name below a domain to be answered by a provider, from an
-// address of the host if it is given. Each question is another one: dnsmasq
-// refuses one that was not answered and is asked again after its server went.
+// answers checks that a provider answers a name below a domain, from an address of
+// the host if it is given. Each question is another one: dnsmasq refuses one that
+// was not answered and is asked again after its server went.
 func (r *resolver) answers(t *testing.T, domain string, p *provider, from netip.Addr) {
 	t.Helper()
 	count++
@@ -215,7 +215,7 @@ func TestServers(t *testing.T) {
 		r.answers(t, "home.test", b, b.v4)
 	}
 
-	// Nothing is sent for what is the same, and never to another dnsmasq.
+	// An unchanged file sends no signal, and another dnsmasq never gets one.
 	n := len(r.Lines())
 	must(t, f.Update(t.Context(), domains))
 	r.answers(t, "which.test", b, b.v4)
@@ -230,7 +230,7 @@ func TestServers(t *testing.T) {
 		t.Errorf("the dnsmasq beside it was told: %q", more)
 	}
 
-	// It reads what was written while it was away.
+	// After a restart it reads the current file.
 	must(t, r.Stop(t.Context()))
 	must(t, f.Update(t.Context(), []dnsmasq.Server{{Interface: a.name, Address: a.s4, Source: a.v4}}))
 	r.start(t, host, "root")

@@ -111,7 +111,7 @@ func TestHostileAdvertisements(t *testing.T) {
 		t.Errorf("%d MiB became %d MiB", before, after)
 	}
 	w.judged(int64(took/time.Second) * 2)
-	// When the link goes, so does everything that came by it.
+	// When the link goes, all of its routing is removed.
 	r.eventually(func() error { return r.Down(t.Context(), "wan0") })
 	r.eventually(func() error { return r.lacks(lab.IPv6, "oif wan0") })
 	r.up("wan0")

@@ -40,7 +40,7 @@ func (r *rig) ours() string {
 	return strings.Join(objects, "\n")
 }
 
-// unharmed fails the test if our objects are not what they were.
+// unharmed fails the test if our objects have changed.
 func (r *rig) unharmed(before, after string) {
 	r.t.Helper()
 	if d := difference(before, r.ours()); d != "" {
@@ -205,7 +205,7 @@ func TestBadConfiguration(t *testing.T) {
 	r.works(0)
 }
 
-// refused wants the daemon to report that its configuration is bad, with a text, or
+// refused checks that the daemon reports an invalid configuration, with a text, or
 // that it is not, and status to exit as it should.
 func (r *rig) refused(says string) {
 	r.t.Helper()
@@ -235,10 +235,9 @@ func (r *rig) refused(says string) {
 	}
 }
 
-// TestNeverGood: with no configuration that was ever good, and nothing that stands,
-// the host goes on without us; where something stands the defaults serve it.
-// TestKeptWhenEndedEarly: a configuration that was in use is the last good one, however
-// soon the daemon is restarted.
+// TestNeverGood: without a valid configuration ever, and without existing routing, the host runs
+// without us; with existing routing the daemon uses the defaults. TestKeptWhenEndedEarly: a
+// configuration that was in use is the last good one, however soon the daemon is restarted.
 func TestKeptWhenEndedEarly(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	good, err := os.ReadFile(r.path)

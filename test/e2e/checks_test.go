@@ -33,7 +33,7 @@ func TestJournalSaysWhatStatusSays(t *testing.T) {
 	r.ip("rule", "del", "priority", "5270")
 	r.logged(from, "no longer: "+says)
 
-	// Nobody has asked so far. Now what is shown is what was logged.
+	// No client has asked so far. Now status shows the logged problems.
 	told, err := socket.Ask(t.Context(), r.cfg.RuntimeDir, true)
 	r.must(err)
 	var shown []string

@@ -83,7 +83,7 @@ func (r *rig) become(parts ...part) {
 	})
 }
 
-// answer wants packets of both families to come back on the link of each provider.
+// answer checks that packets of both families come back on the link of each provider.
 func (r *rig) answer(isps ...*lab.ISP) {
 	r.t.Helper()
 	for _, isp := range isps {
@@ -107,7 +107,7 @@ func (r *rig) states() []string {
 	return names
 }
 
-// nothingLeft wants hooks to have no files after something.
+// nothingLeft checks that no files of hooks are left.
 func (r *rig) nothingLeft(after string) {
 	r.t.Helper()
 	if left := r.states(); len(left) > 0 {
@@ -255,7 +255,7 @@ iface wan1 inet6 static
 			r.ifup("wan0")
 			r.become(both("wan0", "wan1")...)
 			if r.daemon != nil {
-				// A restart finds what the hooks said.
+				// A restart finds the reports of the hooks.
 				m := newMonitor(r.t)
 				from := m.barrier()
 				r.kill9()
@@ -377,7 +377,7 @@ func TestNoTableIsLeft(t *testing.T) {
 			r.eventually(func() error {
 				main, err := r.RoutesText(ctx, lab.IPv4, "main")
 				if err == nil && strings.Contains(main, line) != want {
-					err = fmt.Errorf("%q stands is not %t:\n%s", line, want, main)
+					err = fmt.Errorf("%q in main is not %t:\n%s", line, want, main)
 				}
 				return err
 			})
@@ -386,7 +386,7 @@ func TestNoTableIsLeft(t *testing.T) {
 		r.must(r.ladder("wan0", lab.IPv4))
 		status, _ := r.ctl("status") // It says that not all is well.
 		if !strings.Contains(status, "wan1") || !strings.Contains(status, "table") {
-			r.t.Errorf("status does not say what is wrong:\n%s", status)
+			r.t.Errorf("status does not name the problem:\n%s", status)
 		}
 		if r.daemon != nil && !strings.Contains(r.daemon.Log(), " error: ") {
 			r.t.Errorf("the daemon did not say it loudly:\n%s", r.daemon.Log())
@@ -415,8 +415,8 @@ func (r *rig) ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// TestFlushPutsRoutesBack: what was moved out of main is there again when nothing
-// of ours is left, and when the configuration does not ask for it any more.
+// TestFlushPutsRoutesBack: moved routes are in main again when nothing of ours is
+// left, and when the configuration does not ask for it any more.
 func TestFlushPutsRoutesBack(t *testing.T) {
 	const moving = "[ifupdown]\nmove_routes = true\n"
 	r := withoutNM(t, moving)
@@ -600,8 +600,8 @@ func TestBoundTrafficOfHooksNeverStrays(t *testing.T) {
 	})
 }
 
-// TestDHClientReasons goes through what dhclient calls its script for, with the
-// script and the hooks that Debian has.
+// TestDHClientReasons tries all reasons of calls of dhclient, with the script and
+// the hooks that Debian has.
 func TestDHClientReasons(t *testing.T) {
 	onBothHosts(t, "", func(r *rig) {
 		cfg := lab.DefaultISP(0)
@@ -715,7 +715,7 @@ func TestStandInHasAUser(t *testing.T) {
 			if err := syscall.Lstat(path, &stat); err != nil {
 				return err
 			}
-			// Who owns the directory may replace what root wrote into it.
+			// The owner of the directory may replace files that root wrote into it.
 			if stat.Uid != nobody && filepath.Dir(path) != filepath.Join(r.cfg.RuntimeDir, hookstate.Directory) {
 				t.Errorf("%s belongs to %d", path, stat.Uid)
 			}

@@ -81,7 +81,7 @@ func (l *leaser) try(r protocol.Request) (protocol.Response, error) {
 		if err != nil {
 			return protocol.Response{}, err
 		}
-		// Others are late answers to what was asked before.
+		// Others are late answers to earlier requests.
 		if a.Transaction == l.n {
 			return a, nil
 		}
@@ -317,7 +317,7 @@ func TestRoutedLease(t *testing.T) {
 	const v4, v6 = "100.64.1.7", "2001:db8:0:2::7"
 	r.must(r.ServeEcho())
 
-	// What it is told stands when it is told.
+	// The routing exists when the client gets the answer.
 	first := l.get(routed(v4))
 	if err := r.ladder("wan1", lab.IPv4); err != nil {
 		t.Error(err)
@@ -348,7 +348,7 @@ func TestRoutedLease(t *testing.T) {
 		t.Errorf("table %d, had %d", again.Table, first.Table)
 	}
 
-	// It goes when it is released, when the address goes, and with the interface.
+	// It ends with its release, with the address, and with the interface.
 	release := routed(v4)
 	release.Command = protocol.Release
 	l.get(release)
@@ -383,12 +383,12 @@ func (r *rig) lacks(f lab.Family, source string) error {
 		return err
 	}
 	if strings.Contains(rules, source) {
-		return fmt.Errorf("rules of %s stand:\n%s", source, rules)
+		return fmt.Errorf("rules of %s exist:\n%s", source, rules)
 	}
 	return nil
 }
 
-// gone asserts that no IPv4 rule of an address stands now.
+// gone asserts that no IPv4 rule of an address exists now.
 func (r *rig) gone(source string) {
 	r.t.Helper()
 	if err := r.lacks(lab.IPv4, source); err != nil {

@@ -13,8 +13,8 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// TestFromNetworkManagerToIfupdownAndBack: a host changes who brings its links up while
-// the daemon runs. Who spoke last counts, and status does not speak of one who left.
+// TestFromNetworkManagerToIfupdownAndBack: a host changes who brings its links up while the
+// daemon runs. The newest report counts, and status does not mention a source that is gone.
 func TestFromNetworkManagerToIfupdownAndBack(t *testing.T) {
 	for _, killed := range []bool{false, true} {
 		t.Run(map[bool]string{false: "stopped", true: "killed"}[killed], func(t *testing.T) {
@@ -62,8 +62,8 @@ func TestFromNetworkManagerToIfupdownAndBack(t *testing.T) {
 	}
 }
 
-// shows says what the status of an interface, of the host if it is empty, lacks; with a
-// ! in front, what it has too much.
+// shows compares texts with the status of an interface (of the host if it is empty): it must have
+// them, or not with a ! in front.
 func (r *rig) shows(link string, words ...string) error {
 	args := []string{"status"}
 	if link != "" {
@@ -94,7 +94,7 @@ func (r *rig) veth(name, address string) {
 	r.ip("address", "add", address, "dev", name)
 }
 
-// leaseOf leases the routing of an address, and wants its rule to stand.
+// leaseOf leases the routing of an address, and checks its rule.
 func (r *rig) leaseOf(name, address string) {
 	r.t.Helper()
 	if out, err := r.ctl("lease", "-i", name, "-a", address); err != nil {

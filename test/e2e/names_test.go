@@ -110,7 +110,7 @@ func (n *nameserver) eventuallyAsked(i int, server netip.Addr) error {
 	return err
 }
 
-// stray wants that no query ever left from an address of another link.
+// stray checks that no query ever left from an address of another link.
 func (n *nameserver) stray() {
 	n.t.Helper()
 	for i, isp := range n.isps {

@@ -43,7 +43,7 @@ func promised(t *testing.T) (*rig, []*lab.ISP) {
 }
 
 // others is what belongs to others in the kernel's routing, in all tables, and
-// what carries our protocol but stands where multihomed has no business.
+// objects with our protocol outside of our ranges.
 func (r *rig) others() (string, error) {
 	snapshot, err := r.Snapshot(r.t.Context())
 	if err != nil {
@@ -147,7 +147,7 @@ func (r *rig) script(isps []*lab.ISP) []scene {
 		{"reapply with a route more", func() {
 			r.must(r.Modify(ctx, "wan0", "+ipv4.routes", "10.20.0.0/16 100.64.0.1", "+ipv4.addresses", "100.64.0.50/24"))
 			r.must(r.Reapply(ctx, "wan0"))
-			// An address stands for some moments before its route does.
+			// An address exists for some moments before its route.
 		}, append(both(0), "dst=10.20.0.0/16", "IPv4 main: dev=wan0 dst=100.64.0.0/24 flags=[] metric=100 prefsrc=100.64.0.50"), nil},
 		{"device modify", func() {
 			r.must(r.ModifyDevice(ctx, "wan1", "+ipv4.routes", "10.30.0.0/16 100.64.1.1 50", "+ipv6.addresses", "2001:db8:0:2::50/64", "ipv4.route-metric", "20101"))

@@ -192,7 +192,7 @@ func (r *rig) notes(note string) int {
 	return n
 }
 
-// TestReadyMeansComplete stops the clock at READY=1: everything stands then.
+// TestReadyMeansComplete stops the clock at READY=1: the routing is complete then.
 func TestReadyMeansComplete(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	for n := range 4 {
@@ -214,7 +214,7 @@ func TestReadyMeansComplete(t *testing.T) {
 	}
 }
 
-// flush removes what the daemon left, in the order in which nothing strays.
+// flush removes the daemon's routing, in an order in which nothing strays.
 func flush(r *rig) {
 	r.t.Helper()
 	for f, flag := range map[lab.Family]string{lab.IPv4: "-4", lab.IPv6: "-6"} {
@@ -322,7 +322,7 @@ func TestSecondInstance(t *testing.T) {
 	w.step("the first goes on", func() { w.must(w.Down(t.Context(), "wan0")) }, both("wan1")...)
 }
 
-// TestWatchdog wants the loop itself to say that it is alive.
+// TestWatchdog checks that the loop itself reports that it is alive.
 func TestWatchdog(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	isp := r.isp(lab.DefaultISP(0))
@@ -396,7 +396,7 @@ func TestReload(t *testing.T) {
 	w.step("no longer excluded", reload("", "changed"), all...)
 	w.step("a broken file", reload("[[exclude]]\ninterfaces = \"wan0\"\n", "is refused"), all...)
 	if log := w.daemon.Log(); !strings.Contains(log, "interfaces") {
-		t.Errorf("the log does not say what is wrong:\n%s", lab.Tail(log, 5))
+		t.Errorf("the log does not name the problem:\n%s", lab.Tail(log, 5))
 	}
 	w.step("a good file again", reload("", "unchanged"), all...)
 

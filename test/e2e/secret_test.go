@@ -16,7 +16,7 @@ import (
 
 // TestSecretProfile: a profile that NetworkManager shows to root alone
 // (connection.permissions) is passed on by the dispatcher, which is root, to the daemon,
-// which is not. Its link is served as any other, and what the profile wants counts.
+// which is not. Its link gets routing as any other, and the settings of the profile count.
 func TestSecretProfile(t *testing.T) {
 	r := dispatched(t, "")
 	ctx := t.Context()

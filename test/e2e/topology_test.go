@@ -95,7 +95,7 @@ func (r *rig) standing(addr netip.Addr, want bool) {
 
 func plans(p routing.Plans) []routing.LinkPlan { return slices.Collect(p.Links()) }
 
-// TestContainers: what is behind a bridge of the host is reachable from the
+// TestContainers: hosts behind a bridge of the host are reachable from the
 // addresses of the uplinks and reaches out, also where the bridge's network lies
 // inside an uplink's (peers.md, pain 1).
 func TestContainers(t *testing.T) {

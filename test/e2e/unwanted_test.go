@@ -51,7 +51,7 @@ func (r *rig) guards() (n int) {
 	return n
 }
 
-// reaches wants the host to reach its gateways and the Internet as a host without us does.
+// reaches checks that the host reaches its gateways and the Internet as without us.
 func (r *rig) reaches(isps ...*lab.ISP) {
 	r.t.Helper()
 	targets := []string{lab.InternetAddr(lab.IPv4).String()}

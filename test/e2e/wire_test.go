@@ -265,7 +265,7 @@ func (w *wire) tcp(ctx context.Context, link string, f lab.Family) {
 				continue
 			}
 			fd = s
-			// What was sent just before the end must not be sent again long after.
+			// A packet sent just before the end must not be sent again long after.
 			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 2000)
 			_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 			if unix.Bind(fd, sockaddr(netip.AddrPortFrom(src, 0))) != nil {
@@ -401,7 +401,7 @@ func (w *wire) shot(k shotKey, device string, at time.Time) (shot, bool) {
 	return shot{}, false
 }
 
-// a sight is what stands for a link at a moment.
+// a sight is the routing of a link at a moment.
 type sight struct {
 	addrs []netip.Addr
 	// preferred says that one of them is not deprecated.

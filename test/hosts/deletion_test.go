@@ -194,7 +194,7 @@ func TestDeletions(t *testing.T) {
 			now, err := w.Snapshot(t.Context())
 			w.must(err)
 			if lines := differences(others, now); len(lines) > 0 {
-				return fmt.Errorf("what is not ours differs:\n%s", strings.Join(lines, "\n"))
+				return fmt.Errorf("objects of others differ:\n%s", strings.Join(lines, "\n"))
 			}
 			return nil
 		})

@@ -9,9 +9,9 @@ import (
 	"multihomed/test/lab"
 )
 
-// standardQuestions are asked on every host: where the host sends what is bound
-// to a link, to a device and to nothing, to the internet and to the networks of
-// its links; and who gets the answers to what comes in.
+// standardQuestions are asked on every host: where the host sends traffic that is bound
+// to a link, to a device and to nothing, to the internet and to the networks of its
+// links; and who gets the answers to what comes in.
 func standardQuestions(w *world) []Question {
 	questions := grid(w.outside(), w.senders())
 	for _, isp := range w.isps {

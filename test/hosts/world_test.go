@@ -340,7 +340,7 @@ func (w *world) stop() {
 	w.must(w.daemon.Stop(w.t.Context()))
 }
 
-// remove takes the product away, and says what it has left.
+// remove removes the product, and reports its leftovers.
 func (w *world) remove() []string {
 	w.t.Helper()
 	w.stop()

@@ -197,8 +197,8 @@ func prepareNetwork() error {
 	return nil
 }
 
-// resetNetwork brings the host's namespace back to what it was at the start: lo
-// and the kernel's own rules.
+// resetNetwork restores the host's namespace to its initial state: lo and the
+// kernel's own rules.
 func resetNetwork() error {
 	if err := removeLinks(); err != nil {
 		return err
@@ -235,7 +235,7 @@ func resetNetwork() error {
 	return nil
 }
 
-// resetFiles empties what the daemons under test have written.
+// resetFiles removes files that the daemons under test have written.
 func resetFiles() error {
 	for _, dir := range []string{"/run/multihomed", "/run/NetworkManager", "/run/dhcpcd", "/run/network", interfacesFile} {
 		if err := os.RemoveAll(dir); err != nil {
