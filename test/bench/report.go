@@ -125,7 +125,7 @@ func machine() Machine {
 func (r *Report) print(out io.Writer) {
 	m := r.Machine
 	fmt.Fprintf(out, "multihomed bench: %s, %d cores, %s, Linux %s, %s, load %s at the start, took %.0f s\n", m.CPU, m.Cores, m.Memory, m.Kernel, m.Go, m.Load, r.Seconds)
-	fmt.Fprintln(out, "Milliseconds unless said otherwise: median (minimum-maximum) of interleaved runs. \"loop\" sends the same")
+	fmt.Fprintln(out, "Milliseconds unless stated otherwise: median (minimum-maximum) of interleaved runs. \"loop\" sends the same")
 	fmt.Fprintln(out, "messages, one for each system call and ACK; \"batched\" sends them as the daemon's writer does.")
 
 	table(out, "From an address and its routes to the complete ladder of one link (2 routes, 5 rules)",
@@ -153,7 +153,7 @@ func (r *Report) print(out io.Writer) {
 				line("after", mb(f.After.RSS), mb(f.After.Private))
 				line("restarted among them", mb(f.Restarted.RSS), mb(f.Restarted.Private))
 			})
-		fmt.Fprintf(out, "Adding them took %.1f s, everybody was at rest after %.1f s; the daemon used %.2f s of CPU (%.2f us a route).\n",
+		fmt.Fprintf(out, "Adding them took %.1f s, all programs were idle after %.1f s; the daemon used %.2f s of CPU (%.2f us a route).\n",
 			f.Adding, f.Settled, f.CPU, f.CPU/float64(max(f.Routes, 1))*1e6)
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
 	}
