@@ -25,7 +25,7 @@ func main() { os.Exit(lab.Main(run)) }
 // patience is for the whole run; what takes this long has failed.
 const patience = 20 * time.Minute
 
-// options are what the command line decides.
+// options are those of the command line.
 type options struct {
 	daemon  string
 	sizes   []int

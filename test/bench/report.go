@@ -43,7 +43,7 @@ type Machine struct {
 	Load   string `json:"load"`
 }
 
-// A Row is what was measured with one number of links.
+// A Row has the measurements with one number of links.
 type Row struct {
 	Links int    `json:"links"`
 	Owner string `json:"owner"`

@@ -11,7 +11,7 @@ import (
 	"multihomed/test/lab"
 )
 
-// demo is the host, its two providers and what has been seen of them.
+// demo is the host, its two providers and their observed packets.
 type demo struct {
 	*stage
 	ctx    context.Context
@@ -165,7 +165,7 @@ func (d *demo) showState() error {
 	return nil
 }
 
-// ctl runs multihomectl and returns what it printed.
+// ctl runs multihomectl and returns its output.
 func (d *demo) ctl(args ...string) (string, error) {
 	p, err := d.host.Start(lab.ProcessConfig{Path: filepath.Join(d.bin, "multihomectl"), Args: args})
 	if err != nil {

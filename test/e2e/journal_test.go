@@ -16,7 +16,7 @@ import (
 )
 
 // update rewrites the golden files: go test ./test/e2e -run Journal -update.
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // logQuiet is how long the log must be quiet before an operation is over: longer than
 // the daemon collects changes of a link.

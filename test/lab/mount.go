@@ -40,8 +40,8 @@ var emptied = []string{
 	"/usr/lib/NetworkManager/system-connections",
 }
 
-// copied are the directories that the lab has as the machine does, and where it
-// may change what it likes.
+// copied are the directories that the lab has as the machine does, and where it may
+// change anything.
 var copied = []string{
 	"/etc",
 	"/etc/dhcp", "/etc/dhcp/dhclient-exit-hooks.d",
