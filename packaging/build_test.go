@@ -147,7 +147,7 @@ func TestRPM(t *testing.T) {
 	}
 	left := labtest.Difference(before, s.listing())
 	for line := range strings.Lines(left) {
-		// A user stays, as with any rpm, and so does what is his.
+		// The user and its files stay, as with any rpm.
 		if !strings.Contains(line, "/etc/passwd") && !strings.Contains(line, "/etc/group") && !strings.Contains(line, "shadow") && !strings.Contains(line, "/var/lib/multihomed") &&
 			!strings.Contains(line, "/run/multihomed") && !strings.Contains(line, " 755 ") {
 			t.Errorf("left: %s", line)
@@ -155,8 +155,7 @@ func TestRPM(t *testing.T) {
 	}
 }
 
-// TestUninstall wants nothing of `make install` to be left, least of all routing that
-// nobody could take away.
+// TestUninstall checks that `make uninstall` leaves nothing, least of all routing that nothing could remove.
 func TestUninstall(t *testing.T) {
 	debs, err := built()
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 // A fault is a way for the service to fail.
 type fault struct {
 	name string
-	// do breaks it on a host that is in order, and undo brings that back.
+	// do breaks it on a working host, and undo restores that.
 	do, undo string
 	// then is what must hold once it is broken.
 	then func(*system) error
@@ -30,7 +30,7 @@ const (
 	stateDir = "/var/lib/multihomed"
 	dropIn   = "/run/systemd/system/multihomed.service.d"
 	restart  = "systemctl reset-failed multihomed.service multihomed.socket; systemctl start multihomed.socket; systemctl restart multihomed.service"
-	// badReload wants a reload to fail with the error, on a host without procps.
+	// badReload checks that a reload fails with the error, on a host without procps.
 	badReload = "chmod a-x /bin/kill; if systemctl reload multihomed.service; then exit 1; fi; journalctl --sync; journalctl -b -u multihomed.service -o cat | grep '/etc/multihomed/multihomed.toml:1: .*uplink_grup'; chmod a+x /bin/kill; "
 	// broken damages the database of a daemon that is stopped.
 	broken = "systemctl stop multihomed.service; cd " + stateDir + "; "
@@ -40,7 +40,7 @@ func faults() []fault {
 	override := func(lines string) string {
 		return "mkdir -p " + dropIn + "; printf '[Service]\\n" + lines + "\\n' >" + dropIn + "/broken.conf; systemctl daemon-reload; systemctl restart multihomed.service || true"
 	}
-	// Nobody who has mended the cause is refused.
+	// After a fix, a restart is not refused.
 	const restored = "rm -r " + dropIn + "; systemctl daemon-reload; systemctl restart multihomed.service"
 	const noConfig = "rm -rf /etc/multihomed; " + restart
 	database := func(damage string) fault {
@@ -118,7 +118,7 @@ func TestFailSafe(t *testing.T) {
 	}
 }
 
-// fails breaks the host in one way, and brings it in order again.
+// fails breaks the host in one way, and repairs it.
 func (s *system) fails(f fault, before []network) {
 	s.t.Helper()
 	s.run("sh", "-ec", f.do)
@@ -141,7 +141,7 @@ func (s *system) fails(f fault, before []network) {
 	}
 }
 
-// says wants status to exit so, with texts in it.
+// says checks the exit status of status, and texts in it.
 func (s *system) says(exit int, texts ...string) error {
 	out, err := s.Run(s.t.Context(), "sh", "-c", "multihomectl status --json 2>&1; echo exit $?")
 	if err != nil {
@@ -155,7 +155,7 @@ func (s *system) says(exit int, texts ...string) error {
 	return nil
 }
 
-// movedAside wants a database that was moved aside, and the journal to say so.
+// movedAside checks that a database was moved aside, and that the journal reports it.
 func (s *system) movedAside() error {
 	out, err := s.Run(s.t.Context(), "sh", "-c", "journalctl -b -u multihomed.service -o cat | grep -o '/[^ ]*leases.db.aside-[^ ,;)]*' | tail -n 1 | xargs ls -d")
 	if err == nil && !strings.Contains(out, stateDir+"/leases.db.aside-") {
@@ -164,9 +164,9 @@ func (s *system) movedAside() error {
 	return err
 }
 
-// givenUp wants the unit to have failed, after five starts at most, and the last step to
-// have taken the rules away that answer "unreachable". A dispatcher that still stands in
-// may have put them back: it maintains them.
+// givenUp checks that the unit has failed, after at most five starts, and that the last step has
+// removed the rules that answer "unreachable". A dispatcher that still stands in may have put them
+// back: it maintains them.
 func (s *system) givenUp() error {
 	if state := s.property("ActiveState"); state != "failed" {
 		return fmt.Errorf("the service is %s", state)

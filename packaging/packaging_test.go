@@ -201,7 +201,7 @@ func (s *system) address(isp *lab.ISP, f lab.Family) (address string) {
 }
 
 // answered sends packets from the address of each link, which must come back, and
-// wants each provider to see its own only.
+// checks that each provider sees only its own.
 func (s *system) answered(isps ...*lab.ISP) {
 	s.t.Helper()
 	for _, isp := range isps {
@@ -226,7 +226,7 @@ func (s *system) install(deb string, options ...string) {
 	s.run(slices.Concat([]string{"apt-get", "install", "-y", "-q"}, options, []string{"/root/multihomed.deb"})...)
 }
 
-// active wants a service to run, and no unit to have failed.
+// active checks that a service runs, and that no unit has failed.
 func (s *system) active() {
 	s.t.Helper()
 	s.eventually(func() error {
@@ -247,8 +247,8 @@ func (s *system) property(name string) string {
 	return s.run("systemctl", "show", "-P", name, "multihomed.service")
 }
 
-// listing is every file with its owner, mode and content, but what is no part of
-// any package, or is written whenever a package or a user comes and goes.
+// listing is every file with its owner, mode and content, except files outside of packages, and
+// those that every package or user changes.
 func (s *system) listing() []string {
 	s.t.Helper()
 	const script = `find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root -o -path /var/tmp \
@@ -262,7 +262,7 @@ find /run -name '*multihomed*'`
 	return lines
 }
 
-// kernel is what stands of routing.
+// kernel lists the rules and routes.
 func (s *system) kernel() string {
 	s.t.Helper()
 	var b strings.Builder
@@ -279,7 +279,7 @@ func (s *system) kernel() string {
 	return b.String()
 }
 
-// online writes down what stands when network-online.target is reached.
+// online records the routing when network-online.target is reached.
 const online = `[Unit]
 Wants=network-online.target
 After=network-online.target
@@ -412,7 +412,7 @@ func (s *system) life(debs packages) {
 		s.run("test", "-e", "/var/lib/multihomed/leases.db")
 	})
 	s.step("purge", func() {
-		// The group goes, whoever was added to it.
+		// The group is removed, even with members.
 		s.run("gpasswd", "-a", "nobody", "multihomed")
 		s.run("apt-get", "purge", "-y", "-q", "multihomed")
 		for _, link := range s.links() {
@@ -441,9 +441,9 @@ func (s *system) step(name string, do func()) {
 	}
 }
 
-// unwanted keeps the service from running: nobody does its work, so that what answers
-// "unreachable" goes at once, the host reaches what it reaches without us, and what else
-// stands stays until off.
+// unwanted keeps the service from running. Nothing stands in for it, so the rules that answer
+// "unreachable" are removed at once. The host reaches what it reaches without us, and the other
+// rules and routes stay until off.
 func (s *system) unwanted(how string) {
 	t := s.t
 	if s.unguarded() == nil {
@@ -466,7 +466,7 @@ func (s *system) unwanted(how string) {
 		s.eventually(func() error { return s.traffic(isp, lab.IPv4, false) })
 	}
 	if after := rules(); after != before {
-		t.Errorf("somebody works in spite of %s; before:\n%s\nafter:\n%s", how, before, after)
+		t.Errorf("something changed routing in spite of %s; before:\n%s\nafter:\n%s", how, before, after)
 	}
 	if out := s.run("multihomectl", "off"); !strings.Contains(out, "multihomed is switched off: removed ") {
 		t.Errorf("off: %s", out)
@@ -485,7 +485,7 @@ func (s *system) unwanted(how string) {
 	s.networks(s.links()...)
 }
 
-// off wants nothing of ours to appear, whatever happens, until it is switched on.
+// off checks that nothing of ours appears, whatever happens, until it is switched on.
 func (s *system) off(debs packages) {
 	s.run("multihomectl", "off")
 	nothing := func() {
@@ -561,8 +561,7 @@ func (s *system) journal() {
 	}
 }
 
-// networkd gives the host another manager. What multihomed can do for it is nothing, and
-// status says so.
+// networkd gives the host another manager. multihomed cannot handle its links, and status reports that.
 func (s *system) networkd() {
 	s.run("systemctl", "disable", "--now", "NetworkManager.service", "NetworkManager-dispatcher.service")
 	// What NetworkManager left keeps its routing until its addresses go.
@@ -571,7 +570,7 @@ func (s *system) networkd() {
 	}
 	s.eventually(func() error {
 		if rules := s.run("sh", "-c", "ip -N rule; ip -N -6 rule"); strings.Contains(rules, "proto 150") {
-			return fmt.Errorf("rules of multihomed stand:\n%s", rules)
+			return fmt.Errorf("rules of multihomed exist:\n%s", rules)
 		}
 		return nil
 	})
@@ -595,7 +594,7 @@ func (s *system) networkd() {
 	s.networks(s.links()...)
 }
 
-// stuck removes the package while nobody can take its routing away: it stays, and works.
+// stuck removes the package while its routing cannot be removed: it stays, and works.
 func (s *system) stuck() {
 	t := s.t
 	// It gets the lock when the service is stopped.
@@ -621,7 +620,7 @@ func (s *system) lacks(text string) error {
 	return err
 }
 
-// unguarded wants no rule that answers "unreachable". "ip -N" would call that 7.
+// unguarded checks that no rule answers "unreachable". "ip -N" would call that 7.
 func (s *system) unguarded() error {
 	rules, err := s.Run(s.t.Context(), "sh", "-c", "ip rule; ip -6 rule")
 	if err == nil && strings.Contains(rules, "unreachable") {
@@ -650,7 +649,7 @@ func (s *system) services() {
 	s.run("systemctl", "stop", "multihomed.service")
 	s.answered(s.isps...)
 	s.run("systemctl", "start", "multihomed.service")
-	// Whatever becomes of the service but a stop, nobody's request is refused.
+	// Unless the service is stopped, no request is refused.
 	socket := func() string {
 		return s.run("systemctl", "show", "-P", "ActiveEnterTimestampMonotonic", "multihomed.socket")
 	}
@@ -658,15 +657,15 @@ func (s *system) services() {
 	s.run("systemctl", "restart", "multihomed.service")
 	restarts(0)
 	if now := socket(); now != opened {
-		t.Errorf("a restart of the service opens the socket anew: %s, %s", opened, now)
+		t.Errorf("a restart of the service reopens the socket: %s, %s", opened, now)
 	}
 	s.run("systemctl", "kill", "--signal=KILL", "multihomed.service")
 	restarts(1)
 	if now := socket(); now != opened {
-		t.Errorf("a crash of the service opens the socket anew: %s, %s", opened, now)
+		t.Errorf("a crash of the service reopens the socket: %s, %s", opened, now)
 	}
 	s.run("systemctl", "reload", "multihomed.service")
-	// An administrator is not locked out, however often he restarts what works.
+	// Any number of manual restarts of a working service is allowed.
 	for range 4 {
 		s.run("systemctl", "restart", "multihomed.service")
 		s.run("systemctl", "stop", "multihomed.service")
@@ -678,7 +677,7 @@ func (s *system) services() {
 	s.run("systemctl", "daemon-reload")
 	s.run("systemctl", "restart", "multihomed.service")
 	s.run("systemctl", "kill", "--signal=STOP", "multihomed.service")
-	restarts(1) // systemctl restart counts anew
+	restarts(1) // systemctl restart resets the counter
 	s.run("rm", "-r", "/run/systemd/system/multihomed.service.d")
 	s.run("systemctl", "daemon-reload")
 	s.run("systemctl", "restart", "multihomed.service")
@@ -723,7 +722,7 @@ func (s *system) moreRights() {
 	complains("operation not permitted")
 	allow("AmbientCapabilities=CAP_KILL\\nCapabilityBoundingSet=CAP_KILL")
 	s.restart()
-	// The signal ends what is no dnsmasq.
+	// SIGHUP ends a program that is not dnsmasq.
 	s.eventually(func() error {
 		if text, err := s.Run(s.t.Context(), "pidof", "dnsmasq"); err == nil {
 			return fmt.Errorf("process %s was not told", text)

@@ -23,7 +23,7 @@ const (
 	uplinkGroup = 28008
 )
 
-// bench is the host and what is on it.
+// bench is the host with its links and programs.
 type bench struct {
 	options
 	began time.Time

@@ -120,7 +120,7 @@ func (b *bench) byDaemon(ctx context.Context, l link, goal map[string]int) (t tr
 	return trial{wall: last(events).Sub(begin), cpu: after - before}, event, err
 }
 
-// byOther configures the link, has somebody make its ladder and takes both away.
+// byOther configures the link, has another program make its ladder, and removes both.
 func (b *bench) byOther(ctx context.Context, l link, goal map[string]int, messages []message, group uint32, do func() error) (t trial, err error) {
 	b.watch.reset()
 	configure := l.configure()

@@ -109,7 +109,7 @@ func (b *bench) connects(ctx context.Context, report *Report) error {
 	return err
 }
 
-// withoutRules measures in a new network namespace: once somebody has added a
+// withoutRules measures in a new network namespace: once any rule was added, a
 // rule, the kernel goes through the list of rules for good, also when the rule has
 // gone (fib_has_custom_rules of include/net/ip_fib.h).
 func (b *bench) withoutRules(report *Report) error {
@@ -156,7 +156,7 @@ func (b *bench) withoutRules(report *Report) error {
 
 // connectsFrom is this thread's CPU time for one connect of a UDP socket that is
 // bound to an address, and for its dissolution, by which an unbound socket loses
-// the address that the route gave it. A port of its own saves the search for one.
+// the address that the route gave it. A fixed port saves the search for one.
 func connectsFrom(from netip.Addr, n int) (time.Duration, error) {
 	const port = 40000
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

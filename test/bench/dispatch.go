@@ -20,7 +20,7 @@ type Dispatch struct {
 	Script Series `json:"script"`
 }
 
-// dispatcherConfig is where the script looks: nobody tells it another place.
+// dispatcherConfig is the file that the script reads; it has no option for another one.
 const dispatcherConfig = "/etc/multihomed/multihomed.toml"
 
 // dispatchesPerRun makes a median of a few milliseconds worth something.

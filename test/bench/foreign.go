@@ -17,7 +17,7 @@ const protocolBGP = 186
 // calls it a link.
 const foreignLink = "foreign0"
 
-// foreignRoutes measures what a full routing table of somebody else costs.
+// foreignRoutes measures the cost of a full routing table of another program.
 func (b *bench) foreignRoutes(ctx context.Context) (*Foreign, error) {
 	f := &Foreign{Routes: b.foreign}
 	var err error

@@ -20,9 +20,9 @@ import (
 	"multihomed/test/lab"
 )
 
-// A LeaseRow is what so many clients of the table allocator measured, who each
-// lease, renew and release again and again, all at once. Latencies are round
-// trips in milliseconds.
+// A LeaseRow is the measurement of so many clients of the table allocator, which each
+// lease, renew and release again and again, all at once. Latencies are round trips in
+// milliseconds.
 type LeaseRow struct {
 	Store   string  `json:"store"`
 	Clients int     `json:"clients"`

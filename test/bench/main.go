@@ -25,7 +25,7 @@ func main() { os.Exit(lab.Main(run)) }
 // patience is for the whole run; what takes this long has failed.
 const patience = 20 * time.Minute
 
-// options are what the command line decides.
+// options are those of the command line.
 type options struct {
 	daemon  string
 	sizes   []int
@@ -46,21 +46,21 @@ type options struct {
 func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{}
-	sizes := flags.String("sizes", "1,2,10,100,1000", "numbers of links, rising")
-	quick := flags.Bool("quick", false, "little of everything, to see that it works")
-	flags.StringVar(&o.daemon, "daemon", "", "the multihomed `program`; by default the one beside this one")
-	flags.IntVar(&o.real, "real", 1000, "up to so many links belong to the real NetworkManager, more to a fake one on a real bus")
-	flags.IntVar(&o.runs, "runs", 21, "how often one link's change is measured")
-	flags.IntVar(&o.starts, "starts", 5, "how often a start is measured")
-	flags.IntVar(&o.foreign, "foreign", 1_000_000, "how many routes of somebody else appear")
-	flags.IntVar(&o.cycles, "cycles", 400, "how often each client of the table allocator leases, renews and releases")
-	routes := flags.String("routes", "1,1000,50000", "numbers of routes through a link, rising")
-	flags.IntVar(&o.bgp, "bgp", 30_000, "how many routes of a routing daemon repeat a link's default")
-	flags.IntVar(&o.hosts, "hosts", 1100, "how many host addresses come to one uplink")
-	flags.IntVar(&o.connect, "connect", 20_000, "how often a socket is connected in one measurement")
+	sizes := flags.String("sizes", "1,2,10,100,1000", "numbers of links, ascending")
+	quick := flags.Bool("quick", false, "small sizes of everything, for a smoke test")
+	flags.StringVar(&o.daemon, "daemon", "", "the multihomed `program`; the default is the one beside this one")
+	flags.IntVar(&o.real, "real", 1000, "up to this number of links, the real NetworkManager has them; above it, a fake one on a real bus")
+	flags.IntVar(&o.runs, "runs", 21, "number of measurements of one link's change")
+	flags.IntVar(&o.starts, "starts", 5, "number of measurements of a start")
+	flags.IntVar(&o.foreign, "foreign", 1_000_000, "number of foreign routes that appear")
+	flags.IntVar(&o.cycles, "cycles", 400, "number of leases, renewals and releases of each client of the table allocator")
+	routes := flags.String("routes", "1,1000,50000", "numbers of routes through a link, ascending")
+	flags.IntVar(&o.bgp, "bgp", 30_000, "number of routes of a routing daemon that repeat a link's default")
+	flags.IntVar(&o.hosts, "hosts", 1100, "number of host addresses that one uplink gets")
+	flags.IntVar(&o.connect, "connect", 20_000, "number of connects in one measurement")
 	flags.BoolVar(&o.json, "json", false, "print JSON")
-	flags.BoolVar(&o.hold, "hold", false, "measure nothing: make the first number of links, start the daemon and wait to be interrupted")
-	flags.BoolVar(&o.verbose, "v", false, "say on standard error what is under way")
+	flags.BoolVar(&o.hold, "hold", false, "measure nothing: create the first number of links, start the daemon and wait for an interrupt")
+	flags.BoolVar(&o.verbose, "v", false, "report progress on standard error")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -98,7 +98,7 @@ func rising(text string, limit int) ([]int, error) {
 	for s := range strings.SplitSeq(text, ",") {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 || n > limit || (len(out) > 0 && n <= out[len(out)-1]) {
-			return nil, fmt.Errorf("%q are not rising numbers from 1 to %d", text, limit)
+			return nil, fmt.Errorf("%q are not ascending numbers from 1 to %d", text, limit)
 		}
 		out = append(out, n)
 	}

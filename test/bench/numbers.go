@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Series is what was measured several times, in milliseconds.
+// A Series has repeated measurements, in milliseconds.
 type Series struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`

@@ -29,8 +29,8 @@ const (
 	fraOIFName        = 17
 )
 
-// replay turns what was announced into the requests that do the same: what
-// stands in the end, in the order in which it came.
+// replay turns announcements into the requests that do the same, for the objects that exist at the
+// end, in their order.
 func replay(events []event) []message {
 	left := standing(events)
 	var out []message
@@ -99,7 +99,7 @@ func runBatch(ctx context.Context, path string) error {
 	return nil
 }
 
-// ipLine says in iproute2's words what a request says.
+// ipLine prints a request in the syntax of iproute2.
 func ipLine(m message, names map[int]string) (string, error) {
 	p := m.payload
 	if m.kind == unix.RTM_SETLINK {

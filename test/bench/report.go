@@ -17,9 +17,9 @@ type Report struct {
 	Machine Machine  `json:"machine"`
 	Rows    []Row    `json:"rows"`
 	Foreign *Foreign `json:"foreign,omitempty"`
-	// Connects are what the rules cost each connect(2).
+	// Connects are the cost of the rules for each connect(2).
 	Connects []ConnectRow `json:"connects"`
-	// NoRules is a connect where nobody ever added a rule, in nanoseconds of CPU.
+	// NoRules is a connect without any rule since boot, in nanoseconds of CPU.
 	NoRules Series `json:"connect_no_rules_ns"`
 	// Routes are routes of main through a link, Redundant those of a routing
 	// daemon that repeat the link's default, Hosts host addresses of one uplink.
@@ -43,17 +43,17 @@ type Machine struct {
 	Load   string `json:"load"`
 }
 
-// A Row is what was measured with one number of links.
+// A Row has the measurements with one number of links.
 type Row struct {
 	Links int    `json:"links"`
 	Owner string `json:"owner"`
-	// Ready is from the start to READY=1 with no ladder and no leases, Complete
-	// to the last object; Again is to READY=1 where everything stands.
+	// Ready is from the start to READY=1 with no ladder and no leases, Complete to the
+	// last object; Again is to READY=1 with complete routing.
 	Ready    Series `json:"ready"`
 	Complete Series `json:"complete"`
 	Again    Series `json:"again"`
-	// Answers is how long the owner takes to answer what the daemon asks at its
-	// start, to a client that does nothing else.
+	// Answers is the owner's time to answer the queries of the daemon at its start, to
+	// a client that does nothing else.
 	Answers Series `json:"answers"`
 	// Each, Batched and IP are the same objects made by a bare loop with one
 	// request for each system call, with many, and by ip -batch.
@@ -81,12 +81,12 @@ type Change struct {
 	IP         Series `json:"ip"`
 }
 
-// Foreign is what many routes of somebody else cost.
+// Foreign is the cost of many routes of another program.
 type Foreign struct {
 	Routes int `json:"routes"`
 	Links  int `json:"links"`
-	// Adding and Settled are in seconds: when the last was added, and when
-	// nobody had anything to do any more. CPU is the daemon's, in seconds.
+	// Adding and Settled are in seconds: when the last was added, and when all programs were idle. CPU
+	// is the daemon's, in seconds.
 	Adding  float64 `json:"adding_s"`
 	Settled float64 `json:"settled_s"`
 	CPU     float64 `json:"cpu_s"`
@@ -125,7 +125,7 @@ func machine() Machine {
 func (r *Report) print(out io.Writer) {
 	m := r.Machine
 	fmt.Fprintf(out, "multihomed bench: %s, %d cores, %s, Linux %s, %s, load %s at the start, took %.0f s\n", m.CPU, m.Cores, m.Memory, m.Kernel, m.Go, m.Load, r.Seconds)
-	fmt.Fprintln(out, "Milliseconds unless said otherwise: median (minimum-maximum) of interleaved runs. \"loop\" sends the same")
+	fmt.Fprintln(out, "Milliseconds unless stated otherwise: median (minimum-maximum) of interleaved runs. \"loop\" sends the same")
 	fmt.Fprintln(out, "messages, one for each system call and ACK; \"batched\" sends them as the daemon's writer does.")
 
 	table(out, "From an address and its routes to the complete ladder of one link (2 routes, 5 rules)",
@@ -153,7 +153,7 @@ func (r *Report) print(out io.Writer) {
 				line("after", mb(f.After.RSS), mb(f.After.Private))
 				line("restarted among them", mb(f.Restarted.RSS), mb(f.Restarted.Private))
 			})
-		fmt.Fprintf(out, "Adding them took %.1f s, everybody was at rest after %.1f s; the daemon used %.2f s of CPU (%.2f us a route).\n",
+		fmt.Fprintf(out, "Adding them took %.1f s, all programs were idle after %.1f s; the daemon used %.2f s of CPU (%.2f us a route).\n",
 			f.Adding, f.Settled, f.CPU, f.CPU/float64(max(f.Routes, 1))*1e6)
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
 	}

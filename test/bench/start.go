@@ -16,9 +16,8 @@ import (
 // rest is how long the daemon is left alone before its memory is read.
 const rest = 4 * time.Second
 
-// startUp measures starts with no ladder and no leases, the same objects made
-// by others, and a start where everything stands. The daemon runs when it
-// returns.
+// startUp measures starts with no ladder and no leases, the same objects made by
+// others, and a start with complete routing. The daemon runs when it returns.
 func (b *bench) startUp(ctx context.Context, row *Row) error {
 	var ready, complete, each, batched, ip []time.Duration
 	var want map[string]int
@@ -126,7 +125,7 @@ func whole(links int, events []event) error {
 	return nil
 }
 
-// census counts what stands by its kind, for the error of whoever expected something else.
+// census counts objects by kind, for an error about unexpected ones.
 func census(stand map[string]int, events []event) map[string]int {
 	out := map[string]int{}
 	for _, e := range events {
@@ -167,7 +166,7 @@ func (b *bench) wipe(ctx context.Context, messages []message) error {
 	return err
 }
 
-// flush takes away whatever is there, and the leases.
+// flush removes all routing, and the leases.
 func (b *bench) flush(ctx context.Context) error {
 	// ip deletes rules while the kernel still lists them, and misses some of a long list.
 	for {

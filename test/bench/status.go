@@ -26,7 +26,7 @@ type StatusRow struct {
 	Alone Series `json:"alone"`
 }
 
-// statusTold measures what the daemon is asked.
+// statusTold measures requests to the daemon.
 func (b *bench) statusTold(ctx context.Context, row *StatusRow) error {
 	document, _, err := b.status(ctx, status.ByDaemon, "--json") // It checks all links first.
 	if err != nil {
@@ -49,7 +49,7 @@ func (b *bench) statusTold(ctx context.Context, row *StatusRow) error {
 	return nil
 }
 
-// statusRead measures what is read while no daemon runs.
+// statusRead measures reading without a daemon.
 func (b *bench) statusRead(ctx context.Context, row *StatusRow) error {
 	if _, _, err := b.status(ctx, status.ByHost, "--json"); err != nil {
 		return err

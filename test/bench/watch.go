@@ -40,8 +40,8 @@ func (e event) key() string {
 	return string(p)
 }
 
-// A watcher listens to what the kernel announces about our objects, in a thread
-// of its own. It is the only judge of when something was there.
+// A watcher listens to what the kernel announces about our objects, in a thread of
+// its own. It alone decides when an object existed.
 type watcher struct {
 	fd   int
 	stop atomic.Bool
@@ -129,14 +129,14 @@ func isOurs(kind uint16, payload []byte) bool {
 	return ours
 }
 
-// reset forgets what was seen.
+// reset drops the recorded announcements.
 func (w *watcher) reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.events = nil
 }
 
-// seen is what was announced since reset.
+// seen returns the announcements since reset.
 func (w *watcher) seen() ([]event, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -199,7 +199,7 @@ func (w *watcher) settle(ctx context.Context, enough func([]event) error, proces
 			}
 		}
 		if pause(ctx, look) != nil {
-			return nil, fmt.Errorf("waiting for the kernel to have what is expected: %w: %w", context.Cause(ctx), unmet)
+			return nil, fmt.Errorf("waiting for the expected objects: %w: %w", context.Cause(ctx), unmet)
 		}
 	}
 }
@@ -244,7 +244,7 @@ func threadStates(pid int) (string, error) {
 	return out.String(), nil
 }
 
-// holds returns a condition: exactly these objects stand.
+// holds returns a condition: exactly these objects exist.
 func holds(want map[string]int) func([]event) error {
 	return func(events []event) error {
 		have := standing(events)

@@ -79,8 +79,7 @@ func (h *host) ask(device string, patience time.Duration) (lab.Answer, error) {
 	return lab.DialUDP(ctx, lab.From{Device: device}, lab.InternetAddr(lab.IPv4))
 }
 
-// TestRulesOfOthers: rules of others that get in the way are named, in the words
-// of iproute2.
+// TestRulesOfOthers: status names disturbing rules of other programs, in the syntax of iproute2.
 func TestRulesOfOthers(t *testing.T) {
 	h := newHost(t)
 	h.start()
@@ -105,8 +104,8 @@ func TestRulesOfOthers(t *testing.T) {
 	}
 }
 
-// TestWhereBoundTrafficGoes: what takes bound traffic away from its link is named,
-// and what status tells to do helps. The kernel is asked, not the words of rules.
+// TestWhereBoundTrafficGoes: status names the cause if bound traffic does not use its link, and its
+// fix helps. It asks the kernel and does not judge by the text of rules.
 func TestWhereBoundTrafficGoes(t *testing.T) {
 	h := newHost(t)
 	h.start()
@@ -213,9 +212,8 @@ func TestHostAddresses(t *testing.T) {
 	}
 }
 
-// TestDeletionByWords: who deletes his rule by its words may hit the lift of it. That
-// is no error of multihomed, status says what is left, and deleting goes on until
-// both are gone.
+// TestDeletionByWords: deleting a rule by its selectors may delete its lift. That is not an error;
+// status names the remaining rule, and repeated deletion removes both.
 func TestDeletionByWords(t *testing.T) {
 	h := newHost(t)
 	h.ip("rule", "add", "priority", "30000", "ipproto", "icmp", "lookup", "200")
@@ -229,7 +227,7 @@ func TestDeletionByWords(t *testing.T) {
 	}
 	h.ip("rule", "del", "ipproto", "icmp")
 	if rules := h.ip("rule"); !strings.Contains(rules, "lookup 200") || strings.Contains(rules, "goto") {
-		t.Fatalf("his own was first:\n%s", rules)
+		t.Fatalf("the owner's rule was first:\n%s", rules)
 	}
 	s := h.status()
 	p := problem(s, "lift-yields")
@@ -248,8 +246,8 @@ func TestDeletionByWords(t *testing.T) {
 	})
 }
 
-// TestDeletionOfRungs: who deletes by words until nothing has them deletes rungs of a link,
-// too. They come back by themselves, which is no error, and status says when.
+// TestDeletionOfRungs: deleting by selectors until no rule matches also deletes rungs of a link.
+// multihomed restores them; status says when, and reports no error.
 func TestDeletionOfRungs(t *testing.T) {
 	h := newHost(t)
 	h.start()

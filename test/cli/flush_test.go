@@ -12,7 +12,7 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// TestFlush: everything of ours goes, and nothing else.
+// TestFlush: flush removes all of our objects, and nothing else.
 func TestFlush(t *testing.T) {
 	h := newHost(t)
 	if r := h.ctl("flush"); r.status != 0 || r.out != "nothing of multihomed is left\n" {
@@ -58,7 +58,7 @@ func TestFlush(t *testing.T) {
 	after, err := h.Snapshot(t.Context())
 	h.must(err)
 	if after != without {
-		t.Errorf("what is not ours changed; before:\n%s\nafter:\n%s", without, after)
+		t.Errorf("objects of others changed; before:\n%s\nafter:\n%s", without, after)
 	}
 	if left, err := h.Leftovers(); err != nil || len(left) > 0 {
 		t.Errorf("left: %q, %v", left, err)

@@ -68,7 +68,7 @@ func program(t *testing.T, name string) string {
 	return path
 }
 
-// start starts the daemon and waits until everything is in force.
+// start starts the daemon and waits until everything is active.
 func (h *host) start() {
 	h.t.Helper()
 	h.launch()
@@ -117,7 +117,7 @@ func (r result) String() string {
 // ctl runs multihomectl as root.
 func (h *host) ctl(args ...string) result { return h.as(0, args...) }
 
-// nobody is a user without any right.
+// nobody is a user without capabilities.
 const nobody = 65534
 
 // as runs multihomectl as a user.

@@ -51,8 +51,8 @@ func (h *host) way(from string) string {
 	return device
 }
 
-// TestRuleAtOurPriority: a rule of somebody else at a priority of ours, that selects
-// nothing, takes nothing where it came after us. Where it stands before us status says so.
+// TestRuleAtOurPriority: a rule of another program without selectors, at a priority of ours, takes
+// no traffic if it came after ours. If it precedes ours, status reports it.
 func TestRuleAtOurPriority(t *testing.T) {
 	h := newHost(t)
 	h.start()
@@ -100,8 +100,8 @@ func TestRuleAtOurPriority(t *testing.T) {
 	}
 }
 
-// TestTableOfOthersInOurRange: a number in our range that no link has is somebody else's
-// table, and one that a link has for one family is free in the other.
+// TestTableOfOthersInOurRange: a number in our range that no link has is another program's table,
+// and a link's number for one family is free in the other.
 func TestTableOfOthersInOurRange(t *testing.T) {
 	h := newHost(t)
 	const table = "10500"
@@ -139,7 +139,7 @@ func TestSourceSpecificDefault(t *testing.T) {
 		s := h.status()
 		// NetworkManager has activated it, and the daemon may not have heard of it yet.
 		if !slices.ContainsFunc(s.Links, func(l cli.Link) bool { return l.Interface == "wan1" }) {
-			return fmt.Errorf("wan1 is no link: %+v", s.Links)
+			return fmt.Errorf("wan1 is not a link: %+v", s.Links)
 		}
 		if n := network(link(t, s, "wan1"), "ipv6"); !s.OK || problem(s, "no-default") != nil || len(n.Gateways) != 1 || s.Unbound["ipv6"].Interface != "wan1" {
 			return fmt.Errorf("%+v, %+v, unbound %+v", s.Problems, n, s.Unbound)
@@ -197,8 +197,8 @@ func TestGatewayElsewhere(t *testing.T) {
 	}
 }
 
-// TestLiftsThatStayAway: who deletes by words hits lifts. While they stay away that is no
-// fault, and the rule that is left is named with the time.
+// TestLiftsThatStayAway: deleting by selectors also deletes lifts. While they are missing that is
+// not an error, and status names the remaining rule and the time.
 func TestLiftsThatStayAway(t *testing.T) {
 	h := newHost(t)
 	h.ip("route", "add", "default", "dev", "wan1", "table", "300")

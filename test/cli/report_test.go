@@ -69,7 +69,7 @@ func TestReportRedacted(t *testing.T) {
 	}
 	for _, s := range []string{"wan0", "br7", "bridge_id 8000.02:", "altname enx02", "alias [left out]", "profile-1", "lookup 99"} {
 		if !strings.Contains(redacted, s) {
-			t.Errorf("the report is of no use without %q", s)
+			t.Errorf("the report lacks %q", s)
 		}
 	}
 }

@@ -104,7 +104,7 @@ func (h *host) everythingInForce() {
 			}
 			tables[table] = true
 		}
-		// The kernel is asked whether the words are iproute2's.
+		// The kernel confirms the syntax.
 		rule := fmt.Sprintf("10000: from %s lookup %d", h.addr(name), v4.Table)
 		if !slices.ContainsFunc(l.Objects, func(o cli.Object) bool { return o.Text == rule && o.State == "in force" }) {
 			h.t.Errorf("%s has no rule %q in %+v", name, rule, l.Objects)
@@ -140,7 +140,7 @@ func (h *host) sameForNobody(root cli.Status) {
 			h.t.Errorf("nobody sees %+v; root %+v", n, l)
 		}
 	}
-	// The daemon tells everybody the same; without it, who may not read is told so.
+	// The daemon tells every user the same; without it, status reports unreadable parts.
 	if told := len(s.Unread) == 1 && strings.Contains(s.Unread[0], "leases.db"); s.By != root.By || told != (s.By != "daemon") {
 		h.t.Errorf("by %s nobody is told %q", s.By, s.Unread)
 	}
@@ -150,8 +150,7 @@ func sameNetwork(a, b cli.Network) bool {
 	return a.Prefix == b.Prefix && a.Table == b.Table && len(a.Addresses) == len(b.Addresses) && len(a.Gateways) == len(b.Gateways)
 }
 
-// damaged: a rule and a route of ours are gone, a group is another's, and a rule
-// stands that nobody wants.
+// damaged removes a rule and a route of ours, changes a group, and adds an unplanned rule.
 func (h *host) damaged() {
 	h.t.Helper()
 	s := h.status()
@@ -181,8 +180,8 @@ func (h *host) damaged() {
 	}
 }
 
-// TestStatusWithoutNetworkManager: what stands is shown although nobody can say
-// who the links are, and nothing of it is called unexpected.
+// TestStatusWithoutNetworkManager: existing routing is shown although the links are unknown, and
+// none of it as unexpected.
 func TestStatusWithoutNetworkManager(t *testing.T) {
 	h := newHost(t)
 	h.start()
@@ -225,7 +224,7 @@ func TestSecretProfile(t *testing.T) {
 	h.must(h.Up(t.Context(), "wan1"))
 	h.start()
 	root := h.status()
-	// Everybody sees what the daemon sees; without it, each what is his to read.
+	// With the daemon, every user sees all; without it, only what the user may read.
 	h.stop()
 	s := h.parse(h.as(nobody, "status", "--json"))
 	if link(t, root, "wan1").LeftAlone["ipv6"] != `profile "wan1" sets ipv6.route-table=77` {
@@ -240,7 +239,7 @@ func TestSecretProfile(t *testing.T) {
 	}
 }
 
-// TestStatusOfOthers: interfaces that are no links say why.
+// TestStatusOfOthers: interfaces that are not links have a reason.
 func TestStatusOfOthers(t *testing.T) {
 	h := newHost(t)
 	h.start()
@@ -274,7 +273,7 @@ func link(t *testing.T, s cli.Status, name string) cli.Link {
 			return l
 		}
 	}
-	t.Fatalf("%s is no link: %+v", name, s.Links)
+	t.Fatalf("%s is not a link: %+v", name, s.Links)
 	return cli.Link{}
 }
 
@@ -296,7 +295,7 @@ func problem(s cli.Status, code routing.Code) *cli.Problem {
 	return nil
 }
 
-// TestDaemonThatHangs: status does not wait for it, and says so.
+// TestDaemonThatHangs: status does not wait for it, and reports it.
 func TestDaemonThatHangs(t *testing.T) {
 	h := newHost(t)
 	h.start()
@@ -315,8 +314,7 @@ func TestDaemonThatHangs(t *testing.T) {
 	}
 }
 
-// TestManyAsk: whoever connects and does not read, and however many ask, links are
-// followed, and status answers.
+// TestManyAsk: clients that connect and do not read, and many requests, delay neither links nor status.
 func TestManyAsk(t *testing.T) {
 	h := newHost(t)
 	h.start()

@@ -31,7 +31,7 @@ func (h *host) tables() []string {
 	return out
 }
 
-// ok runs multihomectl, which must do what it is asked for, and say so in these words.
+// ok runs multihomectl, which must succeed and print these words.
 func (h *host) ok(words string, args ...string) {
 	h.t.Helper()
 	began := time.Now()
@@ -42,7 +42,7 @@ func (h *host) ok(words string, args ...string) {
 	}
 }
 
-// nothing wants nothing of ours in the kernel, now and after what is done.
+// nothing checks that nothing of ours is in the kernel, now and after the actions.
 func (h *host) nothing(when string) {
 	h.t.Helper()
 	if left, err := h.Leftovers(); err != nil || len(left) > 0 {
@@ -81,7 +81,7 @@ func TestOff(t *testing.T) {
 	h.nothing("after off")
 	h.named(false)
 	if after, err := h.Snapshot(t.Context()); err != nil || after != without {
-		t.Errorf("what is not ours changed (%v); before:\n%s\nafter:\n%s", err, without, after)
+		t.Errorf("objects of others changed (%v); before:\n%s\nafter:\n%s", err, without, after)
 	}
 	h.ok("switched off already, since ", "off")
 	s := h.status()
@@ -94,8 +94,7 @@ func TestOff(t *testing.T) {
 		t.Errorf("a lease with its routing: %s", r)
 	}
 	h.stop()
-	// A boot: what is in /run goes.
-	// The daemon may make it again meanwhile.
+	// A boot clears /run. The daemon may recreate it meanwhile.
 	labtest.Eventually(t, func() error { return os.RemoveAll("/run/multihomed") })
 	h.must(os.Mkdir("/run/multihomed", 0o755))
 	h.launch()
@@ -135,7 +134,7 @@ func TestOff(t *testing.T) {
 	h.ok("multihomed is switched on", "on")
 	h.stop()
 
-	// Without a daemon, and with a configuration that nobody can use.
+	// Without a daemon, and with an unusable configuration.
 	h.must(os.MkdirAll("/etc/multihomed", 0o755))
 	h.must(os.WriteFile("/etc/multihomed/multihomed.toml", []byte("nonsense"), 0o644))
 	h.must(os.WriteFile("/var/lib/multihomed/leases.db", []byte("damaged"), 0o644))
@@ -146,7 +145,7 @@ func TestOff(t *testing.T) {
 	h.nothing("after off with a bad configuration")
 }
 
-// TestOffOneLink: what belongs to it goes, the rest stays, and no packet of the others
+// TestOffOneLink: its routing is removed, the rest stays, and no packet of the others
 // strays meanwhile; a profile is off whatever its interface is called.
 func TestOffOneLink(t *testing.T) {
 	h := newHost(t)
@@ -215,13 +214,13 @@ func (h *host) named(want bool) {
 	})
 }
 
-// TestRuntimeDirectoryRemoved: a daemon whose runtime directory somebody removes is found
-// again at once, keeps what it knew, and does what off says.
+// TestRuntimeDirectoryRemoved: a daemon whose runtime directory is removed is found again at once,
+// keeps its knowledge, and obeys off.
 func TestRuntimeDirectoryRemoved(t *testing.T) {
 	h := newHost(t)
 	h.start()
 	before := h.tables()
-	// While the daemon makes it again too: what it has just made goes again.
+	// Also while the daemon recreates it: the new directory is removed again.
 	began := time.Now()
 	for range 20_000 {
 		_ = os.RemoveAll("/run/multihomed") // It may not be empty, for the same reason.
@@ -241,8 +240,7 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	if _, err := os.Stat("/run/multihomed/memory.json"); err != nil {
 		t.Error(err)
 	}
-	// Without a moment to notice.
-	// The daemon may make it again meanwhile.
+	// Without a moment to notice. The daemon may recreate it meanwhile.
 	labtest.Eventually(t, func() error { return os.RemoveAll("/run/multihomed") })
 	h.ok("multihomed is switched off: removed ", "off")
 	h.nothing("after off")
@@ -258,9 +256,9 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	default:
 	}
 
-	// One that hangs cannot make it again: status says so, and off takes its place.
+	// A hanging daemon cannot recreate it: status reports that, and off takes its place.
 	h.must(h.daemon.Signal(unix.SIGSTOP))
-	// The daemon may make it again meanwhile.
+	// The daemon may recreate it meanwhile.
 	labtest.Eventually(t, func() error { return os.RemoveAll("/run/multihomed") })
 	if r := h.ctl("status"); !strings.Contains(r.out, "does not answer") || strings.Contains(r.out, "not running") {
 		t.Errorf("status of one that hangs: %s", r)

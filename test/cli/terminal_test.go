@@ -40,7 +40,7 @@ func terminal(t *testing.T) (near, far *os.File) {
 	return near, far
 }
 
-// onTerminal runs multihomectl on a terminal on which somebody types.
+// onTerminal runs multihomectl on a terminal with typed input.
 func (h *host) onTerminal(typed string, args ...string) result {
 	h.t.Helper()
 	near, far := terminal(h.t)

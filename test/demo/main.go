@@ -35,7 +35,7 @@ func run() int {
 		d.buildLab, d.showProblem, d.startDaemon, d.showState, d.provePackets, d.downAndUp, d.proveMain, d.leave,
 	} {
 		if err := scene(); err != nil {
-			d.fail("the demo cannot go on: %v", err)
+			d.fail("the demo cannot continue: %v", err)
 			if d.daemon != nil {
 				d.quote(d.daemon.Log())
 			}

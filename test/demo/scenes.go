@@ -11,7 +11,7 @@ import (
 	"multihomed/test/lab"
 )
 
-// demo is the host, its two providers and what has been seen of them.
+// demo is the host, its two providers and their observed packets.
 type demo struct {
 	*stage
 	ctx    context.Context
@@ -43,7 +43,7 @@ func (d *demo) buildLab() error {
 	d.heading("Two providers, one host")
 	d.say("A private network: a real system bus, a real NetworkManager, and two providers")
 	d.say("behind veth pairs that serve DHCP (options 3, 6, 121) and router advertisements.")
-	d.say("Both serve the same internet, and answer with their name. rp_filter is strict.")
+	d.say("Both serve the same internet, and answer with their names. rp_filter is strict.")
 	var err error
 	d.host, err = lab.NewHost(d.ctx, lab.HostConfig{Sysctls: []string{
 		"net.ipv4.conf.all.rp_filter", "1", "net.ipv4.conf.default.rp_filter", "1",
@@ -133,13 +133,13 @@ func (d *demo) startDaemon() error {
 	if _, err := d.daemon.WaitNotify(d.ctx, "READY=1"); err != nil {
 		return err
 	}
-	d.say("Ready after %d ms: it tells systemd so when every link has its routing.", time.Since(started).Milliseconds())
+	d.say("Ready after %d ms: it reports this to systemd when every link has its routing.", time.Since(started).Milliseconds())
 	return nil
 }
 
 func (d *demo) showState() error {
 	d.heading("What it did")
-	d.say("One table for each link and network, and rules that choose it by the source.")
+	d.say("One table for each link and network, and rules that choose it by source.")
 	d.command("ip rule")
 	rules, err := d.host.IP(d.ctx, "-4", "rule")
 	if err != nil {
@@ -161,11 +161,11 @@ func (d *demo) showState() error {
 	d.command("multihomectl status")
 	status, err := d.ctl("status")
 	d.quote(status)
-	d.claim(err == nil, "multihomectl finds everything in force")
+	d.claim(err == nil, "multihomectl reports all routing as in force")
 	return nil
 }
 
-// ctl runs multihomectl and returns what it printed.
+// ctl runs multihomectl and returns its output.
 func (d *demo) ctl(args ...string) (string, error) {
 	p, err := d.host.Start(lab.ProcessConfig{Path: filepath.Join(d.bin, "multihomectl"), Args: args})
 	if err != nil {
@@ -313,7 +313,7 @@ func (d *demo) proveMain() error {
 		}
 		return err
 	})
-	d.claim(same, "main, local and default tables and all other rules are as they were, metrics included")
+	d.claim(same, "main, local and default tables and all other rules are unchanged, metrics included")
 	return nil
 }
 
@@ -337,6 +337,6 @@ func (d *demo) leave() error {
 	if err != nil {
 		return err
 	}
-	d.claim(len(left) == 0, "flushing takes all of it away")
+	d.claim(len(left) == 0, "flush removes all of it")
 	return nil
 }

@@ -68,6 +68,6 @@ func (s *stage) verdict() int {
 		s.print(s.alarm(fmt.Sprintf("%d of %d claims did not hold.", s.broken, s.broken+s.kept)))
 		return 1
 	}
-	s.print(s.good(fmt.Sprintf("All %d claims held.", s.kept)) + " Nothing of this touched the machine: it happened in namespaces that are gone now.")
+	s.print(s.good(fmt.Sprintf("All %d claims held.", s.kept)) + " None of this touched the machine: it ran in namespaces that are gone now.")
 	return 0
 }

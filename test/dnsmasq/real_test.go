@@ -138,9 +138,9 @@ func (r *resolver) lookUp(ctx context.Context, name string) (netip.Addr, error) 
 
 var count int
 
-// answers wants a name below a domain to be answered by a provider, from an
-// address of the host if it is given. Each question is another one: dnsmasq
-// refuses one that was not answered and is asked again after its server went.
+// answers checks that a provider answers a name below a domain, from an address of
+// the host if it is given. Each question is another one: dnsmasq refuses one that
+// was not answered and is asked again after its server went.
 func (r *resolver) answers(t *testing.T, domain string, p *provider, from netip.Addr) {
 	t.Helper()
 	count++
@@ -215,7 +215,7 @@ func TestServers(t *testing.T) {
 		r.answers(t, "home.test", b, b.v4)
 	}
 
-	// Nothing is sent for what is the same, and never to another dnsmasq.
+	// An unchanged file sends no signal, and another dnsmasq never gets one.
 	n := len(r.Lines())
 	must(t, f.Update(t.Context(), domains))
 	r.answers(t, "which.test", b, b.v4)
@@ -230,7 +230,7 @@ func TestServers(t *testing.T) {
 		t.Errorf("the dnsmasq beside it was told: %q", more)
 	}
 
-	// It reads what was written while it was away.
+	// After a restart it reads the current file.
 	must(t, r.Stop(t.Context()))
 	must(t, f.Update(t.Context(), []dnsmasq.Server{{Interface: a.name, Address: a.s4, Source: a.v4}}))
 	r.start(t, host, "root")
@@ -281,7 +281,7 @@ func TestUsers(t *testing.T) {
 	r.update(t, f, "using nameserver 100.64.0.1#53", one)
 	r.answers(t, "which.test", a, a.v4)
 
-	// Who is neither root nor nobody may write the file and not tell.
+	// A daemon that is neither root nor dnsmasq's user may write the file, but not send the signal.
 	other := one
 	other.Address = a.s6
 	other.Source = a.v6
@@ -296,7 +296,7 @@ func TestUsers(t *testing.T) {
 	must(t, err)
 	r.answers(t, "which.test", a, a.v6)
 
-	// A pid file of somebody else chooses nobody's dnsmasq.
+	// A PID file of another user selects no dnsmasq.
 	must(t, os.Chown(r.pidFile, nobody-1, nobody-1))
 	if err := f.Update(t.Context(), []dnsmasq.Server{one}); err == nil || !strings.Contains(err.Error(), "belongs to user 65533, and process") {
 		t.Errorf("%v", err)

@@ -142,7 +142,7 @@ func TestDHCPRoutes(t *testing.T) {
 	})
 	// Two static routes of the profile.
 	isp(5, func(*lab.ISPConfig) {}, "ipv4.routes", "10.20.0.0/16 100.64.5.5, 10.21.0.0/16 100.64.5.6", "ipv6.routes", "fd77::/32 2001:db8:0:6::5")
-	// never-default: the default stands in the link's own table, and is no last resort.
+	// never-default: the default is in the link's own table, and is not a last resort.
 	isp(6, func(*lab.ISPConfig) {}, "ipv4.never-default", "yes")
 
 	r.eventually(func() error {
@@ -165,7 +165,7 @@ func TestDHCPRoutes(t *testing.T) {
 	main, err := r.RoutesText(t.Context(), lab.IPv4, "main")
 	r.must(err)
 	if strings.Contains(main, "default via 100.64.6.1") {
-		t.Errorf("never-default is not in force:\n%s", main)
+		t.Errorf("never-default is not active:\n%s", main)
 	}
 	r.settled("wan0", "wan1", "wan2", "wan4", "wan5")
 }

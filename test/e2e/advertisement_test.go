@@ -14,9 +14,9 @@ import (
 	"multihomed/test/lab"
 )
 
-// TestHostileAdvertisements: somebody on the wire of one link advertises routers, prefixes,
-// routes and DNS servers by the thousand. What NetworkManager lets through costs bounded
-// memory, the other links are followed meanwhile, and no packet strays.
+// TestHostileAdvertisements: an attacker on one link advertises routers, prefixes, routes and DNS
+// servers by the thousand. The daemon uses bounded memory for what NetworkManager accepts, follows
+// the other links meanwhile, and no packet strays.
 func TestHostileAdvertisements(t *testing.T) {
 	const each = 16
 	random := seeded(t)
@@ -111,7 +111,7 @@ func TestHostileAdvertisements(t *testing.T) {
 		t.Errorf("%d MiB became %d MiB", before, after)
 	}
 	w.judged(int64(took/time.Second) * 2)
-	// When the link goes, so does everything that came by it.
+	// When the link goes, all of its routing is removed.
 	r.eventually(func() error { return r.Down(t.Context(), "wan0") })
 	r.eventually(func() error { return r.lacks(lab.IPv6, "oif wan0") })
 	r.up("wan0")

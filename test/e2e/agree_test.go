@@ -21,9 +21,8 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// TestWithAndWithoutTheDaemon: who looks at the host without the daemon puts the same
-// facts together as the daemon: the same links, roles, reasons, sources, tables and
-// objects, whoever owns the links.
+// TestWithAndWithoutTheDaemon: status without the daemon combines the same facts as the daemon: the
+// same links, roles, reasons, sources, tables and objects, for all sources of links.
 func TestWithAndWithoutTheDaemon(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true, NMConfig: "[keyfile]\nunmanaged-devices=interface-name:wan1;interface-name:wan3;interface-name:hook0"}, `
 [[exclude]]
@@ -120,7 +119,7 @@ last_resort = true
 	}
 	r.must(r.daemon.Stop(t.Context()))
 	compare("stopped")
-	// The database tells the tables; where it is of no use, what stands does.
+	// The tables come from the database or, if it is unusable, from the kernel.
 	leases := r.cfg.StateDir + "/leases.db"
 	_, err = r.Run(t.Context(), "mv", leases, leases+".away")
 	r.must(err)

@@ -22,7 +22,7 @@ import (
 )
 
 // TestRenamedWhileNetworkManagerHangs: two uplinks get other names, and then each
-// other's, while nobody answers on the bus. Nothing strays, then or afterwards.
+// other's, while NetworkManager does not answer. Nothing strays, then or afterwards.
 func TestRenamedWhileNetworkManagerHangs(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	var isps []*lab.ISP
@@ -69,7 +69,7 @@ func TestRenamedWhileNetworkManagerHangs(t *testing.T) {
 	r.settled("wan0", "wan1")
 }
 
-// stands wants a rule of ours in both families that has these words.
+// stands checks that a rule of ours has this text in both families.
 func (r *rig) stands(words string) error {
 	for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
 		text, err := r.RulesText(r.t.Context(), f)
@@ -141,7 +141,7 @@ func TestDispatcherReturnsWhenTheRulesStand(t *testing.T) {
 		if err := r.stands("oif wan0 lookup"); err != nil {
 			t.Fatalf("run %d: %v\n%s", i, err, out)
 		}
-		// The next one finds nothing, neither rules nor somebody who stands in.
+		// The next one finds neither rules nor a stand-in.
 		pid, held, err := lockfile.Holder(filepath.Join(r.cfg.RuntimeDir, lockfile.Name))
 		if r.must(err); held {
 			r.must(syscall.Kill(pid, syscall.SIGKILL))
@@ -327,8 +327,8 @@ func TestSecondInstanceElsewhere(t *testing.T) {
 	}
 }
 
-// TestFloods: datagrams that nobody asked for, and interfaces that change their names all
-// the time, cost bounded memory, and a link that comes up meanwhile is followed.
+// TestFloods: unrequested datagrams, and interfaces that change their names all the time, use
+// bounded memory, and the daemon follows a link that comes up meanwhile.
 func TestFloods(t *testing.T) {
 	const datagrams, renames = 50_000, 100
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "[allocator]\nenabled = true\n")

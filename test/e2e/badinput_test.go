@@ -40,7 +40,7 @@ func (r *rig) ours() string {
 	return strings.Join(objects, "\n")
 }
 
-// unharmed fails the test if our objects are not what they were.
+// unharmed fails the test if our objects have changed.
 func (r *rig) unharmed(before, after string) {
 	r.t.Helper()
 	if d := difference(before, r.ours()); d != "" {
@@ -149,7 +149,7 @@ func TestBadConfiguration(t *testing.T) {
 	r.settled()
 	r.refused("")
 
-	// A daemon that starts works with the configuration that was in force last.
+	// A starting daemon uses the last active configuration.
 	changed := append(slices.Clone(good), "uplink_group = 4711\n"...)
 	r.writeConfig(string(changed))
 	r.must(r.daemon.Signal(syscall.SIGHUP))
@@ -205,7 +205,7 @@ func TestBadConfiguration(t *testing.T) {
 	r.works(0)
 }
 
-// refused wants the daemon to report that its configuration is bad, with a text, or
+// refused checks that the daemon reports an invalid configuration, with a text, or
 // that it is not, and status to exit as it should.
 func (r *rig) refused(says string) {
 	r.t.Helper()
@@ -221,7 +221,7 @@ func (r *rig) refused(says string) {
 		case says == "":
 			return fmt.Errorf("still refused: %v", state.Problems[i])
 		case i < 0:
-			return fmt.Errorf("no problem says so: %v", state.Problems)
+			return fmt.Errorf("no problem reports it: %v", state.Problems)
 		}
 		p := state.Problems[i]
 		if p.Severity != routing.Error || !strings.HasPrefix(p.Object, r.path) || p.Fix == "" || !strings.Contains(p.Object+p.Text, says) {
@@ -235,10 +235,9 @@ func (r *rig) refused(says string) {
 	}
 }
 
-// TestNeverGood: with no configuration that was ever good, and nothing that stands,
-// the host goes on without us; where something stands the defaults serve it.
-// TestKeptWhenEndedEarly: a configuration that was in use is the last good one, however
-// soon the daemon is restarted.
+// TestNeverGood: without a valid configuration ever, and without existing routing, the host runs
+// without us; with existing routing the daemon uses the defaults. TestKeptWhenEndedEarly: a
+// configuration that was in use is the last good one, however soon the daemon is restarted.
 func TestKeptWhenEndedEarly(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	good, err := os.ReadFile(r.path)

@@ -33,7 +33,7 @@ func TestJournalSaysWhatStatusSays(t *testing.T) {
 	r.ip("rule", "del", "priority", "5270")
 	r.logged(from, "no longer: "+says)
 
-	// Nobody has asked so far. Now what is shown is what was logged.
+	// No client has asked so far. Now status shows the logged problems.
 	told, err := socket.Ask(t.Context(), r.cfg.RuntimeDir, true)
 	r.must(err)
 	var shown []string
@@ -51,7 +51,7 @@ func TestJournalSaysWhatStatusSays(t *testing.T) {
 }
 
 // TestNoAlarmWhileALinkComesUp: its router says with lifetime 0 that it is none, and DHCP
-// has not answered. Whoever asks meanwhile sees no problem, and none is logged.
+// has not answered. Meanwhile status shows no problem, and none is logged.
 func TestNoAlarmWhileALinkComesUp(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	r.isp(lab.DefaultISP(0))

@@ -32,7 +32,7 @@ func uplinks(t *testing.T, host lab.HostConfig, change func(*lab.ISPConfig)) (w 
 	return w, isp0
 }
 
-// TestProfilesConverge goes through what nmcli can do to a link.
+// TestProfilesConverge tries all changes of nmcli to a link.
 func TestProfilesConverge(t *testing.T) {
 	w, isp0 := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	ctx := t.Context()
@@ -100,7 +100,7 @@ func TestProfilesConverge(t *testing.T) {
 		}, func() error { return errors.Join(w.holds(all...), w.lastResorts(c.first, c.last)) })
 		for _, e := range w.monitor.from(from) {
 			if e.own && strings.Contains(e.text, "route family 2 ") {
-				t.Errorf("a metric of main is none of our tables' business:\n%s", w.monitor.text(from))
+				t.Errorf("a metric of main changed our tables:\n%s", w.monitor.text(from))
 				break
 			}
 		}
@@ -113,7 +113,7 @@ func TestProfilesConverge(t *testing.T) {
 	}, all...)
 }
 
-// lastResorts wants the rules of last resort to stand in this order.
+// lastResorts checks the order of the rules of last resort.
 func (r *rig) lastResorts(links ...string) error {
 	rules, err := r.RulesText(r.t.Context(), lab.IPv4)
 	if err != nil {
@@ -152,7 +152,7 @@ func (r *rig) hasSource(a netip.Prefix) error {
 	return nil
 }
 
-// TestProvidersConverge goes through what providers do to a link.
+// TestProvidersConverge tries all changes of providers to a link.
 func TestProvidersConverge(t *testing.T) {
 	w, isp0 := uplinks(t, lab.HostConfig{FastDAD: true}, func(c *lab.ISPConfig) { c.Lease, c.Renew = 2*time.Minute, 3*time.Second })
 	ctx := t.Context()
@@ -309,7 +309,7 @@ func (r *rig) carrier(link string, want bool) error {
 	return err
 }
 
-// TestHandsConverge deletes by hand what the daemon made.
+// TestHandsConverge deletes objects of the daemon by hand.
 func TestHandsConverge(t *testing.T) {
 	w, _ := uplinks(t, lab.HostConfig{FastDAD: true}, nil)
 	all := both("wan0", "wan1")

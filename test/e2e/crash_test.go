@@ -103,9 +103,8 @@ func TestKilled(t *testing.T) {
 	t.Logf("%d kills in %v, during %d changes", kills, time.Since(began), s.count)
 }
 
-// TestKilledWhileMoving changes the tables and the group of uplinks with every
-// start, and kills the daemon while it moves. What ends in order has left nothing
-// in the tables and groups of the others.
+// TestKilledWhileMoving changes the tables and the group of uplinks with every start, and kills the
+// daemon while it moves. A regular end leaves nothing in the other tables and groups.
 func TestKilledWhileMoving(t *testing.T) {
 	const kills = 30
 	seed := *crashSeed
@@ -194,7 +193,7 @@ func (s *weather) strike() error {
 	isp := s.isps[s.random.IntN(len(s.isps))]
 	name := isp.Link().Name()
 	flag := []string{"-4", "-6"}[s.random.IntN(2)]
-	// What is not there cannot be taken away; nmcli and ip say so.
+	// nmcli and ip refuse to remove a missing object.
 	try := func(args ...string) error {
 		_, _ = s.IP(s.ctx, args...)
 		return nil

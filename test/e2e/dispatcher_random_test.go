@@ -74,7 +74,7 @@ func (r *rig) acts(random *rand.Rand, isps []*lab.ISP, count int) []act {
 	return out
 }
 
-// profile writes a link's profile anew.
+// profile rewrites a link's profile.
 func (r *rig) profile(link string, settings ...string) error {
 	settings = append(settings, "ipv4.method=auto", "ipv6.method=auto", "ipv6.addr-gen-mode=eui64")
 	return errors.Join(r.WriteProfile(link, link, settings...), r.ReloadProfiles(r.t.Context()))
@@ -99,8 +99,7 @@ func (r *rig) play(acts []act, isps []*lab.ISP) {
 	}
 }
 
-// inventory is everything that stands, object by object. Rules of one priority
-// stand in any order, but those of the last resort.
+// inventory lists all objects. Rules of one priority may have any order, except those of the last resort.
 func (r *rig) inventory() string {
 	var last []string
 	lines := strings.Split(r.everything(), "\n")
@@ -206,7 +205,7 @@ func TestDispatcherDoesAsTheDaemon(t *testing.T) {
 		r.eventually(r.planned)
 		m.barrier()
 		if wrote := m.unprovoked(from); len(wrote) > 0 {
-			t.Fatalf("sequence %d, %v: the daemon changed what the dispatcher had made:\n%s", i, names, m.text(from))
+			t.Fatalf("sequence %d, %v: the daemon changed objects of the dispatcher:\n%s", i, names, m.text(from))
 		}
 	}
 }

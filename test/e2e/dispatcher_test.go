@@ -69,9 +69,8 @@ func (r *rig) install() {
 	r.must(os.WriteFile(r.path, text, 0o600))
 }
 
-// TestDispatcherInsteadOfTheDaemon is a host without the daemon: what
-// NetworkManager brings up and down is in order all the same, and a daemon that
-// starts then takes over at once, and has nothing to do.
+// TestDispatcherInsteadOfTheDaemon is a host without the daemon: the routing still follows
+// NetworkManager. A daemon that starts then takes over at once, and changes nothing.
 func TestDispatcherInsteadOfTheDaemon(t *testing.T) {
 	r := dispatched(t, "")
 	r.up("wan0", "wan1")
@@ -96,7 +95,7 @@ func TestDispatcherInsteadOfTheDaemon(t *testing.T) {
 	r.settled("wan0", "wan1")
 	m.barrier()
 	if writes := m.unprovoked(from); len(writes) > 0 {
-		t.Errorf("the daemon changed what the dispatcher had made:\n%s", m.text(from))
+		t.Errorf("the daemon changed objects of the dispatcher:\n%s", m.text(from))
 	}
 }
 
@@ -153,8 +152,8 @@ func TestDispatcherHandsOver(t *testing.T) {
 	r.settled("wan0", "wan1")
 }
 
-// TestNoBus is NetworkManager's dispatcher where the bus cannot be reached: what
-// it says brings that one link in order, and nothing of the others is touched.
+// TestNoBus is NetworkManager's dispatcher without a reachable bus: its call repairs that one link,
+// and changes no other.
 func TestNoBus(t *testing.T) {
 	r := dispatched(t, "")
 	ctx := t.Context()
@@ -173,7 +172,7 @@ func TestNoBus(t *testing.T) {
 		slices.Sort(lines)
 		return strings.Join(lines, "")
 	}
-	// A dispatcher that stands in for the daemon makes way.
+	// A dispatcher that stands in for the daemon ends.
 	r.start()
 	r.must(r.daemon.Stop(ctx))
 	r.must(r.KillBus())
@@ -193,24 +192,24 @@ func TestNoBus(t *testing.T) {
 	r.must(r.ladder("wan1", lab.IPv4))
 	r.must(r.tableHas("wan1", lab.IPv4, "default via 100.64.1.1 ", "10.8.0.0/16 via 100.64.1.7 "))
 	if after := stands(); difference(before, after) != "" {
-		t.Errorf("up changed what is not wan1's:\n%s", difference(before, after))
+		t.Errorf("up changed objects of other links:\n%s", difference(before, after))
 	}
 	r.ip("address", "flush", "dev", "wan1")
 	call("down", "NM_DISPATCHER_ACTION=down", "DEVICE_IFACE=wan1", "DEVICE_IP_IFACE=wan1", "CONNECTION_UUID=0a", "CONNECTION_ID=wan1")
 	labtest.Eventually(t, func() error { return r.lacks(lab.IPv4, "oif wan1") })
 	if after := stands(); difference(before, after) != "" {
-		t.Errorf("down changed what is not wan1's:\n%s", difference(before, after))
+		t.Errorf("down changed objects of other links:\n%s", difference(before, after))
 	}
 }
 
-// TestIgnoredScript: NetworkManager does not run a script that others than root
-// may write to, and status says so.
+// TestIgnoredScript: NetworkManager does not run a script that others than root may
+// write to, and status reports it.
 func TestIgnoredScript(t *testing.T) {
 	r := dispatched(t, "log_level = \"debug\"\n")
 	const witness, seen = "/etc/NetworkManager/dispatcher.d/10-witness", "/run/lab/witness"
 	r.must(os.WriteFile(witness, []byte("#!/bin/sh\necho \"$1 $2\" >>"+seen+"\n"), 0o755))
 	t.Cleanup(func() { r.must(os.Remove(seen)) })
-	// activate returns when the dispatcher has run what it runs for an activation.
+	// activate returns when the dispatcher has run all scripts of an activation.
 	activate := func(link string) {
 		t.Helper()
 		r.must(os.WriteFile(seen, nil, 0o600))

@@ -83,7 +83,7 @@ func (r *rig) become(parts ...part) {
 	})
 }
 
-// answer wants packets of both families to come back on the link of each provider.
+// answer checks that packets of both families come back on the link of each provider.
 func (r *rig) answer(isps ...*lab.ISP) {
 	r.t.Helper()
 	for _, isp := range isps {
@@ -107,7 +107,7 @@ func (r *rig) states() []string {
 	return names
 }
 
-// nothingLeft wants hooks to have no files after something.
+// nothingLeft checks that no files of hooks are left.
 func (r *rig) nothingLeft(after string) {
 	r.t.Helper()
 	if left := r.states(); len(left) > 0 {
@@ -255,7 +255,7 @@ iface wan1 inet6 static
 			r.ifup("wan0")
 			r.become(both("wan0", "wan1")...)
 			if r.daemon != nil {
-				// A restart finds what the hooks said.
+				// A restart finds the reports of the hooks.
 				m := newMonitor(r.t)
 				from := m.barrier()
 				r.kill9()
@@ -356,8 +356,7 @@ func TestIfupdownWithDHCPCD(t *testing.T) {
 	})
 }
 
-// TestNoTableIsLeft is a link for which there is no table: the host stays
-// reachable by it, and says loudly that this is all.
+// TestNoTableIsLeft is a link without a table: the host stays reachable by it, and logs an error.
 func TestNoTableIsLeft(t *testing.T) {
 	onBothHosts(t, "[tables]\nfirst = 10000\nlast = 10001\n", func(r *rig) {
 		ctx := r.t.Context()
@@ -378,7 +377,7 @@ func TestNoTableIsLeft(t *testing.T) {
 			r.eventually(func() error {
 				main, err := r.RoutesText(ctx, lab.IPv4, "main")
 				if err == nil && strings.Contains(main, line) != want {
-					err = fmt.Errorf("%q stands is not %t:\n%s", line, want, main)
+					err = fmt.Errorf("%q in main is not %t:\n%s", line, want, main)
 				}
 				return err
 			})
@@ -387,7 +386,7 @@ func TestNoTableIsLeft(t *testing.T) {
 		r.must(r.ladder("wan0", lab.IPv4))
 		status, _ := r.ctl("status") // It says that not all is well.
 		if !strings.Contains(status, "wan1") || !strings.Contains(status, "table") {
-			r.t.Errorf("status does not say what is wrong:\n%s", status)
+			r.t.Errorf("status does not name the problem:\n%s", status)
 		}
 		if r.daemon != nil && !strings.Contains(r.daemon.Log(), " error: ") {
 			r.t.Errorf("the daemon did not say it loudly:\n%s", r.daemon.Log())
@@ -416,8 +415,8 @@ func (r *rig) ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// TestFlushPutsRoutesBack: what was moved out of main is there again when nothing
-// of ours is left, and when the configuration does not ask for it any more.
+// TestFlushPutsRoutesBack: moved routes are in main again when nothing of ours is
+// left, and when the configuration does not ask for it any more.
 func TestFlushPutsRoutesBack(t *testing.T) {
 	const moving = "[ifupdown]\nmove_routes = true\n"
 	r := withoutNM(t, moving)
@@ -447,7 +446,7 @@ iface wan1 inet static
 		slices.Sort(lines)
 		return lines
 	}
-	// What ifupdown makes of it where nobody moves anything.
+	// The routes of ifupdown without move_routes.
 	const hook = "/usr/sbin/multihomed-dispatcher"
 	r.must(os.Chmod(hook, 0o600))
 	r.ifup("wan0", "wan1")
@@ -601,8 +600,8 @@ func TestBoundTrafficOfHooksNeverStrays(t *testing.T) {
 	})
 }
 
-// TestDHClientReasons goes through what dhclient calls its script for, with the
-// script and the hooks that Debian has.
+// TestDHClientReasons tries all reasons of calls of dhclient, with the script and
+// the hooks that Debian has.
 func TestDHClientReasons(t *testing.T) {
 	onBothHosts(t, "", func(r *rig) {
 		cfg := lab.DefaultISP(0)
@@ -666,8 +665,7 @@ func TestDHClient6(t *testing.T) {
 	})
 }
 
-// TestStandInHasAUser: where the daemon has a user of its own, so has who stands in
-// for it, and nothing is left behind that the daemon could not open.
+// TestStandInHasAUser: the stand-in has the daemon's user, and leaves no file that the daemon cannot open.
 func TestStandInHasAUser(t *testing.T) {
 	const nobody = 65534
 	r := withoutNM(t, "")
@@ -717,7 +715,7 @@ func TestStandInHasAUser(t *testing.T) {
 			if err := syscall.Lstat(path, &stat); err != nil {
 				return err
 			}
-			// Who owns the directory may replace what root wrote into it.
+			// The owner of the directory may replace files that root wrote into it.
 			if stat.Uid != nobody && filepath.Dir(path) != filepath.Join(r.cfg.RuntimeDir, hookstate.Directory) {
 				t.Errorf("%s belongs to %d", path, stat.Uid)
 			}

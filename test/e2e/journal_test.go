@@ -15,15 +15,15 @@ import (
 	"multihomed/test/lab"
 )
 
-// update writes the golden files anew: go test ./test/e2e -run Journal -update.
-var update = flag.Bool("update", false, "write the golden files anew")
+// update rewrites the golden files: go test ./test/e2e -run Journal -update.
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // logQuiet is how long the log must be quiet before an operation is over: longer than
 // the daemon collects changes of a link.
 const logQuiet = 1700 * time.Millisecond
 
-// TestJournal compares what the log says of ten common operations with golden files:
-// one line for each real change, two at most for an activation.
+// TestJournal compares the log of ten common operations with golden files: one line
+// for each real change, two at most for an activation.
 func TestJournal(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	cfg := lab.DefaultISP(0)
@@ -70,7 +70,7 @@ func TestJournal(t *testing.T) {
 			r.must(err)
 		}, "2001:db8:77::/64", true},
 		{"reload", 2, func() { r.must(r.daemon.Signal(syscall.SIGHUP)) }, "configuration", false},
-		// Only what the new configuration changes is told: wan0 stays as it is.
+		// The log names only the changes: wan0 stays unchanged.
 		{"reload-changed", 1, func() { r.rewrite("[repair]\nburst = 7\n"); r.must(r.daemon.Signal(syscall.SIGHUP)); r.settled("wan0") }, "configuration changed", false},
 		{"reload-ignored", 2, func() { r.rewrite("exclude = [{interface = \"wan0\"}]\n"); r.must(r.daemon.Signal(syscall.SIGHUP)) }, "wan0: uplink removed", false},
 		{"reload-back", 2, func() { r.rewrite(""); r.must(r.daemon.Signal(syscall.SIGHUP)); r.settled("wan0") }, "wan0: uplink added", true},
@@ -104,13 +104,13 @@ func TestJournal(t *testing.T) {
 	}
 }
 
-// rewrite replaces what the configuration has besides its directories.
+// rewrite replaces the configuration except its directories.
 func (r *rig) rewrite(toml string) {
 	r.t.Helper()
 	r.writeConfig(fmt.Sprintf("state_dir = %q\nruntime_dir = %q\n", r.cfg.StateDir, r.cfg.RuntimeDir) + toml)
 }
 
-// named wants every address, network and table that a golden file names to be in the lines,
+// named checks that the lines have every address, network and table of a golden file,
 // in whatever sentence.
 func named(t *testing.T, file, lines string) {
 	t.Helper()

@@ -81,7 +81,7 @@ func (l *leaser) try(r protocol.Request) (protocol.Response, error) {
 		if err != nil {
 			return protocol.Response{}, err
 		}
-		// Others are late answers to what was asked before.
+		// Others are late answers to earlier requests.
 		if a.Transaction == l.n {
 			return a, nil
 		}
@@ -124,7 +124,7 @@ func (l *leaser) get(r protocol.Request) protocol.Response {
 	return a
 }
 
-// A crowd is many clients, each with keys of its own, and what they were told.
+// A crowd is many clients, each with its own keys, and the answers that they got.
 type crowd struct {
 	mu sync.Mutex
 	// holder is who was told to have a table and has not asked to give it back.
@@ -283,7 +283,7 @@ func (c *crowd) reaches(until int64, finished <-chan struct{}) bool {
 }
 
 // leasedHost is a host with a provider whose link NetworkManager leaves alone:
-// somebody else configured it.
+// another program configured it.
 func leasedHost(t *testing.T, toml string) (*rig, *lab.ISP) {
 	t.Helper()
 	r := newRig(t, lab.HostConfig{FastDAD: true, NMConfig: "[keyfile]\nunmanaged-devices=interface-name:wan1"}, toml)
@@ -317,7 +317,7 @@ func TestRoutedLease(t *testing.T) {
 	const v4, v6 = "100.64.1.7", "2001:db8:0:2::7"
 	r.must(r.ServeEcho())
 
-	// What it is told stands when it is told.
+	// The routing exists when the client gets the answer.
 	first := l.get(routed(v4))
 	if err := r.ladder("wan1", lab.IPv4); err != nil {
 		t.Error(err)
@@ -348,7 +348,7 @@ func TestRoutedLease(t *testing.T) {
 		t.Errorf("table %d, had %d", again.Table, first.Table)
 	}
 
-	// It goes when it is released, when the address goes, and with the interface.
+	// It ends with its release, with the address, and with the interface.
 	release := routed(v4)
 	release.Command = protocol.Release
 	l.get(release)
@@ -383,12 +383,12 @@ func (r *rig) lacks(f lab.Family, source string) error {
 		return err
 	}
 	if strings.Contains(rules, source) {
-		return fmt.Errorf("rules of %s stand:\n%s", source, rules)
+		return fmt.Errorf("rules of %s exist:\n%s", source, rules)
 	}
 	return nil
 }
 
-// gone asserts that no IPv4 rule of an address stands now.
+// gone asserts that no IPv4 rule of an address exists now.
 func (r *rig) gone(source string) {
 	r.t.Helper()
 	if err := r.lacks(lab.IPv4, source); err != nil {
@@ -415,8 +415,8 @@ func TestHeldLeaseEndsUnlessRenewed(t *testing.T) {
 	r.settled("wan0")
 }
 
-// TestSquattedName is somebody who has the name when the daemon starts: it says
-// so, does the rest of its work, and takes the name as soon as it can.
+// TestSquattedName: another process has the name when the daemon starts. The daemon reports it,
+// does the rest of its work, and takes the name as soon as it can.
 func TestSquattedName(t *testing.T) {
 	r := newRig(t, lab.HostConfig{}, "")
 	r.isp(lab.DefaultISP(0))
@@ -460,8 +460,7 @@ func TestSquattedName(t *testing.T) {
 	}
 }
 
-// TestSocketActivation: systemd made the socket, and somebody asked before the
-// daemon was there.
+// TestSocketActivation: systemd made the socket, and a client asked before the daemon ran.
 func TestSocketActivation(t *testing.T) {
 	r := newRig(t, lab.HostConfig{}, "")
 	name, err := unixgram.Abstract("tas_socket")
@@ -507,8 +506,8 @@ func TestSocketActivation(t *testing.T) {
 	old.get(ask)
 }
 
-// TestWithoutTheRight is a daemon that may not change routing: it says so and ends, what
-// stands stays, and no client gets a table that nothing leads to.
+// TestWithoutTheRight is a daemon that may not change routing: it reports that and ends, existing
+// routing stays, and no client gets a table without a rule.
 func TestWithoutTheRight(t *testing.T) {
 	r, _ := leasedHost(t, "")
 	r.must(r.daemon.Stop(t.Context()))

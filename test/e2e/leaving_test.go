@@ -13,8 +13,8 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// TestFromNetworkManagerToIfupdownAndBack: a host changes who brings its links up while
-// the daemon runs. Who spoke last counts, and status does not speak of one who left.
+// TestFromNetworkManagerToIfupdownAndBack: a host changes who brings its links up while the
+// daemon runs. The newest report counts, and status does not mention a source that is gone.
 func TestFromNetworkManagerToIfupdownAndBack(t *testing.T) {
 	for _, killed := range []bool{false, true} {
 		t.Run(map[bool]string{false: "stopped", true: "killed"}[killed], func(t *testing.T) {
@@ -34,7 +34,7 @@ func TestFromNetworkManagerToIfupdownAndBack(t *testing.T) {
 			} else {
 				r.must(r.StopNM(t.Context()))
 			}
-			// What it left stands as long as nobody else speaks.
+			// The routing of NetworkManager's links stays until a hook reports.
 			labtest.Eventually(t, func() error { return r.shows("", "NetworkManager  not running") })
 			r.must(r.holds(both("wan0", "wan1")...))
 			for _, link := range []string{"wan0", "wan1"} {
@@ -48,7 +48,7 @@ func TestFromNetworkManagerToIfupdownAndBack(t *testing.T) {
 			for _, link := range []string{"wan0", "wan1"} {
 				r.must(r.shows(link, link+"  uplink", "!settling", "!profile", "!going down"))
 			}
-			// Also where nobody has taken back what ifupdown made.
+			// Also without ifdown.
 			r.must(r.StartNM(t.Context()))
 			r.ifdown("wan1")
 			r.up("wan0", "wan1")
@@ -62,8 +62,8 @@ func TestFromNetworkManagerToIfupdownAndBack(t *testing.T) {
 	}
 }
 
-// shows says what the status of an interface, of the host if it is empty, lacks; with a
-// ! in front, what it has too much.
+// shows compares texts with the status of an interface (of the host if it is empty): it must have
+// them, or not with a ! in front.
 func (r *rig) shows(link string, words ...string) error {
 	args := []string{"status"}
 	if link != "" {
@@ -85,7 +85,7 @@ func (r *rig) shows(link string, words ...string) error {
 	return errors.Join(errs...)
 }
 
-// veth makes an interface with an address that nobody but its maker knows.
+// veth makes an interface with an address that only its creator knows.
 func (r *rig) veth(name, address string) {
 	r.t.Helper()
 	r.ip("link", "add", name, "type", "veth", "peer", "name", name+"p")
@@ -94,7 +94,7 @@ func (r *rig) veth(name, address string) {
 	r.ip("address", "add", address, "dev", name)
 }
 
-// leaseOf leases the routing of an address, and wants its rule to stand.
+// leaseOf leases the routing of an address, and checks its rule.
 func (r *rig) leaseOf(name, address string) {
 	r.t.Helper()
 	if out, err := r.ctl("lease", "-i", name, "-a", address); err != nil {
@@ -138,7 +138,7 @@ func TestLeaseWhateverNetworkManagerDoes(t *testing.T) {
 		nmcli("general", "reload")
 	}
 
-	// NetworkManager takes it for somebody else's, and lets it go.
+	// NetworkManager takes it for an external interface, and stops managing it.
 	r.veth("ppp7", prefix)
 	r.must(r.WaitDeviceState(t.Context(), "ppp7", "connected (externally)"))
 	r.leaseOf("ppp7", address)
@@ -167,7 +167,7 @@ func TestLeaseWhateverNetworkManagerDoes(t *testing.T) {
 	r.gone(address)
 	r.leaseOf("ppp7", address)
 
-	// It is away: a link of its own that was deleted and made by hand is another's.
+	// While NetworkManager is away, its interface is deleted; a new one of that name is not its link.
 	r.ip("link", "del", "ppp7")
 	r.must(r.StopNM(t.Context()))
 	r.veth("ppp7", prefix)

@@ -33,9 +33,9 @@ func TestTwoProviders(t *testing.T) {
 	r.settled("wan0", "wan1")
 }
 
-// answersOnItsLink proves with packets that what is bound to the link's address
-// is answered by the link's provider, and that a connection from behind the
-// provider comes through.
+// answersOnItsLink proves with packets that traffic bound to the link's address is
+// answered by the link's provider, and that a connection from behind the provider
+// comes through.
 func (r *rig) answersOnItsLink(isp *lab.ISP, f lab.Family) {
 	r.t.Helper()
 	ctx, cancel := r.patience()

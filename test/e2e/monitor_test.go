@@ -18,8 +18,8 @@ import (
 	"multihomed/test/lab"
 )
 
-// A monitor writes down what the kernel announces, and when: what happened to
-// the host, and what the daemon made of it. No code of the product is in it.
+// A monitor records the announcements of the kernel and their times: changes of the host and
+// reactions of the daemon. It contains no code of the product.
 type monitor struct {
 	tb      testing.TB
 	mu      sync.Mutex
@@ -34,7 +34,7 @@ type event struct {
 	text string
 	// own says that a program wrote or deleted an object of multihomed's.
 	own bool
-	// barrier events are nobody's.
+	// barrier events belong to no process.
 	barrier bool
 }
 
@@ -126,7 +126,7 @@ func describe(h syscall.NlMsghdr, data []byte) event {
 		}
 		return 0
 	}
-	// What the kernel deletes by itself (with a link, say) comes from port 0.
+	// A deletion by the kernel itself (with a link, for example) comes from port 0.
 	by := h.Pid != 0 || verb == "+"
 	switch h.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:

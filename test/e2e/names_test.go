@@ -59,7 +59,7 @@ func (r *rig) nameserver(isps ...*lab.ISP) *nameserver {
 	return n
 }
 
-// ask asks for a name that nobody was asked for before: dnsmasq remembers.
+// ask queries a new name each time, because dnsmasq caches.
 func (n *nameserver) ask() error {
 	n.asked++
 	ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
@@ -110,7 +110,7 @@ func (n *nameserver) eventuallyAsked(i int, server netip.Addr) error {
 	return err
 }
 
-// stray wants that no query ever left from an address of another link.
+// stray checks that no query ever left from an address of another link.
 func (n *nameserver) stray() {
 	n.t.Helper()
 	for i, isp := range n.isps {

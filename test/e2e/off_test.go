@@ -13,14 +13,14 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// switchOff changes what is off, as multihomectl does it.
+// switchOff changes the switch, as multihomectl does.
 func (r *rig) switchOff(edit func(*offswitch.State) error) {
 	r.t.Helper()
 	_, _, _, err := offswitch.Change(r.cfg.Switch(), edit)
 	r.must(err)
 }
 
-// switches runs multihomectl, which must do what it is asked for.
+// switches runs multihomectl, which must succeed.
 func (r *rig) switches(args ...string) string {
 	r.t.Helper()
 	out, err := r.ctl(args...)
@@ -30,7 +30,7 @@ func (r *rig) switches(args ...string) string {
 	return out
 }
 
-// nothingStands wants nothing of ours in the kernel.
+// nothingStands checks that nothing of ours is in the kernel.
 func (r *rig) nothingStands(when string) {
 	r.t.Helper()
 	if left, err := r.Leftovers(); err != nil || len(left) > 0 {
@@ -44,7 +44,7 @@ func TestDispatcherOff(t *testing.T) {
 	r := dispatched(t, "")
 	r.up("wan0", "wan1")
 	table := r.table(r.settled("wan0", "wan1"), "wan1", routing.IPv4)
-	// The one who stands in for the daemon is at work, and does it.
+	// A running stand-in does it.
 	if out := r.switches("off"); !strings.Contains(out, "multihomed is switched off: removed ") {
 		t.Errorf("off: %s", out)
 	}
@@ -116,7 +116,7 @@ func TestOffStraysNothing(t *testing.T) {
 		r.must(c.Close())
 	}
 
-	// The profile is off, whatever its interface is called, and whoever starts.
+	// The profile is off, whatever its interface is called, for each program that starts.
 	r.switches("off", "wan1")
 	links := offswitch.Load(r.cfg.Switch()).Links
 	if len(links) != 1 || links[0].UUID == "" || links[0].Interface != "wan1" {

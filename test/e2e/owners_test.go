@@ -10,9 +10,9 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// TestOwnersDeleteTheirOwn: whoever deletes a rule by its selectors alone hits his
-// own and not the one that lifts it. Where there are no other words for the same
-// packets, ours stays away, so that deleting until nothing is left comes to an end.
+// TestOwnersDeleteTheirOwn: deleting a rule by its selectors alone deletes the owner's rule and not
+// its lift. If no other selectors match the same packets, the lift stays away, so that repeated
+// deletion ends.
 func TestOwnersDeleteTheirOwn(t *testing.T) {
 	r := staticRig(t, 2, "")
 	v4 := func() string {

@@ -43,7 +43,7 @@ func promised(t *testing.T) (*rig, []*lab.ISP) {
 }
 
 // others is what belongs to others in the kernel's routing, in all tables, and
-// what carries our protocol but stands where multihomed has no business.
+// objects with our protocol outside of our ranges.
 func (r *rig) others() (string, error) {
 	snapshot, err := r.Snapshot(r.t.Context())
 	if err != nil {
@@ -147,7 +147,7 @@ func (r *rig) script(isps []*lab.ISP) []scene {
 		{"reapply with a route more", func() {
 			r.must(r.Modify(ctx, "wan0", "+ipv4.routes", "10.20.0.0/16 100.64.0.1", "+ipv4.addresses", "100.64.0.50/24"))
 			r.must(r.Reapply(ctx, "wan0"))
-			// An address stands for some moments before its route does.
+			// An address exists for some moments before its route.
 		}, append(both(0), "dst=10.20.0.0/16", "IPv4 main: dev=wan0 dst=100.64.0.0/24 flags=[] metric=100 prefsrc=100.64.0.50"), nil},
 		{"device modify", func() {
 			r.must(r.ModifyDevice(ctx, "wan1", "+ipv4.routes", "10.30.0.0/16 100.64.1.1 50", "+ipv6.addresses", "2001:db8:0:2::50/64", "ipv4.route-metric", "20101"))
@@ -382,9 +382,8 @@ func (r *rig) flush() {
 	}
 }
 
-// TestForeignDeletionIsRepaired is the second half of promise 4: every single
-// object of ours comes back, and against somebody who keeps deleting nobody
-// fights.
+// TestForeignDeletionIsRepaired is the second half of promise 4: every single object of ours
+// is restored, and repairs against a program that keeps deleting are limited.
 func TestForeignDeletionIsRepaired(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "[repair]\nburst = 200\nper_second = 5\n")
 	r.isp(lab.DefaultISP(0))
@@ -412,7 +411,7 @@ func TestForeignDeletionIsRepaired(t *testing.T) {
 		t.Errorf("only %d objects", count)
 	}
 
-	// Somebody deletes one rule as fast as he can for three seconds.
+	// A program deletes one rule as fast as it can for three seconds.
 	const seconds = 3
 	rule := r.ruleOf("wan0")
 	cpu, lines := r.cpu(), len(r.daemon.Lines())
@@ -446,7 +445,7 @@ func TestForeignDeletionIsRepaired(t *testing.T) {
 	used := r.cpu() - cpu
 	t.Logf("deleted %d times in %d s; the daemon took %v of processor time and wrote %d lines; a new address elsewhere waited %v", deleted, seconds, used, len(r.daemon.Lines())-lines, waited)
 	if limit := 200 + 5*(seconds+2); deleted > limit || deleted < 3 {
-		t.Errorf("the rule was put back %d times, the limit is %d", deleted, limit)
+		t.Errorf("the rule was restored %d times, the limit is %d", deleted, limit)
 	}
 	if used > seconds*time.Second/2 {
 		t.Errorf("the fight took %v of processor time", used)

@@ -39,7 +39,7 @@ func (w *watched) deaf(name string, action func(), parts ...part) {
 	w.idle("after " + name)
 }
 
-// removed lists what of ours was taken away since an event, by whomever.
+// removed lists our objects that were removed since an event, by any program.
 func (m *monitor) removed(n int) []string {
 	var out []string
 	for _, e := range m.from(n) {
@@ -82,7 +82,7 @@ func TestNetworkManagerAway(t *testing.T) {
 		from := w.monitor.barrier()
 		w.step(name, do, parts...)
 		if gone := w.monitor.removed(from); len(gone) > 0 {
-			t.Errorf("%s: taken away:\n%s", name, strings.Join(gone, "\n"))
+			t.Errorf("%s: removed:\n%s", name, strings.Join(gone, "\n"))
 		}
 	}
 
@@ -167,7 +167,7 @@ func TestStartBeforeEverything(t *testing.T) {
 	waits("system bus")
 	r.must(r.StartBus(ctx))
 	waits("NetworkManager is not running")
-	// A notification is in order with all before it: none was READY.
+	// Notifications keep their order, and no earlier one was READY.
 	if r.said("READY=1") {
 		t.Error("READY=1 although NetworkManager is not there")
 	}
@@ -192,7 +192,7 @@ func (r *rig) notes(note string) int {
 	return n
 }
 
-// TestReadyMeansComplete stops the clock at READY=1: everything stands then.
+// TestReadyMeansComplete stops the clock at READY=1: the routing is complete then.
 func TestReadyMeansComplete(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	for n := range 4 {
@@ -214,7 +214,7 @@ func TestReadyMeansComplete(t *testing.T) {
 	}
 }
 
-// flush removes what the daemon left, in the order in which nothing strays.
+// flush removes the daemon's routing, in an order in which nothing strays.
 func flush(r *rig) {
 	r.t.Helper()
 	for f, flag := range map[lab.Family]string{lab.IPv4: "-4", lab.IPv6: "-6"} {
@@ -322,7 +322,7 @@ func TestSecondInstance(t *testing.T) {
 	w.step("the first goes on", func() { w.must(w.Down(t.Context(), "wan0")) }, both("wan1")...)
 }
 
-// TestWatchdog wants the loop itself to say that it is alive.
+// TestWatchdog checks that the loop itself reports that it is alive.
 func TestWatchdog(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	isp := r.isp(lab.DefaultISP(0))
@@ -342,7 +342,7 @@ func TestWatchdog(t *testing.T) {
 		}
 		return nil
 	})
-	// What comes and goes within the time that lines are collected is no news.
+	// A change that is undone while lines are collected is not logged.
 	r.logged(0, "wan0: uplink added")
 	lines := len(r.daemon.Lines())
 	r.must(isp.Link().Delete())
@@ -369,8 +369,7 @@ func TestReload(t *testing.T) {
 	all := both("wan0", "wan1")
 	base, err := os.ReadFile(w.path)
 	w.must(err)
-	// reload puts a configuration in place and waits until it is in force, or
-	// refused.
+	// reload puts a configuration in place and waits until it is active, or refused.
 	reload := func(text, answer string) func() {
 		return func() {
 			t.Helper()
@@ -397,7 +396,7 @@ func TestReload(t *testing.T) {
 	w.step("no longer excluded", reload("", "changed"), all...)
 	w.step("a broken file", reload("[[exclude]]\ninterfaces = \"wan0\"\n", "is refused"), all...)
 	if log := w.daemon.Log(); !strings.Contains(log, "interfaces") {
-		t.Errorf("the log does not say what is wrong:\n%s", lab.Tail(log, 5))
+		t.Errorf("the log does not name the problem:\n%s", lab.Tail(log, 5))
 	}
 	w.step("a good file again", reload("", "unchanged"), all...)
 

@@ -20,8 +20,8 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// lan is the nth of many links with static addresses in both families, and
-// nobody at the other end.
+// lan is the nth of many links with static addresses in both families, and no peer
+// at the other end.
 func lan(n int) string { return fmt.Sprintf("lan%02d", n) }
 
 func (r *rig) addLAN(n int) {
@@ -161,7 +161,7 @@ func TestAFlappingLinkLeaksNothing(t *testing.T) {
 			r.must(netlink.AddrDel(link, &own[i]))
 		}
 		for i := range own {
-			// NetworkManager may have been faster: it restores what it lost.
+			// NetworkManager may have restored it already.
 			r.must(netlink.AddrReplace(link, &own[i]))
 		}
 		r.must(netlink.AddrDel(link, guest))
@@ -251,7 +251,7 @@ func (r *rig) usage() usage {
 	return u
 }
 
-// goroutines ends the daemon with SIGQUIT and counts what it dumps.
+// goroutines ends the daemon with SIGQUIT and counts the goroutines in its dump.
 func (r *rig) goroutines() int {
 	r.t.Helper()
 	r.must(r.daemon.Signal(syscall.SIGQUIT))

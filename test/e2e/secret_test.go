@@ -16,7 +16,7 @@ import (
 
 // TestSecretProfile: a profile that NetworkManager shows to root alone
 // (connection.permissions) is passed on by the dispatcher, which is root, to the daemon,
-// which is not. Its link is served as any other, and what the profile wants counts.
+// which is not. Its link gets routing as any other, and the settings of the profile count.
 func TestSecretProfile(t *testing.T) {
 	r := dispatched(t, "")
 	ctx := t.Context()
@@ -77,7 +77,7 @@ func TestSecretProfile(t *testing.T) {
 		return nil
 	})
 
-	// Where nobody has passed it on the link is left alone, and the fix works.
+	// If it was not passed on, the link is left alone, and the fix works.
 	r.must(r.Down(ctx, "wan1"))
 	labtest.Eventually(t, func() error { return r.lacks(lab.IPv4, "oif wan1") })
 	passed := filepath.Join(r.cfg.RuntimeDir, "profiles", "wan1.json")

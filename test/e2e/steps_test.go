@@ -29,8 +29,8 @@ func both(links ...string) []part {
 	return out
 }
 
-// A watched rig checks step by step that the daemon does what it must, does it
-// at once, and then does nothing.
+// A watched rig checks step by step that the daemon does its work, does it at once,
+// and then does nothing.
 type watched struct {
 	*rig
 	monitor *monitor
@@ -153,7 +153,7 @@ func (r *rig) nothingBut(f lab.Family, links []string) error {
 			continue
 		}
 		if seen[line] {
-			errs = append(errs, fmt.Errorf("%v: stands twice: %s", f, line))
+			errs = append(errs, fmt.Errorf("%v: exists twice: %s", f, line))
 		}
 		seen[line] = true
 		words := strings.Fields(line)

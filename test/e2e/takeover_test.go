@@ -11,11 +11,11 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// TestTableIsTaken has somebody take the tables of a link, as programs do that count numbers
-// themselves. The link leaves them without a stray packet and without a moment in which the
-// kernel refuses one, his routes and rule are as he made them, and a daemon that starts
-// finds nothing to do. His default is worse than the link's, so whatever strays strays
-// because of the move.
+// TestTableIsTaken has another program take the tables of a link, as programs do that allocate
+// numbers themselves. The link leaves them without a stray packet and without a moment in which the
+// kernel refuses one. The routes and the rule of the program stay unchanged, and a starting daemon
+// changes nothing. The default of the program is worse than the link's, so a stray packet is an
+// effect of the move.
 func TestTableIsTaken(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
 	isps := []*lab.ISP{r.isp(lab.DefaultISP(0)), r.isp(lab.DefaultISP(1))}

@@ -25,7 +25,7 @@ func static(n int) (lab.ISPConfig, []string) {
 	return cfg, staticSettings(netip.PrefixFrom(netip.AddrFrom4(addr), 24), cfg.IPv4.Addr())
 }
 
-// keyfile is the link's settings of static in the words of a keyfile.
+// keyfile is the link's settings of static in keyfile syntax.
 func keyfile(n int) []string {
 	return []string{
 		"ipv4.method=manual", fmt.Sprintf("ipv4.address1=100.64.%d.50/24,100.64.%d.1", n, n), "ipv6.method=disabled",
@@ -55,7 +55,7 @@ func (r *rig) address(link string, f lab.Family) netip.Addr {
 	return a
 }
 
-// answeredBy proves with packets that somebody answers what is bound so.
+// answeredBy proves with packets that a bound socket gets an answer.
 func (r *rig) answeredBy(who string, from lab.From, dst netip.Addr) {
 	r.t.Helper()
 	for name, dial := range map[string]func(context.Context, lab.From, netip.Addr) (lab.Answer, error){"udp": lab.DialUDP, "tcp": lab.DialTCP} {
@@ -95,7 +95,7 @@ func (r *rig) standing(addr netip.Addr, want bool) {
 
 func plans(p routing.Plans) []routing.LinkPlan { return slices.Collect(p.Links()) }
 
-// TestContainers: what is behind a bridge of the host is reachable from the
+// TestContainers: hosts behind a bridge of the host are reachable from the
 // addresses of the uplinks and reaches out, also where the bridge's network lies
 // inside an uplink's (peers.md, pain 1).
 func TestContainers(t *testing.T) {
@@ -318,7 +318,7 @@ func TestOverlappingLocalLink(t *testing.T) {
 	r.must(isp0.Serve(neighbour))
 	r.must(lan.Serve(neighbour))
 	r.start()
-	// Whoever comes last, main has both networks.
+	// In either order, main has both networks.
 	for _, order := range [][]string{{"wan0", "lan0"}, {"lan0", "wan0"}} {
 		r.up(order...)
 		r.standing(netip.MustParseAddr("100.64.0.50"), true)
@@ -409,7 +409,7 @@ func TestNotOurs(t *testing.T) {
 		}
 	}
 	if !said {
-		t.Error("nobody says why wan3 is left alone")
+		t.Error("status gives no reason why wan3 is left alone")
 	}
 	// NetworkManager's routes in the table that the profile names stay alone
 	// there, although the number is in our range.
@@ -428,7 +428,7 @@ func TestNotOurs(t *testing.T) {
 		}
 	}
 
-	// The administrator changes his mind, in both directions.
+	// The administrator reverts the change, in both directions.
 	r.writeConfig(fmt.Sprintf("state_dir = %q\nruntime_dir = %q\n[[exclude]]\ninterface = \"wan0\"\n", r.cfg.StateDir, r.cfg.RuntimeDir))
 	r.must(r.daemon.Signal(syscall.SIGHUP))
 	r.standing(addr(0), false)

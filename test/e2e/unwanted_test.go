@@ -51,7 +51,7 @@ func (r *rig) guards() (n int) {
 	return n
 }
 
-// reaches wants the host to reach its gateways and the Internet as a host without us does.
+// reaches checks that the host reaches its gateways and the Internet as without us.
 func (r *rig) reaches(isps ...*lab.ISP) {
 	r.t.Helper()
 	targets := []string{lab.InternetAddr(lab.IPv4).String()}
@@ -70,9 +70,9 @@ func (r *rig) reaches(isps ...*lab.ISP) {
 	}
 }
 
-// TestUnwanted keeps the service from running in each way while the routing stands, and
-// reconnects both links: the host has a way out all the same, once, whoever of the callers
-// comes first, and what else stands is left to `off`.
+// TestUnwanted keeps the service from running in each way while the routing is active, and
+// reconnects both links. The host keeps a default route, whichever caller comes first, and `off`
+// removes the remaining routing.
 func TestUnwanted(t *testing.T) {
 	for _, how := range []string{"disable", "mask"} {
 		t.Run(how, func(t *testing.T) {
@@ -86,7 +86,7 @@ func TestUnwanted(t *testing.T) {
 			if n := r.guards(); n < 4 {
 				t.Fatalf("%d rules answer unreachable", n)
 			}
-			// It ends without a word to anybody, and the dispatcher finds what it left.
+			// It is killed, and the dispatcher finds its routing.
 			r.kill9()
 			r.keepAway(how)
 			call := func() string {

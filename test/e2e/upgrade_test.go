@@ -15,7 +15,7 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// TestUpgradeFromVersion1 starts the daemon where the ladder of version 1 stands. It
+// TestUpgradeFromVersion1 starts the daemon on a host with the ladder of version 1. It
 // is replaced without one packet of a link on another, and every call from the
 // internet is answered meanwhile.
 func TestUpgradeFromVersion1(t *testing.T) {
@@ -60,13 +60,13 @@ func TestUpgradeFromVersion1(t *testing.T) {
 		r.must(err)
 		for _, old := range []string{"9000:", "19000:", "20000:"} {
 			if strings.Contains("\n"+rules, "\n"+old) {
-				t.Errorf("%v: of version 1 stands:\n%s", f, rules)
+				t.Errorf("%v: rules of version 1 are left:\n%s", f, rules)
 			}
 		}
 	}
 }
 
-// becomeVersion1 turns what stands into the ladder of version 1, in a family.
+// becomeVersion1 turns the routing into the ladder of version 1, in a family.
 func (r *rig) becomeVersion1(f lab.Family) {
 	r.t.Helper()
 	flag := map[lab.Family]string{lab.IPv4: "-4", lab.IPv6: "-6"}[f]

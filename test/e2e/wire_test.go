@@ -24,10 +24,9 @@ import (
 // A wire sends bound traffic from every address of some links all the time, and
 // tells afterwards which packets left by a link that is not their source's.
 //
-// A packet counts only if the rules for its source stood before it was sent and
-// after, and the address was there all the while: nothing can be said about the
-// moment between a new address and its rule, or about a source whose rules went
-// with the address, except how long it was.
+// A packet counts only if the rules for its source existed before it was sent and after, and the
+// address existed all the time: nothing can be said about the moment between a new address and its
+// rule, or about a source whose rules went with the address, except how long it was.
 type wire struct {
 	t       testing.TB
 	sources map[string][]netip.Prefix // by link: what its provider hands out
@@ -53,7 +52,7 @@ type shotKey struct {
 	from, to uint16 // ports
 }
 
-// A shot is a socket that sent: when, and whether its source's rules stood all
+// A shot is a socket that sent: when, and whether its source's rules existed all
 // the time.
 type shot struct {
 	begin, end    time.Time
@@ -266,7 +265,7 @@ func (w *wire) tcp(ctx context.Context, link string, f lab.Family) {
 				continue
 			}
 			fd = s
-			// What was sent just before the end must not be sent again long after.
+			// A packet sent just before the end must not be sent again long after.
 			_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 2000)
 			_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 			if unix.Bind(fd, sockaddr(netip.AddrPortFrom(src, 0))) != nil {
@@ -402,7 +401,7 @@ func (w *wire) shot(k shotKey, device string, at time.Time) (shot, bool) {
 	return shot{}, false
 }
 
-// a sight is what stands for a link at a moment.
+// a sight is the routing of a link at a moment.
 type sight struct {
 	addrs []netip.Addr
 	// preferred says that one of them is not deprecated.
@@ -707,8 +706,7 @@ const lag = 150 * time.Millisecond
 // when the packet was routed is not known.
 const queued = 4 * time.Second
 
-// stood reports whether a source had both its address and its rule for a while
-// around a moment.
+// stood reports whether a source had both its address and its rule for some time around a moment.
 func (l *timeline) stood(a netip.Addr, at time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -792,8 +790,8 @@ func (l *timeline) excuse(p lab.Packet) string {
 	}
 }
 
-// stopped reports whether the rule that stops a source's stray packets has stood
-// since its source rule came.
+// stopped reports whether the rule that stops a source's stray packets has existed since its source
+// rule was added.
 func (l *timeline) stopped(a netip.Addr, at time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -813,9 +811,9 @@ func (l *timeline) stopped(a netip.Addr, at time.Time) bool {
 	return stopped
 }
 
-// replaced reports whether an address went around a time, and its rules with it,
-// although both stood before and after: NetworkManager sometimes takes an address
-// away and adds it again, and the rules follow.
+// replaced reports whether an address was removed around a time, with its rules, although both
+// existed before and after: NetworkManager sometimes removes an address and adds it again, and the
+// rules follow.
 func (l *timeline) replaced(a netip.Addr, begin, end time.Time) bool {
 	went := map[uint32]bool{}
 	for _, e := range l.between(begin.Add(-lag), end.Add(lag)) {
@@ -842,7 +840,7 @@ func (l *timeline) bare(link string, f lab.Family, begin, end time.Time) bool {
 	return false
 }
 
-// unmarked reports whether a link lost its mark, or was made anew, around a time.
+// unmarked reports whether a link lost its mark, or was recreated, around a time.
 func (l *timeline) unmarked(link string, begin, end time.Time) bool {
 	return slices.ContainsFunc(l.between(begin.Add(-lag), end.Add(lag)), func(e lineEvent) bool { return e.link == link && !e.came })
 }

@@ -41,8 +41,8 @@ func thrownHost(name, rule string) Host {
 			{"it is thrown again", throwIt},
 		},
 		Promised: []Promise{{
-			// IPv6 passes over such routes for whoever names a device: they are on lo. And a rule
-			// for all but some is not asked before the link.
+			// IPv6 skips such routes for packets bound to a device: they are on lo. And a rule with inverted
+			// selectors is not read before the link.
 			Name: "forbidden or thrown for others", Steps: []string{},
 			Of: func(_ *world, q Question) bool {
 				l, is := q.(Lookup)
@@ -294,7 +294,7 @@ var beyondHosts = []Host{
 		},
 		Steps: []Step{
 			{"they go", func(w *world) {
-				// Each command must hit his own rule, or end.
+				// Each command must delete the owner's rule, or end.
 				w.ip("rule del pref 32000 ipproto icmp", "rule del pref 32001 tos 0x10", "rule del pref 32002 tun_id 7")
 			}},
 			{"they come", func(w *world) {

@@ -16,22 +16,22 @@ import (
 type cleanup struct {
 	who string
 	six bool
-	// add are the rules, in the words behind `ip rule add`.
+	// add are the rules, as arguments of `ip rule add`.
 	add []string
-	// del are deletions, in the words behind `ip rule del`. Each is repeated until
-	// it fails, or where `while` has a text for it, as long as `ip rule` shows it.
+	// del are deletions, as arguments of `ip rule del`. Each is repeated until it
+	// fails, or where `while` has a text for it, as long as `ip rule` shows it.
 	del   []string
 	while map[string]string
-	// most is how many rules of ours have the words, mostOfOurs by default.
+	// most is how many rules of ours match the selectors, mostOfOurs by default.
 	most int
-	// vague: the words are true of our rules, too, and nothing in a rule of ours
-	// could tell the kernel otherwise. Each of ours may be deleted once.
+	// vague: the selectors match our rules, too, and no other form of our rules avoids that. Each of
+	// ours may be deleted once.
 	vague bool
 }
 
 const (
 	mostDeletions = 200
-	// mostOfOurs is how many rules of ours have the words of one of somebody else: a lift,
+	// mostOfOurs is how many rules of ours match the selectors of one of another program: a lift,
 	// the rungs of a source, and those once more behind the ladder.
 	mostOfOurs = 8
 )
@@ -95,7 +95,7 @@ var cleanups = []cleanup{
 	{who: "a network and what the host sends", six: true, add: []string{"from NETWORK iif lo table 101"}, del: []string{"from NETWORK"}, vague: true, most: 12},
 }
 
-// same is a program that deletes in the words in which it adds.
+// same is a program that deletes with the selectors with which it adds.
 func same(who string, rules ...string) cleanup {
 	add := slices.Clone(rules)
 	for i, r := range add {
@@ -149,8 +149,8 @@ func (c cleanup) run(w *world) map[string]int {
 	return counts
 }
 
-// TestDeletions: whoever deletes his rules by his own words needs exactly as many
-// deletions as without multihomed, and ours stand afterwards as before.
+// TestDeletions: a program that deletes its rules by their selectors needs exactly as many
+// deletions as without multihomed, and our rules are complete afterwards.
 func TestDeletions(t *testing.T) {
 	w := newWorld(t, Host{})
 	w.providers()
@@ -194,7 +194,7 @@ func TestDeletions(t *testing.T) {
 			now, err := w.Snapshot(t.Context())
 			w.must(err)
 			if lines := differences(others, now); len(lines) > 0 {
-				return fmt.Errorf("what is not ours differs:\n%s", strings.Join(lines, "\n"))
+				return fmt.Errorf("objects of others differ:\n%s", strings.Join(lines, "\n"))
 			}
 			return nil
 		})

@@ -17,25 +17,24 @@ import (
 type Host struct {
 	// Name is of the test.
 	Name string
-	// What the host is, as its user would say it.
+	// A description of the host, in the words of its user.
 	What string
 	// Lab is what the lab's host needs.
 	Lab lab.HostConfig
-	// Network makes what is there before anybody starts anything: links, their
+	// Network makes everything that exists before any program starts: links, their
 	// providers, and what must exist first. Two providers by default.
 	Network func(w *world)
-	// Build makes what is peculiar to the host.
+	// Build makes the special parts of the host.
 	Build func(w *world)
 	// Steps come and go while the host runs; the last one brings it back.
 	Steps []Step
-	// Ask is what the user would ask.
+	// Ask lists the questions of the user.
 	Ask func(w *world) []Question
 	// Promised are the differences that multihomed makes on purpose, beside
 	// those that every host has (see standard).
 	Promised []Promise
-	// Selects says which questions a rule of somebody else selects, so that the
-	// standard promises do not speak about them; by default those with a mark, a
-	// user or a protocol.
+	// Selects says which questions a rule of another program selects, so that the standard promises do
+	// not cover them; by default those with a mark, a user or a protocol.
 	Selects func(w *world, q Question) bool
 	// Taken names the steps ("" is the host as built) at which a rule in front of
 	// ours takes what is bound, too, so that the standard promises make no
@@ -48,9 +47,9 @@ type Host struct {
 	// Renumbered: a part of the host adds rules without a priority, whose number
 	// depends on the rules that are there. Answers must not depend on it.
 	Renumbered bool
-	// Overtakes: rules that the kernel numbered before ours stay there when the product
-	// goes, in front of others: nobody changes a rule of somebody else. So the answers
-	// after its removal are another host's, and only what is left of ours is looked at.
+	// Overtakes: rules that the kernel numbered before ours stay there when the product goes, in front
+	// of others: multihomed never changes a rule of another program. So the answers after its removal
+	// are another host's, and only the rest of our objects is checked.
 	Overtakes bool
 }
 
@@ -63,10 +62,10 @@ type Step struct {
 // A Promise is a difference that multihomed makes on purpose.
 type Promise struct {
 	Name string
-	// Of says whether the promise speaks about a question.
+	// Of says whether the promise covers a question.
 	Of func(w *world, q Question) bool
-	// Want says what is wrong with an answer, "" if nothing: of every question
-	// that the promise speaks about, whatever it was without the product.
+	// Want returns the fault of an answer, or "": of every question that the promise covers, whatever
+	// it was without the product.
 	Want func(w *world, q Question, without, with string) string
 	// Steps names the steps at which it makes a difference, "" being the host as
 	// it was built; nil is all of them. Elsewhere it holds, but need not differ.
@@ -119,7 +118,7 @@ func (h Host) build(w *world) {
 	}
 }
 
-// A record is what the host answered without the product, at every step.
+// A record has the answers of the host without the product, at every step.
 type record struct {
 	steps  []map[string]string
 	others []string
@@ -204,8 +203,7 @@ func (h Host) compare(w *world, phase string, control *record) {
 // takes milliseconds; a defect takes all of it.
 const patience = 3 * time.Second
 
-// compareStep asks until the answers are as they should be and nobody changes
-// anything any more.
+// compareStep asks until the answers are as expected and the routing no longer changes.
 func (h Host) compareStep(w *world, phase string, control *record, step int, promises []Promise) {
 	w.t.Helper()
 	limit := lab.Stretched(patience)
@@ -235,7 +233,7 @@ func (h Host) compareStep(w *world, phase string, control *record, step int, pro
 	w.t.Errorf("%s:\n%v\nip -4 rule:\n%sip -6 rule:\n%s", phase, err, rules4, rules6)
 }
 
-// judge says what is wrong with the answers of this moment.
+// judge returns the faults of the answers of this moment.
 func (h Host) judge(w *world, control *record, step int, promises []Promise) error {
 	var wrong []string
 	differs := make([]bool, len(promises))

@@ -9,7 +9,7 @@ import (
 	"multihomed/test/lab"
 )
 
-// vpn0 is a tunnel whose table decides what somebody's rules select.
+// vpn0 is a tunnel whose table routes the packets that foreign rules select.
 func vpn0(w *world, table string) {
 	w.t.Helper()
 	w.tun("tun0", "10.8.0.2/24", "fd08::2/64")
@@ -396,7 +396,7 @@ var markHosts = []Host{
 		},
 		Steps: []Step{
 			{"deleted", func(w *world) {
-				// Each command must hit his own rule, at once.
+				// Each command must delete the owner's rule, at once.
 				w.ip("rule del fwmark 1", "rule del fwmark 0x10/0xf0", "rule del to 10.5.0.0/16", "rule del uidrange 1001-1001")
 			}},
 			{"added again", ownRules},

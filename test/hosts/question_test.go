@@ -177,7 +177,7 @@ func (q Dial) String() string {
 // outcome is how a connection ended.
 type outcome struct{ err error }
 
-// nothing is how long a packet that nobody has seen is waited for.
+// nothing is the time to wait for a packet that no listener has seen.
 const nothing = 700 * time.Millisecond
 
 func (q Dial) answer(w *world) string {
@@ -188,7 +188,7 @@ func (q Dial) answer(w *world) string {
 	go func() { done <- outcome{lab.OnThread(func() error { return q.dial(ctx) })} }()
 	seen := w.seen(before, func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort }, func() bool {
 		select {
-		case refused := <-done: // or answered, by somebody whom no listener hears
+		case refused := <-done: // or answered by a host that no listener observes
 			done <- refused
 			return true
 		default:
@@ -226,8 +226,8 @@ func (q Dial) answerable(w *world, p *heard) bool {
 	return true
 }
 
-// dial runs on a thread of its own, whose user it changes: the socket belongs to
-// the user that the thread has when it opens it (fsuid, credentials(7)).
+// dial runs on a separate thread, whose user it changes: the socket belongs to the
+// user that the thread has when it opens it (fsuid, credentials(7)).
 func (q Dial) dial(ctx context.Context) error {
 	if q.UID != 0 {
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETFSUID, uintptr(q.UID), 0, 0); errno != 0 {

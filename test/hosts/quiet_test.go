@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// quiet tells how long nobody has changed a rule, a route or a link.
+// quiet tells how long no rule, route or link has changed.
 type quiet struct{ last atomic.Int64 }
 
 // still is how long the kernel must have been left alone for an answer to count
@@ -47,7 +47,7 @@ func watchRouting(t *testing.T) *quiet {
 // settled is an error until the kernel has been left alone for long enough.
 func (q *quiet) settled() error {
 	if d := time.Since(time.Unix(0, q.last.Load())); d < still {
-		return fmt.Errorf("somebody changed the kernel's routing %v ago", d.Round(time.Millisecond))
+		return fmt.Errorf("the kernel's routing changed %v ago", d.Round(time.Millisecond))
 	}
 	return nil
 }

@@ -77,9 +77,9 @@ func toOurselves(w *world) []Question {
 		Dial{Dst: netip.MustParseAddr("127.0.0.1")}, Dial{Dst: w.addr("wan1", lab.IPv4)})
 }
 
-// strayless promises of links whose IPv6 router is known from main alone (router
-// advertisements name it to nobody else): where main has no default through them,
-// what is bound to them leaves by them or not at all.
+// strayless promises of links whose IPv6 router is known from main alone (router advertisements
+// name it only to the kernel): if main has no default through them, traffic bound to them leaves by
+// them or not at all.
 func strayless(at func(w *world) bool, links ...string) Promise {
 	return Promise{
 		Name: "bound IPv6 leaves by its link or not at all",

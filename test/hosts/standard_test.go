@@ -9,9 +9,9 @@ import (
 	"multihomed/test/lab"
 )
 
-// standardQuestions are asked on every host: where the host sends what is bound
-// to a link, to a device and to nothing, to the internet and to the networks of
-// its links; and who gets the answers to what comes in.
+// standardQuestions are asked on every host: where the host sends traffic that is bound
+// to a link, to a device and to nothing, to the internet and to the networks of its
+// links; and who gets the answers to what comes in.
 func standardQuestions(w *world) []Question {
 	questions := grid(w.outside(), w.senders())
 	for _, isp := range w.isps {
@@ -97,7 +97,7 @@ func addrs(list ...string) []netip.Addr {
 	return out
 }
 
-// provider is who has a link's address or device; nil for nobody.
+// provider returns the owner of a link's address or device, or nil.
 func (w *world) owner(a netip.Addr) *lab.ISP {
 	for _, isp := range w.isps {
 		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
@@ -153,7 +153,7 @@ func particular(_ *world, q Question) bool {
 	return false
 }
 
-// nobody is a Selects for hosts whose rules select nothing, or all but something.
+// nobody is a Selects for hosts whose rules have no selectors, or inverted ones.
 func nobody(*world, Question) bool { return false }
 
 // keepsItsLink is what multihomed promises on every host with two uplinks: what is

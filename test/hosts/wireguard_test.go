@@ -81,7 +81,7 @@ func quickDown(w *world) {
 		}
 	}
 	if len(counts) == 0 {
-		w.t.Fatalf("wg-quick does not say what it deletes:\n%s", out)
+		w.t.Fatalf("wg-quick does not print its deletions:\n%s", out)
 	}
 	w.notes["deletions of wg0"] = fmt.Sprint(counts) // sorted by command
 	w.t.Logf("wg-quick down, with multihomed %t: %v", w.product, counts)

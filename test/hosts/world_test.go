@@ -22,8 +22,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 
-// programs are built from the tree under test, once, unless somebody has done so
-// already: in a virtual machine, where building takes too long.
+// programs are built from the tree under test, once, unless they exist already, as in a virtual
+// machine, where building takes too long.
 var programs = sync.OnceValues(func() (string, error) {
 	if dir := os.Getenv(labtest.ProgramsEnv); dir != "" {
 		return dir, nil
@@ -54,7 +54,7 @@ type world struct {
 	ears         map[string]listener
 	via6         map[string]netip.Addr // the router of each provider's link
 	beyond       []netip.Addr          // of networks that main has behind an uplink
-	neverDefault []string              // links whose profile says so
+	neverDefault []string              // links whose profile sets that
 	notes        map[string]string     // what a host's own functions remember
 	lanClient    *lab.ISP              // of lan0
 	far, near    *lab.Process          // programs of the host and of its neighbour
@@ -340,7 +340,7 @@ func (w *world) stop() {
 	w.must(w.daemon.Stop(w.t.Context()))
 }
 
-// remove takes the product away, and says what it has left.
+// remove removes the product, and reports its leftovers.
 func (w *world) remove() []string {
 	w.t.Helper()
 	w.stop()

@@ -60,8 +60,8 @@ type Capture struct {
 	err      error
 }
 
-// captureBuffer is what the kernel may hold for a capture: more than a test
-// sends between two turns of the reader.
+// captureBuffer is the kernel's buffer for a capture: more than a test sends
+// between two turns of the reader.
 const captureBuffer = 64 << 20
 
 // Capture begins to record. Close it, or let the provider's end do so.
@@ -128,9 +128,8 @@ func (c *Capture) read() {
 	})
 }
 
-// drain takes everything that the kernel holds. Whoever asks for packets calls
-// it first: a packet is there before its answer can be, but the reader may not
-// have had its turn.
+// drain reads all packets that the kernel holds. Callers that ask for packets call it first: a
+// packet arrives before its answer, but the reader may not have run yet.
 func (c *Capture) drain(fd int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -174,7 +173,7 @@ func (c *Capture) catchUp() {
 	_ = c.raw.Control(func(fd uintptr) { c.drain(int(fd)) })
 }
 
-// Packets is what has been recorded so far.
+// Packets returns the packets recorded so far.
 func (c *Capture) Packets() []Packet {
 	c.catchUp()
 	c.mu.Lock()
@@ -182,7 +181,7 @@ func (c *Capture) Packets() []Packet {
 	return append([]Packet(nil), c.packets...)
 }
 
-// Reset forgets what has been recorded so far.
+// Reset drops the packets recorded so far.
 func (c *Capture) Reset() {
 	c.catchUp()
 	c.mu.Lock()
@@ -251,7 +250,7 @@ func (c *Capture) Dropped() (uint64, error) {
 	return c.dropped, nil
 }
 
-// Close ends the recording; what has been recorded stays readable.
+// Close ends the recording; recorded packets stay readable.
 func (c *Capture) Close() error {
 	c.catchUp()
 	_, _ = c.Dropped()

@@ -6,7 +6,7 @@
 // name namespaces. In there the program *is* on the lab's host: netlink sockets,
 // D-Bus connections and child processes need no special treatment. Providers and
 // containers are further network namespaces behind veth pairs. When the program
-// ends, however it ends, the kernel takes all of it away.
+// ends, however it ends, the kernel removes all of it.
 //
 //	func main() { os.Exit(lab.Main(run)) } // a test: os.Exit(labtest.Main(m))
 //

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The environment variable that tells a copy of the program which stage it is.
-// It is removed before the program proper runs, so that its own children can
-// open a lab of their own.
+// The environment variable that tells a copy of the program which stage it is. It
+// is removed before the program proper runs, so that its own children can open
+// their own lab.
 const stageEnv = "MULTIHOMED_LAB_STAGE"
 
 const (

@@ -23,9 +23,8 @@ import (
 	"multihomed/test/lab/labtest"
 )
 
-// childEnv makes the test binary a program with a lab of its own, inside the
-// lab of the tests: what it leaves behind can be seen there, and nothing else
-// can be meant.
+// childEnv makes the test binary a program with its own lab, inside the lab of the
+// tests: what it leaves behind can be seen there, and nothing else can be meant.
 const childEnv = "LAB_TEST_CHILD"
 
 // runChild is that program.
@@ -265,7 +264,7 @@ func TestHostsInOneProcess(t *testing.T) {
 func TestRequirements(t *testing.T) {
 	t.Run("not root", func(t *testing.T) {
 		cmd, stderr := child(t, "exit")
-		cmd.Path = "/proc/self/exe" // which nobody may read, wherever it lies
+		cmd.Path = "/proc/self/exe" // which no user may read, wherever it is
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		err := cmd.Run()
 		if errors.Is(err, unix.EACCES) {

@@ -25,7 +25,7 @@ func slowness() (float64, error) {
 	return f, nil
 }
 
-// Stretched is a bound for this machine: d, or more where SlowEnv says so.
+// Stretched is a bound for this machine: d, or more if SlowEnv is set.
 func Stretched(d time.Duration) time.Duration {
 	f, _ := slowness() // Main has refused another value.
 	return time.Duration(f * float64(d))

@@ -102,7 +102,7 @@ func (h *Host) open(ctx context.Context) error {
 		return err
 	}
 	if err := os.Remove(nmLog); err != nil && !os.IsNotExist(err) {
-		return err // kept until now for whoever wants to read it
+		return err // kept until now for reading
 	}
 	dad := "1"
 	if h.cfg.FastDAD {
@@ -197,8 +197,8 @@ func prepareNetwork() error {
 	return nil
 }
 
-// resetNetwork brings the host's namespace back to what it was at the start: lo
-// and the kernel's own rules.
+// resetNetwork restores the host's namespace to its initial state: lo and the
+// kernel's own rules.
 func resetNetwork() error {
 	if err := removeLinks(); err != nil {
 		return err
@@ -235,7 +235,7 @@ func resetNetwork() error {
 	return nil
 }
 
-// resetFiles empties what the daemons under test have written.
+// resetFiles removes files that the daemons under test have written.
 func resetFiles() error {
 	for _, dir := range []string{"/run/multihomed", "/run/NetworkManager", "/run/dhcpcd", "/run/network", interfacesFile} {
 		if err := os.RemoveAll(dir); err != nil {
@@ -259,7 +259,7 @@ func resetFiles() error {
 	for _, dir := range emptied {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			continue // nobody made it
+			continue // it does not exist
 		}
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())

@@ -21,8 +21,8 @@ func (h *Host) WriteInterfaces(text string) error {
 	return nil
 }
 
-// Ifup brings up what WriteInterfaces describes and returns what was printed,
-// which for DHCP is the log of the client.
+// Ifup brings up interfaces of WriteInterfaces and returns the output, which for
+// DHCP is the log of the client.
 func (h *Host) Ifup(ctx context.Context, interfaces ...string) (string, error) {
 	return h.Run(ctx, "ifup", interfaces...)
 }
@@ -32,8 +32,8 @@ func (h *Host) Ifdown(ctx context.Context, interfaces ...string) (string, error)
 	return h.Run(ctx, "ifdown", interfaces...)
 }
 
-// Run runs a program of the machine to its end and returns what it printed; an
-// error has it as well.
+// Run runs a program of the machine to its end and returns its output; an error has
+// it as well.
 func (h *Host) Run(ctx context.Context, program string, args ...string) (string, error) {
 	ctx, cancel := Within(ctx, time.Minute)
 	defer cancel()
@@ -41,8 +41,7 @@ func (h *Host) Run(ctx context.Context, program string, args ...string) (string,
 	return strings.TrimSpace(out), err
 }
 
-// Hide lets a program or file look as if it were not there: it is empty and nobody
-// may run it.
+// Hide makes a program or file look missing: it is empty and not executable.
 func (h *Host) Hide(path string) error {
 	empty := filepath.Join(labDir, "empty")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {

@@ -209,7 +209,7 @@ func (isp *ISP) IPv4() netip.Prefix { return isp.Config().IPv4.Masked() }
 // IPv6 is the prefix on the link, masked.
 func (isp *ISP) IPv6() netip.Prefix { return isp.Config().IPv6.Masked() }
 
-// Config is the configuration in force.
+// Config is the active configuration.
 func (isp *ISP) Config() ISPConfig {
 	isp.mu.Lock()
 	defer isp.mu.Unlock()
@@ -236,7 +236,7 @@ func (isp *ISP) Serve(addr netip.Addr) error {
 	return isp.ns.AddAddr("lo", netip.PrefixFrom(addr, addr.BitLen()))
 }
 
-// RouteTo sends what the provider has for a prefix to an address on the link: a
+// RouteTo sends the provider's traffic for a prefix to an address on the link: a
 // network behind the host.
 func (isp *ISP) RouteTo(dst netip.Prefix, via netip.Addr) error {
 	return isp.ns.AddRoute(Route{Dst: dst, Via: via}, lan)

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IP runs iproute2's ip on the host and returns what it prints.
+// IP runs iproute2's ip on the host and returns its output.
 func (h *Host) IP(ctx context.Context, args ...string) (string, error) {
 	return ip(ctx, args...)
 }

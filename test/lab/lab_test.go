@@ -377,7 +377,7 @@ func TestProfiles(t *testing.T) {
 	if !strings.Contains(during, "IPv4 main: dev=lan0 dst=192.0.2.0/24") || during == before {
 		t.Errorf("the snapshot lacks the link's route:\n%s", during)
 	}
-	// A snapshot is of what is not ours.
+	// A snapshot covers foreign objects only.
 	_, err = host.IP(ctx, "rule", "add", "from", "192.0.2.5", "lookup", "10000", "priority", "10000", "protocol", "150")
 	must(t, err)
 	_, err = host.IP(ctx, "route", "add", "192.0.2.0/24", "dev", "lan0", "table", "10000", "protocol", "150")

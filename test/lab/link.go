@@ -26,8 +26,8 @@ type Link struct {
 	cfg LinkConfig
 }
 
-// NewLink creates a link with nobody at its other end. It costs two devices and
-// nothing else, so there may be a thousand.
+// NewLink creates a link without a peer at its other end. It costs only two devices, so a test may
+// have a thousand.
 func (h *Host) NewLink(cfg LinkConfig) (*Link, error) {
 	if !inside {
 		return nil, errOutside

@@ -40,8 +40,8 @@ var emptied = []string{
 	"/usr/lib/NetworkManager/system-connections",
 }
 
-// copied are the directories that the lab has as the machine does, and where it
-// may change what it likes.
+// copied are the directories that the lab has as the machine does, and where it may
+// change anything.
 var copied = []string{
 	"/etc",
 	"/etc/dhcp", "/etc/dhcp/dhclient-exit-hooks.d",
@@ -196,7 +196,7 @@ func shadowEntry(from, to string) error {
 		}
 		return mount(from, to, "", unix.MS_BIND, "")
 	}
-	return nil // sockets, pipes and devices belong to somebody outside
+	return nil // sockets, pipes and devices belong to processes outside
 }
 
 func unsetenv(env []string, key string) []string {

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Namespace is a network namespace of the lab, other than the host's own. It
-// has a name, so `ip netns exec NAME` works for somebody who looks on.
+// A Namespace is a network namespace of the lab, other than the host's own. It has
+// a name, so `ip netns exec NAME` works for an observer.
 type Namespace struct {
 	name   string
 	path   string
@@ -165,8 +165,8 @@ func onThread(f func() error) error {
 	})
 }
 
-// OnThread calls f on a thread of its own that ends afterwards, unless f unlocks
-// it: f may change the thread's namespaces. Processes that f starts are where the
+// OnThread calls f on a separate thread that ends afterwards, unless f unlocks it:
+// f may change the thread's namespaces. Processes that f starts are where the
 // thread is.
 func OnThread(f func() error) error {
 	done := make(chan error, 1)

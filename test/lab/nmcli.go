@@ -39,7 +39,7 @@ func (h *Host) AddProfile(ctx context.Context, name, iface string, settings ...s
 
 // WriteProfile writes a keyfile, which is faster than AddProfile when there are
 // many; ReloadProfiles makes NetworkManager read them. Settings are
-// "section.key=value" in the keyfile's own words (ipv4.address1=192.0.2.5/24).
+// "section.key=value" in keyfile syntax (ipv4.address1=192.0.2.5/24).
 func (h *Host) WriteProfile(name, iface string, settings ...string) error {
 	sections := map[string][]string{"connection": {
 		"id=" + name, "uuid=" + profileUUID(name), "type=ethernet", "interface-name=" + iface, "autoconnect=false",
@@ -167,8 +167,8 @@ func (h *Host) waitAddr(ctx context.Context, dev string, family Family, want fun
 	return found, nil
 }
 
-// WaitDeviceState waits until NetworkManager gives a device this state, in
-// nmcli's words: connected, disconnected, unavailable, unmanaged.
+// WaitDeviceState waits until NetworkManager gives a device this state, in the
+// words of nmcli: connected, disconnected, unavailable, unmanaged.
 func (h *Host) WaitDeviceState(ctx context.Context, dev, state string) error {
 	ctx, cancel := Within(ctx, 20*time.Second)
 	defer cancel()

@@ -54,7 +54,7 @@ func (f From) control(_, _ string, c syscall.RawConn) error {
 }
 
 // DialUDP asks the echo server at dst who it is, from the host, and repeats the
-// question until somebody answers or the context ends.
+// question until a host answers or the context ends.
 func DialUDP(ctx context.Context, from From, dst netip.Addr) (Answer, error) {
 	if !inside {
 		return Answer{}, errOutside
@@ -226,7 +226,7 @@ func ping(ctx context.Context, from From, dst netip.Addr) (Answer, int, error) {
 				b = b[int(b[0]&15)*4:]
 			}
 			if len(b) < 8 || b[0] != reply || binary.BigEndian.Uint16(b[4:]) != id {
-				continue // somebody else's
+				continue // another program's
 			}
 			return Answer{RTT: time.Since(begin)}, hopLimit(oob[:oobn]), nil
 		}

@@ -154,7 +154,7 @@ func (isp *ISP) currentRA() RA {
 	return ra
 }
 
-// advertiser sends router advertisements, also to whoever solicits one. It sends
+// advertiser sends router advertisements, also in answer to solicitations. It sends
 // none periodically: every one is a test's doing or a client's.
 type advertiser struct {
 	conn *net.IPConn

@@ -26,8 +26,8 @@ type Tun struct {
 	packets []Packet
 }
 
-// NewTun creates a tunnel that is up and has no addresses. Nobody configures it:
-// to NetworkManager it is a device that somebody else made.
+// NewTun creates a tunnel that is up and has no addresses. Nobody configures it: to
+// NetworkManager it is a device that another program made.
 func (h *Host) NewTun(name string) (*Tun, error) {
 	if !inside {
 		return nil, errOutside
@@ -63,7 +63,7 @@ func (h *Host) NewTun(name string) (*Tun, error) {
 // Name is the device's name.
 func (t *Tun) Name() string { return t.name }
 
-// Close removes the device. Closing twice is no error.
+// Close removes the device. Closing twice is not an error.
 func (t *Tun) Close() error {
 	err := t.file.Close()
 	<-t.done

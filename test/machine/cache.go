@@ -23,10 +23,10 @@ func cachePath(name string) string {
 	return filepath.Join(cache, name)
 }
 
-// Cached returns a directory that is kept between runs, beside the roots. The first
-// call has fill make its contents in another directory, which gets the name when it
-// is complete and on disk; others who want it wait meanwhile. Afterwards nobody
-// may write to it. The name should change with the recipe.
+// Cached returns a directory that is kept between runs, beside the roots. The first call has fill
+// make its contents in another directory, which gets the name when it is complete and on disk;
+// concurrent callers wait meanwhile. Afterwards it is read-only. The name should change with the
+// recipe.
 func Cached(ctx context.Context, name string, fill func(dir string) error) (string, error) {
 	dir := cachePath(name)
 	if err := cached(ctx, dir, fill); err != nil {
@@ -40,9 +40,9 @@ func cached(ctx context.Context, dir string, fill func(dir string) error) (err e
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fmt.Errorf("making the cache (%s sets where): %w", CacheEnv, err)
+		return fmt.Errorf("making the cache (%s sets its directory): %w", CacheEnv, err)
 	}
-	// Whoever holds the lock builds; the kernel releases it when the process ends.
+	// The holder of the lock builds; the kernel releases it when the process ends.
 	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return fmt.Errorf("locking %s: %w", dir, err)

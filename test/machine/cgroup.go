@@ -100,8 +100,8 @@ func (c *cgroup) make(ctx context.Context, parent string) error {
 	}
 }
 
-// sweep removes what killed programs have left: groups that nobody has locked.
-// Their processes ended with the lab.
+// sweep removes groups without a lock, which killed programs have left. Their
+// processes ended with the lab.
 func sweep(parent string) error {
 	paths, err := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*"))
 	if err != nil {
@@ -113,7 +113,7 @@ func sweep(parent string) error {
 			continue // removed since
 		}
 		if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			_ = removeCgroup(path) // whoever comes next tries again
+			_ = removeCgroup(path) // the next caller tries again
 		}
 		_ = dir.Close()
 	}

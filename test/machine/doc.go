@@ -15,13 +15,12 @@
 //		err = m.Reboot(ctx)
 //	}
 //
-// Nothing is left behind, however the program ends: the machine's processes are in
-// the lab's process namespace, its file system is an overlay on the lab's private
-// /run, its network is a namespace of its own. What a killed program leaves is an
-// empty control group, which the next machine removes.
+// Nothing is left behind, however the program ends: the machine's processes are in the lab's
+// process namespace, its file system is an overlay on the lab's private /run, its network is its
+// own namespace. A killed program leaves an empty control group, which the next machine removes.
 //
-// The machine differs from a real one in what a container cannot have: the kernel
-// is the host's and there is no udev, so that NetworkManager manages every link and
-// no rule of 85-nm-unmanaged.rules counts. /sys and most of /proc/sys are read-only,
+// The machine differs from a real one by the limits of a container: the kernel is
+// the host's and there is no udev, so that NetworkManager manages every link and no
+// rule of 85-nm-unmanaged.rules counts. /sys and most of /proc/sys are read-only,
 // /proc/sys/net is not.
 package machine

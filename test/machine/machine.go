@@ -35,8 +35,8 @@ type Machine struct {
 	root    string   // the disk
 	parking *network // where links are while the machine is off
 
-	power  sync.Mutex // held by whoever switches the machine on or off
-	nspawn *nspawn    // of a machine that is on; it may not have a process 1 yet, or not any more
+	power  sync.Mutex // held while the machine is switched on or off
+	nspawn *nspawn    // of a machine that is on; it may have no process 1 yet, or no longer
 	cgroup *cgroup    // likewise. Not kept: Linux 6.18 kills what is born in one that was killed before
 	closed bool
 
@@ -99,7 +99,7 @@ func (m *Machine) mountRoot(ctx context.Context, lower string) error {
 	if err := os.Mkdir(disk, 0o755); err != nil {
 		return err
 	}
-	// A tmpfs of its own, as the lab's has no set-user-ID programs and no devices.
+	// A separate tmpfs, because the lab's has no set-user-ID programs and no devices.
 	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "mode=755"); err != nil {
 		return fmt.Errorf("mounting the disk: %w", err)
 	}
@@ -255,8 +255,8 @@ const (
 // exitReboot is nspawn's status of a machine that wants to be booted again.
 const exitReboot = 133
 
-// PowerOff shuts the machine down in order, after the programs of Run and Start were
-// killed. If the context ends before it is off, it is still shutting down: Kill it.
+// PowerOff shuts the machine down cleanly, after it has killed the programs of Run and Start. If
+// the context ends before it is off, it is still shutting down: Kill it.
 func (m *Machine) PowerOff(ctx context.Context) error {
 	m.power.Lock()
 	defer m.power.Unlock()
@@ -267,7 +267,7 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 }
 
 // Reboot is PowerOff and PowerOn, except that the machine knows that it is rebooted.
-// Its disk and its links stay, everything else begins anew.
+// Its disk and its links stay, everything else restarts.
 func (m *Machine) Reboot(ctx context.Context) error {
 	m.power.Lock()
 	defer m.power.Unlock()
@@ -326,7 +326,7 @@ func (m *Machine) kill() error {
 		return nil
 	}
 	if m.leader != nil {
-		// The kernel takes the other processes along, and nspawn ends in order.
+		// The kernel kills the other processes, too, and nspawn ends cleanly.
 		if err := m.leader.signal(unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("killing machine %s: %w", m.cfg.Name, err)
 		}

@@ -466,7 +466,7 @@ func glob(tb testing.TB, pattern string) []string {
 
 func TestRoot(t *testing.T) {
 	if _, err := machine.Root(t.Context(), "potato"); err == nil || !strings.Contains(err.Error(), `"potato"`) {
-		t.Errorf("a release that nobody knows: %v", err)
+		t.Errorf("an unknown release: %v", err)
 	}
 	dir, err := machine.Root(t.Context(), machine.Bookworm)
 	if err != nil {

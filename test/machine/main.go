@@ -34,7 +34,7 @@ func Main(run func() int, releases ...string) int {
 		}
 	}
 	return lab.Main(func() int {
-		// A child may be a program with machines of its own.
+		// A child may be a program with its own machines.
 		_ = os.Unsetenv(rootsEnv)
 		return run()
 	})

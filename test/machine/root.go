@@ -62,10 +62,9 @@ func rootDir(release string) (string, error) {
 	return cachePath(fmt.Sprintf("%s-%x", release, recipe[:4])), nil
 }
 
-// Root returns the directory of a Debian release as debootstrap makes it. It is
-// made on the first call, which takes about a minute, and kept between runs;
-// nobody may write to it. Making it needs the host's network, which a lab does not
-// have: Main does it before it enters one.
+// Root returns the directory of a Debian release as debootstrap makes it. It is made on the first
+// call, which takes about a minute, and kept between runs, read-only. The call needs the host's
+// network, which a lab does not have: Main makes it before it enters one.
 func Root(ctx context.Context, release string) (dir string, err error) {
 	dir, err = rootDir(release)
 	if err != nil {
@@ -133,8 +132,8 @@ func finish(root string) error {
 	return nil
 }
 
-// isolated runs a program with the host's network, and with mounts and processes
-// of its own: whatever ends it, nothing keeps running or stays mounted.
+// isolated runs a program with the host's network, and with its own mounts and processes: whatever
+// ends it, nothing keeps running or stays mounted.
 func isolated(ctx context.Context, env []string, program string, args ...string) (string, error) {
 	path, err := lab.LookPath("", program)
 	if err != nil {

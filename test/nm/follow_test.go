@@ -86,8 +86,8 @@ type uncancelled struct{ *testing.T }
 
 func (uncancelled) Context() context.Context { return context.Background() }
 
-// leaks names goroutines that the Watcher left. goleak cannot be asked here:
-// the lab has goroutines of its own, which come and go during a test.
+// leaks names goroutines that the Watcher left. goleak cannot be asked here: the
+// lab has its own goroutines, which come and go during a test.
 func leaks() error {
 	stacks := make([]byte, 1<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]

@@ -27,7 +27,7 @@ func static(n int, more ...string) []string {
 
 func gateway(d nm.Device) string { return d.Intents[routing.IPv4].Gateway.String() }
 
-// cable connects wan0 to nobody: enough for static profiles.
+// cable connects wan0 without a peer: enough for static profiles.
 func cable(t *testing.T, host *lab.Host, name string) *lab.Link {
 	t.Helper()
 	l, err := host.NewLink(lab.LinkConfig{Name: name})
@@ -52,7 +52,7 @@ func TestUpDownSwitch(t *testing.T) {
 		return d.State == gnm.NmDeviceStateActivated && d.ProfileKnown && d.ProfileID == "one"
 	})
 	if v, reason := f.verdict("wan0"); v != nm.Link {
-		t.Errorf("active wan0 is no link: %s", reason)
+		t.Errorf("active wan0 is not a link: %s", reason)
 	}
 	if got := gateway(d); got != "100.64.0.1" {
 		t.Errorf("gateway is %s", got)
@@ -534,8 +534,8 @@ func TestNoLinks(t *testing.T) {
 	}
 }
 
-// A device that is taken away from NetworkManager, or that disappears, is kept
-// for a while, because NetworkManager's own exit looks the same.
+// A device that NetworkManager no longer manages, or that disappears, is kept for a
+// while, because NetworkManager's own exit looks the same.
 func TestRelease(t *testing.T) {
 	ctx := t.Context()
 	host := labtest.NewHost(t, lab.HostConfig{FastDAD: true})

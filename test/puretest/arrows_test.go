@@ -13,12 +13,11 @@ import (
 	"testing"
 )
 
-// floors has the packages of the product from the ground up, as ARCHITECTURE.md has the
-// rooms. A package imports packages of lower floors, never of its own or of a higher one.
-// Whoever adds a package puts it on the lowest floor that is above all that it imports; if
-// there is none, the package has two tasks.
+// floors lists the packages of the product from the ground up. A package imports packages of lower
+// floors, never of its own or of a higher one. Put a new package on the lowest floor above all its
+// imports; if there is none, the package has two tasks.
 var floors = [][]string{
-	// Words and tools that know nothing of routing, and facts and plans without a system call.
+	// Values and tools without routing, and facts and plans without a system call.
 	{
 		"internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/lazy", "internal/news", "internal/ownership",
 		"internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
@@ -27,8 +26,8 @@ var floors = [][]string{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/redact",
 		"internal/rttables", "internal/status", "routing/lookup",
 	},
-	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which asks for
-	// it by ports of its own.
+	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
+	// own ports.
 	{"allocator", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
@@ -51,7 +50,7 @@ var testHouses = []string{"test", "packaging", "routing/kerneltest", "nm/nmtest"
 const module = "multihomed/"
 
 // TestArrowsOnlyGoDown: no package of the product imports one of its own floor or of a
-// higher one, nor a test house.
+// higher one, nor a package of test/.
 func TestArrowsOnlyGoDown(t *testing.T) {
 	t.Parallel()
 	floor := map[string]int{}

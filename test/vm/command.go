@@ -42,7 +42,7 @@ func (e *ExitError) Error() string {
 // killTimeout is how long a killed program may take to be gone.
 const killTimeout = 5 * time.Second
 
-// Command runs a program to its end. A status that is not 0 is no error: an error
+// Command runs a program to its end. A status that is not 0 is not an error: an error
 // means that the program did not run, or did not end before the context or the
 // machine did. With the context ends the program, and what it has started.
 func (m *Machine) Command(ctx context.Context, c Command) (Result, error) {

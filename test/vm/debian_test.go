@@ -62,7 +62,7 @@ func TestDebianTrixie(t *testing.T) {
 	off(t, m)
 }
 
-// off switches a machine off in order.
+// off shuts a machine down.
 func off(t *testing.T, m *vm.Machine) {
 	t.Helper()
 	began := time.Now()

@@ -6,7 +6,7 @@
 // Start boots a kernel over the host's own file tree, in some 5 seconds: everything
 // installed on the host is there, at the same path, and nothing that the machine writes
 // leaves its memory, but in Config.Out. Run does it for one command. Whole tests, with
-// a lab of their own in there (package lab), run as they are:
+// their own lab in there (package lab), run as they are:
 //
 //	func TestOnDebiansKernels(t *testing.T) {
 //		m := vm.StartTest(t, vm.Config{Release: machine.Trixie}) // one boot for many
@@ -20,8 +20,8 @@
 // (MULTIHOMED_TEST_PROGRAMS).
 //
 // Boot boots a whole Debian with systemd as process 1, made of the root file system of
-// package machine, in some 30 seconds. It has a disk of its own: Reboot, Shutdown,
-// PowerOn, and Kill for a power failure.
+// package machine, in some 30 seconds. It has its own disk: Reboot, Shutdown, PowerOn,
+// and Kill for a power failure.
 //
 //	m := vm.BootTest(t, vm.Config{Release: machine.Bookworm})
 //	err := m.CopyIn("multihomed.deb", "/root/multihomed.deb", 0o644)

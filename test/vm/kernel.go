@@ -109,8 +109,8 @@ func fetch(ctx context.Context, release, dir string) error {
 	return errors.Join(os.RemoveAll(tree), os.RemoveAll(filepath.Join(dir, "lib")), os.Remove(deb))
 }
 
-// download gets the newest kernel package of a release, with lists of its own, and
-// returns its path in dir.
+// download gets the newest kernel package of a release, with separate package lists, and returns
+// its path in dir.
 func download(ctx context.Context, release, mirror, dir string) (deb string, err error) {
 	state, err := os.MkdirTemp("", "multihomed-apt")
 	if err != nil {

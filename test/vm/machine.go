@@ -39,7 +39,7 @@ type Machine struct {
 	dir   string // where commands run
 	hw    hardware
 
-	power sync.Mutex // held by whoever switches it on or off
+	power sync.Mutex // held while it is switched on or off
 	mu    sync.Mutex
 	on    *session // nil while it is off
 
@@ -331,8 +331,8 @@ func (m *Machine) kill() error {
 	return s.kill()
 }
 
-// Close is Kill of a machine that nobody wants any more: its disk and what Test has
-// built for it go.
+// Close is Kill of a machine that is no longer needed: it also removes its disk and the programs
+// that Test has built for it.
 func (m *Machine) Close() error {
 	err := m.Kill()
 	if m.hw.disk != nil {
@@ -345,8 +345,8 @@ func (m *Machine) Close() error {
 	return nil
 }
 
-// Run boots the kernel of a release over the host's file tree, runs one command
-// and switches the machine off. A status that is not 0 is no error.
+// Run boots the kernel of a release over the host's file tree, runs one command and
+// switches the machine off. A status that is not 0 is not an error.
 func Run(ctx context.Context, cfg Config, program string, args ...string) (Result, error) {
 	m, err := Start(ctx, cfg)
 	if err != nil {

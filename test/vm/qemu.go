@@ -39,7 +39,7 @@ type session struct {
 type pending struct {
 	mu     sync.Mutex
 	output strings.Builder
-	also   io.Writer        // where output goes, too; nil when nobody waits
+	also   io.Writer        // a copy of the output; nil without a waiting caller
 	ended  chan wire.Result // has room for one; closed when the machine ends
 }
 
@@ -175,7 +175,7 @@ func (s *session) waitReady(ctx context.Context) error {
 	}
 }
 
-// receive hands on what the agent says, until there is nobody.
+// receive passes messages of the agent on, until the agent ends.
 func (s *session) receive() {
 	defer func() {
 		s.mu.Lock()

@@ -127,7 +127,7 @@ func (m *Machine) Test(tb testing.TB, pkg, run string) {
 	tb.Helper()
 	c := Command{Output: tb.Output()}
 	if t, ok := tb.(*testing.T); ok {
-		// Whoever hangs says where before the test outside is ended.
+		// A hanging test prints its stack before the test outside ends.
 		if deadline, ok := t.Deadline(); ok {
 			c.Args = append(c.Args, "-test.timeout", max(time.Second, time.Until(deadline)-20*time.Second).String())
 		}
@@ -137,7 +137,7 @@ func (m *Machine) Test(tb testing.TB, pkg, run string) {
 	}
 }
 
-// Test is the method on a machine of its own.
+// Test is the method on its own machine.
 func Test(tb testing.TB, release, pkg, run string) {
 	tb.Helper()
 	StartTest(tb, Config{Release: release}).Test(tb, pkg, run)

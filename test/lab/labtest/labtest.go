@@ -12,8 +12,8 @@ import (
 	"multihomed/test/machine"
 )
 
-// Main runs a package's tests inside a lab. Outside of one (not root, something
-// not installed) it prints what is missing and fails.
+// Main runs a package's tests inside a lab. Outside of one (not root, something not
+// installed) it prints the missing parts and fails.
 //
 //	func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 //

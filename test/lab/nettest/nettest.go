@@ -1,5 +1,5 @@
-// Package nettest gives the tests of a package a network of their own: no bus,
-// no NetworkManager, only the kernel. What needs more takes package labtest.
+// Package nettest gives the tests of a package their own network: no bus, no
+// NetworkManager, only the kernel. What needs more takes package labtest.
 package nettest
 
 import (

@@ -95,7 +95,7 @@ func (a *agent) send(f wire.Frame) error {
 	return wire.Send(a.port, f)
 }
 
-// exit reports the end of a command. Without a port there is nobody to tell.
+// exit reports the end of a command. Without a port there is no receiver.
 func (a *agent) exit(command uint32, result wire.Result) {
 	f, err := wire.JSON(wire.Exit, command, result)
 	if err == nil {

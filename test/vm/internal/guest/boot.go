@@ -207,9 +207,9 @@ func startDebian(b wire.Boot) error {
 	return fmt.Errorf("starting /sbin/init: %w", err)
 }
 
-// startAgent makes what an init makes for simple programs, runs the agent and
-// reaps what it leaves. The agent is a process of its own because process 1 has to
-// reap every orphan, which would steal the children of os/exec.
+// startAgent makes what an init makes for simple programs, runs the agent and reaps
+// what it leaves. The agent is a separate process because process 1 has to reap
+// every orphan, which would steal the children of os/exec.
 func startAgent(b wire.Boot) error {
 	for _, m := range []struct{ fstype, target, data string }{
 		{"devpts", "/dev/pts", "mode=620,ptmxmode=666"},
