@@ -15,7 +15,7 @@ import (
 // [routing.LoopbackAlias].
 
 // loopback is the interface of LOOPBACK_IFINDEX (include/net/flow.h).
-var loopback = &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}
+func loopback() netlink.Link { return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}} }
 
 func byAlias(op routing.Op) bool { return op.Rule.IIF == routing.LoopbackAlias }
 
@@ -24,7 +24,7 @@ func addsRule(op routing.Op) bool { return op.Verb == routing.AddRule || op.Verb
 // nameLoopback gives the loopback interface the second name. A rule that is added before
 // would match nothing.
 func (w *Writer) nameLoopback() error {
-	err := w.names.LinkAddAltName(loopback, routing.LoopbackAlias)
+	err := w.names.LinkAddAltName(loopback(), routing.LoopbackAlias)
 	if err == nil || errors.Is(err, unix.EEXIST) {
 		return nil
 	}
@@ -53,7 +53,7 @@ func (w *Writer) ForgetAlias(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	err := w.names.LinkDelAltName(loopback, routing.LoopbackAlias)
+	err := w.names.LinkDelAltName(loopback(), routing.LoopbackAlias)
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 		return nil
 	}

@@ -63,6 +63,7 @@ func BenchmarkLibraryEvent(b *testing.B) {
 	}{
 		{"nobody", func(*testing.B, *host) func() { return func() {} }},
 		{"ours", func(b *testing.B, h *host) func() {
+			b.Helper()
 			m := h.mirror(kernel.Config{})
 			return func() {
 				must(b, m.Drain())
@@ -72,6 +73,7 @@ func BenchmarkLibraryEvent(b *testing.B) {
 			}
 		}},
 		{"vishvananda", func(b *testing.B, _ *host) func() {
+			b.Helper()
 			updates, done := make(chan netlink.RouteUpdate, 64), make(chan struct{})
 			b.Cleanup(func() { close(done) })
 			must(b, netlink.RouteSubscribe(updates, done))
@@ -206,6 +208,7 @@ func TestLibraryLoses(t *testing.T) {
 // cpuTime begins to measure what all threads take, which a busy machine distorts less than
 // the time on the wall.
 func cpuTime(b *testing.B) (report func()) {
+	b.Helper()
 	taken := func() int64 {
 		var usage unix.Rusage
 		must(b, unix.Getrusage(unix.RUSAGE_SELF, &usage))

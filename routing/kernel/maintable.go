@@ -45,6 +45,7 @@ func (t MainTable) apply(ctx context.Context, v routing.Verb, routes []routing.R
 		return slices.Repeat([]error{fmt.Errorf("changing main: %w", err)}, len(routes))
 	}
 	// The mirror does not know the port of this socket: it takes the changes for somebody else's.
+	// There are no rules among them, so the writer needs no handle for names.
 	errs := (&Writer{requests: r, mirror: t.mirror}).apply(ctx, ops, refuseUnmovable)
 	_ = r.close() // Nothing is left to be sent.
 	return errs
