@@ -30,17 +30,17 @@ type Options struct {
 	// read when the file system of Path is full or read-only. Empty means the
 	// system's temporary directory.
 	Scratch string
-	// Anyhow keeps links independent of the disk. Open fails for no trouble with the
-	// database then: one that is of no use (ErrCorrupt, ErrForeign, ErrNewer, or of
-	// another user) is moved aside and made anew from Standing, and where it can be
-	// neither read nor written numbers are given in memory, until it can. Fault and
-	// Check tell.
+	// Anyhow keeps links independent of the disk: no trouble with the database makes Open
+	// fail. A database that is of no use (ErrCorrupt, ErrForeign, ErrNewer, or another
+	// user's) is moved aside and made anew from Standing. While the disk can be neither
+	// read nor written, numbers are given in memory. Fault and Check tell why.
 	Anyhow bool
-	// Standing returns the leases that rules and routes in the kernel tell. Those that the
-	// database knows nothing of are taken over from them. Open asks once, and says which
-	// tables are leased, because of those nobody needs to be told; nil means nobody.
+	// Standing returns the leases that rules and routes in the kernel show. Open takes
+	// over those that the database lacks. It asks once; leased reports which tables it
+	// knows, which Standing may leave out. Nil means that nothing stands.
 	Standing func(leased func(routing.TableID) bool) ([]Standing, error)
-	// Moved is told of a database that was moved aside; nil means nobody.
+	// Moved is called when a database was moved aside, with its new path and the reason;
+	// nil for nobody.
 	Moved func(to string, why error)
 	// Now is the clock for the times that people see; nil means time.Now.
 	Now func() time.Time
@@ -309,9 +309,9 @@ func (a *Allocator) forgetKept(ctx context.Context, leases []*lease) error {
 	return err
 }
 
-// SetRange changes the numbers that may be leased from now on: all of the range but
-// its last, which is kept for failover. Leases outside are not used any more: their keys get another number when they are acquired
-// the next time.
+// SetRange changes the numbers that may be leased from now on: all of the range but its
+// last, which is kept for failover. Leases outside of it end: their keys get another number
+// when they are acquired the next time.
 func (a *Allocator) SetRange(r routing.TableRange) error {
 	a.disk.Lock() // A commit in progress is in the old range.
 	defer a.disk.Unlock()
@@ -370,8 +370,8 @@ func (a *Allocator) Lookup(key routing.Key) (routing.TableID, bool) {
 	return l.table, true
 }
 
-// Generation is another number after every change of which key has which table, and
-// costs nothing to ask for. Whether a lease is live does not count.
+// Generation changes whenever a key gets, changes or loses its table. Asking costs nothing.
+// Whether a lease is live does not count.
 func (a *Allocator) Generation() uint64 { return a.generation.Load() }
 
 // List returns the leases of links, sorted by interface, family and prefix.

@@ -74,8 +74,8 @@ func (a *Allocator) LookupClient(key ClientKey) (routing.TableID, bool) {
 	return l.table, true
 }
 
-// Expire ends the leases that were not renewed in time, and returns them. The
-// next Flush writes it; until then they would only live a little longer.
+// Expire ends the leases that were not renewed in time, and returns them. The next Flush
+// writes that. After a crash before that, they live a little longer.
 func (a *Allocator) Expire() []ClientLease {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -40,8 +40,8 @@
 //     it, and a lease of version 1 that has it is dropped when the database is opened.
 //  10. When only 16 numbers are free, or a quarter of a small range, an interface that
 //     holds one gets no further one. So one with many networks or clients leaves
-//     something to those that have none. Whoever has a lease, held or released, gets
-//     his number whatever is left.
+//     something to those that have none. A key that has a lease, held or released,
+//     gets its number whatever is left.
 //
 // # Why lazy bookkeeping cannot cause a double use
 //
@@ -59,9 +59,9 @@
 //     caller's callback reports every table that holds a rule or route, OURS
 //     INCLUDED.
 //
-// From this follows the caller's part of the bargain: InUse must answer for the
-// kernel as it is (never an empty mirror), and a number is released only after
-// its objects are gone from the kernel, or while InUse still reports them.
+// So the caller has two duties: InUse must answer for the kernel as it is (never an empty
+// mirror), and a number is released only after its objects are gone from the kernel, or
+// while InUse still reports them.
 //
 // Recycling replaces the old row by the new one in one transaction, so there is
 // no moment at which the disk holds both or neither. At Open the lease of every

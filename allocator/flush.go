@@ -124,7 +124,8 @@ func (a *Allocator) Forget(ctx context.Context, keys ...routing.Key) error {
 	return err
 }
 
-// Purge deletes all leases that are not held, of links and of clients, and returns how many they were.
+// Purge deletes all leases that are not held, of links and of clients, and returns their
+// number.
 func (a *Allocator) Purge(ctx context.Context) (int, error) {
 	return a.forget(ctx, func() (list []*lease, err error) {
 		a.expire()

@@ -15,10 +15,10 @@ type Imported struct {
 	Tag   string
 }
 
-// A Fate is what became of an Imported.
+// A Fate says what Import did with one lease.
 type Fate uint8
 
-// Fates. Only Entered changes something.
+// Only Entered changes something.
 const (
 	// Entered: the key has this number now.
 	Entered Fate = iota

@@ -6,10 +6,10 @@ import (
 	"multihomed/routing"
 )
 
-// Parse finds out who calls and reads what that says. NetworkManager gives two
-// arguments of its own; whoever writes another hook gives one, its name. ifupdown
-// runs what is in its directories without arguments, and is known by its
-// variables.
+// Parse finds out who calls, and reads the event. NetworkManager's dispatcher gives two
+// arguments, the interface and the action. A hook of a DHCP client gives one, the name of
+// the client. ifupdown runs the scripts of its directories without arguments, and is known
+// by its variables. The error names arguments that none of them gives.
 func Parse(args []string, env Environment) (Event, error) {
 	switch {
 	case len(args) == 2:

@@ -19,7 +19,7 @@ import (
 // An Effect is what an event means for the interface.
 type Effect uint8
 
-// Effects.
+// What an event can mean.
 const (
 	// Nothing: it does not concern addresses or routes.
 	Nothing Effect = iota
@@ -66,19 +66,19 @@ type Event struct {
 	// concerned, each empty, and nil means all that this caller ever said of the
 	// interface, whatever the part.
 	Configs map[routing.Family]Config
-	// Odd are the values that made no sense, in words.
+	// Odd says in sentences which values made no sense and were left out.
 	Odd []string
 }
 
 // A Config is one family of an interface.
 type Config struct {
-	// Addresses with the length of their network, not masked.
+	// Addresses have the prefix length of their network; host bits are kept.
 	Addresses []netip.Prefix
 	// Gateways are routers for every destination, the best first.
 	Gateways []netip.Addr
-	// Routes to anything else, and one to everything where that needs no router.
+	// Routes are those to other destinations, and a default route without a router.
 	Routes []Route
-	// Servers and Domains are for names.
+	// Servers and Domains are those of name resolution (resolv.conf(5)).
 	Servers []netip.Addr
 	Domains []string
 	// Delegated are prefixes that the network routes to this host, masked and
@@ -87,7 +87,8 @@ type Config struct {
 	Delegated []netip.Prefix
 }
 
-// A Route is one way. A zero Gateway means that the destination is on the link.
+// A Route is one way to a destination. A zero Gateway means that the destination is on the
+// link.
 type Route struct {
 	Destination netip.Prefix
 	Gateway     netip.Addr
@@ -95,7 +96,7 @@ type Route struct {
 	Metric uint32
 }
 
-// Environment is a process's environment.
+// Environment is the environment of a process: values by name.
 type Environment map[string]string
 
 // Bounds of an environment: the kernel passes 32 pages a string, and hooks of a
@@ -105,8 +106,9 @@ const (
 	maxValue     = 16 << 10
 )
 
-// ParseEnvironment takes what os.Environ returns. Of a variable that is there
-// twice the first counts, as in getenv(3).
+// ParseEnvironment takes what os.Environ returns. If a variable is there twice, the first
+// counts, as in getenv(3). It keeps at most 4,096 variables, and none whose value is longer
+// than 16 KiB.
 func ParseEnvironment(environ []string) Environment {
 	env := make(Environment, min(len(environ), maxVariables))
 	for _, assignment := range environ {

@@ -9,14 +9,14 @@ import (
 	"multihomed/routing"
 )
 
-// NetworkManager reads what nm-dispatcher says (NetworkManager-dispatcher(8)):
-// two arguments, the interface and the action, and the variables. Actions that
-// are not known, from a later release, are worth a look.
+// NetworkManager reads an event of NetworkManager-dispatcher(8): two arguments, the
+// interface and the action, and the variables. An action that is not known, from a later
+// release, is Changed.
 //
-// Variables about addresses are there only while the device is activated, so
-// their absence says nothing, and what they say of one that goes down is over. A gateway that is not there is 0.0.0.0, in IPv6
-// too. IP4_ROUTE_N are what was intended: without default routes, and without the
-// table, so that routes of other tables look like main's.
+// Variables about addresses are there only while the device is activated, so their absence
+// says nothing. Those of a device that goes down are out of date. A gateway that is not
+// there is 0.0.0.0, in IPv6 too. IP4_ROUTE_N are what was intended: without default routes,
+// and without the table, so that routes of other tables look like main's.
 func NetworkManager(args []string, env Environment) (Event, error) {
 	if len(args) != 2 {
 		return Event{}, fmt.Errorf("%d arguments; NetworkManager gives two: the interface and the action", len(args))

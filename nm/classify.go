@@ -141,9 +141,9 @@ func (v Verdict) String() string {
 //     its own) or an Open vSwitch port or bridge, unless the configuration
 //     includes it.
 //
-// What was a link and is not active any more drains. So does what is not known
-// well enough: a profile that was not read yet, a NetworkManager that is
-// starting. What was none needs knowledge to become one.
+// A link that is no longer active drains. So does one of which too little is known: its
+// profile was not read yet, or NetworkManager is starting. Another device becomes a link
+// only when all of this is known.
 func (p Policy) Classify(d Device, previous bool) (Verdict, string) {
 	if reason := impossible(d); reason != "" {
 		return NotLink, reason

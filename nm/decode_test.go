@@ -156,19 +156,19 @@ func TestDecodeProfile(t *testing.T) {
 		{"empty", `{}`, false, routing.Intent{Gateway: router}, routing.Intent{}, nil, nil},
 		{
 			"dhcp", `{"ipv4": {"method": <"auto">, "never-default": <true>}, "ipv6": {"method": <"auto">}}`, false,
-			routing.Intent{Gateway: router, NeverDefault: true},
+			routing.Intent{Gateway: router, NeverDefault: true, NoDefault: true},
 			routing.Intent{},
 			nil, nil,
 		},
 		{
 			"never a default of IPv6", `{"ipv4": {"method": <"manual">, "never-default": <false>}, "ipv6": {"method": <"auto">, "never-default": <true>}}`, false,
-			routing.Intent{},
-			routing.Intent{NeverDefault: true},
+			routing.Intent{NoDefault: true},
+			routing.Intent{NeverDefault: true, NoDefault: true},
 			nil, nil,
 		},
 		{
 			"manual without a gateway", `{"ipv4": {"method": <"manual">}, "ipv6": {"method": <"manual">, "gateway": <"fe80::1">}}`, false,
-			routing.Intent{},
+			routing.Intent{NoDefault: true},
 			routing.Intent{Gateway: netip.MustParseAddr("fe80::1")},
 			nil, nil,
 		},
@@ -183,24 +183,49 @@ func TestDecodeProfile(t *testing.T) {
 				"route-data": <[{"dest": <"10.0.0.0">, "prefix": <@u 8>, "next-hop": <"192.0.2.3">, "table": <@u 1234>}]>,
 				"routing-rules": <[{"priority": <@u 5>, "table": <@u 99>}, {"priority": <@u 6>}]>},
 			 "ipv6": {"route-data": <[{"dest": <"2001:db8::">, "prefix": <@u 32>, "table": <@u 99>}]>}}`, false,
-			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=1300`},
+			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=1300`, NoDefault: true},
 			routing.Intent{},
 			[]routing.TableID{99, 1234, 1300},
 			nil,
 		},
 		{
 			"a blackhole has no next hop", `{"ipv4": {"method": <"manual">, "route-data": <[{"dest": <"10.0.0.0">, "prefix": <@u 8>, "type": <"blackhole">}]>}}`, false,
+			routing.Intent{NoDefault: true},
+			routing.Intent{},
+			nil, nil,
+		},
+		{
+			"a default as a route", `{"ipv4": {"method": <"manual">, "route-data": <[{"dest": <"0.0.0.0">, "prefix": <@u 0>, "next-hop": <"192.0.2.3">}]>}}`, false,
 			routing.Intent{},
 			routing.Intent{},
 			nil, nil,
 		},
-		{"ignored", `{"user": {"data": <{"multihomed.ignore": " Yes "}>}, "ipv4": {"method": <"disabled">}}`, true, routing.Intent{}, routing.Intent{}, nil, nil},
-		{"not ignored", `{"user": {"data": <{"multihomed.ignore": "0", "other.key": "true"}>}, "ipv4": {"method": <"disabled">}}`, false, routing.Intent{}, routing.Intent{}, nil, nil},
+		{
+			"routes that nobody understands", `{"ipv4": {"method": <"manual">, "route-data": <"x">}, "ipv6": {"method": <"manual">}}`, false,
+			routing.Intent{},
+			routing.Intent{NoDefault: true},
+			nil,
+			[]string{"ipv4.route-data: routes are a string"},
+		},
+		{
+			"no routes of the network", `{"ipv4": {"method": <"auto">, "ignore-auto-routes": <true>}, "ipv6": {"ignore-auto-routes": <true>, "gateway": <"fe80::1">}}`, false,
+			routing.Intent{Gateway: router, NoDefault: true},
+			routing.Intent{Gateway: netip.MustParseAddr("fe80::1")},
+			nil, nil,
+		},
+		{
+			"the kernel hears the routers", `{"ipv4": {"method": <"disabled">}, "ipv6": {"method": <"ignore">}}`, false,
+			routing.Intent{NoDefault: true},
+			routing.Intent{},
+			nil, nil,
+		},
+		{"ignored", `{"user": {"data": <{"multihomed.ignore": " Yes "}>}, "ipv4": {"method": <"disabled">}}`, true, routing.Intent{NoDefault: true}, routing.Intent{}, nil, nil},
+		{"not ignored", `{"user": {"data": <{"multihomed.ignore": "0", "other.key": "true"}>}, "ipv4": {"method": <"disabled">}}`, false, routing.Intent{NoDefault: true}, routing.Intent{}, nil, nil},
 		{
 			"what is wrong stays as it was",
 			`{"user": {"data": <{"multihomed.ignore": "perhaps"}>}, "ipv4": {"method": <@u 1>, "route-table": <"main">, "gateway": <"::1">, "never-default": <"no">,
 			  "route-data": <"x">, "routing-rules": <@u 5>}, "ipv6": {"gateway": <true>}}`, true,
-			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=77`, Gateway: netip.MustParseAddr("192.0.2.7"), NeverDefault: true},
+			routing.Intent{LeaveAlone: `profile "p" sets ipv4.route-table=77`, Gateway: netip.MustParseAddr("192.0.2.7"), NeverDefault: true, NoDefault: true},
 			routing.Intent{},
 			[]routing.TableID{77},
 			[]string{
@@ -213,7 +238,7 @@ func TestDecodeProfile(t *testing.T) {
 		},
 		{
 			"user data of another type", `{"user": {"data": <"multihomed.ignore=true">}, "ipv4": {"method": <"disabled">}}`, true,
-			routing.Intent{},
+			routing.Intent{NoDefault: true},
 			routing.Intent{},
 			nil,
 			[]string{"user.data: has the type s"},
@@ -226,7 +251,9 @@ func TestDecodeProfile(t *testing.T) {
 			}
 			// Whatever is not set to something else is automatic.
 			byHand := func(family string) bool {
-				return strings.Contains(tt.text, family+`": {"method": <"manual"`) || strings.Contains(tt.text, family+`": {"method": <"disabled"`)
+				return slices.ContainsFunc([]string{"manual", "disabled", "ignore"}, func(method string) bool {
+					return strings.Contains(tt.text, family+`": {"method": <"`+method+`"`)
+				})
 			}
 			tt.v4.Automatic, tt.v6.Automatic = !byHand("ipv4"), !byHand("ipv6")
 			want := map[routing.Family]routing.Intent{routing.IPv4: tt.v4, routing.IPv6: tt.v6}

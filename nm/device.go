@@ -19,15 +19,14 @@ const (
 	DeviceTypeIPVLAN   gnm.NmDeviceType = 34
 )
 
-// A Device is what NetworkManager says of one network interface. It is a
-// value: a change is a new Device, and nothing in it is modified after it was
-// handed out.
+// A Device is what NetworkManager says of one network interface. It is a value: a change
+// makes a new Device.
 type Device struct {
 	// Name is the kernel's interface: the one that carries the IP configuration
 	// where NetworkManager distinguishes it (wwan0, not cdc-wdm0; ppp0).
 	Name string
-	// ID is the object that NetworkManager has for the interface, and of which of its
-	// processes. It stays when the interface gets another name.
+	// ID names the D-Bus object of the interface, and the NetworkManager process that has
+	// it. It stays when the interface gets another name.
 	ID      string
 	Type    gnm.NmDeviceType
 	State   gnm.NmDeviceState
@@ -102,9 +101,8 @@ func (d Device) equal(o Device) bool {
 
 // Status says how much of NetworkManager's knowledge there is.
 type Status struct {
-	// Running says that NetworkManager is on the bus now; Absent that it was
-	// looked for and is not, or that there is no bus. While neither is so, that is
-	// being found out.
+	// Running says that NetworkManager is on the bus now; Absent that it was looked for
+	// and is not, or that there is no bus. While both are false, the answer is still out.
 	Running, Absent bool
 	// Complete says that nothing is missing: everything was read after
 	// subscribing, NetworkManager has finished starting, and the profile of

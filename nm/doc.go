@@ -1,5 +1,5 @@
-// Package nm knows from NetworkManager who the links are, and that something
-// about them changed.
+// Package nm knows from NetworkManager who the links are, and when something about them
+// changes.
 //
 // What addresses and routes exist is not its business: NetworkManager's view of
 // them is a copy of the kernel's, without source, scope, MTU or multipath, cut

@@ -15,9 +15,7 @@ import (
 
 // activationExternal is NM_ACTIVATION_STATE_FLAG_EXTERNAL, which
 // gonetworkmanager v2.2.0 does not name.
-const activationExternal uint32 = 0x80
-
-const managerPath dbus.ObjectPath = "/org/freedesktop/NetworkManager"
+const activationExternal gnm.NmActivationStateFlag = 0x80
 
 // A tree mirrors what matters of the objects of one NetworkManager process. It
 // does no input or output: properties go in, and what has to be published or
@@ -84,7 +82,7 @@ type device struct {
 type activation struct {
 	connection     dbus.ObjectPath
 	id, uuid, kind string
-	flags          uint32
+	flags          gnm.NmActivationStateFlag
 	vpn            bool
 	controller     dbus.ObjectPath
 	notes          notebook
@@ -144,7 +142,7 @@ func (t *tree) add(path dbus.ObjectPath, interfaces map[string]map[string]dbus.V
 func (t *tree) update(path dbus.ObjectPath, iface string, p properties, full bool) {
 	switch iface {
 	case gnm.NetworkManagerInterface:
-		if path == managerPath {
+		if path == gnm.NetworkManagerObjectPath {
 			t.updateManager(p, full)
 		}
 	case gnm.DeviceInterface:
@@ -270,7 +268,7 @@ func (t *tree) updateActivation(path dbus.ObjectPath, p properties, full bool) {
 	get(p, "Id", full, &a.id, a.notes)
 	get(p, "Uuid", full, &a.uuid, a.notes)
 	get(p, "Type", full, &a.kind, a.notes)
-	get(p, "StateFlags", full, &a.flags, a.notes)
+	getNumber(p, "StateFlags", full, &a.flags, a.notes)
 	get(p, "Vpn", full, &a.vpn, a.notes)
 	// Master became Controller in 1.44; releases that have both agree.
 	get(p, "Master", false, &a.controller, a.notes)

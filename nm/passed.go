@@ -43,7 +43,7 @@ type PassedFamily struct {
 // maxPassed bounds the tables and problems that are believed.
 const maxPassed = 1024
 
-// Validate reports what no profile can say.
+// Validate returns an error if no profile can say this.
 func (p Passed) Validate() error {
 	for f, family := range map[routing.Family]PassedFamily{routing.IPv4: p.IPv4, routing.IPv6: p.IPv6} {
 		if g := family.Gateway; g.IsValid() && (g.Is4In6() || g.Zone() != "" || routing.FamilyOf(g) != f) {
@@ -79,9 +79,9 @@ func (p profile) pass(uuid string) Passed {
 	}
 }
 
-// ReadPassed reads the profile that is in force on an interface, if the profile is only for
-// some users. Restricted is false if everybody may read it, or if there is none: then
-// there is nothing to pass on.
+// ReadPassed reads the profile that is active on an interface, if only some users may read
+// it. Restricted is false if everybody may read it, or if there is none: then there is
+// nothing to pass on.
 func ReadPassed(ctx context.Context, opts Options, name string) (p Passed, restricted bool, err error) {
 	opts = New(opts).opts
 	ctx, cancel := context.WithTimeout(ctx, opts.CallTimeout)
@@ -101,7 +101,7 @@ func ReadPassed(ctx context.Context, opts Options, name string) (p Passed, restr
 		return v.Store(to)
 	}
 	var device, active, connection dbus.ObjectPath
-	if err := object(managerPath).CallWithContext(ctx, gnm.NetworkManagerInterface+".GetDeviceByIpIface", dbus.FlagNoAutoStart, name).Store(&device); err != nil {
+	if err := object(gnm.NetworkManagerObjectPath).CallWithContext(ctx, gnm.NetworkManagerGetDeviceByIpIface, dbus.FlagNoAutoStart, name).Store(&device); err != nil {
 		return Passed{}, false, doing(err)
 	}
 	if err := property(device, gnm.DeviceInterface, "ActiveConnection", &active); err != nil {
@@ -118,7 +118,7 @@ func ReadPassed(ctx context.Context, opts Options, name string) (p Passed, restr
 	if err != nil {
 		return Passed{}, false, doing(err)
 	}
-	stored, err := decodeSettings(object(connection).CallWithContext(ctx, gnm.ConnectionInterface+".GetSettings", dbus.FlagNoAutoStart))
+	stored, err := decodeSettings(object(connection).CallWithContext(ctx, gnm.ConnectionGetSettings, dbus.FlagNoAutoStart))
 	if err != nil {
 		return Passed{}, false, doing(err)
 	}
@@ -132,7 +132,7 @@ func ReadPassed(ctx context.Context, opts Options, name string) (p Passed, restr
 	if len(users) == 0 {
 		return Passed{}, false, nil
 	}
-	applied, err := decodeSettings(object(device).CallWithContext(ctx, gnm.DeviceInterface+".GetAppliedConnection", dbus.FlagNoAutoStart, uint32(0)))
+	applied, err := decodeSettings(object(device).CallWithContext(ctx, gnm.DeviceGetAppliedConnection, dbus.FlagNoAutoStart, uint32(0)))
 	if err != nil {
 		return Passed{}, false, doing(err)
 	}

@@ -41,6 +41,8 @@ type familyProfile struct {
 	automatic bool
 	// neverDefault is ipv4.never-default: no default of the device goes to main.
 	neverDefault bool
+	// noDefault says that the profile asks for no default, see [routing.Intent].
+	noDefault bool
 }
 
 // decodeProfile reads a profile. A value that cannot be understood leaves that
@@ -74,6 +76,11 @@ func decodeProfile(s settings, previous profile) profile {
 		method := "auto"
 		get(section, "method", false, &method, n)
 		now.automatic = method == "auto"
+		// ignore-auto-routes leaves out the default, too (NetworkManager 1.42.4, measured).
+		ignoresRoutes := false
+		get(section, "ignore-auto-routes", false, &ignoresRoutes, n)
+		// With ipv6.method=ignore the kernel listens to routers by itself.
+		mayCome := now.automatic && !ignoresRoutes || method == "ignore"
 
 		if _, present := section["never-default"]; present {
 			now.neverDefault = was.neverDefault
@@ -98,7 +105,9 @@ func decodeProfile(s settings, previous profile) profile {
 			}
 			for _, r := range routes {
 				tables = append(tables, r.Table)
+				mayCome = mayCome || r.Destination.Bits() == 0
 			}
+			mayCome = mayCome || len(errs) > 0
 		}
 		if v, ok := section["routing-rules"]; ok {
 			rules, err := decodeRuleTables(v.Value())
@@ -107,11 +116,12 @@ func decodeProfile(s settings, previous profile) profile {
 			}
 			tables = append(tables, rules...)
 		}
-		for _, key := range []string{"route-table", "method", "never-default", "gateway"} {
+		for _, key := range []string{"route-table", "method", "never-default", "gateway", "ignore-auto-routes"} {
 			if problem, bad := n[key]; bad {
 				note(f.String(), fmt.Errorf("%s", problem))
 			}
 		}
+		now.noDefault = now.neverDefault || !mayCome && !now.gateway.IsValid()
 		p.families[f] = now
 	}
 
@@ -167,7 +177,7 @@ func (p profile) intents(id string, router netip.Addr) map[routing.Family]routin
 	intents := make(map[routing.Family]routing.Intent, 2)
 	for _, f := range routing.Families() {
 		fp := p.families[f]
-		in := routing.Intent{Gateway: fp.gateway, NeverDefault: fp.neverDefault, Automatic: fp.automatic}
+		in := routing.Intent{Gateway: fp.gateway, NeverDefault: fp.neverDefault, Automatic: fp.automatic, NoDefault: fp.noDefault}
 		if f == routing.IPv4 && fp.automatic && !in.Gateway.IsValid() {
 			in.Gateway = router
 		}

@@ -24,7 +24,7 @@ const (
 	signalAdded          = objectManager + ".InterfacesAdded"
 	signalRemoved        = objectManager + ".InterfacesRemoved"
 	signalOwner          = busName + ".NameOwnerChanged"
-	signalState          = gnm.DeviceInterface + ".StateChanged"
+	signalState          = gnm.DeviceInterface + "." + gnm.DeviceSignalStateChanged
 	signalProfileUpdated = gnm.ConnectionInterface + ".Updated"
 
 	// maxCalls bounds how many calls are outstanding. Replies go through one
@@ -52,7 +52,7 @@ func matches() [][]dbus.MatchOption {
 			dbus.WithMatchArg(0, gnm.NetworkManagerInterface),
 		},
 		from(dbus.WithMatchInterface(objectManager)),
-		from(dbus.WithMatchInterface(gnm.DeviceInterface), dbus.WithMatchMember("StateChanged")),
+		from(dbus.WithMatchInterface(gnm.DeviceInterface), dbus.WithMatchMember(gnm.DeviceSignalStateChanged)),
 		from(dbus.WithMatchInterface(gnm.ConnectionInterface), dbus.WithMatchMember("Updated")),
 		changed(gnm.NetworkManagerInterface),
 		changed(gnm.DeviceInterface),
@@ -593,11 +593,11 @@ func (s *session) send(ctx context.Context) {
 		r.running, r.again, r.of = 2, false, d.activation
 		r.appliedFailed, r.storedFailed = nil, nil
 		t := s.tree
-		s.call(ctx, s.owner, d.path, gnm.DeviceInterface+".GetAppliedConnection", func(c *dbus.Call) {
+		s.call(ctx, s.owner, d.path, gnm.DeviceGetAppliedConnection, func(c *dbus.Call) {
 			r.applied, r.appliedFailed = decodeSettings(c)
 			s.read(t, d)
 		}, uint32(0))
-		s.call(ctx, s.owner, t.actives[d.activation].connection, gnm.ConnectionInterface+".GetSettings", func(c *dbus.Call) {
+		s.call(ctx, s.owner, t.actives[d.activation].connection, gnm.ConnectionGetSettings, func(c *dbus.Call) {
 			r.stored, r.storedFailed = decodeSettings(c)
 			s.read(t, d)
 		})

@@ -23,8 +23,8 @@ type Options struct {
 	// Grace is how long a device is [Device.Settling] after NetworkManager took it away
 	// or unmanaged it while staying on the bus; zero means 10 s.
 	Grace time.Duration
-	// DNS has [Device.DNS] followed. Without it, what NetworkManager says of name
-	// resolution is not even decoded.
+	// DNS has [Device.DNS] followed. Without it, the properties of name resolution are not
+	// decoded.
 	DNS bool
 	// Passed returns what somebody passed on of the profile of an interface, false if
 	// nothing. It is asked where NetworkManager does not let us read the profile; nil
@@ -72,9 +72,8 @@ func New(opts Options) *Watcher {
 	}
 }
 
-// Changed returns a channel that holds a value when [Watcher.TakeChanges] has
-// something to say. It has one slot: events that come while the consumer is
-// busy are folded into one.
+// Changed returns a channel that holds a value when [Watcher.TakeChanges] returns something
+// new. It has one slot: events that come while the consumer is busy are folded into one.
 func (w *Watcher) Changed() <-chan struct{} { return w.changed }
 
 // Snapshot returns everything known. Its cost follows the number of devices;
@@ -147,8 +146,8 @@ func (w *Watcher) Gone() (names []string) {
 	return slices.Sorted(maps.Keys(w.gone))
 }
 
-// Run follows NetworkManager until ctx is done, and then returns nil. While
-// the bus is away it tries to reach it, less and less often.
+// Run follows NetworkManager until ctx is done, and then returns nil. While the bus is
+// away, it tries to reach it again, at growing intervals.
 func (w *Watcher) Run(ctx context.Context) error {
 	const first, last = 100 * time.Millisecond, 5 * time.Second
 	for attempts := 0; ; attempts++ {

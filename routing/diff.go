@@ -236,14 +236,17 @@ func diffGroup(ops []Op, want *Planner, have Kernel, index int) []Op {
 	if then != 0 {
 		op.Verb = SetGroup
 		op.Reason = Reason{Decision: MarkUplink, Link: want.links[index].Link.Name}
-		op.last = standsFor(want, have, index)
+		plan := want.links[index]
+		op.last = standsFor(want, have, index) || plan.opens(IPv4) || plan.opens(IPv6)
 	}
 	return append(ops, op)
 }
 
 // standsFor reports whether a source of a link has rungs already. Its packets may go as
 // main knows until the link is in the group: the table must be complete before. A link
-// that has none is in the group before its rules, so that no packet of others meets it.
+// that has none is in the group before its rules, so that no packet of others meets it,
+// unless it is an opening: packets of others that go to it as main knows must find the
+// rungs of openings when main's are suppressed.
 func standsFor(want *Planner, have Kernel, index int) bool {
 	return slices.ContainsFunc(want.links[index].Rules, func(r PlannedRule) bool {
 		return r.Rule.From.IsValid() && have.CountRule(r.Rule) > 0

@@ -3,6 +3,7 @@ package routing
 import (
 	"math"
 	"net/netip"
+	"slices"
 )
 
 // A ForeignRule is a rule of somebody else.
@@ -47,6 +48,22 @@ func (r Rule) readsMain() bool {
 		r.IIF = ""
 	}
 	return r.Table == TableMain && r.Priority < PriorityMatchAll && r.isLookupOfAll()
+}
+
+// MainIsRead reports whether one of the rules reads main for whatever this host sends, and
+// none leads over it.
+func MainIsRead(foreign []ForeignRule) bool {
+	over := Priority(0)
+	for _, o := range foreign {
+		switch r := o.Rule; {
+		case r.Priority < over:
+		case r.readsMain():
+			return true
+		case r.Action == ActionGoto && !r.Selects() && slices.ContainsFunc(foreign, func(t ForeignRule) bool { return t.Rule.Priority == r.Goto }):
+			over = r.Goto
+		}
+	}
+	return false
 }
 
 // matchesAll reports whether no packet of the family is left out.

@@ -47,6 +47,8 @@ type LinkPlan struct {
 	Aside []Aside
 
 	marked bool
+	// devicesAside says in which families the device has no rungs.
+	devicesAside ByFamily[bool]
 	// paths are the other routes of main through the link; copiers plan what its
 	// tables have of them.
 	paths   *paths
@@ -69,10 +71,10 @@ type neighbourhood struct {
 // main has a default route of the family through it, or a gateway is known. A route
 // with a next hop does not make one: a LAN with a static route, with a Thread border
 // router or with routes of BGP is a local link, and what it has of others' addresses is
-// main's business. The default of one family says nothing of addresses for use inside a
-// site in the other: a LAN may have an IPv6 router, or somebody who sends advertisements
-// by mistake, and this host may be the way out for its IPv4. Addresses of a provider are
-// those of an uplink in either family: other providers drop what carries them.
+// main's business. The default of one family says nothing of the other, whatever addresses
+// the link has: a LAN may have an IPv6 router, or somebody who sends advertisements by
+// mistake, while this host is the way out for its IPv4; an IPv4 uplink may have a network
+// of IPv6 that a tunnel leads to.
 //
 // Once an uplink by a default, a link stays one until its addresses, its profile or
 // the interface go. A router whose lifetime ended may come again, and the rule that
@@ -82,31 +84,10 @@ type neighbourhood struct {
 // known to be none: its address comes before its gateway.
 func RoleOf(l Link, f Family) (Role, string) {
 	role, why := knownRole(l, f)
-	if other := otherFamily(f); role == Local && l.Choice == ByFacts && l.Intents[f].LeaveAlone == "" && isProviders(l, f) {
-		if its, _ := knownRole(l, other); its == Uplink {
-			return Uplink, "it is an uplink for " + other.Name() + ", and has an " + f.Name() + " address of its provider"
-		}
-	}
 	if role == Local && l.Pending && l.Choice == ByFacts && l.Intents[f].LeaveAlone == "" && !l.KnownLocal.In(f) {
 		return Uplink, "it is being brought up, and may get a default route"
 	}
 	return role, why
-}
-
-func otherFamily(f Family) Family {
-	if f == IPv4 {
-		return IPv6
-	}
-	return IPv4
-}
-
-// isProviders reports whether a link has an address of a family that is not for use inside
-// a site (RFC 1918, RFC 4193): other providers drop what carries it.
-func isProviders(l Link, f Family) bool {
-	return slices.ContainsFunc(l.Addresses, func(a Address) bool {
-		own := a.Prefix.Addr()
-		return FamilyOf(own) == f && TakesPart(l, a) && own.IsGlobalUnicast() && !own.IsPrivate()
-	})
 }
 
 // knownRole is the role by what is known, whatever may come.
@@ -141,8 +122,8 @@ func formerUplink(l Link, f Family) string {
 	if t := l.DefaultUntil.In(f); t != "" {
 		until = " until " + t
 	}
-	return "main had a default route through it" + until + ", and its addresses and its profile are the same since; it stays an uplink until " +
-		"`nmcli connection up` starts its profile anew, or `role = \"local\"` in its [[link]] says otherwise"
+	return "main had a default route through it" + until + " and may get one again: it stays an uplink until " +
+		"`nmcli connection up` starts its profile anew, the profile asks for no default route any more, or `role = \"local\"` in its [[link]] says otherwise"
 }
 
 // HasMainDefault reports whether main has a default route of a family through the
@@ -355,6 +336,10 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			})
 		}
 	}
+	if r := around.refused; r != (Refusal{}) && len(keys) > 0 {
+		plan.refusedProblem(f, r)
+		plan.devicesAside.Set(f, r.Devices)
+	}
 	metric := defaultMetric(l, f)
 	first := firstKey(l, keys)
 	elsewhere := elsewhereByKey(l, keys, first)
@@ -516,7 +501,6 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 		order |= 1 << 15
 	}
 	m := rules{plan: plan, rungs: in, key: k, table: t, network: k.Network(), order: order}
-	l := plan.Link
 	plan.Rules = slices.Grow(plan.Rules, 4+(4+len(in.around.tunnels))*(len(in.sources)+len(in.elsewhere)))
 	for _, s := range in.sources {
 		m.source(source{prefix: s, own: true, iif: sender(k.Family)})
@@ -532,6 +516,25 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 			m.source(source{prefix: e.Prefix})
 		}
 	}
+	if !plan.devicesAside.In(k.Family) {
+		m.devices()
+	}
+	uplink := plan.Roles.In(k.Family) == Uplink
+	if in.network && (!in.inMain || in.policy.NetworksAlways) {
+		m.add(KeepMain, m.byLength(k.Prefix), Rule{
+			Priority: PriorityNetworkMain, To: k.Prefix, Action: ActionLookup, Table: TableMain,
+			SuppressPrefixLength: Some(uint32(max(k.Prefix.Bits()-1, 0))), //nolint:gosec // 0 to 127
+		})
+		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
+	}
+	if uplink && m.lastResort() {
+		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: Loopback})
+	}
+}
+
+// devices adds the rungs for sockets that are bound to the device.
+func (m *rules) devices() {
+	plan, in, k, l := m.plan, m.rungs, m.key, m.plan.Link
 	// Where a device has several tables, a bound socket that also has an
 	// address must not get the gateway of another network of the device. This
 	// has a rung of its own: at 9500 the kernel could not tell the two kinds
@@ -545,27 +548,16 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	default:
 		m.device(PriorityDeviceSource, k.Prefix, m.byLength(k.Prefix))
 	}
-	m.device(PriorityDevice, netip.Prefix{}, rankRung|order)
+	m.device(PriorityDevice, netip.Prefix{}, rankRung|m.order)
 	local := Rule{Priority: PriorityLocal, OIF: l.Name, Action: ActionLookup, Table: TableLocal}
 	if in.around.localMoved {
 		m.add(KeepLocal, 0, local)
 	}
-	uplink := plan.Roles.In(k.Family) == Uplink
-	if uplink && in.around.step.stands() {
+	if plan.Roles.In(k.Family) == Uplink && in.around.step.stands() {
 		if in.around.localMoved && in.around.step.target > PriorityLocal {
 			m.add(KeepLocal, rankStepRung, in.around.atStep(local))
 		}
 		m.add(StepOver, rankStep, in.around.stepOver(Rule{OIF: l.Name}))
-	}
-	if in.network && (!in.inMain || in.policy.NetworksAlways) {
-		m.add(KeepMain, m.byLength(k.Prefix), Rule{
-			Priority: PriorityNetworkMain, To: k.Prefix, Action: ActionLookup, Table: TableMain,
-			SuppressPrefixLength: Some(uint32(max(k.Prefix.Bits()-1, 0))), //nolint:gosec // 0 to 127
-		})
-		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
-	}
-	if uplink && m.lastResort() {
-		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: Loopback})
 	}
 }
 
@@ -581,7 +573,7 @@ func (m *rules) lastResort() bool {
 	case l.Intents[f].NeverDefault:
 		return false
 	default:
-		return l.DefaultMayBeMissing || m.metric != noDefault && !m.around.mainUnread
+		return !m.around.mainUnread && (l.DefaultMayBeMissing || m.metric != noDefault)
 	}
 }
 
@@ -680,6 +672,10 @@ func (m *rules) source(s source) {
 	around, uplink := m.around, m.plan.Roles.In(m.key.Family) == Uplink
 	from := func(p Priority) Rule { return Rule{Priority: p, From: s.prefix, IIF: s.iif} }
 	rank := m.byLength(s.prefix)
+	if around.refused != (Refusal{}) {
+		m.plan.Aside = append(m.plan.Aside, Aside{Source: s.prefix})
+		return
+	}
 	if u, aside := around.takes(s.prefix, m.plan.Link.Index, m.policy.ContainerPrefixLength); aside {
 		m.plan.stepAside(s, u)
 		return

@@ -394,8 +394,16 @@ func (m *rules) opened(add func(p Priority, place int, r Rule)) {
 			for _, t := range n.tables {
 				lookup(PriorityNested, n.network, t, Optional{})
 			}
-		case !self:
+		case m.plan.Roles.In(m.key.Family) == Uplink:
 			lookup(PriorityNested, n.network, m.table, Optional{})
+		default:
+			// The table of a local link cannot know the network of an uplink, but for
+			// that of an opening, around it: where main leads, an opening must not take
+			// it.
+			if self {
+				lookup(PriorityNested, n.network, m.table, Optional{})
+			}
+			lookup(PriorityNested, n.network, TableMain, Optional{})
 		}
 	}
 	for _, o := range m.around.open {

@@ -129,6 +129,38 @@ func TestNeverDefaultInOneFamily(t *testing.T) {
 	h.hop(t, "2001:db8:a::10", "2001:db8:1::9", 2)
 }
 
+// TestNestedForLocalLinks: what main sends by an uplink, inside of a network behind an
+// opening, goes there from the address of a local link, too.
+func TestNestedForLocalLinks(t *testing.T) {
+	t.Parallel()
+	bothWays(t, nestedForLocalLinks)
+}
+
+func nestedForLocalLinks(t *testing.T, lift func(*host)) {
+	t.Helper()
+	corp := lan0(linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route(default6, "fe80::99", 102), route("172.16.0.0/12", "10.0.0.254", 102),
+		intent(routing.IPv4, routing.Intent{NeverDefault: true}))
+	h := hostOf(t, wan6(), wan1(route("172.16.7.0/24", "198.51.100.1", 101)), corp,
+		link(5, "lan1", address("192.168.5.1/24", 103), route("192.168.9.0/24", "192.168.5.254", 103)),
+		link(6, "lan2", address("192.168.6.1/24", 104), route("172.16.0.0/12", "192.168.6.254", 104)))
+	lift(h)
+	for _, hop := range []struct {
+		from, to string
+		device   int
+	}{
+		{"192.168.5.1", "172.16.7.9", 3}, // main's
+		{"192.168.5.1", "172.16.8.9", 4}, // the opening's, as main says
+		{"192.168.5.1", "192.168.9.9", 5},
+		{"192.168.6.1", "172.16.7.9", 3}, // main's, as the next one
+		{"192.168.6.1", "172.16.8.9", 4},
+		{"10.0.0.1", "172.16.7.9", 4}, // bound to the opening
+		{"192.0.2.10", "172.16.7.9", 2},
+		{"198.51.100.20", "172.16.7.9", 3},
+	} {
+		h.hop(t, hop.from, hop.to, hop.device)
+	}
+}
+
 // TestNested: a LAN of all private addresses, behind which others of the group are not.
 func TestNested(t *testing.T) {
 	t.Parallel()

@@ -282,7 +282,7 @@ func (p *Planner) survey(i int) {
 	var lifts []PlannedRule
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
 	p.around[i].named, p.around[i].sender, p.around[i].unbound = before.named, before.sender, before.unbound
-	p.around[i].openings = before.openings
+	p.around[i].openings, p.around[i].refused = before.openings, before.refused
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}

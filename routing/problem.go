@@ -64,6 +64,9 @@ const (
 	// SourceAside: the kernel gives an address of the link to unbound packets of a device
 	// that has none, so packets bound to the address do not keep to the link.
 	SourceAside Code = "source-aside"
+	// UnboundRefused: somebody refuses packets that are bound to nothing, and those that are
+	// bound to the link are refused with them.
+	UnboundRefused Code = "unbound-refused"
 	// LongTable: a table of somebody else, which a rule reads for every packet, is too long
 	// for its routes through the link to be copied.
 	LongTable Code = "long-table"

@@ -38,6 +38,9 @@ type surrounding struct {
 	// unbound is what the kernel does with packets that are bound to nothing. Whether a
 	// link is planned again for it is for [Planner.SetUnbound] to say.
 	unbound []Unbound
+	// refused says who refuses what is bound to nothing. Whether a link is planned again for
+	// it is for [Planner.SetRefused] to say.
+	refused Refusal
 	// openings are the networks that others may reach behind interfaces of the group.
 	// Whether a link is planned again for them is for [Planner.reopen] to say.
 	openings
@@ -104,7 +107,7 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		}
 	}
 	s.localMoved = localStands && !localBefore
-	s.mainUnread = len(foreign) > 0 && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.readsMain() })
+	s.mainUnread = len(foreign) > 0 && !MainIsRead(foreign)
 	var stepped []Priority
 	for _, o := range others {
 		r := o.Rule

@@ -506,6 +506,9 @@ type Intent struct {
 	// Automatic says that routes come from the network (DHCP, RA): one that is
 	// missing may come yet.
 	Automatic bool
+	// NoDefault says that the owner wants no default of the link: the profile names none
+	// and does not take one from the network. An owner that cannot know leaves it false.
+	NoDefault bool
 }
 
 // A RoleChoice is what the configuration says of a link's role.
@@ -575,7 +578,7 @@ type Link struct {
 	// was brought up once more: what is pending does not make it one.
 	KnownLocal ByFamily[bool]
 	// WasUplink says that the link was an uplink by a default of a family, and that
-	// neither its profile nor all of its addresses have changed since. DefaultUntil says
+	// neither all of its addresses have changed since nor its profile, as far as it matters. DefaultUntil says
 	// when main was first seen without the default, empty if that is not known.
 	WasUplink    ByFamily[bool]
 	DefaultUntil ByFamily[string]

@@ -86,7 +86,8 @@ func (plan *LinkPlan) stepAside(s source, u Unbound) {
 	})
 }
 
-// An Aside is a source of a link that has no rungs for the time being.
+// An Aside is a source of a link that has no rungs for the time being. Because is zero
+// where all of the family step aside: see [Refusal].
 type Aside struct {
 	Source  netip.Prefix
 	Because Unbound

@@ -21,6 +21,8 @@ func TestNoLastResortWhereNobodyReadsMain(t *testing.T) {
 	iif := func(r *routing.Rule) { r.IIF = "lo" }
 	marked := func(r *routing.Rule) { r.Mark = routing.Mark{Value: 1, Mask: 1} }
 	suppressed := func(r *routing.Rule) { r.SuppressPrefixLength = routing.Some(0) }
+	over := func(r *routing.Rule) { r.Action, r.Goto = routing.ActionGoto, 40000 }
+	nop := func(r *routing.Rule) { r.Action = routing.ActionNop }
 	local := rule(0, routing.TableLocal)
 	last := func(p *routing.Planner) bool {
 		return slices.ContainsFunc(slices.Collect(p.Rules()), func(r routing.PlannedRule) bool {
@@ -38,6 +40,8 @@ func TestNoLastResortWhereNobodyReadsMain(t *testing.T) {
 		"for a mark":            {[]routing.ForeignRule{local, rule(40000, routing.TableMain, marked)}, false},
 		"all but its default":   {[]routing.ForeignRule{local, rule(40000, routing.TableMain, suppressed)}, false},
 		"behind":                {[]routing.ForeignRule{local, rule(91001, routing.TableMain)}, false},
+		"stepped over":          {[]routing.ForeignRule{local, rule(31000, 0, over), rule(routing.PriorityMain, routing.TableMain), rule(40000, 0, nop)}, false},
+		"before what is":        {[]routing.ForeignRule{local, rule(31000, 0, over), rule(40000, routing.TableMain)}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -24,7 +24,8 @@ import (
 // DefaultName is the abstract name of the server's socket.
 const DefaultName = "tas_socket"
 
-// Defaults of Options: the ancestor's client does the same.
+// Defaults of [Options.Tries] and [Options.Interval], as in the client of
+// kristrev/multihomed-routing.
 const (
 	DefaultTries    = 5
 	DefaultInterval = 2 * time.Second
@@ -33,58 +34,59 @@ const (
 // serviceUser is the user that multihomed runs as.
 const serviceUser = "multihomed"
 
-// Options say which server is asked, and how patiently. The zero value asks
+// Options say which server to ask, and how long to wait for it. The zero value asks
 // multihomed as it is installed.
 type Options struct {
 	// Name of the server's socket in the abstract namespace, without the leading
 	// NUL; empty means DefaultName.
 	Name string
-	// Tries is how often a request is sent, Interval how long each is waited
-	// for; zero means the default.
-	Tries    int
+	// Tries is how often a request is sent before ErrNoAnswer; zero means DefaultTries.
+	Tries int
+	// Interval is the time to wait for the answer to each; zero means DefaultInterval.
 	Interval time.Duration
-	// Servers are the users whose answers are believed, since anybody can send
-	// a datagram; nil means root and, if there is one, the user multihomed.
+	// Servers are the uids whose answers count: anybody can send a datagram. Nil means
+	// root and, if it exists, the user multihomed.
 	Servers []uint32
-	// Uptime is the clock of the protocol; nil means CLOCK_MONOTONIC_RAW.
+	// Uptime is the clock in which the server says when a lease expires; nil means
+	// CLOCK_MONOTONIC_RAW (clock_gettime(2)).
 	Uptime func() time.Duration
 }
 
-// A Request names a lease.
+// A Request names a lease: an Interface with an Address, or an ID.
 type Request struct {
 	// Interface the lease is for. A plain lease does not need it to exist.
 	Interface string
-	// Address decides about the family. It is zero where ID is set.
+	// Address also decides the family. Leave it zero where ID is set.
 	Address netip.Addr
-	// ID is what a lease without an address is for: 1 to 45 printable bytes.
+	// ID names what a lease without an address is for: 1 to 45 printable bytes.
 	ID string
 	// Tag is kept with the lease, for people: up to 127 bytes.
 	Tag string
 	// Routing asks for the routing of Address.
 	Routing bool
-	// Hold says that a routed lease will be renewed, and ends if it is not.
-	// Hold, the method, sets it.
+	// Hold makes a routed lease expire unless it is renewed. [Client.Hold] sets it.
 	Hold bool
 }
 
-// A Lease is a table.
+// A Lease is a table number, and for how long it is leased.
 type Lease struct {
+	// Table is the number for `ip route … table` and `ip rule … lookup`.
 	Table routing.TableID
-	// Lifetime is how long the lease lives unless it is renewed, as of when it
-	// was granted; zero for as long as the address does.
+	// Lifetime is how long the lease lived when it was granted, unless it is renewed.
+	// Zero: it lives as long as the address.
 	Lifetime time.Duration
-	// Expires is when that is over by the local clock; zero if Lifetime is.
+	// Expires is the end of Lifetime on the local clock. Zero where Lifetime is.
 	Expires time.Time
-	// Routed says that the routing of the address stands.
+	// Routed says that the rules and routes of the address stand.
 	Routed bool
 	// Extended says that the server is multihomed, and not its ancestor.
 	Extended bool
 }
 
-// ErrNoAnswer says that no server answered.
+// ErrNoAnswer says that no server answered within [Options.Tries] times [Options.Interval].
 var ErrNoAnswer = errors.New("no server of routing tables answers; to fix: start multihomed (systemctl start multihomed), and see [allocator] in its configuration")
 
-// ErrNotRouted says that a server leases tables, and nothing more.
+// ErrNotRouted is the answer to a routed request where the server only leases tables.
 var ErrNotRouted = errors.New("the server leases tables and does not set up routing: it is not multihomed; to fix: stop it and start multihomed, or ask for a plain lease")
 
 // A Client leases tables. Its methods may be called by several goroutines; one
@@ -99,7 +101,7 @@ type Client struct {
 	tables map[Request]routing.TableID
 }
 
-// New returns a client. Nothing is sent yet.
+// New returns a client. It sends nothing. The error is about the options.
 func New(o Options) (*Client, error) {
 	if o.Name == "" {
 		o.Name = DefaultName

@@ -434,27 +434,6 @@ func TestHoldIsRefused(t *testing.T) {
 	}
 }
 
-func ExampleClient_Hold() {
-	c, err := client.New(client.Options{})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	request := client.Request{Interface: "eth1", Address: netip.MustParseAddr("192.0.2.7"), Routing: true}
-	err = c.Hold(ctx, request, func(l client.Lease, err error) {
-		if err != nil {
-			fmt.Println("trying on:", err)
-			return
-		}
-		fmt.Println("192.0.2.7 is routed by table", l.Table)
-	})
-	if err != nil {
-		fmt.Println(err)
-	}
-}
-
 func TestAServerOfAnotherUser(t *testing.T) {
 	f := newFake(t, func(f *fake, r request) { f.grant(r, 10666, time.Hour) })
 	c := f.client(client.Options{Interval: 20 * time.Millisecond, Servers: []uint32{12345}})

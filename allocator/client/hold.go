@@ -12,14 +12,17 @@ import (
 // shortest is how often a lease is renewed at most.
 const shortest = time.Second
 
-// Hold makes a lease and renews it at half of its life until ctx is done; then
-// it releases it and returns nil. It returns an error only if there is no lease
-// to begin with, or if a renewal is refused for good.
+// Hold makes a lease and renews it at half of its life until ctx is done. Then it
+// releases the lease and returns nil. It returns an error only if the first request fails,
+// or if the server refuses a renewal for good.
 //
-// Changed is called with the first lease, and whenever the number is another
-// one: the server has lost its memory, and what was made of the old number must
-// be made anew. It is also called with an error when renewals begin to fail,
-// which goes on until one succeeds; then it is called with the lease.
+// Hold calls changed
+//   - with the first lease,
+//   - with a lease that has another number, because the server has lost its memory: the
+//     caller makes its rules and routes again, with the new number,
+//   - with an error when renewals begin to fail, and with the lease when one succeeds
+//     again,
+//   - with an error if the lease cannot be released at the end.
 func (c *Client) Hold(ctx context.Context, r Request, changed func(Lease, error)) error {
 	r.Hold = true
 	l, err := c.Lease(ctx, r)

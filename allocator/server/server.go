@@ -25,15 +25,16 @@ type Leases interface {
 	Expire() []allocator.ClientLease
 }
 
-// Kernel is what the kernel knows of tables.
+// Kernel answers which tables are in use. It is asked for each batch of requests.
 type Kernel interface {
 	// Fresh makes the other methods answer for the kernel as it is now.
 	Fresh(ctx context.Context) error
-	// InUse says by what a table is used.
+	// InUse reports whether a rule or a route uses a table, and which ("rule 100 from
+	// 10.0.0.0/8").
 	InUse(t routing.TableID) (why string, used bool)
-	// Used returns the table that a source rule of somebody else gives an
-	// address, 0 if there is none: a client that outlived our memory of its
-	// lease is found again by it.
+	// Used returns the table to which a source rule of somebody else sends an address,
+	// 0 if there is none. So a client that runs longer than we remember its lease
+	// gets its number back.
 	Used(address netip.Addr) routing.TableID
 }
 
@@ -43,33 +44,37 @@ type Route struct {
 	Address   netip.Addr
 	Tag       string
 	Owner     uint32
-	// Expires is on CLOCK_MONOTONIC_RAW; zero: with the address.
+	// Expires is a time of CLOCK_MONOTONIC_RAW. Zero: with the address.
 	Expires time.Duration
 }
 
-// A Router makes the routing of addresses. Its errors are a *wire.Error where
-// the client can do something about it.
+// A Router makes the rules and routes of addresses. An error that the client can fix is
+// a *wire.Error.
 type Router interface {
-	// Route returns when the routing stands.
+	// Route returns the table when rules and routes stand.
 	Route(ctx context.Context, r Route) (routing.TableID, error)
-	// Unroute takes it away. It reports whether there was one.
+	// Unroute takes them away. It reports whether there were any.
 	Unroute(ctx context.Context, r Route) (bool, error)
-	// Expire takes away what has expired.
+	// Expire takes away those of leases that have expired.
 	Expire(ctx context.Context)
 }
 
 // Options are what a Server works with. All fields are needed.
 type Options struct {
-	Leases   Leases
-	Kernel   Kernel
-	Router   Router
-	Access   Access
+	Leases Leases
+	Kernel Kernel
+	Router Router
+	Access Access
+	// Families are those that are leased; 0 is that of identifiers.
 	Families []routing.Family
+	// Lifetime is how long a lease lives unless it is renewed.
 	Lifetime time.Duration
-	// Quota is how many tables one user but root may hold.
-	Quota  int
+	// Quota is how many tables one user may hold. Root may hold any number.
+	Quota int
+	// Logger receives refusals and failures. The same one of the same user comes at most
+	// once a minute, with how often it happened.
 	Logger *slog.Logger
-	// Uptime is CLOCK_MONOTONIC_RAW.
+	// Uptime reads the clock of the protocol, CLOCK_MONOTONIC_RAW; see allocator.Uptime.
 	Uptime func() time.Duration
 }
 
@@ -114,8 +119,8 @@ func New(o Options) *Server {
 	}
 }
 
-// Run answers until ctx is done. Sockets that arrive on the channel are served
-// and stay open afterwards: they are their owner's.
+// Run answers until ctx is done, and then returns nil. It serves the sockets that
+// arrive on the channel, and leaves closing them to the caller.
 func (s *Server) Run(ctx context.Context, sockets <-chan *unixgram.Conn) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return s.work(ctx) })

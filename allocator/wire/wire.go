@@ -20,13 +20,13 @@ const (
 	Refusal Command = 3
 )
 
-// Bounds of the protocol, in bytes.
+// Bounds of datagrams and of members of them, in bytes.
 const (
 	MaxRequest    = 1024
 	MaxResponse   = 1024
 	MaxInterface  = 15  // IFNAMSIZ, without its NUL
 	MaxIdentifier = 45  // INET6_ADDRSTRLEN, without its NUL
-	MaxTag        = 127 // what the first server keeps
+	MaxTag        = 127 // the server of version 1 keeps no more
 
 	// What a client of version 1 reads is one byte less than its buffer of 254.
 	maxResponse1 = 253
@@ -45,7 +45,7 @@ type Request struct {
 	Transaction uint32
 	Routing     bool
 	Hold        bool
-	Table       routing.TableID // 0: the client does not remember any
+	Table       routing.TableID // the number that the client has had; 0 for none
 }
 
 // A Response answers a Request.
@@ -59,8 +59,8 @@ type Response struct {
 	Transaction uint32
 	Routing     bool
 
-	// Refused says why there is no table; then only Version and Transaction
-	// are of interest besides.
+	// Refused says why there is no table. Of the other fields only Version and
+	// Transaction count then.
 	Refused *Error
 }
 
@@ -69,28 +69,29 @@ type Code string
 
 // The codes of refusals. A client must expect others from a newer server.
 const (
-	Malformed   Code = "malformed"
-	TooLong     Code = "too-long"
-	BadVersion  Code = "version"
-	BadCommand  Code = "command"
-	BadFamily   Code = "family"
-	BadAddress  Code = "address"
-	NoInterface Code = "interface"
-	Exhausted   Code = "exhausted"
-	Quota       Code = "quota"
-	NotYours    Code = "not-yours"
-	NotAllowed  Code = "not-allowed"
-	Database    Code = "database"
-	Kernel      Code = "kernel"
-	Busy        Code = "busy"
+	Malformed   Code = "malformed"   // the datagram is not one JSON object of the protocol
+	TooLong     Code = "too-long"    // the datagram or a member is longer than its bound
+	BadVersion  Code = "version"     // the version is neither 1 nor 2
+	BadCommand  Code = "command"     // the command is neither lease nor release
+	BadFamily   Code = "family"      // the family is unknown, or not leased here
+	BadAddress  Code = "address"     // the address is none of the family
+	NoInterface Code = "interface"   // the interface is missing, or does not have the address
+	Exhausted   Code = "exhausted"   // every table of the range is in use
+	Quota       Code = "quota"       // the user holds as many tables as one user may
+	NotYours    Code = "not-yours"   // the lease is another user's
+	NotAllowed  Code = "not-allowed" // the user may not lease tables
+	Database    Code = "database"    // the lease could not be written to the disk
+	Kernel      Code = "kernel"      // the kernel could not be read
+	Busy        Code = "busy"        // too many requests wait
 )
 
-// An Error is a refusal.
+// An Error is a refusal. The text says how to fix the cause.
 type Error struct {
 	Code Code
 	Text string // for people
 }
 
+// Error is the text with the code in brackets.
 func (e *Error) Error() string { return e.Text + " (" + string(e.Code) + ")" }
 
 // Temporary tells whether the same request may succeed in a moment.

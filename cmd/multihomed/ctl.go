@@ -9,7 +9,7 @@ import (
 	"multihomed/internal/cli"
 )
 
-// runCtl shows what multihomed makes of the links of this host, and takes it away again.
+// runCtl is the administrator's tool.
 func runCtl(c call) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -52,7 +52,7 @@ func runDaemon(c call) int {
 		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help%s\n", text, c.hint)
 		return daemon.ExitUsage
 	case flags.NArg() > 0:
-		text := fmt.Sprintf("multihomed takes no argument, and %q is one", flags.Arg(0))
+		text := fmt.Sprintf("multihomed takes no arguments, and got %q", flags.Arg(0))
 		if suggest.For(flags.Arg(0), []string{"status", "flush", "config", "lease", "report"}) != "" {
 			text += "; did you mean multihomectl " + flags.Arg(0) + "?"
 		}
@@ -79,11 +79,11 @@ func runDaemon(c call) int {
 	return daemon.ExitStatus(err)
 }
 
-// checked says what is wrong with a configuration file. systemd calls it before a
-// reload (ExecReload=), which fails with it.
+// checked prints what is wrong with a configuration file. ExecReload= of the unit calls it
+// first, so that a bad file fails the reload.
 func checked(path string, stderr io.Writer) int {
 	if _, err := config.Load(path); err != nil {
-		// A mark for the journal (sd-daemon(3)), where that reads it.
+		// The level of the line for the journal (sd-daemon(3)).
 		mark := ""
 		if os.Getenv("JOURNAL_STREAM") != "" {
 			mark = "<3>"

@@ -25,14 +25,14 @@ const dispatcherHelp = `usage: multihomed-dispatcher INTERFACE ACTION   called b
        multihomed-dispatcher CALLER             called by the hooks of ifupdown, dhclient, dhcpcd or udev
        multihomed-dispatcher --help | --version
 
-It is a hook, called with what happened in the environment, and tells the daemon. Where
-that does not run it brings the routing in order itself, unless multihomed.service is
-disabled or masked, or multihomed is switched off. See multihomed-dispatcher(8).
+It is a hook: its environment says what happened, and it tells the daemon. If the daemon
+does not run, it repairs the routing itself, unless multihomed.service is disabled or
+masked, or multihomed is switched off. See multihomed-dispatcher(8).
 `
 
 // runDispatcher is called when something happens to an interface: by NetworkManager's
 // dispatcher, by ifupdown, by the scripts of DHCP clients and by udev. It tells the
-// daemon, and where there is none it brings the host in order itself.
+// daemon, and without a daemon it repairs the routing itself.
 func runDispatcher(c call) int {
 	args, stderr := c.args, os.Stderr
 	if len(args) == 1 && (args[0] == "--version" || args[0] == "-version") {
@@ -48,9 +48,9 @@ func runDispatcher(c call) int {
 	level := new(slog.LevelVar)
 	options := daemon.Options{ConfigPath: config.DefaultPath, Version: version, Level: level}
 	if standin.Is(args) {
-		err := standin.Run(ctx, level, func(ctx context.Context, log *slog.Logger, m handoff.Message, settled func()) error {
+		err := standin.Run(ctx, level, func(ctx context.Context, log *slog.Logger, m handoff.Message, done func()) error {
 			options.Logger = log
-			return daemon.Once(ctx, options, m, daemon.Linger, settled)
+			return daemon.Once(ctx, options, m, daemon.Linger, done)
 		})
 		if errors.Is(err, standin.ErrUsage) {
 			return 2
@@ -64,8 +64,8 @@ func runDispatcher(c call) int {
 		fmt.Fprintf(stderr, "multihomed-dispatcher: %v\n", err)
 		return 2
 	}
-	for _, odd := range happened.Odd {
-		log.LogAttrs(ctx, slog.LevelWarn, "variable ignored, because it makes no sense", slog.String("caller", happened.Caller), slog.String("variable", odd))
+	for _, name := range happened.Odd {
+		log.LogAttrs(ctx, slog.LevelWarn, "variable ignored, because it makes no sense", slog.String("caller", happened.Caller), slog.String("variable", name))
 	}
 	if happened.Effect == dispatcher.Nothing {
 		return 0
@@ -78,23 +78,23 @@ func runDispatcher(c call) int {
 	return daemon.ExitStatus(err)
 }
 
-// deal hands an event over, or sees to it that somebody else deals with it.
+// deal hands an event to the daemon, or starts a stand-in for it.
 func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) error {
-	// A bad file is told of by whoever works with another one.
+	// The daemon or the stand-in reports a bad file.
 	cfg := config.Find(o.ConfigPath).Config
 	o.Level.Set(cfg.LogLevel)
-	// What could not be noted of it may still be seen by others.
+	// The message goes out even if the note fails: the kernel or NetworkManager may know as much.
 	message, noting := note.Note(ctx, cfg.RuntimeDir, happened, time.Now())
 	hung := func(pid int) {
-		o.Logger.LogAttrs(ctx, slog.LevelError, "daemon ended because it did not acknowledge an event; its work is done here until it is back",
+		o.Logger.LogAttrs(ctx, slog.LevelError, "daemon killed because it did not acknowledge an event, standing in for it until it is back",
 			event.Is(event.DaemonHung), slog.Int("pid", pid), slog.Duration("after", handoff.AckTimeout))
 	}
 	if err := handoff.Deliver(ctx, cfg.RuntimeDir, message, hung); !errors.Is(err, handoff.ErrNobody) {
 		return errors.Join(noting, err)
 	}
-	// What was said is noted all the same: it counts when multihomed comes back.
+	// The note is written all the same: the daemon reads it when it starts again.
 	if why := daemon.KeptAway(cfg); why != "" {
-		o.Logger.LogAttrs(ctx, slog.LevelDebug, "nothing is done", slog.String("reason", why))
+		o.Logger.LogAttrs(ctx, slog.LevelDebug, "doing nothing", slog.String("reason", why))
 		return errors.Join(noting, daemon.LetGo(ctx, cfg, o.Logger, why))
 	}
 	if happened.Effect == dispatcher.Removed {

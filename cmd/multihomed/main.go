@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,7 +16,7 @@ import (
 // version is set by the linker.
 var version = "development"
 
-// daemonName is the program's own name, and what it is under a name that nobody knows.
+// daemonName is the name of the installed file. Under an unknown name it is the daemon.
 const daemonName = "multihomed"
 
 // A call is how the program was called.
@@ -43,7 +42,7 @@ func main() {
 	name, known := nameOf(os.Args[0])
 	c := call{args: os.Args[1:]}
 	if !known {
-		c.hint = fmt.Sprintf("; a program called %q is the daemon, and what else it can be has a name of its own: %s",
+		c.hint = fmt.Sprintf("; under the name %q it is the daemon, and its other names are %s",
 			filepath.Base(os.Args[0]), strings.Join(others(), ", "))
 	}
 	os.Exit(programs[name](c))
@@ -53,20 +52,16 @@ func main() {
 // include/linux/namei.h).
 const maxLinks = 40
 
-// nameOf returns the name among programs that a path means. Other names may be
-// symbolic links to one of them, as an administrator makes them: the first link with
-// a known name decides. A path that leads to none means the daemon.
+// nameOf returns the name among programs that a path means. An administrator may have made
+// symbolic links to one of them under other names: the first link with a known name
+// decides. A path that leads to no known name means the daemon.
 func nameOf(path string) (name string, known bool) {
 	// Most calls end here, without a look at the disk.
 	if base := filepath.Base(path); programs[base] != nil {
 		return base, true
 	}
 	if !strings.Contains(path, "/") {
-		found, err := exec.LookPath(path)
-		if err != nil {
-			return daemonName, false
-		}
-		path = found
+		path = inPath(path)
 	}
 	for range maxLinks {
 		target, err := os.Readlink(path)
@@ -74,7 +69,7 @@ func nameOf(path string) (name string, known bool) {
 			return daemonName, false
 		}
 		if !filepath.IsAbs(target) {
-			// Not cleaned: what ".." is only the kernel knows where directories are links too.
+			// Not cleaned: where directories are links, only the kernel knows what ".." is.
 			target = path[:strings.LastIndexByte(path, '/')+1] + target
 		}
 		path = target
@@ -85,7 +80,19 @@ func nameOf(path string) (name string, known bool) {
 	return daemonName, false
 }
 
-// others are the names by which users call what is not the daemon, in order.
+// inPath returns the first file of a name in PATH, where a shell found it, or the name
+// itself.
+func inPath(name string) string {
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 { //nolint:gosec // It is the caller's own PATH.
+			return path
+		}
+	}
+	return name
+}
+
+// others are the names of the other programs that users call, sorted.
 func others() []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(programs)), func(name string) bool {
 		return name == daemonName || !strings.HasPrefix(name, "multihome")

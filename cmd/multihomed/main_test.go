@@ -61,6 +61,24 @@ func TestNames(t *testing.T) {
 	}
 }
 
+// TestNameInPath: a shell passes the name as it was typed, without where it found it.
+func TestNameInPath(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "multihomectl"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("multihomectl", filepath.Join(dir, "mh")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", "/nowhere:"+dir)
+	if name, known := nameOf("mh"); name != "multihomectl" || !known {
+		t.Errorf("%q, %v", name, known)
+	}
+	if name, known := nameOf("mh2"); name != daemonName || known {
+		t.Errorf("%q, %v", name, known)
+	}
+}
+
 // TestNamesAreInstalled: each name that users call is one that `make install` makes.
 func TestNamesAreInstalled(t *testing.T) {
 	t.Parallel()
@@ -93,7 +111,7 @@ func TestUnknownName(t *testing.T) {
 		return string(out), cmd.ProcessState.ExitCode()
 	}
 	out, code := run("wan0", "up")
-	if code != 64 || !strings.Contains(out, `a program called "strange\x1bname" is the daemon`) || !strings.Contains(out, "multihomectl, multihomed-dispatcher") {
+	if code != 64 || !strings.Contains(out, `under the name "strange\x1bname" it is the daemon`) || !strings.Contains(out, "multihomectl, multihomed-dispatcher") {
 		t.Errorf("%d: %s", code, out)
 	}
 	if out, code := run("--version"); code != 0 || out != "multihomed development\n" {

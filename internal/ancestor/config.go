@@ -53,7 +53,7 @@ func ReadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("reading the ancestor's configuration: %w; to fix: name the file with --from", err)
 	}
-	return ParseConfig(path, data)
+	return parseConfig(path, data)
 }
 
 // raw is the file as the ancestor names things.
@@ -73,8 +73,8 @@ type raw struct {
 	LogPath  json.RawMessage `json:"log_path"`
 }
 
-// ParseConfig reads a configuration; name is the file for error messages.
-func ParseConfig(name string, data []byte) (Config, error) {
+// parseConfig reads a configuration; name is the file for error messages.
+func parseConfig(name string, data []byte) (Config, error) {
 	text := blankComments(data)
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	var file raw

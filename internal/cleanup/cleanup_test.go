@@ -244,10 +244,10 @@ func TestAwait(t *testing.T) {
 	}
 }
 
-// TestOutcome: what stands is named with the kernel's reason.
+// TestOutcome: what is left is named with the kernel's reason.
 func TestOutcome(t *testing.T) {
 	o := cleanup.Outcome{Left: []string{"-4 rule 1", "-4 rule 2", "-4 rule 3", "-4 rule 4"}, Refused: []error{unix.EPERM}}
-	if want := "4 of multihomed's objects stand (-4 rule 1; -4 rule 2; -4 rule 3; and 1 more): operation not permitted"; o.Err() == nil || o.Err().Error() != want {
+	if want := "4 objects of multihomed are left (-4 rule 1; -4 rule 2; -4 rule 3; and 1 more): operation not permitted"; o.Err() == nil || o.Err().Error() != want {
 		t.Errorf("%v", o.Err())
 	}
 	o.Refused = nil

@@ -1,9 +1,8 @@
-// Package cleanup finds what is ours in the kernel by itself, and takes it away. It
-// needs neither a configuration nor the database: whoever wants to be rid of
-// multihomed is often one for whom these do not work.
+// Package cleanup finds our objects in the kernel and removes them. It needs neither a
+// configuration nor the database: a user who removes multihomed may have neither in a
+// usable state.
 //
-// What is ours is what [routing.Ownership] says: rules of our protocol on the rungs
-// of the ladder, routes of our protocol in the tables that these rules lead to, in
-// the range of this configuration and in those of earlier ones; and the mark of
-// uplinks, an interface group.
+// [routing.Ownership] says what is ours: rules of our protocol on the rungs of the
+// ladder; routes of our protocol in the tables that these rules lead to, and in the
+// ranges of this configuration and of earlier ones; the interface group of uplinks.
 package cleanup

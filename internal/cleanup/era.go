@@ -4,24 +4,23 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 
+	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 )
 
-// HistoryName is the file in the state directory that says under which
-// configurations objects were made that may still stand.
+// HistoryName is the file in the state directory that lists the configurations whose
+// objects the kernel may still hold.
 const HistoryName = "history.json"
 
-// maxHistory bounds what is read of it.
+// maxHistory bounds that file, in bytes.
 const maxHistory = 1 << 20
 
-// An Era is the part of a configuration by which objects of ours are known: the
-// tables they stand in, and the group of uplinks.
+// An Era is the part of a configuration that identifies our objects: the tables and the
+// group of uplinks.
 type Era struct {
 	First       routing.TableID `json:"first_table"`
 	Last        routing.TableID `json:"last_table"`
@@ -36,8 +35,8 @@ func EraOf(p routing.Policy) Era {
 // Tables is the range of an era.
 func (e Era) Tables() routing.TableRange { return routing.TableRange{First: e.First, Last: e.Last} }
 
-// sound reports whether an era can be one of ours: the kernel's own tables never
-// were, no group is 0, and no configuration allows more tables.
+// sound reports whether an era can be ours: we never use the kernel's own tables or group 0,
+// and no configuration allows more tables.
 func (e Era) sound() bool {
 	return e.First > 0 && e.Last >= e.First && e.Last-e.First < maxTables &&
 		(e.First > routing.TableLocal || e.Last < routing.TableDefault) && e.UplinkGroup != 0
@@ -46,19 +45,14 @@ func (e Era) sound() bool {
 // maxTables is more than a configuration may ask for.
 const maxTables = 1 << 20
 
-// ReadEras reads which configurations there were, the last one last; none if no
+// ReadEras reads the configurations in the history, the last one last. It returns none if no
 // daemon ever ran with this state directory.
 func ReadEras(state string) ([]Era, error) {
 	path := filepath.Join(state, HistoryName)
-	f, err := os.Open(path)
+	data, err := fsutil.ReadFile(path, maxHistory)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading earlier configurations: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxHistory))
 	if err != nil {
 		return nil, fmt.Errorf("reading earlier configurations: %w", err)
 	}
@@ -78,10 +72,10 @@ func ReadEras(state string) ([]Era, error) {
 func WriteEras(state string, eras []Era) error {
 	data, err := json.Marshal(eras)
 	if err != nil {
-		return fmt.Errorf("writing down the configuration: %w", err)
+		return fmt.Errorf("recording the configuration: %w", err)
 	}
 	if err := ownership.WriteFile(filepath.Join(state, HistoryName), append(data, '\n'), 0o644); err != nil {
-		return fmt.Errorf("writing down the configuration: %w", err)
+		return fmt.Errorf("recording the configuration: %w", err)
 	}
 	return nil
 }

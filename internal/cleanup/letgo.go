@@ -9,9 +9,9 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// LetGo removes the rules that answer "unreachable" and nothing else, because nobody
-// maintains the routing any more ([Options.Unreachable]). Left counts the rules of ours
-// that stay. An error says that the kernel could not be read, or refused.
+// LetGo removes only the rules that answer "unreachable", because nobody maintains the
+// routing any more ([Options.Unreachable]). Left counts our rules that stay. An error says
+// that the kernel could not be read, or refused a deletion.
 func LetGo(ctx context.Context) (done Outcome, left int, err error) {
 	r, err := Open(ctx, Options{Unreachable: true})
 	if err != nil {
@@ -19,14 +19,14 @@ func LetGo(ctx context.Context) (done Outcome, left int, err error) {
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	if done, err = r.Remove(ctx); err == nil {
-		// What comes back is the work of somebody who maintains it.
+		// Rules that come back are no error: then somebody maintains the routing.
 		err = errors.Join(done.Refused...)
 	}
 	return done, r.Rules(), err
 }
 
 // Guards reports whether the kernel holds a rule of ours that answers "unreachable". It
-// reads the rules and nothing else.
+// reads only the rules.
 func Guards(ctx context.Context) (bool, error) {
 	rules, err := kernel.ReadRules(ctx)
 	return slices.ContainsFunc(rules, func(r routing.Rule) bool {

@@ -7,16 +7,16 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// A link tells the objects of one interface from those of the others, by what
-// stands: rules for the device and routes through it name its tables, the rules to
-// these its sources and networks. What was learned is kept, because what it was
-// learned from goes first.
+// A link tells the objects of one interface from those of the others by the kernel's
+// state: rules for the device and routes through it name its tables, and the rules that
+// lead there name its sources and networks. It remembers what it learned, because the
+// objects that taught it are deleted first.
 type link struct {
 	// name is empty for all interfaces.
 	name  string
 	index int
-	// alone says that no other interface has anything: what all share goes too.
-	alone    bool
+	// isLast says that no other interface has objects: the shared ones go too.
+	isLast   bool
 	tables   map[routing.TableID]struct{}
 	sources  map[netip.Prefix]struct{}
 	networks map[netip.Prefix]struct{}
@@ -37,8 +37,7 @@ func (l *link) learn(k *kernel.State) {
 	if index, exists := k.IndexOf(l.name); exists {
 		l.index = index
 	}
-	// A rule for another device says that a table is not this one's, whatever
-	// leads through it.
+	// A table that a rule for another device names is not this one's, whatever its routes.
 	others := map[routing.TableID]struct{}{}
 	for r := range k.Rules() {
 		if t, leads := r.LeadsTo(); leads && r.OIF == l.name {
@@ -53,7 +52,7 @@ func (l *link) learn(k *kernel.State) {
 		}
 	}
 	shared := map[netip.Prefix]struct{}{}
-	l.alone = true
+	l.isLast = true
 	for r := range k.Rules() {
 		t, leads := r.LeadsTo()
 		if !leads {
@@ -64,7 +63,7 @@ func (l *link) learn(k *kernel.State) {
 			note(l.networks, r.To)
 			continue
 		}
-		l.alone = false
+		l.isLast = false
 		note(shared, r.From)
 		note(shared, r.To)
 	}
@@ -87,7 +86,7 @@ func (l *link) has(op routing.Op) bool {
 	case l.name == "":
 		return true
 	case op.Verb == routing.DeleteRule:
-		return l.alone || l.hasRule(op.Rule)
+		return l.isLast || l.hasRule(op.Rule)
 	case op.Verb == routing.DeleteRoute:
 		_, own := l.tables[op.Route.Table]
 		return own || op.Route.Device == l.index
@@ -105,7 +104,7 @@ func (l *link) hasRule(r routing.Rule) bool {
 		return own
 	}
 	if r.Action == routing.ActionGoto && r.IIF != routing.Loopback && r.IIF != routing.LoopbackAlias {
-		return false // A lift serves all.
+		return false // A lift serves all links.
 	}
 	if _, own := l.sources[r.From]; own {
 		return true

@@ -13,25 +13,25 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// Options say what is known of configurations; the zero value will do.
+// Options say what is known of configurations. The zero value is valid.
 type Options struct {
-	// Tables are the range of the configuration, that of no configuration if zero.
+	// Tables are the range of the configuration, zero for the default range.
 	Tables routing.TableRange
 	// Eras are the earlier configurations.
 	Eras []Era
-	// Group is the group of uplinks as the configuration says, 0 if it cannot be
-	// told. Then the groups count that rules of ours name, unless Eras do.
+	// Group is the group of uplinks in the configuration, 0 if it is unknown. Then the
+	// groups of Eras count, and without Eras those that our rules name.
 	Group uint32
 	// Link limits everything to one interface.
 	Link string
 	// Unreachable limits everything to the rules that answer "unreachable", at their own
 	// priority and where they are repeated. It is the last step when nobody maintains
-	// the routing any more: the host then routes as without us wherever a table of ours
-	// empties, and the next pass of the daemon puts them back.
+	// the routing any more: where a table of ours becomes empty the host then routes as
+	// without us. The next pass of the daemon restores them.
 	Unreachable bool
 }
 
-// Remains is what stands of ours, as the kernel has it. Create it with Open.
+// Remains are our objects in the kernel. Create it with Open.
 type Remains struct {
 	options Options
 	mirror  *kernel.Mirror
@@ -60,7 +60,7 @@ func Open(ctx context.Context, o Options) (*Remains, error) {
 		if len(more) == 0 {
 			return r, nil
 		}
-		// Rules of ours name tables that no configuration names.
+		// Our rules name tables that no configuration names.
 		former = append(former, more...)
 		if err := r.Close(); err != nil {
 			return nil, err
@@ -76,7 +76,7 @@ func open(ctx context.Context, o Options, former []routing.TableRange) (*Remains
 		return nil, err
 	}
 	r := &Remains{options: o, mirror: mirror, groups: map[uint32]struct{}{}, link: newLink(o.Link)}
-	// Without a group, nobody's plan says nothing of groups.
+	// This planner has no links and no group, so its plan is empty and leaves groups alone.
 	r.nobody = routing.NewPlanner(routing.Policy{Tables: o.Tables})
 	if r.writer, err = mirror.OpenWriter(); err == nil {
 		err = r.read(ctx)
@@ -92,8 +92,7 @@ func (r *Remains) read(ctx context.Context) error {
 	if err := r.mirror.Sync(ctx); err != nil {
 		return err
 	}
-	// Main may have a million routes: only what leads where some of ours stand is
-	// of interest.
+	// Main may have a million routes: read only those of devices that our tables use.
 	routes, err := r.mirror.StandIns(ctx)
 	if err != nil || len(routes) == 0 {
 		return err
@@ -105,8 +104,7 @@ func (r *Remains) read(ctx context.Context) error {
 	return r.mirror.SetInterest(ctx, interests)
 }
 
-// elsewhere are the tables that rules of ours lead to and that are not known as
-// ours.
+// elsewhere returns the tables that our rules lead to and that no range covers.
 func (r *Remains) elsewhere() []routing.TableRange {
 	found := map[routing.TableID]struct{}{}
 	r.mirror.View(func(k *kernel.State) {
@@ -127,8 +125,8 @@ func (r *Remains) elsewhere() []routing.TableRange {
 	return out
 }
 
-// findGroups notes which interface groups mark our uplinks. A group that rules name
-// may be one that the administrator made, and is ours only if nobody knows better.
+// findGroups notes which interface groups mark our uplinks. A group that our rules name may
+// be the administrator's, so it counts only if neither configuration nor history names one.
 func (r *Remains) findGroups(k *kernel.State) {
 	if r.options.Group != 0 {
 		r.groups[r.options.Group] = struct{}{}
@@ -147,7 +145,7 @@ func (r *Remains) findGroups(k *kernel.State) {
 	r.groups[routing.DefaultPolicy().UplinkGroup] = struct{}{}
 }
 
-// Close lets go of the kernel.
+// Close closes the sockets to the kernel.
 func (r *Remains) Close() error {
 	var err error
 	if r.writer != nil {
@@ -156,7 +154,7 @@ func (r *Remains) Close() error {
 	return errors.Join(err, r.mirror.Close())
 }
 
-// Mirror is how the kernel is seen.
+// Mirror is the mirror of the kernel that Open made.
 func (r *Remains) Mirror() *kernel.Mirror { return r.mirror }
 
 // Stands reports whether the kernel holds any rule of ours.
@@ -168,7 +166,7 @@ func Stands(ctx context.Context) (bool, error) {
 	return r.Rules() > 0, r.Close()
 }
 
-// Rules counts the rules of ours, whatever the options.
+// Rules counts our rules, whatever the options.
 func (r *Remains) Rules() (n int) {
 	r.mirror.View(func(k *kernel.State) {
 		for range k.Rules() {
@@ -186,8 +184,8 @@ func (r *Remains) has(op routing.Op) bool {
 	return r.link.has(op)
 }
 
-// Left is what stands of ours: the way from there to nothing, in the order in which
-// no packet strays.
+// Left returns the deletions that remove our objects, in an order in which no packet leaves
+// by another link.
 func (r *Remains) Left() []routing.Op {
 	var ops []routing.Op
 	r.mirror.View(func(k *kernel.State) {
@@ -206,7 +204,7 @@ func (r *Remains) Left() []routing.Op {
 	return ops
 }
 
-// Text is the object of an operation in the words of iproute2.
+// Text is the object of an operation as iproute2 writes it.
 func (r *Remains) Text(op routing.Op) string {
 	name := func(index int) string {
 		out := fmt.Sprintf("if%d", index)
@@ -233,7 +231,7 @@ func (r *Remains) Text(op routing.Op) string {
 	}
 }
 
-// printable keeps the name of an interface from writing to a terminal.
+// printable replaces bytes in the name of an interface that would control a terminal.
 func printable(text string) string {
 	return strings.Map(func(c rune) rune {
 		if c < ' ' || c == 0x7f || c == '�' {

@@ -10,22 +10,22 @@ import (
 	"multihomed/routing"
 )
 
-// rounds is how often what somebody else adds meanwhile is removed too.
+// rounds bounds how often Remove repeats because somebody else adds objects.
 const rounds = 3
 
 // An Outcome is what was removed, and what was not.
 type Outcome struct {
-	// Removed are the objects in the words of iproute2, in order.
+	// Removed are the objects as iproute2 writes them, in order.
 	Removed []string
 	// Rules, Routes and Groups count them.
 	Rules, Routes, Groups int
-	// Left are objects that stand all the same.
+	// Left are the objects that are still in the kernel.
 	Left []string
 	// Refused are the kernel's reasons, of the last attempt.
 	Refused []error
 }
 
-// Err says what stands and why, nil if nothing does.
+// Err says what is left and why, nil if nothing is left.
 func (o Outcome) Err() error {
 	if len(o.Left) == 0 {
 		return nil
@@ -36,13 +36,13 @@ func (o Outcome) Err() error {
 		what += fmt.Sprintf("; and %d more", more)
 	}
 	if len(o.Refused) > 0 {
-		return fmt.Errorf("%d of multihomed's objects stand (%s): %w", len(o.Left), what, o.Refused[0])
+		return fmt.Errorf("%d objects of multihomed are left (%s): %w", len(o.Left), what, o.Refused[0])
 	}
-	return fmt.Errorf("%d of multihomed's objects stand, because somebody keeps adding them: %s", len(o.Left), what)
+	return fmt.Errorf("%d objects of multihomed are left, because somebody keeps adding them: %s", len(o.Left), what)
 }
 
-// Remove takes away what stands. What comes meanwhile is taken away too; an error
-// says that the kernel could not be read.
+// Remove removes our objects, and those that are added meanwhile. An error says that the
+// kernel could not be read; the outcome says what it refused.
 func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
 	var out Outcome
 	for range rounds {
@@ -52,8 +52,8 @@ func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
 		ops := r.Left()
 		if len(ops) == 0 {
 			if r.options.Link == "" {
-				// A daemon that was killed may have left it. Who may not change routing sees
-				// nothing of ours here, and is not told of a name.
+				// A daemon that was killed may have left the alias. Without the right to
+				// change routing this fails, and nothing else was there to remove.
 				_ = r.writer.ForgetAlias(ctx)
 			}
 			return out, nil
@@ -77,12 +77,12 @@ func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
 	return out, nil
 }
 
-// again is how often everything is read anew while somebody else is waited for:
-// the kernel does not tell of the group of an interface that is down.
+// again is how often Await reads everything anew: the kernel does not announce the group of
+// an interface that is down.
 const again = time.Second
 
-// Await waits until nothing of ours stands: somebody else takes it away. When ctx
-// ends first, it returns what stands.
+// Await waits until somebody else has removed our objects. If ctx is done first, it returns
+// the deletions that are left.
 func (r *Remains) Await(ctx context.Context) (left []routing.Op, err error) {
 	following, cancel := context.WithCancel(ctx)
 	followed := make(chan error, 1)

@@ -21,10 +21,10 @@ import (
 // Exit statuses.
 const (
 	exitOK = 0
-	// exitProblem: status found something not in force or an error; another
-	// command could not do what it was asked for.
+	// exitProblem: status found something that is not active, or an error; another
+	// command failed.
 	exitProblem = 1
-	// exitUsage: the command line makes no sense, or the host cannot be read.
+	// exitUsage: the command line is wrong, or the host cannot be read.
 	exitUsage = 2
 )
 
@@ -40,8 +40,7 @@ type Program struct {
 	Env func(string) string
 }
 
-// An exitError ends the program with a status. Without an error inside nothing
-// more is said.
+// An exitError ends the program with a status. Without an error inside nothing is printed.
 type exitError struct {
 	status int
 	err    error
@@ -58,12 +57,12 @@ func (e *exitError) Unwrap() error { return e.err }
 
 // Run runs the program and returns its exit status.
 func (p Program) Run(ctx context.Context, args []string) int {
-	// Whatever else there is, and whatever is wrong with it.
+	// --version wins over everything else, mistakes included.
 	if slices.Contains(beforeDashes(args), "--version") {
 		args = []string{"version"}
 	}
 	root := p.command()
-	root.SetArgs(append([]string{}, args...)) // Of nil, cobra makes the arguments of this process.
+	root.SetArgs(append([]string{}, args...)) // cobra would replace nil by os.Args.
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitOK
@@ -105,11 +104,11 @@ func (p Program) command() *cobra.Command {
 		Use:   "multihomectl",
 		Short: "look after the routing of a host with several links",
 		Long: `multihomectl shows what multihomed makes of the links of this host: which routing
-table each one has, what is in force, what is wrong and how to fix it. It leases tables
-for what NetworkManager does not know, and it can take all of it away again.`,
-		Example: `  multihomectl status            how the host stands
+table each one has, what is active, what is wrong and how to fix it. It leases tables
+for interfaces that NetworkManager does not manage, and it can remove everything again.`,
+		Example: `  multihomectl status            links, tables and problems of the host
   multihomectl status wan0 -v    every rule and route of one link, with its reason
-  multihomectl config            the configuration in force`,
+  multihomectl config            the active configuration`,
 		SilenceUsage: true, SilenceErrors: true,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -142,8 +141,8 @@ func (a *app) version() *cobra.Command {
 	}
 }
 
-// load reads the configuration. Where the file is bad, what the daemon would use
-// instead serves, and that is said.
+// load reads the configuration. If the file is bad it says so, and returns what the daemon
+// would use instead.
 func (a *app) load() config.Config {
 	loaded := a.find()
 	if loaded.Fault != nil {
@@ -152,10 +151,10 @@ func (a *app) load() config.Config {
 	return loaded.Config
 }
 
-// find is load for who shows the fault himself.
+// find is load for callers that report the fault themselves.
 func (a *app) find() config.Loaded { return config.Find(a.configPath) }
 
-// narrow is the width of what is not a terminal.
+// narrow is the width of output that is not a terminal.
 const narrow = 80
 
 // widest is the width beyond which lines of text are hard to read.

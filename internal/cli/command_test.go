@@ -61,12 +61,12 @@ func TestCommands(t *testing.T) {
 		{"check", []string{"config", "check", sound}, 0, sound + " is sound\n", ""},
 		{"check of what is wrong", []string{"config", "check", wrong}, 1, "", ":1: uplink_grup: unknown key"},
 		{"check of nothing", []string{"config", "check", missing}, 2, "", "there is no file " + missing},
-		{"check of the defaults", []string{"config", "check", "--config", missing}, 0, "the defaults are in force", ""},
+		{"check of the defaults", []string{"config", "check", "--config", missing}, 0, "the defaults are active", ""},
 		{"status in colours there are not", []string{"status", "--color=green"}, 2, "", `--color is "green"; it may be auto, always or never`},
 		{"no such command", []string{"stauts"}, 2, "", `there is no command "stauts"; did you mean status?; see multihomectl --help`},
 		{"no such command of a command", []string{"config", "chek"}, 2, "", `there is no command "config chek"; did you mean check?`},
 		{"no such shell", []string{"completion", "bsh"}, 2, "", `there is no command "completion bsh"; did you mean bash?`},
-		{"an argument of a completion", []string{"completion", "bash", "x"}, 2, "", `multihomectl completion bash takes no argument, and "x" is one; see multihomectl completion bash --help`},
+		{"an argument of a completion", []string{"completion", "bash", "x"}, 2, "", `multihomectl completion bash takes no arguments, and got "x"; see multihomectl completion bash --help`},
 		{"a link to nothing", []string{"config", "check", dangling}, 1, "", "is a symbolic link to /nonexistent/mount/m.toml, which does not exist"},
 		{"no such help", []string{"help", "staus"}, 2, "", `there is no command "staus"; did you mean status?`},
 		{"version of any", []string{"status", "--version"}, 0, "multihomectl 1.2.3\n", ""},
@@ -78,7 +78,7 @@ func TestCommands(t *testing.T) {
 		{"one of two is missing", []string{"lease", "-i", "wan0"}, 2, "", "--address or --id is needed"},
 		{"two that exclude each other", []string{"lease", "-i", "wan0", "-a", "192.0.2.1", "--id", "x"}, 2, "", "--address and --id cannot go together"},
 		{"no such flag", []string{"status", "--jsn"}, 2, "", "there is no flag --jsn; did you mean --json?; see multihomectl status --help"},
-		{"too many arguments", []string{"flush", "wan0"}, 2, "", `multihomectl flush takes no argument, and "wan0" is one`},
+		{"too many arguments", []string{"flush", "wan0"}, 2, "", `multihomectl flush takes no arguments, and got "wan0"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out, stderr, status := run(t, c.args...)

@@ -18,10 +18,10 @@ func (a *app) config() *cobra.Command {
 	var reference bool
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "print the configuration in force, or check one",
-		Long: `Print the configuration that the daemon has when it reads its file now: what the
+		Short: "print the active configuration, or check one",
+		Long: `Print the configuration that the daemon would have if it read its file now: what the
 file says, and the defaults for the rest. The output is itself a configuration file.`,
-		Example: `  multihomectl config                 what is in force
+		Example: `  multihomectl config                 what is active
   multihomectl config --reference     every key, explained
   multihomectl config check new.toml  before it is installed`,
 		Args: noArguments,
@@ -37,15 +37,15 @@ file says, and the defaults for the rest. The output is itself a configuration f
 	cmd.AddCommand(&cobra.Command{
 		Use:   "check [FILE]",
 		Short: "check a configuration file without using it",
-		Long: `Check a configuration file, by default the one in force. The exit status is 0 if it
-is sound and 1 if not.`,
+		Long: `Check a configuration file, by default the active one. The exit status is 0 if it is
+valid and 1 if not.`,
 		Args: atMostOne,
 		RunE: func(_ *cobra.Command, args []string) error { return a.check(args) },
 	})
 	return cmd
 }
 
-// printConfig prints what is in force. Where the file is bad the exit status is 1.
+// printConfig prints what is active. If the file is bad the exit status is 1.
 func (a *app) printConfig() error {
 	loaded := a.find()
 	from := a.configPath
@@ -73,7 +73,7 @@ func (a *app) check(args []string) error {
 		if len(args) > 0 {
 			return &exitError{exitUsage, fmt.Errorf("there is no file %s", path)}
 		}
-		_, err := fmt.Fprintf(a.Out, "%s is not there: the defaults are in force\n", path)
+		_, err := fmt.Fprintf(a.Out, "%s does not exist: the defaults are active\n", path)
 		return err
 	}
 	if _, err := config.Load(path); err != nil {

@@ -12,13 +12,13 @@ import (
 	"multihomed/internal/unitfile"
 )
 
-const emergencyHelp = `Take away the rules of multihomed that answer "unreachable", so that the host routes as
+const emergencyHelp = `Remove the rules of multihomed that answer "unreachable", so that the host routes as
 without it wherever a routing table of a link is empty. multihomed-failed.service runs
-this when multihomed has failed for good. All other rules stay; a multihomed that runs
-puts back what this takes away. With --if-unwanted, for ExecStopPost= of the service, it
-does so only where multihomed.service is disabled or masked.
+this when multihomed has failed for good. All other rules stay. A running multihomed
+restores what this removes. With --if-unwanted, for ExecStopPost= of the service, it
+does so only if multihomed.service is disabled or masked.
 
-It asks neither the configuration nor the database nor NetworkManager.`
+It needs neither the configuration nor the database nor NetworkManager.`
 
 // Levels of lines in the journal (sd-daemon(3)).
 const (
@@ -26,7 +26,7 @@ const (
 	warning = "<4>"
 )
 
-// journal marks a line with its level for the journal, where that reads it.
+// journal returns the level as a prefix if the journal reads the line, else nothing.
 func (a *app) journal(level string) string {
 	if a.Env("JOURNAL_STREAM") != "" {
 		return level
@@ -75,7 +75,7 @@ func (a *app) emergency() *cobra.Command {
 
 func unfinished(err error) error {
 	if err != nil {
-		return &exitError{exitProblem, fmt.Errorf("not all could be removed: %w", err)}
+		return &exitError{exitProblem, fmt.Errorf("some rules could not be removed: %w", err)}
 	}
 	return nil
 }

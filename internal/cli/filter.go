@@ -21,7 +21,7 @@ func (f filter) link(l Link) bool {
 		slices.ContainsFunc(l.Unused, f.address)
 }
 
-// name compares with a name that is escaped; people may write it either way.
+// name compares with an escaped name; the word may be written either way.
 func (f filter) name(name string) bool {
 	if string(f) == name || string(f) == escape.Original(name) {
 		return true
@@ -49,8 +49,8 @@ func (f filter) address(a Address) bool {
 	return ip.WithZone("") == a.Address
 }
 
-// restrict leaves only some interfaces in a status, and what is said of the whole host.
-// The counts are of what is left.
+// restrict leaves only some interfaces in a status, with the facts of the whole host. It
+// counts again.
 func restrict(s *Status, only []string) error {
 	if len(only) == 0 {
 		return nil
@@ -89,7 +89,7 @@ func restrict(s *Status, only []string) error {
 	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })
 	s.Others = slices.DeleteFunc(s.Others, func(o Other) bool { return other(o.Interface) })
 	s.Problems = slices.DeleteFunc(s.Problems, func(p Problem) bool { return p.Link != "" && other(p.Link) })
-	// What serves all links is not asked for.
+	// Objects that serve all links were not asked for.
 	s.Shared, s.InForce = []Object{}, Count{}
 	for _, l := range s.Links {
 		s.InForce.Add(l.InForce)

@@ -17,10 +17,10 @@ func TestShowOnly(t *testing.T) {
 		total         string
 		unknownWord   bool
 	}{
-		{words: []string{"wan0"}, shown: []string{"wan0 uplink"}, total: "16 of 16 rules and routes in force, on 1 link", hidden: []string{"wwan0", "lan0", "for all links", "docker0"}},
-		{words: []string{"w*"}, shown: []string{"wan0 uplink", "wwan0 uplink", "wg0"}, total: "24 of 24 rules and routes in force, on 2 links", hidden: []string{"lan0"}},
-		{words: []string{"Office", "10.120.4.9"}, shown: []string{"wwan0 uplink", "lan0 local"}, total: "12 of 12 rules and routes in force, on 2 links", hidden: []string{"wan0 uplink"}},
-		{words: []string{"10001"}, shown: []string{"wan0 uplink"}, total: "16 of 16 rules and routes in force, on 1 link", hidden: []string{"lan0"}},
+		{words: []string{"wan0"}, shown: []string{"wan0 uplink"}, total: "16 of 16 rules and routes active, on 1 link", hidden: []string{"wwan0", "lan0", "for all links", "docker0"}},
+		{words: []string{"w*"}, shown: []string{"wan0 uplink", "wwan0 uplink", "wg0"}, total: "24 of 24 rules and routes active, on 2 links", hidden: []string{"lan0"}},
+		{words: []string{"Office", "10.120.4.9"}, shown: []string{"wwan0 uplink", "lan0 local"}, total: "12 of 12 rules and routes active, on 2 links", hidden: []string{"wan0 uplink"}},
+		{words: []string{"10001"}, shown: []string{"wan0 uplink"}, total: "16 of 16 rules and routes active, on 1 link", hidden: []string{"lan0"}},
 		{words: []string{"docker0"}, shown: []string{"docker0"}, hidden: []string{"wan0", "there are no links"}},
 		{words: []string{"wan9"}, unknownWord: true},
 	} {

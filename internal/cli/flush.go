@@ -28,17 +28,17 @@ import (
 )
 
 const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its mark (an
-interface group) from the uplinks. What is not ours stays, also in our tables. After
-it, all traffic follows the main table as it would without multihomed; routes that
+interface group) from the uplinks. Objects of others stay, also in our tables. After
+that, all traffic follows the main table as it would without multihomed; routes that
 were moved out of it are put back.
 
-It needs neither a configuration nor the database: what is ours is found in the kernel.
-The daemon must not be running: it would put everything back. So does a hook at the next
-event of a link, unless the service is disabled or masked; multihomectl off lasts. The leases stay, so
-that every link gets the same table again. Flushing twice does nothing more.
+It needs neither a configuration nor the database: it finds our objects in the kernel.
+The daemon must not be running: it would restore everything. So does a hook at the next
+event of a link, unless the service is disabled or masked. multihomectl off lasts. The
+leases stay, so that every link gets the same table again. Flushing twice does no harm.
 
 On a terminal it asks first, unless --yes is given; in a script it asks nothing. The
-exit status is 1 if something of ours still stands, and it says what and why.`
+exit status is 1 if something is left, and it says what and why.`
 
 func (a *app) flush() *cobra.Command {
 	var yes, verbose bool
@@ -56,23 +56,23 @@ func (a *app) flush() *cobra.Command {
 	return cmd
 }
 
-// salvage reads the configuration for a command that works without one. What is
-// wrong with it is said in one line.
+// salvage reads the configuration for a command that works without one. It reports a bad
+// file in one line.
 func (a *app) salvage() (cfg config.Config, sound bool) {
 	cfg, err := config.Salvage(a.configPath)
 	if err != nil {
 		first, _, _ := strings.Cut(err.Error(), "\n")
-		fmt.Fprintf(a.Err, "multihomectl: the configuration cannot be used (%s); going by what stands in the kernel\n", first)
+		fmt.Fprintf(a.Err, "multihomectl: the configuration cannot be used (%s); going by the objects in the kernel\n", first)
 	}
 	return cfg, err == nil
 }
 
-// look for what is ours, of one link or of all.
+// remains finds our objects, of one link or of all.
 func (a *app) remains(ctx context.Context, cfg config.Config, sound bool, link string) (*cleanup.Remains, error) {
 	o := cleanup.Options{Tables: cfg.Tables, Link: link}
 	eras, err := cleanup.ReadEras(cfg.StateDir)
 	if err != nil {
-		fmt.Fprintf(a.Err, "multihomectl: %v; going by what stands in the kernel\n", err)
+		fmt.Fprintf(a.Err, "multihomectl: %v; going by the objects in the kernel\n", err)
 	}
 	o.Eras = eras
 	if sound || cfg.UplinkGroup != config.Default().UplinkGroup {
@@ -92,8 +92,8 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 	for _, err := range errs {
 		fmt.Fprintln(a.Err, err)
 	}
-	// Where nothing stands, nothing is asked for: neither a right nor the lock. A
-	// package is also removed in containers that have neither.
+	// If there is nothing to remove, neither the right nor the lock is needed: packages are
+	// also removed in containers that have neither.
 	planned, out := r.Left(), hooks.Moved()
 	if able, err := rights.NetAdmin(); err != nil {
 		return &exitError{exitProblem, err}
@@ -110,7 +110,7 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 	}
 	if len(planned)+len(out) == 0 {
 		a.forgetNames(cfg)
-		_, err := fmt.Fprintln(a.Out, "nothing of multihomed stands")
+		_, err := fmt.Fprintln(a.Out, "nothing of multihomed is left")
 		return err
 	}
 	if !yes && !a.confirmed(r.Summary(planned)) {
@@ -125,24 +125,23 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 	return err
 }
 
-// forgetNames removes the names of the tables, of which none is left. Who may not is
-// told by flush itself, where there is something to remove.
+// forgetNames removes the names of the tables. It ignores a missing permission: flush itself
+// reports that if there is something to remove.
 func (a *app) forgetNames(cfg config.Config) {
 	if err := rttables.Remove(cfg.RuntimeDir); err != nil && !errors.Is(err, fs.ErrPermission) {
 		fmt.Fprintf(a.Err, "multihomectl: %v\n", err)
 	}
 }
 
-// comesBack says that a flush does not last, where it does not.
+// comesBack says what undoes a flush, if something does.
 func comesBack(cfg config.Config) string {
 	if daemon.KeptAway(cfg) != "" {
 		return ""
 	}
-	return "; a hook puts the routing back at the next event of a link, or multihomed when it starts; to keep it away: multihomectl off"
+	return "; a hook restores the routing at the next event of a link, and multihomed when it starts; to prevent that: multihomectl off"
 }
 
-// takeAway puts back what was moved out of main, and removes what stands. Its caller
-// holds the lock.
+// takeAway puts routes back into main, and removes our objects. Its caller holds the lock.
 func (a *app) takeAway(ctx context.Context, cfg config.Config, r *cleanup.Remains, out []hookstate.Config, verbose bool) (cleanup.Outcome, error) {
 	// First, so that the host stays reachable.
 	var missing []error
@@ -171,7 +170,7 @@ func (a *app) takeAway(ctx context.Context, cfg config.Config, r *cleanup.Remain
 	return done, nil
 }
 
-// leasesStay says what is kept, if there is something.
+// leasesStay says that leases are kept, if there are any.
 func leasesStay(cfg config.Config) string {
 	leases := filepath.Join(cfg.StateDir, allocator.DefaultName)
 	if !exists(leases) {
@@ -180,8 +179,8 @@ func leasesStay(cfg config.Config) string {
 	return "; the leases stay in " + leases + ": every link gets the same table again"
 }
 
-// patience is what a dispatcher gets to make way.
-const patience = 2 * time.Second
+// makeWayTimeout is how long a stand-in may take to make way.
+const makeWayTimeout = 2 * time.Second
 
 // takeLock takes the place of the daemon.
 func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
@@ -189,7 +188,7 @@ func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
 	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, makeWayTimeout)
 	defer cancel()
 	lock, err := handoff.TakeLock(ctx, cfg.RuntimeDir, standin.Runs)
 	held, ok := errors.AsType[*lockfile.HeldError](err)
@@ -199,8 +198,8 @@ func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
 	if ok {
 		return nil, running(held.PID)
 	}
-	// Somebody may have removed the runtime directory of one that works. Where the kernel
-	// does not tell, the lock decides.
+	// Somebody may have removed the runtime directory of a running daemon. If the kernel does
+	// not tell, the lock decides.
 	pid, works, err := lockfile.NamespaceHolder(lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)...)
 	if err == nil && works {
 		return nil, errors.Join(running(pid), lock.Close())
@@ -208,16 +207,16 @@ func takeLock(ctx context.Context, cfg config.Config) (*lockfile.Lock, error) {
 	return lock, nil
 }
 
-// running says that a daemon is in the way.
+// running is the error while a daemon holds the lock.
 func running(pid int) error {
 	who := "multihomed is running"
 	if pid != 0 {
 		who += " (process " + strconv.Itoa(pid) + ")"
 	}
-	return errors.New(who + "; to fix: systemctl stop multihomed, then do this again; or multihomectl off, which works beside it and lasts")
+	return errors.New(who + "; to fix: systemctl stop multihomed, then do this again; or multihomectl off, which needs no stop and lasts")
 }
 
-// confirmed asks, if there is somebody to answer.
+// confirmed asks the user if both ends are a terminal.
 func (a *app) confirmed(what string) bool {
 	_, in := descriptor(a.In)
 	_, out := descriptor(a.Out)

@@ -18,22 +18,22 @@ import (
 	"multihomed/routing"
 )
 
-const leaseHelp = `Lease a routing table for an address that stands on an interface which
-NetworkManager does not look after, and have its routing set up: when the command
-returns, all rules and routes stand that a link of NetworkManager would have, and the
-daemon keeps them until the address or the interface goes, or the lease is released.
-No process has to stay for it. Asking again for what is leased changes nothing.
+const leaseHelp = `Lease a routing table for an address on an interface that NetworkManager does not
+manage, and set up its routing. When the command returns, the kernel has all rules and
+routes that a link of NetworkManager would have. The daemon keeps them until the address
+or the interface goes, or the lease is released. No process has to stay for it. Asking
+again for the same lease changes nothing.
 
 With --no-routing only a table number is leased, which nobody else gets; such a lease
-has a lifetime, and ends unless it is renewed by asking again. --id leases one for
-anything that is no address.
+has a lifetime, and ends unless it is renewed by asking again. --id leases a number for
+anything that is not an address.
 
 With --hold the lease lives as long as this command: it stays in the foreground, renews
 the lease, and releases it when it is interrupted or terminated.
 
-The table is printed alone on standard output, and everything else on standard error.
-Where there is none it is 0, and the exit status 1. The daemon leases to root and to
-whom [allocator] in the configuration names.
+Standard output has only the table; messages go to standard error. If no table was
+leased, it prints 0 and the exit status is 1. The daemon leases to root, and to the users
+and groups that [allocator] in the configuration names.
 
 With --json the answer is one object: schema (1), table, interface, address or id, tag, routed, and
 where the lease can end by itself lifetime_s and expires. With --hold there is one for
@@ -61,7 +61,7 @@ func (f *leaseFlags) register(cmd *cobra.Command) {
 	flags.BoolVar(&f.noRouting, "no-routing", false, "only a number: set up no routing")
 	flags.StringVar(&f.socket, "socket", "", "abstract `name` of the daemon's socket; by default that of the configuration")
 	flags.IntVar(&f.tries, "tries", client.DefaultTries, "how often the daemon is asked")
-	flags.DurationVar(&f.interval, "interval", client.DefaultInterval, "how long each answer is waited for")
+	flags.DurationVar(&f.interval, "interval", client.DefaultInterval, "how long to wait for each answer")
 	cmd.MarkFlagsMutuallyExclusive("address", "id")
 	cmd.MarkFlagsMutuallyExclusive("ipv4", "ipv6", "id")
 	cmd.MarkFlagsOneRequired("address", "id")
@@ -80,7 +80,7 @@ func completeInterface(*cobra.Command, []string, string) ([]string, cobra.ShellC
 	}
 	var out []string
 	for _, i := range all {
-		if i.Name != loopback {
+		if i.Name != routing.Loopback {
 			out = append(out, i.Name)
 		}
 	}
@@ -111,7 +111,7 @@ func (a *app) lease() *cobra.Command {
 	var f leaseFlags
 	cmd := &cobra.Command{
 		Use:   "lease -i INTERFACE {-a ADDRESS | --id IDENTIFIER}",
-		Short: "lease a table for what NetworkManager does not know",
+		Short: "lease a table for an interface that NetworkManager does not manage",
 		Long:  leaseHelp,
 		Example: `  multihomectl lease -i ppp7 -a 192.0.2.7
   multihomectl lease -i ppp7 -a 192.0.2.7 --hold
@@ -134,8 +134,8 @@ func (a *app) leaseRelease() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "release -i INTERFACE {-a ADDRESS | --id IDENTIFIER}",
 		Short: "give a lease back",
-		Long: `Give a lease back, and with it the routing of its address. One that is not there is
-no error. Only the user who made a lease, and root, may release it.`,
+		Long: `Give a lease back, and with it the routing of its address. A lease that does not exist
+is no error. Only the user who made a lease, and root, may release it.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, request, err := a.client(f)
@@ -152,7 +152,7 @@ no error. Only the user who made a lease, and root, may release it.`,
 	return cmd
 }
 
-// client makes what is asked, and of whom.
+// client makes the request and the client for it.
 func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
 	usage := func(format string, args ...any) (*client.Client, client.Request, error) {
 		return nil, client.Request{}, &exitError{exitUsage, fmt.Errorf(format, args...)}
@@ -164,7 +164,7 @@ func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
 		case err != nil:
 			return usage("%q is not an address; give one like 192.0.2.7 or 2001:db8::7, without a prefix length", f.address)
 		case address.Is4In6() || address.Zone() != "":
-			return usage("%s has a form that the kernel does not know as an address; write it without zone and in its own family", f.address)
+			return usage("%s cannot be the address of an interface; write it without a zone, and an IPv4 address as one", f.address)
 		case f.ipv4 && !address.Is4():
 			return usage("%s is not an address of IPv4", address)
 		case f.ipv6 && !address.Is6():
@@ -205,7 +205,7 @@ func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
 	err = c.Hold(ctx, request, func(l client.Lease, trouble error) {
 		leased = true
 		if trouble != nil {
-			fmt.Fprintf(a.Err, "multihomectl: trying on: %v\n", trouble)
+			fmt.Fprintf(a.Err, "multihomectl: trying again: %v\n", trouble)
 			return
 		}
 		if printing = a.printLease(f, l); printing != nil {
@@ -221,7 +221,7 @@ func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
 	return nil
 }
 
-// noLease prints what scripts of the ancestor's client expect.
+// noLease prints 0, which scripts of the ancestor's client expect.
 func (a *app) noLease(err error) error {
 	if _, printing := fmt.Fprintln(a.Out, 0); printing != nil {
 		err = errors.Join(err, printing)
@@ -266,7 +266,7 @@ func (a *app) printLease(f leaseFlags, l client.Lease) error {
 	return nil
 }
 
-// whole rounds a lifetime to what was granted: some of its first second is over.
+// whole rounds a lifetime up to the seconds that were granted: a part of the first is over.
 func whole(d time.Duration) time.Duration {
 	return (d + time.Second - 1).Truncate(time.Second)
 }

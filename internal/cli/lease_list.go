@@ -33,15 +33,15 @@ type listedLease struct {
 	Interface string `json:"interface"`
 	Address   string `json:"address,omitempty"`
 	ID        string `json:"id,omitempty"`
-	// Table is 0 where the daemon has none for the address at the moment.
+	// Table is 0 while the daemon has none for the address.
 	Table  routing.TableID `json:"table"`
 	Routed bool            `json:"routed"`
 	UID    uint32          `json:"uid"`
 	User   string          `json:"user,omitempty"`
 	Tag    string          `json:"tag,omitempty"`
-	// Live is false of what has ended; it keeps its number for the next time.
+	// Live is false once the lease has ended; it keeps its number for the next time.
 	Live bool `json:"live"`
-	// ExpiresIn is in seconds, of live leases that must be renewed.
+	// ExpiresIn is in seconds; only for live leases that must be renewed.
 	ExpiresIn int64      `json:"expires_in_s,omitempty"`
 	Released  *time.Time `json:"released,omitempty"`
 }
@@ -125,9 +125,9 @@ func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, er
 	return list, nil
 }
 
-// bootOfDaemon is how the daemon tells this boot from others, empty where that cannot be
-// told. systemd-nspawn mounts a boot id of its own over the kernel's, and the daemon's
-// sandbox of Debian 12 has a /proc without it.
+// bootOfDaemon is the boot id that the daemon sees, empty if it is unknown. systemd-nspawn
+// mounts a boot id of its own over the kernel's, and the daemon's sandbox of Debian 12 has a
+// /proc without it.
 func bootOfDaemon(cfg config.Config) string {
 	pid, held, err := offline.Worker(cfg)
 	if err != nil || !held || pid == 0 {

@@ -26,12 +26,12 @@ const migrateHelp = `Take over the configuration and the table numbers of the ta
 kristrev/multihomed-routing, so that this host keeps its numbers: its clients get
 theirs when they ask, and a link gets the one that its address had.
 
-Nothing is changed without --apply: what would be done is printed. With it, the daemon
+Without --apply it changes nothing and prints what it would do. With it, the daemon
 must be stopped, as must the ancestor's server. The configuration is written if there
-is none; where there is one it stays as it is, and what it lacks is printed. What
-contradicts a lease that is there already is left out and reported. The files of the
-ancestor, and rules and routes of its clients that still stand, are left to you, with
-the commands that remove them. Applying twice does nothing more.`
+is none. An existing one stays as it is, and what it lacks is printed. Entries that
+contradict an existing lease are left out and reported. The files of the ancestor, and
+rules and routes of its clients in the kernel, are left to you, with the commands that
+remove them. Applying twice changes nothing more.`
 
 func (a *app) migrate() *cobra.Command {
 	m := &migration{app: a}
@@ -56,8 +56,7 @@ type migration struct {
 	from, database string
 	apply          bool
 
-	// was is the ancestor's configuration, now ours in force, next what ours is
-	// when this is done.
+	// was is the ancestor's configuration, now ours, next ours after the migration.
 	was       ancestor.Config
 	now, next config.Config
 	// text is the configuration file that is missing, lacks are lines that an
@@ -102,7 +101,7 @@ func (m *migration) run(ctx context.Context) error {
 	if err != nil {
 		return fail(err)
 	}
-	if err := m.standing(ctx); err != nil {
+	if err := m.leftovers(ctx); err != nil {
 		return fail(err)
 	}
 	if !m.apply {
@@ -148,7 +147,7 @@ func (m *migration) configure() error {
 	if c.Lifetime != lifetime {
 		own = append(own, fmt.Sprintf("lifetime = %d", lifetime/time.Second))
 	}
-	// A family that the ancestor did not lease does no harm; one that it did must be.
+	// An additional family does no harm; none of the ancestor's may be missing.
 	families := slices.Clone(c.Families)
 	for _, f := range m.was.Families {
 		if !slices.Contains(families, f) {
@@ -179,7 +178,7 @@ func (m *migration) configure() error {
 	text := fmt.Sprintf("# Taken over from %s. See `multihomectl config --reference`.\n%s\n", m.from, strings.Join(lines, "\n"))
 	next, err := config.Parse(m.configPath, []byte(text))
 	if err != nil {
-		return fmt.Errorf("what %s says is not possible here: %w", m.from, err)
+		return fmt.Errorf("taking over %s: %w", m.from, err)
 	}
 	m.text, m.next = text, next
 	return nil
@@ -220,9 +219,9 @@ func (m *migration) tellConfig() {
 	case m.text != "":
 		m.say("%s %s:\n%s", m.did("wrote", "would write"), m.configPath, indented(strings.Split(strings.TrimSpace(m.text), "\n")))
 	case len(m.lacks) > 0:
-		m.say("%s is yours and stays as it is; for the same as before it needs:\n%s", m.configPath, indented(m.lacks))
+		m.say("%s stays as it is; to behave as before it needs:\n%s", m.configPath, indented(m.lacks))
 	default:
-		m.say("the configuration in force will do")
+		m.say("the active configuration needs no change")
 	}
 }
 
@@ -271,10 +270,10 @@ func (m *migration) openLeases(ctx context.Context) (leases *allocator.Allocator
 	case m.apply:
 		open = allocator.Open
 	case !exists(o.Path):
-		// What would be is tried where it leaves nothing.
+		// A trial in a scratch directory leaves nothing behind.
 		scratch, err := os.MkdirTemp("", "multihomed")
 		if err != nil {
-			return nil, nil, fmt.Errorf("making a directory to try it in: %w", err)
+			return nil, nil, fmt.Errorf("making a scratch directory: %w", err)
 		}
 		remove = func() error { return os.RemoveAll(scratch) }
 		o.Path, open = filepath.Join(scratch, allocator.DefaultName), allocator.Open
@@ -295,8 +294,8 @@ func describeRow(i allocator.Imported) string {
 	return fmt.Sprintf("%s, table %d", text, uint32(i.Table))
 }
 
-// standing tells what of the ancestor's clients still stands in the kernel.
-func (m *migration) standing(ctx context.Context) error {
+// leftovers prints the objects of the ancestor's clients in the kernel.
+func (m *migration) leftovers(ctx context.Context) error {
 	mirror, err := kernel.Open(kernel.Config{Tables: m.was.Tables, Interest: func(string) bool { return false }})
 	if err != nil {
 		return err
@@ -336,11 +335,7 @@ func (m *migration) standing(ctx context.Context) error {
 
 // deleteRule is the command that deletes a rule.
 func deleteRule(r routing.Rule) string {
-	family := "-4"
-	if r.Family == routing.IPv6 {
-		family = "-6"
-	}
-	words := []string{"ip", family, "rule", "del", "priority", strconv.FormatUint(uint64(r.Priority), 10)}
+	words := []string{"ip", familyFlag(r.Family.String()), "rule", "del", "priority", strconv.FormatUint(uint64(r.Priority), 10)}
 	if r.IIF != "" {
 		words = append(words, "iif", clean(r.IIF))
 	}

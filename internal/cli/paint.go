@@ -58,6 +58,6 @@ func wrap(text string, width int) []string {
 	return append(lines, line)
 }
 
-// clean makes somebody else's text (a profile's name, an interface's) safe for a
-// terminal: what does not print is shown as its bytes.
+// clean makes foreign text, such as the name of a profile, safe for a terminal: what does
+// not print is shown as its bytes.
 func clean(text string) string { return escape.Text(text) }

@@ -96,7 +96,7 @@ func (r *renderer) head() {
 	case m.None:
 		row("NetworkManager", plain, "not installed", "")
 	case m.Error != "":
-		row("NetworkManager", yellow, "unknown", ": it cannot be asked")
+		row("NetworkManager", yellow, "unknown", ": it cannot be reached")
 	case !m.Running:
 		row("NetworkManager", yellow, "not running", "")
 	case !m.Complete:
@@ -123,7 +123,7 @@ func (r *renderer) head() {
 		return
 	}
 	text := fmt.Sprintf("%d of %d", c.Present, c.Planned)
-	more := " rules and routes in force, on " + count(len(r.s.Links), "link")
+	more := " rules and routes active, on " + count(len(r.s.Links), "link")
 	if c.Unexpected > 0 {
 		more += fmt.Sprintf(", %d to remove", c.Unexpected)
 	}
@@ -131,12 +131,12 @@ func (r *renderer) head() {
 	r.unbound()
 }
 
-// isBare reports whether nothing of multihomed is in force because it does not run.
+// isBare reports whether nothing of multihomed is active because it does not run.
 func (r *renderer) isBare() bool {
 	return !r.s.Daemon.Running && r.s.InForce.Present == 0 && r.s.InForce.Unexpected == 0
 }
 
-// offText says since when all is off, and by whom.
+// offText says since when everything is off, and by whom.
 func offText(off *status.Off) string {
 	text := ""
 	if off.Since != nil {
@@ -148,7 +148,7 @@ func offText(off *status.Off) string {
 	return text
 }
 
-// unbound says which way packets leave that are bound to no link.
+// unbound says by which interface packets leave that are bound to no link.
 func (r *renderer) unbound() {
 	if len(r.only) > 0 || len(r.s.Links) == 0 {
 		return
@@ -182,10 +182,10 @@ func (r *renderer) unbound() {
 	}
 }
 
-// mostOtherRules is how many rules of others are shown to who did not ask for more.
+// mostOtherRules is how many rules of others are shown without --verbose.
 const mostOtherRules = 6
 
-// otherRules names the rules of somebody else that have a say, by what kind of say.
+// otherRules lists the rules of others that affect traffic, by what they affect.
 func (r *renderer) otherRules() {
 	if len(r.s.OtherRules) == 0 || len(r.only) > 0 {
 		return
@@ -214,11 +214,7 @@ func (r *renderer) otherRules() {
 				isFirst = false
 				r.line("  %s", r.paint.paint(dim, group.heading))
 			}
-			flag := "-4"
-			if o.Family == "ipv6" {
-				flag = "-6"
-			}
-			r.line("    %s", r.paint.paint(dim, flag+" "+clean(o.Text)))
+			r.line("    %s", r.paint.paint(dim, familyFlag(o.Family)+" "+clean(o.Text)))
 		}
 	}
 }
@@ -245,15 +241,23 @@ func familyName(f string) string {
 	return "IPv4"
 }
 
+// familyFlag is how ip(8) takes a family.
+func familyFlag(f string) string {
+	if f == "ipv6" {
+		return "-6"
+	}
+	return "-4"
+}
+
 // columnWidths are those of all links, so that tables line up.
-type columnWidths struct{ name, role, force, prefix, table int }
+type columnWidths struct{ name, role, active, prefix, table int }
 
 func (r *renderer) widths() columnWidths {
 	var w columnWidths
 	for _, l := range r.s.Links {
 		w.name = max(w.name, columns(clean(l.Interface)))
 		w.role = max(w.role, columns(l.Role))
-		w.force = max(w.force, columns(inForce(l)))
+		w.active = max(w.active, columns(activeText(l)))
 		for _, n := range l.Networks {
 			w.prefix = max(w.prefix, columns(networkText(n)))
 			w.table = max(w.table, columns(tableText(n)))
@@ -262,11 +266,11 @@ func (r *renderer) widths() columnWidths {
 	return w
 }
 
-func inForce(l Link) string {
+func activeText(l Link) string {
 	if l.InForce.Present == 0 && l.InForce.Unexpected == 0 && l.InForce.Planned > 0 {
-		return "not in force"
+		return "not active"
 	}
-	return fmt.Sprintf("%d/%d in force", l.InForce.Present, l.InForce.Planned)
+	return fmt.Sprintf("%d/%d active", l.InForce.Present, l.InForce.Planned)
 }
 
 // networkText names a network. One of a single host address is that address.
@@ -320,7 +324,7 @@ func (r *renderer) link(l Link, w columnWidths) {
 	}
 	r.line("%s  %s  %s  %s",
 		r.paint.pad(bold, clean(l.Interface), w.name), r.paint.pad(plain, l.Role, w.role),
-		r.paint.pad(stateStyle(l.InForce), inForce(l), w.force), r.paint.paint(s, strings.Join(about, ", ")))
+		r.paint.pad(stateStyle(l.InForce), activeText(l), w.active), r.paint.paint(s, strings.Join(about, ", ")))
 
 	r.roles(l)
 	family := ""
@@ -346,7 +350,7 @@ func (r *renderer) link(l Link, w columnWidths) {
 	r.objects(l.Objects, l.InForce)
 }
 
-// roles says what the link is in each family where that differs, and why.
+// roles says what the link is in each family if that differs, and why.
 func (r *renderer) roles(l Link) {
 	if len(l.Roles) == 0 {
 		if r.verbose && l.RoleWhy != "" {
@@ -399,17 +403,13 @@ func (r *renderer) network(l Link, n Network, name string, w columnWidths) {
 	}
 }
 
-// furtherRoutes says that there are routes which are not listed, and how to see them.
+// furtherRoutes says how many routes are not listed, and how to see them.
 func (r *renderer) furtherRoutes(n Network) string {
 	text := "and " + count(n.Routes, "route") + " that main has through the link"
 	if !r.verbose {
 		return text
 	}
-	flag := "-4"
-	if n.Family == "ipv6" {
-		flag = "-6"
-	}
-	return fmt.Sprintf("%s, not listed: ip %s route show table %d", text, flag, n.Table)
+	return fmt.Sprintf("%s, not listed: ip %s route show table %d", text, familyFlag(n.Family), n.Table)
 }
 
 func (r *renderer) gateways(l Link, n Network) string {
@@ -449,42 +449,42 @@ func (r *renderer) address(a Address) string {
 	return text + "  " + r.paint.paint(s, strings.Join(flags, " "))
 }
 
-// shownFlags leaves out what is true of most addresses.
+// shownFlags leaves out the flags that most addresses have.
 func shownFlags(a Address) []string {
 	return slices.DeleteFunc(slices.Clone(a.Flags), func(f string) bool { return f == "dynamic" })
 }
 
-// mostOdd is how many objects of a link are listed that are not as they must be.
-const mostOdd = 8
+// maxListed bounds how many objects of a link are listed that are not active.
+const maxListed = 8
 
-// objects shows those that are not as they must be, or all.
+// objects lists those that are not active, or all.
 func (r *renderer) objects(objects []Object, c Count) {
 	if r.isBare() && !r.verbose {
-		return // It was said of all.
+		return // The head says so.
 	}
 	if !r.verbose && c.Planned > 1 && c.Present == 0 && c.Unexpected == 0 {
-		r.line("  %s", r.paint.paint(red, fmt.Sprintf("none of the %d rules and routes is in force", c.Planned)))
+		r.line("  %s", r.paint.paint(red, fmt.Sprintf("none of the %d rules and routes is active", c.Planned)))
 		return
 	}
-	odd := 0
+	inactive := 0
 	for _, o := range objects {
 		if o.State != status.InForce {
-			odd++
+			inactive++
 		}
-		if r.verbose || o.State != status.InForce && odd <= mostOdd {
+		if r.verbose || o.State != status.InForce && inactive <= maxListed {
 			r.object(o)
 		}
 	}
-	if more := odd - mostOdd; more > 0 && !r.verbose {
+	if more := inactive - maxListed; more > 0 && !r.verbose {
 		r.line("  %s", r.paint.paint(red, fmt.Sprintf("and %d more, see multihomectl status -v", more)))
 	}
 }
 
 func (r *renderer) object(o Object) {
-	s, reason := red, ""
+	s, state, reason := red, string(o.State), ""
 	switch o.State {
 	case status.InForce:
-		s = green
+		s, state = green, "active"
 	case status.Yielding:
 		s = yellow
 	case status.Missing, status.Different, status.Misplaced, status.Unexpected:
@@ -496,19 +496,16 @@ func (r *renderer) object(o Object) {
 		reason = "  " + r.paint.paint(dim, "# "+routing.Decision(o.Reason).Sentence())
 	}
 	family := ""
-	switch o.Family {
-	case "ipv4":
-		family = "-4 "
-	case "ipv6":
-		family = "-6 "
+	if o.Family != "" {
+		family = familyFlag(o.Family) + " "
 	}
-	r.line("  %s  %s%s", r.paint.pad(s, string(o.State), len("unexpected")), family+clean(o.Text), reason)
+	r.line("  %s  %s%s", r.paint.pad(s, state, len("unexpected")), family+clean(o.Text), reason)
 }
 
-// shared shows what belongs to no link in particular.
+// shared lists the objects that belong to no single link.
 func (r *renderer) shared() {
-	odd := slices.ContainsFunc(r.s.Shared, func(o Object) bool { return o.State != status.InForce })
-	if len(r.s.Shared) == 0 || len(r.only) > 0 || !odd && !r.verbose {
+	inactive := slices.ContainsFunc(r.s.Shared, func(o Object) bool { return o.State != status.InForce })
+	if len(r.s.Shared) == 0 || len(r.only) > 0 || !inactive && !r.verbose {
 		return
 	}
 	r.line("")

@@ -35,13 +35,12 @@ directory. It is for its owner only (mode 0600).
 
 With --redact, addresses, hardware addresses, UUIDs, and the names of the host, of all
 profiles and of the users who switched something off are replaced, each always by the
-same, so that networks can still be told apart; comments of the configuration file and
-descriptions of interfaces are left out. Names of interfaces stay, but for a hardware
-address in them.
+same, so that networks can still be told apart. Comments of the configuration file and
+descriptions of interfaces are left out. Names of interfaces stay, except for hardware
+addresses in them.
 
-It works without the daemon and without root; what could not be had is said in its
-place. It has at most 2 MiB of each part, the end of the journal and the beginning of
-all others.`
+It works without the daemon and without root; where a part is missing it says why. It
+has at most 2 MiB of each part, the end of the journal and the beginning of all others.`
 
 const (
 	// maxPart bounds each part of a report.
@@ -84,7 +83,7 @@ func (a *app) bugReport() *cobra.Command {
 	return cmd
 }
 
-// collect makes the parts. None of them can fail as a whole.
+// collect makes the parts. A part that fails holds the error.
 func (a *app) collect(ctx context.Context, hide bool) []part {
 	var parts []part
 	add := func(name, text string) { parts = append(parts, part{name, text}) }
@@ -165,13 +164,13 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 	return parts
 }
 
-// unbroken is a width at which no name is broken in two.
+// unbroken is a width at which no line breaks within a name.
 const unbroken = 1 << 16
 
-// descriptions are what somebody wrote of an interface (ip-link(8), alias).
+// descriptions are the aliases of interfaces (ip-link(8)), which hold free text.
 var descriptions = lazy.Regexp(`(?m)^(\s+alias ).*$`)
 
-// secrets are the names that tell who and where a host is, by what they are names of.
+// secrets are the names that identify a host and its users, by kind.
 func secrets(ctx context.Context, cfg config.Config, profiles []string) map[string][]string {
 	out := map[string][]string{}
 	if host, err := os.Hostname(); err == nil {
@@ -207,7 +206,7 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string) map[stri
 		ours[word] = true
 	}
 	for _, name := range interfaces {
-		ours[name] = true // The report is of no use without those.
+		ours[name] = true // Without these the report is useless.
 	}
 	for _, name := range slices.Concat(profiles, known) {
 		if name = strings.Trim(name, "*"); !ours[name] {
@@ -217,13 +216,12 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string) map[stri
 	return out
 }
 
-// harmless are names of profiles that tell nothing, and are words of reports.
+// harmless are names of profiles that identify nobody, and are words of reports.
 var harmless = []string{"auto", "bridge", "default", "ethernet", "link", "local", "main", "off", "on", "unmanaged", "up", "vpn", "wifi"} //nolint:gochecknoglobals // a constant in all but name
 
 // askProfiles returns the names of all profiles, active or not, and those of the interfaces.
 func askProfiles(ctx context.Context) (profiles, interfaces []string) {
-	// nmcli(1) escapes colons and backslashes unless it is told not to; with one field
-	// there is nothing to tell apart.
+	// With one field, nmcli(1) need not escape colons and backslashes.
 	for _, what := range [][]string{{"NAME", "connection", "show"}, {"CONNECTION", "device"}} {
 		list, err := run(ctx, append([]string{"nmcli", "-t", "-e", "no", "-f"}, what...))
 		if err != nil {
@@ -280,7 +278,7 @@ func bounded(data []byte) string {
 	return string(data)
 }
 
-// ask runs a program, never a shell, and returns the beginning of what it says.
+// ask runs a program, never a shell, and returns the beginning of its output.
 func ask(ctx context.Context, args []string) string {
 	out, err := run(ctx, args)
 	text := out.String()
@@ -308,7 +306,7 @@ func run(ctx context.Context, args []string) (*limited, error) {
 	return out, cmd.Run()
 }
 
-// limited keeps the beginning and lets the writer go on.
+// limited keeps the beginning of the output; writes never fail.
 type limited struct {
 	bytes.Buffer
 	left int

@@ -19,28 +19,28 @@ import (
 	"multihomed/internal/status/view"
 )
 
-const statusHelp = `Show the links of this host, the routing table of each of their networks, what of
-the planned rules and routes is in force, what is wrong, and how to fix it. The manual,
+const statusHelp = `Show the links of this host, the routing table of each of their networks, which of the
+planned rules and routes are active, what is wrong, and how to fix it. The manual,
 multihomectl(8), explains every word of it.
 
-The daemon is asked; where it does not run, or does not answer within two seconds, the
-host is read without it. Nothing is changed. It works without root; what this user may
-not read is named at the end.
+It asks the daemon. If the daemon does not run, or does not answer within two seconds, it
+reads the host itself. It changes nothing. It works without root; the end lists what this
+user may not read.
 
-For every link it is checked where its traffic goes: from each of its addresses and from
-its device, to the outside, to its own gateway and to the networks of other links. What
-takes it away is named. Without the daemon that is done for the links that are named, or
-for 50.
+For every link it checks where traffic goes: from each of its addresses and from its
+device, to the outside, to its own gateway and to the networks of other links. It names
+what takes traffic away. Without the daemon it checks only the links that are named, or
+50.
 
 A word selects links by interface, profile, address, network or table; with *, ? and []
 it is a pattern of interfaces and profiles. Bytes of a name that do not print are
-written \xNN, and a backslash twice; both forms are understood.
+written \xNN, and a backslash twice; both forms are accepted.
 
-The exit status is 0 if everything planned is in force, bound traffic leaves by its link
-and no problem is an error, 1 if not, and 2 if the command line makes no sense or the
-host cannot be read. With words it is of what is shown, and so are the totals.
+The exit status is 0 if everything planned is active, bound traffic leaves by its link
+and no problem is an error, 1 if not, and 2 if the command line is wrong or the host
+cannot be read. With words, exit status and totals are those of the links shown.
 
-With --json the same comes for programs. Fields are only ever added as long as
+With --json it prints the same for programs. Fields are only ever added as long as
 "schema" is 1:
 
   schema            1
@@ -48,15 +48,15 @@ With --json the same comes for programs. Fields are only ever added as long as
   by                who looked: "daemon", or "multihomectl" without it
   version           of who looked
   daemon            running, pid, version, started, ready, waiting, kept
-  network_manager   running, version, complete, waiting, error, none (this host
-                    has none that may come), unwanted (disabled or
-                    masked, where that is why)
+  network_manager   running, version, complete, waiting, error, none (true: this
+                    host has none), unwanted ("disabled" or "masked": why it
+                    has none)
   in_force          planned, present and unexpected rules, routes and groups
   tables            first and last table of the range
   uplink_group      interface group of uplinks
   unbound           by family ("ipv4", "ipv6"), the way of what is bound to no link:
                     interface, table
-  unchecked_links   links of which it is not known yet where their traffic goes
+  unchecked_links   number of links whose traffic is not checked yet
   links[]           interface, index, role ("uplink", "local"), role_why,
                     roles (by family, where they differ: role, why),
                     draining, pending, why, profile, type, up, carrier, group, since
@@ -86,7 +86,7 @@ func (a *app) status() *cobra.Command {
 	var asJSON, verbose bool
 	cmd := &cobra.Command{
 		Use:   "status [INTERFACE|PROFILE|ADDRESS|NETWORK|TABLE|PATTERN]...",
-		Short: "show links, tables, what is in force and what is wrong",
+		Short: "show links, tables, what is active and what is wrong",
 		Long:  statusHelp,
 		Example: `  multihomectl status
   multihomectl status wan0 'wwan*'
@@ -133,24 +133,23 @@ func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, as
 	}
 }
 
-// answerTime is how long the daemon may take for an answer before the host is read without
-// it.
+// answerTime bounds the wait for the daemon; then the host is read without it.
 const answerTime = 2 * time.Second
 
-// askAgain is the pause before a daemon is asked once more that starts, or has not checked
-// all links yet.
+// askAgain is the pause before asking again, while the daemon starts or has not checked all
+// links yet.
 const askAgain = 50 * time.Millisecond
 
-// readStatus asks the daemon, and reads the host where that does not answer.
+// readStatus asks the daemon, and reads the host if the daemon does not answer.
 func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string, whole bool) (Status, error) {
-	told, err := askDaemon(ctx, cfg, whole)
+	answer, err := askDaemon(ctx, cfg, whole)
 	if err == nil {
-		return *told, nil
+		return *answer, nil
 	}
 	if ctx.Err() != nil {
 		return Status{}, context.Cause(ctx)
 	}
-	v, readErr := settled(ctx, cfg, only)
+	v, readErr := readHost(ctx, cfg, only)
 	if readErr != nil {
 		return Status{}, readErr
 	}
@@ -170,23 +169,23 @@ func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, err
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		told, err := socket.Ask(waiting, cfg.RuntimeDir, whole)
+		answer, err := socket.Ask(waiting, cfg.RuntimeDir, whole)
 		switch {
-		case err == nil && told.Unchecked == 0, err != nil && !errors.Is(err, socket.ErrNobody):
-			return told, err
+		case err == nil && answer.Unchecked == 0, err != nil && !errors.Is(err, socket.ErrNobody):
+			return answer, err
 		case err != nil && !offline.DaemonRuns(cfg):
 			return nil, err
 		}
 		select {
 		case <-ticker.C:
 		case <-waiting.Done():
-			return told, err
+			return answer, err
 		}
 	}
 }
 
-// tell adds what is wrong with the configuration file, unless the daemon has said
-// so. Where it is bad, the daemon works with another one and the next start will too.
+// tell adds the fault of the configuration file unless the daemon has reported it: the
+// daemon works with another configuration then, and the next start will too.
 func tell(s *Status, fault *config.Fault) {
 	said := func(p Problem) bool { return p.Code == config.FaultCode }
 	if fault == nil || slices.ContainsFunc(s.Problems, said) {
@@ -196,13 +195,13 @@ func tell(s *Status, fault *config.Fault) {
 	s.OK = false
 }
 
-// breath is how long a running daemon gets to finish what it is doing. It needs
-// a thousandth of it.
+// breath is how long a running daemon may take to finish a pass, which takes a thousandth
+// of it.
 const breath = 200 * time.Millisecond
 
-// settled reads the host. Where something is missing while the daemon runs, it
-// was probably read in the middle of a change, and is read once more.
-func settled(ctx context.Context, cfg config.Config, only []string) (*view.View, error) {
+// readHost reads the host. If something is missing while the daemon runs, the daemon was
+// probably in the middle of a change, so it reads once more.
+func readHost(ctx context.Context, cfg config.Config, only []string) (*view.View, error) {
 	v, err := offline.Read(ctx, cfg, only...)
 	if err != nil || !v.Running || len(v.Missing) == 0 {
 		return v, err
@@ -219,7 +218,7 @@ func settled(ctx context.Context, cfg config.Config, only []string) (*view.View,
 
 // completeInterfaces offers the interfaces of the host to the shell.
 func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	told, err := a.readStatus(cmd.Context(), a.find().Config, nil, false)
+	s, err := a.readStatus(cmd.Context(), a.find().Config, nil, false)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -229,14 +228,14 @@ func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([
 			out = append(out, word)
 		}
 	}
-	for _, l := range told.Links {
+	for _, l := range s.Links {
 		add(l.Interface)
 	}
-	for _, o := range told.Others {
+	for _, o := range s.Others {
 		add(o.Interface)
 	}
 	slices.SortFunc(out, status.CompareNames)
-	for _, l := range told.Links {
+	for _, l := range s.Links {
 		add(l.Profile)
 		for _, n := range l.Networks {
 			if n.Table != 0 {

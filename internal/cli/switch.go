@@ -28,26 +28,28 @@ import (
 	"multihomed/internal/status/view"
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
+	"multihomed/routing"
 )
 
 const offHelp = `Switch multihomed off, or some links only, until it is switched on again: over
 reboots, upgrades and restarts of the service. All rules, routes and marks of it, or of
-the links, are taken out of the kernel; when the command returns they are gone, and
-traffic follows the main table as it would without multihomed. What belongs to other
-links stays, and so do the leases: switched on again, every link gets the same table.
+the links, are removed from the kernel. When the command returns they are gone, and
+traffic follows the main table as it would without multihomed. Objects of other links
+stay, and so do the leases: switched on again, every link gets the same table.
 
 A link is named by its interface, or by its NetworkManager profile. It is remembered by
 the profile, whatever its interface is called later; without one, by the interface.
 
-A daemon that runs does it itself, and stays, doing nothing. One that does not answer
-within three seconds is ended. It works without a daemon, and with a configuration that
-cannot be used. Where the state directory cannot be written it holds until the next
-boot, and says so. The exit status is 1 if it does not hold for longer, or if something
-still stands: it says what and why.`
+A running daemon does it itself, and then stays idle. One that does not answer within
+three seconds is killed. It works without a daemon, and with a configuration that cannot
+be used. If the state directory cannot be written, it lasts only until the next boot, and
+says so. The exit status is 1 in that case, or if something is left: it says what and
+why.`
 
 const onHelp = `Switch multihomed, or some links, on again after multihomectl off. Without a link,
-everything is on. With one, what is left of a profile that it had goes, too. When the command returns the routing stands, in the same tables as
-before; without a daemon it is made once, and kept by the hooks.`
+everything is on. With a link, marks of profiles that it had go, too. When the command
+returns the routing is active, in the same tables as before. Without a daemon it is made
+once, and the hooks keep it.`
 
 func (a *app) off() *cobra.Command {
 	return &cobra.Command{
@@ -81,7 +83,7 @@ func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, 
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	for _, i := range all {
-		if _, is := off.Of(i.Name, ""); !is && i.Name != loopback && !slices.Contains(args, i.Name) {
+		if _, is := off.Of(i.Name, ""); !is && i.Name != routing.Loopback && !slices.Contains(args, i.Name) {
 			out = append(out, i.Name)
 		}
 	}
@@ -106,8 +108,6 @@ func (a *app) completeOn(_ *cobra.Command, args []string, _ string) ([]string, c
 	return out, cobra.ShellCompDirectiveNoFileComp
 }
 
-const loopback = "lo"
-
 // may reports whether this process has the rights to switch.
 func (a *app) may(command string, links []string) error {
 	able, err := rights.NetAdmin()
@@ -130,24 +130,24 @@ type target struct {
 // all is the target where no link is named.
 func (t target) all() bool { return t.name == "" && t.uuid == "" }
 
-// targets finds the links that words name, in what stands and in what is off. Present are
-// the interfaces of the host.
+// targets finds the links that words name, among the interfaces and among what is off.
+// Present are the interfaces of the host.
 func (a *app) targets(ctx context.Context, off offswitch.State, words []string) (out []target, present []offswitch.Interface, err error) {
 	if len(words) == 0 {
 		return nil, nil, nil
 	}
 	devices := map[string]nm.Device{}
-	known, err := nm.ReadOnce(ctx, nm.Options{CallTimeout: managerPatience})
+	known, err := nm.ReadOnce(ctx, nm.Options{CallTimeout: managerTimeout})
 	if err == nil {
 		devices = known.Devices
-	} // Without NetworkManager a link is what it is called.
+	} // Without NetworkManager a link is known by its interface alone.
 	var interfaces []string
 	all, err := net.Interfaces()
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
 	}
 	for _, i := range all {
-		if i.Name == loopback {
+		if i.Name == routing.Loopback {
 			continue // Nothing of ours concerns it, whatever profile it has.
 		}
 		interfaces = append(interfaces, i.Name)
@@ -157,8 +157,8 @@ func (a *app) targets(ctx context.Context, off offswitch.State, words []string) 
 	for _, word := range words {
 		t, found := find(word, devices, interfaces, off)
 		switch {
-		case !found && (word == loopback || devices[loopback].ProfileUUID == word):
-			return nil, nil, &exitError{exitUsage, errors.New("lo is the loopback: multihomed makes no routing for it that could be switched off or on")}
+		case !found && (word == routing.Loopback || devices[routing.Loopback].ProfileUUID == word):
+			return nil, nil, &exitError{exitUsage, errors.New("lo is the loopback: multihomed makes no routing for it, so there is nothing to switch")}
 		case !found:
 			return nil, nil, &exitError{exitUsage, fmt.Errorf("there is no interface or active profile %q; there are %s", clean(word), strings.Join(interfaces, ", "))}
 		}
@@ -178,7 +178,7 @@ func find(word string, devices map[string]nm.Device, interfaces []string, off of
 			return target{name, d.ProfileUUID, d.ProfileID, word}, true
 		}
 	}
-	// A link that is off need not be there.
+	// A link that is off need not exist.
 	for _, l := range off.Links {
 		if l.Called(word) {
 			return target{l.Interface, l.UUID, l.Profile, word}, true
@@ -187,8 +187,8 @@ func find(word string, devices map[string]nm.Device, interfaces []string, off of
 	return target{}, false
 }
 
-// managerPatience is how long NetworkManager may take for one answer.
-const managerPatience = 3 * time.Second
+// managerTimeout is how long NetworkManager may take for one answer.
+const managerTimeout = 3 * time.Second
 
 func (a *app) switchOff(ctx context.Context, words []string) error {
 	if err := a.may("off", words); err != nil {
@@ -203,7 +203,7 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 	if len(targets) == 0 {
 		targets = []target{{}}
 	}
-	// Before the switch: whose the objects are is told by what stands.
+	// Before the switch: the objects in the kernel tell whose they are.
 	var all []*cleanup.Remains
 	for _, t := range targets {
 		r, err := a.remains(ctx, cfg, sound, t.name)
@@ -237,7 +237,7 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 	for i, t := range targets {
 		removed, err := a.vanish(ctx, cfg, t.name, all[i])
 		if err != nil {
-			failed = append(failed, fmt.Errorf("%s is switched off and nothing is made anew, but %w", subject(t), err))
+			failed = append(failed, fmt.Errorf("%s is switched off and adds nothing any more, but %w", subject(t), err))
 			continue
 		}
 		if t.all() {
@@ -272,7 +272,7 @@ func sentenceOff(cfg config.Config, before, now offswitch.State, t target, remov
 		text += " already, since " + mark.String()
 	}
 	if removed == "" {
-		text += ": nothing of it stands"
+		text += ": there was nothing to remove"
 	} else {
 		text += ": removed " + removed
 		if stay := leasesStay(cfg); t.all() {
@@ -286,17 +286,17 @@ func sentenceOff(cfg config.Config, before, now offswitch.State, t target, remov
 }
 
 const (
-	// obeyTime is how long a daemon may take until all is gone. It needs
-	// milliseconds, and some more with a thousand links.
+	// obeyTime is how long a daemon may take to remove everything. It needs milliseconds,
+	// and some more with a thousand links.
 	obeyTime = 3 * time.Second
-	// offTime bounds it all.
+	// offTime bounds the whole command.
 	offTime = 15 * time.Second
 	// tryAgain is how often the lock is tried while a daemon comes or goes.
 	tryAgain = 50 * time.Millisecond
 )
 
-// vanish sees to it that nothing stands of a link, or of the host: the one who holds the
-// lock does that, and where he does not, his place is taken. It says what was removed.
+// vanish waits until no object of a link, or of the host, is left. The holder of the lock
+// removes them; if it does not, vanish takes its place. It returns what was removed.
 func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cleanup.Remains) (removed string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, offTime)
 	defer cancel()
@@ -308,18 +308,18 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
 	// After a boot without the daemon there is no directory yet.
 	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
-		return "", fmt.Errorf("%s stands: %w", r.Summary(planned), err)
+		return "", fmt.Errorf("%s left: %w", r.Summary(planned), err)
 	}
 	ticker := time.NewTicker(tryAgain)
 	defer ticker.Stop()
-	var told, unlocked time.Time
+	var asked, unlocked time.Time
 	for {
 		err := handoff.Send(cfg.RuntimeDir, handoff.Switched())
 		if err == nil {
-			if told.IsZero() {
-				told = time.Now()
+			if asked.IsZero() {
+				asked = time.Now()
 			}
-			if gone, err := a.gone(ctx, cfg, name, r, obeyTime-time.Since(told)); gone || err != nil {
+			if gone, err := a.gone(ctx, cfg, name, r, obeyTime-time.Since(asked)); gone || err != nil {
 				return summary, err
 			}
 		}
@@ -327,12 +327,12 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 		if lock != nil {
 			works, err := a.worksUnlocked(ctx, cfg, lock, &unlocked)
 			if err != nil {
-				return "", fmt.Errorf("%s stands, and %w; to fix: systemctl restart multihomed, then do this again", r.Summary(r.Left()), err)
+				return "", fmt.Errorf("%s left: %w; to fix: systemctl restart multihomed, then do this again", r.Summary(r.Left()), err)
 			}
 			if works {
 				select {
 				case <-ctx.Done():
-					return "", fmt.Errorf("%s stands: %w", r.Summary(r.Left()), context.Cause(ctx))
+					return "", fmt.Errorf("%s left: %w", r.Summary(r.Left()), context.Cause(ctx))
 				case <-ticker.C:
 				}
 				continue
@@ -346,28 +346,28 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 		if _, held := errors.AsType[*lockfile.HeldError](locking); !held {
 			return "", locking
 		}
-		if !told.IsZero() && time.Since(told) >= obeyTime || errors.Is(err, handoff.ErrBusy) {
+		if !asked.IsZero() && time.Since(asked) >= obeyTime || errors.Is(err, handoff.ErrBusy) {
 			pid, err := endHolder(ctx, path)
 			if err != nil {
-				return "", fmt.Errorf("%s stands, and %w; to fix: systemctl kill --signal=KILL multihomed, then do this again", r.Summary(r.Left()), err)
+				return "", fmt.Errorf("%s left: %w; to fix: systemctl kill --signal=KILL multihomed, then do this again", r.Summary(r.Left()), err)
 			}
-			told = time.Time{}
+			asked = time.Time{}
 			if pid != 0 {
-				fmt.Fprintf(a.Err, "multihomectl: process %d had the lock and did not answer: it was ended\n", pid)
+				fmt.Fprintf(a.Err, "multihomectl: killed process %d, which held the lock and did not answer\n", pid)
 				continue
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("%s stands: %w", r.Summary(r.Left()), locking)
+			return "", fmt.Errorf("%s left: %w", r.Summary(r.Left()), locking)
 		case <-ticker.C:
 		}
 	}
 }
 
-// worksUnlocked reports whether somebody works on this host without the lock, which is ours
-// now, and lets go of it then. His runtime directory was removed: he makes it again as
-// soon as he can have the lock. One who has not done it in time is ended.
+// worksUnlocked reports whether a daemon works on this host without the lock, which is ours
+// now, and releases the lock then. Its runtime directory was removed: it makes that again as
+// soon as it gets the lock. One that does not do so in time is killed.
 func (a *app) worksUnlocked(ctx context.Context, cfg config.Config, lock *lockfile.Lock, since *time.Time) (bool, error) {
 	trusted := lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)
 	_, held, err := lockfile.NamespaceHolder(trusted...)
@@ -388,13 +388,13 @@ func (a *app) worksUnlocked(ctx context.Context, cfg config.Config, lock *lockfi
 		return false, err
 	}
 	if *since = (time.Time{}); pid != 0 {
-		fmt.Fprintf(a.Err, "multihomectl: process %d worked without the lock and did not answer: it was ended\n", pid)
+		fmt.Fprintf(a.Err, "multihomectl: killed process %d, which worked without the lock and did not answer\n", pid)
 	}
 	return true, nil
 }
 
-// endHolder kills the process that holds a lock, because it does not do what it is asked
-// for, and returns its number; 0 if it let go of the lock meanwhile.
+// endHolder kills the process that holds a lock, because it does not answer, and returns its
+// number; 0 if it released the lock meanwhile.
 func endHolder(ctx context.Context, path string) (pid int, err error) {
 	holder, err := lockfile.OpenHolder(path)
 	if err != nil {
@@ -418,9 +418,9 @@ func endHolder(ctx context.Context, path string) (pid int, err error) {
 	return holder.PID, nil
 }
 
-// gone waits until nothing of a link stands, and reports whether that came true.
-func (a *app) gone(ctx context.Context, cfg config.Config, name string, r *cleanup.Remains, patience time.Duration) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, max(patience, tryAgain))
+// gone waits until no object of a link is left, and reports whether that came true.
+func (a *app) gone(ctx context.Context, cfg config.Config, name string, r *cleanup.Remains, timeout time.Duration) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(timeout, tryAgain))
 	defer cancel()
 	left, err := r.Await(ctx)
 	if err != nil || len(left) > 0 {
@@ -517,23 +517,23 @@ func sentenceOn(before, now offswitch.State, targets []target, present []offswit
 	return strings.Join(was, "; ")
 }
 
-// appear sees to it that the routing of all links stands, and says what does.
+// appear waits until the routing of all links is active, and says of how many.
 func (a *app) appear(ctx context.Context) (string, error) {
 	cfg := a.load()
 	ctx, cancel := context.WithTimeout(ctx, offTime)
 	defer cancel()
 	err := handoff.Send(cfg.RuntimeDir, handoff.Switched())
-	alone := errors.Is(err, handoff.ErrNobody)
-	if err != nil && !alone {
+	noDaemon := errors.Is(err, handoff.ErrNobody)
+	if err != nil && !noDaemon {
 		return "", err
 	}
-	if alone {
+	if noDaemon {
 		if why := daemon.KeptAway(cfg); why != "" {
 			return "nothing is done yet, because " + why + "; to start it: " + unitfile.Start(os.DirFS("/")), nil
 		}
 	}
 	work := func(context.Context) error { return nil }
-	if alone {
+	if noDaemon {
 		o := daemon.Options{ConfigPath: a.configPath, Version: a.Version, Level: new(slog.LevelVar), Logger: slog.New(slog.DiscardHandler)}
 		work = func(ctx context.Context) error {
 			return daemon.Once(ctx, o, handoff.Message{}, daemon.Linger, func() {})
@@ -542,7 +542,7 @@ func (a *app) appear(ctx context.Context) (string, error) {
 	working, stop := context.WithCancel(ctx)
 	worked := make(chan error, 1)
 	go func() { worked <- work(working) }()
-	v, err := a.inForce(ctx, cfg)
+	v, err := a.awaitActive(ctx, cfg)
 	stop()
 	if err := errors.Join(err, <-worked); err != nil {
 		return "", err
@@ -555,14 +555,14 @@ func (a *app) appear(ctx context.Context) (string, error) {
 	if links == 1 {
 		what = "1 link with its routing"
 	}
-	if alone {
+	if noDaemon {
 		what += "; the service does not run, to start it: systemctl start multihomed"
 	}
 	return what, nil
 }
 
-// inForce waits until what is planned stands.
-func (a *app) inForce(ctx context.Context, cfg config.Config) (*view.View, error) {
+// awaitActive waits until everything planned is active.
+func (a *app) awaitActive(ctx context.Context, cfg config.Config) (*view.View, error) {
 	ticker := time.NewTicker(tryAgain)
 	defer ticker.Stop()
 	for {
@@ -573,7 +573,7 @@ func (a *app) inForce(ctx context.Context, cfg config.Config) (*view.View, error
 		select {
 		case <-ctx.Done():
 			if err == nil {
-				err = fmt.Errorf("not everything is in force yet; to fix: see multihomectl status (%w)", v.Converged())
+				err = fmt.Errorf("not everything is active yet; to fix: see multihomectl status (%w)", v.Converged())
 			}
 			return nil, err
 		case <-ticker.C:

@@ -18,7 +18,7 @@ func usageError(cmd *cobra.Command, format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Errorf("%s; see %s --help", fmt.Sprintf(format, args...), cmd.CommandPath())}
 }
 
-// meant adds what somebody may have meant.
+// meant proposes the word that may have been meant.
 func meant(written string, words []string) string {
 	if word := suggest.For(written, words); word != "" {
 		return "; did you mean " + word + "?"
@@ -26,8 +26,7 @@ func meant(written string, words []string) string {
 	return ""
 }
 
-// noArguments is for commands that take none: a word is the name of a command below
-// it that does not exist, or too much.
+// noArguments is for commands that take none: a word is an unknown subcommand, or too much.
 func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -36,12 +35,12 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	if names := commandsOf(cmd); len(names) > 0 {
 		return usageError(cmd, "there is no command %q%s", strings.TrimPrefix(cmd.CommandPath()+" ", "multihomectl ")+word, meant(word, names))
 	}
-	return usageError(cmd, "%s takes no argument, and %q is one", cmd.CommandPath(), word)
+	return usageError(cmd, "%s takes no arguments, and got %q", cmd.CommandPath(), word)
 }
 
 func atMostOne(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
-		return usageError(cmd, "%s takes one argument, and there are %d", cmd.CommandPath(), len(args))
+		return usageError(cmd, "%s takes one argument, and got %d", cmd.CommandPath(), len(args))
 	}
 	return nil
 }
@@ -56,7 +55,7 @@ func commandsOf(cmd *cobra.Command) []string {
 	return names
 }
 
-// flagError says in our words what is wrong with a flag.
+// flagError rewrites an error of pflag.
 func flagError(cmd *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	var bare *pflag.ValueRequiredError
@@ -96,14 +95,14 @@ func kindOfValue(kind string) string {
 	}
 }
 
-// What cobra checks by itself, after the flags were read.
+// Errors of cobra's own checks, after it parsed the flags.
 var (
 	missingFlags = lazy.Regexp(`^required flag\(s\) (.*) not set$`)
 	oneOf        = lazy.Regexp(`^at least one of the flags in the group \[(.*)\] is required$`)
 	notTogether  = lazy.Regexp(`^if any flags in the group \[.*\] are set none of the others can be; \[(.*)\] were all set$`)
 )
 
-// ourWords replaces what cobra says.
+// ourWords rewrites an error of cobra.
 func ourWords(err error) error {
 	text := err.Error()
 	if m := missingFlags().FindStringSubmatch(text); m != nil {
@@ -125,7 +124,7 @@ func flagList(names []string, word string) string {
 	return strings.Join(names, " "+word+" ")
 }
 
-// helpCommand is that of cobra, but an unknown topic is an error.
+// helpCommand replaces cobra's: an unknown topic is an error.
 func helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use: "help [COMMAND]", Short: "help about a command",
@@ -140,10 +139,10 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-// everywhere gives a command and all below it our errors.
+// everywhere gives a command and its subcommands our errors.
 func everywhere(cmd *cobra.Command) {
 	if cmd.HasSubCommands() && !cmd.Runnable() {
-		// cobra shows the help and is content, whatever the word.
+		// Otherwise cobra prints the help for any word and succeeds.
 		cmd.Args, cmd.RunE = noArguments, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	}
 	if cmd.HasParent() && cmd.Parent().Name() == "completion" {

@@ -16,8 +16,8 @@ import (
 // DefaultPath is where the configuration is, if there is one.
 const DefaultPath = "/etc/multihomed/multihomed.toml"
 
-// Reference is a configuration file that documents every key. Uncommented, it
-// says what Default says.
+// Reference is a configuration file that documents every key. Without its comment signs it
+// means the same as Default.
 //
 //go:embed reference.toml
 var Reference string
@@ -32,19 +32,18 @@ type Config struct {
 	// ContainerPrefixLength is the suppress_prefixlength of the rule that keeps
 	// containers, VPN networks and LANs reachable for bound traffic.
 	ContainerPrefixLength uint32
-	// NetworkRules says for which networks there are rules that lead to them.
+	// NetworkRules says which networks get rules that lead to them.
 	NetworkRules NetworkRules
-	// Include lists what is a link although it would not be one; Exclude what
-	// is none, and wins.
+	// Include lists interfaces that are links although the facts say no; Exclude lists
+	// interfaces that are none, and wins.
 	Include, Exclude []Matcher
-	// Links is what the owner of the host knows better of some links, in the order
-	// of the file; see [SettingsOf].
+	// Links are the entries of [[link]], in the order of the file; see [SettingsOf].
 	Links    []Link
 	LogLevel slog.Level
 	// NetworkManager says whether the host has one; Auto looks.
 	NetworkManager Presence
-	// RepairBurst and RepairsPerSecond bound how often routing that somebody
-	// else deleted is put back.
+	// RepairBurst and RepairsPerSecond bound how often objects that somebody else deleted
+	// are restored.
 	RepairBurst      int
 	RepairsPerSecond float64
 	// Allocator is the service that leases tables to other programs.
@@ -80,7 +79,7 @@ type DNS struct {
 	PIDFile string
 }
 
-// A Presence is what the configuration says of a program: whether this host has it.
+// A Presence says whether this host has a program.
 type Presence string
 
 // Presences.
@@ -90,7 +89,7 @@ const (
 	No   Presence = "no"
 )
 
-// NetworkRules says for which networks of links there are rules that lead to them.
+// NetworkRules says which networks of links get rules that lead to them.
 type NetworkRules string
 
 // Missing asks for rules for the networks that main does not have through the

@@ -215,7 +215,7 @@ func TestErrors(t *testing.T) {
 
 		"link, unknown":           {"[[link]]\ninterface = 'a'\nrole = 'local'\ngatway = 3\n", "f:4: link.gatway (entry 1): unknown key; did you mean link.gateway?"},
 		"link, no match":          {"[[link]]\nrole = 'local'\n", "f:1: link (entry 1): nothing to match is set; want interface, profile or type, or several"},
-		"link, no setting":        {"[[link]]\ntype = 'a'\nignore = true\n\n[[link]]\ninterface = 'a'\n", "f:5: link (entry 2): it says nothing of the links that it matches; want role, gateway, last_resort, ignore or delegated"},
+		"link, no setting":        {"[[link]]\ntype = 'a'\nignore = true\n\n[[link]]\ninterface = 'a'\n", "f:5: link (entry 2): it sets nothing for the links that it matches; want role, gateway, last_resort, ignore or delegated"},
 		"link, bad glob":          {"[[link]]\nignore = true\ninterface = 'wan['\n", `f:3: link.interface (entry 1): "wan[" is not allowed; want a non-empty glob such as "wan*"`},
 		"link, role":              {"[[link]]\ntype = 'a'\nrole = 'wan'\n", `f:3: link.role (entry 1): "wan" is not allowed; want "uplink" or "local"`},
 		"link, role, type":        {"[[link]]\ntype = 'a'\nrole = true\n", `f:3: link.role (entry 1): a boolean (true) where "uplink" or "local" belongs`},

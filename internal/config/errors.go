@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"strings"
+
+	"multihomed/internal/suggest"
 )
 
 // An Error is one thing that is wrong with a configuration file.
@@ -28,8 +30,8 @@ func (e *Error) Error() string {
 	return b.String() + ": " + e.Message
 }
 
-// nearest finds the key that was probably meant. One of the same table goes before one of
-// another: a key may also be right but in the wrong table.
+// nearest finds the key that was probably meant. Keys of the same table come first; a key
+// may also be right and in the wrong table.
 func nearest(key string) (string, bool) {
 	best, distance := "", len(key)
 	consider := func(candidate string, d, limit int) {
@@ -70,26 +72,10 @@ func leaf(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
 // maxSuggested bounds the work for keys that nobody can have meant.
 const maxSuggested = 64
 
-// edits is the Levenshtein distance of two strings.
+// edits is how far a word of the file is from one that is allowed.
 func edits(a, b string) int {
 	if len(a) > maxSuggested {
 		return len(a)
 	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
+	return suggest.Distance(a, b)
 }

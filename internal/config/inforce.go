@@ -37,19 +37,19 @@ type Fault struct {
 	Err  error
 	// Instead completes "in use instead: ...".
 	Instead string
-	// Known says that there is or was a configuration that had been in force.
+	// Known says that a last good configuration exists or existed.
 	Known bool
 	// Unusable says why a last good configuration is not used, nil if there is none
 	// or it is used.
 	Unusable error
 }
 
-// Find returns the configuration of a file, or, where that is bad, the last good
-// one of the same file, or, where none was ever good, the defaults.
+// Find returns the configuration of a file. If that is bad, it returns the last good one of
+// the same file, and if there is none, the defaults.
 //
-// The last good one is looked for where the file says that the state is, however
-// bad the rest of it is, and in the default directory, where a copy is kept: a bad
-// file may name another state_dir than the good one did.
+// It looks for the last good one in the state_dir of the file, however bad the rest of the
+// file is, and in the default directory, which has a copy: a bad file may name another
+// state_dir than the good one did.
 func Find(path string) Loaded { return find(path, Default().StateDir) }
 
 func find(path, usual string) Loaded {
@@ -88,13 +88,13 @@ func find(path, usual string) Loaded {
 	case len(damaged) > 0:
 		fault.Instead = "the defaults, because " + oneLine(fault.Unusable)
 	default:
-		fault.Instead = "the defaults, because no configuration was in force before"
+		fault.Instead = "the defaults, because there is no last good configuration"
 	}
 	return loaded
 }
 
-// Keep saves the configuration as the last good one. Call it when the configuration
-// has come into force.
+// Keep saves the configuration as the last good one. Call it when the configuration is
+// active.
 func (l Loaded) Keep(now time.Time) error {
 	if l.Fault == nil {
 		return l.save(now)
@@ -105,7 +105,7 @@ func (l Loaded) Keep(now time.Time) error {
 func (l Loaded) save(now time.Time) error {
 	err := lastgood.Save(l.StateDir, l.source, l.text, now)
 	if l.StateDir != l.usual {
-		// Where it does not exist nobody will look for it.
+		// Nobody looks in a directory that does not exist.
 		if _, missing := os.Stat(l.usual); missing == nil {
 			err = errors.Join(err, lastgood.Save(l.usual, l.source, l.text, now))
 		}
@@ -123,7 +123,7 @@ func stateDirectories(text []byte, usual string) []string {
 
 var stateDirLine = lazy.Regexp(`(?m)^[ \t]*state_dir[ \t]*=[ \t]*(?:"([^"\n]*)"|'([^'\n]*)')`)
 
-// stateDirOf reads the one key of a file that may be no TOML.
+// stateDirOf reads this key of a file that need not be valid TOML.
 func stateDirOf(text []byte) (string, bool) {
 	found := stateDirLine().FindSubmatch(text)
 	if found == nil {
@@ -135,7 +135,7 @@ func stateDirOf(text []byte) (string, bool) {
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// errors are the things that are wrong with the file, each by itself.
+// errors are the single mistakes of the file.
 func (f *Fault) errors() []error { return flat(f.Err) }
 
 func flat(err error) []error {
@@ -150,7 +150,7 @@ func flat(err error) []error {
 	return all
 }
 
-// mostShown bounds how many further errors a problem tells.
+// mostShown bounds how many further mistakes a problem names.
 const mostShown = 5
 
 // Problem is the fault as status shows it: the file with the line of the first mistake as
@@ -179,7 +179,7 @@ func (f *Fault) Problem() routing.Problem {
 	return p
 }
 
-// inFile names a further mistake of a file that was named already.
+// inFile is a further mistake, without the name of the file.
 func inFile(err error) string {
 	found, is := errors.AsType[*Error](err)
 	if !is {
@@ -202,12 +202,12 @@ func (f *Fault) Error() string {
 
 func (f *Fault) Unwrap() error { return f.Err }
 
-// Refused is what is wrong with a configuration while another one stays in force.
+// Refused is the fault of a configuration while the previous one stays active.
 func Refused(path string, err error) *Fault {
-	return &Fault{File: path, Err: err, Instead: "the configuration that was in force before", Known: true}
+	return &Fault{File: path, Err: err, Instead: "the previous configuration", Known: true}
 }
 
-// load is Load with the text of the file, which is there also if it is bad.
+// load is Load with the text of the file, which it also returns if the file is bad.
 func load(path string) (Config, []byte, error) {
 	data, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -10,8 +10,8 @@ import (
 	"multihomed/routing"
 )
 
-// A Link is one entry of [[link]]: what the owner of the host knows better than
-// the facts of the links that it matches. What an entry does not set is zero.
+// A Link is one entry of [[link]]: settings of the administrator for the links that it
+// matches, which win over the facts. What an entry does not set is zero.
 type Link struct {
 	Matcher
 	Role routing.RoleChoice
@@ -19,11 +19,11 @@ type Link struct {
 	Gateways []netip.Addr
 	// LastResort and Ignore are nil where the entry does not set them.
 	LastResort, Ignore *bool
-	// Delegated are masked, without the same one twice.
+	// Delegated are prefixes without host bits, each once.
 	Delegated []netip.Prefix
 }
 
-// Settings are what all entries of [[link]] together say of one device.
+// Settings are what all entries of [[link]] together set for one device.
 type Settings struct {
 	Role routing.RoleChoice
 	// Gateways holds at most one router of each family.
@@ -36,9 +36,8 @@ type Settings struct {
 	Delegated []netip.Prefix
 }
 
-// SettingsOf goes through the entries that match a device: for each key, the first
-// one that sets it counts. Of a device that NetworkManager does not know, only the
-// name is set.
+// SettingsOf combines the entries that match a device: for each key, the first entry that
+// sets it counts. A device that NetworkManager does not know has only a name.
 func SettingsOf(links []Link, d nm.Device) Settings {
 	var s Settings
 	var lastResort, ignore *bool
@@ -70,8 +69,8 @@ func SettingsOf(links []Link, d nm.Device) Settings {
 	return s
 }
 
-// IsIgnored reports whether the entries of [[link]] ignore an interface of which
-// nothing but the name is known, and by which entry.
+// IsIgnored reports whether an entry of [[link]] ignores an interface by its name alone, and
+// which entry.
 func (c Config) IsIgnored(name string) (by string, ignored bool) {
 	s := SettingsOf(c.Links, nm.Device{Name: name})
 	return s.IgnoredBy, s.Ignore
@@ -90,7 +89,7 @@ func (v *validator) links(file []rawLink) []Link {
 			v.failEntry(i, "", "nothing to match is set; want interface, profile or type, or several")
 		}
 		if isWhole && r.Role == nil && r.Gateway == nil && r.LastResort == nil && r.Ignore == nil && r.Delegated == nil {
-			v.failEntry(i, "", "it says nothing of the links that it matches; want role, gateway, last_resort, ignore or delegated")
+			v.failEntry(i, "", "it sets nothing for the links that it matches; want role, gateway, last_resort, ignore or delegated")
 		}
 		all = append(all, Link{
 			Matcher:    v.matcher(linkList, i, r.matcher()),
@@ -108,8 +107,7 @@ func (v *validator) failEntry(i int, key, message string) {
 	v.fail(v.at.of(linkList, i, key), entryKey(linkList, i, key), message)
 }
 
-// refuseEntry says that a value of an entry is not among those allowed, and why if
-// that is not plain.
+// refuseEntry says that a value of an entry is not allowed, and why if that is not obvious.
 func (v *validator) refuseEntry(i int, key string, value any, why string) {
 	want, _ := allowed(linkList + "." + key)
 	message := fmt.Sprintf("%v is not allowed", value)
@@ -134,7 +132,7 @@ func (v *validator) role(i int, value *string) routing.RoleChoice {
 	}
 }
 
-// RoleName is how a role is called in a configuration, empty for none.
+// RoleName is the word for a role in a configuration, empty for none.
 func RoleName(c routing.RoleChoice) string {
 	switch c {
 	case routing.AlwaysUplink:
@@ -182,7 +180,7 @@ func (v *validator) gateways(i int, value any) []netip.Addr {
 	return all
 }
 
-// router reads the address of a router, or says why it can be none.
+// router parses the address of a router, or says why it is not one.
 func router(text string) (a netip.Addr, why string) {
 	a, err := netip.ParseAddr(text)
 	switch {

@@ -15,7 +15,7 @@ import (
 	"multihomed/internal/fsutil"
 )
 
-// maxSize of a configuration file. It is read by a daemon that has to start.
+// maxSize bounds a configuration file, in bytes, so that no file delays the start.
 const maxSize = 1 << 20
 
 // Load reads a configuration file. A missing file is the default configuration.
@@ -24,7 +24,7 @@ func Load(path string) (Config, error) {
 	return cfg, err
 }
 
-// read reads a regular file of bounded size. A pipe must not block the start.
+// read reads the file. A pipe in its place must not block the start.
 func read(path string) (data []byte, err error) {
 	data, err = fsutil.ReadFile(path, maxSize)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -37,7 +37,7 @@ func read(path string) (data []byte, err error) {
 	}
 	switch {
 	case errors.Is(err, fsutil.ErrNotRegular):
-		return nil, &Error{File: path, Message: "not a regular file; a file in TOML is wanted, or none"}
+		return nil, &Error{File: path, Message: "not a regular file; want a TOML file, or none"}
 	case errors.Is(err, fsutil.ErrTooLarge):
 		return nil, &Error{File: path, Message: "larger than 1 MiB, the most that is read"}
 	case err != nil:
@@ -46,14 +46,14 @@ func read(path string) (data []byte, err error) {
 	return data, nil
 }
 
-// dangling finds the symbolic link that leads nowhere, of a file that does not exist: the
-// file itself or a directory above it. What it points to may be on a disk that is mounted
-// later, or not be written yet. Whoever made the link wanted more than the defaults.
+// dangling finds the symbolic link because of which a file does not exist: the file itself or
+// a directory above it. Its target may be on a disk that is mounted later, or may not be
+// written yet. An administrator who made the link did not want the defaults.
 func dangling(path string) (link, to string, is bool) {
 	for ; ; path = filepath.Dir(path) {
 		if info, err := os.Lstat(path); err == nil {
 			if info.Mode().Type() != fs.ModeSymlink {
-				return "", "", false // What is missing is missing in it.
+				return "", "", false // The file is missing below it.
 			}
 			to, err := os.Readlink(path)
 			return path, to, err == nil
@@ -64,22 +64,22 @@ func dangling(path string) (link, to string, is bool) {
 	}
 }
 
-// IsMissing reports whether there is no configuration file, so that the defaults are in
-// force. A symbolic link to nothing is no such case.
+// IsMissing reports whether there is no configuration file, so that the defaults are active.
+// A dangling symbolic link is not that case.
 func IsMissing(path string) bool {
 	_, err := os.Stat(path)
 	_, _, is := dangling(path)
 	return errors.Is(err, fs.ErrNotExist) && !is
 }
 
-// Marks of the byte order at the beginning of a file: editors of other systems write them.
+// Byte order marks: editors on other systems write them at the beginning of a file.
 const (
 	markUTF8  = "\xef\xbb\xbf"
 	markUTF16 = "\xff\xfe"
 	markOther = "\xfe\xff"
 )
 
-// unmarked takes the mark of UTF-8 away, which says nothing; another encoding is refused.
+// unmarked removes the mark of UTF-8, and refuses another encoding.
 func unmarked(name string, data []byte) ([]byte, error) {
 	text := string(data[:min(len(data), len(markUTF8))])
 	if strings.HasPrefix(text, markUTF16) || strings.HasPrefix(text, markOther) {
@@ -120,7 +120,7 @@ func Parse(name string, data []byte) (Config, error) {
 	return cfg, nil
 }
 
-// mostUnknown is how many different unknown keys a file may have that is meant for us.
+// mostUnknown bounds the different unknown keys of a file that can be ours.
 const mostUnknown = 100
 
 // foreign refuses a file that cannot be meant for us.
@@ -140,7 +140,7 @@ func foreign(name string, at *positions) error {
 	return &Error{File: name, Line: line, Key: first, Message: fmt.Sprintf("unknown key, the first of %d; this is no configuration of multihomed", unknown)}
 }
 
-// suggestion names the key that was probably meant, or those that there are in the table.
+// suggestion names the key that was probably meant, or all keys of the table.
 func suggestion(key string) string {
 	if near, ok := nearest(key); ok {
 		return fmt.Sprintf("; did you mean %s?", near)

@@ -7,15 +7,15 @@ import (
 	"multihomed/internal/unitfile"
 )
 
-// Expected reports whether this host has a NetworkManager that may come, running or
-// not: as the configuration says, or by its program and its unit.
+// Expected reports whether this host has a NetworkManager that runs or may start, by the
+// configuration, or else by its program and its unit.
 func (p Presence) Expected() bool {
 	return p.installed("/usr/sbin/NetworkManager", "/usr/bin/NetworkManager", "/usr/local/sbin/NetworkManager") &&
 		p.Unwanted() == ""
 }
 
-// Unwanted says how the administrator keeps a NetworkManager from running that is
-// installed ("disabled", "masked"), empty if he does not or the configuration knows better.
+// Unwanted is "disabled" or "masked" if that is the state of NetworkManager's unit, and empty
+// otherwise, or if the configuration decides.
 func (p Presence) Unwanted() string {
 	unit := unitfile.Read(os.DirFS("/"), "NetworkManager.service")
 	if p != Auto || !unit.Unwanted() {
@@ -33,7 +33,7 @@ func (p Presence) installed(programs ...string) bool {
 	default:
 		return slices.ContainsFunc(programs, func(path string) bool {
 			info, err := os.Stat(path)
-			// What cannot be looked at may be there.
+			// An unreadable path may exist.
 			return err == nil && info.Mode().IsRegular() || err != nil && !os.IsNotExist(err)
 		})
 	}

@@ -105,7 +105,7 @@ func (p *positions) value(node *unstable.Node, key string, line int) {
 	}
 }
 
-// integer notes a number that no decoder takes.
+// integer notes a number that overflows 64 bits.
 func (p *positions) integer(node *unstable.Node, at occurrence) {
 	text := string(node.Data)
 	if _, err := strconv.ParseInt(text, 0, 64); !errors.Is(err, strconv.ErrRange) {
@@ -167,7 +167,7 @@ func (p *positions) of(list string, i int, key string) int {
 	return e.line
 }
 
-// first returns the line on which a key is for the first time, or what is in it.
+// first returns the first line of a key, or of a key in that table.
 func (p *positions) first(key string) int {
 	if line, ok := p.lines[key]; ok {
 		return line
@@ -187,7 +187,7 @@ func within(lines map[string]int, table string) int {
 	return first
 }
 
-// entryKey names a key in the i-th entry of a list for people.
+// entryKey names a key in the i-th entry of a list, for error messages.
 func entryKey(list string, i int, key string) string {
 	name := fmt.Sprintf("%s (entry %d)", list, i+1)
 	if key == "" {

@@ -1,7 +1,7 @@
 package config
 
-// raw is the file as TOML has it. Numbers are wider than what is allowed and
-// pointers tell what is missing, so that each can be judged with its line.
+// raw is the file as TOML has it. Numbers are wider than allowed, and nil pointers mark
+// missing keys, so that the validator can judge each key with its line.
 type raw struct {
 	UplinkGroup           *int64       `toml:"uplink_group"`
 	ContainerPrefixLength *int64       `toml:"container_prefix_length"`
@@ -55,8 +55,7 @@ type rawMatcher struct {
 	Type      *string `toml:"type"`
 }
 
-// rawLink holds the keys of rawMatcher once more: an embedded struct has no place
-// in the keys of error messages.
+// rawLink repeats the keys of rawMatcher: the reader does not follow embedded structs.
 type rawLink struct {
 	Interface *string `toml:"interface"`
 	Profile   *string `toml:"profile"`

@@ -50,7 +50,7 @@ func (v *validator) line(p place, key string) int {
 	return v.at.first(p.full(key))
 }
 
-// leaveOut says that a key of a table cannot be used, and why.
+// leaveOut reports that a key of a table cannot be used, and why.
 func (v *validator) leaveOut(p place, key, name, message string) {
 	v.fail(v.line(p, key), name, message)
 	v.faulty[p.name("")] = true
@@ -196,7 +196,7 @@ func describe(value any) string {
 
 var bareKey = lazy.Regexp(`^[A-Za-z0-9_-]{1,64}$`)
 
-// shown is a key as a person can read and write it: in quotation marks if it needs them
+// shown is a key as TOML writes it: in quotation marks if it needs them
 // (https://toml.io/en/v1.0.0#keys).
 func shown(key string) string {
 	if bareKey().MatchString(key) {
@@ -213,8 +213,8 @@ func cut(word string) string {
 	return word
 }
 
-// unknown says that there is no such key, and which one was probably meant. Nothing is
-// looked for where nobody will read it.
+// unknown says that there is no such key, and which one was probably meant. Beyond mostErrors
+// it does not search, because nothing is printed.
 func (v *validator) unknown(full string) string {
 	if len(v.errs) == mostErrors {
 		return ""

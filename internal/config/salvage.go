@@ -9,10 +9,9 @@ import (
 	"multihomed/internal/lazy"
 )
 
-// Salvage reads a configuration for somebody who only wants to be rid of what was
-// made under it. Where it cannot be used, why says so, and cfg is the default but
-// for what can still be told of it line by line: the directories, the tables and the
-// group of uplinks.
+// Salvage reads a configuration for the removal of what was made under it. If the file is
+// bad, why says so, and cfg is the default except for what single lines still tell: the
+// directories, the tables and the group of uplinks.
 func Salvage(path string) (cfg Config, why error) {
 	data, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {

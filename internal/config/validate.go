@@ -16,8 +16,8 @@ import (
 	"multihomed/routing"
 )
 
-// maxTables bounds the range: one table for each of a million links is enough,
-// and a typing error is not a range of four billion.
+// maxTables bounds the range, so that a typing error does not make it four billion: a million
+// links get one table each.
 const maxTables = 1_000_000
 
 // A reserved range of tables belongs to somebody else.
@@ -27,8 +27,8 @@ type reserved struct {
 }
 
 // reservedTables are those that no lease may use: the kernel's, and those that
-// NetworkManager takes without asking (nm-cloud-setup, and libnm-core's
-// WireGuard range, which it searches for a free one).
+// NetworkManager uses unasked (nm-cloud-setup, and the range in which libnm-core searches a
+// free table for WireGuard).
 func reservedTables() []reserved {
 	return []reserved{
 		{routing.TableRange{First: routing.TableDefault, Last: routing.TableLocal}, "the kernel"},
@@ -45,9 +45,8 @@ type validator struct {
 	errs []*Error
 	// more counts the mistakes beyond mostErrors.
 	more int
-	// faulty holds the keys, tables and entries in which a key or a value was left out
-	// because it is wrong: nobody knows what was meant, so what is missing there is no
-	// mistake of its own.
+	// faulty holds the tables and entries in which a wrong key or value was left out: what
+	// is missing there is no mistake of its own.
 	faulty map[string]bool
 }
 
@@ -189,7 +188,7 @@ func (v *validator) perSecond(value *float64, preset float64) float64 {
 	if value == nil {
 		return preset
 	}
-	// Not a number fails both.
+	// NaN fails both comparisons.
 	if !(*value > 0 && *value <= 1000) {
 		v.refuse("repair.per_second", *value)
 		return preset
@@ -206,7 +205,7 @@ func (v *validator) tables(file rawTables, preset routing.TableRange) routing.Ta
 	if len(v.errs)+v.more > before || v.faulty["tables"] {
 		return preset
 	}
-	// The key that is in the file is to blame, the last of the two if both are.
+	// Blame the key that is in the file, tables.last if both are.
 	key := "tables.last"
 	if file.Last == nil {
 		key = "tables.first"
@@ -284,7 +283,7 @@ func (v *validator) families(file []string) []routing.Family {
 	return all
 }
 
-// FamilyName is how a family is called in a configuration.
+// FamilyName is the word for a family in a configuration.
 func FamilyName(f routing.Family) string {
 	if f == 0 {
 		return "unspecified"
@@ -345,7 +344,7 @@ func (v *validator) glob(list string, i int, key string, value *string) string {
 	if value == nil {
 		return ""
 	}
-	// An empty one would match everything, which nobody means who writes it.
+	// An empty glob would match everything, which is not what its author means.
 	if _, err := path.Match(*value, ""); err != nil || *value == "" {
 		v.fail(v.at.of(list, i, key), entryKey(list, i, key), fmt.Sprintf("%s is not allowed; want %s (* any text, ? one character, [a-c] one of a set, \\ before a character that is meant itself)", quoted(*value), globAllowed))
 		return ""

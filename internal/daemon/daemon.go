@@ -1,5 +1,5 @@
-// Package daemon is the service: it puts the parts together, keeps them running
-// and tells systemd how they are.
+// Package daemon is the service: it assembles the parts, keeps them running and reports
+// their state to systemd.
 package daemon
 
 import (
@@ -40,15 +40,15 @@ type Options struct {
 	Level *slog.LevelVar
 }
 
-// managerTimeout is how long a NetworkManager that is not on the bus is waited for.
+// managerTimeout is how long the start waits for a NetworkManager that is not on the bus.
 // The unit starts the daemon after it.
 const managerTimeout = 10 * time.Second
 
-// readyTimeout is how long one that is there, and does not come to an end with what
-// it starts, is waited for: longer than a DHCP server that does not answer takes.
+// readyTimeout is how long the start waits for a NetworkManager that is still activating
+// devices: longer than its timeout for a DHCP server that does not answer.
 const readyTimeout = 2 * time.Minute
 
-// lockTimeout is what a dispatcher needs to make way.
+// lockTimeout is how long a stand-in may take to make way.
 const lockTimeout = 5 * time.Second
 
 // Run serves until ctx is done. It leaves the routing in place.
@@ -91,7 +91,7 @@ func Run(ctx context.Context, o Options) error {
 		if s.events == nil {
 			return nil
 		}
-		// Whoever starts next looks at everything.
+		// The next process reads everything, so messages that are left do not matter.
 		_, err := s.events.Close()
 		return err
 	})
@@ -108,42 +108,41 @@ func Run(ctx context.Context, o Options) error {
 			s.notify.Stopping()
 			letGoIfMasked(ctx, o.Logger)
 			if err == nil {
-				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays in force", event.Is(event.Stopped))
+				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays active", event.Is(event.Stopped))
 			}
 			return err
 		}
 	}
 }
 
-// service is what outlives a change of the configuration.
+// service is the state that outlives a change of the configuration.
 type service struct {
 	Options
 	notify  *notify.Notifier
 	started time.Time
 	sockets *sockets
-	// lock and events are made again with the runtime directory; memory is what they
-	// have in common with their successors.
+	// lock and events are made again with the runtime directory; memory outlives it.
 	lock     *lockfile.Lock
 	events   *handoff.Listener
 	memory   *memory
 	restored time.Time
-	// files writes what the parts before kept in the runtime directory, where it is gone;
-	// nil if nothing ever was.
+	// files writes again what earlier parts kept in the runtime directory, if it is gone;
+	// nil until the directory was removed once.
 	files func() error
-	// written is what the log says from under the configuration before.
+	// written is what the log says already, from the previous configuration.
 	written *written
 
 	mu sync.Mutex
-	// report is the loop's last; faults are of other parts.
+	// report is the last one of the loop; faults are those of other parts.
 	report reconcile.Report
 	faults faults
-	// found are the problems that the checks of status found, beside those.
+	// found are further problems that the checks of status found.
 	found []routing.Problem
-	// logged are the problems that the log knows.
+	// logged are the problems in the log.
 	logged problems
 }
 
-// Codes of parts that may not work.
+// Codes of the problems of parts.
 const (
 	leasesFault     routing.Code = "leases"
 	namesFault      routing.Code = "dns-servers"
@@ -153,11 +152,10 @@ const (
 	lastGoodFault   routing.Code = "last-good-configuration"
 )
 
-// faults are what is wrong with parts other than the loop.
+// faults are the problems of parts other than the loop, by code.
 type faults map[routing.Code]routing.Problem
 
-// set takes what is wrong with a part, nothing if err is nil, and reports whether
-// that is new.
+// set notes the problem of a part, none if err is nil, and reports whether it changed.
 func (f faults) set(code routing.Code, err error) bool {
 	var p routing.Problem
 	bad, is := errors.AsType[*config.Fault](err)
@@ -174,7 +172,7 @@ func (f faults) set(code routing.Code, err error) bool {
 	return true
 }
 
-// all returns what is wrong, in order.
+// all returns the problems, sorted by code.
 func (f faults) all() []routing.Problem {
 	var out []routing.Problem
 	for _, code := range slices.Sorted(maps.Keys(f)) {
@@ -185,34 +183,34 @@ func (f faults) all() []routing.Problem {
 	return out
 }
 
-// serve runs all parts under one configuration. It returns the next one when
-// that changed, nil when ctx is done.
+// serve runs all parts under one configuration. It returns the next configuration when that
+// changed, nil when ctx is done.
 func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan os.Signal) (*config.Loaded, error) {
 	cfg := loaded.Config
 	s.Level.Set(cfg.LogLevel)
 	s.fault(config.FaultCode, faultOf(loaded))
-	// settled is given after the first pass, known when the links are known or no longer
-	// waited for.
-	settled, known, leasing := newLatch(), newLatch(), newLatch()
-	var alone atomic.Bool
+	// passed is given after the first pass, known when the links are known or the wait for
+	// them has ended.
+	passed, known, leasing := newLatch(), newLatch(), newLatch()
+	var noManager atomic.Bool
 	var p *parts
 	outdated, changed := news.NewSignal(), news.NewSignal()
 	reports := news.NewSlot[reconcile.Report]()
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
 		Ready: known.give,
 		Settled: func() {
-			settled.give()
+			passed.give()
 			changed.Give()
-			alone.Store(p.owners.Alone())
+			noManager.Store(p.owners.NoManager())
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put, Outdated: outdated.Give,
 	}, extras{fault: s.fault, memory: s.memory, written: s.written})
-	// Ended in order before the first pass: nothing spoke against the configuration, and
-	// a restart must not leave an older one as the last good one.
-	keepUnsettled := func() { settled.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
+	// A normal stop before the first pass is no fault of the configuration: it becomes the
+	// last good one, so that a restart does not bring back an older one.
+	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
 	if err != nil && ctx.Err() != nil {
-		keepUnsettled()
+		keepUnpassed()
 		return nil, nil
 	}
 	if err != nil {
@@ -234,10 +232,10 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 				return nil
 			})
 		}},
-		{name: "start", ready: known, run: always(func(ctx context.Context) { s.startAnyway(ctx, p, known, &alone) })},
+		{name: "start", ready: known, run: always(func(ctx context.Context) { s.startAnyway(ctx, p, known, &noManager) })},
 		{name: "table allocator", ready: leasing, run: func(ctx context.Context) error {
-			// Not before the kernel has been read: any table may be in use.
-			if !settled.await(ctx) {
+			// The kernel must have been read first: any table may be in use.
+			if !passed.await(ctx) {
 				return nil
 			}
 			return s.serveLeases(ctx, cfg, p, leasing)
@@ -252,8 +250,8 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		{name: "bookkeeping of leases", run: always(func(ctx context.Context) { p.keepLeases(ctx, s.fault) })},
 		{name: "memory", run: always(func(ctx context.Context) { giveBack(ctx, changed) })},
 		{name: "last good configuration", run: always(func(ctx context.Context) {
-			// It is good when it has come into force.
-			if settled.await(ctx) {
+			// A configuration is good once a pass was made with it.
+			if passed.await(ctx) {
 				keep(ctx, loaded, func(err error) { s.fault(lastGoodFault, err) })
 			}
 		})},
@@ -273,7 +271,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	if err != nil {
 		return nil, err
 	}
-	keepUnsettled()
+	keepUnpassed()
 	s.written = p.written()
 	if lost && next == nil && ctx.Err() == nil {
 		return &loaded, nil
@@ -281,10 +279,9 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	return next, nil
 }
 
-// startAnyway ends the wait for those who say what the links are. The boot waits for READY=1,
-// and NetworkManager may be installed and never come. What is left of its links stands until
-// it does.
-func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, alone *atomic.Bool) {
+// startAnyway ends the wait for the owners of links: the boot waits for READY=1, and an
+// installed NetworkManager may never start. The routing of its links stays until it does.
+func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, noManager *atomic.Bool) {
 	absent, unready := time.NewTimer(managerTimeout), time.NewTimer(readyTimeout)
 	defer absent.Stop()
 	defer unready.Stop()
@@ -295,7 +292,7 @@ func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, alone
 		case <-ctx.Done():
 			return
 		case <-absent.C:
-			if !alone.Load() {
+			if !noManager.Load() {
 				continue
 			}
 		case <-unready.C:
@@ -308,8 +305,8 @@ func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, alone
 	}
 }
 
-// awaitChange returns the configuration that replaces cfg, nil when ctx is done. A
-// bad file changes nothing but what is said of it.
+// awaitChange returns the configuration that replaces cfg, nil when ctx is done. A bad file
+// only makes a problem.
 func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) *config.Loaded {
 	for {
 		select {
@@ -340,7 +337,7 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 
 var errNeedsRestart = errors.New("state_dir and runtime_dir need a restart; to fix: systemctl restart multihomed")
 
-// reported takes what the loop has to say.
+// reported takes a report of the loop.
 func (s *service) reported(r reconcile.Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -348,7 +345,7 @@ func (s *service) reported(r reconcile.Report) {
 	s.tell(r)
 }
 
-// fault notes what is wrong with a part other than the loop, nothing if err is nil.
+// fault notes the problem of a part other than the loop, none if err is nil.
 func (s *service) fault(code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -357,7 +354,7 @@ func (s *service) fault(code routing.Code, err error) {
 	}
 }
 
-// tell logs what changed in the problems, and tells systemd. The caller holds mu.
+// tell logs changed problems and updates the status line of systemd. The caller holds mu.
 func (s *service) tell(r reconcile.Report) {
 	problems := slices.Concat(s.faults.all(), r.Problems, s.found)
 	s.logged.note(context.Background(), problems)
@@ -374,7 +371,7 @@ func (s *service) checked(problems []routing.Problem) {
 	}
 }
 
-// state is what the daemon says of itself, with the loop's report.
+// state is what status shows of the daemon itself, with the report of the loop.
 func (s *service) state(r reconcile.Report) view.Daemon {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -386,13 +383,13 @@ func (s *service) state(r reconcile.Report) view.Daemon {
 }
 
 const (
-	// flushEvery is how long the lazy bookkeeping of leases may lag behind.
+	// flushEvery bounds how long changed leases stay unwritten.
 	flushEvery = time.Minute
-	// checkEvery is how often it is looked whether leases can be written.
+	// checkEvery is how often to check whether leases can be written.
 	checkEvery = 5 * time.Second
 )
 
-// keepLeases does the bookkeeping of leases, and tells while they cannot be written.
+// keepLeases writes leases, and reports a fault while they cannot be written.
 func (p *parts) keepLeases(ctx context.Context, fault func(routing.Code, error)) {
 	flush, check := time.NewTicker(flushEvery), time.NewTicker(checkEvery)
 	defer flush.Stop()

@@ -13,20 +13,19 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// retryEvery is how often is tried again what follows a pass and failed.
+// retryEvery is the pause before a follower that failed tries again.
 const retryEvery = 10 * time.Second
 
-// followers are those who follow the passes of the loop. Each has a goroutine and a slot of
-// its own for what the last pass left behind, so that no file, process or lock that one of
-// them waits for keeps the loop from the next pass. Nothing is put where there is nothing to
-// do: then nobody pays for a snapshot.
+// followers act on the results of the loop's passes. Each has its own goroutine and a slot
+// for the last result, so that a file, process or lock that one waits for does not delay the
+// next pass. A slot stays empty if there is nothing to do, which saves the snapshot.
 type followers struct {
 	dns      *news.Slot[dnsmasq.Pass]
 	leases   *news.Slot[*reconcile.Snapshot]
 	departed *news.Slot[*reconcile.Snapshot]
 	moves    *news.Slot[mainroutes.Moves]
 	tables   *news.Slot[tableNames]
-	// listed is the generation of the leases whose tables were named last, unlisted says that
+	// listed is the generation of the leases at the last naming of tables, unlisted says that
 	// everything was switched off then.
 	listed   uint64
 	unlisted bool
@@ -43,8 +42,8 @@ func newFollowers() *followers {
 	}
 }
 
-// settled is called by the loop when it has dealt with all it knows.
-func (p *parts) settled() {
+// afterPass is called by the loop when nothing is left to do.
+func (p *parts) afterPass() {
 	complete := false
 	p.mirror.View(func(k *kernel.State) { complete = k.Complete() })
 	if !complete {
@@ -58,18 +57,18 @@ func (p *parts) settled() {
 		f.departed.Put(p.loop.Current())
 	}
 	if p.leases.Fault() != nil {
-		p.unsaved.Give() // Not only when it is looked next.
+		p.unsaved.Give() // Do not wait for the next check.
 	}
 	if now, is := p.namesOf(); is {
 		f.tables.Put(now)
 	}
-	// While some move, what they move would be found once more.
+	// During a move the same routes would be found again.
 	if f.moves.IsIdle() {
 		if todo, is := p.mover.Look(p.loop.Plans()); is {
 			f.moves.Put(todo)
 		}
 	}
-	// Where all is off the servers stay named: dnsmasq would have none.
+	// When everything is off the servers stay in the file: dnsmasq would have none.
 	if p.dns != nil && !p.owners.HostOff() {
 		now, generation := p.loop.Current(), p.owners.Generation()
 		if now != f.snapshot || generation != f.named {
@@ -88,7 +87,7 @@ func (f *followers) idle(ctx context.Context) {
 	f.tables.Idle(ctx)
 }
 
-// tasks are the followers that run.
+// tasks are those of the followers.
 func (f *followers) tasks(p *parts, fault func(code routing.Code, err error)) []task {
 	return []task{
 		{name: "routed leases", run: func(ctx context.Context) error {

@@ -24,20 +24,19 @@ import (
 )
 
 const (
-	// lookForUs is how often it is looked whether others find us, where the kernel does
-	// not tell.
+	// lookForUs is how often to check whether others find us, if inotify does not tell.
 	lookForUs = 5 * time.Second
-	// restoreEvery bounds how often the runtime directory is made again.
+	// restoreEvery is the least time between two restorations of the runtime directory.
 	restoreEvery = time.Second
-	// mostRestored is how often it is tried while somebody is removing it.
+	// mostRestored bounds the attempts while somebody keeps removing it.
 	mostRestored = 100
 )
 
-// guard waits until others do not find this process any more, because somebody removed
-// the runtime directory or what is in it: they would take it for dead, and work beside
-// it. Then it makes the directory and the lock again, writes down what is known, and
-// reports true: the parts must be put together again, which makes the sockets. It fails
-// where it may not make the directory; the unit's RuntimeDirectory= does at the restart.
+// guard waits until others cannot find this process any more, because somebody removed the
+// runtime directory or files in it: another process would take it for dead and work beside
+// it. Then guard makes the directory and the lock again, writes the files, and returns true:
+// the caller must assemble the parts again, which makes the sockets. It fails if it may not
+// make the directory; RuntimeDirectory= of the unit does that at the restart.
 func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *teller) (lost bool, err error) {
 	changed := watchDirectory(ctx, cfg.RuntimeDir)
 	ticker := time.NewTicker(lookForUs)
@@ -69,13 +68,12 @@ func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *tel
 		}
 		return false, err
 	}
-	s.Logger.LogAttrs(ctx, event.LevelNotice, "runtime directory made again, because somebody removed it or what is in it", slog.String("path", cfg.RuntimeDir))
+	s.Logger.LogAttrs(ctx, event.LevelNotice, "runtime directory made again, because somebody removed it or files in it", slog.String("path", cfg.RuntimeDir))
 	s.notify.Reloading()
 	return true, nil
 }
 
-// inPlace does what needs the runtime directory. Who removes that may not be done yet: then
-// it does so again.
+// inPlace does what needs the runtime directory, again while somebody is still removing it.
 func inPlace(ctx context.Context, cfg config.Config, do func() error) error {
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
@@ -89,13 +87,13 @@ func inPlace(ctx context.Context, cfg config.Config, do func() error) error {
 		err = do()
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("somebody removes the runtime directory %s or what is in it again and again: %w", cfg.RuntimeDir, err)
+		return fmt.Errorf("somebody keeps removing the runtime directory %s or files in it: %w", cfg.RuntimeDir, err)
 	}
 	return err
 }
 
-// stayFound makes what the next parts are found by and what they read, where it does not
-// stand: it may have been removed again while the parts before ended.
+// stayFound makes the directory, the lock, the socket and the files for the next parts if
+// they are missing: somebody may have removed them while the previous parts ended.
 func (s *service) stayFound(ctx context.Context, cfg config.Config) error {
 	return inPlace(ctx, cfg, func() error {
 		if err := s.place(ctx, cfg); err != nil {
@@ -108,7 +106,7 @@ func (s *service) stayFound(ctx context.Context, cfg config.Config) error {
 	})
 }
 
-// place makes the runtime directory and the lock in it, unless they stand.
+// place makes the runtime directory and the lock in it, unless they exist.
 func (s *service) place(ctx context.Context, cfg config.Config) error {
 	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
 		return err
@@ -120,7 +118,8 @@ func (s *service) place(ctx context.Context, cfg config.Config) error {
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		// Whoever took it meanwhile finds out that somebody works here, and lets go.
+		// A process that took it meanwhile finds the lock of the network namespace held, and
+		// gives it back.
 		lock, err := lockfile.TryLock(path)
 		if err == nil {
 			closing(s.Logger, "lock of the removed runtime directory", s.lock.Close)
@@ -138,13 +137,13 @@ func (s *service) place(ctx context.Context, cfg config.Config) error {
 	}
 }
 
-// listen makes the socket for events, unless it stands.
+// listen makes the socket for events, unless it exists.
 func (s *service) listen(cfg config.Config) error {
 	if s.events != nil {
 		if s.events.Stands() {
 			return nil
 		}
-		// What is left in it is read from files, and from those who know.
+		// Messages that are left are also in files, or NetworkManager knows them.
 		closing(s.Logger, "socket for events", func() error {
 			_, err := s.events.Close()
 			return err
@@ -158,7 +157,7 @@ func (s *service) listen(cfg config.Config) error {
 	return err
 }
 
-// A memory is the file of that name, and outlives it.
+// A memory is the file memory.json, and keeps its content if that is removed.
 type memory struct {
 	file recollection.File
 	mu   sync.Mutex
@@ -200,8 +199,8 @@ func (m *memory) restore() error {
 	return m.file.Keep(*m.last)
 }
 
-// watchDirectory returns what holds a value when something in a directory was removed, or
-// the directory itself (inotify(7)). Where the kernel has no more of these, it holds none.
+// watchDirectory returns a signal for the removal of a directory or of something in it
+// (inotify(7)). Without a free inotify instance the signal never comes.
 func watchDirectory(ctx context.Context, path string) <-chan struct{} {
 	changed := news.NewSignal()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)

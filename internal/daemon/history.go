@@ -12,10 +12,10 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// A history is what a change of the configuration leaves to be done. It is on
-// disk before anything is made under the new configuration and until nothing is
-// left of the old one, so that a crash in between leaks nothing. (Rules need no
-// history: they are known by their priority.)
+// A history lists earlier configurations whose objects may be left in the kernel. It is on
+// disk before the first object of a new configuration and until the last of the old one is
+// gone, so that a crash in between leaks nothing. Rules need no history: their priority
+// identifies them.
 type history struct {
 	log    *slog.Logger
 	state  string
@@ -23,13 +23,13 @@ type history struct {
 	past   []cleanup.Era
 }
 
-// openHistory reads what was before, and notes what is now. A file that cannot
-// be read or written is no reason not to start: it costs a later clean-up.
+// openHistory reads the earlier configurations and adds this one. If the file cannot be read
+// or written the daemon starts all the same, and routes of earlier tables may stay.
 func openHistory(ctx context.Context, log *slog.Logger, directory string, p routing.Policy) *history {
 	h := &history{log: log, state: directory, policy: p}
 	eras, err := cleanup.ReadEras(directory)
 	if err != nil {
-		log.LogAttrs(ctx, event.LevelNotice, "earlier configurations unknown, so that what they left may stay", slog.String("error", err.Error()))
+		log.LogAttrs(ctx, event.LevelNotice, "earlier configurations unknown, so that their routes may stay", slog.String("error", err.Error()))
 	}
 	now := cleanup.EraOf(p)
 	for _, e := range eras {
@@ -49,10 +49,10 @@ func (h *history) write(ctx context.Context, eras []cleanup.Era) {
 	}
 }
 
-// moveGroups puts the uplinks of earlier configurations into the group of this
-// one. Whoever is none leaves it in the first pass. Until the rule that tells
-// uplinks by it stands again, bound traffic does not see main's routes at all:
-// the other order would let it see those of other uplinks.
+// moveGroups moves the uplinks of earlier configurations into the group of this one. The
+// first pass takes out those that are none. It deletes the rules that suppress the old group
+// first: until they are added again bound traffic does not see main's routes at all. The
+// other order would show it the routes of other uplinks.
 func (h *history) moveGroups(ctx context.Context) {
 	former := map[uint32]bool{}
 	for _, e := range h.past {
@@ -85,8 +85,8 @@ func (h *history) moveGroups(ctx context.Context) {
 	}
 }
 
-// clean removes the routes in tables that are no longer ours. It is called when
-// no rule leads to them any more.
+// clean removes the routes in tables that are no longer ours. Call it when no rule leads to
+// them any more.
 func (h *history) clean(ctx context.Context) {
 	if len(h.past) == 0 {
 		return
@@ -111,8 +111,7 @@ func (h *history) clean(ctx context.Context) {
 	h.write(ctx, []cleanup.Era{cleanup.EraOf(h.policy)})
 }
 
-// change looks at the kernel with our tables being others, and applies what
-// follows.
+// change reads the kernel as if these tables were ours, and applies what decide returns.
 func (h *history) change(ctx context.Context, tables routing.TableRange, decide func(*kernel.State) []routing.Op) error {
 	mirror, err := kernel.Open(kernel.Config{Tables: tables, Interest: func(string) bool { return false }})
 	if err != nil {

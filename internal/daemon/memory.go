@@ -10,15 +10,15 @@ import (
 )
 
 const (
-	// quiet is for how long nothing must have happened before memory is given back: a
-	// collection in the middle of a change would delay it.
+	// quiet is how long nothing must happen before memory is given back: a collection would
+	// delay a change.
 	quiet = time.Second
-	// worthGivingBack is what makes a collection worth its time, in bytes.
+	// worthGivingBack is the growth that is worth a collection, in bytes.
 	worthGivingBack = 8 << 20
 )
 
-// giveBack returns the memory that a burst of changes took to the system when it is over.
-// The runtime would keep twice what is in use (GOGC), for ever if nothing else happens.
+// giveBack returns memory to the system when a burst of changes is over. The runtime would
+// keep twice the memory in use (GOGC) until something else happens.
 func giveBack(ctx context.Context, changed news.Signal) {
 	var kept uint64
 	for {
@@ -53,7 +53,7 @@ func isQuiet(ctx context.Context, changed news.Signal) bool {
 	}
 }
 
-// heldMemory is what the runtime has from the system, in bytes.
+// heldMemory is the memory that the runtime has from the system, in bytes.
 func heldMemory() uint64 {
 	held := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(held)

@@ -12,9 +12,9 @@ import (
 	"multihomed/internal/lockfile"
 )
 
-// lockNamespace makes sure that nobody else of ours works in this network namespace,
-// whatever his runtime directory. One that is about to end is waited for until ctx is
-// done. Closing what it returns ends that.
+// lockNamespace takes the lock of the network namespace, so that no other multihomed works in
+// it, whatever its runtime directory. It waits until ctx is done for one that is ending. The
+// caller calls what it returns to release the lock.
 func lockNamespace(ctx context.Context, cfg config.Config, log *slog.Logger) (func(), error) {
 	trusted := lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir)
 	ticker := time.NewTicker(askAgain)
@@ -32,7 +32,7 @@ func lockNamespace(ctx context.Context, cfg config.Config, log *slog.Logger) (fu
 	}
 }
 
-// tryNamespace fails only where another one of ours works in this network namespace.
+// tryNamespace fails only if another multihomed works in this network namespace.
 func tryNamespace(ctx context.Context, trusted []uint32, log *slog.Logger) (unlock func(), err error) {
 	n, err := lockfile.TryNamespace(trusted...)
 	_, held := errors.AsType[*lockfile.NamespaceHeldError](err)
@@ -42,7 +42,7 @@ func tryNamespace(ctx context.Context, trusted []uint32, log *slog.Logger) (unlo
 	case held:
 		return nil, err
 	default:
-		// Whoever brings that about must not keep the service from working.
+		// Ordinary users can cause this, and must not stop the service.
 		log.LogAttrs(ctx, event.LevelNotice, "network namespace not locked, so that another multihomed would not be noticed", slog.String("error", err.Error()))
 		return func() {}, nil
 	}

@@ -21,25 +21,23 @@ import (
 )
 
 const (
-	// handOverTimeout bounds how long a lock is waited for that somebody holds who
-	// does not listen.
+	// handOverTimeout bounds the wait for a lock whose holder does not listen.
 	handOverTimeout = 10 * time.Second
-	// askAgain is how often such a lock is tried.
+	// askAgain is the pause between two attempts to take a lock.
 	askAgain = 20 * time.Millisecond
-	// Linger is how long to stay after the last event. NetworkManager tells of a
-	// link when one family is there, and nobody of a router advertisement that
-	// comes later.
+	// Linger is how long a stand-in stays after the last event. NetworkManager announces a
+	// link when one family is ready, and nobody announces a router advertisement that comes
+	// later.
 	Linger = 20 * time.Second
 )
 
-// Once sees to it that what a message tells of is dealt with. With a daemon, that
-// is told; without, this process does for a while what the daemon does: it brings
-// the whole host in order, follows what comes of the event, takes the messages of
-// others like itself, and ends when nothing was heard for as long as it is to
-// linger. It makes way for a daemon at once. What stands, it leaves.
+// Once handles a message. A running daemon gets it. Without a daemon this process stands in
+// for it: it repairs the routing of the whole host, follows further events, takes the
+// messages of other hooks, and ends when nothing has happened for the time linger. It makes
+// way for a daemon at once, and leaves the routing in place.
 //
-// Settled is called when the first of this is done.
-func Once(ctx context.Context, o Options, m handoff.Message, linger time.Duration, settled func()) error {
+// Once calls done after the first complete pass.
+func Once(ctx context.Context, o Options, m handoff.Message, linger time.Duration, done func()) error {
 	cfg, err := find(ctx, o)
 	if err != nil {
 		return err
@@ -58,19 +56,19 @@ func Once(ctx context.Context, o Options, m handoff.Message, linger time.Duratio
 		if err != nil {
 			return err
 		}
-		wanted, err := (&standIn{Options: o, cfg: cfg, first: m, linger: linger, settled: settled, faults: faults{}, logged: problems{log: o.Logger}}).serve(ctx, events)
+		wanted, err := (&standIn{Options: o, cfg: cfg, first: m, linger: linger, done: done, faults: faults{}, logged: problems{log: o.Logger}}).serve(ctx, events)
 		left, closing := events.Close()
 		if err = errors.Join(err, closing); err != nil || !wanted || !left {
 			return err
 		}
-		// What they said is in the files of hooks, or NetworkManager knows it.
+		// Their content is in the files of hooks, or NetworkManager knows it.
 		m = handoff.Message{}
 	}
 }
 
 // takePlace is handOver with the lock of the network namespace. A daemon whose runtime
-// directory was removed has only that one: it makes the other one again, for which it
-// must find it free, and is told then.
+// directory was removed holds only that lock. It makes the other one again, which must be
+// free then, and gets the message.
 func takePlace(ctx context.Context, cfg config.Config, m handoff.Message, log *slog.Logger) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*handOverTimeout)
 	defer cancel()
@@ -97,9 +95,9 @@ func takePlace(ctx context.Context, cfg config.Config, m handoff.Message, log *s
 	}
 }
 
-// handOver tells the daemon, or takes the lock if there is none. While somebody
-// holds the lock who does not listen, it is another of us, or a daemon that
-// starts: that may have looked before this event, or will listen in a moment.
+// handOver sends the message to the daemon, or takes the lock if there is none. A holder of
+// the lock that does not listen is another stand-in or a daemon that starts. It may have read
+// the host before this event, or will listen in a moment, so handOver tries again.
 func handOver(ctx context.Context, cfg config.Config, m handoff.Message) (*lockfile.Lock, error) {
 	if err := ownership.MakeDirectory(cfg.RuntimeDir, cfg.StateDir); err != nil {
 		return nil, err
@@ -129,18 +127,18 @@ func handOver(ctx context.Context, cfg config.Config, m handoff.Message) (*lockf
 type standIn struct {
 	Options
 	cfg config.Loaded
-	// first is what it was called for.
-	first   handoff.Message
-	linger  time.Duration
-	settled func()
-	mu      sync.Mutex
-	faults  faults
-	report  reconcile.Report
-	logged  problems
+	// first is the message that started it.
+	first  handoff.Message
+	linger time.Duration
+	done   func()
+	mu     sync.Mutex
+	faults faults
+	report reconcile.Report
+	logged problems
 }
 
-// serve runs the parts until nothing has been heard for a while. It reports
-// whether messages that came too late are ours to deal with.
+// serve runs the parts until nothing has happened for a while. It reports whether messages
+// that come too late are for this process.
 func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted bool, err error) {
 	var replaced atomic.Bool
 	running, cancel := context.WithCancel(ctx)
@@ -150,19 +148,19 @@ func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted b
 	s.fault(config.FaultCode, faultOf(s.cfg))
 	finish := func() {
 		s.fault(lastGoodFault, s.cfg.Keep(time.Now()))
-		s.settled()
+		s.done()
 		if s.linger == 0 {
 			cancel()
 		}
 	}
 	var p *parts
 	var waiting string
-	// known is given when the first pass is made that knows what there is to know.
+	// known is given after the first pass with complete knowledge.
 	known := newLatch()
 	p, err = assemble(ctx, s.cfg.Config, s.Logger, reconcile.Hooks{
 		Ready: func() { waiting = "" },
 		Settled: func() {
-			if p.owners.Heard() {
+			if p.owners.ManagerKnown() {
 				known.give()
 			}
 		},
@@ -206,10 +204,10 @@ func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted b
 	return ctx.Err() == nil && !replaced.Load(), nil
 }
 
-// firstPass bounds the first pass of one who does not linger.
+// firstPass bounds the first pass of a stand-in that does not linger.
 const firstPass = 5 * time.Second
 
-// fault says what is wrong with a part.
+// fault notes the problem of a part, none if err is nil.
 func (s *standIn) fault(code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -218,7 +216,7 @@ func (s *standIn) fault(code routing.Code, err error) {
 	}
 }
 
-// reported takes what the loop has to say.
+// reported takes a report of the loop.
 func (s *standIn) reported(r reconcile.Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -32,7 +32,7 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// parts are what reconciles, put together.
+// parts are the assembled parts of the daemon or of a stand-in.
 type parts struct {
 	log     *slog.Logger
 	leases  *allocator.Allocator
@@ -43,7 +43,7 @@ type parts struct {
 	owners  *owners.Owners
 	off     *offswitch.Switch
 	loop    *reconcile.Loop
-	// runtime is the directory of what ends with the boot.
+	// runtime is the runtime directory.
 	runtime string
 
 	// These follow the passes of the loop; dns is nil if there is no file of servers.
@@ -53,34 +53,34 @@ type parts struct {
 	departed *owners.Departed
 	mover    *mainroutes.Mover
 	past     *history
-	// isPast says that nothing of earlier configurations is left, or it cannot be removed.
+	// isPast is given when nothing of earlier configurations is left, or cannot be removed.
 	isPast *latch
-	// first is given when the first pass with complete knowledge was made.
+	// first is given after the first pass with complete knowledge.
 	first *latch
 	// unsaved is given while leases cannot be saved.
 	unsaved news.Signal
-	// unacknowledged are messages whose senders wait for the loop.
+	// unacknowledged are messages whose senders wait for a pass.
 	unacknowledged chan handoff.Message
 }
 
-// extras tell the daemon from one who stands in for it.
+// extras are what differs between the daemon and a stand-in.
 type extras struct {
-	// fault takes what is wrong with a part; nil says that nothing is.
+	// fault takes the problem of a part, nil for none.
 	fault func(code routing.Code, err error)
-	// memory outlives the runtime directory, nil for one that does not.
+	// memory outlives the runtime directory; nil for the file alone.
 	memory reconcile.Memory
 	// written is what the log says already, nil if nothing.
 	written *written
 }
 
 // written is what the log says of links and of the off switch. It outlives a change of the
-// configuration, so that the log says what that changed and nothing else.
+// configuration, so that the log names only what that changed.
 type written struct {
 	links map[int]routing.LinkPlan
 	off   offswitch.State
 }
 
-// written is what the log says when everything has ended.
+// written returns what the log says when all tasks have ended.
 func (p *parts) written() *written {
 	off, _ := p.off.State()
 	return &written{links: p.loop.Told(), off: off}
@@ -105,15 +105,15 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	p.checkLeases(ctx, more.fault)
 	names, err := rttables.Load()
 	if err != nil {
-		// A file that cannot be read may reserve any number; it is the
-		// administrator's, and the numbers of ours are ours in practice.
+		// An unreadable file may reserve any number. That is no reason to stop: in practice
+		// nobody else uses our range.
 		err = fmt.Errorf("reading the names of routing tables, whose numbers may be leased to links: %w", err)
 	}
 	more.fault(tableNamesFault, err)
 	p.past = openHistory(ctx, log, cfg.StateDir, policy)
 	p.past.moveGroups(ctx)
-	// Routes of main are read when an owner says that an interface matters: a
-	// host may have a million of others.
+	// Routes of main are read only for interfaces that an owner claims: a host may have a
+	// million others.
 	p.mirror, err = kernel.Open(kernel.Config{Tables: policy.Tables, Interest: func(string) bool { return false }})
 	if err != nil {
 		return err
@@ -147,7 +147,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		ready()
 	}
 	hooks.Settled = func() {
-		p.settled()
+		p.afterPass()
 		settled()
 	}
 	memory := more.memory
@@ -168,17 +168,17 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	return nil
 }
 
-// logDelay is how long a link must be quiet before its changes become a line: longer
-// than what an activation does in one go, and short enough for people who look.
+// logDelay is how long a link must be quiet before its changes become a line: longer than the
+// pauses of an activation, and short enough for a reader of the log.
 const logDelay = time.Second
 
-// openLeases opens the leases, whatever the database is like: what stands in the
-// kernel tells whose the tables are, so they keep their numbers.
+// openLeases opens the leases, even with a damaged database: rules and routes in the kernel
+// tell whose the tables are, so links keep their numbers.
 func openLeases(ctx context.Context, cfg config.Config, log *slog.Logger) (*allocator.Allocator, error) {
 	return allocator.Open(ctx, allocator.Options{
 		Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: cfg.Tables, Anyhow: true,
 		Moved: func(to string, why error) {
-			log.LogAttrs(ctx, event.LevelNotice, "lease database moved aside because it is of no use, and made anew from what stands in the kernel",
+			log.LogAttrs(ctx, event.LevelNotice, "lease database moved aside because it is unusable, and made anew from the kernel's rules and routes",
 				event.Is(event.DatabaseMoved), slog.String("moved_to", to), slog.String("error", why.Error()))
 		},
 		Standing: func(leased func(routing.TableID) bool) ([]allocator.Standing, error) {
@@ -187,7 +187,7 @@ func openLeases(ctx context.Context, cfg config.Config, log *slog.Logger) (*allo
 	})
 }
 
-// checkLeases says whether leases can be written.
+// checkLeases reports a fault while leases cannot be written.
 func (p *parts) checkLeases(ctx context.Context, fault func(routing.Code, error)) {
 	err := p.leases.Check(ctx)
 	if err != nil {
@@ -196,7 +196,7 @@ func (p *parts) checkLeases(ctx context.Context, fault func(routing.Code, error)
 	fault(leasesFault, err)
 }
 
-// take takes what a dispatcher says.
+// take takes a message of a dispatcher.
 func (p *parts) take(ctx context.Context, m handoff.Message) {
 	if m.Switched {
 		p.switched(ctx)
@@ -216,12 +216,12 @@ func (p *parts) take(ctx context.Context, m handoff.Message) {
 	p.owners.Recheck(m.Interface)
 }
 
-// mostUnacknowledged bounds the senders that wait for the loop at a time.
+// mostUnacknowledged bounds how many senders wait for a pass.
 const mostUnacknowledged = 256
 
-// acknowledge tells the sender of a message that the loop has been through with it, if he
-// waits for that. A loop that hangs acknowledges nothing. Where too many wait, this one
-// is let go: his message was taken.
+// acknowledge queues the sender of a message, if it waits, for an answer after the next pass.
+// A loop that hangs acknowledges nothing. If too many wait, this sender is released: its
+// message was taken.
 func (p *parts) acknowledge(m handoff.Message) {
 	if !m.Awaited() {
 		return
@@ -233,11 +233,11 @@ func (p *parts) acknowledge(m handoff.Message) {
 	}
 }
 
-// followTime bounds how long the sender of a message waits for those who follow the loop.
+// followTime bounds how long the sender of a message waits for the followers.
 const followTime = time.Second
 
-// followed waits until those who follow the loop have dealt with its passes so far. Whoever
-// hangs is not waited for: the routing stands.
+// followed waits until the followers have handled the passes so far, for at most followTime:
+// the routing is complete without them.
 func (p *parts) followed(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, followTime)
 	defer cancel()
@@ -249,7 +249,7 @@ func (p *parts) followed(ctx context.Context) {
 	p.idle(ctx)
 }
 
-// acknowledgeAll answers the senders that wait. One pass is for all who came before it.
+// acknowledgeAll answers the senders that wait. One pass serves all that came before it.
 func (p *parts) acknowledgeAll(ctx context.Context) error {
 	for {
 		var waiting []handoff.Message
@@ -285,13 +285,13 @@ func (p *parts) acknowledgeAll(ctx context.Context) error {
 func (p *parts) switched(ctx context.Context) {
 	before, _ := p.off.State()
 	if err := p.off.Reload(); err != nil {
-		p.log.LogAttrs(ctx, event.LevelNotice, "off switch not read, it holds as it was", slog.String("error", err.Error()))
+		p.log.LogAttrs(ctx, event.LevelNotice, "off switch unreadable, keeping its last state", slog.String("error", err.Error()))
 		return
 	}
 	p.saySwitched(ctx, before)
 }
 
-// saySwitched says what has been switched off and on since.
+// saySwitched logs what has been switched off and on since.
 func (p *parts) saySwitched(ctx context.Context, before offswitch.State) {
 	state, _ := p.off.State()
 	switch {
@@ -314,14 +314,14 @@ func (p *parts) saySwitched(ctx context.Context, before offswitch.State) {
 		}
 	}
 	for _, l := range state.Links {
-		// What was off by itself before the host was is so still.
+		// A link that was off before the host was is no news.
 		if !slices.Contains(before.Links, l) {
 			p.log.LogAttrs(ctx, event.LevelNotice, "link switched off", event.Is(event.SwitchedOff), slog.String("interface", l.Interface), slog.Time("since", l.Since), slog.String("by", l.By))
 		}
 	}
 }
 
-// tasks are all that follow something.
+// tasks are those of all parts.
 func (p *parts) tasks(fault func(code routing.Code, err error)) []task {
 	return append([]task{
 		{name: "mirror of the kernel", run: p.mirror.Run},
@@ -330,7 +330,7 @@ func (p *parts) tasks(fault func(code routing.Code, err error)) []task {
 		{name: "reconcile loop", run: p.loop.Run},
 		{name: "acknowledgements", run: p.acknowledgeAll},
 		{name: "earlier configurations", ready: p.isPast, run: always(func(ctx context.Context) {
-			// Not before no rule leads to their tables any more.
+			// After the first pass no rule leads to their tables any more.
 			if p.first.await(ctx) {
 				p.past.clean(ctx)
 				p.isPast.give()
@@ -354,6 +354,6 @@ func (p *parts) close() {
 
 func closing(log *slog.Logger, what string, do func() error) {
 	if err := do(); err != nil {
-		log.LogAttrs(context.Background(), event.LevelNotice, "ended with an error", slog.String("part", what), slog.String("error", err.Error()))
+		log.LogAttrs(context.Background(), event.LevelNotice, "closing failed", slog.String("part", what), slog.String("error", err.Error()))
 	}
 }

@@ -16,26 +16,26 @@ import (
 	"multihomed/routing"
 )
 
-// problems writes each problem to the log once when it appears, at its severity, and
-// once when it is gone: what `journalctl -p warning` shows is what status shows.
+// problems logs each problem once when it appears, at its severity, and once when it is gone:
+// `journalctl -p warning` shows the same as status.
 type problems struct {
 	log  *slog.Logger
 	last map[about]routing.Problem
 }
 
-// about is what a problem is about: one whose text changes is the same problem.
+// about identifies a problem: if only its text changes it is the same problem.
 type about struct {
 	code         routing.Code
 	link, object string
 }
 
-// note takes all problems that there are now.
+// note takes all current problems.
 func (p *problems) note(ctx context.Context, all []routing.Problem) {
 	now := make(map[about]routing.Problem, len(all))
 	for _, problem := range all {
 		key := about{problem.Code, problem.Link, problem.Object}
 		if problem.Code == config.FaultCode {
-			key.object = "" // There is one configuration, whichever of its lines is bad.
+			key.object = "" // There is one configuration, whatever line is bad.
 		}
 		for n := 2; now[key] != (routing.Problem{}) && now[key] != problem; n++ {
 			key.object = problem.Object + "#" + strconv.Itoa(n) // Two problems of one object.
@@ -56,7 +56,7 @@ func (p *problems) note(ctx context.Context, all []routing.Problem) {
 	p.last = now
 }
 
-// solved says that there is a problem no more.
+// solved says that a problem is gone.
 func solved(p routing.Problem) string {
 	if p.Code == config.FaultCode {
 		return "configuration accepted again"
@@ -89,8 +89,8 @@ func levelOf(s routing.Severity) slog.Level {
 	}
 }
 
-// suspect names the process behind a netlink port. The first socket of a process has
-// its number (netlink(7)); one that has ended cannot be named any more.
+// suspect names the process behind a netlink port, empty if unknown. The first socket of a
+// process has the process number as its port (netlink(7)).
 func suspect(port uint32) string {
 	if port == 0 || port > 1<<22 { // PID_MAX_LIMIT
 		return ""
@@ -102,7 +102,7 @@ func suspect(port uint32) string {
 	return fmt.Sprintf("%s (process %d)", escape.Name(strings.TrimSpace(string(name))), port)
 }
 
-// summary is what `systemctl status` shows: one line.
+// summary is the line in `systemctl status`.
 func summary(waiting string, all []routing.Problem) string {
 	refused, errors := "", 0
 	for _, p := range all {

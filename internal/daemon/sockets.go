@@ -16,8 +16,8 @@ import (
 	"multihomed/internal/unixgram"
 )
 
-// serveLeases serves those who lease tables, until ctx is done. It gives ready when every
-// socket that can be had is open.
+// serveLeases runs the table allocator until ctx is done. It gives ready after the first
+// attempt to open every socket.
 func (s *service) serveLeases(ctx context.Context, cfg config.Config, p *parts, ready *latch) error {
 	defer ready.give()
 	if !cfg.Allocator.Enabled {
@@ -50,8 +50,8 @@ func (s *service) serveLeases(ctx context.Context, cfg config.Config, p *parts, 
 	return tasks.Wait()
 }
 
-// addresses are the two forms of a name: as the clients of the ancestor pad it
-// to the full length of an address, and as everybody else writes it.
+// addresses are the two forms of a name: padded to the full length of an address, as the
+// clients of the ancestor do, and exact.
 func addresses(name string) ([]unixgram.Address, error) {
 	exact, err := unixgram.Abstract(name)
 	if err != nil {
@@ -60,11 +60,11 @@ func addresses(name string) ([]unixgram.Address, error) {
 	return []unixgram.Address{exact, exact.Padded()}, nil
 }
 
-// sockets are what the table allocator listens on. They outlive a change of the
-// configuration, so that nothing that was sent meanwhile is lost.
+// sockets are those of the table allocator. They outlive a change of the configuration, so
+// that no request is lost meanwhile.
 type sockets struct {
 	mu sync.Mutex
-	// open are those that we made, by address; given those that systemd did.
+	// open are the sockets that we made, by address; given those from systemd.
 	open  map[unixgram.Address]*unixgram.Conn
 	given []*unixgram.Conn
 }
@@ -92,7 +92,7 @@ func (s *sockets) Close() error {
 	return err
 }
 
-// keepOnly closes the sockets that we made with other names.
+// keepOnly closes the sockets that we made under other names.
 func (s *sockets) keepOnly(names []unixgram.Address) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,10 +110,10 @@ func (s *sockets) keepOnly(names []unixgram.Address) error {
 	return errors.Join(errs...)
 }
 
-// again is how often a name is tried that another process has.
+// again is the pause before trying a name again that another process has.
 const again = 5 * time.Second
 
-// offer passes on all sockets, those that cannot be had yet as soon as they can.
+// offer passes on all sockets, and tries again to open those whose name is taken.
 func (s *sockets) offer(ctx context.Context, names []unixgram.Address, to chan<- *unixgram.Conn, fault func(error)) {
 	pass := func(conn *unixgram.Conn) {
 		select {
@@ -163,7 +163,7 @@ func (s *sockets) listen(name unixgram.Address) (*unixgram.Conn, error) {
 	}
 	conn, err := unixgram.Listen(name)
 	if err != nil {
-		return nil, fmt.Errorf("%w; it is tried again every %v", err, again)
+		return nil, fmt.Errorf("%w; trying again every %v", err, again)
 	}
 	s.open[name] = conn
 	return conn, nil

@@ -12,22 +12,21 @@ import (
 	"multihomed/internal/rights"
 )
 
-// Exit statuses of the daemon and of those who stand in for it. Those that a
-// restart cannot cure are in RestartPreventExitStatus= of the unit.
+// Exit statuses of the daemon and of stand-ins. RestartPreventExitStatus= of the unit lists
+// those that a restart cannot fix.
 const (
-	// ExitFailure: a restart may cure it.
+	// ExitFailure: a restart may fix it.
 	ExitFailure = 1
-	// ExitUsage: the command line makes no sense (EX_USAGE). Not 2, with which Go ends
-	// a program that panics or that the watchdog aborts: a restart cures that.
+	// ExitUsage: the command line is wrong (EX_USAGE). Not 2, the status of a Go program
+	// that panics or that the watchdog aborts: a restart fixes that.
 	ExitUsage = 64
 	// ExitRights: this process may not change routing (EX_NOPERM of sysexits.h).
 	ExitRights = 77
-	// ExitConfiguration: the configuration is bad, none was ever good, and nothing
-	// of ours stands that would have to be looked after (EX_CONFIG).
+	// ExitConfiguration: the configuration is bad, there is no last good one, and the kernel
+	// holds no rule of ours that somebody must maintain (EX_CONFIG).
 	ExitConfiguration = 78
 )
 
-// errRights says that the process may not do its work.
 var errRights = errors.New("this process may not change routing: it lacks CAP_NET_ADMIN; to fix: run it as root, or give the unit AmbientCapabilities=CAP_NET_ADMIN")
 
 // ExitStatus is the exit status for what Run or Once returned.
@@ -45,8 +44,8 @@ func ExitStatus(err error) int {
 	}
 }
 
-// mayRoute fails where nothing could be done: a daemon that cannot write would
-// leave rules standing that nobody looks after.
+// mayRoute fails without the right to change routing: such a daemon would not maintain the
+// rules in the kernel.
 func mayRoute() error {
 	able, err := rights.NetAdmin()
 	if err == nil && !able {
@@ -55,9 +54,9 @@ func mayRoute() error {
 	return err
 }
 
-// find returns the configuration to work with. A bad one is an error only where
-// none was ever good and nothing of ours stands: then the host routes as without us,
-// and goes on doing so.
+// find returns the configuration to work with. A bad file is an error only if there is no
+// last good one and the kernel holds no rule of ours: then the host routes as without us,
+// and continues to.
 func find(ctx context.Context, o Options) (config.Loaded, error) {
 	loaded := config.Find(o.ConfigPath)
 	if loaded.Fault == nil || loaded.Fault.Known {
@@ -65,12 +64,11 @@ func find(ctx context.Context, o Options) (config.Loaded, error) {
 	}
 	stands, err := cleanup.Stands(ctx)
 	if err != nil {
-		// What stands is not known, and may need us.
-		o.Logger.LogAttrs(ctx, event.LevelNotice, "reading the kernel failed, so that what stands is not known", slog.String("error", err.Error()))
+		o.Logger.LogAttrs(ctx, event.LevelNotice, "kernel unreadable, starting in case it holds rules of multihomed", slog.String("error", err.Error()))
 		return loaded, nil
 	}
 	if !stands {
-		loaded.Fault.Instead = "nothing: no configuration was in force before, and no rule of multihomed stands, so the host routes by its main table alone"
+		loaded.Fault.Instead = "nothing: there is no last good configuration and no rule of multihomed in the kernel, so the host routes by its main table alone"
 		return loaded, loaded.Fault
 	}
 	return loaded, nil
@@ -84,7 +82,7 @@ func faultOf(loaded config.Loaded) error {
 	return loaded.Fault
 }
 
-// keepAgain is how often it is tried to keep a configuration that is in force.
+// keepAgain is the pause before trying again to save the last good configuration.
 const keepAgain = 10 * time.Second
 
 // keep saves a configuration as the last good one, as soon as that is possible.

@@ -7,16 +7,16 @@ import (
 	"multihomed/internal/rttables"
 )
 
-// tableNames are the names of tables, as iproute2 takes them from the file in the runtime
-// directory.
+// tableNames are the content of the file in the runtime directory from which iproute2 takes
+// the names of tables.
 type tableNames struct {
 	// none says that there is no file, because everything is switched off.
 	none   bool
 	leased []rttables.Leased
 }
 
-// namesOf returns the names for the leases as they are now, and false if they are those of
-// the pass before. It costs nothing then.
+// namesOf returns the names for the current leases, and false if they have not changed since
+// the last call. It costs nothing then.
 func (p *parts) namesOf() (now tableNames, is bool) {
 	f, off, generation := p.followers, p.owners.HostOff(), p.leases.Generation()
 	if generation == f.listed && off == f.unlisted {
@@ -35,8 +35,8 @@ func (p *parts) namesOf() (now tableNames, is bool) {
 	return now, true
 }
 
-// write makes the file or removes it. Without it people see numbers, so that an error is
-// logged and no more.
+// write makes the file or removes it. Without it iproute2 shows numbers, so an error is only
+// logged.
 func (n tableNames) write(ctx context.Context, directory string, log *slog.Logger) {
 	var err error
 	if n.none {

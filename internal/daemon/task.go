@@ -8,18 +8,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// A task is a part of the daemon that runs.
+// A task is a part of the daemon with a goroutine.
 type task struct {
 	// name is for errors.
 	name string
 	// run returns nil when it has ended because ctx is done, or because nothing is left to
 	// be done; an error ends all tasks.
 	run func(ctx context.Context) error
-	// ready says when the task serves; nil stands for a task that does at once.
+	// ready is given when the task serves; nil if it serves at once.
 	ready *latch
 }
 
-// always is the run of what cannot fail.
+// always makes the run of a task that cannot fail.
 func always(run func(ctx context.Context)) func(context.Context) error {
 	return func(ctx context.Context) error {
 		run(ctx)

@@ -23,37 +23,37 @@ import (
 	"multihomed/routing"
 )
 
-// checkedAtOnce bounds the links whose outcomes are found out for one document: the rest
-// comes with the next one.
+// checkedAtOnce bounds the links whose outcomes are checked for one document: the rest comes
+// with the next one.
 const checkedAtOnce = 256
 
-// A teller makes the status of the daemon for who asks on the socket, and checks the host
-// by itself when something has changed, so that the log says what status would say. It has
-// goroutines of its own: the loop only hands out its snapshot.
+// A teller makes the status of the daemon for clients of the socket. It also checks the host
+// after changes, so that the log has the problems that status would show. It has its own
+// goroutines: the loop only hands out its snapshot.
 type teller struct {
 	service  *service
 	cfg      config.Config
 	parts    *parts
 	server   *socket.Server
 	producer *socket.Producer
-	// outdated wakes who checks, worked who gives memory back.
+	// outdated wakes the checks, worked the task that gives memory back.
 	outdated, worked news.Signal
 
 	// mu guards what follows.
 	mu      sync.Mutex
 	checker *check.Outcomes
 	shelf   *view.Shelf
-	// told is the last document, and what it was made of.
+	// told is the last document with its sources.
 	told telling
-	// seen is when a problem was first told of.
-	seen map[problemKey]time.Time
+	// seen is when a problem was first found.
+	seen map[about]time.Time
 }
 
 type telling struct {
 	generation uint64
 	state      view.Daemon
 	manager    nm.Status
-	alone      bool
+	noManager  bool
 	switched   uint64
 	view       *view.View
 	findings   []routing.Problem
@@ -62,13 +62,8 @@ type telling struct {
 	document []byte
 }
 
-type problemKey struct {
-	code         routing.Code
-	link, object string
-}
-
 func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Signal) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[problemKey]time.Time{}}
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[about]time.Time{}}
 	t.producer = socket.NewProducer(t.make)
 	return t
 }
@@ -95,19 +90,18 @@ func (t *teller) run(ctx context.Context) error {
 }
 
 const (
-	// checkDelay is between a change and the check that it causes: what comes with it shall
-	// be in the same one, and what does not last so long is nothing to write down.
+	// checkDelay is the time between a change and the check that it causes: one check serves
+	// related changes, and a problem that does not last is not logged.
 	checkDelay = time.Second
-	// checkPause is between two checks, and checkShare how many times as long as a check:
-	// a host that changes all the time is checked with a twentieth of a processor.
+	// checkPause is the least pause between two checks. A pause is also checkShare times as
+	// long as the check, so that constant changes cost a twentieth of a processor.
 	checkPause = 5 * time.Second
 	checkShare = 20
-	// lookEvery is how often files of the host are looked at, of which nobody tells that
-	// they changed.
+	// lookEvery is how often to read files of the host whose changes nobody announces.
 	lookEvery = time.Minute
 )
 
-// watch checks the host after changes, and has the problems written to the log.
+// watch checks the host after changes, and logs the problems.
 func (t *teller) watch(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -138,8 +132,7 @@ func (t *teller) watch(ctx context.Context) {
 	}
 }
 
-// check has the problems that status would show written to the log, once all links have
-// been checked.
+// check logs the problems that status would show, once all links have been checked.
 func (t *teller) check(ctx context.Context) (isWhole bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -150,13 +143,13 @@ func (t *teller) check(ctx context.Context) (isWhole bool, err error) {
 	return true, nil
 }
 
-// beside returns the warnings and errors among findings that the daemon does not say
-// anyway. A notice explains a choice to who looks at it, and is nothing to wake anybody for.
+// beside returns the warnings and errors among findings that the daemon does not report
+// itself. A notice explains a choice in status, and is not logged.
 func beside(state view.Daemon, findings []routing.Problem) []routing.Problem {
 	var out []routing.Problem
 	for _, f := range findings {
 		isSaid := slices.ContainsFunc(state.Problems, func(p routing.Problem) bool { return p.Link == f.Link && p.Text == f.Text })
-		// Until the first pass is made nothing is in force, which is no news.
+		// Before the first pass nothing is active, which is no news.
 		if f.Severity >= routing.Warning && !isSaid && (state.Ready || f.Code != check.NotInForce) {
 			out = append(out, f)
 		}
@@ -181,29 +174,29 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 	return t.told.document, nil
 }
 
-// look brings told up to date. What it was made of may be as it was: then so is the
-// status, but for what only files of the host tell. The caller holds mu.
+// look updates told. If its sources are the same, so is the status, except for findings from
+// files of the host. The caller holds mu.
 func (t *teller) look(ctx context.Context) error {
 	defer t.worked.Give()
 	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
-		now.manager, now.alone = t.parts.owners.Status(), t.parts.owners.Alone()
+		now.manager, now.noManager = t.parts.owners.Status(), t.parts.owners.NoManager()
 	})
 	if err != nil {
 		return fmt.Errorf("asking the loop: %w", err)
 	}
-	now.alone = now.alone && !t.cfg.NetworkManager.Expected()
+	now.noManager = now.noManager && !t.cfg.NetworkManager.Expected()
 	now.generation, now.state = snapshot.Generation, t.service.state(snapshot.Report)
 	var off offswitch.State
 	off, now.switched = t.parts.off.State()
 	last := &t.told
 	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&
-		last.alone == now.alone && last.switched == now.switched && last.manager == now.manager && reflect.DeepEqual(last.state, now.state)
+		last.noManager == now.noManager && last.switched == now.switched && last.manager == now.manager && reflect.DeepEqual(last.state, now.state)
 	if same {
 		now.view = last.view
 	} else {
-		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.alone, off)
-		if now.alone {
+		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.noManager, off)
+		if now.noManager {
 			now.view.Unwanted = t.cfg.NetworkManager.Unwanted()
 		}
 		t.shelf.Use(now.view)
@@ -226,13 +219,13 @@ func (t *teller) look(ctx context.Context) error {
 	return nil
 }
 
-// date says of problems since when they have been there.
+// date sets since when each problem has been there.
 func (t *teller) date(s *status.Status) {
 	now := time.Now().Truncate(time.Second)
-	seen := make(map[problemKey]time.Time, len(s.Problems))
+	seen := make(map[about]time.Time, len(s.Problems))
 	for i := range s.Problems {
 		p := &s.Problems[i]
-		k := problemKey{p.Code, p.Link, p.Object}
+		k := about{p.Code, p.Link, p.Object}
 		since, known := t.seen[k]
 		if !known {
 			since = now

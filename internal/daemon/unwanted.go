@@ -17,9 +17,9 @@ import (
 	"multihomed/internal/unitfile"
 )
 
-// KeptAway says why nobody may do the daemon's work while it does not run; empty if
-// somebody may: multihomed is switched off, or the administrator keeps the service from
-// running. A service that is merely stopped, or failed, is stood in for.
+// KeptAway says why no stand-in may do the daemon's work: multihomed is switched off, or its
+// service is disabled or masked. It is empty if a stand-in may, as for a service that is only
+// stopped or has failed.
 func KeptAway(cfg config.Config) (why string) {
 	if off := offswitch.Load(cfg.Switch()); off.HostOff() {
 		return "multihomed is " + off.Why()
@@ -30,13 +30,13 @@ func KeptAway(cfg config.Config) (why string) {
 	return ""
 }
 
-// Unit is whether the administrator wants the service to run.
+// Unit is the state of the daemon's unit.
 func Unit() unitfile.State { return unitfile.Read(os.DirFS("/"), unitfile.Service) }
 
-// LetGo removes the rules that answer "unreachable" where nobody will maintain the
-// routing again for the reason why. It does nothing while somebody works on this host.
-// The table of a link that goes down is empty, and with these rules the host would have
-// no way out until multihomed starts.
+// LetGo removes the rules that answer "unreachable" because nobody will maintain the routing,
+// for the reason why. It does nothing while a daemon or a stand-in works on this host. The
+// table of a link that goes down is empty, and with these rules the host would have no way
+// out until multihomed starts.
 func LetGo(ctx context.Context, cfg config.Config, log *slog.Logger, why string) (err error) {
 	if stands, err := cleanup.Guards(ctx); err != nil || !stands {
 		return err
@@ -60,7 +60,7 @@ func LetGo(ctx context.Context, cfg config.Config, log *slog.Logger, why string)
 	return letGo(ctx, log, why)
 }
 
-// letGo is LetGo for the one who holds the locks.
+// letGo is LetGo for a caller that holds the locks.
 func letGo(ctx context.Context, log *slog.Logger, why string) error {
 	done, left, err := cleanup.LetGo(ctx)
 	if done.Rules > 0 {
@@ -72,8 +72,8 @@ func letGo(ctx context.Context, log *slog.Logger, why string) error {
 	return nil
 }
 
-// Unmaintained is what the log says when the rules that answer "unreachable" were
-// removed and others stay.
+// Unmaintained is the log line after the rules that answer "unreachable" were removed and
+// others stay.
 func Unmaintained(why string, removed, left int) string {
 	count := func(n int) string {
 		if n == 1 {
@@ -85,14 +85,14 @@ func Unmaintained(why string, removed, left int) string {
 		"%s of multihomed left, which multihomectl off or multihomectl flush removes", why, count(removed), count(left))
 }
 
-// letGoIfMasked is for the end of the daemon. Of a masked unit systemd knows no
-// ExecStopPost=, and starts it no more, also not to restart it. That of a disabled one
-// does this itself, because it can tell a stop from a restart.
+// letGoIfMasked is for the end of the daemon. systemd runs no ExecStopPost= of a masked unit,
+// and does not restart it. ExecStopPost= of a disabled unit does the same, because it can
+// tell a stop from a restart.
 func letGoIfMasked(ctx context.Context, log *slog.Logger) {
 	if unit := Unit(); unit == unitfile.Masked {
 		ctx = context.WithoutCancel(ctx)
 		if err := letGo(ctx, log, unitfile.Service+" is "+unit.String()); err != nil {
-			log.LogAttrs(ctx, slog.LevelError, "the host may be without a way out", event.Is(event.Failed), slog.String("error", err.Error()))
+			log.LogAttrs(ctx, slog.LevelError, "the host may have no way out", event.Is(event.Failed), slog.String("error", err.Error()))
 		}
 	}
 }

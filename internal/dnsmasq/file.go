@@ -25,19 +25,19 @@ type File struct {
 	mu sync.Mutex
 	// untold says that dnsmasq may not have read what is in the file.
 	untold bool
-	// absent says that it was logged that dnsmasq is not running.
+	// absent says that the log has "dnsmasq is not running".
 	absent bool
 }
 
 // New returns the file at path, for the dnsmasq whose pid-file is pidFile.
 func New(path, pidFile string, log *slog.Logger) *File {
-	// Whoever wrote the file before may not have told dnsmasq.
+	// An earlier process may have written the file without telling dnsmasq.
 	return &File{path: path, pidFile: pidFile, log: log, untold: true}
 }
 
-// Update writes the file if it differs, and then tells dnsmasq to read it. What
-// was written and could not be told is told by the next Update. Servers that
-// cannot be written are left out and in the error; the others are written.
+// Update writes the file if it differs, and then tells dnsmasq to read it. If that fails, the
+// next Update tells it again. Servers that cannot be written are left out and named in the
+// error; the others are written.
 func (f *File) Update(ctx context.Context, servers []Server) error {
 	text, errs := render(servers)
 	f.mu.Lock()
@@ -71,12 +71,12 @@ func (f *File) update(ctx context.Context, text []byte) error {
 		return nil
 	}
 	f.absent = false
-	f.log.LogAttrs(ctx, slog.LevelDebug, "dnsmasq was told to read its servers", slog.String("path", f.path), slog.Int("pid", pid))
+	f.log.LogAttrs(ctx, slog.LevelDebug, "dnsmasq told to read its servers", slog.String("path", f.path), slog.Int("pid", pid))
 	return nil
 }
 
-// write makes the file hold the text and reports whether it did not before. No
-// symbolic link leads it out of the directory, nor to another file in it.
+// write writes the text and reports whether the file changed. It follows no symbolic link,
+// neither out of the directory nor to another file in it.
 func (f *File) write(text []byte) (_ bool, err error) {
 	dir, err := os.OpenRoot(filepath.Dir(f.path))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -113,7 +113,7 @@ func holds(dir *os.Root, name string, text []byte) (bool, error) {
 	case err != nil:
 		return false, err
 	case !info.Mode().IsRegular():
-		return false, fmt.Errorf("what is there is no regular file (%s); to fix: remove it, or configure another path", info.Mode().Type())
+		return false, fmt.Errorf("it is not a regular file (%s); to fix: remove it, or configure another path", info.Mode().Type())
 	case info.Size() != int64(len(text)):
 		return false, nil
 	}

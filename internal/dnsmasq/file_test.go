@@ -186,9 +186,9 @@ func TestHangUp(t *testing.T) {
 	// What could not be told is told when it can be.
 	third := r.sleep("dnsmasq")
 	r.process("")
-	r.fails(`"\n" is no process number; to fix: `, one)
+	r.fails(`"\n" is not a process number; to fix: `, one)
 	r.holds(one)
-	r.fails("is no process number", one)
+	r.fails("is not a process number", one)
 	r.process(third.cmd.Process.Pid)
 	// Nor does a bad name keep it.
 	r.fails("leaving out DNS server", one, server("a b", "192.0.2.53", ""))
@@ -202,7 +202,7 @@ func TestPIDFile(t *testing.T) {
 	other := r.sleep("other")
 	for _, text := range []any{"x", "-1", "0", "1 2", "99999999999", "0x10", strings.Repeat("1", 100)} {
 		r.process(text)
-		r.fails("is no process number; to fix: ", one)
+		r.fails("is not a process number; to fix: ", one)
 	}
 	r.process(other.cmd.Process.Pid)
 	r.fails(`is "other" and not dnsmasq; to fix: `, one)
@@ -219,7 +219,7 @@ func TestPIDFile(t *testing.T) {
 		if err := create(); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		r.fails("it is no regular file; to fix: ", one)
+		r.fails("it is not a regular file; to fix: ", one)
 	}
 	r.holds(one)
 }

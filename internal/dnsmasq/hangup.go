@@ -17,9 +17,9 @@ import (
 // command is the name of dnsmasq's processes (comm in proc(5)).
 const command = "dnsmasq"
 
-// hangUp sends SIGHUP to the dnsmasq of a pid file and returns its number, zero
-// if there is none. The process is held (pidfd_open(2)) before it is looked at,
-// so that no other one gets the signal when it ends on the way.
+// hangUp sends SIGHUP to the dnsmasq of a pid file and returns its number, zero if there is
+// none. It opens the process (pidfd_open(2)) before checking it, so that no other process
+// gets the signal if this one ends meanwhile.
 func hangUp(pidFile string) (pid int, err error) {
 	pid, owner, err := readPID(pidFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -51,7 +51,7 @@ func hangUp(pidFile string) (pid int, err error) {
 	if name != command {
 		return 0, fmt.Errorf("process %d of %s is %q and not %s; to fix: remove the file if dnsmasq is not running, or configure the pid-file of dnsmasq", pid, pidFile, name, command)
 	}
-	// Somebody else's file must not choose between the processes of others.
+	// The owner of the pid file must not be able to signal other users' processes.
 	if owner != 0 && owner != user && int64(owner) != int64(os.Geteuid()) {
 		return 0, fmt.Errorf("%s belongs to user %d, and process %d to user %d; to fix: remove the file and restart dnsmasq", pidFile, owner, pid, user)
 	}
@@ -66,17 +66,17 @@ func hangUp(pidFile string) (pid int, err error) {
 	return pid, nil
 }
 
-// dropIn lets the service see and signal a process of another user: all of it at once,
-// because who gets one line after the other restarts the service twice.
+// dropIn lets the service see and signal a process of another user. It has all lines at once,
+// so that one restart of the service is enough.
 const dropIn = `give the service a drop-in ("systemctl edit multihomed") with the four lines "[Service]", ` +
 	`"AmbientCapabilities=CAP_KILL", "CapabilityBoundingSet=CAP_KILL" and "ProtectProc=default", then: systemctl restart multihomed`
 
-// ended reports whether a held process has ended.
+// ended reports whether the process of a pidfd has ended.
 func ended(fd int) bool {
 	return errors.Is(unix.PidfdSendSignal(fd, 0, nil, 0), unix.ESRCH)
 }
 
-// readPID reads a pid file, and whose it is.
+// readPID reads a pid file, and its owner.
 func readPID(path string) (pid int, owner uint32, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -90,17 +90,17 @@ func readPID(path string) (pid int, owner uint32, err error) {
 	const maxSize = 64
 	text, err := fsutil.Read(f, maxSize)
 	if errors.Is(err, fsutil.ErrNotRegular) {
-		return 0, 0, errors.New("it is no regular file; to fix: configure the pid-file of dnsmasq")
+		return 0, 0, errors.New("it is not a regular file; to fix: configure the pid-file of dnsmasq")
 	}
 	if errors.Is(err, fsutil.ErrTooLarge) {
-		return 0, 0, errors.New("what is in it is no process number; to fix: restart dnsmasq, or configure the pid-file of dnsmasq")
+		return 0, 0, errors.New("it does not hold a process number; to fix: restart dnsmasq, or configure the pid-file of dnsmasq")
 	}
 	if err != nil {
 		return 0, 0, err
 	}
 	n, err := strconv.ParseInt(string(bytes.TrimSpace(text)), 10, 32)
 	if err != nil || n <= 0 {
-		return 0, 0, fmt.Errorf("%q is no process number; to fix: restart dnsmasq, or configure the pid-file of dnsmasq", text)
+		return 0, 0, fmt.Errorf("%q is not a process number; to fix: restart dnsmasq, or configure the pid-file of dnsmasq", text)
 	}
 	return int(n), stat.Uid, nil
 }

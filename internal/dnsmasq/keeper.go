@@ -12,9 +12,9 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// A Pass is what a pass of the reconcile loop leaves behind for DNS: the links, whose
-// routing stands, so that a server is only named when queries can reach it, and what their
-// owners know of servers.
+// A Pass is the result of a reconcile pass for DNS: the links with their complete routing, so
+// that a server is only named when queries can reach it, and the servers that their owners
+// know.
 type Pass struct {
 	Snapshot *reconcile.Snapshot
 	DNS      *owners.DNS
@@ -27,15 +27,15 @@ type Keeper struct {
 	last []Server
 	// written says that last was written by this process.
 	written bool
-	// failed is what kept the file from being in force.
+	// failed is the error of the last update.
 	failed error
 }
 
 // NewKeeper returns the keeper of a file.
 func NewKeeper(file *File, log *slog.Logger) *Keeper { return &Keeper{log: log, file: file} }
 
-// Keep names the servers of all links. The error is what keeps the file from being in
-// force; Keep tries again then, also if the servers are the same.
+// Keep writes the servers of all links. After an error the next Keep tries again, even with
+// the same servers.
 func (k *Keeper) Keep(ctx context.Context, p Pass) error {
 	var all []Server
 	for _, i := range p.Snapshot.Interfaces {
@@ -52,8 +52,8 @@ func (k *Keeper) Keep(ctx context.Context, p Pass) error {
 	return k.failed
 }
 
-// unheard are the servers of interfaces of which nobody has said anything yet. What
-// was known before stays: as long as NetworkManager is away, and over a restart of ours.
+// unheard are the known servers of interfaces that no owner has reported yet. They stay while
+// NetworkManager is away, and over a restart of ours.
 func (k *Keeper) unheard(ctx context.Context, dns *owners.DNS) []Server {
 	if k.last == nil {
 		before, err := k.file.Read()
@@ -84,14 +84,14 @@ func servers(plan *routing.LinkPlan, known map[routing.Family]owners.Resolvers) 
 		resolvers := known[f]
 		for _, a := range resolvers.Servers {
 			s := Server{Interface: plan.Link.Name, Address: a}
-			// Where nothing leads any further, a server that is for some domains
-			// is for no others. The domains that a provider names are to complete names
-			// with: "com" would hand all of it to that provider.
+			// A server of a local link with domains is asked for these only: nothing leads
+			// further from there. The domains of an uplink are search domains: the domain
+			// "com" would send all of it to that provider.
 			if plan.Role() == routing.Local {
 				s.Domains, s.OnlyDomains = resolvers.Domains, len(resolvers.Domains) > 0
 			}
 			if s.Source = sourceOf(plan, f, a); !s.Source.IsValid() && !a.IsLinkLocalUnicast() {
-				continue // The link cannot be used with this family at the moment.
+				continue // The link has no usable address of this family now.
 			}
 			all = append(all, s)
 		}
@@ -99,9 +99,8 @@ func servers(plan *routing.LinkPlan, known map[routing.Family]owners.Resolvers) 
 	return all
 }
 
-// sourceOf picks the address of a link that a query to a server carries: one in
-// the server's network, else the one that the link's default route names, else
-// the first that is in use.
+// sourceOf picks the source address of queries to a server: one in the server's network, else
+// that of the link's default route, else the first usable one.
 func sourceOf(plan *routing.LinkPlan, f routing.Family, server netip.Addr) netip.Addr {
 	var preferred netip.Addr
 	for _, r := range plan.Routes {

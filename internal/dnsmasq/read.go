@@ -10,11 +10,11 @@ import (
 	"multihomed/internal/fsutil"
 )
 
-// maxSize bounds what is read of a file.
+// maxSize bounds the file, in bytes.
 const maxSize = 4 << 20
 
-// Read returns the servers that an earlier process wrote, each with one domain at most,
-// none if there is no file. Lines that are not ours are left out.
+// Read returns the servers that an earlier process wrote, each with at most one domain; none
+// if there is no file. It skips lines that are not ours.
 func (f *File) Read() ([]Server, error) {
 	text, err := fsutil.ReadFileNoFollow(f.path, maxSize)
 	if errors.Is(err, fs.ErrNotExist) {

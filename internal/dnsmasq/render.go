@@ -1,6 +1,6 @@
-// Package dnsmasq writes a servers file for a dnsmasq that the administrator
-// runs (servers-file in dnsmasq(8)), so that what a link's DNS server is asked
-// leaves by that link and from its address.
+// Package dnsmasq writes a servers file for the administrator's dnsmasq (servers-file in
+// dnsmasq(8)), so that queries to a link's DNS server leave by that link and from its
+// address.
 //
 // For IPv4 and IPv6 alike, @interface makes dnsmasq use IP_UNICAST_IF and not
 // SO_BINDTODEVICE for datagrams, and @source binds. All of it was tried with
@@ -29,7 +29,7 @@ import (
 	"multihomed/routing"
 )
 
-// A Server is one DNS server as one link knows it.
+// A Server is a DNS server of one link.
 type Server struct {
 	Interface string
 	Address   netip.Addr
@@ -44,8 +44,8 @@ type Server struct {
 const header = `# Written by multihomed, and written again whenever a link changes.
 `
 
-// render returns the servers file: sorted, each line once. What cannot be
-// written is left out, and in the errors.
+// render returns the servers file: sorted, each line once. It leaves out what cannot be
+// written, and returns it as errors.
 func render(servers []Server) ([]byte, []error) {
 	var (
 		lines []line
@@ -128,8 +128,8 @@ func (s Server) line() (line, error) {
 	case source.Is4() != address.Is4():
 		return none, fmt.Errorf("source: %v is of the other family", source)
 	case source.Is6() && source.IsLinkLocalUnicast():
-		// dnsmasq cannot bind to one: it takes no zone there. To a link-local
-		// server the kernel finds it by itself, elsewhere it is of no use.
+		// dnsmasq cannot bind to one: it takes no zone there. For a link-local server
+		// the kernel picks it itself; for others it is useless.
 		if !address.IsLinkLocalUnicast() {
 			return none, fmt.Errorf("source: %v does not leave the link", source)
 		}
@@ -139,23 +139,22 @@ func (s Server) line() (line, error) {
 	return l, nil
 }
 
-// unzoned checks an address of the link and takes the zone off, which may only
-// be the link.
+// unzoned checks an address and removes its zone, which must be the link.
 func (s Server) unzoned(a netip.Addr) (netip.Addr, error) {
 	bare := a.WithZone("")
 	switch {
 	case !a.IsValid():
-		return a, errors.New("there is no address")
+		return a, errors.New("the address is missing")
 	case a.Is4In6() || !routing.IsHostAddress(a):
-		return a, fmt.Errorf("%q is no address of a host", a)
+		return a, fmt.Errorf("%q is not the address of a host", a)
 	case a.Zone() != "" && (a.Zone() != s.Interface || !bare.IsLinkLocalUnicast()):
 		return a, fmt.Errorf("%q is not on the interface", a)
 	}
 	return bare, nil
 }
 
-// checkInterface refuses names that the kernel has and that mean something to
-// dnsmasq, or to its parser of configuration files.
+// checkInterface refuses valid interface names that mean something to dnsmasq, or to its
+// parser of configuration files.
 func checkInterface(name string) error {
 	if err := routing.CheckInterfaceName(name); err != nil {
 		return err

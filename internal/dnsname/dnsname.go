@@ -1,5 +1,4 @@
-// Package dnsname checks domain names that others bring: NetworkManager, DHCP
-// clients, hooks.
+// Package dnsname checks domain names from NetworkManager, DHCP clients and hooks.
 package dnsname
 
 import (
@@ -8,8 +7,8 @@ import (
 )
 
 // Parse checks a domain and returns it in lower case, without a final dot. The
-// lengths are RFC 1035's (section 2.3.4); an underscore is no letter of a host's
-// name and stands in many domains all the same.
+// lengths are those of RFC 1035 (section 2.3.4). It allows underscores: host names have none,
+// but many domains do.
 func Parse(s string) (string, error) {
 	d := strings.TrimSuffix(s, ".")
 	if len(d) > 253 {
@@ -26,8 +25,7 @@ func Parse(s string) (string, error) {
 	return strings.ToLower(d), nil
 }
 
-// Plain reports whether a text holds nothing but letters and digits of ASCII and
-// the characters - . and _.
+// Plain reports whether a text holds only ASCII letters and digits and the characters - . _.
 func Plain(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_' {

@@ -38,6 +38,17 @@ func ReadFileIn(directory *os.Root, name string, most int64) ([]byte, error) {
 	return read(directory.OpenFile(name, flags, 0))(most)
 }
 
+// OpenDirectoryIn opens a directory inside another one. No symbolic link leads out of either:
+// the service's user owns them, and root works in them.
+func OpenDirectoryIn(parent, name string) (*os.Root, error) {
+	above, err := os.OpenRoot(parent)
+	if err != nil {
+		return nil, err
+	}
+	directory, err := above.OpenRoot(name)
+	return directory, errors.Join(err, above.Close())
+}
+
 // read reads what was opened, and closes it.
 func read(f *os.File, err error) func(most int64) ([]byte, error) {
 	return func(most int64) ([]byte, error) {

@@ -99,7 +99,6 @@ func ask(ctx context.Context, runtime string, m Message) error {
 	if err != nil {
 		return err
 	}
-	doing := func(err error) error { return fmt.Errorf("handing an event over: %w", err) }
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return doing(err)
@@ -143,10 +142,12 @@ func encode(m Message) ([]byte, error) {
 		err = fmt.Errorf("it has %d bytes, %d is the most", len(data), maxMessage)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("handing an event over: %w", err)
+		return nil, doing(err)
 	}
 	return data, nil
 }
+
+func doing(err error) error { return fmt.Errorf("handing an event over: %w", err) }
 
 // send sends a message to who listens; rights may pass a file.
 func send(runtime string, data, rights []byte, deadline time.Time) error {
@@ -155,15 +156,15 @@ func send(runtime string, data, rights []byte, deadline time.Time) error {
 		return ErrNobody
 	}
 	if err != nil {
-		return fmt.Errorf("handing an event over: %w", err)
+		return doing(err)
 	}
 	defer conn.Close()
 	if err := conn.SetWriteDeadline(deadline); err != nil {
-		return fmt.Errorf("handing an event over: %w", err)
+		return doing(err)
 	}
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("handing an event over: %w", err)
+		return doing(err)
 	}
 	var failed error
 	err = raw.Write(func(fd uintptr) bool {
@@ -179,7 +180,7 @@ func send(runtime string, data, rights []byte, deadline time.Time) error {
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EPIPE):
 		return ErrNobody
 	case err != nil:
-		return fmt.Errorf("handing an event over: %w", err)
+		return doing(err)
 	}
 	return nil
 }

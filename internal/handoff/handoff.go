@@ -44,19 +44,18 @@ type Message struct {
 	answer *answer
 }
 
-// MakeWay asks a dispatcher that does the daemon's work to end. The daemon itself
-// takes no notice.
-func MakeWay() Message { return Message{Caller: "multihomed", Action: makeWay} }
+// makeWay asks a stand-in to end. The daemon ignores it.
+func makeWay() Message { return Message{Caller: "multihomed", Action: makeWayAction} }
 
 // Switched tells that the administrator switched something off or on.
 func Switched() Message {
 	return Message{Caller: "multihomectl", Action: "off or on", Switched: true}
 }
 
-const makeWay = "make way"
+const makeWayAction = "make way"
 
 // MakesWay reports whether a message is that request.
-func (m Message) MakesWay() bool { return m.Caller == "multihomed" && m.Action == makeWay }
+func (m Message) MakesWay() bool { return m.Caller == "multihomed" && m.Action == makeWayAction }
 
 // What Send says where a message could not be handed over.
 var (

@@ -29,7 +29,7 @@ func TakeLock(ctx context.Context, runtime string, standsIn func(pid int) bool) 
 	if holder != nil {
 		defer holder.Close()
 	}
-	if err := Send(runtime, MakeWay()); err != nil && !errors.Is(err, ErrNobody) {
+	if err := Send(runtime, makeWay()); err != nil && !errors.Is(err, ErrNobody) {
 		return nil, errors.Join(held, err)
 	}
 	if lock, err = lockfile.Wait(ctx, path); err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {

@@ -255,16 +255,7 @@ func Put(runtime string, c Config) error {
 	return nil
 }
 
-// open opens the directory. It belongs to the service's user, and hooks are run by
-// root: no link that is put there leads root to another place.
-func open(runtime string) (*os.Root, error) {
-	parent, err := os.OpenRoot(runtime)
-	if err != nil {
-		return nil, err
-	}
-	directory, err := parent.OpenRoot(Directory)
-	return directory, errors.Join(err, parent.Close())
-}
+func open(runtime string) (*os.Root, error) { return fsutil.OpenDirectoryIn(runtime, Directory) }
 
 // Ifupdown is a caller; Mover is who notes the routes that were moved out of main
 // for it.

@@ -189,7 +189,7 @@ func (f Facts) hooked() (reconcile.Claim, bool) {
 		return reconcile.Claim{Why: "the configuration excludes " + m.String(), Released: true}, true
 	}
 	switch {
-	case f.Name == "lo":
+	case f.Name == routing.Loopback:
 		return reconcile.Claim{Why: "it is the loopback", Released: true}, true
 	case f.Controller != "":
 		return reconcile.Claim{Why: "it is a port of " + f.Controller, Released: true}, true

@@ -67,9 +67,9 @@ func (o *Owners) Changed() <-chan struct{} { return o.changed }
 // Recheck asks for an interface's profile to be read again.
 func (o *Owners) Recheck(name string) { o.Manager.Recheck(name) }
 
-// Alone reports whether no NetworkManager runs. It is for the goroutine that
+// NoManager reports whether no NetworkManager runs. It is for the goroutine that
 // calls Take.
-func (o *Owners) Alone() bool { return o.status.Absent }
+func (o *Owners) NoManager() bool { return o.status.Absent }
 
 // Status is what NetworkManager said of itself last. It is for the goroutine that calls
 // Take.
@@ -220,7 +220,7 @@ func (o *Owners) IsOff(name string) bool {
 // Generation changes with what Take has to say. It is for the goroutine that calls Take.
 func (o *Owners) Generation() uint64 { return o.generation }
 
-// Heard reports whether NetworkManager said of every device that it has what it is, or
-// is not there. It may still be starting, and bring up others. It is for the goroutine
-// that calls Take.
-func (o *Owners) Heard() bool { return o.status.Complete || o.status.Absent || o.status.Read }
+// ManagerKnown reports whether NetworkManager said what each of its devices is, or does not
+// run. It may still be starting, and bring up other devices. It is for the goroutine that
+// calls Take.
+func (o *Owners) ManagerKnown() bool { return o.status.Complete || o.status.Absent || o.status.Read }

@@ -53,7 +53,7 @@ func MakeDirectory(path string, like ...string) error {
 			owner, owned = ownerOf(other)
 		}
 	}
-	return errors.Join(settle(d, directoryMode, owner, owned), d.Close())
+	return errors.Join(adjust(d, directoryMode, owner, owned), d.Close())
 }
 
 type owner struct{ uid, gid uint32 }
@@ -71,8 +71,8 @@ func ownerOf(path string) (owner, bool) {
 	return owner{s.Uid, s.Gid}, true
 }
 
-// settle gives a file its mode whatever the umask, and its owner if this is root.
-func settle(f *os.File, mode fs.FileMode, to owner, owned bool) error {
+// adjust sets the mode of a file whatever the umask is, and its owner if this process is root.
+func adjust(f *os.File, mode fs.FileMode, to owner, owned bool) error {
 	info, err := f.Stat()
 	if err == nil && info.Mode().Perm() != mode {
 		err = f.Chmod(mode)
@@ -89,18 +89,11 @@ func settle(f *os.File, mode fs.FileMode, to owner, owned bool) error {
 // Adopt gives what was just created to the owner of the directory it is in. It
 // does nothing unless this is root.
 func Adopt(f *os.File) error {
-	if os.Geteuid() != 0 {
+	to, owned := ownerOf(filepath.Dir(f.Name()))
+	if !owned || os.Geteuid() != 0 {
 		return nil
 	}
-	info, err := os.Stat(filepath.Dir(f.Name()))
-	if err != nil {
-		return fmt.Errorf("giving %s to the service: %w", f.Name(), err)
-	}
-	owner, is := info.Sys().(*syscall.Stat_t)
-	if !is || owner.Uid == 0 {
-		return nil
-	}
-	if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+	if err := f.Chown(int(to.uid), int(to.gid)); err != nil {
 		return fmt.Errorf("giving %s to the service: %w", f.Name(), err)
 	}
 	return nil
@@ -136,7 +129,7 @@ func write(path string, data []byte, mode fs.FileMode, to owner, owned bool, whe
 	}
 	_, err = f.Write(data)
 	if err == nil {
-		err = settle(f.File, mode, to, owned)
+		err = adjust(f.File, mode, to, owned)
 	}
 	if err == nil {
 		err = f.CloseAtomicallyReplace()

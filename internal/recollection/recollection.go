@@ -6,10 +6,9 @@ package recollection
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 
+	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 	"multihomed/routing/reconcile"
 )
@@ -32,13 +31,8 @@ var _ reconcile.Memory = File{}
 // Recall returns what was kept, false if nothing was. What cannot be read is as good as
 // nothing: the next process judges by what it sees.
 func (f File) Recall() (reconcile.Recollection, bool) {
-	file, err := os.Open(filepath.Join(f.Directory, Name))
-	if err != nil {
-		return reconcile.Recollection{}, false
-	}
-	defer file.Close()
 	var r reconcile.Recollection
-	data, err := io.ReadAll(io.LimitReader(file, maxSize))
+	data, err := fsutil.ReadFile(filepath.Join(f.Directory, Name), maxSize)
 	if err != nil || json.Unmarshal(data, &r) != nil {
 		return reconcile.Recollection{}, false
 	}

@@ -38,11 +38,10 @@ type Redactor struct {
 func New(names map[string][]string) *Redactor {
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // It never fails (crypto/rand).
-	return NewWith(key, names)
+	return newWith(key, names)
 }
 
-// NewWith returns a Redactor with a given key, for tests.
-func NewWith(key []byte, names map[string][]string) *Redactor {
+func newWith(key []byte, names map[string][]string) *Redactor {
 	r := &Redactor{key: key, names: map[string]string{}, hardware: map[string]bool{}}
 	for _, word := range slices.Sorted(maps.Keys(names)) {
 		n := 0

@@ -91,7 +91,7 @@ func (r *Router) check(want server.Route) error {
 		has = ok && hasAddress(k, index, want.Address)
 	})
 	switch {
-	case want.Interface == "lo":
+	case want.Interface == routing.Loopback:
 		return &wire.Error{Code: wire.NoInterface, Text: "the loopback leads nowhere; to fix: name the interface of the network"}
 	case !exists:
 		return &wire.Error{Code: wire.NoInterface, Text: fmt.Sprintf("there is no interface %s; to fix: see `ip link`", want.Interface)}

@@ -5,15 +5,13 @@ package rttables
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"multihomed/internal/fsutil"
 	"multihomed/routing"
 )
 
@@ -41,9 +39,6 @@ func (n Names) Lookup(t routing.TableID) (why string, used bool) {
 	return fmt.Sprintf("%s in %s", name.Name, name.File), true
 }
 
-// Tables returns all tables that have a name.
-func (n Names) Tables() map[routing.TableID]Name { return n.byTable }
-
 // Directories are those where iproute2 looks for its files: the
 // administrator's, and the distribution's, which moved to /usr with iproute2 6.5
 // (Debian 13; some built it with /usr/lib).
@@ -52,13 +47,13 @@ func Directories() []string {
 }
 
 // Load reads the names from Directories.
-func Load() (Names, error) { return LoadFrom(Directories()...) }
+func Load() (Names, error) { return loadFrom(Directories()...) }
 
-// LoadFrom reads rt_tables and rt_tables.d/*.conf from directories that may be
+// loadFrom reads rt_tables and rt_tables.d/*.conf from directories that may be
 // missing. All are read, also where iproute2 would let one file hide another: a
 // number left out costs nothing. If a file cannot be read the error says so, and
 // the names of the others are returned.
-func LoadFrom(directories ...string) (Names, error) {
+func loadFrom(directories ...string) (Names, error) {
 	n := Names{byTable: map[routing.TableID]Name{}}
 	var errs []error
 	for _, dir := range directories {
@@ -79,36 +74,20 @@ func LoadFrom(directories ...string) (Names, error) {
 }
 
 func (n Names) read(path string) error {
-	data, err := readFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	data, err := fsutil.ReadFile(path, maxSize)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
+	case errors.Is(err, fsutil.ErrNotRegular):
+		err = fmt.Errorf("%w; to fix: remove it", err)
+	case errors.Is(err, fsutil.ErrTooLarge):
+		err = fmt.Errorf("%w; to fix: remove the lines that name no table", err)
 	}
 	if err != nil {
 		return fmt.Errorf("reading names of routing tables: %w", err)
 	}
 	n.parse(path, string(data))
 	return nil
-}
-
-// readFile reads a regular file of bounded size; it does not wait for a pipe.
-func readFile(path string) (data []byte, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file; to fix: remove it", path)
-	}
-	data, err = io.ReadAll(io.LimitReader(f, maxSize+1))
-	if err == nil && len(data) > maxSize {
-		err = fmt.Errorf("%s is larger than 1 MiB; to fix: remove what is no name of a table", path)
-	}
-	return data, err
 }
 
 // parse takes every line that gives a number a name, in decimal or with 0x.

@@ -26,11 +26,11 @@ type Leased struct {
 	Family    routing.Family
 }
 
-// Generate returns a file with the names of tables, in order of their numbers. A name
+// generate returns a file with the names of tables, in order of their numbers. A name
 // is mh-INTERFACE:4 or mh-INTERFACE:6. An interface that has more tables of a family
 // has the number in the names of all but the lowest: mh-INTERFACE:4:10003. No
 // interface has a colon in its name (dev_valid_name in net/core/dev.c), so names differ.
-func Generate(tables []Leased) []byte {
+func generate(tables []Leased) []byte {
 	tables = slices.Clone(tables)
 	slices.SortFunc(tables, func(a, b Leased) int { return int(int64(a.Table) - int64(b.Table)) })
 	var b strings.Builder
@@ -73,7 +73,7 @@ func escaped(name string) string {
 
 // Write writes the names into the runtime directory.
 func Write(runtime string, tables []Leased) error {
-	if err := ownership.WriteFile(filepath.Join(runtime, GeneratedFile), Generate(tables), 0o644); err != nil {
+	if err := ownership.WriteFile(filepath.Join(runtime, GeneratedFile), generate(tables), 0o644); err != nil {
 		return fmt.Errorf("writing the names of routing tables: %w", err)
 	}
 	return nil

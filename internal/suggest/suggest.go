@@ -9,7 +9,7 @@ import "strings"
 func For(written string, words []string) string {
 	best, nearest := "", max(1, len(written)/3)+1
 	for _, w := range words {
-		d := distance(strings.ToLower(written), strings.ToLower(w))
+		d := Distance(strings.ToLower(written), strings.ToLower(w))
 		if d < nearest {
 			best, nearest = w, d
 		}
@@ -24,8 +24,9 @@ func For(written string, words []string) string {
 	return best
 }
 
-// distance is that of Damerau and Levenshtein, with adjacent letters swapped.
-func distance(a, b string) int {
+// Distance counts the letters to change, add, remove or swap with the next one until a word
+// is the other one (the restricted distance of Damerau and Levenshtein).
+func Distance(a, b string) int {
 	x, y := []rune(a), []rune(b)
 	rows := make([][]int, len(x)+1)
 	for i := range rows {

@@ -36,8 +36,8 @@ func (a Address) Padded() Address {
 	return a + Address(make([]byte, pathSize-len(a)))
 }
 
-// IsAbstract tells whether the address is no path.
-func (a Address) IsAbstract() bool { return a != "" && a[0] == 0 }
+// isAbstract tells whether the address is no path.
+func (a Address) isAbstract() bool { return a != "" && a[0] == 0 }
 
 // String shows the address on one line; NULs at its end are left out.
 func (a Address) String() string {
@@ -45,7 +45,7 @@ func (a Address) String() string {
 	switch {
 	case a == "":
 		return "(no name)"
-	case a.IsAbstract():
+	case a.isAbstract():
 		name = "@" + strings.TrimPrefix(name, "\x00")
 	}
 	return printable(name)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"multihomed/routing"
@@ -13,14 +14,8 @@ import (
 // This file gives the loopback interface a second name while rules of ours need one: see
 // [routing.LoopbackAlias].
 
-const (
-	kindNewLinkProperty = 108 // RTM_NEWLINKPROP of linux/rtnetlink.h
-	kindDelLinkProperty = 109
-	linkProperties      = 52 // IFLA_PROP_LIST of linux/if_link.h
-	linkAlias           = 53 // IFLA_ALT_IFNAME
-	// loopback is LOOPBACK_IFINDEX of include/net/flow.h.
-	loopback = 1
-)
+// loopback is the interface of LOOPBACK_IFINDEX (include/net/flow.h).
+var loopback = &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}
 
 func byAlias(op routing.Op) bool { return op.Rule.IIF == routing.LoopbackAlias }
 
@@ -28,8 +23,8 @@ func addsRule(op routing.Op) bool { return op.Verb == routing.AddRule || op.Verb
 
 // nameLoopback gives the loopback interface the second name. A rule that is added before
 // would match nothing.
-func (r *requester) nameLoopback(ctx context.Context) error {
-	err := r.changeAlias(ctx, kindNewLinkProperty)
+func (w *Writer) nameLoopback() error {
+	err := w.names.LinkAddAltName(loopback, routing.LoopbackAlias)
 	if err == nil || errors.Is(err, unix.EEXIST) {
 		return nil
 	}
@@ -55,39 +50,12 @@ func (w *Writer) dropAlias(ctx context.Context) {
 // ForgetAlias takes the second name of the loopback interface away. It is no error if
 // there is none.
 func (w *Writer) ForgetAlias(ctx context.Context) error {
-	err := w.requests.changeAlias(ctx, kindDelLinkProperty)
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	err := w.names.LinkDelAltName(loopback, routing.LoopbackAlias)
 	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 		return nil
 	}
 	return fmt.Errorf("taking the name %s from the loopback interface: %w", routing.LoopbackAlias, err)
-}
-
-func (r *requester) changeAlias(ctx context.Context, kind uint16) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.seq++
-	r.out.b = r.out.b[:0]
-	r.out.begin(kind, unix.NLM_F_REQUEST|unix.NLM_F_ACK, r.seq)
-	r.out.bytes(unix.AF_UNSPEC, 0, 0, 0)
-	r.out.word(loopback)
-	r.out.word(0)
-	r.out.word(0)
-	list := r.out.open(linkProperties | unix.NLA_F_NESTED)
-	r.out.text(linkAlias, routing.LoopbackAlias)
-	r.out.close(list)
-	r.out.end()
-	if err := r.socket.send(r.out.b); err != nil {
-		return err
-	}
-	for {
-		n, err := r.socket.receive(ctx, r.in)
-		if err != nil {
-			return err
-		}
-		if h, payload, _, err := nextMessage(r.in[:n]); err != nil {
-			return err
-		} else if h.seq == r.seq {
-			return errorOf(h, payload)
-		}
-	}
 }

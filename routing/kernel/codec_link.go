@@ -10,11 +10,8 @@ import (
 	"multihomed/routing"
 )
 
-const (
-	linkHeaderSize    = 16
-	addressHeaderSize = 8
-	foreverValid      = ^uint32(0)
-)
+// foreverValid is INFINITY_LIFE_TIME of include/net/addrconf.h.
+const foreverValid = ^uint32(0)
 
 // linkMessage is RTM_NEWLINK or RTM_DELLINK. Not every announcement carries
 // every attribute (wireless events name the interface and little more), so the
@@ -36,7 +33,7 @@ type linkMessage struct {
 }
 
 func decodeLink(b []byte) (linkMessage, error) {
-	if len(b) < linkHeaderSize {
+	if len(b) < unix.SizeofIfInfomsg {
 		return linkMessage{}, fmt.Errorf("reading an interface: %w", errTruncated)
 	}
 	ne := binary.NativeEndian
@@ -45,7 +42,7 @@ func decodeLink(b []byte) (linkMessage, error) {
 		bridge: b[0] != unix.AF_UNSPEC,
 		flags:  ne.Uint32(b[8:]),
 	}
-	for a := (attributes{rest: b[linkHeaderSize:]}); a.next(); {
+	for a := (attributes{rest: b[unix.SizeofIfInfomsg:]}); a.next(); {
 		switch a.kind {
 		case unix.IFLA_IFNAME:
 			l.name = a.string()
@@ -78,16 +75,8 @@ type addressMessage struct {
 	address routing.Address
 }
 
-// IFA_F_ flags of linux/if_addr.h.
-const (
-	addressTemporary  = unix.IFA_F_TEMPORARY
-	addressFailed     = unix.IFA_F_DADFAILED
-	addressDeprecated = unix.IFA_F_DEPRECATED
-	addressTentative  = unix.IFA_F_TENTATIVE
-)
-
 func decodeAddress(b []byte) (addressMessage, error) {
-	if len(b) < addressHeaderSize {
+	if len(b) < unix.SizeofIfAddrmsg {
 		return addressMessage{}, fmt.Errorf("reading an address: %w", errTruncated)
 	}
 	if !knownFamily(b[0]) {
@@ -101,7 +90,7 @@ func decodeAddress(b []byte) (addressMessage, error) {
 	}
 	flags := uint32(b[2])
 	var local, other netip.Addr
-	for a := (attributes{rest: b[addressHeaderSize:]}); a.next(); {
+	for a := (attributes{rest: b[unix.SizeofIfAddrmsg:]}); a.next(); {
 		var err error
 		switch a.kind {
 		case unix.IFA_LOCAL:
@@ -132,12 +121,12 @@ func decodeAddress(b []byte) (addressMessage, error) {
 		return addressMessage{}, fmt.Errorf("reading an address: no address of length %d", b[1])
 	}
 	m.address.Prefix = netip.PrefixFrom(local, int(b[1]))
-	m.address.Failed = flags&addressFailed != 0
+	m.address.Failed = flags&unix.IFA_F_DADFAILED != 0
 	if m.family == routing.IPv6 {
 		// IPv4 uses the same bit for secondary addresses.
-		m.address.Temporary = flags&addressTemporary != 0
-		m.address.Tentative = flags&addressTentative != 0
-		m.address.Deprecated = flags&addressDeprecated != 0
+		m.address.Temporary = flags&unix.IFA_F_TEMPORARY != 0
+		m.address.Tentative = flags&unix.IFA_F_TENTATIVE != 0
+		m.address.Deprecated = flags&unix.IFA_F_DEPRECATED != 0
 	}
 	return m, nil
 }

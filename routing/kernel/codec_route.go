@@ -11,10 +11,8 @@ import (
 )
 
 const (
-	routeHeaderSize   = 12
-	nexthopHeaderSize = 8
-	viaHeaderSize     = 2
-	// attributeNexthop is RTA_NH_ID of linux/rtnetlink.h.
+	viaHeaderSize = 2
+	// attributeNexthop is RTA_NH_ID of linux/rtnetlink.h, which neither library has.
 	attributeNexthop = 30
 )
 
@@ -43,7 +41,7 @@ type routeHead struct {
 // peekRoute reads as much of struct rtmsg and its attributes as it takes to
 // know whether the route is of interest.
 func peekRoute(b []byte) (routeHead, error) {
-	if len(b) < routeHeaderSize {
+	if len(b) < unix.SizeofRtMsg {
 		return routeHead{}, fmt.Errorf("reading a route: %w", errTruncated)
 	}
 	h := routeHead{
@@ -55,7 +53,7 @@ func peekRoute(b []byte) (routeHead, error) {
 		return h, nil
 	}
 	var err error
-	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
+	for a := (attributes{rest: b[unix.SizeofRtMsg:]}); a.next(); {
 		switch a.kind {
 		case unix.RTA_DST:
 			h.key.destination, err = decodePrefix(h.key.family, a.value, int(b[1]))
@@ -119,7 +117,7 @@ func decodeRoute(b []byte) (*alias, error) {
 	}
 	var rare routing.RareAttributes
 	var ways []byte
-	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
+	for a := (attributes{rest: b[unix.SizeofRtMsg:]}); a.next(); {
 		switch a.kind {
 		case unix.RTA_PREFSRC:
 			common.PreferredSource, err = decodeAddr(common.Family, a.value)
@@ -144,11 +142,11 @@ func decodeRoute(b []byte) (*alias, error) {
 		return out, nil
 	}
 	for len(ways) > 0 {
-		if len(ways) < nexthopHeaderSize {
+		if len(ways) < unix.SizeofRtNexthop {
 			return nil, fmt.Errorf("reading a next hop: %w", errTruncated)
 		}
 		n := int(binary.NativeEndian.Uint16(ways))
-		if n < nexthopHeaderSize || n > len(ways) {
+		if n < unix.SizeofRtNexthop || n > len(ways) {
 			return nil, fmt.Errorf("reading a next hop: %w", errTruncated)
 		}
 		l := leg{route: common, dead: ways[2]&unix.RTNH_F_DEAD != 0}
@@ -156,7 +154,7 @@ func decodeRoute(b []byte) (*alias, error) {
 		l.route.Weight = uint16(ways[3]) + 1
 		l.route.Device = int(int32(binary.NativeEndian.Uint32(ways[4:]))) //nolint:gosec // rtnh_ifindex is an int
 		own := rare
-		for a := (attributes{rest: ways[nexthopHeaderSize:n]}); a.next(); {
+		for a := (attributes{rest: ways[unix.SizeofRtNexthop:n]}); a.next(); {
 			if err := decodeWay(&l.route, &own, &a); err != nil {
 				return nil, fmt.Errorf("reading a next hop: %w", err)
 			}
@@ -311,7 +309,7 @@ func encodeRouteIdentity(m *builder, r routing.Route) {
 
 // encodeRouteKey appends all but the ways.
 func encodeRouteKey(m *builder, r routing.Route, flags uint32) {
-	table := byte(tableCompat)
+	table := byte(unix.RT_TABLE_COMPAT)
 	if r.Table < 256 {
 		table = byte(r.Table)
 	}

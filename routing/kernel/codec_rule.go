@@ -13,16 +13,12 @@ import (
 )
 
 const (
-	ruleHeaderSize = 12
-	// FIB_RULE_INVERT of linux/fib_rules.h. The other flags are the kernel's
-	// own notes (permanent, unresolved, detached) and change by themselves.
-	ruleInvert = 0x2
-	// tableCompat is RT_TABLE_COMPAT: the number does not fit the header.
-	tableCompat = 252
-	noValue     = ^uint32(0)
+	// ruleHeaderSize is the size of struct fib_rule_hdr, which is laid out as struct rtmsg.
+	ruleHeaderSize = unix.SizeofRtMsg
+	noValue        = ^uint32(0)
 )
 
-// Attributes of linux/fib_rules.h that are younger than the library.
+// Attributes of linux/fib_rules.h that are younger than netlink/nl and x/sys.
 const (
 	ruleDSCP                = 25
 	ruleFlowLabel           = 26
@@ -46,7 +42,9 @@ func decodeRule(b []byte) (routing.Rule, error) {
 		TOS:    b[3],
 		Table:  routing.TableID(b[4]),
 		Action: routing.Action(b[7]),
-		Invert: binary.NativeEndian.Uint32(b[8:])&ruleInvert != 0,
+		// The other flags are the kernel's own notes (permanent, unresolved, detached)
+		// and change by themselves.
+		Invert: binary.NativeEndian.Uint32(b[8:])&unix.FIB_RULE_INVERT != 0,
 	}
 	fromBits, toBits := int(b[2]), int(b[1])
 	for a := (attributes{rest: b[ruleHeaderSize:]}); a.next(); {
@@ -167,17 +165,17 @@ func decodePorts(p *routing.PortRange, b []byte) error {
 }
 
 // encodeRule appends the rule as the payload of a request. vishvananda/netlink
-// cannot be used for it: it drops the suppressor where the table is above 255
-// (rule_linux.go) and knows no action but lookup when it reads.
+// v1.3.1 drops the suppressor where the table is above 255, and reads no action
+// (rule_linux.go; TestLibraryLoses).
 func encodeRule(m *builder, r routing.Rule) {
-	table := byte(tableCompat)
+	table := byte(unix.RT_TABLE_COMPAT)
 	if r.Table < 256 {
 		table = byte(r.Table)
 	}
 	m.bytes(byte(r.Family), bits(r.To), bits(r.From), r.TOS, table, 0, 0, byte(r.Action))
 	var flags uint32
 	if r.Invert {
-		flags = ruleInvert
+		flags = unix.FIB_RULE_INVERT
 	}
 	m.word(flags)
 	if bits(r.From) > 0 {

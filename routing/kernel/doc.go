@@ -1,5 +1,5 @@
-// Package kernel is the side of rtnetlink(7): a mirror of what the kernel holds
-// and a writer that changes it.
+// Package kernel talks rtnetlink(7): it has a mirror of what the kernel holds, and a writer
+// that changes it.
 //
 // A [Mirror] is filled by dumps once and kept by one subscription socket from
 // then on. The kernel does not announce everything it does (an IPv4 route that

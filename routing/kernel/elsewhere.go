@@ -90,9 +90,8 @@ func (e *elsewhere) wants(a netip.Addr) bool {
 	return false
 }
 
-// SetNetworks says in which networks the host routes of main are kept. Main is
-// read once when there is a new one, all of it: no filter of the kernel knows
-// destinations.
+// SetNetworks sets the networks in which the host routes of main are kept. A new network
+// makes the mirror read all of main once: no filter of the kernel selects by destination.
 func (m *Mirror) SetNetworks(ctx context.Context, networks []netip.Prefix) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -9,8 +9,6 @@ import (
 )
 
 const (
-	kindNewNexthop = 104 // RTM_NEWNEXTHOP of linux/rtnetlink.h
-	kindDelNexthop = 105
 	// routeCloned is RTM_F_CLONED: an entry of the route cache.
 	routeCloned = unix.RTM_F_CLONED
 	typeLocal   = routing.RouteType(unix.RTN_LOCAL)
@@ -58,7 +56,7 @@ func (s *State) apply(h header, payload []byte, why cause) error {
 		} else {
 			s.ruleDeleted(r, why)
 		}
-	case kindNewNexthop, kindDelNexthop:
+	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 		return s.nexthopChanged(h.kind, payload)
 	}
 	return nil

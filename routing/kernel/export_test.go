@@ -222,6 +222,35 @@ func (r Requester) ListRoutes(f routing.Family, table routing.TableID) ([]routin
 	return out, nil
 }
 
+// CountRoutes counts the messages that list a table, and reads none of them.
+func (r Requester) CountRoutes(f routing.Family, table routing.TableID) (n int, err error) {
+	d := routeQuestion{family: f, table: table}.dump()
+	d.restart = func() { n = 0 }
+	d.each = func([]byte) bool { n++; return true }
+	return n, r.dump(context.Background(), d)
+}
+
+// ReadRoutes counts the routes of a table once they are read as the mirror reads them.
+func (r Requester) ReadRoutes(f routing.Family, table routing.TableID) (int, error) {
+	s := NewState(routing.TableRange{First: 10000, Last: 10999})
+	all, err := loader{requests: r.requester}.ask(context.Background(), s, routeQuestion{family: f, table: table})
+	return len(all), err
+}
+
+// An Encoder writes requests into one buffer, as a Writer does.
+type Encoder struct{ builder }
+
+func NewEncoder() *Encoder { return &Encoder{} }
+
+// Rule is the request that adds a rule. The next one overwrites it.
+func (e *Encoder) Rule(kind uint16, r routing.Rule) []byte {
+	e.b = e.b[:0]
+	e.begin(kind, unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 1)
+	encodeRule(&e.builder, r)
+	e.end()
+	return e.b
+}
+
 // ListAddresses returns how many IPv4 addresses there are and how often the list
 // had to be read.
 func (r Requester) ListAddresses() (addresses, readings int, err error) {

@@ -111,7 +111,7 @@ func (l loader) links(ctx context.Context, s, old *State) error {
 	return fill(ctx, l.requests, s, dump{
 		what: "interfaces", kind: unix.RTM_GETLINK,
 		body: func(m *builder) {
-			m.bytes(make([]byte, linkHeaderSize)...)
+			m.bytes(make([]byte, unix.SizeofIfInfomsg)...)
 			m.attribute32(unix.IFLA_EXT_MASK, skipStatistics)
 		},
 	}, decodeLink, func(m linkMessage) {

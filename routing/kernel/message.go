@@ -20,9 +20,7 @@ type header struct {
 	port   uint32
 }
 
-const alignment = 4
-
-func align(n int) int { return (n + alignment - 1) &^ (alignment - 1) }
+func align(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }
 
 // nextMessage cuts the first message off b: its header, its payload and what
 // follows.
@@ -118,7 +116,7 @@ func (m *builder) end() {
 }
 
 func (m *builder) pad() {
-	for len(m.b)%alignment != 0 {
+	for len(m.b)%unix.NLMSG_ALIGNTO != 0 {
 		m.b = append(m.b, 0)
 	}
 }

@@ -13,24 +13,20 @@ import (
 	"multihomed/routing"
 )
 
-const (
-	// eventReceiveBuffer is what may be announced while nobody listens. It
-	// takes memory only when it is used.
-	eventReceiveBuffer = 32 << 20
-	// groupNexthop is RTNLGRP_NEXTHOP.
-	groupNexthop = 32
-)
+// eventReceiveBuffer is what may be announced while nobody listens. It takes
+// memory only when it is used.
+const eventReceiveBuffer = 32 << 20
 
-// Config is what a mirror is asked to keep.
+// Config says what a mirror keeps.
 type Config struct {
-	// Tables are ours, and so are the Former ones, of another configuration.
+	// Tables are ours. So are the Former ones, of an earlier configuration.
 	Tables routing.TableRange
 	Former []routing.TableRange
 	// Interest decides, when an interface is first seen, whether its routes in
 	// main are kept. Nil keeps all; SetInterest changes it later. It is called
 	// with the mirror locked.
 	Interest func(name string) bool
-	// ReceiveBuffer is the size of the event queue, 32 MiB if zero.
+	// ReceiveBuffer is the size of the event queue in bytes; zero means 32 MiB.
 	ReceiveBuffer int
 }
 
@@ -49,7 +45,8 @@ type Mirror struct {
 	closed bool
 }
 
-// Open subscribes. The mirror is empty, and says so, until Sync has returned.
+// Open subscribes to the kernel's announcements. The mirror is empty until Sync has
+// returned, and [State.Complete] is false.
 func Open(c Config) (*Mirror, error) {
 	if c.Interest == nil {
 		c.Interest = func(string) bool { return true }
@@ -60,7 +57,7 @@ func Open(c Config) (*Mirror, error) {
 	events, err := openSocket(c.ReceiveBuffer,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, groupNexthop)
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP)
 	if err != nil {
 		return nil, err
 	}
@@ -88,14 +85,15 @@ func (m *Mirror) Close() error {
 	return errors.Join(m.events.close(), m.loader.requests.close())
 }
 
-// View gives access to the state. It must not be kept.
+// View calls look with the state, and locks the mirror meanwhile. Look must not keep the
+// state.
 func (m *Mirror) View(look func(*State)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	look(m.state)
 }
 
-// Changed is readable when there is something to take.
+// Changed holds a value when [Mirror.Take] returns something.
 func (m *Mirror) Changed() <-chan struct{} { return m.changed }
 
 // Take returns what changed since it was last called.
@@ -107,7 +105,7 @@ func (m *Mirror) Take() routing.Changes {
 	return c
 }
 
-// Run keeps the mirror until ctx ends, which is no error.
+// Run follows the kernel until ctx ends, and then returns nil.
 func (m *Mirror) Run(ctx context.Context) error {
 	defer m.events.interruptible(ctx)()
 	backoff := time.NewTimer(0)
@@ -172,7 +170,7 @@ func (m *Mirror) Sync(ctx context.Context) error {
 	return m.sync(ctx)
 }
 
-// Resync fills the mirror anew.
+// Resync reads everything from the kernel again.
 func (m *Mirror) Resync(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -235,8 +233,8 @@ func (s *State) dropUnwanted(device int) {
 	}
 }
 
-// StandIns returns the routes of ours that stand in main, through whatever interface,
-// of interest or not. It asks the kernel and changes nothing here.
+// StandIns returns our routes in main, through interfaces of interest and all others. It
+// asks the kernel, and does not change the mirror.
 func (m *Mirror) StandIns(ctx context.Context) ([]routing.Route, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -14,19 +14,9 @@ import (
 	"multihomed/routing"
 )
 
-// Attributes of linux/nexthop.h.
-const (
-	kindGetNexthop      = 106 // RTM_GETNEXTHOP
-	nexthopID           = 1
-	nexthopGroup        = 2
-	nexthopDevice       = 5
-	nexthopGateway      = 6
-	nexthopEncapType    = 7
-	nexthopEncap        = 8
-	nexthopMessageSize  = 8
-	nexthopGroupEntry   = 8
-	nexthopHighWeightAt = 5
-)
+// nexthopHighWeightAt is where struct nexthop_grp of linux/nexthop.h has weight_high,
+// which unix.NexthopGrp calls Resvd1.
+const nexthopHighWeightAt = 5
 
 // A nexthop is an object that routes can lead to by its number: one way, or a
 // group of others (struct nhmsg). With net.ipv4.nexthop_compat_mode off, a route
@@ -52,25 +42,25 @@ func (n *nexthop) equal(o *nexthop) bool {
 }
 
 func decodeNexthop(b []byte) (*nexthop, error) {
-	if len(b) < nexthopMessageSize {
+	if len(b) < unix.SizeofNhmsg {
 		return nil, fmt.Errorf("reading a nexthop object: %w", errTruncated)
 	}
 	n := &nexthop{onLink: binary.NativeEndian.Uint32(b[4:])&unix.RTNH_F_ONLINK != 0}
-	for a := (attributes{rest: b[nexthopMessageSize:]}); a.next(); {
+	for a := (attributes{rest: b[unix.SizeofNhmsg:]}); a.next(); {
 		var err error
 		switch a.kind {
-		case nexthopID:
+		case unix.NHA_ID:
 			n.id = a.uint32()
-		case nexthopDevice:
+		case unix.NHA_OIF:
 			n.device = int(int32(a.uint32())) //nolint:gosec // an interface index is an int
-		case nexthopGateway:
+		case unix.NHA_GATEWAY:
 			n.gateway, err = decodeAddr(routing.Family(b[0]), a.value)
-		case nexthopEncapType:
+		case unix.NHA_ENCAP_TYPE:
 			n.encapType = a.uint16()
-		case nexthopEncap:
+		case unix.NHA_ENCAP:
 			n.encapsulation = string(a.value)
-		case nexthopGroup:
-			for m := a.value; len(m) >= nexthopGroupEntry; m = m[nexthopGroupEntry:] {
+		case unix.NHA_GROUP:
+			for m := a.value; len(m) >= unix.SizeofNexthopGrp; m = m[unix.SizeofNexthopGrp:] {
 				// The weight is one less than it counts, its high byte is new in 6.13.
 				n.members = append(n.members, nexthopMember{
 					binary.NativeEndian.Uint32(m), (uint16(m[4]) | uint16(m[nexthopHighWeightAt])<<8) + 1,
@@ -88,8 +78,8 @@ func decodeNexthop(b []byte) (*nexthop, error) {
 func (l loader) nexthops(ctx context.Context, s *State) error {
 	found := map[uint32]*nexthop{}
 	err := fill(ctx, l.requests, s, dump{
-		what: "nexthop objects", kind: kindGetNexthop,
-		body: func(m *builder) { m.bytes(make([]byte, nexthopMessageSize)...) },
+		what: "nexthop objects", kind: unix.RTM_GETNEXTHOP,
+		body: func(m *builder) { m.bytes(make([]byte, unix.SizeofNhmsg)...) },
 	}, decodeNexthop, func(n *nexthop) { found[n.id] = n })
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
 		return nil
@@ -124,7 +114,7 @@ func (s *State) nexthopChanged(kind uint16, payload []byte) error {
 	s.changes.Unbound = true
 	s.doubtOthers()
 	s.nexthopTouched(s.nexthops, n.id)
-	if kind == kindDelNexthop {
+	if kind == unix.RTM_DELNEXTHOP {
 		delete(s.nexthops, n.id)
 	} else {
 		s.nexthops[n.id] = n

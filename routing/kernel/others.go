@@ -139,9 +139,9 @@ func (l loader) other(ctx context.Context, s *State, k otherKey) (otherTable, er
 	return t, nil
 }
 
-// Others returns the unicast routes through an interface of interest that tables of others
-// have which a rule reads that selects nothing, and what these tables throw; and the tables
-// that were too long to be read.
+// Others is about tables of others that a rule reads which selects nothing. It returns
+// their unicast routes through an interface of interest and their throw routes, and names
+// in long the tables that have too many routes to be read.
 func (s *State) Others(index int) (routes []routing.Route, long []routing.TableID) {
 	for k, t := range s.others {
 		if through := t.byDevice[index]; len(through) > 0 {

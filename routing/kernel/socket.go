@@ -99,15 +99,14 @@ const leastTruesize = 512
 // queued is an upper bound of how many messages wait, and one more for an
 // error that does.
 func (s *socket) queued() (int, error) {
-	// struct sk_meminfo of linux/sock_diag.h: SK_MEMINFO_RMEM_ALLOC is first.
-	var info [9]uint32
+	var info [unix.SK_MEMINFO_VARS]uint32
 	size := uint32(unsafe.Sizeof(info))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
 		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // getsockopt(2)
 	if errno != 0 {
 		return 0, fmt.Errorf("reading the state of the event queue: %w", errno)
 	}
-	return int(info[0])/leastTruesize + 2, nil
+	return int(info[unix.SK_MEMINFO_RMEM_ALLOC])/leastTruesize + 2, nil
 }
 
 func (s *socket) send(b []byte) error {

@@ -135,14 +135,14 @@ func newState(owns routing.Ownership, interest func(string) bool) *State {
 // not, absence proves nothing.
 func (s *State) Complete() bool { return s.whole && s.doubts.none() }
 
-// Moves changes with everything that is announced of interfaces, addresses, nexthop
-// objects and routes that are not ours, also of those that are not kept.
+// Moves changes with every announcement about interfaces, addresses, nexthop objects and
+// routes of others, those that are not kept included.
 func (s *State) Moves() uint64 {
 	return s.strange + s.events[classLinks] + s.events[classAddresses] + s.events[classNexthops]
 }
 
-// Unread returns how many messages of the kernel could not be read, and the
-// fault of the last one. Nothing of ours is among them, so the rest is good.
+// Unread returns how many messages of the kernel could not be read, and the error of the
+// last one. None of them is about an object of ours, so the rest is good.
 func (s *State) Unread() (int, error) { return s.unread, s.unreadable }
 
 func (s *State) misread(err error) { s.unread, s.unreadable = s.unread+1, err }
@@ -156,8 +156,8 @@ func (s *State) IndexOf(name string) (int, bool) {
 	return i, ok
 }
 
-// Departures changes whenever interfaces may have gone away: who keeps something of
-// interfaces need look only then.
+// Departures changes whenever interfaces may have gone away, so that a caller need look for
+// missing ones only then.
 func (s *State) Departures() uint64 { return s.departures }
 
 // NameOf returns the name of an interface.
@@ -169,7 +169,7 @@ func (s *State) NameOf(index int) (string, bool) {
 	return l.name, true
 }
 
-// Name returns the name of an interface for people: its index if it has gone.
+// Name returns the name of an interface for messages, or its index if it has gone.
 func (s *State) Name(index int) string {
 	if name, exists := s.NameOf(index); exists {
 		return name
@@ -193,9 +193,9 @@ func (s *State) Link(index int) (routing.Interface, bool) {
 	return out, ok
 }
 
-// Ways returns the unicast routes of main to one destination through an
-// interface of interest, one for each leg that is alive, in the order of
-// Link.Routes. It costs what there are of them.
+// Ways returns the unicast routes of main to one destination through an interface of
+// interest, one for each leg that is alive, in the order of Link.Routes. The cost follows
+// their number.
 func (s *State) Ways(index int, d routing.Destination) []routing.Route {
 	if !s.Interested(index) {
 		return nil
@@ -231,7 +231,7 @@ func (s *State) LinkFacts(index int) (routing.Interface, bool) {
 	}, true
 }
 
-// Interested reports whether the routes of an interface are kept.
+// Interested reports whether the routes of main through an interface are kept.
 func (s *State) Interested(index int) bool {
 	l := s.links[index]
 	return l != nil && l.interested
@@ -446,7 +446,8 @@ func (s *State) foreignRoutes(f routing.Family, table routing.TableID) iter.Seq[
 	}
 }
 
-// TakenBy says what makes the table of an interface somebody else's, see [routing.Takes].
+// TakenBy reports whether the table of an interface is somebody else's, and which rule or
+// route makes it so; see [routing.Takes].
 func (s *State) TakenBy(f routing.Family, table routing.TableID, device int, widest uint32) (what string, taken bool) {
 	var his *routing.Rule
 	if s.rules.lookups[table] > 0 {
@@ -473,8 +474,8 @@ func (s *State) TakenBy(f routing.Family, table routing.TableID, device int, wid
 	}
 }
 
-// UseOf says what stands of a table, whoever made it: a rule that leads to it,
-// or a route in it if it is one of ours.
+// UseOf reports whether a table is in use, and by what, whoever made it: a rule that leads
+// to it, or a route in it if it is one of ours.
 func (s *State) UseOf(table routing.TableID) (what string, used bool) {
 	for _, f := range routing.Families() {
 		if what, used = s.ForeignIn(f, table); used {

@@ -24,10 +24,6 @@ const (
 	// mostHidden is how many routes are looked at in a table that bound traffic does not
 	// ask. Tables of full tunnels have a handful.
 	mostHidden = 256
-	// fibMatch is RTM_F_FIB_MATCH of linux/rtnetlink.h: the answer is the route itself.
-	fibMatch = 0x2000
-	// lookupTable is RTM_F_LOOKUP_TABLE: the answer of IPv4 names the table.
-	lookupTable = 0x1000
 	// questionsAtOnce bounds one request.
 	questionsAtOnce = 128
 )
@@ -95,39 +91,144 @@ func (l *link) numbered(f routing.Family) bool {
 	return false
 }
 
+// expects reports whether an interface is about to have an address for packets of a
+// family: one that is tested for duplicates serves a second or two later, or fails. Of an
+// interface that may be a link it is better to wait for that: its neighbours' packets would
+// leave by it meanwhile.
+func (l *link) expects(f routing.Family) bool {
+	for _, a := range l.addresses {
+		if routing.FamilyOf(a.Prefix.Addr()) == f && a.Scope == routing.ScopeUniverse && a.Tentative && !a.Failed && !a.Deprecated {
+			return true
+		}
+	}
+	return false
+}
+
 // Unbound asks the kernel where packets of this host go that are bound to nothing, and
-// returns those that get a source which the interface that they leave by does not have.
-// Where every interface has addresses nothing is asked. It costs some hundred lookups in
-// the kernel, however many routes there are.
-func (m *Mirror) Unbound(ctx context.Context) (map[routing.Family][]routing.Unbound, error) {
+// returns those that get a source which the interface that they leave by does not have,
+// and of IPv6 the destinations outside to which nothing is sent. Where every interface has
+// addresses, and no rule of others may refuse anything, nothing is asked. It costs some
+// hundred lookups in the kernel, however many routes there are.
+func (m *Mirror) Unbound(ctx context.Context) (found map[routing.Family][]routing.Unbound, refused []routing.Unanswered, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.signal()
-	out := map[routing.Family][]routing.Unbound{}
+	found = map[routing.Family][]routing.Unbound{}
 	if err := m.drain(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if !m.state.unnumbered(routing.IPv4) && !m.state.unnumbered(routing.IPv6) {
-		return out, nil
+	if !m.state.unnumbered(routing.IPv4) && !m.state.unnumbered(routing.IPv6) && !m.state.mayRefuse() {
+		return found, nil, nil
 	}
 	// Routes that went with an address or an interface are gone after this.
 	if err := m.loader.requests.barrier(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := m.drain(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, f := range routing.Families() {
 		if !m.state.unnumbered(f) {
 			continue
 		}
-		found, err := m.loader.unbound(ctx, m.state, f)
-		if err != nil {
+		if found[f], err = m.loader.unbound(ctx, m.state, f); err != nil {
+			return nil, nil, err
+		}
+	}
+	if m.state.mayRefuse() {
+		refused, err = m.loader.refused(ctx, m.state)
+	}
+	return found, refused, err
+}
+
+// mayRefuse reports whether rules of others may refuse IPv6 packets that are bound to
+// nothing: see [routing.Unanswered].
+func (s *State) mayRefuse() bool {
+	return routing.MayRefuse(func(yield func(routing.Rule) bool) {
+		for g := range s.rules.foreign[routing.IPv6] {
+			if !yield(g.rule) {
+				return
+			}
+		}
+	})
+}
+
+// refused asks for the destinations of the Internet (2000::/3, RFC 4291).
+func (l loader) refused(ctx context.Context, s *State) ([]routing.Unanswered, error) {
+	internet := netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0x20}), 3)
+	probes := slices.DeleteFunc(everywhere(routing.IPv6), func(a netip.Addr) bool { return !internet.Contains(a) })
+	uid := s.ordinaryUser(routing.IPv6)
+	answers, err := l.requests.whereTo(ctx, routing.IPv6, uid, unix.RTM_F_FIB_MATCH, probes)
+	if err != nil {
+		return nil, err
+	}
+	var refusing []routing.Route
+	if slices.ContainsFunc(answers, func(a answer) bool { return a.refusal != 0 && a.refusal != unix.ENETUNREACH }) {
+		// A route may be what refuses: fib6_prop in net/ipv6/route.c has an error for each
+		// type, and none is that of a missing route.
+		if refusing, err = l.refusing(ctx, s); err != nil {
 			return nil, err
 		}
-		out[f] = found
+	}
+	var out []routing.Unanswered
+	for i, a := range answers {
+		resort := a.kind == routing.RouteUnicast && s.owns.OwnsTable(a.table)
+		if a.refusal == 0 && !resort {
+			continue
+		}
+		r := routing.Unanswered{To: probes[i], UID: uid, Resort: resort, Main: s.wideWay(probes[i])}
+		for _, no := range refusing {
+			if no.Destination.Contains(r.To) {
+				r.Routes = append(r.Routes, no)
+			}
+		}
+		out = append(out, r)
 	}
 	return out, nil
+}
+
+// refusing reads the routes that refuse much in tables which bound traffic does not ask.
+func (l loader) refusing(ctx context.Context, s *State) ([]routing.Route, error) {
+	var out []routing.Route
+	for t := range s.rules.hidden {
+		for _, kind := range [...]routing.RouteType{unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT} {
+			var some []routing.Route
+			q := routeQuestion{family: routing.IPv6, table: t, kind: kind}.dump()
+			q.restart = func() { some = some[:0] }
+			q.each = func(payload []byte) bool {
+				a, err := s.read(payload)
+				if err != nil || a.key.table != t || a.kind != kind || a.key.source.IsValid() || a.key.destination.Bits() > wideRoute {
+					return true
+				}
+				some = append(some, routing.Route{
+					Family: routing.IPv6, Table: t, Type: kind, Destination: a.key.destination, Metric: a.key.metric,
+				})
+				return len(some) < mostHidden
+			}
+			if err := l.requests.dump(ctx, q); err != nil && !absent(err) && !errors.Is(err, errBudget) {
+				return nil, err
+			}
+			out = append(out, some...)
+		}
+	}
+	slices.SortFunc(out, compareRoutes)
+	return out, nil
+}
+
+// wideWay is a route of main for everything from everywhere, through an interface of
+// interest.
+func (s *State) wideWay(to netip.Addr) (best routing.Route) {
+	for a := range s.fib.wide {
+		if a.kind != routing.RouteUnicast || a.key.source.IsValid() || !a.key.destination.Contains(to) {
+			continue
+		}
+		for _, l := range a.legs {
+			if !l.dead && (best == routing.Route{} || compareRoutes(l.route, best) < 0) {
+				best = l.route
+			}
+		}
+	}
+	return best
 }
 
 func (l loader) unbound(ctx context.Context, s *State, f routing.Family) ([]routing.Unbound, error) {
@@ -148,13 +249,14 @@ func (l loader) unbound(ctx context.Context, s *State, f routing.Family) ([]rout
 	var out []routing.Unbound
 	for i, a := range answers {
 		device := s.links[a.device]
-		if a.kind != routing.RouteUnicast || !a.source.IsValid() || device == nil || device.holds(a.source) || a.source.IsLinkLocalUnicast() {
+		if a.kind != routing.RouteUnicast || !a.source.IsValid() || device == nil || device.holds(a.source) || a.source.IsLinkLocalUnicast() ||
+			device.interested && device.expects(f) {
 			continue
 		}
 		odd = append(odd, probes[i])
 		out = append(out, routing.Unbound{Address: a.source, Device: a.device, Name: device.name, Group: device.group})
 	}
-	routes, err := l.requests.whereTo(ctx, f, uid, fibMatch, odd)
+	routes, err := l.requests.whereTo(ctx, f, uid, unix.RTM_F_FIB_MATCH, odd)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +319,7 @@ func (l loader) destinations(ctx context.Context, f routing.Family, t routing.Ta
 	return out, nil
 }
 
-// ordinaryUser is a user whom no rule selects.
+// ordinaryUser is a user whom no rule names: those that leave some users out are for him.
 func (s *State) ordinaryUser(f routing.Family) uint32 {
 	const last = 1<<32 - 2
 	uid := uint32(0)
@@ -225,7 +327,7 @@ func (s *State) ordinaryUser(f routing.Family) uint32 {
 		again = false
 		for g := range s.rules.foreign[f] {
 			u := g.rule.UIDs
-			if !g.rule.Invert && u.Set && (u.First > 0 || u.Last < last) && u.First <= uid && uid <= u.Last {
+			if u.Set && (u.First > 0 || u.Last < last) && u.First <= uid && uid <= u.Last {
 				if u.Last >= last {
 					return 0
 				}
@@ -243,6 +345,8 @@ type answer struct {
 	source netip.Addr
 	table  routing.TableID
 	length int
+	// refusal is the error, 0 if there is none.
+	refusal unix.Errno
 }
 
 // whereTo asks where packets go that are bound to nothing: RTM_GETROUTE. What the kernel
@@ -260,11 +364,10 @@ func (r *requester) whereTo(ctx context.Context, f routing.Family, uid, flags ui
 }
 
 func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags uint32, to []netip.Addr) ([]answer, error) {
-	const attributeUID = 25 // RTA_UID of linux/rtnetlink.h
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f == routing.IPv4 {
-		flags |= lookupTable
+		flags |= unix.RTM_F_LOOKUP_TABLE // Else the answer names no table.
 	}
 	first := r.seq + 1
 	r.out.b = r.out.b[:0]
@@ -274,7 +377,7 @@ func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags 
 		r.out.bytes(byte(f), byte(f.Bits()), 0, 0, 0, 0, 0, 0) //nolint:gosec // 32 or 128
 		r.out.word(flags)
 		r.out.attribute(unix.RTA_DST, a.AsSlice())
-		r.out.attribute32(attributeUID, uid)
+		r.out.attribute32(unix.RTA_UID, uid)
 		r.out.end()
 	}
 	if err := r.socket.send(r.out.b); err != nil {
@@ -299,7 +402,8 @@ func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags 
 			}
 			left--
 			if h.kind != unix.RTM_NEWROUTE {
-				continue // unreachable, for example
+				out[i].refusal = refusalOf(h.kind, payload) // unreachable, for example
+				continue
 			}
 			if out[i], err = readAnswer(payload); err != nil {
 				return nil, errors.Join(err, r.reopen())
@@ -309,20 +413,28 @@ func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags 
 	return out, nil
 }
 
+// refusalOf reads the error of NLMSG_ERROR.
+func refusalOf(kind uint16, payload []byte) unix.Errno {
+	if kind != unix.NLMSG_ERROR || len(payload) < 4 {
+		return unix.ENETUNREACH
+	}
+	return unix.Errno(-int32(binary.NativeEndian.Uint32(payload))) //nolint:gosec // a negative errno
+}
+
 func readAnswer(b []byte) (answer, error) {
 	h, err := peekRoute(b)
 	if err != nil {
 		return answer{}, err
 	}
 	out := answer{kind: h.kind, device: h.device, table: h.key.table, length: h.key.destination.Bits()}
-	for a := (attributes{rest: b[routeHeaderSize:]}); a.next(); {
+	for a := (attributes{rest: b[unix.SizeofRtMsg:]}); a.next(); {
 		switch a.kind {
 		case unix.RTA_PREFSRC:
 			if out.source, err = decodeAddr(h.key.family, a.value); err != nil {
 				return answer{}, fmt.Errorf("reading an answer: %w", err)
 			}
 		case unix.RTA_MULTIPATH:
-			if len(a.value) >= nexthopHeaderSize && out.device == 0 {
+			if len(a.value) >= unix.SizeofRtNexthop && out.device == 0 {
 				out.device = int(int32(binary.NativeEndian.Uint32(a.value[4:]))) //nolint:gosec // rtnh_ifindex is an int
 			}
 		}

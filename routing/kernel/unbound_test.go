@@ -38,7 +38,7 @@ func TestUnbound(t *testing.T) {
 		for i := range want {
 			want[i].Device, want[i].Name = tun, "tun0"
 		}
-		have, err := m.Unbound(t.Context())
+		have, _, err := m.Unbound(t.Context())
 		must(t, err)
 		if diff := cmp.Diff(want, have[f], compareAddr, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s (-want +have):\n%s", f, diff)
@@ -86,7 +86,7 @@ func BenchmarkUnbound(b *testing.B) {
 			m := h.mirror(kernel.Config{})
 			must(b, m.Sync(b.Context()))
 			for b.Loop() {
-				_, err := m.Unbound(b.Context())
+				_, _, err := m.Unbound(b.Context())
 				must(b, err)
 			}
 		})

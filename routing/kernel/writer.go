@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"multihomed/routing"
@@ -27,6 +28,8 @@ const (
 type Writer struct {
 	requests *requester
 	mirror   *Mirror
+	// names is for the second name of the loopback interface, which is no part of an event.
+	names *netlink.Handle
 }
 
 // OpenWriter opens the socket through which we make changes. The mirror then
@@ -36,10 +39,16 @@ func (m *Mirror) OpenWriter() (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Without a socket of its own the library would open one for each request, in the
+	// network namespace of whichever thread asks.
+	names, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening a netlink socket for names of interfaces: %w", err), r.close())
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.own[r.socket.port] = struct{}{}
-	return &Writer{requests: r, mirror: m}, nil
+	return &Writer{requests: r, mirror: m, names: names}, nil
 }
 
 // Close closes the socket.
@@ -47,6 +56,7 @@ func (w *Writer) Close() error {
 	w.mirror.mu.Lock()
 	delete(w.mirror.own, w.Port())
 	w.mirror.mu.Unlock()
+	w.names.Close()
 	return w.requests.close()
 }
 
@@ -70,7 +80,7 @@ func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routin
 	b := batch{ctx: ctx, writer: w.requests, mirror: w.mirror, ops: ops}
 	var nameless error
 	if slices.ContainsFunc(ops, func(op routing.Op) bool { return addsRule(op) && byAlias(op) }) {
-		nameless = w.requests.nameLoopback(ctx)
+		nameless = w.nameLoopback()
 	}
 	w.requests.mu.Lock()
 	defer w.requests.mu.Unlock()

@@ -201,9 +201,9 @@ func (m *Mirror) SetNetworks(ctx context.Context, networks []netip.Prefix) error
 }
 
 // Unbound returns Strays.
-func (m *Mirror) Unbound(ctx context.Context) (map[routing.Family][]routing.Unbound, error) {
+func (m *Mirror) Unbound(ctx context.Context) (map[routing.Family][]routing.Unbound, []routing.Unanswered, error) {
 	if err := m.Sync(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return m.Strays, nil
+	return m.Strays, nil, nil
 }

@@ -15,7 +15,7 @@ import (
 func (l *Loop) takeClaims(ctx context.Context) {
 	c := l.Owners.Take()
 	if len(c.Changed)+len(c.Removed) > 0 {
-		l.picture.claims = nil
+		l.picture.claims, l.unasked = nil, true
 		l.picture.spoil()
 	}
 	for name, claim := range c.Changed {

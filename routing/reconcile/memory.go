@@ -48,6 +48,8 @@ type FormerUplink struct {
 type FormerFamily struct {
 	// Family is "ipv4" or "ipv6".
 	Family string `json:"family"`
+	// Asked says that the owner wanted a default then: the role ends when it wants none.
+	Asked bool `json:"asked,omitempty"`
 	// Until is when main was first seen without the default, zero while it has it.
 	Until time.Time `json:"until,omitzero"`
 }
@@ -69,7 +71,10 @@ func (u FormerUplink) noted(l routing.Link) FormerUplink {
 		old, was := u.in(f)
 		switch {
 		case routing.HasMainDefault(l, f):
-			families = append(families, FormerFamily{Family: f.String()})
+			// Of a profile that is changed the owner may tell before the kernel tells of the
+			// default: what was asked for stays so as long as the default stands.
+			intent, known := l.Intents[f]
+			families = append(families, FormerFamily{Family: f.String(), Asked: was && old.Asked || known && !intent.NoDefault})
 		case was && len(u.Families) > 0:
 			families = append(families, old)
 		}
@@ -220,8 +225,9 @@ func (r *recall) natural(k State, one routing.Rule, foreign []routing.Rule) rout
 }
 
 // WasUplink reports in which families a link was an uplink by a default and is still the
-// same: it has its profile, and at least one of its addresses or an owner that gets them
-// from the network and may just be replacing them. Until says when main was first
+// same: it has its profile, which still wants a default if it did then, and at least one of
+// its addresses or an owner that gets them from the network and may just be replacing them.
+// Until says when main was first
 // seen without the default, empty if that is not known.
 //
 // As long as knowledge is not complete the link counts as the same: a claim that came
@@ -255,8 +261,12 @@ func (u FormerUplink) same(l routing.Link, addresses []routing.Address, c Claim)
 }
 
 // keeps reports whether the link is still the same in a family: it has one of its addresses
-// of it, or gets them from the network.
+// of it, or gets them from the network, and its profile was not changed so that it wants no
+// default any more (`nmcli device reapply`).
 func (u FormerUplink) keeps(f routing.Family, l routing.Link, now []routing.Address, c Claim) bool {
+	if former, _ := u.in(f); former.Asked && l.Intents[f].NoDefault && c.Standing != Draining {
+		return false
+	}
 	had := slices.DeleteFunc(slices.Clone(u.Addresses), func(a netip.Addr) bool { return routing.FamilyOf(a) != f })
 	return len(had) == 0 || c.Standing == Draining || l.Automatic(f) || FormerUplink{Addresses: had}.stands(now)
 }
@@ -329,7 +339,7 @@ func (r *recall) learn(l routing.Link, addresses []routing.Address, c Claim, com
 		if former.Family == routing.IPv6.String() {
 			f = routing.IPv6
 		}
-		if was && (!complete || old.keeps(f, l, addresses, c)) {
+		if was && (!complete || old.keeps(f, l, addresses, c) || routing.HasMainDefault(l, f)) {
 			u.Families = append(u.Families, former)
 		}
 	}
@@ -346,7 +356,9 @@ func (r *recall) learn(l routing.Link, addresses []routing.Address, c Claim, com
 func (u FormerUplink) equal(o FormerUplink) bool {
 	return u.Index == o.Index && u.Interface == o.Interface && u.Profile == o.Profile && u.UUID == o.UUID &&
 		slices.Equal(u.Addresses, o.Addresses) && u.Until.Equal(o.Until) &&
-		slices.EqualFunc(u.Families, o.Families, func(a, b FormerFamily) bool { return a.Family == b.Family && a.Until.Equal(b.Until) })
+		slices.EqualFunc(u.Families, o.Families, func(a, b FormerFamily) bool {
+			return a.Family == b.Family && a.Asked == b.Asked && a.Until.Equal(b.Until)
+		})
 }
 
 // noLink drops the memory of an interface that is no link, once its addresses have

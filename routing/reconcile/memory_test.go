@@ -247,6 +247,62 @@ func TestFormerUplinkEnds(t *testing.T) {
 	}
 }
 
+// TestFormerUplinkEndsWithItsGateway: a profile that is changed in place (`nmcli device
+// reapply`) and wants no default any more is another profile, also if the default goes after
+// that is told, or while no daemon runs. One that wants a default as before is the same.
+func TestFormerUplinkEndsWithItsGateway(t *testing.T) {
+	const stop = "10500: from 100.64.0.5 7"
+	wanting := func(is bool) reconcile.Claim {
+		return reconcile.Claim{Standing: reconcile.Link, Watched: true, Profile: "office", UUID: "1", Intents: map[routing.Family]routing.Intent{
+			routing.IPv4: {NoDefault: !is}, routing.IPv6: {NoDefault: !is},
+		}}
+	}
+	lost := func(h *host) { h.ip("route delete default dev wan0"); h.pass() }
+	say := func(h *host, c reconcile.Claim) { h.say("wan0", c); h.pass() }
+	again := func(h *host, c reconcile.Claim) {
+		h.restart()
+		h.pass()
+		h.wants(stop) // Nobody has spoken yet.
+		say(h, c)
+		h.wants(stop)
+		h.owners.complete(true)
+		h.pass()
+	}
+	for name, c := range map[string]struct {
+		first bool
+		how   func(h *host)
+		stays bool
+	}{
+		"the default goes first":         {true, func(h *host) { lost(h); say(h, wanting(false)) }, false},
+		"the profile changes first":      {true, func(h *host) { say(h, wanting(false)); h.wants(stop); lost(h) }, false},
+		"while no daemon runs":           {true, func(h *host) { lost(h); again(h, wanting(false)) }, false},
+		"both before a restart":          {true, func(h *host) { say(h, wanting(false)); again(h, wanting(false)); h.wants(stop); lost(h) }, false},
+		"the router goes":                {true, func(h *host) { lost(h); say(h, wanting(true)); again(h, wanting(true)) }, true},
+		"it is taken down":               {true, func(h *host) { lost(h); c := wanting(false); c.Standing = reconcile.Draining; say(h, c) }, true},
+		"a default that nobody wanted":   {false, func(h *host) { lost(h); again(h, wanting(false)) }, true},
+		"of a daemon that did not know":  {true, func(h *host) { lost(h); h.memory.kept.Uplinks[0].Families[0].Asked = false; again(h, wanting(false)) }, true},
+		"an owner that says nothing now": {true, func(h *host) { lost(h); say(h, reconcile.Claim{Standing: reconcile.Link, Watched: true}) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.wan(0)
+			h.say("wan0", wanting(c.first))
+			h.owners.complete(true)
+			h.pass()
+			h.wants(stop)
+			c.how(h)
+			want := "!" + stop
+			if c.stays {
+				want = stop
+			}
+			h.wants(want)
+			if remembers := len(h.memory.kept.Uplinks) > 0; remembers != c.stays {
+				t.Errorf("it remembers %+v", h.memory.kept.Uplinks)
+			}
+		})
+	}
+}
+
 // TestFormerUplinkSays when it lost its default, once and after a restart.
 func TestFormerUplinkSays(t *testing.T) {
 	h := newHost(t)

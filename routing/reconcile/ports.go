@@ -173,8 +173,8 @@ type observer interface {
 	// SetNetworks says inside which networks the host routes of main are kept.
 	SetNetworks(context.Context, []netip.Prefix) error
 	// Unbound asks which packets that are bound to nothing get a source which the
-	// interface that they leave by does not have.
-	Unbound(context.Context) (map[routing.Family][]routing.Unbound, error)
+	// interface that they leave by does not have, and which are refused.
+	Unbound(context.Context) (map[routing.Family][]routing.Unbound, []routing.Unanswered, error)
 }
 
 // MirrorOf makes a Mirror of a source whose states are of a type of their own.

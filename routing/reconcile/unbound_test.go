@@ -3,6 +3,7 @@ package reconcile_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -237,4 +238,59 @@ func TestNumberedTunnel(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNotYetNumbered: a better uplink whose address is still tested for duplicates, or that
+// is just being brought up or taken down, lends nobody's address for long: the other link
+// keeps its rungs. They go where that lasts.
+func TestNotYetNumbered(t *testing.T) {
+	h := newHost(t)
+	h.noLinkLocal()
+	h.wan(1)
+	h.ip("-6 addr add 2001:db8:1::5/64 dev wan1 nodad")
+	h.ip("-6 route add default via 2001:db8:1::1 dev wan1 metric 101")
+	h.veth("wan0")
+	h.owners.claim("wan0", reconcile.Link)
+	h.owners.complete(true)
+	h.pass()
+	stands := func(when string, want bool) {
+		t.Helper()
+		h.pass()
+		if is := strings.Contains(h.ip("-6 rule"), "from 2001:db8:1::/64 iif lo lookup 1"); is != want {
+			t.Errorf("%s: the rungs of wan1 stand: %t\n%s", when, is, h.ip("-6 rule"))
+		}
+		if is := len(h.last.Problems) == 0; is != want {
+			t.Errorf("%s: reported %+v", when, h.last.Problems)
+		}
+	}
+	// Duplicate address detection takes a minute here: it is not over while this runs.
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/wan0/accept_dad", []byte("1"), 0))
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/wan0/dad_transmits", []byte("60"), 0))
+	h.ip("-6 addr add 2001:db8::5/64 dev wan0")
+	h.ip("-6 addr add fe80::5/64 dev wan0 nodad")
+	h.ip("-6 route add default via fe80::1 dev wan0 metric 1")
+	if !strings.Contains(h.ip("-6 addr show dev wan0 tentative"), "2001:db8::5") {
+		t.Fatal("the address is not tentative")
+	}
+	if get := h.ip("route get 2001:db8:ff::1"); !strings.Contains(get, "dev wan0") || !strings.Contains(get, "src 2001:db8:1::5") {
+		t.Fatalf("the kernel does not lend the address of wan1: %s", get)
+	}
+	stands("tentative", true)
+	h.ip("-6 addr del 2001:db8::5/64 dev wan0")
+	stands("without an address", false)
+	for _, standing := range []reconcile.Standing{reconcile.Link, reconcile.Draining} {
+		h.owners.claim("wan0", standing)
+		claim := h.owners.next.Changed["wan0"]
+		claim.Pending = standing == reconcile.Link
+		h.owners.next.Changed["wan0"] = claim
+		stands("in between", true)
+		h.owners.claim("wan0", reconcile.Link)
+		stands("for good", false)
+	}
+	h.ip("-6 addr add 2001:db8::5/64 dev wan0 nodad")
+	for h.pass(); !strings.Contains(h.ip("-6 rule"), "from 2001:db8:1::/64 iif lo lookup 1") && h.changed(); {
+		h.pass()
+	}
+	stands("numbered", true)
+	h.quiet()
 }

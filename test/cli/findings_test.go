@@ -42,13 +42,33 @@ func TestReversePathFix(t *testing.T) {
 		key, value, _ := strings.Cut(setting, "=")
 		h.must(h.Sysctl(key, value))
 	}
-	if s := h.status(); !s.OK || len(s.Problems) > 0 {
+	if s := h.status(); !s.OK || len(s.Problems) != 1 || s.Problems[0].Code != "shared-address" {
 		t.Errorf("after the fix: %+v", s.Problems)
 	}
 	for n, name := range []string{"usb0", "usb1"} {
 		if answer, err := h.ask(name, 10*time.Second); err != nil || answer.ISP != "modem"+fmt.Sprint(n) {
 			t.Errorf("on %s: %+v, %v", name, answer, err)
 		}
+	}
+	// The address leads to one of them, the one that status names.
+	for _, metric := range []string{"50", "300"} {
+		h.must(h.Modify(t.Context(), "usb1", "ipv4.route-metric", metric))
+		h.must(h.Reapply(t.Context(), "usb1"))
+		labtest.Eventually(t, func() error {
+			p := problem(h.status(), "shared-address")
+			if p == nil || p.Object != "192.168.8.100" {
+				return fmt.Errorf("problems are %+v", h.status().Problems)
+			}
+			by, other := "usb0", "usb1"
+			if metric == "50" {
+				by, other = other, by
+			}
+			way, err := h.IP(t.Context(), "route", "get", "203.0.113.1", "from", "192.168.8.100")
+			if err != nil || !strings.Contains(way, " dev "+by+" ") || p.Link != other || !strings.Contains(p.Text, "leave by "+by+" alone") {
+				return fmt.Errorf("metric %s: %+v; the kernel says %s, %w", metric, p, way, err)
+			}
+			return nil
+		})
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // TestFlush: flush removes all of our objects, and nothing else.
 func TestFlush(t *testing.T) {
 	h := newHost(t)
-	if r := h.ctl("flush"); r.status != 0 || r.out != "nothing of multihomed stands\n" {
+	if r := h.ctl("flush"); r.status != 0 || r.out != "nothing of multihomed is left\n" {
 		t.Errorf("flush of a host without multihomed: %s", r)
 	}
 	without, err := h.Snapshot(t.Context())
@@ -64,7 +64,7 @@ func TestFlush(t *testing.T) {
 		t.Errorf("left: %q, %v", left, err)
 	}
 
-	if r := h.ctl("flush"); r.status != 0 || r.out != "nothing of multihomed stands\n" {
+	if r := h.ctl("flush"); r.status != 0 || r.out != "nothing of multihomed is left\n" {
 		t.Errorf("the second flush: %s", r)
 	}
 	if s := h.status(); s.OK || s.InForce.Present != 0 || problem(s, "not-in-force") == nil {

@@ -79,7 +79,7 @@ func TestMigrate(t *testing.T) {
 		t.Errorf("apply: %s", done)
 	}
 	again := h.ctl("migrate", "--from", config, "--apply")
-	if !strings.Contains(again.out, "table 12007: is there already") || !strings.Contains(again.out, "the configuration in force will do") {
+	if !strings.Contains(again.out, "table 12007: is there already") || !strings.Contains(again.out, "the active configuration needs no change") {
 		t.Errorf("apply again: %s", again)
 	}
 

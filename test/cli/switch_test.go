@@ -139,7 +139,7 @@ func TestOff(t *testing.T) {
 	h.must(os.WriteFile("/etc/multihomed/multihomed.toml", []byte("nonsense"), 0o644))
 	h.must(os.WriteFile("/var/lib/multihomed/leases.db", []byte("damaged"), 0o644))
 	r := h.ctl("off")
-	if r.status != 0 || !strings.Contains(r.out, "removed ") || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "going by what stands") {
+	if r.status != 0 || !strings.Contains(r.out, "removed ") || strings.Count(r.err, "\n") != 1 || !strings.Contains(r.err, "going by the objects in the kernel") {
 		t.Errorf("off with a bad configuration: %s", r)
 	}
 	h.nothing("after off with a bad configuration")

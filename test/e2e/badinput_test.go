@@ -263,7 +263,7 @@ func TestNeverGood(t *testing.T) {
 	r.must(err)
 	bad := string(good) + "uplink_grup = 1\n"
 	r.must(os.WriteFile(r.path, []byte(bad), 0o600))
-	r.refusesToStart("a bad configuration from the start", "uplink_grup", "no rule of multihomed stands")
+	r.refusesToStart("a bad configuration from the start", "uplink_grup", "no rule of multihomed in the kernel")
 	ctx, cancel := r.patience()
 	defer cancel()
 	if exit, is := errors.AsType[*exec.ExitError](r.daemon.Wait(ctx)); !is || exit.ExitCode() != 78 {

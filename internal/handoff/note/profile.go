@@ -69,7 +69,7 @@ func pass(ctx context.Context, runtime, name string) error {
 	if err := ownership.MakeDirectory(filepath.Join(runtime, profiles)); err != nil {
 		return doing(err)
 	}
-	directory, err := openProfiles(runtime)
+	directory, err := fsutil.OpenDirectoryIn(runtime, profiles)
 	if err != nil {
 		return doing(err)
 	}
@@ -80,20 +80,9 @@ func pass(ctx context.Context, runtime, name string) error {
 	return nil
 }
 
-// openProfiles opens the directory. It belongs to the service's user: no link that is put
-// there leads root to another place.
-func openProfiles(runtime string) (*os.Root, error) {
-	parent, err := os.OpenRoot(runtime)
-	if err != nil {
-		return nil, err
-	}
-	directory, err := parent.OpenRoot(profiles)
-	return directory, errors.Join(err, parent.Close())
-}
-
 // forgetProfile takes away what was passed on of an interface's profile.
 func forgetProfile(runtime, name string) error {
-	directory, err := openProfiles(runtime)
+	directory, err := fsutil.OpenDirectoryIn(runtime, profiles)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

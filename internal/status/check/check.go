@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"slices"
 
+	"multihomed/internal/status/outcome"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
@@ -44,6 +45,7 @@ func checks() []check {
 		{"rp-filter", checkReversePath},
 		{"arp", checkARP},
 		{"astray", checkOutcomes},
+		{outcome.SharedAddress, checkShared},
 		{"unchecked", checkUnchecked},
 		{"rule-unknown", checkUnknown},
 		{"rule-overtakes", checkOvertaken},

@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -249,6 +250,24 @@ func TestARP(t *testing.T) {
 	expect(t, viewtest.Of(viewtest.Uplink("ppp0", 4, "10.64.64.64/32", "10.64.64.65"), viewtest.Uplink("ppp1", 5, "10.64.64.66/32", "10.64.64.65")), files())
 }
 
+// TestSharedAddress: nothing can be done on this host, and what is said names the link that
+// is reached by its device alone.
+func TestSharedAddress(t *testing.T) {
+	v := viewtest.Of(viewtest.WAN(0), viewtest.WAN(1))
+	address := netip.MustParseAddr("192.168.8.100")
+	v.Shared = []outcome.Shared{{Address: address, Links: []string{"wan0", "wan1"}, Device: "wan0"}}
+	expect(t, v, files(), want{
+		code: "shared-address", severity: routing.Warning, link: "wan1", fix: "curl --interface wan1",
+		text: []string{"wan0 and wan1 have the same address 192.168.8.100", "leave by wan0 alone, also answers to what arrives by wan1"},
+	})
+	v.Shared[0].Device = "wan1"
+	expect(t, v, files(), want{
+		code: "shared-address", severity: routing.Warning, link: "wan0", fix: "curl --interface wan0", text: []string{"leave by wan1 alone, also answers to what arrives by wan0"},
+	})
+	v.Shared[0].Device = ""
+	expect(t, v, files(), want{code: "shared-address", severity: routing.Warning, link: "wan0", fix: "curl --interface wan0", text: []string{"does not tell by which of them"}})
+}
+
 func TestNoDefault(t *testing.T) {
 	l := viewtest.WAN(0)
 	l.Routes[1].Destination = netip.MustParsePrefix("10.0.0.0/8")
@@ -266,20 +285,56 @@ func TestMainRule(t *testing.T) {
 	// A kernel without IPv6 has no rules of it.
 	planner(v).SetForeign(routing.IPv6, nil)
 	expect(t, v, files())
-	// One that only some packets see, or that takes no default, is none.
-	for name, spoil := range map[string]func(*routing.Rule){
-		"a mark":      func(r *routing.Rule) { r.Mark = routing.Mark{Value: 1, Mask: 1} },
-		"no default":  func(r *routing.Rule) { r.SuppressPrefixLength = routing.Some(0) },
-		"all but one": func(r *routing.Rule) { r.Invert, r.Mark = true, routing.Mark{Value: 1, Mask: 1} },
-		"half":        func(r *routing.Rule) { r.From = netip.MustParsePrefix("0.0.0.0/1") },
+	// Another rule for main does the same.
+	elsewhere := viewtest.Kernels(routing.IPv4)
+	elsewhere[1].Rule.Priority, elsewhere[1].Rule.IIF = 30000, "lo"
+	planner(v).SetForeign(routing.IPv4, elsewhere)
+	expect(t, v, files())
+}
+
+// TestMainRuleReplaced: where others say who uses main, nobody is told to undo it, and nothing
+// is said of rules of ours that do not stand.
+func TestMainRuleReplaced(t *testing.T) {
+	marked := routing.Mark{Value: 1, Mask: 1}
+	for name, c := range map[string]struct {
+		rule routing.Rule
+		want string
+	}{
+		"a mark":        {routing.Rule{Priority: 32766, Table: routing.TableMain, Mark: marked}, "32766: from all fwmark 0x1/0x1 lookup main"},
+		"no default":    {routing.Rule{Priority: 32766, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}, "32766: from all lookup main suppress_prefixlength 0"},
+		"all but one":   {routing.Rule{Priority: 100, Table: routing.TableMain, Invert: true, Mark: marked}, "100: not from all fwmark 0x1/0x1 lookup main"},
+		"half":          {routing.Rule{Priority: 32766, Table: routing.TableMain, From: netip.MustParsePrefix("0.0.0.0/1")}, "32766: from 0.0.0.0/1 lookup main"},
+		"a tunnel":      {routing.Rule{Priority: 32765, Table: 51, Invert: true, Mark: marked}, "32765: not from all fwmark 0x1/0x1 lookup 51"},
+		"a full tunnel": {routing.Rule{Priority: 32765, Table: 51}, "32765: from all lookup 51"},
+		"a refusal":     {routing.Rule{Priority: 33000, Action: routing.ActionUnreachable}, "33000: from all unreachable"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			v := viewtest.Of(viewtest.WAN(0))
+			c.rule.Family = routing.IPv4
+			if c.rule.Action == 0 {
+				c.rule.Action = routing.ActionLookup
+			}
 			rules := viewtest.Kernels(routing.IPv4)
-			spoil(&rules[1].Rule)
-			planner(v).SetForeign(routing.IPv4, rules)
-			expect(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"ipv4"}, fix: "ip -4 rule add"})
+			planner(v).SetForeign(routing.IPv4, []routing.ForeignRule{rules[0], {Rule: c.rule}, rules[2]})
+			expect(t, v, files(), want{code: "main-rule", severity: routing.Notice, text: []string{"ipv4", strconv.Quote(c.want), "as a kill switch intends"}})
+			if p := check.Problems(v, files())[0]; p.Object != c.want || strings.Contains(p.Text, "91000") || strings.Contains(p.Text, "leaves") {
+				t.Errorf("it says %+v", p)
+			}
+			// By a tunnel is as intended.
+			v.Unbound = map[routing.Family]status.Unbound{routing.IPv4: {Interface: "tun0", Table: 51}}
+			expect(t, v, files(), want{code: "main-rule", severity: routing.Notice})
+			// By a table of ours is not.
+			v.Unbound[routing.IPv4] = status.Unbound{Interface: "wan0", Table: 10000}
+			expect(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"leaves by wan0 all the same, by table 10000"}})
+			claim(v, "wan0", func(c *reconcile.Claim) { c.LastResort = true })
+			expect(t, v, files(), want{code: "main-rule", severity: routing.Warning, text: []string{"leaves by wan0 all the same"}, fix: "take last_resort out of the [[link]] of wan0"})
 		})
 	}
+	// What selects has no say of the rest.
+	v := viewtest.Of(viewtest.WAN(0))
+	rules := viewtest.Kernels(routing.IPv4)
+	planner(v).SetForeign(routing.IPv4, []routing.ForeignRule{rules[0], {Rule: routing.Rule{Family: routing.IPv4, Priority: 100, Action: routing.ActionLookup, Table: 51, Mark: marked}}, rules[2]})
+	expect(t, v, files(), want{code: "main-rule", severity: routing.Warning, fix: "ip -4 rule add from all lookup main priority 32766"})
 }
 
 func TestTableInUse(t *testing.T) {

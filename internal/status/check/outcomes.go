@@ -102,6 +102,7 @@ func (c *Outcomes) Check(ctx context.Context, v *view.View, only []string, most 
 		_, is := present[index]
 		return !is
 	})
+	v.Shared = judge.Shared()
 	v.Unbound = map[routing.Family]status.Unbound{}
 	for _, f := range routing.Families() {
 		if device, table, sent := judge.Unbound(f); sent {
@@ -216,6 +217,15 @@ func checkOutcomes(v *view.View, _ files) []routing.Problem {
 		names[l.Index] = l.Name
 	}
 	return outcome.Problems(v.Strays, names, v.Policy)
+}
+
+// checkShared says which addresses do not tell their links apart.
+func checkShared(v *view.View, _ files) []routing.Problem {
+	out := make([]routing.Problem, 0, len(v.Shared))
+	for _, s := range v.Shared {
+		out = append(out, s.Problem())
+	}
+	return out
 }
 
 // checkUnchecked says that not every link was checked.

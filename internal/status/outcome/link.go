@@ -59,7 +59,7 @@ func (t *trial) sources(f routing.Family) []netip.Addr {
 		}
 	}
 	for k := range l.Tables {
-		if k.Family == f && slices.Contains(t.plan.Keys, k) {
+		if k.Family == f && slices.Contains(t.plan.Keys, k) && !t.plan.DevicesAside(f) {
 			return append(out, netip.Addr{})
 		}
 	}

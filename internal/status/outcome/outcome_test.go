@@ -549,6 +549,73 @@ func TestUnbound(t *testing.T) {
 	}
 }
 
+// TestShared: an address that several uplinks have is named with the link that it leads to.
+// Two networks that look the same are no matter, and neither is an address that a link
+// without a default has, too.
+func TestShared(t *testing.T) {
+	t.Parallel()
+	modem := func(name string, index int, gateway, address string, metric uint32) routing.Link {
+		l := link(name, index, gateway, address)
+		l.Routes[len(l.Routes)-1].Metric = metric
+		return l
+	}
+	const gateway, one, other = "192.168.8.1", "192.168.8.100/24", "192.168.8.101/24"
+	first, second, third := modem("usb0", 2, gateway, one, 600), modem("usb1", 3, gateway, one, 601), modem("usb2", 5, gateway, one, 602)
+	change := func(l routing.Link, how func(*routing.Link)) routing.Link {
+		l.Addresses = slices.Clone(l.Addresses)
+		how(&l)
+		return l
+	}
+	tunnelled := rule(100, 300)
+	for name, c := range map[string]struct {
+		host *host
+		want string
+	}{
+		"two modems":   {&host{links: []routing.Link{first, second}}, "[{192.168.8.100 [usb0 usb1] usb0}]"},
+		"the metric":   {&host{links: []routing.Link{modem("usb0", 2, gateway, one, 602), second}}, "[{192.168.8.100 [usb0 usb1] usb1}]"},
+		"three modems": {&host{links: []routing.Link{first, second, third}}, "[{192.168.8.100 [usb0 usb1 usb2] usb0}]"},
+		"a rule of somebody else": {
+			(&host{links: []routing.Link{first, second}, tables: map[routing.TableID][]routing.Route{300: {route(300, "0.0.0.0/0", tunnel, "")}}}).with(tunnelled),
+			"[{192.168.8.100 [usb0 usb1] tun0}]",
+		},
+		"nowhere": {
+			(&host{links: []routing.Link{first, second}}).with(routing.Rule{Priority: 100, Action: routing.ActionUnreachable}), "[{192.168.8.100 [usb0 usb1] }]",
+		},
+		"one network":          {&host{links: []routing.Link{first, modem("usb1", 3, gateway, other, 601)}}, "[]"},
+		"a LAN has it, too":    {&host{links: []routing.Link{first, link("lan", 4, "", one)}}, "[]"},
+		"one is down":          {&host{links: []routing.Link{first, change(second, func(l *routing.Link) { l.Up = false })}}, "[]"},
+		"one is brought up":    {&host{links: []routing.Link{first, change(second, func(l *routing.Link) { l.Pending = true })}}, "[]"},
+		"one is no address":    {&host{links: []routing.Link{first, change(second, func(l *routing.Link) { l.Addresses[0].Failed = true })}}, "[]"},
+		"a link has it twice":  {&host{links: []routing.Link{change(first, func(l *routing.Link) { l.Addresses = append(l.Addresses, l.Addresses[0]) })}}, "[]"},
+		"nothing is shared":    {twoWANs(), "[]"},
+		"its default has gone": {&host{links: []routing.Link{first, change(second, func(l *routing.Link) { l.Routes = l.Routes[:1]; l.WasUplink.Set(routing.IPv4, true) })}}, "[]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			j, _ := c.host.judge()
+			if got := fmt.Sprint(j.Shared()); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+// TestSharedAsked: where the tables are not known, the kernel is.
+func TestSharedAsked(t *testing.T) {
+	t.Parallel()
+	h := &host{links: []routing.Link{link("usb0", 2, "192.168.8.1", "192.168.8.100/24"), link("usb1", 3, "192.168.8.1", "192.168.8.100/24")}, partial: map[routing.TableID]bool{77: true}}
+	h.ask = func(p outcome.Probe) (outcome.Answer, error) {
+		if p.From.String() != "192.168.8.100" || p.Device != "" {
+			t.Errorf("it asks for %+v", p)
+		}
+		return outcome.Answer{Device: 3}, nil
+	}
+	j, _ := h.with(rule(100, 77)).judge()
+	if got := fmt.Sprint(j.Shared()); got != "[{192.168.8.100 [usb0 usb1] usb1}]" {
+		t.Errorf("got %s", got)
+	}
+}
+
 // TestRouters: who keeps verdicts sees that a route covers the router of one link, by which
 // device whatever, and that the others are as they were.
 func TestRouters(t *testing.T) {

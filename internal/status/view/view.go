@@ -36,6 +36,8 @@ type View struct {
 	Contested []routing.Op
 	// Strays are packets that are bound to a link and do not leave by it.
 	Strays []outcome.Stray
+	// Shared are addresses that several uplinks have.
+	Shared []outcome.Shared
 	// Unchecked counts the links whose traffic was not checked.
 	Unchecked int
 	// Unbound says by family which way packets leave that are bound to no link.

@@ -1,0 +1,4 @@
+package ancestor
+
+// ParseConfig is what ReadConfig does with the text of a file.
+var ParseConfig = parseConfig

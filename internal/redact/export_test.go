@@ -1,0 +1,4 @@
+package redact
+
+// NewWith is New with a key that does not change.
+var NewWith = newWith

@@ -1,0 +1,4 @@
+package unixgram
+
+// IsAbstract reports whether an address is no path.
+func (a Address) IsAbstract() bool { return a.isAbstract() }
