@@ -161,7 +161,7 @@ func (d *demo) showState() error {
 	d.command("multihomectl status")
 	status, err := d.ctl("status")
 	d.quote(status)
-	d.claim(err == nil, "multihomectl reports all routing as in force")
+	d.claim(err == nil, "multihomectl reports all routing as active")
 	return nil
 }
 

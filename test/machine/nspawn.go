@@ -31,8 +31,8 @@ type nspawn struct {
 }
 
 // script gives nspawn the /sys that it wants: with the links of the namespace it
-// runs in, and with control groups of version 2 only. The mounts are in a mount
-// separate namespace and end with nspawn.
+// runs in, and with control groups of version 2 only. The mounts are in a
+// separate mount namespace and end with nspawn.
 const script = `set -e
 mount -t sysfs -o ro,nosuid,nodev,noexec sysfs /sys
 mount -t cgroup2 -o nosuid,nodev,noexec cgroup2 /sys/fs/cgroup
