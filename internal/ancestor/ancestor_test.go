@@ -67,7 +67,7 @@ func TestBadConfigs(t *testing.T) {
 		"cut":          {good[:60], "not JSON: "},
 		"syntax":       {change(`40,`, `40;`), "f:4: not JSON: "},
 		"type":         {change(`40,`, `"40",`), "f:4: num_tables is a string"},
-		"behind":       {good + "{}", "f:16: there is something behind the object"},
+		"behind":       {good + "{}", "f:16: text after the object; to fix: remove it"},
 		"list":         {"[]", "array"},
 		"no socket":    {change(`"tas_socket"`, `""`), "f: socket_path is missing"},
 		"no tables":    {change(`"num_tables": 40,`, ``), "table_offset or num_tables is missing"},
@@ -140,7 +140,7 @@ func TestDatabase(t *testing.T) {
 		return allocator.ClientKey{Family: f, Interface: name, Address: address}
 	}
 	want := []ancestor.Row{
-		{Imported: allocator.Imported{Key: key(0, "wan0", "192.0.2.8")}, Why: "-5 is no routing table"},
+		{Imported: allocator.Imported{Key: key(0, "wan0", "192.0.2.8")}, Why: "-5 is not a routing table"},
 		{Imported: allocator.Imported{Key: key(2, "wan0", "192.0.2.7"), Table: 10000}},
 		{Imported: allocator.Imported{Key: key(2, "wan1", "192.0.2.1"), Table: 10001, Tag: "tag"}},
 		{Imported: allocator.Imported{Key: key(10, "wan0", "2001:db8::1"), Table: 10000}},

@@ -1,6 +1,5 @@
 // Package ancestor reads what the table allocator of kristrev/multihomed-routing
-// leaves on a host: the configuration of its server and its database. Both are
-// input of somebody else, and nothing is changed.
+// leaves on a host: the configuration of its server and its database. It changes nothing.
 package ancestor
 
 import (
@@ -21,7 +20,7 @@ import (
 // DefaultConfig is where the ancestor's package puts its configuration.
 const DefaultConfig = "/etc/table_allocator_server_config.json"
 
-// A Config is what the ancestor's server is told, as far as it matters here.
+// A Config is the part of the ancestor's configuration that matters here.
 type Config struct {
 	// Socket is the abstract name of its socket.
 	Socket string
@@ -37,7 +36,7 @@ type Config struct {
 	Unknown []string
 }
 
-// maxSize of a configuration; the ancestor itself reads 1,024 bytes.
+// maxSize bounds a configuration, in bytes; the ancestor itself reads 1,024.
 const maxSize = 64 << 10
 
 // maxTimeout is the longest table_timeout: the ancestor keeps it in 16 bits, and
@@ -82,7 +81,7 @@ func parseConfig(name string, data []byte) (Config, error) {
 		return Config{}, positioned(name, text, err)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return Config{}, fmt.Errorf("%s:%d: there is something behind the object", name, lineOf(text, decoder.InputOffset()))
+		return Config{}, fmt.Errorf("%s:%d: text after the object; to fix: remove it", name, lineOf(text, decoder.InputOffset()))
 	}
 	c, mistakes := file.check()
 	if len(mistakes) > 0 {
@@ -143,8 +142,8 @@ func (r raw) check() (c Config, mistakes []string) {
 	return c, mistakes
 }
 
-// blankComments replaces comments, from // to the end of the line, by spaces:
-// so every position stays what it is.
+// blankComments replaces comments, from // to the end of the line, by spaces, so that
+// positions stay the same.
 func blankComments(data []byte) []byte {
 	out := bytes.Clone(data)
 	inText, escaped := false, false

@@ -17,20 +17,19 @@ import (
 	"multihomed/routing"
 )
 
-// maxRows bounds what is read.
+// maxRows bounds how many leases are read.
 const maxRows = 100_000
 
 // A Row is one lease in the database.
 type Row struct {
 	allocator.Imported
-	// Why says why it cannot be taken over, empty if it can.
+	// Why is the reason why it cannot be taken over, empty if it can.
 	Why string
 }
 
-// ReadDatabase reads the leases, in the order in which they should be entered:
-// the ancestor counts the tables of each family by themselves, so two rows can
-// have one number, and then the one of IPv4 keeps it. When they expire says
-// nothing: it is the time of a boot that may be over.
+// ReadDatabase reads the leases, in the order in which to enter them: the ancestor numbers
+// the tables of each family separately, so two rows can have one number, and then IPv4
+// keeps it. It ignores expiry times, which count from a boot that may be over.
 func ReadDatabase(ctx context.Context, path string) (rows []Row, err error) {
 	doing := func(err error) error { return fmt.Errorf("reading the ancestor's database %s: %w", path, err) }
 	info, err := os.Lstat(path)
@@ -72,7 +71,7 @@ func row(table, family int64, name, address, tag string) Row {
 		Key: allocator.ClientKey{Interface: name, Address: address}, Tag: tag,
 	}}
 	if table < 1 || table > int64(^routing.TableID(0)) {
-		r.Why = fmt.Sprintf("%d is no routing table", table)
+		r.Why = fmt.Sprintf("%d is not a routing table", table)
 		return r
 	}
 	r.Table = routing.TableID(table)

@@ -241,7 +241,7 @@ func TestPath(t *testing.T) {
 		if err := create(); err != nil {
 			t.Fatal(err)
 		}
-		r.fails("no regular file", one)
+		r.fails("not a regular file", one)
 		if err := os.Remove(r.path); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -93,7 +93,7 @@ func readPID(path string) (pid int, owner uint32, err error) {
 		return 0, 0, errors.New("it is not a regular file; to fix: configure the pid-file of dnsmasq")
 	}
 	if errors.Is(err, fsutil.ErrTooLarge) {
-		return 0, 0, errors.New("it does not hold a process number; to fix: restart dnsmasq, or configure the pid-file of dnsmasq")
+		return 0, 0, errors.New("its content is not a process number; to fix: restart dnsmasq, or configure the pid-file of dnsmasq")
 	}
 	if err != nil {
 		return 0, 0, err

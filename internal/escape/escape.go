@@ -1,5 +1,5 @@
-// Package escape writes names that may hold any bytes so that people, terminals and
-// JSON can take them, and so that no two names become one.
+// Package escape writes names that may hold any bytes so that people, terminals and JSON can
+// read them, and so that different names stay different.
 package escape
 
 import (
@@ -13,7 +13,8 @@ import (
 // Name escapes a name of an interface or a profile. The kernel takes any byte in the
 // name of an interface but '/', ':' and white space (net/core/dev.c, dev_valid_name).
 // A backslash becomes two; a byte that is no UTF-8 or a control character becomes \xNN,
-// and another character that does not print \uNNNN or \UNNNNNNNN. Everything else stays as it is, so that [Original] finds the name again.
+// and another character that does not print \uNNNN or \UNNNNNNNN. Everything else stays as
+// it is. [Original] reverses it.
 func Name(s string) string {
 	if !strings.ContainsFunc(s, func(r rune) bool { return r == '\\' || r == utf8.RuneError || !printable(r) }) {
 		return s
@@ -51,8 +52,7 @@ func Text(s string) string {
 	return b.String()
 }
 
-// Original returns the name that [Name] made s of. Whatever is no escape stands for
-// itself.
+// Original reverses [Name]. What is not an escape stays as it is.
 func Original(s string) string {
 	var b strings.Builder
 	for len(s) > 0 {
@@ -95,6 +95,6 @@ func number(s string, digits int) (uint64, bool) {
 	return n, err == nil
 }
 
-// printable excludes what moves the cursor or the direction of writing: control and
-// format characters (Cc, Cf) and separators other than the space.
+// printable excludes characters that move the cursor or change the direction of writing:
+// control and format characters (Cc, Cf) and separators other than the space.
 func printable(r rune) bool { return r == ' ' || unicode.IsGraphic(r) && !unicode.IsSpace(r) }

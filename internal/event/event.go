@@ -1,5 +1,4 @@
-// Package event names what is written to the log, so that programs need not read
-// sentences. A line with an event carries its MESSAGE_ID in the journal
+// Package event names the kinds of log lines, so that programs need not parse sentences. A line with an event carries its MESSAGE_ID in the journal
 // (systemd.journal-fields(7)), and the catalog explains it: `journalctl -x`.
 package event
 
@@ -13,8 +12,8 @@ import (
 // Key is the attribute that names the event of a line.
 const Key = "event"
 
-// LevelNotice is the level of what an administrator wants to see among changes
-// and need not act on. The journal calls it "notice".
+// LevelNotice is for lines that an administrator wants to see and need not act on. The
+// journal calls it "notice".
 const LevelNotice = slog.LevelInfo + 2
 
 // An Event is one kind of line.
@@ -75,18 +74,17 @@ var ids = map[Event]string{ //nolint:gochecknoglobals // a constant in all but n
 // All returns every event, sorted.
 func All() []Event { return slices.Sorted(maps.Keys(ids)) }
 
-// MessageID returns the number of the event for the journal, empty for one that is
-// unknown.
+// MessageID returns the MESSAGE_ID of the event, empty for an unknown one.
 func (e Event) MessageID() string { return ids[e] }
 
 // Is is the attribute of a line about e.
 func Is(e Event) slog.Attr { return slog.String(Key, string(e)) }
 
-// forPrograms begins the keys of attributes that are no part of the sentence.
+// forPrograms begins the keys of attributes that are not in the sentence.
 const forPrograms = "field:"
 
-// Field is an attribute for programs: a field of the journal that the sentence says
-// in other words. A line may have several of one key.
+// Field is an attribute for programs: a field of the journal whose content the sentence has
+// in other words. A line may have several with one key.
 func Field(key, value string) slog.Attr { return slog.String(forPrograms+key, value) }
 
 // IsField returns the key of an attribute, and whether it is for programs only.

@@ -1,6 +1,6 @@
-// Package flock locks files with flock(2). Everybody who may open a file may lock it,
-// for reading too, and keep it: so these files are for their owner alone, and who waits
-// is told by whom he is kept waiting.
+// Package flock locks files with flock(2). Every process that can open a file, even for
+// reading, can lock it and keep it locked. So these files are for their owner alone, and the
+// error after a wait names the holder.
 package flock
 
 import (
@@ -19,12 +19,11 @@ import (
 	"multihomed/internal/ownership"
 )
 
-// mode is that of all of them.
+// mode is that of all lock files.
 const mode fs.FileMode = 0o600
 
-// Open opens or creates a file to be locked, for its owner alone whatever it was before
-// and whatever the umask. Root's is the owner's of the directory. O_NOFOLLOW keeps it
-// from being elsewhere.
+// Open opens or creates a lock file, for its owner alone whatever its mode was and whatever
+// the umask is. Root gives it to the owner of the directory. It follows no symbolic link.
 func Open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, mode)
 	switch {
@@ -42,7 +41,7 @@ func Open(path string) (*os.File, error) {
 		err = fmt.Errorf("it is not a regular file; to fix: remove %s", path)
 	default:
 		if info.Mode().Perm() != mode {
-			// Only its owner and root can, and it can be locked all the same.
+			// Only its owner and root can do that; the lock works without it.
 			_ = f.Chmod(mode)
 		}
 		err = ownership.Adopt(f)
@@ -53,10 +52,10 @@ func Open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// Try locks a file, or fails at once: with EWOULDBLOCK if somebody else has it locked.
+// Try locks a file, or fails at once: with EWOULDBLOCK if another process holds it.
 func Try(f *os.File) error { return lock(f, unix.LOCK_EX|unix.LOCK_NB) }
 
-// Wait locks a file as soon as nobody else has it locked.
+// Wait locks a file as soon as no other process holds it.
 func Wait(f *os.File) error { return lock(f, unix.LOCK_EX) }
 
 func lock(f *os.File, how int) error {
@@ -67,11 +66,11 @@ func lock(f *os.File, how int) error {
 	}
 }
 
-// again is how often Take tries.
+// again is the pause between two attempts of Take.
 const again = 20 * time.Millisecond
 
-// Take opens a file and locks it; closing it lets go. When ctx is done first, the error
-// names the process that holds it.
+// Take opens a file and locks it; closing it releases the lock. If ctx is done first, the
+// error names the process that holds it.
 func Take(ctx context.Context, path string) (*os.File, error) {
 	ticker := time.NewTicker(again)
 	defer ticker.Stop()
@@ -82,7 +81,7 @@ func Take(ctx context.Context, path string) (*os.File, error) {
 		}
 		err = Try(f)
 		if err == nil {
-			// Whoever cleans the directory must not let two in.
+			// If the file was replaced, another process could lock the new one.
 			ours, err := f.Stat()
 			if named, gone := os.Lstat(path); err == nil && gone == nil && os.SameFile(ours, named) {
 				return f, nil
@@ -112,9 +111,9 @@ func heldBy(path string) error {
 }
 
 // Holder finds the holder of an exclusive flock(2) in /proc/locks, where a line is
-// "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF" (proc(5)). The process is 0 if it
-// cannot be told. It asks the kernel's list and not the lock itself: trying that would
-// for a moment take it from somebody who starts, and needs a file that one may open.
+// "1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF" (proc(5)). The process is 0 if it is
+// unknown. Holder does not try the lock: that could take it for a moment from a process that
+// starts, and needs the right to open the file.
 func Holder(path string) (pid int, held bool, err error) { return holder(path, "WRITE") }
 
 func holder(path string, kinds ...string) (pid int, held bool, err error) {
@@ -131,12 +130,12 @@ func holder(path string, kinds ...string) (pid int, held bool, err error) {
 		return 0, false, fmt.Errorf("looking for the holder of %s: %w", path, err)
 	}
 	for line := range strings.Lines(string(locks)) {
-		// One that waits has an arrow in the second field.
+		// Lines of waiting processes have an arrow in the second field.
 		f := strings.Fields(line)
 		if len(f) < 6 || f[1] != "FLOCK" || !slices.Contains(kinds, f[3]) || f[5] != file {
 			continue
 		}
-		// In another PID namespace, or nearly dead, it has no number.
+		// A process that is ending, or in another PID namespace, has no number.
 		pid, err := strconv.Atoi(f[4])
 		return max(pid, 0), err == nil, nil
 	}

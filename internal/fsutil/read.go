@@ -1,6 +1,5 @@
-// Package fsutil reads files that somebody else may have made, or put something else in
-// place of: no more of one than a bound, and nothing but a regular file, so that no pipe
-// or device keeps the reader waiting.
+// Package fsutil reads files that somebody else may have made or replaced. It reads no more
+// than a bound, and only regular files, so that no pipe or device blocks the reader.
 package fsutil
 
 import (
@@ -21,7 +20,7 @@ var (
 // Flags that the readers open files with (open(2)).
 const flags = os.O_RDONLY | unix.O_NONBLOCK
 
-// ReadFile reads a file of at most so many bytes. Symbolic links are followed.
+// ReadFile reads a file of at most so many bytes. It follows symbolic links.
 func ReadFile(path string, most int64) ([]byte, error) {
 	return read(os.OpenFile(path, flags, 0))(most)
 }
@@ -60,8 +59,8 @@ func read(f *os.File, err error) func(most int64) ([]byte, error) {
 	}
 }
 
-// Read reads a file that is open, of which nothing was read yet. It was opened with
-// O_NONBLOCK, or is known to be regular.
+// Read reads an open file from its beginning. The file was opened with O_NONBLOCK, or is
+// known to be regular.
 func Read(f *os.File, most int64) ([]byte, error) {
 	info, err := f.Stat()
 	if err != nil {

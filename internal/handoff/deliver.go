@@ -16,26 +16,23 @@ import (
 	"multihomed/internal/lockfile"
 )
 
-// AckTimeout is how long the acknowledgement of a message is waited for. A pass takes
-// milliseconds.
+// AckTimeout bounds the wait for an acknowledgement. A pass takes milliseconds.
 const AckTimeout = 3 * time.Second
 
 // errHung says that nobody acknowledged a message in time.
 var errHung = errors.New("the daemon does not acknowledge its events")
 
-// errUnanswered says that a message was read by somebody who knows no acknowledgements,
-// or by one that ended.
+// errUnanswered says that the reader of a message knows no acknowledgements, or ended.
 var errUnanswered = errors.New("the event was taken without acknowledgement")
 
-// Deliver hands a message over and waits until it was dealt with. Who holds the lock
-// and does not acknowledge is ended, because the link that the message tells of has no
-// routing until somebody works: ErrNobody says then, as where there is no daemon at
-// all, that the caller must. One that is merely busy, or of a release without
-// acknowledgements, is left in peace.
+// Deliver hands a message over and waits for its acknowledgement. It kills a holder of the
+// lock that does not acknowledge, because the link of the message has no routing until
+// somebody works. It returns ErrNobody then, as without a daemon: the caller must do the
+// work. It leaves alone a daemon that is only busy, or that knows no acknowledgements.
 func Deliver(ctx context.Context, runtime string, m Message, hung func(pid int)) error {
 	path := filepath.Join(runtime, lockfile.Name)
 	for {
-		// Before it is asked, so that nobody else is blamed.
+		// Before the message, so that no later holder is blamed.
 		holder, err := lockfile.OpenHolder(path)
 		if err != nil {
 			return err
@@ -47,7 +44,7 @@ func Deliver(ctx context.Context, runtime string, m Message, hung func(pid int))
 		if err == nil || !errors.Is(err, errHung) {
 			return err
 		}
-		// Another one holds the lock by now, and has not been asked.
+		// Another process holds the lock by now, and has not got the message.
 		if ctx.Err() != nil {
 			return err
 		}
@@ -61,7 +58,7 @@ func deliverTo(ctx context.Context, runtime string, m Message, holder *lockfile.
 	}
 	err := ask(ctx, runtime, m)
 	if errors.Is(err, errUnanswered) {
-		// If that one has ended, or begins anew, nobody or somebody else is there now.
+		// That one may have ended, and another may listen now.
 		err = ask(ctx, runtime, m)
 	}
 	switch {
@@ -70,7 +67,7 @@ func deliverTo(ctx context.Context, runtime string, m Message, holder *lockfile.
 	case !errors.Is(err, errHung):
 		return err
 	case holder == nil:
-		// It listens and has no lock: it is about to begin or to end.
+		// It listens without the lock: it is starting or ending.
 		return ErrBusy
 	case holder.Worked()-busy > enough || holder.Waits():
 		return ErrBusy
@@ -86,14 +83,14 @@ func deliverTo(ctx context.Context, runtime string, m Message, holder *lockfile.
 	return ErrNobody
 }
 
-// enough is how long, in clock ticks (100 in a second), a process that is at work has a
-// processor or waits for one within AckTimeout.
+// enough is the processor time, run or waited for, within AckTimeout that proves a process to
+// be at work, in clock ticks (100 per second).
 const enough = 30
 
 // ask sends a message with one end of a pair of sockets, and waits for an answer on the
-// other. It needs no name to be answered at, and tells apart who reads the message and
-// knows no acknowledgement (the kernel closes what he does not take) and who does not
-// read it.
+// other. So it needs no name for the answer. It also tells a reader that knows no
+// acknowledgements (the kernel closes the end that it does not take) from one that does
+// not read.
 func ask(ctx context.Context, runtime string, m Message) error {
 	data, err := encode(m)
 	if err != nil {
@@ -149,7 +146,7 @@ func encode(m Message) ([]byte, error) {
 
 func doing(err error) error { return fmt.Errorf("handing an event over: %w", err) }
 
-// send sends a message to who listens; rights may pass a file.
+// send sends a message to the listener; rights may pass a file (unix(7), SCM_RIGHTS).
 func send(runtime string, data, rights []byte, deadline time.Time) error {
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Net: "unixgram", Name: filepath.Join(runtime, Name)})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
@@ -185,23 +182,23 @@ func send(runtime string, data, rights []byte, deadline time.Time) error {
 	return nil
 }
 
-// An answer is the end of a socket on which an acknowledgement is waited for.
+// An answer is the end of a pair of sockets that takes the acknowledgement.
 type answer struct{ file *os.File }
 
 // Awaited reports whether the sender waits for an acknowledgement.
 func (m Message) Awaited() bool { return m.answer != nil }
 
-// Acknowledge says that the message was dealt with. Whoever takes messages calls it
-// for each, or Drop.
+// Acknowledge tells the sender that the message was handled. The taker of messages calls it
+// or Drop for each.
 func (m Message) Acknowledge() {
 	if m.answer != nil {
-		_, _ = m.answer.file.Write([]byte{1}) // Its sender may have lost patience.
+		_, _ = m.answer.file.Write([]byte{1}) // The sender may be gone.
 		m.Drop()
 	}
 }
 
-// Drop ends the wait for an acknowledgement. The message counts as handed over while
-// the lock is held, and else as never taken.
+// Drop ends the wait of the sender without an acknowledgement. While the lock is held the
+// sender takes the message as delivered, and otherwise as never taken.
 func (m Message) Drop() {
 	if m.answer != nil {
 		_ = m.answer.file.Close()

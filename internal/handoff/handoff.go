@@ -1,6 +1,5 @@
-// Package handoff is how multihomed-dispatcher hands over to the daemon: one
-// datagram to a socket in the runtime directory, which says what to look at. The
-// sender does not wait for anything, however the daemon may be.
+// Package handoff passes events from multihomed-dispatcher to the daemon: one datagram to a
+// socket in the runtime directory, which says what to look at.
 package handoff
 
 import (
@@ -32,22 +31,22 @@ type Message struct {
 	Action string `json:"action"`
 	// Interface to look at.
 	Interface string `json:"interface"`
-	// Gone says that its configuration was taken away.
+	// Gone says that the interface lost its configuration.
 	Gone bool `json:"gone,omitempty"`
 	// Switched says that something was switched off or on: see package offswitch.
 	Switched bool `json:"switched,omitempty"`
-	// Hints are what the caller said of it without the right to decide; what a
-	// hook may decide is in files (package hooked).
+	// Hints are facts that count only if no owner knows better. Facts of hooks that count
+	// always are in files (package hookstate).
 	Hints []hookstate.Config `json:"hints,omitempty"`
 
-	// answer is where its sender waits, nil if it does not.
+	// answer is where the sender waits, nil if it does not.
 	answer *answer
 }
 
 // makeWay asks a stand-in to end. The daemon ignores it.
 func makeWay() Message { return Message{Caller: "multihomed", Action: makeWayAction} }
 
-// Switched tells that the administrator switched something off or on.
+// Switched says that the administrator switched something off or on.
 func Switched() Message {
 	return Message{Caller: "multihomectl", Action: "off or on", Switched: true}
 }
@@ -57,19 +56,19 @@ const makeWayAction = "make way"
 // MakesWay reports whether a message is that request.
 func (m Message) MakesWay() bool { return m.Caller == "multihomed" && m.Action == makeWayAction }
 
-// What Send says where a message could not be handed over.
+// Errors of Send and Deliver.
 var (
 	// ErrNobody: there is no daemon.
 	ErrNobody = errors.New("no daemon takes events")
-	// ErrBusy: the daemon does not take its events; it will see by itself what
-	// can be seen.
+	// ErrBusy: the daemon does not read its events. It will notice changes in the kernel
+	// and in NetworkManager itself.
 	ErrBusy = errors.New("the daemon does not take its events; to fix: see journalctl -u multihomed")
 )
 
-// sendTimeout bounds what a full queue of the daemon costs.
+// sendTimeout bounds the wait for a full queue of the daemon.
 const sendTimeout = 100 * time.Millisecond
 
-// Send hands a message over, and does not wait for what becomes of it.
+// Send hands a message over, and does not wait for its acknowledgement.
 func Send(runtime string, m Message) error {
 	data, err := encode(m)
 	if err != nil {
@@ -86,14 +85,14 @@ type Listener struct {
 	made fs.FileInfo
 }
 
-// Stands reports whether others find the socket.
+// Stands reports whether the socket is still at its path.
 func (l *Listener) Stands() bool {
 	now, err := os.Lstat(l.path)
 	return err == nil && os.SameFile(l.made, now)
 }
 
-// Listen makes the socket. Its caller holds the lock, so that one of a process
-// before may be replaced.
+// Listen makes the socket. Its caller holds the lock, so it may replace the socket of an
+// earlier process.
 func Listen(runtime string) (*Listener, error) {
 	path := filepath.Join(runtime, Name)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -103,7 +102,7 @@ func Listen(runtime string) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Who is believed is decided by the sender's user; this keeps others away.
+	// Run checks the user of each sender; this keeps others from filling the queue.
 	if err := os.Chmod(path, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("protecting the socket for events: %w", err), conn.Close())
 	}
@@ -114,7 +113,7 @@ func Listen(runtime string) (*Listener, error) {
 	return &Listener{conn: conn, path: path, made: made}, nil
 }
 
-// Run passes messages on until ctx is done. Who takes them acknowledges each.
+// Run passes messages to take until ctx is done. Take acknowledges or drops each.
 func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)) error {
 	release, err := l.conn.ReadUntil(ctx)
 	if err != nil {
@@ -137,7 +136,7 @@ func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)
 			continue
 		case d.UID != 0 && int(d.UID) != os.Geteuid():
 			m.Drop()
-			continue // The mode of the socket does not let them in.
+			continue // The mode of the socket should have kept it out.
 		}
 		if err := json.Unmarshal(d.Payload, &m); err != nil || d.Truncated {
 			log.LogAttrs(ctx, event.LevelNotice, "event ignored, because it makes no sense", slog.Uint64("uid", uint64(d.UID)))
@@ -150,11 +149,11 @@ func (l *Listener) Run(ctx context.Context, log *slog.Logger, take func(Message)
 	return nil
 }
 
-// Close removes the socket. It reports whether messages were left that nobody
-// has taken: their senders believe them handed over.
+// Close removes the socket. It reports whether untaken messages were left, which their
+// senders believe delivered.
 func (l *Listener) Close() (left bool, err error) {
-	// In this order: nobody finds it any more, nobody can send to it, and what
-	// is left is complete.
+	// In this order: first nobody can find it, then nobody can send to it, and then the
+	// queue is final.
 	if err = os.Remove(l.path); errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
@@ -165,7 +164,7 @@ func (l *Listener) Close() (left bool, err error) {
 		if failed != nil || !got {
 			break
 		}
-		// Where it is shut, an empty one says that there is nothing.
+		// On a shut socket an empty datagram means an empty queue.
 		if len(d.Payload) == 0 {
 			break
 		}

@@ -9,12 +9,12 @@ import (
 	"multihomed/internal/lockfile"
 )
 
-// afterwards is how long a lock is waited for whose holder has ended.
+// afterwards bounds the wait for a lock whose holder has ended.
 const afterwards = time.Second
 
-// TakeLock takes the lock of the runtime directory, from a dispatcher that has been
-// at work because there was no daemon; ctx bounds how long that may take to make
-// way, and one that does not is ended; standsIn tells such a process. A daemon keeps it: the error is a [lockfile.HeldError] then.
+// TakeLock takes the lock of the runtime directory, also from a stand-in, which it asks to
+// make way. It kills a stand-in, as standsIn identifies it, that has not done so when ctx is
+// done. A daemon keeps the lock: the error is a [lockfile.HeldError] then.
 func TakeLock(ctx context.Context, runtime string, standsIn func(pid int) bool) (*lockfile.Lock, error) {
 	path := filepath.Join(runtime, lockfile.Name)
 	lock, err := lockfile.TryLock(path)
@@ -38,11 +38,11 @@ func TakeLock(ctx context.Context, runtime string, standsIn func(pid int) bool) 
 	if holder == nil || !standsIn(holder.PID) {
 		return nil, held
 	}
-	// It hangs: one that works makes way at once.
+	// It hangs: a working stand-in makes way at once.
 	if ended, err := holder.End(context.WithoutCancel(ctx), path); err != nil || !ended {
 		return nil, errors.Join(held, err)
 	}
-	// What waited for it in vain takes the lock for a moment.
+	// The wait that ended in vain still takes the lock for a moment.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), afterwards)
 	defer cancel()
 	return lockfile.Wait(ctx, path)

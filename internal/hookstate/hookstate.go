@@ -1,10 +1,10 @@
-// Package hookstate keeps what hooks of DHCP clients and of ifupdown told of the
-// interfaces that they configure: that they are links, and what a DHCP server
-// said and nobody put into main.
+// Package hookstate keeps the reports of hooks of DHCP clients and ifupdown on the interfaces
+// that they configure: that these are links, and facts from a DHCP server that are not in
+// main.
 //
-// Each configuration is a file in the runtime directory. The hook writes it before
-// it tells anybody, so that it is there for a daemon that hangs, is started anew
-// or was killed, and gone after a reboot, as the configuration is.
+// Each configuration is a file in the runtime directory. The hook writes it before it sends
+// a message, so that a daemon that hangs, restarts or was killed finds it. It is gone after a
+// reboot, as the configuration is.
 package hookstate
 
 import (
@@ -34,8 +34,8 @@ const Directory = "hooks"
 // A Config is one configuration of an interface by one caller of a hook.
 type Config struct {
 	Interface string `json:"interface"`
-	// Index of the interface that was configured: another one of the same name
-	// is not.
+	// Index of the interface that was configured, which tells it from a later one of the
+	// same name.
 	Index int `json:"index"`
 	// Caller and Part tell configurations of a family apart.
 	Caller string         `json:"caller"`
@@ -45,19 +45,19 @@ type Config struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	// Routes that the caller knows, the default among them.
 	Routes []Route `json:"routes,omitempty"`
-	// Servers and Domains are for names.
+	// Servers and Domains are for DNS.
 	Servers []netip.Addr `json:"servers,omitempty"`
 	Domains []string     `json:"domains,omitempty"`
 	// Delegated are prefixes that the network routes to this host.
 	Delegated []netip.Prefix `json:"delegated,omitempty"`
-	// Automatic says that routes come from the network: one that is missing may
-	// come yet.
+	// Automatic says that routes come from the network: a missing one may come later.
 	Automatic bool `json:"automatic,omitempty"`
 	// Since is for people.
 	Since time.Time `json:"since"`
 }
 
-// A Route is one way; a zero Gateway means that the destination is on the link.
+// A Route is a route without its device. A zero Gateway means that the destination is on the
+// link.
 type Route struct {
 	Destination netip.Prefix `json:"destination"`
 	Gateway     netip.Addr   `json:"gateway,omitzero"`
@@ -69,8 +69,8 @@ type Route struct {
 	Main Main `json:"main,omitzero"`
 }
 
-// Main is what a route of main had besides its way, so that it can be put back as it was.
-// The zero Main is in notes of earlier versions, which did not know it.
+// Main is the rest of a route of main, so that it can be put back unchanged. It is zero in
+// files of earlier versions.
 type Main struct {
 	Protocol   routing.Protocol   `json:"protocol"`
 	Scope      routing.Scope      `json:"scope,omitempty"`
@@ -85,8 +85,8 @@ type Main struct {
 	Realm      uint32          `json:"realm,omitempty"`
 }
 
-// MainOf is what is noted of a route of main. It does not hold an encapsulation or the
-// share of a multipath route.
+// MainOf is the part of a route of main that is kept. It has neither an encapsulation nor the
+// weight of a multipath route.
 func MainOf(r routing.Route) Main {
 	rare := r.Attributes.Get()
 	return Main{
@@ -95,13 +95,13 @@ func MainOf(r routing.Route) Main {
 	}
 }
 
-// Restore gives a route of main what it had.
+// Restore sets these attributes of a route of main.
 func (m Main) Restore(r *routing.Route) {
 	r.Protocol, r.Scope, r.TOS, r.OnLink, r.Preference, r.Source, r.PreferredSource = m.Protocol, m.Scope, m.TOS, m.OnLink, m.Preference, m.From, m.Source
 	r.Attributes = routing.RareAttributes{Metrics: m.Metrics, Congestion: m.Congestion, Realm: m.Realm}.Share()
 }
 
-// Of says what an event tells of an interface, one Config for each family.
+// Of returns the configurations of an event, one for each family.
 func Of(e dispatcher.Event, index int, now time.Time) []Config {
 	var all []Config
 	for _, f := range routing.Families() {
@@ -112,11 +112,11 @@ func Of(e dispatcher.Event, index int, now time.Time) []Config {
 		c := Config{
 			Interface: e.Interface, Index: index, Caller: e.Caller, Part: e.Part, Family: f,
 			Addresses: said.Addresses, Servers: said.Servers, Domains: said.Domains, Delegated: said.Delegated,
-			// Who names no address leaves it to the network, or to a DHCP client.
+			// Without an address, the network or a DHCP client provides it.
 			Automatic: e.Caller != "ifupdown" || len(said.Addresses) == 0, Since: now,
 		}
-		// With one address it is known whose routes they are. Those of a router
-		// advertisement are every address's.
+		// With one address the routes are its own. Routes of a router advertisement
+		// belong to all addresses.
 		var source netip.Addr
 		if len(said.Addresses) == 1 && f == routing.IPv4 {
 			source = said.Addresses[0].Addr()
@@ -132,7 +132,7 @@ func Of(e dispatcher.Event, index int, now time.Time) []Config {
 	return all
 }
 
-// Compare orders configurations by interface, then by who made them.
+// Compare orders configurations by interface, family, caller and part.
 func Compare(a, b Config) int {
 	return cmp.Or(
 		strings.Compare(a.Interface, b.Interface), cmp.Compare(a.Family, b.Family),
@@ -154,7 +154,7 @@ func (c Config) file() string {
 	return strings.Join(words, "@") + suffix
 }
 
-// Bounds of what is believed. A file name has 255 bytes at most (NAME_MAX), of
+// Bounds of a configuration. A file name has 255 bytes at most (NAME_MAX), of
 // which the temporary name of renameio needs some.
 const (
 	maxName  = 220
@@ -226,10 +226,10 @@ func (c Config) Known() []routing.Route {
 	return all
 }
 
-// Put writes a configuration, in place of the one that its caller told before.
+// Put writes a configuration, and replaces the earlier one of its caller.
 func Put(runtime string, c Config) error {
 	doing := func(err error) error {
-		return fmt.Errorf("noting what %s says of %s: %w", c.Caller, c.Interface, err)
+		return fmt.Errorf("storing the report of %s on %s: %w", c.Caller, c.Interface, err)
 	}
 	if err := c.check(); err != nil {
 		return doing(err)
@@ -257,15 +257,15 @@ func Put(runtime string, c Config) error {
 
 func open(runtime string) (*os.Root, error) { return fsutil.OpenDirectoryIn(runtime, Directory) }
 
-// Ifupdown is a caller; Mover is who notes the routes that were moved out of main
-// for it.
+// Ifupdown is a caller. Mover is the caller of configurations that hold the routes moved out
+// of main for it.
 const (
 	Ifupdown = "ifupdown"
 	Mover    = "multihomed"
 )
 
-// Remove ends the configurations of an interface that a function picks. Routes that
-// were moved out of main end with the configuration that had brought them.
+// Remove removes the configurations of an interface that a function picks. Routes that were
+// moved out of main go with the configuration that brought them.
 func Remove(runtime, name string, which func(Config) bool) error {
 	all, errs := read(runtime, name)
 	movable := map[routing.Family]bool{}
@@ -287,33 +287,33 @@ func Remove(runtime, name string, which func(Config) bool) error {
 			continue
 		}
 		if err := directory.Remove(c.file()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("ending what %s said of %s: %w", c.Caller, name, err))
+			errs = append(errs, fmt.Errorf("removing the report of %s on %s: %w", c.Caller, name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// read returns the configurations of one interface, of all if the name is empty.
-// What cannot be read is left as it is and out, and is in the errors.
+// read returns the configurations of one interface, of all if the name is empty. Files that
+// cannot be read stay, and are in the errors.
 func read(runtime, name string) ([]Config, []error) {
 	directory, err := open(runtime)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, []error{fmt.Errorf("opening what hooks said: %w", err)}
+		return nil, []error{fmt.Errorf("opening the reports of hooks: %w", err)}
 	}
 	defer directory.Close()
 	entries, err := fs.ReadDir(directory.FS(), ".")
 	if err != nil {
-		return nil, []error{fmt.Errorf("listing what hooks said: %w", err)}
+		return nil, []error{fmt.Errorf("listing the reports of hooks: %w", err)}
 	}
 	var all []Config
 	var errs []error
 	for _, e := range entries {
 		of, _, whole := strings.Cut(e.Name(), "@")
-		// Others are temporary files of a process that was killed: they end in a
-		// number. The name of an interface may begin with a dot as theirs does.
+		// Other files are temporary ones of killed processes, which end in a number. The
+		// name of an interface may begin with a dot, too.
 		if !whole || !strings.HasSuffix(e.Name(), suffix) || name != "" && of != url.QueryEscape(name) {
 			continue
 		}
@@ -321,7 +321,7 @@ func read(runtime, name string) ([]Config, []error) {
 		c, err := readFile(directory, e.Name())
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			// It ended just now.
+			// It was removed just now.
 		case err != nil:
 			errs = append(errs, fmt.Errorf("reading %s: %w; to fix: remove it, and bring the interface up again", path, err))
 		case c.file() != e.Name():

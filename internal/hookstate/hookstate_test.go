@@ -294,7 +294,7 @@ func TestNoDirectory(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(runtime, hookstate.Directory), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := hookstate.Put(runtime, lease("wan0")); err == nil || !strings.Contains(err.Error(), "noting what dhclient says of wan0") {
+	if err := hookstate.Put(runtime, lease("wan0")); err == nil || !strings.Contains(err.Error(), "storing the report of dhclient on wan0") {
 		t.Errorf("where a file is in the way: %v", err)
 	}
 	if _, errs := hookstate.Read(runtime, ""); len(errs) != 1 {
@@ -332,7 +332,7 @@ func TestDiskIsFull(t *testing.T) {
 	renewed := lease("wan0")
 	renewed.Domains = []string{"example.org"}
 	err := hookstate.Put(runtime, renewed)
-	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "noting what dhclient says of wan0") {
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "storing the report of dhclient on wan0") {
 		t.Errorf("%v", err)
 	}
 	reads(t, runtime, "", lease("wan0"))

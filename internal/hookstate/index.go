@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Index returns the index of an interface as the kernel has it at this moment
-// (netdevice(7), SIOCGIFINDEX). The error is ENODEV if there is none.
+// Index returns the current index of an interface (netdevice(7), SIOCGIFINDEX). The error is
+// ENODEV if there is none.
 func Index(name string) (int, error) {
 	doing := func(err error) error { return fmt.Errorf("finding the interface %s: %w", name, err) }
 	request, err := unix.NewIfreq(name)

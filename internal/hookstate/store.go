@@ -18,22 +18,22 @@ import (
 	"multihomed/routing"
 )
 
-// A Store is what hooks said, as far as it was read, and the names of interfaces of
-// which that changed. It is safe for concurrent use.
+// A Store holds the reports of hooks that were read, and the names of interfaces whose reports
+// changed. It is safe for concurrent use.
 type Store struct {
 	*news.Set
 	runtime string
 
 	mu      sync.Mutex
 	configs map[string][]Config
-	// hints are what one said who is believed only as long as there is nobody
-	// better.
+	// hints are reports of NetworkManager's dispatcher, which count only while NetworkManager
+	// is away.
 	hints map[string][]Config
-	// released are interfaces of which the last configuration was taken away.
+	// released are interfaces whose last configuration was removed.
 	released map[string]bool
 }
 
-// Open reads what is in the runtime directory. What cannot be read is in the
+// Open reads the reports in the runtime directory. Files that cannot be read are in the
 // errors.
 func Open(runtime string) (*Store, []error) {
 	s := &Store{
@@ -48,8 +48,8 @@ func Open(runtime string) (*Store, []error) {
 	return s, errs
 }
 
-// Restore writes down again what is known and has no file any more, because somebody
-// removed the runtime directory.
+// Restore writes the files again that are missing because somebody removed the runtime
+// directory.
 func (s *Store) Restore() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,8 +64,8 @@ func (s *Store) Restore() error {
 	return errors.Join(errs...)
 }
 
-// Reload reads what was said of an interface. Where nothing is left of it, the
-// interface was let go. What is there and cannot be read now holds as it was.
+// Reload reads the reports on an interface. Without any left the interface is released. A file
+// that cannot be read now keeps its last content.
 func (s *Store) Reload(name string) []error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,7 +82,7 @@ func (s *Store) Reload(name string) []error {
 		if newest(all).Equal(newest(s.configs[name])) {
 			return errs
 		}
-		// The same once more is news where somebody else had spoken in between.
+		// A repeated report is news if another owner took over in between.
 	}
 	s.released[name] = len(all) == 0 && len(errs) == 0
 	if len(all) == 0 {
@@ -94,7 +94,7 @@ func (s *Store) Reload(name string) []error {
 	return errs
 }
 
-// holds reports whether one is of the same caller, part and family.
+// holds reports whether a list has a configuration of the same caller, part and family.
 func holds(all []Config, c Config) bool {
 	return slices.ContainsFunc(all, func(o Config) bool { return Compare(o, c) == 0 })
 }
@@ -106,7 +106,7 @@ func same(a, b Config) bool {
 		slices.Equal(a.Delegated, b.Delegated)
 }
 
-// Newest says when a hook said something of an interface last, zero if none did.
+// Newest is the time of the last report on an interface, zero if there is none.
 func (s *Store) Newest(name string) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,8 +122,8 @@ func newest(all []Config) (at time.Time) {
 	return at
 }
 
-// Hint takes what is not written down: what NetworkManager's dispatcher said of
-// an interface, which NetworkManager knows better if it can be asked.
+// Hint takes a report that has no file: NetworkManager's dispatcher made it, and
+// NetworkManager itself knows better if it answers.
 func (s *Store) Hint(name string, configs []Config) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,15 +131,15 @@ func (s *Store) Hint(name string, configs []Config) {
 	s.Touch(name)
 }
 
-// Hints returns what Hint was given.
+// Hints returns the last Hint of an interface.
 func (s *Store) Hints(name string) []Config {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.hints[name])
 }
 
-// Release notes that the owner of an interface has taken its configuration away,
-// also one of which nothing was known.
+// Release notes that the owner of an interface removed its configuration, even an unknown
+// one.
 func (s *Store) Release(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,14 +148,14 @@ func (s *Store) Release(name string) {
 	s.Touch(name)
 }
 
-// Of returns what was said of an interface, and whether it was let go.
+// Of returns the reports on an interface, and whether it was released.
 func (s *Store) Of(name string) (configs []Config, released bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.configs[name]), s.released[name]
 }
 
-// Moved returns what was noted of routes that were moved out of main.
+// Moved returns the configurations of routes that were moved out of main.
 func (s *Store) Moved() (all []Config) {
 	for _, name := range s.Interfaces() {
 		configs, _ := s.Of(name)
@@ -168,7 +168,7 @@ func (s *Store) Moved() (all []Config) {
 	return all
 }
 
-// Interfaces returns the interfaces of which something was said, sorted.
+// Interfaces returns the interfaces with reports or hints, sorted.
 func (s *Store) Interfaces() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,15 +177,15 @@ func (s *Store) Interfaces() []string {
 	return slices.Compact(names)
 }
 
-// ReloadAndLog is Reload, and writes to the log what cannot be read.
+// ReloadAndLog is Reload, and logs its errors.
 func (s *Store) ReloadAndLog(ctx context.Context, log *slog.Logger, name string) {
 	for _, err := range s.Reload(name) {
 		log.LogAttrs(ctx, event.LevelNotice, "report of a hook lost", slog.String("interface", name), slog.String("error", err.Error()))
 	}
 }
 
-// KeepReleased drops that the configurations of interfaces were taken away which are no
-// more: one that is made anew under such a name is another one.
+// KeepReleased forgets released interfaces that do not exist any more: a new one of the same
+// name is another interface.
 func (s *Store) KeepReleased(exists func(name string) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -199,8 +199,8 @@ func (s *Store) KeepReleased(exists func(name string) bool) {
 	}
 }
 
-// Keep drops what was said of some interfaces that are no more, and returns it. One
-// that got another name is still there.
+// Keep removes reports on interfaces that do not exist any more, and returns them. A renamed
+// interface still exists.
 func (s *Store) Keep(names []string, exists func(index int) (bool, error)) ([]Config, error) {
 	var dropped []Config
 	var errs []error
@@ -217,8 +217,7 @@ func (s *Store) Keep(names []string, exists func(index int) (bool, error)) ([]Co
 		if !slices.ContainsFunc(configs, isGone) {
 			continue
 		}
-		// Of a file that cannot be read nothing is known: it is in the errors and
-		// stays, and others go all the same.
+		// A file that cannot be read stays and is in the errors; others go all the same.
 		if err := Remove(s.runtime, name, isGone); err != nil {
 			errs = append(errs, err)
 		}
@@ -254,8 +253,7 @@ func (s *Store) dropHints(name string, which func(Config) bool) (dropped []Confi
 	return dropped
 }
 
-// Servers returns the servers for names of an interface and family, and the
-// domains they are for.
+// Servers returns the DNS servers of a family in some configurations, and their domains.
 func Servers(configs []Config, f routing.Family) (servers []netip.Addr, domains []string) {
 	for _, c := range configs {
 		if c.Family != f {

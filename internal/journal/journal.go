@@ -26,15 +26,14 @@ import (
 	"multihomed/internal/event"
 )
 
-// Identifier is SYSLOG_IDENTIFIER of all that the project writes, whichever program
-// does the work.
-const Identifier = "multihomed"
+// identifier is SYSLOG_IDENTIFIER of all our programs.
+const identifier = "multihomed"
 
 // A Field is one of the journal's (systemd.journal-fields(7)). Several may have one
 // name.
 type Field struct{ Name, Value string }
 
-// A Sink is where lines go.
+// A Sink takes log lines.
 type Sink interface {
 	// Write takes one sentence and its fields, whose names are those of the journal.
 	Write(at time.Time, level slog.Level, sentence string, fields []Field) error
@@ -50,7 +49,7 @@ type Handler struct {
 
 var _ slog.Handler = (*Handler)(nil)
 
-// NewHandler returns a handler that writes to a sink what is at least of a level.
+// NewHandler returns a handler that writes lines of at least a level to a sink.
 func NewHandler(to Sink, level slog.Leveler) *Handler { return &Handler{sink: to, level: level} }
 
 // New returns the logger of a program whose standard error is f.
@@ -93,7 +92,7 @@ const ownField = "MULTIHOMED_"
 
 // journalFields names attributes as fields of the journal.
 func journalFields(fields []field) []Field {
-	out := []Field{{"SYSLOG_IDENTIFIER", Identifier}}
+	out := []Field{{"SYSLOG_IDENTIFIER", identifier}}
 	for _, f := range fields {
 		switch f.key {
 		case keyInterface:
@@ -155,8 +154,8 @@ func sinkOf(f *os.File, socket bool) Sink {
 	}
 }
 
-// leadsToJournal reports whether a file is the journal's stream. JOURNAL_STREAM alone
-// says little: whoever was started by a service has it.
+// leadsToJournal reports whether a file is the journal's stream. JOURNAL_STREAM alone is not
+// enough: children of services inherit it.
 func leadsToJournal(f *os.File) bool {
 	var dev, ino uint64
 	if n, _ := fmt.Sscanf(os.Getenv("JOURNAL_STREAM"), "%d:%d", &dev, &ino); n == 2 {
@@ -165,8 +164,8 @@ func leadsToJournal(f *os.File) bool {
 			return true
 		}
 	}
-	// NetworkManager's dispatcher leaves its own stream to the scripts, and takes
-	// their environment away.
+	// NetworkManager's dispatcher passes its own stream to scripts, and clears their
+	// environment.
 	peer, err := unix.Getpeername(int(f.Fd()))
 	address, is := peer.(*unix.SockaddrUnix)
 	return err == nil && is && address.Name == streamSocket
@@ -175,13 +174,13 @@ func leadsToJournal(f *os.File) bool {
 // streamSocket is the other end of what a unit writes (systemd-journald.service(8)).
 const streamSocket = "/run/systemd/journal/stdout"
 
-// System returns the log of the system, for a process that has no standard error any
-// more: the journal, else syslog(3), else nothing.
+// System returns the log of the system, for a process without standard error: the journal,
+// else syslog(3), else nothing.
 func System() Sink {
 	if native.Enabled() {
 		return Native(discard{})
 	}
-	w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_INFO, Identifier)
+	w, err := syslog.New(syslog.LOG_DAEMON|syslog.LOG_INFO, identifier)
 	if err != nil {
 		return discard{} // There is no log on this system.
 	}

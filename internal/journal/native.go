@@ -16,7 +16,7 @@ import (
 // nativeSocket takes messages with fields (systemd-journald.service(8)).
 const nativeSocket = "/run/systemd/journal/socket"
 
-// Native returns the journal itself. What it does not take goes to another sink.
+// Native returns a sink for the journal. Lines that the journal refuses go to another sink.
 func Native(otherwise Sink) Sink { return &nativeSink{socket: nativeSocket, otherwise: otherwise} }
 
 // A nativeSink writes datagrams itself, because a field may have several values and
@@ -42,7 +42,7 @@ func (s *nativeSink) Write(at time.Time, level slog.Level, text string, fields [
 	return s.otherwise.Write(at, level, text, fields)
 }
 
-// send tries a second time on a new socket: the journal may have been restarted.
+// send tries twice, the second time on a new socket: the journal may have been restarted.
 func (s *nativeSink) send(datagram []byte) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -62,8 +62,8 @@ func (s *nativeSink) send(datagram []byte) (err error) {
 	return err //nolint:wrapcheck // the line goes elsewhere
 }
 
-// sendLarge passes what is no datagram any more as a file. Of several values of a
-// field it keeps the last.
+// sendLarge passes a line that is too long for a datagram as a file. It keeps only the last
+// value of each field.
 func (s *nativeSink) sendLarge(level slog.Level, text string, fields []Field) error {
 	if s.socket != nativeSocket {
 		return net.ErrClosed

@@ -1,7 +1,7 @@
-// Package kerneltables tells which network has which table by our rules and routes in the kernel,
-// where the database of leases does not know: the rules and routes of a device name its tables, and
-// their prefixes name the network of each. The daemon recovers leases by it, and status without the
-// daemon shows the tables to who may not read the database.
+// Package kerneltables finds the table of each network by our rules and routes in the kernel:
+// those of a device name its tables, and their prefixes name the network of each. The daemon
+// recovers lost leases with it, and status shows the tables to users that may not read the
+// database.
 package kerneltables
 
 import (
@@ -16,12 +16,11 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// Tables are those that our rules and routes name, by interface. It is a value: it does not
-// follow the kernel.
+// Tables are those that our rules and routes name, by interface, at one moment.
 type Tables struct {
 	byName  map[nameKey][]routing.TableID
 	byIndex map[indexKey][]routing.TableID
-	// prefixes are those that rules and routes of a table name.
+	// prefixes are those of the rules and routes of a table.
 	prefixes map[tableKey][]netip.Prefix
 }
 
@@ -113,8 +112,8 @@ func (s *Tables) table(l routing.Link, key routing.Key, keys []routing.Key) (rou
 	return 0, false
 }
 
-// isOf reports whether a prefix of a rule or a route is that of a key: its network,
-// or one of its addresses. Of an address that is gone only the network can be told.
+// isOf reports whether a prefix of a rule or a route is the network of a key, or one of its
+// addresses. An address that is gone counts for the network that contains it.
 func isOf(l routing.Link, key routing.Key, p netip.Prefix) bool {
 	if !p.IsSingleIP() {
 		return p == key.Prefix
@@ -125,9 +124,8 @@ func isOf(l routing.Link, key routing.Key, p netip.Prefix) bool {
 	return !key.OfHosts() && key.Prefix.Contains(p.Addr())
 }
 
-// Leases returns the tables of all networks that can be told, of interfaces as they
-// are now. No table and no key is in it twice: what two networks could claim is left
-// out for both.
+// Leases returns the tables of all networks that can be found, of the current interfaces. No
+// table and no key is in it twice: a table that two networks could claim is left out.
 func (s *Tables) Leases(k *kernel.State) []allocator.Standing {
 	var all []allocator.Standing
 	claimed := map[routing.TableID]int{}
@@ -148,10 +146,9 @@ func (s *Tables) Leases(k *kernel.State) []allocator.Standing {
 	return slices.DeleteFunc(all, func(l allocator.Standing) bool { return claimed[l.Table] > 1 })
 }
 
-// Find reads the kernel and returns what can be told of a range of tables. It reads
-// rules alone where those name only leased tables: a link may have 50,000 routes. What
-// main has through an interface decides which network a DHCPv6 address belongs to, so
-// it is read for those for which something stands.
+// Find reads the kernel and returns the leases of a range of tables. If rules name only leased
+// tables it reads nothing else: a link may have 50,000 routes. The routes of main decide which
+// network a DHCPv6 address belongs to, so it reads them for interfaces that have tables.
 func Find(ctx context.Context, tables routing.TableRange, leased func(routing.TableID) bool) (leases []allocator.Standing, err error) {
 	rules, err := kernel.ReadRules(ctx)
 	if err != nil {

@@ -1,6 +1,5 @@
-// Package lastgood keeps the configuration that was last in force, so that a bad
-// one costs nothing: one file in the state directory, with a first line that says
-// where the text came from and proves that nobody changed it.
+// Package lastgood keeps the last good configuration, for a start with a bad file: one file in
+// the state directory. Its first line names the source, and has a checksum.
 package lastgood
 
 import (
@@ -25,16 +24,16 @@ import (
 // Name of the file in the state directory.
 const Name = "last-good.toml"
 
-// mode lets everybody read it: who looks without the daemon needs it, too.
+// mode lets everybody read it: status without the daemon needs it.
 const mode = 0o644
 
-// maxSize bounds what is read: a configuration has 1 MiB at most.
+// maxSize bounds the file, in bytes: a configuration has at most 1 MiB.
 const maxSize = 1<<20 + 1<<13
 
-// ErrNone says that no configuration was ever in force.
-var ErrNone = errors.New("no configuration was in force yet")
+// ErrNone says that there is no last good configuration.
+var ErrNone = errors.New("there is no last good configuration")
 
-// A DamagedError says that there is a file, and that it is of no use.
+// A DamagedError says that the file cannot be used.
 type DamagedError struct {
 	Path  string
 	Cause error
@@ -46,24 +45,25 @@ func (e *DamagedError) Error() string {
 
 func (e *DamagedError) Unwrap() error { return e.Cause }
 
-// A Saved is a configuration that was in force.
+// A Saved is a configuration that was active.
 type Saved struct {
 	// Path is the file that holds it.
 	Path string
-	// Since is when it came into force.
+	// Since is when it became active.
 	Since time.Time
 	// Text is the configuration as it was read, empty if there was no file.
 	Text []byte
 }
 
-// The first line is "# last-good 1 SHA256 TIME SOURCE"; a second one is for people.
+// The first line is "# last-good 1 SHA256 TIME SOURCE"; the second one is for people. Both
+// are the format: an earlier version's file must stay readable.
 const (
 	magic = "# last-good 1 "
 	note  = "# What was in force last. It is used while the file above is bad; a copy that was edited is not used.\n"
 )
 
-// Save keeps a configuration that was read from source. Nothing is written where
-// the same is kept already. The file is replaced at once and durably, or not at all.
+// Save keeps a configuration that was read from source. It writes nothing if the file has it
+// already. It replaces the file atomically and durably, or not at all.
 func Save(directory, source string, text []byte, now time.Time) error {
 	path := filepath.Join(directory, Name)
 	if s, err := Read(directory, source); err == nil && bytes.Equal(s.Text, text) && ownership.Fits(path, mode) {
@@ -84,8 +84,8 @@ func sum(text []byte) string {
 	return hex.EncodeToString(s[:])
 }
 
-// Read returns what was kept of source. The error is ErrNone, also where it was
-// another file that was kept, or a DamagedError.
+// Read returns the configuration that was kept of source. The error is a DamagedError, or
+// ErrNone, also if the file is of another source.
 func Read(directory, source string) (Saved, error) {
 	path := filepath.Join(directory, Name)
 	data, err := read(path)
@@ -130,16 +130,16 @@ func parse(data []byte) (s Saved, source string, err error) {
 	// The source may hold spaces; it is last.
 	words := strings.SplitN(line, " ", 3)
 	if !found || !ours || !noted || len(words) != 3 {
-		return Saved{}, "", errors.New("its first lines are not those that multihomed writes")
+		return Saved{}, "", errors.New("its first lines are not from multihomed")
 	}
 	if words[0] != sum(text) {
-		return Saved{}, "", errors.New("it was changed, or is not whole")
+		return Saved{}, "", errors.New("it was edited, or is incomplete")
 	}
 	if s.Since, err = time.Parse(time.RFC3339, words[1]); err != nil {
-		return Saved{}, "", fmt.Errorf("when it was in force: %w", err)
+		return Saved{}, "", fmt.Errorf("its time: %w", err)
 	}
 	if source, err = strconv.Unquote(words[2]); err != nil {
-		return Saved{}, "", fmt.Errorf("where it was read from: %w", err)
+		return Saved{}, "", fmt.Errorf("its source: %w", err)
 	}
 	s.Text = text
 	return s, source, nil

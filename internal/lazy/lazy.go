@@ -1,5 +1,5 @@
-// Package lazy makes values when they are first asked for. The program is started for
-// every hook, and what package variables cost, each start pays.
+// Package lazy makes values at their first use. Every hook starts the program, so each start
+// would pay for the initialisation of package variables.
 package lazy
 
 import (

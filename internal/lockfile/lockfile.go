@@ -1,6 +1,6 @@
-// Package lockfile makes sure that one process at a time changes the kernel and
-// the leases: the daemon holds the lock for life, others for one pass. The lock
-// is flock(2) on a file, so that it ends with its holder however that dies.
+// Package lockfile makes sure that only one process at a time changes the kernel and the
+// leases: the daemon holds the lock for its lifetime, others for one pass. The lock is
+// flock(2) on a file, so that it ends with its holder.
 package lockfile
 
 import (
@@ -56,8 +56,8 @@ func TryLock(path string) (*Lock, error) {
 	}
 }
 
-// Wait takes the lock as soon as it is free. When ctx is done first, one
-// goroutine stays until the holder lets go, and then gives the lock back.
+// Wait takes the lock as soon as it is free. If ctx is done first, a goroutine stays until the
+// holder releases the lock, takes it and gives it back.
 func Wait(ctx context.Context, path string) (*Lock, error) {
 	for {
 		l, err := TryLock(path)
@@ -87,15 +87,15 @@ func wait(ctx context.Context, path string, held error) (*Lock, error) {
 		return take(f, path)
 	case <-ctx.Done():
 		go func() {
-			// Closing lets go of it; nobody is left to be told of an error.
+			// Closing releases it; nobody is left to handle an error.
 			_ = errors.Join(<-locked, f.Close())
 		}()
 		return nil, fmt.Errorf("waiting for the lock: %w: %w", context.Cause(ctx), held)
 	}
 }
 
-// take makes a locked file the lock, unless the path names another file by now:
-// who cleans /run must not let two processes in.
+// take makes a locked file the lock, unless the path names another file by now: after a
+// clean-up of /run two processes could hold a lock.
 func take(f *os.File, path string) (*Lock, error) {
 	ours, err := f.Stat()
 	if err != nil {
@@ -104,7 +104,7 @@ func take(f *os.File, path string) (*Lock, error) {
 	if named, err := os.Lstat(path); err != nil || !os.SameFile(ours, named) {
 		return nil, f.Close()
 	}
-	// For people only. The lock holds without it, also where the disk is full.
+	// The number is for people only. The lock works without it, as on a full disk.
 	if f.Truncate(0) == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
@@ -114,7 +114,7 @@ func take(f *os.File, path string) (*Lock, error) {
 // maxDigits of a process number (PID_MAX_LIMIT is 2^22).
 const maxDigits = 10
 
-// holder finds out who holds the lock: the kernel knows, and else the file says.
+// holder finds the holder of the lock by the kernel, or else by the number in the file.
 func holder(f *os.File, path string) int {
 	if pid, held, err := flock.Holder(path); err == nil && held && pid > 0 {
 		return pid
@@ -128,8 +128,8 @@ func holder(f *os.File, path string) int {
 	return pid
 }
 
-// Stands reports whether the lock still is where the others look for it: whoever removes
-// the file, or its directory, lets the next one take a lock of his own.
+// Stands reports whether the lock is still at its path. If somebody removes the file or its
+// directory, the next process can take a lock of its own.
 func (l *Lock) Stands(path string) bool {
 	ours, err := l.file.Stat()
 	if err != nil {
@@ -139,8 +139,8 @@ func (l *Lock) Stands(path string) bool {
 	return err == nil && os.SameFile(ours, named)
 }
 
-// Close gives the lock back. The file stays: if it were removed, a process that
-// waits on it and one that creates it anew would both hold a lock.
+// Close gives the lock back. The file stays: without it, a process that waits on it and one
+// that creates it anew would both hold a lock.
 func (l *Lock) Close() error {
 	return errors.Join(l.file.Truncate(0), l.file.Close())
 }

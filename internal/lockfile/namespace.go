@@ -16,18 +16,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The lock of a network namespace is a Unix socket with an abstract name: the kernel
-// keeps those for each network namespace (unix(7)), and takes them back however their
-// holder dies. Any user may bind such a name. So the kernel is asked whose a socket is
-// (NETLINK_SOCK_DIAG, sock_diag(7)): a name that an ordinary user holds is passed over,
-// and who holds the next one counts.
+// The lock of a network namespace is a Unix socket with an abstract name: the kernel keeps
+// those for each network namespace (unix(7)), and frees them when their holder dies. Any user
+// may bind such a name. So the kernel is asked for the owner of a socket (NETLINK_SOCK_DIAG,
+// sock_diag(7)): a name that an ordinary user holds is skipped, and the next one counts.
 const (
 	namespaceName = "multihomed/network-namespace/"
-	// names bounds how many names squatters can have before the lock is given up.
+	// names bounds how many names ordinary users can hold before the lock is given up.
 	names = 64
 )
 
-// ErrSquatted says that no name is left for the lock: others hold all of them.
+// ErrSquatted says that ordinary users hold all names of the lock.
 var ErrSquatted = errors.New("ordinary users hold all names of the lock of the network namespace; to fix: find them with `ss -xap`, and end them")
 
 // A NamespaceHeldError says that another process of ours works in this network
@@ -57,7 +56,7 @@ func TryNamespace(trusted ...uint32) (_ *Namespace, err error) {
 			err = errors.Join(err, unix.Close(fd))
 		}
 	}()
-	// Nobody has anything to send to it.
+	// Nothing is ever sent to it.
 	if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil && !errors.Is(err, unix.ENOTCONN) {
 		return nil, fmt.Errorf("locking the network namespace: %w", err)
 	}
@@ -73,7 +72,7 @@ func TryNamespace(trusted ...uint32) (_ *Namespace, err error) {
 			return nil, fmt.Errorf("locking the network namespace: %w", err)
 		}
 	}
-	// Also where a name was free: a squatter may have left it.
+	// Check all names even after a success: an ordinary user may just have freed this one.
 	holders, err := holders()
 	if err != nil {
 		return nil, err
@@ -89,8 +88,8 @@ func TryNamespace(trusted ...uint32) (_ *Namespace, err error) {
 	return &Namespace{fd: fd}, nil
 }
 
-// Of linux/unix_diag.h: what is asked for, and the attributes that bring it. The size
-// is that of struct unix_diag_msg.
+// Constants of linux/unix_diag.h: what to show, the attributes of the answer, and the size and
+// offsets of struct unix_diag_msg.
 const (
 	diagShowName = 0x1
 	diagShowUID  = 0x40
@@ -104,7 +103,7 @@ const (
 // A socket with a name of the lock.
 type socket struct{ uid, inode uint32 }
 
-// holders returns whose the sockets with names of the lock are.
+// holders returns the sockets with names of the lock, by name.
 func holders() (_ map[string]socket, err error) {
 	doing := func(err error) error { return fmt.Errorf("looking for the holder of the network namespace: %w", err) }
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
@@ -143,7 +142,7 @@ func holders() (_ map[string]socket, err error) {
 				return out, nil
 			case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
 				return nil, doing(unix.Errno(-binary.NativeEndian.Uint32(m.Data)))
-			case len(m.Data) >= diagHeader && m.Data[diagType] == unix.SOCK_DGRAM: // Each type has names of its own.
+			case len(m.Data) >= diagHeader && m.Data[diagType] == unix.SOCK_DGRAM: // Each socket type has its own names.
 				if name, uid, is := holderOf(m.Data[diagHeader:]); is {
 					out[name] = socket{uid, binary.NativeEndian.Uint32(m.Data[diagInode:])}
 				}
@@ -175,9 +174,9 @@ func holderOf(attributes []byte) (name string, uid uint32, is bool) {
 	return name, uid, hasUID && abstract && strings.HasPrefix(name, namespaceName)
 }
 
-// NamespaceHolder reports whether a process of one of the trusted users holds the lock of
-// the network namespace. That one works, whatever became of its runtime directory. The
-// process is 0 where this user may not see whose the socket is.
+// NamespaceHolder reports whether a process of one of the trusted users holds the lock of the
+// network namespace. That process works, even without its runtime directory. The process is
+// 0 if this user may not see it.
 func NamespaceHolder(trusted ...uint32) (pid int, held bool, err error) {
 	all, err := holders()
 	if err != nil {
@@ -257,8 +256,8 @@ func EndNamespaceHolder(ctx context.Context, trusted ...uint32) (pid int, err er
 // serviceUser is the user of the unit.
 const serviceUser = "multihomed"
 
-// TrustedUsers are those as whom multihomed runs: root, this process, the user of the
-// unit, and the owners of its directories.
+// TrustedUsers are the users that multihomed runs as: root, the user of this process and of
+// the unit, and the owners of its directories.
 func TrustedUsers(directories ...string) []uint32 {
 	all := []uint32{0, uint32(os.Geteuid())} //nolint:gosec // user numbers are 32 bits wide
 	for _, d := range directories {

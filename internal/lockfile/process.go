@@ -15,15 +15,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Process is the one that held a lock when it was looked for. Whatever becomes of its
-// number, it is that process (pidfd_open(2)).
+// A Process is the holder of a lock. It stays the same process even if its number is reused
+// (pidfd_open(2)).
 type Process struct {
 	PID int
 	fd  int
 }
 
-// OpenHolder finds the process that holds the lock, nil if nobody does or it cannot be
-// told: it may be in another PID namespace.
+// OpenHolder finds the process that holds the lock, nil if nobody does or it is unknown, as in
+// another PID namespace.
 func OpenHolder(path string) (*Process, error) {
 	pid, held, err := Holder(path)
 	if err != nil || !held || pid <= 0 {
@@ -36,7 +36,7 @@ func OpenHolder(path string) (*Process, error) {
 	return p, nil
 }
 
-// openProcess returns nil if there is none of that number.
+// openProcess returns nil if no process has that number.
 func openProcess(pid int) (*Process, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -48,12 +48,12 @@ func openProcess(pid int) (*Process, error) {
 	return &Process{PID: pid, fd: fd}, nil
 }
 
-// Close forgets the process.
+// Close closes the descriptor of the process.
 func (p *Process) Close() error { return unix.Close(p.fd) }
 
-// holds reports whether the process still holds the lock, by its own descriptors. The
-// number in the kernel's list is that of who took it, and a descriptor can be
-// inherited: then the number is nobody's, or a stranger's.
+// holds reports whether the process still holds the lock, by its own descriptors. The number
+// in the kernel's list is that of the process that took the lock. If a child inherited the
+// descriptor, that number may be free, or another process's.
 func (p *Process) holds(path string) (bool, error) {
 	pid, held, err := Holder(path)
 	if err != nil || !held || pid != p.PID {
@@ -83,11 +83,11 @@ func (p *Process) holds(path string) (bool, error) {
 	return false, nil
 }
 
-// endTimeout is what a process takes to end that is killed.
+// endTimeout bounds the wait for the end of a killed process.
 const endTimeout = 3 * time.Second
 
-// End kills the process if it still holds the lock, and waits until it has ended. It
-// reports false, and does nothing, if it holds the lock no more.
+// End kills the process if it still holds the lock, and waits until it has ended. Otherwise it
+// does nothing and returns false.
 func (p *Process) End(ctx context.Context, path string) (bool, error) {
 	return p.end(ctx, func() (bool, error) { return p.holds(path) })
 }
@@ -100,8 +100,8 @@ func (p *Process) end(ctx context.Context, isHolder func() (bool, error)) (bool,
 	if err != nil || !holds {
 		return false, err
 	}
-	// Its number was the holder's a moment ago. If that is another process by now, the
-	// descriptor's has ended, and the signal goes to nobody.
+	// If the number belongs to another process by now, the process of the descriptor has
+	// ended, and the signal reaches nobody.
 	if err := unix.PidfdSendSignal(p.fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return false, err
 	}
@@ -116,13 +116,13 @@ func (p *Process) end(ctx context.Context, isHolder func() (bool, error)) (bool,
 		case err != nil && !errors.Is(err, unix.EINTR):
 			return false, fmt.Errorf("waiting for its end: %w", err)
 		case ctx.Err() != nil:
-			return false, errors.New("it was killed and does not end: the kernel keeps it")
+			return false, errors.New("it was killed and does not end: it waits in the kernel")
 		}
 	}
 }
 
-// Worked is for how long threads of the process have run or waited for a processor, in
-// clock ticks: on a busy machine a process at work gets little time.
+// Worked is how long threads of the process have run or waited for a processor, in clock
+// ticks. Waiting counts because a process at work gets little time on a busy machine.
 func (p *Process) Worked() int64 {
 	const tick = 10_000_000 // nanoseconds
 	worked := int64(0)
@@ -138,8 +138,8 @@ func (p *Process) Worked() int64 {
 	return worked
 }
 
-// Waits reports whether the kernel keeps a thread of the process waiting, which no
-// signal ends: for a disk, or for the routing lock of somebody else.
+// Waits reports whether a thread of the process is in uninterruptible sleep (proc(5), state
+// D): for a disk, or for the kernel's routing lock.
 func (p *Process) Waits() bool {
 	return slices.ContainsFunc(p.threads("stat"), func(text []byte) bool {
 		f := fieldsOfStat(text)
@@ -147,11 +147,11 @@ func (p *Process) Waits() bool {
 	})
 }
 
-// threads returns what a file says of each thread. Those that have ended are left out.
+// threads returns the content of a file of each thread that has not ended.
 func (p *Process) threads(file string) (texts [][]byte) {
 	names, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/%s", p.PID, file))
 	if err != nil {
-		return nil // The pattern is bad, and it is not.
+		return nil // Only for a bad pattern.
 	}
 	for _, name := range names {
 		if text, err := os.ReadFile(name); err == nil {

@@ -1,7 +1,6 @@
-// Package mainroutes takes routes of links that ifupdown brings up out of main, where
-// the administrator wants that, and puts them back. What was taken is noted as one
-// more configuration of the interface, so that its table keeps the routes, whoever
-// plans next.
+// Package mainroutes moves routes of ifupdown's links out of main, if the administrator wants
+// that, and puts them back. It stores moved routes as one more configuration of the
+// interface, so that any later process keeps them in the link's table.
 package mainroutes
 
 import (
@@ -18,8 +17,8 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// Take notes what the routes are, and only then takes them out of main. Configs
-// are all of the link. It returns the routes that are out.
+// Take stores the routes, and only then deletes them from main. Configs are all those of the
+// link. It returns the routes that it deleted.
 func Take(ctx context.Context, mirror *kernel.Mirror, runtime string, link routing.Link, f routing.Family, routes []routing.Route, configs []hookstate.Config) ([]routing.Route, error) {
 	note := hookstate.Config{Interface: link.Name, Index: link.Index, Caller: hookstate.Mover, Family: f, Since: time.Now()}
 	for _, c := range configs {
@@ -36,7 +35,7 @@ func Take(ctx context.Context, mirror *kernel.Mirror, runtime string, link routi
 	for _, r := range routes {
 		source := r.PreferredSource
 		if f == routing.IPv6 {
-			source = netip.Addr{} // It says nothing about which network a route is for.
+			source = netip.Addr{} // For IPv6 it does not tell the network of a route.
 		}
 		note.Routes = append(note.Routes, hookstate.Route{Destination: r.Destination, Gateway: r.Gateway, Source: source, Metric: r.Metric, Main: hookstate.MainOf(r)})
 	}
@@ -53,9 +52,9 @@ func Take(ctx context.Context, mirror *kernel.Mirror, runtime string, link routi
 	return out, errors.Join(errs...)
 }
 
-// PutBack puts into main what a configuration says was taken out, and forgets that.
-// Of two routes that main cannot hold side by side the first stays, as it would
-// have when ifupdown brought up the second.
+// PutBack adds the routes of a configuration to main, and removes the configuration. If main
+// cannot hold two of them side by side the first one stays, as when ifupdown brings up the
+// second.
 func PutBack(ctx context.Context, mirror *kernel.Mirror, runtime string, c hookstate.Config) error {
 	known := c.Known()
 	routes := make([]routing.Route, 0, len(known))
@@ -73,7 +72,7 @@ func PutBack(ctx context.Context, mirror *kernel.Mirror, runtime string, c hooks
 	var errs []error
 	for i, err := range kernel.MainTableOf(mirror).Put(ctx, routes) {
 		if errors.Is(err, unix.ENETUNREACH) && routes[i].Gateway.IsValid() && !routes[i].OnLink {
-			// What covered the router went meanwhile. The host must keep its way out.
+			// The network of the router has gone. The host must keep its way out.
 			routes[i].OnLink = true
 			err = errors.Join(kernel.MainTableOf(mirror).Put(ctx, routes[i:i+1])...)
 		}

@@ -15,8 +15,8 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// A Mover takes the routes of links that ifupdown brings up out of main, if the
-// administrator wants that, and puts them back when he does not any more.
+// A Mover moves the routes of ifupdown's links out of main while the administrator wants that,
+// and puts them back afterwards.
 type Mover struct {
 	Logger *slog.Logger
 	// Runtime is the runtime directory.
@@ -28,7 +28,7 @@ type Mover struct {
 	Mirror  *kernel.Mirror
 }
 
-// Moves are what is to be done after a pass.
+// Moves are what to do after a pass.
 type Moves struct {
 	out  []move
 	back []hookstate.Config
@@ -41,11 +41,10 @@ type move struct {
 	routes []routing.Route
 }
 
-// Look returns what is to be done, false if nothing. What is in main must be in the
-// tables of the links as well: it is for the goroutine of the reconcile loop, when that
-// has dealt with all it knows.
+// Look returns what to do, false if nothing. It is for the goroutine of the reconcile loop
+// after a complete pass: only then the tables of the links have the routes of main.
 func (m *Mover) Look(plans iter.Seq[routing.LinkPlan]) (todo Moves, is bool) {
-	// What an earlier configuration of ours wanted, and what is switched off.
+	// Routes that an earlier configuration moved, or of links that are switched off.
 	for _, c := range m.Hooks.Moved() {
 		if !m.Enabled || m.Owners.IsOff(c.Interface) {
 			todo.back = append(todo.back, c)
@@ -63,7 +62,7 @@ func (m *Mover) Look(plans iter.Seq[routing.LinkPlan]) (todo Moves, is bool) {
 	return todo, len(todo.back) > 0 || len(todo.out) > 0
 }
 
-// Move does it. What fails is in the log, and is to be done again after the next pass.
+// Move does it. It logs errors; the next pass tries again.
 func (m *Mover) Move(ctx context.Context, todo Moves) {
 	for _, c := range todo.back {
 		m.putBack(ctx, c)
@@ -73,14 +72,14 @@ func (m *Mover) Move(ctx context.Context, todo Moves) {
 	}
 }
 
-// movable are the routes of main that a table has, too.
+// movable are the routes of main that a table also has.
 func (m *Mover) movable(plan routing.LinkPlan, f routing.Family) []routing.Route {
 	configs, _ := m.Hooks.Of(plan.Link.Name)
 	if !slices.ContainsFunc(configs, func(c hookstate.Config) bool { return c.Caller == hookstate.Ifupdown && c.Family == f }) {
 		return nil
 	}
 	if claim, _ := m.Owners.Of(plan.Link.Name); !claim.DefaultMayBeMissing {
-		return nil // It is NetworkManager's by now.
+		return nil // It is NetworkManager's link by now.
 	}
 	type way struct {
 		to  netip.Prefix

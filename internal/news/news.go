@@ -1,5 +1,5 @@
-// Package news tells one reader of what something has changed: that it has (Signal), to
-// what (Slot), and whose names changed (Set).
+// Package news passes changes to one reader: that something changed (Signal), its newest value
+// (Slot), or the names of what changed (Set).
 package news
 
 import (
@@ -28,10 +28,10 @@ func (n *Set) Touch(name string) {
 	n.changed.Give()
 }
 
-// Changed holds a value when Take has something to say.
+// Changed holds a value when Take has names.
 func (n *Set) Changed() <-chan struct{} { return n.changed }
 
-// Take returns the names that were added since it was called last, sorted.
+// Take returns the names that were added since the last call, sorted.
 func (n *Set) Take() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -40,7 +40,7 @@ func (n *Set) Take() []string {
 	return names
 }
 
-// IsEmpty reports whether Take has nothing to say.
+// IsEmpty reports whether Take has no names.
 func (n *Set) IsEmpty() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -1,7 +1,7 @@
 package news
 
-// A Signal holds a value when there is something to do. It has one slot: who gives it
-// again before it was taken changes nothing, and never waits. NewSignal makes one.
+// A Signal holds a value when there is something to do. It has one slot: giving it again
+// before it was taken changes nothing, and never waits. NewSignal makes one.
 type Signal chan struct{}
 
 // NewSignal returns a Signal that was not given.

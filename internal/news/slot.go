@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// A Slot is a Signal with a value: one goroutine puts what is new, another one follows it.
-// Who puts never waits, and who follows gets the newest value alone. NewSlot makes one.
+// A Slot is a Signal with a value: one goroutine puts values, another one follows them. Put
+// never waits, and the follower gets only the newest value. NewSlot makes one.
 type Slot[T any] struct {
 	given Signal
 
 	mu    sync.Mutex
 	value *T
-	// busy says that the follower deals with a value; idle is closed when that has ended,
-	// nil while nobody waits for it.
+	// busy says that the follower handles a value; idle is closed when it has finished, and
+	// nil while nobody waits for that.
 	busy bool
 	idle chan struct{}
 }
@@ -30,7 +30,7 @@ func (s *Slot[T]) Put(value T) {
 	s.given.Give()
 }
 
-// IsIdle reports whether all that was put has been dealt with.
+// IsIdle reports whether the follower has handled all values.
 func (s *Slot[T]) IsIdle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -39,7 +39,7 @@ func (s *Slot[T]) IsIdle() bool {
 
 func (s *Slot[T]) isIdle() bool { return s.value == nil && !s.busy }
 
-// Idle waits until all that was put has been dealt with, or ctx is done.
+// Idle waits until the follower has handled all values, or ctx is done.
 func (s *Slot[T]) Idle(ctx context.Context) {
 	for {
 		s.mu.Lock()
@@ -71,7 +71,7 @@ func (s *Slot[T]) take() (value T, is bool) {
 	return value, true
 }
 
-// done says that a value has been dealt with.
+// done says that a value was handled.
 func (s *Slot[T]) done() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,9 +82,9 @@ func (s *Slot[T]) done() {
 	}
 }
 
-// Follow deals with each value until ctx is done. One that fails is dealt with again after
-// the time retry, unless there is a newer one by then. A value that is there when ctx is
-// done is dealt with by [Slot.Rest] or never.
+// Follow handles each value until ctx is done. A value that fails is handled again after the
+// time retry, unless there is a newer one by then. A value that is left when ctx is done is
+// for [Slot.Rest].
 func (s *Slot[T]) Follow(ctx context.Context, retry time.Duration, deal func(context.Context, T) error) error {
 	var last T
 	again := time.NewTimer(retry)
@@ -111,7 +111,7 @@ func (s *Slot[T]) Follow(ctx context.Context, retry time.Duration, deal func(con
 	}
 }
 
-// Rest deals with the value that is left when Follow has returned and nobody puts any more.
+// Rest handles the value that is left after Follow has returned and the last Put.
 func (s *Slot[T]) Rest(deal func(T)) {
 	if value, is := s.take(); is {
 		deal(value)

@@ -1,6 +1,6 @@
-// Package notify tells systemd how the service is (sd_notify(3)): that it is ready, reloads
-// or stops, that it is alive, and one line for `systemctl status`. The datagrams are those of
-// github.com/coreos/go-systemd; here is when they are due.
+// Package notify reports the state of the service to systemd (sd_notify(3)): ready, reloading,
+// stopping, alive, and one line for `systemctl status`. github.com/coreos/go-systemd makes the
+// datagrams; this package decides when to send them.
 package notify
 
 import (
@@ -15,7 +15,7 @@ import (
 	"multihomed/internal/event"
 )
 
-// A Notifier is the way to the supervisor. Without one it does nothing. It is safe for
+// A Notifier sends to the service manager. Without one it does nothing. It is safe for
 // concurrent use.
 type Notifier struct {
 	log      *slog.Logger
@@ -23,7 +23,7 @@ type Notifier struct {
 
 	mu      sync.Mutex
 	isReady bool
-	// shown is the line of the status, beaten when it was last said that the service is alive.
+	// shown is the line of the status, beaten the time of the last sign of life.
 	shown  string
 	beaten time.Time
 }
@@ -35,7 +35,7 @@ const (
 	extension   = 3 * extendEvery
 )
 
-// New returns the way to the supervisor that the environment names.
+// New returns a Notifier for the service manager that the environment names.
 func New(log *slog.Logger) *Notifier {
 	n := &Notifier{log: log}
 	interval, err := sd.SdWatchdogEnabled(false)
@@ -61,8 +61,8 @@ func (n *Notifier) Beat() time.Duration {
 	return extendEvery
 }
 
-// Alive is called from the loop itself: a loop that hangs must not look alive.
-// Between two beats it says nothing more, however much the loop has to do.
+// Alive sends a sign of life, at most once per beat. The loop itself calls it: a loop that
+// hangs must not look alive.
 func (n *Notifier) Alive() {
 	n.mu.Lock()
 	ready, due := n.isReady, time.Since(n.beaten) >= n.Beat()/2
@@ -89,8 +89,7 @@ func (n *Notifier) Ready() {
 	n.send(sd.SdNotifyReady)
 }
 
-// Reloading begins a reload, which ends with Ready. It returns whether the
-// service had been ready.
+// Reloading begins a reload, which Ready ends. It returns whether the service was ready.
 func (n *Notifier) Reloading() bool {
 	n.mu.Lock()
 	was := n.isReady
@@ -103,7 +102,7 @@ func (n *Notifier) Reloading() bool {
 // Stopping begins the end.
 func (n *Notifier) Stopping() { n.send(sd.SdNotifyStopping) }
 
-// Status shows one line in `systemctl status`. What is shown already is not sent again.
+// Status sets the line in `systemctl status`. It does not send the same line again.
 func (n *Notifier) Status(text string) {
 	n.mu.Lock()
 	same := n.shown == text

@@ -1,12 +1,10 @@
-// Package offswitch is the administrator's word that multihomed is to keep away from
-// the host, or from some of its links, until he takes it back. It is a file in the
-// state directory: it outlives reboots and upgrades, and the daemon, those who stand
-// in for it, and status all read it. Where that directory cannot be written, a file in
-// the runtime directory goes before it, until the next boot or the next word.
+// Package offswitch keeps what the administrator switched off: the whole host or some of its
+// links. It is a file in the state directory, so it outlives reboots and upgrades. The daemon,
+// stand-ins and status all read it. If that directory cannot be written, a file in the runtime
+// directory takes precedence until the next boot or the next change.
 //
-// A file that cannot be read or understood counts as off for the whole host: whoever
-// switched off must not find it switched on by a damaged disk, and without us the host
-// routes by main.
+// A file that cannot be read or parsed counts as off for the whole host: a damaged disk must
+// not switch multihomed on, and without it the host routes by main.
 package offswitch
 
 import (
@@ -27,8 +25,8 @@ import (
 	"multihomed/internal/ownership"
 )
 
-// Name is the file's name in both directories, lockName that of the lock of those who
-// change it, in the runtime directory.
+// Name is the file in both directories, lockName the lock for changes in the runtime
+// directory.
 const (
 	Name     = "off.json"
 	lockName = "off.lock"
@@ -40,17 +38,17 @@ const mode = 0o644
 // schema is the version of the file that this program writes and understands.
 const schema = 1
 
-// maxSize bounds what is read of it.
+// maxSize bounds the file, in bytes.
 const maxSize = 1 << 20
 
-// A Mark says when something was switched off, and by whom: a user's name, or
-// "uid 1000" for one without; empty if that is not known.
+// A Mark says when something was switched off, and by whom: the name of a user, "uid 1000" for
+// one without a name, or empty if unknown.
 type Mark struct {
 	Since time.Time `json:"since"`
 	By    string    `json:"by"`
 }
 
-// String is the mark in words: "2026-11-28 07:10 by alice".
+// String is the mark for people: "2026-11-28 07:10 by alice".
 func (m Mark) String() string {
 	text := "at an unknown time"
 	if !m.Since.IsZero() {
@@ -64,12 +62,12 @@ func (m Mark) String() string {
 
 // A Link is one that is switched off by itself.
 type Link struct {
-	// UUID is that of its NetworkManager profile; the link is off whatever its
-	// interface is called then. Empty for one that has none.
+	// UUID is that of its NetworkManager profile, empty if it has none. With a UUID the link
+	// is off whatever the name of its interface is.
 	UUID string `json:"uuid,omitempty"`
-	// Profile is what the profile was called, for people.
+	// Profile is the name of the profile, for people.
 	Profile string `json:"profile,omitempty"`
-	// Interface is its name; the one that it had if there is a UUID.
+	// Interface is its name; with a UUID, its name when it was switched off.
 	Interface string `json:"interface"`
 	Mark
 }
@@ -101,7 +99,7 @@ func (s State) HostOff() bool { return s.Host != nil || s.Damaged != nil }
 // Any reports whether something is off.
 func (s State) Any() bool { return s.HostOff() || len(s.Links) > 0 }
 
-// Why says in words why the host is off; empty if it is not.
+// Why says why the host is off, empty if it is not.
 func (s State) Why() string {
 	switch {
 	case s.Damaged != nil:
@@ -113,8 +111,8 @@ func (s State) Why() string {
 	}
 }
 
-// Of reports whether an interface is off, by itself or with the host, and why. UUID
-// is that of its profile, empty while that is not known: then the name decides.
+// Of reports whether an interface is off, by itself or with the host, and why. UUID is that of
+// its profile, empty while unknown: then the name decides.
 func (s State) Of(name, uuid string) (why string, off bool) {
 	if s.HostOff() {
 		return s.Why(), true
@@ -134,7 +132,7 @@ func (s State) Link(name, uuid string) (Link, bool) {
 	return s.Links[at], true
 }
 
-// String keeps the mark from standing for the link.
+// String is the mark for people.
 func (l Link) String() string { return l.Mark.String() }
 
 func (l Link) is(name, uuid string) bool {
@@ -144,12 +142,12 @@ func (l Link) is(name, uuid string) bool {
 	return l.Interface == name
 }
 
-// An Interface is one that exists, with the UUID of the profile that is in force on it:
-// empty if it has none, or it is not known.
+// An Interface is one that exists, with the UUID of its active profile, empty if it has none
+// or that is unknown.
 type Interface struct{ Name, UUID string }
 
-// On returns the interfaces to which the mark applies now. They are those that have the
-// profile; where none has it, the one of that name whose profile is not known.
+// On returns the interfaces to which the mark applies now: those with the profile, or if none
+// has it, the one of that name whose profile is unknown.
 func (l Link) On(present []Interface) []string {
 	var byProfile, byName []string
 	for _, i := range present {
@@ -167,12 +165,12 @@ func (l Link) On(present []Interface) []string {
 	return byName
 }
 
-// Called reports whether a word names the link: its interface, or its profile.
+// Called reports whether a word is the name of the link's interface or profile.
 func (l Link) Called(word string) bool {
 	return word != "" && (l.Interface == word || l.UUID == word || l.Profile == word)
 }
 
-// Path is where the file is, in one of the directories.
+// Path is the path of the file in one of the directories.
 func Path(directory string) string { return filepath.Join(directory, Name) }
 
 // Load reads what is switched off.
@@ -192,7 +190,7 @@ func Load(d Directories) State {
 func load(path string) (s State, exists bool, err error) {
 	data, err := fsutil.ReadFile(path, maxSize)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return State{}, false, nil // Where something else has the directory's name, nobody switched anything off either.
+		return State{}, false, nil // A file in place of the directory holds no switch either.
 	}
 	if err != nil {
 		return State{}, true, fmt.Errorf("whether multihomed is switched off is unknown: %w", err)
@@ -239,19 +237,17 @@ func (e *UnkeptError) Error() string {
 
 func (e *UnkeptError) Unwrap() error { return e.Cause }
 
-// lockTime bounds how long another one who changes the switch is waited for. He needs
-// milliseconds, and a slow disk some more.
+// lockTime bounds the wait for another change of the switch. A change takes milliseconds, and
+// longer on a slow disk.
 const lockTime = 5 * time.Second
 
-// Change reads what is off, lets edit change it and writes it down, so that it stands
-// when Change returns. Two who change it at the same time do it one after the other.
-// Edit gets a damaged state as it is; what it leaves is no longer damaged. With an
-// error of it nothing is changed. Changed says whether there was anything to write. The
-// error is an [UnkeptError] where all was done, but not for longer than until the next
-// boot.
+// Change reads what is off, lets edit change it, and writes it durably. Simultaneous changes
+// run one after the other. Edit gets a damaged state as it is; the result is not damaged. If
+// edit fails nothing changes. Changed says whether something was written. An [UnkeptError]
+// says that the change lasts only until the next boot.
 func Change(d Directories, edit func(*State) error) (before, now State, changed bool, err error) {
 	fail := func(err error) (State, State, bool, error) {
-		return State{}, State{}, false, fmt.Errorf("switching, nothing was switched: %w", err)
+		return State{}, State{}, false, fmt.Errorf("nothing was switched: %w", err)
 	}
 	if err := ownership.MakeDirectory(d.Runtime, d.State); err != nil {
 		return fail(err)
@@ -269,7 +265,7 @@ func Change(d Directories, edit func(*State) error) (before, now State, changed 
 		return before, before, false, err
 	}
 	now.Damaged = nil
-	// A file that the daemon may not read is written anew, whatever is in it.
+	// A file with a wrong mode or owner is written anew, so that the daemon can read it.
 	if before.Damaged == nil && same(before, now) && ownership.Fits(Path(d.State), mode) {
 		return before, now, false, nil
 	}
@@ -291,14 +287,14 @@ func Change(d Directories, edit func(*State) error) (before, now State, changed 
 	return before, now, true, nil
 }
 
-// write writes the file in the state directory, for good.
+// write writes the file in the state directory, durably.
 func write(directory string, data []byte) error {
 	err := ownership.MakeDirectory(directory)
 	if err == nil {
 		err = ownership.WriteFile(Path(directory), data, mode)
 	}
 	if err == nil {
-		// And the directory after it: off must be off after a power cut, too.
+		// The directory, too: off must be off after a power cut.
 		err = syncDirectory(directory)
 	}
 	if err != nil {
@@ -322,7 +318,7 @@ func same(a, b State) bool {
 	return a.Temporary == b.Temporary && slices.Equal(a.Links, b.Links)
 }
 
-// SwitchOff switches off the host. What is off already keeps its mark.
+// SwitchOff switches off the host. If it is off already it keeps its mark.
 func (s *State) SwitchOff(m Mark) error {
 	if s.Host == nil {
 		s.Host = &m
@@ -336,8 +332,8 @@ func (s *State) SwitchOn() error {
 	return nil
 }
 
-// LinkOff switches off one link. That is refused where it is not known whether the
-// host is off: the other links would be switched on by it.
+// LinkOff switches off one link. It fails on a damaged state: the other links would be
+// switched on.
 func (s *State) LinkOff(l Link) error {
 	if s.Damaged != nil {
 		return s.Damaged
@@ -348,8 +344,8 @@ func (s *State) LinkOff(l Link) error {
 	return nil
 }
 
-// LinkOn switches on one link. While the host is off that would change nothing, and is
-// refused.
+// LinkOn switches on one link. It fails while the host is off, because it would change
+// nothing.
 func (s *State) LinkOn(name, uuid string) error {
 	switch {
 	case s.Damaged != nil:
@@ -361,6 +357,6 @@ func (s *State) LinkOn(name, uuid string) error {
 	return nil
 }
 
-// Forget takes away the marks of links that a function picks. Like LinkOn it changes
-// nothing while the host is off.
+// Forget removes the marks of links that a function picks. While the host is off that changes
+// no routing.
 func (s *State) Forget(which func(Link) bool) { s.Links = slices.DeleteFunc(s.Links, which) }

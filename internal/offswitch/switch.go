@@ -6,8 +6,8 @@ import (
 	"multihomed/internal/news"
 )
 
-// A Switch is what a process knows of what is off, and whether that changed. It is safe
-// for concurrent use.
+// A Switch is the state of the off switch as a process last read it, with a signal for changes.
+// It is safe for concurrent use.
 type Switch struct {
 	directories Directories
 	changed     news.Signal
@@ -23,7 +23,7 @@ func Open(d Directories) *Switch {
 	return &Switch{directories: d, changed: news.NewSignal(), state: Load(d)}
 }
 
-// State is what is off, and how often that has changed.
+// State is what is off, and the number of changes so far.
 func (s *Switch) State() (State, uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -33,7 +33,7 @@ func (s *Switch) State() (State, uint64) {
 // Changed holds a value when the state has changed.
 func (s *Switch) Changed() <-chan struct{} { return s.changed }
 
-// Reload reads it again. Where that cannot be read now, what was known holds.
+// Reload reads the files again. If that fails it keeps the last state.
 func (s *Switch) Reload() error {
 	now := Load(s.directories)
 	s.mu.Lock()

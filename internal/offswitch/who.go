@@ -8,15 +8,14 @@ import (
 	"strings"
 )
 
-// Who is the user behind this process, whatever he became to run it: sudo(8) says so
-// in SUDO_USER, else the kernel remembers who logged in (loginuid, proc(5)), else it
-// is the user of the process.
+// Who is the user behind this process: SUDO_USER of sudo(8), else the user that logged in
+// (loginuid, proc(5)), else the user of the process.
 func Who(env func(string) string) string {
 	if name := env("SUDO_USER"); plain(name) {
 		return name
 	}
 	if data, err := os.ReadFile("/proc/self/loginuid"); err == nil {
-		// (uid_t)-1: nobody logged in, the process is a service's.
+		// (uid_t)-1: nobody logged in, as for a service.
 		uid, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 32)
 		if err == nil && uid != math.MaxUint32 {
 			return named(strconv.FormatUint(uid, 10))

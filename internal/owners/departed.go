@@ -12,35 +12,35 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// Attendance is what a [nm.Watcher] knows of devices that NetworkManager has no more.
+// Attendance is what a [nm.Watcher] knows of devices that NetworkManager no longer has.
 type Attendance interface {
-	// Gone names the devices that NetworkManager took away, Unattended also all of a
-	// NetworkManager that is away itself.
+	// Gone names the devices that NetworkManager removed. While NetworkManager is away,
+	// Unattended names all devices.
 	Gone() []string
 	Unattended() []string
-	// Forget drops a device, because its interface is gone, too.
+	// Forget drops a device whose interface is gone, too.
 	Forget(name string)
 }
 
-// Departed drops what was said of interfaces that have gone without a word. It costs what
-// was said anew, and where interfaces have gone, what was said of all.
+// Departed drops reports on interfaces that have gone unannounced. Its cost is that of the new
+// reports, and if interfaces have gone, that of all reports.
 type Departed struct {
 	log        *slog.Logger
 	hooks      *hookstate.Store
 	attendance Attendance
 	interfaces Kernel
-	// said are the interfaces of which hooks said something since Forget was called.
+	// said are the interfaces with new reports of hooks since the last Forget.
 	said *news.Set
-	// departures is the kernel's count when Forget was called.
+	// departures is the kernel's count at the last Forget.
 	departures atomic.Uint64
 }
 
-// NewDeparted returns one that has seen nothing yet.
+// NewDeparted returns a Departed without reports.
 func NewDeparted(log *slog.Logger, hooks *hookstate.Store, attendance Attendance, interfaces Kernel) *Departed {
 	return &Departed{log: log, hooks: hooks, attendance: attendance, interfaces: interfaces, said: news.NewSet()}
 }
 
-// Touch notes that a hook said something of an interface.
+// Touch notes a report of a hook on an interface.
 func (d *Departed) Touch(name string) { d.said.Touch(name) }
 
 // IsDue reports whether Forget may have something to do. It costs next to nothing.
@@ -57,8 +57,8 @@ func (d *Departed) IsDue() bool {
 	return due
 }
 
-// Forget drops what was said of interfaces that the kernel does not have. Now is how the
-// host stood after a pass.
+// Forget drops reports on interfaces that the kernel does not have. Now is the snapshot of a
+// pass.
 func (d *Departed) Forget(ctx context.Context, now *reconcile.Snapshot) {
 	names := d.said.Take()
 	var departures uint64
@@ -101,6 +101,6 @@ func (d *Departed) Forget(ctx context.Context, now *reconcile.Snapshot) {
 		d.log.LogAttrs(ctx, event.LevelNotice, "report of a hook on a removed interface kept", slog.String("error", err.Error()))
 	}
 	for _, c := range dropped {
-		d.log.LogAttrs(ctx, slog.LevelInfo, "forgotten by hooks, because the interface is gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
+		d.log.LogAttrs(ctx, slog.LevelInfo, "report of a hook dropped, because the interface is gone", slog.String("interface", c.Interface), slog.String("caller", c.Caller), slog.String("family", c.Family.String()))
 	}
 }

@@ -8,33 +8,32 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// Resolvers are the DNS servers of a link, and the domains they are for.
+// Resolvers are the DNS servers of a link, with their domains.
 type Resolvers struct {
 	Servers []netip.Addr
 	Domains []string
 }
 
-// DNS is what the owners of links know of DNS servers at one moment.
+// DNS are the DNS servers that the owners of links know at one moment.
 type DNS struct {
 	resolvers map[string]map[routing.Family]Resolvers
-	// named are the interfaces of which one has said something who is believed for good.
+	// named are the interfaces with an owner other than a hint.
 	named map[string]struct{}
-	// isWhole says that there is nobody who may know more.
+	// isWhole says that no owner can know more.
 	isWhole bool
 }
 
 // Of returns the servers of a link, by the name that its owner uses.
 func (d *DNS) Of(name string) map[routing.Family]Resolvers { return d.resolvers[name] }
 
-// Knows reports whether Of says all that there is of an interface. While a NetworkManager
-// that is expected is away, it may know more of interfaces of which nobody has said
-// anything.
+// Knows reports whether Of is complete for an interface. While an expected NetworkManager is
+// away, it may know more about interfaces without an owner.
 func (d *DNS) Knows(name string) bool {
 	_, is := d.named[name]
 	return is || d.isWhole
 }
 
-// DNS returns what is known now. It is for the goroutine that calls Take.
+// DNS returns the servers that are known now. It is for the goroutine that calls Take.
 func (o *Owners) DNS() *DNS {
 	d := &DNS{
 		resolvers: map[string]map[routing.Family]Resolvers{}, named: map[string]struct{}{},
@@ -52,15 +51,15 @@ func (o *Owners) DNS() *DNS {
 	return d
 }
 
-// resolvers are those of a link, from the one who owns it.
+// resolvers are those of a link, from its owner.
 func (o *Owners) resolvers(name string) map[routing.Family]Resolvers {
 	out := map[routing.Family]Resolvers{}
 	device, managed := o.device(name)
 	if (Facts{Name: name, Links: o.Links, Device: device}).settings().Ignore {
 		return out
 	}
-	// While a device settles, NetworkManager is on its way out or in, and means nothing
-	// by what it says.
+	// While a device settles NetworkManager is stopping or starting, and its state does not
+	// count.
 	if s := Of(o.Policy, device).Standing; managed && (s == reconcile.Link || s == reconcile.Draining && device.Settling) {
 		for f, d := range device.DNS {
 			out[f] = Resolvers{Servers: d.Servers, Domains: d.Domains}

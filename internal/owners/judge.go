@@ -15,24 +15,24 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// Facts are what all who may own an interface say of it.
+// Facts are what all possible owners say of an interface.
 type Facts struct {
 	Name   string
 	Policy nm.Policy
 	// Links are the entries of [[link]] in the configuration.
 	Links []config.Link
-	// Device is NetworkManager's, if Managed; it says so also of those that it
-	// leaves alone.
+	// Device is NetworkManager's, if Managed. NetworkManager has devices that it leaves
+	// alone, too.
 	Device  nm.Device
 	Managed bool
-	// Configs are what hooks said; Released says that they took it back.
+	// Configs are the reports of hooks; Released says that the last one was removed.
 	Configs  []hookstate.Config
 	Released bool
 	// Kind is the driver's name of a virtual interface (IFLA_INFO_KIND), Controller the
 	// bridge, bond or VRF that it is a port of.
 	Kind, Controller string
-	// Leased are the addresses that were leased with their routing; WasLeased says
-	// that the interface was a link by leases alone, until now.
+	// Leased are the addresses with routed leases; WasLeased says that the interface was a
+	// link only by leases until now.
 	Leased    []netip.Addr
 	WasLeased bool
 	// Left says that the interface had routing when NetworkManager was found not to come.
@@ -41,11 +41,10 @@ type Facts struct {
 	Off offswitch.State
 }
 
-// Judge says what an interface is, false if nobody says anything of it. What
-// NetworkManager brings up is its whole; so is what somebody else configured and
-// NetworkManager leaves alone. On the rest the addresses take part that were
-// leased. Of all of them the configuration may know better, and whoever switched it
-// off has the last word.
+// Judge returns the claim on an interface, false if it has no owner. NetworkManager owns the
+// whole of what it brings up. A hook owns the whole of an interface that NetworkManager leaves
+// alone. On other interfaces only the leased addresses take part. The configuration wins over
+// all of them, and the off switch over the configuration.
 func Judge(f Facts) (reconcile.Claim, bool) {
 	claim, claimed := f.judge()
 	if !claimed || claim.Standing == reconcile.NoLink {
@@ -59,7 +58,7 @@ func Judge(f Facts) (reconcile.Claim, bool) {
 	if off || settings.Ignore {
 		claim.Standing, claim.Pending, claim.Only, claim.Else = reconcile.NoLink, false, nil, nil
 		claim.Why = why
-		// With another profile, a device of NetworkManager may be another matter.
+		// With another profile, a device of NetworkManager may become a link.
 		claim.Released, claim.Watched = true, f.Device.Managed
 		return claim, true
 	}
@@ -76,15 +75,15 @@ func (f Facts) settings() config.Settings {
 	return config.SettingsOf(f.Links, d)
 }
 
-// apply puts what the configuration says into a claim. Its gateways win over what
-// DHCP, hooks and the profile say.
+// apply puts the settings of the configuration into a claim. Its gateways win over those of
+// DHCP, hooks and the profile.
 func apply(claim *reconcile.Claim, s config.Settings) {
 	claim.LastResort = s.LastResort
 	if s.Role != 0 {
 		claim.Choice = s.Role
 	}
 	if len(s.Gateways) > 0 {
-		// The map belongs to who made the claim.
+		// The map belongs to the maker of the claim.
 		claim.Intents = maps.Clone(claim.Intents)
 		if claim.Intents == nil {
 			claim.Intents = map[routing.Family]routing.Intent{}
@@ -119,7 +118,7 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 		return claim, true
 	}
 	if f.Left && !f.Managed {
-		claim = reconcile.Claim{Standing: reconcile.Draining, Watched: true, Why: "it was brought up by somebody who does not run any more"}
+		claim = reconcile.Claim{Standing: reconcile.Draining, Watched: true, Why: "the program that brought it up does not run any more"}
 	}
 	claim.LeftToOthers = f.Managed && left
 	if left {
@@ -127,7 +126,8 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 			return f.orLeased(hook), true
 		}
 	}
-	// What NetworkManager let go of drains; what it never had is its client's alone.
+	// A device that NetworkManager released drains. One that it never had belongs only to
+	// the client of the lease.
 	letGo := f.Managed && left && claim.Standing == reconcile.Draining && !f.Device.Gone && !f.Device.Settling
 	if len(f.Leased) == 0 && letGo && f.WasLeased {
 		claim.Standing = reconcile.NoLink
@@ -138,8 +138,8 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 	return f.leased(claim), true
 }
 
-// orLeased lets leases count as soon as there is nothing left that drains. Who had the
-// interface may never have made it a link, or has nothing more to say of it.
+// orLeased lets leases count as soon as nothing drains any more: the earlier owner may never
+// have made the interface a link.
 func (f Facts) orLeased(claim reconcile.Claim) reconcile.Claim {
 	if claim.Standing == reconcile.Draining && len(f.Leased) > 0 {
 		leased := f.leased(claim)
@@ -148,15 +148,15 @@ func (f Facts) orLeased(claim reconcile.Claim) reconcile.Claim {
 	return claim
 }
 
-// leased is the claim of an interface on which the leased addresses take part.
+// leased is the claim on an interface whose leased addresses take part.
 func (f Facts) leased(claim reconcile.Claim) reconcile.Claim {
 	claim.Standing, claim.Watched, claim.Only = reconcile.Link, true, f.Leased
 	claim.LeftToOthers, claim.Released, claim.Else = false, false, nil
 	if tunnel(f.Kind) || f.Managed && f.Device.VPN {
-		// What leaves by it leaves by another link in truth: it is no uplink.
+		// Its packets leave by another link in the end, so it is no uplink.
 		claim.Choice = routing.AlwaysLocal
 	}
-	// A client gives an address a table, and seldom main a default.
+	// Clients seldom add a default route to main.
 	claim.DefaultMayBeMissing = true
 	claim.Why = fmt.Sprintf("lease of %s", f.Leased[0])
 	if more := len(f.Leased) - 1; more > 0 {
@@ -165,8 +165,8 @@ func (f Facts) leased(claim reconcile.Claim) reconcile.Claim {
 	return claim
 }
 
-// tunnel reports whether a kind of virtual interface is no link, as with
-// NetworkManager: what is sent through it leaves by another link.
+// tunnel reports whether a kind of virtual interface is no link, because its packets leave by
+// another link. Package nm decides the same for NetworkManager's types.
 func tunnel(kind string) bool {
 	switch kind {
 	case "amt", "dummy", "erspan", "geneve", "gre", "gretap", "gtp", "ip6erspan", "ip6gre", "ip6gretap", "ip6tnl", "ipip",
@@ -177,12 +177,12 @@ func tunnel(kind string) bool {
 	}
 }
 
-// hooked says what an interface is that a DHCP client or ifupdown configured.
+// hooked is the claim on an interface that a DHCP client or ifupdown configured.
 func (f Facts) hooked() (reconcile.Claim, bool) {
 	if len(f.Configs) == 0 {
 		// Its rules stay until the kernel says that its addresses are gone.
 		return reconcile.Claim{
-			Standing: reconcile.Draining, Why: "its configuration was taken away", Watched: true, Released: true,
+			Standing: reconcile.Draining, Why: "its configuration was removed", Watched: true, Released: true,
 		}, f.Released
 	}
 	if m, excluded := f.Policy.Excluded(f.Name); excluded {

@@ -71,8 +71,8 @@ func TestJudge(t *testing.T) {
 		"a hook's, the loopback":  {owners.Facts{Name: "lo", Configs: hook}, reconcile.NoLink, "it is the loopback", false},
 		"a hook's, a bridge port": {owners.Facts{Controller: "br0", Configs: hook}, reconcile.NoLink, "it is a port of br0", false},
 		"leased, a VPN":           {owners.Facts{Kind: "wireguard", Leased: leased}, reconcile.Link, "lease of 192.0.2.1 and 1 more", false},
-		"a hook's, over":          {owners.Facts{Released: true}, reconcile.Draining, "its configuration was taken away", false},
-		"a hook's, over, leased":  {owners.Facts{Released: true, Leased: leased}, reconcile.Draining, "its configuration was taken away", false},
+		"a hook's, over":          {owners.Facts{Released: true}, reconcile.Draining, "its configuration was removed", false},
+		"a hook's, over, leased":  {owners.Facts{Released: true, Leased: leased}, reconcile.Draining, "its configuration was removed", false},
 	} {
 		if test.facts.Name == "" {
 			test.facts.Name = "wan0"

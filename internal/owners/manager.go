@@ -9,15 +9,15 @@ import (
 
 // A Manager is NetworkManager, followed by a [nm.Watcher] or [Asked] once.
 type Manager interface {
-	// Changed holds a value when TakeChanges has something to say.
+	// Changed holds a value when TakeChanges has changes.
 	Changed() <-chan struct{}
-	// TakeChanges returns what changed since it was called last.
+	// TakeChanges returns what changed since the last call.
 	TakeChanges() nm.Changes
 	// Recheck asks for an interface's profile to be read again.
 	Recheck(name string)
 }
 
-// Asked returns a NetworkManager that has said all that it is going to say.
+// Asked returns a Manager with the content of one snapshot, which never changes.
 func Asked(s nm.Snapshot) Manager {
 	return &asked{nm.Changes{Status: s.Status, StatusChanged: true, Devices: s.Devices}}
 }
@@ -33,15 +33,15 @@ func (a *asked) TakeChanges() nm.Changes {
 	return c
 }
 
-// Of says what a device of NetworkManager is to the routing side. It asks as
-// if the device had been a link; whether it was, the loop knows.
+// Of is the claim of NetworkManager on a device. It judges as if the device had been a link;
+// the loop knows whether it was.
 func Of(p nm.Policy, d nm.Device) reconcile.Claim {
 	verdict, why := p.Classify(d, true)
 	c := reconcile.Claim{
 		Identity: d.ID, Why: why, Profile: d.ProfileID, UUID: d.ProfileUUID, Intents: d.Intents, Tables: d.RouteTables, Problems: d.Problems,
 		Type: nm.TypeName(d.Type),
-		// A managed device can become a link at any moment. Of one that was let go the
-		// loop knows whether it was a link.
+		// A managed device can become a link at any moment. For a released one the loop
+		// knows whether it was a link.
 		Watched: verdict == nm.Link || (d.Managed && !d.External && d.Controller == ""),
 	}
 	switch verdict {

@@ -11,12 +11,11 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// Owners puts together what the sources say. Create it with Join; Run must be
-// running.
+// Owners joins the sources. Create it with Join; Run must be running.
 type Owners struct {
 	Sources
 	changed news.Signal
-	// devices is what NetworkManager said last.
+	// devices is the last word of NetworkManager.
 	devices map[string]nm.Device
 	status  nm.Status
 	// heard says how new the reports of hooks were when NetworkManager said last that an
@@ -32,11 +31,11 @@ type Owners struct {
 	// off is what was switched off when Take was called last, the switched-th time.
 	off      offswitch.State
 	switched uint64
-	// generation counts the calls of Take that had something to say.
+	// generation counts the calls of Take that had changes.
 	generation uint64
 }
 
-// Join puts sources together.
+// Join returns the Owners of sources.
 func Join(s Sources) *Owners {
 	o := &Owners{
 		Sources: s, changed: news.NewSignal(), devices: map[string]nm.Device{}, leased: map[string]bool{},
@@ -46,7 +45,7 @@ func Join(s Sources) *Owners {
 	return o
 }
 
-// Run passes on that one of them has something to say, until ctx is done.
+// Run passes on changes of the sources until ctx is done.
 func (o *Owners) Run(ctx context.Context) error {
 	for {
 		select {
@@ -61,7 +60,7 @@ func (o *Owners) Run(ctx context.Context) error {
 	}
 }
 
-// Changed holds a value when Take has something to say.
+// Changed holds a value when Take has claims.
 func (o *Owners) Changed() <-chan struct{} { return o.changed }
 
 // Recheck asks for an interface's profile to be read again.
@@ -83,7 +82,7 @@ func (o *Owners) Take() reconcile.Claims {
 		o.devices[name] = d
 		names[name] = struct{}{}
 		if said.Status.Absent || d.Settling {
-			continue // These are not its words: it is away, on its way out, or not yet in.
+			continue // NetworkManager is away, stopping or starting: this is not its word.
 		}
 		delete(o.succeeded, name)
 		if Of(o.Policy, d).Standing == reconcile.Link {
@@ -125,7 +124,7 @@ func (o *Owners) Take() reconcile.Claims {
 		o.inherit(names)
 	}
 	if o.off.HostOff() {
-		// Whoever may still speak, nothing of ours is to stand.
+		// The kernel must not hold anything of ours, whatever is still unknown.
 		all.Complete, all.Waiting = true, ""
 	}
 	if len(names) > 0 || said.StatusChanged {
@@ -165,20 +164,21 @@ func (o *Owners) succeed(names map[string]struct{}) {
 	}
 }
 
-// inherit notes what a NetworkManager has left that is disabled or was removed: nobody
-// speaks for it after a restart of ours, and its addresses stand. Names gets them.
+// inherit notes the interfaces that a disabled or removed NetworkManager has left with our
+// routing: after a restart of ours they have no owner, and still have addresses. It adds them
+// to names.
 func (o *Owners) inherit(names map[string]struct{}) {
 	if o.left != nil {
 		return
 	}
 	o.left = map[string]bool{}
-	for _, name := range o.Standing() {
+	for _, name := range o.Routed() {
 		o.left[name], names[name] = true, struct{}{}
 	}
 }
 
-// device is what NetworkManager says of an interface, false if nothing, or nothing that
-// still counts.
+// device is NetworkManager's device of an interface, false if it has none, or none that still
+// counts.
 func (o *Owners) device(name string) (nm.Device, bool) {
 	if _, is := o.succeeded[name]; is {
 		return nm.Device{}, false
@@ -187,7 +187,7 @@ func (o *Owners) device(name string) (nm.Device, bool) {
 	return d, known
 }
 
-// Of says what an interface is.
+// Of is the claim on an interface, false if it has no owner.
 func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 	return Judge(o.facts(name))
 }
@@ -217,7 +217,7 @@ func (o *Owners) IsOff(name string) bool {
 	return off
 }
 
-// Generation changes with what Take has to say. It is for the goroutine that calls Take.
+// Generation grows with every Take that has changes. It is for the goroutine that calls Take.
 func (o *Owners) Generation() uint64 { return o.generation }
 
 // ManagerKnown reports whether NetworkManager said what each of its devices is, or does not

@@ -10,9 +10,8 @@ import (
 	"multihomed/routing/kernel"
 )
 
-// Sources are those who say what the links are. NetworkManager has the first
-// word, then those who configured an interface, then those who leased a table
-// for an address.
+// Sources say what the links are: first NetworkManager, then hooks that configured an
+// interface, then clients that leased a table for an address.
 type Sources struct {
 	Manager Manager
 	Policy  nm.Policy
@@ -25,13 +24,13 @@ type Sources struct {
 	Kind func(name string) (kind, controller string)
 	// Expected reports whether this host has a NetworkManager that may come.
 	Expected func() bool
-	// Standing names the interfaces for which rules of ours stand that lead by device.
-	Standing func() []string
+	// Routed names the interfaces that have rules of ours by device in the kernel.
+	Routed func() []string
 	// Off is what the administrator switched off.
 	Off *offswitch.Switch
 }
 
-// Unread are the parts of what was written down that cannot be read.
+// Unread are the errors of files that cannot be read.
 type Unread struct {
 	// Hooks are reports of hooks, Leases routed leases.
 	Hooks, Leases []error
@@ -42,20 +41,19 @@ type Kernel interface {
 	View(look func(*kernel.State))
 }
 
-// Open puts together what NetworkManager says with what hooks, clients and the
-// administrator have said on this host so far. It is how everybody finds out who the
-// links are: the daemon, who stands in for it, and who only looks. What cannot be read is
-// left out.
+// Open joins NetworkManager's word with the reports of hooks, the leases of clients and the off
+// switch of this host. The daemon, stand-ins and status all use it to find the links. It
+// leaves out files that cannot be read.
 func Open(cfg config.Config, manager Manager, interfaces Kernel) (*Owners, Unread) {
 	var unread Unread
 	s := Sources{
 		Manager: manager, Policy: cfg.NMPolicy(), Links: cfg.Links, Off: offswitch.Open(cfg.Switch()),
 		Expected: func() bool { return cfg.NetworkManager.Expected() },
-		Standing: func() []string { return standing(interfaces) },
+		Routed:   func() []string { return routed(interfaces) },
 		Kind:     func(name string) (string, string) { return kindOf(interfaces, name) },
 	}
 	if cfg.NetworkManager != config.Auto {
-		s.Standing = func() []string { return nil } // The administrator says who may have made them.
+		s.Routed = func() []string { return nil } // The administrator decided whether NetworkManager comes.
 	}
 	s.Hooked, unread.Hooks = hookstate.Open(cfg.RuntimeDir)
 	s.Declared, unread.Leases = routedlease.Open(cfg.RuntimeDir)
@@ -74,7 +72,7 @@ func kindOf(interfaces Kernel, name string) (kind, controller string) {
 	return kind, controller
 }
 
-func standing(interfaces Kernel) (names []string) {
+func routed(interfaces Kernel) (names []string) {
 	interfaces.View(func(k *kernel.State) {
 		for _, f := range routing.Families() {
 			for _, r := range k.RuleOrder(f, routing.PriorityDevice) {

@@ -1,7 +1,6 @@
-// Package ownership lets root work in directories that belong to the service's
-// user: what root creates there must be that user's, or the service could not
-// open it. The umask of whoever runs a program decides nothing: hardened hosts have
-// 077, and a file that only root may read is none for the service.
+// Package ownership lets root work in directories of the service's user: it gives that user
+// what root creates there, or the service could not open it. The umask does not count:
+// hardened hosts have 077, and the service could not read such files.
 package ownership
 
 import (
@@ -16,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// directoryMode lets everybody look: status is for everybody.
+// directoryMode lets everybody read: status is for everybody.
 const directoryMode fs.FileMode = 0o755
 
 // MakeDirectory makes a directory, with those above it, and gives each to the owner of
@@ -43,7 +42,7 @@ func MakeDirectory(path string, like ...string) error {
 	}
 	d, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if !made && (errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)) {
-		return nil // Whoever uses it says what is wrong.
+		return nil // Its use will report the error.
 	}
 	if err != nil {
 		return doing(err)

@@ -1,5 +1,5 @@
-// Package redact replaces addresses and names in text, the same one always by the
-// same, so that a bug report can be read and tells nothing.
+// Package redact replaces addresses and names in text, each always by the same, so that a bug
+// report stays readable and identifies nobody.
 package redact
 
 import (
@@ -172,7 +172,7 @@ func hardware(run string) (digits string, is bool) {
 	return strings.ToLower(digits), true
 }
 
-// bytesOf replaces the digits of a hardware address. All zeros and all ones are nobody's.
+// bytesOf replaces the digits of a hardware address. All zeros and all ones identify nobody.
 func (r *Redactor) bytesOf(digits string) string {
 	if strings.Trim(digits, "0") == "" || strings.Trim(digits, "f") == "" {
 		return digits
@@ -194,8 +194,8 @@ func (r *Redactor) Text(s string) string {
 	return r.addresses(s)
 }
 
-// addresses replaces addresses. What was replaced is not looked at again: a hardware
-// address that is made up must not be taken for one that was learned.
+// addresses replaces addresses, each part of the text once: a replacement must not be taken
+// for a hardware address that was learned.
 func (r *Redactor) addresses(s string) string {
 	steps := []struct {
 		pattern *regexp.Regexp

@@ -18,9 +18,8 @@ import (
 	"multihomed/routing/reconcile"
 )
 
-// A Router makes the routing of addresses that clients lease: it declares them
-// links, and waits for the loop to do what it does for every link. It implements
-// [server.Router].
+// A Router sets up the routing of leased addresses: it stores the lease, and waits until the
+// loop has routed it as any link. It implements [server.Router].
 type Router struct {
 	Logger *slog.Logger
 	Mirror *kernel.Mirror
@@ -34,7 +33,7 @@ type Router struct {
 
 var _ server.Router = (*Router)(nil)
 
-// Route returns when the routing of an address stands.
+// Route returns when the routing of an address is active.
 func (r *Router) Route(ctx context.Context, want server.Route) (routing.TableID, error) {
 	if m, excluded := r.Policy.Excluded(want.Interface); excluded {
 		return 0, &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("the configuration excludes %v; to fix: change [[exclude]] in multihomed.toml", m)}
@@ -70,7 +69,7 @@ func (r *Router) Route(ctx context.Context, want server.Route) (routing.TableID,
 	}
 	table, err := r.await(ctx, want)
 	if err != nil && !known && ctx.Err() == nil {
-		// What is refused must not come into force later, unasked.
+		// A refused lease must not become active later, unasked.
 		if undo := r.Links.Remove(want.Interface, want.Address); undo != nil {
 			r.Logger.LogAttrs(ctx, event.LevelNotice, "removing a refused lease failed", slog.String("error", undo.Error()))
 		}
@@ -111,7 +110,7 @@ func hasAddress(k *kernel.State, index int, address netip.Addr) bool {
 	return false
 }
 
-// await asks the loop how the link stands.
+// await returns the table of an address after the next pass of the loop.
 func (r *Router) await(ctx context.Context, want server.Route) (routing.TableID, error) {
 	state, err := r.Loop.Settled(ctx, want.Interface)
 	if err != nil {
@@ -144,7 +143,7 @@ func (r *Router) await(ctx context.Context, want server.Route) (routing.TableID,
 // notRouted says why an address takes no part in routing.
 func (r *Router) notRouted(want server.Route, state reconcile.LinkState) error {
 	if err := r.check(want); err != nil {
-		return err // It went while we looked.
+		return err // The address has gone meanwhile.
 	}
 	if state.Plan.Link.Index == 0 {
 		return noLink(want, state)
@@ -169,7 +168,7 @@ func noLink(want server.Route, state reconcile.LinkState) error {
 	case state.Claim.Standing == reconcile.NoLink && why != "":
 		return &wire.Error{Code: wire.NotAllowed, Text: fmt.Sprintf("%s gets no routing of its own: %s", want.Interface, why)}
 	case why == "":
-		why = "it is being taken up or let go"
+		why = "it is coming up or going down"
 	}
 	return &wire.Error{Code: wire.Kernel, Text: fmt.Sprintf("%s has no routing of its own at the moment: %s; to fix: see `multihomectl status %s`, and ask again", want.Interface, why, want.Interface)}
 }
@@ -202,8 +201,8 @@ func (r *Router) Expire(ctx context.Context) {
 	}
 }
 
-// Follow ends the leases of addresses that have gone, and has the others follow their
-// interfaces to new names. Now is how the host stood after a pass.
+// Follow ends the leases of addresses that have gone, and renames the others with their
+// interfaces. Now is the snapshot of a pass.
 func (r *Router) Follow(ctx context.Context, now *reconcile.Snapshot) {
 	links := r.Links.All()
 	interfaces := now.Bound()
@@ -235,7 +234,7 @@ func (r *Router) Follow(ctx context.Context, now *reconcile.Snapshot) {
 	}
 }
 
-// rename has a lease follow its interface.
+// rename moves a lease to the new name of its interface.
 func (r *Router) rename(ctx context.Context, l Link, name string) {
 	attrs := []slog.Attr{slog.String("interface", name), slog.String("before", l.Interface), slog.String("address", l.Address.String())}
 	now := l

@@ -1,10 +1,8 @@
-// Package routedlease keeps the links that somebody declared: addresses for which
-// the routing of a link was asked although no NetworkManager says that their
-// interface is one.
+// Package routedlease keeps routed leases: addresses that clients want routed as links on
+// interfaces that NetworkManager does not manage.
 //
-// Each is a file in the runtime directory, written before it is believed. So
-// they are there after the daemon was restarted or killed, and gone after a
-// reboot, as the addresses are.
+// Each is a file in the runtime directory, written before it counts. So it is there after a
+// restart or a kill of the daemon, and gone after a reboot, as the address is.
 package routedlease
 
 import (
@@ -75,8 +73,8 @@ func (l Link) check() error {
 	return nil
 }
 
-// A Store is the set of declared links, and the names of interfaces on which they
-// changed. It is safe for concurrent use.
+// A Store is the set of routed leases, and the names of interfaces whose leases changed. It is
+// safe for concurrent use.
 type Store struct {
 	*news.Set
 	directory string
@@ -85,8 +83,8 @@ type Store struct {
 	links map[key]Link
 }
 
-// Open reads the links in the runtime directory. What cannot be read is left as
-// it is and out, and is in the errors.
+// Open reads the leases in the runtime directory. Files that cannot be read stay, and are in
+// the errors.
 func Open(runtime string) (*Store, []error) {
 	s := &Store{
 		Set: news.NewSet(), directory: filepath.Join(runtime, Directory), links: map[key]Link{},
@@ -96,7 +94,7 @@ func Open(runtime string) (*Store, []error) {
 		return s, nil
 	}
 	if err != nil {
-		return s, []error{fmt.Errorf("listing the declared links: %w", err)}
+		return s, []error{fmt.Errorf("listing the routed leases: %w", err)}
 	}
 	var errs []error
 	for _, e := range entries {
@@ -107,7 +105,7 @@ func Open(runtime string) (*Store, []error) {
 		l, err := read(filepath.Join(s.directory, e.Name()))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			// It ended just now.
+			// It was removed just now.
 		case err != nil:
 			errs = append(errs, err)
 		case l.key().file() != e.Name():
@@ -126,7 +124,7 @@ const maxSize = 16 << 10
 func read(path string) (l Link, err error) {
 	data, err := fsutil.ReadFileNoFollow(path, maxSize)
 	if err != nil {
-		return Link{}, fmt.Errorf("reading a declared link: %w", err)
+		return Link{}, fmt.Errorf("reading a routed lease: %w", err)
 	}
 	if err := json.Unmarshal(data, &l); err != nil {
 		return Link{}, fmt.Errorf("reading %s: %w; to fix: remove it and ask for the lease again", path, err)
@@ -181,7 +179,7 @@ func (s *Store) All() []Link {
 // Put adds a link or replaces what is known of its address.
 func (s *Store) Put(l Link) error {
 	doing := func(err error) error {
-		return fmt.Errorf("declaring %s on %s a link: %w", l.Address, l.Interface, err)
+		return fmt.Errorf("storing the lease of %s on %s: %w", l.Address, l.Interface, err)
 	}
 	if err := l.check(); err != nil {
 		return doing(err)
@@ -207,8 +205,8 @@ func (s *Store) write(l Link) error {
 	return ownership.WriteFile(filepath.Join(s.directory, l.key().file()), append(data, '\n'), 0o644)
 }
 
-// Restore writes down again what is known and has no file any more, because somebody
-// removed the runtime directory.
+// Restore writes the files again that are missing because somebody removed the runtime
+// directory.
 func (s *Store) Restore() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -219,7 +217,7 @@ func (s *Store) Restore() error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("writing down declared links again: %w", err)
+		return fmt.Errorf("writing routed leases again: %w", err)
 	}
 	return nil
 }
@@ -233,7 +231,7 @@ func (s *Store) Remove(name string, address netip.Addr) error {
 		return nil
 	}
 	if err := os.Remove(filepath.Join(s.directory, k.file())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("ending the declared link %s on %s: %w", address, name, err)
+		return fmt.Errorf("ending the lease of %s on %s: %w", address, name, err)
 	}
 	delete(s.links, k)
 	s.Touch(name)

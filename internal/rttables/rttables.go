@@ -1,5 +1,5 @@
-// Package rttables reads the names that iproute2 gives routing tables: a number
-// with a name is somebody's, although the kernel may not know it yet.
+// Package rttables reads and writes the names that iproute2 gives routing tables. A number
+// with a name is in use, even if its table is empty.
 package rttables
 
 import (
@@ -30,7 +30,7 @@ type Name struct{ Name, File string }
 // Names are the tables that have a name. The zero value knows none.
 type Names struct{ byTable map[routing.TableID]Name }
 
-// Lookup says whether a table has a name, and in which words.
+// Lookup reports whether a table has a name, with the name and its file.
 func (n Names) Lookup(t routing.TableID) (why string, used bool) {
 	name, used := n.byTable[t]
 	if !used {

@@ -1,6 +1,6 @@
-// Package standin starts a process of its own for the work that a dispatcher does
-// in place of the daemon: whoever called the dispatcher gets it back when the
-// routing stands, and does not wait for what comes later, such as the other family.
+// Package standin starts the stand-in, a process that does the daemon's work for a while. The
+// dispatcher that starts it returns to its caller when the routing is active, and does not
+// wait for later events, such as the other address family.
 package standin
 
 import (
@@ -27,32 +27,31 @@ import (
 	"multihomed/internal/ownership"
 )
 
-// argument is that by which a process knows that it was started by Start.
+// argument marks a process that Start started.
 const argument = "stand-in"
 
 // Is reports whether a process with these arguments was started by Start.
 func Is(args []string) bool { return len(args) == 1 && args[0] == argument }
 
-// Runs reports whether a process is such a one.
+// Runs reports whether a process is a stand-in.
 func Runs(pid int) bool {
 	line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 	return err == nil && bytes.HasSuffix(line, []byte("\x00"+argument+"\x00"))
 }
 
-// patience bounds how long a caller is kept: longer than a pass takes, and shorter
-// than a DHCP client would be missed.
-const patience = 10 * time.Second
+// callerTimeout bounds how long the caller waits: longer than a pass, and not so long that a
+// DHCP client misses its timers.
+const callerTimeout = 10 * time.Second
 
-// readiness is the file descriptor by which the child says that it is done with
-// what it was called for.
+// readiness is the file descriptor on which the child reports its first complete pass.
 const readiness = 3
 
 // busAddress names the system bus (dbus-daemon(1)).
 const busAddress = "DBUS_SYSTEM_BUS_ADDRESS"
 
-// Start lets a process of its own deal with a message, and returns when the first
-// pass is made. What goes wrong in it is in its log. It is the daemon's user and may
-// do what the daemon may, where that has a user.
+// Start starts a stand-in for a message, and returns after its first complete pass. The
+// stand-in logs its own errors. If the daemon has a user, it has that user and the daemon's
+// capabilities.
 func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.Message) error {
 	doing := func(err error) error { return fmt.Errorf("standing in for the daemon: %w", err) }
 	data, err := json.Marshal(m)
@@ -68,12 +67,12 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.M
 	if err != nil {
 		return errors.Join(doing(err), write.Close())
 	}
-	// Not the path that it was started by: that may be another file by now.
+	// Not the path of this process: that may be another file by now.
 	child := exec.Command("/proc/self/exe", argument) //nolint:noctx // it outlives us
 	child.Args[0] = os.Args[0]
 	child.Stdin, child.Stderr, child.ExtraFiles = in, os.Stderr, []*os.File{write}
 	child.Dir = "/"
-	// Of what the caller says, all that counts is in the message.
+	// Everything that counts in the caller's environment is in the message.
 	child.Env = []string{}
 	if bus, set := os.LookupEnv(busAddress); set {
 		child.Env = append(child.Env, busAddress+"="+bus)
@@ -92,7 +91,7 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.M
 	if err := message.Close(); err != nil {
 		return doing(err)
 	}
-	if err := read.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := read.SetReadDeadline(time.Now().Add(callerTimeout)); err != nil {
 		return doing(err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = read.Close() })
@@ -101,7 +100,7 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.M
 	case n == 1:
 		return nil
 	case errors.Is(err, io.EOF):
-		// It ended: because the daemon came first, or something is wrong.
+		// It has ended: the daemon came first, or there was an error.
 		if err := child.Wait(); err != nil {
 			return doing(err)
 		}
@@ -141,13 +140,13 @@ func rights(cfg config.Config) (*syscall.SysProcAttr, error) {
 	return attr, nil
 }
 
-// ErrUsage says that somebody else than Start called the program with its argument.
+// ErrUsage says that a user called the program with the argument of Start.
 var ErrUsage = errors.New("multihomed-dispatcher was called with an argument that is its own")
 
-// A Job does the daemon's work for a message. It calls settled when the first of it is done.
-type Job func(ctx context.Context, log *slog.Logger, m handoff.Message, settled func()) error
+// A Job does the daemon's work for a message. It calls done after the first complete pass.
+type Job func(ctx context.Context, log *slog.Logger, m handoff.Message, done func()) error
 
-// Run is the child. What it returns is in the log, too.
+// Run is the main function of the child. It logs the error that it returns.
 func Run(ctx context.Context, level slog.Leveler, job Job) error {
 	out := &output{}
 	out.to.Store(&sink{journal.SinkOf(os.Stderr)})
@@ -160,7 +159,7 @@ func Run(ctx context.Context, level slog.Leveler, job Job) error {
 	ready := os.NewFile(readiness, "readiness")
 	err := job(ctx, log, m, func() {
 		out.leave()
-		// The caller may have lost patience.
+		// The caller may be gone.
 		_, _ = ready.Write([]byte{1})
 		_ = ready.Close()
 	})
@@ -171,8 +170,7 @@ func Run(ctx context.Context, level slog.Leveler, job Job) error {
 	return err
 }
 
-// output is where the log goes: to the caller while that waits, to the system's
-// log afterwards.
+// output sends the log to the caller while that waits, and to the system's log afterwards.
 type output struct{ to atomic.Pointer[sink] }
 
 type sink struct{ journal.Sink }
@@ -182,8 +180,7 @@ func (o *output) Write(at time.Time, level slog.Level, sentence string, fields [
 	return o.to.Load().Write(at, level, sentence, fields)
 }
 
-// leave lets go of the caller's files: whoever reads them to the end would wait
-// for us.
+// leave closes the caller's files: a reader that waits for their end would wait for us.
 func (o *output) leave() {
 	o.to.Store(&sink{journal.System()})
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)

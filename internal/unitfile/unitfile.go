@@ -1,6 +1,6 @@
-// Package unitfile tells by the links of systemd, and without asking it, whether the
-// administrator wants a service to run (systemd.unit(5), "systemctl enable" and
-// "mask"): hooks must know that early in the boot and while systemd is busy.
+// Package unitfile reads from systemd's symbolic links, without asking systemd, whether a
+// service is enabled, disabled or masked (systemd.unit(5), "systemctl enable" and
+// "mask"): hooks need that early in the boot and while systemd is busy.
 package unitfile
 
 import (
@@ -44,8 +44,7 @@ func (s State) Unwanted() bool { return s == Disabled || s == Masked }
 // Enable starts the daemon where its service is not masked.
 const Enable = "systemctl enable --now multihomed"
 
-// Start is the command that brings the daemon back to work, whatever keeps its service
-// from running. A mask in /run is another one than that in /etc (systemctl(1), --runtime).
+// Start is the command that starts the daemon, whatever the state of its unit. A mask in /run is another one than that in /etc (systemctl(1), --runtime).
 func Start(root fs.FS) string {
 	state, in := find(root, Service)
 	switch {
@@ -70,8 +69,8 @@ func directories() []string {
 // booted is there where systemd is process 1 (sd_booted(3)).
 const booted = "run/systemd/system"
 
-// Read looks at the links of a unit below the host's root directory. What cannot be
-// read says nothing.
+// Read returns the state of a unit below the host's root directory. It ignores what it cannot
+// read.
 func Read(root fs.FS, unit string) State {
 	state, _ := find(root, unit)
 	return state

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What Send says when a datagram could not be delivered.
+// Errors of Send and SendWait.
 var (
 	ErrFull   = errors.New("the receiver's queue is full")
 	ErrNobody = errors.New("nobody has a datagram socket there")

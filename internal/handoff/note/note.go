@@ -1,5 +1,4 @@
-// Package note notes what an event says of an interface, where the daemon and
-// those who stand in for it find it.
+// Package note stores the facts of an event where the daemon and stand-ins find them.
 package note
 
 import (
@@ -15,13 +14,13 @@ import (
 	"multihomed/internal/hookstate"
 )
 
-// Note writes down what an event says, and returns the message that tells of it.
-// What NetworkManager's dispatcher says is not written down: it is only a hint, for
-// whoever cannot ask NetworkManager. But root asks NetworkManager for the profile, and
-// passes it on where the service may not read it.
+// Note writes the facts of an event to the runtime directory, and returns the message for the
+// daemon. Facts from NetworkManager's dispatcher are only hints in the message, for use
+// without NetworkManager. For these events root reads the profile, and passes it on if the
+// service may not read it.
 func Note(ctx context.Context, runtime string, e dispatcher.Event, now time.Time) (handoff.Message, error) {
-	// An alias (eth0:1) is another address of its interface, and part of what ifupdown
-	// says of that.
+	// An alias (eth0:1) is another address of its interface: one part of ifupdown's
+	// configuration.
 	if base, alias, is := strings.Cut(e.Interface, ":"); is {
 		e.Interface, e.Part = base, e.Part+":"+alias
 	}
@@ -35,7 +34,7 @@ func Note(ctx context.Context, runtime string, e dispatcher.Event, now time.Time
 	case dispatcher.Configured:
 		index, err := hookstate.Index(e.Interface)
 		if errors.Is(err, unix.ENODEV) {
-			return m, nil // It has gone again, and that is an event of its own.
+			return m, nil // It is gone again, which is an event of its own.
 		}
 		if err != nil {
 			return m, err
@@ -67,5 +66,5 @@ func Note(ctx context.Context, runtime string, e dispatcher.Event, now time.Time
 	return m, nil
 }
 
-// networkManager is the caller that can be asked itself.
+// networkManager is the caller that the daemon can ask itself.
 const networkManager = "NetworkManager"

@@ -20,13 +20,13 @@ import (
 // interface, what root could read of a profile that the service's user may not read.
 const profiles = "profiles"
 
-// maxProfile bounds what is read from a file.
+// maxProfile bounds a file, in bytes.
 const maxProfile = 256 << 10
 
-// readTimeout bounds what NetworkManager may take to show a profile.
+// readTimeout bounds how long NetworkManager may take to return a profile.
 const readTimeout = 2 * time.Second
 
-// Passed returns what was passed on of profiles, as [nm.Options] wants it.
+// Passed returns the reader of profiles that were passed on, for [nm.Options].
 func Passed(runtime string) func(name string) (nm.Passed, bool) {
 	return func(name string) (nm.Passed, bool) {
 		p, err := readProfile(runtime, name)
@@ -47,12 +47,11 @@ func readProfile(runtime, name string) (p nm.Passed, err error) {
 
 func profileFile(name string) string { return url.QueryEscape(name) + ".json" }
 
-// pass writes down what root can read of an interface's profile, if the service cannot
-// read it; else it takes away what was written. A NetworkManager that cannot be asked
-// says nothing, and what is known stays: others wait for it too.
+// pass writes the profile of an interface if only root can read it, and otherwise removes
+// what was written. If NetworkManager does not answer nothing changes.
 func pass(ctx context.Context, runtime, name string) error {
 	if os.Geteuid() != 0 {
-		return nil // It can read no more than the service.
+		return nil // Such a user can read no more than the service.
 	}
 	p, restricted, err := nm.ReadPassed(ctx, nm.Options{CallTimeout: readTimeout}, name)
 	switch {
@@ -80,7 +79,7 @@ func pass(ctx context.Context, runtime, name string) error {
 	return nil
 }
 
-// forgetProfile takes away what was passed on of an interface's profile.
+// forgetProfile removes the profile of an interface that was passed on.
 func forgetProfile(runtime, name string) error {
 	directory, err := fsutil.OpenDirectoryIn(runtime, profiles)
 	if errors.Is(err, fs.ErrNotExist) {
