@@ -9,8 +9,8 @@ import (
 // Parse finds out who calls, and reads the event. NetworkManager's dispatcher gives two
 // arguments, the interface and the action. Other hooks give one: dhclient, dhcpcd, ifupdown
 // or udev. ifupdown may also give none, as it runs the scripts of its directories, and is
-// known by its variables IFACE, MODE and PHASE. The error says that nobody calls like this,
-// that a variable is missing which the caller always sets, or that the interface has a name
+// known by its variables IFACE, MODE and PHASE. The error says that no known caller
+// uses these arguments, that a variable is missing which the caller always sets, or that the interface has a name
 // that none can have.
 func Parse(args []string, env Environment) (Event, error) {
 	switch {

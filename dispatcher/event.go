@@ -1,13 +1,12 @@
 // Package dispatcher understands what calls multihomed-dispatcher: NetworkManager's
-// dispatcher and the hooks of DHCP clients and of ifupdown. Each tells what
+// dispatcher, and the hooks of ifupdown, dhclient, dhcpcd and udev. Each tells what
 // happened in arguments and environment variables, in words of its own; here it
 // becomes an Event. Nothing is read but what the caller of this package hands in,
-// and every byte of it is taken for hostile: what makes no sense is left out and
-// noted, and never an error of the whole.
+// and every byte of it is taken for hostile: a bad value is left out and listed in
+// Event.Odd; the rest counts.
 //
-// An Event is a hint. The kernel, and NetworkManager where it can be asked, know
-// better; but a gateway that a DHCP server named and nobody put into main is known
-// from here alone.
+// The kernel and NetworkManager know most of this better. Only an Event knows a
+// gateway that a DHCP server named and nobody put into main.
 package dispatcher
 
 import (

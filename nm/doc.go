@@ -1,11 +1,12 @@
-// Package nm knows from NetworkManager who the links are, and when something about them
-// changes.
+// Package nm learns from NetworkManager which devices are links, and when something about
+// them changes. queue.go takes the signals of the bus in, session.go handles them, objects.go
+// has the tree of objects, and watcher.go is what callers see.
 //
 // What addresses and routes exist is not its business: NetworkManager's view of
 // them is a copy of the kernel's, without source, scope, MTU or multipath, cut
 // at 100 routes and late by up to a third of a second in newer releases. The
 // kernel says it itself (package routing/kernel). From NetworkManager come the
-// device's type, its state, whether it only watches the device (external), and
+// device's type, its state, whether NetworkManager only watches the device (external), and
 // what the profile that is applied to it asks for.
 //
 // A [Watcher] follows NetworkManager for as long as it runs. It subscribes

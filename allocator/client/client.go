@@ -72,12 +72,12 @@ type Request struct {
 type Lease struct {
 	// Table is the number for `ip route … table` and `ip rule … lookup`.
 	Table routing.TableID
-	// Lifetime is how long the lease lived when it was granted, unless it is renewed.
+	// Lifetime is how long the lease lasts from when it was granted or renewed.
 	// Zero: it lives as long as the address.
 	Lifetime time.Duration
-	// Expires is the end of Lifetime on the local clock. Zero where Lifetime is.
+	// Expires is the end of Lifetime on the local clock. Zero if Lifetime is zero.
 	Expires time.Time
-	// Routed says that the rules and routes of the address stand.
+	// Routed says that the rules and routes of the address are active.
 	Routed bool
 	// Extended says that the server is multihomed, and not its ancestor.
 	Extended bool
@@ -159,7 +159,7 @@ func (c *Client) Lease(ctx context.Context, r Request) (Lease, error) {
 	return l, nil
 }
 
-// Release gives a lease back. One that is not there is no error.
+// Release gives a lease back. Releasing a lease that does not exist is not an error.
 func (c *Client) Release(ctx context.Context, r Request) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -43,7 +43,7 @@ func ExampleClient_Lease() {
 }
 
 // A routed lease that is kept for as long as the program runs: multihomed makes the rules
-// and routes of an address that stands on an interface.
+// and routes of an address that an interface has.
 func ExampleClient_Hold() {
 	name, stop := exampleServer()
 	defer stop()

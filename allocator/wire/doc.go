@@ -1,5 +1,5 @@
-// Package wire is the codec of the protocol between those who need a routing
-// table and the one who leases them: one JSON object per datagram, over an
+// Package wire is the codec of the protocol between clients that need a routing
+// table and the server that leases them: one JSON object per datagram, over an
 // AF_UNIX datagram socket.
 //
 // # Version 1
@@ -11,15 +11,16 @@
 //
 // A "tag" may follow "ifname". The command is 0 (lease or renew) or 1 (release;
 // the reply then has table 0 and expiry 0). The expiry is in seconds of
-// CLOCK_MONOTONIC_RAW. There are no errors: who is refused hears nothing.
+// CLOCK_MONOTONIC_RAW. The first server sent no errors: a refused client got no
+// answer. Refusals as they are now follow below.
 //
 // # Version 2
 //
-// A request may also have these members; a reply has the first always, the
-// others where they say something:
+// A request may also have these members; a reply always has the first, and the
+// others only where they apply:
 //
 //	"transaction"  a number that the reply repeats
-//	"routing"      the server is to set up rules and routes; it did
+//	"routing"      request: set up rules and routes; reply: they are set up
 //	"hold"         with routing: end it when the lease is not renewed
 //	"table"        the number that the client has had (request)
 //	"lifetime"     how long the lease lasts, in seconds (reply)
@@ -31,6 +32,6 @@
 //
 // Both versions carry them, as command 3 with the members "code" and "error".
 // Clients of version 1 ignore that command and go on trying, which is what they
-// did when they heard nothing. They end, silently, on a reply of another
+// did when they heard nothing. They exit without a message when a reply has another
 // version, and read 253 bytes at most; so a reply of version 1 is never longer.
 package wire

@@ -7,7 +7,7 @@
 // net/ipv6/ip6_fib.c) of Linux 6.18. Package lookup/reality compares it with
 // RTM_GETROUTE of the running kernel.
 //
-// Some answers depend on what is no fact here, and are not given:
+// It does not know the following, and gives no answer that depends on it:
 //
 //   - which leg of a multipath route a packet takes (a hash), and which of
 //     several equal IPv4 default routes whose routers differ in reachability

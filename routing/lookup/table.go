@@ -24,9 +24,9 @@ type fib struct {
 	byPrefix map[netip.Prefix][]*routing.Route
 }
 
-// Index makes many lookups fast: a lookup then costs the rules, and for each
-// table the number of different prefix lengths. Without it a lookup reads each
-// table that it asks once. After Index the host must not change.
+// Index is for many lookups: each then takes time for the rules, and for each
+// table in proportion to its different prefix lengths. Without it a lookup reads
+// each table that it asks once. After Index the host must not change.
 func (h *Host) Index() {
 	h.fibs = map[routing.Family]map[routing.TableID]*fib{}
 	for family, tables := range h.Tables {
