@@ -138,6 +138,30 @@ func TestConverges(t *testing.T) {
 	})
 }
 
+// TestOrderOfRulesThatDifferInASuppressor: a pass has one order, whatever rules differ in.
+func TestOrderOfRulesThatDifferInASuppressor(t *testing.T) {
+	t.Parallel()
+	h := newHost()
+	for length := range uint32(9) {
+		h.kernel.InsertRule(routing.Rule{
+			Family: routing.IPv4, Priority: routing.PriorityNested, From: prefix("192.0.2.70/32"), To: prefix("192.0.2.0/24"),
+			Action: routing.ActionLookup, Table: 10000, SuppressPrefixLength: routing.Optional{Set: length > 0, Value: 20 + length}, Protocol: routing.Multihomed,
+		})
+	}
+	pass := func() []routing.Op {
+		return routing.Diff(h.planner, h.kernel, routing.Everything(h.planner, h.kernel), always)
+	}
+	first := pass()
+	if len(first) != 9 {
+		t.Fatalf("%d operations, want 9:\n%s", len(first), opsText(first))
+	}
+	for range 20 {
+		if diff := cmp.Diff(first, pass(), compare); diff != "" {
+			t.Fatalf("the same pass once (-) and once more (+):\n%s", diff)
+		}
+	}
+}
+
 // TestSurvivesBeingKilled: whatever part of a pass was done, the next process
 // finishes the work.
 func TestSurvivesBeingKilled(t *testing.T) {

@@ -359,8 +359,9 @@ func sameOpening(a, b *planned) bool {
 		return false
 	}
 	return a.Roles == b.Roles && a.opens(IPv4) == b.opens(IPv4) && a.opens(IPv6) == b.opens(IPv6) && a.marked == b.marked && a.Group == b.Group &&
-		slices.Equal(a.Keys, b.Keys) && maps.Equal(a.Link.Tables, b.Link.Tables) && slices.Equal(a.Link.Routes, b.Link.Routes) && slices.Equal(a.Link.Known, b.Link.Known) &&
-		a.paths == b.paths
+		slices.Equal(a.Keys, b.Keys) && maps.Equal(a.Link.Tables, b.Link.Tables) && slices.Equal(a.Link.Routes, b.Link.Routes) &&
+		// What the owner knows counts only while the link has the address that it is for.
+		slices.Equal(knownRoutes(a.Link), knownRoutes(b.Link)) && a.paths == b.paths
 }
 
 // opened adds the rungs of openings for a source. In front of them are those of what is

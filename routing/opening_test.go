@@ -218,6 +218,67 @@ func innerNetworks(t *testing.T, lift func(*host)) {
 	h.hop(t, "192.0.2.10", "10.201.1.1", 4)
 }
 
+// TestOpeningsFollowFacts: a link changes in nothing but what decides about openings, or
+// about what is nested in them.
+func TestOpeningsFollowFacts(t *testing.T) {
+	t.Parallel()
+	lan := func(more ...part) routing.Link {
+		return lan0(append([]part{
+			route("10.0.0.0/8", "10.0.0.254", 102), linkLocal("fe80::4/64"), address("2001:db8:1::1/64", 102), route(default6, "fe80::99", 102),
+		}, more...)...)
+	}
+	inner := func(host string) routing.Link {
+		return link(3, "wan1", address("198.51.100.30/24", 101), bare(host+"/24"), route(default4, "198.51.100.1", 101), known("10.91.0.0/16", "198.51.100.2", "198.51.100.20"))
+	}
+	only6 := func(more ...part) routing.Link {
+		return link(3, "wan1", append([]part{address("2001:db8:b::10/64", 101), route(default6, "fe80::2", 101), known("10.91.0.0/16", "198.51.100.2", "")}, more...)...)
+	}
+	for name, tt := range map[string]struct {
+		before, after routing.Link
+		others        []routing.Link
+	}{
+		"the address of a known route goes":  {inner("198.51.100.20"), inner("198.51.100.21"), []routing.Link{wan6(), lan()}},
+		"the address of a known route comes": {inner("198.51.100.21"), inner("198.51.100.20"), []routing.Link{wan6(), lan()}},
+		"a family without an address is left alone": {
+			only6(), only6(intent(routing.IPv4, routing.Intent{LeaveAlone: "its owner says so"})), []routing.Link{wan6(), lan()},
+		},
+		"a link becomes never a default": {
+			lan(gatewayHint("10.0.0.254")), lan(intent(routing.IPv4, routing.Intent{Gateway: addr("10.0.0.254"), NeverDefault: true})),
+			[]routing.Link{wan6(), inner("198.51.100.20")},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ls := leases{}
+			leased := func(l routing.Link) routing.Link {
+				l.Tables = ls.of(l)
+				return l
+			}
+			var all []routing.Link
+			for _, l := range tt.others {
+				all = append(all, leased(l))
+			}
+			before, after := leased(tt.before), leased(tt.after)
+			p := routing.Plan(policy, append(slices.Clip(all), before))
+			was := slices.Collect(p.Rules())
+			p.Set(after)
+			samePlan(t, routing.Plan(policy, append(slices.Clip(all), after)), p)
+			about := func(rules []routing.PlannedRule) int {
+				n := 0
+				for _, r := range rules {
+					if r.Rule.Priority == routing.PriorityNested || r.Rule.Priority == routing.PriorityOpening {
+						n++
+					}
+				}
+				return n
+			}
+			if now := about(slices.Collect(p.Rules())); now == about(was) {
+				t.Errorf("%d rungs of openings before and after: the case tests nothing", now)
+			}
+		})
+	}
+}
+
 // TestTooManyOpenings: beyond a bound the networks are hidden, as those of uplinks are,
 // and the link says so.
 func TestTooManyOpenings(t *testing.T) {

@@ -448,17 +448,22 @@ func comparePlanned(a, b PlannedRule) int {
 	return compareSelectors(&a.Rule, &b.Rule)
 }
 
-// compareSelectors orders rules of one priority that nothing else orders.
+// compareSelectors orders rules of one priority that nothing else orders. It finds an order
+// for any two rules, so that the same plan and the same kernel give the same pass.
 func compareSelectors(a, b *Rule) int {
 	if c := cmp.Compare(a.Table, b.Table); c != 0 {
 		return c
 	}
-	return cmp.Or(
+	if c := cmp.Or(
 		a.From.Compare(b.From),
 		a.To.Compare(b.To),
 		cmp.Compare(a.OIF, b.OIF),
 		cmp.Compare(a.IIF, b.IIF),
-	)
+	); c != 0 || *a == *b {
+		return c
+	}
+	// Few rules differ in nothing but their other words: a suppressor, a mark, ports.
+	return cmp.Compare(a.String(), b.String())
 }
 
 // Routes yields the routes that must exist, in the order in which they can be
