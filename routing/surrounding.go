@@ -55,6 +55,8 @@ func (s *surrounding) known() []TableID { return append(slices.Clip(s.tunnels), 
 // A step leads bound traffic over the rules that the kernel numbered below ours.
 type step struct {
 	priority, target Priority
+	// apart says that its rules must be told from gotos in front of them: see tellApart.
+	apart bool
 }
 
 func (s step) stands() bool { return s.priority != 0 }
@@ -75,6 +77,9 @@ func (s *surrounding) atStep(r Rule) Rule {
 func (s *surrounding) stepOver(r Rule) Rule {
 	r = s.atStep(r)
 	r.Action, r.Goto = ActionGoto, s.step.target
+	if s.step.apart {
+		r.SuppressPrefixLength = Some(r.word())
+	}
 	return r
 }
 
@@ -140,6 +145,10 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		rules, missed := p.lift(f, others)
 		lifts, s.overtaken = append(lifts, rules...), append(s.overtaken, missed...)
 	}
+	tellApart(lifts, others)
+	s.step.apart = slices.ContainsFunc(lifts, func(r PlannedRule) bool {
+		return r.Rule.Priority == s.step.priority && r.Rule.Action == ActionGoto && (r.Rule.OIF != "" || r.Rule.IIF != "")
+	})
 	if s.step.stands() && slices.ContainsFunc(lifts, func(r PlannedRule) bool { return r.Rule.Goto == s.step.priority }) {
 		// Without an uplink there is no step, and a goto that leads nowhere does nothing:
 		// all would be taken for whom the complement leaves.
