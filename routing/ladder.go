@@ -60,18 +60,18 @@ func Ladder() []Rung {
 		{
 			Name: "step", First: lowestStep, Last: PriorityKnown - 1, Decision: StepOver,
 			Rule: "from SOURCE iif lo goto LOWEST, oif LINK goto LOWEST",
-			Per:  "source and device of an uplink, while a rule stands in front that the kernel numbered",
-			Why:  "a rule that selects nothing and that the kernel numbered would stand behind the ladder, had it come before us: the order of starts must not matter. Rules of others that would come before it without us are said again in front of it",
+			Per:  "source and device of an uplink, while a rule that the kernel numbered is in front",
+			Why:  "the kernel numbers a rule that comes without a priority. If it selects nothing, it must have the same effect whether it came before us or after us. Rules of other programs that precede it without us are repeated in front of it",
 		},
 		{
 			Name: "local", First: PriorityLocal, Last: PriorityLocal, Decision: KeepLocal,
-			Rule: "from SOURCE lookup local, oif LINK lookup local", Per: "source and device, where the kernel's rule for local does not stand before the ladder",
+			Rule: "from SOURCE lookup local, oif LINK lookup local", Per: "source and device, if the kernel's rule for local is not in front of the ladder",
 			Why: "VRF set-ups move the rule of local to 32765: the host would look for its own addresses on the link",
 		},
 		{
 			Name: "lift", First: PriorityLift, Last: priorityLastLift, Decision: LiftForeign,
-			Rule: "SELECTORS goto P", Per: "rule of somebody else behind it that selects",
-			Why: "whoever selects packets by mark, user, protocol, port, interface, source or destination keeps his say",
+			Rule: "SELECTORS goto P", Per: "rule of another program behind it that selects",
+			Why: "a rule that selects packets by mark, user, protocol, port, interface, source or destination keeps its effect",
 		},
 		{
 			Name: "overlap", First: PriorityOverlap, Last: PriorityOverlap, Decision: KeepOverlap,
@@ -81,13 +81,13 @@ func Ladder() []Rung {
 		{
 			Name: "known", First: PriorityKnown, Last: PriorityKnown, Decision: KeepKnown,
 			Rule: "from SOURCE lookup main suppress_prefixlength 7 suppress_ifgroup UPLINKS",
-			Per:  "source; and for each table of a rule of somebody else that selects nothing",
+			Per:  "source; and for each table of a rule of another program that selects nothing",
 			Why:  "bound traffic reaches containers, VPN networks and LANs as main knows them, but nothing that is a default in pieces",
 		},
 		{
 			Name: "nested", First: PriorityNested, Last: PriorityNested, Decision: KeepKnown,
 			Rule: "from SOURCE to PREFIX lookup T suppress_prefixlength LEN, from SOURCE to PREFIX lookup T",
-			Per:  "source, and network of a link in the group of uplinks that lies inside of one behind an opening",
+			Per:  "source, and network of a link in the group of uplinks, if it lies inside a network behind an opening",
 			Why:  "main leads into the inner network, and the table of the opening knows the outer one alone",
 		},
 		{
@@ -112,12 +112,12 @@ func Ladder() []Rung {
 		},
 		{
 			Name: "source", First: PrioritySource, Last: PrioritySource, Decision: FollowSource,
-			Rule: "from SOURCE lookup T", Per: "source", Why: "the main thing: a packet leaves by the link whose address it carries",
+			Rule: "from SOURCE lookup T", Per: "source", Why: "a packet leaves by the link whose address it carries",
 		},
 		{
 			Name: "unreachable", First: PriorityUnreachable, Last: PriorityUnreachable, Decision: NeverStray,
 			Rule: "from SOURCE unreachable", Per: "source of an uplink that is the host's own",
-			Why: "the kernel empties T by itself when the link goes down: for that moment the packet must die here and not leave by another provider",
+			Why: "the kernel empties T when the link goes down: then the packet must be refused here, and not leave by another provider",
 		},
 		{
 			Name: "twin", First: PriorityTwin, Last: PriorityTwin, Decision: ReachTwin,
@@ -136,7 +136,7 @@ func Ladder() []Rung {
 		{
 			Name: "again", First: PriorityAgain, Last: PriorityAgain, Decision: Again, Behind: true,
 			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands",
-			Why: "a lifted rule that has no answer goes on behind the ladder: traffic bound to a source or a device must find its link there",
+			Why: "if a lifted rule has no answer, the lookup continues behind the ladder: traffic bound to a source or a device must find its link there",
 		},
 		{
 			Name: "last resort", First: PriorityMatchAll, Last: PriorityMatchAll, Decision: LastResort,
