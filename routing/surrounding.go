@@ -320,6 +320,15 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 			target = before.ahead()
 		} else if overtakes && before.ahead() == p.behind && at < p.behind {
 			target = p.behind // It stands further in front than what is said again.
+			if !r.needsTwo() {
+				// What is said again may have no answer: then it goes on to the numbered
+				// rule, and not over it with the step.
+				for _, w := range disguised(r) {
+					yields := w.MeantBy(r)
+					w.Priority, w.Goto = p.behind, before.Rule.Priority
+					add(w, r, yields)
+				}
+			}
 		} else if overtakes && before.ahead() == p.behind {
 			// What is said again for everybody stands behind the lifts.
 			again, missed := before.again(f, r, others)
