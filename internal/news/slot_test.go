@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,11 +37,21 @@ func TestSlot(t *testing.T) {
 		}
 		s.Put(1)
 		s.Put(2)
-		var got []int
+		var (
+			mu  sync.Mutex
+			got []int
+		)
+		dealt := func() []int {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(got)
+		}
 		ended := make(chan error)
 		go func() {
 			ended <- s.Follow(ctx, time.Minute, func(_ context.Context, n int) error {
 				time.Sleep(time.Second) //nolint:forbidigo // the clock is that of the bubble
+				mu.Lock()
+				defer mu.Unlock()
 				if got = append(got, n); n == 2 && len(got) < 3 {
 					return errors.New("not yet")
 				}
@@ -49,19 +60,19 @@ func TestSlot(t *testing.T) {
 		}()
 		began := time.Now()
 		s.Idle(ctx)
-		if took := time.Since(began); took != time.Second || !slices.Equal(got, []int{2}) {
-			t.Errorf("idle after %v, with %v", took, got)
+		if took := time.Since(began); took != time.Second || !slices.Equal(dealt(), []int{2}) {
+			t.Errorf("idle after %v, with %v", took, dealt())
 		}
 		<-time.After(3 * time.Minute)
 		synctest.Wait()
-		if !slices.Equal(got, []int{2, 2, 2}) {
-			t.Errorf("a value that fails twice was dealt with as %v", got)
+		if !slices.Equal(dealt(), []int{2, 2, 2}) {
+			t.Errorf("a value that fails twice was dealt with as %v", dealt())
 		}
 		s.Put(3)
 		s.Idle(ctx)
 		cancel()
-		if err := <-ended; err != nil || !slices.Equal(got, []int{2, 2, 2, 3}) {
-			t.Errorf("in the end %v, %v", got, err)
+		if err := <-ended; err != nil || !slices.Equal(dealt(), []int{2, 2, 2, 3}) {
+			t.Errorf("in the end %v, %v", dealt(), err)
 		}
 	})
 }
