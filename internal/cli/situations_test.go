@@ -23,7 +23,6 @@ import (
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -47,7 +46,7 @@ type situation struct {
 	off      offswitch.State
 	links    []routing.Link
 	claims   map[string]reconcile.Claim
-	others   []kernel.Link
+	others   []routing.Interface
 	rules    [2][]routing.ForeignRule
 	unbound  map[routing.Family]status.Unbound
 	strays   []outcome.Stray
@@ -88,7 +87,7 @@ func (s *situation) link(l routing.Link, profile, kind string) {
 }
 
 func (s *situation) other(name string, index int, why, kind string) {
-	s.others = append(s.others, kernel.Link{Name: name, Index: index, Up: true, Carrier: true})
+	s.others = append(s.others, routing.Interface{Name: name, Index: index, Up: true, Carrier: true})
 	if why != "" {
 		s.claims[name] = reconcile.Claim{Why: why, Type: kind}
 	}
@@ -160,7 +159,7 @@ func (s *situation) view() *view.View {
 	var v *view.View
 	if s.stopped {
 		v = &view.View{
-			Policy: policy, Planner: planner, Links: map[string]kernel.Link{}, Claims: s.claims, NM: nm.Snapshot{Status: s.manager}, Off: s.off,
+			Policy: policy, Planner: planner, Links: map[string]routing.Interface{}, Claims: s.claims, NM: nm.Snapshot{Status: s.manager}, Off: s.off,
 			NoManager: s.alone, LeasesUnread: s.unread, Unit: s.unit, Start: s.start,
 		}
 		for _, l := range append(s.linkFacts(), s.others...) {
@@ -185,10 +184,10 @@ func (s *situation) view() *view.View {
 	return v
 }
 
-func (s *situation) linkFacts() []kernel.Link {
-	out := make([]kernel.Link, 0, len(s.links))
+func (s *situation) linkFacts() []routing.Interface {
+	out := make([]routing.Interface, 0, len(s.links))
 	for _, l := range s.links {
-		out = append(out, kernel.Link{Name: l.Name, Index: l.Index, Up: l.Up, Carrier: s.carrier[l.Name], Group: l.Group, Addresses: l.Addresses})
+		out = append(out, routing.Interface{Name: l.Name, Index: l.Index, Up: l.Up, Carrier: s.carrier[l.Name], Group: l.Group, Addresses: l.Addresses})
 	}
 	return out
 }
@@ -383,7 +382,7 @@ func (s *situation) switchOff(names ...string) {
 		i := slices.IndexFunc(s.links, func(l routing.Link) bool { return l.Name == name })
 		l := s.links[i]
 		s.links = slices.Delete(s.links, i, i+1)
-		s.others = append(s.others, kernel.Link{Name: name, Index: l.Index, Up: true, Carrier: true, Addresses: l.Addresses})
+		s.others = append(s.others, routing.Interface{Name: name, Index: l.Index, Up: true, Carrier: true, Addresses: l.Addresses})
 		s.claims[name] = reconcile.Claim{Why: why, Profile: s.claims[name].Profile, Type: s.claims[name].Type}
 	}
 }

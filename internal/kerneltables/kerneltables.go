@@ -86,7 +86,7 @@ func (s *Tables) Of(name string, index int, f routing.Family) []routing.TableID 
 }
 
 // Any reports whether an interface has a table.
-func (s *Tables) Any(l kernel.Link) bool {
+func (s *Tables) Any(l routing.Interface) bool {
 	return len(s.Of(l.Name, l.Index, routing.IPv4)) > 0 || len(s.Of(l.Name, l.Index, routing.IPv6)) > 0
 }
 

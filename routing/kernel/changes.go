@@ -1,10 +1,5 @@
 package kernel
 
-import "multihomed/routing"
-
-// A Link is an interface as the kernel has it.
-type Link = routing.Interface
-
 // A cause is why something changed.
 type cause struct {
 	// port is the netlink port of whoever asked for it, zero for the kernel.

@@ -19,7 +19,6 @@ import (
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -528,9 +527,9 @@ func TestOwners(t *testing.T) {
 		v.NoManager = alone
 		v.NM.Status = nm.Status{Absent: true}
 		for i, name := range []string{"ens3", "ens4"} {
-			v.Links[name] = kernel.Link{Index: 70 + i, Name: name, Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("192.0.2.5/24")}}}
+			v.Links[name] = routing.Interface{Index: 70 + i, Name: name, Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("192.0.2.5/24")}}}
 		}
-		v.Links["docker0"] = kernel.Link{Index: 80, Name: "docker0", Kind: "bridge", Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("172.17.0.1/16")}}}
+		v.Links["docker0"] = routing.Interface{Index: 80, Name: "docker0", Kind: "bridge", Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("172.17.0.1/16")}}}
 		return v
 	}
 	ours := want{code: "networkd", severity: routing.Warning, text: []string{"systemd-networkd is running"}, fix: "restart systemd-networkd"}

@@ -11,7 +11,6 @@ import (
 	"multihomed/internal/status/outcome"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -87,7 +86,7 @@ func idle(v *view.View) bool {
 // isOrphan reports whether an interface has addresses that reach other hosts, and
 // nobody claims it. Ports have their addresses on the bridge; tunnels and the like
 // are no links.
-func isOrphan(v *view.View, l kernel.Link) bool {
+func isOrphan(v *view.View, l routing.Interface) bool {
 	if _, claimed := v.ClaimOf(l); claimed || l.Master != 0 || l.PointToPoint || l.Kind != "" && l.Kind != "vlan" && l.Kind != "bond" {
 		return false
 	}
@@ -101,7 +100,7 @@ func isOrphan(v *view.View, l kernel.Link) bool {
 }
 
 // managerOf names who manages an interface, empty if that is not known.
-func managerOf(f files, l kernel.Link) string {
+func managerOf(f files, l routing.Interface) string {
 	if networkdOwns(f, l.Index) {
 		return networkd
 	}

@@ -14,7 +14,6 @@ import (
 	"multihomed/internal/status/view/viewtest"
 	"multihomed/nm"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -33,7 +32,7 @@ func snapshot(links int) *reconcile.Snapshot {
 	}
 	for plan := range p.Links() {
 		s.Interfaces = append(s.Interfaces, &reconcile.Interface{
-			Facts: kernel.Link{Index: plan.Link.Index, Name: plan.Link.Name, Up: true, Carrier: true, Group: plan.Link.Group}, IsLink: true, Plan: plan,
+			Facts: routing.Interface{Index: plan.Link.Index, Name: plan.Link.Name, Up: true, Carrier: true, Group: plan.Link.Group}, IsLink: true, Plan: plan,
 		})
 	}
 	for i, f := range routing.Families() {

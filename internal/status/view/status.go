@@ -9,7 +9,6 @@ import (
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -275,7 +274,7 @@ func othersOf(v *View) []status.Other {
 	return out
 }
 
-func whyNot(v *View, facts kernel.Link) string {
+func whyNot(v *View, facts routing.Interface) string {
 	claim, known := v.ClaimOf(facts)
 	switch {
 	case known && claim.Why != "":

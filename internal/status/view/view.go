@@ -17,7 +17,6 @@ import (
 	"multihomed/internal/unitfile"
 	"multihomed/nm"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -26,7 +25,7 @@ type View struct {
 	Policy  routing.Policy
 	Planner routing.Plans
 	// Links are the kernel's interfaces by name.
-	Links map[string]kernel.Link
+	Links map[string]routing.Interface
 	// Missing are the changes after which the kernel would be as planned. While NetworkManager is
 	// not known completely, no deletion is among them.
 	Missing []routing.Op
@@ -100,7 +99,7 @@ func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon Daemon, manag
 // NetworkManager says of itself.
 func Of(cfg config.Config, s *reconcile.Snapshot) *View {
 	v := &View{
-		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]kernel.Link, len(s.Interfaces)),
+		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]routing.Interface, len(s.Interfaces)),
 		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, Snapshot: s, Entries: Entries{cfg.Links, cfg.Include, cfg.Exclude},
 	}
 	for _, i := range s.Interfaces {
@@ -113,7 +112,7 @@ func Of(cfg config.Config, s *reconcile.Snapshot) *View {
 }
 
 // ClaimOf is the claim of an interface by its index, whatever its name is by now.
-func (v *View) ClaimOf(l kernel.Link) (reconcile.Claim, bool) {
+func (v *View) ClaimOf(l routing.Interface) (reconcile.Claim, bool) {
 	if v.Snapshot == nil {
 		claim, claimed := v.Claims[l.Name]
 		return claim, claimed

@@ -8,7 +8,6 @@ import (
 	"multihomed/internal/status/view"
 	"multihomed/nm"
 	"multihomed/routing"
-	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 )
 
@@ -18,7 +17,7 @@ func Of(links ...routing.Link) *view.View {
 	policy := routing.DefaultPolicy()
 	table := policy.Tables.First
 	v := &view.View{
-		Policy: policy, Links: map[string]kernel.Link{}, Claims: map[string]reconcile.Claim{},
+		Policy: policy, Links: map[string]routing.Interface{}, Claims: map[string]reconcile.Claim{},
 		ForeignIn: map[routing.TableID]string{},
 		Running:   true, Daemon: view.Daemon{Ready: true},
 		NM: nm.Snapshot{Status: nm.Status{Running: true, Complete: true}},
@@ -33,7 +32,7 @@ func Of(links ...routing.Link) *view.View {
 				table++
 			}
 		}
-		v.Links[l.Name] = kernel.Link{Index: l.Index, Name: l.Name, Up: l.Up, Carrier: true}
+		v.Links[l.Name] = routing.Interface{Index: l.Index, Name: l.Name, Up: l.Up, Carrier: true}
 		v.Claims[l.Name] = reconcile.Claim{Standing: reconcile.Link}
 		planner.Set(l)
 	}
