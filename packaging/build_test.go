@@ -140,7 +140,7 @@ func TestRPM(t *testing.T) {
 	script("POSTUN", "1")
 	s.active()
 	script("PREUN", "0")
-	s.run("sh", "-c", "rm $(tar -tf /root/payload.tar | grep -v '/$' | sed 's,^\\./,/,;s,^\\([^/]\\),/\\1,')")
+	s.run("sh", "-c", "rm -f $(tar -tf /root/payload.tar | grep -v '/$' | sed 's,^\\./,/,;s,^\\([^/]\\),/\\1,')")
 	script("POSTUN", "0")
 	if state, err := s.Run(t.Context(), "systemctl", "is-active", "multihomed.service"); err == nil {
 		t.Errorf("the service is %s", state)

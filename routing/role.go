@@ -1,15 +1,19 @@
 package routing
 
-import "slices"
+import (
+	"net/netip"
+	"slices"
+)
 
 // RoleOf decides whether a link is an uplink in a family, and says why: it is one if
 // main has a default route of the family through it, or a gateway is known. A route
 // with a next hop does not make one: a LAN with a static route, with a Thread border
 // router or with routes of BGP is a local link, and what it has of others' addresses is
-// main's business. The default of one family says nothing of the other, whatever addresses
-// the link has: a LAN may have an IPv6 router, or somebody who sends advertisements by
+// main's business. The default of one family says nothing of addresses in the other that
+// somebody set: a LAN may have an IPv6 router, or somebody who sends advertisements by
 // mistake, while this host is the way out for its IPv4; an IPv4 uplink may have a network
-// of IPv6 that a tunnel leads to.
+// of IPv6 that a tunnel leads to. Global addresses that the network itself gave are those of
+// an uplink in either family: other providers drop what carries them.
 //
 // Once an uplink by a default, a link stays one until its addresses, its profile or
 // the interface go. A router whose lifetime ended may come again, and the rule that
@@ -19,10 +23,32 @@ import "slices"
 // known to be none: its address comes before its gateway.
 func RoleOf(l Link, f Family) (Role, string) {
 	role, why := knownRole(l, f)
+	if other := otherFamily(f); role == Local && l.Choice == ByFacts && l.Intents[f].LeaveAlone == "" && givenByProvider(l, f) {
+		if its, _ := knownRole(l, other); its == Uplink {
+			return Uplink, "it is an uplink for " + other.Name() + ", and its network gave it an " + f.Name() + " address"
+		}
+	}
 	if role == Local && l.Pending && l.Choice == ByFacts && l.Intents[f].LeaveAlone == "" && !l.KnownLocal.In(f) {
 		return Uplink, "it is being brought up, and may get a default route"
 	}
 	return role, why
+}
+
+func otherFamily(f Family) Family {
+	if f == IPv4 {
+		return IPv6
+	}
+	return IPv4
+}
+
+// givenByProvider reports whether the network gave a link an address of a family that is
+// not for use inside a site (RFC 1918, RFC 4193, RFC 6598).
+func givenByProvider(l Link, f Family) bool {
+	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64}), 10)
+	return l.Automatic(f) && slices.ContainsFunc(l.Addresses, func(a Address) bool {
+		own := a.Prefix.Addr()
+		return FamilyOf(own) == f && TakesPart(l, a) && own.IsGlobalUnicast() && !own.IsPrivate() && !shared.Contains(own)
+	})
 }
 
 // knownRole is the role by what is known, whatever may come.

@@ -87,7 +87,9 @@ func refusal(foreign []routing.ForeignRule, refused []routing.Unanswered, asked 
 		case answer.Outcome == lookup.Rejected && found == (routing.Refusal{}):
 			found = byRoute(answer.Route)
 		case answer.Outcome == lookup.NoRoute && r.Main != (routing.Route{}):
-			return withoutMain(steps)
+			if slices.ContainsFunc(rules, func(r routing.Rule) bool { return r.Action == routing.ActionLookup && r.Table == routing.TableMain }) {
+				return withoutMain(steps)
+			}
 		}
 	}
 	return found
@@ -118,7 +120,9 @@ func to(p netip.Prefix) string {
 	return p.String()
 }
 
-// withoutMain is the refusal where main has a default that no rule takes.
+// withoutMain is the refusal where main has a default, and the rule that reads main leaves it
+// out, is not for everybody or is led over. A host without any rule that reads main is none:
+// nobody refuses there, and bound traffic keeps its link.
 func withoutMain(steps []lookup.Step) routing.Refusal {
 	fix := fmt.Sprintf("ip -6 rule add pref %d lookup main", routing.PriorityMain)
 	for _, s := range steps {
@@ -126,7 +130,7 @@ func withoutMain(steps []lookup.Step) routing.Refusal {
 			return routing.Refusal{By: fmt.Sprintf("the rule %q, which leaves out the default route of main,", s.Rule), Object: s.Rule.String(), Devices: true, Fix: fix}
 		}
 	}
-	return routing.Refusal{By: "the lack of a rule that reads main", Object: "ip -6 rule", Devices: true, Fix: fix}
+	return routing.Refusal{By: "the lack of a rule that reads main for everybody", Object: "ip -6 rule", Devices: true, Fix: fix}
 }
 
 // logAside says which sources of a link step aside from now on, and which no longer do.
