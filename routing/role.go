@@ -1,9 +1,6 @@
 package routing
 
-import (
-	"net/netip"
-	"slices"
-)
+import "slices"
 
 // RoleOf decides whether a link is an uplink in a family, and says why: it is one if
 // main has a default route of the family through it, or a gateway is known. A route
@@ -42,12 +39,12 @@ func otherFamily(f Family) Family {
 }
 
 // givenByProvider reports whether the network gave a link an address of a family that is
-// not for use inside a site (RFC 1918, RFC 4193, RFC 6598).
+// not for use inside a site (RFC 1918, RFC 4193). One of RFC 6598 is a provider's, unless
+// somebody set it.
 func givenByProvider(l Link, f Family) bool {
-	shared := netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64}), 10)
 	return l.Automatic(f) && slices.ContainsFunc(l.Addresses, func(a Address) bool {
 		own := a.Prefix.Addr()
-		return FamilyOf(own) == f && TakesPart(l, a) && own.IsGlobalUnicast() && !own.IsPrivate() && !shared.Contains(own)
+		return FamilyOf(own) == f && TakesPart(l, a) && own.IsGlobalUnicast() && !own.IsPrivate()
 	})
 }
 
