@@ -49,7 +49,7 @@ func TestSlot(t *testing.T) {
 		ended := make(chan error)
 		go func() {
 			ended <- s.Follow(ctx, time.Minute, func(_ context.Context, n int) error {
-				time.Sleep(time.Second) //nolint:forbidigo // the clock is that of the bubble
+				<-time.After(time.Second)
 				mu.Lock()
 				defer mu.Unlock()
 				if got = append(got, n); n == 2 && len(got) < 3 {
