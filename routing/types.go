@@ -64,6 +64,14 @@ func (f Family) Name() string {
 	return "IPv6"
 }
 
+// Flag is how ip(8) takes the family.
+func (f Family) Flag() string {
+	if f == IPv4 {
+		return "-4"
+	}
+	return "-6"
+}
+
 func (f Family) String() string {
 	switch f {
 	case IPv4:

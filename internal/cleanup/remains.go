@@ -215,17 +215,11 @@ func (r *Remains) Text(op routing.Op) string {
 		})
 		return printable(out)
 	}
-	flag := func(f routing.Family) string {
-		if f == routing.IPv6 {
-			return "-6"
-		}
-		return "-4"
-	}
 	switch op.Verb {
 	case routing.DeleteRule:
-		return flag(op.Rule.Family) + " rule " + printable(op.Rule.String())
+		return op.Rule.Family.Flag() + " rule " + printable(op.Rule.String())
 	case routing.DeleteRoute:
-		return flag(op.Route.Family) + " route " + op.Route.Text(name(op.Route.Device))
+		return op.Route.Family.Flag() + " route " + op.Route.Text(name(op.Route.Device))
 	default:
 		return "link " + name(op.Index) + " group"
 	}

@@ -326,8 +326,8 @@ func (m *migration) leftovers(ctx context.Context) error {
 		m.say("    %s", deleteRule(r))
 	}
 	for _, t := range tables {
-		for _, f := range []string{"-4", "-6"} {
-			m.say("    ip %s route flush table %d protocol boot", f, uint32(t))
+		for _, f := range routing.Families() {
+			m.say("    ip %s route flush table %d protocol boot", f.Flag(), uint32(t))
 		}
 	}
 	return nil
@@ -335,7 +335,7 @@ func (m *migration) leftovers(ctx context.Context) error {
 
 // deleteRule is the command that deletes a rule.
 func deleteRule(r routing.Rule) string {
-	words := []string{"ip", familyFlag(r.Family.String()), "rule", "del", "priority", strconv.FormatUint(uint64(r.Priority), 10)}
+	words := []string{"ip", r.Family.Flag(), "rule", "del", "priority", strconv.FormatUint(uint64(r.Priority), 10)}
 	if r.IIF != "" {
 		words = append(words, "iif", clean(r.IIF))
 	}

@@ -27,14 +27,10 @@ func checkMainRule(v *view.View, _ files) []routing.Problem {
 			out = append(out, p)
 			continue
 		}
-		flag := "-4"
-		if f == routing.IPv6 {
-			flag = "-6"
-		}
 		out = append(out, routing.Problem{
 			Severity: routing.Warning,
 			Text:     missing + ": traffic that is bound to no link uses neither the networks nor the default route of the main table" + leavesAnyway(v, f),
-			Fix:      fmt.Sprintf("ip %s rule add from all lookup main priority %d", flag, routing.PriorityMain),
+			Fix:      fmt.Sprintf("ip %s rule add from all lookup main priority %d", f.Flag(), routing.PriorityMain),
 		})
 	}
 	return out

@@ -155,10 +155,6 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 		}
 		what = fmt.Sprintf("%d of %d parts of the internet: traffic bound to %s %s when it goes there", parts, all, listed(links), where)
 	}
-	flag := "-4"
-	if b.family == routing.IPv6 {
-		flag = "-6"
-	}
 	switch b.code {
 	case RuleAhead:
 		if b.piece {
@@ -171,19 +167,19 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 			what = "its table has routes to " + what
 		}
 		out.Text = fmt.Sprintf("the %s rule %q is not of multihomed and selects packets of links: %s", b.family, b.object, what)
-		out.Fix = fmt.Sprintf("if that is not intended: ip %s rule del priority %d", flag, b.rule.Priority)
+		out.Fix = fmt.Sprintf("if that is not intended: ip %s rule del priority %d", b.family.Flag(), b.rule.Priority)
 	case RouteAhead:
 		out.Text = fmt.Sprintf("the main table has %s routes through %s to %s", b.family, b.device, what)
 		out.Fix = "give " + b.device + " one default route, or two of /1, in place of its list of routes (AllowedIPs of WireGuard)"
 	case RejectDefault:
 		out.Text = fmt.Sprintf("the main table has the %s route %q and no better default route: %s", b.family, b.object, what)
-		out.Fix = fmt.Sprintf("ip %s route del %s", flag, b.route)
+		out.Fix = fmt.Sprintf("ip %s route del %s", b.family.Flag(), b.route)
 	case GatewayElsewhere:
 		out.Text = fmt.Sprintf("the %s route %q of the %s table covers the gateway %s of %s: %s", b.family, b.object, b.table, b.gateway, listed(links), what)
-		out.Fix = b.uncover(flag)
+		out.Fix = b.uncover()
 	case TableInUse:
 		out.Text = fmt.Sprintf("the %s route %q is not of multihomed and is in its table: %s", b.family, b.object, what)
-		out.Fix = fmt.Sprintf("ip %s route del %s table %s", flag, b.route, b.table)
+		out.Fix = fmt.Sprintf("ip %s route del %s table %s", b.family.Flag(), b.route, b.table)
 	default:
 		out.Text = what
 		switch {
@@ -192,9 +188,9 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 			out.Fix = "systemctl restart multihomed"
 		case b.route != "":
 			out.Text = fmt.Sprintf("the %s route %q decides: %s", b.family, b.object, what)
-			out.Fix = fmt.Sprintf("see what the kernel does: ip %s route get %s %s", flag, first.To, sourceOf(first))
+			out.Fix = fmt.Sprintf("see what the kernel does: ip %s route get %s %s", b.family.Flag(), first.To, sourceOf(first))
 		default:
-			out.Fix = fmt.Sprintf("see what the kernel does: ip %s route get %s %s", flag, first.To, sourceOf(first))
+			out.Fix = fmt.Sprintf("see what the kernel does: ip %s route get %s %s", b.family.Flag(), first.To, sourceOf(first))
 		}
 	}
 	return out, true
@@ -202,10 +198,10 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 
 // uncover says how the route that covers a gateway goes away. One that the kernel made goes
 // with the address that it made it for.
-func (b blame) uncover(flag string) string {
+func (b blame) uncover() string {
 	switch {
 	case b.decides.Protocol != routing.ProtocolKernel:
-		return fmt.Sprintf("ip %s route del %s table %s", flag, b.route, b.table)
+		return fmt.Sprintf("ip %s route del %s table %s", b.family.Flag(), b.route, b.table)
 	case b.table == routing.TableLocal.String():
 		return fmt.Sprintf("take the address %s away from this host, or give the router another one", b.gateway)
 	default:
