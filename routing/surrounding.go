@@ -291,6 +291,14 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 			Reason: Reason{Decision: LiftForeign, Prefix: o.String()},
 		})
 	}
+	// lead makes the packets of a rule, said in other words, go on at a target.
+	lead := func(r Rule, at, target Priority) {
+		for _, w := range disguised(r) {
+			yields := w.MeantBy(r)
+			w.Priority, w.Goto = at, target
+			add(w, r, yields)
+		}
+	}
 	at := p.first
 	var unlifted []ForeignRule
 	lifted := map[Rule]struct{}{}
@@ -323,11 +331,7 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 			if !r.needsTwo() {
 				// What is said again may have no answer: then it goes on to the numbered
 				// rule, and not over it with the step.
-				for _, w := range disguised(r) {
-					yields := w.MeantBy(r)
-					w.Priority, w.Goto = p.behind, before.Rule.Priority
-					add(w, r, yields)
-				}
+				lead(r, p.behind, before.Rule.Priority)
 			}
 		} else if overtakes && before.ahead() == p.behind {
 			// What is said again for everybody stands behind the lifts.
@@ -357,11 +361,7 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 			at = next
 			continue
 		}
-		for _, w := range disguised(r) {
-			yields := w.MeantBy(r)
-			w.Priority, w.Goto = at, target
-			add(w, r, yields)
-		}
+		lead(r, at, target)
 	}
 	if !slices.ContainsFunc(out, func(r PlannedRule) bool { return r.Rule.Priority == at }) {
 		// The last was a complement: it leads to what stands behind the point.
