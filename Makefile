@@ -31,8 +31,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) vet -tags debiankernel ./...
 	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v '^multihomed/test/\(hosts\|vm\)')
-	# Whole hosts and virtual machines run one after the other, because two cores must do.
-	$(GO) test -p 1 -timeout 25m ./test/hosts/... ./test/vm
+	# A virtual machine keeps a core busy, and two cores must do.
+	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
