@@ -18,7 +18,7 @@ func StandingFailover(f routing.Failover) Failover { return standing{f} }
 
 type standing struct{ facts routing.Failover }
 
-func (standing) Changed() <-chan struct{}      { return nil }
+func (standing) Changed() <-chan struct{}     { return nil }
 func (s standing) Failover() routing.Failover { return s.facts }
 
 // judged is readable when there are new facts of failover; nil if nobody judges.
