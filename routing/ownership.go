@@ -24,6 +24,11 @@ func (o Ownership) OwnsTable(t TableID) bool {
 	return false
 }
 
+// FailoverTable is [Policy.FailoverTable].
+func (o Ownership) FailoverTable() (TableID, bool) {
+	return o.Tables.Last, o.Tables.First < o.Tables.Last
+}
+
 // OwnsRule reports whether a rule is ours: it carries our protocol and stands on a
 // rung of the ladder, leads to one of our tables, or lifts a rule of somebody else,
 // which is done wherever such rules stand.
@@ -54,7 +59,16 @@ func (r Rule) LeadsTo() (TableID, bool) {
 	case 0, TableMain, TableLocal, TableDefault:
 		return 0, false
 	}
+	if _, reads := r.ReadsFailover(); reads {
+		return 0, false
+	}
 	return r.Table, r.Action == ActionLookup && !r.SuppressPrefixLength.Set && !r.SuppressGroup.Set
+}
+
+// ReadsFailover returns table F, if the rule is the one of ours that leads unbound traffic
+// there.
+func (r Rule) ReadsFailover() (TableID, bool) {
+	return r.Table, r.ofFailover() && r.Table != TableMain
 }
 
 // Ownership is what the policy makes ours.

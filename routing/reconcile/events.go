@@ -32,6 +32,9 @@ func (l *Loop) takeClaims(ctx context.Context) {
 		l.owned.set(name, nil)
 		l.Mirror.View(func(k State) { l.claimChanged(l.remove(k, name)) })
 	}
+	if len(c.Changed)+len(c.Removed) > 0 {
+		l.doubtFailover()
+	}
 	if c.Complete && !l.complete {
 		// What nobody asked for while knowledge was incomplete may go now.
 		l.everything()
@@ -132,6 +135,10 @@ func (l *Loop) takeChanges(ctx context.Context) {
 		l.takeForeign(ctx)
 	}
 	l.doubtTables(c.All, c.Tables)
+	if table, _ := l.Policy.FailoverTable(); c.All || contains(c.Tables, table) {
+		l.doubtFailover()
+	}
+	l.takeDefaults(c.All, c.Defaults)
 	l.takeElsewhere(c.Elsewhere)
 	l.unasked = l.unasked || c.All || c.Unbound || len(c.Links) > 0 || len(c.ForeignRules) > 0
 	if c.All || len(c.Links) > 0 {
