@@ -17,6 +17,8 @@ import (
 	"net/netip"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Limits of the protocol. A request that exceeds them does not encode.
@@ -33,6 +35,15 @@ const (
 
 // Time is a time of CLOCK_MONOTONIC, in nanoseconds (clock_gettime(2)). It is never negative.
 type Time int64
+
+// Now reads the clock.
+func Now() Time {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &t); err != nil {
+		panic(err) // Every kernel has this clock.
+	}
+	return Time(t.Nano())
+}
 
 // Add returns the time d later.
 func (t Time) Add(d time.Duration) Time { return t + Time(d) }
