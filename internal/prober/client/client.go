@@ -348,7 +348,8 @@ func (c *conn) take(report wire.Report, horizon wire.Time) (wire.Request, error)
 			return is && o.sent == 0
 		}
 	case wire.Answered:
-		id, at, fits = r.ID, r.At, sent
+		id, at = r.ID, r.At
+		fits = func(request wire.Request, o *open) bool { return sent(request, o) && r.RTT <= at.Sub(o.sent) }
 	case wire.Failed:
 		id, at, fits = r.ID, r.At, sent
 	case wire.Unsent:

@@ -32,10 +32,12 @@ type (
 		ID uint64
 		At time.Time
 	}
-	// Answered is the last report of a probe: the target answered.
+	// Answered is the last report of a probe: the target answered. RTT is 0 if the prober cannot say
+	// how long it took; see [wire.Answered].
 	Answered struct {
-		ID uint64
-		At time.Time
+		ID  uint64
+		At  time.Time
+		RTT time.Duration
 	}
 	// Failed is the last report of a probe: it was sent, and gets no answer. Err wraps a
 	// [syscall.Errno], which is ETIMEDOUT after [wire.Lifetime].
@@ -79,7 +81,7 @@ func (c *Client) event(report wire.Report, request wire.Request, horizon wire.Ti
 	case wire.Sent:
 		e.Report = Sent{ID: r.ID, At: c.clock.time(r.At)}
 	case wire.Answered:
-		e.Report = Answered{ID: r.ID, At: c.clock.time(r.At)}
+		e.Report = Answered{ID: r.ID, At: c.clock.time(r.At), RTT: r.RTT}
 	case wire.Failed:
 		e.Report = Failed{ID: r.ID, At: c.clock.time(r.At), Err: fmt.Errorf("no answer: %w", r.Errno)}
 	case wire.Unsent:

@@ -38,6 +38,7 @@ const maxErrno = 4095
 //	  Probe: kind, device (4), source, target's address, target's port (2)
 //	  Look:  list of (address, device), list of (address, bits), list of device
 //	report:  version, type, ID, horizon (8), at (8), then for
+//	  Answered: round trip (8)
 //	  Failed, Unsent: error number (2)
 //	  Looked: list of (count (4), proof (8), silence (8)), list of (rx (8), tx (8))
 
@@ -185,10 +186,27 @@ func (p Ping) request(w *writer) error {
 }
 
 func (s Sent) report(w *writer) error     { return w.reportHead(typeSent, s.ID, s.At) }
-func (a Answered) report(w *writer) error { return w.reportHead(typeAnswered, a.ID, a.At) }
 func (p Pong) report(w *writer) error     { return w.reportHead(typePong, p.ID, p.At) }
 func (f Failed) report(w *writer) error   { return w.failure(typeFailed, f.ID, f.At, f.Errno) }
 func (u Unsent) report(w *writer) error   { return w.failure(typeUnsent, u.ID, u.At, u.Errno) }
+
+func (a Answered) report(w *writer) error {
+	if err := a.check(); err != nil {
+		return err
+	}
+	if err := w.reportHead(typeAnswered, a.ID, a.At); err != nil {
+		return err
+	}
+	w.number(uint64(a.RTT)) //nolint:gosec // Checked.
+	return nil
+}
+
+func (a Answered) check() error {
+	if a.RTT < 0 || Time(a.RTT) > a.At {
+		return fmt.Errorf("a round trip of %v, at %d", a.RTT, a.At)
+	}
+	return nil
+}
 
 func (l Looked) report(w *writer) error {
 	if err := l.check(); err != nil {
@@ -314,7 +332,8 @@ func (r *reader) report() (Report, Time, error) {
 	case typeSent:
 		return Sent{ID: id, At: at}, horizon, r.end(nil)
 	case typeAnswered:
-		return Answered{ID: id, At: at}, horizon, r.end(nil)
+		a := Answered{ID: id, At: at, RTT: time.Duration(r.time())}
+		return a, horizon, r.end(a.check)
 	case typePong:
 		return Pong{ID: id, At: at}, horizon, r.end(nil)
 	case typeFailed:

@@ -27,7 +27,8 @@ const (
 	MaxDatagram = 32 << 10
 	// MaxSources, MaxNear and MaxDevices bound the lists of a Look.
 	MaxSources, MaxNear, MaxDevices = 512, 512, 512
-	// MaxOpen is how many requests may be without their last report. The prober refuses more with ENOBUFS.
+	// MaxOpen is how many probes may be open, that is, without their last report. The prober refuses more
+	// with ENOBUFS.
 	MaxOpen = 4096
 	// Lifetime is how long the prober waits for an answer. Then it reports Failed with ETIMEDOUT.
 	Lifetime = 5 * time.Second
@@ -130,11 +131,13 @@ type Sent struct {
 	At Time
 }
 
-// Answered says that the target answered, and when the answer arrived at this host. Where the kernel
-// does not say when it arrived, At is when the prober saw it.
+// Answered says that the target answered, and that the prober knew of it at a time.
 type Answered struct {
 	ID uint64
 	At Time
+	// RTT is how long the answer took, or 0 if the prober cannot say: it was stopped or starved
+	// meanwhile, and At may be long after the arrival.
+	RTT time.Duration
 }
 
 // Failed says that a probe that was sent gets no answer: a router reported that the target is
