@@ -19,7 +19,7 @@ import (
 var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
-		"internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/lazy", "internal/news", "internal/ownership",
+		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/lazy", "internal/news", "internal/ownership",
 		"internal/prober/wire", "internal/rights", "internal/sockdiag", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{
@@ -28,7 +28,7 @@ var floors = [][]string{
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",

@@ -185,10 +185,10 @@ func (p Ping) request(w *writer) error {
 	return nil
 }
 
-func (s Sent) report(w *writer) error     { return w.reportHead(typeSent, s.ID, s.At) }
-func (p Pong) report(w *writer) error     { return w.reportHead(typePong, p.ID, p.At) }
-func (f Failed) report(w *writer) error   { return w.failure(typeFailed, f.ID, f.At, f.Errno) }
-func (u Unsent) report(w *writer) error   { return w.failure(typeUnsent, u.ID, u.At, u.Errno) }
+func (s Sent) report(w *writer) error   { return w.reportHead(typeSent, s.ID, s.At) }
+func (p Pong) report(w *writer) error   { return w.reportHead(typePong, p.ID, p.At) }
+func (f Failed) report(w *writer) error { return w.failure(typeFailed, f.ID, f.At, f.Errno) }
+func (u Unsent) report(w *writer) error { return w.failure(typeUnsent, u.ID, u.At, u.Errno) }
 
 func (a Answered) report(w *writer) error {
 	if err := a.check(); err != nil {

@@ -140,9 +140,9 @@ type Answered struct {
 	RTT time.Duration
 }
 
-// Failed says that a probe that was sent gets no answer: a router reported that the target is
-// unreachable (ENETUNREACH, EHOSTUNREACH, ECONNREFUSED and others, as icmp(7) has them), or its
-// lifetime is over (ETIMEDOUT).
+// Failed says that a probe that was sent gets no answer: a router or this host reported that the target
+// is unreachable (ENETUNREACH, EHOSTUNREACH, ECONNREFUSED and others of icmp(7)), or its lifetime is over
+// (ETIMEDOUT). An error that the target itself reports is an answer.
 type Failed struct {
 	ID    uint64
 	At    Time
