@@ -112,7 +112,8 @@ func run(t *testing.T, path string) *client.Client {
 		case <-time.After(patience):
 			t.Error("the client does not end")
 		}
-		for range c.Events() { //nolint:revive // It must be closed.
+		for range c.Events() {
+			continue // It must be closed.
 		}
 	})
 	return c
