@@ -118,10 +118,10 @@ func (c *Client) looked(r wire.Looked, request wire.Request) Looked {
 func unsent(request wire.Request, errno syscall.Errno) error {
 	p, isProbe := request.(wire.Probe)
 	switch {
-	case isProbe && p.Kind == wire.ICMP && (errno == syscall.EACCES || errno == syscall.EPERM):
+	case isProbe && p.Kind == wire.ICMP && errno == syscall.EACCES:
 		return fmt.Errorf("ping sockets are forbidden: %w; to fix: sysctl net.ipv4.ping_group_range=\"0 2147483647\", or probe by DNS or TCP", errno)
 	case isProbe && errno == syscall.EPERM:
-		return fmt.Errorf("the socket was not bound to its device: %w; to fix: Linux 5.7 or later, or a firewall that lets multihomed-prober send", errno)
+		return fmt.Errorf("probe not sent: %w; to fix: let the host's firewall pass what multihomed-prober sends, or use Linux 5.7 or later", errno)
 	case isProbe:
 		return fmt.Errorf("probe not sent: %w", errno)
 	}
