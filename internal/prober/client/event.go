@@ -57,6 +57,8 @@ type (
 	Looked struct {
 		ID uint64
 		At time.Time
+		// Cost is the prober's processor time.
+		Cost time.Duration
 		// Connections are by source, Devices by interface index.
 		Connections map[netip.Addr]Connections
 		Devices     map[int]wire.Counters
@@ -97,7 +99,7 @@ func (c *Client) event(report wire.Report, request wire.Request, horizon wire.Ti
 func (c *Client) looked(r wire.Looked, request wire.Request) Looked {
 	look, _ := request.(wire.Look) // As take has checked.
 	out := Looked{
-		ID: r.ID, At: c.clock.time(r.At),
+		ID: r.ID, At: c.clock.time(r.At), Cost: r.Cost,
 		Connections: make(map[netip.Addr]Connections, len(r.Connections)), Devices: make(map[int]wire.Counters, len(r.Devices)),
 	}
 	for i, s := range look.Sources {
