@@ -57,7 +57,7 @@ func TestDetection(t *testing.T) {
 		"300 ms, 10 %":  {300 * time.Millisecond, 0.1, false, time.Second, 1100 * time.Millisecond},
 		"30 %":          {0, 0.3, false, 1600 * time.Millisecond, 3 * time.Second},
 		"300 ms, 30 %":  {300 * time.Millisecond, 0.3, false, 2500 * time.Millisecond, 4 * time.Second},
-		"300 ms, TCP":   {300 * time.Millisecond, 0, true, 800 * time.Millisecond, time.Second},
+		"300 ms, TCP":   {300 * time.Millisecond, 0, true, time.Second, 1100 * time.Millisecond},
 		"50 ms and 1 %": {50 * time.Millisecond, 0.01, false, 800 * time.Millisecond, time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
