@@ -72,6 +72,8 @@ type Socket struct {
 	UID uint32
 	// Inode is the number that /proc/PID/fd shows, 0 if no process holds the socket (any more).
 	Inode uint32
+	// Mark is SO_MARK, which the kernel tells only who has CAP_NET_ADMIN.
+	Mark uint32
 	// Pending are the bytes that the peer has not acknowledged, sent or not. A packet that the host
 	// itself refused (no route, a filter) counts here and not in Unacked. For a listener it is the
 	// length of its queue.
