@@ -15,8 +15,14 @@ func (s *Status) Escape() {
 	}
 	text(&s.Version, &s.Daemon.Version, &s.Daemon.Waiting, &s.NetworkManager.Version, &s.NetworkManager.Waiting, &s.NetworkManager.Error)
 	for family, u := range s.Unbound {
-		u.Interface = escape.Name(u.Interface)
+		u.Interface, u.Main, u.Why = escape.Name(u.Interface), escape.Name(u.Main), escape.Text(u.Why)
+		for i := range u.Shares {
+			u.Shares[i].Interface = escape.Name(u.Shares[i].Interface)
+		}
 		s.Unbound[family] = u
+	}
+	if s.Failover != nil {
+		s.Failover.escape()
 	}
 	escapeObjects(s.Shared)
 	for i := range s.OtherRules {
