@@ -1,7 +1,7 @@
 package status
 
 import (
-	"net/netip"
+	"slices"
 	"time"
 
 	"multihomed/internal/escape"
@@ -11,21 +11,12 @@ import (
 type Failover struct {
 	// Enabled is the key of the configuration.
 	Enabled bool `json:"enabled"`
-	// Prober is "running", "not needed" (nothing is probed), or "missing".
-	Prober string `json:"prober,omitempty"`
-	// ProberError says why it is missing.
-	ProberError string `json:"prober_error,omitempty"`
+	// Prober says why no probes are sent although they should be, empty if there is no reason.
+	Prober string `json:"prober_error,omitempty"`
 	// Uplinks has an entry for each uplink and family in which it has a default route, in the
 	// order of the links; it is empty while no family has two.
 	Uplinks []Health `json:"uplinks"`
 }
-
-// States of the prober.
-const (
-	ProberRunning   = "running"
-	ProberNotNeeded = "not needed"
-	ProberMissing   = "missing"
-)
 
 // Health says whether an uplink works in one family.
 type Health struct {
@@ -39,6 +30,11 @@ type Health struct {
 	Why string `json:"why"`
 	// NotWatched says why it is judged by its carrier alone, empty if it is probed.
 	NotWatched string `json:"not_watched,omitempty"`
+	// RouterOnly says that only neighbours answer, such as the resolver of a home router: a
+	// failure behind them is not seen.
+	RouterOnly bool `json:"router_only,omitempty"`
+	// Metered says that it is probed rarely, because its traffic may cost money.
+	Metered bool `json:"metered,omitempty"`
 	// Tested is when the death that `multihomectl failover test` declared ends, nil if there is
 	// none.
 	Tested *time.Time `json:"tested,omitempty"`
@@ -48,12 +44,26 @@ type Health struct {
 	RTT *float64 `json:"rtt_ms,omitempty"`
 	// LastProof is when the link last showed that it works: an answer, or an acknowledgement.
 	LastProof *time.Time `json:"last_proof,omitempty"`
+	// Recovered is when a recovery ends if all goes well, nil unless in it.
+	Recovered *time.Time `json:"recovered,omitempty"`
 	// DeathsToday counts the deaths of the last 24 hours.
 	DeathsToday int `json:"deaths_today"`
-	// Targets are who is asked, in the words of the configuration.
-	Targets []string `json:"targets"`
+	// Targets are who is asked.
+	Targets []HealthTarget `json:"targets"`
 	// Interval is the time between two probes in milliseconds, 0 if there are none.
 	Interval int64 `json:"interval_ms"`
+}
+
+// HealthTarget is a host that is asked whether an uplink works.
+type HealthTarget struct {
+	// Target is what is asked, in the words of the configuration: "dns:192.0.2.53:53".
+	Target string `json:"target"`
+	// OnLink says that it is a neighbour.
+	OnLink bool `json:"on_link,omitempty"`
+	// Answered says that it has answered at least once; others judge nobody.
+	Answered bool `json:"answered"`
+	// Silent says that it answers no longer, while others do.
+	Silent bool `json:"silent,omitempty"`
 }
 
 // A HealthState is what an uplink is judged to be in one family.
@@ -69,28 +79,55 @@ const (
 	HealthDown    HealthState = "down"
 	// HealthRecovering: it answers again, and must do so for a while.
 	HealthRecovering HealthState = "recovering"
-	// HealthUnprobed: no target ever answered, or there is no prober. It counts as up while it
-	// has a carrier.
+	// HealthUnprobed: nothing is asked, or nothing ever answered. It counts as up while it has
+	// a carrier.
 	HealthUnprobed HealthState = "unprobed"
 )
 
 // Dead reports whether unbound traffic avoids a link in this state.
 func (s HealthState) Dead() bool { return s == HealthDown || s == HealthRecovering }
 
+// Of finds the health of an interface in a family, false if it is not watched over.
+func (f *Failover) Of(name, family string) (Health, bool) {
+	if f == nil {
+		return Health{}, false
+	}
+	i := slices.IndexFunc(f.Uplinks, func(h Health) bool { return h.Interface == name && h.Family == family })
+	if i < 0 {
+		return Health{}, false
+	}
+	return f.Uplinks[i], true
+}
+
+// Among counts the uplinks of a family.
+func (f *Failover) Among(family string) int {
+	n := 0
+	if f != nil {
+		for _, h := range f.Uplinks {
+			if h.Family == family {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // Leg is one uplink that shares unbound traffic.
 type Leg struct {
 	Interface string `json:"interface"`
 	// Weight is its part, of the sum of all.
-	Weight  uint8       `json:"weight"`
-	Gateway *netip.Addr `json:"gateway,omitempty"`
+	Weight uint8 `json:"weight"`
 }
 
-// escape makes its names and sentences printable.
-func (f *Failover) escape() {
-	f.ProberError = escape.Text(f.ProberError)
+// Escape makes its names and sentences printable.
+func (f *Failover) Escape() {
+	f.Prober = escape.Text(f.Prober)
 	for i := range f.Uplinks {
 		h := &f.Uplinks[i]
 		h.Interface = escape.Name(h.Interface)
+		for j := range h.Targets {
+			h.Targets[j].Target = escape.Text(h.Targets[j].Target)
+		}
 		h.Why, h.NotWatched = escape.Text(h.Why), escape.Text(h.NotWatched)
 	}
 }
