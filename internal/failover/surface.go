@@ -2,6 +2,7 @@ package failover
 
 import (
 	"errors"
+	"net/netip"
 	"time"
 
 	"multihomed/internal/health"
@@ -25,6 +26,8 @@ type Link struct {
 	RouterOnly bool
 	// Tested is when a test of the administrator ends, zero if there is none.
 	Tested time.Time
+	// Servers are the DNS servers that the link's owner names.
+	Servers []netip.Addr
 }
 
 // A State is what failover knows at one moment, for status.
