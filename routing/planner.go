@@ -46,6 +46,8 @@ type Planner struct {
 	byTable map[TableID][]int
 	bands   map[band]*bandIndex
 
+	failover failing
+
 	touched Touched
 }
 

@@ -15,6 +15,7 @@ import (
 	"multihomed/allocator"
 	"multihomed/internal/cli"
 	"multihomed/internal/config"
+	"multihomed/internal/health"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
 	"multihomed/internal/status/check"
@@ -54,6 +55,8 @@ type situation struct {
 	carrier  map[string]bool
 	unread   string
 	problems []routing.Problem
+	failover *view.Failover
+	courses  [2]routing.Course
 }
 
 // laptop has one uplink by cable, with both families, and a radio that is not connected.
@@ -127,6 +130,43 @@ func (s *situation) rule(f routing.Family, rules ...routing.ForeignRule) {
 	}
 }
 
+// at is a moment of the day.
+func at(hour, minute, second int) time.Time {
+	return time.Date(2026, 11, 20, hour, minute, second, 0, time.UTC)
+}
+
+// watched is the laptop with two uplinks that work, as failover sees them.
+func watched() situation {
+	s := twoUplinks()
+	up := func(index int, name string, f routing.Family, target string, rtt time.Duration, loss float64) view.Uplink {
+		return view.Uplink{Index: index, Name: name, Family: f, Report: health.Report{
+			State: health.Up, Since: at(8, 30, 4), LastProof: at(12, 0, 0), Why: target + " answers", Loss: loss, RTT: rtt, Interval: 5 * time.Second,
+			Targets: []health.TargetReport{{Name: target, Answered: true}},
+		}}
+	}
+	s.failover = &view.Failover{Enabled: true, Uplinks: []view.Uplink{
+		up(2, "enp2s0", routing.IPv4, "dns:192.168.1.1:53", 1240*time.Microsecond, 0),
+		up(2, "enp2s0", routing.IPv6, "dns:[2001:db8::53]:53", 14*time.Millisecond, 0),
+		up(3, "wlp3s0", routing.IPv4, "dns:9.9.9.9:53", 38*time.Millisecond, 0.017),
+	}}
+	s.failover.Uplinks[0].RouterOnly = true
+	s.courses[0] = routing.Course{Family: routing.IPv4, Main: routing.Route{Device: 2}, Used: routing.Route{Device: 2}, Why: routing.CourseAlive}
+	s.courses[1] = routing.Course{Family: routing.IPv6, Main: routing.Route{Device: 2}, Used: routing.Route{Device: 2}, Why: routing.CourseAlone}
+	return s
+}
+
+// deadUplink is the same after the death of the first in IPv4.
+func deadUplink() situation {
+	s := watched()
+	u := &s.failover.Uplinks[0]
+	u.State, u.Since, u.LastProof, u.RouterOnly, u.DeathsToday = health.Down, at(17, 5, 2), at(17, 5, 1), false, 2
+	u.Why, u.Loss = "nothing answered for 0.61 s, 5 probes are overdue and 4 are needed", 0.06
+	u.Evidence = health.Evidence{Kind: health.BySilence, Overdue: 5, Needed: 4, Silence: 610 * time.Millisecond}
+	s.unbound[routing.IPv4] = status.Unbound{Interface: "wlp3s0", Table: 10999}
+	s.courses[0] = routing.Course{Family: routing.IPv4, Main: routing.Route{Device: 2}, Used: routing.Route{Device: 3, Table: 10999}, Moved: true, Why: routing.CourseDead}
+	return s
+}
+
 // view is what the daemon, or multihomectl without it, knows of the situation.
 func (s *situation) view() *view.View {
 	policy := s.cfg.RoutingPolicy()
@@ -166,7 +206,7 @@ func (s *situation) view() *view.View {
 			v.Links[l.Name] = l
 		}
 	} else {
-		snapshot := &reconcile.Snapshot{Policy: policy, Claims: s.claims, Others: s.rules, Lifts: planner.Shared()}
+		snapshot := &reconcile.Snapshot{Policy: policy, Claims: s.claims, Others: s.rules, Lifts: planner.Shared(), Courses: s.courses}
 		for _, facts := range append(s.linkFacts(), s.others...) {
 			i := &reconcile.Interface{Facts: facts}
 			claim, claimed := s.claims[facts.Name]
@@ -180,7 +220,7 @@ func (s *situation) view() *view.View {
 	if s.bare {
 		v.Missing = []routing.Op{{Verb: routing.SetGroup, Index: s.links[0].Index, Group: policy.UplinkGroup}}
 	}
-	v.Unbound, v.Strays = s.unbound, s.strays
+	v.Unbound, v.Strays, v.Failover = s.unbound, s.strays, s.failover
 	return v
 }
 
@@ -326,6 +366,59 @@ func TestSituations(t *testing.T) {
 		{"networkmanager-restarts", func() situation {
 			s := twoUplinks()
 			s.manager, s.daemon.Waiting = nm.Status{Reason: "NetworkManager is not running"}, "NetworkManager is not running"
+			return s
+		}, true},
+		{"failover-well", watched, true},
+		{"failover-dead", deadUplink, true},
+		{"failover-recovering", func() situation {
+			s := deadUplink()
+			u := &s.failover.Uplinks[0]
+			u.State, u.Since, u.Recovered, u.LastProof = health.Recovering, at(17, 9, 30), at(17, 9, 50), at(17, 9, 41)
+			u.Why, u.Evidence = "12 of 12 probes were answered", health.Evidence{Kind: health.ByAnswers, Answered: 12}
+			return s
+		}, true},
+		{"failover-all-dead", func() situation {
+			s := deadUplink()
+			u := &s.failover.Uplinks[2]
+			u.State, u.Since, u.Why, u.Evidence = health.Down, at(17, 6, 44), "it has no carrier", health.Evidence{Kind: health.ByCarrier}
+			u.DeathsToday = 1
+			s.unbound[routing.IPv4] = status.Unbound{Interface: "enp2s0", Table: 254}
+			s.courses[0] = routing.Course{Family: routing.IPv4, Main: routing.Route{Device: 2}, Used: routing.Route{Device: 2}, Why: routing.CourseNoneLives}
+			s.failover.Uplinks[0].Servers = []netip.Addr{netip.MustParseAddr("192.168.1.1")}
+			s.failover.Uplinks[2].Servers = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
+			s.files = fstest.MapFS{"etc/resolv.conf": {Data: []byte("nameserver 192.168.1.1\nnameserver 9.9.9.9\n")}}
+			return s
+		}, true},
+		{"failover-not-watched", func() situation {
+			s := watched()
+			u := &s.failover.Uplinks[2]
+			u.State, u.Report.Targets, u.RTT, u.LastProof, u.Interval, u.Why = health.Unprobed, []health.TargetReport{{Name: "dns:10.20.0.1:53", OnLink: true}}, 0, time.Time{}, 0, ""
+			u.Unwatched = "none of its DNS servers ever answered"
+			return s
+		}, true},
+		{"failover-no-prober", func() situation {
+			s := watched()
+			s.failover.Prober = "multihomed-prober does not answer (connect /run/multihomed-prober/socket: connection refused)"
+			for i := range s.failover.Uplinks {
+				u := &s.failover.Uplinks[i]
+				u.Report = health.Report{State: health.Unprobed}
+				u.Unwatched, u.RouterOnly = "there is no prober", false
+			}
+			return s
+		}, true},
+		{"failover-tested", func() situation {
+			s := deadUplink()
+			u := &s.failover.Uplinks[0]
+			u.Why, u.Evidence, u.Tested = "an administrator tests failover", health.Evidence{Kind: health.ByTest}, at(17, 5, 32)
+			return s
+		}, true},
+		{"failover-shared", func() situation {
+			s := watched()
+			s.unbound[routing.IPv4] = status.Unbound{Interface: "enp2s0", Table: 10999}
+			s.courses[0] = routing.Course{Family: routing.IPv4, Main: routing.Route{Device: 2}, Moved: true, Why: routing.CourseShared, Used: routing.Route{
+				Device: 2, Table: 10999, Weight: 3,
+				Attributes: routing.RareAttributes{Legs: routing.PackLegs([]routing.Leg{{Device: 3, Gateway: netip.MustParseAddr("10.20.0.1"), Weight: 1}})}.Share(),
+			}}
 			return s
 		}, true},
 	} {

@@ -100,6 +100,28 @@ dnsmasq_pid_file = "/run/dnsmasq.pid"
 [ifupdown]
 move_routes = true
 
+[failover]
+enabled = false
+targets = ["192.0.2.1", "tcp:[2001:db8::1]:443", "icmp:192.0.2.2", "192.0.2.1:53", "2001:db8::2", "192.0.2.3:853"]
+probe = "dns"
+interval = "1s"
+standby = "10s"
+metered = "1h30m"
+silence = "1.5s"
+recover = "1m"
+prefer = ["wan1", "ho?e", "wan1"]
+forwarded = "all"
+host_routes = true
+conntrack = false
+close_connections = "never"
+mptcp = "no"
+prober = "/run/other/prober"
+
+[share.weights]
+"wan*" = 1
+wan0 = 3
+"eth0.100" = 255
+
 [[include]]
 interface = "tun*"
 [[include]]
@@ -138,15 +160,29 @@ gateway = "fe80::1"
 			Users: []string{"www-data", "1000"}, TablesPerUser: 3,
 		},
 		NetworkManager: config.No,
-		DNS:            config.DNS{ServersFile: "/run/other/servers", PIDFile: "/run/dnsmasq.pid"},
-		MoveRoutes:     true,
-		StateDir:       "/srv/multihomed", RuntimeDir: "/run/other",
+		Failover: config.Failover{
+			Targets: []config.Target{
+				{Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("192.0.2.1:53")},
+				{Probe: config.ProbeTCP, Address: netip.MustParseAddrPort("[2001:db8::1]:443")},
+				{Probe: config.ProbeICMP, Address: netip.MustParseAddrPort("192.0.2.2:0")},
+				{Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("[2001:db8::2]:53")},
+				{Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("192.0.2.3:853")},
+			},
+			Probe: config.ProbeDNS, Interval: time.Second, Standby: 10 * time.Second, Metered: 90 * time.Minute,
+			Silence: 1500 * time.Millisecond, Recover: time.Minute, Prefer: []config.Name{"wan1", "ho?e"},
+			Forwarded: config.ForwardedAll, HostRoutes: true, CloseConnections: config.Never,
+			MPTCP: config.MPTCPNo, Prober: "/run/other/prober",
+		},
+		Share:      config.Share{Weights: []config.Weight{{Name: "eth0.100", Weight: 255}, {Name: "wan0", Weight: 3}, {Name: "wan*", Weight: 1}}},
+		DNS:        config.DNS{ServersFile: "/run/other/servers", PIDFile: "/run/dnsmasq.pid"},
+		MoveRoutes: true,
+		StateDir:   "/srv/multihomed", RuntimeDir: "/run/other",
 	}
 	got, err := config.Parse("f", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if !got.RoutingPolicy().NetworksAlways || config.Default().RoutingPolicy().NetworksAlways {
@@ -171,7 +207,7 @@ func TestErrors(t *testing.T) {
 		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
 		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
 		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname (entry 1): unknown key; include has interface, profile, type"},
-		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, include, exclude, link"},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, failover, share, include, exclude, link"},
 		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
 		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
 		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: a string (\"x\") where a number from 1 to 2147483647 belongs"},

@@ -33,6 +33,8 @@ type Options struct {
 	// Suspect names the process behind a netlink port, empty if it cannot be found;
 	// nil names none.
 	Suspect func(port uint32) string
+	// Failover says which uplinks are dead, and what is configured; nil means off.
+	Failover Failover
 	// Memory outlives the process, not the boot; nil for none.
 	Memory Memory
 	// Told is what [Loop.Told] of an earlier loop in this process returned, nil for the

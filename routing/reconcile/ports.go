@@ -187,6 +187,14 @@ type mirror[S State] struct {
 
 func (m mirror[S]) View(look func(State)) { m.source.View(func(s S) { look(s) }) }
 
+// Failover says which uplinks are judged dead, and what is configured.
+type Failover interface {
+	// Changed is readable when Failover returns something new.
+	Changed() <-chan struct{}
+	// Failover returns the facts as they are now. What it returns is never changed.
+	Failover() routing.Failover
+}
+
 // Writer changes the kernel. It returns one error for each operation, in order,
 // nil where it succeeded.
 type Writer interface {

@@ -31,6 +31,9 @@ type Snapshot struct {
 	Mixed [2]map[routing.Priority][]routing.Rule
 	// Lifts are the rules that serve all links.
 	Lifts []routing.PlannedRule
+	// Courses say which way unbound traffic goes, in the order of [routing.Families]; one of
+	// a family without a table is the zero Course.
+	Courses [2]routing.Course
 	// Missing is what keeps the kernel from being as planned.
 	Missing []routing.Op
 	// Contested are the rules and routes that somebody else keeps taking away: they
@@ -267,6 +270,7 @@ func (l *Loop) snapshot() *Snapshot {
 	s.Claims = p.claims
 	for i, f := range routing.Families() {
 		s.Others[i] = l.planner.Foreign(f)
+		s.Courses[i], _ = l.planner.Course(f)
 	}
 	open, contested := l.open()
 	l.Mirror.View(func(k State) {

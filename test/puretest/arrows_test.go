@@ -19,7 +19,7 @@ import (
 var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
-		"internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/lazy", "internal/news", "internal/ownership",
+		"internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/health", "internal/lazy", "internal/news", "internal/ownership",
 		"internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{
@@ -37,7 +37,7 @@ var floors = [][]string{
 	{"internal/config", "internal/handoff", "internal/routedlease"},
 	{"internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
-	{"internal/dnsmasq", "internal/mainroutes", "internal/status/check"},
+	{"internal/dnsmasq", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
 	{"internal/daemon", "internal/status/offline"},
 	{"internal/cli"},

@@ -41,8 +41,10 @@ type View struct {
 	Unchecked int
 	// Unbound says by family which way packets leave that are bound to no link.
 	Unbound map[routing.Family]status.Unbound
-	Claims  map[string]reconcile.Claim
-	NM      nm.Snapshot
+	// Failover is which uplinks work, nil if no daemon says so.
+	Failover *Failover
+	Claims   map[string]reconcile.Claim
+	NM       nm.Snapshot
 	// Daemon is what the running daemon says of itself, zero if it says nothing. Running says that
 	// it holds the lock.
 	Daemon  Daemon
