@@ -99,6 +99,14 @@ func (f *Failover) Of(name, family string) (Health, bool) {
 	return f.Uplinks[i], true
 }
 
+// Named are the entries of an interface, one for each family.
+func (f *Failover) Named(name string) []Health {
+	if f == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(f.Uplinks), func(h Health) bool { return h.Interface != name })
+}
+
 // Among counts the uplinks of a family.
 func (f *Failover) Among(family string) int {
 	n := 0
