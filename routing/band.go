@@ -60,7 +60,7 @@ func selects(r Rule) selectorKey {
 	return selectorKey{prefix: prefix, oif: r.OIF}
 }
 
-func (r *Rule) competesWithAll() bool { return r.Action == ActionGoto || r.inFront() }
+func (r *Rule) competesWithAll() bool { return r.Action == ActionGoto || r.inFront() || r.ofFailover() }
 
 // above finds the first rule of a higher rank.
 func above(rules []entry, rank uint64) int {

@@ -98,6 +98,8 @@ type Kernel interface {
 	Routes() iter.Seq[Route]
 	// Route returns our route of a key.
 	Route(RouteKey) (Route, bool)
+	// OurRoutes returns our routes in a table, of both families.
+	OurRoutes(TableID) []Route
 	// CountRoute says how often our route of a key stands: IPv4 can hold several.
 	CountRoute(RouteKey) int
 	// Groups yields every interface index with its group.
@@ -190,8 +192,16 @@ func Diff(want *Planner, have Kernel, t Touched, mayDelete func(Op) bool) []Op {
 	for index := range t.Groups {
 		ops = diffGroup(ops, want, have, index)
 	}
+	asked := false
 	for k := range t.Routes {
+		if f, has := want.policy.FailoverTable(); has && k.Table == f && k.Family == IPv6 {
+			asked = true
+			continue
+		}
 		ops = diffRoute(ops, want, have, t, k)
+	}
+	if asked {
+		ops = diffFailover(ops, want, have)
 	}
 	// Rules that are wanted and stand may stand in the wrong place.
 	var standing []*wanted[PlannedRule]
@@ -274,6 +284,48 @@ func diffRoute(ops []Op, want *Planner, have Kernel, t Touched, k RouteKey) []Op
 	default:
 		return ops
 	}
+}
+
+// diffFailover compares table F of IPv6 as a whole. Where it leads elsewhere one message
+// replaces all of its ways: added beside them, the new ones would share the traffic with the
+// old ones (fib6_add_rt2node in net/ipv6/ip6_fib.c).
+func diffFailover(ops []Op, want *Planner, have Kernel) []Op {
+	table, _ := want.policy.FailoverTable()
+	planned := want.failover.table[familyIndex(IPv6)]
+	missing, replaces := slices.Clone(planned), false
+	var extra []Route
+	for _, h := range have.OurRoutes(table) {
+		if h.Family != IPv6 {
+			continue
+		}
+		if at := slices.IndexFunc(missing, func(w PlannedRoute) bool { return w.Route == h }); at >= 0 {
+			missing = slices.Delete(missing, at, at+1)
+			continue
+		}
+		extra = append(extra, h)
+		replaces = replaces || h.IsDefault() && h.Metric == FirstMetric
+	}
+	switch {
+	case len(missing) > 0 && (replaces || len(missing) < len(planned)):
+		r := planned[0].Route
+		var legs []Leg
+		for _, w := range planned[1:] {
+			legs = append(legs, Leg{Gateway: w.Route.Gateway, Device: w.Route.Device, OnLink: w.Route.OnLink, Weight: w.Route.Weight})
+		}
+		if len(legs) > 0 {
+			r.Attributes = r.Attributes.With(func(rare *RareAttributes) { rare.Legs = PackLegs(legs) })
+		}
+		ops = append(ops, Op{Verb: ReplaceRoute, Route: r, Reason: planned[0].Reason})
+		extra = slices.DeleteFunc(extra, func(h Route) bool { return h.IsDefault() && h.Metric == FirstMetric })
+	default:
+		for _, w := range missing {
+			ops = append(ops, Op{Verb: AddRoute, Route: w.Route, Reason: w.Reason})
+		}
+	}
+	for _, h := range extra {
+		ops = append(ops, Op{Verb: DeleteRoute, Route: h})
+	}
+	return ops
 }
 
 // hasLegs reports whether other legs of the same IPv6 route stand. NLM_F_REPLACE
@@ -426,6 +478,8 @@ func (o *Op) phase() Verb {
 // keeps his say from the first moment of the ladder.
 func (r *Rule) arriving() int {
 	switch {
+	case r.ofFailover():
+		return arrivingLast
 	case r.Priority == PriorityAgain:
 		return 0
 	case !r.inFront():
@@ -437,6 +491,9 @@ func (r *Rule) arriving() int {
 		return 1
 	}
 }
+
+// arrivingLast is the stage of the pair of failover: bound traffic has its rungs before.
+const arrivingLast = 4
 
 // inFront reports whether a priority is one of those at which gotos stand in front of
 // the ladder.
@@ -475,6 +532,12 @@ func (r *Rule) nested() bool {
 func (r *Rule) leaving() int {
 	stage := 0
 	switch {
+	case r.ofFailover():
+		// The one that reads main goes last: without it F would answer for all.
+		if r.Table == TableMain {
+			return 1
+		}
+		return 0
 	case r.complemented():
 		return 3
 	case r.Action == ActionGoto || r.Action == ActionNop:

@@ -121,7 +121,8 @@ func Ladder() []Rung {
 		},
 		{
 			Name: "twin", First: PriorityTwin, Last: PriorityTwin, Decision: ReachTwin,
-			Rule: "to PREFIX lookup T", Per: "network of two uplinks of which one is dead", Why: "failover inside one network",
+			Rule: "to PREFIX lookup main suppress_prefixlength LEN, to PREFIX lookup T",
+			Per:  "network of two uplinks of which one is dead", Why: "failover inside one network: its hosts are reached by the uplink that works",
 		},
 		{
 			Name: "network, as main knows it", First: PriorityNetworkMain, Last: PriorityNetworkMain, Decision: KeepMain,
@@ -137,6 +138,12 @@ func Ladder() []Rung {
 			Name: "again", First: PriorityAgain, Last: PriorityAgain, Decision: Again, Behind: true,
 			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands",
 			Why: "if a lifted rule has no answer, the lookup continues behind the ladder: traffic bound to a source or a device must find its link there",
+		},
+		{
+			Name: "failover", First: PriorityAgain, Last: PriorityAgain, Decision: FollowLiving, Behind: true,
+			Rule: "not from NOBODY lookup main suppress_prefixlength 0, lookup F",
+			Per:  "family, while failover is on and two uplinks have a default",
+			Why:  "unbound traffic follows an uplink that works: the first rule reads what main knows besides its defaults, the second table F, which is empty unless main's best default is dead",
 		},
 		{
 			Name: "last resort", First: PriorityMatchAll, Last: PriorityMatchAll, Decision: LastResort,

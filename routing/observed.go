@@ -12,8 +12,9 @@ import (
 type Interface struct {
 	Index int
 	Name  string
-	// Up is IFF_UP, administratively up; Carrier is IFF_LOWER_UP.
-	Up, Carrier bool
+	// Up is IFF_UP, administratively up; Carrier is IFF_LOWER_UP; Running is IFF_RUNNING: the
+	// interface is operational, or its driver does not tell (RFC 2863, netif_oper_up).
+	Up, Carrier, Running bool
 	// Group is IFLA_GROUP. The kernel does not announce a change of it while
 	// the interface is down (netdev_state_change in net/core/dev.c): what
 	// somebody else set meanwhile is seen when the interface comes up.
@@ -68,6 +69,8 @@ type Changes struct {
 	// Unbound says that unbound packets may go elsewhere, or get another source: rules and
 	// interfaces apart, which have fields of their own.
 	Unbound bool
+	// Defaults are the families whose defaults in main changed, whatever they lead through.
+	Defaults ByFamily[bool]
 	// Taken are objects of ours that another process deleted or replaced.
 	Taken []Taken
 }
@@ -83,7 +86,7 @@ type Taken struct {
 
 // Empty reports whether nothing changed.
 func (c Changes) Empty() bool {
-	return !c.All && !c.Foreign && !c.Unbound && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
+	return !c.All && !c.Foreign && !c.Unbound && c.Defaults == (ByFamily[bool]{}) && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
 		len(c.Destinations) == 0 && len(c.ForeignRules) == 0 && len(c.Gone) == 0 && len(c.Elsewhere) == 0
 }
 
@@ -101,6 +104,9 @@ func (c *Changes) Merge(o Changes) {
 	c.All = c.All || o.All
 	c.Foreign = c.Foreign || o.Foreign
 	c.Unbound = c.Unbound || o.Unbound
+	for i := range c.Defaults {
+		c.Defaults[i] = c.Defaults[i] || o.Defaults[i]
+	}
 	maps.Copy(c.ForeignRules, o.ForeignRules)
 	maps.Copy(c.Tables, o.Tables)
 	maps.Copy(c.Gone, o.Gone)

@@ -24,6 +24,11 @@ func (o Ownership) OwnsTable(t TableID) bool {
 	return false
 }
 
+// FailoverTable is [Policy.FailoverTable].
+func (o Ownership) FailoverTable() (TableID, bool) {
+	return o.Tables.Last, o.Tables.First < o.Tables.Last
+}
+
 // OwnsRule reports whether a rule is ours: it carries our protocol and stands on a
 // rung of the ladder, leads to one of our tables, or lifts a rule of somebody else,
 // which is done wherever such rules stand.

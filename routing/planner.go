@@ -130,6 +130,7 @@ func NewPlanner(p Policy) *Planner {
 		routes:   map[RouteKey]*wanted[PlannedRoute]{},
 		byTable:  map[TableID][]int{},
 		bands:    map[band]*bandIndex{},
+		failover: newFailing(),
 		touched:  NewTouched(),
 	}
 }
@@ -154,6 +155,7 @@ func (p *Planner) SetForeign(f Family, rules []ForeignRule) {
 	p.touched.Foreign = true
 	p.survey(i)
 	p.name(i)
+	p.noteBlocked(i)
 }
 
 // SetGone takes rules of others that went just now: whoever deletes them may go on
@@ -213,6 +215,7 @@ func (p *Planner) name(i int) {
 	p.around[i].named = now
 	if p.around[i].sender != sender {
 		p.around[i].sender = sender
+		p.chart(i)
 		for _, index := range p.indexes() {
 			p.replanAsIs(index)
 		}
@@ -290,6 +293,9 @@ func (p *Planner) survey(i int) {
 	}
 	if before.equal(&p.around[i]) {
 		return
+	}
+	if before.fullTunnel != p.around[i].fullTunnel {
+		p.chart(i)
 	}
 	for _, index := range p.indexes() {
 		p.replanAsIs(index)
@@ -397,6 +403,7 @@ func (p *Planner) Remove(index int) {
 	p.touched.Groups[index] = struct{}{}
 	p.touched.Links[index] = struct{}{}
 	p.listOpening(index, nil)
+	p.noteExit(index, old, nil)
 	p.regroup()
 	p.replanAround(index, changed)
 	p.reopenIf(old, nil)
@@ -432,7 +439,9 @@ func (p *Planner) Rules() iter.Seq[PlannedRule] {
 }
 
 // Shared returns the rules that serve all links, in the order of the ladder.
-func (p *Planner) Shared() []PlannedRule { return slices.Concat(p.lifts[0], p.lifts[1]) }
+func (p *Planner) Shared() []PlannedRule {
+	return slices.Concat(p.lifts[0], p.failover.rules[0], p.lifts[1], p.failover.rules[1])
+}
 
 // ComparePlanned orders rules as the ladder does.
 func ComparePlanned(a, b PlannedRule) int { return comparePlanned(a, b) }
@@ -606,6 +615,7 @@ func (p *Planner) replan(l Link, ps *paths) []netip.Prefix {
 	if before == nil || before.Group != now.Group || before.Link.Group != l.Group {
 		p.touched.Groups[l.Index] = struct{}{}
 	}
+	p.noteExit(l.Index, old, now)
 	return changed
 }
 
@@ -731,6 +741,12 @@ func (p *Planner) countTables(old, now *LinkPlan) {
 	before := [...]bool{p.tables[IPv4] > 0, p.tables[IPv6] > 0}
 	count(now, 1)
 	count(old, -1)
+	if now != nil {
+		p.countFailover(&now.Link, 1)
+	}
+	if old != nil {
+		p.countFailover(&old.Link, -1)
+	}
 	for i, f := range Families() {
 		if now := p.tables[f] > 0; now != before[i] {
 			var lifts []PlannedRule

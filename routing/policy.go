@@ -29,6 +29,10 @@ func DefaultPolicy() Policy {
 	}
 }
 
+// FailoverTable is table F: the last number of the range, which no lease gets. A range of one
+// table has none.
+func (p Policy) FailoverTable() (TableID, bool) { return p.Ownership().FailoverTable() }
+
 // OwnsRule reports whether a rule found in the kernel is ours, see [Ownership].
 func (p Policy) OwnsRule(r Rule) bool { return p.Ownership().OwnsRule(r) }
 

@@ -70,6 +70,9 @@ const (
 	// LongTable: a table of somebody else, which a rule reads for every packet, is too long
 	// for its routes through the link to be copied.
 	LongTable Code = "long-table"
+	// FailoverTableInUse: somebody else uses the table that failover needs. It is one of the
+	// tables that others use, for whoever selects by codes.
+	FailoverTableInUse Code = "table-in-use"
 	// Refused: the kernel did not do what was planned.
 	Refused Code = "kernel-refused"
 	// Unread: the kernel could not be read.

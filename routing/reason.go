@@ -42,6 +42,8 @@ const (
 	ReachNetwork Decision = "network"
 	// Again: a rung once more, for packets that were lifted over the ladder.
 	Again Decision = "again"
+	// FollowLiving: unbound traffic follows an uplink that works.
+	FollowLiving Decision = "failover"
 	// LastResort: unbound traffic when main has no default.
 	LastResort Decision = "last-resort"
 )
@@ -118,6 +120,7 @@ var sentences = map[Decision]string{ //nolint:gochecknoglobals // a constant in 
 	KeepMain:        "what main knows of the network goes first",
 	ReachNetwork:    "main does not know the network of the link",
 	Again:           "once more, for packets that were lifted over the ladder",
+	FollowLiving:    "unbound traffic follows an uplink that works",
 	LastResort:      "unbound traffic when main has no default",
 	OnLink:          "the network on the link",
 	Copied:          "main has it, and it belongs to the network",

@@ -456,6 +456,18 @@ func (l Legs) All() []Leg {
 	return legs
 }
 
+// Ways returns a route for each way of one that has legs, as IPv6 holds them.
+func (r Route) Ways() []Route {
+	legs := r.Attributes.Get().Legs.All()
+	r.Attributes = r.Attributes.With(func(rare *RareAttributes) { rare.Legs = Legs{} })
+	out := []Route{r}
+	for _, l := range legs {
+		r.Gateway, r.Device, r.OnLink, r.Weight = l.Gateway, l.Device, l.OnLink, l.Weight
+		out = append(out, r)
+	}
+	return out
+}
+
 // IsDefault reports whether the route is for every destination.
 func (r Route) IsDefault() bool { return r.Destination.Bits() == 0 && !r.Source.IsValid() }
 
@@ -554,6 +566,9 @@ type Link struct {
 	Index int
 	// Up is IFF_UP, administratively up. Without it the kernel refuses routes.
 	Up bool
+	// NotRunning says that the interface has no carrier, or is not operational (IFF_LOWER_UP
+	// and IFF_RUNNING are not both set): nothing can leave by it.
+	NotRunning bool
 	// Group is the interface group (IFLA_GROUP).
 	Group     uint32
 	Addresses []Address

@@ -1,7 +1,8 @@
 // Multihomed is one program with several names, and the name by which it is called
 // decides what it does: multihomed is the daemon, multihomectl the administrator's
-// tool, multihomed-dispatcher the hook that network managers call. What is installed
-// is the daemon, and symbolic links to it.
+// tool, multihomed-dispatcher the hook that network managers call, multihomed-prober the
+// process without rights that probes links for the daemon. What is installed is the
+// daemon, and symbolic links to it.
 package main
 
 import (
@@ -34,6 +35,7 @@ var programs = map[string]func(call) int{
 	daemonName:              runDaemon,
 	"multihomectl":          runCtl,
 	"multihomed-dispatcher": runDispatcher,
+	"multihomed-prober":     runProber,
 	// NetworkManager calls what is in dispatcher.d by the name it has there.
 	"90-multihomed": runDispatcher,
 }

@@ -52,6 +52,21 @@ type Failover struct {
 // Never is a duration that does not end.
 const Never time.Duration = -1
 
+// DurationText is a duration as a configuration has it.
+func DurationText(d time.Duration) string {
+	if d == Never {
+		return "never"
+	}
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
 // A Probe is a kind of packet that asks whether a link works.
 type Probe string
 

@@ -11,6 +11,7 @@ import (
 
 	"multihomed/allocator"
 	"multihomed/allocator/server"
+	"multihomed/internal/activation"
 	"multihomed/internal/config"
 	"multihomed/internal/routedlease"
 	"multihomed/internal/unixgram"
@@ -72,7 +73,7 @@ type sockets struct {
 // openSockets takes over the sockets that systemd passed (sd_listen_fds(3)).
 func openSockets() (*sockets, error) {
 	s := &sockets{open: map[unixgram.Address]*unixgram.Conn{}}
-	for _, file := range listenFiles() {
+	for _, file := range activation.Files() {
 		conn, err := unixgram.FromFile(file)
 		err = errors.Join(err, file.Close())
 		if err != nil {

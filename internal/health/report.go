@@ -62,7 +62,7 @@ const (
 	BySilence Kind = "silence"
 	// ByAnswers: probes were answered.
 	ByAnswers Kind = "answers"
-	// ByTCP: the kernel received acknowledgements of a TCP connection of the link.
+	// ByTCP: packets of a TCP connection arrived from beyond the link.
 	ByTCP Kind = "tcp"
 	// ByTest: an administrator declared it dead for a while.
 	ByTest Kind = "test"
@@ -117,4 +117,47 @@ type TargetReport struct {
 	Answered bool
 	// Silent says that it no longer answers, while others do.
 	Silent bool
+}
+
+// A Clock turns moments into times for people: it is one moment in both.
+type Clock struct {
+	Moment Moment
+	Time   time.Time
+}
+
+// At is the time of a moment, zero for 0.
+func (c Clock) At(m Moment) time.Time {
+	if m == 0 {
+		return time.Time{}
+	}
+	return c.Time.Add(m - c.Moment)
+}
+
+// Report says what is known now.
+func (m *Machine) Report(now Clock) Report {
+	r := Report{
+		State: m.State(now.Moment), Since: now.At(m.since), LastProof: now.At(m.life), Why: m.why, Evidence: m.evidence,
+		RTT: m.srtt, Loss: m.loss,
+	}
+	if m.isTested(now.Moment) {
+		r.Since, r.Why, r.Evidence = now.At(m.testBegan), "an administrator declared it dead for a test", Evidence{Kind: ByTest}
+	}
+	if m.srtt == 0 {
+		r.Loss = 0 // Nothing was measured yet.
+	}
+	for _, d := range m.deaths {
+		if now.Moment-d <= day {
+			r.DeathsToday++
+		}
+	}
+	if r.State == Recovering {
+		r.Recovered = now.At(m.began + m.hold)
+	}
+	if m.mayAsk() {
+		r.Interval = m.spacing(now.Moment)
+	}
+	for _, t := range m.targets {
+		r.Targets = append(r.Targets, TargetReport{Name: t.Name, OnLink: t.OnLink, Answered: t.answered, Silent: t.silent})
+	}
+	return r
 }

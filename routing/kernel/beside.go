@@ -3,6 +3,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -79,6 +80,9 @@ func (b *batch) replaceRoute(i int, r routing.Route) {
 		b.fail(i, err)
 		return
 	}
+	if b.replaceFailover(i, r) {
+		return
+	}
 	k := r.Key()
 	var old routing.Route
 	var stands, alone bool
@@ -109,6 +113,30 @@ func (b *batch) replaceRoute(i int, r routing.Route) {
 		b.flush()
 		add(unix.NLM_F_CREATE)
 	}
+}
+
+// replaceFailover puts a route into table F in the place of all that is ours there, in one
+// message: no packet finds F without a way. It does nothing and returns false if something of
+// somebody else is there, which the message would replace.
+func (b *batch) replaceFailover(i int, r routing.Route) bool {
+	alone := false
+	b.mirror.View(func(s *State) {
+		f, has := s.owns.FailoverTable()
+		slot := s.slotOf(r.Key())
+		if !has || r.Table != f || slot == nil {
+			return
+		}
+		alone = !slices.ContainsFunc(slot.aliases, func(a *alias) bool {
+			return slices.ContainsFunc(a.legs, func(l leg) bool {
+				_, ours := s.own(a, l)
+				return !ours
+			})
+		})
+	})
+	if alone {
+		b.add(i, func(m *builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+	}
+	return alone
 }
 
 // tooSoon reports whether a route was refused because something has its key.

@@ -26,6 +26,9 @@ type fibKey struct {
 	metric              uint32
 }
 
+// isDefault reports whether the key is that of a default route for packets from everywhere.
+func (k fibKey) isDefault() bool { return k.destination.Bits() == 0 && k.source.Bits() <= 0 }
+
 // routeHead is what can be said of a route without allocating.
 type routeHead struct {
 	key      fibKey
@@ -209,7 +212,7 @@ func encodeRoute(m *builder, r routing.Route) {
 	if r.Family == routing.IPv6 && r.Weight > 0 {
 		// The share of an IPv6 route can be told in RTA_MULTIPATH alone.
 		encodeRouteKey(m, r, 0)
-		encodeLegs(m, r.Family, []routing.Leg{firstLeg(r)})
+		encodeLegs(m, r.Family, append([]routing.Leg{firstLeg(r)}, r.Attributes.Get().Legs.All()...))
 	} else {
 		encodeRouteIdentity(m, r)
 	}

@@ -52,7 +52,7 @@ func (s *State) linkSeen(m linkMessage) {
 	if m.info {
 		l.master = m.master.Value
 	}
-	const matter = unix.IFF_UP | unix.IFF_LOWER_UP
+	const matter = unix.IFF_UP | unix.IFF_LOWER_UP | unix.IFF_RUNNING
 	if before.name != l.name || before.group != l.group || before.flags&matter != l.flags&matter {
 		s.changes.Links[l.index] = struct{}{}
 	}

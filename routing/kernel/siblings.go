@@ -56,30 +56,36 @@ func (s *State) wrote(ops []routing.Op, errs []error) {
 		if op.Route.Family != routing.IPv6 || !op.Route.Gateway.IsValid() {
 			continue
 		}
-		k := op.Route.Key()
-		slot := s.slotOf(k)
-		if slot == nil {
-			continue
-		}
 		var err error
 		if i < len(errs) {
 			err = errs[i]
 		}
-		skipped := op.Verb == routing.ReplaceRoute && (errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EEXIST))
-		for _, a := range slot.aliases {
-			if !a.siblings() || !slices.ContainsFunc(a.legs, func(l leg) bool { return l.route.Key() == k }) {
-				continue
-			}
-			if s.authors[a.key] == nil {
-				s.authors[a.key] = map[routing.RouteKey]routing.Route{}
-			}
-			switch {
-			case op.Verb == routing.DeleteRoute && err == nil, skipped:
-				// It stands all the same.
-				s.authors[a.key][k] = routing.Route{}
-			case err == nil:
-				s.authors[a.key][k] = op.Route
-			}
+		for _, r := range op.Route.Ways() {
+			s.wroteWay(op.Verb, r, err)
+		}
+	}
+}
+
+func (s *State) wroteWay(v routing.Verb, r routing.Route, err error) {
+	k := r.Key()
+	slot := s.slotOf(k)
+	if slot == nil {
+		return
+	}
+	skipped := v == routing.ReplaceRoute && (errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EEXIST))
+	for _, a := range slot.aliases {
+		if !a.siblings() || !slices.ContainsFunc(a.legs, func(l leg) bool { return l.route.Key() == k }) {
+			continue
+		}
+		if s.authors[a.key] == nil {
+			s.authors[a.key] = map[routing.RouteKey]routing.Route{}
+		}
+		switch {
+		case v == routing.DeleteRoute && err == nil, skipped:
+			// It stands all the same.
+			s.authors[a.key][k] = routing.Route{}
+		case err == nil:
+			s.authors[a.key][k] = r
 		}
 	}
 }

@@ -215,6 +215,25 @@ func (s *State) Ways(index int, d routing.Destination) []routing.Route {
 	return out
 }
 
+// Defaults returns the default routes that main has of a family through any interface, the
+// best first: one for each leg that is alive. Those that refuse packets are among them, those for
+// a type of service are not. The order of one metric is the kernel's.
+func (s *State) Defaults(f routing.Family) []routing.Route {
+	var out []routing.Route
+	k := fibKey{family: f, table: routing.TableMain, destination: f.Any()}
+	for slot := s.fib.slots[k.competing()]; slot != nil; slot = slot.next {
+		for _, a := range slot.aliases {
+			for _, l := range a.legs {
+				if !l.dead {
+					out = append(out, l.route)
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b routing.Route) int { return cmp.Compare(a.Metric, b.Metric) })
+	return out
+}
+
 // LinkFacts returns one interface without its routes, whose number costs
 // nothing then.
 func (s *State) LinkFacts(index int) (routing.Interface, bool) {
@@ -225,7 +244,7 @@ func (s *State) LinkFacts(index int) (routing.Interface, bool) {
 	others, long := s.Others(index)
 	return routing.Interface{
 		Others: others, LongTables: long,
-		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0,
+		Index: l.index, Name: l.name, Up: l.up(), Carrier: l.flags&unix.IFF_LOWER_UP != 0, Running: l.flags&unix.IFF_RUNNING != 0,
 		Group: l.group, Kind: l.kind, PointToPoint: l.pointToPoint(), Master: int(l.master), MTU: l.mtu, Hardware: l.hardware,
 		Addresses: slices.SortedFunc(maps.Values(l.addresses), compareAddresses),
 	}, true

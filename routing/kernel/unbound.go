@@ -171,8 +171,9 @@ func (l loader) refused(ctx context.Context, s *State) ([]routing.Unanswered, er
 		}
 	}
 	var out []routing.Unanswered
+	failover, _ := s.owns.FailoverTable()
 	for i, a := range answers {
-		resort := a.kind == routing.RouteUnicast && s.owns.OwnsTable(a.table)
+		resort := a.table != failover && a.kind == routing.RouteUnicast && s.owns.OwnsTable(a.table)
 		if a.refusal == 0 && !resort {
 			continue
 		}
@@ -223,7 +224,7 @@ func (s *State) wideWay(to netip.Addr) (best routing.Route) {
 			continue
 		}
 		for _, l := range a.legs {
-			if !l.dead && (best == routing.Route{} || compareRoutes(l.route, best) < 0) {
+			if !l.dead && s.Interested(l.route.Device) && (best == routing.Route{} || compareRoutes(l.route, best) < 0) {
 				best = l.route
 			}
 		}

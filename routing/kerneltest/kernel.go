@@ -29,11 +29,13 @@ const (
 
 // An Interface is one device of the host.
 type Interface struct {
-	Index     int
-	Name      string
-	Up        bool
-	Group     uint32
-	Addresses []routing.Address
+	Index int
+	Name  string
+	Up    bool
+	// NotRunning says that it has no carrier.
+	NotRunning bool
+	Group      uint32
+	Addresses  []routing.Address
 }
 
 // band is the rules of one family and priority: the kernel keeps them in the
@@ -118,7 +120,7 @@ func (k *Kernel) Clone() *Kernel {
 		noted: routing.NewTouched(),
 	}
 	for index, i := range k.interfaces {
-		c.interfaces[index] = &Interface{Index: i.Index, Name: i.Name, Up: i.Up, Group: i.Group, Addresses: slices.Clone(i.Addresses)}
+		c.interfaces[index] = &Interface{Index: i.Index, Name: i.Name, Up: i.Up, NotRunning: i.NotRunning, Group: i.Group, Addresses: slices.Clone(i.Addresses)}
 	}
 	for r, places := range c.came {
 		c.came[r] = slices.Clone(places)
@@ -217,6 +219,33 @@ func (k *Kernel) Route(key routing.RouteKey) (routing.Route, bool) {
 	return r, ok
 }
 
+// OurRoutes returns our routes in a table.
+func (k *Kernel) OurRoutes(t routing.TableID) []routing.Route {
+	var out []routing.Route
+	for _, f := range routing.Families() {
+		for _, r := range k.AllRoutes(f, t) {
+			if k.policy.OwnsRoute(r) {
+				out = append(out, r)
+			}
+		}
+	}
+	return out
+}
+
+// Defaults returns the default routes that main has of a family, the best first.
+func (k *Kernel) Defaults(f routing.Family) []routing.Route {
+	out := slices.DeleteFunc(k.AllRoutes(f, routing.TableMain), func(r routing.Route) bool { return !r.IsDefault() || r.TOS != 0 })
+	slices.SortStableFunc(out, func(a, b routing.Route) int { return cmp.Compare(a.Metric, b.Metric) })
+	return out
+}
+
+// SetRunning says whether an interface has its carrier, behind our back.
+func (k *Kernel) SetRunning(index int, running bool) {
+	defer k.actAs(nobody)()
+	k.tell(event{index: index})
+	k.interfaces[index].NotRunning = !running
+}
+
 // CountRoute says how often our route of a key stands: here never twice.
 func (k *Kernel) CountRoute(key routing.RouteKey) int {
 	if _, ok := k.own[key]; ok {
@@ -265,7 +294,7 @@ func (k *Kernel) Facts(l routing.Link) routing.Link {
 	if !ok {
 		return l
 	}
-	l.Name, l.Up, l.Group, l.Addresses = i.Name, i.Up, i.Group, slices.Clone(i.Addresses)
+	l.Name, l.Up, l.NotRunning, l.Group, l.Addresses = i.Name, i.Up, i.NotRunning, i.Group, slices.Clone(i.Addresses)
 	l.Routes = nil
 	for _, f := range routing.Families() {
 		for _, r := range k.routes[fib{f, routing.TableMain}] {
@@ -289,7 +318,7 @@ func (k *Kernel) Install(l routing.Link) {
 	if old, ok := k.interfaces[l.Index]; ok {
 		group = old.Group
 	}
-	k.interfaces[l.Index] = &Interface{Index: l.Index, Name: l.Name, Up: l.Up, Group: group, Addresses: slices.Clone(l.Addresses)}
+	k.interfaces[l.Index] = &Interface{Index: l.Index, Name: l.Name, Up: l.Up, NotRunning: l.NotRunning, Group: group, Addresses: slices.Clone(l.Addresses)}
 	for _, f := range routing.Families() {
 		k.flush(func(r routing.Route) bool {
 			return r.Device == l.Index && r.Family == f && r.Table == routing.TableMain

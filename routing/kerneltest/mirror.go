@@ -114,6 +114,9 @@ func (m *Mirror) takeRule(e event) {
 	c := &m.changes
 	if !m.kernel.policy.OwnsRule(e.rule) {
 		c.Foreign = true
+		if m.kernel.policy.Ownership().OwnsTable(e.rule.Table) {
+			c.Tables[e.rule.Table] = struct{}{}
+		}
 		c.ForeignRules[e.rule.Family] = struct{}{}
 		if e.gone {
 			c.Gone[e.rule] = struct{}{}
@@ -136,9 +139,15 @@ func (m *Mirror) takeRoute(e event) {
 		}
 		c.Destinations[r.Device][routing.DestinationOf(r)] = struct{}{}
 	}
+	if r.Table == routing.TableMain && r.IsDefault() {
+		c.Defaults.Set(r.Family, true)
+	}
 	if !m.kernel.policy.OwnsRoute(r) {
 		m.state.moves++
-		c.Foreign = c.Foreign || m.kernel.policy.Ownership().OwnsTable(r.Table)
+		if m.kernel.policy.Ownership().OwnsTable(r.Table) {
+			c.Foreign = true
+			c.Tables[r.Table] = struct{}{}
+		}
 		c.Unbound = c.Unbound || r.IsDefault()
 		if r.Table == routing.TableMain && r.Destination.IsSingleIP() && m.state.asked(r.Destination.Addr()) {
 			c.Elsewhere[r.Destination] = struct{}{}

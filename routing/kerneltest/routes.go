@@ -31,15 +31,30 @@ func (k *Kernel) remove(r routing.Route) {
 
 // replace is NLM_F_REPLACE. Of an IPv6 route with a next hop it takes the place
 // of all legs, not of the one with the same next hop (fib6_add_rt2node).
+//
+// One without a next hop takes the place of another such route, and where there is only a
+// route of the other sort the first of these goes.
 func (k *Kernel) replace(r routing.Route) {
-	if r.Family == routing.IPv6 && r.Gateway.IsValid() {
-		k.flush(func(have routing.Route) bool {
+	if r.Family == routing.IPv6 {
+		rival := func(have routing.Route) bool {
 			return have.Family == r.Family && have.Table == r.Table && have.Destination == r.Destination &&
-				have.Source == r.Source && have.Metric == r.Metric && have.Gateway.IsValid()
-		})
+				have.Source == r.Source && have.Metric == r.Metric
+		}
+		same := func(have routing.Route) bool { return rival(have) && have.Gateway.IsValid() == r.Gateway.IsValid() }
+		victim := rival
+		if slices.ContainsFunc(k.routes[fib{r.Family, r.Table}], same) {
+			victim = same
+		}
+		k.flushTable(fib{r.Family, r.Table}, victim)
 	}
-	k.remove(r)
-	k.put(r)
+	ways := []routing.Route{r}
+	if r.Family == routing.IPv6 {
+		ways = r.Ways()
+	}
+	for _, way := range ways {
+		k.remove(way)
+		k.put(way)
+	}
 }
 
 func (k *Kernel) flush(match func(routing.Route) bool) {

@@ -63,7 +63,7 @@ func (s *State) Name(index int) string {
 func (s *State) LinkFacts(index int) (routing.Interface, bool) {
 	i, exists := s.Interface(index)
 	return routing.Interface{
-		Index: i.Index, Name: i.Name, Up: i.Up, Carrier: i.Up, Group: i.Group, Addresses: slices.Clone(i.Addresses),
+		Index: i.Index, Name: i.Name, Up: i.Up, Carrier: i.Up && !i.NotRunning, Running: i.Up && !i.NotRunning, Group: i.Group, Addresses: slices.Clone(i.Addresses),
 	}, exists
 }
 
@@ -142,19 +142,6 @@ func (s *State) ourRules(f routing.Family, p routing.Priority, is func(routing.R
 			}
 		}
 	}
-}
-
-// OurRoutes returns our routes in a table.
-func (s *State) OurRoutes(t routing.TableID) []routing.Route {
-	var out []routing.Route
-	for _, f := range routing.Families() {
-		for _, r := range s.AllRoutes(f, t) {
-			if s.policy.OwnsRoute(r) {
-				out = append(out, r)
-			}
-		}
-	}
-	return out
 }
 
 // CountRoutes counts the routes in a table, whoever made them.

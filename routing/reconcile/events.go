@@ -21,6 +21,7 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
 		l.owned.set(name, claim.Tables)
+		l.doubtFailover()
 		l.Mirror.View(func(k State) { l.claimChanged(l.set(k, name, claim)) })
 		if claim.Released && !c.Complete {
 			// What is left of it may stand although this process never knew it.
@@ -132,6 +133,10 @@ func (l *Loop) takeChanges(ctx context.Context) {
 		l.takeForeign(ctx)
 	}
 	l.doubtTables(c.All, c.Tables)
+	if table, _ := l.Policy.FailoverTable(); c.All || contains(c.Tables, table) {
+		l.doubtFailover()
+	}
+	l.takeDefaults(c.All, c.Defaults)
 	l.takeElsewhere(c.Elsewhere)
 	l.unasked = l.unasked || c.All || c.Unbound || len(c.Links) > 0 || len(c.ForeignRules) > 0
 	if c.All || len(c.Links) > 0 {

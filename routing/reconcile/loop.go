@@ -169,7 +169,9 @@ type Loop struct {
 	failures map[string]failure
 	retrying map[string]int
 	reported Report
-	now      func() time.Time
+	// courses are those that the log knows.
+	courses [2]routing.Course
+	now     func() time.Time
 	// problems of links, by interface index; news says that there is something
 	// to report.
 	problems map[int][]routing.Problem
@@ -255,6 +257,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			return nil
 		case <-l.Mirror.Changed():
 		case <-l.Owners.Changed():
+		case <-l.judged():
 		case <-timer.C:
 		case <-beat:
 		case asked = <-l.asks:
@@ -380,6 +383,7 @@ func (l *Loop) take(ctx context.Context) error {
 	}
 	l.takeClaims(ctx)
 	l.takeChanges(ctx)
+	l.takeFailover()
 	l.takeDue()
 	if err := l.setInterests(ctx); err != nil {
 		return err

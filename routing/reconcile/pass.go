@@ -37,6 +37,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	l.retire(planned)
 	l.noteProblems(planned)
 	l.dated(planned)
+	l.noteCourses(ctx)
 	l.touched.Merge(planned)
 	l.leaveAway()
 
@@ -340,7 +341,7 @@ func linkOf(facts routing.Interface, claim Claim) routing.Link {
 		})
 	}
 	return routing.Link{
-		Name: facts.Name, Index: facts.Index, Up: facts.Up, Group: facts.Group,
+		Name: facts.Name, Index: facts.Index, Up: facts.Up, NotRunning: !facts.Carrier || !facts.Running, Group: facts.Group,
 		Addresses: addresses, Routes: facts.Routes, Others: facts.Others, LongTables: facts.LongTables, Intents: withoutOwnGateways(claim.Intents, facts.Addresses),
 		Pending: claim.Pending, Known: claim.Known, DefaultMayBeMissing: claim.DefaultMayBeMissing,
 		Choice: claim.Choice, LastResort: claim.LastResort,
@@ -542,6 +543,9 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 func (l *Loop) TableInUse(t routing.TableID) (why string, used bool) {
 	if why, used = l.Reserved(t); used {
 		return why, true
+	}
+	if f, has := l.Policy.FailoverTable(); has && t == f {
+		return "failover", true
 	}
 	if name, used := l.owned.by(t); used {
 		return "the profile of " + name, true

@@ -121,6 +121,9 @@ type State interface {
 	LinkFacts(index int) (routing.Interface, bool)
 	// Interested reports whether the routes of main through an interface are kept.
 	Interested(index int) bool
+	// Defaults returns the default routes that main has of a family through any interface,
+	// the best first.
+	Defaults(f routing.Family) []routing.Route
 	// Ways returns the routes of main to one destination through an interface of interest.
 	Ways(index int, d routing.Destination) []routing.Route
 	// Elsewhere returns what the host has in networks of an interface that is no address of it.
@@ -134,8 +137,7 @@ type State interface {
 	RulesFrom(f routing.Family, p routing.Priority, from netip.Prefix) iter.Seq[routing.Rule]
 	RulesTo(f routing.Family, p routing.Priority, t routing.TableID) iter.Seq[routing.Rule]
 
-	// OurRoutes returns our routes in a table; CountRoutes counts those of everybody.
-	OurRoutes(t routing.TableID) []routing.Route
+	// CountRoutes counts the routes of everybody in a table.
 	CountRoutes(t routing.TableID) int
 	// ForeignIn says who else uses a table of a family, UseOf what stands of a table,
 	// whoever made it.

@@ -88,6 +88,7 @@ func (l *Loop) reportNow() Report {
 		r.Problems = append(r.Problems, routing.Problem{Code: routing.WaitsForOwners, Severity: routing.Warning, Text: "multihomed is waiting: " + l.waiting + "; existing routing is kept, and new links of NetworkManager get none"})
 	}
 	r.Problems = append(r.Problems, l.disputed()...)
+	r.Problems = append(r.Problems, l.failoverProblems()...)
 	if l.unkept != "" {
 		r.Problems = append(r.Problems, routing.Problem{
 			Code: routing.Forgetful, Severity: routing.Warning, Text: "after a restart, what happened before it will be unknown: " + l.unkept,

@@ -34,6 +34,8 @@ type Snapshot struct {
 	// Courses say which way unbound traffic goes, in the order of [routing.Families]; one of
 	// a family without a table is the zero Course.
 	Courses [2]routing.Course
+	// Failover is what must stand in table F.
+	Failover []routing.PlannedRoute
 	// Missing is what keeps the kernel from being as planned.
 	Missing []routing.Op
 	// Contested are the rules and routes that somebody else keeps taking away: they
@@ -163,6 +165,11 @@ func (s *Snapshot) Routes() iter.Seq[routing.PlannedRoute] {
 				}
 			}
 		}
+		for _, r := range s.Failover {
+			if !yield(r) {
+				return
+			}
+		}
 	}
 }
 
@@ -272,6 +279,7 @@ func (l *Loop) snapshot() *Snapshot {
 		s.Others[i] = l.planner.Foreign(f)
 		s.Courses[i], _ = l.planner.Course(f)
 	}
+	s.Failover = l.planner.FailoverRoutes()
 	open, contested := l.open()
 	l.Mirror.View(func(k State) {
 		s.Moves = k.Moves()

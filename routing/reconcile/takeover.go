@@ -171,6 +171,11 @@ func (l *Loop) taken(links []subject, leased map[routing.Key]routing.TableID) ma
 					continue
 				}
 			}
+			if f, has := l.Policy.FailoverTable(); has && t == f {
+				// A version that knew no failover leased it.
+				out[k] = takeover{index: index, table: t, what: "failover"}
+				continue
+			}
 			l.Mirror.View(func(m State) {
 				if what, is := m.TakenBy(k.Family, t, index, l.Policy.ContainerPrefixLength); is {
 					out[k] = takeover{index: index, table: t, what: what}

@@ -19,16 +19,16 @@ import (
 var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
-		"internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/health", "internal/lazy", "internal/news", "internal/ownership",
-		"internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
+		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/health", "internal/lazy", "internal/news", "internal/ownership",
+		"internal/prober/wire", "internal/rights", "internal/sockdiag", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{
-		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/redact",
-		"internal/rttables", "internal/status", "routing/lookup",
+		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
+		"internal/redact", "internal/rttables", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",

@@ -1,4 +1,5 @@
-package daemon
+// Package activation takes over the sockets that systemd passes to a service.
+package activation
 
 import (
 	"os"
@@ -11,11 +12,11 @@ import (
 // sd-daemon.h).
 const firstListenFD = 3
 
-// listenFiles returns the sockets that systemd passed to this process, and hides them
+// Files returns the sockets that systemd passed to this process, and hides them
 // from the programs that it starts (sd_listen_fds(3)). The activation package of
 // go-systemd does the same, but imports TLS: 0.6 MB of the program, and its
 // initialisation at every call of a hook.
-func listenFiles() []*os.File {
+func Files() []*os.File {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		_ = os.Unsetenv(name) // It fails for empty names alone.
