@@ -374,7 +374,7 @@ func (f *failing) cell(fault lab.Fault, traffic string) time.Duration {
 	f.well()
 	f.serversHave(true, true)
 	f.untouched("after the return")
-	outage, _ := lab.Outage(tries[lab.IPv4].Stop(), network, broken)
+	outage, _, _ := lab.Outage(tries[lab.IPv4].Stop(), network, broken)
 	tries[lab.IPv6].Stop()
 	f.strays(fault.String())
 	if moves := f.moves(from); moves != "2 writes, 2 deletions" {

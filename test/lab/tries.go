@@ -50,14 +50,11 @@ func (h *Host) NewTries(ctx context.Context, every time.Duration, from From, dst
 	return t
 }
 
-func (t *Tries) try(until context.Context, network string, from From, dst netip.Addr) {
-	ctx, cancel := context.WithTimeout(until, Stretched(tryTimeout))
+func (t *Tries) try(ctx context.Context, network string, from From, dst netip.Addr) {
+	ctx, cancel := context.WithTimeout(ctx, Stretched(tryTimeout))
 	defer cancel()
 	one := Try{At: time.Now(), Network: network}
 	one.Answer, one.Err = askOnce(ctx, from, network, netip.AddrPortFrom(dst, EchoPort))
-	if one.Err != nil && until.Err() != nil {
-		return // Stop ended it
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all = append(t.all, one)
@@ -80,24 +77,36 @@ func (t *Tries) Stop() []Try {
 	return t.SoFar()
 }
 
-// Outage is how long after a moment no question was answered that began then: until the first from
-// which on every one of the network was answered, of those that this lists. The count is of the
-// questions in between.
-func Outage(tries []Try, network string, after time.Time) (d time.Duration, failed int) {
-	end := after
+// Outage is how long after a moment no question over a network was answered that began then: until the
+// first from which on all were, of those that this lists, and how many failed before. Questions after
+// the last one that was answered are left out: they were open at the end. It is false if none was
+// answered.
+func Outage(tries []Try, network string, after time.Time) (d time.Duration, failed int, ended bool) {
+	var of []Try
+	last := -1
 	for _, t := range tries {
 		if t.Network != network || t.At.Before(after) {
 			continue
 		}
+		if t.Err == nil {
+			last = len(of)
+		}
+		of = append(of, t)
+	}
+	if last < 0 {
+		return 0, len(of), false
+	}
+	first := last
+	for first > 0 && of[first-1].Err == nil {
+		first--
+	}
+	for _, t := range of[:first] {
 		if t.Err != nil {
 			failed++
-			end = time.Time{}
-		} else if end.IsZero() {
-			end = t.At
 		}
 	}
-	if end.IsZero() { // it has not ended
-		return tries[len(tries)-1].At.Sub(after), failed
+	if first == 0 {
+		return 0, 0, true
 	}
-	return end.Sub(after), failed
+	return of[first].At.Sub(after), failed, true
 }
