@@ -165,7 +165,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 # As in the package (multihomed.prerm): the tool stays until the routing is removed.
 LEAVE = set -e; ctl=$(bindir)/multihomectl; \
 	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and remove its routing; run: sudo make uninstall" >&2; exit 1; }; \
-	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || systemctl disable --now multihomed.service multihomed.socket multihomed-prober.socket multihomed-prober.service; \
+	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || { systemctl disable --now multihomed.service multihomed.socket; systemctl stop multihomed-prober.socket multihomed-prober.service; }; \
 	test ! -x $$ctl || ! test / -ef /proc/1/root || { rm -f $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
 		{ ln -sf multihomed $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing is still in the kernel, for the reason above; when that is fixed: sudo make uninstall" >&2; exit 1; }
 
