@@ -299,3 +299,60 @@ func TestUnreachable(t *testing.T) {
 		t.Errorf("rules of ours stand: %t, %v", stands, err)
 	}
 }
+
+// TestFailoverRemains: what leads unbound traffic to a living link goes with everything, and
+// when nobody maintains the routing any more; a link that is taken away leaves the other one's.
+func TestFailoverRemains(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		options cleanup.Options
+		// rules are those of failover that stay, route says that table F keeps its default.
+		rules []string
+		route bool
+	}{
+		{"everything", cleanup.Options{Tables: routing.TableRange{First: 10000, Last: 10999}, Group: 28008}, nil, false},
+		{"without a configuration", cleanup.Options{}, nil, false},
+		{"nobody maintains it", cleanup.Options{Unreachable: true}, []string{"not from 255.255.255.255 lookup main suppress_prefixlength 0"}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			newHost(t, "10000", "10001", "28008")
+			before := ip(t, "route show table main") + ip(t, "rule show pref 32764")
+			for _, line := range []string{
+				"route add default via 198.51.100.254 dev wan1 table 10999 proto 150 metric 1073741824",
+				"rule add pref 32765 not from 255.255.255.255 lookup main suppress_prefixlength 0 protocol 150",
+				"rule add pref 32765 lookup 10999 protocol 150",
+				"rule add pref 18000 to 192.0.2.0/24 lookup 10001 protocol 150",
+			} {
+				ip(t, line)
+			}
+			if got := ip(t, "route get 8.8.8.8"); !strings.Contains(got, "wan1") {
+				t.Fatalf("unbound traffic: %s", got)
+			}
+			r, err := cleanup.Open(t.Context(), c.options)
+			must(t, err)
+			defer r.Close()
+			done, err := r.Remove(t.Context())
+			must(t, err)
+			must(t, done.Err())
+			var rules []string
+			for _, pref := range []string{"18000", "32765"} {
+				for line := range strings.Lines(ip(t, "rule show pref "+pref)) {
+					if _, words, _ := strings.Cut(line, ":"); !strings.Contains(words, "unreachable") && strings.Contains(line, "proto 150") {
+						words, _, _ = strings.Cut(words, " proto 150")
+						rules = append(rules, strings.TrimSpace(words))
+					}
+				}
+			}
+			if !slices.Equal(rules, c.rules) {
+				t.Errorf("rules that stay: %q, want %q", rules, c.rules)
+			}
+			out, _ := exec.CommandContext(t.Context(), "ip", "route", "show", "table", "10999").Output()
+			if has := strings.Contains(string(out), "default"); has != c.route {
+				t.Errorf("F has a default: %t", has)
+			}
+			if after := ip(t, "route show table main") + ip(t, "rule show pref 32764"); after != before {
+				t.Errorf("main was\n%s\nand is\n%s", before, after)
+			}
+		})
+	}
+}

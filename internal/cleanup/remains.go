@@ -25,9 +25,10 @@ type Options struct {
 	// Link limits everything to one interface.
 	Link string
 	// Unreachable limits everything to the rules that answer "unreachable", at their own
-	// priority and where they are repeated. It is the last step when nobody maintains
-	// the routing any more: where a table of ours becomes empty the host then routes as
-	// without us. The next pass of the daemon restores them.
+	// priority and where they are repeated, and to those that lead unbound traffic to a
+	// living link. It is the last step when nobody maintains the routing any more: where a
+	// table of ours becomes empty the host then routes as without us, and unbound traffic
+	// follows main. The next pass of the daemon restores them.
 	Unreachable bool
 }
 
@@ -109,7 +110,11 @@ func (r *Remains) elsewhere() []routing.TableRange {
 	found := map[routing.TableID]struct{}{}
 	r.mirror.View(func(k *kernel.State) {
 		for rule := range k.Rules() {
-			if t, leads := rule.LeadsTo(); leads && !k.OwnsTable(t) {
+			t, leads := rule.LeadsTo()
+			if !leads {
+				t, leads = rule.ReadsFailover()
+			}
+			if leads && !k.OwnsTable(t) {
 				found[t] = struct{}{}
 			}
 		}
@@ -178,10 +183,18 @@ func (r *Remains) Rules() (n int) {
 
 // has reports whether an operation is within the options.
 func (r *Remains) has(op routing.Op) bool {
-	if r.options.Unreachable && (op.Verb != routing.DeleteRule || op.Rule.Action != routing.ActionUnreachable) {
+	if r.options.Unreachable && (op.Verb != routing.DeleteRule || !needsMaintenance(op.Rule)) {
 		return false
 	}
 	return r.link.has(op)
+}
+
+// needsMaintenance reports whether a rule does harm when nobody keeps the tables right that
+// it depends on: it answers "unreachable" where one became empty, or leads unbound traffic
+// to a link that worked when somebody judged it last.
+func needsMaintenance(r routing.Rule) bool {
+	_, failover := r.ReadsFailover()
+	return r.Action == routing.ActionUnreachable || failover || r.Priority == routing.PriorityTwin
 }
 
 // Left returns the deletions that remove our objects, in an order in which no packet leaves
