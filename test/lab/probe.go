@@ -72,6 +72,16 @@ func DialTCP(ctx context.Context, from From, dst netip.Addr) (Answer, error) {
 
 // ask works in whatever namespace the thread is in.
 func ask(ctx context.Context, from From, network string, dst netip.AddrPort) (Answer, error) {
+	return question(ctx, from, network, dst, 300*time.Millisecond)
+}
+
+// askOnce is ask without repeating the question.
+func askOnce(ctx context.Context, from From, network string, dst netip.AddrPort) (Answer, error) {
+	return question(ctx, from, network, dst, 0)
+}
+
+// question repeats a datagram so often; 0 is never.
+func question(ctx context.Context, from From, network string, dst netip.AddrPort, repeat time.Duration) (Answer, error) {
 	ctx, cancel := Within(ctx, probeTimeout)
 	defer cancel()
 	var answer Answer
@@ -99,8 +109,8 @@ func ask(ctx context.Context, from From, network string, dst netip.AddrPort) (An
 		if _, err := conn.Write([]byte("who?\n")); err != nil {
 			return fail(err)
 		}
-		if network == "udp" { // which may be lost
-			_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		if network == "udp" && repeat > 0 { // which may be lost
+			_ = conn.SetReadDeadline(time.Now().Add(repeat))
 		}
 		line, err := reader.ReadBytes('\n')
 		switch {
