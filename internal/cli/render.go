@@ -189,7 +189,11 @@ func wayOf(u status.Unbound) string {
 			parts = append(parts, fmt.Sprintf("%s (weight %d)", clean(leg.Interface), leg.Weight))
 		}
 		last := len(parts) - 1
-		return strings.Join(parts[:last], ", ") + " and " + parts[last]
+		text := strings.Join(parts[:last], ", ") + " and " + parts[last]
+		if u.Main != "" {
+			text += " (main says " + clean(u.Main) + ")"
+		}
+		return text
 	case u.Main != "":
 		return way + " (main says " + clean(u.Main) + ")"
 	case u.Table != uint32(routing.TableMain):

@@ -69,6 +69,9 @@ func healthWord(h status.Health) (string, style) {
 	case status.HealthUnprobed:
 		return "not watched", dim
 	case status.HealthUnknown:
+		if h.NotWatched != "" {
+			return "not watched", dim
+		}
 		return "not known yet", dim
 	default:
 		return clean(string(h.State)), plain

@@ -56,7 +56,8 @@ type situation struct {
 	unread   string
 	problems []routing.Problem
 	failover *view.Failover
-	courses  [2]routing.Course
+	// moves is what the planner is told of failover.
+	moves routing.Failover
 }
 
 // laptop has one uplink by cable, with both families, and a radio that is not connected.
@@ -140,7 +141,7 @@ func watched() situation {
 	s := twoUplinks()
 	up := func(index int, name string, f routing.Family, target string, rtt time.Duration, loss float64) view.Uplink {
 		return view.Uplink{Index: index, Name: name, Family: f, Report: health.Report{
-			State: health.Up, Since: at(8, 30, 4), LastProof: at(12, 0, 0), Why: target + " answers", Loss: loss, RTT: rtt, Interval: 5 * time.Second,
+			State: health.Up, Since: at(8, 30, 4), LastProof: at(12, 0, 0), Why: "probes are answered", Loss: loss, RTT: rtt, Interval: 5 * time.Second,
 			Targets: []health.TargetReport{{Name: target, Answered: true}},
 		}}
 	}
@@ -150,8 +151,7 @@ func watched() situation {
 		up(3, "wlp3s0", routing.IPv4, "dns:9.9.9.9:53", 38*time.Millisecond, 0.017),
 	}}
 	s.failover.Uplinks[0].RouterOnly = true
-	s.courses[0] = routing.Course{Family: routing.IPv4, Main: routing.Route{Device: 2}, Used: routing.Route{Device: 2}, Why: routing.CourseAlive}
-	s.courses[1] = routing.Course{Family: routing.IPv6, Main: routing.Route{Device: 2}, Used: routing.Route{Device: 2}, Why: routing.CourseAlone}
+	s.moves.Enabled = true
 	return s
 }
 
@@ -160,10 +160,10 @@ func deadUplink() situation {
 	s := watched()
 	u := &s.failover.Uplinks[0]
 	u.State, u.Since, u.LastProof, u.RouterOnly, u.DeathsToday = health.Down, at(17, 5, 2), at(17, 5, 1), false, 2
-	u.Why, u.Loss = "nothing answered for 0.61 s, 5 probes are overdue and 4 are needed", 0.06
+	u.Why, u.Loss = "nothing answers", 0.06
 	u.Evidence = health.Evidence{Kind: health.BySilence, Overdue: 5, Needed: 4, Silence: 610 * time.Millisecond}
 	s.unbound[routing.IPv4] = status.Unbound{Interface: "wlp3s0", Table: 10999}
-	s.courses[0] = routing.Course{Family: routing.IPv4, Main: routing.Route{Device: 2}, Used: routing.Route{Device: 3, Table: 10999}, Moved: true, Why: routing.CourseDead}
+	s.moves.Dead[0] = map[int]struct{}{2: {}}
 	return s
 }
 
@@ -195,6 +195,18 @@ func (s *situation) view() *view.View {
 		}
 		planner.Set(l)
 	}
+	for _, f := range routing.Families() {
+		var defaults []routing.Route
+		for _, l := range s.links {
+			for _, r := range l.Routes {
+				if r.Family == f && r.IsDefault() && r.Table == routing.TableMain {
+					defaults = append(defaults, r)
+				}
+			}
+		}
+		planner.SetDefaults(f, defaults)
+	}
+	planner.SetFailover(s.moves)
 	s.daemon.Problems = append(s.daemon.Problems, s.problems...)
 	var v *view.View
 	if s.stopped {
@@ -206,7 +218,10 @@ func (s *situation) view() *view.View {
 			v.Links[l.Name] = l
 		}
 	} else {
-		snapshot := &reconcile.Snapshot{Policy: policy, Claims: s.claims, Others: s.rules, Lifts: planner.Shared(), Courses: s.courses}
+		snapshot := &reconcile.Snapshot{Policy: policy, Claims: s.claims, Others: s.rules, Lifts: planner.Shared(), Failover: planner.FailoverRoutes()}
+		for i, f := range routing.Families() {
+			snapshot.Courses[i], _ = planner.Course(f)
+		}
 		for _, facts := range append(s.linkFacts(), s.others...) {
 			i := &reconcile.Interface{Facts: facts}
 			claim, claimed := s.claims[facts.Name]
@@ -374,16 +389,16 @@ func TestSituations(t *testing.T) {
 			s := deadUplink()
 			u := &s.failover.Uplinks[0]
 			u.State, u.Since, u.Recovered, u.LastProof = health.Recovering, at(17, 9, 30), at(17, 9, 50), at(17, 9, 41)
-			u.Why, u.Evidence = "12 of 12 probes were answered", health.Evidence{Kind: health.ByAnswers, Answered: 12}
+			u.Why, u.Evidence = "it answers again", health.Evidence{Kind: health.ByAnswers, Answered: 12, Lost: 1}
 			return s
 		}, true},
 		{"failover-all-dead", func() situation {
 			s := deadUplink()
 			u := &s.failover.Uplinks[2]
-			u.State, u.Since, u.Why, u.Evidence = health.Down, at(17, 6, 44), "it has no carrier", health.Evidence{Kind: health.ByCarrier}
+			u.State, u.Since, u.Why, u.Evidence = health.Down, at(17, 6, 44), "no carrier", health.Evidence{Kind: health.ByCarrier}
 			u.DeathsToday = 1
 			s.unbound[routing.IPv4] = status.Unbound{Interface: "enp2s0", Table: 254}
-			s.courses[0] = routing.Course{Family: routing.IPv4, Main: routing.Route{Device: 2}, Used: routing.Route{Device: 2}, Why: routing.CourseNoneLives}
+			s.moves.Dead[0] = map[int]struct{}{2: {}, 3: {}}
 			s.failover.Uplinks[0].Servers = []netip.Addr{netip.MustParseAddr("192.168.1.1")}
 			s.failover.Uplinks[2].Servers = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
 			s.files = fstest.MapFS{"etc/resolv.conf": {Data: []byte("nameserver 192.168.1.1\nnameserver 9.9.9.9\n")}}
@@ -393,7 +408,7 @@ func TestSituations(t *testing.T) {
 			s := watched()
 			u := &s.failover.Uplinks[2]
 			u.State, u.Report.Targets, u.RTT, u.LastProof, u.Interval, u.Why = health.Unprobed, []health.TargetReport{{Name: "dns:10.20.0.1:53", OnLink: true}}, 0, time.Time{}, 0, ""
-			u.Unwatched = "none of its DNS servers ever answered"
+			u.Unwatched = "no target has ever answered"
 			return s
 		}, true},
 		{"failover-no-prober", func() situation {
@@ -409,16 +424,13 @@ func TestSituations(t *testing.T) {
 		{"failover-tested", func() situation {
 			s := deadUplink()
 			u := &s.failover.Uplinks[0]
-			u.Why, u.Evidence, u.Tested = "an administrator tests failover", health.Evidence{Kind: health.ByTest}, at(17, 5, 32)
+			u.Why, u.Evidence, u.Tested = "an administrator declared it dead for a test", health.Evidence{Kind: health.ByTest}, at(17, 5, 32)
 			return s
 		}, true},
 		{"failover-shared", func() situation {
 			s := watched()
 			s.unbound[routing.IPv4] = status.Unbound{Interface: "enp2s0", Table: 10999}
-			s.courses[0] = routing.Course{Family: routing.IPv4, Main: routing.Route{Device: 2}, Moved: true, Why: routing.CourseShared, Used: routing.Route{
-				Device: 2, Table: 10999, Weight: 3,
-				Attributes: routing.RareAttributes{Legs: routing.PackLegs([]routing.Leg{{Device: 3, Gateway: netip.MustParseAddr("10.20.0.1"), Weight: 1}})}.Share(),
-			}}
+			s.moves.Shares = map[int]uint8{2: 3, 3: 1}
 			return s
 		}, true},
 	} {

@@ -284,8 +284,8 @@ func (v *validator) inOrder(file rawFailover, f Failover) {
 		if longInFile == nil {
 			key = shortKey
 		}
-		v.fail(v.at.first("failover."+key), "failover."+key, fmt.Sprintf("%s (%v) is longer than %s (%v); set %s to at least %v, or %s to at most %v",
-			shortKey, short, longKey, long, longKey, short, shortKey, long))
+		v.fail(v.at.first("failover."+key), "failover."+key, fmt.Sprintf("%s (%s) is longer than %s (%s); set %s to at least %s, or %s to at most %s",
+			shortKey, DurationText(short), longKey, DurationText(long), longKey, DurationText(short), shortKey, DurationText(long)))
 	}
 	check("interval", f.Interval, "standby", f.Standby, file.Standby)
 	check("standby", f.Standby, "metered", f.Metered, file.Metered)

@@ -124,7 +124,7 @@ func (f *Failover) Among(family string) int {
 type Leg struct {
 	Interface string `json:"interface"`
 	// Weight is its part, of the sum of all.
-	Weight uint8 `json:"weight"`
+	Weight uint16 `json:"weight"`
 }
 
 // Escape makes its names and sentences printable.

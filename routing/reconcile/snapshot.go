@@ -151,6 +151,9 @@ func (s *Snapshot) Rules() iter.Seq[routing.PlannedRule] {
 	}
 }
 
+// FailoverRoutes is the field Failover, as [routing.Plans] has it.
+func (s *Snapshot) FailoverRoutes() []routing.PlannedRoute { return s.Failover }
+
 // Routes yields the routes that must exist, but for those that are left out of the plans
 // here because they are many.
 func (s *Snapshot) Routes() iter.Seq[routing.PlannedRoute] {

@@ -49,6 +49,7 @@ func checks() []check {
 		{AllDead, checkAllDead},
 		{UplinkDead, checkUplinks},
 		{DeadServers, checkResolvConf},
+		{FailoverBlocked, checkBlocked},
 		{NotWatched, checkWatched},
 		{"unchecked", checkUnchecked},
 		{"rule-unknown", checkUnknown},

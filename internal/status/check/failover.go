@@ -1,7 +1,6 @@
 package check
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -22,6 +21,8 @@ const (
 	AllDead routing.Code = "all-uplinks-dead"
 	// NotWatched says that uplinks are judged by their carrier alone.
 	NotWatched routing.Code = "not-watched"
+	// FailoverBlocked says that failover has no place among the rules of others.
+	FailoverBlocked routing.Code = "failover-blocked"
 	// DeadServers says that resolv.conf names only servers of dead links.
 	DeadServers routing.Code = "dns-of-dead-links"
 )
@@ -48,7 +49,7 @@ func deadUplink(v *view.View, u view.Uplink) routing.Problem {
 	if !u.Since.IsZero() {
 		since = " since " + u.Since.Local().Format(time.DateTime)
 	}
-	family := familyName(u.Family)
+	family := u.Family.Name()
 	switch {
 	case !u.Tested.IsZero():
 		p.Severity = routing.Notice
@@ -65,8 +66,8 @@ func deadUplink(v *view.View, u view.Uplink) routing.Problem {
 		return p
 	}
 	p.Text = fmt.Sprintf("%s does not work for %s%s", u.Name, family, since)
-	if u.Why != "" {
-		p.Text += ": " + u.Why
+	if why := u.Sentence(); why != "" {
+		p.Text += ": " + why
 	}
 	p.Text += "; " + consequence(v, u)
 	p.Fix = revive(v, u)
@@ -131,7 +132,7 @@ func checkAllDead(v *view.View, _ files) []routing.Problem {
 		slices.SortFunc(names, status.CompareNames)
 		out = append(out, routing.Problem{
 			Severity: routing.Warning, Object: f.String(),
-			Text: fmt.Sprintf("no uplink works for %s: %s; unbound traffic follows main until the first of them works", familyName(f), and(names)),
+			Text: fmt.Sprintf("no uplink works for %s: %s; unbound traffic follows main until the first of them works", f.Name(), and(names)),
 			Fix:  "look at the problem of each link",
 		})
 	}
@@ -157,15 +158,31 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 			continue // One reason for all.
 		}
 		for _, u := range v.Failover.In(f) {
-			if u.State != health.Unprobed || u.Unwatched == "" {
+			if u.State != health.Unprobed {
 				continue
 			}
 			out = append(out, routing.Problem{
 				Severity: routing.Notice, Link: u.Name, Object: f.String(),
-				Text: fmt.Sprintf("%s is judged by its carrier alone for %s: %s", u.Name, familyName(f), u.Unwatched),
+				Text: fmt.Sprintf("%s is judged by its carrier alone for %s: %s", u.Name, f.Name(), u.NotWatched()),
 				Fix:  "set [failover] targets to hosts that answer on this link",
 			})
 		}
+	}
+	return out
+}
+
+// checkBlocked says that the rules of others leave no place for those of failover.
+func checkBlocked(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
+	for _, f := range routing.Families() {
+		if c, known := v.Course(f); !known || c.Why != routing.CourseBlocked || !v.Failover.Watches(f) {
+			continue
+		}
+		out = append(out, routing.Problem{
+			Severity: routing.Notice, Object: f.String(),
+			Text: fmt.Sprintf("unbound %s traffic does not leave an uplink that does not work: rules of other programs leave no place in front of main", f.Name()),
+			Fix:  fmt.Sprintf("give the rules of others at %d another priority: ip %s rule", routing.PriorityAgain, f.Flag()),
+		})
 	}
 	return out
 }
@@ -251,8 +268,4 @@ func and(words []string) string {
 		return strings.Join(words, "")
 	}
 	return strings.Join(words[:len(words)-1], ", ") + " and " + words[len(words)-1]
-}
-
-func familyName(f routing.Family) string {
-	return cmp.Or(map[routing.Family]string{routing.IPv4: "IPv4", routing.IPv6: "IPv6"}[f], f.String())
 }

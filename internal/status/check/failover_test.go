@@ -32,7 +32,7 @@ func uplinks(states ...health.State) *view.View {
 	return v
 }
 
-// moved makes the unbound traffic of IPv4 go another way, or not.
+// moved makes the unbound traffic of IPv4 go a way for a reason.
 func moved(v *view.View, to string, why routing.CourseReason) *view.View {
 	main := routing.Route{Device: 2, Table: 254}
 	c := routing.Course{Family: routing.IPv4, Main: main, Used: main, Why: why}
@@ -90,6 +90,7 @@ func TestAllUplinksDead(t *testing.T) {
 
 func TestNotWatched(t *testing.T) {
 	v := uplinks(health.Up, health.Unprobed)
+	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, link: "wan1", text: []string{"carrier alone for IPv4: for a reason"}, fix: "targets"})
 	v.Failover.Uplinks[1].Unwatched = "none of its DNS servers ever answered"
 	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, link: "wan1", text: []string{"wan1 is judged by its carrier alone for IPv4: none of"}, fix: "[failover] targets"})
 	v.Failover.Prober = "it does not answer"
@@ -97,6 +98,12 @@ func TestNotWatched(t *testing.T) {
 	// Nobody asks for a prober where there is one uplink.
 	v.Failover.Uplinks = v.Failover.Uplinks[:1]
 	expect(t, v, files())
+}
+
+func TestFailoverBlocked(t *testing.T) {
+	blocked := want{code: check.FailoverBlocked, severity: routing.Notice, text: []string{"unbound IPv4 traffic does not leave"}, fix: "ip -4 rule"}
+	expect(t, moved(uplinks(health.Up, health.Up), "wan0", routing.CourseBlocked), files(), blocked)
+	expect(t, moved(uplinks(health.Up), "wan0", routing.CourseBlocked), files())
 }
 
 func TestResolvConf(t *testing.T) {

@@ -2,6 +2,7 @@ package view
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -38,6 +39,34 @@ type Uplink struct {
 	Tested time.Time
 	// Servers are the DNS servers that the link's owner names.
 	Servers []netip.Addr
+}
+
+// Sentence says what the state was judged by, with the numbers.
+func (u Uplink) Sentence() string {
+	e := u.Evidence
+	switch {
+	case e.Kind == health.BySilence && e.Silence > 0:
+		return fmt.Sprintf("%s: silent for %.2f s, %s overdue (%d are enough)", u.Why, e.Silence.Seconds(), plural(e.Overdue, "answer"), e.Needed)
+	case u.State == health.Recovering && e.Answered+e.Lost > 0:
+		return fmt.Sprintf("%s: %s, %d lost", u.Why, plural(e.Answered, "answer"), e.Lost)
+	default:
+		return u.Why
+	}
+}
+
+// NotWatched says why the uplink is judged by its carrier alone, empty if it is not.
+func (u Uplink) NotWatched() string {
+	if u.State == health.Unprobed {
+		return cmp.Or(u.Unwatched, u.Why)
+	}
+	return u.Unwatched
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // In are the uplinks of a family.
@@ -95,7 +124,7 @@ func (v *View) FailoverStatus() *status.Failover {
 func healthOf(u Uplink) status.Health {
 	h := status.Health{
 		Interface: u.Name, Family: u.Family.String(), State: status.HealthState(u.State.String()),
-		Since: moment(u.Since), Why: u.Why, NotWatched: u.Unwatched, RouterOnly: u.RouterOnly, Metered: u.Metered,
+		Since: moment(u.Since), Why: u.Sentence(), NotWatched: u.NotWatched(), RouterOnly: u.RouterOnly, Metered: u.Metered,
 		Tested: moment(u.Tested), LastProof: moment(u.LastProof), Recovered: moment(u.Recovered),
 		DeathsToday: u.DeathsToday, Targets: []status.HealthTarget{}, Interval: u.Interval.Milliseconds(),
 	}
@@ -125,31 +154,19 @@ func (v *View) unboundIn(f routing.Family, u status.Unbound) status.Unbound {
 		return u
 	}
 	u.Why = v.whyCourse(c)
-	if !c.Moved {
-		return u
+	for _, r := range c.Ways.All() {
+		for _, way := range r.Ways() {
+			u.Shares = append(u.Shares, status.Leg{Interface: v.device(way.Device), Weight: max(way.Weight, 1)})
+		}
 	}
-	if main := v.device(c.Main.Device); c.Main.Device != 0 && main != u.Interface {
+	if len(u.Shares) < 2 {
+		u.Shares = nil
+	}
+	if main := v.device(c.Main.Device); c.Moved && main != u.Interface {
 		u.Main = main
-	}
-	if c.Why != routing.CourseShared {
-		return u
-	}
-	add := func(device int, weight uint16) {
-		u.Shares = append(u.Shares, status.Leg{Interface: v.device(device), Weight: uint8(max(1, min(weight, maxWeight)))})
-	}
-	add(c.Used.Device, c.Used.Weight)
-	for _, leg := range c.Used.Attributes.Get().Legs.All() {
-		add(leg.Device, leg.Weight)
-	}
-	if len(u.Shares) > 1 {
-		u.Main = ""
 	}
 	return u
 }
-
-// maxWeight is the most that a leg can have (rtnh_hops of linux/rtnetlink.h holds it less one in
-// 8 bits; the configuration allows 255).
-const maxWeight = 255
 
 // whyCourse says why unbound traffic does not follow main, or why it does although its uplink
 // is dead.
@@ -162,6 +179,14 @@ func (v *View) whyCourse(c routing.Course) string {
 		return main + " does not work, and neither does another uplink"
 	case routing.CourseShared:
 		return "shared by weight"
+	case routing.CourseKept:
+		return main + " did not work before the daemon started, and nothing has been judged since"
+	case routing.CourseFrozen:
+		return main + " does not work, and nobody stays to move the traffic back"
+	case routing.CourseTaken:
+		return "somebody else uses the table of failover"
+	case routing.CourseBlocked:
+		return "rules of other programs leave no place in front of main"
 	default:
 		return ""
 	}
