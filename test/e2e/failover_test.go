@@ -285,7 +285,7 @@ func TestFailover(t *testing.T) {
 		{"a DNS server alone dies", (*failing).deadDNS},
 		{"losses", (*failing).losses},
 		{"all die", (*failing).allDie},
-		{"deprecated", (*failing).deprecated},
+		{"deprecated", (*failing).notPreferred},
 		{"an administrator's test", (*failing).tested},
 		{"killed while moved", (*failing).killedWhileMoved},
 		{"a prober that hangs", (*failing).hangingProber},
@@ -485,8 +485,9 @@ func (f *failing) deadDNS() {
 	}
 	f.unmoved(200)
 	stop()
-	<-ended
-	<-ended
+	for range 2 {
+		_ = <-ended // neither has downloaded everything
+	}
 	f.wire(0).Set(lab.Conditions{})
 	f.well()
 }
@@ -543,8 +544,8 @@ func (f *failing) allDie() {
 	f.reset("wan1")
 }
 
-// deprecated: the families are independent, and an address that is not preferred is no way out.
-func (f *failing) deprecated() {
+// notPreferred: the families are independent, and an address that is not preferred is no way out.
+func (f *failing) notPreferred() {
 	ra := f.isps[1].RA()
 	old := ra
 	old.Prefixes = append([]lab.RAPrefix(nil), ra.Prefixes...)
