@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -473,12 +474,13 @@ func (x *exchange) cost(ctx context.Context, traffic string) (row CostRow, err e
 		}
 	case "tcp": // a connection that is acknowledged all the time
 		ctx, stop := context.WithCancel(ctx)
-		ended := make(chan error, 1)
+		var download sync.WaitGroup
 		x.isps[0].Link().Wire().Set(lab.Conditions{Rate: 10_000_000})
-		go func() { ended <- (&lab.Download{Dst: lab.InternetAddr4, Bytes: 1 << 40}).Run(ctx) }()
+		// It never ends by itself.
+		download.Go(func() { _ = (&lab.Download{Dst: lab.InternetAddr4, Bytes: 1 << 40}).Run(ctx) })
 		defer func() {
 			stop()
-			_ = <-ended // it has not downloaded everything
+			download.Wait()
 			x.isps[0].Link().Wire().Set(lab.Conditions{})
 		}()
 	default:

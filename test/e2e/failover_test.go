@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -475,19 +476,16 @@ func (f *failing) oneDirection() {
 // deadDNS: the servers that are asked die, and the link goes on. TCP proves it.
 func (f *failing) deadDNS() {
 	f.wire(0).Break(lab.SilentDNS)
-	stream := lab.Download{Dst: lab.InternetAddr4, Bytes: 1 << 40}
-	stream6 := lab.Download{Dst: lab.InternetAddr6, Bytes: 1 << 40}
 	ctx, stop := context.WithCancel(f.t.Context())
 	f.wire(0).Set(lab.Conditions{Rate: 10_000_000, Fault: lab.SilentDNS})
-	ended := make(chan error, 2)
-	for _, d := range []*lab.Download{&stream, &stream6} {
-		go func() { ended <- d.Run(ctx) }()
+	var streams sync.WaitGroup
+	for _, family := range families {
+		// It never ends by itself.
+		streams.Go(func() { _ = (&lab.Download{Dst: lab.InternetAddr(family), Bytes: 1 << 40}).Run(ctx) })
 	}
 	f.unmoved(200)
 	stop()
-	for range 2 {
-		_ = <-ended // neither has downloaded everything
-	}
+	streams.Wait()
 	f.wire(0).Set(lab.Conditions{})
 	f.well()
 }
