@@ -214,6 +214,7 @@ func (h *host) lookAround() {
 			foreign = append(foreign, o)
 		}
 		h.planner.SetForeign(f, foreign)
+		h.planner.SetDefaults(f, h.kernel.Defaults(f))
 	}
 	members := map[uint32]int{}
 	for _, group := range h.kernel.Groups() {

@@ -72,6 +72,7 @@ func TestUnboundTrafficIsUnchanged(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHost()
 		foreigners(t, h)
+		h.planner.SetFailover(genFailover(t, false))
 		h.kernel.Step = func(routing.Op) {
 			for _, to := range far {
 				unchanged(t, h.kernel, to, "")
@@ -163,6 +164,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHost()
 		foreigners(t, h)
+		h.planner.SetFailover(genFailover(t, true))
 		for range rapid.IntRange(2, 6).Draw(t, "events") {
 			before, marked := owned(h), bothUplinks(h)
 			index, name := genIndex(t)

@@ -835,3 +835,20 @@ func (m *Machine) wake(now, horizon Moment, at *Moment) {
 	case Unknown, Up, Unprobed:
 	}
 }
+
+// RTT is the smoothed time to an answer, 0 if none came yet.
+func (m *Machine) RTT() time.Duration { return m.srtt }
+
+// Since is when the machine came into its state, a test of an administrator apart.
+func (m *Machine) Since() Moment { return m.since }
+
+// Tested is when a test of an administrator ends, 0 if there is none.
+func (m *Machine) Tested(now Moment) Moment {
+	if !m.isTested(now) {
+		return 0
+	}
+	return m.tested
+}
+
+// IsJudged reports whether the link has been judged at least once.
+func (m *Machine) IsJudged() bool { return m.state != Unknown }

@@ -234,7 +234,7 @@ func (k *Kernel) OurRoutes(t routing.TableID) []routing.Route {
 
 // Defaults returns the default routes that main has of a family, the best first.
 func (k *Kernel) Defaults(f routing.Family) []routing.Route {
-	out := slices.DeleteFunc(k.AllRoutes(f, routing.TableMain), func(r routing.Route) bool { return !r.IsDefault() || r.TOS != 0 })
+	out := slices.DeleteFunc(slices.Clone(weighed(k.routes[fib{f, routing.TableMain}])), func(r routing.Route) bool { return !r.IsDefault() || r.TOS != 0 })
 	slices.SortStableFunc(out, func(a, b routing.Route) int { return cmp.Compare(a.Metric, b.Metric) })
 	return out
 }

@@ -41,6 +41,9 @@ type host struct {
 	leases *leases
 	writer *writer
 	wake   chan struct{}
+	// judge, if not nil, is who judges uplinks.
+	judge *judge
+	loop  *reconcile.Loop
 	// last is the last report.
 	last reconcile.Report
 	// kill ends the loop and waits for it.
@@ -50,8 +53,15 @@ type host struct {
 // inBubble runs a test on a host with so many uplinks, all claimed, whose ladder stands.
 func inBubble(t *testing.T, uplinks int, test func(h *host)) {
 	t.Helper()
+	inBubbleWith(t, uplinks, func(*host) {}, test)
+}
+
+// inBubbleWith prepares the host before the first loop starts.
+func inBubbleWith(t *testing.T, uplinks int, prepare, test func(h *host)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		h := &host{T: t, kernel: kerneltest.New(policy), leases: &leases{held: map[routing.Key]routing.TableID{}}}
+		prepare(h)
 		h.start(func() {})
 		for n := range uplinks {
 			h.install(uplink(n))
@@ -75,13 +85,19 @@ func (h *host) start(before func()) {
 	h.writer = &writer{Writer: h.kernel.Writer()}
 	h.wake = make(chan struct{}, 1)
 	before()
-	l := reconcile.New(reconcile.Options{
+	options := reconcile.Options{
 		Policy: policy, Logger: slog.New(slog.DiscardHandler),
 		Mirror: gate{reconcile.MirrorOf(h.mirror), h.wake}, Writer: h.writer, Owners: h.owners, Leases: h.leases,
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
 		Repairs:  rate.NewLimiter(rate.Every(every), burst),
 		Hooks:    reconcile.Hooks{Report: func(r reconcile.Report) { h.last = r }},
-	})
+	}
+	if h.judge != nil {
+		h.judge.changed = make(chan struct{}, 1)
+		options.Failover = h.judge
+	}
+	l := reconcile.New(options)
+	h.loop = l
 	ctx, cancel := context.WithCancel(h.Context())
 	ended := make(chan error)
 	go func() { ended <- l.Run(ctx) }()

@@ -1,0 +1,7 @@
+package connections
+
+// OneByOne are flows of a kernel that does not delete by a filter.
+func OneByOne() *Flows { return &Flows{oneByOne: true} }
+
+// MayTranslate is mayTranslate.
+func MayTranslate(modules string) bool { return mayTranslate(modules) }
