@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -155,7 +156,7 @@ func TestHostileClients(t *testing.T) {
 	good, err := wire.EncodeRequest(nil, at(silent4))
 	must(t, err)
 	for name, datagram := range map[string][]byte{
-		"empty": {}, "nonsense": []byte("GET / HTTP/1.1\r\n\r\n"), "short": good[:len(good)-1], "long": append(good[:len(good):len(good)], 0),
+		"empty": {}, "nonsense": []byte("GET / HTTP/1.1\r\n\r\n"), "short": good[:len(good)-1], "long": append(slices.Clip(good), 0),
 		"endless": make([]byte, 100<<10), "a report": {1, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 	} {
 		fd := rawClient(t, p.path)

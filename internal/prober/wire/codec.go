@@ -264,8 +264,8 @@ func (w *writer) reportHead(kind byte, id uint64, at Time) error {
 		return fmt.Errorf("a time of %d, with a horizon of %d", at, w.horizon)
 	}
 	w.head(kind, id)
-	w.number(uint64(w.horizon)) //nolint:gosec // Checked.
-	w.number(uint64(at))        //nolint:gosec // Checked.
+	w.number(uint64(w.horizon))
+	w.number(uint64(at))
 	return nil
 }
 
@@ -276,7 +276,7 @@ func (w *writer) failure(kind byte, id uint64, at Time, errno syscall.Errno) err
 	if err := w.reportHead(kind, id, at); err != nil {
 		return err
 	}
-	w.out = binary.BigEndian.AppendUint16(w.out, uint16(errno)) //nolint:gosec // Checked.
+	w.out = binary.BigEndian.AppendUint16(w.out, uint16(errno))
 	return nil
 }
 

@@ -25,8 +25,12 @@ import (
 const (
 	// MaxDatagram is the longest datagram, in bytes.
 	MaxDatagram = 32 << 10
-	// MaxSources, MaxNear and MaxDevices bound the lists of a Look.
-	MaxSources, MaxNear, MaxDevices = 512, 512, 512
+	// MaxSources bounds the sources of a Look.
+	MaxSources = 512
+	// MaxNear bounds its near networks.
+	MaxNear = 512
+	// MaxDevices bounds its devices.
+	MaxDevices = 512
 	// MaxOpen is how many probes may be open, that is, without their last report. The prober refuses more
 	// with ENOBUFS.
 	MaxOpen = 4096

@@ -3,6 +3,7 @@ package wire_test
 import (
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,8 +45,11 @@ func requests() []wire.Request {
 
 func reports() []wire.Report {
 	return []wire.Report{
-		wire.Sent{ID: 1, At: 5}, wire.Answered{ID: 2, At: math.MaxInt64, RTT: time.Second}, wire.Pong{ID: 3},
-		wire.Failed{ID: 4, At: 6, Errno: syscall.EHOSTUNREACH}, wire.Unsent{ID: 5, At: 7, Errno: syscall.ENODEV},
+		wire.Sent{ID: 1, At: 5},
+		wire.Answered{ID: 2, At: math.MaxInt64, RTT: time.Second},
+		wire.Pong{ID: 3},
+		wire.Failed{ID: 4, At: 6, Errno: syscall.EHOSTUNREACH},
+		wire.Unsent{ID: 5, At: 7, Errno: syscall.ENODEV},
 		wire.Looked{ID: 6, At: 8},
 		wire.Looked{
 			ID: 6, At: 1e10, Connections: []wire.Connections{{}, {Count: 3, Proof: 1e9, Silence: time.Second}},
@@ -88,7 +92,7 @@ func lengths(t *testing.T, datagram []byte, decode func([]byte) error) {
 			t.Errorf("%d bytes of %d are accepted: %x", n, len(datagram), datagram)
 		}
 	}
-	if decode(append(datagram[:len(datagram):len(datagram)], 0)) == nil {
+	if decode(append(slices.Clip(datagram), 0)) == nil {
 		t.Errorf("a byte too many is accepted: %x", datagram)
 	}
 }
