@@ -90,7 +90,9 @@ func (h *host) start(change func(*failover.Options)) (stop func()) {
 			for k, v := range h.runs {
 				runs[k] = v
 			}
-			return h.facts.WithCarriers(runs), nil
+			f := h.facts.WithCarriers(runs)
+			f.Uplinks = slices.Clone(f.Uplinks)
+			return f, nil
 		},
 		Dial: func() failover.Prober {
 			h.mu.Lock()
