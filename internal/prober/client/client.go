@@ -358,9 +358,9 @@ func (c *conn) take(report wire.Report, horizon wire.Time) (wire.Request, error)
 		fits = func(_ wire.Request, o *open) bool { return o.sent == 0 }
 	case wire.Looked:
 		id, at = r.ID, r.At
-		fits = func(request wire.Request, _ *open) bool {
+		fits = func(request wire.Request, o *open) bool {
 			l, is := request.(wire.Look)
-			return is && len(l.Sources) == len(r.Connections) && len(l.Devices) == len(r.Devices)
+			return is && r.Cost <= now.Sub(o.asked) && len(l.Sources) == len(r.Connections) && len(l.Devices) == len(r.Devices)
 		}
 	case wire.Pong:
 		id, at = r.ID, r.At

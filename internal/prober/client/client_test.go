@@ -248,7 +248,10 @@ func TestLies(t *testing.T) {
 		"a pong of a probe":        func(s *served, probe, _ uint64) { s.tell(wire.Pong{ID: probe, At: wire.Now()}, wire.Now()) },
 		"a look of a probe":        func(s *served, probe, _ uint64) { s.tell(wire.Looked{ID: probe, At: wire.Now()}, wire.Now()) },
 		"a look at others":         func(s *served, _, look uint64) { s.tell(wire.Looked{ID: look, At: wire.Now()}, wire.Now()) },
-		"nonsense":                 func(s *served, _, _ uint64) { must(s.t, write(s, []byte("hello"))) },
+		"a cost": func(s *served, _, look uint64) {
+			s.tell(wire.Looked{ID: look, At: wire.Now(), Cost: time.Hour, Devices: make([]wire.Counters, 1)}, wire.Now())
+		},
+		"nonsense": func(s *served, _, _ uint64) { must(s.t, write(s, []byte("hello"))) },
 		"a length": func(s *served, _, _ uint64) {
 			must(s.t, write(s, append([]byte{1, 8}, make([]byte, 24)...), 0xff, 0xff))
 		},

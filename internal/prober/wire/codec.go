@@ -40,7 +40,7 @@ const maxErrno = 4095
 //	report:  version, type, ID, horizon (8), at (8), then for
 //	  Answered: round trip (8)
 //	  Failed, Unsent: error number (2)
-//	  Looked: list of (count (4), proof (8), silence (8)), list of (rx (8), tx (8))
+//	  Looked: cost (8), list of (count (4), proof (8), silence (8)), list of (rx (8), tx (8))
 
 // EncodeRequest appends a request to out.
 func EncodeRequest(out []byte, r Request) ([]byte, error) {
@@ -215,6 +215,7 @@ func (l Looked) report(w *writer) error {
 	if err := w.reportHead(typeLooked, l.ID, l.At); err != nil {
 		return err
 	}
+	w.number(uint64(l.Cost)) //nolint:gosec // Checked.
 	w.length(len(l.Connections))
 	for _, c := range l.Connections {
 		w.out = binary.BigEndian.AppendUint32(w.out, uint32(c.Count)) //nolint:gosec // Checked.
@@ -232,6 +233,9 @@ func (l Looked) report(w *writer) error {
 func (l Looked) check() error {
 	if len(l.Connections) > MaxSources || len(l.Devices) > MaxDevices {
 		return fmt.Errorf("a look at %d sources and %d devices", len(l.Connections), len(l.Devices))
+	}
+	if l.Cost < 0 {
+		return fmt.Errorf("a cost of %v", l.Cost)
 	}
 	for _, c := range l.Connections {
 		switch {
@@ -341,7 +345,7 @@ func (r *reader) report() (Report, Time, error) {
 	case typeUnsent:
 		return Unsent{ID: id, At: at, Errno: r.errno()}, horizon, r.end(nil)
 	case typeLooked:
-		l := Looked{ID: id, At: at}
+		l := Looked{ID: id, At: at, Cost: time.Duration(r.time())}
 		l.Connections = list(r, MaxSources, func() Connections {
 			return Connections{Count: int(r.uint32()), Proof: r.time(), Silence: time.Duration(r.time())}
 		})

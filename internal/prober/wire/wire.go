@@ -166,6 +166,8 @@ type Unsent struct {
 type Looked struct {
 	ID uint64
 	At Time
+	// Cost is the processor time that the look took. It grows with the number of sockets of the host.
+	Cost time.Duration
 	// Connections has one element for each source of the request, in its order.
 	Connections []Connections
 	// Devices has one element for each device of the request, in its order.

@@ -52,7 +52,7 @@ func reports() []wire.Report {
 		wire.Unsent{ID: 5, At: 7, Errno: syscall.ENODEV},
 		wire.Looked{ID: 6, At: 8},
 		wire.Looked{
-			ID: 6, At: 1e10, Connections: []wire.Connections{{}, {Count: 3, Proof: 1e9, Silence: time.Second}},
+			ID: 6, At: 1e10, Cost: time.Millisecond, Connections: []wire.Connections{{}, {Count: 3, Proof: 1e9, Silence: time.Second}},
 			Devices: []wire.Counters{{RxPackets: 1, TxPackets: math.MaxUint64}, {}},
 		},
 	}
@@ -163,6 +163,7 @@ func TestNonsense(t *testing.T) {
 		"errno":                 wire.Unsent{Errno: 4096},
 		"round trip":            wire.Answered{At: 1, RTT: 2},
 		"negative trip":         wire.Answered{At: 1, RTT: -1},
+		"negative cost":         wire.Looked{Cost: -1},
 		"proof of the future":   wire.Looked{At: 1, Connections: []wire.Connections{{Count: 1, Proof: 2}}},
 		"silence before time":   wire.Looked{At: 1, Connections: []wire.Connections{{Count: 1, Silence: 2}}},
 		"proof without sockets": wire.Looked{At: 1, Connections: []wire.Connections{{Proof: 1}}},
