@@ -412,7 +412,7 @@ func (f *failing) serversHave(want ...bool) {
 			return err
 		}
 		for n, isp := range f.isps {
-			if has := strings.Contains(string(text), isp.Resolver4.String()+"@"); has != want[n] {
+			if has := strings.Contains(string(text), "\nserver="+isp.Resolver4.String()+"@"); has != want[n] {
 				return fmt.Errorf("the servers of %s are in the file: %t\n%s", isp.Name(), has, text)
 			}
 		}
