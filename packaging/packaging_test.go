@@ -340,7 +340,9 @@ func (s *system) life(debs packages) {
 		s.answered(s.isps...)
 		// In tenths; it exits with another status where it is exposed more.
 		s.run("systemd-analyze", "security", "--no-pager", "--threshold=12", "multihomed.service")
+		s.run("systemd-analyze", "security", "--no-pager", "--threshold=15", "multihomed-prober.service")
 	})
+	s.step("prober", s.prober)
 	before := s.networks(s.links()...)
 	s.step("journal", s.journal)
 

@@ -166,7 +166,8 @@ func TestConfigIsAConfiguration(t *testing.T) {
 	custom.NetworkRules = config.Always
 	custom.Failover = config.Failover{
 		Targets: []config.Target{
-			{Probe: config.ProbeTCP, Address: netip.MustParseAddrPort("[2001:db8::1]:443")}, {Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("192.0.2.1:53")},
+			{Probe: config.ProbeTCP, Address: netip.MustParseAddrPort("[2001:db8::1]:443")},
+			{Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("192.0.2.1:53")},
 			{Probe: config.ProbeICMP, Address: netip.MustParseAddrPort("192.0.2.2:0")},
 		},
 		Probe: config.ProbeTCP, Interval: 150 * time.Millisecond, Standby: time.Minute, Metered: 90 * time.Minute, Silence: 1500 * time.Millisecond, Recover: 70 * time.Second,

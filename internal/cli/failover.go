@@ -126,6 +126,9 @@ func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Ord
 	err = handoff.Command(ctx, cfg.RuntimeDir, handoff.Message{Caller: "multihomectl", Action: "failover " + string(order), Interface: escape.Original(name), Failover: order})
 	if refusal, is := errors.AsType[*handoff.RefusedError](err); is {
 		err = fmt.Errorf("%s: %w", name, refusal)
+		if !strings.Contains(refusal.Why, "to fix: ") {
+			err = fmt.Errorf("%w; to fix: see why the others do not work, multihomectl status", err)
+		}
 	} else if errors.Is(err, handoff.ErrNobody) {
 		err = fmt.Errorf("%w; to fix: systemctl start multihomed", err)
 	}

@@ -107,11 +107,13 @@ func TestOrders(t *testing.T) {
 		// sent is the interface of the order, empty if none is sent.
 		sent, want string
 	}{
-		"test": {shown, handoff.TestFailover, "enp2s0", "", "enp2s0",
-			"enp2s0 counts as dead until 17:05:32: unbound IPv4 leaves by wlp3s0, IPv6 stays, because no other uplink works; to end it now: multihomectl failover reset enp2s0\n"},
+		"test": {
+			shown, handoff.TestFailover, "enp2s0", "", "enp2s0",
+			"enp2s0 counts as dead until 17:05:32: unbound IPv4 leaves by wlp3s0, IPv6 stays, because no other uplink works; to end it now: multihomectl failover reset enp2s0\n",
+		},
 		"test by profile":  {shown, handoff.TestFailover, "Wired connection 1", "", "enp2s0", "enp2s0 counts as dead until"},
 		"reset":            {shown, handoff.ResetFailover, "enp2s0", "", "enp2s0", "the history of enp2s0 is forgotten: IPv4 not known yet, IPv6 up\n"},
-		"no other":         {shown, handoff.TestFailover, "enp2s0", "no other uplink is alive", "enp2s0", "enp2s0: no other uplink is alive"},
+		"no other":         {shown, handoff.TestFailover, "enp2s0", "no other uplink is alive", "enp2s0", "enp2s0: no other uplink is alive; to fix: see why the others do not work, multihomectl status"},
 		"no such link":     {shown, handoff.TestFailover, "wlp3s1", "", "", "there is no uplink wlp3s1; did you mean wlp3s0?; there are enp2s0, wlp3s0"},
 		"a pattern":        {shown, handoff.TestFailover, "enp*", "", "", "enp* is a pattern; name one uplink: enp2s0, wlp3s0"},
 		"nothing to watch": {none, handoff.TestFailover, "enp2s0", "", "", "failover is switched off"},

@@ -27,10 +27,10 @@ import (
 	"multihomed/internal/standin"
 )
 
-const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its mark (an
-interface group) from the uplinks. Objects of others stay, also in our tables. After
-that, all traffic follows the main table as it would without multihomed; routes that
-were moved out of it are put back.
+const flushHelp = `Remove every rule, route and Multipath TCP endpoint of multihomed from the kernel, and
+take its mark (an interface group) from the uplinks. Objects of others stay, also in our
+tables. After that, all traffic follows the main table as it would without multihomed;
+routes that were moved out of it are put back.
 
 It needs neither a configuration nor the database: it finds our objects in the kernel.
 The daemon must not be running: it would restore everything. So does a hook at the next

@@ -31,13 +31,8 @@ func (r *renderer) health(name, family string) {
 	if why != "" {
 		text += ": " + why
 	}
-	for i, part := range r.measured(h) {
-		if i == 0 {
-			text += "; "
-		} else {
-			text += ", "
-		}
-		text += part
+	if all := strings.Join(r.measured(h), ", "); all != "" {
+		text += "; " + all
 	}
 	// The state alone has a colour.
 	const indent = "        "

@@ -407,8 +407,7 @@ func TestSituations(t *testing.T) {
 		{"failover-not-watched", func() situation {
 			s := watched()
 			u := &s.failover.Uplinks[2]
-			u.State, u.Report.Targets, u.RTT, u.LastProof, u.Interval, u.Why = health.Unprobed, []health.TargetReport{{Name: "dns:10.20.0.1:53", OnLink: true}}, 0, time.Time{}, 0, ""
-			u.Unwatched = "no target has ever answered"
+			u.State, u.Targets, u.RTT, u.LastProof, u.Interval, u.Why = health.Unprobed, []health.TargetReport{{Name: "dns:10.20.0.1:53", OnLink: true}}, 0, time.Time{}, 0, "no target has ever answered"
 			return s
 		}, true},
 		{"failover-no-prober", func() situation {

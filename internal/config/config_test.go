@@ -289,7 +289,7 @@ func TestErrors(t *testing.T) {
 		"a dotted key":             {"\nx.y.z = 3\n", "f:2: x: unknown key"},
 		"huge in a list":           {"[[link]]\ntype = 'a'\ngateway = [0x99999999999999999999]\n", "f:3: link.gateway (entry 1): 0x99999999999999999999 is not allowed"},
 		"list and table of one":    {"link = [3]\nlink = {a = 1}\n", "f:2: "},
-		"failover, unknown":        {"[failover]\nprefered = []\n", "f:2: failover.prefered: unknown key; did you mean failover.prefer?"},
+		"failover, unknown":        {"[failover]\npreference = []\n", "f:2: failover.preference: unknown key; did you mean failover.prefer?"},
 		"failover, probe":          {"[failover]\nprobe = 'ping'\n", `f:2: failover.probe: "ping" is not allowed; want "auto", "dns", "tcp", "icmp" or "carrier"`},
 		"failover, duration":       {"[failover]\nsilence = 500\n", `f:2: failover.silence: a whole number (500) where a duration from "200ms" to "1m" belongs; write it with a unit, such as "500s" or "500ms"`},
 		"failover, no unit":        {"[failover]\nrecover = '10'\n", `f:2: failover.recover: "10" is not allowed (it has no unit; write "10s" for seconds); want a duration from "1s" to "5m"`},

@@ -99,12 +99,10 @@ func canFilter(address netip.Addr) bool { return address.Is4() }
 // (ctnetlink_parse_tuple). Without the tuple it would take it for one of all entries. For a list, the
 // attributes are a hint: an older kernel lists more.
 func selection(address netip.Addr) []nl.NetlinkRequestData {
-	translated := []nl.NetlinkRequestData{
-		nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(statusSourceNAT)),
-		nl.NewRtAttr(ctaStatusMask, nl.BEUint32Attr(statusSourceNAT)),
-	}
+	translated := nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(statusSourceNAT))
+	mask := nl.NewRtAttr(ctaStatusMask, nl.BEUint32Attr(statusSourceNAT))
 	if !canFilter(address) {
-		return translated
+		return []nl.NetlinkRequestData{translated, mask}
 	}
 	const nested = unix.NLA_F_NESTED
 	reply := nl.NewRtAttr(nested|nl.CTA_TUPLE_REPLY, nil)
@@ -112,5 +110,5 @@ func selection(address netip.Addr) []nl.NetlinkRequestData {
 	flags := nl.NewRtAttr(nested|ctaFilter, nil)
 	flags.AddRtAttr(filterOrigFlags, nl.Uint32Attr(0))
 	flags.AddRtAttr(filterReplyFlags, nl.Uint32Attr(filterIPDst))
-	return append(translated, reply, flags)
+	return []nl.NetlinkRequestData{translated, mask, reply, flags}
 }

@@ -29,29 +29,29 @@ type Dead struct {
 // A Verdict says what happens to a socket.
 type Verdict uint8
 
+// The verdicts. All but Close leave the socket alone.
 const (
-	// Close: the socket hangs on the dead link.
+	// Close is for a socket that hangs on the dead link.
 	Close Verdict = iota
-	// Foreign: it has the address of another link, or is bound to no address.
+	// Foreign is for one with the address of another link, or without a peer.
 	Foreign
-	// Bound: it is bound to a device, so its owner chose the link; NetworkManager's sockets are, too.
+	// Bound is for one that is bound to a device: its owner chose the link. NetworkManager's are, too.
 	Bound
-	// Orphan: no process holds it, so nobody has to be told. The kernel ends it by itself.
+	// Orphan is for one that no process holds: nobody has to be told, and the kernel ends it by itself.
 	Orphan
-	// Near: its peer is this host, a neighbour of the link, or behind another device.
+	// Near is for one whose peer is this host, a neighbour of the link, or behind another device.
 	Near
-	// Heard: its peer has been heard since the link's death.
+	// Heard is for one whose peer has been heard since the link's death.
 	Heard
-	// Multipath: it is a subflow of a Multipath TCP connection that goes on by another link.
+	// Multipath is for a subflow of a Multipath TCP connection that goes on by another link.
 	Multipath
 	verdicts
 )
 
-var verdictNames = [verdicts]string{"close", "foreign", "bound", "orphan", "near", "heard", "multipath"}
-
 func (v Verdict) String() string {
+	names := [verdicts]string{"close", "foreign", "bound", "orphan", "near", "heard", "multipath"}
 	if v < verdicts {
-		return verdictNames[v]
+		return names[v]
 	}
 	return "unknown"
 }

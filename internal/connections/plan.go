@@ -82,7 +82,7 @@ func usable(a routing.Address) bool {
 // somebody else's by now. Somebody's endpoint of a wanted address serves it.
 func planEndpoints(kernel, noted, wanted []Endpoint) (add, remove, keep []Endpoint) {
 	others := 0
-	taken := map[uint8]bool{0: true}
+	taken := map[uint8]bool{}
 	for _, k := range kernel {
 		taken[k.ID] = true
 		switch {
@@ -100,7 +100,9 @@ func planEndpoints(kernel, noted, wanted []Endpoint) (add, remove, keep []Endpoi
 			continue
 		}
 		// From above: the kernel and NetworkManager number from below.
-		for w.ID = 255; taken[w.ID]; w.ID-- {
+		w.ID = 255
+		for taken[w.ID] {
+			w.ID--
 		}
 		taken[w.ID] = true
 		add = append(add, w)

@@ -46,6 +46,8 @@ type parts struct {
 	loop    *reconcile.Loop
 	// uplinks watches which uplinks work; nil in a stand-in.
 	uplinks *failover.Controller
+	// looked is the snapshot that uplinks had last; it is the loop's.
+	looked uint64
 	// runtime is the runtime directory.
 	runtime string
 
@@ -154,6 +156,9 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	hooks.Settled = func() {
 		p.afterPass()
+		if p.uplinks != nil && p.loop.IsNewer(p.looked) {
+			p.uplinks.Touch()
+		}
 		settled()
 	}
 	memory := more.memory
@@ -161,15 +166,6 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		memory = recollection.File{Directory: cfg.RuntimeDir}
 	}
 	judges := p.watch(cfg, more)
-	outdated := hooks.Outdated
-	hooks.Outdated = func() {
-		if p.uplinks != nil {
-			p.uplinks.Touch()
-		}
-		if outdated != nil {
-			outdated()
-		}
-	}
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,

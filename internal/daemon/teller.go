@@ -150,6 +150,8 @@ func beside(state view.Daemon, findings []routing.Problem) []routing.Problem {
 	var out []routing.Problem
 	for _, f := range findings {
 		isSaid := slices.ContainsFunc(state.Problems, func(p routing.Problem) bool { return p.Link == f.Link && p.Text == f.Text })
+		// Who watches the uplinks logs each verdict at once, and the loop where traffic goes then.
+		isSaid = isSaid || f.Code == check.UplinkDead || f.Code == check.AllDead
 		// Before the first pass nothing is active, which is no news.
 		if f.Severity >= routing.Warning && !isSaid && (state.Ready || f.Code != check.NotInForce) {
 			out = append(out, f)

@@ -94,8 +94,8 @@ func (c *Controller) pace(now health.Moment) {
 				w.machine.SetTargets(now, targets)
 			}
 		}
-		interval := c.interval(now, w)
-		w.machine.SetPace(now, interval)
+		w.machine.SetCostly(w.uplink.Metered)
+		w.machine.SetPace(now, c.interval(now, w))
 	}
 }
 

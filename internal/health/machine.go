@@ -45,10 +45,12 @@ const (
 	waiting = 300 * time.Millisecond
 	// hurried is the least time between two probes that TCP asks for.
 	hurried = 200 * time.Millisecond
-	// proven is the time between two probes while TCP proves that the link works, once the
-	// fate of learned probes has told the loss.
-	proven  = 10 * time.Second
-	learned = 160
+	// proven is the time between two probes while TCP proves that the link works.
+	proven = 10 * time.Second
+	// Until the fate of learned probes has told the loss, they are never more than learning
+	// apart, unless they cost money: from firstLoss, that is what it takes to leastLoss.
+	learned  = 160
+	learning = 250 * time.Millisecond
 )
 
 // The numbers of recovery.
@@ -122,6 +124,8 @@ type Machine struct {
 	remembered []string
 	// interval is the time between two probes of a link that works; 0 sends none.
 	interval time.Duration
+	// costly says that probes cost money.
+	costly bool
 	// asks says that probes can be sent; askless is when that ended.
 	asks    bool
 	askless Moment
@@ -208,6 +212,10 @@ func (m *Machine) SetPace(now Moment, interval time.Duration) {
 		m.next = now
 	}
 }
+
+// SetCostly says whether probes cost money: then none are sent to learn, and a dead link is
+// asked at the pace of one that works.
+func (m *Machine) SetCostly(is bool) { m.costly = is }
 
 // SetAsks says whether probes can be sent. While they cannot, only the carrier counts.
 func (m *Machine) SetAsks(now Moment, can bool) {
@@ -738,14 +746,17 @@ func (m *Machine) spacing(now Moment) time.Duration {
 	case Unprobed:
 		return max(m.interval, muteEvery/time.Duration(max(len(m.targets), 1)))
 	default:
+		if m.fates < learned && !m.costly {
+			return min(m.interval, learning)
+		}
 		return m.interval
 	}
 }
 
 // atLeast is a time between probes, or the pace of a link whose probes cost money.
 func (m *Machine) atLeast(d time.Duration) time.Duration {
-	if m.interval >= muteEvery {
-		return m.interval
+	if m.costly {
+		return max(m.interval, d)
 	}
 	return d
 }

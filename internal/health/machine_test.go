@@ -387,7 +387,7 @@ func TestPace(t *testing.T) {
 	}{
 		"traffic":       {func(*wire) {}, 235, 245},
 		"standby":       {func(w *wire) { w.machine.SetPace(w.now, 5*time.Second) }, 11, 13},
-		"metered":       {func(w *wire) { w.machine.SetPace(w.now, time.Minute) }, 1, 1},
+		"metered":       {func(w *wire) { w.machine.SetCostly(true); w.machine.SetPace(w.now, time.Minute) }, 1, 1},
 		"TCP":           {func(w *wire) { w.tcp() }, 0, 10},
 		"none":          {func(w *wire) { w.machine.SetPace(w.now, 0) }, 0, 0},
 		"a dead target": {func(w *wire) { w.after(30*time.Second, func() { w.alone["one"] = true }) }, 235, 260},

@@ -160,7 +160,8 @@ func (s *session) round(ctx context.Context) (ended bool, err error) {
 		switch fd := int(e.Fd); fd {
 		case s.client:
 			requests = requests || e.Events&(unix.EPOLLIN|unix.EPOLLHUP|unix.EPOLLERR) != 0
-			writable = e.Events&unix.EPOLLOUT != 0
+			// At a client that is gone, sending fails and ends the session.
+			writable = e.Events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0
 		case s.wake:
 			s.takeLook()
 		default:

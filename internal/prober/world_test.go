@@ -172,6 +172,7 @@ func (w *world) settle(t *testing.T) {
 
 // accept reads from all connections, until the listener and then they are closed.
 func accept(t *testing.T, l net.Listener) {
+	t.Helper()
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	var open []net.Conn

@@ -161,7 +161,7 @@ func mappedConnection(tb testing.TB, address string) netip.AddrPort {
 	must(tb, unix.Connect(fd, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}))
 	name, err := unix.Getsockname(fd)
 	must(tb, err)
-	return netip.AddrPortFrom(to.Addr(), uint16(name.(*unix.SockaddrInet6).Port)) //nolint:forcetypeassert,gosec // of a socket of AF_INET6
+	return netip.AddrPortFrom(to.Addr(), uint16(name.(*unix.SockaddrInet6).Port)) //nolint:forcetypeassert // of a socket of AF_INET6
 }
 
 // TestInfo: what TCP_INFO says of a connection that spoke, and of one whose data nobody acknowledges.

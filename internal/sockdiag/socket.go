@@ -26,16 +26,15 @@ const (
 	BoundInactive
 )
 
-var stateNames = [...]string{
-	Established: "ESTAB", SynSent: "SYN-SENT", SynRecv: "SYN-RECV", FinWait1: "FIN-WAIT-1", FinWait2: "FIN-WAIT-2",
-	TimeWait: "TIME-WAIT", Closed: "UNCONN", CloseWait: "CLOSE-WAIT", LastAck: "LAST-ACK", Listen: "LISTEN",
-	Closing: "CLOSING", NewSynRecv: "NEW-SYN-RECV", BoundInactive: "BOUND-INACTIVE",
-}
-
 // String is the name that ss(8) prints.
 func (s State) String() string {
-	if int(s) < len(stateNames) && stateNames[s] != "" {
-		return stateNames[s]
+	names := [...]string{
+		Established: "ESTAB", SynSent: "SYN-SENT", SynRecv: "SYN-RECV", FinWait1: "FIN-WAIT-1", FinWait2: "FIN-WAIT-2",
+		TimeWait: "TIME-WAIT", Closed: "UNCONN", CloseWait: "CLOSE-WAIT", LastAck: "LAST-ACK", Listen: "LISTEN",
+		Closing: "CLOSING", NewSynRecv: "NEW-SYN-RECV", BoundInactive: "BOUND-INACTIVE",
+	}
+	if int(s) < len(names) && names[s] != "" {
+		return names[s]
 	}
 	return "UNKNOWN"
 }

@@ -261,6 +261,12 @@ func (l *Loop) outdated() bool {
 	return l.picture.last.Moves != moves
 }
 
+// IsNewer reports whether the host differs from the snapshot of a generation. It is for
+// hooks, which the loop calls, and makes no snapshot.
+func (l *Loop) IsNewer(generation uint64) bool {
+	return l.outdated() || l.picture.last.Generation != generation
+}
+
 // snapshot returns the last one if nothing has happened since, or makes another.
 func (l *Loop) snapshot() *Snapshot {
 	p := &l.picture

@@ -270,7 +270,7 @@ func (c *conn) send(r wire.Request, id uint64) error {
 
 // receive returns the next report.
 func (c *conn) receive(ctx context.Context) (wire.Report, wire.Time, error) {
-	wait := StallAfter
+	wait, late := c.patience(wire.Now()), false
 	for {
 		if err := c.socket.SetReadDeadline(time.Now().Add(wait)); err != nil {
 			return nil, 0, fmt.Errorf("waiting for the prober: %w", err)
@@ -284,13 +284,14 @@ func (c *conn) receive(ctx context.Context) (wire.Report, wire.Time, error) {
 		case ctx.Err() != nil:
 			return nil, 0, ctx.Err()
 		case errors.Is(err, os.ErrDeadlineExceeded):
+			if wait = c.patience(wire.Now()); wait > 0 {
+				continue
+			}
 			// This process may have been stopped itself, and the deadline passed meanwhile.
-			if wait == grace {
+			if late {
 				return nil, 0, ErrStalled
 			}
-			if wait = grace; !c.overdue(wire.Now()) {
-				wait = StallAfter
-			}
+			wait, late = grace, true
 			continue
 		case n == 0 || errors.Is(err, io.EOF):
 			return nil, 0, errEnded
@@ -305,21 +306,21 @@ func (c *conn) receive(ctx context.Context) (wire.Report, wire.Time, error) {
 	}
 }
 
-// overdue reports whether a request has been open for too long at a time.
-func (c *conn) overdue(at wire.Time) bool {
+// patience returns how long the oldest open request may still wait at a time: StallAfter if there is none.
+func (c *conn) patience(at wire.Time) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.overdueLocked(at)
+	return c.patienceLocked(at)
 }
 
-func (c *conn) overdueLocked(at wire.Time) bool {
+func (c *conn) patienceLocked(at wire.Time) time.Duration {
 	for len(c.order) > 0 {
 		if oldest := c.open[c.order[0]]; oldest != nil {
-			return at.Sub(oldest.asked) >= StallAfter
+			return StallAfter - at.Sub(oldest.asked)
 		}
 		c.order = c.order[1:]
 	}
-	return false
+	return StallAfter
 }
 
 // take checks a report and its horizon, and returns the request that it is about. The last report of a
@@ -357,9 +358,9 @@ func (c *conn) take(report wire.Report, horizon wire.Time) (wire.Request, error)
 		fits = func(_ wire.Request, o *open) bool { return o.sent == 0 }
 	case wire.Looked:
 		id, at = r.ID, r.At
-		fits = func(request wire.Request, _ *open) bool {
+		fits = func(request wire.Request, o *open) bool {
 			l, is := request.(wire.Look)
-			return is && len(l.Sources) == len(r.Connections) && len(l.Devices) == len(r.Devices)
+			return is && r.Cost <= now.Sub(o.asked) && len(l.Sources) == len(r.Connections) && len(l.Devices) == len(r.Devices)
 		}
 	case wire.Pong:
 		id, at = r.ID, r.At
@@ -377,7 +378,7 @@ func (c *conn) take(report wire.Report, horizon wire.Time) (wire.Request, error)
 	} else {
 		delete(c.open, id)
 	}
-	if c.overdueLocked(horizon) {
+	if c.patienceLocked(horizon) <= 0 {
 		return nil, ErrStalled
 	}
 	return o.request, nil

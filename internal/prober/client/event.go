@@ -57,6 +57,8 @@ type (
 	Looked struct {
 		ID uint64
 		At time.Time
+		// Cost is the prober's processor time.
+		Cost time.Duration
 		// Connections are by source, Devices by interface index.
 		Connections map[netip.Addr]Connections
 		Devices     map[int]wire.Counters
@@ -97,7 +99,7 @@ func (c *Client) event(report wire.Report, request wire.Request, horizon wire.Ti
 func (c *Client) looked(r wire.Looked, request wire.Request) Looked {
 	look, _ := request.(wire.Look) // As take has checked.
 	out := Looked{
-		ID: r.ID, At: c.clock.time(r.At),
+		ID: r.ID, At: c.clock.time(r.At), Cost: r.Cost,
 		Connections: make(map[netip.Addr]Connections, len(r.Connections)), Devices: make(map[int]wire.Counters, len(r.Devices)),
 	}
 	for i, s := range look.Sources {
@@ -118,10 +120,10 @@ func (c *Client) looked(r wire.Looked, request wire.Request) Looked {
 func unsent(request wire.Request, errno syscall.Errno) error {
 	p, isProbe := request.(wire.Probe)
 	switch {
-	case isProbe && p.Kind == wire.ICMP && (errno == syscall.EACCES || errno == syscall.EPERM):
+	case isProbe && p.Kind == wire.ICMP && errno == syscall.EACCES:
 		return fmt.Errorf("ping sockets are forbidden: %w; to fix: sysctl net.ipv4.ping_group_range=\"0 2147483647\", or probe by DNS or TCP", errno)
 	case isProbe && errno == syscall.EPERM:
-		return fmt.Errorf("the socket was not bound to its device: %w; to fix: Linux 5.7 or later, or a firewall that lets multihomed-prober send", errno)
+		return fmt.Errorf("probe not sent: %w; to fix: let the host's firewall pass what multihomed-prober sends, or use Linux 5.7 or later", errno)
 	case isProbe:
 		return fmt.Errorf("probe not sent: %w", errno)
 	}

@@ -40,7 +40,7 @@ const maxErrno = 4095
 //	report:  version, type, ID, horizon (8), at (8), then for
 //	  Answered: round trip (8)
 //	  Failed, Unsent: error number (2)
-//	  Looked: list of (count (4), proof (8), silence (8)), list of (rx (8), tx (8))
+//	  Looked: cost (8), list of (count (4), proof (8), silence (8)), list of (rx (8), tx (8))
 
 // EncodeRequest appends a request to out.
 func EncodeRequest(out []byte, r Request) ([]byte, error) {
@@ -215,6 +215,7 @@ func (l Looked) report(w *writer) error {
 	if err := w.reportHead(typeLooked, l.ID, l.At); err != nil {
 		return err
 	}
+	w.number(uint64(l.Cost)) //nolint:gosec // Checked.
 	w.length(len(l.Connections))
 	for _, c := range l.Connections {
 		w.out = binary.BigEndian.AppendUint32(w.out, uint32(c.Count)) //nolint:gosec // Checked.
@@ -232,6 +233,9 @@ func (l Looked) report(w *writer) error {
 func (l Looked) check() error {
 	if len(l.Connections) > MaxSources || len(l.Devices) > MaxDevices {
 		return fmt.Errorf("a look at %d sources and %d devices", len(l.Connections), len(l.Devices))
+	}
+	if l.Cost < 0 {
+		return fmt.Errorf("a cost of %v", l.Cost)
 	}
 	for _, c := range l.Connections {
 		switch {
@@ -264,8 +268,8 @@ func (w *writer) reportHead(kind byte, id uint64, at Time) error {
 		return fmt.Errorf("a time of %d, with a horizon of %d", at, w.horizon)
 	}
 	w.head(kind, id)
-	w.number(uint64(w.horizon)) //nolint:gosec // Checked.
-	w.number(uint64(at))        //nolint:gosec // Checked.
+	w.number(uint64(w.horizon))
+	w.number(uint64(at))
 	return nil
 }
 
@@ -276,7 +280,7 @@ func (w *writer) failure(kind byte, id uint64, at Time, errno syscall.Errno) err
 	if err := w.reportHead(kind, id, at); err != nil {
 		return err
 	}
-	w.out = binary.BigEndian.AppendUint16(w.out, uint16(errno)) //nolint:gosec // Checked.
+	w.out = binary.BigEndian.AppendUint16(w.out, uint16(errno))
 	return nil
 }
 
@@ -341,7 +345,7 @@ func (r *reader) report() (Report, Time, error) {
 	case typeUnsent:
 		return Unsent{ID: id, At: at, Errno: r.errno()}, horizon, r.end(nil)
 	case typeLooked:
-		l := Looked{ID: id, At: at}
+		l := Looked{ID: id, At: at, Cost: time.Duration(r.time())}
 		l.Connections = list(r, MaxSources, func() Connections {
 			return Connections{Count: int(r.uint32()), Proof: r.time(), Silence: time.Duration(r.time())}
 		})

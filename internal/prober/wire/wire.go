@@ -25,8 +25,12 @@ import (
 const (
 	// MaxDatagram is the longest datagram, in bytes.
 	MaxDatagram = 32 << 10
-	// MaxSources, MaxNear and MaxDevices bound the lists of a Look.
-	MaxSources, MaxNear, MaxDevices = 512, 512, 512
+	// MaxSources bounds the sources of a Look.
+	MaxSources = 512
+	// MaxNear bounds its near networks.
+	MaxNear = 512
+	// MaxDevices bounds its devices.
+	MaxDevices = 512
 	// MaxOpen is how many probes may be open, that is, without their last report. The prober refuses more
 	// with ENOBUFS.
 	MaxOpen = 4096
@@ -162,6 +166,8 @@ type Unsent struct {
 type Looked struct {
 	ID uint64
 	At Time
+	// Cost is the processor time that the look took. It grows with the number of sockets of the host.
+	Cost time.Duration
 	// Connections has one element for each source of the request, in its order.
 	Connections []Connections
 	// Devices has one element for each device of the request, in its order.

@@ -3,6 +3,7 @@ package wire_test
 import (
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,11 +45,14 @@ func requests() []wire.Request {
 
 func reports() []wire.Report {
 	return []wire.Report{
-		wire.Sent{ID: 1, At: 5}, wire.Answered{ID: 2, At: math.MaxInt64, RTT: time.Second}, wire.Pong{ID: 3},
-		wire.Failed{ID: 4, At: 6, Errno: syscall.EHOSTUNREACH}, wire.Unsent{ID: 5, At: 7, Errno: syscall.ENODEV},
+		wire.Sent{ID: 1, At: 5},
+		wire.Answered{ID: 2, At: math.MaxInt64, RTT: time.Second},
+		wire.Pong{ID: 3},
+		wire.Failed{ID: 4, At: 6, Errno: syscall.EHOSTUNREACH},
+		wire.Unsent{ID: 5, At: 7, Errno: syscall.ENODEV},
 		wire.Looked{ID: 6, At: 8},
 		wire.Looked{
-			ID: 6, At: 1e10, Connections: []wire.Connections{{}, {Count: 3, Proof: 1e9, Silence: time.Second}},
+			ID: 6, At: 1e10, Cost: time.Millisecond, Connections: []wire.Connections{{}, {Count: 3, Proof: 1e9, Silence: time.Second}},
 			Devices: []wire.Counters{{RxPackets: 1, TxPackets: math.MaxUint64}, {}},
 		},
 	}
@@ -88,7 +92,7 @@ func lengths(t *testing.T, datagram []byte, decode func([]byte) error) {
 			t.Errorf("%d bytes of %d are accepted: %x", n, len(datagram), datagram)
 		}
 	}
-	if decode(append(datagram[:len(datagram):len(datagram)], 0)) == nil {
+	if decode(append(slices.Clip(datagram), 0)) == nil {
 		t.Errorf("a byte too many is accepted: %x", datagram)
 	}
 }
@@ -159,6 +163,7 @@ func TestNonsense(t *testing.T) {
 		"errno":                 wire.Unsent{Errno: 4096},
 		"round trip":            wire.Answered{At: 1, RTT: 2},
 		"negative trip":         wire.Answered{At: 1, RTT: -1},
+		"negative cost":         wire.Looked{Cost: -1},
 		"proof of the future":   wire.Looked{At: 1, Connections: []wire.Connections{{Count: 1, Proof: 2}}},
 		"silence before time":   wire.Looked{At: 1, Connections: []wire.Connections{{Count: 1, Silence: 2}}},
 		"proof without sockets": wire.Looked{At: 1, Connections: []wire.Connections{{Proof: 1}}},

@@ -158,8 +158,8 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 			continue // One reason for all.
 		}
 		for _, u := range v.Failover.In(f) {
-			if u.State != health.Unprobed {
-				continue
+			if u.State != health.Unprobed || u.Unwatched != "" {
+				continue // Nobody is asked, for a reason that is the administrator's or passes.
 			}
 			out = append(out, routing.Problem{
 				Severity: routing.Notice, Link: u.Name, Object: f.String(),

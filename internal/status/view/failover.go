@@ -56,10 +56,14 @@ func (u Uplink) Sentence() string {
 
 // NotWatched says why the uplink is judged by its carrier alone, empty if it is not.
 func (u Uplink) NotWatched() string {
-	if u.State == health.Unprobed {
+	switch {
+	case u.State.IsDead():
+		return "" // It was judged, and its own sentence says by what.
+	case u.State == health.Unprobed:
 		return cmp.Or(u.Unwatched, u.Why)
+	default:
+		return u.Unwatched
 	}
-	return u.Unwatched
 }
 
 func plural(n int, what string) string {
