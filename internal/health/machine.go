@@ -153,8 +153,10 @@ type Machine struct {
 
 	srtt, rttvar time.Duration
 	loss         float64
-	// fates counts the probes that loss was learned from.
-	fates int
+	// fates counts the probes that loss was learned from. Measured is the loss of these alone,
+	// for people: loss starts with what is assumed.
+	fates    int
+	measured float64
 
 	deaths []Moment
 	// The recovery since began must last for hold.
@@ -269,7 +271,7 @@ func (m *Machine) Test(now, until Moment) { m.testBegan, m.tested = now, until }
 // Reset forgets the history: deaths, losses and the state, but for the carrier.
 func (m *Machine) Reset(now Moment) {
 	m.forgive(now)
-	m.deaths, m.loss, m.fates, m.srtt, m.rttvar, m.tested = nil, firstLoss, 0, 0, 0, 0
+	m.deaths, m.loss, m.fates, m.measured, m.srtt, m.rttvar, m.tested = nil, firstLoss, 0, 0, 0, 0, 0
 	for _, t := range m.targets {
 		*t = target{Target: t.Target}
 	}
@@ -359,6 +361,7 @@ func inARow(chance, loss float64) int {
 func (m *Machine) learn(lost float64) {
 	m.loss += (lost - m.loss) / lossSpan
 	m.fates++
+	m.measured += (lost - m.measured) / float64(min(m.fates, lossSpan))
 }
 
 func (m *Machine) find(id uint32) *probe {
