@@ -154,7 +154,11 @@ func key(f lab.Family) string { return strings.ToLower(f.String()) }
 func (f *failing) state(n int, family lab.Family, want status.HealthState) {
 	f.t.Helper()
 	f.eventually(func() error {
-		if h := f.health(n, family); h.State != want {
+		s, err := f.failover()
+		if err != nil {
+			return err
+		}
+		if h, _ := s.Failover.Of(f.isps[n].Link().Name(), key(family)); h.State != want {
 			return fmt.Errorf("wan%d is %s in %v, not %s: %s", n, h.State, family, want, h.Why)
 		}
 		return nil
@@ -301,7 +305,12 @@ func (f *failing) on(t *testing.T) *failing {
 	t.Helper()
 	r, g := *f.rig, *f
 	r.t, g.rig = t, &r
-	t.Cleanup(func() { f.daemon, f.prober = g.daemon, g.prober })
+	t.Cleanup(func() {
+		f.daemon, f.prober = g.daemon, g.prober
+		for n := range f.isps { // whatever became of this one, the next one begins with all well
+			f.wire(n).Set(lab.Conditions{})
+		}
+	})
 	return &g
 }
 
@@ -412,7 +421,7 @@ func (f *failing) serversHave(want ...bool) {
 			return err
 		}
 		for n, isp := range f.isps {
-			if has := strings.Contains(string(text), "\nserver="+isp.Resolver4.String()+"@"); has != want[n] {
+			if has := strings.Contains("\n"+string(text), "\nserver="+isp.Resolver4.String()+"@"); has != want[n] {
 				return fmt.Errorf("the servers of %s are in the file: %t\n%s", isp.Name(), has, text)
 			}
 		}
