@@ -154,8 +154,10 @@ type Machine struct {
 
 	srtt, rttvar time.Duration
 	loss         float64
-	// fates counts the probes that loss was learned from.
-	fates int
+	// fates counts the probes that loss was learned from. Measured is the loss of these alone,
+	// for people: loss starts with what is assumed.
+	fates    int
+	measured float64
 
 	deaths []Moment
 	// The recovery since began must last for hold.
@@ -361,6 +363,7 @@ func inARow(chance, loss float64) int {
 func (m *Machine) learn(lost float64) {
 	m.fates++
 	m.loss += (lost - m.loss) / float64(min(firstSpan+m.fates, lossSpan))
+	m.measured += (lost - m.measured) / float64(min(m.fates, lossSpan))
 }
 
 func (m *Machine) find(id uint32) *probe {

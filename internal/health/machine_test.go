@@ -2,6 +2,7 @@ package health_test
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -403,6 +404,25 @@ func TestPace(t *testing.T) {
 }
 
 // TestHurry: the first packet of an idle link starts probes at once.
+// TestMeasuredLoss: what is reported was measured, and not what is assumed at first.
+func TestMeasuredLoss(t *testing.T) {
+	t.Parallel()
+	for _, loss := range []float64{0, 0.2} {
+		w := newWire(7, "dns")
+		w.machine.SetPace(w.now, 250*time.Millisecond)
+		w.loss = loss
+		w.run(3 * time.Second)
+		if r := w.machine.Report(health.Clock{Moment: w.now}); loss == 0 && r.Loss != 0 {
+			t.Errorf("soon after the start, nothing was lost: %v", r.Loss)
+		}
+		w.run(10 * time.Minute)
+		want := 1 - (1-loss)*(1-loss) // Each way.
+		if r := w.machine.Report(health.Clock{Moment: w.now}); math.Abs(r.Loss-want) > 0.2 || (loss == 0) != (r.Loss == 0) {
+			t.Errorf("the loss of %v each way is reported as %v", loss, r.Loss)
+		}
+	}
+}
+
 func TestHurry(t *testing.T) {
 	t.Parallel()
 	w := newWire(1, "one")
