@@ -308,7 +308,7 @@ func diffFailover(ops []Op, want *Planner, have Kernel) []Op {
 	switch {
 	case len(missing) > 0 && (replaces || len(missing) < len(planned)):
 		r := planned[0].Route
-		var legs []Leg
+		legs := make([]Leg, 0, len(planned)-1)
 		for _, w := range planned[1:] {
 			legs = append(legs, Leg{Gateway: w.Route.Gateway, Device: w.Route.Device, OnLink: w.Route.OnLink, Weight: w.Route.Weight})
 		}

@@ -399,7 +399,7 @@ func (p *Planner) noteBlocked(i int) {
 }
 
 func (p *Planner) chartAll() {
-	for i := range Families() {
+	for i := range p.failover.course {
 		p.chart(i)
 	}
 }

@@ -460,7 +460,7 @@ func (l Legs) All() []Leg {
 func (r Route) Ways() []Route {
 	legs := r.Attributes.Get().Legs.All()
 	r.Attributes = r.Attributes.With(func(rare *RareAttributes) { rare.Legs = Legs{} })
-	out := []Route{r}
+	out := append(make([]Route, 0, 1+len(legs)), r)
 	for _, l := range legs {
 		r.Gateway, r.Device, r.OnLink, r.Weight = l.Gateway, l.Device, l.OnLink, l.Weight
 		out = append(out, r)

@@ -341,8 +341,12 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 				continue
 			}
 			defer lock.Close()
-			if _, err := a.takeAway(ctx, cfg, r, movedOf(cfg, name), false); err != nil {
+			done, err := a.takeAway(ctx, cfg, r, movedOf(cfg, name), false)
+			if err != nil {
 				return "", errors.Unwrap(err)
+			}
+			if done.Endpoints > 0 {
+				summary = done.Summary()
 			}
 			return summary, nil
 		}

@@ -13,5 +13,5 @@
 //     stands and before it goes.
 //
 // What to choose is decided by pure functions (judge.go, flow.go, plan.go); the rest speaks netlink.
-// Writing needs CAP_NET_ADMIN. Nothing here loads a module of the kernel.
+// Writing needs CAP_NET_ADMIN. Nothing here makes the kernel track connections that it did not track.
 package connections

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -67,6 +68,7 @@ func course(index int) routing.Course {
 }
 
 func newHost(t *testing.T, indexes ...int) *host {
+	t.Helper()
 	h := &host{
 		t: t, log: &strings.Builder{}, dead: map[int]bool{}, runs: map[int]bool{}, probes: map[int]int{}, sent: map[int]uint64{},
 		acked: map[netip.Addr]bool{}, ends: &ends{},
@@ -86,11 +88,7 @@ func (h *host) start(change func(*failover.Options)) (stop func()) {
 		Look: func(context.Context) (failover.Facts, error) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			runs := map[int]bool{}
-			for k, v := range h.runs {
-				runs[k] = v
-			}
-			f := h.facts.WithCarriers(runs)
+			f := h.facts.WithCarriers(maps.Clone(h.runs))
 			f.Uplinks = slices.Clone(f.Uplinks)
 			return f, nil
 		},
@@ -131,11 +129,11 @@ func (h *host) isDead(index int) bool {
 	return is
 }
 
-// dies waits until a link is judged dead, and says how long that took.
-func (h *host) dies(index int, most time.Duration) time.Duration {
+// dies waits until wan0 is judged dead, and says how long that took.
+func (h *host) dies(most time.Duration) time.Duration {
 	h.t.Helper()
 	began := time.Now()
-	for !h.isDead(index) {
+	for !h.isDead(2) {
 		if time.Since(began) > most {
 			h.t.Fatalf("not dead after %v: %+v\n%s", most, h.controller.State(), h.log)
 		}
@@ -255,15 +253,10 @@ func (e *ends) Delete(_ context.Context, addresses ...netip.Addr) (int, error) {
 // pass lets time of the bubble pass.
 func pass(d time.Duration) { <-time.After(d) }
 
-func inBubble(t *testing.T, test func(t *testing.T)) {
-	t.Helper()
-	t.Parallel()
-	synctest.Test(t, test)
-}
-
 // TestSilentDeath: the link that carries traffic dies without a word, idle or not.
 func TestSilentDeath(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, 2, 3)
 		stop := h.start(nil)
 		defer stop()
@@ -283,7 +276,7 @@ func TestSilentDeath(t *testing.T) {
 		h.mu.Lock()
 		h.sent[2] += 2 // the first packets
 		h.mu.Unlock()
-		if took := h.dies(2, 2*time.Second); took > time.Second {
+		if took := h.dies(2 * time.Second); took > time.Second {
 			t.Errorf("idle: dead %v after the first packet", took)
 		}
 		if h.isDead(3) {
@@ -329,7 +322,8 @@ func TestSilentDeath(t *testing.T) {
 
 // TestTraffic: with traffic that TCP does not prove, probes are frequent; proofs make them rare.
 func TestTraffic(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, 2, 3)
 		defer h.start(nil)()
 		ended := make(chan struct{})
@@ -368,7 +362,7 @@ func TestTraffic(t *testing.T) {
 		}
 		h.acked[addresses[2]], h.dead[2] = false, true
 		h.mu.Unlock()
-		if took := h.dies(2, 3*time.Second); took > time.Second {
+		if took := h.dies(3 * time.Second); took > time.Second {
 			t.Errorf("dead after %v", took)
 		}
 	})
@@ -376,7 +370,8 @@ func TestTraffic(t *testing.T) {
 
 // TestStoppedProber: a prober that says nothing, and one that goes, judge nobody.
 func TestStoppedProber(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, 2, 3)
 		defer h.start(nil)()
 		pass(time.Minute)
@@ -399,7 +394,8 @@ func TestStoppedProber(t *testing.T) {
 
 // TestAlone: nothing is asked, and no prober connected, for a single uplink.
 func TestAlone(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, 2)
 		defer h.start(nil)()
 		pass(time.Minute)
@@ -426,12 +422,13 @@ func TestAlone(t *testing.T) {
 
 // TestCarrier: a lost carrier counts with the next facts.
 func TestCarrier(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, 2, 3)
 		defer h.start(nil)()
 		pass(time.Minute)
 		h.change(func() { h.runs[2], h.facts.Uplinks[0].Runs = false, false })
-		h.dies(2, 100*time.Millisecond)
+		h.dies(100 * time.Millisecond)
 		// NetworkManager takes the default away.
 		h.change(func() { h.facts.Uplinks = h.facts.Uplinks[1:] })
 		pass(time.Minute)
@@ -452,7 +449,8 @@ func TestCarrier(t *testing.T) {
 
 // TestOrders: the administrator's test and reset.
 func TestOrders(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, 2, 3)
 		defer h.start(nil)()
 		pass(time.Minute)
@@ -490,7 +488,8 @@ func TestOrders(t *testing.T) {
 
 // TestNextProcess: a process that is killed, and a new configuration, forget no death.
 func TestNextProcess(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		memory := failover.File{Directory: t.TempDir()}
 		h := newHost(t, 2, 3)
 		with := func(o *failover.Options) { o.Memory = memory }
@@ -499,7 +498,7 @@ func TestNextProcess(t *testing.T) {
 		h.mu.Lock()
 		h.dead[2] = true
 		h.mu.Unlock()
-		h.dies(2, 10*time.Second)
+		h.dies(10 * time.Second)
 		stop()
 		before := h.controller
 		h.controller = failover.New(failover.Options{Logger: slog.New(slog.DiscardHandler), Config: config.Default(), Memory: memory})
@@ -546,7 +545,8 @@ func TestNextProcess(t *testing.T) {
 
 // TestPolicy: what is configured reaches the planner.
 func TestPolicy(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, 2, 3, 4)
 		h.facts.Uplinks[0].Weight, h.facts.Uplinks[1].Weight = 3, 1
 		h.facts.Uplinks[2].Place, h.facts.Uplinks[1].Place, h.facts.Uplinks[2].Metered = 0, 1, true
@@ -588,7 +588,7 @@ func TestTargets(t *testing.T) {
 		},
 		"carrier": {func(f *config.Failover, _ *failover.Uplink) { f.Probe = config.ProbeCarrier }, nil},
 		"ICMP": {
-			func(f *config.Failover, u *failover.Uplink) { f.Probe = config.ProbeICMP },
+			func(f *config.Failover, _ *failover.Uplink) { f.Probe = config.ProbeICMP },
 			[]health.Target{{Name: "icmp:9.9.9.2"}, {Name: "icmp:9.9.9.3"}},
 		},
 		"configured": {

@@ -11,7 +11,6 @@ import (
 	"multihomed/internal/connections"
 	"multihomed/internal/event"
 	"multihomed/internal/health"
-	"multihomed/internal/sockdiag"
 	"multihomed/routing"
 )
 
@@ -65,26 +64,23 @@ func (c *Controller) endAll(ctx context.Context) {
 
 func (c *Controller) end(ctx context.Context, e end) {
 	attrs := []slog.Attr{slog.String("interface", e.name), slog.String("family", e.family.String())}
-	n, err := 0, error(nil)
-	sentence, fault := "translated connections of a dead uplink deleted", "translated connections of a dead uplink not deleted"
-	if e.close {
-		sentence, fault = "connections of a dead uplink closed", "connections of a dead uplink not closed"
-		e.dead.For = c.epoch.now() - e.deadSince
-		var closed connections.Closed
-		closed, err = c.Ends.Close(ctx, e.dead)
-		n = closed[connections.Close]
-	} else {
-		n, err = c.Ends.Delete(ctx, e.dead.Sources...)
+	if !e.close {
+		n, err := c.Ends.Delete(ctx, e.dead.Sources...)
+		if n > 0 {
+			c.Logger.LogAttrs(ctx, event.LevelNotice, "translated connections of a dead uplink deleted", append(attrs, slog.Int("count", n))...)
+		}
+		if err != nil && !errors.Is(err, context.Canceled) {
+			c.Logger.LogAttrs(ctx, event.LevelNotice, "translated connections of a dead uplink not deleted", append(attrs, slog.String("error", err.Error()))...)
+		}
+		return
 	}
-	if n > 0 {
-		c.Logger.LogAttrs(ctx, event.LevelNotice, sentence, append(attrs, slog.Int("count", n))...)
+	e.dead.For = c.epoch.now() - e.deadSince
+	closed, err := c.Ends.Close(ctx, e.dead)
+	if n := closed[connections.Close]; n > 0 {
+		c.Logger.LogAttrs(ctx, event.LevelNotice, "connections of a dead uplink closed", append(attrs, slog.Int("count", n))...)
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
-		level := event.LevelNotice
-		if errors.Is(err, sockdiag.ErrUnsupported) || errors.Is(err, sockdiag.ErrNoDestroy) {
-			level = slog.LevelInfo
-		}
-		c.Logger.LogAttrs(ctx, level, fault, append(attrs, slog.String("error", err.Error()))...)
+		c.Logger.LogAttrs(ctx, event.LevelNotice, "connections of a dead uplink not closed", append(attrs, slog.String("error", err.Error()))...)
 	}
 }
 

@@ -389,7 +389,7 @@ func (l *looking) count(index int, at health.Moment, sent uint64) bool {
 		}
 		return s <= at
 	})
-	others := sent > t.sent+uint64(own) //nolint:gosec // a count
+	others := sent > t.sent+uint64(own)
 	t.at, t.sent = at, sent
 	return others
 }

@@ -57,7 +57,7 @@ const passing = time.Millisecond
 var ordinary = health.Config{Silence: 500 * time.Millisecond, Recover: 10 * time.Second}
 
 func newWire(seed uint64, targets ...string) *wire {
-	w := &wire{random: rand.New(rand.NewPCG(seed, 1)), now: time.Hour, alone: map[string]bool{}} //nolint:gosec // a simulation
+	w := &wire{random: rand.New(rand.NewPCG(seed, 1)), now: time.Hour, alone: map[string]bool{}}
 	w.machine = health.New(ordinary, w.now)
 	var all []health.Target
 	for _, t := range targets {

@@ -163,7 +163,7 @@ func TestFailoverTableIsReplaced(t *testing.T) {
 			busy.Go(func() {
 				h.enter()
 				for {
-					c, err := net.Dial("udp", net.JoinHostPort(to, "9"))
+					c, err := (&net.Dialer{}).DialContext(t.Context(), "udp", net.JoinHostPort(to, "9"))
 					if err != nil {
 						failed = append(failed, err.Error())
 					} else {

@@ -433,3 +433,46 @@ func TestLookupIsLinear(t *testing.T) {
 		t.Errorf("%g allocations without index, %g with it: each rule reads the table", plain, indexed)
 	}
 }
+
+// TestPairOfFailover: a rule that leaves out a source which nobody has is for all, with and
+// without a source; what main knows besides its default comes before table F, and forwarded
+// packets of IPv6 pass both rules by.
+func TestPairOfFailover(t *testing.T) {
+	t.Parallel()
+	const f routing.TableID = 10999
+	suppressed := func(r *routing.Rule) { r.SuppressPrefixLength = routing.Some(0) }
+	here := func(r *routing.Rule) { r.IIF = "lo" }
+	h := &lookup.Host{
+		Interfaces: []lookup.Interface{{Index: 2, Name: "wan0", Up: true}, {Index: 3, Name: "wan1", Up: true}, {Index: 4, Name: "lan0", Up: true}},
+		Rules: []routing.Rule{
+			rule(routing.IPv4, 32765, routing.TableMain, source("255.255.255.255/32"), invert, suppressed), rule(routing.IPv4, 32765, f),
+			rule(routing.IPv4, 32766, routing.TableMain),
+			rule(routing.IPv6, 32765, routing.TableMain, here, suppressed), rule(routing.IPv6, 32765, f, here), rule(routing.IPv6, 32766, routing.TableMain),
+		},
+		Tables: map[routing.Family]map[routing.TableID][]routing.Route{
+			routing.IPv4: {
+				routing.TableMain: {route(routing.TableMain, "0.0.0.0/0", 2), route(routing.TableMain, "10.0.0.0/8", 4)},
+				f:                 {route(f, "0.0.0.0/0", 3)},
+			},
+			routing.IPv6: {
+				routing.TableMain: {route(routing.TableMain, "::/0", 2), route(routing.TableMain, "fd00::/8", 4)},
+				f:                 {route(f, "::/0", 3)},
+			},
+		},
+	}
+	for _, c := range []struct {
+		from, to, iif string
+		device        int
+	}{
+		{"", "8.8.8.8", "", 3}, {"192.0.2.1", "8.8.8.8", "", 3}, {"10.0.0.9", "8.8.8.8", "lan0", 3}, {"", "10.1.1.1", "", 4},
+		{"", "2600::1", "", 3}, {"2001:db8::1", "2600::1", "", 3}, {"fd00::9", "2600::1", "lan0", 2}, {"", "fd00::1", "", 4},
+	} {
+		flow := lookup.Flow{To: addr(c.to), IIF: c.iif}
+		if c.from != "" {
+			flow.From = addr(c.from)
+		}
+		if v := h.Lookup(flow); !v.Through(c.device) {
+			t.Errorf("from %q to %s by %q: %v %v by %s", c.from, c.to, c.iif, v.Outcome, v.Legs, v.Rule)
+		}
+	}
+}

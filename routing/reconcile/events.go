@@ -21,7 +21,6 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
 		l.owned.set(name, claim.Tables)
-		l.doubtFailover()
 		l.Mirror.View(func(k State) { l.claimChanged(l.set(k, name, claim)) })
 		if claim.Released && !c.Complete {
 			// What is left of it may stand although this process never knew it.
@@ -32,6 +31,9 @@ func (l *Loop) takeClaims(ctx context.Context) {
 		l.news = l.news || len(l.claims[name].Problems) > 0
 		l.owned.set(name, nil)
 		l.Mirror.View(func(k State) { l.claimChanged(l.remove(k, name)) })
+	}
+	if len(c.Changed)+len(c.Removed) > 0 {
+		l.doubtFailover()
 	}
 	if c.Complete && !l.complete {
 		// What nobody asked for while knowledge was incomplete may go now.

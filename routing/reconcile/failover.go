@@ -161,8 +161,9 @@ func courseReason(why routing.CourseReason) string {
 
 // leavesBy names the interfaces that unbound traffic leaves by.
 func (l *Loop) leavesBy(c routing.Course) string {
-	var names []string
-	for _, index := range c.Devices() {
+	devices := c.Devices()
+	names := make([]string, 0, len(devices))
+	for _, index := range devices {
 		names = append(names, l.nameOf(index))
 	}
 	return strings.Join(names, " and ")

@@ -354,6 +354,7 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 	}
 	l.forgetMoot()
 	l.release()
+	l.noteCourses(ctx)
 	if l.complete && len(l.failures) == 0 && !l.retired.Empty() {
 		// Nothing is left to be deleted.
 		l.retired = routing.NewTouched()

@@ -37,7 +37,6 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	l.retire(planned)
 	l.noteProblems(planned)
 	l.dated(planned)
-	l.noteCourses(ctx)
 	l.touched.Merge(planned)
 	l.leaveAway()
 

@@ -127,7 +127,9 @@ func testKernel(t *testing.T, release string) {
 
 	// A kernel of modules, older than the one that deletes flows by a filter, and newer.
 	t.Run("sockets", func(t *testing.T) { m.Test(t, "multihomed/internal/sockdiag", "^Test(Dump|Destroy|Mark)$") })
-	t.Run("connections", func(t *testing.T) { m.Test(t, "multihomed/internal/connections", "^Test(Close|Delete|Follow|Multipath)$") })
+	t.Run("connections", func(t *testing.T) {
+		m.Test(t, "multihomed/internal/connections", "^Test(Close|Delete|Follow|Multipath)$")
+	})
 
 	t.Run("no test", func(t *testing.T) {
 		if err := m.RunTest(t.Context(), "multihomed/routing", "^TestNoSuch$"); !errors.Is(err, vm.ErrNoTest) {

@@ -368,5 +368,30 @@ func TestCoursesInSnapshots(t *testing.T) {
 		if len(s.Missing) > 0 {
 			h.Errorf("missing: %v", s.Missing)
 		}
+		// Nothing is to be written for these.
+		h.dead(1)
+		h.writer.wrote = nil
+		h.dead()
+		if c := look().Courses[0]; c.Why != routing.CourseAlive {
+			h.Errorf("course %+v", c)
+		}
+		h.judge.facts.Dead = routing.ByFamily[map[int]struct{}]{}
+		h.kernel.SetRunning(uplink(0).Index, false)
+		h.kernel.SetRunning(uplink(1).Index, false)
+		h.settle()
+		if c := look().Courses[0]; c.Why != routing.CourseNoneLives {
+			h.Errorf("course %+v", c)
+		}
+		h.kernel.SetRunning(uplink(0).Index, true)
+		h.settle()
+		h.kernel.SetRunning(uplink(1).Index, true)
+		h.settle()
+		if len(h.writer.wrote) > 0 {
+			h.Errorf("written: %v", h.writer.wrote)
+		}
+		h.dead(0, 1)
+		if c := look().Courses[0]; c.Why != routing.CourseNoneLives {
+			h.Errorf("course %+v", c)
+		}
 	})
 }
