@@ -776,6 +776,9 @@ func (m *Machine) order(now Moment) (Order, bool) {
 	if t == nil {
 		return Order{}, false
 	}
+	if m.state == Suspect && !t.counts() {
+		m.next = now // It may prove that the link works, and is no evidence against it.
+	}
 	m.ids++
 	t.asked = now
 	if !t.answered {
@@ -807,7 +810,10 @@ func (m *Machine) choose(now Moment) *target {
 		t := m.targets[m.turn%len(m.targets)]
 		m.turn++
 		switch {
-		case useful(t), t.answered && now-t.asked >= rare, !t.answered && t.tries < firstTries, now-t.asked >= muteEvery:
+		case useful(t), t.answered && now-t.asked >= rare:
+			return t
+		case m.state == Suspect: // What never answered will not do so now.
+		case !t.answered && t.tries < firstTries, now-t.asked >= muteEvery:
 			return t
 		}
 	}

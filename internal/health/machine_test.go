@@ -494,6 +494,15 @@ func TestSoonAfterStart(t *testing.T) {
 		if len(w.deaths) != 1 || w.deaths[0]-killed > 800*time.Millisecond {
 			t.Errorf("seed %d: killed at %v, dead at %v", seed, killed, w.deaths)
 		}
+		w = newWire(seed, "one", "two")
+		w.alone["two"] = true
+		w.run(5*time.Second + time.Duration(seed)*time.Millisecond)
+		killed = w.now
+		w.dead = true
+		w.run(10 * time.Second)
+		if len(w.deaths) != 1 || w.deaths[0]-killed > 900*time.Millisecond {
+			t.Errorf("seed %d, beside a target that never answered: killed at %v, dead at %v", seed, killed, w.deaths)
+		}
 		for _, rtt := range []time.Duration{0, 300 * time.Millisecond} {
 			w = newWire(seed, "one", "two")
 			w.loss, w.rtt = 0.1, rtt
