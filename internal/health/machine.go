@@ -25,8 +25,9 @@ const (
 	chance = 1e-6
 	// chanceOfTarget is the same for the judgement that a target alone does not answer.
 	chanceOfTarget = 1e-4
-	// Loss is a mean over about lossSpan probes. It starts high, because a link that is lossy
-	// would be judged dead before that was learned.
+	// Loss is a mean over about lossSpan probes. It starts high, as if two of firstSpan had been
+	// lost: a link that is lossy would be judged dead before that was learned.
+	firstSpan    = 8
 	lossSpan     = 64
 	firstLoss    = 0.25
 	leastLoss    = 0.02
@@ -49,7 +50,7 @@ const (
 	proven = 10 * time.Second
 	// Until the fate of learned probes has told the loss, they are never more than learning
 	// apart, unless they cost money: from firstLoss, that is what it takes to leastLoss.
-	learned  = 160
+	learned  = 100
 	learning = 250 * time.Millisecond
 )
 
@@ -268,10 +269,11 @@ func (m *Machine) SetCarrier(now Moment, up bool) {
 // Test declares the link dead until a moment.
 func (m *Machine) Test(now, until Moment) { m.testBegan, m.tested = now, until }
 
-// Reset forgets the history: deaths, losses and the state, but for the carrier.
+// Reset forgets the history: the deaths, who ever answered, and the state, but for the carrier.
+// What was measured of the way stays.
 func (m *Machine) Reset(now Moment) {
 	m.forgive(now)
-	m.deaths, m.loss, m.fates, m.measured, m.srtt, m.rttvar, m.tested = nil, firstLoss, 0, 0, 0, 0, 0
+	m.deaths, m.tested = nil, 0
 	for _, t := range m.targets {
 		*t = target{Target: t.Target}
 	}
@@ -359,8 +361,8 @@ func inARow(chance, loss float64) int {
 
 // learn takes the fate of one probe into the loss.
 func (m *Machine) learn(lost float64) {
-	m.loss += (lost - m.loss) / lossSpan
 	m.fates++
+	m.loss += (lost - m.loss) / float64(min(firstSpan+m.fates, lossSpan))
 	m.measured += (lost - m.measured) / float64(min(m.fates, lossSpan))
 }
 

@@ -480,3 +480,26 @@ func ExampleState() {
 	// recovering true
 	// unprobed false
 }
+
+// TestSoonAfterStart: a few seconds suffice to learn that a link loses nothing, and losses are
+// not taken for death before they are learned.
+func TestSoonAfterStart(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(200) {
+		w := newWire(seed, "one", "two")
+		w.run(5*time.Second + time.Duration(seed)*time.Millisecond)
+		killed := w.now
+		w.dead = true
+		w.run(10 * time.Second)
+		if len(w.deaths) != 1 || w.deaths[0]-killed > 800*time.Millisecond {
+			t.Errorf("seed %d: killed at %v, dead at %v", seed, killed, w.deaths)
+		}
+		for _, rtt := range []time.Duration{0, 300 * time.Millisecond} {
+			w = newWire(seed, "one", "two")
+			w.loss, w.rtt = 0.1, rtt
+			if w.run(time.Minute); len(w.deaths) > 0 {
+				t.Errorf("seed %d, %v: dead by losses after %v", seed, rtt, w.deaths[0]-time.Hour)
+			}
+		}
+	}
+}

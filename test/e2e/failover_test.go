@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -51,7 +52,7 @@ func newFailing(t *testing.T, host lab.HostConfig, toml string, count int, chang
 		if change != nil {
 			change(n, &cfg)
 		}
-		isp := f.isp(cfg, "ipv6.addr-gen-mode", "eui64", "ipv6.ip6-privacy", "0")
+		isp := f.isp(cfg, stable(n)...)
 		c, err := isp.Capture()
 		f.must(err)
 		f.isps, f.caught = append(f.isps, isp), append(f.caught, c)
@@ -65,6 +66,13 @@ func newFailing(t *testing.T, host lab.HostConfig, toml string, count int, chang
 		}
 	}
 	return f
+}
+
+// stable are settings with which the n-th link comes back as it was: NetworkManager numbers the metrics
+// of its own choice anew.
+func stable(n int) []string {
+	metric := strconv.Itoa(100 + 100*n)
+	return []string{"ipv6.addr-gen-mode", "eui64", "ipv6.ip6-privacy", "0", "ipv4.route-metric", metric, "ipv6.route-metric", metric}
 }
 
 // begin starts prober and daemon, and returns when every uplink is known to work.

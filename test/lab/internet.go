@@ -51,9 +51,12 @@ func (h *Host) NewServer(name string, isps ...*ISP) (*Namespace, error) {
 	return ns, err
 }
 
+// serverLink is a provider's device on the line to a server.
+const serverLink = "srv"
+
 // connectServer lays a line between a server and a provider, with routes both ways.
 func connectServer(ns *Namespace, isp *ISP, n int) error {
-	near, far := "isp"+strconv.Itoa(n), "srv"
+	near, far := "isp"+strconv.Itoa(n), serverLink
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.Flags = near, net.FlagUp
 	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: far, PeerNamespace: netlink.NsFd(int(isp.ns.handle))}
