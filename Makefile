@@ -46,6 +46,7 @@ soak: requirements ## hours of tests: every host on Debian's kernels, long prope
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) test -timeout 8h ./routing -rapid.checks=20000
 	$(GO) test -timeout 6h -v ./test/hosts/debian -soak
+	$(GO) test -timeout 2h -v -run TestFailover ./test/e2e -soak
 
 requirements:
 	@test/lab/install-requirements

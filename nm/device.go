@@ -33,6 +33,9 @@ type Device struct {
 	Managed bool
 	// Real is false for a device that a profile could create but has not yet.
 	Real bool
+	// Metered says that traffic may cost money: the profile or the server says so, or
+	// NetworkManager guesses it of the kind of device (NM_METERED_YES, NM_METERED_GUESS_YES).
+	Metered bool
 	// Gone says that NetworkManager took the object away. At its own exit it
 	// does that with every device, so it says nothing about the interface;
 	// netlink does.
@@ -90,7 +93,7 @@ func active(s gnm.NmDeviceState) bool {
 
 func (d Device) equal(o Device) bool {
 	return d.Name == o.Name && d.ID == o.ID && d.Type == o.Type && d.State == o.State &&
-		d.Managed == o.Managed && d.Real == o.Real && d.Gone == o.Gone && d.Settling == o.Settling &&
+		d.Managed == o.Managed && d.Real == o.Real && d.Metered == o.Metered && d.Gone == o.Gone && d.Settling == o.Settling &&
 		d.External == o.External && d.VPN == o.VPN && d.Controller == o.Controller &&
 		d.ProfileID == o.ProfileID && d.ProfileUUID == o.ProfileUUID &&
 		d.Ignored == o.Ignored && d.Denied == o.Denied && d.ProfileKnown == o.ProfileKnown &&

@@ -61,6 +61,7 @@ type device struct {
 	dtype          gnm.NmDeviceType
 	state          gnm.NmDeviceState
 	managed, real  bool
+	metered        gnm.NmMetered
 	notes          notebook
 
 	activation, ip4, ip6, dhcp4 dbus.ObjectPath
@@ -218,6 +219,7 @@ func (t *tree) updateDevice(path dbus.ObjectPath, p properties, full bool) {
 	getNumber(p, "State", full, &d.state, d.notes)
 	get(p, "Managed", full, &d.managed, d.notes)
 	get(p, "Real", full, &d.real, d.notes)
+	getNumber(p, "Metered", false, &d.metered, d.notes)
 
 	activation := d.activation
 	get(p, "ActiveConnection", full, &activation, d.notes)
@@ -538,6 +540,7 @@ func (t *tree) describe(d *device, previous Device) Device {
 	now := previous
 	now.Name, now.Gone, now.Views = d.name, false, nil
 	now.Managed, now.Real = d.managed, d.real
+	now.Metered = d.metered == gnm.NmMeteredYes || d.metered == gnm.NmMeteredGuessYes
 	if d.dtype != gnm.NmDeviceTypeUnknown || d.notes["DeviceType"] == "" {
 		now.Type = d.dtype
 	}

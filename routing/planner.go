@@ -111,6 +111,8 @@ type Plans interface {
 	Shared() []PlannedRule
 	Rules() iter.Seq[PlannedRule]
 	Routes() iter.Seq[PlannedRoute]
+	// FailoverRoutes returns what must stand in table F.
+	FailoverRoutes() []PlannedRoute
 }
 
 var _ Plans = (*Planner)(nil)

@@ -2,11 +2,13 @@ package cleanup_test
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/cleanup"
+	"multihomed/internal/connections"
 	"multihomed/routing"
 	"multihomed/test/lab/nettest"
 )
@@ -219,6 +222,50 @@ func TestOneLink(t *testing.T) {
 	remove("wan1")
 	if ours, theirs := state(t); len(ours) > 0 || !slices.Equal(theirs, before) {
 		t.Errorf("left %q\nof others %q", ours, theirs)
+	}
+}
+
+// TestEndpoints: endpoints of Multipath TCP that we noted go with their link, with the last link and
+// with all; those of others stay.
+func TestEndpoints(t *testing.T) {
+	newHost(t, "10000", "10001", "28008")
+	note := connections.Endpoints{Directory: t.TempDir()}
+	wan0, err := strconv.Atoi(index(t, "wan0"))
+	must(t, err)
+	wan1, err := strconv.Atoi(index(t, "wan1"))
+	must(t, err)
+	_, _, err = note.Follow(t.Context(), []connections.Endpoint{
+		{Address: netip.MustParseAddr("192.0.2.1"), Device: wan0}, {Address: netip.MustParseAddr("198.51.100.1"), Device: wan1},
+	})
+	must(t, err)
+	ip(t, "mptcp endpoint add 203.0.113.1 id 7 subflow")
+	for _, step := range []struct {
+		link    string
+		removed string
+		left    int
+	}{
+		{"absent", "", 3},
+		{"wan0", "mptcp endpoint 192.0.2.1 dev wan0", 2},
+		{"wan0", "", 2},
+		{"", "mptcp endpoint 198.51.100.1 dev wan1", 1},
+		{"", "", 1},
+	} {
+		r, err := cleanup.Open(t.Context(), cleanup.Options{Link: step.link, RuntimeDir: note.Directory})
+		must(t, err)
+		r.Left()
+		planned, err := r.Endpoints(t.Context())
+		must(t, err)
+		out, err := r.Remove(t.Context())
+		must(t, err)
+		must(t, r.Close())
+		shown := ip(t, "mptcp endpoint show")
+		if n := strings.Count(shown, "\n"); n != step.left || len(planned) != out.Endpoints || (out.Endpoints == 1) != (step.removed != "") ||
+			step.removed != "" && out.Removed[0] != step.removed {
+			t.Errorf("off %s: %d planned, %d removed (%q), left:\n%s", step.link, len(planned), out.Endpoints, out.Removed, shown)
+		}
+		if out.Endpoints == 1 && !strings.HasSuffix(out.Summary(), " and 1 endpoint of Multipath TCP") {
+			t.Error(out.Summary())
+		}
 	}
 }
 

@@ -22,6 +22,9 @@ type Options struct {
 	// Group is the group of uplinks in the configuration, 0 if it is unknown. Then the
 	// groups of Eras count, and without Eras those that our rules name.
 	Group uint32
+	// RuntimeDir is the runtime directory, which has a note of the endpoints of Multipath TCP that we
+	// made. Without it they are left alone.
+	RuntimeDir string
 	// Link limits everything to one interface.
 	Link string
 	// Unreachable limits everything to the rules that answer "unreachable", at their own
@@ -217,24 +220,26 @@ func (r *Remains) Left() []routing.Op {
 	return ops
 }
 
+// nameOf is the name of an interface, or "ifN" if it has gone.
+func (r *Remains) nameOf(index int) string {
+	out := fmt.Sprintf("if%d", index)
+	r.mirror.View(func(k *kernel.State) {
+		if l, ok := k.NameOf(index); ok {
+			out = l
+		}
+	})
+	return printable(out)
+}
+
 // Text is the object of an operation as iproute2 writes it.
 func (r *Remains) Text(op routing.Op) string {
-	name := func(index int) string {
-		out := fmt.Sprintf("if%d", index)
-		r.mirror.View(func(k *kernel.State) {
-			if l, ok := k.NameOf(index); ok {
-				out = l
-			}
-		})
-		return printable(out)
-	}
 	switch op.Verb {
 	case routing.DeleteRule:
 		return op.Rule.Family.Flag() + " rule " + printable(op.Rule.String())
 	case routing.DeleteRoute:
-		return op.Route.Family.Flag() + " route " + op.Route.Text(name(op.Route.Device))
+		return op.Route.Family.Flag() + " route " + op.Route.Text(r.nameOf(op.Route.Device))
 	default:
-		return "link " + name(op.Index) + " group"
+		return "link " + r.nameOf(op.Index) + " group"
 	}
 }
 

@@ -164,6 +164,16 @@ func TestConfigIsAConfiguration(t *testing.T) {
 	custom.Include = []config.Matcher{{Interface: "tun*"}, {Profile: `Caf\é "Nero"`, Type: "vpn?"}}
 	custom.Exclude = []config.Matcher{{Interface: "lab[0-9]", Profile: "\u0001", Type: "bridge"}}
 	custom.NetworkRules = config.Always
+	custom.Failover = config.Failover{
+		Targets: []config.Target{
+			{Probe: config.ProbeTCP, Address: netip.MustParseAddrPort("[2001:db8::1]:443")},
+			{Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("192.0.2.1:53")},
+			{Probe: config.ProbeICMP, Address: netip.MustParseAddrPort("192.0.2.2:0")},
+		},
+		Probe: config.ProbeTCP, Interval: 150 * time.Millisecond, Standby: time.Minute, Metered: 90 * time.Minute, Silence: 1500 * time.Millisecond, Recover: 70 * time.Second,
+		Prefer: []config.Name{"wan1", `Caf\é "Nero"`}, Forwarded: config.ForwardedNone, HostRoutes: true, CloseConnections: config.Never, MPTCP: config.MPTCPNo, Prober: "/run/other/prober",
+	}
+	custom.Share = config.Share{Weights: []config.Weight{{Name: "eth0.100", Weight: 2}, {Name: `a"b`, Weight: 255}, {Name: "wan*", Weight: 1}}}
 	custom.Links = []config.Link{
 		{Matcher: config.Matcher{Interface: "wan?"}, Role: routing.AlwaysUplink, Gateways: []netip.Addr{netip.MustParseAddr("fe80::1"), netip.MustParseAddr("192.0.2.1")}},
 		{Matcher: config.Matcher{Profile: `"LTE"`, Type: "gsm"}, Role: routing.AlwaysLocal, LastResort: new(true), Ignore: new(false)},

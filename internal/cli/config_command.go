@@ -103,6 +103,8 @@ func effective(c config.Config, from string) string {
 	allocatorTable(&b, c.Allocator)
 	fmt.Fprintf(&b, "\n[dns]\nservers_file = %s\ndnsmasq_pid_file = %s\n", toml(c.DNS.ServersFile), toml(c.DNS.PIDFile))
 	fmt.Fprintf(&b, "\n[ifupdown]\nmove_routes = %t\n", c.MoveRoutes)
+	failoverTable(&b, c.Failover)
+	shareTable(&b, c.Share)
 	matchers(&b, "include", c.Include)
 	matchers(&b, "exclude", c.Exclude)
 	links(&b, c.Links)
@@ -117,6 +119,30 @@ func allocatorTable(b *strings.Builder, a config.Allocator) {
 	fmt.Fprintf(b, "\n[allocator]\nenabled = %t\nsocket = %s\nlifetime = %d\n", a.Enabled, toml(a.Socket), a.Lifetime/time.Second)
 	fmt.Fprintf(b, "families = %s\nusers = %s\ngroups = %s\n", tomlList(families), tomlList(a.Users), tomlList(a.Groups))
 	fmt.Fprintf(b, "tables_per_user = %d\n", a.TablesPerUser)
+}
+
+func failoverTable(b *strings.Builder, f config.Failover) {
+	fmt.Fprintf(b, "\n[failover]\nenabled = %t\ntargets = %s\nprobe = %s\n", f.Enabled, tomlList(texts(f.Targets)), toml(string(f.Probe)))
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+	}{{"interval", f.Interval}, {"standby", f.Standby}, {"metered", f.Metered}, {"silence", f.Silence}, {"recover", f.Recover}} {
+		fmt.Fprintf(b, "%s = %s\n", d.key, toml(config.DurationText(d.value)))
+	}
+	prefer := make([]string, 0, len(f.Prefer))
+	for _, n := range f.Prefer {
+		prefer = append(prefer, string(n))
+	}
+	fmt.Fprintf(b, "prefer = %s\nforwarded = %s\nhost_routes = %t\nconntrack = %t\n", tomlList(prefer), toml(string(f.Forwarded)), f.HostRoutes, f.Conntrack)
+	fmt.Fprintf(b, "close_connections = %s\nmptcp = %s\nprober = %s\n", toml(config.DurationText(f.CloseConnections)), toml(string(f.MPTCP)), toml(f.Prober))
+}
+
+func shareTable(b *strings.Builder, s config.Share) {
+	weights := make([]string, 0, len(s.Weights))
+	for _, w := range s.Weights {
+		weights = append(weights, fmt.Sprintf("%s = %d", toml(string(w.Name)), w.Weight))
+	}
+	fmt.Fprintf(b, "\n[share]\nweights = {%s}\n", strings.Join(weights, ", "))
 }
 
 func tomlList(list []string) string {

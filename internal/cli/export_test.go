@@ -1,8 +1,13 @@
 package cli
 
 import (
+	"context"
 	"io"
 
+	"github.com/spf13/cobra"
+
+	"multihomed/internal/config"
+	"multihomed/internal/handoff"
 	"multihomed/internal/status"
 )
 
@@ -25,4 +30,17 @@ func ShowOnly(w io.Writer, s Status, words ...string) error {
 		return err
 	}
 	return render(w, s, look{width: narrow, only: words})
+}
+
+// Order is `failover test` and `failover reset` for who has the rights. It returns what Run prints.
+func (p Program) Order(ctx context.Context, cfg config.Config, order handoff.Order, word string) error {
+	return (&app{Program: p}).carryOut(ctx, cfg, order, word)
+}
+
+// CompleteUplinks are the words that the shell offers after `failover test`.
+func (p Program) CompleteUplinks(ctx context.Context, path string) []string {
+	cmd := &cobra.Command{}
+	cmd.SetContext(ctx)
+	words, _ := (&app{Program: p, configPath: path}).completeUplinks(cmd, nil, "")
+	return words
 }

@@ -160,10 +160,7 @@ func (r *renderer) unbound() {
 		if !leaves {
 			continue
 		}
-		way := clean(u.Interface)
-		if u.Table != uint32(routing.TableMain) {
-			way += fmt.Sprintf(" (table %d)", u.Table)
-		}
+		way := wayOf(u)
 		if ways[way] == nil {
 			order = append(order, way)
 		}
@@ -176,9 +173,33 @@ func (r *renderer) unbound() {
 	if text == "" {
 		text = "none"
 	}
-	r.line("%s  %s", r.paint.pad(plain, "default route", headWidth), text)
+	r.folded(r.paint.pad(plain, "default route", headWidth)+"  ", plain, text)
 	if n := r.s.Unchecked; n > 0 {
 		r.line("%s  the traffic of %s is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
+	}
+}
+
+// wayOf names the way of unbound traffic: its interface, and what decides if main does not.
+func wayOf(u status.Unbound) string {
+	way := clean(u.Interface)
+	switch {
+	case len(u.Shares) > 1:
+		parts := make([]string, 0, len(u.Shares))
+		for _, leg := range u.Shares {
+			parts = append(parts, fmt.Sprintf("%s (weight %d)", clean(leg.Interface), leg.Weight))
+		}
+		last := len(parts) - 1
+		text := strings.Join(parts[:last], ", ") + " and " + parts[last]
+		if u.Main != "" {
+			text += " (main says " + clean(u.Main) + ")"
+		}
+		return text
+	case u.Main != "":
+		return way + " (main says " + clean(u.Main) + ")"
+	case u.Table != uint32(routing.TableMain):
+		return way + fmt.Sprintf(" (table %d)", u.Table)
+	default:
+		return way
 	}
 }
 
@@ -328,12 +349,15 @@ func (r *renderer) link(l Link, w columnWidths) {
 
 	r.roles(l)
 	family := ""
-	for _, n := range l.Networks {
+	for i, n := range l.Networks {
 		name := ""
 		if n.Family != family {
 			family, name = n.Family, familyName(n.Family)
 		}
 		r.network(l, n, name, w)
+		if i+1 == len(l.Networks) || l.Networks[i+1].Family != family {
+			r.health(l.Interface, family)
+		}
 	}
 	if len(l.Networks) == 0 && len(l.LeftAlone) == 0 && len(l.Unused) == 0 {
 		r.line("  %s", r.paint.paint(yellow, "no address yet"))

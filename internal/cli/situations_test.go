@@ -15,6 +15,7 @@ import (
 	"multihomed/allocator"
 	"multihomed/internal/cli"
 	"multihomed/internal/config"
+	"multihomed/internal/health"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
 	"multihomed/internal/status/check"
@@ -54,6 +55,9 @@ type situation struct {
 	carrier  map[string]bool
 	unread   string
 	problems []routing.Problem
+	failover *view.Failover
+	// moves is what the planner is told of failover.
+	moves routing.Failover
 }
 
 // laptop has one uplink by cable, with both families, and a radio that is not connected.
@@ -127,6 +131,42 @@ func (s *situation) rule(f routing.Family, rules ...routing.ForeignRule) {
 	}
 }
 
+// at is a moment of the day.
+func at(hour, minute, second int) time.Time {
+	return time.Date(2026, 11, 20, hour, minute, second, 0, time.UTC)
+}
+
+// watched is the laptop with two uplinks that work, as failover sees them.
+func watched() situation {
+	s := twoUplinks()
+	up := func(index int, name string, f routing.Family, target string, rtt time.Duration, loss float64) view.Uplink {
+		return view.Uplink{Index: index, Name: name, Family: f, Report: health.Report{
+			State: health.Up, Since: at(8, 30, 4), LastProof: at(12, 0, 0), Why: "probes are answered", Loss: loss, RTT: rtt, Interval: 5 * time.Second,
+			Targets: []health.TargetReport{{Name: target, Answered: true}},
+		}}
+	}
+	s.failover = &view.Failover{Enabled: true, Uplinks: []view.Uplink{
+		up(2, "enp2s0", routing.IPv4, "dns:192.168.1.1:53", 1240*time.Microsecond, 0),
+		up(2, "enp2s0", routing.IPv6, "dns:[2001:db8::53]:53", 14*time.Millisecond, 0),
+		up(3, "wlp3s0", routing.IPv4, "dns:9.9.9.9:53", 38*time.Millisecond, 0.017),
+	}}
+	s.failover.Uplinks[0].RouterOnly = true
+	s.moves.Enabled = true
+	return s
+}
+
+// deadUplink is the same after the death of the first in IPv4.
+func deadUplink() situation {
+	s := watched()
+	u := &s.failover.Uplinks[0]
+	u.State, u.Since, u.LastProof, u.RouterOnly, u.DeathsToday = health.Down, at(17, 5, 2), at(17, 5, 1), false, 2
+	u.Why, u.Loss = "nothing answers", 0.06
+	u.Evidence = health.Evidence{Kind: health.BySilence, Overdue: 5, Needed: 4, Silence: 610 * time.Millisecond}
+	s.unbound[routing.IPv4] = status.Unbound{Interface: "wlp3s0", Table: 10999}
+	s.moves.Dead[0] = map[int]struct{}{2: {}}
+	return s
+}
+
 // view is what the daemon, or multihomectl without it, knows of the situation.
 func (s *situation) view() *view.View {
 	policy := s.cfg.RoutingPolicy()
@@ -155,6 +195,18 @@ func (s *situation) view() *view.View {
 		}
 		planner.Set(l)
 	}
+	for _, f := range routing.Families() {
+		var defaults []routing.Route
+		for _, l := range s.links {
+			for _, r := range l.Routes {
+				if r.Family == f && r.IsDefault() && r.Table == routing.TableMain {
+					defaults = append(defaults, r)
+				}
+			}
+		}
+		planner.SetDefaults(f, defaults)
+	}
+	planner.SetFailover(s.moves)
 	s.daemon.Problems = append(s.daemon.Problems, s.problems...)
 	var v *view.View
 	if s.stopped {
@@ -166,7 +218,10 @@ func (s *situation) view() *view.View {
 			v.Links[l.Name] = l
 		}
 	} else {
-		snapshot := &reconcile.Snapshot{Policy: policy, Claims: s.claims, Others: s.rules, Lifts: planner.Shared()}
+		snapshot := &reconcile.Snapshot{Policy: policy, Claims: s.claims, Others: s.rules, Lifts: planner.Shared(), Failover: planner.FailoverRoutes()}
+		for i, f := range routing.Families() {
+			snapshot.Courses[i], _ = planner.Course(f)
+		}
 		for _, facts := range append(s.linkFacts(), s.others...) {
 			i := &reconcile.Interface{Facts: facts}
 			claim, claimed := s.claims[facts.Name]
@@ -180,7 +235,7 @@ func (s *situation) view() *view.View {
 	if s.bare {
 		v.Missing = []routing.Op{{Verb: routing.SetGroup, Index: s.links[0].Index, Group: policy.UplinkGroup}}
 	}
-	v.Unbound, v.Strays = s.unbound, s.strays
+	v.Unbound, v.Strays, v.Failover = s.unbound, s.strays, s.failover
 	return v
 }
 
@@ -326,6 +381,55 @@ func TestSituations(t *testing.T) {
 		{"networkmanager-restarts", func() situation {
 			s := twoUplinks()
 			s.manager, s.daemon.Waiting = nm.Status{Reason: "NetworkManager is not running"}, "NetworkManager is not running"
+			return s
+		}, true},
+		{"failover-well", watched, true},
+		{"failover-dead", deadUplink, true},
+		{"failover-recovering", func() situation {
+			s := deadUplink()
+			u := &s.failover.Uplinks[0]
+			u.State, u.Since, u.Recovered, u.LastProof = health.Recovering, at(17, 9, 30), at(17, 9, 50), at(17, 9, 41)
+			u.Why, u.Evidence = "it answers again", health.Evidence{Kind: health.ByAnswers, Answered: 12, Lost: 1}
+			return s
+		}, true},
+		{"failover-all-dead", func() situation {
+			s := deadUplink()
+			u := &s.failover.Uplinks[2]
+			u.State, u.Since, u.Why, u.Evidence = health.Down, at(17, 6, 44), "no carrier", health.Evidence{Kind: health.ByCarrier}
+			u.DeathsToday = 1
+			s.unbound[routing.IPv4] = status.Unbound{Interface: "enp2s0", Table: 254}
+			s.moves.Dead[0] = map[int]struct{}{2: {}, 3: {}}
+			s.failover.Uplinks[0].Servers = []netip.Addr{netip.MustParseAddr("192.168.1.1")}
+			s.failover.Uplinks[2].Servers = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
+			s.files = fstest.MapFS{"etc/resolv.conf": {Data: []byte("nameserver 192.168.1.1\nnameserver 9.9.9.9\n")}}
+			return s
+		}, true},
+		{"failover-not-watched", func() situation {
+			s := watched()
+			u := &s.failover.Uplinks[2]
+			u.State, u.Targets, u.RTT, u.LastProof, u.Interval, u.Why = health.Unprobed, []health.TargetReport{{Name: "dns:10.20.0.1:53", OnLink: true}}, 0, time.Time{}, 0, "no target has ever answered"
+			return s
+		}, true},
+		{"failover-no-prober", func() situation {
+			s := watched()
+			s.failover.Prober = "multihomed-prober does not answer (connect /run/multihomed-prober/socket: connection refused)"
+			for i := range s.failover.Uplinks {
+				u := &s.failover.Uplinks[i]
+				u.Report = health.Report{State: health.Unprobed}
+				u.Unwatched, u.RouterOnly = "there is no prober", false
+			}
+			return s
+		}, true},
+		{"failover-tested", func() situation {
+			s := deadUplink()
+			u := &s.failover.Uplinks[0]
+			u.Why, u.Evidence, u.Tested = "an administrator declared it dead for a test", health.Evidence{Kind: health.ByTest}, at(17, 5, 32)
+			return s
+		}, true},
+		{"failover-shared", func() situation {
+			s := watched()
+			s.unbound[routing.IPv4] = status.Unbound{Interface: "enp2s0", Table: 10999}
+			s.moves.Shares = map[int]uint8{2: 3, 3: 1}
 			return s
 		}, true},
 	} {

@@ -55,7 +55,15 @@ With --json it prints the same for programs. Fields are only ever added as long 
   tables            first and last table of the range
   uplink_group      interface group of uplinks
   unbound           by family ("ipv4", "ipv6"), the way of what is bound to no link:
-                    interface, table
+                    interface, table; main (the interface of main's best default,
+                    where failover moved the traffic), why, shares[] (interface,
+                    weight)
+  failover          enabled, prober_error (why no probes are sent), uplinks[]:
+                    interface, family, state ("unknown", "up", "suspect", "down",
+                    "recovering", "unprobed"), since, why, not_watched (the reason),
+                    router_only, metered, tested (until when), loss (0 to 1), rtt_ms,
+                    last_proof, recovered, deaths_today, targets[] (target, on_link,
+                    answered, silent), interval_ms; only from the daemon
   unchecked_links   number of links whose traffic is not checked yet
   links[]           interface, index, role ("uplink", "local"), role_why,
                     roles (by family, where they differ: role, why),

@@ -320,6 +320,9 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 				asked = time.Now()
 			}
 			if gone, err := a.gone(ctx, cfg, name, r, obeyTime-time.Since(asked)); gone || err != nil {
+				if err == nil {
+					_, err = r.RemoveEndpoints(ctx)
+				}
 				return summary, err
 			}
 		}
@@ -338,8 +341,12 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 				continue
 			}
 			defer lock.Close()
-			if _, err := a.takeAway(ctx, cfg, r, movedOf(cfg, name), false); err != nil {
+			done, err := a.takeAway(ctx, cfg, r, movedOf(cfg, name), false)
+			if err != nil {
 				return "", errors.Unwrap(err)
+			}
+			if done.Endpoints > 0 {
+				summary = done.Summary()
 			}
 			return summary, nil
 		}

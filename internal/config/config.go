@@ -50,6 +50,9 @@ type Config struct {
 	Allocator Allocator
 	// DNS is the file of servers for dnsmasq.
 	DNS DNS
+	// Failover moves unbound traffic away from dead links, Share spreads it over several.
+	Failover Failover
+	Share    Share
 	// MoveRoutes takes the routes of links that ifupdown brings up out of main.
 	MoveRoutes bool
 	// StateDir holds the leases, RuntimeDir the lock and what status reads.
@@ -127,6 +130,7 @@ func Default() Config {
 			Groups:        []string{"multihomed"},
 			TablesPerUser: 100,
 		},
+		Failover:   defaultFailover(),
 		DNS:        DNS{PIDFile: "/run/dnsmasq/dnsmasq.pid"},
 		StateDir:   "/var/lib/multihomed",
 		RuntimeDir: "/run/multihomed",

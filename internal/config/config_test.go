@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -100,6 +101,28 @@ dnsmasq_pid_file = "/run/dnsmasq.pid"
 [ifupdown]
 move_routes = true
 
+[failover]
+enabled = false
+targets = ["192.0.2.1", "tcp:[2001:db8::1]:443", "icmp:192.0.2.2", "192.0.2.1:53", "2001:db8::2", "192.0.2.3:853"]
+probe = "dns"
+interval = "1s"
+standby = "10s"
+metered = "1h30m"
+silence = "1.5s"
+recover = "1m"
+prefer = ["wan1", "ho?e", "wan1"]
+forwarded = "all"
+host_routes = true
+conntrack = false
+close_connections = "never"
+mptcp = "no"
+prober = "/run/other/prober"
+
+[share.weights]
+"wan*" = 1
+wan0 = 3
+"eth0.100" = 255
+
 [[include]]
 interface = "tun*"
 [[include]]
@@ -138,15 +161,29 @@ gateway = "fe80::1"
 			Users: []string{"www-data", "1000"}, TablesPerUser: 3,
 		},
 		NetworkManager: config.No,
-		DNS:            config.DNS{ServersFile: "/run/other/servers", PIDFile: "/run/dnsmasq.pid"},
-		MoveRoutes:     true,
-		StateDir:       "/srv/multihomed", RuntimeDir: "/run/other",
+		Failover: config.Failover{
+			Targets: []config.Target{
+				{Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("192.0.2.1:53")},
+				{Probe: config.ProbeTCP, Address: netip.MustParseAddrPort("[2001:db8::1]:443")},
+				{Probe: config.ProbeICMP, Address: netip.MustParseAddrPort("192.0.2.2:0")},
+				{Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("[2001:db8::2]:53")},
+				{Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("192.0.2.3:853")},
+			},
+			Probe: config.ProbeDNS, Interval: time.Second, Standby: 10 * time.Second, Metered: 90 * time.Minute,
+			Silence: 1500 * time.Millisecond, Recover: time.Minute, Prefer: []config.Name{"wan1", "ho?e"},
+			Forwarded: config.ForwardedAll, HostRoutes: true, CloseConnections: config.Never,
+			MPTCP: config.MPTCPNo, Prober: "/run/other/prober",
+		},
+		Share:      config.Share{Weights: []config.Weight{{Name: "eth0.100", Weight: 255}, {Name: "wan0", Weight: 3}, {Name: "wan*", Weight: 1}}},
+		DNS:        config.DNS{ServersFile: "/run/other/servers", PIDFile: "/run/dnsmasq.pid"},
+		MoveRoutes: true,
+		StateDir:   "/srv/multihomed", RuntimeDir: "/run/other",
 	}
 	got, err := config.Parse("f", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if !got.RoutingPolicy().NetworksAlways || config.Default().RoutingPolicy().NetworksAlways {
@@ -171,7 +208,7 @@ func TestErrors(t *testing.T) {
 		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
 		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
 		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname (entry 1): unknown key; include has interface, profile, type"},
-		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, include, exclude, link"},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, failover, share, include, exclude, link"},
 		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
 		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
 		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: a string (\"x\") where a number from 1 to 2147483647 belongs"},
@@ -213,46 +250,79 @@ func TestErrors(t *testing.T) {
 		"network rules":  {"network_rules = 'no'\n", `f:1: network_rules: "no" is not allowed; want "missing" or "always"`},
 		"one table":      {"[tables]\nfirst = 20\nlast = 20\n", "f:3: tables.last: the range 20-20 holds one table: at least 2 are needed, because the last one is kept for failover"},
 
-		"link, unknown":           {"[[link]]\ninterface = 'a'\nrole = 'local'\ngatway = 3\n", "f:4: link.gatway (entry 1): unknown key; did you mean link.gateway?"},
-		"link, no match":          {"[[link]]\nrole = 'local'\n", "f:1: link (entry 1): nothing to match is set; want interface, profile or type, or several"},
-		"link, no setting":        {"[[link]]\ntype = 'a'\nignore = true\n\n[[link]]\ninterface = 'a'\n", "f:5: link (entry 2): it sets nothing for the links that it matches; want role, gateway, last_resort, ignore or delegated"},
-		"link, bad glob":          {"[[link]]\nignore = true\ninterface = 'wan['\n", `f:3: link.interface (entry 1): "wan[" is not allowed; want a non-empty glob such as "wan*"`},
-		"link, role":              {"[[link]]\ntype = 'a'\nrole = 'wan'\n", `f:3: link.role (entry 1): "wan" is not allowed; want "uplink" or "local"`},
-		"link, role, type":        {"[[link]]\ntype = 'a'\nrole = true\n", `f:3: link.role (entry 1): a boolean (true) where "uplink" or "local" belongs`},
-		"link, gateway":           {"[[link]]\ntype = 'a'\ngateway = 'router'\n", `f:3: link.gateway (entry 1): "router" is not allowed (not an address); want the address of a router, or a list with one of IPv4 and one of IPv6`},
-		"link, gateway, any":      {"[[link]]\ntype = 'a'\ngateway = '0.0.0.0'\n", `"0.0.0.0" is not allowed (not the address of a host)`},
-		"link, gateway, zone":     {"[[link]]\ntype = 'a'\ngateway = 'fe80::1%wan0'\n", `"fe80::1%wan0" is not allowed (without a zone`},
-		"link, gateway, mapped":   {"[[link]]\ntype = 'a'\ngateway = '::ffff:192.0.2.1'\n", `(an address of IPv4 is written as one)`},
-		"link, gateway, type":     {"[[link]]\ntype = 'a'\ngateway = 3\n", `f:3: link.gateway (entry 1): a whole number (3) where the address of a router, or a list with one of IPv4 and one of IPv6 belongs`},
-		"link, gateways, type":    {"[[link]]\ntype = 'a'\ngateway = ['192.0.2.1', 3]\n", `f:3: link.gateway (entry 1): in the list, a whole number (3) where the address of a router`},
-		"link, gateways, twice":   {"[[link]]\ntype = 'a'\ngateway = ['192.0.2.1', '192.0.2.2']\n", `"192.0.2.2" is not allowed (a second one of ipv4); want`},
-		"link, gateways, none":    {"[[link]]\ntype = 'a'\ngateway = []\n", `link.gateway (entry 1): an empty list is not allowed`},
-		"link, gateways, table":   {"[[link]]\ntype = 'a'\ngateway = {a = 1}\n", `link.gateway`},
-		"link, last resort":       {"[[link]]\ntype = 'a'\nlast_resort = 'yes'\n", "f:3: link.last_resort (entry 1): a string (\"yes\") where true or false belongs"},
-		"link, delegated":         {"[[link]]\ntype = 'a'\ndelegated = ['2001:db8::1']\n", `f:3: link.delegated (entry 1): "2001:db8::1" is not allowed (not a network); want a non-empty list of networks such as "2001:db8:b::/56"`},
-		"link, delegated, bits":   {"[[link]]\ntype = 'a'\ndelegated = ['2001:db8:b:1::/56']\n", `"2001:db8:b:1::/56" is not allowed (it has host bits: 2001:db8:b::/56 is meant)`},
-		"link, delegated, all":    {"[[link]]\ntype = 'a'\ndelegated = ['::/0']\n", `"::/0" is not allowed (too wide to be delegated to a host)`},
-		"link, delegated, halves": {"[[link]]\ntype = 'a'\ndelegated = ['128.0.0.0/1']\n", `(too wide to be delegated to a host)`},
-		"link, delegated, local":  {"[[link]]\ntype = 'a'\ndelegated = ['fe80::/64']\n", `(not a network that can be delegated)`},
-		"link, delegated, none":   {"[[link]]\ntype = 'a'\ndelegated = []\n", `an empty list is not allowed`},
-		"link, delegated, many":   {"[[link]]\ntype = 'a'\ndelegated = [" + strings.Repeat("'2001:db8:b::/56', ", 65) + "]\n", `a list of 65 is not allowed (at most 64)`},
-		"link, a key":             {"link = 3\n", "f:1: link: a whole number (3) where a list of tables ([[link]]) belongs"},
-		"number in quotes":        {"[tables]\nfirst = '10000'\n", `f:2: tables.first: a string ("10000") where a number from 1 to 4294967295 belongs; write it without quotation marks`},
-		"boolean in quotes":       {"allocator.enabled = 'true'\n", `f:1: allocator.enabled: a string ("true") where true or false belongs; write it without quotation marks`},
-		"number of a user":        {"allocator.users = ['a', 1000]\n", `f:1: allocator.users: in the list, a whole number (1000) where a list of names or numbers of users belongs; write it as "1000"`},
-		"no list":                 {"allocator.users = 'a'\n", `f:1: allocator.users: a string ("a") where a list of names`},
-		"a date":                  {"log_level = 2026-11-28\n", `f:1: log_level: a date or time where`},
-		"one table for a list":    {"\n[link]\ninterface = 'a'\n", "f:2: link: a table where a list of tables ([[link]]) belongs"},
-		"no table in a list":      {"exclude = [{type = 'a'}, 3]\n", "f:1: exclude (entry 2): a whole number (3) where a table belongs"},
-		"a list for a table":      {"[[tables]]\n", "f:1: tables: a list where a table ([tables]) belongs"},
-		"a word":                  {"[[link]]\ntype = 'a'\nrole = 'uplnk'\n", `f:3: link.role (entry 1): "uplnk" is not allowed; want "uplink" or "local"; did you mean "uplink"?`},
-		"a case":                  {"Log_level = 'info'\n", "f:1: Log_level: unknown key; did you mean log_level?"},
-		"a key in quotes":         {"\"tables.first\" = 3\n", `f:1: "tables.first": unknown key; did you mean tables.first?`},
-		"a key of controls":       {"\"a\\u001b[31m\" = 3\n", `f:1: "a\x1b[31m": unknown key`},
-		"a dotted key":            {"\nx.y.z = 3\n", "f:2: x: unknown key"},
-		"huge in a list":          {"[[link]]\ntype = 'a'\ngateway = [0x99999999999999999999]\n", "f:3: link.gateway (entry 1): 0x99999999999999999999 is not allowed"},
-		"list and table of one":   {"link = [3]\nlink = {a = 1}\n", "f:2: "},
-		"all at once":             {"uplink_group = 0\nlog_level = 'x'\n", "f:2: log_level"},
+		"link, unknown":            {"[[link]]\ninterface = 'a'\nrole = 'local'\ngatway = 3\n", "f:4: link.gatway (entry 1): unknown key; did you mean link.gateway?"},
+		"link, no match":           {"[[link]]\nrole = 'local'\n", "f:1: link (entry 1): nothing to match is set; want interface, profile or type, or several"},
+		"link, no setting":         {"[[link]]\ntype = 'a'\nignore = true\n\n[[link]]\ninterface = 'a'\n", "f:5: link (entry 2): it sets nothing for the links that it matches; want role, gateway, last_resort, ignore or delegated"},
+		"link, bad glob":           {"[[link]]\nignore = true\ninterface = 'wan['\n", `f:3: link.interface (entry 1): "wan[" is not allowed; want a non-empty glob such as "wan*"`},
+		"link, role":               {"[[link]]\ntype = 'a'\nrole = 'wan'\n", `f:3: link.role (entry 1): "wan" is not allowed; want "uplink" or "local"`},
+		"link, role, type":         {"[[link]]\ntype = 'a'\nrole = true\n", `f:3: link.role (entry 1): a boolean (true) where "uplink" or "local" belongs`},
+		"link, gateway":            {"[[link]]\ntype = 'a'\ngateway = 'router'\n", `f:3: link.gateway (entry 1): "router" is not allowed (not an address); want the address of a router, or a list with one of IPv4 and one of IPv6`},
+		"link, gateway, any":       {"[[link]]\ntype = 'a'\ngateway = '0.0.0.0'\n", `"0.0.0.0" is not allowed (not the address of a host)`},
+		"link, gateway, zone":      {"[[link]]\ntype = 'a'\ngateway = 'fe80::1%wan0'\n", `"fe80::1%wan0" is not allowed (without a zone`},
+		"link, gateway, mapped":    {"[[link]]\ntype = 'a'\ngateway = '::ffff:192.0.2.1'\n", `(an address of IPv4 is written as one)`},
+		"link, gateway, type":      {"[[link]]\ntype = 'a'\ngateway = 3\n", `f:3: link.gateway (entry 1): a whole number (3) where the address of a router, or a list with one of IPv4 and one of IPv6 belongs`},
+		"link, gateways, type":     {"[[link]]\ntype = 'a'\ngateway = ['192.0.2.1', 3]\n", `f:3: link.gateway (entry 1): in the list, a whole number (3) where the address of a router`},
+		"link, gateways, twice":    {"[[link]]\ntype = 'a'\ngateway = ['192.0.2.1', '192.0.2.2']\n", `"192.0.2.2" is not allowed (a second one of ipv4); want`},
+		"link, gateways, none":     {"[[link]]\ntype = 'a'\ngateway = []\n", `link.gateway (entry 1): an empty list is not allowed`},
+		"link, gateways, table":    {"[[link]]\ntype = 'a'\ngateway = {a = 1}\n", `link.gateway`},
+		"link, last resort":        {"[[link]]\ntype = 'a'\nlast_resort = 'yes'\n", "f:3: link.last_resort (entry 1): a string (\"yes\") where true or false belongs"},
+		"link, delegated":          {"[[link]]\ntype = 'a'\ndelegated = ['2001:db8::1']\n", `f:3: link.delegated (entry 1): "2001:db8::1" is not allowed (not a network); want a non-empty list of networks such as "2001:db8:b::/56"`},
+		"link, delegated, bits":    {"[[link]]\ntype = 'a'\ndelegated = ['2001:db8:b:1::/56']\n", `"2001:db8:b:1::/56" is not allowed (it has host bits: 2001:db8:b::/56 is meant)`},
+		"link, delegated, all":     {"[[link]]\ntype = 'a'\ndelegated = ['::/0']\n", `"::/0" is not allowed (too wide to be delegated to a host)`},
+		"link, delegated, halves":  {"[[link]]\ntype = 'a'\ndelegated = ['128.0.0.0/1']\n", `(too wide to be delegated to a host)`},
+		"link, delegated, local":   {"[[link]]\ntype = 'a'\ndelegated = ['fe80::/64']\n", `(not a network that can be delegated)`},
+		"link, delegated, none":    {"[[link]]\ntype = 'a'\ndelegated = []\n", `an empty list is not allowed`},
+		"link, delegated, many":    {"[[link]]\ntype = 'a'\ndelegated = [" + strings.Repeat("'2001:db8:b::/56', ", 65) + "]\n", `a list of 65 is not allowed (at most 64)`},
+		"link, a key":              {"link = 3\n", "f:1: link: a whole number (3) where a list of tables ([[link]]) belongs"},
+		"number in quotes":         {"[tables]\nfirst = '10000'\n", `f:2: tables.first: a string ("10000") where a number from 1 to 4294967295 belongs; write it without quotation marks`},
+		"boolean in quotes":        {"allocator.enabled = 'true'\n", `f:1: allocator.enabled: a string ("true") where true or false belongs; write it without quotation marks`},
+		"number of a user":         {"allocator.users = ['a', 1000]\n", `f:1: allocator.users: in the list, a whole number (1000) where a list of names or numbers of users belongs; write it as "1000"`},
+		"no list":                  {"allocator.users = 'a'\n", `f:1: allocator.users: a string ("a") where a list of names`},
+		"a date":                   {"log_level = 2026-11-28\n", `f:1: log_level: a date or time where`},
+		"one table for a list":     {"\n[link]\ninterface = 'a'\n", "f:2: link: a table where a list of tables ([[link]]) belongs"},
+		"no table in a list":       {"exclude = [{type = 'a'}, 3]\n", "f:1: exclude (entry 2): a whole number (3) where a table belongs"},
+		"a list for a table":       {"[[tables]]\n", "f:1: tables: a list where a table ([tables]) belongs"},
+		"a word":                   {"[[link]]\ntype = 'a'\nrole = 'uplnk'\n", `f:3: link.role (entry 1): "uplnk" is not allowed; want "uplink" or "local"; did you mean "uplink"?`},
+		"a case":                   {"Log_level = 'info'\n", "f:1: Log_level: unknown key; did you mean log_level?"},
+		"a key in quotes":          {"\"tables.first\" = 3\n", `f:1: "tables.first": unknown key; did you mean tables.first?`},
+		"a key of controls":        {"\"a\\u001b[31m\" = 3\n", `f:1: "a\x1b[31m": unknown key`},
+		"a dotted key":             {"\nx.y.z = 3\n", "f:2: x: unknown key"},
+		"huge in a list":           {"[[link]]\ntype = 'a'\ngateway = [0x99999999999999999999]\n", "f:3: link.gateway (entry 1): 0x99999999999999999999 is not allowed"},
+		"list and table of one":    {"link = [3]\nlink = {a = 1}\n", "f:2: "},
+		"failover, unknown":        {"[failover]\npreference = []\n", "f:2: failover.preference: unknown key; did you mean failover.prefer?"},
+		"failover, probe":          {"[failover]\nprobe = 'ping'\n", `f:2: failover.probe: "ping" is not allowed; want "auto", "dns", "tcp", "icmp" or "carrier"`},
+		"failover, duration":       {"[failover]\nsilence = 500\n", `f:2: failover.silence: a whole number (500) where a duration from "200ms" to "1m" belongs; write it with a unit, such as "500s" or "500ms"`},
+		"failover, no unit":        {"[failover]\nrecover = '10'\n", `f:2: failover.recover: "10" is not allowed (it has no unit; write "10s" for seconds); want a duration from "1s" to "5m"`},
+		"failover, no duration":    {"[failover]\nrecover = 'soon'\n", `f:2: failover.recover: "soon" is not allowed; want a duration from "1s" to "5m"`},
+		"failover, too short":      {"[failover]\ninterval = '99ms'\n", `f:2: failover.interval: "99ms" is not allowed; want a duration from "100ms" to "10s"`},
+		"failover, too long":       {"[failover]\nmetered = '25h'\n", `f:2: failover.metered: "25h" is not allowed; want a duration from "1s" to "24h"`},
+		"failover, negative":       {"[failover]\nclose_connections = '-1s'\n", `f:2: failover.close_connections: "-1s" is not allowed; want a duration from "0s" to "1h", or "never"`},
+		"failover, order":          {"[failover]\ninterval = '2s'\nstandby = '1s'\n", "f:3: failover.standby: interval (2s) is longer than standby (1s); set standby to at least 2s, or interval to at most 1s"},
+		"failover, order, first":   {"[failover]\nstandby = '2m'\n", "f:2: failover.standby: standby (2m) is longer than metered (1m); set metered to at least 2m, or standby to at most 1m"},
+		"failover, target":         {"[failover]\ntargets = ['gw.example']\n", `f:2: failover.targets: "gw.example" is not allowed (not an address; write one such as 192.0.2.1, tcp:192.0.2.1:443 or dns:[2001:db8::1]:53); want a list of at most 16 addresses`},
+		"failover, target, any":    {"[failover]\ntargets = ['0.0.0.0']\n", `(not the address of a host)`},
+		"failover, target, zone":   {"[failover]\ntargets = ['fe80::1%wan0']\n", `(without a zone: each link asks it)`},
+		"failover, target, link":   {"[failover]\ntargets = ['fe80::1']\n", `(an address of the link proves only the neighbour, not the way behind it)`},
+		"failover, target, mapped": {"[failover]\ntargets = ['::ffff:192.0.2.1']\n", `(an address of IPv4 is written as one)`},
+		"failover, target, port":   {"[failover]\ntargets = ['tcp:192.0.2.1']\n", `(TCP needs a port; write tcp:192.0.2.1:443)`},
+		"failover, target, port 0": {"[failover]\ntargets = ['tcp:192.0.2.1:0']\n", `(port 0 does not exist)`},
+		"failover, target, icmp":   {"[failover]\ntargets = ['icmp:192.0.2.1:7']\n", `(ICMP has no ports)`},
+		"failover, targets, tcp":   {"[failover]\nprobe = 'tcp'\ntargets = ['2001:db8::1']\n", `(TCP needs a port; write tcp:[2001:db8::1]:443)`},
+		"failover, targets, none":  {"[failover]\nprobe = 'carrier'\ntargets = ['192.0.2.1']\n", `f:3: failover.targets: no target is asked with probe = "carrier"; remove one of the two`},
+		"failover, targets, many":  {"[failover]\ntargets = [" + strings.Repeat("'192.0.2.1', ", 17) + "]\n", `a list of 17 is not allowed (at most 16)`},
+		"failover, prefer":         {"[failover]\nprefer = ['wan[']\n", `f:2: failover.prefer: "wan[" is not allowed (not a glob: `},
+		"failover, prefer, empty":  {"[failover]\nprefer = ['']\n", `"" is not allowed (it matches nothing); want a list of interfaces or profiles such as "wan1" or "wwan*"`},
+		"failover, forwarded":      {"[failover]\nforwarded = 'ipv6'\n", `"ipv6" is not allowed; want "none", "ipv4" or "all"; did you mean "ipv4"?`},
+		"failover, prober":         {"[failover]\nprober = 'socket'\n", `f:2: failover.prober: "socket" is not allowed; want the absolute path of a socket, at most 107 bytes`},
+		"failover, prober, long":   {"[failover]\nprober = '/" + strings.Repeat("x", 107) + "'\n", `want the absolute path of a socket, at most 107 bytes`},
+		"share, no table":          {"[share]\nweights = 3\n", `f:2: share.weights: a whole number (3) where a table of interfaces or profiles with whole numbers from 1 to 255`},
+		"share, zero":              {"[share.weights]\nwan0 = 3\nwan1 = 0\n", `f:3: share.weights.wan1: 0 is not allowed; want a table of interfaces or profiles`},
+		"share, large":             {"[share]\nweights = {wan0 = 256}\n", `f:2: share.weights.wan0: 256 is not allowed`},
+		"share, huge":              {"[share]\nweights = {wan0 = 99999999999999999999}\n", `f:2: share.weights.wan0: 99999999999999999999 is not allowed`},
+		"share, text":              {"[share]\nweights = {wan0 = '3'}\n", `f:2: share.weights.wan0: a string ("3") is not allowed`},
+		"share, dot":               {"[share]\nweights.eth0.100 = 1\n", `f:2: share.weights.eth0: a table is not allowed (a name with a dot goes in quotation marks: "eth0.100" = 1)`},
+		"share, glob":              {"[share.weights]\n\"wan[\" = 1\n", `f:2: share.weights."wan[": "wan[" is not allowed (not a glob: `},
+		"all at once":              {"uplink_group = 0\nlog_level = 'x'\n", "f:2: log_level"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -327,6 +397,63 @@ func TestMistakesAreBounded(t *testing.T) {
 	}
 }
 
+// TestNamesOfLinks: prefer and weights select by interface, and by name and UUID of the profile.
+func TestNamesOfLinks(t *testing.T) {
+	t.Parallel()
+	cfg, err := config.Parse("f", []byte(`[failover]
+prefer = ["LTE", "wan?", "6b1a*"]
+[share.weights]
+"*" = 1
+"wan*" = 2
+"wan0" = 3
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		device nm.Device
+		place  int
+		weight uint8
+	}{
+		{nm.Device{Name: "wan0"}, 1, 3},
+		{nm.Device{Name: "wan1", ProfileID: "LTE"}, 0, 2},
+		{nm.Device{Name: "wlp3s0", ProfileID: "Cafe", ProfileUUID: "6b1af2c8"}, 2, 1},
+		{nm.Device{Name: "LTE"}, 0, 1},
+		{nm.Device{Name: "eth9", ProfileID: "lte"}, -1, 1},
+	} {
+		place, named := cfg.Failover.Preference(c.device)
+		if place != c.place || named != (place >= 0) || cfg.Share.WeightOf(c.device) != c.weight {
+			t.Errorf("%+v: place %d, %t, weight %d", c.device, place, named, cfg.Share.WeightOf(c.device))
+		}
+	}
+	if (config.Share{}).WeightOf(nm.Device{Name: "wan0"}) != 0 {
+		t.Error("nothing is shared, and wan0 has a share")
+	}
+}
+
+// TestDurationBounds: what is accepted is what the error message says.
+func TestDurationBounds(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"interval", "standby", "metered", "silence", "recover", "close_connections"} {
+		shortest, longest := config.DurationBounds(key)
+		want := fmt.Sprintf("a duration from %q to %q", config.DurationText(shortest), config.DurationText(longest))
+		if got, _ := config.Allowed("failover." + key); !strings.HasPrefix(got, want) {
+			t.Errorf("%s is %q, want %q", key, got, want)
+		}
+	}
+}
+
+func TestDurationText(t *testing.T) {
+	t.Parallel()
+	for d, want := range map[time.Duration]string{
+		config.Never: "never", 0: "0s", 250 * time.Millisecond: "250ms", time.Minute: "1m", 10 * time.Minute: "10m", 24 * time.Hour: "24h", 90 * time.Minute: "1h30m", 70 * time.Second: "1m10s",
+	} {
+		if got := config.DurationText(d); got != want {
+			t.Errorf("%v is %q", d, got)
+		}
+	}
+}
+
 func TestRangesAreJudgedAtTheirEnds(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
@@ -388,6 +515,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("[[link]]\ntype = 'a'\ngateway = ['192.0.2.1', 'fe80::1']\ndelegated = ['2001:db8:b::/56']\nrole = 'local'\nignore = false\n"))
 	f.Add([]byte("link = [{interface = 'a', gateway = {b = 1}}, {}, {type = '[', delegated = ['x', '::/0']}]\n"))
 	f.Add([]byte("[[link]]\nx = [1, {y = 2}]\n[[link]]\nx = {a = 99999999999999999999}\nuplink_group = [[0x99999999999999999999]]\n"))
+	f.Add([]byte("[failover]\ntargets = ['tcp:192.0.2.1:443', 'icmp:2001:db8::1']\nclose_connections = 'never'\nstandby = '1m'\nprefer = ['a', '[']\n[share]\nweights = {a = 1, 'b.*' = 255, c = {d = 1}}\n"))
 	f.Add([]byte("[[include.x]]\n[include.x.y]\na.b.c = {d = [1, {e = 2}]}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := config.Parse("f", data)
@@ -400,6 +528,19 @@ func FuzzParse(f *testing.F) {
 			got.UplinkGroup == 0 || got.RepairBurst < 1 || !(got.RepairsPerSecond > 0) ||
 			!filepath.IsAbs(got.StateDir) || !filepath.IsAbs(got.RuntimeDir) {
 			t.Errorf("accepted %+v", got)
+		}
+		if f := got.Failover; f.Interval < 100*time.Millisecond || f.Standby < f.Interval || f.Metered < f.Standby || f.Silence <= 0 || f.Recover <= 0 || f.CloseConnections < config.Never || !filepath.IsAbs(f.Prober) || len(f.Targets) > config.MaxTargets {
+			t.Errorf("accepted %+v", f)
+		}
+		for _, a := range got.Failover.Targets {
+			if !routing.IsHostAddress(a.Address.Addr()) || (a.Address.Port() == 0) != (a.Probe == config.ProbeICMP) {
+				t.Errorf("accepted %v", a)
+			}
+		}
+		for _, w := range got.Share.Weights {
+			if w.Weight == 0 || w.Name == "" {
+				t.Errorf("accepted %+v", w)
+			}
 		}
 		for _, l := range got.Links {
 			if err := nm.Matcher(l.Matcher).Validate(); err != nil || len(l.Gateways) > 2 {

@@ -36,3 +36,9 @@ var FindWith = find
 
 // InstalledAs is whether there is a NetworkManager, on a host where it has another place.
 var InstalledAs = Presence.installed
+
+// Allowed is what an error message says of a key, DurationBounds what is accepted of failover.KEY.
+var (
+	Allowed        = allowed
+	DurationBounds = durationBounds
+)

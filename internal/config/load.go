@@ -127,7 +127,7 @@ const mostUnknown = 100
 func foreign(name string, at *positions) error {
 	unknown, first, line := 0, "", 0
 	for key, l := range at.lines {
-		if _, known := allowed(key); known {
+		if isKey(key) {
 			continue
 		}
 		if unknown++; first == "" || l < line {

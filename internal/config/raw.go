@@ -1,5 +1,7 @@
 package config
 
+import "strings"
+
 // raw is the file as TOML has it. Numbers are wider than allowed, and nil pointers mark
 // missing keys, so that the validator can judge each key with its line.
 type raw struct {
@@ -15,6 +17,8 @@ type raw struct {
 	Allocator             rawAllocator `toml:"allocator"`
 	DNS                   rawDNS       `toml:"dns"`
 	Ifupdown              rawIfupdown  `toml:"ifupdown"`
+	Failover              rawFailover  `toml:"failover"`
+	Share                 rawShare     `toml:"share"`
 	Include               []rawMatcher `toml:"include"`
 	Exclude               []rawMatcher `toml:"exclude"`
 	Link                  []rawLink    `toml:"link"`
@@ -47,6 +51,29 @@ type rawDNS struct {
 
 type rawIfupdown struct {
 	MoveRoutes *bool `toml:"move_routes"`
+}
+
+type rawFailover struct {
+	Enabled          *bool     `toml:"enabled"`
+	Targets          *[]string `toml:"targets"`
+	Probe            *string   `toml:"probe"`
+	Interval         *string   `toml:"interval"`
+	Standby          *string   `toml:"standby"`
+	Metered          *string   `toml:"metered"`
+	Silence          *string   `toml:"silence"`
+	Recover          *string   `toml:"recover"`
+	Prefer           *[]string `toml:"prefer"`
+	Forwarded        *string   `toml:"forwarded"`
+	HostRoutes       *bool     `toml:"host_routes"`
+	Conntrack        *bool     `toml:"conntrack"`
+	CloseConnections *string   `toml:"close_connections"`
+	MPTCP            *string   `toml:"mptcp"`
+	Prober           *string   `toml:"prober"`
+}
+
+type rawShare struct {
+	// Weights is a table whose keys are names of links.
+	Weights any `toml:"weights"`
 }
 
 type rawMatcher struct {
@@ -106,6 +133,24 @@ func specs() []spec {
 		{"dns.dnsmasq_pid_file", "the absolute path of a file"},
 		{"ifupdown", "a table ([ifupdown])"},
 		{"ifupdown.move_routes", "true or false"},
+		{"failover", "a table ([failover])"},
+		{"failover.enabled", "true or false"},
+		{"failover.targets", `a list of at most 16 addresses such as "192.0.2.1", "tcp:192.0.2.1:443" or "icmp:2001:db8::1"`},
+		{"failover.probe", `"auto", "dns", "tcp", "icmp" or "carrier"`},
+		{"failover.interval", `a duration from "100ms" to "10s"`},
+		{"failover.standby", `a duration from "1s" to "10m"`},
+		{"failover.metered", `a duration from "1s" to "24h"`},
+		{"failover.silence", `a duration from "200ms" to "1m"`},
+		{"failover.recover", `a duration from "1s" to "5m"`},
+		{"failover.prefer", `a list of interfaces or profiles such as "wan1" or "wwan*"`},
+		{"failover.forwarded", `"none", "ipv4" or "all"`},
+		{"failover.host_routes", "true or false"},
+		{"failover.conntrack", "true or false"},
+		{"failover.close_connections", `a duration from "0s" to "1h", or "never"`},
+		{"failover.mptcp", `"auto" or "no"`},
+		{"failover.prober", "the absolute path of a socket, at most 107 bytes"},
+		{"share", "a table ([share])"},
+		{"share.weights", "a table of interfaces or profiles with whole numbers from 1 to 255, such as { wan0 = 3, wan1 = 1 }"},
 		{"include", "a list of tables ([[include]])"},
 		{"include.interface", globAllowed},
 		{"include.profile", globAllowed},
@@ -134,4 +179,10 @@ func allowed(key string) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+// isKey reports whether there is such a key. The keys of a table of weights are names of links.
+func isKey(key string) bool {
+	_, known := allowed(key)
+	return known || strings.HasPrefix(key, weightsKey+".")
 }

@@ -167,8 +167,11 @@ func misfit(value any, full string) string {
 			message += "; write it without quotation marks"
 		}
 	case int64:
-		if strings.HasPrefix(want, "a list of names or numbers") {
+		switch {
+		case strings.HasPrefix(want, "a list of names or numbers"):
 			message += fmt.Sprintf(`; write it as "%d"`, value)
+		case strings.HasPrefix(want, "a duration"):
+			message += fmt.Sprintf(`; write it with a unit, such as "%ds" or "%dms"`, value, value)
 		}
 	}
 	return message
@@ -225,7 +228,7 @@ func (v *validator) unknown(full string) string {
 // keys names the unknown keys of a file whose values cannot be read.
 func (v *validator) keys() {
 	for _, key := range slices.Sorted(maps.Keys(v.at.lines)) {
-		if _, known := allowed(key); known {
+		if isKey(key) {
 			continue
 		}
 		name := key

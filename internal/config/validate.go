@@ -104,6 +104,8 @@ func (v *validator) config(file raw) Config {
 	if file.Ifupdown.MoveRoutes != nil {
 		c.MoveRoutes = *file.Ifupdown.MoveRoutes
 	}
+	c.Failover = v.failover(file.Failover, c.Failover)
+	c.Share = v.share(file.Share)
 	c.Include = v.matchers("include", file.Include)
 	c.Exclude = v.matchers("exclude", file.Exclude)
 	c.Links = v.links(file.Link)

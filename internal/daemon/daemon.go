@@ -18,6 +18,7 @@ import (
 
 	"multihomed/internal/config"
 	"multihomed/internal/event"
+	"multihomed/internal/failover"
 	"multihomed/internal/handoff"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/news"
@@ -129,8 +130,10 @@ type service struct {
 	// files writes again what earlier parts kept in the runtime directory, if it is gone;
 	// nil until the directory was removed once.
 	files func() error
-	// written is what the log says already, from the previous configuration.
+	// written is what the log says already, from the previous configuration; uplinks is who
+	// watched the uplinks under it.
 	written *written
+	uplinks *failover.Controller
 
 	mu sync.Mutex
 	// report is the last one of the loop; faults are those of other parts.
@@ -205,7 +208,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put, Outdated: outdated.Give,
-	}, extras{fault: s.fault, memory: s.memory, written: s.written})
+	}, extras{fault: s.fault, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
 	// A normal stop before the first pass is no fault of the configuration: it becomes the
 	// last good one, so that a restart does not bring back an older one.
 	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -242,6 +245,10 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		}},
 		{name: "events", run: func(ctx context.Context) error {
 			return s.events.Run(ctx, s.Logger, func(m handoff.Message) {
+				if m.Failover != "" {
+					p.carryOut(m)
+					return
+				}
 				p.take(ctx, m)
 				p.acknowledge(m)
 			})
@@ -272,7 +279,10 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return nil, err
 	}
 	keepUnpassed()
-	s.written = p.written()
+	s.written, s.uplinks = p.written(), p.uplinks
+	if ctx.Err() != nil && next == nil {
+		p.emptyFailover(ctx)
+	}
 	if lost && next == nil && ctx.Err() == nil {
 		return &loaded, nil
 	}

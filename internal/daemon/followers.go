@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"multihomed/internal/dnsmasq"
@@ -29,8 +30,10 @@ type followers struct {
 	// everything was switched off then.
 	listed   uint64
 	unlisted bool
-	// named is the state of the owners at the last DNS pass, with its snapshot.
+	// named is the state of the owners at the last DNS pass, with its snapshot and the uplinks
+	// that were dead.
 	named    uint64
+	dead     routing.ByFamily[map[int]struct{}]
 	snapshot *reconcile.Snapshot
 }
 
@@ -70,10 +73,10 @@ func (p *parts) afterPass() {
 	}
 	// When everything is off the servers stay in the file: dnsmasq would have none.
 	if p.dns != nil && !p.owners.HostOff() {
-		now, generation := p.loop.Current(), p.owners.Generation()
-		if now != f.snapshot || generation != f.named {
-			f.snapshot, f.named = now, generation
-			f.dns.Put(dnsmasq.Pass{Snapshot: now, DNS: p.owners.DNS()})
+		now, generation, dead := p.loop.Current(), p.owners.Generation(), p.deadUplinks()
+		if now != f.snapshot || generation != f.named || !maps.Equal(dead[0], f.dead[0]) || !maps.Equal(dead[1], f.dead[1]) {
+			f.snapshot, f.named, f.dead = now, generation, dead
+			f.dns.Put(dnsmasq.Pass{Snapshot: now, DNS: p.owners.DNS(), Dead: dead})
 		}
 	}
 }

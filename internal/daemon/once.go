@@ -189,6 +189,10 @@ func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted b
 					cancel()
 					return
 				}
+				if m.Failover != "" {
+					m.Refuse("the daemon does not run, so no link is watched; to fix: systemctl start multihomed")
+					return
+				}
 				end.Reset(max(s.linger, firstPass))
 				p.take(ctx, m)
 				p.acknowledge(m)

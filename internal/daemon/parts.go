@@ -15,6 +15,7 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/dnsmasq"
 	"multihomed/internal/event"
+	"multihomed/internal/failover"
 	"multihomed/internal/handoff"
 	"multihomed/internal/handoff/note"
 	"multihomed/internal/hookstate"
@@ -43,6 +44,10 @@ type parts struct {
 	owners  *owners.Owners
 	off     *offswitch.Switch
 	loop    *reconcile.Loop
+	// uplinks watches which uplinks work; nil in a stand-in.
+	uplinks *failover.Controller
+	// looked is the snapshot that uplinks had last; it is the loop's.
+	looked uint64
 	// runtime is the runtime directory.
 	runtime string
 
@@ -71,6 +76,9 @@ type extras struct {
 	memory reconcile.Memory
 	// written is what the log says already, nil if nothing.
 	written *written
+	// watches says that the uplinks are watched; uplinks is who watched them before.
+	watches bool
+	uplinks *failover.Controller
 }
 
 // written is what the log says of links and of the off switch. It outlives a change of the
@@ -121,7 +129,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if p.writer, err = p.mirror.OpenWriter(); err != nil {
 		return err
 	}
-	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "", Passed: note.Passed(cfg.RuntimeDir)})
+	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "" || more.watches && cfg.Failover.Enabled, Passed: note.Passed(cfg.RuntimeDir)})
 	var unread owners.Unread
 	p.owners, unread = owners.Open(cfg, p.watcher, p.mirror)
 	for _, err := range unread.Leases {
@@ -148,18 +156,23 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	hooks.Settled = func() {
 		p.afterPass()
+		if p.uplinks != nil && p.loop.IsNewer(p.looked) {
+			p.uplinks.Touch()
+		}
 		settled()
 	}
 	memory := more.memory
 	if memory == nil {
 		memory = recollection.File{Directory: cfg.RuntimeDir}
 	}
+	judges := p.watch(cfg, more)
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:    hooks,
 		Memory:   memory,
+		Failover: judges,
 		LogDelay: logDelay, Suspect: suspect, Told: earlier.links,
 	})
 	p.router = &routedlease.Router{
@@ -323,7 +336,11 @@ func (p *parts) saySwitched(ctx context.Context, before offswitch.State) {
 
 // tasks are those of all parts.
 func (p *parts) tasks(fault func(code routing.Code, err error)) []task {
-	return append([]task{
+	var watching []task
+	if p.uplinks != nil {
+		watching = []task{{name: "uplinks", run: p.uplinks.Run}}
+	}
+	return slices.Concat([]task{
 		{name: "mirror of the kernel", run: p.mirror.Run},
 		{name: "NetworkManager", run: p.watcher.Run},
 		{name: "owners of links", run: p.owners.Run},
@@ -336,7 +353,7 @@ func (p *parts) tasks(fault func(code routing.Code, err error)) []task {
 				p.isPast.give()
 			}
 		})},
-	}, p.followers.tasks(p, fault)...)
+	}, watching, p.followers.tasks(p, fault))
 }
 
 // close closes what was opened, the last first.

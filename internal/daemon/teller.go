@@ -54,6 +54,7 @@ type telling struct {
 	state      view.Daemon
 	manager    nm.Status
 	noManager  bool
+	uplinks    uint64
 	switched   uint64
 	view       *view.View
 	findings   []routing.Problem
@@ -149,6 +150,8 @@ func beside(state view.Daemon, findings []routing.Problem) []routing.Problem {
 	var out []routing.Problem
 	for _, f := range findings {
 		isSaid := slices.ContainsFunc(state.Problems, func(p routing.Problem) bool { return p.Link == f.Link && p.Text == f.Text })
+		// Who watches the uplinks logs each verdict at once, and the loop where traffic goes then.
+		isSaid = isSaid || f.Code == check.UplinkDead || f.Code == check.AllDead
 		// Before the first pass nothing is active, which is no news.
 		if f.Severity >= routing.Warning && !isSaid && (state.Ready || f.Code != check.NotInForce) {
 			out = append(out, f)
@@ -189,13 +192,19 @@ func (t *teller) look(ctx context.Context) error {
 	now.generation, now.state = snapshot.Generation, t.service.state(snapshot.Report)
 	var off offswitch.State
 	off, now.switched = t.parts.off.State()
+	health, judged := t.parts.failoverView(t.cfg)
+	now.uplinks = judged
 	last := &t.told
 	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&
-		last.noManager == now.noManager && last.switched == now.switched && last.manager == now.manager && reflect.DeepEqual(last.state, now.state)
+		last.noManager == now.noManager && last.switched == now.switched && last.uplinks == now.uplinks && last.manager == now.manager && reflect.DeepEqual(last.state, now.state)
 	if same {
-		now.view = last.view
+		// What is measured changes all the time.
+		again := *last.view
+		again.Failover = health
+		now.view = &again
 	} else {
 		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.noManager, off)
+		now.view.Failover = health
 		if now.noManager {
 			now.view.Unwanted = t.cfg.NetworkManager.Unwanted()
 		}
@@ -206,10 +215,11 @@ func (t *teller) look(ctx context.Context) error {
 	}
 	now.findings = check.Problems(now.view, os.DirFS("/"))
 	switch {
-	case same && reflect.DeepEqual(last.findings, now.findings):
+	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil:
 		return nil
 	case same:
 		now.status = last.status
+		now.status.Failover = now.view.FailoverStatus()
 		now.status.Tell(now.findings)
 	default:
 		now.status = now.view.Status(now.findings, t.service.Version)

@@ -18,6 +18,8 @@ import (
 type Pass struct {
 	Snapshot *reconcile.Snapshot
 	DNS      *owners.DNS
+	// Dead are the uplinks that do not work in a family, by interface index.
+	Dead routing.ByFamily[map[int]struct{}]
 }
 
 // A Keeper keeps the servers file in step with the links. It is for one goroutine.
@@ -44,12 +46,31 @@ func (k *Keeper) Keep(ctx context.Context, p Pass) error {
 		}
 	}
 	all = append(all, k.unheard(ctx, p.DNS)...)
+	p.markDead(all)
 	if k.failed == nil && k.written && slices.EqualFunc(all, k.last, sameServer) {
 		return nil
 	}
 	k.last, k.written = append([]Server{}, all...), true
 	k.failed = k.file.Update(ctx, all)
 	return k.failed
+}
+
+// markDead marks the servers of dead links, so that dnsmasq does not wait for their answers. If
+// no other server is left for every name, it marks none: a link may work better than it seems.
+func (p Pass) markDead(all []Server) {
+	index := map[string]int{}
+	for _, i := range p.Snapshot.Interfaces {
+		index[i.Facts.Name] = i.Facts.Index
+	}
+	isOneLeft := false
+	for i := range all {
+		s := &all[i]
+		_, s.Dead = p.Dead.In(routing.FamilyOf(s.Address))[index[s.Interface]]
+		isOneLeft = isOneLeft || !s.Dead && !s.OnlyDomains
+	}
+	for i := range all {
+		all[i].Dead = all[i].Dead && isOneLeft
+	}
 }
 
 // unheard are the known servers of interfaces that no owner has reported yet. They stay while
@@ -73,7 +94,7 @@ func (k *Keeper) unheard(ctx context.Context, dns *owners.DNS) []Server {
 
 func sameServer(a, b Server) bool {
 	return a.Interface == b.Interface && a.Address == b.Address && a.Source == b.Source &&
-		a.OnlyDomains == b.OnlyDomains && slices.Equal(a.Domains, b.Domains)
+		a.OnlyDomains == b.OnlyDomains && a.Dead == b.Dead && slices.Equal(a.Domains, b.Domains)
 }
 
 // servers are the DNS servers of a link, each with the address of the link that

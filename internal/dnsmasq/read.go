@@ -38,6 +38,7 @@ func (f *File) Read() ([]Server, error) {
 
 // parse is the reverse of [line.String].
 func parse(text string) (s Server, is bool) {
+	text, s.Dead = strings.CutPrefix(text, deadMark)
 	text, is = strings.CutPrefix(text, "server=")
 	if !is {
 		return Server{}, false

@@ -22,6 +22,7 @@ func TestRead(t *testing.T) {
 	text := dnsmasq.Render([]dnsmasq.Server{
 		server("wan0", "192.0.2.1", "192.0.2.10"), server("wan0", "fe80::1", ""),
 		{Interface: "lan0", Address: netip.MustParseAddr("2001:db8::1"), Domains: []string{"lab", "corp.example"}, OnlyDomains: true},
+		{Interface: "wan1", Address: netip.MustParseAddr("192.0.2.3"), Source: netip.MustParseAddr("192.0.2.11"), Dead: true},
 		{Interface: "lan1", Address: netip.MustParseAddr("192.0.2.2"), Domains: []string{"lab"}},
 	})
 	write := func(text []byte) {
@@ -32,7 +33,7 @@ func TestRead(t *testing.T) {
 	}
 	write(append(bytes.Clone(text), "server=\nserver=/x\nserver=1.2.3.4\nserver=nonsense@wan0\nserver=1.2.3.4@wan0@x\nserver=1.2.3.4@wan0@::1\naddress=/x/1.2.3.4\n"...))
 	servers, err := f.Read()
-	if err != nil || len(servers) != 6 {
+	if err != nil || len(servers) != 7 {
 		t.Fatalf("%d servers, %v: %v", len(servers), err, servers)
 	}
 	if again := dnsmasq.Render(servers); !bytes.Equal(again, text) {

@@ -39,7 +39,13 @@ type Server struct {
 	Domains []string
 	// OnlyDomains says that the server is asked for nothing else.
 	OnlyDomains bool
+	// Dead says that its link does not work: it is in the file as a comment alone, for the next
+	// process, and for who wonders where it is.
+	Dead bool
 }
+
+// deadMark begins the line of a server whose link does not work.
+const deadMark = "# dead: "
 
 const header = `# Written by multihomed, and written again whenever a link changes.
 `
@@ -82,15 +88,31 @@ func render(servers []Server) ([]byte, []error) {
 type line struct {
 	domain, name    string
 	address, source netip.Addr
+	dead            bool
 }
 
 func (l line) compare(o line) int {
-	return cmp.Or(strings.Compare(l.domain, o.domain), strings.Compare(l.name, o.name),
+	return cmp.Or(compareBool(l.dead, o.dead), strings.Compare(l.domain, o.domain), strings.Compare(l.name, o.name),
 		l.address.Compare(o.address), l.source.Compare(o.source))
+}
+
+// compareBool puts false first.
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	default:
+		return 1
+	}
 }
 
 func (l line) String() string {
 	var b strings.Builder
+	if l.dead {
+		b.WriteString(deadMark)
+	}
 	b.WriteString("server=")
 	if l.domain != "" {
 		b.WriteString("/" + l.domain + "/")
@@ -117,7 +139,7 @@ func (s Server) line() (line, error) {
 	if err != nil {
 		return none, err
 	}
-	l := line{name: s.Interface, address: address}
+	l := line{name: s.Interface, address: address, dead: s.Dead}
 	if !s.Source.IsValid() {
 		return l, nil
 	}

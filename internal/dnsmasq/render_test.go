@@ -26,6 +26,11 @@ func only(s dnsmasq.Server) dnsmasq.Server {
 	return s
 }
 
+func dead(s dnsmasq.Server) dnsmasq.Server {
+	s.Dead = true
+	return s
+}
+
 // lines are those of the file without its comment.
 func lines(t *testing.T, text []byte) []string {
 	t.Helper()
@@ -62,6 +67,7 @@ func TestRender(t *testing.T) {
 				"server=192.0.2.53@wan0@192.0.2.10", "server=/corp.example/192.0.2.53@wan0@192.0.2.10", "server=/lan/192.0.2.53@wan0@192.0.2.10",
 			},
 		},
+		{"of dead links, at the end", []dnsmasq.Server{dead(server("wan0", "192.0.2.5", "192.0.2.10")), server("wan1", "192.0.2.53", "")}, []string{"server=192.0.2.53@wan1", "# dead: server=192.0.2.5@wan0@192.0.2.10"}},
 		{"only domains", []dnsmasq.Server{only(server("tun0", "10.0.0.53", "", "corp")), only(server("tun1", "10.0.0.53", ""))}, []string{"server=/corp/10.0.0.53@tun0"}},
 		{
 			"link-local",

@@ -43,6 +43,8 @@ const (
 	DatabaseMoved Event = "database-moved"
 	DaemonHung    Event = "daemon-hung"
 	LetGo         Event = "let-go"
+	UplinkDead    Event = "uplink-dead"
+	UplinkAlive   Event = "uplink-alive"
 )
 
 // ids are random 128-bit numbers (systemd-id128 new). They never change.
@@ -69,6 +71,8 @@ var ids = map[Event]string{ //nolint:gochecknoglobals // a constant in all but n
 	DatabaseMoved: "8da55950b69d4a11bdef03856f59e66c",
 	DaemonHung:    "17d82c3d19cc475d8dd30b79ab95f039",
 	LetGo:         "275e3776879a420b8937b843f1cbf75d",
+	UplinkDead:    "3633c8aa9d6640bd840441d887417763",
+	UplinkAlive:   "ac4ccc935c3e49419b4c7f61dc957726",
 }
 
 // All returns every event, sorted.

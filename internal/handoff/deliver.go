@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -116,9 +117,11 @@ func ask(ctx context.Context, runtime string, m Message) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = mine.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	n, err := mine.Read(make([]byte, 1))
+	text, err := io.ReadAll(io.LimitReader(mine, 1+maxRefusal))
 	switch {
-	case n == 1:
+	case len(text) > 0 && text[0] == refused:
+		return &RefusedError{Why: string(text[1:])}
+	case len(text) > 0:
 		return nil
 	case ctx.Err() != nil:
 		return doing(context.Cause(ctx))
@@ -128,6 +131,38 @@ func ask(ctx context.Context, runtime string, m Message) error {
 		return errUnanswered
 	}
 }
+
+// Command hands an order over, and waits until it has been carried out. The errors are
+// [ErrNobody], [ErrBusy], and a [RefusedError] if the daemon does not carry it out. It ends
+// nobody: an order is not urgent.
+func Command(ctx context.Context, runtime string, m Message) error {
+	err := ask(ctx, runtime, m)
+	switch {
+	case errors.Is(err, errHung):
+		return ErrBusy
+	case errors.Is(err, errUnanswered):
+		return ErrNobody // It ended, or is of a release without orders.
+	default:
+		return err
+	}
+}
+
+// A RefusedError is an order that was not carried out.
+type RefusedError struct {
+	// Why is a sentence for the administrator.
+	Why string
+}
+
+func (e *RefusedError) Error() string { return e.Why }
+
+// First bytes of an answer. That of a release without refusals is 1, too.
+const (
+	done    = 1
+	refused = 2
+)
+
+// maxRefusal bounds the text of a refusal.
+const maxRefusal = 4 << 10
 
 func encode(m Message) ([]byte, error) {
 	data, err := json.Marshal(m)
@@ -192,7 +227,16 @@ func (m Message) Awaited() bool { return m.answer != nil }
 // or Drop for each.
 func (m Message) Acknowledge() {
 	if m.answer != nil {
-		_, _ = m.answer.file.Write([]byte{1}) // The sender may be gone.
+		_, _ = m.answer.file.Write([]byte{done}) // The sender may be gone.
+		m.Drop()
+	}
+}
+
+// Refuse tells the sender that the order is not carried out, and why.
+func (m Message) Refuse(why string) {
+	if m.answer != nil {
+		text := append([]byte{refused}, why...)
+		_, _ = m.answer.file.Write(text[:min(len(text), 1+maxRefusal)]) // The sender may be gone.
 		m.Drop()
 	}
 }

@@ -1,5 +1,5 @@
-// Package handoff passes events from multihomed-dispatcher to the daemon: one datagram to a
-// socket in the runtime directory, which says what to look at.
+// Package handoff passes events from multihomed-dispatcher, and orders from multihomectl, to the
+// daemon: one datagram to a socket in the runtime directory, which says what to look at.
 package handoff
 
 import (
@@ -35,6 +35,8 @@ type Message struct {
 	Gone bool `json:"gone,omitempty"`
 	// Switched says that something was switched off or on: see package offswitch.
 	Switched bool `json:"switched,omitempty"`
+	// Failover is an order about the uplink Interface, empty for none.
+	Failover Order `json:"failover,omitempty"`
 	// Hints are facts that count only if no owner knows better. Facts of hooks that count
 	// always are in files (package hookstate).
 	Hints []hookstate.Config `json:"hints,omitempty"`
@@ -50,6 +52,17 @@ func makeWay() Message { return Message{Caller: "multihomed", Action: makeWayAct
 func Switched() Message {
 	return Message{Caller: "multihomectl", Action: "off or on", Switched: true}
 }
+
+// An Order is what an administrator wants of failover.
+type Order string
+
+// Orders.
+const (
+	// TestFailover lets an uplink count as dead for a while.
+	TestFailover Order = "test"
+	// ResetFailover forgets the history of an uplink.
+	ResetFailover Order = "reset"
+)
 
 const makeWayAction = "make way"
 

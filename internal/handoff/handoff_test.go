@@ -154,3 +154,54 @@ func TestHintsThatAreTooLong(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }
+
+// TestCommand: an order is carried out or refused, and the administrator hears which.
+func TestCommand(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	order := handoff.Message{Caller: "multihomectl", Action: "failover test", Interface: "wan0", Failover: handoff.TestFailover}
+	if err := handoff.Command(t.Context(), dir, order); !errors.Is(err, handoff.ErrNobody) {
+		t.Errorf("without a daemon: %v", err)
+	}
+	l, err := handoff.Listen(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	why := "no other uplink is alive" + strings.Repeat(", and so on", 1000)
+	go func() {
+		ended <- l.Run(ctx, slog.New(slog.DiscardHandler), func(m handoff.Message) {
+			switch {
+			case m.Failover != handoff.TestFailover && m.Failover != handoff.ResetFailover:
+				m.Drop()
+			case m.Interface == "wan0":
+				m.Acknowledge()
+			default:
+				m.Refuse(why)
+			}
+		})
+	}()
+	if err := handoff.Command(t.Context(), dir, order); err != nil {
+		t.Errorf("carried out: %v", err)
+	}
+	order.Interface, order.Failover = "wan1", handoff.ResetFailover
+	err = handoff.Command(t.Context(), dir, order)
+	if refusal, is := errors.AsType[*handoff.RefusedError](err); !is || len(refusal.Why) != 4<<10 || !strings.HasPrefix(why, refusal.Why) {
+		t.Errorf("refused: %T, %.200v", err, err)
+	}
+	// One of a release without orders lets go of it.
+	order.Failover = "jump"
+	if err := handoff.Command(t.Context(), dir, order); !errors.Is(err, handoff.ErrNobody) {
+		t.Errorf("not understood: %v", err)
+	}
+	// Nobody waits for the answer to a message without one.
+	handoff.Message{}.Refuse("no")
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}

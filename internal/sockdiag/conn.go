@@ -292,8 +292,8 @@ func (m message) err() error {
 	if len(m.payload) < 4 {
 		return nil
 	}
-	if code := int32(binary.NativeEndian.Uint32(m.payload)); code != 0 { //nolint:gosec // an errno, negative
-		return syscall.Errno(-code)
+	if code := int32(binary.NativeEndian.Uint32(m.payload)); code != 0 { //nolint:gosec // an int in the kernel
+		return syscall.Errno(-code) //nolint:gosec // the kernel's errors are negative
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,7 +161,7 @@ func mappedConnection(tb testing.TB, address string) netip.AddrPort {
 	must(tb, unix.Connect(fd, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())}))
 	name, err := unix.Getsockname(fd)
 	must(tb, err)
-	return netip.AddrPortFrom(to.Addr(), uint16(name.(*unix.SockaddrInet6).Port)) //nolint:forcetypeassert,gosec // of a socket of AF_INET6
+	return netip.AddrPortFrom(to.Addr(), uint16(name.(*unix.SockaddrInet6).Port)) //nolint:forcetypeassert // of a socket of AF_INET6
 }
 
 // TestInfo: what TCP_INFO says of a connection that spoke, and of one whose data nobody acknowledges.
@@ -264,5 +265,43 @@ func TestStop(t *testing.T) {
 	}
 	if all := dump(t, diag, sockdiag.Query{}); len(all) != 400 {
 		t.Errorf("%d sockets", len(all))
+	}
+}
+
+// TestMark: SO_MARK, the device and what belongs to Multipath TCP are told.
+func TestMark(t *testing.T) {
+	up(t, "192.0.2.1/32")
+
+	diag := open(t)
+	listener := net.ListenConfig{}
+	listener.SetMultipathTCP(true)
+	l, err := listener.Listen(t.Context(), "tcp", "192.0.2.1:0")
+	must(t, err)
+	t.Cleanup(func() { must(t, l.Close()) })
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var fault error
+		err := raw.Control(func(fd uintptr) {
+			fault = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, 7), unix.BindToDevice(int(fd), "lo"))
+		})
+		return errors.Join(err, fault)
+	}}
+	dialer.SetMultipathTCP(true)
+	client, err := dialer.DialContext(t.Context(), "tcp", l.Addr().String())
+	must(t, err)
+	t.Cleanup(func() { must(t, client.Close()) })
+	server, err := l.Accept()
+	must(t, err)
+	t.Cleanup(func() { must(t, server.Close()) })
+	both := dump(t, diag, sockdiag.Query{})
+	if len(both) != 2 {
+		t.Errorf("%d sockets", len(both))
+	}
+	for _, s := range both {
+		switch {
+		case s.Source == local(client) && (s.Mark != 7 || s.Device != 1 || !s.MPTCP || s.Token == 0):
+			t.Errorf("the client: %+v", s)
+		case s.Source == local(server) && (s.Mark != 0 || !s.MPTCP || s.Token == 0):
+			t.Errorf("the server: %+v", s)
+		}
 	}
 }

@@ -23,10 +23,11 @@ const (
 	offUID     = offID + sizeofSockID + 12
 	offInode   = offID + sizeofSockID + 16
 	attrInfo   = 2  // INET_DIAG_INFO
-	attrULP    = 21 // INET_DIAG_ULP_INFO
+	attrMark   = 15 // INET_DIAG_MARK
+	attrULP    = 19 // INET_DIAG_ULP_INFO
 	ulpName    = 1  // INET_ULP_INFO_NAME
 	ulpMPTCP   = 3  // INET_ULP_INFO_MPTCP
-	localToken = 4  // MPTCP_SUBFLOW_ATTR_TOKEN_LOC
+	localToken = 2  // MPTCP_SUBFLOW_ATTR_TOKEN_LOC
 )
 
 // Offsets in struct tcp_info (include/uapi/linux/tcp.h), whose first 104 bytes are the same since
@@ -64,6 +65,10 @@ func (s *Socket) decode(b []byte) error {
 		switch a.kind {
 		case attrInfo:
 			s.readInfo(a.value)
+		case attrMark:
+			if len(a.value) == 4 {
+				s.Mark = ne.Uint32(a.value)
+			}
 		case attrULP:
 			s.readULP(a.value)
 		}

@@ -52,7 +52,7 @@ func bytecode(sources []netip.Addr) []byte {
 		a = a.Unmap()
 		own := sizeofOp + sizeofHostCond + a.BitLen()/8
 		out = appendOp(out, opSource, own, own+sizeofOp)
-		out = append(out, family(a), byte(a.BitLen()), 0, 0)
+		out = append(out, family(a), byte(a.BitLen()), 0, 0) //nolint:gosec // at most 128
 		out = binary.NativeEndian.AppendUint32(out, anyPort)
 		out = append(out, a.AsSlice()...)
 		if i < len(sources)-1 {

@@ -26,16 +26,15 @@ const (
 	BoundInactive
 )
 
-var stateNames = [...]string{
-	Established: "ESTAB", SynSent: "SYN-SENT", SynRecv: "SYN-RECV", FinWait1: "FIN-WAIT-1", FinWait2: "FIN-WAIT-2",
-	TimeWait: "TIME-WAIT", Closed: "UNCONN", CloseWait: "CLOSE-WAIT", LastAck: "LAST-ACK", Listen: "LISTEN",
-	Closing: "CLOSING", NewSynRecv: "NEW-SYN-RECV", BoundInactive: "BOUND-INACTIVE",
-}
-
 // String is the name that ss(8) prints.
 func (s State) String() string {
-	if int(s) < len(stateNames) && stateNames[s] != "" {
-		return stateNames[s]
+	names := [...]string{
+		Established: "ESTAB", SynSent: "SYN-SENT", SynRecv: "SYN-RECV", FinWait1: "FIN-WAIT-1", FinWait2: "FIN-WAIT-2",
+		TimeWait: "TIME-WAIT", Closed: "UNCONN", CloseWait: "CLOSE-WAIT", LastAck: "LAST-ACK", Listen: "LISTEN",
+		Closing: "CLOSING", NewSynRecv: "NEW-SYN-RECV", BoundInactive: "BOUND-INACTIVE",
+	}
+	if int(s) < len(names) && names[s] != "" {
+		return names[s]
 	}
 	return "UNKNOWN"
 }
@@ -72,6 +71,8 @@ type Socket struct {
 	UID uint32
 	// Inode is the number that /proc/PID/fd shows, 0 if no process holds the socket (any more).
 	Inode uint32
+	// Mark is SO_MARK, which the kernel tells only who has CAP_NET_ADMIN.
+	Mark uint32
 	// Pending are the bytes that the peer has not acknowledged, sent or not. A packet that the host
 	// itself refused (no route, a filter) counts here and not in Unacked. For a listener it is the
 	// length of its queue.

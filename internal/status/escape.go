@@ -3,7 +3,7 @@ package status
 import "multihomed/internal/escape"
 
 // Escape makes the names and sentences of the status printable, but for its links, which
-// are escaped one by one ([Link.Escape]), and its problems ([Status.Tell]). JSON has no bytes but
+// are escaped one by one ([Link.Escape]), its problems ([Status.Tell]), and [Failover.Escape]. JSON has no bytes but
 // those of UTF-8, and two names must not become one: names are written as [escape.Name]
 // writes them, and [escape.Original] finds each again. Names are escaped once; sentences
 // may be escaped any number of times.
@@ -15,7 +15,10 @@ func (s *Status) Escape() {
 	}
 	text(&s.Version, &s.Daemon.Version, &s.Daemon.Waiting, &s.NetworkManager.Version, &s.NetworkManager.Waiting, &s.NetworkManager.Error)
 	for family, u := range s.Unbound {
-		u.Interface = escape.Name(u.Interface)
+		u.Interface, u.Main, u.Why = escape.Name(u.Interface), escape.Name(u.Main), escape.Text(u.Why)
+		for i := range u.Shares {
+			u.Shares[i].Interface = escape.Name(u.Shares[i].Interface)
+		}
 		s.Unbound[family] = u
 	}
 	escapeObjects(s.Shared)

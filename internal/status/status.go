@@ -41,6 +41,8 @@ type Status struct {
 	// Unbound says by family ("ipv4") which way packets leave that are bound to no
 	// link; a family without a way has no entry.
 	Unbound map[string]Unbound `json:"unbound"`
+	// Failover says which uplinks work; absent if no daemon says so.
+	Failover *Failover `json:"failover,omitempty"`
 	// Unchecked counts links of which it is not known whether their traffic leaves by
 	// them: they changed a moment ago, or there are too many without the daemon.
 	Unchecked int    `json:"unchecked_links"`
@@ -103,6 +105,13 @@ type Unbound struct {
 	Interface string `json:"interface"`
 	// Table is what says so.
 	Table uint32 `json:"table"`
+	// Main is the interface of main's best default where failover moved the traffic to
+	// another one; empty if it did not.
+	Main string `json:"main,omitempty"`
+	// Why says in one sentence why it moved, or why it did not although it should.
+	Why string `json:"why,omitempty"`
+	// Shares are the uplinks that share the traffic; fewer than two are none.
+	Shares []Leg `json:"shares,omitempty"`
 }
 
 // Places of rules of somebody else.

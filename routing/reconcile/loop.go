@@ -368,10 +368,11 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 	l.keepMemory()
 	l.writeNews(ctx, false)
 	l.report()
+	outdated := l.outdated() // before Settled, which may take a snapshot
 	if l.Hooks.Settled != nil {
 		l.Hooks.Settled()
 	}
-	if l.Hooks.Outdated != nil && l.outdated() {
+	if l.Hooks.Outdated != nil && outdated {
 		l.Hooks.Outdated()
 	}
 	return nil

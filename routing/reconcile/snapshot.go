@@ -151,6 +151,9 @@ func (s *Snapshot) Rules() iter.Seq[routing.PlannedRule] {
 	}
 }
 
+// FailoverRoutes is the field Failover, as [routing.Plans] has it.
+func (s *Snapshot) FailoverRoutes() []routing.PlannedRoute { return s.Failover }
+
 // Routes yields the routes that must exist, but for those that are left out of the plans
 // here because they are many.
 func (s *Snapshot) Routes() iter.Seq[routing.PlannedRoute] {
@@ -256,6 +259,12 @@ func (l *Loop) outdated() bool {
 	var moves uint64
 	l.Mirror.View(func(k State) { moves = k.Moves() })
 	return l.picture.last.Moves != moves
+}
+
+// IsNewer reports whether the host differs from the snapshot of a generation. It is for
+// hooks, which the loop calls, and makes no snapshot.
+func (l *Loop) IsNewer(generation uint64) bool {
+	return l.outdated() || l.picture.last.Generation != generation
 }
 
 // snapshot returns the last one if nothing has happened since, or makes another.

@@ -84,7 +84,7 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 		}
 	}
 	for _, part := range []func(context.Context, *Report) error{
-		b.throughLink, b.redundant, b.hostAddresses, b.leases, b.dispatches,
+		b.throughLink, b.redundant, b.hostAddresses, b.leases, b.dispatches, b.failovers,
 	} {
 		if err := part(ctx, report); err != nil {
 			return nil, err

@@ -104,6 +104,20 @@ func TestQuick(t *testing.T) {
 			PerSecond             float64 `json:"requests_per_s"`
 		}
 		Dispatch struct{ True, Script series }
+		Failover *struct {
+			Outages []struct {
+				Fault, Traffic string
+				Outage         series
+				Alone          series  `json:"networkmanager"`
+				More           float64 `json:"networkmanager_more_than"`
+			}
+			Costs []struct {
+				Links  int
+				Probes float64 `json:"probes_per_minute"`
+				CPU    float64 `json:"daemon_cpu_percent"`
+				Prober float64 `json:"prober_cpu_percent"`
+			}
+		}
 	}
 	if err := json.Unmarshal(out, &report); err != nil {
 		t.Fatalf("%v in\n%s", err, out)
@@ -200,6 +214,23 @@ func TestQuick(t *testing.T) {
 	}
 	if len(report.Leases) != 6 {
 		t.Errorf("%d rows of leases", len(report.Leases))
+	}
+	if f := report.Failover; f == nil || len(f.Outages) != 4 || len(f.Costs) != 5 {
+		t.Errorf("failover: %+v", f)
+	} else {
+		for _, r := range f.Outages {
+			if r.Outage.Runs < 1 { // a loss of carrier may cost nothing
+				t.Errorf("%s, %s: %+v", r.Fault, r.Traffic, r.Outage)
+			}
+			if r.Alone.Runs == 0 && r.More <= 0 {
+				t.Errorf("NetworkManager alone: %+v", r)
+			}
+		}
+		for _, r := range f.Costs {
+			if r.Links < 2 || r.Probes < 0 || r.CPU < 0 || r.Prober < 0 {
+				t.Errorf("watching: %+v", r)
+			}
+		}
 	}
 	timed("/bin/true", report.Dispatch.True)
 	timed("script", report.Dispatch.Script)

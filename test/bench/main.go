@@ -38,6 +38,10 @@ type options struct {
 	bgp     int
 	hosts   int
 	connect int
+	deaths  int
+	watched int
+	alone   time.Duration
+	window  time.Duration
 	json    bool
 	hold    bool
 	verbose bool
@@ -58,6 +62,10 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.bgp, "bgp", 30_000, "number of routes of a routing daemon that repeat a link's default")
 	flags.IntVar(&o.hosts, "hosts", 1100, "number of host addresses that one uplink gets")
 	flags.IntVar(&o.connect, "connect", 20_000, "number of connects in one measurement")
+	flags.IntVar(&o.deaths, "deaths", 10, "number of measurements of each way to fail")
+	flags.IntVar(&o.watched, "watched", 50, "number of links of which the watching is measured, beside two")
+	flags.DurationVar(&o.alone, "alone", time.Minute, "how long to wait for NetworkManager alone to leave a provider that fails")
+	flags.DurationVar(&o.window, "window", 20*time.Second, "how long to watch what watching costs")
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	flags.BoolVar(&o.hold, "hold", false, "measure nothing: create the first number of links, start the daemon and wait for an interrupt")
 	flags.BoolVar(&o.verbose, "v", false, "report progress on standard error")
@@ -68,6 +76,7 @@ func parse(args []string) (options, error) {
 		*sizes, o.runs, o.starts, o.foreign, o.real = "1,2,10", 3, 2, 20_000, 2
 		o.cycles = 20
 		*routes, o.bgp, o.hosts, o.connect = "1,300", 500, 40, 500
+		o.deaths, o.watched, o.alone, o.window = 1, 3, time.Second, 2*time.Second
 	}
 	var err error
 	if o.sizes, err = rising(*sizes, 2000); err != nil {
@@ -78,6 +87,9 @@ func parse(args []string) (options, error) {
 	}
 	if o.bgp < 1 || o.hosts < 1 || o.hosts > 1<<16 || o.connect < 1 {
 		return o, fmt.Errorf("%d routes, %d addresses or %d connections: nothing to measure, or more addresses than 65536", o.bgp, o.hosts, o.connect)
+	}
+	if o.deaths < 1 || o.watched < 3 || o.watched > 250 || o.alone <= 0 || o.window <= 0 {
+		return o, fmt.Errorf("%d deaths, %d links watched, %v alone, a window of %v: nothing to measure, or links not from 3 to 250", o.deaths, o.watched, o.alone, o.window)
 	}
 	if o.daemon == "" {
 		self, err := os.Executable()

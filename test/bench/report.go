@@ -30,7 +30,9 @@ type Report struct {
 	Leases []LeaseRow `json:"leases"`
 	// Dispatch is the script of NetworkManager's dispatcher.
 	Dispatch Dispatch `json:"dispatch"`
-	Seconds  float64  `json:"seconds"`
+	// Failover is how soon unbound traffic leaves a provider that fails.
+	Failover *Failover `json:"failover,omitempty"`
+	Seconds  float64   `json:"seconds"`
 }
 
 // Machine is where it was measured.
@@ -163,6 +165,7 @@ func (r *Report) print(out io.Writer) {
 	printConnects(out, r.Connects, r.NoRules)
 	printLeases(out, r.Leases)
 	printDispatch(out, r.Dispatch)
+	printFailover(out, r.Failover)
 }
 
 func changeLine(line func(...any), links any, owner string, c Change) {

@@ -164,6 +164,9 @@ func (c *Capture) drain(fd int) {
 			p.Link = c.look(ll.Ifindex)
 			c.names[ll.Ifindex] = p.Link
 		}
+		if p.Link == serverLink {
+			continue // from the internet
+		}
 		c.packets = append(c.packets, p)
 	}
 }

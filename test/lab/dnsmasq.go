@@ -80,6 +80,9 @@ func (isp *ISP) dhcp4Args(lease string) []string {
 	dns := cfg.DNS
 	if dns == nil {
 		dns = []netip.Addr{cfg.IPv4.Addr()}
+		if cfg.Resolver {
+			dns = []netip.Addr{isp.Resolver4}
+		}
 	}
 	args = append(args, "--dhcp-option=6"+join(dns))
 	if len(cfg.Routes) > 0 {

@@ -36,7 +36,20 @@ func listenEcho(name string) ([]io.Closer, error) {
 			return open, fmt.Errorf("listening on %s: %w", network, err)
 		}
 		open = append(open, l)
-		go serveTCP(l, name)
+		go serve(l, func(c net.Conn) {
+			// One answer per line, so a connection can be used again.
+			for in := bufio.NewScanner(c); in.Scan(); {
+				if _, err := c.Write(answerTo(name, c.RemoteAddr().(*net.TCPAddr).AddrPort())); err != nil {
+					return
+				}
+			}
+		})
+		stream, err := (&net.ListenConfig{}).Listen(context.Background(), network, fmt.Sprintf(":%d", StreamPort))
+		if err != nil {
+			return open, fmt.Errorf("listening on %s: %w", network, err)
+		}
+		open = append(open, stream)
+		go serve(stream, func(c net.Conn) { serveStream(c, name) })
 	}
 	for _, network := range []string{"udp4", "udp6"} {
 		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -55,27 +68,6 @@ func listenEcho(name string) ([]io.Closer, error) {
 		go serveUDP(c.(*net.UDPConn), name)
 	}
 	return open, nil
-}
-
-func serveTCP(l net.Listener, name string) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			continue
-		}
-		go func() {
-			defer c.Close()
-			// One answer per line, so a connection can be used again.
-			for in := bufio.NewScanner(c); in.Scan(); {
-				if _, err := c.Write(answerTo(name, c.RemoteAddr().(*net.TCPAddr).AddrPort())); err != nil {
-					return
-				}
-			}
-		}()
-	}
 }
 
 func serveUDP(c *net.UDPConn, name string) {

@@ -237,7 +237,7 @@ func resetNetwork() error {
 
 // resetFiles removes files that the daemons under test have written.
 func resetFiles() error {
-	for _, dir := range []string{"/run/multihomed", "/run/NetworkManager", "/run/dhcpcd", "/run/network", interfacesFile} {
+	for _, dir := range []string{"/run/multihomed", proberDir, "/run/NetworkManager", "/run/dhcpcd", "/run/network", interfacesFile} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +50,7 @@ type ISPConfig struct {
 	Link string           // the host's interface
 	MAC  net.HardwareAddr // of the host's interface
 	MTU  int              // of the link
+	Wire bool             // put a Wire between the link and the provider (Link.Wire)
 
 	IPv4        netip.Prefix // the provider's address on the link
 	Gateway     netip.Addr   // DHCP option 3; IPv4's address by default; need not be on the link's prefix
@@ -57,6 +59,7 @@ type ISPConfig struct {
 	PoolLast    netip.Addr   // or what follows the provider's in a small prefix
 	Routes      []Route      // DHCP option 121; with it, clients do not look at option 3
 	DNS         []netip.Addr // by default the provider itself, which answers
+	Resolver    bool         // DHCP and RA name ISP.Resolver4 and Resolver6 instead, a DNS server behind the provider
 	Lease       time.Duration
 	Renew       time.Duration // T1: when the client asks again, at least 3 s (dnsmasq); T2 follows a second later
 	DHCPOptions []string      // dnsmasq's --dhcp-option, verbatim
@@ -89,6 +92,11 @@ type ISP struct {
 	// Client4 and Client6 are hosts on the internet that only this provider
 	// reaches.
 	Client4, Client6 netip.Addr
+	// Resolver4 and Resolver6 answer DNS queries, for clients of this provider only: without data, as a
+	// server does that knows the name and has no address for it.
+	Resolver4, Resolver6 netip.Addr
+	// onLink are the addresses of the provider's link.
+	onLink atomic.Pointer[[]netip.Prefix]
 
 	mu       sync.Mutex
 	cfg      ISPConfig
@@ -118,6 +126,9 @@ func (h *Host) NewISP(ctx context.Context, cfg ISPConfig) (*ISP, error) {
 		ttl:     ttl,
 		Client4: netip.AddrFrom4([4]byte{203, 0, 113, byte(1 + n%250)}),
 		Client6: netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0xff, 0xfe, byte(n >> 8), byte(n), 15: 1}),
+
+		Resolver4: netip.AddrFrom4([4]byte{203, 0, 112, byte(1 + n%250)}),
+		Resolver6: netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0xff, 0xfe, byte(n >> 8), byte(n), 15: 53}),
 	}
 	ns, err := newNamespace(cfg.Name)
 	if err != nil {
@@ -148,17 +159,22 @@ func (isp *ISP) open(ctx context.Context) error {
 	if err := keepCarrier(isp.ns, lan); err != nil {
 		return err
 	}
-	for _, a := range []netip.Addr{InternetAddr4, InternetAddr6, isp.Client4, isp.Client6} {
+	for _, a := range []netip.Addr{InternetAddr4, InternetAddr6, isp.Client4, isp.Client6, isp.Resolver4, isp.Resolver6} {
 		if err := isp.Serve(a); err != nil {
 			return err
 		}
 	}
-	if _, err := isp.AddLink(LinkConfig{Name: isp.cfg.Link, MAC: isp.cfg.MAC, MTU: isp.cfg.MTU}); err != nil {
+	if _, err := isp.AddLink(LinkConfig{Name: isp.cfg.Link, MAC: isp.cfg.MAC, MTU: isp.cfg.MTU, Wire: isp.cfg.Wire}); err != nil {
 		return err
 	}
 	err = isp.ns.Do(func() error {
 		echo, err := listenEcho(isp.cfg.Name)
 		isp.closers = append(isp.closers, echo...)
+		if err != nil || !isp.cfg.Resolver {
+			return err
+		}
+		dns, err := listenDNS(isp.Resolver4, isp.Resolver6)
+		isp.closers = append(isp.closers, dns...)
 		return err
 	})
 	if err != nil {
@@ -220,6 +236,16 @@ func (isp *ISP) Config() ISPConfig {
 // same subnet. Only the link's own fields of the configuration count.
 func (isp *ISP) AddLink(cfg LinkConfig) (*Link, error) {
 	cfg.Namespace, cfg.Peer, cfg.Master = isp.ns, cfg.Name, lan
+	if cfg.Wire {
+		w, err := isp.newWire(cfg)
+		if err != nil {
+			return nil, err
+		}
+		isp.mu.Lock()
+		isp.closers = append(isp.closers, w)
+		isp.mu.Unlock()
+		cfg.Namespace, cfg.Peer, cfg.Master, cfg.wire = w.ns, hostPort, "", w
+	}
 	l, err := isp.host.NewLink(cfg)
 	if err != nil {
 		return nil, err
@@ -254,6 +280,27 @@ func (isp *ISP) Reconfigure(ctx context.Context, change func(*ISPConfig)) error 
 		return fmt.Errorf("reconfiguring provider %s: %w", name, err)
 	}
 	return nil
+}
+
+// near says whether an address is on the provider's link, routers' included, or of no network.
+func (isp *ISP) near(a netip.Addr) bool {
+	if a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return true
+	}
+	onLink := isp.onLink.Load()
+	return onLink != nil && slices.ContainsFunc(*onLink, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// router is the address that the provider's router speaks from; invalid in a family without one.
+func (isp *ISP) router(f Family) netip.Addr {
+	if onLink := isp.onLink.Load(); onLink != nil {
+		for _, p := range *onLink {
+			if p.Addr().Is6() == (f == IPv6) {
+				return p.Addr()
+			}
+		}
+	}
+	return netip.Addr{}
 }
 
 // apply makes the namespace serve isp.cfg.
@@ -306,6 +353,7 @@ func (isp *ISP) setAddrs() error {
 	if isp.cfg.IPv6.IsValid() {
 		want = append(want, isp.cfg.IPv6)
 	}
+	isp.onLink.Store(&want)
 	link, err := isp.ns.nl.LinkByName(lan)
 	if err != nil {
 		return fmt.Errorf("finding %s: %w", lan, err)

@@ -19,6 +19,9 @@ type LinkConfig struct {
 	MAC       net.HardwareAddr // the host's end; by default the same for the same name
 	MTU       int
 	Up        bool // set the host's end up, which is otherwise NetworkManager's business
+	Wire      bool // put a Wire in between; a provider's links only (ISP.AddLink)
+
+	wire *Wire
 }
 
 // A Link is a network interface of the host and the cable it hangs on.
@@ -95,11 +98,17 @@ func (l *Link) create() error {
 			return fmt.Errorf("making the other end of %s a port of %s: %w", l.cfg.Name, l.cfg.Master, err)
 		}
 	}
+	if l.cfg.wire != nil {
+		return l.cfg.wire.attach(l.cfg.Name)
+	}
 	if err := handle.LinkSetUp(peer); err != nil {
 		return fmt.Errorf("setting the other end of %s up: %w", l.cfg.Name, err)
 	}
 	return nil
 }
+
+// Wire is what is between the link and its provider; nil without LinkConfig.Wire.
+func (l *Link) Wire() *Wire { return l.cfg.wire }
 
 // Name is the interface's name on the host.
 func (l *Link) Name() string { return l.cfg.Name }

@@ -34,6 +34,9 @@ func (f From) String() string {
 	return s
 }
 
+// pingEvery is the time between two requests of one ping.
+const pingEvery = 300 * time.Millisecond
+
 // probeTimeout is how long a probe without a deadline waits.
 const probeTimeout = 3 * time.Second
 
@@ -72,6 +75,16 @@ func DialTCP(ctx context.Context, from From, dst netip.Addr) (Answer, error) {
 
 // ask works in whatever namespace the thread is in.
 func ask(ctx context.Context, from From, network string, dst netip.AddrPort) (Answer, error) {
+	return question(ctx, from, network, dst, 300*time.Millisecond)
+}
+
+// askOnce is ask without repeating the question.
+func askOnce(ctx context.Context, from From, network string, dst netip.AddrPort) (Answer, error) {
+	return question(ctx, from, network, dst, 0)
+}
+
+// question repeats a datagram so often; 0 is never.
+func question(ctx context.Context, from From, network string, dst netip.AddrPort, repeat time.Duration) (Answer, error) {
 	ctx, cancel := Within(ctx, probeTimeout)
 	defer cancel()
 	var answer Answer
@@ -99,8 +112,8 @@ func ask(ctx context.Context, from From, network string, dst netip.AddrPort) (An
 		if _, err := conn.Write([]byte("who?\n")); err != nil {
 			return fail(err)
 		}
-		if network == "udp" { // which may be lost
-			_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		if network == "udp" && repeat > 0 { // which may be lost
+			_ = conn.SetReadDeadline(time.Now().Add(repeat))
 		}
 		line, err := reader.ReadBytes('\n')
 		switch {
@@ -208,7 +221,7 @@ func ping(ctx context.Context, from From, dst netip.Addr) (Answer, int, error) {
 		if _, err := conn.WriteTo(packet, &net.IPAddr{IP: dst.AsSlice()}); err != nil {
 			return Answer{}, 0, err
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		_ = conn.SetReadDeadline(time.Now().Add(pingEvery))
 		for {
 			buf, oob := make([]byte, 1500), make([]byte, 128)
 			n, oobn, _, _, err := conn.ReadMsgIP(buf, oob)

@@ -29,6 +29,8 @@ type ProcessConfig struct {
 	Namespace *Namespace // nil is the host's
 	LogFile   string     // output goes to this file instead of being kept in memory
 	Notify    bool       // give it a NOTIFY_SOCKET, for WaitNotify
+	// Credential is the user that runs it; nil is root.
+	Credential *syscall.Credential
 }
 
 // A Process is a running program and what it has written.
@@ -73,7 +75,7 @@ func start(cfg ProcessConfig) (*Process, error) {
 	}
 	p.cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
 	p.cmd.Env = append(p.cmd.Env, cfg.Env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: cfg.Root}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: cfg.Root, Credential: cfg.Credential}
 	if cfg.Root != "" && cfg.Dir == "" {
 		p.cmd.Dir = "/"
 	}

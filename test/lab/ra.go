@@ -151,6 +151,9 @@ func (isp *ISP) currentRA() RA {
 	}
 	ra := DefaultRA(isp.cfg.IPv6)
 	ra.Managed = isp.cfg.DHCPv6 == StatefulDHCPv6
+	if isp.cfg.Resolver {
+		ra.DNS = []netip.Addr{isp.Resolver6}
+	}
 	return ra
 }
 

@@ -19,7 +19,7 @@ import (
 var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
-		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/lazy", "internal/news", "internal/ownership",
+		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/health", "internal/lazy", "internal/news", "internal/ownership",
 		"internal/prober/wire", "internal/rights", "internal/sockdiag", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{
@@ -28,7 +28,7 @@ var floors = [][]string{
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/connections", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
@@ -37,7 +37,7 @@ var floors = [][]string{
 	{"internal/config", "internal/handoff", "internal/routedlease"},
 	{"internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
-	{"internal/dnsmasq", "internal/mainroutes", "internal/status/check"},
+	{"internal/dnsmasq", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
 	{"internal/daemon", "internal/status/offline"},
 	{"internal/cli"},

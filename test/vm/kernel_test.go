@@ -125,6 +125,12 @@ func testKernel(t *testing.T, release string) {
 
 	t.Run("lab", func(t *testing.T) { m.Test(t, "multihomed/test/nm", "^TestUpDownSwitch$") })
 
+	// A kernel of modules, older than the one that deletes flows by a filter, and newer.
+	t.Run("sockets", func(t *testing.T) { m.Test(t, "multihomed/internal/sockdiag", "^Test(Dump|Destroy|Mark)$") })
+	t.Run("connections", func(t *testing.T) {
+		m.Test(t, "multihomed/internal/connections", "^Test(Close|Delete|Follow|Multipath)$")
+	})
+
 	t.Run("no test", func(t *testing.T) {
 		if err := m.RunTest(t.Context(), "multihomed/routing", "^TestNoSuch$"); !errors.Is(err, vm.ErrNoTest) {
 			t.Errorf("no test ran, and it ends with %v", err)

@@ -46,7 +46,7 @@ func foreign(v *view.View, rules ...routing.ForeignRule) {
 // files are given as path and content in turn.
 func files(pairs ...string) fstest.MapFS {
 	root := fstest.MapFS{}
-	for i := 0; i < len(pairs); i += 2 {
+	for i := 0; i+1 < len(pairs); i += 2 {
 		root[pairs[i]] = &fstest.MapFile{Data: []byte(pairs[i+1])}
 	}
 	return root

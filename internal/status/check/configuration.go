@@ -50,18 +50,19 @@ func checkEntries(v *view.View, _ files) []routing.Problem {
 		return nil // A profile that is not known may be meant.
 	}
 	var out []routing.Problem
-	look := func(list string, m config.Matcher) {
-		for name := range v.Links {
-			if selects(m, name, v.Claims[name]) {
-				return
+	look := func(entry string, matchers ...config.Matcher) {
+		for _, m := range matchers {
+			for name := range v.Links {
+				if selects(m, name, v.Claims[name]) {
+					return
+				}
+			}
+			for name, claim := range v.Claims {
+				if selects(m, name, claim) {
+					return
+				}
 			}
 		}
-		for name, claim := range v.Claims {
-			if selects(m, name, claim) {
-				return
-			}
-		}
-		entry := fmt.Sprintf("[[%s]] with %s", list, wordsOf(m))
 		for _, o := range out {
 			if o.Object == entry {
 				return // It is there twice.
@@ -73,13 +74,22 @@ func checkEntries(v *view.View, _ files) []routing.Problem {
 		})
 	}
 	for _, l := range v.Entries.Links {
-		look("link", l.Matcher)
+		look("[[link]] with "+wordsOf(l.Matcher), l.Matcher)
 	}
 	for _, m := range v.Entries.Include {
-		look("include", m)
+		look("[[include]] with "+wordsOf(m), m)
 	}
 	for _, m := range v.Entries.Exclude {
-		look("exclude", m)
+		look("[[exclude]] with "+wordsOf(m), m)
+	}
+	either := func(n config.Name) []config.Matcher {
+		return []config.Matcher{{Interface: string(n)}, {Profile: string(n)}}
+	}
+	for _, n := range v.Entries.Prefer {
+		look(fmt.Sprintf("%q in prefer of [failover]", n), either(n)...)
+	}
+	for _, w := range v.Entries.Weights {
+		look(fmt.Sprintf("%q in weights of [share]", w.Name), either(w.Name)...)
 	}
 	return out
 }

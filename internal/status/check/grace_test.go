@@ -93,13 +93,16 @@ func TestEntriesThatMatchNothing(t *testing.T) {
 		{Matcher: config.Matcher{Interface: "wan0", Type: "gsm"}},
 	}
 	cfg.Exclude = []config.Matcher{{Interface: "w?n1"}, {Profile: "LTE"}}
+	cfg.Failover.Prefer = []config.Name{"wan1", "Fibre", "wlan*"}
+	cfg.Share.Weights = []config.Weight{{Name: "usb0", Weight: 1}, {Name: "w*", Weight: 2}}
 	s := viewtest.Snapshot(viewtest.WAN(0), viewtest.WAN(1))
 	s.Claims["wan0"] = reconcile.Claim{Standing: reconcile.Link, Profile: "Fibre", Type: "veth"}
 	v := view.FromSnapshot(cfg, s, view.Daemon{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
 	notice := func(text string) want {
 		return want{code: routing.MatchesNothing, severity: routing.Notice, text: []string{text, "matches no interface"}}
 	}
-	expect(t, v, files(), notice(`[[link]] with interface = "wan9"`), notice(`[[link]] with interface = "wan0", type = "gsm"`), notice(`[[exclude]] with profile = "LTE"`))
+	expect(t, v, files(), notice(`[[link]] with interface = "wan9"`), notice(`[[link]] with interface = "wan0", type = "gsm"`), notice(`[[exclude]] with profile = "LTE"`),
+		notice(`"wlan*" in prefer of [failover]`), notice(`"usb0" in weights of [share]`))
 	if got := v.Status(check.Problems(v, files()), "1"); !got.OK {
 		t.Errorf("not ok: %+v", got.Problems)
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"multihomed/internal/config"
+	"multihomed/internal/failover"
 	"multihomed/internal/handoff/note"
 	"multihomed/internal/owners"
 	"multihomed/internal/recollection"
@@ -85,11 +86,15 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 		r.note("links of hooks: %v", err)
 	}
 	leases := &readLeases{database: r.openLeases(ctx), tables: r.cfg.Tables, mirror: r.mirror}
+	// Who only looks does not judge: what stands in table F is right.
+	standing := failover.FactsOf(r.cfg)
+	standing.Frozen = true
 	snapshot, err := reconcile.Look(ctx, reconcile.Options{
 		Policy: r.cfg.RoutingPolicy(), Mirror: reconcile.MirrorOf(r.mirror), Leases: leases,
 		Owners:   &recalledOwners{Owners: owners, reading: r},
 		Reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
+		Failover: reconcile.StandingFailover(standing),
 	})
 	if err != nil {
 		return nil, err

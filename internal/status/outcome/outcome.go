@@ -349,6 +349,12 @@ func (j *Judge) Unbound(f routing.Family) (device string, table routing.TableID,
 			maps.Copy(tables[family], some)
 		}
 	}
+	for _, r := range j.facts.Plans.FailoverRoutes() {
+		if _, absent := j.absent[r.Route.Key()]; !absent {
+			in := tables[r.Route.Family]
+			in[r.Route.Table] = append(in[r.Route.Table], r.Route)
+		}
+	}
 	host := j.host.With(rules, tables)
 	v := host.Lookup(lookup.Flow{To: most.to})
 	if from := j.sourceFor(most.to); f == routing.IPv6 && v.Outcome != lookup.Sent && from.IsValid() {

@@ -29,6 +29,8 @@ type host struct {
 	partial map[routing.TableID]bool
 	// front says that rules of ours stand before those of others with their priority.
 	front bool
+	// failover is what is judged.
+	failover routing.Failover
 }
 
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
@@ -125,7 +127,15 @@ func (h *host) judge() (*outcome.Judge, *routing.Planner) {
 			slices.SortStableFunc(rules, func(a, b routing.ForeignRule) int { return int(a.Rule.Priority) - int(b.Rule.Priority) })
 		}
 		p.SetForeign(f, rules)
+		var defaults []routing.Route
+		for _, r := range of(f, all) {
+			if r.IsDefault() {
+				defaults = append(defaults, r)
+			}
+		}
+		p.SetDefaults(f, defaults)
 	}
+	p.SetFailover(h.failover)
 	tables := map[routing.Family]map[routing.TableID][]routing.Route{
 		routing.IPv4: {routing.TableMain: of(routing.IPv4, all), routing.TableLocal: of(routing.IPv4, local)},
 		routing.IPv6: {routing.TableMain: of(routing.IPv6, all), routing.TableLocal: of(routing.IPv6, local)},
@@ -542,6 +552,23 @@ func TestUnbound(t *testing.T) {
 	if device, _, sent := j.Unbound(routing.IPv6); sent {
 		t.Errorf("IPv6 by %s", device)
 	}
+	// Failover: to the other uplink while main's best is dead, unless the route is missing.
+	h.failover = routing.Failover{Enabled: true}
+	j, _ = h.judge()
+	if device, table, _ := j.Unbound(routing.IPv4); device != "wan0" || table != routing.TableMain {
+		t.Errorf("while all work, %s in table %s", device, table)
+	}
+	h.failover.Dead[0] = map[int]struct{}{2: {}}
+	j, _ = h.judge()
+	if device, table, sent := j.Unbound(routing.IPv4); device != "wan1" || table != 10999 || !sent {
+		t.Errorf("wan0 is dead: %s in table %s, %t", device, table, sent)
+	}
+	h.missing = func(op routing.Op) bool { return op.Verb == routing.AddRoute && op.Route.Table == 10999 }
+	j, _ = h.judge()
+	if device, table, _ := j.Unbound(routing.IPv4); device != "wan0" || table != routing.TableMain {
+		t.Errorf("wan0 is dead, and table F empty: %s in table %s", device, table)
+	}
+	h.missing = nil
 	h.tables[300] = []routing.Route{route(300, "0.0.0.0/0", tunnel, "")}
 	j, _ = h.with(rule(25000, 300)).judge()
 	if device, table, _ := j.Unbound(routing.IPv4); device != "tun0" || table != 300 {

@@ -36,7 +36,7 @@ func (v *View) Status(findings []routing.Problem, version string) status.Status 
 		s.By = status.ByDaemon
 	}
 	for f, u := range v.Unbound {
-		s.Unbound[f.String()] = u
+		s.Unbound[f.String()] = v.unboundIn(f, u)
 	}
 	if !v.Daemon.Started.IsZero() {
 		s.Daemon.Started = &v.Daemon.Started
@@ -63,6 +63,7 @@ func (v *View) Status(findings []routing.Problem, version string) status.Status 
 	slices.SortFunc(s.Links, status.CompareLinks)
 	s.Others = othersOf(v)
 	s.Escape()
+	s.Failover = v.FailoverStatus()
 	s.Tell(findings)
 	return s
 }

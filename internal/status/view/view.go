@@ -41,8 +41,10 @@ type View struct {
 	Unchecked int
 	// Unbound says by family which way packets leave that are bound to no link.
 	Unbound map[routing.Family]status.Unbound
-	Claims  map[string]reconcile.Claim
-	NM      nm.Snapshot
+	// Failover is which uplinks work, nil if no daemon says so.
+	Failover *Failover
+	Claims   map[string]reconcile.Claim
+	NM       nm.Snapshot
 	// Daemon is what the running daemon says of itself, zero if it says nothing. Running says that
 	// it holds the lock.
 	Daemon  Daemon
@@ -86,6 +88,8 @@ type View struct {
 type Entries struct {
 	Links            []config.Link
 	Include, Exclude []config.Matcher
+	Prefer           []config.Name
+	Weights          []config.Weight
 }
 
 // FromSnapshot is the view of the daemon itself: it reads nothing and guesses nothing.
@@ -100,7 +104,7 @@ func FromSnapshot(cfg config.Config, s *reconcile.Snapshot, daemon Daemon, manag
 func Of(cfg config.Config, s *reconcile.Snapshot) *View {
 	v := &View{
 		Policy: cfg.RoutingPolicy(), Planner: s, Links: make(map[string]routing.Interface, len(s.Interfaces)),
-		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, Snapshot: s, Entries: Entries{cfg.Links, cfg.Include, cfg.Exclude},
+		Missing: s.Missing, Contested: s.Contested, ForeignIn: s.ForeignIn, Claims: s.Claims, Snapshot: s, Entries: Entries{cfg.Links, cfg.Include, cfg.Exclude, cfg.Failover.Prefer, cfg.Share.Weights},
 	}
 	for _, i := range s.Interfaces {
 		v.Links[i.Facts.Name] = i.Facts

@@ -1,0 +1,80 @@
+package connections
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/sockdiag"
+)
+
+// A question is what rules can know of a socket's packets: two questions that are equal have the
+// same answer. The source port is left out: it would make every socket a question of its own.
+type question struct {
+	source, peer netip.Addr
+	port         uint16
+	mark, uid    uint32
+}
+
+func questionOf(s *sockdiag.Socket) question {
+	return question{s.Source.Addr(), s.Destination.Addr(), s.Destination.Port(), s.Mark, s.UID}
+}
+
+// ask asks the kernel for the route of a socket's packets, by all rules, as the kernel itself would
+// when the socket sends the next one.
+func ask(conn *connection, q question) (Route, error) {
+	family, bits := byte(unix.AF_INET6), byte(128)
+	if q.source.Is4() {
+		family, bits = unix.AF_INET, 32
+	}
+	req := conn.request(unix.RTM_GETROUTE, 0)
+	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family, Dst_len: bits, Src_len: bits}})
+	req.AddData(nl.NewRtAttr(unix.RTA_DST, q.peer.AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.RTA_SRC, q.source.AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.RTA_UID, nl.Uint32Attr(q.uid)))
+	req.AddData(nl.NewRtAttr(unix.RTA_IP_PROTO, []byte{unix.IPPROTO_TCP}))
+	req.AddData(nl.NewRtAttr(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, q.port)))
+	if q.mark != 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_MARK, nl.Uint32Attr(q.mark)))
+	}
+	var answer Route
+	var malformed error
+	err := conn.each(req, unix.RTM_NEWROUTE, func(b []byte) { answer, malformed = decodeRoute(b) })
+	switch {
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL):
+		// The errors of routes and rules of type unreachable, prohibit and blackhole
+		// (fib_props in net/ipv4/fib_semantics.c).
+		return Route{Unreachable: true}, nil
+	case err != nil:
+		return Route{}, fmt.Errorf("asking for the route from %s to %s: %w", q.source, q.peer, err)
+	default:
+		return answer, malformed
+	}
+}
+
+// decodeRoute reads a struct rtmsg with its attributes.
+func decodeRoute(b []byte) (Route, error) {
+	if len(b) < unix.SizeofRtMsg {
+		return Route{}, errors.New("a route of the kernel is too short")
+	}
+	out := Route{Type: b[7]}
+	attributes, err := nl.ParseRouteAttr(b[unix.SizeofRtMsg:])
+	if err != nil {
+		return Route{}, fmt.Errorf("reading a route of the kernel: %w", err)
+	}
+	for _, a := range attributes {
+		switch a.Attr.Type {
+		case unix.RTA_OIF:
+			if len(a.Value) == 4 {
+				out.Device = int(binary.NativeEndian.Uint32(a.Value))
+			}
+		case unix.RTA_GATEWAY, unix.RTA_VIA:
+			out.Gateway = true
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,517 @@
+package failover
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/config"
+	"multihomed/internal/connections"
+	"multihomed/internal/health"
+	"multihomed/internal/news"
+	"multihomed/internal/prober/client"
+	"multihomed/internal/prober/wire"
+	"multihomed/routing"
+	"multihomed/routing/reconcile"
+)
+
+// A Prober sends probes and looks at connections: a [client.Client].
+type Prober interface {
+	// Run connects again and again until ctx is done, and closes Events then.
+	Run(ctx context.Context)
+	Events() <-chan client.Event
+	Probe(wire.Probe) (id uint64, err error)
+	Look(wire.Look) (id uint64, err error)
+	Ping() (id uint64, err error)
+}
+
+var _ Prober = (*client.Client)(nil)
+
+// Options are what a Controller works with.
+type Options struct {
+	Logger *slog.Logger
+	Config config.Config
+	// Look returns the facts as they are now. It may wait for a pass of the loop.
+	Look func(context.Context) (Facts, error)
+	// Dial returns a prober, which the controller runs while it needs one.
+	Dial func() Prober
+	// Ends closes connections; nil closes none.
+	Ends Ends
+	// Memory outlives the process; nil for none.
+	Memory Memory
+	// Before is the controller of the configuration before this one, whose Run has returned;
+	// nil for none.
+	Before *Controller
+}
+
+// A Controller watches the uplinks. Create it with New; Run must be running. It is safe for
+// concurrent use.
+type Controller struct {
+	Options
+	changed, touched, stirred news.Signal
+	ends                      chan end
+	memory                    *news.Slot[[]Kept]
+	endpoints                 *news.Slot[[]connections.Endpoint]
+	// wanted are the endpoints that were wanted last, if wants.
+	wanted []connections.Endpoint
+	wants  bool
+
+	mu      sync.Mutex
+	epoch   epoch
+	facts   Facts
+	started health.Moment
+	// known says that facts came at least once.
+	known   bool
+	watches map[key]*watch
+	kept    map[key]Kept
+	// prober is the one that runs, nil if none is needed; horizon is what it has delivered.
+	prober    Prober
+	connected bool
+	lost      error
+	lostAt    health.Moment
+	horizon   health.Moment
+	pinged    bool
+	// probes are the machines that wait for answers, by the prober's number.
+	probes map[uint64]asked
+	look   looking
+	// judged is what the loop was told.
+	judged   routing.Failover
+	unjudged routing.ByFamily[bool]
+	// generation changes with what status shows.
+	generation uint64
+	// moved are the uplinks that unbound traffic has left, by family.
+	moved routing.ByFamily[int]
+	// woken is when the loop of the controller meant to wake up, asleep how long the host was
+	// suspended until then.
+	woken  health.Moment
+	asleep time.Duration
+}
+
+var _ reconcile.Failover = (*Controller)(nil)
+
+// A key names a machine.
+type key struct {
+	index  int
+	family routing.Family
+}
+
+// A watch is one uplink in one family.
+type watch struct {
+	key
+	uplink  Uplink
+	machine *health.Machine
+	// present says that the uplink has a default now.
+	present bool
+	// unwatched says why nothing is asked.
+	unwatched string
+	how       map[string]question
+	wake      health.Moment
+	asking    bool
+	// state and dead are what was logged.
+	state health.State
+	dead  bool
+	// died is when it died, closed says that the connections of this death were closed.
+	died   health.Moment
+	closed bool
+}
+
+// asked is a probe that a prober sends.
+type asked struct {
+	watch *watch
+	id    uint32
+}
+
+// New returns a Controller. Until it has facts, it goes on with what the one before it judged.
+func New(o Options) *Controller {
+	c := &Controller{
+		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](),
+		endpoints: news.NewSlot[[]connections.Endpoint](),
+		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{},
+	}
+	c.started = c.epoch.now()
+	c.woken, c.asleep = c.started, suspended()
+	c.look.reset()
+	c.judged = FactsOf(o.Config)
+	if before := o.Before; before != nil {
+		c.Before = nil
+		before.mu.Lock()
+		defer before.mu.Unlock()
+		c.epoch, c.watches, c.kept, c.unjudged, c.generation = before.epoch, before.watches, before.kept, before.unjudged, before.generation+1
+		for _, w := range c.watches {
+			w.machine.SetConfig(healthConfig(o.Config.Failover))
+			w.machine.SetAsks(c.epoch.now(), false)
+		}
+		c.publish(c.epoch.now())
+		return c
+	}
+	c.unjudged = routing.ByFamily[bool]{true, true}
+	if o.Memory != nil {
+		for _, k := range o.Memory.Recall() {
+			c.kept[key{k.Index, k.Family}] = k
+		}
+	}
+	c.publish(c.started)
+	return c
+}
+
+func healthConfig(c config.Failover) health.Config {
+	return health.Config{Silence: c.Silence, Recover: c.Recover}
+}
+
+// An epoch turns times of this process into moments.
+type epoch struct {
+	time   time.Time
+	moment health.Moment
+}
+
+func newEpoch() epoch { return epoch{time.Now(), health.Moment(wire.Now())} }
+
+func (e epoch) of(t time.Time) health.Moment { return e.moment + t.Sub(e.time) }
+func (e epoch) now() health.Moment           { return e.of(time.Now()) }
+func (e epoch) clock() health.Clock {
+	now := time.Now()
+	// Without the monotonic reading: people compare it with their clocks.
+	return health.Clock{Moment: e.of(now), Time: now.Round(0)}
+}
+
+// suspended is for how long the host has been suspended since it was booted.
+func suspended() time.Duration {
+	var boot, mono unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono) != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot) != nil {
+		return 0
+	}
+	return time.Duration(boot.Nano() - mono.Nano())
+}
+
+// Changed is readable when Failover returns something new.
+func (c *Controller) Changed() <-chan struct{} { return c.changed }
+
+// Failover returns what is judged. What it returns is never changed.
+func (c *Controller) Failover() routing.Failover {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.judged
+}
+
+// Touch says that the facts may have changed. It never waits.
+func (c *Controller) Touch() { c.touched.Give() }
+
+const (
+	// lookPause is the least time between two questions for facts: each costs the loop a
+	// snapshot.
+	lookPause = 50 * time.Millisecond
+	// lookRetry is the pause after a failure, and the longest time between two questions.
+	lookRetry = time.Minute
+	// late is by how much the controller may wake up late before everything that is open is
+	// dropped.
+	late = time.Second
+	// judgeTime bounds how long table F of an earlier process stays because not every uplink
+	// has been judged.
+	judgeTime = 10 * time.Second
+)
+
+// Run watches until ctx is done.
+func (c *Controller) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var tasks sync.WaitGroup
+	facts := make(chan Facts)
+	tasks.Go(func() { c.follow(ctx, facts) })
+	tasks.Go(func() { c.endAll(ctx) })
+	tasks.Go(func() { c.remember(ctx) })
+	if c.Ends != nil {
+		tasks.Go(func() { c.followEndpoints(ctx) })
+	}
+	defer tasks.Wait()
+	defer cancel()
+	if !c.Config.Failover.Enabled {
+		// The connections of an earlier configuration are not ours any more, and nothing is
+		// asked. Facts are for status.
+		c.mu.Lock()
+		c.forgetAll()
+		c.mu.Unlock()
+	}
+	var stop context.CancelFunc
+	var running sync.WaitGroup
+	defer func() {
+		if stop != nil {
+			stop()
+		}
+		running.Wait()
+	}()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var events <-chan client.Event
+	for {
+		// The prober runs while somebody is watched.
+		c.mu.Lock()
+		need := c.needsProber()
+		switch {
+		case need && c.prober == nil:
+			p := c.Dial()
+			probing, end := context.WithCancel(ctx)
+			c.prober, stop, events = p, end, p.Events()
+			c.lostAt = c.epoch.now()
+			running.Go(func() { p.Run(probing) })
+		case !need && c.prober != nil:
+			stop()
+			c.disconnected(nil)
+			c.prober, stop, events = nil, nil, nil
+		}
+		wait := c.untilNext()
+		c.mu.Unlock()
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case f := <-facts:
+			c.do(func(now health.Moment) { c.take(now, f) })
+		case e, open := <-events:
+			if !open {
+				events = nil
+				continue
+			}
+			c.do(func(now health.Moment) { c.heard(now, e) })
+		case <-c.stirred:
+			c.do(func(health.Moment) {})
+		case <-timer.C:
+			c.do(func(health.Moment) {})
+		}
+	}
+}
+
+// follow asks for facts when something changed.
+func (c *Controller) follow(ctx context.Context, facts chan<- Facts) {
+	pause := time.NewTimer(lookRetry)
+	defer pause.Stop()
+	for {
+		f, err := c.Look(ctx)
+		if err == nil {
+			select {
+			case facts <- f:
+			case <-ctx.Done():
+				return
+			}
+		}
+		pause.Reset(lookPause)
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
+		pause.Reset(lookRetry)
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.touched:
+		case <-pause.C:
+		}
+	}
+}
+
+// do does something with everything that is due then.
+func (c *Controller) do(something func(now health.Moment)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.epoch.now()
+	if s := suspended(); now-c.woken > late || s-c.asleep > late {
+		// It was stopped, or the host was: what came meanwhile is not here yet.
+		c.asleep = s
+		for _, w := range c.watches {
+			w.machine.Gap(now)
+		}
+		c.look.reset()
+	}
+	something(now)
+	c.due(now)
+	c.publish(now)
+}
+
+// untilNext is the time until something is due.
+func (c *Controller) untilNext() time.Duration {
+	now := c.epoch.now()
+	next := now + time.Minute
+	for _, w := range c.watches {
+		next = min(next, w.wake)
+		if due, is := c.closingOf(w); is && due > now {
+			next = min(next, due)
+		}
+	}
+	if c.connected && c.look.isWanted(c) {
+		next = min(next, c.look.due)
+	}
+	if c.known && slices.Contains(c.unjudged[:], true) {
+		next = min(next, c.started+judgeTime)
+	}
+	c.woken = max(next, now)
+	return max(next-now, 0)
+}
+
+// needsProber reports whether anything is asked.
+func (c *Controller) needsProber() bool {
+	for _, w := range c.watches {
+		if w.present && w.unwatched == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// due steps all machines that are due, and looks at connections.
+func (c *Controller) due(now health.Moment) {
+	for _, k := range slices.SortedFunc(maps.Keys(c.watches), compareKeys) {
+		w := c.watches[k]
+		if now >= w.wake || w.asking {
+			c.step(now, w)
+		}
+		c.note(now, w)
+		c.closeLate(now, w)
+	}
+	c.lookAround(now)
+}
+
+// step steps one machine, and sends what it wants.
+func (c *Controller) step(now health.Moment, w *watch) {
+	s := w.machine.Step(now, c.horizon)
+	w.wake, w.asking = s.Wake, s.Ask
+	for _, o := range s.Probes {
+		c.send(w, o)
+	}
+	if s.Ask && c.connected && !c.pinged {
+		_, err := c.prober.Ping()
+		c.pinged = err == nil
+		if err != nil {
+			w.wake = min(w.wake, now+pingRetry)
+		}
+	}
+}
+
+// pingRetry is the pause before a prober that is busy is asked again.
+const pingRetry = 100 * time.Millisecond
+
+func (c *Controller) send(w *watch, o health.Order) {
+	q := w.how[o.Target]
+	source := w.uplink.Exit.Source
+	if w.family == routing.IPv6 && q.to.Addr().IsLinkLocalUnicast() {
+		source = sourceNone
+	}
+	id, err := c.prober.Probe(wire.Probe{Kind: q.kind, Device: w.index, Source: source, Target: q.to})
+	if err != nil {
+		w.machine.Unsent(o.ID)
+		return
+	}
+	c.probes[id] = asked{w, o.ID}
+}
+
+func compareKeys(a, b key) int {
+	if a.index != b.index {
+		return a.index - b.index
+	}
+	return int(a.family) - int(b.family)
+}
+
+// publish tells the loop what is judged, if that has changed.
+func (c *Controller) publish(now health.Moment) {
+	f := FactsOf(c.Config)
+	if f.Enabled {
+		f.Dead = c.dead(now)
+		c.judgeFirst(now)
+		f.Unjudged = c.unjudged
+	}
+	type preferred struct{ index, place int }
+	var prefer []preferred
+	for _, u := range c.facts.Uplinks {
+		if u.Place >= 0 && !slices.Contains(prefer, preferred{u.Index, u.Place}) {
+			prefer = append(prefer, preferred{u.Index, u.Place})
+		}
+		if u.Metered {
+			if f.Metered == nil {
+				f.Metered = map[int]struct{}{}
+			}
+			f.Metered[u.Index] = struct{}{}
+		}
+		if u.Weight > 0 {
+			if f.Shares == nil {
+				f.Shares = map[int]uint8{}
+			}
+			f.Shares[u.Index] = u.Weight
+		}
+	}
+	slices.SortFunc(prefer, func(a, b preferred) int {
+		if a.place != b.place {
+			return a.place - b.place
+		}
+		return a.index - b.index
+	})
+	for _, p := range prefer {
+		f.Prefer = append(f.Prefer, p.index)
+	}
+	if same(f, c.judged) {
+		return
+	}
+	c.judged = f
+	c.generation++
+	c.changed.Give()
+}
+
+func same(a, b routing.Failover) bool {
+	return a.Enabled == b.Enabled && maps.Equal(a.Dead[0], b.Dead[0]) && maps.Equal(a.Dead[1], b.Dead[1]) && a.Unjudged == b.Unjudged &&
+		slices.Equal(a.Prefer, b.Prefer) && maps.Equal(a.Metered, b.Metered) && maps.Equal(a.Shares, b.Shares) &&
+		a.Forwarded == b.Forwarded && a.HostRoutes == b.HostRoutes
+}
+
+// dead are the links that are judged dead. Before the first facts they are those of the
+// process before this one.
+func (c *Controller) dead(now health.Moment) routing.ByFamily[map[int]struct{}] {
+	var out routing.ByFamily[map[int]struct{}]
+	add := func(k key) {
+		m := out.In(k.family)
+		if m == nil {
+			m = map[int]struct{}{}
+			out.Set(k.family, m)
+		}
+		m[k.index] = struct{}{}
+	}
+	for k, w := range c.watches {
+		if w.machine.Dead(now) {
+			add(k)
+		}
+	}
+	for k, old := range c.kept {
+		if old.Dead {
+			add(k)
+		}
+	}
+	return out
+}
+
+// Dead are the links that do not work, by family and interface index. They must not be
+// changed.
+func (c *Controller) Dead() routing.ByFamily[map[int]struct{}] {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.judged.Dead
+}
+
+// judgeFirst finds out whether the uplinks have been judged since the start.
+func (c *Controller) judgeFirst(now health.Moment) {
+	if !c.known || !c.facts.Ready {
+		return
+	}
+	for i, f := range routing.Families() {
+		if !c.unjudged[i] {
+			continue
+		}
+		open := false
+		for _, w := range c.watches {
+			open = open || w.family == f && w.present && w.unwatched == "" && !w.machine.IsJudged()
+		}
+		if !open || now-c.started >= judgeTime {
+			c.unjudged[i] = false
+		}
+	}
+}

@@ -1,0 +1,447 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"multihomed/internal/config"
+	"multihomed/internal/event"
+	"multihomed/internal/health"
+	"multihomed/internal/prober/client"
+	"multihomed/internal/prober/wire"
+	"multihomed/routing"
+)
+
+var sourceNone netip.Addr //nolint:gochecknoglobals // the zero value
+
+// take takes new facts.
+func (c *Controller) take(now health.Moment, f Facts) {
+	c.facts, c.known = f, true
+	if f.Ready && (!c.wants || !slices.Equal(c.wanted, f.Endpoints)) {
+		c.wants, c.wanted = true, f.Endpoints
+		c.endpoints.Put(f.Endpoints)
+	}
+	if !c.Config.Failover.Enabled {
+		return
+	}
+	for k, w := range c.watches {
+		w.present = false
+		runs, exists := f.carriers[k.index]
+		if !exists {
+			delete(c.watches, k)
+			c.generation++
+			continue
+		}
+		w.machine.SetCarrier(now, runs)
+		w.wake = now
+	}
+	for i := range f.Uplinks {
+		u := &f.Uplinks[i]
+		k := key{u.Index, u.Family}
+		w, known := c.watches[k]
+		if !known {
+			w = &watch{key: k, machine: health.New(healthConfig(c.Config.Failover), now)}
+			if old, was := c.kept[k]; was && old.Interface == u.Name {
+				w.machine.Restore(now, old.Memory)
+			}
+			w.machine.SetAsks(now, c.connected)
+			w.machine.SetCarrier(now, u.Runs)
+			c.watches[k] = w
+			w.state, w.dead = w.machine.State(now), w.machine.Dead(now)
+			c.generation++
+		}
+		w.uplink, w.present, w.wake = *u, true, now
+	}
+	if f.Ready {
+		// What is no uplink any more, or has another name, is forgotten.
+		clear(c.kept)
+	} else {
+		for k := range c.watches {
+			delete(c.kept, k)
+		}
+	}
+	c.pace(now)
+	c.followCourses()
+}
+
+// pace says which links are asked, what and how often.
+func (c *Controller) pace(now health.Moment) {
+	cfg := c.Config.Failover
+	var count routing.ByFamily[int]
+	for _, u := range c.facts.Uplinks {
+		count.Set(u.Family, count.In(u.Family)+1)
+	}
+	for _, w := range c.watches {
+		w.unwatched = ""
+		switch {
+		case !w.present:
+			w.unwatched = "it has no default route"
+		case count.In(w.family) < 2:
+			w.unwatched = "no other link has a default route"
+		case cfg.Probe == config.ProbeCarrier:
+			w.unwatched = "the configuration asks for the carrier alone"
+		case !w.uplink.Exit.Source.IsValid():
+			w.unwatched = "it has no address that may be used"
+		}
+		if w.present {
+			var targets []health.Target
+			targets, how := targetsOf(cfg, &w.uplink, c.facts.Uplinks)
+			// While an owner is away, or asks for an address anew, it names nobody.
+			if len(targets) > 0 || w.uplink.ServersKnown && !w.machine.Dead(now) || len(cfg.Targets) > 0 || len(w.how) == 0 {
+				w.how = how
+				w.machine.SetTargets(now, targets)
+			}
+		}
+		w.machine.SetCostly(w.uplink.Metered)
+		w.machine.SetPace(now, c.interval(now, w))
+	}
+}
+
+// interval is the time between two probes of a link.
+func (c *Controller) interval(now health.Moment, w *watch) time.Duration {
+	cfg := c.Config.Failover
+	switch {
+	case w.unwatched != "":
+		return 0
+	case w.uplink.Metered:
+		return cfg.Metered
+	case c.isUsed(w) && now < c.look.active[w.index]:
+		return cfg.Interval
+	default:
+		return cfg.Standby
+	}
+}
+
+// isUsed reports whether unbound traffic leaves by a link: by its course or, while a VPN has
+// the best default, because it is main's best uplink.
+func (c *Controller) isUsed(w *watch) bool {
+	best := -1
+	var metric uint32
+	used := false
+	for _, course := range c.facts.Courses {
+		if course.Family != w.family {
+			continue
+		}
+		devices := course.Devices()
+		for _, u := range c.facts.Uplinks {
+			if u.Family != w.family {
+				continue
+			}
+			if slices.Contains(devices, u.Index) {
+				used = true
+			}
+			if best < 0 || u.Exit.Metric < metric {
+				best, metric = u.Index, u.Exit.Metric
+			}
+		}
+		if used {
+			return slices.Contains(devices, w.index)
+		}
+	}
+	return best == w.index
+}
+
+// heard takes what the prober says.
+func (c *Controller) heard(now health.Moment, e client.Event) {
+	if !e.Horizon.IsZero() {
+		c.horizon = max(c.horizon, c.epoch.of(e.Horizon))
+	}
+	switch r := e.Report.(type) {
+	case client.Connected:
+		c.connected, c.pinged, c.lost = true, false, nil
+		c.horizon = 0
+		clear(c.probes)
+		c.look.reset()
+		for _, w := range c.watches {
+			w.machine.SetAsks(now, true)
+			w.wake = now
+		}
+		c.generation++
+	case client.Lost:
+		c.disconnected(r.Err)
+	case client.Sent:
+		if a, is := c.probes[r.ID]; is {
+			a.watch.machine.Sent(a.id, c.epoch.of(r.At))
+			c.look.sent(a.watch.index, c.epoch.of(r.At), a.watch)
+			a.watch.wake = now
+		}
+	case client.Answered:
+		if a, is := c.probes[r.ID]; is {
+			delete(c.probes, r.ID)
+			a.watch.machine.Answered(a.id, c.epoch.of(r.At), r.RTT)
+			a.watch.wake = now
+		}
+	case client.Failed:
+		if a, is := c.probes[r.ID]; is {
+			delete(c.probes, r.ID)
+			if !errors.Is(r.Err, syscall.ETIMEDOUT) {
+				a.watch.machine.Refused(a.id, c.epoch.of(r.At))
+			}
+			a.watch.wake = now
+		}
+	case client.Unsent:
+		if a, is := c.probes[r.ID]; is {
+			delete(c.probes, r.ID)
+			a.watch.machine.Unsent(a.id)
+			a.watch.wake = now
+		}
+		if r.ID == c.look.id {
+			c.look.id = 0
+		}
+	case client.Looked:
+		c.lookedAround(now, r)
+	case client.Pong:
+		c.pinged = false
+	}
+}
+
+// disconnected says that nothing can be asked any more.
+func (c *Controller) disconnected(err error) {
+	now := c.epoch.now()
+	if c.connected || c.lostAt == 0 {
+		c.lostAt = now
+	}
+	c.connected, c.pinged, c.horizon, c.lost = false, false, 0, err
+	clear(c.probes)
+	c.look.reset()
+	for _, w := range c.watches {
+		w.machine.SetAsks(now, false)
+		w.wake = now
+	}
+	c.generation++
+}
+
+// forgetAll forgets every link: failover is switched off.
+func (c *Controller) forgetAll() {
+	clear(c.watches)
+	clear(c.kept)
+	c.publish(c.epoch.now())
+	c.memory.Put(nil)
+}
+
+// looking is what is known of the traffic of links.
+type looking struct {
+	// id is the open look, asked when it was asked for; due is when the next one is.
+	id    uint64
+	asked health.Moment
+	due   health.Moment
+	// devices are what was seen last of an interface, active until when it counts as one that
+	// carries traffic.
+	devices map[int]*traffic
+	active  map[int]health.Moment
+}
+
+// traffic counts the packets that an interface has sent.
+type traffic struct {
+	at   health.Moment
+	sent uint64
+	// own are packets of probes since, with the moments at which they were sent.
+	own []health.Moment
+}
+
+func (l *looking) reset() {
+	l.id, l.due, l.devices = 0, 0, map[int]*traffic{}
+	if l.active == nil {
+		l.active = map[int]health.Moment{}
+	}
+}
+
+const (
+	// lookFactor is how many looks come in one interval of probes.
+	lookFactor = 2
+	// lookShare bounds the part of the time that looks take; a look that takes long is rare.
+	lookShare    = 100
+	longestLook  = time.Second
+	lookPatience = 2 * time.Second
+	// activeFor is how long a link counts as one that carries traffic after a packet.
+	activeFor = 2 * time.Second
+	// silent is how long TCP must wait for an acknowledgement before that is a reason to ask.
+	silent = 150 * time.Millisecond
+	// mostOwn bounds the packets that are remembered between two looks.
+	mostOwn = 1024
+)
+
+// isWanted reports whether anything is to be looked at.
+func (l *looking) isWanted(c *Controller) bool {
+	for _, w := range c.watches {
+		if w.unwatched == "" && w.present && c.isUsed(w) {
+			return true
+		}
+	}
+	return false
+}
+
+// sent counts the packets of a probe: TCP takes three.
+func (l *looking) sent(index int, at health.Moment, w *watch) {
+	t, is := l.devices[index]
+	if !is || len(t.own) >= mostOwn {
+		return
+	}
+	t.own = append(t.own, at)
+	for _, q := range w.how {
+		if q.kind == wire.TCP {
+			t.own = append(t.own, at, at)
+			break
+		}
+	}
+}
+
+// lookAround looks at connections and counters, if that is due.
+func (c *Controller) lookAround(now health.Moment) {
+	l := &c.look
+	if !c.connected || now < l.due || !l.isWanted(c) {
+		return
+	}
+	l.due = now + c.Config.Failover.Interval/lookFactor
+	if l.id != 0 && now-l.asked < lookPatience {
+		return
+	}
+	var q wire.Look
+	for _, k := range sortedKeys(c.watches) {
+		w := c.watches[k]
+		if !w.present || w.unwatched != "" {
+			continue
+		}
+		for _, a := range w.uplink.Addresses {
+			if len(q.Sources) < wire.MaxSources && a.IsGlobalUnicast() {
+				q.Sources = append(q.Sources, wire.Source{Addr: a, Device: w.index})
+			}
+		}
+		if c.isUsed(w) && !slices.Contains(q.Devices, w.index) && len(q.Devices) < wire.MaxDevices {
+			q.Devices = append(q.Devices, w.index)
+		}
+	}
+	q.Near = c.facts.Near
+	id, err := c.prober.Look(q)
+	if err == nil {
+		l.id, l.asked = id, now
+	}
+}
+
+// lookedAround takes what was seen.
+func (c *Controller) lookedAround(now health.Moment, r client.Looked) {
+	l := &c.look
+	if r.ID != l.id {
+		return
+	}
+	l.id = 0
+	if took := now - l.asked; took > c.Config.Failover.Interval/lookFactor/lookShare*2 {
+		l.due = max(l.due, min(l.asked+took*lookShare/2, l.asked+longestLook))
+	}
+	at := c.epoch.of(r.At)
+	for index, n := range r.Devices {
+		if l.count(index, at, n.TxPackets) {
+			c.stir(now, index)
+		}
+	}
+	for _, w := range c.watches {
+		if !w.present || w.unwatched != "" {
+			continue
+		}
+		var proof health.Moment
+		var waits time.Duration
+		for _, a := range w.uplink.Addresses {
+			seen := r.Connections[a]
+			if !seen.Proof.IsZero() {
+				proof = max(proof, c.epoch.of(seen.Proof))
+			}
+			waits = max(waits, seen.Silence)
+		}
+		if proof > 0 {
+			w.machine.Acknowledged(now, proof)
+		}
+		if waits >= max(silent, 2*w.machine.RTT()) {
+			w.machine.Waits(now, at-waits)
+		}
+		w.machine.SetPace(now, c.interval(now, w))
+		w.wake = now
+	}
+}
+
+// stir says that an interface carries traffic.
+func (c *Controller) stir(now health.Moment, index int) {
+	was := c.look.active[index]
+	c.look.active[index] = now + activeFor
+	if now < was {
+		return
+	}
+	for _, w := range c.watches {
+		if w.index == index && w.unwatched == "" && !w.uplink.Metered && c.isUsed(w) {
+			w.machine.Hurry(now)
+		}
+	}
+}
+
+// count takes the number of packets that an interface has sent, and reports whether others
+// than those of probes are among the new ones.
+func (l *looking) count(index int, at health.Moment, sent uint64) bool {
+	t, known := l.devices[index]
+	if !known {
+		l.devices[index] = &traffic{at: at, sent: sent}
+		return false
+	}
+	own := 0
+	t.own = slices.DeleteFunc(t.own, func(s health.Moment) bool {
+		if s <= at {
+			own++
+		}
+		return s <= at
+	})
+	others := sent > t.sent+uint64(own)
+	t.at, t.sent = at, sent
+	return others
+}
+
+// note logs a new judgement, and notes it for the next process.
+func (c *Controller) note(now health.Moment, w *watch) {
+	state, dead := w.machine.State(now), w.machine.Dead(now)
+	if state == w.state {
+		return
+	}
+	before := w.state
+	w.state = state
+	if state != health.Suspect && before != health.Suspect {
+		c.generation++
+	}
+	r := w.machine.Report(c.epoch.clock())
+	attrs := []slog.Attr{
+		slog.String("interface", w.uplink.Name), slog.String("family", w.family.String()), slog.String("reason", reason(r)),
+	}
+	ctx := context.Background()
+	switch {
+	case dead && !w.dead:
+		w.closed, w.died = false, now
+		c.Logger.LogAttrs(ctx, event.LevelNotice, "uplink does not work", append(attrs, event.Is(event.UplinkDead))...)
+	case !dead && w.dead:
+		c.Logger.LogAttrs(ctx, event.LevelNotice, "uplink works again", append(attrs, event.Is(event.UplinkAlive))...)
+	case state == health.Suspect || before == health.Suspect || state == health.Unknown:
+		c.Logger.LogAttrs(ctx, slog.LevelDebug, "uplink judged", append(attrs, slog.String("state", state.String()))...)
+	default:
+		c.Logger.LogAttrs(ctx, slog.LevelInfo, "uplink judged", append(attrs, slog.String("state", state.String()))...)
+	}
+	if dead != w.dead || state != health.Suspect && before != health.Suspect {
+		c.keep()
+	}
+	w.dead = dead
+}
+
+// reason says with the evidence why a link is judged as it is.
+func reason(r health.Report) string {
+	e := r.Evidence
+	switch e.Kind {
+	case health.BySilence:
+		return fmt.Sprintf("%s: %d probes without an answer, of which %d are enough, and %v of silence", r.Why, e.Overdue, e.Needed, e.Silence.Round(time.Millisecond))
+	case health.ByAnswers, health.ByTCP:
+		if e.Answered+e.Lost > 0 {
+			return fmt.Sprintf("%s: %d of %d", r.Why, e.Answered, e.Answered+e.Lost)
+		}
+	case health.NoEvidence, health.ByCarrier, health.ByTest, health.ByMemory, health.ByLackOfTargets, health.ByReset:
+	}
+	return r.Why
+}

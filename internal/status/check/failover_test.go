@@ -1,0 +1,159 @@
+package check_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"multihomed/internal/config"
+	"multihomed/internal/health"
+	"multihomed/internal/offswitch"
+	"multihomed/internal/status"
+	"multihomed/internal/status/check"
+	"multihomed/internal/status/view"
+	"multihomed/internal/status/view/viewtest"
+	"multihomed/nm"
+	"multihomed/routing"
+)
+
+// uplinks is a host with two uplinks in states, of which main prefers the first.
+func uplinks(states ...health.State) *view.View {
+	s := viewtest.Snapshot(viewtest.WAN(0), viewtest.WAN(1))
+	v := view.FromSnapshot(config.Default(), s, view.Daemon{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
+	v.Failover = &view.Failover{Enabled: true}
+	for i, state := range states {
+		l := viewtest.WAN(i)
+		v.Failover.Uplinks = append(v.Failover.Uplinks, view.Uplink{
+			Index: l.Index, Name: l.Name, Family: routing.IPv4,
+			Report: health.Report{State: state, Since: time.Date(2026, 11, 20, 17, 5, 2, 0, time.UTC), Why: "for a reason"},
+		})
+	}
+	v.Unbound = map[routing.Family]status.Unbound{routing.IPv4: {Interface: "wan0", Table: 254}}
+	return v
+}
+
+// moved makes the unbound traffic of IPv4 go a way for a reason.
+func moved(v *view.View, to string, why routing.CourseReason) *view.View {
+	main := routing.Route{Device: 2, Table: 254}
+	c := routing.Course{Family: routing.IPv4, Main: main, Used: main, Why: why}
+	if to != "wan0" {
+		c.Moved, c.Used = true, routing.Route{Device: 3, Table: 10999}
+		v.Unbound[routing.IPv4] = status.Unbound{Interface: to, Table: 10999}
+	}
+	v.Snapshot.Courses[0] = c
+	return v
+}
+
+func TestUplinksThatWork(t *testing.T) {
+	for _, state := range []health.State{health.Unknown, health.Up, health.Suspect} {
+		expect(t, uplinks(state, health.Up), files())
+	}
+	// One uplink cannot be replaced, and nothing is said where failover is off.
+	expect(t, uplinks(health.Down), files())
+	v := uplinks(health.Down, health.Up)
+	v.Failover.Enabled = false
+	expect(t, v, files())
+	v.Failover = nil
+	expect(t, v, files())
+}
+
+func TestDeadUplink(t *testing.T) {
+	dead := want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", text: []string{"wan0 does not work for IPv4 since 2026-11-20 17:05:02: for a reason", "unbound traffic leaves by wan1"}, fix: "ping -c 3 -I wan0 198.51.100.1"}
+	v := moved(uplinks(health.Down, health.Up), "wan1", routing.CourseDead)
+	expect(t, v, files(), dead)
+	if s := v.Status(check.Problems(v, files()), "1"); !s.OK || s.Unbound["ipv4"].Main != "wan0" || s.Unbound["ipv4"].Why != "wan0 does not work" {
+		t.Errorf("status %+v, %+v", s.OK, s.Unbound)
+	}
+	dead.text = []string{"is about to leave it"}
+	expect(t, uplinks(health.Down, health.Up), files(), dead)
+	v.Failover.Uplinks[0].Evidence.Kind = health.ByCarrier
+	dead.text, dead.fix = nil, "check the cable"
+	expect(t, v, files(), dead)
+	v = moved(uplinks(health.Recovering, health.Up), "wan1", routing.CourseDead)
+	v.Failover.Uplinks[0].Recovered = time.Date(2026, 11, 20, 17, 9, 50, 0, time.UTC)
+	expect(t, v, files(), want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"at 17:09:50 if nothing is lost"}, fix: "failover reset wan0"})
+	v = moved(uplinks(health.Down, health.Up), "wan1", routing.CourseDead)
+	v.Failover.Uplinks[0].Tested = time.Date(2026, 11, 20, 17, 5, 32, 0, time.UTC)
+	expect(t, v, files(), want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"until 17:05:32"}, fix: "failover reset wan0"})
+}
+
+// TestDeadInBothFamilies: an uplink that is dead in both is named once.
+func TestDeadInBothFamilies(t *testing.T) {
+	v := moved(uplinks(health.Down, health.Up), "wan1", routing.CourseDead)
+	for _, u := range v.Failover.In(routing.IPv4) {
+		u.Family = routing.IPv6
+		v.Failover.Uplinks = append(v.Failover.Uplinks, u)
+	}
+	v.Unbound[routing.IPv6] = v.Unbound[routing.IPv4]
+	both := want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", text: []string{"does not work for IPv4 and IPv6 since", "for a reason; unbound traffic leaves by wan1"}, fix: "ping"}
+	expect(t, v, files(), both)
+	v.Failover.Uplinks[2].State = health.Recovering
+	both.text = []string{"does not work for IPv4 since"}
+	expect(t, v, files(), both, want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"works again for IPv6"}, fix: "reset"})
+}
+
+func TestAllUplinksDead(t *testing.T) {
+	v := moved(uplinks(health.Down, health.Recovering), "wan0", routing.CourseNoneLives)
+	expect(t, v, files(),
+		want{code: check.AllDead, severity: routing.Warning, text: []string{"wan0 and wan1"}, fix: "each link"},
+		want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", text: []string{"stays on it, because no other uplink works"}, fix: "ping"},
+		want{code: check.UplinkDead, severity: routing.Notice, link: "wan1", fix: "failover reset wan1"})
+	if s := v.Status(nil, "1"); s.Unbound["ipv4"].Main != "" || s.Unbound["ipv4"].Why == "" {
+		t.Errorf("unbound %+v", s.Unbound)
+	}
+}
+
+func TestNotWatched(t *testing.T) {
+	v := uplinks(health.Up, health.Unprobed)
+	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, link: "wan1", text: []string{"carrier alone for IPv4: for a reason"}, fix: "targets"})
+	v.Failover.Uplinks[1].Unwatched = "the configuration asks for the carrier alone"
+	expect(t, v, files())
+	v.Failover.Prober = "it does not answer"
+	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, text: []string{"by their carrier alone: it does not answer"}, fix: "systemctl start multihomed-prober.socket"})
+	// Nobody asks for a prober where there is one uplink.
+	v.Failover.Uplinks = v.Failover.Uplinks[:1]
+	expect(t, v, files())
+}
+
+func TestFailoverBlocked(t *testing.T) {
+	blocked := want{code: check.FailoverBlocked, severity: routing.Notice, text: []string{"unbound IPv4 traffic does not leave"}, fix: "ip -4 rule"}
+	expect(t, moved(uplinks(health.Up, health.Up), "wan0", routing.CourseBlocked), files(), blocked)
+	expect(t, moved(uplinks(health.Up), "wan0", routing.CourseBlocked), files())
+}
+
+func TestResolvConf(t *testing.T) {
+	of := func(v *view.View, servers ...[]string) *view.View {
+		for i, list := range servers {
+			for _, a := range list {
+				v.Failover.Uplinks[i].Servers = append(v.Failover.Uplinks[i].Servers, netip.MustParseAddr(a))
+			}
+		}
+		return moved(v, "wan1", routing.CourseDead)
+	}
+	dead := want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", fix: "ping"}
+	warning := want{code: check.DeadServers, severity: routing.Warning, text: []string{"only servers of wan0 resolve names (192.0.2.53"}, fix: "servers_file"}
+	for name, c := range map[string]struct {
+		text string
+		ours [][]string
+		bad  bool
+	}{
+		"none":                    {"search example.org\n", nil, false},
+		"a local resolver":        {"nameserver 127.0.0.53\n", [][]string{{"192.0.2.53"}}, false},
+		"of the dead link":        {"# comment\nnameserver 192.0.2.53\noptions edns0\n", [][]string{{"192.0.2.53"}}, true},
+		"and in its network":      {"nameserver 192.0.2.53\nnameserver\t198.51.100.1 \n", [][]string{{"192.0.2.53"}}, true},
+		"of both":                 {"nameserver 192.0.2.53\n", [][]string{{"192.0.2.53"}, {"192.0.2.53"}}, false},
+		"one of the other":        {"nameserver 192.0.2.53\nnameserver 192.0.2.54\n", [][]string{{"192.0.2.53"}, {"192.0.2.54"}}, false},
+		"the other's is the 4th":  {"nameserver 192.0.2.53\nnameserver 192.0.2.53\nnameserver 192.0.2.53\nnameserver 192.0.2.54\n", [][]string{{"192.0.2.53"}, {"192.0.2.54"}}, true},
+		"nobody's":                {"nameserver 9.9.9.9\n", [][]string{{"192.0.2.53"}}, false},
+		"of a family not watched": {"nameserver 2001:db8::53\n", [][]string{{"2001:db8::53"}}, false},
+		"not an address":          {"nameserver x\n", [][]string{{"192.0.2.53"}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wants := []want{dead}
+			if c.bad {
+				wants = append(wants, warning)
+			}
+			expect(t, of(uplinks(health.Down, health.Up), c.ours...), files("etc/resolv.conf", c.text), wants...)
+		})
+	}
+}

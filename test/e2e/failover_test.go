@@ -1,0 +1,695 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"multihomed/internal/status"
+	"multihomed/internal/status/socket"
+	"multihomed/test/lab"
+	"multihomed/test/lab/labtest"
+)
+
+// soak makes the tests of failover repeat what they do once in CI, which takes hours.
+var soak = flag.Bool("soak", false, "every cell of failover ten times, and ten minutes of each bad line")
+
+// quickToml is failover that returns soon. What moves traffic away is as by default.
+const quickToml = "[failover]\nprober = \"" + lab.ProberSocket + "\"\nrecover = \"1s\"\nstandby = \"1s\"\n"
+
+// tableF is the failover table.
+const tableF = "10999"
+
+var families = []lab.Family{lab.IPv4, lab.IPv6}
+
+// A failing is a host with uplinks behind wires, with the daemon and its prober.
+type failing struct {
+	*rig
+	isps    []*lab.ISP
+	caught  []*lab.Capture
+	prober  *lab.Process
+	monitor *monitor
+	// other is what belongs to others in the kernel's routing while all is well.
+	other string
+}
+
+// newFailing has uplinks wan0 (main's best), wan1 and so on, before the daemon starts.
+func newFailing(t *testing.T, host lab.HostConfig, toml string, count int, change func(n int, cfg *lab.ISPConfig)) *failing {
+	t.Helper()
+	f := &failing{rig: newRig(t, host, toml)}
+	for n := range count {
+		cfg := lab.DefaultISP(n)
+		cfg.Wire, cfg.Resolver = true, true
+		if change != nil {
+			change(n, &cfg)
+		}
+		isp := f.isp(cfg, stable(n)...)
+		c, err := isp.Capture()
+		f.must(err)
+		f.isps, f.caught = append(f.isps, isp), append(f.caught, c)
+	}
+	for n := range count {
+		f.up(fmt.Sprintf("wan%d", n))
+	}
+	for n := range count {
+		for _, family := range families {
+			f.address(fmt.Sprintf("wan%d", n), family)
+		}
+	}
+	return f
+}
+
+// stable are settings with which the n-th link comes back as it was: NetworkManager numbers the metrics
+// of its own choice anew.
+func stable(n int) []string {
+	metric := strconv.Itoa(100 + 100*n)
+	return []string{"ipv6.addr-gen-mode", "eui64", "ipv6.ip6-privacy", "0", "ipv4.route-metric", metric, "ipv6.route-metric", metric}
+}
+
+// begin starts prober and daemon, and returns when every uplink is known to work.
+func (f *failing) begin() {
+	f.t.Helper()
+	f.startProber()
+	f.start()
+	f.well()
+	var err error
+	f.other, err = f.others()
+	f.must(err)
+}
+
+func (f *failing) startProber() {
+	f.t.Helper()
+	program, err := labtest.Build("multihomed")
+	f.must(err)
+	f.prober, err = f.StartProber(f.t.Context(), program, "GORACE=halt_on_error=1 atexit_sleep_ms=0")
+	f.must(err)
+	f.t.Cleanup(func() {
+		if f.t.Failed() {
+			f.t.Logf("the prober's log ends:\n%s", lab.Tail(f.prober.Log(), 20))
+		}
+	})
+}
+
+// well waits until every uplink works, and nothing is moved.
+func (f *failing) well() {
+	f.t.Helper()
+	f.eventuallyHealthy(func(h status.Health) error {
+		if h.State != status.HealthUp {
+			return fmt.Errorf("%s %s is %s: %s%s", h.Interface, h.Family, h.State, h.Why, h.NotWatched)
+		}
+		return nil
+	})
+	for _, family := range families {
+		f.leavesBy(0, family)
+		f.tableFHolds(family, "")
+	}
+}
+
+func (f *failing) eventuallyHealthy(judge func(status.Health) error) {
+	f.t.Helper()
+	f.eventually(func() error {
+		s, err := f.failover()
+		if err != nil {
+			return err
+		}
+		if want := 2 * len(f.isps); len(s.Failover.Uplinks) != want {
+			return fmt.Errorf("%d of %d uplinks are watched", len(s.Failover.Uplinks), want)
+		}
+		var errs []error
+		for _, h := range s.Failover.Uplinks {
+			errs = append(errs, judge(h))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// failover asks the daemon.
+func (f *failing) failover() (*status.Status, error) {
+	s, err := socket.Ask(f.t.Context(), f.cfg.RuntimeDir, true)
+	if err != nil {
+		return nil, err
+	}
+	if s.Failover == nil || !s.Failover.Enabled || s.Failover.Prober != "" {
+		return nil, fmt.Errorf("the daemon says of failover %+v", s.Failover)
+	}
+	return s, nil
+}
+
+// health is what the daemon says of an uplink now.
+func (f *failing) health(n int, family lab.Family) status.Health {
+	f.t.Helper()
+	s, err := f.failover()
+	f.must(err)
+	h, ok := s.Failover.Of(f.isps[n].Link().Name(), key(family))
+	if !ok {
+		f.t.Fatalf("the daemon does not watch wan%d in %v: %+v", n, family, s.Failover)
+	}
+	return h
+}
+
+// key is a family in status.
+func key(f lab.Family) string { return strings.ToLower(f.String()) }
+
+func (f *failing) state(n int, family lab.Family, want status.HealthState) {
+	f.t.Helper()
+	f.eventually(func() error {
+		s, err := f.failover()
+		if err != nil {
+			return err
+		}
+		if h, _ := s.Failover.Of(f.isps[n].Link().Name(), key(family)); h.State != want {
+			return fmt.Errorf("wan%d is %s in %v, not %s: %s", n, h.State, family, want, h.Why)
+		}
+		return nil
+	})
+}
+
+// asked is who answers a new socket that is bound to nothing, over UDP and TCP.
+func (f *failing) asked(dst netip.Addr) (string, error) {
+	ctx, cancel := context.WithTimeout(f.t.Context(), lab.Stretched(300*time.Millisecond))
+	defer cancel()
+	u, err := lab.DialUDP(ctx, lab.From{}, dst)
+	if err != nil {
+		return "", err
+	}
+	t, err := lab.DialTCP(ctx, lab.From{}, dst)
+	if err != nil {
+		return "", err
+	}
+	if u.ISP != t.ISP {
+		return u.ISP + " by UDP, " + t.ISP + " by TCP", nil
+	}
+	return u.ISP, nil
+}
+
+// leavesBy waits until new unbound traffic is answered through a provider.
+func (f *failing) leavesBy(n int, family lab.Family) {
+	f.t.Helper()
+	f.eventually(func() error {
+		by, err := f.asked(lab.InternetAddr(family))
+		if err == nil && by != f.isps[n].Name() {
+			err = fmt.Errorf("unbound %v is answered by %s, not by %s", family, by, f.isps[n].Name())
+		}
+		return err
+	})
+}
+
+// tableFHolds waits until the failover table of a family has the default through a link, with its
+// address, and nothing else; or nothing, if link is empty.
+func (f *failing) tableFHolds(family lab.Family, link string) {
+	f.t.Helper()
+	f.eventually(func() error {
+		text, err := f.RoutesText(f.t.Context(), family, tableF)
+		if err != nil {
+			return err
+		}
+		text = strings.TrimSpace(text)
+		if link == "" {
+			if text != "" {
+				return fmt.Errorf("%v: the failover table holds %s", family, text)
+			}
+			return nil
+		}
+		addrs, err := f.Addrs(link, family)
+		if err != nil {
+			return err
+		}
+		words := strings.Fields(text)
+		source, at := word(words, "src"), -1
+		for i, a := range addrs {
+			if a.Addr().String() == source {
+				at = i
+			}
+		}
+		if strings.Contains(text, "\n") || !strings.Contains(text, "default via ") || word(words, "dev") != link || word(words, "proto") != "150" || at < 0 {
+			return fmt.Errorf("%v: the failover table holds %q, not one default through %s with one of %v", family, text, link, addrs)
+		}
+		return nil
+	})
+}
+
+// untouched checks that nothing of others has changed.
+func (f *failing) untouched(when string) {
+	f.t.Helper()
+	now, err := f.others()
+	f.must(err)
+	if now != f.other {
+		f.t.Errorf("%s, what belongs to others has changed:\n%s", when, labtest.Difference(strings.Split(f.other, "\n"), strings.Split(now, "\n")))
+	}
+}
+
+// strays fails if a provider saw a source of another one since the last call.
+func (f *failing) strays(when string) {
+	f.t.Helper()
+	for n, c := range f.caught {
+		packets, err := c.Foreign(f.isps[n].IPv4(), f.isps[n].IPv6())
+		f.must(err)
+		if len(packets) > 0 {
+			f.t.Errorf("%s, %s saw:\n%s", when, f.isps[n].Name(), lab.FormatPackets(packets))
+		}
+		c.Reset()
+	}
+}
+
+func (f *failing) wire(n int) *lab.Wire { return f.isps[n].Link().Wire() }
+
+// reset lets the daemon forget the deaths of an uplink, which make its next recovery longer.
+func (f *failing) reset(link string) { f.switches("failover", "reset", link) }
+
+// TestFailover breaks a provider in every way, under every kind of traffic, and then in the
+// ways that need more than one fault. All of it happens to one host, one after the other.
+func TestFailover(t *testing.T) {
+	f := newFailing(t, lab.HostConfig{FastDAD: true}, quickToml+dnsToml, 2, nil)
+	f.nameserver(f.isps...)
+	f.begin()
+	f.monitor = newMonitor(t)
+	for _, fault := range []lab.Fault{lab.Silent, lab.NoInternet, lab.Rejecting} {
+		for _, traffic := range []string{"idle", "tcp", "udp"} {
+			t.Run(fmt.Sprintf("%v, %s", fault, traffic), func(t *testing.T) {
+				times := 1
+				if *soak {
+					times = 10
+				}
+				var outages []string
+				for range times {
+					outages = append(outages, f.on(t).cell(fault, traffic).Round(time.Millisecond).String())
+					if t.Failed() {
+						return
+					}
+				}
+				t.Logf("unbound IPv4 was out for %s", strings.Join(outages, ", "))
+			})
+		}
+	}
+	for _, c := range []struct {
+		name string
+		run  func(*failing)
+	}{
+		{"silent in one direction", (*failing).oneDirection},
+		{"a DNS server alone dies", (*failing).deadDNS},
+		{"losses", (*failing).losses},
+		{"all die", (*failing).allDie},
+		{"deprecated", (*failing).notPreferred},
+		{"an administrator's test", (*failing).tested},
+		{"killed while moved", (*failing).killedWhileMoved},
+		{"a prober that hangs", (*failing).hangingProber},
+		{"off, stop and purge", (*failing).leaves},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.run(f.on(t)) })
+	}
+}
+
+// on is the same host for a subtest.
+func (f *failing) on(t *testing.T) *failing {
+	t.Helper()
+	r, g := *f.rig, *f
+	r.t, g.rig = t, &r
+	t.Cleanup(func() {
+		f.daemon, f.prober = g.daemon, g.prober
+		for n := range f.isps { // whatever became of this one, the next one begins with all well
+			f.wire(n).Set(lab.Conditions{})
+		}
+	})
+	return &g
+}
+
+// cell breaks the provider of main's best default and repairs it, and returns how long unbound
+// IPv4 went unanswered.
+func (f *failing) cell(fault lab.Fault, traffic string) time.Duration {
+	f.t.Helper()
+	ctx := f.t.Context()
+	const every = 20 * time.Millisecond
+	network := traffic
+	if traffic == "idle" {
+		network = "udp"
+	}
+	tries := map[lab.Family]*lab.Tries{}
+	begin := func() {
+		for _, family := range families {
+			tries[family] = f.NewTries(ctx, every, lab.From{}, lab.InternetAddr(family), network)
+			f.t.Cleanup(func() { tries[family].Stop() })
+		}
+	}
+	answeredBy := func(n int) {
+		f.t.Helper()
+		for _, family := range families {
+			f.eventually(func() error {
+				all := tries[family].SoFar()
+				if len(all) == 0 || all[len(all)-1].ISP != f.isps[n].Name() {
+					return fmt.Errorf("%v: nothing is answered by %s", family, f.isps[n].Name())
+				}
+				return nil
+			})
+		}
+	}
+	if traffic != "idle" {
+		begin()
+		answeredBy(0)
+	}
+	from := f.monitor.barrier()
+	f.wire(0).Break(fault)
+	broken := time.Now()
+	if traffic == "idle" {
+		begin()
+	}
+	answeredBy(1)
+	for _, family := range families {
+		f.tableFHolds(family, "wan1")
+		f.leavesBy(1, family)
+	}
+	f.untouched("while moved")
+	s, err := f.failover()
+	f.must(err)
+	for _, family := range families {
+		h, _ := s.Failover.Of("wan0", key(family))
+		if !h.State.Dead() || h.Why == "" || h.DeathsToday < 1 {
+			f.t.Errorf("%v of wan0: %+v", family, h)
+		}
+		if u := s.Unbound[key(family)]; u.Interface != "wan1" || u.Main != "wan0" || u.Why == "" {
+			f.t.Errorf("unbound %v: %+v", family, u)
+		}
+	}
+	f.serversHave(false, true)
+	f.answeredBy(f.isps[1].Name(), lab.From{Device: "wan1"}, lab.InternetAddr4)
+	// What is bound to the dead link stays there.
+	short, cancel := context.WithTimeout(ctx, lab.Stretched(100*time.Millisecond))
+	defer cancel()
+	if a, err := lab.DialUDP(short, lab.From{Device: "wan0"}, lab.InternetAddr4); err == nil {
+		f.t.Errorf("a socket bound to the dead link was answered by %s", a.ISP)
+	}
+
+	f.wire(0).Repair()
+	answeredBy(0)
+	f.well()
+	f.serversHave(true, true)
+	f.untouched("after the return")
+	outage, _, _ := lab.Outage(tries[lab.IPv4].Stop(), network, broken)
+	tries[lab.IPv6].Stop()
+	f.strays(fault.String())
+	if moves := f.moves(from); moves != "2 writes, 2 deletions" {
+		f.t.Errorf("the failover tables changed by %s, not once each way:\n%s", moves, f.monitor.text(from))
+	}
+	f.reset("wan0")
+	return outage
+}
+
+// moves counts the changes of the failover tables.
+func (f *failing) moves(from int) string {
+	f.monitor.barrier()
+	writes, deletions := 0, 0
+	for _, e := range f.monitor.from(from) {
+		if !strings.Contains(e.text, tableF) || !strings.Contains(e.text, "route") {
+			continue
+		}
+		if strings.HasPrefix(e.text, "-") {
+			deletions++
+		} else {
+			writes++
+		}
+	}
+	return fmt.Sprintf("%d writes, %d deletions", writes, deletions)
+}
+
+// serversHave waits until the file for dnsmasq has the servers of the links that live, and not
+// those of the others.
+func (f *failing) serversHave(want ...bool) {
+	f.t.Helper()
+	f.eventually(func() error {
+		text, err := os.ReadFile(serversFile)
+		if err != nil {
+			return err
+		}
+		for n, isp := range f.isps {
+			if has := strings.Contains("\n"+string(text), "\nserver="+isp.Resolver4.String()+"@"); has != want[n] {
+				return fmt.Errorf("the servers of %s are in the file: %t\n%s", isp.Name(), has, text)
+			}
+		}
+		return nil
+	})
+}
+
+// unmoved waits for a number of answers to unbound traffic of both families, and fails if the
+// failover tables changed meanwhile, or an uplink was called dead.
+func (f *failing) unmoved(answers int) {
+	f.t.Helper()
+	before, from := f.deaths(), f.monitor.barrier()
+	var tries []*lab.Tries
+	for _, family := range families {
+		tries = append(tries, f.NewTries(f.t.Context(), 20*time.Millisecond, lab.From{}, lab.InternetAddr(family), "udp", "tcp"))
+	}
+	for _, t := range tries {
+		f.eventually(func() error {
+			n := 0
+			for _, one := range t.SoFar() {
+				if one.ISP == f.isps[0].Name() {
+					n++
+				}
+			}
+			if n < answers {
+				return fmt.Errorf("%d of %d answers", n, answers)
+			}
+			return nil
+		})
+		t.Stop()
+	}
+	if moves := f.moves(from); moves != "0 writes, 0 deletions" || f.deaths() != before {
+		f.t.Errorf("the failover tables changed by %s, %d deaths:\n%s", moves, f.deaths()-before, f.monitor.text(from))
+	}
+}
+
+// deaths counts those of all uplinks.
+func (f *failing) deaths() int {
+	f.t.Helper()
+	s, err := f.failover()
+	f.must(err)
+	n := 0
+	for _, h := range s.Failover.Uplinks {
+		n += h.DeathsToday
+	}
+	return n
+}
+
+func (f *failing) oneDirection() {
+	for _, fault := range []lab.Fault{lab.SilentIn, lab.SilentOut} {
+		f.wire(0).Break(fault)
+		for _, family := range families {
+			f.leavesBy(1, family)
+		}
+		f.wire(0).Repair()
+		f.well()
+		f.reset("wan0")
+	}
+}
+
+// deadDNS: the servers that are asked die, and the link goes on. TCP proves it.
+func (f *failing) deadDNS() {
+	f.wire(0).Break(lab.SilentDNS)
+	ctx, stop := context.WithCancel(f.t.Context())
+	f.wire(0).Set(lab.Conditions{Rate: 10_000_000, Fault: lab.SilentDNS})
+	var streams sync.WaitGroup
+	for _, family := range families {
+		// It never ends by itself.
+		streams.Go(func() { _ = (&lab.Download{Dst: lab.InternetAddr(family), Bytes: 1 << 40}).Run(ctx) })
+	}
+	f.unmoved(200)
+	stop()
+	streams.Wait()
+	f.wire(0).Set(lab.Conditions{})
+	f.well()
+}
+
+// losses: a tenth of all packets is lost each way.
+func (f *failing) losses() {
+	for _, delay := range []time.Duration{0, 150 * time.Millisecond} {
+		bad := lab.Conditions{Loss: 0.1, Delay: delay}
+		for n := range f.isps {
+			f.wire(n).Set(bad)
+		}
+		if !*soak {
+			f.unmoved(300)
+			continue
+		}
+		for end := time.Now().Add(10 * time.Minute); time.Now().Before(end); {
+			f.unmoved(500)
+		}
+	}
+	for n := range f.isps {
+		f.wire(n).Set(lab.Conditions{})
+	}
+	f.well()
+	f.reset("wan0")
+	f.reset("wan1")
+}
+
+// allDie: where nobody lives, nothing moves; the next one that lives gets the traffic.
+func (f *failing) allDie() {
+	f.wire(0).Break(lab.Silent)
+	for _, family := range families {
+		f.leavesBy(1, family)
+	}
+	f.wire(1).Break(lab.Silent)
+	talk := f.NewTries(f.t.Context(), 50*time.Millisecond, lab.From{}, lab.InternetAddr4, "udp")
+	talk6 := f.NewTries(f.t.Context(), 50*time.Millisecond, lab.From{}, lab.InternetAddr6, "udp")
+	defer talk.Stop()
+	defer talk6.Stop()
+	for _, family := range families {
+		f.state(1, family, status.HealthDown)
+		f.tableFHolds(family, "")
+	}
+	f.untouched("with all dead")
+	f.wire(1).Repair()
+	for _, family := range families {
+		f.leavesBy(1, family)
+		f.tableFHolds(family, "wan1")
+	}
+	f.wire(0).Repair()
+	f.well()
+	f.untouched("with all alive")
+	f.strays("all dead")
+	f.reset("wan0")
+	f.reset("wan1")
+}
+
+// notPreferred: the families are independent, and an address that is not preferred is no way out.
+func (f *failing) notPreferred() {
+	ra := f.isps[1].RA()
+	old := ra
+	old.Prefixes = append([]lab.RAPrefix(nil), ra.Prefixes...)
+	for i := range old.Prefixes {
+		old.Prefixes[i].Preferred = 0
+	}
+	f.must(f.isps[1].SendRA(old))
+	f.eventually(func() error {
+		out, err := f.IP(f.t.Context(), "-6", "address", "show", "dev", "wan1", "scope", "global", "deprecated")
+		if err == nil && strings.TrimSpace(out) == "" {
+			err = errors.New("the address of wan1 is not deprecated")
+		}
+		return err
+	})
+	f.wire(0).Break(lab.Silent)
+	f.leavesBy(1, lab.IPv4)
+	talk := f.NewTries(f.t.Context(), 50*time.Millisecond, lab.From{}, lab.InternetAddr6, "udp")
+	defer talk.Stop()
+	f.state(0, lab.IPv6, status.HealthDown)
+	f.tableFHolds(lab.IPv6, "")
+	f.must(f.isps[1].SendRA(ra))
+	f.leavesBy(1, lab.IPv6)
+	f.tableFHolds(lab.IPv6, "wan1")
+	f.wire(0).Repair()
+	f.well()
+	f.strays("deprecated")
+	f.reset("wan0")
+}
+
+// tested: an administrator declares a link dead for a while, but not the last one.
+func (f *failing) tested() {
+	f.switches("failover", "test", "wan0")
+	for _, family := range families {
+		f.leavesBy(1, family)
+		if h := f.health(0, family); !h.State.Dead() || h.Tested == nil {
+			f.t.Errorf("a tested link: %+v", h)
+		}
+	}
+	if out, err := f.ctl("failover", "test", "wan1"); err == nil {
+		f.t.Errorf("the last link that lives may be tested: %s", out)
+	}
+	if out, err := f.ctl("failover", "test", "lo"); err == nil {
+		f.t.Errorf("lo may be tested: %s", out)
+	}
+	f.reset("wan0")
+	f.well()
+	f.untouched("after a test")
+}
+
+// killedWhileMoved: daemon and prober are killed while traffic is moved. What comes up judges anew,
+// and traffic never returns to the dead link meanwhile.
+func (f *failing) killedWhileMoved() {
+	f.wire(0).Break(lab.Silent)
+	for _, family := range families {
+		f.leavesBy(1, family)
+	}
+	from := f.monitor.barrier()
+	f.kill9()
+	f.must(f.prober.Kill())
+	for _, family := range families {
+		f.leavesBy(1, family) // by the kernel alone
+	}
+	f.startProber()
+	f.start()
+	for _, family := range families {
+		f.state(0, family, status.HealthDown)
+		f.state(1, family, status.HealthUp)
+		f.tableFHolds(family, "wan1")
+		f.leavesBy(1, family)
+	}
+	f.monitor.barrier()
+	for _, e := range f.monitor.from(from) {
+		if strings.HasPrefix(e.text, "-") && strings.Contains(e.text, tableF) && strings.Contains(e.text, "route") {
+			f.t.Errorf("traffic went back to the dead link: %s", e.text)
+		}
+	}
+	// The prober alone.
+	f.must(f.prober.Kill())
+	f.startProber()
+	f.wire(0).Repair()
+	f.well()
+	f.untouched("after the kills")
+	f.reset("wan0")
+}
+
+// hangingProber: nobody is judged by the silence of a prober that does not run.
+func (f *failing) hangingProber() {
+	deaths, from := f.deaths(), f.monitor.barrier()
+	talk := f.NewTries(f.t.Context(), 50*time.Millisecond, lab.From{}, lab.InternetAddr4, "udp")
+	defer talk.Stop()
+	stopped := 1
+	if *soak {
+		stopped = 10
+	}
+	for range stopped {
+		f.must(f.prober.Signal(syscall.SIGSTOP))
+		// An activation takes longer than any judgement would.
+		f.up("wan1")
+		f.address("wan1", lab.IPv6)
+		f.must(f.prober.Signal(syscall.SIGCONT))
+		f.well()
+		f.must(f.daemon.Signal(syscall.SIGSTOP))
+		f.up("wan1")
+		f.address("wan1", lab.IPv6)
+		f.must(f.daemon.Signal(syscall.SIGCONT))
+		f.well()
+	}
+	if moves := f.moves(from); moves != "0 writes, 0 deletions" || f.deaths() != deaths {
+		f.t.Errorf("the failover tables changed by %s, %d deaths:\n%s", moves, f.deaths()-deaths, f.monitor.text(from))
+	}
+}
+
+// leaves: the failover table is empty after a stop, and nothing is left after `off` and a purge.
+func (f *failing) leaves() {
+	f.wire(0).Break(lab.Silent)
+	for _, family := range families {
+		f.leavesBy(1, family)
+	}
+	f.switches("off")
+	f.nothingStands("off")
+	f.untouched("off")
+	f.switches("on")
+	for _, family := range families {
+		f.leavesBy(1, family)
+	}
+	f.must(f.daemon.Stop(f.t.Context()))
+	for _, family := range families {
+		f.tableFHolds(family, "")
+	}
+	f.flush()
+	f.untouched("after flush")
+}
