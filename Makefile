@@ -31,8 +31,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) vet -tags debiankernel ./...
 	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v '^multihomed/test/\(hosts\|vm\)')
-	# Whole hosts and virtual machines run one after the other, because two cores must do.
-	$(GO) test -p 1 -timeout 25m ./test/hosts/... ./test/vm
+	# A virtual machine keeps a core busy, and two cores must do.
+	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
@@ -44,7 +44,7 @@ space := $(subst ,, )
 soak: requirements ## hours of tests: every host on Debian's kernels, long property tests (as root)
 	@test/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
-	$(GO) test -timeout 1h ./routing -rapid.checks=20000
+	$(GO) test -timeout 8h ./routing -rapid.checks=20000
 	$(GO) test -timeout 6h -v ./test/hosts/debian -soak
 
 requirements:

@@ -523,7 +523,7 @@ func (r *Rule) opens() bool {
 
 // nested reports whether a rule leads to a network inside of one behind an opening.
 func (r *Rule) nested() bool {
-	return r.Priority == PriorityNested || r.Priority == PriorityAgain && r.Mark == anyMarkNested
+	return r.Priority == PriorityNested || r.Priority == PriorityAgain && (r.Mark == anyMarkNested || r.Mark == anyMarkInner)
 }
 
 // leaving is the stage in which a rule is deleted: what leads to a link's table

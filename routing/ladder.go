@@ -86,7 +86,7 @@ func Ladder() []Rung {
 		},
 		{
 			Name: "nested", First: PriorityNested, Last: PriorityNested, Decision: KeepKnown,
-			Rule: "from SOURCE to PREFIX lookup T suppress_prefixlength LEN, from SOURCE to PREFIX lookup T",
+			Rule: "from SOURCE to PREFIX lookup T suppress_prefixlength LEN, from SOURCE to PREFIX fwmark 0x6d6b/0 lookup T",
 			Per:  "source, and network of a link in the group of uplinks, if it lies inside a network behind an opening",
 			Why:  "main leads into the inner network, and the table of the opening knows the outer one alone",
 		},

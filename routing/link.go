@@ -489,18 +489,26 @@ var anyMark = Mark{Value: 0x6d68} //nolint:gochecknoglobals // a constant in all
 // Behind the ladder the rungs of openings have words of their own, too. A request to delete
 // matches rules with a suppressor or a destination that it does not name: the one for the
 // source rung of a link with the same address would take an opening, and the one for an
-// opening what is nested.
+// opening what is nested. Likewise the one for the table of what is nested would take what
+// is narrower in it, so that it has its word in front of the ladder, too.
 var (
 	anyMarkNested  = Mark{Value: 0x6d69} //nolint:gochecknoglobals // a constant in all but name
 	anyMarkOpening = Mark{Value: 0x6d6a} //nolint:gochecknoglobals // a constant in all but name
+	anyMarkInner   = Mark{Value: 0x6d6b} //nolint:gochecknoglobals // a constant in all but name
 )
 
-// openMark returns the words of a rung of openings behind the ladder.
-func openMark(p Priority) Mark {
-	if p == PriorityNested {
+// openMark returns the words of a rung of openings, behind the ladder if again.
+func openMark(p Priority, r Rule, again bool) Mark {
+	switch {
+	case p == PriorityNested && !r.SuppressPrefixLength.Set:
+		return anyMarkInner
+	case !again:
+		return Mark{}
+	case p == PriorityNested:
 		return anyMarkNested
+	default:
+		return anyMarkOpening
 	}
-	return anyMarkOpening
 }
 
 func rankAgain(rank, stage uint64) uint64 { return rank>>48<<56 | stage<<48 | rank&(1<<48-1) }
@@ -563,9 +571,7 @@ func (m *rules) source(s source) {
 		}
 		m.opened(func(p Priority, place int, open Rule) {
 			r, rank := at(p, againKnown)
-			if again {
-				r.Mark = openMark(p)
-			}
+			r.Mark = openMark(p, open, again)
 			r.To, r.Action, r.Table, r.SuppressPrefixLength = open.To, open.Action, open.Table, open.SuppressPrefixLength
 			m.add(decision(KeepKnown), rankKnown(rank, place), r)
 		})

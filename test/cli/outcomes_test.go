@@ -134,6 +134,14 @@ func TestSourceSpecificDefault(t *testing.T) {
 	h.must(h.Down(t.Context(), "wan0"))
 	h.must(h.Modify(t.Context(), "wan1", "ipv6.method", "manual", "ipv6.addresses", six.String()))
 	h.must(h.Up(t.Context(), "wan1"))
+	// The default that comes now is seen as another one than that of the profile before.
+	labtest.Eventually(t, func() error {
+		s := h.status()
+		if at := slices.IndexFunc(s.Links, func(l cli.Link) bool { return l.Interface == "wan1" }); at < 0 || s.Links[at].Roles["ipv6"].Role != "local" {
+			return fmt.Errorf("wan1 is not a local link in IPv6: %+v", s.Links)
+		}
+		return nil
+	})
 	h.ip("-6", "route", "add", "default", "from", six.Masked().String(), "via", via, "dev", "wan1", "metric", "512")
 	labtest.Eventually(t, func() error {
 		s := h.status()

@@ -170,5 +170,47 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 	if log := run("journalctl", "-b", "-u", "greedy", "-o", "cat", "--no-pager"); !strings.Contains(log, "oom-kill") {
 		t.Errorf("it was not killed for its memory: %s", log)
 	}
+	outOfMemory(t, run, bothLinks)
 	return m
+}
+
+// outOfMemory leaves the service less memory than it needs: the kernel kills it again and
+// again, until nothing maintains the routing. The host then routes as without multihomed
+// wherever a table empties, and the next good start brings everything back.
+func outOfMemory(t *testing.T, run func(...string) string, bothLinks func()) {
+	t.Helper()
+	unreachable := func() int { return strings.Count(run("ip", "rule"), "unreachable") }
+	if n := unreachable(); n != 2 {
+		t.Errorf("%d rules are unreachable before, want one for each link", n)
+	}
+	run("systemctl", "set-property", "--runtime", "multihomed.service", "MemoryMax=2M", "MemorySwapMax=0")
+	await := func(what string, is func() bool) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		err := lab.Eventually(ctx, func() error {
+			if !is() {
+				return fmt.Errorf("waiting until %s: %s", what, run("systemctl", "show", "multihomed.service", "multihomed-failed.service"))
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	await("the service failed", func() bool {
+		return run("systemctl", "show", "-P", "ActiveState", "multihomed.service") == "failed"
+	})
+	await("nothing refuses packets", func() bool { return unreachable() == 0 })
+	if log := run("journalctl", "-b", "-u", "multihomed", "-o", "cat", "--no-pager"); !strings.Contains(log, "oom-kill") {
+		t.Errorf("the service was not killed for its memory: %s", log)
+	}
+	run("ip", "route", "get", "198.51.100.1")
+	run("systemctl", "set-property", "--runtime", "multihomed.service", "MemoryMax=512M", "MemorySwapMax=infinity")
+	run("systemctl", "reset-failed", "multihomed.service")
+	run("systemctl", "start", "multihomed.service")
+	bothLinks()
+	if n := unreachable(); n != 2 {
+		t.Errorf("%d rules are unreachable after the next good start, want 2", n)
+	}
 }
