@@ -46,6 +46,7 @@ soak: requirements ## hours of tests: every host on Debian's kernels, long prope
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) test -timeout 8h ./routing -rapid.checks=20000
 	$(GO) test -timeout 6h -v ./test/hosts/debian -soak
+	$(GO) test -timeout 2h -v -run TestFailover ./test/e2e -soak
 
 requirements:
 	@test/lab/install-requirements
@@ -165,7 +166,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 # As in the package (multihomed.prerm): the tool stays until the routing is removed.
 LEAVE = set -e; ctl=$(bindir)/multihomectl; \
 	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and remove its routing; run: sudo make uninstall" >&2; exit 1; }; \
-	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || systemctl disable --now multihomed.service multihomed.socket multihomed-prober.socket multihomed-prober.service; \
+	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || { systemctl disable --now multihomed.service multihomed.socket; systemctl stop multihomed-prober.socket multihomed-prober.service; }; \
 	test ! -x $$ctl || ! test / -ef /proc/1/root || { rm -f $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
 		{ ln -sf multihomed $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing is still in the kernel, for the reason above; when that is fixed: sudo make uninstall" >&2; exit 1; }
 

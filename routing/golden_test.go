@@ -31,14 +31,46 @@ func TestPlan(t *testing.T) {
 				}
 			}
 			b.WriteString(h.kernel.Text())
-			golden(t, name, b.String())
+			golden(t, "plan", name, b.String())
 		})
 	}
 }
 
-func golden(t *testing.T, name, got string) {
+// TestFailoverPlan is TestPlan with failover on.
+func TestFailoverPlan(t *testing.T) {
+	t.Parallel()
+	both := func(f *routing.Failover) { f.Dead[0], f.Dead[1] = map[int]struct{}{2: {}}, map[int]struct{}{2: {}} }
+	dual := []routing.Link{
+		wan0(linkLocal("fe80::a/64"), address("2001:db8:a::10/64", 100, dynamic), route(default6, "fe80::1", 100)),
+		wan1(linkLocal("fe80::b/64"), address("2001:db8:b::10/64", 101, dynamic), route(default6, "fe80::2", 101)),
+	}
+	for name, c := range map[string]struct {
+		links []routing.Link
+		facts routing.Failover
+	}{
+		"two uplinks":                        {dual, failover()},
+		"two uplinks, one is dead":           {dual, failover(both)},
+		"two nics in one subnet, one dead":   {scenarios()["two nics in one subnet"], failover(both)},
+		"shares of two uplinks":              {dual, failover(func(f *routing.Failover) { f.Shares = map[int]uint8{2: 3, 3: 1} })},
+		"two uplinks, all forwarded traffic": {dual, failover(both, func(f *routing.Failover) { f.Forwarded = routing.ForwardedAll })},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost()
+			h.planner.SetFailover(c.facts)
+			for _, l := range c.links {
+				h.install(l)
+			}
+			h.converge(t)
+			h.settled(t)
+			golden(t, "failover", name, h.kernel.Text())
+		})
+	}
+}
+
+func golden(t *testing.T, kind, name, got string) {
 	t.Helper()
-	path := filepath.Join("testdata", "plan", name+".golden")
+	path := filepath.Join("testdata", kind, name+".golden")
 	if *update {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)

@@ -59,7 +59,16 @@ func (r Rule) LeadsTo() (TableID, bool) {
 	case 0, TableMain, TableLocal, TableDefault:
 		return 0, false
 	}
+	if _, reads := r.ReadsFailover(); reads {
+		return 0, false
+	}
 	return r.Table, r.Action == ActionLookup && !r.SuppressPrefixLength.Set && !r.SuppressGroup.Set
+}
+
+// ReadsFailover returns table F, if the rule is the one of ours that leads unbound traffic
+// there.
+func (r Rule) ReadsFailover() (TableID, bool) {
+	return r.Table, r.ofFailover() && r.Table != TableMain
 }
 
 // Ownership is what the policy makes ours.

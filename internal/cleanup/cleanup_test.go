@@ -2,11 +2,13 @@ package cleanup_test
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/cleanup"
+	"multihomed/internal/connections"
 	"multihomed/routing"
 	"multihomed/test/lab/nettest"
 )
@@ -222,6 +225,50 @@ func TestOneLink(t *testing.T) {
 	}
 }
 
+// TestEndpoints: endpoints of Multipath TCP that we noted go with their link, with the last link and
+// with all; those of others stay.
+func TestEndpoints(t *testing.T) {
+	newHost(t, "10000", "10001", "28008")
+	note := connections.Endpoints{Directory: t.TempDir()}
+	wan0, err := strconv.Atoi(index(t, "wan0"))
+	must(t, err)
+	wan1, err := strconv.Atoi(index(t, "wan1"))
+	must(t, err)
+	_, _, err = note.Follow(t.Context(), []connections.Endpoint{
+		{Address: netip.MustParseAddr("192.0.2.1"), Device: wan0}, {Address: netip.MustParseAddr("198.51.100.1"), Device: wan1},
+	})
+	must(t, err)
+	ip(t, "mptcp endpoint add 203.0.113.1 id 7 subflow")
+	for _, step := range []struct {
+		link    string
+		removed string
+		left    int
+	}{
+		{"absent", "", 3},
+		{"wan0", "mptcp endpoint 192.0.2.1 dev wan0", 2},
+		{"wan0", "", 2},
+		{"", "mptcp endpoint 198.51.100.1 dev wan1", 1},
+		{"", "", 1},
+	} {
+		r, err := cleanup.Open(t.Context(), cleanup.Options{Link: step.link, RuntimeDir: note.Directory})
+		must(t, err)
+		r.Left()
+		planned, err := r.Endpoints(t.Context())
+		must(t, err)
+		out, err := r.Remove(t.Context())
+		must(t, err)
+		must(t, r.Close())
+		shown := ip(t, "mptcp endpoint show")
+		if n := strings.Count(shown, "\n"); n != step.left || len(planned) != out.Endpoints || (out.Endpoints == 1) != (step.removed != "") ||
+			step.removed != "" && out.Removed[0] != step.removed {
+			t.Errorf("off %s: %d planned, %d removed (%q), left:\n%s", step.link, len(planned), out.Endpoints, out.Removed, shown)
+		}
+		if out.Endpoints == 1 && !strings.HasSuffix(out.Summary(), " and 1 endpoint of Multipath TCP") {
+			t.Error(out.Summary())
+		}
+	}
+}
+
 // TestAwait: it ends as soon as somebody else has taken everything away, and says what
 // stands when he does not.
 func TestAwait(t *testing.T) {
@@ -297,5 +344,62 @@ func TestUnreachable(t *testing.T) {
 	must(t, err)
 	if stands, err := cleanup.Stands(t.Context()); err != nil || stands {
 		t.Errorf("rules of ours stand: %t, %v", stands, err)
+	}
+}
+
+// TestFailoverRemains: what leads unbound traffic to a living link goes with everything, and
+// when nobody maintains the routing any more; a link that is taken away leaves the other one's.
+func TestFailoverRemains(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		options cleanup.Options
+		// rules are those of failover that stay, route says that table F keeps its default.
+		rules []string
+		route bool
+	}{
+		{"everything", cleanup.Options{Tables: routing.TableRange{First: 10000, Last: 10999}, Group: 28008}, nil, false},
+		{"without a configuration", cleanup.Options{}, nil, false},
+		{"nobody maintains it", cleanup.Options{Unreachable: true}, []string{"not from 255.255.255.255 lookup main suppress_prefixlength 0"}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			newHost(t, "10000", "10001", "28008")
+			before := ip(t, "route show table main") + ip(t, "rule show pref 32764")
+			for _, line := range []string{
+				"route add default via 198.51.100.254 dev wan1 table 10999 proto 150 metric 1073741824",
+				"rule add pref 32765 not from 255.255.255.255 lookup main suppress_prefixlength 0 protocol 150",
+				"rule add pref 32765 lookup 10999 protocol 150",
+				"rule add pref 18000 to 192.0.2.0/24 lookup 10001 protocol 150",
+			} {
+				ip(t, line)
+			}
+			if got := ip(t, "route get 8.8.8.8"); !strings.Contains(got, "wan1") {
+				t.Fatalf("unbound traffic: %s", got)
+			}
+			r, err := cleanup.Open(t.Context(), c.options)
+			must(t, err)
+			defer r.Close()
+			done, err := r.Remove(t.Context())
+			must(t, err)
+			must(t, done.Err())
+			var rules []string
+			for _, pref := range []string{"18000", "32765"} {
+				for line := range strings.Lines(ip(t, "rule show pref "+pref)) {
+					if _, words, _ := strings.Cut(line, ":"); !strings.Contains(words, "unreachable") && strings.Contains(line, "proto 150") {
+						words, _, _ = strings.Cut(words, " proto 150")
+						rules = append(rules, strings.TrimSpace(words))
+					}
+				}
+			}
+			if !slices.Equal(rules, c.rules) {
+				t.Errorf("rules that stay: %q, want %q", rules, c.rules)
+			}
+			out, _ := exec.CommandContext(t.Context(), "ip", "route", "show", "table", "10999").Output()
+			if has := strings.Contains(string(out), "default"); has != c.route {
+				t.Errorf("F has a default: %t", has)
+			}
+			if after := ip(t, "route show table main") + ip(t, "rule show pref 32764"); after != before {
+				t.Errorf("main was\n%s\nand is\n%s", before, after)
+			}
+		})
 	}
 }

@@ -22,12 +22,16 @@ type Options struct {
 	// Group is the group of uplinks in the configuration, 0 if it is unknown. Then the
 	// groups of Eras count, and without Eras those that our rules name.
 	Group uint32
+	// RuntimeDir is the runtime directory, which has a note of the endpoints of Multipath TCP that we
+	// made. Without it they are left alone.
+	RuntimeDir string
 	// Link limits everything to one interface.
 	Link string
 	// Unreachable limits everything to the rules that answer "unreachable", at their own
-	// priority and where they are repeated. It is the last step when nobody maintains
-	// the routing any more: where a table of ours becomes empty the host then routes as
-	// without us. The next pass of the daemon restores them.
+	// priority and where they are repeated, and to those that lead unbound traffic to a
+	// living link. It is the last step when nobody maintains the routing any more: where a
+	// table of ours becomes empty the host then routes as without us, and unbound traffic
+	// follows main. The next pass of the daemon restores them.
 	Unreachable bool
 }
 
@@ -109,7 +113,11 @@ func (r *Remains) elsewhere() []routing.TableRange {
 	found := map[routing.TableID]struct{}{}
 	r.mirror.View(func(k *kernel.State) {
 		for rule := range k.Rules() {
-			if t, leads := rule.LeadsTo(); leads && !k.OwnsTable(t) {
+			t, leads := rule.LeadsTo()
+			if !leads {
+				t, leads = rule.ReadsFailover()
+			}
+			if leads && !k.OwnsTable(t) {
 				found[t] = struct{}{}
 			}
 		}
@@ -178,10 +186,18 @@ func (r *Remains) Rules() (n int) {
 
 // has reports whether an operation is within the options.
 func (r *Remains) has(op routing.Op) bool {
-	if r.options.Unreachable && (op.Verb != routing.DeleteRule || op.Rule.Action != routing.ActionUnreachable) {
+	if r.options.Unreachable && (op.Verb != routing.DeleteRule || !needsMaintenance(op.Rule)) {
 		return false
 	}
 	return r.link.has(op)
+}
+
+// needsMaintenance reports whether a rule does harm when nobody keeps the tables right that
+// it depends on: it answers "unreachable" where one became empty, or leads unbound traffic
+// to a link that worked when somebody judged it last.
+func needsMaintenance(r routing.Rule) bool {
+	_, failover := r.ReadsFailover()
+	return r.Action == routing.ActionUnreachable || failover || r.Priority == routing.PriorityTwin
 }
 
 // Left returns the deletions that remove our objects, in an order in which no packet leaves
@@ -204,24 +220,26 @@ func (r *Remains) Left() []routing.Op {
 	return ops
 }
 
+// nameOf is the name of an interface, or "ifN" if it has gone.
+func (r *Remains) nameOf(index int) string {
+	out := fmt.Sprintf("if%d", index)
+	r.mirror.View(func(k *kernel.State) {
+		if l, ok := k.NameOf(index); ok {
+			out = l
+		}
+	})
+	return printable(out)
+}
+
 // Text is the object of an operation as iproute2 writes it.
 func (r *Remains) Text(op routing.Op) string {
-	name := func(index int) string {
-		out := fmt.Sprintf("if%d", index)
-		r.mirror.View(func(k *kernel.State) {
-			if l, ok := k.NameOf(index); ok {
-				out = l
-			}
-		})
-		return printable(out)
-	}
 	switch op.Verb {
 	case routing.DeleteRule:
 		return op.Rule.Family.Flag() + " rule " + printable(op.Rule.String())
 	case routing.DeleteRoute:
-		return op.Route.Family.Flag() + " route " + op.Route.Text(name(op.Route.Device))
+		return op.Route.Family.Flag() + " route " + op.Route.Text(r.nameOf(op.Route.Device))
 	default:
-		return "link " + name(op.Index) + " group"
+		return "link " + r.nameOf(op.Index) + " group"
 	}
 }
 

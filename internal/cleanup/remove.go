@@ -17,8 +17,8 @@ const rounds = 3
 type Outcome struct {
 	// Removed are the objects as iproute2 writes them, in order.
 	Removed []string
-	// Rules, Routes and Groups count them.
-	Rules, Routes, Groups int
+	// Rules, Routes, Groups and Endpoints count them.
+	Rules, Routes, Groups, Endpoints int
 	// Left are the objects that are still in the kernel.
 	Left []string
 	// Refused are the kernel's reasons, of the last attempt.
@@ -44,10 +44,24 @@ func (o Outcome) Err() error {
 // Remove removes our objects, and those that are added meanwhile. An error says that the
 // kernel could not be read; the outcome says what it refused.
 func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
+	r.Left()
+	// Before the rules, which hold subflows to their links. Rules and routes go even if this fails.
+	endpoints, unread := r.Endpoints(ctx)
+	n, failed := r.RemoveEndpoints(ctx)
 	var out Outcome
+	if out.Endpoints = n; n == len(endpoints) {
+		for _, e := range endpoints {
+			out.Removed = append(out.Removed, fmt.Sprintf("mptcp endpoint %s dev %s", e.Address, r.nameOf(e.Device)))
+		}
+	}
+	err := r.remove(ctx, &out)
+	return out, errors.Join(err, unread, failed)
+}
+
+func (r *Remains) remove(ctx context.Context, out *Outcome) error {
 	for range rounds {
 		if err := r.mirror.Sync(ctx); err != nil {
-			return out, err
+			return err
 		}
 		ops := r.Left()
 		if len(ops) == 0 {
@@ -56,7 +70,7 @@ func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
 				// change routing this fails, and nothing else was there to remove.
 				_ = r.writer.ForgetAlias(ctx)
 			}
-			return out, nil
+			return nil
 		}
 		out.Refused = nil
 		errs := r.writer.Apply(ctx, ops)
@@ -69,12 +83,12 @@ func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
 		}
 	}
 	if err := r.mirror.Sync(ctx); err != nil {
-		return out, err
+		return err
 	}
 	for _, op := range r.Left() {
 		out.Left = append(out.Left, r.Text(op))
 	}
-	return out, nil
+	return nil
 }
 
 // again is how often Await reads everything anew: the kernel does not announce the group of
@@ -143,8 +157,9 @@ func (o Outcome) Summary() string {
 	if o.Groups > 0 {
 		parts = append(parts, "the mark of "+count(o.Groups, "uplink"))
 	}
-	if len(parts) == 2 {
-		return parts[0] + " and " + parts[1]
+	if o.Endpoints > 0 {
+		parts = append(parts, count(o.Endpoints, "endpoint")+" of Multipath TCP")
 	}
-	return parts[0] + ", " + parts[1] + " and " + parts[2]
+	last := len(parts) - 1
+	return strings.Join(parts[:last], ", ") + " and " + parts[last]
 }

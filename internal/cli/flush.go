@@ -69,7 +69,7 @@ func (a *app) salvage() (cfg config.Config, sound bool) {
 
 // remains finds our objects, of one link or of all.
 func (a *app) remains(ctx context.Context, cfg config.Config, sound bool, link string) (*cleanup.Remains, error) {
-	o := cleanup.Options{Tables: cfg.Tables, Link: link}
+	o := cleanup.Options{Tables: cfg.Tables, RuntimeDir: cfg.RuntimeDir, Link: link}
 	eras, err := cleanup.ReadEras(cfg.StateDir)
 	if err != nil {
 		fmt.Fprintf(a.Err, "multihomectl: %v; going by the objects in the kernel\n", err)
@@ -95,20 +95,25 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 	// If there is nothing to remove, neither the right nor the lock is needed: packages are
 	// also removed in containers that have neither.
 	planned, out := r.Left(), hooks.Moved()
+	endpoints, err := r.Endpoints(ctx)
+	if err != nil {
+		fmt.Fprintf(a.Err, "multihomectl: %v\n", err)
+	}
+	work := len(planned)+len(out)+len(endpoints) > 0
 	if able, err := rights.NetAdmin(); err != nil {
 		return &exitError{exitProblem, err}
-	} else if !able && len(planned)+len(out) > 0 {
+	} else if !able && work {
 		return &exitError{exitProblem, errors.New("flush needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl flush")}
 	} else if able {
 		lock, err := takeLock(ctx, cfg)
-		if err != nil && len(planned)+len(out) > 0 {
+		if err != nil && work {
 			return &exitError{exitProblem, err}
 		}
 		if lock != nil {
 			defer lock.Close()
 		}
 	}
-	if len(planned)+len(out) == 0 {
+	if !work {
 		a.forgetNames(cfg)
 		_, err := fmt.Fprintln(a.Out, "nothing of multihomed is left")
 		return err

@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"os/exec"
@@ -159,7 +160,7 @@ func TestManualOfMultihomectl(t *testing.T) {
 			t.Errorf("there is no flag -%s", found[1])
 		}
 	}
-	for _, name := range []string{"multihomectl.8", "multihomed.8", "multihomed-dispatcher.8", "multihomed.toml.5"} {
+	for _, name := range []string{"multihomectl.8", "multihomed.8", "multihomed-dispatcher.8", "multihomed-prober.8", "multihomed.toml.5"} {
 		for _, found := range regexp.MustCompile(`multihomectl ([a-z]+)`).FindAllStringSubmatch(string(manual(t, name)), -1) {
 			if _, is := all[found[1]]; !is {
 				t.Errorf("%s: there is no command %s", name, found[1])
@@ -168,15 +169,17 @@ func TestManualOfMultihomectl(t *testing.T) {
 	}
 }
 
-func TestManualsOfTheDaemonAndTheDispatcher(t *testing.T) {
+func TestManualsOfTheOtherNames(t *testing.T) {
 	t.Parallel()
 	directory := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", directory+"/", "multihomed/cmd/multihomed")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if err := os.Symlink("multihomed", filepath.Join(directory, "multihomed-dispatcher")); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"multihomed-dispatcher", "multihomed-prober"} {
+		if err := os.Symlink("multihomed", filepath.Join(directory, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	// Its status says that it was not asked to run.
 	help, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed"), "-help").CombinedOutput()
@@ -198,6 +201,19 @@ func TestManualsOfTheDaemonAndTheDispatcher(t *testing.T) {
 	}
 	if out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed-dispatcher"), "--version").CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
+	}
+	differ(t, "flags of multihomed-prober", []string{"-socket", "-help", "-version"}, manual(t, "multihomed-prober.8").items("Fl"))
+	for _, flag := range []string{"--help", "--version"} {
+		out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed-prober"), flag).CombinedOutput()
+		if err != nil || !strings.HasPrefix(strings.TrimPrefix(string(out), "usage: "), "multihomed-prober ") || flag == "--help" && !strings.Contains(string(out), "--socket") {
+			t.Errorf("multihomed-prober %s: %v: %s", flag, err, out)
+		}
+	}
+	for _, args := range [][]string{{}, {"--port"}, {"x"}} {
+		out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed-prober"), args...).CombinedOutput()
+		if exit, failed := errors.AsType[*exec.ExitError](err); !failed || exit.ExitCode() != 64 || !strings.Contains(string(out), "multihomed-prober") {
+			t.Errorf("multihomed-prober %v: %v: %s", args, err, out)
+		}
 	}
 	_, err = dispatcher.Parse([]string{"nobody"}, nil)
 	if err == nil {

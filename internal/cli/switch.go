@@ -320,6 +320,9 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 				asked = time.Now()
 			}
 			if gone, err := a.gone(ctx, cfg, name, r, obeyTime-time.Since(asked)); gone || err != nil {
+				if err == nil {
+					_, err = r.RemoveEndpoints(ctx)
+				}
 				return summary, err
 			}
 		}

@@ -5,3 +5,6 @@ func OneByOne() *Flows { return &Flows{oneByOne: true} }
 
 // MayTranslate is mayTranslate.
 func MayTranslate(modules string) bool { return mayTranslate(modules) }
+
+// PlanEndpoints is planEndpoints.
+var PlanEndpoints = planEndpoints

@@ -37,6 +37,9 @@ func must(tb testing.TB, err error) {
 type world struct {
 	testing.TB
 	host, wan0, wan1, container netns.NsHandle
+
+	// mptcp makes serve and dial use Multipath TCP.
+	mptcp bool
 }
 
 func newWorld(tb testing.TB) *world {
@@ -143,7 +146,7 @@ func (w *world) serve(ns netns.NsHandle, address string) netip.AddrPort {
 	var listener net.Listener
 	w.in(ns, func() {
 		config := net.ListenConfig{}
-		config.SetMultipathTCP(false)
+		config.SetMultipathTCP(w.mptcp)
 		var err error
 		listener, err = config.Listen(w.Context(), "tcp", address)
 		must(w, err)
@@ -187,7 +190,7 @@ func echo(c net.Conn) {
 func (w *world) dial(from string, to netip.AddrPort, control ...func(int) error) *net.TCPConn {
 	w.Helper()
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(from), 0)), Timeout: 10 * time.Second}
-	d.SetMultipathTCP(false)
+	d.SetMultipathTCP(w.mptcp)
 	d.Control = controlled(control)
 	c, err := d.DialContext(w.Context(), "tcp", to.String())
 	must(w, err)

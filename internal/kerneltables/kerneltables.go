@@ -45,8 +45,9 @@ func Read(tables routing.TableRange, k *kernel.State) *Tables {
 		byName: map[nameKey][]routing.TableID{}, byIndex: map[indexKey][]routing.TableID{},
 		prefixes: map[tableKey][]netip.Prefix{},
 	}
+	failover, _ := routing.Ownership{Tables: tables}.FailoverTable()
 	for r := range k.Rules() {
-		if r.Action != routing.ActionLookup || !tables.Contains(r.Table) {
+		if r.Action != routing.ActionLookup || !tables.Contains(r.Table) || r.Table == failover {
 			continue
 		}
 		if r.OIF != "" {
@@ -59,6 +60,9 @@ func Read(tables routing.TableRange, k *kernel.State) *Tables {
 		}
 	}
 	for r := range k.Routes() {
+		if r.Table == failover {
+			continue // It leads by whichever link works.
+		}
 		enter(s.byIndex, indexKey{r.Family, r.Device}, r.Table)
 		if !r.IsDefault() && !r.Gateway.IsValid() {
 			enter(s.prefixes, tableKey{r.Family, r.Table}, r.Destination)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -37,6 +38,9 @@ const socketEnv = "MULTIHOMED_PROBER_TEST_SOCKET"
 func TestMain(m *testing.M) {
 	if path, is := os.LookupEnv(socketEnv); is {
 		os.Exit(proberMain(path))
+	}
+	if _, is := os.LookupEnv(pingEnv); is {
+		os.Exit(pingMain(os.Args[1]))
 	}
 	os.Exit(nettest.Main(m))
 }
@@ -141,8 +145,7 @@ func newWorld(t *testing.T) *world {
 		w.serve(t, "udp6")
 		l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", ":443")
 		must(t, err)
-		t.Cleanup(func() { must(t, l.Close()) })
-		go accept(l)
+		accept(t, l)
 	})
 	w.settle(t)
 	return w
@@ -167,22 +170,32 @@ func (w *world) settle(t *testing.T) {
 	}
 }
 
-func accept(l net.Listener) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			b := make([]byte, 4096)
-			for {
-				if _, err := c.Read(b); err != nil {
-					_ = c.Close()
-					return
-				}
+// accept reads from all connections, until the listener and then they are closed.
+func accept(t *testing.T, l net.Listener) {
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	var open []net.Conn
+	all.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
 			}
-		}()
-	}
+			mu.Lock()
+			open = append(open, c)
+			mu.Unlock()
+			all.Go(func() { _, _ = io.Copy(io.Discard, c) }) // Probes reset it.
+		}
+	})
+	t.Cleanup(func() {
+		must(t, l.Close())
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range open {
+			_ = c.Close()
+		}
+		all.Wait()
+	})
 }
 
 // at calls f on this thread at the provider.

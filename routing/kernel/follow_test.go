@@ -52,6 +52,8 @@ type world struct {
 	// told are the routes of main by interface and destination, as who follows
 	// Changes has them; up is the state in which they were read whole.
 	told map[int]*told
+	// defaults are main's as who follows Changes has them.
+	defaults [2][]routing.Route
 }
 
 // told is what is known of one interface by Changes.
@@ -66,6 +68,15 @@ type told struct {
 func (w *world) follow() {
 	c := w.mirror.Take()
 	w.mirror.View(func(s *kernel.State) {
+		for i, f := range routing.Families() {
+			truth := s.Defaults(f)
+			if c.All || c.Defaults[i] {
+				w.defaults[i] = truth
+			}
+			if !slices.Equal(w.defaults[i], truth) {
+				w.rt.Fatalf("after\n%s\nwho follows the changes has the defaults\n%v, and there are\n%v", strings.Join(w.log, "\n"), w.defaults[i], truth)
+			}
+		}
 		for index := range w.told {
 			if _, exists := s.NameOf(index); !exists {
 				delete(w.told, index)

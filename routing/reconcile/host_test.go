@@ -40,8 +40,10 @@ type host struct {
 	owners *owners
 	leases *leases
 	loop   *reconcile.Loop
-	clock  time.Time
-	log    bytes.Buffer
+	// judge, if not nil, says which uplinks are dead.
+	judge *judge
+	clock time.Time
+	log   bytes.Buffer
 	// memory outlives a restart.
 	memory memory
 	// stop ends the mirror and the writer of the loop.
@@ -87,7 +89,7 @@ func (h *host) restart() {
 	h.writer = &faultyWriter{Writer: writer}
 	h.owners = &owners{changed: make(chan struct{}, 1)}
 	h.readies, h.last = 0, reconcile.Report{}
-	h.loop = reconcile.New(reconcile.Options{
+	options := reconcile.Options{
 		Memory: &h.memory,
 		Policy: policy, Logger: slog.New(slog.NewTextHandler(&h.log, nil)),
 		Mirror: h.mirror, Writer: h.writer, Owners: h.owners, Leases: h.leases,
@@ -104,7 +106,11 @@ func (h *host) restart() {
 				h.last = r
 			},
 		},
-	})
+	}
+	if h.judge != nil {
+		options.Failover = h.judge
+	}
+	h.loop = reconcile.New(options)
 	h.loop.SetClock(func() time.Time { return h.clock })
 }
 

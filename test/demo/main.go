@@ -32,7 +32,7 @@ func run() int {
 	d := &demo{stage: newStage(os.Stdout), ctx: ctx, bin: filepath.Dir(self)}
 	defer d.close()
 	for _, scene := range []func() error{
-		d.buildLab, d.showProblem, d.startDaemon, d.showState, d.provePackets, d.downAndUp, d.proveMain, d.leave,
+		d.buildLab, d.showProblem, d.startDaemon, d.showState, d.provePackets, d.downAndUp, d.dieSilently, d.proveMain, d.leave,
 	} {
 		if err := scene(); err != nil {
 			d.fail("the demo cannot continue: %v", err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -19,6 +20,7 @@ type demo struct {
 	host   *lab.Host
 	isps   []*lab.ISP
 	daemon *lab.Process
+	prober *lab.Process
 	// before is the routing of others before the daemon came.
 	before string
 }
@@ -53,6 +55,7 @@ func (d *demo) buildLab() error {
 	}
 	for n := range 2 {
 		cfg := lab.DefaultISP(n)
+		cfg.Wire, cfg.Resolver = true, true
 		cfg.Routes = []lab.Route{
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Via: cfg.IPv4.Addr()},
 			{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 80 + byte(n), 0, 0}), 16), Via: cfg.IPv4.Addr()},
@@ -123,10 +126,14 @@ func (d *demo) showProblem() error {
 
 func (d *demo) startDaemon() error {
 	d.heading("multihomed starts")
-	d.command("multihomed")
-	started := time.Now()
+	d.command("multihomed-prober & multihomed")
+	program := filepath.Join(d.bin, "multihomed")
 	var err error
-	d.daemon, err = d.host.Start(lab.ProcessConfig{Path: filepath.Join(d.bin, "multihomed"), Notify: true})
+	if d.prober, err = d.host.StartProber(d.ctx, program); err != nil {
+		return err
+	}
+	started := time.Now()
+	d.daemon, err = d.host.Start(lab.ProcessConfig{Path: program, Notify: true})
 	if err != nil {
 		return fmt.Errorf("starting the daemon: %w", err)
 	}
@@ -292,8 +299,89 @@ func (d *demo) downAndUp() error {
 	return d.prove(isp, lab.IPv4)
 }
 
-func (d *demo) eventually(f func() error) bool {
-	ctx, cancel := context.WithTimeout(d.ctx, 10*time.Second)
+// dieSilently breaks the better provider under a download and a ping loop.
+func (d *demo) dieSilently() error {
+	const size, rate, patience = 24 << 20, 16_000_000, time.Second
+	first, second := d.isps[0], d.isps[1]
+	d.heading("A provider dies silently")
+	d.say("Unbound traffic leaves by %s, the better default of main. A ping loop runs, and a download by a", first.Link().Name())
+	d.say("client as wget or apt: it opens another connection where it stopped, after %v without a byte.", patience)
+	if !d.eventually(func() error { return d.unboundBy(first) }) {
+		return errors.New("unbound traffic does not leave by " + first.Link().Name())
+	}
+	for _, isp := range d.isps {
+		isp.Link().Wire().Set(lab.Conditions{Rate: rate})
+	}
+	pings := d.host.NewTries(d.ctx, 50*time.Millisecond, lab.From{}, lab.InternetAddr4, "ping")
+	defer pings.Stop()
+	halfway, done := make(chan struct{}), make(chan error, 1)
+	began := false
+	download := &lab.Download{Dst: lab.InternetAddr4, Bytes: size, Patience: patience, Progress: func(n int64) {
+		if n > size/4 && !began {
+			began = true
+			close(halfway)
+		}
+	}}
+	go func() { done <- download.Run(d.ctx) }()
+	select {
+	case <-halfway:
+	case err := <-done:
+		return fmt.Errorf("the download ended before anything broke: %w", err)
+	}
+	first.Link().Wire().Break(lab.Silent)
+	broken := time.Now()
+	d.say("From now on %s receives and sends nothing. Its link keeps the carrier, so NetworkManager sees nothing.", first.Name())
+	moved := d.eventually(func() error { return d.unboundBy(second) })
+	routes, err := d.host.RoutesText(d.ctx, lab.IPv4, "main")
+	if err != nil {
+		return err
+	}
+	d.claim(moved && strings.HasPrefix(routes, "default via "+first.Config().IPv4.Addr().String()),
+		"unbound traffic leaves by %s, and main still names %s first", second.Link().Name(), first.Link().Name())
+	d.command("multihomectl status")
+	status, _ := d.ctl("status") // which has a warning now
+	d.quote(status)
+	d.claim(strings.Contains(status, fmt.Sprintf("IPv4 by %s (main says %s)", second.Link().Name(), first.Link().Name())), "multihomectl says so")
+	err = <-done
+	d.claim(err == nil && download.Received == size && download.Servers[0] == first.Name() && download.Servers[len(download.Servers)-1] == second.Name(),
+		"the download is whole, by %d connections (%s); the longest time without a byte was %v%s",
+		download.Connections, strings.Join(download.Servers, ", "), download.Stall.Round(time.Millisecond), trouble(err))
+	lost, out := 0, time.Duration(-1)
+	for _, ping := range pings.SoFar() {
+		if ping.At.After(broken) && out < 0 {
+			if ping.ISP == second.Name() {
+				out = ping.At.Sub(broken)
+			} else {
+				lost++
+			}
+		}
+	}
+	d.claim(lost > 0 && out > 0, "the ping loop goes on by %s: %d pings were lost, for %d ms", second.Name(), lost, out.Milliseconds())
+
+	for _, isp := range d.isps {
+		isp.Link().Wire().Set(lab.Conditions{})
+	}
+	d.say("%s works again. It must answer for ten seconds before it gets the traffic back.", first.Name())
+	back := d.within(time.Minute, func() error { return d.unboundBy(first) })
+	d.claim(back, "unbound traffic leaves by %s again", first.Link().Name())
+	return nil
+}
+
+// unboundBy is nil if a new socket that is bound to nothing is answered through a provider.
+func (d *demo) unboundBy(isp *lab.ISP) error {
+	ctx, cancel := context.WithTimeout(d.ctx, 300*time.Millisecond)
+	defer cancel()
+	answer, err := lab.DialUDP(ctx, lab.From{}, lab.InternetAddr4)
+	if err == nil && answer.ISP != isp.Name() {
+		err = fmt.Errorf("unbound traffic is answered by %s", answer.ISP)
+	}
+	return err
+}
+
+func (d *demo) eventually(f func() error) bool { return d.within(10*time.Second, f) }
+
+func (d *demo) within(patience time.Duration, f func() error) bool {
+	ctx, cancel := context.WithTimeout(d.ctx, patience)
 	defer cancel()
 	if err := lab.Eventually(ctx, f); err != nil {
 		d.say("%v", err)

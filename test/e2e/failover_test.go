@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -285,7 +286,7 @@ func TestFailover(t *testing.T) {
 		{"a DNS server alone dies", (*failing).deadDNS},
 		{"losses", (*failing).losses},
 		{"all die", (*failing).allDie},
-		{"deprecated", (*failing).deprecated},
+		{"deprecated", (*failing).notPreferred},
 		{"an administrator's test", (*failing).tested},
 		{"killed while moved", (*failing).killedWhileMoved},
 		{"a prober that hangs", (*failing).hangingProber},
@@ -475,18 +476,16 @@ func (f *failing) oneDirection() {
 // deadDNS: the servers that are asked die, and the link goes on. TCP proves it.
 func (f *failing) deadDNS() {
 	f.wire(0).Break(lab.SilentDNS)
-	stream := lab.Download{Dst: lab.InternetAddr4, Bytes: 1 << 40}
-	stream6 := lab.Download{Dst: lab.InternetAddr6, Bytes: 1 << 40}
 	ctx, stop := context.WithCancel(f.t.Context())
 	f.wire(0).Set(lab.Conditions{Rate: 10_000_000, Fault: lab.SilentDNS})
-	ended := make(chan error, 2)
-	for _, d := range []*lab.Download{&stream, &stream6} {
-		go func() { ended <- d.Run(ctx) }()
+	var streams sync.WaitGroup
+	for _, family := range families {
+		// It never ends by itself.
+		streams.Go(func() { _ = (&lab.Download{Dst: lab.InternetAddr(family), Bytes: 1 << 40}).Run(ctx) })
 	}
 	f.unmoved(200)
 	stop()
-	<-ended
-	<-ended
+	streams.Wait()
 	f.wire(0).Set(lab.Conditions{})
 	f.well()
 }
@@ -543,8 +542,8 @@ func (f *failing) allDie() {
 	f.reset("wan1")
 }
 
-// deprecated: the families are independent, and an address that is not preferred is no way out.
-func (f *failing) deprecated() {
+// notPreferred: the families are independent, and an address that is not preferred is no way out.
+func (f *failing) notPreferred() {
 	ra := f.isps[1].RA()
 	old := ra
 	old.Prefixes = append([]lab.RAPrefix(nil), ra.Prefixes...)

@@ -34,13 +34,11 @@ func converse(tb testing.TB, ns *lab.Namespace, network string, dst netip.Addr) 
 		c.conn, err = (&net.Dialer{Timeout: lab.Stretched(10 * time.Second)}).DialContext(tb.Context(), network, netip.AddrPortFrom(dst, lab.EchoPort).String())
 		return err
 	}
-	err := error(nil)
-	if ns == nil {
-		err = dial()
-	} else {
-		err = ns.Do(dial)
+	do := func(f func() error) error { return f() }
+	if ns != nil {
+		do = ns.Do
 	}
-	if err != nil {
+	if err := do(dial); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = c.conn.Close() })
@@ -151,14 +149,14 @@ func (f *failing) multipath() {
 		f.wire(n).Set(lab.Conditions{Rate: 8_000_000, Delay: 2 * time.Millisecond})
 	}
 	const size = 6 << 20
-	destroyed, stalls := int64(0), ""
 	d := lab.Download{Dst: lab.SharedAddr4, Bytes: size, MPTCP: true}
 	ctx, cancel := f.patience()
 	defer cancel()
 	began := make(chan struct{})
+	going := false
 	d.Progress = func(n int64) {
-		if n > size/6 && destroyed == 0 {
-			destroyed = n
+		if n > size/6 && !going {
+			going = true
 			close(began)
 		}
 	}
@@ -174,8 +172,7 @@ func (f *failing) multipath() {
 	plain := converse(f.t, nil, "tcp", lab.InternetAddr4)
 	f.answered(plain, "isp1")
 	f.must(<-done)
-	stalls = d.Stall.Round(time.Millisecond).String()
-	f.t.Logf("%d connections, the longest stall was %s", d.Connections, stalls)
+	f.t.Logf("%d connections, the longest stall was %v", d.Connections, d.Stall.Round(time.Millisecond))
 	if d.Connections != 1 || !d.Multipath || d.Received != size {
 		f.t.Errorf("%d connections, MPTCP %t, %d of %d bytes, ends %v", d.Connections, d.Multipath, d.Received, int64(size), d.Ends)
 	}

@@ -228,6 +228,9 @@ type Download struct {
 	Bytes int64
 	// MPTCP opens multipath connections.
 	MPTCP bool
+	// Patience is how long a connection may be silent before the client opens another one; 0 waits
+	// until the kernel ends it.
+	Patience time.Duration
 	// Progress is called after each read with the bytes so far.
 	Progress func(bytes int64)
 
@@ -268,6 +271,9 @@ var errCorrupt = errors.New("the stream is corrupt")
 
 func (d *Download) connection(ctx context.Context, last *time.Time) error {
 	dialer := net.Dialer{Control: d.From.control, Timeout: probeTimeout}
+	if d.Patience > 0 {
+		dialer.Timeout = d.Patience
+	}
 	if d.From.Addr.IsValid() {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(d.From.Addr, 0))
 	}
@@ -277,8 +283,14 @@ func (d *Download) connection(ctx context.Context, last *time.Time) error {
 		return err
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
+	wait := func() {
+		if d.Patience > 0 {
+			_ = conn.SetReadDeadline(time.Now().Add(d.Patience))
+		}
+	}
+	wait()
 	if _, err := fmt.Fprintf(conn, "%d\n", d.Received); err != nil {
 		return err
 	}
@@ -294,6 +306,7 @@ func (d *Download) connection(ctx context.Context, last *time.Time) error {
 	}
 	buf, want := make([]byte, 64<<10), make([]byte, 64<<10)
 	for d.Received < d.Bytes {
+		wait()
 		n, err := in.Read(buf[:min(int64(len(buf)), d.Bytes-d.Received)])
 		if n > 0 {
 			fillStream(want[:n], d.Received)

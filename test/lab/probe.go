@@ -34,6 +34,9 @@ func (f From) String() string {
 	return s
 }
 
+// pingEvery is the time between two requests of one ping.
+const pingEvery = 300 * time.Millisecond
+
 // probeTimeout is how long a probe without a deadline waits.
 const probeTimeout = 3 * time.Second
 
@@ -218,7 +221,7 @@ func ping(ctx context.Context, from From, dst netip.Addr) (Answer, int, error) {
 		if _, err := conn.WriteTo(packet, &net.IPAddr{IP: dst.AsSlice()}); err != nil {
 			return Answer{}, 0, err
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		_ = conn.SetReadDeadline(time.Now().Add(pingEvery))
 		for {
 			buf, oob := make([]byte, 1500), make([]byte, 128)
 			n, oobn, _, _, err := conn.ReadMsgIP(buf, oob)

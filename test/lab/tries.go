@@ -12,13 +12,14 @@ import (
 // been started.
 type Try struct {
 	At      time.Time
-	Network string // udp or tcp
+	Network string // udp, tcp or ping
 	Answer
 	Err error
 }
 
 // Tries asks again and again, whatever becomes of the questions before.
 type Tries struct {
+	host *Host
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 
@@ -32,7 +33,7 @@ const tryTimeout = 900 * time.Millisecond
 // NewTries asks dst every so often over each network until Stop.
 func (h *Host) NewTries(ctx context.Context, every time.Duration, from From, dst netip.Addr, networks ...string) *Tries {
 	ctx, stop := context.WithCancel(ctx)
-	t := &Tries{stop: stop}
+	t := &Tries{host: h, stop: stop}
 	t.wg.Go(func() {
 		ticker := time.NewTicker(every)
 		defer ticker.Stop()
@@ -54,13 +55,20 @@ func (t *Tries) try(ctx context.Context, network string, from From, dst netip.Ad
 	ctx, cancel := context.WithTimeout(ctx, Stretched(tryTimeout))
 	defer cancel()
 	one := Try{At: time.Now(), Network: network}
-	one.Answer, one.Err = askOnce(ctx, from, network, netip.AddrPortFrom(dst, EchoPort))
+	if network == "ping" {
+		// One request: the next one would leave by the way of that moment.
+		ctx, cancel := context.WithTimeout(ctx, Stretched(pingEvery))
+		defer cancel()
+		one.Answer, one.Err = t.host.Ping(ctx, from, dst)
+	} else {
+		one.Answer, one.Err = askOnce(ctx, from, network, netip.AddrPortFrom(dst, EchoPort))
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all = append(t.all, one)
 }
 
-// So far are all that have an answer or an error, by the time when they began.
+// SoFar lists all that have an answer or an error, by the time when they began.
 func (t *Tries) SoFar() []Try {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -50,15 +50,14 @@ func TestOutage(t *testing.T) {
 func TestTries(t *testing.T) {
 	host, isp, wire := wired(t)
 	tries := host.NewTries(t.Context(), 5*time.Millisecond, lab.From{}, lab.InternetAddr4, "udp", "tcp")
-	wait := func(ok func(lab.Try) bool) time.Time {
+	wait := func(ok func(lab.Try) bool) {
 		t.Helper()
-		var at time.Time
 		begin := time.Now()
 		labtest.Eventually(t, func() error {
 			missing := map[string]bool{"udp": true, "tcp": true}
 			for _, try := range tries.SoFar() {
 				if try.At.After(begin) && ok(try) {
-					missing[try.Network], at = false, try.At
+					missing[try.Network] = false
 				}
 			}
 			if missing["udp"] || missing["tcp"] {
@@ -66,7 +65,6 @@ func TestTries(t *testing.T) {
 			}
 			return nil
 		})
-		return at
 	}
 	wait(func(try lab.Try) bool { return try.ISP == isp.Name() })
 	wire.Break(lab.Silent)

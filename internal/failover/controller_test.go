@@ -1,0 +1,606 @@
+package failover_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"multihomed/internal/config"
+	"multihomed/internal/connections"
+	"multihomed/internal/failover"
+	"multihomed/internal/health"
+	"multihomed/internal/prober/client"
+	"multihomed/internal/prober/wire"
+	"multihomed/routing"
+)
+
+// A host is two uplinks with their prober, without a kernel.
+type host struct {
+	t          *testing.T
+	controller *failover.Controller
+	log        *strings.Builder
+	ends       *ends
+
+	mu sync.Mutex
+	// dead are the links whose probes nobody answers, stopped is a prober that says nothing.
+	dead    map[int]bool
+	stopped bool
+	facts   failover.Facts
+	runs    map[int]bool
+	dials   int
+	probes  map[int]int
+	sent    map[int]uint64
+	// acked are the sources whose connections are acknowledged all the time.
+	acked map[netip.Addr]bool
+}
+
+var (
+	addresses = map[int]netip.Addr{2: netip.MustParseAddr("198.51.100.2"), 3: netip.MustParseAddr("203.0.113.2"), 4: netip.MustParseAddr("192.0.2.2")}
+	servers   = map[int]netip.Addr{2: netip.MustParseAddr("9.9.9.2"), 3: netip.MustParseAddr("9.9.9.3"), 4: netip.MustParseAddr("9.9.9.4")}
+	names     = map[int]string{2: "wan0", 3: "wan1", 4: "wan2"}
+)
+
+func uplink(index int) failover.Uplink {
+	a := addresses[index]
+	gateway := a.Prev()
+	return failover.Uplink{
+		Index: index, Name: names[index], Family: routing.IPv4, Runs: true, Place: -1,
+		Exit: routing.Exit{
+			Route:  routing.Route{Family: routing.IPv4, Destination: routing.IPv4.Any(), Gateway: gateway, Device: index},
+			Source: a, Metric: uint32(100 * index),
+		},
+		Addresses: []netip.Addr{a}, Networks: []netip.Prefix{netip.PrefixFrom(a, 24).Masked()},
+		Servers: []netip.Addr{servers[index]}, ServersKnown: true,
+	}
+}
+
+func course(index int) routing.Course {
+	r := routing.Route{Family: routing.IPv4, Destination: routing.IPv4.Any(), Device: index}
+	return routing.Course{Family: routing.IPv4, Main: r, Used: r, Why: routing.CourseAlive}
+}
+
+func newHost(t *testing.T, indexes ...int) *host {
+	h := &host{
+		t: t, log: &strings.Builder{}, dead: map[int]bool{}, runs: map[int]bool{}, probes: map[int]int{}, sent: map[int]uint64{},
+		acked: map[netip.Addr]bool{}, ends: &ends{},
+	}
+	h.facts = failover.Facts{Ready: true, Courses: [2]routing.Course{course(2)}}
+	for _, i := range indexes {
+		h.facts.Uplinks = append(h.facts.Uplinks, uplink(i))
+		h.runs[i] = true
+	}
+	return h
+}
+
+// start runs a controller until the end of the test or of the returned function.
+func (h *host) start(change func(*failover.Options)) (stop func()) {
+	o := failover.Options{
+		Logger: slog.New(slog.NewTextHandler(h.log, nil)), Config: config.Default(), Ends: h.ends,
+		Look: func(context.Context) (failover.Facts, error) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			runs := map[int]bool{}
+			for k, v := range h.runs {
+				runs[k] = v
+			}
+			return h.facts.WithCarriers(runs), nil
+		},
+		Dial: func() failover.Prober {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.dials++
+			return &prober{host: h, events: make(chan client.Event, 256)}
+		},
+	}
+	if change != nil {
+		change(&o)
+	}
+	h.controller = failover.New(o)
+	ctx, cancel := context.WithCancel(h.t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = h.controller.Run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+// change changes the host, and tells the controller.
+func (h *host) change(what func()) {
+	h.mu.Lock()
+	what()
+	h.mu.Unlock()
+	h.controller.Touch()
+}
+
+func (h *host) isDead(index int) bool {
+	dead := h.controller.Failover().Dead
+	_, is := dead.In(routing.IPv4)[index]
+	return is
+}
+
+// dies waits until a link is judged dead, and says how long that took.
+func (h *host) dies(index int, most time.Duration) time.Duration {
+	h.t.Helper()
+	began := time.Now()
+	for !h.isDead(index) {
+		if time.Since(began) > most {
+			h.t.Fatalf("not dead after %v: %+v\n%s", most, h.controller.State(), h.log)
+		}
+		pass(time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// asked counts the probes of a link.
+func (h *host) asked(index int) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.probes[index]
+}
+
+// dialled counts the probers.
+func (h *host) dialled() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.dials
+}
+
+// A prober answers for the links that are not dead.
+type prober struct {
+	host   *host
+	events chan client.Event
+	last   uint64
+}
+
+func (p *prober) Events() <-chan client.Event { return p.events }
+
+func (p *prober) Run(ctx context.Context) {
+	p.events <- client.Event{Report: client.Connected{}}
+	<-ctx.Done()
+}
+
+func (p *prober) after(d time.Duration, report func() any) {
+	time.AfterFunc(d, func() {
+		p.host.mu.Lock()
+		stopped := p.host.stopped
+		p.host.mu.Unlock()
+		if !stopped {
+			p.events <- client.Event{Report: report(), Horizon: time.Now()}
+		}
+	})
+}
+
+func (p *prober) Probe(r wire.Probe) (uint64, error) {
+	p.last++
+	id, now := p.last, time.Now()
+	p.host.mu.Lock()
+	defer p.host.mu.Unlock()
+	p.host.probes[r.Device]++
+	p.host.sent[r.Device]++
+	p.after(0, func() any { return client.Sent{ID: id, At: now} })
+	if !p.host.dead[r.Device] {
+		const rtt = 10 * time.Millisecond
+		p.after(rtt, func() any { return client.Answered{ID: id, At: now.Add(rtt), RTT: rtt} })
+	}
+	return id, nil
+}
+
+func (p *prober) Look(r wire.Look) (uint64, error) {
+	p.last++
+	id := p.last
+	p.after(time.Millisecond, func() any {
+		p.host.mu.Lock()
+		defer p.host.mu.Unlock()
+		l := client.Looked{ID: id, At: time.Now(), Connections: map[netip.Addr]client.Connections{}, Devices: map[int]wire.Counters{}}
+		for _, s := range r.Sources {
+			if p.host.acked[s.Addr] {
+				l.Connections[s.Addr] = client.Connections{Count: 1, Proof: time.Now()}
+			}
+		}
+		for _, d := range r.Devices {
+			l.Devices[d] = wire.Counters{TxPackets: p.host.sent[d]}
+		}
+		return l
+	})
+	return id, nil
+}
+
+func (p *prober) Ping() (uint64, error) {
+	p.last++
+	id := p.last
+	p.after(time.Millisecond, func() any { return client.Pong{ID: id, At: time.Now()} })
+	return id, nil
+}
+
+type ends struct {
+	mu      sync.Mutex
+	closed  []connections.Dead
+	deleted []netip.Addr
+}
+
+// so returns what was ended so far.
+func (e *ends) so() (closed []connections.Dead, deleted []netip.Addr) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.closed), slices.Clone(e.deleted)
+}
+
+func (e *ends) Close(_ context.Context, d connections.Dead) (connections.Closed, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = append(e.closed, d)
+	return connections.Closed{connections.Close: 1}, nil
+}
+
+func (e *ends) Delete(_ context.Context, addresses ...netip.Addr) (int, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.deleted = append(e.deleted, addresses...)
+	return len(addresses), nil
+}
+
+// pass lets time of the bubble pass.
+func pass(d time.Duration) { <-time.After(d) }
+
+func inBubble(t *testing.T, test func(t *testing.T)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, test)
+}
+
+// TestSilentDeath: the link that carries traffic dies without a word, idle or not.
+func TestSilentDeath(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		stop := h.start(nil)
+		defer stop()
+		pass(time.Minute)
+		if s := h.controller.State(); len(s.Links) != 2 || s.Links[0].State != health.Up || s.Links[1].State != health.Up || s.Prober != "" || s.Links[0].RouterOnly {
+			t.Fatalf("%+v", s)
+		}
+		if n := h.asked(2); n > 30 {
+			t.Errorf("%d probes of an idle link in the first minute", n)
+		}
+		h.mu.Lock()
+		h.dead[2] = true
+		h.mu.Unlock()
+		pass(300 * time.Millisecond)
+		h.mu.Lock()
+		h.sent[2] += 2 // the first packets
+		h.mu.Unlock()
+		if took := h.dies(2, 2*time.Second); took > time.Second {
+			t.Errorf("idle: dead %v after the first packet", took)
+		}
+		if h.isDead(3) {
+			t.Error("the other link is dead, too")
+		}
+		h.change(func() {
+			c := course(2)
+			c.Used.Device, c.Moved, c.Why = 3, true, routing.CourseDead
+			h.facts.Courses[0] = c
+		})
+		pass(time.Second)
+		if closed, deleted := h.ends.so(); !slices.Equal(deleted, []netip.Addr{addresses[2]}) || len(closed) > 0 {
+			t.Errorf("after the switch deleted %v, closed %+v", deleted, closed)
+		}
+		pass(11 * time.Second)
+		if closed, _ := h.ends.so(); len(closed) != 1 || closed[0].Device != 2 || closed[0].For < 10*time.Second || closed[0].NoGateway {
+			t.Errorf("closed %+v", closed)
+		}
+		h.mu.Lock()
+		h.dead[2] = false
+		h.mu.Unlock()
+		pass(9 * time.Second)
+		if !h.isDead(2) {
+			t.Error("alive too soon")
+		}
+		pass(5 * time.Second)
+		if h.isDead(2) {
+			t.Errorf("still dead: %+v", h.controller.State())
+		}
+		h.change(func() { h.facts.Courses[0] = course(2) })
+		pass(time.Second)
+		if closed, deleted := h.ends.so(); len(deleted) != 1 || len(closed) != 1 {
+			t.Errorf("at the failback deleted %v, closed %+v", deleted, closed)
+		}
+		stop()
+		for _, line := range []string{`msg="uplink does not work" interface=wan0 family=ipv4 reason="nothing answers: `, `msg="uplink works again" interface=wan0`} {
+			if strings.Count(h.log.String(), line) != 1 {
+				t.Errorf("the log has not once %s:\n%s", line, h.log)
+			}
+		}
+	})
+}
+
+// TestTraffic: with traffic that TCP does not prove, probes are frequent; proofs make them rare.
+func TestTraffic(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		defer h.start(nil)()
+		ended := make(chan struct{})
+		defer close(ended)
+		go func() {
+			for {
+				select {
+				case <-ended:
+					return
+				case <-time.After(20 * time.Millisecond):
+					h.mu.Lock()
+					h.sent[2]++
+					h.mu.Unlock()
+				}
+			}
+		}()
+		pass(time.Minute)
+		h.mu.Lock()
+		before := h.probes[2]
+		h.mu.Unlock()
+		pass(time.Minute)
+		h.mu.Lock()
+		if n := h.probes[2] - before; n < 200 || n > 260 {
+			t.Errorf("%d probes in a minute with traffic", n)
+		}
+		if n := h.probes[3]; n < 15 || n > 60 {
+			t.Errorf("%d probes of the standby in two minutes", n)
+		}
+		before = h.probes[2]
+		h.acked[addresses[2]] = true
+		h.mu.Unlock()
+		pass(time.Minute)
+		h.mu.Lock()
+		if n := h.probes[2] - before; n > 12 {
+			t.Errorf("%d probes in a minute beside TCP", n)
+		}
+		h.acked[addresses[2]], h.dead[2] = false, true
+		h.mu.Unlock()
+		if took := h.dies(2, 3*time.Second); took > time.Second {
+			t.Errorf("dead after %v", took)
+		}
+	})
+}
+
+// TestStoppedProber: a prober that says nothing, and one that goes, judge nobody.
+func TestStoppedProber(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		defer h.start(nil)()
+		pass(time.Minute)
+		h.mu.Lock()
+		h.stopped = true
+		h.mu.Unlock()
+		pass(30 * time.Second)
+		if h.isDead(2) || h.isDead(3) {
+			t.Errorf("dead by a silent prober: %+v", h.controller.State())
+		}
+		h.mu.Lock()
+		h.stopped = false
+		h.mu.Unlock()
+		pass(time.Minute)
+		if h.isDead(2) || h.isDead(3) {
+			t.Errorf("dead afterwards: %+v", h.controller.State())
+		}
+	})
+}
+
+// TestAlone: nothing is asked, and no prober connected, for a single uplink.
+func TestAlone(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		h := newHost(t, 2)
+		defer h.start(nil)()
+		pass(time.Minute)
+		s := h.controller.State()
+		if h.dialled() > 0 || len(s.Links) != 1 || s.Links[0].Unwatched == "" || s.Links[0].State != health.Unprobed {
+			t.Errorf("%d dials: %+v", h.dialled(), s)
+		}
+		h.change(func() { h.facts.Uplinks, h.runs[3] = append(h.facts.Uplinks, uplink(3)), true })
+		pass(10 * time.Second)
+		if s := h.controller.State(); h.dialled() != 1 || len(s.Links) != 2 || s.Links[1].State != health.Up {
+			t.Errorf("%d dials: %+v", h.dialled(), s)
+		}
+		h.change(func() { h.facts.Uplinks = h.facts.Uplinks[:1] })
+		pass(time.Second)
+		h.mu.Lock()
+		before := h.probes[2]
+		h.mu.Unlock()
+		pass(time.Minute)
+		if n := h.asked(2) - before; n > 0 {
+			t.Errorf("%d probes of the only uplink", n)
+		}
+	})
+}
+
+// TestCarrier: a lost carrier counts with the next facts.
+func TestCarrier(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		defer h.start(nil)()
+		pass(time.Minute)
+		h.change(func() { h.runs[2], h.facts.Uplinks[0].Runs = false, false })
+		h.dies(2, 100*time.Millisecond)
+		// NetworkManager takes the default away.
+		h.change(func() { h.facts.Uplinks = h.facts.Uplinks[1:] })
+		pass(time.Minute)
+		if !h.isDead(2) {
+			t.Error("alive without carrier")
+		}
+		h.change(func() { h.runs[2], h.facts.Uplinks = true, []failover.Uplink{uplink(2), uplink(3)} })
+		pass(9 * time.Second)
+		if !h.isDead(2) {
+			t.Error("alive at once")
+		}
+		pass(6 * time.Second)
+		if h.isDead(2) {
+			t.Errorf("still dead: %+v", h.controller.State())
+		}
+	})
+}
+
+// TestOrders: the administrator's test and reset.
+func TestOrders(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		defer h.start(nil)()
+		pass(time.Minute)
+		if err := h.controller.Test("wan9"); !errors.Is(err, failover.ErrNoLink) {
+			t.Errorf("of another: %v", err)
+		}
+		if err := h.controller.Test("wan0"); err != nil || !h.isDead(2) {
+			t.Errorf("%v, dead %t", err, h.isDead(2))
+		}
+		if err := h.controller.Test("wan1"); !errors.Is(err, failover.ErrNoOther) || h.isDead(3) {
+			t.Errorf("of the last one: %v", err)
+		}
+		if s := h.controller.State(); s.Links[0].Tested.IsZero() || s.Links[0].State != health.Down {
+			t.Errorf("%+v", s.Links[0])
+		}
+		pass(29 * time.Second)
+		if !h.isDead(2) {
+			t.Error("it ended early")
+		}
+		pass(1100 * time.Millisecond)
+		if s := h.controller.State(); h.isDead(2) || s.Links[0].State != health.Up || s.Links[0].DeathsToday != 0 {
+			t.Errorf("%+v", s.Links[0])
+		}
+		if err := h.controller.Test("wan0"); err != nil {
+			t.Error(err)
+		}
+		if err := h.controller.Reset("wan0"); err != nil || h.isDead(2) {
+			t.Errorf("%v, dead %t", err, h.isDead(2))
+		}
+		if closed, deleted := h.ends.so(); len(closed)+len(deleted) > 0 {
+			t.Errorf("a test closed %+v, deleted %v", closed, deleted)
+		}
+	})
+}
+
+// TestNextProcess: a process that is killed, and a new configuration, forget no death.
+func TestNextProcess(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		memory := failover.File{Directory: t.TempDir()}
+		h := newHost(t, 2, 3)
+		with := func(o *failover.Options) { o.Memory = memory }
+		stop := h.start(with)
+		pass(time.Minute)
+		h.mu.Lock()
+		h.dead[2] = true
+		h.mu.Unlock()
+		h.dies(2, 10*time.Second)
+		stop()
+		before := h.controller
+		h.controller = failover.New(failover.Options{Logger: slog.New(slog.DiscardHandler), Config: config.Default(), Memory: memory})
+		if f := h.controller.Failover(); !h.isDead(2) || f.Unjudged != (routing.ByFamily[bool]{true, true}) {
+			t.Errorf("before the first facts: %+v", f)
+		}
+		stop = h.start(with)
+		pass(time.Minute)
+		if f := h.controller.Failover(); !h.isDead(2) || f.Unjudged != (routing.ByFamily[bool]{}) {
+			t.Errorf("after a minute: %+v", f)
+		}
+		stop()
+		before = h.controller
+		cfg := config.Default()
+		cfg.Failover.Recover = 20 * time.Second
+		stop = h.start(func(o *failover.Options) { o.Before, o.Config, o.Memory = before, cfg, memory })
+		if !h.isDead(2) {
+			t.Error("alive with the new configuration")
+		}
+		h.mu.Lock()
+		h.dead[2] = false
+		h.mu.Unlock()
+		pass(40 * time.Second)
+		if h.isDead(2) {
+			t.Errorf("still dead: %+v", h.controller.State())
+		}
+		stop()
+		before = h.controller
+		cfg.Failover.Enabled = false
+		stop = h.start(func(o *failover.Options) { o.Before, o.Config, o.Memory = before, cfg, memory })
+		pass(time.Second)
+		if f := h.controller.Failover(); f.Enabled || len(f.Dead[0]) > 0 {
+			t.Errorf("switched off: %+v", f)
+		}
+		if err := h.controller.Test("wan0"); !errors.Is(err, failover.ErrOff) {
+			t.Errorf("switched off: %v", err)
+		}
+		stop()
+		if kept := memory.Recall(); len(kept) > 0 {
+			t.Errorf("switched off: %+v is kept", kept)
+		}
+	})
+}
+
+// TestPolicy: what is configured reaches the planner.
+func TestPolicy(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		h := newHost(t, 2, 3, 4)
+		h.facts.Uplinks[0].Weight, h.facts.Uplinks[1].Weight = 3, 1
+		h.facts.Uplinks[2].Place, h.facts.Uplinks[1].Place, h.facts.Uplinks[2].Metered = 0, 1, true
+		cfg := config.Default()
+		cfg.Failover.HostRoutes, cfg.Failover.Forwarded = true, config.ForwardedAll
+		defer h.start(func(o *failover.Options) { o.Config = cfg })()
+		pass(time.Minute)
+		f := h.controller.Failover()
+		_, metered := f.Metered[4]
+		if !f.Enabled || !slices.Equal(f.Prefer, []int{4, 3}) || f.Shares[2] != 3 || f.Shares[3] != 1 || len(f.Shares) != 2 || !metered || len(f.Metered) != 1 ||
+			!f.HostRoutes || f.Forwarded != routing.ForwardedAll {
+			t.Errorf("%+v", f)
+		}
+		if n := h.asked(4); n > 12 {
+			t.Errorf("%d probes of a metered link in the first minute", n)
+		}
+	})
+}
+
+func TestTargets(t *testing.T) {
+	t.Parallel()
+	own, other := uplink(2), uplink(3)
+	router := own.Exit.Route.Gateway
+	all := []failover.Uplink{own, other}
+	for name, c := range map[string]struct {
+		change func(*config.Failover, *failover.Uplink)
+		want   []health.Target
+	}{
+		"its server, and the other's": {func(*config.Failover, *failover.Uplink) {}, []health.Target{{Name: "dns:9.9.9.2:53"}, {Name: "dns:9.9.9.3:53"}}},
+		"two of its own": {
+			func(_ *config.Failover, u *failover.Uplink) {
+				u.Servers = append(u.Servers, netip.MustParseAddr("9.9.9.9"))
+			},
+			[]health.Target{{Name: "dns:9.9.9.2:53"}, {Name: "dns:9.9.9.9:53"}},
+		},
+		"a router last": {
+			func(_ *config.Failover, u *failover.Uplink) { u.Servers = []netip.Addr{router, servers[2]} },
+			[]health.Target{{Name: "dns:9.9.9.2:53"}, {Name: "dns:" + router.String() + ":53", OnLink: true}, {Name: "dns:9.9.9.3:53"}},
+		},
+		"carrier": {func(f *config.Failover, _ *failover.Uplink) { f.Probe = config.ProbeCarrier }, nil},
+		"ICMP": {
+			func(f *config.Failover, u *failover.Uplink) { f.Probe = config.ProbeICMP },
+			[]health.Target{{Name: "icmp:9.9.9.2"}, {Name: "icmp:9.9.9.3"}},
+		},
+		"configured": {
+			func(f *config.Failover, _ *failover.Uplink) {
+				f.Targets = []config.Target{
+					{Probe: config.ProbeTCP, Address: netip.MustParseAddrPort("1.1.1.1:443")}, {Probe: config.ProbeDNS, Address: netip.MustParseAddrPort("[2001:db8::1]:53")},
+				}
+			},
+			[]health.Target{{Name: "tcp:1.1.1.1:443"}},
+		},
+	} {
+		cfg, u := config.Default().Failover, own
+		u.Servers = slices.Clone(u.Servers)
+		c.change(&cfg, &u)
+		if got := failover.TargetsOf(cfg, &u, all); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
