@@ -16,6 +16,8 @@ import (
 	"golang.org/x/term"
 
 	"multihomed/internal/config"
+	"multihomed/internal/daemon"
+	"multihomed/internal/status/offline"
 )
 
 // Exit statuses.
@@ -143,8 +145,8 @@ func (a *app) version() *cobra.Command {
 
 // load reads the configuration. If the file is bad it says so, and returns what the daemon
 // would use instead.
-func (a *app) load() config.Config {
-	loaded := a.find()
+func (a *app) load(ctx context.Context) config.Config {
+	loaded := a.find(ctx)
 	if loaded.Fault != nil {
 		fmt.Fprintf(a.Err, "multihomectl: %v\n", loaded.Fault)
 	}
@@ -152,7 +154,13 @@ func (a *app) load() config.Config {
 }
 
 // find is load for callers that report the fault themselves.
-func (a *app) find() config.Loaded { return config.Find(a.configPath) }
+func (a *app) find(ctx context.Context) config.Loaded {
+	loaded := config.Find(a.configPath)
+	if loaded.Fault != nil && !offline.DaemonRuns(loaded.Config) {
+		return daemon.Find(ctx, a.configPath)
+	}
+	return loaded
+}
 
 // narrow is the width of output that is not a terminal.
 const narrow = 80

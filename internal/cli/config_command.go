@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,12 +26,12 @@ file says, and the defaults for the rest. The output is itself a configuration f
   multihomectl config --reference     every key, explained
   multihomectl config check new.toml  before it is installed`,
 		Args: noArguments,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if reference {
 				_, err := fmt.Fprint(a.Out, config.Reference)
 				return err
 			}
-			return a.printConfig()
+			return a.printConfig(cmd.Context())
 		},
 	}
 	cmd.Flags().BoolVar(&reference, "reference", false, "print a configuration file that explains every key")
@@ -46,16 +47,9 @@ valid and 1 if not.`,
 }
 
 // printConfig prints what is active. If the file is bad the exit status is 1.
-func (a *app) printConfig() error {
-	loaded := a.find()
-	from := a.configPath
-	switch {
-	case loaded.Fault != nil:
-		from = loaded.Fault.Instead + ": " + a.configPath + " is refused"
-	case config.IsMissing(a.configPath):
-		from = "the defaults: there is no " + a.configPath
-	}
-	if _, err := fmt.Fprint(a.Out, effective(loaded.Config, from)); err != nil {
+func (a *app) printConfig(ctx context.Context) error {
+	loaded := a.find(ctx)
+	if _, err := fmt.Fprint(a.Out, a.effective(loaded)); err != nil {
 		return err
 	}
 	if loaded.Fault != nil {
@@ -86,6 +80,21 @@ func (a *app) check(args []string) error {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// effective is the configuration that the daemon would have, as a file. Where it would not start,
+// it has none.
+func (a *app) effective(loaded config.Loaded) string {
+	from := a.configPath
+	switch {
+	case loaded.Fault != nil && loaded.Fault.Refused:
+		return "# " + a.configPath + " is refused; in use instead: " + loaded.Fault.Instead + "\n"
+	case loaded.Fault != nil:
+		from = loaded.Fault.Instead + ": " + a.configPath + " is refused"
+	case config.IsMissing(a.configPath):
+		from = "the defaults: there is no " + a.configPath
+	}
+	return effective(loaded.Config, from)
 }
 
 // effective writes a configuration as a file.

@@ -138,7 +138,7 @@ func (a *app) leaseRelease() *cobra.Command {
 is no error. Only the user who made a lease, and root, may release it.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, request, err := a.client(f)
+			c, request, err := a.client(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
@@ -153,7 +153,7 @@ is no error. Only the user who made a lease, and root, may release it.`,
 }
 
 // client makes the request and the client for it.
-func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
+func (a *app) client(ctx context.Context, f leaseFlags) (*client.Client, client.Request, error) {
 	usage := func(format string, args ...any) (*client.Client, client.Request, error) {
 		return nil, client.Request{}, &exitError{exitUsage, fmt.Errorf(format, args...)}
 	}
@@ -176,7 +176,7 @@ func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
 		return usage("%d tries of %v make no sense; want at least 1, and a time above 0", f.tries, f.interval)
 	}
 	if f.socket == "" {
-		cfg := a.load()
+		cfg := a.load(ctx)
 		f.socket = cfg.Allocator.Socket
 	}
 	c, err := client.New(client.Options{Name: f.socket, Tries: f.tries, Interval: f.interval})
@@ -187,7 +187,7 @@ func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
 }
 
 func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
-	c, request, err := a.client(f)
+	c, request, err := a.client(ctx, f)
 	if err != nil {
 		return err
 	}

@@ -522,7 +522,7 @@ func sentenceOn(before, now offswitch.State, targets []target, present []offswit
 
 // appear waits until the routing of all links is active, and says of how many.
 func (a *app) appear(ctx context.Context) (string, error) {
-	cfg := a.load()
+	cfg := a.load(ctx)
 	ctx, cancel := context.WithTimeout(ctx, offTime)
 	defer cancel()
 	err := handoff.Send(cfg.RuntimeDir, handoff.Switched())

@@ -269,6 +269,24 @@ func TestNeverGood(t *testing.T) {
 	if exit, is := errors.AsType[*exec.ExitError](r.daemon.Wait(ctx)); !is || exit.ExitCode() != 78 {
 		t.Errorf("it ends with %v", exit)
 	}
+	if log := r.daemon.Log(); strings.Contains(log, "systemctl reload") {
+		t.Errorf("a reload of a daemon that has ended: %s", log)
+	}
+
+	// What looks at the host says the same as the daemon, and prints no configuration.
+	out, err := r.ctl("status")
+	flat := strings.Join(strings.Fields(out), " ")
+	for _, want := range []string{"its configuration is refused, hooks do nothing", "uplink_grup", "in use instead: nothing", "fix correct " + r.path + ":", "then: systemctl "} {
+		if !strings.Contains(flat, want) {
+			t.Errorf("status does not say %q:\n%s", want, out)
+		}
+	}
+	if err == nil || strings.Contains(flat, "hooks follow") || strings.Contains(flat, "the defaults") || strings.Contains(flat, "systemctl reload") {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	if out, err := r.ctl("config"); err == nil || strings.Contains(out, "uplink_group") && !strings.Contains(out, "did you mean uplink_group") || !strings.Contains(out, "in use instead: nothing") {
+		t.Errorf("config: %v\n%s", err, out)
+	}
 }
 
 func TestBrokenDatabase(t *testing.T) {
