@@ -144,6 +144,11 @@ func TestBadConfiguration(t *testing.T) {
 		r.unharmed(before, b.name)
 	}
 	r.refused("99999999999999999999 is not allowed")
+	// A reload that is refused for the same reason says so again.
+	lines := len(r.daemon.Lines())
+	r.must(r.daemon.Signal(syscall.SIGHUP))
+	_, err = r.daemon.WaitLineAfter(t.Context(), lines, "configuration is refused")
+	r.must(err)
 	r.must(os.WriteFile(r.path, good, 0o600))
 	r.must(r.daemon.Signal(syscall.SIGHUP))
 	r.settled()
