@@ -61,7 +61,7 @@ func TestCommands(t *testing.T) {
 		{"check", []string{"config", "check", sound}, 0, sound + " is sound\n", ""},
 		{"check of what is wrong", []string{"config", "check", wrong}, 1, "", ":1: uplink_grup: unknown key"},
 		{"check of nothing", []string{"config", "check", missing}, 2, "", "there is no file " + missing},
-		{"check of the defaults", []string{"config", "check", "--config", missing}, 0, "the defaults are active", ""},
+		{"check of the defaults", []string{"config", "check", "--config", missing}, 0, "the defaults apply", ""},
 		{"status in colours there are not", []string{"status", "--color=green"}, 2, "", `--color is "green"; it may be auto, always or never`},
 		{"no such command", []string{"stauts"}, 2, "", `there is no command "stauts"; did you mean status?; see multihomectl --help`},
 		{"no such command of a command", []string{"config", "chek"}, 2, "", `there is no command "config chek"; did you mean check?`},
