@@ -145,6 +145,9 @@ func TestReport(t *testing.T) {
 	if _, stderr, status := run(t, "report", "--config", cfg, "-o", archive); status != 1 || !strings.Contains(stderr, "is there already") {
 		t.Errorf("a second time: %d, %q", status, stderr)
 	}
+	if _, stderr, status := run(t, "report", "--config", cfg, "-o", "/sys/report.tar.gz"); status != 1 || !strings.Contains(stderr, "to fix: name a place where you may write: --output "+filepath.Join(os.TempDir(), "report.tar.gz")) {
+		t.Errorf("where nobody may write: %d, %q", status, stderr)
+	}
 }
 
 // TestConfigIsAConfiguration: what `config` prints means what it was printed

@@ -27,8 +27,8 @@ import (
 	"multihomed/internal/standin"
 )
 
-const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its mark (an
-interface group) from the uplinks. Objects of others stay, also in our tables. After
+const flushHelp = `Remove every rule and route of multihomed from the kernel, and take its interface
+group from the uplinks. Objects of others stay, also in our tables. After
 that, all traffic follows the main table as it would without multihomed; routes that
 were moved out of it are put back.
 

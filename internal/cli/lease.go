@@ -8,11 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"multihomed/allocator/client"
+	"multihomed/allocator/wire"
 	"multihomed/internal/escape"
 	"multihomed/internal/status"
 	"multihomed/routing"
@@ -143,13 +145,21 @@ is no error. Only the user who made a lease, and root, may release it.`,
 				return err
 			}
 			if err := c.Release(cmd.Context(), request); err != nil {
-				return &exitError{exitProblem, err}
+				return &exitError{exitProblem, inWords(err)}
 			}
 			return nil
 		},
 	}
 	f.register(cmd)
 	return cmd
+}
+
+// inWords leaves out the code of an answer, which is for programs.
+func inWords(err error) error {
+	if refused, is := errors.AsType[*wire.Error](err); is {
+		return errors.New(strings.TrimSuffix(err.Error(), " ("+string(refused.Code)+")"))
+	}
+	return err
 }
 
 // client makes the request and the client for it.
@@ -205,7 +215,7 @@ func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
 	err = c.Hold(ctx, request, func(l client.Lease, trouble error) {
 		leased = true
 		if trouble != nil {
-			fmt.Fprintf(a.Err, "multihomectl: trying again: %v\n", trouble)
+			fmt.Fprintf(a.Err, "multihomectl: trying again: %v\n", inWords(trouble))
 			return
 		}
 		if printing = a.printLease(f, l); printing != nil {
@@ -216,13 +226,14 @@ func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
 		return a.noLease(err)
 	}
 	if err = errors.Join(err, printing); err != nil {
-		return &exitError{exitProblem, err}
+		return &exitError{exitProblem, inWords(err)}
 	}
 	return nil
 }
 
 // noLease prints 0, which scripts of the ancestor's client expect.
 func (a *app) noLease(err error) error {
+	err = inWords(err)
 	if _, printing := fmt.Fprintln(a.Out, 0); printing != nil {
 		err = errors.Join(err, printing)
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"multihomed/internal/config"
 	"multihomed/internal/lazy"
@@ -72,6 +73,9 @@ func (a *app) bugReport() *cobra.Command {
 				return &exitError{exitProblem, context.Cause(cmd.Context())}
 			}
 			if err := writeReport(output, parts); err != nil {
+				if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+					err = fmt.Errorf("%w; to fix: name a place where you may write: --output %s", err, filepath.Join(os.TempDir(), filepath.Base(output)))
+				}
 				return &exitError{exitProblem, err}
 			}
 			_, err := fmt.Fprintln(a.Out, output)
