@@ -292,7 +292,7 @@ func TestOffUmask(t *testing.T) {
 		if s := h.status(); len(s.Links) != 1 || s.Links[0].Interface != "wan0" {
 			t.Errorf("umask %03o, after a restart: %+v", umask, s.Problems)
 		}
-		h.ok("2 links with their routing", "on", "wan1")
+		h.ok("wan1 switched on: 1 link with its routing", "on", "wan1")
 	}
 	// As an earlier release left it: the daemon cannot read it, and on is the way back.
 	h.must(os.WriteFile(offswitch.Path("/var/lib/multihomed"), []byte(`{"schema":1}`), 0o644))
