@@ -28,9 +28,9 @@ traffic has moved, and prints where to. To end the test early: multihomectl fail
 A link is named by its interface, or by the name of its profile. It needs root, and a
 running daemon.`
 
-const resetHelp = `Forget the history of an uplink: its deaths, its loss, and a running test. A dead link counts
-as not known then, and its traffic returns at once, until it is found dead again. Use it
-when a link was repaired and should not have to prove itself first.
+const resetHelp = `Forget the history of an uplink: its deaths, who ever answered on it, and a running test. A
+dead link counts as not known then, and its traffic returns at once, until it is found
+dead again. Use it when a link was repaired and should not have to prove itself first.
 
 A link is named by its interface, or by the name of its profile. It needs root, and a
 running daemon.`

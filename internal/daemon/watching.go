@@ -28,7 +28,7 @@ func (p *parts) watch(cfg config.Config, more extras) reconcile.Failover {
 	p.uplinks = failover.New(failover.Options{
 		Logger: p.log, Config: cfg, Look: func(ctx context.Context) (failover.Facts, error) { return p.uplinkFacts(ctx, cfg) },
 		Dial:   func() failover.Prober { return client.New(cfg.Failover.Prober) },
-		Memory: failover.File{Directory: cfg.RuntimeDir}, Ends: &ends{}, Before: more.uplinks,
+		Memory: failover.File{Directory: cfg.RuntimeDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}}, Before: more.uplinks,
 	})
 	return p.uplinks
 }
@@ -99,6 +99,12 @@ func (p *parts) failoverView(cfg config.Config) (*view.Failover, uint64) {
 type ends struct {
 	sockets *connections.Sockets
 	flows   connections.Flows
+	// endpoints have a goroutine of their own.
+	endpoints connections.Endpoints
+}
+
+func (e *ends) Follow(ctx context.Context, wanted []connections.Endpoint) (added, removed int, err error) {
+	return e.endpoints.Follow(ctx, wanted)
 }
 
 func (e *ends) Close(ctx context.Context, d connections.Dead) (connections.Closed, error) {

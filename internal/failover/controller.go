@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/config"
+	"multihomed/internal/connections"
 	"multihomed/internal/health"
 	"multihomed/internal/news"
 	"multihomed/internal/prober/client"
@@ -55,6 +56,10 @@ type Controller struct {
 	changed, touched, stirred news.Signal
 	ends                      chan end
 	memory                    *news.Slot[[]Kept]
+	endpoints                 *news.Slot[[]connections.Endpoint]
+	// wanted are the endpoints that were wanted last, if wants.
+	wanted []connections.Endpoint
+	wants  bool
 
 	mu      sync.Mutex
 	epoch   epoch
@@ -125,7 +130,8 @@ type asked struct {
 func New(o Options) *Controller {
 	c := &Controller{
 		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](),
-		epoch: newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{},
+		endpoints: news.NewSlot[[]connections.Endpoint](),
+		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{},
 	}
 	c.started = c.epoch.now()
 	c.woken, c.asleep = c.started, suspended()
@@ -217,6 +223,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	tasks.Go(func() { c.follow(ctx, facts) })
 	tasks.Go(func() { c.endAll(ctx) })
 	tasks.Go(func() { c.remember(ctx) })
+	if c.Ends != nil {
+		tasks.Go(func() { c.followEndpoints(ctx) })
+	}
 	defer tasks.Wait()
 	defer cancel()
 	if !c.Config.Failover.Enabled {

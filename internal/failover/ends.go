@@ -20,6 +20,8 @@ type Ends interface {
 	Close(context.Context, connections.Dead) (connections.Closed, error)
 	// Delete deletes the conntrack entries that translate to addresses.
 	Delete(ctx context.Context, addresses ...netip.Addr) (int, error)
+	// Follow makes the endpoints of Multipath TCP those that are wanted.
+	Follow(ctx context.Context, wanted []connections.Endpoint) (added, removed int, err error)
 }
 
 // mostEnds bounds what waits to be ended.
@@ -82,6 +84,27 @@ func (c *Controller) end(ctx context.Context, e end) {
 	if err != nil && !errors.Is(err, context.Canceled) {
 		c.Logger.LogAttrs(ctx, event.LevelNotice, "connections of a dead uplink not closed", append(attrs, slog.String("error", err.Error()))...)
 	}
+}
+
+// followAgain is the pause after endpoints could not be made.
+const followAgain = time.Minute
+
+// followEndpoints keeps the endpoints of Multipath TCP as they are wanted.
+func (c *Controller) followEndpoints(ctx context.Context) {
+	failed := false
+	_ = c.endpoints.Follow(ctx, followAgain, func(ctx context.Context, wanted []connections.Endpoint) error {
+		ctx, cancel := context.WithTimeout(ctx, endTime)
+		defer cancel()
+		added, removed, err := c.Ends.Follow(ctx, wanted)
+		if added+removed > 0 {
+			c.Logger.LogAttrs(ctx, slog.LevelInfo, "endpoints of Multipath TCP changed", slog.Int("added", added), slog.Int("removed", removed))
+		}
+		if err != nil && !failed && !errors.Is(err, context.Canceled) {
+			c.Logger.LogAttrs(ctx, event.LevelNotice, "endpoints of Multipath TCP not made", slog.String("error", err.Error()))
+		}
+		failed = err != nil
+		return err
+	}) // It ends with ctx alone.
 }
 
 // deadOf describes a dead link for package connections.

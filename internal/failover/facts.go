@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"multihomed/internal/config"
+	"multihomed/internal/connections"
 	"multihomed/internal/owners"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
@@ -20,7 +21,9 @@ type Facts struct {
 	Courses [2]routing.Course
 	// Near are networks whose hosts prove nothing of the way behind a link.
 	Near []netip.Prefix
-	// Carriers say of all interfaces that were uplinks once whether they run: see [Gather].
+	// Endpoints are those of Multipath TCP that the uplinks should have.
+	Endpoints []connections.Endpoint
+	// carriers say of all interfaces whether they run.
 	carriers map[int]bool
 }
 
@@ -34,6 +37,8 @@ type Uplink struct {
 	Runs bool
 	// Metered says that its traffic may cost money.
 	Metered bool
+	// Served says that NetworkManager brought it up.
+	Served bool
 	// Addresses are its own of the family, Networks those of its neighbours.
 	Addresses []netip.Addr
 	Networks  []netip.Prefix
@@ -67,7 +72,32 @@ func Gather(cfg config.Config, s *reconcile.Snapshot, known func(name string) ow
 	}
 	slices.SortFunc(f.Near, netip.Prefix.Compare)
 	f.Near = slices.Compact(f.Near)
+	if cfg.Failover.Enabled && cfg.Failover.MPTCP == config.MPTCPAuto {
+		f.Endpoints = endpoints(s, f.Uplinks)
+	}
 	return f
+}
+
+// endpoints are those of Multipath TCP that uplinks should have which NetworkManager does not
+// serve.
+func endpoints(s *reconcile.Snapshot, all []Uplink) []connections.Endpoint {
+	var links []connections.Uplink
+	for _, u := range all {
+		i, exists := s.Interface(u.Index)
+		if !exists {
+			continue
+		}
+		if len(links) == 0 || links[len(links)-1].Device != u.Index {
+			links = append(links, connections.Uplink{Device: u.Index, Served: u.Served})
+		}
+		link := &links[len(links)-1]
+		for _, a := range i.Facts.Addresses {
+			if routing.FamilyOf(a.Prefix.Addr()) == u.Family {
+				link.Addresses = append(link.Addresses, a)
+			}
+		}
+	}
+	return connections.WantedEndpoints(links)
 }
 
 func uplinks(cfg config.Config, i *reconcile.Interface, known func(name string) owners.Known) (all []Uplink) {
@@ -91,7 +121,7 @@ func uplinks(cfg config.Config, i *reconcile.Interface, known func(name string) 
 	k := known(said)
 	for n := range all {
 		u := &all[n]
-		u.Metered, u.ServersKnown = k.Device.Metered, k.IsWhole
+		u.Metered, u.ServersKnown, u.Served = k.Device.Metered, k.IsWhole, k.Device.Managed && !k.Device.External
 		u.Servers = k.Resolvers[u.Family].Servers
 		u.Weight, u.Place = cfg.Share.WeightOf(k.Device), -1
 		if place, named := cfg.Failover.Preference(k.Device); named {

@@ -23,6 +23,10 @@ var sourceNone netip.Addr //nolint:gochecknoglobals // the zero value
 // take takes new facts.
 func (c *Controller) take(now health.Moment, f Facts) {
 	c.facts, c.known = f, true
+	if f.Ready && (!c.wants || !slices.Equal(c.wanted, f.Endpoints)) {
+		c.wants, c.wanted = true, f.Endpoints
+		c.endpoints.Put(f.Endpoints)
+	}
 	if !c.Config.Failover.Enabled {
 		return
 	}

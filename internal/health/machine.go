@@ -25,8 +25,9 @@ const (
 	chance = 1e-6
 	// chanceOfTarget is the same for the judgement that a target alone does not answer.
 	chanceOfTarget = 1e-4
-	// Loss is a mean over about lossSpan probes. It starts high, because a link that is lossy
-	// would be judged dead before that was learned.
+	// Loss is a mean over about lossSpan probes. It starts high, as if two of firstSpan had been
+	// lost: a link that is lossy would be judged dead before that was learned.
+	firstSpan    = 8
 	lossSpan     = 64
 	firstLoss    = 0.25
 	leastLoss    = 0.02
@@ -49,7 +50,7 @@ const (
 	proven = 10 * time.Second
 	// Until the fate of learned probes has told the loss, they are never more than learning
 	// apart, unless they cost money: from firstLoss, that is what it takes to leastLoss.
-	learned  = 160
+	learned  = 100
 	learning = 250 * time.Millisecond
 )
 
@@ -153,8 +154,10 @@ type Machine struct {
 
 	srtt, rttvar time.Duration
 	loss         float64
-	// fates counts the probes that loss was learned from.
-	fates int
+	// fates counts the probes that loss was learned from. Measured is the loss of these alone,
+	// for people: loss starts with what is assumed.
+	fates    int
+	measured float64
 
 	deaths []Moment
 	// The recovery since began must last for hold.
@@ -266,10 +269,11 @@ func (m *Machine) SetCarrier(now Moment, up bool) {
 // Test declares the link dead until a moment.
 func (m *Machine) Test(now, until Moment) { m.testBegan, m.tested = now, until }
 
-// Reset forgets the history: deaths, losses and the state, but for the carrier.
+// Reset forgets the history: the deaths, who ever answered, and the state, but for the carrier.
+// What was measured of the way stays.
 func (m *Machine) Reset(now Moment) {
 	m.forgive(now)
-	m.deaths, m.loss, m.fates, m.srtt, m.rttvar, m.tested = nil, firstLoss, 0, 0, 0, 0
+	m.deaths, m.tested = nil, 0
 	for _, t := range m.targets {
 		*t = target{Target: t.Target}
 	}
@@ -357,8 +361,9 @@ func inARow(chance, loss float64) int {
 
 // learn takes the fate of one probe into the loss.
 func (m *Machine) learn(lost float64) {
-	m.loss += (lost - m.loss) / lossSpan
 	m.fates++
+	m.loss += (lost - m.loss) / float64(min(firstSpan+m.fates, lossSpan))
+	m.measured += (lost - m.measured) / float64(min(m.fates, lossSpan))
 }
 
 func (m *Machine) find(id uint32) *probe {
@@ -771,6 +776,9 @@ func (m *Machine) order(now Moment) (Order, bool) {
 	if t == nil {
 		return Order{}, false
 	}
+	if m.state == Suspect && !t.counts() {
+		m.next = now // It may prove that the link works, and is no evidence against it.
+	}
 	m.ids++
 	t.asked = now
 	if !t.answered {
@@ -802,7 +810,10 @@ func (m *Machine) choose(now Moment) *target {
 		t := m.targets[m.turn%len(m.targets)]
 		m.turn++
 		switch {
-		case useful(t), t.answered && now-t.asked >= rare, !t.answered && t.tries < firstTries, now-t.asked >= muteEvery:
+		case useful(t), t.answered && now-t.asked >= rare:
+			return t
+		case m.state == Suspect: // What never answered will not do so now.
+		case !t.answered && t.tries < firstTries, now-t.asked >= muteEvery:
 			return t
 		}
 	}

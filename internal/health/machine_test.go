@@ -2,6 +2,7 @@ package health_test
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -403,6 +404,25 @@ func TestPace(t *testing.T) {
 }
 
 // TestHurry: the first packet of an idle link starts probes at once.
+// TestMeasuredLoss: what is reported was measured, and not what is assumed at first.
+func TestMeasuredLoss(t *testing.T) {
+	t.Parallel()
+	for _, loss := range []float64{0, 0.2} {
+		w := newWire(7, "dns")
+		w.machine.SetPace(w.now, 250*time.Millisecond)
+		w.loss = loss
+		w.run(3 * time.Second)
+		if r := w.machine.Report(health.Clock{Moment: w.now}); loss == 0 && r.Loss != 0 {
+			t.Errorf("soon after the start, nothing was lost: %v", r.Loss)
+		}
+		w.run(10 * time.Minute)
+		want := 1 - (1-loss)*(1-loss) // Each way.
+		if r := w.machine.Report(health.Clock{Moment: w.now}); math.Abs(r.Loss-want) > 0.2 || (loss == 0) != (r.Loss == 0) {
+			t.Errorf("the loss of %v each way is reported as %v", loss, r.Loss)
+		}
+	}
+}
+
 func TestHurry(t *testing.T) {
 	t.Parallel()
 	w := newWire(1, "one")
@@ -459,4 +479,36 @@ func ExampleState() {
 	// down true
 	// recovering true
 	// unprobed false
+}
+
+// TestSoonAfterStart: a few seconds suffice to learn that a link loses nothing, and losses are
+// not taken for death before they are learned.
+func TestSoonAfterStart(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(200) {
+		w := newWire(seed, "one", "two")
+		w.run(5*time.Second + time.Duration(seed)*time.Millisecond)
+		killed := w.now
+		w.dead = true
+		w.run(10 * time.Second)
+		if len(w.deaths) != 1 || w.deaths[0]-killed > 800*time.Millisecond {
+			t.Errorf("seed %d: killed at %v, dead at %v", seed, killed, w.deaths)
+		}
+		w = newWire(seed, "one", "two")
+		w.alone["two"] = true
+		w.run(5*time.Second + time.Duration(seed)*time.Millisecond)
+		killed = w.now
+		w.dead = true
+		w.run(10 * time.Second)
+		if len(w.deaths) != 1 || w.deaths[0]-killed > 900*time.Millisecond {
+			t.Errorf("seed %d, beside a target that never answered: killed at %v, dead at %v", seed, killed, w.deaths)
+		}
+		for _, rtt := range []time.Duration{0, 300 * time.Millisecond} {
+			w = newWire(seed, "one", "two")
+			w.loss, w.rtt = 0.1, rtt
+			if w.run(time.Minute); len(w.deaths) > 0 {
+				t.Errorf("seed %d, %v: dead by losses after %v", seed, rtt, w.deaths[0]-time.Hour)
+			}
+		}
+	}
 }

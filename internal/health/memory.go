@@ -12,8 +12,9 @@ type Memory struct {
 	Deaths []Moment `json:"deaths,omitempty"`
 	// Answered are the targets that have answered at least once.
 	Answered []string `json:"answered,omitempty"`
-	// Loss is the share of losses.
-	Loss float64 `json:"loss,omitempty"`
+	// Loss is the share of losses, learned from so many probes.
+	Loss  float64 `json:"loss,omitempty"`
+	Fates int     `json:"fates,omitempty"`
 }
 
 // mostKept bounds the deaths of a memory: more do not change the recovery.
@@ -21,7 +22,7 @@ const mostKept = 100
 
 // Memory returns what the next process must know.
 func (m *Machine) Memory() Memory {
-	out := Memory{Dead: m.state.IsDead(), Deaths: slices.Clone(m.deaths[max(0, len(m.deaths)-mostKept):]), Loss: m.loss}
+	out := Memory{Dead: m.state.IsDead(), Deaths: slices.Clone(m.deaths[max(0, len(m.deaths)-mostKept):]), Loss: m.loss, Fates: m.fates}
 	if out.Dead {
 		out.Since = m.since
 	}
@@ -37,8 +38,8 @@ func (m *Machine) Memory() Memory {
 // come later and have answered that process count at once.
 func (m *Machine) Restore(now Moment, kept Memory) {
 	m.deaths = slices.DeleteFunc(slices.Clone(kept.Deaths), func(d Moment) bool { return d > now || d < 0 })
-	if kept.Loss >= 0 && kept.Loss <= 1 {
-		m.loss = kept.Loss
+	if kept.Loss >= 0 && kept.Loss <= 1 && kept.Fates > 0 {
+		m.loss, m.fates = kept.Loss, kept.Fates
 	}
 	m.remembered = kept.Answered
 	if kept.Dead {

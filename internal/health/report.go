@@ -94,8 +94,8 @@ type Report struct {
 	// Why is a sentence without a period.
 	Why      string
 	Evidence Evidence
-	// Loss is the share of probes that remain without an answer, from 0 to 1. RTT is the
-	// smoothed time to an answer, 0 if none came yet.
+	// Loss is the share of the last probes that remained without an answer, from 0 to 1, while
+	// the link was not dead. RTT is the smoothed time to an answer, 0 if none came yet.
 	Loss float64
 	RTT  time.Duration
 	// DeathsToday counts the deaths of the last 24 hours.
@@ -137,13 +137,10 @@ func (c Clock) At(m Moment) time.Time {
 func (m *Machine) Report(now Clock) Report {
 	r := Report{
 		State: m.State(now.Moment), Since: now.At(m.since), LastProof: now.At(m.life), Why: m.why, Evidence: m.evidence,
-		RTT: m.srtt, Loss: m.loss,
+		RTT: m.srtt, Loss: m.measured,
 	}
 	if m.isTested(now.Moment) {
 		r.Since, r.Why, r.Evidence = now.At(m.testBegan), "an administrator declared it dead for a test", Evidence{Kind: ByTest}
-	}
-	if m.srtt == 0 {
-		r.Loss = 0 // Nothing was measured yet.
 	}
 	for _, d := range m.deaths {
 		if now.Moment-d <= day {

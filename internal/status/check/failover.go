@@ -27,29 +27,48 @@ const (
 	DeadServers routing.Code = "dns-of-dead-links"
 )
 
-// checkUplinks names the uplinks that do not work, with the evidence.
+// checkUplinks names the uplinks that do not work, with the evidence. One that is dead in both
+// families for reasons of one kind is named once.
 func checkUplinks(v *view.View, _ files) []routing.Problem {
-	var out []routing.Problem
+	var all [][]view.Uplink
 	for _, f := range routing.Families() {
 		if !v.Failover.Watches(f) {
 			continue
 		}
 		for _, u := range v.Failover.In(f) {
-			if u.State.IsDead() {
-				out = append(out, deadUplink(v, u))
+			if !u.State.IsDead() {
+				continue
+			}
+			alike := func(o []view.Uplink) bool {
+				return o[0].Index == u.Index && o[0].State == u.State && o[0].Evidence.Kind == u.Evidence.Kind && o[0].Tested.IsZero() == u.Tested.IsZero()
+			}
+			if at := slices.IndexFunc(all, alike); at >= 0 {
+				all[at] = append(all[at], u)
+			} else {
+				all = append(all, []view.Uplink{u})
 			}
 		}
+	}
+	out := make([]routing.Problem, 0, len(all))
+	for _, same := range all {
+		out = append(out, deadUplink(v, same))
 	}
 	return out
 }
 
-func deadUplink(v *view.View, u view.Uplink) routing.Problem {
-	p := routing.Problem{Severity: routing.Warning, Link: u.Name, Object: u.Family.String()}
-	since := ""
-	if !u.Since.IsZero() {
-		since = " since " + u.Since.Local().Format(time.DateTime)
+// deadUplink is about one uplink in the families in which it is dead; numbers are of the first.
+func deadUplink(v *view.View, same []view.Uplink) routing.Problem {
+	u := same[0]
+	families, objects := make([]string, 0, len(same)), make([]string, 0, len(same))
+	var consequences []string
+	for _, o := range same {
+		families, objects = append(families, o.Family.Name()), append(objects, o.Family.String())
+		if c := consequence(v, o); !slices.Contains(consequences, c) {
+			consequences = append(consequences, c)
+		}
 	}
-	family := u.Family.Name()
+	p := routing.Problem{Severity: routing.Warning, Link: u.Name, Object: strings.Join(objects, ", ")}
+	family := and(families)
 	switch {
 	case !u.Tested.IsZero():
 		p.Severity = routing.Notice
@@ -65,11 +84,14 @@ func deadUplink(v *view.View, u view.Uplink) routing.Problem {
 		p.Fix = "to use it now: multihomectl failover reset " + u.Name
 		return p
 	}
-	p.Text = fmt.Sprintf("%s does not work for %s%s", u.Name, family, since)
+	p.Text = fmt.Sprintf("%s does not work for %s", u.Name, family)
+	if !u.Since.IsZero() {
+		p.Text += " since " + u.Since.Local().Format(time.DateTime)
+	}
 	if why := u.Sentence(); why != "" {
 		p.Text += ": " + why
 	}
-	p.Text += "; " + consequence(v, u)
+	p.Text += "; " + strings.Join(consequences, "; ")
 	p.Fix = revive(v, u)
 	return p
 }

@@ -77,6 +77,21 @@ func TestDeadUplink(t *testing.T) {
 	expect(t, v, files(), want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"until 17:05:32"}, fix: "failover reset wan0"})
 }
 
+// TestDeadInBothFamilies: an uplink that is dead in both is named once.
+func TestDeadInBothFamilies(t *testing.T) {
+	v := moved(uplinks(health.Down, health.Up), "wan1", routing.CourseDead)
+	for _, u := range v.Failover.In(routing.IPv4) {
+		u.Family = routing.IPv6
+		v.Failover.Uplinks = append(v.Failover.Uplinks, u)
+	}
+	v.Unbound[routing.IPv6] = v.Unbound[routing.IPv4]
+	both := want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", text: []string{"does not work for IPv4 and IPv6 since", "for a reason; unbound traffic leaves by wan1"}, fix: "ping"}
+	expect(t, v, files(), both)
+	v.Failover.Uplinks[2].State = health.Recovering
+	both.text = []string{"does not work for IPv4 since"}
+	expect(t, v, files(), both, want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"works again for IPv6"}, fix: "reset"})
+}
+
 func TestAllUplinksDead(t *testing.T) {
 	v := moved(uplinks(health.Down, health.Recovering), "wan0", routing.CourseNoneLives)
 	expect(t, v, files(),
