@@ -42,6 +42,7 @@ type options struct {
 	watched int
 	alone   time.Duration
 	window  time.Duration
+	only    bool
 	json    bool
 	hold    bool
 	verbose bool
@@ -66,6 +67,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.watched, "watched", 50, "number of links of which the watching is measured, beside two")
 	flags.DurationVar(&o.alone, "alone", time.Minute, "how long to wait for NetworkManager alone to leave a provider that fails")
 	flags.DurationVar(&o.window, "window", 20*time.Second, "how long to watch what watching costs")
+	flags.BoolVar(&o.only, "failover", false, "measure failover alone")
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	flags.BoolVar(&o.hold, "hold", false, "measure nothing: create the first number of links, start the daemon and wait for an interrupt")
 	flags.BoolVar(&o.verbose, "v", false, "report progress on standard error")

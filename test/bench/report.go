@@ -127,6 +127,10 @@ func machine() Machine {
 func (r *Report) print(out io.Writer) {
 	m := r.Machine
 	fmt.Fprintf(out, "multihomed bench: %s, %d cores, %s, Linux %s, %s, load %s at the start, took %.0f s\n", m.CPU, m.Cores, m.Memory, m.Kernel, m.Go, m.Load, r.Seconds)
+	if len(r.Rows) == 0 {
+		printFailover(out, r.Failover)
+		return
+	}
 	fmt.Fprintln(out, "Milliseconds unless stated otherwise: median (minimum-maximum) of interleaved runs. \"loop\" sends the same")
 	fmt.Fprintln(out, "messages, one for each system call and ACK; \"batched\" sends them as the daemon's writer does.")
 
