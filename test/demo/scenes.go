@@ -336,7 +336,8 @@ func (d *demo) dieSilently() error {
 	if err != nil {
 		return err
 	}
-	d.claim(moved && strings.HasPrefix(routes, "default via "+first.Config().IPv4.Addr().String()),
+	_, best, _ := strings.Cut(routes, "default via ") // the first of the list
+	d.claim(moved && strings.HasPrefix(best, first.Config().IPv4.Addr().String()+" dev "+first.Link().Name()+" "),
 		"unbound traffic leaves by %s, and main still names %s first", second.Link().Name(), first.Link().Name())
 	d.command("multihomectl status")
 	status, _ := d.ctl("status") // which has a warning now
