@@ -43,7 +43,7 @@ type options struct {
 	alone   time.Duration
 	window  time.Duration
 	only    bool
-	learns  bool
+	learns  bool // wait until a link is known before it fails
 	json    bool
 	hold    bool
 	verbose bool
