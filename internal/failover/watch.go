@@ -436,7 +436,7 @@ func reason(r health.Report) string {
 	e := r.Evidence
 	switch e.Kind {
 	case health.BySilence:
-		return fmt.Sprintf("%s: %d probes without an answer, of which %d are enough, and %v of silence", r.Why, e.Overdue, e.Needed, e.Silence.Round(time.Millisecond))
+		return fmt.Sprintf("%s: %d probes without an answer in %v, of which %d are enough, and %v of silence", r.Why, e.Overdue, e.Timeout.Round(time.Millisecond), e.Needed, e.Silence.Round(time.Millisecond))
 	case health.ByAnswers, health.ByTCP:
 		if e.Answered+e.Lost > 0 {
 			return fmt.Sprintf("%s: %d of %d", r.Why, e.Answered, e.Answered+e.Lost)

@@ -632,7 +632,7 @@ func (m *Machine) judgeAlive(now, horizon Moment) (ask bool) {
 	}
 	began := m.silentSince(first)
 	silence := horizon - began
-	e := Evidence{Kind: BySilence, Overdue: overdue, Needed: m.needed(), Silence: silence}
+	e := Evidence{Kind: BySilence, Overdue: overdue, Needed: m.needed(), Silence: silence, Timeout: m.rto()}
 	if m.state == Up {
 		m.next = min(m.next, now)
 		m.become(now, Suspect, e, "answers are overdue")

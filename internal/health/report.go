@@ -81,6 +81,8 @@ type Evidence struct {
 	// Silence is how long nothing had answered.
 	Overdue, Needed int
 	Silence         time.Duration
+	// Timeout is how long an answer may take.
+	Timeout time.Duration
 	// Answered and Lost count the probes of a recovery.
 	Answered, Lost int
 }
