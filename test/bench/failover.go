@@ -348,6 +348,9 @@ func (x *exchange) outages(ctx context.Context, row *OutageRow) error {
 	var times []time.Duration
 	var failures []int
 	for range x.deaths {
+		if err := x.learned(ctx); err != nil {
+			return err
+		}
 		if row.Traffic == "idle" {
 			if err := x.quiet(ctx); err != nil {
 				return err
@@ -370,8 +373,37 @@ func (x *exchange) outages(ctx context.Context, row *OutageRow) error {
 	return nil
 }
 
-// quiet waits until the link in use counts as idle: probes go at the slow pace.
+// learned waits until the loss of the links is known to be small: with a link that is known, fewer
+// probes decide. A smoke test does not wait.
+func (x *exchange) learned(ctx context.Context) error {
+	if !x.learns {
+		return nil
+	}
+	const small = 0.03
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	tries := x.host.NewTries(ctx, tryEvery, lab.From{}, lab.InternetAddr4, "udp")
+	defer tries.Stop()
+	return lab.Eventually(ctx, func() error {
+		s, err := x.status(ctx)
+		if err != nil {
+			return err
+		}
+		for _, h := range s.Failover.Uplinks {
+			if h.Interface == x.isps[0].Link().Name() && (h.Loss == nil || *h.Loss > small) {
+				return fmt.Errorf("%s is not known to lose little", h.Interface)
+			}
+		}
+		return nil
+	})
+}
+
+// quiet waits until the link in use counts as idle: probes go at the slow pace. A smoke test does not
+// wait.
 func (x *exchange) quiet(ctx context.Context) error {
+	if !x.learns {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	return lab.Eventually(ctx, func() error {
@@ -398,8 +430,17 @@ func (x *exchange) back(ctx context.Context, row *OutageRow) error {
 	if x.daemon == nil {
 		return x.answeredBy(ctx, 0)
 	}
-	if out, err := x.ctl(ctx, "failover", "reset", x.isps[0].Link().Name()); err != nil {
-		return fmt.Errorf("forgetting a death: %w: %s", err, out)
+	within, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := lab.Eventually(within, func() error { // a link that comes is not known at once
+		out, err := x.ctl(ctx, "failover", "reset", x.isps[0].Link().Name())
+		if err != nil {
+			return fmt.Errorf("forgetting a death: %w: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return errors.Join(x.answeredBy(ctx, 0), x.healthy(ctx))
 }

@@ -23,7 +23,7 @@ import (
 func main() { os.Exit(lab.Main(run)) }
 
 // patience is for the whole run; what takes this long has failed.
-const patience = 20 * time.Minute
+const patience = 30 * time.Minute
 
 // options are those of the command line.
 type options struct {
@@ -43,6 +43,7 @@ type options struct {
 	alone   time.Duration
 	window  time.Duration
 	only    bool
+	learns  bool // wait until a link is known before it fails
 	json    bool
 	hold    bool
 	verbose bool
@@ -50,7 +51,7 @@ type options struct {
 
 func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	o := options{}
+	o := options{learns: true}
 	sizes := flags.String("sizes", "1,2,10,100,1000", "numbers of links, ascending")
 	quick := flags.Bool("quick", false, "small sizes of everything, for a smoke test")
 	flags.StringVar(&o.daemon, "daemon", "", "the multihomed `program`; the default is the one beside this one")
@@ -78,7 +79,7 @@ func parse(args []string) (options, error) {
 		*sizes, o.runs, o.starts, o.foreign, o.real = "1,2,10", 3, 2, 20_000, 2
 		o.cycles = 20
 		*routes, o.bgp, o.hosts, o.connect = "1,300", 500, 40, 500
-		o.deaths, o.watched, o.alone, o.window = 1, 3, time.Second, 2*time.Second
+		o.deaths, o.watched, o.alone, o.window, o.learns = 1, 3, time.Second, 2*time.Second, false
 	}
 	var err error
 	if o.sizes, err = rising(*sizes, 2000); err != nil {
