@@ -561,10 +561,10 @@ func (a *app) appear(ctx context.Context, targets []target) (string, error) {
 		}
 	}
 	what := count(links, "link") + " with their routing"
-	switch {
-	case links == 1:
+	switch links {
+	case 1:
 		what = "1 link with its routing"
-	case links == 0:
+	case 0:
 		what = "no link to route at present"
 	}
 	if noDaemon {

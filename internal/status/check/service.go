@@ -46,12 +46,13 @@ func checkDaemon(v *view.View, _ files) []routing.Problem {
 	case !v.Running && outstandingOf(v).none():
 		f := routing.Problem{Severity: routing.Warning}
 		f.Text, f.Fix = asleep(v)
-		if v.Unit.Unwanted() {
+		switch {
+		case v.Unit.Unwanted():
 			f.Text += ": neither multihomed nor its hooks follow changes of links, addresses and routes, and what stands stays"
 			f.Fix += removeAll
-		} else if v.Refused() {
+		case v.Refused():
 			f.Text += ": neither it nor its hooks give links their routing"
-		} else {
+		default:
 			f.Text += ": its hooks follow links that come, go or get another lease, and nobody follows other changes of addresses, routes and rules"
 		}
 		return []routing.Problem{f}
