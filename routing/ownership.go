@@ -71,5 +71,9 @@ func (r Rule) ReadsFailover() (TableID, bool) {
 	return r.Table, r.ofFailover() && r.Table != TableMain
 }
 
+// ServesFailover reports whether a rule of ours leads unbound traffic to a link that works:
+// one of the pair in front of main, or a rung "twin". Without two uplinks there are none.
+func (r Rule) ServesFailover() bool { return r.ofFailover() || r.Priority == PriorityTwin }
+
 // Ownership is what the policy makes ours.
 func (p Policy) Ownership() Ownership { return Ownership{Tables: p.Tables} }

@@ -360,6 +360,7 @@ func TestFailoverRemains(t *testing.T) {
 		{"everything", cleanup.Options{Tables: routing.TableRange{First: 10000, Last: 10999}, Group: 28008}, nil, false},
 		{"without a configuration", cleanup.Options{}, nil, false},
 		{"nobody maintains it", cleanup.Options{Unreachable: true}, []string{"not from 255.255.255.255 lookup main suppress_prefixlength 0"}, true},
+		{"one of two links", cleanup.Options{Link: "wan0"}, nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			newHost(t, "10000", "10001", "28008")

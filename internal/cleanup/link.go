@@ -16,7 +16,11 @@ type link struct {
 	name  string
 	index int
 	// isLast says that no other interface has objects: the shared ones go too.
-	isLast   bool
+	isLast bool
+	// alone says of a family that fewer than two other interfaces have a default: what serves
+	// failover goes too. Failover is the table that it reads.
+	alone    routing.ByFamily[bool]
+	failover map[routing.TableID]struct{}
 	tables   map[routing.TableID]struct{}
 	sources  map[netip.Prefix]struct{}
 	networks map[netip.Prefix]struct{}
@@ -24,7 +28,7 @@ type link struct {
 
 func newLink(name string) link {
 	return link{
-		name: name, tables: map[routing.TableID]struct{}{},
+		name: name, tables: map[routing.TableID]struct{}{}, failover: map[routing.TableID]struct{}{},
 		sources: map[netip.Prefix]struct{}{}, networks: map[netip.Prefix]struct{}{},
 	}
 }
@@ -67,11 +71,32 @@ func (l *link) learn(k *kernel.State) {
 		note(shared, r.From)
 		note(shared, r.To)
 	}
+	for r := range k.Rules() {
+		if t, reads := r.ReadsFailover(); reads {
+			l.failover[t] = struct{}{}
+		}
+	}
+	for _, f := range routing.Families() {
+		l.alone.Set(f, len(l.others(k, f)) < 2)
+	}
 	// Two links may have the same address: its rules serve the other one.
 	for p := range shared {
 		delete(l.sources, p)
 		delete(l.networks, p)
 	}
+}
+
+// others returns the other interfaces that have a default of a family in a table of theirs.
+func (l *link) others(k *kernel.State, f routing.Family) map[int]struct{} {
+	found := map[int]struct{}{}
+	for r := range k.Routes() {
+		_, own := l.tables[r.Table]
+		_, shared := l.failover[r.Table]
+		if r.Family == f && r.IsDefault() && r.Device != l.index && r.Table != routing.TableMain && !own && !shared {
+			found[r.Device] = struct{}{}
+		}
+	}
+	return found
 }
 
 func note(set map[netip.Prefix]struct{}, p netip.Prefix) {
@@ -86,10 +111,11 @@ func (l *link) has(op routing.Op) bool {
 	case l.name == "":
 		return true
 	case op.Verb == routing.DeleteRule:
-		return l.isLast || l.hasRule(op.Rule)
+		return l.isLast || l.hasRule(op.Rule) || l.alone.In(op.Rule.Family) && op.Rule.ServesFailover()
 	case op.Verb == routing.DeleteRoute:
 		_, own := l.tables[op.Route.Table]
-		return own || op.Route.Device == l.index
+		_, shared := l.failover[op.Route.Table]
+		return own || op.Route.Device == l.index || shared && l.alone.In(op.Route.Family)
 	default:
 		return op.Index == l.index
 	}
