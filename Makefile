@@ -20,7 +20,7 @@ LINT_VERSION := v2.15.0
 .PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo

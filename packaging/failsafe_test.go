@@ -30,8 +30,10 @@ const (
 	stateDir = "/var/lib/multihomed"
 	dropIn   = "/run/systemd/system/multihomed.service.d"
 	restart  = "systemctl reset-failed multihomed.service multihomed.socket; systemctl start multihomed.socket; systemctl restart multihomed.service"
-	// badReload checks that a reload fails with the error, on a host without procps.
-	badReload = "chmod a-x /bin/kill; if systemctl reload multihomed.service; then exit 1; fi; journalctl --sync; journalctl -b -u multihomed.service -o cat | grep '/etc/multihomed/multihomed.toml:1: .*uplink_grup'; chmod a+x /bin/kill; "
+	// badReload checks that a reload fails, on a host without procps, and that journal and status say why.
+	badReload = "chmod a-x /bin/kill; if systemctl reload multihomed.service; then exit 1; fi; " +
+		"timeout 20 sh -c \"until journalctl --sync; journalctl -b -u multihomed.service -o cat | grep '/etc/multihomed/multihomed.toml:1: .*uplink_grup' && " +
+		"systemctl show -P StatusText multihomed.service | grep uplink_grup; do sleep 0.1; done\"; chmod a+x /bin/kill; "
 	// broken damages the database of a daemon that is stopped.
 	broken = "systemctl stop multihomed.service; cd " + stateDir + "; "
 )

@@ -432,6 +432,121 @@ func (s *system) life(debs packages) {
 	})
 }
 
+// TestFirstStart installs the package where the configuration is bad from the start: apt, the status,
+// the journal and the hooks say the same, and the fix that they print works.
+func TestFirstStart(t *testing.T) {
+	for _, release := range []string{machine.Bookworm, machine.Trixie} {
+		t.Run(release, func(t *testing.T) {
+			s, debs := booted(t, release)
+			s.neverGood(debs)
+		})
+	}
+}
+
+func (s *system) neverGood(debs packages) {
+	t := s.t
+	const (
+		file = "/etc/multihomed/multihomed.toml"
+		fix  = "systemctl restart multihomed"
+	)
+	says := func(what, text string, want ...string) {
+		t.Helper()
+		flat := strings.Join(strings.Fields(text), " ")
+		for _, w := range want {
+			if !strings.Contains(flat, w) {
+				t.Errorf("%s does not say %q:\n%s", what, w, text)
+			}
+		}
+		for _, wrong := range []string{"systemctl reload", "enable --now", "the defaults", "hooks follow", "stay as they are goes on"} {
+			if strings.Contains(flat, wrong) {
+				t.Errorf("%s says %q:\n%s", what, wrong, text)
+			}
+		}
+	}
+	s.run("mkdir", "-p", "/etc/multihomed")
+	s.must(s.WriteFile(file, []byte("uplink_grup = 7\n\ntabels = 1\n"), 0o644))
+	s.must(s.CopyIn(debs.now, "/root/multihomed.deb", 0o644))
+	apt, err := s.Run(t.Context(), "sh", "-c", "apt-get install -y -q /root/multihomed.deb 2>&1")
+	s.must(err)
+	says("apt", apt, "multihomed: the service did not start: "+file+":1: uplink_grup", file+":3: tabels", fix)
+	status, _ := s.Run(t.Context(), "multihomectl", "status") // It exits with an error.
+	says("status", status, "multihomed not running: its configuration is refused, hooks do nothing", "in use instead: nothing", "fix correct lines 1 and 3 of "+file+", then: "+fix)
+	log := func(args ...string) string {
+		s.run("journalctl", "--sync")
+		return s.run(append([]string{"journalctl", "-b", "-o", "cat"}, args...)...)
+	}
+	says("the journal", log("-u", "multihomed.service", "SYSLOG_IDENTIFIER=multihomed"), "in use instead: nothing")
+	s.eventually(func() error {
+		if text := log("-u", "multihomed-failed.service"); !strings.Contains(text, "no rule of it is in the kernel") {
+			return fmt.Errorf("multihomed-failed says\n%s", text)
+		}
+		return nil
+	})
+	says("multihomed-failed", log("-u", "multihomed-failed.service"), fix)
+
+	// One line for each call of a hook.
+	before := log("-t", "multihomed")
+	out, err := s.Run(t.Context(), "sh", "-c", "IFACE=wan0 MODE=start PHASE=post-up ADDRFAM=inet METHOD=static /usr/sbin/multihomed-dispatcher ifupdown 2>&1; test $? -eq 78")
+	if err != nil || strings.Count(out, "\n") != 1 || strings.Count(out, "uplink_grup:") != 1 {
+		t.Errorf("a hook says: %v %s", err, out)
+	}
+	link := s.links()[0]
+	s.run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link, "ipv4.may-fail", "no")
+	s.must(s.MoveLink(link))
+	s.run("nmcli", "--wait", "30", "connection", "up", link)
+	s.eventually(func() error {
+		failed := strings.Count(log("-u", "NetworkManager.service"), "90-multihomed' exited with status 78")
+		if n := strings.Count(strings.TrimPrefix(log("-t", "multihomed"), before), "uplink_grup:"); n == 0 || n != failed {
+			return fmt.Errorf("%d lines for %d calls of NetworkManager:\n%s\n%s", n, failed, log("-t", "multihomed"), log("-u", "NetworkManager.service"))
+		}
+		return nil
+	})
+
+	// The printed fix, after more failed starts than any administrator makes.
+	for range 5 {
+		if out, err := s.Run(t.Context(), "systemctl", "restart", "multihomed"); err == nil {
+			t.Errorf("it starts: %s", out)
+		}
+	}
+	s.must(s.WriteFile(file, []byte("uplink_group = 28008\n"), 0o644))
+	s.run("systemctl", "restart", "multihomed")
+	s.active()
+
+	// What a reload refuses, systemctl status says, until a reload accepts it.
+	text := func(want bool) {
+		t.Helper()
+		s.eventually(func() error {
+			if line := s.run("systemctl", "show", "-P", "StatusText", "multihomed.service"); strings.Contains(line, file+":2") != want {
+				return fmt.Errorf("the status line is %q", line)
+			}
+			return nil
+		})
+	}
+	s.must(s.WriteFile(file, []byte("\nuplink_grup = 28008\n"), 0o644))
+	at := len(log("-u", "multihomed.service"))
+	if out, err := s.Run(t.Context(), "systemctl", "reload", "multihomed"); err == nil {
+		t.Errorf("a bad file is no error: %s", out)
+	}
+	text(true)
+	if news := log("-u", "multihomed.service")[at:]; strings.Count(news, "uplink_grup:") != 1 {
+		t.Errorf("the journal says it %d times:\n%s", strings.Count(news, "uplink_grup:"), news)
+	}
+	s.must(s.WriteFile(file, nil, 0o644))
+	s.run("systemctl", "reload", "multihomed")
+	text(false)
+
+	s.run("multihomectl", "off")
+	at = len(log("-u", "multihomed.service"))
+	removed, err := s.Run(t.Context(), "sh", "-c", "apt-get remove -y -q multihomed 2>&1")
+	s.must(err)
+	if strings.Contains(removed, "can still be activated") {
+		t.Errorf("apt says:\n%s", removed)
+	}
+	if words := log("-u", "multihomed.service")[at:]; !strings.Contains(words, "multihomed stopped, no link has its own routing") || strings.Contains(words, "stays active") {
+		t.Errorf("the daemon's last words:\n%s", words)
+	}
+}
+
 // step is one part of a life; what follows it needs it.
 func (s *system) step(name string, do func()) {
 	s.t.Helper()

@@ -79,8 +79,8 @@ func runDaemon(c call) int {
 	return daemon.ExitStatus(err)
 }
 
-// checked prints what is wrong with a configuration file. ExecReload= of the unit calls it
-// first, so that a bad file fails the reload.
+// checked prints what is wrong with a configuration file. ExecReload= of the unit calls it,
+// so that a bad file fails the reload.
 func checked(path string, stderr io.Writer) int {
 	if _, err := config.Load(path); err != nil {
 		// The level of the line for the journal (sd-daemon(3)).

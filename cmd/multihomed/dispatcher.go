@@ -71,6 +71,9 @@ func runDispatcher(c call) int {
 		return 0
 	}
 	err = deal(ctx, options, happened)
+	if ended, is := errors.AsType[*standin.EndedError](err); is {
+		return ended.Status // It has logged why: one line for each call.
+	}
 	if err != nil {
 		log.LogAttrs(ctx, slog.LevelError, "event not handled", event.Is(event.Failed), slog.String("caller", happened.Caller), slog.String("action", happened.Action),
 			slog.String("interface", happened.Interface), slog.String("error", err.Error()))
@@ -80,7 +83,7 @@ func runDispatcher(c call) int {
 
 // deal hands an event to the daemon, or starts a stand-in for it.
 func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) error {
-	// The daemon or the stand-in reports a bad file.
+	// The daemon or the stand-in reports a bad file with which it works.
 	cfg := config.Find(o.ConfigPath).Config
 	o.Level.Set(cfg.LogLevel)
 	// The message goes out even if the note fails: the kernel or NetworkManager may know as much.
@@ -97,9 +100,16 @@ func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) erro
 		o.Logger.LogAttrs(ctx, slog.LevelDebug, "doing nothing", slog.String("reason", why))
 		return errors.Join(noting, daemon.LetGo(ctx, cfg, o.Logger, why))
 	}
+	if fault := daemon.Find(ctx, o.ConfigPath).Fault; fault != nil && fault.Refused {
+		return errors.Join(noting, fault)
+	}
 	if happened.Effect == dispatcher.Removed {
 		// udev kills what its programs leave behind (udev(7), RUN).
 		return errors.Join(noting, daemon.Once(ctx, o, message, 0, func() {}))
 	}
-	return errors.Join(noting, standin.Start(ctx, o.Logger, cfg, message))
+	err := standin.Start(ctx, o.Logger, cfg, message)
+	if _, is := errors.AsType[*standin.EndedError](err); is && noting != nil {
+		return noting // The stand-in has logged its own error.
+	}
+	return errors.Join(noting, err)
 }

@@ -301,7 +301,7 @@ func TestOutcome(t *testing.T) {
 	if !strings.Contains(o.Err().Error(), "keeps adding") {
 		t.Errorf("%v", o.Err())
 	}
-	if t1 := (cleanup.Outcome{Rules: 1, Routes: 2, Groups: 1}).Summary(); t1 != "1 rule, 2 routes and the mark of 1 uplink" {
+	if t1 := (cleanup.Outcome{Rules: 1, Routes: 2, Groups: 1}).Summary(); t1 != "1 rule, 2 routes and the group of 1 uplink" {
 		t.Error(t1)
 	}
 	if e := cleanup.EraOf(routing.DefaultPolicy()); e.Tables() != routing.DefaultPolicy().Tables {

@@ -155,7 +155,7 @@ func (o Outcome) Summary() string {
 	}
 	parts := []string{count(o.Rules, "rule"), count(o.Routes, "route")}
 	if o.Groups > 0 {
-		parts = append(parts, "the mark of "+count(o.Groups, "uplink"))
+		parts = append(parts, "the group of "+count(o.Groups, "uplink"))
 	}
 	if o.Endpoints > 0 {
 		parts = append(parts, count(o.Endpoints, "endpoint")+" of Multipath TCP")

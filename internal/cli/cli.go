@@ -16,6 +16,8 @@ import (
 	"golang.org/x/term"
 
 	"multihomed/internal/config"
+	"multihomed/internal/daemon"
+	"multihomed/internal/status/offline"
 )
 
 // Exit statuses.
@@ -108,7 +110,7 @@ table each one has, what is active, what is wrong and how to fix it. It leases t
 for interfaces that NetworkManager does not manage, and it can remove everything again.`,
 		Example: `  multihomectl status            links, tables and problems of the host
   multihomectl status wan0 -v    every rule and route of one link, with its reason
-  multihomectl config            the active configuration`,
+  multihomectl config            the configuration, with the defaults`,
 		SilenceUsage: true, SilenceErrors: true,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -143,8 +145,8 @@ func (a *app) version() *cobra.Command {
 
 // load reads the configuration. If the file is bad it says so, and returns what the daemon
 // would use instead.
-func (a *app) load() config.Config {
-	loaded := a.find()
+func (a *app) load(ctx context.Context) config.Config {
+	loaded := a.find(ctx)
 	if loaded.Fault != nil {
 		fmt.Fprintf(a.Err, "multihomectl: %v\n", loaded.Fault)
 	}
@@ -152,7 +154,13 @@ func (a *app) load() config.Config {
 }
 
 // find is load for callers that report the fault themselves.
-func (a *app) find() config.Loaded { return config.Find(a.configPath) }
+func (a *app) find(ctx context.Context) config.Loaded {
+	loaded := config.Find(a.configPath)
+	if loaded.Fault != nil && !offline.DaemonRuns(loaded.Config) {
+		return daemon.Find(ctx, a.configPath)
+	}
+	return loaded
+}
 
 // narrow is the width of output that is not a terminal.
 const narrow = 80

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,26 +19,28 @@ func (a *app) config() *cobra.Command {
 	var reference bool
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "print the active configuration, or check one",
+		Short: "print the configuration that the file gives, or check one",
 		Long: `Print the configuration that the daemon would have if it read its file now: what the
-file says, and the defaults for the rest. The output is itself a configuration file.`,
-		Example: `  multihomectl config                 what is active
+file says, and the defaults for the rest. The output is itself a configuration file. A
+running daemon has it after systemctl reload multihomed. If the file is refused, it
+prints what is used instead, and the exit status is 1.`,
+		Example: `  multihomectl config                 what the file gives, with the defaults
   multihomectl config --reference     every key, explained
   multihomectl config check new.toml  before it is installed`,
 		Args: noArguments,
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if reference {
 				_, err := fmt.Fprint(a.Out, config.Reference)
 				return err
 			}
-			return a.printConfig()
+			return a.printConfig(cmd.Context())
 		},
 	}
 	cmd.Flags().BoolVar(&reference, "reference", false, "print a configuration file that explains every key")
 	cmd.AddCommand(&cobra.Command{
 		Use:   "check [FILE]",
 		Short: "check a configuration file without using it",
-		Long: `Check a configuration file, by default the active one. The exit status is 0 if it is
+		Long: `Check a configuration file, by default that of the daemon. The exit status is 0 if it is
 valid and 1 if not.`,
 		Args: atMostOne,
 		RunE: func(_ *cobra.Command, args []string) error { return a.check(args) },
@@ -45,17 +48,10 @@ valid and 1 if not.`,
 	return cmd
 }
 
-// printConfig prints what is active. If the file is bad the exit status is 1.
-func (a *app) printConfig() error {
-	loaded := a.find()
-	from := a.configPath
-	switch {
-	case loaded.Fault != nil:
-		from = loaded.Fault.Instead + ": " + a.configPath + " is refused"
-	case config.IsMissing(a.configPath):
-		from = "the defaults: there is no " + a.configPath
-	}
-	if _, err := fmt.Fprint(a.Out, effective(loaded.Config, from)); err != nil {
+// printConfig prints what the daemon would have. If the file is bad the exit status is 1.
+func (a *app) printConfig(ctx context.Context) error {
+	loaded := a.find(ctx)
+	if _, err := fmt.Fprint(a.Out, a.effective(loaded)); err != nil {
 		return err
 	}
 	if loaded.Fault != nil {
@@ -73,7 +69,7 @@ func (a *app) check(args []string) error {
 		if len(args) > 0 {
 			return &exitError{exitUsage, fmt.Errorf("there is no file %s", path)}
 		}
-		_, err := fmt.Fprintf(a.Out, "%s does not exist: the defaults are active\n", path)
+		_, err := fmt.Fprintf(a.Out, "%s does not exist: the defaults apply\n", path)
 		return err
 	}
 	if _, err := config.Load(path); err != nil {
@@ -86,6 +82,21 @@ func (a *app) check(args []string) error {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// effective is the configuration that the daemon would have, as a file. Where it would not start,
+// it has none.
+func (a *app) effective(loaded config.Loaded) string {
+	from := a.configPath
+	switch {
+	case loaded.Fault != nil && loaded.Fault.Refused:
+		return "# " + a.configPath + " is refused; in use instead: " + loaded.Fault.Instead + "\n"
+	case loaded.Fault != nil:
+		from = loaded.Fault.Instead + ": " + a.configPath + " is refused"
+	case config.IsMissing(a.configPath):
+		from = "the defaults: there is no " + a.configPath
+	}
+	return effective(loaded.Config, from)
 }
 
 // effective writes a configuration as a file.

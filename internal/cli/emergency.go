@@ -62,6 +62,11 @@ func (a *app) emergency() *cobra.Command {
 			for _, rule := range done.Removed {
 				fmt.Fprintf(a.Err, "%sremoved %s\n", mark, clean(rule))
 			}
+			if len(done.Removed) == 0 && left == 0 && err == nil {
+				fmt.Fprintf(a.Err, "%smultihomed HAS FAILED, and no rule of it is in the kernel: the host routes by its main table alone. "+
+					"To fix: see journalctl -u multihomed, then: systemctl restart multihomed\n", mark)
+				return nil
+			}
 			fmt.Fprintf(a.Err, "%smultihomed HAS FAILED and nobody maintains the routing: %s that answered \"unreachable\" removed, %s left. "+
 				"The routing of links that stay as they are goes on; what changes is routed by the main table, and bound traffic may leave by another link. "+
 				"To fix: see journalctl -u multihomed, then: systemctl reset-failed multihomed; systemctl start multihomed\n",

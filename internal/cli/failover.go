@@ -80,7 +80,7 @@ func (a *app) completeUplinks(cmd *cobra.Command, args []string, _ string) ([]st
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	s, err := askDaemon(cmd.Context(), a.find().Config, false)
+	s, err := askDaemon(cmd.Context(), a.find(cmd.Context()).Config, false)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -107,7 +107,7 @@ func (a *app) order(ctx context.Context, order handoff.Order, word string) error
 	if err := a.may("failover "+string(order), []string{word}); err != nil {
 		return err
 	}
-	return a.carryOut(ctx, a.load(), order, word)
+	return a.carryOut(ctx, a.load(ctx), order, word)
 }
 
 // carryOut is order for who has the rights.

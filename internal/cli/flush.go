@@ -28,7 +28,7 @@ import (
 )
 
 const flushHelp = `Remove every rule, route and Multipath TCP endpoint of multihomed from the kernel, and
-take its mark (an interface group) from the uplinks. Objects of others stay, also in our
+take its interface group from the uplinks. Objects of others stay, also in our
 tables. After that, all traffic follows the main table as it would without multihomed;
 routes that were moved out of it are put back.
 

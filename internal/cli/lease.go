@@ -8,11 +8,13 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"multihomed/allocator/client"
+	"multihomed/allocator/wire"
 	"multihomed/internal/escape"
 	"multihomed/internal/status"
 	"multihomed/routing"
@@ -138,12 +140,12 @@ func (a *app) leaseRelease() *cobra.Command {
 is no error. Only the user who made a lease, and root, may release it.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, request, err := a.client(f)
+			c, request, err := a.client(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
 			if err := c.Release(cmd.Context(), request); err != nil {
-				return &exitError{exitProblem, err}
+				return &exitError{exitProblem, inWords(err)}
 			}
 			return nil
 		},
@@ -152,8 +154,16 @@ is no error. Only the user who made a lease, and root, may release it.`,
 	return cmd
 }
 
+// inWords leaves out the code of an answer, which is for programs.
+func inWords(err error) error {
+	if refused, is := errors.AsType[*wire.Error](err); is {
+		return errors.New(strings.TrimSuffix(err.Error(), " ("+string(refused.Code)+")"))
+	}
+	return err
+}
+
 // client makes the request and the client for it.
-func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
+func (a *app) client(ctx context.Context, f leaseFlags) (*client.Client, client.Request, error) {
 	usage := func(format string, args ...any) (*client.Client, client.Request, error) {
 		return nil, client.Request{}, &exitError{exitUsage, fmt.Errorf(format, args...)}
 	}
@@ -176,7 +186,7 @@ func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
 		return usage("%d tries of %v make no sense; want at least 1, and a time above 0", f.tries, f.interval)
 	}
 	if f.socket == "" {
-		cfg := a.load()
+		cfg := a.load(ctx)
 		f.socket = cfg.Allocator.Socket
 	}
 	c, err := client.New(client.Options{Name: f.socket, Tries: f.tries, Interval: f.interval})
@@ -187,7 +197,7 @@ func (a *app) client(f leaseFlags) (*client.Client, client.Request, error) {
 }
 
 func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
-	c, request, err := a.client(f)
+	c, request, err := a.client(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -205,7 +215,7 @@ func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
 	err = c.Hold(ctx, request, func(l client.Lease, trouble error) {
 		leased = true
 		if trouble != nil {
-			fmt.Fprintf(a.Err, "multihomectl: trying again: %v\n", trouble)
+			fmt.Fprintf(a.Err, "multihomectl: trying again: %v\n", inWords(trouble))
 			return
 		}
 		if printing = a.printLease(f, l); printing != nil {
@@ -216,13 +226,14 @@ func (a *app) takeLease(ctx context.Context, f leaseFlags) error {
 		return a.noLease(err)
 	}
 	if err = errors.Join(err, printing); err != nil {
-		return &exitError{exitProblem, err}
+		return &exitError{exitProblem, inWords(err)}
 	}
 	return nil
 }
 
 // noLease prints 0, which scripts of the ancestor's client expect.
 func (a *app) noLease(err error) error {
+	err = inWords(err)
 	if _, printing := fmt.Fprintln(a.Out, 0); printing != nil {
 		err = errors.Join(err, printing)
 	}

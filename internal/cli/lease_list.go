@@ -61,7 +61,7 @@ func (a *app) leaseList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "list the leases of clients", Long: leaseListHelp, Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg := a.load()
+			cfg := a.load(cmd.Context())
 			list, err := readClientLeases(cmd.Context(), cfg)
 			if err != nil {
 				return &exitError{exitUsage, err}

@@ -71,7 +71,7 @@ func (m *migration) run(ctx context.Context) error {
 	if m.was, err = ancestor.ReadConfig(m.from); err != nil {
 		return fail(err)
 	}
-	m.now = m.load()
+	m.now = m.load(ctx)
 	if err := m.configure(); err != nil {
 		return fail(err)
 	}

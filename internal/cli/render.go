@@ -75,6 +75,8 @@ func (r *renderer) head() {
 		row("multihomed", yellow, "switched off", offText(r.s.Off))
 	case !d.Running && d.Kept != "":
 		row("multihomed", yellow, "not running ("+clean(d.Kept)+")", ": rules and routes do not follow changes")
+	case !d.Running && d.Refused:
+		row("multihomed", yellow, "not running", ": its configuration is refused, hooks do nothing")
 	case !d.Running:
 		row("multihomed", yellow, "not running", ": hooks follow links that come and go")
 	case d.Waiting != "":

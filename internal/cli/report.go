@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"multihomed/internal/config"
 	"multihomed/internal/lazy"
@@ -72,6 +73,9 @@ func (a *app) bugReport() *cobra.Command {
 				return &exitError{exitProblem, context.Cause(cmd.Context())}
 			}
 			if err := writeReport(output, parts); err != nil {
+				if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+					err = fmt.Errorf("%w; to fix: name a place where you may write: --output %s", err, filepath.Join(os.TempDir(), filepath.Base(output)))
+				}
 				return &exitError{exitProblem, err}
 			}
 			_, err := fmt.Fprintln(a.Out, output)
@@ -88,17 +92,12 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 	var parts []part
 	add := func(name, text string) { parts = append(parts, part{name, text}) }
 	add("versions.txt", a.versions(ctx))
-	loaded := a.find()
+	loaded := a.find(ctx)
 	cfg := loaded.Config
-	from := a.configPath
-	switch {
-	case loaded.Fault != nil:
-		from = loaded.Fault.Instead
+	if loaded.Fault != nil {
 		add("configuration-fault.txt", loaded.Fault.Error()+"\n")
-	case config.IsMissing(a.configPath):
-		from = "the defaults: there is no " + a.configPath
 	}
-	add("configuration.txt", effective(cfg, from))
+	add("configuration.txt", a.effective(loaded))
 	if !hide {
 		add("multihomed.toml", readPart(a.configPath))
 	}
@@ -107,7 +106,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		width = unbroken
 	}
 	var profiles []string
-	s, err := a.readStatus(ctx, cfg, nil, true)
+	s, err := a.readStatus(ctx, loaded, nil, true)
 	if err != nil {
 		add("status.txt", "The host cannot be read: "+err.Error()+"\n")
 	} else {

@@ -40,6 +40,7 @@ type situation struct {
 	manager nm.Status
 	alone   bool
 	stopped bool
+	fault   *config.Fault
 	// unit is of a service that is stopped, and start what status is told to start it by.
 	unit     unitfile.State
 	start    string
@@ -212,7 +213,7 @@ func (s *situation) view() *view.View {
 	if s.stopped {
 		v = &view.View{
 			Policy: policy, Planner: planner, Links: map[string]routing.Interface{}, Claims: s.claims, NM: nm.Snapshot{Status: s.manager}, Off: s.off,
-			NoManager: s.alone, LeasesUnread: s.unread, Unit: s.unit, Start: s.start,
+			NoManager: s.alone, LeasesUnread: s.unread, Unit: s.unit, Start: s.start, Fault: s.fault,
 		}
 		for _, l := range append(s.linkFacts(), s.others...) {
 			v.Links[l.Name] = l
@@ -326,6 +327,14 @@ func TestSituations(t *testing.T) {
 			s.unread = "this user may not read the leases in /var/lib/multihomed/leases.db; table numbers were taken from the rules and routes in the kernel"
 			return s
 		}, true},
+		{"configuration-never-good", func() situation {
+			s := laptop()
+			s.stopped, s.bare, s.links[0].Group = true, true, 0
+			_, err := config.Parse("/etc/multihomed/multihomed.toml", []byte("uplink_grup = 7\n\ntabels = 1\n"))
+			s.fault = &config.Fault{File: "/etc/multihomed/multihomed.toml", Err: err, Start: unitfile.Restart}
+			s.fault.Refuse()
+			return s
+		}, false},
 		{"service-disabled", func() situation {
 			s := twoUplinks()
 			s.stopped, s.unit = true, unitfile.Disabled

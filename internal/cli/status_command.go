@@ -47,7 +47,8 @@ With --json it prints the same for programs. Fields are only ever added as long 
   ok                what the exit status says: true for 0
   by                who looked: "daemon", or "multihomectl" without it
   version           of who looked
-  daemon            running, pid, version, started, ready, waiting, kept
+  daemon            running, pid, version, started, ready, waiting, kept, refused
+                    (true: it does not start with its configuration)
   network_manager   running, version, complete, waiting, error, none (true: this
                     host has none), unwanted ("disabled" or "masked": why it
                     has none)
@@ -107,7 +108,7 @@ func (a *app) status() *cobra.Command {
 				return err
 			}
 			how.verbose, how.only = verbose, args
-			return a.showStatus(cmd.Context(), a.find(), how, asJSON)
+			return a.showStatus(cmd.Context(), a.find(cmd.Context()), how, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")
@@ -116,7 +117,7 @@ func (a *app) status() *cobra.Command {
 }
 
 func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, asJSON bool) error {
-	s, err := a.readStatus(ctx, loaded.Config, how.only, asJSON || how.verbose)
+	s, err := a.readStatus(ctx, loaded, how.only, asJSON || how.verbose)
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -149,7 +150,8 @@ const answerTime = 2 * time.Second
 const askAgain = 50 * time.Millisecond
 
 // readStatus asks the daemon, and reads the host if the daemon does not answer.
-func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string, whole bool) (Status, error) {
+func (a *app) readStatus(ctx context.Context, loaded config.Loaded, only []string, whole bool) (Status, error) {
+	cfg := loaded.Config
 	answer, err := askDaemon(ctx, cfg, whole)
 	if err == nil {
 		return *answer, nil
@@ -161,6 +163,7 @@ func (a *app) readStatus(ctx context.Context, cfg config.Config, only []string, 
 	if readErr != nil {
 		return Status{}, readErr
 	}
+	v.Fault = loaded.Fault
 	if v.Running {
 		v.Silent = true
 		if !errors.Is(err, socket.ErrNobody) {
@@ -226,7 +229,7 @@ func readHost(ctx context.Context, cfg config.Config, only []string) (*view.View
 
 // completeInterfaces offers the interfaces of the host to the shell.
 func (a *app) completeInterfaces(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	s, err := a.readStatus(cmd.Context(), a.find().Config, nil, false)
+	s, err := a.readStatus(cmd.Context(), a.find(cmd.Context()), nil, false)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -32,8 +32,8 @@ import (
 )
 
 const offHelp = `Switch multihomed off, or some links only, until it is switched on again: over
-reboots, upgrades and restarts of the service. All rules, routes and marks of it, or of
-the links, are removed from the kernel. When the command returns they are gone, and
+reboots, upgrades and restarts of the service. All its rules, routes and groups, or those
+of the links, are removed from the kernel. When the command returns they are gone, and
 traffic follows the main table as it would without multihomed. Objects of other links
 stay, and so do the leases: switched on again, every link gets the same table.
 
@@ -478,7 +478,7 @@ func (a *app) switchOn(ctx context.Context, words []string) error {
 		return &exitError{exitProblem, err}
 	}
 	text := sentenceOn(before, now, targets, present)
-	how, err := a.appear(ctx)
+	how, err := a.appear(ctx, targets)
 	if err != nil {
 		err = fmt.Errorf("%s, but %w", text, err)
 	} else {
@@ -524,9 +524,10 @@ func sentenceOn(before, now offswitch.State, targets []target, present []offswit
 	return strings.Join(was, "; ")
 }
 
-// appear waits until the routing of all links is active, and says of how many.
-func (a *app) appear(ctx context.Context) (string, error) {
-	cfg := a.load()
+// appear waits until the routing of all links is active, and says of how many: of all, or of the
+// targets if there are some.
+func (a *app) appear(ctx context.Context, targets []target) (string, error) {
+	cfg := a.load(ctx)
 	ctx, cancel := context.WithTimeout(ctx, offTime)
 	defer cancel()
 	err := handoff.Send(cfg.RuntimeDir, handoff.Switched())
@@ -555,12 +556,20 @@ func (a *app) appear(ctx context.Context) (string, error) {
 		return "", err
 	}
 	links := 0
-	for range v.Planner.Links() {
-		links++
+	for plan := range v.Planner.Links() {
+		is := func(t target) bool {
+			return t.name == plan.Link.Name || t.uuid != "" && t.uuid == v.Claims[plan.Link.Name].UUID
+		}
+		if len(targets) == 0 || slices.ContainsFunc(targets, is) {
+			links++
+		}
 	}
 	what := count(links, "link") + " with their routing"
-	if links == 1 {
+	switch links {
+	case 1:
 		what = "1 link with its routing"
+	case 0:
+		what = "no link to route at present"
 	}
 	if noDaemon {
 		what += "; the service does not run, to start it: systemctl start multihomed"

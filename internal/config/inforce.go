@@ -2,11 +2,13 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,6 +44,18 @@ type Fault struct {
 	// Unusable says why a last good configuration is not used, nil if there is none
 	// or it is used.
 	Unusable error
+	// Refused says that the daemon does not start with the file.
+	Refused bool
+	// Start is the command after which the corrected file is used. It is empty where a daemon
+	// runs, which reads the file again at a reload.
+	Start string
+}
+
+// Refuse says that the daemon does not start with the file: there is no last good configuration,
+// and the kernel holds no rule of ours that somebody must maintain.
+func (f *Fault) Refuse() {
+	f.Refused = true
+	f.Instead = "nothing: there is no last good configuration and no rule of multihomed in the kernel, so the host routes by its main table alone"
 }
 
 // Find returns the configuration of a file. If that is bad, it returns the last good one of
@@ -159,11 +173,12 @@ func (f *Fault) Problem() routing.Problem {
 	all := f.errors()
 	p := routing.ProblemOf(FaultCode, routing.Error, "", all[0])
 	p.Object = f.File
+	lines := linesOf(all)
 	if found, is := errors.AsType[*Error](all[0]); is {
 		if found.Line > 0 {
 			p.Object = fmt.Sprintf("%s:%d", f.File, found.Line)
 		}
-		p.Fix = fmt.Sprintf("correct %s, then: systemctl reload multihomed", p.Object)
+		p.Fix = "" // It names all lines.
 	}
 	for i, more := range all[1:] {
 		if i == mostShown {
@@ -174,9 +189,44 @@ func (f *Fault) Problem() routing.Problem {
 	}
 	p.Text = "the configuration is refused: " + p.Text + "; in use instead: " + f.Instead
 	if p.Fix == "" {
-		p.Fix = "correct " + f.File + ", then: systemctl reload multihomed"
+		p.Fix = "correct " + f.place(lines) + ", then: " + cmp.Or(f.Start, "systemctl reload multihomed")
 	}
 	return p
+}
+
+// linesOf are the lines of mistakes, each once.
+func linesOf(all []error) []int {
+	var lines []int
+	for _, err := range all {
+		if found, is := errors.AsType[*Error](err); is && found.Line > 0 {
+			lines = append(lines, found.Line)
+		}
+	}
+	slices.Sort(lines)
+	return slices.Compact(lines)
+}
+
+// place names the file with the lines that have to be corrected.
+func (f *Fault) place(lines []int) string {
+	switch len(lines) {
+	case 0:
+		return f.File
+	case 1:
+		return fmt.Sprintf("%s:%d", f.File, lines[0])
+	}
+	shown := lines[:min(len(lines), mostShown+1)]
+	last := fmt.Sprint(shown[len(shown)-1])
+	if more := len(lines) - len(shown); more > 0 {
+		shown, last = append(slices.Clone(shown), 0), fmt.Sprintf("%d more", more)
+	}
+	var b strings.Builder
+	for i, line := range shown[:len(shown)-1] {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprint(&b, line)
+	}
+	return fmt.Sprintf("lines %s and %s of %s", b.String(), last, f.File)
 }
 
 // inFile is a further mistake, without the name of the file.

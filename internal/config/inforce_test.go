@@ -61,7 +61,7 @@ func TestFind(t *testing.T) {
 	write(t, path, bad)
 	p := find().Fault.Problem()
 	if p.Code != "configuration" || p.Severity != routing.Error || p.Object != path+":3" && p.Object != path+":2" ||
-		strings.Count(p.Text, path) != 1 || !strings.Contains(p.Text, "; line 3: tabels: unknown key") || !strings.Contains(p.Text, "2026-11-28 07:00:00") || !strings.Contains(p.Fix, p.Object) {
+		strings.Count(p.Text, path) != 1 || !strings.Contains(p.Text, "; line 3: tabels: unknown key") || !strings.Contains(p.Text, "2026-11-28 07:00:00") || p.Fix != "correct lines 2 and 3 of "+path+", then: systemctl reload multihomed" {
 		t.Errorf("%+v", p)
 	}
 
@@ -82,6 +82,40 @@ func TestFind(t *testing.T) {
 	}
 	if got := find(); got.Fault.Unusable == nil || !strings.Contains(got.Fault.Error(), "later") {
 		t.Errorf("of a later release: %+v", got.Fault)
+	}
+}
+
+// TestFix: a fix names every line, and the command that works: where no daemon runs, a reload
+// fails.
+func TestFix(t *testing.T) {
+	t.Parallel()
+	mistakes := func(lines ...int) error {
+		var all []error
+		for _, n := range lines {
+			all = append(all, &config.Error{File: "/f", Line: n, Message: "bad"})
+		}
+		return errors.Join(all...)
+	}
+	for _, c := range []struct {
+		err         error
+		start, want string
+	}{
+		{errors.New("permission denied"), "", "correct /f, then: systemctl reload multihomed"},
+		{mistakes(0), "", "correct /f, then: systemctl reload multihomed"},
+		{mistakes(3), "systemctl restart multihomed", "correct /f:3, then: systemctl restart multihomed"},
+		{mistakes(3, 0, 3), "", "correct /f:3, then: systemctl reload multihomed"},
+		{mistakes(9, 3), "", "correct lines 3 and 9 of /f, then: systemctl reload multihomed"},
+		{mistakes(1, 2, 3, 4, 5, 6), "", "correct lines 1, 2, 3, 4, 5 and 6 of /f, then: systemctl reload multihomed"},
+		{mistakes(1, 2, 3, 4, 5, 6, 7, 8), "", "correct lines 1, 2, 3, 4, 5, 6 and 2 more of /f, then: systemctl reload multihomed"},
+	} {
+		fault := config.Fault{File: "/f", Err: c.err, Start: c.start, Instead: "the defaults"}
+		if got := fault.Problem().Fix; got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+		fault.Refuse()
+		if text := fault.Error(); !fault.Refused || !strings.Contains(text, "in use instead: nothing") {
+			t.Errorf("refused: %q", text)
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"multihomed/internal/cleanup"
 	"multihomed/internal/config"
 	"multihomed/internal/event"
 	"multihomed/internal/failover"
@@ -109,10 +110,22 @@ func Run(ctx context.Context, o Options) error {
 			s.notify.Stopping()
 			letGoIfMasked(ctx, o.Logger)
 			if err == nil {
-				o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed stopped, the routing of links stays active", event.Is(event.Stopped))
+				o.Logger.LogAttrs(ctx, slog.LevelInfo, lastWords(context.WithoutCancel(ctx)), event.Is(event.Stopped)) //nolint:sloglint // one of three sentences
 			}
 			return err
 		}
+	}
+}
+
+// lastWords say what stays in the kernel.
+func lastWords(ctx context.Context) string {
+	switch stands, err := cleanup.Stands(ctx); {
+	case err != nil:
+		return "multihomed stopped"
+	case stands:
+		return "multihomed stopped, the routing of links stays active"
+	default:
+		return "multihomed stopped, no link has its own routing"
 	}
 }
 
@@ -328,9 +341,9 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 		next := config.Find(s.ConfigPath)
 		switch {
 		case next.Fault != nil:
-			s.fault(config.FaultCode, config.Refused(next.Fault.File, next.Fault.Err))
+			s.refuse(config.Refused(next.Fault.File, next.Fault.Err))
 		case next.StateDir != cfg.StateDir || next.RuntimeDir != cfg.RuntimeDir:
-			s.fault(config.FaultCode, config.Refused(s.ConfigPath, errNeedsRestart))
+			s.refuse(config.Refused(s.ConfigPath, errNeedsRestart))
 		case reflect.DeepEqual(next.Config, cfg):
 			s.fault(config.FaultCode, nil)
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged", event.Is(event.ConfigLoaded))
@@ -362,6 +375,16 @@ func (s *service) fault(code routing.Code, err error) {
 	if s.faults.set(code, err) {
 		s.tell(s.report)
 	}
+}
+
+// refuse notes the fault of a configuration that a reload found, and logs it each time: a reload
+// that fails must say why.
+func (s *service) refuse(fault *config.Fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults.set(config.FaultCode, fault)
+	s.logged.again(config.FaultCode)
+	s.tell(s.report)
 }
 
 // tell logs changed problems and updates the status line of systemd. The caller holds mu.

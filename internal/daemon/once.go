@@ -42,6 +42,9 @@ func Once(ctx context.Context, o Options, m handoff.Message, linger time.Duratio
 	if err != nil {
 		return err
 	}
+	if cfg.Fault != nil {
+		Idle(cfg.Fault)
+	}
 	if err := mayRoute(); err != nil {
 		return err
 	}

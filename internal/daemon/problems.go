@@ -56,6 +56,11 @@ func (p *problems) note(ctx context.Context, all []routing.Problem) {
 	p.last = now
 }
 
+// again logs the problems of a code once more, though they are the same.
+func (p *problems) again(code routing.Code) {
+	maps.DeleteFunc(p.last, func(key about, _ routing.Problem) bool { return key.code == code })
+}
+
 // solved says that a problem is gone.
 func solved(p routing.Problem) string {
 	if p.Code == config.FaultCode {

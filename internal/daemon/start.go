@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"time"
 
 	"multihomed/internal/cleanup"
 	"multihomed/internal/config"
 	"multihomed/internal/event"
 	"multihomed/internal/rights"
+	"multihomed/internal/unitfile"
 )
 
 // Exit statuses of the daemon and of stand-ins. RestartPreventExitStatus= of the unit lists
@@ -59,19 +61,46 @@ func mayRoute() error {
 // and continues to.
 func find(ctx context.Context, o Options) (config.Loaded, error) {
 	loaded := config.Find(o.ConfigPath)
-	if loaded.Fault == nil || loaded.Fault.Known {
-		return loaded, nil
-	}
-	stands, err := cleanup.Stands(ctx)
-	if err != nil {
+	if err := judge(ctx, loaded.Fault); err != nil {
 		o.Logger.LogAttrs(ctx, event.LevelNotice, "kernel unreadable, starting in case it holds rules of multihomed", slog.String("error", err.Error()))
-		return loaded, nil
 	}
-	if !stands {
-		loaded.Fault.Instead = "nothing: there is no last good configuration and no rule of multihomed in the kernel, so the host routes by its main table alone"
+	if loaded.Fault != nil && loaded.Fault.Refused {
+		Idle(loaded.Fault)
 		return loaded, loaded.Fault
 	}
 	return loaded, nil
+}
+
+// judge notes in the fault of a configuration that the daemon refuses to start with it. If
+// the kernel cannot be read, it does not refuse.
+func judge(ctx context.Context, fault *config.Fault) error {
+	if fault == nil || fault.Known {
+		return nil
+	}
+	stands, err := cleanup.Stands(ctx)
+	if err == nil && !stands {
+		fault.Refuse()
+	}
+	return err
+}
+
+// Idle completes the fix of a configuration's fault where no daemon runs, so that a reload fails.
+func Idle(fault *config.Fault) {
+	fault.Start = unitfile.Restart
+	if Unit().Unwanted() {
+		fault.Start = unitfile.Start(os.DirFS("/"))
+	}
+}
+
+// Find is [config.Find] for a process that found no daemon running. A fault of the file says
+// whether a start, also that of a stand-in, is refused, and how to start.
+func Find(ctx context.Context, path string) config.Loaded {
+	loaded := config.Find(path)
+	if loaded.Fault != nil {
+		_ = judge(ctx, loaded.Fault) // The daemon would start then, and say so.
+		Idle(loaded.Fault)
+	}
+	return loaded
 }
 
 // faultOf is the fault of a configuration as an error.

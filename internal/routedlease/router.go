@@ -93,7 +93,7 @@ func (r *Router) check(want server.Route) error {
 	case want.Interface == routing.Loopback:
 		return &wire.Error{Code: wire.NoInterface, Text: "the loopback leads nowhere; to fix: name the interface of the network"}
 	case !exists:
-		return &wire.Error{Code: wire.NoInterface, Text: fmt.Sprintf("there is no interface %s; to fix: see `ip link`", want.Interface)}
+		return &wire.Error{Code: wire.NoInterface, Text: fmt.Sprintf("there is no interface %s; to fix: ask again when it is there (ip link shows all)", want.Interface)}
 	case !has:
 		return &wire.Error{Code: wire.BadAddress, Text: fmt.Sprintf("%s does not have the address %s; to fix: add it first (`ip address`)", want.Interface, want.Address)}
 	}

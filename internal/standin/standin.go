@@ -101,7 +101,11 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.M
 		return nil
 	case errors.Is(err, io.EOF):
 		// It has ended: the daemon came first, or there was an error.
-		if err := child.Wait(); err != nil {
+		err := child.Wait()
+		if exit, is := errors.AsType[*exec.ExitError](err); is && hasLogged(exit.ExitCode()) {
+			return &EndedError{exit.ExitCode()}
+		}
+		if err != nil {
 			return doing(err)
 		}
 		return nil
@@ -112,6 +116,18 @@ func Start(ctx context.Context, log *slog.Logger, cfg config.Config, m handoff.M
 		return doing(err)
 	}
 }
+
+// An EndedError says that the stand-in has ended before its first complete pass, with an error
+// that it has logged.
+type EndedError struct{ Status int }
+
+func (e *EndedError) Error() string {
+	return fmt.Sprintf("standing in for the daemon: it has ended with status %d, and has logged why", e.Status)
+}
+
+// hasLogged reports whether a process that ends with a status has logged its error: not one that
+// a signal ended (-1) or that panicked (2).
+func hasLogged(status int) bool { return status > 0 && status != 2 }
 
 // rights are those of the daemon: the owner of its directory, and the capabilities
 // of its unit.

@@ -98,6 +98,9 @@ type Daemon struct {
 	// Kept is "disabled" or "masked" where the daemon does not run and the administrator
 	// keeps its service from running, so that nobody stands in for it.
 	Kept string `json:"kept,omitempty"`
+	// Refused says that the daemon does not run because it does not start with its configuration.
+	// Hooks do nothing then, too.
+	Refused bool `json:"refused,omitempty"`
 }
 
 // Unbound is the way of packets that are bound to no link.

@@ -44,6 +44,9 @@ func (s State) Unwanted() bool { return s == Disabled || s == Masked }
 // Enable starts the daemon where its service is not masked.
 const Enable = "systemctl enable --now multihomed"
 
+// Restart starts the daemon where its service is wanted, also after it has failed.
+const Restart = "systemctl restart multihomed"
+
 // Start is the command that starts the daemon, whatever the state of its unit. A mask in /run is another one than that in /etc (systemctl(1), --runtime).
 func Start(root fs.FS) string {
 	state, in := find(root, Service)

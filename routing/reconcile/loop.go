@@ -155,6 +155,8 @@ type Loop struct {
 	// told are links of Options.Told that no plan has been compared with yet.
 	told          map[int]routing.LinkPlan
 	routesWritten map[int]time.Time
+	// inherited are the links that the process before this one left as they are planned.
+	inherited map[int]struct{}
 	// restored are objects that this pass puts back because somebody deleted them.
 	restored map[object]struct{}
 	// incomplete is when knowledge ceased to be complete.
@@ -206,6 +208,7 @@ func New(o Options) *Loop {
 		takeovers:     newTakeovers(),
 		unwritten:     map[int]*unwritten{},
 		told:          maps.Clone(o.Told),
+		inherited:     map[int]struct{}{},
 		routesWritten: map[int]time.Time{},
 		restored:      map[object]struct{}{},
 

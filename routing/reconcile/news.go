@@ -34,10 +34,13 @@ const (
 	routesEvery = time.Minute
 )
 
-// noteLinks takes note of what a pass changed.
-func (l *Loop) noteLinks(before map[int]routing.LinkPlan) {
+// noteLinks takes note of what a pass changed: with the plans that it replaced, and what it writes.
+func (l *Loop) noteLinks(before map[int]routing.LinkPlan, ops []routing.Op) {
 	for index, was := range before {
 		plan, _ := l.planner.Link(index)
+		if l.standsAsPlanned(index, was, plan, ops) {
+			continue
+		}
 		if earlier, is := l.told[index]; is && has(plan) {
 			was = earlier
 			delete(l.told, index)
@@ -49,11 +52,42 @@ func (l *Loop) noteLinks(before map[int]routing.LinkPlan) {
 	if !l.complete {
 		return
 	}
+	clear(l.inherited)
 	// These are no links any more.
 	for index, was := range l.told {
 		l.noteNews(index, was).structure = true
 	}
 	l.told = nil
+}
+
+// standsAsPlanned reports whether the process before this one left all of a link in the kernel, so
+// that its log says it already. Until the links are known, a link is put together step by step.
+func (l *Loop) standsAsPlanned(index int, was, is routing.LinkPlan, ops []routing.Op) bool {
+	_, inherited := l.inherited[index]
+	_, told := l.told[index]
+	delete(l.inherited, index)
+	if told || l.unwritten[index] != nil || has(was) && !inherited || !has(is) {
+		return false
+	}
+	for _, op := range ops {
+		if concerns(op, was) || concerns(op, is) {
+			return false
+		}
+	}
+	l.inherited[index] = struct{}{}
+	return true
+}
+
+// concerns reports whether an operation changes the routing of a link.
+func concerns(op routing.Op, p routing.LinkPlan) bool {
+	switch op.Verb {
+	case routing.AddRule, routing.MoveRule, routing.DeleteRule:
+		return p.Link.Name != "" && (op.Rule.OIF == p.Link.Name || op.Rule.IIF == p.Link.Name) || hasTable(p, op.Rule.Table)
+	case routing.AddRoute, routing.ReplaceRoute, routing.DeleteRoute:
+		return hasTable(p, op.Route.Table)
+	default:
+		return p.Link.Index != 0 && op.Index == p.Link.Index
+	}
 }
 
 // noteNews returns what is not written of a link; was is its plan until now.

@@ -70,7 +70,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	})
 	// A process that is killed from here on has left word of what it made of the links.
 	l.keepMemory()
-	l.noteLinks(plans)
+	l.noteLinks(plans, ops)
 	errs := l.Writer.Apply(ctx, ops)
 	if ctx.Err() != nil {
 		return tries

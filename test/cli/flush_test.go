@@ -40,7 +40,7 @@ func TestFlush(t *testing.T) {
 	h.addForeign()
 	h.addFirstLadder()
 	r := h.ctl("flush", "-v")
-	if r.status != 0 || !strings.Contains(r.out, "and the mark of 2 uplinks; the leases stay") {
+	if r.status != 0 || !strings.Contains(r.out, "and the group of 2 uplinks; the leases stay") {
 		t.Errorf("flush: %s", r)
 	}
 	// The order of a pass that takes a link away: rules first, what stops stray

@@ -56,6 +56,9 @@ func TestLease(t *testing.T) {
 	if routed.status != 0 || !strings.Contains(routed.err, "until the address goes") {
 		t.Fatalf("lease: %s", routed)
 	}
+	if none := h.ctl("lease", "-i", "ppp9", "-a", "192.0.2.9"); none.status != 1 || !strings.HasSuffix(none.err, "there is no interface ppp9; to fix: ask again when it is there (ip link shows all)\n") {
+		t.Errorf("an interface that is missing: %s", none)
+	}
 	rules := h.ip("-N", "rule")
 	for _, rule := range []string{
 		"from all oif ppp7 lookup " + table(routed), "from 192.0.2.7 lookup " + table(routed),

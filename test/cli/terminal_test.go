@@ -86,14 +86,14 @@ func TestTerminal(t *testing.T) {
 
 	h.stop()
 	for _, no := range []string{"n\n", "\n", "what?\n", "\x04"} {
-		if r := h.onTerminal(no, "flush"); r.status != 1 || !strings.Contains(r.out, "Remove 20 rules, 10 routes and the mark of 2 uplinks?") || !strings.Contains(r.out, "multihomectl: nothing was removed") {
+		if r := h.onTerminal(no, "flush"); r.status != 1 || !strings.Contains(r.out, "Remove 20 rules, 10 routes and the group of 2 uplinks?") || !strings.Contains(r.out, "multihomectl: nothing was removed") {
 			t.Errorf("flush answered with %q: %s", no, r)
 		}
 	}
 	if s := h.status(); !s.OK {
 		t.Errorf("something was removed: %+v", s.Problems)
 	}
-	if r := h.onTerminal("y\n", "flush"); r.status != 0 || !strings.Contains(r.out, "removed 20 rules, 10 routes and the mark of 2 uplinks") {
+	if r := h.onTerminal("y\n", "flush"); r.status != 0 || !strings.Contains(r.out, "removed 20 rules, 10 routes and the group of 2 uplinks") {
 		t.Errorf("flush answered with yes: %s", r)
 	}
 	h.start()

@@ -144,6 +144,11 @@ func TestBadConfiguration(t *testing.T) {
 		r.unharmed(before, b.name)
 	}
 	r.refused("99999999999999999999 is not allowed")
+	// A reload that is refused for the same reason says so again.
+	lines := len(r.daemon.Lines())
+	r.must(r.daemon.Signal(syscall.SIGHUP))
+	_, err = r.daemon.WaitLineAfter(t.Context(), lines, "configuration is refused")
+	r.must(err)
 	r.must(os.WriteFile(r.path, good, 0o600))
 	r.must(r.daemon.Signal(syscall.SIGHUP))
 	r.settled()
@@ -268,6 +273,24 @@ func TestNeverGood(t *testing.T) {
 	defer cancel()
 	if exit, is := errors.AsType[*exec.ExitError](r.daemon.Wait(ctx)); !is || exit.ExitCode() != 78 {
 		t.Errorf("it ends with %v", exit)
+	}
+	if log := r.daemon.Log(); strings.Contains(log, "systemctl reload") {
+		t.Errorf("a reload of a daemon that has ended: %s", log)
+	}
+
+	// What looks at the host says the same as the daemon, and prints no configuration.
+	out, err := r.ctl("status")
+	flat := strings.Join(strings.Fields(out), " ")
+	for _, want := range []string{"its configuration is refused, hooks do nothing", "uplink_grup", "in use instead: nothing", "fix correct " + r.path + ":", "then: systemctl "} {
+		if !strings.Contains(flat, want) {
+			t.Errorf("status does not say %q:\n%s", want, out)
+		}
+	}
+	if err == nil || strings.Contains(flat, "hooks follow") || strings.Contains(flat, "the defaults") || strings.Contains(flat, "systemctl reload") {
+		t.Errorf("status: %v\n%s", err, out)
+	}
+	if out, err := r.ctl("config"); err == nil || strings.Contains(out, "uplink_group") && !strings.Contains(out, "did you mean uplink_group") || !strings.Contains(out, "in use instead: nothing") {
+		t.Errorf("config: %v\n%s", err, out)
 	}
 }
 

@@ -104,6 +104,22 @@ func TestJournal(t *testing.T) {
 	}
 }
 
+// TestJournalOfARestart: a daemon that starts where nothing has changed names no link.
+func TestJournalOfARestart(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	r.isp(lab.DefaultISP(0))
+	r.start()
+	r.up("wan0")
+	r.settled("wan0")
+	r.logged(0, "wan0: uplink added")
+	r.quietLog(0)
+	r.must(r.daemon.Stop(t.Context()))
+	r.start()
+	r.settled("wan0")
+	r.logged(0, "every link")
+	golden(t, filepath.Join("testdata", "journal", "start.txt"), masked(r.quietLog(0)))
+}
+
 // rewrite replaces the configuration except its directories.
 func (r *rig) rewrite(toml string) {
 	r.t.Helper()

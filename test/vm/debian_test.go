@@ -170,7 +170,9 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 	if log := run("journalctl", "-b", "-u", "greedy", "-o", "cat", "--no-pager"); !strings.Contains(log, "oom-kill") {
 		t.Errorf("it was not killed for its memory: %s", log)
 	}
-	outOfMemory(t, run, bothLinks)
+	if release == machine.Bookworm { // Once is enough for what systemd and the unit do.
+		outOfMemory(t, run, bothLinks)
+	}
 	return m
 }
 
@@ -186,7 +188,7 @@ func outOfMemory(t *testing.T, run func(...string) string, bothLinks func()) {
 	run("systemctl", "set-property", "--runtime", "multihomed.service", "MemoryMax=2M", "MemorySwapMax=0")
 	await := func(what string, is func() bool) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		err := lab.Eventually(ctx, func() error {
 			if !is() {

@@ -19,10 +19,17 @@ const removeAll = "; or remove what stands: multihomectl off"
 // stopped or has failed, but not of one that is disabled or masked: its routing may be unwanted.
 func asleep(v *view.View) (text, fix string) {
 	fix = cmp.Or(v.Start, unitfile.Enable)
-	if !v.Unit.Unwanted() {
+	if v.Refused() {
+		fix = v.Fault.Problem().Fix
+	}
+	switch {
+	case v.Unit.Unwanted():
+		return unitfile.Service + " is " + v.Unit.String(), fix
+	case v.Refused():
+		return "multihomed does not start with its configuration", fix
+	default:
 		return "multihomed is not running", fix
 	}
-	return unitfile.Service + " is " + v.Unit.String(), fix
 }
 
 // checkDaemon looks at the service itself.
@@ -39,10 +46,13 @@ func checkDaemon(v *view.View, _ files) []routing.Problem {
 	case !v.Running && outstandingOf(v).none():
 		f := routing.Problem{Severity: routing.Warning}
 		f.Text, f.Fix = asleep(v)
-		if v.Unit.Unwanted() {
+		switch {
+		case v.Unit.Unwanted():
 			f.Text += ": neither multihomed nor its hooks follow changes of links, addresses and routes, and what stands stays"
 			f.Fix += removeAll
-		} else {
+		case v.Refused():
+			f.Text += ": neither it nor its hooks give links their routing"
+		default:
 			f.Text += ": its hooks follow links that come, go or get another lease, and nobody follows other changes of addresses, routes and rules"
 		}
 		return []routing.Problem{f}

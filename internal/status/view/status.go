@@ -31,6 +31,7 @@ func (v *View) Status(findings []routing.Problem, version string) status.Status 
 	if !v.Running && v.Unit.Unwanted() {
 		s.Daemon.Kept = v.Unit.String()
 	}
+	s.Daemon.Refused = v.Refused()
 	s.Off, s.OffLinks = v.offOf()
 	if v.ByDaemon {
 		s.By = status.ByDaemon

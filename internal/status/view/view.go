@@ -55,6 +55,8 @@ type View struct {
 	// that starts it if that is not [unitfile.Enable]. Both matter only where it does not run.
 	Unit  unitfile.State
 	Start string
+	// Fault is what is wrong with the configuration file, nil if nothing is or if the daemon says so.
+	Fault *config.Fault
 	// LeasesUnread says why the leases were not read, so that tables were told from rules and
 	// routes. If the user may not read them, that is no fault, and not in Notes.
 	LeasesUnread string
@@ -137,6 +139,9 @@ func (v *View) Unsettled(name string) bool {
 // Complete reports whether all sources of links were asked. With the host switched off, none
 // has to be.
 func (v *View) Complete() bool { return v.NM.Complete || v.NoManager || v.Off.HostOff() }
+
+// Refused reports whether the daemon does not run because it does not start with its configuration.
+func (v *View) Refused() bool { return !v.Running && v.Fault != nil && v.Fault.Refused }
 
 // Note adds a sentence on what could not be read, once.
 func (v *View) Note(format string, args ...any) {

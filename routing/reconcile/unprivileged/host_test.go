@@ -44,6 +44,8 @@ type host struct {
 	// judge, if not nil, is who judges uplinks.
 	judge *judge
 	loop  *reconcile.Loop
+	// log is what the loops say of links.
+	log strings.Builder
 	// last is the last report.
 	last reconcile.Report
 	// kill ends the loop and waits for it.
@@ -86,7 +88,7 @@ func (h *host) start(before func()) {
 	h.wake = make(chan struct{}, 1)
 	before()
 	options := reconcile.Options{
-		Policy: policy, Logger: slog.New(slog.DiscardHandler),
+		Policy: policy, Logger: slog.New(slog.NewTextHandler(&h.log, nil)), LogDelay: time.Second,
 		Mirror: gate{reconcile.MirrorOf(h.mirror), h.wake}, Writer: h.writer, Owners: h.owners, Leases: h.leases,
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
 		Repairs:  rate.NewLimiter(rate.Every(every), burst),
