@@ -22,12 +22,12 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 
-// A host is the lab's, with two providers and the programs under test. It has
+// A host is the lab's, with two providers, the programs under test and a prober. It has
 // no configuration: everything is where it is on a real host.
 type host struct {
 	*lab.Host
-	t      *testing.T
-	daemon *lab.Process
+	t              *testing.T
+	daemon, prober *lab.Process
 }
 
 // alien is an interface that NetworkManager leaves alone, where a test makes it.
@@ -79,6 +79,10 @@ func (h *host) start() {
 func (h *host) launch() {
 	h.t.Helper()
 	var err error
+	if h.prober == nil {
+		h.prober, err = h.StartProber(h.t.Context(), program(h.t, "multihomed"), "GORACE=halt_on_error=1 atexit_sleep_ms=0")
+		h.must(err)
+	}
 	h.daemon, err = h.Start(lab.ProcessConfig{Path: program(h.t, "multihomed"), Notify: true})
 	h.must(err)
 	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)

@@ -161,36 +161,21 @@ func checkAllDead(v *view.View, _ files) []routing.Problem {
 	return out
 }
 
-// checkWatched names uplinks of which only the carrier is known.
+// checkWatched says that nobody asks whether uplinks work. One that has no target to ask is no
+// problem: its line says so.
 func checkWatched(v *view.View, _ files) []routing.Problem {
 	if v.Failover == nil || !v.Failover.Enabled {
 		return nil
 	}
-	var out []routing.Problem
 	prober := v.Failover.Prober
-	if prober != "" && (v.Failover.Watches(routing.IPv4) || v.Failover.Watches(routing.IPv6)) {
-		out = append(out, routing.Problem{
-			Severity: routing.Notice, Object: "multihomed-prober.service",
-			Text: "uplinks are judged by their carrier alone: " + prober,
-			Fix:  "systemctl start multihomed-prober.socket",
-		})
+	if prober == "" || !v.Failover.Watches(routing.IPv4) && !v.Failover.Watches(routing.IPv6) {
+		return nil
 	}
-	for _, f := range routing.Families() {
-		if !v.Failover.Watches(f) || prober != "" {
-			continue // One reason for all.
-		}
-		for _, u := range v.Failover.In(f) {
-			if u.State != health.Unprobed || u.Unwatched != "" {
-				continue // Nobody is asked, for a reason that is the administrator's or passes.
-			}
-			out = append(out, routing.Problem{
-				Severity: routing.Notice, Link: u.Name, Object: f.String(),
-				Text: fmt.Sprintf("%s is judged by its carrier alone for %s: %s", u.Name, f.Name(), u.NotWatched()),
-				Fix:  "set [failover] targets to hosts that answer on this link",
-			})
-		}
-	}
-	return out
+	return []routing.Problem{{
+		Severity: routing.Notice, Object: "multihomed-prober.service",
+		Text: "uplinks are judged by their carrier alone: " + prober,
+		Fix:  "systemctl start multihomed-prober.socket",
+	}}
 }
 
 // checkBlocked says that the rules of others leave no place for those of failover.

@@ -103,10 +103,10 @@ func TestAllUplinksDead(t *testing.T) {
 	}
 }
 
+// TestNotWatched: an uplink that has nobody to ask is healthy, and its own line says why it is
+// not watched. Without a prober there is something to fix.
 func TestNotWatched(t *testing.T) {
 	v := uplinks(health.Up, health.Unprobed)
-	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, link: "wan1", text: []string{"carrier alone for IPv4: for a reason"}, fix: "targets"})
-	v.Failover.Uplinks[1].Unwatched = "the configuration asks for the carrier alone"
 	expect(t, v, files())
 	v.Failover.Prober = "it does not answer"
 	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, text: []string{"by their carrier alone: it does not answer"}, fix: "systemctl start multihomed-prober.socket"})
