@@ -84,6 +84,8 @@ type Controller struct {
 	unjudged routing.ByFamily[bool]
 	// generation changes with what status shows.
 	generation uint64
+	// said is what the log has to say of the moment.
+	said []said
 	// moved are the uplinks that unbound traffic has left, by family.
 	moved routing.ByFamily[int]
 	// woken is when the loop of the controller meant to wake up, asleep how long the host was
@@ -112,9 +114,10 @@ type watch struct {
 	how       map[string]question
 	wake      health.Moment
 	asking    bool
-	// state and dead are what was logged.
+	// state and dead are what was noted; told says that its death is in the log.
 	state health.State
 	dead  bool
+	told  bool
 	// died is when it died, closed says that the connections of this death were closed.
 	died   health.Moment
 	closed bool
@@ -371,6 +374,7 @@ func (c *Controller) due(now health.Moment) {
 		c.note(now, w)
 		c.closeLate(now, w)
 	}
+	c.say()
 	c.lookAround(now)
 }
 

@@ -451,6 +451,61 @@ func TestCarrier(t *testing.T) {
 	})
 }
 
+// TestOneLine: what happens to both families of a link at once is one line, and what happens to a
+// link that nobody watches is told by its own lines.
+func TestOneLine(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		for _, u := range slices.Clone(h.facts.Uplinks) {
+			u.Family = routing.IPv6
+			u.Addresses = []netip.Addr{netip.MustParseAddr("2001:db8::1")}
+			u.Exit.Source = u.Addresses[0]
+			h.facts.Uplinks = append(h.facts.Uplinks, u)
+		}
+		both := h.facts.Uplinks
+		stop := h.start(nil)
+		pass(time.Minute)
+		h.change(func() { h.runs[2] = false })
+		pass(time.Second)
+		h.change(func() { h.runs[2] = true })
+		pass(time.Minute)
+		// The other link goes: now its carrier is its own affair.
+		h.change(func() {
+			h.facts.Uplinks = slices.DeleteFunc(slices.Clone(both), func(u failover.Uplink) bool { return u.Index == 3 })
+			delete(h.runs, 3)
+		})
+		pass(time.Second)
+		h.change(func() { h.runs[2] = false })
+		pass(time.Second)
+		if !h.isDead(2) {
+			t.Error("alive without carrier")
+		}
+		h.change(func() { h.runs[2] = true })
+		pass(time.Second)
+		if s := h.controller.State(); h.isDead(2) || s.Links[0].State != health.Unprobed {
+			t.Errorf("the only link is dead with a carrier: %+v", s)
+		}
+		// One that has lost its default, too, has its line for that.
+		h.change(func() { h.facts.Uplinks, h.runs[3] = both, true })
+		pass(time.Minute)
+		h.change(func() {
+			h.runs[2] = false
+			h.facts.Uplinks = slices.DeleteFunc(slices.Clone(both), func(u failover.Uplink) bool { return u.Index == 2 })
+		})
+		pass(time.Second)
+		stop()
+		for _, line := range []string{`msg="uplink does not work" interface=wan0 family="ipv4, ipv6" reason="no carrier" event=`, `msg="uplink works again" interface=wan0 family=ipv4`} {
+			if strings.Count(h.log.String(), line) != 1 {
+				t.Errorf("the log has not once %s:\n%s", line, h.log)
+			}
+		}
+		if strings.Count(h.log.String(), "does not work") != 1 {
+			t.Errorf("lines about links that nobody watches:\n%s", h.log)
+		}
+	})
+}
+
 // TestOrders: the administrator's test and reset.
 func TestOrders(t *testing.T) {
 	t.Parallel()

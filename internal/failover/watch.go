@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -54,6 +55,7 @@ func (c *Controller) take(now health.Moment, f Facts) {
 			w.machine.SetCarrier(now, u.Runs)
 			c.watches[k] = w
 			w.state, w.dead = w.machine.State(now), w.machine.Dead(now)
+			w.told = w.dead
 			c.generation++
 		}
 		w.uplink, w.present, w.wake = *u, true, now
@@ -84,6 +86,7 @@ func (c *Controller) pace(now health.Moment) {
 			w.unwatched = "it has no default route"
 		case count.In(w.family) < 2:
 			w.unwatched = "no other link has a default route"
+			w.machine.Alone(now)
 		case cfg.Probe == config.ProbeCarrier:
 			w.unwatched = "the configuration asks for the carrier alone"
 		case !w.uplink.Exit.Source.IsValid():
@@ -398,7 +401,7 @@ func (l *looking) count(index int, at health.Moment, sent uint64) bool {
 	return others
 }
 
-// note logs a new judgement, and notes it for the next process.
+// note notes a new judgement, for the log and for the next process.
 func (c *Controller) note(now health.Moment, w *watch) {
 	state, dead := w.machine.State(now), w.machine.Dead(now)
 	if state == w.state {
@@ -406,29 +409,75 @@ func (c *Controller) note(now health.Moment, w *watch) {
 	}
 	before := w.state
 	w.state = state
-	if state != health.Suspect && before != health.Suspect {
+	transient := state == health.Suspect || before == health.Suspect
+	if !transient {
 		c.generation++
 	}
-	r := w.machine.Report(c.epoch.clock())
-	attrs := []slog.Attr{
-		slog.String("interface", w.uplink.Name), slog.String("family", w.family.String()), slog.String("reason", reason(r)),
-	}
-	ctx := context.Background()
+	s := said{watch: w, level: slog.LevelInfo, sentence: "uplink judged", reason: reason(w.machine.Report(c.epoch.clock()))}
+	// A link that nobody watches, or that has just lost its default, has lines of its own.
+	silent := w.unwatched != "" || !w.present
 	switch {
 	case dead && !w.dead:
 		w.closed, w.died = false, now
-		c.Logger.LogAttrs(ctx, event.LevelNotice, "uplink does not work", append(attrs, event.Is(event.UplinkDead))...)
-	case !dead && w.dead:
-		c.Logger.LogAttrs(ctx, event.LevelNotice, "uplink works again", append(attrs, event.Is(event.UplinkAlive))...)
-	case state == health.Suspect || before == health.Suspect || state == health.Unknown:
-		c.Logger.LogAttrs(ctx, slog.LevelDebug, "uplink judged", append(attrs, slog.String("state", state.String()))...)
-	default:
-		c.Logger.LogAttrs(ctx, slog.LevelInfo, "uplink judged", append(attrs, slog.String("state", state.String()))...)
+		if w.told = !silent; w.told {
+			s.level, s.sentence, s.event = event.LevelNotice, "uplink does not work", event.UplinkDead
+		}
+	case !dead && w.dead && w.told:
+		w.told = false
+		s.level, s.sentence, s.event = event.LevelNotice, "uplink works again", event.UplinkAlive
+	case transient || state == health.Unknown:
+		silent = true
 	}
-	if dead != w.dead || state != health.Suspect && before != health.Suspect {
+	if s.event == "" {
+		s.state = state.String()
+		if silent {
+			s.level = slog.LevelDebug
+		}
+	}
+	c.said = append(c.said, s)
+	if dead != w.dead || !transient {
 		c.keep()
 	}
 	w.dead = dead
+}
+
+// said is a line of the log about one family of a link.
+type said struct {
+	watch                   *watch
+	level                   slog.Level
+	sentence, state, reason string
+	event                   event.Event
+}
+
+// say writes the lines that were noted. What happened to both families of a link at once is
+// one line.
+func (c *Controller) say() {
+	all := c.said
+	c.said = nil
+	for len(all) > 0 {
+		first := all[0]
+		var families, reasons []string
+		all = slices.DeleteFunc(all, func(s said) bool {
+			if s.watch.index != first.watch.index || s.sentence != first.sentence || s.state != first.state || s.level != first.level {
+				return false
+			}
+			families = append(families, s.watch.family.String())
+			if !slices.Contains(reasons, s.reason) {
+				reasons = append(reasons, s.reason)
+			}
+			return true
+		})
+		attrs := []slog.Attr{
+			slog.String("interface", first.watch.uplink.Name), slog.String("family", strings.Join(families, ", ")), slog.String("reason", strings.Join(reasons, "; ")),
+		}
+		if first.state != "" {
+			attrs = append(attrs, slog.String("state", first.state))
+		}
+		if first.event != "" {
+			attrs = append(attrs, event.Is(first.event))
+		}
+		c.Logger.LogAttrs(context.Background(), first.level, first.sentence, attrs...)
+	}
 }
 
 // reason says with the evidence why a link is judged as it is.
