@@ -602,6 +602,33 @@ func TestNextProcess(t *testing.T) {
 	})
 }
 
+// TestLeftInF: what a crash leaves in table F is a memory, too, whatever the file says.
+func TestLeftInF(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		h.dead[2] = true
+		c := course(2)
+		c.Used.Device, c.Moved, c.Why = 3, true, routing.CourseKept
+		h.facts.Courses[0] = c
+		defer h.start(func(o *failover.Options) { o.Memory = failover.File{Directory: t.TempDir()} })()
+		pass(time.Minute)
+		if f := h.controller.Failover(); !h.isDead(2) || h.isDead(3) || f.Unjudged[0] {
+			t.Errorf("after a minute: %+v", f)
+		}
+		c.Why = routing.CourseDead
+		h.change(func() { h.facts.Courses[0] = c })
+		pass(time.Minute)
+		h.mu.Lock()
+		h.dead[2] = false
+		h.mu.Unlock()
+		pass(30 * time.Second)
+		if h.isDead(2) {
+			t.Errorf("still dead: %+v", h.controller.State())
+		}
+	})
+}
+
 // TestPolicy: what is configured reaches the planner.
 func TestPolicy(t *testing.T) {
 	t.Parallel()

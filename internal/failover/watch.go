@@ -68,8 +68,27 @@ func (c *Controller) take(now health.Moment, f Facts) {
 			delete(c.kept, k)
 		}
 	}
+	c.presume(now)
 	c.pace(now)
 	c.followCourses()
+}
+
+// presume takes what an earlier process left in table F for its verdict: the file of the memory
+// is written a little later, so that a crash may leave one without the other.
+func (c *Controller) presume(now health.Moment) {
+	for i, f := range routing.Families() {
+		course := c.facts.Courses[i]
+		if !c.unjudged[i] || course.Why != routing.CourseKept {
+			continue
+		}
+		w, is := c.watches[key{course.Main.Device, f}]
+		if is && w.present && w.machine.State(now) == health.Unknown && !slices.Contains(course.Devices(), w.index) {
+			w.machine.Presume(now)
+			w.state, w.dead, w.told, w.died, w.wake = w.machine.State(now), true, true, now, now
+			c.generation++
+			c.keep()
+		}
+	}
 }
 
 // pace says which links are asked, what and how often.

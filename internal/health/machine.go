@@ -688,8 +688,8 @@ func (m *Machine) judgeDown(now Moment) {
 		return
 	}
 	hold := m.hold
-	if !m.asks && m.evidence.Kind != ByCarrier {
-		hold = unasked
+	if !m.asks && m.evidence.Kind != ByCarrier || m.evidence.Kind == ByMemory {
+		hold = max(hold, unasked)
 	}
 	if now-max(m.back, m.since) >= hold && (m.asks || now-m.askless >= hold) {
 		m.become(now, Unprobed, Evidence{Kind: ByLackOfTargets}, m.lack())
