@@ -380,10 +380,19 @@ func (c *Controller) due(now health.Moment) {
 
 // step steps one machine, and sends what it wants.
 func (c *Controller) step(now health.Moment, w *watch) {
-	s := w.machine.Step(now, c.horizon)
+	// No verdict without what connections prove: a look that is old knows of no proof.
+	horizon := c.horizon
+	if !c.look.blind && c.look.isWanted(c) {
+		horizon = min(horizon, c.look.seen)
+	}
+	s := w.machine.Step(now, horizon)
 	w.wake, w.asking = s.Wake, s.Ask
 	for _, o := range s.Probes {
 		c.send(w, o)
+	}
+	if s.Ask && horizon < c.horizon {
+		c.look.due = min(c.look.due, max(now, c.look.asked+lookSoon))
+		return
 	}
 	if s.Ask && c.connected && !c.pinged {
 		_, err := c.prober.Ping()

@@ -40,6 +40,8 @@ type host struct {
 	sent    map[int]uint64
 	// acked are the sources whose connections are acknowledged all the time.
 	acked map[netip.Addr]bool
+	// looks is how long a look takes, 0 for a millisecond.
+	looks time.Duration
 }
 
 var (
@@ -198,18 +200,21 @@ func (p *prober) Probe(r wire.Probe) (uint64, error) {
 
 func (p *prober) Look(r wire.Look) (uint64, error) {
 	p.last++
-	id := p.last
-	p.after(time.Millisecond, func() any {
+	id, at := p.last, time.Now()
+	p.host.mu.Lock()
+	takes, sent := max(p.host.looks, time.Millisecond), maps.Clone(p.host.sent)
+	p.host.mu.Unlock()
+	p.after(takes, func() any {
 		p.host.mu.Lock()
 		defer p.host.mu.Unlock()
-		l := client.Looked{ID: id, At: time.Now(), Connections: map[netip.Addr]client.Connections{}, Devices: map[int]wire.Counters{}}
+		l := client.Looked{ID: id, At: at, Cost: time.Millisecond / 5, Connections: map[netip.Addr]client.Connections{}, Devices: map[int]wire.Counters{}}
 		for _, s := range r.Sources {
 			if p.host.acked[s.Addr] {
-				l.Connections[s.Addr] = client.Connections{Count: 1, Proof: time.Now()}
+				l.Connections[s.Addr] = client.Connections{Count: 1, Proof: at}
 			}
 		}
 		for _, d := range r.Devices {
-			l.Devices[d] = wire.Counters{TxPackets: p.host.sent[d]}
+			l.Devices[d] = wire.Counters{TxPackets: sent[d]}
 		}
 		return l
 	})
@@ -370,6 +375,70 @@ func TestTraffic(t *testing.T) {
 			t.Errorf("dead after %v", took)
 		}
 	})
+}
+
+// TestNeighbours: what the kernel asks its neighbours does not make an idle link a busy one.
+func TestNeighbours(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		defer h.start(nil)()
+		ended := make(chan struct{})
+		defer close(ended)
+		go func() {
+			for {
+				select {
+				case <-ended:
+					return
+				case <-time.After(6500 * time.Millisecond):
+					h.mu.Lock()
+					h.sent[2] += 2
+					h.mu.Unlock()
+				}
+			}
+		}()
+		pass(time.Minute)
+		before := h.asked(2)
+		pass(time.Minute)
+		if n := h.asked(2) - before; n > 20 {
+			t.Errorf("%d probes of an idle link in a minute", n)
+		}
+	})
+}
+
+// TestNamesAlone: no server of names answers behind a link whose connections go on. However long
+// a busy host lets looks at them wait, that is no death.
+func TestNamesAlone(t *testing.T) {
+	t.Parallel()
+	for _, takes := range []time.Duration{0, 10 * time.Millisecond, 100 * time.Millisecond, 700 * time.Millisecond, 1500 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, 2, 3)
+			h.looks = takes
+			defer h.start(nil)()
+			ended := make(chan struct{})
+			defer close(ended)
+			go func() {
+				for {
+					select {
+					case <-ended:
+						return
+					case <-time.After(20 * time.Millisecond):
+						h.mu.Lock()
+						h.sent[2]++
+						h.mu.Unlock()
+					}
+				}
+			}()
+			pass(time.Minute)
+			h.mu.Lock()
+			h.acked[addresses[2]], h.dead[2] = true, true
+			h.mu.Unlock()
+			pass(5 * time.Minute)
+			if h.isDead(2) || strings.Contains(h.log.String(), "does not work") {
+				t.Errorf("looks of %v: dead: %+v", takes, h.controller.State())
+			}
+		})
+	}
 }
 
 // TestStoppedProber: a prober that says nothing, and one that goes, judge nobody.
