@@ -86,8 +86,8 @@ type Controller struct {
 	generation uint64
 	// said is what the log has to say of the moment.
 	said []said
-	// moved are the uplinks that unbound traffic has left, by family.
-	moved routing.ByFamily[int]
+	// courses are those of the facts before.
+	courses [2]routing.Course
 	// woken is when the loop of the controller meant to wake up, asleep how long the host was
 	// suspended until then.
 	woken  health.Moment

@@ -317,7 +317,7 @@ func TestSilentDeath(t *testing.T) {
 		}
 		h.change(func() { h.facts.Courses[0] = course(2) })
 		pass(time.Second)
-		if closed, deleted := h.ends.so(); len(deleted) != 1 || len(closed) != 1 {
+		if closed, deleted := h.ends.so(); !slices.Equal(deleted, []netip.Addr{addresses[2], addresses[3]}) || len(closed) != 1 {
 			t.Errorf("at the failback deleted %v, closed %+v", deleted, closed)
 		}
 		stop()
