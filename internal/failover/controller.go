@@ -84,8 +84,10 @@ type Controller struct {
 	unjudged routing.ByFamily[bool]
 	// generation changes with what status shows.
 	generation uint64
-	// moved are the uplinks that unbound traffic has left, by family.
-	moved routing.ByFamily[int]
+	// said is what the log has to say of the moment.
+	said []said
+	// courses are those of the facts before.
+	courses [2]routing.Course
 	// woken is when the loop of the controller meant to wake up, asleep how long the host was
 	// suspended until then.
 	woken  health.Moment
@@ -112,9 +114,10 @@ type watch struct {
 	how       map[string]question
 	wake      health.Moment
 	asking    bool
-	// state and dead are what was logged.
+	// state and dead are what was noted; told says that its death is in the log.
 	state health.State
 	dead  bool
+	told  bool
 	// died is when it died, closed says that the connections of this death were closed.
 	died   health.Moment
 	closed bool
@@ -371,15 +374,25 @@ func (c *Controller) due(now health.Moment) {
 		c.note(now, w)
 		c.closeLate(now, w)
 	}
+	c.say()
 	c.lookAround(now)
 }
 
 // step steps one machine, and sends what it wants.
 func (c *Controller) step(now health.Moment, w *watch) {
-	s := w.machine.Step(now, c.horizon)
+	// No verdict without what connections prove: a look that is old knows of no proof.
+	horizon := c.horizon
+	if !c.look.blind && c.look.isWanted(c) {
+		horizon = min(horizon, c.look.seen)
+	}
+	s := w.machine.Step(now, horizon)
 	w.wake, w.asking = s.Wake, s.Ask
 	for _, o := range s.Probes {
 		c.send(w, o)
+	}
+	if s.Ask && horizon < c.horizon {
+		c.look.due = min(c.look.due, max(now, c.look.asked+lookSoon))
+		return
 	}
 	if s.Ask && c.connected && !c.pinged {
 		_, err := c.prober.Ping()

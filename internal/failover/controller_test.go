@@ -40,6 +40,8 @@ type host struct {
 	sent    map[int]uint64
 	// acked are the sources whose connections are acknowledged all the time.
 	acked map[netip.Addr]bool
+	// looks is how long a look takes, 0 for a millisecond.
+	looks time.Duration
 }
 
 var (
@@ -198,18 +200,21 @@ func (p *prober) Probe(r wire.Probe) (uint64, error) {
 
 func (p *prober) Look(r wire.Look) (uint64, error) {
 	p.last++
-	id := p.last
-	p.after(time.Millisecond, func() any {
+	id, at := p.last, time.Now()
+	p.host.mu.Lock()
+	takes, sent := max(p.host.looks, time.Millisecond), maps.Clone(p.host.sent)
+	p.host.mu.Unlock()
+	p.after(takes, func() any {
 		p.host.mu.Lock()
 		defer p.host.mu.Unlock()
-		l := client.Looked{ID: id, At: time.Now(), Connections: map[netip.Addr]client.Connections{}, Devices: map[int]wire.Counters{}}
+		l := client.Looked{ID: id, At: at, Cost: time.Millisecond / 5, Connections: map[netip.Addr]client.Connections{}, Devices: map[int]wire.Counters{}}
 		for _, s := range r.Sources {
 			if p.host.acked[s.Addr] {
-				l.Connections[s.Addr] = client.Connections{Count: 1, Proof: time.Now()}
+				l.Connections[s.Addr] = client.Connections{Count: 1, Proof: at}
 			}
 		}
 		for _, d := range r.Devices {
-			l.Devices[d] = wire.Counters{TxPackets: p.host.sent[d]}
+			l.Devices[d] = wire.Counters{TxPackets: sent[d]}
 		}
 		return l
 	})
@@ -312,7 +317,7 @@ func TestSilentDeath(t *testing.T) {
 		}
 		h.change(func() { h.facts.Courses[0] = course(2) })
 		pass(time.Second)
-		if closed, deleted := h.ends.so(); len(deleted) != 1 || len(closed) != 1 {
+		if closed, deleted := h.ends.so(); !slices.Equal(deleted, []netip.Addr{addresses[2], addresses[3]}) || len(closed) != 1 {
 			t.Errorf("at the failback deleted %v, closed %+v", deleted, closed)
 		}
 		stop()
@@ -370,6 +375,70 @@ func TestTraffic(t *testing.T) {
 			t.Errorf("dead after %v", took)
 		}
 	})
+}
+
+// TestNeighbours: what the kernel asks its neighbours does not make an idle link a busy one.
+func TestNeighbours(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		defer h.start(nil)()
+		ended := make(chan struct{})
+		defer close(ended)
+		go func() {
+			for {
+				select {
+				case <-ended:
+					return
+				case <-time.After(6500 * time.Millisecond):
+					h.mu.Lock()
+					h.sent[2] += 2
+					h.mu.Unlock()
+				}
+			}
+		}()
+		pass(time.Minute)
+		before := h.asked(2)
+		pass(time.Minute)
+		if n := h.asked(2) - before; n > 20 {
+			t.Errorf("%d probes of an idle link in a minute", n)
+		}
+	})
+}
+
+// TestNamesAlone: no server of names answers behind a link whose connections go on. However long
+// a busy host lets looks at them wait, that is no death.
+func TestNamesAlone(t *testing.T) {
+	t.Parallel()
+	for _, takes := range []time.Duration{0, 10 * time.Millisecond, 100 * time.Millisecond, 700 * time.Millisecond, 1500 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHost(t, 2, 3)
+			h.looks = takes
+			defer h.start(nil)()
+			ended := make(chan struct{})
+			defer close(ended)
+			go func() {
+				for {
+					select {
+					case <-ended:
+						return
+					case <-time.After(20 * time.Millisecond):
+						h.mu.Lock()
+						h.sent[2]++
+						h.mu.Unlock()
+					}
+				}
+			}()
+			pass(time.Minute)
+			h.mu.Lock()
+			h.acked[addresses[2]], h.dead[2] = true, true
+			h.mu.Unlock()
+			pass(5 * time.Minute)
+			if h.isDead(2) || strings.Contains(h.log.String(), "does not work") {
+				t.Errorf("looks of %v: dead: %+v", takes, h.controller.State())
+			}
+		})
+	}
 }
 
 // TestStoppedProber: a prober that says nothing, and one that goes, judge nobody.
@@ -447,6 +516,61 @@ func TestCarrier(t *testing.T) {
 		pass(6 * time.Second)
 		if h.isDead(2) {
 			t.Errorf("still dead: %+v", h.controller.State())
+		}
+	})
+}
+
+// TestOneLine: what happens to both families of a link at once is one line, and what happens to a
+// link that nobody watches is told by its own lines.
+func TestOneLine(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		for _, u := range slices.Clone(h.facts.Uplinks) {
+			u.Family = routing.IPv6
+			u.Addresses = []netip.Addr{netip.MustParseAddr("2001:db8::1")}
+			u.Exit.Source = u.Addresses[0]
+			h.facts.Uplinks = append(h.facts.Uplinks, u)
+		}
+		both := h.facts.Uplinks
+		stop := h.start(nil)
+		pass(time.Minute)
+		h.change(func() { h.runs[2] = false })
+		pass(time.Second)
+		h.change(func() { h.runs[2] = true })
+		pass(time.Minute)
+		// The other link goes: now its carrier is its own affair.
+		h.change(func() {
+			h.facts.Uplinks = slices.DeleteFunc(slices.Clone(both), func(u failover.Uplink) bool { return u.Index == 3 })
+			delete(h.runs, 3)
+		})
+		pass(time.Second)
+		h.change(func() { h.runs[2] = false })
+		pass(time.Second)
+		if !h.isDead(2) {
+			t.Error("alive without carrier")
+		}
+		h.change(func() { h.runs[2] = true })
+		pass(time.Second)
+		if s := h.controller.State(); h.isDead(2) || s.Links[0].State != health.Unprobed {
+			t.Errorf("the only link is dead with a carrier: %+v", s)
+		}
+		// One that has lost its default, too, has its line for that.
+		h.change(func() { h.facts.Uplinks, h.runs[3] = both, true })
+		pass(time.Minute)
+		h.change(func() {
+			h.runs[2] = false
+			h.facts.Uplinks = slices.DeleteFunc(slices.Clone(both), func(u failover.Uplink) bool { return u.Index == 2 })
+		})
+		pass(time.Second)
+		stop()
+		for _, line := range []string{`msg="uplink does not work" interface=wan0 family="ipv4, ipv6" reason="no carrier" event=`, `msg="uplink works again" interface=wan0 family=ipv4`} {
+			if strings.Count(h.log.String(), line) != 1 {
+				t.Errorf("the log has not once %s:\n%s", line, h.log)
+			}
+		}
+		if strings.Count(h.log.String(), "does not work") != 1 {
+			t.Errorf("lines about links that nobody watches:\n%s", h.log)
 		}
 	})
 }
@@ -543,6 +667,33 @@ func TestNextProcess(t *testing.T) {
 		stop()
 		if kept := memory.Recall(); len(kept) > 0 {
 			t.Errorf("switched off: %+v is kept", kept)
+		}
+	})
+}
+
+// TestLeftInF: what a crash leaves in table F is a memory, too, whatever the file says.
+func TestLeftInF(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		h.dead[2] = true
+		c := course(2)
+		c.Used.Device, c.Moved, c.Why = 3, true, routing.CourseKept
+		h.facts.Courses[0] = c
+		defer h.start(func(o *failover.Options) { o.Memory = failover.File{Directory: t.TempDir()} })()
+		pass(time.Minute)
+		if f := h.controller.Failover(); !h.isDead(2) || h.isDead(3) || f.Unjudged[0] {
+			t.Errorf("after a minute: %+v", f)
+		}
+		c.Why = routing.CourseDead
+		h.change(func() { h.facts.Courses[0] = c })
+		pass(time.Minute)
+		h.mu.Lock()
+		h.dead[2] = false
+		h.mu.Unlock()
+		pass(30 * time.Second)
+		if h.isDead(2) {
+			t.Errorf("still dead: %+v", h.controller.State())
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"multihomed/internal/config"
@@ -69,10 +70,10 @@ func (c *Controller) end(ctx context.Context, e end) {
 	if !e.close {
 		n, err := c.Ends.Delete(ctx, e.dead.Sources...)
 		if n > 0 {
-			c.Logger.LogAttrs(ctx, event.LevelNotice, "translated connections of a dead uplink deleted", append(attrs, slog.Int("count", n))...)
+			c.Logger.LogAttrs(ctx, event.LevelNotice, "translated connections deleted, traffic has left the uplink", append(attrs, slog.Int("count", n))...)
 		}
 		if err != nil && !errors.Is(err, context.Canceled) {
-			c.Logger.LogAttrs(ctx, event.LevelNotice, "translated connections of a dead uplink not deleted", append(attrs, slog.String("error", err.Error()))...)
+			c.Logger.LogAttrs(ctx, event.LevelNotice, "translated connections not deleted, traffic has left the uplink", append(attrs, slog.String("error", err.Error()))...)
 		}
 		return
 	}
@@ -114,26 +115,49 @@ func deadOf(w *watch) connections.Dead {
 	}
 }
 
-// followCourses deletes translations to the addresses of a link when unbound traffic has left
-// it: not before, or the next packet would make them anew.
+// followCourses deletes translations to the addresses of a link when failover has led unbound
+// traffic away from it, because it died or because another one is back: otherwise what is
+// forwarded leaves by the new link with the address of the old one for as long as it goes on.
+// It does so not before the switch, or the next packet would make them anew.
 func (c *Controller) followCourses() {
 	for i, f := range routing.Families() {
 		course := c.facts.Courses[i]
-		left := 0
-		if course.Moved {
-			left = course.Main.Device
+		before := c.courses[i]
+		c.courses[i] = course
+		var left []int
+		switch {
+		case course.Moved && (!before.Moved || before.Main.Device != course.Main.Device):
+			left = []int{course.Main.Device}
+			c.generation++
+		case before.Moved && !course.Moved:
+			c.generation++
 		}
-		if left == c.moved[i] {
+		if before.Moved && c.forwards(f) {
+			left = append(left, before.Devices()...)
+		}
+		uses := course.Devices()
+		// Without a course nobody forwards anything.
+		if !c.Config.Failover.Conntrack || len(uses) == 0 {
 			continue
 		}
-		c.moved[i] = left
-		c.generation++
-		w, is := c.watches[key{left, f}]
-		if !is || !c.Config.Failover.Conntrack {
-			continue
+		for _, index := range left {
+			if w, is := c.watches[key{index, f}]; is && !slices.Contains(uses, index) {
+				c.endLater(end{name: w.uplink.Name, family: f, dead: deadOf(w), deadSince: w.died})
+			}
 		}
-		c.endLater(end{name: w.uplink.Name, family: f, dead: deadOf(w), deadSince: w.died})
 	}
+}
+
+// forwards reports whether what this host forwards follows failover.
+func (c *Controller) forwards(f routing.Family) bool {
+	switch c.Config.Failover.Forwarded {
+	case config.ForwardedAll:
+		return true
+	case config.ForwardedIPv4:
+		return f == routing.IPv4
+	case config.ForwardedNone:
+	}
+	return false
 }
 
 // closingOf is when the connections of a dead link are to be closed.

@@ -56,9 +56,10 @@ func (c *Controller) Reset(name string) error {
 
 // ordered makes an order count at once.
 func (c *Controller) ordered(now health.Moment) {
-	for _, w := range c.watches {
-		c.note(now, w)
+	for _, k := range sortedKeys(c.watches) {
+		c.note(now, c.watches[k])
 	}
+	c.say()
 	c.generation++
 	c.publish(now)
 	c.stirred.Give()

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -54,6 +55,7 @@ func (c *Controller) take(now health.Moment, f Facts) {
 			w.machine.SetCarrier(now, u.Runs)
 			c.watches[k] = w
 			w.state, w.dead = w.machine.State(now), w.machine.Dead(now)
+			w.told = w.dead
 			c.generation++
 		}
 		w.uplink, w.present, w.wake = *u, true, now
@@ -66,8 +68,27 @@ func (c *Controller) take(now health.Moment, f Facts) {
 			delete(c.kept, k)
 		}
 	}
+	c.presume(now)
 	c.pace(now)
 	c.followCourses()
+}
+
+// presume takes what an earlier process left in table F for its verdict: the file of the memory
+// is written a little later, so that a crash may leave one without the other.
+func (c *Controller) presume(now health.Moment) {
+	for i, f := range routing.Families() {
+		course := c.facts.Courses[i]
+		if !c.unjudged[i] || course.Why != routing.CourseKept {
+			continue
+		}
+		w, is := c.watches[key{course.Main.Device, f}]
+		if is && w.present && w.machine.State(now) == health.Unknown && !slices.Contains(course.Devices(), w.index) {
+			w.machine.Presume(now)
+			w.state, w.dead, w.told, w.died, w.wake = w.machine.State(now), true, true, now, now
+			c.generation++
+			c.keep()
+		}
+	}
 }
 
 // pace says which links are asked, what and how often.
@@ -84,6 +105,7 @@ func (c *Controller) pace(now health.Moment) {
 			w.unwatched = "it has no default route"
 		case count.In(w.family) < 2:
 			w.unwatched = "no other link has a default route"
+			w.machine.Alone(now)
 		case cfg.Probe == config.ProbeCarrier:
 			w.unwatched = "the configuration asks for the carrier alone"
 		case !w.uplink.Exit.Source.IsValid():
@@ -192,7 +214,7 @@ func (c *Controller) heard(now health.Moment, e client.Event) {
 			a.watch.wake = now
 		}
 		if r.ID == c.look.id {
-			c.look.id = 0
+			c.look.id, c.look.blind = 0, true
 		}
 	case client.Looked:
 		c.lookedAround(now, r)
@@ -231,36 +253,53 @@ type looking struct {
 	id    uint64
 	asked health.Moment
 	due   health.Moment
+	// pause is the least time between two looks, by what the last one cost.
+	pause time.Duration
+	// seen is the moment of the last look: what connections prove is known until then, unless
+	// blind says that looks fail.
+	seen  health.Moment
+	blind bool
 	// devices are what was seen last of an interface, active until when it counts as one that
 	// carries traffic.
 	devices map[int]*traffic
 	active  map[int]health.Moment
+	// stirs are the last looks that saw packets which were not those of probes.
+	stirs map[int][]health.Moment
 }
 
 // traffic counts the packets that an interface has sent.
 type traffic struct {
 	at   health.Moment
 	sent uint64
+	// others are the packets of the last look that were not those of probes; negative if
+	// probes have not been counted yet.
+	others int
 	// own are packets of probes since, with the moments at which they were sent.
 	own []health.Moment
 }
 
 func (l *looking) reset() {
-	l.id, l.due, l.devices = 0, 0, map[int]*traffic{}
+	l.id, l.due, l.seen, l.blind, l.devices = 0, 0, 0, false, map[int]*traffic{}
 	if l.active == nil {
-		l.active = map[int]health.Moment{}
+		l.active, l.stirs = map[int]health.Moment{}, map[int][]health.Moment{}
 	}
 }
 
 const (
 	// lookFactor is how many looks come in one interval of probes.
 	lookFactor = 2
-	// lookShare bounds the part of the time that looks take; a look that takes long is rare.
-	lookShare    = 100
+	// lookShare bounds the part of a processor that looks take: one in so many.
+	lookShare    = 50
 	longestLook  = time.Second
 	lookPatience = 2 * time.Second
+	// lookSoon is the least time between two looks that a verdict waits for.
+	lookSoon = 20 * time.Millisecond
 	// activeFor is how long a link counts as one that carries traffic after a packet.
 	activeFor = 2 * time.Second
+	// enoughStirs looks within stirTime that see packets mean that traffic goes on.
+	enoughStirs = 4
+	mostStirs   = enoughStirs
+	stirTime    = 2 * time.Second
 	// silent is how long TCP must wait for an acknowledgement before that is a reason to ask.
 	silent = 150 * time.Millisecond
 	// mostOwn bounds the packets that are remembered between two looks.
@@ -298,7 +337,7 @@ func (c *Controller) lookAround(now health.Moment) {
 	if !c.connected || now < l.due || !l.isWanted(c) {
 		return
 	}
-	l.due = now + c.Config.Failover.Interval/lookFactor
+	l.due = now + max(c.Config.Failover.Interval/lookFactor, l.pause)
 	if l.id != 0 && now-l.asked < lookPatience {
 		return
 	}
@@ -331,10 +370,11 @@ func (c *Controller) lookedAround(now health.Moment, r client.Looked) {
 		return
 	}
 	l.id = 0
-	if took := now - l.asked; took > c.Config.Failover.Interval/lookFactor/lookShare*2 {
-		l.due = max(l.due, min(l.asked+took*lookShare/2, l.asked+longestLook))
-	}
+	// What it costs counts, and not how long a busy host let it wait.
+	l.pause = min(r.Cost*lookShare, longestLook)
+	l.due = max(l.due, l.asked+l.pause)
 	at := c.epoch.of(r.At)
+	l.seen, l.blind = at, false
 	for index, n := range r.Devices {
 		if l.count(index, at, n.TxPackets) {
 			c.stir(now, index)
@@ -366,23 +406,34 @@ func (c *Controller) lookedAround(now health.Moment, r client.Looked) {
 
 // stir says that an interface carries traffic.
 func (c *Controller) stir(now health.Moment, index int) {
-	was := c.look.active[index]
-	c.look.active[index] = now + activeFor
-	if now < was {
-		return
-	}
 	for _, w := range c.watches {
-		if w.index == index && w.unwatched == "" && !w.uplink.Metered && c.isUsed(w) {
+		if w.index == index && w.unwatched == "" && !w.uplink.Metered && c.isUsed(w) && now >= c.look.active[index] {
 			w.machine.Hurry(now)
 		}
+	}
+	c.look.stir(now, index)
+}
+
+// stir says that an interface has sent packets. A few of them are worth one probe: they may be
+// the kernel's, which asks for its neighbours now and then. Only those that go on make the link
+// one that carries traffic.
+func (l *looking) stir(now health.Moment, index int) {
+	recent := slices.DeleteFunc(l.stirs[index], func(m health.Moment) bool { return now-m > stirTime })
+	if recent = append(recent, now); len(recent) > mostStirs {
+		recent = recent[1:]
+	}
+	l.stirs[index] = recent
+	if len(recent) >= enoughStirs || now < l.active[index] {
+		l.active[index] = now + activeFor
 	}
 }
 
 // count takes the number of packets that an interface has sent, and reports whether others
-// than those of probes are among the new ones.
+// than those of probes are among the new ones. A probe that leaves during a look may be counted
+// in this one or the next, so that each makes good for the one before.
 func (l *looking) count(index int, at health.Moment, sent uint64) bool {
 	t, known := l.devices[index]
-	if !known {
+	if !known || sent < t.sent {
 		l.devices[index] = &traffic{at: at, sent: sent}
 		return false
 	}
@@ -393,12 +444,29 @@ func (l *looking) count(index int, at health.Moment, sent uint64) bool {
 		}
 		return s <= at
 	})
-	others := sent > t.sent+uint64(own)
+	others := int(min(sent-t.sent, mostOwn)) - own //nolint:gosec // bounded
 	t.at, t.sent = at, sent
-	return others
+	switch {
+	case others < 0 && t.others > 0: // The look before has counted it.
+		l.calm(index)
+		t.others = 0
+		return false
+	case t.others < 0:
+		others, t.others = others+t.others, 0
+	default:
+		t.others = others
+	}
+	return others > 0
 }
 
-// note logs a new judgement, and notes it for the next process.
+// calm takes back the last stir.
+func (l *looking) calm(index int) {
+	if s := l.stirs[index]; len(s) > 0 {
+		l.stirs[index] = s[:len(s)-1]
+	}
+}
+
+// note notes a new judgement, for the log and for the next process.
 func (c *Controller) note(now health.Moment, w *watch) {
 	state, dead := w.machine.State(now), w.machine.Dead(now)
 	if state == w.state {
@@ -406,29 +474,75 @@ func (c *Controller) note(now health.Moment, w *watch) {
 	}
 	before := w.state
 	w.state = state
-	if state != health.Suspect && before != health.Suspect {
+	transient := state == health.Suspect || before == health.Suspect
+	if !transient {
 		c.generation++
 	}
-	r := w.machine.Report(c.epoch.clock())
-	attrs := []slog.Attr{
-		slog.String("interface", w.uplink.Name), slog.String("family", w.family.String()), slog.String("reason", reason(r)),
-	}
-	ctx := context.Background()
+	s := said{watch: w, level: slog.LevelInfo, sentence: "uplink judged", reason: reason(w.machine.Report(c.epoch.clock()))}
+	// A link that nobody watches, or that has just lost its default, has lines of its own.
+	silent := w.unwatched != "" || !w.present
 	switch {
 	case dead && !w.dead:
 		w.closed, w.died = false, now
-		c.Logger.LogAttrs(ctx, event.LevelNotice, "uplink does not work", append(attrs, event.Is(event.UplinkDead))...)
-	case !dead && w.dead:
-		c.Logger.LogAttrs(ctx, event.LevelNotice, "uplink works again", append(attrs, event.Is(event.UplinkAlive))...)
-	case state == health.Suspect || before == health.Suspect || state == health.Unknown:
-		c.Logger.LogAttrs(ctx, slog.LevelDebug, "uplink judged", append(attrs, slog.String("state", state.String()))...)
-	default:
-		c.Logger.LogAttrs(ctx, slog.LevelInfo, "uplink judged", append(attrs, slog.String("state", state.String()))...)
+		if w.told = !silent; w.told {
+			s.level, s.sentence, s.event = event.LevelNotice, "uplink does not work", event.UplinkDead
+		}
+	case !dead && w.dead && w.told:
+		w.told = false
+		s.level, s.sentence, s.event = event.LevelNotice, "uplink works again", event.UplinkAlive
+	case transient || state == health.Unknown:
+		silent = true
 	}
-	if dead != w.dead || state != health.Suspect && before != health.Suspect {
+	if s.event == "" {
+		s.state = state.String()
+		if silent {
+			s.level = slog.LevelDebug
+		}
+	}
+	c.said = append(c.said, s)
+	if dead != w.dead || !transient {
 		c.keep()
 	}
 	w.dead = dead
+}
+
+// said is a line of the log about one family of a link.
+type said struct {
+	watch                   *watch
+	level                   slog.Level
+	sentence, state, reason string
+	event                   event.Event
+}
+
+// say writes the lines that were noted. What happened to both families of a link at once is
+// one line.
+func (c *Controller) say() {
+	all := c.said
+	c.said = nil
+	for len(all) > 0 {
+		first := all[0]
+		var families, reasons []string
+		all = slices.DeleteFunc(all, func(s said) bool {
+			if s.watch.index != first.watch.index || s.sentence != first.sentence || s.state != first.state || s.level != first.level {
+				return false
+			}
+			families = append(families, s.watch.family.String())
+			if !slices.Contains(reasons, s.reason) {
+				reasons = append(reasons, s.reason)
+			}
+			return true
+		})
+		attrs := []slog.Attr{
+			slog.String("interface", first.watch.uplink.Name), slog.String("family", strings.Join(families, ", ")), slog.String("reason", strings.Join(reasons, "; ")),
+		}
+		if first.state != "" {
+			attrs = append(attrs, slog.String("state", first.state))
+		}
+		if first.event != "" {
+			attrs = append(attrs, event.Is(first.event))
+		}
+		c.Logger.LogAttrs(context.Background(), first.level, first.sentence, attrs...)
+	}
 }
 
 // reason says with the evidence why a link is judged as it is.

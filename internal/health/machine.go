@@ -266,6 +266,14 @@ func (m *Machine) SetCarrier(now Moment, up bool) {
 	m.why = "the carrier is back, nothing has answered yet"
 }
 
+// Alone says that the link is the only one, so that nothing is asked: a carrier that is back ends
+// a judgement by the carrier, and time ends others.
+func (m *Machine) Alone(now Moment) {
+	if m.state.IsDead() && m.carrier && (m.evidence.Kind == ByCarrier || now-m.since >= unasked) {
+		m.become(now, Unprobed, Evidence{Kind: ByLackOfTargets}, "no other link has a default route")
+	}
+}
+
 // Test declares the link dead until a moment.
 func (m *Machine) Test(now, until Moment) { m.testBegan, m.tested = now, until }
 
@@ -680,8 +688,8 @@ func (m *Machine) judgeDown(now Moment) {
 		return
 	}
 	hold := m.hold
-	if !m.asks && m.evidence.Kind != ByCarrier {
-		hold = unasked
+	if !m.asks && m.evidence.Kind != ByCarrier || m.evidence.Kind == ByMemory {
+		hold = max(hold, unasked)
 	}
 	if now-max(m.back, m.since) >= hold && (m.asks || now-m.askless >= hold) {
 		m.become(now, Unprobed, Evidence{Kind: ByLackOfTargets}, m.lack())

@@ -50,3 +50,13 @@ func (m *Machine) Restore(now Moment, kept Memory) {
 		m.hold = m.recovery(m.since)
 	}
 }
+
+// Presume judges a link dead of which nothing is known yet, because an earlier process has led
+// traffic away from it. That is all that a crash just after the verdict leaves.
+func (m *Machine) Presume(now Moment) {
+	if m.state != Unknown {
+		return
+	}
+	m.become(now, Down, Evidence{Kind: ByMemory}, "unbound traffic had left it before the daemon was restarted")
+	m.hold, m.next = m.recovery(now), now
+}
