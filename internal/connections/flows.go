@@ -31,7 +31,7 @@ type Flows struct {
 // with the address of the link that it leaves by now, and the peer answers with a reset. Otherwise
 // `snat to` keeps the dead link's address on packets that leave by the other link, for hours.
 //
-// Call it after the switch. It returns how many entries were deleted: for IPv4 and since Linux 6.8 one
+// Call it after the switch, back to a link that works again, too. It returns how many entries were deleted: for IPv4 and since Linux 6.8 one
 // request deletes all in some milliseconds, and does not count them, so the number is by how much the
 // table shrank. Where the kernel tracks nothing, or translates nothing, there is nothing to do and no
 // error; nf_conntrack is not loaded to find that out. Where it translates, the kernel may load
