@@ -252,6 +252,10 @@ func (*ends) Follow(context.Context, []connections.Endpoint) (added, removed int
 	return 0, 0, nil
 }
 
+func (e *ends) DeleteStrays(ctx context.Context, _ int, addresses ...netip.Addr) (int, error) {
+	return e.Delete(ctx, addresses...)
+}
+
 func (e *ends) Delete(_ context.Context, addresses ...netip.Addr) (int, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
