@@ -30,6 +30,12 @@ type flow struct {
 	// original, id and zone name the entry, in the kernel's own bytes: the tuple of the original
 	// direction may exist once in each zone, and the id tells a new entry of the same tuple apart.
 	original, id, zone []byte
+	// client and peer are the ends as this host routes between them: before source NAT, and after
+	// destination NAT. port is the peer's, 0 where the protocol has none; mark is the entry's.
+	client, peer netip.Addr
+	protocol     uint8
+	port         uint16
+	mark         uint32
 }
 
 // hangs reports whether a flow is translated to an address. A connection of this host has its address
@@ -50,8 +56,14 @@ func decodeFlow(b []byte) (flow, bool) {
 		switch a.Attr.Type & nl.NLA_TYPE_MASK {
 		case nl.CTA_TUPLE_ORIG:
 			f.original = a.Value
+			f.client = readTuple(a.Value).source
 		case nl.CTA_TUPLE_REPLY:
-			f.replyTo = destination(a.Value)
+			t := readTuple(a.Value)
+			f.replyTo, f.peer, f.protocol, f.port = t.destination, t.source, t.protocol, t.sourcePort
+		case nl.CTA_MARK:
+			if len(a.Value) == 4 {
+				f.mark = binary.BigEndian.Uint32(a.Value)
+			}
 		case nl.CTA_STATUS:
 			f.sourceNAT = len(a.Value) == 4 && binary.BigEndian.Uint32(a.Value)&statusSourceNAT != 0
 		case nl.CTA_ID:
@@ -63,29 +75,38 @@ func decodeFlow(b []byte) (flow, bool) {
 	return f, f.original != nil && f.replyTo.IsValid()
 }
 
-// destination is the destination address of a tuple, invalid if there is none.
-func destination(tuple []byte) netip.Addr {
-	outer, err := nl.ParseRouteAttr(tuple)
+// A tuple is one direction of a flow. Addresses that are missing are invalid.
+type tuple struct {
+	source, destination netip.Addr
+	protocol            uint8
+	sourcePort          uint16
+}
+
+func readTuple(b []byte) (t tuple) {
+	outer, err := nl.ParseRouteAttr(b)
 	if err != nil {
-		return netip.Addr{}
+		return tuple{}
 	}
 	for _, o := range outer {
-		if o.Attr.Type&nl.NLA_TYPE_MASK != nl.CTA_TUPLE_IP {
-			continue
-		}
 		inner, err := nl.ParseRouteAttr(o.Value)
 		if err != nil {
-			return netip.Addr{}
+			return tuple{}
 		}
 		for _, i := range inner {
-			switch kind := i.Attr.Type & nl.NLA_TYPE_MASK; {
-			case kind == nl.CTA_IP_V4_DST && len(i.Value) == 4, kind == nl.CTA_IP_V6_DST && len(i.Value) == 16:
-				a, _ := netip.AddrFromSlice(i.Value)
-				return a
+			is := [2]uint16{o.Attr.Type & nl.NLA_TYPE_MASK, i.Attr.Type & nl.NLA_TYPE_MASK}
+			switch n := len(i.Value); {
+			case is == [2]uint16{nl.CTA_TUPLE_IP, nl.CTA_IP_V4_SRC} && n == 4, is == [2]uint16{nl.CTA_TUPLE_IP, nl.CTA_IP_V6_SRC} && n == 16:
+				t.source, _ = netip.AddrFromSlice(i.Value)
+			case is == [2]uint16{nl.CTA_TUPLE_IP, nl.CTA_IP_V4_DST} && n == 4, is == [2]uint16{nl.CTA_TUPLE_IP, nl.CTA_IP_V6_DST} && n == 16:
+				t.destination, _ = netip.AddrFromSlice(i.Value)
+			case is == [2]uint16{nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_NUM} && n == 1:
+				t.protocol = i.Value[0]
+			case is == [2]uint16{nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_SRC_PORT} && n == 2:
+				t.sourcePort = binary.BigEndian.Uint16(i.Value)
 			}
 		}
 	}
-	return netip.Addr{}
+	return t
 }
 
 // canFilter reports whether the kernel can select the flows of an address. Of IPv6 it selects those of

@@ -37,6 +37,46 @@ type Flows struct {
 // error; nf_conntrack is not loaded to find that out. Where it translates, the kernel may load
 // nf_conntrack_netlink for the request.
 func (f *Flows) Delete(ctx context.Context, addresses ...netip.Addr) (deleted int, err error) {
+	return f.delete(ctx, f.deleteOf, addresses)
+}
+
+// DeleteStrays deletes of the entries with source NAT to one of the addresses of a link, those whose
+// next packet would leave by another one. It is for a link that works and that traffic leaves: what a
+// rule keeps there is not touched. For each entry the kernel is asked for the route, so that this
+// takes longer than Delete. It sees the mark of the entry as that of its packets.
+func (f *Flows) DeleteStrays(ctx context.Context, device int, addresses ...netip.Addr) (deleted int, err error) {
+	routes, err := dial(unix.NETLINK_ROUTE)
+	if err != nil {
+		return 0, err
+	}
+	defer routes.close()
+	from := map[netip.Addr]Route{}
+	return f.delete(ctx, func(dump, change *connection, address netip.Addr) (int, error) {
+		return eachOf(dump, change, address, func(entry *flow) bool { return ctx.Err() == nil && strays(routes, from, entry, device) })
+	}, addresses)
+}
+
+// strays reports whether the next packet of a client leaves by another device. From are the routes to
+// the clients: by these their packets come. Where the kernel knows no route nothing strays.
+func strays(routes *connection, from map[netip.Addr]Route, f *flow, device int) bool {
+	back, known := from[f.client]
+	if !known {
+		var err error
+		if back, err = ask(routes, question{peer: f.client}); err != nil {
+			return false
+		}
+		from[f.client] = back
+	}
+	q := question{source: f.client, peer: f.peer, port: f.port, protocol: f.protocol, mark: f.mark}
+	if back.Type != unix.RTN_LOCAL {
+		q.from = back.Device
+	}
+	way, err := ask(routes, q)
+	return err == nil && !back.Unreachable && !way.Unreachable && way.Device != 0 && way.Device != device
+}
+
+// delete deletes with a function for one address.
+func (f *Flows) delete(ctx context.Context, of func(dump, change *connection, address netip.Addr) (int, error), addresses []netip.Addr) (deleted int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if some, err := translates(); err != nil || !some {
@@ -56,7 +96,7 @@ func (f *Flows) Delete(ctx context.Context, addresses ...netip.Addr) (deleted in
 		if ctx.Err() != nil {
 			return deleted, context.Cause(ctx)
 		}
-		n, err := f.deleteOf(dump, change, a.Unmap().WithZone(""))
+		n, err := of(dump, change, a.Unmap().WithZone(""))
 		deleted += n
 		if err != nil {
 			return deleted, fmt.Errorf("deleting tracked connections that are translated to %s: %w", a, err)
@@ -81,16 +121,19 @@ func (f *Flows) deleteOf(dump, change *connection, address netip.Addr) (int, err
 		}
 		f.oneByOne = true
 	}
-	return eachOf(dump, change, address)
+	return eachOf(dump, change, address, func(*flow) bool { return true })
 }
 
 // refused reports whether the kernel does not know such a request.
 func refused(err error) bool { return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) }
 
-// eachOf deletes the entries of an address one by one, while they are listed.
-func eachOf(dump, change *connection, address netip.Addr) (n int, err error) {
+// eachOf deletes the wanted entries of an address one by one, while they are listed.
+func eachOf(dump, change *connection, address netip.Addr, wanted func(*flow) bool) (n int, err error) {
 	var failed error
 	err = list(dump, address, func(f *flow) {
+		if !wanted(f) {
+			return
+		}
 		attributes := []nl.NetlinkRequestData{nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_ORIG, f.original)}
 		if f.id != nil {
 			attributes = append(attributes, nl.NewRtAttr(nl.CTA_ID, f.id))

@@ -89,6 +89,39 @@ func TestDelete(t *testing.T) {
 	}
 }
 
+// TestDeleteStrays: of the flows with the address of a link, those go whose packets leave by another
+// link now; what a rule keeps on it stays.
+func TestDeleteStrays(t *testing.T) {
+	w := newWorld(t)
+	w.ip("rule add iif ctr ipproto tcp dport 9001 lookup 10001 pref 50")
+	w.ip("rule add iif ctr ipproto tcp dport 9002 lookup 10001 pref 51")
+	w.nft(`table ip t {
+		chain nat {
+			type nat hook postrouting priority srcnat
+			oifname wan1 ip daddr 203.0.113.1 snat ip to 198.51.100.10
+		}
+	}`)
+	kept, strays := w.serve(w.wan1, "203.0.113.1:9001"), w.serve(w.wan1, "203.0.113.1:9002")
+	var gone, stay string
+	w.in(w.container, func() {
+		stay, gone = flowOf(w.dial("172.17.0.2", kept), "198.51.100.10"), flowOf(w.dial("172.17.0.2", strays), "198.51.100.10")
+	})
+	device, err := net.InterfaceByName("wan1")
+	must(t, err)
+	var flows connections.Flows
+	address := netip.MustParseAddr("198.51.100.10")
+	if n, err := flows.DeleteStrays(t.Context(), device.Index, address); n != 0 || err != nil {
+		t.Errorf("before the switch: %d, %v", n, err)
+	}
+	w.ip("rule del pref 51")
+	if n, err := flows.DeleteStrays(t.Context(), device.Index, address); n != 1 || err != nil {
+		t.Errorf("after the switch: %d, %v", n, err)
+	}
+	if all := w.flows(); !slices.Contains(all, stay) || slices.Contains(all, gone) {
+		t.Errorf("left:\n%s", strings.Join(all, "\n"))
+	}
+}
+
 // TestDeleteNothing: where no connection is tracked there is nothing to do.
 func TestDeleteNothing(t *testing.T) {
 	newWorld(t)

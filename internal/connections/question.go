@@ -18,26 +18,48 @@ type question struct {
 	source, peer netip.Addr
 	port         uint16
 	mark, uid    uint32
+	// protocol is 0 if it is not known; from is the interface by which a packet comes that this
+	// host forwards, 0 for its own.
+	protocol uint8
+	from     int
 }
 
 func questionOf(s *sockdiag.Socket) question {
-	return question{s.Source.Addr(), s.Destination.Addr(), s.Destination.Port(), s.Mark, s.UID}
+	return question{
+		source: s.Source.Addr(), peer: s.Destination.Addr(), port: s.Destination.Port(), mark: s.Mark, uid: s.UID, protocol: unix.IPPROTO_TCP,
+	}
 }
 
 // ask asks the kernel for the route of a socket's packets, by all rules, as the kernel itself would
 // when the socket sends the next one.
 func ask(conn *connection, q question) (Route, error) {
 	family, bits := byte(unix.AF_INET6), byte(128)
-	if q.source.Is4() {
+	if q.peer.Is4() {
 		family, bits = unix.AF_INET, 32
 	}
 	req := conn.request(unix.RTM_GETROUTE, 0)
-	req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: family, Dst_len: bits, Src_len: bits}})
+	about := unix.RtMsg{Family: family, Dst_len: bits}
+	if q.source.IsValid() {
+		about.Src_len = bits
+	}
+	req.AddData(&nl.RtMsg{RtMsg: about})
 	req.AddData(nl.NewRtAttr(unix.RTA_DST, q.peer.AsSlice()))
-	req.AddData(nl.NewRtAttr(unix.RTA_SRC, q.source.AsSlice()))
+	if q.source.IsValid() {
+		req.AddData(nl.NewRtAttr(unix.RTA_SRC, q.source.AsSlice()))
+	}
 	req.AddData(nl.NewRtAttr(unix.RTA_UID, nl.Uint32Attr(q.uid)))
-	req.AddData(nl.NewRtAttr(unix.RTA_IP_PROTO, []byte{unix.IPPROTO_TCP}))
-	req.AddData(nl.NewRtAttr(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, q.port)))
+	// The kernel takes these protocols alone, and ports for the first two (rtm_getroute_parse_ip_proto
+	// in net/ipv4/fib_frontend.c).
+	switch q.protocol {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP:
+		req.AddData(nl.NewRtAttr(unix.RTA_IP_PROTO, []byte{q.protocol}))
+		req.AddData(nl.NewRtAttr(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, q.port)))
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		req.AddData(nl.NewRtAttr(unix.RTA_IP_PROTO, []byte{q.protocol}))
+	}
+	if q.from != 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_IIF, nl.Uint32Attr(uint32(q.from)))) //nolint:gosec // an index of the kernel
+	}
 	if q.mark != 0 {
 		req.AddData(nl.NewRtAttr(unix.RTA_MARK, nl.Uint32Attr(q.mark)))
 	}

@@ -125,3 +125,7 @@ func (e *ends) Close(ctx context.Context, d connections.Dead) (connections.Close
 func (e *ends) Delete(ctx context.Context, addresses ...netip.Addr) (int, error) {
 	return e.flows.Delete(ctx, addresses...)
 }
+
+func (e *ends) DeleteStrays(ctx context.Context, device int, addresses ...netip.Addr) (int, error) {
+	return e.flows.DeleteStrays(ctx, device, addresses...)
+}

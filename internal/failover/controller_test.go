@@ -64,8 +64,8 @@ func uplink(index int) failover.Uplink {
 	}
 }
 
-func course(index int) routing.Course {
-	r := routing.Route{Family: routing.IPv4, Destination: routing.IPv4.Any(), Device: index}
+func course() routing.Course {
+	r := routing.Route{Family: routing.IPv4, Destination: routing.IPv4.Any(), Device: 2}
 	return routing.Course{Family: routing.IPv4, Main: r, Used: r, Why: routing.CourseAlive}
 }
 
@@ -75,7 +75,7 @@ func newHost(t *testing.T, indexes ...int) *host {
 		t: t, log: &strings.Builder{}, dead: map[int]bool{}, runs: map[int]bool{}, probes: map[int]int{}, sent: map[int]uint64{},
 		acked: map[netip.Addr]bool{}, ends: &ends{},
 	}
-	h.facts = failover.Facts{Ready: true, Courses: [2]routing.Course{course(2)}}
+	h.facts = failover.Facts{Ready: true, Courses: [2]routing.Course{course()}}
 	for _, i := range indexes {
 		h.facts.Uplinks = append(h.facts.Uplinks, uplink(i))
 		h.runs[i] = true
@@ -252,6 +252,10 @@ func (*ends) Follow(context.Context, []connections.Endpoint) (added, removed int
 	return 0, 0, nil
 }
 
+func (e *ends) DeleteStrays(ctx context.Context, _ int, addresses ...netip.Addr) (int, error) {
+	return e.Delete(ctx, addresses...)
+}
+
 func (e *ends) Delete(_ context.Context, addresses ...netip.Addr) (int, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -292,7 +296,7 @@ func TestSilentDeath(t *testing.T) {
 			t.Error("the other link is dead, too")
 		}
 		h.change(func() {
-			c := course(2)
+			c := course()
 			c.Used.Device, c.Moved, c.Why = 3, true, routing.CourseDead
 			h.facts.Courses[0] = c
 		})
@@ -315,7 +319,7 @@ func TestSilentDeath(t *testing.T) {
 		if h.isDead(2) {
 			t.Errorf("still dead: %+v", h.controller.State())
 		}
-		h.change(func() { h.facts.Courses[0] = course(2) })
+		h.change(func() { h.facts.Courses[0] = course() })
 		pass(time.Second)
 		if closed, deleted := h.ends.so(); !slices.Equal(deleted, []netip.Addr{addresses[2], addresses[3]}) || len(closed) != 1 {
 			t.Errorf("at the failback deleted %v, closed %+v", deleted, closed)
@@ -677,7 +681,7 @@ func TestLeftInF(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t, 2, 3)
 		h.dead[2] = true
-		c := course(2)
+		c := course()
 		c.Used.Device, c.Moved, c.Why = 3, true, routing.CourseKept
 		h.facts.Courses[0] = c
 		defer h.start(func(o *failover.Options) { o.Memory = failover.File{Directory: t.TempDir()} })()

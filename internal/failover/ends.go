@@ -21,6 +21,8 @@ type Ends interface {
 	Close(context.Context, connections.Dead) (connections.Closed, error)
 	// Delete deletes the conntrack entries that translate to addresses.
 	Delete(ctx context.Context, addresses ...netip.Addr) (int, error)
+	// DeleteStrays deletes of these entries those whose packets leave by another device now.
+	DeleteStrays(ctx context.Context, device int, addresses ...netip.Addr) (int, error)
 	// Follow makes the endpoints of Multipath TCP those that are wanted.
 	Follow(ctx context.Context, wanted []connections.Endpoint) (added, removed int, err error)
 }
@@ -28,11 +30,13 @@ type Ends interface {
 // mostEnds bounds what waits to be ended.
 const mostEnds = 256
 
-// An end is something to end: connections of a link if close, else translations.
+// An end is something to end: connections of a link if close, else translations; only those that
+// leave by another link if strays.
 type end struct {
 	name   string
 	family routing.Family
 	close  bool
+	strays bool
 	dead   connections.Dead
 	// deadSince is when the link died.
 	deadSince health.Moment
@@ -68,7 +72,13 @@ func (c *Controller) endAll(ctx context.Context) {
 func (c *Controller) end(ctx context.Context, e end) {
 	attrs := []slog.Attr{slog.String("interface", e.name), slog.String("family", e.family.String())}
 	if !e.close {
-		n, err := c.Ends.Delete(ctx, e.dead.Sources...)
+		var n int
+		var err error
+		if e.strays {
+			n, err = c.Ends.DeleteStrays(ctx, e.dead.Device, e.dead.Sources...)
+		} else {
+			n, err = c.Ends.Delete(ctx, e.dead.Sources...)
+		}
 		if n > 0 {
 			c.Logger.LogAttrs(ctx, event.LevelNotice, "translated connections deleted, traffic has left the uplink", append(attrs, slog.Int("count", n))...)
 		}
@@ -142,7 +152,7 @@ func (c *Controller) followCourses() {
 		}
 		for _, index := range left {
 			if w, is := c.watches[key{index, f}]; is && !slices.Contains(uses, index) {
-				c.endLater(end{name: w.uplink.Name, family: f, dead: deadOf(w), deadSince: w.died})
+				c.endLater(end{name: w.uplink.Name, family: f, strays: !w.dead, dead: deadOf(w), deadSince: w.died})
 			}
 		}
 	}

@@ -444,7 +444,7 @@ func (l *looking) count(index int, at health.Moment, sent uint64) bool {
 		}
 		return s <= at
 	})
-	others := int(min(sent-t.sent, mostOwn)) - own //nolint:gosec // bounded
+	others := int(min(sent-t.sent, mostOwn)) - own
 	t.at, t.sent = at, sent
 	switch {
 	case others < 0 && t.others > 0: // The look before has counted it.
@@ -541,7 +541,7 @@ func (c *Controller) say() {
 		if first.event != "" {
 			attrs = append(attrs, event.Is(first.event))
 		}
-		c.Logger.LogAttrs(context.Background(), first.level, first.sentence, attrs...)
+		c.Logger.LogAttrs(context.Background(), first.level, first.sentence, attrs...) //nolint:sloglint // one of the three of note
 	}
 }
 
