@@ -85,7 +85,7 @@ func TestWhatCountsAsAChange(t *testing.T) {
 		m.View(func(s *kernel.State) {
 			for _, i := range s.Indexes() {
 				l, _ := s.Link(i)
-				waiting = waiting || l.Kind == "veth" && !(l.Carrier && l.Running)
+				waiting = waiting || l.Kind == "veth" && (!l.Carrier || !l.Running)
 			}
 		})
 		if !waiting {
