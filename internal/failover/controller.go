@@ -347,7 +347,7 @@ func (c *Controller) untilNext() time.Duration {
 	if c.connected && c.look.isWanted(c) {
 		next = min(next, c.look.due)
 	}
-	if c.known && slices.Contains(c.unjudged[:], true) {
+	if c.isJudging() {
 		next = min(next, c.started+judgeTime)
 	}
 	c.woken = max(next, now)
@@ -512,7 +512,7 @@ func (c *Controller) Dead() routing.ByFamily[map[int]struct{}] {
 
 // judgeFirst finds out whether the uplinks have been judged since the start.
 func (c *Controller) judgeFirst(now health.Moment) {
-	if !c.known || !c.facts.Ready {
+	if !c.isJudging() {
 		return
 	}
 	for i, f := range routing.Families() {
@@ -527,4 +527,10 @@ func (c *Controller) judgeFirst(now health.Moment) {
 			c.unjudged[i] = false
 		}
 	}
+}
+
+// isJudging reports whether the first judgements are awaited: without facts they cannot come,
+// and where failover is off they never do.
+func (c *Controller) isJudging() bool {
+	return c.Config.Failover.Enabled && c.known && c.facts.Ready && slices.Contains(c.unjudged[:], true)
 }

@@ -767,3 +767,24 @@ func TestTargets(t *testing.T) {
 		}
 	}
 }
+
+// TestSleeps: where there is nothing to do, no time passes awake. A controller that wakes again at
+// the moment at which it went to sleep never lets this minute pass.
+func TestSleeps(t *testing.T) {
+	for name, change := range map[string]func(*host, *failover.Options){
+		"off":               func(_ *host, o *failover.Options) { o.Config.Failover.Enabled = false },
+		"without all facts": func(h *host, _ *failover.Options) { h.facts.Ready = false },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t, 2, 3)
+				stop := h.start(func(o *failover.Options) { change(h, o) })
+				defer stop()
+				time.Sleep(time.Minute)
+				if h.isDead(2) || h.isDead(3) {
+					t.Error("a link is dead")
+				}
+			})
+		})
+	}
+}
