@@ -30,7 +30,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) vet -tags debiankernel ./...
-	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v '^multihomed/test/\(hosts\|vm\)')
+	# The longest comes first: it waits more than it works, and the others run beside it.
+	$(GO) test -race -timeout 40m ./test/e2e $$($(GO) list ./... | grep -v '^multihomed/test/\(e2e\|hosts\|vm\)')
 	# A virtual machine keeps a core busy, and two cores must do.
 	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
