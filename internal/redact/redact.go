@@ -120,7 +120,7 @@ var (
 	named  = lazy.Regexp(`(?i)\b([a-z]{2,4}x)([0-9a-f]{12})`)
 	bare   = lazy.Regexp(`(?i)[0-9a-f]{12,}`)
 	// What may be an address; netip decides.
-	candidate = lazy.Regexp(`(?i)[0-9a-f]*:[0-9a-f:]*(?:\d+\.\d+\.\d+\.\d+)?(?:/\d+)?|\b\d{1,3}(?:\.\d{1,3}){3}(?:/\d+)?\b`)
+	candidate = lazy.Regexp(`(?i)[0-9a-f]*:[0-9a-f:]*:(?:\d+\.\d+\.\d+\.\d+|[0-9a-f]*)(?:/\d+)?|\b\d{1,3}(?:\.\d{1,3}){3}(?:/\d+)?\b`)
 )
 
 const (
@@ -201,6 +201,7 @@ func (r *Redactor) addresses(s string) string {
 		pattern *regexp.Regexp
 		replace func(string) (string, bool)
 	}{
+		{colonsOfAny(), r.mistyped(looksLikeIPv6)},
 		{colons(), func(run string) (string, bool) {
 			before, digits, after, is := hardwareIn(run)
 			if !is {
@@ -226,8 +227,13 @@ func (r *Redactor) addresses(s string) string {
 			}
 			return text, text != strings.ToLower(run)
 		}},
+		{dotsOfAny(), r.mistyped(looksLikeIPv4)},
+		{shortInQuotes(), func(text string) (string, bool) {
+			return text[:1] + r.unreadable(strings.Trim(text, `\"`)) + strings.TrimLeft(text[1:], "0123456789./"), true
+		}},
 		{candidate(), func(text string) (string, bool) {
-			replaced := r.address(text)
+			before, address, after := trimColons(text)
+			replaced := before + r.address(address) + after
 			return replaced, replaced != text
 		}},
 	}
@@ -251,6 +257,18 @@ func (r *Redactor) addresses(s string) string {
 		return b.String()
 	}
 	return apply(s, 0)
+}
+
+// trimColons takes the colons of a sentence or a list from both ends of an address.
+func trimColons(text string) (before, address, after string) {
+	address = text
+	if strings.HasPrefix(address, ":") && !strings.HasPrefix(address, "::") {
+		before, address = ":", address[1:]
+	}
+	if strings.HasSuffix(address, ":") && !strings.HasSuffix(address, "::") {
+		address, after = address[:len(address)-1], ":"
+	}
+	return before, address, after
 }
 
 // grouped puts something between groups of digits.
@@ -304,11 +322,8 @@ func (r *Redactor) address(text string) string {
 	if !isPrefix {
 		return r.Addr(a).String()
 	}
-	p, err := netip.ParsePrefix(text)
-	if err != nil {
-		return text
-	}
-	if p.Masked() == p {
+	// The length may be mistyped.
+	if p, err := netip.ParsePrefix(text); err == nil && p.Masked() == p {
 		return netip.PrefixFrom(r.Addr(a), p.Bits()).Masked().String() // A network has no host.
 	}
 	return r.Addr(a).String() + "/" + length

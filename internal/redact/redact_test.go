@@ -108,6 +108,62 @@ func TestSpellings(t *testing.T) {
 	}
 }
 
+// TestMistyped: what was meant to be an address is unreadable, the same everywhere; times, versions,
+// places in files and lists stay.
+func TestMistyped(t *testing.T) {
+	t.Parallel()
+	r := redact.New(nil)
+	for _, text := range []string{
+		"100.64.1.l", "100.64.1.300", "100.64.1.5.6", "100.64..1.5", "l00.64.1.77", "100.64.l.77", "100.064.1.77", "100.64.1.77x", "100.64.1.unknown",
+		"100.64.1.x.", "2001:db8:64::g1", "2001:db8:64:1", "2001:db8:64:1:2:3:4:5:6", "2001:db8:::64", "2001:db8::12345", "200l:db8:64::1", "2001:db8::64::1",
+		"2001:dbx:64::1:77", "fe80::64:zz", "2001:db8::64:100.64.1.300", "gateway:2001:db8:64::g1",
+	} {
+		for _, around := range []string{"%s", "key: \"%s\" is not an address", "x %s: no", `"x\n%s"`, `"\u003c%s\u003e"`, "(%s)", "%s/24"} {
+			got := r.Text(fmt.Sprintf(around, text))
+			for _, secret := range []string{"64", "77", "12345", "db8"} {
+				if strings.Contains(text, secret) && strings.Contains(strings.ReplaceAll(got, unreadable(got), ""), secret) {
+					t.Errorf(around+" becomes %s", text, got)
+				}
+			}
+			if around[0] == '"' && !json.Valid([]byte(got)) {
+				t.Errorf("no JSON: %s", got)
+			}
+		}
+		if a, b := unreadable(r.Text(text)), unreadable(r.Text("at "+text+" too")); a == "" || a != b {
+			t.Errorf("%s becomes %q and %q", text, a, b)
+		}
+	}
+	for _, text := range []string{"100.64.1.77/33", "2001:db8:64::77/129", `"100.64.1"`, `\"100.64.1\"`, `"100.64.1/24"`} {
+		if got := r.Text(text); strings.Contains(got, "64") && !strings.Contains(unreadable(got), "64") || got == text || strings.Count(got, `"`) != strings.Count(text, `"`) {
+			t.Errorf("%s becomes %s", text, got)
+		}
+	}
+	for _, text := range []string{
+		"07:05:06", "2026-11-28T17:28:33.123456+0000", "2026-11-28T17:05:00Z", "1.42.4", `"1.42.4"`, "6.1.0-25-amd64", "12.2.0-14+deb12u1", "252.39-1~deb12u1", "pci-0000:00:1f.6",
+		"/etc/multihomed/multihomed.toml:12:345: bad", "wan0:ethernet:connected:full", "net.ipv4.conf.all.rp_filter", "multihomed.service: x", "inet6 ::1", "10000: from all",
+		"daemon.go:120:5", "en.wikipedia.org.example", "eth0.100.200", "iproute2-6.1.0, libbpf 1.1.0", "https://x.example/a:1:2", "[::]:443",
+	} {
+		if got := r.Text(text); got != text {
+			t.Errorf("%s becomes %s", text, got)
+		}
+	}
+	// An address stays one beside a colon, a point or a port.
+	for _, text := range []string{"100.64.1.77.", "100.64.1.77: no", "100.64.1.77:53", "dhcp:100.64.1.77", "2001:db8:64::77:", "[2001:db8:64::77]:53", "2001:db8:64::77.", "ip:2001:db8:64::77", "IP4.ADDRESS[1]:100.64.1.77/24"} {
+		if got := r.Text(text); got == text || strings.Contains(got, "mistyped") {
+			t.Errorf("%s becomes %s", text, got)
+		}
+	}
+}
+
+// unreadable is what stands in a text for something mistyped.
+func unreadable(text string) string {
+	_, rest, is := strings.Cut(text, "mistyped-")
+	if !is {
+		return ""
+	}
+	return "mistyped-" + rest[:8]
+}
+
 func encoded(t *testing.T, s string) string {
 	t.Helper()
 	text, err := json.Marshal(s)
