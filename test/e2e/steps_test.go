@@ -167,10 +167,16 @@ func (r *rig) nothingBut(f lab.Family, links []string) error {
 			sources[word(words, "from")] = true
 		}
 	}
+	pair := 0
 	for line := range seen {
 		words := strings.Fields(line)
 		table := word(words, "lookup")
 		switch {
+		case isOfFailover(line):
+			// Whether it must stand depends on defaults; alone, or for one link, it must not.
+			if pair++; len(links) < 2 {
+				errs = append(errs, fmt.Errorf("%v: failover of %d links: %s", f, len(links), line))
+			}
 		case slices.Contains(words, "goto"):
 			if len(links) == 0 {
 				errs = append(errs, fmt.Errorf("%v: there is no link: %s", f, line))
@@ -186,6 +192,9 @@ func (r *rig) nothingBut(f lab.Family, links []string) error {
 				errs = append(errs, fmt.Errorf("%v: orphan: %s", f, line))
 			}
 		}
+	}
+	if pair != 0 && pair != 2 {
+		errs = append(errs, fmt.Errorf("%v: %d rules of the pair", f, pair))
 	}
 	routes, err := r.IP(r.t.Context(), "-N", map[lab.Family]string{lab.IPv4: "-4", lab.IPv6: "-6"}[f], "route", "show", "table", "all", "proto", "150")
 	if err != nil {
@@ -204,6 +213,13 @@ func (r *rig) nothingBut(f lab.Family, links []string) error {
 		errs = append(errs, errors.New(rules))
 	}
 	return errors.Join(errs...)
+}
+
+// isOfFailover reports whether a rule is one of the pair in front of main: it reads main without
+// its defaults for everybody, or table F.
+func isOfFailover(line string) bool {
+	return strings.HasPrefix(line, "32765: ") && !strings.Contains(line, "fwmark") &&
+		(strings.Contains(line, "lookup 10999 ") || strings.Contains(line, "lookup 254 suppress_prefixlength 0 ") && !strings.Contains(line, "suppress_ifgroup"))
 }
 
 // word returns what follows a word.
