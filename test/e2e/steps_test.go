@@ -172,7 +172,7 @@ func (r *rig) nothingBut(f lab.Family, links []string) error {
 		words := strings.Fields(line)
 		table := word(words, "lookup")
 		switch {
-		case isOfFailover(line):
+		case isOfFailover(line, uint32(r.cfg.Tables.Last)):
 			// Whether it must stand depends on defaults; alone, or for one link, it must not.
 			if pair++; len(links) < 2 {
 				errs = append(errs, fmt.Errorf("%v: failover of %d links: %s", f, len(links), line))
@@ -216,10 +216,10 @@ func (r *rig) nothingBut(f lab.Family, links []string) error {
 }
 
 // isOfFailover reports whether a rule is one of the pair in front of main: it reads main without
-// its defaults for everybody, or table F.
-func isOfFailover(line string) bool {
+// its defaults for everybody, or table F, the last one of the range.
+func isOfFailover(line string, f uint32) bool {
 	return strings.HasPrefix(line, "32765: ") && !strings.Contains(line, "fwmark") &&
-		(strings.Contains(line, "lookup 10999 ") || strings.Contains(line, "lookup 254 suppress_prefixlength 0 ") && !strings.Contains(line, "suppress_ifgroup"))
+		(strings.Contains(line, fmt.Sprintf("lookup %d ", f)) || strings.Contains(line, "lookup 254 suppress_prefixlength 0 ") && !strings.Contains(line, "suppress_ifgroup"))
 }
 
 // word returns what follows a word.
