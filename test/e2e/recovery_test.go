@@ -32,7 +32,7 @@ func (w *watched) deaf(name string, action func(), parts ...part) {
 	w.settledAt = w.monitor.barrier()
 	lag, after, written := w.monitor.lag(start)
 	w.t.Logf("%-40s settled %4d ms after the action, longest lag %5.1f ms", name, took.Milliseconds(), float64(lag.Microseconds())/1000)
-	if lag >= time.Second {
+	if lag >= mostLag {
 		w.t.Errorf("%s: %v between %q and %q:\n%s", name, lag, after.text, written.text, w.monitor.text(start))
 	}
 	w.eventually(func() error { return w.holds(parts...) })
