@@ -51,8 +51,8 @@ func newWorld(tb testing.TB) *world {
 		*ns, err = netns.New()
 		must(tb, err)
 		tb.Cleanup(func() { must(tb, ns.Close()) })
-		w.ip("link set lo up")
 	}
+	lines := []string{"link set lo up"}
 	for _, side := range []struct {
 		name, net, six string
 		ns             netns.NsHandle
@@ -64,31 +64,31 @@ func newWorld(tb testing.TB) *world {
 		if side.name == "ctr" {
 			near, far = "1", "2"
 		}
-		w.ip("addr add "+side.net+"."+near+"/24 dev "+side.name, "addr add "+side.six+"::"+near+"/64 dev "+side.name+" nodad", "link set "+side.name+" up")
+		lines = append(lines, "addr add "+side.net+"."+near+"/24 dev "+side.name, "addr add "+side.six+"::"+near+"/64 dev "+side.name+" nodad", "link set "+side.name+" up")
 		w.in(side.ns, func() {
-			w.ip("addr add "+side.net+"."+far+"/24 dev peer", "addr add "+side.six+"::"+far+"/64 dev peer nodad", "link set peer up")
+			there := []string{"link set lo up", "addr add " + side.net + "." + far + "/24 dev peer", "addr add " + side.six + "::" + far + "/64 dev peer nodad", "link set peer up"}
 			if side.name == "ctr" {
-				w.ip("route add default via 172.17.0.1", "-6 route add default via fd00:17::1")
+				there = append(there, "route add default via 172.17.0.1", "route add default via fd00:17::1")
 			} else {
-				w.ip("addr add 203.0.113.1/32 dev lo", "addr add 2001:db8:f::1/128 dev lo nodad", "route add 172.17.0.0/24 via "+side.net+".10")
+				there = append(there, "addr add 203.0.113.1/32 dev lo", "addr add 2001:db8:f::1/128 dev lo nodad", "route add 172.17.0.0/24 via "+side.net+".10")
 			}
+			w.ip(there...)
 		})
 	}
 	w.sysctl("net/ipv4/ip_forward", "1")
-	w.ip("route add default via 192.0.2.1 metric 100", "route add default via 198.51.100.1 metric 101",
-		"-6 route add default via 2001:db8:a::1 metric 100", "-6 route add default via 2001:db8:b::1 metric 101",
+	lines = append(lines, "route add default via 192.0.2.1 metric 100", "route add default via 198.51.100.1 metric 101",
+		"route add default via 2001:db8:a::1 metric 100", "route add default via 2001:db8:b::1 metric 101",
 		"route add default via 192.0.2.1 table 10000", "route add default via 198.51.100.1 table 10001",
-		"-6 route add default via 2001:db8:a::1 table 10000", "-6 route add default via 2001:db8:b::1 table 10001")
-	var rules []string
+		"route add default via 2001:db8:a::1 table 10000", "route add default via 2001:db8:b::1 table 10001")
 	for _, source := range [][2]string{{"192.0.2.10", "10000"}, {"198.51.100.10", "10001"}, {"2001:db8:a::10", "10000"}, {"2001:db8:b::10", "10001"}} {
 		family := ""
 		if strings.Contains(source[0], ":") {
 			family = "-6 "
 		}
 		from := family + "rule add from " + source[0]
-		rules = append(rules, from+" lookup main suppress_prefixlength 0 pref 9020", from+" lookup "+source[1]+" pref 10000", from+" unreachable pref 10500")
+		lines = append(lines, from+" lookup main suppress_prefixlength 0 pref 9020", from+" lookup "+source[1]+" pref 10000", from+" unreachable pref 10500")
 	}
-	w.ip(rules...)
+	w.ip(lines...)
 	w.await(func() bool {
 		routes, err := netlink.RouteGetWithOptions(net.ParseIP("2001:db8:f::1"), &netlink.RouteGetOptions{SrcAddr: net.ParseIP("2001:db8:b::10")})
 		return err == nil && len(routes) == 1
@@ -105,7 +105,7 @@ func (w *world) in(ns netns.NsHandle, f func()) {
 }
 
 // ip runs commands of ip(8) in the thread's namespace, with "-6 " before those of IPv6 that do not show
-// their family. A program for each would take minutes in an emulated machine.
+// their family: rules. An emulated machine needs up to half a second for a program, so few are run.
 func (w *world) ip(lines ...string) {
 	w.Helper()
 	for len(lines) > 0 {
@@ -135,9 +135,10 @@ func (w *world) run(name string, args ...string) {
 	}
 }
 
+// sysctl sets a parameter of the thread's namespace.
 func (w *world) sysctl(name, value string) {
 	w.Helper()
-	w.run("sysctl", "-q", "-w", strings.ReplaceAll(name, "/", ".")+"="+value, "")
+	must(w, os.WriteFile("/proc/sys/"+name, []byte(value), 0o644))
 }
 
 // await waits until something is so.

@@ -35,8 +35,9 @@ type Facts struct {
 	// link only by leases until now.
 	Leased    []netip.Addr
 	WasLeased bool
-	// Left says that the interface had routing when NetworkManager was found not to come.
-	Left bool
+	// Abandoned says that NetworkManager is away and will not come: what it says is its last
+	// word. Left says that the interface had routing when that became known.
+	Abandoned, Left bool
 	// Off is what the administrator switched off.
 	Off offswitch.State
 }
@@ -114,11 +115,17 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 	if f.Managed {
 		claim, left = Of(f.Policy, f.Device), f.Policy.Leaves(f.Device)
 	}
+	const gone = "the program that brought it up does not run any more"
+	if claim.Standing == reconcile.Link && f.Abandoned {
+		// It keeps what it has. Addresses that come when its own have gone are of somebody
+		// else, who may be no owner.
+		claim.Standing, claim.Pending, claim.Why = reconcile.Draining, false, gone
+	}
 	if claim.Standing == reconcile.Link {
 		return claim, true
 	}
 	if f.Left && !f.Managed {
-		claim = reconcile.Claim{Standing: reconcile.Draining, Watched: true, Why: "the program that brought it up does not run any more"}
+		claim = reconcile.Claim{Standing: reconcile.Draining, Watched: true, Why: gone}
 	}
 	claim.LeftToOthers = f.Managed && left
 	if left {

@@ -43,6 +43,7 @@ func TestJudge(t *testing.T) {
 	}{
 		"nobody's":                         {owners.Facts{}, reconcile.NoLink, "", true},
 		"NetworkManager's":                 {owners.Facts{Device: active, Managed: true}, reconcile.Link, `connected, profile "office"`, false},
+		"abandoned":                        {owners.Facts{Device: active, Managed: true, Abandoned: true}, reconcile.Draining, "the program that brought it up does not run any more", false},
 		"leased":                           {owners.Facts{Leased: leased}, reconcile.Link, "lease of 192.0.2.1 and 1 more", false},
 		"leased, NetworkManager's":         {owners.Facts{Leased: leased, Device: active, Managed: true}, reconcile.Link, `connected, profile "office"`, false},
 		"leased, left alone":               {owners.Facts{Leased: leased, Device: unmanaged, Managed: true}, reconcile.Link, "lease of 192.0.2.1 and 1 more", false},

@@ -23,9 +23,10 @@ type Owners struct {
 	// NetworkManager was away: it has nothing more to say of them until it is back.
 	heard     map[string]time.Time
 	succeeded map[string]struct{}
-	// left are the interfaces that had routing when it became known that NetworkManager
-	// will not come, nil before that.
-	left map[string]bool
+	// abandoned says that NetworkManager is away and will not come. left are the interfaces
+	// that had routing when that became known.
+	abandoned bool
+	left      map[string]bool
 	// leased are the interfaces that are links by leases alone.
 	leased map[string]bool
 	// off is what was switched off when Take was called last, the switched-th time.
@@ -119,9 +120,9 @@ func (o *Owners) Take() reconcile.Claims {
 		}
 	}
 	all := reconcile.Claims{Changed: map[string]reconcile.Claim{}, Complete: o.status.Complete, Waiting: o.status.Reason}
-	if o.status.Absent && !o.Expected() {
+	o.inherit(names)
+	if o.abandoned {
 		all.Complete, all.Waiting = true, ""
-		o.inherit(names)
 	}
 	if o.off.HostOff() {
 		// The kernel must not hold anything of ours, whatever is still unknown.
@@ -165,13 +166,23 @@ func (o *Owners) succeed(names map[string]struct{}) {
 }
 
 // inherit notes the interfaces that a disabled or removed NetworkManager has left with our
-// routing: after a restart of ours they have no owner, and still have addresses. It adds them
-// to names.
+// routing. They keep it until their addresses go; what comes after is of somebody else, who
+// may be no owner. It adds to names whose owner changes with that.
 func (o *Owners) inherit(names map[string]struct{}) {
-	if o.left != nil {
+	abandoned := o.status.Absent && !o.Expected()
+	if abandoned == o.abandoned {
 		return
 	}
-	o.left = map[string]bool{}
+	for name := range o.devices {
+		names[name] = struct{}{}
+	}
+	for name := range o.left {
+		names[name] = struct{}{}
+	}
+	o.abandoned, o.left = abandoned, map[string]bool{}
+	if !abandoned {
+		return
+	}
 	for _, name := range o.Routed() {
 		o.left[name], names[name] = true, struct{}{}
 	}
@@ -195,6 +206,7 @@ func (o *Owners) Of(name string) (reconcile.Claim, bool) {
 func (o *Owners) facts(name string) Facts {
 	f := Facts{Name: name, Policy: o.Policy, Links: o.Links, Leased: o.Declared.Of(name), WasLeased: o.leased[name], Left: o.left[name], Off: o.off}
 	f.Device, f.Managed = o.device(name)
+	f.Abandoned = o.abandoned
 	f.Configs, f.Released = o.Hooked.Of(name)
 	if o.status.Absent {
 		f.Configs = append(f.Configs, o.Hooked.Hints(name)...)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,18 +47,56 @@ func (b *bench) progress(format string, args ...any) {
 	}
 }
 
-// all measures everything. The sizes of one owner share a lab, in which links
-// are only added.
+// all measures everything, or the parts that were asked for.
 func (b *bench) all(ctx context.Context) (*Report, error) {
 	// The bare loop's CPU time is that of this thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	report := &Report{Machine: machine()}
-	if b.only {
-		err := b.failovers(ctx, report)
-		report.Seconds = time.Since(b.began).Seconds()
-		return report, err
+	if len(b.only) == 0 {
+		if err := b.sized(ctx, report); err != nil {
+			return nil, err
+		}
 	}
+	for _, part := range parts() {
+		if len(b.only) > 0 && !slices.Contains(b.only, part.name) {
+			continue
+		}
+		if err := part.run(b, ctx, report); err != nil {
+			return nil, err
+		}
+	}
+	report.Seconds = time.Since(b.began).Seconds()
+	return report, nil
+}
+
+// A part is measured on a host of its own, besides the rows of the numbers of links.
+type part struct {
+	name string
+	run  func(*bench, context.Context, *Report) error
+}
+
+func parts() []part {
+	return []part{
+		{"routes", (*bench).throughLink},
+		{"bgp", (*bench).redundant},
+		{"hosts", (*bench).hostAddresses},
+		{"leases", (*bench).leases},
+		{"dispatcher", (*bench).dispatches},
+		{"failover", (*bench).failovers},
+	}
+}
+
+func partNames() (names []string) {
+	for _, p := range parts() {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// sized measures with each number of links. Those of one owner share a lab, in which links are only
+// added.
+func (b *bench) sized(ctx context.Context, report *Report) error {
 	var genuine, fake []int
 	for _, n := range b.sizes {
 		if n <= b.real {
@@ -73,7 +112,7 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 			return &realOwner{host: b.host}, nil
 		}, func() error { return b.measure(ctx, report, genuine, true) })
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if len(fake) > 0 {
@@ -85,18 +124,10 @@ func (b *bench) all(ctx context.Context) (*Report, error) {
 			return newFakeOwner(b.host)
 		}, func() error { return b.measure(ctx, report, fake, len(genuine) == 0) })
 		if err != nil {
-			return nil, err
+			return err
 		}
 	}
-	for _, part := range []func(context.Context, *Report) error{
-		b.throughLink, b.redundant, b.hostAddresses, b.leases, b.dispatches, b.failovers,
-	} {
-		if err := part(ctx, report); err != nil {
-			return nil, err
-		}
-	}
-	report.Seconds = time.Since(b.began).Seconds()
-	return report, nil
+	return nil
 }
 
 // inLab runs do on a new host.

@@ -43,9 +43,9 @@ func (b *bench) dispatches(ctx context.Context, report *Report) (err error) {
 		return fmt.Errorf("making the lab: %w", err)
 	}
 	defer func() { err = errors.Join(err, host.Close()) }()
-	state, err := stateDirectory("disk")
+	state, err := os.MkdirTemp("", "bench-dispatcher")
 	if err != nil {
-		return err
+		return fmt.Errorf("making a directory: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(state)) }()
 	text := fmt.Sprintf("log_level = \"error\"\nnetwork_manager = \"no\"\nstate_dir = %q\nruntime_dir = %q\n", state, filepath.Join(state, "run"))
@@ -56,6 +56,8 @@ func (b *bench) dispatches(ctx context.Context, report *Report) (err error) {
 	if err != nil {
 		return err
 	}
+	// It writes to the directory as long as it runs.
+	defer func() { err = errors.Join(err, daemon.Kill()) }()
 	if _, err := daemon.WaitNotify(ctx, "READY=1"); err != nil {
 		return err
 	}
@@ -79,6 +81,9 @@ func (b *bench) dispatches(ctx context.Context, report *Report) (err error) {
 }
 
 func printDispatch(out io.Writer, d Dispatch) {
+	if d.Script.Runs == 0 {
+		return
+	}
 	table(out, "A script of NetworkManager's dispatcher, from its start to its end, while the daemon runs",
 		"/bin/true\tmultihomed-dispatcher\tthe difference", func(line func(...any)) {
 			line(d.True, d.Script, milliseconds(d.Script.Median-d.True.Median))

@@ -46,29 +46,18 @@ func (l Latency) String() string {
 
 // leases measures the table allocator, on disk and in memory.
 func (b *bench) leases(ctx context.Context, report *Report) error {
-	for _, store := range []string{"disk", "memory"} {
-		state, err := stateDirectory(store)
+	// The lab's TMPDIR is in memory; /var/tmp is kept over a reboot (file-hierarchy(7)).
+	for _, at := range []struct{ store, parent string }{{"disk", "/var/tmp"}, {"memory", "/dev/shm"}} {
+		state, err := os.MkdirTemp(at.parent, "bench-leases")
 		if err != nil {
-			return err
+			return fmt.Errorf("making a directory: %w", err)
 		}
-		err = b.leasesIn(ctx, report, store, state)
+		err = b.leasesIn(ctx, report, at.store, state)
 		if err = errors.Join(err, os.RemoveAll(state)); err != nil {
-			return fmt.Errorf("leases %s: %w", store, err)
+			return fmt.Errorf("leases %s: %w", at.store, err)
 		}
 	}
 	return nil
-}
-
-func stateDirectory(store string) (string, error) {
-	parent := ""
-	if store == "memory" {
-		parent = "/dev/shm"
-	}
-	state, err := os.MkdirTemp(parent, "bench-leases")
-	if err != nil {
-		return "", fmt.Errorf("making a directory: %w", err)
-	}
-	return state, nil
 }
 
 func (b *bench) leasesIn(ctx context.Context, report *Report, store, state string) (err error) {

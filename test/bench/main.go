@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,7 +43,7 @@ type options struct {
 	watched int
 	alone   time.Duration
 	window  time.Duration
-	only    bool
+	only    []string
 	learns  bool // wait until a link is known before it fails
 	json    bool
 	hold    bool
@@ -68,7 +69,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.watched, "watched", 50, "number of links of which the watching is measured, beside two")
 	flags.DurationVar(&o.alone, "alone", time.Minute, "how long to wait for NetworkManager alone to leave a provider that fails")
 	flags.DurationVar(&o.window, "window", 20*time.Second, "how long to watch what watching costs")
-	flags.BoolVar(&o.only, "failover", false, "measure failover alone")
+	only := flags.String("only", "", "measure these `parts` alone, of: "+strings.Join(partNames(), ","))
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	flags.BoolVar(&o.hold, "hold", false, "measure nothing: create the first number of links, start the daemon and wait for an interrupt")
 	flags.BoolVar(&o.verbose, "v", false, "report progress on standard error")
@@ -87,6 +88,14 @@ func parse(args []string) (options, error) {
 	}
 	if o.routes, err = rising(*routes, 1_000_000); err != nil {
 		return o, fmt.Errorf("routes: %w", err)
+	}
+	if *only != "" {
+		o.only = strings.Split(*only, ",")
+	}
+	for _, name := range o.only {
+		if !slices.Contains(partNames(), name) {
+			return o, fmt.Errorf("only: %q is none of %s", name, strings.Join(partNames(), ","))
+		}
 	}
 	if o.bgp < 1 || o.hosts < 1 || o.hosts > 1<<16 || o.connect < 1 {
 		return o, fmt.Errorf("%d routes, %d addresses or %d connections: nothing to measure, or more addresses than 65536", o.bgp, o.hosts, o.connect)

@@ -127,10 +127,19 @@ func machine() Machine {
 func (r *Report) print(out io.Writer) {
 	m := r.Machine
 	fmt.Fprintf(out, "multihomed bench: %s, %d cores, %s, Linux %s, %s, load %s at the start, took %.0f s\n", m.CPU, m.Cores, m.Memory, m.Kernel, m.Go, m.Load, r.Seconds)
-	if len(r.Rows) == 0 {
-		printFailover(out, r.Failover)
-		return
+	if len(r.Rows) > 0 {
+		r.printSized(out)
 	}
+	printRoutes(out, r.Routes, r.Redundant)
+	printHosts(out, r.Hosts)
+	printConnects(out, r.Connects, r.NoRules)
+	printLeases(out, r.Leases)
+	printDispatch(out, r.Dispatch)
+	printFailover(out, r.Failover)
+}
+
+// printSized prints the rows of the numbers of links.
+func (r *Report) printSized(out io.Writer) {
 	fmt.Fprintln(out, "Milliseconds unless stated otherwise: median (minimum-maximum) of interleaved runs. \"loop\" sends the same")
 	fmt.Fprintln(out, "messages, one for each system call and ACK; \"batched\" sends them as the daemon's writer does.")
 
@@ -164,12 +173,6 @@ func (r *Report) print(out io.Writer) {
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
 	}
 	printStatus(out, r.Rows)
-	printRoutes(out, r.Routes, r.Redundant)
-	printHosts(out, r.Hosts)
-	printConnects(out, r.Connects, r.NoRules)
-	printLeases(out, r.Leases)
-	printDispatch(out, r.Dispatch)
-	printFailover(out, r.Failover)
 }
 
 func changeLine(line func(...any), links any, owner string, c Change) {

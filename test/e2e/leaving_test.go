@@ -186,9 +186,10 @@ func TestNetworkManagerDisabled(t *testing.T) {
 	r.install()
 	r.isp(lab.DefaultISP(0))
 	r.isp(lab.DefaultISP(1))
-	r.up("wan0", "wan1")
+	r.isp(lab.DefaultISP(2))
+	r.up("wan0", "wan1", "wan2")
 	r.start()
-	r.settled("wan0", "wan1")
+	r.settled("wan0", "wan1", "wan2")
 	// As `systemctl disable --now` leaves it: the unit is installed, and no link wants it.
 	const booted, wants = "/run/systemd/system", "/etc/systemd/system"
 	r.must(os.MkdirAll(booted, 0o755))
@@ -196,6 +197,22 @@ func TestNetworkManagerDisabled(t *testing.T) {
 	t.Cleanup(func() { r.must(errors.Join(unix.Unmount(wants, unix.MNT_DETACH), os.Remove(booted))) })
 	r.must(r.StopNM(t.Context()))
 	labtest.Eventually(t, func() error { return r.shows("", "NetworkManager  disabled", "!waiting") })
+	// Its links keep what they have until it goes. What comes then is of somebody else.
+	r.must(r.holds(both("wan0", "wan1", "wan2")...))
+	address := r.address("wan2", lab.IPv4).String() + "/24"
+	r.ip("address", "flush", "dev", "wan2")
+	r.eventually(func() error { return errors.Join(r.lacks(lab.IPv4, "oif wan2"), r.lacks(lab.IPv6, "oif wan2")) })
+	r.ip("address", "add", address, "dev", "wan2")
+	r.ip("address", "add", "198.51.100.7/24", "dev", "wan1")
+	r.eventually(func() error {
+		if r.lacks(lab.IPv4, "from 198.51.100.7") == nil {
+			return errors.New("wan1 has no rule for its new address")
+		}
+		return nil
+	})
+	r.must(r.lacks(lab.IPv4, "oif wan2"))
+	r.ip("address", "flush", "dev", "wan2")
+	r.ip("address", "delete", "198.51.100.7/24", "dev", "wan1")
 	r.must(r.daemon.Stop(t.Context()))
 	r.start()
 	r.must(r.holds(both("wan0", "wan1")...))

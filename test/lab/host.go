@@ -197,8 +197,8 @@ func prepareNetwork() error {
 	return nil
 }
 
-// resetNetwork restores the host's namespace to its initial state: lo and the
-// kernel's own rules.
+// resetNetwork restores the host's namespace to its initial state: lo, the
+// kernel's own rules, and nothing of Multipath TCP.
 func resetNetwork() error {
 	if err := removeLinks(); err != nil {
 		return err
@@ -232,7 +232,7 @@ func resetNetwork() error {
 			}
 		}
 	}
-	return nil
+	return resetMPTCP()
 }
 
 // resetFiles removes files that the daemons under test have written.

@@ -304,10 +304,6 @@ func TestSharedServer(t *testing.T) {
 			must(t, err)
 		}
 	}
-	t.Cleanup(func() { // resetNetwork knows nothing of endpoints
-		_, err := host.IP(context.WithoutCancel(ctx), "mptcp", "endpoint", "flush")
-		must(t, err)
-	})
 	_, err := host.IP(ctx, "mptcp", "limits", "set", "subflow", "8")
 	must(t, err)
 	_, err = host.NewServer("mirror", isps...)
@@ -349,5 +345,36 @@ func TestSharedServer(t *testing.T) {
 		if len(packets) == 0 {
 			t.Errorf("no subflow went through %s", isps[n].Name())
 		}
+	}
+}
+
+// TestMultipathIsForgotten: a host that closes leaves no endpoint of Multipath TCP to the next one,
+// which could add none beside eight.
+func TestMultipathIsForgotten(t *testing.T) {
+	ctx := t.Context()
+	said := func(host *lab.Host) string {
+		t.Helper()
+		endpoints, err := host.IP(ctx, "mptcp", "endpoint", "show")
+		must(t, err)
+		limits, err := host.IP(ctx, "mptcp", "limits", "show")
+		must(t, err)
+		return strings.TrimSpace(endpoints) + "; " + strings.Join(strings.Fields(limits), " ")
+	}
+	const fresh = "; add_addr_accepted 0 subflows 2"
+	host, err := lab.NewHost(ctx, lab.HostConfig{NoBus: true})
+	must(t, err)
+	t.Cleanup(func() { must(t, host.Close()) })
+	if got := said(host); got != fresh {
+		t.Errorf("a new host has %q", got)
+	}
+	for n := range 8 {
+		_, err := host.IP(ctx, "mptcp", "endpoint", "add", fmt.Sprintf("192.0.2.%d", n+1), "subflow")
+		must(t, err)
+	}
+	_, err = host.IP(ctx, "mptcp", "limits", "set", "subflow", "8", "add_addr_accepted", "8")
+	must(t, err)
+	must(t, host.Close())
+	if got := said(labtest.NewHost(t, lab.HostConfig{NoBus: true})); got != fresh {
+		t.Errorf("the next host has %q", got)
 	}
 }
