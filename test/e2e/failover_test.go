@@ -263,7 +263,24 @@ func (f *failing) strays(when string) {
 func (f *failing) wire(n int) *lab.Wire { return f.isps[n].Link().Wire() }
 
 // reset lets the daemon forget the deaths of an uplink, which make its next recovery longer.
-func (f *failing) reset(link string) { f.switches("failover", "reset", link) }
+// reset forgets the history of a link that works, and returns when it was judged anew: what has
+// never answered since is not judged by its silence.
+func (f *failing) reset(link string) {
+	f.t.Helper()
+	f.switches("failover", "reset", link)
+	f.eventually(func() error {
+		s, err := f.failover()
+		if err != nil {
+			return err
+		}
+		for _, h := range s.Failover.Uplinks {
+			if h.Interface == link && h.State != status.HealthUp {
+				return fmt.Errorf("%s %s is %s: %s%s", link, h.Family, h.State, h.Why, h.NotWatched)
+			}
+		}
+		return nil
+	})
+}
 
 // TestFailover breaks a provider in every way, under every kind of traffic, and then in the
 // ways that need more than one fault. All of it happens to one host, one after the other.
