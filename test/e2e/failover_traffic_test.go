@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -148,6 +149,20 @@ func (f *failing) multipath() {
 	for n := range f.isps {
 		f.wire(n).Set(lab.Conditions{Rate: 8_000_000, Delay: 2 * time.Millisecond})
 	}
+	// A transfer opens subflows once, from the endpoints that there are then.
+	f.eventually(func() error {
+		endpoints, err := f.IP(f.t.Context(), "mptcp", "endpoint", "show")
+		for _, isp := range f.isps {
+			link := isp.Link().Name()
+			if err == nil && !slices.ContainsFunc(strings.Split(endpoints, "\n"), func(line string) bool {
+				words := strings.Fields(line)
+				return strings.HasPrefix(line, f.address(link, lab.IPv4).String()+" ") && slices.Contains(words, "subflow") && word(words, "dev") == link
+			}) {
+				err = fmt.Errorf("MPTCP has no endpoint for %s:\n%s", link, endpoints)
+			}
+		}
+		return err
+	})
 	const size = 8 << 20
 	d := lab.Download{Dst: lab.SharedAddr4, Bytes: size, MPTCP: true}
 	ctx, cancel := f.patience()
@@ -166,11 +181,6 @@ func (f *failing) multipath() {
 	case <-began:
 	case err := <-done:
 		f.t.Fatalf("the transfer ended before anything broke: %v", err)
-	}
-	endpoints, err := f.IP(ctx, "mptcp", "endpoint", "show")
-	f.must(err)
-	if strings.Count(endpoints, "100.64.") < 2 {
-		f.t.Errorf("MPTCP has the endpoints\n%s", endpoints)
 	}
 	f.eventually(func() error {
 		for n, c := range f.caught {
@@ -192,6 +202,13 @@ func (f *failing) multipath() {
 	f.t.Logf("%d connections, the longest stall was %v", d.Connections, d.Stall.Round(time.Millisecond))
 	if d.Connections != 1 || !d.Multipath || d.Received != size {
 		f.t.Errorf("%d connections, MPTCP %t, %d of %d bytes, ends %v", d.Connections, d.Multipath, d.Received, int64(size), d.Ends)
+	}
+	limit := lab.Stretched(5 * time.Second)
+	if *soak { // nothing else runs
+		limit = 500 * time.Millisecond
+	}
+	if d.Stall > limit {
+		f.t.Errorf("the transfer stalled for %v", d.Stall)
 	}
 	for n := range f.isps {
 		f.wire(n).Set(lab.Conditions{})
