@@ -39,7 +39,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 
 # Tests that depend on NetworkManager's version run again with that of Debian 13.
 OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \
-	TestMainIsNotOurs TestBoundTrafficNeverStrays TestNetworkManagerAway TestStartBeforeEverything TestNeverDefault TestNames$$
+	TestMainIsNotOurs TestBoundTrafficNeverStrays TestNetworkManagerAway TestStartBeforeEverything TestNeverDefault TestNames$$ \
+	TestFailoverChoice TestFailoverConnections TestFailoverByCarrier
 space := $(subst ,, )
 
 soak: requirements ## hours of tests: every host on Debian's kernels, long property tests (as root)

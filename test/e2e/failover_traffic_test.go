@@ -9,7 +9,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -148,6 +151,20 @@ func (f *failing) multipath() {
 	for n := range f.isps {
 		f.wire(n).Set(lab.Conditions{Rate: 8_000_000, Delay: 2 * time.Millisecond})
 	}
+	// A transfer opens subflows once, from the endpoints that there are then.
+	f.eventually(func() error {
+		endpoints, err := f.IP(f.t.Context(), "mptcp", "endpoint", "show")
+		for _, isp := range f.isps {
+			link := isp.Link().Name()
+			if err == nil && !slices.ContainsFunc(strings.Split(endpoints, "\n"), func(line string) bool {
+				words := strings.Fields(line)
+				return strings.HasPrefix(line, f.address(link, lab.IPv4).String()+" ") && slices.Contains(words, "subflow") && word(words, "dev") == link
+			}) {
+				err = fmt.Errorf("MPTCP has no endpoint for %s:\n%s", link, endpoints)
+			}
+		}
+		return err
+	})
 	const size = 8 << 20
 	d := lab.Download{Dst: lab.SharedAddr4, Bytes: size, MPTCP: true}
 	ctx, cancel := f.patience()
@@ -166,11 +183,6 @@ func (f *failing) multipath() {
 	case <-began:
 	case err := <-done:
 		f.t.Fatalf("the transfer ended before anything broke: %v", err)
-	}
-	endpoints, err := f.IP(ctx, "mptcp", "endpoint", "show")
-	f.must(err)
-	if strings.Count(endpoints, "100.64.") < 2 {
-		f.t.Errorf("MPTCP has the endpoints\n%s", endpoints)
 	}
 	f.eventually(func() error {
 		for n, c := range f.caught {
@@ -192,6 +204,13 @@ func (f *failing) multipath() {
 	f.t.Logf("%d connections, the longest stall was %v", d.Connections, d.Stall.Round(time.Millisecond))
 	if d.Connections != 1 || !d.Multipath || d.Received != size {
 		f.t.Errorf("%d connections, MPTCP %t, %d of %d bytes, ends %v", d.Connections, d.Multipath, d.Received, int64(size), d.Ends)
+	}
+	limit := lab.Stretched(5 * time.Second)
+	if *soak { // nothing else runs
+		limit = 500 * time.Millisecond
+	}
+	if d.Stall > limit {
+		f.t.Errorf("the transfer stalled for %v", d.Stall)
 	}
 	for n := range f.isps {
 		f.wire(n).Set(lab.Conditions{})
@@ -229,30 +248,62 @@ func (f *failing) translated(kind string, client *lab.Namespace) {
 	f.leavesBy(1, lab.IPv4)
 	f.answered(converse(f.t, client, "tcp", lab.InternetAddr4), "isp1")
 	_, _ = connection.ask() // from which side it ends is the client's affair
-	if kind == "snat" {
-		// A flow that goes on through the return keeps its translation to wan1 until it is silent for as
-		// long as conntrack remembers it, and is sent by wan0: nothing deletes translations then, because
-		// flows that a rule keeps on wan1 look the same.
-		f.must(flow.conn.Close())
-	}
+	// Both talk through the return, a new connection as well.
+	second := converse(f.t, client, "tcp", lab.InternetAddr4)
+	f.answered(second, "isp1")
+	stop := talks(flow, second)
 	f.wire(0).Repair()
 	f.well()
 	f.answered(converse(f.t, client, "tcp", lab.InternetAddr4), "isp0")
-	if kind == "masquerade" { // the kernel itself forgets what changes its device
-		f.answered(flow, "isp0")
-	}
+	stop()
+	f.answered(flow, "isp0") // the same socket again
+	// The server knows no connection from the new address.
+	f.eventually(func() error {
+		if line, err := second.ask(); err == nil || errors.Is(err, errQuiet) {
+			return fmt.Errorf("a connection by the link that traffic has left does not end: %q, %w", line, err)
+		}
+		return nil
+	})
 	// A client that ends a connection which the host no longer tracks is not translated, whoever
 	// deleted that: only addresses of the other provider count.
 	for n, c := range f.caught {
 		other := f.isps[1-n]
 		packets, err := c.Matching(func(p lab.Packet) bool { return other.IPv4().Contains(p.Src) || other.IPv6().Contains(p.Src) })
 		f.must(err)
-		if len(packets) > 0 {
+		// Translations by a rule are made anew after traffic has returned: what is sent in between leaves
+		// with the other address.
+		between := time.Duration(0)
+		if kind == "snat" && n == 0 {
+			between = lab.Stretched(500 * time.Millisecond)
+		}
+		if last := len(packets) - 1; last >= 0 && packets[last].Time.Sub(packets[0].Time) >= between {
 			f.t.Errorf("%s, %s saw:\n%s", kind, f.isps[n].Name(), lab.FormatPackets(packets))
 		}
+		f.t.Logf("%s saw %d packets with the other's address", f.isps[n].Name(), len(packets))
 		c.Reset()
 	}
 	f.reset("wan0")
+}
+
+// talks lets conversations ask every 20 ms until they are stopped.
+func talks(all ...*conversation) (stop func()) {
+	end := make(chan struct{})
+	var asking sync.WaitGroup
+	for _, c := range all {
+		asking.Go(func() {
+			every := time.NewTicker(20 * time.Millisecond)
+			defer every.Stop()
+			for {
+				_, _ = c.ask()
+				select {
+				case <-end:
+					return
+				case <-every.C:
+				}
+			}
+		})
+	}
+	return sync.OnceFunc(func() { close(end); asking.Wait() })
 }
 
 // TestFailoverAndVPN: whatever VPN is there, its tunnel has what it had, and the packets that it sends
@@ -392,6 +443,49 @@ func TestFailoverAndVPN(t *testing.T) {
 	f.wire(0).Repair()
 	f.well()
 	f.strays("VPN")
+}
+
+// TestFailoverChoice is which of several links replaces a dead one: main's best of those that are not
+// metered, a metered one when no other lives, and before all the one that the administrator prefers.
+func TestFailoverChoice(t *testing.T) {
+	f := newFailing(t, lab.HostConfig{FastDAD: true}, quickToml, 3, nil)
+	_, err := f.NMCLI(t.Context(), "connection", "modify", "wan1", "connection.metered", "yes")
+	f.must(err)
+	f.up("wan1")
+	for _, family := range families {
+		f.address("wan1", family)
+	}
+	f.begin()
+	for n := range f.isps {
+		for _, family := range families {
+			if h := f.health(n, family); h.Metered != (n == 1) {
+				t.Errorf("%v of wan%d is metered: %t", family, n, h.Metered)
+			}
+		}
+	}
+	replacedBy := func(n int) {
+		t.Helper()
+		for _, family := range families {
+			f.leavesBy(n, family)
+			f.tableFHolds(family, f.isps[n].Link().Name())
+		}
+	}
+	f.wire(0).Break(lab.Silent)
+	replacedBy(2)
+	f.wire(2).Break(lab.Silent)
+	replacedBy(1)
+	f.wire(2).Repair()
+	replacedBy(2)
+	text, err := os.ReadFile(f.path)
+	f.must(err)
+	f.writeConfig(string(text) + "prefer = [\"wan1\"]\n")
+	f.must(f.daemon.Signal(syscall.SIGHUP))
+	replacedBy(1)
+	f.untouched("while moved")
+	f.wire(0).Repair()
+	f.well() // main's best is used before any that is preferred
+	f.untouched("after the return")
+	f.strays("choices")
 }
 
 // TestFailoverByCarrier pulls cables: of two links to one network, and of one to another.
