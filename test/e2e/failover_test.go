@@ -452,7 +452,7 @@ func (f *failing) serversHave(want ...bool) {
 // failover tables changed meanwhile, or an uplink was called dead.
 func (f *failing) unmoved(answers int) {
 	f.t.Helper()
-	before, from := f.deaths(), f.monitor.barrier()
+	before, from, late := f.deaths(), f.monitor.barrier(), lateness()
 	var tries []*lab.Tries
 	for _, family := range families {
 		tries = append(tries, f.NewTries(f.t.Context(), lab.Stretched(20*time.Millisecond), lab.From{}, lab.InternetAddr(family), "udp", "tcp"))
@@ -472,8 +472,34 @@ func (f *failing) unmoved(answers int) {
 		})
 		t.Stop()
 	}
+	stall := late()
 	if moves := f.moves(from); moves != "0 writes, 0 deletions" || f.deaths() != before {
-		f.t.Errorf("the failover tables changed by %s, %d deaths:\n%s", moves, f.deaths()-before, f.monitor.text(from))
+		f.t.Errorf("the failover tables changed by %s, %d deaths, while wires and servers were late by up to %v:\n%s", moves, f.deaths()-before, stall, f.monitor.text(from))
+	}
+}
+
+// lateness watches how late this process is woken until the result is called, which returns the longest
+// time. The process carries the packets and answers the probes: on a machine that is too busy for that,
+// links fall silent.
+func lateness() (longest func() time.Duration) {
+	stop, result := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		const every = 20 * time.Millisecond
+		var most time.Duration
+		for {
+			due := time.Now().Add(every)
+			select {
+			case <-stop:
+				result <- most.Round(time.Millisecond)
+				return
+			case <-time.After(every):
+				most = max(most, time.Since(due))
+			}
+		}
+	}()
+	return func() time.Duration {
+		close(stop)
+		return <-result
 	}
 }
 
@@ -485,19 +511,23 @@ func (f *failing) lasting(answers int) {
 		f.unmoved(answers)
 		times++
 	}
+	if f.t.Failed() {
+		return
+	}
 	f.t.Logf("no move and no death in %v, while %d questions of each family were answered", time.Since(began).Round(time.Second), times*answers)
 }
 
 // calm does something, and fails if the failover tables changed meanwhile, or an uplink was called dead.
 func (f *failing) calm(do func()) {
 	f.t.Helper()
-	before, from, began := f.deaths(), f.monitor.barrier(), time.Now()
+	before, from, began, late := f.deaths(), f.monitor.barrier(), time.Now(), lateness()
 	do()
+	stall := late()
 	moves, deaths := f.moves(from), f.deaths()-before
 	if moves != "0 writes, 0 deletions" || deaths != 0 {
-		f.t.Errorf("the failover tables changed by %s, %d deaths:\n%s", moves, deaths, f.monitor.text(from))
+		f.t.Errorf("the failover tables changed by %s, %d deaths, while wires and servers were late by up to %v:\n%s", moves, deaths, stall, f.monitor.text(from))
 	}
-	f.t.Logf("%s, %d deaths in %v", moves, deaths, time.Since(began).Round(time.Second))
+	f.t.Logf("%s, %d deaths in %v; wires and servers were late by up to %v", moves, deaths, time.Since(began).Round(time.Second), stall)
 }
 
 // deaths counts those of all uplinks.
