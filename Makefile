@@ -43,7 +43,7 @@ OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge Te
 	TestFailoverChoice TestFailoverConnections TestFailoverByCarrier
 space := $(subst ,, )
 
-soak: requirements ## hours of tests: every host on Debian's kernels, long property tests (as root)
+soak: requirements ## hours of tests: every host on Debian's kernels, failover on bad lines, long property tests (as root)
 	@test/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
 	$(GO) test -timeout 8h ./routing -rapid.checks=20000

@@ -1,10 +1,13 @@
 package e2e_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -14,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"multihomed/internal/status"
 	"multihomed/internal/status/socket"
 	"multihomed/test/lab"
@@ -21,7 +26,10 @@ import (
 )
 
 // soak makes the tests of failover repeat what they do once in CI, which takes hours.
-var soak = flag.Bool("soak", false, "every cell of failover ten times, and ten minutes of each bad line")
+var soak = flag.Bool("soak", false, "every cell of failover ten times, ten minutes of each bad line, stops of 30 s")
+
+// badLine is how long a bad line lasts with -soak.
+const badLine = 10 * time.Minute
 
 // quickToml is failover that returns soon. What moves traffic away is as by default.
 const quickToml = "[failover]\nprober = \"" + lab.ProberSocket + "\"\nrecover = \"1s\"\nstandby = \"1s\"\n"
@@ -314,6 +322,9 @@ func TestFailover(t *testing.T) {
 		{"silent in one direction", (*failing).oneDirection},
 		{"a DNS server alone dies", (*failing).deadDNS},
 		{"losses", (*failing).losses},
+		{"uploads fill the queue", (*failing).fullQueue},
+		{"other links come up", (*failing).activations},
+		{"suspended", (*failing).suspended},
 		{"all die", (*failing).allDie},
 		{"deprecated", (*failing).notPreferred},
 		{"an administrator's test", (*failing).tested},
@@ -458,10 +469,10 @@ func (f *failing) serversHave(want ...bool) {
 // failover tables changed meanwhile, or an uplink was called dead.
 func (f *failing) unmoved(answers int) {
 	f.t.Helper()
-	before, from := f.deaths(), f.monitor.barrier()
+	before, from, late := f.deaths(), f.monitor.barrier(), lateness()
 	var tries []*lab.Tries
 	for _, family := range families {
-		tries = append(tries, f.NewTries(f.t.Context(), 20*time.Millisecond, lab.From{}, lab.InternetAddr(family), "udp", "tcp"))
+		tries = append(tries, f.NewTries(f.t.Context(), lab.Stretched(20*time.Millisecond), lab.From{}, lab.InternetAddr(family), "udp", "tcp"))
 	}
 	for _, t := range tries {
 		f.eventually(func() error {
@@ -478,9 +489,62 @@ func (f *failing) unmoved(answers int) {
 		})
 		t.Stop()
 	}
+	stall := late()
 	if moves := f.moves(from); moves != "0 writes, 0 deletions" || f.deaths() != before {
-		f.t.Errorf("the failover tables changed by %s, %d deaths:\n%s", moves, f.deaths()-before, f.monitor.text(from))
+		f.t.Errorf("the failover tables changed by %s, %d deaths, while wires and servers were late by up to %v:\n%s", moves, f.deaths()-before, stall, f.monitor.text(from))
 	}
+}
+
+// lateness watches how late this process is woken until the result is called, which returns the longest
+// time. The process carries the packets and answers the probes: on a machine that is too busy for that,
+// links fall silent.
+func lateness() (longest func() time.Duration) {
+	stop, result := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		const every = 20 * time.Millisecond
+		var most time.Duration
+		for {
+			due := time.Now().Add(every)
+			select {
+			case <-stop:
+				result <- most.Round(time.Millisecond)
+				return
+			case <-time.After(every):
+				most = max(most, time.Since(due))
+			}
+		}
+	}()
+	return func() time.Duration {
+		close(stop)
+		return <-result
+	}
+}
+
+// lasting is unmoved for as long as a bad line lasts.
+func (f *failing) lasting(answers int) {
+	f.t.Helper()
+	began, times := time.Now(), 0
+	for times == 0 || *soak && time.Since(began) < badLine && !f.t.Failed() {
+		f.unmoved(answers)
+		times++
+	}
+	if f.t.Failed() {
+		return
+	}
+	f.t.Logf("no move and no death in %v, while %d questions of each family were answered", time.Since(began).Round(time.Second), times*answers)
+}
+
+// calm does something, and fails if the failover tables changed meanwhile, or an uplink was called dead.
+func (f *failing) calm(do func()) {
+	f.t.Helper()
+	before, from, began, late := f.deaths(), f.monitor.barrier(), time.Now(), lateness()
+	do()
+	stall := late()
+	moves, deaths := f.moves(from), f.deaths()-before
+	if moves != "0 writes, 0 deletions" || deaths != 0 {
+		f.t.Errorf("the failover tables changed by %s, %d deaths, while wires and servers were late by up to %v:\n%s", moves, deaths, stall, f.monitor.text(from))
+	}
+	f.t.Logf("%s, %d deaths in %v; wires and servers were late by up to %v", moves, deaths, time.Since(began).Round(time.Second), stall)
 }
 
 // deaths counts those of all uplinks.
@@ -517,7 +581,7 @@ func (f *failing) deadDNS() {
 		// It never ends by itself.
 		streams.Go(func() { _ = (&lab.Download{Dst: lab.InternetAddr(family), Bytes: 1 << 40}).Run(ctx) })
 	}
-	f.unmoved(200)
+	f.lasting(200)
 	stop()
 	streams.Wait()
 	f.wire(0).Set(lab.Conditions{})
@@ -531,13 +595,7 @@ func (f *failing) losses() {
 		for n := range f.isps {
 			f.wire(n).Set(bad)
 		}
-		if !*soak {
-			f.unmoved(300)
-			continue
-		}
-		for end := time.Now().Add(10 * time.Minute); time.Now().Before(end); {
-			f.unmoved(500)
-		}
+		f.lasting(300)
 	}
 	for n := range f.isps {
 		f.wire(n).Set(lab.Conditions{})
@@ -545,6 +603,123 @@ func (f *failing) losses() {
 	f.well()
 	f.reset("wan0")
 	f.reset("wan1")
+}
+
+// fullQueue: uploads fill the queue of a slow line, so that every answer takes two seconds.
+func (f *failing) fullQueue() {
+	f.wire(0).Set(lab.Conditions{Rate: 1_000_000, Queue: 2 * time.Second})
+	ctx, stop := context.WithCancel(f.t.Context())
+	defer stop()
+	var uploads sync.WaitGroup
+	for _, family := range families {
+		for range 4 { // One alone takes long to fill it.
+			uploads.Go(func() { upload(ctx, lab.InternetAddr(family)) })
+		}
+	}
+	f.calm(func() {
+		began := time.Now()
+		for _, family := range families {
+			tries := f.NewTries(ctx, 100*time.Millisecond, lab.From{}, lab.InternetAddr(family), "udp")
+			f.eventually(func() error {
+				late := 0
+				for _, one := range tries.SoFar() {
+					if one.Err != nil {
+						late++
+					}
+				}
+				if late < 30 {
+					return fmt.Errorf("%d of %d questions took too long: the queue is not full", late, len(tries.SoFar()))
+				}
+				return nil
+			})
+			tries.Stop()
+		}
+		for *soak && time.Since(began) < badLine && !f.t.Failed() {
+			f.pause(time.Second)
+		}
+	})
+	stop()
+	uploads.Wait()
+	f.wire(0).Set(lab.Conditions{})
+	f.well()
+	f.reset("wan0")
+}
+
+// upload sends lines to an echo server as fast as they go, until ctx is done.
+func upload(ctx context.Context, dst netip.Addr) {
+	line := append(bytes.Repeat([]byte("x"), 32<<10), '\n')
+	// The congestion control of the machine may be one that leaves queues empty. Every kernel has this one.
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var fault error
+		err := c.Control(func(fd uintptr) {
+			fault = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")
+		})
+		return errors.Join(err, fault)
+	}}
+	for ctx.Err() == nil {
+		c, err := dialer.DialContext(ctx, "tcp", netip.AddrPortFrom(dst, lab.EchoPort).String())
+		if err != nil {
+			continue
+		}
+		release := context.AfterFunc(ctx, func() { _ = c.Close() })
+		answers := make(chan struct{})
+		go func() {
+			defer close(answers)
+			_, _ = io.Copy(io.Discard, c)
+		}()
+		for err == nil {
+			_, err = c.Write(line)
+		}
+		release()
+		_ = c.Close()
+		<-answers
+	}
+}
+
+// pause is time that has to pass: a bad line or a stop lasts it.
+func (f *failing) pause(d time.Duration) {
+	f.t.Helper()
+	select {
+	case <-time.After(d):
+	case <-f.t.Context().Done():
+		f.t.Fatal(context.Cause(f.t.Context()))
+	}
+}
+
+// activations: another link is configured anew again and again, and nobody calls a link dead for it.
+func (f *failing) activations() {
+	f.calm(func() {
+		for began, times := time.Now(), 0; times == 0 || *soak && time.Since(began) < badLine && !f.t.Failed(); times++ {
+			f.up("wan1")
+			for _, family := range families {
+				f.address("wan1", family)
+			}
+		}
+	})
+	f.well()
+}
+
+// suspended: all programs stop, as when a machine is suspended. Nobody is judged by the time that
+// passed meanwhile.
+func (f *failing) suspended() {
+	stopped, times := 3*time.Second, 1
+	if *soak {
+		stopped, times = 30*time.Second, 10
+	}
+	talk := f.NewTries(f.t.Context(), 50*time.Millisecond, lab.From{}, lab.InternetAddr4, "udp")
+	defer talk.Stop()
+	f.calm(func() {
+		all := func(s syscall.Signal) {
+			f.t.Helper()
+			f.must(errors.Join(f.daemon.Signal(s), f.prober.Signal(s), syscall.Kill(f.NMPid(), s)))
+		}
+		for range times {
+			all(syscall.SIGSTOP)
+			f.pause(stopped)
+			all(syscall.SIGCONT)
+			f.well()
+		}
+	})
 }
 
 // allDie: where nobody lives, nothing moves; the next one that lives gets the traffic.

@@ -103,6 +103,8 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 		t.Errorf("AppArmor is enabled: %s", enabled)
 	}
 
+	phase := func(what string) { t.Logf("%s after %v", what, time.Since(began).Round(time.Millisecond)) }
+
 	// Two networks, each with its gateway on the far end of a cable.
 	for i, link := range []string{"wan0", "wan1"} {
 		run("ip", "link", "add", link, "type", "veth", "peer", "name", "isp"+link)
@@ -114,6 +116,7 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 			"ipv6.method", "disabled")
 		run("nmcli", "connection", "up", link)
 	}
+	phase("two networks are up")
 	if err := m.CopyIn(path, "/root/multihomed.deb", 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +152,7 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 		}
 	}
 	bothLinks()
+	phase("the package is installed and both links are served")
 	for i, link := range []string{"wan0", "wan1"} {
 		if route := run("ip", "route", "get", "198.51.100.1", "from", fmt.Sprintf("192.0.%d.10", 2+i)); !strings.Contains(route, "dev "+link) {
 			t.Errorf("from %s's address: %s", link, route)
@@ -170,8 +174,10 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 	if log := run("journalctl", "-b", "-u", "greedy", "-o", "cat", "--no-pager"); !strings.Contains(log, "oom-kill") {
 		t.Errorf("it was not killed for its memory: %s", log)
 	}
+	phase("a greedy unit was killed")
 	if release == machine.Bookworm { // Once is enough for what systemd and the unit do.
 		outOfMemory(t, run, bothLinks)
+		phase("the service failed for its memory, and is back")
 	}
 	return m
 }

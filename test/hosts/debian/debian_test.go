@@ -13,8 +13,11 @@ import (
 
 var soak = flag.Bool("soak", false, "every host in all phases on both kernels, which takes hours")
 
-// hosts is the package whose tests run inside.
-const hosts = "multihomed/test/hosts"
+// The packages whose tests run inside.
+const (
+	hosts = "multihomed/test/hosts"
+	e2e   = "multihomed/test/e2e"
+)
 
 // TestMain lets the go command build the hosts that need such a kernel, too.
 func TestMain(m *testing.M) {
@@ -48,5 +51,8 @@ func run(t *testing.T, release, short string) {
 	}
 	for _, name := range tests {
 		t.Run(name, func(t *testing.T) { m.Test(t, hosts, name) })
+	}
+	if *soak {
+		t.Run("^TestFailoverNetem$", func(t *testing.T) { m.Test(t, e2e, "^TestFailoverNetem$") })
 	}
 }
