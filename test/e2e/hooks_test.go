@@ -324,8 +324,14 @@ func TestDHCPCD(t *testing.T) {
 		r.become(both("wan0", "wan1")...)
 		r.answer(isp0, isp1)
 
-		_, err = r.Run(ctx, "dhcpcd", "-k", "wan0", "wan1")
-		r.must(err)
+		// dhcpcd 9.4.1 misses a signal now and then, and `dhcpcd -k` gives up after ten seconds.
+		r.eventually(func() error {
+			_, err := r.Run(ctx, "dhcpcd", "-k", "wan0", "wan1")
+			if err != nil && strings.Contains(err.Error(), "not running") {
+				return nil
+			}
+			return err
+		})
 		r.become()
 		r.nothingLeft("everything")
 	})
