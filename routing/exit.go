@@ -27,11 +27,16 @@ func exitOf(plan *LinkPlan, f Family) (exit, bool) {
 		return exit{}, false
 	}
 	var best PlannedRoute
+	var source netip.Addr
 	found := false
 	first := firstKey(*l, slices.DeleteFunc(slices.Clone(plan.Keys), func(k Key) bool { return k.Family != f }))
-	worse := func(r PlannedRoute) int {
+	// A provider that renumbers leaves the old network deprecated beside the new one for as long
+	// as it is valid (RFC 9096, section 3.5): the link works by the new one.
+	worse := func(r PlannedRoute, source netip.Addr) int {
 		switch {
 		case r.Reason.Decision == CopiedElsewhere:
+			return 3
+		case !source.IsValid():
 			return 2
 		case first != Key{} && r.Reason.Prefix != first.Network():
 			return 1
@@ -43,8 +48,9 @@ func exitOf(plan *LinkPlan, f Family) (exit, bool) {
 		if r.Route.Family != f || !r.Route.IsDefault() || r.Route.TOS != 0 || r.Route.Type != RouteUnicast || r.Route.Table == TableMain || r.Reason.Decision == CopiedFromOther {
 			continue
 		}
-		if a, b := worse(r), worse(best); !found || a < b || a == b && r.Route.Metric < best.Route.Metric {
-			best, found = r, true
+		from := usableSource(plan, r.Route)
+		if a, b := worse(r, from), worse(best, source); !found || a < b || a == b && r.Route.Metric < best.Route.Metric {
+			best, source, found = r, from, true
 		}
 	}
 	if !found {
@@ -52,7 +58,7 @@ func exitOf(plan *LinkPlan, f Family) (exit, bool) {
 	}
 	return exit{
 		index: l.Index, name: l.Name, network: best.Reason.Prefix, route: best.Route,
-		source: usableSource(plan, best.Route), metric: defaultMetric(*l, f),
+		source: source, metric: defaultMetric(*l, f),
 	}, true
 }
 

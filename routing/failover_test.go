@@ -244,6 +244,11 @@ func TestCourses(t *testing.T) {
 			why: routing.CourseDead, failover: failover(deadIn(v6, 2)), pair: true, moved: true,
 			table: []string{"default via fe80::2 dev wan1 table 10999 src 2001:db8:b::11 metric 1073741824"},
 		},
+		"IPv6, renumbered": {
+			links: []routing.Link{both6()[0], otherUplink6(address("2001:db8:b::10/64", 101, dynamic, deprecated), address("2001:db8:c::10/64", 101, dynamic))}, family: v6,
+			why: routing.CourseDead, failover: failover(deadIn(v6, 2)), pair: true, moved: true,
+			table: []string{"default via fe80::2 dev wan1 table 10999 src 2001:db8:c::10 metric 1073741824"},
+		},
 		"IPv6, temporary": {
 			links: []routing.Link{both6()[0], otherUplink6(address("2001:db8:b::10/64", 101, dynamic), address("2001:db8:b::99/64", 101, dynamic, temporary))}, family: v6,
 			why: routing.CourseDead, failover: failover(deadIn(v6, 2)), pair: true, moved: true,

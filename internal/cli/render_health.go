@@ -84,7 +84,7 @@ func (r *renderer) measured(h status.Health) []string {
 		out = append(out, "last proof "+h.LastProof.Local().Format(time.DateTime))
 	}
 	if h.Recovered != nil {
-		out = append(out, "used again at "+h.Recovered.Local().Format(time.TimeOnly))
+		out = append(out, "counts as up at "+h.Recovered.Local().Format(time.TimeOnly))
 	}
 	if h.DeathsToday > 0 || r.verbose {
 		out = append(out, count(h.DeathsToday, "death")+" today")

@@ -188,9 +188,7 @@ func (f *Fault) Problem() routing.Problem {
 		p.Text += "; " + inFile(more)
 	}
 	p.Text = "the configuration is refused: " + p.Text + "; in use instead: " + f.Instead
-	if p.Fix == "" {
-		p.Fix = "correct " + f.place(lines) + ", then: " + cmp.Or(f.Start, "systemctl reload multihomed")
-	}
+	p.Fix = cmp.Or(p.Fix, "correct "+f.place(lines)) + ", then: " + cmp.Or(f.Start, "systemctl reload multihomed")
 	return p
 }
 

@@ -101,6 +101,7 @@ func TestFix(t *testing.T) {
 		start, want string
 	}{
 		{errors.New("permission denied"), "", "correct /f, then: systemctl reload multihomed"},
+		{errors.New("permission denied; to fix: chmod a+r /f"), "", "chmod a+r /f, then: systemctl reload multihomed"},
 		{mistakes(0), "", "correct /f, then: systemctl reload multihomed"},
 		{mistakes(3), "systemctl restart multihomed", "correct /f:3, then: systemctl restart multihomed"},
 		{mistakes(3, 0, 3), "", "correct /f:3, then: systemctl reload multihomed"},

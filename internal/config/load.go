@@ -33,7 +33,7 @@ func read(path string) (data []byte, err error) {
 		}
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("reading the configuration: %w; to fix: let the user that runs this program read %s and search the directories above it", err, path)
+		return nil, fmt.Errorf("reading the configuration: %w; to fix: chmod a+x %s && chmod a+r %s", err, filepath.Dir(path), path)
 	}
 	switch {
 	case errors.Is(err, fsutil.ErrNotRegular):

@@ -62,7 +62,7 @@ func TestPermissionIsNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := string(out); !strings.Contains(got, path) || !strings.Contains(got, "permission denied") || !strings.Contains(got, "to fix:") {
+	if got := string(out); !strings.Contains(got, path) || !strings.Contains(got, "permission denied") || !strings.HasSuffix(got, "to fix: chmod a+x "+dir+" && chmod a+r "+path) {
 		t.Errorf("error %q", got)
 	}
 }

@@ -477,8 +477,8 @@ func same(a, b routing.Failover) bool {
 		a.Forwarded == b.Forwarded && a.HostRoutes == b.HostRoutes
 }
 
-// dead are the links that are judged dead. Before the first facts they are those of the
-// process before this one.
+// dead are the links that are judged dead, except the stopgaps. Before the first facts they are
+// those of the process before this one.
 func (c *Controller) dead(now health.Moment) routing.ByFamily[map[int]struct{}] {
 	var out routing.ByFamily[map[int]struct{}]
 	add := func(k key) {
@@ -499,7 +499,32 @@ func (c *Controller) dead(now health.Moment) routing.ByFamily[map[int]struct{}] 
 			add(k)
 		}
 	}
+	for _, f := range routing.Families() {
+		if w := c.stopgap(now, f); w != nil {
+			delete(out.In(f), w.index)
+		}
+	}
 	return out
+}
+
+// stopgap is the uplink that carries the traffic of a family while none is alive: of those that
+// recover the one that has answered for longest, so that it stays the same one. Nil if an uplink
+// is alive, or if none answers.
+func (c *Controller) stopgap(now health.Moment, f routing.Family) *watch {
+	var best *watch
+	for _, k := range sortedKeys(c.watches) {
+		w := c.watches[k]
+		if !w.present || w.family != f || !w.uplink.Runs || !w.uplink.Exit.Source.IsValid() {
+			continue
+		}
+		switch state := w.machine.State(now); {
+		case !state.IsDead():
+			return nil
+		case state == health.Recovering && (best == nil || w.machine.Since() < best.machine.Since()):
+			best = w
+		}
+	}
+	return best
 }
 
 // Dead are the links that do not work, by family and interface index. They must not be

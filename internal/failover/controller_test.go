@@ -524,6 +524,50 @@ func TestCarrier(t *testing.T) {
 	})
 }
 
+// TestStopgap: while no uplink is alive, traffic need not wait for the end of a recovery.
+func TestStopgap(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		defer h.start(nil)()
+		set := func(index int, dead bool, then time.Duration) {
+			h.change(func() { h.dead[index] = dead })
+			pass(300 * time.Millisecond)
+			h.change(func() { h.sent[2] += 2 })
+			pass(then)
+		}
+		expect := func(when string, dead2, dead3 bool) {
+			t.Helper()
+			if h.isDead(2) != dead2 || h.isDead(3) != dead3 {
+				t.Errorf("%s: dead are wan0 %t, wan1 %t: %+v", when, h.isDead(2), h.isDead(3), h.controller.State())
+			}
+		}
+		pass(time.Minute)
+		set(3, true, 30*time.Second)
+		expect("wan1 died", false, true)
+		set(3, false, 3*time.Second)
+		expect("wan1 recovers", false, true)
+		set(2, true, 2*time.Second)
+		expect("wan0 died", true, false)
+		if s := h.controller.State(); s.Links[1].State != health.Recovering {
+			t.Errorf("the stopgap is %+v", s.Links[1])
+		}
+		set(2, false, 2*time.Second)
+		expect("wan0 recovers, too", true, false)
+		pass(15 * time.Second)
+		expect("both recovered", false, false)
+		// One after the other, until none answers.
+		set(2, true, 20*time.Second)
+		set(3, true, 30*time.Second)
+		expect("both died", true, true)
+		if closed, _ := h.ends.so(); len(closed) != 2 || closed[1].Device != 2 {
+			t.Errorf("closed %+v", closed)
+		}
+		set(3, false, 3*time.Second)
+		expect("wan1 is the stopgap", true, false)
+	})
+}
+
 // TestOneLine: what happens to both families of a link at once is one line, and what happens to a
 // link that nobody watches is told by its own lines.
 func TestOneLine(t *testing.T) {

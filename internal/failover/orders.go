@@ -81,14 +81,15 @@ func (c *Controller) named(name string) (all []*watch, err error) {
 	return all, nil
 }
 
-// hasOther reports whether another uplink of the family lives.
+// hasOther reports whether another uplink of the family carries its traffic, or may.
 func (c *Controller) hasOther(now health.Moment, w *watch) bool {
 	for _, o := range c.watches {
 		if o.present && o.family == w.family && o.index != w.index && !o.machine.Dead(now) && o.uplink.Runs && o.uplink.Exit.Source.IsValid() {
 			return true
 		}
 	}
-	return false
+	s := c.stopgap(now, w.family)
+	return s != nil && s != w
 }
 
 // proberPatience is how long the prober may be away before status says so.

@@ -40,7 +40,8 @@ func checkUplinks(v *view.View, _ files) []routing.Problem {
 				continue
 			}
 			alike := func(o []view.Uplink) bool {
-				return o[0].Index == u.Index && o[0].State == u.State && o[0].Evidence.Kind == u.Evidence.Kind && o[0].Tested.IsZero() == u.Tested.IsZero()
+				return o[0].Index == u.Index && o[0].State == u.State && o[0].Evidence.Kind == u.Evidence.Kind && o[0].Tested.IsZero() == u.Tested.IsZero() &&
+					isStopgap(v, o[0]) == isStopgap(v, u)
 			}
 			if at := slices.IndexFunc(all, alike); at >= 0 {
 				all[at] = append(all[at], u)
@@ -77,11 +78,16 @@ func deadUplink(v *view.View, same []view.Uplink) routing.Problem {
 		return p
 	case u.State == health.Recovering:
 		p.Severity = routing.Notice
-		p.Text = fmt.Sprintf("%s works again for %s, and traffic returns to it when it has worked for a while", u.Name, family)
+		p.Text, p.Fix = "%s works again for %s, and traffic returns to it when it has worked for a while", "to use it now"
+		if isStopgap(v, u) {
+			p.Text = "%s works again for %s, and unbound traffic uses it already, because no other uplink works; it counts as up when it has worked for a while"
+			p.Fix = "to count it as up now"
+		}
+		p.Text = fmt.Sprintf(p.Text, u.Name, family)
 		if !u.Recovered.IsZero() {
 			p.Text += ": at " + u.Recovered.Local().Format(time.TimeOnly) + " if nothing is lost"
 		}
-		p.Fix = "to use it now: multihomectl failover reset " + u.Name
+		p.Fix += ": multihomectl failover reset " + u.Name
 		return p
 	}
 	p.Text = fmt.Sprintf("%s does not work for %s", u.Name, family)
@@ -114,6 +120,13 @@ func consequence(v *view.View, u view.Uplink) string {
 	}
 }
 
+// isStopgap reports whether an uplink that recovers carries unbound traffic, because no other one
+// works.
+func isStopgap(v *view.View, u view.Uplink) bool {
+	c, known := v.Course(u.Family)
+	return known && c.Why != routing.CourseNoneLives && u.State == health.Recovering && v.Unbound[u.Family].Interface == u.Name
+}
+
 // revive says how to find out what is wrong with an uplink.
 func revive(v *view.View, u view.Uplink) string {
 	if u.Evidence.Kind == health.ByCarrier {
@@ -144,7 +157,7 @@ func checkAllDead(v *view.View, _ files) []routing.Problem {
 	var out []routing.Problem
 	for _, f := range routing.Families() {
 		all := v.Failover.In(f)
-		if !v.Failover.Watches(f) || slices.ContainsFunc(all, func(u view.Uplink) bool { return !u.State.IsDead() }) {
+		if !v.Failover.Watches(f) || slices.ContainsFunc(all, func(u view.Uplink) bool { return !u.State.IsDead() || isStopgap(v, u) }) {
 			continue
 		}
 		names := make([]string, 0, len(all))
@@ -240,7 +253,7 @@ func deadLinksOf(v *view.View, a netip.Addr) []string {
 		if !slices.Contains(u.Servers, a.WithZone("")) && a.Zone() != u.Name && !isOnLink(v, u.Index, a) {
 			continue
 		}
-		if !u.State.IsDead() {
+		if !u.State.IsDead() || isStopgap(v, u) {
 			return nil
 		}
 		dead = append(dead, u.Name)

@@ -103,6 +103,21 @@ func TestAllUplinksDead(t *testing.T) {
 	}
 }
 
+// TestStopgap: an uplink that recovers carries the traffic where no other one works. Then it is not
+// true that none works, nor that its DNS servers are dead.
+func TestStopgap(t *testing.T) {
+	v := moved(uplinks(health.Down, health.Recovering), "wan1", routing.CourseDead)
+	v.Failover.Uplinks[1].Recovered = time.Date(2026, 11, 20, 17, 9, 50, 0, time.UTC)
+	v.Failover.Uplinks[1].Servers = []netip.Addr{netip.MustParseAddr("9.9.9.9")}
+	down := want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", text: []string{"unbound traffic leaves by wan1"}, fix: "ping"}
+	used := want{code: check.UplinkDead, severity: routing.Notice, link: "wan1", text: []string{"uses it already, because no other uplink works", "counts as up when it has worked for a while: at 17:09:50"}, fix: "to count it as up now: multihomectl failover reset wan1"}
+	expect(t, v, files("etc/resolv.conf", "nameserver 9.9.9.9\n"), down, used)
+	// The other one answers again, too, and waits.
+	v.Failover.Uplinks[0].State = health.Recovering
+	expect(t, v, files("etc/resolv.conf", "nameserver 9.9.9.9\n"),
+		want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"traffic returns to it"}, fix: "to use it now: multihomectl failover reset wan0"}, used)
+}
+
 // TestNotWatched: an uplink that has nobody to ask is healthy, and its own line says why it is
 // not watched. Without a prober there is something to fix.
 func TestNotWatched(t *testing.T) {
