@@ -402,7 +402,8 @@ func words(r Rule) Rule {
 // MeantBy reports whether somebody who deletes a rule of his by words of it may hit r:
 // the kernel deletes the first rule that has what the request names, whatever else the
 // rule has, and compares no inversion (rule_find in net/core/fib_rules.c). That is so if r
-// has a selector of his rule, or leads to the same table. What says "iif lo" stands in
+// has a selector of his rule, leads to the same table of his, or reads one of the kernel's with
+// the same suppressor ("table main suppress_prefixlength 0"). What says "iif lo" stands in
 // other words, too, while his rule says it: see [LoopbackAlias].
 func (r Rule) MeantBy(his Rule) bool {
 	return names(his.From) && his.From == r.From ||
@@ -419,7 +420,8 @@ func (r Rule) MeantBy(his Rule) bool {
 		his.DestinationPorts != PortRange{} && his.DestinationPorts == r.DestinationPorts ||
 		his.TunnelID != 0 && his.TunnelID == r.TunnelID ||
 		his.L3MDev && r.L3MDev ||
-		his.leadsElsewhere() && r.Action == ActionLookup && his.Table == r.Table
+		r.Action == ActionLookup && his.Action == ActionLookup && his.Table == r.Table &&
+			(his.leadsElsewhere() || his.SuppressPrefixLength.Set && his.SuppressPrefixLength == r.SuppressPrefixLength)
 }
 
 // names reports whether a prefix is a word of a request: a length of zero is none

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
 )
@@ -190,11 +188,7 @@ func TestNetworkManagerDisabled(t *testing.T) {
 	r.up("wan0", "wan1", "wan2")
 	r.start()
 	r.settled("wan0", "wan1", "wan2")
-	// As `systemctl disable --now` leaves it: the unit is installed, and no link wants it.
-	const booted, wants = "/run/systemd/system", "/etc/systemd/system"
-	r.must(os.MkdirAll(booted, 0o755))
-	r.must(unix.Mount("tmpfs", wants, "tmpfs", 0, ""))
-	t.Cleanup(func() { r.must(errors.Join(unix.Unmount(wants, unix.MNT_DETACH), os.Remove(booted))) })
+	r.unwant()
 	r.must(r.StopNM(t.Context()))
 	labtest.Eventually(t, func() error { return r.shows("", "NetworkManager  disabled", "!waiting") })
 	// Its links keep what they have until it goes. What comes then is of somebody else.

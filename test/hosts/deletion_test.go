@@ -83,6 +83,11 @@ var cleanups = []cleanup{
 		del: []string{"uidrange 1001-1001", "dport 53", "from 10.7.0.5", "dport 443", "to 8.8.8.8"},
 	},
 	same("a kill switch", "pref 32000 from 10.9.0.0/16 type unreachable"),
+	{
+		who: "a full tunnel, by a loop", most: 1, vague: true,
+		add: []string{"pref 32000 fwmark 1 table 100", "not fwmark 51820 table 51820", "table main suppress_prefixlength 0"},
+		del: []string{"fwmark 1 table 100", "not fwmark 51820 table 51820", "table main suppress_prefixlength 0"},
+	},
 	{who: "an incoming interface", add: []string{"iif wan0 table 101"}, del: []string{"iif wan0"}, vague: true},
 	{who: "an outgoing interface", add: []string{"oif wan0 table 101"}, del: []string{"oif wan0"}, vague: true},
 	{who: "a source", add: []string{"from ADDRESS table 101"}, del: []string{"from ADDRESS"}, vague: true},
