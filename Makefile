@@ -139,6 +139,8 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	# The daemon writes the names, because they come from links; until then iproute2 shows numbers.
 	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
 	ln -sf /run/multihomed/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
+	# Empty, so that whoever writes a configuration need not make it.
+	install -d $(OWNED) -m 755 $D$(sysconfdir)/multihomed
 	$(DATA) $(BIN)/completions/multihomectl $D$(datadir)/bash-completion/completions/multihomectl
 	$(DATA) $(BIN)/completions/_multihomectl $D$(zshdir)/_multihomectl
 	$(DATA) $(BIN)/completions/multihomectl.fish $D$(datadir)/fish/vendor_completions.d/multihomectl.fish
@@ -162,6 +164,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
 	rm -rf $D$(docdir)
+	test ! -d $D$(sysconfdir)/multihomed || rmdir --ignore-fail-on-non-empty $D$(sysconfdir)/multihomed
 	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
 	@$(if $D,:,echo "left in place, remove it by hand: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
 

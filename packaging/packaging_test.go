@@ -333,6 +333,7 @@ func (s *system) life(debs packages) {
 	s.step("install", func() {
 		s.install(debs.now)
 		s.active()
+		s.run("test", "-d", "/etc/multihomed")
 		for _, link := range s.links() {
 			s.must(s.MoveLink(link))
 		}

@@ -41,7 +41,13 @@ func (l *link) learn(k *kernel.State) {
 	if index, exists := k.IndexOf(l.name); exists {
 		l.index = index
 	}
-	// A table that a rule for another device names is not this one's, whatever its routes.
+	for r := range k.Rules() {
+		if t, reads := r.ReadsFailover(); reads {
+			l.failover[t] = struct{}{}
+		}
+	}
+	// A table that a rule for another device names is not this one's, whatever its routes. Nor is
+	// the failover table, which leads through whatever link works.
 	others := map[routing.TableID]struct{}{}
 	for r := range k.Rules() {
 		if t, leads := r.LeadsTo(); leads && r.OIF == l.name {
@@ -51,7 +57,9 @@ func (l *link) learn(k *kernel.State) {
 		}
 	}
 	for r := range k.Routes() {
-		if _, is := others[r.Table]; r.Device == l.index && r.Table != routing.TableMain && !is {
+		_, is := others[r.Table]
+		_, shared := l.failover[r.Table]
+		if r.Device == l.index && r.Table != routing.TableMain && !is && !shared {
 			l.tables[r.Table] = struct{}{}
 		}
 	}
@@ -70,11 +78,6 @@ func (l *link) learn(k *kernel.State) {
 		l.isLast = false
 		note(shared, r.From)
 		note(shared, r.To)
-	}
-	for r := range k.Rules() {
-		if t, reads := r.ReadsFailover(); reads {
-			l.failover[t] = struct{}{}
-		}
 	}
 	for _, f := range routing.Families() {
 		l.alone.Set(f, len(l.others(k, f)) < 2)

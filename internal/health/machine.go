@@ -598,6 +598,7 @@ func (m *Machine) judge(now, horizon Moment) (ask bool) {
 		if m.interval > 0 && m.asks && m.isMute() {
 			m.become(now, Unprobed, Evidence{Kind: ByLackOfTargets}, m.lack())
 		}
+		return m.judgeRemembered(now, horizon)
 	case Unprobed:
 		m.why = m.lack()
 	case Up, Suspect:
@@ -651,6 +652,18 @@ func (m *Machine) judgeAlive(now, horizon Moment) (ask bool) {
 		return false
 	}
 	return late > overdue || overdue >= e.Needed && now-began >= m.config.Silence
+}
+
+// judgeRemembered judges a link of which nothing is known but that its targets have answered an
+// earlier process: it may have died while none was there to see it.
+func (m *Machine) judgeRemembered(now, horizon Moment) (ask bool) {
+	overdue, late, first := m.overdue(now, horizon)
+	e := Evidence{Kind: BySilence, Overdue: overdue, Needed: m.needed(), Silence: horizon - m.silentSince(first), Timeout: m.rto()}
+	if overdue >= e.Needed && e.Silence >= m.config.Silence {
+		m.die(now, e, "nothing answers")
+		return false
+	}
+	return late > overdue
 }
 
 // silentSince is when the silence began of which the first probe that is open left at a

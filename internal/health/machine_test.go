@@ -468,6 +468,34 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// TestDiedUnseen: a link that dies while no process is there to see it is judged by what the one
+// before knew; one of which nobody knows that it ever answered is not.
+func TestDiedUnseen(t *testing.T) {
+	t.Parallel()
+	for _, known := range []bool{true, false} {
+		w := newWire(1, "one", "two")
+		w.run(time.Minute)
+		next := newWire(2)
+		next.now = w.now
+		next.machine = health.New(ordinary, w.now)
+		if known {
+			next.machine.Restore(next.now, w.machine.Memory())
+		}
+		next.machine.SetTargets(next.now, []health.Target{{Name: "one"}, {Name: "two"}})
+		next.machine.SetPace(next.now, 5*time.Second)
+		next.dead = true
+		next.run(3 * time.Second)
+		if next.isDead != known {
+			t.Errorf("known %t: %+v", known, next.machine.Report(health.Clock{Moment: next.now}))
+		}
+		next.dead = false
+		next.run(20 * time.Second)
+		if next.isDead || next.machine.State(next.now) != health.Up {
+			t.Errorf("known %t, repaired: %+v", known, next.machine.Report(health.Clock{Moment: next.now}))
+		}
+	}
+}
+
 func ExampleState() {
 	for _, s := range health.States() {
 		fmt.Println(s, s.IsDead())

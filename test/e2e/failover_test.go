@@ -329,6 +329,7 @@ func TestFailover(t *testing.T) {
 		{"deprecated", (*failing).notPreferred},
 		{"an administrator's test", (*failing).tested},
 		{"killed while moved", (*failing).killedWhileMoved},
+		{"died while the daemon was away", (*failing).diedUnseen},
 		{"a prober that hangs", (*failing).hangingProber},
 		{"off, stop and purge", (*failing).leaves},
 	} {
@@ -835,6 +836,22 @@ func (f *failing) killedWhileMoved() {
 	f.wire(0).Repair()
 	f.well()
 	f.untouched("after the kills")
+	f.reset("wan0")
+}
+
+// diedUnseen: a provider dies while no daemon runs. Its link has answered the one before.
+func (f *failing) diedUnseen() {
+	f.must(f.daemon.Stop(f.t.Context()))
+	f.wire(0).Break(lab.Silent)
+	f.start()
+	for _, family := range families {
+		f.leavesBy(1, family)
+		f.tableFHolds(family, "wan1")
+	}
+	f.wire(0).Repair()
+	f.well()
+	f.untouched("after a restart")
+	f.strays("a restart")
 	f.reset("wan0")
 }
 

@@ -601,3 +601,30 @@ func TestFailoverShares(t *testing.T) {
 	labtest.Eventually(t, both)
 	f.strays("sharing")
 }
+
+// TestFailoverAndOff: a link that has the traffic of a dead one is switched off. Another one gets it
+// from the daemon, which goes on.
+func TestFailoverAndOff(t *testing.T) {
+	f := newFailing(t, lab.HostConfig{FastDAD: true}, quickToml, 3, nil)
+	f.begin()
+	f.wire(0).Break(lab.Silent)
+	for _, family := range families {
+		f.leavesBy(1, family)
+	}
+	if out := f.switches("off", "wan1"); strings.Contains(out, "killed") {
+		t.Errorf("off: %s", out)
+	}
+	for _, family := range families {
+		f.leavesBy(2, family)
+		f.tableFHolds(family, "wan2")
+	}
+	f.switches("on", "wan1")
+	for _, family := range families {
+		f.leavesBy(1, family)
+		f.tableFHolds(family, "wan1")
+	}
+	f.wire(0).Repair()
+	f.well()
+	f.untouched("after all")
+	f.strays("off")
+}
