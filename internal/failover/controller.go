@@ -111,9 +111,11 @@ type watch struct {
 	present bool
 	// unwatched says why nothing is asked.
 	unwatched string
-	how       map[string]question
-	wake      health.Moment
-	asking    bool
+	// unsent says why the last probe could not be sent, nil if one was answered since.
+	unsent error
+	how    map[string]question
+	wake   health.Moment
+	asking bool
 	// state and dead are what was noted; told says that its death is in the log.
 	state health.State
 	dead  bool

@@ -1,6 +1,7 @@
 package check
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -181,7 +182,10 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 		return nil
 	}
 	prober := v.Failover.Prober
-	if prober == "" || !v.Failover.Watches(routing.IPv4) && !v.Failover.Watches(routing.IPv6) {
+	if prober == "" {
+		return checkUnsent(v)
+	}
+	if !v.Failover.Watches(routing.IPv4) && !v.Failover.Watches(routing.IPv6) {
 		return nil
 	}
 	return []routing.Problem{{
@@ -189,6 +193,21 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 		Text: "uplinks are judged by their carrier alone: " + prober,
 		Fix:  "systemctl start multihomed-prober.socket",
 	}}
+}
+
+// checkUnsent says which uplinks cannot be asked, and what forbids it.
+func checkUnsent(v *view.View) []routing.Problem {
+	var out []routing.Problem
+	for _, u := range v.Failover.Uplinks {
+		if u.Unsent == "" || !v.Failover.Watches(u.Family) {
+			continue
+		}
+		p := routing.ProblemOf(NotWatched, routing.Warning, u.Name, errors.New(u.Name+" is judged by its carrier alone: "+u.Unsent))
+		if !slices.ContainsFunc(out, func(o routing.Problem) bool { return o.Text == p.Text }) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // checkBlocked says that the rules of others leave no place for those of failover.
