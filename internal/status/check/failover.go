@@ -202,8 +202,8 @@ func checkUnsent(v *view.View) []routing.Problem {
 		if u.Unsent == "" || !v.Failover.Watches(u.Family) {
 			continue
 		}
-		p := routing.ProblemOf(NotWatched, routing.Warning, u.Name, errors.New(u.Name+" is judged by its carrier alone: "+u.Unsent))
-		if !slices.ContainsFunc(out, func(o routing.Problem) bool { return o.Text == p.Text }) {
+		p := routing.ProblemOf(NotWatched, routing.Warning, u.Name, errors.New("judged by its carrier alone: "+u.Unsent))
+		if !slices.ContainsFunc(out, func(o routing.Problem) bool { return o.Link == p.Link && o.Text == p.Text }) {
 			out = append(out, p)
 		}
 	}

@@ -132,7 +132,7 @@ func TestNotWatched(t *testing.T) {
 		u.Family = routing.IPv6
 		v.Failover.Uplinks = append(v.Failover.Uplinks, u, u)
 	}
-	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Warning, link: "wan1", text: []string{"wan1 is judged by its carrier alone: ping sockets are forbidden"}, fix: "sysctl ping"})
+	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Warning, link: "wan1", text: []string{"judged by its carrier alone: ping sockets are forbidden"}, fix: "sysctl ping"})
 	v = uplinks(health.Up, health.Unprobed)
 	v.Failover.Prober = "it does not answer"
 	// Nobody asks for a prober where there is one uplink.
