@@ -292,6 +292,56 @@ func TestTunnelThatTheKernelNumbered(t *testing.T) {
 	}
 }
 
+// TestSilentRuleAmongOurs: a rule of somebody else that selects, stands among ours and has no
+// answer leaves bound traffic its link, and what main knows.
+func TestSilentRuleAmongOurs(t *testing.T) {
+	t.Parallel()
+	for _, p := range []routing.Priority{8600, 9017, 9020, 9021, 9022, 9050, 9400, 9450, 9500, 9999, 10000, 10001, 10100, 10500, 10501, 20000} {
+		for _, f := range routing.Families() {
+			h := newHost()
+			h.kernel.Install(link(90, "docker0", address("172.17.0.1/16", 0), address("2001:db8:d::1/64", 0)))
+			h.install(wan0())
+			h.install(wan1())
+			h.install(link(4, "wan2", address("2001:db8:b::10/64", 50), route(default6, "2001:db8:b::2", 50)))
+			h.install(link(5, "wan3", address("2001:db8:c::10/64", 60), route(default6, "2001:db8:c::2", 60)))
+			h.converge(t)
+			r := routing.Rule{
+				Family: f, Priority: p, Action: routing.ActionLookup, Table: 77, Protocol: routing.ProtocolBoot,
+				UIDs: routing.UIDRange{Set: true, First: 1001, Last: 1001},
+			}
+			plain := h.kernel.Text()
+			if err := h.kernel.AddForeignRule(r); err != nil {
+				t.Fatal(err)
+			}
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+			flows := []lookup.Flow{
+				{From: addr("198.51.100.20"), To: addr("8.8.8.8")}, {From: addr("198.51.100.20"), To: addr("172.17.0.2")}, {OIF: "wan1", To: addr("8.8.8.8")},
+			}
+			if f == routing.IPv6 {
+				flows = []lookup.Flow{
+					{From: addr("2001:db8:c::10"), To: addr("2600::1")}, {From: addr("2001:db8:c::10"), To: addr("2001:db8:d::2")}, {OIF: "wan3", To: addr("2600::1")},
+				}
+			}
+			for _, flow := range flows {
+				want := h.kernel.Lookup(flow)
+				flow.UID = 1001
+				if got := h.kernel.Lookup(flow); want.Outcome != lookup.Sent || !maps.Equal(ends(want), ends(got)) {
+					t.Errorf("%d: %+v: %v %v by %s, want %v\n%s%s", p, flow, got.Outcome, got.Legs, got.Rule, want.Legs, h.kernel.Text(), h.kernel.ForeignText())
+				}
+			}
+			h.kernel.DropRule(r)
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+			if text := h.kernel.Text(); text != plain {
+				t.Errorf("%d: left behind:\n%s", p, text)
+			}
+		}
+	}
+}
+
 // TestRuleAtOurPriority: a rule of somebody else that selects nothing stays where the kernel
 // put it at a priority of ours. One that a goto must find first, or that selects, stands
 // before us.
@@ -399,6 +449,41 @@ func (h *host) saysAs(t *rapid.T, f lookup.Flow, without lookup.Verdict) {
 		// What is known behind anything but an uplink.
 	case with.Outcome == lookup.Sent && len(owners) > 0 && !with.Through(append(owners, h.indexOf(f.OIF))...) && slices.Contains(uplinks(h, routing.FamilyOf(f.To)), with.Legs[0].Device):
 		fail("it strays")
+	}
+	h.findsLink(t, f)
+}
+
+// findsLink fails where a packet with a source of ours does not find its link because rules of
+// somebody else select it, inside of the ladder, and have no answer: it must go as if these
+// were not there.
+func (h *host) findsLink(t *rapid.T, f lookup.Flow) {
+	t.Helper()
+	if owners := owned(h)[f.From]; len(owners) == 0 {
+		return
+	}
+	inside := func(r routing.Rule) bool {
+		return r.Priority > routing.PriorityOverlap && r.Priority <= routing.PriorityUnreachable
+	}
+	with, steps := h.kernel.Trace(f, func(routing.Rule) bool { return true })
+	var silent []routing.Rule
+	for _, s := range steps {
+		switch r := s.Rule; {
+		case policy.OwnsRule(r) || !inside(r) || s.Result == lookup.Unmatched:
+		case r.Selects() && (s.Result == lookup.Empty || s.Result == lookup.TooShort || s.Result == lookup.InGroup || s.Result == lookup.Thrown):
+			silent = append(silent, r)
+		default:
+			return // It has an answer, or is for everybody.
+		}
+	}
+	if len(silent) == 0 || !policy.OwnsRule(with.Rule) && with.Outcome != lookup.NoRoute {
+		return
+	}
+	without := h.kernel.LookupIf(f, func(r routing.Rule) bool {
+		return !slices.Contains(silent, r) && (r.Action != routing.ActionGoto || !policy.OwnsRule(r))
+	})
+	if !maps.Equal(ends(without), ends(with)) && policy.OwnsRule(without.Rule) && without.Rule.Priority <= routing.PriorityUnreachable {
+		t.Fatalf("%+v\nwithout %v: %v %v by %s\nwith: %v %v by %s\n%s%s",
+			f, silent, without.Outcome, without.Legs, without.Rule, with.Outcome, with.Legs, with.Rule, h.kernel.Text(), h.kernel.ForeignText())
 	}
 }
 

@@ -136,8 +136,8 @@ func Ladder() []Rung {
 		},
 		{
 			Name: "again", First: PriorityAgain, Last: PriorityAgain, Decision: Again, Behind: true,
-			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands",
-			Why: "if a lifted rule has no answer, the lookup continues behind the ladder: traffic bound to a source or a device must find its link there",
+			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands; also inside of the ladder, behind a rule of another program that selects: the rungs in front of it",
+			Why: "if a lifted rule has no answer, the lookup continues behind it: traffic bound to a source or a device must find its link there",
 		},
 		{
 			Name: "failover", First: PriorityAgain, Last: PriorityAgain, Decision: FollowLiving, Behind: true,

@@ -21,6 +21,9 @@ type surrounding struct {
 	mainUnread bool
 	// lifts says that rules are lifted over the ladder.
 	lifts bool
+	// inside are the priorities inside of the ladder at which the rungs in front of them stand
+	// once more: see insidePlaces.
+	inside []Priority
 	step  step
 	// group is the interface group by which uplinks are told.
 	group uint32
@@ -62,9 +65,10 @@ type step struct {
 func (s step) stands() bool { return s.priority != 0 }
 
 // Ranks among rules of one priority: lifts first, then rungs; at the step, what is skipped
-// comes before the step itself.
+// comes before the step itself. What stands once more inside of the ladder comes in between:
+// see rankInside.
 const (
-	rankRung     uint64 = 1 << 57
+	rankRung     uint64 = 1 << 59
 	rankStepRung uint64 = 1 << 60
 	rankStep     uint64 = 1 << 61
 )
@@ -86,7 +90,7 @@ func (s *surrounding) stepOver(r Rule) Rule {
 // equal reports whether the plans of links may stay.
 func (s *surrounding) equal(o *surrounding) bool {
 	return s.localMoved == o.localMoved && s.mainUnread == o.mainUnread && s.fullTunnel == o.fullTunnel && s.lifts == o.lifts &&
-		s.step == o.step && s.group == o.group && slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.entered, o.entered) && slices.Equal(s.layers, o.layers)
+		s.step == o.step && s.group == o.group && slices.Equal(s.inside, o.inside) && slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.entered, o.entered) && slices.Equal(s.layers, o.layers)
 }
 
 // survey makes of the rules of others what it means for ours, and the rules that
@@ -129,6 +133,7 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		}
 	}
 	s.layers = orderLayers(s.layers)
+	s.inside = insidePlaces(others)
 	points := liftPoints(others)
 	if len(stepped) > 0 {
 		p := stepPoint(others, slices.Min(stepped)-1)
@@ -257,6 +262,117 @@ func liftPoints(others []ForeignRule) []point {
 	}
 	return points
 }
+
+// insidePlaces are the priorities inside of the ladder at which the rungs in front of them
+// stand once more. Rules of others stand there to which packets come that skipped these rungs:
+// they were lifted, or a goto of somebody else leads there. If the rule has no answer, they must
+// find their link before the rungs behind it take or refuse them. There is one place in front of
+// each rung, directly behind the last rule that selects: the next ones have their say first.
+func insidePlaces(others []ForeignRule) []Priority {
+	targets := map[Priority]struct{}{}
+	for _, o := range others {
+		if o.Rule.Action == ActionGoto {
+			targets[o.Rule.Goto] = struct{}{}
+		}
+	}
+	var out []Priority
+	from := PriorityOverlap
+	for _, rung := range rungsOfSources {
+		if rung <= PriorityOverlap || rung > PriorityUnreachable {
+			continue
+		}
+		last := Priority(0)
+		for _, o := range others {
+			if p := o.Rule.Priority; p > from && p <= rung && (liftable(o.Rule, PriorityLift) || contains(targets, p)) {
+				last = max(last, p)
+			}
+		}
+		if last != 0 {
+			out = append(out, last)
+		}
+		from = rung
+	}
+	return out
+}
+
+// A site is a place at which the rungs of a link stand: 0 is the ladder itself, where each has
+// its own priority. At the others they share one.
+type site Priority
+
+// sites are those of a family, in the order of the kernel but for the first.
+func (s *surrounding) sites() []site {
+	out := make([]site, 1, 2+len(s.inside))
+	for _, p := range s.inside {
+		out = append(out, site(p))
+	}
+	if s.lifts {
+		out = append(out, site(PriorityAgain))
+	}
+	return out
+}
+
+// has reports whether a rung stands at the site: inside of the ladder, only those do that may
+// have been skipped.
+func (s site) has(rung Priority) bool { return s == 0 || Priority(s) > rung }
+
+// priority is that of a rung at the site.
+func (s site) priority(rung Priority) Priority {
+	if s == 0 {
+		return rung
+	}
+	return Priority(s)
+}
+
+func (s site) decision(d Decision) Decision {
+	if s == 0 {
+		return d
+	}
+	return Again
+}
+
+// rank orders the rungs of one source at the site, rank is that in the ladder.
+func (s site) rank(rank, stage uint64) uint64 {
+	switch {
+	case s == 0:
+		return rank
+	case s == site(PriorityAgain):
+		return rankAgain(rank, stage)
+	default:
+		return rankInside(rank, stage)
+	}
+}
+
+// mark returns the words of a rung at the site; behind is its mark behind the ladder. Inside
+// of the ladder all have a word, by which they are known: see [Rule.inside].
+func (s site) mark(behind, inside Mark) Mark {
+	switch s {
+	case 0:
+		return Mark{}
+	case site(PriorityAgain):
+		return behind
+	default:
+		return inside
+	}
+}
+
+// ownMark returns the words of a rung in the ladder that says little: at a priority at which
+// others are repeated, its request would take these.
+func (s *surrounding) ownMark(rung Priority) Mark {
+	if slices.Contains(s.inside, rung) {
+		return anyMarkOwn
+	}
+	return Mark{}
+}
+
+// inside reports whether a rule of ours stands inside of the ladder, at the priority of a rule
+// of somebody else, besides the rung that it repeats.
+func (r *Rule) inside() bool {
+	return r.Protocol == Multihomed && r.Priority > PriorityOverlap && r.Priority <= PriorityUnreachable &&
+		r.Mark.Mask == 0 && r.Mark.Value != 0 && r.Mark != anyMarkOwn && (r.Priority != PriorityNested || r.Mark != anyMarkInner)
+}
+
+// repeats reports whether a rule of ours repeats a rung, inside of the ladder or behind it.
+func (r *Rule) repeats() bool { return r.Priority == PriorityAgain || r.inside() }
 
 // lowestStep is how far down the rules of a step may begin.
 const lowestStep Priority = 6900
