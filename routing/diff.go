@@ -480,7 +480,7 @@ func (r *Rule) arriving() int {
 	switch {
 	case r.ofFailover():
 		return arrivingLast
-	case r.Priority == PriorityAgain:
+	case r.Priority.behind():
 		return 0
 	case !r.inFront() && (r.inside() || r.Action == ActionGoto):
 		return 1
@@ -553,7 +553,7 @@ func (r *Rule) leaving() int {
 	switch {
 	case r.inside():
 		return 5 + stage/2
-	case r.Priority == PriorityAgain:
+	case r.Priority.behind():
 		return 7 + stage
 	default:
 		return stage

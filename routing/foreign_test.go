@@ -342,6 +342,52 @@ func TestSilentRuleAmongOurs(t *testing.T) {
 	}
 }
 
+// TestGotoThatLeadsNowhere: a goto of somebody else to a priority at which nothing stands does
+// nothing, and finds none of ours there.
+func TestGotoThatLeadsNowhere(t *testing.T) {
+	t.Parallel()
+	h := hostOf(t, wan0(), wan1())
+	marked := func(p routing.Priority, a routing.Action, to routing.Priority) routing.Rule {
+		return routing.Rule{
+			Family: routing.IPv4, Priority: p, Action: a, Goto: to, Mark: routing.Mark{Value: 1, Mask: 1<<32 - 1}, Protocol: routing.ProtocolBoot,
+		}
+	}
+	user := marked(32000, routing.ActionLookup, 0)
+	user.Mark, user.Table, user.UIDs = routing.Mark{}, 77, routing.UIDRange{Set: true, First: 1001, Last: 1001}
+	first, second := marked(20, routing.ActionGoto, 32765), marked(21, routing.ActionGoto, 32764)
+	between := marked(32765, routing.ActionLookup, 0)
+	between.Table = 78
+	step := func(what string) {
+		h.lookAround()
+		h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+		h.settled(t)
+		for _, f := range []lookup.Flow{
+			{To: addr("8.8.8.8"), Mark: 1}, {From: addr("198.51.100.20"), To: addr("8.8.8.8"), Mark: 1}, {To: addr("8.8.8.8"), UID: 1001}, {To: addr("8.8.8.8")},
+		} {
+			if with, without := h.kernel.Lookup(f), h.kernel.LookupWithoutUs(f); (without.Rule.Selects() || !f.From.IsValid()) && !maps.Equal(ends(without), ends(with)) {
+				t.Errorf("%s: %+v: %v %v by %s, without us %v\n%s%s", what, f, with.Outcome, with.Legs, with.Rule, without.Outcome, h.kernel.Text(), h.kernel.ForeignText())
+			}
+		}
+		bound := lookup.Flow{From: addr("198.51.100.20"), To: addr("8.8.8.8"), UID: 1001}
+		if v := h.kernel.Lookup(bound); !v.Through(3) {
+			t.Errorf("%s: bound: %v %v by %s", what, v.Outcome, v.Legs, v.Rule)
+		}
+	}
+	add := func(r routing.Rule) {
+		if err := h.kernel.AddForeignRule(r); err != nil {
+			t.Fatal(err)
+		}
+		step("with " + r.String())
+	}
+	for _, r := range []routing.Rule{user, marked(31000, routing.ActionProhibit, 0), first, second, between} {
+		add(r)
+	}
+	for _, r := range []routing.Rule{between, first, second} {
+		h.kernel.DropRule(r)
+		step("without " + r.String())
+	}
+}
+
 // TestRuleAtOurPriority: a rule of somebody else that selects nothing stays where the kernel
 // put it at a priority of ours. One that a goto must find first, or that selects, stands
 // before us.

@@ -466,7 +466,7 @@ func (m *rules) device(p Priority, from netip.Prefix, rank uint64) {
 		case 0:
 			r.Mark = m.around.ownMark(p)
 			m.add(FollowDevice, rank, r)
-		case site(PriorityAgain):
+		case site(m.around.last):
 			m.add(Again, narrower|m.order, r)
 		default:
 			m.add(Again, rankDeviceInside|narrower|m.order, r)

@@ -23,7 +23,7 @@ var nobody = ByFamily[netip.Prefix]{ //nolint:gochecknoglobals // a constant in 
 
 // ofFailover reports whether a rule is one of the pair.
 func (r *Rule) ofFailover() bool {
-	return r.Priority == PriorityAgain && r.Protocol == Multihomed && r.Action == ActionLookup && r.To == (netip.Prefix{}) &&
+	return r.Priority.behind() && r.Protocol == Multihomed && r.Action == ActionLookup && r.To == (netip.Prefix{}) &&
 		(r.Invert && r.Table == TableMain || !names(r.From) && r.OIF == "" && r.Mark == (Mark{}) && !r.SuppressGroup.Set)
 }
 
@@ -47,8 +47,8 @@ func (p *Planner) alike(i int, r PlannedRule) []PlannedRule {
 // pair returns the two rules.
 func (p *Planner) pair(i int, table TableID) []PlannedRule {
 	reason := Reason{Decision: FollowLiving}
-	main := Rule{Priority: PriorityAgain, Action: ActionLookup, Table: TableMain, SuppressPrefixLength: Some(0)}
-	other := Rule{Priority: PriorityAgain, Action: ActionLookup, Table: table}
+	main := Rule{Priority: p.around[i].last, Action: ActionLookup, Table: TableMain, SuppressPrefixLength: Some(0)}
+	other := Rule{Priority: p.around[i].last, Action: ActionLookup, Table: table}
 	if p.failover.sentHere(Families()[i]) {
 		main.IIF, other.IIF = Loopback, Loopback
 	} else {

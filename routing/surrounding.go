@@ -24,7 +24,9 @@ type surrounding struct {
 	// inside are the priorities inside of the ladder at which the rungs in front of them stand
 	// once more: see insidePlaces.
 	inside []Priority
-	step  step
+	// last is the priority of what stands behind the ladder, last before main.
+	last Priority
+	step step
 	// group is the interface group by which uplinks are told.
 	group uint32
 	// named are the sources that rules of others name, or named until just now. Whether a
@@ -90,13 +92,13 @@ func (s *surrounding) stepOver(r Rule) Rule {
 // equal reports whether the plans of links may stay.
 func (s *surrounding) equal(o *surrounding) bool {
 	return s.localMoved == o.localMoved && s.mainUnread == o.mainUnread && s.fullTunnel == o.fullTunnel && s.lifts == o.lifts &&
-		s.step == o.step && s.group == o.group && slices.Equal(s.inside, o.inside) && slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.entered, o.entered) && slices.Equal(s.layers, o.layers)
+		s.step == o.step && s.group == o.group && slices.Equal(s.inside, o.inside) && s.last == o.last && slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.entered, o.entered) && slices.Equal(s.layers, o.layers)
 }
 
 // survey makes of the rules of others what it means for ours, and the rules that
 // lift them.
 func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []PlannedRule) {
-	s := surrounding{group: group}
+	s := surrounding{group: group, last: behindLadder(foreign)}
 	var others []ForeignRule
 	localStands, localBefore := false, false
 	for _, o := range foreign {
@@ -295,6 +297,27 @@ func insidePlaces(others []ForeignRule) []Priority {
 	return out
 }
 
+// behind reports whether a priority is one of those last before main.
+func (p Priority) behind() bool { return p >= firstAgain && p <= PriorityAgain }
+
+// behindLadder is the priority of what stands behind the ladder: the last before main. A goto
+// of somebody else that leads to a priority at which nothing stands does nothing, and would
+// find ours there: then ours stand in front of that, which is the same place.
+func behindLadder(foreign []ForeignRule) Priority {
+	at := PriorityAgain
+	for at > firstAgain && dangles(foreign, at) {
+		at--
+	}
+	return at
+}
+
+// dangles reports whether a goto of somebody else leads to a priority at which nobody has a
+// rule but us.
+func dangles(foreign []ForeignRule, at Priority) bool {
+	leads := slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.Action == ActionGoto && o.Rule.Goto == at })
+	return leads && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.Priority == at })
+}
+
 // A site is a place at which the rungs of a link stand: 0 is the ladder itself, where each has
 // its own priority. At the others they share one.
 type site Priority
@@ -306,7 +329,7 @@ func (s *surrounding) sites() []site {
 		out = append(out, site(p))
 	}
 	if s.lifts {
-		out = append(out, site(PriorityAgain))
+		out = append(out, site(s.last))
 	}
 	return out
 }
@@ -335,7 +358,7 @@ func (s site) rank(rank, stage uint64) uint64 {
 	switch {
 	case s == 0:
 		return rank
-	case s == site(PriorityAgain):
+	case Priority(s).behind():
 		return rankAgain(rank, stage)
 	default:
 		return rankInside(rank, stage)
@@ -345,10 +368,10 @@ func (s site) rank(rank, stage uint64) uint64 {
 // mark returns the words of a rung at the site; behind is its mark behind the ladder. Inside
 // of the ladder all have a word, by which they are known: see [Rule.inside].
 func (s site) mark(behind, inside Mark) Mark {
-	switch s {
-	case 0:
+	switch {
+	case s == 0:
 		return Mark{}
-	case site(PriorityAgain):
+	case Priority(s).behind():
 		return behind
 	default:
 		return inside
@@ -372,7 +395,7 @@ func (r *Rule) inside() bool {
 }
 
 // repeats reports whether a rule of ours repeats a rung, inside of the ladder or behind it.
-func (r *Rule) repeats() bool { return r.Priority == PriorityAgain || r.inside() }
+func (r *Rule) repeats() bool { return r.Priority.behind() || r.inside() }
 
 // lowestStep is how far down the rules of a step may begin.
 const lowestStep Priority = 6900

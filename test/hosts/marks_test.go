@@ -109,6 +109,15 @@ var markHosts = []Host{
 		},
 	},
 	{
+		Name:    "a goto that leads nowhere",
+		What:    "A script's marked packets jump to 32765, where nothing stands, and so meet the prohibit that comes before.",
+		Selects: particular,
+		Build: func(w *world) {
+			w.both("rule add pref 20 fwmark 1 goto 32765", "rule add pref 32000 fwmark 1 prohibit")
+		},
+		Ask: func(w *world) []Question { return grid(w.outside(), []sender{{Mark: 1}, {}}) },
+	},
+	{
 		Name: "a rule by user without an answer",
 		What: "A rule for users reads a table that knows one network: what is bound to a device or an address keeps its link.",
 		Selects: func(_ *world, q Question) bool {
