@@ -133,6 +133,8 @@ type failing struct {
 	leased ByFamily[int]
 	// blocked says that the rules of others leave no place for the pair.
 	blocked ByFamily[bool]
+	// away says that the pair is held away as a whole: see [Planner.HoldPair].
+	away ByFamily[bool]
 	// exits are the uplinks that have a default, silent those whose interface is not running.
 	exits  [2]map[int]exit
 	silent [2]map[int]struct{}

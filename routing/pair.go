@@ -27,6 +27,25 @@ func (r *Rule) ofFailover() bool {
 		(r.Invert && r.Table == TableMain || !names(r.From) && r.OIF == "" && r.Mark == (Mark{}) && !r.SuppressGroup.Set)
 }
 
+// OfPair reports whether a rule of ours is one of the pair in front of main.
+func (r Rule) OfPair() bool { return r.ofFailover() }
+
+// HoldPair says whether somebody deleted a rule of the pair that is not restored yet. Without
+// the one that reads main, the other one would answer for all that main knows in particular,
+// so there is none of the two then.
+func (p *Planner) HoldPair(f Family, away bool) {
+	if i := familyIndex(f); p.failover.away[i] != away {
+		p.failover.away[i] = away
+		p.chart(i)
+	}
+}
+
+// PairIsAway reports whether the pair of a family would stand, but for [Planner.HoldPair].
+func (p *Planner) PairIsAway(f Family) bool {
+	i := familyIndex(f)
+	return p.failover.away[i] && p.failover.course[i].paired()
+}
+
 // sentHere reports whether failover of a family is for what this host sends alone.
 func (x *failing) sentHere(f Family) bool {
 	return x.facts.Forwarded == ForwardedNone || x.facts.Forwarded == ForwardedIPv4 && f == IPv6
