@@ -342,6 +342,75 @@ func TestSilentRuleAmongOurs(t *testing.T) {
 	}
 }
 
+// TestHalfOfEverything: what a rule for half of everything is not for, bound traffic does not
+// find in its table.
+func TestHalfOfEverything(t *testing.T) {
+	t.Parallel()
+	half := func(from, to string) routing.Rule {
+		r := routing.Rule{Family: routing.IPv4, Priority: 32000, Action: routing.ActionLookup, Table: 77, Protocol: routing.ProtocolBoot}
+		if from != "" {
+			r.From = prefix(from)
+		}
+		if to != "" {
+			r.To = prefix(to)
+		}
+		return r
+	}
+	suppressed := half("", "")
+	suppressed.SuppressPrefixLength = routing.Some(15)
+	upper := half("", "128.0.0.0/1")
+	upper.Priority = 32001
+	all := half("", "")
+	all.Priority = 32002
+	const second, tunnel = 3, 92
+	for name, tt := range map[string]struct {
+		rules        []routing.Rule
+		lower, other int
+	}{
+		"all":                 {[]routing.Rule{half("", "")}, tunnel, tunnel},
+		"to the lower half":   {[]routing.Rule{half("", "0.0.0.0/1")}, tunnel, second},
+		"to both halves":      {[]routing.Rule{half("", "0.0.0.0/1"), upper}, tunnel, tunnel},
+		"to a half, and all":  {[]routing.Rule{half("", "0.0.0.0/1"), all}, tunnel, tunnel},
+		"from the lower half": {[]routing.Rule{half("0.0.0.0/1", "")}, second, second},
+		"from the upper half": {[]routing.Rule{half("128.0.0.0/1", "")}, tunnel, tunnel},
+		"nothing wide":        {[]routing.Rule{suppressed}, tunnel, second},
+	} {
+		h := hostOf(t, wan0(), wan1())
+		h.kernel.Install(link(tunnel, "tun0", bare("10.8.0.2/32")))
+		for _, to := range []string{"10.20.0.0/16", "198.18.0.0/15"} {
+			if err := h.kernel.AddForeignRoute(routing.Route{
+				Family: routing.IPv4, Table: 77, Destination: prefix(to), Device: tunnel, Type: routing.RouteUnicast, Protocol: kerneltest.ProtocolStatic,
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, r := range tt.rules {
+			if err := h.kernel.AddForeignRule(r); err != nil {
+				t.Fatal(err)
+			}
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+		}
+		for to, device := range map[string]int{"10.20.0.1": tt.lower, "198.18.0.1": tt.other} {
+			if v := h.kernel.Lookup(lookup.Flow{From: addr("198.51.100.20"), To: addr(to)}); !v.Through(device) {
+				t.Errorf("%s: to %s: %v %v by %s, want if%d\n%s", name, to, v.Outcome, v.Legs, v.Rule, device, h.kernel.Text())
+			}
+		}
+		for r := range h.planner.Rules() {
+			if names := r.Rule.To; names.IsValid() && slices.ContainsFunc(tt.rules, func(his routing.Rule) bool { return his.To == names }) {
+				t.Errorf("%s: %s has his words", name, r.Rule)
+			}
+		}
+		for _, r := range tt.rules {
+			h.kernel.DropRule(r)
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+		}
+	}
+}
+
 // TestGotoThatLeadsNowhere: a goto of somebody else to a priority at which nothing stands does
 // nothing, and finds none of ours there.
 func TestGotoThatLeadsNowhere(t *testing.T) {

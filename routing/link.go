@@ -515,6 +515,9 @@ var (
 	anyMarkDevice  = Mark{Value: 0x6d6d} //nolint:gochecknoglobals // a constant in all but name
 	// anyMarkOwn is that of a rung at whose priority others are repeated.
 	anyMarkOwn = Mark{Value: 0x6d6e} //nolint:gochecknoglobals // a constant in all but name
+	// anyMarkHalf is that of a rung "known" for a part of everything: one for all may take
+	// its place.
+	anyMarkHalf = Mark{Value: 0x6d6f} //nolint:gochecknoglobals // a constant in all but name
 )
 
 // openMark returns the words of a rung of openings, where it is repeated if again.
@@ -575,16 +578,18 @@ func (m *rules) source(s source) {
 			r.To, r.Mark = m.key.Prefix, here.mark(Mark{}, anyMarkOverlap)
 			m.add(decision(KeepOverlap), rank, r)
 		}
-		for i, table := range around.known() {
-			if !here.has(PriorityKnown) {
-				break
+		for i, known := range around.known() {
+			if !here.has(PriorityKnown) || !known.isFor(s.prefix) {
+				continue
 			}
 			r, rank := at(PriorityKnown, againKnown)
-			r.Mark = here.mark(Mark{}, anyMark)
-			r.Action, r.Table = ActionLookup, table
-			r.SuppressPrefixLength, r.SuppressGroup = Some(m.policy.ContainerPrefixLength), Some(around.group)
+			if r.Mark = here.mark(Mark{}, anyMark); names(known.to) {
+				r.Mark = anyMarkHalf
+			}
+			r.Action, r.Table, r.To = ActionLookup, known.table, known.to
+			r.SuppressPrefixLength, r.SuppressGroup = Some(max(m.policy.ContainerPrefixLength, known.suppress)), Some(around.group)
 			// `ip rule del table 42` takes the first rule that leads there.
-			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, table != TableMain)
+			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, known.table != TableMain)
 		}
 		m.opened(func(p Priority, place int, open Rule) {
 			if !here.has(p) {

@@ -11,9 +11,9 @@ import (
 type surrounding struct {
 	// localMoved says that the kernel's rule for local stands behind the ladder.
 	localMoved bool
-	// tunnels are the tables that somebody sends everything to, in the order in
-	// which the kernel asks them.
-	tunnels []TableID
+	// tunnels are the tables that somebody sends everything to, or half of it, in the order
+	// in which the kernel asks them.
+	tunnels []tunnel
 	// fullTunnel says that somebody decides for every packet behind the ladder.
 	fullTunnel bool
 	// mainUnread says that no rule reads main for whatever this host sends: the
@@ -55,7 +55,44 @@ type surrounding struct {
 
 // known lists the tables that bound traffic asks before its own, for what they know
 // in particular. What stands in front of main without us stands in front of it here.
-func (s *surrounding) known() []TableID { return append(slices.Clip(s.tunnels), TableMain) }
+func (s *surrounding) known() []tunnel {
+	return append(slices.Clip(s.tunnels), tunnel{table: TableMain})
+}
+
+// A tunnel is a table that a rule of somebody else reads for what this host sends.
+type tunnel struct {
+	table TableID
+	// from and to are the halves of everything that the rule is for, zero for all.
+	from, to netip.Prefix
+	// suppress is the length of prefixes that the rule takes no answer from, nor from shorter ones.
+	suppress uint32
+}
+
+// isFor reports whether the rule is for packets of a source.
+func (t tunnel) isFor(source netip.Prefix) bool { return !names(t.from) || t.from.Overlaps(source) }
+
+// enterTunnel notes a table that a rule reads. What a rule is for stands in other words:
+// whoever deletes it by these, as in `ip rule del to 0.0.0.0/1`, must hit his own.
+func (s *surrounding) enterTunnel(r Rule) {
+	one := tunnel{table: r.Table, from: r.From, to: r.To, suppress: r.SuppressPrefixLength.Value}
+	at := slices.IndexFunc(s.tunnels, func(t tunnel) bool { return t.table == r.Table })
+	switch {
+	case at >= 0 && (!names(r.To) || !names(s.tunnels[at].to)) && s.tunnels[at] != one:
+		// The request for the one that says less would take the other.
+		one.suppress, one.from, one.to = min(one.suppress, s.tunnels[at].suppress), netip.Prefix{}, netip.Prefix{}
+		s.tunnels = slices.DeleteFunc(s.tunnels, func(t tunnel) bool { return t.table == r.Table })
+		s.tunnels = slices.Insert(s.tunnels, at, one)
+	case names(r.To):
+		low, high := cut(r.To)
+		for _, half := range [...]netip.Prefix{low, high} {
+			if one.to = half; !slices.Contains(s.tunnels, one) {
+				s.tunnels = append(s.tunnels, one)
+			}
+		}
+	case !slices.Contains(s.tunnels, one):
+		s.tunnels = append(s.tunnels, one)
+	}
+}
 
 // A step leads bound traffic over the rules that the kernel numbered below ours.
 type step struct {
@@ -211,10 +248,10 @@ func (s *surrounding) enter(o ForeignRule) {
 	// What a rule leaves out is its tunnel's own traffic, and a rule of ours could not
 	// leave it out. Those are full tunnels: their table is a default and nothing
 	// else. Besides, wg-quick deletes what says "lookup TABLE" until nothing does.
-	if r.Invert || r.Mark.Mask != 0 || slices.Contains(s.tunnels, r.Table) {
+	if r.Invert || r.Mark.Mask != 0 {
 		return
 	}
-	s.tunnels = append(s.tunnels, r.Table)
+	s.enterTunnel(r)
 }
 
 // liftable reports whether a rule of somebody else is lifted at a priority: it
@@ -391,7 +428,8 @@ func (s *surrounding) ownMark(rung Priority) Mark {
 // of somebody else, besides the rung that it repeats.
 func (r *Rule) inside() bool {
 	return r.Protocol == Multihomed && r.Priority > PriorityOverlap && r.Priority <= PriorityUnreachable &&
-		r.Mark.Mask == 0 && r.Mark.Value != 0 && r.Mark != anyMarkOwn && (r.Priority != PriorityNested || r.Mark != anyMarkInner)
+		r.Mark.Mask == 0 && r.Mark.Value != 0 && r.Mark != anyMarkOwn && (r.Priority != PriorityNested || r.Mark != anyMarkInner) &&
+		(r.Priority != PriorityKnown || r.Mark != anyMarkHalf)
 }
 
 // repeats reports whether a rule of ours repeats a rung, inside of the ladder or behind it.

@@ -118,6 +118,17 @@ var markHosts = []Host{
 		Ask: func(w *world) []Question { return grid(w.outside(), []sender{{Mark: 1}, {}}) },
 	},
 	{
+		Name:    "half of everything by a rule",
+		What:    "A rule for the lower half of the internet, whose table knows a network of the upper half, too.",
+		Selects: nobody,
+		Build: func(w *world) {
+			w.tun("tun0", "10.8.0.2/24", "fd08::2/64")
+			w.ip("route add 198.18.0.0/15 dev tun0 table 77", "rule add pref 32000 to 0.0.0.0/1 lookup 77")
+			w.beyond = addrs("198.18.0.1")
+		},
+		Ask: func(w *world) []Question { return grid(addrs("198.18.0.1"), w.senders(1)) },
+	},
+	{
 		Name: "a rule by user without an answer",
 		What: "A rule for users reads a table that knows one network: what is bound to a device or an address keeps its link.",
 		Selects: func(_ *world, q Question) bool {
