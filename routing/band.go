@@ -112,7 +112,7 @@ func (b *bandIndex) around(r *PlannedRule) iter.Seq[selectorKey] {
 			return
 		}
 		k := selects(r.Rule)
-		if r.Rule.Priority == PriorityAgain && k.oif != "" {
+		if r.Rule.repeats() && k.oif != "" {
 			// What is for a device stands before all sources there.
 			for other := range b.bySelector {
 				if (other.oif == "" || other.oif == k.oif) && !yield(other) {

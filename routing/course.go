@@ -118,7 +118,9 @@ func (p *Planner) chart(i int) {
 	x.course[i] = c
 	var rules []PlannedRule
 	if c.paired() {
-		rules = p.pair(i, table)
+		if !x.away[i] {
+			rules = p.pair(i, table)
+		}
 		rules = append(rules, p.twins(i)...)
 		if c.Moved {
 			rules = append(rules, p.hostRoutes(i, table)...)

@@ -474,26 +474,28 @@ func (o *Op) phase() Verb {
 }
 
 // arriving is the stage in which a rule is added, the same for all of a priority.
-// What is lifted over the ladder must find its link behind it, and whoever is lifted
-// keeps his say from the first moment of the ladder.
+// What is lifted over the ladder must find its link behind it or inside of it, and whoever is
+// lifted keeps his say from the first moment of the ladder.
 func (r *Rule) arriving() int {
 	switch {
 	case r.ofFailover():
 		return arrivingLast
-	case r.Priority == PriorityAgain:
+	case r.Priority.behind():
 		return 0
+	case !r.inFront() && (r.inside() || r.Action == ActionGoto):
+		return 1
 	case !r.inFront():
-		return 3
+		return 4
 	case r.Priority%2 == 1:
 		// Whoever a complement leaves comes after it.
-		return 2
+		return 3
 	default:
-		return 1
+		return 2
 	}
 }
 
 // arrivingLast is the stage of the pair of failover: bound traffic has its rungs before.
-const arrivingLast = 4
+const arrivingLast = 5
 
 // inFront reports whether a priority is one of those at which gotos stand in front of
 // the ladder.
@@ -518,12 +520,12 @@ func (r *Rule) complemented() bool {
 
 // opens reports whether a rule is one of those of openings.
 func (r *Rule) opens() bool {
-	return r.Priority == PriorityOpening || r.Priority == PriorityAgain && r.Mark == anyMarkOpening || r.nested()
+	return r.Priority == PriorityOpening && !r.inside() || r.repeats() && r.Mark == anyMarkOpening || r.nested()
 }
 
 // nested reports whether a rule leads to a network inside of one behind an opening.
 func (r *Rule) nested() bool {
-	return r.Priority == PriorityNested || r.Priority == PriorityAgain && (r.Mark == anyMarkNested || r.Mark == anyMarkInner)
+	return r.Priority == PriorityNested && !r.inside() || r.repeats() && (r.Mark == anyMarkNested || r.Mark == anyMarkInner)
 }
 
 // leaving is the stage in which a rule is deleted: what leads to a link's table
@@ -548,8 +550,12 @@ func (r *Rule) leaving() int {
 	case r.Action == ActionLookup && (r.Table == TableMain || r.Table == TableLocal || r.SuppressGroup.Set):
 		stage = 2
 	}
-	if r.Priority == PriorityAgain {
-		stage += 5
+	switch {
+	case r.inside():
+		return 5 + stage/2
+	case r.Priority.behind():
+		return 7 + stage
+	default:
+		return stage
 	}
-	return stage
 }

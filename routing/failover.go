@@ -133,6 +133,8 @@ type failing struct {
 	leased ByFamily[int]
 	// blocked says that the rules of others leave no place for the pair.
 	blocked ByFamily[bool]
+	// away says that the pair is held away as a whole: see [Planner.HoldPair].
+	away ByFamily[bool]
 	// exits are the uplinks that have a default, silent those whose interface is not running.
 	exits  [2]map[int]exit
 	silent [2]map[int]struct{}
@@ -214,21 +216,18 @@ func (p *Planner) countFailover(l *Link, by int) {
 
 // noteBlocked looks whether main is what the kernel reads next behind the pair. Where a rule
 // of somebody else comes between, or main is not read there, the pair would answer in place
-// of what he wants. Where a goto of his leads to the pair's priority and finds nothing there,
-// it would find the pair.
+// of what he wants.
 func (p *Planner) noteBlocked(i int) {
 	foreign := p.foreign[i]
-	blocked, next, leads, stands := false, false, false, false
+	blocked, next := false, false
 	for _, o := range foreign {
 		r := o.Rule
-		leads = leads || r.Action == ActionGoto && r.Goto == PriorityAgain
-		stands = stands || r.Priority == PriorityAgain
 		if r.Priority > PriorityAgain && !next {
 			next = true
 			blocked = !r.isLookupOfAll() || r.Table != TableMain
 		}
 	}
-	blocked = blocked || len(foreign) > 0 && !next || leads && !stands
+	blocked = blocked || len(foreign) > 0 && !next
 	if p.failover.blocked[i] != blocked {
 		p.failover.blocked[i] = blocked
 		p.chart(i)

@@ -292,6 +292,171 @@ func TestTunnelThatTheKernelNumbered(t *testing.T) {
 	}
 }
 
+// TestSilentRuleAmongOurs: a rule of somebody else that selects, stands among ours and has no
+// answer leaves bound traffic its link, and what main knows.
+func TestSilentRuleAmongOurs(t *testing.T) {
+	t.Parallel()
+	for _, p := range []routing.Priority{8600, 9017, 9020, 9021, 9022, 9050, 9400, 9450, 9500, 9999, 10000, 10001, 10100, 10500, 10501, 20000} {
+		for _, f := range routing.Families() {
+			h := newHost()
+			h.kernel.Install(link(90, "docker0", address("172.17.0.1/16", 0), address("2001:db8:d::1/64", 0)))
+			h.install(wan0())
+			h.install(wan1())
+			h.install(link(4, "wan2", address("2001:db8:b::10/64", 50), route(default6, "2001:db8:b::2", 50)))
+			h.install(link(5, "wan3", address("2001:db8:c::10/64", 60), route(default6, "2001:db8:c::2", 60)))
+			h.converge(t)
+			r := routing.Rule{
+				Family: f, Priority: p, Action: routing.ActionLookup, Table: 77, Protocol: routing.ProtocolBoot,
+				UIDs: routing.UIDRange{Set: true, First: 1001, Last: 1001},
+			}
+			plain := h.kernel.Text()
+			if err := h.kernel.AddForeignRule(r); err != nil {
+				t.Fatal(err)
+			}
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+			flows := []lookup.Flow{
+				{From: addr("198.51.100.20"), To: addr("8.8.8.8")}, {From: addr("198.51.100.20"), To: addr("172.17.0.2")}, {OIF: "wan1", To: addr("8.8.8.8")},
+			}
+			if f == routing.IPv6 {
+				flows = []lookup.Flow{
+					{From: addr("2001:db8:c::10"), To: addr("2600::1")}, {From: addr("2001:db8:c::10"), To: addr("2001:db8:d::2")}, {OIF: "wan3", To: addr("2600::1")},
+				}
+			}
+			for _, flow := range flows {
+				want := h.kernel.Lookup(flow)
+				flow.UID = 1001
+				if got := h.kernel.Lookup(flow); want.Outcome != lookup.Sent || !maps.Equal(ends(want), ends(got)) {
+					t.Errorf("%d: %+v: %v %v by %s, want %v\n%s%s", p, flow, got.Outcome, got.Legs, got.Rule, want.Legs, h.kernel.Text(), h.kernel.ForeignText())
+				}
+			}
+			h.kernel.DropRule(r)
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+			if text := h.kernel.Text(); text != plain {
+				t.Errorf("%d: left behind:\n%s", p, text)
+			}
+		}
+	}
+}
+
+// TestHalfOfEverything: what a rule for half of everything is not for, bound traffic does not
+// find in its table.
+func TestHalfOfEverything(t *testing.T) {
+	t.Parallel()
+	half := func(from, to string) routing.Rule {
+		r := routing.Rule{Family: routing.IPv4, Priority: 32000, Action: routing.ActionLookup, Table: 77, Protocol: routing.ProtocolBoot}
+		if from != "" {
+			r.From = prefix(from)
+		}
+		if to != "" {
+			r.To = prefix(to)
+		}
+		return r
+	}
+	suppressed := half("", "")
+	suppressed.SuppressPrefixLength = routing.Some(15)
+	upper := half("", "128.0.0.0/1")
+	upper.Priority = 32001
+	all := half("", "")
+	all.Priority = 32002
+	const second, tunnel = 3, 92
+	for name, tt := range map[string]struct {
+		rules        []routing.Rule
+		lower, other int
+	}{
+		"all":                 {[]routing.Rule{half("", "")}, tunnel, tunnel},
+		"to the lower half":   {[]routing.Rule{half("", "0.0.0.0/1")}, tunnel, second},
+		"to both halves":      {[]routing.Rule{half("", "0.0.0.0/1"), upper}, tunnel, tunnel},
+		"to a half, and all":  {[]routing.Rule{half("", "0.0.0.0/1"), all}, tunnel, tunnel},
+		"from the lower half": {[]routing.Rule{half("0.0.0.0/1", "")}, second, second},
+		"from the upper half": {[]routing.Rule{half("128.0.0.0/1", "")}, tunnel, tunnel},
+		"nothing wide":        {[]routing.Rule{suppressed}, tunnel, second},
+	} {
+		h := hostOf(t, wan0(), wan1())
+		h.kernel.Install(link(tunnel, "tun0", bare("10.8.0.2/32")))
+		for _, to := range []string{"10.20.0.0/16", "198.18.0.0/15"} {
+			if err := h.kernel.AddForeignRoute(routing.Route{
+				Family: routing.IPv4, Table: 77, Destination: prefix(to), Device: tunnel, Type: routing.RouteUnicast, Protocol: kerneltest.ProtocolStatic,
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, r := range tt.rules {
+			if err := h.kernel.AddForeignRule(r); err != nil {
+				t.Fatal(err)
+			}
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+		}
+		for to, device := range map[string]int{"10.20.0.1": tt.lower, "198.18.0.1": tt.other} {
+			if v := h.kernel.Lookup(lookup.Flow{From: addr("198.51.100.20"), To: addr(to)}); !v.Through(device) {
+				t.Errorf("%s: to %s: %v %v by %s, want if%d\n%s", name, to, v.Outcome, v.Legs, v.Rule, device, h.kernel.Text())
+			}
+		}
+		for r := range h.planner.Rules() {
+			if names := r.Rule.To; names.IsValid() && slices.ContainsFunc(tt.rules, func(his routing.Rule) bool { return his.To == names }) {
+				t.Errorf("%s: %s has his words", name, r.Rule)
+			}
+		}
+		for _, r := range tt.rules {
+			h.kernel.DropRule(r)
+			h.lookAround()
+			h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+			h.settled(t)
+		}
+	}
+}
+
+// TestGotoThatLeadsNowhere: a goto of somebody else to a priority at which nothing stands does
+// nothing, and finds none of ours there.
+func TestGotoThatLeadsNowhere(t *testing.T) {
+	t.Parallel()
+	h := hostOf(t, wan0(), wan1())
+	marked := func(p routing.Priority, a routing.Action, to routing.Priority) routing.Rule {
+		return routing.Rule{
+			Family: routing.IPv4, Priority: p, Action: a, Goto: to, Mark: routing.Mark{Value: 1, Mask: 1<<32 - 1}, Protocol: routing.ProtocolBoot,
+		}
+	}
+	user := marked(32000, routing.ActionLookup, 0)
+	user.Mark, user.Table, user.UIDs = routing.Mark{}, 77, routing.UIDRange{Set: true, First: 1001, Last: 1001}
+	first, second := marked(20, routing.ActionGoto, 32765), marked(21, routing.ActionGoto, 32764)
+	between := marked(32765, routing.ActionLookup, 0)
+	between.Table = 78
+	step := func(what string) {
+		h.lookAround()
+		h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+		h.settled(t)
+		for _, f := range []lookup.Flow{
+			{To: addr("8.8.8.8"), Mark: 1}, {From: addr("198.51.100.20"), To: addr("8.8.8.8"), Mark: 1}, {To: addr("8.8.8.8"), UID: 1001}, {To: addr("8.8.8.8")},
+		} {
+			if with, without := h.kernel.Lookup(f), h.kernel.LookupWithoutUs(f); (without.Rule.Selects() || !f.From.IsValid()) && !maps.Equal(ends(without), ends(with)) {
+				t.Errorf("%s: %+v: %v %v by %s, without us %v\n%s%s", what, f, with.Outcome, with.Legs, with.Rule, without.Outcome, h.kernel.Text(), h.kernel.ForeignText())
+			}
+		}
+		bound := lookup.Flow{From: addr("198.51.100.20"), To: addr("8.8.8.8"), UID: 1001}
+		if v := h.kernel.Lookup(bound); !v.Through(3) {
+			t.Errorf("%s: bound: %v %v by %s", what, v.Outcome, v.Legs, v.Rule)
+		}
+	}
+	add := func(r routing.Rule) {
+		if err := h.kernel.AddForeignRule(r); err != nil {
+			t.Fatal(err)
+		}
+		step("with " + r.String())
+	}
+	for _, r := range []routing.Rule{user, marked(31000, routing.ActionProhibit, 0), first, second, between} {
+		add(r)
+	}
+	for _, r := range []routing.Rule{between, first, second} {
+		h.kernel.DropRule(r)
+		step("without " + r.String())
+	}
+}
+
 // TestRuleAtOurPriority: a rule of somebody else that selects nothing stays where the kernel
 // put it at a priority of ours. One that a goto must find first, or that selects, stands
 // before us.
@@ -399,6 +564,41 @@ func (h *host) saysAs(t *rapid.T, f lookup.Flow, without lookup.Verdict) {
 		// What is known behind anything but an uplink.
 	case with.Outcome == lookup.Sent && len(owners) > 0 && !with.Through(append(owners, h.indexOf(f.OIF))...) && slices.Contains(uplinks(h, routing.FamilyOf(f.To)), with.Legs[0].Device):
 		fail("it strays")
+	}
+	h.findsLink(t, f)
+}
+
+// findsLink fails where a packet with a source of ours does not find its link because rules of
+// somebody else select it, inside of the ladder, and have no answer: it must go as if these
+// were not there.
+func (h *host) findsLink(t *rapid.T, f lookup.Flow) {
+	t.Helper()
+	if owners := owned(h)[f.From]; len(owners) == 0 {
+		return
+	}
+	inside := func(r routing.Rule) bool {
+		return r.Priority > routing.PriorityOverlap && r.Priority <= routing.PriorityUnreachable
+	}
+	with, steps := h.kernel.Trace(f, func(routing.Rule) bool { return true })
+	var silent []routing.Rule
+	for _, s := range steps {
+		switch r := s.Rule; {
+		case policy.OwnsRule(r) || !inside(r) || s.Result == lookup.Unmatched:
+		case r.Selects() && (s.Result == lookup.Empty || s.Result == lookup.TooShort || s.Result == lookup.InGroup || s.Result == lookup.Thrown):
+			silent = append(silent, r)
+		default:
+			return // It has an answer, or is for everybody.
+		}
+	}
+	if len(silent) == 0 || !policy.OwnsRule(with.Rule) && with.Outcome != lookup.NoRoute {
+		return
+	}
+	without := h.kernel.LookupIf(f, func(r routing.Rule) bool {
+		return !slices.Contains(silent, r) && (r.Action != routing.ActionGoto || !policy.OwnsRule(r))
+	})
+	if !maps.Equal(ends(without), ends(with)) && policy.OwnsRule(without.Rule) && without.Rule.Priority <= routing.PriorityUnreachable {
+		t.Fatalf("%+v\nwithout %v: %v %v by %s\nwith: %v %v by %s\n%s%s",
+			f, silent, without.Outcome, without.Legs, without.Rule, with.Outcome, with.Legs, with.Rule, h.kernel.Text(), h.kernel.ForeignText())
 	}
 }
 

@@ -47,8 +47,10 @@ const (
 	PriorityTwin         Priority = 18000
 	PriorityNetworkMain  Priority = 19000
 	PriorityNetwork      Priority = 20000
-	// PriorityAgain is the last priority before the kernel's rule for main.
+	// PriorityAgain is the last priority before the kernel's rule for main. What stands there
+	// may stand up to firstAgain: see behindLadder.
 	PriorityAgain    Priority = 32765
+	firstAgain       Priority = 32761
 	PriorityMain     Priority = 32766
 	PriorityDefault  Priority = 32767
 	PriorityMatchAll Priority = 91000
@@ -135,12 +137,12 @@ func Ladder() []Rung {
 			Why: "unbound traffic reaches a network whose routes were moved out of main, or that only a lease or a hook knows",
 		},
 		{
-			Name: "again", First: PriorityAgain, Last: PriorityAgain, Decision: Again, Behind: true,
-			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands",
-			Why: "if a lifted rule has no answer, the lookup continues behind the ladder: traffic bound to a source or a device must find its link there",
+			Name: "again", First: firstAgain, Last: PriorityAgain, Decision: Again, Behind: true,
+			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands; also inside of the ladder, behind a rule of another program that selects: the rungs in front of it",
+			Why: "if a lifted rule has no answer, the lookup continues behind it: traffic bound to a source or a device must find its link there",
 		},
 		{
-			Name: "failover", First: PriorityAgain, Last: PriorityAgain, Decision: FollowLiving, Behind: true,
+			Name: "failover", First: firstAgain, Last: PriorityAgain, Decision: FollowLiving, Behind: true,
 			Rule: "not from NOBODY lookup main suppress_prefixlength 0, lookup F",
 			Per:  "family, while failover is on and two uplinks have a default",
 			Why:  "unbound traffic follows an uplink that works: the first rule reads what main knows besides its defaults, the second table F, which is empty unless main's best default is dead",

@@ -450,20 +450,28 @@ func (m *rules) byLength(p netip.Prefix) uint64 {
 }
 
 // device adds a rung for sockets that are bound to the device, and the same once more
-// behind the ladder while a lift stands.
+// where it may have been skipped.
 func (m *rules) device(p Priority, from netip.Prefix, rank uint64) {
-	r := Rule{Priority: p, From: from, OIF: m.plan.Link.Name}
-	m.add(FollowDevice, rank, r)
-	if !m.around.lifts {
-		return
+	for _, s := range m.around.sites() {
+		if !s.has(p) {
+			continue
+		}
+		r := Rule{Priority: s.priority(p), From: from, OIF: m.plan.Link.Name}
+		behind, inside, narrower := anyMark, anyMark, rankDeviceAgain
+		if p == PriorityDeviceSource {
+			behind, inside, narrower = Mark{}, anyMarkDevice, rank>>48&0xff<<16
+		}
+		r.Mark = s.mark(behind, inside)
+		switch s {
+		case 0:
+			r.Mark = m.around.ownMark(p)
+			m.add(FollowDevice, rank, r)
+		case site(m.around.last):
+			m.add(Again, narrower|m.order, r)
+		default:
+			m.add(Again, rankDeviceInside|narrower|m.order, r)
+		}
 	}
-	r.Priority = PriorityAgain
-	if p == PriorityDevice {
-		r.Mark = anyMark
-		m.add(Again, rankDeviceAgain|m.order, r)
-		return
-	}
-	m.add(Again, rank>>48&0xff<<16|m.order, r)
 }
 
 // Ranks behind the ladder, where all rungs share a priority: sockets that are bound to a
@@ -471,6 +479,9 @@ func (m *rules) device(p Priority, from netip.Prefix, rank uint64) {
 // follow, by the length of their prefix, each with its rungs by stage. That a device comes
 // before what main knows changes nothing: its table has what main has through it.
 const rankDeviceAgain uint64 = 1 << 32
+
+// rankDeviceInside is that of what is for devices inside of the ladder: behind the lifts.
+const rankDeviceInside uint64 = 1 << 40
 
 const (
 	againOverlap uint64 = iota + 1
@@ -497,7 +508,19 @@ var (
 	anyMarkInner   = Mark{Value: 0x6d6b} //nolint:gochecknoglobals // a constant in all but name
 )
 
-// openMark returns the words of a rung of openings, behind the ladder if again.
+// Inside of the ladder all rungs have such words, and these have their own: the one for the
+// source rung of a link would take one for a device and the source, or for a network.
+var (
+	anyMarkOverlap = Mark{Value: 0x6d6c} //nolint:gochecknoglobals // a constant in all but name
+	anyMarkDevice  = Mark{Value: 0x6d6d} //nolint:gochecknoglobals // a constant in all but name
+	// anyMarkOwn is that of a rung at whose priority others are repeated.
+	anyMarkOwn = Mark{Value: 0x6d6e} //nolint:gochecknoglobals // a constant in all but name
+	// anyMarkHalf is that of a rung "known" for a part of everything: one for all may take
+	// its place.
+	anyMarkHalf = Mark{Value: 0x6d6f} //nolint:gochecknoglobals // a constant in all but name
+)
+
+// openMark returns the words of a rung of openings, where it is repeated if again.
 func openMark(p Priority, r Rule, again bool) Mark {
 	switch {
 	case p == PriorityNested && !r.SuppressPrefixLength.Set:
@@ -512,6 +535,12 @@ func openMark(p Priority, r Rule, again bool) Mark {
 }
 
 func rankAgain(rank, stage uint64) uint64 { return rank>>48<<56 | stage<<48 | rank&(1<<48-1) }
+
+// rankInside is rankAgain inside of the ladder, where what is repeated stands behind lifts and
+// in front of the rung whose priority it may be.
+func rankInside(rank, stage uint64) uint64 {
+	return rank>>48&0xff<<51 | stage<<48 | rank&(1<<48-1)
+}
 
 // A source is what packets of a link carry.
 type source struct {
@@ -540,47 +569,45 @@ func (m *rules) source(s source) {
 		r.Action, r.Table = ActionLookup, TableLocal
 		m.add(KeepLocal, rank, r)
 	}
-	for _, again := range [...]bool{false, true} {
-		if again && !around.lifts {
-			break
-		}
-		decision := func(d Decision) Decision {
-			if again {
-				return Again
-			}
-			return d
-		}
-		// Behind the ladder the rungs of one source share a priority.
-		at := func(p Priority, stage uint64) (Rule, uint64) {
-			if again {
-				return from(PriorityAgain), rankAgain(rank, stage)
-			}
-			return from(p), rank
-		}
-		if m.overlap && !m.key.OfHosts() {
+	for _, here := range around.sites() {
+		again, decision := here != 0, here.decision
+		// Where they are repeated, the rungs of one source share a priority.
+		at := func(p Priority, stage uint64) (Rule, uint64) { return from(here.priority(p)), here.rank(rank, stage) }
+		if m.overlap && !m.key.OfHosts() && here.has(PriorityOverlap) {
 			r, rank := at(PriorityOverlap, againOverlap)
-			r.To = m.key.Prefix
+			r.To, r.Mark = m.key.Prefix, here.mark(Mark{}, anyMarkOverlap)
 			m.add(decision(KeepOverlap), rank, r)
 		}
-		for i, table := range around.known() {
+		for i, known := range around.known() {
+			if !here.has(PriorityKnown) || !known.isFor(s.prefix) {
+				continue
+			}
 			r, rank := at(PriorityKnown, againKnown)
-			r.Action, r.Table = ActionLookup, table
-			r.SuppressPrefixLength, r.SuppressGroup = Some(m.policy.ContainerPrefixLength), Some(around.group)
+			if r.Mark = here.mark(Mark{}, anyMark); names(known.to) {
+				r.Mark = anyMarkHalf
+			}
+			r.Action, r.Table, r.To = ActionLookup, known.table, known.to
+			r.SuppressPrefixLength, r.SuppressGroup = Some(max(m.policy.ContainerPrefixLength, known.suppress)), Some(around.group)
 			// `ip rule del table 42` takes the first rule that leads there.
-			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, table != TableMain)
+			m.addThat(decision(KeepKnown), rankKnown(rank, i), r, known.table != TableMain)
 		}
 		m.opened(func(p Priority, place int, open Rule) {
+			if !here.has(p) {
+				return
+			}
 			r, rank := at(p, againKnown)
 			r.Mark = openMark(p, open, again)
 			r.To, r.Action, r.Table, r.SuppressPrefixLength = open.To, open.Action, open.Table, open.SuppressPrefixLength
 			m.add(decision(KeepKnown), rankKnown(rank, place), r)
 		})
-		r, rank := at(PrioritySource, againSource)
-		if again {
-			r.Mark = anyMark
+		if here.has(PrioritySource) {
+			r, rank := at(PrioritySource, againSource)
+			if r.Mark = here.mark(anyMark, anyMark); here == 0 {
+				r.Mark = around.ownMark(PrioritySource)
+			}
+			m.add(decision(FollowSource), rank, r)
 		}
-		m.add(decision(FollowSource), rank, r)
-		if uplink && s.own {
+		if uplink && s.own && here.has(PriorityUnreachable) {
 			// The order of rules that all say no does not matter: they have one rank.
 			r, rank := at(PriorityUnreachable, againUnreachable)
 			r.Action = ActionUnreachable

@@ -99,7 +99,7 @@ func (m *mover) behindIn(b band, target bool) {
 // forBoundTraffic reports whether a rule of ours is a rung in front of the rules of others
 // that takes only what is bound to a link.
 func (r *Rule) forBoundTraffic() bool {
-	return r.Action != ActionGoto && r.Priority < PriorityAgain && (r.From.IsValid() || r.OIF != "")
+	return r.Action != ActionGoto && r.Priority < firstAgain && (r.From.IsValid() || r.OIF != "")
 }
 
 // isTarget reports whether a goto leads to a priority for the sake of the rules of others

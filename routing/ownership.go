@@ -30,8 +30,8 @@ func (o Ownership) FailoverTable() (TableID, bool) {
 }
 
 // OwnsRule reports whether a rule is ours: it carries our protocol and stands on a
-// rung of the ladder, leads to one of our tables, or lifts a rule of somebody else,
-// which is done wherever such rules stand.
+// rung of the ladder, leads to one of our tables, or lifts a rule of somebody else or repeats
+// rungs behind it, which is done wherever such rules stand.
 func (o Ownership) OwnsRule(r Rule) bool {
 	if r.Protocol != Multihomed {
 		return false
@@ -43,7 +43,7 @@ func (o Ownership) OwnsRule(r Rule) bool {
 		return true
 	}
 	_, ours := RungOf(r.Priority)
-	return ours
+	return ours || r.inside()
 }
 
 // OwnsRoute reports whether a route is ours: it carries our protocol and stands in

@@ -23,8 +23,27 @@ var nobody = ByFamily[netip.Prefix]{ //nolint:gochecknoglobals // a constant in 
 
 // ofFailover reports whether a rule is one of the pair.
 func (r *Rule) ofFailover() bool {
-	return r.Priority == PriorityAgain && r.Protocol == Multihomed && r.Action == ActionLookup && r.To == (netip.Prefix{}) &&
+	return r.Priority.behind() && r.Protocol == Multihomed && r.Action == ActionLookup && r.To == (netip.Prefix{}) &&
 		(r.Invert && r.Table == TableMain || !names(r.From) && r.OIF == "" && r.Mark == (Mark{}) && !r.SuppressGroup.Set)
+}
+
+// OfPair reports whether a rule of ours is one of the pair in front of main.
+func (r Rule) OfPair() bool { return r.ofFailover() }
+
+// HoldPair says whether somebody deleted a rule of the pair that is not restored yet. Without
+// the one that reads main, the other one would answer for all that main knows in particular,
+// so there is none of the two then.
+func (p *Planner) HoldPair(f Family, away bool) {
+	if i := familyIndex(f); p.failover.away[i] != away {
+		p.failover.away[i] = away
+		p.chart(i)
+	}
+}
+
+// PairIsAway reports whether the pair of a family would stand, but for [Planner.HoldPair].
+func (p *Planner) PairIsAway(f Family) bool {
+	i := familyIndex(f)
+	return p.failover.away[i] && p.failover.course[i].paired()
 }
 
 // sentHere reports whether failover of a family is for what this host sends alone.
@@ -47,8 +66,8 @@ func (p *Planner) alike(i int, r PlannedRule) []PlannedRule {
 // pair returns the two rules.
 func (p *Planner) pair(i int, table TableID) []PlannedRule {
 	reason := Reason{Decision: FollowLiving}
-	main := Rule{Priority: PriorityAgain, Action: ActionLookup, Table: TableMain, SuppressPrefixLength: Some(0)}
-	other := Rule{Priority: PriorityAgain, Action: ActionLookup, Table: table}
+	main := Rule{Priority: p.around[i].last, Action: ActionLookup, Table: TableMain, SuppressPrefixLength: Some(0)}
+	other := Rule{Priority: p.around[i].last, Action: ActionLookup, Table: table}
 	if p.failover.sentHere(Families()[i]) {
 		main.IIF, other.IIF = Loopback, Loopback
 	} else {

@@ -296,7 +296,7 @@ func (p *Planner) survey(i int) {
 	if before.equal(&p.around[i]) {
 		return
 	}
-	if before.fullTunnel != p.around[i].fullTunnel {
+	if before.fullTunnel != p.around[i].fullTunnel || before.last != p.around[i].last {
 		p.chart(i)
 	}
 	for _, index := range p.indexes() {

@@ -11,9 +11,9 @@ import (
 type surrounding struct {
 	// localMoved says that the kernel's rule for local stands behind the ladder.
 	localMoved bool
-	// tunnels are the tables that somebody sends everything to, in the order in
-	// which the kernel asks them.
-	tunnels []TableID
+	// tunnels are the tables that somebody sends everything to, or half of it, in the order
+	// in which the kernel asks them.
+	tunnels []tunnel
 	// fullTunnel says that somebody decides for every packet behind the ladder.
 	fullTunnel bool
 	// mainUnread says that no rule reads main for whatever this host sends: the
@@ -21,7 +21,12 @@ type surrounding struct {
 	mainUnread bool
 	// lifts says that rules are lifted over the ladder.
 	lifts bool
-	step  step
+	// inside are the priorities inside of the ladder at which the rungs in front of them stand
+	// once more: see insidePlaces.
+	inside []Priority
+	// last is the priority of what stands behind the ladder, last before main.
+	last Priority
+	step step
 	// group is the interface group by which uplinks are told.
 	group uint32
 	// named are the sources that rules of others name, or named until just now. Whether a
@@ -50,7 +55,44 @@ type surrounding struct {
 
 // known lists the tables that bound traffic asks before its own, for what they know
 // in particular. What stands in front of main without us stands in front of it here.
-func (s *surrounding) known() []TableID { return append(slices.Clip(s.tunnels), TableMain) }
+func (s *surrounding) known() []tunnel {
+	return append(slices.Clip(s.tunnels), tunnel{table: TableMain})
+}
+
+// A tunnel is a table that a rule of somebody else reads for what this host sends.
+type tunnel struct {
+	table TableID
+	// from and to are the halves of everything that the rule is for, zero for all.
+	from, to netip.Prefix
+	// suppress is the length of prefixes that the rule takes no answer from, nor from shorter ones.
+	suppress uint32
+}
+
+// isFor reports whether the rule is for packets of a source.
+func (t tunnel) isFor(source netip.Prefix) bool { return !names(t.from) || t.from.Overlaps(source) }
+
+// enterTunnel notes a table that a rule reads. What a rule is for stands in other words:
+// whoever deletes it by these, as in `ip rule del to 0.0.0.0/1`, must hit his own.
+func (s *surrounding) enterTunnel(r Rule) {
+	one := tunnel{table: r.Table, from: r.From, to: r.To, suppress: r.SuppressPrefixLength.Value}
+	at := slices.IndexFunc(s.tunnels, func(t tunnel) bool { return t.table == r.Table })
+	switch {
+	case at >= 0 && (!names(r.To) || !names(s.tunnels[at].to)) && s.tunnels[at] != one:
+		// The request for the one that says less would take the other.
+		one.suppress, one.from, one.to = min(one.suppress, s.tunnels[at].suppress), netip.Prefix{}, netip.Prefix{}
+		s.tunnels = slices.DeleteFunc(s.tunnels, func(t tunnel) bool { return t.table == r.Table })
+		s.tunnels = slices.Insert(s.tunnels, at, one)
+	case names(r.To):
+		low, high := cut(r.To)
+		for _, half := range [...]netip.Prefix{low, high} {
+			if one.to = half; !slices.Contains(s.tunnels, one) {
+				s.tunnels = append(s.tunnels, one)
+			}
+		}
+	case !slices.Contains(s.tunnels, one):
+		s.tunnels = append(s.tunnels, one)
+	}
+}
 
 // A step leads bound traffic over the rules that the kernel numbered below ours.
 type step struct {
@@ -62,9 +104,10 @@ type step struct {
 func (s step) stands() bool { return s.priority != 0 }
 
 // Ranks among rules of one priority: lifts first, then rungs; at the step, what is skipped
-// comes before the step itself.
+// comes before the step itself. What stands once more inside of the ladder comes in between:
+// see rankInside.
 const (
-	rankRung     uint64 = 1 << 57
+	rankRung     uint64 = 1 << 59
 	rankStepRung uint64 = 1 << 60
 	rankStep     uint64 = 1 << 61
 )
@@ -86,13 +129,13 @@ func (s *surrounding) stepOver(r Rule) Rule {
 // equal reports whether the plans of links may stay.
 func (s *surrounding) equal(o *surrounding) bool {
 	return s.localMoved == o.localMoved && s.mainUnread == o.mainUnread && s.fullTunnel == o.fullTunnel && s.lifts == o.lifts &&
-		s.step == o.step && s.group == o.group && slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.entered, o.entered) && slices.Equal(s.layers, o.layers)
+		s.step == o.step && s.group == o.group && slices.Equal(s.inside, o.inside) && s.last == o.last && slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.entered, o.entered) && slices.Equal(s.layers, o.layers)
 }
 
 // survey makes of the rules of others what it means for ours, and the rules that
 // lift them.
 func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []PlannedRule) {
-	s := surrounding{group: group}
+	s := surrounding{group: group, last: behindLadder(foreign)}
 	var others []ForeignRule
 	localStands, localBefore := false, false
 	for _, o := range foreign {
@@ -129,6 +172,7 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		}
 	}
 	s.layers = orderLayers(s.layers)
+	s.inside = insidePlaces(others)
 	points := liftPoints(others)
 	if len(stepped) > 0 {
 		p := stepPoint(others, slices.Min(stepped)-1)
@@ -204,10 +248,10 @@ func (s *surrounding) enter(o ForeignRule) {
 	// What a rule leaves out is its tunnel's own traffic, and a rule of ours could not
 	// leave it out. Those are full tunnels: their table is a default and nothing
 	// else. Besides, wg-quick deletes what says "lookup TABLE" until nothing does.
-	if r.Invert || r.Mark.Mask != 0 || slices.Contains(s.tunnels, r.Table) {
+	if r.Invert || r.Mark.Mask != 0 {
 		return
 	}
-	s.tunnels = append(s.tunnels, r.Table)
+	s.enterTunnel(r)
 }
 
 // liftable reports whether a rule of somebody else is lifted at a priority: it
@@ -257,6 +301,139 @@ func liftPoints(others []ForeignRule) []point {
 	}
 	return points
 }
+
+// insidePlaces are the priorities inside of the ladder at which the rungs in front of them
+// stand once more. Rules of others stand there to which packets come that skipped these rungs:
+// they were lifted, or a goto of somebody else leads there. If the rule has no answer, they must
+// find their link before the rungs behind it take or refuse them. There is one place in front of
+// each rung, directly behind the last rule that selects: the next ones have their say first.
+func insidePlaces(others []ForeignRule) []Priority {
+	targets := map[Priority]struct{}{}
+	for _, o := range others {
+		if o.Rule.Action == ActionGoto {
+			targets[o.Rule.Goto] = struct{}{}
+		}
+	}
+	var out []Priority
+	from := PriorityOverlap
+	for _, rung := range rungsOfSources {
+		if rung <= PriorityOverlap || rung > PriorityUnreachable {
+			continue
+		}
+		last := Priority(0)
+		for _, o := range others {
+			if p := o.Rule.Priority; p > from && p <= rung && (liftable(o.Rule, PriorityLift) || contains(targets, p)) {
+				last = max(last, p)
+			}
+		}
+		if last != 0 {
+			out = append(out, last)
+		}
+		from = rung
+	}
+	return out
+}
+
+// behind reports whether a priority is one of those last before main.
+func (p Priority) behind() bool { return p >= firstAgain && p <= PriorityAgain }
+
+// behindLadder is the priority of what stands behind the ladder: the last before main. A goto
+// of somebody else that leads to a priority at which nothing stands does nothing, and would
+// find ours there: then ours stand in front of that, which is the same place.
+func behindLadder(foreign []ForeignRule) Priority {
+	at := PriorityAgain
+	for at > firstAgain && dangles(foreign, at) {
+		at--
+	}
+	return at
+}
+
+// dangles reports whether a goto of somebody else leads to a priority at which nobody has a
+// rule but us.
+func dangles(foreign []ForeignRule, at Priority) bool {
+	leads := slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.Action == ActionGoto && o.Rule.Goto == at })
+	return leads && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.Priority == at })
+}
+
+// A site is a place at which the rungs of a link stand: 0 is the ladder itself, where each has
+// its own priority. At the others they share one.
+type site Priority
+
+// sites are those of a family, in the order of the kernel but for the first.
+func (s *surrounding) sites() []site {
+	out := make([]site, 1, 2+len(s.inside))
+	for _, p := range s.inside {
+		out = append(out, site(p))
+	}
+	if s.lifts {
+		out = append(out, site(s.last))
+	}
+	return out
+}
+
+// has reports whether a rung stands at the site: inside of the ladder, only those do that may
+// have been skipped.
+func (s site) has(rung Priority) bool { return s == 0 || Priority(s) > rung }
+
+// priority is that of a rung at the site.
+func (s site) priority(rung Priority) Priority {
+	if s == 0 {
+		return rung
+	}
+	return Priority(s)
+}
+
+func (s site) decision(d Decision) Decision {
+	if s == 0 {
+		return d
+	}
+	return Again
+}
+
+// rank orders the rungs of one source at the site, rank is that in the ladder.
+func (s site) rank(rank, stage uint64) uint64 {
+	switch {
+	case s == 0:
+		return rank
+	case Priority(s).behind():
+		return rankAgain(rank, stage)
+	default:
+		return rankInside(rank, stage)
+	}
+}
+
+// mark returns the words of a rung at the site; behind is its mark behind the ladder. Inside
+// of the ladder all have a word, by which they are known: see [Rule.inside].
+func (s site) mark(behind, inside Mark) Mark {
+	switch {
+	case s == 0:
+		return Mark{}
+	case Priority(s).behind():
+		return behind
+	default:
+		return inside
+	}
+}
+
+// ownMark returns the words of a rung in the ladder that says little: at a priority at which
+// others are repeated, its request would take these.
+func (s *surrounding) ownMark(rung Priority) Mark {
+	if slices.Contains(s.inside, rung) {
+		return anyMarkOwn
+	}
+	return Mark{}
+}
+
+// inside reports whether a rule of ours stands inside of the ladder, at the priority of a rule
+// of somebody else, besides the rung that it repeats.
+func (r *Rule) inside() bool {
+	return r.Protocol == Multihomed && r.Priority > PriorityOverlap && r.Priority <= PriorityUnreachable &&
+		r.Mark.Mask == 0 && r.Mark.Value != 0 && r.Mark != anyMarkOwn && (r.Priority != PriorityNested || r.Mark != anyMarkInner) &&
+		(r.Priority != PriorityKnown || r.Mark != anyMarkHalf)
+}
+
+// repeats reports whether a rule of ours repeats a rung, inside of the ladder or behind it.
+func (r *Rule) repeats() bool { return r.Priority.behind() || r.inside() }
 
 // lowestStep is how far down the rules of a step may begin.
 const lowestStep Priority = 6900

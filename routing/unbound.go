@@ -56,7 +56,7 @@ func (s *surrounding) takes(source netip.Prefix, device int, longest uint32) (Un
 		if u.Device == device || !source.Contains(u.Address) || !slices.Contains(s.behind(), u.Table) {
 			continue
 		}
-		known := slices.Contains(s.known(), u.Table) && u.Length > int(longest) && u.Group != s.group
+		known := slices.ContainsFunc(s.known(), func(t tunnel) bool { return t.table == u.Table }) && u.Length > int(longest) && u.Group != s.group
 		if !known {
 			return u, true
 		}

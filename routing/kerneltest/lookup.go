@@ -21,6 +21,16 @@ func (k *Kernel) LookupWithoutUs(f lookup.Flow) lookup.Verdict {
 	return k.host(f, func(r routing.Rule) bool { return !k.policy.OwnsRule(r) }).Lookup(f)
 }
 
+// LookupIf is Lookup on a kernel that holds some of its rules only.
+func (k *Kernel) LookupIf(f lookup.Flow, stands func(routing.Rule) bool) lookup.Verdict {
+	return k.host(f, stands).Lookup(f)
+}
+
+// Trace is LookupIf with all that was asked on the way.
+func (k *Kernel) Trace(f lookup.Flow, stands func(routing.Rule) bool) (lookup.Verdict, []lookup.Step) {
+	return k.host(f, stands).Trace(f)
+}
+
 // host is what the answer to a flow depends on.
 func (k *Kernel) host(f lookup.Flow, stands func(routing.Rule) bool) *lookup.Host {
 	family := routing.FamilyOf(f.To)

@@ -230,6 +230,7 @@ func (l *Loop) takeDue() {
 		l.touched.Rules[o.rule] = struct{}{}
 		l.touched.Routes[o.route] = struct{}{}
 	}
+	l.holdPairs()
 	l.forgetGone(now)
 	for index, due := range l.takeovers.due {
 		if !now.Before(due) {

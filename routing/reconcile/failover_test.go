@@ -348,6 +348,43 @@ func TestFailoverBehindForeignRules(t *testing.T) {
 	h.quiet()
 }
 
+// TestFailoverIsWhole: while somebody deletes until nothing has his words, the rule that reads
+// main stays away, and the one that reads F does not answer in its place.
+func TestFailoverIsWhole(t *testing.T) {
+	h := newFailingHost(t, 2)
+	h.ip("route add 10.77.0.0/16 via 100.64.0.9")
+	h.ip("rule add pref 32000 lookup main suppress_prefixlength 0")
+	h.pass()
+	h.dead("wan0")
+	h.goes(1)
+	n := 0
+	for ; n < 10 && exec.CommandContext(t.Context(), "ip", "rule", "del", "table", "main", "suppress_prefixlength", "0").Run() == nil; n++ {
+		h.pass()
+		h.clock = h.clock.Add(20 * time.Millisecond)
+		if got := h.way("10.77.1.1"); !strings.HasPrefix(got, "wan0") {
+			t.Errorf("after deletion %d what main knows leaves by %q:\n%s", n+1, got, h.ip("rule"))
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d deletions, want 2", n)
+	}
+	if rules := h.ip("-N rule show pref 32765"); rules != "" {
+		t.Errorf("while the pair is away: %s", rules)
+	}
+	h.quiet()
+	for range 3 {
+		if h.wait() > time.Second {
+			break
+		}
+		h.pass()
+	}
+	h.goes(1)
+	if got := h.way("10.77.1.1"); !strings.HasPrefix(got, "wan0") {
+		t.Errorf("afterwards what main knows leaves by %q:\n%s", got, h.ip("rule"))
+	}
+	h.quiet()
+}
+
 // await passes until something is so: the kernel does it on its own time.
 func (h *host) await(what string, is func() bool) {
 	h.Helper()

@@ -457,6 +457,10 @@ func (l *Loop) stopped(keys []routing.Key) (stands routing.ByFamily[bool]) {
 	l.Mirror.View(func(k State) {
 		for _, f := range routing.Families() {
 			for _, r := range k.RuleOrder(f, routing.PriorityUnreachable) {
+				// Rungs of local links may be repeated there: see the rung "again".
+				if r.Action != routing.ActionUnreachable {
+					continue
+				}
 				stands.Set(f, stands.In(f) || slices.ContainsFunc(keys, func(key routing.Key) bool {
 					return key.Family == f && (key.Prefix == r.From || !key.OfHosts() && key.Prefix.Contains(r.From.Addr()))
 				}))

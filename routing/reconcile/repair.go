@@ -99,6 +99,7 @@ func (l *Loop) mustWait(ctx context.Context, taken []routing.Taken) []object {
 			first = t
 		}
 	}
+	l.holdPairs()
 	if repaired == 0 {
 		return wait
 	}
@@ -253,13 +254,25 @@ func (l *Loop) yield(o object, d deferral) {
 	}
 }
 
+// holdPairs keeps the rules of failover whole: while one of the pair waits for its time, there
+// is none.
+func (l *Loop) holdPairs() {
+	for _, f := range routing.Families() {
+		away := false
+		for o := range l.deferred {
+			away = away || o.rule.OfPair() && o.rule.Family == f
+		}
+		l.planner.HoldPair(f, away)
+	}
+}
+
 // leaveAway keeps what waits for its time from being compared before, and forgets what
 // nobody wants any more.
 func (l *Loop) leaveAway() {
 	for o := range l.deferred {
 		_, rule := l.planner.Rule(o.rule)
 		_, route := l.planner.Route(o.route)
-		if !rule && !route {
+		if !rule && !route && (!o.rule.OfPair() || !l.planner.PairIsAway(o.rule.Family)) {
 			delete(l.deferred, o)
 			l.news = true
 			continue
@@ -267,6 +280,7 @@ func (l *Loop) leaveAway() {
 		delete(l.touched.Rules, o.rule)
 		delete(l.touched.Routes, o.route)
 	}
+	l.holdPairs()
 }
 
 // takeGone remembers the rules of others that went: whoever deleted them may go on until

@@ -94,6 +94,41 @@ var markHosts = []Host{
 		Ask: selected([]uint32{1, 2}, []uint32{1000, 1001}, addrs("198.18.0.1", "10.8.0.9", "fd08::9")...),
 	},
 	{
+		Name:    "rules among ours whose tables have no answer",
+		What:    "A user's VPN by a rule at 10100, whose table is empty while the VPN is down, and a network by one at 10002, whose table knows a part of it.",
+		Selects: nobody,
+		Build: func(w *world) {
+			w.tun("tun0", "10.8.0.2/24", "fd08::2/64")
+			w.both("rule add pref 10100 uidrange 1001-1001 lookup 77")
+			w.ip("route add 10.21.0.0/16 dev tun0 table 78", "rule add pref 10002 to 10.20.0.0/15 lookup 78")
+			w.beyond = addrs("10.20.0.1")
+		},
+		Ask: func(w *world) []Question {
+			dials := append(dialsOf(w), Dial{Dst: netip.MustParseAddr("10.20.0.1")})
+			return append(dials, selected(nil, []uint32{1001}, addrs("10.20.0.1")...)(w)...)
+		},
+	},
+	{
+		Name:    "a goto that leads nowhere",
+		What:    "A script's marked packets jump to 32765, where nothing stands, and so meet the prohibit that comes before.",
+		Selects: particular,
+		Build: func(w *world) {
+			w.both("rule add pref 20 fwmark 1 goto 32765", "rule add pref 32000 fwmark 1 prohibit")
+		},
+		Ask: func(w *world) []Question { return grid(w.outside(), []sender{{Mark: 1}, {}}) },
+	},
+	{
+		Name:    "half of everything by a rule",
+		What:    "A rule for the lower half of the internet, whose table knows a network of the upper half, too.",
+		Selects: nobody,
+		Build: func(w *world) {
+			w.tun("tun0", "10.8.0.2/24", "fd08::2/64")
+			w.ip("route add 198.18.0.0/15 dev tun0 table 77", "rule add pref 32000 to 0.0.0.0/1 lookup 77")
+			w.beyond = addrs("198.18.0.1")
+		},
+		Ask: func(w *world) []Question { return grid(addrs("198.18.0.1"), w.senders(1)) },
+	},
+	{
 		Name: "a rule by user without an answer",
 		What: "A rule for users reads a table that knows one network: what is bound to a device or an address keeps its link.",
 		Selects: func(_ *world, q Question) bool {

@@ -54,6 +54,7 @@ func checks() []check {
 		{"unchecked", checkUnchecked},
 		{"rule-unknown", checkUnknown},
 		{"rule-overtakes", checkOvertaken},
+		{"goto-resolved", checkGotos},
 		{"lift-yields", checkYielding},
 		{"put-back-later", checkWaiting},
 		{"routed-dns", checkRoutedDNS},

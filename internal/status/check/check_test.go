@@ -364,6 +364,31 @@ func TestUnknownRules(t *testing.T) {
 	}
 }
 
+func TestGotoThatOursResolve(t *testing.T) {
+	leads := routing.Rule{Priority: 20, Action: routing.ActionGoto, Goto: routing.PrioritySource, Mark: routing.Mark{Value: 1, Mask: 1<<32 - 1}}
+	behind, nowhere := leads, leads
+	behind.Goto, nowhere.Goto = routing.PriorityAgain, 25000
+	finding := want{
+		code: "goto-resolved", severity: routing.Warning, fix: "ip -4 rule add priority 10000 nop",
+		text: []string{`"20: from all fwmark 0x1 goto 10000"`, "only multihomed"},
+	}
+	for name, c := range map[string]struct {
+		rules []routing.Rule
+		want  []want
+	}{
+		"only ours stand there":         {[]routing.Rule{leads}, []want{finding}},
+		"a rule of others stands there": {[]routing.Rule{leads, {Priority: routing.PrioritySource, Action: routing.ActionNop}}, nil},
+		"ours stand elsewhere":          {[]routing.Rule{behind}, nil},
+		"nothing stands there":          {[]routing.Rule{nowhere}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := viewtest.Of(viewtest.WAN(0), viewtest.WAN(1))
+			others(v, c.rules...)
+			expect(t, v, files(), c.want...)
+		})
+	}
+}
+
 // TestStrays: what takes bound traffic away is named; whoever only has a say is listed, and
 // no finding.
 func TestStrays(t *testing.T) {

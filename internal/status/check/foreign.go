@@ -64,6 +64,33 @@ func checkOvertaken(v *view.View, _ files) []routing.Problem {
 	return out
 }
 
+// checkGotos finds gotos of others that lead to a priority at which nobody has a rule but us:
+// without us they do nothing.
+func checkGotos(v *view.View, _ files) []routing.Problem {
+	var out []routing.Problem
+	for _, f := range routing.Families() {
+		foreign := v.Planner.Foreign(f)
+		for _, o := range foreign {
+			r := o.Rule
+			if r.Action != routing.ActionGoto || slices.ContainsFunc(foreign, func(o routing.ForeignRule) bool { return o.Rule.Priority == r.Goto }) {
+				continue
+			}
+			for p := range v.Planner.Rules() {
+				if p.Rule.Family != f || p.Rule.Priority != r.Goto {
+					continue
+				}
+				out = append(out, routing.Problem{
+					Severity: routing.Warning, Object: r.String(),
+					Text: fmt.Sprintf("the %s rule %q leads to priority %d, at which only multihomed has rules: packets jump there, and without multihomed they do not", f, r, r.Goto),
+					Fix:  fmt.Sprintf("add a rule that does nothing at this priority (ip %s rule add priority %d nop), to jump there in any case, or delete the rule", f.Flag(), r.Goto),
+				})
+				break
+			}
+		}
+	}
+	return out
+}
+
 // checkYielding finds lifts that stay away because the deletion of the lifted rule matched them.
 func checkYielding(v *view.View, _ files) []routing.Problem {
 	var out []routing.Problem
