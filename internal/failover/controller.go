@@ -44,6 +44,8 @@ type Options struct {
 	Ends Ends
 	// Memory outlives the process; nil for none.
 	Memory Memory
+	// Archive outlives the boot; nil for none.
+	Archive Archive
 	// Before is the controller of the configuration before this one, whose Run has returned;
 	// nil for none.
 	Before *Controller
@@ -56,6 +58,7 @@ type Controller struct {
 	changed, touched, stirred news.Signal
 	ends                      chan end
 	memory                    *news.Slot[[]Kept]
+	archive                   *news.Slot[[]Answered]
 	endpoints                 *news.Slot[[]connections.Endpoint]
 	// wanted are the endpoints that were wanted last, if wants.
 	wanted []connections.Endpoint
@@ -69,6 +72,8 @@ type Controller struct {
 	known   bool
 	watches map[key]*watch
 	kept    map[key]Kept
+	// answered are the targets that have answered, those of the network that was learned last first.
+	answered []Answered
 	// prober is the one that runs, nil if none is needed; horizon is what it has delivered.
 	prober    Prober
 	connected bool
@@ -112,8 +117,11 @@ type watch struct {
 	// unwatched says why nothing is asked.
 	unwatched string
 	how       map[string]question
-	wake      health.Moment
-	asking    bool
+	// answered are the targets that have answered in its network, nil before that is known.
+	network  Network
+	answered map[string]struct{}
+	wake     health.Moment
+	asking   bool
 	// state and dead are what was noted; told says that its death is in the log.
 	state health.State
 	dead  bool
@@ -125,14 +133,15 @@ type watch struct {
 
 // asked is a probe that a prober sends.
 type asked struct {
-	watch *watch
-	id    uint32
+	watch  *watch
+	id     uint32
+	target string
 }
 
 // New returns a Controller. Until it has facts, it goes on with what the one before it judged.
 func New(o Options) *Controller {
 	c := &Controller{
-		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](),
+		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](), archive: news.NewSlot[[]Answered](),
 		endpoints: news.NewSlot[[]connections.Endpoint](),
 		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{},
 	}
@@ -145,6 +154,7 @@ func New(o Options) *Controller {
 		before.mu.Lock()
 		defer before.mu.Unlock()
 		c.epoch, c.watches, c.kept, c.unjudged, c.generation = before.epoch, before.watches, before.kept, before.unjudged, before.generation+1
+		c.answered = before.answered
 		for _, w := range c.watches {
 			w.machine.SetConfig(healthConfig(o.Config.Failover))
 			w.machine.SetAsks(c.epoch.now(), false)
@@ -157,6 +167,9 @@ func New(o Options) *Controller {
 		for _, k := range o.Memory.Recall() {
 			c.kept[key{k.Index, k.Family}] = k
 		}
+	}
+	if o.Archive != nil {
+		c.answered = o.Archive.Recall()
 	}
 	c.publish(c.started)
 	return c
@@ -226,6 +239,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	tasks.Go(func() { c.follow(ctx, facts) })
 	tasks.Go(func() { c.endAll(ctx) })
 	tasks.Go(func() { c.remember(ctx) })
+	tasks.Go(func() { c.archiveAll(ctx) })
 	if c.Ends != nil {
 		tasks.Go(func() { c.followEndpoints(ctx) })
 	}
@@ -417,7 +431,7 @@ func (c *Controller) send(w *watch, o health.Order) {
 		w.machine.Unsent(o.ID)
 		return
 	}
-	c.probes[id] = asked{w, o.ID}
+	c.probes[id] = asked{w, o.ID, o.Target}
 }
 
 func compareKeys(a, b key) int {

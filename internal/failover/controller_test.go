@@ -6,7 +6,10 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -717,6 +720,141 @@ func TestNextProcess(t *testing.T) {
 			t.Errorf("switched off: %+v is kept", kept)
 		}
 	})
+}
+
+// again runs a controller after the one before it has ended: after a reload, or after a boot,
+// which knows the archive alone.
+func (h *host) again(archive failover.Archive, before *failover.Controller, enabled bool) (stop func()) {
+	return h.start(func(o *failover.Options) {
+		o.Archive, o.Before, o.Config.Failover.Enabled = archive, before, enabled
+	})
+}
+
+// TestDeadFromTheBeginning: a link that died while failover was off, or while the host was, is
+// dead when watching begins: it has answered before. In another network nobody knows that.
+func TestDeadFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	elsewhere := func(change func(*failover.Uplink)) func(*host) {
+		return func(h *host) { change(&h.facts.Uplinks[0]) }
+	}
+	for name, c := range map[string]struct {
+		boots bool
+		move  func(*host)
+		dead  bool
+	}{
+		"off and on":      {false, nil, true},
+		"a boot":          {true, nil, true},
+		"another index":   {true, elsewhere(func(u *failover.Uplink) { u.Index, u.Exit.Route.Device = 7, 7 }), true},
+		"another gateway": {true, elsewhere(func(u *failover.Uplink) { u.Exit.Route.Gateway = netip.MustParseAddr("198.51.100.9") }), false},
+		"another profile": {true, elsewhere(func(u *failover.Uplink) { u.Profile = "another" }), false},
+		// That of the other link has answered by this one, too.
+		"another server": {true, elsewhere(func(u *failover.Uplink) { u.Servers = []netip.Addr{netip.MustParseAddr("9.9.9.7")} }), true},
+		"only other servers": {true, func(h *host) {
+			h.facts.Uplinks[0].Servers = []netip.Addr{netip.MustParseAddr("9.9.9.7")}
+			h.facts.Uplinks[1].Servers = []netip.Addr{netip.MustParseAddr("9.9.9.8")}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				archive := failover.AnsweredFile{Directory: t.TempDir()}
+				h := newHost(t, 2, 3)
+				h.facts.Uplinks[0].Profile = "home"
+				stop := h.again(archive, nil, true)
+				pass(time.Minute)
+				stop()
+				h.again(archive, h.controller, false)()
+				before := h.controller
+				if c.boots {
+					before = nil
+				}
+				h.dead[2], h.dead[7], h.runs[7] = true, true, true
+				if c.move != nil {
+					c.move(h)
+				}
+				index := h.facts.Uplinks[0].Index
+				defer h.again(archive, before, true)()
+				pass(20 * time.Second)
+				if h.isDead(index) != c.dead || h.isDead(3) {
+					t.Errorf("dead %t: %+v\n%s", h.isDead(index), h.controller.State(), h.log)
+				}
+				h.mu.Lock()
+				h.dead[2], h.dead[7] = false, false
+				h.mu.Unlock()
+				pass(time.Minute)
+				if h.isDead(index) {
+					t.Errorf("still dead: %+v", h.controller.State())
+				}
+			})
+		})
+	}
+}
+
+// TestArchive: what is kept is bounded, seldom written, and forgotten at an administrator's word;
+// what is no such file is nothing.
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		archive := &counted{AnsweredFile: failover.AnsweredFile{Directory: t.TempDir()}}
+		h := newHost(t, 2, 3)
+		stop := h.again(archive, nil, true)
+		pass(10 * time.Minute)
+		all := archive.Recall()
+		if len(all) != 2 || archive.times() > 4 {
+			t.Errorf("%d times written: %+v", archive.times(), all)
+		}
+		if err := h.controller.Reset("wan1"); err != nil {
+			t.Error(err)
+		}
+		h.change(func() { h.dead[3] = true })
+		pass(time.Second)
+		if all := archive.Recall(); len(all) != 1 || all[0].Interface != "wan0" || !slices.Equal(all[0].Targets, []string{"dns:9.9.9.2:53", "dns:9.9.9.3:53"}) {
+			t.Errorf("after a reset: %+v", all)
+		}
+		for n := range 200 {
+			h.change(func() { h.facts.Uplinks[0].Profile = strconv.Itoa(n) })
+			pass(20 * time.Second)
+		}
+		stop()
+		if all := archive.Recall(); len(all) != 64 || all[0].Profile != "199" {
+			t.Errorf("%d networks are kept, the last one is %+v", len(all), all[0])
+		}
+	})
+	long := strings.Repeat("x", 200)
+	for _, text := range []string{
+		"", "{}", "null", "[1]", `[{"interface":"wan0","family":2,"gateway":"x","targets":["dns:9.9.9.2:53"]}]`, strings.Repeat(" ", 2<<20) + "[]",
+		`[{"interface":"wan0","family":3,"gateway":"","targets":["a"]}]`, `[{"interface":"wan0","family":2,"gateway":"","targets":[]}]`,
+		`[{"interface":"` + long + `","family":2,"gateway":"","targets":["a"]}]`, `[{"interface":"wan0","family":2,"gateway":"","targets":["` + long + `"]}]`,
+		`[{"interface":"wan0","family":2,"gateway":"","targets":["a"` + strings.Repeat(`,"a"`, 16) + `]}]`,
+	} {
+		file := failover.AnsweredFile{Directory: t.TempDir()}
+		if err := os.WriteFile(filepath.Join(file.Directory, failover.AnsweredName), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if all := file.Recall(); len(all) > 0 {
+			t.Errorf("%.100s: %+v", text, all)
+		}
+	}
+}
+
+// A counted archive counts its writes.
+type counted struct {
+	failover.AnsweredFile
+	mu     sync.Mutex
+	writes int
+}
+
+func (c *counted) Keep(all []failover.Answered) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writes++
+	return c.AnsweredFile.Keep(all)
+}
+
+func (c *counted) times() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writes
 }
 
 // TestLeftInF: what a crash leaves in table F is a memory, too, whatever the file says.

@@ -49,6 +49,10 @@ func (c *Controller) Reset(name string) error {
 	for _, w := range all {
 		w.machine.Reset(now)
 		w.wake = now
+		clear(w.answered)
+		if c.forget(w.network) {
+			c.archive.Put(slices.Clone(c.answered))
+		}
 	}
 	c.ordered(now)
 	return nil
