@@ -61,12 +61,8 @@ func checkUplinks(v *view.View, _ files) []routing.Problem {
 func deadUplink(v *view.View, same []view.Uplink) routing.Problem {
 	u := same[0]
 	families, objects := make([]string, 0, len(same)), make([]string, 0, len(same))
-	var consequences []string
 	for _, o := range same {
 		families, objects = append(families, o.Family.Name()), append(objects, o.Family.String())
-		if c := consequence(v, o); !slices.Contains(consequences, c) {
-			consequences = append(consequences, c)
-		}
 	}
 	p := routing.Problem{Severity: routing.Warning, Link: u.Name, Object: strings.Join(objects, ", ")}
 	family := and(families)
@@ -97,26 +93,44 @@ func deadUplink(v *view.View, same []view.Uplink) routing.Problem {
 	if why := u.Sentence(); why != "" {
 		p.Text += ": " + why
 	}
-	p.Text += "; " + strings.Join(consequences, "; ")
+	p.Text += "; " + consequences(v, same)
 	p.Fix = revive(v, u)
 	return p
 }
 
-// consequence says what unbound traffic does without the uplink.
-func consequence(v *view.View, u view.Uplink) string {
+// consequences say what unbound traffic does without the uplink; where families differ, of
+// which.
+func consequences(v *view.View, same []view.Uplink) string {
+	sentences := func(traffic func(view.Uplink) string) []string {
+		var out []string
+		for _, u := range same {
+			if c := consequence(v, u, traffic(u)); !slices.Contains(out, c) {
+				out = append(out, c)
+			}
+		}
+		return out
+	}
+	all := sentences(func(view.Uplink) string { return "unbound traffic" })
+	if len(all) > 1 {
+		all = sentences(func(u view.Uplink) string { return "unbound " + u.Family.Name() + " traffic" })
+	}
+	return strings.Join(all, "; ")
+}
+
+func consequence(v *view.View, u view.Uplink, traffic string) string {
 	way, leaves := v.Unbound[u.Family]
 	c, known := v.Course(u.Family)
 	switch {
 	case !leaves:
-		return "unbound traffic does not leave"
+		return traffic + " does not leave"
 	case known && c.Why == routing.CourseNoneLives && way.Interface != u.Name:
-		return "nor does " + way.Interface + ", which unbound traffic uses"
+		return "nor does " + way.Interface + ", which " + traffic + " uses"
 	case way.Interface != u.Name:
-		return "unbound traffic leaves by " + way.Interface
+		return traffic + " leaves by " + way.Interface
 	case known && c.Why == routing.CourseNoneLives:
-		return "unbound traffic stays on it, because no other uplink works"
+		return traffic + " stays on it, because no other uplink works"
 	default:
-		return "unbound traffic is about to leave it"
+		return traffic + " is about to leave it"
 	}
 }
 

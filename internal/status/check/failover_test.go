@@ -87,6 +87,10 @@ func TestDeadInBothFamilies(t *testing.T) {
 	v.Unbound[routing.IPv6] = v.Unbound[routing.IPv4]
 	both := want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", text: []string{"does not work for IPv4 and IPv6 since", "for a reason; unbound traffic leaves by wan1"}, fix: "ping"}
 	expect(t, v, files(), both)
+	v.Unbound[routing.IPv6] = status.Unbound{Interface: "wan2", Table: 10999}
+	differ := both
+	differ.text = []string{"for a reason; unbound IPv4 traffic leaves by wan1; unbound IPv6 traffic leaves by wan2"}
+	expect(t, v, files(), differ)
 	v.Failover.Uplinks[2].State = health.Recovering
 	both.text = []string{"does not work for IPv4 since"}
 	expect(t, v, files(), both, want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"works again for IPv6"}, fix: "reset"})
