@@ -134,6 +134,25 @@ func TestNotWatched(t *testing.T) {
 	expect(t, v, files())
 }
 
+// TestRuleDecides: where a rule of somebody else comes before failover, status does not say that
+// failover decided.
+func TestRuleDecides(t *testing.T) {
+	v := moved(uplinks(health.Down, health.Up), "wan1", routing.CourseDead)
+	v.Unbound[routing.IPv4] = status.Unbound{Interface: "wan2", Table: 77}
+	if u := v.Status(nil, "1").Unbound["ipv4"]; u.Why != "table 77 decides" || u.Main != "" {
+		t.Errorf("%+v", u)
+	}
+	v.Snapshot.Others[0] = append(v.Snapshot.Others[0], routing.ForeignRule{Rule: routing.Rule{Family: routing.IPv4, Priority: 30000, Action: routing.ActionLookup, Table: 77}})
+	if u := v.Status(nil, "1").Unbound["ipv4"]; u.Why != `the rule "30000: from all lookup 77" of another program decides` || u.Interface != "wan2" {
+		t.Errorf("%+v", u)
+	}
+	// Of a VPN that works with a healthy uplink there is nothing to explain.
+	moved(v, "wan0", routing.CourseAlive)
+	if u := v.Status(nil, "1").Unbound["ipv4"]; u.Why != "" {
+		t.Errorf("%+v", u)
+	}
+}
+
 func TestFailoverBlocked(t *testing.T) {
 	blocked := want{code: check.FailoverBlocked, severity: routing.Notice, text: []string{"unbound IPv4 traffic does not leave"}, fix: "ip -4 rule"}
 	expect(t, moved(uplinks(health.Up, health.Up), "wan0", routing.CourseBlocked), files(), blocked)
