@@ -19,6 +19,9 @@ const (
 	UplinkDead routing.Code = "uplink-dead"
 	// AllDead says that no uplink works.
 	AllDead routing.Code = "all-uplinks-dead"
+	// NeverAnswered says that unbound traffic uses an uplink that nobody can tell dead from one
+	// whose provider filters all questions.
+	NeverAnswered routing.Code = "never-answered"
 	// NotWatched says that uplinks are judged by their carrier alone.
 	NotWatched routing.Code = "not-watched"
 	// FailoverBlocked says that failover has no place among the rules of others.
@@ -203,6 +206,55 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 		Text: "uplinks are judged by their carrier alone: " + prober,
 		Fix:  "systemctl start multihomed-prober.socket",
 	}}
+}
+
+// checkNeverAnswered finds that unbound traffic uses an uplink on which nothing has ever answered,
+// while another one works: it may be dead, and nobody would notice.
+func checkNeverAnswered(v *view.View, _ files) []routing.Problem {
+	var all []view.Uplink
+	works := map[routing.Family]string{}
+	for _, f := range routing.Families() {
+		c, known := v.Course(f)
+		if !known || !v.Failover.Watches(f) {
+			continue
+		}
+		for _, u := range v.Failover.In(f) {
+			switch {
+			case works[f] == "" && (u.State == health.Up || u.State == health.Suspect):
+				works[f] = u.Name
+			case isMute(u) && v.Unbound[f].Interface == u.Name && slices.Contains(c.Devices(), u.Index):
+				all = append(all, u)
+			}
+		}
+	}
+	var out []routing.Problem
+	for len(all) > 0 {
+		u := all[0]
+		var families, objects []string
+		other := ""
+		all = slices.DeleteFunc(all, func(o view.Uplink) bool {
+			if o.Index == u.Index && works[o.Family] != "" {
+				families, objects = append(families, o.Family.Name()), append(objects, o.Family.String())
+				other = works[o.Family]
+			}
+			return o.Index == u.Index
+		})
+		if len(families) == 0 {
+			continue
+		}
+		out = append(out, routing.Problem{
+			Severity: routing.Warning, Link: u.Name, Object: strings.Join(objects, ", "),
+			Text: fmt.Sprintf("%s carries unbound %s traffic, and nothing has ever answered there: nobody would notice if it did not work; %s works", u.Name, and(families), other),
+			Fix:  fmt.Sprintf("to use %s for 30 seconds: multihomectl failover test %s; if %s works, set [failover] targets to hosts that answer there", other, u.Name, u.Name),
+		})
+	}
+	return out
+}
+
+// isMute reports whether an uplink was asked, and nothing has ever answered.
+func isMute(u view.Uplink) bool {
+	return u.State == health.Unprobed && u.Unwatched == "" && len(u.Targets) > 0 &&
+		!slices.ContainsFunc(u.Targets, func(t health.TargetReport) bool { return t.Answered })
 }
 
 // checkBlocked says that the rules of others leave no place for those of failover.

@@ -153,6 +153,44 @@ func TestRuleDecides(t *testing.T) {
 	}
 }
 
+// TestNeverAnswered: unbound traffic uses an uplink on which nothing ever answered, while another
+// one works.
+func TestNeverAnswered(t *testing.T) {
+	mute := func(states ...health.State) *view.View {
+		v := moved(uplinks(states...), "wan0", routing.CourseAlive)
+		v.Failover.Uplinks[0].Targets = []health.TargetReport{{Name: "dns:9.9.9.9:53"}}
+		return v
+	}
+	warning := want{
+		code: check.NeverAnswered, severity: routing.Warning, link: "wan0",
+		text: []string{"wan0 carries unbound IPv4 traffic, and nothing has ever answered", "wan1 works"}, fix: "multihomectl failover test wan0",
+	}
+	expect(t, mute(health.Unprobed, health.Up), files(), warning)
+	v := mute(health.Unprobed, health.Suspect)
+	for _, u := range v.Failover.In(routing.IPv4) {
+		u.Family = routing.IPv6
+		v.Failover.Uplinks = append(v.Failover.Uplinks, u)
+	}
+	v.Snapshot.Courses[1], v.Unbound[routing.IPv6] = v.Snapshot.Courses[0], v.Unbound[routing.IPv4]
+	both := warning
+	both.text = []string{"unbound IPv4 and IPv6 traffic"}
+	expect(t, v, files(), both)
+	v.Failover.Uplinks[3].State = health.Unprobed
+	expect(t, v, files(), warning)
+	// It is asked still, the other is no better, nobody asks, or a VPN has the traffic.
+	expect(t, mute(health.Unknown, health.Up), files())
+	expect(t, mute(health.Unprobed, health.Unprobed), files())
+	v = mute(health.Unprobed, health.Up)
+	v.Failover.Uplinks[0].Targets = nil
+	expect(t, v, files())
+	v = mute(health.Unprobed, health.Up)
+	v.Failover.Uplinks[0].Unwatched = "the configuration asks for the carrier alone"
+	expect(t, v, files())
+	v = mute(health.Unprobed, health.Up)
+	v.Unbound[routing.IPv4] = status.Unbound{Interface: "wg0", Table: 51820}
+	expect(t, v, files())
+}
+
 func TestFailoverBlocked(t *testing.T) {
 	blocked := want{code: check.FailoverBlocked, severity: routing.Notice, text: []string{"unbound IPv4 traffic does not leave"}, fix: "ip -4 rule"}
 	expect(t, moved(uplinks(health.Up, health.Up), "wan0", routing.CourseBlocked), files(), blocked)
