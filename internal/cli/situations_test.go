@@ -428,7 +428,7 @@ func TestSituations(t *testing.T) {
 		}, true},
 		{"failover-no-prober", func() situation {
 			s := watched()
-			s.failover.Prober = "multihomed-prober does not answer (connect /run/multihomed-prober/socket: connection refused)"
+			s.failover.Prober, s.failover.ProberFix = "multihomed-prober does not answer (connect /run/multihomed-prober/socket: connection refused)", "systemctl start multihomed-prober.socket"
 			for i := range s.failover.Uplinks {
 				u := &s.failover.Uplinks[i]
 				u.Report = health.Report{State: health.Unprobed}

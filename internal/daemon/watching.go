@@ -87,7 +87,7 @@ func (p *parts) failoverView(cfg config.Config) (*view.Failover, uint64) {
 		return nil, 0
 	}
 	s := p.uplinks.State()
-	f := &view.Failover{Enabled: cfg.Failover.Enabled, Prober: s.Prober}
+	f := &view.Failover{Enabled: cfg.Failover.Enabled, Prober: s.Prober, ProberFix: s.ProberFix}
 	for _, l := range s.Links {
 		f.Uplinks = append(f.Uplinks, view.Uplink(l))
 	}

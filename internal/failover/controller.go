@@ -79,8 +79,11 @@ type Controller struct {
 	connected bool
 	lost      error
 	lostAt    health.Moment
-	horizon   health.Moment
-	pinged    bool
+	// connectedAt is when the prober answered; complained says that the log has that it does not.
+	connectedAt health.Moment
+	complained  bool
+	horizon     health.Moment
+	pinged      bool
 	// probes are the machines that wait for answers, by the prober's number.
 	probes map[uint64]asked
 	look   looking
@@ -154,7 +157,7 @@ func New(o Options) *Controller {
 		before.mu.Lock()
 		defer before.mu.Unlock()
 		c.epoch, c.watches, c.kept, c.unjudged, c.generation = before.epoch, before.watches, before.kept, before.unjudged, before.generation+1
-		c.answered = before.answered
+		c.answered, c.complained = before.answered, before.complained
 		for _, w := range c.watches {
 			w.machine.SetConfig(healthConfig(o.Config.Failover))
 			w.machine.SetAsks(c.epoch.now(), false)
@@ -358,6 +361,9 @@ func (c *Controller) untilNext() time.Duration {
 			next = min(next, due)
 		}
 	}
+	if at, due := c.complaint(); due {
+		next = min(next, at)
+	}
 	if c.connected && c.look.isWanted(c) {
 		next = min(next, c.look.due)
 	}
@@ -389,6 +395,7 @@ func (c *Controller) due(now health.Moment) {
 		c.closeLate(now, w)
 	}
 	c.say()
+	c.complain(now)
 	c.lookAround(now)
 }
 

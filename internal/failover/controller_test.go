@@ -3,6 +3,7 @@ package failover_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,8 +41,11 @@ type host struct {
 	facts   failover.Facts
 	runs    map[int]bool
 	dials   int
-	probes  map[int]int
-	sent    map[int]uint64
+	// fails are the errors with which connections to the prober end at first, each at once and a
+	// second later.
+	fails  []error
+	probes map[int]int
+	sent   map[int]uint64
 	// acked are the sources whose connections are acknowledged all the time.
 	acked map[netip.Addr]bool
 	// looks is how long a look takes, 0 for a millisecond.
@@ -101,7 +106,7 @@ func (h *host) start(change func(*failover.Options)) (stop func()) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.dials++
-			return &prober{host: h, events: make(chan client.Event, 256)}
+			return &prober{host: h, events: make(chan client.Event, 256), fails: h.fails}
 		},
 	}
 	if change != nil {
@@ -166,11 +171,19 @@ type prober struct {
 	host   *host
 	events chan client.Event
 	last   uint64
+	fails  []error
 }
 
 func (p *prober) Events() <-chan client.Event { return p.events }
 
 func (p *prober) Run(ctx context.Context) {
+	for _, err := range p.fails {
+		if errors.Is(err, client.ErrLied) {
+			p.events <- client.Event{Report: client.Connected{}}
+		}
+		p.events <- client.Event{Report: client.Lost{Err: err}}
+		pass(3 * time.Second)
+	}
 	p.events <- client.Event{Report: client.Connected{}}
 	<-ctx.Done()
 }
@@ -470,6 +483,47 @@ func TestStoppedProber(t *testing.T) {
 			t.Errorf("dead afterwards: %+v", h.controller.State())
 		}
 	})
+}
+
+// TestNoProber: that nobody asks is one line of the log, with what helps, however often the
+// prober sends nonsense; that somebody asks again is another.
+func TestNoProber(t *testing.T) {
+	t.Parallel()
+	lied := func(n int) error { return fmt.Errorf("%w: version %d", client.ErrLied, n) }
+	gone := fmt.Errorf("connecting to the prober: %w", syscall.ENOENT)
+	for name, c := range map[string]struct {
+		fails []error
+		fix   string
+	}{
+		"nonsense": {[]error{lied(1), lied(2), lied(3)}, "systemctl restart multihomed-prober.service; if that does not help, read journalctl -u multihomed-prober "},
+		"absent":   {[]error{gone, gone}, "systemctl start multihomed-prober.socket"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t, 2, 3)
+				h.fails = c.fails
+				stop := h.start(nil)
+				pass(4500 * time.Millisecond)
+				if s := h.controller.State(); s.Prober != c.fails[1].Error() || !strings.HasPrefix(s.ProberFix, c.fix) {
+					t.Errorf("%+v", s)
+				}
+				pass(time.Minute)
+				if s := h.controller.State(); s.Prober != "" || s.ProberFix != "" {
+					t.Errorf("%+v", s)
+				}
+				stop()
+				for _, line := range []string{`level=INFO+2 msg="uplinks are judged by their carrier alone" error="` + c.fails[0].Error(), `msg="uplinks are probed again"`} {
+					if strings.Count(h.log.String(), line) != 1 {
+						t.Errorf("the log has not once %s:\n%s", line, h.log)
+					}
+				}
+				if !strings.Contains(h.log.String(), `fix="`+c.fix) || strings.Count(h.log.String(), "carrier alone") != 1 {
+					t.Errorf("the log:\n%s", h.log)
+				}
+			})
+		})
+	}
 }
 
 // TestAlone: nothing is asked, and no prober connected, for a single uplink.

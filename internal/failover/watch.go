@@ -177,7 +177,7 @@ func (c *Controller) heard(now health.Moment, e client.Event) {
 	}
 	switch r := e.Report.(type) {
 	case client.Connected:
-		c.connected, c.pinged, c.lost = true, false, nil
+		c.connected, c.connectedAt, c.pinged, c.lost = true, now, false, nil
 		c.horizon = 0
 		clear(c.probes)
 		c.look.reset()

@@ -204,7 +204,7 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 	return []routing.Problem{{
 		Severity: routing.Notice, Object: "multihomed-prober.service",
 		Text: "uplinks are judged by their carrier alone: " + prober,
-		Fix:  "systemctl start multihomed-prober.socket",
+		Fix:  v.Failover.ProberFix,
 	}}
 }
 

@@ -127,7 +127,7 @@ func TestStopgap(t *testing.T) {
 func TestNotWatched(t *testing.T) {
 	v := uplinks(health.Up, health.Unprobed)
 	expect(t, v, files())
-	v.Failover.Prober = "it does not answer"
+	v.Failover.Prober, v.Failover.ProberFix = "it does not answer", "systemctl start multihomed-prober.socket"
 	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, text: []string{"by their carrier alone: it does not answer"}, fix: "systemctl start multihomed-prober.socket"})
 	// Nobody asks for a prober where there is one uplink.
 	v.Failover.Uplinks = v.Failover.Uplinks[:1]

@@ -18,6 +18,8 @@ type Failover struct {
 	Enabled bool
 	// Prober says why no probes are sent, empty if they are or if none are needed.
 	Prober string
+	// ProberFix is a command that may help then.
+	ProberFix string
 	// Uplinks are those with a default route, by index and family.
 	Uplinks []Uplink
 }
