@@ -828,7 +828,7 @@ func TestDeadFromTheBeginning(t *testing.T) {
 				}
 				index := h.facts.Uplinks[0].Index
 				defer h.again(archive, before, true)()
-				pass(20 * time.Second)
+				pass(6 * time.Second)
 				if h.isDead(index) != c.dead || h.isDead(3) {
 					t.Errorf("dead %t: %+v\n%s", h.isDead(index), h.controller.State(), h.log)
 				}

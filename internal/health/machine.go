@@ -774,7 +774,8 @@ func (m *Machine) spacing(now Moment) time.Duration {
 	case Recovering:
 		return min(max(m.hold/recoveryProbes, burst), 5*time.Second)
 	case Unknown:
-		if m.ids < firstQuick {
+		// Who has answered before makes a judgement possible, for which traffic waits.
+		if m.ids < firstQuick || m.canAnswer() && !m.costly {
 			return min(m.interval, 4*burst)
 		}
 		return min(m.interval, deadInterval)

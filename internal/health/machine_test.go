@@ -509,7 +509,7 @@ func TestLetGo(t *testing.T) {
 		t.Errorf("nobody asks for 10 minutes: %v", s)
 	}
 	w.machine.SetAsks(w.now, true)
-	w.run(10 * time.Second)
+	w.run(3 * time.Second)
 	if r := w.machine.Report(health.Clock{Moment: w.now}); r.State != health.Down {
 		t.Errorf("asked again: %+v", r)
 	}
