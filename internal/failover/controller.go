@@ -119,7 +119,9 @@ type watch struct {
 	present bool
 	// unwatched says why nothing is asked.
 	unwatched string
-	how       map[string]question
+	// unsent says why the last probe could not be sent, nil if one was answered since.
+	unsent error
+	how    map[string]question
 	// answered are the targets that have answered in its network, nil before that is known.
 	network  Network
 	answered map[string]struct{}

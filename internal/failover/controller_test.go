@@ -38,9 +38,11 @@ type host struct {
 	// dead are the links whose probes nobody answers, stopped is a prober that says nothing.
 	dead    map[int]bool
 	stopped bool
-	facts   failover.Facts
-	runs    map[int]bool
-	dials   int
+	// forbidden says why no probe can be sent.
+	forbidden error
+	facts     failover.Facts
+	runs      map[int]bool
+	dials     int
 	// fails are the errors with which connections to the prober end at first, each at once and a
 	// second later.
 	fails  []error
@@ -206,6 +208,10 @@ func (p *prober) Probe(r wire.Probe) (uint64, error) {
 	defer p.host.mu.Unlock()
 	p.host.probes[r.Device]++
 	p.host.sent[r.Device]++
+	if err := p.host.forbidden; err != nil {
+		p.after(0, func() any { return client.Unsent{ID: id, Err: err} })
+		return id, nil
+	}
 	p.after(0, func() any { return client.Sent{ID: id, At: now} })
 	if !p.host.dead[r.Device] {
 		const rtt = 10 * time.Millisecond
@@ -622,6 +628,26 @@ func TestStopgap(t *testing.T) {
 		}
 		set(3, false, 3*time.Second)
 		expect("wan1 is the stopgap", true, false)
+	})
+}
+
+// TestForbidden: where probes cannot be sent, status says why, until one is answered.
+func TestForbidden(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		h.forbidden = errors.New("ping sockets are forbidden")
+		defer h.start(nil)()
+		pass(time.Minute)
+		s := h.controller.State()
+		if l := s.Links[0]; l.Unsent != "ping sockets are forbidden" || l.State != health.Unprobed || l.Unwatched == "" {
+			t.Errorf("%+v", l)
+		}
+		h.change(func() { h.forbidden = nil })
+		pass(time.Minute)
+		if now := h.controller.State(); now.Links[0].Unsent != "" || now.Links[0].State != health.Up || now.Generation == s.Generation {
+			t.Errorf("%+v", now.Links[0])
+		}
 	})
 }
 

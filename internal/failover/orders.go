@@ -120,6 +120,9 @@ func (c *Controller) State() State {
 		if l.Unwatched == "" && s.Prober != "" {
 			l.Unwatched = s.Prober
 		}
+		if l.Unwatched == "" && w.unsent != nil && l.State == health.Unprobed {
+			l.Unsent, l.Unwatched = w.unsent.Error(), "its probes cannot be sent"
+		}
 		if l.Unwatched != "" && !l.State.IsDead() {
 			l.State, l.Why, l.Evidence = health.Unprobed, l.Unwatched, health.Evidence{Kind: health.ByLackOfTargets}
 		}

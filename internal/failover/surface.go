@@ -19,6 +19,9 @@ type Link struct {
 	// Unwatched says why nothing is asked, as a clause ("the only link with a default route"),
 	// empty if something is.
 	Unwatched string
+	// Unsent says why its probes cannot be sent, with the fix where there is one; empty if they
+	// are, or if something else was judged.
+	Unsent string
 	// Metered says that its probes are rare because they cost money.
 	Metered bool
 	// RouterOnly says that all targets that answer are neighbours, such as the resolver of a

@@ -199,6 +199,7 @@ func (c *Controller) heard(now health.Moment, e client.Event) {
 			delete(c.probes, r.ID)
 			a.watch.machine.Answered(a.id, c.epoch.of(r.At), r.RTT)
 			c.learn(a.watch, a.target)
+			c.noteUnsent(a.watch, nil)
 			a.watch.wake = now
 		}
 	case client.Failed:
@@ -214,6 +215,7 @@ func (c *Controller) heard(now health.Moment, e client.Event) {
 			delete(c.probes, r.ID)
 			a.watch.machine.Unsent(a.id)
 			a.watch.wake = now
+			c.noteUnsent(a.watch, r.Err)
 		}
 		if r.ID == c.look.id {
 			c.look.id, c.look.blind = 0, true
@@ -223,6 +225,13 @@ func (c *Controller) heard(now health.Moment, e client.Event) {
 	case client.Pong:
 		c.pinged = false
 	}
+}
+
+func (c *Controller) noteUnsent(w *watch, err error) {
+	if (err == nil) != (w.unsent == nil) {
+		c.generation++
+	}
+	w.unsent = err
 }
 
 // disconnected says that nothing can be asked any more.

@@ -107,7 +107,7 @@ func TestPingForbidden(t *testing.T) {
 	c := connect(t, p.path).connected()
 	for _, target := range []string{resolver4, resolver6} {
 		err := c.unsent(wire.Probe{Kind: wire.ICMP, Device: w.wan0, Target: netip.AddrPortFrom(addr(target), 0)})
-		const want = `ping sockets are forbidden: permission denied; to fix: sysctl net.ipv4.ping_group_range="0 2147483647", or probe by DNS or TCP`
+		const want = `ping sockets are forbidden: permission denied; to fix: probe by DNS or TCP, or: sysctl net.ipv4.ping_group_range="0 2147483647"`
 		if !errors.Is(err, unix.EACCES) || err.Error() != want {
 			t.Errorf("%s: %v", target, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"multihomed/routing"
+	"multihomed/routing/lookup"
 )
 
 // find returns the place of the route that cannot stand beside r.
@@ -111,8 +112,8 @@ func (k *Kernel) check(r routing.Route) error {
 }
 
 // reaches is fib_check_nh_v4_gw and ip6_route_check_nh: a next hop must be on
-// the link by the table itself, or else by a full lookup on the device, for
-// which main stands here.
+// the link by the table itself, or else by a full lookup on the device. Main is
+// asked before that: it answers most, and costs less.
 func (k *Kernel) reaches(r routing.Route) bool {
 	if r.Family == routing.IPv6 && r.Gateway.IsLinkLocalUnicast() {
 		return true
@@ -124,5 +125,6 @@ func (k *Kernel) reaches(r routing.Route) bool {
 			}
 		}
 	}
-	return false
+	by := k.Lookup(lookup.Flow{To: r.Gateway, OIF: k.interfaces[r.Device].Name})
+	return by.Outcome == lookup.Sent && !by.Assumed && !slices.ContainsFunc(by.Legs, func(l routing.Route) bool { return l.Device != r.Device || l.Gateway.IsValid() })
 }

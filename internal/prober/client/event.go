@@ -121,7 +121,7 @@ func unsent(request wire.Request, errno syscall.Errno) error {
 	p, isProbe := request.(wire.Probe)
 	switch {
 	case isProbe && p.Kind == wire.ICMP && errno == syscall.EACCES:
-		return fmt.Errorf("ping sockets are forbidden: %w; to fix: sysctl net.ipv4.ping_group_range=\"0 2147483647\", or probe by DNS or TCP", errno)
+		return fmt.Errorf("ping sockets are forbidden: %w; to fix: probe by DNS or TCP, or: sysctl net.ipv4.ping_group_range=\"0 2147483647\"", errno)
 	case isProbe && errno == syscall.EPERM:
 		return fmt.Errorf("probe not sent: %w; to fix: let the host's firewall pass what multihomed-prober sends, or use Linux 5.7 or later", errno)
 	case isProbe:

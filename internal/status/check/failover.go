@@ -1,6 +1,7 @@
 package check
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -198,7 +199,10 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 		return nil
 	}
 	prober := v.Failover.Prober
-	if prober == "" || !v.Failover.Watches(routing.IPv4) && !v.Failover.Watches(routing.IPv6) {
+	if prober == "" {
+		return checkUnsent(v)
+	}
+	if !v.Failover.Watches(routing.IPv4) && !v.Failover.Watches(routing.IPv6) {
 		return nil
 	}
 	return []routing.Problem{{
@@ -206,6 +210,21 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 		Text: "uplinks are judged by their carrier alone: " + prober,
 		Fix:  v.Failover.ProberFix,
 	}}
+}
+
+// checkUnsent says which uplinks cannot be asked, and what forbids it.
+func checkUnsent(v *view.View) []routing.Problem {
+	var out []routing.Problem
+	for _, u := range v.Failover.Uplinks {
+		if u.Unsent == "" || !v.Failover.Watches(u.Family) {
+			continue
+		}
+		p := routing.ProblemOf(NotWatched, routing.Warning, u.Name, errors.New("judged by its carrier alone: "+u.Unsent))
+		if !slices.ContainsFunc(out, func(o routing.Problem) bool { return o.Link == p.Link && o.Text == p.Text }) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // checkNeverAnswered finds that unbound traffic uses an uplink on which nothing has ever answered,
@@ -253,7 +272,7 @@ func checkNeverAnswered(v *view.View, _ files) []routing.Problem {
 
 // isMute reports whether an uplink was asked, and nothing has ever answered.
 func isMute(u view.Uplink) bool {
-	return u.State == health.Unprobed && u.Unwatched == "" && len(u.Targets) > 0 &&
+	return u.State == health.Unprobed && u.Unwatched == "" && u.Unsent == "" && len(u.Targets) > 0 &&
 		!slices.ContainsFunc(u.Targets, func(t health.TargetReport) bool { return t.Answered })
 }
 

@@ -129,6 +129,16 @@ func TestNotWatched(t *testing.T) {
 	expect(t, v, files())
 	v.Failover.Prober, v.Failover.ProberFix = "it does not answer", "systemctl start multihomed-prober.socket"
 	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, text: []string{"by their carrier alone: it does not answer"}, fix: "systemctl start multihomed-prober.socket"})
+	v.Failover.Prober = ""
+	for _, u := range v.Failover.Uplinks[1:] { // In both families it is said once.
+		u.Unsent = "ping sockets are forbidden; to fix: sysctl ping"
+		v.Failover.Uplinks[1] = u
+		u.Family = routing.IPv6
+		v.Failover.Uplinks = append(v.Failover.Uplinks, u, u)
+	}
+	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Warning, link: "wan1", text: []string{"judged by its carrier alone: ping sockets are forbidden"}, fix: "sysctl ping"})
+	v = uplinks(health.Up, health.Unprobed)
+	v.Failover.Prober = "it does not answer"
 	// Nobody asks for a prober where there is one uplink.
 	v.Failover.Uplinks = v.Failover.Uplinks[:1]
 	expect(t, v, files())

@@ -33,6 +33,8 @@ type Uplink struct {
 	health.Report
 	// Unwatched says why nothing is asked, as a clause, empty if something is.
 	Unwatched string
+	// Unsent says why its probes cannot be sent, with the fix where there is one.
+	Unsent string
 	// Metered says that its probes are rare because they cost money.
 	Metered bool
 	// RouterOnly says that all targets that answer are neighbours.
