@@ -419,9 +419,16 @@ func TestSituations(t *testing.T) {
 			u.State, u.Targets, u.RTT, u.LastProof, u.Interval, u.Why = health.Unprobed, []health.TargetReport{{Name: "dns:10.20.0.1:53", OnLink: true}}, 0, time.Time{}, 0, "no target has ever answered"
 			return s
 		}, true},
+		{"failover-never-answered", func() situation {
+			s := watched()
+			u := &s.failover.Uplinks[0]
+			u.State, u.Targets, u.RTT, u.LastProof, u.Interval, u.Why = health.Unprobed, []health.TargetReport{{Name: "dns:9.9.9.9:53"}}, 0, time.Time{}, 0, "no target has ever answered"
+			u.RouterOnly = false
+			return s
+		}, true},
 		{"failover-no-prober", func() situation {
 			s := watched()
-			s.failover.Prober = "multihomed-prober does not answer (connect /run/multihomed-prober/socket: connection refused)"
+			s.failover.Prober, s.failover.ProberFix = "multihomed-prober does not answer (connect /run/multihomed-prober/socket: connection refused)", "systemctl start multihomed-prober.socket"
 			for i := range s.failover.Uplinks {
 				u := &s.failover.Uplinks[i]
 				u.Report = health.Report{State: health.Unprobed}

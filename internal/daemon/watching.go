@@ -28,7 +28,7 @@ func (p *parts) watch(cfg config.Config, more extras) reconcile.Failover {
 	p.uplinks = failover.New(failover.Options{
 		Logger: p.log, Config: cfg, Look: func(ctx context.Context) (failover.Facts, error) { return p.uplinkFacts(ctx, cfg) },
 		Dial:   func() failover.Prober { return client.New(cfg.Failover.Prober) },
-		Memory: failover.File{Directory: cfg.RuntimeDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}}, Before: more.uplinks,
+		Memory: failover.File{Directory: cfg.RuntimeDir}, Archive: failover.AnsweredFile{Directory: cfg.StateDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}}, Before: more.uplinks,
 	})
 	return p.uplinks
 }
@@ -87,7 +87,7 @@ func (p *parts) failoverView(cfg config.Config) (*view.Failover, uint64) {
 		return nil, 0
 	}
 	s := p.uplinks.State()
-	f := &view.Failover{Enabled: cfg.Failover.Enabled, Prober: s.Prober}
+	f := &view.Failover{Enabled: cfg.Failover.Enabled, Prober: s.Prober, ProberFix: s.ProberFix}
 	for _, l := range s.Links {
 		f.Uplinks = append(f.Uplinks, view.Uplink(l))
 	}

@@ -44,6 +44,8 @@ type Options struct {
 	Ends Ends
 	// Memory outlives the process; nil for none.
 	Memory Memory
+	// Archive outlives the boot; nil for none.
+	Archive Archive
 	// Before is the controller of the configuration before this one, whose Run has returned;
 	// nil for none.
 	Before *Controller
@@ -56,6 +58,7 @@ type Controller struct {
 	changed, touched, stirred news.Signal
 	ends                      chan end
 	memory                    *news.Slot[[]Kept]
+	archive                   *news.Slot[[]Answered]
 	endpoints                 *news.Slot[[]connections.Endpoint]
 	// wanted are the endpoints that were wanted last, if wants.
 	wanted []connections.Endpoint
@@ -69,13 +72,18 @@ type Controller struct {
 	known   bool
 	watches map[key]*watch
 	kept    map[key]Kept
+	// answered are the targets that have answered, those of the network that was learned last first.
+	answered []Answered
 	// prober is the one that runs, nil if none is needed; horizon is what it has delivered.
 	prober    Prober
 	connected bool
 	lost      error
 	lostAt    health.Moment
-	horizon   health.Moment
-	pinged    bool
+	// connectedAt is when the prober answered; complained says that the log has that it does not.
+	connectedAt health.Moment
+	complained  bool
+	horizon     health.Moment
+	pinged      bool
 	// probes are the machines that wait for answers, by the prober's number.
 	probes map[uint64]asked
 	look   looking
@@ -114,8 +122,11 @@ type watch struct {
 	// unsent says why the last probe could not be sent, nil if one was answered since.
 	unsent error
 	how    map[string]question
-	wake   health.Moment
-	asking bool
+	// answered are the targets that have answered in its network, nil before that is known.
+	network  Network
+	answered map[string]struct{}
+	wake     health.Moment
+	asking   bool
 	// state and dead are what was noted; told says that its death is in the log.
 	state health.State
 	dead  bool
@@ -127,14 +138,15 @@ type watch struct {
 
 // asked is a probe that a prober sends.
 type asked struct {
-	watch *watch
-	id    uint32
+	watch  *watch
+	id     uint32
+	target string
 }
 
 // New returns a Controller. Until it has facts, it goes on with what the one before it judged.
 func New(o Options) *Controller {
 	c := &Controller{
-		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](),
+		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](), archive: news.NewSlot[[]Answered](),
 		endpoints: news.NewSlot[[]connections.Endpoint](),
 		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{},
 	}
@@ -147,6 +159,7 @@ func New(o Options) *Controller {
 		before.mu.Lock()
 		defer before.mu.Unlock()
 		c.epoch, c.watches, c.kept, c.unjudged, c.generation = before.epoch, before.watches, before.kept, before.unjudged, before.generation+1
+		c.answered, c.complained = before.answered, before.complained
 		for _, w := range c.watches {
 			w.machine.SetConfig(healthConfig(o.Config.Failover))
 			w.machine.SetAsks(c.epoch.now(), false)
@@ -159,6 +172,9 @@ func New(o Options) *Controller {
 		for _, k := range o.Memory.Recall() {
 			c.kept[key{k.Index, k.Family}] = k
 		}
+	}
+	if o.Archive != nil {
+		c.answered = o.Archive.Recall()
 	}
 	c.publish(c.started)
 	return c
@@ -228,6 +244,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	tasks.Go(func() { c.follow(ctx, facts) })
 	tasks.Go(func() { c.endAll(ctx) })
 	tasks.Go(func() { c.remember(ctx) })
+	tasks.Go(func() { c.archiveAll(ctx) })
 	if c.Ends != nil {
 		tasks.Go(func() { c.followEndpoints(ctx) })
 	}
@@ -346,6 +363,9 @@ func (c *Controller) untilNext() time.Duration {
 			next = min(next, due)
 		}
 	}
+	if at, due := c.complaint(); due {
+		next = min(next, at)
+	}
 	if c.connected && c.look.isWanted(c) {
 		next = min(next, c.look.due)
 	}
@@ -377,6 +397,7 @@ func (c *Controller) due(now health.Moment) {
 		c.closeLate(now, w)
 	}
 	c.say()
+	c.complain(now)
 	c.lookAround(now)
 }
 
@@ -419,7 +440,7 @@ func (c *Controller) send(w *watch, o health.Order) {
 		w.machine.Unsent(o.ID)
 		return
 	}
-	c.probes[id] = asked{w, o.ID}
+	c.probes[id] = asked{w, o.ID, o.Target}
 }
 
 func compareKeys(a, b key) int {

@@ -3,12 +3,17 @@ package failover_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,8 +43,11 @@ type host struct {
 	facts     failover.Facts
 	runs      map[int]bool
 	dials     int
-	probes    map[int]int
-	sent      map[int]uint64
+	// fails are the errors with which connections to the prober end at first, each at once and a
+	// second later.
+	fails  []error
+	probes map[int]int
+	sent   map[int]uint64
 	// acked are the sources whose connections are acknowledged all the time.
 	acked map[netip.Addr]bool
 	// looks is how long a look takes, 0 for a millisecond.
@@ -100,7 +108,7 @@ func (h *host) start(change func(*failover.Options)) (stop func()) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.dials++
-			return &prober{host: h, events: make(chan client.Event, 256)}
+			return &prober{host: h, events: make(chan client.Event, 256), fails: h.fails}
 		},
 	}
 	if change != nil {
@@ -165,11 +173,19 @@ type prober struct {
 	host   *host
 	events chan client.Event
 	last   uint64
+	fails  []error
 }
 
 func (p *prober) Events() <-chan client.Event { return p.events }
 
 func (p *prober) Run(ctx context.Context) {
+	for _, err := range p.fails {
+		if errors.Is(err, client.ErrLied) {
+			p.events <- client.Event{Report: client.Connected{}}
+		}
+		p.events <- client.Event{Report: client.Lost{Err: err}}
+		pass(3 * time.Second)
+	}
 	p.events <- client.Event{Report: client.Connected{}}
 	<-ctx.Done()
 }
@@ -475,6 +491,47 @@ func TestStoppedProber(t *testing.T) {
 	})
 }
 
+// TestNoProber: that nobody asks is one line of the log, with what helps, however often the
+// prober sends nonsense; that somebody asks again is another.
+func TestNoProber(t *testing.T) {
+	t.Parallel()
+	lied := func(n int) error { return fmt.Errorf("%w: version %d", client.ErrLied, n) }
+	gone := fmt.Errorf("connecting to the prober: %w", syscall.ENOENT)
+	for name, c := range map[string]struct {
+		fails []error
+		fix   string
+	}{
+		"nonsense": {[]error{lied(1), lied(2), lied(3)}, "systemctl restart multihomed-prober.service; if that does not help, read journalctl -u multihomed-prober "},
+		"absent":   {[]error{gone, gone}, "systemctl start multihomed-prober.socket"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				h := newHost(t, 2, 3)
+				h.fails = c.fails
+				stop := h.start(nil)
+				pass(4500 * time.Millisecond)
+				if s := h.controller.State(); s.Prober != c.fails[1].Error() || !strings.HasPrefix(s.ProberFix, c.fix) {
+					t.Errorf("%+v", s)
+				}
+				pass(time.Minute)
+				if s := h.controller.State(); s.Prober != "" || s.ProberFix != "" {
+					t.Errorf("%+v", s)
+				}
+				stop()
+				for _, line := range []string{`level=INFO+2 msg="uplinks are judged by their carrier alone" error="` + c.fails[0].Error(), `msg="uplinks are probed again"`} {
+					if strings.Count(h.log.String(), line) != 1 {
+						t.Errorf("the log has not once %s:\n%s", line, h.log)
+					}
+				}
+				if !strings.Contains(h.log.String(), `fix="`+c.fix) || strings.Count(h.log.String(), "carrier alone") != 1 {
+					t.Errorf("the log:\n%s", h.log)
+				}
+			})
+		})
+	}
+}
+
 // TestAlone: nothing is asked, and no prober connected, for a single uplink.
 func TestAlone(t *testing.T) {
 	t.Parallel()
@@ -743,6 +800,141 @@ func TestNextProcess(t *testing.T) {
 			t.Errorf("switched off: %+v is kept", kept)
 		}
 	})
+}
+
+// again runs a controller after the one before it has ended: after a reload, or after a boot,
+// which knows the archive alone.
+func (h *host) again(archive failover.Archive, before *failover.Controller, enabled bool) (stop func()) {
+	return h.start(func(o *failover.Options) {
+		o.Archive, o.Before, o.Config.Failover.Enabled = archive, before, enabled
+	})
+}
+
+// TestDeadFromTheBeginning: a link that died while failover was off, or while the host was, is
+// dead when watching begins: it has answered before. In another network nobody knows that.
+func TestDeadFromTheBeginning(t *testing.T) {
+	t.Parallel()
+	elsewhere := func(change func(*failover.Uplink)) func(*host) {
+		return func(h *host) { change(&h.facts.Uplinks[0]) }
+	}
+	for name, c := range map[string]struct {
+		boots bool
+		move  func(*host)
+		dead  bool
+	}{
+		"off and on":      {false, nil, true},
+		"a boot":          {true, nil, true},
+		"another index":   {true, elsewhere(func(u *failover.Uplink) { u.Index, u.Exit.Route.Device = 7, 7 }), true},
+		"another gateway": {true, elsewhere(func(u *failover.Uplink) { u.Exit.Route.Gateway = netip.MustParseAddr("198.51.100.9") }), false},
+		"another profile": {true, elsewhere(func(u *failover.Uplink) { u.Profile = "another" }), false},
+		// That of the other link has answered by this one, too.
+		"another server": {true, elsewhere(func(u *failover.Uplink) { u.Servers = []netip.Addr{netip.MustParseAddr("9.9.9.7")} }), true},
+		"only other servers": {true, func(h *host) {
+			h.facts.Uplinks[0].Servers = []netip.Addr{netip.MustParseAddr("9.9.9.7")}
+			h.facts.Uplinks[1].Servers = []netip.Addr{netip.MustParseAddr("9.9.9.8")}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				archive := failover.AnsweredFile{Directory: t.TempDir()}
+				h := newHost(t, 2, 3)
+				h.facts.Uplinks[0].Profile = "home"
+				stop := h.again(archive, nil, true)
+				pass(time.Minute)
+				stop()
+				h.again(archive, h.controller, false)()
+				before := h.controller
+				if c.boots {
+					before = nil
+				}
+				h.dead[2], h.dead[7], h.runs[7] = true, true, true
+				if c.move != nil {
+					c.move(h)
+				}
+				index := h.facts.Uplinks[0].Index
+				defer h.again(archive, before, true)()
+				pass(6 * time.Second)
+				if h.isDead(index) != c.dead || h.isDead(3) {
+					t.Errorf("dead %t: %+v\n%s", h.isDead(index), h.controller.State(), h.log)
+				}
+				h.mu.Lock()
+				h.dead[2], h.dead[7] = false, false
+				h.mu.Unlock()
+				pass(time.Minute)
+				if h.isDead(index) {
+					t.Errorf("still dead: %+v", h.controller.State())
+				}
+			})
+		})
+	}
+}
+
+// TestArchive: what is kept is bounded, seldom written, and forgotten at an administrator's word;
+// what is no such file is nothing.
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		archive := &counted{AnsweredFile: failover.AnsweredFile{Directory: t.TempDir()}}
+		h := newHost(t, 2, 3)
+		stop := h.again(archive, nil, true)
+		pass(10 * time.Minute)
+		all := archive.Recall()
+		if len(all) != 2 || archive.times() > 4 {
+			t.Errorf("%d times written: %+v", archive.times(), all)
+		}
+		if err := h.controller.Reset("wan1"); err != nil {
+			t.Error(err)
+		}
+		h.change(func() { h.dead[3] = true })
+		pass(time.Second)
+		if all := archive.Recall(); len(all) != 1 || all[0].Interface != "wan0" || !slices.Equal(all[0].Targets, []string{"dns:9.9.9.2:53", "dns:9.9.9.3:53"}) {
+			t.Errorf("after a reset: %+v", all)
+		}
+		for n := range 200 {
+			h.change(func() { h.facts.Uplinks[0].Profile = strconv.Itoa(n) })
+			pass(20 * time.Second)
+		}
+		stop()
+		if all := archive.Recall(); len(all) != 64 || all[0].Profile != "199" {
+			t.Errorf("%d networks are kept, the last one is %+v", len(all), all[0])
+		}
+	})
+	long := strings.Repeat("x", 200)
+	for _, text := range []string{
+		"", "{}", "null", "[1]", `[{"interface":"wan0","family":2,"gateway":"x","targets":["dns:9.9.9.2:53"]}]`, strings.Repeat(" ", 2<<20) + "[]",
+		`[{"interface":"wan0","family":3,"gateway":"","targets":["a"]}]`, `[{"interface":"wan0","family":2,"gateway":"","targets":[]}]`,
+		`[{"interface":"` + long + `","family":2,"gateway":"","targets":["a"]}]`, `[{"interface":"wan0","family":2,"gateway":"","targets":["` + long + `"]}]`,
+		`[{"interface":"wan0","family":2,"gateway":"","targets":["a"` + strings.Repeat(`,"a"`, 16) + `]}]`,
+	} {
+		file := failover.AnsweredFile{Directory: t.TempDir()}
+		if err := os.WriteFile(filepath.Join(file.Directory, failover.AnsweredName), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if all := file.Recall(); len(all) > 0 {
+			t.Errorf("%.100s: %+v", text, all)
+		}
+	}
+}
+
+// A counted archive counts its writes.
+type counted struct {
+	failover.AnsweredFile
+	mu     sync.Mutex
+	writes int
+}
+
+func (c *counted) Keep(all []failover.Answered) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writes++
+	return c.AnsweredFile.Keep(all)
+}
+
+func (c *counted) times() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writes
 }
 
 // TestLeftInF: what a crash leaves in table F is a memory, too, whatever the file says.

@@ -39,6 +39,8 @@ type Uplink struct {
 	Metered bool
 	// Served says that NetworkManager brought it up.
 	Served bool
+	// Profile is the UUID of NetworkManager's profile, empty if there is none.
+	Profile string
 	// Addresses are its own of the family, Networks those of its neighbours.
 	Addresses []netip.Addr
 	Networks  []netip.Prefix
@@ -122,6 +124,7 @@ func uplinks(cfg config.Config, i *reconcile.Interface, known func(name string) 
 	for n := range all {
 		u := &all[n]
 		u.Metered, u.ServersKnown, u.Served = k.Device.Metered, k.IsWhole, k.Device.Managed && !k.Device.External
+		u.Profile = k.Device.ProfileUUID
 		u.Servers = k.Resolvers[u.Family].Servers
 		u.Weight, u.Place = cfg.Share.WeightOf(k.Device), -1
 		if place, named := cfg.Failover.Preference(k.Device); named {

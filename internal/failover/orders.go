@@ -49,6 +49,10 @@ func (c *Controller) Reset(name string) error {
 	for _, w := range all {
 		w.machine.Reset(now)
 		w.wake = now
+		clear(w.answered)
+		if c.forget(w.network) {
+			c.archive.Put(slices.Clone(c.answered))
+		}
 	}
 	c.ordered(now)
 	return nil
@@ -92,20 +96,14 @@ func (c *Controller) hasOther(now health.Moment, w *watch) bool {
 	return s != nil && s != w
 }
 
-// proberPatience is how long the prober may be away before status says so.
-const proberPatience = time.Second
-
 // State returns what is known now, for status.
 func (c *Controller) State() State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clock := c.epoch.clock()
 	s := State{Generation: c.generation}
-	if c.prober != nil && !c.connected && clock.Moment-c.lostAt > proberPatience {
-		s.Prober = "multihomed-prober cannot be reached"
-		if c.lost != nil {
-			s.Prober = c.lost.Error()
-		}
+	if c.isAway(clock.Moment) {
+		s.Prober, s.ProberFix = c.away(), proberFix(c.lost)
 	}
 	if !c.Config.Failover.Enabled {
 		return s

@@ -37,6 +37,8 @@ type Link struct {
 type State struct {
 	// Prober says why no probes are sent, empty if they are or if none are needed.
 	Prober string
+	// ProberFix is a command that may help then.
+	ProberFix string
 	// Links are the uplinks, by index and family.
 	Links []Link
 	// Generation changes with everything that status shows but times and rates.

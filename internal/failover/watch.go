@@ -59,6 +59,7 @@ func (c *Controller) take(now health.Moment, f Facts) {
 			c.generation++
 		}
 		w.uplink, w.present, w.wake = *u, true, now
+		c.connect(w)
 	}
 	if f.Ready {
 		// What is no uplink any more, or has another name, is forgotten.
@@ -176,7 +177,7 @@ func (c *Controller) heard(now health.Moment, e client.Event) {
 	}
 	switch r := e.Report.(type) {
 	case client.Connected:
-		c.connected, c.pinged, c.lost = true, false, nil
+		c.connected, c.connectedAt, c.pinged, c.lost = true, now, false, nil
 		c.horizon = 0
 		clear(c.probes)
 		c.look.reset()
@@ -197,6 +198,7 @@ func (c *Controller) heard(now health.Moment, e client.Event) {
 		if a, is := c.probes[r.ID]; is {
 			delete(c.probes, r.ID)
 			a.watch.machine.Answered(a.id, c.epoch.of(r.At), r.RTT)
+			c.learn(a.watch, a.target)
 			c.noteUnsent(a.watch, nil)
 			a.watch.wake = now
 		}
@@ -248,7 +250,8 @@ func (c *Controller) disconnected(err error) {
 	c.generation++
 }
 
-// forgetAll forgets every link: failover is switched off.
+// forgetAll forgets every link: failover is switched off. Who has answered stays known, for the
+// time when it is on again.
 func (c *Controller) forgetAll() {
 	clear(c.watches)
 	clear(c.kept)

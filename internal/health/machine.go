@@ -285,7 +285,7 @@ func (m *Machine) Reset(now Moment) {
 	for _, t := range m.targets {
 		*t = target{Target: t.Target}
 	}
-	m.life, m.lifeKind = 0, NoEvidence
+	m.life, m.lifeKind, m.remembered = 0, NoEvidence, nil
 	if m.carrier {
 		m.become(now, Unknown, Evidence{Kind: ByReset}, "an administrator reset it")
 	}
@@ -600,6 +600,15 @@ func (m *Machine) judge(now, horizon Moment) (ask bool) {
 		}
 		return m.judgeRemembered(now, horizon)
 	case Unprobed:
+		if m.interval > 0 && m.asks && m.canAnswer() {
+			// It was let go of while nobody could ask, or only now is known who answers.
+			m.become(now, Unknown, Evidence{}, "nothing answered yet")
+			m.forgive(now)
+			for _, t := range m.targets {
+				t.silent, t.lost = false, 0
+			}
+			break
+		}
 		m.why = m.lack()
 	case Up, Suspect:
 		return m.judgeAlive(now, horizon)
@@ -660,7 +669,7 @@ func (m *Machine) judgeRemembered(now, horizon Moment) (ask bool) {
 	overdue, late, first := m.overdue(now, horizon)
 	e := Evidence{Kind: BySilence, Overdue: overdue, Needed: m.needed(), Silence: horizon - m.silentSince(first), Timeout: m.rto()}
 	if overdue >= e.Needed && e.Silence >= m.config.Silence {
-		m.die(now, e, "nothing answers")
+		m.die(now, e, "nothing answers, though it did before")
 		return false
 	}
 	return late > overdue
@@ -765,7 +774,8 @@ func (m *Machine) spacing(now Moment) time.Duration {
 	case Recovering:
 		return min(max(m.hold/recoveryProbes, burst), 5*time.Second)
 	case Unknown:
-		if m.ids < firstQuick {
+		// Who has answered before makes a judgement possible, for which traffic waits.
+		if m.ids < firstQuick || m.canAnswer() && !m.costly {
 			return min(m.interval, 4*burst)
 		}
 		return min(m.interval, deadInterval)

@@ -496,6 +496,46 @@ func TestDiedUnseen(t *testing.T) {
 	}
 }
 
+// TestLetGo: a judgement that nobody could check is made again when somebody asks.
+func TestLetGo(t *testing.T) {
+	t.Parallel()
+	w := newWire(1, "one", "two")
+	w.run(time.Minute)
+	w.dead = true
+	w.run(time.Minute)
+	w.machine.SetAsks(w.now, false)
+	w.run(10 * time.Minute)
+	if s := w.machine.State(w.now); s != health.Unprobed {
+		t.Errorf("nobody asks for 10 minutes: %v", s)
+	}
+	w.machine.SetAsks(w.now, true)
+	w.run(3 * time.Second)
+	if r := w.machine.Report(health.Clock{Moment: w.now}); r.State != health.Down {
+		t.Errorf("asked again: %+v", r)
+	}
+}
+
+// TestRemember: a link of which nobody knew that it ever answered is judged when that is known.
+func TestRemember(t *testing.T) {
+	t.Parallel()
+	w := newWire(1, "one", "two")
+	w.dead = true
+	w.run(time.Minute)
+	if s := w.machine.State(w.now); s != health.Unprobed {
+		t.Errorf("nothing ever answered: %v", s)
+	}
+	w.machine.Remember([]string{"two", "three"})
+	w.run(20 * time.Second)
+	if r := w.machine.Report(health.Clock{Moment: w.now}); r.State != health.Down || r.Targets[0].Answered {
+		t.Errorf("one of them had answered: %+v", r)
+	}
+	w.machine.Reset(w.now)
+	w.run(20 * time.Second)
+	if s := w.machine.State(w.now); s != health.Unprobed {
+		t.Errorf("forgotten: %v", s)
+	}
+}
+
 func ExampleState() {
 	for _, s := range health.States() {
 		fmt.Println(s, s.IsDead())

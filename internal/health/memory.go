@@ -41,13 +41,24 @@ func (m *Machine) Restore(now Moment, kept Memory) {
 	if kept.Loss >= 0 && kept.Loss <= 1 && kept.Fates > 0 {
 		m.loss, m.fates = kept.Loss, kept.Fates
 	}
-	m.remembered = kept.Answered
+	m.Remember(kept.Answered)
 	if kept.Dead {
 		m.become(now, Down, Evidence{Kind: ByMemory}, "it was dead before the daemon was restarted")
 		if kept.Since > 0 && kept.Since <= now {
 			m.since = kept.Since
 		}
 		m.hold = m.recovery(m.since)
+	}
+}
+
+// Remember says that targets have answered before: they count at once, and those that come later
+// do, too.
+func (m *Machine) Remember(answered []string) {
+	m.remembered = slices.Concat(m.remembered, answered)
+	slices.Sort(m.remembered)
+	m.remembered = slices.Compact(m.remembered)
+	for _, t := range m.targets {
+		t.answered = t.answered || slices.Contains(answered, t.Name)
 	}
 }
 

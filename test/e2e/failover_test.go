@@ -330,6 +330,7 @@ func TestFailover(t *testing.T) {
 		{"an administrator's test", (*failing).tested},
 		{"killed while moved", (*failing).killedWhileMoved},
 		{"died while the daemon was away", (*failing).diedUnseen},
+		{"died while failover was off", (*failing).diedWhileOff},
 		{"a prober that hangs", (*failing).hangingProber},
 		{"off, stop and purge", (*failing).leaves},
 	} {
@@ -852,6 +853,30 @@ func (f *failing) diedUnseen() {
 	f.well()
 	f.untouched("after a restart")
 	f.strays("a restart")
+	f.reset("wan0")
+}
+
+// diedWhileOff: a provider dies while the configuration says that nobody watches.
+func (f *failing) diedWhileOff() {
+	f.rewrite(quickToml + "enabled = false\n" + dnsToml)
+	f.must(f.daemon.Signal(syscall.SIGHUP))
+	f.eventually(func() error {
+		s, err := socket.Ask(f.t.Context(), f.cfg.RuntimeDir, true)
+		if err == nil && (s.Failover == nil || s.Failover.Enabled) {
+			err = fmt.Errorf("it is not off: %+v", s.Failover)
+		}
+		return err
+	})
+	f.wire(0).Break(lab.Silent)
+	f.rewrite(quickToml + dnsToml)
+	f.must(f.daemon.Signal(syscall.SIGHUP))
+	for _, family := range families {
+		f.leavesBy(1, family)
+		f.tableFHolds(family, "wan1")
+	}
+	f.wire(0).Repair()
+	f.well()
+	f.untouched("after failover was off")
 	f.reset("wan0")
 }
 

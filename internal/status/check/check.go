@@ -48,6 +48,7 @@ func checks() []check {
 		{outcome.SharedAddress, checkShared},
 		{AllDead, checkAllDead},
 		{UplinkDead, checkUplinks},
+		{NeverAnswered, checkNeverAnswered},
 		{DeadServers, checkResolvConf},
 		{FailoverBlocked, checkBlocked},
 		{NotWatched, checkWatched},

@@ -20,6 +20,9 @@ const (
 	UplinkDead routing.Code = "uplink-dead"
 	// AllDead says that no uplink works.
 	AllDead routing.Code = "all-uplinks-dead"
+	// NeverAnswered says that unbound traffic uses an uplink that nobody can tell dead from one
+	// whose provider filters all questions.
+	NeverAnswered routing.Code = "never-answered"
 	// NotWatched says that uplinks are judged by their carrier alone.
 	NotWatched routing.Code = "not-watched"
 	// FailoverBlocked says that failover has no place among the rules of others.
@@ -62,12 +65,8 @@ func checkUplinks(v *view.View, _ files) []routing.Problem {
 func deadUplink(v *view.View, same []view.Uplink) routing.Problem {
 	u := same[0]
 	families, objects := make([]string, 0, len(same)), make([]string, 0, len(same))
-	var consequences []string
 	for _, o := range same {
 		families, objects = append(families, o.Family.Name()), append(objects, o.Family.String())
-		if c := consequence(v, o); !slices.Contains(consequences, c) {
-			consequences = append(consequences, c)
-		}
 	}
 	p := routing.Problem{Severity: routing.Warning, Link: u.Name, Object: strings.Join(objects, ", ")}
 	family := and(families)
@@ -98,26 +97,44 @@ func deadUplink(v *view.View, same []view.Uplink) routing.Problem {
 	if why := u.Sentence(); why != "" {
 		p.Text += ": " + why
 	}
-	p.Text += "; " + strings.Join(consequences, "; ")
+	p.Text += "; " + consequences(v, same)
 	p.Fix = revive(v, u)
 	return p
 }
 
-// consequence says what unbound traffic does without the uplink.
-func consequence(v *view.View, u view.Uplink) string {
+// consequences say what unbound traffic does without the uplink; where families differ, of
+// which.
+func consequences(v *view.View, same []view.Uplink) string {
+	sentences := func(traffic func(view.Uplink) string) []string {
+		var out []string
+		for _, u := range same {
+			if c := consequence(v, u, traffic(u)); !slices.Contains(out, c) {
+				out = append(out, c)
+			}
+		}
+		return out
+	}
+	all := sentences(func(view.Uplink) string { return "unbound traffic" })
+	if len(all) > 1 {
+		all = sentences(func(u view.Uplink) string { return "unbound " + u.Family.Name() + " traffic" })
+	}
+	return strings.Join(all, "; ")
+}
+
+func consequence(v *view.View, u view.Uplink, traffic string) string {
 	way, leaves := v.Unbound[u.Family]
 	c, known := v.Course(u.Family)
 	switch {
 	case !leaves:
-		return "unbound traffic does not leave"
+		return traffic + " does not leave"
 	case known && c.Why == routing.CourseNoneLives && way.Interface != u.Name:
-		return "nor does " + way.Interface + ", which unbound traffic uses"
+		return "nor does " + way.Interface + ", which " + traffic + " uses"
 	case way.Interface != u.Name:
-		return "unbound traffic leaves by " + way.Interface
+		return traffic + " leaves by " + way.Interface
 	case known && c.Why == routing.CourseNoneLives:
-		return "unbound traffic stays on it, because no other uplink works"
+		return traffic + " stays on it, because no other uplink works"
 	default:
-		return "unbound traffic is about to leave it"
+		return traffic + " is about to leave it"
 	}
 }
 
@@ -191,7 +208,7 @@ func checkWatched(v *view.View, _ files) []routing.Problem {
 	return []routing.Problem{{
 		Severity: routing.Notice, Object: "multihomed-prober.service",
 		Text: "uplinks are judged by their carrier alone: " + prober,
-		Fix:  "systemctl start multihomed-prober.socket",
+		Fix:  v.Failover.ProberFix,
 	}}
 }
 
@@ -208,6 +225,55 @@ func checkUnsent(v *view.View) []routing.Problem {
 		}
 	}
 	return out
+}
+
+// checkNeverAnswered finds that unbound traffic uses an uplink on which nothing has ever answered,
+// while another one works: it may be dead, and nobody would notice.
+func checkNeverAnswered(v *view.View, _ files) []routing.Problem {
+	var all []view.Uplink
+	works := map[routing.Family]string{}
+	for _, f := range routing.Families() {
+		c, known := v.Course(f)
+		if !known || !v.Failover.Watches(f) {
+			continue
+		}
+		for _, u := range v.Failover.In(f) {
+			switch {
+			case works[f] == "" && (u.State == health.Up || u.State == health.Suspect):
+				works[f] = u.Name
+			case isMute(u) && v.Unbound[f].Interface == u.Name && slices.Contains(c.Devices(), u.Index):
+				all = append(all, u)
+			}
+		}
+	}
+	var out []routing.Problem
+	for len(all) > 0 {
+		u := all[0]
+		var families, objects []string
+		other := ""
+		all = slices.DeleteFunc(all, func(o view.Uplink) bool {
+			if o.Index == u.Index && works[o.Family] != "" {
+				families, objects = append(families, o.Family.Name()), append(objects, o.Family.String())
+				other = works[o.Family]
+			}
+			return o.Index == u.Index
+		})
+		if len(families) == 0 {
+			continue
+		}
+		out = append(out, routing.Problem{
+			Severity: routing.Warning, Link: u.Name, Object: strings.Join(objects, ", "),
+			Text: fmt.Sprintf("%s carries unbound %s traffic, and nothing has ever answered there: nobody would notice if it did not work; %s works", u.Name, and(families), other),
+			Fix:  fmt.Sprintf("to use %s for 30 seconds: multihomectl failover test %s; if %s works, set [failover] targets to hosts that answer there", other, u.Name, u.Name),
+		})
+	}
+	return out
+}
+
+// isMute reports whether an uplink was asked, and nothing has ever answered.
+func isMute(u view.Uplink) bool {
+	return u.State == health.Unprobed && u.Unwatched == "" && u.Unsent == "" && len(u.Targets) > 0 &&
+		!slices.ContainsFunc(u.Targets, func(t health.TargetReport) bool { return t.Answered })
 }
 
 // checkBlocked says that the rules of others leave no place for those of failover.

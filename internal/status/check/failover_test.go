@@ -87,6 +87,10 @@ func TestDeadInBothFamilies(t *testing.T) {
 	v.Unbound[routing.IPv6] = v.Unbound[routing.IPv4]
 	both := want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", text: []string{"does not work for IPv4 and IPv6 since", "for a reason; unbound traffic leaves by wan1"}, fix: "ping"}
 	expect(t, v, files(), both)
+	v.Unbound[routing.IPv6] = status.Unbound{Interface: "wan2", Table: 10999}
+	differ := both
+	differ.text = []string{"for a reason; unbound IPv4 traffic leaves by wan1; unbound IPv6 traffic leaves by wan2"}
+	expect(t, v, files(), differ)
 	v.Failover.Uplinks[2].State = health.Recovering
 	both.text = []string{"does not work for IPv4 since"}
 	expect(t, v, files(), both, want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"works again for IPv6"}, fix: "reset"})
@@ -123,7 +127,7 @@ func TestStopgap(t *testing.T) {
 func TestNotWatched(t *testing.T) {
 	v := uplinks(health.Up, health.Unprobed)
 	expect(t, v, files())
-	v.Failover.Prober = "it does not answer"
+	v.Failover.Prober, v.Failover.ProberFix = "it does not answer", "systemctl start multihomed-prober.socket"
 	expect(t, v, files(), want{code: check.NotWatched, severity: routing.Notice, text: []string{"by their carrier alone: it does not answer"}, fix: "systemctl start multihomed-prober.socket"})
 	v.Failover.Prober = ""
 	for _, u := range v.Failover.Uplinks[1:] { // In both families it is said once.
@@ -137,6 +141,63 @@ func TestNotWatched(t *testing.T) {
 	v.Failover.Prober = "it does not answer"
 	// Nobody asks for a prober where there is one uplink.
 	v.Failover.Uplinks = v.Failover.Uplinks[:1]
+	expect(t, v, files())
+}
+
+// TestRuleDecides: where a rule of somebody else comes before failover, status does not say that
+// failover decided.
+func TestRuleDecides(t *testing.T) {
+	v := moved(uplinks(health.Down, health.Up), "wan1", routing.CourseDead)
+	v.Unbound[routing.IPv4] = status.Unbound{Interface: "wan2", Table: 77}
+	if u := v.Status(nil, "1").Unbound["ipv4"]; u.Why != "table 77 decides" || u.Main != "" {
+		t.Errorf("%+v", u)
+	}
+	v.Snapshot.Others[0] = append(v.Snapshot.Others[0], routing.ForeignRule{Rule: routing.Rule{Family: routing.IPv4, Priority: 30000, Action: routing.ActionLookup, Table: 77}})
+	if u := v.Status(nil, "1").Unbound["ipv4"]; u.Why != `the rule "30000: from all lookup 77" of another program decides` || u.Interface != "wan2" {
+		t.Errorf("%+v", u)
+	}
+	// Of a VPN that works with a healthy uplink there is nothing to explain.
+	moved(v, "wan0", routing.CourseAlive)
+	if u := v.Status(nil, "1").Unbound["ipv4"]; u.Why != "" {
+		t.Errorf("%+v", u)
+	}
+}
+
+// TestNeverAnswered: unbound traffic uses an uplink on which nothing ever answered, while another
+// one works.
+func TestNeverAnswered(t *testing.T) {
+	mute := func(states ...health.State) *view.View {
+		v := moved(uplinks(states...), "wan0", routing.CourseAlive)
+		v.Failover.Uplinks[0].Targets = []health.TargetReport{{Name: "dns:9.9.9.9:53"}}
+		return v
+	}
+	warning := want{
+		code: check.NeverAnswered, severity: routing.Warning, link: "wan0",
+		text: []string{"wan0 carries unbound IPv4 traffic, and nothing has ever answered", "wan1 works"}, fix: "multihomectl failover test wan0",
+	}
+	expect(t, mute(health.Unprobed, health.Up), files(), warning)
+	v := mute(health.Unprobed, health.Suspect)
+	for _, u := range v.Failover.In(routing.IPv4) {
+		u.Family = routing.IPv6
+		v.Failover.Uplinks = append(v.Failover.Uplinks, u)
+	}
+	v.Snapshot.Courses[1], v.Unbound[routing.IPv6] = v.Snapshot.Courses[0], v.Unbound[routing.IPv4]
+	both := warning
+	both.text = []string{"unbound IPv4 and IPv6 traffic"}
+	expect(t, v, files(), both)
+	v.Failover.Uplinks[3].State = health.Unprobed
+	expect(t, v, files(), warning)
+	// It is asked still, the other is no better, nobody asks, or a VPN has the traffic.
+	expect(t, mute(health.Unknown, health.Up), files())
+	expect(t, mute(health.Unprobed, health.Unprobed), files())
+	v = mute(health.Unprobed, health.Up)
+	v.Failover.Uplinks[0].Targets = nil
+	expect(t, v, files())
+	v = mute(health.Unprobed, health.Up)
+	v.Failover.Uplinks[0].Unwatched = "the configuration asks for the carrier alone"
+	expect(t, v, files())
+	v = mute(health.Unprobed, health.Up)
+	v.Unbound[routing.IPv4] = status.Unbound{Interface: "wg0", Table: 51820}
 	expect(t, v, files())
 }
 

@@ -18,6 +18,8 @@ type Failover struct {
 	Enabled bool
 	// Prober says why no probes are sent, empty if they are or if none are needed.
 	Prober string
+	// ProberFix is a command that may help then.
+	ProberFix string
 	// Uplinks are those with a default route, by index and family.
 	Uplinks []Uplink
 }
@@ -160,6 +162,13 @@ func (v *View) unboundIn(f routing.Family, u status.Unbound) status.Unbound {
 		return u
 	}
 	u.Why = v.whyCourse(c)
+	if decides := v.decidesInstead(f, u); decides != "" {
+		// Failover may lead where it will: these packets never ask it.
+		if u.Why != "" {
+			u.Why = decides
+		}
+		return u
+	}
 	for _, r := range c.Ways.All() {
 		for _, way := range r.Ways() {
 			u.Shares = append(u.Shares, status.Leg{Interface: v.device(way.Device), Weight: max(way.Weight, 1)})
@@ -172,6 +181,21 @@ func (v *View) unboundIn(f routing.Family, u status.Unbound) status.Unbound {
 		u.Main = main
 	}
 	return u
+}
+
+// decidesInstead says what sends unbound traffic of a family by another table than main or that of
+// failover, empty if nothing does.
+func (v *View) decidesInstead(f routing.Family, u status.Unbound) string {
+	table := routing.TableID(u.Table)
+	if own, has := v.Policy.FailoverTable(); table == routing.TableMain || table == 0 || has && table == own {
+		return ""
+	}
+	for _, o := range v.Planner.Foreign(f) {
+		if o.Rule.Action == routing.ActionLookup && o.Rule.Table == table && Decides(o.Rule) {
+			return fmt.Sprintf("the rule %q of another program decides", o.Rule.String())
+		}
+	}
+	return fmt.Sprintf("table %d decides", table)
 }
 
 // whyCourse says why unbound traffic does not follow main, or why it does although its uplink
