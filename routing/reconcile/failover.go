@@ -107,12 +107,16 @@ func (l *Loop) failoverProblems() []routing.Problem {
 func (l *Loop) noteCourses(ctx context.Context) {
 	for i, f := range routing.Families() {
 		now, _ := l.planner.Course(f)
-		before := l.courses[i]
-		if now == before {
+		if now != l.courses[i] {
+			l.courses[i], l.news = now, true
+			l.picture.spoil()
+		}
+		before := l.said[i]
+		if now == before || l.inherits && before.Why != "" && !l.complete {
+			// Until all links are known, it is no news where they do not lead yet.
 			continue
 		}
-		l.courses[i], l.news = now, true
-		l.picture.spoil()
+		l.said[i] = now
 		was, is := l.leavesBy(before), l.leavesBy(now)
 		switch {
 		case now.Moved && (!before.Moved || was != is):
@@ -130,6 +134,7 @@ func (l *Loop) noteCourses(ctx context.Context) {
 				slog.String("family", f.String()))
 		}
 	}
+	l.inherits = l.inherits && !l.complete
 }
 
 func courseReason(why routing.CourseReason) string {

@@ -40,6 +40,8 @@ type Options struct {
 	// Told is what [Loop.Told] of an earlier loop in this process returned, nil for the
 	// first one: the log says then what differs from that.
 	Told map[int]routing.LinkPlan
+	// Courses is what [Loop.Courses] of it returned.
+	Courses [2]routing.Course
 }
 
 // Hooks are called from the loop's goroutine; any may be nil.
@@ -171,9 +173,11 @@ type Loop struct {
 	failures map[string]failure
 	retrying map[string]int
 	reported Report
-	// courses are those that the log knows.
-	courses [2]routing.Course
-	now     func() time.Time
+	// courses are those of the last pass, said those that the log knows; inherits says that these
+	// are still those of Options.Courses.
+	courses, said [2]routing.Course
+	inherits      bool
+	now           func() time.Time
 	// problems of links, by interface index; news says that there is something
 	// to report.
 	problems map[int][]routing.Problem
@@ -208,6 +212,8 @@ func New(o Options) *Loop {
 		takeovers:     newTakeovers(),
 		unwritten:     map[int]*unwritten{},
 		told:          maps.Clone(o.Told),
+		said:          o.Courses,
+		inherits:      true,
 		inherited:     map[int]struct{}{},
 		routesWritten: map[int]time.Time{},
 		restored:      map[object]struct{}{},
@@ -237,6 +243,10 @@ func (l *Loop) Told() map[int]routing.LinkPlan {
 	}
 	return out
 }
+
+// Courses returns which way unbound traffic went by the log, for the loop that follows this one. Call it
+// when Run has returned.
+func (l *Loop) Courses() [2]routing.Course { return l.said }
 
 // Current returns how the host stands. It is for hooks, which the loop calls; others ask
 // [Loop.Snapshot].

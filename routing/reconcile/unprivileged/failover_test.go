@@ -227,6 +227,42 @@ func TestCrashWhileMoved(t *testing.T) {
 	})
 }
 
+// TestReloadWhileMoved: a reload names a move only if something moved, one that switches failover
+// off the way back.
+func TestReloadWhileMoved(t *testing.T) {
+	t.Parallel()
+	inBubbleWith(t, 3, judges, func(h *host) {
+		h.dead(0)
+		h.unboundBy(name(1))
+		again := func() string {
+			h.kill()
+			h.courses = h.loop.Courses()
+			h.log.Reset()
+			h.start(func() {})
+			// Owners tell of links step by step.
+			for n := range 3 {
+				h.owners.claim(name(n), reconcile.Link)
+				h.settle()
+			}
+			h.owners.complete(true)
+			h.settle()
+			return h.log.String()
+		}
+		if log := again(); strings.Contains(log, "unbound") {
+			h.Errorf("nothing moved, and the log says:\n%s", log)
+		}
+		h.unboundBy(name(1))
+		h.judge.facts.Enabled = false
+		if log := again(); strings.Count(log, "unbound IPv4 traffic follows main again, by "+name(0)) != 1 || strings.Count(log, "unbound") != 1 || !strings.Contains(log, "failover is off") {
+			h.Errorf("switched off, and the log says:\n%s", log)
+		}
+		h.judge.facts.Enabled = true
+		if log := again(); strings.Count(log, "unbound IPv4 traffic leaves by "+name(1)) != 1 || strings.Count(log, "unbound") != 1 {
+			h.Errorf("on again, and the log says:\n%s", log)
+		}
+	})
+}
+
 // TestSwitchedOff: without failover nothing of it stands.
 func TestSwitchedOff(t *testing.T) {
 	t.Parallel()

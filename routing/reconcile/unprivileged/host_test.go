@@ -44,6 +44,8 @@ type host struct {
 	// judge, if not nil, is who judges uplinks.
 	judge *judge
 	loop  *reconcile.Loop
+	// courses are those of the loop before, after a reload.
+	courses [2]routing.Course
 	// log is what the loops say of links.
 	log strings.Builder
 	// last is the last report.
@@ -93,6 +95,7 @@ func (h *host) start(before func()) {
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
 		Repairs:  rate.NewLimiter(rate.Every(every), burst),
 		Hooks:    reconcile.Hooks{Report: func(r reconcile.Report) { h.last = r }},
+		Courses:  h.courses,
 	}
 	if h.judge != nil {
 		h.judge.changed = make(chan struct{}, 1)
