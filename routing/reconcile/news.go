@@ -114,7 +114,7 @@ func (l *Loop) noteRoute(op routing.Op) {
 	if u := l.unwritten[r.Device]; u != nil {
 		was = u.was
 	}
-	if !planned || !hasTable(was, r.Table) || !hasTable(plan, r.Table) || slices.ContainsFunc(plan.Keys, func(k routing.Key) bool { return k.Prefix == r.Destination }) && !r.Gateway.IsValid() {
+	if !planned || !hasTable(was, r.Table) || !hasTable(plan, r.Table) || isOnLink(plan, r) {
 		return
 	}
 	u := l.noteNews(r.Device, plan)
@@ -123,6 +123,14 @@ func (l *Loop) noteRoute(op routing.Op) {
 	} else {
 		u.routes.removed++
 	}
+}
+
+// isOnLink reports whether a route leads to a network on the link. That of link-local addresses comes
+// and goes with the addresses of the interface, and the kernel deletes it itself
+// (addrconf_ifdown in net/ipv6/addrconf.c).
+func isOnLink(p routing.LinkPlan, r routing.Route) bool {
+	return !r.Gateway.IsValid() &&
+		(r.Destination.Addr().IsLinkLocalUnicast() || slices.ContainsFunc(p.Keys, func(k routing.Key) bool { return k.Prefix == r.Destination }))
 }
 
 // hasTable reports whether a table is one of the link's: what is in a new one says
