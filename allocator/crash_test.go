@@ -18,6 +18,7 @@ import (
 
 	"multihomed/allocator"
 	"multihomed/routing"
+	_ "multihomed/test/seeds"
 )
 
 // childVariable names the database for a process that leases until it is killed.

@@ -11,6 +11,7 @@ import (
 
 	"multihomed/routing"
 	"multihomed/routing/kerneltest"
+	_ "multihomed/test/seeds"
 )
 
 var policy = routing.DefaultPolicy()

@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"multihomed/internal/status"
+	_ "multihomed/test/seeds"
 )
 
 // TestEncoding: what is sent is what json.Marshal makes, and who reads it without the

@@ -17,6 +17,7 @@ import (
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/test/lab/nettest"
+	_ "multihomed/test/seeds"
 )
 
 // TestMain keeps the tests away from the machine's routing.

@@ -25,6 +25,7 @@ import (
 	"multihomed/routing/kernel"
 	"multihomed/routing/reconcile"
 	"multihomed/test/lab/nettest"
+	_ "multihomed/test/seeds"
 )
 
 // TestMain keeps the tests away from the machine's routing.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"multihomed/test/lab/nettest"
+	_ "multihomed/test/seeds"
 )
 
 // TestMain keeps the tests away from the machine's routing.
