@@ -46,8 +46,8 @@ type parts struct {
 	loop    *reconcile.Loop
 	// uplinks watches which uplinks work; nil in a stand-in.
 	uplinks *failover.Controller
-	// looked is the snapshot that uplinks had last; it is the loop's.
-	looked uint64
+	// looked is what uplinks were told of last; it is the loop's.
+	looked lookedAt
 	// runtime is the runtime directory.
 	runtime string
 
@@ -157,7 +157,8 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	hooks.Settled = func() {
 		p.afterPass()
-		if p.uplinks != nil && p.loop.IsNewer(p.looked) {
+		if now := (lookedAt{p.loop.Structure(), p.owners.Generation()}); p.uplinks != nil && now != p.looked {
+			p.looked = now
 			p.uplinks.Touch()
 		}
 		settled()

@@ -15,6 +15,7 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
+	"multihomed/internal/processor"
 	"multihomed/internal/status"
 	"multihomed/internal/status/check"
 	"multihomed/internal/status/socket"
@@ -95,7 +96,8 @@ const (
 	// related changes, and a problem that does not last is not logged.
 	checkDelay = time.Second
 	// checkPause is the least pause between two checks. A pause is also checkShare times as
-	// long as the check, so that constant changes cost a twentieth of a processor.
+	// long as the check, so that constant changes cost a twentieth of a processor. What counts is
+	// its CPU time, and not how long a busy host let it wait: problems are told there, too.
 	checkPause = 5 * time.Second
 	checkShare = 20
 	// lookEvery is how often to read files of the host whose changes nobody announces.
@@ -121,15 +123,16 @@ func (t *teller) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		began := time.Now()
-		isWhole, err := t.check(ctx)
+		var isWhole bool
+		var err error
+		cost := processor.Cost(func() { isWhole, err = t.check(ctx) })
 		if err != nil && ctx.Err() == nil {
 			t.service.Logger.LogAttrs(ctx, slog.LevelDebug, "check of the host delayed", slog.String("error", err.Error()))
 		}
 		if !isWhole {
 			t.outdated.Give()
 		}
-		notBefore = time.Now().Add(max(checkPause, checkShare*time.Since(began)))
+		notBefore = time.Now().Add(max(checkPause, checkShare*cost))
 	}
 }
 

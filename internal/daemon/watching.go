@@ -33,12 +33,13 @@ func (p *parts) watch(cfg config.Config, more extras) reconcile.Failover {
 	return p.uplinks
 }
 
+// lookedAt says what the facts of the uplinks depend on.
+type lookedAt struct{ structure, owners uint64 }
+
 // uplinkFacts asks the loop for what the controller must know of the host.
 func (p *parts) uplinkFacts(ctx context.Context, cfg config.Config) (facts failover.Facts, err error) {
 	_, err = p.loop.Snapshot(ctx, func() {
-		now := p.loop.Current()
-		p.looked = now.Generation
-		facts = failover.Gather(cfg, now, p.owners.Known)
+		facts = failover.Gather(cfg, p.loop.Current(), p.owners.Known)
 	})
 	return facts, err
 }

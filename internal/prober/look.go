@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/prober/wire"
+	"multihomed/internal/processor"
 	"multihomed/internal/sockdiag"
 )
 
@@ -45,31 +45,21 @@ func (o *observer) look(ctx context.Context, l wire.Look) wire.Report {
 	// Everything that is known was true at the start or later. A prober that is stopped meanwhile makes
 	// no proof younger than it is.
 	out := wire.Looked{ID: l.ID, At: wire.Now()}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	before := processorTime()
-	err := o.counters(l.Devices, &out)
-	if err == nil {
-		err = o.connections(ctx, l, &out)
-	}
+	var err error
+	cost := processor.Cost(func() {
+		if err = o.counters(l.Devices, &out); err == nil {
+			err = o.connections(ctx, l, &out)
+		}
+	})
 	switch {
 	case err == nil:
-		out.Cost = min(processorTime()-before, wire.Now().Sub(out.At))
+		out.Cost = min(cost, wire.Now().Sub(out.At))
 		return out
 	case errors.Is(err, sockdiag.ErrUnsupported):
 		return wire.Unsent{ID: l.ID, At: wire.Now(), Errno: unix.EOPNOTSUPP}
 	default:
 		return wire.Unsent{ID: l.ID, At: wire.Now(), Errno: errnoOf(err)}
 	}
-}
-
-// processorTime is that of this thread.
-func processorTime() time.Duration {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
-		panic(err) // Every kernel has this clock.
-	}
-	return time.Duration(t.Nano())
 }
 
 func (o *observer) connections(ctx context.Context, l wire.Look, out *wire.Looked) error {

@@ -16,7 +16,7 @@ func (l *Loop) takeClaims(ctx context.Context) {
 	c := l.Owners.Take()
 	if len(c.Changed)+len(c.Removed) > 0 {
 		l.picture.claims, l.unasked = nil, true
-		l.picture.spoil()
+		l.picture.restructure()
 	}
 	for name, claim := range c.Changed {
 		l.news = l.news || !slices.Equal(l.claims[name].Problems, claim.Problems)
@@ -120,7 +120,7 @@ func (l *Loop) takeChanges(ctx context.Context) {
 	}
 	if c.All {
 		for index := range l.picture.interfaces {
-			l.picture.spoil(index)
+			l.picture.spoilRoutes(index)
 		}
 		l.everything()
 		for index := range l.dirty {

@@ -109,7 +109,7 @@ func (l *Loop) noteCourses(ctx context.Context) {
 		now, _ := l.planner.Course(f)
 		if now != l.courses[i] {
 			l.courses[i], l.news = now, true
-			l.picture.spoil()
+			l.picture.restructure()
 		}
 		before := l.said[i]
 		if now == before || l.inherits && before.Why != "" && !l.complete {

@@ -55,8 +55,8 @@ type Hooks struct {
 	Settled func()
 	// Report is called when what there is to report has changed.
 	Report func(Report)
-	// Outdated is called after a pass when a snapshot would differ from the last one that
-	// was taken, and again until one is.
+	// Outdated is called after a pass when a snapshot would have another generation than it
+	// was called for last, also if somebody has taken that snapshot already.
 	Outdated func()
 }
 
@@ -381,13 +381,10 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 	l.keepMemory()
 	l.writeNews(ctx, false)
 	l.report()
-	outdated := l.outdated() // before Settled, which may take a snapshot
 	if l.Hooks.Settled != nil {
 		l.Hooks.Settled()
 	}
-	if l.Hooks.Outdated != nil && outdated {
-		l.Hooks.Outdated()
-	}
+	l.announce()
 	return nil
 }
 

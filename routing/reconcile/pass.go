@@ -179,7 +179,7 @@ func (l *Loop) reroute() {
 			continue
 		}
 		refused := l.planner.SetPaths(index, l.ways(index, destinations))
-		l.picture.spoil(index)
+		l.picture.spoilRoutes(index)
 		if len(refused) == 0 {
 			delete(l.rerouted, index)
 			continue
@@ -219,7 +219,9 @@ func (l *Loop) plan(ctx context.Context) map[int]routing.LinkPlan {
 	before := make(map[int]routing.LinkPlan, len(dirty))
 	var links []subject
 	missing := map[int][]routing.Key{}
-	l.picture.spoil(dirty...)
+	if len(dirty) > 0 {
+		l.picture.restructure(dirty...)
+	}
 	for _, index := range dirty {
 		plan, planned := l.planner.Link(index)
 		before[index] = plan

@@ -59,7 +59,7 @@ func (l *Loop) report() {
 		l.waitsLong = l.waiting != "" && l.now().Sub(l.incomplete) >= waitGrace
 	}
 	l.waitsLong = l.waitsLong && l.waiting != ""
-	l.picture.spoil()
+	l.picture.restructure()
 	r := l.reportNow()
 	if r.Ready == l.reported.Ready && r.Waiting == l.reported.Waiting && slices.Equal(r.Problems, l.reported.Problems) &&
 		slices.Equal(r.Away, l.reported.Away) && slices.Equal(r.Gone, l.reported.Gone) {

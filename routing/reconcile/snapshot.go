@@ -206,6 +206,10 @@ type picture struct {
 	last *Snapshot
 	// fresh says that nothing has happened since.
 	fresh bool
+	// announced is the generation that Hooks.Outdated was called for.
+	announced uint64
+	// structure changes with all that a snapshot has but routes of main and rules of others.
+	structure uint64
 	// interfaces are kept; those that are stale are made anew.
 	interfaces map[int]*Interface
 	stale      map[int]struct{}
@@ -225,8 +229,18 @@ func newPicture() picture {
 	return picture{interfaces: map[int]*Interface{}, stale: map[int]struct{}{}, since: map[int]since{}}
 }
 
-// spoil notes that the last snapshot is out of date, and of which interfaces.
-func (p *picture) spoil(indexes ...int) {
+// spoil notes that the last snapshot is out of date.
+func (p *picture) spoil() { p.fresh = false }
+
+// restructure notes that it is out of date in more than routes: of some interfaces, or of what
+// serves all.
+func (p *picture) restructure(indexes ...int) {
+	p.structure++
+	p.spoilRoutes(indexes...)
+}
+
+// spoilRoutes notes that the routes of some interfaces are out of date in it.
+func (p *picture) spoilRoutes(indexes ...int) {
 	p.fresh = false
 	for _, index := range indexes {
 		p.stale[index] = struct{}{}
@@ -236,7 +250,7 @@ func (p *picture) spoil(indexes ...int) {
 // dated notes when links got their roles and their ladders.
 func (l *Loop) dated(t routing.Touched) {
 	for index := range t.Links {
-		l.picture.spoil(index)
+		l.picture.restructure(index)
 		plan, is := l.planner.Link(index)
 		if !is {
 			delete(l.picture.since, index)
@@ -261,10 +275,28 @@ func (l *Loop) outdated() bool {
 	return l.picture.last.Moves != moves
 }
 
-// IsNewer reports whether the host differs from the snapshot of a generation. It is for
-// hooks, which the loop calls, and makes no snapshot.
-func (l *Loop) IsNewer(generation uint64) bool {
-	return l.outdated() || l.picture.last.Generation != generation
+// Structure changes with interfaces, claims, links and the ways of unbound traffic, and not
+// with routes of main or rules of others, of which there may be very many. It is for hooks,
+// which the loop calls, and makes no snapshot.
+func (l *Loop) Structure() uint64 { return l.picture.structure }
+
+// announce says that the next snapshot is another one than was announced last, whoever takes
+// the snapshots.
+func (l *Loop) announce() {
+	next := uint64(1)
+	if l.picture.last != nil {
+		next = l.picture.last.Generation
+		if l.outdated() {
+			next++
+		}
+	}
+	if next == l.picture.announced {
+		return
+	}
+	l.picture.announced = next
+	if l.Hooks.Outdated != nil {
+		l.Hooks.Outdated()
+	}
 }
 
 // snapshot returns the last one if nothing has happened since, or makes another.

@@ -20,7 +20,7 @@ var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
 		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/health", "internal/lazy", "internal/news", "internal/ownership",
-		"internal/prober/wire", "internal/rights", "internal/sockdiag", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
+		"internal/prober/wire", "internal/processor", "internal/rights", "internal/sockdiag", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",

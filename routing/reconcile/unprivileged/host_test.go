@@ -44,6 +44,8 @@ type host struct {
 	// judge, if not nil, is who judges uplinks.
 	judge *judge
 	loop  *reconcile.Loop
+	// settled and outdated, if not nil, are hooks of the loop.
+	settled, outdated func()
 	// courses are those of the loop before, after a reload.
 	courses [2]routing.Course
 	// log is what the loops say of links.
@@ -94,7 +96,7 @@ func (h *host) start(before func()) {
 		Mirror: gate{reconcile.MirrorOf(h.mirror), h.wake}, Writer: h.writer, Owners: h.owners, Leases: h.leases,
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
 		Repairs:  rate.NewLimiter(rate.Every(every), burst),
-		Hooks:    reconcile.Hooks{Report: func(r reconcile.Report) { h.last = r }},
+		Hooks:    reconcile.Hooks{Report: func(r reconcile.Report) { h.last = r }, Settled: func() { call(h.settled) }, Outdated: func() { call(h.outdated) }},
 		Courses:  h.courses,
 	}
 	if h.judge != nil {
@@ -113,6 +115,12 @@ func (h *host) start(before func()) {
 		}
 	}
 	synctest.Wait()
+}
+
+func call(hook func()) {
+	if hook != nil {
+		hook()
+	}
 }
 
 // settle tells the loop that something may have happened, and waits until it has done all

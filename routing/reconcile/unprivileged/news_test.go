@@ -1,10 +1,12 @@
 package unprivileged_test
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"multihomed/routing"
 	"multihomed/routing/reconcile"
 )
 
@@ -51,6 +53,45 @@ func TestRestartSaysOnlyWhatChanged(t *testing.T) {
 		h.pass(enough)
 		if log := h.log.String(); strings.Count(log, "uplink removed") != 1 || !strings.Contains(log, "interface="+name(0)) {
 			t.Errorf("%s is no link any more, and the log says:\n%s", name(0), log)
+		}
+	})
+}
+
+// TestOutdatedWhoeverLooks: who checks the host after changes hears of a change that somebody
+// else's snapshot had first, because it came between a pass and the answer to a question. And
+// a route that nobody plans with changes no structure.
+func TestOutdatedWhoeverLooks(t *testing.T) {
+	inBubble(t, 2, func(h *host) {
+		h.settle()
+		structure, told := h.loop.Structure(), 0
+		h.outdated = func() { told++ }
+		h.settled = func() {
+			h.settled = nil
+			generation := h.loop.Current().Generation
+			if err := h.kernel.AddForeignRoute(routing.Route{
+				Family: routing.IPv4, Table: 777, Destination: netip.MustParsePrefix("198.51.100.0/24"), Device: 1000, Type: routing.RouteUnicast, Protocol: 4,
+			}); err != nil {
+				h.Error(err)
+			}
+			if err := h.mirror.Sync(h.Context()); err != nil {
+				h.Error(err)
+			}
+			if now := h.loop.Current().Generation; now == generation {
+				h.Errorf("the snapshot after a change has generation %d, too", now)
+			}
+		}
+		h.settle()
+		h.settle()
+		if told != 1 {
+			h.Errorf("told %d times of one change", told)
+		}
+		if now := h.loop.Structure(); now != structure {
+			h.Errorf("structure %d, then %d", structure, now)
+		}
+		h.owners.claim(name(0), reconcile.NoLink)
+		h.settle()
+		if h.loop.Structure() == structure || told != 2 {
+			h.Errorf("a link went: structure %d as before, told %d times", structure, told)
 		}
 	})
 }
