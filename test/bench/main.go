@@ -69,7 +69,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.deaths, "deaths", 10, "number of measurements of each way to fail")
 	flags.IntVar(&o.pulls, "pulls", 10, "number of measurements of the lost carrier of a shared subnet")
 	flags.IntVar(&o.watched, "watched", 50, "number of links of which the watching is measured, beside two")
-	flags.DurationVar(&o.alone, "alone", time.Minute, "how long to wait for NetworkManager alone to leave a provider that fails")
+	flags.DurationVar(&o.alone, "alone", 20*time.Second, "how long to wait for NetworkManager alone to leave a provider that fails")
 	flags.DurationVar(&o.window, "window", 20*time.Second, "how long to watch what watching costs")
 	only := flags.String("only", "", "measure these `parts` alone, of: "+strings.Join(partNames(), ","))
 	flags.BoolVar(&o.json, "json", false, "print JSON")
