@@ -202,7 +202,7 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			return r.Route.IsDefault() && r.Reason.Decision != CopiedElsewhere
 		})
 		if l.Up {
-			throws := plan.throwsOf(k, t, routes, around)
+			throws := plan.throwsOf(k, t, around)
 			copies.repeated.except(throws)
 			plan.Routes = append(slices.Grow(plan.Routes, len(routes)+len(throws)), routes...)
 			plan.Routes = append(plan.Routes, throws...)

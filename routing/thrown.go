@@ -51,20 +51,15 @@ func (s *surrounding) throwsDefault() bool { return len(s.thrown) > 0 && s.throw
 // throwsTooMuch reports whether tables cannot throw what main throws.
 func (s *surrounding) throwsTooMuch() bool { return len(s.thrown) > mostThrown }
 
-// throwsOf returns what a table of the link throws: what main throws, where the table would
-// have an answer.
-func (plan *LinkPlan) throwsOf(k Key, t TableID, routes []PlannedRoute, around *surrounding) []PlannedRoute {
+// throwsOf returns what a table of the link throws: all that main throws. Where the table has
+// nothing around it, the next rule is asked in any case, and a path may come.
+func (plan *LinkPlan) throwsOf(k Key, t TableID, around *surrounding) []PlannedRoute {
 	if around.throwsTooMuch() {
 		return nil
 	}
-	answers := func(to netip.Prefix) bool {
-		return len(plan.paths.by) > 0 || slices.ContainsFunc(routes, func(r PlannedRoute) bool {
-			return r.Route.Destination.Bits() <= to.Bits() && r.Route.Destination.Contains(to.Addr())
-		})
-	}
 	var out []PlannedRoute
 	for _, to := range around.thrown {
-		if to.Bits() == 0 && (k.Family == IPv4 || plan.Link.LastResort) || !answers(to) {
+		if to.Bits() == 0 && (k.Family == IPv4 || plan.Link.LastResort) {
 			continue
 		}
 		out = append(out, PlannedRoute{
