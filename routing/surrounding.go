@@ -345,15 +345,15 @@ func (p Priority) behind() bool { return p >= firstAgain && p <= PriorityAgain }
 // find ours there: then ours stand in front of that, which is the same place.
 func behindLadder(foreign []ForeignRule) Priority {
 	at := PriorityAgain
-	for at > firstAgain && dangles(foreign, at) {
+	for at > firstAgain && Dangles(foreign, at) {
 		at--
 	}
 	return at
 }
 
-// dangles reports whether a goto of somebody else leads to a priority at which nobody has a
+// Dangles reports whether a goto of somebody else leads to a priority at which nobody has a
 // rule but us.
-func dangles(foreign []ForeignRule, at Priority) bool {
+func Dangles(foreign []ForeignRule, at Priority) bool {
 	leads := slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.Action == ActionGoto && o.Rule.Goto == at })
 	return leads && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.Priority == at })
 }

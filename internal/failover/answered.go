@@ -11,7 +11,6 @@ import (
 	"slices"
 
 	"multihomed/internal/event"
-	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 )
@@ -67,11 +66,7 @@ var _ Archive = AnsweredFile{}
 // Recall reads the file. What cannot be read, or breaks a bound, is as good as nothing: then a
 // link that is dead from the beginning is not known to be.
 func (f AnsweredFile) Recall() []Answered {
-	var all []Answered
-	data, err := fsutil.ReadFile(filepath.Join(f.Directory, AnsweredName), maxAnswered)
-	if err != nil || json.Unmarshal(data, &all) != nil {
-		return nil
-	}
+	all := recall[Answered](filepath.Join(f.Directory, AnsweredName), maxAnswered)
 	long := func(s string) bool { return len(s) > longestWord }
 	all = slices.DeleteFunc(all, func(a Answered) bool {
 		return long(a.Interface) || long(a.Profile) || a.Family != routing.IPv4 && a.Family != routing.IPv6 ||
@@ -144,15 +139,7 @@ func (c *Controller) archiveAll(ctx context.Context) {
 	if c.Archive == nil {
 		return
 	}
-	failed := false
-	write := func(ctx context.Context, all []Answered) error {
-		err := c.Archive.Keep(all)
-		if err != nil && !failed {
-			c.Logger.LogAttrs(ctx, event.LevelNotice, "after a boot, links that do not work from the beginning will not be known", slog.String("error", err.Error()))
-		}
-		failed = err != nil
-		return err
-	}
-	_ = c.archive.Follow(ctx, keepAgain, write) // It ends with ctx alone.
-	c.archive.Rest(func(all []Answered) { _ = write(context.WithoutCancel(ctx), all) })
+	keepEach(ctx, c.archive, c.Archive.Keep, func(err error) {
+		c.Logger.LogAttrs(ctx, event.LevelNotice, "after a boot, links that do not work from the beginning will not be known", slog.String("error", err.Error()))
+	})
 }

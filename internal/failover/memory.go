@@ -10,6 +10,7 @@ import (
 
 	"multihomed/internal/event"
 	"multihomed/internal/fsutil"
+	"multihomed/internal/news"
 	"multihomed/internal/ownership"
 )
 
@@ -35,8 +36,12 @@ var _ Memory = File{}
 // Recall returns what was kept. What cannot be read is as good as nothing: the links are
 // judged anew.
 func (f File) Recall() []Kept {
-	var all []Kept
-	data, err := fsutil.ReadFile(filepath.Join(f.Directory, FileName), maxFile)
+	return recall[Kept](filepath.Join(f.Directory, FileName), maxFile)
+}
+
+// recall reads a file of at most so many bytes, nothing if that cannot be read.
+func recall[T any](path string, most int64) (all []T) {
+	data, err := fsutil.ReadFile(path, most)
 	if err != nil || json.Unmarshal(data, &all) != nil {
 		return nil
 	}
@@ -76,15 +81,23 @@ func (c *Controller) remember(ctx context.Context) {
 	if c.Memory == nil {
 		return
 	}
+	keepEach(ctx, c.memory, c.Memory.Keep, func(err error) {
+		c.Logger.LogAttrs(ctx, event.LevelNotice, "after a restart, links that do not work will be judged anew", slog.String("error", err.Error()))
+	})
+}
+
+// keepEach keeps what comes into a slot until ctx is done, and what is left then. It calls complain
+// for a failure, once until it works again.
+func keepEach[T any](ctx context.Context, slot *news.Slot[T], keep func(T) error, complain func(error)) {
 	failed := false
-	write := func(ctx context.Context, all []Kept) error {
-		err := c.Memory.Keep(all)
+	write := func(_ context.Context, value T) error {
+		err := keep(value)
 		if err != nil && !failed {
-			c.Logger.LogAttrs(ctx, event.LevelNotice, "after a restart, links that do not work will be judged anew", slog.String("error", err.Error()))
+			complain(err)
 		}
 		failed = err != nil
 		return err
 	}
-	_ = c.memory.Follow(ctx, keepAgain, write) // It ends with ctx alone.
-	c.memory.Rest(func(all []Kept) { _ = write(context.WithoutCancel(ctx), all) })
+	_ = slot.Follow(ctx, keepAgain, write) // It ends with ctx alone.
+	slot.Rest(func(value T) { _ = write(ctx, value) })
 }

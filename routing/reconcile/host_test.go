@@ -138,6 +138,17 @@ func (h *host) quiet() {
 	}
 }
 
+// rest passes until nothing waits for its time within a second.
+func (h *host) rest() {
+	h.Helper()
+	for range 3 {
+		if h.wait() > time.Second {
+			return
+		}
+		h.pass()
+	}
+}
+
 // wait turns the clock to when the loop wants to be woken.
 func (h *host) wait() time.Duration {
 	d := h.loop.UntilNext()

@@ -80,12 +80,7 @@ func TestDeletingUntilNothingIsLeft(t *testing.T) {
 			}
 			t.Logf("%d deletions", n)
 			h.quiet()
-			for range 3 {
-				if h.wait() > time.Second {
-					break
-				}
-				h.pass()
-			}
+			h.rest()
 			if now := h.rules(); strings.Join(now, "\n") != strings.Join(before, "\n") {
 				t.Errorf("afterwards:\n%s\nbefore:\n%s", strings.Join(now, "\n"), strings.Join(before, "\n"))
 			}
@@ -218,12 +213,7 @@ func TestDeletingIPv6(t *testing.T) {
 				t.Errorf("%d deletions, want at most %d", n, c.most)
 			}
 			t.Logf("%d deletions", n)
-			for range 3 {
-				if h.wait() > time.Second {
-					break
-				}
-				h.pass()
-			}
+			h.rest()
 			if now := rules(); now != before {
 				t.Errorf("afterwards:\n%s\nbefore:\n%s", now, before)
 			}

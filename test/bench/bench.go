@@ -84,6 +84,7 @@ func parts() []part {
 		{"leases", (*bench).leases},
 		{"dispatcher", (*bench).dispatches},
 		{"failover", (*bench).failovers},
+		{"subnet", (*bench).subnet},
 	}
 }
 

@@ -111,6 +111,13 @@ func TestQuick(t *testing.T) {
 				Alone          series  `json:"networkmanager"`
 				More           float64 `json:"networkmanager_more_than"`
 			}
+			Subnet *struct {
+				Outage series
+				Failed float64
+				Most   float64 `json:"failed_most"`
+				Alone  series  `json:"networkmanager"`
+				More   float64 `json:"networkmanager_more_than"`
+			}
 			Costs []struct {
 				Links  int
 				Probes float64 `json:"probes_per_minute"`
@@ -215,7 +222,7 @@ func TestQuick(t *testing.T) {
 	if len(report.Leases) != 6 {
 		t.Errorf("%d rows of leases", len(report.Leases))
 	}
-	if f := report.Failover; f == nil || len(f.Outages) != 4 || len(f.Costs) != 5 {
+	if f := report.Failover; f == nil || len(f.Outages) != 4 || f.Subnet == nil || len(f.Costs) != 5 {
 		t.Errorf("failover: %+v", f)
 	} else {
 		for _, r := range f.Outages {
@@ -225,6 +232,10 @@ func TestQuick(t *testing.T) {
 			if r.Alone.Runs == 0 && r.More <= 0 {
 				t.Errorf("NetworkManager alone: %+v", r)
 			}
+		}
+		timed("a shared subnet", f.Subnet.Outage)
+		if s := f.Subnet; s.Outage.Runs != 2 || s.Failed < 0 || s.Failed > s.Most || s.Alone.Runs == 0 && s.More <= 0 {
+			t.Errorf("a shared subnet: %+v", s)
 		}
 		for _, r := range f.Costs {
 			if r.Links < 2 || r.Probes < 0 || r.CPU < 0 || r.Prober < 0 {

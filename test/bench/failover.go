@@ -23,6 +23,7 @@ import (
 // Failover is how soon unbound IPv4 leaves a provider that fails, and what it costs to know.
 type Failover struct {
 	Outages []OutageRow `json:"outages"`
+	Subnet  *Subnet     `json:"subnet,omitempty"`
 	Costs   []CostRow   `json:"costs"`
 }
 
@@ -56,11 +57,12 @@ type CostRow struct {
 // tryEvery is the time between two questions.
 const tryEvery = 20 * time.Millisecond
 
-// An exchange is a host on wires, with the programs on it.
+// An exchange is a host with several uplinks, with the programs on it.
 type exchange struct {
 	*bench
 	host           *lab.Host
 	isps           []*lab.ISP
+	links          []*lab.Link // the uplinks, main's best first
 	daemon, prober *lab.Process
 	config         string
 }
@@ -108,34 +110,47 @@ func (b *bench) failovers(ctx context.Context, report *Report) error {
 }
 
 // onWires runs do on a host with so many providers of IPv4, with the product or without it.
-func (b *bench) onWires(ctx context.Context, count int, product bool, do func(*exchange) error) (err error) {
+func (b *bench) onWires(ctx context.Context, count int, product bool, do func(*exchange) error) error {
+	return b.onHost(ctx, lab.HostConfig{NMLogLevel: "WARN"}, product, func(x *exchange) error {
+		for n := range count {
+			cfg := lab.DefaultISP(n)
+			cfg.IPv6, cfg.Resolver, cfg.Wire = netip.Prefix{}, true, count == 2
+			isp, err := x.host.NewISP(ctx, cfg)
+			if err != nil {
+				return err
+			}
+			x.isps, x.links = append(x.isps, isp), append(x.links, isp.Link())
+		}
+		return nil
+	}, do)
+}
+
+// onHost runs do on a new host when the uplinks that connect makes have IPv4, with the product or
+// without it.
+func (b *bench) onHost(ctx context.Context, cfg lab.HostConfig, product bool, connect, do func(*exchange) error) (err error) {
 	x := &exchange{bench: b}
-	if x.host, err = lab.NewHost(ctx, lab.HostConfig{NMLogLevel: "WARN"}); err != nil {
+	if x.host, err = lab.NewHost(ctx, cfg); err != nil {
 		return fmt.Errorf("making the lab: %w", err)
 	}
 	defer func() { err = errors.Join(err, x.host.Close()) }()
-	for n := range count {
-		cfg := lab.DefaultISP(n)
-		cfg.IPv6, cfg.Resolver, cfg.Wire = netip.Prefix{}, true, count == 2
-		isp, err := x.host.NewISP(ctx, cfg)
-		if err != nil {
-			return err
-		}
-		x.isps = append(x.isps, isp)
-		if err := x.host.WriteProfile(cfg.Link, cfg.Link, "ipv4.method=auto", fmt.Sprintf("ipv4.route-metric=%d", 100+n), "ipv6.method=disabled"); err != nil {
+	if err := connect(x); err != nil {
+		return err
+	}
+	for n, l := range x.links {
+		if err := x.host.WriteProfile(l.Name(), l.Name(), "ipv4.method=auto", fmt.Sprintf("ipv4.route-metric=%d", 100+n), "ipv6.method=disabled"); err != nil {
 			return err
 		}
 	}
 	if err := x.host.ReloadProfiles(ctx); err != nil {
 		return err
 	}
-	for n := range count {
-		if _, err := x.host.NMCLI(ctx, "--wait", "0", "connection", "up", x.isps[n].Link().Name()); err != nil {
+	for _, l := range x.links {
+		if _, err := x.host.NMCLI(ctx, "--wait", "0", "connection", "up", l.Name()); err != nil {
 			return err
 		}
 	}
-	for _, isp := range x.isps {
-		if _, err := x.host.WaitAddr(ctx, isp.Link().Name(), lab.IPv4); err != nil {
+	for _, l := range x.links {
+		if _, err := x.host.WaitAddr(ctx, l.Name(), lab.IPv4); err != nil {
 			return err
 		}
 	}
@@ -219,8 +234,8 @@ func (x *exchange) healthy(ctx context.Context) error {
 				up++
 			}
 		}
-		if up != len(x.isps) {
-			return fmt.Errorf("%d of %d uplinks are up", up, len(x.isps))
+		if up != len(x.links) {
+			return fmt.Errorf("%d of %d uplinks are up", up, len(x.links))
 		}
 		return nil
 	})
@@ -319,27 +334,34 @@ func recent(ctx context.Context, limit time.Duration, tries *lab.Tries, over []s
 	return err
 }
 
-// unplug pulls the cable and returns when the kernel said so.
+// unplug pulls the cable of the first link and returns when the kernel said so.
 func (x *exchange) unplug() (time.Time, error) {
-	link := x.isps[0].Link()
+	link := x.links[0]
 	updates, done := make(chan netlink.LinkUpdate, 64), make(chan struct{})
 	if err := netlink.LinkSubscribe(updates, done); err != nil {
 		return time.Time{}, fmt.Errorf("watching links: %w", err)
 	}
 	defer close(done)
+	// The clock is read beside SetCarrier, which returns later than the event comes.
+	said := make(chan time.Time, 1)
+	go func() {
+		for u := range updates {
+			if u.Attrs().Name == link.Name() && u.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
+				select {
+				case said <- time.Now():
+				default: // it was said before
+				}
+			}
+		}
+	}()
 	if err := link.SetCarrier(false); err != nil {
 		return time.Time{}, err
 	}
-	deadline := time.After(10 * time.Second)
-	for {
-		select {
-		case u := <-updates:
-			if u.Attrs().Name == link.Name() && u.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
-				return time.Now(), nil
-			}
-		case <-deadline:
-			return time.Time{}, errors.New("the kernel says nothing of the cable")
-		}
+	select {
+	case at := <-said:
+		return at, nil
+	case <-time.After(10 * time.Second):
+		return time.Time{}, errors.New("the kernel says nothing of the cable")
 	}
 }
 
@@ -430,24 +452,28 @@ func (x *exchange) back(ctx context.Context, row *OutageRow) error {
 	if x.daemon == nil {
 		return x.answeredBy(ctx, 0)
 	}
-	within, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	err := lab.Eventually(within, func() error { // a link that comes is not known at once
-		out, err := x.ctl(ctx, "failover", "reset", x.isps[0].Link().Name())
-		if err != nil {
-			return fmt.Errorf("forgetting a death: %w: %s", err, out)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := x.forget(ctx); err != nil {
 		return err
 	}
 	return errors.Join(x.answeredBy(ctx, 0), x.healthy(ctx))
 }
 
+// forget lets the product forget that the first link died.
+func (x *exchange) forget(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return lab.Eventually(ctx, func() error { // a link that comes is not known at once
+		out, err := x.ctl(ctx, "failover", "reset", x.links[0].Name())
+		if err != nil {
+			return fmt.Errorf("forgetting a death: %w: %s", err, out)
+		}
+		return nil
+	})
+}
+
 // reconnect lets NetworkManager bring up the link whose cable is in again.
 func (x *exchange) reconnect(ctx context.Context) error {
-	link := x.isps[0].Link().Name()
+	link := x.links[0].Name()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err := lab.Eventually(ctx, func() error {
@@ -592,23 +618,37 @@ func printFailover(out io.Writer, f *Failover) {
 	if f == nil {
 		return
 	}
-	table(out, "Unbound IPv4 leaves a provider that fails, of two: questions each 20 ms unanswered for",
-		"fault\ttraffic\tmultihomed\tfailed questions\tNetworkManager alone", func(line func(...any)) {
-			for _, r := range f.Outages {
-				alone := r.Alone.String()
-				if r.AloneMore > 0 {
-					alone = "more than " + milliseconds(r.AloneMore)
-				}
-				line(r.Fault, r.Traffic, r.Outage, r.Failed, alone)
-			}
-		})
-	fmt.Fprintln(out, published)
+	if len(f.Outages) > 0 {
+		printOutages(out, f.Outages)
+	}
+	printSubnet(out, f.Subnet)
+	if len(f.Costs) == 0 {
+		return
+	}
 	table(out, "What watching costs while all providers work, IPv4",
 		"links\ttraffic\tprobes a minute\tdaemon CPU %\tprober CPU %", func(line func(...any)) {
 			for _, r := range f.Costs {
 				line(r.Links, r.Traffic, fmt.Sprintf("%.0f", r.Probes), fmt.Sprintf("%.2f", r.CPU), fmt.Sprintf("%.2f", r.ProberCPU))
 			}
 		})
+}
+
+func printOutages(out io.Writer, outages []OutageRow) {
+	table(out, "Unbound IPv4 leaves a provider that fails, of two: questions each 20 ms unanswered for",
+		"fault\ttraffic\tmultihomed\tfailed questions\tNetworkManager alone", func(line func(...any)) {
+			for _, r := range outages {
+				line(r.Fault, r.Traffic, r.Outage, r.Failed, orMore(r.Alone, r.AloneMore))
+			}
+		})
+	fmt.Fprintln(out, published)
+}
+
+// orMore is an outage, or how long it lasted at least.
+func orMore(outage Series, more float64) string {
+	if more > 0 {
+		return "more than " + milliseconds(more)
+	}
+	return outage.String()
 }
 
 // published is what others say of themselves, for comparison.

@@ -40,6 +40,7 @@ type options struct {
 	hosts   int
 	connect int
 	deaths  int
+	pulls   int
 	watched int
 	alone   time.Duration
 	window  time.Duration
@@ -66,6 +67,7 @@ func parse(args []string) (options, error) {
 	flags.IntVar(&o.hosts, "hosts", 1100, "number of host addresses that one uplink gets")
 	flags.IntVar(&o.connect, "connect", 20_000, "number of connects in one measurement")
 	flags.IntVar(&o.deaths, "deaths", 10, "number of measurements of each way to fail")
+	flags.IntVar(&o.pulls, "pulls", 10, "number of measurements of the lost carrier of a shared subnet")
 	flags.IntVar(&o.watched, "watched", 50, "number of links of which the watching is measured, beside two")
 	flags.DurationVar(&o.alone, "alone", time.Minute, "how long to wait for NetworkManager alone to leave a provider that fails")
 	flags.DurationVar(&o.window, "window", 20*time.Second, "how long to watch what watching costs")
@@ -80,7 +82,7 @@ func parse(args []string) (options, error) {
 		*sizes, o.runs, o.starts, o.foreign, o.real = "1,2,10", 3, 2, 20_000, 2
 		o.cycles = 20
 		*routes, o.bgp, o.hosts, o.connect = "1,300", 500, 40, 500
-		o.deaths, o.watched, o.alone, o.window, o.learns = 1, 3, time.Second, 2*time.Second, false
+		o.deaths, o.pulls, o.watched, o.alone, o.window, o.learns = 1, 2, 3, time.Second, 2*time.Second, false
 	}
 	var err error
 	if o.sizes, err = rising(*sizes, 2000); err != nil {
@@ -100,8 +102,8 @@ func parse(args []string) (options, error) {
 	if o.bgp < 1 || o.hosts < 1 || o.hosts > 1<<16 || o.connect < 1 {
 		return o, fmt.Errorf("%d routes, %d addresses or %d connections: nothing to measure, or more addresses than 65536", o.bgp, o.hosts, o.connect)
 	}
-	if o.deaths < 1 || o.watched < 3 || o.watched > 250 || o.alone <= 0 || o.window <= 0 {
-		return o, fmt.Errorf("%d deaths, %d links watched, %v alone, a window of %v: nothing to measure, or links not from 3 to 250", o.deaths, o.watched, o.alone, o.window)
+	if o.deaths < 1 || o.pulls < 1 || o.watched < 3 || o.watched > 250 || o.alone <= 0 || o.window <= 0 {
+		return o, fmt.Errorf("%d deaths, %d pulls, %d links watched, %v alone, a window of %v: nothing to measure, or links not from 3 to 250", o.deaths, o.pulls, o.watched, o.alone, o.window)
 	}
 	if o.daemon == "" {
 		self, err := os.Executable()

@@ -211,6 +211,16 @@ func (f *failing) leavesBy(n int, family lab.Family) {
 	})
 }
 
+// replacedBy waits until unbound traffic of both families leaves by a provider other than main's
+// best, and table F leads there.
+func (f *failing) replacedBy(n int) {
+	f.t.Helper()
+	for _, family := range families {
+		f.leavesBy(n, family)
+		f.tableFHolds(family, f.isps[n].Link().Name())
+	}
+}
+
 // tableFHolds waits until the failover table of a family has the default through a link, with its
 // address, and nothing else; or nothing, if link is empty.
 func (f *failing) tableFHolds(family lab.Family, link string) {
@@ -741,10 +751,7 @@ func (f *failing) allDie() {
 	}
 	f.untouched("with all dead")
 	f.wire(1).Repair()
-	for _, family := range families {
-		f.leavesBy(1, family)
-		f.tableFHolds(family, "wan1")
-	}
+	f.replacedBy(1)
 	f.wire(0).Repair()
 	f.well()
 	f.untouched("with all alive")
@@ -845,10 +852,7 @@ func (f *failing) diedUnseen() {
 	f.must(f.daemon.Stop(f.t.Context()))
 	f.wire(0).Break(lab.Silent)
 	f.start()
-	for _, family := range families {
-		f.leavesBy(1, family)
-		f.tableFHolds(family, "wan1")
-	}
+	f.replacedBy(1)
 	f.wire(0).Repair()
 	f.well()
 	f.untouched("after a restart")
@@ -870,10 +874,7 @@ func (f *failing) diedWhileOff() {
 	f.wire(0).Break(lab.Silent)
 	f.rewrite(quickToml + dnsToml)
 	f.must(f.daemon.Signal(syscall.SIGHUP))
-	for _, family := range families {
-		f.leavesBy(1, family)
-		f.tableFHolds(family, "wan1")
-	}
+	f.replacedBy(1)
 	f.wire(0).Repair()
 	f.well()
 	f.untouched("after failover was off")

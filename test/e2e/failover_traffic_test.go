@@ -340,14 +340,7 @@ func TestFailoverAndVPN(t *testing.T) {
 		}
 	}
 	f.wire(0).Break(lab.Silent)
-	moved := func() {
-		t.Helper()
-		for _, family := range families {
-			f.leavesBy(1, family)
-			f.tableFHolds(family, "wan1")
-		}
-	}
-	moved()
+	f.replacedBy(1)
 
 	f.ip("route", "add", "0.0.0.0/1", "dev", "tun9")
 	f.ip("route", "add", "128.0.0.0/1", "dev", "tun9")
@@ -356,7 +349,7 @@ func TestFailoverAndVPN(t *testing.T) {
 	f.ip("route", "del", "0.0.0.0/1")
 	f.ip("route", "del", "128.0.0.0/1")
 	f.ip("-6", "route", "del", "2000::/3", "dev", "tun9")
-	moved()
+	f.replacedBy(1)
 
 	both("route add default dev tun9 metric 50")
 	tunnelled("as main's best default")
@@ -364,7 +357,7 @@ func TestFailoverAndVPN(t *testing.T) {
 		f.tableFHolds(family, "")
 	}
 	both("route del default dev tun9 metric 50")
-	moved()
+	f.replacedBy(1)
 
 	// wg-quick (add_default) after the daemon, and before it.
 	both("route add default dev tun9 table 51820")
@@ -412,13 +405,13 @@ func TestFailoverAndVPN(t *testing.T) {
 	if deletions != 4 {
 		t.Errorf("wg-quick down took %d deletions, not 4", deletions)
 	}
-	moved()
+	f.replacedBy(1)
 
 	// Rules with places of their own, as NetworkManager makes for WireGuard.
 	wireGuard("priority 31124 table main suppress_prefixlength 0", "priority 31125 not fwmark 51820 table 51820")
 	both("rule del priority 31124")
 	both("rule del priority 31125")
-	moved()
+	f.replacedBy(1)
 
 	both("route del default dev tun9 table 51820")
 	f.wire(0).Repair()
@@ -444,24 +437,17 @@ func TestFailoverChoice(t *testing.T) {
 			}
 		}
 	}
-	replacedBy := func(n int) {
-		t.Helper()
-		for _, family := range families {
-			f.leavesBy(n, family)
-			f.tableFHolds(family, f.isps[n].Link().Name())
-		}
-	}
 	f.wire(0).Break(lab.Silent)
-	replacedBy(2)
+	f.replacedBy(2)
 	f.wire(2).Break(lab.Silent)
-	replacedBy(1)
+	f.replacedBy(1)
 	f.wire(2).Repair()
-	replacedBy(2)
+	f.replacedBy(2)
 	text, err := os.ReadFile(f.path)
 	f.must(err)
 	f.writeConfig(string(text) + "prefer = [\"wan1\"]\n")
 	f.must(f.daemon.Signal(syscall.SIGHUP))
-	replacedBy(1)
+	f.replacedBy(1)
 	f.untouched("while moved")
 	f.wire(0).Repair()
 	f.well() // main's best is used before any that is preferred
@@ -614,15 +600,9 @@ func TestFailoverAndOff(t *testing.T) {
 	if out := f.switches("off", "wan1"); strings.Contains(out, "killed") {
 		t.Errorf("off: %s", out)
 	}
-	for _, family := range families {
-		f.leavesBy(2, family)
-		f.tableFHolds(family, "wan2")
-	}
+	f.replacedBy(2)
 	f.switches("on", "wan1")
-	for _, family := range families {
-		f.leavesBy(1, family)
-		f.tableFHolds(family, "wan1")
-	}
+	f.replacedBy(1)
 	f.wire(0).Repair()
 	f.well()
 	f.untouched("after all")

@@ -95,6 +95,7 @@ func TestNetworkManagerAway(t *testing.T) {
 	w.deaf("and away", func() {
 		_, err := w.IP(ctx, "address", "delete", extra.String(), "dev", "wan0")
 		w.must(err)
+		w.eventually(func() error { return w.lacks(lab.IPv4, "from "+extra.Addr().String()+" ") })
 	}, all...)
 	w.deaf("a rule flushed while it is stopped", func() {
 		_, err := w.IP(ctx, "rule", "delete", "priority", "9500", "oif", "wan0")
@@ -124,6 +125,7 @@ func TestNetworkManagerAway(t *testing.T) {
 	w.deaf("and away", func() {
 		_, err := w.IP(ctx, "address", "delete", "100.64.1.78/24", "dev", "wan1")
 		w.must(err)
+		w.eventually(func() error { return w.lacks(lab.IPv4, "from 100.64.1.78 ") })
 	}, all...)
 	kept("bus and NetworkManager come back", back(func() {
 		w.must(w.KillNM())

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -201,7 +202,7 @@ func (r *rig) ladderWithout(priority, link string, f lab.Family) error {
 	}
 	has := func(line string) bool {
 		for l := range strings.Lines(rules) {
-			if strings.Join(strings.Fields(l), " ") == line {
+			if plain(l) == line {
 				return true
 			}
 		}
@@ -251,6 +252,15 @@ func (r *rig) ladderWithout(priority, link string, f lab.Family) error {
 	return errors.Join(errs...)
 }
 
+// everyMark is the mark that every packet has: where others have rules among ours, it tells ours
+// from each other.
+var everyMark = regexp.MustCompile(` fwmark 0x[0-9a-f]+/0\b`)
+
+// plain is a rule without the words that select nothing.
+func plain(rule string) string {
+	return everyMark.ReplaceAllString(strings.Join(strings.Fields(rule), " "), "")
+}
+
 // sourceText is the selector of an address as `ip rule` prints it: that of IPv6 is
 // the network, and restricted to what this host sends.
 func sourceText(f lab.Family, a netip.Prefix) string {
@@ -265,7 +275,7 @@ func sourceText(f lab.Family, a netip.Prefix) string {
 func tableOf(rules, link, source string) string {
 	for l := range strings.Lines(rules) {
 		var table string
-		if n, _ := fmt.Sscanf(strings.Join(strings.Fields(l), " "), "10000: from "+source+" lookup %s proto 150", &table); n == 1 &&
+		if n, _ := fmt.Sscanf(plain(l), "10000: from "+source+" lookup %s proto 150", &table); n == 1 &&
 			strings.Contains(rules, "oif "+link+" lookup "+table+" ") {
 			return table
 		}

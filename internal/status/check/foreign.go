@@ -72,7 +72,7 @@ func checkGotos(v *view.View, _ files) []routing.Problem {
 		foreign := v.Planner.Foreign(f)
 		for _, o := range foreign {
 			r := o.Rule
-			if r.Action != routing.ActionGoto || slices.ContainsFunc(foreign, func(o routing.ForeignRule) bool { return o.Rule.Priority == r.Goto }) {
+			if r.Action != routing.ActionGoto || !routing.Dangles(foreign, r.Goto) {
 				continue
 			}
 			for p := range v.Planner.Rules() {
