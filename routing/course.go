@@ -115,6 +115,9 @@ func (p *Planner) chart(i int) {
 			c.Ways = RouteList{&list}
 		}
 	}
+	if len(routes) > 0 {
+		routes = append(routes, p.throwsOfFailover(i, table)...)
+	}
 	x.course[i] = c
 	var rules []PlannedRule
 	if c.paired() {
@@ -289,6 +292,9 @@ func (x *failing) weights(ways []exit) []uint16 {
 func (x *failing) kept(i int, best []Route) []exit {
 	var ways []exit
 	for _, r := range x.held[i] {
+		if r.Type == RouteThrow {
+			continue // It leads by no uplink.
+		}
 		devices := []int{r.Device}
 		for _, l := range r.Attributes.Get().Legs.All() {
 			devices = append(devices, l.Device)

@@ -194,7 +194,7 @@ func Diff(want *Planner, have Kernel, t Touched, mayDelete func(Op) bool) []Op {
 	}
 	asked := false
 	for k := range t.Routes {
-		if f, has := want.policy.FailoverTable(); has && k.Table == f && k.Family == IPv6 {
+		if f, has := want.policy.FailoverTable(); has && k.Table == f && k.Family == IPv6 && k.Metric != thrownMetric {
 			asked = true
 			continue
 		}
@@ -286,16 +286,16 @@ func diffRoute(ops []Op, want *Planner, have Kernel, t Touched, k RouteKey) []Op
 	}
 }
 
-// diffFailover compares table F of IPv6 as a whole. Where it leads elsewhere one message
+// diffFailover compares the ways of table F of IPv6 as a whole. Where it leads elsewhere one message
 // replaces all of its ways: added beside them, the new ones would share the traffic with the
 // old ones (fib6_add_rt2node in net/ipv6/ip6_fib.c).
 func diffFailover(ops []Op, want *Planner, have Kernel) []Op {
 	table, _ := want.policy.FailoverTable()
-	planned := want.failover.table[familyIndex(IPv6)]
+	planned := slices.DeleteFunc(slices.Clone(want.failover.table[familyIndex(IPv6)]), func(r PlannedRoute) bool { return r.Route.Metric == thrownMetric })
 	missing, replaces := slices.Clone(planned), false
 	var extra []Route
 	for _, h := range have.OurRoutes(table) {
-		if h.Family != IPv6 {
+		if h.Family != IPv6 || h.Metric == thrownMetric {
 			continue
 		}
 		if at := slices.IndexFunc(missing, func(w PlannedRoute) bool { return w.Route == h }); at >= 0 {

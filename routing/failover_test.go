@@ -761,6 +761,7 @@ func (h *host) fresh(t *rapid.T, facts routing.Failover) {
 		func() {
 			for _, f := range routing.Families() {
 				p.SetDefaults(f, h.kernel.Defaults(f))
+				p.SetThrown(f, h.kernel.Thrown(f))
 				p.SetForeign(f, h.planner.Foreign(f))
 			}
 		},

@@ -216,6 +216,7 @@ func (h *host) lookAround() {
 		}
 		h.planner.SetForeign(f, foreign)
 		h.planner.SetDefaults(f, h.kernel.Defaults(f))
+		h.planner.SetThrown(f, h.kernel.Thrown(f))
 	}
 	members := map[uint32]int{}
 	for _, group := range h.kernel.Groups() {

@@ -97,6 +97,7 @@ func (plan *LinkPlan) plan(p Policy, n neighbourhood, surroundings *[2]surroundi
 	}
 	for i, f := range Families() {
 		plan.closedProblem(f, &surroundings[i])
+		plan.thrownProblem(f, &surroundings[i])
 		plan.planFamily(p, f, n, &surroundings[i])
 	}
 }
@@ -201,7 +202,10 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 			return r.Route.IsDefault() && r.Reason.Decision != CopiedElsewhere
 		})
 		if l.Up {
-			plan.Routes = append(slices.Grow(plan.Routes, len(routes)), routes...)
+			throws := plan.throwsOf(k, t, around)
+			copies.repeated.except(throws)
+			plan.Routes = append(slices.Grow(plan.Routes, len(routes)+len(throws)), routes...)
+			plan.Routes = append(plan.Routes, throws...)
 			plan.copiers = append(plan.copiers, copies)
 		}
 		r := rungs{
@@ -411,13 +415,14 @@ func (m *rules) devices() {
 // lastResort reports whether unbound traffic may leave by the link when main has no
 // default. Where somebody looks after main's default and takes it away, as a kill
 // switch does, main's word counts: the rule is then there only as long as it
-// changes nothing. It would change something where no rule reads main.
+// changes nothing. It would change something where no rule reads main, and where main throws
+// what the table does not.
 func (m *rules) lastResort() bool {
 	l, f := m.plan.Link, m.key.Family
 	switch {
 	case l.LastResort:
 		return true
-	case l.Intents[f].NeverDefault:
+	case l.Intents[f].NeverDefault, m.around.throwsDefault(), m.around.throwsTooMuch():
 		return false
 	default:
 		return !m.around.mainUnread && (l.DefaultMayBeMissing || m.metric != noDefault)

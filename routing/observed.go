@@ -71,6 +71,8 @@ type Changes struct {
 	Unbound bool
 	// Defaults are the families whose defaults in main changed, whatever they lead through.
 	Defaults ByFamily[bool]
+	// Thrown are the families whose throw routes in main changed, or what goes before them.
+	Thrown ByFamily[bool]
 	// Taken are objects of ours that another process deleted or replaced.
 	Taken []Taken
 }
@@ -86,7 +88,7 @@ type Taken struct {
 
 // Empty reports whether nothing changed.
 func (c Changes) Empty() bool {
-	return !c.All && !c.Foreign && !c.Unbound && c.Defaults == (ByFamily[bool]{}) && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
+	return !c.All && !c.Foreign && !c.Unbound && c.Defaults == (ByFamily[bool]{}) && c.Thrown == (ByFamily[bool]{}) && len(c.Links) == 0 && len(c.Rules) == 0 && len(c.Routes) == 0 && len(c.Taken) == 0 &&
 		len(c.Destinations) == 0 && len(c.ForeignRules) == 0 && len(c.Gone) == 0 && len(c.Elsewhere) == 0
 }
 
@@ -106,6 +108,7 @@ func (c *Changes) Merge(o Changes) {
 	c.Unbound = c.Unbound || o.Unbound
 	for i := range c.Defaults {
 		c.Defaults[i] = c.Defaults[i] || o.Defaults[i]
+		c.Thrown[i] = c.Thrown[i] || o.Thrown[i]
 	}
 	maps.Copy(c.ForeignRules, o.ForeignRules)
 	maps.Copy(c.Tables, o.Tables)

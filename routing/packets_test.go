@@ -54,6 +54,12 @@ func unchanged(t tb, k *kerneltest.Kernel, to netip.Addr, in string) {
 	f := lookup.Flow{To: to, IIF: in}
 	without, with := k.LookupWithoutUs(f), k.Lookup(f)
 	if without.Outcome == lookup.NoRoute {
+		thrown(t, k, f)
+		for _, from := range k.OwnAddresses(routing.FamilyOf(to)) {
+			if in == "" {
+				thrown(t, k, lookup.Flow{From: from, To: to})
+			}
+		}
 		return
 	}
 	if without.Outcome == lookup.Sent && with.Rule.Priority == routing.PriorityNetwork &&
@@ -66,12 +72,51 @@ func unchanged(t tb, k *kerneltest.Kernel, to netip.Addr, in string) {
 	}
 }
 
+// thrown fails where something that main throws, and nobody else answers, goes by what is
+// less particular than the throw route: of what is bound to an address, too, as IPv6 looks up
+// once more with one.
+func thrown(t tb, k *kerneltest.Kernel, f lookup.Flow) {
+	t.Helper()
+	family, longest := routing.FamilyOf(f.To), -1
+	for _, to := range k.Thrown(family) {
+		if to.Contains(f.To) && (to.Bits() > 0 || family == routing.IPv6 || !f.From.IsValid()) {
+			longest = max(longest, to.Bits())
+		}
+	}
+	without, with := k.LookupWithoutUs(f), k.Lookup(f)
+	if without.Outcome == lookup.NoRoute && with.Outcome == lookup.Sent && with.Legs[0].Destination.Bits() < longest+1 {
+		t.Fatalf("from %s to %s, which main throws: %v by %s\n%s%s", f.From, f.To, with.Legs, with.Rule, k.Text(), k.ForeignText())
+	}
+}
+
+// genRefusals puts routes that lead nowhere into main.
+func genRefusals(t *rapid.T, h *host) {
+	for range rapid.IntRange(0, 3).Draw(t, "refusals") {
+		f := rapid.SampledFrom([]routing.Family{routing.IPv4, routing.IPv6}).Draw(t, "family")
+		inside := map[routing.Family][]string{
+			routing.IPv4: {"192.0.2.64/26", "192.0.0.0/16", "172.16.9.0/24", "8.0.0.0/8"},
+			routing.IPv6: {"2001:db8:a::/63", "2001:db8:f:5::/65", "2600::/16"},
+		}
+		r := routing.Route{
+			Family: f, Table: routing.TableMain, Protocol: kerneltest.ProtocolStatic,
+			Destination: prefix(rapid.SampledFrom(append(inside[f], destinations[f]...)).Draw(t, "refused")),
+			Type:        rapid.SampledFrom([]routing.RouteType{kerneltest.RouteThrow, kerneltest.RouteThrow, kerneltest.RouteBlackhole, kerneltest.RouteUnreachable, kerneltest.RouteProhibit}).Draw(t, "type"),
+			Metric:      rapid.SampledFrom([]uint32{3, 77, 4000}).Draw(t, "metric"),
+		}
+		if f == routing.IPv6 {
+			r.Device = 1
+		}
+		_ = h.kernel.AddForeignRoute(r) // One of its metric may stand there.
+	}
+}
+
 // TestUnboundTrafficIsUnchanged is promise 2, before, during and after a pass.
 func TestUnboundTrafficIsUnchanged(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHost()
 		foreigners(t, h)
+		genRefusals(t, h)
 		h.planner.SetFailover(genFailover(t, false))
 		h.kernel.Step = func(routing.Op) {
 			for _, to := range far {

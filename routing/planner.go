@@ -289,7 +289,7 @@ func (p *Planner) survey(i int) {
 	var lifts []PlannedRule
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
 	p.around[i].named, p.around[i].sender, p.around[i].unbound = before.named, before.sender, before.unbound
-	p.around[i].openings, p.around[i].refused = before.openings, before.refused
+	p.around[i].openings, p.around[i].refused, p.around[i].thrown = before.openings, before.refused, before.thrown
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}

@@ -70,6 +70,8 @@ const (
 	// LongTable: a table of somebody else, which a rule reads for every packet, is too long
 	// for its routes through the link to be copied.
 	LongTable Code = "long-table"
+	// ManyThrown: main has more throw routes than tables of links can follow.
+	ManyThrown Code = "many-thrown"
 	// FailoverTableInUse: somebody else uses the table that failover needs. It is one of the
 	// tables that others use, for whoever selects by codes.
 	FailoverTableInUse Code = "table-in-use"

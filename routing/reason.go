@@ -66,6 +66,8 @@ const (
 	// KnownRoute: main does not have it, but DHCP or the owner of the link names
 	// it.
 	KnownRoute Decision = "known-route"
+	// ThrownByMain: main throws the destination, so nothing of ours answers in its place.
+	ThrownByMain Decision = "thrown-by-main"
 	// WithoutTable: the link could get no table, and main has no default of it;
 	// this one, in main, comes after all others.
 	WithoutTable Decision = "without-table"
@@ -127,6 +129,7 @@ var sentences = map[Decision]string{ //nolint:gochecknoglobals // a constant in 
 	CopiedElsewhere: "main has it by another network of the link",
 	KnownGateway:    "the profile or DHCP names the gateway",
 	KnownRoute:      "DHCP or the profile names the route",
+	ThrownByMain:    "main throws the destination: no table of ours answers instead",
 	WithoutTable:    "the link has no table, so its default is in main",
 	MarkUplink:      "the group tells uplinks from other links",
 }

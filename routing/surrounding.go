@@ -46,6 +46,9 @@ type surrounding struct {
 	// refused says who refuses what is bound to nothing. Whether a link is planned again for
 	// it is for [Planner.SetRefused] to say.
 	refused Refusal
+	// thrown are the destinations that main throws, sorted. Whether a link is planned again for
+	// them is for [Planner.SetThrown] to say.
+	thrown []netip.Prefix
 	// openings are the networks that others may reach behind interfaces of the group.
 	// Whether a link is planned again for them is for [Planner.reopen] to say.
 	openings

@@ -212,6 +212,9 @@ func numbered(index int) string { return "if" + strconv.Itoa(index) }
 // Text renders the route as `ip route` prints it on the device of that name.
 func (r Route) Text(device string) string {
 	var b strings.Builder
+	if r.Type == RouteThrow {
+		b.WriteString("throw ")
+	}
 	switch {
 	case r.Destination.Bits() == 0:
 		b.WriteString("default")
@@ -225,7 +228,7 @@ func (r Route) Text(device string) string {
 		fmt.Fprintf(&b, " tos %#02x", r.TOS)
 	}
 	legs := r.Attributes.Get().Legs.All()
-	if len(legs) == 0 {
+	if len(legs) == 0 && r.Type != RouteThrow {
 		writeWay(&b, r.Family, r.Gateway, device)
 	}
 	fmt.Fprintf(&b, " table %s", r.Table)

@@ -59,7 +59,7 @@ func (l *link) learn(k *kernel.State) {
 	for r := range k.Routes() {
 		_, is := others[r.Table]
 		_, shared := l.failover[r.Table]
-		if r.Device == l.index && r.Table != routing.TableMain && !is && !shared {
+		if r.Device == l.index && r.Type == routing.RouteUnicast && r.Table != routing.TableMain && !is && !shared {
 			l.tables[r.Table] = struct{}{}
 		}
 	}
@@ -95,7 +95,7 @@ func (l *link) others(k *kernel.State, f routing.Family) map[int]struct{} {
 	for r := range k.Routes() {
 		_, own := l.tables[r.Table]
 		_, shared := l.failover[r.Table]
-		if r.Family == f && r.IsDefault() && r.Device != l.index && r.Table != routing.TableMain && !own && !shared {
+		if r.Family == f && r.IsDefault() && r.Type == routing.RouteUnicast && r.Device != l.index && r.Table != routing.TableMain && !own && !shared {
 			found[r.Device] = struct{}{}
 		}
 	}
@@ -118,7 +118,7 @@ func (l *link) has(op routing.Op) bool {
 	case op.Verb == routing.DeleteRoute:
 		_, own := l.tables[op.Route.Table]
 		_, shared := l.failover[op.Route.Table]
-		return own || op.Route.Device == l.index || shared && l.alone.In(op.Route.Family)
+		return own || op.Route.Device == l.index && op.Route.Type == routing.RouteUnicast || shared && l.alone.In(op.Route.Family)
 	default:
 		return op.Index == l.index
 	}

@@ -60,8 +60,8 @@ func Read(tables routing.TableRange, k *kernel.State) *Tables {
 		}
 	}
 	for r := range k.Routes() {
-		if r.Table == failover {
-			continue // It leads by whichever link works.
+		if r.Table == failover || r.Type != routing.RouteUnicast {
+			continue // It leads by whichever link works, or nowhere.
 		}
 		enter(s.byIndex, indexKey{r.Family, r.Device}, r.Table)
 		if !r.IsDefault() && !r.Gateway.IsValid() {

@@ -111,7 +111,7 @@ func (s *State) keeps(head routeHead) bool {
 	if head.key.table != routing.TableMain {
 		return false
 	}
-	if head.key.isDefault() || head.kind == routing.RouteUnicast && s.leads(head) {
+	if head.key.isDefault() || head.kind == routing.RouteThrow || head.kind == routing.RouteUnicast && s.leads(head) {
 		return true
 	}
 	return s.fib.at(head.key) != nil
@@ -119,7 +119,7 @@ func (s *State) keeps(head routeHead) bool {
 
 // wanted reports whether an alias is a reason to keep its slot.
 func (s *State) wanted(a *alias) bool {
-	if a.key.table != routing.TableMain || a.key.isDefault() {
+	if a.key.table != routing.TableMain || a.key.isDefault() || a.throws() {
 		return true
 	}
 	return a.kind == routing.RouteUnicast &&
@@ -368,6 +368,9 @@ func (s *State) localRoute(kind uint16, head routeHead) {
 func (s *State) touched(a *alias, why cause) {
 	if a.key.table == routing.TableMain && a.key.isDefault() {
 		s.changes.Defaults.Set(a.key.family, true)
+	}
+	if s.mayThrow(a) {
+		s.changes.Thrown.Set(a.key.family, true)
 	}
 	for _, l := range a.legs {
 		if a.key.table == routing.TableMain {

@@ -23,6 +23,8 @@ type fib struct {
 	byTable map[routing.TableID]map[*alias]struct{}
 	// wide are the routes of main that are a part of everything rather than to a network.
 	wide map[*alias]struct{}
+	// thrown are the throw routes of main.
+	thrown map[*alias]struct{}
 	// nexthops are the aliases that use nexthop objects.
 	nexthops map[*alias]struct{}
 }
@@ -107,6 +109,7 @@ func newFIB(owns routing.Ownership) fib {
 		bySource: map[netip.Addr]map[*alias]struct{}{},
 		byTable:  map[routing.TableID]map[*alias]struct{}{},
 		wide:     map[*alias]struct{}{},
+		thrown:   map[*alias]struct{}{},
 		nexthops: map[*alias]struct{}{},
 	}
 }
@@ -217,6 +220,9 @@ func (f *fib) index(a *alias) {
 	if a.key.table == routing.TableMain && a.key.destination.Bits() <= wideRoute {
 		f.wide[a] = struct{}{}
 	}
+	if a.throws() {
+		f.thrown[a] = struct{}{}
+	}
 	if a.nexthop != 0 {
 		f.nexthops[a] = struct{}{}
 	}
@@ -233,6 +239,7 @@ func (f *fib) forget(a *alias) {
 		delist(f.byTable, a.key.table, a)
 	}
 	delete(f.wide, a)
+	delete(f.thrown, a)
 	delete(f.nexthops, a)
 }
 

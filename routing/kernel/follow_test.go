@@ -54,6 +54,8 @@ type world struct {
 	told map[int]*told
 	// defaults are main's as who follows Changes has them.
 	defaults [2][]routing.Route
+	// thrown is what main throws, in the same way.
+	thrown [2][]netip.Prefix
 }
 
 // told is what is known of one interface by Changes.
@@ -75,6 +77,15 @@ func (w *world) follow() {
 			}
 			if !slices.Equal(w.defaults[i], truth) {
 				w.rt.Fatalf("after\n%s\nwho follows the changes has the defaults\n%v, and there are\n%v", strings.Join(w.log, "\n"), w.defaults[i], truth)
+			}
+		}
+		for i, f := range routing.Families() {
+			truth := s.Thrown(f)
+			if c.All || c.Thrown[i] {
+				w.thrown[i] = truth
+			}
+			if !slices.Equal(w.thrown[i], truth) {
+				w.rt.Fatalf("after\n%s\nwho follows the changes has it that main throws\n%v, and it throws\n%v", strings.Join(w.log, "\n"), w.thrown[i], truth)
 			}
 		}
 		for index := range w.told {
@@ -457,7 +468,7 @@ func drawRoute(rt *rapid.T) routeStep {
 		Family:   rapid.SampledFrom([]routing.Family{routing.IPv4, routing.IPv6}).Draw(rt, "family"),
 		Table:    rapid.SampledFrom([]routing.TableID{routing.TableMain, routing.TableMain, routing.TableMain, 10001, 10001, 10002, 100}).Draw(rt, "table"),
 		Protocol: rapid.SampledFrom([]routing.Protocol{routing.Multihomed, 4, 9}).Draw(rt, "protocol"),
-		Type:     rapid.SampledFrom([]routing.RouteType{1, 1, 1, 1, 1, 1, 6, 7}).Draw(rt, "type"),
+		Type:     rapid.SampledFrom([]routing.RouteType{1, 1, 1, 1, 1, 1, 6, 7, 9}).Draw(rt, "type"),
 		Metric:   uint32(rapid.SampledFrom([]int{100, 100, 100, 100, 0, 200}).Draw(rt, "metric")),
 	}
 	r.Destination = r.Family.Any()

@@ -323,7 +323,7 @@ func (r *reading) keep(k fibKey, payload []byte) error {
 // chosenRoutes asks for each of our tables and each interface of interest. Of
 // the keys in listed all is known.
 func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, interesting []int, listed map[fibKey][]*alias) error {
-	questions := make([]routeQuestion, 0, s.owned()+len(interesting)+1)
+	questions := make([]routeQuestion, 0, s.owned()+len(interesting)+2)
 	for _, r := range s.ranges() {
 		for t := r.First; t <= r.Last && t >= r.First; t++ {
 			questions = append(questions, routeQuestion{family: f, table: t})
@@ -332,7 +332,9 @@ func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, in
 	for _, index := range interesting {
 		questions = append(questions, routeQuestion{family: f, table: routing.TableMain, device: index})
 	}
-	questions = append(questions, routeQuestion{family: f, table: routing.TableLocal, kind: typeLocal})
+	questions = append(questions,
+		routeQuestion{family: f, table: routing.TableMain, kind: routing.RouteThrow},
+		routeQuestion{family: f, table: routing.TableLocal, kind: typeLocal})
 	seen := map[fibKey][]*alias{}
 	for _, q := range questions {
 		aliases, err := l.ask(ctx, s, q)

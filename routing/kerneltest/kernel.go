@@ -239,6 +239,41 @@ func (k *Kernel) Defaults(f routing.Family) []routing.Route {
 	return out
 }
 
+// Thrown returns the destinations that main throws in a family, sorted.
+func (k *Kernel) Thrown(f routing.Family) []netip.Prefix {
+	var out []netip.Prefix
+	main := k.routes[fib{f, routing.TableMain}]
+	for i, r := range main {
+		if r.Type != RouteThrow || r.Source.IsValid() || r.TOS != 0 {
+			continue
+		}
+		beaten := false
+		for j, o := range main {
+			if o.Type != RouteThrow && routing.DestinationOf(o) == routing.DestinationOf(r) {
+				beaten = beaten || o.Metric < r.Metric || o.Metric == r.Metric && j < i
+			}
+		}
+		if !beaten {
+			out = append(out, r.Destination)
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out)
+}
+
+// OwnAddresses returns the addresses of this host of a family.
+func (k *Kernel) OwnAddresses(f routing.Family) []netip.Addr {
+	var out []netip.Addr
+	for _, index := range k.indexes() {
+		for _, a := range k.interfaces[index].Addresses {
+			if routing.FamilyOf(a.Prefix.Addr()) == f {
+				out = append(out, a.Prefix.Addr())
+			}
+		}
+	}
+	return out
+}
+
 // SetRunning says whether an interface has its carrier, behind our back.
 func (k *Kernel) SetRunning(index int, running bool) {
 	defer k.actAs(nobody)()

@@ -142,6 +142,9 @@ func (m *Mirror) takeRoute(e event) {
 	if r.Table == routing.TableMain && r.IsDefault() {
 		c.Defaults.Set(r.Family, true)
 	}
+	if r.Table == routing.TableMain {
+		c.Thrown.Set(r.Family, true)
+	}
 	if !m.kernel.policy.OwnsRoute(r) {
 		m.state.moves++
 		if m.kernel.policy.Ownership().OwnsTable(r.Table) {

@@ -91,6 +91,9 @@ func (k *Kernel) check(r routing.Route) error {
 			return err
 		}
 	}
+	if r.Type == RouteThrow {
+		return checkThrow(r)
+	}
 	i, ok := k.interfaces[r.Device]
 	switch {
 	case !ok:
@@ -106,6 +109,19 @@ func (k *Kernel) check(r routing.Route) error {
 		return syscall.EINVAL
 	case r.Gateway.IsValid() && !r.OnLink && !k.reaches(r):
 		return syscall.ENETUNREACH
+	default:
+		return nil
+	}
+}
+
+// checkThrow is fib_create_info, which wants no way of a route that leads nowhere. IPv6 shows
+// the loopback interface, and wants none or that.
+func checkThrow(r routing.Route) error {
+	const loopback = 1
+	switch {
+	case r.Gateway.IsValid(), r.Family == routing.IPv4 && r.Device != 0, r.Family == routing.IPv6 && r.Device != loopback,
+		r.Destination != r.Destination.Masked(), r.PreferredSource.IsValid(), r.Attributes != routing.Attributes{}:
+		return syscall.EINVAL
 	default:
 		return nil
 	}

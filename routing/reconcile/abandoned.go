@@ -19,6 +19,10 @@ func (l *Loop) abandoned(k State, op routing.Op) bool {
 		}
 		return l.Policy.Tables.Contains(table) && l.abandonedTable(k, table)
 	case routing.DeleteRoute:
+		if op.Route.Type == routing.RouteThrow {
+			// It has no interface.
+			return l.Policy.Tables.Contains(op.Route.Table) && l.abandonedTable(k, op.Route.Table)
+		}
 		return l.letGo(k, op.Route.Device)
 	case routing.ResetGroup:
 		return l.letGo(k, op.Index)
@@ -57,7 +61,9 @@ func (l *Loop) abandonedTable(k State, table routing.TableID) bool {
 		}
 	}
 	// Of an interface that was renamed the routes are left.
-	return named && !slices.ContainsFunc(k.OurRoutes(table), func(r routing.Route) bool { return !l.letGo(k, r.Device) })
+	return named && !slices.ContainsFunc(k.OurRoutes(table), func(r routing.Route) bool {
+		return r.Type != routing.RouteThrow && !l.letGo(k, r.Device)
+	})
 }
 
 // letGo reports whether an interface was let go by its owner and is no link

@@ -139,6 +139,7 @@ func (l *Loop) takeChanges(ctx context.Context) {
 		l.doubtFailover()
 	}
 	l.takeDefaults(c.All, c.Defaults)
+	l.takeThrown(c.All, c.Thrown)
 	l.takeElsewhere(c.Elsewhere)
 	l.unasked = l.unasked || c.All || c.Unbound || len(c.Links) > 0 || len(c.ForeignRules) > 0
 	if c.All || len(c.Links) > 0 {

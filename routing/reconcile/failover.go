@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -56,6 +57,18 @@ func (l *Loop) takeDefaults(all bool, changed routing.ByFamily[bool]) {
 		var defaults []routing.Route
 		l.Mirror.View(func(k State) { defaults = k.Defaults(f) })
 		l.planner.SetDefaults(f, defaults)
+	}
+}
+
+// takeThrown hands the planner what main throws.
+func (l *Loop) takeThrown(all bool, changed routing.ByFamily[bool]) {
+	for i, f := range routing.Families() {
+		if !all && !changed[i] {
+			continue
+		}
+		var thrown []netip.Prefix
+		l.Mirror.View(func(k State) { thrown = k.Thrown(f) })
+		l.planner.SetThrown(f, thrown)
 	}
 }
 

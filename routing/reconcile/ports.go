@@ -124,6 +124,9 @@ type State interface {
 	// Defaults returns the default routes that main has of a family through any interface,
 	// the best first.
 	Defaults(f routing.Family) []routing.Route
+	// Thrown returns the destinations that main throws in a family, sorted: those for which
+	// no other route that is kept goes before the throw route.
+	Thrown(f routing.Family) []netip.Prefix
 	// Ways returns the routes of main to one destination through an interface of interest.
 	Ways(index int, d routing.Destination) []routing.Route
 	// Elsewhere returns what the host has in networks of an interface that is no address of it.

@@ -54,20 +54,7 @@ func thrownHost(name, rule string) Host {
 				}
 				return without
 			},
-		}, {
-			Name: "neighbours are on the link", Steps: []string{},
-			Of: func(w *world, q Question) bool {
-				l, is := q.(Lookup)
-				return is && l.In == "" && (l.From.IsValid() || l.Out != "") &&
-					(w.isps[0].IPv4().Contains(l.Dst) || w.isps[0].IPv6().Contains(l.Dst)) && w.owner(l.Dst) == nil
-			},
-			Want: func(_ *world, _ Question, _, with string) string {
-				if with, _, _ = strings.Cut(with, " src "); with != "dev wan0" {
-					return "dev wan0"
-				}
-				return ""
-			},
-		}},
+		}, neighboursOnTheLink},
 		Ask: func(w *world) []Question {
 			return grid(append(forbidden, addrs("10.50.0.1", "10.49.0.1", "172.16.9.9", "fd50::1", "fd50:1::1", "fd54::1")...),
 				append(w.senders(1), forwarded("wan0", "203.0.113.200")...))
@@ -80,6 +67,26 @@ func cutSix(to string) (family, rest string) {
 		return "-6", rest
 	}
 	return "-4", to
+}
+
+func throwInMain(w *world) {
+	w.ip("route add throw 198.18.0.0/15", "-6 route add throw fd60::/16")
+}
+
+// neighboursOnTheLink is a promise of hosts whose only difference it is.
+var neighboursOnTheLink = Promise{
+	Name: "neighbours are on the link", Steps: []string{},
+	Of: func(w *world, q Question) bool {
+		l, is := q.(Lookup)
+		return is && l.In == "" && (l.From.IsValid() || l.Out != "") &&
+			(w.isps[0].IPv4().Contains(l.Dst) || w.isps[0].IPv6().Contains(l.Dst)) && w.owner(l.Dst) == nil
+	},
+	Want: func(_ *world, _ Question, _, with string) string {
+		if with, _, _ = strings.Cut(with, " src "); with != "dev wan0" {
+			return "dev wan0"
+		}
+		return ""
+	},
 }
 
 func throwIt(w *world) {
@@ -131,6 +138,25 @@ func mainBack(w *world) {
 var beyondHosts = []Host{
 	thrownHost("a table that throws", "pref 32000"),
 	thrownHost("a table that throws, for all but a mark", "pref 32000 not fwmark 9"),
+	{
+		Name: "a throw in main", Unpromised: true,
+		What: "An administrator keeps private networks off his provider by throw routes in main; nothing stands behind.",
+		Network: func(w *world) {
+			w.provider(lab.DefaultISP(0))
+			w.activate()
+		},
+		Build: throwInMain,
+		Steps: []Step{
+			{"nothing is thrown", func(w *world) { w.ip("route del throw 198.18.0.0/15", "-6 route del throw fd60::/16") }},
+			{"it is thrown again", throwInMain},
+		},
+		Promised: []Promise{neighboursOnTheLink},
+		Ask: func(w *world) []Question {
+			return append(grid(addrs("198.18.0.1", "fd60::1", "8.8.8.8", "2600::1"), append(w.senders(1), sender{}, sender{Mark: 1}, sender{UID: 1001})),
+				Dial{Dst: netip.MustParseAddr("198.18.0.1")}, Dial{Dst: netip.MustParseAddr("fd60::1")},
+				Dial{Dst: netip.MustParseAddr("198.18.0.1"), From: lab.From{Addr: w.addr("wan0", lab.IPv4)}})
+		},
+	},
 	{
 		Name: "point-to-point networks of two addresses",
 		What: "Both uplinks have a /31 of RFC 3021.",

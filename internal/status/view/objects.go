@@ -96,6 +96,9 @@ func (v *View) list() (all []Object, odd map[string]bool) {
 			extra = append(extra, Object{Kind: Rule, Family: op.Rule.Family, State: status.Unexpected, Text: op.Rule.String(), Link: v.servedBy(op.Rule)})
 		case routing.DeleteRoute:
 			name := v.device(op.Route.Device)
+			if op.Route.Type == routing.RouteThrow {
+				name = "" // It leads by no interface.
+			}
 			extra = append(extra, Object{Kind: Route, Family: op.Route.Family, State: status.Unexpected, Text: op.Route.Text(name), Link: name})
 		case routing.SetGroup:
 			groups[op.Index] = status.Missing

@@ -1,0 +1,122 @@
+package routing
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// A throw route of main ends the lookup there: the next rule is asked, and where none has an
+// answer, the packet goes nowhere. So whoever keeps a network off his providers writes `ip
+// route add throw 198.18.0.0/15`. Our tables are asked behind main (rung "last resort", table
+// F), and instead of it where the kernel looks up an IPv6 packet once more with a source of a
+// link (ip6_dst_lookup_tail in net/ipv6/ip6_output.c). So they throw what main throws, and
+// packets that are bound to a link are refused as main would refuse them.
+//
+// A default that is thrown says that main has no default. IPv4 has no second lookup: its
+// tables keep their defaults, for what is bound to a link, and rung "last resort" goes.
+
+// thrownMetric is the metric of what our tables throw. It comes before the copies of main's
+// routes: SetThrown is told of what main throws in spite of other routes.
+const thrownMetric = FirstMetric - 1
+
+// mostThrown bounds what tables throw, for each of them has it all.
+const mostThrown = 256
+
+// loopbackIndex is that of the loopback interface (LOOPBACK_IFINDEX of net/flow.h), which
+// IPv6 shows as the device of routes that lead nowhere (ip6_route_info_create in
+// net/ipv6/route.c).
+const loopbackIndex = 1
+
+// SetThrown takes the destinations that main throws in a family, sorted: those for which no
+// other route of main goes before the throw route.
+func (p *Planner) SetThrown(f Family, to []netip.Prefix) {
+	i := familyIndex(f)
+	if slices.Equal(p.around[i].thrown, to) {
+		return
+	}
+	p.around[i].thrown = slices.Clone(to)
+	for _, index := range p.indexes() {
+		if p.links[index].has(f) {
+			p.replanAsIs(index)
+		}
+	}
+	p.chart(i)
+}
+
+// throwsDefault reports whether main has no default, because it throws what others would be
+// for.
+func (s *surrounding) throwsDefault() bool { return len(s.thrown) > 0 && s.thrown[0].Bits() == 0 }
+
+// throwsTooMuch reports whether tables cannot throw what main throws.
+func (s *surrounding) throwsTooMuch() bool { return len(s.thrown) > mostThrown }
+
+// throwsOf returns what a table of the link throws: all that main throws. Where the table has
+// nothing around it, the next rule is asked in any case, and a path may come.
+func (plan *LinkPlan) throwsOf(k Key, t TableID, around *surrounding) []PlannedRoute {
+	if around.throwsTooMuch() {
+		return nil
+	}
+	var out []PlannedRoute
+	for _, to := range around.thrown {
+		if to.Bits() == 0 && (k.Family == IPv4 || plan.Link.LastResort) {
+			continue
+		}
+		out = append(out, PlannedRoute{
+			Route: throwRoute(k.Family, t, to), Reason: Reason{Decision: ThrownByMain, Link: plan.Link.Name, Prefix: k.Network()},
+		})
+	}
+	return out
+}
+
+// throwsOfFailover returns what table F throws while it leads anywhere.
+func (p *Planner) throwsOfFailover(i int, table TableID) []PlannedRoute {
+	around := &p.around[i]
+	if around.throwsTooMuch() {
+		return nil
+	}
+	var out []PlannedRoute
+	for _, to := range around.thrown {
+		if to.Bits() > 0 {
+			out = append(out, PlannedRoute{Route: throwRoute(Families()[i], table, to), Reason: Reason{Decision: ThrownByMain}})
+		}
+	}
+	return out
+}
+
+func throwRoute(f Family, t TableID, to netip.Prefix) Route {
+	r := Route{Family: f, Table: t, Destination: to, Type: RouteThrow, Metric: thrownMetric, Protocol: Multihomed}
+	if f == IPv6 {
+		r.Device = loopbackIndex
+	}
+	return r
+}
+
+// except says that a table throws destinations: what lies inside of them does not go as the
+// default says.
+func (r *repetition) except(throws []PlannedRoute) {
+	if !r.enabled {
+		return
+	}
+	for _, t := range throws {
+		to := t.Route.Destination
+		if to.Bits() == 0 {
+			*r = repetition{}
+			return
+		}
+		r.others[to], r.lengths[to.Bits()] = struct{}{}, struct{}{}
+	}
+}
+
+// thrownProblem says that main throws more than tables can.
+func (plan *LinkPlan) thrownProblem(f Family, around *surrounding) {
+	if !around.throwsTooMuch() || !plan.has(f) {
+		return
+	}
+	plan.problem(Problem{
+		Code: ManyThrown, Severity: Warning, Object: "throw routes of table main",
+		Text: fmt.Sprintf("main has %d throw routes of %s, and a table of %s can have %d: packets bound to %s go where main would throw them",
+			len(around.thrown), f.Name(), plan.Link.Name, mostThrown, plan.Link.Name),
+		Fix: "replace them by fewer, wider ones, or by unreachable routes, which main decides by itself",
+	})
+}
