@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/nlmsg"
 )
 
 // The lock of a network namespace is a Unix socket with an abstract name: the kernel keeps
@@ -154,21 +156,15 @@ func holders() (_ map[string]socket, err error) {
 // holderOf reads the attributes of a socket.
 func holderOf(attributes []byte) (name string, uid uint32, is bool) {
 	hasUID := false
-	for len(attributes) >= unix.SizeofNlAttr {
-		size := int(binary.NativeEndian.Uint16(attributes))
-		if size < unix.SizeofNlAttr || size > len(attributes) {
-			break
-		}
-		value := attributes[unix.SizeofNlAttr:size]
-		switch binary.NativeEndian.Uint16(attributes[2:]) {
+	for a := (nlmsg.Attributes{Rest: attributes}); a.Next(); {
+		switch a.Kind {
 		case diagName:
-			name = string(value)
+			name = string(a.Value)
 		case diagUID:
-			if len(value) == 4 {
-				uid, hasUID = binary.NativeEndian.Uint32(value), true
+			if len(a.Value) == 4 {
+				uid, hasUID = a.Uint32(), true
 			}
 		}
-		attributes = attributes[min((size+3)&^3, len(attributes)):]
 	}
 	name, abstract := strings.CutPrefix(name, "\x00")
 	return name, uid, hasUID && abstract && strings.HasPrefix(name, namespaceName)

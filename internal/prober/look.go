@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/internal/prober/wire"
 	"multihomed/internal/processor"
 	"multihomed/internal/sockdiag"
@@ -136,6 +137,7 @@ type counterReader struct {
 	fd  int
 	seq uint32
 	in  []byte
+	out nlmsg.Builder
 }
 
 func newCounterReader() (*counterReader, error) {
@@ -179,17 +181,13 @@ const (
 // read asks for the counters of one device. The kernel answers inside sendto(2).
 func (r *counterReader) read(device int) (wire.Counters, error) {
 	r.seq++
-	ne := binary.NativeEndian
-	m := make([]byte, 0, unix.SizeofNlMsghdr+sizeofStatsMsg)
-	m = ne.AppendUint32(m, unix.SizeofNlMsghdr+sizeofStatsMsg)
-	m = ne.AppendUint16(m, unix.RTM_GETSTATS)
-	m = ne.AppendUint16(m, unix.NLM_F_REQUEST)
-	m = ne.AppendUint32(m, r.seq)
-	m = ne.AppendUint32(m, 0)
-	m = append(m, unix.AF_UNSPEC, 0, 0, 0)
-	m = ne.AppendUint32(m, uint32(device)) //nolint:gosec // wire has checked it.
-	m = ne.AppendUint32(m, 1<<(statsLink64-1))
-	if err := unix.Sendto(r.fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	r.out.B = r.out.B[:0]
+	r.out.Begin(unix.RTM_GETSTATS, unix.NLM_F_REQUEST, r.seq)
+	r.out.Bytes(unix.AF_UNSPEC, 0, 0, 0)
+	r.out.Word(uint32(device)) //nolint:gosec // wire has checked it.
+	r.out.Word(1 << (statsLink64 - 1))
+	r.out.End()
+	if err := unix.Sendto(r.fd, r.out.B, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return wire.Counters{}, err
 	}
 	for {
@@ -200,37 +198,34 @@ func (r *counterReader) read(device int) (wire.Counters, error) {
 		if err != nil {
 			return wire.Counters{}, err
 		}
-		if sa, is := from.(*unix.SockaddrNetlink); !is || sa.Pid != 0 || n < unix.SizeofNlMsghdr || ne.Uint32(r.in[8:]) != r.seq {
+		if sa, is := from.(*unix.SockaddrNetlink); !is || sa.Pid != 0 {
 			continue
 		}
-		return counters(r.in[:n])
+		h, payload, _, err := nlmsg.Next(r.in[:n])
+		if err != nil {
+			return wire.Counters{}, err
+		}
+		if h.Seq == r.seq {
+			return counters(h, payload)
+		}
 	}
 }
 
 var errMessage = errors.New("a message of rtnetlink is too short")
 
 // counters reads the answer: struct rtnl_link_stats64 begins with rx_packets and tx_packets.
-func counters(m []byte) (wire.Counters, error) {
-	ne := binary.NativeEndian
-	body := m[unix.SizeofNlMsghdr:]
-	if ne.Uint16(m[4:]) == unix.NLMSG_ERROR {
-		if len(body) < 4 {
-			return wire.Counters{}, errMessage
-		}
-		return wire.Counters{}, unix.Errno(-int32(ne.Uint32(body))) //nolint:gosec // an errno, negative
+func counters(h nlmsg.Header, body []byte) (wire.Counters, error) {
+	if h.Kind == unix.NLMSG_ERROR {
+		return wire.Counters{}, nlmsg.ErrorOf(h, body)
 	}
 	if len(body) < sizeofStatsMsg {
 		return wire.Counters{}, errMessage
 	}
-	for rest := body[sizeofStatsMsg:]; len(rest) >= unix.SizeofNlAttr; {
-		length := int(ne.Uint16(rest))
-		if length < unix.SizeofNlAttr || length > len(rest) {
-			break
+	for a := (nlmsg.Attributes{Rest: body[sizeofStatsMsg:]}); a.Next(); {
+		if a.Kind == statsLink64 && len(a.Value) >= sizeofTwoNumbers {
+			ne := binary.NativeEndian
+			return wire.Counters{RxPackets: ne.Uint64(a.Value), TxPackets: ne.Uint64(a.Value[8:])}, nil
 		}
-		if value := rest[unix.SizeofNlAttr:length]; ne.Uint16(rest[2:]) == statsLink64 && len(value) >= sizeofTwoNumbers {
-			return wire.Counters{RxPackets: ne.Uint64(value), TxPackets: ne.Uint64(value[8:])}, nil
-		}
-		rest = rest[min((length+3)&^3, len(rest)):]
 	}
 	return wire.Counters{}, errMessage
 }

@@ -2,14 +2,14 @@ package sockdiag
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/nlmsg"
 )
 
 var (
@@ -41,7 +41,7 @@ type Conn struct {
 	fd     int
 	seq    uint32
 	in     []byte
-	out    []byte
+	out    nlmsg.Builder
 	socket Socket
 }
 
@@ -97,7 +97,7 @@ func (c *Conn) dump(ctx context.Context, q Query, each func(*Socket) bool) (err 
 	if q.States == 0 {
 		q.States = Connected
 	}
-	if err := c.send(getSockets, unix.NLM_F_DUMP, func(out []byte) []byte { return appendQuery(out, q) }); err != nil {
+	if err := c.send(getSockets, unix.NLM_F_DUMP, func(m *nlmsg.Builder) { encodeQuery(m, q) }); err != nil {
 		return err
 	}
 	others := len(q.Sources) > maxConditions
@@ -114,17 +114,18 @@ func (c *Conn) dump(ctx context.Context, q Query, each func(*Socket) bool) (err 
 			return err
 		}
 		for len(b) > 0 {
-			var m message
-			if m, b, err = nextMessage(b); err != nil {
+			var h nlmsg.Header
+			var payload []byte
+			if h, payload, b, err = nlmsg.Next(b); err != nil {
 				return err
 			}
 			switch {
-			case m.seq != c.seq:
-			case m.kind == unix.NLMSG_DONE, m.kind == unix.NLMSG_ERROR:
+			case h.Seq != c.seq:
+			case h.Kind == unix.NLMSG_DONE, h.Kind == unix.NLMSG_ERROR:
 				finished = true
-				return unsupported(m.err())
-			case m.kind == getSockets || m.kind == unix.SOCK_DIAG_BY_FAMILY:
-				if err := c.socket.decode(m.payload); err != nil {
+				return unsupported(nlmsg.ErrorOf(h, payload))
+			case h.Kind == getSockets || h.Kind == unix.SOCK_DIAG_BY_FAMILY:
+				if err := c.socket.decode(payload); err != nil {
 					return err
 				}
 				if others && !slices.Contains(q.Sources, c.socket.Source.Addr()) {
@@ -141,19 +142,15 @@ func (c *Conn) dump(ctx context.Context, q Query, each func(*Socket) bool) (err 
 	}
 }
 
-// appendQuery appends struct inet_diag_req and the filter.
-func appendQuery(out []byte, q Query) []byte {
-	ne := binary.NativeEndian
-	out = append(out, unix.AF_UNSPEC, 0, 0, showInfo)
-	out = append(out, make([]byte, sizeofSockID)...)
-	out = ne.AppendUint32(out, uint32(q.States))
-	out = ne.AppendUint32(out, 0)
+// encodeQuery appends struct inet_diag_req and the filter.
+func encodeQuery(m *nlmsg.Builder, q Query) {
+	m.Bytes(unix.AF_UNSPEC, 0, 0, showInfo)
+	m.Bytes(make([]byte, sizeofSockID)...)
+	m.Word(uint32(q.States))
+	m.Word(0)
 	if code := bytecode(q.Sources); code != nil {
-		out = ne.AppendUint16(out, uint16(unix.SizeofNlAttr+len(code))) //nolint:gosec // at most 256 * 32
-		out = ne.AppendUint16(out, reqBytecode)
-		out = append(out, code...)
+		m.Attribute(reqBytecode, code)
 	}
-	return out
 }
 
 // Destroy closes a socket that Dump gave, whoever holds it: his next call fails with ECONNABORTED,
@@ -175,10 +172,10 @@ func (c *Conn) Destroy(ctx context.Context, s *Socket) error {
 }
 
 func (c *Conn) destroy(id identity) error {
-	err := c.send(destroy, unix.NLM_F_ACK, func(out []byte) []byte {
-		out = append(out, id.family, unix.IPPROTO_TCP, 0, 0)
-		out = binary.NativeEndian.AppendUint32(out, ^uint32(0))
-		return append(out, id.sockID[:]...)
+	err := c.send(destroy, unix.NLM_F_ACK, func(m *nlmsg.Builder) {
+		m.Bytes(id.family, unix.IPPROTO_TCP, 0, 0)
+		m.Word(^uint32(0))
+		m.Bytes(id.sockID[:]...)
 	})
 	if err != nil {
 		return err
@@ -188,14 +185,14 @@ func (c *Conn) destroy(id identity) error {
 		if err != nil {
 			return err
 		}
-		m, _, err := nextMessage(b)
+		h, payload, _, err := nlmsg.Next(b)
 		if err != nil {
 			return err
 		}
-		if m.seq != c.seq {
+		if h.Seq != c.seq {
 			continue
 		}
-		switch err := m.err(); {
+		switch err := nlmsg.ErrorOf(h, payload); {
 		case errors.Is(err, unix.ENOENT):
 			return ErrGone
 		case errors.Is(err, unix.EOPNOTSUPP):
@@ -207,19 +204,14 @@ func (c *Conn) destroy(id identity) error {
 }
 
 // send sends one request with the next number.
-func (c *Conn) send(kind, flags uint16, body func([]byte) []byte) error {
+func (c *Conn) send(kind, flags uint16, body func(*nlmsg.Builder)) error {
 	c.seq++
-	ne := binary.NativeEndian
-	out := ne.AppendUint32(c.out[:0], 0)
-	out = ne.AppendUint16(out, kind)
-	out = ne.AppendUint16(out, unix.NLM_F_REQUEST|flags)
-	out = ne.AppendUint32(out, c.seq)
-	out = ne.AppendUint32(out, 0)
-	out = body(out)
-	ne.PutUint32(out, uint32(len(out))) //nolint:gosec // at most 256 * 32 and headers
-	c.out = out
+	c.out.B = c.out.B[:0]
+	c.out.Begin(kind, unix.NLM_F_REQUEST|flags, c.seq)
+	body(&c.out)
+	c.out.End()
 	for {
-		err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		err := unix.Sendto(c.fd, c.out.B, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
@@ -265,35 +257,4 @@ func unsupported(err error) error {
 		return ErrUnsupported
 	}
 	return err
-}
-
-// message is one netlink message.
-type message struct {
-	kind    uint16
-	seq     uint32
-	payload []byte
-}
-
-func nextMessage(b []byte) (m message, rest []byte, err error) {
-	if len(b) < unix.SizeofNlMsghdr {
-		return m, nil, errShort
-	}
-	ne := binary.NativeEndian
-	n := int(ne.Uint32(b))
-	if n < unix.SizeofNlMsghdr || n > len(b) {
-		return m, nil, errShort
-	}
-	m = message{kind: ne.Uint16(b[4:]), seq: ne.Uint32(b[8:]), payload: b[unix.SizeofNlMsghdr:n]}
-	return m, b[min(align(n), len(b)):], nil
-}
-
-// err is what an NLMSG_ERROR or an NLMSG_DONE says.
-func (m message) err() error {
-	if len(m.payload) < 4 {
-		return nil
-	}
-	if code := int32(binary.NativeEndian.Uint32(m.payload)); code != 0 { //nolint:gosec // an int in the kernel
-		return syscall.Errno(-code) //nolint:gosec // the kernel's errors are negative
-	}
-	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/nlmsg"
 )
 
 // Sizes and offsets of struct inet_diag_sockid and struct inet_diag_msg
@@ -61,16 +63,16 @@ func (s *Socket) decode(b []byte) error {
 	s.Pending = ne.Uint32(b[offPending:])
 	s.UID = ne.Uint32(b[offUID:])
 	s.Inode = ne.Uint32(b[offInode:])
-	for a := (attributes{rest: b[sizeofMessage:]}); a.next(); {
-		switch a.kind {
+	for a := (nlmsg.Attributes{Rest: b[sizeofMessage:]}); a.Next(); {
+		switch a.Kind {
 		case attrInfo:
-			s.readInfo(a.value)
+			s.readInfo(a.Value)
 		case attrMark:
-			if len(a.value) == 4 {
-				s.Mark = ne.Uint32(a.value)
+			if len(a.Value) == 4 {
+				s.Mark = ne.Uint32(a.Value)
 			}
 		case attrULP:
-			s.readULP(a.value)
+			s.readULP(a.Value)
 		}
 	}
 	return nil
@@ -105,40 +107,16 @@ func (s *Socket) readInfo(b []byte) {
 }
 
 func (s *Socket) readULP(b []byte) {
-	for a := (attributes{rest: b}); a.next(); {
-		switch a.kind {
+	for a := (nlmsg.Attributes{Rest: b}); a.Next(); {
+		switch a.Kind {
 		case ulpName:
-			s.MPTCP = string(a.value) == "mptcp\x00"
+			s.MPTCP = string(a.Value) == "mptcp\x00"
 		case ulpMPTCP:
-			for m := (attributes{rest: a.value}); m.next(); {
-				if m.kind == localToken && len(m.value) == 4 {
-					s.Token = binary.NativeEndian.Uint32(m.value)
+			for m := (nlmsg.Attributes{Rest: a.Value}); m.Next(); {
+				if m.Kind == localToken && len(m.Value) == 4 {
+					s.Token = binary.NativeEndian.Uint32(m.Value)
 				}
 			}
 		}
 	}
 }
-
-// attributes walks netlink attributes.
-type attributes struct {
-	rest  []byte
-	kind  uint16
-	value []byte
-}
-
-func (a *attributes) next() bool {
-	if len(a.rest) < unix.SizeofNlAttr {
-		return false
-	}
-	n := int(binary.NativeEndian.Uint16(a.rest))
-	if n < unix.SizeofNlAttr || n > len(a.rest) {
-		a.rest = nil
-		return false
-	}
-	a.kind = binary.NativeEndian.Uint16(a.rest[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
-	a.value = a.rest[unix.SizeofNlAttr:n]
-	a.rest = a.rest[min(align(n), len(a.rest)):]
-	return true
-}
-
-func align(n int) int { return (n + unix.NLMSG_ALIGNTO - 1) &^ (unix.NLMSG_ALIGNTO - 1) }

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -91,8 +92,8 @@ func (b *batch) replaceRoute(i int, r routing.Route) {
 		slot := s.slotOf(k)
 		alone = slot == nil || len(slot.aliases) == 1 && len(slot.aliases[0].legs) == 1 && r.Weight == 0
 	})
-	add := func(flags uint16) { b.add(i, func(m *builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, flags) }
-	remove := func() { b.add(i, func(m *builder) { encodeRouteIdentity(m, old) }, unix.RTM_DELROUTE, 0) }
+	add := func(flags uint16) { b.add(i, func(m *nlmsg.Builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, flags) }
+	remove := func() { b.add(i, func(m *nlmsg.Builder) { encodeRouteIdentity(m, old) }, unix.RTM_DELROUTE, 0) }
 	switch {
 	case stands && old == r:
 	case !stands:
@@ -134,7 +135,7 @@ func (b *batch) replaceFailover(i int, r routing.Route) bool {
 		})
 	})
 	if alone {
-		b.add(i, func(m *builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+		b.add(i, func(m *nlmsg.Builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	}
 	return alone
 }
@@ -163,5 +164,5 @@ func (b *batch) addBeside(i int) {
 		b.fail(i, fmt.Errorf("%w: the route of somebody else, protocol %s", unix.EEXIST, other.Protocol))
 		return
 	}
-	b.add(i, func(m *builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, besides)
+	b.add(i, func(m *nlmsg.Builder) { encodeRoute(m, r) }, unix.RTM_NEWROUTE, besides)
 }

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -34,7 +35,7 @@ type linkMessage struct {
 
 func decodeLink(b []byte) (linkMessage, error) {
 	if len(b) < unix.SizeofIfInfomsg {
-		return linkMessage{}, fmt.Errorf("reading an interface: %w", errTruncated)
+		return linkMessage{}, fmt.Errorf("reading an interface: %w", nlmsg.ErrTruncated)
 	}
 	ne := binary.NativeEndian
 	l := linkMessage{
@@ -42,25 +43,25 @@ func decodeLink(b []byte) (linkMessage, error) {
 		bridge: b[0] != unix.AF_UNSPEC,
 		flags:  ne.Uint32(b[8:]),
 	}
-	for a := (attributes{rest: b[unix.SizeofIfInfomsg:]}); a.next(); {
-		switch a.kind {
+	for a := (nlmsg.Attributes{Rest: b[unix.SizeofIfInfomsg:]}); a.Next(); {
+		switch a.Kind {
 		case unix.IFLA_IFNAME:
-			l.name = a.string()
+			l.name = a.Text()
 		case unix.IFLA_GROUP:
-			l.group = routing.Some(a.uint32())
+			l.group = routing.Some(a.Uint32())
 			// IFLA_GROUP is in every complete description; IFLA_MASTER only
 			// where there is one.
 			l.info = true
 		case unix.IFLA_MASTER:
-			l.master = routing.Some(a.uint32())
+			l.master = routing.Some(a.Uint32())
 		case unix.IFLA_MTU:
-			l.mtu = routing.Some(a.uint32())
+			l.mtu = routing.Some(a.Uint32())
 		case unix.IFLA_ADDRESS:
-			l.address = string(a.value)
+			l.address = string(a.Value)
 		case unix.IFLA_LINKINFO:
-			for i := (attributes{rest: a.value}); i.next(); {
-				if i.kind == unix.IFLA_INFO_KIND {
-					l.kind = i.string()
+			for i := (nlmsg.Attributes{Rest: a.Value}); i.Next(); {
+				if i.Kind == unix.IFLA_INFO_KIND {
+					l.kind = i.Text()
 				}
 			}
 		}
@@ -77,7 +78,7 @@ type addressMessage struct {
 
 func decodeAddress(b []byte) (addressMessage, error) {
 	if len(b) < unix.SizeofIfAddrmsg {
-		return addressMessage{}, fmt.Errorf("reading an address: %w", errTruncated)
+		return addressMessage{}, fmt.Errorf("reading an address: %w", nlmsg.ErrTruncated)
 	}
 	if !knownFamily(b[0]) {
 		return addressMessage{}, nil
@@ -90,18 +91,18 @@ func decodeAddress(b []byte) (addressMessage, error) {
 	}
 	flags := uint32(b[2])
 	var local, other netip.Addr
-	for a := (attributes{rest: b[unix.SizeofIfAddrmsg:]}); a.next(); {
+	for a := (nlmsg.Attributes{Rest: b[unix.SizeofIfAddrmsg:]}); a.Next(); {
 		var err error
-		switch a.kind {
+		switch a.Kind {
 		case unix.IFA_LOCAL:
-			local, err = decodeAddr(m.family, a.value)
+			local, err = decodeAddr(m.family, a.Value)
 		case unix.IFA_ADDRESS:
-			other, err = decodeAddr(m.family, a.value)
+			other, err = decodeAddr(m.family, a.Value)
 		case unix.IFA_FLAGS:
-			flags = a.uint32()
+			flags = a.Uint32()
 		case unix.IFA_CACHEINFO:
-			if len(a.value) >= 8 {
-				m.address.Dynamic = ne.Uint32(a.value[4:]) != foreverValid
+			if len(a.Value) >= 8 {
+				m.address.Dynamic = ne.Uint32(a.Value[4:]) != foreverValid
 			}
 		}
 		if err != nil {

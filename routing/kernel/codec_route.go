@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -45,7 +46,7 @@ type routeHead struct {
 // know whether the route is of interest.
 func peekRoute(b []byte) (routeHead, error) {
 	if len(b) < unix.SizeofRtMsg {
-		return routeHead{}, fmt.Errorf("reading a route: %w", errTruncated)
+		return routeHead{}, fmt.Errorf("reading a route: %w", nlmsg.ErrTruncated)
 	}
 	h := routeHead{
 		key:  fibKey{family: routing.Family(b[0]), tos: b[3], table: routing.TableID(b[4])},
@@ -56,22 +57,22 @@ func peekRoute(b []byte) (routeHead, error) {
 		return h, nil
 	}
 	var err error
-	for a := (attributes{rest: b[unix.SizeofRtMsg:]}); a.next(); {
-		switch a.kind {
+	for a := (nlmsg.Attributes{Rest: b[unix.SizeofRtMsg:]}); a.Next(); {
+		switch a.Kind {
 		case unix.RTA_DST:
-			h.key.destination, err = decodePrefix(h.key.family, a.value, int(b[1]))
+			h.key.destination, err = decodePrefix(h.key.family, a.Value, int(b[1]))
 		case unix.RTA_SRC:
-			h.key.source, err = decodePrefix(h.key.family, a.value, int(b[2]))
+			h.key.source, err = decodePrefix(h.key.family, a.Value, int(b[2]))
 		case unix.RTA_TABLE:
-			h.key.table = routing.TableID(a.uint32())
+			h.key.table = routing.TableID(a.Uint32())
 		case unix.RTA_PRIORITY:
-			h.key.metric = a.uint32()
+			h.key.metric = a.Uint32()
 		case unix.RTA_OIF:
-			h.device = int(int32(a.uint32())) //nolint:gosec // an interface index is an int
+			h.device = int(int32(a.Uint32())) //nolint:gosec // an interface index is an int
 		case unix.RTA_MULTIPATH:
 			h.legs = true
 		case attributeNexthop:
-			h.nexthop = a.uint32()
+			h.nexthop = a.Uint32()
 		}
 		if err != nil {
 			return routeHead{}, fmt.Errorf("reading a route: %w", err)
@@ -80,7 +81,7 @@ func peekRoute(b []byte) (routeHead, error) {
 	if b[1] == 0 {
 		h.key.destination = h.key.family.Any()
 	} else if !h.key.destination.IsValid() {
-		return routeHead{}, fmt.Errorf("reading a route: prefix without address: %w", errTruncated)
+		return routeHead{}, fmt.Errorf("reading a route: prefix without address: %w", nlmsg.ErrTruncated)
 	}
 	return h, nil
 }
@@ -120,16 +121,16 @@ func decodeRoute(b []byte) (*alias, error) {
 	}
 	var rare routing.RareAttributes
 	var ways []byte
-	for a := (attributes{rest: b[unix.SizeofRtMsg:]}); a.next(); {
-		switch a.kind {
+	for a := (nlmsg.Attributes{Rest: b[unix.SizeofRtMsg:]}); a.Next(); {
+		switch a.Kind {
 		case unix.RTA_PREFSRC:
-			common.PreferredSource, err = decodeAddr(common.Family, a.value)
+			common.PreferredSource, err = decodeAddr(common.Family, a.Value)
 		case unix.RTA_PREF:
-			common.Preference = routing.Preference(a.uint8())
+			common.Preference = routing.Preference(a.Uint8())
 		case unix.RTA_METRICS:
-			decodeMetrics(&rare, a.value)
+			decodeMetrics(&rare, a.Value)
 		case unix.RTA_MULTIPATH:
-			ways = a.value
+			ways = a.Value
 		default:
 			err = decodeWay(&common, &rare, &a)
 		}
@@ -146,28 +147,28 @@ func decodeRoute(b []byte) (*alias, error) {
 	}
 	for len(ways) > 0 {
 		if len(ways) < unix.SizeofRtNexthop {
-			return nil, fmt.Errorf("reading a next hop: %w", errTruncated)
+			return nil, fmt.Errorf("reading a next hop: %w", nlmsg.ErrTruncated)
 		}
 		n := int(binary.NativeEndian.Uint16(ways))
 		if n < unix.SizeofRtNexthop || n > len(ways) {
-			return nil, fmt.Errorf("reading a next hop: %w", errTruncated)
+			return nil, fmt.Errorf("reading a next hop: %w", nlmsg.ErrTruncated)
 		}
 		l := leg{route: common, dead: ways[2]&unix.RTNH_F_DEAD != 0}
 		l.route.OnLink = ways[2]&unix.RTNH_F_ONLINK != 0
 		l.route.Weight = uint16(ways[3]) + 1
 		l.route.Device = int(int32(binary.NativeEndian.Uint32(ways[4:]))) //nolint:gosec // rtnh_ifindex is an int
 		own := rare
-		for a := (attributes{rest: ways[unix.SizeofRtNexthop:n]}); a.next(); {
+		for a := (nlmsg.Attributes{Rest: ways[unix.SizeofRtNexthop:n]}); a.Next(); {
 			if err := decodeWay(&l.route, &own, &a); err != nil {
 				return nil, fmt.Errorf("reading a next hop: %w", err)
 			}
 		}
 		l.route.Attributes = own.Share()
 		out.legs = append(out.legs, l)
-		ways = ways[min(align(n), len(ways)):]
+		ways = ways[min(nlmsg.Align(n), len(ways)):]
 	}
 	if len(out.legs) == 0 {
-		return nil, fmt.Errorf("reading a route: no next hop: %w", errTruncated)
+		return nil, fmt.Errorf("reading a route: no next hop: %w", nlmsg.ErrTruncated)
 	}
 	if len(out.legs) == 1 {
 		out.legs[0].route.Weight = 0
@@ -177,38 +178,38 @@ func decodeRoute(b []byte) (*alias, error) {
 
 // decodeWay reads an attribute that a route has once and a multipath route
 // once for each leg.
-func decodeWay(r *routing.Route, rare *routing.RareAttributes, a *attributes) (err error) {
-	switch a.kind {
+func decodeWay(r *routing.Route, rare *routing.RareAttributes, a *nlmsg.Attributes) (err error) {
+	switch a.Kind {
 	case unix.RTA_GATEWAY:
-		r.Gateway, err = decodeAddr(r.Family, a.value)
+		r.Gateway, err = decodeAddr(r.Family, a.Value)
 	case unix.RTA_VIA:
-		if len(a.value) < viaHeaderSize {
-			return fmt.Errorf("gateway of another family: %w", errTruncated)
+		if len(a.Value) < viaHeaderSize {
+			return fmt.Errorf("gateway of another family: %w", nlmsg.ErrTruncated)
 		}
-		r.Gateway, err = decodeAddr(routing.Family(a.uint16()&0xff), a.value[viaHeaderSize:])
+		r.Gateway, err = decodeAddr(routing.Family(a.Uint16()&0xff), a.Value[viaHeaderSize:])
 	case unix.RTA_FLOW:
-		rare.Realm = a.uint32()
+		rare.Realm = a.Uint32()
 	case unix.RTA_ENCAP_TYPE:
-		rare.EncapsulationType = a.uint16()
+		rare.EncapsulationType = a.Uint16()
 	case unix.RTA_ENCAP:
-		rare.Encapsulation = string(a.value)
+		rare.Encapsulation = string(a.Value)
 	}
 	return err
 }
 
 func decodeMetrics(r *routing.RareAttributes, b []byte) {
-	for a := (attributes{rest: b}); a.next(); {
+	for a := (nlmsg.Attributes{Rest: b}); a.Next(); {
 		switch {
-		case a.kind == unix.RTAX_CC_ALGO:
-			r.Congestion = a.string()
-		case a.kind != unix.RTAX_UNSPEC && int(a.kind) < len(r.Metrics):
-			r.Metrics[a.kind] = a.uint32()
+		case a.Kind == unix.RTAX_CC_ALGO:
+			r.Congestion = a.Text()
+		case a.Kind != unix.RTAX_UNSPEC && int(a.Kind) < len(r.Metrics):
+			r.Metrics[a.Kind] = a.Uint32()
 		}
 	}
 }
 
 // encodeRoute appends the route as the payload of RTM_NEWROUTE.
-func encodeRoute(m *builder, r routing.Route) {
+func encodeRoute(m *nlmsg.Builder, r routing.Route) {
 	if r.Family == routing.IPv6 && r.Weight > 0 {
 		// The share of an IPv6 route can be told in RTA_MULTIPATH alone.
 		encodeRouteKey(m, r, 0)
@@ -217,32 +218,32 @@ func encodeRoute(m *builder, r routing.Route) {
 		encodeRouteIdentity(m, r)
 	}
 	if r.PreferredSource.IsValid() {
-		m.attribute(unix.RTA_PREFSRC, r.PreferredSource.AsSlice())
+		m.Attribute(unix.RTA_PREFSRC, r.PreferredSource.AsSlice())
 	}
 	if r.Preference != 0 {
-		m.attribute8(unix.RTA_PREF, uint8(r.Preference))
+		m.Attribute8(unix.RTA_PREF, uint8(r.Preference))
 	}
 	rare := r.Attributes.Get()
 	if rare.Realm != 0 && rare.Legs == (routing.Legs{}) {
-		m.attribute32(unix.RTA_FLOW, rare.Realm)
+		m.Attribute32(unix.RTA_FLOW, rare.Realm)
 	}
 	if rare.Metrics != (routing.Metrics{}) || rare.Congestion != "" {
-		at := m.open(unix.RTA_METRICS)
+		at := m.Open(unix.RTA_METRICS)
 		for i, v := range rare.Metrics {
 			if v != 0 && i != unix.RTAX_CC_ALGO {
-				m.attribute32(uint16(i), v)
+				m.Attribute32(uint16(i), v)
 			}
 		}
 		if rare.Congestion != "" {
-			m.text(unix.RTAX_CC_ALGO, rare.Congestion)
+			m.Text(unix.RTAX_CC_ALGO, rare.Congestion)
 		}
-		m.close(at)
+		m.Close(at)
 	}
 	if rare.EncapsulationType != 0 {
-		at := m.open(unix.RTA_ENCAP_TYPE)
-		m.b = binary.NativeEndian.AppendUint16(m.b, rare.EncapsulationType)
-		m.close(at)
-		m.attribute(unix.RTA_ENCAP|unix.NLA_F_NESTED, []byte(rare.Encapsulation))
+		at := m.Open(unix.RTA_ENCAP_TYPE)
+		m.B = binary.NativeEndian.AppendUint16(m.B, rare.EncapsulationType)
+		m.Close(at)
+		m.Attribute(unix.RTA_ENCAP|unix.NLA_F_NESTED, []byte(rare.Encapsulation))
 	}
 }
 
@@ -254,10 +255,10 @@ func firstLeg(r routing.Route) routing.Leg {
 }
 
 // encodeLegs appends RTA_MULTIPATH: struct rtnexthop, each with its attributes.
-func encodeLegs(m *builder, f routing.Family, legs []routing.Leg) {
-	at := m.open(unix.RTA_MULTIPATH)
+func encodeLegs(m *nlmsg.Builder, f routing.Family, legs []routing.Leg) {
+	at := m.Open(unix.RTA_MULTIPATH)
 	for _, l := range legs {
-		start := len(m.b)
+		start := len(m.B)
 		var flags, hops byte
 		if l.OnLink {
 			flags = unix.RTNH_F_ONLINK
@@ -265,27 +266,27 @@ func encodeLegs(m *builder, f routing.Family, legs []routing.Leg) {
 		if l.Weight > 0 {
 			hops = byte(l.Weight - 1) //nolint:gosec // at most 256
 		}
-		m.bytes(0, 0, flags, hops)
-		m.word(uint32(l.Device)) //nolint:gosec // an interface index
+		m.Bytes(0, 0, flags, hops)
+		m.Word(uint32(l.Device)) //nolint:gosec // an interface index
 		encodeGateway(m, f, l.Gateway)
 		if l.Realm != 0 {
-			m.attribute32(unix.RTA_FLOW, l.Realm)
+			m.Attribute32(unix.RTA_FLOW, l.Realm)
 		}
-		binary.NativeEndian.PutUint16(m.b[start:], uint16(len(m.b)-start)) //nolint:gosec // some 40 bytes
+		binary.NativeEndian.PutUint16(m.B[start:], uint16(len(m.B)-start)) //nolint:gosec // some 40 bytes
 	}
-	m.close(at)
+	m.Close(at)
 }
 
-func encodeGateway(m *builder, f routing.Family, gateway netip.Addr) {
+func encodeGateway(m *nlmsg.Builder, f routing.Family, gateway netip.Addr) {
 	switch {
 	case !gateway.IsValid():
 	case routing.FamilyOf(gateway) == f:
-		m.attribute(unix.RTA_GATEWAY, gateway.AsSlice())
+		m.Attribute(unix.RTA_GATEWAY, gateway.AsSlice())
 	default:
-		at := m.open(unix.RTA_VIA)
-		m.b = binary.NativeEndian.AppendUint16(m.b, uint16(routing.FamilyOf(gateway)))
-		m.b = append(m.b, gateway.AsSlice()...)
-		m.close(at)
+		at := m.Open(unix.RTA_VIA)
+		m.B = binary.NativeEndian.AppendUint16(m.B, uint16(routing.FamilyOf(gateway)))
+		m.B = append(m.B, gateway.AsSlice()...)
+		m.Close(at)
 	}
 }
 
@@ -293,7 +294,7 @@ func encodeGateway(m *builder, f routing.Family, gateway netip.Addr) {
 // included: the payload of RTM_DELROUTE. The kernel skips what carries another
 // protocol (fib_table_delete in net/ipv4/fib_trie.c, ip6_route_del in
 // net/ipv6/route.c).
-func encodeRouteIdentity(m *builder, r routing.Route) {
+func encodeRouteIdentity(m *nlmsg.Builder, r routing.Route) {
 	if legs := r.Attributes.Get().Legs.All(); len(legs) > 0 {
 		encodeRouteKey(m, r, 0)
 		encodeLegs(m, r.Family, append([]routing.Leg{firstLeg(r)}, legs...))
@@ -306,27 +307,27 @@ func encodeRouteIdentity(m *builder, r routing.Route) {
 	encodeRouteKey(m, r, flags)
 	encodeGateway(m, r.Family, r.Gateway)
 	if r.Device != 0 {
-		m.attribute32(unix.RTA_OIF, uint32(r.Device)) //nolint:gosec // an interface index
+		m.Attribute32(unix.RTA_OIF, uint32(r.Device)) //nolint:gosec // an interface index
 	}
 }
 
 // encodeRouteKey appends all but the ways.
-func encodeRouteKey(m *builder, r routing.Route, flags uint32) {
+func encodeRouteKey(m *nlmsg.Builder, r routing.Route, flags uint32) {
 	table := byte(unix.RT_TABLE_COMPAT)
 	if r.Table < 256 {
 		table = byte(r.Table)
 	}
-	m.bytes(byte(r.Family), bits(r.Destination), bits(r.Source), r.TOS,
+	m.Bytes(byte(r.Family), bits(r.Destination), bits(r.Source), r.TOS,
 		table, byte(r.Protocol), byte(r.Scope), byte(r.Type))
-	m.word(flags)
-	m.attribute32(unix.RTA_TABLE, uint32(r.Table))
+	m.Word(flags)
+	m.Attribute32(unix.RTA_TABLE, uint32(r.Table))
 	if bits(r.Destination) > 0 {
-		m.attribute(unix.RTA_DST, r.Destination.Addr().AsSlice())
+		m.Attribute(unix.RTA_DST, r.Destination.Addr().AsSlice())
 	}
 	if bits(r.Source) > 0 {
-		m.attribute(unix.RTA_SRC, r.Source.Addr().AsSlice())
+		m.Attribute(unix.RTA_SRC, r.Source.Addr().AsSlice())
 	}
 	if r.Metric != 0 {
-		m.attribute32(unix.RTA_PRIORITY, r.Metric)
+		m.Attribute32(unix.RTA_PRIORITY, r.Metric)
 	}
 }

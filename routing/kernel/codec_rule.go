@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -35,7 +36,7 @@ const (
 // decodeRule reads struct fib_rule_hdr and its attributes.
 func decodeRule(b []byte) (routing.Rule, error) {
 	if len(b) < ruleHeaderSize {
-		return routing.Rule{}, fmt.Errorf("reading a rule: %w", errTruncated)
+		return routing.Rule{}, fmt.Errorf("reading a rule: %w", nlmsg.ErrTruncated)
 	}
 	r := routing.Rule{
 		Family: routing.Family(b[0]),
@@ -47,13 +48,13 @@ func decodeRule(b []byte) (routing.Rule, error) {
 		Invert: binary.NativeEndian.Uint32(b[8:])&unix.FIB_RULE_INVERT != 0,
 	}
 	fromBits, toBits := int(b[2]), int(b[1])
-	for a := (attributes{rest: b[ruleHeaderSize:]}); a.next(); {
+	for a := (nlmsg.Attributes{Rest: b[ruleHeaderSize:]}); a.Next(); {
 		var err error
-		switch a.kind {
+		switch a.Kind {
 		case nl.FRA_SRC:
-			r.From, err = decodePrefix(r.Family, a.value, fromBits)
+			r.From, err = decodePrefix(r.Family, a.Value, fromBits)
 		case nl.FRA_DST:
-			r.To, err = decodePrefix(r.Family, a.value, toBits)
+			r.To, err = decodePrefix(r.Family, a.Value, toBits)
 		default:
 			err = decodeRuleAttribute(&r, &a)
 		}
@@ -62,7 +63,7 @@ func decodeRule(b []byte) (routing.Rule, error) {
 		}
 	}
 	if fromBits > 0 && !r.From.IsValid() || toBits > 0 && !r.To.IsValid() {
-		return routing.Rule{}, fmt.Errorf("reading a rule: prefix without address: %w", errTruncated)
+		return routing.Rule{}, fmt.Errorf("reading a rule: prefix without address: %w", nlmsg.ErrTruncated)
 	}
 	leaveOutFullMasks(&r)
 	return r, nil
@@ -86,66 +87,66 @@ func leaveOutFullMasks(r *routing.Rule) {
 }
 
 // decodeRuleAttribute reads all that is not an address.
-func decodeRuleAttribute(r *routing.Rule, a *attributes) error {
-	switch a.kind {
+func decodeRuleAttribute(r *routing.Rule, a *nlmsg.Attributes) error {
+	switch a.Kind {
 	case nl.FRA_PAD, nl.FRA_UNSPEC:
 	case nl.FRA_IIFNAME:
-		r.IIF = a.string()
+		r.IIF = a.Text()
 	case nl.FRA_OIFNAME:
-		r.OIF = a.string()
+		r.OIF = a.Text()
 	case nl.FRA_GOTO:
-		r.Goto = routing.Priority(a.uint32())
+		r.Goto = routing.Priority(a.Uint32())
 	case nl.FRA_PRIORITY:
-		r.Priority = routing.Priority(a.uint32())
+		r.Priority = routing.Priority(a.Uint32())
 	case nl.FRA_FWMARK:
-		r.Mark.Value = a.uint32()
+		r.Mark.Value = a.Uint32()
 	case nl.FRA_FWMASK:
-		r.Mark.Mask = a.uint32()
+		r.Mark.Mask = a.Uint32()
 	case nl.FRA_FLOW:
-		r.Realms = a.uint32()
+		r.Realms = a.Uint32()
 	case nl.FRA_TUN_ID:
-		if len(a.value) != 8 {
-			return fmt.Errorf("tunnel of %d bytes: %w", len(a.value), errTruncated)
+		if len(a.Value) != 8 {
+			return fmt.Errorf("tunnel of %d bytes: %w", len(a.Value), nlmsg.ErrTruncated)
 		}
-		r.TunnelID = binary.BigEndian.Uint64(a.value)
+		r.TunnelID = binary.BigEndian.Uint64(a.Value)
 	case nl.FRA_SUPPRESS_PREFIXLEN:
-		if v := a.uint32(); v != noValue {
+		if v := a.Uint32(); v != noValue {
 			r.SuppressPrefixLength = routing.Some(v)
 		}
 	case nl.FRA_SUPPRESS_IFGROUP:
-		if v := a.uint32(); v != noValue {
+		if v := a.Uint32(); v != noValue {
 			r.SuppressGroup = routing.Some(v)
 		}
 	case nl.FRA_TABLE:
-		r.Table = routing.TableID(a.uint32())
+		r.Table = routing.TableID(a.Uint32())
 	case nl.FRA_L3MDEV:
-		r.L3MDev = a.uint8() != 0
+		r.L3MDev = a.Uint8() != 0
 	case nl.FRA_UID_RANGE:
-		if len(a.value) != 8 {
-			return fmt.Errorf("users of %d bytes: %w", len(a.value), errTruncated)
+		if len(a.Value) != 8 {
+			return fmt.Errorf("users of %d bytes: %w", len(a.Value), nlmsg.ErrTruncated)
 		}
-		r.UIDs = routing.UIDRange{Set: true, First: binary.NativeEndian.Uint32(a.value), Last: binary.NativeEndian.Uint32(a.value[4:])}
+		r.UIDs = routing.UIDRange{Set: true, First: binary.NativeEndian.Uint32(a.Value), Last: binary.NativeEndian.Uint32(a.Value[4:])}
 	case nl.FRA_PROTOCOL:
-		r.Protocol = routing.Protocol(a.uint8())
+		r.Protocol = routing.Protocol(a.Uint8())
 	case nl.FRA_IP_PROTO:
-		r.IPProto = a.uint8()
+		r.IPProto = a.Uint8()
 	case nl.FRA_SPORT_RANGE:
-		return decodePorts(&r.SourcePorts, a.value)
+		return decodePorts(&r.SourcePorts, a.Value)
 	case nl.FRA_DPORT_RANGE:
-		return decodePorts(&r.DestinationPorts, a.value)
+		return decodePorts(&r.DestinationPorts, a.Value)
 	case ruleSourcePortMask:
-		r.SourcePorts.Mask = a.uint16()
+		r.SourcePorts.Mask = a.Uint16()
 	case ruleDestinationPortMask:
-		r.DestinationPorts.Mask = a.uint16()
+		r.DestinationPorts.Mask = a.Uint16()
 	case ruleDSCP:
-		r.DSCP = routing.Some(uint32(a.uint8()))
+		r.DSCP = routing.Some(uint32(a.Uint8()))
 	case ruleDSCPMask:
-		r.DSCPMask = a.uint8()
+		r.DSCPMask = a.Uint8()
 	case ruleFlowLabel, ruleFlowLabelMask:
-		if len(a.value) != 4 {
-			return fmt.Errorf("flow label of %d bytes: %w", len(a.value), errTruncated)
+		if len(a.Value) != 4 {
+			return fmt.Errorf("flow label of %d bytes: %w", len(a.Value), nlmsg.ErrTruncated)
 		}
-		if v := binary.BigEndian.Uint32(a.value); a.kind == ruleFlowLabel {
+		if v := binary.BigEndian.Uint32(a.Value); a.Kind == ruleFlowLabel {
 			r.FlowLabel = routing.Some(v)
 		} else {
 			r.FlowLabelMask = v
@@ -158,7 +159,7 @@ func decodeRuleAttribute(r *routing.Rule, a *attributes) error {
 
 func decodePorts(p *routing.PortRange, b []byte) error {
 	if len(b) != 4 {
-		return fmt.Errorf("ports of %d bytes: %w", len(b), errTruncated)
+		return fmt.Errorf("ports of %d bytes: %w", len(b), nlmsg.ErrTruncated)
 	}
 	p.First, p.Last = binary.NativeEndian.Uint16(b), binary.NativeEndian.Uint16(b[2:])
 	return nil
@@ -167,88 +168,88 @@ func decodePorts(p *routing.PortRange, b []byte) error {
 // encodeRule appends the rule as the payload of a request. vishvananda/netlink
 // v1.3.1 drops the suppressor where the table is above 255, and reads no action
 // (rule_linux.go; TestLibraryLoses).
-func encodeRule(m *builder, r routing.Rule) {
+func encodeRule(m *nlmsg.Builder, r routing.Rule) {
 	table := byte(unix.RT_TABLE_COMPAT)
 	if r.Table < 256 {
 		table = byte(r.Table)
 	}
-	m.bytes(byte(r.Family), bits(r.To), bits(r.From), r.TOS, table, 0, 0, byte(r.Action))
+	m.Bytes(byte(r.Family), bits(r.To), bits(r.From), r.TOS, table, 0, 0, byte(r.Action))
 	var flags uint32
 	if r.Invert {
 		flags = unix.FIB_RULE_INVERT
 	}
-	m.word(flags)
+	m.Word(flags)
 	if bits(r.From) > 0 {
-		m.attribute(nl.FRA_SRC, r.From.Addr().AsSlice())
+		m.Attribute(nl.FRA_SRC, r.From.Addr().AsSlice())
 	}
 	if bits(r.To) > 0 {
-		m.attribute(nl.FRA_DST, r.To.Addr().AsSlice())
+		m.Attribute(nl.FRA_DST, r.To.Addr().AsSlice())
 	}
-	m.attribute32(nl.FRA_PRIORITY, uint32(r.Priority))
+	m.Attribute32(nl.FRA_PRIORITY, uint32(r.Priority))
 	encodeSelectors(m, r)
 	if r.Action == routing.ActionGoto {
-		m.attribute32(nl.FRA_GOTO, uint32(r.Goto))
+		m.Attribute32(nl.FRA_GOTO, uint32(r.Goto))
 	}
 	if r.L3MDev {
-		m.attribute8(nl.FRA_L3MDEV, 1)
+		m.Attribute8(nl.FRA_L3MDEV, 1)
 	}
-	m.attribute32(nl.FRA_TABLE, uint32(r.Table))
+	m.Attribute32(nl.FRA_TABLE, uint32(r.Table))
 	if r.Realms != 0 {
-		m.attribute32(nl.FRA_FLOW, r.Realms)
+		m.Attribute32(nl.FRA_FLOW, r.Realms)
 	}
 	if r.SuppressPrefixLength.Set {
-		m.attribute32(nl.FRA_SUPPRESS_PREFIXLEN, r.SuppressPrefixLength.Value)
+		m.Attribute32(nl.FRA_SUPPRESS_PREFIXLEN, r.SuppressPrefixLength.Value)
 	}
 	if r.SuppressGroup.Set {
-		m.attribute32(nl.FRA_SUPPRESS_IFGROUP, r.SuppressGroup.Value)
+		m.Attribute32(nl.FRA_SUPPRESS_IFGROUP, r.SuppressGroup.Value)
 	}
-	m.attribute8(nl.FRA_PROTOCOL, uint8(r.Protocol))
+	m.Attribute8(nl.FRA_PROTOCOL, uint8(r.Protocol))
 }
 
 // encodeSelectors appends all selectors but the prefixes and tos. An attribute
 // that selects nothing is left out: an older kernel refuses what it does not
 // know.
-func encodeSelectors(m *builder, r routing.Rule) {
+func encodeSelectors(m *nlmsg.Builder, r routing.Rule) {
 	if r.IIF != "" {
-		m.text(nl.FRA_IIFNAME, r.IIF)
+		m.Text(nl.FRA_IIFNAME, r.IIF)
 	}
 	if r.OIF != "" {
-		m.text(nl.FRA_OIFNAME, r.OIF)
+		m.Text(nl.FRA_OIFNAME, r.OIF)
 	}
 	if r.Mark != (routing.Mark{}) {
-		m.attribute32(nl.FRA_FWMARK, r.Mark.Value)
-		m.attribute32(nl.FRA_FWMASK, r.Mark.Mask)
+		m.Attribute32(nl.FRA_FWMARK, r.Mark.Value)
+		m.Attribute32(nl.FRA_FWMASK, r.Mark.Mask)
 	}
 	if r.TunnelID != 0 {
-		m.attribute(nl.FRA_TUN_ID, binary.BigEndian.AppendUint64(nil, r.TunnelID))
+		m.Attribute(nl.FRA_TUN_ID, binary.BigEndian.AppendUint64(nil, r.TunnelID))
 	}
 	if r.UIDs.Set {
-		m.attribute(nl.FRA_UID_RANGE, binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, r.UIDs.First), r.UIDs.Last))
+		m.Attribute(nl.FRA_UID_RANGE, binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, r.UIDs.First), r.UIDs.Last))
 	}
 	if r.IPProto != 0 {
-		m.attribute8(nl.FRA_IP_PROTO, r.IPProto)
+		m.Attribute8(nl.FRA_IP_PROTO, r.IPProto)
 	}
 	ports := func(p routing.PortRange, kind, mask uint16) {
 		if p == (routing.PortRange{}) {
 			return
 		}
-		m.attribute(kind, binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, p.First), p.Last))
+		m.Attribute(kind, binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(nil, p.First), p.Last))
 		if p.Mask != 0 {
-			m.attribute(mask, binary.NativeEndian.AppendUint16(nil, p.Mask))
+			m.Attribute(mask, binary.NativeEndian.AppendUint16(nil, p.Mask))
 		}
 	}
 	ports(r.SourcePorts, nl.FRA_SPORT_RANGE, ruleSourcePortMask)
 	ports(r.DestinationPorts, nl.FRA_DPORT_RANGE, ruleDestinationPortMask)
 	if r.DSCP.Set {
-		m.attribute8(ruleDSCP, uint8(r.DSCP.Value)) //nolint:gosec // six bits
+		m.Attribute8(ruleDSCP, uint8(r.DSCP.Value)) //nolint:gosec // six bits
 		if r.DSCPMask != 0 {
-			m.attribute8(ruleDSCPMask, r.DSCPMask)
+			m.Attribute8(ruleDSCPMask, r.DSCPMask)
 		}
 	}
 	if r.FlowLabel.Set {
-		m.attribute(ruleFlowLabel, binary.BigEndian.AppendUint32(nil, r.FlowLabel.Value))
+		m.Attribute(ruleFlowLabel, binary.BigEndian.AppendUint32(nil, r.FlowLabel.Value))
 		// The kernel wants both (fib6_nl2rule_flowlabel in net/ipv6/fib6_rules.c).
-		m.attribute(ruleFlowLabelMask, binary.BigEndian.AppendUint32(nil, cmp.Or(r.FlowLabelMask, fullFlowLabel)))
+		m.Attribute(ruleFlowLabelMask, binary.BigEndian.AppendUint32(nil, cmp.Or(r.FlowLabelMask, fullFlowLabel)))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -16,8 +17,8 @@ const (
 )
 
 // apply takes one announcement in.
-func (s *State) apply(h header, payload []byte, why cause) error {
-	switch h.kind {
+func (s *State) apply(h nlmsg.Header, payload []byte, why cause) error {
+	switch h.Kind {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return s.applyRoute(h, payload, why)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
@@ -26,7 +27,7 @@ func (s *State) apply(h header, payload []byte, why cause) error {
 			return err
 		}
 		s.events[classAddresses]++
-		if h.kind == unix.RTM_NEWADDR {
+		if h.Kind == unix.RTM_NEWADDR {
 			s.addressAdded(m)
 		} else {
 			s.addressDeleted(m)
@@ -37,7 +38,7 @@ func (s *State) apply(h header, payload []byte, why cause) error {
 			return err
 		}
 		s.events[classLinks]++
-		if h.kind == unix.RTM_NEWLINK {
+		if h.Kind == unix.RTM_NEWLINK {
 			s.linkSeen(m)
 		} else {
 			s.linkGone(m.index)
@@ -51,18 +52,18 @@ func (s *State) apply(h header, payload []byte, why cause) error {
 			return err
 		}
 		s.events[ruleClass(r.Family)]++
-		if h.kind == unix.RTM_NEWRULE {
+		if h.Kind == unix.RTM_NEWRULE {
 			s.ruleAdded(r, why)
 		} else {
 			s.ruleDeleted(r, why)
 		}
 	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
-		return s.nexthopChanged(h.kind, payload)
+		return s.nexthopChanged(h.Kind, payload)
 	}
 	return nil
 }
 
-func (s *State) applyRoute(h header, payload []byte, why cause) error {
+func (s *State) applyRoute(h nlmsg.Header, payload []byte, why cause) error {
 	head, err := peekRoute(payload)
 	if err != nil {
 		return err
@@ -74,13 +75,13 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 		s.strange++
 	}
 	if head.key.table == routing.TableLocal {
-		s.localRoute(h.kind, head)
-		s.local(h.kind, h.flags, head)
+		s.localRoute(h.Kind, head)
+		s.local(h.Kind, h.Flags, head)
 		return nil
 	}
 	s.changes.Unbound = s.changes.Unbound || s.wide(head.key)
 	s.otherChanged(head.key)
-	s.guest(h.kind, h.flags, head, payload)
+	s.guest(h.Kind, h.Flags, head, payload)
 	if !s.keeps(head) {
 		return nil
 	}
@@ -89,7 +90,7 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 	if err != nil {
 		return err
 	}
-	if h.kind == unix.RTM_DELROUTE {
+	if h.Kind == unix.RTM_DELROUTE {
 		s.routeDeleted(a, why)
 		return nil
 	}
@@ -98,7 +99,7 @@ func (s *State) applyRoute(h header, payload []byte, why cause) error {
 		// announced it (ndisc_router_discovery in net/ipv6/ndisc.c).
 		s.doubt(a)
 	}
-	s.routeAdded(a, h.flags, why)
+	s.routeAdded(a, h.Flags, why)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -148,7 +149,7 @@ func anyOf[T comparable](request, r *T) {
 func (b *batch) deleteRule(i int, r routing.Rule) {
 	first, hits := b.firstHit(r)
 	if first == r || first == (routing.Rule{}) {
-		b.add(i, func(m *builder) { encodeRule(m, r) }, unix.RTM_DELRULE, 0)
+		b.add(i, func(m *nlmsg.Builder) { encodeRule(m, r) }, unix.RTM_DELRULE, 0)
 		return
 	}
 	// Whatever the kernel would take for it steps behind first: added once more,
@@ -162,16 +163,16 @@ func (b *batch) deleteRule(i int, r routing.Rule) {
 		if first, _ = b.firstHit(r); first == r || first == (routing.Rule{}) {
 			break
 		}
-		b.add(i, func(m *builder) { encodeRule(m, first) }, unix.RTM_NEWRULE, unix.NLM_F_CREATE)
+		b.add(i, func(m *nlmsg.Builder) { encodeRule(m, first) }, unix.RTM_NEWRULE, unix.NLM_F_CREATE)
 		b.flush()
 		if b.errs != nil && b.errs[i] != nil {
 			return
 		}
-		b.add(i, func(m *builder) { encodeRule(m, r) }, unix.RTM_DELRULE, 0)
+		b.add(i, func(m *nlmsg.Builder) { encodeRule(m, r) }, unix.RTM_DELRULE, 0)
 		b.flush()
 		b.stirred(first)
 	}
-	b.add(i, func(m *builder) { encodeRule(m, r) }, unix.RTM_DELRULE, 0)
+	b.add(i, func(m *nlmsg.Builder) { encodeRule(m, r) }, unix.RTM_DELRULE, 0)
 }
 
 // firstHit returns the rule that the kernel would delete for another and how
@@ -221,7 +222,7 @@ func (b *batch) addRefused() {
 			continue
 		}
 		again[r] = struct{}{}
-		b.add(i, func(m *builder) { encodeRule(m, r) }, unix.RTM_NEWRULE, unix.NLM_F_CREATE)
+		b.add(i, func(m *nlmsg.Builder) { encodeRule(m, r) }, unix.RTM_NEWRULE, unix.NLM_F_CREATE)
 	}
 	b.flush()
 }

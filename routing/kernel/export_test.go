@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -22,36 +23,28 @@ func (r Requester) Port() uint32 { return r.socket.port }
 func (r Requester) Close() error { return r.close() }
 
 // A Body builds the payload of a request.
-type Body struct{ *builder }
+type Body struct{ *nlmsg.Builder }
 
-func (b Body) Bytes(v ...byte)                { b.bytes(v...) }
-func (b Body) Word(v uint32)                  { b.word(v) }
-func (b Body) Attribute(k uint16, v []byte)   { b.attribute(k, v) }
-func (b Body) Attribute32(k uint16, v uint32) { b.attribute32(k, v) }
-func (b Body) Attribute8(k uint16, v uint8)   { b.attribute8(k, v) }
-func (b Body) Text(k uint16, v string)        { b.text(k, v) }
-func (b Body) Open(k uint16) int              { return b.open(k) }
-func (b Body) Close(at int)                   { b.close(at) }
-func (b Body) Route(r routing.Route)          { encodeRoute(b.builder, r) }
-func (b Body) Rule(r routing.Rule)            { encodeRule(b.builder, r) }
+func (b Body) Route(r routing.Route) { encodeRoute(b.Builder, r) }
+func (b Body) Rule(r routing.Rule)   { encodeRule(b.Builder, r) }
 
 // Nexthops appends RTA_MULTIPATH.
 func (b Body) Nexthops(legs []routing.Route) {
-	at := b.open(unix.RTA_MULTIPATH)
+	at := b.Open(unix.RTA_MULTIPATH)
 	for _, l := range legs {
-		start := len(b.b)
+		start := len(b.B)
 		var flags byte
 		if l.OnLink {
 			flags = unix.RTNH_F_ONLINK
 		}
-		b.bytes(0, 0, flags, 0)
-		b.word(uint32(l.Device))
+		b.Bytes(0, 0, flags, 0)
+		b.Word(uint32(l.Device))
 		if l.Gateway.IsValid() {
-			b.attribute(unix.RTA_GATEWAY, l.Gateway.AsSlice())
+			b.Attribute(unix.RTA_GATEWAY, l.Gateway.AsSlice())
 		}
-		b.b[start] = byte(len(b.b) - start)
+		b.B[start] = byte(len(b.B) - start)
 	}
-	b.close(at)
+	b.Close(at)
 }
 
 // Do sends one request and returns the kernel's verdict.
@@ -59,11 +52,11 @@ func (r Requester) Do(kind, flags uint16, body func(Body)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.seq++
-	r.out.b = r.out.b[:0]
-	r.out.begin(kind, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags, r.seq)
+	r.out.B = r.out.B[:0]
+	r.out.Begin(kind, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags, r.seq)
 	body(Body{&r.out})
-	r.out.end()
-	if err := r.socket.send(r.out.b); err != nil {
+	r.out.End()
+	if err := r.socket.send(r.out.B); err != nil {
 		return err
 	}
 	for {
@@ -71,29 +64,29 @@ func (r Requester) Do(kind, flags uint16, body func(Body)) error {
 		if err != nil {
 			return err
 		}
-		h, payload, _, err := nextMessage(r.in[:n])
+		h, payload, _, err := nlmsg.Next(r.in[:n])
 		if err != nil {
 			return err
 		}
-		if h.seq == r.seq && h.kind == unix.NLMSG_ERROR {
-			return errorOf(h, payload)
+		if h.Seq == r.seq && h.Kind == unix.NLMSG_ERROR {
+			return nlmsg.ErrorOf(h, payload)
 		}
 	}
 }
 
 // Encode and Decode are the codecs.
 func EncodeRule(r routing.Rule) []byte {
-	var b builder
+	var b nlmsg.Builder
 	encodeRule(&b, r)
-	return b.b
+	return b.B
 }
 
 func DecodeRule(b []byte) (routing.Rule, error) { return decodeRule(b) }
 
 func EncodeRoute(r routing.Route) []byte {
-	var b builder
+	var b nlmsg.Builder
 	encodeRoute(&b, r)
-	return b.b
+	return b.B
 }
 
 // DecodeRoute returns the legs.
@@ -121,7 +114,7 @@ func NewState(tables routing.TableRange) *State {
 
 // Apply takes one announcement in.
 func (s *State) Apply(kind, flags uint16, payload []byte) error {
-	return s.apply(header{kind: kind, flags: flags}, payload, cause{})
+	return s.apply(nlmsg.Header{Kind: kind, Flags: flags}, payload, cause{})
 }
 
 // Lines describes everything a state shows.
@@ -238,17 +231,17 @@ func (r Requester) ReadRoutes(f routing.Family, table routing.TableID) (int, err
 }
 
 // An Encoder writes requests into one buffer, as a Writer does.
-type Encoder struct{ builder }
+type Encoder struct{ nlmsg.Builder }
 
 func NewEncoder() *Encoder { return &Encoder{} }
 
 // Rule is the request that adds a rule. The next one overwrites it.
 func (e *Encoder) Rule(kind uint16, r routing.Rule) []byte {
-	e.b = e.b[:0]
-	e.begin(kind, unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 1)
-	encodeRule(&e.builder, r)
-	e.end()
-	return e.b
+	e.B = e.B[:0]
+	e.Begin(kind, unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, 1)
+	encodeRule(&e.Builder, r)
+	e.End()
+	return e.B
 }
 
 // ListAddresses returns how many IPv4 addresses there are and how often the list
@@ -256,7 +249,7 @@ func (e *Encoder) Rule(kind uint16, r routing.Rule) []byte {
 func (r Requester) ListAddresses() (addresses, readings int, err error) {
 	err = r.dump(context.Background(), dump{
 		what: "addresses", kind: unix.RTM_GETADDR,
-		body:    func(m *builder) { m.bytes(unix.AF_INET, 0, 0, 0, 0, 0, 0, 0) },
+		body:    func(m *nlmsg.Builder) { m.Bytes(unix.AF_INET, 0, 0, 0, 0, 0, 0, 0) },
 		restart: func() { addresses = 0; readings++ },
 		each:    func([]byte) bool { addresses++; return true },
 	})

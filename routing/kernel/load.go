@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -110,9 +111,9 @@ func fill[T any](ctx context.Context, r *requester, s *State, d dump, read func(
 func (l loader) links(ctx context.Context, s, old *State) error {
 	return fill(ctx, l.requests, s, dump{
 		what: "interfaces", kind: unix.RTM_GETLINK,
-		body: func(m *builder) {
-			m.bytes(make([]byte, unix.SizeofIfInfomsg)...)
-			m.attribute32(unix.IFLA_EXT_MASK, skipStatistics)
+		body: func(m *nlmsg.Builder) {
+			m.Bytes(make([]byte, unix.SizeofIfInfomsg)...)
+			m.Attribute32(unix.IFLA_EXT_MASK, skipStatistics)
 		},
 	}, decodeLink, func(m linkMessage) {
 		if m.bridge {
@@ -128,7 +129,7 @@ func (l loader) links(ctx context.Context, s, old *State) error {
 func (l loader) addresses(ctx context.Context, s *State, f routing.Family) error {
 	return fill(ctx, l.requests, s, dump{
 		what: "addresses", kind: unix.RTM_GETADDR,
-		body: func(m *builder) { m.bytes(byte(f), 0, 0, 0, 0, 0, 0, 0) },
+		body: func(m *nlmsg.Builder) { m.Bytes(byte(f), 0, 0, 0, 0, 0, 0, 0) },
 	}, decodeAddress, func(m addressMessage) {
 		if m.family == f {
 			s.addressAdded(m)
@@ -142,7 +143,7 @@ func (l loader) rules(ctx context.Context, s *State, f routing.Family) error {
 		what: "rules", kind: unix.RTM_GETRULE,
 		// A strict dump wants the whole header, all zero but the family
 		// (fib_valid_dumprule_req in net/core/fib_rules.c).
-		body: func(m *builder) { m.bytes(byte(f), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) },
+		body: func(m *nlmsg.Builder) { m.Bytes(byte(f), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) },
 	}, decodeRule, func(r routing.Rule) { s.rules.add(r, s.ours(r)) })
 }
 
@@ -176,14 +177,14 @@ type routeQuestion struct {
 func (q routeQuestion) dump() dump {
 	return dump{
 		what: "routes", kind: unix.RTM_GETROUTE,
-		body: func(m *builder) {
-			m.bytes(byte(q.family), 0, 0, 0, 0, byte(q.protocol), 0, byte(q.kind))
-			m.word(0)
+		body: func(m *nlmsg.Builder) {
+			m.Bytes(byte(q.family), 0, 0, 0, 0, byte(q.protocol), 0, byte(q.kind))
+			m.Word(0)
 			if q.table != 0 {
-				m.attribute32(unix.RTA_TABLE, uint32(q.table))
+				m.Attribute32(unix.RTA_TABLE, uint32(q.table))
 			}
 			if q.device != 0 {
-				m.attribute32(unix.RTA_OIF, uint32(q.device)) //nolint:gosec // an interface index
+				m.Attribute32(unix.RTA_OIF, uint32(q.device)) //nolint:gosec // an interface index
 			}
 		},
 	}

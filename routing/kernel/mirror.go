@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -306,13 +307,13 @@ func (m *Mirror) drain() error {
 
 func (m *Mirror) take(b []byte) {
 	for len(b) > 0 {
-		h, payload, rest, err := nextMessage(b)
+		h, payload, rest, err := nlmsg.Next(b)
 		if err != nil {
 			m.forget()
 			return
 		}
-		_, own := m.own[h.port]
-		if err := m.state.apply(h, payload, cause{port: h.port, own: own}); err != nil {
+		_, own := m.own[h.Port]
+		if err := m.state.apply(h, payload, cause{port: h.Port, own: own}); err != nil {
 			m.state.misread(err)
 		}
 		b = rest

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -43,24 +44,24 @@ func (n *nexthop) equal(o *nexthop) bool {
 
 func decodeNexthop(b []byte) (*nexthop, error) {
 	if len(b) < unix.SizeofNhmsg {
-		return nil, fmt.Errorf("reading a nexthop object: %w", errTruncated)
+		return nil, fmt.Errorf("reading a nexthop object: %w", nlmsg.ErrTruncated)
 	}
 	n := &nexthop{onLink: binary.NativeEndian.Uint32(b[4:])&unix.RTNH_F_ONLINK != 0}
-	for a := (attributes{rest: b[unix.SizeofNhmsg:]}); a.next(); {
+	for a := (nlmsg.Attributes{Rest: b[unix.SizeofNhmsg:]}); a.Next(); {
 		var err error
-		switch a.kind {
+		switch a.Kind {
 		case unix.NHA_ID:
-			n.id = a.uint32()
+			n.id = a.Uint32()
 		case unix.NHA_OIF:
-			n.device = int(int32(a.uint32())) //nolint:gosec // an interface index is an int
+			n.device = int(int32(a.Uint32())) //nolint:gosec // an interface index is an int
 		case unix.NHA_GATEWAY:
-			n.gateway, err = decodeAddr(routing.Family(b[0]), a.value)
+			n.gateway, err = decodeAddr(routing.Family(b[0]), a.Value)
 		case unix.NHA_ENCAP_TYPE:
-			n.encapType = a.uint16()
+			n.encapType = a.Uint16()
 		case unix.NHA_ENCAP:
-			n.encapsulation = string(a.value)
+			n.encapsulation = string(a.Value)
 		case unix.NHA_GROUP:
-			for m := a.value; len(m) >= unix.SizeofNexthopGrp; m = m[unix.SizeofNexthopGrp:] {
+			for m := a.Value; len(m) >= unix.SizeofNexthopGrp; m = m[unix.SizeofNexthopGrp:] {
 				// The weight is one less than it counts, its high byte is new in 6.13.
 				n.members = append(n.members, nexthopMember{
 					binary.NativeEndian.Uint32(m), (uint16(m[4]) | uint16(m[nexthopHighWeightAt])<<8) + 1,
@@ -79,7 +80,7 @@ func (l loader) nexthops(ctx context.Context, s *State) error {
 	found := map[uint32]*nexthop{}
 	err := fill(ctx, l.requests, s, dump{
 		what: "nexthop objects", kind: unix.RTM_GETNEXTHOP,
-		body: func(m *builder) { m.bytes(make([]byte, unix.SizeofNhmsg)...) },
+		body: func(m *nlmsg.Builder) { m.Bytes(make([]byte, unix.SizeofNhmsg)...) },
 	}, decodeNexthop, func(n *nexthop) { found[n.id] = n })
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
 		return nil

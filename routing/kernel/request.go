@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/nlmsg"
 )
 
 const (
@@ -26,7 +28,7 @@ type requester struct {
 	mu     sync.Mutex
 	socket *socket
 	seq    uint32
-	out    builder
+	out    nlmsg.Builder
 	in     []byte
 }
 
@@ -52,7 +54,7 @@ type dump struct {
 	what string
 	kind uint16
 	// body writes what follows the netlink header.
-	body func(*builder)
+	body func(*nlmsg.Builder)
 	// restart is called before the first item, again if the dump was
 	// interrupted and starts over.
 	restart func()
@@ -83,11 +85,11 @@ func (r *requester) dumpOnce(ctx context.Context, d dump) (whole bool, err error
 		return false, context.Cause(ctx)
 	}
 	r.seq++
-	r.out.b = r.out.b[:0]
-	r.out.begin(d.kind, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, r.seq)
+	r.out.B = r.out.B[:0]
+	r.out.Begin(d.kind, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, r.seq)
 	d.body(&r.out)
-	r.out.end()
-	if err := r.socket.send(r.out.b); err != nil {
+	r.out.End()
+	if err := r.socket.send(r.out.B); err != nil {
 		return false, err
 	}
 	whole = true
@@ -104,24 +106,24 @@ func (r *requester) dumpOnce(ctx context.Context, d dump) (whole bool, err error
 			return false, err
 		}
 		for rest := r.in[:n]; len(rest) > 0; {
-			var h header
+			var h nlmsg.Header
 			var payload []byte
-			if h, payload, rest, err = nextMessage(rest); err != nil {
+			if h, payload, rest, err = nlmsg.Next(rest); err != nil {
 				return false, err
 			}
-			if h.seq != r.seq {
+			if h.Seq != r.seq {
 				continue
 			}
-			if h.flags&unix.NLM_F_DUMP_INTR != 0 {
+			if h.Flags&unix.NLM_F_DUMP_INTR != 0 {
 				whole = false
 			}
-			switch h.kind {
+			switch h.Kind {
 			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
 				finished = true
 				if len(payload) < 4 {
 					return whole, nil
 				}
-				return whole, errorOf(h, payload)
+				return whole, nlmsg.ErrorOf(h, payload)
 			case unix.NLMSG_NOOP:
 			case unix.NLMSG_OVERRUN:
 				return false, unix.ENOBUFS
@@ -154,14 +156,14 @@ func (r *requester) barrier(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.seq++
-	r.out.b = r.out.b[:0]
-	r.out.begin(unix.RTM_SETLINK, unix.NLM_F_REQUEST|unix.NLM_F_ACK, r.seq)
-	r.out.bytes(unix.AF_UNSPEC, 0, 0, 0)
-	r.out.word(1<<31 - 1)
-	r.out.word(0)
-	r.out.word(0)
-	r.out.end()
-	if err := r.socket.send(r.out.b); err != nil {
+	r.out.B = r.out.B[:0]
+	r.out.Begin(unix.RTM_SETLINK, unix.NLM_F_REQUEST|unix.NLM_F_ACK, r.seq)
+	r.out.Bytes(unix.AF_UNSPEC, 0, 0, 0)
+	r.out.Word(1<<31 - 1)
+	r.out.Word(0)
+	r.out.Word(0)
+	r.out.End()
+	if err := r.socket.send(r.out.B); err != nil {
 		return fmt.Errorf("waiting for changes under way: %w", err)
 	}
 	for {
@@ -169,9 +171,9 @@ func (r *requester) barrier(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("waiting for changes under way: %w", err)
 		}
-		if h, _, _, err := nextMessage(r.in[:n]); err != nil {
+		if h, _, _, err := nlmsg.Next(r.in[:n]); err != nil {
 			return err
-		} else if h.seq == r.seq {
+		} else if h.Seq == r.seq {
 			// The error itself says nothing: ENODEV, or EPERM for whoever is
 			// not root and only looks.
 			return nil

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -371,17 +372,17 @@ func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags 
 		flags |= unix.RTM_F_LOOKUP_TABLE // Else the answer names no table.
 	}
 	first := r.seq + 1
-	r.out.b = r.out.b[:0]
+	r.out.B = r.out.B[:0]
 	for _, a := range to {
 		r.seq++
-		r.out.begin(unix.RTM_GETROUTE, unix.NLM_F_REQUEST, r.seq)
-		r.out.bytes(byte(f), byte(f.Bits()), 0, 0, 0, 0, 0, 0) //nolint:gosec // 32 or 128
-		r.out.word(flags)
-		r.out.attribute(unix.RTA_DST, a.AsSlice())
-		r.out.attribute32(unix.RTA_UID, uid)
-		r.out.end()
+		r.out.Begin(unix.RTM_GETROUTE, unix.NLM_F_REQUEST, r.seq)
+		r.out.Bytes(byte(f), byte(f.Bits()), 0, 0, 0, 0, 0, 0) //nolint:gosec // 32 or 128
+		r.out.Word(flags)
+		r.out.Attribute(unix.RTA_DST, a.AsSlice())
+		r.out.Attribute32(unix.RTA_UID, uid)
+		r.out.End()
 	}
-	if err := r.socket.send(r.out.b); err != nil {
+	if err := r.socket.send(r.out.B); err != nil {
 		return nil, err
 	}
 	out := make([]answer, len(to))
@@ -392,18 +393,18 @@ func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags 
 			return nil, errors.Join(err, r.reopen())
 		}
 		for rest := r.in[:n]; len(rest) > 0; {
-			var h header
+			var h nlmsg.Header
 			var payload []byte
-			if h, payload, rest, err = nextMessage(rest); err != nil {
+			if h, payload, rest, err = nlmsg.Next(rest); err != nil {
 				return nil, errors.Join(err, r.reopen())
 			}
-			i := int(h.seq - first)
-			if h.seq < first || i >= len(out) {
+			i := int(h.Seq - first)
+			if h.Seq < first || i >= len(out) {
 				continue
 			}
 			left--
-			if h.kind != unix.RTM_NEWROUTE {
-				out[i].refusal = refusalOf(h.kind, payload) // unreachable, for example
+			if h.Kind != unix.RTM_NEWROUTE {
+				out[i].refusal = refusalOf(h.Kind, payload) // unreachable, for example
 				continue
 			}
 			if out[i], err = readAnswer(payload); err != nil {
@@ -428,15 +429,15 @@ func readAnswer(b []byte) (answer, error) {
 		return answer{}, err
 	}
 	out := answer{kind: h.kind, device: h.device, table: h.key.table, length: h.key.destination.Bits()}
-	for a := (attributes{rest: b[unix.SizeofRtMsg:]}); a.next(); {
-		switch a.kind {
+	for a := (nlmsg.Attributes{Rest: b[unix.SizeofRtMsg:]}); a.Next(); {
+		switch a.Kind {
 		case unix.RTA_PREFSRC:
-			if out.source, err = decodeAddr(h.key.family, a.value); err != nil {
+			if out.source, err = decodeAddr(h.key.family, a.Value); err != nil {
 				return answer{}, fmt.Errorf("reading an answer: %w", err)
 			}
 		case unix.RTA_MULTIPATH:
-			if len(a.value) >= unix.SizeofRtNexthop && out.device == 0 {
-				out.device = int(int32(binary.NativeEndian.Uint32(a.value[4:]))) //nolint:gosec // rtnh_ifindex is an int
+			if len(a.Value) >= unix.SizeofRtNexthop && out.device == 0 {
+				out.device = int(int32(binary.NativeEndian.Uint32(a.Value[4:]))) //nolint:gosec // rtnh_ifindex is an int
 			}
 		}
 	}

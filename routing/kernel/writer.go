@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/nlmsg"
 	"multihomed/routing"
 )
 
@@ -109,7 +110,7 @@ func (w *Writer) apply(ctx context.Context, ops []routing.Op, refuse func(routin
 			continue
 		}
 		b.adding = op.Verb == routing.AddRule
-		b.add(i, func(m *builder) { encodeOp(m, op) }, kindOf(op.Verb), flagsOf(op))
+		b.add(i, func(m *nlmsg.Builder) { encodeOp(m, op) }, kindOf(op.Verb), flagsOf(op))
 		if op.Verb == routing.MoveRule {
 			b.moving = append(b.moving, i)
 		}
@@ -200,7 +201,7 @@ func flagsOf(op routing.Op) uint16 {
 	}
 }
 
-func encodeOp(m *builder, op routing.Op) {
+func encodeOp(m *nlmsg.Builder, op routing.Op) {
 	switch op.Verb {
 	case routing.AddRoute, routing.ReplaceRoute:
 		encodeRoute(m, op.Route)
@@ -209,11 +210,11 @@ func encodeOp(m *builder, op routing.Op) {
 	case routing.AddRule, routing.MoveRule, routing.DeleteRule:
 		encodeRule(m, op.Rule)
 	case routing.SetGroup, routing.ResetGroup:
-		m.bytes(unix.AF_UNSPEC, 0, 0, 0)
-		m.word(uint32(op.Index)) //nolint:gosec // an interface index
-		m.word(0)
-		m.word(0)
-		m.attribute32(unix.IFLA_GROUP, op.Group)
+		m.Bytes(unix.AF_UNSPEC, 0, 0, 0)
+		m.Word(uint32(op.Index)) //nolint:gosec // an interface index
+		m.Word(0)
+		m.Word(0)
+		m.Attribute32(unix.IFLA_GROUP, op.Group)
 	}
 }
 
@@ -264,19 +265,19 @@ func (b *batch) fail(i int, err error) {
 	b.errs[i] = fmt.Errorf("%s: %w", text, err)
 }
 
-func (b *batch) add(i int, body func(*builder), kind, flags uint16) {
+func (b *batch) add(i int, body func(*nlmsg.Builder), kind, flags uint16) {
 	r := b.writer
-	if len(b.sent) == batchRequests || len(r.out.b) > batchBytes {
+	if len(b.sent) == batchRequests || len(r.out.B) > batchBytes {
 		b.flush()
 	}
 	r.seq++
 	if len(b.sent) == 0 {
-		r.out.b = r.out.b[:0]
+		r.out.B = r.out.B[:0]
 		b.first = r.seq
 	}
-	r.out.begin(kind, unix.NLM_F_REQUEST|flags, r.seq)
+	r.out.Begin(kind, unix.NLM_F_REQUEST|flags, r.seq)
 	body(&r.out)
-	r.out.end()
+	r.out.End()
 	b.sent = append(b.sent, i)
 }
 
@@ -306,14 +307,14 @@ func (b *batch) flush() {
 	defer b.addRefused()
 	defer func() { b.sent, b.adding = b.sent[:0], false }()
 	r := b.writer
-	r.out.addFlags(unix.NLM_F_ACK)
+	r.out.AddFlags(unix.NLM_F_ACK)
 	err := b.ctx.Err()
 	if err != nil {
 		err = context.Cause(b.ctx)
-	} else if err = r.socket.send(r.out.b); err == nil {
+	} else if err = r.socket.send(r.out.B); err == nil {
 		err = b.answers()
 	}
-	r.out.b = r.out.b[:0]
+	r.out.B = r.out.B[:0]
 	if err != nil {
 		for _, i := range b.sent {
 			if b.errs == nil || b.errs[i] == nil {
@@ -331,18 +332,18 @@ func (b *batch) answers() error {
 			return fmt.Errorf("reading the kernel's answer: %w", err)
 		}
 		for rest := r.in[:n]; len(rest) > 0; {
-			var h header
+			var h nlmsg.Header
 			var payload []byte
-			if h, payload, rest, err = nextMessage(rest); err != nil {
+			if h, payload, rest, err = nlmsg.Next(rest); err != nil {
 				return fmt.Errorf("reading the kernel's answer: %w", err)
 			}
-			at := int(h.seq - b.first)
-			if h.kind != unix.NLMSG_ERROR || at >= len(b.sent) {
+			at := int(h.Seq - b.first)
+			if h.Kind != unix.NLMSG_ERROR || at >= len(b.sent) {
 				// The answer to a request that was given up.
 				continue
 			}
 			i := b.sent[at]
-			switch err := errorOf(h, payload); {
+			switch err := nlmsg.ErrorOf(h, payload); {
 			case err == nil:
 			case tooSoon(b.ops[i], err) && !b.beside[i]:
 				if b.beside == nil {

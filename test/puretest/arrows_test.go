@@ -19,12 +19,12 @@ import (
 var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
-		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/health", "internal/lazy", "internal/news", "internal/ownership",
-		"internal/prober/wire", "internal/processor", "internal/rights", "internal/sockdiag", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
+		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/health", "internal/lazy", "internal/news", "internal/nlmsg", "internal/ownership",
+		"internal/prober/wire", "internal/processor", "internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/redact", "internal/rttables", "internal/status", "routing/lookup",
+		"internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
