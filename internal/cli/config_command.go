@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"multihomed/internal/config"
+	"multihomed/internal/daemon"
 )
 
 func (a *app) config() *cobra.Command {
@@ -41,9 +42,10 @@ prints what is used instead, and the exit status is 1.`,
 		Use:   "check [FILE]",
 		Short: "check a configuration file without using it",
 		Long: `Check a configuration file, by default that of the daemon. The exit status is 0 if it is
-valid and 1 if not.`,
+valid and 1 if not. It says if a running daemon needs a restart to use the file, because a
+reload is not enough.`,
 		Args: atMostOne,
-		RunE: func(_ *cobra.Command, args []string) error { return a.check(args) },
+		RunE: func(cmd *cobra.Command, args []string) error { return a.check(cmd.Context(), args) },
 	})
 	return cmd
 }
@@ -60,7 +62,7 @@ func (a *app) printConfig(ctx context.Context) error {
 	return nil
 }
 
-func (a *app) check(args []string) error {
+func (a *app) check(ctx context.Context, args []string) error {
 	path := a.configPath
 	if len(args) > 0 {
 		path = args[0]
@@ -75,7 +77,11 @@ func (a *app) check(args []string) error {
 	if _, err := config.Load(path); err != nil {
 		return &exitError{exitProblem, err}
 	}
-	_, err := fmt.Fprintf(a.Out, "%s is sound\n", path)
+	restart := ""
+	if needs, is := errors.AsType[*config.RestartError](daemon.CheckReload(ctx, path)); is {
+		restart = ", but a reload is refused: " + needs.Error()
+	}
+	_, err := fmt.Fprintf(a.Out, "%s is sound%s\n", path, restart)
 	return err
 }
 

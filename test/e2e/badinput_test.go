@@ -637,3 +637,68 @@ func TestHostileBus(t *testing.T) {
 	r.settled()
 	r.unharmed(before, "all that")
 }
+
+// TestReloadNeedsRestart: the check that a reload makes refuses what the daemon refuses, with the
+// same words, whichever directory changes.
+func TestReloadNeedsRestart(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	r.start()
+	works := r.cfg
+	program, err := labtest.Build("multihomed")
+	r.must(err)
+	check := func(args ...string) (string, int) {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), program, append([]string{"--config", r.path}, args...)...).CombinedOutput()
+		exit, failed := errors.AsType[*exec.ExitError](err)
+		switch {
+		case failed:
+			return string(out), exit.ExitCode()
+		case err != nil:
+			t.Fatal(err)
+		}
+		return string(out), 0
+	}
+	const restart = "; to fix: systemctl restart multihomed"
+	other := t.TempDir()
+	for _, c := range []struct{ name, state, runtime, says string }{
+		{"state", other, works.RuntimeDir, fmt.Sprintf(":2: state_dir changes from %q to %q, which needs a restart%s, or set state_dir = %[1]q again", works.StateDir, other, restart)},
+		{"runtime", works.StateDir, other, fmt.Sprintf(":3: runtime_dir changes from another directory to %q, which needs a restart%s", other, restart)},
+		{"nothing", works.StateDir, works.RuntimeDir, ""},
+	} {
+		r.must(os.WriteFile(r.path, fmt.Appendf(nil, "# %s\nstate_dir = %q\nruntime_dir = %q\n", c.name, c.state, c.runtime), 0o600))
+		status := 0
+		if c.says != "" {
+			status = 78
+		}
+		if out, got := check("--check", "--reload"); got != status || !strings.Contains(out, c.says) || status == 0 && out != "" {
+			t.Errorf("%s: exit status %d: %s", c.name, got, out)
+		}
+		if out, got := check("--check"); got != 0 {
+			t.Errorf("%s: the file alone: %d: %s", c.name, got, out)
+		}
+		if out, err := r.ctl("config", "check"); err != nil || !strings.Contains(out, "is sound") || strings.Contains(out, "a reload is refused") != (c.says != "") {
+			t.Errorf("%s: multihomectl config check: %v: %s", c.name, err, out)
+		}
+		lines := len(r.daemon.Lines())
+		r.must(r.daemon.Signal(syscall.SIGHUP))
+		want := "configuration unchanged"
+		if c.says != "" {
+			want = c.says[strings.Index(c.says, " to "):strings.Index(c.says, ";")]
+		}
+		ctx, cancel := r.patience()
+		line, err := r.daemon.WaitLineAfter(ctx, lines, want)
+		cancel()
+		r.must(err)
+		if strings.Contains(line, "systemctl reload") {
+			t.Errorf("%s: a reload does not help: %s", c.name, line)
+		}
+	}
+	r.must(r.daemon.Stop(t.Context()))
+	r.must(os.WriteFile(r.path, fmt.Appendf(nil, "state_dir = %q\nruntime_dir = %q\n", other, other), 0o600))
+	if out, got := check("--check", "--reload"); got != 0 {
+		t.Errorf("no daemon runs: %d: %s", got, out)
+	}
+	if out, got := check("--reload"); got != 64 || !strings.Contains(out, "systemctl reload multihomed") {
+		t.Errorf("--reload alone: %d: %s", got, out)
+	}
+}
