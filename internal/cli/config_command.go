@@ -14,6 +14,8 @@ import (
 
 	"multihomed/internal/config"
 	"multihomed/internal/daemon"
+	"multihomed/internal/status/check"
+	"multihomed/internal/status/offline"
 )
 
 func (a *app) config() *cobra.Command {
@@ -43,7 +45,7 @@ prints what is used instead, and the exit status is 1.`,
 		Short: "check a configuration file without using it",
 		Long: `Check a configuration file, by default that of the daemon. The exit status is 0 if it is
 valid and 1 if not. It says if a running daemon needs a restart to use the file, because a
-reload is not enough.`,
+reload is not enough, and names entries that match no interface of this host at present.`,
 		Args: atMostOne,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.check(cmd.Context(), args) },
 	})
@@ -74,14 +76,22 @@ func (a *app) check(ctx context.Context, args []string) error {
 		_, err := fmt.Fprintf(a.Out, "%s does not exist: the defaults apply\n", path)
 		return err
 	}
-	if _, err := config.Load(path); err != nil {
+	cfg, err := config.Load(path)
+	if err != nil {
 		return &exitError{exitProblem, err}
 	}
 	restart := ""
 	if needs, is := errors.AsType[*config.RestartError](daemon.CheckReload(ctx, path)); is {
 		restart = ", but a reload is refused: " + needs.Error()
 	}
-	_, err := fmt.Fprintf(a.Out, "%s is sound%s\n", path, restart)
+	text := fmt.Sprintf("%s is sound%s\n", path, restart)
+	// Where the host cannot be read, the file was checked all the same.
+	if v, err := offline.Look(ctx, cfg); err == nil {
+		for _, p := range check.Entries(v) {
+			text += fmt.Sprintf("%s: %s\n", p.Severity, clean(p.Text))
+		}
+	}
+	_, err = fmt.Fprint(a.Out, text)
 	return err
 }
 

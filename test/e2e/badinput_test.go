@@ -693,6 +693,16 @@ func TestReloadNeedsRestart(t *testing.T) {
 			t.Errorf("%s: a reload does not help: %s", c.name, line)
 		}
 	}
+	// Names that nothing has are no mistake, and said.
+	r.isp(lab.DefaultISP(0))
+	r.up("wan0")
+	r.must(os.WriteFile(r.path, fmt.Appendf(nil, "state_dir = %q\nruntime_dir = %q\n[failover]\nprefer = [\"wna0\"]\n[[exclude]]\ninterface = \"tun7\"\n", works.StateDir, works.RuntimeDir), 0o600))
+	out, err := r.ctl("config", "check")
+	for _, want := range []string{"is sound\n", `notice: "wna0" in prefer of [failover] in the configuration matches no interface of this host at present; did you mean "wan0"?`, `notice: [[exclude]] with interface = "tun7" `} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("config check: %v: %s\nwant %s", err, out, want)
+		}
+	}
 	r.must(r.daemon.Stop(t.Context()))
 	r.must(os.WriteFile(r.path, fmt.Appendf(nil, "state_dir = %q\nruntime_dir = %q\n", other, other), 0o600))
 	if out, got := check("--check", "--reload"); got != 0 {
