@@ -84,14 +84,14 @@ func (a *app) check(ctx context.Context, args []string) error {
 	if needs, is := errors.AsType[*config.RestartError](daemon.CheckReload(ctx, path)); is {
 		restart = ", but a reload is refused: " + needs.Error()
 	}
-	text := fmt.Sprintf("%s is sound%s\n", path, restart)
+	lines := []string{fmt.Sprintf("%s is sound%s\n", path, restart)}
 	// Where the host cannot be read, the file was checked all the same.
 	if v, err := offline.Look(ctx, cfg); err == nil {
 		for _, p := range check.Entries(v) {
-			text += fmt.Sprintf("%s: %s\n", p.Severity, clean(p.Text))
+			lines = append(lines, fmt.Sprintf("%s: %s\n", p.Severity, clean(p.Text)))
 		}
 	}
-	_, err = fmt.Fprint(a.Out, text)
+	_, err = fmt.Fprint(a.Out, strings.Join(lines, ""))
 	return err
 }
 

@@ -57,7 +57,7 @@ func Entries(v *view.View) []routing.Problem {
 	}
 	e := entries{view: v}
 	matchers := func(list string, all []config.Matcher) {
-		var entries []entry
+		entries := make([]entry, 0, len(all))
 		for _, m := range all {
 			entries = append(entries, entry{fmt.Sprintf("[[%s]] with %s", list, wordsOf(m)), []config.Matcher{m}})
 		}
@@ -148,7 +148,7 @@ func meant(it entry, known, free map[string]reconcile.Claim) string {
 			if matched {
 				continue // It is not the word that is wrong, or a pattern.
 			}
-			var words []string
+			words := make([]string, 0, len(free))
 			for name, claim := range free {
 				words = append(words, one.nameOf(name, claim))
 			}
