@@ -535,6 +535,15 @@ func (s *system) neverGood(debs packages) {
 	s.must(s.WriteFile(file, nil, 0o644))
 	s.run("systemctl", "reload", "multihomed")
 	text(false)
+	// So does a sound file that needs a restart.
+	s.must(s.WriteFile(file, []byte("\nstate_dir = \"/var/lib/multihomed/other\"\n"), 0o644))
+	if out, err := s.Run(t.Context(), "systemctl", "reload", "multihomed"); err == nil {
+		t.Errorf("another state_dir is no error: %s", out)
+	}
+	text(true)
+	s.must(s.WriteFile(file, nil, 0o644))
+	s.run("systemctl", "reload", "multihomed")
+	text(false)
 
 	s.run("multihomectl", "off")
 	at = len(log("-u", "multihomed.service"))

@@ -28,11 +28,12 @@ func runDaemon(c call) int {
 	flags.SetOutput(io.Discard)
 	path := flags.String("config", config.DefaultPath, "configuration `file`; it need not exist")
 	check := flags.Bool("check", false, "check the configuration and exit: 0 if it is sound, 78 if not")
+	reload := flags.Bool("reload", false, "with --check: check also whether the running daemon takes it without a restart")
 	show := flags.Bool("version", false, "print the version and exit")
 	err := flags.Parse(c.args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Println("usage: multihomed [--config FILE] [--check] [--version]; see multihomed(8)")
+		fmt.Println("usage: multihomed [--config FILE] [--check [--reload]] [--version]; see multihomed(8)")
 		flags.VisitAll(func(f *flag.Flag) {
 			name, text := flag.UnquoteUsage(f)
 			if name != "" {
@@ -45,7 +46,7 @@ func runDaemon(c call) int {
 		text := err.Error()
 		if name, unknown := strings.CutPrefix(text, "flag provided but not defined: -"); unknown {
 			text = fmt.Sprintf("there is no flag --%s", escape.Text(name))
-			if word := suggest.For(name, []string{"config", "check", "version", "help"}); word != "" {
+			if word := suggest.For(name, []string{"config", "check", "reload", "version", "help"}); word != "" {
 				text += "; did you mean --" + word + "?"
 			}
 		}
@@ -63,8 +64,15 @@ func runDaemon(c call) int {
 		fmt.Println("multihomed", version)
 		return 0
 	}
-	if *check {
-		return checked(*path, stderr)
+	switch {
+	case *check && *reload:
+		return checked(daemon.CheckReload(context.Background(), *path), stderr)
+	case *check:
+		_, err := config.Load(*path)
+		return checked(err, stderr)
+	case *reload:
+		fmt.Fprintf(stderr, "multihomed: --reload goes with --check; to reload: systemctl reload multihomed; see multihomed --help%s\n", c.hint)
+		return daemon.ExitUsage
 	}
 
 	level := new(slog.LevelVar)
@@ -80,9 +88,9 @@ func runDaemon(c call) int {
 }
 
 // checked prints what is wrong with a configuration file. ExecReload= of the unit calls it,
-// so that a bad file fails the reload.
-func checked(path string, stderr io.Writer) int {
-	if _, err := config.Load(path); err != nil {
+// so that a file that the daemon refuses fails the reload.
+func checked(err error, stderr io.Writer) int {
+	if err != nil {
 		// The level of the line for the journal (sd-daemon(3)).
 		mark := ""
 		if os.Getenv("JOURNAL_STREAM") != "" {

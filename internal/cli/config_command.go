@@ -13,6 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"multihomed/internal/config"
+	"multihomed/internal/daemon"
+	"multihomed/internal/status/check"
+	"multihomed/internal/status/offline"
 )
 
 func (a *app) config() *cobra.Command {
@@ -41,9 +44,10 @@ prints what is used instead, and the exit status is 1.`,
 		Use:   "check [FILE]",
 		Short: "check a configuration file without using it",
 		Long: `Check a configuration file, by default that of the daemon. The exit status is 0 if it is
-valid and 1 if not.`,
+valid and 1 if not. It says if a running daemon needs a restart to use the file, because a
+reload is not enough, and names entries that match no interface of this host at present.`,
 		Args: atMostOne,
-		RunE: func(_ *cobra.Command, args []string) error { return a.check(args) },
+		RunE: func(cmd *cobra.Command, args []string) error { return a.check(cmd.Context(), args) },
 	})
 	return cmd
 }
@@ -60,7 +64,7 @@ func (a *app) printConfig(ctx context.Context) error {
 	return nil
 }
 
-func (a *app) check(args []string) error {
+func (a *app) check(ctx context.Context, args []string) error {
 	path := a.configPath
 	if len(args) > 0 {
 		path = args[0]
@@ -72,10 +76,22 @@ func (a *app) check(args []string) error {
 		_, err := fmt.Fprintf(a.Out, "%s does not exist: the defaults apply\n", path)
 		return err
 	}
-	if _, err := config.Load(path); err != nil {
+	cfg, err := config.Load(path)
+	if err != nil {
 		return &exitError{exitProblem, err}
 	}
-	_, err := fmt.Fprintf(a.Out, "%s is sound\n", path)
+	restart := ""
+	if needs, is := errors.AsType[*config.RestartError](daemon.CheckReload(ctx, path)); is {
+		restart = ", but a reload is refused: " + needs.Error()
+	}
+	lines := []string{fmt.Sprintf("%s is sound%s\n", path, restart)}
+	// Where the host cannot be read, the file was checked all the same.
+	if v, err := offline.Look(ctx, cfg); err == nil {
+		for _, p := range check.Entries(v) {
+			lines = append(lines, fmt.Sprintf("%s: %s\n", p.Severity, clean(p.Text)))
+		}
+	}
+	_, err = fmt.Fprint(a.Out, strings.Join(lines, ""))
 	return err
 }
 

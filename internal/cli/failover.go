@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"multihomed/internal/handoff"
 	"multihomed/internal/status"
 	"multihomed/internal/status/socket"
+	"multihomed/internal/unitfile"
 )
 
 const failoverHelp = `Try failover, or make it forget. multihomectl status shows which uplinks work; [failover]
@@ -104,67 +107,130 @@ const seenTime = 2 * time.Second
 
 // order has the daemon carry out an order about one uplink, and says what came of it.
 func (a *app) order(ctx context.Context, order handoff.Order, word string) error {
-	if err := a.may("failover "+string(order), []string{word}); err != nil {
-		return err
-	}
-	return a.carryOut(ctx, a.load(ctx), order, word)
+	return a.carryOut(ctx, a.load(ctx), order, word, func() error { return a.may("failover "+string(order), []string{word}) })
 }
 
-// carryOut is order for who has the rights.
-func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Order, word string) error {
+// carryOut is order with the check of the rights. That comes last: who has none learns of a wrong
+// word without them.
+func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Order, word string, may func() error) error {
 	before, err := askDaemon(ctx, cfg, false)
-	switch {
-	case errors.Is(err, socket.ErrNobody):
-		return &exitError{exitProblem, errors.New("multihomed is not running, so no link is watched; to fix: systemctl start multihomed")}
-	case err != nil:
-		return &exitError{exitProblem, err}
+	if errors.Is(err, fs.ErrPermission) {
+		if err := may(); err != nil {
+			return err
+		}
+	}
+	if err != nil {
+		return &exitError{exitProblem, a.unanswered(err)}
 	}
 	name, err := uplink(*before, word)
 	if err != nil {
 		return err
 	}
+	if err := may(); err != nil {
+		return err
+	}
 	err = handoff.Command(ctx, cfg.RuntimeDir, handoff.Message{Caller: "multihomectl", Action: "failover " + string(order), Interface: escape.Original(name), Failover: order})
 	if refusal, is := errors.AsType[*handoff.RefusedError](err); is {
-		err = fmt.Errorf("%s: %w", name, refusal)
-		if !strings.Contains(refusal.Why, "to fix: ") {
-			err = fmt.Errorf("%w; to fix: see why the others do not work, multihomectl status", err)
-		}
+		err = refusedOrder(*before, order, name, refusal)
 	} else if errors.Is(err, handoff.ErrNobody) {
-		err = fmt.Errorf("%w; to fix: systemctl start multihomed", err)
+		err = a.unanswered(socket.ErrNobody)
 	}
 	if err != nil {
 		return &exitError{exitProblem, err}
 	}
 	after, err := seen(ctx, cfg, order, name)
 	if err != nil {
-		return &exitError{exitProblem, fmt.Errorf("the order was carried out, and the status could not be read: %w", err)}
+		return &exitError{exitProblem, fmt.Errorf("the order was carried out, and the status could not be read: %w", a.unanswered(err))}
 	}
 	_, err = fmt.Fprintln(a.Out, sentenceOfOrder(*after, order, name))
 	return err
 }
 
+// unanswered says what to do with a daemon that does not answer.
+func (a *app) unanswered(err error) error {
+	switch {
+	case errors.Is(err, socket.ErrNobody):
+		fix := "systemctl start multihomed"
+		if unitfile.Read(a.Root, unitfile.Service).Unwanted() {
+			fix = unitfile.Start(a.Root)
+		}
+		return fmt.Errorf("multihomed is not running, so no link is watched; to fix: %s", fix)
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("multihomed does not answer within %v; to fix: %s", answerTime, unitfile.Restart)
+	default:
+		return err
+	}
+}
+
+// refusedOrder says why the daemon refused an order, and what helps.
+func refusedOrder(s Status, order handoff.Order, name string, refusal *handoff.RefusedError) error {
+	if order != handoff.TestFailover || strings.Contains(refusal.Why, "to fix: ") {
+		return fmt.Errorf("%s: %w", clean(name), refusal)
+	}
+	others, tested := false, ""
+	for _, h := range s.Failover.Uplinks {
+		if h.Interface == name {
+			continue
+		}
+		others = true
+		if h.Tested != nil {
+			tested = h.Interface
+		}
+	}
+	switch {
+	case !others && len(s.OffLinks) > 0:
+		return fmt.Errorf("%s is the only uplink with a default route, so nothing can take its traffic; to fix: multihomectl on %s", clean(name), shellWord(s.OffLinks[0].Interface))
+	case !others:
+		return fmt.Errorf("%s is the only uplink with a default route, so nothing can take its traffic; to fix: connect another one", clean(name))
+	case tested != "":
+		return fmt.Errorf("%s: %w: %s counts as dead by a test; to fix: multihomectl failover reset %s", clean(name), refusal, clean(tested), shellWord(tested))
+	default:
+		return fmt.Errorf("%s: %w; to fix: see why the others do not work, multihomectl status", clean(name), refusal)
+	}
+}
+
 // uplink finds the uplink that a word names.
 func uplink(s Status, word string) (string, error) {
+	known := uplinkNames(s)
+	names := strings.Join(known, ", ")
+	isOff := slices.IndexFunc(s.OffLinks, func(l status.OffLink) bool {
+		// Another profile may be active on its interface.
+		return isNameOf(word, l.Interface) && !slices.Contains(known, l.Interface)
+	})
 	switch {
+	case s.Off != nil:
+		return "", &exitError{exitProblem, fmt.Errorf("multihomed is switched off%s, so no link is watched; to fix: multihomectl on", offText(s.Off))}
 	case s.Failover == nil || !s.Failover.Enabled:
 		return "", &exitError{exitProblem, errors.New("failover is switched off; to fix: set enabled = true in [failover] of the configuration, then: systemctl reload multihomed")}
-	case len(s.Failover.Uplinks) == 0:
-		return "", &exitError{exitProblem, errors.New("no link has a default route, so none is watched; see multihomectl status")}
+	case isOff >= 0:
+		l := s.OffLinks[isOff]
+		return "", &exitError{exitProblem, fmt.Errorf("%s is switched off%s, so it is not watched; to fix: multihomectl on %s", clean(l.Interface), offText(&l.Off), shellWord(l.Interface))}
+	case len(known) == 0:
+		return "", &exitError{exitProblem, errors.New("no link has a default route, so none is watched; to fix: connect two that have one, see multihomectl status")}
 	}
-	known := uplinkNames(s)
 	f := filter(word)
 	for _, l := range s.Links {
-		isNamed := word == l.Interface || word == escape.Original(l.Interface) || l.Profile != "" && (word == l.Profile || word == escape.Original(l.Profile))
+		isNamed := isNameOf(word, l.Interface) || isNameOf(word, l.Profile)
 		switch {
 		case isNamed && slices.Contains(known, l.Interface):
 			return l.Interface, nil
 		case isNamed:
-			return "", &exitError{exitUsage, fmt.Errorf("%s is no uplink with a default route, so it is not watched; there are %s", l.Interface, strings.Join(known, ", "))}
+			return "", &exitError{exitUsage, fmt.Errorf("%s is no uplink with a default route, so it is not watched; there are %s", l.Interface, names)}
 		case f.link(l) && strings.ContainsAny(word, `*?[`):
-			return "", &exitError{exitUsage, fmt.Errorf("%s is a pattern; name one uplink: %s", escape.Text(word), strings.Join(known, ", "))}
+			return "", &exitError{exitUsage, fmt.Errorf("%s is a pattern; name one uplink: %s", escape.Text(word), names)}
 		}
 	}
-	return "", &exitError{exitUsage, fmt.Errorf("there is no uplink %s%s; there are %s", escape.Name(word), meant(word, known), strings.Join(known, ", "))}
+	for _, o := range s.Others {
+		if isNameOf(word, o.Interface) {
+			return "", &exitError{exitUsage, fmt.Errorf("%s is no link, so it is not watched (%s); there are %s", clean(o.Interface), clean(o.Why), names)}
+		}
+	}
+	return "", &exitError{exitUsage, fmt.Errorf("there is no uplink %q%s; there are %s", escape.Text(word), meant(word, known), names)}
+}
+
+// isNameOf reports whether a word is a name, as it is or as it is shown.
+func isNameOf(word, name string) bool {
+	return name != "" && (word == name || word == escape.Original(name))
 }
 
 // seen waits until the status shows what an order did; it returns the last status in any case.

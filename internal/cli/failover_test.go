@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"multihomed/internal/handoff"
 	"multihomed/internal/status"
 	"multihomed/internal/status/socket"
+	"multihomed/internal/status/view"
 )
 
 // A daemon answers on its sockets as the real one does.
@@ -99,6 +101,15 @@ func TestOrders(t *testing.T) {
 	none := alone.view().Status(nil, "1.2.3")
 	off := s.view().Status(nil, "1.2.3")
 	off.Failover.Enabled = false
+	only := laptop()
+	only.failover = &view.Failover{Enabled: true, Uplinks: watched().failover.Uplinks[:2]}
+	radio := only.view().Status(nil, "1.2.3")
+	switched, allOff, tested, nobody := copied(t, radio), copied(t, radio), copied(t, shown), copied(t, radio)
+	switched.OffLinks = []status.OffLink{{Interface: "wlp3s0", Off: status.Off{By: "uid 0"}}}
+	allOff.Off = &status.Off{By: "uid 0"}
+	until := at(17, 5, 32)
+	tested.Failover.Uplinks[2].Tested = &until
+	nobody.Failover.Uplinks = nil
 	for name, c := range map[string]struct {
 		status  status.Status
 		order   handoff.Order
@@ -114,8 +125,16 @@ func TestOrders(t *testing.T) {
 		"test by profile":  {shown, handoff.TestFailover, "Wired connection 1", "", "enp2s0", "enp2s0 counts as dead until"},
 		"reset":            {shown, handoff.ResetFailover, "enp2s0", "", "enp2s0", "the history of enp2s0 is forgotten: IPv4 not known yet, IPv6 up\n"},
 		"no other":         {shown, handoff.TestFailover, "enp2s0", "no other uplink is alive", "enp2s0", "enp2s0: no other uplink is alive; to fix: see why the others do not work, multihomectl status"},
-		"no such link":     {shown, handoff.TestFailover, "wlp3s1", "", "", "there is no uplink wlp3s1; did you mean wlp3s0?; there are enp2s0, wlp3s0"},
+		"no such link":     {shown, handoff.TestFailover, "wlp3s1", "", "", "there is no uplink \"wlp3s1\"; did you mean wlp3s0?; there are enp2s0, wlp3s0"},
 		"a pattern":        {shown, handoff.TestFailover, "enp*", "", "", "enp* is a pattern; name one uplink: enp2s0, wlp3s0"},
+		"an empty word":    {shown, handoff.ResetFailover, "", "", "", "there is no uplink \"\"; there are enp2s0, wlp3s0"},
+		"no link":          {radio, handoff.TestFailover, "wlp3s0", "", "", "wlp3s0 is no link, so it is not watched (unavailable); there are enp2s0"},
+		"the only one":     {radio, handoff.TestFailover, "enp2s0", "no other uplink is alive", "enp2s0", "enp2s0 is the only uplink with a default route, so nothing can take its traffic; to fix: connect another one"},
+		"the other is off": {switched, handoff.TestFailover, "enp2s0", "no other uplink is alive", "enp2s0", "enp2s0 is the only uplink with a default route, so nothing can take its traffic; to fix: multihomectl on wlp3s0"},
+		"off":              {switched, handoff.TestFailover, "wlp3s0", "", "", "wlp3s0 is switched off by uid 0, so it is not watched; to fix: multihomectl on wlp3s0"},
+		"all off":          {allOff, handoff.TestFailover, "enp2s0", "", "", "multihomed is switched off by uid 0, so no link is watched; to fix: multihomectl on"},
+		"the other tested": {tested, handoff.TestFailover, "enp2s0", "no other uplink is alive", "enp2s0", "enp2s0: no other uplink is alive: wlp3s0 counts as dead by a test; to fix: multihomectl failover reset wlp3s0"},
+		"no default":       {nobody, handoff.TestFailover, "enp2s0", "", "", "no link has a default route, so none is watched; to fix: connect two that have one"},
 		"nothing to watch": {none, handoff.TestFailover, "enp2s0", "", "", "failover is switched off"},
 		"switched off":     {off, handoff.TestFailover, "enp2s0", "", "", "failover is switched off; to fix: set enabled = true in [failover] of the configuration"},
 	} {
@@ -165,6 +184,18 @@ func TestOrdersWithoutADaemon(t *testing.T) {
 	for _, args := range [][]string{{"failover", "test"}, {"failover", "reset", "a", "b"}} {
 		if _, stderr, exit := run(t, args...); exit != 2 || !strings.Contains(stderr, "takes one uplink, and got ") {
 			t.Errorf("%v: %d, %q", args, exit, stderr)
+		}
+	}
+}
+
+// TestShellWord: a shell makes the word again of what is shown.
+func TestShellWord(t *testing.T) {
+	t.Parallel()
+	for word, want := range map[string]string{"wan0": "wan0", "Wired connection 1": "'Wired connection 1'", "": "''", "wan*": "'wan*'", "Bob's": `'Bob'\''s'`, "a;b": "'a;b'", "Büro": "'Büro'"} {
+		got := cli.ShellWord(word)
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", "printf %s "+got).Output()
+		if got != want || err != nil || string(out) != word {
+			t.Errorf("%q is %s, and for a shell %q: %v", word, got, out, err)
 		}
 	}
 }

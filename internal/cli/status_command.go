@@ -48,7 +48,8 @@ With --json it prints the same for programs. Fields are only ever added as long 
   by                who looked: "daemon", or "multihomectl" without it
   version           of who looked
   daemon            running, pid, version, started, ready, waiting, kept, refused
-                    (true: it does not start with its configuration)
+                    (true: it does not start with its configuration), state_dir,
+                    runtime_dir (where it works, whatever its file says by now)
   network_manager   running, version, complete, waiting, error, none (true: this
                     host has none), unwanted ("disabled" or "masked": why it
                     has none)

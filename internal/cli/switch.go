@@ -112,7 +112,11 @@ func (a *app) completeOn(_ *cobra.Command, args []string, _ string) ([]string, c
 func (a *app) may(command string, links []string) error {
 	able, err := rights.NetAdmin()
 	if err == nil && !able {
-		err = fmt.Errorf("%s needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl %s", command, strings.Join(append([]string{command}, links...), " "))
+		words := append([]string{command}, shellWords(links)...)
+		if a.configPath != config.DefaultPath && a.configPath != "" {
+			words = append(words, "--config", shellWord(a.configPath))
+		}
+		err = fmt.Errorf("%s needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl %s", command, strings.Join(words, " "))
 	}
 	if err != nil {
 		return &exitError{exitProblem, err}

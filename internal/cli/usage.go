@@ -26,6 +26,25 @@ func meant(written string, words []string) string {
 	return ""
 }
 
+// shellWord is a word as a shell takes it: commands that are shown are there to be copied.
+func shellWord(word string) string {
+	isPlain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:@%+=,", r)
+	}
+	if word != "" && strings.IndexFunc(word, func(r rune) bool { return !isPlain(r) }) < 0 {
+		return word
+	}
+	return "'" + strings.ReplaceAll(escape.Text(word), "'", `'\''`) + "'"
+}
+
+func shellWords(words []string) []string {
+	out := make([]string, 0, len(words))
+	for _, w := range words {
+		out = append(out, shellWord(w))
+	}
+	return out
+}
+
 // noArguments is for commands that take none: a word is an unknown subcommand, or too much.
 func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {

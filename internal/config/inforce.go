@@ -187,6 +187,11 @@ func (f *Fault) Problem() routing.Problem {
 		}
 		p.Text += "; " + inFile(more)
 	}
+	if found, is := errors.AsType[*RestartError](all[0]); is {
+		p.Object = found.place()
+		p.Text, p.Fix = "the configuration is refused: "+found.text()+"; in use instead: "+f.Instead, found.fix()
+		return p
+	}
 	p.Text = "the configuration is refused: " + p.Text + "; in use instead: " + f.Instead
 	p.Fix = cmp.Or(p.Fix, "correct "+f.place(lines)) + ", then: " + cmp.Or(f.Start, "systemctl reload multihomed")
 	return p

@@ -24,6 +24,7 @@ import (
 	"multihomed/internal/lockfile"
 	"multihomed/internal/news"
 	"multihomed/internal/notify"
+	"multihomed/internal/offswitch"
 	"multihomed/internal/ownership"
 	"multihomed/internal/recollection"
 	"multihomed/internal/standin"
@@ -67,7 +68,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	waiting, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()
-	s := &service{Options: o, notify: notify.New(o.Logger), started: time.Now(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: recollection.File{Directory: cfg.RuntimeDir}}}
+	s := &service{Options: o, notify: notify.New(o.Logger), started: time.Now(), works: cfg.Switch(), faults: faults{}, logged: problems{log: o.Logger}, memory: &memory{file: recollection.File{Directory: cfg.RuntimeDir}}}
 	if s.lock, err = handoff.TakeLock(waiting, cfg.RuntimeDir, standin.Runs); err != nil {
 		return err
 	}
@@ -140,6 +141,8 @@ type service struct {
 	events   *handoff.Listener
 	memory   *memory
 	restored time.Time
+	// works is where this process keeps its state, until it ends.
+	works offswitch.Directories
 	// files writes again what earlier parts kept in the runtime directory, if it is gone;
 	// nil until the directory was removed once.
 	files func() error
@@ -339,11 +342,12 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 		}
 		ready := s.notify.Reloading()
 		next := config.Find(s.ConfigPath)
+		needsRestart := next.Reloadable(cfg.Switch())
 		switch {
 		case next.Fault != nil:
 			s.refuse(config.Refused(next.Fault.File, next.Fault.Err))
-		case next.StateDir != cfg.StateDir || next.RuntimeDir != cfg.RuntimeDir:
-			s.refuse(config.Refused(s.ConfigPath, errNeedsRestart))
+		case needsRestart != nil:
+			s.refuse(config.Refused(s.ConfigPath, needsRestart))
 		case reflect.DeepEqual(next.Config, cfg):
 			s.fault(config.FaultCode, nil)
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged", event.Is(event.ConfigLoaded))
@@ -357,8 +361,6 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 		}
 	}
 }
-
-var errNeedsRestart = errors.New("state_dir and runtime_dir need a restart; to fix: systemctl restart multihomed")
 
 // reported takes a report of the loop.
 func (s *service) reported(r reconcile.Report) {
@@ -412,6 +414,7 @@ func (s *service) state(r reconcile.Report) view.Daemon {
 	return view.Daemon{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
 		Ready: r.Ready, Waiting: r.Waiting, Problems: problems, Away: r.Away,
+		Directories: s.works,
 	}
 }
 

@@ -43,6 +43,8 @@ type host struct {
 	facts     failover.Facts
 	runs      map[int]bool
 	dials     int
+	// starts is how long the prober takes to start, after each dial.
+	starts time.Duration
 	// fails are the errors with which connections to the prober end at first, each at once and a
 	// second later.
 	fails  []error
@@ -108,7 +110,7 @@ func (h *host) start(change func(*failover.Options)) (stop func()) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.dials++
-			return &prober{host: h, events: make(chan client.Event, 256), fails: h.fails}
+			return &prober{host: h, events: make(chan client.Event, 256), fails: h.fails, starts: h.starts}
 		},
 	}
 	if change != nil {
@@ -174,6 +176,7 @@ type prober struct {
 	events chan client.Event
 	last   uint64
 	fails  []error
+	starts time.Duration
 }
 
 func (p *prober) Events() <-chan client.Event { return p.events }
@@ -185,6 +188,12 @@ func (p *prober) Run(ctx context.Context) {
 		}
 		p.events <- client.Event{Report: client.Lost{Err: err}}
 		pass(3 * time.Second)
+	}
+	starting := time.NewTimer(p.starts)
+	select {
+	case <-starting.C:
+	case <-ctx.Done():
+		return
 	}
 	p.events <- client.Event{Report: client.Connected{}}
 	<-ctx.Done()
@@ -530,6 +539,41 @@ func TestNoProber(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestReloads: while the prober starts once more, after every reload, nobody says that it is
+// away. One that is given up is.
+func TestReloads(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		stop := h.start(nil)
+		pass(time.Minute)
+		h.mu.Lock()
+		h.starts = 4 * time.Second
+		h.mu.Unlock()
+		for range 5 {
+			stop()
+			stop = h.start(func(o *failover.Options) { o.Before = h.controller })
+			for range 30 {
+				pass(100 * time.Millisecond)
+				if s := h.controller.State(); s.Prober != "" {
+					t.Fatalf("the prober is %q", s.Prober)
+				}
+			}
+		}
+		pass(time.Minute)
+		stop()
+		if h.dialled() != 6 || strings.Contains(h.log.String(), "carrier alone") {
+			t.Errorf("%d dials:\n%s", h.dialled(), h.log)
+		}
+		h.fails = []error{client.ErrStalled, client.ErrStalled}
+		defer h.start(func(o *failover.Options) { o.Before = h.controller })()
+		pass(1100 * time.Millisecond)
+		if s := h.controller.State(); s.Prober != client.ErrStalled.Error() || !strings.HasPrefix(s.ProberFix, "systemctl restart") {
+			t.Errorf("%+v", s)
+		}
+	})
 }
 
 // TestAlone: nothing is asked, and no prober connected, for a single uplink.

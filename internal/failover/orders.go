@@ -103,7 +103,7 @@ func (c *Controller) State() State {
 	clock := c.epoch.clock()
 	s := State{Generation: c.generation}
 	if c.isAway(clock.Moment) {
-		s.Prober, s.ProberFix = c.away(), proberFix(c.lost)
+		s.Prober, s.ProberFix = c.lost.Error(), proberFix(c.lost)
 	}
 	if !c.Config.Failover.Enabled {
 		return s

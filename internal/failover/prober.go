@@ -19,23 +19,17 @@ const (
 	proberSteady = 10 * time.Second
 )
 
-// isAway reports whether a prober is needed, and has been away for too long.
+// isAway reports whether a prober is needed, and has been away for too long. A connection that
+// still waits is not lost: after a reload systemd starts another prober, after each of several
+// reloads. The client gives up a prober that does not come (client.StallAfter).
 func (c *Controller) isAway(now health.Moment) bool {
-	return c.prober != nil && !c.connected && now-c.lostAt > proberPatience
-}
-
-// away says why the prober does not answer.
-func (c *Controller) away() string {
-	if c.lost == nil {
-		return "multihomed-prober cannot be reached"
-	}
-	return c.lost.Error()
+	return c.prober != nil && !c.connected && c.lost != nil && now-c.lostAt > proberPatience
 }
 
 // proberFix is how a prober that was lost is made to work. Where it listens, or somebody else in
 // its place, it does not help to start what has started.
 func proberFix(lost error) string {
-	if lost == nil || errors.Is(lost, syscall.ENOENT) || errors.Is(lost, syscall.ECONNREFUSED) {
+	if errors.Is(lost, syscall.ENOENT) || errors.Is(lost, syscall.ECONNREFUSED) {
 		return "systemctl start multihomed-prober.socket"
 	}
 	return "systemctl restart multihomed-prober.service; if that does not help, read journalctl -u multihomed-prober and install multihomed again"
@@ -44,7 +38,7 @@ func proberFix(lost error) string {
 // complaint is when the log has something to say of the prober, false if it has nothing.
 func (c *Controller) complaint() (at health.Moment, due bool) {
 	switch {
-	case c.prober == nil, c.connected != c.complained:
+	case c.prober == nil, c.connected != c.complained, !c.connected && c.lost == nil:
 		return 0, false
 	case c.connected:
 		return c.connectedAt + proberSteady, true
@@ -65,5 +59,5 @@ func (c *Controller) complain(now health.Moment) {
 		c.Logger.LogAttrs(context.Background(), slog.LevelInfo, "uplinks are probed again")
 		return
 	}
-	c.Logger.LogAttrs(context.Background(), event.LevelNotice, "uplinks are judged by their carrier alone", slog.String("error", c.away()), slog.String("fix", proberFix(c.lost)))
+	c.Logger.LogAttrs(context.Background(), event.LevelNotice, "uplinks are judged by their carrier alone", slog.String("error", c.lost.Error()), slog.String("fix", proberFix(c.lost)))
 }

@@ -116,8 +116,16 @@ func (p process) accept(ctx context.Context) (int, error) {
 			return -1, fmt.Errorf("taking a client: %w", err)
 		}
 		peer, err := unix.GetsockoptUcred(client, unix.SOL_SOCKET, unix.SO_PEERCRED)
-		if err == nil && slices.Contains(p.users, peer.Uid) {
+		isAllowed := err == nil && slices.Contains(p.users, peer.Uid)
+		if isAllowed && !isGone(client) {
 			return client, nil
+		}
+		if isAllowed {
+			// It went while it waited in the queue, and needs no process of its own.
+			if err := unix.Close(client); err != nil {
+				return -1, fmt.Errorf("leaving out a client that is gone: %w", err)
+			}
+			continue
 		}
 		p.log.LogAttrs(ctx, slog.LevelWarn, "client refused, because only root and the owner of the socket may ask", slog.Any("peer", peer))
 		if err := unix.Close(client); err != nil {
@@ -125,6 +133,14 @@ func (p process) accept(ctx context.Context) (int, error) {
 		}
 	}
 	return -1, nil
+}
+
+// isGone reports whether the other side of a socket was closed. The kernel always tells of that
+// (poll(2), POLLHUP).
+func isGone(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}} //nolint:gosec // Descriptors are small.
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1 && fds[0].Revents&unix.POLLHUP != 0
 }
 
 // listen returns the listening socket, and whether it is systemd's.

@@ -275,7 +275,7 @@ func pingMain(path string) int {
 }
 
 // TestActivation: with a socket of systemd the prober serves one client and ends, and the next one finds the
-// next prober.
+// next prober. One that is gone before its turn takes no prober from those behind it.
 func TestActivation(t *testing.T) {
 	w := newWorld(t)
 	dir := t.TempDir()
@@ -291,6 +291,11 @@ func TestActivation(t *testing.T) {
 	must(t, err)
 	defer file.Close()
 	for range 2 {
+		for range 3 {
+			gone := rawClient(t, dir+"/socket")
+			ask(t, gone, wire.Ping{ID: 1})
+			must(t, unix.Close(gone))
+		}
 		cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 		cmd.Env = []string{socketEnv + "=systemd", "LISTEN_FDS=1"}
 		cmd.ExtraFiles = []*os.File{file}

@@ -101,6 +101,10 @@ type Daemon struct {
 	// Refused says that the daemon does not run because it does not start with its configuration.
 	// Hooks do nothing then, too.
 	Refused bool `json:"refused,omitempty"`
+	// StateDir and RuntimeDir are the directories that the daemon works in, whatever its file says
+	// by now.
+	StateDir   string `json:"state_dir,omitempty"`
+	RuntimeDir string `json:"runtime_dir,omitempty"`
 }
 
 // Unbound is the way of packets that are bound to no link.

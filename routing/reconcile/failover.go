@@ -125,17 +125,31 @@ func (l *Loop) noteCourses(ctx context.Context) {
 			l.picture.restructure()
 		}
 		before := l.said[i]
-		if now == before || l.inherits && before.Why != "" && !l.complete {
+		if now == before {
+			delete(l.undecided, f)
+			continue
+		}
+		if l.inherits && before.Why != "" && !l.complete {
 			// Until all links are known, it is no news where they do not lead yet.
 			continue
 		}
-		l.said[i] = now
 		was, is := l.leavesBy(before), l.leavesBy(now)
+		if before.Moved && !now.Moved && was == is && now.Why != routing.CourseNoneLives {
+			// While a dead uplink is activated anew, main has the one that replaced it: the traffic
+			// stays where it is, and with it what the log says of it.
+			delete(l.undecided, f)
+			continue
+		}
+		if before.Moved && l.backToDead(i, now) && l.waits(f) {
+			continue
+		}
+		delete(l.undecided, f)
+		l.said[i] = now
 		switch {
 		case now.Moved && (!before.Moved || was != is):
 			l.Logger.LogAttrs(ctx, event.LevelNotice, fmt.Sprintf("unbound %s traffic leaves by %s, main says %s", f.Name(), is, l.nameOf(now.Main.Device)), //nolint:sloglint // the sentence is the event
 				slog.String("family", f.String()), slog.String("reason", courseReason(now.Why)))
-		case !now.Moved && before.Moved:
+		case !now.Moved && before.Moved && was != is:
 			by := is
 			if by == "" {
 				by = "nothing"
@@ -148,6 +162,24 @@ func (l *Loop) noteCourses(ctx context.Context) {
 		}
 	}
 	l.inherits = l.inherits && !l.complete
+}
+
+// backToDead reports whether unbound traffic follows main to an uplink that does not work, although
+// another one does.
+func (l *Loop) backToDead(i int, now routing.Course) bool {
+	return !now.Moved && now.Why != routing.CourseNoneLives && now.Why != routing.CourseOff && l.Failover != nil &&
+		contains(l.Failover.Failover().Dead[i], now.Main.Device)
+}
+
+// waits reports whether it is too early to say that traffic of a family went back to a dead uplink: while
+// that is activated anew, main may have its default some milliseconds before its owner names it.
+func (l *Loop) waits(f routing.Family) bool {
+	since, is := l.undecided[f]
+	if !is {
+		since = l.now()
+		l.undecided[f] = since
+	}
+	return l.now().Before(since.Add(l.LogDelay))
 }
 
 func courseReason(why routing.CourseReason) string {

@@ -177,7 +177,10 @@ type Loop struct {
 	// are still those of Options.Courses.
 	courses, said [2]routing.Course
 	inherits      bool
-	now           func() time.Time
+	// undecided is since when unbound traffic follows main to an uplink that does not work, by
+	// family, and the log does not have it.
+	undecided map[routing.Family]time.Time
+	now       func() time.Time
 	// problems of links, by interface index; news says that there is something
 	// to report.
 	problems map[int][]routing.Problem
@@ -194,6 +197,7 @@ func New(o Options) *Loop {
 		known:         map[int]string{},
 		held:          map[int]map[routing.Key]routing.TableID{},
 		holders:       map[routing.Key]int{},
+		undecided:     map[routing.Family]time.Time{},
 		owned:         &ownedTables{byLink: map[string][]routing.TableID{}},
 		asks:          make(chan ask),
 		recall:        newRecall(o.Memory),
@@ -327,6 +331,11 @@ func (l *Loop) untilNext() time.Duration {
 	}
 	for index, u := range l.unwritten {
 		if due := l.due(index, u); due.Before(next) {
+			next = due
+		}
+	}
+	for _, since := range l.undecided {
+		if due := since.Add(l.LogDelay); due.Before(next) {
 			next = due
 		}
 	}

@@ -637,3 +637,78 @@ func TestHostileBus(t *testing.T) {
 	r.settled()
 	r.unharmed(before, "all that")
 }
+
+// TestReloadNeedsRestart: the check that a reload makes refuses what the daemon refuses, with the
+// same words, whichever directory changes.
+func TestReloadNeedsRestart(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, "")
+	r.start()
+	works := r.cfg
+	program, err := labtest.Build("multihomed")
+	r.must(err)
+	check := func(args ...string) (string, int) {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), program, append([]string{"--config", r.path}, args...)...).CombinedOutput()
+		exit, failed := errors.AsType[*exec.ExitError](err)
+		switch {
+		case failed:
+			return string(out), exit.ExitCode()
+		case err != nil:
+			t.Fatal(err)
+		}
+		return string(out), 0
+	}
+	const restart = "; to fix: systemctl restart multihomed"
+	other := t.TempDir()
+	for _, c := range []struct{ name, state, runtime, says string }{
+		{"state", other, works.RuntimeDir, fmt.Sprintf(":2: state_dir changes from %q to %q, which needs a restart%s, or set state_dir = %[1]q again", works.StateDir, other, restart)},
+		{"runtime", works.StateDir, other, fmt.Sprintf(":3: runtime_dir changes from another directory to %q, which needs a restart%s", other, restart)},
+		{"nothing", works.StateDir, works.RuntimeDir, ""},
+	} {
+		r.must(os.WriteFile(r.path, fmt.Appendf(nil, "# %s\nstate_dir = %q\nruntime_dir = %q\n", c.name, c.state, c.runtime), 0o600))
+		status := 0
+		if c.says != "" {
+			status = 78
+		}
+		if out, got := check("--check", "--reload"); got != status || !strings.Contains(out, c.says) || status == 0 && out != "" {
+			t.Errorf("%s: exit status %d: %s", c.name, got, out)
+		}
+		if out, got := check("--check"); got != 0 {
+			t.Errorf("%s: the file alone: %d: %s", c.name, got, out)
+		}
+		if out, err := r.ctl("config", "check"); err != nil || !strings.Contains(out, "is sound") || strings.Contains(out, "a reload is refused") != (c.says != "") {
+			t.Errorf("%s: multihomectl config check: %v: %s", c.name, err, out)
+		}
+		lines := len(r.daemon.Lines())
+		r.must(r.daemon.Signal(syscall.SIGHUP))
+		want := "configuration unchanged"
+		if c.says != "" {
+			want = c.says[strings.Index(c.says, " to "):strings.Index(c.says, ";")]
+		}
+		ctx, cancel := r.patience()
+		line, err := r.daemon.WaitLineAfter(ctx, lines, want)
+		cancel()
+		r.must(err)
+		if strings.Contains(line, "systemctl reload") {
+			t.Errorf("%s: a reload does not help: %s", c.name, line)
+		}
+	}
+	// Names that nothing has are no mistake, and said.
+	r.isp(lab.DefaultISP(0))
+	r.up("wan0")
+	r.must(os.WriteFile(r.path, fmt.Appendf(nil, "state_dir = %q\nruntime_dir = %q\n[failover]\nprefer = [\"wna0\"]\n[[exclude]]\ninterface = \"tun7\"\n", works.StateDir, works.RuntimeDir), 0o600))
+	out, err := r.ctl("config", "check")
+	for _, want := range []string{"is sound\n", `notice: "wna0" in prefer of [failover] in the configuration matches no interface of this host at present; did you mean "wan0"?`, `notice: [[exclude]] with interface = "tun7" `} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("config check: %v: %s\nwant %s", err, out, want)
+		}
+	}
+	r.must(r.daemon.Stop(t.Context()))
+	r.must(os.WriteFile(r.path, fmt.Appendf(nil, "state_dir = %q\nruntime_dir = %q\n", other, other), 0o600))
+	if out, got := check("--check", "--reload"); got != 0 {
+		t.Errorf("no daemon runs: %d: %s", got, out)
+	}
+	if out, got := check("--reload"); got != 64 || !strings.Contains(out, "systemctl reload multihomed") {
+		t.Errorf("--reload alone: %d: %s", got, out)
+	}
+}

@@ -338,6 +338,7 @@ func TestFailover(t *testing.T) {
 		{"all die", (*failing).allDie},
 		{"deprecated", (*failing).notPreferred},
 		{"an administrator's test", (*failing).tested},
+		{"activated while dead", (*failing).activatedWhileDead},
 		{"killed while moved", (*failing).killedWhileMoved},
 		{"died while the daemon was away", (*failing).diedUnseen},
 		{"died while failover was off", (*failing).diedWhileOff},
@@ -809,6 +810,37 @@ func (f *failing) tested() {
 	f.reset("wan0")
 	f.well()
 	f.untouched("after a test")
+}
+
+// activatedWhileDead: NetworkManager takes main's default through a dead uplink away, and puts it
+// back. The traffic stays where it is, and no line says that it moved.
+func (f *failing) activatedWhileDead() {
+	f.wire(0).Break(lab.NoInternet)
+	f.replacedBy(1)
+	f.quietLog(0)
+	from := len(f.daemon.Lines())
+	for range 3 {
+		f.up("wan0")
+		for _, family := range families {
+			f.address("wan0", family)
+		}
+		f.replacedBy(1)
+	}
+	for _, line := range f.quietLog(from) {
+		if strings.Contains(line, "unbound") {
+			f.t.Errorf("nothing moved, and the log says %s", line)
+		}
+	}
+	f.wire(0).Repair()
+	f.well()
+	for _, family := range families {
+		if _, err := f.daemon.WaitLineAfter(f.t.Context(), from, fmt.Sprintf("unbound %v traffic follows main again, by wan0", family)); err != nil {
+			f.t.Error(err)
+		}
+	}
+	f.untouched("after activations of a dead link")
+	f.strays("activations of a dead link")
+	f.reset("wan0")
 }
 
 // killedWhileMoved: daemon and prober are killed while traffic is moved. What comes up judges anew,

@@ -3,6 +3,7 @@ package check_test
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"multihomed/internal/config"
@@ -109,6 +110,48 @@ func TestEntriesThatMatchNothing(t *testing.T) {
 	// Not knowing is not emptiness.
 	v.NM.Complete = false
 	expect(t, v, files(), want{code: "network-manager", severity: routing.Notice})
+}
+
+// TestEntriesThatAreMisspelt: what exists and is near is proposed, whatever the list, unless the
+// list has it already; a pattern is no misspelling.
+func TestEntriesThatAreMisspelt(t *testing.T) {
+	s := viewtest.Snapshot(viewtest.WAN(0), viewtest.WAN(1))
+	s.Claims["wan0"] = reconcile.Claim{Standing: reconcile.Link, Profile: "Fibre", Type: "ethernet"}
+	s.Claims["wan1"] = reconcile.Claim{Standing: reconcile.Link, Profile: "Cable", Type: "ethernet"}
+	matchers := func(names ...string) (all []config.Matcher) {
+		for _, n := range names {
+			all = append(all, config.Matcher{Interface: n})
+		}
+		return all
+	}
+	for name, c := range map[string]struct {
+		set  func(*config.Config)
+		says string
+	}{
+		"link by interface": {func(c *config.Config) { c.Links = []config.Link{{Matcher: config.Matcher{Interface: "wn0"}}} }, `interface = "wn0" in the configuration matches no interface of this host at present; did you mean "wan0"?`},
+		"link by profile":   {func(c *config.Config) { c.Links = []config.Link{{Matcher: config.Matcher{Profile: "fiber"}}} }, `profile = "fiber" in the configuration matches no interface of this host at present; did you mean "Fibre"?`},
+		"link by both": {func(c *config.Config) {
+			c.Links = []config.Link{{Matcher: config.Matcher{Interface: "wan0", Profile: "Cabel"}}}
+		}, `did you mean "Cable"?`},
+		"link of another one": {func(c *config.Config) {
+			c.Links = []config.Link{{Matcher: config.Matcher{Interface: "wan0", Profile: "Cable"}}}
+		}, "at present"},
+		"include":             {func(c *config.Config) { c.Include = matchers("Wann1") }, `did you mean "wan1"?`},
+		"exclude":             {func(c *config.Config) { c.Exclude = matchers("wan1x") }, `did you mean "wan1"?`},
+		"prefer by interface": {func(c *config.Config) { c.Failover.Prefer = []config.Name{"wna1"} }, `did you mean "wan1"?`},
+		"prefer by profile":   {func(c *config.Config) { c.Failover.Prefer = []config.Name{"Fibr"} }, `did you mean "Fibre"?`},
+		"share":               {func(c *config.Config) { c.Share.Weights = []config.Weight{{Name: "wan", Weight: 1}} }, `did you mean "wan0"?`},
+		"all are there":       {func(c *config.Config) { c.Failover.Prefer = []config.Name{"wan0", "wan1", "wan2"} }, "at present"},
+		"a pattern":           {func(c *config.Config) { c.Exclude = matchers("wn*") }, "at present"},
+		"nothing near":        {func(c *config.Config) { c.Exclude = matchers("wlp3s0") }, "at present"},
+	} {
+		cfg := config.Default()
+		c.set(&cfg)
+		v := view.FromSnapshot(cfg, s, view.Daemon{Ready: true}, nm.Status{Running: true, Complete: true}, false, offswitch.State{})
+		if got := check.Entries(v); len(got) != 1 || got[0].Severity != routing.Notice || !strings.HasSuffix(got[0].Text, c.says) {
+			t.Errorf("%s: %+v, want %q", name, got, c.says)
+		}
+	}
 }
 
 // TestRuleAtOurPriorityIsShown: whether a rule of somebody else at a priority of ours is for

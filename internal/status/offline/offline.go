@@ -35,12 +35,7 @@ const patience = 3 * time.Second
 // Read reads the host. It fails only where the kernel cannot be read. Outcomes are checked
 // for the links that only names, or for the first ones.
 func Read(ctx context.Context, cfg config.Config, only ...string) (*view.View, error) {
-	mirror, err := kernel.Open(kernel.Config{Tables: cfg.Tables, Interest: func(string) bool { return false }})
-	if err != nil {
-		return nil, err
-	}
-	defer mirror.Close()
-	v, err := (&reading{cfg: cfg, mirror: mirror}).look(ctx)
+	v, err := Look(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +45,16 @@ func Read(ctx context.Context, cfg config.Config, only ...string) (*view.View, e
 		v.Note("where bound traffic goes: %v", err)
 	}
 	return v, nil
+}
+
+// Look is Read without a check of where traffic goes.
+func Look(ctx context.Context, cfg config.Config) (*view.View, error) {
+	mirror, err := kernel.Open(kernel.Config{Tables: cfg.Tables, Interest: func(string) bool { return false }})
+	if err != nil {
+		return nil, err
+	}
+	defer mirror.Close()
+	return (&reading{cfg: cfg, mirror: mirror}).look(ctx)
 }
 
 // A reading is a host that is being looked at.

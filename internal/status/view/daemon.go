@@ -3,6 +3,7 @@ package view
 import (
 	"time"
 
+	"multihomed/internal/offswitch"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
 )
@@ -19,4 +20,6 @@ type Daemon struct {
 	Problems []routing.Problem
 	// Away are the rules and routes that somebody deleted and that are put back later.
 	Away []reconcile.Away
+	// Directories are where it works, whatever its configuration file says by now.
+	Directories offswitch.Directories
 }

@@ -20,6 +20,7 @@ func (v *View) Status(findings []routing.Problem, version string) status.Status 
 		Daemon: status.Daemon{
 			Running: v.Running, PID: v.Daemon.PID, Version: v.Daemon.Version,
 			Ready: v.Daemon.Ready, Waiting: v.Daemon.Waiting,
+			StateDir: v.Daemon.Directories.State, RuntimeDir: v.Daemon.Directories.Runtime,
 		},
 		NetworkManager: status.Manager{Running: v.NM.Running, Version: v.NM.Version, Complete: v.NM.Complete, None: v.NoManager, Unwanted: v.Unwanted, Waiting: v.NM.Reason, Error: v.ManagerUnread},
 		Tables:         status.Range{First: uint32(v.Policy.Tables.First), Last: uint32(v.Policy.Tables.Last)},

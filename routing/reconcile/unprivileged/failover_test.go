@@ -263,6 +263,73 @@ func TestReloadWhileMoved(t *testing.T) {
 	})
 }
 
+// TestActivatedWhileDead: while a dead uplink is activated anew, main has no default through it,
+// and another one afterwards. The traffic stays where it is, and the log is silent until it moves.
+func TestActivatedWhileDead(t *testing.T) {
+	t.Parallel()
+	inBubbleWith(t, 3, judges, func(h *host) {
+		said := func(want ...string) {
+			h.Helper()
+			var got []string
+			for line := range strings.Lines(h.log.String()) {
+				if _, text, is := strings.Cut(line, "unbound IPv4 traffic "); is {
+					text, _, _ = strings.Cut(text, `"`)
+					got = append(got, text)
+				}
+			}
+			h.log.Reset()
+			if !slices.Equal(got, want) {
+				h.Errorf("the log says %q, want %q", got, want)
+			}
+		}
+		set := func(n int, metric uint32) {
+			l := uplink(n)
+			last := len(l.Routes) - 1
+			if l.Routes[last].Metric = metric; metric == 0 {
+				l.Routes = l.Routes[:last]
+			}
+			h.install(l)
+			h.settle()
+		}
+		h.dead(0)
+		said("leaves by " + name(1) + ", main says " + name(0))
+		for range 3 {
+			set(0, 0)
+			h.unboundBy(name(1))
+			set(0, 1)
+			h.unboundBy(name(1))
+		}
+		said()
+		// Its owner names it a little after main has its default: for so long it is no uplink.
+		anew := func(unnamed time.Duration) {
+			h.owners.claim(name(0), reconcile.NoLink)
+			h.settle()
+			h.unboundBy(name(0))
+			h.pass(unnamed)
+			h.owners.claim(name(0), reconcile.Link)
+			h.settle()
+			h.unboundBy(name(1))
+		}
+		for range 3 {
+			anew(200 * time.Millisecond)
+		}
+		said()
+		anew(1500 * time.Millisecond)
+		said("follows main again, by "+name(0), "leaves by "+name(1)+", main says "+name(0))
+		// What moves is said, whatever main has by then.
+		set(0, 0)
+		h.dead()
+		set(0, 1)
+		h.unboundBy(name(0))
+		said("follows main again, by " + name(0))
+		h.dead(0)
+		set(0, 0)
+		h.dead(0, 1, 2)
+		h.unboundBy(name(1))
+		said("leaves by "+name(1)+", main says "+name(0), "stays with "+name(1)+": no uplink works")
+	})
+}
+
 // TestSwitchedOff: without failover nothing of it stands.
 func TestSwitchedOff(t *testing.T) {
 	t.Parallel()
