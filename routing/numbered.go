@@ -93,7 +93,7 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 		if !both.Selects() {
 			at |= rankLast
 		}
-		all, except := copied(both, x, his == o.Rule && his.Mark == both.Mark)
+		all, except := copied(both, !his.Invert && his == o.Rule && his.Mark == both.Mark)
 		for _, w := range except {
 			w.Action, w.Goto = ActionGoto, o.Rule.Priority
 			if !slices.ContainsFunc(out, func(r PlannedRule) bool { return r.Rank == 0 && r.Rule.Mark == w.Mark }) {
@@ -150,14 +150,15 @@ func sameButPrefixes(a, b Rule) bool {
 }
 
 // copied returns rules for the packets that one is for, in other words where these are
-// exact, and rules for those that are in the other words but not in its own. A goto needs
-// not be exact, because it leads to the rule itself. Only packets that the numbered rule is
-// not for may be left out, as it is the next that they meet: hisMark says so of the mark.
-func copied(both, x Rule, hisMark bool) (all, except []Rule) {
+// exact, and rules for those that are in the other words but not in its own. A goto must be
+// exact, too: what it takes besides would skip the numbered rule. Only packets that the
+// numbered rule is not for may be left out, as it is the next that they meet: hisMark says so
+// of the mark.
+func copied(both Rule, hisMark bool) (all, except []Rule) {
 	switch {
 	case both.Invert:
 		return []Rule{both}, nil
-	case x.Action != ActionLookup || !both.Mark.limits() || ^both.Mark.Mask != 0:
+	case !both.Mark.limits() || ^both.Mark.Mask != 0:
 		return disguised(both), nil
 	case hisMark:
 		other := both.Mark.disguised()
