@@ -594,7 +594,8 @@ func (h *host) findsLink(t *rapid.T, f lookup.Flow) {
 		return
 	}
 	without := h.kernel.LookupIf(f, func(r routing.Rule) bool {
-		return !slices.Contains(silent, r) && (r.Action != routing.ActionGoto || !policy.OwnsRule(r))
+		planned, _ := h.planner.Rule(r)
+		return !slices.Contains(silent, r) && (r.Action != routing.ActionGoto || planned.Reason.Decision != routing.LiftForeign)
 	})
 	if !maps.Equal(ends(without), ends(with)) && policy.OwnsRule(without.Rule) && without.Rule.Priority <= routing.PriorityUnreachable {
 		t.Fatalf("%+v\nwithout %v: %v %v by %s\nwith: %v %v by %s\n%s%s",

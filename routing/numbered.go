@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -53,19 +54,29 @@ func (o ForeignRule) saidAgain(at Priority, others []ForeignRule) bool {
 // returns those of others for which there are none.
 func inOrder(f Family, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
 	for _, n := range others {
-		rules, missed := n.again(f, n.Rule, others)
+		rules, missed := n.again(f, saying{his: n.Rule, at: n.ahead(), standing: out}, others)
 		out, overtaken = append(out, rules...), append(overtaken, missed...)
 	}
 	return out, overtaken
 }
 
-// again says the rules that must come before a numbered one in front of it, for packets
-// that his rule selects.
-func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
+// A saying is what is said again, and where.
+type saying struct {
+	// his is the rule for whose packets it is. It is said in other words already if it is apart.
+	his   Rule
+	apart bool
+	at    Priority
+	// standing are the rules that come before.
+	standing []PlannedRule
+}
+
+// again says the rules that must come before a numbered one in front of it, for the packets
+// of a rule, in the order in which they must stand.
+func (o ForeignRule) again(f Family, in saying, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
 	add := func(x, w Rule, rank uint64) {
-		w.Family, w.Protocol, w.Priority = f, Multihomed, o.ahead()
+		w.Family, w.Protocol, w.Priority = f, Multihomed, in.at
 		w.Mark = w.told()
-		for _, other := range out {
+		for _, other := range slices.Concat(in.standing, out) {
 			switch {
 			case sameButPrefixes(w, other.Rule) && w.From == other.Rule.From && w.To == other.Rule.To:
 				return // The first one answers.
@@ -81,6 +92,10 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 	}
 	rank := uint64(0)
 	say := func(x, his Rule) {
+		var other Rule
+		if in.apart {
+			other = words(his)
+		}
 		both, some, exact := meet(x, his)
 		if !exact {
 			overtaken = append(overtaken, Overtaking{Numbered: o.Rule, Overtaken: x})
@@ -93,7 +108,7 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 		if !both.Selects() {
 			at |= rankLast
 		}
-		all, except := copied(both, !his.Invert && his == o.Rule && his.Mark == both.Mark)
+		all, except := copied(both, other, !his.Invert && his == o.Rule && his.Mark == both.Mark)
 		for _, w := range except {
 			w.Action, w.Goto = ActionGoto, o.Rule.Priority
 			if !slices.ContainsFunc(out, func(r PlannedRule) bool { return r.Rank == 0 && r.Rule.Mark == w.Mark }) {
@@ -109,7 +124,7 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 		if !x.precedes(o) {
 			continue
 		}
-		if x.Rule.Selects() && !his.Selects() {
+		if x.Rule.Selects() && !in.his.Selects() {
 			// What is for everybody is said again behind all that selects. Before this one
 			// it is for those that this one selects.
 			for _, q := range others[:place] {
@@ -118,8 +133,9 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 				}
 			}
 		}
-		say(x.Rule, his)
+		say(x.Rule, in.his)
 	}
+	slices.SortStableFunc(out, func(a, b PlannedRule) int { return cmp.Compare(a.Rank, b.Rank) })
 	return out, overtaken
 }
 
@@ -153,21 +169,32 @@ func sameButPrefixes(a, b Rule) bool {
 // exact, and rules for those that are in the other words but not in its own. A goto must be
 // exact, too: what it takes besides would skip the numbered rule. Only packets that the
 // numbered rule is not for may be left out, as it is the next that they meet: hisMark says so
-// of the mark.
-func copied(both Rule, hisMark bool) (all, except []Rule) {
-	switch {
-	case both.Invert:
+// of the mark. Selectors that are other words already stay as they are.
+func copied(both, other Rule, hisMark bool) (all, except []Rule) {
+	if both.Invert {
 		return []Rule{both}, nil
-	case !both.Mark.limits() || ^both.Mark.Mask != 0:
-		return disguised(both), nil
+	}
+	his := both // What needs other words.
+	keep(&his.From, other.From)
+	keep(&his.To, other.To)
+	keep(&his.UIDs, other.UIDs)
+	keep(&his.SourcePorts, other.SourcePorts)
+	keep(&his.DestinationPorts, other.DestinationPorts)
+	switch {
+	case !both.Mark.whole():
 	case hisMark:
-		other := both.Mark.disguised()
-		other.Mask = both.Mark.Mask
-		return disguised(both), []Rule{{Mark: other}}
+		except = []Rule{{Mark: both.Mark.other()}}
 	default:
-		exact := both
-		exact.Mark = Mark{}
-		return disguise(exact, both), nil
+		his.Mark = Mark{}
+	}
+	return disguise(his, both), except
+}
+
+// keep takes away what is other words already.
+func keep[T comparable](selector *T, other T) {
+	var none T
+	if *selector == other {
+		*selector = none
 	}
 }
 

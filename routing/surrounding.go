@@ -177,6 +177,14 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 	s.layers = orderLayers(s.layers)
 	s.inside = insidePlaces(others)
 	points := liftPoints(others)
+	lifts, overtaken := inOrder(f, others)
+	s.overtaken = overtaken
+	for i := range lifts {
+		if p := lifts[i].Rule.Priority; p > PriorityLift {
+			// Whom a complement of the front leaves out meets what is said again.
+			points[0].end, points[0].last = min(points[0].end, p), min(points[0].last, p-1)
+		}
+	}
 	if len(stepped) > 0 {
 		p := stepPoint(others, slices.Min(stepped)-1)
 		s.step = step{priority: p.end, target: s.target(slices.Max(stepped))}
@@ -186,10 +194,8 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		}
 		points = append(points, p)
 	}
-	lifts, overtaken := inOrder(f, others)
-	s.overtaken = overtaken
 	for _, p := range points {
-		rules, missed := p.lift(f, others)
+		rules, missed := p.lift(f, others, lifts)
 		lifts, s.overtaken = append(lifts, rules...), append(s.overtaken, missed...)
 	}
 	tellApart(lifts, others)
@@ -272,6 +278,9 @@ type point struct {
 	// last is the highest priority of its lifts, end where complements at the last
 	// place lead: a rule stands there.
 	last, end Priority
+	// exact says that a lift must take no packet but those of its rule: behind the lifts
+	// stands what is for everybody.
+	exact bool
 }
 
 // rungsOfSources are the rungs, apart from the step, that have something to say to
@@ -443,9 +452,9 @@ const lowestStep Priority = 6900
 
 // stepPoint is the point in front of a step at the given priority.
 func stepPoint(others []ForeignRule, at Priority) point {
-	p := point{first: at, behind: at, last: at, end: at}
+	p := point{first: at, behind: at, last: at, end: at, exact: true}
 	for _, o := range others {
-		if liftable(o.Rule, at) && o.Rule.needsTwo() && !o.saidAgain(at, others) {
+		if liftable(o.Rule, at) && p.needsTwo(o.Rule) && !o.saidAgain(at, others) {
 			p.first -= 2
 		}
 	}
@@ -462,8 +471,8 @@ func stepPoint(others []ForeignRule, at Priority) point {
 }
 
 // lift makes the rules of one point, in the order of the rules that they lift, and returns
-// what could not be kept in order.
-func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
+// what could not be kept in order. Some rules stand there already.
+func (p point) lift(f Family, others []ForeignRule, standing []PlannedRule) (out []PlannedRule, overtaken []Overtaking) {
 	add := func(r, o Rule, yields bool) {
 		r.Family, r.Protocol, r.Action = f, Multihomed, ActionGoto
 		out = append(out, PlannedRule{
@@ -473,7 +482,11 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 	}
 	// lead makes the packets of a rule, said in other words, go on at a target.
 	lead := func(r Rule, at, target Priority) {
-		for _, w := range disguised(r) {
+		all := disguised(r)
+		if p.exact {
+			all, _ = copied(words(r), Rule{}, false)
+		}
+		for _, w := range all {
 			yields := w.MeantBy(r)
 			w.Priority, w.Goto = at, target
 			add(w, r, yields)
@@ -504,21 +517,21 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 			before = unlifted[i]
 		}
 		target := before.Rule.Priority
-		if overtakes := slices.ContainsFunc(others, func(q ForeignRule) bool { return q.precedes(before) }); overtakes && before.ahead() > p.behind {
+		overtakes := slices.ContainsFunc(others, func(q ForeignRule) bool { return q.precedes(before) })
+		if overtakes && before.ahead() > p.behind {
 			target = before.ahead()
-		} else if overtakes && before.ahead() == p.behind && at < p.behind {
-			target = p.behind // It stands further in front than what is said again.
-			if !r.needsTwo() {
-				// What is said again may have no answer: then it goes on to the numbered
-				// rule, and not over it with the step.
-				lead(r, p.behind, before.Rule.Priority)
+		}
+		// What is said again for everybody stands behind the lifts. Before a lift it is for those
+		// that this selects. It may have no answer: then these go on to the numbered rule, and
+		// not over it with the step.
+		sayAgain := func(his Rule, at Priority, apart bool) {
+			if !overtakes || before.ahead() != p.behind {
+				return
 			}
-		} else if overtakes && before.ahead() == p.behind {
-			// What is said again for everybody stands behind the lifts.
-			again, missed := before.again(f, r, others)
-			for i := range again {
-				again[i].Rank = rankLift | uint64(len(out))
-				out = append(out, again[i])
+			again, missed := before.again(f, saying{his: his, at: at, apart: apart, standing: slices.Concat(standing, out)}, others)
+			for _, x := range again {
+				x.Rank = rankLift | uint64(len(out))
+				out = append(out, x)
 			}
 			overtaken = append(overtaken, missed...)
 		}
@@ -528,19 +541,21 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 				target = min(target, n.ahead())
 			}
 		}
-		if next := at + 2; r.needsTwo() && next <= p.last {
-			others, own := r.leftOut()
-			for _, rest := range others {
+		if next := at + 2; p.needsTwo(r) && next <= p.last {
+			rests, wide := r.leftOut(p.exact)
+			for _, rest := range rests {
 				rest.Priority, rest.Goto = at, next
 				add(rest, r, false)
 			}
-			for _, w := range own {
+			sayAgain(wide, at+1, true)
+			for _, w := range disguise(r, wide) {
 				w.Priority, w.Goto = at+1, target
 				add(w, r, w.MeantBy(r))
 			}
 			at = next
 			continue
 		}
+		sayAgain(r, at, false)
 		lead(r, at, target)
 	}
 	if !slices.ContainsFunc(out, func(r PlannedRule) bool { return r.Rule.Priority == at }) {
@@ -627,6 +642,9 @@ func (r Rule) needsTwo() bool {
 	return r.oneUser() || r.DestinationPorts.one() || r.SourcePorts.one() || oneHost(r.From) || oneHost(r.To)
 }
 
+// needsTwo reports whether a rule is lifted at two priorities.
+func (p point) needsTwo(r Rule) bool { return r.needsTwo() || p.exact && r.Mark.whole() }
+
 func (r Rule) oneUser() bool { return r.UIDs.limits() && r.UIDs.First == r.UIDs.Last }
 
 func oneHost(p netip.Prefix) bool { return p.IsValid() && p.IsSingleIP() }
@@ -636,9 +654,13 @@ func oneHost(p netip.Prefix) bool { return p.IsValid() && p.IsSingleIP() }
 // neighbours, of which the other is left out: the kernel knows no range that holds the
 // ports 0 and 65535 (fib_rule_port_range_valid in include/net/fib_rules.h), and no port is
 // 0 in what asks for a way before it has one. Whom a rule for others selects besides has
-// nothing to do with the rule, so they name nothing but what is left out.
-func (r Rule) leftOut() (others, own []Rule) {
-	wide := words(r)
+// nothing to do with the rule, so they name nothing but what is left out. The other words of
+// a mark may take another one, too, which is left out if the rule must be exact.
+func (r Rule) leftOut(exact bool) (others []Rule, wide Rule) {
+	wide = words(r)
+	if exact && r.Mark.whole() {
+		others = append(others, Rule{Mark: r.Mark.other()})
+	}
 	if r.oneUser() {
 		for _, rest := range complement(r.UIDs) {
 			others = append(others, Rule{UIDs: rest})
@@ -663,7 +685,7 @@ func (r Rule) leftOut() (others, own []Rule) {
 	}
 	host(&wide.From, func(p netip.Prefix) Rule { return Rule{From: p} })
 	host(&wide.To, func(p netip.Prefix) Rule { return Rule{To: p} })
-	return others, disguise(r, wide)
+	return others, wide
 }
 
 // neighbours returns the block of two that an address is in, and the other one of it.
@@ -767,6 +789,12 @@ func withBit(a netip.Addr, bit int) netip.Addr {
 	out, _ := netip.AddrFromSlice(b) // It has the length of an address.
 	return out
 }
+
+// whole reports whether a mark limits packets to one mark.
+func (m Mark) whole() bool { return m.limits() && ^m.Mask == 0 }
+
+// other is the mark that the other words of a whole one take besides.
+func (m Mark) other() Mark { return Mark{Value: m.disguised().Value, Mask: m.Mask} }
 
 // disguised is another mark for the same packets: one that has a bit which the mask
 // leaves out. Where the mask leaves none out it loses one, such that something is
