@@ -78,7 +78,7 @@ func (o ForeignRule) again(f Family, in saying, others []ForeignRule) (out []Pla
 		w.Mark = w.told()
 		for _, other := range slices.Concat(in.standing, out) {
 			switch {
-			case sameButPrefixes(w, other.Rule) && w.From == other.Rule.From && w.To == other.Rule.To:
+			case sameButPrefixes(w, other.Rule) && w.From == other.Rule.From && w.To == other.Rule.To && w.Invert == other.Rule.Invert:
 				return // The first one answers.
 			case sameButPrefixes(w, other.Rule):
 				overtaken = append(overtaken, Overtaking{Numbered: o.Rule, Overtaken: x})
@@ -140,15 +140,15 @@ func (o ForeignRule) again(f Family, in saying, others []ForeignRule) (out []Pla
 }
 
 // told is the mark of a rule with a word, in bits that are not compared, of which prefixes
-// it has: the kernel takes a rule without one for equal to one with any (rule_exists in
-// net/core/fib_rules.c). Besides, whoever deletes "from all lookup main" must not mean it.
+// it has and whether it is inverted: the kernel takes a rule without a prefix for equal to one
+// with any, and compares no inversion (rule_exists in net/core/fib_rules.c). Besides, whoever deletes "from all lookup main" must not mean it.
 func (r Rule) told() Mark {
 	m := r.Mark
 	if m == (Mark{}) {
 		m = anyMark
 	}
 	free := ^m.Mask
-	for _, has := range [...]bool{r.From.IsValid(), r.To.IsValid()} {
+	for _, has := range [...]bool{r.From.IsValid(), r.To.IsValid(), r.Invert} {
 		lowest := free & -free
 		if free &^= lowest; has {
 			m.Value ^= lowest

@@ -171,6 +171,10 @@ func TestNumberedRuleComesInOrder(t *testing.T) {
 			[]routing.Rule{everybody, at(9100, locked), at(30000, routing.Rule{Action: routing.ActionUnreachable}), {IIF: "lo", Action: routing.ActionProhibit}},
 			lookup.Flow{From: addr("172.17.0.9"), IIF: "docker0", To: addr("192.0.2.50")}, 0,
 		},
+		"behind what is for nobody": {
+			[]routing.Rule{{Invert: true, From: prefix("192.0.2.10/32"), Action: routing.ActionLookup, Table: 77}, at(18500, routing.Rule{Invert: true, Action: routing.ActionProhibit}), at(32000, routing.Rule{Action: routing.ActionUnreachable})},
+			lookup.Flow{To: addr("192.0.2.50")}, 0,
+		},
 		"bound, between a full tunnel and another one": {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{Action: routing.ActionLookup, Table: 79})}, lookup.Flow{From: addr("198.51.100.20"), To: addr("172.16.5.5")}, 90},
 	} {
 		t.Run(name, func(t *testing.T) {

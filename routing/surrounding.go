@@ -21,8 +21,8 @@ type surrounding struct {
 	mainUnread bool
 	// lifts says that rules are lifted over the ladder.
 	lifts bool
-	// inside are the priorities inside of the ladder at which the rungs in front of them stand
-	// once more: see insidePlaces.
+	// inside are the priorities at which the rungs in front of them stand once more, apart from
+	// the last: see insidePlaces.
 	inside []Priority
 	// last is the priority of what stands behind the ladder, last before main.
 	last Priority
@@ -176,7 +176,7 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 	}
 	s.layers = orderLayers(s.layers)
 	s.inside = insidePlaces(others)
-	points := liftPoints(others)
+	points := liftPoints(others, s.inside)
 	lifts, overtaken := inOrder(f, others)
 	s.overtaken = overtaken
 	for i := range lifts {
@@ -293,8 +293,8 @@ var rungsOfSources = [...]Priority{ //nolint:gochecknoglobals // a constant in a
 // liftPoints are the places where rules have to be lifted: in front of the ladder,
 // and inside of it wherever rules of others stand among ours. A packet that was
 // lifted to one of these goes on from there, and must not meet our rungs before
-// the next one that selects it.
-func liftPoints(others []ForeignRule) []point {
+// the next one that selects it, nor what stands inside of the ladder before that.
+func liftPoints(others []ForeignRule, inside []Priority) []point {
 	front := point{first: PriorityLift, behind: PriorityLift, last: priorityLastLift, end: PriorityKnown}
 	points := []point{front}
 	from := PriorityLift
@@ -311,37 +311,52 @@ func liftPoints(others []ForeignRule) []point {
 		}
 		from = rung
 	}
+	for _, p := range inside {
+		if !slices.ContainsFunc(points, func(at point) bool { return at.behind == p }) {
+			points = append(points, point{first: p, behind: p, last: p, end: p})
+		}
+	}
 	return points
 }
 
-// insidePlaces are the priorities inside of the ladder at which the rungs in front of them
-// stand once more. Rules of others stand there to which packets come that skipped these rungs:
-// they were lifted, or a goto of somebody else leads there. If the rule has no answer, they must
-// find their link before the rungs behind it take or refuse them. There is one place in front of
-// each rung, directly behind the last rule that selects: the next ones have their say first.
+// insidePlaces are the priorities inside of the ladder, and behind it, at which the rungs in
+// front of them stand once more. Rules of others stand there to which packets come that skipped
+// these rungs: they were lifted, or a goto of somebody else leads there. If the rule has no
+// answer, they must find their link before the rungs behind it take or refuse them, and before a
+// rule of somebody else that is for everybody does. There is one place in front of each of these,
+// directly behind the last rule that selects: the next ones have their say first.
 func insidePlaces(others []ForeignRule) []Priority {
 	targets := map[Priority]struct{}{}
+	// A cut is a place between the rules of a priority and those of the next one.
+	var cuts []Priority
 	for _, o := range others {
-		if o.Rule.Action == ActionGoto {
-			targets[o.Rule.Goto] = struct{}{}
+		r := o.Rule
+		if r.Action == ActionGoto {
+			targets[r.Goto] = struct{}{}
+		}
+		if !r.Selects() && !o.SteppedOver() && r.Priority > PriorityKnown {
+			cuts = append(cuts, r.Priority-1)
 		}
 	}
+	for _, rung := range rungsOfSources {
+		if rung > PriorityOverlap && rung <= PriorityUnreachable {
+			cuts = append(cuts, rung)
+		}
+	}
+	slices.Sort(cuts)
 	var out []Priority
 	from := PriorityOverlap
-	for _, rung := range rungsOfSources {
-		if rung <= PriorityOverlap || rung > PriorityUnreachable {
-			continue
-		}
+	for _, cut := range cuts {
 		last := Priority(0)
 		for _, o := range others {
-			if p := o.Rule.Priority; p > from && p <= rung && (liftable(o.Rule, PriorityLift) || contains(targets, p)) {
+			if p := o.Rule.Priority; p > from && p <= cut && (liftable(o.Rule, PriorityLift) || contains(targets, p)) {
 				last = max(last, p)
 			}
 		}
 		if last != 0 {
 			out = append(out, last)
 		}
-		from = rung
+		from = cut
 	}
 	return out
 }
@@ -367,36 +382,43 @@ func Dangles(foreign []ForeignRule, at Priority) bool {
 	return leads && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.Priority == at })
 }
 
-// A site is a place at which the rungs of a link stand: 0 is the ladder itself, where each has
-// its own priority. At the others they share one.
-type site Priority
+// A site is a place at which the rungs of a link stand. That without a priority is the ladder
+// itself, where each rung has its own. At the others they share one.
+type site struct {
+	at Priority
+	// last says that it is the one behind all that others have before main.
+	last bool
+}
 
 // sites are those of a family, in the order of the kernel but for the first.
 func (s *surrounding) sites() []site {
 	out := make([]site, 1, 2+len(s.inside))
 	for _, p := range s.inside {
-		out = append(out, site(p))
+		out = append(out, site{at: p})
 	}
 	if s.lifts {
-		out = append(out, site(s.last))
+		out = append(out, site{at: s.last, last: true})
 	}
 	return out
 }
 
+// again reports whether the rungs stand there once more.
+func (s site) again() bool { return s.at != 0 }
+
 // has reports whether a rung stands at the site: inside of the ladder, only those do that may
 // have been skipped.
-func (s site) has(rung Priority) bool { return s == 0 || Priority(s) > rung }
+func (s site) has(rung Priority) bool { return !s.again() || s.at > rung }
 
 // priority is that of a rung at the site.
 func (s site) priority(rung Priority) Priority {
-	if s == 0 {
+	if !s.again() {
 		return rung
 	}
-	return Priority(s)
+	return s.at
 }
 
 func (s site) decision(d Decision) Decision {
-	if s == 0 {
+	if !s.again() {
 		return d
 	}
 	return Again
@@ -405,23 +427,23 @@ func (s site) decision(d Decision) Decision {
 // rank orders the rungs of one source at the site, rank is that in the ladder.
 func (s site) rank(rank, stage uint64) uint64 {
 	switch {
-	case s == 0:
+	case !s.again():
 		return rank
-	case Priority(s).behind():
+	case s.last:
 		return rankAgain(rank, stage)
 	default:
 		return rankInside(rank, stage)
 	}
 }
 
-// mark returns the words of a rung at the site; behind is its mark behind the ladder. Inside
-// of the ladder all have a word, by which they are known: see [Rule.inside].
-func (s site) mark(behind, inside Mark) Mark {
+// mark returns the words of a rung at the site; last is its mark at the last one. At the
+// others all have a word, by which they are known: see [Rule.inside].
+func (s site) mark(last, inside Mark) Mark {
 	switch {
-	case s == 0:
+	case !s.again():
 		return Mark{}
-	case Priority(s).behind():
-		return behind
+	case s.last:
+		return last
 	default:
 		return inside
 	}
@@ -436,10 +458,10 @@ func (s *surrounding) ownMark(rung Priority) Mark {
 	return Mark{}
 }
 
-// inside reports whether a rule of ours stands inside of the ladder, at the priority of a rule
-// of somebody else, besides the rung that it repeats.
+// inside reports whether a rule of ours stands at the priority of a rule of somebody else,
+// besides the rung that it repeats.
 func (r *Rule) inside() bool {
-	return r.Protocol == Multihomed && r.Priority > PriorityOverlap && r.Priority <= PriorityUnreachable &&
+	return r.Protocol == Multihomed && r.Priority > PriorityOverlap && r.Priority < firstAgain &&
 		r.Mark.Mask == 0 && r.Mark.Value != 0 && r.Mark != anyMarkOwn && (r.Priority != PriorityNested || r.Mark != anyMarkInner) &&
 		(r.Priority != PriorityKnown || r.Mark != anyMarkHalf)
 }
