@@ -342,6 +342,103 @@ func TestSilentRuleAmongOurs(t *testing.T) {
 	}
 }
 
+// TestSilentRuleBeforeATunnel: a rule of somebody else that selects, stands behind the ladder
+// and has no answer leaves bound traffic its link, also where a rule for everybody follows.
+// Unbound traffic follows that, and whoever selects a packet behind it keeps his say.
+func TestSilentRuleBeforeATunnel(t *testing.T) {
+	t.Parallel()
+	rule := func(p routing.Priority, table routing.TableID, change func(*routing.Rule)) routing.Rule {
+		r := routing.Rule{Family: routing.IPv4, Priority: p, Action: routing.ActionLookup, Table: table, Protocol: routing.ProtocolBoot}
+		if change != nil {
+			change(&r)
+		}
+		return r
+	}
+	user := func(r *routing.Rule) { r.UIDs = routing.UIDRange{Set: true, First: 1001, Last: 1001} }
+	mark := func(value uint32) func(*routing.Rule) {
+		return func(r *routing.Rule) { r.Mark = routing.Mark{Value: value, Mask: 1<<32 - 1} }
+	}
+	but := func(r *routing.Rule) { mark(0xca6c)(r); r.Invert = true }
+	pieces := func(r *routing.Rule) { r.SuppressPrefixLength = routing.Some(0) }
+	refuses := func(r *routing.Rule) { r.Action, r.Table = routing.ActionProhibit, 0 }
+	const first, second, tunnel, other = 2, 3, 92, 93
+	bound, device := lookup.Flow{From: addr("198.51.100.20"), UID: 1001}, lookup.Flow{OIF: "wan1", UID: 1001}
+	unbound, marked := lookup.Flow{UID: 1001}, lookup.Flow{From: addr("198.51.100.20"), UID: 1001, Mark: 7}
+	for name, tt := range map[string]struct {
+		silent          []routing.Priority
+		rules           []routing.Rule
+		unbound, marked int // 0: refused
+	}{
+		"wg-quick": {
+			[]routing.Priority{10501, 12000, 18000, 19000, 20000, 32000, 32763},
+			[]routing.Rule{rule(32764, routing.TableMain, pieces), rule(32765, 77, but)}, tunnel, second,
+		},
+		"a plain default": {[]routing.Priority{10501, 18000, 20000, 31999}, []routing.Rule{rule(32000, 77, nil)}, tunnel, second},
+		"a kill switch":   {[]routing.Priority{12000, 32764}, []routing.Rule{rule(32765, 0, refuses)}, 0, second},
+		"main, moved":     {[]routing.Priority{12000, 30999}, []routing.Rule{rule(31000, routing.TableMain, nil)}, first, second},
+		"two tunnels, and a mark between them": {
+			[]routing.Priority{12000, 18000}, []routing.Rule{rule(18001, 77, but), rule(25000, 78, mark(7)), rule(32000, 77, nil)}, tunnel, tunnel,
+		},
+		"a mark before the tunnel": {[]routing.Priority{12000, 18000}, []routing.Rule{rule(25000, 78, mark(7)), rule(32000, 77, nil)}, tunnel, other},
+		"the tunnel's own mark": {
+			[]routing.Priority{12000, 18000}, []routing.Rule{rule(18001, 77, func(r *routing.Rule) { mark(7)(r); r.Invert = true }), rule(25000, 78, mark(7))}, tunnel, other,
+		},
+		"inside of the ladder": {[]routing.Priority{9600, 10100}, []routing.Rule{rule(10200, 77, nil), rule(25000, 78, mark(7))}, tunnel, tunnel},
+	} {
+		for _, p := range tt.silent {
+			h := newHost()
+			h.install(wan0())
+			h.install(wan1())
+			h.kernel.Install(link(tunnel, "wg0", bare("10.200.0.2/32")))
+			h.kernel.Install(link(other, "wg1", bare("10.201.0.2/32")))
+			for table, device := range map[routing.TableID]int{77: tunnel, 78: other} {
+				if err := h.kernel.AddForeignRoute(routing.Route{
+					Family: routing.IPv4, Table: table, Destination: prefix(default4), Device: device, Type: routing.RouteUnicast, Protocol: kerneltest.ProtocolStatic,
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.converge(t)
+			plain := h.kernel.Text()
+			all := append([]routing.Rule{rule(p, 79, user)}, tt.rules...)
+			for _, r := range all {
+				if err := h.kernel.AddForeignRule(r); err != nil {
+					t.Fatal(err)
+				}
+				h.lookAround()
+				h.apply(t, routing.Diff(h.planner, h.kernel, h.planner.Take(), always))
+				h.settled(t)
+			}
+			for what, way := range map[string]struct {
+				flow   lookup.Flow
+				device int
+			}{
+				"bound": {bound, second}, "bound to the device": {device, second}, "unbound": {unbound, tt.unbound}, "bound and marked": {marked, tt.marked},
+			} {
+				way.flow.To = addr("8.8.8.8")
+				v := h.kernel.Lookup(way.flow)
+				if way.device == 0 && v.Outcome != lookup.Rejected || way.device != 0 && !v.Through(way.device) {
+					t.Errorf("%s, %d: %s: %v %v by %s, want if%d\n%s%s", name, p, what, v.Outcome, v.Legs, v.Rule, way.device, h.kernel.Text(), h.kernel.ForeignText())
+				}
+			}
+			h.kernel.FlushTable(routing.IPv4, 10001)
+			if v := h.kernel.Lookup(lookup.Flow{From: bound.From, UID: 1001, To: addr("8.8.8.8")}); v.Outcome != lookup.Rejected && p > routing.PriorityUnreachable {
+				t.Errorf("%s, %d: bound, and its table is empty: %v %v by %s", name, p, v.Outcome, v.Legs, v.Rule)
+			}
+			h.kernel.Install(h.links[3])
+			for _, r := range all {
+				h.kernel.DropRule(r)
+			}
+			h.lookAll()
+			h.converge(t)
+			h.settled(t)
+			if text := h.kernel.Text(); text != plain {
+				t.Errorf("%s, %d: left behind:\n%s", name, p, text)
+			}
+		}
+	}
+}
+
 // TestHalfOfEverything: what a rule for half of everything is not for, bound traffic does not
 // find in its table.
 func TestHalfOfEverything(t *testing.T) {
@@ -576,25 +673,40 @@ func (h *host) findsLink(t *rapid.T, f lookup.Flow) {
 	if owners := owned(h)[f.From]; len(owners) == 0 {
 		return
 	}
+	for _, r := range h.kernel.Foreign(routing.FamilyOf(f.To)) {
+		if other := r.Mark.Value ^ f.Mark; r.Mark.Mask == 1<<32-1 && (other == 1<<31 || other == 1) {
+			return // The other words of a mark may take it: the documented exception.
+		}
+	}
 	inside := func(r routing.Rule) bool {
-		return r.Priority > routing.PriorityOverlap && r.Priority <= routing.PriorityUnreachable
+		return r.Priority > routing.PriorityOverlap && r.Priority <= routing.PriorityAgain
+	}
+	isSilent := func(s lookup.Step) bool {
+		return s.Result == lookup.Empty || s.Result == lookup.TooShort || s.Result == lookup.InGroup || s.Result == lookup.Thrown
 	}
 	with, steps := h.kernel.Trace(f, func(routing.Rule) bool { return true })
 	var silent []routing.Rule
 	for _, s := range steps {
 		switch r := s.Rule; {
 		case policy.OwnsRule(r) || !inside(r) || s.Result == lookup.Unmatched:
-		case r.Selects() && (s.Result == lookup.Empty || s.Result == lookup.TooShort || s.Result == lookup.InGroup || s.Result == lookup.Thrown):
+		case isSilent(s) && r.Selects():
 			silent = append(silent, r)
-		default:
-			return // It has an answer, or is for everybody.
+		case len(silent) > 0 && !r.Selects():
+			// It must not have been reached, unless it would be without the silent ones, or no
+			// rule fits in between.
+			if slices.ContainsFunc(silent, func(o routing.Rule) bool { return o.Priority == r.Priority }) {
+				return
+			}
+		case !isSilent(s):
+			return // It has an answer.
 		}
 	}
-	if len(silent) == 0 || !policy.OwnsRule(with.Rule) && with.Outcome != lookup.NoRoute {
+	if len(silent) == 0 {
 		return
 	}
 	without := h.kernel.LookupIf(f, func(r routing.Rule) bool {
-		return !slices.Contains(silent, r) && (r.Action != routing.ActionGoto || !policy.OwnsRule(r))
+		planned, _ := h.planner.Rule(r)
+		return !slices.Contains(silent, r) && (r.Action != routing.ActionGoto || planned.Reason.Decision != routing.LiftForeign)
 	})
 	if !maps.Equal(ends(without), ends(with)) && policy.OwnsRule(without.Rule) && without.Rule.Priority <= routing.PriorityUnreachable {
 		t.Fatalf("%+v\nwithout %v: %v %v by %s\nwith: %v %v by %s\n%s%s",

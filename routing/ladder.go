@@ -138,7 +138,7 @@ func Ladder() []Rung {
 		},
 		{
 			Name: "again", First: firstAgain, Last: PriorityAgain, Decision: Again, Behind: true,
-			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands; also inside of the ladder, behind a rule of another program that selects: the rungs in front of it",
+			Rule: "the rungs overlap, known, nested, opening, device, source and unreachable once more", Per: "source and device, while a lift stands; also behind a rule of another program that selects, inside of the ladder or before a rule for everybody: the rungs in front of it",
 			Why: "if a lifted rule has no answer, the lookup continues behind it: traffic bound to a source or a device must find its link there",
 		},
 		{

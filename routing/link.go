@@ -373,10 +373,10 @@ func (plan *LinkPlan) planRules(k Key, t TableID, in rungs) {
 	uplink := plan.Roles.In(k.Family) == Uplink
 	if in.network && (!in.inMain || in.policy.NetworksAlways) {
 		m.add(KeepMain, m.byLength(k.Prefix), Rule{
-			Priority: PriorityNetworkMain, To: k.Prefix, Action: ActionLookup, Table: TableMain,
+			Priority: PriorityNetworkMain, To: k.Prefix, Action: ActionLookup, Table: TableMain, Mark: in.around.ownMark(PriorityNetworkMain),
 			SuppressPrefixLength: Some(uint32(max(k.Prefix.Bits()-1, 0))), //nolint:gosec // 0 to 127
 		})
-		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix})
+		m.add(ReachNetwork, m.byLength(k.Prefix), Rule{Priority: PriorityNetwork, To: k.Prefix, Mark: in.around.ownMark(PriorityNetwork)})
 	}
 	if uplink && m.lastResort() {
 		m.add(LastResort, uint64(in.metric)<<16|order, Rule{Priority: PriorityMatchAll, IIF: Loopback})
@@ -467,11 +467,11 @@ func (m *rules) device(p Priority, from netip.Prefix, rank uint64) {
 			behind, inside, narrower = Mark{}, anyMarkDevice, rank>>48&0xff<<16
 		}
 		r.Mark = s.mark(behind, inside)
-		switch s {
-		case 0:
+		switch {
+		case !s.again():
 			r.Mark = m.around.ownMark(p)
 			m.add(FollowDevice, rank, r)
-		case site(m.around.last):
+		case s.last:
 			m.add(Again, narrower|m.order, r)
 		default:
 			m.add(Again, rankDeviceInside|narrower|m.order, r)
@@ -575,7 +575,7 @@ func (m *rules) source(s source) {
 		m.add(KeepLocal, rank, r)
 	}
 	for _, here := range around.sites() {
-		again, decision := here != 0, here.decision
+		again, decision := here.again(), here.decision
 		// Where they are repeated, the rungs of one source share a priority.
 		at := func(p Priority, stage uint64) (Rule, uint64) { return from(here.priority(p)), here.rank(rank, stage) }
 		if m.overlap && !m.key.OfHosts() && here.has(PriorityOverlap) {
@@ -607,7 +607,7 @@ func (m *rules) source(s source) {
 		})
 		if here.has(PrioritySource) {
 			r, rank := at(PrioritySource, againSource)
-			if r.Mark = here.mark(anyMark, anyMark); here == 0 {
+			if r.Mark = here.mark(anyMark, anyMark); !again {
 				r.Mark = around.ownMark(PrioritySource)
 			}
 			m.add(decision(FollowSource), rank, r)
@@ -615,14 +615,14 @@ func (m *rules) source(s source) {
 		if uplink && s.own && here.has(PriorityUnreachable) {
 			// The order of rules that all say no does not matter: they have one rank.
 			r, rank := at(PriorityUnreachable, againUnreachable)
-			r.Action = ActionUnreachable
+			r.Action, r.Mark = ActionUnreachable, here.mark(Mark{}, anyMark)
 			if !again {
 				rank = rankRung
 			}
 			m.add(decision(NeverStray), rank, r)
 			for _, w := range m.guards(s) {
 				r, rank := at(PriorityUnreachable, againGuard)
-				r.From, r.IIF, r.Action = w.prefix, w.iif, ActionUnreachable
+				r.From, r.IIF, r.Action, r.Mark = w.prefix, w.iif, ActionUnreachable, here.mark(Mark{}, anyMark)
 				if !again {
 					rank = rankRung
 				} else if w.prefix.Bits() < s.prefix.Bits() {

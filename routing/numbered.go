@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -53,21 +54,31 @@ func (o ForeignRule) saidAgain(at Priority, others []ForeignRule) bool {
 // returns those of others for which there are none.
 func inOrder(f Family, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
 	for _, n := range others {
-		rules, missed := n.again(f, n.Rule, others)
+		rules, missed := n.again(f, saying{his: n.Rule, at: n.ahead(), standing: out}, others)
 		out, overtaken = append(out, rules...), append(overtaken, missed...)
 	}
 	return out, overtaken
 }
 
-// again says the rules that must come before a numbered one in front of it, for packets
-// that his rule selects.
-func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
+// A saying is what is said again, and where.
+type saying struct {
+	// his is the rule for whose packets it is. It is said in other words already if it is apart.
+	his   Rule
+	apart bool
+	at    Priority
+	// standing are the rules that come before.
+	standing []PlannedRule
+}
+
+// again says the rules that must come before a numbered one in front of it, for the packets
+// of a rule, in the order in which they must stand.
+func (o ForeignRule) again(f Family, in saying, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
 	add := func(x, w Rule, rank uint64) {
-		w.Family, w.Protocol, w.Priority = f, Multihomed, o.ahead()
+		w.Family, w.Protocol, w.Priority = f, Multihomed, in.at
 		w.Mark = w.told()
-		for _, other := range out {
+		for _, other := range slices.Concat(in.standing, out) {
 			switch {
-			case sameButPrefixes(w, other.Rule) && w.From == other.Rule.From && w.To == other.Rule.To:
+			case sameButPrefixes(w, other.Rule) && w.From == other.Rule.From && w.To == other.Rule.To && w.Invert == other.Rule.Invert:
 				return // The first one answers.
 			case sameButPrefixes(w, other.Rule):
 				overtaken = append(overtaken, Overtaking{Numbered: o.Rule, Overtaken: x})
@@ -81,6 +92,10 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 	}
 	rank := uint64(0)
 	say := func(x, his Rule) {
+		var other Rule
+		if in.apart {
+			other = words(his)
+		}
 		both, some, exact := meet(x, his)
 		if !exact {
 			overtaken = append(overtaken, Overtaking{Numbered: o.Rule, Overtaken: x})
@@ -93,7 +108,7 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 		if !both.Selects() {
 			at |= rankLast
 		}
-		all, except := copied(both, x, his == o.Rule && his.Mark == both.Mark)
+		all, except := copied(both, other, !his.Invert && his == o.Rule && his.Mark == both.Mark)
 		for _, w := range except {
 			w.Action, w.Goto = ActionGoto, o.Rule.Priority
 			if !slices.ContainsFunc(out, func(r PlannedRule) bool { return r.Rank == 0 && r.Rule.Mark == w.Mark }) {
@@ -109,7 +124,7 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 		if !x.precedes(o) {
 			continue
 		}
-		if x.Rule.Selects() && !his.Selects() {
+		if x.Rule.Selects() && !in.his.Selects() {
 			// What is for everybody is said again behind all that selects. Before this one
 			// it is for those that this one selects.
 			for _, q := range others[:place] {
@@ -118,21 +133,22 @@ func (o ForeignRule) again(f Family, his Rule, others []ForeignRule) (out []Plan
 				}
 			}
 		}
-		say(x.Rule, his)
+		say(x.Rule, in.his)
 	}
+	slices.SortStableFunc(out, func(a, b PlannedRule) int { return cmp.Compare(a.Rank, b.Rank) })
 	return out, overtaken
 }
 
 // told is the mark of a rule with a word, in bits that are not compared, of which prefixes
-// it has: the kernel takes a rule without one for equal to one with any (rule_exists in
-// net/core/fib_rules.c). Besides, whoever deletes "from all lookup main" must not mean it.
+// it has and whether it is inverted: the kernel takes a rule without a prefix for equal to one
+// with any, and compares no inversion (rule_exists in net/core/fib_rules.c). Besides, whoever deletes "from all lookup main" must not mean it.
 func (r Rule) told() Mark {
 	m := r.Mark
 	if m == (Mark{}) {
 		m = anyMark
 	}
 	free := ^m.Mask
-	for _, has := range [...]bool{r.From.IsValid(), r.To.IsValid()} {
+	for _, has := range [...]bool{r.From.IsValid(), r.To.IsValid(), r.Invert} {
 		lowest := free & -free
 		if free &^= lowest; has {
 			m.Value ^= lowest
@@ -150,23 +166,35 @@ func sameButPrefixes(a, b Rule) bool {
 }
 
 // copied returns rules for the packets that one is for, in other words where these are
-// exact, and rules for those that are in the other words but not in its own. A goto needs
-// not be exact, because it leads to the rule itself. Only packets that the numbered rule is
-// not for may be left out, as it is the next that they meet: hisMark says so of the mark.
-func copied(both, x Rule, hisMark bool) (all, except []Rule) {
-	switch {
-	case both.Invert:
+// exact, and rules for those that are in the other words but not in its own. A goto must be
+// exact, too: what it takes besides would skip the numbered rule. Only packets that the
+// numbered rule is not for may be left out, as it is the next that they meet: hisMark says so
+// of the mark. Selectors that are other words already stay as they are.
+func copied(both, other Rule, hisMark bool) (all, except []Rule) {
+	if both.Invert {
 		return []Rule{both}, nil
-	case x.Action != ActionLookup || !both.Mark.limits() || ^both.Mark.Mask != 0:
-		return disguised(both), nil
+	}
+	his := both // What needs other words.
+	keep(&his.From, other.From)
+	keep(&his.To, other.To)
+	keep(&his.UIDs, other.UIDs)
+	keep(&his.SourcePorts, other.SourcePorts)
+	keep(&his.DestinationPorts, other.DestinationPorts)
+	switch {
+	case !both.Mark.whole():
 	case hisMark:
-		other := both.Mark.disguised()
-		other.Mask = both.Mark.Mask
-		return disguised(both), []Rule{{Mark: other}}
+		except = []Rule{{Mark: both.Mark.other()}}
 	default:
-		exact := both
-		exact.Mark = Mark{}
-		return disguise(exact, both), nil
+		his.Mark = Mark{}
+	}
+	return disguise(his, both), except
+}
+
+// keep takes away what is other words already.
+func keep[T comparable](selector *T, other T) {
+	var none T
+	if *selector == other {
+		*selector = none
 	}
 }
 

@@ -130,6 +130,12 @@ func TestNumberedRuleComesInOrder(t *testing.T) {
 	lan := routing.Rule{To: prefix("10.0.0.0/16"), Action: routing.ActionLookup, Table: routing.TableMain}
 	known := routing.Rule{Mark: routing.Mark{Value: 1, Mask: all}, Action: routing.ActionLookup, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}
 	locked := routing.Rule{UIDs: routing.UIDRange{Set: true, First: 1000, Last: 1000}, Action: routing.ActionProhibit}
+	forbidden := routing.Rule{Mark: routing.Mark{Value: 1, Mask: all}, Action: routing.ActionProhibit}
+	everybody := routing.Rule{Action: routing.ActionLookup, Table: 77}
+	noHTTP := routing.Rule{IPProto: 6, DestinationPorts: routing.PortRange{First: 80, Last: 90}, Action: routing.ActionProhibit}
+	source := routing.Rule{From: prefix("192.0.2.10/32"), Action: routing.ActionLookup, Table: 77}
+	noGRE := routing.Rule{Invert: true, IPProto: 6, Action: routing.ActionUnreachable}
+	tunnel := routing.Rule{Invert: true, Mark: routing.Mark{Value: 1, Mask: all}, Action: routing.ActionLookup, Table: 77}
 	for name, tt := range map[string]struct {
 		rules  []routing.Rule // those with priority 0 are numbered by the kernel
 		flow   lookup.Flow
@@ -147,7 +153,29 @@ func TestNumberedRuleComesInOrder(t *testing.T) {
 		"all but a mark, for a numbered mark":            {[]routing.Rule{marked, at(20000, routing.Rule{Invert: true, Mark: routing.Mark{Value: 2, Mask: all}, Action: routing.ActionProhibit})}, lookup.Flow{To: addr("8.8.8.8"), Mark: 1}, 0},
 		"a full tunnel without a number, unbound":        {[]routing.Rule{{Invert: true, Mark: routing.Mark{Value: 0xca6c, Mask: all}, Action: routing.ActionLookup, Table: 77}, at(20000, lan)}, lookup.Flow{To: addr("10.0.0.9")}, 4},
 		"no answer: on to a full tunnel":                 {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{To: prefix("8.0.0.0/8"), Action: routing.ActionLookup, Table: 79})}, lookup.Flow{To: addr("8.8.8.8")}, 92},
-		"bound, between a full tunnel and another one":   {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{Action: routing.ActionLookup, Table: 79})}, lookup.Flow{From: addr("198.51.100.20"), To: addr("172.16.5.5")}, 90},
+		"a mark that another one looks like, forwarded":  {[]routing.Rule{noGRE, at(25000, forbidden)}, lookup.Flow{From: addr("172.17.0.9"), IIF: "lan1", To: addr("10.0.0.9"), IPProto: 47, Mark: 1<<31 | 1}, 0},
+		"a mark that another one looks like, of a user":  {[]routing.Rule{users, at(25000, forbidden)}, lookup.Flow{To: addr("10.0.0.9"), UID: 1001, Mark: 1<<31 | 1}, 92},
+		"a mark that the one left out looks like, bound": {[]routing.Rule{tunnel, at(25000, marked)}, lookup.Flow{From: addr("198.51.100.20"), To: addr("8.8.8.8"), Mark: 1<<31 | 1}, 3},
+		"a mark that a numbered one looks like": {
+			[]routing.Rule{forbidden, {Invert: true, To: prefix("192.0.2.0/24"), Action: routing.ActionProhibit}, at(18500, everybody)}, lookup.Flow{To: addr("198.51.100.9"), Mark: 1<<31 | 1}, 92,
+		},
+		"a numbered protocol, and a rule for everybody": {
+			[]routing.Rule{locked, noHTTP, {Invert: true, To: prefix("172.17.0.0/16"), Action: routing.ActionLookup, Table: 77}, at(9100, routing.Rule{Action: routing.ActionProhibit})},
+			lookup.Flow{To: addr("192.0.2.50"), IPProto: 6, DestinationPort: 80}, 0,
+		},
+		"a numbered source, bound, and a rule for everybody": {
+			[]routing.Rule{{Invert: true, From: prefix("10.0.0.0/16"), Action: routing.ActionLookup, Table: 79}, source, {Invert: true, From: prefix("10.0.0.0/16"), Action: routing.ActionLookup, Table: 79}, at(9100, routing.Rule{Action: routing.ActionProhibit, Mark: routing.Mark{Value: 1, Mask: all}})},
+			lookup.Flow{From: addr("192.0.2.10"), To: addr("8.8.8.8"), Mark: 2}, 92,
+		},
+		"behind one user, and a rule for everybody": {
+			[]routing.Rule{everybody, at(9100, locked), at(30000, routing.Rule{Action: routing.ActionUnreachable}), {IIF: "lo", Action: routing.ActionProhibit}},
+			lookup.Flow{From: addr("172.17.0.9"), IIF: "docker0", To: addr("192.0.2.50")}, 0,
+		},
+		"behind what is for nobody": {
+			[]routing.Rule{{Invert: true, From: prefix("192.0.2.10/32"), Action: routing.ActionLookup, Table: 77}, at(18500, routing.Rule{Invert: true, Action: routing.ActionProhibit}), at(32000, routing.Rule{Action: routing.ActionUnreachable})},
+			lookup.Flow{To: addr("192.0.2.50")}, 0,
+		},
+		"bound, between a full tunnel and another one": {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{Action: routing.ActionLookup, Table: 79})}, lookup.Flow{From: addr("198.51.100.20"), To: addr("172.16.5.5")}, 90},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

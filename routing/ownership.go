@@ -39,7 +39,7 @@ func (o Ownership) OwnsRule(r Rule) bool {
 	if r.Action == ActionLookup && o.OwnsTable(r.Table) {
 		return true
 	}
-	if r.Action == ActionGoto && r.Priority >= lowestStep && r.Priority <= PriorityNetwork {
+	if r.Action == ActionGoto && r.Priority >= lowestStep && r.Priority <= PriorityAgain {
 		return true
 	}
 	_, ours := RungOf(r.Priority)

@@ -109,7 +109,7 @@ func (p *Planner) twins(i int) []PlannedRule {
 			name := p.links[way].Link.Name
 			shorter := uint64(f.Bits() - k.Prefix.Bits()) //nolint:gosec // 0 to 128
 			rule := func(r Rule, rank uint64) {
-				r.Priority, r.To, r.Action = PriorityTwin, k.Prefix, ActionLookup
+				r.Priority, r.To, r.Action, r.Mark = PriorityTwin, k.Prefix, ActionLookup, p.around[i].ownMark(PriorityTwin)
 				out = append(out, p.alike(i, PlannedRule{
 					Rule: r, Rank: shorter<<16 | rank, Reason: Reason{Decision: ReachTwin, Link: name, Prefix: k.Network()},
 				})...)
@@ -201,7 +201,7 @@ func (p *Planner) hostRoutes(i int, table TableID) []PlannedRule {
 	}
 	var out []PlannedRule
 	for _, host := range slices.SortedFunc(maps.Keys(hosts), netip.Prefix.Compare) {
-		r := Rule{Priority: PriorityTwin, To: host, Action: ActionLookup, Table: table}
+		r := Rule{Priority: PriorityTwin, To: host, Action: ActionLookup, Table: table, Mark: p.around[i].ownMark(PriorityTwin)}
 		if x.sentHere(f) {
 			r.IIF = Loopback
 		}

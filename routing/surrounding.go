@@ -21,8 +21,8 @@ type surrounding struct {
 	mainUnread bool
 	// lifts says that rules are lifted over the ladder.
 	lifts bool
-	// inside are the priorities inside of the ladder at which the rungs in front of them stand
-	// once more: see insidePlaces.
+	// inside are the priorities at which the rungs in front of them stand once more, apart from
+	// the last: see insidePlaces.
 	inside []Priority
 	// last is the priority of what stands behind the ladder, last before main.
 	last Priority
@@ -176,7 +176,15 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 	}
 	s.layers = orderLayers(s.layers)
 	s.inside = insidePlaces(others)
-	points := liftPoints(others)
+	points := liftPoints(others, s.inside)
+	lifts, overtaken := inOrder(f, others)
+	s.overtaken = overtaken
+	for i := range lifts {
+		if p := lifts[i].Rule.Priority; p > PriorityLift {
+			// Whom a complement of the front leaves out meets what is said again.
+			points[0].end, points[0].last = min(points[0].end, p), min(points[0].last, p-1)
+		}
+	}
 	if len(stepped) > 0 {
 		p := stepPoint(others, slices.Min(stepped)-1)
 		s.step = step{priority: p.end, target: s.target(slices.Max(stepped))}
@@ -186,10 +194,8 @@ func survey(f Family, foreign []ForeignRule, group uint32) (surrounding, []Plann
 		}
 		points = append(points, p)
 	}
-	lifts, overtaken := inOrder(f, others)
-	s.overtaken = overtaken
 	for _, p := range points {
-		rules, missed := p.lift(f, others)
+		rules, missed := p.lift(f, others, lifts)
 		lifts, s.overtaken = append(lifts, rules...), append(s.overtaken, missed...)
 	}
 	tellApart(lifts, others)
@@ -272,6 +278,9 @@ type point struct {
 	// last is the highest priority of its lifts, end where complements at the last
 	// place lead: a rule stands there.
 	last, end Priority
+	// exact says that a lift must take no packet but those of its rule: behind the lifts
+	// stands what is for everybody.
+	exact bool
 }
 
 // rungsOfSources are the rungs, apart from the step, that have something to say to
@@ -284,8 +293,8 @@ var rungsOfSources = [...]Priority{ //nolint:gochecknoglobals // a constant in a
 // liftPoints are the places where rules have to be lifted: in front of the ladder,
 // and inside of it wherever rules of others stand among ours. A packet that was
 // lifted to one of these goes on from there, and must not meet our rungs before
-// the next one that selects it.
-func liftPoints(others []ForeignRule) []point {
+// the next one that selects it, nor what stands inside of the ladder before that.
+func liftPoints(others []ForeignRule, inside []Priority) []point {
 	front := point{first: PriorityLift, behind: PriorityLift, last: priorityLastLift, end: PriorityKnown}
 	points := []point{front}
 	from := PriorityLift
@@ -302,37 +311,52 @@ func liftPoints(others []ForeignRule) []point {
 		}
 		from = rung
 	}
+	for _, p := range inside {
+		if !slices.ContainsFunc(points, func(at point) bool { return at.behind == p }) {
+			points = append(points, point{first: p, behind: p, last: p, end: p})
+		}
+	}
 	return points
 }
 
-// insidePlaces are the priorities inside of the ladder at which the rungs in front of them
-// stand once more. Rules of others stand there to which packets come that skipped these rungs:
-// they were lifted, or a goto of somebody else leads there. If the rule has no answer, they must
-// find their link before the rungs behind it take or refuse them. There is one place in front of
-// each rung, directly behind the last rule that selects: the next ones have their say first.
+// insidePlaces are the priorities inside of the ladder, and behind it, at which the rungs in
+// front of them stand once more. Rules of others stand there to which packets come that skipped
+// these rungs: they were lifted, or a goto of somebody else leads there. If the rule has no
+// answer, they must find their link before the rungs behind it take or refuse them, and before a
+// rule of somebody else that is for everybody does. There is one place in front of each of these,
+// directly behind the last rule that selects: the next ones have their say first.
 func insidePlaces(others []ForeignRule) []Priority {
 	targets := map[Priority]struct{}{}
+	// A cut is a place between the rules of a priority and those of the next one.
+	var cuts []Priority
 	for _, o := range others {
-		if o.Rule.Action == ActionGoto {
-			targets[o.Rule.Goto] = struct{}{}
+		r := o.Rule
+		if r.Action == ActionGoto {
+			targets[r.Goto] = struct{}{}
+		}
+		if !r.Selects() && !o.SteppedOver() && r.Priority > PriorityKnown {
+			cuts = append(cuts, r.Priority-1)
 		}
 	}
+	for _, rung := range rungsOfSources {
+		if rung > PriorityOverlap && rung <= PriorityUnreachable {
+			cuts = append(cuts, rung)
+		}
+	}
+	slices.Sort(cuts)
 	var out []Priority
 	from := PriorityOverlap
-	for _, rung := range rungsOfSources {
-		if rung <= PriorityOverlap || rung > PriorityUnreachable {
-			continue
-		}
+	for _, cut := range cuts {
 		last := Priority(0)
 		for _, o := range others {
-			if p := o.Rule.Priority; p > from && p <= rung && (liftable(o.Rule, PriorityLift) || contains(targets, p)) {
+			if p := o.Rule.Priority; p > from && p <= cut && (liftable(o.Rule, PriorityLift) || contains(targets, p)) {
 				last = max(last, p)
 			}
 		}
 		if last != 0 {
 			out = append(out, last)
 		}
-		from = rung
+		from = cut
 	}
 	return out
 }
@@ -358,36 +382,43 @@ func Dangles(foreign []ForeignRule, at Priority) bool {
 	return leads && !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.Priority == at })
 }
 
-// A site is a place at which the rungs of a link stand: 0 is the ladder itself, where each has
-// its own priority. At the others they share one.
-type site Priority
+// A site is a place at which the rungs of a link stand. That without a priority is the ladder
+// itself, where each rung has its own. At the others they share one.
+type site struct {
+	at Priority
+	// last says that it is the one behind all that others have before main.
+	last bool
+}
 
 // sites are those of a family, in the order of the kernel but for the first.
 func (s *surrounding) sites() []site {
 	out := make([]site, 1, 2+len(s.inside))
 	for _, p := range s.inside {
-		out = append(out, site(p))
+		out = append(out, site{at: p})
 	}
 	if s.lifts {
-		out = append(out, site(s.last))
+		out = append(out, site{at: s.last, last: true})
 	}
 	return out
 }
 
+// again reports whether the rungs stand there once more.
+func (s site) again() bool { return s.at != 0 }
+
 // has reports whether a rung stands at the site: inside of the ladder, only those do that may
 // have been skipped.
-func (s site) has(rung Priority) bool { return s == 0 || Priority(s) > rung }
+func (s site) has(rung Priority) bool { return !s.again() || s.at > rung }
 
 // priority is that of a rung at the site.
 func (s site) priority(rung Priority) Priority {
-	if s == 0 {
+	if !s.again() {
 		return rung
 	}
-	return Priority(s)
+	return s.at
 }
 
 func (s site) decision(d Decision) Decision {
-	if s == 0 {
+	if !s.again() {
 		return d
 	}
 	return Again
@@ -396,23 +427,23 @@ func (s site) decision(d Decision) Decision {
 // rank orders the rungs of one source at the site, rank is that in the ladder.
 func (s site) rank(rank, stage uint64) uint64 {
 	switch {
-	case s == 0:
+	case !s.again():
 		return rank
-	case Priority(s).behind():
+	case s.last:
 		return rankAgain(rank, stage)
 	default:
 		return rankInside(rank, stage)
 	}
 }
 
-// mark returns the words of a rung at the site; behind is its mark behind the ladder. Inside
-// of the ladder all have a word, by which they are known: see [Rule.inside].
-func (s site) mark(behind, inside Mark) Mark {
+// mark returns the words of a rung at the site; last is its mark at the last one. At the
+// others all have a word, by which they are known: see [Rule.inside].
+func (s site) mark(last, inside Mark) Mark {
 	switch {
-	case s == 0:
+	case !s.again():
 		return Mark{}
-	case Priority(s).behind():
-		return behind
+	case s.last:
+		return last
 	default:
 		return inside
 	}
@@ -427,10 +458,10 @@ func (s *surrounding) ownMark(rung Priority) Mark {
 	return Mark{}
 }
 
-// inside reports whether a rule of ours stands inside of the ladder, at the priority of a rule
-// of somebody else, besides the rung that it repeats.
+// inside reports whether a rule of ours stands at the priority of a rule of somebody else,
+// besides the rung that it repeats.
 func (r *Rule) inside() bool {
-	return r.Protocol == Multihomed && r.Priority > PriorityOverlap && r.Priority <= PriorityUnreachable &&
+	return r.Protocol == Multihomed && r.Priority > PriorityOverlap && r.Priority < firstAgain &&
 		r.Mark.Mask == 0 && r.Mark.Value != 0 && r.Mark != anyMarkOwn && (r.Priority != PriorityNested || r.Mark != anyMarkInner) &&
 		(r.Priority != PriorityKnown || r.Mark != anyMarkHalf)
 }
@@ -443,9 +474,9 @@ const lowestStep Priority = 6900
 
 // stepPoint is the point in front of a step at the given priority.
 func stepPoint(others []ForeignRule, at Priority) point {
-	p := point{first: at, behind: at, last: at, end: at}
+	p := point{first: at, behind: at, last: at, end: at, exact: true}
 	for _, o := range others {
-		if liftable(o.Rule, at) && o.Rule.needsTwo() && !o.saidAgain(at, others) {
+		if liftable(o.Rule, at) && p.needsTwo(o.Rule) && !o.saidAgain(at, others) {
 			p.first -= 2
 		}
 	}
@@ -462,8 +493,8 @@ func stepPoint(others []ForeignRule, at Priority) point {
 }
 
 // lift makes the rules of one point, in the order of the rules that they lift, and returns
-// what could not be kept in order.
-func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtaken []Overtaking) {
+// what could not be kept in order. Some rules stand there already.
+func (p point) lift(f Family, others []ForeignRule, standing []PlannedRule) (out []PlannedRule, overtaken []Overtaking) {
 	add := func(r, o Rule, yields bool) {
 		r.Family, r.Protocol, r.Action = f, Multihomed, ActionGoto
 		out = append(out, PlannedRule{
@@ -473,7 +504,11 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 	}
 	// lead makes the packets of a rule, said in other words, go on at a target.
 	lead := func(r Rule, at, target Priority) {
-		for _, w := range disguised(r) {
+		all := disguised(r)
+		if p.exact {
+			all, _ = copied(words(r), Rule{}, false)
+		}
+		for _, w := range all {
 			yields := w.MeantBy(r)
 			w.Priority, w.Goto = at, target
 			add(w, r, yields)
@@ -504,21 +539,21 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 			before = unlifted[i]
 		}
 		target := before.Rule.Priority
-		if overtakes := slices.ContainsFunc(others, func(q ForeignRule) bool { return q.precedes(before) }); overtakes && before.ahead() > p.behind {
+		overtakes := slices.ContainsFunc(others, func(q ForeignRule) bool { return q.precedes(before) })
+		if overtakes && before.ahead() > p.behind {
 			target = before.ahead()
-		} else if overtakes && before.ahead() == p.behind && at < p.behind {
-			target = p.behind // It stands further in front than what is said again.
-			if !r.needsTwo() {
-				// What is said again may have no answer: then it goes on to the numbered
-				// rule, and not over it with the step.
-				lead(r, p.behind, before.Rule.Priority)
+		}
+		// What is said again for everybody stands behind the lifts. Before a lift it is for those
+		// that this selects. It may have no answer: then these go on to the numbered rule, and
+		// not over it with the step.
+		sayAgain := func(his Rule, at Priority, apart bool) {
+			if !overtakes || before.ahead() != p.behind {
+				return
 			}
-		} else if overtakes && before.ahead() == p.behind {
-			// What is said again for everybody stands behind the lifts.
-			again, missed := before.again(f, r, others)
-			for i := range again {
-				again[i].Rank = rankLift | uint64(len(out))
-				out = append(out, again[i])
+			again, missed := before.again(f, saying{his: his, at: at, apart: apart, standing: slices.Concat(standing, out)}, others)
+			for _, x := range again {
+				x.Rank = rankLift | uint64(len(out))
+				out = append(out, x)
 			}
 			overtaken = append(overtaken, missed...)
 		}
@@ -528,19 +563,21 @@ func (p point) lift(f Family, others []ForeignRule) (out []PlannedRule, overtake
 				target = min(target, n.ahead())
 			}
 		}
-		if next := at + 2; r.needsTwo() && next <= p.last {
-			others, own := r.leftOut()
-			for _, rest := range others {
+		if next := at + 2; p.needsTwo(r) && next <= p.last {
+			rests, wide := r.leftOut(p.exact)
+			for _, rest := range rests {
 				rest.Priority, rest.Goto = at, next
 				add(rest, r, false)
 			}
-			for _, w := range own {
+			sayAgain(wide, at+1, true)
+			for _, w := range disguise(r, wide) {
 				w.Priority, w.Goto = at+1, target
 				add(w, r, w.MeantBy(r))
 			}
 			at = next
 			continue
 		}
+		sayAgain(r, at, false)
 		lead(r, at, target)
 	}
 	if !slices.ContainsFunc(out, func(r PlannedRule) bool { return r.Rule.Priority == at }) {
@@ -627,6 +664,9 @@ func (r Rule) needsTwo() bool {
 	return r.oneUser() || r.DestinationPorts.one() || r.SourcePorts.one() || oneHost(r.From) || oneHost(r.To)
 }
 
+// needsTwo reports whether a rule is lifted at two priorities.
+func (p point) needsTwo(r Rule) bool { return r.needsTwo() || p.exact && r.Mark.whole() }
+
 func (r Rule) oneUser() bool { return r.UIDs.limits() && r.UIDs.First == r.UIDs.Last }
 
 func oneHost(p netip.Prefix) bool { return p.IsValid() && p.IsSingleIP() }
@@ -636,9 +676,13 @@ func oneHost(p netip.Prefix) bool { return p.IsValid() && p.IsSingleIP() }
 // neighbours, of which the other is left out: the kernel knows no range that holds the
 // ports 0 and 65535 (fib_rule_port_range_valid in include/net/fib_rules.h), and no port is
 // 0 in what asks for a way before it has one. Whom a rule for others selects besides has
-// nothing to do with the rule, so they name nothing but what is left out.
-func (r Rule) leftOut() (others, own []Rule) {
-	wide := words(r)
+// nothing to do with the rule, so they name nothing but what is left out. The other words of
+// a mark may take another one, too, which is left out if the rule must be exact.
+func (r Rule) leftOut(exact bool) (others []Rule, wide Rule) {
+	wide = words(r)
+	if exact && r.Mark.whole() {
+		others = append(others, Rule{Mark: r.Mark.other()})
+	}
 	if r.oneUser() {
 		for _, rest := range complement(r.UIDs) {
 			others = append(others, Rule{UIDs: rest})
@@ -663,7 +707,7 @@ func (r Rule) leftOut() (others, own []Rule) {
 	}
 	host(&wide.From, func(p netip.Prefix) Rule { return Rule{From: p} })
 	host(&wide.To, func(p netip.Prefix) Rule { return Rule{To: p} })
-	return others, disguise(r, wide)
+	return others, wide
 }
 
 // neighbours returns the block of two that an address is in, and the other one of it.
@@ -767,6 +811,12 @@ func withBit(a netip.Addr, bit int) netip.Addr {
 	out, _ := netip.AddrFromSlice(b) // It has the length of an address.
 	return out
 }
+
+// whole reports whether a mark limits packets to one mark.
+func (m Mark) whole() bool { return m.limits() && ^m.Mask == 0 }
+
+// other is the mark that the other words of a whole one take besides.
+func (m Mark) other() Mark { return Mark{Value: m.disguised().Value, Mask: m.Mask} }
 
 // disguised is another mark for the same packets: one that has a bit which the mask
 // leaves out. Where the mask leaves none out it loses one, such that something is

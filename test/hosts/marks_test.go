@@ -109,6 +109,20 @@ var markHosts = []Host{
 		},
 	},
 	{
+		Name:    "a rule without an answer before a full tunnel",
+		What:    "A user's table is empty for now, a mark's knows one network, and a VPN's rules in wg-quick's words follow.",
+		Selects: nobody,
+		Build: func(w *world) {
+			vpn0(w, "77")
+			w.both("rule add pref 30000 uidrange 1001-1001 lookup 79", "rule add pref 32763 fwmark 7 lookup 79",
+				"rule add pref 32764 lookup main suppress_prefixlength 0", "rule add pref 32765 not fwmark 51820 lookup 77")
+			w.ip("route add 10.99.0.0/16 dev wan0 table 79")
+		},
+		Ask: func(w *world) []Question {
+			return append(selected([]uint32{7}, []uint32{1001}, addrs("10.8.0.9", "fd08::9")...)(w), dialsOf(w)...)
+		},
+	},
+	{
 		Name:    "a goto that leads nowhere",
 		What:    "A script's marked packets jump to 32765, where nothing stands, and so meet the prohibit that comes before.",
 		Selects: particular,
