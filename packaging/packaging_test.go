@@ -344,6 +344,7 @@ func (s *system) life(debs packages) {
 		s.run("systemd-analyze", "security", "--no-pager", "--threshold=15", "multihomed-prober.service")
 	})
 	s.step("prober", s.prober)
+	s.step("reloads", s.reloads)
 	before := s.networks(s.links()...)
 	s.step("journal", s.journal)
 

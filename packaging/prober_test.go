@@ -26,6 +26,20 @@ print qx(cat /proc/\$(systemctl show -P MainPID multihomed-prober.service)/statu
 
 const askerPath = "/var/tmp/asker"
 
+// reloads makes several reloads in a row, each of which changes the configuration and ends a prober:
+// while systemd starts the next one, as slowly as a small machine does, nobody says that it is away.
+func (s *system) reloads() {
+	s.t.Helper()
+	const file, dropIn = "/etc/multihomed/multihomed.toml", "/run/systemd/system/multihomed-prober.service.d"
+	s.run("sh", "-ec", "mkdir -p "+dropIn+"; printf '[Service]\\nExecStartPre=/bin/sleep 0.7\\n' >"+dropIn+"/slow.conf; systemctl daemon-reload")
+	out := s.run("sh", "-ec", "for n in 1 2 3 4 5 6 7 8; do echo \"container_prefix_length = $n\" >"+file+"; systemctl reload multihomed; "+
+		"multihomectl status --json || true; done; for n in $(seq 30); do multihomectl status --json || true; sleep 0.1; done")
+	if strings.Contains(out, "prober_error") || !strings.Contains(out, `"uplinks": [`) {
+		s.t.Errorf("after reloads, status says:\n%s", out)
+	}
+	s.run("sh", "-ec", "rm -r "+file+" "+dropIn+"; systemctl daemon-reload; systemctl reload multihomed")
+}
+
 // prober asks the installed prober as the daemon does: in its sandbox it can send probes by both links
 // and look at connections, and when its client goes, it ends.
 func (s *system) prober() {
