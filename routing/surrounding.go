@@ -32,6 +32,8 @@ type surrounding struct {
 	// named are the sources that rules of others name, or named until just now. Whether a
 	// link is planned again for them is for [Planner.name] to say.
 	named map[netip.Prefix]struct{}
+	// namedTo are the destinations that they name.
+	namedTo map[netip.Prefix]struct{}
 	// sender says that a rule of others is for what this host sends, or was until just now:
 	// "iif lo" is a word of theirs.
 	sender bool
