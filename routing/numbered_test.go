@@ -176,7 +176,8 @@ func TestNumberedRuleComesInOrder(t *testing.T) {
 		},
 		"a mark that another one looks like, of a device": {
 			[]routing.Rule{{Mark: routing.Mark{Value: 1 << 31, Mask: 1 << 31}, OIF: "wan0", Action: routing.ActionUnreachable}, at(10200, routing.Rule{Mark: routing.Mark{Value: 1, Mask: all}, Action: routing.ActionLookup, Table: 79})},
-			lookup.Flow{To: addr("8.8.8.8"), OIF: "wan0", Mark: 1<<31 | 1}, 0,
+			lookup.Flow{To: addr("8.8.8.8"), OIF: "wan0", Mark: 1<<31 | 1},
+			0,
 		},
 		"behind what is for nobody": {
 			[]routing.Rule{{Invert: true, From: prefix("192.0.2.10/32"), Action: routing.ActionLookup, Table: 77}, at(18500, routing.Rule{Invert: true, Action: routing.ActionProhibit}), at(32000, routing.Rule{Action: routing.ActionUnreachable})},
