@@ -482,7 +482,7 @@ func (r *Rule) arriving() int {
 		return arrivingLast
 	case r.Priority.behind():
 		return 0
-	case !r.inFront() && (r.inside() || r.Action == ActionGoto):
+	case !r.inFront() && (r.inside() || r.Mark == anyMarkOwn || r.Action == ActionGoto):
 		return 1
 	case !r.inFront():
 		return 4

@@ -494,6 +494,8 @@ const (
 	againSource
 	againUnreachable
 	againGuard
+	// againRung is a rung at whose priority others are repeated.
+	againRung
 )
 
 // anyMark takes no packet away, because nothing of the mark is compared, and is a word that
@@ -577,7 +579,12 @@ func (m *rules) source(s source) {
 	for _, here := range around.sites() {
 		again, decision := here.again(), here.decision
 		// Where they are repeated, the rungs of one source share a priority.
-		at := func(p Priority, stage uint64) (Rule, uint64) { return from(here.priority(p)), here.rank(rank, stage) }
+		at := func(p Priority, stage uint64) (Rule, uint64) {
+			if !again && slices.Contains(around.inside, p) {
+				return from(p), rankInside(rank, againRung)
+			}
+			return from(here.priority(p)), here.rank(rank, stage)
+		}
 		if m.overlap && !m.key.OfHosts() && here.has(PriorityOverlap) {
 			r, rank := at(PriorityOverlap, againOverlap)
 			r.To, r.Mark = m.key.Prefix, here.mark(Mark{}, anyMarkOverlap)

@@ -161,19 +161,28 @@ func TestNumberedRuleComesInOrder(t *testing.T) {
 		},
 		"a numbered protocol, and a rule for everybody": {
 			[]routing.Rule{locked, noHTTP, {Invert: true, To: prefix("172.17.0.0/16"), Action: routing.ActionLookup, Table: 77}, at(9100, routing.Rule{Action: routing.ActionProhibit})},
-			lookup.Flow{To: addr("192.0.2.50"), IPProto: 6, DestinationPort: 80}, 0,
+			lookup.Flow{To: addr("192.0.2.50"), IPProto: 6, DestinationPort: 80},
+			0,
 		},
 		"a numbered source, bound, and a rule for everybody": {
 			[]routing.Rule{{Invert: true, From: prefix("10.0.0.0/16"), Action: routing.ActionLookup, Table: 79}, source, {Invert: true, From: prefix("10.0.0.0/16"), Action: routing.ActionLookup, Table: 79}, at(9100, routing.Rule{Action: routing.ActionProhibit, Mark: routing.Mark{Value: 1, Mask: all}})},
-			lookup.Flow{From: addr("192.0.2.10"), To: addr("8.8.8.8"), Mark: 2}, 92,
+			lookup.Flow{From: addr("192.0.2.10"), To: addr("8.8.8.8"), Mark: 2},
+			92,
 		},
 		"behind one user, and a rule for everybody": {
 			[]routing.Rule{everybody, at(9100, locked), at(30000, routing.Rule{Action: routing.ActionUnreachable}), {IIF: "lo", Action: routing.ActionProhibit}},
-			lookup.Flow{From: addr("172.17.0.9"), IIF: "docker0", To: addr("192.0.2.50")}, 0,
+			lookup.Flow{From: addr("172.17.0.9"), IIF: "docker0", To: addr("192.0.2.50")},
+			0,
+		},
+		"a mark that another one looks like, of a device": {
+			[]routing.Rule{{Mark: routing.Mark{Value: 1 << 31, Mask: 1 << 31}, OIF: "wan0", Action: routing.ActionUnreachable}, at(10200, routing.Rule{Mark: routing.Mark{Value: 1, Mask: all}, Action: routing.ActionLookup, Table: 79})},
+			lookup.Flow{To: addr("8.8.8.8"), OIF: "wan0", Mark: 1<<31 | 1},
+			0,
 		},
 		"behind what is for nobody": {
 			[]routing.Rule{{Invert: true, From: prefix("192.0.2.10/32"), Action: routing.ActionLookup, Table: 77}, at(18500, routing.Rule{Invert: true, Action: routing.ActionProhibit}), at(32000, routing.Rule{Action: routing.ActionUnreachable})},
-			lookup.Flow{To: addr("192.0.2.50")}, 0,
+			lookup.Flow{To: addr("192.0.2.50")},
+			0,
 		},
 		"bound, between a full tunnel and another one": {[]routing.Rule{{Action: routing.ActionLookup, Table: 77}, at(20000, routing.Rule{Action: routing.ActionLookup, Table: 79})}, lookup.Flow{From: addr("198.51.100.20"), To: addr("172.16.5.5")}, 90},
 	} {

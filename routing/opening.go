@@ -378,8 +378,16 @@ func (m *rules) opened(add func(p Priority, place int, r Rule)) {
 	}
 	own, place := m.plan.Link.Index, len(m.around.known())
 	lookup := func(p Priority, to netip.Prefix, t TableID, suppress Optional) {
-		add(p, place, Rule{To: to, Action: ActionLookup, Table: t, SuppressPrefixLength: suppress})
-		place++
+		halves := []netip.Prefix{to}
+		if contains(m.around.namedTo, to) && !to.IsSingleIP() {
+			// Whoever deletes his rule by its destination must hit his own.
+			low, high := cut(to)
+			halves = []netip.Prefix{low, high}
+		}
+		for _, half := range halves {
+			add(p, place, Rule{To: half, Action: ActionLookup, Table: t, SuppressPrefixLength: suppress})
+			place++
+		}
 	}
 	self := slices.ContainsFunc(m.around.open, func(o opening) bool { return o.index == own })
 	for _, n := range m.around.nested {

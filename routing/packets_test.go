@@ -101,7 +101,7 @@ func genRefusals(t *rapid.T, h *host) {
 			Family: f, Table: routing.TableMain, Protocol: kerneltest.ProtocolStatic,
 			Destination: prefix(rapid.SampledFrom(append(inside[f], destinations[f]...)).Draw(t, "refused")),
 			Type:        rapid.SampledFrom([]routing.RouteType{kerneltest.RouteThrow, kerneltest.RouteThrow, kerneltest.RouteBlackhole, kerneltest.RouteUnreachable, kerneltest.RouteProhibit}).Draw(t, "type"),
-			Metric:      rapid.SampledFrom([]uint32{3, 77, 4000}).Draw(t, "metric"),
+			Metric:      rapid.SampledFrom([]uint32{1, 77, 4000}).Draw(t, "metric"),
 		}
 		if f == routing.IPv6 {
 			r.Device = 1

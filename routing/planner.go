@@ -197,13 +197,17 @@ func unreachable(f Family, source netip.Prefix) Rule {
 	return Rule{Family: f, Priority: PriorityUnreachable, From: source, IIF: sender(f), Action: ActionUnreachable, Protocol: Multihomed}
 }
 
-// name notes the sources that rules of others name. Only links that have one which is
-// new, or is no longer named, are planned again.
+// name notes the sources and destinations that rules of others name. Only links that have a
+// source which is new, or is no longer named, are planned again, and all if a network is one
+// inside of an opening.
 func (p *Planner) name(i int) {
-	now, sender := map[netip.Prefix]struct{}{}, false
+	now, to, sender := map[netip.Prefix]struct{}{}, map[netip.Prefix]struct{}{}, false
 	add := func(r Rule) {
 		if names(r.From) {
 			now[r.From] = struct{}{}
+		}
+		if names(r.To) {
+			to[r.To] = struct{}{}
 		}
 		sender = sender || r.IIF == Loopback
 	}
@@ -213,11 +217,16 @@ func (p *Planner) name(i int) {
 	for _, r := range p.gone[i] {
 		add(r)
 	}
-	before := p.around[i].named
-	p.around[i].named = now
-	if p.around[i].sender != sender {
-		p.around[i].sender = sender
-		p.chart(i)
+	before, wasTo := p.around[i].named, p.around[i].namedTo
+	p.around[i].named, p.around[i].namedTo = now, to
+	nested := slices.ContainsFunc(p.around[i].nested, func(n nested) bool {
+		return contains(wasTo, n.network) != contains(to, n.network)
+	})
+	if p.around[i].sender != sender || nested {
+		if p.around[i].sender != sender {
+			p.around[i].sender = sender
+			p.chart(i)
+		}
 		for _, index := range p.indexes() {
 			p.replanAsIs(index)
 		}
@@ -288,7 +297,7 @@ func (p *Planner) survey(i int) {
 	before := p.around[i]
 	var lifts []PlannedRule
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
-	p.around[i].named, p.around[i].sender, p.around[i].unbound = before.named, before.sender, before.unbound
+	p.around[i].named, p.around[i].namedTo, p.around[i].sender, p.around[i].unbound = before.named, before.namedTo, before.sender, before.unbound
 	p.around[i].openings, p.around[i].refused, p.around[i].thrown = before.openings, before.refused, before.thrown
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)

@@ -32,6 +32,8 @@ type surrounding struct {
 	// named are the sources that rules of others name, or named until just now. Whether a
 	// link is planned again for them is for [Planner.name] to say.
 	named map[netip.Prefix]struct{}
+	// namedTo are the destinations that they name.
+	namedTo map[netip.Prefix]struct{}
 	// sender says that a rule of others is for what this host sends, or was until just now:
 	// "iif lo" is a word of theirs.
 	sender bool
@@ -540,7 +542,10 @@ func (p point) lift(f Family, others []ForeignRule, standing []PlannedRule) (out
 		}
 		target := before.Rule.Priority
 		overtakes := slices.ContainsFunc(others, func(q ForeignRule) bool { return q.precedes(before) })
-		if overtakes && before.ahead() > p.behind {
+		// A goto to a priority at which nothing stands does nothing. Before a rule that bound
+		// traffic steps over something does.
+		isThere := before.SteppedOver() || slices.ContainsFunc(standing, func(r PlannedRule) bool { return r.Rule.Priority == before.ahead() })
+		if overtakes && isThere && before.ahead() > p.behind {
 			target = before.ahead()
 		}
 		// What is said again for everybody stands behind the lifts. Before a lift it is for those

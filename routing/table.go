@@ -349,11 +349,20 @@ func reachable(l Link, k Key, gateway netip.Addr) bool {
 	if k.Family == IPv6 && gateway.IsLinkLocalUnicast() {
 		return true
 	}
-	return l.covers(k.Family, gateway) || slices.ContainsFunc(knownRoutes(l), func(r Route) bool {
-		// Where main has another way there, that one is copied.
-		return r.covers(k.Family, gateway) && !slices.ContainsFunc(l.Routes, func(m Route) bool {
-			return m.Destination == r.Destination && m.Protocol != Multihomed
-		})
+	if l.covers(k.Family, gateway) {
+		return true // The kernel asks main when the table has no answer.
+	}
+	known := knownRoutes(l)
+	return slices.ContainsFunc(known, func(r Route) bool {
+		if own, _ := KeyOf(l, r.PreferredSource); r.PreferredSource.IsValid() && own != k {
+			return false // That is for the table of another network.
+		}
+		alike := func(o Route) bool { return DestinationOf(o) == DestinationOf(r) }
+		// Where main has another way there, that one is copied. With one by a gateway it
+		// is a leg of a route that is not on the link.
+		return r.Type == RouteUnicast && r.covers(k.Family, gateway) &&
+			!slices.ContainsFunc(l.Routes, func(m Route) bool { return m.Protocol != Multihomed && alike(m) }) &&
+			!slices.ContainsFunc(known, func(o Route) bool { return o.Gateway.IsValid() && alike(o) })
 	})
 }
 
@@ -363,7 +372,7 @@ func (l Link) covers(f Family, a netip.Addr) bool {
 }
 
 func (r Route) covers(f Family, a netip.Addr) bool {
-	return r.Family == f && !r.Gateway.IsValid() && !r.IsDefault() && r.Destination.Contains(a)
+	return r.Family == f && r.Type == RouteUnicast && !r.Gateway.IsValid() && !r.IsDefault() && r.Destination.Contains(a)
 }
 
 // ranked replaces main's metrics by ranks and drops what would stand twice. IPv4

@@ -72,3 +72,37 @@ func TestLegs(t *testing.T) {
 		}
 	}
 }
+
+// TestReachableGateways: the kernel takes each next hop that a link's owner knows, whatever else
+// is known.
+func TestReachableGateways(t *testing.T) {
+	t.Parallel()
+	const via = "192.168.8.1"
+	for name, tt := range map[string]struct {
+		parts  []part
+		onlink bool
+	}{
+		"in the network":                       {[]part{address("192.168.8.10/24", 101)}, false},
+		"in another network of main":           {[]part{address("198.51.100.20/24", 101), route("192.168.8.0/24", "", 101)}, false},
+		"in none":                              {[]part{address("198.51.100.20/24", 101)}, true},
+		"in a network that is known":           {[]part{address("198.51.100.20/24", 101), known("192.168.8.0/24", "", "")}, false},
+		"in one that is known for another one": {[]part{address("198.51.100.20/24", 101), address("203.0.113.5/24", 101), known("192.168.0.0/16", "", "203.0.113.5")}, true},
+		"in one with another way":              {[]part{address("198.51.100.20/24", 101), known("128.0.0.0/1", "", ""), known("128.0.0.0/1", "198.51.100.1", "")}, true},
+		"in its own destination":               {[]part{address("198.51.100.20/24", 101), known("0.0.0.0/1", "", "203.0.113.5"), address("203.0.113.5/24", 101)}, true},
+	} {
+		to := "0.0.0.0/1"
+		h := hostOf(t, link(3, "wan1", append(tt.parts, known(to, via, ""))...))
+		found := false
+		for r := range h.kernel.Routes() {
+			if r.Gateway == addr(via) && r.Table == 10000 {
+				found = true
+				if r.OnLink != tt.onlink {
+					t.Errorf("%s: %s", name, r)
+				}
+			}
+		}
+		if !found {
+			t.Errorf("%s: no route by it\n%s", name, h.kernel.Text())
+		}
+	}
+}

@@ -158,7 +158,8 @@ func (r *recall) Foreign(k State) [2][]routing.ForeignRule {
 // put there by somebody. While the ladder stands, the kernel gives a rule without a
 // priority the number below the lowest rule but that of local
 // (fib_default_rule_pref in net/core/fib_rules.c): such a rule has a neighbour above
-// it, and the protocol that iproute2 and libraries give it who say none.
+// it, and the protocol that iproute2 and libraries give it who say none. Of one that somebody
+// numbered just so by hand nothing else is different: the kernel tells of both alike.
 func (r *recall) foreign(k State, f routing.Family) []routing.ForeignRule {
 	stands := false
 	for rule := range k.Rules() {
@@ -174,7 +175,7 @@ func (r *recall) foreign(k State, f routing.Family) []routing.ForeignRule {
 			continue
 		}
 		natural := routing.Priority(0)
-		if stands && (rule.Protocol == 0 || rule.Protocol == routing.ProtocolBoot) && len(k.BandOrder(f, rule.Priority+1)) > 0 {
+		if stands && (rule.Protocol == 0 || rule.Protocol == routing.ProtocolBoot) && len(k.BandOrder(f, rule.Priority+1)) > 0 && !chosen(k, rule, foreign) {
 			natural = r.natural(k, rule, foreign)
 		}
 		r.known[rule], r.changed = natural, true
@@ -196,6 +197,24 @@ func (r *recall) foreign(k State, f routing.Family) []routing.ForeignRule {
 		}
 	}
 	return out
+}
+
+// chosen reports whether the kernel cannot have numbered a rule: two that came before it have
+// no higher number, and the kernel goes below the second one.
+func chosen(k State, one routing.Rule, foreign []routing.Rule) bool {
+	lower := 0
+	count := func(r routing.Rule) {
+		if r.Family == one.Family && r.Priority <= one.Priority && k.CameAfter(one, r) {
+			lower++
+		}
+	}
+	for r := range k.Rules() {
+		count(r)
+	}
+	for _, r := range foreign {
+		count(r)
+	}
+	return lower > 1
 }
 
 // inFront reports whether the kernel may have numbered a rule below the ladder.

@@ -462,3 +462,35 @@ func TestFormerUplinkOfAFamily(t *testing.T) {
 	h.wants("!"+stop4, open)
 	stops6()
 }
+
+// TestNumberedByHand: a rule just below ours that the kernel would have given another number was
+// numbered by somebody, who wants it before us.
+func TestNumberedByHand(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before, rule string
+		steps        bool
+	}{
+		"the kernel's":                        {"", "not fwmark 5 lookup 77", true},
+		"by hand, where the kernel numbers":   {"", "pref 9019 not fwmark 5 lookup 77", true},
+		"by hand, with a lower one before":    {"pref 100 fwmark 9 lookup 78", "pref 9019 not fwmark 5 lookup 77", false},
+		"by hand, with one of ours before":    {"pref 32000 fwmark 9 lookup 78", "pref 9019 not fwmark 5 lookup 77", false},
+		"the kernel's, with a higher one":     {"pref 32000 fwmark 9 lookup 78", "not fwmark 5 lookup 77", true},
+		"the kernel's, with another in front": {"pref 9018 fwmark 9 lookup 78", "not fwmark 5 lookup 77", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			h.wan(0)
+			h.owners.complete(true)
+			h.pass()
+			if tt.before != "" {
+				h.ip("rule add " + tt.before)
+				h.pass()
+			}
+			h.ip("rule add " + tt.rule)
+			h.pass()
+			if steps := strings.Contains(h.ip("rule"), "from 100.64.0.5 iif lo goto"); steps != tt.steps {
+				t.Errorf("bound traffic steps over it: %t\n%s", steps, h.ip("rule"))
+			}
+		})
+	}
+}
