@@ -56,8 +56,15 @@ func exitOf(plan *LinkPlan, f Family) (exit, bool) {
 	if !found {
 		return exit{}, false
 	}
+	route := best.Route
+	if route.Gateway.IsValid() && !route.Gateway.IsLinkLocalUnicast() && !l.covers(f, route.Gateway) {
+		// The network of the gateway is in the link's table alone, and the kernel looks for the
+		// gateway of a route in table F there, and in main (fib_check_nh_v4_gw in
+		// net/ipv4/fib_semantics.c, ip6_route_check_nh in net/ipv6/route.c).
+		route.OnLink = true
+	}
 	return exit{
-		index: l.Index, name: l.Name, network: best.Reason.Prefix, route: best.Route,
+		index: l.Index, name: l.Name, network: best.Reason.Prefix, route: route,
 		source: source, metric: defaultMetric(*l, f),
 	}, true
 }

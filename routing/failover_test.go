@@ -103,6 +103,10 @@ func TestCourses(t *testing.T) {
 			links: two, why: routing.CourseDead, failover: failover(deadIn(v4, 2)), pair: true, moved: true,
 			table: []string{"default via 198.51.100.1 dev wan1 table 10999 src 198.51.100.20 metric 1073741824"},
 		},
+		"main lacks the network of the other one": {
+			links: []routing.Link{wan0(), link(3, "wan1", bare("198.51.100.20/24"), route(default4, "198.51.100.1", 101, onlink))}, why: routing.CourseDead, failover: failover(deadIn(v4, 2)), pair: true, moved: true,
+			table: []string{"default via 198.51.100.1 dev wan1 table 10999 src 198.51.100.20 metric 1073741824 onlink"},
+		},
 		"dead in the other family": {links: two, why: routing.CourseAlive, failover: failover(deadIn(v6, 2)), pair: true},
 		"no carrier": {
 			links: []routing.Link{wan0(noCarrier), wan1()}, why: routing.CourseDead, failover: failover(), pair: true, moved: true,
