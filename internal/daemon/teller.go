@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"reflect"
 	"slices"
@@ -24,9 +25,13 @@ import (
 	"multihomed/routing"
 )
 
-// checkedAtOnce bounds the links whose outcomes are checked for one document: the rest comes
-// with the next one.
-const checkedAtOnce = 256
+// checkedAtOnce bounds the links whose outcomes are checked for one document: who asks does not
+// wait for the rest. The checks after changes look at all of them, because a host that changes
+// all the time would never be known as a whole.
+const (
+	checkedAtOnce = 256
+	allAtOnce     = math.MaxInt
+)
 
 // A teller makes the status of the daemon for clients of the socket. It also checks the host
 // after changes, so that the log has the problems that status would show. It has its own
@@ -140,7 +145,7 @@ func (t *teller) watch(ctx context.Context) {
 func (t *teller) check(ctx context.Context) (isWhole bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.look(ctx); err != nil || t.told.view.Unchecked > 0 {
+	if err := t.look(ctx, allAtOnce); err != nil || t.told.view.Unchecked > 0 {
 		return false, err
 	}
 	t.service.checked(beside(t.told.state, t.told.findings))
@@ -167,7 +172,7 @@ func beside(state view.Daemon, findings []routing.Problem) []routing.Problem {
 func (t *teller) make(ctx context.Context) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.look(ctx); err != nil {
+	if err := t.look(ctx, checkedAtOnce); err != nil {
 		return nil, err
 	}
 	if t.told.document == nil {
@@ -181,8 +186,8 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 }
 
 // look updates told. If its sources are the same, so is the status, except for findings from
-// files of the host. The caller holds mu.
-func (t *teller) look(ctx context.Context) error {
+// files of the host. It checks the outcomes of so many links at most. The caller holds mu.
+func (t *teller) look(ctx context.Context, most int) error {
 	defer t.worked.Give()
 	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
@@ -212,7 +217,7 @@ func (t *teller) look(ctx context.Context) error {
 			now.view.Unwanted = t.cfg.NetworkManager.Unwanted()
 		}
 		t.shelf.Use(now.view)
-		if err := t.checker.Check(ctx, now.view, nil, checkedAtOnce); err != nil {
+		if err := t.checker.Check(ctx, now.view, nil, most); err != nil {
 			now.view.Notes = append(now.view.Notes, fmt.Sprintf("where bound traffic goes: %v", err))
 		}
 	}

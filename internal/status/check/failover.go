@@ -283,6 +283,9 @@ func checkBlocked(v *view.View, _ files) []routing.Problem {
 		if c, known := v.Course(f); !known || c.Why != routing.CourseBlocked || !v.Failover.Watches(f) {
 			continue
 		}
+		if !routing.MainIsRead(v.Planner.Foreign(f)) {
+			continue // Another problem says so: there is no main to be in front of.
+		}
 		out = append(out, routing.Problem{
 			Severity: routing.Notice, Object: f.String(),
 			Text: fmt.Sprintf("unbound %s traffic does not leave an uplink that does not work: rules of other programs leave no place in front of main", f.Name()),

@@ -2,6 +2,7 @@ package check_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -205,6 +206,10 @@ func TestFailoverBlocked(t *testing.T) {
 	blocked := want{code: check.FailoverBlocked, severity: routing.Notice, text: []string{"unbound IPv4 traffic does not leave"}, fix: "ip -4 rule"}
 	expect(t, moved(uplinks(health.Up, health.Up), "wan0", routing.CourseBlocked), files(), blocked)
 	expect(t, moved(uplinks(health.Up), "wan0", routing.CourseBlocked), files())
+	// Without a rule for main there is no place in front of it, which is another problem.
+	v := moved(uplinks(health.Up, health.Up), "wan0", routing.CourseBlocked)
+	v.Snapshot.Others[0] = slices.DeleteFunc(v.Snapshot.Others[0], func(o routing.ForeignRule) bool { return o.Rule.Table == routing.TableMain })
+	expect(t, v, files(), want{code: "main-rule", severity: routing.Warning, fix: "ip -4 rule add from all lookup main priority 32766"})
 }
 
 func TestResolvConf(t *testing.T) {
