@@ -75,7 +75,7 @@ func TryNamespace(trusted ...uint32) (_ *Namespace, err error) {
 		}
 	}
 	// Check all names even after a success: an ordinary user may just have freed this one.
-	holders, err := holders()
+	holders, err := named(namespaceName)
 	if err != nil {
 		return nil, err
 	}
@@ -102,11 +102,11 @@ const (
 	diagInode    = 4
 )
 
-// A socket with a name of the lock.
+// A socket is one with a name of ours: its owner, and its inode.
 type socket struct{ uid, inode uint32 }
 
-// holders returns the sockets with names of the lock, by name.
-func holders() (_ map[string]socket, err error) {
+// named returns the sockets of this network namespace whose abstract names have a prefix, by name.
+func named(prefix string) (_ map[string]socket, err error) {
 	doing := func(err error) error { return fmt.Errorf("looking for the holder of the network namespace: %w", err) }
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
@@ -145,7 +145,7 @@ func holders() (_ map[string]socket, err error) {
 			case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
 				return nil, doing(unix.Errno(-binary.NativeEndian.Uint32(m.Data)))
 			case len(m.Data) >= diagHeader && m.Data[diagType] == unix.SOCK_DGRAM: // Each socket type has its own names.
-				if name, uid, is := holderOf(m.Data[diagHeader:]); is {
+				if name, uid, is := holderOf(m.Data[diagHeader:], prefix); is {
 					out[name] = socket{uid, binary.NativeEndian.Uint32(m.Data[diagInode:])}
 				}
 			}
@@ -154,7 +154,7 @@ func holders() (_ map[string]socket, err error) {
 }
 
 // holderOf reads the attributes of a socket.
-func holderOf(attributes []byte) (name string, uid uint32, is bool) {
+func holderOf(attributes []byte, prefix string) (name string, uid uint32, is bool) {
 	hasUID := false
 	for a := (nlmsg.Attributes{Rest: attributes}); a.Next(); {
 		switch a.Kind {
@@ -167,14 +167,14 @@ func holderOf(attributes []byte) (name string, uid uint32, is bool) {
 		}
 	}
 	name, abstract := strings.CutPrefix(name, "\x00")
-	return name, uid, hasUID && abstract && strings.HasPrefix(name, namespaceName)
+	return name, uid, hasUID && abstract && strings.HasPrefix(name, prefix)
 }
 
 // NamespaceHolder reports whether a process of one of the trusted users holds the lock of the
 // network namespace. That process works, even without its runtime directory. The process is
 // 0 if this user may not see it.
 func NamespaceHolder(trusted ...uint32) (pid int, held bool, err error) {
-	all, err := holders()
+	all, err := named(namespaceName)
 	if err != nil {
 		return 0, false, err
 	}
