@@ -64,9 +64,15 @@ func (f *Fault) Refuse() {
 // It looks for the last good one in the state_dir of the file, however bad the rest of the
 // file is, and in the default directory, which has a copy: a bad file may name another
 // state_dir than the good one did.
+//
+// It is for the daemon. Everybody else calls [FindHere].
 func Find(path string) Loaded { return find(path, Default().StateDir) }
 
-func find(path, usual string) Loaded {
+func find(path, usual string) Loaded { return findFrom(path, usual, "") }
+
+// findFrom is find where a daemon works with a state directory, if it is not empty: what that
+// directory has comes before all others.
+func findFrom(path, usual, works string) Loaded {
 	if absolute, err := filepath.Abs(path); err == nil {
 		path = absolute
 	}
@@ -78,7 +84,11 @@ func find(path, usual string) Loaded {
 	loaded := Loaded{Config: Default(), Fault: fault, source: path, usual: usual}
 	var best lastgood.Saved
 	var damaged []error
-	for _, directory := range stateDirectories(text, usual) {
+	directories := stateDirectories(text, usual)
+	if works != "" {
+		directories = slices.Insert(slices.DeleteFunc(directories, func(d string) bool { return d == works }), 0, works)
+	}
+	for _, directory := range directories {
 		saved, err := lastgood.Read(directory, path)
 		var cfg Config
 		if err == nil {
@@ -92,6 +102,9 @@ func find(path, usual string) Loaded {
 			damaged = append(damaged, err)
 		case best.Path == "" || saved.Since.After(best.Since):
 			best, loaded.Config = saved, cfg
+		}
+		if best.Path != "" && directory == works {
+			break
 		}
 	}
 	fault.Known = best.Path != "" || len(damaged) > 0
