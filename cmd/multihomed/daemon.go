@@ -16,6 +16,7 @@ import (
 	"multihomed/internal/daemon"
 	"multihomed/internal/escape"
 	"multihomed/internal/event"
+	"multihomed/internal/hangup"
 	"multihomed/internal/journal"
 	"multihomed/internal/suggest"
 )
@@ -60,6 +61,9 @@ func runDaemon(c call) int {
 		fmt.Fprintf(stderr, "multihomed: %s; see multihomed --help%s\n", text, c.hint)
 		return daemon.ExitUsage
 	}
+	if *show || *check {
+		hangup.GiveBack()
+	}
 	if *show {
 		fmt.Println("multihomed", version)
 		return 0
@@ -79,7 +83,7 @@ func runDaemon(c call) int {
 	log := journal.New(stderr, level)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	err = daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level})
+	err = daemon.Run(ctx, daemon.Options{ConfigPath: *path, Version: version, Logger: log, Level: level, Hangup: hangup.Taken()})
 	if err != nil {
 		text, fix, _ := strings.Cut(err.Error(), "; to fix: ")
 		log.LogAttrs(ctx, slog.LevelError, "exiting on error", event.Is(event.Failed), slog.String("error", text), slog.String("fix", fix))

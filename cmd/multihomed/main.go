@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"multihomed/internal/hangup"
 )
 
 // version is set by the linker.
@@ -42,6 +44,9 @@ var programs = map[string]func(call) int{
 
 func main() {
 	name, known := nameOf(os.Args[0])
+	if name != daemonName {
+		hangup.GiveBack()
+	}
 	c := call{args: os.Args[1:]}
 	if !known {
 		c.hint = fmt.Sprintf("; under the name %q it is the daemon, and its other names are %s",

@@ -8,12 +8,10 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"os/signal"
 	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"multihomed/internal/cleanup"
@@ -39,6 +37,9 @@ type Options struct {
 	ConfigPath string
 	Version    string
 	Logger     *slog.Logger
+	// Hangup asks the daemon to read its configuration again. One that comes before the start is
+	// complete, waits.
+	Hangup <-chan os.Signal
 	// Level is what the logger filters by; the configuration sets it.
 	Level *slog.LevelVar
 }
@@ -79,10 +80,6 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer unlock()
 
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-
 	if s.sockets, err = openSockets(); err != nil {
 		return err
 	}
@@ -100,7 +97,7 @@ func Run(ctx context.Context, o Options) error {
 	})
 	o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed "+o.Version+" started", event.Is(event.Started)) //nolint:sloglint // the version
 	for {
-		again, err := s.serve(ctx, cfg, hangup)
+		again, err := s.serve(ctx, cfg, o.Hangup)
 		if err == nil && again != nil {
 			cfg = *again
 			if err = s.stayFound(ctx, cfg.Config); ctx.Err() != nil {
