@@ -84,7 +84,7 @@ func runDispatcher(c call) int {
 // deal hands an event to the daemon, or starts a stand-in for it.
 func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) error {
 	// The daemon or the stand-in reports a bad file with which it works.
-	cfg := config.Find(o.ConfigPath).Config
+	cfg := config.FindHere(o.ConfigPath).Config
 	o.Level.Set(cfg.LogLevel)
 	// The message goes out even if the note fails: the kernel or NetworkManager may know as much.
 	message, noting := note.Note(ctx, cfg.RuntimeDir, happened, time.Now())
@@ -94,6 +94,11 @@ func deal(ctx context.Context, o daemon.Options, happened dispatcher.Event) erro
 	}
 	if err := handoff.Deliver(ctx, cfg.RuntimeDir, message, hung); !errors.Is(err, handoff.ErrNobody) {
 		return errors.Join(noting, err)
+	}
+	// The daemon may have ended, or was killed: then the file counts.
+	if now := config.FindHere(o.ConfigPath).Config; now.Switch() != cfg.Switch() {
+		cfg = now
+		message, noting = note.Note(ctx, cfg.RuntimeDir, happened, time.Now())
 	}
 	// The note is written all the same: the daemon reads it when it starts again.
 	if why := daemon.KeptAway(cfg); why != "" {

@@ -143,8 +143,8 @@ func (a *app) version() *cobra.Command {
 	}
 }
 
-// load reads the configuration. If the file is bad it says so, and returns what the daemon
-// would use instead.
+// load reads the configuration. If the file is bad, or a running daemon refuses it, load says so,
+// and returns what the daemon uses instead. The directories are those of a running daemon.
 func (a *app) load(ctx context.Context) config.Config {
 	loaded := a.find(ctx)
 	if loaded.Fault != nil {
@@ -155,7 +155,7 @@ func (a *app) load(ctx context.Context) config.Config {
 
 // find is load for callers that report the fault themselves.
 func (a *app) find(ctx context.Context) config.Loaded {
-	loaded := config.Find(a.configPath)
+	loaded := config.FindHere(a.configPath)
 	if loaded.Fault != nil && !offline.DaemonRuns(loaded.Config) {
 		return daemon.Find(ctx, a.configPath)
 	}

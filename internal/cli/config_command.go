@@ -86,7 +86,7 @@ func (a *app) check(ctx context.Context, args []string) error {
 	}
 	lines := []string{fmt.Sprintf("%s is sound%s\n", path, restart)}
 	// Where the host cannot be read, the file was checked all the same.
-	if v, err := offline.Look(ctx, cfg); err == nil {
+	if v, err := offline.Look(ctx, cfg.Here()); err == nil {
 		for _, p := range check.Entries(v) {
 			lines = append(lines, fmt.Sprintf("%s: %s\n", p.Severity, clean(p.Text)))
 		}

@@ -59,7 +59,7 @@ func (a *app) flush() *cobra.Command {
 // salvage reads the configuration for a command that works without one. It reports a bad
 // file in one line.
 func (a *app) salvage() (cfg config.Config, sound bool) {
-	cfg, err := config.Salvage(a.configPath)
+	cfg, err := config.SalvageHere(a.configPath)
 	if err != nil {
 		first, _, _ := strings.Cut(err.Error(), "\n")
 		fmt.Fprintf(a.Err, "multihomectl: the configuration cannot be used (%s); going by the objects in the kernel\n", first)

@@ -75,7 +75,7 @@ func (a *app) on() *cobra.Command {
 
 // completeOff offers the interfaces that are not off.
 func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	cfg, _ := config.Salvage(a.configPath)
+	cfg, _ := config.SalvageHere(a.configPath)
 	off := offswitch.Load(cfg.Switch())
 	var out []string
 	all, err := net.Interfaces()
@@ -93,7 +93,7 @@ func (a *app) completeOff(_ *cobra.Command, args []string, _ string) ([]string, 
 
 // completeOn offers the links that are off.
 func (a *app) completeOn(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	cfg, _ := config.Salvage(a.configPath)
+	cfg, _ := config.SalvageHere(a.configPath)
 	var out []string
 	for _, l := range offswitch.Load(cfg.Switch()).Links {
 		name := l.Interface

@@ -79,6 +79,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer unlock()
+	defer announce(ctx, cfg, o.Logger)()
 
 	if s.sockets, err = openSockets(); err != nil {
 		return err

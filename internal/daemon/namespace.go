@@ -32,6 +32,17 @@ func lockNamespace(ctx context.Context, cfg config.Config, log *slog.Logger) (fu
 	}
 }
 
+// announce tells others where this daemon works, until the caller calls what it returns.
+func announce(ctx context.Context, cfg config.Loaded, log *slog.Logger) (end func()) {
+	a, err := cfg.Works()
+	if err != nil {
+		// They go by the file then.
+		log.LogAttrs(ctx, event.LevelNotice, "directories not announced", slog.String("error", err.Error()))
+		return func() {}
+	}
+	return func() { closing(log, "announcement", a.Close) }
+}
+
 // tryNamespace fails only if another multihomed works in this network namespace.
 func tryNamespace(ctx context.Context, trusted []uint32, log *slog.Logger) (unlock func(), err error) {
 	n, err := lockfile.TryNamespace(trusted...)

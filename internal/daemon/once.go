@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,18 +39,10 @@ const (
 //
 // Once calls done after the first complete pass.
 func Once(ctx context.Context, o Options, m handoff.Message, linger time.Duration, done func()) error {
-	cfg, err := find(ctx, o)
-	if err != nil {
-		return err
-	}
-	if cfg.Fault != nil {
-		Idle(cfg.Fault)
-	}
 	if err := mayRoute(); err != nil {
 		return err
 	}
-	o.Level.Set(cfg.LogLevel)
-	release, err := takePlace(ctx, cfg.Config, m, o.Logger)
+	cfg, release, err := takePlace(ctx, o, m)
 	if release == nil || err != nil {
 		return err
 	}
@@ -71,28 +64,48 @@ func Once(ctx context.Context, o Options, m handoff.Message, linger time.Duratio
 
 // takePlace is handOver with the lock of the network namespace. A daemon whose runtime
 // directory was removed holds only that lock. It makes the other one again, which must be
-// free then, and gets the message.
-func takePlace(ctx context.Context, cfg config.Config, m handoff.Message, log *slog.Logger) (release func(), err error) {
+// free then, and gets the message. A daemon that starts or ends meanwhile may work in other
+// directories than the file names, so takePlace looks each time. It returns the configuration to
+// work with.
+func takePlace(ctx context.Context, o Options, m handoff.Message) (cfg config.Loaded, release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*handOverTimeout)
 	defer cancel()
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		lock, err := handOver(ctx, cfg, m)
+		here, err := may(ctx, o, config.FindHere(o.ConfigPath))
+		if err != nil {
+			return here, nil, err
+		}
+		o.Level.Set(here.LogLevel)
+		lock, err := handOver(ctx, here.Config, m)
 		if lock == nil || err != nil {
-			return nil, err
+			return here, nil, err
 		}
-		unlock, err := tryNamespace(ctx, lockfile.TrustedUsers(cfg.RuntimeDir, cfg.StateDir), log)
+		unlock, err := tryNamespace(ctx, lockfile.TrustedUsers(here.RuntimeDir, here.StateDir), o.Logger)
 		if err == nil {
-			return func() {
+			release := func() {
 				unlock()
-				closing(log, "lock", lock.Close)
-			}, nil
+				closing(o.Logger, "lock", lock.Close)
+			}
+			// Nobody else works here now, so the file counts.
+			cfg, err := find(ctx, o)
+			if err == nil && cfg.Switch() == here.Switch() {
+				if cfg.Fault != nil {
+					Idle(cfg.Fault)
+				}
+				return cfg, release, nil
+			}
+			release()
+			if err != nil {
+				return cfg, nil, err
+			}
+		} else {
+			closing(o.Logger, "lock", lock.Close)
 		}
-		closing(log, "lock", lock.Close)
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("standing in for the daemon: %w", err)
+			return here, nil, fmt.Errorf("standing in for the daemon: %w", cmp.Or(err, context.Cause(ctx)))
 		case <-ticker.C:
 		}
 	}

@@ -34,6 +34,10 @@ func CheckReload(ctx context.Context, path string) error {
 // running finds the daemon that works on this host, and its directories as far as they are known:
 // cfg may name others.
 func running(ctx context.Context, cfg config.Config) (works offswitch.Directories, runs bool) {
+	if w, announced := config.Working(cfg); announced {
+		return offswitch.Directories{State: w.State, Runtime: w.Runtime}, true
+	}
+	// One that starts at this moment, or of a release without announcements.
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
 	ticker := time.NewTicker(askAgain)

@@ -60,7 +60,11 @@ func mayRoute() error {
 // last good one and the kernel holds no rule of ours: then the host routes as without us,
 // and continues to.
 func find(ctx context.Context, o Options) (config.Loaded, error) {
-	loaded := config.Find(o.ConfigPath)
+	return may(ctx, o, config.Find(o.ConfigPath))
+}
+
+// may is find for a configuration that was read.
+func may(ctx context.Context, o Options, loaded config.Loaded) (config.Loaded, error) {
 	if err := judge(ctx, loaded.Fault); err != nil {
 		o.Logger.LogAttrs(ctx, event.LevelNotice, "kernel unreadable, starting in case it holds rules of multihomed", slog.String("error", err.Error()))
 	}
