@@ -658,11 +658,11 @@ func TestReloadNeedsRestart(t *testing.T) {
 		}
 		return string(out), 0
 	}
-	const restart = "; to fix: systemctl restart multihomed"
+	const restart = "; to fix: systemctl restart multihomed, or set "
 	other := t.TempDir()
 	for _, c := range []struct{ name, state, runtime, says string }{
-		{"state", other, works.RuntimeDir, fmt.Sprintf(":2: state_dir changes from %q to %q, which needs a restart%s, or set state_dir = %[1]q again", works.StateDir, other, restart)},
-		{"runtime", works.StateDir, other, fmt.Sprintf(":3: runtime_dir changes from another directory to %q, which needs a restart%s", other, restart)},
+		{"state", other, works.RuntimeDir, fmt.Sprintf(":2: state_dir changes from %q to %q, which needs a restart%sstate_dir = %[1]q again", works.StateDir, other, restart)},
+		{"runtime", works.StateDir, other, fmt.Sprintf(":3: runtime_dir changes from %q to %q, which needs a restart%sruntime_dir = %[1]q again", works.RuntimeDir, other, restart)},
 		{"nothing", works.StateDir, works.RuntimeDir, ""},
 	} {
 		r.must(os.WriteFile(r.path, fmt.Appendf(nil, "# %s\nstate_dir = %q\nruntime_dir = %q\n", c.name, c.state, c.runtime), 0o600))
