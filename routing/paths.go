@@ -496,7 +496,7 @@ func (p *Planner) SetPaths(index int, ways map[Destination][]Route) []Destinatio
 	var refused []Destination
 	var structure map[Destination]struct{}
 	hadNone := len(plan.paths.by) == 0
-	var moved []netip.Prefix
+	var moved, changed []netip.Prefix
 	s := p.shift(plan)
 	for d, routes := range ways {
 		_, is := special[d.To]
@@ -522,9 +522,11 @@ func (p *Planner) SetPaths(index int, ways map[Destination][]Route) []Destinatio
 		if now, has := plan.paths.by[k]; had != has || has && old.metric() != now.metric() {
 			moved = append(moved, d.To)
 		}
+		changed = append(changed, d.To)
 	}
 	s.end()
 	p.repathed(index, moved, hadNone)
+	p.exceptPaths(index, changed)
 	slices.SortFunc(refused, Destination.Compare)
 	return refused
 }

@@ -289,6 +289,9 @@ func (p *Planner) regroup() {
 		p.survey(i)
 	}
 	p.reopen()
+	for i := range p.around {
+		p.except(i)
+	}
 }
 
 // survey looks at the rules of others anew. Where they mean something else for the
@@ -299,6 +302,7 @@ func (p *Planner) survey(i int) {
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
 	p.around[i].named, p.around[i].namedTo, p.around[i].sender, p.around[i].unbound = before.named, before.namedTo, before.sender, before.unbound
 	p.around[i].openings, p.around[i].refused, p.around[i].thrown = before.openings, before.refused, before.thrown
+	p.around[i].throws, p.around[i].excepted = before.throws, before.excepted
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}
@@ -386,6 +390,7 @@ func (p *Planner) SetFacts(l Link) {
 	}
 	s.end()
 	p.repathed(l.Index, moved, hadNone)
+	p.exceptPaths(l.Index, moved)
 }
 
 func (p *Planner) set(l Link, ps *paths) {
@@ -394,6 +399,7 @@ func (p *Planner) set(l Link, ps *paths) {
 	p.regroup()
 	p.replanAround(l.Index, changed)
 	p.reopenIf(old, p.links[l.Index])
+	p.exceptIf(old, p.links[l.Index])
 }
 
 // replanAsIs makes the plan of a link anew because of something else.
@@ -418,6 +424,7 @@ func (p *Planner) Remove(index int) {
 	p.regroup()
 	p.replanAround(index, changed)
 	p.reopenIf(old, nil)
+	p.exceptIf(old, nil)
 }
 
 // Link returns the plan of a link.

@@ -223,14 +223,23 @@ func (p Protocol) ofDaemon() bool {
 	}
 }
 
+// addOrder orders routes so that the kernel takes them, and that what is thrown is not thrown
+// before its exceptions stand, nor led elsewhere before it is thrown.
 func addOrder(a, b *Route) int {
-	if a.Gateway.IsValid() != b.Gateway.IsValid() {
-		if a.Gateway.IsValid() {
-			return 1
-		}
-		return -1
+	return cmp.Or(cmp.Compare(a.addStage(), b.addStage()), b.Destination.Bits()-a.Destination.Bits())
+}
+
+func (r *Route) addStage() int {
+	switch {
+	case r.Type == RouteThrow:
+		return 2
+	case r.Metric >= FirstMetric+exceptedMetric:
+		return 1
+	case !r.Gateway.IsValid():
+		return 0
+	default:
+		return 3
 	}
-	return b.Destination.Bits() - a.Destination.Bits()
 }
 
 // primarySource is the IPv4 address that unbound traffic into the network gets:
