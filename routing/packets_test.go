@@ -1,6 +1,7 @@
 package routing_test
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -86,6 +87,61 @@ func thrown(t tb, k *kerneltest.Kernel, f lookup.Flow) {
 	without, with := k.LookupWithoutUs(f), k.Lookup(f)
 	if without.Outcome == lookup.NoRoute && with.Outcome == lookup.Sent && with.Legs[0].Destination.Bits() < longest+1 {
 		t.Fatalf("from %s to %s, which main throws: %v by %s\n%s%s", f.From, f.To, with.Legs, with.Rule, k.Text(), k.ForeignText())
+	}
+}
+
+// unthrown fails where something that is bound to an uplink, and that main has a longer route
+// for than for what it throws, goes another way than if main threw nothing.
+func unthrown(t tb, h *host, from, to netip.Addr) {
+	t.Helper()
+	family, throws, longest := routing.FamilyOf(to), -1, -1
+	for _, p := range h.kernel.Thrown(family) {
+		if p.Contains(to) && (p.Bits() > 0 || family == routing.IPv6) {
+			throws = max(throws, p.Bits())
+		}
+	}
+	for _, r := range h.kernel.AllRoutes(family, routing.TableMain) {
+		_, isLink := h.planner.Link(r.Device)
+		if r.Type == routing.RouteUnicast && r.Destination.Contains(to) && !r.Source.IsValid() && r.TOS == 0 && (isLink || r.Destination.Bits() > int(policy.ContainerPrefixLength)) {
+			longest = max(longest, r.Destination.Bits())
+		}
+	}
+	if throws < 0 || longest <= throws {
+		return
+	}
+	type hop struct {
+		outcome lookup.Outcome
+		device  int
+		gateway netip.Addr
+	}
+	hops := func(v lookup.Verdict) map[hop]bool {
+		out := map[hop]bool{}
+		for e := range ends(v) {
+			out[hop{e.outcome, e.route.Device, e.route.Gateway}] = true
+		}
+		return out
+	}
+	f := lookup.Flow{From: from, To: to}
+	with, without := h.kernel.Lookup(f), h.kernel.LookupUnthrown(f)
+	if !maps.Equal(hops(with), hops(without)) {
+		t.Fatalf("from %s to %s, which main does not throw: %v %v by %s, and %v %v by %s if it threw nothing\n%s%s",
+			from, to, with.Outcome, with.Legs, with.Rule, without.Outcome, without.Legs, without.Rule, h.kernel.Text(), h.kernel.ForeignText())
+	}
+}
+
+// unthrownAll is that for all uplinks in the group.
+func unthrownAll(t tb, h *host) {
+	t.Helper()
+	for from, owners := range owned(h) {
+		marked := uplinks(h, routing.FamilyOf(from))
+		if slices.ContainsFunc(owners, func(index int) bool { return !slices.Contains(marked, index) }) {
+			continue
+		}
+		for _, to := range far {
+			if to.Is4() == from.Is4() {
+				unthrown(t, h, from, to)
+			}
+		}
 	}
 }
 
@@ -209,6 +265,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHost()
 		foreigners(t, h)
+		genRefusals(t, h)
 		h.planner.SetFailover(genFailover(t, true))
 		for range rapid.IntRange(2, 6).Draw(t, "events") {
 			before, marked := owned(h), bothUplinks(h)
@@ -239,6 +296,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 			}
 			h.converge(t)
 			h.kernel.Step = nil
+			unthrownAll(t, h)
 			for from, owners := range owned(h) {
 				strays(t, h.kernel, from, owners, uplinks(h, routing.FamilyOf(from)), "at rest")
 				if !covered(h.kernel, from) {
