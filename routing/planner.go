@@ -693,10 +693,12 @@ func (p *Planner) enforce(index int, old, now *LinkPlan) {
 			p.wantRule(index, r)
 		}
 	}
-	if old == nil || !slices.Equal(old.Routes, now.Routes) {
-		for _, r := range now.Routes {
-			p.wantRoute(index, r)
-		}
+	routes := now.Routes
+	if old != nil {
+		_, routes = differing(old.Routes, now.Routes)
+	}
+	for _, r := range routes {
+		p.wantRoute(index, r)
 	}
 	p.countTables(old, now)
 }
@@ -721,17 +723,29 @@ func (p *Planner) withdraw(index int, old, now *LinkPlan) {
 			}
 		}
 	}
-	if !slices.Equal(old.Routes, now.Routes) {
-		keep := make(map[RouteKey]struct{}, len(now.Routes))
-		for i := range now.Routes {
-			keep[now.Routes[i].Route.Key()] = struct{}{}
+	if before, after := differing(old.Routes, now.Routes); len(before) > 0 {
+		keep := make(map[RouteKey]struct{}, len(after))
+		for i := range after {
+			keep[after[i].Route.Key()] = struct{}{}
 		}
-		for i := range old.Routes {
-			if k := old.Routes[i].Route.Key(); !contains(keep, k) {
+		for i := range before {
+			if k := before[i].Route.Key(); !contains(keep, k) {
 				p.dropRoute(index, k)
 			}
 		}
 	}
+}
+
+// differing returns what is left of two lists of routes without what both begin and end with: a
+// table may throw a thousand routes, of which one comes or goes.
+func differing(a, b []PlannedRoute) (restOfA, restOfB []PlannedRoute) {
+	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
+		a, b = a[1:], b[1:]
+	}
+	for len(a) > 0 && len(b) > 0 && a[len(a)-1] == b[len(b)-1] {
+		a, b = a[:len(a)-1], b[:len(b)-1]
+	}
+	return a, b
 }
 
 func contains[K comparable](set map[K]struct{}, k K) bool {

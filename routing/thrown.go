@@ -56,7 +56,7 @@ func (plan *LinkPlan) throwsOf(k Key, t TableID, around *surrounding) []PlannedR
 	if around.throwsTooMuch() {
 		return nil
 	}
-	var out []PlannedRoute
+	out := make([]PlannedRoute, 0, len(around.thrown))
 	for _, to := range around.thrown {
 		if to.Bits() == 0 && (k.Family == IPv4 || plan.Link.LastResort) {
 			continue

@@ -75,7 +75,7 @@ func throwInMain(w *world) {
 
 // thrownAround are commands about throw routes that the networks of providers lie in.
 func thrownAround(verb string) []string {
-	return []string{"route " + verb + " throw 100.64.0.0/10", "route " + verb + " throw 10.0.0.0/8", "-6 route " + verb + " throw 2001:db8::/32"}
+	return []string{"route " + verb + " throw 100.64.0.0/10", "route " + verb + " throw 10.0.0.0/8", "-6 route " + verb + " throw 2001:db8::/35"}
 }
 
 func throwAround(w *world) { w.ip(thrownAround("add")...) }
