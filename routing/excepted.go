@@ -40,12 +40,19 @@ func (s *prefixSet) add(to netip.Prefix) {
 
 // longest returns the length of the longest destination around one, or -1.
 func (s *prefixSet) longest(to netip.Prefix) int {
+	if s == nil {
+		return -1
+	}
 	for _, bits := range s.lengths {
 		if bits <= to.Bits() && contains(s.at, netip.PrefixFrom(to.Addr(), bits).Masked()) {
 			return bits
 		}
 	}
 	return -1
+}
+
+func (s *prefixSet) equal(o *prefixSet) bool {
+	return s == o || s != nil && o != nil && maps.Equal(s.at, o.at)
 }
 
 // exceptions are what main has through uplinks inside of what it throws.

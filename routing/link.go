@@ -203,7 +203,7 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 		})
 		if l.Up {
 			throws := plan.throwsOf(k, t, around)
-			copies.repeated.except(throws)
+			copies.repeated.except(throws, around.throws)
 			plan.Routes = slices.Concat(plan.Routes, routes, plan.exceptionsIn(copies, routes, throws, around), throws)
 			plan.copiers = append(plan.copiers, copies)
 		}

@@ -348,7 +348,7 @@ func (c *copier) repetitive(k pathKey, p path) bool {
 // covered reports whether something around a destination says something else than
 // the default.
 func (c *copier) covered(ps *paths, k pathKey) bool {
-	if len(c.repeated.lengths) > 0 && c.repeated.covered(k.prefix()) {
+	if (len(c.repeated.lengths) > 0 || c.repeated.thrown != nil) && c.repeated.covered(k.prefix()) {
 		return true
 	}
 	for bits := range c.others {

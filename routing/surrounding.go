@@ -52,7 +52,7 @@ type surrounding struct {
 	// them is for [Planner.SetThrown] to say.
 	thrown []netip.Prefix
 	// throws are those of them that tables throw.
-	throws prefixSet
+	throws *prefixSet
 	// excepted are the destinations inside of these that main does not throw. Whether a link is
 	// planned again for them is for [Planner.except] to say.
 	excepted exceptions

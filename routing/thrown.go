@@ -36,7 +36,8 @@ func (p *Planner) SetThrown(f Family, to []netip.Prefix) {
 		return
 	}
 	p.around[i].thrown = slices.Clone(to)
-	p.around[i].throws = throwable(f, to)
+	throws := throwable(f, to)
+	p.around[i].throws = &throws
 	p.around[i].excepted = p.exceptionsOf(i)
 	p.rethrow(i)
 }
@@ -57,13 +58,12 @@ func (plan *LinkPlan) throwsOf(k Key, t TableID, around *surrounding) []PlannedR
 		return nil
 	}
 	out := make([]PlannedRoute, 0, len(around.thrown))
+	reason := Reason{Decision: ThrownByMain, Link: plan.Link.Name, Prefix: k.Network()}
 	for _, to := range around.thrown {
 		if to.Bits() == 0 && (k.Family == IPv4 || plan.Link.LastResort) {
 			continue
 		}
-		out = append(out, PlannedRoute{
-			Route: throwRoute(k.Family, t, to), Reason: Reason{Decision: ThrownByMain, Link: plan.Link.Name, Prefix: k.Network()},
-		})
+		out = append(out, PlannedRoute{Route: throwRoute(k.Family, t, to), Reason: reason})
 	}
 	return out
 }
@@ -93,17 +93,13 @@ func throwRoute(f Family, t TableID, to netip.Prefix) Route {
 
 // except says that a table throws destinations: what lies inside of them does not go as the
 // default says.
-func (r *repetition) except(throws []PlannedRoute) {
-	if !r.enabled {
-		return
-	}
-	for _, t := range throws {
-		to := t.Route.Destination
-		if to.Bits() == 0 {
-			*r = repetition{}
-			return
-		}
-		r.others[to], r.lengths[to.Bits()] = struct{}{}, struct{}{}
+func (r *repetition) except(throws []PlannedRoute, around *prefixSet) {
+	switch {
+	case !r.enabled || len(throws) == 0:
+	case throws[0].Route.Destination.Bits() == 0:
+		*r = repetition{}
+	default:
+		r.thrown = around
 	}
 }
 
