@@ -106,3 +106,24 @@ func BenchmarkPlan(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkThrown is one more throw route of main, where ten uplinks follow nearly as many as they
+// can.
+func BenchmarkThrown(b *testing.B) {
+	h := newHost()
+	for i := range 10 {
+		network := fmt.Sprintf("10.%d.0.%%d", i)
+		h.install(link(2+i, fmt.Sprintf("wan%d", i), address(fmt.Sprintf(network, 10)+"/24", uint32(100+i)), route(default4, fmt.Sprintf(network, 1), uint32(100+i))))
+	}
+	thrown := make([]netip.Prefix, 0, mostThrown)
+	for i := range mostThrown {
+		thrown = append(thrown, prefix(fmt.Sprintf("198.%d.%d.0/24", 18+i/256, i%256)))
+	}
+	h.planner.SetThrown(routing.IPv4, thrown)
+	h.planner.Take()
+	b.ReportAllocs()
+	for i := range b.N {
+		h.planner.SetThrown(routing.IPv4, thrown[:mostThrown-1-i%2])
+		h.planner.Take()
+	}
+}

@@ -36,6 +36,9 @@ const (
 	// CourseFrozen: main's best default leads through a dead uplink, and this process does
 	// not stay to judge.
 	CourseFrozen CourseReason = "frozen"
+	// CourseThrown: table F would lead elsewhere, but main throws more than tables can follow, and
+	// what it throws would leave, too.
+	CourseThrown CourseReason = "many-thrown"
 	// CourseShared: several uplinks share unbound traffic.
 	CourseShared CourseReason = "shared"
 )
@@ -190,6 +193,9 @@ func (p *Planner) decide(i int) (c Course, ways []exit, weights []uint16) {
 		c.Why = CourseNoUplink
 	default:
 		c.Why, c.Moved, ways, weights = p.replace(i, best)
+		if len(ways) > 0 && p.around[i].throwsTooMuch() {
+			c.Why, c.Moved, ways, weights = CourseThrown, false, nil, nil
+		}
 	}
 	return c, ways, weights
 }

@@ -203,9 +203,8 @@ func (plan *LinkPlan) planFamily(p Policy, f Family, n neighbourhood, around *su
 		})
 		if l.Up {
 			throws := plan.throwsOf(k, t, around)
-			copies.repeated.except(throws)
-			plan.Routes = append(slices.Grow(plan.Routes, len(routes)+len(throws)), routes...)
-			plan.Routes = append(plan.Routes, throws...)
+			copies.repeated.except(throws, around.throws)
+			plan.Routes = slices.Concat(plan.Routes, routes, plan.exceptionsIn(copies, routes, throws, around), throws)
 			plan.copiers = append(plan.copiers, copies)
 		}
 		r := rungs{

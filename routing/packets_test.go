@@ -1,6 +1,8 @@
 package routing_test
 
 import (
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -49,15 +51,14 @@ func ends(v lookup.Verdict) map[end]bool {
 // The ladder has a say about it in two cases only: main has nothing of a link's
 // network, at most a default or a part of one that holds it (20000), or main has
 // nothing at all (20000 and 91000).
-func unchanged(t tb, k *kerneltest.Kernel, to netip.Addr, in string) {
+func unchanged(t tb, k *kerneltest.Kernel, to netip.Addr, in string, late map[lookup.Flow]bool) {
 	t.Helper()
 	f := lookup.Flow{To: to, IIF: in}
 	without, with := k.LookupWithoutUs(f), k.Lookup(f)
 	if without.Outcome == lookup.NoRoute {
-		thrown(t, k, f)
-		for _, from := range k.OwnAddresses(routing.FamilyOf(to)) {
-			if in == "" {
-				thrown(t, k, lookup.Flow{From: from, To: to})
+		for f := range throwable(k, to, in) {
+			if !late[f] {
+				thrown(t, k, f)
 			}
 		}
 		return
@@ -72,20 +73,93 @@ func unchanged(t tb, k *kerneltest.Kernel, to netip.Addr, in string) {
 	}
 }
 
+// throwable yields the flows to a destination for which it is asked whether they are thrown: those
+// that are bound to an address, too, as IPv6 looks up once more with one.
+func throwable(k *kerneltest.Kernel, to netip.Addr, in string) iter.Seq[lookup.Flow] {
+	return func(yield func(lookup.Flow) bool) {
+		if !yield(lookup.Flow{To: to, IIF: in}) || in != "" {
+			return
+		}
+		for _, from := range k.OwnAddresses(routing.FamilyOf(to)) {
+			if !yield(lookup.Flow{From: from, To: to}) {
+				return
+			}
+		}
+	}
+}
+
 // thrown fails where something that main throws, and nobody else answers, goes by what is
-// less particular than the throw route: of what is bound to an address, too, as IPv6 looks up
-// once more with one.
+// less particular than the throw route.
 func thrown(t tb, k *kerneltest.Kernel, f lookup.Flow) {
 	t.Helper()
+	if with, follows := followsThrow(k, f); !follows {
+		t.Fatalf("from %s to %s, which main throws: %v by %s\n%s%s", f.From, f.To, with.Legs, with.Rule, k.Text(), k.ForeignText())
+	}
+}
+
+func followsThrow(k *kerneltest.Kernel, f lookup.Flow) (with lookup.Verdict, follows bool) {
 	family, longest := routing.FamilyOf(f.To), -1
 	for _, to := range k.Thrown(family) {
 		if to.Contains(f.To) && (to.Bits() > 0 || family == routing.IPv6 || !f.From.IsValid()) {
 			longest = max(longest, to.Bits())
 		}
 	}
-	without, with := k.LookupWithoutUs(f), k.Lookup(f)
-	if without.Outcome == lookup.NoRoute && with.Outcome == lookup.Sent && with.Legs[0].Destination.Bits() < longest+1 {
-		t.Fatalf("from %s to %s, which main throws: %v by %s\n%s%s", f.From, f.To, with.Legs, with.Rule, k.Text(), k.ForeignText())
+	with = k.Lookup(f)
+	return with, k.LookupWithoutUs(f).Outcome != lookup.NoRoute || with.Outcome != lookup.Sent || with.Legs[0].Destination.Bits() > longest
+}
+
+// unthrown fails where something that is bound to an uplink, and that main has a longer route
+// for than for what it throws, goes another way than if main threw nothing.
+func unthrown(t tb, h *host, from, to netip.Addr) {
+	t.Helper()
+	family, throws, longest := routing.FamilyOf(to), -1, -1
+	for _, p := range h.kernel.Thrown(family) {
+		if p.Contains(to) && (p.Bits() > 0 || family == routing.IPv6) {
+			throws = max(throws, p.Bits())
+		}
+	}
+	for _, r := range h.kernel.AllRoutes(family, routing.TableMain) {
+		_, isLink := h.planner.Link(r.Device)
+		if r.Type == routing.RouteUnicast && r.Destination.Contains(to) && !r.Source.IsValid() && r.TOS == 0 && (isLink || r.Destination.Bits() > int(policy.ContainerPrefixLength)) {
+			longest = max(longest, r.Destination.Bits())
+		}
+	}
+	if throws < 0 || longest <= throws {
+		return
+	}
+	type hop struct {
+		outcome lookup.Outcome
+		device  int
+		gateway netip.Addr
+	}
+	hops := func(v lookup.Verdict) map[hop]bool {
+		out := map[hop]bool{}
+		for e := range ends(v) {
+			out[hop{e.outcome, e.route.Device, e.route.Gateway}] = true
+		}
+		return out
+	}
+	f := lookup.Flow{From: from, To: to}
+	with, without := h.kernel.Lookup(f), h.kernel.LookupUnthrown(f)
+	if !maps.Equal(hops(with), hops(without)) {
+		t.Fatalf("from %s to %s, which main does not throw: %v %v by %s, and %v %v by %s if it threw nothing\n%s%s",
+			from, to, with.Outcome, with.Legs, with.Rule, without.Outcome, without.Legs, without.Rule, h.kernel.Text(), h.kernel.ForeignText())
+	}
+}
+
+// unthrownAll is that for all uplinks in the group.
+func unthrownAll(t tb, h *host) {
+	t.Helper()
+	for from, owners := range owned(h) {
+		marked := uplinks(h, routing.FamilyOf(from))
+		if slices.ContainsFunc(owners, func(index int) bool { return !slices.Contains(marked, index) }) {
+			continue
+		}
+		for _, to := range far {
+			if to.Is4() == from.Is4() {
+				unthrown(t, h, from, to)
+			}
+		}
 	}
 }
 
@@ -118,10 +192,12 @@ func TestUnboundTrafficIsUnchanged(t *testing.T) {
 		foreigners(t, h)
 		genRefusals(t, h)
 		h.planner.SetFailover(genFailover(t, false))
-		h.kernel.Step = func(routing.Op) {
+		// late is what main throws since its default went, until the pass is over.
+		var late map[lookup.Flow]bool
+		look := func(routing.Op) {
 			for _, to := range far {
-				unchanged(t, h.kernel, to, "")
-				unchanged(t, h.kernel, to, "docker0")
+				unchanged(t, h.kernel, to, "", late)
+				unchanged(t, h.kernel, to, "docker0", late)
 			}
 		}
 		for range rapid.IntRange(1, 4).Draw(t, "events") {
@@ -132,7 +208,18 @@ func TestUnboundTrafficIsUnchanged(t *testing.T) {
 				h.install(l)
 				h.lookAll()
 			}
+			late = map[lookup.Flow]bool{}
+			for _, to := range far {
+				for f := range throwable(h.kernel, to, "") {
+					if _, follows := followsThrow(h.kernel, f); !follows {
+						late[f] = true
+					}
+				}
+			}
+			h.kernel.Step = look
 			h.converge(t)
+			h.kernel.Step, late = nil, nil
+			look(routing.Op{})
 		}
 	})
 }
@@ -209,6 +296,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHost()
 		foreigners(t, h)
+		genRefusals(t, h)
 		h.planner.SetFailover(genFailover(t, true))
 		for range rapid.IntRange(2, 6).Draw(t, "events") {
 			before, marked := owned(h), bothUplinks(h)
@@ -239,6 +327,7 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 			}
 			h.converge(t)
 			h.kernel.Step = nil
+			unthrownAll(t, h)
 			for from, owners := range owned(h) {
 				strays(t, h.kernel, from, owners, uplinks(h, routing.FamilyOf(from)), "at rest")
 				if !covered(h.kernel, from) {

@@ -348,7 +348,7 @@ func (c *copier) repetitive(k pathKey, p path) bool {
 // covered reports whether something around a destination says something else than
 // the default.
 func (c *copier) covered(ps *paths, k pathKey) bool {
-	if len(c.repeated.lengths) > 0 && c.repeated.covered(k.prefix()) {
+	if (len(c.repeated.lengths) > 0 || c.repeated.thrown != nil) && c.repeated.covered(k.prefix()) {
 		return true
 	}
 	for bits := range c.others {
@@ -496,7 +496,7 @@ func (p *Planner) SetPaths(index int, ways map[Destination][]Route) []Destinatio
 	var refused []Destination
 	var structure map[Destination]struct{}
 	hadNone := len(plan.paths.by) == 0
-	var moved []netip.Prefix
+	var moved, changed []netip.Prefix
 	s := p.shift(plan)
 	for d, routes := range ways {
 		_, is := special[d.To]
@@ -522,9 +522,11 @@ func (p *Planner) SetPaths(index int, ways map[Destination][]Route) []Destinatio
 		if now, has := plan.paths.by[k]; had != has || has && old.metric() != now.metric() {
 			moved = append(moved, d.To)
 		}
+		changed = append(changed, d.To)
 	}
 	s.end()
 	p.repathed(index, moved, hadNone)
+	p.exceptPaths(index, changed)
 	slices.SortFunc(refused, Destination.Compare)
 	return refused
 }

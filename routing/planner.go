@@ -289,6 +289,9 @@ func (p *Planner) regroup() {
 		p.survey(i)
 	}
 	p.reopen()
+	for i := range p.around {
+		p.except(i)
+	}
 }
 
 // survey looks at the rules of others anew. Where they mean something else for the
@@ -299,6 +302,7 @@ func (p *Planner) survey(i int) {
 	p.around[i], lifts = survey(Families()[i], p.foreign[i], p.group())
 	p.around[i].named, p.around[i].namedTo, p.around[i].sender, p.around[i].unbound = before.named, before.namedTo, before.sender, before.unbound
 	p.around[i].openings, p.around[i].refused, p.around[i].thrown = before.openings, before.refused, before.thrown
+	p.around[i].throws, p.around[i].excepted = before.throws, before.excepted
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}
@@ -386,6 +390,7 @@ func (p *Planner) SetFacts(l Link) {
 	}
 	s.end()
 	p.repathed(l.Index, moved, hadNone)
+	p.exceptPaths(l.Index, moved)
 }
 
 func (p *Planner) set(l Link, ps *paths) {
@@ -394,6 +399,7 @@ func (p *Planner) set(l Link, ps *paths) {
 	p.regroup()
 	p.replanAround(l.Index, changed)
 	p.reopenIf(old, p.links[l.Index])
+	p.exceptIf(old, p.links[l.Index])
 }
 
 // replanAsIs makes the plan of a link anew because of something else.
@@ -418,6 +424,7 @@ func (p *Planner) Remove(index int) {
 	p.regroup()
 	p.replanAround(index, changed)
 	p.reopenIf(old, nil)
+	p.exceptIf(old, nil)
 }
 
 // Link returns the plan of a link.
@@ -686,10 +693,12 @@ func (p *Planner) enforce(index int, old, now *LinkPlan) {
 			p.wantRule(index, r)
 		}
 	}
-	if old == nil || !slices.Equal(old.Routes, now.Routes) {
-		for _, r := range now.Routes {
-			p.wantRoute(index, r)
-		}
+	routes := now.Routes
+	if old != nil {
+		_, routes = differing(old.Routes, now.Routes)
+	}
+	for _, r := range routes {
+		p.wantRoute(index, r)
 	}
 	p.countTables(old, now)
 }
@@ -714,17 +723,29 @@ func (p *Planner) withdraw(index int, old, now *LinkPlan) {
 			}
 		}
 	}
-	if !slices.Equal(old.Routes, now.Routes) {
-		keep := make(map[RouteKey]struct{}, len(now.Routes))
-		for i := range now.Routes {
-			keep[now.Routes[i].Route.Key()] = struct{}{}
+	if before, after := differing(old.Routes, now.Routes); len(before) > 0 {
+		keep := make(map[RouteKey]struct{}, len(after))
+		for i := range after {
+			keep[after[i].Route.Key()] = struct{}{}
 		}
-		for i := range old.Routes {
-			if k := old.Routes[i].Route.Key(); !contains(keep, k) {
+		for i := range before {
+			if k := before[i].Route.Key(); !contains(keep, k) {
 				p.dropRoute(index, k)
 			}
 		}
 	}
+}
+
+// differing returns what is left of two lists of routes without what both begin and end with: a
+// table may throw a thousand routes, of which one comes or goes.
+func differing(a, b []PlannedRoute) (restOfA, restOfB []PlannedRoute) {
+	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
+		a, b = a[1:], b[1:]
+	}
+	for len(a) > 0 && len(b) > 0 && a[len(a)-1] == b[len(b)-1] {
+		a, b = a[:len(a)-1], b[:len(b)-1]
+	}
+	return a, b
 }
 
 func contains[K comparable](set map[K]struct{}, k K) bool {

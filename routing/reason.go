@@ -68,6 +68,9 @@ const (
 	KnownRoute Decision = "known-route"
 	// ThrownByMain: main throws the destination, so nothing of ours answers in its place.
 	ThrownByMain Decision = "thrown-by-main"
+	// NotThrown: main has a route of another uplink inside of what it throws, so the table goes
+	// on to say what it says without the throw route.
+	NotThrown Decision = "not-thrown"
 	// WithoutTable: the link could get no table, and main has no default of it;
 	// this one, in main, comes after all others.
 	WithoutTable Decision = "without-table"
@@ -130,6 +133,7 @@ var sentences = map[Decision]string{ //nolint:gochecknoglobals // a constant in 
 	KnownGateway:    "the profile or DHCP names the gateway",
 	KnownRoute:      "DHCP or the profile names the route",
 	ThrownByMain:    "main throws the destination: no table of ours answers instead",
+	NotThrown:       "main throws what is around the destination, and not the destination",
 	WithoutTable:    "the link has no table, so its default is in main",
 	MarkUplink:      "the group tells uplinks from other links",
 }

@@ -51,6 +51,11 @@ type surrounding struct {
 	// thrown are the destinations that main throws, sorted. Whether a link is planned again for
 	// them is for [Planner.SetThrown] to say.
 	thrown []netip.Prefix
+	// throws are those of them that tables throw.
+	throws *prefixSet
+	// excepted are the destinations inside of these that main does not throw. Whether a link is
+	// planned again for them is for [Planner.except] to say.
+	excepted exceptions
 	// openings are the networks that others may reach behind interfaces of the group.
 	// Whether a link is planned again for them is for [Planner.reopen] to say.
 	openings

@@ -138,6 +138,8 @@ type repetition struct {
 	// theirs.
 	others  map[netip.Prefix]struct{}
 	lengths map[int]struct{}
+	// thrown are the destinations that the table throws, nil if there are none.
+	thrown *prefixSet
 }
 
 func repetitions(order []Destination, f Family, choose func(Destination) ([]Route, Decision)) repetition {
@@ -189,8 +191,11 @@ func (r *repetition) repeatable(o Route) bool {
 }
 
 // covered reports whether the structure has something around a destination that
-// says something else.
+// says something else, or the table throws that.
 func (r *repetition) covered(to netip.Prefix) bool {
+	if r.thrown.longest(to) >= 0 {
+		return true
+	}
 	for bits := range r.lengths {
 		if bits > to.Bits() {
 			continue
@@ -209,7 +214,7 @@ func (r *repetition) equal(o *repetition) bool {
 	}
 	return slices.EqualFunc(r.ways, o.ways, func(a, b Route) bool {
 		return a.Gateway == b.Gateway && a.Attributes == b.Attributes && a.Weight == b.Weight && a.PreferredSource == b.PreferredSource
-	}) && maps.Equal(r.others, o.others)
+	}) && maps.Equal(r.others, o.others) && r.thrown.equal(o.thrown)
 }
 
 // ofDaemon reports whether routes of a protocol are those of a routing daemon
@@ -223,14 +228,23 @@ func (p Protocol) ofDaemon() bool {
 	}
 }
 
+// addOrder orders routes so that the kernel takes them, and that what is thrown is not thrown
+// before its exceptions stand, nor led elsewhere before it is thrown.
 func addOrder(a, b *Route) int {
-	if a.Gateway.IsValid() != b.Gateway.IsValid() {
-		if a.Gateway.IsValid() {
-			return 1
-		}
-		return -1
+	return cmp.Or(cmp.Compare(a.addStage(), b.addStage()), b.Destination.Bits()-a.Destination.Bits())
+}
+
+func (r *Route) addStage() int {
+	switch {
+	case r.Type == RouteThrow:
+		return 2
+	case r.Metric >= FirstMetric+exceptedMetric:
+		return 1
+	case !r.Gateway.IsValid():
+		return 0
+	default:
+		return 3
 	}
-	return b.Destination.Bits() - a.Destination.Bits()
 }
 
 // primarySource is the IPv4 address that unbound traffic into the network gets:

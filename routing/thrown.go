@@ -20,8 +20,8 @@ import (
 // routes: SetThrown is told of what main throws in spite of other routes.
 const thrownMetric = FirstMetric - 1
 
-// mostThrown bounds what tables throw, for each of them has it all.
-const mostThrown = 256
+// mostThrown bounds what tables throw and what they except from it, for each of them has it all.
+const mostThrown = 1024
 
 // loopbackIndex is that of the loopback interface (LOOPBACK_IFINDEX of net/flow.h), which
 // IPv6 shows as the device of routes that lead nowhere (ip6_route_info_create in
@@ -36,12 +36,10 @@ func (p *Planner) SetThrown(f Family, to []netip.Prefix) {
 		return
 	}
 	p.around[i].thrown = slices.Clone(to)
-	for _, index := range p.indexes() {
-		if p.links[index].has(f) {
-			p.replanAsIs(index)
-		}
-	}
-	p.chart(i)
+	throws := throwable(f, to)
+	p.around[i].throws = &throws
+	p.around[i].excepted = p.exceptionsOf(i)
+	p.rethrow(i)
 }
 
 // throwsDefault reports whether main has no default, because it throws what others would be
@@ -49,7 +47,9 @@ func (p *Planner) SetThrown(f Family, to []netip.Prefix) {
 func (s *surrounding) throwsDefault() bool { return len(s.thrown) > 0 && s.thrown[0].Bits() == 0 }
 
 // throwsTooMuch reports whether tables cannot throw what main throws.
-func (s *surrounding) throwsTooMuch() bool { return len(s.thrown) > mostThrown }
+func (s *surrounding) throwsTooMuch() bool {
+	return s.excepted.tooMany || len(s.thrown)+len(s.excepted.to) > mostThrown
+}
 
 // throwsOf returns what a table of the link throws: all that main throws. Where the table has
 // nothing around it, the next rule is asked in any case, and a path may come.
@@ -57,14 +57,13 @@ func (plan *LinkPlan) throwsOf(k Key, t TableID, around *surrounding) []PlannedR
 	if around.throwsTooMuch() {
 		return nil
 	}
-	var out []PlannedRoute
+	out := make([]PlannedRoute, 0, len(around.thrown))
+	reason := Reason{Decision: ThrownByMain, Link: plan.Link.Name, Prefix: k.Network()}
 	for _, to := range around.thrown {
 		if to.Bits() == 0 && (k.Family == IPv4 || plan.Link.LastResort) {
 			continue
 		}
-		out = append(out, PlannedRoute{
-			Route: throwRoute(k.Family, t, to), Reason: Reason{Decision: ThrownByMain, Link: plan.Link.Name, Prefix: k.Network()},
-		})
+		out = append(out, PlannedRoute{Route: throwRoute(k.Family, t, to), Reason: reason})
 	}
 	return out
 }
@@ -94,17 +93,13 @@ func throwRoute(f Family, t TableID, to netip.Prefix) Route {
 
 // except says that a table throws destinations: what lies inside of them does not go as the
 // default says.
-func (r *repetition) except(throws []PlannedRoute) {
-	if !r.enabled {
-		return
-	}
-	for _, t := range throws {
-		to := t.Route.Destination
-		if to.Bits() == 0 {
-			*r = repetition{}
-			return
-		}
-		r.others[to], r.lengths[to.Bits()] = struct{}{}, struct{}{}
+func (r *repetition) except(throws []PlannedRoute, around *prefixSet) {
+	switch {
+	case !r.enabled || len(throws) == 0:
+	case throws[0].Route.Destination.Bits() == 0:
+		*r = repetition{}
+	default:
+		r.thrown = around
 	}
 }
 
@@ -113,10 +108,22 @@ func (plan *LinkPlan) thrownProblem(f Family, around *surrounding) {
 	if !around.throwsTooMuch() || !plan.has(f) {
 		return
 	}
+	name, inside := plan.Link.Name, ""
+	switch {
+	case around.excepted.tooMany:
+		inside = fmt.Sprintf(" and more than %d routes by uplinks to networks inside of these", mostInside)
+	case len(around.excepted.to) > 0:
+		inside = fmt.Sprintf(" and routes by uplinks to %d networks inside of these", len(around.excepted.to))
+	}
+	// IPv6 asks once more with an address of a link: see above.
+	who := "packets bound to " + name
+	if f == IPv6 {
+		who += ", and unbound ones,"
+	}
 	plan.problem(Problem{
 		Code: ManyThrown, Severity: Warning, Object: "throw routes of table main",
-		Text: fmt.Sprintf("main has %d throw routes of %s, and a table of %s can have %d: packets bound to %s go where main would throw them",
-			len(around.thrown), f.Name(), plan.Link.Name, mostThrown, plan.Link.Name),
+		Text: fmt.Sprintf("main has %d throw routes of %s%s, and a table of %s can have %d: %s leave where main would throw them, and failover does not move unbound %s traffic",
+			len(around.thrown), f.Name(), inside, name, mostThrown, who, f.Name()),
 		Fix: "replace them by fewer, wider ones, or by unreachable routes, which main decides by itself",
 	})
 }

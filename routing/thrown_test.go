@@ -172,25 +172,292 @@ func TestThrownFailover(t *testing.T) {
 	}
 }
 
-// TestManyThrown: tables do not grow without end, and what main would throw then goes by no
-// last resort.
+// mostThrown is how much a table throws.
+const mostThrown = 1024
+
+// throwMany adds that many throw routes to main.
+func throwMany(t *testing.T, h *host, n int) {
+	t.Helper()
+	for i := range n {
+		throwing(t, h, fmt.Sprintf("198.%d.%d.0/24", 18+i/256, i%256), 0)
+		throwing(t, h, fmt.Sprintf("2600:%x::/32", i), 1024)
+	}
+}
+
+// manyThrown are the texts of such problems.
+func manyThrown(h *host, index int) []string {
+	plan, _ := h.planner.Link(index)
+	var out []string
+	for _, p := range plan.Problems {
+		if p.Code == routing.ManyThrown && p.Fix != "" {
+			out = append(out, p.Text)
+		}
+	}
+	return out
+}
+
+// TestManyThrown: tables do not grow without end. What main would throw then goes by no
+// last resort and not by table F, and the problem names who still leaves.
 func TestManyThrown(t *testing.T) {
 	t.Parallel()
 	h := hostOf(t, dual()...)
-	for i := range 257 {
-		throwing(t, h, fmt.Sprintf("198.%d.%d.0/24", 18+i/256, i%256), 0)
-	}
+	throwMany(t, h, mostThrown)
 	h.converge(t)
 	h.settled(t)
-	if got := throwsIn(h, routing.IPv4); got != "" {
+	if got := manyThrown(h, 2); len(got) > 0 {
+		t.Errorf("problems: %q", got)
+	}
+	h.refusedAll(t, "the most", "198.18.7.1", "192.0.2.10", "198.51.100.20")
+	h.planner.SetFailover(failover(deadIn(routing.IPv4, 2), deadIn(routing.IPv6, 2)))
+	h.converge(t)
+	h.settled(t)
+	h.refusedAll(t, "the most, moved", "198.18.7.1", "192.0.2.10", "198.51.100.20")
+	h.sentBy(t, "moved", "8.8.8.8", "", 3)
+	h.kernel.Step = func(routing.Op) { h.refusedAll(t, "on the way", "198.18.7.1") }
+	four, six := throwing(t, h, "203.0.113.0/24", 0), throwing(t, h, "2400::/32", 1024)
+	h.converge(t)
+	h.settled(t)
+	if got := throwsIn(h, routing.IPv4) + throwsIn(h, routing.IPv6); got != "" {
 		t.Errorf("the table throws %q", got)
 	}
-	h.refusedAll(t, "one of many", "198.18.7.1")
-	plan, _ := h.planner.Link(2)
-	if !slices.ContainsFunc(plan.Problems, func(p routing.Problem) bool {
-		return p.Code == routing.ManyThrown && p.Fix != "" && strings.Contains(p.Text, "257")
-	}) {
-		t.Errorf("problems: %v", plan.Problems)
+	h.refusedAll(t, "one too many", "198.18.7.1")
+	for _, f := range routing.Families() {
+		if c, _ := h.planner.Course(f); c.Why != routing.CourseThrown || c.Moved || len(c.Ways.All()) > 0 {
+			t.Errorf("%s: course %+v", f, c)
+		}
+		if held := h.kernel.AllRoutes(f, failoverTable); len(held) > 0 {
+			t.Errorf("%s: F holds %v", f, held)
+		}
+	}
+	h.sentBy(t, "not moved", "8.8.8.8", "", 2)
+	got := manyThrown(h, 2)
+	if len(got) != 2 || strings.Contains(got[0], "unbound ones") || !strings.Contains(got[1], "and unbound ones") {
+		t.Fatalf("problems: %q", got)
+	}
+	for _, text := range got {
+		if !strings.Contains(text, "1025") || !strings.Contains(text, "bound to wan0") || !strings.Contains(text, "failover") {
+			t.Errorf("problem: %q", text)
+		}
+	}
+	h.kernel.DropRoute(four)
+	h.kernel.DropRoute(six)
+	h.converge(t)
+	h.kernel.Step = nil
+	h.settled(t)
+	h.sentBy(t, "moved again", "8.8.8.8", "", 3)
+	h.refusedAll(t, "moved again", "198.18.7.1", "192.0.2.10", "198.51.100.20")
+}
+
+// exceptedIn is what a table excepts from what it throws.
+func exceptedIn(h *host, f routing.Family, table routing.TableID) string {
+	var out []string
+	for _, r := range h.kernel.AllRoutes(f, table) {
+		if r.Type == routing.RouteUnicast && r.Metric >= 2*routing.FirstMetric {
+			out = append(out, r.Destination.String()+" via "+r.Gateway.String())
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
+}
+
+// TestThrownAroundLinks: a table throws nothing that main answers by a longer route. Where that
+// leads through another uplink, its packets go as if main threw nothing.
+func TestThrownAroundLinks(t *testing.T) {
+	t.Parallel()
+	links := func() []routing.Link {
+		return []routing.Link{
+			link(2, "wan0", address("10.90.0.10/24", 100), route(default4, "10.90.0.1", 100), linkLocal("fe80::a/64"),
+				address("2001:db8:a::10/64", 100, dynamic), route(default6, "fe80::1", 100)),
+			link(3, "wan1", address("10.91.0.20/24", 101), route(default4, "10.91.0.1", 101), linkLocal("fe80::b/64"),
+				address("2001:db8:b::20/64", 101, dynamic), route(default6, "fe80::2", 101)),
+		}
+	}
+	const w0, w1, v0, v1 = "10.90.0.10", "10.91.0.20", "2001:db8:a::10", "2001:db8:b::20"
+	type hop struct {
+		from, to string
+		device   int // 0: refused
+	}
+	tests := map[string]struct {
+		links  []routing.Link
+		throws []string
+		hops   []hop
+		// table is what the second link's table excepts of IPv4.
+		table string
+	}{
+		"their networks": {
+			links(), []string{"10.0.0.0/8", "2001:db8::/32"}, []hop{
+				{w1, "10.90.0.1", 3},
+				{w0, "10.91.0.1", 2},
+				{w1, "10.91.0.1", 3},
+				{w1, "10.92.0.1", 0},
+				{"", "10.90.0.1", 2},
+				{"", "10.91.0.1", 3},
+				{v1, "2001:db8:a::1", 3},
+				{v0, "2001:db8:b::1", 2},
+				{v1, "2001:db8:b::1", 3},
+				{v1, "2001:db8:c::1", 0},
+				{"", "2001:db8:a::1", 2},
+			}, "10.90.0.0/24 via 10.91.0.1",
+		},
+		"a default of IPv6": {
+			links(), []string{default6}, []hop{{v1, "2001:db8:a::1", 3}, {v0, "2001:db8:b::1", 2}, {v1, "2600::1", 0}, {v1, "2001:db8:b::1", 3}}, "",
+		},
+		"halves": {links(), []string{"0.0.0.0/1", "128.0.0.0/1"}, []hop{{w1, "10.90.0.1", 3}, {w1, "8.8.8.8", 0}, {w1, "200.1.1.1", 0}}, "10.90.0.0/24 via 10.91.0.1"},
+		"throws inside of throws": {
+			links(), []string{"10.0.0.0/8", "10.90.0.128/25"}, []hop{{w1, "10.90.0.1", 3}, {w1, "10.90.0.200", 0}, {w0, "10.90.0.200", 0}}, "10.90.0.0/24 via 10.91.0.1",
+		},
+		"thrown itself": {links(), []string{"10.0.0.0/8", "10.90.0.0/24"}, []hop{{w1, "10.90.0.1", 0}, {w1, "10.91.0.1", 3}}, ""},
+		"static routes by others": {
+			append(links()[:0:0], with(links()[0], route("10.5.0.0/16", "10.90.0.1", 100), route("10.5.7.0/24", "10.90.0.1", 100)), links()[1]),
+			[]string{"10.0.0.0/8"},
+			[]hop{{w1, "10.5.7.1", 3}, {w1, "10.5.8.1", 3}, {w0, "10.5.7.1", 2}, {w1, "10.6.0.1", 0}, {"", "10.5.7.1", 2}},
+			"10.5.0.0/16 via 10.91.0.1, 10.90.0.0/24 via 10.91.0.1",
+		},
+		"inside of what it has itself": {
+			append(links()[:0:0], with(links()[0], route("10.5.7.0/24", "10.90.0.1", 100)), with(links()[1], route("10.5.0.0/16", "10.91.0.9", 101))),
+			[]string{"10.0.0.0/8"},
+			[]hop{{w1, "10.5.7.1", 3}, {w0, "10.5.8.1", 2}},
+			"10.90.0.0/24 via 10.91.0.1",
+		},
+		"around what is thrown": {
+			append(links()[:0:0], links()[0], with(links()[1], route("10.0.0.0/7", "10.91.0.9", 101))),
+			[]string{"10.0.0.0/8"},
+			[]hop{{w1, "10.90.0.1", 3}, {w1, "11.0.0.1", 3}},
+			"10.90.0.0/24 via 10.91.0.9",
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := hostOf(t, tt.links...)
+			throws := make([]routing.Route, 0, len(tt.throws))
+			for _, to := range tt.throws {
+				throws = append(throws, throwing(t, h, to, 50))
+			}
+			h.kernel.Step = func(op routing.Op) {
+				for _, p := range tt.hops {
+					if p.device != 0 {
+						h.sentBy(t, "after "+op.String(), p.to, p.from, p.device)
+					}
+				}
+			}
+			h.converge(t)
+			h.settled(t)
+			for _, p := range tt.hops {
+				if p.device == 0 {
+					h.refusedAll(t, "at rest", p.to, p.from)
+				}
+			}
+			if got := exceptedIn(h, routing.IPv4, h.leases[routing.Keys(tt.links[1])[0]]); got != tt.table {
+				t.Errorf("the table excepts %q, want %q", got, tt.table)
+			}
+			unthrownAll(t, h)
+			for _, r := range throws {
+				h.kernel.DropRoute(r)
+			}
+			h.converge(t)
+			h.settled(t)
+			for _, table := range h.leases {
+				for _, f := range routing.Families() {
+					if got := exceptedIn(h, f, table); got != "" {
+						t.Errorf("nothing is thrown, and table %d of %s excepts %q", table, f, got)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestExceptionsFollow: what is excepted follows the other links, whose paths are told one by one.
+func TestExceptionsFollow(t *testing.T) {
+	t.Parallel()
+	h := hostOf(t, wan0(), wan1())
+	throwing(t, h, "10.0.0.0/8", 0)
+	h.converge(t)
+	check := func(what, want string, device int) {
+		t.Helper()
+		h.converge(t)
+		h.settled(t)
+		if got := exceptedIn(h, routing.IPv4, 10001); got != want {
+			t.Errorf("%s: the table excepts %q, want %q", what, got, want)
+		}
+		if device > 0 {
+			h.sentBy(t, what, "10.5.0.1", "198.51.100.20", device)
+		} else {
+			h.refusedAll(t, what, "10.5.0.1", "198.51.100.20")
+		}
+	}
+	path := func(index int, to, via string, there bool) {
+		r := one(route(to, via, 100))
+		r.Device = index
+		var ways []routing.Route
+		if there {
+			ways = []routing.Route{r}
+			h.foreignRoute(t, r)
+		} else {
+			h.kernel.DropRoute(r)
+		}
+		if refused := h.planner.SetPaths(index, map[routing.Destination][]routing.Route{routing.DestinationOf(r): ways}); len(refused) > 0 {
+			t.Fatalf("refused: %v", refused)
+		}
+	}
+	check("nothing inside", "", 0)
+	path(2, "10.5.0.0/24", "192.0.2.1", true)
+	check("a path comes", "10.5.0.0/24 via 198.51.100.1", 3)
+	path(3, "10.0.0.0/7", "198.51.100.9", true)
+	check("a path around it comes", "10.5.0.0/24 via 198.51.100.9", 3)
+	path(3, "10.5.0.0/16", "198.51.100.8", true)
+	check("an own path comes", "", 3)
+	path(3, "10.5.0.0/16", "198.51.100.8", false)
+	path(3, "10.0.0.0/7", "198.51.100.9", false)
+	check("these go", "10.5.0.0/24 via 198.51.100.1", 3)
+	path(2, "10.5.0.0/24", "192.0.2.1", false)
+	check("it goes", "", 0)
+	path(2, "10.5.0.0/24", "192.0.2.1", true)
+	h.remove(2)
+	check("its link goes", "", 0)
+}
+
+// TestManyExceptions: what is excepted counts, and where there is too much of it, tables throw
+// nothing.
+func TestManyExceptions(t *testing.T) {
+	t.Parallel()
+	for what, tt := range map[string]struct {
+		n    int
+		text string
+	}{
+		"counted": {mostThrown, "1 throw routes of IPv4 and routes by uplinks to 1024 networks inside"},
+		"many":    {4*mostThrown + 1, "1 throw routes of IPv4 and more than 4096 routes by uplinks"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			a := wan0()
+			for i := range tt.n {
+				a.Routes = append(a.Routes, one(route(fmt.Sprintf("10.%d.%d.0/25", i/256, i%256), "192.0.2.1", 100)))
+			}
+			h := hostOf(t, a, wan1())
+			throwing(t, h, "10.0.0.0/8", 0)
+			h.converge(t)
+			h.settled(t)
+			got := manyThrown(h, 3)
+			if len(got) != 1 || !strings.Contains(got[0], tt.text) {
+				t.Errorf("problems %q, want one with %q", got, tt.text)
+			}
+			h.sentBy(t, what, "10.0.1.1", "198.51.100.20", 3)
+			if rest := throwsIn(h, routing.IPv4) + exceptedIn(h, routing.IPv4, 10001); rest != "" {
+				t.Errorf("the tables have %q", rest)
+			}
+			a.Routes = a.Routes[:len(a.Routes)-tt.n+mostThrown-1]
+			h.kernel.RemoveInterface(2)
+			h.install(a)
+			h.converge(t)
+			h.settled(t)
+			if got := manyThrown(h, 3); len(got) > 0 {
+				t.Errorf("problems with fewer: %q", got)
+			}
+			h.sentBy(t, "fewer", "10.0.1.1", "198.51.100.20", 3)
+			h.refusedAll(t, "fewer", "10.200.0.1", "198.51.100.20")
+		})
 	}
 }
 
@@ -258,6 +525,7 @@ func TestThrownWhoeverLives(t *testing.T) {
 					thrown(t, h.kernel, lookup.Flow{From: from, To: to})
 				}
 			}
+			unthrownAll(t, h)
 			h.fresh(t, facts)
 		}
 	})

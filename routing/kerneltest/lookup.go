@@ -26,6 +26,21 @@ func (k *Kernel) LookupIf(f lookup.Flow, stands func(routing.Rule) bool) lookup.
 	return k.host(f, stands).Lookup(f)
 }
 
+// LookupUnthrown is Lookup on a kernel without the throw routes of main and of our tables, and
+// without what these tables except from them.
+func (k *Kernel) LookupUnthrown(f lookup.Flow) lookup.Verdict {
+	h := k.host(f, func(routing.Rule) bool { return true })
+	for _, tables := range h.Tables {
+		for table, routes := range tables {
+			tables[table] = slices.DeleteFunc(slices.Clone(routes), func(r routing.Route) bool {
+				return r.Type == RouteThrow && (table == routing.TableMain || r.Protocol == routing.Multihomed) ||
+					r.Protocol == routing.Multihomed && r.Metric >= 2*routing.FirstMetric
+			})
+		}
+	}
+	return h.Lookup(f)
+}
+
 // Trace is LookupIf with all that was asked on the way.
 func (k *Kernel) Trace(f lookup.Flow, stands func(routing.Rule) bool) (lookup.Verdict, []lookup.Step) {
 	return k.host(f, stands).Trace(f)

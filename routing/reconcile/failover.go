@@ -134,7 +134,7 @@ func (l *Loop) noteCourses(ctx context.Context) {
 			continue
 		}
 		was, is := l.leavesBy(before), l.leavesBy(now)
-		if before.Moved && !now.Moved && was == is && now.Why != routing.CourseNoneLives {
+		if before.Moved && !now.Moved && was == is && now.Why != routing.CourseNoneLives && now.Why != routing.CourseThrown {
 			// While a dead uplink is activated anew, main has the one that replaced it: the traffic
 			// stays where it is, and with it what the log says of it.
 			delete(l.undecided, f)
@@ -159,6 +159,9 @@ func (l *Loop) noteCourses(ctx context.Context) {
 		case now.Why == routing.CourseNoneLives && before.Why != routing.CourseNoneLives:
 			l.Logger.LogAttrs(ctx, slog.LevelWarn, fmt.Sprintf("unbound %s traffic stays with %s: no uplink works", f.Name(), is), //nolint:sloglint // the sentence is the event
 				slog.String("family", f.String()))
+		case now.Why == routing.CourseThrown && before.Why != routing.CourseThrown:
+			l.Logger.LogAttrs(ctx, slog.LevelWarn, fmt.Sprintf("unbound %s traffic stays with %s: %s", f.Name(), is, courseReason(now.Why)), //nolint:sloglint // the sentence is the event
+				slog.String("family", f.String()))
 		}
 	}
 	l.inherits = l.inherits && !l.complete
@@ -167,7 +170,7 @@ func (l *Loop) noteCourses(ctx context.Context) {
 // backToDead reports whether unbound traffic follows main to an uplink that does not work, although
 // another one does.
 func (l *Loop) backToDead(i int, now routing.Course) bool {
-	return !now.Moved && now.Why != routing.CourseNoneLives && now.Why != routing.CourseOff && l.Failover != nil &&
+	return !now.Moved && now.Why != routing.CourseNoneLives && now.Why != routing.CourseThrown && now.Why != routing.CourseOff && l.Failover != nil &&
 		contains(l.Failover.Failover().Dead[i], now.Main.Device)
 }
 
@@ -202,6 +205,8 @@ func courseReason(why routing.CourseReason) string {
 		return "fewer than two uplinks have a default"
 	case routing.CourseTaken:
 		return "somebody else uses the table of failover"
+	case routing.CourseThrown:
+		return "main has more throw routes than the table of failover can follow"
 	case routing.CourseBlocked:
 		return "rules of another program leave no place in front of main"
 	default:

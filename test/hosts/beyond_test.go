@@ -73,6 +73,13 @@ func throwInMain(w *world) {
 	w.ip("route add throw 198.18.0.0/15", "-6 route add throw fd60::/16")
 }
 
+// thrownAround are commands about throw routes that the networks of providers lie in.
+func thrownAround(verb string) []string {
+	return []string{"route " + verb + " throw 100.64.0.0/10", "route " + verb + " throw 10.0.0.0/8", "-6 route " + verb + " throw 2001:db8::/35"}
+}
+
+func throwAround(w *world) { w.ip(thrownAround("add")...) }
+
 // neighboursOnTheLink is a promise of hosts whose only difference it is.
 var neighboursOnTheLink = Promise{
 	Name: "neighbours are on the link", Steps: []string{},
@@ -155,6 +162,30 @@ var beyondHosts = []Host{
 			return append(grid(addrs("198.18.0.1", "fd60::1", "8.8.8.8", "2600::1"), append(w.senders(1), sender{}, sender{Mark: 1}, sender{UID: 1001})),
 				Dial{Dst: netip.MustParseAddr("198.18.0.1")}, Dial{Dst: netip.MustParseAddr("fd60::1")},
 				Dial{Dst: netip.MustParseAddr("198.18.0.1"), From: lab.From{Addr: w.addr("wan0", lab.IPv4)}})
+		},
+	},
+	{
+		Name: "a throw around both providers",
+		What: "An administrator keeps private networks off his providers by wide throw routes in main, and the providers' own networks, and one that he reaches by a router of the first one, lie inside of these.",
+		Build: func(w *world) {
+			throwAround(w)
+			w.ip("route add 10.48.0.0/16 via 100.64.0.1 dev wan0", "-6 route add 2001:db8:48::/48 via "+w.via6["wan0"].String()+" dev wan0")
+			w.beyond = addrs("10.48.0.1", "2001:db8:48::1")
+		},
+		Steps: []Step{
+			{"nothing is thrown", func(w *world) { w.ip(thrownAround("del")...) }},
+			{"it is thrown again", throwAround},
+			{"a network inside goes", func(w *world) { w.ip("route del 10.48.0.0/16", "-6 route del 2001:db8:48::/48") }},
+			{"and comes", func(w *world) {
+				w.ip("route add 10.48.0.0/16 via 100.64.0.1 dev wan0", "-6 route add 2001:db8:48::/48 via "+w.via6["wan0"].String()+" dev wan0")
+			}},
+		},
+		Ask: func(w *world) []Question {
+			thrown := grid(addrs("10.49.0.1", "100.65.0.1", "2001:db8:49::1"), []sender{{}, {Mark: 1}})
+			if w.step == "a network inside goes" {
+				return thrown
+			}
+			return append(thrown, grid(w.beyond, w.senders())...)
 		},
 	},
 	{

@@ -133,6 +133,8 @@ func consequence(v *view.View, u view.Uplink, traffic string) string {
 		return traffic + " leaves by " + way.Interface
 	case known && c.Why == routing.CourseNoneLives:
 		return traffic + " stays on it, because no other uplink works"
+	case known && c.Why == routing.CourseThrown:
+		return traffic + " stays on it, because main has more throw routes than the table of failover can follow"
 	default:
 		return traffic + " is about to leave it"
 	}
@@ -142,7 +144,7 @@ func consequence(v *view.View, u view.Uplink, traffic string) string {
 // works.
 func isStopgap(v *view.View, u view.Uplink) bool {
 	c, known := v.Course(u.Family)
-	return known && c.Why != routing.CourseNoneLives && u.State == health.Recovering && v.Unbound[u.Family].Interface == u.Name
+	return known && c.Why != routing.CourseNoneLives && c.Why != routing.CourseThrown && u.State == health.Recovering && v.Unbound[u.Family].Interface == u.Name
 }
 
 // revive says how to find out what is wrong with an uplink.

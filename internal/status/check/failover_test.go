@@ -3,6 +3,7 @@ package check_test
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -104,6 +105,18 @@ func TestAllUplinksDead(t *testing.T) {
 		want{code: check.UplinkDead, severity: routing.Warning, link: "wan0", text: []string{"stays on it, because no other uplink works"}, fix: "ping"},
 		want{code: check.UplinkDead, severity: routing.Notice, link: "wan1", fix: "failover reset wan1"})
 	if s := v.Status(nil, "1"); s.Unbound["ipv4"].Main != "" || s.Unbound["ipv4"].Why == "" {
+		t.Errorf("unbound %+v", s.Unbound)
+	}
+}
+
+// TestTooMuchThrown: traffic that failover cannot move stays, and status says why.
+func TestTooMuchThrown(t *testing.T) {
+	v := moved(uplinks(health.Down, health.Up), "wan0", routing.CourseThrown)
+	expect(t, v, files(), want{
+		code: check.UplinkDead, severity: routing.Warning, link: "wan0", fix: "ping",
+		text: []string{"stays on it, because main has more throw routes than the table of failover can follow"},
+	})
+	if s := v.Status(nil, "1"); s.Unbound["ipv4"].Main != "" || !strings.Contains(s.Unbound["ipv4"].Why, "more throw routes") {
 		t.Errorf("unbound %+v", s.Unbound)
 	}
 }

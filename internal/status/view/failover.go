@@ -215,6 +215,8 @@ func (v *View) whyCourse(c routing.Course) string {
 		return main + " does not work, and nobody stays to move the traffic back"
 	case routing.CourseTaken:
 		return "somebody else uses the table of failover"
+	case routing.CourseThrown:
+		return "main has more throw routes than the table of failover can follow"
 	case routing.CourseBlocked:
 		return "rules of other programs leave no place in front of main"
 	default:
