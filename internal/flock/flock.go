@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +26,7 @@ const mode fs.FileMode = 0o600
 // Open opens or creates a lock file, for its owner alone whatever its mode was and whatever
 // the umask is. Root gives it to the owner of the directory. It follows no symbolic link.
 func Open(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, mode)
+	f, err := openOrCreate(path)
 	switch {
 	case errors.Is(err, unix.ELOOP):
 		return nil, fmt.Errorf("opening the lock: %w: it is a symbolic link; to fix: remove %s", err, path)
@@ -50,6 +51,40 @@ func Open(path string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("opening the lock %s: %w", path, err), f.Close())
 	}
 	return f, nil
+}
+
+// mostTries bounds how often a file is looked for that somebody else makes and removes.
+const mostTries = 100
+
+// openOrCreate opens the file, and creates it if there is none.
+func openOrCreate(path string) (*os.File, error) {
+	for try := 1; ; try++ {
+		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if !errors.Is(err, fs.ErrNotExist) || try == mostTries {
+			return f, err
+		}
+		if err := create(path); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+	}
+}
+
+// create makes the file under another name first: it must never stand there as root's, because
+// the service's user, who starts at that moment, would be refused.
+func create(path string) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if at, is := errors.AsType[*fs.PathError](err); is {
+		return &fs.PathError{Op: at.Op, Path: path, Err: at.Err} // Nobody knows the other name.
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(f.Name()), f.Close()) }()
+	// The umask does not count.
+	if err := errors.Join(f.Chmod(mode), ownership.Adopt(f)); err != nil {
+		return err
+	}
+	return os.Link(f.Name(), path)
 }
 
 // Try locks a file, or fails at once: with EWOULDBLOCK if another process holds it.
