@@ -87,15 +87,11 @@ func Announce(w Workplace) (_ *Announcement, err error) {
 		}
 	}()
 	for i, part := range parts {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		fd, err := mute()
 		if err != nil {
 			return nil, err
 		}
 		a.fds = append(a.fds, fd)
-		// Nothing is ever sent to it.
-		if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil && !errors.Is(err, unix.ENOTCONN) {
-			return nil, err
-		}
 		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: fmt.Sprintf("@%s/%d/%d/%s", head, i, len(parts), part)}); err != nil {
 			return nil, err
 		}

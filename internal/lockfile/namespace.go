@@ -49,7 +49,7 @@ func (n *Namespace) Close() error { return unix.Close(n.fd) }
 // or returns a [NamespaceHeldError] if a process of one of the trusted users holds it.
 // Others cannot keep anybody from taking it: at worst nobody does, with [ErrSquatted].
 func TryNamespace(trusted ...uint32) (_ *Namespace, err error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := mute()
 	if err != nil {
 		return nil, fmt.Errorf("locking the network namespace: %w", err)
 	}
@@ -58,10 +58,6 @@ func TryNamespace(trusted ...uint32) (_ *Namespace, err error) {
 			err = errors.Join(err, unix.Close(fd))
 		}
 	}()
-	// Nothing is ever sent to it.
-	if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil && !errors.Is(err, unix.ENOTCONN) {
-		return nil, fmt.Errorf("locking the network namespace: %w", err)
-	}
 	own := ""
 	for i := range names {
 		name := fmt.Sprintf("%s%d", namespaceName, i)
@@ -90,6 +86,18 @@ func TryNamespace(trusted ...uint32) (_ *Namespace, err error) {
 	return &Namespace{fd: fd}, nil
 }
 
+// mute opens a socket that is there for its name alone: nothing is ever sent to it.
+func mute() (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Shutdown(fd, unix.SHUT_RDWR); err != nil && !errors.Is(err, unix.ENOTCONN) {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
 // Constants of linux/unix_diag.h: what to show, the attributes of the answer, and the size and
 // offsets of struct unix_diag_msg.
 const (
@@ -116,15 +124,14 @@ func named(prefix string) (_ map[string]socket, err error) {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
 		return nil, doing(err)
 	}
-	request := binary.NativeEndian.AppendUint32(nil, unix.SizeofNlMsghdr+24)
-	request = binary.NativeEndian.AppendUint16(request, unix.SOCK_DIAG_BY_FAMILY)
-	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	request = append(request, make([]byte, 8)...)    // sequence and port
-	request = append(request, unix.AF_UNIX, 0, 0, 0) // struct unix_diag_req
+	var request nlmsg.Builder
+	request.Begin(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 0)
+	request.Bytes(unix.AF_UNIX, 0, 0, 0) // struct unix_diag_req
 	for _, word := range []uint32{^uint32(0), 0, diagShowName | diagShowUID, 0, 0} {
-		request = binary.NativeEndian.AppendUint32(request, word)
+		request.Word(word)
 	}
-	if err := unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	request.End()
+	if err := unix.Sendto(fd, request.B, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, doing(err)
 	}
 	out := map[string]socket{}
@@ -134,19 +141,20 @@ func named(prefix string) (_ map[string]socket, err error) {
 		if err != nil {
 			return nil, doing(err)
 		}
-		messages, err := syscall.ParseNetlinkMessage(buffer[:n])
-		if err != nil {
-			return nil, doing(err)
-		}
-		for _, m := range messages {
+		for rest := buffer[:n]; len(rest) > 0; {
+			var h nlmsg.Header
+			var payload []byte
+			if h, payload, rest, err = nlmsg.Next(rest); err != nil {
+				return nil, doing(err)
+			}
 			switch {
-			case m.Header.Type == unix.NLMSG_DONE:
+			case h.Kind == unix.NLMSG_DONE:
 				return out, nil
-			case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
-				return nil, doing(unix.Errno(-binary.NativeEndian.Uint32(m.Data)))
-			case len(m.Data) >= diagHeader && m.Data[diagType] == unix.SOCK_DGRAM: // Each socket type has its own names.
-				if name, uid, is := holderOf(m.Data[diagHeader:], prefix); is {
-					out[name] = socket{uid, binary.NativeEndian.Uint32(m.Data[diagInode:])}
+			case h.Kind == unix.NLMSG_ERROR:
+				return nil, doing(nlmsg.ErrorOf(h, payload))
+			case len(payload) >= diagHeader && payload[diagType] == unix.SOCK_DGRAM: // Each socket type has its own names.
+				if name, uid, is := holderOf(payload[diagHeader:], prefix); is {
+					out[name] = socket{uid, binary.NativeEndian.Uint32(payload[diagInode:])}
 				}
 			}
 		}
