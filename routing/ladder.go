@@ -39,7 +39,12 @@ const (
 	PriorityNested       Priority = 9021
 	PriorityOpening      Priority = 9022
 	priorityBindings     Priority = 9050
-	priorityLastAnswer   Priority = 9201
+	priorityLastBinding  Priority = 9051
+	PriorityAnswerKnown  Priority = 9099
+	PriorityAnswer       Priority = 9100
+	PriorityAnswerNever  Priority = 9101
+	priorityForwarded    Priority = 9200
+	priorityLastForward  Priority = 9201
 	PriorityDeviceSource Priority = 9400
 	PriorityDevice       Priority = 9500
 	PrioritySource       Priority = 10000
@@ -99,8 +104,28 @@ func Ladder() []Rung {
 			Why:  "an interface has one group: the networks behind a LAN with an IPv6 router stay reachable for IPv4 as main knows them",
 		},
 		{
-			Name: "bindings and answers", First: priorityBindings, Last: priorityLastAnswer, Decision: Binding,
-			Rule: "reserved", Per: "binding", Why: "applications bound to a link, and answers of containers and LANs",
+			Name: "binding", First: priorityBindings, Last: priorityLastBinding, Decision: Binding,
+			Rule: "reserved", Per: "binding", Why: "applications bound to a link",
+		},
+		{
+			Name: "answer, as main knows it", First: PriorityAnswerKnown, Last: PriorityAnswerKnown, Decision: AnswerKnown,
+			Rule: "fwmark NUMBER lookup main suppress_prefixlength 7 suppress_ifgroup UPLINKS",
+			Per:  "table of an uplink, while answers are on",
+			Why:  "a packet that is answered by a link may be for a container, a VPN network or a LAN",
+		},
+		{
+			Name: "answer", First: PriorityAnswer, Last: PriorityAnswer, Decision: AnswerLink,
+			Rule: "fwmark NUMBER lookup T", Per: "table of an uplink, while answers are on",
+			Why: "what this host forwards or translates is answered on the link on which it was asked: a published port, a port forward, a masqueraded client",
+		},
+		{
+			Name: "answer refused", First: PriorityAnswerNever, Last: PriorityAnswerNever, Decision: AnswerNever,
+			Rule: "fwmark NUMBER unreachable", Per: "table of an uplink, while answers are on",
+			Why: "without a way by the link, the packet must be refused here, and not leave by another provider with an address of this one",
+		},
+		{
+			Name: "forwarded binding", First: priorityForwarded, Last: priorityLastForward, Decision: Binding,
+			Rule: "reserved", Per: "binding", Why: "containers and networks bound to a link",
 		},
 		{
 			Name: "device and source", First: PriorityDeviceSource, Last: PriorityDeviceSource, Decision: FollowDevice,

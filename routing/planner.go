@@ -46,7 +46,8 @@ type Planner struct {
 	byTable map[TableID][]int
 	bands   map[band]*bandIndex
 
-	failover failing
+	failover  failing
+	answering answering
 
 	touched Touched
 }
@@ -158,6 +159,7 @@ func (p *Planner) SetForeign(f Family, rules []ForeignRule) {
 	p.survey(i)
 	p.name(i)
 	p.noteBlocked(i)
+	p.answer(i)
 }
 
 // SetGone takes rules of others that went just now: whoever deletes them may go on
@@ -306,6 +308,7 @@ func (p *Planner) survey(i int) {
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}
+	p.answer(i)
 	if before.equal(&p.around[i]) {
 		return
 	}
@@ -421,6 +424,7 @@ func (p *Planner) Remove(index int) {
 	p.touched.Links[index] = struct{}{}
 	p.listOpening(index, nil)
 	p.noteExit(index, old, nil)
+	p.answerIf(old, nil)
 	p.regroup()
 	p.replanAround(index, changed)
 	p.reopenIf(old, nil)
@@ -458,7 +462,7 @@ func (p *Planner) Rules() iter.Seq[PlannedRule] {
 
 // Shared returns the rules that serve all links, in the order of the ladder.
 func (p *Planner) Shared() []PlannedRule {
-	return slices.Concat(p.lifts[0], p.failover.rules[0], p.lifts[1], p.failover.rules[1])
+	return slices.Concat(p.lifts[0], p.answering.rules[0], p.failover.rules[0], p.lifts[1], p.answering.rules[1], p.failover.rules[1])
 }
 
 // ComparePlanned orders rules as the ladder does.
@@ -634,6 +638,7 @@ func (p *Planner) replan(l Link, ps *paths) []netip.Prefix {
 		p.touched.Groups[l.Index] = struct{}{}
 	}
 	p.noteExit(l.Index, old, now)
+	p.answerIf(old, now)
 	return changed
 }
 

@@ -28,6 +28,14 @@ const (
 	KeepKnown Decision = "known"
 	// Binding: an application, a container or an answer is bound to a link.
 	Binding Decision = "binding"
+	// AnswerKnown: what is answered by a link reaches what main knows behind anything but
+	// an uplink.
+	AnswerKnown Decision = "answer-known"
+	// AnswerLink: a packet that this host forwards or translates is answered by the link on
+	// which it was asked.
+	AnswerLink Decision = "answer"
+	// AnswerNever: where that link has no way, such a packet has none.
+	AnswerNever Decision = "answer-refused"
 	// FollowDevice: a socket bound to the device uses the device's table.
 	FollowDevice Decision = "device"
 	// FollowSource: a packet from the link's address leaves by the link.
@@ -118,6 +126,9 @@ var sentences = map[Decision]string{ //nolint:gochecknoglobals // a constant in 
 	LiftForeign:     "a rule of somebody else keeps its say",
 	KeepKnown:       "bound traffic reaches containers, VPN networks and LANs",
 	Binding:         "an application is bound to the link",
+	AnswerKnown:     "answers by a link reach containers, VPN networks and LANs",
+	AnswerLink:      "forwarded packets are answered by the link that was asked",
+	AnswerNever:     "without a way by the link, an answer goes nowhere",
 	FollowDevice:    "sockets bound to the device use its table",
 	FollowSource:    "packets from the address leave by the link",
 	NeverStray:      "without a way by the link, its packets go nowhere",
