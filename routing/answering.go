@@ -1,6 +1,8 @@
 package routing
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"math/bits"
@@ -27,9 +29,9 @@ const fewestMarkBits = 3
 func (m MarkMask) Check() error {
 	switch n := bits.OnesCount32(uint32(m)); {
 	case n < fewestMarkBits || n > 8:
-		return fmt.Errorf("%#x has %d bits: %d to 8 are needed", uint32(m), n, fewestMarkBits)
+		return fmt.Errorf("it has %d bits: %d to 8 are needed", n, fewestMarkBits)
 	case bits.Len32(uint32(m))-bits.TrailingZeros32(uint32(m)) != n:
-		return fmt.Errorf("the bits of %#x must be neighbours, as those of %#x are", uint32(m), uint32(DefaultMarkMask))
+		return errors.New("its bits are not neighbours")
 	default:
 		return nil
 	}
@@ -105,7 +107,7 @@ func (p *Planner) SetAnswers(a Answers) {
 		return
 	}
 	p.answering.facts = a.clone()
-	for i := range Families() {
+	for i := range p.around {
 		p.answer(i)
 	}
 }
@@ -183,13 +185,13 @@ func numberTables(tables []Answer, first TableID, mask MarkMask, foreign []Forei
 	most := mask.Most()
 	free := make([]uint8, 0, most)
 	for n := 1; n <= most; n++ {
-		if number := uint8(n); !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.meansNumber(mask, number) }) { //nolint:gosec // 1 to 127
+		if number := uint8(n); !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.meansNumber(mask, number) }) {
 			free = append(free, number)
 		}
 	}
 	taken := make(map[uint8]struct{}, len(tables))
 	var out []Answer
-	slices.SortFunc(tables, func(a, b Answer) int { return int(a.Table) - int(b.Table) }) //nolint:gosec // numbers of a range
+	slices.SortFunc(tables, func(a, b Answer) int { return cmp.Compare(a.Table, b.Table) })
 	tables = slices.CompactFunc(tables, func(a, b Answer) bool { return a.Table == b.Table })
 	for _, a := range tables {
 		for n := range free {
