@@ -101,15 +101,16 @@ type answering struct {
 	rules [2][]PlannedRule
 }
 
-// SetAnswers takes for what there are answers.
-func (p *Planner) SetAnswers(a Answers) {
+// SetAnswers takes for what there are answers, and reports whether that is new.
+func (p *Planner) SetAnswers(a Answers) bool {
 	if a.equal(&p.answering.facts) {
-		return
+		return false
 	}
 	p.answering.facts = a.clone()
 	for i := range p.around {
 		p.answer(i)
 	}
+	return true
 }
 
 // Answers returns the numbers of a family, by table, and how many tables of uplinks got none
@@ -218,6 +219,12 @@ func (r *Rule) meansNumber(mask MarkMask, number uint8) bool {
 // OverlapsMark reports whether a rule selects by bits of the mark that are ours.
 func (r Rule) OverlapsMark(mask MarkMask) bool {
 	return r.Mark.Mask&uint32(mask) != 0 && r.Mark.Value&uint32(mask) != 0
+}
+
+// IsAnswer reports whether a rule of ours is for packets that are answered by a link.
+func (r Rule) IsAnswer() bool {
+	at := r.Priority >= PriorityAnswerKnown && r.Priority <= PriorityAnswerNever || r.Priority.behind()
+	return at && r.Protocol == Multihomed && r.Mark.Mask != 0 && r.Action != ActionGoto
 }
 
 // rankAnswer is that of the rungs of answers behind the ladder: after all that is for bound
