@@ -120,8 +120,15 @@ func (p *Planner) Answers(f Family) (answers []Answer, left int) {
 	return p.answering.answers[i], p.answering.left[i]
 }
 
-// MarkMask are the bits of the packet mark that are ours.
-func (p *Planner) MarkMask() MarkMask { return p.answering.facts.mask() }
+// Answering are the facts that SetAnswers took, with the mask that counts.
+func (p *Planner) Answering() Answers {
+	a := p.answering.facts.clone()
+	a.Mask = a.mask()
+	return a
+}
+
+// UplinkGroup is the interface group by which the rules tell uplinks.
+func (p *Planner) UplinkGroup() uint32 { return p.group() }
 
 // answerIf looks at answers once more after the plan of a link changed.
 func (p *Planner) answerIf(old, now *planned) {

@@ -23,7 +23,7 @@ func numbered(h *host, f routing.Family) map[uint32]int {
 	out := map[uint32]int{}
 	answers, _ := h.planner.Answers(f)
 	for _, a := range answers {
-		out[h.planner.MarkMask().Mark(a.Number).Value] = a.Index
+		out[h.planner.Answering().Mask.Mark(a.Number).Value] = a.Index
 	}
 	return out
 }
@@ -175,7 +175,7 @@ func markOf(h *host, table routing.TableID) string {
 	answers, _ := h.planner.Answers(routing.IPv4)
 	for _, a := range answers {
 		if a.Table == table {
-			mark := h.planner.MarkMask().Mark(a.Number)
+			mark := h.planner.Answering().Mask.Mark(a.Number)
 			return fmt.Sprintf("%#x/%#x", mark.Value, mark.Mask)
 		}
 	}
