@@ -170,21 +170,7 @@ func (p *Planner) answer(i int) {
 	}
 	x.answers[i] = numberTables(tables, p.policy.Tables.First, x.facts.mask(), p.foreign[i])
 	x.left[i] = len(tables) - len(x.answers[i])
-	rules := p.answerRules(i)
-	if slices.Equal(rules, x.rules[i]) {
-		return
-	}
-	keep := map[Rule]struct{}{}
-	for _, r := range rules {
-		keep[r.Rule] = struct{}{}
-		p.wantRule(shared, r)
-	}
-	for _, r := range x.rules[i] {
-		if !contains(keep, r.Rule) {
-			p.dropRule(shared, r.Rule)
-		}
-	}
-	x.rules[i] = rules
+	x.rules[i] = p.replaceShared(x.rules[i], p.answerRules(i))
 }
 
 // numberTables gives each table the number of its place in the range, or the next free one. So

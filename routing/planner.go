@@ -48,6 +48,7 @@ type Planner struct {
 
 	failover  failing
 	answering answering
+	binding   binding
 
 	touched Touched
 }
@@ -309,6 +310,7 @@ func (p *Planner) survey(i int) {
 		p.lift(i, lifts)
 	}
 	p.answer(i)
+	p.bind(i)
 	if before.equal(&p.around[i]) {
 		return
 	}
@@ -325,17 +327,7 @@ func (p *Planner) indexes() []int { return slices.Sorted(maps.Keys(p.links)) }
 
 // lift wants these lifts and no others in a family.
 func (p *Planner) lift(i int, lifts []PlannedRule) {
-	keep := map[Rule]struct{}{}
-	for _, r := range lifts {
-		keep[r.Rule] = struct{}{}
-		p.wantRule(shared, r)
-	}
-	for _, r := range p.lifts[i] {
-		if !contains(keep, r.Rule) {
-			p.dropRule(shared, r.Rule)
-		}
-	}
-	p.lifts[i] = lifts
+	p.lifts[i] = p.replaceShared(p.lifts[i], lifts)
 }
 
 // Policy returns the policy the planner was made with.
@@ -425,6 +417,7 @@ func (p *Planner) Remove(index int) {
 	p.listOpening(index, nil)
 	p.noteExit(index, old, nil)
 	p.answerIf(old, nil)
+	p.bindIf(index)
 	p.regroup()
 	p.replanAround(index, changed)
 	p.reopenIf(old, nil)
@@ -462,7 +455,9 @@ func (p *Planner) Rules() iter.Seq[PlannedRule] {
 
 // Shared returns the rules that serve all links, in the order of the ladder.
 func (p *Planner) Shared() []PlannedRule {
-	return slices.Concat(p.lifts[0], p.answering.rules[0], p.failover.rules[0], p.lifts[1], p.answering.rules[1], p.failover.rules[1])
+	return slices.Concat(
+		p.lifts[0], p.binding.rules[0], p.answering.rules[0], p.failover.rules[0],
+		p.lifts[1], p.binding.rules[1], p.answering.rules[1], p.failover.rules[1])
 }
 
 // ComparePlanned orders rules as the ladder does.
@@ -639,6 +634,7 @@ func (p *Planner) replan(l Link, ps *paths) []netip.Prefix {
 	}
 	p.noteExit(l.Index, old, now)
 	p.answerIf(old, now)
+	p.bindIf(l.Index)
 	return changed
 }
 
@@ -756,6 +752,24 @@ func differing(a, b []PlannedRoute) (restOfA, restOfB []PlannedRoute) {
 func contains[K comparable](set map[K]struct{}, k K) bool {
 	_, ok := set[k]
 	return ok
+}
+
+// replaceShared wants these rules that serve all links in place of others, and returns them.
+func (p *Planner) replaceShared(before, now []PlannedRule) []PlannedRule {
+	if slices.Equal(before, now) {
+		return before
+	}
+	keep := make(map[Rule]struct{}, len(now))
+	for _, r := range now {
+		keep[r.Rule] = struct{}{}
+		p.wantRule(shared, r)
+	}
+	for _, r := range before {
+		if !contains(keep, r.Rule) {
+			p.dropRule(shared, r.Rule)
+		}
+	}
+	return now
 }
 
 // shared is the owner of the rules that serve all links. Interface indexes

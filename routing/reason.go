@@ -26,8 +26,10 @@ const (
 	// KeepKnown: what main, or a table that somebody sends everything to, knows
 	// behind anything but an uplink stays reachable from bound sockets.
 	KeepKnown Decision = "known"
-	// Binding: an application, a container or an answer is bound to a link.
-	Binding Decision = "binding"
+	// Bind: an application, a container or a network is bound to a link.
+	Bind Decision = "binding"
+	// BindNever: where that link has no way, it has none.
+	BindNever Decision = "binding-refused"
 	// AnswerKnown: what is answered by a link reaches what main knows behind anything but
 	// an uplink.
 	AnswerKnown Decision = "answer-known"
@@ -125,7 +127,8 @@ var sentences = map[Decision]string{ //nolint:gochecknoglobals // a constant in 
 	KeepOverlap:     "two links share the network, and this address keeps its own",
 	LiftForeign:     "a rule of somebody else keeps its say",
 	KeepKnown:       "bound traffic reaches containers, VPN networks and LANs",
-	Binding:         "an application is bound to the link",
+	Bind:            "an application, a container or a network is bound to the link",
+	BindNever:       "without a way by the link, what is bound to it goes nowhere",
 	AnswerKnown:     "answers by a link reach containers, VPN networks and LANs",
 	AnswerLink:      "forwarded packets are answered by the link that was asked",
 	AnswerNever:     "without a way by the link, an answer goes nowhere",
