@@ -89,7 +89,7 @@ func (p *Planner) bind(i int) {
 	var rules []PlannedRule
 	for n, b := range x.wanted {
 		if slices.Contains(b.families(), f) {
-			rules = append(rules, p.bindingRules(i, b, uint64(n))...) //nolint:gosec // the place in a list
+			rules = append(rules, p.bindingRules(i, b, uint64(n))...)
 		}
 	}
 	x.rules[i] = p.replaceShared(x.rules[i], rules)
