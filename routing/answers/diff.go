@@ -206,6 +206,11 @@ func (d *diff) mustGo(r HeldRule) bool {
 	return d.remadeChains[r.Chain] || d.remadeChains[r.Rule.Goto] || slices.ContainsFunc(r.Rule.sets(), func(s string) bool { return d.remadeSets[s] })
 }
 
+// replaced reports whether another mark takes the place of the one that a rule sets. Both would add up.
+func (d *diff) replaced(r HeldRule) bool {
+	return r.Rule.Action == ActionMark && slices.ContainsFunc(d.planned.Chains, func(c Chain) bool { return c.Name == r.Chain })
+}
+
 // rules compares the rules of each chain, and restores their order: as many as possible stay where they
 // are, with what they have counted.
 func (d *diff) rules() {
@@ -221,7 +226,7 @@ func (d *diff) rules() {
 		case r.Origin == Foreign:
 		case r.Origin == Altered:
 			d.add(Op{Phase: AfterRules, Verb: DeleteRule, Rule: Rule{Chain: r.Chain}, Handle: r.Handle})
-		case d.mustGo(r) || is && seen[r.Rule]:
+		case d.mustGo(r) || is && seen[r.Rule] || !is && d.replaced(r):
 			d.add(Op{Phase: AfterRules, Verb: DeleteRule, Rule: r.Rule, Handle: r.Handle})
 		case is:
 			seen[r.Rule] = true
