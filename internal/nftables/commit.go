@@ -72,7 +72,7 @@ func (c *Conn) send(ctx context.Context, id TableID, ops []Op, generation Genera
 func (c *Conn) answers(ctx context.Context, b *batch) error {
 	var refused []error
 	more := 0
-	done := false
+	done, lost := false, false
 	for {
 		datagram, err := c.socket.try()
 		switch {
@@ -80,16 +80,16 @@ func (c *Conn) answers(ctx context.Context, b *batch) error {
 			if more > 0 {
 				refused = append(refused, fmt.Errorf("and %d more operations were refused", more))
 			}
-			if len(refused) > 0 {
-				return errors.Join(refused...)
+			if lost {
+				refused = append(refused, errors.New("some answers of the kernel were lost"))
 			}
-			if !done {
+			if len(refused) == 0 && !done {
 				return c.unanswered(ctx)
 			}
-			return nil
+			return errors.Join(refused...)
 		case errors.Is(err, unix.ENOBUFS):
 			// So many operations were refused that not all answers found place.
-			refused = append(refused, errors.New("some answers of the kernel were lost"))
+			lost = true
 			continue
 		case err != nil:
 			return err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -16,7 +18,7 @@ const (
 	maxSets     = 1024
 	maxRules    = 16384
 	maxElements = 1 << 17
-	// maxChainsOfAll bounds only what is kept of foreign chains, not how many there may be.
+	// maxNATChains bounds only what a Watcher keeps of foreign chains, not how many there may be.
 	maxNATChains = 1024
 )
 
@@ -26,7 +28,8 @@ const attempts = 10
 // Read reads a table, and the generation of the ruleset that it belongs to.
 //
 // The error is ErrNoTable if it does not exist (the generation is then as valid), ErrUnsupported,
-// ErrChanged if the ruleset changed during each of several attempts, and ErrTooLarge.
+// ErrChanged if the ruleset changed during each of several attempts, and ErrTooLarge. The limits are
+// 4096 chains, 1024 sets, 16384 rules and 131072 elements.
 func (c *Conn) Read(ctx context.Context, id TableID) (Table, Generation, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -56,7 +59,7 @@ func (c *Conn) Read(ctx context.Context, id TableID) (Table, Generation, error) 
 			return table, before, nil
 		}
 	}
-	return fail(0, ErrChanged)
+	return fail(0, fmt.Errorf("in each of %d attempts: %w", attempts, ErrChanged))
 }
 
 func (c *Conn) generation(ctx context.Context) (g Generation, err error) {
@@ -124,31 +127,59 @@ func (c *Conn) readRules(ctx context.Context, id TableID, t *Table) error {
 }
 
 func (c *Conn) readElements(ctx context.Context, id TableID, t *Table) error {
-	elements := 0
+	left := maxElements
 	for i := range t.Sets {
 		set := &t.Sets[i]
 		if set.Unknown {
 			continue
 		}
-		err := c.list(ctx, unix.NFT_MSG_GETSETELEM, id.Family, func(m *nlmsg.Builder) {
-			m.Text(unix.NFTA_SET_ELEM_LIST_TABLE, id.Name)
-			m.Text(unix.NFTA_SET_ELEM_LIST_SET, set.Name)
-		}, func(payload []byte) error {
-			decodeElements(payload, func(e Element) {
-				if elements++; elements <= maxElements {
-					set.Elements = append(set.Elements, e)
-				}
-			})
-			return bounded(elements, maxElements, "elements")
-		})
-		if errors.Is(err, unix.ENOENT) {
-			return errInterrupted // It has just gone.
+		err := errInterrupted
+		for n := 0; n < attempts && errors.Is(err, errInterrupted); n++ {
+			set.Elements, err = c.elements(ctx, id, set.Name, left)
 		}
 		if err != nil {
 			return err
 		}
+		left -= len(set.Elements)
 	}
 	return nil
+}
+
+// elements reads the elements of one set, sorted.
+//
+// The kernel gives a long list in pieces, and counts for each piece from the start of its hash table. In
+// the meantime it may enlarge the table, which happens some time after elements came. It does not
+// say so: a piece then repeats elements and leaves out as many others (nft_rhash_walk in
+// net/netfilter/nft_set_hash.c). So a list with an element twice is no list.
+func (c *Conn) elements(ctx context.Context, id TableID, set string, limit int) (all []Element, err error) {
+	err = c.list(ctx, unix.NFT_MSG_GETSETELEM, id.Family, func(m *nlmsg.Builder) {
+		m.Text(unix.NFTA_SET_ELEM_LIST_TABLE, id.Name)
+		m.Text(unix.NFTA_SET_ELEM_LIST_SET, set)
+	}, func(payload []byte) error {
+		if !id.is(payload) {
+			return nil
+		}
+		decodeElements(payload, func(e Element) {
+			// One more than the limit shows that there are more.
+			if len(all) <= limit {
+				all = append(all, e)
+			}
+		})
+		return bounded(len(all), limit, "elements")
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil, errInterrupted // The set has just gone.
+	}
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(all, func(a, b Element) int { return strings.Compare(string(a.Key), string(b.Key)) })
+	for i := 1; i < len(all); i++ {
+		if all[i].Key == all[i-1].Key && !all[i].Unknown && !all[i-1].Unknown {
+			return nil, errInterrupted
+		}
+	}
+	return all, nil
 }
 
 func bounded(n, limit int, what string) error {

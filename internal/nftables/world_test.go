@@ -7,9 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netns"
 
@@ -88,7 +88,17 @@ func (w *world) commit(ops ...nftables.Op) {
 	must(w, err)
 }
 
-// plain is a table without the kernel's handles, and with its elements sorted.
+// await waits until something is so.
+func (w *world) await(so func() bool, what string) {
+	w.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !so(); {
+		if time.Now().After(deadline) {
+			w.Fatalf("it never came that %s", what)
+		}
+	}
+}
+
+// plain is a table without the kernel's handles.
 func plain(t nftables.Table) nftables.Table {
 	for i := range t.Chains {
 		t.Chains[i].Handle = 0
@@ -98,7 +108,6 @@ func plain(t nftables.Table) nftables.Table {
 	}
 	for i := range t.Sets {
 		t.Sets[i].Handle = 0
-		slices.SortFunc(t.Sets[i].Elements, func(a, b nftables.Element) int { return strings.Compare(string(a.Key), string(b.Key)) })
 	}
 	return t
 }
