@@ -20,7 +20,7 @@ import (
 func many(n int) nftables.Table {
 	set := nftables.Set{Name: "s", Key: nftables.IPv4Address}
 	for i := range n {
-		a := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 10<<24|uint32(i)))) //nolint:gosec // small
+		a := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 10<<24|uint32(i))))
 		set.Elements = append(set.Elements, key(nftables.Addr(a)))
 	}
 	return nftables.Table{Sets: []nftables.Set{set}}
@@ -158,9 +158,16 @@ func TestNoTable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	for _, op := range []nftables.Op{
-		nftables.DeleteTable{}, nftables.AddChain{Chain: nftables.Chain{Name: "c"}}, nftables.FlushChain{Chain: "c"}, nftables.DeleteChain{Chain: "c"},
-		nftables.AddRule{Chain: "c"}, nftables.InsertRule{Chain: "c"}, nftables.DeleteRule{Chain: "c", Handle: 7},
-		nftables.AddSet{Set: nftables.Set{Name: "s", Key: nftables.IPv4Address}}, nftables.DeleteSet{Set: "s"}, nftables.FlushSet{Set: "s"},
+		nftables.DeleteTable{},
+		nftables.AddChain{Chain: nftables.Chain{Name: "c"}},
+		nftables.FlushChain{Chain: "c"},
+		nftables.DeleteChain{Chain: "c"},
+		nftables.AddRule{Chain: "c"},
+		nftables.InsertRule{Chain: "c"},
+		nftables.DeleteRule{Chain: "c", Handle: 7},
+		nftables.AddSet{Set: nftables.Set{Name: "s", Key: nftables.IPv4Address}},
+		nftables.DeleteSet{Set: "s"},
+		nftables.FlushSet{Set: "s"},
 		nftables.AddElements{Set: "s", Elements: []nftables.Element{key(addr("192.0.2.1"))}},
 		nftables.DeleteElements{Set: "s", Elements: []nftables.Element{key(addr("192.0.2.1"))}},
 	} {
@@ -216,14 +223,25 @@ func TestRefusesToWrite(t *testing.T) {
 	}
 	long := strings.Repeat("x", 256)
 	for _, op := range []nftables.Op{
-		nil, nftables.AddChain{}, nftables.AddChain{Chain: nftables.Chain{Name: long}}, nftables.FlushChain{Chain: "a\x00b"}, nftables.DeleteRule{Chain: "c"},
-		nftables.AddChain{Chain: nftables.Chain{Name: "c", Base: nftables.Base{Hook: 1}}}, nftables.DeleteRule{Handle: 1}, nftables.AddRule{},
-		nftables.AddSet{}, nftables.AddSet{Set: nftables.Set{Name: "s"}}, nftables.AddSet{Set: nftables.Set{Name: "s", Key: 13}},
+		nil,
+		nftables.AddChain{},
+		nftables.AddChain{Chain: nftables.Chain{Name: long}},
+		nftables.FlushChain{Chain: "a\x00b"},
+		nftables.DeleteRule{Chain: "c"},
+		nftables.AddChain{Chain: nftables.Chain{Name: "c", Base: nftables.Base{Hook: 1}}},
+		nftables.DeleteRule{Handle: 1},
+		nftables.AddRule{},
+		nftables.AddSet{},
+		nftables.AddSet{Set: nftables.Set{Name: "s"}},
+		nftables.AddSet{Set: nftables.Set{Name: "s", Key: 13}},
 		nftables.AddSet{Set: nftables.Set{Name: "s", Key: nftables.IPv4Address, Unknown: true}},
-		nftables.DeleteElements{Set: "s"}, nftables.DeleteElements{Elements: []nftables.Element{key(addr("192.0.2.1"))}},
-		nftables.AddElements{Set: "s", Elements: []nftables.Element{{}}}, nftables.AddElements{Set: "s", Elements: []nftables.Element{{Key: "1234", Unknown: true}}},
+		nftables.DeleteElements{Set: "s"},
+		nftables.DeleteElements{Elements: []nftables.Element{key(addr("192.0.2.1"))}},
+		nftables.AddElements{Set: "s", Elements: []nftables.Element{{}}},
+		nftables.AddElements{Set: "s", Elements: []nftables.Element{{Key: "1234", Unknown: true}}},
 		nftables.AddElements{Set: "s", Elements: []nftables.Element{to("", addr("192.0.2.1"))}},
-		nftables.AddRule{Chain: "c", Rule: nftables.Rule{Comment: long}}, nftables.AddRule{Chain: "c", Rule: nftables.Rule{Comment: "a\x00"}},
+		nftables.AddRule{Chain: "c", Rule: nftables.Rule{Comment: long}},
+		nftables.AddRule{Chain: "c", Rule: nftables.Rule{Comment: "a\x00"}},
 		chain(nftables.Unknown{Name: "log"}), chain(nil), chain(is("")), chain(is(nftables.Value(long))), chain(in("")), chain(nftables.VerdictMap{}),
 		chain(nftables.Bitwise{Mask: "1", Xor: "22"}), chain(verdict(nftables.NoVerdict, "")), chain(verdict(nftables.UnknownVerdict, "")),
 		chain(verdict(nftables.Drop, "c")), chain(verdict(nftables.Jump, "")), chain(verdict(nftables.Goto, long)), chain(verdict(99, "")),
@@ -284,7 +302,7 @@ func TestAddsTwice(t *testing.T) {
 	if _, err := w.Commit(t.Context(), table, []nftables.Op{other}, 0); !errors.Is(err, unix.EEXIST) {
 		t.Errorf("another verdict: %v", err)
 	}
-	w.commit(nftables.DeleteElements{Set: other.Set, Elements: other.Elements}, other)
+	w.commit(nftables.DeleteElements(other), other)
 	got, _ := w.read()
 	if !slices.Contains(got.Set("answers4").Elements, other.Elements[0]) {
 		t.Errorf("%v", got.Set("answers4").Elements)

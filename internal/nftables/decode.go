@@ -151,8 +151,8 @@ func decodeSet(payload []byte) (s Set) {
 		}
 	}
 	s.Verdicts = flags&flagMap != 0 && dataType == verdictType
-	switch {
-	case flags&^(flagMap|flagConcat) != 0, flags&flagMap != 0 && !s.Verdicts, int(keyLength) != s.Key.length():
+	length := s.Key.length()
+	if flags&^(flagMap|flagConcat) != 0 || flags&flagMap != 0 && !s.Verdicts || length == 0 || length > maxValue || int(keyLength) != length {
 		s.Unknown = true
 	}
 	return s

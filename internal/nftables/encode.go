@@ -42,7 +42,7 @@ func encodeBatch(buffer []byte, seq uint32, table TableID, ops []Op, generation 
 	}
 	b.End()
 	for i, o := range ops {
-		if err := b.op(o, uint32(i)+1); err != nil { //nolint:gosec // a batch is bounded
+		if err := b.op(o, uint32(i)+1); err != nil {
 			return nil, &OpError{table, o, err}
 		}
 		if len(b.B) > maxBatch {
