@@ -3,6 +3,12 @@ package nftables
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/nlmsg"
 )
 
 var (
@@ -20,34 +26,33 @@ var (
 
 // A Conn is a socket to nf_tables of the network namespace in which it was opened. Its methods may be
 // called by several goroutines; they wait for each other.
-type Conn struct{}
+type Conn struct {
+	mu     sync.Mutex
+	socket *socket
+	seq    uint32
+	out    nlmsg.Builder
+}
 
-// Open opens a Conn. What it is used for needs CAP_NET_ADMIN.
-func Open() (*Conn, error) { return nil, errors.ErrUnsupported }
+// Open opens a Conn. What it is used for needs CAP_NET_ADMIN, and makes the kernel load nf_tables.
+//
+// The error is ErrUnsupported if the kernel has no nfnetlink.
+func Open() (*Conn, error) {
+	s, err := openSocket(answersBuffer)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{socket: s}, nil
+}
 
 // Close closes it.
-func (c *Conn) Close() error { return errors.ErrUnsupported }
-
-// Read reads a table, and the generation of the ruleset that it belongs to.
-//
-// The error is ErrNoTable if it does not exist (the generation is then as valid), ErrUnsupported,
-// ErrChanged if the ruleset changed during each of several attempts, and ErrTooLarge.
-func (c *Conn) Read(ctx context.Context, id TableID) (Table, Generation, error) {
-	return Table{}, 0, errors.ErrUnsupported
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.socket.close(); err != nil {
+		return fmt.Errorf("closing the socket to nf_tables: %w", err)
+	}
+	return nil
 }
-
-// Commit does all operations in their order, or none. generation is what they were decided by: if
-// the ruleset has another one by now, nothing happens, and the error is ErrChanged. 0 means any.
-// It returns the generation that it made, 0 if none was named.
-//
-// The error names each operation that the kernel refused ([OpError]).
-func (c *Conn) Commit(ctx context.Context, id TableID, ops []Op, generation Generation) (Generation, error) {
-	return 0, errors.ErrUnsupported
-}
-
-// Check asks the kernel what Commit would answer to each operation, and changes nothing. It does not
-// find what the kernel checks for the whole batch (loops of chains).
-func (c *Conn) Check(ctx context.Context, id TableID, ops []Op) error { return errors.ErrUnsupported }
 
 // An OpError is the kernel's answer to an operation.
 type OpError struct {
@@ -57,78 +62,109 @@ type OpError struct {
 }
 
 // Error names the operation and the answer.
-func (e *OpError) Error() string { return e.Op.String() + " in " + e.Table.String() + ": " + e.Err.Error() }
+func (e *OpError) Error() string {
+	return e.Op.String() + " in " + e.Table.String() + ": " + e.Err.Error()
+}
 
 // Unwrap is the answer.
 func (e *OpError) Unwrap() error { return e.Err }
 
-// Translates says in which families any base chain of type nat stands, in all tables of the network
-// namespace. Rules of iptables-legacy are not in nf_tables.
-func (c *Conn) Translates(ctx context.Context) (Translation, error) {
-	return Translation{}, errors.ErrUnsupported
+// ask sends one request.
+func (c *Conn) ask(kind, flags uint16, f Family, attributes func(*nlmsg.Builder)) error {
+	c.seq++
+	c.out.B = c.out.B[:0]
+	c.out.Begin(message(kind), unix.NLM_F_REQUEST|flags, c.seq)
+	genMsg(&c.out, f, 0)
+	if attributes != nil {
+		attributes(&c.out)
+	}
+	c.out.End()
+	return c.socket.write(c.out.B)
 }
 
-// Watch subscribes to changes of the ruleset: every transaction after Watch has returned is seen, and
-// perhaps some before. Use a Watcher in one goroutine.
-func (c *Conn) Watch(ctx context.Context, id TableID) (*Watcher, error) {
-	return nil, errors.ErrUnsupported
+// one asks for one object, and gives the answer to read. The error is ENOENT if it does not exist.
+func (c *Conn) one(ctx context.Context, kind uint16, f Family, attributes func(*nlmsg.Builder), read func([]byte)) error {
+	if err := c.ask(kind, 0, f, attributes); err != nil {
+		return err
+	}
+	for {
+		b, err := c.socket.receive(ctx)
+		if err != nil {
+			return err
+		}
+		for len(b) > 0 {
+			var h nlmsg.Header
+			var payload []byte
+			if h, payload, b, err = nlmsg.Next(b); err != nil {
+				return err
+			}
+			switch {
+			case h.Seq != c.seq:
+			case h.Kind == unix.NLMSG_ERROR:
+				return absent(nlmsg.ErrorOf(h, payload))
+			default:
+				read(payload)
+				return nil
+			}
+		}
+	}
 }
 
-// A Watcher hears of every transaction.
-type Watcher struct{}
+// errInterrupted says that a list is of no single moment (NLM_F_DUMP_INTR).
+var errInterrupted = errors.New("the ruleset changed while it was listed")
 
-// Close ends it.
-func (w *Watcher) Close() error { return errors.ErrUnsupported }
-
-// Next waits for the next transaction, whoever made it and whatever table it is about.
-//
-// The error is ErrLost if notifications were lost: the caller reads the table and Translates
-// again, and goes on with Next.
-func (w *Watcher) Next(ctx context.Context) (Transaction, error) {
-	return Transaction{}, errors.ErrUnsupported
+// list asks for a list, and gives each message of it to read until that returns an error.
+func (c *Conn) list(ctx context.Context, kind uint16, f Family, attributes func(*nlmsg.Builder), read func([]byte) error) error {
+	if err := c.ask(kind, unix.NLM_F_DUMP, f, attributes); err != nil {
+		return err
+	}
+	// A list that was left half read would answer the next request with EBUSY: it is read to its end,
+	// which the kernel has without anybody's help.
+	var failed error
+	interrupted := false
+	for {
+		b, err := c.socket.receive(context.WithoutCancel(ctx))
+		if err != nil {
+			return err
+		}
+		if failed == nil && ctx.Err() != nil {
+			failed = context.Cause(ctx)
+		}
+		for len(b) > 0 {
+			var h nlmsg.Header
+			var payload []byte
+			if h, payload, b, err = nlmsg.Next(b); err != nil {
+				return err
+			}
+			if h.Seq != c.seq {
+				continue
+			}
+			interrupted = interrupted || h.Flags&unix.NLM_F_DUMP_INTR != 0
+			switch h.Kind {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				err := absent(nlmsg.ErrorOf(h, payload))
+				switch {
+				case failed != nil:
+					return failed
+				case err == nil && interrupted, errors.Is(err, unix.EINTR):
+					return errInterrupted
+				default:
+					return err
+				}
+			default:
+				if failed == nil {
+					failed = read(payload)
+				}
+			}
+		}
+	}
 }
 
-// A Transaction is one change of the ruleset.
-type Transaction struct {
-	// Generation is the one that it made.
-	Generation Generation
-	// Own is true for a transaction of the Conn that made the Watcher.
-	Own bool
-	// Port is the netlink port of the one who made it. PID and Program are its process number in the
-	// first PID namespace, and the name of the thread (comm): whoever it is chooses that name, so it is
-	// for messages only.
-	Port    uint32
-	PID     uint32
-	Program string
-	// Changes are those of the watched table, the first 32 of them; All counts them.
-	Changes []Change
-	All     int
-	// Deleted is true if anything was deleted of the watched table, or itself.
-	Deleted bool
-	// Translation is true if a base chain of type nat came or went, in any table: ask Translates.
-	Translation bool
+// absent names what a kernel without nf_tables answers (nfnetlink_rcv_msg in
+// net/netfilter/nfnetlink.c): no request of this package is invalid otherwise.
+func absent(err error) error {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("%w (CONFIG_NF_TABLES): %w", ErrUnsupported, err)
+	}
+	return err
 }
-
-// A Change is one object of the table that came, changed or went.
-type Change struct {
-	Object  Object
-	Deleted bool
-	// Name is the chain of a rule, the set of an element, else the name of the object.
-	Name string
-	// Handle is that of a rule, else 0.
-	Handle uint64
-}
-
-// An Object is a kind of object of a table.
-type Object uint8
-
-// The kinds.
-const (
-	ObjectTable Object = iota + 1
-	ObjectChain
-	ObjectRule
-	ObjectSet
-	ObjectElement
-	// ObjectOther is a flowtable or a named object.
-	ObjectOther
-)

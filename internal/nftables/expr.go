@@ -74,6 +74,8 @@ type Payload struct {
 
 // Addresses in the network header. Each needs the right nfproto before it in a table of INet: see
 // [IPv4Only] and [IPv6Only].
+//
+//nolint:gochecknoglobals // constants in all but name
 var (
 	IPv4Saddr = Payload{Offset: 12, Length: 4, Dest: Reg1}
 	IPv4Daddr = Payload{Offset: 16, Length: 4, Dest: Reg1}

@@ -176,7 +176,7 @@ type Set struct {
 	Key  KeyType
 	// Verdicts makes it a map (`type KEY : verdict`).
 	Verdicts bool
-	// Elements are in no order. AddSet does not add them: AddElements does.
+	// Elements are read in the order of their keys. AddSet does not add them: AddElements does.
 	Elements []Element
 	// Unknown is true for a set that this package cannot describe: with intervals, timeouts, values that
 	// are no verdicts, and so on. Its elements are not read.

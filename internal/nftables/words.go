@@ -161,7 +161,9 @@ func (o InsertRule) String() string {
 }
 
 // String says in words what it does.
-func (o DeleteRule) String() string { return fmt.Sprintf("delete rule %s handle %d", o.Chain, o.Handle) }
+func (o DeleteRule) String() string {
+	return fmt.Sprintf("delete rule %s handle %d", o.Chain, o.Handle)
+}
 
 // String says in words what it does.
 func (o AddSet) String() string {
