@@ -207,8 +207,29 @@ func ErrorOf(h Header, payload []byte) error {
 }
 
 func extendedText(h Header, payload []byte) string {
+	for a := extended(h, payload); a.Next(); {
+		if a.Kind == nl.NLMSGERR_ATTR_MSG {
+			return a.Text()
+		}
+	}
+	return ""
+}
+
+// BadAttribute reads from the answer to a request which attribute the kernel complains of, as its
+// offset from the header of the request (NLMSGERR_ATTR_OFFS). It is 0 if the kernel does not say.
+func BadAttribute(h Header, payload []byte) uint32 {
+	for a := extended(h, payload); a.Next(); {
+		if a.Kind == nl.NLMSGERR_ATTR_OFFS {
+			return a.Uint32()
+		}
+	}
+	return 0
+}
+
+// extended are the attributes that follow struct nlmsgerr (NETLINK_EXT_ACK).
+func extended(h Header, payload []byte) Attributes {
 	if h.Flags&unix.NLM_F_ACK_TLVS == 0 || len(payload) < 4+unix.SizeofNlMsghdr {
-		return ""
+		return Attributes{}
 	}
 	skip := 4 + unix.SizeofNlMsghdr
 	if h.Flags&unix.NLM_F_CAPPED == 0 {
@@ -216,12 +237,7 @@ func extendedText(h Header, payload []byte) string {
 		skip = 4 + Align(int(binary.NativeEndian.Uint32(payload[4:])))
 	}
 	if skip < 0 || skip > len(payload) {
-		return ""
+		return Attributes{}
 	}
-	for a := (Attributes{Rest: payload[skip:]}); a.Next(); {
-		if a.Kind == nl.NLMSGERR_ATTR_MSG {
-			return a.Text()
-		}
-	}
-	return ""
+	return Attributes{Rest: payload[skip:]}
 }

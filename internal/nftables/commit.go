@@ -1,0 +1,188 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/nlmsg"
+)
+
+// maxBatch is the longest batch: more than 100,000 elements.
+const maxBatch = 16 << 20
+
+// maxErrors is how many refused operations an error names.
+const maxErrors = 16
+
+// Commit does all operations in their order, or none. generation is what they were decided by: if
+// the ruleset has another one by now, nothing happens, and the error is ErrChanged. 0 means any.
+// It returns the generation that it made, 0 if none was named.
+//
+// The error names each operation that the kernel refused ([OpError]), up to 16 of them.
+func (c *Conn) Commit(ctx context.Context, id TableID, ops []Op, generation Generation) (Generation, error) {
+	if len(ops) == 0 {
+		return generation, nil
+	}
+	if err := c.send(ctx, id, ops, generation, true); err != nil {
+		return 0, fmt.Errorf("changing table %s: %w", id, err)
+	}
+	if generation == 0 {
+		return 0, nil
+	}
+	// nf_tables_commit increments it, and leaves out 0.
+	return max(generation+1, 1), nil
+}
+
+// Check asks the kernel what Commit would answer to each operation, and changes nothing. It does not
+// find what the kernel checks for the whole batch (loops of chains).
+func (c *Conn) Check(ctx context.Context, id TableID, ops []Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	if err := c.send(ctx, id, ops, 0, false); err != nil {
+		return fmt.Errorf("trying changes of table %s: %w", id, err)
+	}
+	return nil
+}
+
+func (c *Conn) send(ctx context.Context, id TableID, ops []Op, generation Generation, finished bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	b, err := encodeBatch(c.out.B[:0], c.seq+1, id, ops, generation, finished)
+	if err != nil {
+		return err
+	}
+	c.seq += uint32(len(b.sent)) + 2 //nolint:gosec // a batch is bounded
+	c.out.B = b.B[:0]
+	if cap(c.out.B) > datagramBuffer {
+		c.out.B = nil
+	}
+	if err := c.socket.write(b.B); err != nil {
+		return err
+	}
+	return c.answers(ctx, b)
+}
+
+// answers reads what the kernel said to a batch. It has said all before the batch was sent.
+func (c *Conn) answers(ctx context.Context, b *batch) error {
+	var refused []error
+	more := 0
+	done, lost := false, false
+	for {
+		datagram, err := c.socket.try()
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			if more > 0 {
+				refused = append(refused, fmt.Errorf("and %d more operations were refused", more))
+			}
+			if lost {
+				refused = append(refused, errors.New("some answers of the kernel were lost"))
+			}
+			if len(refused) == 0 && !done {
+				return c.unanswered(ctx)
+			}
+			return errors.Join(refused...)
+		case errors.Is(err, unix.ENOBUFS):
+			// So many operations were refused that not all answers found place.
+			lost = true
+			continue
+		case err != nil:
+			return err
+		}
+		for len(datagram) > 0 {
+			var h nlmsg.Header
+			var payload []byte
+			if h, payload, datagram, err = nlmsg.Next(datagram); err != nil {
+				return err
+			}
+			number := h.Seq - b.first
+			// The message that begins the batch has the number before the first.
+			if h.Kind != unix.NLMSG_ERROR || number != ^uint32(0) && int(number) >= len(b.sent) {
+				continue
+			}
+			err := b.verdictOf(number, h, payload)
+			switch {
+			case err == nil:
+				done = done || int(number) == len(b.sent)-1
+			case len(refused) < maxErrors:
+				refused = append(refused, err)
+			default:
+				more++
+			}
+		}
+	}
+}
+
+// unanswered is the error for a batch without any answer. It cannot happen: the kernel queues them
+// before sendto(2) returns.
+func (c *Conn) unanswered(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errors.New("the kernel has not answered")
+}
+
+// verdictOf reads the answer to a message.
+func (b *batch) verdictOf(number uint32, h nlmsg.Header, payload []byte) error {
+	err := nlmsg.ErrorOf(h, payload)
+	if err == nil {
+		return nil
+	}
+	if number == ^uint32(0) {
+		// The batch as a whole.
+		switch {
+		case errors.Is(err, unix.ERESTART):
+			return ErrChanged
+		case errors.Is(err, unix.EOPNOTSUPP):
+			return fmt.Errorf("%w (CONFIG_NF_TABLES): %w", ErrUnsupported, err)
+		case errors.Is(err, unix.EPERM):
+			return fmt.Errorf("%w; to fix: give CAP_NET_ADMIN", err)
+		default:
+			return err
+		}
+	}
+	sent := b.sent[number]
+	return &OpError{b.table, sent.op, b.explain(sent, int(nlmsg.BadAttribute(h, payload)), err)}
+}
+
+// explain says what the kernel lacks where it says ENOENT or EOPNOTSUPP: a table, a chain, a set, or a
+// part of itself. bad is where the attribute stands that it complains of, 0 if it does not say.
+func (b *batch) explain(s sent, bad int, err error) error {
+	const first = unix.SizeofNlMsghdr + sizeofGenMsg
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w: %w", ErrUnsupported, err)
+	case !errors.Is(err, unix.ENOENT) || bad < first || s.start+bad >= len(b.B):
+		return err
+	case bad == first:
+		return ErrNoTable
+	}
+	a := nlmsg.Attributes{Rest: b.B[s.start+bad:]}
+	if !a.Next() {
+		return err
+	}
+	switch s.op.(type) {
+	case AddChain:
+		if a.Kind == unix.NFTA_CHAIN_TYPE {
+			return fmt.Errorf("%w (chain type %s): %w", ErrUnsupported, a.Text(), err)
+		}
+	case AddRule, InsertRule:
+		// An expression complains of itself; everything else stands before the list of them.
+		if e := (nlmsg.Attributes{Rest: a.Value}); a.Kind == unix.NFTA_LIST_ELEM && e.Next() && e.Kind == unix.NFTA_EXPR_NAME {
+			switch name := e.Text(); name {
+			case "lookup":
+				return fmt.Errorf("the set does not exist: %w", err)
+			case "immediate":
+				return fmt.Errorf("the chain of a verdict does not exist: %w", err)
+			default:
+				return fmt.Errorf("%w (expression %s): %w", ErrUnsupported, name, err)
+			}
+		}
+	}
+	return err
+}
