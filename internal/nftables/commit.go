@@ -139,7 +139,7 @@ func (b *batch) verdictOf(number uint32, h nlmsg.Header, payload []byte) error {
 		case errors.Is(err, unix.ERESTART):
 			return ErrChanged
 		case errors.Is(err, unix.EOPNOTSUPP):
-			return fmt.Errorf("%w (CONFIG_NF_TABLES): %w", ErrUnsupported, err)
+			return &lack{"nf_tables", "nf_tables", err}
 		case errors.Is(err, unix.EPERM):
 			return fmt.Errorf("%w; to fix: give CAP_NET_ADMIN", err)
 		default:
@@ -156,6 +156,9 @@ func (b *batch) explain(s sent, bad int, err error) error {
 	const first = unix.SizeofNlMsghdr + sizeofGenMsg
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
+		if _, ok := s.op.(AddTable); ok {
+			return &lack{"nf_tables for tables of " + b.table.Family.String(), "nf_tables", err}
+		}
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	case !errors.Is(err, unix.ENOENT) || bad < first || s.start+bad >= len(b.B):
 		return err
@@ -169,7 +172,7 @@ func (b *batch) explain(s sent, bad int, err error) error {
 	switch s.op.(type) {
 	case AddChain:
 		if a.Kind == unix.NFTA_CHAIN_TYPE {
-			return fmt.Errorf("%w (chain type %s): %w", ErrUnsupported, a.Text(), err)
+			return &lack{"nf_tables' chain type " + a.Text(), "nft_chain_" + a.Text(), err}
 		}
 	case AddRule, InsertRule:
 		// An expression complains of itself; everything else stands before the list of them.
@@ -180,7 +183,7 @@ func (b *batch) explain(s sent, bad int, err error) error {
 			case "immediate":
 				return fmt.Errorf("the chain of a verdict does not exist: %w", err)
 			default:
-				return fmt.Errorf("%w (expression %s): %w", ErrUnsupported, name, err)
+				return &lack{"nf_tables' expression " + name, "nft_" + name, err}
 			}
 		}
 	}

@@ -204,12 +204,22 @@ func TestUnsupported(t *testing.T) {
 		op    nftables.Op
 		word  string
 	}{
-		"a family":       {nftables.TableID{Family: 99, Name: "t"}, nftables.AddTable{}, "operation not supported"},
-		"a type of hook": {table, nftables.AddChain{Chain: nftables.Chain{Name: "c", Base: nftables.Base{Type: "bogus"}}}, "chain type bogus"},
+		"a family":       {nftables.TableID{Family: 99, Name: "t"}, nftables.AddTable{}, "nf_tables for tables of family 99 (module nf_tables)"},
+		"a type of hook": {table, nftables.AddChain{Chain: nftables.Chain{Name: "c", Base: nftables.Base{Type: "bogus"}}}, "nf_tables' chain type bogus (module nft_chain_bogus)"},
 	} {
-		err := w.Check(t.Context(), test.table, []nftables.Op{nftables.AddTable{}, test.op})
-		if !errors.Is(err, nftables.ErrUnsupported) || !strings.Contains(err.Error(), test.word) {
-			t.Errorf("%s: %v", name, err)
+		err := w.Check(t.Context(), test.table, []nftables.Op{nftables.AddTable{}, test.op, test.op})
+		if !errors.Is(err, nftables.ErrUnsupported) || !slices.Equal(nftables.Lacks(err), []string{test.word}) {
+			t.Errorf("%s: %q of %v", name, nftables.Lacks(err), err)
+		}
+	}
+}
+
+// TestLacksNothing: an error with another reason is no lack.
+func TestLacksNothing(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{nil, unix.ENOENT, errors.Join(unix.ENOENT, nftables.ErrChanged)} {
+		if got := nftables.Lacks(err); len(got) > 0 {
+			t.Errorf("%v lacks %q", err, got)
 		}
 	}
 }
