@@ -47,17 +47,6 @@ func (r Reason) Sentence() string {
 	}
 }
 
-// A Host is what the decision depends on besides links.
-type Host struct {
-	// Forwards says by family whether an interface takes packets for others, Translates whether
-	// something translates addresses.
-	Forwards, Translates routing.ByFamily[bool]
-	// Strict are the interfaces that check the source of an IPv4 packet by main's choice.
-	Strict map[int]bool
-	// ByMark are those of them that check it with the mark of the packet.
-	ByMark map[int]bool
-}
-
 // A Decision is whether packets of a family are answered where they were asked, and why.
 type Decision struct {
 	// Answers and Fence say what is on.

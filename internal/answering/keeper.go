@@ -1,6 +1,7 @@
 package answering
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,8 +46,8 @@ type Options struct {
 	Logger *slog.Logger
 	Config config.Answers
 	Table  Table
-	// Host reads the facts of the host.
-	Host func(context.Context) (Host, error)
+	// Host reads the facts of the host: see [ReadHost].
+	Host func(context.Context, *reconcile.Snapshot) (Host, error)
 	// Forget deletes the tracked connections that are translated to addresses.
 	Forget func(ctx context.Context, addresses ...netip.Addr) (int, error)
 	// Repairs bounds how often what somebody else removed is restored.
@@ -69,9 +70,10 @@ type Keeper struct {
 	// by names who changed the table since it was written, empty if nobody did.
 	by string
 
-	// The rest is Keep's: said are the decisions in the log, logged says whether there are any.
-	said   routing.ByFamily[Decision]
-	logged bool
+	// The rest is Keep's: enforced is what it wrote last, empty after a failure; said are the decisions in the log, logged says whether there are any.
+	enforced answers.Table
+	said     routing.ByFamily[Decision]
+	logged   bool
 }
 
 // A State is what a keeper knows, for status.
@@ -80,7 +82,7 @@ type State struct {
 	Decided bool
 	// Families are the decisions, in the order of [routing.Families].
 	Families routing.ByFamily[Decision]
-	// Marked are the addresses by which packets are marked, Table is what stands.
+	// Held is what stands of the table.
 	Held answers.Held
 	// Problems are those of the plan and of the table.
 	Problems []routing.Problem
@@ -106,6 +108,19 @@ func (k *Keeper) State() State {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.state
+}
+
+// Cares reports whether a change of links could matter: not where nothing forwards, or nothing is
+// wanted, and no table stands.
+func (k *Keeper) Cares() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.state.Decided || k.state.Held.Exists {
+		return true
+	}
+	return slices.ContainsFunc(k.state.Families[:], func(d Decision) bool {
+		return d.Answers || d.Fence || d.Why != NotForwarding && d.Why != Configured
+	})
 }
 
 // Removed notes that somebody else took something of the table away.
@@ -160,7 +175,7 @@ func (k *Keeper) try(ctx context.Context, s *reconcile.Snapshot) error {
 	planned, problems := answers.Plan(FactsOf(decided, host, s))
 	planned = without(planned, missing(s))
 	ops := answers.Diff(planned, held, func(answers.Op) bool { return complete })
-	if away, is := k.repair(ctx, ops); is {
+	if away, is := k.repair(ctx, held); is {
 		k.report(held, append(problems, away))
 		return errAway
 	}
@@ -183,6 +198,7 @@ func (k *Keeper) try(ctx context.Context, s *reconcile.Snapshot) error {
 		marked = marks(held)
 	}
 	k.publish(marked, routing.ByFamily[bool]{decided[0].Answers || len(marked[0]) > 0, decided[1].Answers || len(marked[1]) > 0})
+	k.enforced = planned
 	k.say(ctx, decided)
 	k.report(held, problems)
 	return nil
@@ -190,7 +206,7 @@ func (k *Keeper) try(ctx context.Context, s *reconcile.Snapshot) error {
 
 // decide decides about both families.
 func (k *Keeper) decide(ctx context.Context, s *reconcile.Snapshot, marked routing.ByFamily[map[uint8]struct{}]) (host Host, decided routing.ByFamily[Decision], err error) {
-	if host, err = k.Host(ctx); err != nil {
+	if host, err = k.Host(ctx, s); err != nil {
 		return host, decided, err
 	}
 	for i, f := range routing.Families() {
@@ -253,14 +269,15 @@ func without(t answers.Table, numbers routing.ByFamily[map[uint8]struct{}]) answ
 }
 
 // repair reports whether something that somebody else took away must wait, and logs what does not.
-func (k *Keeper) repair(ctx context.Context, ops []answers.Op) (away routing.Problem, waits bool) {
-	k.mu.Lock()
-	by := k.by
-	k.mu.Unlock()
-	adds := slices.ContainsFunc(ops, func(o answers.Op) bool { return o.Phase == answers.AfterRules })
-	if by == "" || !adds {
+func (k *Keeper) repair(ctx context.Context, held answers.Held) (away routing.Problem, waits bool) {
+	// What was written last must stand still.
+	lost := answers.Diff(k.enforced, held, func(answers.Op) bool { return false })
+	if !slices.ContainsFunc(lost, func(o answers.Op) bool { return o.Phase == answers.AfterRules }) {
 		return away, false
 	}
+	k.mu.Lock()
+	by := cmp.Or(k.by, "another program")
+	k.mu.Unlock()
 	if !k.Repairs.Allow() {
 		return routing.Problem{
 			Code: Removed, Severity: routing.Warning, Object: "table inet multihomed",

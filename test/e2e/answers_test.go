@@ -1,0 +1,206 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"multihomed/test/lab"
+)
+
+// publishing is a host with two providers and a container behind a bridge, whose echo servers are
+// published on the host's own addresses by nftables, as Docker does it.
+type publishing struct {
+	*rig
+	isps      []*lab.ISP
+	captures  []*lab.Capture
+	container *lab.Namespace
+	bridge    *lab.Bridge
+}
+
+// forwards are the sysctls of a host with containers.
+func forwards(more ...string) lab.HostConfig {
+	return lab.HostConfig{FastDAD: true, Sysctls: append([]string{"net.ipv4.ip_forward", "1", "net.ipv6.conf.all.forwarding", "1"}, more...)}
+}
+
+const publishingRules = `table ip nat {
+	chain pre {
+		type nat hook prerouting priority dstnat
+		fib daddr type local meta l4proto { tcp, udp } th dport %[1]d dnat to 172.17.0.2
+	}
+	chain post {
+		type nat hook postrouting priority srcnat
+		ip saddr 172.17.0.0/16 oifname != "docker0" masquerade
+	}
+}
+table ip6 nat {
+	chain pre {
+		type nat hook prerouting priority dstnat
+		fib daddr type local meta l4proto { tcp, udp } th dport %[1]d dnat to fd17::2
+	}
+	chain post {
+		type nat hook postrouting priority srcnat
+		ip6 saddr fd17::/64 oifname != "docker0" masquerade
+	}
+}
+`
+
+func newPublishing(t *testing.T, host lab.HostConfig, toml string) *publishing {
+	t.Helper()
+	p := &publishing{rig: newRig(t, host, toml)}
+	for n := range 2 {
+		isp := p.isp(lab.DefaultISP(n))
+		p.isps = append(p.isps, isp)
+		c, err := isp.Capture()
+		p.must(err)
+		p.captures = append(p.captures, c)
+	}
+	var err error
+	p.bridge, err = p.NewBridge("docker0", netip.MustParsePrefix("172.17.0.1/16"))
+	p.must(err)
+	p.must(p.bridge.AddAddr(netip.MustParsePrefix("fd17::1/64")))
+	p.container, err = p.bridge.Container("container", netip.MustParsePrefix("172.17.0.2/16"))
+	p.must(err)
+	p.must(p.container.AddAddr("eth0", netip.MustParsePrefix("fd17::2/64")))
+	p.must(p.container.AddRoute(lab.DefaultVia(netip.MustParseAddr("fd17::1")), "eth0"))
+	p.nft(fmt.Sprintf(publishingRules, lab.EchoPort))
+	p.up("wan0", "wan1")
+	return p
+}
+
+// nft loads rules.
+func (r *rig) nft(rules string) {
+	r.t.Helper()
+	file := filepath.Join(r.t.TempDir(), "rules")
+	r.must(os.WriteFile(file, []byte(rules), 0o600))
+	_, err := r.Run(r.t.Context(), "nft", "-f", file)
+	r.must(err)
+}
+
+// asked wants the container to answer who asks each provider's address of the host, by TCP and UDP.
+func (p *publishing) asked(when string, families ...lab.Family) {
+	p.t.Helper()
+	for _, isp := range p.isps {
+		for _, f := range families {
+			p.must(p.askedAt(isp, f, when))
+		}
+	}
+}
+
+func (p *publishing) askedAt(isp *lab.ISP, f lab.Family, when string) error {
+	ctx, cancel := p.patience()
+	defer cancel()
+	at, err := p.WaitAddr(ctx, isp.Link().Name(), f)
+	if err != nil {
+		return err
+	}
+	client := isp.Client4
+	if f == lab.IPv6 {
+		client = isp.Client6
+	}
+	for _, call := range []struct {
+		name string
+		call func() (lab.Answer, error)
+	}{
+		{"TCP", func() (lab.Answer, error) { return isp.Call(ctx, client, at) }},
+		{"UDP", func() (lab.Answer, error) { return isp.CallUDP(ctx, client, at) }},
+	} {
+		if answer, err := call.call(); err != nil || answer.ISP != "container" {
+			return fmt.Errorf("%s: %s to %s, asked by %s: answered by %q: %w", when, call.name, at, isp.Name(), answer.ISP, err)
+		}
+	}
+	return nil
+}
+
+// strays wants no packet with an address of the other provider's at any provider.
+func (p *publishing) strays(when string) {
+	p.t.Helper()
+	for n, c := range p.captures {
+		other := p.isps[1-n]
+		packets, err := c.Matching(func(k lab.Packet) bool { return other.IPv4().Contains(k.Src) || other.IPv6().Contains(k.Src) })
+		p.must(err)
+		if len(packets) > 0 {
+			p.t.Errorf("%s: %s saw packets with addresses of %s:\n%s", when, p.isps[n].Name(), other.Name(), lab.FormatPackets(packets))
+		}
+		c.Reset()
+	}
+}
+
+// marks wants packets to be marked by so many addresses of a family.
+func (p *publishing) marks(f lab.Family, want int) {
+	p.t.Helper()
+	p.eventually(func() error {
+		s, err := p.json()
+		if err != nil {
+			return err
+		}
+		if s.Answers == nil {
+			return errors.New("status says nothing of answers")
+		}
+		for _, one := range s.Answers.Families {
+			if one.Family == strings.ToLower(f.String()) && one.Marked != want {
+				return fmt.Errorf("%d addresses of %v are answered by link, not %d (%s)", one.Marked, f, want, one.Why)
+			}
+		}
+		return nil
+	})
+}
+
+func (p *publishing) table() string {
+	out, err := p.Run(p.t.Context(), "nft", "list", "table", "inet", "multihomed")
+	if err != nil {
+		return ""
+	}
+	return out
+}
+
+// TestAnswers: a published port is answered on the provider that was asked, whatever happens to the
+// table, the daemon and the links; nothing leaves by the other provider.
+func TestAnswers(t *testing.T) {
+	p := newPublishing(t, forwards(), "")
+	p.start()
+	for _, link := range []string{"wan0", "wan1"} {
+		_, err := p.WaitAddr(t.Context(), link, lab.IPv6)
+		p.must(err)
+	}
+	p.marks(lab.IPv4, 2)
+	p.marks(lab.IPv6, 2)
+	p.asked("at first", lab.IPv4, lab.IPv6)
+	p.strays("at first")
+
+	from := len(p.daemon.Lines())
+	_, err := p.Run(t.Context(), "nft", "delete", "table", "inet", "multihomed")
+	p.must(err)
+	p.logged(from, "nftables table restored")
+	p.marks(lab.IPv4, 2)
+	p.asked("after somebody deleted the table", lab.IPv4, lab.IPv6)
+
+	p.must(p.Down(t.Context(), "wan1"))
+	p.marks(lab.IPv4, 1)
+	p.must(p.askedAt(p.isps[0], lab.IPv4, "with one provider"))
+	p.up("wan1")
+	p.marks(lab.IPv4, 2)
+	p.asked("with both again", lab.IPv4, lab.IPv6)
+
+	p.kill9()
+	p.asked("after the daemon was killed", lab.IPv4, lab.IPv6)
+	before := p.table()
+	p.start()
+	p.marks(lab.IPv4, 2)
+	if after := p.table(); !strings.Contains(after, "chain answers") || len(strings.Split(after, "\n")) != len(strings.Split(before, "\n")) {
+		t.Errorf("the table was\n%s\nand is\n%s", before, after)
+	}
+	p.asked("after a start", lab.IPv4, lab.IPv6)
+	p.strays("to the end")
+
+	p.must(p.daemon.Stop(t.Context()))
+	p.asked("after a stop", lab.IPv4, lab.IPv6)
+	p.flush()
+	if left := p.table(); left != "" {
+		t.Errorf("flush left the table:\n%s", left)
+	}
+}
