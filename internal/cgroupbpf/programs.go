@@ -160,9 +160,11 @@ func asked6() []instruction {
 	return append(code, noteWords(noteAsked)...)
 }
 
+// noteWords writes the address into the note. The last word comes first: Linux 6.1 takes a word at the start of eight
+// bytes for a register that is kept there, and lets only processes with CAP_PERFMON write behind it.
 func noteWords(at int16) []instruction {
 	code := make([]instruction, 0, len(words))
-	for n, w := range words {
+	for n, w := range slices.Backward(words[:]) {
 		code = append(code, storeWord(r10, onStack+at+word(n), w))
 	}
 	return code
@@ -196,10 +198,10 @@ func whetherResolver() []instruction {
 // redirect4 writes the IPv4 server as the destination. A socket of IPv4 can ask no other.
 func redirect4() []instruction {
 	code := []instruction{loadWord(r0, r7, mapServer4+word(3)), ifEqual(r0, 0, "refuse")}
-	for n := range words {
+	for n := range slices.Backward(words[:]) { // As in noteWords.
 		code = append(code, loadWord(r0, r7, mapServer4+word(n)), storeWord(r10, onStack+noteTarget+word(n), r0))
 	}
-	return append(code, storeWord(r6, addrIP4, r0))
+	return append(code, loadWord(r0, r7, mapServer4+word(3)), storeWord(r6, addrIP4, r0))
 }
 
 // redirectSend6 writes the IPv6 server as the destination of one datagram. The kernel refuses an IPv4 address from a
@@ -231,7 +233,7 @@ func unless(at register, to string) []instruction {
 
 func write6() []instruction {
 	code := make([]instruction, 0, 3*len(words))
-	for n := range words {
+	for n := range slices.Backward(words[:]) { // As in noteWords.
 		code = append(code, loadWord(r0, r8, word(n)), storeWord(r10, onStack+noteTarget+word(n), r0), storeWord(r6, addrIP6+word(n), r0))
 	}
 	return code
