@@ -142,10 +142,10 @@ func (k *Keeper) Keep(ctx context.Context, s *reconcile.Snapshot) error {
 			break
 		}
 	}
-	if ctx.Err() != nil {
-		return nil
+	if err == nil || ctx.Err() != nil {
+		return nil //nolint:nilerr // it ended because it was told to
 	}
-	if err != nil && !errors.Is(err, errAway) {
+	if !errors.Is(err, errAway) {
 		k.report(k.State().Held, []routing.Problem{routing.ProblemOf(NotWritten, routing.Warning, "", fmt.Errorf("what this host forwards may be answered on another link than it was asked: %w", err))})
 	}
 	return err
@@ -376,6 +376,6 @@ func (k *Keeper) report(held answers.Held, problems []routing.Problem) {
 	k.state.Held, k.state.Problems = held, problems
 	k.mu.Unlock()
 	if news {
-		k.Options.Problems(problems)
+		k.Problems(problems)
 	}
 }

@@ -205,7 +205,7 @@ func (r *renderer) answers() {
 	}
 	parts = append(parts, off...)
 	if a.Dropped > 0 {
-		parts = append(parts, count(int(min(a.Dropped, math.MaxInt32)), "stray packet")+" dropped") //nolint:gosec // bounded
+		parts = append(parts, count(int(min(a.Dropped, math.MaxInt32)), "stray packet")+" dropped")
 	}
 	if len(parts) > 0 {
 		r.folded(r.paint.pad(plain, "answers", headWidth)+"  ", plain, strings.Join(parts, ", "))

@@ -28,7 +28,7 @@ var floors = [][]string{
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/answers", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/answers", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
