@@ -179,11 +179,12 @@ func (k *Keeper) try(ctx context.Context, s *reconcile.Snapshot) error {
 		k.report(held, append(problems, away))
 		return errAway
 	}
-	if complete {
-		problems = append(problems, k.forgotten(ctx, held, planned, ops)...)
-	}
 	for _, phase := range []answers.Phase{answers.BeforeRules, answers.AfterRules, answers.Leftovers} {
 		todo := answers.Of(ops, phase)
+		if phase == answers.AfterRules && complete {
+			// No packet is marked for an address that goes, and the fence still has it.
+			problems = append(problems, k.forgotten(ctx, held, planned, ops)...)
+		}
 		if len(todo) == 0 {
 			continue
 		}
@@ -236,6 +237,7 @@ func (k *Keeper) without(ctx context.Context, s *reconcile.Snapshot, lacks error
 	for i := range decided {
 		decided[i].Answers, decided[i].Fence = false, false
 	}
+	k.say(ctx, decided)
 	k.report(answers.Held{}, problems)
 	return nil
 }
