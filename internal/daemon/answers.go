@@ -165,6 +165,12 @@ func (a *answered) watch(ctx context.Context) error {
 	}
 }
 
+// marks reports whether packets of a family are marked with the link on which they are answered.
+func (a *answered) marks(f routing.Family) bool {
+	facts, known := a.keeper.Answers()
+	return known && len(facts.Diverted.In(f)) > 0
+}
+
 // status is what status says of answers, nil until it is known. Counters are read anew.
 func (a *answered) status(ctx context.Context) *status.Answers {
 	s := a.keeper.State()

@@ -204,3 +204,74 @@ func TestAnswers(t *testing.T) {
 		t.Errorf("flush left the table:\n%s", left)
 	}
 }
+
+// TestAnswersKeepConnections: what a LAN client has by a link stays there when unbound traffic moves
+// away from it and back, whether by masquerade or by a rule with a fixed address; when the link dies,
+// the client begins anew by the other one. No packet leaves with an address of the other link.
+func TestAnswersKeepConnections(t *testing.T) {
+	p := newPublishing(t, forwards(), "[failover]\nenabled = false\n")
+	p.start()
+	for _, kind := range []string{"masquerade", "snat"} {
+		t.Run(kind, func(t *testing.T) {
+			of := *p.rig
+			of.t = t
+			p := &publishing{rig: &of, isps: p.isps, captures: p.captures, container: p.container, bridge: p.bridge}
+			p.marks(lab.IPv4, 2)
+			if kind == "snat" {
+				rules := "flush chain ip nat post\n"
+				for _, link := range []string{"wan0", "wan1"} {
+					at, err := p.WaitAddr(t.Context(), link, lab.IPv4)
+					p.must(err)
+					rules += fmt.Sprintf("add rule ip nat post oifname %s ip saddr 172.17.0.0/16 snat to %v\n", link, at)
+				}
+				p.nft(rules)
+			}
+			answeredBy := func(c *conversation, isp string) {
+				t.Helper()
+				p.eventually(func() error {
+					line, err := c.ask()
+					if err == nil && !strings.Contains(line, `"`+isp+`"`) {
+						err = fmt.Errorf("%s answers, not %s", line, isp)
+					}
+					return err
+				})
+			}
+			prefer := func(link, metric string) {
+				t.Helper()
+				p.must(p.Modify(t.Context(), link, "ipv4.route-metric", metric))
+				p.must(p.Reapply(t.Context(), link))
+			}
+			prefer("wan0", "100")
+			prefer("wan1", "200")
+			old := []*conversation{converse(t, p.container, "tcp", lab.InternetAddr4), converse(t, p.container, "udp", lab.InternetAddr4)}
+			for _, c := range old {
+				answeredBy(c, "isp0")
+			}
+			prefer("wan1", "50")
+			p.eventually(func() error {
+				a, err := p.container.Call(t.Context(), lab.From{}, "tcp", lab.InternetAddr4)
+				if err == nil && a.ISP != "isp1" {
+					err = fmt.Errorf("a new connection is answered by %s", a.ISP)
+				}
+				return err
+			})
+			for range 5 {
+				for _, c := range old {
+					answeredBy(c, "isp0")
+				}
+			}
+			prefer("wan1", "200")
+			for _, c := range old {
+				answeredBy(c, "isp0")
+			}
+			p.strays(kind + " while the preference moved")
+			p.must(p.Down(t.Context(), "wan0"))
+			answeredBy(converse(t, p.container, "tcp", lab.InternetAddr4), "isp1")
+			answeredBy(converse(t, p.container, "udp", lab.InternetAddr4), "isp1")
+			_, _ = old[0].ask()
+			p.strays(kind + " after the link went")
+			p.up("wan0")
+			p.marks(lab.IPv4, 2)
+		})
+	}
+}
