@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"multihomed/test/lab"
 )
@@ -274,4 +275,53 @@ func TestAnswersKeepConnections(t *testing.T) {
 			p.marks(lab.IPv4, 2)
 		})
 	}
+}
+
+// TestFence: a packet with the address of one uplink that a socket sends by the other one is dropped
+// and counted, and nothing else is.
+func TestFence(t *testing.T) {
+	p := newPublishing(t, forwards(), "")
+	p.start()
+	p.marks(lab.IPv4, 2)
+	at, err := p.WaitAddr(t.Context(), "wan1", lab.IPv4)
+	p.must(err)
+	ctx, cancel := lab.Within(t.Context(), lab.Stretched(time.Second))
+	defer cancel()
+	if answer, err := lab.DialUDP(ctx, lab.From{Addr: at, Device: "wan0"}, lab.InternetAddr4); err == nil {
+		t.Errorf("answered by %s", answer.ISP)
+	}
+	s, err := p.json()
+	p.must(err)
+	if s.Answers.Dropped == 0 {
+		t.Error("nothing was dropped")
+	}
+	for n, isp := range p.isps {
+		answer, err := lab.DialUDP(t.Context(), lab.From{Device: isp.Link().Name()}, lab.InternetAddr4)
+		p.must(err)
+		if answer.ISP != p.isps[n].Name() {
+			t.Errorf("bound to %s: answered by %s", isp.Link().Name(), answer.ISP)
+		}
+	}
+	p.strays("by a socket with two bindings")
+}
+
+// TestAnswersUnderStrictFilters: a strict reverse path filter drops requests on the link that main does
+// not prefer, and status names the sysctl; with that, they are answered where they were asked.
+func TestAnswersUnderStrictFilters(t *testing.T) {
+	p := newPublishing(t, forwards("net.ipv4.conf.all.rp_filter", "1", "net.ipv4.conf.default.rp_filter", "1"), "")
+	p.start()
+	p.marks(lab.IPv4, 2)
+	// NetworkManager makes the filters of links loose.
+	for _, link := range []string{"wan0", "wan1"} {
+		p.must(p.Sysctl("net.ipv4.conf."+link+".rp_filter", "1"))
+	}
+	p.reported(true, "wan1", "strict reverse path filter")
+	for _, link := range []string{"wan0", "wan1"} {
+		p.must(p.Sysctl("net.ipv4.conf."+link+".src_valid_mark", "1"))
+	}
+	// Nobody tells of this sysctl: what touches the host makes the daemon look.
+	p.must(p.Sysctl("net.ipv4.conf.docker0.forwarding", "0", "net.ipv4.conf.docker0.forwarding", "1"))
+	p.eventually(func() error { return p.askedAt(p.isps[1], lab.IPv4, "with src_valid_mark") })
+	p.asked("with src_valid_mark", lab.IPv4)
+	p.strays("under strict filters")
 }
