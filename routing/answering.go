@@ -244,6 +244,12 @@ func (p *Planner) answerRules(i int) []PlannedRule {
 			Action: ActionLookup, Table: TableMain,
 			SuppressPrefixLength: Some(p.policy.ContainerPrefixLength), SuppressGroup: Some(around.group),
 		})
+		// A LAN with an IPv6 router is in the group, and open for IPv4 as main knows it.
+		for _, o := range around.open {
+			for _, t := range o.tables {
+				add(a, AnswerKnown, PriorityAnswerKnown, 0, Rule{Action: ActionLookup, Table: t, SuppressPrefixLength: Some(p.policy.ContainerPrefixLength)})
+			}
+		}
 		add(a, AnswerLink, PriorityAnswer, 1, Rule{Action: ActionLookup, Table: a.Table})
 		add(a, AnswerNever, PriorityAnswerNever, 2, Rule{Action: ActionUnreachable})
 	}

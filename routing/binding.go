@@ -124,6 +124,11 @@ func (p *Planner) bindingRules(i int, b Binding, place uint64) []PlannedRule {
 		Action: ActionLookup, Table: TableMain,
 		SuppressPrefixLength: Some(p.policy.ContainerPrefixLength), SuppressGroup: Some(around.group),
 	}))
+	for _, o := range around.open {
+		for _, t := range o.tables {
+			add(Bind, lookup, b.Name, b.selected(Rule{Action: ActionLookup, Table: t, SuppressPrefixLength: Some(p.policy.ContainerPrefixLength)}))
+		}
+	}
 	for n, k := range p.outward(plan, f) {
 		t := plan.Link.Tables[k]
 		switch {

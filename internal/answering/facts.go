@@ -34,6 +34,14 @@ func FactsOf(decided routing.ByFamily[Decision], host Host, s *reconcile.Snapsho
 		if len(link.Sources) > 0 {
 			facts.Links = append(facts.Links, link)
 		}
+		if plan.Group != s.UplinkGroup {
+			continue
+		}
+		for i, f := range routing.Families() {
+			if plan.Roles.In(f) != routing.Uplink {
+				facts.Open[i] = append(facts.Open[i], plan.Link.Name)
+			}
+		}
 	}
 	return facts
 }
