@@ -106,7 +106,7 @@ last_resort = true
 				return errors.New("the daemon answered")
 			}
 			// Only a process that stays can judge an uplink.
-			own := cmpopts.IgnoreFields(status.Status{}, "OK", "By", "Version", "Daemon", "Failover")
+			own := cmpopts.IgnoreFields(status.Status{}, "Answers", "OK", "By", "Version", "Daemon", "Failover")
 			since := cmpopts.IgnoreFields(status.Link{}, "Since")
 			values := cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 			problems := cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".Problems" }, cmp.Comparer(func(a, b []status.Problem) bool {
