@@ -24,11 +24,11 @@ var floors = [][]string{
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/nftables", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
+		"internal/nftables", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/answers", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/connections", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/answers", "internal/connections", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
