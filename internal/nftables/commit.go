@@ -13,6 +13,9 @@ import (
 // maxBatch is the longest batch: more than 100,000 elements.
 const maxBatch = 16 << 20
 
+// wholeBatch is the number of the message that begins a batch, counted from the first operation.
+const wholeBatch = ^uint32(0)
+
 // maxErrors is how many refused operations an error names.
 const maxErrors = 16
 
@@ -101,8 +104,7 @@ func (c *Conn) answers(ctx context.Context, b *batch) error {
 				return err
 			}
 			number := h.Seq - b.first
-			// The message that begins the batch has the number before the first.
-			if h.Kind != unix.NLMSG_ERROR || number != ^uint32(0) && int(number) >= len(b.sent) {
+			if h.Kind != unix.NLMSG_ERROR || number != wholeBatch && number >= uint32(len(b.sent)) { //nolint:gosec // a batch is bounded
 				continue
 			}
 			err := b.verdictOf(number, h, payload)
@@ -133,13 +135,12 @@ func (b *batch) verdictOf(number uint32, h nlmsg.Header, payload []byte) error {
 	if err == nil {
 		return nil
 	}
-	if number == ^uint32(0) {
-		// The batch as a whole.
+	if number == wholeBatch {
 		switch {
 		case errors.Is(err, unix.ERESTART):
 			return ErrChanged
 		case errors.Is(err, unix.EOPNOTSUPP):
-			return fmt.Errorf("%w (CONFIG_NF_TABLES): %w", ErrUnsupported, err)
+			return &lack{"nf_tables", "nf_tables", err}
 		case errors.Is(err, unix.EPERM):
 			return fmt.Errorf("%w; to fix: give CAP_NET_ADMIN", err)
 		default:
@@ -150,17 +151,19 @@ func (b *batch) verdictOf(number uint32, h nlmsg.Header, payload []byte) error {
 	return &OpError{b.table, sent.op, b.explain(sent, int(nlmsg.BadAttribute(h, payload)), err)}
 }
 
-// explain says what the kernel lacks where it says ENOENT or EOPNOTSUPP: a table, a chain, a set, or a
-// part of itself. bad is where the attribute stands that it complains of, 0 if it does not say.
+// explain says what the kernel complains of: a table, a chain, a set or an element, or a part of itself
+// that it lacks. bad is where the attribute stands that it names, 0 if it names none.
 func (b *batch) explain(s sent, bad int, err error) error {
+	if _, ok := s.op.(AddTable); ok && errors.Is(err, unix.EOPNOTSUPP) {
+		return &lack{"nf_tables for tables of " + b.table.Family.String(), "nf_tables", err}
+	}
 	const first = unix.SizeofNlMsghdr + sizeofGenMsg
-	switch {
-	case errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("%w: %w", ErrUnsupported, err)
-	case !errors.Is(err, unix.ENOENT) || bad < first || s.start+bad >= len(b.B):
-		return err
-	case bad == first:
+	absent := errors.Is(err, unix.ENOENT)
+	if absent && bad == first {
 		return ErrNoTable
+	}
+	if bad <= first || s.start+bad >= len(b.B) {
+		return err
 	}
 	a := nlmsg.Attributes{Rest: b.B[s.start+bad:]}
 	if !a.Next() {
@@ -168,19 +171,23 @@ func (b *batch) explain(s sent, bad int, err error) error {
 	}
 	switch s.op.(type) {
 	case AddChain:
-		if a.Kind == unix.NFTA_CHAIN_TYPE {
-			return fmt.Errorf("%w (chain type %s): %w", ErrUnsupported, a.Text(), err)
+		if absent && a.Kind == unix.NFTA_CHAIN_TYPE {
+			return &lack{"nf_tables' chain type " + a.Text(), "nft_chain_" + a.Text(), err}
+		}
+	case AddElements, DeleteElements:
+		if e := decodeElement(a.Value); a.Kind == unix.NFTA_LIST_ELEM && !e.Unknown {
+			return fmt.Errorf("element %s: %w", e, err)
 		}
 	case AddRule, InsertRule:
 		// An expression complains of itself; everything else stands before the list of them.
-		if e := (nlmsg.Attributes{Rest: a.Value}); a.Kind == unix.NFTA_LIST_ELEM && e.Next() && e.Kind == unix.NFTA_EXPR_NAME {
+		if e := (nlmsg.Attributes{Rest: a.Value}); absent && a.Kind == unix.NFTA_LIST_ELEM && e.Next() && e.Kind == unix.NFTA_EXPR_NAME {
 			switch name := e.Text(); name {
 			case "lookup":
 				return fmt.Errorf("the set does not exist: %w", err)
 			case "immediate":
 				return fmt.Errorf("the chain of a verdict does not exist: %w", err)
 			default:
-				return fmt.Errorf("%w (expression %s): %w", ErrUnsupported, name, err)
+				return &lack{"nf_tables' expression " + name, "nft_" + name, err}
 			}
 		}
 	}

@@ -92,7 +92,7 @@ func TestBatchIsAtomic(t *testing.T) {
 		t.Fatalf("the batch: %v", err)
 	}
 	for _, word := range []string{
-		"delete element own4 { 0xcb007107 } in inet multihomed: no such file", "add rule answers: [ immediate reg 0 jump nowhere ]",
+		"delete element own4 { 0xcb007107 } in inet multihomed: element 0xcb007107: no such file", "add rule answers: [ immediate reg 0 jump nowhere ]",
 		"the chain of a verdict does not exist", "the set does not exist",
 	} {
 		if !strings.Contains(err.Error(), word) {
@@ -104,6 +104,78 @@ func TestBatchIsAtomic(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, w.list()); diff != "" {
 		t.Errorf("something of the batch stands: %s", diff)
+	}
+}
+
+// TestNamesElement: of many elements, the error names the bad one.
+func TestNamesElement(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.commit(ops(example())...)
+	for _, op := range []nftables.Op{
+		nftables.AddElements{Set: "answers4", Elements: []nftables.Element{to("link1", addr("192.0.2.11")), to("link2", addr("192.0.2.10"))}},
+		nftables.AddElements{Set: "answers4", Elements: []nftables.Element{to("link1", addr("192.0.2.11")), to("nowhere", addr("192.0.2.10"))}},
+		nftables.DeleteElements{Set: "own4", Elements: []nftables.Element{key(addr("198.51.100.10")), key(addr("192.0.2.10")), key(addr("192.0.2.10"))}},
+	} {
+		_, err := w.Commit(t.Context(), table, []nftables.Op{op}, 0)
+		if err == nil || !strings.Contains(err.Error(), "element 0xc000020a") {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+}
+
+// TestLoop: what only the whole batch shows to be wrong is an error of the whole batch, and nothing stands.
+func TestLoop(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	chain := func(name string, hook nftables.Base) nftables.Op {
+		return nftables.AddChain{Chain: nftables.Chain{Name: name, Base: hook}}
+	}
+	_, err := w.Commit(t.Context(), table, []nftables.Op{
+		nftables.AddTable{},
+		chain("base", nftables.Base{Type: nftables.Filter, Policy: nftables.PolicyAccept}), chain("a", nftables.Base{}), chain("b", nftables.Base{}),
+		nftables.AddRule{Chain: "base", Rule: rule(verdict(nftables.Jump, "a"))},
+		nftables.AddRule{Chain: "a", Rule: rule(verdict(nftables.Goto, "b"))},
+		nftables.AddRule{Chain: "b", Rule: rule(verdict(nftables.Jump, "a"))},
+	}, 0)
+	if !errors.Is(err, unix.ELOOP) && !errors.Is(err, unix.EMLINK) {
+		t.Errorf("a loop: %v", err)
+	}
+	if _, _, err := w.Read(t.Context(), table); !errors.Is(err, nftables.ErrNoTable) {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestChainsThatExist: a policy is changed, and another base is refused.
+func TestChainsThatExist(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	base := nftables.Base{Type: nftables.Filter, Hook: nftables.Input, Priority: 7, Policy: nftables.PolicyAccept}
+	add := func(b nftables.Base) error {
+		_, err := w.Commit(t.Context(), table, []nftables.Op{nftables.AddTable{}, nftables.AddChain{Chain: nftables.Chain{Name: "c", Base: b}}}, 0)
+		return err
+	}
+	must(t, add(base))
+	must(t, add(nftables.Base{}))
+	closed := base
+	closed.Policy = nftables.PolicyDrop
+	must(t, add(closed))
+	if got, _ := w.read(); got.Chain("c").Base != closed {
+		t.Errorf("%+v, not %+v", got.Chain("c").Base, closed)
+	}
+	w.commit(nftables.AddRule{Chain: "c"})
+	later, elsewhere := base, base
+	later.Priority++
+	elsewhere.Hook = nftables.Forward
+	for _, b := range []nftables.Base{later, elsewhere} {
+		if err := add(b); !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, nftables.ErrUnsupported) {
+			t.Errorf("%+v: %v", b, err)
+		}
+	}
+	w.commit(nftables.DeleteChain{Chain: "c"}, nftables.AddChain{Chain: nftables.Chain{Name: "c", Base: elsewhere}}, nftables.AddRule{Chain: "c", Rule: rule("new")})
+	got, _ := w.read()
+	if c := got.Chain("c"); len(got.Chains) != 1 || c.Base != elsewhere || len(c.Rules) != 1 || c.Rules[0].Comment != "new" {
+		t.Errorf("deleted and added: %+v", got.Chains)
 	}
 }
 
@@ -204,12 +276,22 @@ func TestUnsupported(t *testing.T) {
 		op    nftables.Op
 		word  string
 	}{
-		"a family":       {nftables.TableID{Family: 99, Name: "t"}, nftables.AddTable{}, "operation not supported"},
-		"a type of hook": {table, nftables.AddChain{Chain: nftables.Chain{Name: "c", Base: nftables.Base{Type: "bogus"}}}, "chain type bogus"},
+		"a family":       {nftables.TableID{Family: 99, Name: "t"}, nftables.AddTable{}, "nf_tables for tables of family 99 (module nf_tables)"},
+		"a type of hook": {table, nftables.AddChain{Chain: nftables.Chain{Name: "c", Base: nftables.Base{Type: "bogus"}}}, "nf_tables' chain type bogus (module nft_chain_bogus)"},
 	} {
-		err := w.Check(t.Context(), test.table, []nftables.Op{nftables.AddTable{}, test.op})
-		if !errors.Is(err, nftables.ErrUnsupported) || !strings.Contains(err.Error(), test.word) {
-			t.Errorf("%s: %v", name, err)
+		err := w.Check(t.Context(), test.table, []nftables.Op{nftables.AddTable{}, test.op, test.op})
+		if !errors.Is(err, nftables.ErrUnsupported) || !slices.Equal(nftables.Lacks(err), []string{test.word}) {
+			t.Errorf("%s: %q of %v", name, nftables.Lacks(err), err)
+		}
+	}
+}
+
+// TestLacksNothing: an error with another reason is no lack.
+func TestLacksNothing(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{nil, unix.ENOENT, errors.Join(unix.ENOENT, nftables.ErrChanged)} {
+		if got := nftables.Lacks(err); len(got) > 0 {
+			t.Errorf("%v lacks %q", err, got)
 		}
 	}
 }
@@ -310,6 +392,10 @@ func TestAddsTwice(t *testing.T) {
 	set := nftables.AddSet{Set: nftables.Set{Name: "own4", Key: nftables.IPv6Address}}
 	if _, err := w.Commit(t.Context(), table, []nftables.Op{set}, 0); !errors.Is(err, unix.EEXIST) {
 		t.Errorf("another type: %v", err)
+	}
+	w.commit(nftables.FlushChain{Chain: "fence"}, nftables.DeleteSet{Set: "own4"}, set)
+	if got, _ := w.read(); got.Set("own4").Key != nftables.IPv6Address || len(got.Set("own4").Elements) != 0 {
+		t.Errorf("deleted and added: %+v", got.Set("own4"))
 	}
 }
 

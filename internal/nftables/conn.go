@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	// ErrUnsupported says that the kernel lacks nf_tables or a part of it, and cannot load it.
+	// ErrUnsupported says that the kernel lacks nf_tables or a part of it, and cannot load it: see Lacks.
 	ErrUnsupported = errors.New("the kernel lacks a part of nf_tables")
 	// ErrNoTable says that the table does not exist.
 	ErrNoTable = errors.New("the table does not exist")
@@ -164,7 +164,7 @@ func (c *Conn) list(ctx context.Context, kind uint16, f Family, attributes func(
 // net/netfilter/nfnetlink.c): no request of this package is invalid otherwise.
 func absent(err error) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("%w (CONFIG_NF_TABLES): %w", ErrUnsupported, err)
+		return &lack{"nf_tables", "nf_tables", err}
 	}
 	return err
 }

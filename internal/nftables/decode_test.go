@@ -247,7 +247,7 @@ func TestExplains(t *testing.T) {
 		is    error
 		word  string
 	}{
-		{unix.EOPNOTSUPP, 0, nftables.ErrUnsupported, "not supported"},
+		{unix.EOPNOTSUPP, 0, unix.EOPNOTSUPP, "not supported"},
 		{unix.ENOENT, first, nftables.ErrNoTable, "does not exist"},
 		{unix.ENOENT, at("ct\x00"), nftables.ErrUnsupported, "expression ct"},
 		{unix.ENOENT, at("cmp\x00"), nftables.ErrUnsupported, "expression cmp"},

@@ -9,14 +9,14 @@ type Op interface {
 	op()
 }
 
-// AddTable adds the table. It does nothing if the table exists.
+// AddTable adds the table. If the table exists, it is not dormant afterwards.
 type AddTable struct{}
 
 // DeleteTable deletes the table and everything in it.
 type DeleteTable struct{}
 
 // AddChain adds a chain without its rules. If the chain exists, its policy becomes the chain's, and
-// another base is an error (EEXIST).
+// another base is an error (EEXIST, EOPNOTSUPP): delete the chain first, in the same batch.
 type AddChain struct{ Chain Chain }
 
 // FlushChain deletes all rules of a chain. The chain may be new in this batch.
@@ -49,7 +49,7 @@ type DeleteRule struct {
 }
 
 // AddSet adds a set or map without its elements. If it exists with the same type, nothing happens;
-// with another type it is an error (EEXIST).
+// with another type it is an error (EEXIST): delete the set first, in the same batch.
 type AddSet struct{ Set Set }
 
 // DeleteSet deletes a set. It is an error (EBUSY) if a rule uses it at that point of the batch.

@@ -220,13 +220,13 @@ func (n *natChains) add(payload []byte) bool {
 	if f != INet && f != IPv4 && f != IPv6 {
 		return false
 	}
-	chain := decodeChain(payload)
-	if chain.Base.Type != NAT {
+	nat, handle := natChain(payload)
+	if !nat {
 		return false
 	}
 	n.translation.IPv4 = n.translation.IPv4 || f != IPv6
 	n.translation.IPv6 = n.translation.IPv6 || f != IPv4
-	id := chainID{TableID{f, string(name)}, chain.Handle}
+	id := chainID{TableID{f, string(name)}, handle}
 	if _, known := n.ids[id]; known {
 		return false
 	}
@@ -244,10 +244,28 @@ func (n *natChains) remove(payload []byte) bool {
 	if f != INet && f != IPv4 && f != IPv6 {
 		return false
 	}
-	id := chainID{TableID{f, string(name)}, decodeChain(payload).Handle}
+	if len(n.ids) == 0 {
+		return !n.all
+	}
+	_, handle := natChain(payload)
+	id := chainID{TableID{f, string(name)}, handle}
 	_, known := n.ids[id]
 	delete(n.ids, id)
 	return known || !n.all
+}
+
+// natChain reads of a chain whether it is of type nat, and its handle.
+func natChain(payload []byte) (nat bool, handle uint64) {
+	_, a, _ := split(payload)
+	for a.Next() {
+		switch a.Kind {
+		case unix.NFTA_CHAIN_TYPE:
+			nat = string(text(a.Value)) == string(NAT)
+		case unix.NFTA_CHAIN_HANDLE:
+			handle = big64(&a)
+		}
+	}
+	return nat, handle
 }
 
 // natChains lists all chains. A list that is of no single moment has every chain that was there all

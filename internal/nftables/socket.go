@@ -34,7 +34,7 @@ type socket struct {
 func openSocket(receiveBuffer int, groups ...int) (_ *socket, err error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return nil, fmt.Errorf("opening a socket to nf_tables: %w (nfnetlink): %w", ErrUnsupported, err)
+		return nil, fmt.Errorf("opening a socket to nf_tables: %w", &lack{"nfnetlink", "nfnetlink", err})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("opening a socket to nf_tables: %w", err)

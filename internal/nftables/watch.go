@@ -18,7 +18,9 @@ const maxDrained = 1 << 14
 
 // A Transaction is one change of the ruleset.
 type Transaction struct {
-	// Generation is the one that it made.
+	// Generation is the one that it made. A Read of this generation may be older than the transaction: the
+	// kernel counts before it switches to the new rules. So whoever keeps what he read judges by Own and
+	// All, and reads again after each foreign change of the table.
 	Generation Generation
 	// Own is true for a transaction of the Conn that made the Watcher.
 	Own bool
@@ -193,37 +195,58 @@ func (w *Watcher) take(h nlmsg.Header, payload []byte) bool {
 	if !w.table.is(payload) {
 		return false
 	}
-	change := changeOf(kind, payload)
-	if change.Object == 0 {
+	object, deleted := objectOf(kind)
+	if object == 0 {
 		return false
 	}
 	t.All++
-	t.Deleted = t.Deleted || change.Deleted
+	t.Deleted = t.Deleted || deleted
 	if len(t.Changes) < maxChanges {
+		change := Change{Object: object, Deleted: deleted}
+		change.Name, change.Handle = nameOf(object, payload)
 		t.Changes = append(t.Changes, change)
 	}
 	return false
 }
 
-// changeOf reads what a message says about an object. Its Object is 0 for other messages.
-func changeOf(kind uint16, payload []byte) (c Change) {
+// objectOf reads the type of a message. The Object is 0 for one that changes none.
+func objectOf(kind uint16) (o Object, deleted bool) {
 	switch kind {
 	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE:
-		_, name := tableOf(payload)
-		c = Change{Object: ObjectTable, Deleted: kind == unix.NFT_MSG_DELTABLE, Name: string(name)}
+		return ObjectTable, kind == unix.NFT_MSG_DELTABLE
 	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN:
-		c = Change{Object: ObjectChain, Deleted: kind == unix.NFT_MSG_DELCHAIN, Name: decodeChain(payload).Name}
+		return ObjectChain, kind == unix.NFT_MSG_DELCHAIN
 	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
-		chain, rule := decodeRule(payload)
-		c = Change{Object: ObjectRule, Deleted: kind == unix.NFT_MSG_DELRULE, Name: chain, Handle: rule.Handle}
+		return ObjectRule, kind == unix.NFT_MSG_DELRULE
 	case unix.NFT_MSG_NEWSET, unix.NFT_MSG_DELSET:
-		c = Change{Object: ObjectSet, Deleted: kind == unix.NFT_MSG_DELSET, Name: decodeSet(payload).Name}
+		return ObjectSet, kind == unix.NFT_MSG_DELSET
 	case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
-		c = Change{Object: ObjectElement, Deleted: kind == unix.NFT_MSG_DELSETELEM, Name: decodeElements(payload, nil)}
+		return ObjectElement, kind == unix.NFT_MSG_DELSETELEM
 	case unix.NFT_MSG_NEWOBJ, unix.NFT_MSG_NEWFLOWTABLE:
-		c = Change{Object: ObjectOther}
+		return ObjectOther, false
 	case unix.NFT_MSG_DELOBJ, unix.NFT_MSG_DELFLOWTABLE:
-		c = Change{Object: ObjectOther, Deleted: true}
+		return ObjectOther, true
+	default:
+		return 0, false
 	}
-	return c
+}
+
+// nameOf reads what Change says of an object.
+func nameOf(o Object, payload []byte) (name string, handle uint64) {
+	switch o {
+	case ObjectTable:
+		_, table := tableOf(payload)
+		return string(table), 0
+	case ObjectChain:
+		return decodeChain(payload).Name, 0
+	case ObjectRule:
+		chain, rule := decodeRule(payload)
+		return chain, rule.Handle
+	case ObjectSet:
+		return decodeSet(payload).Name, 0
+	case ObjectElement:
+		return decodeElements(payload, nil), 0
+	case ObjectOther:
+	}
+	return "", 0
 }

@@ -212,3 +212,17 @@ func TestNextIgnoresStrangers(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestSkipsForeign: changes of foreign tables allocate nothing.
+func TestSkipsForeign(t *testing.T) {
+	foreign, err := nftables.Encode(nftables.TableID{Family: nftables.INet, Name: "multihomed2"}, ops(example())...)
+	must(t, err)
+	if n := testing.AllocsPerRun(100, nftables.Skip(table, foreign)); n > 1 {
+		t.Errorf("%v allocations for a table of another name, one of them for its chain of type nat", n)
+	}
+	elements, err := nftables.Encode(nftables.TableID{Family: nftables.IPv4, Name: table.Name}, nftables.AddElements{Set: "s", Elements: many(1000).Sets[0].Elements})
+	must(t, err)
+	if n := testing.AllocsPerRun(100, nftables.Skip(table, elements)); n != 0 {
+		t.Errorf("%v allocations for 1000 elements of a table of another family", n)
+	}
+}

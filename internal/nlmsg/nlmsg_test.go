@@ -81,6 +81,15 @@ func TestErrorOf(t *testing.T) {
 	if !errors.Is(err, unix.EEXIST) || err.Error() != "Route already exists: file exists" {
 		t.Errorf("the kernel's own words: %v", err)
 	}
+	var names nlmsg.Builder
+	names.Attribute32(2, 36) // NLMSGERR_ATTR_OFFS
+	answer := verdict(-int32(unix.EEXIST), append(request, names.B...)...)
+	if got := nlmsg.BadAttribute(nlmsg.Header{Flags: unix.NLM_F_ACK_TLVS | unix.NLM_F_CAPPED}, answer); got != 36 {
+		t.Errorf("the bad attribute is at %d", got)
+	}
+	if got := nlmsg.BadAttribute(nlmsg.Header{}, answer); got != 0 {
+		t.Errorf("an attribute at %d in an answer without attributes", got)
+	}
 }
 
 // FuzzNext reads anything as messages with attributes: it ends, and reads nothing outside.
