@@ -42,7 +42,8 @@ func (p *Planner) band(r Rule) *bandIndex {
 	return p.bands[b]
 }
 
-// selects returns what a rule competes by. Gotos and what else stands in front of the
+// selects returns what a rule competes by. Bindings compete with all: what main knows goes before
+// the sources. Gotos and what else stands in front of the
 // ladder compete with all: their selectors are those of others, and their order is what
 // the ladder depends on. Rules with a source compete by it, whatever destination they
 // are for.
@@ -60,7 +61,9 @@ func selects(r Rule) selectorKey {
 	return selectorKey{prefix: prefix, oif: r.OIF}
 }
 
-func (r *Rule) competesWithAll() bool { return r.Action == ActionGoto || r.inFront() || r.ofFailover() }
+func (r *Rule) competesWithAll() bool {
+	return r.Action == ActionGoto || r.inFront() || r.ofFailover() || r.binds()
+}
 
 // above finds the first rule of a higher rank.
 func above(rules []entry, rank uint64) int {

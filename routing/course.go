@@ -132,19 +132,7 @@ func (p *Planner) chart(i int) {
 			rules = append(rules, p.hostRoutes(i, table)...)
 		}
 	}
-	if !slices.Equal(rules, x.rules[i]) {
-		keep := map[Rule]struct{}{}
-		for _, r := range rules {
-			keep[r.Rule] = struct{}{}
-			p.wantRule(shared, r)
-		}
-		for _, r := range x.rules[i] {
-			if !contains(keep, r.Rule) {
-				p.dropRule(shared, r.Rule)
-			}
-		}
-		x.rules[i] = rules
-	}
+	x.rules[i] = p.replaceShared(x.rules[i], rules)
 	if !slices.Equal(routes, x.table[i]) {
 		keep := map[RouteKey]struct{}{}
 		for _, r := range routes {

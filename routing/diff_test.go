@@ -116,6 +116,9 @@ func TestConverges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := newHost()
 		foreigners(t, h)
+		if rapid.Bool().Draw(t, "answers") {
+			h.planner.SetAnswers(bothAnswered())
+		}
 		for range rapid.IntRange(1, 10).Draw(t, "events") {
 			for range rapid.IntRange(1, 2).Draw(t, "at once") {
 				happen(t, h)

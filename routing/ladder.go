@@ -38,8 +38,15 @@ const (
 	PriorityKnown        Priority = 9020
 	PriorityNested       Priority = 9021
 	PriorityOpening      Priority = 9022
-	priorityBindings     Priority = 9050
-	priorityLastAnswer   Priority = 9201
+	PriorityBinding      Priority = 9050
+	PriorityBindingNever Priority = 9051
+	PriorityDenied       Priority = 9060
+	PriorityDeniedNever  Priority = 9061
+	PriorityAnswerKnown  Priority = 9099
+	PriorityAnswer       Priority = 9100
+	PriorityAnswerNever  Priority = 9101
+	PriorityForward      Priority = 9200
+	PriorityForwardNever Priority = 9201
 	PriorityDeviceSource Priority = 9400
 	PriorityDevice       Priority = 9500
 	PrioritySource       Priority = 10000
@@ -99,8 +106,51 @@ func Ladder() []Rung {
 			Why:  "an interface has one group: the networks behind a LAN with an IPv6 router stay reachable for IPv4 as main knows them",
 		},
 		{
-			Name: "bindings and answers", First: priorityBindings, Last: priorityLastAnswer, Decision: Binding,
-			Rule: "reserved", Per: "binding", Why: "applications bound to a link, and answers of containers and LANs",
+			Name: "binding", First: PriorityBinding, Last: PriorityBinding, Decision: Bind,
+			Rule: "USER-OR-MARK lookup main suppress_prefixlength 7 suppress_ifgroup UPLINKS, from SOURCE USER-OR-MARK lookup T",
+			Per:  "binding of what this host sends, and source of its link",
+			Why:  "what is bound reaches containers, VPN networks and LANs as main knows them, and all else by its link, with an address of the link. For IPv6 the rule also finds the source (FIB_RULE_FIND_SADDR): if the first lookup failed, the kernel would choose an address of any link and look up again",
+		},
+		{
+			Name: "binding refused", First: PriorityBindingNever, Last: PriorityBindingNever, Decision: BindNever,
+			Rule: "USER-OR-MARK unreachable", Per: "strict binding of what this host sends, in both families",
+			Why: "without a way by the link, what is bound to it must not leave by another one",
+		},
+		{
+			Name: "denied", First: PriorityDenied, Last: PriorityDenied, Decision: Bind,
+			Rule: "as forwarded binding", Per: "binding of what this host forwards, if nobody may ask it by other links",
+			Why: "in front of the answers: what was asked on another link is answered by the bound link, too, and dropped there",
+		},
+		{
+			Name: "denied, refused", First: PriorityDeniedNever, Last: PriorityDeniedNever, Decision: BindNever,
+			Rule: "as forwarded binding refused", Per: "strict one of these", Why: "without a way by the link, nothing leaves",
+		},
+		{
+			Name: "answer, as main knows it", First: PriorityAnswerKnown, Last: PriorityAnswerKnown, Decision: AnswerKnown,
+			Rule: "fwmark NUMBER lookup main suppress_prefixlength 7 suppress_ifgroup UPLINKS",
+			Per:  "table of an uplink, while answers are on",
+			Why:  "a packet that is answered by a link may be for a container, a VPN network or a LAN",
+		},
+		{
+			Name: "answer", First: PriorityAnswer, Last: PriorityAnswer, Decision: AnswerLink,
+			Rule: "fwmark NUMBER lookup T", Per: "table of an uplink, while answers are on",
+			Why: "what this host forwards or translates is answered on the link on which it was asked: a published port, a port forward, a masqueraded client",
+		},
+		{
+			Name: "answer refused", First: PriorityAnswerNever, Last: PriorityAnswerNever, Decision: AnswerNever,
+			Rule: "fwmark NUMBER unreachable", Per: "table of an uplink, while answers are on",
+			Why: "without a way by the link, the packet must be refused here, and not leave by another provider with an address of this one",
+		},
+		{
+			Name: "forwarded binding", First: PriorityForward, Last: PriorityForward, Decision: Bind,
+			Rule: "INTERFACE-OR-SOURCE lookup main suppress_prefixlength 7 suppress_ifgroup UPLINKS, INTERFACE-OR-SOURCE lookup T",
+			Per:  "binding of what this host forwards",
+			Why:  "containers and networks leave by their link. They stand behind the answers: what they are asked is answered where it was asked",
+		},
+		{
+			Name: "forwarded binding refused", First: PriorityForwardNever, Last: PriorityForwardNever, Decision: BindNever,
+			Rule: "INTERFACE-OR-SOURCE unreachable", Per: "strict binding of what this host forwards, in both families",
+			Why: "without a way by the link, what is bound to it must not leave by another one",
 		},
 		{
 			Name: "device and source", First: PriorityDeviceSource, Last: PriorityDeviceSource, Decision: FollowDevice,

@@ -304,6 +304,8 @@ func (p *Planner) reopen() {
 			continue
 		}
 		p.around[i].openings = now
+		p.answer(i)
+		p.bind(i)
 		for _, index := range p.indexes() {
 			if p.links[index].has(f) {
 				p.replanAsIs(index)

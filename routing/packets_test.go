@@ -192,6 +192,9 @@ func TestUnboundTrafficIsUnchanged(t *testing.T) {
 		foreigners(t, h)
 		genRefusals(t, h)
 		h.planner.SetFailover(genFailover(t, false))
+		if rapid.Bool().Draw(t, "answers") {
+			h.planner.SetAnswers(bothAnswered())
+		}
 		// late is what main throws since its default went, until the pass is over.
 		var late map[lookup.Flow]bool
 		look := func(routing.Op) {

@@ -46,7 +46,9 @@ type Planner struct {
 	byTable map[TableID][]int
 	bands   map[band]*bandIndex
 
-	failover failing
+	failover  failing
+	answering answering
+	binding   binding
 
 	touched Touched
 }
@@ -158,6 +160,7 @@ func (p *Planner) SetForeign(f Family, rules []ForeignRule) {
 	p.survey(i)
 	p.name(i)
 	p.noteBlocked(i)
+	p.answer(i)
 }
 
 // SetGone takes rules of others that went just now: whoever deletes them may go on
@@ -306,6 +309,8 @@ func (p *Planner) survey(i int) {
 	if p.tables[Families()[i]] > 0 {
 		p.lift(i, lifts)
 	}
+	p.answer(i)
+	p.bind(i)
 	if before.equal(&p.around[i]) {
 		return
 	}
@@ -322,17 +327,7 @@ func (p *Planner) indexes() []int { return slices.Sorted(maps.Keys(p.links)) }
 
 // lift wants these lifts and no others in a family.
 func (p *Planner) lift(i int, lifts []PlannedRule) {
-	keep := map[Rule]struct{}{}
-	for _, r := range lifts {
-		keep[r.Rule] = struct{}{}
-		p.wantRule(shared, r)
-	}
-	for _, r := range p.lifts[i] {
-		if !contains(keep, r.Rule) {
-			p.dropRule(shared, r.Rule)
-		}
-	}
-	p.lifts[i] = lifts
+	p.lifts[i] = p.replaceShared(p.lifts[i], lifts)
 }
 
 // Policy returns the policy the planner was made with.
@@ -421,6 +416,8 @@ func (p *Planner) Remove(index int) {
 	p.touched.Links[index] = struct{}{}
 	p.listOpening(index, nil)
 	p.noteExit(index, old, nil)
+	p.answerIf(old, nil)
+	p.bindIf(index)
 	p.regroup()
 	p.replanAround(index, changed)
 	p.reopenIf(old, nil)
@@ -458,7 +455,9 @@ func (p *Planner) Rules() iter.Seq[PlannedRule] {
 
 // Shared returns the rules that serve all links, in the order of the ladder.
 func (p *Planner) Shared() []PlannedRule {
-	return slices.Concat(p.lifts[0], p.failover.rules[0], p.lifts[1], p.failover.rules[1])
+	return slices.Concat(
+		p.lifts[0], p.binding.rules[0], p.answering.rules[0], p.failover.rules[0],
+		p.lifts[1], p.binding.rules[1], p.answering.rules[1], p.failover.rules[1])
 }
 
 // ComparePlanned orders rules as the ladder does.
@@ -634,6 +633,8 @@ func (p *Planner) replan(l Link, ps *paths) []netip.Prefix {
 		p.touched.Groups[l.Index] = struct{}{}
 	}
 	p.noteExit(l.Index, old, now)
+	p.answerIf(old, now)
+	p.bindIf(l.Index)
 	return changed
 }
 
@@ -751,6 +752,24 @@ func differing(a, b []PlannedRoute) (restOfA, restOfB []PlannedRoute) {
 func contains[K comparable](set map[K]struct{}, k K) bool {
 	_, ok := set[k]
 	return ok
+}
+
+// replaceShared wants these rules that serve all links in place of others, and returns them.
+func (p *Planner) replaceShared(before, now []PlannedRule) []PlannedRule {
+	if slices.Equal(before, now) {
+		return before
+	}
+	keep := make(map[Rule]struct{}, len(now))
+	for _, r := range now {
+		keep[r.Rule] = struct{}{}
+		p.wantRule(shared, r)
+	}
+	for _, r := range before {
+		if !contains(keep, r.Rule) {
+			p.dropRule(shared, r.Rule)
+		}
+	}
+	return now
 }
 
 // shared is the owner of the rules that serve all links. Interface indexes

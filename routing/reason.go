@@ -26,8 +26,18 @@ const (
 	// KeepKnown: what main, or a table that somebody sends everything to, knows
 	// behind anything but an uplink stays reachable from bound sockets.
 	KeepKnown Decision = "known"
-	// Binding: an application, a container or an answer is bound to a link.
-	Binding Decision = "binding"
+	// Bind: an application, a container or a network is bound to a link.
+	Bind Decision = "binding"
+	// BindNever: where that link has no way, it has none.
+	BindNever Decision = "binding-refused"
+	// AnswerKnown: what is answered by a link reaches what main knows behind anything but
+	// an uplink.
+	AnswerKnown Decision = "answer-known"
+	// AnswerLink: a packet that this host forwards or translates is answered by the link on
+	// which it was asked.
+	AnswerLink Decision = "answer"
+	// AnswerNever: where that link has no way, such a packet has none.
+	AnswerNever Decision = "answer-refused"
 	// FollowDevice: a socket bound to the device uses the device's table.
 	FollowDevice Decision = "device"
 	// FollowSource: a packet from the link's address leaves by the link.
@@ -117,7 +127,11 @@ var sentences = map[Decision]string{ //nolint:gochecknoglobals // a constant in 
 	KeepOverlap:     "two links share the network, and this address keeps its own",
 	LiftForeign:     "a rule of somebody else keeps its say",
 	KeepKnown:       "bound traffic reaches containers, VPN networks and LANs",
-	Binding:         "an application is bound to the link",
+	Bind:            "an application, a container or a network is bound to the link",
+	BindNever:       "without a way by the link, what is bound to it goes nowhere",
+	AnswerKnown:     "answers by a link reach containers, VPN networks and LANs",
+	AnswerLink:      "forwarded packets are answered by the link that was asked",
+	AnswerNever:     "without a way by the link, an answer goes nowhere",
 	FollowDevice:    "sockets bound to the device use its table",
 	FollowSource:    "packets from the address leave by the link",
 	NeverStray:      "without a way by the link, its packets go nowhere",

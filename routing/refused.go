@@ -86,6 +86,7 @@ func (p *Planner) SetRefused(f Family, r Refusal) {
 		return
 	}
 	p.around[i].refused = r
+	p.answer(i)
 	for _, index := range p.indexes() {
 		if p.links[index].has(f) {
 			p.replanAsIs(index)

@@ -18,6 +18,9 @@ func (r Rule) String() string {
 		b.WriteByte(' ')
 		b.WriteString(what)
 	}
+	if r.FindSource {
+		b.WriteString(" (also packets without a source)") // iproute2 has no word for it.
+	}
 	if r.Protocol != Multihomed && r.Protocol != 0 && r.Protocol != ProtocolKernel {
 		fmt.Fprintf(&b, " proto %s", r.Protocol)
 	}

@@ -245,6 +245,10 @@ type Rule struct {
 	SuppressPrefixLength Optional
 	SuppressGroup        Optional
 	Protocol             Protocol
+	// FindSource lets a rule of IPv6 with a source also look up packets that have none yet: its
+	// answer counts if the address that they would get lies in the source (FIB_RULE_FIND_SADDR;
+	// fib6_rule_match and fib6_rule_saddr in net/ipv6/fib6_rules.c).
+	FindSource bool
 	// Unknown says that the rule carries attributes that no kernel had when this
 	// was written. What it selects is not known then.
 	Unknown bool

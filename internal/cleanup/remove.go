@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"multihomed/internal/answers"
 	"multihomed/routing"
 )
 
@@ -19,6 +20,8 @@ type Outcome struct {
 	Removed []string
 	// Rules, Routes, Groups and Endpoints count them.
 	Rules, Routes, Groups, Endpoints int
+	// Table says that the nftables table went, or what it had of the interface.
+	Table bool
 	// Left are the objects that are still in the kernel.
 	Left []string
 	// Refused are the kernel's reasons, of the last attempt.
@@ -54,8 +57,12 @@ func (r *Remains) Remove(ctx context.Context) (Outcome, error) {
 			out.Removed = append(out.Removed, fmt.Sprintf("mptcp endpoint %s dev %s", e.Address, r.nameOf(e.Device)))
 		}
 	}
+	var untabled error
+	if out.Table, untabled = r.removeTable(ctx); out.Table {
+		out.Removed = append(out.Removed, "nftables table "+answers.TableID.String())
+	}
 	err := r.remove(ctx, &out)
-	return out, errors.Join(err, unread, failed)
+	return out, errors.Join(err, unread, failed, untabled)
 }
 
 func (r *Remains) remove(ctx context.Context, out *Outcome) error {
@@ -109,7 +116,9 @@ func (r *Remains) Await(ctx context.Context) (left []routing.Op, err error) {
 	defer ticker.Stop()
 	for {
 		if left = r.Left(); len(left) == 0 {
-			return nil, nil
+			if stands, err := r.HasTable(ctx); err != nil || !stands {
+				return nil, err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -159,6 +168,9 @@ func (o Outcome) Summary() string {
 	}
 	if o.Endpoints > 0 {
 		parts = append(parts, count(o.Endpoints, "endpoint")+" of Multipath TCP")
+	}
+	if o.Table {
+		parts = append(parts, "the nftables table")
 	}
 	last := len(parts) - 1
 	return strings.Join(parts[:last], ", ") + " and " + parts[last]

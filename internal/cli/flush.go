@@ -99,7 +99,11 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 	if err != nil {
 		fmt.Fprintf(a.Err, "multihomectl: %v\n", err)
 	}
-	work := len(planned)+len(out)+len(endpoints) > 0
+	table, err := r.HasTable(ctx)
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		fmt.Fprintf(a.Err, "multihomectl: %v\n", err)
+	}
+	work := len(planned)+len(out)+len(endpoints) > 0 || table
 	if able, err := rights.NetAdmin(); err != nil {
 		return &exitError{exitProblem, err}
 	} else if !able && work {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -176,8 +177,38 @@ func (r *renderer) unbound() {
 		text = "none"
 	}
 	r.folded(r.paint.pad(plain, "default route", headWidth)+"  ", plain, text)
+	r.answers()
 	if n := r.s.Unchecked; n > 0 {
 		r.line("%s  the traffic of %s is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
+	}
+}
+
+// answers says for which families forwarded packets are answered on the link on which they were
+// asked. Where they are not, and nobody asked for them, nothing is said.
+func (r *renderer) answers() {
+	a := r.s.Answers
+	if a == nil {
+		return
+	}
+	var on, off []string
+	for _, f := range a.Families {
+		switch {
+		case f.Answers:
+			on = append(on, familyName(f.Family))
+		case r.verbose:
+			off = append(off, familyName(f.Family)+" as main says ("+clean(f.Why)+")")
+		}
+	}
+	var parts []string
+	if len(on) > 0 {
+		parts = append(parts, strings.Join(on, " and ")+" on the link that was asked")
+	}
+	parts = append(parts, off...)
+	if a.Dropped > 0 {
+		parts = append(parts, count(int(min(a.Dropped, math.MaxInt32)), "stray packet")+" dropped")
+	}
+	if len(parts) > 0 {
+		r.folded(r.paint.pad(plain, "answers", headWidth)+"  ", plain, strings.Join(parts, ", "))
 	}
 }
 

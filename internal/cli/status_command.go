@@ -66,6 +66,10 @@ With --json it prints the same for programs. Fields are only ever added as long 
                     router_only, metered, tested (until when), loss (0 to 1), rtt_ms,
                     last_proof, recovered, deaths_today, targets[] (target, on_link,
                     answered, silent), interval_ms; only from the daemon
+  answers           on which link forwarded packets are answered: families[]: family,
+                    answers (on the link that was asked), fence, reason, why,
+                    addresses (number of those that are answered by link);
+                    dropped_packets (by the fence); only from the daemon
   unchecked_links   number of links whose traffic is not checked yet
   links[]           interface, index, role ("uplink", "local"), role_why,
                     roles (by family, where they differ: role, why),

@@ -53,6 +53,8 @@ type Config struct {
 	// Failover moves unbound traffic away from dead links, Share spreads it over several.
 	Failover Failover
 	Share    Share
+	// Answers are for containers and LANs: on which link this host answers for them.
+	Answers Answers
 	// MoveRoutes takes the routes of links that ifupdown brings up out of main.
 	MoveRoutes bool
 	// StateDir holds the leases, RuntimeDir the lock and what status reads.
@@ -131,6 +133,7 @@ func Default() Config {
 			TablesPerUser: 100,
 		},
 		Failover:   defaultFailover(),
+		Answers:    defaultAnswers(),
 		DNS:        DNS{PIDFile: "/run/dnsmasq/dnsmasq.pid"},
 		StateDir:   "/var/lib/multihomed",
 		RuntimeDir: "/run/multihomed",

@@ -123,6 +123,12 @@ prober = "/run/other/prober"
 wan0 = 3
 "eth0.100" = 255
 
+[answers]
+forwarded = "yes"
+fence = "no"
+mark_mask = 0x70
+on_dead = "keep"
+
 [[include]]
 interface = "tun*"
 [[include]]
@@ -175,6 +181,7 @@ gateway = "fe80::1"
 			MPTCP: config.MPTCPNo, Prober: "/run/other/prober",
 		},
 		Share:      config.Share{Weights: []config.Weight{{Name: "eth0.100", Weight: 255}, {Name: "wan0", Weight: 3}, {Name: "wan*", Weight: 1}}},
+		Answers:    config.Answers{Forwarded: config.Yes, Fence: config.No, MarkMask: 0x70, OnDead: config.Keep},
 		DNS:        config.DNS{ServersFile: "/run/other/servers", PIDFile: "/run/dnsmasq.pid"},
 		MoveRoutes: true,
 		StateDir:   "/srv/multihomed", RuntimeDir: "/run/other",
@@ -208,7 +215,7 @@ func TestErrors(t *testing.T) {
 		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
 		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
 		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname (entry 1): unknown key; include has interface, profile, type"},
-		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, failover, share, include, exclude, link"},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, failover, share, answers, include, exclude, link"},
 		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
 		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
 		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: a string (\"x\") where a number from 1 to 2147483647 belongs"},
@@ -313,6 +320,10 @@ func TestErrors(t *testing.T) {
 		"failover, prefer":         {"[failover]\nprefer = ['wan[']\n", `f:2: failover.prefer: "wan[" is not allowed (not a glob: `},
 		"failover, prefer, empty":  {"[failover]\nprefer = ['']\n", `"" is not allowed (it matches nothing); want a list of interfaces or profiles such as "wan1" or "wwan*"`},
 		"failover, forwarded":      {"[failover]\nforwarded = 'ipv6'\n", `"ipv6" is not allowed; want "none", "ipv4" or "all"; did you mean "ipv4"?`},
+		"answers, word":            {"[answers]\nforwarded = 'on'\n", `f:2: answers.forwarded: "on" is not allowed; want "auto", "yes" or "no"`},
+		"answers, mask":            {"[answers]\nmark_mask = 0xff0000ff\n", `f:2: answers.mark_mask: 0xff0000ff is not allowed (it has 16 bits: 3 to 8 are needed); want 3 to 8 neighbouring bits, such as 0xff000000`},
+		"answers, apart":           {"[answers]\nmark_mask = 0xf00f\n", `f:2: answers.mark_mask: 0xf00f is not allowed (its bits are not neighbours); want 3 to 8 neighbouring bits, such as 0xff000000`},
+		"answers, no mask":         {"[answers]\nmark_mask = -1\n", `f:2: answers.mark_mask: -1 is not allowed; want 3 to 8 neighbouring bits, such as 0xff000000`},
 		"failover, prober":         {"[failover]\nprober = 'socket'\n", `f:2: failover.prober: "socket" is not allowed; want the absolute path of a socket, at most 107 bytes`},
 		"failover, prober, long":   {"[failover]\nprober = '/" + strings.Repeat("x", 107) + "'\n", `want the absolute path of a socket, at most 107 bytes`},
 		"share, no table":          {"[share]\nweights = 3\n", `f:2: share.weights: a whole number (3) where a table of interfaces or profiles with whole numbers from 1 to 255`},

@@ -19,6 +19,7 @@ type raw struct {
 	Ifupdown              rawIfupdown  `toml:"ifupdown"`
 	Failover              rawFailover  `toml:"failover"`
 	Share                 rawShare     `toml:"share"`
+	Answers               rawAnswers   `toml:"answers"`
 	Include               []rawMatcher `toml:"include"`
 	Exclude               []rawMatcher `toml:"exclude"`
 	Link                  []rawLink    `toml:"link"`
@@ -74,6 +75,13 @@ type rawFailover struct {
 type rawShare struct {
 	// Weights is a table whose keys are names of links.
 	Weights any `toml:"weights"`
+}
+
+type rawAnswers struct {
+	Forwarded *string `toml:"forwarded"`
+	Fence     *string `toml:"fence"`
+	MarkMask  *int64  `toml:"mark_mask"`
+	OnDead    *string `toml:"on_dead"`
 }
 
 type rawMatcher struct {
@@ -151,6 +159,11 @@ func specs() []spec {
 		{"failover.prober", "the absolute path of a socket, at most 107 bytes"},
 		{"share", "a table ([share])"},
 		{"share.weights", "a table of interfaces or profiles with whole numbers from 1 to 255, such as { wan0 = 3, wan1 = 1 }"},
+		{"answers", "a table ([answers])"},
+		{"answers.forwarded", `"auto", "yes" or "no"`},
+		{"answers.fence", `"auto", "yes" or "no"`},
+		{"answers.mark_mask", "3 to 8 neighbouring bits, such as 0xff000000"},
+		{"answers.on_dead", `"reset" or "keep"`},
 		{"include", "a list of tables ([[include]])"},
 		{"include.interface", globAllowed},
 		{"include.profile", globAllowed},

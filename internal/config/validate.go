@@ -106,6 +106,7 @@ func (v *validator) config(file raw) Config {
 	}
 	c.Failover = v.failover(file.Failover, c.Failover)
 	c.Share = v.share(file.Share)
+	c.Answers = v.answers(file.Answers, c.Answers)
 	c.Include = v.matchers("include", file.Include)
 	c.Exclude = v.matchers("exclude", file.Exclude)
 	c.Links = v.links(file.Link)

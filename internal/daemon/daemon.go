@@ -153,8 +153,8 @@ type service struct {
 	// report is the last one of the loop; faults are those of other parts.
 	report reconcile.Report
 	faults faults
-	// found are further problems that the checks of status found.
-	found []routing.Problem
+	// answers are those of what is forwarded; found are further problems that the checks of status found.
+	answers, found []routing.Problem
 	// logged are the problems in the log.
 	logged problems
 }
@@ -222,7 +222,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put, Outdated: outdated.Give,
-	}, extras{fault: s.fault, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
+	}, extras{fault: s.fault, problems: s.answered, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
 	// A normal stop before the first pass is no fault of the configuration: it becomes the
 	// last good one, so that a restart does not bring back an older one.
 	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -389,9 +389,17 @@ func (s *service) refuse(fault *config.Fault) {
 
 // tell logs changed problems and updates the status line of systemd. The caller holds mu.
 func (s *service) tell(r reconcile.Report) {
-	problems := slices.Concat(s.faults.all(), r.Problems, s.found)
+	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.found)
 	s.logged.note(context.Background(), problems)
 	s.notify.Status(summary(r.Waiting, problems))
+}
+
+// answered takes the problems of what is forwarded.
+func (s *service) answered(problems []routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers = problems
+	s.tell(s.report)
 }
 
 // checked takes the problems that checks found.
@@ -408,7 +416,7 @@ func (s *service) checked(problems []routing.Problem) {
 func (s *service) state(r reconcile.Report) view.Daemon {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	problems := slices.Concat(s.faults.all(), r.Problems)
+	problems := slices.Concat(s.faults.all(), r.Problems, s.answers)
 	return view.Daemon{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
 		Ready: r.Ready, Waiting: r.Waiting, Problems: problems, Away: r.Away,

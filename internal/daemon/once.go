@@ -144,13 +144,14 @@ type standIn struct {
 	Options
 	cfg config.Loaded
 	// first is the message that started it.
-	first  handoff.Message
-	linger time.Duration
-	done   func()
-	mu     sync.Mutex
-	faults faults
-	report reconcile.Report
-	logged problems
+	first   handoff.Message
+	linger  time.Duration
+	done    func()
+	mu      sync.Mutex
+	faults  faults
+	answers []routing.Problem
+	report  reconcile.Report
+	logged  problems
 }
 
 // serve runs the parts until nothing has happened for a while. It reports whether messages
@@ -184,7 +185,7 @@ func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted b
 			waiting = r.Waiting
 			s.reported(r)
 		},
-	}, extras{fault: s.fault})
+	}, extras{fault: s.fault, problems: s.answered})
 	if err != nil {
 		return false, err
 	}
@@ -232,8 +233,15 @@ func (s *standIn) fault(code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.faults.set(code, err) {
-		s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all()))
+		s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all(), s.answers))
 	}
+}
+
+func (s *standIn) answered(problems []routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers = problems
+	s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all(), s.answers))
 }
 
 // reported takes a report of the loop.
@@ -241,5 +249,5 @@ func (s *standIn) reported(r reconcile.Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.report = r
-	s.logged.note(context.Background(), slices.Concat(r.Problems, s.faults.all()))
+	s.logged.note(context.Background(), slices.Concat(r.Problems, s.faults.all(), s.answers))
 }

@@ -48,6 +48,8 @@ type parts struct {
 	uplinks *failover.Controller
 	// looked is what uplinks were told of last; it is the loop's.
 	looked lookedAt
+	// answers keep the table that marks packets.
+	answers *answered
 	// runtime is the runtime directory.
 	runtime string
 
@@ -72,6 +74,8 @@ type parts struct {
 type extras struct {
 	// fault takes the problem of a part, nil for none.
 	fault func(code routing.Code, err error)
+	// problems takes all problems of answers, whenever they change.
+	problems func([]routing.Problem)
 	// memory outlives the runtime directory; nil for the file alone.
 	memory reconcile.Memory
 	// written is what the log says already, nil if nothing.
@@ -157,6 +161,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	}
 	hooks.Settled = func() {
 		p.afterPass()
+		p.answers.afterPass(p.loop)
 		if now := (lookedAt{p.loop.Structure(), p.owners.Generation()}); p.uplinks != nil && now != p.looked {
 			p.looked = now
 			p.uplinks.Touch()
@@ -168,13 +173,16 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		memory = recollection.File{Directory: cfg.RuntimeDir}
 	}
 	judges := p.watch(cfg, more)
+	if p.answers, err = openAnswers(cfg, log, more.problems); err != nil {
+		return err
+	}
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:    hooks,
 		Memory:   memory,
-		Failover: judges,
+		Failover: judges, Answers: p.answers.keeper,
 		LogDelay: logDelay, Suspect: suspect, Told: earlier.links, Courses: earlier.courses,
 	})
 	p.router = &routedlease.Router{
@@ -262,6 +270,7 @@ func (p *parts) followed(ctx context.Context) {
 	default:
 	}
 	p.idle(ctx)
+	p.answers.needs.Idle(ctx)
 }
 
 // acknowledgeAll answers the senders that wait. One pass serves all that came before it.
@@ -355,11 +364,14 @@ func (p *parts) tasks(fault func(code routing.Code, err error)) []task {
 				p.isPast.give()
 			}
 		})},
-	}, watching, p.followers.tasks(p, fault))
+	}, watching, p.answers.tasks(p.loop), p.followers.tasks(p, fault))
 }
 
 // close closes what was opened, the last first.
 func (p *parts) close() {
+	if p.answers != nil {
+		closing(p.log, "nf_tables", p.answers.close)
+	}
 	if p.writer != nil {
 		closing(p.log, "writer", p.writer.Close)
 	}

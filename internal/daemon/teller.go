@@ -201,6 +201,7 @@ func (t *teller) look(ctx context.Context, most int) error {
 	var off offswitch.State
 	off, now.switched = t.parts.off.State()
 	health, judged := t.parts.failoverView(t.cfg)
+	answers := t.parts.answers.status(ctx)
 	now.uplinks = judged
 	last := &t.told
 	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&
@@ -208,11 +209,11 @@ func (t *teller) look(ctx context.Context, most int) error {
 	if same {
 		// What is measured changes all the time.
 		again := *last.view
-		again.Failover = health
+		again.Failover, again.Answers = health, answers
 		now.view = &again
 	} else {
 		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.noManager, off)
-		now.view.Failover = health
+		now.view.Failover, now.view.Answers = health, answers
 		if now.noManager {
 			now.view.Unwanted = t.cfg.NetworkManager.Unwanted()
 		}
@@ -223,11 +224,11 @@ func (t *teller) look(ctx context.Context, most int) error {
 	}
 	now.findings = check.Problems(now.view, os.DirFS("/"))
 	switch {
-	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil:
+	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil && answers == nil:
 		return nil
 	case same:
 		now.status = last.status
-		now.status.Failover = now.view.FailoverStatus()
+		now.status.Failover, now.status.Answers = now.view.FailoverStatus(), answers
 		now.status.Tell(now.findings)
 	default:
 		now.status = now.view.Status(now.findings, t.service.Version)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"multihomed/internal/config"
 	"multihomed/internal/connections"
@@ -28,7 +29,7 @@ func (p *parts) watch(cfg config.Config, more extras) reconcile.Failover {
 	p.uplinks = failover.New(failover.Options{
 		Logger: p.log, Config: cfg, Look: func(ctx context.Context) (failover.Facts, error) { return p.uplinkFacts(ctx, cfg) },
 		Dial:   func() failover.Prober { return client.New(cfg.Failover.Prober) },
-		Memory: failover.File{Directory: cfg.RuntimeDir}, Archive: failover.AnsweredFile{Directory: cfg.StateDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}}, Before: more.uplinks,
+		Memory: failover.File{Directory: cfg.RuntimeDir}, Archive: failover.AnsweredFile{Directory: cfg.StateDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}, answered: func(f routing.Family) bool { return p.answers.marks(f) }}, Before: more.uplinks,
 	})
 	return p.uplinks
 }
@@ -102,6 +103,8 @@ type ends struct {
 	flows   connections.Flows
 	// endpoints have a goroutine of their own.
 	endpoints connections.Endpoints
+	// answered reports whether translated connections of a family stay on their link.
+	answered func(routing.Family) bool
 }
 
 func (e *ends) Follow(ctx context.Context, wanted []connections.Endpoint) (added, removed int, err error) {
@@ -128,5 +131,7 @@ func (e *ends) Delete(ctx context.Context, addresses ...netip.Addr) (int, error)
 }
 
 func (e *ends) DeleteStrays(ctx context.Context, device int, addresses ...netip.Addr) (int, error) {
+	// Where answers are on, none of them leaves by another link.
+	addresses = slices.DeleteFunc(slices.Clone(addresses), func(a netip.Addr) bool { return e.answered(routing.FamilyOf(a)) })
 	return e.flows.DeleteStrays(ctx, device, addresses...)
 }

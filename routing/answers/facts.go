@@ -16,6 +16,9 @@ type Facts struct {
 	Answers, Fence routing.ByFamily[bool]
 	// Links are the uplinks in the group, each device once.
 	Links []Link
+	// Open are the interfaces in the group that are uplinks of the other family alone, by family:
+	// packets with any address may leave by them.
+	Open routing.ByFamily[[]string]
 	// Bindings are the wanted ones. Only strict ones have a line in the fence.
 	Bindings []Binding
 	// Foreign are the rules of routing that other programs made. Those that select packets matter.

@@ -80,7 +80,9 @@ func through(t answers.Table, chain string, p *packet) bool {
 
 func selects(t answers.Table, r answers.Rule, p *packet) bool {
 	family := routing.FamilyOf(p.source)
-	within := func(want netip.Prefix, have netip.Addr) bool { return !want.IsValid() || have.IsValid() && want.Contains(have) }
+	within := func(want netip.Prefix, have netip.Addr) bool {
+		return !want.IsValid() || have.IsValid() && want.Contains(have)
+	}
 	return (r.Family == 0 || r.Family == family) &&
 		(r.IIF == "" || r.IIF == p.in) && (r.OIF == "" || r.OIF == p.out) && (r.NotOIF == "" || r.NotOIF != p.out) &&
 		(!r.IIFGroup.Set || r.IIFGroup.Value == p.grouped(p.in)) && (!r.NotOIFGroup.Set || r.NotOIFGroup.Value != p.grouped(p.out)) &&
@@ -106,6 +108,8 @@ func find(t answers.Table, l answers.Lookup, p *packet) int {
 		key.Address = p.original[1]
 	case answers.KeyReplyDestination:
 		key.Address = p.reply[1]
+	default:
+		return -1
 	}
 	return slices.IndexFunc(t.Elements, func(e answers.Element) bool { return e.Key() == key })
 }

@@ -266,6 +266,13 @@ func (p *plan) fence() {
 				}
 			}
 		}
+		for _, name := range p.Open.In(f) {
+			for address := range p.uplinks {
+				if e := (Element{Set: pair, Address: address, Interface: name}); routing.FamilyOf(address) == f && !slices.Contains(p.uplinks[address], name) {
+					p.element(e)
+				}
+			}
+		}
 		p.rule(Rule{Chain: chainFence, Family: f, In: Lookup{KeySourceOIF, pair}, Action: ActionAccept, Decision: OwnLink})
 	}
 	for _, f := range fenced {

@@ -103,7 +103,9 @@ func TestProblems(t *testing.T) {
 		{"the last number that the mask holds", twoUplinks(numbered(3), func(f *answers.Facts) { f.Mask = 0x7 }), nil},
 		{"a mask with a gap", twoUplinks(func(f *answers.Facts) { f.Mask = 0xf00f0000 }), []string{"mark-mask error  0xf00f0000"}},
 		{"a mask of one bit", twoUplinks(func(f *answers.Facts) { f.Mask = 0x8 }), []string{"mark-mask error  0x00000008"}},
-		{"an address of two links", twoUplinks(func(f *answers.Facts) { f.Links[0].Sources = append(f.Links[0].Sources, sources(1, "198.51.100.10")...) }), []string{"shared-address warning  198.51.100.10"}},
+		{"an address of two links", twoUplinks(func(f *answers.Facts) {
+			f.Links[0].Sources = append(f.Links[0].Sources, sources(1, "198.51.100.10")...)
+		}), []string{"shared-address warning  198.51.100.10"}},
 		{"a strict check", twoUplinks(checked(1, answers.CheckStrict)), []string{"source-checked warning wan1 net.ipv4.conf.wan1.rp_filter=1"}},
 		{"a strict check, IPv4 not wanted", twoUplinks(checked(1, answers.CheckStrict), func(f *answers.Facts) { f.Answers.Set(routing.IPv4, false) }), nil},
 		{"a mark of others", twoUplinks(foreign(routing.Rule{Mark: routing.Mark{Value: 1, Mask: ^uint32(0)}})), []string{"mark-in-use notice  ip -4 rule 100: from all fwmark 0x1 lookup 77 proto static", "mark-in-use notice  ip -6 rule 100: from all fwmark 0x1 lookup 77 proto static"}},
@@ -141,10 +143,10 @@ func TestProblems(t *testing.T) {
 func TestOddNames(t *testing.T) {
 	t.Parallel()
 	for name, fix := range map[string]string{
-		"wan1":            "sysctl -w net/ipv4/conf/wan1/src_valid_mark=1, or rp_filter=2",
-		"eth0.100":        "sysctl -w net/ipv4/conf/eth0.100/src_valid_mark=1, or rp_filter=2",
+		"wan1":              "sysctl -w net/ipv4/conf/wan1/src_valid_mark=1, or rp_filter=2",
+		"eth0.100":          "sysctl -w net/ipv4/conf/eth0.100/src_valid_mark=1, or rp_filter=2",
 		"a\"; rm -rf *\xff": "sysctl -w 'net/ipv4/conf/a\"; rm -rf *\xff/src_valid_mark=1', or rp_filter=2",
-		"it's fifteen by": `sysctl -w 'net/ipv4/conf/it'\''s fifteen by/src_valid_mark=1', or rp_filter=2`,
+		"it's fifteen by":   `sysctl -w 'net/ipv4/conf/it'\''s fifteen by/src_valid_mark=1', or rp_filter=2`,
 	} {
 		table, problems := answers.Plan(twoUplinks(func(f *answers.Facts) { f.Links[1].Name, f.Links[1].Check = name, answers.CheckStrict }))
 		if !slices.Contains(table.Elements, answers.Element{Set: "pair4", Address: addr("198.51.100.10"), Interface: name}) {

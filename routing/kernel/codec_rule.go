@@ -28,6 +28,9 @@ const (
 	ruleDestinationPortMask = 29
 	ruleDSCPMask            = 30
 
+	// ruleFindSource is FIB_RULE_FIND_SADDR.
+	ruleFindSource = 0x10000
+
 	fullDSCP      = 0x3f
 	fullFlowLabel = 0xfffff
 	fullPort      = 0xffff
@@ -47,6 +50,7 @@ func decodeRule(b []byte) (routing.Rule, error) {
 		// and change by themselves.
 		Invert: binary.NativeEndian.Uint32(b[8:])&unix.FIB_RULE_INVERT != 0,
 	}
+	r.FindSource = binary.NativeEndian.Uint32(b[8:])&ruleFindSource != 0
 	fromBits, toBits := int(b[2]), int(b[1])
 	for a := (nlmsg.Attributes{Rest: b[ruleHeaderSize:]}); a.Next(); {
 		var err error
@@ -177,6 +181,9 @@ func encodeRule(m *nlmsg.Builder, r routing.Rule) {
 	var flags uint32
 	if r.Invert {
 		flags = unix.FIB_RULE_INVERT
+	}
+	if r.FindSource {
+		flags |= ruleFindSource
 	}
 	m.Word(flags)
 	if bits(r.From) > 0 {

@@ -18,6 +18,8 @@
 //   - reverse path filters, netfilter, XFRM, BPF;
 //   - multicast and limited broadcast destinations of IPv4, which may need no
 //     route at all;
+//   - whether the address that a packet without a source gets lies in the source of a
+//     rule that finds one (FIB_RULE_FIND_SADDR): it is taken to;
 //   - a host that never had a rule of its own, whose kernel keeps local and main
 //     of IPv4 in one trie: there a longer route of main wins over local.
 package lookup

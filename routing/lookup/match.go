@@ -36,7 +36,7 @@ func (w *walk) mismatch(r *routing.Rule) Selector {
 		return ByUID
 	case r.To.IsValid() && r.To.Bits() > 0 && !r.To.Contains(f.To):
 		return ByDestination
-	case r.From.IsValid() && r.From.Bits() > 0 && !w.comesFrom(r.From):
+	case r.From.IsValid() && r.From.Bits() > 0 && !w.comesFrom(r.From) && !w.findsSource(r):
 		return BySource
 	}
 	switch {
@@ -89,6 +89,11 @@ func (w *walk) comesFrom(p netip.Prefix) bool {
 		return p.Contains(w.flow.From)
 	}
 	return w.family == routing.IPv4 && p.Contains(netip.IPv4Unspecified())
+}
+
+// findsSource reports whether a rule with a source is for packets that have none yet.
+func (w *walk) findsSource(r *routing.Rule) bool {
+	return r.FindSource && w.family == routing.IPv6 && !w.flow.From.IsValid()
 }
 
 // tos is the part of the TOS that a rule's tos and a route's is compared with.

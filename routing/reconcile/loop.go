@@ -35,6 +35,8 @@ type Options struct {
 	Suspect func(port uint32) string
 	// Failover says which uplinks are dead, and what is configured; nil means off.
 	Failover Failover
+	// Answers says for what there are answers; nil means for nothing.
+	Answers Answers
 	// Memory outlives the process, not the boot; nil for none.
 	Memory Memory
 	// Told is what [Loop.Told] of an earlier loop in this process returned, nil for the
@@ -125,6 +127,8 @@ type Loop struct {
 	complete bool
 	waiting  string
 	ready    bool
+	// answersKnown says that it is known what packets are marked with.
+	answersKnown bool
 
 	// stepped are the rules of others that bound traffic steps over, by family.
 	stepped map[routing.Family]map[routing.Rule]struct{}
@@ -275,6 +279,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-l.Mirror.Changed():
 		case <-l.Owners.Changed():
 		case <-l.judged():
+		case <-l.answered():
 		case <-timer.C:
 		case <-beat:
 		case asked = <-l.asks:
@@ -405,6 +410,7 @@ func (l *Loop) take(ctx context.Context) error {
 	l.takeClaims(ctx)
 	l.takeChanges(ctx)
 	l.takeFailover()
+	l.takeAnswers()
 	l.takeDue()
 	if err := l.setInterests(ctx); err != nil {
 		return err

@@ -137,6 +137,9 @@ func (l *Loop) retire(t routing.Touched) {
 }
 
 func (l *Loop) mayDelete(k State, op routing.Op) bool {
+	if op.Verb == routing.DeleteRule && !l.answersKnown && op.Rule.IsAnswer() {
+		return false // Packets may be marked for it.
+	}
 	if l.complete || l.abandoned(k, op) {
 		return true
 	}

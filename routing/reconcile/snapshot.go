@@ -36,6 +36,15 @@ type Snapshot struct {
 	Courses [2]routing.Course
 	// Failover is what must stand in table F.
 	Failover []routing.PlannedRoute
+	// Answering are the facts of answers that this snapshot was planned by.
+	Answering routing.Answers
+	// Answers are the numbers of the tables by which packets are answered, in the order of
+	// [routing.Families]; Unnumbered counts the tables of uplinks that got none.
+	Answers    [2][]routing.Answer
+	Unnumbered [2]int
+	// UplinkGroup is the interface group by which uplinks are told: that of the policy, or one
+	// of the administrator that holds all of them and nothing else.
+	UplinkGroup uint32
 	// Missing is what keeps the kernel from being as planned.
 	Missing []routing.Op
 	// Contested are the rules and routes that somebody else keeps taking away: they
@@ -319,8 +328,9 @@ func (l *Loop) snapshot() *Snapshot {
 	for i, f := range routing.Families() {
 		s.Others[i] = l.planner.Foreign(f)
 		s.Courses[i], _ = l.planner.Course(f)
+		s.Answers[i], s.Unnumbered[i] = l.planner.Answers(f)
 	}
-	s.Failover = l.planner.FailoverRoutes()
+	s.Failover, s.Answering, s.UplinkGroup = l.planner.FailoverRoutes(), l.planner.Answering(), l.planner.UplinkGroup()
 	open, contested := l.open()
 	l.Mirror.View(func(k State) {
 		s.Moves = k.Moves()

@@ -78,7 +78,8 @@ func (f *failing) answered(c *conversation, who string) {
 
 // TestFailoverConnections is what happens to connections that stand when their provider dies.
 func TestFailoverConnections(t *testing.T) {
-	const closing = quickToml + "close_connections = \"1s\"\n"
+	// With answers, translated connections stay where they are: see TestAnswersKeepConnections.
+	const closing = quickToml + "close_connections = \"1s\"\n[answers]\nforwarded = \"no\"\nfence = \"no\"\n"
 	f := newFailing(t, lab.HostConfig{FastDAD: true, Sysctls: []string{"net.ipv4.ip_forward", "1"}}, closing, 2, func(_ int, cfg *lab.ISPConfig) {
 		cfg.Lease, cfg.Renew = 2*time.Minute, 3*time.Second
 	})

@@ -237,6 +237,20 @@ var lanHosts = []Host{
 		Name: "containers with published ports",
 		What: "Docker: a bridge, masquerading, a port published by DNAT, and an address of the host on the bridge.",
 		Lab:  routing,
+		Promised: []Promise{{
+			Name: "a published port is answered by the provider that was asked",
+			Of: func(_ *world, q Question) bool {
+				c, is := q.(Call)
+				return is && c.Port == 7008
+			},
+			Want: func(_ *world, q Question, _, with string) string {
+				c, _ := q.(Call)
+				if want := "answered by " + c.By.Name(); with != want {
+					return want
+				}
+				return ""
+			},
+		}},
 		Build: func(w *world) {
 			b, err := w.NewBridge("docker0", netip.MustParsePrefix("172.17.0.1/16"))
 			w.must(err)

@@ -24,11 +24,11 @@ var floors = [][]string{
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/nftables", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/answers", "routing/lookup",
+		"internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/answers", "internal/connections", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/answers", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
@@ -37,7 +37,7 @@ var floors = [][]string{
 	{"internal/config", "internal/handoff", "internal/routedlease"},
 	{"internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
-	{"internal/dnsmasq", "internal/failover", "internal/mainroutes", "internal/status/check"},
+	{"internal/answering", "internal/dnsmasq", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
 	{"internal/daemon", "internal/status/offline"},
 	{"internal/cli"},

@@ -43,8 +43,10 @@ type View struct {
 	Unbound map[routing.Family]status.Unbound
 	// Failover is which uplinks work, nil if no daemon says so.
 	Failover *Failover
-	Claims   map[string]reconcile.Claim
-	NM       nm.Snapshot
+	// Answers is on which link forwarded packets are answered, nil if no daemon says so.
+	Answers *status.Answers
+	Claims  map[string]reconcile.Claim
+	NM      nm.Snapshot
 	// Daemon is what the running daemon says of itself, zero if it says nothing. Running says that
 	// it holds the lock.
 	Daemon  Daemon

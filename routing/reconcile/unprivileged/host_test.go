@@ -43,7 +43,9 @@ type host struct {
 	wake   chan struct{}
 	// judge, if not nil, is who judges uplinks.
 	judge *judge
-	loop  *reconcile.Loop
+	// marker, if not nil, is who marks packets.
+	marker *marker
+	loop   *reconcile.Loop
 	// settled and outdated, if not nil, are hooks of the loop.
 	settled, outdated func()
 	// courses are those of the loop before, after a reload.
@@ -102,6 +104,10 @@ func (h *host) start(before func()) {
 	if h.judge != nil {
 		h.judge.changed = make(chan struct{}, 1)
 		options.Failover = h.judge
+	}
+	if h.marker != nil {
+		h.marker.changed = make(chan struct{}, 1)
+		options.Answers = h.marker
 	}
 	l := reconcile.New(options)
 	h.loop = l
