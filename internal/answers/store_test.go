@@ -39,8 +39,12 @@ func facts() answers.Facts {
 	}
 	for _, family := range routing.Families() {
 		for _, r := range []routing.Rule{
-			{Mark: routing.Mark{Value: 0x1000, Mask: 0xf000}}, {Mark: routing.Mark{Value: 0x80000000, Mask: 0x80000000}},
-			{UIDs: routing.UIDRange{Set: true, First: 1000, Last: 1005}}, {IIF: "tun0"}, {OIF: "wan1"}, {IPProto: 17},
+			{Mark: routing.Mark{Value: 0x1000, Mask: 0xf000}},
+			{Mark: routing.Mark{Value: 0x80000000, Mask: 0x80000000}},
+			{UIDs: routing.UIDRange{Set: true, First: 1000, Last: 1005}},
+			{IIF: "tun0"},
+			{OIF: "wan1"},
+			{IPProto: 17},
 		} {
 			r.Family, r.Priority, r.Action, r.Table = family, 20000, routing.ActionLookup, 77
 			f.Foreign = append(f.Foreign, r)
