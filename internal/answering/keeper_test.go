@@ -255,7 +255,9 @@ func TestDecide(t *testing.T) {
 		{"node", nil, node, false, answering.Decision{Why: answering.Kubernetes}},
 		{"no forwarding", func(_ *config.Answers, h *answering.Host) { h.Forwards = routing.ByFamily[bool]{} }, two, true, answering.Decision{Why: answering.NotForwarding}},
 		{"no translation", func(_ *config.Answers, h *answering.Host) { h.Translates = routing.ByFamily[bool]{} }, two, false, answering.Decision{Why: answering.NotTranslating}},
-		{"wanted", func(a *config.Answers, h *answering.Host) { a.Forwarded, h.Forwards = config.Yes, routing.ByFamily[bool]{} }, one, false, answering.Decision{Answers: true, Fence: true, Why: answering.Configured}},
+		{"wanted", func(a *config.Answers, h *answering.Host) {
+			a.Forwarded, h.Forwards = config.Yes, routing.ByFamily[bool]{}
+		}, one, false, answering.Decision{Answers: true, Fence: true, Why: answering.Configured}},
 		{"unwanted", func(a *config.Answers, _ *answering.Host) { a.Forwarded = config.No }, two, true, answering.Decision{Why: answering.Configured}},
 		{"no fence", func(a *config.Answers, _ *answering.Host) { a.Fence = config.No }, two, false, answering.Decision{Answers: true, Why: answering.Needed}},
 		{"the fence alone", func(a *config.Answers, _ *answering.Host) { a.Forwarded, a.Fence = config.No, config.Yes }, two, false, answering.Decision{Fence: true, Why: answering.Configured}},
