@@ -139,23 +139,26 @@ func ctDestination(f routing.Family) nftables.CTKey {
 	return nftables.CTDstIP6
 }
 
-// within compares an address with a prefix. Of a packet only the bytes that the prefix has are loaded if
-// it ends with one, as nft(8) does.
+// within compares an address with a prefix, as nft(8) does: only the bytes that the prefix has, if it ends
+// with one. Of a packet no others are loaded then.
 func within(load nftables.Expr, p netip.Prefix) []nftables.Expr {
 	address := p.Masked().Addr().AsSlice()
-	if payload, ok := load.(nftables.Payload); ok && p.Bits()%8 == 0 {
-		payload.Length = uint8(p.Bits() / 8) //nolint:gosec // at most 16
-		return []nftables.Expr{payload, nftables.Cmp{Source: nftables.Reg1, Value: nftables.Value(address[:payload.Length])}}
-	}
-	out := []nftables.Expr{load}
-	if p.Bits() < len(address)*8 {
-		mask := make([]byte, len(address))
-		for i := range p.Bits() {
-			mask[i/8] |= 0x80 >> (i % 8)
+	if whole := p.Bits() / 8; p.Bits()%8 == 0 {
+		if payload, ok := load.(nftables.Payload); ok {
+			payload.Length = uint8(whole) //nolint:gosec // at most 16
+			load = payload
 		}
-		out = append(out, nftables.Bitwise{Source: nftables.Reg1, Dest: nftables.Reg1, Mask: nftables.Value(mask), Xor: nftables.Value(make([]byte, len(address)))})
+		return []nftables.Expr{load, nftables.Cmp{Source: nftables.Reg1, Value: nftables.Value(address[:whole])}}
 	}
-	return append(out, nftables.Cmp{Source: nftables.Reg1, Value: nftables.Value(address)})
+	mask := make([]byte, len(address))
+	for i := range p.Bits() {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return []nftables.Expr{
+		load,
+		nftables.Bitwise{Source: nftables.Reg1, Dest: nftables.Reg1, Mask: nftables.Value(mask), Xor: nftables.Value(make([]byte, len(address)))},
+		nftables.Cmp{Source: nftables.Reg1, Value: nftables.Value(address)},
+	}
 }
 
 // key loads the key of a lookup into the first registers.
@@ -342,7 +345,7 @@ func (d *decoder) connection(ct nftables.CT) bool {
 		}
 		return true
 	}
-	p, ok := d.prefix(d.rule.Family.Bits() / 8)
+	p, ok := d.prefix()
 	if ct.Direction == nftables.Original {
 		d.rule.OriginalSource = p
 	} else {
@@ -373,7 +376,7 @@ func (d *decoder) payload(p nftables.Payload) bool {
 		d.rule.Action, d.rule.Map = answers.ActionMap, answers.Lookup{Key: of, Set: m.Set}
 		return true
 	}
-	prefix, ok := d.prefix(int(p.Length))
+	prefix, ok := d.prefix()
 	if isSource {
 		d.rule.Source = prefix
 	} else {
@@ -382,21 +385,21 @@ func (d *decoder) payload(p nftables.Payload) bool {
 	return ok
 }
 
-// prefix reads what so many bytes of an address are compared with.
-func (d *decoder) prefix(loaded int) (netip.Prefix, bool) {
-	length := loaded * 8
-	if b, masks := take[nftables.Bitwise](d); masks {
-		length = 0
-		for _, c := range []byte(b.Mask) {
-			length += bits.OnesCount8(c)
-		}
-	}
+// prefix reads what an address is compared with.
+func (d *decoder) prefix() (netip.Prefix, bool) {
+	bitwise, masks := take[nftables.Bitwise](d)
 	c, ok := take[nftables.Cmp](d)
 	bytes := make([]byte, d.rule.Family.Bits()/8)
-	if !ok || len(c.Value) != loaded || loaded > len(bytes) {
+	if !ok || copy(bytes, c.Value) != len(c.Value) {
 		return netip.Prefix{}, false
 	}
-	copy(bytes, c.Value)
+	length := len(c.Value) * 8
+	if masks {
+		length = 0
+		for _, b := range []byte(bitwise.Mask) {
+			length += bits.OnesCount8(b)
+		}
+	}
 	a, _ := netip.AddrFromSlice(bytes)
 	p, err := a.Prefix(length)
 	return p, err == nil

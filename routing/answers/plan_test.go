@@ -287,6 +287,9 @@ func genFacts(t *rapid.T) answers.Facts {
 		}
 		f.Links = append(f.Links, l)
 	}
+	for _, family := range routing.Families() {
+		f.Open.Set(family, rapid.SliceOfN(rapid.SampledFrom([]string{"wan0", "lan0"}), 0, 2).Draw(t, "open"))
+	}
 	for range rapid.IntRange(0, 3).Draw(t, "bindings") {
 		b := answers.Binding{Link: rapid.SampledFrom([]string{"wan0", "wan1"}).Draw(t, "link"), Strict: true}
 		switch rapid.IntRange(0, 3).Draw(t, "selector") {
@@ -331,6 +334,9 @@ func TestOrderOfFacts(t *testing.T) {
 		for i, l := range again.Links {
 			again.Links[i].Sources = rapid.Permutation(l.Sources).Draw(t, "sources")
 		}
+		for _, family := range routing.Families() {
+			again.Open.Set(family, append(slices.Clone(facts.Open.In(family)), facts.Open.In(family)...))
+		}
 		again.Bindings = rapid.Permutation(append(slices.Clone(facts.Bindings), facts.Bindings...)).Draw(t, "bindings")
 		again.Foreign = rapid.Permutation(append(slices.Clone(facts.Foreign), facts.Foreign...)).Draw(t, "rules")
 		table2, problems2 := answers.Plan(again)
@@ -344,7 +350,8 @@ func TestOrderOfFacts(t *testing.T) {
 }
 
 // TestFenceNeverHitsTheOwnLink: whatever the facts are, what leaves by the link of its source passes,
-// unless it is bound to another one; and what no uplink has as its address passes as well.
+// unless it is bound to another one; what leaves by an uplink of the other family alone, and what no
+// uplink has as its address, passes as well.
 func TestFenceNeverHitsTheOwnLink(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -355,6 +362,7 @@ func TestFenceNeverHitsTheOwnLink(t *testing.T) {
 			for _, source := range []string{"192.0.2.10", "192.0.2.11", "192.0.2.12", "198.51.100.10", "10.0.0.1", "fe80::1"} {
 				p := flow("", out, answers.Original, source+" > 203.0.113.1", "203.0.113.1 > "+source)
 				p.uplinks = []string{"wan0", "wan1", "wan2"}
+				open := slices.Contains(facts.Open.In(routing.FamilyOf(p.source)), out)
 				home := slices.ContainsFunc(facts.Links, func(l answers.Link) bool {
 					return l.Name == out && slices.ContainsFunc(l.Sources, func(s answers.Source) bool { return s.Address.Unmap() == p.source })
 				})
@@ -362,10 +370,10 @@ func TestFenceNeverHitsTheOwnLink(t *testing.T) {
 					return slices.ContainsFunc(l.Sources, func(s answers.Source) bool { return s.Address.Unmap() == p.source })
 				})
 				_, passes := pass(table, answers.Postrouting, p)
-				if (home || !elsewhere || out == "docker0" || source == "fe80::1") && !passes {
+				if (home || open || !elsewhere || out == "docker0" || source == "fe80::1") && !passes {
 					t.Fatalf("%s by %s is dropped\n%s", source, out, text(table))
 				}
-				if elsewhere && !home && out != "docker0" && source != "fe80::1" && facts.Fence.In(routing.IPv4) && len(facts.Foreign) == 0 && passes {
+				if elsewhere && !home && !open && out != "docker0" && source != "fe80::1" && facts.Fence.In(routing.IPv4) && len(facts.Foreign) == 0 && passes {
 					t.Fatalf("%s by %s passes\n%s", source, out, text(table))
 				}
 			}

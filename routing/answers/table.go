@@ -353,10 +353,11 @@ func (k Key) text(ip string) string {
 	}
 }
 
-// sort puts all but the rules in their order.
+// sort puts all but the rules in their order, each element once.
 func (t *Table) sort() {
 	slices.SortFunc(t.Chains, func(a, b Chain) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(t.Sets, func(a, b Set) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(t.Elements, Element.compare)
+	t.Elements = slices.Compact(t.Elements)
 	slices.SortStableFunc(t.Rules, func(a, b Rule) int { return strings.Compare(a.Chain, b.Chain) })
 }
