@@ -359,17 +359,11 @@ const everybody = 0o666
 func listenAt(path string) (*net.UnixListener, error) {
 	address := &net.UnixAddr{Name: path, Net: "unixpacket"}
 	listener, err := net.ListenUnix(address.Net, address)
-	if errors.Is(err, unix.EADDRINUSE) {
-		c, failed := net.DialUnix(address.Net, nil, address)
-		if failed == nil {
-			return nil, errors.Join(fmt.Errorf("listening at %s: %w; to fix: stop the other multihomed-binder", path, err), c.Close())
+	if errors.Is(err, unix.EADDRINUSE) && isAbandoned(address) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("removing an old socket: %w", err)
 		}
-		if errors.Is(failed, unix.ECONNREFUSED) {
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, fmt.Errorf("removing an old socket: %w", err)
-			}
-			listener, err = net.ListenUnix(address.Net, address)
-		}
+		listener, err = net.ListenUnix(address.Net, address)
 	}
 	if err == nil {
 		if err = os.Chmod(path, everybody); err != nil {
@@ -377,7 +371,20 @@ func listenAt(path string) (*net.UnixListener, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("listening at %s: %w", path, err)
+		return nil, fmt.Errorf("listening at %s: %w; to fix: stop the other multihomed-binder, or choose another path", path, err)
 	}
 	return listener, nil
+}
+
+// isAbandoned reports whether there is a socket at which nobody listens.
+func isAbandoned(address *net.UnixAddr) bool {
+	info, err := os.Lstat(address.Name)
+	if err != nil || info.Mode().Type() != fs.ModeSocket {
+		return false
+	}
+	c, err := net.DialUnix(address.Net, nil, address)
+	if err == nil {
+		_ = c.Close() // It sent nothing.
+	}
+	return errors.Is(err, unix.ECONNREFUSED)
 }

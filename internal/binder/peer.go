@@ -87,8 +87,9 @@ func receive(ctx context.Context, c *net.UnixConn) (link string, cgroup *os.File
 	if err := c.SetReadDeadline(deadline); err != nil {
 		return "", nil, err
 	}
-	// There is room for one descriptor: the kernel drops the others, and says so. The byte more shows that a datagram is too long.
-	datagram, room := make([]byte, wire.MaxRequest+1), make([]byte, unix.CmsgSpace(4))
+	// There is room for one descriptor, without the padding, which is room for another: the kernel drops the others, and
+	// says so. The byte more shows that a datagram is too long.
+	datagram, room := make([]byte, wire.MaxRequest+1), make([]byte, unix.CmsgLen(sizeofDescriptor))
 	n, controlled, flags, _, err := c.ReadMsgUnix(datagram, room)
 	cgroup = passed(room[:controlled])
 	switch {
@@ -108,6 +109,9 @@ func receive(ctx context.Context, c *net.UnixConn) (link string, cgroup *os.File
 	}
 	return link, cgroup, nil
 }
+
+// sizeofDescriptor is that of a C int.
+const sizeofDescriptor = 4
 
 // passed returns the descriptor that came with a message, nil if none did.
 func passed(room []byte) *os.File {
