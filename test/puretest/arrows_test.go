@@ -24,13 +24,13 @@ var floors = [][]string{
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
+		"internal/binder/wire", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/answers", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/answers", "internal/binder/client", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
-		"allocator/client", "allocator/server", "internal/ancestor", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
+		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
 	},
 	// Who the links are.

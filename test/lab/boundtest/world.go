@@ -341,11 +341,14 @@ func reply(name string, query []byte) []byte {
 func (w *World) mountCgroups() string {
 	w.Helper()
 	at := filepath.Join(w.TempDir(), "cgroup2")
+	// Other users enter it, too.
+	w.must(os.Chmod(filepath.Dir(filepath.Dir(at)), 0o755))
 	w.must(os.Mkdir(at, 0o755))
 	w.must(unix.Mount("none", at, "cgroup2", 0, ""))
 	w.Cleanup(func() { w.must(unix.Unmount(at, unix.MNT_DETACH)) })
 	root, err := os.MkdirTemp(at, "multihomed-test-")
 	w.must(err)
+	w.must(os.Chmod(root, 0o755))
 	home, err := os.ReadFile("/proc/self/cgroup")
 	w.must(err)
 	_, path, found := strings.Cut("\n"+string(home), "\n0::")
