@@ -30,17 +30,32 @@ func (m MarkMask) Check() error {
 	switch n := bits.OnesCount32(uint32(m)); {
 	case n < fewestMarkBits || n > 8:
 		return fmt.Errorf("it has %d bits: %d to 8 are needed", n, fewestMarkBits)
-	case bits.Len32(uint32(m))-bits.TrailingZeros32(uint32(m)) != n:
+	case !m.neighbours():
 		return errors.New("its bits are not neighbours")
 	default:
 		return nil
 	}
 }
 
-// Most is the highest number.
-func (m MarkMask) Most() int { return 1<<(bits.OnesCount32(uint32(m))-1) - 1 }
+// Valid reports whether the bits are neighbours and hold a number.
+func (m MarkMask) Valid() bool { return bits.OnesCount32(uint32(m)) >= 2 && m.neighbours() }
 
-// Mark is the mark of a number from 1 to Most.
+func (m MarkMask) neighbours() bool {
+	return bits.Len32(uint32(m))-bits.TrailingZeros32(uint32(m)) == bits.OnesCount32(uint32(m))
+}
+
+// MaxNumber is the highest number of a table, with any mask.
+const MaxNumber = 127
+
+// Last is the highest number that the mask holds, 0 for a mask that is not valid.
+func (m MarkMask) Last() uint8 {
+	if !m.Valid() {
+		return 0
+	}
+	return uint8(min(1<<(bits.OnesCount32(uint32(m))-1)-1, MaxNumber)) //nolint:gosec // at most 127
+}
+
+// Mark selects the packets that have a number, from 1 to Last: `fwmark VALUE/MASK` of rule 9100.
 func (m MarkMask) Mark(number uint8) Mark {
 	return Mark{Value: uint32(number) << bits.TrailingZeros32(uint32(m)), Mask: uint32(m)}
 }
@@ -63,7 +78,8 @@ type Answers struct {
 	Diverted ByFamily[map[uint8]struct{}]
 }
 
-func (a *Answers) equal(o *Answers) bool {
+// Equal reports whether two are the same.
+func (a *Answers) Equal(o *Answers) bool {
 	return a.Families == o.Families && a.Mask == o.Mask && maps.Equal(a.Diverted[0], o.Diverted[0]) && maps.Equal(a.Diverted[1], o.Diverted[1])
 }
 
@@ -75,12 +91,7 @@ func (a *Answers) clone() Answers {
 	return out
 }
 
-func (a *Answers) mask() MarkMask {
-	if a.Mask == 0 {
-		return DefaultMarkMask
-	}
-	return a.Mask
-}
+func (a *Answers) mask() MarkMask { return cmp.Or(a.Mask, DefaultMarkMask) }
 
 // An Answer is the number of a table: packets that carry it are answered by the table's link.
 type Answer struct {
@@ -103,7 +114,7 @@ type answering struct {
 
 // SetAnswers takes for what there are answers, and reports whether that is new.
 func (p *Planner) SetAnswers(a Answers) bool {
-	if a.equal(&p.answering.facts) {
+	if a.Equal(&p.answering.facts) {
 		return false
 	}
 	p.answering.facts = a.clone()
@@ -176,10 +187,9 @@ func (p *Planner) answer(i int) {
 // numberTables gives each table the number of its place in the range, or the next free one. So
 // a table keeps its number while others come and go, unless there are more tables than numbers.
 func numberTables(tables []Answer, first TableID, mask MarkMask, foreign []ForeignRule) []Answer {
-	most := mask.Most()
-	free := make([]uint8, 0, most)
-	for n := 1; n <= most; n++ {
-		if number := uint8(n); !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.meansNumber(mask, number) }) {
+	free := make([]uint8, 0, mask.Last())
+	for number := uint8(1); number <= mask.Last(); number++ {
+		if !slices.ContainsFunc(foreign, func(o ForeignRule) bool { return o.Rule.MeansNumber(mask, number) }) {
 			free = append(free, number)
 		}
 	}
@@ -202,16 +212,17 @@ func numberTables(tables []Answer, first TableID, mask MarkMask, foreign []Forei
 	return out
 }
 
-// meansNumber reports whether a rule of somebody else would take a packet because of a number
-// in its mark.
-func (r *Rule) meansNumber(mask MarkMask, number uint8) bool {
+// MeansNumber reports whether a rule of somebody else would select a packet, or leave one out,
+// because of a number in its mark. Such a number must not be given to a table.
+func (r Rule) MeansNumber(mask MarkMask, number uint8) bool {
 	ours := r.Mark.Mask & uint32(mask)
-	return r.Mark.Value&ours != 0 && mask.Mark(number).Value&ours == r.Mark.Value&ours
+	return r.Mark.Value&ours != 0 && (mask.Mark(number).Value^r.Mark.Value)&ours == 0
 }
 
-// OverlapsMark reports whether a rule selects by bits of the mark that are ours.
-func (r Rule) OverlapsMark(mask MarkMask) bool {
-	return r.Mark.Mask&uint32(mask) != 0 && r.Mark.Value&uint32(mask) != 0
+// SelectsByMark reports whether a rule of somebody else selects by bits of a mask. To mark a packet
+// that it selects would take the packet from the rule.
+func (r Rule) SelectsByMark(mask MarkMask) bool {
+	return r.Mark.Mask&uint32(mask) != 0 && r.Mark.Value&r.Mark.Mask != 0
 }
 
 // IsAnswer reports whether a rule of ours is for packets that are answered by a link.

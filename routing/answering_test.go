@@ -215,7 +215,7 @@ func TestNumbersOfAnswers(t *testing.T) {
 			t.Fatalf("%d tables have numbers and %d have none", len(answers), left)
 		}
 		for _, one := range answers {
-			if seen[one.Number] || one.Number == 0 || int(one.Number) > mask.Most() {
+			if seen[one.Number] || one.Number == 0 || one.Number > mask.Last() {
 				t.Fatalf("number %d of %v", one.Number, answers)
 			}
 			seen[one.Number] = true
@@ -249,7 +249,7 @@ func TestMarkMask(t *testing.T) {
 			t.Errorf("%#x: %v", uint32(mask), err)
 		}
 	}
-	if most := routing.DefaultMarkMask.Most(); most != 127 {
+	if most := routing.DefaultMarkMask.Last(); most != 127 {
 		t.Errorf("%d numbers", most)
 	}
 }

@@ -11,7 +11,7 @@ import (
 // FactsOf puts together what the plan of the table depends on. It has numbers for the tables whose
 // rungs stand, as far as the snapshot knows.
 func FactsOf(decided routing.ByFamily[Decision], host Host, s *reconcile.Snapshot) answers.Facts {
-	facts := answers.Facts{Mask: answers.Mask(s.Answering.Mask), Group: s.UplinkGroup}
+	facts := answers.Facts{Mask: s.Answering.Mask, Group: s.UplinkGroup}
 	for i, f := range routing.Families() {
 		// Whoever refuses what is bound to nothing wants no answers either: then there are none.
 		facts.Answers.Set(f, decided[i].Answers && s.Answering.Families[i] && len(s.Answers[i])+s.Unnumbered[i] > 0)

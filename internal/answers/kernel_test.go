@@ -171,7 +171,7 @@ func genFacts(t *rapid.T) answers.Facts {
 		f.Answers.Set(family, rapid.IntRange(0, 4).Draw(t, "answers") > 0)
 		f.Fence.Set(family, rapid.IntRange(0, 4).Draw(t, "fence") > 0)
 	}
-	f.Mask = rapid.SampledFrom([]answers.Mask{0, 0, 0x00ff0000}).Draw(t, "mask")
+	f.Mask = rapid.SampledFrom([]routing.MarkMask{0, 0, 0x00ff0000}).Draw(t, "mask")
 	f.Bindings = rapid.SliceOfN(rapid.SampledFrom(f.Bindings), 0, 4).Draw(t, "bindings")
 	f.Foreign = rapid.SliceOfN(rapid.SampledFrom(f.Foreign), 0, 4).Draw(t, "foreign")
 	f.Links = nil

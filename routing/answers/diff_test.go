@@ -318,7 +318,7 @@ type stage struct {
 // genStage draws links with addresses, and a number for each table.
 func genStage(t *rapid.T) stage {
 	s := stage{
-		facts:  answers.Facts{Group: group, Answers: both(true), Fence: both(true), Mask: rapid.SampledFrom([]answers.Mask{0, 0, 0x00ff0000}).Draw(t, "mask")},
+		facts:  answers.Facts{Group: group, Answers: both(true), Fence: both(true), Mask: rapid.SampledFrom([]routing.MarkMask{0, 0, 0x00ff0000}).Draw(t, "mask")},
 		tables: map[routing.Family]map[uint8]string{routing.IPv4: {}, routing.IPv6: {}},
 	}
 	pool := map[routing.Family][]string{routing.IPv4: {"192.0.2.10", "192.0.2.11", "198.51.100.10", "198.51.100.11"}, routing.IPv6: {"2001:db8::10", "2001:db8::11", "2001:db8::12"}}
@@ -356,7 +356,7 @@ func (s stage) holder(a netip.Addr) string {
 func (s stage) judge(t *rapid.T, when string, held answers.Held) {
 	mask := s.facts.Mask
 	if mask == 0 {
-		mask = answers.DefaultMask
+		mask = routing.DefaultMarkMask
 	}
 	for _, a := range []string{"192.0.2.10", "192.0.2.11", "198.51.100.10", "198.51.100.11", "2001:db8::10", "2001:db8::11", "2001:db8::12"} {
 		peer, server := "203.0.113.1", "172.17.0.2"

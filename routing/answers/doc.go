@@ -16,8 +16,8 @@
 //   - Packets on the loopback interface are not marked: the kernel does not route them again, and
 //     programs with TPROXY compare the whole mark.
 //   - A packet whose mark a rule of another program selects is not marked if the rule looks at our bits
-//     ([Mask]): the rule would not find its packet any more. A number that would make such a rule find a
-//     packet of ours is not used ([Mask.Taken]). Both are problems, and name the rule.
+//     ([routing.MarkMask]): the rule would not find its packet any more. A number that would make such a rule find a
+//     packet of ours is not used ([routing.Rule.MeansNumber]). Both are problems, and name the rule.
 //   - Packets that come in by an uplink are looked at too: the server of a port forward, or the client of
 //     a masquerade, may be behind another uplink. But if the kernel checks sources by mark on an uplink,
 //     these are left out: it would look for the sender behind the wrong link.

@@ -8,8 +8,8 @@ import (
 
 // Facts are what [Plan] decides by. Their order does not matter.
 type Facts struct {
-	// Mask are the bits of the packet mark that are ours; 0 is [DefaultMask].
-	Mask Mask
+	// Mask are the bits of the packet mark that are ours; 0 is [routing.DefaultMarkMask].
+	Mask routing.MarkMask
 	// Group is the interface group of uplinks.
 	Group uint32
 	// Answers and Fence say in which families each is wanted.
@@ -54,7 +54,7 @@ const (
 type Source struct {
 	Address netip.Addr
 	// Number is that of the routing table that serves the address, as rule 9100 has it in its mark:
-	// 1 to [Mask.Last] in its family. 0 says that there is none: the address is not answered.
+	// 1 to [routing.MarkMask.Last] in its family. 0 says that there is none: the address is not answered.
 	Number uint8
 }
 

@@ -33,7 +33,7 @@ const (
 // facts have no effect.
 func Plan(facts Facts) (Table, []routing.Problem) {
 	p := plan{Facts: facts, uplinks: map[netip.Addr][]string{}, has: map[any]bool{}}
-	p.Mask = cmp.Or(p.Mask, DefaultMask)
+	p.Mask = cmp.Or(p.Mask, routing.DefaultMarkMask)
 	p.Links = mergedLinks(facts.Links)
 	for _, l := range p.Links {
 		for _, s := range l.Sources {
@@ -167,7 +167,7 @@ func (p *plan) answers() {
 // skipForeignMarks leaves packets alone that rules of others select by bits of our mask.
 func (p *plan) skipForeignMarks(f routing.Family, check bool) {
 	for _, r := range p.Foreign {
-		if r.Family != f || !p.Mask.Uses(r) {
+		if r.Family != f || !r.SelectsByMark(p.Mask) {
 			continue
 		}
 		mark := routing.Mark{Value: r.Mark.Value & r.Mark.Mask, Mask: r.Mark.Mask}
@@ -223,8 +223,8 @@ func (p *plan) answerable(l Link, s Source, f routing.Family) bool {
 			fmt.Sprintf("no number is left for the routing table of %s (the mark holds %d): answers of containers and LANs that were asked there leave as main says", s.Address, p.Mask.Last()), "")
 		return false
 	}
-	if r, taken := p.Mask.Taken(f, s.Number, p.Foreign); taken {
-		p.problem(NotAnswered, routing.Warning, l.Name, ruleText(r),
+	if at := slices.IndexFunc(p.Foreign, func(r routing.Rule) bool { return r.Family == f && r.MeansNumber(p.Mask, s.Number) }); at >= 0 {
+		p.problem(NotAnswered, routing.Warning, l.Name, ruleText(p.Foreign[at]),
 			fmt.Sprintf("a rule of another program selects the mark 0x%x: answers of containers and LANs that were asked at %s leave as main says", p.Mask.Mark(s.Number).Value, s.Address),
 			"set mark_mask to bits that no rule uses")
 		return false

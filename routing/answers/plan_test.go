@@ -119,7 +119,7 @@ func TestProblems(t *testing.T) {
 			}
 		}), []string{"fence-open warning  ip -4 rule 100: from all uidrange 99-99 lookup 77 proto static"}},
 		{"a rule of ours", twoUplinks(func(f *answers.Facts) {
-			f.Foreign = []routing.Rule{{Family: routing.IPv4, Priority: 9100, Mark: answers.DefaultMask.Mark(1), Action: routing.ActionLookup, Table: 10000, Protocol: routing.Multihomed}}
+			f.Foreign = []routing.Rule{{Family: routing.IPv4, Priority: 9100, Mark: routing.DefaultMarkMask.Mark(1), Action: routing.ActionLookup, Table: 10000, Protocol: routing.Multihomed}}
 		}), nil},
 		{"a rule behind main", twoUplinks(func(f *answers.Facts) {
 			f.Foreign = []routing.Rule{{Family: routing.IPv4, Priority: routing.PriorityMain, TOS: 16, Action: routing.ActionLookup, Table: 77}}
@@ -174,7 +174,7 @@ func TestMaskHoldsNumbers(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		width := rapid.IntRange(2, 32).Draw(t, "bits")
-		mask := answers.Mask(uint32(1<<width-1) << rapid.IntRange(0, 32-width).Draw(t, "shift"))
+		mask := routing.MarkMask(uint32(1<<width-1) << rapid.IntRange(0, 32-width).Draw(t, "shift"))
 		if !mask.Valid() || mask.Last() == 0 {
 			t.Fatalf("0x%08x is not valid", uint32(mask))
 		}
@@ -264,7 +264,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("set %q", name)
 		}
 	}
-	for n := uint8(1); n <= answers.MaxNumber; n++ {
+	for n := uint8(1); n <= routing.MaxNumber; n++ {
 		if got, ok := answers.LinkNumber(answers.LinkChain(n)); !ok || got != n {
 			t.Errorf("%d became %d", n, got)
 		}
@@ -273,7 +273,7 @@ func TestNames(t *testing.T) {
 
 // genFacts draws from a small world, so that links collide.
 func genFacts(t *rapid.T) answers.Facts {
-	f := answers.Facts{Group: group, Mask: rapid.SampledFrom([]answers.Mask{0, 0, 0, 0x00ff0000, 0x7}).Draw(t, "mask")}
+	f := answers.Facts{Group: group, Mask: rapid.SampledFrom([]routing.MarkMask{0, 0, 0, 0x00ff0000, 0x7}).Draw(t, "mask")}
 	for _, family := range routing.Families() {
 		f.Answers.Set(family, rapid.IntRange(0, 4).Draw(t, "answers") > 0)
 		f.Fence.Set(family, rapid.IntRange(0, 4).Draw(t, "fence") > 0)

@@ -69,7 +69,7 @@ func LinkChain(number uint8) string { return linkPrefix + strconv.Itoa(int(numbe
 func LinkNumber(chain string) (uint8, bool) {
 	digits, ok := strings.CutPrefix(chain, linkPrefix)
 	n, err := strconv.ParseUint(digits, 10, 8)
-	return uint8(n), ok && err == nil && n >= 1 && n <= MaxNumber && LinkChain(uint8(n)) == chain
+	return uint8(n), ok && err == nil && n >= 1 && n <= routing.MaxNumber && LinkChain(uint8(n)) == chain
 }
 
 // ChainNamed is the chain of ours that has a name, false if none has.
