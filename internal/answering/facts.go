@@ -47,14 +47,9 @@ func FactsOf(decided routing.ByFamily[Decision], host Host, s *reconcile.Snapsho
 }
 
 func numberOf(s *reconcile.Snapshot, f routing.Family, t routing.TableID) uint8 {
-	for i, family := range routing.Families() {
-		if family != f {
-			continue
-		}
-		for _, a := range s.Answers[i] {
-			if a.Table == t {
-				return a.Number
-			}
+	for _, a := range s.Answers.In(f) {
+		if a.Table == t {
+			return a.Number
 		}
 	}
 	return 0
@@ -67,16 +62,15 @@ func missing(s *reconcile.Snapshot) (out routing.ByFamily[map[uint8]struct{}]) {
 		if op.Verb != routing.AddRule || !op.Rule.IsAnswer() {
 			continue
 		}
-		for i, f := range routing.Families() {
-			at := slices.IndexFunc(s.Answers[i], func(a routing.Answer) bool { return s.Answering.Mask.Mark(a.Number) == op.Rule.Mark })
-			if f != op.Rule.Family || at < 0 {
-				continue
-			}
-			if out[i] == nil {
-				out[i] = map[uint8]struct{}{}
-			}
-			out[i][s.Answers[i][at].Number] = struct{}{}
+		f := op.Rule.Family
+		at := slices.IndexFunc(s.Answers.In(f), func(a routing.Answer) bool { return s.Answering.Mask.Mark(a.Number) == op.Rule.Mark })
+		if at < 0 {
+			continue
 		}
+		if out.In(f) == nil {
+			out.Set(f, map[uint8]struct{}{})
+		}
+		out.In(f)[s.Answers.In(f)[at].Number] = struct{}{}
 	}
 	return out
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -70,15 +69,13 @@ type Keeper struct {
 	// by names who changed the table since it was written, empty if nobody did.
 	by string
 
-	// The rest is Keep's: enforced is what it wrote last, empty after a failure; said are the decisions in the log, logged says whether there are any.
+	// enforced is what Keep wrote last.
 	enforced answers.Table
-	said     routing.ByFamily[Decision]
-	logged   bool
 }
 
 // A State is what a keeper knows, for status.
 type State struct {
-	// Decided says that the rest is known.
+	// Decided says that the rest is known, and in the log.
 	Decided bool
 	// Families are the decisions, in the order of [routing.Families].
 	Families routing.ByFamily[Decision]
@@ -248,15 +245,11 @@ func marks(held answers.Held) (out routing.ByFamily[map[uint8]struct{}]) {
 		if e.Element.Number == 0 {
 			continue
 		}
-		for i, f := range routing.Families() {
-			if routing.FamilyOf(e.Element.Address) != f {
-				continue
-			}
-			if out[i] == nil {
-				out[i] = map[uint8]struct{}{}
-			}
-			out[i][e.Element.Number] = struct{}{}
+		f := routing.FamilyOf(e.Element.Address)
+		if out.In(f) == nil {
+			out.Set(f, map[uint8]struct{}{})
 		}
+		out.In(f)[e.Element.Number] = struct{}{}
 	}
 	return out
 }
@@ -344,7 +337,7 @@ func (k *Keeper) publish(marked routing.ByFamily[map[uint8]struct{}], families r
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := routing.Answers{Families: families, Mask: k.Config.MarkMask, Diverted: marked}
-	if k.known && now.Families == k.facts.Families && maps.Equal(marked[0], k.facts.Diverted[0]) && maps.Equal(marked[1], k.facts.Diverted[1]) {
+	if k.known && now.Equal(&k.facts) {
 		return
 	}
 	k.known, k.facts = true, now
@@ -353,10 +346,10 @@ func (k *Keeper) publish(marked routing.ByFamily[map[uint8]struct{}], families r
 
 // say logs what is on from now on.
 func (k *Keeper) say(ctx context.Context, decided routing.ByFamily[Decision]) {
+	before := k.State()
 	for i, f := range routing.Families() {
-		now, before := decided[i], k.said[i]
-		k.said[i] = now
-		if now.Answers == before.Answers && (k.logged || !now.Answers) {
+		now := decided[i]
+		if now.Answers == before.Families[i].Answers {
 			continue
 		}
 		text := fmt.Sprintf("forwarded %s packets are answered on the link on which they were asked", f.Name())
@@ -365,7 +358,6 @@ func (k *Keeper) say(ctx context.Context, decided routing.ByFamily[Decision]) {
 		}
 		k.Logger.LogAttrs(ctx, event.LevelNotice, text, slog.String("family", f.String()), slog.String("reason", now.Why.Sentence())) //nolint:sloglint // one of four sentences
 	}
-	k.logged = true
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.state.Decided, k.state.Families = true, decided

@@ -43,14 +43,14 @@ func (r *Remains) HasTable(ctx context.Context) (is bool, err error) {
 
 // removeTable takes the table away, or what it has of the interface. It goes before the rules, to
 // which its marks lead. It reports whether there was something.
-func (r *Remains) removeTable(ctx context.Context) (was bool, err error) {
+func (r *Remains) removeTable(ctx context.Context) (something bool, err error) {
 	store, done, err := tables()
 	if store == nil || err != nil {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	if r.options.Link == "" || r.link.isLast {
-		if was, err = store.Exists(ctx); !was || err != nil {
+		if exists, err := store.Exists(ctx); !exists || err != nil {
 			return false, err
 		}
 		return true, store.Delete(ctx)
@@ -65,13 +65,13 @@ func (r *Remains) removeTable(ctx context.Context) (was bool, err error) {
 		}
 		ops := ofLink(held, r.options.Link)
 		if len(ops) == 0 {
-			return was, nil
+			return false, nil
 		}
 		if _, err = store.Write(ctx, ops, generation); !errors.Is(err, nftables.ErrChanged) {
 			return err == nil, err
 		}
 	}
-	return was, nftables.ErrChanged
+	return false, nftables.ErrChanged
 }
 
 // ofLink are the deletions of all that the table has of an interface: its pairs, and their addresses

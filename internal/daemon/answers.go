@@ -177,8 +177,10 @@ func (a *answered) status(ctx context.Context) *status.Answers {
 	if !s.Decided {
 		return nil
 	}
-	if now, _, err := a.keeper.Table.Read(ctx); err == nil && s.Held.Exists {
-		s.Held = now
+	if s.Held.Exists {
+		if now, _, err := a.keeper.Table.Read(ctx); err == nil {
+			s.Held = now
+		}
 	}
 	out := &status.Answers{}
 	for i, f := range routing.Families() {

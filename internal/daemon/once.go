@@ -233,7 +233,7 @@ func (s *standIn) fault(code routing.Code, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.faults.set(code, err) {
-		s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all(), s.answers))
+		s.note()
 	}
 }
 
@@ -241,7 +241,7 @@ func (s *standIn) answered(problems []routing.Problem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answers = problems
-	s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all(), s.answers))
+	s.note()
 }
 
 // reported takes a report of the loop.
@@ -249,5 +249,10 @@ func (s *standIn) reported(r reconcile.Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.report = r
-	s.logged.note(context.Background(), slices.Concat(r.Problems, s.faults.all(), s.answers))
+	s.note()
+}
+
+// note logs changed problems. The caller holds mu.
+func (s *standIn) note() {
+	s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all(), s.answers))
 }

@@ -12,14 +12,6 @@ type Answers interface {
 	Answers() (routing.Answers, bool)
 }
 
-// StandingAnswers is an [Answers] that never changes, for a process that only looks.
-func StandingAnswers(a routing.Answers) Answers { return standingAnswers{a} }
-
-type standingAnswers struct{ facts routing.Answers }
-
-func (standingAnswers) Changed() <-chan struct{}           { return nil }
-func (s standingAnswers) Answers() (routing.Answers, bool) { return s.facts, true }
-
 // answered is readable when there are new facts of answers; nil if there are none ever.
 func (l *Loop) answered() <-chan struct{} {
 	if l.Answers == nil {

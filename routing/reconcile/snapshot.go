@@ -38,10 +38,9 @@ type Snapshot struct {
 	Failover []routing.PlannedRoute
 	// Answering are the facts of answers that this snapshot was planned by.
 	Answering routing.Answers
-	// Answers are the numbers of the tables by which packets are answered, in the order of
-	// [routing.Families]; Unnumbered counts the tables of uplinks that got none.
-	Answers    [2][]routing.Answer
-	Unnumbered [2]int
+	// Answers are the numbers of the tables by which packets are answered; Unnumbered counts the tables of uplinks that got none.
+	Answers    routing.ByFamily[[]routing.Answer]
+	Unnumbered routing.ByFamily[int]
 	// UplinkGroup is the interface group by which uplinks are told: that of the policy, or one
 	// of the administrator that holds all of them and nothing else.
 	UplinkGroup uint32
