@@ -70,24 +70,9 @@ func TestBindingsNeverStray(t *testing.T) {
 		h.planner.SetBindings(wanted)
 		h.converge(t)
 		for range rapid.IntRange(1, 5).Draw(t, "events") {
-			index, name := genIndex(t)
-			if name != names[index-2] {
+			marked, happened := h.linkHappens(t)
+			if !happened {
 				continue
-			}
-			marked := bothUplinks(h)
-			if rapid.IntRange(0, 4).Draw(t, "remove") == 0 {
-				if h.links[index].Index != 0 {
-					h.remove(index)
-				}
-			} else {
-				l := genLink(t, index, name)
-				l.Tables = genTables(t, h.leases, l)
-				h.install(l)
-			}
-			h.lookAll()
-			after := bothUplinks(h)
-			for f := range marked {
-				marked[f] = slices.DeleteFunc(marked[f], func(i int) bool { return !slices.Contains(after[f], i) })
 			}
 			h.kernel.Step = func(op routing.Op) { bindingsStray(t, h, own, marked, "after "+op.String()) }
 			h.converge(t)

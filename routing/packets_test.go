@@ -291,6 +291,31 @@ func bothUplinks(h *host) map[routing.Family][]int {
 	return map[routing.Family][]int{routing.IPv4: uplinks(h, routing.IPv4), routing.IPv6: uplinks(h, routing.IPv6)}
 }
 
+// linkHappens lets a link come, change or go, and returns the uplinks of both moments by family: at
+// the steps in between, nothing must stray to these. It reports false if nothing was done.
+func (h *host) linkHappens(t *rapid.T) (marked map[routing.Family][]int, happened bool) {
+	index, name := genIndex(t)
+	if name != names[index-2] {
+		return nil, false
+	}
+	marked = bothUplinks(h)
+	if rapid.IntRange(0, 4).Draw(t, "remove") == 0 {
+		if h.links[index].Index != 0 {
+			h.remove(index)
+		}
+	} else {
+		l := genLink(t, index, name)
+		l.Tables = genTables(t, h.leases, l)
+		h.install(l)
+	}
+	h.lookAll()
+	after := bothUplinks(h)
+	for f := range marked {
+		marked[f] = slices.DeleteFunc(marked[f], func(i int) bool { return !slices.Contains(after[f], i) })
+	}
+	return marked, true
+}
+
 // TestBoundTrafficNeverStrays is promise 3: once the rules of a link stand, and
 // as long as they are wanted, no packet of its addresses leaves by another
 // uplink, at any step of any pass.
@@ -302,25 +327,12 @@ func TestBoundTrafficNeverStrays(t *testing.T) {
 		genRefusals(t, h)
 		h.planner.SetFailover(genFailover(t, true))
 		for range rapid.IntRange(2, 6).Draw(t, "events") {
-			before, marked := owned(h), bothUplinks(h)
-			index, name := genIndex(t)
-			if name != names[index-2] {
+			before := owned(h)
+			marked, happened := h.linkHappens(t)
+			if !happened {
 				continue
 			}
-			if rapid.IntRange(0, 4).Draw(t, "remove") == 0 {
-				if h.links[index].Index != 0 {
-					h.remove(index)
-				}
-			} else {
-				l := genLink(t, index, name)
-				l.Tables = genTables(t, h.leases, l)
-				h.install(l)
-			}
-			h.lookAll()
-			after, markedAfter := owned(h), bothUplinks(h)
-			for f := range marked {
-				marked[f] = slices.DeleteFunc(marked[f], func(i int) bool { return !slices.Contains(markedAfter[f], i) })
-			}
+			after := owned(h)
 			h.kernel.Step = func(op routing.Op) {
 				for from := range before {
 					if after[from] != nil {
