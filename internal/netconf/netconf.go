@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/nlmsg"
+	"multihomed/internal/nlsocket"
 	"multihomed/routing"
 )
 
@@ -84,19 +85,6 @@ func Read(ctx context.Context) (Conf, error) {
 	return c, nil
 }
 
-// Equal reports whether two are the same.
-func (c Conf) Equal(o Conf) bool {
-	if c.Forwards != o.Forwards || len(c.Strict) != len(o.Strict) {
-		return false
-	}
-	for index := range c.Strict {
-		if !o.Strict[index] {
-			return false
-		}
-	}
-	return true
-}
-
 // entry is one message.
 type entry struct {
 	family   routing.Family
@@ -130,21 +118,19 @@ func parse(m []byte) (e entry, is bool) {
 // Watch calls changed after every change, until ctx is done. What changed is for [Read] to say:
 // a sysctl for all interfaces tells of each.
 func Watch(ctx context.Context, changed func()) error {
-	file, err := subscribe()
+	socket, err := nlsocket.Open(nlsocket.Options{
+		Protocol: unix.NETLINK_ROUTE, What: "a routing socket", Groups: []int{unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF},
+	})
 	if err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = file.Close() })
-	defer func() {
-		if stop() {
-			_ = file.Close()
-		}
-	}()
+	defer func() { _ = socket.Close() }()
+	defer socket.Interruptible(ctx)()
 	changed() // What changed before is not told.
 	buf := make([]byte, os.Getpagesize())
 	for {
 		// Whatever comes says that something changed; so does an overflow.
-		_, err := file.Read(buf)
+		_, err := socket.File.Read(buf)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -153,21 +139,4 @@ func Watch(ctx context.Context, changed func()) error {
 		}
 		changed()
 	}
-}
-
-func subscribe() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("opening a routing socket: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "netconf")
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, errors.Join(fmt.Errorf("binding a routing socket: %w", err), file.Close())
-	}
-	for _, group := range []int{unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF} {
-		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group); err != nil {
-			return nil, errors.Join(fmt.Errorf("subscribing to rtnetlink group %d: %w", group, err), file.Close())
-		}
-	}
-	return file, nil
 }

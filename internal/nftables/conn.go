@@ -48,7 +48,7 @@ func Open() (*Conn, error) {
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.socket.close(); err != nil {
+	if err := c.socket.Close(); err != nil {
 		return fmt.Errorf("closing the socket to nf_tables: %w", err)
 	}
 	return nil

@@ -4,10 +4,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/nlmsg"
+	"multihomed/internal/nlsocket"
 )
 
 // Port is the netlink port of a watcher.
-func Port(w *Watcher) uint32 { return w.socket.port }
+func Port(w *Watcher) uint32 { return w.socket.Port }
 
 // Encode writes a batch for a table, and returns its messages.
 func Encode(id TableID, ops ...Op) ([]byte, error) {
@@ -41,7 +42,7 @@ func Decode(payload []byte) (d Decoded) {
 
 // Transactions are what a Watcher of a table reads in a datagram, and what is not complete yet.
 func Transactions(id TableID, datagram []byte) (all []Transaction, rest Transaction) {
-	w := Watcher{conn: &Conn{socket: &socket{port: 7}}, table: id, nat: natChains{ids: map[chainID]struct{}{}, all: true}}
+	w := Watcher{conn: &Conn{socket: &socket{Socket: &nlsocket.Socket{Port: 7}}}, table: id, nat: natChains{ids: map[chainID]struct{}{}, all: true}}
 	for len(datagram) > 0 {
 		h, payload, more, err := nlmsg.Next(datagram)
 		if err != nil {
@@ -58,7 +59,7 @@ func Transactions(id TableID, datagram []byte) (all []Transaction, rest Transact
 
 // Skip makes a Watcher of a table take a datagram each time that the function is called.
 func Skip(id TableID, datagram []byte) func() {
-	w := Watcher{conn: &Conn{socket: &socket{port: 7}}, table: id, nat: natChains{ids: map[chainID]struct{}{}, all: true}}
+	w := Watcher{conn: &Conn{socket: &socket{Socket: &nlsocket.Socket{Port: 7}}}, table: id, nat: natChains{ids: map[chainID]struct{}{}, all: true}}
 	return func() {
 		for b := datagram; len(b) > 0; {
 			h, payload, rest, err := nlmsg.Next(b)

@@ -94,14 +94,14 @@ func (c *Conn) Watch(ctx context.Context, id TableID) (*Watcher, error) {
 	}
 	w := &Watcher{conn: c, socket: s, table: id}
 	if err := w.readNAT(ctx); err != nil {
-		return nil, errors.Join(err, s.close())
+		return nil, errors.Join(err, s.Close())
 	}
 	return w, nil
 }
 
 // Close ends it.
 func (w *Watcher) Close() error {
-	if err := w.socket.close(); err != nil {
+	if err := w.socket.Close(); err != nil {
 		return fmt.Errorf("closing the socket to nf_tables: %w", err)
 	}
 	return nil
@@ -185,7 +185,7 @@ func (w *Watcher) take(h nlmsg.Header, payload []byte) bool {
 	case unix.NFT_MSG_NEWGEN:
 		t.Generation, t.PID, t.Program = decodeGeneration(payload)
 		t.Port = h.Port
-		t.Own = h.Port == w.conn.socket.port
+		t.Own = h.Port == w.conn.socket.Port
 		return true
 	case unix.NFT_MSG_NEWCHAIN:
 		t.Translation = w.nat.add(payload) || t.Translation

@@ -18,7 +18,7 @@ func NewRequester() (Requester, error) {
 	return Requester{r}, err
 }
 
-func (r Requester) Port() uint32 { return r.socket.port }
+func (r Requester) Port() uint32 { return r.socket.Port }
 
 func (r Requester) Close() error { return r.close() }
 
@@ -56,7 +56,7 @@ func (r Requester) Do(kind, flags uint16, body func(Body)) error {
 	r.out.Begin(kind, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags, r.seq)
 	body(Body{&r.out})
 	r.out.End()
-	if err := r.socket.send(r.out.B); err != nil {
+	if err := r.socket.Send(r.out.B); err != nil {
 		return err
 	}
 	for {

@@ -64,7 +64,7 @@ func Open(c Config) (*Mirror, error) {
 	}
 	requests, err := newRequester()
 	if err != nil {
-		return nil, errors.Join(err, events.close())
+		return nil, errors.Join(err, events.Close())
 	}
 	return &Mirror{
 		changed: make(chan struct{}, 1),
@@ -83,7 +83,7 @@ func (m *Mirror) Close() error {
 		return nil
 	}
 	m.closed = true
-	return errors.Join(m.events.close(), m.loader.requests.close())
+	return errors.Join(m.events.Close(), m.loader.requests.close())
 }
 
 // View calls look with the state, and locks the mirror meanwhile. Look must not keep the
@@ -108,7 +108,7 @@ func (m *Mirror) Take() routing.Changes {
 
 // Run follows the kernel until ctx ends, and then returns nil.
 func (m *Mirror) Run(ctx context.Context) error {
-	defer m.events.interruptible(ctx)()
+	defer m.events.Interruptible(ctx)()
 	backoff := time.NewTimer(0)
 	defer backoff.Stop()
 	for {

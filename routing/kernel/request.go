@@ -43,7 +43,7 @@ func newRequester() (*requester, error) {
 func (r *requester) close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.socket.close()
+	return r.socket.Close()
 }
 
 // errBudget ends a dump whose caller has seen enough.
@@ -89,7 +89,7 @@ func (r *requester) dumpOnce(ctx context.Context, d dump) (whole bool, err error
 	r.out.Begin(d.kind, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, r.seq)
 	d.body(&r.out)
 	r.out.End()
-	if err := r.socket.send(r.out.B); err != nil {
+	if err := r.socket.Send(r.out.B); err != nil {
 		return false, err
 	}
 	whole = true
@@ -143,7 +143,7 @@ func (r *requester) reopen() error {
 	}
 	old := r.socket
 	r.socket = s
-	return old.close()
+	return old.Close()
 }
 
 // barrier returns when every change of the network configuration that was
@@ -163,7 +163,7 @@ func (r *requester) barrier(ctx context.Context) error {
 	r.out.Word(0)
 	r.out.Word(0)
 	r.out.End()
-	if err := r.socket.send(r.out.B); err != nil {
+	if err := r.socket.Send(r.out.B); err != nil {
 		return fmt.Errorf("waiting for changes under way: %w", err)
 	}
 	for {

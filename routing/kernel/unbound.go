@@ -382,7 +382,7 @@ func (r *requester) whereSome(ctx context.Context, f routing.Family, uid, flags 
 		r.out.Attribute32(unix.RTA_UID, uid)
 		r.out.End()
 	}
-	if err := r.socket.send(r.out.B); err != nil {
+	if err := r.socket.Send(r.out.B); err != nil {
 		return nil, err
 	}
 	out := make([]answer, len(to))

@@ -48,7 +48,7 @@ func (m *Mirror) OpenWriter() (*Writer, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.own[r.socket.port] = struct{}{}
+	m.own[r.socket.Port] = struct{}{}
 	return &Writer{requests: r, mirror: m, names: names}, nil
 }
 
@@ -62,7 +62,7 @@ func (w *Writer) Close() error {
 }
 
 // Port is the netlink port by which the kernel names the author of a change.
-func (w *Writer) Port() uint32 { return w.requests.socket.port }
+func (w *Writer) Port() uint32 { return w.requests.socket.Port }
 
 // Apply carries the operations out in their order, many in one system call. An
 // operation that fails does not stop the others. The errors correspond to the
@@ -311,7 +311,7 @@ func (b *batch) flush() {
 	err := b.ctx.Err()
 	if err != nil {
 		err = context.Cause(b.ctx)
-	} else if err = r.socket.send(r.out.B); err == nil {
+	} else if err = r.socket.Send(r.out.B); err == nil {
 		err = b.answers()
 	}
 	r.out.B = r.out.B[:0]
