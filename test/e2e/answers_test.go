@@ -73,7 +73,7 @@ func newPublishing(t *testing.T, host lab.HostConfig, toml string) *publishing {
 	return p
 }
 
-// nft loads rules.
+// nft loads rules, which stay until the host closes.
 func (r *rig) nft(rules string) {
 	r.t.Helper()
 	file := filepath.Join(r.t.TempDir(), "rules")

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -231,10 +230,7 @@ func (f *failing) translated(kind string, client *lab.Namespace) {
 			rules += fmt.Sprintf("oifname %s ip saddr 192.168.50.0/24 snat to %v\n", link, f.address(link, lab.IPv4))
 		}
 	}
-	file := filepath.Join(f.t.TempDir(), "nat")
-	f.must(os.WriteFile(file, []byte("table ip nat {\nchain post {\ntype nat hook postrouting priority 100;\n"+rules+"}\n}\n"), 0o600))
-	_, err := f.Run(ctx, "nft", "-f", file)
-	f.must(err)
+	f.nft("table ip nat {\nchain post {\ntype nat hook postrouting priority 100;\n" + rules + "}\n}\n")
 	f.t.Cleanup(func() {
 		_, err := f.Run(context.WithoutCancel(ctx), "nft", "flush", "ruleset")
 		f.must(err)

@@ -239,8 +239,6 @@ func (w *world) nft(text string) {
 	path := filepath.Join(w.t.TempDir(), "rules.nft")
 	w.must(os.WriteFile(path, []byte(text), 0o600))
 	w.run("nft", "-f", path)
-	// The lab's host is the same namespace for every test.
-	w.t.Cleanup(func() { _, _ = w.Run(context.WithoutCancel(w.t.Context()), "nft", "flush", "ruleset") })
 }
 
 // sysctl sets kernel parameters for the rest of the test: key, value, ...

@@ -198,7 +198,7 @@ func prepareNetwork() error {
 }
 
 // resetNetwork restores the host's namespace to its initial state: lo, the
-// kernel's own rules, and nothing of Multipath TCP.
+// kernel's own rules, and nothing of Multipath TCP and nftables.
 func resetNetwork() error {
 	if err := removeLinks(); err != nil {
 		return err
@@ -232,7 +232,17 @@ func resetNetwork() error {
 			}
 		}
 	}
-	return resetMPTCP()
+	return errors.Join(resetMPTCP(), resetNFTables())
+}
+
+// resetNFTables takes away what tests and the daemons under test have loaded. Without nft(8) no test
+// loads anything.
+func resetNFTables() error {
+	if _, err := LookPath("", "nft"); err != nil {
+		return nil //nolint:nilerr // see above
+	}
+	_, err := command(context.Background(), "", "nft", "flush", "ruleset")
+	return err
 }
 
 // resetFiles removes files that the daemons under test have written.

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -12,6 +13,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"multihomed/internal/answers"
+	"multihomed/internal/nftables"
 )
 
 // IP runs iproute2's ip on the host and returns its output.
@@ -124,9 +128,13 @@ func appendObjects(lines []string, what, text string) ([]string, error) {
 	return lines, nil
 }
 
-// Leftovers lists the host's rules and routes that carry multihomed's protocol.
+// Leftovers lists the host's rules and routes that carry multihomed's protocol, and its nftables
+// table.
 func (h *Host) Leftovers() ([]string, error) {
-	var out []string
+	out, err := tableLeft()
+	if err != nil {
+		return nil, err
+	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := netlink.RuleList(family)
 		if err != nil {
@@ -146,6 +154,20 @@ func (h *Host) Leftovers() ([]string, error) {
 		}
 	}
 	return out, nil
+}
+
+// tableLeft names multihomed's nftables table if it stands.
+func tableLeft() (out []string, err error) {
+	conn, err := nftables.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	exists, err := answers.NewStore(conn).Exists(context.Background())
+	if exists {
+		out = append(out, "nftables table "+answers.TableID.String())
+	}
+	return out, err
 }
 
 // delRule removes one rule of a list. The library neither reads a rule's type
