@@ -139,6 +139,8 @@ func (r *rig) quiet() error {
 	if err != nil {
 		return err
 	}
+	// Defaults of two links with one metric are one route with two next hops.
+	main = strings.ReplaceAll(main, "\n\tnexthop", " nexthop")
 	for line := range strings.Lines(active) {
 		device, profile, _ := strings.Cut(strings.TrimSpace(line), ":")
 		if !strings.HasPrefix(device, "wan") {

@@ -136,8 +136,11 @@ func TestLeaseWhateverNetworkManagerDoes(t *testing.T) {
 		nmcli("general", "reload")
 	}
 
-	// NetworkManager takes it for an external interface, and stops managing it.
+	// NetworkManager takes it for an external interface, and stops managing it. One that it
+	// sees before the address it would take for its own, and so it starts behind it.
+	r.must(r.StopNM(t.Context()))
 	r.veth("ppp7", prefix)
+	r.must(r.StartNM(t.Context()))
 	r.must(r.WaitDeviceState(t.Context(), "ppp7", "connected (externally)"))
 	r.leaseOf("ppp7", address)
 	nmcli("device", "set", "ppp7", "managed", "no")
