@@ -38,6 +38,9 @@ func (b Binding) families() []Family {
 	return f[:]
 }
 
+// IsBinding reports whether a rule of ours is for what is bound to a link.
+func (r Rule) IsBinding() bool { return r.Protocol == Multihomed && r.binds() }
+
 // binds reports whether a rule has a priority of bindings.
 func (r *Rule) binds() bool {
 	return r.Priority >= PriorityBinding && r.Priority <= PriorityForwardNever && (r.Priority < PriorityAnswerKnown || r.Priority > PriorityAnswerNever)
