@@ -23,8 +23,8 @@ type Passed struct {
 	Ignored bool `json:"ignored,omitempty"`
 	// Bound is the link that it names by multihomed.bind.
 	Bound string       `json:"bound,omitempty"`
-	IPv4    PassedFamily `json:"ipv4"`
-	IPv6    PassedFamily `json:"ipv6"`
+	IPv4  PassedFamily `json:"ipv4"`
+	IPv6  PassedFamily `json:"ipv6"`
 	// Tables are the table numbers that the profile names, sorted.
 	Tables []routing.TableID `json:"tables,omitempty"`
 	// Problems says in sentences what could not be understood.
