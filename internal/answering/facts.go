@@ -20,6 +20,13 @@ func FactsOf(decided routing.ByFamily[Decision], host Host, s *reconcile.Snapsho
 			facts.Foreign = append(facts.Foreign, o.Rule)
 		}
 	}
+	for _, b := range s.Bindings {
+		name := ""
+		if i, known := s.Interface(b.Index); known {
+			name = i.Facts.Name
+		}
+		facts.Bindings = append(facts.Bindings, fenced(b, name))
+	}
 	for plan := range s.Links() {
 		link := answers.Link{Name: plan.Link.Name, Check: host.Checks[plan.Link.Name]}
 		for _, a := range plan.Link.Addresses {
@@ -44,6 +51,13 @@ func FactsOf(decided routing.ByFamily[Decision], host Host, s *reconcile.Snapsho
 		}
 	}
 	return facts
+}
+
+// fenced is a binding as the fence has it; link is the name of the interface, empty if there is none.
+func fenced(b routing.Binding, link string) answers.Binding {
+	return answers.Binding{
+		Name: b.Name, Users: b.Users, Mark: b.Mark, Input: b.Input, Source: b.Source, Link: link, Strict: b.Strict, Priority: b.Priority(),
+	}
 }
 
 func numberOf(s *reconcile.Snapshot, f routing.Family, t routing.TableID) uint8 {
