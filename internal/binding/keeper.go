@@ -44,6 +44,8 @@ type Keeper struct {
 	Options
 
 	changed news.Signal
+	// looks says that nothing may be written.
+	looks bool
 
 	mu       sync.Mutex
 	held     []Held
@@ -60,7 +62,18 @@ func New(o Options) *Keeper {
 	if o.LookupUser == nil {
 		o.LookupUser = lookupUser
 	}
-	k := &Keeper{Options: o, changed: news.NewSignal()}
+	return open(&Keeper{Options: o})
+}
+
+// Look is New for somebody who writes nothing, logs nothing and reports no problems.
+func Look(cfg config.Config, off func() bool) *Keeper {
+	return open(&Keeper{looks: true, Options: Options{
+		Logger: slog.New(slog.DiscardHandler), Config: cfg, Off: off, Problems: func([]routing.Problem) {}, LookupUser: lookupUser,
+	}})
+}
+
+func open(k *Keeper) *Keeper {
+	k.changed = news.NewSignal()
 	k.Reload(context.Background())
 	return k
 }
@@ -133,7 +146,9 @@ func (k *Keeper) holdEntries() error {
 		return nil
 	}
 	// The number counts although it is not saved: a daemon that comes later gives the same ones.
-	k.held = held
+	if k.held = held; k.looks {
+		return nil
+	}
 	return saveHeld(k.Config.RuntimeDir, held)
 }
 

@@ -39,6 +39,14 @@ type State struct {
 	Mark routing.Mark
 }
 
+// Name is what the planner calls the binding that serves the entry.
+func (s State) Name() string {
+	if s.IsCgroup() {
+		return Held{Link: s.Link, Loose: !s.Strict}.Name()
+	}
+	return s.Selector().Key + " " + s.Selector().Value
+}
+
 // A Held is a link whose mark sockets may have.
 type Held struct {
 	// Link is what the administrator calls it.
@@ -111,7 +119,7 @@ func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, i
 		return b, false
 	}
 	b = routing.Binding{
-		Name: s.Selector().Key + " " + s.Selector().Value, Mark: s.Bind.Mark, Input: s.Interface, Source: s.Source,
+		Name: s.Name(), Mark: s.Bind.Mark, Input: s.Interface, Source: s.Source,
 		LinkName: s.Link, Strict: s.Strict, Deny: s.Inbound == config.Deny,
 	}
 	switch {
