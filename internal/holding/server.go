@@ -46,6 +46,8 @@ type Options struct {
 	Resolvers func() ([]netip.Addr, error)
 	// Change writes servers into a map.
 	Change func(context.Context, binder.DNS, *os.File) error
+	// Kept is called after a map was kept; nil for nobody.
+	Kept func()
 	// Helper is the name of the user that may ask, beside root.
 	Helper string
 }
@@ -230,6 +232,9 @@ func (s *Server) keep(r wire.Request, file *os.File) error {
 		}
 		// It is kept all the same, until the daemon ends.
 		s.o.Logger.LogAttrs(context.Background(), event.LevelNotice, "systemd does not keep the DNS servers of bound programs over a restart", slog.String("error", err.Error()))
+	}
+	if s.o.Kept != nil {
+		s.o.Kept()
 	}
 	return nil
 }
