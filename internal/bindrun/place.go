@@ -38,23 +38,39 @@ func findHome() (home, error) {
 	if err != nil {
 		return home{}, fmt.Errorf("%w: %w", errNoCgroup, err)
 	}
-	h, err := homeOf(string(own), string(mounts))
+	all, err := homesOf(string(own), string(mounts))
 	if err != nil {
 		return home{}, fmt.Errorf("%w: %w", errNoCgroup, err)
 	}
-	return h, nil
+	// A mount may be under another one, or read-only.
+	all = slices.DeleteFunc(all, func(h home) bool { return !h.exists() })
+	if at := slices.IndexFunc(all, home.mayMake); at >= 0 {
+		return all[at], nil
+	}
+	if len(all) == 0 {
+		return home{}, fmt.Errorf("%w: %w", errNoCgroup, errUnmounted)
+	}
+	return all[0], nil
 }
 
-// homeOf finds a cgroup by /proc/self/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5)).
-func homeOf(own, mounts string) (home, error) {
+var errUnmounted = errors.New("cgroup v2 is not mounted here; to fix: mount -t cgroup2 none /sys/fs/cgroup")
+
+// exists reports whether the directory is that of a cgroup.
+func (h home) exists() bool {
+	var s unix.Statfs_t
+	return unix.Statfs(h.path, &s) == nil && s.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// homesOf finds the directories of a cgroup by /proc/self/cgroup (cgroups(7)) and /proc/self/mountinfo (proc(5)).
+func homesOf(own, mounts string) (all []home, err error) {
 	_, name, found := strings.Cut("\n"+own, "\n0::")
 	if !found {
-		return home{}, errors.New("the kernel has no cgroup v2; to fix: boot without systemd.unified_cgroup_hierarchy=0")
+		return nil, errors.New("the kernel has no cgroup v2; to fix: boot without systemd.unified_cgroup_hierarchy=0")
 	}
 	name, _, _ = strings.Cut(name, "\n")
 	// A process that moved out of its cgroup namespace sees /.. here.
 	if !strings.HasPrefix(name, "/") || slices.Contains(strings.Split(name, "/"), "..") {
-		return home{}, fmt.Errorf("the cgroup of this process (%s) is outside of its namespace", name)
+		return nil, fmt.Errorf("the cgroup of this process (%s) is outside of its namespace", name)
 	}
 	for line := range strings.Lines(mounts) {
 		before, after, _ := strings.Cut(line, " - ")
@@ -65,10 +81,13 @@ func homeOf(own, mounts string) (home, error) {
 		root, point := unescape(fields[3]), unescape(fields[4])
 		below, is := strings.CutPrefix(name, strings.TrimSuffix(root, "/"))
 		if is && (below == "" || below[0] == '/') {
-			return home{path: filepath.Join(point, below), name: name}, nil
+			all = append(all, home{path: filepath.Join(point, below), name: name})
 		}
 	}
-	return home{}, errors.New("cgroup v2 is not mounted here; to fix: mount -t cgroup2 none /sys/fs/cgroup")
+	if len(all) == 0 {
+		return nil, errUnmounted
+	}
+	return all, nil
 }
 
 // unescape reads a path of mountinfo, where white space and backslashes are octal.

@@ -122,7 +122,7 @@ func (r *running) asks(when string, questions ...[2]string) {
 		r.t.Fatalf("%s: status %d\n%s\n%s", when, status, out, errs)
 	}
 	for n, q := range questions {
-		if !strings.Contains(lines[n], q[1]) {
+		if strings.HasPrefix(lines[n], "error:") || !strings.Contains(lines[n], q[1]) {
 			r.t.Errorf("%s: %s: %s; want %s", when, q[0], lines[n], q[1])
 		}
 	}
