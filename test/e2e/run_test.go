@@ -306,7 +306,7 @@ func TestRunWithoutHelper(t *testing.T) {
 	r := newRunning(t, "")
 	r.outside = true
 	name := r.isps[1].Name()
-	if out, errs, status := r.run("--link", "wan1", "--require-helper", "--", "echo", "ran"); status != 125 || out != "" || !strings.Contains(errs, "systemctl enable --now multihomed-binder.socket") {
+	if out, errs, status := r.run("--link", "wan1", "--require-helper", "--", "echo", "ran"); status != 125 || out != "" || !strings.Contains(errs, "systemctl start multihomed-binder.socket") {
 		t.Errorf("with --require-helper: status %d, %q, %q", status, out, errs)
 	}
 	if out, errs, status := r.run("--link", "wan7", "--", "echo", "ran"); status != 125 || out != "" || !strings.Contains(errs, "there is no interface wan7") {

@@ -18,7 +18,7 @@ import (
 const DefaultPath = "/run/multihomed-binder/socket"
 
 // ErrAway says that no helper can be reached: another way of binding may work.
-var ErrAway = errors.New("multihomed-binder cannot be reached; to fix: systemctl enable --now multihomed-binder.socket")
+var ErrAway = errors.New("multihomed-binder cannot be reached; to fix: systemctl start multihomed-binder.socket")
 
 // ErrUnable says that the helper or the kernel cannot bind cgroups: another way may work.
 var ErrUnable = errors.New("multihomed-binder cannot bind cgroups")
