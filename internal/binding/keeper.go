@@ -47,7 +47,9 @@ type Keeper struct {
 	// looks says that nothing may be written.
 	looks bool
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// known says that the files could be read once.
+	known    bool
 	held     []Held
 	entries  []Entry
 	bindings []routing.Binding
@@ -91,11 +93,12 @@ func lookupUser(name string) (uint32, error) {
 // Changed is readable when Bindings returns something new.
 func (k *Keeper) Changed() <-chan struct{} { return k.changed }
 
-// Bindings returns what is bound.
+// Bindings returns what is bound, and false if that could not be read: what an earlier process
+// bound stays so.
 func (k *Keeper) Bindings() ([]routing.Binding, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.bindings, true
+	return k.bindings, k.known
 }
 
 // States are what became of each entry, and Held the marks that sockets may have.
@@ -115,6 +118,10 @@ func (k *Keeper) Reload(ctx context.Context) {
 		problems = append(problems, routing.ProblemOf(Unread, routing.Error, "", unread))
 		// What was bound stays bound.
 		added = slices.DeleteFunc(slices.Clone(k.entries), func(e Entry) bool { return e.Origin == Configured })
+	}
+	if unread == nil && !k.known {
+		k.known = true
+		k.changed.Give()
 	}
 	k.entries = nil
 	for _, b := range k.Config.Binds {

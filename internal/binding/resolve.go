@@ -159,7 +159,7 @@ func Number(held []Held, link string, loose bool, mask routing.MarkMask) ([]Held
 		return held, true
 	}
 	for n := 1; n <= int(mask.Last()); n++ {
-		number := uint8(n) //nolint:gosec // at most 127
+		number := uint8(n)
 		if !slices.ContainsFunc(held, func(h Held) bool { return h.Number == number }) {
 			return append(slices.Clone(held), Held{Link: link, Loose: loose, Number: number}), true
 		}

@@ -358,12 +358,12 @@ func (v *validator) bindMark(i int, value any) routing.Mark {
 		if err == nil && masked {
 			var m uint64
 			m, err = strconv.ParseUint(mask, 0, 32)
-			mark.Mask = uint32(m) //nolint:gosec // 32 bits
+			mark.Mask = uint32(m)
 		}
 		if err != nil {
 			return refuse(quoted(value), "")
 		}
-		mark.Value = uint32(n) //nolint:gosec // 32 bits
+		mark.Value = uint32(n)
 	default:
 		v.failBind(i, "mark", misfit(value, bindList+".mark"))
 		return routing.Mark{}

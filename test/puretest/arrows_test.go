@@ -35,7 +35,7 @@ var floors = [][]string{
 	},
 	// Who the links are.
 	{"internal/config", "internal/handoff", "internal/routedlease"},
-	{"internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
+	{"internal/binding", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
 	{"internal/answering", "internal/dnsmasq", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
