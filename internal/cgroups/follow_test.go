@@ -31,8 +31,8 @@ func newRoot(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	root, err := os.MkdirTemp(at, "multihomed-test-")
-	if err != nil {
+	root := filepath.Join(at, fmt.Sprintf("multihomed-test-%d-%s", os.Getpid(), tb.Name()))
+	if err := os.Mkdir(root, 0o755); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { removeAll(tb, root) })

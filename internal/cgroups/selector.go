@@ -81,23 +81,23 @@ func Path(name string) (Selector, error) {
 	below, _ := strings.CutPrefix(name+"/", Mount+"/")
 	below, _ = strings.CutPrefix(below, unified+"/")
 	below = strings.Trim(below, "/")
-	refuse := func(why string) (Selector, error) {
-		return Selector{}, fmt.Errorf("the cgroup %q %s; to fix: write its directory below %s, as systemd-cgls shows it", escape.Name(name), why, Mount)
+	refusal := func(why string) error {
+		return fmt.Errorf("the cgroup %q %s; to fix: write its directory below %s, as systemd-cgls shows it", escape.Name(name), why, Mount)
 	}
 	switch {
 	case len(name) > maxPath:
 		return Selector{}, fmt.Errorf("the path of a cgroup is %d bytes long; to fix: name a cgroup above it, at most %d", len(name), maxPath)
 	case below == "":
-		return refuse("is the whole host")
+		return Selector{}, refusal("is the whole host")
 	case strings.ContainsFunc(below, isControl):
-		return refuse("has a control character in its name")
+		return Selector{}, refusal("has a control character in its name")
 	}
 	for part := range strings.SplitSeq(below, "/") {
 		switch {
 		case part == "" || part == "." || part == "..":
-			return refuse("has a part that is empty, or leads elsewhere")
+			return Selector{}, refusal("has a part that is empty, or leads elsewhere")
 		case len(part) > maxName:
-			return refuse("has a part of more than " + strconv.Itoa(maxName) + " bytes")
+			return Selector{}, refusal("has a part of more than " + strconv.Itoa(maxName) + " bytes")
 		}
 	}
 	return Selector{path, below}, nil
@@ -144,7 +144,7 @@ func (s Selector) at(parts []string) (is, above bool) {
 		is = slices.Equal(parts, way) || isOwn && slices.Equal(own, way)
 		above = leads(parts, way) || isOwn && leads(own, way) || len(parts) <= 2 && leadsToUser(parts)
 	case path:
-		way := strings.Split(s.name, "/")
+		way := split(s.name)
 		is, above = slices.Equal(parts, way), leads(parts, way)
 	case nothing:
 	}
@@ -267,3 +267,6 @@ func isUnitName(name string) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(`:-_.\@`, r)
 	})
 }
+
+// split is a path in parts.
+func split(path string) []string { return strings.Split(path, "/") }

@@ -24,9 +24,11 @@ func TestWhereCgroupsAre(t *testing.T) {
 	t.Parallel()
 	const alice = "user.slice/user-1000.slice/user@1000.service"
 	for _, c := range []struct{ selector, is, isNot string }{
-		{"unit x.service", "system.slice/x.service a.slice/a-b.slice/x.service x.service " + alice + "/app.slice/x.service " + alice + "/x.service",
+		{
+			"unit x.service", "system.slice/x.service a.slice/a-b.slice/x.service x.service " + alice + "/app.slice/x.service " + alice + "/x.service",
 			"system.slice/y.service a.slice/b.slice/x.service a-b.slice/x.service system.slice/y.service/x.service machine.slice/m.scope/system.slice/x.service " +
-				"user.slice/user-1000.slice/user@1001.service/x.service user.slice/user-01.slice/user@01.service/x.service user.slice/user-a.slice/user@a.service/x.service"},
+				"user.slice/user-1000.slice/user@1001.service/x.service user.slice/user-01.slice/user@01.service/x.service user.slice/user-a.slice/user@a.service/x.service",
+		},
 		{"unit a@b.service", "system.slice/system-a.slice/a@b.service", "system.slice/a@c.service"},
 		{"unit a@.service", "system.slice/system-a.slice/a@b.service system.slice/a@c.service", "system.slice/a@.service system.slice/a@b.socket system.slice/aa@b.service"},
 		{`unit a@b\x2dc.service`, `system.slice/system-a\x2dd.slice/a@b\x2dc.service`, ""},
