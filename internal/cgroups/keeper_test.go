@@ -240,7 +240,7 @@ func TestProcessesThatWereThereAreSaid(t *testing.T) {
 	if states[0].Last.Early != 2 {
 		t.Errorf("%+v", states[0].Last)
 	}
-	if text := states[0].Sentence(); !strings.HasSuffix(text, ", with 2 processes in it: sockets from that time are unbound; to fix: systemctl restart a.service") {
+	if text := states[0].Sentence(); !strings.HasSuffix(text, ", with 2 processes in it: sockets that were open by then are unbound; to fix: systemctl restart a.service") {
 		t.Error(text)
 	}
 }

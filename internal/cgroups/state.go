@@ -92,7 +92,7 @@ func (s State) Sentence() (text string) {
 	if s.Bound > 0 {
 		text += fmt.Sprintf("; the last one existed for %v before it was bound", s.Last.Window.Round(100*time.Microsecond))
 		if s.Last.Early > 0 {
-			text += fmt.Sprintf(", with %s in it: sockets from that time are unbound; to fix: %s", number(s.Last.Early, "process"), s.Selector.Anew())
+			text += fmt.Sprintf(", with %s in it: sockets that were open by then are unbound; to fix: %s", number(s.Last.Early, "process"), s.Selector.Anew())
 		}
 	}
 	if s.Missed != "" {
