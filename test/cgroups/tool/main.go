@@ -51,10 +51,10 @@ func mark(ctx context.Context) error {
 			return err
 		}
 		if first {
-			fmt.Printf("first %#x\n", uint32(mark)) //nolint:gosec // The same bits.
+			fmt.Printf("first %#x\n", uint32(mark))
 		}
 		if first = false; mark != 0 {
-			fmt.Printf("later %#x\n", uint32(mark)) //nolint:gosec // The same bits.
+			fmt.Printf("later %#x\n", uint32(mark))
 			<-ctx.Done()
 		}
 	}
