@@ -41,9 +41,10 @@ type Keeper struct {
 	// how often.
 	places, few chan struct{}
 	pace        *rate.Limiter
-	lines       *rate.Limiter
-	tries       sync.WaitGroup
-	writing     sync.Mutex // for Remember
+	// lines bounds how often it logs; what other users make has a bound of its own.
+	lines, theirLines *rate.Limiter
+	tries             sync.WaitGroup
+	writing           sync.Mutex // for Remember
 
 	mu    sync.Mutex
 	binds []Bind
@@ -55,7 +56,9 @@ type Keeper struct {
 	missed   error
 	failed   error
 	held     map[uint64]*held
-	bound    map[uint64]Bound
+	// trying are those for which a try runs. Such a one may be held no longer, and be held anew at the same time.
+	trying map[uint64]*held
+	bound  map[uint64]Bound
 }
 
 // held is a cgroup that exists and is selected.
@@ -64,7 +67,8 @@ type held struct {
 	by map[Selector]bool
 	// directory is open until it is bound.
 	directory *os.File
-	gone      bool
+	gone      bool // no longer held: removed, or not selected
+	removed   bool
 	// link is what it is being bound to, while stop is not nil.
 	link string
 	stop context.CancelFunc
@@ -84,8 +88,8 @@ const (
 func NewKeeper(o Options) *Keeper {
 	k := &Keeper{
 		o: o, changed: news.NewSignal(), places: make(chan struct{}, triesAtOnce), few: make(chan struct{}, triesOfOthers),
-		pace: rate.NewLimiter(paceOfOthers, burstOfOthers), lines: rate.NewLimiter(1, 20),
-		looked: map[Selector]bool{}, held: map[uint64]*held{}, bound: map[uint64]Bound{},
+		pace: rate.NewLimiter(paceOfOthers, burstOfOthers), lines: rate.NewLimiter(1, 20), theirLines: rate.NewLimiter(1, 20),
+		looked: map[Selector]bool{}, held: map[uint64]*held{}, trying: map[uint64]*held{}, bound: map[uint64]Bound{},
 	}
 	k.o.Mount = cmp.Or(o.Mount, Mount)
 	for _, b := range o.Remembered {
@@ -215,6 +219,7 @@ func (r receiver) Gone(s Selector, id uint64) {
 		return
 	}
 	delete(k.bound, id)
+	h.removed = true
 	if delete(h.by, s); len(h.by) == 0 {
 		k.let(id)
 	}
@@ -284,11 +289,12 @@ func (k *Keeper) decide(h *held) {
 		if !is || link != h.link {
 			h.stop() // Another try decides anew.
 		}
-	case is && !isBound && !h.gone && h.directory != nil && k.ctx != nil && k.ctx.Err() == nil:
+	case is && !isBound && !h.gone && k.trying[h.ID] == nil && h.directory != nil && k.ctx != nil && k.ctx.Err() == nil:
 		whole := k.ctx
 		ctx, stop := context.WithCancel(whole)
 		directory := h.directory
 		h.link, h.stop, h.err = link, stop, nil
+		k.trying[h.ID] = h
 		k.tries.Go(func() { k.bind(ctx, whole, h, link, directory) })
 	}
 }
@@ -313,10 +319,16 @@ func (k *Keeper) bind(ctx, whole context.Context, h *held, link string, director
 	defer k.mu.Unlock()
 	h.stop()
 	h.stop = nil
-	if _, is := k.bound[h.ID]; is || h.gone {
+	delete(k.trying, h.ID)
+	if h.gone {
 		h.close()
 	}
-	k.decide(h)
+	if now := k.held[h.ID]; now != nil {
+		if _, is := k.bound[h.ID]; is {
+			now.close()
+		}
+		k.decide(now)
+	}
 	k.changed.Give()
 }
 
@@ -349,16 +361,16 @@ func (k *Keeper) done(ctx context.Context, h *held, link string, directory *os.F
 	b.Early = early
 	k.mu.Lock()
 	h.err = nil
-	if !h.gone {
+	if !h.removed {
 		k.bound[h.ID] = b
 	}
 	k.changed.Give()
 	k.mu.Unlock()
-	if k.lines.Allow() {
+	if k.mayLog(h) {
 		k.o.Logger.LogAttrs(ctx, slog.LevelInfo, "cgroup bound", slog.String("cgroup", escape.Name(b.Path)), slog.String("link", escape.Name(link)),
 			slog.Duration("unbound_for", b.Window), slog.Int("processes_before", b.Early))
 	}
-	if err = errors.Join(err, k.remember()); err != nil && k.lines.Allow() {
+	if err = errors.Join(err, k.remember()); err != nil && k.mayLog(h) {
 		k.o.Logger.LogAttrs(ctx, slog.LevelWarn, "cgroup bound, with an error", slog.String("cgroup", escape.Name(b.Path)), slog.String("error", err.Error()))
 	}
 }
@@ -371,10 +383,17 @@ func (k *Keeper) fail(ctx context.Context, h *held, link string, err error) {
 	isGone := h.gone
 	k.changed.Give()
 	k.mu.Unlock()
-	if isNew && !isGone && k.lines.Allow() {
+	if isNew && !isGone && k.mayLog(h) {
 		k.o.Logger.LogAttrs(ctx, slog.LevelWarn, "cgroup not bound, trying again", slog.String("cgroup", escape.Name(h.Path)), slog.String("link", escape.Name(link)),
 			slog.String("error", err.Error()))
 	}
+}
+
+func (k *Keeper) mayLog(h *held) bool {
+	if h.Delegated {
+		return k.theirLines.Allow()
+	}
+	return k.lines.Allow()
 }
 
 // remember keeps what is bound and exists.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
 	"multihomed/internal/cgroups"
 )
@@ -289,4 +290,80 @@ func TestOthersAreBoundAtAPace(t *testing.T) {
 		t.Errorf("%d were bound after %v, want at most %d", n, time.Since(began), most)
 	}
 	stop()
+}
+
+// TestEachCgroupIsBoundOnce: whatever comes and goes and is wanted, all that exists in the end is bound, each once, to the
+// first link that wants it or wanted it before.
+func TestEachCgroupIsBoundOnce(t *testing.T) {
+	texts := []string{"unit x.service", "unit y@.service", "slice a.slice", "cgroup a.slice/x.service"}
+	places := []string{"a.slice", "a.slice/x.service", "b.slice/x.service", "b.slice/y@1.service", "x.service", "user.slice/user-1.slice/user@1.service/x.service"}
+	n := 0
+	base := newRoot(t)
+	rapid.Check(t, func(r *rapid.T) {
+		n++
+		root := filepath.Join(base, fmt.Sprint(n))
+		mkdir(r, root, ".")
+		h := &helper{}
+		k := cgroups.NewKeeper(cgroups.Options{Logger: quiet(), Mount: root, Attach: h.attach})
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- k.Run(ctx) }()
+		for range rapid.IntRange(1, 30).Draw(r, "changes") {
+			switch rapid.IntRange(0, 9).Draw(r, "change") {
+			case 0, 1:
+				var binds []cgroups.Bind
+				for _, text := range rapid.SliceOfDistinct(rapid.SampledFrom(texts), rapid.ID).Draw(r, "wanted") {
+					binds = append(binds, cgroups.Bind{Selector: selector(t, text), Link: rapid.SampledFrom([]string{"wan0", "wan1"}).Draw(r, "link")})
+				}
+				k.Want(binds...)
+			case 2, 3, 4:
+				place := filepath.Join(root, rapid.SampledFrom(places).Draw(r, "removed"))
+				if _, err := os.Stat(place); err == nil {
+					removeAll(r, place)
+				}
+			default:
+				mkdir(r, root, rapid.SampledFrom(places).Draw(r, "made"))
+			}
+		}
+		binds := make([]cgroups.Bind, 0, len(texts))
+		for _, text := range texts {
+			binds = append(binds, cgroups.Bind{Selector: selector(t, text), Link: "wan1"})
+		}
+		k.Want(binds...)
+		exists := map[uint64]string{}
+		for _, place := range places {
+			if _, err := os.Stat(filepath.Join(root, place)); err == nil && slices.ContainsFunc(binds, func(b cgroups.Bind) bool { is, _ := b.Selector.At(place); return is }) {
+				exists[inode(r, filepath.Join(root, place))] = place
+			}
+		}
+		timeout := time.NewTimer(patience)
+		defer timeout.Stop()
+		for {
+			h.mu.Lock()
+			ids := slices.Clone(h.ids)
+			h.mu.Unlock()
+			missing := false
+			for id := range exists {
+				missing = missing || !slices.Contains(ids, id)
+			}
+			settled := !slices.ContainsFunc(k.States(), func(s cgroups.State) bool { return s.Standing == cgroups.Looking || s.Standing == cgroups.Binding })
+			if !missing && settled {
+				break
+			}
+			select {
+			case <-k.Changed():
+			case <-timeout.C:
+				r.Fatalf("bound %v of %v: %+v", ids, exists, k.States())
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			r.Fatal(err)
+		}
+		slices.Sort(h.ids)
+		if ids := slices.Compact(slices.Clone(h.ids)); len(ids) != len(h.ids) {
+			r.Fatalf("a cgroup was bound twice: %v", h.ids)
+		}
+		removeAll(r, root)
+	})
 }

@@ -53,7 +53,10 @@ func testSystemd(t *testing.T, release string) {
 	unit("memory.service", "") // Its directory has another name.
 	unit("in-bound.service", "Slice=bound-by.slice\n")
 	run("systemctl", "daemon-reload")
-	run("systemd-run", "--unit=keep", "--property=StandardOutput=append:/var/tmp/kept", "/usr/local/bin/tool", "keep",
+	// In a sandbox like the daemon's, with the rights of its helper.
+	run("systemd-run", "--unit=keep", "--property=StandardOutput=append:/var/tmp/kept", "--property=User=nobody", "--property=AmbientCapabilities=CAP_BPF CAP_NET_ADMIN",
+		"--property=CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN", "--property=ProtectControlGroups=yes", "--property=ProtectProc=invisible", "--property=ProtectSystem=strict",
+		"--property=NoNewPrivileges=yes", "/usr/local/bin/tool", "keep",
 		"unit plain.service", "unit with-dash@.service", "unit own-slice.service", "unit memory.service", "slice bound-by.slice", "unit users.service",
 		"cgroup /sys/fs/cgroup/system.slice/by-path.service")
 	await := func(what string, is func(ctx context.Context) error) {
