@@ -24,7 +24,7 @@ var floors = [][]string{
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/binder/wire", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
+		"internal/binder/wire", "internal/cgroups", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
