@@ -3,7 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"strings"
+	"log/slog"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +11,6 @@ import (
 	"multihomed/internal/answering"
 	"multihomed/internal/binding"
 	"multihomed/internal/config"
-	"multihomed/internal/escape"
 	"multihomed/internal/status"
 	"multihomed/routing"
 	"multihomed/routing/answers"
@@ -60,15 +59,8 @@ func (p *parts) boundStatus(s *reconcile.Snapshot, fence answers.Held) []status.
 }
 
 // hold makes the mark of a link that sockets may have, and waits until its rules and the fence
-// stand. The link must exist: a name that nobody has would use up a number until the next boot.
+// stand.
 func (p *parts) hold(ctx context.Context, link string) (routing.Mark, error) {
-	s, err := p.loop.Snapshot(ctx, nil)
-	if err != nil {
-		return routing.Mark{}, fmt.Errorf("asking for the links: %w", err)
-	}
-	if err := knows(s, link); err != nil {
-		return routing.Mark{}, err
-	}
 	mark, err := p.bindings.Hold(ctx, link)
 	if err != nil {
 		return routing.Mark{}, err
@@ -77,26 +69,6 @@ func (p *parts) hold(ctx context.Context, link string) (routing.Mark, error) {
 		return routing.Mark{}, fmt.Errorf("waiting for the rules of %s: %w", link, err)
 	}
 	p.answers.needs.Idle(ctx)
+	p.log.LogAttrs(ctx, slog.LevelDebug, "mark held", slog.String("link", link))
 	return mark, nil
 }
-
-// knows refuses what is no link by the name of its interface or profile.
-func knows(s *reconcile.Snapshot, link string) error {
-	var names []string
-	for _, i := range s.Interfaces {
-		if !i.IsLink {
-			continue
-		}
-		if i.Facts.Name == link || i.Claim.Profile == link || i.Claim.UUID == link {
-			return nil
-		}
-		names = append(names, escape.Name(i.Facts.Name))
-	}
-	if len(names) == 0 {
-		return fmt.Errorf("there is no link %s, nor another one; to fix: connect it, see nmcli device", escape.Name(link))
-	}
-	return fmt.Errorf("there is no link %s; there are %s; to fix: name one of them", escape.Name(link), strings.Join(names[:min(len(names), mostNamed)], ", "))
-}
-
-// mostNamed bounds the names in an error.
-const mostNamed = 20
