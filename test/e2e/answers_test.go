@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"multihomed/internal/status/socket"
 	"multihomed/test/lab"
 )
 
@@ -52,6 +53,12 @@ table ip6 nat {
 
 func newPublishing(t *testing.T, host lab.HostConfig, toml string) *publishing {
 	t.Helper()
+	return newPublishingBy(t, host, toml, func(p *publishing) { p.nft(fmt.Sprintf(publishingRules, lab.EchoPort)) })
+}
+
+// newPublishingBy is newPublishing with another one who publishes.
+func newPublishingBy(t *testing.T, host lab.HostConfig, toml string, publish func(*publishing)) *publishing {
+	t.Helper()
 	p := &publishing{rig: newRig(t, host, toml)}
 	for n := range 2 {
 		isp := p.isp(lab.DefaultISP(n))
@@ -68,7 +75,7 @@ func newPublishing(t *testing.T, host lab.HostConfig, toml string) *publishing {
 	p.must(err)
 	p.must(p.container.AddAddr("eth0", netip.MustParsePrefix("fd17::2/64")))
 	p.must(p.container.AddRoute(lab.DefaultVia(netip.MustParseAddr("fd17::1")), "eth0"))
-	p.nft(fmt.Sprintf(publishingRules, lab.EchoPort))
+	publish(p)
 	p.up("wan0", "wan1")
 	return p
 }
@@ -135,12 +142,12 @@ func (p *publishing) strays(when string) {
 func (p *publishing) marks(f lab.Family, want int) {
 	p.t.Helper()
 	p.eventually(func() error {
-		s, err := p.json()
+		s, err := socket.Ask(p.t.Context(), p.cfg.RuntimeDir, true)
 		if err != nil {
 			return err
 		}
 		if s.Answers == nil {
-			return errors.New("status says nothing of answers")
+			return errors.New("the daemon says nothing of answers")
 		}
 		for _, one := range s.Answers.Families {
 			if one.Family == strings.ToLower(f.String()) && one.Marked != want {
