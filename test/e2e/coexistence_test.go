@@ -72,11 +72,7 @@ func TestAnswersBesideOthers(t *testing.T) {
 					return nil
 				})
 				// Until then main answered.
-				for _, c := range p.captures {
-					_, err := c.Matching(func(lab.Packet) bool { return false })
-					p.must(err)
-					c.Reset()
-				}
+				p.afresh()
 			}
 			p.coexists("after its reload", c.masquerades)
 
