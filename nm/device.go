@@ -61,6 +61,9 @@ type Device struct {
 	// Ignored says that the profile carries multihomed.ignore=true in its
 	// [user] data.
 	Ignored bool
+	// Bound is the link that the profile names by multihomed.bind in its [user] data: what comes
+	// in by the device leaves by it. It is the name of an interface or profile, or empty.
+	Bound string
 	// Denied says that NetworkManager does not let us read the profile
 	// (connection.permissions).
 	Denied bool
@@ -96,7 +99,7 @@ func (d Device) equal(o Device) bool {
 		d.Managed == o.Managed && d.Real == o.Real && d.Metered == o.Metered && d.Gone == o.Gone && d.Settling == o.Settling &&
 		d.External == o.External && d.VPN == o.VPN && d.Controller == o.Controller &&
 		d.ProfileID == o.ProfileID && d.ProfileUUID == o.ProfileUUID &&
-		d.Ignored == o.Ignored && d.Denied == o.Denied && d.ProfileKnown == o.ProfileKnown &&
+		d.Ignored == o.Ignored && d.Bound == o.Bound && d.Denied == o.Denied && d.ProfileKnown == o.ProfileKnown &&
 		maps.Equal(d.Intents, o.Intents) && slices.Equal(d.RouteTables, o.RouteTables) &&
 		maps.EqualFunc(d.DNS, o.DNS, DNS.equal) && maps.EqualFunc(d.Views, o.Views, View.equal) &&
 		slices.Equal(d.Problems, o.Problems)

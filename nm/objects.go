@@ -570,13 +570,13 @@ func (t *tree) describe(d *device, previous Device) Device {
 		// NetworkManager takes the active connection away before it leaves
 		// "deactivating": without a new one the last one counts.
 		now.ProfileKnown = active(now.State)
-		now.Ignored, now.Denied = d.profile.ignored, d.profile.denied
+		now.Ignored, now.Bound, now.Denied = d.profile.ignored, d.profile.bound, d.profile.denied
 		now.RouteTables = d.profile.tables
 		now.Intents = d.profile.intents(now.ProfileID, d.router)
 		problems = append(problems, d.profile.problems...)
 	case ok && now.External && active(now.State):
 		now.ProfileKnown = true
-		now.Ignored, now.Denied = false, false
+		now.Ignored, now.Bound, now.Denied = false, "", false
 		now.RouteTables = nil
 		now.Intents = profile{}.intents(now.ProfileID, d.router)
 	default:

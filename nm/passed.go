@@ -20,9 +20,11 @@ type Passed struct {
 	// UUID is the profile's.
 	UUID string `json:"uuid"`
 	// Ignored says that the profile carries multihomed.ignore=true.
-	Ignored bool         `json:"ignored,omitempty"`
-	IPv4    PassedFamily `json:"ipv4"`
-	IPv6    PassedFamily `json:"ipv6"`
+	Ignored bool `json:"ignored,omitempty"`
+	// Bound is the link that it names by multihomed.bind.
+	Bound string       `json:"bound,omitempty"`
+	IPv4  PassedFamily `json:"ipv4"`
+	IPv6  PassedFamily `json:"ipv6"`
 	// Tables are the table numbers that the profile names, sorted.
 	Tables []routing.TableID `json:"tables,omitempty"`
 	// Problems says in sentences what could not be understood.
@@ -53,6 +55,8 @@ func (p Passed) Validate() error {
 	switch {
 	case p.UUID == "":
 		return errors.New("it names no profile")
+	case len(p.Bound) > maxBound:
+		return errors.New("it is bound to what is no link")
 	case len(p.Tables) > maxPassed || len(p.Problems) > maxPassed:
 		return fmt.Errorf("it names more than %d tables or problems", maxPassed)
 	}
@@ -64,7 +68,7 @@ func (p Passed) profile() profile {
 		return familyProfile{table: f.Table, gateway: f.Gateway, automatic: f.Automatic, neverDefault: f.NeverDefault}
 	}
 	return profile{
-		ignored: p.Ignored, tables: p.Tables, problems: p.Problems,
+		ignored: p.Ignored, bound: p.Bound, tables: p.Tables, problems: p.Problems,
 		families: map[routing.Family]familyProfile{routing.IPv4: of(p.IPv4), routing.IPv6: of(p.IPv6)},
 	}
 }
@@ -74,7 +78,7 @@ func (p profile) pass(uuid string) Passed {
 		return PassedFamily{Table: f.table, Gateway: f.gateway, Automatic: f.automatic, NeverDefault: f.neverDefault}
 	}
 	return Passed{
-		UUID: uuid, Ignored: p.ignored, Tables: p.tables[:min(len(p.tables), maxPassed)], Problems: p.problems[:min(len(p.problems), maxPassed)],
+		UUID: uuid, Ignored: p.ignored, Bound: p.bound, Tables: p.tables[:min(len(p.tables), maxPassed)], Problems: p.problems[:min(len(p.problems), maxPassed)],
 		IPv4: of(p.families[routing.IPv4]), IPv6: of(p.families[routing.IPv6]),
 	}
 }

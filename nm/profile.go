@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/godbus/dbus/v5"
 
@@ -16,6 +17,10 @@ import (
 // (nm_setting_user_check_key).
 const ignoreKey = "multihomed.ignore"
 
+// bindKey is the key in a profile's [user] data that names the link by which what this host
+// forwards from the profile's interface leaves.
+const bindKey = "multihomed.bind"
+
 // settings is a profile as NetworkManager sends it: setting, key, value. Keys
 // that have their default are absent.
 type settings = map[string]map[string]dbus.Variant
@@ -23,6 +28,8 @@ type settings = map[string]map[string]dbus.Variant
 // A profile is what a connection profile says that matters here.
 type profile struct {
 	ignored bool
+	// bound is the link that bindKey names, empty if none.
+	bound string
 	// denied says that NetworkManager does not let us read it.
 	denied   bool
 	families map[routing.Family]familyProfile
@@ -52,12 +59,18 @@ func decodeProfile(s settings, previous profile) profile {
 	note := func(where string, err error) {
 		p.problems = append(p.problems, fmt.Sprintf("the profile's %s: %s", where, err))
 	}
-	ignored, err := decodeIgnored(s)
+	data, err := userData(s)
+	if err == nil {
+		p.ignored, err = decodeIgnored(data)
+	}
 	if err != nil {
 		note("user.data", err)
-		ignored = previous.ignored
+		p.ignored = previous.ignored
 	}
-	p.ignored = ignored
+	if p.bound, err = decodeBound(data); err != nil {
+		note("user.data", err)
+		p.bound = previous.bound
+	}
 
 	var tables []routing.TableID
 	for _, f := range routing.Families() {
@@ -132,16 +145,33 @@ func decodeProfile(s settings, previous profile) profile {
 	return p
 }
 
-// decodeIgnored reads the [user] data for what takes the device away from us.
-func decodeIgnored(s settings) (bool, error) {
+// userData is what a profile has for other programs.
+func userData(s settings) (map[string]string, error) {
 	v, ok := s["user"]["data"]
 	if !ok {
-		return false, nil
+		return nil, nil
 	}
 	data, ok := v.Value().(map[string]string)
 	if !ok {
-		return false, fmt.Errorf("has the type %s, expected a{ss}", typeOf(v))
+		return nil, fmt.Errorf("has the type %s, expected a{ss}", typeOf(v))
 	}
+	return data, nil
+}
+
+// maxBound bounds the name of an interface or profile, in bytes.
+const maxBound = 256
+
+// decodeBound reads by which link the profile's interface leaves.
+func decodeBound(data map[string]string) (string, error) {
+	value := strings.TrimSpace(data[bindKey])
+	if len(value) > maxBound || strings.ContainsFunc(value, unicode.IsControl) {
+		return "", fmt.Errorf("%s is no name of an interface or profile", bindKey)
+	}
+	return value, nil
+}
+
+// decodeIgnored reads what takes the device away from us.
+func decodeIgnored(data map[string]string) (bool, error) {
 	switch value := data[ignoreKey]; strings.ToLower(strings.TrimSpace(value)) {
 	case "", "false", "no", "0", "off":
 		return false, nil

@@ -29,6 +29,18 @@ type Binding struct {
 // IsForwarded reports whether the binding is for what this host forwards.
 func (b Binding) IsForwarded() bool { return b.Input != "" || b.Source.IsValid() }
 
+// Priority is that of the rule that leads to the link.
+func (b Binding) Priority() Priority {
+	switch {
+	case b.Deny && b.IsForwarded():
+		return PriorityDenied
+	case b.IsForwarded():
+		return PriorityForward
+	default:
+		return PriorityBinding
+	}
+}
+
 // families are those that the selector can have.
 func (b Binding) families() []Family {
 	if b.Source.IsValid() {
@@ -37,6 +49,9 @@ func (b Binding) families() []Family {
 	f := Families()
 	return f[:]
 }
+
+// IsBinding reports whether a rule of ours is for what is bound to a link.
+func (r Rule) IsBinding() bool { return r.Protocol == Multihomed && r.binds() }
 
 // binds reports whether a rule has a priority of bindings.
 func (r *Rule) binds() bool {
@@ -99,13 +114,8 @@ func (p *Planner) bind(i int) {
 // select a packet.
 func (p *Planner) bindingRules(i int, b Binding, place uint64) []PlannedRule {
 	f, around := Families()[i], &p.around[i]
-	lookup, never := PriorityBinding, PriorityBindingNever
-	switch {
-	case b.Deny && b.IsForwarded():
-		lookup, never = PriorityDenied, PriorityDeniedNever
-	case b.IsForwarded():
-		lookup, never = PriorityForward, PriorityForwardNever
-	}
+	lookup := b.Priority()
+	never := lookup + 1 // PriorityBindingNever and the like
 	var out []PlannedRule
 	stage := uint64(0)
 	add := func(d Decision, at Priority, network string, r Rule) {

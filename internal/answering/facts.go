@@ -20,6 +20,9 @@ func FactsOf(decided routing.ByFamily[Decision], host Host, s *reconcile.Snapsho
 			facts.Foreign = append(facts.Foreign, o.Rule)
 		}
 	}
+	for _, b := range s.Bindings {
+		facts.Bindings = append(facts.Bindings, boundTo(s, b))
+	}
 	for plan := range s.Links() {
 		link := answers.Link{Name: plan.Link.Name, Check: host.Checks[plan.Link.Name]}
 		for _, a := range plan.Link.Addresses {
@@ -44,6 +47,33 @@ func FactsOf(decided routing.ByFamily[Decision], host Host, s *reconcile.Snapsho
 		}
 	}
 	return facts
+}
+
+// boundTo is a binding as the fence has it.
+func boundTo(s *reconcile.Snapshot, b routing.Binding) answers.Binding {
+	out := answers.Binding{
+		Name: b.Name, Users: b.Users, Mark: b.Mark, Input: b.Input, Source: b.Source, Strict: b.Strict, Priority: b.Priority(),
+	}
+	if i, known := s.Interface(b.Index); known {
+		out.Link = i.Facts.Name
+	}
+	return out
+}
+
+// Dropped counts the packets of a binding that the fence dropped. The counters begin anew with the
+// table.
+func Dropped(held answers.Held, s *reconcile.Snapshot, name string) (packets uint64) {
+	at := slices.IndexFunc(s.Bindings, func(b routing.Binding) bool { return b.Name == name })
+	if at < 0 {
+		return 0
+	}
+	lines := boundTo(s, s.Bindings[at]).Fenced()
+	for _, r := range held.Rules {
+		if slices.Contains(lines, r.Rule) {
+			packets += r.Packets
+		}
+	}
+	return packets
 }
 
 func numberOf(s *reconcile.Snapshot, f routing.Family, t routing.TableID) uint8 {

@@ -157,7 +157,7 @@ func TestOddNames(t *testing.T) {
 	f := facts()
 	for i, name := range []string{"fifteen-bytes-x", "w\"an*\xff\x01;"} {
 		f.Links[i].Name, f.Links[i].Check = name, answers.CheckByMark
-		f.Bindings = append(f.Bindings, answers.Binding{UID: routing.Some(uint32(2000 + i)), Link: name, Strict: true})
+		f.Bindings = append(f.Bindings, answers.Binding{Users: one(uint32(2000 + i)), Link: name, Strict: true})
 	}
 	plan := planned(f)
 	w.converge(plan)

@@ -31,7 +31,7 @@ func facts() answers.Facts {
 			}},
 		},
 		Bindings: []answers.Binding{
-			{UID: routing.Some(1001), Link: "wan1", Strict: true},
+			{Users: one(1001), Link: "wan1", Strict: true},
 			{Mark: routing.Mark{Value: 0x10, Mask: 0xff}, Link: "wan1", Strict: true},
 			{Input: "br-w1", Link: "wan1", Strict: true},
 			{Source: netip.MustParsePrefix("172.31.0.0/24"), Link: "wan1", Strict: true},
@@ -196,3 +196,6 @@ func TestSourceCheck(t *testing.T) { //nolint:paralleltest // it changes sysctls
 		t.Error("a path is no name")
 	}
 }
+
+// one is one user.
+func one(uid uint32) routing.UIDRange { return routing.UIDRange{Set: true, First: uid, Last: uid} }

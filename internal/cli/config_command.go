@@ -136,6 +136,9 @@ func effective(c config.Config, from string) string {
 	matchers(&b, "include", c.Include)
 	matchers(&b, "exclude", c.Exclude)
 	links(&b, c.Links)
+	for _, bind := range c.Binds {
+		b.WriteString("\n" + config.FormatBind(bind))
+	}
 	return b.String()
 }
 

@@ -146,15 +146,19 @@ func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Ord
 	return err
 }
 
+// startCommand starts the service.
+func (a *app) startCommand() string {
+	if unitfile.Read(a.Root, unitfile.Service).Unwanted() {
+		return unitfile.Start(a.Root)
+	}
+	return "systemctl start multihomed"
+}
+
 // unanswered says what to do with a daemon that does not answer.
 func (a *app) unanswered(err error) error {
 	switch {
 	case errors.Is(err, socket.ErrNobody):
-		fix := "systemctl start multihomed"
-		if unitfile.Read(a.Root, unitfile.Service).Unwanted() {
-			fix = unitfile.Start(a.Root)
-		}
-		return fmt.Errorf("multihomed is not running, so no link is watched; to fix: %s", fix)
+		return fmt.Errorf("multihomed is not running, so no link is watched; to fix: %s", a.startCommand())
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("multihomed does not answer within %v; to fix: %s", answerTime, unitfile.Restart)
 	default:

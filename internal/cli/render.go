@@ -178,8 +178,22 @@ func (r *renderer) unbound() {
 	}
 	r.folded(r.paint.pad(plain, "default route", headWidth)+"  ", plain, text)
 	r.answers()
+	r.bindings()
 	if n := r.s.Unchecked; n > 0 {
 		r.line("%s  the traffic of %s is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
+	}
+}
+
+// bindings says what is bound, one line each.
+func (r *renderer) bindings() {
+	label := "bindings"
+	for _, b := range r.s.Bindings {
+		how := plain
+		if b.State != status.BindingActive {
+			how = yellow
+		}
+		r.folded(r.paint.pad(plain, label, headWidth)+"  ", how, boundLine(b))
+		label = ""
 	}
 }
 

@@ -55,6 +55,8 @@ type Config struct {
 	Share    Share
 	// Answers are for containers and LANs: on which link this host answers for them.
 	Answers Answers
+	// Binds are the entries of [[bind]], in the order of the file.
+	Binds []Bind
 	// MoveRoutes takes the routes of links that ifupdown brings up out of main.
 	MoveRoutes bool
 	// StateDir holds the leases, RuntimeDir the lock and what status reads.

@@ -49,7 +49,7 @@ func TestReferenceSetsEveryDefault(t *testing.T) {
 	for _, key := range config.Keys() {
 		leaf := key[strings.LastIndexByte(key, '.')+1:]
 		switch {
-		case strings.HasPrefix(key, "include.") || strings.HasPrefix(key, "exclude.") || strings.HasPrefix(key, "link."):
+		case strings.HasPrefix(key, "include.") || strings.HasPrefix(key, "exclude.") || strings.HasPrefix(key, "link.") || strings.HasPrefix(key, "bind."):
 			if !regexp.MustCompile(`(?m)^#   ` + leaf + `  `).MatchString(text) {
 				t.Errorf("the reference does not explain %s", key)
 			}
@@ -215,7 +215,7 @@ func TestErrors(t *testing.T) {
 		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
 		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
 		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname (entry 1): unknown key; include has interface, profile, type"},
-		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, failover, share, answers, include, exclude, link"},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, failover, share, answers, include, exclude, link, bind"},
 		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
 		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
 		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: a string (\"x\") where a number from 1 to 2147483647 belongs"},

@@ -23,6 +23,7 @@ type raw struct {
 	Include               []rawMatcher `toml:"include"`
 	Exclude               []rawMatcher `toml:"exclude"`
 	Link                  []rawLink    `toml:"link"`
+	Bind                  []rawBind    `toml:"bind"`
 }
 
 type rawTables struct {
@@ -107,6 +108,20 @@ func (r rawLink) matcher() rawMatcher {
 	return rawMatcher{Interface: r.Interface, Profile: r.Profile, Type: r.Type}
 }
 
+type rawBind struct {
+	Link      *string `toml:"link"`
+	User      *string `toml:"user"`
+	Mark      any     `toml:"mark"` // a number or a string
+	Interface *string `toml:"interface"`
+	Source    *string `toml:"source"`
+	Unit      *string `toml:"unit"`
+	Slice     *string `toml:"slice"`
+	Cgroup    *string `toml:"cgroup"`
+	Strict    *bool   `toml:"strict"`
+	DNS       *bool   `toml:"dns"`
+	Inbound   *string `toml:"inbound"`
+}
+
 // A spec is a key and what it may be set to, for error messages.
 type spec struct{ key, allowed string }
 
@@ -181,6 +196,18 @@ func specs() []spec {
 		{"link.last_resort", "true or false"},
 		{"link.ignore", "true or false"},
 		{"link.delegated", `a non-empty list of networks such as "2001:db8:b::/56"`},
+		{"bind", "a list of tables ([[bind]])"},
+		{"bind.link", `the name of an interface or a profile, such as "wan1"`},
+		{"bind.user", `the name or number of a user other than root, such as "alice", or a range of numbers such as "1000-1999"`},
+		{"bind.mark", `a mark such as 0x10, or with a mask such as "0x10/0xff"`},
+		{"bind.interface", `the name of an interface such as "br-lan"`},
+		{"bind.source", `a network such as "172.31.0.0/24"`},
+		{"bind.unit", `the name of a unit of systemd such as "backup.service"`},
+		{"bind.slice", `the name of a slice of systemd such as "backup.slice"`},
+		{"bind.cgroup", `the path of a control group such as "/sys/fs/cgroup/backup"`},
+		{"bind.strict", "true or false"},
+		{"bind.dns", "true or false"},
+		{"bind.inbound", `"answer" or "deny"`},
 	}
 }
 

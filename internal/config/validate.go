@@ -110,6 +110,7 @@ func (v *validator) config(file raw) Config {
 	c.Include = v.matchers("include", file.Include)
 	c.Exclude = v.matchers("exclude", file.Exclude)
 	c.Links = v.links(file.Link)
+	c.Binds = v.binds(file.Bind, c.Answers.MarkMask)
 	return c
 }
 

@@ -93,7 +93,7 @@ func (a *answered) close() error {
 
 // afterPass is called by the loop when nothing is left to do.
 func (a *answered) afterPass(l *reconcile.Loop) {
-	if seen := l.Structure(); seen != a.seen && a.keeper.Cares() {
+	if seen := l.Structure(); seen != a.seen && (a.keeper.Cares() || l.IsBound()) {
 		a.seen = seen
 		a.needs.Put(l.Current())
 	}

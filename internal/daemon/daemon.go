@@ -155,6 +155,8 @@ type service struct {
 	faults faults
 	// answers are those of what is forwarded; found are further problems that the checks of status found.
 	answers, found []routing.Problem
+	// unbound are those of bindings.
+	unbound []routing.Problem
 	// logged are the problems in the log.
 	logged problems
 }
@@ -222,7 +224,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put, Outdated: outdated.Give,
-	}, extras{fault: s.fault, problems: s.answered, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
+	}, extras{fault: s.fault, problems: s.answered, unbound: s.notBound, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
 	// A normal stop before the first pass is no fault of the configuration: it becomes the
 	// last good one, so that a restart does not bring back an older one.
 	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -389,7 +391,7 @@ func (s *service) refuse(fault *config.Fault) {
 
 // tell logs changed problems and updates the status line of systemd. The caller holds mu.
 func (s *service) tell(r reconcile.Report) {
-	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.found)
+	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.unbound, s.found)
 	s.logged.note(context.Background(), problems)
 	s.notify.Status(summary(r.Waiting, problems))
 }
@@ -399,6 +401,14 @@ func (s *service) answered(problems []routing.Problem) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answers = problems
+	s.tell(s.report)
+}
+
+// notBound takes the problems of bindings.
+func (s *service) notBound(problems []routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unbound = problems
 	s.tell(s.report)
 }
 
@@ -416,7 +426,7 @@ func (s *service) checked(problems []routing.Problem) {
 func (s *service) state(r reconcile.Report) view.Daemon {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	problems := slices.Concat(s.faults.all(), r.Problems, s.answers)
+	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.unbound)
 	return view.Daemon{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
 		Ready: r.Ready, Waiting: r.Waiting, Problems: problems, Away: r.Away,

@@ -38,7 +38,7 @@ const (
 // the caller must assemble the parts again, which makes the sockets. It fails if it may not
 // make the directory; RuntimeDirectory= of the unit does that at the restart.
 func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *teller) (lost bool, err error) {
-	changed := watchDirectory(ctx, cfg.RuntimeDir)
+	changed := watchDirectory(ctx, cfg.RuntimeDir, unix.IN_DELETE|unix.IN_MOVED_FROM|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF)
 	ticker := time.NewTicker(lookForUs)
 	defer ticker.Stop()
 	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
@@ -59,7 +59,7 @@ func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *tel
 	}
 	s.restored = time.Now()
 	s.files = func() error {
-		return errors.Join(p.hooks.Restore(), p.owners.Declared.Restore(), s.memory.restore())
+		return errors.Join(p.hooks.Restore(), p.owners.Declared.Restore(), p.bindings.Restore(), s.memory.restore())
 	}
 	err = inPlace(ctx, cfg, func() error { return errors.Join(s.place(ctx, cfg), s.files()) })
 	if err != nil {
@@ -199,17 +199,16 @@ func (m *memory) restore() error {
 	return m.file.Keep(*m.last)
 }
 
-// watchDirectory returns a signal for the removal of a directory or of something in it
-// (inotify(7)). Without a free inotify instance the signal never comes.
-func watchDirectory(ctx context.Context, path string) <-chan struct{} {
+// watchDirectory returns a signal for some events of a directory (inotify(7)). Without a free
+// inotify instance the signal never comes.
+func watchDirectory(ctx context.Context, path string, events uint32) <-chan struct{} {
 	changed := news.NewSignal()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return changed
 	}
 	f := os.NewFile(uintptr(fd), "inotify")
-	const what = unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_ONLYDIR
-	if _, err := unix.InotifyAddWatch(fd, path, what); err != nil {
+	if _, err := unix.InotifyAddWatch(fd, path, events|unix.IN_ONLYDIR); err != nil {
 		_ = f.Close()
 		return changed
 	}

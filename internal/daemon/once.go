@@ -150,6 +150,7 @@ type standIn struct {
 	mu      sync.Mutex
 	faults  faults
 	answers []routing.Problem
+	unbound []routing.Problem
 	report  reconcile.Report
 	logged  problems
 }
@@ -185,7 +186,7 @@ func (s *standIn) serve(ctx context.Context, events *handoff.Listener) (wanted b
 			waiting = r.Waiting
 			s.reported(r)
 		},
-	}, extras{fault: s.fault, problems: s.answered})
+	}, extras{fault: s.fault, problems: s.answered, unbound: s.notBound})
 	if err != nil {
 		return false, err
 	}
@@ -244,6 +245,13 @@ func (s *standIn) answered(problems []routing.Problem) {
 	s.note()
 }
 
+func (s *standIn) notBound(problems []routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unbound = problems
+	s.note()
+}
+
 // reported takes a report of the loop.
 func (s *standIn) reported(r reconcile.Report) {
 	s.mu.Lock()
@@ -254,5 +262,5 @@ func (s *standIn) reported(r reconcile.Report) {
 
 // note logs changed problems. The caller holds mu.
 func (s *standIn) note() {
-	s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all(), s.answers))
+	s.logged.note(context.Background(), slices.Concat(s.report.Problems, s.faults.all(), s.answers, s.unbound))
 }

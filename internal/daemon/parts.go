@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"multihomed/allocator"
+	"multihomed/internal/binding"
 	"multihomed/internal/config"
 	"multihomed/internal/dnsmasq"
 	"multihomed/internal/event"
@@ -50,6 +51,8 @@ type parts struct {
 	looked lookedAt
 	// answers keep the table that marks packets.
 	answers *answered
+	// bindings keep what is bound to links.
+	bindings *binding.Keeper
 	// runtime is the runtime directory.
 	runtime string
 
@@ -76,6 +79,8 @@ type extras struct {
 	fault func(code routing.Code, err error)
 	// problems takes all problems of answers, whenever they change.
 	problems func([]routing.Problem)
+	// unbound takes those of bindings.
+	unbound func([]routing.Problem)
 	// memory outlives the runtime directory; nil for the file alone.
 	memory reconcile.Memory
 	// written is what the log says already, nil if nothing.
@@ -176,13 +181,14 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if p.answers, err = openAnswers(cfg, log, more.problems); err != nil {
 		return err
 	}
+	p.bindings = p.openBindings(cfg, more.unbound)
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
 		Repairs:  rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Hooks:    hooks,
 		Memory:   memory,
-		Failover: judges, Answers: p.answers.keeper,
+		Failover: judges, Answers: p.answers.keeper, Bindings: p.bindings,
 		LogDelay: logDelay, Suspect: suspect, Told: earlier.links, Courses: earlier.courses,
 	})
 	p.router = &routedlease.Router{
@@ -223,6 +229,11 @@ func (p *parts) checkLeases(ctx context.Context, fault func(routing.Code, error)
 func (p *parts) take(ctx context.Context, m handoff.Message) {
 	if m.Switched {
 		p.switched(ctx)
+		p.bindings.Reload(ctx)
+		return
+	}
+	if m.Rebound {
+		p.bindings.Reload(ctx)
 		return
 	}
 	if m.Interface == "" {
@@ -357,6 +368,7 @@ func (p *parts) tasks(fault func(code routing.Code, err error)) []task {
 		{name: "owners of links", run: p.owners.Run},
 		{name: "reconcile loop", run: p.loop.Run},
 		{name: "acknowledgements", run: p.acknowledgeAll},
+		{name: "users of bindings", run: always(p.followUsers)},
 		{name: "earlier configurations", ready: p.isPast, run: always(func(ctx context.Context) {
 			// After the first pass no rule leads to their tables any more.
 			if p.first.await(ctx) {

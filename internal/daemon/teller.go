@@ -201,7 +201,7 @@ func (t *teller) look(ctx context.Context, most int) error {
 	var off offswitch.State
 	off, now.switched = t.parts.off.State()
 	health, judged := t.parts.failoverView(t.cfg)
-	answers := t.parts.answers.status(ctx)
+	answers, bound := t.parts.answers.status(ctx), t.parts.boundStatus(snapshot)
 	now.uplinks = judged
 	last := &t.told
 	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&
@@ -209,11 +209,11 @@ func (t *teller) look(ctx context.Context, most int) error {
 	if same {
 		// What is measured changes all the time.
 		again := *last.view
-		again.Failover, again.Answers = health, answers
+		again.Failover, again.Answers, again.Bindings = health, answers, bound
 		now.view = &again
 	} else {
 		now.view = view.FromSnapshot(t.cfg, snapshot, now.state, now.manager, now.noManager, off)
-		now.view.Failover, now.view.Answers = health, answers
+		now.view.Failover, now.view.Answers, now.view.Bindings = health, answers, bound
 		if now.noManager {
 			now.view.Unwanted = t.cfg.NetworkManager.Unwanted()
 		}
@@ -224,11 +224,11 @@ func (t *teller) look(ctx context.Context, most int) error {
 	}
 	now.findings = check.Problems(now.view, os.DirFS("/"))
 	switch {
-	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil && answers == nil:
+	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil && answers == nil && bound == nil:
 		return nil
 	case same:
 		now.status = last.status
-		now.status.Failover, now.status.Answers = now.view.FailoverStatus(), answers
+		now.status.Failover, now.status.Answers, now.status.Bindings = now.view.FailoverStatus(), answers, bound
 		now.status.Tell(now.findings)
 	default:
 		now.status = now.view.Status(now.findings, t.service.Version)

@@ -35,6 +35,8 @@ type Message struct {
 	Gone bool `json:"gone,omitempty"`
 	// Switched says that something was switched off or on: see package offswitch.
 	Switched bool `json:"switched,omitempty"`
+	// Rebound says that `multihomectl bind` changed what is bound: see package binding.
+	Rebound bool `json:"rebound,omitempty"`
 	// Failover is an order about the uplink Interface, empty for none.
 	Failover Order `json:"failover,omitempty"`
 	// Hints are facts that count only if no owner knows better. Facts of hooks that count
@@ -47,6 +49,11 @@ type Message struct {
 
 // makeWay asks a stand-in to end. The daemon ignores it.
 func makeWay() Message { return Message{Caller: "multihomed", Action: makeWayAction} }
+
+// Rebound says that the administrator changed what is bound to links.
+func Rebound() Message {
+	return Message{Caller: "multihomectl", Action: "bind", Rebound: true}
+}
 
 // Switched says that the administrator switched something off or on.
 func Switched() Message {

@@ -44,6 +44,9 @@ func Of(p nm.Policy, d nm.Device) reconcile.Claim {
 		// knows whether it was a link.
 		Watched: verdict == nm.Link || (d.Managed && !d.External && d.Controller == ""),
 	}
+	if d.Active() {
+		c.BoundTo = d.Bound
+	}
 	switch verdict {
 	case nm.Link:
 		c.Standing = reconcile.Link

@@ -22,6 +22,9 @@ func (s *Status) Escape() {
 		s.Unbound[family] = u
 	}
 	escapeObjects(s.Shared)
+	for i := range s.Bindings {
+		s.Bindings[i].Escape()
+	}
 	for i := range s.OtherRules {
 		text(&s.OtherRules[i].Text)
 	}

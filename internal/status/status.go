@@ -45,6 +45,8 @@ type Status struct {
 	Failover *Failover `json:"failover,omitempty"`
 	// Answers says on which link forwarded packets are answered; absent if no daemon says so.
 	Answers *Answers `json:"answers,omitempty"`
+	// Bindings are what is bound to links.
+	Bindings []Binding `json:"bindings,omitempty"`
 	// Unchecked counts links of which it is not known whether their traffic leaves by
 	// them: they changed a moment ago, or there are too many without the daemon.
 	Unchecked int    `json:"unchecked_links"`

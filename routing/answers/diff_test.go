@@ -500,7 +500,7 @@ func TestIncompleteKnowledge(t *testing.T) {
 // TestCounts: a rule that stays where it is keeps its handle, and with it what it has counted.
 func TestCounts(t *testing.T) {
 	t.Parallel()
-	facts := twoUplinks(bind(answers.Binding{UID: routing.Some(1001), Link: "wan1", Strict: true}))
+	facts := twoUplinks(bind(answers.Binding{Users: one(1001), Link: "wan1", Strict: true}))
 	k := kernel{}
 	if err := k.do(answers.Diff(plan(facts), k.clone().held, answers.Everything)); err != nil {
 		t.Fatal(err)
@@ -509,7 +509,7 @@ func TestCounts(t *testing.T) {
 	for _, r := range k.held.Rules {
 		handles[r.Rule] = r.Handle
 	}
-	facts.Bindings = append(facts.Bindings, answers.Binding{UID: routing.Some(1000), Link: "wan0", Strict: true})
+	facts.Bindings = append(facts.Bindings, answers.Binding{Users: one(1000), Link: "wan0", Strict: true})
 	ops := answers.Diff(plan(facts), k.clone().held, answers.Everything)
 	if len(ops) != 1 || ops[0].Verb != answers.AddRule {
 		t.Fatalf("one more binding: %v", ops)

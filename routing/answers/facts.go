@@ -57,20 +57,3 @@ type Source struct {
 	// 1 to [routing.MarkMask.Last] in its family. 0 says that there is none: the address is not answered.
 	Number uint8
 }
-
-// A Binding says by which uplink packets leave that one selector picks out. Exactly one of the four
-// selectors is set.
-type Binding struct {
-	// UID selects what the sockets of a user send.
-	UID routing.Optional
-	// Mark selects packets by their mark.
-	Mark routing.Mark
-	// Input selects forwarded packets by the interface by which they come in.
-	Input string
-	// Source selects packets by their source before NAT.
-	Source netip.Prefix
-	// Link is the name of the interface by which they leave.
-	Link string
-	// Strict says that they leave by no other uplink.
-	Strict bool
-}

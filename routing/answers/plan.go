@@ -299,32 +299,6 @@ func familySlice() []routing.Family {
 	return f[:]
 }
 
-// boundLines are the lines of strict bindings, sorted. A binding that selects nothing has none.
-func (p *plan) boundLines() []Rule {
-	var out []Rule
-	for _, b := range p.Bindings {
-		r := Rule{Chain: chainFence, NotOIF: b.Link, Action: ActionDrop, Decision: Bound}
-		switch {
-		case b.UID.Set:
-			r.UID = routing.Mark{Value: b.UID.Value, Mask: ^uint32(0)}
-		case b.Mark.Mask != 0:
-			r.Mark = routing.Mark{Value: b.Mark.Value & b.Mark.Mask, Mask: b.Mark.Mask}
-		case b.Input != "":
-			// What a bound container is asked is answered where it was asked.
-			r.IIF, r.Direction = b.Input, Original
-		case b.Source.IsValid() && b.Source.Bits() > 0:
-			r.Family, r.OriginalSource, r.Direction = routing.FamilyOf(b.Source.Addr()), b.Source.Masked(), Original
-		default:
-			continue
-		}
-		if b.Strict && b.Link != "" {
-			out = append(out, r)
-		}
-	}
-	slices.SortFunc(out, Rule.compare)
-	return slices.Compact(out)
-}
-
 // maxExceptions bounds how many rules a stray packet is compared with.
 const maxExceptions = 256
 

@@ -20,7 +20,7 @@ func TestLayout(t *testing.T) {
 	t.Parallel()
 	table, problems := answers.Plan(twoUplinks(
 		checked(1, answers.CheckByMark),
-		bind(answers.Binding{UID: routing.Some(1001), Link: "wan1", Strict: true}),
+		bind(answers.Binding{Users: one(1001), Link: "wan1", Strict: true}),
 		bind(answers.Binding{Input: "br-w1", Link: "wan1", Strict: true}),
 		bind(answers.Binding{Source: netip.MustParsePrefix("172.31.0.7/24"), Link: "wan1", Strict: true}),
 		foreign(routing.Rule{Mark: routing.Mark{Value: 1, Mask: ^uint32(0)}}),
@@ -162,7 +162,7 @@ func TestOddNames(t *testing.T) {
 func TestNothingWanted(t *testing.T) {
 	t.Parallel()
 	table, problems := answers.Plan(twoUplinks(func(f *answers.Facts) { f.Answers, f.Fence = both(false), both(false) },
-		bind(answers.Binding{UID: routing.Some(1001), Link: "wan1"}), bind(answers.Binding{Link: "wan1", Strict: true})))
+		bind(answers.Binding{Users: one(1001), Link: "wan1"}), bind(answers.Binding{Link: "wan1", Strict: true})))
 	if !table.Empty() || len(table.Sets)+len(table.Elements)+len(table.Rules)+len(problems) > 0 {
 		t.Errorf("%s%v", text(table), problems)
 	}
@@ -291,10 +291,10 @@ func genFacts(t *rapid.T) answers.Facts {
 		f.Open.Set(family, rapid.SliceOfN(rapid.SampledFrom([]string{"wan0", "lan0"}), 0, 2).Draw(t, "open"))
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "bindings") {
-		b := answers.Binding{Link: rapid.SampledFrom([]string{"wan0", "wan1"}).Draw(t, "link"), Strict: true}
+		b := answers.Binding{Link: rapid.SampledFrom([]string{"wan0", "wan1", ""}).Draw(t, "link"), Strict: true}
 		switch rapid.IntRange(0, 3).Draw(t, "selector") {
 		case 0:
-			b.UID = routing.Some(rapid.Uint32Range(1000, 1002).Draw(t, "user"))
+			b.Users = one(rapid.Uint32Range(1000, 1002).Draw(t, "user"))
 		case 1:
 			b.Mark = routing.Mark{Value: rapid.Uint32Range(1, 3).Draw(t, "mark"), Mask: 0xff}
 		case 2:
@@ -380,3 +380,6 @@ func TestFenceNeverHitsTheOwnLink(t *testing.T) {
 		}
 	})
 }
+
+// one is one user.
+func one(uid uint32) routing.UIDRange { return routing.UIDRange{Set: true, First: uid, Last: uid} }

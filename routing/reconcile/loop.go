@@ -37,6 +37,8 @@ type Options struct {
 	Failover Failover
 	// Answers says for what there are answers; nil means for nothing.
 	Answers Answers
+	// Bindings says what is bound to links; nil means nothing.
+	Bindings Bindings
 	// Memory outlives the process, not the boot; nil for none.
 	Memory Memory
 	// Told is what [Loop.Told] of an earlier loop in this process returned, nil for the
@@ -129,6 +131,8 @@ type Loop struct {
 	ready    bool
 	// answersKnown says that it is known what packets are marked with.
 	answersKnown bool
+	// bindingsKnown says that it is known what is bound.
+	bindingsKnown bool
 
 	// stepped are the rules of others that bound traffic steps over, by family.
 	stepped map[routing.Family]map[routing.Rule]struct{}
@@ -280,6 +284,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case <-l.Owners.Changed():
 		case <-l.judged():
 		case <-l.answered():
+		case <-l.bindingsChanged():
 		case <-timer.C:
 		case <-beat:
 		case asked = <-l.asks:
@@ -411,6 +416,7 @@ func (l *Loop) take(ctx context.Context) error {
 	l.takeChanges(ctx)
 	l.takeFailover()
 	l.takeAnswers()
+	l.takeBindings()
 	l.takeDue()
 	if err := l.setInterests(ctx); err != nil {
 		return err

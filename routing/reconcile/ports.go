@@ -56,6 +56,9 @@ type Claim struct {
 	// Delegated are prefixes that the network routes to this host through the link,
 	// masked and sorted.
 	Delegated []netip.Prefix
+	// BoundTo is the link by which what comes in by the interface leaves, by the name of its
+	// interface or profile; empty if by none.
+	BoundTo string
 	// Released says that the owner has taken the configuration away: what stands
 	// for the interface may go, however little is known of the rest.
 	Released bool

@@ -41,6 +41,8 @@ type Snapshot struct {
 	// Answers are the numbers of the tables by which packets are answered; Unnumbered counts the tables of uplinks that got none.
 	Answers    routing.ByFamily[[]routing.Answer]
 	Unnumbered routing.ByFamily[int]
+	// Bindings are what is bound to links, in the order in which the first one counts.
+	Bindings []routing.Binding
 	// UplinkGroup is the interface group by which uplinks are told: that of the policy, or one
 	// of the administrator that holds all of them and nothing else.
 	UplinkGroup uint32
@@ -329,6 +331,7 @@ func (l *Loop) snapshot() *Snapshot {
 		s.Courses[i], _ = l.planner.Course(f)
 		s.Answers[i], s.Unnumbered[i] = l.planner.Answers(f)
 	}
+	s.Bindings = l.planner.Bindings()
 	s.Failover, s.Answering, s.UplinkGroup = l.planner.FailoverRoutes(), l.planner.Answering(), l.planner.UplinkGroup()
 	open, contested := l.open()
 	l.Mirror.View(func(k State) {

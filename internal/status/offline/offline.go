@@ -15,6 +15,7 @@ import (
 	"os"
 	"time"
 
+	"multihomed/internal/binding"
 	"multihomed/internal/config"
 	"multihomed/internal/failover"
 	"multihomed/internal/handoff/note"
@@ -94,17 +95,20 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 	// Who only looks does not judge: what stands in table F is right.
 	standing := failover.FactsOf(r.cfg)
 	standing.Frozen = true
+	bound := binding.Look(r.cfg, owners.HostOff)
 	snapshot, err := reconcile.Look(ctx, reconcile.Options{
 		Policy: r.cfg.RoutingPolicy(), Mirror: reconcile.MirrorOf(r.mirror), Leases: leases,
 		Owners:   &recalledOwners{Owners: owners, reading: r},
 		Reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
-		Failover: reconcile.StandingFailover(standing),
+		Failover: reconcile.StandingFailover(standing), Bindings: bound,
 	})
 	if err != nil {
 		return nil, err
 	}
 	v := view.Of(r.cfg, snapshot)
+	states, held := bound.States()
+	v.Bindings = binding.Status(states, held, r.cfg.Answers.MarkMask, snapshot)
 	v.NM, v.ManagerUnread, v.NoManager = r.manager, r.managerFault, r.alone
 	if v.NoManager {
 		v.Unwanted = r.cfg.NetworkManager.Unwanted()

@@ -65,7 +65,7 @@ func (v *View) Status(findings []routing.Problem, version string) status.Status 
 	slices.SortFunc(s.Links, status.CompareLinks)
 	s.Others = othersOf(v)
 	s.Escape()
-	s.Failover, s.Answers = v.FailoverStatus(), v.Answers
+	s.Failover, s.Answers, s.Bindings = v.FailoverStatus(), v.Answers, v.Bindings
 	s.Tell(findings)
 	return s
 }

@@ -45,8 +45,10 @@ type View struct {
 	Failover *Failover
 	// Answers is on which link forwarded packets are answered, nil if no daemon says so.
 	Answers *status.Answers
-	Claims  map[string]reconcile.Claim
-	NM      nm.Snapshot
+	// Bindings are what is bound to links.
+	Bindings []status.Binding
+	Claims   map[string]reconcile.Claim
+	NM       nm.Snapshot
 	// Daemon is what the running daemon says of itself, zero if it says nothing. Running says that
 	// it holds the lock.
 	Daemon  Daemon

@@ -1,0 +1,176 @@
+package binding
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/config"
+	"multihomed/internal/flock"
+	"multihomed/internal/fsutil"
+	"multihomed/internal/offswitch"
+	"multihomed/internal/ownership"
+)
+
+// Names of files: what was added, in both directories; the held marks and the lock of changes, in
+// the runtime directory.
+const (
+	fileName = "bindings.toml"
+	heldName = "bound.json"
+	lockName = "bindings.lock"
+)
+
+// maxSize bounds the files, in bytes.
+const maxSize = 1 << 20
+
+// mode lets everybody read: the daemon, which is not root, and status.
+const mode = 0o644
+
+// Path is where the entries of an origin are, in one of the directories.
+func Path(d offswitch.Directories, o Origin) string {
+	if o == Runtime {
+		return filepath.Join(d.Runtime, fileName)
+	}
+	return filepath.Join(d.State, fileName)
+}
+
+// Load reads the entries that `multihomectl bind` keeps. A file that cannot be read or parsed has
+// none, and the error names it.
+func Load(d offswitch.Directories) ([]Entry, error) {
+	var all []Entry
+	var errs []error
+	for _, o := range []Origin{Added, Runtime} {
+		binds, err := load(Path(d, o))
+		errs = append(errs, err)
+		for _, b := range binds {
+			all = append(all, Entry{b, o})
+		}
+	}
+	return all, errors.Join(errs...)
+}
+
+func load(path string) ([]config.Bind, error) {
+	data, err := fsutil.ReadFile(path, maxSize)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading what is bound: %w", err)
+	}
+	binds, err := config.ParseBinds(path, data)
+	if err != nil {
+		return nil, fmt.Errorf("reading what is bound: %w; to fix: correct or remove the file", err)
+	}
+	return binds, nil
+}
+
+// lockTime bounds the wait for another change.
+const lockTime = 5 * time.Second
+
+// Change lets edit change the entries of an origin, [Added] or [Runtime], and writes them durably.
+// Simultaneous changes run one after the other.
+func Change(d offswitch.Directories, o Origin, edit func([]config.Bind) ([]config.Bind, error)) error {
+	if err := ownership.MakeDirectory(d.Runtime, d.State); err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(context.Background(), lockTime)
+	defer cancel()
+	lock, err := flock.Take(waiting, filepath.Join(d.Runtime, lockName))
+	if err != nil {
+		return fmt.Errorf("changing what is bound: %w", err)
+	}
+	defer lock.Close()
+	path := Path(d, o)
+	before, err := load(path)
+	if err != nil {
+		return err
+	}
+	now, err := edit(slices.Clone(before))
+	if err != nil {
+		return err
+	}
+	var out strings.Builder
+	out.WriteString("# Written by multihomectl bind.\n")
+	for _, b := range now {
+		out.WriteString("\n" + config.FormatBind(b))
+	}
+	if _, err := config.ParseBinds(path, []byte(out.String())); err != nil {
+		return err
+	}
+	if err := ownership.MakeDirectory(filepath.Dir(path)); err != nil {
+		return err
+	}
+	if err := ownership.WriteFile(path, []byte(out.String()), mode); err != nil {
+		return fmt.Errorf("writing what is bound: %w; to fix: see to it that root can write %s", err, path)
+	}
+	return nil
+}
+
+type heldFile struct {
+	Schema int    `json:"schema"`
+	Held   []Held `json:"held"`
+}
+
+const schema = 1
+
+// mostHeld bounds the file: there are 127 numbers.
+const mostHeld = 127
+
+func loadHeld(directory string) ([]Held, error) {
+	path := filepath.Join(directory, heldName)
+	data, err := fsutil.ReadFile(path, maxSize)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the marks of bound sockets: %w", err)
+	}
+	var f heldFile
+	err = json.Unmarshal(data, &f)
+	switch {
+	case err != nil:
+	case f.Schema != schema:
+		err = fmt.Errorf("its schema is %d, and %d is understood", f.Schema, schema)
+	case len(f.Held) > mostHeld:
+		err = fmt.Errorf("it has more than %d marks", mostHeld)
+	default:
+		seen := map[uint8]bool{}
+		for _, h := range f.Held {
+			if h.Number == 0 || seen[h.Number] || h.Link == "" {
+				err = errors.New("a mark in it has no link, or no number of its own")
+			}
+			seen[h.Number] = true
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the marks of bound sockets: %s: %w", path, err)
+	}
+	return f.Held, nil
+}
+
+func saveHeld(directory string, held []Held) error {
+	path := filepath.Join(directory, heldName)
+	if len(held) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("removing the marks of bound sockets: %w", err)
+		}
+		return nil
+	}
+	data, err := json.Marshal(heldFile{schema, held})
+	if err != nil {
+		return err
+	}
+	if err := ownership.WriteFile(path, append(data, '\n'), mode); err != nil {
+		return fmt.Errorf("saving the marks of bound sockets: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+package binding
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"multihomed/internal/config"
+	"multihomed/routing"
+)
+
+// An Origin says who wants a binding.
+type Origin string
+
+// Origins, in the order in which the first one counts.
+const (
+	// Configured is in the configuration file.
+	Configured Origin = "configuration"
+	// Added is what `multihomectl bind add` keeps, Runtime what it keeps until the next boot.
+	Added   Origin = "state"
+	Runtime Origin = "runtime"
+)
+
+// An Entry is a wanted binding.
+type Entry struct {
+	config.Bind
+	Origin Origin
+}
+
+// A State is an entry and what became of it.
+type State struct {
+	Entry
+	// Waits says what must exist before it has an effect, Refused why it never has one; both are
+	// empty if it is in force.
+	Waits, Refused string
+	// Fix is what to do about it, empty if nothing.
+	Fix string
+	// Mark is what the sockets of a control group get; zero for other entries.
+	Mark routing.Mark
+}
+
+// Name is what the planner calls the binding that serves the entry.
+func (s State) Name() string {
+	if s.IsCgroup() {
+		return Held{Link: s.Link, Loose: !s.Strict}.Name()
+	}
+	return s.Selector().Key + " " + s.Selector().Value
+}
+
+// A Held is a link whose mark sockets may have.
+type Held struct {
+	// Link is what the administrator calls it.
+	Link string `json:"link"`
+	// Loose says that they leave as main says while the link has no way.
+	Loose bool `json:"loose,omitempty"`
+	// Number is the one in their mark, from 1.
+	Number uint8 `json:"number"`
+}
+
+// Name is what status and reasons call the binding.
+func (h Held) Name() string {
+	if h.Loose {
+		return "sockets bound to " + h.Link + ", not strictly"
+	}
+	return "sockets bound to " + h.Link
+}
+
+// Facts are what [Resolve] needs to know.
+type Facts struct {
+	Entries []Entry
+	// Users are the numbers of the users that entries name; those that do not exist are missing.
+	Users map[string]uint32
+	// Held are the marks that sockets may have, each number once. Those that are missing for
+	// entries of this kind are given by [Number].
+	Held []Held
+	// Mask are the bits of the mark that are ours.
+	Mask routing.MarkMask
+}
+
+// Resolve returns what the planner must bind, in the order in which the first one counts, and
+// what became of each entry. The configuration wins over the others, and an earlier entry over a
+// later one.
+func Resolve(facts Facts) (bindings []routing.Binding, states []State) {
+	entries := slices.Clone(facts.Entries)
+	slices.SortStableFunc(entries, func(a, b Entry) int { return cmp.Compare(rank(a.Origin), rank(b.Origin)) })
+	var taken []config.Bind
+	for _, e := range entries {
+		s := State{Entry: e}
+		b, is := s.resolve(&facts, taken)
+		if is {
+			bindings = append(bindings, b)
+		}
+		if s.Refused == "" {
+			taken = append(taken, e.Bind)
+		}
+		states = append(states, s)
+	}
+	for _, h := range facts.Held {
+		if h.Number == 0 || h.Number > facts.Mask.Last() {
+			continue
+		}
+		bindings = append(bindings, routing.Binding{Name: h.Name(), Mark: facts.Mask.Bound(h.Number), LinkName: h.Link, Strict: !h.Loose})
+	}
+	return bindings, states
+}
+
+func rank(o Origin) int { return slices.Index([]Origin{Configured, Added, Runtime}, o) }
+
+// resolve says what becomes of an entry, and returns its own binding; that of control groups is
+// among the held ones.
+func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, is bool) {
+	if o, meets := s.Meeting(taken); meets {
+		s.Refused = fmt.Sprintf("%s is bound to %s already", o.Selector(), o.Link)
+		s.Fix = "multihomectl bind remove " + s.Selector().String()
+		return b, false
+	}
+	if err := s.CheckMark(facts.Mask); err != nil {
+		s.Refused, s.Fix = err.Error(), "bind another mark, or set another answers.mark_mask"
+		return b, false
+	}
+	b = routing.Binding{
+		Name: s.Name(), Mark: s.Bind.Mark, Input: s.Interface, Source: s.Source,
+		LinkName: s.Link, Strict: s.Strict, Deny: s.Inbound == config.Deny,
+	}
+	switch {
+	case s.User != "":
+		users, numbered := s.Users()
+		if !numbered {
+			uid, exists := facts.Users[s.User]
+			if !exists {
+				s.Waits = "there is no user " + s.User
+				return b, false
+			}
+			users = routing.UIDRange{Set: true, First: uid, Last: uid}
+		}
+		if err := config.CheckUsers(users); err != nil {
+			s.Refused = fmt.Sprintf("user %s: %v", s.User, err)
+			return b, false
+		}
+		b.Users = users
+		return b, true
+	case s.IsCgroup():
+		at := slices.IndexFunc(facts.Held, func(h Held) bool { return h.Link == s.Link && h.Loose == !s.Strict })
+		if at < 0 {
+			s.Refused = fmt.Sprintf("a mark tells at most %d links apart", facts.Mask.Last())
+			s.Fix = "set more bits in answers.mark_mask"
+			return b, false
+		}
+		s.Mark = facts.Mask.Bound(facts.Held[at].Number)
+		return b, false
+	default:
+		return b, true
+	}
+}
+
+// Number returns the held marks with one for a link, and false if there is no number left.
+func Number(held []Held, link string, loose bool, mask routing.MarkMask) ([]Held, bool) {
+	if slices.ContainsFunc(held, func(h Held) bool { return h.Link == link && h.Loose == loose }) {
+		return held, true
+	}
+	for n := 1; n <= int(mask.Last()); n++ {
+		number := uint8(n) //nolint:gosec // at most 127
+		if !slices.ContainsFunc(held, func(h Held) bool { return h.Number == number }) {
+			return append(slices.Clone(held), Held{Link: link, Loose: loose, Number: number}), true
+		}
+	}
+	return held, false
+}

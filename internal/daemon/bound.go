@@ -1,0 +1,74 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/answering"
+	"multihomed/internal/binding"
+	"multihomed/internal/config"
+	"multihomed/internal/status"
+	"multihomed/routing"
+	"multihomed/routing/reconcile"
+)
+
+// userFiles is the directory of passwd(5).
+const userFiles = "/etc"
+
+// openBindings reads what is bound.
+func (p *parts) openBindings(cfg config.Config, problems func([]routing.Problem)) *binding.Keeper {
+	return binding.New(binding.Options{
+		Logger: p.log, Config: cfg, Problems: problems,
+		Off: func() bool {
+			state, _ := p.off.State()
+			return state.HostOff()
+		},
+	})
+}
+
+// followUsers reads what is bound again when users come or go, and once a minute, for whatever
+// nobody announces.
+func (p *parts) followUsers(ctx context.Context) {
+	changed := watchDirectory(ctx, userFiles, unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE)
+	unannounced := time.NewTicker(lookEvery)
+	defer unannounced.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-unannounced.C:
+		}
+		p.bindings.Reload(ctx)
+	}
+}
+
+// boundStatus is what status says of bindings.
+func (p *parts) boundStatus(s *reconcile.Snapshot) []status.Binding {
+	states, held := p.bindings.States()
+	rows := binding.Status(states, held, p.bindings.Config.Answers.MarkMask, s)
+	fence := p.answers.keeper.State().Held
+	for i := range rows {
+		rows[i].Dropped = answering.Dropped(fence, s, rows[i].Name)
+	}
+	return rows
+}
+
+// hold makes the mark of a link that sockets may have, and waits until its rules and the fence
+// stand.
+func (p *parts) hold(ctx context.Context, link string) (routing.Mark, error) {
+	mark, err := p.bindings.Hold(ctx, link)
+	if err != nil {
+		return routing.Mark{}, err
+	}
+	if _, err := p.loop.Settled(ctx, ""); err != nil {
+		return routing.Mark{}, fmt.Errorf("waiting for the rules of %s: %w", link, err)
+	}
+	p.answers.needs.Idle(ctx)
+	p.log.LogAttrs(ctx, slog.LevelDebug, "mark held", slog.String("link", link))
+	return mark, nil
+}
