@@ -178,6 +178,7 @@ func TestConfigIsAConfiguration(t *testing.T) {
 	}
 	custom.Share = config.Share{Weights: []config.Weight{{Name: "eth0.100", Weight: 2}, {Name: `a"b`, Weight: 255}, {Name: "wan*", Weight: 1}}}
 	custom.Answers = config.Answers{Forwarded: config.Yes, Fence: config.No, MarkMask: 0x70, OnDead: config.Keep}
+	custom.Run = config.Run{Group: "network"}
 	custom.Links = []config.Link{
 		{Matcher: config.Matcher{Interface: "wan?"}, Role: routing.AlwaysUplink, Gateways: []netip.Addr{netip.MustParseAddr("fe80::1"), netip.MustParseAddr("192.0.2.1")}},
 		{Matcher: config.Matcher{Profile: `"LTE"`, Type: "gsm"}, Role: routing.AlwaysLocal, LastResort: new(true), Ignore: new(false)},
