@@ -146,7 +146,7 @@ func (k *Keeper) holdEntries() error {
 	held := k.held
 	for _, e := range k.entries {
 		if e.IsCgroup() {
-			held, _ = Number(held, e.Link, !e.Strict, k.Config.Answers.MarkMask)
+			held, _ = Number(held, e.Link, k.Config.Answers.MarkMask)
 		}
 	}
 	if slices.Equal(held, k.held) {
@@ -232,7 +232,7 @@ func (k *Keeper) Hold(ctx context.Context, link string) (routing.Mark, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	mask := k.Config.Answers.MarkMask
-	held, is := Number(k.held, link, false, mask)
+	held, is := Number(k.held, link, mask)
 	if !is {
 		return routing.Mark{}, fmt.Errorf("a mark tells at most %d links apart, and all numbers are given until the next boot; to fix: set more bits in answers.mark_mask", mask.Last())
 	}
@@ -243,7 +243,7 @@ func (k *Keeper) Hold(ctx context.Context, link string) (routing.Mark, error) {
 		k.held = held
 		k.resolve(ctx, k.problemsOfFiles())
 	}
-	at := slices.IndexFunc(k.held, func(h Held) bool { return h.Link == link && !h.Loose })
+	at := slices.IndexFunc(k.held, func(h Held) bool { return h.Link == link })
 	return mask.Bound(k.held[at].Number), nil
 }
 

@@ -36,9 +36,9 @@ func TestResolve(t *testing.T) {
 	all := slices.Concat(
 		entries(t, binding.Runtime, "[[bind]]\nlink='wan9'\nuser='1500'\n[[bind]]\nlink='wan2'\nunit='a.service'\n"),
 		entries(t, binding.Added, "[[bind]]\nlink='wan8'\nuser='1000-1999'\n[[bind]]\nlink='wan1'\nuser='bonita'\n[[bind]]\nlink='wan1'\nuser='toor'\n"),
-		entries(t, binding.Configured, "[[bind]]\nlink='wan1'\nuser='alice'\n[[bind]]\nlink='wan1'\nslice='b.slice'\nstrict=false\n"),
+		entries(t, binding.Configured, "[[bind]]\nlink='wan1'\nuser='alice'\n[[bind]]\nlink='wan1'\nslice='b.slice'\n"),
 	)
-	held := []binding.Held{{Link: "wan2", Number: 3}, {Link: "wan1", Loose: true, Number: 1}}
+	held := []binding.Held{{Link: "wan2", Number: 3}, {Link: "wan1", Number: 1}}
 	bindings, states := binding.Resolve(binding.Facts{
 		Entries: all, Users: map[string]uint32{"alice": 1001, "toor": 0}, Held: held, Mask: routing.DefaultMarkMask,
 	})
@@ -58,7 +58,7 @@ func TestResolve(t *testing.T) {
 		{Name: "user alice", Users: routing.UIDRange{Set: true, First: 1001, Last: 1001}, LinkName: "wan1", Strict: true},
 		{Name: "user 1000-1999", Users: routing.UIDRange{Set: true, First: 1000, Last: 1999}, LinkName: "wan8", Strict: true},
 		{Name: "sockets bound to wan2", Mark: routing.Mark{Value: 0x83000000, Mask: 0xff000000}, LinkName: "wan2", Strict: true},
-		{Name: "sockets bound to wan1, not strictly", Mark: routing.Mark{Value: 0x81000000, Mask: 0xff000000}, LinkName: "wan1"},
+		{Name: "sockets bound to wan1", Mark: routing.Mark{Value: 0x81000000, Mask: 0xff000000}, LinkName: "wan1", Strict: true},
 	}
 	if !slices.Equal(bindings, wanted) {
 		t.Errorf("bindings:\n%+v\nwant:\n%+v", bindings, wanted)
@@ -73,9 +73,8 @@ func TestNumbers(t *testing.T) {
 		var held []binding.Held
 		for range rapid.IntRange(0, 200).Draw(t, "asks") {
 			link := rapid.StringMatching(`w[a-z][a-z]`).Draw(t, "link")
-			loose := rapid.Bool().Draw(t, "loose")
 			before := slices.Clone(held)
-			now, is := binding.Number(held, link, loose, mask)
+			now, is := binding.Number(held, link, mask)
 			if !is && len(held) < int(mask.Last()) {
 				t.Fatalf("no number for %s with %d held", link, len(held))
 			}

@@ -188,7 +188,7 @@ func TestConfigIsAConfiguration(t *testing.T) {
 		{Link: "wan1", User: "alice", Strict: true, DNS: true, Inbound: config.Answer},
 		{Link: `Caf\é "Nero"`, Source: netip.MustParsePrefix("172.31.0.0/24"), Inbound: config.Deny},
 		{Link: "wan1", Mark: routing.Mark{Value: 1, Mask: 3}, Inbound: config.Answer},
-		{Link: "wan1", Slice: "a.slice", Inbound: config.Answer},
+		{Link: "wan1", Slice: "a.slice", Strict: true, DNS: true, Inbound: config.Answer},
 	}
 	for i, a, b := 0, reflect.ValueOf(custom), reflect.ValueOf(config.Default()); i < a.NumField(); i++ {
 		if reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
