@@ -105,14 +105,8 @@ func TestCgroupsAreBoundWhenTheyAppear(t *testing.T) {
 	root := newRoot(t)
 	before := descriptors(t)
 	h := &helper{}
-	var mu sync.Mutex
-	var remembered []cgroups.Bound
-	k := cgroups.NewKeeper(cgroups.Options{Logger: quiet(), Mount: root, Attach: h.attach, Remember: func(all []cgroups.Bound) error {
-		mu.Lock()
-		defer mu.Unlock()
-		remembered = slices.Clone(all)
-		return nil
-	}})
+	memory := cgroups.Memory{Directory: t.TempDir()}
+	k := cgroups.NewKeeper(cgroups.Options{Logger: quiet(), Mount: root, Attach: h.attach, Remember: memory.Keep})
 	a, b := selector(t, "unit a.service"), selector(t, "slice b.slice")
 	k.Want(cgroups.Bind{Selector: a, Link: "wan1"}, cgroups.Bind{Selector: b, Link: "wan0"})
 	if s := k.States(); brief(s[0]) != "unit a.service looking 0+0" || s[0].Sentence() == "" {
@@ -154,9 +148,7 @@ func TestCgroupsAreBoundWhenTheyAppear(t *testing.T) {
 	}
 	// The next process of this boot binds nothing a second time.
 	next := &helper{}
-	mu.Lock()
-	k = cgroups.NewKeeper(cgroups.Options{Logger: quiet(), Mount: root, Attach: next.attach, Remembered: remembered})
-	mu.Unlock()
+	k = cgroups.NewKeeper(cgroups.Options{Logger: quiet(), Mount: root, Attach: next.attach, Remembered: memory.Recall()})
 	k.Want(cgroups.Bind{Selector: a, Link: "wan1"}, cgroups.Bind{Selector: b, Link: "wan0"})
 	stop = keep(t, k)
 	awaitStates(t, k, "unit a.service bound 2+0", "slice b.slice bound 1+0")
