@@ -28,12 +28,13 @@ demo: requirements build ## show the main features in a private lab (as root)
 test: requirements build ## all tests: unit, property and real-NetworkManager (as root)
 	@test/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
-		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
+		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
+		firewalld ufw iptables
 	$(GO) vet -tags debiankernel ./...
 	# The longest comes first: it waits more than it works, and the others run beside it.
-	$(GO) test -race -timeout 40m ./test/e2e $$($(GO) list ./... | grep -v '^multihomed/test/\(e2e\|hosts\|vm\)')
+	$(GO) test -race -timeout 40m ./test/e2e $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
 	# A virtual machine keeps a core busy, and two cores must do.
-	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm
+	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm ./test/cgroups
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 

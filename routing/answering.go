@@ -236,7 +236,7 @@ func (r Rule) IsAnswer() bool {
 const rankAnswer uint64 = 0xc0 << 56
 
 // answerRules returns the rungs of a family: for each number what main knows, the table, and
-// the end. All have one rank, for no packet has two numbers.
+// the end; and what leads there over rules that the kernel numbered below ours. All have one rank, for no packet has two numbers.
 func (p *Planner) answerRules(i int) []PlannedRule {
 	x, around := &p.answering, &p.around[i]
 	var out []PlannedRule
@@ -264,11 +264,21 @@ func (p *Planner) answerRules(i int) []PlannedRule {
 		add(a, AnswerLink, PriorityAnswer, 1, Rule{Action: ActionLookup, Table: a.Table})
 		add(a, AnswerNever, PriorityAnswerNever, 2, Rule{Action: ActionUnreachable})
 	}
+	step := func(a Answer) {
+		if around.step.stands() {
+			r := around.stepOver(Rule{Family: Families()[i], Protocol: Multihomed, Mark: x.facts.mask().Mark(a.Number)})
+			out = append(out, PlannedRule{Rule: r, Rank: rankStep, Reason: Reason{Decision: StepOver, Link: a.Link, Prefix: a.Network}})
+		}
+	}
+	for _, a := range x.answers[i] {
+		step(a)
+	}
 	for _, number := range slices.Sorted(maps.Keys(x.facts.Diverted[i])) {
 		if slices.ContainsFunc(x.answers[i], func(a Answer) bool { return a.Number == number }) {
 			continue
 		}
 		add(Answer{Number: number}, AnswerNever, PriorityAnswerNever, 2, Rule{Action: ActionUnreachable})
+		step(Answer{Number: number})
 	}
 	return out
 }

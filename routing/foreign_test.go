@@ -238,10 +238,18 @@ func TestOthersKeepTheirSay(t *testing.T) {
 
 // TestTunnelThatTheKernelNumbered: with a full tunnel that was started after us and has
 // no priorities, rules with one keep their say before it, and bound traffic of all
-// other users steps over it.
+// other users steps over it, and so does what is answered by a link.
 func TestTunnelThatTheKernelNumbered(t *testing.T) {
 	t.Parallel()
 	h := hostOf(t, wan0(), wan1())
+	h.planner.SetAnswers(bothAnswered())
+	h.converge(t)
+	var second uint32
+	for mark, index := range numbered(h, routing.IPv4) {
+		if index == 3 {
+			second = mark
+		}
+	}
 	h.kernel.Install(link(92, "wg0", bare("10.200.0.2/32")))
 	h.kernel.Install(link(93, "tun0", bare("10.8.0.2/32")))
 	for table, device := range map[routing.TableID]int{77: 92, 78: 93} {
@@ -280,6 +288,8 @@ func TestTunnelThatTheKernelNumbered(t *testing.T) {
 			"unbound, of the user":     {lookup.Flow{From: unbound, UID: 1001}, 93},
 			"bound, of the user":       {lookup.Flow{From: bound, UID: 1001}, 93},
 			"the tunnel's own packets": {lookup.Flow{From: bound, UID: 1000, Mark: 0xca6c}, 3},
+			"forwarded":                {lookup.Flow{From: guest(routing.IPv4), IIF: "docker0"}, 92},
+			"answered by a link":       {lookup.Flow{From: guest(routing.IPv4), IIF: "docker0", Mark: second}, 3},
 		} {
 			tt.flow.To = addr("8.8.8.8")
 			if v := h.kernel.Lookup(tt.flow); !v.Through(tt.device) {

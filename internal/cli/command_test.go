@@ -184,6 +184,12 @@ func TestConfigIsAConfiguration(t *testing.T) {
 		{Matcher: config.Matcher{Profile: `"LTE"`, Type: "gsm"}, Role: routing.AlwaysLocal, LastResort: new(true), Ignore: new(false)},
 		{Matcher: config.Matcher{Type: "wifi"}, LastResort: new(false), Ignore: new(true), Delegated: []netip.Prefix{netip.MustParsePrefix("2001:db8:b::/56")}},
 	}
+	custom.Binds = []config.Bind{
+		{Link: "wan1", User: "alice", Strict: true, DNS: true, Inbound: config.Answer},
+		{Link: `Caf\é "Nero"`, Source: netip.MustParsePrefix("172.31.0.0/24"), Inbound: config.Deny},
+		{Link: "wan1", Mark: routing.Mark{Value: 1, Mask: 3}, Inbound: config.Answer},
+		{Link: "wan1", Slice: "a.slice", Strict: true, DNS: true, Inbound: config.Answer},
+	}
 	for i, a, b := 0, reflect.ValueOf(custom), reflect.ValueOf(config.Default()); i < a.NumField(); i++ {
 		if reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
 			t.Errorf("%s is the default: nothing is proven for it", a.Type().Field(i).Name)

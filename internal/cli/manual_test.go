@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -253,6 +254,26 @@ func linkKey(key string) (sample, preset string) {
 	}
 }
 
+// bindKey is an entry of [[bind]] with a key, and the default of the key.
+func bindKey(key string) (sample, preset string) {
+	const user = "link = \"wan1\"\nuser = \"alice\"\n"
+	switch key {
+	case "link", "user":
+		return user, "none"
+	case "strict", "dns":
+		return user + key + " = false\n", "true"
+	case "inbound":
+		return "link = \"wan1\"\ninterface = \"br0\"\ninbound = \"deny\"\n", `"answer"`
+	}
+	values := map[string]string{
+		"mark": "0x10", "interface": `"br0"`, "source": `"172.31.0.0/24"`, "unit": `"a.service"`, "slice": `"a.slice"`, "cgroup": `"/sys/fs/cgroup/a"`,
+	}
+	if value, is := values[key]; is {
+		return fmt.Sprintf("link = \"wan1\"\n%s = %s\n", key, value), "none"
+	}
+	return "", ""
+}
+
 // TestManualOfTheConfiguration relies on a test of package config: the reference
 // names every key.
 func TestManualOfTheConfiguration(t *testing.T) {
@@ -268,6 +289,12 @@ func TestManualOfTheConfiguration(t *testing.T) {
 			if sample, preset := linkKey(found[1]); sample != "" {
 				reference["link."+found[1]] = preset
 				if _, err := config.Parse("", []byte("[[link]]\n"+sample)); err != nil {
+					t.Errorf("%s: %v", found[1], err)
+				}
+			}
+			if sample, preset := bindKey(found[1]); sample != "" {
+				reference["bind."+found[1]] = preset
+				if _, err := config.Parse("", []byte("[[bind]]\n"+sample)); err != nil {
 					t.Errorf("%s: %v", found[1], err)
 				}
 			}

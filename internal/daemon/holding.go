@@ -166,7 +166,7 @@ func (h *holder) Hold(ctx context.Context, link string) (routing.Mark, error) {
 func (p *parts) isHeld(link string) bool {
 	_, held := p.bindings.States()
 	for _, h := range held {
-		if h.Link == link && !h.Loose {
+		if h.Link == link {
 			return true
 		}
 	}

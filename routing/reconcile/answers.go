@@ -12,6 +12,16 @@ type Answers interface {
 	Answers() (routing.Answers, bool)
 }
 
+// StandingAnswers is for whoever does not know what packets are marked with: the rungs that stand
+// are right.
+type StandingAnswers struct{}
+
+// Changed never is.
+func (StandingAnswers) Changed() <-chan struct{} { return nil }
+
+// Answers are not known.
+func (StandingAnswers) Answers() (routing.Answers, bool) { return routing.Answers{}, false }
+
 // answered is readable when there are new facts of answers; nil if there are none ever.
 func (l *Loop) answered() <-chan struct{} {
 	if l.Answers == nil {

@@ -6,10 +6,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"multihomed/internal/status"
+	"multihomed/internal/status/socket"
 	"multihomed/test/lab"
 )
 
@@ -52,6 +55,12 @@ table ip6 nat {
 
 func newPublishing(t *testing.T, host lab.HostConfig, toml string) *publishing {
 	t.Helper()
+	return newPublishingBy(t, host, toml, func(p *publishing) { p.nft(fmt.Sprintf(publishingRules, lab.EchoPort)) })
+}
+
+// newPublishingBy is newPublishing with another one who publishes.
+func newPublishingBy(t *testing.T, host lab.HostConfig, toml string, publish func(*publishing)) *publishing {
+	t.Helper()
 	p := &publishing{rig: newRig(t, host, toml)}
 	for n := range 2 {
 		isp := p.isp(lab.DefaultISP(n))
@@ -68,7 +77,7 @@ func newPublishing(t *testing.T, host lab.HostConfig, toml string) *publishing {
 	p.must(err)
 	p.must(p.container.AddAddr("eth0", netip.MustParsePrefix("fd17::2/64")))
 	p.must(p.container.AddRoute(lab.DefaultVia(netip.MustParseAddr("fd17::1")), "eth0"))
-	p.nft(fmt.Sprintf(publishingRules, lab.EchoPort))
+	publish(p)
 	p.up("wan0", "wan1")
 	return p
 }
@@ -122,7 +131,11 @@ func (p *publishing) strays(when string) {
 	p.t.Helper()
 	for n, c := range p.captures {
 		other := p.isps[1-n]
-		packets, err := c.Matching(func(k lab.Packet) bool { return other.IPv4().Contains(k.Src) || other.IPv6().Contains(k.Src) })
+		packets, err := c.Matching(func(k lab.Packet) bool {
+			// A host that forwards does so with what a DHCP server sends to the address that it offers.
+			offer := k.Src == other.Config().IPv4.Addr() && k.DstPort == 68
+			return (other.IPv4().Contains(k.Src) || other.IPv6().Contains(k.Src)) && !offer
+		})
 		p.must(err)
 		if len(packets) > 0 {
 			p.t.Errorf("%s: %s saw packets with addresses of %s:\n%s", when, p.isps[n].Name(), other.Name(), lab.FormatPackets(packets))
@@ -131,16 +144,26 @@ func (p *publishing) strays(when string) {
 	}
 }
 
+// afresh forgets what the providers have seen.
+func (p *publishing) afresh() {
+	p.t.Helper()
+	for _, c := range p.captures {
+		_, err := c.Matching(func(lab.Packet) bool { return false })
+		p.must(err)
+		c.Reset()
+	}
+}
+
 // marks wants packets to be marked by so many addresses of a family.
 func (p *publishing) marks(f lab.Family, want int) {
 	p.t.Helper()
 	p.eventually(func() error {
-		s, err := p.json()
+		s, err := socket.Ask(p.t.Context(), p.cfg.RuntimeDir, true)
 		if err != nil {
 			return err
 		}
 		if s.Answers == nil {
-			return errors.New("status says nothing of answers")
+			return errors.New("the daemon says nothing of answers")
 		}
 		for _, one := range s.Answers.Families {
 			if one.Family == strings.ToLower(f.String()) && one.Marked != want {
@@ -305,23 +328,45 @@ func TestFence(t *testing.T) {
 	p.strays("by a socket with two bindings")
 }
 
-// TestAnswersUnderStrictFilters: a strict reverse path filter drops requests on the link that main does
-// not prefer, and status names the sysctl; with that, they are answered where they were asked.
-func TestAnswersUnderStrictFilters(t *testing.T) {
-	p := newPublishing(t, forwards("net.ipv4.conf.all.rp_filter", "1", "net.ipv4.conf.default.rp_filter", "1"), "")
-	p.start()
-	p.marks(lab.IPv4, 2)
-	// NetworkManager makes the filters of links loose.
-	for _, link := range []string{"wan0", "wan1"} {
-		p.must(p.Sysctl("net.ipv4.conf."+link+".rp_filter", "1"))
+// TestAnswersUnderFilters: under any reverse path filter, requests are answered where they were asked.
+// A strict one drops them on the link that main does not prefer, until the sysctl is set that status
+// names.
+func TestAnswersUnderFilters(t *testing.T) {
+	for _, tt := range []struct {
+		filter string
+		// named is the sysctl that status names.
+		named string
+	}{
+		{"0", ""},
+		{"1", "net/ipv4/conf/%s/src_valid_mark=1"},
+		{"2", ""},
+	} {
+		t.Run("rp_filter="+tt.filter, func(t *testing.T) {
+			p := newPublishing(t, forwards("net.ipv4.conf.all.rp_filter", tt.filter, "net.ipv4.conf.default.rp_filter", tt.filter), "")
+			p.start()
+			p.marks(lab.IPv4, 2)
+			// NetworkManager makes the filters of links loose.
+			for _, link := range []string{"wan0", "wan1"} {
+				p.must(p.Sysctl("net.ipv4.conf."+link+".rp_filter", tt.filter))
+			}
+			if tt.named != "" {
+				p.reported(true, "wan1", "strict reverse path filter")
+				s, err := socket.Ask(t.Context(), p.cfg.RuntimeDir, true)
+				p.must(err)
+				for _, link := range []string{"wan0", "wan1"} {
+					named := fmt.Sprintf(tt.named, link)
+					if !slices.ContainsFunc(s.Problems, func(o status.Problem) bool { return o.Link == link && strings.Contains(o.Fix, named) }) {
+						t.Errorf("status does not name %s: %+v", named, s.Problems)
+					}
+					p.must(p.Sysctl("net.ipv4.conf."+link+".src_valid_mark", "1"))
+				}
+			}
+			// Nobody tells of this sysctl: what touches the host makes the daemon look.
+			p.must(p.Sysctl("net.ipv4.conf.docker0.forwarding", "0", "net.ipv4.conf.docker0.forwarding", "1"))
+			p.eventually(func() error { return p.askedAt(p.isps[1], lab.IPv4, "by the link that main does not prefer") })
+			p.asked("under the filter", lab.IPv4)
+			p.reported(false, "wan1", "reverse path filter")
+			p.strays("under the filter")
+		})
 	}
-	p.reported(true, "wan1", "strict reverse path filter")
-	for _, link := range []string{"wan0", "wan1"} {
-		p.must(p.Sysctl("net.ipv4.conf."+link+".src_valid_mark", "1"))
-	}
-	// Nobody tells of this sysctl: what touches the host makes the daemon look.
-	p.must(p.Sysctl("net.ipv4.conf.docker0.forwarding", "0", "net.ipv4.conf.docker0.forwarding", "1"))
-	p.eventually(func() error { return p.askedAt(p.isps[1], lab.IPv4, "with src_valid_mark") })
-	p.asked("with src_valid_mark", lab.IPv4)
-	p.strays("under strict filters")
 }

@@ -24,7 +24,7 @@ var floors = [][]string{
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/binder/wire", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
+		"internal/binder/wire", "internal/cgroups", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
@@ -35,7 +35,7 @@ var floors = [][]string{
 	},
 	// Who the links are.
 	{"internal/config", "internal/handoff", "internal/holding/client", "internal/routedlease"},
-	{"internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
+	{"internal/binding", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
 	{"internal/answering", "internal/dnsmasq", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
