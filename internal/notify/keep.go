@@ -26,7 +26,8 @@ func (*Notifier) Keep(name string, f *os.File) error {
 	}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
-		_, _, failed = c.WriteMsgUnix([]byte("FDSTORE=1\nFDNAME="+name), unix.UnixRights(int(fd)), nil)
+		// Without FDPOLL=0 the manager drops a descriptor that poll(2) finds fault with, as it does with every BPF map.
+		_, _, failed = c.WriteMsgUnix([]byte("FDSTORE=1\nFDPOLL=0\nFDNAME="+name), unix.UnixRights(int(fd)), nil)
 	})
 	if err = errors.Join(err, failed, c.Close()); err != nil {
 		return fmt.Errorf("giving %s to the service manager: %w", name, err)
