@@ -63,7 +63,7 @@ func runBinder(c call) int {
 	defer stop()
 	if *at == "" {
 		// The daemon reports a bad file.
-		*at = filepath.Join(config.Find(config.DefaultPath).Config.RuntimeDir, wire.Name)
+		*at = filepath.Join(config.Find(config.DefaultPath).RuntimeDir, wire.Name)
 	}
 	o := binder.Options{Socket: *socket, Bindings: client.Daemon{Path: *at}, Trusted: usersOf(daemonName), Logger: log}
 	if *socket != "" {

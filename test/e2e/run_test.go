@@ -173,11 +173,15 @@ func TestRun(t *testing.T) {
 	r.startBinder()
 	name := r.isps[1].Name()
 	questions := [][2]string{
-		{"tcp " + outside(lab.IPv4), name}, {"tcp " + outside(lab.IPv6), name},
-		{"udp " + outside(lab.IPv4), name}, {"udp " + outside(lab.IPv6), name},
-		{"ping " + lab.InternetAddr(lab.IPv4).String(), "pong"}, {"ping " + lab.InternetAddr(lab.IPv6).String(), "pong"},
+		{"tcp " + outside(lab.IPv4), name},
+		{"tcp " + outside(lab.IPv6), name},
+		{"udp " + outside(lab.IPv4), name},
+		{"udp " + outside(lab.IPv6), name},
+		{"ping " + lab.InternetAddr(lab.IPv4).String(), "pong"},
+		{"ping " + lab.InternetAddr(lab.IPv6).String(), "pong"},
 		// This host, and a local resolver, that does not exist: the link's server answers.
-		{fmt.Sprintf("tcp 127.0.0.1:%d", lab.EchoPort), "127.0.0.1"}, {fmt.Sprintf("tcp [::1]:%d", lab.EchoPort), "::1"},
+		{fmt.Sprintf("tcp 127.0.0.1:%d", lab.EchoPort), "127.0.0.1"},
+		{fmt.Sprintf("tcp [::1]:%d", lab.EchoPort), "::1"},
 		{"dns 127.0.0.53:53", "answer"},
 	}
 	r.captures[0].Reset()
@@ -317,9 +321,12 @@ func TestRunWithoutHelper(t *testing.T) {
 		r.user = who
 		when := fmt.Sprintf("as %v", who)
 		r.asks(when, [][2]string{
-			{"tcp " + outside(lab.IPv4), name}, {"tcp " + outside(lab.IPv6), name},
-			{"udp " + outside(lab.IPv4), name}, {"udp " + outside(lab.IPv6), name},
-			{"ping " + lab.InternetAddr(lab.IPv4).String(), "pong"}, {"ping " + lab.InternetAddr(lab.IPv6).String(), "pong"},
+			{"tcp " + outside(lab.IPv4), name},
+			{"tcp " + outside(lab.IPv6), name},
+			{"udp " + outside(lab.IPv4), name},
+			{"udp " + outside(lab.IPv6), name},
+			{"ping " + lab.InternetAddr(lab.IPv4).String(), "pong"},
+			{"ping " + lab.InternetAddr(lab.IPv6).String(), "pong"},
 		}...)
 		r.nothingAt0(when)
 		_, errs, status := r.run("--link", "wan1", "--", "sh", "-c", "exit 7")
