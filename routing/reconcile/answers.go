@@ -43,3 +43,36 @@ func (l *Loop) takeAnswers() {
 		l.picture.restructure()
 	}
 }
+
+// StandingAnswers are [Answers] for a process that only looks: packets are marked as whoever marks
+// them was told, which the rungs in the kernel show.
+func StandingAnswers(m Mirror, mask routing.MarkMask) Answers { return standingAnswers{m, mask} }
+
+type standingAnswers struct {
+	mirror Mirror
+	mask   routing.MarkMask
+}
+
+func (standingAnswers) Changed() <-chan struct{} { return nil }
+
+func (s standingAnswers) Answers() (routing.Answers, bool) {
+	facts := routing.Answers{Mask: s.mask}
+	s.mirror.View(func(k State) {
+		for r := range k.Rules() {
+			if r.Priority != routing.PriorityAnswerNever || !r.IsAnswer() {
+				continue
+			}
+			facts.Families.Set(r.Family, true)
+			for number := uint8(1); number <= s.mask.Last(); number++ {
+				if s.mask.Mark(number) != r.Mark {
+					continue
+				}
+				if facts.Diverted.In(r.Family) == nil {
+					facts.Diverted.Set(r.Family, map[uint8]struct{}{})
+				}
+				facts.Diverted.In(r.Family)[number] = struct{}{}
+			}
+		}
+	})
+	return facts, true
+}

@@ -102,6 +102,7 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 		Reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
 		Failover: reconcile.StandingFailover(standing), Bindings: bound,
+		Answers: reconcile.StandingAnswers(reconcile.MirrorOf(r.mirror), r.cfg.Answers.MarkMask),
 	})
 	if err != nil {
 		return nil, err
