@@ -61,14 +61,7 @@ func newPublishing(t *testing.T, host lab.HostConfig, toml string) *publishing {
 // newPublishingBy is newPublishing with another one who publishes.
 func newPublishingBy(t *testing.T, host lab.HostConfig, toml string, publish func(*publishing)) *publishing {
 	t.Helper()
-	p := &publishing{rig: newRig(t, host, toml)}
-	for n := range 2 {
-		isp := p.isp(lab.DefaultISP(n))
-		p.isps = append(p.isps, isp)
-		c, err := isp.Capture()
-		p.must(err)
-		p.captures = append(p.captures, c)
-	}
+	p := newProviders(t, host, toml)
 	var err error
 	p.bridge, err = p.NewBridge("docker0", netip.MustParsePrefix("172.17.0.1/16"))
 	p.must(err)
@@ -79,6 +72,20 @@ func newPublishingBy(t *testing.T, host lab.HostConfig, toml string, publish fun
 	p.must(p.container.AddRoute(lab.DefaultVia(netip.MustParseAddr("fd17::1")), "eth0"))
 	publish(p)
 	p.up("wan0", "wan1")
+	return p
+}
+
+// newProviders is a host with two providers, without containers; its links are down.
+func newProviders(t *testing.T, host lab.HostConfig, toml string) *publishing {
+	t.Helper()
+	p := &publishing{rig: newRig(t, host, toml)}
+	for n := range 2 {
+		isp := p.isp(lab.DefaultISP(n))
+		p.isps = append(p.isps, isp)
+		c, err := isp.Capture()
+		p.must(err)
+		p.captures = append(p.captures, c)
+	}
 	return p
 }
 
