@@ -12,7 +12,7 @@ DIST    := dist
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -funcalign=16 -X main.version=$(VERSION)' $(BUILD_FLAGS)
 # One program; the other names are symbolic links to it (cmd/multihomed).
 MAIN    := ./cmd/multihomed
-NAMES   := multihomectl multihomed-dispatcher multihomed-prober
+NAMES   := multihomectl multihomed-dispatcher multihomed-prober multihomed-binder
 LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
@@ -32,9 +32,9 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 		firewalld ufw iptables
 	$(GO) vet -tags debiankernel,containers ./...
 	# The longest comes first: it waits more than it works, and the others run beside it.
-	$(GO) test -race -timeout 40m ./test/e2e $$($(GO) list ./... | grep -v '^multihomed/test/\(e2e\|hosts\|vm\)')
+	$(GO) test -race -timeout 40m ./test/e2e $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
 	# A virtual machine keeps a core busy, and two cores must do.
-	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm
+	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm ./test/cgroups
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
@@ -117,6 +117,7 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(SCRIPT) $(BIN)/multihomed $D$(sbindir)/multihomed
 	ln -sf multihomed $D$(sbindir)/multihomed-dispatcher
 	ln -sf multihomed $D$(sbindir)/multihomed-prober
+	ln -sf multihomed $D$(sbindir)/multihomed-binder
 	install -d $(OWNED) -m 755 $D$(bindir)
 	ln -sfr $D$(sbindir)/multihomed $D$(bindir)/multihomectl
 	install -d $(OWNED) -m 755 $D$(NM_LIB)/dispatcher.d/no-wait.d
@@ -132,8 +133,10 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(FILL) packaging/systemd/multihomed.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed.service
 	$(FILL) packaging/systemd/multihomed-failed.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed-failed.service
 	$(FILL) packaging/systemd/multihomed-prober.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed-prober.service
+	$(FILL) packaging/systemd/multihomed-binder.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed-binder.service
 	$(DATA) packaging/systemd/multihomed.socket $D$(unitdir)/multihomed.socket
 	$(DATA) packaging/systemd/multihomed-prober.socket $D$(unitdir)/multihomed-prober.socket
+	$(DATA) packaging/systemd/multihomed-binder.socket $D$(unitdir)/multihomed-binder.socket
 	$(DATA) packaging/catalog/multihomed.catalog $D$(LIB)/systemd/catalog/multihomed.catalog
 	$(DATA) packaging/sysusers.d/multihomed.conf $D$(LIB)/sysusers.d/multihomed.conf
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
@@ -155,12 +158,13 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 
 uninstall: ## remove what make install installed, and the routing; configuration and leases stay
 	@$(if $D,:,$(LEAVE))
-	rm -f $(addprefix $D$(sbindir)/,multihomed multihomed-dispatcher multihomed-prober) $D$(bindir)/multihomectl \
+	rm -f $(addprefix $D$(sbindir)/,multihomed multihomed-dispatcher multihomed-prober multihomed-binder) $D$(bindir)/multihomectl \
 		$D$(NM_LIB)/dispatcher.d/90-multihomed $D$(NM_LIB)/dispatcher.d/no-wait.d/90-multihomed \
 		$D$(IFUPDOWN)/if-up.d/multihomed $D$(IFUPDOWN)/if-post-down.d/multihomed \
 		$D$(DHCLIENT)/multihomed $D$(DHCPCD)/90-multihomed $D$(LIB)/udev/rules.d/90-multihomed.rules \
 		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed-failed.service $D$(unitdir)/multihomed.socket \
 		$D$(unitdir)/multihomed-prober.service $D$(unitdir)/multihomed-prober.socket \
+		$D$(unitdir)/multihomed-binder.service $D$(unitdir)/multihomed-binder.socket \
 		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
 		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
@@ -174,7 +178,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 # As in the package (multihomed.prerm): the tool stays until the routing is removed.
 LEAVE = set -e; ctl=$(bindir)/multihomectl; \
 	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and remove its routing; run: sudo make uninstall" >&2; exit 1; }; \
-	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || { systemctl disable --now multihomed.service multihomed.socket; systemctl stop multihomed-prober.socket multihomed-prober.service; }; \
+	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || { systemctl disable --now multihomed.service multihomed.socket; systemctl stop multihomed-prober.socket multihomed-prober.service multihomed-binder.socket multihomed-binder.service; }; \
 	test ! -x $$ctl || ! test / -ef /proc/1/root || { rm -f $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
 		{ ln -sf multihomed $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing is still in the kernel, for the reason above; when that is fixed: sudo make uninstall" >&2; exit 1; }
 

@@ -342,8 +342,10 @@ func (s *system) life(debs packages) {
 		// In tenths; it exits with another status where it is exposed more.
 		s.run("systemd-analyze", "security", "--no-pager", "--threshold=12", "multihomed.service")
 		s.run("systemd-analyze", "security", "--no-pager", "--threshold=15", "multihomed-prober.service")
+		s.run("systemd-analyze", "security", "--no-pager", "--threshold=13", "multihomed-binder.service")
 	})
 	s.step("prober", s.prober)
+	s.step("binder", s.binder)
 	s.step("reloads", s.reloads)
 	before := s.networks(s.links()...)
 	s.step("journal", s.journal)

@@ -15,7 +15,7 @@ func runCtl(c call) int {
 	defer stop()
 	program := cli.Program{
 		Version: version, In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
-		Root: os.DirFS("/"), Env: os.Getenv,
+		Root: os.DirFS("/"), Env: os.Getenv, GiveBack: stop,
 	}
 	return program.Run(ctx, c.args)
 }

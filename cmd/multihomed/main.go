@@ -1,8 +1,8 @@
 // Multihomed is one program with several names, and the name by which it is called
 // decides what it does: multihomed is the daemon, multihomectl the administrator's
 // tool, multihomed-dispatcher the hook that network managers call, multihomed-prober the
-// process without rights that probes links for the daemon. What is installed is the
-// daemon, and symbolic links to it.
+// process without rights that probes links for the daemon, multihomed-binder the one that
+// may bind cgroups to links. What is installed is the daemon, and symbolic links to it.
 package main
 
 import (
@@ -38,6 +38,7 @@ var programs = map[string]func(call) int{
 	"multihomectl":          runCtl,
 	"multihomed-dispatcher": runDispatcher,
 	"multihomed-prober":     runProber,
+	"multihomed-binder":     runBinder,
 	// NetworkManager calls what is in dispatcher.d by the name it has there.
 	"90-multihomed": runDispatcher,
 }

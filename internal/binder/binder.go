@@ -68,7 +68,7 @@ type Options struct {
 	// Socket is the path to listen at. Empty means that systemd passed the socket.
 	Socket   string
 	Bindings Bindings
-	// Trusted are users who may bind every cgroup, beside root.
+	// Trusted are users who may bind every cgroup and change the servers of links, beside root: the daemon's.
 	Trusted []uint32
 	Logger  *slog.Logger
 	// Idle is how long it waits for a request before it ends; 0 means 10 seconds.
@@ -245,7 +245,7 @@ func badRequest(format string, args ...any) error {
 func (b *binder) handle(ctx context.Context, c *net.UnixConn, p Peer) wire.Answer {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	note, err := b.bind(ctx, c, p)
+	note, err := b.serveOne(ctx, c, p)
 	if err == nil {
 		return wire.Answer{Code: wire.Bound, Text: note}
 	}
@@ -256,14 +256,48 @@ func (b *binder) handle(ctx context.Context, c *net.UnixConn, p Peer) wire.Answe
 	return a
 }
 
-func (b *binder) bind(ctx context.Context, c *net.UnixConn, p Peer) (note string, err error) {
-	link, cgroup, err := receive(ctx, c)
-	if cgroup != nil {
-		defer func() { _ = cgroup.Close() }() // It was only read.
+func (b *binder) serveOne(ctx context.Context, c *net.UnixConn, p Peer) (note string, err error) {
+	datagram, file, err := receive(ctx, c)
+	if file != nil {
+		defer func() { _ = file.Close() }() // It was only read.
 	}
 	if err != nil {
 		return "", err
 	}
+	if wire.IsChange(datagram) {
+		return "", b.change(datagram, file, p)
+	}
+	link, err := wire.DecodeRequest(datagram)
+	switch {
+	case err != nil:
+		return "", refusal{wire.BadRequest, fmt.Errorf("reading a request: %w", err)}
+	case file == nil:
+		return "", badRequest("a request comes with one descriptor, that of a cgroup's directory; to fix: use multihomectl run")
+	}
+	return b.bind(ctx, c, p, link, file)
+}
+
+// change does for the daemon what its sandbox forbids: it writes a link's new servers into the map that attached programs
+// read. Whoever may do that sees every name that bound programs ask for, so only trusted users may.
+func (b *binder) change(datagram []byte, file *os.File, p Peer) (err error) {
+	if !b.isTrusted(p) {
+		return refusal{wire.Denied, errors.New("only multihomed and root may change the DNS servers of a link; to fix: run it as root")}
+	}
+	d, err := wire.DecodeChange(datagram)
+	if err == nil && file == nil {
+		err = errors.New("a change comes with the descriptor of a DNS map")
+	}
+	if err != nil {
+		return refusal{wire.BadRequest, fmt.Errorf("reading a change: %w", err)}
+	}
+	dns, err := cgroupbpf.OpenDNSMap(file)
+	if err != nil {
+		return refusal{wire.BadRequest, err}
+	}
+	return able(dns.Set(cgroupbpf.DNS(d)))
+}
+
+func (b *binder) bind(ctx context.Context, c *net.UnixConn, p Peer, link string, cgroup *os.File) (note string, err error) {
 	if network, err := networkOf(c); err != nil || network != b.network {
 		return "", badRequest("the caller is in another network namespace than multihomed, where the rules of %s do not exist; to fix: run it outside of the container, or with multihomed in it", link)
 	}

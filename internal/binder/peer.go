@@ -81,33 +81,28 @@ func networkOf(c syscall.Conn) (uint64, error) {
 	return cookie, nil
 }
 
-// receive reads a request and its cgroup.
-func receive(ctx context.Context, c *net.UnixConn) (link string, cgroup *os.File, err error) {
+// receive reads a datagram and the file that comes with it.
+func receive(ctx context.Context, c *net.UnixConn) (datagram []byte, file *os.File, err error) {
 	deadline, _ := ctx.Deadline()
 	if err := c.SetReadDeadline(deadline); err != nil {
-		return "", nil, err
+		return nil, nil, err
 	}
 	// There is room for one descriptor, without the padding, which is room for another: the kernel drops the others, and
 	// says so. The byte more shows that a datagram is too long.
-	datagram, room := make([]byte, wire.MaxRequest+1), make([]byte, unix.CmsgLen(sizeofDescriptor))
+	datagram, room := make([]byte, max(wire.MaxRequest, wire.MaxChange)+1), make([]byte, unix.CmsgLen(sizeofDescriptor))
 	n, controlled, flags, _, err := c.ReadMsgUnix(datagram, room)
-	cgroup = passed(room[:controlled])
+	file = passed(room[:controlled])
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return "", cgroup, badRequest("no request came within %v", patience)
+		return nil, file, badRequest("no request came within %v", patience)
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
-		return "", cgroup, badRequest("the client went without a request")
+		return nil, file, badRequest("the client went without a request")
 	case err != nil:
-		return "", cgroup, fmt.Errorf("reading a request: %w", err)
+		return nil, file, fmt.Errorf("reading a request: %w", err)
+	case flags&unix.MSG_CTRUNC != 0 && file != nil:
+		return nil, file, badRequest("a request comes with one descriptor and no more; to fix: use multihomectl run")
 	}
-	link, err = wire.DecodeRequest(datagram[:n])
-	switch {
-	case err != nil:
-		return "", cgroup, refusal{wire.BadRequest, fmt.Errorf("reading a request: %w", err)}
-	case flags&unix.MSG_CTRUNC != 0 || cgroup == nil:
-		return "", cgroup, badRequest("a request comes with one descriptor, that of a cgroup's directory; to fix: use multihomectl run")
-	}
-	return link, cgroup, nil
+	return datagram[:n], file, nil
 }
 
 // sizeofDescriptor is that of a C int.
@@ -121,7 +116,7 @@ func passed(room []byte) *os.File {
 	}
 	for _, m := range messages {
 		if fds, err := unix.ParseUnixRights(&m); err == nil && len(fds) == 1 {
-			return os.NewFile(uintptr(fds[0]), "cgroup")
+			return os.NewFile(uintptr(fds[0]), "passed")
 		}
 	}
 	return nil

@@ -47,8 +47,9 @@ func Path(d offswitch.Directories, o Origin) string {
 // none, and the error names it.
 func Load(d offswitch.Directories) ([]Entry, error) {
 	var all []Entry
-	var errs []error
-	for _, o := range []Origin{Added, Runtime} {
+	origins := []Origin{Added, Runtime}
+	errs := make([]error, 0, len(origins))
+	for _, o := range origins {
 		binds, err := load(Path(d, o))
 		errs = append(errs, err)
 		for _, b := range binds {

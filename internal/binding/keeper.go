@@ -47,7 +47,9 @@ type Keeper struct {
 	// looks says that nothing may be written.
 	looks bool
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// known says that the files could be read once.
+	known    bool
 	held     []Held
 	entries  []Entry
 	bindings []routing.Binding
@@ -91,11 +93,12 @@ func lookupUser(name string) (uint32, error) {
 // Changed is readable when Bindings returns something new.
 func (k *Keeper) Changed() <-chan struct{} { return k.changed }
 
-// Bindings returns what is bound.
+// Bindings returns what is bound, and false if that could not be read: what an earlier process
+// bound stays so.
 func (k *Keeper) Bindings() ([]routing.Binding, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.bindings, true
+	return k.bindings, k.known
 }
 
 // States are what became of each entry, and Held the marks that sockets may have.
@@ -115,6 +118,10 @@ func (k *Keeper) Reload(ctx context.Context) {
 		problems = append(problems, routing.ProblemOf(Unread, routing.Error, "", unread))
 		// What was bound stays bound.
 		added = slices.DeleteFunc(slices.Clone(k.entries), func(e Entry) bool { return e.Origin == Configured })
+	}
+	if unread == nil && !k.known {
+		k.known = true
+		k.changed.Give()
 	}
 	k.entries = nil
 	for _, b := range k.Config.Binds {
@@ -139,7 +146,7 @@ func (k *Keeper) holdEntries() error {
 	held := k.held
 	for _, e := range k.entries {
 		if e.IsCgroup() {
-			held, _ = Number(held, e.Link, !e.Strict, k.Config.Answers.MarkMask)
+			held, _ = Number(held, e.Link, k.Config.Answers.MarkMask)
 		}
 	}
 	if slices.Equal(held, k.held) {
@@ -225,7 +232,7 @@ func (k *Keeper) Hold(ctx context.Context, link string) (routing.Mark, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	mask := k.Config.Answers.MarkMask
-	held, is := Number(k.held, link, false, mask)
+	held, is := Number(k.held, link, mask)
 	if !is {
 		return routing.Mark{}, fmt.Errorf("a mark tells at most %d links apart, and all numbers are given until the next boot; to fix: set more bits in answers.mark_mask", mask.Last())
 	}
@@ -236,7 +243,7 @@ func (k *Keeper) Hold(ctx context.Context, link string) (routing.Mark, error) {
 		k.held = held
 		k.resolve(ctx, k.problemsOfFiles())
 	}
-	at := slices.IndexFunc(k.held, func(h Held) bool { return h.Link == link && !h.Loose })
+	at := slices.IndexFunc(k.held, func(h Held) bool { return h.Link == link })
 	return mask.Bound(k.held[at].Number), nil
 }
 

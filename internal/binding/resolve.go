@@ -42,7 +42,7 @@ type State struct {
 // Name is what the planner calls the binding that serves the entry.
 func (s State) Name() string {
 	if s.IsCgroup() {
-		return Held{Link: s.Link, Loose: !s.Strict}.Name()
+		return Held{Link: s.Link}.Name()
 	}
 	return s.Selector().Key + " " + s.Selector().Value
 }
@@ -51,19 +51,12 @@ func (s State) Name() string {
 type Held struct {
 	// Link is what the administrator calls it.
 	Link string `json:"link"`
-	// Loose says that they leave as main says while the link has no way.
-	Loose bool `json:"loose,omitempty"`
 	// Number is the one in their mark, from 1.
 	Number uint8 `json:"number"`
 }
 
 // Name is what status and reasons call the binding.
-func (h Held) Name() string {
-	if h.Loose {
-		return "sockets bound to " + h.Link + ", not strictly"
-	}
-	return "sockets bound to " + h.Link
-}
+func (h Held) Name() string { return "sockets bound to " + h.Link }
 
 // Facts are what [Resolve] needs to know.
 type Facts struct {
@@ -99,7 +92,7 @@ func Resolve(facts Facts) (bindings []routing.Binding, states []State) {
 		if h.Number == 0 || h.Number > facts.Mask.Last() {
 			continue
 		}
-		bindings = append(bindings, routing.Binding{Name: h.Name(), Mark: facts.Mask.Bound(h.Number), LinkName: h.Link, Strict: !h.Loose})
+		bindings = append(bindings, routing.Binding{Name: h.Name(), Mark: facts.Mask.Bound(h.Number), LinkName: h.Link, Strict: true})
 	}
 	return bindings, states
 }
@@ -140,7 +133,7 @@ func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, i
 		b.Users = users
 		return b, true
 	case s.IsCgroup():
-		at := slices.IndexFunc(facts.Held, func(h Held) bool { return h.Link == s.Link && h.Loose == !s.Strict })
+		at := slices.IndexFunc(facts.Held, func(h Held) bool { return h.Link == s.Link })
 		if at < 0 {
 			s.Refused = fmt.Sprintf("a mark tells at most %d links apart", facts.Mask.Last())
 			s.Fix = "set more bits in answers.mark_mask"
@@ -154,14 +147,14 @@ func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, i
 }
 
 // Number returns the held marks with one for a link, and false if there is no number left.
-func Number(held []Held, link string, loose bool, mask routing.MarkMask) ([]Held, bool) {
-	if slices.ContainsFunc(held, func(h Held) bool { return h.Link == link && h.Loose == loose }) {
+func Number(held []Held, link string, mask routing.MarkMask) ([]Held, bool) {
+	if slices.ContainsFunc(held, func(h Held) bool { return h.Link == link }) {
 		return held, true
 	}
 	for n := 1; n <= int(mask.Last()); n++ {
-		number := uint8(n) //nolint:gosec // at most 127
+		number := uint8(n)
 		if !slices.ContainsFunc(held, func(h Held) bool { return h.Number == number }) {
-			return append(slices.Clone(held), Held{Link: link, Loose: loose, Number: number}), true
+			return append(slices.Clone(held), Held{Link: link, Number: number}), true
 		}
 	}
 	return held, false

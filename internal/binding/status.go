@@ -44,7 +44,7 @@ func Status(states []State, held []Held, mask routing.MarkMask, s *reconcile.Sna
 	}
 	for _, h := range held {
 		add(status.Binding{
-			Selector: "mark", Value: fmt.Sprintf("%#x", mask.Bound(h.Number).Value), Link: h.Link, Strict: !h.Loose, By: "sockets",
+			Selector: "mark", Value: fmt.Sprintf("%#x", mask.Bound(h.Number).Value), Link: h.Link, Strict: true, By: "sockets",
 		}, h.Name())
 	}
 	return out

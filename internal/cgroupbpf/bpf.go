@@ -40,6 +40,7 @@ type (
 		_, attach         uint32
 	}
 	attachAttr struct{ target, program, attach, flags uint32 }
+	linkAttr   struct{ program, target, attach uint32 }
 	btfAttr    struct {
 		data, _    uint64
 		size, _, _ uint32
@@ -241,7 +242,25 @@ type loaded struct {
 	fd int
 }
 
-func attachAll(cgroup int, m Mark, dns *DNSMap) (err error) {
+func attachAll(cgroup int, m Mark, dns *DNSMap) error {
+	return withPrograms(markProgram(m), m, dns, func(all []loaded) error {
+		for n, l := range all {
+			err := attach(cgroup, l.fd, l.attach)
+			if err == nil {
+				continue
+			}
+			err = fmt.Errorf("attaching %s: %w", l.name, err)
+			for _, done := range all[:n] {
+				err = errors.Join(err, detach(cgroup, done.fd, done.attach))
+			}
+			return err
+		}
+		return nil
+	})
+}
+
+// withPrograms loads a program that sets the mark, and those of DNS if there is a map, and calls f with them.
+func withPrograms(mark program, m Mark, dns *DNSMap, f func([]loaded) error) (err error) {
 	var programs []program
 	if dns != nil {
 		notes, err := newNotes()
@@ -253,7 +272,7 @@ func attachAll(cgroup int, m Mark, dns *DNSMap) (err error) {
 		programs = dnsPrograms(m, int(dns.file.Fd()), notes)
 	}
 	// The last one, because the others do nothing before sockets have the mark.
-	programs = append(programs, markProgram(m))
+	programs = append(programs, mark)
 	var all []loaded
 	defer func() {
 		for _, l := range all {
@@ -267,14 +286,5 @@ func attachAll(cgroup int, m Mark, dns *DNSMap) (err error) {
 		}
 		all = append(all, loaded{p, fd})
 	}
-	for n, l := range all {
-		if err := attach(cgroup, l.fd, l.attach); err != nil {
-			errs := []error{fmt.Errorf("attaching %s: %w", l.name, err)}
-			for _, done := range all[:n] {
-				errs = append(errs, detach(cgroup, done.fd, done.attach))
-			}
-			return errors.Join(errs...)
-		}
-	}
-	return nil
+	return f(all)
 }

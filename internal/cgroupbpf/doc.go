@@ -18,7 +18,8 @@
 // CAP_NET_RAW has taken off, on purpose.
 //
 // The programs live as long as the cgroup: nothing is pinned, and no process need stay. The link's servers are in
-// a [DNSMap], which can be changed while programs use it.
+// a [DNSMap], which can be changed while programs use it. Programs that bind users ([AttachUsers]) are attached to the root, and end with
+// the descriptors of their [Links] instead.
 //
 // There is no library behind it: the programs are a table of instructions (the format is
 // Documentation/bpf/standardization/instruction-set.rst), and bpf(2) needs six commands.

@@ -36,6 +36,7 @@ const (
 	skStorageGet = 107 // BPF_FUNC_sk_storage_get
 	createIt     = 1   // BPF_SK_STORAGE_GET_F_CREATE
 	setRetval    = 187 // BPF_FUNC_set_retval
+	getUIDAndGID = 15  // BPF_FUNC_get_current_uid_gid
 	maxProtocol  = 255 // of IP: the field has 8 bits
 )
 
@@ -83,9 +84,11 @@ type program struct {
 // It refuses protocols above 255, which are those of the kernel's own (linux/in.h): sockets of MPTCP and SMC send by
 // further sockets, that the kernel opens without asking a program, and that would leave by any link. The error is
 // that of a kernel whose net.mptcp.enabled is 0, so that programs take TCP; before Linux 6.1 it is EPERM.
-func markProgram(m Mark) program {
+//
+// What comes first may decide to "pass", and keeps the socket in r1.
+func markProgram(m Mark, first ...instruction) program {
 	body := func(refuse ...instruction) []instruction {
-		return slices.Concat([]instruction{
+		return slices.Concat(first, []instruction{
 			loadWord(r2, r1, sockProtocol),
 			ifMore(r2, maxProtocol, "refuse"),
 			loadWord(r2, r1, sockMark),

@@ -119,7 +119,7 @@ func mistakes(err error) string {
 }
 
 func flatten(err error) []error {
-	if joined, is := err.(interface{ Unwrap() []error }); is { //nolint:errorlint // the list itself is wanted
+	if joined, is := err.(interface{ Unwrap() []error }); is {
 		return joined.Unwrap()
 	}
 	return []error{err}

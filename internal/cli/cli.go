@@ -40,6 +40,8 @@ type Program struct {
 	Root fs.FS
 	// Env is os.Getenv.
 	Env func(string) string
+	// GiveBack ends the handling of signals, before another program takes this one's place.
+	GiveBack func()
 }
 
 // An exitError ends the program with a status. Without an error inside nothing is printed.
@@ -127,7 +129,7 @@ for interfaces that NetworkManager does not manage, and it can remove everything
 	if err := root.RegisterFlagCompletionFunc("color", cobra.FixedCompletions(colours, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // The flag is defined above.
 	}
-	root.AddCommand(a.status(), a.lease(), a.migrate(), a.off(), a.on(), a.failover(), a.bind(), a.flush(), a.config(), a.bugReport(), a.version(), a.emergency())
+	root.AddCommand(a.status(), a.lease(), a.migrate(), a.off(), a.on(), a.failover(), a.bind(), a.run(), a.flush(), a.config(), a.bugReport(), a.version(), a.emergency(), a.attend())
 	root.InitDefaultCompletionCmd()
 	everywhere(root)
 	return root

@@ -178,10 +178,17 @@ func TestConfigIsAConfiguration(t *testing.T) {
 	}
 	custom.Share = config.Share{Weights: []config.Weight{{Name: "eth0.100", Weight: 2}, {Name: `a"b`, Weight: 255}, {Name: "wan*", Weight: 1}}}
 	custom.Answers = config.Answers{Forwarded: config.Yes, Fence: config.No, MarkMask: 0x70, OnDead: config.Keep}
+	custom.Run = config.Run{Group: "network"}
 	custom.Links = []config.Link{
 		{Matcher: config.Matcher{Interface: "wan?"}, Role: routing.AlwaysUplink, Gateways: []netip.Addr{netip.MustParseAddr("fe80::1"), netip.MustParseAddr("192.0.2.1")}},
 		{Matcher: config.Matcher{Profile: `"LTE"`, Type: "gsm"}, Role: routing.AlwaysLocal, LastResort: new(true), Ignore: new(false)},
 		{Matcher: config.Matcher{Type: "wifi"}, LastResort: new(false), Ignore: new(true), Delegated: []netip.Prefix{netip.MustParsePrefix("2001:db8:b::/56")}},
+	}
+	custom.Binds = []config.Bind{
+		{Link: "wan1", User: "alice", Strict: true, DNS: true, Inbound: config.Answer},
+		{Link: `Caf\é "Nero"`, Source: netip.MustParsePrefix("172.31.0.0/24"), Inbound: config.Deny},
+		{Link: "wan1", Mark: routing.Mark{Value: 1, Mask: 3}, Inbound: config.Answer},
+		{Link: "wan1", Slice: "a.slice", Strict: true, DNS: true, Inbound: config.Answer},
 	}
 	for i, a, b := 0, reflect.ValueOf(custom), reflect.ValueOf(config.Default()); i < a.NumField(); i++ {
 		if reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {

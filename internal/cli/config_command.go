@@ -133,6 +133,7 @@ func effective(c config.Config, from string) string {
 	failoverTable(&b, c.Failover)
 	shareTable(&b, c.Share)
 	fmt.Fprintf(&b, "\n[answers]\nforwarded = %s\nfence = %s\nmark_mask = %#x\non_dead = %s\n", toml(string(c.Answers.Forwarded)), toml(string(c.Answers.Fence)), uint32(c.Answers.MarkMask), toml(string(c.Answers.OnDead)))
+	fmt.Fprintf(&b, "\n[run]\ngroup = %s\n", toml(c.Run.Group))
 	matchers(&b, "include", c.Include)
 	matchers(&b, "exclude", c.Exclude)
 	links(&b, c.Links)

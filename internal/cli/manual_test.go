@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -160,7 +161,7 @@ func TestManualOfMultihomectl(t *testing.T) {
 			t.Errorf("there is no flag -%s", found[1])
 		}
 	}
-	for _, name := range []string{"multihomectl.8", "multihomed.8", "multihomed-dispatcher.8", "multihomed-prober.8", "multihomed.toml.5"} {
+	for _, name := range []string{"multihomectl.8", "multihomed.8", "multihomed-dispatcher.8", "multihomed-prober.8", "multihomed-binder.8", "multihomed.toml.5"} {
 		for _, found := range regexp.MustCompile(`multihomectl ([a-z]+)`).FindAllStringSubmatch(string(manual(t, name)), -1) {
 			if _, is := all[found[1]]; !is {
 				t.Errorf("%s: there is no command %s", name, found[1])
@@ -176,7 +177,7 @@ func TestManualsOfTheOtherNames(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, name := range []string{"multihomed-dispatcher", "multihomed-prober"} {
+	for _, name := range []string{"multihomed-dispatcher", "multihomed-prober", "multihomed-binder"} {
 		if err := os.Symlink("multihomed", filepath.Join(directory, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -202,17 +203,19 @@ func TestManualsOfTheOtherNames(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed-dispatcher"), "--version").CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	differ(t, "flags of multihomed-prober", []string{"-socket", "-help", "-version"}, manual(t, "multihomed-prober.8").items("Fl"))
-	for _, flag := range []string{"--help", "--version"} {
-		out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed-prober"), flag).CombinedOutput()
-		if err != nil || !strings.HasPrefix(strings.TrimPrefix(string(out), "usage: "), "multihomed-prober ") || flag == "--help" && !strings.Contains(string(out), "--socket") {
-			t.Errorf("multihomed-prober %s: %v: %s", flag, err, out)
+	for name, options := range map[string][]string{"multihomed-prober": {"-socket"}, "multihomed-binder": {"-socket", "-daemon"}} {
+		differ(t, "flags of "+name, append(options, "-help", "-version"), manual(t, name+".8").items("Fl"))
+		for _, flag := range []string{"--help", "--version"} {
+			out, err := exec.CommandContext(t.Context(), filepath.Join(directory, name), flag).CombinedOutput()
+			if err != nil || !strings.HasPrefix(strings.TrimPrefix(string(out), "usage: "), name+" ") || flag == "--help" && !strings.Contains(string(out), "--socket") {
+				t.Errorf("%s %s: %v: %s", name, flag, err, out)
+			}
 		}
-	}
-	for _, args := range [][]string{{}, {"--port"}, {"x"}} {
-		out, err := exec.CommandContext(t.Context(), filepath.Join(directory, "multihomed-prober"), args...).CombinedOutput()
-		if exit, failed := errors.AsType[*exec.ExitError](err); !failed || exit.ExitCode() != 64 || !strings.Contains(string(out), "multihomed-prober") {
-			t.Errorf("multihomed-prober %v: %v: %s", args, err, out)
+		for _, args := range [][]string{{}, {"--port"}, {"x"}} {
+			out, err := exec.CommandContext(t.Context(), filepath.Join(directory, name), args...).CombinedOutput()
+			if exit, failed := errors.AsType[*exec.ExitError](err); !failed || exit.ExitCode() != 64 || !strings.Contains(string(out), name) {
+				t.Errorf("%s %v: %v: %s", name, args, err, out)
+			}
 		}
 	}
 	_, err = dispatcher.Parse([]string{"nobody"}, nil)
@@ -251,6 +254,26 @@ func linkKey(key string) (sample, preset string) {
 	}
 }
 
+// bindKey is an entry of [[bind]] with a key, and the default of the key.
+func bindKey(key string) (sample, preset string) {
+	const user = "link = \"wan1\"\nuser = \"alice\"\n"
+	switch key {
+	case "link", "user":
+		return user, "none"
+	case "strict", "dns":
+		return user + key + " = false\n", "true"
+	case "inbound":
+		return "link = \"wan1\"\ninterface = \"br0\"\ninbound = \"deny\"\n", `"answer"`
+	}
+	values := map[string]string{
+		"mark": "0x10", "interface": `"br0"`, "source": `"172.31.0.0/24"`, "unit": `"a.service"`, "slice": `"a.slice"`, "cgroup": `"/sys/fs/cgroup/a"`,
+	}
+	if value, is := values[key]; is {
+		return fmt.Sprintf("link = \"wan1\"\n%s = %s\n", key, value), "none"
+	}
+	return "", ""
+}
+
 // TestManualOfTheConfiguration relies on a test of package config: the reference
 // names every key.
 func TestManualOfTheConfiguration(t *testing.T) {
@@ -266,6 +289,12 @@ func TestManualOfTheConfiguration(t *testing.T) {
 			if sample, preset := linkKey(found[1]); sample != "" {
 				reference["link."+found[1]] = preset
 				if _, err := config.Parse("", []byte("[[link]]\n"+sample)); err != nil {
+					t.Errorf("%s: %v", found[1], err)
+				}
+			}
+			if sample, preset := bindKey(found[1]); sample != "" {
+				reference["bind."+found[1]] = preset
+				if _, err := config.Parse("", []byte("[[bind]]\n"+sample)); err != nil {
 					t.Errorf("%s: %v", found[1], err)
 				}
 			}

@@ -235,6 +235,9 @@ func (v *validator) bind(i int, r rawBind) Bind {
 	case len(selectors) > 1:
 		v.failBind(i, selectors[1], fmt.Sprintf("%s selects already; want one of %s, and an entry for each", selectors[0], all))
 	}
+	if r.Unit != nil || r.Slice != nil || r.Cgroup != nil {
+		v.bindSockets(i, r)
+	}
 	isForwarded := r.Interface != nil || r.Source != nil
 	hasDNS := !isForwarded && r.Mark == nil
 	b.DNS = hasDNS
@@ -254,6 +257,21 @@ func (v *validator) bind(i int, r rawBind) Bind {
 		}
 	}
 	return b
+}
+
+// bindSockets checks what control groups cannot have: their sockets get a mark and servers of their link, and keep them.
+func (v *validator) bindSockets(i int, r rawBind) {
+	if r.Link != nil && routing.CheckInterfaceName(*r.Link) != nil {
+		v.refuseBind(i, "link", quoted(*r.Link), "for unit, slice and cgroup it has at most 15 bytes and no space; name the interface")
+	}
+	for _, key := range []struct {
+		name  string
+		value *bool
+	}{{"strict", r.Strict}, {"dns", r.DNS}} {
+		if key.value != nil && !*key.value {
+			v.failBind(i, key.name, "false is not possible for unit, slice and cgroup; leave it out")
+		}
+	}
 }
 
 func checkLinkName(s string) string {
@@ -358,12 +376,12 @@ func (v *validator) bindMark(i int, value any) routing.Mark {
 		if err == nil && masked {
 			var m uint64
 			m, err = strconv.ParseUint(mask, 0, 32)
-			mark.Mask = uint32(m) //nolint:gosec // 32 bits
+			mark.Mask = uint32(m)
 		}
 		if err != nil {
 			return refuse(quoted(value), "")
 		}
-		mark.Value = uint32(n) //nolint:gosec // 32 bits
+		mark.Value = uint32(n)
 	default:
 		v.failBind(i, "mark", misfit(value, bindList+".mark"))
 		return routing.Mark{}

@@ -116,6 +116,8 @@ func TestBadBinds(t *testing.T) {
 		"parent":            {"link = 'w'\ncgroup = 'a/../b'", `write it without . and ..`},
 		"dns of a bridge":   {"link = 'w'\ninterface = 'br0'\ndns = true", `queries can be led only for a user, unit, slice or cgroup`},
 		"inbound of a user": {"link = 'w'\nuser = 'a'\ninbound = 'deny'", `it is for interface and source`},
+		"not strict":        {"link = 'w'\nunit = 'a.service'\nstrict = false", `false is not possible for unit, slice and cgroup`},
+		"long link":         {"link = 'provider two'\nunit = 'a.service'", `it has at most 15 bytes and no space`},
 		"inbound":           {"link = 'w'\ninterface = 'br0'\ninbound = 'allow'", `"allow" is not allowed; want "answer" or "deny"`},
 		"interface":         {"link = 'w'\ninterface = 'a/b'", `no name of an interface`},
 		"same user":         {"link = 'w'\nuser = '1500'\n[[bind]]\nlink='v'\nuser = '1000-1999'", "f:4: bind (entry 2): user=1000-1999 selects packets that user=1500 selects, too"},

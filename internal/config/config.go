@@ -55,6 +55,8 @@ type Config struct {
 	Share    Share
 	// Answers are for containers and LANs: on which link this host answers for them.
 	Answers Answers
+	// Run is for multihomectl run.
+	Run Run
 	// Binds are the entries of [[bind]], in the order of the file.
 	Binds []Bind
 	// MoveRoutes takes the routes of links that ifupdown brings up out of main.
@@ -76,6 +78,12 @@ type Allocator struct {
 	Users, Groups []string
 	// TablesPerUser bounds the leases of every user but root.
 	TablesPerUser int
+}
+
+// Run configures who may use multihomectl run.
+type Run struct {
+	// Group is the name or number of the group whose members may, beside root.
+	Group string
 }
 
 // DNS configures the file of servers that dnsmasq(8) reads (servers-file).
@@ -136,6 +144,7 @@ func Default() Config {
 		},
 		Failover:   defaultFailover(),
 		Answers:    defaultAnswers(),
+		Run:        Run{Group: "multihomed"},
 		DNS:        DNS{PIDFile: "/run/dnsmasq/dnsmasq.pid"},
 		StateDir:   "/var/lib/multihomed",
 		RuntimeDir: "/run/multihomed",

@@ -129,6 +129,9 @@ fence = "no"
 mark_mask = 0x70
 on_dead = "keep"
 
+[run]
+group = "network"
+
 [[include]]
 interface = "tun*"
 [[include]]
@@ -182,6 +185,7 @@ gateway = "fe80::1"
 		},
 		Share:      config.Share{Weights: []config.Weight{{Name: "eth0.100", Weight: 255}, {Name: "wan0", Weight: 3}, {Name: "wan*", Weight: 1}}},
 		Answers:    config.Answers{Forwarded: config.Yes, Fence: config.No, MarkMask: 0x70, OnDead: config.Keep},
+		Run:        config.Run{Group: "network"},
 		DNS:        config.DNS{ServersFile: "/run/other/servers", PIDFile: "/run/dnsmasq.pid"},
 		MoveRoutes: true,
 		StateDir:   "/srv/multihomed", RuntimeDir: "/run/other",
@@ -215,7 +219,7 @@ func TestErrors(t *testing.T) {
 		"unknown nested": {"[tables]\nlats = 3\n", "f:2: tables.lats: unknown key; did you mean tables.last?"},
 		"unknown table":  {"[rapair]\n", "f:1: rapair: unknown key; did you mean repair?"},
 		"in a list":      {"[[include]]\nifname = 'a'\n", "f:2: include.ifname (entry 1): unknown key; include has interface, profile, type"},
-		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, failover, share, answers, include, exclude, link, bind"},
+		"far from all":   {"x = 1\n", "f:1: x: unknown key; there are uplink_group, container_prefix_length, network_rules, log_level, network_manager, state_dir, runtime_dir, tables, repair, allocator, dns, ifupdown, failover, share, answers, run, include, exclude, link, bind"},
 		"twice":          {"uplink_group = 1\nuplink_group = 2\n", "f:2: uplink_group: "},
 		"two unknown":    {"aaaaaaaaaaaaa = 1\nbbbbbbbbbbbbb = 2\n", "f:2: bbbbbbbbbbbbb: unknown key"},
 		"wrong type":     {"uplink_group = 'x'\n", "f:1: uplink_group: a string (\"x\") where a number from 1 to 2147483647 belongs"},
@@ -249,6 +253,7 @@ func TestErrors(t *testing.T) {
 		"family":         {"[allocator]\nfamilies = ['ipv4', 'ipx']\n", `f:2: allocator.families: "ipx" is not allowed; want a non-empty list of "ipv4", "ipv6" and "unspecified"; did you mean "ipv4"?`},
 		"no family":      {"[allocator]\nfamilies = []\n", "f:2: allocator.families: an empty list is not allowed"},
 		"user":           {"[allocator]\nusers = ['a:b']\n", `f:2: allocator.users: "a:b" is not allowed`},
+		"group of run":   {"run.group = 'a,b'\n", `f:1: run.group: "a,b" is not allowed; want the name or number of a group`},
 		"empty group":    {"allocator.groups = ['']\n", `f:1: allocator.groups: "" is not allowed`},
 		"bad glob":       {"[[exclude]]\ntype = 'a'\n[[exclude]]\ntype = 'b'\ninterface = 'wan['\n", `f:5: exclude.interface (entry 2): "wan[" is not allowed; want a non-empty glob such as "wan*"`},
 		"bad glob flat":  {"include = [{interface='a'},\n {profile='['}]\n", `include.profile (entry 2): "[" is not allowed`},

@@ -20,6 +20,7 @@ type raw struct {
 	Failover              rawFailover  `toml:"failover"`
 	Share                 rawShare     `toml:"share"`
 	Answers               rawAnswers   `toml:"answers"`
+	Run                   rawRun       `toml:"run"`
 	Include               []rawMatcher `toml:"include"`
 	Exclude               []rawMatcher `toml:"exclude"`
 	Link                  []rawLink    `toml:"link"`
@@ -83,6 +84,10 @@ type rawAnswers struct {
 	Fence     *string `toml:"fence"`
 	MarkMask  *int64  `toml:"mark_mask"`
 	OnDead    *string `toml:"on_dead"`
+}
+
+type rawRun struct {
+	Group *string `toml:"group"`
 }
 
 type rawMatcher struct {
@@ -179,6 +184,8 @@ func specs() []spec {
 		{"answers.fence", `"auto", "yes" or "no"`},
 		{"answers.mark_mask", "3 to 8 neighbouring bits, such as 0xff000000"},
 		{"answers.on_dead", `"reset" or "keep"`},
+		{"run", "a table ([run])"},
+		{"run.group", "the name or number of a group"},
 		{"include", "a list of tables ([[include]])"},
 		{"include.interface", globAllowed},
 		{"include.profile", globAllowed},

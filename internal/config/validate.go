@@ -107,6 +107,7 @@ func (v *validator) config(file raw) Config {
 	c.Failover = v.failover(file.Failover, c.Failover)
 	c.Share = v.share(file.Share)
 	c.Answers = v.answers(file.Answers, c.Answers)
+	c.Run = v.run(file.Run, c.Run)
 	c.Include = v.matchers("include", file.Include)
 	c.Exclude = v.matchers("exclude", file.Exclude)
 	c.Links = v.links(file.Link)
@@ -309,14 +310,28 @@ func (v *validator) names(key string, file *[]string, preset []string) []string 
 		return preset
 	}
 	for _, name := range *file {
-		if name == "" || len(name) > maxName || strings.ContainsAny(name, ":,/\x00\n \t") {
-			v.refuse(key, quoted(name))
-		}
+		v.name(key, name)
 	}
 	if len(*file) == 0 {
 		return nil // So that two configurations compare.
 	}
 	return slices.Clone(*file)
+}
+
+// name refuses what is no name of a user or a group.
+func (v *validator) name(key, name string) (sound bool) {
+	if name == "" || len(name) > maxName || strings.ContainsAny(name, ":,/\x00\n \t") {
+		v.refuse(key, quoted(name))
+		return false
+	}
+	return true
+}
+
+func (v *validator) run(file rawRun, preset Run) Run {
+	if file.Group != nil && v.name("run.group", *file.Group) {
+		return Run{Group: *file.Group}
+	}
+	return preset
 }
 
 // maxName bounds the name of a user or a group (LOGIN_NAME_MAX of limits.h).

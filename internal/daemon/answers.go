@@ -35,8 +35,11 @@ type answered struct {
 	needs *news.Slot[*reconcile.Snapshot]
 	again news.Signal
 	// seen is what the last snapshot was taken for; it is the loop's.
-	seen uint64
+	seen needed
 }
+
+// needed says what the table depends on.
+type needed struct{ structure, otherRules uint64 }
 
 // withoutTables stands for the table where the kernel has no nf_tables.
 type withoutTables struct{ err error }
@@ -93,7 +96,7 @@ func (a *answered) close() error {
 
 // afterPass is called by the loop when nothing is left to do.
 func (a *answered) afterPass(l *reconcile.Loop) {
-	if seen := l.Structure(); seen != a.seen && (a.keeper.Cares() || l.IsBound()) {
+	if seen := (needed{l.Structure(), l.OtherRules()}); seen != a.seen && (a.keeper.Cares() || l.IsBound()) {
 		a.seen = seen
 		a.needs.Put(l.Current())
 	}
@@ -171,16 +174,21 @@ func (a *answered) marks(f routing.Family) bool {
 	return known && len(facts.Diverted.In(f)) > 0
 }
 
-// status is what status says of answers, nil until it is known. Counters are read anew.
-func (a *answered) status(ctx context.Context) *status.Answers {
+// state is that of the keeper, with counters that are read anew.
+func (a *answered) state(ctx context.Context) answering.State {
 	s := a.keeper.State()
-	if !s.Decided {
-		return nil
-	}
 	if s.Held.Exists {
 		if now, _, err := a.keeper.Table.Read(ctx); err == nil {
 			s.Held = now
 		}
+	}
+	return s
+}
+
+// answersStatus is what status says of answers, nil until it is known.
+func answersStatus(s answering.State) *status.Answers {
+	if !s.Decided {
+		return nil
 	}
 	out := &status.Answers{}
 	for i, f := range routing.Families() {

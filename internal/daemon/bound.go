@@ -13,6 +13,7 @@ import (
 	"multihomed/internal/config"
 	"multihomed/internal/status"
 	"multihomed/routing"
+	"multihomed/routing/answers"
 	"multihomed/routing/reconcile"
 )
 
@@ -48,10 +49,9 @@ func (p *parts) followUsers(ctx context.Context) {
 }
 
 // boundStatus is what status says of bindings.
-func (p *parts) boundStatus(s *reconcile.Snapshot) []status.Binding {
+func (p *parts) boundStatus(s *reconcile.Snapshot, fence answers.Held) []status.Binding {
 	states, held := p.bindings.States()
 	rows := binding.Status(states, held, p.bindings.Config.Answers.MarkMask, s)
-	fence := p.answers.keeper.State().Held
 	for i := range rows {
 		rows[i].Dropped = answering.Dropped(fence, s, rows[i].Name)
 	}

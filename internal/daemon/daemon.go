@@ -19,6 +19,7 @@ import (
 	"multihomed/internal/event"
 	"multihomed/internal/failover"
 	"multihomed/internal/handoff"
+	"multihomed/internal/holding"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/news"
 	"multihomed/internal/notify"
@@ -81,7 +82,9 @@ func Run(ctx context.Context, o Options) error {
 	defer unlock()
 	defer announce(ctx, cfg, o.Logger)()
 
-	if s.sockets, err = openSockets(); err != nil {
+	s.maps = &holding.Maps{Store: s.notify.Keep}
+	defer closing(o.Logger, "DNS maps", s.maps.Close)
+	if s.sockets, err = openSockets(s.maps.TakeStored); err != nil {
 		return err
 	}
 	defer closing(o.Logger, "sockets", s.sockets.Close)
@@ -134,6 +137,8 @@ type service struct {
 	notify  *notify.Notifier
 	started time.Time
 	sockets *sockets
+	// maps are the DNS maps of bound programs.
+	maps *holding.Maps
 	// lock and events are made again with the runtime directory; memory outlives it.
 	lock     *lockfile.Lock
 	events   *handoff.Listener
@@ -168,6 +173,8 @@ const (
 	allocatorFault  routing.Code = "table-allocator"
 	tableNamesFault routing.Code = "table-names"
 	statusFault     routing.Code = "status-socket"
+	runFault        routing.Code = "binder-socket"
+	boundNamesFault routing.Code = "bound-dns-servers"
 	lastGoodFault   routing.Code = "last-good-configuration"
 )
 
@@ -213,6 +220,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	passed, known, leasing := newLatch(), newLatch(), newLatch()
 	var noManager atomic.Bool
 	var p *parts
+	var held *holder
 	outdated, changed := news.NewSignal(), news.NewSignal()
 	reports := news.NewSlot[reconcile.Report]()
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
@@ -220,6 +228,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		Settled: func() {
 			passed.give()
 			changed.Give()
+			held.afterPass()
 			noManager.Store(p.owners.NoManager())
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
@@ -239,6 +248,8 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	tellers := newTeller(s, cfg, p, outdated, changed)
 	// Without the socket the routing goes on, and multihomectl reads the host by itself.
 	s.fault(statusFault, tellers.listen())
+	held = newHolder(s, cfg, p)
+	s.fault(runFault, held.listen())
 
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -270,6 +281,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			})
 		}},
 		{name: "status", run: tellers.run},
+		{name: "bound programs", run: held.run},
 		{name: "bookkeeping of leases", run: always(func(ctx context.Context) { p.keepLeases(ctx, s.fault) })},
 		{name: "memory", run: always(func(ctx context.Context) { giveBack(ctx, changed) })},
 		{name: "last good configuration", run: always(func(ctx context.Context) {
@@ -279,7 +291,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			}
 		})},
 		{name: "runtime directory", run: func(ctx context.Context) (err error) {
-			if lost, err = s.guard(ctx, cfg, p, tellers); lost || err != nil {
+			if lost, err = s.guard(ctx, cfg, p, tellers, held); lost || err != nil {
 				cancel()
 			}
 			return err

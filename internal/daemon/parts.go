@@ -139,7 +139,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if p.writer, err = p.mirror.OpenWriter(); err != nil {
 		return err
 	}
-	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "" || more.watches && cfg.Failover.Enabled, Passed: note.Passed(cfg.RuntimeDir)})
+	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "" || more.watches, Passed: note.Passed(cfg.RuntimeDir)})
 	var unread owners.Unread
 	p.owners, unread = owners.Open(cfg, p.watcher, p.mirror)
 	for _, err := range unread.Leases {

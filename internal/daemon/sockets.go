@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -70,10 +71,14 @@ type sockets struct {
 	given []*unixgram.Conn
 }
 
-// openSockets takes over the sockets that systemd passed (sd_listen_fds(3)).
-func openSockets() (*sockets, error) {
+// openSockets takes over the sockets that systemd passed (sd_listen_fds(3)). What it kept for an earlier process
+// comes the same way, and stored takes it by its name.
+func openSockets(stored func(name string, f *os.File) bool) (*sockets, error) {
 	s := &sockets{open: map[unixgram.Address]*unixgram.Conn{}}
 	for _, file := range activation.Files() {
+		if stored(file.Name(), file) {
+			continue
+		}
 		conn, err := unixgram.FromFile(file)
 		err = errors.Join(err, file.Close())
 		if err != nil {

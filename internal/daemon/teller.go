@@ -201,7 +201,8 @@ func (t *teller) look(ctx context.Context, most int) error {
 	var off offswitch.State
 	off, now.switched = t.parts.off.State()
 	health, judged := t.parts.failoverView(t.cfg)
-	answers, bound := t.parts.answers.status(ctx), t.parts.boundStatus(snapshot)
+	marked := t.parts.answers.state(ctx)
+	answers, bound := answersStatus(marked), t.parts.boundStatus(snapshot, marked.Held)
 	now.uplinks = judged
 	last := &t.told
 	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&

@@ -8,7 +8,7 @@ import (
 	"multihomed/routing"
 )
 
-// BindingPreceded: a rule of another program comes before the rules of a binding.
+// BindingPreceded says that a rule of another program comes before the rules of a binding.
 const BindingPreceded routing.Code = "binding-preceded"
 
 // A Binding says by which uplink packets leave that one selector picks out. Exactly one of the four

@@ -12,6 +12,16 @@ type Answers interface {
 	Answers() (routing.Answers, bool)
 }
 
+// StandingAnswers is for whoever does not know what packets are marked with: the rungs that stand
+// are right.
+type StandingAnswers struct{}
+
+// Changed never is.
+func (StandingAnswers) Changed() <-chan struct{} { return nil }
+
+// Answers are not known.
+func (StandingAnswers) Answers() (routing.Answers, bool) { return routing.Answers{}, false }
+
 // answered is readable when there are new facts of answers; nil if there are none ever.
 func (l *Loop) answered() <-chan struct{} {
 	if l.Answers == nil {
@@ -42,37 +52,4 @@ func (l *Loop) takeAnswers() {
 	if l.planner.SetAnswers(facts) {
 		l.picture.restructure()
 	}
-}
-
-// StandingAnswers are [Answers] for a process that only looks: packets are marked as whoever marks
-// them was told, which the rungs in the kernel show.
-func StandingAnswers(m Mirror, mask routing.MarkMask) Answers { return standingAnswers{m, mask} }
-
-type standingAnswers struct {
-	mirror Mirror
-	mask   routing.MarkMask
-}
-
-func (standingAnswers) Changed() <-chan struct{} { return nil }
-
-func (s standingAnswers) Answers() (routing.Answers, bool) {
-	facts := routing.Answers{Mask: s.mask}
-	s.mirror.View(func(k State) {
-		for r := range k.Rules() {
-			if r.Priority != routing.PriorityAnswerNever || !r.IsAnswer() {
-				continue
-			}
-			facts.Families.Set(r.Family, true)
-			for number := uint8(1); number <= s.mask.Last(); number++ {
-				if s.mask.Mark(number) != r.Mark {
-					continue
-				}
-				if facts.Diverted.In(r.Family) == nil {
-					facts.Diverted.Set(r.Family, map[uint8]struct{}{})
-				}
-				facts.Diverted.In(r.Family)[number] = struct{}{}
-			}
-		}
-	})
-	return facts, true
 }

@@ -171,6 +171,7 @@ func (l *Loop) takeForeign(ctx context.Context) {
 	for i, f := range routing.Families() {
 		l.planner.SetForeign(f, foreign[i])
 	}
+	l.otherRules++
 	l.noteStepped(ctx)
 }
 

@@ -134,6 +134,8 @@ type Loop struct {
 	// bindingsKnown says that it is known what is bound.
 	bindingsKnown bool
 
+	// otherRules counts the changes of the rules of others.
+	otherRules uint64
 	// stepped are the rules of others that bound traffic steps over, by family.
 	stepped map[routing.Family]map[routing.Rule]struct{}
 	// dirty interfaces are planned in the next pass, touched objects compared.

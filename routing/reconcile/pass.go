@@ -140,6 +140,9 @@ func (l *Loop) mayDelete(k State, op routing.Op) bool {
 	if op.Verb == routing.DeleteRule && !l.answersKnown && op.Rule.IsAnswer() {
 		return false // Packets may be marked for it.
 	}
+	if op.Verb == routing.DeleteRule && !l.bindingsKnown && op.Rule.IsBinding() {
+		return false // Something may be bound by it.
+	}
 	if l.complete || l.abandoned(k, op) {
 		return true
 	}

@@ -290,6 +290,9 @@ func (l *Loop) outdated() bool {
 // which the loop calls, and makes no snapshot.
 func (l *Loop) Structure() uint64 { return l.picture.structure }
 
+// OtherRules changes with the rules of others. It is for hooks, too.
+func (l *Loop) OtherRules() uint64 { return l.otherRules }
+
 // announce says that the next snapshot is another one than was announced last, whoever takes
 // the snapshots.
 func (l *Loop) announce() {

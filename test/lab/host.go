@@ -247,7 +247,7 @@ func resetNFTables() error {
 
 // resetFiles removes files that the daemons under test have written.
 func resetFiles() error {
-	for _, dir := range []string{"/run/multihomed", proberDir, "/run/NetworkManager", "/run/dhcpcd", "/run/network", interfacesFile} {
+	for _, dir := range []string{"/run/multihomed", proberDir, binderDir, "/run/NetworkManager", "/run/dhcpcd", "/run/network", interfacesFile} {
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -21,6 +22,8 @@ type From struct {
 	Addr   netip.Addr // bind(2)
 	Device string     // SO_BINDTODEVICE
 	Mark   uint32     // SO_MARK
+	// User is who opens the socket, by setfsuid(2); 0 is root.
+	User int
 }
 
 func (f From) String() string {
@@ -83,6 +86,24 @@ func askOnce(ctx context.Context, from From, network string, dst netip.AddrPort)
 	return question(ctx, from, network, dst, 0)
 }
 
+// dial opens the socket as the user.
+func (f From) dial(ctx context.Context, dialer net.Dialer, network string, dst netip.AddrPort) (net.Conn, error) {
+	if f.User == 0 {
+		return dialer.DialContext(ctx, network, dst.String())
+	}
+	// It is the thread's. To a number, the dialer opens the socket in this goroutine.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Setfsuid(f.User); err != nil {
+		return nil, fmt.Errorf("becoming user %d: %w", f.User, err)
+	}
+	conn, err := dialer.DialContext(ctx, network, dst.String())
+	if back := unix.Setfsuid(0); back != nil {
+		err = errors.Join(err, fmt.Errorf("becoming root again: %w", back))
+	}
+	return conn, err
+}
+
 // question repeats a datagram so often; 0 is never.
 func question(ctx context.Context, from From, network string, dst netip.AddrPort, repeat time.Duration) (Answer, error) {
 	ctx, cancel := Within(ctx, probeTimeout)
@@ -100,7 +121,7 @@ func question(ctx context.Context, from From, network string, dst netip.AddrPort
 		}
 	}
 	begin := time.Now()
-	conn, err := dialer.DialContext(ctx, network, dst.String())
+	conn, err := from.dial(ctx, dialer, network, dst)
 	if err != nil {
 		return fail(err)
 	}

@@ -24,18 +24,18 @@ var floors = [][]string{
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/binder/wire", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
+		"internal/binder/wire", "internal/cgroups", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/answers", "internal/binder/client", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/answers", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
-		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/cleanup", "internal/hookstate", "internal/kerneltables",
+		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/holding", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
 	},
 	// Who the links are.
-	{"internal/config", "internal/handoff", "internal/routedlease"},
-	{"internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
+	{"internal/config", "internal/handoff", "internal/holding/client", "internal/routedlease"},
+	{"internal/binding", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
 	{"internal/answering", "internal/dnsmasq", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.

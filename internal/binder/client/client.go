@@ -1,4 +1,4 @@
-// Package client asks multihomed-binder to bind a cgroup to a link.
+// Package client asks multihomed-binder to bind a cgroup to a link, and to change a link's DNS servers.
 package client
 
 import (
@@ -18,7 +18,7 @@ import (
 const DefaultPath = "/run/multihomed-binder/socket"
 
 // ErrAway says that no helper can be reached: another way of binding may work.
-var ErrAway = errors.New("multihomed-binder cannot be reached; to fix: systemctl enable --now multihomed-binder.socket")
+var ErrAway = errors.New("multihomed-binder cannot be reached; to fix: systemctl start multihomed-binder.socket")
 
 // ErrUnable says that the helper or the kernel cannot bind cgroups: another way may work.
 var ErrUnable = errors.New("multihomed-binder cannot bind cgroups")
@@ -43,14 +43,27 @@ const (
 //
 // Errors: [ErrAway], [Refusal].
 func Bind(ctx context.Context, path, link string, cgroup *os.File) (note string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	request, err := wire.EncodeRequest(nil, link)
 	if err != nil {
 		return "", err
 	}
+	return insist(ctx, path, request, cgroup)
+}
+
+// Change writes a link's servers into the DNS map that attached programs read. The helper takes it of root and the daemon.
+//
+// Errors: as Bind.
+func Change(ctx context.Context, path string, servers wire.DNS, dns *os.File) error {
+	_, err := insist(ctx, path, wire.EncodeChange(nil, servers), dns)
+	return err
+}
+
+// insist asks until the helper is not busy.
+func insist(ctx context.Context, path string, request []byte, passed *os.File) (note string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	for {
-		answer, err := ask(ctx, path, request, cgroup)
+		answer, err := ask(ctx, path, request, passed)
 		switch {
 		case err != nil:
 			return "", fmt.Errorf("asking multihomed-binder: %w", err)
@@ -69,7 +82,7 @@ func Bind(ctx context.Context, path, link string, cgroup *os.File) (note string,
 	}
 }
 
-func ask(ctx context.Context, path string, request []byte, cgroup *os.File) (wire.Answer, error) {
+func ask(ctx context.Context, path string, request []byte, passed *os.File) (wire.Answer, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", path)
 	if err != nil {
@@ -88,7 +101,7 @@ func ask(ctx context.Context, path string, request []byte, cgroup *os.File) (wir
 		return wire.Answer{}, err
 	}
 	// Not Fd, which would have the file block from now on.
-	raw, err := cgroup.SyscallConn()
+	raw, err := passed.SyscallConn()
 	if err != nil {
 		return wire.Answer{}, err
 	}

@@ -2,7 +2,10 @@
 // each a datagram of an AF_UNIX socket of type SOCK_SEQPACKET (unix(7)).
 //
 //	request: version, name of the link; with it the descriptor of the cgroup's directory (SCM_RIGHTS)
+//	change:  version, 0, servers of IPv4 and IPv6, resolvers; with it the descriptor of a link's DNS map
 //	answer:  version, code, text
+//
+// No name of a link begins with 0. A change is for the daemon, which has the maps and no right to call bpf(2).
 //
 // Both sides decode strictly.
 package wire
@@ -10,6 +13,8 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"unicode/utf8"
 
 	"multihomed/routing"
@@ -20,6 +25,12 @@ const (
 	version = 1
 	// MaxRequest is the longest request, in bytes.
 	MaxRequest = 1 + routing.MaxInterfaceName
+	// MaxResolvers is how many resolvers a change has at most.
+	MaxResolvers = 16
+	// MaxChange is the longest change.
+	MaxChange = 2 + (2+MaxResolvers)*addressSize
+	// addressSize is that of an address of IPv6. IPv4 stands as ::ffff:a.b.c.d, and no address as zeros.
+	addressSize = 16
 	// MaxText is the longest text of an answer.
 	MaxText = 1024
 	// MaxAnswer is the longest answer.
@@ -54,6 +65,64 @@ type Answer struct {
 	Code Code
 	// Text is for the user. Of a refusal it says how to fix it.
 	Text string
+}
+
+// DNS says where the queries of a link's bound sockets go, as [multihomed/internal/cgroupbpf.DNS] does.
+type DNS struct {
+	// Server4 and Server6 are the link's servers. The zero Addr means that there is none.
+	Server4 netip.Addr `json:"server4"`
+	Server6 netip.Addr `json:"server6"`
+	// Resolvers are addresses that are asked instead of the link's servers.
+	Resolvers []netip.Addr `json:"resolvers,omitempty"`
+}
+
+// Equal reports whether queries go to the same servers.
+func (d DNS) Equal(o DNS) bool {
+	return d.Server4 == o.Server4 && d.Server6 == o.Server6 && slices.Equal(d.Resolvers, o.Resolvers)
+}
+
+// IsChange tells a change from a request.
+func IsChange(datagram []byte) bool { return len(datagram) > 1 && datagram[1] == 0 }
+
+// EncodeChange appends a change to out. Resolvers that are too many are left out.
+func EncodeChange(out []byte, d DNS) []byte {
+	out = append(out, version, 0)
+	for _, a := range append([]netip.Addr{d.Server4, d.Server6}, d.Resolvers[:min(len(d.Resolvers), MaxResolvers)]...) {
+		var b [addressSize]byte
+		if a.IsValid() {
+			b = a.As16()
+		}
+		out = append(out, b[:]...)
+	}
+	return out
+}
+
+// DecodeChange reads a change.
+func DecodeChange(datagram []byte) (DNS, error) {
+	if err := checkVersion(datagram); err != nil {
+		return DNS{}, err
+	}
+	if !IsChange(datagram) || len(datagram) < 2+2*addressSize || len(datagram) > MaxChange || (len(datagram)-2)%addressSize != 0 {
+		return DNS{}, errors.New("a change of an impossible length")
+	}
+	var all []netip.Addr
+	for b := range slices.Chunk(datagram[2:], addressSize) {
+		a := netip.AddrFrom16([addressSize]byte(b)).Unmap()
+		if a == netip.IPv6Unspecified() {
+			a = netip.Addr{}
+		}
+		all = append(all, a)
+	}
+	for _, r := range all[2:] {
+		if !r.IsValid() {
+			return DNS{}, errors.New("a change with a resolver without an address")
+		}
+	}
+	d := DNS{Server4: all[0], Server6: all[1]}
+	if len(all) > 2 {
+		d.Resolvers = all[2:]
+	}
+	return d, nil
 }
 
 // EncodeRequest appends a request to out.

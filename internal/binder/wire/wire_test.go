@@ -1,6 +1,8 @@
 package wire_test
 
 import (
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -57,6 +59,36 @@ func TestALongTextIsCutBetweenCharacters(t *testing.T) {
 	}
 }
 
+func TestChangesSurviveTheWayAndWrongOnesAreRefused(t *testing.T) {
+	t.Parallel()
+	v4, v6 := netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")
+	for _, d := range []wire.DNS{
+		{}, {Server4: v4}, {Server6: v6}, {Server4: v4, Server6: v6, Resolvers: []netip.Addr{v6, v4}},
+		{Server4: v4, Resolvers: slices.Repeat([]netip.Addr{v4}, wire.MaxResolvers)},
+	} {
+		datagram := wire.EncodeChange(nil, d)
+		if !wire.IsChange(datagram) || len(datagram) > wire.MaxChange {
+			t.Errorf("%+v: %x", d, datagram)
+		}
+		if got, err := wire.DecodeChange(datagram); err != nil || !got.Equal(d) {
+			t.Errorf("%+v: %+v, %v", d, got, err)
+		}
+		if _, err := wire.DecodeRequest(datagram); err == nil {
+			t.Errorf("%+v is a request", d)
+		}
+	}
+	if got, err := wire.DecodeChange(wire.EncodeChange(nil, wire.DNS{Resolvers: slices.Repeat([]netip.Addr{v4}, wire.MaxResolvers+1)})); err != nil || len(got.Resolvers) != wire.MaxResolvers {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, datagram := range []string{"", "\x01", "\x01\x00", "\x02\x00" + zeros(32), "\x01\x00" + zeros(31), "\x01\x00" + zeros(48), "\x01\x00" + zeros(32+17*16), "\x01wan0"} {
+		if got, err := wire.DecodeChange([]byte(datagram)); err == nil {
+			t.Errorf("%q is read as %+v", datagram, got)
+		}
+	}
+}
+
+func zeros(n int) string { return strings.Repeat("\x00", n) }
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte("\x01wan0"))
 	f.Add([]byte("\x01\x02text"))
@@ -64,6 +96,11 @@ func FuzzDecode(f *testing.F) {
 		if link, err := wire.DecodeRequest(datagram); err == nil {
 			if again, err := wire.EncodeRequest(nil, link); err != nil || string(again) != string(datagram) {
 				t.Errorf("%q, %v", again, err)
+			}
+		}
+		if d, err := wire.DecodeChange(datagram); err == nil {
+			if again, err := wire.DecodeChange(wire.EncodeChange(nil, d)); err != nil || !again.Equal(d) {
+				t.Errorf("%+v, %v", again, err)
 			}
 		}
 		if a, err := wire.DecodeAnswer(datagram); err == nil {

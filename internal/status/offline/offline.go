@@ -101,8 +101,7 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 		Owners:   &recalledOwners{Owners: owners, reading: r},
 		Reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
-		Failover: reconcile.StandingFailover(standing), Bindings: bound,
-		Answers: reconcile.StandingAnswers(reconcile.MirrorOf(r.mirror), r.cfg.Answers.MarkMask),
+		Failover: reconcile.StandingFailover(standing), Answers: reconcile.StandingAnswers{}, Bindings: bound,
 	})
 	if err != nil {
 		return nil, err

@@ -10,7 +10,7 @@ import (
 )
 
 // names are those of the program that its own is not: symbolic links to it.
-var names = []string{"multihomectl", "multihomed-dispatcher", "multihomed-prober"}
+var names = []string{"multihomectl", "multihomed-dispatcher", "multihomed-prober", "multihomed-binder"}
 
 var built struct {
 	sync.Mutex

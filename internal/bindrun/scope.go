@@ -1,0 +1,102 @@
+package bindrun
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+)
+
+const (
+	systemd = "org.freedesktop.systemd1"
+	manager = systemd + ".Manager"
+	tree    = dbus.ObjectPath("/org/freedesktop/systemd1")
+)
+
+// A property is that of a unit, as StartTransientUnit takes it (org.freedesktop.systemd1(5)).
+type property struct {
+	Name  string
+	Value dbus.Variant
+}
+
+// An auxiliary is a further unit. There are none.
+type auxiliary struct {
+	Name       string
+	Properties []property
+}
+
+// enterScope has the user's service manager make a scope with this process in it.
+func enterScope(ctx context.Context, link string) (home, error) {
+	bus, err := dbus.Connect(userBus(os.Getenv, os.Getuid()), dbus.WithContext(ctx))
+	if err != nil {
+		return home{}, fmt.Errorf("%w: the service manager of this user cannot be reached: %w", errNoCgroup, err)
+	}
+	defer func() { _ = bus.Close() }() // Nothing is left to be sent.
+	name := prefix + strconv.Itoa(os.Getpid()) + ".scope"
+	if err := startScope(ctx, bus, name, link); err != nil {
+		return home{}, fmt.Errorf("%w: the service manager of this user makes no scope: %w", errNoCgroup, err)
+	}
+	h, err := findHome()
+	if err == nil && !strings.HasSuffix(h.name, "/"+name) {
+		err = fmt.Errorf("%w: the service manager of this user made the scope %s, and this process is in %s", errNoCgroup, name, h.name)
+	}
+	return h, err
+}
+
+// userBus is the address of the user's bus. Where it is not known, no program is started that would make one
+// (autolaunch).
+func userBus(env func(string) string, uid int) string {
+	if a := env("DBUS_SESSION_BUS_ADDRESS"); a != "" && !strings.HasPrefix(a, "autolaunch:") {
+		return a
+	}
+	dir := env("XDG_RUNTIME_DIR")
+	if dir == "" {
+		dir = filepath.Join("/run/user", strconv.Itoa(uid))
+	}
+	return "unix:path=" + dbus.EscapeBusAddressValue(filepath.Join(dir, "bus"))
+}
+
+func startScope(ctx context.Context, bus *dbus.Conn, name, link string) error {
+	object := bus.Object(systemd, tree)
+	// Its signals come only to those who ask.
+	if err := object.CallWithContext(ctx, manager+".Subscribe", 0).Err; err != nil {
+		return err
+	}
+	if err := bus.AddMatchSignalContext(ctx, dbus.WithMatchSender(systemd), dbus.WithMatchInterface(manager), dbus.WithMatchMember("JobRemoved")); err != nil {
+		return err
+	}
+	signals := make(chan *dbus.Signal, 64)
+	bus.Signal(signals)
+	var job dbus.ObjectPath
+	err := object.CallWithContext(ctx, manager+".StartTransientUnit", 0, name, "fail", []property{
+		{"Description", dbus.MakeVariant("Program bound to " + strings.ToValidUTF8(link, "?") + " by multihomectl run")},
+		{"PIDs", dbus.MakeVariant([]uint32{uint32(os.Getpid())})}, //nolint:gosec // Not negative.
+		{"CollectMode", dbus.MakeVariant("inactive-or-failed")},
+	}, []auxiliary{}).Store(&job)
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case s, open := <-signals:
+			if !open {
+				return errors.New("the bus has gone")
+			}
+			// u id, o job, s unit, s result
+			if s.Name != manager+".JobRemoved" || len(s.Body) != 4 || s.Body[1] != job {
+				continue
+			}
+			if s.Body[3] != "done" {
+				return fmt.Errorf("its job ended with %v", s.Body[3])
+			}
+			return nil
+		}
+	}
+}

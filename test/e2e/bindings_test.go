@@ -1,0 +1,316 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"multihomed/internal/status"
+	"multihomed/test/lab"
+)
+
+// A bound thing is something that is bound, and how it asks.
+type bound struct {
+	name string
+	ask  func(ctx context.Context, network string, to netip.Addr) (lab.Answer, error)
+}
+
+// local are the two kinds of local bindings of these tests.
+func local(from lab.From) func(context.Context, string, netip.Addr) (lab.Answer, error) {
+	return func(ctx context.Context, network string, to netip.Addr) (lab.Answer, error) {
+		if network == "tcp" {
+			return lab.DialTCP(ctx, from, to)
+		}
+		return lab.DialUDP(ctx, from, to)
+	}
+}
+
+// answeredBy wants each to be answered by a provider, by TCP and UDP, IPv4 and IPv6.
+func (p *publishing) answeredBy(isp, when string, all ...bound) {
+	p.t.Helper()
+	for _, b := range all {
+		for _, to := range []netip.Addr{lab.InternetAddr4, lab.InternetAddr6} {
+			for _, network := range []string{"tcp", "udp"} {
+				p.eventually(func() error {
+					ctx, cancel := context.WithTimeout(p.t.Context(), lab.Stretched(2*time.Second))
+					defer cancel()
+					a, err := b.ask(ctx, network, to)
+					if err == nil && a.ISP != isp {
+						err = fmt.Errorf("answered by %s", a.ISP)
+					}
+					if err != nil {
+						return fmt.Errorf("%s: %s by %s to %v: %w", when, b.name, network, to, err)
+					}
+					return nil
+				})
+			}
+		}
+	}
+}
+
+// silent wants nothing of them to be answered, nor to leave at all: no provider sees a packet to
+// the internet.
+func (p *publishing) silent(when string, all ...bound) {
+	p.t.Helper()
+	for _, c := range p.captures {
+		c.Reset()
+	}
+	for _, b := range all {
+		for _, to := range []netip.Addr{lab.InternetAddr4, lab.InternetAddr6} {
+			for _, network := range []string{"tcp", "udp"} {
+				ctx, cancel := context.WithTimeout(p.t.Context(), lab.Stretched(300*time.Millisecond))
+				if a, err := b.ask(ctx, network, to); err == nil {
+					p.t.Errorf("%s: %s by %s to %v is answered by %s", when, b.name, network, to, a.ISP)
+				}
+				cancel()
+			}
+		}
+	}
+	for n, c := range p.captures {
+		packets, err := c.Matching(func(k lab.Packet) bool {
+			return (k.Dst == lab.InternetAddr4 || k.Dst == lab.InternetAddr6) && k.DstPort == lab.EchoPort
+		})
+		p.must(err)
+		if len(packets) > 0 {
+			p.t.Errorf("%s: %s saw what must not leave:\n%s", when, p.isps[n].Name(), lab.FormatPackets(packets))
+		}
+	}
+}
+
+// bindingIs wants a binding to be in a state.
+func (r *rig) bindingIs(selector, value, state string) {
+	r.t.Helper()
+	r.eventually(func() error {
+		s, err := r.json()
+		if err != nil {
+			return err
+		}
+		at := slices.IndexFunc(s.Bindings, func(b status.Binding) bool { return b.Selector == selector && b.Value == value })
+		if at < 0 {
+			return fmt.Errorf("no binding of %s=%s in %+v", selector, value, s.Bindings)
+		}
+		if s.Bindings[at].State != state {
+			return fmt.Errorf("%+v is not %s", s.Bindings[at], state)
+		}
+		return nil
+	})
+}
+
+// TestBindings: what is bound to a link leaves by it and by nothing else, whatever happens to the
+// link, the daemon, the table of nftables and the rules of others; a published port of a bound
+// container is answered where it was asked.
+func TestBindings(t *testing.T) {
+	const toml = `
+[[bind]]
+link = "wan1"
+user = "1500-1501"
+
+[[bind]]
+link = "wan1"
+mark = "0x10/0xff"
+
+[[bind]]
+link = "wan1"
+interface = "docker0"
+
+[[bind]]
+link = "wan1"
+source = "172.18.0.0/24"
+
+[[bind]]
+link = "wan1"
+source = "fd18::/64"
+
+[[bind]]
+link = "wan9"
+user = "1600"
+`
+	p := newPublishing(t, forwards(), toml)
+	other, err := p.NewBridge("br-shared", netip.MustParsePrefix("172.18.0.1/16"))
+	p.must(err)
+	p.must(other.AddAddr(netip.MustParsePrefix("fd18::1/64")))
+	inside, err := other.Container("inside", netip.MustParsePrefix("172.18.0.2/16"))
+	p.must(err)
+	p.must(inside.AddAddr("eth0", netip.MustParsePrefix("fd18::2/64")))
+	p.must(inside.AddRoute(lab.DefaultVia(netip.MustParseAddr("fd18::1")), "eth0"))
+	p.nft("add rule ip nat post ip saddr 172.18.0.0/16 oifname != br-shared masquerade\nadd rule ip6 nat post ip6 saddr fd18::/64 oifname != br-shared masquerade\n")
+	p.start()
+	for _, link := range []string{"wan0", "wan1"} {
+		_, err := p.WaitAddr(t.Context(), link, lab.IPv6)
+		p.must(err)
+	}
+	p.marks(lab.IPv6, 2)
+	all := []bound{
+		{"user 1500", local(lab.From{User: 1500})},
+		{"user 1501", local(lab.From{User: 1501})},
+		{"mark 0x10", local(lab.From{Mark: 0x10})},
+		{"mark 0x110", local(lab.From{Mark: 0x110})},
+		{"the container", func(ctx context.Context, network string, to netip.Addr) (lab.Answer, error) {
+			return p.container.Call(ctx, lab.From{}, network, to)
+		}},
+		{"the network inside", func(ctx context.Context, network string, to netip.Addr) (lab.Answer, error) {
+			return inside.Call(ctx, lab.From{}, network, to)
+		}},
+	}
+	nobody := bound{"user 1600", local(lab.From{User: 1600})}
+	unbound := bound{"user 1502", local(lab.From{User: 1502})}
+	p.answeredBy("isp1", "at first", all...)
+	p.answeredBy("isp0", "at first", unbound)
+	p.silent("without its link", nobody)
+	p.bindingIs("user", "1600", status.BindingDown)
+	p.asked("at first", lab.IPv4, lab.IPv6)
+	p.strays("at first")
+	// Bound to nothing else, they reach what the host knows.
+	for _, b := range all[:3] {
+		if a, err := b.ask(t.Context(), "udp", netip.MustParseAddr("172.17.0.2")); err != nil || a.ISP != "container" {
+			t.Errorf("%s asks the container: %q, %v", b.name, a.ISP, err)
+		}
+	}
+
+	p.must(p.Down(t.Context(), "wan1"))
+	p.bindingIs("interface", "docker0", status.BindingDown)
+	p.silent("without the link", all...)
+	p.answeredBy("isp0", "without the link", unbound)
+	p.up("wan1")
+	p.bindingIs("interface", "docker0", status.BindingActive)
+	p.answeredBy("isp1", "with the link again", all...)
+	p.strays("while the link went and came")
+
+	// A rule of somebody else takes the packets: they are dropped, and status names it.
+	p.ip("rule", "add", "uidrange", "1500-1500", "lookup", "main", "priority", "100")
+	p.reported(true, "wan1", "comes before the binding of user 1500-1501")
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), lab.Stretched(300*time.Millisecond))
+		if a, err := all[0].ask(ctx, "udp", lab.InternetAddr4); err == nil {
+			t.Errorf("by the rule of somebody else: answered by %s", a.ISP)
+		}
+		cancel()
+	}
+	p.eventually(func() error {
+		s, err := p.json()
+		if err == nil && s.Bindings[0].Dropped == 0 {
+			err = errors.New("nothing was dropped")
+		}
+		return err
+	})
+	p.ip("rule", "del", "priority", "100")
+	p.answeredBy("isp1", "without the rule", all[0])
+
+	_, err = p.Run(t.Context(), "nft", "delete", "table", "inet", "multihomed")
+	p.must(err)
+	p.answeredBy("isp1", "without the table", all...)
+	p.kill9()
+	p.answeredBy("isp1", "without the daemon", all...)
+	p.ip("link", "set", "wan1", "down")
+	p.silent("without the daemon and the link", all...)
+	p.ip("link", "set", "wan1", "up")
+	p.start()
+	p.up("wan1")
+	p.answeredBy("isp1", "after a start", all...)
+	p.strays("to the end")
+	if out, err := p.ctl("off"); err != nil {
+		t.Errorf("off: %v: %s", err, out)
+	}
+	p.answeredBy("isp0", "switched off", all[0])
+	if out, err := p.ctl("on"); err != nil {
+		t.Errorf("on: %v: %s", err, out)
+	}
+	p.answeredBy("isp1", "switched on", all...)
+	p.must(p.daemon.Stop(t.Context()))
+	p.answeredBy("isp1", "after a stop", all...)
+	p.flush()
+}
+
+// TestBind: multihomectl binds and unbinds at once, also users and links that do not exist yet; what
+// it keeps until the next boot does not last longer; the configuration wins.
+func TestBind(t *testing.T) {
+	p := newPublishing(t, forwards(), "[[bind]]\nlink = \"wan1\"\nuser = \"1500\"\n")
+	p.start()
+	bind := func(want string, args ...string) {
+		t.Helper()
+		out, err := p.ctl(append([]string{"bind"}, args...)...)
+		if !strings.Contains(out, want) {
+			t.Errorf("bind %v: %v: %s, want %s", args, err, out, want)
+		}
+	}
+	user := func(uid int) bound { return bound{fmt.Sprintf("user %d", uid), local(lab.From{User: uid})} }
+	bind("the configuration binds user=1500", "add", "wan0", "user=1400-1600")
+	bind("user=1700 is bound to wan1\n", "add", "wan1", "user=1700")
+	p.answeredBy("isp1", "added", user(1700))
+	bind("user=1700 is bound to wan0\n", "add", "wan0", "user=1700")
+	p.answeredBy("isp0", "with another link", user(1700))
+	bind("user=1700 is bound to wan0 already; to fix: multihomectl bind remove user=1700", "add", "wan1", "user=1700", "--runtime")
+	bind("user=1701 is bound to later, which is down: there is no link later, and nothing of it leaves", "add", "later", "user=1701", "--runtime")
+	p.silent("bound to what does not exist", user(1701))
+	bind("and waits: there is no user bonita", "add", "wan1", "user=bonita")
+	bind(`there is no command "bind wan1"`, "wan1")
+	bind(`user: "root" is not allowed`, "add", "wan1", "user=root")
+	bind(`"usr=1" is no selector; did you mean user?`, "add", "wan1", "usr=1")
+	bind("the configuration binds user=1500; to fix: remove its [[bind]]", "remove", "user=1500")
+	bind("user=9 is not bound", "remove", "user=9")
+	bind("mark=0x20 is bound to wan1", "add", "wan1", "mark=32", "--strict=false")
+	p.answeredBy("isp1", "by its mark", bound{"mark 0x20", local(lab.From{Mark: 0x20})})
+
+	passwd, err := os.ReadFile("/etc/passwd")
+	p.must(err)
+	p.must(os.WriteFile("/etc/passwd", append(passwd, "bonita:x:1702:1702::/:/bin/false\n"...), 0o644))
+	p.answeredBy("isp1", "there is the user", user(1702))
+	p.bindingIs("user", "bonita", status.BindingActive)
+	p.must(os.WriteFile("/etc/passwd", passwd, 0o644))
+
+	// The profile of a link is a name of it, too.
+	p.must(p.AddProfile(t.Context(), "provider two", "wan1", "ipv6.addr-gen-mode", "eui64"))
+	bind("user=1703 is bound to provider two, which is down", "add", "provider two", "user=1703")
+	p.up("provider two")
+	p.bindingIs("user", "1703", status.BindingActive)
+	p.answeredBy("isp1", "by its profile", user(1703))
+
+	p.must(p.daemon.Stop(t.Context()))
+	bind("it takes effect when multihomed runs: systemctl", "add", "wan1", "user=1704")
+	p.must(os.RemoveAll(p.cfg.RuntimeDir)) // As a boot does.
+	p.start()
+	p.answeredBy("isp1", "after a boot", user(1704))
+	p.answeredBy("isp0", "after a boot", user(1701))
+	bind("user=1704 is bound to wan1 no longer\n", "remove", "user=1704")
+	p.answeredBy("isp0", "removed", user(1704))
+	out, err := p.ctl("bind", "list")
+	p.must(err)
+	for _, want := range []string{"user=1500 by wan1\n", "user=1700 by wan0\n", "user=1703 by provider two (wan1)\n", "mark=0x20 by wan1: not strict\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("bind list has no %q:\n%s", want, out)
+		}
+	}
+	p.must(os.WriteFile(p.cfg.StateDir+"/bindings.toml", []byte("[[bind]\n"), 0o644))
+	if out, err := p.ctl("bind", "add", "wan1", "user=1705"); err == nil || !strings.Contains(out, "correct or remove the file") {
+		t.Errorf("with a damaged file: %v: %s", err, out)
+	}
+	p.kill9()
+	p.start()
+	p.reported(true, "", "reading what is bound")
+	p.answeredBy("isp1", "with a damaged file", user(1703))
+}
+
+// TestBoundProfile: a shared connection is bound by its own profile.
+func TestBoundProfile(t *testing.T) {
+	p := newPublishing(t, forwards(), "")
+	p.must(p.WriteProfile("guests", "docker0", "connection.type=bridge", "bridge.stp=false", "ipv4.method=manual", "ipv4.address1=172.17.0.1/16", "ipv6.method=manual", "ipv6.address1=fd17::1/64", "user.multihomed.bind=wan1"))
+	p.must(p.ReloadProfiles(t.Context()))
+	p.start()
+	container := bound{"the container", func(ctx context.Context, network string, to netip.Addr) (lab.Answer, error) {
+		return p.container.Call(ctx, lab.From{}, network, to)
+	}}
+	p.up("guests")
+	// NetworkManager takes the ports of a bridge for its own.
+	p.ip("link", "set", "docker0.1", "master", "docker0")
+	p.bindingIs("interface", "docker0", status.BindingActive)
+	p.answeredBy("isp1", "by the profile", container)
+	p.must(p.Down(t.Context(), "wan1"))
+	p.bindingIs("interface", "docker0", status.BindingDown)
+	p.silent("without the link", container)
+}
