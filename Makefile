@@ -30,7 +30,7 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
 		firewalld ufw iptables
-	$(GO) vet -tags debiankernel ./...
+	$(GO) vet -tags debiankernel,containers ./...
 	# The longest comes first: it waits more than it works, and the others run beside it.
 	$(GO) test -race -timeout 40m ./test/e2e $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
 	# A virtual machine keeps a core busy, and two cores must do.
@@ -46,10 +46,12 @@ space := $(subst ,, )
 
 soak: requirements ## hours of tests: every host on Debian's kernels, failover on bad lines, long property tests (as root)
 	@test/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools \
-		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
+		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
+		docker.io docker-compose podman netavark aardvark-dns crun
 	$(GO) test -timeout 8h ./routing -rapid.checks=20000 -rapid.seed=0
 	$(GO) test -timeout 6h -v ./test/hosts/debian -soak
 	$(GO) test -timeout 2h -v -run TestFailover ./test/e2e -soak
+	$(GO) test -timeout 10m -v -tags containers -run TestContainerEngines ./test/e2e
 
 requirements:
 	@test/lab/install-requirements
