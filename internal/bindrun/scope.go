@@ -82,12 +82,12 @@ func startScope(ctx context.Context, bus *dbus.Conn, name, link string) error {
 	object := bus.Object(systemd, tree)
 	// Its signals come only to those who ask.
 	if err := object.CallWithContext(ctx, manager+".Subscribe", 0).Err; err != nil {
-		return err
+		return fmt.Errorf("asking for its signals: %w", err)
 	}
 	// It has a name on a bus alone, and its own socket tells everything.
 	if len(bus.Names()) > 0 {
 		if err := bus.AddMatchSignalContext(ctx, dbus.WithMatchSender(systemd), dbus.WithMatchInterface(manager), dbus.WithMatchMember("JobRemoved")); err != nil {
-			return err
+			return fmt.Errorf("asking for its signals: %w", err)
 		}
 	}
 	signals := make(chan *dbus.Signal, 64)
@@ -99,12 +99,12 @@ func startScope(ctx context.Context, bus *dbus.Conn, name, link string) error {
 		{"CollectMode", dbus.MakeVariant("inactive-or-failed")},
 	}, []auxiliary{}).Store(&job)
 	if err != nil {
-		return err
+		return fmt.Errorf("starting %s: %w", name, err)
 	}
 	for {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("waiting for %s: %w", job, context.Cause(ctx))
 		case s, open := <-signals:
 			if !open {
 				return errors.New("the bus has gone")
