@@ -453,7 +453,7 @@ func wgQuick() companion {
 					"'show wg0 fwmark') echo 0xca6c ;;\n'show interfaces') echo wg0 ;;\nesac\n",
 				"wg0.conf": "[Interface]\nAddress = 10.2.0.2/32, fd02::2/128\n[Peer]\nAllowedIPs = 0.0.0.0/0, ::/0\n",
 			} {
-				p.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700)) //nolint:gosec // they are run
+				p.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700))
 			}
 			run(p, "up")
 		},
@@ -532,9 +532,12 @@ COMMIT
 ` + natOfTailscale
 
 // natOfTailscale is Docker's, which publishes the port, and Tailscale's.
-var natOfTailscale = strings.NewReplacer(":DOCKER - [0:0]\n", ":DOCKER - [0:0]\n:ts-postrouting - [0:0]\n",
-	"COMMIT\n", "-A POSTROUTING -j ts-postrouting\n-A ts-postrouting -m mark --mark 0x40000/0xff0000 -j MASQUERADE\nCOMMIT\n",
-).Replace(dockerRules[:strings.Index(dockerRules, "*filter")])
+var natOfTailscale = func() string {
+	nat, _, _ := strings.Cut(dockerRules, "*filter")
+	return strings.NewReplacer(":DOCKER - [0:0]\n", ":DOCKER - [0:0]\n:ts-postrouting - [0:0]\n",
+		"COMMIT\n", "-A POSTROUTING -j ts-postrouting\n-A ts-postrouting -m mark --mark 0x40000/0xff0000 -j MASQUERADE\nCOMMIT\n",
+	).Replace(nat)
+}()
 
 // foreignRules are the rules of routing that are not ours.
 func (r *rig) foreignRules() string {
