@@ -17,7 +17,7 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
+.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,12 +31,19 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
 		firewalld ufw iptables
 	$(GO) vet -tags debiankernel,containers ./...
-	# The longest comes first: it waits more than it works, and the others run beside it.
-	$(GO) test -race -timeout 40m ./test/e2e $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
-	# A virtual machine keeps a core busy, and two cores must do.
-	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm ./test/cgroups
+	# Two at a time, for two cores: the tests of e2e wait more than they work.
+	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
+
+test-of-e2e:
+	$(GO) test -race -timeout 40m ./test/e2e
+
+# What is not raced starts whole hosts and virtual machines.
+UNRACED := ./test/hosts/... ./test/vm ./test/cgroups
+test-of-the-rest:
+	$(GO) test -race -p 1 -timeout 40m $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
+	$(GO) test -p 2 -timeout 25m $(UNRACED)
 
 # Tests that depend on NetworkManager's version run again with that of Debian 13.
 OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \

@@ -180,6 +180,36 @@ func TestACgroupIsBoundWithTheLinksServers(t *testing.T) {
 	}
 }
 
+// TestTheDaemonChangesServersThroughTheHelper: it has no right to call bpf(2), and ordinary users may not change where others' names
+// are asked.
+func TestTheDaemonChangesServersThroughTheHelper(t *testing.T) {
+	w := boundtest.New(t)
+	d := &daemon{}
+	socket := start(t, w, d)
+	cgroup := w.Cgroup("a")
+	ask := func() error {
+		w.Here()
+		_, err := client.Bind(t.Context(), socket, "wan1", cgroup)
+		return err
+	}
+	must(t, ask())
+	before := w.Run(cgroup, "udp "+boundtest.Stub+":53")
+	must(t, client.Change(t.Context(), socket, wire.DNS{}, d.dns))
+	if after := w.Run(cgroup, "udp "+boundtest.Stub+":53"); after[0] == before[0] || after[0] != "error: EPERM" {
+		t.Errorf("before %q, without servers %q", before, after)
+	}
+	must(t, client.Change(t.Context(), socket, wire.DNS(boundtest.DNS1), d.dns))
+	if after := w.Run(cgroup, "udp "+boundtest.Stub+":53"); after[0] != before[0] {
+		t.Errorf("before %q, after %q", before, after)
+	}
+	if err := client.Change(t.Context(), socket, wire.DNS{}, cgroup); err == nil || !strings.Contains(err.Error(), "DNS map") {
+		t.Errorf("a cgroup for a map: %v", err)
+	}
+	if err := client.Change(t.Context(), socket, wire.DNS{Server4: boundtest.DNS1.Server6}, d.dns); err == nil {
+		t.Error("an address of IPv6 is a server of IPv4")
+	}
+}
+
 func TestWrongCgroupsAndLinksAreRefusedWithAReason(t *testing.T) {
 	w := boundtest.New(t)
 	socket := start(t, w, &daemon{})

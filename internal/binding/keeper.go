@@ -43,7 +43,7 @@ type Options struct {
 type Keeper struct {
 	Options
 
-	changed news.Signal
+	changed, statesChanged news.Signal
 	// looks says that nothing may be written.
 	looks bool
 
@@ -75,7 +75,7 @@ func Look(cfg config.Config, off func() bool) *Keeper {
 }
 
 func open(k *Keeper) *Keeper {
-	k.changed = news.NewSignal()
+	k.changed, k.statesChanged = news.NewSignal(), news.NewSignal()
 	k.Reload(context.Background())
 	return k
 }
@@ -92,6 +92,9 @@ func lookupUser(name string) (uint32, error) {
 
 // Changed is readable when Bindings returns something new.
 func (k *Keeper) Changed() <-chan struct{} { return k.changed }
+
+// StatesChanged is readable when States may return something new.
+func (k *Keeper) StatesChanged() <-chan struct{} { return k.statesChanged }
 
 // Bindings returns what is bound, and false if that could not be read: what an earlier process
 // bound stays so.
@@ -185,6 +188,7 @@ func (k *Keeper) resolve(ctx context.Context, problems []routing.Problem) {
 	}
 	k.say(ctx, states)
 	k.states = states
+	k.statesChanged.Give()
 	if !slices.Equal(bindings, k.bindings) {
 		k.bindings = bindings
 		k.changed.Give()

@@ -237,7 +237,7 @@ func (s *opener) serve() error {
 			continue
 		}
 		var n notification
-		switch err := s.control(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); {
+		switch err := s.control(unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); { //nolint:gosec // The size that the request has.
 		case err == nil:
 			s.answer(n)
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT): // Who asked was killed.
@@ -248,7 +248,7 @@ func (s *opener) serve() error {
 }
 
 func (s *opener) control(request uintptr, about unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s.listener), request, uintptr(about)); errno != 0 { //nolint:gosec // A structure of the size that the request has.
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s.listener), request, uintptr(about)); errno != 0 {
 		return errno
 	}
 	return nil
@@ -258,7 +258,7 @@ func (s *opener) control(request uintptr, about unsafe.Pointer) error {
 // host's links; who cannot be looked at gets none.
 func (s *opener) answer(n notification) {
 	network, err := networkOf(fmt.Sprint(n.pid))
-	if err != nil || s.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.id)) != nil {
+	if err != nil || s.control(unix.SECCOMP_IOCTL_NOTIF_ID_VALID, unsafe.Pointer(&n.id)) != nil { //nolint:gosec // see above
 		s.respond(response{id: n.id, err: -int32(unix.EACCES)})
 		return
 	}
@@ -272,7 +272,7 @@ func (s *opener) answer(n notification) {
 	if err != nil {
 		errno := unix.EACCES
 		_ = errors.As(err, &errno)
-		s.respond(response{id: n.id, err: -int32(errno)}) //nolint:gosec // At most 4095.
+		s.respond(response{id: n.id, err: -int32(errno)})
 		return
 	}
 	about := uint32(0)
@@ -282,12 +282,12 @@ func (s *opener) answer(n notification) {
 	if err := s.control(unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&addedFD{id: n.id, flags: unix.SECCOMP_ADDFD_FLAG_SEND, source: uint32(fd), about: about})); err != nil { //nolint:gosec // Small.
 		errno := unix.EMFILE
 		_ = errors.As(err, &errno)
-		s.respond(response{id: n.id, err: -int32(errno)}) //nolint:gosec // At most 4095.
+		s.respond(response{id: n.id, err: -int32(errno)})
 	}
 	_ = unix.Close(fd) // The program has its own.
 }
 
 // respond answers without a socket. Who was killed needs no answer.
 func (s *opener) respond(r response) {
-	_ = s.control(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&r))
+	_ = s.control(unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&r)) //nolint:gosec // see above
 }

@@ -56,8 +56,11 @@ func FuzzHomes(f *testing.F) {
 func TestTheUsersBus(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ session, runtime, want string }{
-		{"unix:path=/x", "/y", "unix:path=/x"}, {"", "/y", "unix:path=/y/bus"}, {"", "", "unix:path=/run/user/7/bus"},
-		{"autolaunch:", "", "unix:path=/run/user/7/bus"}, {"", "/a,b", "unix:path=/a%2cb/bus"},
+		{"unix:path=/x", "/y", "unix:path=/x"},
+		{"", "/y", "unix:path=/y/bus"},
+		{"", "", "unix:path=/run/user/7/bus"},
+		{"autolaunch:", "", "unix:path=/run/user/7/bus"},
+		{"", "/a,b", "unix:path=/a%2cb/bus"},
 	} {
 		env := map[string]string{"DBUS_SESSION_BUS_ADDRESS": c.session, "XDG_RUNTIME_DIR": c.runtime}
 		if got := bindrun.UserBus(func(k string) string { return env[k] }, 7); got != c.want {

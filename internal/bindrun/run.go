@@ -7,7 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -91,19 +92,51 @@ func isWithoutHelper(err error) bool {
 	return errors.Is(err, client.ErrAway) || errors.Is(err, client.ErrUnable) || errors.Is(err, errNoCgroup)
 }
 
-// find looks for the program before anything is made for it.
+// find looks for the program before anything is made for it, as execvp(3) does.
 func find(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	if errors.Is(err, exec.ErrDot) {
-		err = nil // Who has the working directory in PATH wants that.
+	if strings.Contains(name, "/") {
+		return name, judge(name, check(name))
 	}
+	var found error
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		// An empty part is the working directory, and stays a path.
+		path := filepath.Join(dir, name)
+		if !strings.Contains(path, "/") {
+			path = "./" + path
+		}
+		switch err := check(path); {
+		case err == nil:
+			return path, nil
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR):
+			found = err
+		}
+	}
+	if found == nil {
+		found = fs.ErrNotExist
+	}
+	return "", judge(name, found)
+}
+
+// check says why a file cannot be run.
+func check(path string) error {
+	info, err := os.Stat(path) //nolint:gosec // The caller's own program.
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return unix.EISDIR
+	}
+	return unix.Access(path, unix.X_OK)
+}
+
+func judge(name string, err error) error {
 	switch {
 	case err == nil:
-		return path, nil
-	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
-		return "", &Error{ExitMissing, fmt.Errorf("there is no program %q; to fix: write its path, or set PATH", name)}
+		return nil
+	case name == "", errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return &Error{ExitMissing, fmt.Errorf("there is no program %q; to fix: write its path, or set PATH", name)}
 	default:
-		return "", &Error{ExitCannot, fmt.Errorf("the program %q cannot be run: %w", name, err)}
+		return &Error{ExitCannot, fmt.Errorf("the program %q cannot be run: %w", name, err)}
 	}
 }
 

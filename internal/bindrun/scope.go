@@ -32,7 +32,7 @@ type auxiliary struct {
 
 // enterScope has the user's service manager make a scope with this process in it.
 func enterScope(ctx context.Context, link string) (home, error) {
-	bus, err := dbus.Connect(userBus(os.Getenv, os.Getuid()), dbus.WithContext(ctx))
+	bus, err := connect(ctx, os.Getenv, os.Getuid())
 	if err != nil {
 		return home{}, fmt.Errorf("%w: the service manager of this user cannot be reached: %w", errNoCgroup, err)
 	}
@@ -48,27 +48,47 @@ func enterScope(ctx context.Context, link string) (home, error) {
 	return h, err
 }
 
+// connect connects to the user's service manager: to its own socket, as systemd-run(1) does, or by the user's bus.
+func connect(ctx context.Context, env func(string) string, uid int) (*dbus.Conn, error) {
+	if c, err := dbus.Dial(pathIn(env, uid, "systemd/private"), dbus.WithContext(ctx)); err == nil {
+		// Nobody is between us and it, so that there is no name to ask for (Hello).
+		if c.Auth(nil) == nil {
+			return c, nil
+		}
+		_ = c.Close() // Nothing was sent.
+	}
+	return dbus.Connect(userBus(env, uid), dbus.WithContext(ctx))
+}
+
 // userBus is the address of the user's bus. Where it is not known, no program is started that would make one
 // (autolaunch).
 func userBus(env func(string) string, uid int) string {
 	if a := env("DBUS_SESSION_BUS_ADDRESS"); a != "" && !strings.HasPrefix(a, "autolaunch:") {
 		return a
 	}
+	return pathIn(env, uid, "bus")
+}
+
+// pathIn is the address of a socket in the user's runtime directory.
+func pathIn(env func(string) string, uid int, name string) string {
 	dir := env("XDG_RUNTIME_DIR")
 	if dir == "" {
 		dir = filepath.Join("/run/user", strconv.Itoa(uid))
 	}
-	return "unix:path=" + dbus.EscapeBusAddressValue(filepath.Join(dir, "bus"))
+	return "unix:path=" + dbus.EscapeBusAddressValue(filepath.Join(dir, name))
 }
 
 func startScope(ctx context.Context, bus *dbus.Conn, name, link string) error {
 	object := bus.Object(systemd, tree)
 	// Its signals come only to those who ask.
 	if err := object.CallWithContext(ctx, manager+".Subscribe", 0).Err; err != nil {
-		return err
+		return fmt.Errorf("asking for its signals: %w", err)
 	}
-	if err := bus.AddMatchSignalContext(ctx, dbus.WithMatchSender(systemd), dbus.WithMatchInterface(manager), dbus.WithMatchMember("JobRemoved")); err != nil {
-		return err
+	// It has a name on a bus alone, and its own socket tells everything.
+	if len(bus.Names()) > 0 {
+		if err := bus.AddMatchSignalContext(ctx, dbus.WithMatchSender(systemd), dbus.WithMatchInterface(manager), dbus.WithMatchMember("JobRemoved")); err != nil {
+			return fmt.Errorf("asking for its signals: %w", err)
+		}
 	}
 	signals := make(chan *dbus.Signal, 64)
 	bus.Signal(signals)
@@ -79,12 +99,12 @@ func startScope(ctx context.Context, bus *dbus.Conn, name, link string) error {
 		{"CollectMode", dbus.MakeVariant("inactive-or-failed")},
 	}, []auxiliary{}).Store(&job)
 	if err != nil {
-		return err
+		return fmt.Errorf("starting %s: %w", name, err)
 	}
 	for {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("waiting for %s: %w", job, context.Cause(ctx))
 		case s, open := <-signals:
 			if !open {
 				return errors.New("the bus has gone")

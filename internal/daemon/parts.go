@@ -53,6 +53,8 @@ type parts struct {
 	answers *answered
 	// bindings keep what is bound to links.
 	bindings *binding.Keeper
+	// cgroups binds control groups; nil in a stand-in.
+	cgroups *boundCgroups
 	// runtime is the runtime directory.
 	runtime string
 

@@ -3,7 +3,6 @@ package notify
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -16,20 +15,28 @@ func (*Notifier) Keep(name string, f *os.File) error {
 	if path == "" {
 		return nil
 	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return fmt.Errorf("giving %s to the service manager: %w", name, err)
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return errors.Join(fmt.Errorf("giving %s to the service manager: %w", name, err), c.Close())
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		_, _, failed = c.WriteMsgUnix([]byte("FDSTORE=1\nFDNAME="+name), unix.UnixRights(int(fd)), nil)
-	})
-	if err = errors.Join(err, failed, c.Close()); err != nil {
+	if err := keep(path, name, f); err != nil {
 		return fmt.Errorf("giving %s to the service manager: %w", name, err)
 	}
 	return nil
+}
+
+func keep(path, name string, f *os.File) error {
+	// Package net sends no descriptors by a connected socket of datagrams.
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return errors.Join(err, unix.Close(s))
+	}
+	// Without FDPOLL=0 the manager drops a descriptor that poll(2) finds fault with, as it does with every BPF map.
+	text := []byte("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name)
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		// An @ stands for the zero byte of an abstract name, here as in NOTIFY_SOCKET.
+		failed = unix.Sendmsg(s, text, unix.UnixRights(int(fd)), &unix.SockaddrUnix{Name: path}, unix.MSG_NOSIGNAL)
+	})
+	return errors.Join(err, failed, unix.Close(s))
 }

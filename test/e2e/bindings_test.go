@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"multihomed/internal/status"
 	"multihomed/test/lab"
@@ -313,4 +318,79 @@ func TestBoundProfile(t *testing.T) {
 	p.must(p.Down(t.Context(), "wan1"))
 	p.bindingIs("interface", "docker0", status.BindingDown)
 	p.silent("without the link", container)
+}
+
+// TestBoundCgroup: a control group that is bound by its path waits, is bound when it is made, and when it
+// is made anew; its programs leave by the link alone, also without the daemon.
+func TestBoundCgroup(t *testing.T) {
+	r := newRunning(t, "")
+	r.outside = true
+	r.startBinder()
+	const mount = "/sys/fs/cgroup"
+	r.must(unix.Mount(filepath.Dir(r.cgroup.Path), mount, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { r.must(unix.Unmount(mount, unix.MNT_DETACH)) })
+	group := filepath.Join(mount, filepath.Base(r.cgroup.Path), "service")
+	if out, err := r.rig.ctl("bind", "add", "wan1", "cgroup="+group); err != nil || !strings.Contains(out, "and waits: ") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// within runs a program in the group.
+	within := func(args ...string) string {
+		t.Helper()
+		dir, err := os.Open(group)
+		r.must(err)
+		defer dir.Close()
+		cmd := exec.CommandContext(t.Context(), r.asker, args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	ask := []string{"tcp " + outside(lab.IPv4), "tcp " + outside(lab.IPv6), "udp " + outside(lab.IPv4), "udp " + outside(lab.IPv6), "dns 127.0.0.53:53"}
+	answered := func(when string) {
+		t.Helper()
+		lines := strings.Split(strings.TrimSpace(within(ask...)), "\n")
+		for n, line := range lines {
+			if strings.HasPrefix(line, "error:") || n < 4 && !strings.Contains(line, r.isps[1].Name()) {
+				t.Errorf("%s: %s: %s", when, ask[n], line)
+			}
+		}
+		r.nothingAt0(when)
+	}
+	r.captures[0].Reset()
+	for _, when := range []string{"made", "made anew"} {
+		r.must(os.Mkdir(group, 0o755))
+		r.bindingIs("cgroup", group, status.BindingActive)
+		answered(when)
+		if when == "made" {
+			r.must(unix.Rmdir(group))
+			r.bindingIs("cgroup", group, status.BindingWaits)
+		}
+	}
+	r.kill9()
+	answered("without the daemon")
+	r.must(r.Down(t.Context(), "wan1"))
+	r.start()
+	r.bindingIs("cgroup", group, status.BindingDown)
+	r.captures[0].Reset()
+	for line := range strings.Lines(within(ask...)) {
+		if !strings.HasPrefix(line, "error:") {
+			t.Errorf("without the link: %s", line)
+		}
+	}
+	r.nothingAt0("without the link")
+	r.up("wan1")
+	r.bindingIs("cgroup", group, status.BindingActive)
+	answered("with the link again")
+	if out, err := r.rig.ctl("bind", "remove", "cgroup="+group); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	answered("no longer, for as long as the group exists")
+	r.must(unix.Rmdir(group))
+	r.must(os.Mkdir(group, 0o755))
+	if out := within("tcp " + outside(lab.IPv4)); !strings.Contains(out, r.isps[0].Name()) {
+		t.Errorf("no longer bound: %s", out)
+	}
+	r.must(unix.Rmdir(group))
 }

@@ -237,6 +237,8 @@ func (m *Machine) startNspawn(group *cgroup) (*nspawn, error) {
 		"--machine=" + m.cfg.Name, "--directory=" + m.root,
 		"--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off",
 		"--private-network",
+		// multihomed-binder loads BPF programs; it is in no user namespace.
+		"--capability=CAP_BPF", "--system-call-filter=bpf",
 	}
 	m.mu.Lock()
 	for _, name := range m.links {

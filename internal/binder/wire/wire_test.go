@@ -63,7 +63,10 @@ func TestChangesSurviveTheWayAndWrongOnesAreRefused(t *testing.T) {
 	t.Parallel()
 	v4, v6 := netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")
 	for _, d := range []wire.DNS{
-		{}, {Server4: v4}, {Server6: v6}, {Server4: v4, Server6: v6, Resolvers: []netip.Addr{v6, v4}},
+		{},
+		{Server4: v4},
+		{Server6: v6},
+		{Server4: v4, Server6: v6, Resolvers: []netip.Addr{v6, v4}},
 		{Server4: v4, Resolvers: slices.Repeat([]netip.Addr{v4}, wire.MaxResolvers)},
 	} {
 		datagram := wire.EncodeChange(nil, d)
