@@ -92,6 +92,41 @@ func TestAnswersBesideOthers(t *testing.T) {
 	}
 }
 
+// TestBoundBesideFullTunnel: what is bound keeps its link when a full tunnel comes after the daemon,
+// whose rules the kernel numbers in front of ours.
+func TestBoundBesideFullTunnel(t *testing.T) {
+	p := newPublishing(t, forwards(), "[[bind]]\nlink = \"wan1\"\nmark = 0x10\n[[bind]]\nlink = \"wan1\"\ninterface = \"docker0\"\n")
+	p.start()
+	bound := func() {
+		t.Helper()
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			for who, call := range map[string]func(context.Context) (lab.Answer, error){
+				"mark": func(ctx context.Context) (lab.Answer, error) {
+					return lab.DialTCP(ctx, lab.From{Mark: 0x10}, lab.InternetAddr(f))
+				},
+				"container": func(ctx context.Context) (lab.Answer, error) {
+					return p.container.Call(ctx, lab.From{}, "tcp", lab.InternetAddr(f))
+				},
+			} {
+				p.eventually(func() error {
+					ctx, cancel := lab.Within(t.Context(), lab.Stretched(time.Second))
+					defer cancel()
+					if a, err := call(ctx); err != nil || a.ISP != "isp1" {
+						return fmt.Errorf("%s, %v: answered by %q: %w", who, f, a.ISP, err)
+					}
+					return nil
+				})
+			}
+		}
+	}
+	bound()
+	tunnel := wgQuick()
+	tunnel.load(p)
+	bound()
+	tunnel.reload(p)
+	bound()
+}
+
 // sorted is for rules that were loaded anew: a firewall that asks which interfaces there are gets them
 // in any order.
 func sorted(text string) string {
