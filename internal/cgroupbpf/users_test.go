@@ -62,6 +62,24 @@ func TestUsersAreBoundWithTheirDNSUntilTheLinksEnd(t *testing.T) {
 	}
 }
 
+// A container has other users with the same numbers, and names of its own.
+func TestUsersOfOtherNetworksAreLeftAlone(t *testing.T) {
+	w := boundtest.New(t)
+	root := w.Cgroup("root")
+	links := bindUsers(t, root, cgroupbpf.Users{First: 1000, Last: 1000}, boundtest.Wan1, newMap(t, boundtest.DNS1))
+	w.In("br0", func() {
+		if got := runAs(t, w, 1000, root, "mark 4", "mark 6"); !slices.Equal(got, []string{"0x0", "0x0"}) {
+			t.Errorf("in a container: %q", got)
+		}
+	})
+	if got := runAs(t, w, 1000, root, "mark 4"); got[0] != "0x82000000" {
+		t.Errorf("on the host: %q", got)
+	}
+	if err := links.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A unit that is bound keeps its link, whoever runs in it; other users' ranges keep theirs.
 func TestTheInnermostDecidesForUsersToo(t *testing.T) {
 	w := boundtest.New(t)
