@@ -60,18 +60,15 @@ func (l *Links) Close() (err error) {
 }
 
 // AttachUsers binds the sockets that processes of some users make from now on, in a cgroup and in all below it: for the
-// whole host that is the root. It binds sockets of the network namespace of the calling thread. Without a map, DNS queries go where they are sent. A cgroup that is bound by [Attach] keeps its own
+// whole host that is the root. It binds sockets of one network namespace, told by
+// its cookie (SO_NETNS_COOKIE). Without a map, DNS queries go where they are sent. A cgroup that is bound by [Attach] keeps its own
 // link, because the innermost decides.
 //
 // DNS programs act on all sockets with the mark: where several ranges are bound to a link, one of them needs the map.
 //
 // Errors: as those of [Attach].
-func AttachUsers(root *os.File, u Users, m Mark, dns *DNSMap) (*Links, error) {
+func AttachUsers(root *os.File, u Users, network uint64, m Mark, dns *DNSMap) (*Links, error) {
 	if err := errors.Join(u.check(), m.check()); err != nil {
-		return nil, err
-	}
-	network, err := networkHere()
-	if err != nil {
 		return nil, err
 	}
 	raw, err := root.SyscallConn()
@@ -100,17 +97,4 @@ func (l *Links) add(cgroup int, all []loaded) error {
 		l.files = append(l.files, os.NewFile(uintptr(fd), p.name))
 	}
 	return nil
-}
-
-// networkHere is the cookie of the thread's network namespace (SO_NETNS_COOKIE, since Linux 5.14).
-func networkHere() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("asking for the network namespace: %w", err)
-	}
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if err = errors.Join(err, unix.Close(fd)); err != nil {
-		return 0, fmt.Errorf("asking for the network namespace: %w", err)
-	}
-	return cookie, nil
 }
