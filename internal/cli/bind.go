@@ -71,7 +71,7 @@ func (a *app) bindAdd() *cobra.Command {
 	flags := cmd.Flags()
 	flags.BoolVar(&o.runtime, "runtime", false, "until the next boot")
 	flags.BoolVar(&o.strict, "strict", true, "nothing leaves by another uplink while the link is down")
-	flags.BoolVar(&o.dns, "dns", true, "DNS queries go to the servers of the link, for user, unit, slice and cgroup")
+	flags.BoolVar(&o.dns, "dns", true, "DNS queries go to the servers of the link, for user, unit, slice and cgroup; it needs --strict")
 	flags.StringVar(&o.inbound, "inbound", string(config.Answer), "how requests by other links are answered, for interface and source: answer or deny")
 	if err := cmd.RegisterFlagCompletionFunc("inbound", cobra.FixedCompletions([]string{string(config.Answer), string(config.Deny)}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // The flag is defined above.
