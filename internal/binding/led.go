@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"multihomed/internal/status"
 	"multihomed/routing"
 )
 
@@ -117,4 +118,38 @@ func (a Attachment) Outlived(wanted, failed []Attachment) bool {
 	return !slices.ContainsFunc(failed, func(f Attachment) bool {
 		return f.Mark == a.Mark && (f.DNS && a.DNS || f.Users.First <= a.Users.Last && a.Users.First <= f.Users.Last)
 	})
+}
+
+// isLed reports whether all users of an entry are led, but for those of the entries before it.
+func isLed(states []State, n int, there []Attachment) bool {
+	var taken []routing.UIDRange
+	for _, s := range states[:n] {
+		if s.Range.Set {
+			taken = append(taken, s.Range)
+		}
+	}
+	dns := false
+	for _, a := range there {
+		if a.Mark == states[n].Mark {
+			taken, dns = append(taken, a.Users), dns || a.DNS
+		}
+	}
+	return dns && len(without(states[n].Range, taken)) == 0
+}
+
+// SayLed says in rows of [Status] whose queries are led by what is attached.
+func SayLed(rows []status.Binding, states []State, there []Attachment) {
+	for n, s := range states {
+		if !s.Range.Set || !s.DNS {
+			continue
+		}
+		row := &rows[n]
+		row.DNSLed = s.Mark.Mask != 0 && isLed(states, n, there)
+		if !row.DNSLed && row.State == status.BindingActive {
+			row.Why = "its DNS queries go where the host's resolver sends them"
+			if s.Mark.Mask == 0 {
+				row.Why += ", because all marks are given until the next boot"
+			}
+		}
+	}
 }

@@ -180,7 +180,12 @@ func (a *app) add(cmd *cobra.Command, args []string, wanted config.Bind, runtime
 // because says what an entry waits for.
 func because(row status.Binding) string {
 	switch row.State {
-	case status.BindingActive, "":
+	case status.BindingActive:
+		if row.Why != "" {
+			return ", but " + clean(row.Why)
+		}
+		return ""
+	case "":
 		return ""
 	case status.BindingDown:
 		return ", which is down: " + clean(row.Why)
@@ -322,7 +327,7 @@ func boundLine(r status.Binding) string {
 		text += " (" + clean(r.Interface) + ")"
 	}
 	var notes []string
-	if r.State != status.BindingActive {
+	if r.Why != "" {
 		notes = append(notes, clean(r.Why))
 	}
 	if !r.Strict {

@@ -53,6 +53,8 @@ type parts struct {
 	answers *answered
 	// bindings keep what is bound to links.
 	bindings *binding.Keeper
+	// names lead the DNS queries of bound users; nil in a stand-in.
+	names *userNames
 	// runtime is the runtime directory.
 	runtime string
 
@@ -81,6 +83,8 @@ type extras struct {
 	problems func([]routing.Problem)
 	// unbound takes those of bindings.
 	unbound func([]routing.Problem)
+	// names lead the DNS queries of bound users; nil in a stand-in.
+	names *userNames
 	// memory outlives the runtime directory; nil for the file alone.
 	memory reconcile.Memory
 	// written is what the log says already, nil if nothing.
@@ -181,7 +185,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if p.answers, err = openAnswers(cfg, log, more.problems); err != nil {
 		return err
 	}
-	p.bindings = p.openBindings(cfg, more.unbound)
+	p.bindings = p.openBindings(cfg, more)
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
@@ -282,6 +286,9 @@ func (p *parts) followed(ctx context.Context) {
 	}
 	p.idle(ctx)
 	p.answers.needs.Idle(ctx)
+	if p.names != nil {
+		p.names.asked.Idle(ctx)
+	}
 }
 
 // acknowledgeAll answers the senders that wait. One pass serves all that came before it.
