@@ -7,6 +7,8 @@
 // belongs to the caller and holds nobody else: no process but the caller's own, and no further cgroup. Trusted
 // users, such as root, may bind every cgroup but the root of the hierarchy.
 //
+// For the daemon it binds users, too, in all cgroups, and gives it the descriptors that keep the programs attached.
+//
 // A hostile client costs a goroutine and two descriptors for a few seconds, and there are few at a time. What it
 // passes may be a file of a file system of its own, which never answers: such a request keeps its place among those of
 // its user, who has few, until systemd ends the process.
@@ -69,8 +71,10 @@ type Options struct {
 	// Socket is the path to listen at. Empty means that systemd passed the socket.
 	Socket   string
 	Bindings Bindings
-	// Trusted are users who may bind every cgroup and change the servers of links, beside root: the daemon's.
+	// Trusted are users who may bind every cgroup and all users, and change the servers of links, beside root: the daemon's.
 	Trusted []uint32
+	// Cgroups is where cgroups are mounted; empty means where systemd mounts them.
+	Cgroups string
 	Logger  *slog.Logger
 	// Idle is how long it waits for a request before it ends; 0 means 10 seconds.
 	Idle time.Duration
@@ -170,17 +174,17 @@ func (b *binder) take(ctx context.Context, c *net.UnixConn) {
 	}
 	leave, has := b.enter(peer)
 	if !has {
-		b.answer(ctx, c, wire.Answer{Code: wire.Busy, Text: "multihomed-binder has too many requests"})
+		b.answer(ctx, c, wire.Answer{Code: wire.Busy, Text: "multihomed-binder has too many requests"}, nil)
 		_ = c.Close()
 		return
 	}
 	b.requests.Go(func() {
 		defer leave()
-		a := b.handle(ctx, c, peer)
+		a, give := b.handle(ctx, c, peer)
 		if a.Code != wire.Bound {
 			b.complain(ctx, peer, errors.New(a.Text))
 		}
-		b.answer(ctx, c, a)
+		b.pass(ctx, c, a, give)
 		_ = c.Close()
 	})
 }
@@ -222,10 +226,10 @@ func (b *binder) complain(ctx context.Context, p Peer, err error) {
 }
 
 // answer does not wait for a client that does not read: one datagram always fits into a new socket.
-func (b *binder) answer(ctx context.Context, c *net.UnixConn, a wire.Answer) {
+func (b *binder) answer(ctx context.Context, c *net.UnixConn, a wire.Answer, rights []byte) {
 	err := c.SetWriteDeadline(time.Now().Add(time.Second))
 	if err == nil {
-		_, err = c.Write(wire.EncodeAnswer(nil, a))
+		_, _, err = c.WriteMsgUnix(wire.EncodeAnswer(nil, a), rights, nil)
 	}
 	if err != nil && !errors.Is(err, unix.EPIPE) && b.complaints.Allow() {
 		b.o.Logger.LogAttrs(ctx, slog.LevelWarn, "a client did not take its answer", slog.String("error", err.Error()))
@@ -243,39 +247,43 @@ func badRequest(format string, args ...any) error {
 }
 
 // handle serves one request.
-func (b *binder) handle(ctx context.Context, c *net.UnixConn, p Peer) wire.Answer {
+func (b *binder) handle(ctx context.Context, c *net.UnixConn, p Peer) (a wire.Answer, give []*os.File) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	note, err := b.serveOne(ctx, c, p)
+	note, give, err := b.serveOne(ctx, c, p)
 	if err == nil {
-		return wire.Answer{Code: wire.Bound, Text: note}
+		return wire.Answer{Code: wire.Bound, Text: note}, give
 	}
-	a := wire.Answer{Code: wire.Failed, Text: err.Error()}
+	a = wire.Answer{Code: wire.Failed, Text: err.Error()}
 	if r, is := errors.AsType[refusal](err); is {
 		a.Code = r.code
 	}
-	return a
+	return a, nil
 }
 
-func (b *binder) serveOne(ctx context.Context, c *net.UnixConn, p Peer) (note string, err error) {
+func (b *binder) serveOne(ctx context.Context, c *net.UnixConn, p Peer) (note string, give []*os.File, err error) {
 	datagram, file, err := receive(ctx, c)
 	if file != nil {
 		defer func() { _ = file.Close() }() // It was only read.
 	}
-	if err != nil {
-		return "", err
-	}
-	if wire.IsChange(datagram) {
-		return "", b.change(datagram, file, p)
+	switch {
+	case err != nil:
+		return "", nil, err
+	case wire.IsChange(datagram):
+		return "", nil, b.change(datagram, file, p)
+	case wire.IsUsers(datagram):
+		give, err = b.bindUsers(c, datagram, file, p)
+		return "", give, err
 	}
 	link, err := wire.DecodeRequest(datagram)
 	switch {
 	case err != nil:
-		return "", refusal{wire.BadRequest, fmt.Errorf("reading a request: %w", err)}
+		return "", nil, refusal{wire.BadRequest, fmt.Errorf("reading a request: %w", err)}
 	case file == nil:
-		return "", badRequest("a request comes with one descriptor, that of a cgroup's directory; to fix: use multihomectl run")
+		return "", nil, badRequest("a request comes with one descriptor, that of a cgroup's directory; to fix: use multihomectl run")
 	}
-	return b.bind(ctx, c, p, link, file)
+	note, err = b.bind(ctx, c, p, link, file)
+	return note, nil, err
 }
 
 // change does for the daemon what its sandbox forbids: it writes a link's new servers into the map that attached programs

@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 	if socket, is := os.LookupEnv(askEnv); is {
 		os.Exit(askMain(socket, os.Args[1], os.Args[2]))
 	}
+	if socket, is := os.LookupEnv(askUsersEnv); is {
+		os.Exit(askUsersMain(socket))
+	}
 	os.Exit(boundtest.Main(m))
 }
 

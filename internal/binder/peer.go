@@ -89,7 +89,7 @@ func receive(ctx context.Context, c *net.UnixConn) (datagram []byte, file *os.Fi
 	}
 	// There is room for one descriptor, without the padding, which is room for another: the kernel drops the others, and
 	// says so. The byte more shows that a datagram is too long.
-	datagram, room := make([]byte, max(wire.MaxRequest, wire.MaxChange)+1), make([]byte, unix.CmsgLen(sizeofDescriptor))
+	datagram, room := make([]byte, max(wire.MaxRequest, wire.MaxChange, wire.MaxUsers)+1), make([]byte, unix.CmsgLen(sizeofDescriptor))
 	n, controlled, flags, _, err := c.ReadMsgUnix(datagram, room)
 	file = passed(room[:controlled])
 	switch {

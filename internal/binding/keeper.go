@@ -35,6 +35,8 @@ type Options struct {
 	Off func() bool
 	// Problems takes what is wrong, whenever that changes.
 	Problems func([]routing.Problem)
+	// NewLed is called when [Keeper.Led] returns something new. It must not wait; nil for nobody.
+	NewLed func()
 	// LookupUser finds the number of a user by his name; nil asks the host.
 	LookupUser func(name string) (uint32, error)
 }
@@ -53,6 +55,7 @@ type Keeper struct {
 	held     []Held
 	entries  []Entry
 	bindings []routing.Binding
+	led      []Led
 	states   []State
 	problems []routing.Problem
 }
@@ -104,6 +107,13 @@ func (k *Keeper) Bindings() ([]routing.Binding, bool) {
 	return k.bindings, k.known
 }
 
+// Led returns the users whose DNS queries are led, and false if what is bound could not be read.
+func (k *Keeper) Led() ([]Led, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.led, k.known
+}
+
 // States are what became of each entry, and Held the marks that sockets may have.
 func (k *Keeper) States() ([]State, []Held) {
 	k.mu.Lock()
@@ -125,6 +135,7 @@ func (k *Keeper) Reload(ctx context.Context) {
 	if unread == nil && !k.known {
 		k.known = true
 		k.changed.Give()
+		defer k.sayLed()
 	}
 	k.entries = nil
 	for _, b := range k.Config.Binds {
@@ -148,7 +159,7 @@ func (k *Keeper) Reload(ctx context.Context) {
 func (k *Keeper) holdEntries() error {
 	held := k.held
 	for _, e := range k.entries {
-		if e.IsCgroup() {
+		if e.IsCgroup() || e.User != "" && e.DNS {
 			held, _ = Number(held, e.Link, k.Config.Answers.MarkMask)
 		}
 	}
@@ -178,8 +189,9 @@ func (k *Keeper) resolve(ctx context.Context, problems []routing.Problem) {
 		}
 	}
 	bindings, states := Resolve(facts)
+	led := ledUsers(states)
 	if k.Off != nil && k.Off() {
-		bindings = nil
+		bindings, led = nil, nil
 	}
 	for _, s := range states {
 		if p, is := s.problem(); is {
@@ -193,9 +205,19 @@ func (k *Keeper) resolve(ctx context.Context, problems []routing.Problem) {
 		k.bindings = bindings
 		k.changed.Give()
 	}
+	if !slices.EqualFunc(led, k.led, Led.equal) {
+		k.led = led
+		k.sayLed()
+	}
 	if !slices.Equal(problems, k.problems) {
 		k.problems = problems
 		k.Problems(problems)
+	}
+}
+
+func (k *Keeper) sayLed() {
+	if k.NewLed != nil {
+		k.NewLed()
 	}
 }
 

@@ -35,7 +35,10 @@ type State struct {
 	Waits, Refused string
 	// Fix is what to do about it, empty if nothing.
 	Fix string
-	// Mark is what the sockets of a control group get; zero for other entries.
+	// Range are the users of an entry in force that names some.
+	Range routing.UIDRange
+	// Mark is what the sockets of a control group get, and those of users whose DNS queries are led; zero for
+	// other entries.
 	Mark routing.Mark
 }
 
@@ -130,7 +133,10 @@ func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, i
 			s.Refused = fmt.Sprintf("user %s: %v", s.User, err)
 			return b, false
 		}
-		b.Users = users
+		b.Users, s.Range = users, users
+		if at := slices.IndexFunc(facts.Held, func(h Held) bool { return h.Link == s.Link }); s.DNS && at >= 0 {
+			s.Mark = facts.Mask.Bound(facts.Held[at].Number)
+		}
 		return b, true
 	case s.IsCgroup():
 		at := slices.IndexFunc(facts.Held, func(h Held) bool { return h.Link == s.Link })

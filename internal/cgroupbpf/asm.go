@@ -43,6 +43,7 @@ const (
 	opJumpUnequal    = 0x56 // BPF_JMP32 | BPF_JNE | BPF_K
 	opJumpMore       = 0x26 // BPF_JMP32 | BPF_JGT | BPF_K
 	opJumpDifference = 0x5e // BPF_JMP32 | BPF_JNE | BPF_X
+	opJumpOther      = 0x5d // BPF_JMP | BPF_JNE | BPF_X
 	opCall           = 0x85 // BPF_JMP | BPF_CALL
 	opExit           = 0x95 // BPF_JMP | BPF_EXIT
 )
@@ -53,6 +54,7 @@ type instruction struct {
 	dst, src register
 	off      int16
 	imm      uint32
+	high     uint32 // of opLoadMap: the upper half
 	to       string // of a jump
 	name     string // of a place
 }
@@ -67,6 +69,11 @@ func loadDouble(dst, src register, off int16) instruction {
 
 func storeWord(dst register, off int16, src register) instruction {
 	return instruction{op: opStoreWord, dst: dst, src: src, off: off}
+}
+
+// wide loads a constant of 64 bits.
+func wide(dst register, value uint64) instruction {
+	return instruction{op: opLoadMap, dst: dst, imm: uint32(value), high: uint32(value >> 32)} //nolint:gosec // Both halves.
 }
 
 // loadMap loads the map itself, as an argument of a call.
@@ -104,7 +111,7 @@ func orConstant(dst register, value uint32) instruction {
 
 func jump(to string) instruction { return instruction{op: opJump, to: to} }
 
-// ifNull jumps if a whole register is 0; the others compare 32 bits.
+// ifNull jumps if a whole register is 0; the others but ifOther compare 32 bits.
 func ifNull(dst register, to string) instruction {
 	return instruction{op: opJumpNull, dst: dst, to: to}
 }
@@ -119,6 +126,11 @@ func ifUnequal(dst register, value uint32, to string) instruction {
 
 func ifMore(dst register, value uint32, to string) instruction {
 	return instruction{op: opJumpMore, dst: dst, imm: value, to: to}
+}
+
+// ifOther jumps if whole registers differ.
+func ifOther(dst, src register, to string) instruction {
+	return instruction{op: opJumpOther, dst: dst, src: src, to: to}
 }
 
 func ifDifferent(dst, src register, to string) instruction {
@@ -174,7 +186,8 @@ func assemble(program []instruction) ([]byte, error) {
 		}
 		code = i.encode(code)
 		if i.op == opLoadMap {
-			code = append(code, make([]byte, slotSize)...)
+			code = append(code, make([]byte, slotSize/2)...)
+			code = binary.NativeEndian.AppendUint32(code, i.high)
 		}
 	}
 	return code, nil

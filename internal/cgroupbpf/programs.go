@@ -37,6 +37,7 @@ const (
 	createIt     = 1   // BPF_SK_STORAGE_GET_F_CREATE
 	setRetval    = 187 // BPF_FUNC_set_retval
 	getUIDAndGID = 15  // BPF_FUNC_get_current_uid_gid
+	getNetwork   = 122 // BPF_FUNC_get_netns_cookie
 	maxProtocol  = 255 // of IP: the field has 8 bits
 )
 

@@ -23,10 +23,14 @@ func (u Users) check() error {
 }
 
 // usersProgram sets the mark of sockets that processes of some users make. The real user counts, so that a program with a set-user-ID
-// bit is bound like its caller.
-func usersProgram(u Users, m Mark) program {
+// bit is bound like its caller. Other network namespaces are left alone: in a container there are other
+// users with the same numbers, neither the link nor its rules, and a resolver of its own.
+func usersProgram(u Users, m Mark, network uint64) program {
 	p := markProgram(m,
 		move(r6, r1),
+		call(getNetwork),
+		wide(r1, network),
+		ifOther(r0, r1, "pass"),
 		call(getUIDAndGID), // The user is in the lower half.
 		ifMore(r0, u.Last, "pass"),
 		ifMore(r0, u.First-1, "theirs"),
@@ -56,13 +60,14 @@ func (l *Links) Close() (err error) {
 }
 
 // AttachUsers binds the sockets that processes of some users make from now on, in a cgroup and in all below it: for the
-// whole host that is the root. Without a map, DNS queries go where they are sent. A cgroup that is bound by [Attach] keeps its own
+// whole host that is the root. It binds sockets of one network namespace, told by
+// its cookie (SO_NETNS_COOKIE). Without a map, DNS queries go where they are sent. A cgroup that is bound by [Attach] keeps its own
 // link, because the innermost decides.
 //
 // DNS programs act on all sockets with the mark: where several ranges are bound to a link, one of them needs the map.
 //
 // Errors: as those of [Attach].
-func AttachUsers(root *os.File, u Users, m Mark, dns *DNSMap) (*Links, error) {
+func AttachUsers(root *os.File, u Users, network uint64, m Mark, dns *DNSMap) (*Links, error) {
 	if err := errors.Join(u.check(), m.check()); err != nil {
 		return nil, err
 	}
@@ -73,7 +78,7 @@ func AttachUsers(root *os.File, u Users, m Mark, dns *DNSMap) (*Links, error) {
 	links := &Links{}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
-		failed = withPrograms(usersProgram(u, m), m, dns, func(all []loaded) error { return links.add(int(fd), all) })
+		failed = withPrograms(usersProgram(u, m, network), m, dns, func(all []loaded) error { return links.add(int(fd), all) })
 	})
 	if err := errors.Join(err, failed); err != nil {
 		return nil, errors.Join(fmt.Errorf("binding users to a link: %w", err), links.Close())

@@ -30,11 +30,25 @@ func runAs(t *testing.T, w *boundtest.World, uid uint32, cgroup *os.File, questi
 
 func bindUsers(t *testing.T, cgroup *os.File, u cgroupbpf.Users, m cgroupbpf.Mark, dns *cgroupbpf.DNSMap) *cgroupbpf.Links {
 	t.Helper()
-	links, err := cgroupbpf.AttachUsers(cgroup, u, m, dns)
+	links, err := cgroupbpf.AttachUsers(cgroup, u, network(t), m, dns)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return links
+}
+
+// network is the cookie of the thread's network namespace.
+func network(t *testing.T) uint64 {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		t.Fatal(err)
+	}
+	return cookie
 }
 
 func TestUsersAreBoundWithTheirDNSUntilTheLinksEnd(t *testing.T) {
@@ -59,6 +73,24 @@ func TestUsersAreBoundWithTheirDNSUntilTheLinksEnd(t *testing.T) {
 	questions := []string{"mark 4", "udp " + boundtest.Stub + ":53"}
 	if got := runAs(t, w, 1000, session, questions...); got[0] != "0x0" || !strings.HasPrefix(got[1], "stub ") {
 		t.Errorf("unbound again: %q", got)
+	}
+}
+
+// A container has other users with the same numbers, and names of its own.
+func TestUsersOfOtherNetworksAreLeftAlone(t *testing.T) {
+	w := boundtest.New(t)
+	root := w.Cgroup("root")
+	links := bindUsers(t, root, cgroupbpf.Users{First: 1000, Last: 1000}, boundtest.Wan1, newMap(t, boundtest.DNS1))
+	w.In("br0", func() {
+		if got := runAs(t, w, 1000, root, "mark 4", "mark 6"); !slices.Equal(got, []string{"0x0", "0x0"}) {
+			t.Errorf("in a container: %q", got)
+		}
+	})
+	if got := runAs(t, w, 1000, root, "mark 4"); got[0] != "0x82000000" {
+		t.Errorf("on the host: %q", got)
+	}
+	if err := links.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -116,14 +148,14 @@ func TestUsersAreBoundWithAllProgramsOrNone(t *testing.T) {
 	for range 64 {
 		bind(t, root, boundtest.Wan0, nil)
 	}
-	if _, err := cgroupbpf.AttachUsers(root, cgroupbpf.Users{First: 1000, Last: 1000}, boundtest.Wan1, dns); !errors.Is(err, unix.E2BIG) {
+	if _, err := cgroupbpf.AttachUsers(root, cgroupbpf.Users{First: 1000, Last: 1000}, network(t), boundtest.Wan1, dns); !errors.Is(err, unix.E2BIG) {
 		t.Fatalf("the 65th: %v", err)
 	}
 	if got := runAs(t, w, 1000, root, "mark 4", "udp "+boundtest.Stub+":53"); got[0] != "0x81000000" || !strings.HasPrefix(got[1], "stub ") {
 		t.Errorf("%q", got)
 	}
 	withoutRights(t, func() {
-		if _, err := cgroupbpf.AttachUsers(root, cgroupbpf.Users{First: 1000, Last: 1000}, boundtest.Wan1, dns); !errors.Is(err, cgroupbpf.ErrRights) {
+		if _, err := cgroupbpf.AttachUsers(root, cgroupbpf.Users{First: 1000, Last: 1000}, network(t), boundtest.Wan1, dns); !errors.Is(err, cgroupbpf.ErrRights) {
 			t.Errorf("without rights: %v", err)
 		}
 	})
@@ -134,7 +166,7 @@ func TestUsersAreBoundWithAllProgramsOrNone(t *testing.T) {
 		}
 	})
 	for _, u := range []cgroupbpf.Users{{}, {0, 1000}, {2, 1}} {
-		if _, err := cgroupbpf.AttachUsers(other, u, boundtest.Wan1, nil); err == nil || !strings.Contains(err.Error(), "to fix: ") {
+		if _, err := cgroupbpf.AttachUsers(other, u, network(t), boundtest.Wan1, nil); err == nil || !strings.Contains(err.Error(), "to fix: ") {
 			t.Errorf("%v: %v", u, err)
 		}
 	}

@@ -71,7 +71,7 @@ func (a *app) bindAdd() *cobra.Command {
 	flags := cmd.Flags()
 	flags.BoolVar(&o.runtime, "runtime", false, "until the next boot")
 	flags.BoolVar(&o.strict, "strict", true, "nothing leaves by another uplink while the link is down")
-	flags.BoolVar(&o.dns, "dns", true, "DNS queries go to the servers of the link, for user, unit, slice and cgroup")
+	flags.BoolVar(&o.dns, "dns", true, "DNS queries go to the servers of the link, for user, unit, slice and cgroup; it needs --strict")
 	flags.StringVar(&o.inbound, "inbound", string(config.Answer), "how requests by other links are answered, for interface and source: answer or deny")
 	if err := cmd.RegisterFlagCompletionFunc("inbound", cobra.FixedCompletions([]string{string(config.Answer), string(config.Deny)}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // The flag is defined above.
@@ -180,7 +180,12 @@ func (a *app) add(cmd *cobra.Command, args []string, wanted config.Bind, runtime
 // because says what an entry waits for.
 func because(row status.Binding) string {
 	switch row.State {
-	case status.BindingActive, "":
+	case status.BindingActive:
+		if row.Why != "" {
+			return ", but " + clean(row.Why)
+		}
+		return ""
+	case "":
 		return ""
 	case status.BindingDown:
 		return ", which is down: " + clean(row.Why)
@@ -322,7 +327,7 @@ func boundLine(r status.Binding) string {
 		text += " (" + clean(r.Interface) + ")"
 	}
 	var notes []string
-	if r.State != status.BindingActive {
+	if r.Why != "" {
 		notes = append(notes, clean(r.Why))
 	}
 	if !r.Strict {

@@ -66,8 +66,9 @@ With --json it prints the same for programs. Fields are only ever added as long 
                     router_only, metered, tested (until when), loss (0 to 1), rtt_ms,
                     last_proof, recovered, deaths_today, targets[] (target, on_link,
                     answered, silent), interval_ms; only from the daemon
-  bindings[]        what is bound to links: selector, value, link, interface, strict, dns, deny,
-                    by, state ("active", "link-down", "waiting", "failed" or
+  bindings[]        what is bound to links: selector, value, link, interface, strict,
+                    dns, dns_led (of users: as dns wants it), deny, by,
+                    state ("active", "link-down", "waiting", "failed" or
                     "refused"), why,
                     dropped_packets
   answers           on which link forwarded packets are answered: families[]: family,

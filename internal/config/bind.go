@@ -240,10 +240,15 @@ func (v *validator) bind(i int, r rawBind) Bind {
 	}
 	isForwarded := r.Interface != nil || r.Source != nil
 	hasDNS := !isForwarded && r.Mark == nil
-	b.DNS = hasDNS
+	b.DNS = hasDNS && b.Strict
 	if r.DNS != nil {
-		if b.DNS = *r.DNS; *r.DNS && !hasDNS {
+		b.DNS = *r.DNS
+		switch {
+		case *r.DNS && !hasDNS:
 			v.failBind(i, "dns", "queries can be led only for a user, unit, slice or cgroup; leave it out, or want false")
+		case *r.DNS && !b.Strict && r.User != nil:
+			// Names are led by marks, whose rules are strict: unbound, the link's servers could not be reached.
+			v.failBind(i, "dns", "true needs strict = true; leave one of them out")
 		}
 	}
 	if r.Inbound != nil {

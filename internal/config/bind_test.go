@@ -23,6 +23,10 @@ user = "alice"
 link = "my \\ \"LTE\""
 user = "1000-1999"
 strict = false
+
+[[bind]]
+link = "wan1"
+user = "bob"
 dns = false
 
 [[bind]]
@@ -61,6 +65,7 @@ cgroup = "/sys/fs/cgroup/a/b"
 	want := []config.Bind{
 		{Link: "wan1", User: "alice", Strict: true, DNS: true, Inbound: config.Answer},
 		{Link: `my \ "LTE"`, User: "1000-1999", Inbound: config.Answer},
+		{Link: "wan1", User: "bob", Strict: true, Inbound: config.Answer},
 		{Link: "wan1", Mark: routing.Mark{Value: 0x10, Mask: 0xffffffff}, Strict: true, Inbound: config.Answer},
 		{Link: "wan1", Mark: routing.Mark{Value: 0x20, Mask: 0xf0}, Strict: true, Inbound: config.Answer},
 		{Link: "wan1", Interface: "br-guests", Strict: true, Inbound: config.Deny},
@@ -115,6 +120,7 @@ func TestBadBinds(t *testing.T) {
 		"root cgroup":       {"link = 'w'\ncgroup = '/sys/fs/cgroup/'", `everything is in the root`},
 		"parent":            {"link = 'w'\ncgroup = 'a/../b'", `write it without . and ..`},
 		"dns of a bridge":   {"link = 'w'\ninterface = 'br0'\ndns = true", `queries can be led only for a user, unit, slice or cgroup`},
+		"dns, not strict":   {"link = 'w'\nuser = 'a'\nstrict = false\ndns = true", `bind.dns (entry 1): true needs strict = true`},
 		"inbound of a user": {"link = 'w'\nuser = 'a'\ninbound = 'deny'", `it is for interface and source`},
 		"not strict":        {"link = 'w'\nunit = 'a.service'\nstrict = false", `false is not possible for unit, slice and cgroup`},
 		"long link":         {"link = 'provider two'\nunit = 'a.service'", `it has at most 15 bytes and no space`},

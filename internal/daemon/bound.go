@@ -21,14 +21,18 @@ import (
 const userFiles = "/etc"
 
 // openBindings reads what is bound.
-func (p *parts) openBindings(cfg config.Config, problems func([]routing.Problem)) *binding.Keeper {
-	return binding.New(binding.Options{
-		Logger: p.log, Config: cfg, Problems: problems,
+func (p *parts) openBindings(cfg config.Config, more extras) *binding.Keeper {
+	o := binding.Options{
+		Logger: p.log, Config: cfg, Problems: more.unbound,
 		Off: func() bool {
 			state, _ := p.off.State()
 			return state.HostOff()
 		},
-	})
+	}
+	if p.names = more.names; p.names != nil {
+		o.NewLed = p.names.look
+	}
+	return binding.New(o)
 }
 
 // followUsers reads what is bound again when users come or go, and once a minute, for whatever
@@ -55,6 +59,9 @@ func (p *parts) boundStatus(s *reconcile.Snapshot, fence answers.Held) []status.
 	for i := range rows {
 		p.cgroups.describe(&rows[i])
 		rows[i].Dropped = answering.Dropped(fence, s, rows[i].Name)
+	}
+	if p.names != nil {
+		binding.SayLed(rows, states, p.names.links.all())
 	}
 	return rows
 }

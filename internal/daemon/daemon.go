@@ -84,7 +84,10 @@ func Run(ctx context.Context, o Options) error {
 
 	s.maps = &holding.Maps{Store: s.notify.Keep}
 	defer closing(o.Logger, "DNS maps", s.maps.Close)
-	if s.sockets, err = openSockets(s.maps.TakeStored); err != nil {
+	s.users = &userLinks{store: s.notify.Keep, forget: s.notify.Forget}
+	defer closing(o.Logger, "programs of bound users", s.users.close)
+	stored := func(name string, f *os.File) bool { return s.maps.TakeStored(name, f) || s.users.takeStored(name, f) }
+	if s.sockets, err = openSockets(stored); err != nil {
 		return err
 	}
 	defer closing(o.Logger, "sockets", s.sockets.Close)
@@ -139,6 +142,8 @@ type service struct {
 	sockets *sockets
 	// maps are the DNS maps of bound programs.
 	maps *holding.Maps
+	// users are the programs that lead the DNS queries of bound users.
+	users *userLinks
 	// lock and events are made again with the runtime directory; memory outlives it.
 	lock     *lockfile.Lock
 	events   *handoff.Listener
@@ -175,6 +180,7 @@ const (
 	statusFault     routing.Code = "status-socket"
 	runFault        routing.Code = "binder-socket"
 	boundNamesFault routing.Code = "bound-dns-servers"
+	userNamesFault  routing.Code = "bound-users-dns"
 	lastGoodFault   routing.Code = "last-good-configuration"
 )
 
@@ -223,6 +229,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	var held *holder
 	outdated, changed := news.NewSignal(), news.NewSignal()
 	reports := news.NewSlot[reconcile.Report]()
+	names := newUserNames(s)
 	p, err := assemble(ctx, cfg, s.Logger, reconcile.Hooks{
 		Ready: known.give,
 		Settled: func() {
@@ -233,7 +240,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put, Outdated: outdated.Give,
-	}, extras{fault: s.fault, problems: s.answered, unbound: s.notBound, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
+	}, extras{fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
 	// A normal stop before the first pass is no fault of the configuration: it becomes the
 	// last good one, so that a restart does not bring back an older one.
 	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -251,6 +258,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	p.cgroups = newBoundCgroups(cfg, p, s.notAttached)
 	held = newHolder(s, cfg, p)
 	s.fault(runFault, held.listen())
+	names.of(p, held)
 
 	running, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -284,6 +292,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		{name: "status", run: tellers.run},
 		{name: "bound programs", run: held.run},
 		{name: "control groups", run: p.cgroups.run},
+		{name: "DNS of bound users", run: names.run},
 		{name: "bookkeeping of leases", run: always(func(ctx context.Context) { p.keepLeases(ctx, s.fault) })},
 		{name: "memory", run: always(func(ctx context.Context) { giveBack(ctx, changed) })},
 		{name: "last good configuration", run: always(func(ctx context.Context) {

@@ -3,8 +3,12 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"os"
 
+	"multihomed/internal/binder/wire"
+	"multihomed/internal/binding"
 	"multihomed/internal/cleanup"
+	"multihomed/internal/holding"
 	"multihomed/internal/news"
 	"multihomed/routing"
 )
@@ -55,3 +59,45 @@ func RunAll(ctx context.Context, ready func(), parts ...Part) error {
 	}
 	return runAll(ctx, tasks, ready)
 }
+
+// ParseStoreName and StoreName are those of attachments in systemd's store.
+func ParseStoreName(name string) (binding.Attachment, uint64, bool) { return parseStoreName(name) }
+
+func StoreName(a binding.Attachment, number uint64) string { return storeName(a, number) }
+
+// LeastPause is that of the first attempts.
+const LeastPause = leastPause
+
+// A UserNames is a follower of what is bound, with a helper and a systemd of the test.
+type UserNames struct{ n *userNames }
+
+// UserNamesOptions are the test's.
+type UserNamesOptions struct {
+	Led    func() ([]binding.Led, bool)
+	Bind   func(wire.Users, *os.File) ([]*os.File, *os.File, error)
+	Maps   *holding.Maps
+	Store  func(name string, f *os.File) error
+	Forget func(name string)
+	Fault  func(error)
+}
+
+func NewUserNames(o UserNamesOptions) UserNames {
+	return UserNames{&userNames{
+		log: slog.New(slog.DiscardHandler), links: &userLinks{store: o.Store, forget: o.Forget}, maps: o.Maps,
+		fault: func(_ routing.Code, err error) { o.Fault(err) },
+		bind: func(_ context.Context, u wire.Users, f *os.File) ([]*os.File, *os.File, error) {
+			return o.Bind(u, f)
+		},
+		led:     o.Led,
+		rules:   func(context.Context) error { return nil },
+		servers: func(context.Context, string) (wire.DNS, error) { return wire.DNS{}, nil },
+		kept:    func() {}, asked: news.NewSlot[uint64](),
+	}}
+}
+
+func (u UserNames) Look()                                   { u.n.look() }
+func (u UserNames) Run(ctx context.Context) error           { return u.n.run(ctx) }
+func (u UserNames) Keep(ctx context.Context) error          { return u.n.keep(ctx) }
+func (u UserNames) All() []binding.Attachment               { return u.n.links.all() }
+func (u UserNames) TakeStored(name string, f *os.File) bool { return u.n.links.takeStored(name, f) }
+func (u UserNames) Close() error                            { return u.n.links.close() }

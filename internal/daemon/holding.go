@@ -32,14 +32,38 @@ type holder struct {
 	server *holding.Server
 	fault  func(routing.Code, error)
 	// known are the servers that owners know, whenever they change; seen is when they changed last, and is the loop's.
-	known *news.Slot[*owners.DNS]
+	known *news.Slot[named]
 	seen  uint64
 	// again asks for one more look.
 	again news.Signal
 }
 
+// named are the servers of interfaces, and the interfaces of links that bindings name by their profiles.
+type named struct {
+	dns   *owners.DNS
+	links map[string]string
+}
+
+func nameLinks(d *owners.DNS, s *reconcile.Snapshot) named {
+	n := named{d, map[string]string{}}
+	for _, b := range s.Bindings {
+		if i, is := s.Interface(b.Index); is {
+			n.links[b.LinkName] = i.Facts.Name
+		}
+	}
+	return n
+}
+
+// interfaceOf is what the kernel calls a link.
+func (n named) interfaceOf(link string) string {
+	if name, is := n.links[link]; is {
+		return name
+	}
+	return link
+}
+
 func newHolder(s *service, cfg config.Config, p *parts) *holder {
-	return &holder{parts: p, maps: s.maps, cfg: cfg, fault: s.fault, known: news.NewSlot[*owners.DNS](), again: news.NewSignal()}
+	return &holder{parts: p, maps: s.maps, cfg: cfg, fault: s.fault, known: news.NewSlot[named](), again: news.NewSignal()}
 }
 
 // listen makes the socket. Without it `multihomectl run` does not work, and the routing goes on.
@@ -63,7 +87,7 @@ func (h *holder) stands() bool { return h.server == nil || h.server.Stands() }
 func (h *holder) afterPass() {
 	if now := h.parts.owners.Generation(); now != h.seen && h.maps.Len() > 0 {
 		h.seen = now
-		h.known.Put(h.parts.owners.DNS())
+		h.known.Put(nameLinks(h.parts.owners.DNS(), h.parts.loop.Current()))
 	}
 }
 
@@ -75,8 +99,8 @@ func (h *holder) run(ctx context.Context) error {
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return h.server.Run(ctx) })
 	tasks.Go(func() error {
-		return h.known.Follow(ctx, retryEvery, func(ctx context.Context, d *owners.DNS) error {
-			err := h.server.Follow(ctx, func(link string) []netip.Addr { return serversIn(d, link) })
+		return h.known.Follow(ctx, retryEvery, func(ctx context.Context, n named) error {
+			err := h.server.Follow(ctx, func(link string) []netip.Addr { return serversIn(n.dns, n.interfaceOf(link)) })
 			if ctx.Err() == nil {
 				h.fault(boundNamesFault, err)
 			}
@@ -105,8 +129,8 @@ func (h *holder) lookAgain(ctx context.Context) {
 		if h.maps.Len() == 0 {
 			continue
 		}
-		if d, _, err := h.look(ctx); err == nil {
-			h.known.Put(d)
+		if d, s, err := h.look(ctx); err == nil {
+			h.known.Put(nameLinks(d, s))
 		}
 	}
 }
@@ -121,10 +145,11 @@ func (h *holder) look(ctx context.Context) (d *owners.DNS, s *reconcile.Snapshot
 }
 
 func (h *holder) servers(ctx context.Context, link string) ([]netip.Addr, bool, error) {
-	d, _, err := h.look(ctx)
+	d, s, err := h.look(ctx)
 	if err != nil {
 		return nil, false, err
 	}
+	link = nameLinks(d, s).interfaceOf(link)
 	return serversIn(d, link), d.Knows(link), nil
 }
 

@@ -55,6 +55,8 @@ type parts struct {
 	bindings *binding.Keeper
 	// cgroups binds control groups; nil in a stand-in.
 	cgroups *boundCgroups
+	// names lead the DNS queries of bound users; nil in a stand-in.
+	names *userNames
 	// runtime is the runtime directory.
 	runtime string
 
@@ -83,6 +85,8 @@ type extras struct {
 	problems func([]routing.Problem)
 	// unbound takes those of bindings.
 	unbound func([]routing.Problem)
+	// names lead the DNS queries of bound users; nil in a stand-in.
+	names *userNames
 	// memory outlives the runtime directory; nil for the file alone.
 	memory reconcile.Memory
 	// written is what the log says already, nil if nothing.
@@ -183,7 +187,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if p.answers, err = openAnswers(cfg, log, more.problems); err != nil {
 		return err
 	}
-	p.bindings = p.openBindings(cfg, more.unbound)
+	p.bindings = p.openBindings(cfg, more)
 	p.loop = reconcile.New(reconcile.Options{
 		Policy: policy, Logger: log, Mirror: reconcile.MirrorOf(p.mirror), Writer: p.writer,
 		Owners: p.owners, Leases: p.leases, Reserved: names.Lookup,
@@ -284,6 +288,9 @@ func (p *parts) followed(ctx context.Context) {
 	}
 	p.idle(ctx)
 	p.answers.needs.Idle(ctx)
+	if p.names != nil {
+		p.names.asked.Idle(ctx)
+	}
 }
 
 // acknowledgeAll answers the senders that wait. One pass serves all that came before it.

@@ -9,9 +9,9 @@ import (
 	"multihomed/internal/fsutil"
 )
 
-// choose picks what the programs need of the servers of a link and the resolvers of the host. It is
+// Choose picks what the programs need of the servers of a link and the resolvers of the host. It is
 // the zero DNS for a link without a server.
-func choose(servers, resolvers []netip.Addr) (d wire.DNS) {
+func Choose(servers, resolvers []netip.Addr) (d wire.DNS) {
 	for _, s := range servers {
 		switch {
 		case !usable(s):

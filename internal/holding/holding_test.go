@@ -188,6 +188,11 @@ func TestMapsFollowTheServersOfTheirLinks(t *testing.T) {
 	if d.maps.TakeStored("tas_socket", newMap(t)) || d.maps.TakeStored("dns-map-a/b", newMap(t)) || d.maps.TakeStored("dns-map-%1", newMap(t)) {
 		t.Error("something else is a map")
 	}
+	for _, link := range []string{"wan1", "Wired connection 1", "caf\xe9:a/b%"} {
+		if name := holding.StoreName(link); strings.ContainsAny(name, ": /") || !new(holding.Maps).TakeStored(name, newMap(t)) {
+			t.Errorf("the map of %q is none: %q", link, name)
+		}
+	}
 	if !d.maps.TakeStored(holding.StoreName("wan1"), newMap(t)) {
 		t.Error("a map is none")
 	}

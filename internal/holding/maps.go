@@ -10,7 +10,7 @@ import (
 	"sync"
 
 	"multihomed/internal/binder/wire"
-	"multihomed/routing"
+	"multihomed/internal/escape"
 )
 
 // Bounds of what is kept: links, and maps of one. A link has more than one map if the first programs are bound to it at the
@@ -38,13 +38,16 @@ type kept struct {
 // storePrefix begins the names of maps in systemd's store.
 const storePrefix = "dns-map-"
 
-// StoreName is the name of a link's map in systemd's store. A name there has no colon and no control character (FDNAME in
-// sd_notify(3)), as the name of an interface; other bytes than ASCII are escaped.
+// longestName bounds the names in systemd's store (FDNAME in sd_notify(3)): it gives another name to what has a longer one.
+const longestName = 255
+
+// StoreName is the name of a link's map in systemd's store. A name there has no colon and no control character
+// (FDNAME in sd_notify(3)); what an interface's name cannot have, and other bytes than ASCII, are escaped.
 func StoreName(link string) string {
 	var b strings.Builder
 	b.WriteString(storePrefix)
 	for _, c := range []byte(link) {
-		if c <= ' ' || c >= 0x7f || c == '%' {
+		if c <= ' ' || c >= 0x7f || c == '%' || c == ':' || c == '/' {
 			fmt.Fprintf(&b, "%%%02x", c)
 			continue
 		}
@@ -74,7 +77,7 @@ func linkOf(name string) (link string, is bool) {
 		}
 		b, rest = append(b, c), rest[3:]
 	}
-	return string(b), routing.CheckInterfaceName(string(b)) == nil
+	return string(b), len(b) > 0 && StoreName(string(b)) == name
 }
 
 // TakeStored takes what systemd kept, by its name, and reports whether it is a map.
@@ -97,13 +100,25 @@ func (m *Maps) add(link string, f *os.File, holds *wire.DNS, isNew bool) error {
 	}
 	m.maps[link] = append(m.maps[link], kept{f, holds})
 	if isNew && m.Store != nil {
+		if len(StoreName(link)) > longestName {
+			return fmt.Errorf("the name of %s is too long for systemd; to fix: name the link by its interface or UUID", escape.Text(link))
+		}
 		return m.Store(StoreName(link), f)
 	}
 	return nil
 }
 
-// of returns the newest map of a link, nil if there is none.
-func (m *Maps) of(link string) *os.File {
+// Keep keeps a new map of a link, and gives it to systemd. One that is not kept is closed: programs that have it go on.
+func (m *Maps) Keep(link string, f *os.File, holds wire.DNS) error {
+	err := m.add(link, f, &holds, true)
+	if errors.Is(err, errTooMany) {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// Of returns the newest map of a link, nil if there is none.
+func (m *Maps) Of(link string) *os.File {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if all := m.maps[link]; len(all) > 0 {

@@ -213,9 +213,9 @@ func (s *Server) answer(ctx context.Context, r wire.Request, file *os.File) (a w
 	if err != nil {
 		return a, nil, fmt.Errorf("looking for the DNS servers of %s: %w", r.Link, err)
 	}
-	d := choose(servers, s.resolvers(ctx))
+	d := Choose(servers, s.resolvers(ctx))
 	a = wire.Answer{Value: mark.Value, Mask: mark.Mask, DNS: &d}
-	give = s.o.Maps.of(r.Link)
+	give = s.o.Maps.Of(r.Link)
 	if !d.Server4.IsValid() && !d.Server6.IsValid() && give == nil {
 		a.Note = r.Link + " has no DNS server that can be used, so that no name is resolved; to fix: give its profile one, such as: nmcli connection modify NAME ipv4.dns 9.9.9.9"
 	}
@@ -268,7 +268,7 @@ func (s *Server) Follow(ctx context.Context, known func(link string) []netip.Add
 		return nil
 	}
 	resolvers := s.resolvers(ctx)
-	return s.o.Maps.follow(ctx, func(link string) binder.DNS { return choose(known(link), resolvers) }, s.o.Change)
+	return s.o.Maps.follow(ctx, func(link string) binder.DNS { return Choose(known(link), resolvers) }, s.o.Change)
 }
 
 // receive reads a request and the descriptor that comes with it.

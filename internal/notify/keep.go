@@ -9,7 +9,8 @@ import (
 )
 
 // Keep gives a descriptor to the service manager, which passes it to the next process of this service under a name
-// (FDSTORE in sd_notify(3)). Without a service manager it does nothing.
+// (FDSTORE in sd_notify(3)). The manager must not watch it (FDPOLL): a BPF map always looks broken to poll(2). Without a
+// service manager it does nothing.
 func (*Notifier) Keep(name string, f *os.File) error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
@@ -40,3 +41,6 @@ func keep(path, name string, f *os.File) error {
 	})
 	return errors.Join(err, failed, unix.Close(s))
 }
+
+// Forget takes all descriptors of a name out of the service manager's store (FDSTOREREMOVE in sd_notify(3)).
+func (n *Notifier) Forget(name string) { n.send("FDSTOREREMOVE=1\nFDNAME=" + name) }

@@ -15,10 +15,12 @@ type Binding struct {
 	Strict bool `json:"strict"`
 	DNS    bool `json:"dns,omitempty"`
 	Deny   bool `json:"deny,omitempty"`
+	// DNSLed says of users that their queries go to the servers of the link now, as DNS wants it.
+	DNSLed bool `json:"dns_led,omitempty"`
 	// By says who wants it: "configuration", "state", "runtime", "profile NAME", or "sockets" for
 	// those of `multihomectl run` and of units.
 	By string `json:"by"`
-	// State is one of the constants, Why says in words why it is not [BindingActive].
+	// State is one of the constants, Why says in words why it is not [BindingActive], or not wholly.
 	State string `json:"state"`
 	Why   string `json:"why,omitempty"`
 	// Dropped counts the packets that the fence dropped, because they would have left by another

@@ -235,7 +235,7 @@ user = "1600"
 // TestBind: multihomectl binds and unbinds at once, also users and links that do not exist yet; what
 // it keeps until the next boot does not last longer; the configuration wins.
 func TestBind(t *testing.T) {
-	p := newPublishing(t, forwards(), "[[bind]]\nlink = \"wan1\"\nuser = \"1500\"\n")
+	p := newPublishing(t, forwards(), "[[bind]]\nlink = \"wan1\"\nuser = \"1500\"\ndns = false\n")
 	p.start()
 	bind := func(want string, args ...string) {
 		t.Helper()
@@ -246,9 +246,9 @@ func TestBind(t *testing.T) {
 	}
 	user := func(uid int) bound { return bound{fmt.Sprintf("user %d", uid), local(lab.From{User: uid})} }
 	bind("the configuration binds user=1500", "add", "wan0", "user=1400-1600")
-	bind("user=1700 is bound to wan1\n", "add", "wan1", "user=1700")
+	bind("user=1700 is bound to wan1, but its DNS queries go where the host's resolver sends them\n", "add", "wan1", "user=1700")
 	p.answeredBy("isp1", "added", user(1700))
-	bind("user=1700 is bound to wan0\n", "add", "wan0", "user=1700")
+	bind("user=1700 is bound to wan0\n", "add", "wan0", "user=1700", "--dns=false")
 	p.answeredBy("isp0", "with another link", user(1700))
 	bind("user=1700 is bound to wan0 already; to fix: multihomectl bind remove user=1700", "add", "wan1", "user=1700", "--runtime")
 	bind("user=1701 is bound to later, which is down: there is no link later, and nothing of it leaves", "add", "later", "user=1701", "--runtime")
@@ -271,7 +271,7 @@ func TestBind(t *testing.T) {
 
 	// The profile of a link is a name of it, too.
 	p.must(p.AddProfile(t.Context(), "provider two", "wan1", "ipv6.addr-gen-mode", "eui64"))
-	bind("user=1703 is bound to provider two, which is down", "add", "provider two", "user=1703")
+	bind("user=1703 is bound to provider two, which is down", "add", "provider two", "user=1703", "--dns=false")
 	p.up("provider two")
 	p.bindingIs("user", "1703", status.BindingActive)
 	p.answeredBy("isp1", "by its profile", user(1703))

@@ -35,6 +35,8 @@ type rig struct {
 	// env is added to the daemon's environment.
 	env    []string
 	daemon *lab.Process
+	// store keeps descriptors over its end; nil for nobody.
+	store *lab.Store
 }
 
 // newRig makes a host; the daemon is not started yet. toml is added to its
@@ -82,7 +84,7 @@ func (r *rig) launch() {
 		r.t.Fatal(err)
 	}
 	r.daemon, err = r.Start(lab.ProcessConfig{
-		Path: program, Args: []string{"-config", r.path}, Notify: true,
+		Path: program, Args: []string{"-config", r.path}, Notify: true, Store: r.store,
 		Env: append([]string{"GORACE=halt_on_error=1 atexit_sleep_ms=0"}, r.env...),
 	})
 	if err != nil {

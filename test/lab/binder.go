@@ -88,6 +88,17 @@ func (h *Host) NewCgroup(uid int) (*Cgroup, error) {
 	return c, nil
 }
 
+// BecomeRoot makes it what the lab's programs take for the root of all control groups, until the host closes: what is attached
+// there concerns the processes in it, and nobody else on the machine.
+func (h *Host) BecomeRoot(c *Cgroup) error {
+	const root = "/sys/fs/cgroup"
+	if err := unix.Mount(c.Path, root, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mounting a control group at %s: %w", root, err)
+	}
+	h.onClose(func() error { return unix.Unmount(root, unix.MNT_DETACH) })
+	return nil
+}
+
 // Children are the names of the groups in it.
 func (c *Cgroup) Children() ([]string, error) {
 	entries, err := os.ReadDir(c.Path)

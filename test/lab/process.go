@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type ProcessConfig struct {
 	Namespace *Namespace // nil is the host's
 	LogFile   string     // output goes to this file instead of being kept in memory
 	Notify    bool       // give it a NOTIFY_SOCKET, for WaitNotify
+	Store     *Store     // what it passes by NOTIFY_SOCKET is kept there, and it gets what is there
 	// Credential is the user that runs it; nil is root.
 	Credential *syscall.Credential
 }
@@ -76,6 +78,14 @@ func start(cfg ProcessConfig) (*Process, error) {
 	p.cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8")
 	p.cmd.Env = append(p.cmd.Env, cfg.Env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: cfg.Root, Credential: cfg.Credential}
+	if cfg.Store != nil {
+		var names []string
+		if p.cmd.ExtraFiles, names = cfg.Store.give(); len(names) > 0 {
+			// Only the process itself knows its number in time.
+			p.cmd.Path, p.cmd.Args = "/bin/sh", append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, path}, cfg.Args...)
+			p.cmd.Env = append(p.cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+		}
+	}
 	if cfg.Root != "" && cfg.Dir == "" {
 		p.cmd.Dir = "/"
 	}
@@ -130,7 +140,7 @@ func start(cfg ProcessConfig) (*Process, error) {
 		_ = closers[0].Close()
 	}
 	if notify != nil {
-		go p.readNotes(notify)
+		go p.readNotes(notify, cfg.Store)
 	}
 	go func() {
 		p.waitErr = p.cmd.Wait()
@@ -161,13 +171,14 @@ func (p *Process) readLines(r io.Reader) {
 	}
 }
 
-func (p *Process) readNotes(conn *net.UnixConn) {
-	buf := make([]byte, 4096)
+func (p *Process) readNotes(conn *net.UnixConn, store *Store) {
+	buf, rights := make([]byte, 4096), make([]byte, unix.CmsgSpace(16*4))
 	for {
-		n, err := conn.Read(buf)
+		n, controlled, _, _, err := conn.ReadMsgUnix(buf, rights)
 		if err != nil {
 			return
 		}
+		store.take(strings.TrimSpace(string(buf[:n])), rights[:controlled])
 		for note := range strings.SplitSeq(strings.TrimSpace(string(buf[:n])), "\n") {
 			p.add(&p.notes, note)
 		}

@@ -47,78 +47,87 @@ func Bind(ctx context.Context, path, link string, cgroup *os.File) (note string,
 	if err != nil {
 		return "", err
 	}
-	return insist(ctx, path, request, cgroup)
+	note, _, err = insist(ctx, path, request, cgroup, 0)
+	return note, err
 }
 
 // Change writes a link's servers into the DNS map that attached programs read. The helper takes it of root and the daemon.
 //
 // Errors: as Bind.
 func Change(ctx context.Context, path string, servers wire.DNS, dns *os.File) error {
-	_, err := insist(ctx, path, wire.EncodeChange(nil, servers), dns)
+	_, _, err := insist(ctx, path, wire.EncodeChange(nil, servers), dns, 0)
 	return err
 }
 
-// insist asks until the helper is not busy.
-func insist(ctx context.Context, path string, request []byte, passed *os.File) (note string, err error) {
+// insist asks until the helper is not busy. It passes a file, nil for none, and returns at most so many.
+func insist(ctx context.Context, path string, request []byte, passed *os.File, most int) (note string, got []*os.File, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		answer, err := ask(ctx, path, request, passed)
+		answer, got, err := ask(ctx, path, request, passed, most)
 		switch {
 		case err != nil:
-			return "", fmt.Errorf("asking multihomed-binder: %w", err)
+			return "", nil, errors.Join(fmt.Errorf("asking multihomed-binder: %w", err), closeAll(got))
 		case answer.Code == wire.Bound:
-			return answer.Text, nil
+			return answer.Text, got, nil
 		case answer.Code != wire.Busy:
-			return "", Refusal{answer}
+			return "", nil, errors.Join(Refusal{answer}, closeAll(got))
 		}
 		pause := time.NewTimer(between)
 		select {
 		case <-ctx.Done():
 			pause.Stop()
-			return "", Refusal{answer}
+			return "", nil, errors.Join(Refusal{answer}, closeAll(got))
 		case <-pause.C:
 		}
 	}
 }
 
-func ask(ctx context.Context, path string, request []byte, passed *os.File) (wire.Answer, error) {
+func ask(ctx context.Context, path string, request []byte, passed *os.File, most int) (a wire.Answer, got []*os.File, err error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", path)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EACCES) {
-			return wire.Answer{}, fmt.Errorf("%w (%w)", ErrAway, err)
+			return a, nil, fmt.Errorf("%w (%w)", ErrAway, err)
 		}
-		return wire.Answer{}, err
+		return a, nil, err
 	}
 	defer func() { _ = conn.Close() }()
 	c, is := conn.(*net.UnixConn)
 	if !is {
-		return wire.Answer{}, errors.New("no unix socket")
+		return a, nil, errors.New("no unix socket")
 	}
 	deadline, _ := ctx.Deadline()
 	if err := c.SetDeadline(deadline); err != nil {
-		return wire.Answer{}, err
+		return a, nil, err
+	}
+	// A helper that is busy answers before it reads, and its answer is there although it has gone.
+	if err := send(c, request, passed); err != nil && !errors.Is(err, unix.EPIPE) {
+		return a, nil, err
+	}
+	datagram, got, err := receive(c, most)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The kernel tells first that the request was not read, and then gives the answer.
+		datagram, got, err = receive(c, most)
+	}
+	if err != nil {
+		return a, got, err
+	}
+	a, err = wire.DecodeAnswer(datagram)
+	return a, got, err
+}
+
+func send(c *net.UnixConn, request []byte, passed *os.File) error {
+	if passed == nil {
+		_, err := c.Write(request)
+		return err
 	}
 	// Not Fd, which would have the file block from now on.
 	raw, err := passed.SyscallConn()
 	if err != nil {
-		return wire.Answer{}, err
+		return err
 	}
 	var failed error
 	err = raw.Control(func(fd uintptr) { _, _, failed = c.WriteMsgUnix(request, unix.UnixRights(int(fd)), nil) })
-	// A helper that is busy answers before it reads, and its answer is there although it has gone.
-	if err = errors.Join(err, failed); err != nil && !errors.Is(err, unix.EPIPE) {
-		return wire.Answer{}, err
-	}
-	b := make([]byte, wire.MaxAnswer+1)
-	n, err := c.Read(b)
-	if errors.Is(err, unix.ECONNRESET) {
-		// The kernel tells first that the request was not read, and then gives the answer.
-		n, err = c.Read(b)
-	}
-	if err != nil {
-		return wire.Answer{}, err
-	}
-	return wire.DecodeAnswer(b[:n])
+	return errors.Join(err, failed)
 }
