@@ -301,6 +301,54 @@ func TestBind(t *testing.T) {
 	p.answeredBy("isp1", "with a damaged file", user(1703))
 }
 
+// TestBoundLater: what a container has open when it is bound begins anew by its link: TCP is told, and
+// UDP goes on. It would hang otherwise, for the fence drops what has the address of another link.
+func TestBoundLater(t *testing.T) {
+	p := newPublishing(t, forwards(), "")
+	p.start()
+	for _, link := range []string{"wan0", "wan1"} {
+		_, err := p.WaitAddr(t.Context(), link, lab.IPv6)
+		p.must(err)
+	}
+	p.marks(lab.IPv6, 2)
+	open := map[string]*conversation{}
+	for _, to := range []netip.Addr{lab.InternetAddr4, lab.InternetAddr6} {
+		for _, network := range []string{"tcp", "udp"} {
+			open[network+" to "+to.String()] = converse(t, p.container, network, to)
+		}
+	}
+	// answered waits until somebody answers, or says that the conversation has ended.
+	answered := func(c *conversation, isp string) error {
+		var ended error
+		p.eventually(func() error {
+			line, err := c.ask()
+			switch {
+			case err == nil && !strings.Contains(line, `"`+isp+`"`):
+				return fmt.Errorf("%s answers, not %s", line, isp)
+			case errors.Is(err, errQuiet):
+				return err
+			}
+			ended = err
+			return nil
+		})
+		return ended
+	}
+	for name, c := range open {
+		if err := answered(c, "isp0"); err != nil {
+			t.Errorf("before: %s: %v", name, err)
+		}
+	}
+	if out, err := p.ctl("bind", "add", "wan1", "interface=docker0"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for name, c := range open {
+		if err := answered(c, "isp1"); err != nil != strings.HasPrefix(name, "tcp") {
+			t.Errorf("bound: %s: %v", name, err)
+		}
+	}
+	p.strays("after it was bound")
+}
+
 // TestBoundProfile: a shared connection is bound by its own profile.
 func TestBoundProfile(t *testing.T) {
 	p := newPublishing(t, forwards(), "")
