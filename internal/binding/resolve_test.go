@@ -181,6 +181,11 @@ func TestDamagedFile(t *testing.T) {
 	if b, known := k.Bindings(); len(b) != 0 || known {
 		t.Errorf("damaged at the start: %v, %t", b, known)
 	}
+	write(strings.Repeat("#", 1<<20+1))
+	k.Reload(t.Context())
+	if len(problems) != 1 || problems[0].Fix == "" {
+		t.Errorf("too large: %v", problems)
+	}
 	write("")
 	k.Reload(t.Context())
 	if b, known := k.Bindings(); len(b) != 0 || !known || len(problems) != 0 {

@@ -254,6 +254,8 @@ func TestBind(t *testing.T) {
 	bind("user=1701 is bound to later, which is down: there is no link later, and nothing of it leaves", "add", "later", "user=1701", "--runtime")
 	p.silent("bound to what does not exist", user(1701))
 	bind("and waits: there is no user bonita", "add", "wan1", "user=bonita")
+	bind("and waits: there is no interface br-later", "add", "wan1", "interface=br-later")
+	bind(`interface: "lo" is not allowed`, "add", "wan1", "interface=lo")
 	bind(`there is no command "bind wan1"`, "wan1")
 	bind(`user: "root" is not allowed`, "add", "wan1", "user=root")
 	bind(`"usr=1" is no selector; did you mean user?`, "add", "wan1", "usr=1")
@@ -268,6 +270,10 @@ func TestBind(t *testing.T) {
 	p.answeredBy("isp1", "there is the user", user(1702))
 	p.bindingIs("user", "bonita", status.BindingActive)
 	p.must(os.WriteFile("/etc/passwd", passwd, 0o644))
+
+	_, err = p.NewBridge("br-later", netip.MustParsePrefix("172.19.0.1/24"))
+	p.must(err)
+	p.bindingIs("interface", "br-later", status.BindingActive)
 
 	// The profile of a link is a name of it, too.
 	p.must(p.AddProfile(t.Context(), "provider two", "wan1", "ipv6.addr-gen-mode", "eui64"))
