@@ -54,6 +54,7 @@ type Keeper struct {
 	known    bool
 	held     []Held
 	entries  []Entry
+	users    map[string]uint32
 	bindings []routing.Binding
 	led      []Led
 	states   []State
@@ -181,13 +182,19 @@ func (k *Keeper) resolve(ctx context.Context, problems []routing.Problem) {
 			continue
 		}
 		uid, err := k.LookupUser(e.User)
-		if _, unknown := errors.AsType[user.UnknownUserError](err); err != nil && !unknown {
+		_, unknown := errors.AsType[user.UnknownUserError](err)
+		if err != nil && !unknown {
 			problems = append(problems, routing.ProblemOf(NotInForce, routing.Warning, "", fmt.Errorf("looking for the user %s: %w", e.User, err)))
+		}
+		if before, known := k.users[e.User]; err != nil && !unknown && known {
+			// Who he is cannot be read now, as passwd(5) is being replaced: he stays bound.
+			uid, err = before, nil
 		}
 		if err == nil {
 			facts.Users[e.User] = uid
 		}
 	}
+	k.users = facts.Users
 	bindings, states := Resolve(facts)
 	led := ledUsers(states)
 	if k.Off != nil && k.Off() {

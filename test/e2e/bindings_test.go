@@ -254,6 +254,8 @@ func TestBind(t *testing.T) {
 	bind("user=1701 is bound to later, which is down: there is no link later, and nothing of it leaves", "add", "later", "user=1701", "--runtime")
 	p.silent("bound to what does not exist", user(1701))
 	bind("and waits: there is no user bonita", "add", "wan1", "user=bonita")
+	bind("and waits: there is no interface br-later", "add", "wan1", "interface=br-later")
+	bind(`interface: "lo" is not allowed`, "add", "wan1", "interface=lo")
 	bind(`there is no command "bind wan1"`, "wan1")
 	bind(`user: "root" is not allowed`, "add", "wan1", "user=root")
 	bind(`"usr=1" is no selector; did you mean user?`, "add", "wan1", "usr=1")
@@ -268,6 +270,10 @@ func TestBind(t *testing.T) {
 	p.answeredBy("isp1", "there is the user", user(1702))
 	p.bindingIs("user", "bonita", status.BindingActive)
 	p.must(os.WriteFile("/etc/passwd", passwd, 0o644))
+
+	_, err = p.NewBridge("br-later", netip.MustParsePrefix("172.19.0.1/24"))
+	p.must(err)
+	p.bindingIs("interface", "br-later", status.BindingActive)
 
 	// The profile of a link is a name of it, too.
 	p.must(p.AddProfile(t.Context(), "provider two", "wan1", "ipv6.addr-gen-mode", "eui64"))
@@ -299,6 +305,54 @@ func TestBind(t *testing.T) {
 	p.start()
 	p.reported(true, "", "reading what is bound")
 	p.answeredBy("isp1", "with a damaged file", user(1703))
+}
+
+// TestBoundLater: what a container has open when it is bound begins anew by its link: TCP is told, and
+// UDP goes on. It would hang otherwise, for the fence drops what has the address of another link.
+func TestBoundLater(t *testing.T) {
+	p := newPublishing(t, forwards(), "")
+	p.start()
+	for _, link := range []string{"wan0", "wan1"} {
+		_, err := p.WaitAddr(t.Context(), link, lab.IPv6)
+		p.must(err)
+	}
+	p.marks(lab.IPv6, 2)
+	open := map[string]*conversation{}
+	for _, to := range []netip.Addr{lab.InternetAddr4, lab.InternetAddr6} {
+		for _, network := range []string{"tcp", "udp"} {
+			open[network+" to "+to.String()] = converse(t, p.container, network, to)
+		}
+	}
+	// answered waits until somebody answers, or says that the conversation has ended.
+	answered := func(c *conversation, isp string) error {
+		var ended error
+		p.eventually(func() error {
+			line, err := c.ask()
+			switch {
+			case err == nil && !strings.Contains(line, `"`+isp+`"`):
+				return fmt.Errorf("%s answers, not %s", line, isp)
+			case errors.Is(err, errQuiet):
+				return err
+			}
+			ended = err
+			return nil
+		})
+		return ended
+	}
+	for name, c := range open {
+		if err := answered(c, "isp0"); err != nil {
+			t.Errorf("before: %s: %v", name, err)
+		}
+	}
+	if out, err := p.ctl("bind", "add", "wan1", "interface=docker0"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for name, c := range open {
+		if err := answered(c, "isp1"); err != nil != strings.HasPrefix(name, "tcp") {
+			t.Errorf("bound: %s: %v", name, err)
+		}
+	}
+	p.strays("after it was bound")
 }
 
 // TestBoundProfile: a shared connection is bound by its own profile.
