@@ -21,7 +21,7 @@ import (
 // Forward is what answers and bindings cost, on a host with two providers and a container behind a
 // bridge whose UDP port is published. IPv4.
 type Forward struct {
-	// Alone, Off and On are nanoseconds for each packet of 64 bytes that the container answers to who
+	// Alone, Off and On are nanoseconds of CPU for each packet of 64 bytes that the container answers to who
 	// asked by the link that main prefers, from the container's send(2) to the link: without
 	// multihomed, with it and answers switched off, and with answers and the fence.
 	Alone Series `json:"alone_ns"`
@@ -248,8 +248,8 @@ func (p *publication) close() { _, _ = unix.Close(p.server), unix.Close(p.client
 // packets are those of one measurement, for each connect of another one.
 const packets = 10
 
-// answer lets the container answer one question very often, and returns the time for each packet that
-// the link has sent.
+// answer lets the container answer one question very often, and returns this thread's CPU time for each
+// packet that the link has sent: the kernel carries a packet to the link inside of send(2).
 func (p *publication) answer(ctx context.Context) (time.Duration, error) {
 	message := make([]byte, 64-28)
 	if _, err := unix.Write(p.client, message); err != nil {
@@ -263,13 +263,19 @@ func (p *publication) answer(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	began := time.Now()
+	began, err := thisThread.read()
+	if err != nil {
+		return 0, err
+	}
 	for range p.connect * packets {
 		if err := unix.Sendto(p.server, message, 0, from); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return 0, fmt.Errorf("answering: %w", err)
 		}
 	}
-	took := time.Since(began)
+	ended, err := thisThread.read()
+	if err != nil {
+		return 0, err
+	}
 	after, err := sent(p.links[0].Name())
 	if err != nil {
 		return 0, err
@@ -283,7 +289,7 @@ func (p *publication) answer(ctx context.Context) (time.Duration, error) {
 			break
 		}
 	}
-	return took / time.Duration(after-before), ctx.Err()
+	return (ended - began) / time.Duration(after-before), ctx.Err()
 }
 
 // sent counts the packets that a link has sent.
@@ -332,7 +338,7 @@ func printForward(out io.Writer, f *Forward) {
 		return
 	}
 	rate := func(s Series) string { return fmt.Sprintf("%.0f", 1e9/s.Median) }
-	table(out, "Packets a second that a container behind a published UDP port sends to who asked, IPv4, one sender; nanoseconds for each",
+	table(out, "Packets a second that a core forwards from a container behind a published UDP port to who asked, IPv4; nanoseconds of CPU for each",
 		"\tpackets/s\tns\tagainst none", func(line func(...any)) {
 			line("without multihomed", rate(f.Alone), f.Alone, times(f.Alone.Median, f.Alone.Median))
 			line("answers switched off", rate(f.Off), f.Off, times(f.Off.Median, f.Alone.Median))

@@ -214,13 +214,16 @@ func TestAnswers(t *testing.T) {
 	p.must(err)
 	p.logged(from, "nftables table restored")
 	p.marks(lab.IPv4, 2)
+	p.marks(lab.IPv6, 2)
 	p.asked("after somebody deleted the table", lab.IPv4, lab.IPv6)
 
 	p.must(p.Down(t.Context(), "wan1"))
 	p.marks(lab.IPv4, 1)
+	p.marks(lab.IPv6, 1)
 	p.must(p.askedAt(p.isps[0], lab.IPv4, "with one provider"))
 	p.up("wan1")
 	p.marks(lab.IPv4, 2)
+	p.marks(lab.IPv6, 2)
 	p.asked("with both again", lab.IPv4, lab.IPv6)
 
 	p.kill9()
@@ -336,6 +339,7 @@ func TestAnswersKeepConnections(t *testing.T) {
 			p.strays(kind + " after the link went")
 			p.up("wan0")
 			p.marks(lab.IPv4, 2)
+			p.marks(lab.IPv6, 2)
 		})
 	}
 }
