@@ -17,7 +17,7 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
+.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,13 +30,20 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
 		firewalld ufw iptables
-	$(GO) vet -tags debiankernel ./...
-	# The longest comes first: it waits more than it works, and the others run beside it.
-	$(GO) test -race -timeout 40m ./test/e2e $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
-	# A virtual machine keeps a core busy, and two cores must do.
-	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/vm ./test/cgroups
+	$(GO) vet -tags debiankernel,containers ./...
+	# Two at a time, for two cores: the tests of e2e wait more than they work.
+	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
+
+test-of-e2e:
+	$(GO) test -race -timeout 40m ./test/e2e
+
+# What is not raced starts whole hosts and virtual machines.
+UNRACED := ./test/hosts/... ./test/vm ./test/cgroups
+test-of-the-rest:
+	$(GO) test -race -p 1 -timeout 40m $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
+	$(GO) test -p 2 -timeout 25m $(UNRACED)
 
 # Tests that depend on NetworkManager's version run again with that of Debian 13.
 OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \
@@ -46,10 +53,12 @@ space := $(subst ,, )
 
 soak: requirements ## hours of tests: every host on Debian's kernels, failover on bad lines, long property tests (as root)
 	@test/lab/install-requirements qemu-system-x86 kmod xz-utils debian-archive-keyring wireguard-tools \
-		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins
+		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
+		docker.io docker-compose podman netavark aardvark-dns crun
 	$(GO) test -timeout 8h ./routing -rapid.checks=20000 -rapid.seed=0
 	$(GO) test -timeout 6h -v ./test/hosts/debian -soak
 	$(GO) test -timeout 2h -v -run TestFailover ./test/e2e -soak
+	$(GO) test -timeout 10m -v -tags containers -run TestContainerEngines ./test/e2e
 
 requirements:
 	@test/lab/install-requirements

@@ -2,6 +2,7 @@ package packaging_test
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"multihomed/test/lab"
@@ -23,7 +24,7 @@ func (s *system) binder() {
 	for _, isp := range s.isps {
 		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
 			// Not in the cgroup of this test, which is outside of the machine.
-			run := []string{"systemd-run", "--quiet", "--pipe", "--wait", "multihomectl", "run", "--require-helper", "--link", isp.Link().Name(), "--", "perl", boundAskerPath, lab.InternetAddr(f).String(), fmt.Sprint(lab.EchoPort)}
+			run := []string{"systemd-run", "--quiet", "--pipe", "--wait", "multihomectl", "run", "--require-helper", "--link", isp.Link().Name(), "--", "perl", boundAskerPath, lab.InternetAddr(f).String(), strconv.Itoa(lab.EchoPort)}
 			if out := s.run(run...); !strings.Contains(out, isp.Name()) || !strings.Contains(out, "/multihomed-run-") {
 				s.t.Errorf("bound to %s, root gets\n%s", isp.Link().Name(), out)
 			}
@@ -39,17 +40,26 @@ func (s *system) binder() {
 		s.t.Errorf("the helper is root:\n%s", status)
 	}
 
-	// systemd delegates the cgroup of this unit to its user (Delegate= in systemd.resource-control(5)).
-	user := func(group string) (string, error) {
-		return s.Run(s.t.Context(), "systemd-run", "--quiet", "--pipe", "--wait", "-p", "User=nobody", "-p", "SupplementaryGroups="+group, "-p", "Delegate=yes",
-			"multihomectl", "run", "--require-helper", "--link", "wan1", "--", "perl", boundAskerPath, lab.InternetAddr(lab.IPv4).String(), fmt.Sprint(lab.EchoPort))
+	// systemd delegates the cgroup of a unit to its user (Delegate= in systemd.resource-control(5)).
+	user := func(name, group string, more ...string) (string, error) {
+		args := []string{"systemd-run", "--quiet", "--pipe", "--wait", "-p", "User=" + name, "-p", "SupplementaryGroups=" + group}
+		args = append(append(args, more...), "multihomectl", "run", "--require-helper", "--link", "wan1", "--", "perl", boundAskerPath, lab.InternetAddr(lab.IPv4).String(), strconv.Itoa(lab.EchoPort))
+		return s.Run(s.t.Context(), args...)
 	}
-	if out, err := user("multihomed"); err != nil || !strings.Contains(out, s.isps[1].Name()) {
+	if out, err := user("mail", "multihomed", "-p", "Delegate=yes"); err != nil || !strings.Contains(out, s.isps[1].Name()) {
 		s.t.Errorf("a member of the group gets %v\n%s", err, out)
 	}
-	if out, err := user("games"); err == nil || !strings.Contains(fmt.Sprint(out, err), "usermod -aG multihomed") {
+	if out, err := user("mail", "games", "-p", "Delegate=yes"); err == nil || !strings.Contains(fmt.Sprint(out, err), "usermod -aG multihomed") {
 		s.t.Errorf("somebody gets %v\n%s", err, out)
 	}
+	// Who has no cgroup gets a scope of the service manager.
+	uid := s.run("id", "-u", "mail")
+	s.run("systemctl", "start", "user@"+uid+".service")
+	if out, err := user("mail", "multihomed", "-E", "XDG_RUNTIME_DIR=/run/user/"+uid); err != nil || !strings.Contains(out, s.isps[1].Name()) || !strings.Contains(out, "user@"+uid+".service/app.slice/multihomed-run-") {
+		s.t.Errorf("a user with a service manager gets %v\n%s", err, out)
+	}
+	s.run("systemctl", "stop", "user@"+uid+".service")
+	s.run("systemctl", "reset-failed")
 
 	// The servers of links stay with systemd while the daemon restarts.
 	s.run("systemctl", "restart", "multihomed.service")

@@ -65,7 +65,8 @@ func runBinder(c call) int {
 		// The daemon reports a bad file.
 		*at = filepath.Join(config.Find(config.DefaultPath).RuntimeDir, wire.Name)
 	}
-	o := binder.Options{Socket: *socket, Bindings: client.Daemon{Path: *at}, Trusted: usersOf(daemonName), Logger: log}
+	trusted := usersOf(daemonName)
+	o := binder.Options{Socket: *socket, Bindings: client.Daemon{Path: *at, Trusted: trusted}, Trusted: trusted, Logger: log}
 	if *socket != "" {
 		o.Idle = forever // Nobody would start it again.
 	}

@@ -49,6 +49,8 @@ type Options struct {
 	Host func(context.Context, *reconcile.Snapshot) (Host, error)
 	// Forget deletes the tracked connections that are translated to addresses.
 	Forget func(ctx context.Context, addresses ...netip.Addr) (int, error)
+	// ForgetClients deletes those of some clients; it knows the interface behind which one is.
+	ForgetClients func(ctx context.Context, is func(client netip.Addr, device int) bool, addresses ...netip.Addr) (int, error)
 	// Repairs bounds how often what somebody else removed is restored.
 	Repairs *rate.Limiter
 	// Problems takes what is wrong, whenever that changes.
@@ -169,7 +171,8 @@ func (k *Keeper) try(ctx context.Context, s *reconcile.Snapshot) error {
 		return err
 	}
 	complete := s.Report.Ready && s.Report.Waiting == ""
-	planned, problems := answers.Plan(FactsOf(decided, host, s))
+	facts := FactsOf(decided, host, s)
+	planned, problems := answers.Plan(facts)
 	planned = without(planned, missing(s))
 	ops := answers.Diff(planned, held, func(answers.Op) bool { return complete })
 	if away, is := k.repair(ctx, held); is {
@@ -188,6 +191,7 @@ func (k *Keeper) try(ctx context.Context, s *reconcile.Snapshot) error {
 		if generation, err = k.Table.Write(ctx, todo, generation); err != nil {
 			return fmt.Errorf("writing the nftables table, %s: %w", phase, err)
 		}
+		problems = append(problems, k.bound(ctx, s, facts.Links, todo)...)
 	}
 	if len(ops) > 0 {
 		if held, _, err = k.Table.Read(ctx); err != nil {
@@ -316,6 +320,47 @@ func (k *Keeper) forgotten(ctx context.Context, held answers.Held, planned answe
 		k.Logger.LogAttrs(ctx, slog.LevelInfo, fmt.Sprintf("%s gone: %d tracked connections deleted, so that they begin anew", list(gone), n)) //nolint:sloglint // the sentence is the event
 	}
 	return nil
+}
+
+// bound deletes the tracked connections of clients that have just been bound to one link, and have the
+// address of another one: the fence stops them there, and they would hang for as long as the client
+// goes on sending.
+func (k *Keeper) bound(ctx context.Context, s *reconcile.Snapshot, links []answers.Link, written []answers.Op) []routing.Problem {
+	var problems []routing.Problem
+	for _, o := range written {
+		r := o.Rule
+		if o.Verb != answers.AddRule || r.Decision != answers.Bound || r.IIF == "" && !r.OriginalSource.IsValid() {
+			continue
+		}
+		var others []netip.Addr
+		for _, l := range links {
+			for _, from := range l.Sources {
+				if l.Name != r.NotOIF {
+					others = append(others, from.Address)
+				}
+			}
+		}
+		by := 0
+		for _, i := range s.Interfaces {
+			if i.Facts.Name == r.IIF {
+				by = i.Facts.Index
+			}
+		}
+		if len(others) == 0 || r.IIF != "" && by == 0 {
+			continue
+		}
+		n, err := k.ForgetClients(ctx, func(client netip.Addr, device int) bool {
+			return r.IIF != "" && device == by || r.OriginalSource.IsValid() && r.OriginalSource.Contains(client)
+		}, others...)
+		name := cmp.Or(r.IIF, r.OriginalSource.String())
+		if err != nil {
+			problems = append(problems, routing.ProblemOf(NotForgotten, routing.Warning, "", fmt.Errorf("deleting the tracked connections of %s, which is bound to a link now: %w", name, err)))
+		}
+		if n > 0 {
+			k.Logger.LogAttrs(ctx, slog.LevelInfo, fmt.Sprintf("%s bound: %d tracked connections deleted, so that they begin anew", name, n)) //nolint:sloglint // the sentence is the event
+		}
+	}
+	return problems
 }
 
 // mostListed bounds the addresses of a line.

@@ -2,6 +2,7 @@ package answering_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -64,7 +65,11 @@ func (t *table) Write(_ context.Context, ops []answers.Op, generation nftables.G
 		case answers.DeleteElement:
 			t.held.Elements = slices.DeleteFunc(t.held.Elements, func(e answers.HeldElement) bool { return e.Element.Key() == o.Element.Key() })
 		case answers.AddRule:
-			t.held.Rules = append(t.held.Rules, answers.HeldRule{Chain: o.Rule.Chain, Handle: uint64(len(t.wrote)), Rule: o.Rule})
+			at := slices.IndexFunc(t.held.Rules, func(r answers.HeldRule) bool { return r.Handle == o.Handle })
+			if at < 0 {
+				at = len(t.held.Rules)
+			}
+			t.held.Rules = slices.Insert(t.held.Rules, at, answers.HeldRule{Chain: o.Rule.Chain, Handle: uint64(len(t.wrote)), Rule: o.Rule})
 		case answers.DeleteRule:
 			t.held.Rules = slices.DeleteFunc(t.held.Rules, func(r answers.HeldRule) bool { return r.Handle == o.Handle })
 		}
@@ -82,7 +87,9 @@ type world struct {
 	planner  *routing.Planner
 	problems []routing.Problem
 	forgot   []netip.Addr
-	log      strings.Builder
+	// clients ask whether a client is bound, of which the connections with addresses are forgotten.
+	clients []string
+	log     strings.Builder
 }
 
 func newWorld(t *testing.T, repairs int) *world {
@@ -94,6 +101,11 @@ func newWorld(t *testing.T, repairs int) *world {
 		Host: func(context.Context, *reconcile.Snapshot) (answering.Host, error) { return w.host, nil },
 		Forget: func(_ context.Context, all ...netip.Addr) (int, error) {
 			w.forgot = append(w.forgot, all...)
+			return len(all), nil
+		},
+		ForgetClients: func(_ context.Context, is func(netip.Addr, int) bool, all ...netip.Addr) (int, error) {
+			w.clients = append(w.clients, fmt.Sprintf("%v: behind it %t, in it %t, other %t", all,
+				is(netip.MustParseAddr("172.17.0.2"), 9), is(netip.MustParseAddr("172.18.0.2"), 8), is(netip.MustParseAddr("172.19.0.2"), 7)))
 			return len(all), nil
 		},
 		Repairs: rate.NewLimiter(0, repairs), Problems: func(p []routing.Problem) { w.problems = p },
@@ -119,13 +131,14 @@ func (w *world) snapshot() *reconcile.Snapshot {
 	if facts, known := w.Answers(); known {
 		w.planner.SetAnswers(facts)
 	}
-	s := &reconcile.Snapshot{Policy: w.planner.Policy(), Report: reconcile.Report{Ready: true}, UplinkGroup: w.planner.UplinkGroup(), Answering: w.planner.Answering()}
+	s := &reconcile.Snapshot{Bindings: w.planner.Bindings(), Policy: w.planner.Policy(), Report: reconcile.Report{Ready: true}, UplinkGroup: w.planner.UplinkGroup(), Answering: w.planner.Answering()}
 	for i, f := range routing.Families() {
 		s.Answers[i], s.Unnumbered[i] = w.planner.Answers(f)
 	}
 	for plan := range w.planner.Links() {
 		s.Interfaces = append(s.Interfaces, &reconcile.Interface{Facts: routing.Interface{Name: plan.Link.Name, Index: plan.Link.Index}, IsLink: true, Plan: plan})
 	}
+	s.Interfaces = append(s.Interfaces, &reconcile.Interface{Facts: routing.Interface{Name: "docker0", Index: 9}})
 	return s
 }
 
@@ -179,6 +192,39 @@ func TestKeeper(t *testing.T) {
 	}
 	if len(w.problems) > 0 {
 		t.Errorf("problems: %v", w.problems)
+	}
+}
+
+// TestBoundClients: what has just been bound to a link loses the tracked connections with addresses of
+// the others, once for each link, and nobody else does.
+func TestBoundClients(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3)
+	w.planner.Set(uplink(0))
+	w.planner.Set(uplink(1))
+	bind := func(bindings ...routing.Binding) {
+		w.clients = nil
+		w.planner.SetBindings(bindings)
+		w.keep()
+	}
+	container := routing.Binding{Name: "container", Input: "docker0", Index: 3, LinkName: "wan1", Strict: true}
+	network := routing.Binding{Name: "network", Source: netip.MustParsePrefix("172.18.0.0/24"), Index: 2, LinkName: "wan0", Strict: true}
+	bind(
+		container, routing.Binding{Name: "user", Users: routing.UIDRange{Set: true, First: 5, Last: 5}, Index: 3, Strict: true},
+		routing.Binding{Name: "absent", Input: "docker1", Index: 3, Strict: true}, routing.Binding{Name: "lenient", Source: netip.MustParsePrefix("172.19.0.0/24"), Index: 3},
+	)
+	behind, in := "behind it true, in it false, other false", "behind it false, in it true, other false"
+	if want := []string{"[100.64.0.5]: " + behind}; !slices.Equal(w.clients, want) {
+		t.Errorf("bound: %q, not %q", w.clients, want)
+	}
+	bind(container, network)
+	if want := []string{"[100.64.1.5]: " + in}; !slices.Equal(w.clients, want) {
+		t.Errorf("one more: %q, not %q", w.clients, want)
+	}
+	container.Index, container.LinkName = 2, "wan0"
+	bind(container, network)
+	if want := []string{"[100.64.1.5]: " + behind}; !slices.Equal(w.clients, want) {
+		t.Errorf("bound to the other link: %q, not %q", w.clients, want)
 	}
 }
 

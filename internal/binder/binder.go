@@ -48,7 +48,8 @@ type Binding struct {
 	Mark cgroupbpf.Mark
 	// DNS says where queries go. Without it they go where they are sent.
 	DNS *cgroupbpf.DNS
-	// Map is the DNSMap that an earlier Keep got for this link, nil if there is none. The helper closes it.
+	// Map is the DNSMap that an earlier Keep got for this link, nil if there is none. The helper closes it. If it cannot be used,
+	// such as that of another version, there is a new one by DNS and Keep.
 	Map *os.File
 	// Keep gets the DNSMap that was made because there was none, to change it when the link's servers change. The file is
 	// the helper's. It may be nil: then the servers stay as they are.
@@ -328,12 +329,15 @@ func (b *binder) bind(ctx context.Context, c *net.UnixConn, p Peer, link string,
 // attach binds the cgroup, with the link's map for DNS, or a new one, that the daemon gets.
 func attach(ctx context.Context, cgroup *os.File, b Binding) (err error) {
 	var dns *cgroupbpf.DNSMap
-	switch {
-	case b.Map != nil:
+	if b.Map != nil {
 		if dns, err = cgroupbpf.OpenDNSMap(b.Map); err != nil {
-			return errors.Join(err, b.Map.Close())
+			if err = errors.Join(err, b.Map.Close()); b.DNS == nil {
+				return err
+			}
+			b.Map = nil
 		}
-	case b.DNS != nil:
+	}
+	if b.Map == nil && b.DNS != nil {
 		if dns, err = cgroupbpf.NewDNSMap(*b.DNS); err != nil {
 			return able(err)
 		}

@@ -58,6 +58,7 @@ type daemon struct {
 	forbid error
 	dns    *os.File // as the helper gave it
 	hold   chan struct{}
+	stale  bool // dns is no map
 }
 
 func (d *daemon) Allowed(_ context.Context, p binder.Peer) error {
@@ -84,10 +85,13 @@ func (d *daemon) Hold(ctx context.Context, link string) (binder.Binding, error) 
 	if d.dns != nil {
 		again, err := dup(d.dns)
 		b.Map = again
-		return b, err
+		if err != nil || !d.stale {
+			return b, err
+		}
 	}
 	b.DNS = &boundtest.DNS1
 	b.Keep = func(_ context.Context, f *os.File) (err error) {
+		d.stale = false
 		d.dns, err = dup(f)
 		return err
 	}
@@ -210,6 +214,22 @@ func TestTheDaemonChangesServersThroughTheHelper(t *testing.T) {
 	}
 	if err := client.Change(t.Context(), socket, wire.DNS{Server4: boundtest.DNS1.Server6}, d.dns); err == nil {
 		t.Error("an address of IPv6 is a server of IPv4")
+	}
+}
+
+// TestAMapOfAnotherVersionIsReplaced: systemd keeps maps over an upgrade.
+func TestAMapOfAnotherVersionIsReplaced(t *testing.T) {
+	w := boundtest.New(t)
+	fd, err := unix.MemfdCreate("map", unix.MFD_CLOEXEC)
+	must(t, err)
+	d := &daemon{dns: os.NewFile(uintptr(fd), "map"), stale: true}
+	socket := start(t, w, d)
+	cgroup := w.Cgroup("a")
+	if _, err := client.Bind(t.Context(), socket, "wan1", cgroup); err != nil || d.stale {
+		t.Fatalf("%v, stale %t", err, d.stale)
+	}
+	if got := w.Run(cgroup, "udp "+boundtest.Stub+":53"); got[0] != "wan1 from "+boundtest.Stub+":53" {
+		t.Errorf("%q", got)
 	}
 }
 

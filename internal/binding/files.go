@@ -65,7 +65,7 @@ func load(path string) ([]config.Bind, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading what is bound: %w", err)
+		return nil, fmt.Errorf("reading what is bound: %w; to fix: correct or remove %s", err, path)
 	}
 	binds, err := config.ParseBinds(path, data)
 	if err != nil {

@@ -45,7 +45,7 @@ type Options struct {
 type Keeper struct {
 	Options
 
-	changed news.Signal
+	changed, statesChanged news.Signal
 	// looks says that nothing may be written.
 	looks bool
 
@@ -54,6 +54,7 @@ type Keeper struct {
 	known    bool
 	held     []Held
 	entries  []Entry
+	users    map[string]uint32
 	bindings []routing.Binding
 	led      []Led
 	states   []State
@@ -78,7 +79,7 @@ func Look(cfg config.Config, off func() bool) *Keeper {
 }
 
 func open(k *Keeper) *Keeper {
-	k.changed = news.NewSignal()
+	k.changed, k.statesChanged = news.NewSignal(), news.NewSignal()
 	k.Reload(context.Background())
 	return k
 }
@@ -95,6 +96,9 @@ func lookupUser(name string) (uint32, error) {
 
 // Changed is readable when Bindings returns something new.
 func (k *Keeper) Changed() <-chan struct{} { return k.changed }
+
+// StatesChanged is readable when States may return something new.
+func (k *Keeper) StatesChanged() <-chan struct{} { return k.statesChanged }
 
 // Bindings returns what is bound, and false if that could not be read: what an earlier process
 // bound stays so.
@@ -178,13 +182,19 @@ func (k *Keeper) resolve(ctx context.Context, problems []routing.Problem) {
 			continue
 		}
 		uid, err := k.LookupUser(e.User)
-		if _, unknown := errors.AsType[user.UnknownUserError](err); err != nil && !unknown {
+		_, unknown := errors.AsType[user.UnknownUserError](err)
+		if err != nil && !unknown {
 			problems = append(problems, routing.ProblemOf(NotInForce, routing.Warning, "", fmt.Errorf("looking for the user %s: %w", e.User, err)))
+		}
+		if before, known := k.users[e.User]; err != nil && !unknown && known {
+			// Who he is cannot be read now, as passwd(5) is being replaced: he stays bound.
+			uid, err = before, nil
 		}
 		if err == nil {
 			facts.Users[e.User] = uid
 		}
 	}
+	k.users = facts.Users
 	bindings, states := Resolve(facts)
 	led := ledUsers(states)
 	if k.Off != nil && k.Off() {
@@ -197,6 +207,7 @@ func (k *Keeper) resolve(ctx context.Context, problems []routing.Problem) {
 	}
 	k.say(ctx, states)
 	k.states = states
+	k.statesChanged.Give()
 	if !slices.Equal(bindings, k.bindings) {
 		k.bindings = bindings
 		k.changed.Give()

@@ -1,6 +1,7 @@
 package binding_test
 
 import (
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/user"
@@ -180,9 +181,42 @@ func TestDamagedFile(t *testing.T) {
 	if b, known := k.Bindings(); len(b) != 0 || known {
 		t.Errorf("damaged at the start: %v, %t", b, known)
 	}
+	write(strings.Repeat("#", 1<<20+1))
+	k.Reload(t.Context())
+	if len(problems) != 1 || problems[0].Fix == "" {
+		t.Errorf("too large: %v", problems)
+	}
 	write("")
 	k.Reload(t.Context())
 	if b, known := k.Bindings(); len(b) != 0 || !known || len(problems) != 0 {
 		t.Errorf("mended: %v, %t, %v", b, known, problems)
+	}
+}
+
+// TestUnreadableUsers: a user stays bound while passwd(5) cannot be read, and no longer once he is gone.
+func TestUnreadableUsers(t *testing.T) {
+	t.Parallel()
+	var problems []routing.Problem
+	k := keeper(t, t.TempDir(), &problems)
+	k.Config.Binds = []config.Bind{{Link: "wan1", User: "bonita", Strict: true}}
+	var err error
+	k.LookupUser = func(string) (uint32, error) { return 1702, err }
+	for _, tt := range []struct {
+		when           string
+		err            error
+		bound, problem int
+	}{
+		{"unreadable from the start", fs.ErrPermission, 0, 2},
+		{"she exists", nil, 1, 0},
+		{"unreadable", fs.ErrPermission, 1, 1},
+		{"unreadable again", fs.ErrNotExist, 1, 1},
+		{"she is gone", user.UnknownUserError("bonita"), 0, 1},
+		{"unreadable since", fs.ErrPermission, 0, 2},
+	} {
+		err = tt.err
+		k.Reload(t.Context())
+		if b, _ := k.Bindings(); len(b) != tt.bound || len(problems) != tt.problem || tt.bound > 0 && b[0].Users.First != 1702 {
+			t.Errorf("%s: %v, %v", tt.when, b, problems)
+		}
 	}
 }

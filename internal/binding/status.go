@@ -68,6 +68,8 @@ func find(row *status.Binding, s *reconcile.Snapshot) {
 		row.State, row.Why = status.BindingDown, "there is no link "+row.Link+", and "+meanwhile
 	case !leads(i, b):
 		row.State, row.Why = status.BindingDown, i.Facts.Name+" has no address or is no link now, and "+meanwhile
+	case b.Input != "" && !slices.ContainsFunc(s.Interfaces, func(i *reconcile.Interface) bool { return i.Facts.Name == b.Input }):
+		row.State, row.Why = status.BindingWaits, "there is no interface "+b.Input
 	default:
 		row.State = status.BindingActive
 	}

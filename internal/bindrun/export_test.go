@@ -17,6 +17,3 @@ func Homes(own, mounts string) (out []string, err error) {
 
 // ErrNoCgroup says that this process cannot get a cgroup.
 var ErrNoCgroup = errNoCgroup
-
-// StartScope asks a service manager for a scope with this process in it.
-var StartScope = startScope

@@ -231,8 +231,8 @@ func (s *opener) serve() error {
 			return fmt.Errorf("waiting for sockets: %w", err)
 		}
 		if wait[0].Revents&unix.POLLIN == 0 {
-			if wait[0].Revents&unix.POLLHUP != 0 {
-				return nil // The last process has ended.
+			if wait[0].Revents != 0 {
+				return nil // The last process has ended (POLLHUP).
 			}
 			continue
 		}

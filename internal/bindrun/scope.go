@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -32,13 +33,13 @@ type auxiliary struct {
 
 // enterScope has the user's service manager make a scope with this process in it.
 func enterScope(ctx context.Context, link string) (home, error) {
-	bus, err := dbus.Connect(userBus(os.Getenv, os.Getuid()), dbus.WithContext(ctx))
+	bus, direct, err := connect(ctx, os.Getenv, os.Getuid())
 	if err != nil {
 		return home{}, fmt.Errorf("%w: the service manager of this user cannot be reached: %w", errNoCgroup, err)
 	}
 	defer func() { _ = bus.Close() }() // Nothing is left to be sent.
 	name := prefix + strconv.Itoa(os.Getpid()) + ".scope"
-	if err := startScope(ctx, bus, name, link); err != nil {
+	if err := startScope(ctx, bus, direct, name, link); err != nil {
 		return home{}, fmt.Errorf("%w: the service manager of this user makes no scope: %w", errNoCgroup, err)
 	}
 	h, err := findHome()
@@ -48,27 +49,64 @@ func enterScope(ctx context.Context, link string) (home, error) {
 	return h, err
 }
 
+// connect connects to the user's service manager: directly to its own socket, as systemd-run(1) does, or by the user's bus.
+func connect(ctx context.Context, env func(string) string, uid int) (c *dbus.Conn, direct bool, err error) {
+	if c, err := dbus.Dial(pathIn(env, uid, "systemd/private"), dbus.WithContext(ctx)); err == nil {
+		// Nobody is between us and it, so that there is no name to ask for (Hello).
+		if c.Auth(nil) == nil && greet(ctx, c) == nil {
+			return c, true, nil
+		}
+		_ = c.Close() // Nothing was sent.
+	}
+	c, err = dbus.Connect(userBus(env, uid), dbus.WithContext(ctx))
+	return c, false, err
+}
+
+// greetAgain is how long an answer to a greeting may take before the next one.
+const greetAgain = 50 * time.Millisecond
+
+// greet waits until the service manager answers. If its end of the authentication and our first message come in one piece, it does
+// not look at the message before another one comes (seen with systemd 252 and 257).
+func greet(ctx context.Context, c *dbus.Conn) error {
+	for {
+		waiting, cancel := context.WithTimeout(ctx, greetAgain)
+		err := c.Object(systemd, tree).CallWithContext(waiting, "org.freedesktop.DBus.Peer.Ping", 0).Err
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+}
+
 // userBus is the address of the user's bus. Where it is not known, no program is started that would make one
 // (autolaunch).
 func userBus(env func(string) string, uid int) string {
 	if a := env("DBUS_SESSION_BUS_ADDRESS"); a != "" && !strings.HasPrefix(a, "autolaunch:") {
 		return a
 	}
+	return pathIn(env, uid, "bus")
+}
+
+// pathIn is the address of a socket in the user's runtime directory.
+func pathIn(env func(string) string, uid int, name string) string {
 	dir := env("XDG_RUNTIME_DIR")
 	if dir == "" {
 		dir = filepath.Join("/run/user", strconv.Itoa(uid))
 	}
-	return "unix:path=" + dbus.EscapeBusAddressValue(filepath.Join(dir, "bus"))
+	return "unix:path=" + dbus.EscapeBusAddressValue(filepath.Join(dir, name))
 }
 
-func startScope(ctx context.Context, bus *dbus.Conn, name, link string) error {
+func startScope(ctx context.Context, bus *dbus.Conn, direct bool, name, link string) error {
 	object := bus.Object(systemd, tree)
 	// Its signals come only to those who ask.
 	if err := object.CallWithContext(ctx, manager+".Subscribe", 0).Err; err != nil {
-		return err
+		return fmt.Errorf("subscribing to its signals: %w", err)
 	}
-	if err := bus.AddMatchSignalContext(ctx, dbus.WithMatchSender(systemd), dbus.WithMatchInterface(manager), dbus.WithMatchMember("JobRemoved")); err != nil {
-		return err
+	// Its own socket tells everything, and nobody takes rules there.
+	if !direct {
+		if err := bus.AddMatchSignalContext(ctx, dbus.WithMatchSender(systemd), dbus.WithMatchInterface(manager), dbus.WithMatchMember("JobRemoved")); err != nil {
+			return fmt.Errorf("asking for its signals: %w", err)
+		}
 	}
 	signals := make(chan *dbus.Signal, 64)
 	bus.Signal(signals)
@@ -79,12 +117,12 @@ func startScope(ctx context.Context, bus *dbus.Conn, name, link string) error {
 		{"CollectMode", dbus.MakeVariant("inactive-or-failed")},
 	}, []auxiliary{}).Store(&job)
 	if err != nil {
-		return err
+		return fmt.Errorf("starting %s: %w", name, err)
 	}
 	for {
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("waiting for %s: %w", job, context.Cause(ctx))
 		case s, open := <-signals:
 			if !open {
 				return errors.New("the bus has gone")

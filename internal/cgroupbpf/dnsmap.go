@@ -12,7 +12,7 @@ import (
 
 // A DNSMap tells attached programs where DNS queries go. A process that has it may change it without any right
 // (since Linux 5.19, or where kernel.unprivileged_bpf_disabled is 0), and all programs that were attached with it
-// follow: so the daemon keeps one for each link.
+// follow. The daemon keeps one for each link, and because its sandbox forbids bpf(2), multihomed-binder changes it.
 type DNSMap struct{ file *os.File }
 
 // NewDNSMap makes a map. It needs CAP_BPF.

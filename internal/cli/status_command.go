@@ -68,7 +68,8 @@ With --json it prints the same for programs. Fields are only ever added as long 
                     answered, silent), interval_ms; only from the daemon
   bindings[]        what is bound to links: selector, value, link, interface, strict,
                     dns, dns_led (of users: as dns wants it), deny, by,
-                    state ("active", "link-down", "waiting" or "refused"), why,
+                    state ("active", "link-down", "waiting", "failed" or
+                    "refused"), why,
                     dropped_packets
   answers           on which link forwarded packets are answered: families[]: family,
                     answers (on the link that was asked), fence, reason, why,

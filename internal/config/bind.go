@@ -212,6 +212,9 @@ func (v *validator) bind(i int, r rawBind) Bind {
 		if routing.CheckInterfaceName(s) != nil {
 			return "no name of an interface"
 		}
+		if s == routing.Loopback {
+			return "all that this host sends comes by it"
+		}
 		return ""
 	})
 	b.Unit = text("unit", r.Unit, func(s string) string { return checkUnit(s, ".service", ".scope", ".socket") })

@@ -125,6 +125,7 @@ func TestBadBinds(t *testing.T) {
 		"not strict":        {"link = 'w'\nunit = 'a.service'\nstrict = false", `false is not possible for unit, slice and cgroup`},
 		"long link":         {"link = 'provider two'\nunit = 'a.service'", `it has at most 15 bytes and no space`},
 		"inbound":           {"link = 'w'\ninterface = 'br0'\ninbound = 'allow'", `"allow" is not allowed; want "answer" or "deny"`},
+		"loopback":          {"link = 'w'\ninterface = 'lo'", `"lo" is not allowed (all that this host sends comes by it)`},
 		"interface":         {"link = 'w'\ninterface = 'a/b'", `no name of an interface`},
 		"same user":         {"link = 'w'\nuser = '1500'\n[[bind]]\nlink='v'\nuser = '1000-1999'", "f:4: bind (entry 2): user=1000-1999 selects packets that user=1500 selects, too"},
 		"same mark":         {"link = 'w'\nmark = '0x11/0xff'\n[[bind]]\nlink='v'\nmark = '0x1/0xf'", "mark=0x1/0xf selects packets that mark=0x11/0xff selects, too"},

@@ -56,16 +56,46 @@ func (f *Flows) DeleteStrays(ctx context.Context, device int, addresses ...netip
 	}, addresses)
 }
 
+// DeleteClients deletes of the entries with source NAT to one of the addresses those of some clients,
+// which have been bound to another link. Is is asked for each client, with the interface behind which
+// the kernel knows it, 0 if it knows none.
+func (f *Flows) DeleteClients(ctx context.Context, is func(client netip.Addr, device int) bool, addresses ...netip.Addr) (deleted int, err error) {
+	routes, err := dial(unix.NETLINK_ROUTE)
+	if err != nil {
+		return 0, err
+	}
+	defer routes.close()
+	from := map[netip.Addr]Route{}
+	return f.delete(ctx, func(dump, change *connection, address netip.Addr) (int, error) {
+		return eachOf(dump, change, address, func(entry *flow) bool {
+			if ctx.Err() != nil {
+				return false
+			}
+			back, _ := wayTo(routes, from, entry.client)
+			return is(entry.client, back.Device)
+		})
+	}, addresses)
+}
+
+// wayTo is the route to a client, which is asked for once, and whether there is an answer.
+func wayTo(routes *connection, known map[netip.Addr]Route, client netip.Addr) (Route, bool) {
+	back, is := known[client]
+	if !is {
+		var err error
+		if back, err = ask(routes, question{peer: client}); err != nil {
+			return Route{}, false
+		}
+		known[client] = back
+	}
+	return back, true
+}
+
 // strays reports whether the next packet of a client leaves by another device. From are the routes to
 // the clients: by these their packets come. Where the kernel knows no route nothing strays.
 func strays(routes *connection, from map[netip.Addr]Route, f *flow, device int) bool {
-	back, known := from[f.client]
+	back, known := wayTo(routes, from, f.client)
 	if !known {
-		var err error
-		if back, err = ask(routes, question{peer: f.client}); err != nil {
-			return false
-		}
-		from[f.client] = back
+		return false
 	}
 	q := question{source: f.client, peer: f.peer, port: f.port, protocol: f.protocol, mark: f.mark}
 	if back.Type != unix.RTN_LOCAL {

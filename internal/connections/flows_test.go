@@ -122,6 +122,36 @@ func TestDeleteStrays(t *testing.T) {
 	}
 }
 
+// TestDeleteClients: of the flows with the address of a link, those of some clients go.
+func TestDeleteClients(t *testing.T) {
+	w := newWorld(t)
+	w.nft(`table ip t {
+		chain nat {
+			type nat hook postrouting priority srcnat
+			oifname wan0 ip saddr { 172.17.0.2, 10.9.9.9 } snat ip to 192.0.2.10
+		}
+	}`)
+	const others = 3
+	w.ip("addr add 10.9.9.9/32 dev lo")
+	w.fill(others)
+	server := w.serve(w.wan0, "203.0.113.1:9000")
+	var gone string
+	w.in(w.container, func() { gone = flowOf(w.dial("172.17.0.2", server), "192.0.2.10") })
+	device, err := net.InterfaceByName("ctr")
+	must(t, err)
+	before := w.flows()
+	if !slices.Contains(before, gone) {
+		t.Fatalf("no entry %s in:\n%s", gone, strings.Join(before, "\n"))
+	}
+	var flows connections.Flows
+	n, err := flows.DeleteClients(t.Context(), func(client netip.Addr, behind int) bool {
+		return client == netip.MustParseAddr("172.17.0.2") && behind == device.Index
+	}, netip.MustParseAddr("192.0.2.10"))
+	if after := w.flows(); n != 1 || err != nil || len(after) != len(before)-1 || slices.Contains(after, gone) {
+		t.Errorf("deleted %d, %v, left:\n%s", n, err, strings.Join(after, "\n"))
+	}
+}
+
 // TestDeleteNothing: where no connection is tracked there is nothing to do.
 func TestDeleteNothing(t *testing.T) {
 	newWorld(t)

@@ -61,6 +61,9 @@ func openAnswers(cfg config.Config, log *slog.Logger, problems func([]routing.Pr
 		Forget: func(ctx context.Context, all ...netip.Addr) (int, error) {
 			return new(connections.Flows).Delete(ctx, all...)
 		},
+		ForgetClients: func(ctx context.Context, is func(netip.Addr, int) bool, all ...netip.Addr) (int, error) {
+			return new(connections.Flows).DeleteClients(ctx, is, all...)
+		},
 		Repairs: rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Host: func(ctx context.Context, s *reconcile.Snapshot) (answering.Host, error) {
 			return answering.ReadHost(ctx, s, a.translates)

@@ -57,6 +57,7 @@ func (p *parts) boundStatus(s *reconcile.Snapshot, fence answers.Held) []status.
 	states, held := p.bindings.States()
 	rows := binding.Status(states, held, p.bindings.Config.Answers.MarkMask, s)
 	for i := range rows {
+		p.cgroups.describe(&rows[i])
 		rows[i].Dropped = answering.Dropped(fence, s, rows[i].Name)
 	}
 	if p.names != nil {

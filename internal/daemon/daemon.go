@@ -165,8 +165,8 @@ type service struct {
 	faults faults
 	// answers are those of what is forwarded; found are further problems that the checks of status found.
 	answers, found []routing.Problem
-	// unbound are those of bindings.
-	unbound []routing.Problem
+	// unbound are those of bindings, unattached those of control groups.
+	unbound, unattached []routing.Problem
 	// logged are the problems in the log.
 	logged problems
 }
@@ -255,6 +255,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	tellers := newTeller(s, cfg, p, outdated, changed)
 	// Without the socket the routing goes on, and multihomectl reads the host by itself.
 	s.fault(statusFault, tellers.listen())
+	p.cgroups = newBoundCgroups(cfg, p, s.notAttached)
 	held = newHolder(s, cfg, p)
 	s.fault(runFault, held.listen())
 	names.of(p, held)
@@ -290,6 +291,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		}},
 		{name: "status", run: tellers.run},
 		{name: "bound programs", run: held.run},
+		{name: "control groups", run: p.cgroups.run},
 		{name: "DNS of bound users", run: names.run},
 		{name: "bookkeeping of leases", run: always(func(ctx context.Context) { p.keepLeases(ctx, s.fault) })},
 		{name: "memory", run: always(func(ctx context.Context) { giveBack(ctx, changed) })},
@@ -412,7 +414,7 @@ func (s *service) refuse(fault *config.Fault) {
 
 // tell logs changed problems and updates the status line of systemd. The caller holds mu.
 func (s *service) tell(r reconcile.Report) {
-	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.unbound, s.found)
+	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.unbound, s.unattached, s.found)
 	s.logged.note(context.Background(), problems)
 	s.notify.Status(summary(r.Waiting, problems))
 }
@@ -433,6 +435,16 @@ func (s *service) notBound(problems []routing.Problem) {
 	s.tell(s.report)
 }
 
+// notAttached takes the problems of control groups.
+func (s *service) notAttached(problems []routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Equal(problems, s.unattached) {
+		s.unattached = problems
+		s.tell(s.report)
+	}
+}
+
 // checked takes the problems that checks found.
 func (s *service) checked(problems []routing.Problem) {
 	s.mu.Lock()
@@ -447,7 +459,7 @@ func (s *service) checked(problems []routing.Problem) {
 func (s *service) state(r reconcile.Report) view.Daemon {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.unbound)
+	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.unbound, s.unattached)
 	return view.Daemon{
 		Version: s.Version, PID: os.Getpid(), Started: s.started,
 		Ready: r.Ready, Waiting: r.Waiting, Problems: problems, Away: r.Away,

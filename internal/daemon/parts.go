@@ -53,6 +53,8 @@ type parts struct {
 	answers *answered
 	// bindings keep what is bound to links.
 	bindings *binding.Keeper
+	// cgroups binds control groups; nil in a stand-in.
+	cgroups *boundCgroups
 	// names lead the DNS queries of bound users; nil in a stand-in.
 	names *userNames
 	// runtime is the runtime directory.

@@ -240,6 +240,10 @@ func TestWhoMayBind(t *testing.T) {
 	if err := c.Allowed(t.Context(), binder.Peer{UID: 7, GID: 8, Groups: []uint32{9}}); err == nil || !strings.Contains(err.Error(), "usermod -aG 0") {
 		t.Error(err)
 	}
+	c.Trusted = []uint32{7}
+	if err := c.Allowed(t.Context(), binder.Peer{UID: 7, GID: 8}); err != nil {
+		t.Errorf("the daemon: %v", err)
+	}
 	_, c = start(t, "no-such-group", "nobody")
 	if err := c.Allowed(t.Context(), binder.Peer{UID: 7}); err == nil || !strings.Contains(err.Error(), "no-such-group") {
 		t.Error(err)

@@ -86,7 +86,7 @@ func (m *Maps) TakeStored(name string, f *os.File) bool {
 	return is && m.add(link, f, nil, false) == nil
 }
 
-var errTooMany = errors.New("multihomed keeps as many DNS maps as it may; to fix: systemctl restart multihomed")
+var errTooMany = errors.New("multihomed keeps as many DNS maps as it may; to fix: systemctl stop multihomed && systemctl start multihomed")
 
 // add keeps a map.
 func (m *Maps) add(link string, f *os.File, holds *wire.DNS, isNew bool) error {

@@ -3,7 +3,6 @@ package notify
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -17,34 +16,30 @@ func (*Notifier) Keep(name string, f *os.File) error {
 	if path == "" {
 		return nil
 	}
-	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		return fmt.Errorf("giving %s to the service manager: %w", name, err)
-	}
-	if err = errors.Join(pass(c, []byte("FDSTORE=1\nFDPOLL=0\nFDNAME="+name), f), c.Close()); err != nil {
+	if err := keep(path, name, f); err != nil {
 		return fmt.Errorf("giving %s to the service manager: %w", name, err)
 	}
 	return nil
 }
 
-// pass sends a datagram with a descriptor. Package net does not do that on a connected socket.
-func pass(c *net.UnixConn, datagram []byte, f *os.File) error {
-	to, err := c.SyscallConn()
+func keep(path, name string, f *os.File) error {
+	// Package net sends no descriptors by a connected socket of datagrams.
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	what, err := f.SyscallConn()
+	raw, err := f.SyscallConn()
 	if err != nil {
-		return err
+		return errors.Join(err, unix.Close(s))
 	}
-	var unwritable, failed error
-	err = what.Control(func(fd uintptr) {
-		unwritable = to.Write(func(at uintptr) bool {
-			failed = unix.Sendmsg(int(at), datagram, unix.UnixRights(int(fd)), nil, 0)
-			return !errors.Is(failed, unix.EAGAIN)
-		})
+	// Without FDPOLL=0 the manager drops a descriptor that poll(2) finds fault with, as it does with every BPF map.
+	text := []byte("FDSTORE=1\nFDPOLL=0\nFDNAME=" + name)
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		// An @ stands for the zero byte of an abstract name, here as in NOTIFY_SOCKET.
+		failed = unix.Sendmsg(s, text, unix.UnixRights(int(fd)), &unix.SockaddrUnix{Name: path}, unix.MSG_NOSIGNAL)
 	})
-	return errors.Join(err, unwritable, failed)
+	return errors.Join(err, failed, unix.Close(s))
 }
 
 // Forget takes all descriptors of a name out of the service manager's store (FDSTOREREMOVE in sd_notify(3)).

@@ -3,13 +3,43 @@ package notify_test
 import (
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"multihomed/internal/notify"
 )
+
+func TestADescriptorIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	n := notify.New(slog.New(slog.DiscardHandler))
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := n.Keep("dns-map-wan0", os.Stdin); err != nil {
+		t.Errorf("without a service manager: %v", err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path)
+	if err := n.Keep("dns-map-wan0", os.Stdin); err != nil {
+		t.Fatal(err)
+	}
+	b, room := make([]byte, 100), make([]byte, unix.CmsgSpace(4))
+	size, control, _, _, err := l.ReadMsgUnix(b, room)
+	if err != nil || string(b[:size]) != "FDSTORE=1\nFDPOLL=0\nFDNAME=dns-map-wan0" || control == 0 {
+		t.Errorf("%q, %d bytes of control, %v", b[:size], control, err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path+"x")
+	if err := n.Keep("dns-map-wan0", os.Stdin); err == nil || !strings.Contains(err.Error(), "dns-map-wan0") {
+		t.Error(err)
+	}
+}
 
 // TestNotifier is a life as systemd hears it.
 func TestNotifier(t *testing.T) {

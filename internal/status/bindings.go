@@ -39,6 +39,8 @@ const (
 	BindingDown = "link-down"
 	// BindingWaits: what it selects does not exist yet.
 	BindingWaits = "waiting"
+	// BindingFailed: what it selects exists, and is not bound.
+	BindingFailed = "failed"
 	// BindingRefused: it has no effect.
 	BindingRefused = "refused"
 )

@@ -85,6 +85,7 @@ func parts() []part {
 		{"dispatcher", (*bench).dispatches},
 		{"failover", (*bench).failovers},
 		{"subnet", (*bench).subnet},
+		{"forward", (*bench).forwards},
 	}
 }
 

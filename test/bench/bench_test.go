@@ -125,6 +125,15 @@ func TestQuick(t *testing.T) {
 				Prober float64 `json:"prober_cpu_percent"`
 			}
 		}
+		Forward *struct {
+			Alone    series `json:"alone_ns"`
+			Off      series `json:"off_ns"`
+			On       series `json:"on_ns"`
+			Connects []struct {
+				Connect series `json:"connect_ns"`
+				Socket  series `json:"socket_ns"`
+			}
+		}
 	}
 	if err := json.Unmarshal(out, &report); err != nil {
 		t.Fatalf("%v in\n%s", err, out)
@@ -241,6 +250,17 @@ func TestQuick(t *testing.T) {
 			if r.Links < 2 || r.Probes < 0 || r.CPU < 0 || r.Prober < 0 {
 				t.Errorf("watching: %+v", r)
 			}
+		}
+	}
+	if f := report.Forward; f == nil || len(f.Connects) != 3 {
+		t.Errorf("forwarded packets: %+v", f)
+	} else {
+		for _, s := range []series{f.Alone, f.Off, f.On} {
+			timed("a forwarded packet", s)
+		}
+		for _, c := range f.Connects {
+			timed("a bound connect", c.Connect)
+			timed("a bound socket", c.Socket)
 		}
 	}
 	timed("/bin/true", report.Dispatch.True)

@@ -157,11 +157,14 @@ func (b *bench) withoutRules(report *Report) error {
 // connectsFrom is this thread's CPU time for one connect of a UDP socket that is
 // bound to an address, and for its dissolution, by which an unbound socket loses
 // the address that the route gave it. A fixed port saves the search for one.
-func connectsFrom(from netip.Addr, n int) (time.Duration, error) {
+func connectsFrom(from netip.Addr, n int) (time.Duration, error) { return connectsBy(from, 0, n) }
+
+// connectsBy is connectsFrom for a socket with a mark, unless that is 0.
+func connectsBy(from netip.Addr, mark uint32, n int) (time.Duration, error) {
 	const port = 40000
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := markedSocket(mark)
 	if err != nil {
-		return 0, fmt.Errorf("opening a socket: %w", err)
+		return 0, err
 	}
 	defer unix.Close(fd)
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: from.As4(), Port: port}); err != nil {

@@ -32,7 +32,9 @@ type Report struct {
 	Dispatch Dispatch `json:"dispatch"`
 	// Failover is how soon unbound traffic leaves a provider that fails.
 	Failover *Failover `json:"failover,omitempty"`
-	Seconds  float64   `json:"seconds"`
+	// Forward is what answers and bindings cost.
+	Forward *Forward `json:"forward,omitempty"`
+	Seconds float64  `json:"seconds"`
 }
 
 // Machine is where it was measured.
@@ -136,6 +138,7 @@ func (r *Report) print(out io.Writer) {
 	printLeases(out, r.Leases)
 	printDispatch(out, r.Dispatch)
 	printFailover(out, r.Failover)
+	printForward(out, r.Forward)
 }
 
 // printSized prints the rows of the numbers of links.

@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"multihomed/internal/status"
 	"multihomed/test/lab"
@@ -249,6 +254,8 @@ func TestBind(t *testing.T) {
 	bind("user=1701 is bound to later, which is down: there is no link later, and nothing of it leaves", "add", "later", "user=1701", "--runtime")
 	p.silent("bound to what does not exist", user(1701))
 	bind("and waits: there is no user bonita", "add", "wan1", "user=bonita")
+	bind("and waits: there is no interface br-later", "add", "wan1", "interface=br-later")
+	bind(`interface: "lo" is not allowed`, "add", "wan1", "interface=lo")
 	bind(`there is no command "bind wan1"`, "wan1")
 	bind(`user: "root" is not allowed`, "add", "wan1", "user=root")
 	bind(`"usr=1" is no selector; did you mean user?`, "add", "wan1", "usr=1")
@@ -263,6 +270,10 @@ func TestBind(t *testing.T) {
 	p.answeredBy("isp1", "there is the user", user(1702))
 	p.bindingIs("user", "bonita", status.BindingActive)
 	p.must(os.WriteFile("/etc/passwd", passwd, 0o644))
+
+	_, err = p.NewBridge("br-later", netip.MustParsePrefix("172.19.0.1/24"))
+	p.must(err)
+	p.bindingIs("interface", "br-later", status.BindingActive)
 
 	// The profile of a link is a name of it, too.
 	p.must(p.AddProfile(t.Context(), "provider two", "wan1", "ipv6.addr-gen-mode", "eui64"))
@@ -296,6 +307,54 @@ func TestBind(t *testing.T) {
 	p.answeredBy("isp1", "with a damaged file", user(1703))
 }
 
+// TestBoundLater: what a container has open when it is bound begins anew by its link: TCP is told, and
+// UDP goes on. It would hang otherwise, for the fence drops what has the address of another link.
+func TestBoundLater(t *testing.T) {
+	p := newPublishing(t, forwards(), "")
+	p.start()
+	for _, link := range []string{"wan0", "wan1"} {
+		_, err := p.WaitAddr(t.Context(), link, lab.IPv6)
+		p.must(err)
+	}
+	p.marks(lab.IPv6, 2)
+	open := map[string]*conversation{}
+	for _, to := range []netip.Addr{lab.InternetAddr4, lab.InternetAddr6} {
+		for _, network := range []string{"tcp", "udp"} {
+			open[network+" to "+to.String()] = converse(t, p.container, network, to)
+		}
+	}
+	// answered waits until somebody answers, or says that the conversation has ended.
+	answered := func(c *conversation, isp string) error {
+		var ended error
+		p.eventually(func() error {
+			line, err := c.ask()
+			switch {
+			case err == nil && !strings.Contains(line, `"`+isp+`"`):
+				return fmt.Errorf("%s answers, not %s", line, isp)
+			case errors.Is(err, errQuiet):
+				return err
+			}
+			ended = err
+			return nil
+		})
+		return ended
+	}
+	for name, c := range open {
+		if err := answered(c, "isp0"); err != nil {
+			t.Errorf("before: %s: %v", name, err)
+		}
+	}
+	if out, err := p.ctl("bind", "add", "wan1", "interface=docker0"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for name, c := range open {
+		if err := answered(c, "isp1"); err != nil != strings.HasPrefix(name, "tcp") {
+			t.Errorf("bound: %s: %v", name, err)
+		}
+	}
+	p.strays("after it was bound")
+}
+
 // TestBoundProfile: a shared connection is bound by its own profile.
 func TestBoundProfile(t *testing.T) {
 	p := newPublishing(t, forwards(), "")
@@ -313,4 +372,79 @@ func TestBoundProfile(t *testing.T) {
 	p.must(p.Down(t.Context(), "wan1"))
 	p.bindingIs("interface", "docker0", status.BindingDown)
 	p.silent("without the link", container)
+}
+
+// TestBoundCgroup: a control group that is bound by its path waits, is bound when it is made, and when it
+// is made anew; its programs leave by the link alone, also without the daemon.
+func TestBoundCgroup(t *testing.T) {
+	r := newRunning(t, "")
+	r.outside = true
+	r.startBinder()
+	const mount = "/sys/fs/cgroup"
+	r.must(unix.Mount(filepath.Dir(r.cgroup.Path), mount, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { r.must(unix.Unmount(mount, unix.MNT_DETACH)) })
+	group := filepath.Join(mount, filepath.Base(r.cgroup.Path), "service")
+	if out, err := r.rig.ctl("bind", "add", "wan1", "cgroup="+group); err != nil || !strings.Contains(out, "and waits: ") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	// within runs a program in the group.
+	within := func(args ...string) string {
+		t.Helper()
+		dir, err := os.Open(group)
+		r.must(err)
+		defer dir.Close()
+		cmd := exec.CommandContext(t.Context(), r.asker, args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	ask := []string{"tcp " + outside(lab.IPv4), "tcp " + outside(lab.IPv6), "udp " + outside(lab.IPv4), "udp " + outside(lab.IPv6), "dns 127.0.0.53:53"}
+	answered := func(when string) {
+		t.Helper()
+		lines := strings.Split(strings.TrimSpace(within(ask...)), "\n")
+		for n, line := range lines {
+			if strings.HasPrefix(line, "error:") || n < 4 && !strings.Contains(line, r.isps[1].Name()) {
+				t.Errorf("%s: %s: %s", when, ask[n], line)
+			}
+		}
+		r.nothingAt0(when)
+	}
+	r.captures[0].Reset()
+	for _, when := range []string{"made", "made anew"} {
+		r.must(os.Mkdir(group, 0o755))
+		r.bindingIs("cgroup", group, status.BindingActive)
+		answered(when)
+		if when == "made" {
+			r.must(unix.Rmdir(group))
+			r.bindingIs("cgroup", group, status.BindingWaits)
+		}
+	}
+	r.kill9()
+	answered("without the daemon")
+	r.must(r.Down(t.Context(), "wan1"))
+	r.start()
+	r.bindingIs("cgroup", group, status.BindingDown)
+	r.captures[0].Reset()
+	for line := range strings.Lines(within(ask...)) {
+		if !strings.HasPrefix(line, "error:") {
+			t.Errorf("without the link: %s", line)
+		}
+	}
+	r.nothingAt0("without the link")
+	r.up("wan1")
+	r.bindingIs("cgroup", group, status.BindingActive)
+	answered("with the link again")
+	if out, err := r.rig.ctl("bind", "remove", "cgroup="+group); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	answered("no longer, for as long as the group exists")
+	r.must(unix.Rmdir(group))
+	r.must(os.Mkdir(group, 0o755))
+	if out := within("tcp " + outside(lab.IPv4)); !strings.Contains(out, r.isps[0].Name()) {
+		t.Errorf("no longer bound: %s", out)
+	}
+	r.must(unix.Rmdir(group))
 }

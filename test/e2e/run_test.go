@@ -267,6 +267,35 @@ func TestRun(t *testing.T) {
 		r.empty()
 	})
 
+	t.Run("servers", func(t *testing.T) {
+		// What is bound already follows the servers of its link: the map that all programs of wan1 read is the same.
+		server := r.isps[1].Resolver4
+		r.must(r.Modify(t.Context(), "wan1", "ipv4.ignore-auto-dns", "yes", "ipv4.dns", server.String()))
+		r.must(r.Reapply(t.Context(), "wan1"))
+		r.eventually(func() error {
+			r.captures[1].Reset()
+			out, errs, status := r.run("--link", "wan1", "--", r.asker, "dns 127.0.0.53:53")
+			if status != 0 {
+				t.Fatalf("status %d, %q", status, errs)
+			}
+			packets, err := r.captures[1].Matching(func(k lab.Packet) bool { return k.DstPort == 53 && k.Dst == server })
+			if err == nil && len(packets) == 0 {
+				err = fmt.Errorf("no query went to %v: %s", server, out)
+			}
+			return err
+		})
+		r.must(r.Modify(t.Context(), "wan1", "ipv4.ignore-auto-dns", "no", "ipv4.dns", ""))
+		r.must(r.Reapply(t.Context(), "wan1"))
+		r.eventually(func() error {
+			out, _, _ := r.run("--link", "wan1", "--", r.asker, "dns 127.0.0.53:53")
+			if !strings.HasPrefix(out, "answer") {
+				return fmt.Errorf("back at the first server: %s", out)
+			}
+			return nil
+		})
+		r.nothingAt0("with another server")
+	})
+
 	t.Run("down", func(t *testing.T) {
 		gate := filepath.Join(t.TempDir(), "gate")
 		r.must(unix.Mkfifo(gate, 0o600))

@@ -21,13 +21,15 @@ import (
 type Daemon struct {
 	// Path is that of the socket.
 	Path string
+	// Trusted are users who may bind whatever the group is, beside root: the daemon's.
+	Trusted []uint32
 }
 
 var _ binder.Bindings = Daemon{}
 
 // Allowed refuses callers that are not in the group which the configuration names.
 func (d Daemon) Allowed(ctx context.Context, p binder.Peer) error {
-	if p.UID == 0 {
+	if p.UID == 0 || slices.Contains(d.Trusted, p.UID) {
 		return nil
 	}
 	a, given, err := d.ask(ctx, wire.Request{Op: wire.Policy}, nil)
