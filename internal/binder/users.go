@@ -60,6 +60,7 @@ func mapFor(u wire.Users, file *os.File) (dns, made *cgroupbpf.DNSMap, err error
 			return nil, nil, able(err)
 		}
 		dns = made
+	case wire.LeaveNames:
 	}
 	return dns, made, nil
 }

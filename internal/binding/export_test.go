@@ -1,4 +1,4 @@
 package binding
 
 // LedUsers is ledUsers.
-var LedUsers = ledUsers //nolint:gochecknoglobals // a function for tests
+var LedUsers = ledUsers

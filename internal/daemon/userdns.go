@@ -84,8 +84,8 @@ func parseStoreName(name string) (a binding.Attachment, number uint64, is bool) 
 		}
 		all[n] = v
 	}
-	a.Users = routing.UIDRange{Set: true, First: uint32(all[0]), Last: uint32(all[1])}
-	a.Mark = routing.Mark{Value: uint32(all[2]), Mask: uint32(all[3])}
+	a.Users = routing.UIDRange{Set: true, First: uint32(all[0]), Last: uint32(all[1])} //nolint:gosec // Parsed as 32 bits.
+	a.Mark = routing.Mark{Value: uint32(all[2]), Mask: uint32(all[3])}                 //nolint:gosec // see above
 	a.DNS = all[4] == 1
 	return a, all[5], storeName(a, all[5]) == name
 }
@@ -255,7 +255,7 @@ func (u *userNames) run(ctx context.Context) error {
 		}
 		err := u.keep(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return err
 		}
 		u.fault(userNamesFault, err)
 		u.due, u.pause = time.Now().Add(u.pause), min(2*u.pause, longestPause)
