@@ -127,7 +127,12 @@ func (p *Planner) bindingRules(i int, b Binding, place uint64) []PlannedRule {
 		add(BindNever, never, b.Name, b.selected(Rule{Action: ActionUnreachable}))
 	}
 	plan, is := p.links[b.Index]
-	if !is || !plan.has(f) {
+	leads := is && plan.has(f)
+	if around.step.stands() && (leads || b.Strict) {
+		r := b.selected(around.stepOver(Rule{Family: f, Protocol: Multihomed}))
+		out = append(out, PlannedRule{Rule: r, Rank: rankStep, Reason: Reason{Decision: StepOver, Link: b.LinkName, Prefix: b.Name}})
+	}
+	if !leads {
 		return out
 	}
 	add(Bind, lookup, b.Name, b.selected(Rule{

@@ -238,11 +238,15 @@ func TestOthersKeepTheirSay(t *testing.T) {
 
 // TestTunnelThatTheKernelNumbered: with a full tunnel that was started after us and has
 // no priorities, rules with one keep their say before it, and bound traffic of all
-// other users steps over it, and so does what is answered by a link.
+// other users steps over it, and so does what is bound to a link, or answered by one.
 func TestTunnelThatTheKernelNumbered(t *testing.T) {
 	t.Parallel()
 	h := hostOf(t, wan0(), wan1())
 	h.planner.SetAnswers(bothAnswered())
+	h.planner.SetBindings([]routing.Binding{
+		{Index: 3, LinkName: "wan1", Name: "mark", Strict: true, Mark: routing.Mark{Value: 0x10, Mask: 1<<32 - 1}},
+		{Index: 3, LinkName: "wan1", Name: "bridge", Strict: true, Input: "br-w1"},
+	})
 	h.converge(t)
 	var second uint32
 	for mark, index := range numbered(h, routing.IPv4) {
@@ -252,6 +256,7 @@ func TestTunnelThatTheKernelNumbered(t *testing.T) {
 	}
 	h.kernel.Install(link(92, "wg0", bare("10.200.0.2/32")))
 	h.kernel.Install(link(93, "tun0", bare("10.8.0.2/32")))
+	h.kernel.Install(link(94, "br-w1", bare("172.31.0.1/32")))
 	for table, device := range map[routing.TableID]int{77: 92, 78: 93} {
 		if err := h.kernel.AddForeignRoute(routing.Route{
 			Family: routing.IPv4, Table: table, Destination: prefix(default4), Device: device,
@@ -289,6 +294,8 @@ func TestTunnelThatTheKernelNumbered(t *testing.T) {
 			"bound, of the user":       {lookup.Flow{From: bound, UID: 1001}, 93},
 			"the tunnel's own packets": {lookup.Flow{From: bound, UID: 1000, Mark: 0xca6c}, 3},
 			"forwarded":                {lookup.Flow{From: guest(routing.IPv4), IIF: "docker0"}, 92},
+			"bound by its mark":        {lookup.Flow{UID: 1000, Mark: 0x10}, 3},
+			"a bound container":        {lookup.Flow{From: guest(routing.IPv4), IIF: "br-w1"}, 3},
 			"answered by a link":       {lookup.Flow{From: guest(routing.IPv4), IIF: "docker0", Mark: second}, 3},
 		} {
 			tt.flow.To = addr("8.8.8.8")

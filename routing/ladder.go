@@ -68,8 +68,8 @@ func Ladder() []Rung {
 	return []Rung{
 		{
 			Name: "step", First: lowestStep, Last: PriorityKnown - 1, Decision: StepOver,
-			Rule: "from SOURCE iif lo goto LOWEST, oif LINK goto LOWEST, fwmark NUMBER goto LOWEST",
-			Per:  "source and device of an uplink, and table that answers, while a rule that the kernel numbered is in front",
+			Rule: "from SOURCE iif lo goto LOWEST, oif LINK goto LOWEST, fwmark NUMBER goto LOWEST, BOUND goto LOWEST",
+			Per:  "source and device of an uplink, table that answers and binding, while a rule that the kernel numbered is in front",
 			Why:  "the kernel numbers a rule that comes without a priority. If it selects nothing, it must have the same effect whether it came before us or after us. Rules of other programs that precede it without us are repeated in front of it",
 		},
 		{

@@ -92,6 +92,41 @@ func TestAnswersBesideOthers(t *testing.T) {
 	}
 }
 
+// TestBoundBesideFullTunnel: what is bound keeps its link when a full tunnel comes after the daemon,
+// whose rules the kernel numbers in front of ours.
+func TestBoundBesideFullTunnel(t *testing.T) {
+	p := newPublishing(t, forwards(), "[[bind]]\nlink = \"wan1\"\nmark = 0x10\n[[bind]]\nlink = \"wan1\"\ninterface = \"docker0\"\n")
+	p.start()
+	bound := func() {
+		t.Helper()
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			for who, call := range map[string]func(context.Context) (lab.Answer, error){
+				"mark": func(ctx context.Context) (lab.Answer, error) {
+					return lab.DialTCP(ctx, lab.From{Mark: 0x10}, lab.InternetAddr(f))
+				},
+				"container": func(ctx context.Context) (lab.Answer, error) {
+					return p.container.Call(ctx, lab.From{}, "tcp", lab.InternetAddr(f))
+				},
+			} {
+				p.eventually(func() error {
+					ctx, cancel := lab.Within(t.Context(), lab.Stretched(time.Second))
+					defer cancel()
+					if a, err := call(ctx); err != nil || a.ISP != "isp1" {
+						return fmt.Errorf("%s, %v: answered by %q: %w", who, f, a.ISP, err)
+					}
+					return nil
+				})
+			}
+		}
+	}
+	bound()
+	tunnel := wgQuick()
+	tunnel.load(p)
+	bound()
+	tunnel.reload(p)
+	bound()
+}
+
 // sorted is for rules that were loaded anew: a firewall that asks which interfaces there are gets them
 // in any order.
 func sorted(text string) string {
@@ -453,7 +488,7 @@ func wgQuick() companion {
 					"'show wg0 fwmark') echo 0xca6c ;;\n'show interfaces') echo wg0 ;;\nesac\n",
 				"wg0.conf": "[Interface]\nAddress = 10.2.0.2/32, fd02::2/128\n[Peer]\nAllowedIPs = 0.0.0.0/0, ::/0\n",
 			} {
-				p.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700)) //nolint:gosec // they are run
+				p.must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o700))
 			}
 			run(p, "up")
 		},
@@ -532,9 +567,12 @@ COMMIT
 ` + natOfTailscale
 
 // natOfTailscale is Docker's, which publishes the port, and Tailscale's.
-var natOfTailscale = strings.NewReplacer(":DOCKER - [0:0]\n", ":DOCKER - [0:0]\n:ts-postrouting - [0:0]\n",
-	"COMMIT\n", "-A POSTROUTING -j ts-postrouting\n-A ts-postrouting -m mark --mark 0x40000/0xff0000 -j MASQUERADE\nCOMMIT\n",
-).Replace(dockerRules[:strings.Index(dockerRules, "*filter")])
+var natOfTailscale = func() string {
+	nat, _, _ := strings.Cut(dockerRules, "*filter")
+	return strings.NewReplacer(":DOCKER - [0:0]\n", ":DOCKER - [0:0]\n:ts-postrouting - [0:0]\n",
+		"COMMIT\n", "-A POSTROUTING -j ts-postrouting\n-A ts-postrouting -m mark --mark 0x40000/0xff0000 -j MASQUERADE\nCOMMIT\n",
+	).Replace(nat)
+}()
 
 // foreignRules are the rules of routing that are not ours.
 func (r *rig) foreignRules() string {

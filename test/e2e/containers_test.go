@@ -83,10 +83,10 @@ func (e *engine) bound() {
 		for _, network := range []string{"tcp", "udp"} {
 			e.eventually(func() error {
 				out, err := e.ask("app", network, lab.InternetAddr4.String())
-				if want == "" && err != nil || want != "" && strings.Contains(out, `"`+want+`"`) {
-					return nil
+				if answered := want != ""; answered != (err == nil) || !strings.Contains(out, want) {
+					return fmt.Errorf("%s is answered by %q, want %q: %w", network, out, want, err)
 				}
-				return fmt.Errorf("%s is answered by %q: %w", network, out, errors.Join(err, errors.New("want "+want)))
+				return nil
 			})
 		}
 	}

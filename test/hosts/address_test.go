@@ -83,9 +83,10 @@ const tapped4, tapped6 = "100.64.1.80", "2001:db8:0:2::80"
 
 var addressHosts = []Host{
 	{
-		Name: "a routed guest",
-		What: "LXD with a routed NIC: a guest has an address of the second uplink's network, by a host route, proxy ARP and proxy NDP. Another one is a virtual machine on a tap.",
-		Lab:  routing,
+		Name:      "a routed guest",
+		What:      "LXD with a routed NIC: a guest has an address of the second uplink's network, by a host route, proxy ARP and proxy NDP. Another one is a virtual machine on a tap.",
+		Lab:       routing,
+		Publishes: true,
 		Build: func(w *world) {
 			b, err := w.NewBridge("br-guest", netip.MustParsePrefix("169.254.0.1/16"))
 			w.must(err)

@@ -47,6 +47,8 @@ type Host struct {
 	// Renumbered: a part of the host adds rules without a priority, whose number
 	// depends on the rules that are there. Answers must not depend on it.
 	Renumbered bool
+	// Publishes: a container has a published port, too: see publishing.
+	Publishes bool
 	// Overtakes: rules that the kernel numbered before ours stay there when the product goes, in front
 	// of others: multihomed never changes a rule of another program. So the answers after its removal
 	// are another host's, and only the rest of our objects is checked.
@@ -75,6 +77,9 @@ type Promise struct {
 // run asks the host in all phases.
 func (h Host) run(t *testing.T) {
 	t.Helper()
+	if h.Publishes {
+		h = h.publishing()
+	}
 	t.Logf("%s", h.What)
 	var control *record
 	t.Run("last", func(t *testing.T) {

@@ -136,10 +136,11 @@ var lanHosts = []Host{
 		Ask: lanAsk("10.77.0.9"),
 	},
 	{
-		Name:    "pods of other nodes by BGP",
-		What:    "A Kubernetes node: bird learns the other nodes' pods over the LAN; the session ends and comes back.",
-		Lab:     routing,
-		Network: lanNetwork,
+		Name:      "pods of other nodes by BGP",
+		What:      "A Kubernetes node: bird learns the other nodes' pods over the LAN; the session ends and comes back.",
+		Lab:       routing,
+		Publishes: true,
+		Network:   lanNetwork,
 		Build: func(w *world) {
 			w.peers(netip.MustParseAddr("192.168.7.1"), netip.MustParseAddr("192.168.7.5"), w.client().Namespace(), "10.244.1.0/24", "10.244.1.0/24", "10.244.2.0/24")
 		},
@@ -234,44 +235,15 @@ var lanHosts = []Host{
 		},
 	},
 	{
-		Name: "containers with published ports",
-		What: "Docker: a bridge, masquerading, a port published by DNAT, and an address of the host on the bridge.",
-		Lab:  routing,
-		Promised: []Promise{{
-			Name: "a published port is answered by the provider that was asked",
-			Of: func(_ *world, q Question) bool {
-				c, is := q.(Call)
-				return is && c.Port == 7008
-			},
-			Want: func(_ *world, q Question, _, with string) string {
-				c, _ := q.(Call)
-				if want := "answered by " + c.By.Name(); with != want {
-					return want
-				}
-				return ""
-			},
-		}},
-		Build: func(w *world) {
-			b, err := w.NewBridge("docker0", netip.MustParsePrefix("172.17.0.1/16"))
-			w.must(err)
-			w.must(b.AddAddr(netip.MustParsePrefix("fd17::1/64")))
-			c, err := b.Container("c0", netip.MustParsePrefix("172.17.0.2/16"))
-			w.must(err)
-			w.must(c.AddAddr("eth0", netip.MustParsePrefix("fd17::2/64")))
-			w.must(c.AddRoute(lab.DefaultVia(netip.MustParseAddr("fd17::1")), "eth0"))
-			w.nft(`table ip docker {
- chain pre { type nat hook prerouting priority -100; fib daddr type local tcp dport 7008 dnat to 172.17.0.2:7007
- }
- chain post { type nat hook postrouting priority 100; ip saddr 172.17.0.0/16 oifname != "docker0" masquerade
- }
-}`)
-		},
+		Name:      "containers with published ports",
+		What:      "Docker: a bridge, masquerading, a port published by DNAT, and an address of the host on the bridge.",
+		Lab:       routing,
+		Publishes: true,
 		Ask: func(w *world) []Question {
 			questions := append(grid(addrs("172.17.0.2", "fd17::2"), w.senders()),
 				grid(w.outside(), append(forwarded("docker0", "172.17.0.2", "fd17::2"), sender{From: netip.MustParseAddr("172.17.0.1")}))...)
-			for i, link := range []string{"wan0", "wan1"} {
+			for _, link := range []string{"wan0", "wan1"} {
 				questions = append(questions,
-					Call{By: w.isps[i], Dst: w.addr(link, lab.IPv4), Port: 7008},
 					Dial{From: lab.From{Addr: w.addr(link, lab.IPv4)}, Dst: netip.MustParseAddr("172.17.0.2")},
 					Dial{From: lab.From{Addr: w.addr(link, lab.IPv6)}, Dst: netip.MustParseAddr("fd17::2")})
 			}

@@ -269,6 +269,7 @@ var markHosts = []Host{
 		Name:       "a transparent proxy",
 		What:       "squid's TPROXY: `ip rule add fwmark 1 lookup 100` and a table 100 that delivers everything here.",
 		Lab:        routing,
+		Publishes:  true,
 		Renumbered: true,
 		Network: func(w *world) {
 			w.providers()
@@ -350,9 +351,10 @@ var markHosts = []Host{
 		},
 	},
 	{
-		Name: "the VPC CNI",
-		What: "A Kubernetes node on a cloud: 512 to pods, 1024 by mark, 1536 from pods by the second interface.",
-		Lab:  routing,
+		Name:      "the VPC CNI",
+		What:      "A Kubernetes node on a cloud: 512 to pods, 1024 by mark, 1536 from pods by the second interface.",
+		Lab:       routing,
+		Publishes: true,
 		Build: func(w *world) {
 			_, err := w.NewLink(lab.LinkConfig{Name: "vethpod", Up: true})
 			w.must(err)

@@ -95,9 +95,10 @@ var routeHosts = []Host{
 	siteHost("a site in a table for packets of the host", "The same with a rule that says iif lo.", "pref 32000 iif lo"),
 	siteHost("a site in a table by a rule without a number", "The same with a rule that the kernel numbers.", ""),
 	{
-		Name: "BGP through an uplink",
-		What: "An edge host that learns networks by BGP from its second provider; the session ends and comes back.",
-		Lab:  routing,
+		Name:      "BGP through an uplink",
+		What:      "An edge host that learns networks by BGP from its second provider; the session ends and comes back.",
+		Lab:       routing,
+		Publishes: true,
 		Build: func(w *world) {
 			w.beyond = addrs("10.200.7.1")
 			w.peers(w.addr("wan1", lab.IPv4), netip.MustParseAddr("100.64.1.1"), w.isps[1].Namespace(), "10.200.0.0/16", "10.200.0.0/16", "10.201.0.0/16")

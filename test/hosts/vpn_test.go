@@ -238,6 +238,7 @@ var vpnHosts = []Host{
 		Name:       "LAN and containers behind a VPN",
 		What:       "A home router whose LAN and containers use the internet by a WireGuard tunnel that covers everything.",
 		Lab:        routing,
+		Publishes:  true,
 		Renumbered: true,
 		Selects:    nobody,
 		Network: func(w *world) {
@@ -245,11 +246,7 @@ var vpnHosts = []Host{
 			lanOf(w)
 		},
 		Build: func(w *world) {
-			b, err := w.NewBridge("docker0", netip.MustParsePrefix("172.17.0.1/16"))
-			w.must(err)
-			w.must(b.AddAddr(netip.MustParsePrefix("2001:db8:b::1/64"))) // delegated by a provider
-			_, err = b.Container("c0", netip.MustParsePrefix("172.17.0.2/16"))
-			w.must(err)
+			w.must(w.AddAddr("docker0", "2001:db8:b::1/64")) // delegated by a provider
 			wgTun(w)
 			wgUp(w, "wg0", "51820")
 		},
