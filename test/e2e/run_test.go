@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -167,6 +168,35 @@ func (r *running) empty() {
 	})
 }
 
+// pseudoterminal opens one (pty(7)).
+func pseudoterminal(t *testing.T) (near, far *os.File) {
+	t.Helper()
+	near, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = near.Close() })
+	raw, err := near.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var number int
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		if failed = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); failed == nil {
+			number, failed = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
+		}
+	})
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
+	}
+	far, err = os.OpenFile("/dev/pts/"+strconv.Itoa(number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return near, far
+}
+
 // TestRun: a program that multihomectl runs leaves by its link, whatever it does, and only by it.
 func TestRun(t *testing.T) {
 	r := newRunning(t, fmt.Sprintf("[run]\ngroup = \"%d\"\n", others))
@@ -227,6 +257,47 @@ func TestRun(t *testing.T) {
 		if cmd.ProcessState.ExitCode() != 3 || out.String() != "got\n" {
 			t.Errorf("status %d, %q, %q", cmd.ProcessState.ExitCode(), out, errs)
 		}
+	})
+
+	t.Run("terminal", func(t *testing.T) {
+		// A shell with job control stops it, brings it back and ends it.
+		near, far := pseudoterminal(t)
+		cmd, _, _ := r.command()
+		cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-i", "-m"}
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = far, far, far
+		cmd.Env = append(cmd.Env, "PS1=$ ", "ENV=")
+		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+		r.must(cmd.Start())
+		r.must(far.Close())
+		r.must(near.SetDeadline(time.Now().Add(lab.Stretched(30 * time.Second))))
+		said := ""
+		for _, step := range []struct{ typed, want string }{
+			{r.ctl + " run --link wan1 -- sh -c 'echo ready-$((6*7)); read x; echo read-$x-$((6*7)); read x'\n", "ready-42"},
+			{"\x1a", "Stopped"},
+			{"fg\n", "fg"},
+			{"word\n", "read-word-42"},
+			// The terminal throws away what is typed before the signal: wait for the shell's prompt.
+			{"\x03", "$ "},
+			{"echo status-$?-$((6*7))\n", fmt.Sprintf("status-%d-42", 128+int(unix.SIGINT))},
+		} {
+			_, err := near.WriteString(step.typed)
+			r.must(err)
+			b := make([]byte, 4096)
+			for !strings.Contains(said, step.want) {
+				n, err := near.Read(b)
+				if err != nil {
+					t.Fatalf("no %q after %q: %v: %q", step.want, step.typed, err, said)
+				}
+				said += string(b[:n])
+			}
+			_, said, _ = strings.Cut(said, step.want)
+		}
+		_, err := near.WriteString("exit\n")
+		r.must(err)
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+		r.empty()
 	})
 
 	t.Run("daemons", func(t *testing.T) {
