@@ -19,6 +19,7 @@ import (
 	"multihomed/internal/fsutil"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/ownership"
+	"multihomed/routing"
 )
 
 // Names of files: what was added, in both directories; the held marks and the lock of changes, in
@@ -123,8 +124,8 @@ type heldFile struct {
 
 const schema = 1
 
-// mostHeld bounds the file: there are 127 numbers.
-const mostHeld = 127
+// mostHeld bounds the file: there are 127 numbers, for each of some masks.
+const mostHeld = 4 * 127
 
 func loadHeld(directory string) ([]Held, error) {
 	path := filepath.Join(directory, heldName)
@@ -144,12 +145,17 @@ func loadHeld(directory string) ([]Held, error) {
 	case len(f.Held) > mostHeld:
 		err = fmt.Errorf("it has more than %d marks", mostHeld)
 	default:
-		seen := map[uint8]bool{}
+		type number struct {
+			mask   routing.MarkMask
+			number uint8
+		}
+		seen := map[number]bool{}
 		for _, h := range f.Held {
-			if h.Number == 0 || seen[h.Number] || h.Link == "" {
+			own := number{h.Mask, h.Number}
+			if h.Number == 0 || seen[own] || h.Link == "" || h.Mask != 0 && !h.Mask.Valid() {
 				err = errors.New("a mark in it has no link, or no number of its own")
 			}
-			seen[h.Number] = true
+			seen[own] = true
 		}
 	}
 	if err != nil {

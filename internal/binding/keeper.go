@@ -1,6 +1,7 @@
 package binding
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -148,6 +149,9 @@ func (k *Keeper) Reload(ctx context.Context) {
 		if err != nil {
 			problems = append(problems, routing.ProblemOf(Unsaved, routing.Warning, "", err))
 		}
+		for i := range held {
+			held[i].Mask = cmp.Or(held[i].Mask, k.Config.Answers.MarkMask)
+		}
 		k.held = held
 	}
 	if err := k.holdEntries(); err != nil {
@@ -276,7 +280,7 @@ func (k *Keeper) Hold(ctx context.Context, link string) (routing.Mark, error) {
 		k.held = held
 		k.resolve(ctx, k.problemsOfFiles())
 	}
-	at := slices.IndexFunc(k.held, func(h Held) bool { return h.Link == link })
+	at := slices.IndexFunc(k.held, func(h Held) bool { return h.isOf(link, mask) })
 	return mask.Bound(k.held[at].Number), nil
 }
 

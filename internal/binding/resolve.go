@@ -56,7 +56,18 @@ type Held struct {
 	Link string `json:"link"`
 	// Number is the one in their mark, from 1.
 	Number uint8 `json:"number"`
+	// Mask are the bits that were ours when the number was given; zero stands for those of now. Sockets
+	// keep their mark when others are configured.
+	Mask routing.MarkMask `json:"mask,omitempty"`
 }
+
+// isOf reports whether a mark is for the sockets of a link that are bound from now on.
+func (h Held) isOf(link string, mask routing.MarkMask) bool {
+	return h.Link == link && cmp.Or(h.Mask, mask) == mask
+}
+
+// mark is what the sockets have.
+func (h Held) mark(mask routing.MarkMask) routing.Mark { return cmp.Or(h.Mask, mask).Bound(h.Number) }
 
 // Name is what status and reasons call the binding.
 func (h Held) Name() string { return "sockets bound to " + h.Link }
@@ -92,10 +103,14 @@ func Resolve(facts Facts) (bindings []routing.Binding, states []State) {
 		states = append(states, s)
 	}
 	for _, h := range facts.Held {
-		if h.Number == 0 || h.Number > facts.Mask.Last() {
+		if h.Number == 0 || h.Number > cmp.Or(h.Mask, facts.Mask).Last() {
 			continue
 		}
-		bindings = append(bindings, routing.Binding{Name: h.Name(), Mark: facts.Mask.Bound(h.Number), LinkName: h.Link, Strict: true})
+		name := h.Name()
+		if !h.isOf(h.Link, facts.Mask) {
+			name += fmt.Sprintf(" before answers.mark_mask was changed (%#x)", h.mark(facts.Mask).Value)
+		}
+		bindings = append(bindings, routing.Binding{Name: name, Mark: h.mark(facts.Mask), LinkName: h.Link, Strict: true})
 	}
 	return bindings, states
 }
@@ -139,7 +154,7 @@ func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, i
 		}
 		return b, true
 	case s.IsCgroup():
-		at := slices.IndexFunc(facts.Held, func(h Held) bool { return h.Link == s.Link })
+		at := slices.IndexFunc(facts.Held, func(h Held) bool { return h.isOf(s.Link, facts.Mask) })
 		if at < 0 {
 			s.Refused = fmt.Sprintf("a mark tells at most %d links apart", facts.Mask.Last())
 			s.Fix = "set more bits in answers.mark_mask"
@@ -154,13 +169,13 @@ func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, i
 
 // Number returns the held marks with one for a link, and false if there is no number left.
 func Number(held []Held, link string, mask routing.MarkMask) ([]Held, bool) {
-	if slices.ContainsFunc(held, func(h Held) bool { return h.Link == link }) {
+	if slices.ContainsFunc(held, func(h Held) bool { return h.isOf(link, mask) }) {
 		return held, true
 	}
 	for n := 1; n <= int(mask.Last()); n++ {
 		number := uint8(n)
-		if !slices.ContainsFunc(held, func(h Held) bool { return h.Number == number }) {
-			return append(slices.Clone(held), Held{Link: link, Number: number}), true
+		if !slices.ContainsFunc(held, func(h Held) bool { return h.Number == number && cmp.Or(h.Mask, mask) == mask }) {
+			return append(slices.Clone(held), Held{Link: link, Number: number, Mask: mask}), true
 		}
 	}
 	return held, false

@@ -154,6 +154,37 @@ func TestHeldMarks(t *testing.T) {
 	}
 }
 
+// TestChangedMask: sockets keep their mark, and are bound by it, when other bits are configured; those
+// that come later get one of the new bits.
+func TestChangedMask(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var problems []routing.Problem
+	k := keeper(t, dir, &problems)
+	before, err := k.Hold(t.Context(), "wan1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Config.Answers.MarkMask = 0x7f0000
+	k = binding.New(k.Options)
+	now, err := k.Hold(t.Context(), "wan1")
+	if err != nil || now == before {
+		t.Fatalf("%v, before %v: %v", now, before, err)
+	}
+	k = binding.New(k.Options)
+	bindings, _ := k.Bindings()
+	var marks []routing.Mark
+	for _, b := range bindings {
+		marks = append(marks, b.Mark)
+		if b.LinkName != "wan1" || !b.Strict {
+			t.Errorf("%+v", b)
+		}
+	}
+	if !slices.Equal(marks, []routing.Mark{before, now}) || len(problems) > 0 {
+		t.Errorf("bound are %v, not %v and %v; problems %v", marks, before, now, problems)
+	}
+}
+
 // TestDamagedFile: what cannot be read is unknown at a start, and as before afterwards.
 func TestDamagedFile(t *testing.T) {
 	t.Parallel()

@@ -43,6 +43,9 @@ func Status(states []State, held []Held, mask routing.MarkMask, s *reconcile.Sna
 		}
 	}
 	for _, h := range held {
+		if !h.isOf(h.Link, mask) {
+			continue // Those of before are left to their sockets.
+		}
 		add(status.Binding{
 			Selector: "mark", Value: fmt.Sprintf("%#x", mask.Bound(h.Number).Value), Link: h.Link, Strict: true, By: "sockets",
 		}, h.Name())
