@@ -61,6 +61,9 @@ func (r *Rule) binds() bool {
 // selected puts the selector into a rule.
 func (b Binding) selected(r Rule) Rule {
 	r.UIDs, r.Mark, r.IIF = b.Users, b.Mark, b.Input
+	if b.Mark != (Mark{}) {
+		r.IIF = Loopback // What this host forwards may have the mark of somebody else.
+	}
 	if b.Source.IsValid() {
 		r.From = b.Source
 	}

@@ -120,6 +120,8 @@ func Change(d offswitch.Directories, o Origin, edit func([]config.Bind) ([]confi
 type heldFile struct {
 	Schema int    `json:"schema"`
 	Held   []Held `json:"held"`
+	// Lost says that earlier marks are not known.
+	Lost bool `json:"lost,omitempty"`
 }
 
 const schema = 1
@@ -127,52 +129,57 @@ const schema = 1
 // mostHeld bounds the file: there are 127 numbers, for each of some masks.
 const mostHeld = 4 * 127
 
-func loadHeld(directory string) ([]Held, error) {
+// loadHeld returns the marks, and whether those of earlier sockets are lost, because the file is damaged now or was so before.
+func loadHeld(directory string) (held []Held, lost bool, err error) {
 	path := filepath.Join(directory, heldName)
 	data, err := fsutil.ReadFile(path, maxSize)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading the marks of bound sockets: %w", err)
+		return nil, false, nil
 	}
 	var f heldFile
-	err = json.Unmarshal(data, &f)
-	switch {
-	case err != nil:
-	case f.Schema != schema:
-		err = fmt.Errorf("its schema is %d, and %d is understood", f.Schema, schema)
-	case len(f.Held) > mostHeld:
-		err = fmt.Errorf("it has more than %d marks", mostHeld)
-	default:
-		type number struct {
-			mask   routing.MarkMask
-			number uint8
-		}
-		seen := map[number]bool{}
-		for _, h := range f.Held {
-			own := number{h.Mask, h.Number}
-			if h.Number == 0 || seen[own] || h.Link == "" || h.Mask != 0 && !h.Mask.Valid() {
-				err = errors.New("a mark in it has no link, or no number of its own")
-			}
-			seen[own] = true
-		}
+	if err == nil {
+		err = json.Unmarshal(data, &f)
+	}
+	if err == nil {
+		err = f.check()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the marks of bound sockets: %s: %w", path, err)
+		return nil, true, fmt.Errorf("reading the marks of bound sockets: %s: %w: sockets that were bound before lead nowhere; to fix: start bound programs and units again", path, err)
 	}
-	return f.Held, nil
+	return f.Held, f.Lost, nil
 }
 
-func saveHeld(directory string, held []Held) error {
+func (f *heldFile) check() error {
+	type number struct {
+		mask   routing.MarkMask
+		number uint8
+	}
+	switch {
+	case f.Schema != schema:
+		return fmt.Errorf("its schema is %d, and %d is understood", f.Schema, schema)
+	case len(f.Held) > mostHeld:
+		return fmt.Errorf("it has more than %d marks", mostHeld)
+	}
+	seen := map[number]bool{}
+	for _, h := range f.Held {
+		own := number{h.Mask, h.Number}
+		if h.Number == 0 || seen[own] || h.Link == "" || h.Mask != 0 && !h.Mask.Valid() {
+			return errors.New("a mark in it has no link, or no number of its own")
+		}
+		seen[own] = true
+	}
+	return nil
+}
+
+func saveHeld(directory string, held []Held, lost bool) error {
 	path := filepath.Join(directory, heldName)
-	if len(held) == 0 {
+	if len(held) == 0 && !lost {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing the marks of bound sockets: %w", err)
 		}
 		return nil
 	}
-	data, err := json.Marshal(heldFile{schema, held})
+	data, err := json.Marshal(heldFile{schema, held, lost})
 	if err != nil {
 		return err
 	}

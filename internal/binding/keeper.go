@@ -52,7 +52,9 @@ type Keeper struct {
 
 	mu sync.Mutex
 	// known says that the files could be read once.
-	known    bool
+	known bool
+	// lost says that the file of marks was damaged in this boot.
+	lost     bool
 	held     []Held
 	entries  []Entry
 	users    map[string]uint32
@@ -145,14 +147,14 @@ func (k *Keeper) Reload(ctx context.Context) {
 	}
 	k.entries = append(k.entries, added...)
 	if k.held == nil {
-		held, err := loadHeld(k.Config.RuntimeDir)
+		held, lost, err := loadHeld(k.Config.RuntimeDir)
 		if err != nil {
 			problems = append(problems, routing.ProblemOf(Unsaved, routing.Warning, "", err))
 		}
 		for i := range held {
 			held[i].Mask = cmp.Or(held[i].Mask, k.Config.Answers.MarkMask)
 		}
-		k.held = held
+		k.held, k.lost = held, lost
 	}
 	if err := k.holdEntries(); err != nil {
 		problems = append(problems, routing.ProblemOf(Unsaved, routing.Warning, "", err))
@@ -165,7 +167,7 @@ func (k *Keeper) holdEntries() error {
 	held := k.held
 	for _, e := range k.entries {
 		if e.IsCgroup() || e.User != "" && e.DNS {
-			held, _ = Number(held, e.Link, k.Config.Answers.MarkMask)
+			held, _ = Number(held, e.Link, k.lost, k.Config.Answers.MarkMask)
 		}
 	}
 	if slices.Equal(held, k.held) {
@@ -175,12 +177,12 @@ func (k *Keeper) holdEntries() error {
 	if k.held = held; k.looks {
 		return nil
 	}
-	return saveHeld(k.Config.RuntimeDir, held)
+	return saveHeld(k.Config.RuntimeDir, held, k.lost)
 }
 
 // resolve publishes what follows from the entries. The caller holds mu.
 func (k *Keeper) resolve(ctx context.Context, problems []routing.Problem) {
-	facts := Facts{Entries: k.entries, Users: map[string]uint32{}, Held: k.held, Mask: k.Config.Answers.MarkMask}
+	facts := Facts{Entries: k.entries, Users: map[string]uint32{}, Held: k.held, Lost: k.lost, Mask: k.Config.Answers.MarkMask}
 	for _, e := range k.entries {
 		if _, numbered := e.Users(); e.User == "" || numbered {
 			continue
@@ -269,12 +271,12 @@ func (k *Keeper) Hold(ctx context.Context, link string) (routing.Mark, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	mask := k.Config.Answers.MarkMask
-	held, is := Number(k.held, link, mask)
+	held, is := Number(k.held, link, k.lost, mask)
 	if !is {
 		return routing.Mark{}, fmt.Errorf("a mark tells at most %d links apart, and all numbers are given until the next boot; to fix: set more bits in answers.mark_mask", mask.Last())
 	}
 	if len(held) != len(k.held) {
-		if err := saveHeld(k.Config.RuntimeDir, held); err != nil {
+		if err := saveHeld(k.Config.RuntimeDir, held, k.lost); err != nil {
 			return routing.Mark{}, fmt.Errorf("%w; to fix: see to it that multihomed can write its runtime directory", err)
 		}
 		k.held = held
@@ -293,8 +295,8 @@ func (k *Keeper) problemsOfFiles() []routing.Problem {
 func (k *Keeper) Restore() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.held) == 0 {
+	if len(k.held) == 0 && !k.lost {
 		return nil
 	}
-	return saveHeld(k.Config.RuntimeDir, k.held)
+	return saveHeld(k.Config.RuntimeDir, k.held, k.lost)
 }

@@ -80,6 +80,9 @@ type Facts struct {
 	// Held are the marks that sockets may have, each number once. Those that are missing for
 	// entries of this kind are given by [Number].
 	Held []Held
+	// Lost says that it is not known any more which links the marks of earlier sockets mean: those
+	// with a number of the lower half lead nowhere, and new ones have the upper half.
+	Lost bool
 	// Mask are the bits of the mark that are ours.
 	Mask routing.MarkMask
 }
@@ -112,7 +115,16 @@ func Resolve(facts Facts) (bindings []routing.Binding, states []State) {
 		}
 		bindings = append(bindings, routing.Binding{Name: name, Mark: h.mark(facts.Mask), LinkName: h.Link, Strict: true})
 	}
+	if facts.Lost {
+		bindings = append(bindings, routing.Binding{Name: "sockets bound before their marks were lost", Mark: lowerHalf(facts.Mask), Strict: true})
+	}
 	return bindings, states
+}
+
+// lowerHalf are the marks of bound sockets with a number of the lower half.
+func lowerHalf(mask routing.MarkMask) routing.Mark {
+	bound := uint32(mask) &^ (uint32(mask) >> 1)
+	return routing.Mark{Value: bound, Mask: bound | bound>>1}
 }
 
 func rank(o Origin) int { return slices.Index([]Origin{Configured, Added, Runtime}, o) }
@@ -168,11 +180,15 @@ func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, i
 }
 
 // Number returns the held marks with one for a link, and false if there is no number left.
-func Number(held []Held, link string, mask routing.MarkMask) ([]Held, bool) {
+func Number(held []Held, link string, lost bool, mask routing.MarkMask) ([]Held, bool) {
 	if slices.ContainsFunc(held, func(h Held) bool { return h.isOf(link, mask) }) {
 		return held, true
 	}
-	for n := 1; n <= int(mask.Last()); n++ {
+	first := 1
+	if lost {
+		first = int(mask.Last())/2 + 1
+	}
+	for n := first; n <= int(mask.Last()); n++ {
 		number := uint8(n)
 		if !slices.ContainsFunc(held, func(h Held) bool { return h.Number == number && cmp.Or(h.Mask, mask) == mask }) {
 			return append(slices.Clone(held), Held{Link: link, Number: number, Mask: mask}), true

@@ -75,7 +75,7 @@ func TestNumbers(t *testing.T) {
 		for range rapid.IntRange(0, 200).Draw(t, "asks") {
 			link := rapid.StringMatching(`w[a-z][a-z]`).Draw(t, "link")
 			before := slices.Clone(held)
-			now, is := binding.Number(held, link, mask)
+			now, is := binding.Number(held, link, false, mask)
 			if !is && len(held) < int(mask.Last()) {
 				t.Fatalf("no number for %s with %d held", link, len(held))
 			}
@@ -136,14 +136,29 @@ func TestHeldMarks(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "run", "bound.json"), []byte(`{"schema":1,"held":[{"link":"a","number":1},{"link":"b","number":1}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	keeper(t, dir, &problems)
+	k = keeper(t, dir, &problems)
 	if len(problems) != 1 || problems[0].Code != binding.Unsaved {
 		t.Errorf("two links with one number: %v", problems)
+	}
+	// Nothing with one of the earlier marks leaves, and no new one is among them, also after a restart.
+	three, err := k.Hold(t.Context(), "wan3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k = keeper(t, dir, &problems)
+	all, _ := k.Bindings()
+	if len(all) != 2 || all[1].LinkName != "" || all[0].Mark != three {
+		t.Fatalf("after the loss: %+v", all)
+	}
+	for _, m := range []routing.Mark{one, two, three} {
+		if lost := m.Value&all[1].Mark.Mask == all[1].Mark.Value; lost != (m != three) {
+			t.Errorf("%+v leads nowhere: %t", m, lost)
+		}
 	}
 	if err := os.RemoveAll(filepath.Join(dir, "run")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Hold(t.Context(), "wan3"); err == nil || !strings.Contains(err.Error(), "to fix: ") {
+	if _, err := k.Hold(t.Context(), "wan4"); err == nil || !strings.Contains(err.Error(), "to fix: ") {
 		t.Errorf("without a directory: %v", err)
 	}
 	if err := os.Mkdir(filepath.Join(dir, "run"), 0o755); err != nil {

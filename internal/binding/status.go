@@ -2,6 +2,7 @@ package binding
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"multihomed/internal/config"
@@ -56,6 +57,10 @@ func Status(states []State, held []Held, mask routing.MarkMask, s *reconcile.Sna
 // find says what became of a binding in the plan.
 func find(row *status.Binding, s *reconcile.Snapshot) {
 	at := slices.IndexFunc(s.Bindings, func(b routing.Binding) bool { return b.Name == row.Name })
+	if own, link := ownAddress(row, s); at < 0 && own.IsValid() {
+		row.State, row.Why = status.BindingRefused, fmt.Sprintf("%v, an address of %s, is in the network: the packets of this host would be bound, too; to fix: name a smaller network, or the interface behind which it is", own, link)
+		return
+	}
 	if at < 0 {
 		row.State, row.Why = status.BindingWaits, "multihomed is switched off, or has not planned it yet"
 		return
@@ -79,6 +84,20 @@ func find(row *status.Binding, s *reconcile.Snapshot) {
 	if known {
 		row.Interface = i.Facts.Name
 	}
+}
+
+// ownAddress finds the address of an uplink in the network that is bound.
+func ownAddress(row *status.Binding, s *reconcile.Snapshot) (own netip.Addr, link string) {
+	network, err := netip.ParsePrefix(row.Value)
+	if row.Selector != "source" || err != nil {
+		return own, ""
+	}
+	for plan := range s.Links() {
+		if own := reconcile.OwnAddressIn(plan, network); own.IsValid() {
+			return own, plan.Link.Name
+		}
+	}
+	return own, ""
 }
 
 // leads reports whether a link has a table of its own in a family of the binding.

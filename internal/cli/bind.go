@@ -189,6 +189,8 @@ func because(row status.Binding) string {
 		return ""
 	case status.BindingDown:
 		return ", which is down: " + clean(row.Why)
+	case status.BindingRefused:
+		return ", which has no effect: " + clean(row.Why)
 	default:
 		return ", and waits: " + clean(row.Why)
 	}

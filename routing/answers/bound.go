@@ -48,7 +48,8 @@ func (b Binding) Fenced() []Rule {
 		}
 		return out
 	case b.Mark.Mask != 0:
-		r.Mark = routing.Mark{Value: b.Mark.Value & b.Mark.Mask, Mask: b.Mark.Mask}
+		// Only what this host sends itself has a socket with a user, of whom all are below 2^31.
+		r.Mark, r.UID = routing.Mark{Value: b.Mark.Value & b.Mark.Mask, Mask: b.Mark.Mask}, routing.Mark{Mask: 1 << 31}
 	case b.Input != "":
 		// What a bound container is asked is answered where it was asked.
 		r.IIF, r.Direction = b.Input, Original

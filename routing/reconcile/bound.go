@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -50,14 +51,42 @@ func (l *Loop) takeBindings() {
 			wanted[i].Index = l.linkCalled(k, wanted[i].LinkName)
 		}
 	})
+	wanted = slices.DeleteFunc(wanted, l.holdsOwnAddress)
 	if l.planner.SetBindings(wanted) {
 		l.picture.restructure()
 	}
 }
 
+// holdsOwnAddress reports whether a binding is for a network in which this host has an address of an
+// uplink: it would take the host's own packets along, and nobody could reach the host there.
+func (l *Loop) holdsOwnAddress(b routing.Binding) bool {
+	if !b.Source.IsValid() {
+		return false
+	}
+	for plan := range l.planner.Links() {
+		if OwnAddressIn(plan, b.Source).IsValid() {
+			return true
+		}
+	}
+	return false
+}
+
+// OwnAddressIn returns an address that an uplink has in a network, the zero Addr if it has none.
+func OwnAddressIn(plan routing.LinkPlan, network netip.Prefix) netip.Addr {
+	for _, a := range plan.Link.Addresses {
+		if own := a.Prefix.Addr(); network.Contains(own) && plan.Roles.In(routing.FamilyOf(own)) == routing.Uplink {
+			return own
+		}
+	}
+	return netip.Addr{}
+}
+
 // linkCalled finds the interface that an administrator calls by its name or by that of its profile,
 // 0 if there is none.
 func (l *Loop) linkCalled(k State, called string) int {
+	if called == "" {
+		return 0
+	}
 	if index, is := k.IndexOf(called); is {
 		return index
 	}

@@ -264,6 +264,18 @@ func TestBind(t *testing.T) {
 	bind("mark=0x20 is bound to wan1", "add", "wan1", "mark=32", "--strict=false")
 	p.answeredBy("isp1", "by its mark", bound{"mark 0x20", local(lab.From{Mark: 0x20})})
 
+	// What is forwarded may have the mark of somebody else.
+	bind("mark=0x40/0x40 is bound to wan1", "add", "wan1", "mark=0x40/0x40")
+	p.nft("table inet marking {\n\tchain pre {\n\t\ttype filter hook prerouting priority mangle\n\t\tiifname docker0 meta mark set meta mark | 0x40\n\t}\n}\n")
+	p.answeredBy("isp0", "forwarded with a bound mark", bound{"the container", func(ctx context.Context, network string, to netip.Addr) (lab.Answer, error) {
+		return p.container.Call(ctx, lab.From{}, network, to)
+	}})
+	p.asked("with a bound mark", lab.IPv4, lab.IPv6)
+	p.answeredBy("isp1", "by its mark", bound{"mark 0x40", local(lab.From{Mark: 0x40})})
+	// The host's own address is no container's.
+	bind("which has no effect: 100.64.0.", "add", "wan1", "source=100.64.0.0/16")
+	p.answeredBy("isp0", "beside a network with own addresses", user(1710))
+
 	passwd, err := os.ReadFile("/etc/passwd")
 	p.must(err)
 	p.must(os.WriteFile("/etc/passwd", append(passwd, "bonita:x:1702:1702::/:/bin/false\n"...), 0o644))
