@@ -63,7 +63,7 @@ func (a *app) bindAdd() *cobra.Command {
 		ValidArgsFunction: a.completeBind,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
-				return usageError(cmd, "%s takes a link and a selector, and got %d words", cmd.CommandPath(), len(args))
+				return usageError(cmd, "%s takes a link and a selector, such as wan1 user=backup; got %d arguments", cmd.CommandPath(), len(args))
 			}
 			return nil
 		},
@@ -221,13 +221,13 @@ func (a *app) rebound(ctx context.Context, cfg config.Config, s config.Selector,
 func (a *app) bindRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:               "remove SELECTOR=VALUE",
-		Short:             "bind something no longer",
+		Short:             "undo bind add",
 		Long:              bindRemoveHelp,
 		Example:           "  multihomectl bind remove user=backup",
 		ValidArgsFunction: a.completeBound,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usageError(cmd, "%s takes one selector, and got %d words", cmd.CommandPath(), len(args))
+				return usageError(cmd, "%s takes one selector, such as user=backup; got %d arguments", cmd.CommandPath(), len(args))
 			}
 			return nil
 		},
@@ -336,14 +336,22 @@ func boundLine(r status.Binding) string {
 	if r.Deny {
 		notes = append(notes, "requests by other links denied")
 	}
-	if r.By == "sockets" {
-		notes = append(notes, "the mark of programs that are bound by their control group")
+	switch r.By {
+	case string(binding.Configured):
+		notes = append(notes, "in the configuration")
+	case string(binding.Runtime):
+		notes = append(notes, "until the next boot")
+	case "sockets":
+		notes = append(notes, "the mark of what multihomectl run, units, slices, cgroups and DNS of users have bound")
 	}
-	if r.Dropped > 0 {
+	switch {
+	case r.Dropped == 1:
+		notes = append(notes, "1 packet dropped")
+	case r.Dropped > 1:
 		notes = append(notes, fmt.Sprintf("%d packets dropped", r.Dropped))
 	}
 	if len(notes) > 0 {
-		text += ": " + strings.Join(notes, ", ")
+		text += ": " + strings.Join(notes, "; ") // A reason may have commas.
 	}
 	return text
 }
