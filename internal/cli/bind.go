@@ -33,8 +33,8 @@ unless --strict=false.
 It lasts until multihomectl bind remove, or with --runtime until the next boot. It needs
 root.`
 
-const bindRemoveHelp = `Undo multihomectl bind add. What is in the configuration file stays. Sockets of units, slices
-and control groups that are open stay bound until they are closed. It needs root.`
+const bindRemoveHelp = `Undo multihomectl bind add. What is in the configuration file stays. A unit, slice or control
+group that runs stays bound until it ends: restart the unit. It needs root.`
 
 func (a *app) bind() *cobra.Command {
 	cmd := &cobra.Command{
@@ -269,8 +269,22 @@ func (a *app) unbind(ctx context.Context, args []string, s config.Selector) erro
 		return &exitError{exitProblem, err}
 	}
 	return a.rebound(ctx, cfg, found.Selector(), func(status.Binding) string {
-		return fmt.Sprintf("%s is bound to %s no longer", found.Selector(), clean(found.Link))
+		return fmt.Sprintf("%s is bound to %s no longer", found.Selector(), clean(found.Link)) + stays(found.Selector())
 	})
+}
+
+// stays says what keeps the programs that were attached to its cgroup: they stay as long as that exists.
+func stays(s config.Selector) string {
+	switch s.Key {
+	case "unit":
+		return "; if it runs, it stays bound until it ends: systemctl restart " + shellWord(s.Value)
+	case "slice":
+		return "; if it runs, it stays bound until it ends: systemctl stop " + shellWord(s.Value)
+	case "cgroup":
+		return "; if it exists, it stays bound until it is removed"
+	default:
+		return ""
+	}
 }
 
 // same compares selectors; a mark may be written as a number of any base.
