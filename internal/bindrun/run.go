@@ -65,7 +65,7 @@ const scopeTime = 20 * time.Second
 // Run becomes the program. It returns only if that cannot be, with an [*Error].
 func Run(ctx context.Context, o Options) error {
 	if err := routing.CheckInterfaceName(o.Link); err != nil {
-		return failed(err)
+		return failed(fmt.Errorf("%w; to fix: name the link's interface, as multihomectl status shows it", err))
 	}
 	path, err := find(o.Args[0])
 	if err != nil {

@@ -114,7 +114,7 @@ func TestCgroupsAreBoundWhenTheyAppear(t *testing.T) {
 	}
 	stop := keep(t, k)
 	states := awaitStates(t, k, "unit a.service waiting 0+0", "slice b.slice waiting 0+0")
-	if text := states[0].Sentence(); text != "unit a.service: waiting, because it has no cgroup yet" {
+	if text := states[0].Sentence(); text != "unit a.service: it has no cgroup yet" {
 		t.Error(text)
 	}
 	mkdir(t, root, "system.slice/a.service")

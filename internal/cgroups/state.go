@@ -81,7 +81,7 @@ func (s State) Sentence() (text string) {
 	case Looking:
 		text = fmt.Sprintf("%v: looking for its cgroup", s.Selector)
 	case Waiting:
-		text = fmt.Sprintf("%v: waiting, because it has no cgroup yet", s.Selector)
+		text = fmt.Sprintf("%v: it has no cgroup yet", s.Selector)
 	case Bonded:
 		text = fmt.Sprintf("%v: bound to %s (%s)", s.Selector, escape.Name(s.Link), number(s.Bound, "cgroup"))
 	case Binding:
@@ -90,7 +90,7 @@ func (s State) Sentence() (text string) {
 		text = fmt.Sprintf("%v: %s not bound to %s: %s", s.Selector, cmp.Or(number(s.Unbound, "cgroup"), "cgroups"), escape.Name(s.Link), s.Error)
 	}
 	if s.Bound > 0 {
-		text += fmt.Sprintf("; the last one existed for %v before it was bound", s.Last.Window.Round(100*time.Microsecond))
+		text += fmt.Sprintf("; the last one existed for at least %v before it was bound", s.Last.Window.Round(100*time.Microsecond))
 		if s.Last.Early > 0 {
 			text += fmt.Sprintf(", with %s in it: sockets that were open by then are unbound; to fix: %s", number(s.Last.Early, "process"), s.Selector.Anew())
 		}

@@ -33,8 +33,8 @@ unless --strict=false.
 It lasts until multihomectl bind remove, or with --runtime until the next boot. It needs
 root.`
 
-const bindRemoveHelp = `Undo multihomectl bind add. What is in the configuration file stays. Sockets of units, slices
-and control groups that are open stay bound until they are closed. It needs root.`
+const bindRemoveHelp = `Undo multihomectl bind add. What is in the configuration file stays. A unit, slice or control
+group that runs stays bound until it ends: restart the unit. It needs root.`
 
 func (a *app) bind() *cobra.Command {
 	cmd := &cobra.Command{
@@ -63,7 +63,7 @@ func (a *app) bindAdd() *cobra.Command {
 		ValidArgsFunction: a.completeBind,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
-				return usageError(cmd, "%s takes a link and a selector, and got %d words", cmd.CommandPath(), len(args))
+				return usageError(cmd, "%s takes a link and a selector, such as wan1 user=backup; got %d arguments", cmd.CommandPath(), len(args))
 			}
 			return nil
 		},
@@ -223,13 +223,13 @@ func (a *app) rebound(ctx context.Context, cfg config.Config, s config.Selector,
 func (a *app) bindRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:               "remove SELECTOR=VALUE",
-		Short:             "bind something no longer",
+		Short:             "undo bind add",
 		Long:              bindRemoveHelp,
 		Example:           "  multihomectl bind remove user=backup",
 		ValidArgsFunction: a.completeBound,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
-				return usageError(cmd, "%s takes one selector, and got %d words", cmd.CommandPath(), len(args))
+				return usageError(cmd, "%s takes one selector, such as user=backup; got %d arguments", cmd.CommandPath(), len(args))
 			}
 			return nil
 		},
@@ -271,8 +271,22 @@ func (a *app) unbind(ctx context.Context, args []string, s config.Selector) erro
 		return &exitError{exitProblem, err}
 	}
 	return a.rebound(ctx, cfg, found.Selector(), func(status.Binding) string {
-		return fmt.Sprintf("%s is bound to %s no longer", found.Selector(), clean(found.Link))
+		return fmt.Sprintf("%s is bound to %s no longer", found.Selector(), clean(found.Link)) + stays(found.Selector())
 	})
+}
+
+// stays says what keeps the programs that were attached to its cgroup: they stay as long as that exists.
+func stays(s config.Selector) string {
+	switch s.Key {
+	case "unit":
+		return "; if it runs, it stays bound until it ends: systemctl restart " + shellWord(s.Value)
+	case "slice":
+		return "; if it runs, it stays bound until it ends: systemctl stop " + shellWord(s.Value)
+	case "cgroup":
+		return "; if it exists, it stays bound until it is removed"
+	default:
+		return ""
+	}
 }
 
 // same compares selectors; a mark may be written as a number of any base.
@@ -338,14 +352,22 @@ func boundLine(r status.Binding) string {
 	if r.Deny {
 		notes = append(notes, "requests by other links denied")
 	}
-	if r.By == "sockets" {
-		notes = append(notes, "the mark of programs that are bound by their control group")
+	switch r.By {
+	case string(binding.Configured):
+		notes = append(notes, "in the configuration")
+	case string(binding.Runtime):
+		notes = append(notes, "until the next boot")
+	case "sockets":
+		notes = append(notes, "the mark of what multihomectl run, units, slices, cgroups and DNS of users have bound")
 	}
-	if r.Dropped > 0 {
+	switch {
+	case r.Dropped == 1:
+		notes = append(notes, "1 packet dropped")
+	case r.Dropped > 1:
 		notes = append(notes, fmt.Sprintf("%d packets dropped", r.Dropped))
 	}
 	if len(notes) > 0 {
-		text += ": " + strings.Join(notes, ", ")
+		text += ": " + strings.Join(notes, "; ") // A reason may have commas.
 	}
 	return text
 }

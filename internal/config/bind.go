@@ -248,7 +248,7 @@ func (v *validator) bind(i int, r rawBind) Bind {
 		b.DNS = *r.DNS
 		switch {
 		case *r.DNS && !hasDNS:
-			v.failBind(i, "dns", "queries can be led only for a user, unit, slice or cgroup; leave it out, or want false")
+			v.failBind(i, "dns", "queries can be led only for a user, unit, slice or cgroup; leave it out, or set it to false")
 		case *r.DNS && !b.Strict && r.User != nil:
 			// Names are led by marks, whose rules are strict: unbound, the link's servers could not be reached.
 			v.failBind(i, "dns", "true needs strict = true; leave one of them out")

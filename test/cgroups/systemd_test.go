@@ -78,7 +78,7 @@ func testSystemd(t *testing.T, release string) {
 			return err
 		})
 	}
-	has("/var/tmp/kept", "unit plain.service: waiting, because it has no cgroup yet")
+	has("/var/tmp/kept", "unit plain.service: it has no cgroup yet")
 	const bound = "later 0x82000000\n"
 	for _, name := range []string{"plain.service", "with-dash@1.service", "with-dash@x-y.service", "own-slice.service", "memory.service", "in-bound.service"} {
 		run("systemctl", "start", name)
