@@ -304,7 +304,7 @@ func TestBind(t *testing.T) {
 	p.answeredBy("isp0", "removed", user(1704))
 	out, err := p.ctl("bind", "list")
 	p.must(err)
-	for _, want := range []string{"user=1500 by wan1\n", "user=1700 by wan0\n", "user=1703 by provider two (wan1)\n", "mark=0x20 by wan1: not strict\n"} {
+	for _, want := range []string{"user=1500 by wan1: in the configuration\n", "user=1700 by wan0\n", "user=1703 by provider two (wan1)\n", "mark=0x20 by wan1: not strict\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("bind list has no %q:\n%s", want, out)
 		}
