@@ -299,6 +299,8 @@ func checkUser(s string) string {
 	switch {
 	case s == "" || len(s) > maxName || strings.ContainsAny(s, ":,/\x00\n \t") || s[0] >= '0' && s[0] <= '9' || s[0] == '-':
 		return "no name of a user"
+	case isOurs(s):
+		return ourselves
 	case s == "root":
 		return CheckUsers(routing.UIDRange{Set: true}).Error()
 	default:
@@ -323,9 +325,19 @@ func checkUnit(s string, suffixes ...string) string {
 		return "no name of a unit"
 	case s == "-.slice":
 		return "everything is in it, and forwarded packets with it"
+	case isOurs(s):
+		return ourselves
 	default:
 		return ""
 	}
+}
+
+// ourselves says why something cannot be bound that multihomed is in: its probes ask every link.
+const ourselves = "multihomed itself is in it, and looks at every link"
+
+// isOurs reports whether the processes of multihomed are in a unit or slice, or are a user's.
+func isOurs(name string) bool {
+	return name == "system.slice" || name == "multihomed" || strings.HasPrefix(name, "multihomed.") || strings.HasPrefix(name, "multihomed-")
 }
 
 func checkCgroup(s string) string {
@@ -337,6 +349,8 @@ func checkCgroup(s string) string {
 		return "no path"
 	case path.Clean(clean) != clean || strings.HasPrefix(clean, ".."):
 		return "write it without . and .."
+	case isOurs(clean) || isOurs(path.Base(clean)):
+		return ourselves
 	default:
 		return ""
 	}

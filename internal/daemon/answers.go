@@ -205,7 +205,7 @@ func answersStatus(s answering.State) *status.Answers {
 		out.Families = append(out.Families, one)
 	}
 	for _, r := range s.Held.Rules {
-		if r.Origin == answers.Unaltered && r.Rule.Action == answers.ActionDrop {
+		if r.Origin == answers.Unaltered && r.Rule.Action == answers.ActionDrop && r.Rule.Decision != answers.Bound {
 			out.Dropped += r.Packets
 		}
 	}

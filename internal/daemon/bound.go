@@ -58,6 +58,9 @@ func (p *parts) boundStatus(s *reconcile.Snapshot, fence answers.Held) []status.
 	rows := binding.Status(states, held, p.bindings.Config.Answers.MarkMask, s)
 	for i := range rows {
 		p.cgroups.describe(&rows[i])
+		if rows[i].ByCgroup() {
+			continue // The row of the mark counts for all of its link.
+		}
 		rows[i].Dropped = answering.Dropped(fence, s, rows[i].Name)
 	}
 	if p.names != nil {

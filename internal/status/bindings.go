@@ -31,6 +31,11 @@ type Binding struct {
 	Name string `json:"-"`
 }
 
+// ByCgroup reports whether it selects processes by their control group.
+func (b Binding) ByCgroup() bool {
+	return b.Selector == "unit" || b.Selector == "slice" || b.Selector == "cgroup"
+}
+
 // States of bindings.
 const (
 	// BindingActive: what is selected leaves by the link.
