@@ -140,7 +140,7 @@ func selector(cmd *cobra.Command, word string) (key, value string, err error) {
 func (a *app) add(cmd *cobra.Command, args []string, wanted config.Bind, runtime bool) error {
 	cfg := a.load(cmd.Context())
 	if o, meets := wanted.Meeting(cfg.Binds); meets {
-		return &exitError{exitProblem, fmt.Errorf("the configuration binds %s to %s; to fix: change [[bind]] in %s", o.Selector(), clean(o.Link), a.configPath)}
+		return &exitError{exitProblem, fmt.Errorf("the configuration binds %s to %s; to fix: change [[bind]] in %s", clean(o.Selector().String()), clean(o.Link), a.configPath)}
 	}
 	if err := wanted.CheckMark(cfg.Answers.MarkMask); err != nil {
 		return usageError(cmd, "mark: %v", err)
@@ -158,7 +158,7 @@ func (a *app) add(cmd *cobra.Command, args []string, wanted config.Bind, runtime
 	}
 	for _, e := range present {
 		if o, meets := wanted.Meeting([]config.Bind{e.Bind}); meets && (e.Origin == other || o.Selector() != wanted.Selector()) {
-			return &exitError{exitProblem, fmt.Errorf("%s is bound to %s already; to fix: multihomectl bind remove %s", o.Selector(), clean(o.Link), shellWord(o.Selector().String()))}
+			return &exitError{exitProblem, fmt.Errorf("%s is bound to %s already; to fix: multihomectl bind remove %s", clean(o.Selector().String()), clean(o.Link), shellWord(o.Selector().String()))}
 		}
 	}
 	err = binding.Change(cfg.Switch(), origin, func(list []config.Bind) ([]config.Bind, error) {
@@ -173,7 +173,7 @@ func (a *app) add(cmd *cobra.Command, args []string, wanted config.Bind, runtime
 		return &exitError{exitProblem, err}
 	}
 	return a.rebound(cmd.Context(), cfg, wanted.Selector(), func(row status.Binding) string {
-		return fmt.Sprintf("%s is bound to %s", wanted.Selector(), clean(wanted.Link)) + because(row)
+		return fmt.Sprintf("%s is bound to %s", clean(wanted.Selector().String()), clean(wanted.Link)) + because(row)
 	})
 }
 
@@ -271,7 +271,7 @@ func (a *app) unbind(ctx context.Context, args []string, s config.Selector) erro
 		return &exitError{exitProblem, err}
 	}
 	return a.rebound(ctx, cfg, found.Selector(), func(status.Binding) string {
-		return fmt.Sprintf("%s is bound to %s no longer", found.Selector(), clean(found.Link)) + stays(found.Selector())
+		return fmt.Sprintf("%s is bound to %s no longer", clean(found.Selector().String()), clean(found.Link)) + stays(found.Selector())
 	})
 }
 

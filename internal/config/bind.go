@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"multihomed/routing"
 )
@@ -200,7 +201,11 @@ func (v *validator) bind(i int, r rawBind) Bind {
 		if key != "link" {
 			selectors = append(selectors, key)
 		}
-		if why := check(*value); why != "" {
+		why := check(*value)
+		if !utf8.ValidString(*value) {
+			why = "not UTF-8"
+		}
+		if why != "" {
 			v.refuseBind(i, key, quoted(*value), why)
 			return ""
 		}
@@ -297,7 +302,7 @@ func checkUser(s string) string {
 		return ""
 	}
 	switch {
-	case s == "" || len(s) > maxName || strings.ContainsAny(s, ":,/\x00\n \t") || s[0] >= '0' && s[0] <= '9' || s[0] == '-':
+	case s == "" || len(s) > maxName || strings.ContainsAny(s, ":,/\x00\n \t") || strings.ContainsAny(s[:1], "+-0123456789"):
 		return "no name of a user"
 	case isOurs(s):
 		return ourselves
@@ -461,5 +466,5 @@ func FormatBind(b Bind) string {
 // tomlString quotes a string that has no control characters
 // (https://toml.io/en/v1.0.0#string).
 func tomlString(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(strings.ToValidUTF8(s, "�")) + `"`
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }

@@ -106,6 +106,7 @@ func TestBadBinds(t *testing.T) {
 		"number of root":    {"link = 'w'\nuser = '0-10'", `packets that this host forwards count as root's`},
 		"empty range":       {"link = 'w'\nuser = '20-10'", `the range is empty`},
 		"no user":           {"link = 'w'\nuser = '4294967295'", `is no user`},
+		"signed number":     {"link = 'w'\nuser = '+5'", `no name of a user`},
 		"name of a number":  {"link = 'w'\nuser = '12x'", `no name of a user`},
 		"no mark":           {"link = 'w'\nmark = 0", `bind.mark (entry 1): 0 is not allowed`},
 		"mark of nobody":    {"link = 'w'\nmark = '0/0xff'", `packets without a mark have it`},
