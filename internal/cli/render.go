@@ -118,6 +118,7 @@ func (r *renderer) head() {
 			why = ": no link is shown"
 		}
 		row("routing", plain, "none", why)
+		r.bindings()
 		return
 	}
 	if r.isBare() {
@@ -186,6 +187,9 @@ func (r *renderer) unbound() {
 
 // bindings says what is bound, one line each.
 func (r *renderer) bindings() {
+	if len(r.only) > 0 {
+		return
+	}
 	label := "bindings"
 	for _, b := range r.s.Bindings {
 		how := plain
