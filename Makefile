@@ -12,7 +12,7 @@ DIST    := dist
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -funcalign=16 -X main.version=$(VERSION)' $(BUILD_FLAGS)
 # One program; the other names are symbolic links to it (cmd/multihomed).
 MAIN    := ./cmd/multihomed
-NAMES   := multihomectl multihomed-dispatcher multihomed-prober multihomed-binder
+NAMES   := multihomectl multihomed-binder multihomed-dispatcher multihomed-prober
 LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 

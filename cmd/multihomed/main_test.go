@@ -111,7 +111,7 @@ func TestUnknownName(t *testing.T) {
 		return string(out), cmd.ProcessState.ExitCode()
 	}
 	out, code := run("wan0", "up")
-	if code != 64 || !strings.Contains(out, `under the name "strange\x1bname" it is the daemon`) || !strings.Contains(out, "multihomectl, multihomed-dispatcher") {
+	if code != 64 || !strings.Contains(out, `under the name "strange\x1bname" it is the daemon`) || !strings.Contains(out, "multihomectl, multihomed-binder, multihomed-dispatcher") {
 		t.Errorf("%d: %s", code, out)
 	}
 	if out, code := run("--version"); code != 0 || out != "multihomed development\n" {

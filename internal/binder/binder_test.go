@@ -91,11 +91,26 @@ func (d *daemon) Hold(ctx context.Context, link string) (binder.Binding, error) 
 	}
 	b.DNS = &boundtest.DNS1
 	b.Keep = func(_ context.Context, f *os.File) (err error) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		d.stale = false
 		d.dns, err = dup(f)
 		return err
 	}
 	return b, nil
+}
+
+func (d *daemon) isStale() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stale
+}
+
+// kept is the map that the helper gave it.
+func (d *daemon) kept() *os.File {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.dns
 }
 
 func dup(f *os.File) (*os.File, error) {
@@ -125,8 +140,8 @@ func start(t *testing.T, w *boundtest.World, d *daemon, change ...func(*binder.O
 	t.Cleanup(func() {
 		cancel()
 		must(t, <-done)
-		if d.dns != nil {
-			must(t, d.dns.Close())
+		if dns := d.kept(); dns != nil {
+			must(t, dns.Close())
 		}
 		if t.Failed() {
 			t.Log(log.String())
@@ -174,7 +189,7 @@ func TestACgroupIsBoundWithTheLinksServers(t *testing.T) {
 		}
 		// The second cgroup uses the map of the first.
 		if n == 1 {
-			dns, err := cgroupbpf.OpenDNSMap(d.dns)
+			dns, err := cgroupbpf.OpenDNSMap(d.kept())
 			must(t, err)
 			must(t, dns.Set(cgroupbpf.DNS{}))
 			if got := w.Run(cgroup, "udp "+boundtest.Stub+":53"); got[0] != "error: EPERM" {
@@ -182,6 +197,8 @@ func TestACgroupIsBoundWithTheLinksServers(t *testing.T) {
 			}
 		}
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if p := d.peers[0]; p.UID != 0 || p.PID != int32(os.Getpid()) {
 		t.Errorf("the caller is %+v", p)
 	}
@@ -201,18 +218,18 @@ func TestTheDaemonChangesServersThroughTheHelper(t *testing.T) {
 	}
 	must(t, ask())
 	before := w.Run(cgroup, "udp "+boundtest.Stub+":53")
-	must(t, client.Change(t.Context(), socket, wire.DNS{}, d.dns))
+	must(t, client.Change(t.Context(), socket, wire.DNS{}, d.kept()))
 	if after := w.Run(cgroup, "udp "+boundtest.Stub+":53"); after[0] == before[0] || after[0] != "error: EPERM" {
 		t.Errorf("before %q, without servers %q", before, after)
 	}
-	must(t, client.Change(t.Context(), socket, wire.DNS(boundtest.DNS1), d.dns))
+	must(t, client.Change(t.Context(), socket, wire.DNS(boundtest.DNS1), d.kept()))
 	if after := w.Run(cgroup, "udp "+boundtest.Stub+":53"); after[0] != before[0] {
 		t.Errorf("before %q, after %q", before, after)
 	}
 	if err := client.Change(t.Context(), socket, wire.DNS{}, cgroup); err == nil || !strings.Contains(err.Error(), "DNS map") {
 		t.Errorf("a cgroup for a map: %v", err)
 	}
-	if err := client.Change(t.Context(), socket, wire.DNS{Server4: boundtest.DNS1.Server6}, d.dns); err == nil {
+	if err := client.Change(t.Context(), socket, wire.DNS{Server4: boundtest.DNS1.Server6}, d.kept()); err == nil {
 		t.Error("an address of IPv6 is a server of IPv4")
 	}
 }
@@ -225,8 +242,8 @@ func TestAMapOfAnotherVersionIsReplaced(t *testing.T) {
 	d := &daemon{dns: os.NewFile(uintptr(fd), "map"), stale: true}
 	socket := start(t, w, d)
 	cgroup := w.Cgroup("a")
-	if _, err := client.Bind(t.Context(), socket, "wan1", cgroup); err != nil || d.stale {
-		t.Fatalf("%v, stale %t", err, d.stale)
+	if _, err := client.Bind(t.Context(), socket, "wan1", cgroup); err != nil || d.isStale() {
+		t.Fatalf("%v, stale %t", err, d.isStale())
 	}
 	if got := w.Run(cgroup, "udp "+boundtest.Stub+":53"); got[0] != "wan1 from "+boundtest.Stub+":53" {
 		t.Errorf("%q", got)

@@ -75,6 +75,8 @@ func start(t *testing.T, group, helper string) (*daemon, client.Daemon) {
 	must(t, os.Chmod(dir, 0o755))
 	d := &daemon{servers: []netip.Addr{netip.MustParseAddr("fe80::1"), dns4, dns6}}
 	d.maps = &holding.Maps{Store: func(name string, _ *os.File) error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
 		d.stored = append(d.stored, name)
 		return nil
 	}}
@@ -146,9 +148,11 @@ func TestALinkIsHeldAndItsMapKept(t *testing.T) {
 		t.Fatalf("%+v", second)
 	}
 	must(t, second.Map.Close())
+	d.mu.Lock()
 	if !slices.Equal(d.stored, []string{"dns-map-wan1"}) {
 		t.Errorf("systemd keeps %q", d.stored)
 	}
+	d.mu.Unlock()
 	if _, err := c.Hold(t.Context(), "wan7"); err == nil || err.Error() != "there is no link wan7; there are wan0 and wan1" {
 		t.Error(err)
 	}
@@ -222,7 +226,9 @@ func TestNamesOfStoredMaps(t *testing.T) {
 
 func TestALinkWithoutServersSaysSo(t *testing.T) {
 	d, c := start(t, "0", "nobody")
+	d.mu.Lock()
 	d.servers = nil
+	d.mu.Unlock()
 	b, err := c.Hold(t.Context(), "wan1")
 	must(t, err)
 	if !strings.Contains(b.Note, "wan1 has no DNS server") || b.DNS.Server4.IsValid() || len(b.DNS.Resolvers) != 2 {
