@@ -342,7 +342,12 @@ const ourselves = "multihomed itself is in it, and looks at every link"
 
 // isOurs reports whether the processes of multihomed are in a unit or slice, or are a user's.
 func isOurs(name string) bool {
-	return name == "system.slice" || name == "multihomed" || strings.HasPrefix(name, "multihomed.") || strings.HasPrefix(name, "multihomed-")
+	switch strings.TrimSuffix(name, ".service") {
+	case "system.slice", "multihomed", "multihomed-prober", "multihomed-binder", "multihomed-failed":
+		return true
+	default:
+		return false
+	}
 }
 
 func checkCgroup(s string) string {
