@@ -135,9 +135,10 @@ func (p *Planner) bindingRules(i int, b Binding, place uint64) []PlannedRule {
 		r := b.selected(around.stepOver(Rule{Family: f, Protocol: Multihomed}))
 		out = append(out, PlannedRule{Rule: r, Rank: rankStep, Reason: Reason{Decision: StepOver, Link: b.LinkName, Prefix: b.Name}})
 	}
-	if !leads {
+	if !leads && !b.Strict {
 		return out
 	}
+	// Containers, LANs and VPN networks are reached as main knows them, also while the link has no way.
 	add(Bind, lookup, b.Name, b.selected(Rule{
 		Action: ActionLookup, Table: TableMain,
 		SuppressPrefixLength: Some(p.policy.ContainerPrefixLength), SuppressGroup: Some(around.group),
@@ -146,6 +147,9 @@ func (p *Planner) bindingRules(i int, b Binding, place uint64) []PlannedRule {
 		for _, t := range o.tables {
 			add(Bind, lookup, b.Name, b.selected(Rule{Action: ActionLookup, Table: t, SuppressPrefixLength: Some(p.policy.ContainerPrefixLength)}))
 		}
+	}
+	if !leads {
+		return out
 	}
 	for n, k := range p.outward(plan, f) {
 		t := plan.Link.Tables[k]

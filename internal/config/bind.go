@@ -359,7 +359,7 @@ func checkCgroup(s string) string {
 		return "no path"
 	case path.Clean(clean) != clean || strings.HasPrefix(clean, ".."):
 		return "write it without . and .."
-	case isOurs(clean) || isOurs(path.Base(clean)):
+	case isOurs(path.Base(clean)):
 		return ourselves
 	default:
 		return ""

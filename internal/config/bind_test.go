@@ -60,7 +60,7 @@ slice = "machine.slice"
 
 [[bind]]
 link = "wan1"
-cgroup = "/sys/fs/cgroup/a/b"
+cgroup = "/sys/fs/cgroup/multihomed-a/b"
 `
 	want := []config.Bind{
 		{Link: "wan1", User: "alice", Strict: true, DNS: true, Inbound: config.Answer},
@@ -73,7 +73,7 @@ cgroup = "/sys/fs/cgroup/a/b"
 		{Link: "wan0", Source: netip.MustParsePrefix("2001:db8::7/128"), Strict: true, Inbound: config.Answer},
 		{Link: "wan1", Unit: "backup@a-b.service", Strict: true, DNS: true, Inbound: config.Answer},
 		{Link: "wan1", Slice: "machine.slice", Strict: true, DNS: true, Inbound: config.Answer},
-		{Link: "wan1", Cgroup: "/sys/fs/cgroup/a/b", Strict: true, DNS: true, Inbound: config.Answer},
+		{Link: "wan1", Cgroup: "/sys/fs/cgroup/multihomed-a/b", Strict: true, DNS: true, Inbound: config.Answer},
 	}
 	const masked = "[answers]\nmark_mask = 0xff000000\n"
 	cfg, err := config.Parse("f", []byte(masked+text))

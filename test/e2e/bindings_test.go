@@ -171,16 +171,35 @@ user = "1600"
 	p.bindingIs("user", "1600", status.BindingDown)
 	p.asked("at first", lab.IPv4, lab.IPv6)
 	p.strays("at first")
-	// Bound to nothing else, they reach what the host knows.
-	for _, b := range all[:3] {
-		if a, err := b.ask(t.Context(), "udp", netip.MustParseAddr("172.17.0.2")); err != nil || a.ISP != "container" {
-			t.Errorf("%s asks the container: %q, %v", b.name, a.ISP, err)
+	// What is bound reaches the networks of the host, and is answered from there.
+	near := func(when string) {
+		t.Helper()
+		for _, c := range []struct {
+			from bound
+			to   string
+			want string
+		}{
+			{all[0], "172.17.0.2", "container"},
+			{all[2], "172.17.0.2", "container"},
+			{all[0], "fd17::2", "container"},
+			{all[4], "172.18.0.2", "inside"},
+			{all[4], "fd18::2", "inside"},
+			{all[5], "172.17.0.2", "container"},
+			{unbound, "172.17.0.2", "container"},
+		} {
+			ctx, cancel := p.patience()
+			if a, err := c.from.ask(ctx, "udp", netip.MustParseAddr(c.to)); err != nil || a.ISP != c.want {
+				t.Errorf("%s: %s asks %s: %q, %v", when, c.from.name, c.to, a.ISP, err)
+			}
+			cancel()
 		}
 	}
+	near("at first")
 
 	p.must(p.Down(t.Context(), "wan1"))
 	p.bindingIs("interface", "docker0", status.BindingDown)
 	p.silent("without the link", all...)
+	near("without the link")
 	p.answeredBy("isp0", "without the link", unbound)
 	p.up("wan1")
 	p.bindingIs("interface", "docker0", status.BindingActive)
