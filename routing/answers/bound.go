@@ -78,7 +78,7 @@ func (p *plan) preceded(b Binding) {
 		if r.Priority >= b.Priority || !r.Selects() || r.L3MDev || r.Action != routing.ActionLookup && r.Action != routing.ActionGoto || !b.shares(r) {
 			continue
 		}
-		text := fmt.Sprintf("a rule of another program comes before the binding of %s, and takes what both select", b.Name)
+		text := fmt.Sprintf("the %s rule %q of another program comes before the binding of %s, and takes what both select", r.Family.Name(), r, b.Name)
 		if b.Strict {
 			text += "; what it leads to another uplink is dropped"
 		}

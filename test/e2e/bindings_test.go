@@ -208,7 +208,7 @@ user = "1600"
 
 	// A rule of somebody else takes the packets: they are dropped, and status names it.
 	p.ip("rule", "add", "uidrange", "1500-1500", "lookup", "main", "priority", "100")
-	p.reported(true, "wan1", "comes before the binding of user 1500-1501")
+	p.reported(true, "wan1", `uidrange 1500-1500 lookup main" of another program comes before the binding of user 1500-1501`)
 	for range 2 {
 		ctx, cancel := context.WithTimeout(t.Context(), lab.Stretched(300*time.Millisecond))
 		if a, err := all[0].ask(ctx, "udp", lab.InternetAddr4); err == nil {
