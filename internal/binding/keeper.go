@@ -251,15 +251,15 @@ func (s State) problem() (routing.Problem, bool) {
 // say logs what is bound from now on, and what is bound no longer.
 func (k *Keeper) say(ctx context.Context, now []State) {
 	has := func(list []State, s State) bool {
-		return slices.ContainsFunc(list, func(o State) bool { return o.Bind == s.Bind && o.Refused == "" && o.Waits == "" })
+		return slices.ContainsFunc(list, func(o State) bool { return o.Bind == s.Bind && o.InForce() })
 	}
 	for _, s := range k.states {
-		if s.Refused == "" && s.Waits == "" && !has(now, s) {
+		if s.InForce() && !has(now, s) {
 			k.Logger.LogAttrs(ctx, event.LevelNotice, "no longer bound", slog.String("selector", s.Selector().String()), slog.String("link", s.Link))
 		}
 	}
 	for _, s := range now {
-		if s.Refused == "" && s.Waits == "" && !has(k.states, s) {
+		if s.InForce() && !has(k.states, s) {
 			k.Logger.LogAttrs(ctx, event.LevelNotice, "bound", slog.String("selector", s.Selector().String()), slog.String("link", s.Link), slog.String("by", string(s.Origin)))
 		}
 	}

@@ -42,6 +42,9 @@ type State struct {
 	Mark routing.Mark
 }
 
+// InForce reports whether the entry has an effect as soon as its link leads somewhere.
+func (s State) InForce() bool { return s.Refused == "" && s.Waits == "" }
+
 // Name is what the planner calls the binding that serves the entry.
 func (s State) Name() string {
 	if s.IsCgroup() {

@@ -81,12 +81,12 @@ func (a *app) bindAdd() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		text := fmt.Sprintf("[[bind]]\nlink = %s\n%s = %s\nstrict = %t\n", toml(args[0]), key, toml(value), o.strict)
+		text := fmt.Sprintf("[[bind]]\nlink = %s\n%s = %s\nstrict = %t\n", config.TOMLString(args[0]), key, config.TOMLString(value), o.strict)
 		if cmd.Flags().Changed("dns") {
 			text += fmt.Sprintf("dns = %t\n", o.dns)
 		}
 		if cmd.Flags().Changed("inbound") {
-			text += fmt.Sprintf("inbound = %s\n", toml(o.inbound))
+			text += fmt.Sprintf("inbound = %s\n", config.TOMLString(o.inbound))
 		}
 		wanted, err := config.ParseBinds("", []byte(text))
 		if err != nil {
@@ -294,7 +294,7 @@ func same(a, written config.Selector) bool {
 	if a == written {
 		return true
 	}
-	read, err := config.ParseBinds("", []byte(fmt.Sprintf("[[bind]]\nlink = \"x\"\n%s = %s\n", written.Key, toml(written.Value))))
+	read, err := config.ParseBinds("", []byte(fmt.Sprintf("[[bind]]\nlink = \"x\"\n%s = %s\n", written.Key, config.TOMLString(written.Value))))
 	return err == nil && read[0].Selector() == a
 }
 

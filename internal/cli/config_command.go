@@ -121,19 +121,19 @@ func effective(c config.Config, from string) string {
 	fmt.Fprintf(&b, "# The configuration of multihomed, from %s\n", from)
 	fmt.Fprintf(&b, "uplink_group = %d\n", c.UplinkGroup)
 	fmt.Fprintf(&b, "container_prefix_length = %d\n", c.ContainerPrefixLength)
-	fmt.Fprintf(&b, "network_rules = %s\n", toml(string(c.NetworkRules)))
-	fmt.Fprintf(&b, "log_level = %s\n", toml(strings.ToLower(c.LogLevel.String())))
-	fmt.Fprintf(&b, "network_manager = %s\n", toml(string(c.NetworkManager)))
-	fmt.Fprintf(&b, "state_dir = %s\nruntime_dir = %s\n", toml(c.StateDir), toml(c.RuntimeDir))
+	fmt.Fprintf(&b, "network_rules = %s\n", config.TOMLString(string(c.NetworkRules)))
+	fmt.Fprintf(&b, "log_level = %s\n", config.TOMLString(strings.ToLower(c.LogLevel.String())))
+	fmt.Fprintf(&b, "network_manager = %s\n", config.TOMLString(string(c.NetworkManager)))
+	fmt.Fprintf(&b, "state_dir = %s\nruntime_dir = %s\n", config.TOMLString(c.StateDir), config.TOMLString(c.RuntimeDir))
 	fmt.Fprintf(&b, "\n[tables]\nfirst = %d\nlast = %d\n", c.Tables.First, c.Tables.Last)
 	fmt.Fprintf(&b, "\n[repair]\nburst = %d\nper_second = %s\n", c.RepairBurst, decimal(c.RepairsPerSecond))
 	allocatorTable(&b, c.Allocator)
-	fmt.Fprintf(&b, "\n[dns]\nservers_file = %s\ndnsmasq_pid_file = %s\n", toml(c.DNS.ServersFile), toml(c.DNS.PIDFile))
+	fmt.Fprintf(&b, "\n[dns]\nservers_file = %s\ndnsmasq_pid_file = %s\n", config.TOMLString(c.DNS.ServersFile), config.TOMLString(c.DNS.PIDFile))
 	fmt.Fprintf(&b, "\n[ifupdown]\nmove_routes = %t\n", c.MoveRoutes)
 	failoverTable(&b, c.Failover)
 	shareTable(&b, c.Share)
-	fmt.Fprintf(&b, "\n[answers]\nforwarded = %s\nfence = %s\nmark_mask = %#x\non_dead = %s\n", toml(string(c.Answers.Forwarded)), toml(string(c.Answers.Fence)), uint32(c.Answers.MarkMask), toml(string(c.Answers.OnDead)))
-	fmt.Fprintf(&b, "\n[run]\ngroup = %s\n", toml(c.Run.Group))
+	fmt.Fprintf(&b, "\n[answers]\nforwarded = %s\nfence = %s\nmark_mask = %#x\non_dead = %s\n", config.TOMLString(string(c.Answers.Forwarded)), config.TOMLString(string(c.Answers.Fence)), uint32(c.Answers.MarkMask), config.TOMLString(string(c.Answers.OnDead)))
+	fmt.Fprintf(&b, "\n[run]\ngroup = %s\n", config.TOMLString(c.Run.Group))
 	matchers(&b, "include", c.Include)
 	matchers(&b, "exclude", c.Exclude)
 	links(&b, c.Links)
@@ -148,31 +148,31 @@ func allocatorTable(b *strings.Builder, a config.Allocator) {
 	for _, f := range a.Families {
 		families = append(families, config.FamilyName(f))
 	}
-	fmt.Fprintf(b, "\n[allocator]\nenabled = %t\nsocket = %s\nlifetime = %d\n", a.Enabled, toml(a.Socket), a.Lifetime/time.Second)
+	fmt.Fprintf(b, "\n[allocator]\nenabled = %t\nsocket = %s\nlifetime = %d\n", a.Enabled, config.TOMLString(a.Socket), a.Lifetime/time.Second)
 	fmt.Fprintf(b, "families = %s\nusers = %s\ngroups = %s\n", tomlList(families), tomlList(a.Users), tomlList(a.Groups))
 	fmt.Fprintf(b, "tables_per_user = %d\n", a.TablesPerUser)
 }
 
 func failoverTable(b *strings.Builder, f config.Failover) {
-	fmt.Fprintf(b, "\n[failover]\nenabled = %t\ntargets = %s\nprobe = %s\n", f.Enabled, tomlList(texts(f.Targets)), toml(string(f.Probe)))
+	fmt.Fprintf(b, "\n[failover]\nenabled = %t\ntargets = %s\nprobe = %s\n", f.Enabled, tomlList(texts(f.Targets)), config.TOMLString(string(f.Probe)))
 	for _, d := range []struct {
 		key   string
 		value time.Duration
 	}{{"interval", f.Interval}, {"standby", f.Standby}, {"metered", f.Metered}, {"silence", f.Silence}, {"recover", f.Recover}} {
-		fmt.Fprintf(b, "%s = %s\n", d.key, toml(config.DurationText(d.value)))
+		fmt.Fprintf(b, "%s = %s\n", d.key, config.TOMLString(config.DurationText(d.value)))
 	}
 	prefer := make([]string, 0, len(f.Prefer))
 	for _, n := range f.Prefer {
 		prefer = append(prefer, string(n))
 	}
-	fmt.Fprintf(b, "prefer = %s\nforwarded = %s\nhost_routes = %t\nconntrack = %t\n", tomlList(prefer), toml(string(f.Forwarded)), f.HostRoutes, f.Conntrack)
-	fmt.Fprintf(b, "close_connections = %s\nmptcp = %s\nprober = %s\n", toml(config.DurationText(f.CloseConnections)), toml(string(f.MPTCP)), toml(f.Prober))
+	fmt.Fprintf(b, "prefer = %s\nforwarded = %s\nhost_routes = %t\nconntrack = %t\n", tomlList(prefer), config.TOMLString(string(f.Forwarded)), f.HostRoutes, f.Conntrack)
+	fmt.Fprintf(b, "close_connections = %s\nmptcp = %s\nprober = %s\n", config.TOMLString(config.DurationText(f.CloseConnections)), config.TOMLString(string(f.MPTCP)), config.TOMLString(f.Prober))
 }
 
 func shareTable(b *strings.Builder, s config.Share) {
 	weights := make([]string, 0, len(s.Weights))
 	for _, w := range s.Weights {
-		weights = append(weights, fmt.Sprintf("%s = %d", toml(string(w.Name)), w.Weight))
+		weights = append(weights, fmt.Sprintf("%s = %d", config.TOMLString(string(w.Name)), w.Weight))
 	}
 	fmt.Fprintf(b, "\n[share]\nweights = {%s}\n", strings.Join(weights, ", "))
 }
@@ -180,7 +180,7 @@ func shareTable(b *strings.Builder, s config.Share) {
 func tomlList(list []string) string {
 	quoted := make([]string, 0, len(list))
 	for _, text := range list {
-		quoted = append(quoted, toml(text))
+		quoted = append(quoted, config.TOMLString(text))
 	}
 	return "[" + strings.Join(quoted, ", ") + "]"
 }
@@ -196,7 +196,7 @@ func entry(b *strings.Builder, name string, m config.Matcher) {
 	fmt.Fprintf(b, "\n[[%s]]\n", name)
 	for _, f := range []struct{ key, glob string }{{"interface", m.Interface}, {"profile", m.Profile}, {"type", m.Type}} {
 		if f.glob != "" {
-			fmt.Fprintf(b, "%s = %s\n", f.key, toml(f.glob))
+			fmt.Fprintf(b, "%s = %s\n", f.key, config.TOMLString(f.glob))
 		}
 	}
 }
@@ -205,7 +205,7 @@ func links(b *strings.Builder, list []config.Link) {
 	for _, l := range list {
 		entry(b, "link", l.Matcher)
 		if role := config.RoleName(l.Role); role != "" {
-			fmt.Fprintf(b, "role = %s\n", toml(role))
+			fmt.Fprintf(b, "role = %s\n", config.TOMLString(role))
 		}
 		if len(l.Gateways) > 0 {
 			fmt.Fprintf(b, "gateway = %s\n", tomlList(texts(l.Gateways)))
@@ -237,22 +237,4 @@ func decimal(f float64) string {
 		text += ".0"
 	}
 	return text
-}
-
-// toml writes a basic string (https://toml.io/en/v1.0.0#string).
-func toml(text string) string {
-	var b strings.Builder
-	b.WriteByte('"')
-	for _, r := range text {
-		switch {
-		case r == '"' || r == '\\':
-			b.WriteByte('\\')
-			b.WriteRune(r)
-		case r < ' ' || r == 0x7f:
-			fmt.Fprintf(&b, `\u%04X`, r)
-		default:
-			b.WriteRune(r)
-		}
-	}
-	return b.String() + `"`
 }

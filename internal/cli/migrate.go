@@ -142,7 +142,7 @@ func (m *migration) configure() error {
 	}
 	var own []string
 	if c.Socket != m.was.Socket {
-		own = append(own, "socket = "+toml(m.was.Socket))
+		own = append(own, "socket = "+config.TOMLString(m.was.Socket))
 	}
 	if c.Lifetime != lifetime {
 		own = append(own, fmt.Sprintf("lifetime = %d", lifetime/time.Second))

@@ -453,9 +453,9 @@ func ParseBinds(name string, data []byte) ([]Bind, error) {
 // FormatBind is an entry as TOML, with a line feed at the end.
 func FormatBind(b Bind) string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "[[bind]]\nlink = %s\n", tomlString(b.Link))
+	fmt.Fprintf(&out, "[[bind]]\nlink = %s\n", TOMLString(b.Link))
 	s := b.Selector()
-	fmt.Fprintf(&out, "%s = %s\n", s.Key, tomlString(s.Value))
+	fmt.Fprintf(&out, "%s = %s\n", s.Key, TOMLString(s.Value))
 	if !b.Strict {
 		out.WriteString("strict = false\n")
 	}
@@ -468,8 +468,20 @@ func FormatBind(b Bind) string {
 	return out.String()
 }
 
-// tomlString quotes a string that has no control characters
-// (https://toml.io/en/v1.0.0#string).
-func tomlString(s string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+// TOMLString writes a basic string (https://toml.io/en/v1.0.0#string).
+func TOMLString(text string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range text {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < ' ' || r == 0x7f:
+			fmt.Fprintf(&b, `\u%04X`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String() + `"`
 }
