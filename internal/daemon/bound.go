@@ -76,10 +76,18 @@ func (p *parts) hold(ctx context.Context, link string) (routing.Mark, error) {
 	if err != nil {
 		return routing.Mark{}, err
 	}
-	if _, err := p.loop.Settled(ctx, ""); err != nil {
+	if err := p.stand(ctx); err != nil {
 		return routing.Mark{}, fmt.Errorf("waiting for the rules of %s: %w", link, err)
 	}
-	p.answers.needs.Idle(ctx)
 	p.log.LogAttrs(ctx, slog.LevelDebug, "mark held", slog.String("link", link))
 	return mark, nil
+}
+
+// stand waits until the rules and the fence stand of all that is bound now.
+func (p *parts) stand(ctx context.Context) error {
+	if _, err := p.loop.Settled(ctx, ""); err != nil {
+		return err
+	}
+	p.answers.needs.Idle(ctx)
+	return nil
 }

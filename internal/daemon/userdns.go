@@ -222,10 +222,9 @@ func newUserNames(s *service) *userNames {
 func (u *userNames) of(p *parts, h *holder) {
 	u.led = p.bindings.Led
 	u.rules = func(ctx context.Context) error {
-		if _, err := p.loop.Settled(ctx, ""); err != nil {
+		if err := p.stand(ctx); err != nil {
 			return fmt.Errorf("waiting for the rules of bound users: %w", err)
 		}
-		p.answers.needs.Idle(ctx)
 		return nil
 	}
 	u.servers = func(ctx context.Context, link string) (wire.DNS, error) {
