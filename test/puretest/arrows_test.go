@@ -20,7 +20,7 @@ var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
 		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/hangup", "internal/health", "internal/lazy", "internal/news", "internal/nlmsg", "internal/nlsocket", "internal/ownership",
-		"internal/prober/wire", "internal/processor", "internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
+		"internal/prober/wire", "internal/processor", "internal/rights", "internal/shell", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
