@@ -61,6 +61,10 @@ const (
 // Mark sets some bits of the mark, as the target of iptables-nft does.
 type Mark struct{ Value, Mask uint32 }
 
+// ConnMark is the target of iptables-nft that saves the mark in the connection, or restores it.
+type ConnMark struct{}
+
+func (ConnMark) expr()  {}
 func (Translate) expr() {}
 func (FIB) expr()       {}
 func (Mark) expr()      {}
@@ -75,13 +79,14 @@ func (e Translate) String() string {
 		return e.Kind.String()
 	}
 }
-func (e FIB) String() string { return fmt.Sprintf("fib %d flags %#x => %s", e.Result, e.Flags, e.Dest) }
+func (e FIB) String() string    { return fmt.Sprintf("fib %d flags %#x => %s", e.Result, e.Flags, e.Dest) }
+func (ConnMark) String() string { return "connmark" }
 func (e Mark) String() string {
 	return fmt.Sprintf("mark set %#x/%#x", e.Value, e.Mask)
 }
 
 // Ruleset reads the chains of all tables with their rules, without sets and elements. It knows more
-// expressions than [Conn.Read]: Translate, FIB and Mark. Tables that are switched off (dormant) are left out.
+// expressions than [Conn.Read]: Translate, FIB, Mark and ConnMark. Tables that are switched off (dormant) are left out.
 //
 // The error is ErrUnsupported, ErrChanged if the ruleset changed during each of several attempts, and
 // ErrTooLarge: the limits are those of Read, for all tables together.
@@ -191,6 +196,8 @@ func decodeTarget(x *expression) (Expr, bool) {
 		return Translate{Kind: SNAT, To: rangeStart(x.number(unix.NFTA_TARGET_REV), info)}, true
 	case "DNAT":
 		return Translate{Kind: DNAT, To: rangeStart(x.number(unix.NFTA_TARGET_REV), info)}, true
+	case "CONNMARK":
+		return ConnMark{}, true
 	case "MARK":
 		const two, size = 2, 8 // struct xt_mark_tginfo2
 		if x.number(unix.NFTA_TARGET_REV) == two && len(info) >= size {

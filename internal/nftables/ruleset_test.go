@@ -13,13 +13,30 @@ import (
 // TestRuleset reads what nft(8) and iptables-nft write.
 func TestRuleset(t *testing.T) { //nolint:paralleltest // it is in a namespace of its own
 	w := newWorld(t)
-	w.nft(`table ip n { chain post { type nat hook postrouting priority srcnat;
+	w.nft(`table ip n {
+	chain post {
+		type nat hook postrouting priority srcnat
 		oifname != "lo" snat to 192.0.2.7
-		oifname "wan0" ip saddr 10.0.0.0/8 masquerade; } }
-	table inet fw { chain pre { type filter hook prerouting priority mangle + 10;
+		oifname "wan0" ip saddr 10.0.0.0/8 masquerade
+	}
+}
+table inet fw {
+	chain pre {
+		type filter hook prerouting priority mangle + 10
 		meta nfproto ipv6 fib saddr . mark . iif oif missing drop
-		iifname "wan1" meta mark set 7; } chain plain { tcp dport 8080 counter; } }
-	table ip off { flags dormant; chain post { type nat hook postrouting priority srcnat; masquerade; } }`)
+		iifname "wan1" meta mark set 7
+	}
+	chain plain {
+		tcp dport 8080 counter
+	}
+}
+table ip off {
+	flags dormant
+	chain post {
+		type nat hook postrouting priority srcnat
+		masquerade
+	}
+}`)
 	for _, line := range []string{
 		"-t nat -A POSTROUTING -o wan0 -j MASQUERADE", "-t nat -A POSTROUTING -o wan0 -j SNAT --to-source 192.0.2.8",
 		"-t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to-destination 172.17.0.2:80", "-t mangle -A OUTPUT -j MARK --set-mark 9",
@@ -60,7 +77,7 @@ func TestRuleset(t *testing.T) { //nolint:paralleltest // it is in a namespace o
 	address := netip.MustParseAddr
 	want := []nftables.Expr{
 		nftables.Translate{Kind: nftables.SNAT, To: address("192.0.2.7")}, nftables.Translate{Kind: nftables.Masquerade},
-		nftables.FIB{Result: nftables.FIBResultOIF, Flags: nftables.FIBSource | nftables.FIBMark | nftables.FIBIIF},
+		nftables.FIB{Result: nftables.FIBResultOIF, Flags: nftables.FIBSource | nftables.FIBMark | nftables.FIBIIF | 1<<5},
 		nftables.Translate{Kind: nftables.Masquerade}, nftables.Translate{Kind: nftables.SNAT, To: address("192.0.2.8")},
 		nftables.Translate{Kind: nftables.DNAT, To: address("172.17.0.2")}, nftables.Mark{Value: 9, Mask: 0xffffffff},
 	}
