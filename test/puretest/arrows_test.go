@@ -37,9 +37,9 @@ var floors = [][]string{
 	{"internal/config", "internal/handoff", "internal/holding/client", "internal/routedlease"},
 	{"internal/binding", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
-	{"internal/answering", "internal/dnsmasq", "internal/failover", "internal/mainroutes", "internal/status/check"},
+	{"internal/answering", "internal/dnsmasq", "internal/doctor", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
-	{"internal/daemon", "internal/status/offline"},
+	{"internal/daemon", "internal/doctor/gather", "internal/doctor/probe", "internal/status/offline"},
 	{"internal/cli"},
 	{"cmd/multihomed"},
 }

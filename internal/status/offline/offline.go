@@ -125,7 +125,7 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 
 func (r *reading) readManager(ctx context.Context) {
 	var err error
-	r.manager, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience, Passed: note.Passed(r.cfg.RuntimeDir)})
+	r.manager, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience, DNS: true, Passed: note.Passed(r.cfg.RuntimeDir)})
 	if err != nil {
 		r.managerFault = err.Error()
 		r.manager.Absent = true
