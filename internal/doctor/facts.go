@@ -197,6 +197,20 @@ func (f *facts) isSaid(found Finding) bool {
 	})
 }
 
+// others are rules that are not ours, as many as fit.
+func (f *facts) others() []string {
+	const most = 8
+	var out []string
+	for _, family := range routing.Families() {
+		for _, r := range f.Rules[family] {
+			if r.Protocol != routing.Multihomed && len(out) < most {
+				out = append(out, escape.Text("ip "+family.Flag()+" rule: "+r.String()))
+			}
+		}
+	}
+	return out
+}
+
 // explain adds what was seen to a problem of the status.
 func (f *facts) explain(p routing.Problem) Finding {
 	out := Finding{Problem: p}
@@ -218,6 +232,9 @@ func (f *facts) explain(p routing.Problem) Finding {
 		case routing.ForeignGroup:
 			out.Commands = routing.CommandsOf(shell.Command("ip", "link", "set", "dev", l.name, "group", "default"))
 		}
+	}
+	if p.Code == "main-rule" {
+		out.Evidence = append(out.Evidence, f.others()...)
 	}
 	if p.Code == outcome.RuleOfSource || p.Code == outcome.RuleAhead {
 		for _, a := range f.Agents {

@@ -147,13 +147,21 @@ func checkTables(f *facts) []Finding {
 	}, Evidence: []string{fmt.Sprintf("tables %d-%d: %d taken", r.First, r.Last, taken)}}}
 }
 
-// checkMPTCP finds that a connection of Multipath TCP may use fewer links than have an endpoint.
+// checkMPTCP finds that a connection of Multipath TCP may use fewer links than have an endpoint. The
+// subflows of a connection are of the family of its peer's address.
 func checkMPTCP(f *facts) []Finding {
-	if len(f.Endpoints) < 2 || f.Subflows >= len(f.Endpoints)-1 {
-		return nil
+	endpoints := 0
+	for _, family := range routing.Families() {
+		n := 0
+		for _, a := range f.Endpoints {
+			if routing.FamilyOf(a) == family {
+				n++
+			}
+		}
+		endpoints = max(endpoints, n)
 	}
 	const mostSubflows = 8 // MPTCP_SUBFLOWS_MAX of net/mptcp/pm_netlink.c
-	wanted := min(len(f.Endpoints)-1, mostSubflows)
+	wanted := min(endpoints-1, mostSubflows)
 	if f.Subflows >= wanted {
 		return nil
 	}
@@ -163,7 +171,7 @@ func checkMPTCP(f *facts) []Finding {
 	}
 	return []Finding{{Problem: routing.Problem{
 		Severity: routing.Warning, Object: "ip mptcp limits",
-		Text: fmt.Sprintf("Multipath TCP has %d endpoints, and a connection may add only %d subflows: it does not use all links", len(f.Endpoints), f.Subflows),
+		Text: fmt.Sprintf("Multipath TCP has %d endpoints of a family, and a connection may add only %d subflows: it does not use all links", endpoints, f.Subflows),
 		Fix:  "raise the limit", Commands: routing.CommandsOf(fmt.Sprintf("ip mptcp limits set subflows %d", wanted)),
 	}, Evidence: evidence}}
 }

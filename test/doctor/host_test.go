@@ -116,11 +116,14 @@ func (h *host) doctor(args ...string) doctor.Report {
 	if err := decoder.Decode(&r); err != nil {
 		h.t.Fatalf("%v in %s", err, out)
 	}
-	want := 0
+	want, got := 0, 0
 	if !r.OK {
 		want = 1
 	}
-	if got := status.ExitCode(); status != nil && got != want || status == nil && want != 0 {
+	if ended {
+		got = status.ExitCode()
+	}
+	if got != want {
 		h.t.Errorf("exit status %d, and ok is %v", got, r.OK)
 	}
 	return r
