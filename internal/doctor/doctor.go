@@ -78,7 +78,6 @@ func patterns() []pattern {
 		{RPFilter6, checkRPFilter6},
 		{NexthopCompat, checkNexthops},
 		{SocketOverrun, checkSockets},
-		{routing.LeftAlone, checkLeftAlone},
 	}
 }
 

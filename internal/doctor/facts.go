@@ -197,6 +197,22 @@ func (f *facts) isSaid(found Finding) bool {
 	})
 }
 
+// leftAlone says by which setting of a profile a family is its owner's, and how to give it to
+// multihomed. Text is of the problem.
+func (l link) leftAlone(text string) (evidence []string, commands routing.Commands) {
+	for _, family := range routing.Families() {
+		why := l.LeftAlone[family.String()]
+		if why == "" || !strings.Contains(text, why) {
+			continue
+		}
+		evidence = append(evidence, why)
+		if key := family.String() + ".route-table"; l.profile != "" && strings.Contains(why, key) {
+			commands = routing.CommandsOf(shell.Command("nmcli", "connection", "modify", l.profile, key, "0"), shell.Command("nmcli", "device", "reapply", l.name))
+		}
+	}
+	return evidence, commands
+}
+
 // others are rules that are not ours, as many as fit.
 func (f *facts) others() []string {
 	const most = 8
@@ -229,6 +245,8 @@ func (f *facts) explain(p routing.Problem) Finding {
 			_, ignore := f.larger("ipv4", l.name, "arp_ignore")
 			_, announce := f.larger("ipv4", l.name, "arp_announce")
 			out.Evidence = append(out.Evidence, escape.Text(ignore), escape.Text(announce))
+		case routing.LeftAlone:
+			out.Evidence, out.Commands = l.leftAlone(p.Text)
 		case routing.ForeignGroup:
 			out.Commands = routing.CommandsOf(shell.Command("ip", "link", "set", "dev", l.name, "group", "default"))
 		}

@@ -233,27 +233,3 @@ func checkNexthops(f *facts) []Finding {
 		Fix:  "switch the compatible form on", Commands: "sysctl -w net.ipv4.nexthop_compat_mode=1",
 	}, Evidence: []string{"net.ipv4.nexthop_compat_mode = 0"}}}
 }
-
-// checkLeftAlone notes profiles that route a family by a table of their own.
-func checkLeftAlone(f *facts) []Finding {
-	var out []Finding
-	for _, l := range f.links {
-		for _, family := range routing.Families() {
-			why := l.LeftAlone[family.String()]
-			if !strings.Contains(why, "route-table") {
-				continue
-			}
-			key := family.String() + ".route-table"
-			found := Finding{Problem: routing.Problem{
-				Severity: routing.Notice, Link: l.name, Object: key,
-				Text: fmt.Sprintf("the profile of %s routes %s by a table of its own: multihomed leaves the family alone", l.name, family),
-				Fix:  "if multihomed is to route it, take the table out of the profile",
-			}, Evidence: []string{why}}
-			if l.profile != "" {
-				found.Commands = routing.CommandsOf(shell.Command("nmcli", "connection", "modify", l.profile, key, "0"), shell.Command("nmcli", "device", "reapply", l.name))
-			}
-			out = append(out, found)
-		}
-	}
-	return out
-}

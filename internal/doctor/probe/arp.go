@@ -52,7 +52,7 @@ func conflicts(ctx context.Context, device string, addresses []netip.Addr) ([]do
 				return nil, fmt.Errorf("asking who else has %s: %w", a, err)
 			}
 		}
-		if err := socket.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		if err := socket.SetReadDeadline(time.Now().Add(onWire)); err != nil {
 			return nil, fmt.Errorf("waiting for ARP: %w", err)
 		}
 		buffer := make([]byte, 128)

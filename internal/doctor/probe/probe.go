@@ -28,10 +28,16 @@ type Link struct {
 	Gateways  map[routing.Family]netip.Addr
 }
 
-// patience is how long one packet may be under way, tries how often each is sent.
 const (
-	patience = 700 * time.Millisecond
-	tries    = 2
+	// patience is how long the first packet may be under way. What comes later may take some times as
+	// long as the first answer took, and at least the least.
+	patience = time.Second
+	least    = 150 * time.Millisecond
+	slower   = 4
+	// onWire is for neighbors.
+	onWire = 300 * time.Millisecond
+	// tries is how often each packet is sent.
+	tries = 2
 )
 
 // Run probes all links at the same time. Targets are hosts outside: one that answers is enough.
@@ -92,6 +98,7 @@ func (l Link) probe(ctx context.Context, f routing.Family, targets []netip.Addr)
 		}
 	}
 	if p.OutsideAnswers {
+		e.patience = min(patience, max(least, slower*e.took))
 		p.PathMTU = e.pathMTU(ctx, p.Outside, f, l.MTU)
 	}
 	return p, ctx.Err()
@@ -135,12 +142,16 @@ type echo struct {
 	v6  bool
 	id  uint16
 	seq uint16
+	// patience shrinks with the first answer.
+	patience time.Duration
+	// took is how long the last answer took.
+	took time.Duration
 }
 
 // open opens a socket that is bound to a device and an address, and ignores what the kernel remembers
 // of the MTU of paths (IP_PMTUDISC_PROBE, ip(7)).
 func open(ctx context.Context, device string, from netip.Addr) (*echo, error) {
-	e := &echo{v6: from.Is6(), id: uint16(os.Getpid())} //nolint:gosec // any number
+	e := &echo{v6: from.Is6(), id: uint16(os.Getpid()), patience: patience} //nolint:gosec // any number
 	network := "ip4:icmp"
 	if e.v6 {
 		network = "ip6:ipv6-icmp"
@@ -196,7 +207,8 @@ func (e *echo) ping(ctx context.Context, to netip.Addr, size int) (answered, tol
 	}
 	buffer := make([]byte, 1<<16)
 	for range tries {
-		deadline := time.Now().Add(patience)
+		sent := time.Now()
+		deadline := sent.Add(e.patience)
 		if _, err := e.WriteTo(packet, &net.IPAddr{IP: to.AsSlice()}); err != nil || e.SetReadDeadline(deadline) != nil {
 			return false, errors.Is(err, unix.EMSGSIZE)
 		}
@@ -208,6 +220,7 @@ func (e *echo) ping(ctx context.Context, to netip.Addr, size int) (answered, tol
 			switch e.judge(buffer[:n]) {
 			case isAnswer:
 				if ip, is := from.(*net.IPAddr); is && ip.IP.Equal(to.AsSlice()) {
+					e.took = time.Since(sent)
 					return true, false
 				}
 			case isTooBig:
