@@ -238,6 +238,8 @@ func (f *facts) explain(p routing.Problem) Finding {
 			continue
 		}
 		switch p.Code {
+		case "source-checked":
+			out.Commands = set("ipv4", l.name, "rp_filter", "2")
 		case "rp-filter":
 			_, line := f.larger("ipv4", l.name, "rp_filter")
 			out.Evidence = append(out.Evidence, escape.Text(line))

@@ -315,6 +315,10 @@ func (f *facts) isOwn(a netip.Addr) bool {
 	})
 }
 
+// kubernetes is the reason why multihomed leaves answers to a network plug-in
+// ([multihomed/internal/answering.Kubernetes]).
+const kubernetes = "kubernetes"
+
 // answered reports whether multihomed answers forwarded packets by the link on which they were asked.
 func (f *facts) answered(family routing.Family) bool {
 	if f.status.Answers == nil {
@@ -322,7 +326,7 @@ func (f *facts) answered(family routing.Family) bool {
 	}
 	for _, a := range f.status.Answers.Families {
 		if a.Family == family.String() {
-			return a.Answers
+			return a.Answers || a.Reason == kubernetes
 		}
 	}
 	return false

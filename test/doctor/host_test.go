@@ -129,10 +129,10 @@ func (h *host) doctor(args ...string) doctor.Report {
 	return r
 }
 
-// sh runs a script.
+// sh runs a script, also after the test.
 func (h *host) sh(script string) {
 	h.t.Helper()
-	if out, err := h.Run(h.t.Context(), "sh", "-ec", script); err != nil {
+	if out, err := h.Run(context.WithoutCancel(h.t.Context()), "sh", "-ec", script); err != nil {
 		h.t.Fatalf("%v\n%s\n%s", err, script, out)
 	}
 }
