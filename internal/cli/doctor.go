@@ -56,11 +56,10 @@ With --json it prints the same for programs. Fields are only ever added as long 
 // outside are asked by --probe if the configuration names no targets: the first that answers is
 // enough.
 func outside() []netip.Addr {
-	var all []netip.Addr
-	for _, text := range []string{"1.1.1.1", "9.9.9.9", "8.8.8.8", "2606:4700:4700::1111", "2620:fe::fe", "2001:4860:4860::8888"} {
-		all = append(all, netip.MustParseAddr(text))
+	return []netip.Addr{
+		netip.AddrFrom4([4]byte{1, 1, 1, 1}), netip.AddrFrom4([4]byte{9, 9, 9, 9}), netip.AddrFrom4([4]byte{8, 8, 8, 8}),
+		netip.MustParseAddr("2606:4700:4700::1111"), netip.MustParseAddr("2620:fe::fe"), netip.MustParseAddr("2001:4860:4860::8888"),
 	}
-	return all
 }
 
 // examination is what `doctor` was asked for.
@@ -93,8 +92,9 @@ func (a *app) doctor() *cobra.Command {
 
 // findingCodes are those of all checks.
 func findingCodes() []string {
-	var out []string
-	for _, c := range append(check.Codes(), doctor.Codes()...) {
+	codes := append(check.Codes(), doctor.Codes()...)
+	out := make([]string, 0, len(codes))
+	for _, c := range codes {
 		out = append(out, string(c))
 	}
 	slices.Sort(out)

@@ -137,8 +137,9 @@ const (
 
 // Codes returns the codes of all patterns, sorted.
 func Codes() []routing.Code {
-	var out []routing.Code
-	for _, p := range patterns() {
+	all := patterns()
+	out := make([]routing.Code, 0, len(all))
+	for _, p := range all {
 		out = append(out, p.code)
 	}
 	slices.Sort(out)

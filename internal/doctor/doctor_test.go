@@ -22,7 +22,7 @@ var (
 func link(name string, index int, prefix, via string) status.Link {
 	p, gateway := netip.MustParsePrefix(prefix), netip.MustParseAddr(via)
 	return status.Link{Interface: name, Index: index, Role: "uplink", Up: true, Carrier: true, Networks: []status.Network{{
-		Family: routing.FamilyOf(p.Addr()).String(), Prefix: p.Masked(), Table: 10000 + uint32(index), //nolint:gosec // small
+		Family: routing.FamilyOf(p.Addr()).String(), Prefix: p.Masked(), Table: 10000 + uint32(index),
 		Addresses: []status.Address{{Address: p.Addr(), Length: p.Bits()}}, Gateways: []status.Gateway{{Via: &gateway}},
 	}}}
 }

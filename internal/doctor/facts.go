@@ -108,11 +108,11 @@ func (f *facts) setting(tree, device, key string) (value int, line string) {
 	return value, fmt.Sprintf("%s = %d", sysctlOf(tree, device, key), value)
 }
 
-// larger is a parameter of which the kernel takes the larger one of "all" and of the interface
+// larger4 is a parameter of IPv4 of which the kernel takes the larger one of "all" and of the interface
 // (IN_DEV_MAXCONF and IN_DEV_ORCONF in include/linux/inetdevice.h).
-func (f *facts) larger(tree, device, key string) (value int, line string) {
-	value, line = f.setting(tree, device, key)
-	if all, common := f.setting(tree, "all", key); all > value {
+func (f *facts) larger4(device, key string) (value int, line string) {
+	value, line = f.setting("ipv4", device, key)
+	if all, common := f.setting("ipv4", "all", key); all > value {
 		return all, common
 	}
 	return value, line
@@ -237,19 +237,19 @@ func (f *facts) explain(p routing.Problem) Finding {
 		if l.Interface != p.Link {
 			continue
 		}
-		switch p.Code {
+		switch code := string(p.Code); code {
 		case "source-checked":
 			out.Commands = set("ipv4", l.name, "rp_filter", "2")
 		case "rp-filter":
-			_, line := f.larger("ipv4", l.name, "rp_filter")
+			_, line := f.larger4(l.name, "rp_filter")
 			out.Evidence = append(out.Evidence, escape.Text(line))
 		case "arp":
-			_, ignore := f.larger("ipv4", l.name, "arp_ignore")
-			_, announce := f.larger("ipv4", l.name, "arp_announce")
+			_, ignore := f.larger4(l.name, "arp_ignore")
+			_, announce := f.larger4(l.name, "arp_announce")
 			out.Evidence = append(out.Evidence, escape.Text(ignore), escape.Text(announce))
-		case routing.LeftAlone:
+		case string(routing.LeftAlone):
 			out.Evidence, out.Commands = l.leftAlone(p.Text)
-		case routing.ForeignGroup:
+		case string(routing.ForeignGroup):
 			out.Commands = routing.CommandsOf(shell.Command("ip", "link", "set", "dev", l.name, "group", "default"))
 		}
 	}

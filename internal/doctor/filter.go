@@ -66,11 +66,11 @@ func checkMasquerade(f *facts) []Finding {
 	}
 	var out []Finding
 	for _, l := range uplinks {
-		any := slices.ContainsFunc(f.Filter, func(r FilterRule) bool {
+		translated := slices.ContainsFunc(f.Filter, func(r FilterRule) bool {
 			seen, _ := covers(r.Out, l.name)
 			return translates(r) && seen
 		})
-		if any {
+		if translated {
 			continue
 		}
 		for _, other := range uplinks {
@@ -221,8 +221,8 @@ const strict = 1
 func checkStrictMarks(f *facts) []Finding {
 	var out []Finding
 	for _, l := range f.links {
-		filter, filterLine := f.larger("ipv4", l.name, "rp_filter")
-		marks, marksLine := f.larger("ipv4", l.name, "src_valid_mark")
+		filter, filterLine := f.larger4(l.name, "rp_filter")
+		marks, marksLine := f.larger4(l.name, "src_valid_mark")
 		if filter != strict || marks == 0 {
 			continue
 		}

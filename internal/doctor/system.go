@@ -60,8 +60,9 @@ func options() []struct {
 
 // Options are the names of the options of the kernel that matter.
 func Options() []string {
-	var out []string
-	for _, o := range options() {
+	all := options()
+	out := make([]string, 0, len(all))
+	for _, o := range all {
 		out = append(out, o.name)
 	}
 	return out
@@ -179,7 +180,7 @@ func checkMPTCP(f *facts) []Finding {
 // checkAgents notes programs that make rules for the addresses of links. While none of their rules is
 // in the way, that is all.
 func checkAgents(f *facts) []Finding {
-	var out []Finding
+	out := make([]Finding, 0, len(f.Agents))
 	for _, a := range f.Agents {
 		fix := "take routing-policy out of it, or exclude its interfaces: [[exclude]] in /etc/multihomed/multihomed.toml"
 		if a.Stop != "" {

@@ -79,6 +79,7 @@ func (e Translate) String() string {
 		return e.Kind.String()
 	}
 }
+
 func (e FIB) String() string    { return fmt.Sprintf("fib %d flags %#x => %s", e.Result, e.Flags, e.Dest) }
 func (ConnMark) String() string { return "connmark" }
 func (e Mark) String() string {

@@ -76,10 +76,13 @@ table ip off {
 	}
 	address := netip.MustParseAddr
 	want := []nftables.Expr{
-		nftables.Translate{Kind: nftables.SNAT, To: address("192.0.2.7")}, nftables.Translate{Kind: nftables.Masquerade},
+		nftables.Translate{Kind: nftables.SNAT, To: address("192.0.2.7")},
+		nftables.Translate{Kind: nftables.Masquerade},
 		nftables.FIB{Result: nftables.FIBResultOIF, Flags: nftables.FIBSource | nftables.FIBMark | nftables.FIBIIF | 1<<5},
-		nftables.Translate{Kind: nftables.Masquerade}, nftables.Translate{Kind: nftables.SNAT, To: address("192.0.2.8")},
-		nftables.Translate{Kind: nftables.DNAT, To: address("172.17.0.2")}, nftables.Mark{Value: 9, Mask: 0xffffffff},
+		nftables.Translate{Kind: nftables.Masquerade},
+		nftables.Translate{Kind: nftables.SNAT, To: address("192.0.2.8")},
+		nftables.Translate{Kind: nftables.DNAT, To: address("172.17.0.2")},
+		nftables.Mark{Value: 9, Mask: 0xffffffff},
 	}
 	for _, e := range want {
 		i := slices.Index(found, e)

@@ -43,11 +43,11 @@ func diseases() []disease {
 		{code: routing.ForeignGroup, severity: routing.Warning, link: "wan1", provoke: "ip link add br-x type bridge; ip link set br-x group 7 up; ip link set wan1 group 7", heal: "ip link del br-x"},
 		{code: doctor.MainSource, severity: routing.Warning, link: "wan1", provoke: "ip route add 192.0.2.128/25 via $G0 dev wan0 src $A1", heal: "ip route del 192.0.2.128/25"},
 		{code: doctor.SourceSpecific, severity: routing.Warning, provoke: "ip -6 route add 2001:db8:77::/48 dev tun7; ip -6 route add 2001:db8:77::/48 from 2001:db8:78::/48 dev tun7", heal: "ip -6 route del 2001:db8:77::/48 dev tun7"},
-		{code: doctor.FirewallMark, severity: routing.Error, link: "wan1", provoke: table("t", "out", "route hook output priority mangle", "meta mark set 9") + "ip rule add priority 50 fwmark 9 lookup main", heal: "nft delete table ip t; ip rule del priority 50"},
-		{code: doctor.StrictMarks, severity: routing.Error, link: "wan1", provoke: table("t", "pre", "filter hook prerouting priority mangle", `iifname "wan1" meta mark set 9`) + "ip rule add priority 50 fwmark 9 lookup main; sysctl -qw net.ipv4.conf.wan1.rp_filter=1 net.ipv4.conf.wan1.src_valid_mark=1 net.ipv4.conf.all.rp_filter=1", heal: "nft delete table ip t; ip rule del priority 50; sysctl -qw net.ipv4.conf.all.rp_filter=2"},
-		{code: doctor.SNATAddress, severity: routing.Error, link: "wan1", provoke: table("t", "post", srcnat, `oifname != "lo" snat to $A0`), heal: "nft delete table ip t"},
+		{code: doctor.FirewallMark, severity: routing.Error, link: "wan1", provoke: table("out", "route hook output priority mangle", "meta mark set 9") + "ip rule add priority 50 fwmark 9 lookup main", heal: "nft delete table ip t; ip rule del priority 50"},
+		{code: doctor.StrictMarks, severity: routing.Error, link: "wan1", provoke: table("pre", "filter hook prerouting priority mangle", `iifname "wan1" meta mark set 9`) + "ip rule add priority 50 fwmark 9 lookup main; sysctl -qw net.ipv4.conf.wan1.rp_filter=1 net.ipv4.conf.wan1.src_valid_mark=1 net.ipv4.conf.all.rp_filter=1", heal: "nft delete table ip t; ip rule del priority 50; sysctl -qw net.ipv4.conf.all.rp_filter=2"},
+		{code: doctor.SNATAddress, severity: routing.Error, link: "wan1", provoke: table("post", srcnat, `oifname != "lo" snat to $A0`), heal: "nft delete table ip t"},
 		{code: doctor.SNATAddress, severity: routing.Error, link: "wan1", provoke: "iptables-nft -t nat -A POSTROUTING -s 172.31.0.0/24 -j SNAT --to-source $A0", heal: "nft delete table ip nat"},
-		{code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", provoke: "sysctl -qw net.ipv4.ip_forward=1\n" + table("t", "post", srcnat, `oifname "wan0" ip saddr 172.31.0.0/24 masquerade`), heal: "nft delete table ip t; sysctl -qw net.ipv4.ip_forward=0"},
+		{code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", provoke: "sysctl -qw net.ipv4.ip_forward=1\n" + table("post", srcnat, `oifname "wan0" ip saddr 172.31.0.0/24 masquerade`), heal: "nft delete table ip t; sysctl -qw net.ipv4.ip_forward=0"},
 		{code: doctor.SameMAC, severity: routing.Notice, link: "wan1", provoke: "ip link set wan1 address $(cat /sys/class/net/wan0/address)"},
 		{code: doctor.AcceptRA, severity: routing.Warning, link: "wan1", provoke: "sysctl -qw net.ipv6.conf.wan1.forwarding=1 net.ipv6.conf.wan1.accept_ra=1", heal: "sysctl -qw net.ipv6.conf.wan1.forwarding=0 net.ipv6.conf.wan1.accept_ra=0"},
 		{code: doctor.MPTCPLimits, severity: routing.Warning, provoke: "ip mptcp limits set subflows 0", heal: "ip mptcp limits set subflows 2"},
@@ -58,9 +58,9 @@ func diseases() []disease {
 	}
 }
 
-// table is a table of nftables with one chain that has one rule.
-func table(name, chain, hook, rule string) string {
-	return fmt.Sprintf("nft -f - <<END\ntable ip %s {\n chain %s {\n type %s\n %s\n }\n}\nEND\n", name, chain, hook, rule)
+// table is the table t of nftables with one chain that has one rule.
+func table(chain, hook, rule string) string {
+	return fmt.Sprintf("nft -f - <<END\ntable ip t {\n chain %s {\n type %s\n %s\n }\n}\nEND\n", chain, hook, rule)
 }
 
 // TestFindings: each is found with its severity, once; what --fix prints removes it; and the host is
@@ -166,7 +166,7 @@ func TestWithoutRoot(t *testing.T) {
 	if out, err = h.as(nobody, "doctor", "--probe"); err != nil || !strings.Contains(out, "packets can only be sent by root") || !strings.Contains(out, string(doctor.MTUHole)) {
 		t.Errorf("%v\n%s", err, out)
 	}
-	h.sh(table("t", "post", srcnat, `oifname != "lo" snat to `+h.address("wan0", lab.IPv4)))
+	h.sh(table("post", srcnat, `oifname != "lo" snat to `+h.address("wan0", lab.IPv4)))
 	// The end of status names it.
 	out, err = h.as(0, "status")
 	h.must(err)

@@ -19,17 +19,17 @@ type neighbor struct {
 	start              func(h *host)
 }
 
-// bridgeOf makes a bridge with a container behind it.
+// bridgeOf makes a bridge with a container behind it, in the namespace c.
 func bridgeOf(name, address, container string) string {
 	return fmt.Sprintf(`ip link add %[1]s type bridge; ip address add %[2]s dev %[1]s; ip link set %[1]s up
-ip netns add c; ip link add vethc type veth peer name eth0 netns c; ip link set vethc master %[1]s up
+ip link add vethc type veth peer name eth0 netns c; ip link set vethc master %[1]s up
 ip -n c link set lo up; ip -n c link set eth0 up; ip -n c address add %[3]s dev eth0; ip -n c route add default via %[4]s
 sysctl -qw net.ipv4.ip_forward=1
 `, name, address, container, netip.MustParsePrefix(address).Addr())
 }
 
 func withoutBridge(name string) string {
-	return "ip link del vethc; ip netns del c; ip link del " + name + "; sysctl -qw net.ipv4.ip_forward=0\n"
+	return "ip link del vethc; ip link del " + name + "; sysctl -qw net.ipv4.ip_forward=0\n"
 }
 
 // neighbors are what hosts of users have, as the programs leave it in the kernel. A few are run.
@@ -239,6 +239,8 @@ func TestHealthyHosts(t *testing.T) {
 	h.must(err)
 	h.must(h.AddProfile(t.Context(), "lan0", "lan0", "ipv4.method", "manual", "ipv4.addresses", "172.31.0.1/24", "ipv6.method", "disabled"))
 	h.must(h.Up(t.Context(), "lan0"))
+	_, err = h.NewNamespace("c")
+	h.must(err)
 	h.sound("alone, with Multipath TCP")
 	environment := fmt.Sprintf("A0=%s; A1=%s; G0=%s; G1=%s\n", h.address("wan0", lab.IPv4), h.address("wan1", lab.IPv4), lab.DefaultISP(0).IPv4.Addr(), lab.DefaultISP(1).IPv4.Addr())
 	for _, n := range neighbors() {

@@ -97,19 +97,22 @@ func (r *reading) text(path string) ([]byte, error) {
 // parameters reads what the patterns need of /proc/sys. What does not exist is not set.
 func (r *reading) parameters() {
 	r.Parameters = map[string]int{}
-	names := []string{
-		"net/ipv4/ip_forward", "net/ipv4/nexthop_compat_mode", "net/ipv6/route/max_size",
-		"net/ipv4/neigh/default/gc_thresh3", "net/ipv6/neigh/default/gc_thresh3",
-	}
 	devices := []string{"all"}
 	for plan := range r.view.Planner.Links() {
 		devices = append(devices, plan.Link.Name)
 	}
+	names4 := []string{"rp_filter", "src_valid_mark", "arp_ignore", "arp_announce", "ignore_routes_with_linkdown"}
+	names6 := []string{"forwarding", "accept_ra"}
+	common := []string{
+		"net/ipv4/ip_forward", "net/ipv4/nexthop_compat_mode", "net/ipv6/route/max_size",
+		"net/ipv4/neigh/default/gc_thresh3", "net/ipv6/neigh/default/gc_thresh3",
+	}
+	names := append(make([]string, 0, len(common)+len(devices)*(len(names4)+len(names6))), common...)
 	for _, device := range devices {
-		for _, key := range []string{"rp_filter", "src_valid_mark", "arp_ignore", "arp_announce", "ignore_routes_with_linkdown"} {
+		for _, key := range names4 {
 			names = append(names, "net/ipv4/conf/"+device+"/"+key)
 		}
-		for _, key := range []string{"forwarding", "accept_ra"} {
+		for _, key := range names6 {
 			names = append(names, "net/ipv6/conf/"+device+"/"+key)
 		}
 	}

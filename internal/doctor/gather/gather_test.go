@@ -146,9 +146,11 @@ func TestFlatten(t *testing.T) {
 		{Table: table, Chain: nftables.Chain{Name: "zone", Rules: []nftables.Rule{{Handle: 3, Exprs: slices.Concat(
 			nftables.IPv4Only(), name(nftables.MetaOIFName, nftables.NotEqual, nftables.IfName("wan1")),
 			[]nftables.Expr{
-				nftables.IPv4Saddr, nftables.Bitwise{Source: nftables.Reg1, Dest: nftables.Reg1, Mask: "\xff\xff\xf0\x00", Xor: "\x00\x00\x00\x00"},
+				nftables.IPv4Saddr,
+				nftables.Bitwise{Source: nftables.Reg1, Dest: nftables.Reg1, Mask: "\xff\xff\xf0\x00", Xor: "\x00\x00\x00\x00"},
 				nftables.Cmp{Source: nftables.Reg1, Value: "\x0a\x01\x10\x00"},
-				nftables.Immediate{Dest: nftables.Reg1, Value: "\xc0\x00\x02\x07"}, nftables.Translate{Kind: nftables.SNAT, Source: nftables.Reg1},
+				nftables.Immediate{Dest: nftables.Reg1, Value: "\xc0\x00\x02\x07"},
+				nftables.Translate{Kind: nftables.SNAT, Source: nftables.Reg1},
 			},
 		)}}}},
 		{Table: table, Chain: nftables.Chain{Name: "loop", Rules: []nftables.Rule{{Exprs: []nftables.Expr{jump("loop")}}, {Exprs: []nftables.Expr{jump("loop")}}}}},
