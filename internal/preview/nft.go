@@ -13,8 +13,13 @@ import (
 // table is the one of multihomed, as nft(8) names it.
 const table = "inet multihomed"
 
-// errQuotedName: a string of nft(8) ends at the next quotation mark, and has no escape for it.
-var errQuotedName = errors.New(`nft cannot write the name of an interface that holds a quotation mark (")`)
+// errName: a string of nft(8) ends at the next quotation mark, and has no escape for one. Where a string
+// ends with an escaped asterisk, nft drops all backslashes (expr_evaluate_string in src/evaluate.c).
+var errName = errors.New("nft has no way to write this name of an interface")
+
+func nftWrites(name string) bool {
+	return !strings.Contains(name, `"`) && (!strings.HasSuffix(name, "*") || !strings.Contains(name, `\`))
+}
 
 // nftName quotes the name of an interface. An asterisk at the end would stand for any end.
 func nftName(name string) string {
@@ -27,8 +32,8 @@ func nftName(name string) string {
 // nftLine is an operation as nft(8) takes it from a file.
 func nftLine(o answers.Op) (string, error) {
 	for _, name := range []string{o.Rule.IIF, o.Rule.OIF, o.Rule.NotOIF, o.Element.Interface} {
-		if strings.Contains(name, `"`) {
-			return "", errQuotedName
+		if !nftWrites(name) {
+			return "", errName
 		}
 	}
 	set, of := o.Set, "set"
@@ -117,10 +122,10 @@ func nftSteps(phase answers.Phase, ops []answers.Op) (steps []Step) {
 func answersReason(phase answers.Phase) Reason {
 	switch phase {
 	case answers.BeforeRules:
-		return Reason{Text: "no packet is marked for a rule that goes"}
+		return Reason{Text: "before the rules change: no packet is marked for a rule that goes, and no address that moves is dropped"}
 	case answers.AfterRules:
-		return Reason{Text: "packets that this host forwards are answered on the link that was asked, and the fence drops strays"}
+		return Reason{Text: "forwarded packets are answered on the link that was asked, and strays are dropped"}
 	default:
-		return Reason{Text: "nothing needs this of the nft table any more"}
+		return Reason{Text: "the nft table needs this no more"}
 	}
 }

@@ -352,4 +352,3 @@ func (p *previewing) tell(last planned) {
 		hidden("tracked connections of addresses that go, which are forgotten")
 	}
 }
-
