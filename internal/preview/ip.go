@@ -42,7 +42,7 @@ func ruleCommand(verb string, r routing.Rule) (string, error) {
 	}
 	prefix := func(word string, p netip.Prefix) {
 		if p.IsValid() {
-			w.add(word, p.String())
+			w.add(word, short(p))
 		}
 	}
 	if !r.From.IsValid() {
@@ -100,6 +100,14 @@ func ruleCommand(verb string, r routing.Rule) (string, error) {
 	return w.String(), nil
 }
 
+// short is a prefix without the length of a single address.
+func short(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
 func ruleAction(w *words, r routing.Rule) error {
 	switch r.Action {
 	case routing.ActionLookup:
@@ -147,10 +155,10 @@ func routeCommand(verb string, r routing.Route, name func(int) (string, error)) 
 	if r.Destination.Bits() == 0 {
 		w.add("default")
 	} else {
-		w.add(r.Destination.String())
+		w.add(short(r.Destination))
 	}
 	if r.Source.IsValid() {
-		w.add("from", r.Source.String())
+		w.add("from", short(r.Source))
 	}
 	if r.TOS != 0 {
 		w.add("tos", fmt.Sprintf("0x%02x", r.TOS))

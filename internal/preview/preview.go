@@ -12,8 +12,8 @@ import (
 
 // Facts are what is to change, in the order in which it is changed.
 type Facts struct {
-	// Regroup moves uplinks of an earlier configuration into the group of this one. It is done first;
-	// Ops are the differences before it.
+	// Regroup moves uplinks of an earlier configuration into the group of this one. It is done first.
+	// Ops are the differences of groups after it, and those of rules before it.
 	Regroup []routing.Op
 	// Ops are the operations of a pass. Outdated are deletions of routes in tables of an earlier
 	// configuration, which come last.
@@ -107,21 +107,16 @@ func Of(f Facts) Plan {
 	return Plan{Steps: p.Steps, Hidden: f.Hidden, Unknown: f.Unknown}
 }
 
-// without leaves out what was done already, and adds what undoes a change that nobody wants.
+// without leaves out what is done to a rule already, and takes away a rule that nobody wants.
 func without(ops []routing.Op, done routing.Op) []routing.Op {
-	same := func(o routing.Op) bool {
-		return o.Verb == done.Verb && o.Rule == done.Rule && o.Index == done.Index && o.Group == done.Group
-	}
-	ops = slices.Clone(ops)
-	if at := slices.IndexFunc(ops, same); at >= 0 {
-		return slices.Delete(ops, at, at+1)
-	}
-	switch done.Verb {
-	case routing.SetGroup:
-		ops = slices.DeleteFunc(ops, func(o routing.Op) bool { return o.Verb == routing.ResetGroup && o.Index == done.Index })
-		return append(ops, routing.Op{Verb: routing.ResetGroup, Index: done.Index})
-	case routing.AddRule:
-		return append(ops, routing.Op{Verb: routing.DeleteRule, Rule: done.Rule})
+	same := func(o routing.Op) bool { return o.Verb == done.Verb && o.Rule == done.Rule }
+	switch at := slices.IndexFunc(ops, same); {
+	case done.Verb != routing.AddRule && done.Verb != routing.DeleteRule:
+		return ops
+	case at >= 0:
+		return slices.Delete(slices.Clone(ops), at, at+1)
+	case done.Verb == routing.AddRule:
+		return append(slices.Clone(ops), routing.Op{Verb: routing.DeleteRule, Rule: done.Rule})
 	default:
 		return ops
 	}
@@ -220,9 +215,9 @@ func (p *plan) alias(r routing.Rule) {
 	})
 }
 
-// standInGroup is an interface group that no interface is in. A rule that suppresses it does what it
+// standInGroup is an interface group that no interface is in, and the highest but one that ip(8) takes. A rule that suppresses it does what it
 // does without.
-const standInGroup = 0xfffffffe
+const standInGroup = 0x7ffffffe
 
 // ruleCommands are the commands of an operation on a rule. ip(8) adds no rule twice (NLM_F_EXCL), so a
 // rule that moves has a stand-in meanwhile.

@@ -87,6 +87,7 @@ func TestPlan(t *testing.T) {
 	if strings.Contains(h.plan(nil, 0), "table 31") || !strings.Contains(script, "table 31") {
 		t.Errorf("the plan of another configuration is\n%s", script)
 	}
+	h.must(os.WriteFile("/run/lab/tmp/script.sh", []byte(script), 0o600)); t.Log(script)
 	h.run(moved, script, "sh")
 	text, err := os.ReadFile(other)
 	h.must(err)
@@ -250,7 +251,7 @@ func (h *plannedHost) copy(name string, tables ...string) *lab.Namespace {
 		}
 	}
 	if r := h.try(nil, "", "nft", "list", "table", "inet", "multihomed"); whole && r.status == 0 {
-		h.run(ns, r.out, "nft", "-f", "-")
+		h.run(ns, strings.ReplaceAll(r.out, `*"`, `\*"`), "nft", "-f", "-") // nft lists an asterisk as it does not take it.
 	}
 	return ns
 }
@@ -324,7 +325,7 @@ func (h *plannedHost) damage() {
 	table := fmt.Sprint(network(link(h.t, s, "wan1"), "ipv4").Table)
 	for _, words := range []string{
 		"-4 rule del pref 10000 from " + h.addr("wan0").String(),
-		"-4 route change default via " + lab.DefaultISP(1).IPv4.Addr().String() + " dev wan1 table " + table + " proto 150 metric 1 mtu 1300",
+		"-4 route change " + h.ip("-N", "-4", "route", "show", "default", "table", table) + " mtu 1300 table " + table,
 		"-6 rule add pref 10000 from 2001:db8:5::/64 lookup " + table + " protocol 150",
 		"-4 route add 192.0.2.0/24 dev wan1 table " + table + " proto 150",
 		"link set dev wan1 group 0",

@@ -90,7 +90,7 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 	p, err := r.plan(ctx, planning{
 		leases:   &readLeases{database: r.openLeases(ctx), tables: r.cfg.Tables, mirror: r.mirror},
 		reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
-		failover: standing, answers: reconcile.StandingAnswers{},
+		failover: standing, answers: reconcile.StandingAnswers{}, seen: reconcile.MirrorOf(r.mirror),
 	})
 	if err != nil {
 		return nil, err
@@ -118,6 +118,10 @@ type planning struct {
 	reserved func(routing.TableID) (string, bool)
 	failover routing.Failover
 	answers  reconcile.Answers
+	// seen is the kernel as the loop is to see it.
+	seen reconcile.Mirror
+	// plain says that links of which nobody says anything are none, although they stand.
+	plain bool
 }
 
 // planned is the loop's first pass, unwritten, with what it was made of.
@@ -137,9 +141,13 @@ func (r *reading) plan(ctx context.Context, o planning) (planned, error) {
 		r.note("links of hooks: %v", err)
 	}
 	bound := binding.Look(r.cfg, owners.HostOff)
+	var who reconcile.Owners = &recalledOwners{Owners: owners, reading: r}
+	if o.plain {
+		who = owners
+	}
 	snapshot, err := reconcile.Look(ctx, reconcile.Options{
-		Policy: r.cfg.RoutingPolicy(), Mirror: reconcile.MirrorOf(r.mirror), Leases: o.leases,
-		Owners:   &recalledOwners{Owners: owners, reading: r},
+		Policy: r.cfg.RoutingPolicy(), Mirror: o.seen, Leases: o.leases,
+		Owners:   who,
 		Reserved: o.reserved,
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
 		Failover: reconcile.StandingFailover(o.failover), Answers: o.answers, Bindings: bound,

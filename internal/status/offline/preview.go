@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 
@@ -25,6 +25,7 @@ import (
 	"multihomed/internal/status"
 	"multihomed/internal/status/socket"
 	"multihomed/internal/status/view"
+	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/answers"
 	"multihomed/routing/kernel"
@@ -46,7 +47,11 @@ type previewing struct {
 	reading
 	leases *allocator.Allocator
 	names  rttables.Names
-	facts  preview.Facts
+	// starting says that NetworkManager has not answered yet.
+	starting bool
+	// past are the earlier configurations.
+	past  []cleanup.Era
+	facts preview.Facts
 }
 
 func (p *previewing) unknown(format string, args ...any) {
@@ -57,6 +62,7 @@ func (p *previewing) unknown(format string, args ...any) {
 
 func (p *previewing) preview(ctx context.Context) (preview.Facts, error) {
 	var err error
+	p.readEras()
 	p.readDaemon()
 	p.readManager(ctx)
 	if p.names, err = rttables.Load(); err != nil {
@@ -78,6 +84,14 @@ func (p *previewing) preview(ctx context.Context) (preview.Facts, error) {
 	}
 	p.tell(last)
 	return p.facts, nil
+}
+
+func (p *previewing) readEras() {
+	eras, err := cleanup.ReadEras(p.cfg.StateDir)
+	if err != nil {
+		p.unknown("earlier configurations, so that their routes may stay: %v", err)
+	}
+	p.past = slices.DeleteFunc(eras, func(e cleanup.Era) bool { return e == cleanup.EraOf(p.cfg.RoutingPolicy()) })
 }
 
 // openTrial reads the leases. Where they cannot be read, the kernel tells most of them.
@@ -113,7 +127,62 @@ func (p *previewing) again(ctx context.Context, f routing.Failover, a reconcile.
 	if p.mirror, err = kernel.Open(kernel.Config{Tables: p.cfg.Tables, Interest: func(string) bool { return false }}); err != nil {
 		return planned{}, err
 	}
-	return p.plan(ctx, planning{leases: p.leases, reserved: p.names.Lookup, failover: f, answers: a})
+	moved := regrouping{Mirror: p.mirror, former: map[uint32]bool{}, group: p.cfg.UplinkGroup}
+	for _, e := range p.past {
+		moved.former[e.UplinkGroup] = e.UplinkGroup != moved.group
+	}
+	return p.plan(ctx, planning{leases: p.leases, reserved: p.names.Lookup, failover: f, answers: a, seen: reconcile.MirrorOf(moved), plain: p.starting})
+}
+
+// A regrouping is a mirror of the kernel after [cleanup.Regroup]: else the group of an earlier
+// configuration would pass for one of the administrator.
+type regrouping struct {
+	*kernel.Mirror
+	former map[uint32]bool
+	group  uint32
+}
+
+func (m regrouping) View(look func(regrouped)) {
+	m.Mirror.View(func(k *kernel.State) { look(regrouped{k, m}) })
+}
+
+type regrouped struct {
+	*kernel.State
+	by regrouping
+}
+
+func (s regrouped) moved(group uint32) uint32 {
+	if s.by.former[group] {
+		return s.by.group
+	}
+	return group
+}
+
+func (s regrouped) Link(index int) (routing.Interface, bool) {
+	l, ok := s.State.Link(index)
+	l.Group = s.moved(l.Group)
+	return l, ok
+}
+
+func (s regrouped) LinkFacts(index int) (routing.Interface, bool) {
+	l, ok := s.State.LinkFacts(index)
+	l.Group = s.moved(l.Group)
+	return l, ok
+}
+
+func (s regrouped) Group(index int) (uint32, bool) {
+	group, ok := s.State.Group(index)
+	return s.moved(group), ok
+}
+
+func (s regrouped) Groups() iter.Seq2[int, uint32] {
+	return func(yield func(int, uint32) bool) {
+		for index, group := range s.State.Groups() {
+			if !yield(index, s.moved(group)) {
+				return
+			}
+		}
+	}
 }
 
 // judge finds the facts of failover: what the running daemon says of the uplinks; else what a daemon
@@ -121,6 +190,14 @@ func (p *previewing) again(ctx context.Context, f routing.Failover, a reconcile.
 func (p *previewing) judge(ctx context.Context) (routing.Failover, error) {
 	standing := failover.FactsOf(p.cfg)
 	standing.Frozen = true
+	// Links of hooks and clients are known before NetworkManager has answered: they choose first.
+	manager := p.manager
+	p.manager, p.starting = nm.Snapshot{}, true
+	_, err := p.again(ctx, standing, reconcile.StandingAnswers{})
+	p.manager, p.starting = manager, false
+	if err != nil {
+		return standing, err
+	}
 	first, err := p.again(ctx, standing, reconcile.StandingAnswers{})
 	if err != nil {
 		return standing, err
@@ -212,17 +289,13 @@ func (p *previewing) gather(ctx context.Context, last planned) error {
 			p.facts.Profiles[i.Facts.Index] = i.Claim.Profile
 		}
 	}
-	eras, err := cleanup.ReadEras(p.cfg.StateDir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		p.unknown("earlier configurations, so that their routes may stay: %v", err)
-	}
-	past := slices.DeleteFunc(eras, func(e cleanup.Era) bool { return e == cleanup.EraOf(policy) })
 	p.mirror.View(func(k *kernel.State) {
-		p.facts.Regroup = cleanup.Regroup(k, past, policy)
+		p.facts.Regroup = cleanup.Regroup(k, p.past, policy)
 		p.facts.Former = formers(k, policy, p.facts.Ops)
 	})
 	if s.Report.Waiting == "" {
-		if p.facts.Outdated, err = outdated(ctx, past, policy); err != nil {
+		var err error
+		if p.facts.Outdated, err = outdated(ctx, p.past, policy); err != nil {
 			return err
 		}
 	}
