@@ -141,6 +141,9 @@ func ruleAction(w *words, r routing.Rule) error {
 	return nil
 }
 
+// deletes is how ip(8) says that something goes.
+const deletes = "del"
+
 // routeCommand is `ip route` with all that routing/kernel writes of a route. A deletion names what
 // identifies the route.
 func routeCommand(verb string, r routing.Route, name func(int) (string, error)) (string, error) {
@@ -163,6 +166,16 @@ func routeCommand(verb string, r routing.Route, name func(int) (string, error)) 
 	if r.TOS != 0 {
 		w.add("tos", fmt.Sprintf("0x%02x", r.TOS))
 	}
+	rare := r.Attributes.Get()
+	legs := rare.Legs.All()
+	ways := append([]routing.Leg{{Gateway: r.Gateway, Device: r.Device, OnLink: r.OnLink, Realm: rare.Realm, Weight: r.Weight}}, legs...)
+	// IPv6 has the share of a way in RTA_MULTIPATH alone.
+	single := len(legs) == 0 && (r.Family == routing.IPv4 || r.Weight == 0 || verb == deletes)
+	if single {
+		if err := way(&w, r, ways[0], name); err != nil {
+			return "", err
+		}
+	}
 	w.number("table", uint32(r.Table))
 	w.number("proto", uint32(r.Protocol))
 	if r.Family == routing.IPv4 {
@@ -171,19 +184,12 @@ func routeCommand(verb string, r routing.Route, name func(int) (string, error)) 
 	if r.Metric != 0 {
 		w.number("metric", r.Metric)
 	}
-	rare := r.Attributes.Get()
-	legs := rare.Legs.All()
-	if verb != "del" {
+	if verb != deletes {
 		if err := routeAttributes(&w, r, rare, len(legs) > 0); err != nil {
 			return "", err
 		}
 	}
-	ways := append([]routing.Leg{{Gateway: r.Gateway, Device: r.Device, OnLink: r.OnLink, Realm: rare.Realm, Weight: r.Weight}}, legs...)
-	// IPv6 has the share of a way in RTA_MULTIPATH alone.
-	if len(legs) == 0 && (r.Family == routing.IPv4 || r.Weight == 0 || verb == "del") {
-		if err := way(&w, r, ways[0], name); err != nil {
-			return "", err
-		}
+	if single {
 		return w.String(), nil
 	}
 	for _, l := range ways {

@@ -225,13 +225,13 @@ func ruleCommands(op routing.Op) ([]string, error) {
 	verbs, rules := []string{"add"}, []routing.Rule{op.Rule}
 	switch {
 	case op.Verb == routing.DeleteRule:
-		verbs[0] = "del"
+		verbs[0] = deletes
 	case op.Verb == routing.MoveRule && op.Rule.SuppressGroup.Set:
-		verbs, rules = []string{"del", "add"}, []routing.Rule{op.Rule, op.Rule}
+		verbs, rules = []string{deletes, "add"}, []routing.Rule{op.Rule, op.Rule}
 	case op.Verb == routing.MoveRule:
 		standIn := op.Rule
 		standIn.SuppressGroup = routing.Some(standInGroup)
-		verbs, rules = []string{"add", "del", "add", "del"}, []routing.Rule{standIn, op.Rule, op.Rule, standIn}
+		verbs, rules = []string{"add", deletes, "add", deletes}, []routing.Rule{standIn, op.Rule, op.Rule, standIn}
 	}
 	out := make([]string, len(verbs))
 	for i, verb := range verbs {
@@ -253,15 +253,15 @@ func (p *plan) route(op routing.Op) ([]string, error) {
 	former := p.Former[op.Route.Key()]
 	switch {
 	case op.Verb == routing.DeleteRoute:
-		steps = []step{{"del", op.Route}}
+		steps = []step{{deletes, op.Route}}
 	case op.Verb == routing.AddRoute:
 	case former.Replace:
 		steps = []step{{"replace", op.Route}}
 	case former.Stands && op.Route.Family == routing.IPv4:
 		// Of two that fit, the kernel deletes the first.
-		steps = append(steps, step{"del", former.Route})
+		steps = append(steps, step{deletes, former.Route})
 	case former.Stands:
-		steps = append([]step{{"del", former.Route}}, steps...) // One next hop cannot stand twice.
+		steps = append([]step{{deletes, former.Route}}, steps...) // One next hop cannot stand twice.
 	}
 	var out []string
 	for _, s := range steps {

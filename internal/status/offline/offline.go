@@ -120,8 +120,6 @@ type planning struct {
 	answers  reconcile.Answers
 	// seen is the kernel as the loop is to see it.
 	seen reconcile.Mirror
-	// plain says that links of which nobody says anything are none, although they stand.
-	plain bool
 }
 
 // planned is the loop's first pass, unwritten, with what it was made of.
@@ -141,13 +139,9 @@ func (r *reading) plan(ctx context.Context, o planning) (planned, error) {
 		r.note("links of hooks: %v", err)
 	}
 	bound := binding.Look(r.cfg, owners.HostOff)
-	var who reconcile.Owners = &recalledOwners{Owners: owners, reading: r}
-	if o.plain {
-		who = owners
-	}
 	snapshot, err := reconcile.Look(ctx, reconcile.Options{
 		Policy: r.cfg.RoutingPolicy(), Mirror: o.seen, Leases: o.leases,
-		Owners:   who,
+		Owners:   &recalledOwners{Owners: owners, reading: r},
 		Reserved: o.reserved,
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
 		Failover: reconcile.StandingFailover(o.failover), Answers: o.answers, Bindings: bound,

@@ -25,7 +25,6 @@ import (
 	"multihomed/internal/status"
 	"multihomed/internal/status/socket"
 	"multihomed/internal/status/view"
-	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/answers"
 	"multihomed/routing/kernel"
@@ -47,8 +46,6 @@ type previewing struct {
 	reading
 	leases *allocator.Allocator
 	names  rttables.Names
-	// starting says that NetworkManager has not answered yet.
-	starting bool
 	// past are the earlier configurations.
 	past  []cleanup.Era
 	facts preview.Facts
@@ -131,7 +128,7 @@ func (p *previewing) again(ctx context.Context, f routing.Failover, a reconcile.
 	for _, e := range p.past {
 		moved.former[e.UplinkGroup] = e.UplinkGroup != moved.group
 	}
-	return p.plan(ctx, planning{leases: p.leases, reserved: p.names.Lookup, failover: f, answers: a, seen: reconcile.MirrorOf(moved), plain: p.starting})
+	return p.plan(ctx, planning{leases: p.leases, reserved: p.names.Lookup, failover: f, answers: a, seen: reconcile.MirrorOf(moved)})
 }
 
 // A regrouping is a mirror of the kernel after [cleanup.Regroup]: else the group of an earlier
@@ -190,14 +187,6 @@ func (s regrouped) Groups() iter.Seq2[int, uint32] {
 func (p *previewing) judge(ctx context.Context) (routing.Failover, error) {
 	standing := failover.FactsOf(p.cfg)
 	standing.Frozen = true
-	// Links of hooks and clients are known before NetworkManager has answered: they choose first.
-	manager := p.manager
-	p.manager, p.starting = nm.Snapshot{}, true
-	_, err := p.again(ctx, standing, reconcile.StandingAnswers{})
-	p.manager, p.starting = manager, false
-	if err != nil {
-		return standing, err
-	}
 	first, err := p.again(ctx, standing, reconcile.StandingAnswers{})
 	if err != nil {
 		return standing, err
