@@ -18,15 +18,17 @@ const planHelp = `Show what multihomed would change now, as commands of ip(8) an
 of each. It changes nothing. The daemon need not run.
 
 The output is a script for sh(1). It ends at the first command that fails. The commands
-are in the order of the daemon: routes before the rules that lead to them, and new before
-old. Table numbers are those that the daemon would choose.
+are in the order of the daemon: routes come before the rules that lead to them, and new
+comes before old. A network that has no table number yet gets the next free one; if
+several links need one, the daemon may give these numbers in another order.
 
-With --config FILE it shows what would change if the daemon were started with that file.
-What only the present configuration needs is deleted then. The directories are those of
-the running daemon.
+With --config FILE it shows what would change if the daemon were started with that file,
+which must exist and be valid. What only the present configuration needs is deleted then.
+The directories are those of the running daemon.
 
-A few things have no command: programs of the kernel that bind control groups, the file
-of DNS servers, and endpoints of Multipath TCP. The script names them in comments.
+Some things have no command: programs of the kernel that bind control groups and users,
+the file of DNS servers, and endpoints of Multipath TCP. The script names them in
+comments. The manual, multihomectl(8), lists all.
 
 Run it as root. Another user may not read all that a plan depends on. While something is
 unknown, the script says what, and deletes nothing that may be needed.
