@@ -47,7 +47,7 @@ With --json it prints the same for programs. Fields are only ever added as long 
                     "name loopback", "unname loopback" or "change nft table"),
                     family, interface, object (as iproute2 has it), why, decision
                     (multihomectl(8) explains each), link, profile, commands[],
-                    no_command (why there is no command)
+                    note (why there is no command, or what it lacks)
   not_shown[]       what a pass does besides
   unread[]          what could not be read`
 

@@ -24,15 +24,10 @@ func (w *words) number(word string, n uint32) { w.add(word, strconv.FormatUint(u
 
 func (w words) String() string { return strings.Join(w, " ") }
 
-// errFindSource: ip-rule(8) has no word for FIB_RULE_FIND_SADDR.
-var errFindSource = errors.New("ip has no word for a rule that also selects packets without a source yet (FIB_RULE_FIND_SADDR)")
-
-// ruleCommand is `ip rule` with all that routing/kernel writes of a rule.
+// ruleCommand is `ip rule` with all that routing/kernel writes of a rule but FIB_RULE_FIND_SADDR, which is no
+// part of its identity.
 func ruleCommand(verb string, r routing.Rule) (string, error) {
-	switch {
-	case r.FindSource:
-		return "", errFindSource
-	case r.Unknown:
+	if r.Unknown {
 		return "", errors.New("the rule has attributes that are not known here")
 	}
 	w := words{"ip", r.Family.Flag(), "rule", verb}

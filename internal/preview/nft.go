@@ -105,7 +105,7 @@ func nftSteps(phase answers.Phase, ops []answers.Op) (steps []Step) {
 	for _, o := range answers.Of(ops, phase) {
 		line, err := nftLine(o)
 		if err != nil {
-			steps = append(steps, Step{Action: NFTables, Object: "nft " + o.String(), Reason: answersReason(phase), NotShown: err.Error()})
+			steps = append(steps, Step{Action: NFTables, Object: "nft " + o.String(), Reason: answersReason(phase), Note: "no command: " + err.Error()})
 			continue
 		}
 		lines = append(lines, line)

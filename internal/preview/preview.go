@@ -58,7 +58,7 @@ const (
 	NFTables       Action = "change nft table"
 )
 
-// A Step is one change. It has commands, or NotShown says why it has none.
+// A Step is one change. Where it has no commands, or they lack something, Note says why.
 type Step struct {
 	Action Action
 	// Family is zero for what has none.
@@ -69,7 +69,7 @@ type Step struct {
 	Object   string
 	Reason   Reason
 	Commands []string
-	NotShown string
+	Note     string
 }
 
 // A Reason says why something changes.
@@ -121,6 +121,9 @@ func without(ops []routing.Op, done routing.Op) []routing.Op {
 		return ops
 	}
 }
+
+// noFindSource is said of a rule that ip(8) cannot write whole: see [routing.Rule].
+const noFindSource = "ip has no word for FIB_RULE_FIND_SADDR, so the rule does not select packets that have no source yet, as multihomed's does"
 
 // A plan is one that is being made.
 type plan struct {
@@ -175,7 +178,9 @@ func (p *plan) op(op routing.Op, why Reason) {
 		if op.Verb != routing.DeleteRule {
 			p.alias(op.Rule)
 		}
-		step.Commands, err = ruleCommands(op)
+		if step.Commands, err = ruleCommands(op); op.Rule.FindSource && op.Verb != routing.DeleteRule {
+			step.Note = noFindSource
+		}
 	case routing.AddRoute, routing.ReplaceRoute, routing.DeleteRoute:
 		step.Family = op.Route.Family
 		name := ""
@@ -189,7 +194,7 @@ func (p *plan) op(op routing.Op, why Reason) {
 		return // It has gone with the interface.
 	}
 	if err != nil {
-		step.Commands, step.NotShown = nil, err.Error()
+		step.Commands, step.Note = nil, "no command: "+err.Error()
 	}
 	p.Steps = append(p.Steps, step)
 }

@@ -33,13 +33,13 @@ func (p Plan) Script() string {
 	}
 	last := ""
 	for _, s := range p.Steps {
-		if why := s.Reason.sentence(); why != last || s.NotShown != "" {
+		if why := s.Reason.sentence(); why != last || s.Note != "" {
 			b.WriteByte('\n')
 			say("%s", why)
 			last = why
 		}
-		if s.NotShown != "" {
-			say("No command: %s %s: %s", s.Action, escape.Name(s.Object), s.NotShown)
+		if s.Note != "" {
+			say("Note: %s %s: %s", s.Action, escape.Name(s.Object), s.Note)
 		}
 		for _, c := range s.Commands {
 			b.WriteString(c + "\n")
@@ -96,7 +96,7 @@ type DocumentStep struct {
 	Link      string   `json:"link,omitempty"`
 	Profile   string   `json:"profile,omitempty"`
 	Commands  []string `json:"commands"`
-	NoCommand string   `json:"no_command,omitempty"`
+	Note      string   `json:"note,omitempty"`
 }
 
 // Document is the plan for programs.
@@ -106,7 +106,7 @@ func (p Plan) Document() Document {
 		out := DocumentStep{
 			Action: s.Action, Interface: escape.Name(s.Interface), Object: escape.Name(s.Object), Why: escape.Text(s.Reason.Text),
 			Decision: string(s.Reason.Decision), Link: escape.Name(s.Reason.Link), Profile: escape.Name(s.Reason.Profile),
-			Commands: append([]string{}, s.Commands...), NoCommand: escape.Text(s.NotShown),
+			Commands: append([]string{}, s.Commands...), Note: escape.Text(s.Note),
 		}
 		if s.Family != 0 {
 			out.Family = s.Family.String()
