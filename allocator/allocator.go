@@ -87,8 +87,8 @@ type Allocator struct {
 	behind   bool
 	readOnly bool
 	// trial says that nothing is written, and that numbers are given all the same.
-	trial bool
-	closed   bool
+	trial  bool
+	closed bool
 
 	// mu guards the leases in memory and is never held across a disk access.
 	mu sync.Mutex

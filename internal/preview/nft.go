@@ -23,8 +23,8 @@ func nftWrites(name string) bool {
 
 // nftName quotes the name of an interface. An asterisk at the end would stand for any end.
 func nftName(name string) string {
-	if strings.HasSuffix(name, "*") {
-		name = strings.TrimSuffix(name, "*") + `\*`
+	if rest, wild := strings.CutSuffix(name, "*"); wild {
+		name = rest + `\*`
 	}
 	return `"` + name + `"`
 }

@@ -1,6 +1,8 @@
 package preview_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"flag"
 	"net/netip"
@@ -24,7 +26,7 @@ func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
 	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil { //nolint:gosec // a file of the repository
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -154,11 +156,14 @@ func TestGolden(t *testing.T) {
 	t.Parallel()
 	p := preview.Of(facts())
 	golden(t, "plan.sh", p.Script())
-	data, err := json.MarshalIndent(p.Document(), "", "  ")
-	if err != nil {
+	var data bytes.Buffer
+	encoder := json.NewEncoder(&data)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(p.Document()); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "plan.json", string(data)+"\n")
+	golden(t, "plan.json", data.String())
 	golden(t, "nothing.sh", preview.Of(preview.Facts{}).Script())
 	golden(t, "unknown.sh", preview.Of(preview.Facts{Unknown: []string{"all links"}}).Script())
 	if out, err := exec.CommandContext(t.Context(), "sh", "-n", "testdata/plan.sh").CombinedOutput(); err != nil {
@@ -186,6 +191,80 @@ func TestAlias(t *testing.T) {
 		}
 		if strings.Join(got, "\n") != c.want {
 			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+}
+
+// netlinkAttribute is one as the kernel reports it.
+func netlinkAttribute(kind uint16, value ...byte) string {
+	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value))) //nolint:gosec // a few bytes
+	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	return string(b)
+}
+
+// TestEncapsulation: routes of main that tables copy may have one. What has no words is no command.
+func TestEncapsulation(t *testing.T) {
+	t.Parallel()
+	label := func(n uint32, last byte) []byte {
+		b := binary.BigEndian.AppendUint32(nil, n<<12)
+		b[2] |= last
+		return b
+	}
+	eight := func(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+	for _, c := range []struct {
+		kind       uint16
+		attributes string
+		want       string
+	}{
+		{1, netlinkAttribute(1, append(label(100, 0), label(2000, 1)...)...) + netlinkAttribute(2, 9), "encap mpls 100/2000 ttl 9"},
+		{
+			2, netlinkAttribute(1, eight(7)...) + netlinkAttribute(2, 192, 0, 2, 7) + netlinkAttribute(3, 0, 0, 0, 0) + netlinkAttribute(5, 0) + netlinkAttribute(4, 8) + netlinkAttribute(6, 0, 0),
+			"encap ip id 7 dst 192.0.2.7 ttl 8",
+		},
+		{4, netlinkAttribute(2, addr("2001:db8::7").AsSlice()...) + netlinkAttribute(4, 3) + netlinkAttribute(5, 4), "encap ip6 dst 2001:db8::7 hoplimit 3 tc 4"},
+		{2, netlinkAttribute(6, 1, 0), ""},
+		{5, netlinkAttribute(1, 0), ""},
+		{2, netlinkAttribute(99, 0), ""},
+		{1, netlinkAttribute(1, 1, 2, 3), ""},
+		{2, "\x09\x00\x01", ""},
+	} {
+		r := route(routing.IPv4, "10.0.0.0/8", "192.0.2.1", 2)
+		r.Attributes = routing.RareAttributes{EncapsulationType: c.kind, Encapsulation: c.attributes}.Share()
+		s := preview.Of(preview.Facts{Names: map[int]string{2: "wan0"}, Ops: []routing.Op{{Verb: routing.AddRoute, Route: r}}}).Steps[0]
+		got := strings.Join(s.Commands, "\n")
+		if c.want == "" && (got != "" || s.Note == "") || c.want != "" && !strings.HasSuffix(got, " metric 1073741824 "+c.want) {
+			t.Errorf("type %d %q becomes %q, %q, want %q", c.kind, c.attributes, got, s.Note, c.want)
+		}
+	}
+}
+
+// TestNoWords: a change that ip(8) cannot say is shown without a command.
+func TestNoWords(t *testing.T) {
+	t.Parallel()
+	unknown := rule(routing.IPv4, 10000, 10000)
+	unknown.Unknown = true
+	act := rule(routing.IPv4, 10000, 10000)
+	act.Action = 99
+	metric := func(i int, v, lock uint32) routing.Op {
+		r := route(routing.IPv4, "10.0.0.0/8", "192.0.2.1", 2)
+		r.Attributes = routing.RareAttributes{Metrics: routing.Metrics{1: lock, i: v}}.Share()
+		return routing.Op{Verb: routing.AddRoute, Route: r}
+	}
+	odd := route(routing.IPv6, "::/0", "fe80::1", 2)
+	odd.Preference = 2
+	for _, op := range []routing.Op{
+		{Verb: routing.AddRule, Rule: unknown}, {Verb: routing.AddRule, Rule: act},
+		metric(12, 2, 0), metric(13, 200, 0), metric(15, 1, 1<<15),
+		{Verb: routing.AddRoute, Route: odd},
+		{Verb: routing.AddRoute, Route: route(routing.IPv4, "10.0.0.0/8", "192.0.2.1", 9)},
+		{Verb: routing.SetGroup, Index: 9, Group: 1},
+	} {
+		p := preview.Of(preview.Facts{Names: map[int]string{2: "wan0"}, Ops: []routing.Op{op}})
+		if s := p.Steps[0]; len(s.Commands) > 0 || !strings.HasPrefix(s.Note, "no command: ") || !strings.Contains(p.Script(), "# Note: ") {
+			t.Errorf("%s becomes %q, note %q", op, s.Commands, s.Note)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -59,16 +60,20 @@ func TestPlan(t *testing.T) {
 	if r := h.ctl("lease", "-i", alien, "-a", "192.0.2.7"); r.status != 0 {
 		t.Fatal(r)
 	}
+	// The daemon judges an uplink dead, and a plan believes it.
+	h.order("test")
 	h.settled()
 	named := h.copy("named", "main", "200", "51820")
 	script = h.plan(named, 1)
-	if strings.ContainsAny(script, "\x1b\xff") {
+	if strings.Contains(script, "\x1b") || !utf8.ValidString(script) {
 		t.Errorf("the script controls the terminal: %q", script)
 	}
 	h.run(named, script, "sh")
 	h.nothing(named)
-	h.same(named, "with hostile names")
+	h.same(named, "with hostile names and a dead uplink")
 	h.distinct(named)
+	h.order("reset")
+	h.settled()
 
 	// What goes missing while the daemon is away comes back as it was.
 	before := h.state(nil)
@@ -192,6 +197,21 @@ func (h *plannedHost) nothing(ns *lab.Namespace) {
 	}
 }
 
+// order gives an order about wan0, and waits until unbound traffic leaves by the uplink that works.
+func (h *plannedHost) order(word string) {
+	h.t.Helper()
+	if r := h.ctl("failover", word, "wan0"); r.status != 0 {
+		h.t.Fatal(r)
+	}
+	want := map[string]string{"test": "wan1", "reset": "wan0"}[word]
+	labtest.Eventually(h.t, func() error {
+		if by := h.status().Unbound["ipv6"]; by.Interface != want {
+			return fmt.Errorf("unbound traffic leaves by %+v, want %s", by, want)
+		}
+		return nil
+	})
+}
+
 // settled waits until the daemon has nothing left to do.
 func (h *plannedHost) settled() {
 	h.t.Helper()
@@ -214,10 +234,7 @@ func (h *plannedHost) copy(name string, tables ...string) *lab.Namespace {
 	ns, err := h.NewNamespace(name)
 	h.must(err)
 	h.must(ns.Sysctl("net.ipv6.conf.default.addr_gen_mode", "1"))
-	links, err := netlink.LinkList()
-	h.must(err)
-	for _, l := range links {
-		a := l.Attrs()
+	for _, a := range h.interfaces(nil) {
 		if a.Name == "lo" {
 			if slices.Contains(a.AltNames, routing.LoopbackAlias) && whole {
 				h.run(ns, "", "ip", "link", "property", "add", "dev", "lo", "altname", routing.LoopbackAlias)
@@ -273,16 +290,11 @@ func (h *plannedHost) state(ns *lab.Namespace) []string {
 		slices.Sort(routes)
 		all = append(all, routes...)
 	}
-	h.must(h.in(ns, func() error {
-		links, err := netlink.LinkList()
-		for _, l := range links {
-			if strings.HasPrefix(l.Attrs().Name, twin) {
-				continue
-			}
-			all = append(all, fmt.Sprintf("link %q group %d names %q", l.Attrs().Name, l.Attrs().Group, l.Attrs().AltNames))
+	for _, a := range h.interfaces(ns) {
+		if !strings.HasPrefix(a.Name, twin) {
+			all = append(all, fmt.Sprintf("link %q group %d names %q", a.Name, a.Group, a.AltNames))
 		}
-		return err
-	}))
+	}
 	if r := h.try(ns, "", "nft", "list", "table", "inet", "multihomed"); r.status == 0 {
 		// The order of sets and chains is that in which they were made.
 		text := strings.TrimSuffix(strings.TrimPrefix(counted.ReplaceAllString(r.out, "counter"), "table inet multihomed {\n"), "}\n")
@@ -293,11 +305,26 @@ func (h *plannedHost) state(ns *lab.Namespace) []string {
 	return all
 }
 
-func (h *plannedHost) in(ns *lab.Namespace, f func() error) error {
-	if ns == nil {
-		return f()
+// interfaces lists those of a namespace or of the host.
+func (h *plannedHost) interfaces(ns *lab.Namespace) (all []*netlink.LinkAttrs) {
+	h.t.Helper()
+	list := func() error {
+		found, err := net.Interfaces()
+		for _, i := range found {
+			l, gone := netlink.LinkByIndex(i.Index)
+			if gone != nil {
+				return gone
+			}
+			all = append(all, l.Attrs())
+		}
+		return err
 	}
-	return ns.Do(f)
+	if ns == nil {
+		h.must(list())
+	} else {
+		h.must(ns.Do(list))
+	}
+	return all
 }
 
 func (h *plannedHost) differ(when string, want, got []string) {

@@ -210,18 +210,25 @@ func (h *wordy) rules() (all []routing.Rule) {
 	for _, change := range []func(*routing.Rule){
 		func(r *routing.Rule) { r.Priority, r.OIF = routing.PriorityDevice, hostile },
 		func(r *routing.Rule) { r.Priority, r.OIF = routing.PriorityDevice, unwritable },
-		func(r *routing.Rule) { r.Priority = routing.PriorityDevice; r.UIDs = routing.UIDRange{Set: true, First: 7, Last: 9} },
+		func(r *routing.Rule) {
+			r.Priority = routing.PriorityDevice
+			r.UIDs = routing.UIDRange{Set: true, First: 7, Last: 9}
+		},
 		func(r *routing.Rule) { r.IIF = routing.LoopbackAlias },
 		func(r *routing.Rule) { r.IIF, r.Invert = hostile, true },
 		func(r *routing.Rule) { r.TOS = 0x10 },
 		func(r *routing.Rule) { r.Mark = routing.Mark{Value: 0x1000000, Mask: 0xff000000} },
 		func(r *routing.Rule) { r.Mark = routing.Mark{Value: 7, Mask: 0} },
-		func(r *routing.Rule) { r.IPProto, r.SourcePorts, r.DestinationPorts = 17, routing.PortRange{First: 53, Last: 53}, routing.PortRange{First: 1, Last: 99} },
+		func(r *routing.Rule) {
+			r.IPProto, r.SourcePorts, r.DestinationPorts = 17, routing.PortRange{First: 53, Last: 53}, routing.PortRange{First: 1, Last: 99}
+		},
 		func(r *routing.Rule) { r.IPProto = 253 },
 		func(r *routing.Rule) { r.TunnelID = 1 << 33 },
 		func(r *routing.Rule) { r.SuppressPrefixLength, r.SuppressGroup = routing.Some(0), routing.Some(28008) },
 		func(r *routing.Rule) { r.SuppressPrefixLength = routing.Some(7) },
-		func(r *routing.Rule) { r.Priority, r.Action, r.Table = routing.PriorityUnreachable, routing.ActionUnreachable, 0 },
+		func(r *routing.Rule) {
+			r.Priority, r.Action, r.Table = routing.PriorityUnreachable, routing.ActionUnreachable, 0
+		},
 		func(r *routing.Rule) { r.Priority, r.Action, r.Table, r.Goto = 9010, routing.ActionGoto, 0, 10500 },
 	} {
 		for _, f := range routing.Families() {
