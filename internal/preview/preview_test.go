@@ -250,7 +250,9 @@ func TestNoWords(t *testing.T) {
 	act.Action = 99
 	metric := func(i int, v, lock uint32) routing.Op {
 		r := route(routing.IPv4, "10.0.0.0/8", "192.0.2.1", 2)
-		r.Attributes = routing.RareAttributes{Metrics: routing.Metrics{1: lock, i: v}}.Share()
+		metrics := routing.Metrics{1: lock}
+		metrics[i] = v
+		r.Attributes = routing.RareAttributes{Metrics: metrics}.Share()
 		return routing.Op{Verb: routing.AddRoute, Route: r}
 	}
 	odd := route(routing.IPv6, "::/0", "fe80::1", 2)
