@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -35,10 +36,33 @@ import (
 // directories must be those in which the daemon works, if one runs. Preview changes nothing: table
 // numbers are given as the daemon would give them, and are not kept. What cannot be read is named in
 // the facts; nothing is deleted then that may be needed. An error says that the kernel cannot be read.
+//
+// If a daemon runs and there are changes, it was probably in the middle of them, so Preview reads once
+// more.
 func Preview(ctx context.Context, cfg config.Config) (preview.Facts, error) {
+	facts, running, err := look(ctx, cfg)
+	if err != nil || !running || len(facts.Ops)+len(facts.Answers) == 0 {
+		return facts, err
+	}
+	timer := time.NewTimer(breath)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+		return facts, context.Cause(ctx)
+	}
+	facts, _, err = look(ctx, cfg)
+	return facts, err
+}
+
+// breath is how long a running daemon may take to finish a pass, which takes a thousandth of it.
+const breath = 200 * time.Millisecond
+
+func look(ctx context.Context, cfg config.Config) (facts preview.Facts, running bool, err error) {
 	p := &previewing{reading: reading{cfg: cfg}}
 	defer p.closeMirror()
-	return p.preview(ctx)
+	facts, err = p.preview(ctx)
+	return facts, p.running, err
 }
 
 // A previewing is a host whose changes are being planned.
