@@ -197,7 +197,7 @@ func TestAlias(t *testing.T) {
 
 // netlinkAttribute is one as the kernel reports it.
 func netlinkAttribute(kind uint16, value ...byte) string {
-	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value))) //nolint:gosec // a few bytes
+	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
 	b = append(binary.NativeEndian.AppendUint16(b, kind), value...)
 	for len(b)%4 != 0 {
 		b = append(b, 0)
@@ -258,7 +258,8 @@ func TestNoWords(t *testing.T) {
 	odd := route(routing.IPv6, "::/0", "fe80::1", 2)
 	odd.Preference = 2
 	for _, op := range []routing.Op{
-		{Verb: routing.AddRule, Rule: unknown}, {Verb: routing.AddRule, Rule: act},
+		{Verb: routing.AddRule, Rule: unknown},
+		{Verb: routing.AddRule, Rule: act},
 		metric(12, 2, 0), metric(13, 200, 0), metric(15, 1, 1<<15),
 		{Verb: routing.AddRoute, Route: odd},
 		{Verb: routing.AddRoute, Route: route(routing.IPv4, "10.0.0.0/8", "192.0.2.1", 9)},
