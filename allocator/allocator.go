@@ -219,14 +219,17 @@ func OpenReadOnly(ctx context.Context, options Options) (*Allocator, error) {
 
 // OpenTrial reads the leases as [Open] does, and gives the numbers that an Allocator from Open would
 // give. It writes nothing: the leases that it makes end with it. A database that does not exist is
-// one without leases. The other errors are those of [OpenReadOnly].
+// one without leases, and so is an empty Path. The other errors are those of [OpenReadOnly].
 func OpenTrial(ctx context.Context, options Options) (*Allocator, error) {
 	a, err := newAllocator(options)
 	if err != nil {
 		return nil, err
 	}
 	a.readOnly, a.trial = true, true
-	leases, err := readLeases(context.WithoutCancel(ctx), a.path, a.scratch)
+	var leases []*lease
+	if options.Path != "" {
+		leases, err = readLeases(context.WithoutCancel(ctx), a.path, a.scratch)
+	}
 	if err != nil && !errors.Is(err, ErrMissing) {
 		return nil, err
 	}

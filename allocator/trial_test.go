@@ -80,4 +80,12 @@ func TestTrialOfADamagedDatabase(t *testing.T) {
 	if a, err := allocator.OpenTrial(t.Context(), o); err == nil {
 		t.Errorf("a trial opened it: %+v", a.List())
 	}
+	o.Path = ""
+	a, err := allocator.OpenTrial(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := acquire(t, a, key(0)); got != 10 {
+		t.Errorf("without a database it gave %d", got)
+	}
 }

@@ -151,6 +151,9 @@ func (p *plan) label(index int) string {
 
 func (p *plan) reason(op routing.Op) Reason {
 	if op.Reason.Decision == "" {
+		if op.Verb == routing.DeleteRoute && slices.ContainsFunc(p.Ops, func(o routing.Op) bool { return o.Verb == routing.AddRoute && o.Route.Key() == op.Route.Key() }) {
+			return Reason{Text: "it is added anew, because it cannot be replaced in place"}
+		}
 		return Reason{Text: "nothing needs it any more"}
 	}
 	r := Reason{Decision: op.Reason.Decision, Text: op.Reason.Decision.Sentence(), Link: op.Reason.Link}

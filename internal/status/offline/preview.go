@@ -128,7 +128,7 @@ func (p *previewing) openTrial(ctx context.Context) error {
 		return nil
 	}
 	p.unknown("leases, so that table numbers may be others: %v", err)
-	o.Path = filepath.Join(p.cfg.StateDir, "no", allocator.DefaultName)
+	o.Path = ""
 	if p.leases, err = allocator.OpenTrial(ctx, o); err != nil {
 		return fmt.Errorf("choosing table numbers: %w", err)
 	}
