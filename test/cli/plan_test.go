@@ -434,7 +434,7 @@ func (h *plannedHost) refused() {
 			h.t.Errorf("with the configuration %s: %s", c.args, r)
 		}
 	}
-	if r := h.as(nobody, "plan"); r.status != 2 || !strings.Contains(r.out, "# Not read: ") || strings.Contains(r.out, " del ") {
+	if r := h.as(nobody, "plan"); r.status != 2 || !strings.Contains(r.out, "to fix: run it as root") || strings.Contains(r.out, " del ") {
 		h.t.Errorf("nobody's plan: %s", r)
 	}
 	h.must(h.StopNM(h.t.Context()))

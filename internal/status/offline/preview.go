@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"path/filepath"
@@ -127,7 +128,11 @@ func (p *previewing) openTrial(ctx context.Context) error {
 	if p.leases, err = allocator.OpenTrial(ctx, o); err == nil {
 		return nil
 	}
-	p.unknown("leases, so that table numbers may be others: %v", err)
+	if errors.Is(err, allocator.ErrUnreadable) {
+		p.unknown("leases, so that table numbers may be others: this user may not read %s; to fix: run it as root", o.Path)
+	} else {
+		p.unknown("leases, so that table numbers may be others: %v", err)
+	}
 	o.Path = ""
 	if p.leases, err = allocator.OpenTrial(ctx, o); err != nil {
 		return fmt.Errorf("choosing table numbers: %w", err)
@@ -283,7 +288,11 @@ func (p *previewing) foresee(ctx context.Context, judged routing.Failover) (last
 	if ctx.Err() != nil {
 		return last, context.Cause(ctx)
 	}
-	if !errors.Is(err, nftables.ErrUnsupported) {
+	switch {
+	case errors.Is(err, nftables.ErrUnsupported):
+	case errors.Is(err, fs.ErrPermission):
+		p.unknown("the nft table, which this user may not read; to fix: run it as root")
+	default:
 		p.unknown("the nft table, and whether this host answers forwarded packets by link: %v", err)
 	}
 	return p.again(ctx, judged, reconcile.StandingAnswers{})
@@ -409,7 +418,7 @@ func (p *previewing) tell(last planned) {
 		p.unknown("%s", text)
 	}
 	if len(p.unsure) > 0 {
-		p.unknown("profiles of NetworkManager that this user may not read; run it as root")
+		p.unknown("profiles of NetworkManager, which this user may not read; to fix: run it as root")
 	}
 	if s.Unread > 0 {
 		p.unknown("%d messages of the kernel, the last because of: %v", s.Unread, s.UnreadFault)
