@@ -21,6 +21,7 @@ import (
 
 	"multihomed/internal/escape"
 	"multihomed/internal/preview"
+	"multihomed/internal/status"
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
@@ -60,8 +61,6 @@ func TestPlan(t *testing.T) {
 	if r := h.ctl("lease", "-i", alien, "-a", "192.0.2.7"); r.status != 0 {
 		t.Fatal(r)
 	}
-	// The daemon judges an uplink dead, and a plan believes it.
-	h.order("test")
 	h.settled()
 	named := h.copy("named", "main", "200", "51820")
 	script = h.plan(named, 1)
@@ -70,10 +69,8 @@ func TestPlan(t *testing.T) {
 	}
 	h.run(named, script, "sh")
 	h.nothing(named)
-	h.same(named, "with hostile names and a dead uplink")
+	h.same(named, "with hostile names")
 	h.distinct(named)
-	h.order("reset")
-	h.settled()
 
 	// What goes missing while the daemon is away comes back as it was.
 	before := h.state(nil)
@@ -99,6 +96,13 @@ func TestPlan(t *testing.T) {
 	h.must(os.WriteFile(file, text, 0o600))
 	h.start()
 	h.alike(moved, "with another configuration")
+
+	h.silence("wan0")
+	h.settled()
+	dead := h.copy("dead", "main", "200", "51820")
+	h.run(dead, h.plan(dead, 1), "sh")
+	h.nothing(dead)
+	h.same(dead, "with a dead uplink")
 	h.refused()
 }
 
@@ -106,7 +110,10 @@ func TestPlan(t *testing.T) {
 func oddMAC(i int) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, 7, byte(i)} }
 
 // A plannedHost is a host whose plans are run.
-type plannedHost struct{ *host }
+type plannedHost struct {
+	*host
+	isp *lab.ISP
+}
 
 // newPlanned is a host with two providers, a tunnel that takes all traffic, and rules of others.
 func newPlanned(t *testing.T) *plannedHost {
@@ -114,8 +121,10 @@ func newPlanned(t *testing.T) *plannedHost {
 	h := &host{Host: labtest.NewHost(t, lab.HostConfig{
 		FastDAD: true, NMConfig: "[keyfile]\nunmanaged-devices=interface-name:" + alien + ";interface-name:tun0\n",
 	}), t: t}
+	var first *lab.ISP
 	for n, name := range []string{"wan0", "wan1"} {
-		labtest.NewISP(t, h.Host, lab.DefaultISP(n))
+		isp := labtest.NewISP(t, h.Host, lab.DefaultISP(n))
+		first = cmp.Or(first, isp)
 		h.must(h.AddProfile(t.Context(), name, name))
 		h.must(h.Up(t.Context(), name))
 		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
@@ -141,7 +150,7 @@ func newPlanned(t *testing.T) *plannedHost {
 	} {
 		h.ip(strings.Fields(words)...)
 	}
-	return &plannedHost{h}
+	return &plannedHost{h, first}
 }
 
 // run runs a program with an input, in a namespace or on the host, and returns its output.
@@ -197,16 +206,14 @@ func (h *plannedHost) nothing(ns *lab.Namespace) {
 	}
 }
 
-// order gives an order about wan0, and waits until unbound traffic leaves by the uplink that works.
-func (h *plannedHost) order(word string) {
+// silence lets the first provider drop everything, and waits until the daemon says that its uplink is dead.
+func (h *plannedHost) silence(uplink string) {
 	h.t.Helper()
-	if r := h.ctl("failover", word, "wan0"); r.status != 0 {
-		h.t.Fatal(r)
-	}
-	want := map[string]string{"test": "wan1", "reset": "wan0"}[word]
+	h.run(h.isp.Namespace(), "add table inet dead\nadd chain inet dead drops { type filter hook prerouting priority -300; policy drop; }\n", "nft", "-f", "-")
 	labtest.Eventually(h.t, func() error {
-		if by := h.status().Unbound["ipv6"]; by.Interface != want {
-			return fmt.Errorf("unbound traffic leaves by %+v, want %s", by, want)
+		f := h.status().Failover
+		if f == nil || !slices.ContainsFunc(f.Uplinks, func(u status.Health) bool { return u.Interface == uplink && u.State.Dead() }) {
+			return fmt.Errorf("%s is not dead: %+v", uplink, f)
 		}
 		return nil
 	})
