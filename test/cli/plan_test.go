@@ -103,6 +103,9 @@ func TestPlan(t *testing.T) {
 	h.run(dead, h.plan(dead, 1), "sh")
 	h.nothing(dead)
 	h.same(dead, "with a dead uplink")
+	if out := h.ip("-4", "route", "show", "table", "31200"); !strings.Contains(out, "default via ") {
+		t.Errorf("the table of failover has %q", out)
+	}
 	h.refused()
 }
 
