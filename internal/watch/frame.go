@@ -21,6 +21,8 @@ type Model struct {
 	Document *status.Status
 	// Rates are by the name of the interface, escaped.
 	Rates map[string]Rate
+	// Fault says why the host could not be read last time, empty if it could.
+	Fault string
 	// Events are the last changes, the newest last.
 	Events []Event
 	// Colour allows colours.
@@ -129,6 +131,9 @@ func (d *drawing) line(cells ...cell) {
 func (d *drawing) head() {
 	clock := d.Now.Local().Format(time.TimeOnly)
 	s := d.Document
+	if d.Fault != "" {
+		d.line(cell{d.Fault, red})
+	}
 	if s == nil {
 		d.line(cell{"reading the host", dim})
 		return
@@ -142,6 +147,9 @@ func (d *drawing) head() {
 		state, colour = "switched off", yellow
 	}
 	manager := ", NetworkManager " + managerState(s.NetworkManager)
+	if d.width < 44 {
+		manager = ""
+	}
 	left := "multihomed " + state + manager
 	gap := d.width - columns(left) - len(clock)
 	if gap < 2 {
@@ -336,7 +344,7 @@ func (d *drawing) stateOf(l status.Link, family string) cell {
 	}
 }
 
-// Bits writes a rate in bits a second with three digits.
+// Bits writes a rate with three digits and a unit prefix of SI: "84.1M".
 func Bits(rate float64) string {
 	for _, unit := range []struct {
 		size float64
@@ -352,9 +360,9 @@ func Bits(rate float64) string {
 		} else if n >= 9.995 {
 			digits = 1
 		}
-		return fmt.Sprintf("%.*f %sbit/s", digits, n, unit.name)
+		return fmt.Sprintf("%.*f%s", digits, n, unit.name)
 	}
-	return fmt.Sprintf("%.0f bit/s", rate)
+	return fmt.Sprintf("%.0f", rate)
 }
 
 // A column is one of the table; the narrow ones go first where there is no room.
@@ -362,19 +370,23 @@ type column struct {
 	head  string
 	of    func(row) cell
 	right bool
-	// atMost is its greatest width, atLeast the width below which it is left out, 0 for any.
+	// atMost is its greatest width, 0 for any, atLeast its least: what changes all the time must not
+	// move the others.
 	atMost, atLeast int
 }
 
 const gap = 2
+
+// Widths in which an IPv4 address with its length, and a gateway, nearly always have room.
+const shortAddress, shortGateway = 18, 13
 
 // table draws the rows. Columns that find no room are left out, the least important first.
 func (d *drawing) table(rows []row) {
 	name := column{head: "link", of: func(r row) cell { return cell{r.name, bold} }, atMost: 15}
 	role := column{head: "role", of: func(r row) cell { return cell{r.role, plain} }}
 	health := column{head: "health", of: func(r row) cell { return r.state }}
-	in := column{head: "in", of: func(r row) cell { return cell{r.in, plain} }, right: true, atLeast: 11}
-	out := column{head: "out", of: func(r row) cell { return cell{r.out, plain} }, right: true, atLeast: 11}
+	in := column{head: "bit/s in", of: func(r row) cell { return cell{r.in, plain} }, right: true}
+	out := column{head: "out", of: func(r row) cell { return cell{r.out, plain} }, right: true, atLeast: 5}
 	address := column{head: "address", of: func(r row) cell { return cell{r.address, plain} }}
 	gateway := column{head: "gateway", of: func(r row) cell { return cell{r.gateway, plain} }}
 	if d.width >= 100 {
@@ -391,6 +403,12 @@ func (d *drawing) table(rows []row) {
 		}
 		if c.atMost > 0 {
 			w = min(w, c.atMost)
+		}
+		if c == &address {
+			// An IPv6 address is longer than most rows need: the gateway of IPv4 has its room.
+			if rest := left - w - gap; rest < shortGateway+gap && left-shortGateway-gap >= shortAddress+gap {
+				w = min(w, left-shortGateway-2*gap)
+			}
 		}
 		switch {
 		case w+gap <= left:

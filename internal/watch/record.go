@@ -268,12 +268,15 @@ func (r *Recorder) name(index int) string {
 func (r *Recorder) takeInterface(at time.Time, a Announced) {
 	now := a.Interface
 	was, known := r.interfaces[now.Index]
+	asked := a.Author
+	if a.Port == 0 {
+		// The kernel does not say who asked for it.
+		asked = Author{Party: Unknown}
+	}
 	say := func(kind Kind, who Author, why, format string, args ...any) {
-		if a.Port == 0 && who == a.Author {
-			// Linux before 6.2 does not say who asked.
-			who = Author{Party: Unknown}
+		for _, f := range routing.Families() {
+			r.blame(at, escape.Name(now.Name), f, who, why)
 		}
-		r.blame(at, escape.Name(now.Name), who, why)
 		r.hold(held{
 			event: Event{Time: at, Kind: kind, Link: escape.Name(now.Name), Text: fmt.Sprintf(format, args...), Why: why, Author: who},
 			group: group{kind: kind, author: who},
@@ -283,20 +286,20 @@ func (r *Recorder) takeInterface(at time.Time, a Announced) {
 		delete(r.interfaces, now.Index)
 		maps.DeleteFunc(r.addresses, func(k addressKey, _ routing.Address) bool { return k.device == now.Index })
 		if known {
-			say(InterfaceRemoved, a.Author, "", "interface removed")
+			say(InterfaceRemoved, asked, "", "interface removed")
 		}
 		return
 	}
 	r.interfaces[now.Index] = now
 	if !known {
-		say(InterfaceAdded, a.Author, "", "interface added%s", kindOf(now))
+		say(InterfaceAdded, asked, "", "interface added%s", kindOf(now))
 		return
 	}
 	if was.Name != now.Name {
-		say(InterfaceChanged, a.Author, "", "renamed, it was %s", escape.Name(was.Name))
+		say(InterfaceChanged, asked, "", "renamed, it was %s", escape.Name(was.Name))
 	}
 	if was.Up != now.Up {
-		say(InterfaceChanged, a.Author, "", "interface %s", map[bool]string{true: "up", false: "down"}[now.Up])
+		say(InterfaceChanged, asked, "", "interface %s", map[bool]string{true: "up", false: "down"}[now.Up])
 	}
 	if was.Carrier != now.Carrier && was.Up && now.Up {
 		carrier := Author{Party: Kernel}
@@ -307,7 +310,7 @@ func (r *Recorder) takeInterface(at time.Time, a Announced) {
 		}
 	}
 	if was.Group != now.Group {
-		who, why := a.Author, ""
+		who, why := asked, ""
 		if r.document != nil && r.document.UplinkGroup != 0 && (now.Group == r.document.UplinkGroup || was.Group == r.document.UplinkGroup) && a.Port == 0 {
 			who = Author{Party: Multihomed, Probable: true}
 		}
@@ -321,7 +324,7 @@ func (r *Recorder) takeInterface(at time.Time, a Announced) {
 		if now.Master != 0 {
 			text = "part of " + r.name(now.Master)
 		}
-		say(InterfaceChanged, a.Author, "", "%s", text)
+		say(InterfaceChanged, asked, "", "%s", text)
 	}
 }
 
@@ -362,7 +365,7 @@ func (r *Recorder) takeAddress(at time.Time, a Announced) {
 	}
 	who, why := r.authorOfAddress(a, family, kind)
 	link := r.name(a.Device)
-	r.blame(at, link, who, why)
+	r.blame(at, link, family, who, why)
 	r.hold(held{
 		event: Event{Time: at, Kind: kind, Link: link, Family: family.String(), Object: a.Address.Prefix.String(), Text: text, Why: why, Author: who},
 		group: group{kind: kind, family: family.String(), author: who},
@@ -377,6 +380,8 @@ func (r *Recorder) authorOfAddress(a Announced, f routing.Family, kind Kind) (wh
 		return Author{Party: Kernel}, "duplicate address detection failed"
 	case kind == AddressChanged:
 		return Author{Party: Kernel}, "its preferred lifetime is over"
+	case kind == AddressRemoved && a.Port == 0 && known && !i.Up:
+		return Author{Party: Kernel}, "the interface is down"
 	case a.Origin == routing.OriginAdvertisement:
 		return Author{Party: Kernel}, "router advertisement"
 	case a.Origin == routing.OriginLinkLocal:
@@ -386,8 +391,6 @@ func (r *Recorder) authorOfAddress(a Announced, f routing.Family, kind Kind) (wh
 			why = "it has a lifetime: DHCP or a router advertisement"
 		}
 		return a.Author, why
-	case kind == AddressRemoved && known && !i.Up:
-		return Author{Party: Kernel}, "the interface is down"
 	case f == routing.IPv4 && kind == AddressRemoved && a.Address.Dynamic:
 		return Author{Party: Kernel}, "its lifetime is over"
 	case f == routing.IPv6 && a.Address.Dynamic && r.managed(a.Device):
@@ -447,7 +450,7 @@ func (r *Recorder) takeRoute(at time.Time, a Announced) {
 		e.Why = r.whyRoute(route, a)
 		if route.Table == routing.TableMain && route.IsDefault() {
 			for _, way := range a.Routes {
-				r.causes[causeKey{r.name(way.Device), family}] = cause{at, e.Author, e.Why}
+				r.blame(at, r.name(way.Device), route.Family, e.Author, e.Why)
 			}
 		}
 	}
@@ -480,12 +483,12 @@ func (r *Recorder) ours(e *Event, ours bool) {
 		}
 	case was:
 		delete(r.deleted, key)
-		e.Why = "restored: it was deleted, by whom is not known"
+		e.Why = "restored after it was deleted, by whom is not known"
 		switch who.Party {
 		case Kernel:
-			e.Why = "restored: the kernel deleted it"
+			e.Why = "restored after the kernel deleted it"
 		case Other, NetworkManager:
-			e.Why = fmt.Sprintf("restored: %s deleted it", who)
+			e.Why = fmt.Sprintf("restored after %s deleted it", who)
 		case Multihomed, Unknown:
 		}
 	}
@@ -528,9 +531,10 @@ func (r *Recorder) whyRoute(route routing.Route, a Announced) string {
 	return ""
 }
 
-// blame notes who did something to an interface that may explain a change of the document.
-func (r *Recorder) blame(at time.Time, link string, who Author, why string) {
-	for _, f := range routing.Families() {
+// blame notes who did something to an interface that may explain a change of the document. What
+// multihomed does follows such a change.
+func (r *Recorder) blame(at time.Time, link string, f routing.Family, who Author, why string) {
+	if who.Party != Unknown && who.Party != Multihomed {
 		r.causes[causeKey{link, f.String()}] = cause{at, who, why}
 	}
 }
