@@ -58,11 +58,13 @@ With --json it prints one JSON object a line. Fields are only ever added as long
   probable  true: who is told by circumstances, and not by a socket
   count     number of changes, 1 for most`
 
-// Changes of one sort between two readings that are told one by one.
-const (
-	mostLines  = 64
-	mostShown  = 6
-	askingTime = time.Second
+// askingTime is how long the daemon may take to answer; then the host is read without it.
+const askingTime = time.Second
+
+// A pipe gets nearly everything; on a screen the rules of multihomed would leave no room for the rest.
+var (
+	inLines  = watch.Limits{Own: 64, Others: 64} //nolint:gochecknoglobals // a constant in all but name
+	onScreen = watch.Limits{Own: 0, Others: 6}   //nolint:gochecknoglobals // a constant in all but name
 )
 
 func (a *app) watch() *cobra.Command {
@@ -121,8 +123,8 @@ func (a *app) asker(loaded config.Loaded) func(context.Context, follow.Question)
 }
 
 // follows runs a follower beside a function that takes its updates, until either ends.
-func (a *app) follows(ctx context.Context, loaded config.Loaded, most int, use func(context.Context, <-chan follow.Update) error) error {
-	f, err := follow.New(follow.Options{Ask: a.asker(loaded), Most: most})
+func (a *app) follows(ctx context.Context, loaded config.Loaded, limits watch.Limits, use func(context.Context, <-chan follow.Update) error) error {
+	f, err := follow.New(follow.Options{Ask: a.asker(loaded), Limits: limits})
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
@@ -145,7 +147,7 @@ func (a *app) follows(ctx context.Context, loaded config.Loaded, most int, use f
 // watchLines prints a line for each event.
 func (a *app) watchLines(ctx context.Context, loaded config.Loaded, asJSON bool) error {
 	signal.Ignore(unix.SIGPIPE) // A write says it.
-	return a.follows(ctx, loaded, mostLines, func(ctx context.Context, updates <-chan follow.Update) error {
+	return a.follows(ctx, loaded, inLines, func(ctx context.Context, updates <-chan follow.Update) error {
 		out := newPrinter(a.Out)
 		ticker := time.NewTicker(time.Second)
 		defer ticker.Stop()

@@ -43,7 +43,7 @@ func (a *app) watchScreen(ctx context.Context, loaded config.Loaded, how look) (
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, unix.SIGWINCH)
 	defer signal.Stop(resized)
-	return a.follows(ctx, loaded, mostShown, func(ctx context.Context, updates <-chan follow.Update) error {
+	return a.follows(ctx, loaded, onScreen, func(ctx context.Context, updates <-chan follow.Update) error {
 		ticker := time.NewTicker(time.Second)
 		defer ticker.Stop()
 		m := &watch.Model{Now: time.Now(), Colour: bool(how.paint)}

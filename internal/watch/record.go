@@ -32,8 +32,7 @@ const (
 // explains it, or until Flush. Its memory is bounded by the host, and not by how much changes. It is not
 // safe for concurrent use.
 type Recorder struct {
-	// most is how many changes of one sort are told one by one.
-	most int
+	limits Limits
 
 	interfaces map[int]routing.Interface
 	addresses  map[addressKey]routing.Address
@@ -45,6 +44,15 @@ type Recorder struct {
 	deleted map[string]Author
 	// causes say what happened last to an interface in a family.
 	causes map[causeKey]cause
+}
+
+// Limits say how many changes of one sort are told one by one between two documents; the others are
+// counted.
+type Limits struct {
+	// Own are those of multihomed to its rules and routes, unless it restores them.
+	Own int
+	// Others are all others.
+	Others int
 }
 
 type addressKey struct {
@@ -69,6 +77,8 @@ type group struct {
 	family string
 	table  routing.TableID
 	author Author
+	// isOwn says that multihomed changed its own.
+	isOwn bool
 }
 
 type crowd struct {
@@ -84,11 +94,10 @@ type cause struct {
 	why    string
 }
 
-// NewRecorder returns a recorder that tells so many changes of one sort one by one between two
-// documents, and counts the others.
-func NewRecorder(most int) *Recorder {
+// NewRecorder returns a recorder that knows nothing yet.
+func NewRecorder(limits Limits) *Recorder {
 	return &Recorder{
-		most: most, interfaces: map[int]routing.Interface{}, addresses: map[addressKey]routing.Address{},
+		limits: limits, interfaces: map[int]routing.Interface{}, addresses: map[addressKey]routing.Address{},
 		groups: map[group]*crowd{}, deleted: map[string]Author{}, causes: map[causeKey]cause{},
 	}
 }
@@ -140,7 +149,7 @@ func (r *Recorder) Explainable() bool {
 // hold keeps an event, or counts it.
 func (r *Recorder) hold(h held) {
 	if _, known := r.groups[h.group]; !known && len(r.groups) >= mostGroups {
-		h.group = group{kind: h.group.kind, author: Author{Party: Unknown}}
+		h.group = group{kind: h.group.kind, author: Author{Party: Unknown}, isOwn: h.group.isOwn}
 	}
 	c := r.groups[h.group]
 	if c == nil {
@@ -148,7 +157,11 @@ func (r *Recorder) hold(h held) {
 		r.groups[h.group] = c
 	}
 	c.last = h.event.Time
-	if c.told == r.most {
+	most := r.limits.Others
+	if h.group.isOwn {
+		most = r.limits.Own
+	}
+	if c.told == most {
 		c.more++
 		return
 	}
@@ -170,7 +183,7 @@ func (r *Recorder) Flush() []Event {
 	}
 	for _, g := range slices.SortedFunc(maps.Keys(r.groups), func(a, b group) int { return r.groups[a].last.Compare(r.groups[b].last) }) {
 		if c := r.groups[g]; c.more > 0 {
-			out = append(out, Event{Time: c.last, Kind: g.kind, Family: g.family, Text: g.text(c.more), Author: g.author, Count: c.more}.clean())
+			out = append(out, Event{Time: c.last, Kind: g.kind, Family: g.family, Text: g.text(c), Author: g.author, Count: c.more}.clean())
 		}
 	}
 	r.held = nil
@@ -179,26 +192,30 @@ func (r *Recorder) Flush() []Event {
 	return out
 }
 
-// text says how many more changes of the group there were.
-func (g group) text(n int) string {
+// text says how many changes of the group were not told one by one.
+func (g group) text(c *crowd) string {
+	words := []string{fmt.Sprint(c.more)}
+	if c.told > 0 {
+		words = append(words, "more")
+	}
 	noun, verb, found := strings.Cut(string(g.kind), "-")
-	if !found || g.kind == Lost {
-		return fmt.Sprintf("%d more times %s", n, g.kind)
+	if g.kind == Lost || !found {
+		return strings.Join(append(words, "times", string(g.kind)), " ")
+	}
+	if g.family != "" {
+		words = append(words, familyName(g.family))
+	}
+	if c.more != 1 {
+		noun = plural(noun)
 	}
 	if verb == "removed" {
 		verb = "deleted"
 	}
-	if n != 1 {
-		noun = plural(noun)
-	}
-	text := fmt.Sprintf("%d more %s %s", n, noun, verb)
-	if g.family != "" {
-		text = fmt.Sprintf("%d more %s %s %s", n, familyName(g.family), noun, verb)
-	}
+	words = append(words, noun, verb)
 	if g.table != 0 {
-		text += fmt.Sprintf(" in table %s", g.table)
+		words = append(words, "in table", g.table.String())
 	}
-	return text
+	return strings.Join(words, " ")
 }
 
 func plural(noun string) string {
@@ -249,7 +266,7 @@ func (r *Recorder) explain(e *Event, h held, why map[string]reason) {
 	case e.Party != Multihomed || e.Why != "" || w.decision == "":
 	case e.Kind == RuleRemoved || e.Kind == RouteRemoved:
 		if known {
-			e.Why = "it takes another place"
+			e.Why = "it moves to its place in the order"
 		} else {
 			e.Why = "nothing needs it any more"
 		}
@@ -419,7 +436,7 @@ func (r *Recorder) takeRule(at time.Time, a Announced) {
 	}
 	e.Text = fmt.Sprintf("%s rule %s%s: %s", familyName(family), mine(ours, a.Author), verb, e.Object)
 	r.ours(&e, ours)
-	h := held{event: e, ours: ours, group: group{kind: e.Kind, family: family, author: e.Author}}
+	h := held{event: e, ours: ours, group: group{kind: e.Kind, family: family, author: e.Author, isOwn: own(e, ours)}}
 	if ours {
 		h.rule = a.Rule
 	}
@@ -455,12 +472,15 @@ func (r *Recorder) takeRoute(at time.Time, a Announced) {
 		}
 	}
 	r.ours(&e, ours)
-	h := held{event: e, ours: ours, group: group{kind: e.Kind, family: family, table: route.Table, author: e.Author}}
+	h := held{event: e, ours: ours, group: group{kind: e.Kind, family: family, table: route.Table, author: e.Author, isOwn: own(e, ours)}}
 	if ours {
 		h.route = route
 	}
 	r.hold(h)
 }
+
+// own reports whether multihomed changes what is its own, and restores nothing.
+func own(e Event, ours bool) bool { return ours && e.Party == Multihomed && e.Why == "" }
 
 // mine tells an object of multihomed from others where somebody else touches it.
 func mine(ours bool, who Author) string {

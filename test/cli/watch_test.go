@@ -136,7 +136,9 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	do(fmt.Sprintf("route del default table %d", table))
-	e = w.wants("route of ours deleted", func(e watch.Event) bool { return e.Kind == watch.RouteRemoved && strings.Contains(e.Text, "of multihomed") })
+	e = w.wants("route of ours deleted", func(e watch.Event) bool {
+		return e.Kind == watch.RouteRemoved && strings.Contains(e.Text, "of multihomed")
+	})
 	if e.Party != watch.Other || e.PID != pid || e.Link != "wan0" {
 		t.Errorf("%+v, want process %d", e, pid)
 	}
@@ -154,7 +156,9 @@ func TestWatch(t *testing.T) {
 	})
 	w.mark()
 	h.up("wan1")
-	w.wants("link", func(e watch.Event) bool { return e.Kind == watch.LinkAdded && e.Link == "wan1" && e.Party == watch.NetworkManager && e.Why != "" })
+	w.wants("link", func(e watch.Event) bool {
+		return e.Kind == watch.LinkAdded && e.Link == "wan1" && e.Party == watch.NetworkManager && e.Why != ""
+	})
 	w.wants("address", func(e watch.Event) bool {
 		return e.Kind == watch.AddressAdded && e.Link == "wan1" && e.Family == "ipv4" && e.Party == watch.NetworkManager && strings.Contains(e.Why, "DHCP")
 	})
@@ -164,7 +168,9 @@ func TestWatch(t *testing.T) {
 	w.wants("rule of ours", func(e watch.Event) bool {
 		return e.Kind == watch.RuleAdded && e.Reason == "source" && e.Link == "wan1" && e.Party == watch.Multihomed && e.Why == "packets from the address leave by the link"
 	})
-	w.wants("gateway", func(e watch.Event) bool { return e.Kind == watch.GatewayAdded && e.Link == "wan1" && e.Family == "ipv4" })
+	w.wants("gateway", func(e watch.Event) bool {
+		return e.Kind == watch.GatewayAdded && e.Link == "wan1" && e.Family == "ipv4"
+	})
 	h.settle()
 
 	// Unbound traffic moves, by order.
@@ -195,11 +201,15 @@ func TestWatch(t *testing.T) {
 	// The daemon stops, and what others do is still told; an ordinary user learns less.
 	w.mark()
 	h.stop()
-	w.wants("end of the daemon", func(e watch.Event) bool { return e.Kind == watch.ServiceChanged && strings.Contains(e.Text, "not running") })
+	w.wants("end of the daemon", func(e watch.Event) bool {
+		return e.Kind == watch.ServiceChanged && strings.Contains(e.Text, "not running")
+	})
 	u := h.watch(nobody)
 	do("rule del priority 30001 table 77")
 	w.wants("end of the rule", func(e watch.Event) bool { return e.Kind == watch.RuleRemoved && e.PID == pid && !e.Probable })
-	u.wants("end of the rule for nobody", func(e watch.Event) bool { return e.Kind == watch.RuleRemoved && e.PID == pid && e.Process == "ip" && e.Probable })
+	u.wants("end of the rule for nobody", func(e watch.Event) bool {
+		return e.Kind == watch.RuleRemoved && e.PID == pid && e.Process == "ip" && e.Probable
+	})
 	u.stop()
 	w.stop()
 }

@@ -31,8 +31,8 @@ type Options struct {
 	// Ask returns the status, or nil if it is sure to be what it was. An answer is not changed
 	// afterwards.
 	Ask func(context.Context, Question) (*status.Status, error)
-	// Most is how many changes of one sort are told one by one between two answers.
-	Most int
+	// Limits are those of [watch.NewRecorder].
+	Limits watch.Limits
 	// ReceiveBuffer is that of [kernel.Listen].
 	ReceiveBuffer int
 }
@@ -83,7 +83,7 @@ func New(o Options) (*Follower, error) {
 	}
 	return &Follower{
 		Options: o, listener: listener, authors: newAuthors(), changed: news.NewSignal(),
-		updates: make(chan Update), recorder: watch.NewRecorder(o.Most),
+		updates: make(chan Update), recorder: watch.NewRecorder(o.Limits),
 	}, nil
 }
 
