@@ -167,8 +167,8 @@ func TestFrameFits(t *testing.T) {
 	for _, m := range []*watch.Model{model(), many(3), many(40), hostile(), {Now: noon}, {Now: noon, Fault: "x"}} {
 		for _, colour := range []bool{false, true} {
 			m.Colour = colour
-			for _, height := range []int{1, 2, 3, 4, 5, 8, 9, 10, 11, 24, 50} {
-				for _, width := range []int{1, 2, 3, 9, 17, 18, 19, 20, 30, 43, 44, 60, 79, 80, 99, 100, 200} {
+			for _, height := range []int{1, 2, 4, 5, 9, 10, 24, 50} {
+				for _, width := range []int{1, 2, 9, 18, 20, 44, 79, 80, 100, 200} {
 					lines := watch.Frame(m, width, height)
 					if len(lines) != height {
 						t.Fatalf("%d lines on %dx%d", len(lines), width, height)
@@ -202,4 +202,13 @@ func TestRates(t *testing.T) {
 	if len(got) != 1 || got["a"] != (watch.Rate{In: 2000}) {
 		t.Errorf("%v", got)
 	}
+}
+
+func manual(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../packaging/man/multihomectl.8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"multihomed/internal/escape"
 	"multihomed/internal/watch"
@@ -41,7 +42,12 @@ type authors struct {
 type resolved struct {
 	inode  string
 	author watch.Author
+	at     time.Time
 }
+
+// authorLasts is how long a port that has closed still speaks for its process: what it asked for may be
+// read after it has ended.
+const authorLasts = 5 * time.Second
 
 func newAuthors() *authors {
 	return &authors{proc: "/proc", known: map[uint32]resolved{}, learned: map[uint32]bool{}}
@@ -90,22 +96,22 @@ func (a *authors) lookUp(port uint32) watch.Author {
 		a.sockets = a.readSockets()
 	}
 	inode, open := a.sockets[port]
-	if !open {
-		switch {
-		case comm != "":
-			return a.author(pid, comm, true)
-		default:
-			return watch.Author{Party: watch.Unknown, PID: pid}
-		}
+	k, known := a.known[port]
+	var who watch.Author
+	switch {
+	case open && known && k.inode == inode, !open && known && time.Since(k.at) < authorLasts:
+		who, inode = k.author, k.inode
+	case open:
+		who = a.holder(pid, comm, inode)
+	case comm != "":
+		who = a.author(pid, comm, true)
+	default:
+		return watch.Author{Party: watch.Unknown, PID: pid}
 	}
-	if k, known := a.known[port]; known && k.inode == inode {
-		return k.author
-	}
-	who := a.holder(pid, comm, inode)
-	if len(a.known) >= mostAuthors {
+	if !known && len(a.known) >= mostAuthors {
 		clear(a.known)
 	}
-	a.known[port] = resolved{inode, who}
+	a.known[port] = resolved{inode, who, time.Now()}
 	return who
 }
 
