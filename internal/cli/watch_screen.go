@@ -49,9 +49,7 @@ func (a *app) watchScreen(ctx context.Context, loaded config.Loaded, how look) (
 		m := &watch.Model{Now: time.Now(), Colour: bool(how.paint)}
 		meter := meter{}
 		for {
-			if err := s.draw(m); err != nil {
-				return printed(err)
-			}
+			s.draw(m)
 			select {
 			case u := <-updates:
 				m.Add(u.Events)
@@ -150,9 +148,9 @@ func (s *screen) send(text []byte) {
 }
 
 // draw draws what has changed since the last time. While the terminal is slow it leaves pictures out.
-func (s *screen) draw(m *watch.Model) error {
+func (s *screen) draw(m *watch.Model) {
 	if s.isBusy {
-		return nil
+		return
 	}
 	width, height, err := term.GetSize(int(s.out.Fd()))
 	if err != nil || width < 1 || height < 1 {
@@ -174,7 +172,6 @@ func (s *screen) draw(m *watch.Model) error {
 	if b.Len() > 0 {
 		s.send([]byte(b.String()))
 	}
-	return nil
 }
 
 // close gives the terminal back. A terminal that takes nothing keeps its picture, but takes keys as before.
@@ -184,16 +181,17 @@ func (s *screen) close() {
 	if s.before != nil {
 		defer func() { _ = term.Restore(int(s.in.Fd()), s.before) }() // There is nobody to tell.
 	}
-	if s.isBusy {
+	isIdle := func() bool {
 		select {
-		case <-s.printer.done:
+		case err := <-s.printer.done:
+			return err == nil
 		case <-patience.C:
-			return
+			return false
 		}
 	}
-	s.send([]byte(leaveScreen))
-	select {
-	case <-s.printer.done:
-	case <-patience.C:
+	if s.isBusy && !isIdle() {
+		return
 	}
+	s.send([]byte(leaveScreen))
+	isIdle()
 }

@@ -157,7 +157,7 @@ func (e Event) tail() string {
 	if e.Kind == Watching || e.Kind == Lost {
 		return ""
 	}
-	who := e.Author.String()
+	who := e.String()
 	if e.Why == "" {
 		return who
 	}

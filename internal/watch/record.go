@@ -536,19 +536,18 @@ func (r *Recorder) whyRoute(route routing.Route, a Announced) string {
 		return ""
 	}
 	const dhcp = 16 // RTPROT_DHCP
-	switch route.Protocol {
-	case routing.ProtocolRA:
+	switch p := route.Protocol; {
+	case p == routing.ProtocolRA:
 		return "router advertisement"
-	case routing.ProtocolKernel:
+	case p == routing.ProtocolKernel:
 		return "network of an address"
-	case dhcp:
+	case p == dhcp:
 		return "DHCP"
-	case routing.ProtocolStatic:
-		if a.Author.Party == NetworkManager {
-			return "profile"
-		}
+	case p == routing.ProtocolStatic && a.Author.Party == NetworkManager:
+		return "profile"
+	default:
+		return ""
 	}
-	return ""
 }
 
 // blame notes who did something to an interface that may explain a change of the document. What

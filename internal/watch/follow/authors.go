@@ -117,14 +117,11 @@ func (a *authors) lookUp(port uint32) watch.Author {
 
 // holder finds the process that holds a socket, first of all the one that the port speaks for.
 func (a *authors) holder(pid int, comm, inode string) watch.Author {
-	holds, err := false, error(nil)
 	if comm != "" {
-		if holds, err = a.holds(pid, inode); holds {
-			return a.author(pid, comm, false)
+		holds, err := a.holds(pid, inode)
+		if holds || errors.Is(err, fs.ErrPermission) {
+			return a.author(pid, comm, !holds)
 		}
-	}
-	if comm != "" && errors.Is(err, fs.ErrPermission) {
-		return a.author(pid, comm, true)
 	}
 	entries, _ := os.ReadDir(a.proc) // Nobody is found if it cannot be read.
 	for _, e := range entries {

@@ -1,4 +1,4 @@
-package follow
+package follow_test
 
 import (
 	"os"
@@ -8,11 +8,12 @@ import (
 	"testing"
 
 	"multihomed/internal/watch"
+	"multihomed/internal/watch/follow"
 	"multihomed/routing"
 )
 
 // proc is a /proc with processes, each of which holds one socket.
-func proc(t *testing.T, sockets string, processes map[int][2]string) *authors {
+func proc(t *testing.T, sockets string, processes map[int][2]string) *follow.Authors {
 	t.Helper()
 	root := t.TempDir()
 	write := func(path, text string) {
@@ -35,9 +36,7 @@ func proc(t *testing.T, sockets string, processes map[int][2]string) *authors {
 			t.Fatal(err)
 		}
 	}
-	a := newAuthors()
-	a.proc = root
-	return a
+	return follow.NewAuthors(root)
 }
 
 func asked(port uint32, protocol routing.Protocol) routing.Announcement {
@@ -70,14 +69,14 @@ func TestAuthors(t *testing.T) {
 		{"a socket of nobody", 4111111111, watch.Author{Party: watch.Unknown}},
 	} {
 		for range 2 {
-			if got := a.name([]routing.Announcement{asked(c.port, 0)})[0].Author; got != c.want {
+			if got := a.Name([]routing.Announcement{asked(c.port, 0)})[0].Author; got != c.want {
 				t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 			}
 		}
 	}
 	// Only multihomed adds what is of multihomed.
 	for _, protocol := range []routing.Protocol{routing.Multihomed, 0} {
-		if got := a.name([]routing.Announcement{asked(4111111111, protocol)})[0].Author; got != (watch.Author{Party: watch.Multihomed, Probable: true}) {
+		if got := a.Name([]routing.Announcement{asked(4111111111, protocol)})[0].Author; got != (watch.Author{Party: watch.Multihomed, Probable: true}) {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -86,7 +85,7 @@ func TestAuthors(t *testing.T) {
 // TestCounters reads any name.
 func TestCounters(t *testing.T) {
 	t.Parallel()
-	got, err := readCounters(strings.NewReader("Inter-|   Receive\n face |bytes packets\n    lo: 12 0 0 0 0 0 0 0 34 0 0 0 0 0 0 0\na\xff:1 0 0 0 0 0 0 0 18446744073709551615 0 0 0 0 0 0 0\nshort: 1\n"))
+	got, err := follow.ReadCounters(strings.NewReader("Inter-|   Receive\n face |bytes packets\n    lo: 12 0 0 0 0 0 0 0 34 0 0 0 0 0 0 0\na\xff:1 0 0 0 0 0 0 0 18446744073709551615 0 0 0 0 0 0 0\nshort: 1\n"))
 	if err != nil || len(got) != 2 || got["lo"] != (watch.Counter{In: 12, Out: 34}) || got[`a\xff`] != (watch.Counter{In: 1, Out: 1<<64 - 1}) {
 		t.Errorf("%v, %v", got, err)
 	}

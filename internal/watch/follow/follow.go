@@ -193,7 +193,7 @@ func (f *Follower) once(ctx context.Context, isChanged bool) (time.Duration, err
 	answer, fault := f.Ask(ctx, Question{Whole: whole, Changed: isChanged})
 	now := time.Now()
 	if ctx.Err() != nil {
-		return 0, nil
+		return 0, nil //nolint:nilerr // it was told to end
 	}
 	u := Update{Document: answer, Fault: fault}
 	f.mu.Lock()

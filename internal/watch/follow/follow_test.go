@@ -48,7 +48,7 @@ func answer(context.Context, follow.Question) (*status.Status, error) {
 }
 
 // until takes updates until an event is as it should be.
-func until(t *testing.T, f *follow.Follower, is func(watch.Event) bool) watch.Event {
+func until(t *testing.T, f *follow.Follower, is func(watch.Event) bool) {
 	t.Helper()
 	limit := time.NewTimer(30 * time.Second)
 	defer limit.Stop()
@@ -57,7 +57,7 @@ func until(t *testing.T, f *follow.Follower, is func(watch.Event) bool) watch.Ev
 		case u := <-f.Updates():
 			for _, e := range u.Events {
 				if is(e) {
-					return e
+					return
 				}
 			}
 		case <-limit.C:
