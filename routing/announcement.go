@@ -29,7 +29,8 @@ type Announcement struct {
 	// Gone says that the object was deleted, Replaced that it took the place of another (NLM_F_REPLACE).
 	Gone, Replaced bool
 	// Port is the netlink port of who asked for the change. It is 0 if the kernel acted by itself, and
-	// where it does not say: for IPv6 addresses, and for interfaces before Linux 6.2.
+	// where it does not say: for IPv6 addresses (inet6_ifa_notify in net/ipv6/addrconf.c) and for
+	// interfaces that change (netdev_state_change, dev_change_flags in net/core/dev.c).
 	Port uint32
 	Rule Rule
 	// Routes has a route for each next hop, and at least one.

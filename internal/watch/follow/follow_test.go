@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -55,10 +56,8 @@ func until(t *testing.T, f *follow.Follower, is func(watch.Event) bool) {
 	for {
 		select {
 		case u := <-f.Updates():
-			for _, e := range u.Events {
-				if is(e) {
-					return
-				}
+			if slices.ContainsFunc(u.Events, is) {
+				return
 			}
 		case <-limit.C:
 			t.Fatal("no such event")
