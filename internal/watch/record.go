@@ -64,10 +64,9 @@ type addressKey struct {
 // held is an event that waits for its explanation.
 type held struct {
 	event Event
-	// rule or route is set for an object of multihomed.
-	rule  routing.Rule
-	route routing.Route
+	// ours says that it is about an object of multihomed, and rule which if it is a rule.
 	ours  bool
+	rule  routing.Rule
 	group group
 }
 
@@ -472,11 +471,7 @@ func (r *Recorder) takeRoute(at time.Time, a Announced) {
 		}
 	}
 	r.ours(&e, ours)
-	h := held{event: e, ours: ours, group: group{kind: e.Kind, family: family, table: route.Table, author: e.Author, isOwn: own(e, ours)}}
-	if ours {
-		h.route = route
-	}
-	r.hold(h)
+	r.hold(held{event: e, ours: ours, group: group{kind: e.Kind, family: family, table: route.Table, author: e.Author, isOwn: own(e, ours)}})
 }
 
 // own reports whether multihomed changes what is its own, and restores nothing.
