@@ -181,7 +181,7 @@ func TestNamesOfAnyBytes(t *testing.T) {
 	s.Links[1].Interface, h.Interfaces[1].Name = `w\xff\\n`, "w\xff\\n"
 	h.Parameters["net/ipv6/conf/w\xff\\n/forwarding"], h.Parameters["net/ipv6/conf/w\xff\\n/accept_ra"] = 1, 1
 	found := doctor.Diagnose(s, h).Of(doctor.AcceptRA)
-	if len(found) != 1 || found[0].Link != `w\xff\\n` || found[0].Commands != `sysctl -w "$(printf 'net.ipv6.conf.w\377\134n.accept_ra=2')"` {
+	if len(found) != 1 || found[0].Link != `w\xff\\n` || found[0].Commands != `sysctl -w "net.ipv6.conf.w$(printf '\377')\\n.accept_ra=2"` {
 		t.Errorf("found %+v", found)
 	}
 }

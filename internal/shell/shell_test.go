@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"multihomed/internal/escape"
 	"multihomed/internal/shell"
 )
 
@@ -13,7 +14,7 @@ func TestQuote(t *testing.T) {
 	t.Parallel()
 	words := []string{"wan0", "", "a;id", "$(id)", "`id`", `"<b>&`, "it's", `back\slash`, "w\xffn", "e\x1b[31m", "100%\x01", "*", "~", "é", "a\\'\xfe%s"}
 	quoted := shell.Command(words...)
-	if strings.ContainsFunc(quoted, func(r rune) bool { return r < ' ' || r > '~' }) {
+	if escape.Text(quoted) != quoted {
 		t.Errorf("not printable: %q", quoted)
 	}
 	out, err := exec.CommandContext(t.Context(), "/bin/sh", "-c", "printf '%s\\n' "+quoted).Output()

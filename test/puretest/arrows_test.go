@@ -20,18 +20,18 @@ var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
 		"internal/activation", "internal/dnsname", "internal/escape", "internal/event", "internal/fsutil", "internal/hangup", "internal/health", "internal/lazy", "internal/news", "internal/nlmsg", "internal/nlsocket", "internal/ownership",
-		"internal/prober/wire", "internal/processor", "internal/rights", "internal/shell", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
+		"internal/prober/wire", "internal/processor", "internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/binder/wire", "internal/cgroups", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
+		"internal/binder/wire", "internal/cgroups", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/shell", "internal/sockdiag", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/answers", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/answers", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "internal/watch", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/holding", "internal/hookstate", "internal/kerneltables",
-		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
+		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/preview", "internal/status/outcome", "internal/status/socket", "internal/watch/follow",
 	},
 	// Who the links are.
 	{"internal/config", "internal/handoff", "internal/holding/client", "internal/routedlease"},
