@@ -81,7 +81,10 @@ func (r *reading) text(path string) ([]byte, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading /%s: %w", path, errors.Unwrap(err))
+		if e, is := errors.AsType[*fs.PathError](err); is {
+			err = e.Err // It names the path without its root.
+		}
+		return nil, fmt.Errorf("reading /%s: %w", path, err)
 	}
 	defer func() { _ = f.Close() }() // It was only read.
 	data, err := io.ReadAll(io.LimitReader(f, mostBytes+1))
