@@ -157,9 +157,10 @@ func (w *walk) select4(routes []*routing.Route) found {
 			return f
 		}
 		if w.host.objects[first] != 0 {
-			// No way of the object is for the packet: the other routes of the destination are not
-			// asked (fib_table_lookup).
-			routes = slices.DeleteFunc(routes, func(r *routing.Route) bool { return r.Destination == first.Destination })
+			// No way of the object is for the packet: the rest of the leaf is not asked
+			// (fib_table_lookup), which has all prefixes that begin at this address.
+			leaf := first.Destination.Addr()
+			routes = slices.DeleteFunc(routes, func(r *routing.Route) bool { return r.Destination.Addr() == leaf })
 		}
 	}
 	return found{}

@@ -112,10 +112,14 @@ func install(tb testing.TB, t *rapid.T, family routing.Family, index map[string]
 		legs := route.legs
 		flags := unix.NLM_F_APPEND
 		// Two multipath routes of one key cannot be told from one in a list of legs.
-		if family == routing.IPv4 && (len(legs) > 1 || route.nexthop == groupOf(family)) {
+		if family == routing.IPv4 && (max(len(legs), len(route.nexthops)) > 1) {
 			flags = unix.NLM_F_EXCL
 		}
-		err := addRouteBy(route.nexthop, flags, legs...)
+		nexthop := uint32(0)
+		if len(route.nexthops) > 0 {
+			nexthop = makeNexthop(tb, family, index, route.nexthops...)
+		}
+		err := addRouteBy(nexthop, flags, legs...)
 		if err != nil && family == routing.IPv6 {
 			// A refused route spoils the kernel's tree: a node that has only source-specific
 			// routes then names a longer destination, and is not found any more (fib6_add and

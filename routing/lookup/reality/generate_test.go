@@ -170,10 +170,10 @@ func genRules(t *rapid.T, family routing.Family, vrf bool) []routing.Rule {
 	return rules
 }
 
-// A way is a route: its legs, or the number of a nexthop object, with a leg that says the rest.
+// A way is a route: its legs, or the devices of a nexthop object, with a leg that says the rest.
 type way struct {
-	legs    []routing.Route
-	nexthop uint32
+	legs     []routing.Route
+	nexthops []int
 }
 
 // genRoute makes the legs of a route.
@@ -217,9 +217,9 @@ func genRoute(t *rapid.T, family routing.Family, index map[string]int) way {
 		return r
 	}
 	if legs > 0 && chance(t, 20) {
-		out := way{legs: []routing.Route{leg(d)}, nexthop: nexthopOf(family, d)}
+		out := way{legs: []routing.Route{leg(d)}, nexthops: []int{d}}
 		if legs > 1 {
-			out.nexthop = groupOf(family)
+			out.nexthops = []int{0, 2, 3}
 		}
 		out.legs[0].Source = netip.Prefix{} // The kernel refuses both (ip6_route_info_create).
 		return out

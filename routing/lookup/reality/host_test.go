@@ -102,14 +102,6 @@ func newHost(tb testing.TB) map[string]int {
 		}
 		return nil
 	}))
-	for i := range last + 1 {
-		for _, family := range routing.Families() {
-			addNexthop(tb, nexthopOf(family, i), family, index[fmt.Sprintf("d%d", i)], gatewayOf(family, i))
-		}
-	}
-	for _, family := range routing.Families() {
-		addNexthop(tb, groupOf(family), family, 0, netip.Addr{}, members(family)...)
-	}
 	return index
 }
 
@@ -121,20 +113,26 @@ func gatewayOf(family routing.Family, i int) netip.Addr {
 	return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d::fe", i))
 }
 
-// nexthopOf is the number of the nexthop object of that router, groupOf that of the group of some.
-func nexthopOf(family routing.Family, i int) uint32 { return uint32(family)*100 + uint32(i) + 1 }
-
-func groupOf(family routing.Family) uint32 { return uint32(family)*100 + 50 }
-
-// groupMembers are the devices that the group leads through.
-var groupMembers = []int{0, 2, 3}
-
-func members(family routing.Family) (out []uint32) {
-	for _, i := range groupMembers {
-		out = append(out, nexthopOf(family, i))
+// makeNexthop makes a nexthop object, or a group of objects, that leads through some devices, and
+// returns its number. Each route has its own: IPv6 keeps a copy of the route with the object, and
+// answers and suppresses by that of another route that shares it (rt6_get_pcpu_route in net/ipv6/route.c).
+func makeNexthop(tb testing.TB, family routing.Family, index map[string]int, devices ...int) uint32 {
+	tb.Helper()
+	var members []uint32
+	for _, i := range devices {
+		lastNexthop++
+		addNexthop(tb, lastNexthop, family, index[fmt.Sprintf("d%d", i)], gatewayOf(family, i))
+		members = append(members, lastNexthop)
 	}
-	return out
+	if len(devices) == 1 {
+		return lastNexthop
+	}
+	lastNexthop++
+	addNexthop(tb, lastNexthop, family, 0, netip.Addr{}, members...)
+	return lastNexthop
 }
+
+var lastNexthop uint32
 
 // configure sets what decides about packets that come in.
 func configure(tb testing.TB, t *rapid.T) {

@@ -2,8 +2,8 @@ package reality_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
-	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink/nl"
@@ -209,6 +209,20 @@ func dump(tb testing.TB, kind, answer uint16, family routing.Family) [][]byte {
 // flush deletes all rules, and all routes of ours.
 func flush(tb testing.TB) {
 	tb.Helper()
+	list, err := send(unix.RTM_GETNEXTHOP, unix.RTM_NEWNEXTHOP, unix.NLM_F_DUMP, &message{b: make([]byte, unix.SizeofNhmsg)})
+	must(tb, err)
+	for _, b := range list {
+		attributes(b[unix.SizeofNhmsg:], func(kind uint16, v []byte) {
+			if kind == unix.NHA_ID {
+				m := &message{b: make([]byte, unix.SizeofNhmsg)}
+				m.bytes(kind, v...)
+				// A group goes with its last member.
+				if _, err := send(unix.RTM_DELNEXTHOP, 0, unix.NLM_F_ACK, m); !errors.Is(err, unix.ENOENT) {
+					must(tb, err)
+				}
+			}
+		})
+	}
 	for _, family := range routing.Families() {
 		for _, b := range dump(tb, unix.RTM_GETRULE, unix.RTM_NEWRULE, family) {
 			_, err := send(unix.RTM_DELRULE, 0, unix.NLM_F_ACK, &message{b: b})
@@ -233,31 +247,11 @@ func flushTable(tb testing.TB, family routing.Family, table routing.TableID) {
 	})
 }
 
-// deletion is what deletes a listed route. One by a nexthop object is listed with its ways, which
-// may not be said beside the number.
-func deletion(b []byte) *message {
-	all, ways := &message{b: b}, &message{b: slices.Clone(b[:headerSize])}
-	byNumber := false
-	attributes(b[headerSize:], func(kind uint16, v []byte) {
-		switch kind {
-		case routeNexthop:
-			byNumber = true
-		case unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_MULTIPATH:
-			return
-		}
-		ways.bytes(kind, v...)
-	})
-	if byNumber {
-		return ways
-	}
-	return all
-}
-
 func flushRoutes(tb testing.TB, family routing.Family, is func(b []byte) bool) {
 	tb.Helper()
 	for _, b := range dump(tb, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, family) {
 		if b[5] == unix.RTPROT_STATIC && is(b) {
-			_, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, deletion(b))
+			_, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, &message{b: b})
 			must(tb, err)
 		}
 	}
