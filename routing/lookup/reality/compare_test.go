@@ -64,7 +64,7 @@ func TestKernelAgrees(t *testing.T) {
 			indexed := *host
 			indexed.Index()
 			for n, flow := range flows {
-				answer, err := reader.Ask(t.Context(), flow)
+				answer, err := reader.Ask(t.Context(), facts.Interfaces, flow)
 				if err != nil {
 					r.Fatal(err)
 				}
