@@ -22,8 +22,8 @@ const attributeFlowLabel = 31
 
 // Ask asks the kernel where a packet goes: once for the route that matches, with all its
 // legs, and once for the way of a packet (RTM_GETROUTE with and without RTM_F_FIB_MATCH). It needs
-// no privileges. What the kernel refuses is an answer, not an error. A device that does not exist is the
-// answer NoDevice. The error is ErrNoQuestion, or one of the socket.
+// no privileges. What the kernel refuses is an answer, not an error. A device that is none of the
+// interfaces is the answer NoDevice. The error is ErrNoQuestion, or one of the socket.
 //
 // The flow label is asked for only if the kernel knows the attribute; one that does not has no
 // rule for it either.
