@@ -110,15 +110,18 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 		return h.disagreeRefused(v, f, a)
 	case Local, Sent:
 	}
-	if a.Missed != None || a.Unsent != None {
-		return fmt.Sprintf("the kernel answers %q, the simulation has a route", cmp.Or(a.Missed, a.Unsent))
-	}
 	if v.Direct {
-		// No route is asked: what matched is the kernel's invention.
-		if a.Sent.Device != v.Legs[0].Device {
+		// No route matches: what is sent is the kernel's invention.
+		switch {
+		case a.Unsent != None:
+			return fmt.Sprintf("the kernel answers %q, the simulation sends", a.Unsent)
+		case v.Outcome == Sent && a.Sent.Device != v.Legs[0].Device:
 			return fmt.Sprintf("the kernel sends by interface %d, the simulation by %d", a.Sent.Device, v.Legs[0].Device)
 		}
 		return ""
+	}
+	if a.Missed != None || a.Unsent != None {
+		return fmt.Sprintf("the kernel answers %q, the simulation has a route", cmp.Or(a.Missed, a.Unsent))
 	}
 	why := ""
 	for i, want := range append([]routing.Route{v.Route}, v.Alternatives...) {
