@@ -163,7 +163,7 @@ func expect(tb testing.TB, reader *kernel.Reader, index map[string]int, how mann
 	c, err := reader.Consult(tb.Context(), f, locals(routing.FamilyOf(f.To))...)
 	must(tb, err)
 	if c.Difference != "" {
-		tb.Errorf("%+v: %s", f, c.Difference)
+		tb.Errorf("%+v: %s\n%+v\n%s", f, c.Difference, c.Answer, explain(c.Facts, c.Steps, f.Question()))
 	}
 	host := c.Facts.Host()
 	first := host.Lookup(f)
