@@ -173,6 +173,9 @@ func addRouteBy(nexthop uint32, flags int, legs ...routing.Route) error {
 	if r.Preference != 0 {
 		m.bytes(unix.RTA_PREF, byte(r.Preference))
 	}
+	if r.PreferredSource.IsValid() {
+		m.bytes(unix.RTA_PREFSRC, r.PreferredSource.AsSlice()...)
+	}
 	switch {
 	case nexthop != 0:
 		m.word(routeNexthop, nexthop)
