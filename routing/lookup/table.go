@@ -92,6 +92,11 @@ func (w *walk) candidates(t routing.TableID) []*routing.Route {
 	if w.merged(t) {
 		out = w.containing(out, routing.TableMain)
 	}
+	sortCandidates(out)
+	return out
+}
+
+func sortCandidates(out []*routing.Route) {
 	slices.SortStableFunc(out, func(a, b *routing.Route) int {
 		return cmp.Or(
 			cmp.Compare(b.Destination.Bits(), a.Destination.Bits()),
@@ -100,7 +105,6 @@ func (w *walk) candidates(t routing.TableID) []*routing.Route {
 			cmp.Compare(a.Metric, b.Metric),
 		)
 	})
-	return out
 }
 
 // merged reports whether a table is local, which has the routes of main too.

@@ -228,6 +228,9 @@ func TestPackets(t *testing.T) {
 				if f.From.IsValid() && !slices.Contains(locals(family), f.From) || known.vrf && f.OIF == "vrf0" {
 					f.From, f.OIF = netip.Addr{}, ""
 				}
+				if known.vrf && slices.Contains(locals(family)[2*last:], f.From) != (f.OIF == fmt.Sprintf("d%d", last)) {
+					f.From = netip.Addr{} // bind(2) knows in which VRF an address is.
+				}
 				f.IPProto, f.FlowLabel = unix.IPPROTO_UDP, 0
 				if how == tcpConnect {
 					f.IPProto = unix.IPPROTO_TCP
