@@ -30,15 +30,19 @@ type features struct{ vrf, dscp, dscpMask, flowLabel, portMask bool }
 // probe tries which selectors the kernel takes.
 func probe(tb testing.TB, index map[string]int) features {
 	tb.Helper()
+	reader := openReader(tb)
 	takes := func(r routing.Rule) bool {
+		// What a kernel does not know, it refuses or leaves out.
 		r.Priority, r.Action, r.Table = 1, routing.ActionLookup, routing.TableMain
-		if err := addRule(r); err != nil {
-			if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
-				tb.Fatal(err)
-			}
+		flush(tb)
+		if err := addRule(r); errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 			return false
+		} else {
+			must(tb, err)
 		}
-		return true
+		facts, err := reader.Facts(tb.Context(), r.Family)
+		must(tb, err)
+		return len(facts.Rules) == 1 && facts.Rules[0] == r
 	}
 	f := features{
 		vrf:       index["vrf0"] != 0,
