@@ -90,19 +90,18 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 	}
 	r.beforeAsking()
 	known := indexesOf(facts.Interfaces)
-	host := facts.Host()
-	if c, err = r.confront(ctx, known, facts, host, f); err != nil {
+	if c, err = r.confront(ctx, known, facts, f); err != nil {
 		return nil, err
 	}
 	if c.Difference != "" && facts.Unruled() {
 		merged := *facts
 		merged.Merged = true
-		other, err := r.confront(ctx, known, &merged, merged.Host(), f)
+		other, err := r.confront(ctx, known, &merged, f)
 		if err != nil {
 			return nil, err
 		}
 		if other.Difference == "" {
-			c, facts, host = other, &merged, merged.Host()
+			c, facts = other, &merged
 		}
 	}
 	if again, is := f.Again(c.Answer); is && c.Asked {
@@ -111,8 +110,8 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 		if facts, err = r.withSource(ctx, s, facts, again.From, w.settled); err != nil {
 			return nil, err
 		}
-		c.Facts, host = facts, facts.Host()
-		if c.Again, err = r.confront(ctx, known, facts, host, again); err != nil {
+		c.Facts = facts
+		if c.Again, err = r.confront(ctx, known, facts, again); err != nil {
 			return nil, err
 		}
 	}
@@ -148,7 +147,8 @@ func (r *Reader) withSource(ctx context.Context, s *State, f *lookup.Facts, from
 }
 
 // confront asks the simulation and the kernel.
-func (r *Reader) confront(ctx context.Context, known indexes, facts *lookup.Facts, host *lookup.Host, f lookup.Flow) (*Consultation, error) {
+func (r *Reader) confront(ctx context.Context, known indexes, facts *lookup.Facts, f lookup.Flow) (*Consultation, error) {
+	host := facts.Host()
 	c := &Consultation{Facts: facts, Flow: f}
 	question := f.Question()
 	c.Verdict, c.Steps = host.Trace(question)

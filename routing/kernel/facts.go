@@ -264,7 +264,7 @@ func (c allConf) of(payload []byte) (out lookup.Config) {
 				case f.Kind == unix.AF_INET && v.Kind == specInet4Conf:
 					at := func(n int) uint32 { return wordAt(v.Value, n-1) }
 					out.Forwards.Set(routing.IPv4, at(devconf4Forwarding) != 0)
-					out.ReversePath = max(out.ReversePath, uint8(min(at(devconf4RPFilter), 2))) //nolint:gosec // at most 2
+					out.ReversePath = max(out.ReversePath, uint8(min(at(devconf4RPFilter), 2)))
 					out.MarkReverse = out.MarkReverse || at(devconf4SrcVMark) != 0
 					out.AcceptLocal = out.AcceptLocal || at(devconf4AcceptLocal) != 0
 					out.IgnoreLinkDown.Set(routing.IPv4, at(devconf4IgnoreLinkDown) != 0)

@@ -128,7 +128,7 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 
 func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
 	if !v.Assumed {
-		older := olderErrors[v.Objection]
+		older := v.Objection.olderError()
 		if (a.Missed != v.Refusal || a.Unsent != v.Refusal) && (older == None || a.Missed != older || a.Unsent != older) {
 			return fmt.Sprintf("the kernel answers %q, the simulation %q", cmp.Or(a.Unsent, a.Missed), v.Refusal)
 		}
@@ -141,8 +141,17 @@ func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
 	return ""
 }
 
-// olderErrors are what kernels before 6.18 say instead of Verdict.Refusal.
-var olderErrors = map[Objection]Refusal{SourceForeign: Invalid, ReversePath: CrossDevice}
+// olderError is what kernels before 6.18 say instead of Verdict.Refusal, if it is something else.
+func (o Objection) olderError() Refusal {
+	switch o {
+	case SourceForeign:
+		return Invalid
+	case ReversePath:
+		return CrossDevice
+	default:
+		return None
+	}
+}
 
 func disagreeRoute(v *Verdict, a Answer) string {
 	if len(a.Matched) == 0 {

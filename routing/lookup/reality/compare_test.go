@@ -24,7 +24,7 @@ const questions = 100
 
 // enough is how many there must be of each family and direction.
 func enough() int {
-	checks := flag.Lookup("rapid.checks").Value.(flag.Getter).Get().(int) //nolint:forcetypeassert,errcheck // an int
+	checks := flag.Lookup("rapid.checks").Value.(flag.Getter).Get().(int) //nolint:forcetypeassert // an int
 	return checks * questions
 }
 

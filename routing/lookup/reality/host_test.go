@@ -35,11 +35,11 @@ func probe(tb testing.TB, index map[string]int) features {
 		// What a kernel does not know, it refuses or leaves out.
 		r.Priority, r.Action, r.Table = 1, routing.ActionLookup, routing.TableMain
 		flush(tb)
-		if err := addRule(r); errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		err := addRule(r)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 			return false
-		} else {
-			must(tb, err)
 		}
+		must(tb, err)
 		facts, err := reader.Facts(tb.Context(), r.Family)
 		must(tb, err)
 		return len(facts.Rules) == 1 && facts.Rules[0] == r

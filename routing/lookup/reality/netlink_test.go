@@ -73,11 +73,6 @@ func attributes(b []byte, each func(kind uint16, v []byte)) {
 	}
 }
 
-func address(b []byte) netip.Addr {
-	a, _ := netip.AddrFromSlice(b)
-	return a
-}
-
 func bitsOf(p netip.Prefix) byte { return byte(max(p.Bits(), 0)) }
 
 func addRule(r routing.Rule) error {
@@ -152,7 +147,7 @@ func addRule(r routing.Rule) error {
 }
 
 // addRoute adds a route whose legs are the given ones.
-func addRoute(flags int, legs ...routing.Route) error { return addRouteBy(0, flags, legs...) }
+func addRoute(legs ...routing.Route) error { return addRouteBy(0, 0, legs...) }
 
 // addRouteBy adds one that leads to a nexthop object if there is a number.
 func addRouteBy(nexthop uint32, flags int, legs ...routing.Route) error {

@@ -271,7 +271,7 @@ func TestSecondLookup(t *testing.T) {
 		source := locals(family)[2] // on d1
 		s.rule(t, routing.Rule{Family: family, Priority: trapPriority, From: netip.PrefixFrom(source, family.Bits()), Table: trapTable})
 		s.route(t, trapTable, family.Any().String(), "", "d2", routing.RouteUnicast)
-		must(t, addRoute(0, routing.Route{
+		must(t, addRoute(routing.Route{
 			Family: family, Table: routing.TableMain, Destination: family.Any(), Type: routing.RouteUnicast, Device: s.index["d1"],
 			PreferredSource: source,
 		}))

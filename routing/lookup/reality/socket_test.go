@@ -44,7 +44,7 @@ func TestSockets(t *testing.T) {
 	base(t)
 	for _, to := range []string{"198.51.100.0/24", "2600::/16"} {
 		p := netip.MustParsePrefix(to)
-		must(t, addRoute(0, routing.Route{
+		must(t, addRoute(routing.Route{
 			Family: routing.FamilyOf(p.Addr()), Table: routing.TableMain, Destination: p, Type: routing.RouteUnicast, Device: index["d1"],
 		}))
 	}

@@ -42,7 +42,7 @@ func (s *stage) route(t *testing.T, table routing.TableID, to, from, device stri
 	if r.Family == routing.IPv4 && device != "" {
 		r.Scope = routing.ScopeLink
 	}
-	must(t, addRoute(0, r))
+	must(t, addRoute(r))
 }
 
 // agree asks both, and returns what was asked if they agree.
@@ -68,15 +68,11 @@ func (s *stage) wrong(t *testing.T, host *lookup.Host, asked lookup.Flow, naive 
 	}
 }
 
-// without is a host without the rules that are like one.
-func without(h *lookup.Host, is func(routing.Rule) bool) *lookup.Host {
+// without is a host without the rule of a trap.
+func without(h *lookup.Host) *lookup.Host {
 	out := *h
-	out.Rules = slices.DeleteFunc(slices.Clone(h.Rules), is)
+	out.Rules = slices.DeleteFunc(slices.Clone(h.Rules), func(r routing.Rule) bool { return r.Priority == trapPriority })
 	return &out
-}
-
-func atPriority(p routing.Priority) func(routing.Rule) bool {
-	return func(r routing.Rule) bool { return r.Priority == p }
 }
 
 var (
@@ -152,7 +148,7 @@ func trapFirstLeg(t *testing.T) {
 			Device: s.index[fmt.Sprintf("d%d", device)], Gateway: gatewayOf(routing.IPv4, device),
 		}
 	}
-	must(t, addRoute(0, legs...))
+	must(t, addRoute(legs...))
 	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, Table: trapTable, SuppressGroup: routing.Some(5)})
 	f := lookup.Flow{To: internet4, OIF: "d2"} // which can use the second leg alone
 	host := s.agree(t, f)
@@ -226,7 +222,7 @@ func trapNotVRF(t *testing.T) {
 	for _, to := range []netip.Addr{internet4, internet6} {
 		f := lookup.Flow{To: to}
 		host := s.agree(t, f)
-		s.wrong(t, host, f, without(host, atPriority(trapPriority)).Lookup(f.Question()))
+		s.wrong(t, host, f, without(host).Lookup(f.Question()))
 	}
 }
 
@@ -236,7 +232,7 @@ func trapForwardedUser(t *testing.T) {
 	s.route(t, trapTable, "0.0.0.0/0", "", "d1", routing.RouteUnicast)
 	f := lookup.Flow{To: internet4, From: netip.MustParseAddr("10.0.0.77"), IIF: "d0", UID: 1000}
 	host := s.agree(t, f)
-	s.wrong(t, host, f, without(host, atPriority(trapPriority)).Lookup(f.Question()))
+	s.wrong(t, host, f, without(host).Lookup(f.Question()))
 }
 
 func trapTOS(t *testing.T) {
@@ -245,7 +241,7 @@ func trapTOS(t *testing.T) {
 	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, TOS: 0x10, Table: trapTable})
 	f := lookup.Flow{To: internet4, TOS: 0xf0} // CS6 and more, and 0x10 of what RFC 1349 knew
 	host := s.agree(t, f)
-	s.wrong(t, host, f, without(host, atPriority(trapPriority)).Lookup(f.Question()))
+	s.wrong(t, host, f, without(host).Lookup(f.Question()))
 	if !s.known.dscp {
 		return // 6.1 and 6.12 compare tos alone.
 	}
@@ -267,7 +263,7 @@ func trapAbsent(t *testing.T) {
 	for _, to := range []netip.Addr{internet4, internet6} {
 		f := lookup.Flow{To: to}
 		host := s.agree(t, f)
-		s.wrong(t, host, f, without(host, atPriority(trapPriority)).Lookup(f.Question()))
+		s.wrong(t, host, f, without(host).Lookup(f.Question()))
 		all := *host
 		all.Rules = slices.Clone(host.Rules)
 		for i := range all.Rules {
@@ -319,9 +315,9 @@ func (s *stage) object(t *testing.T, family routing.Family, devices ...int) uint
 }
 
 // objectRoute adds a route by a nexthop object.
-func (s *stage) objectRoute(t *testing.T, to string, table routing.TableID, nexthop uint32) {
+func (s *stage) objectRoute(t *testing.T, to string, nexthop uint32) {
 	t.Helper()
-	r := routing.Route{Table: table, Destination: netip.MustParsePrefix(to), Type: routing.RouteUnicast}
+	r := routing.Route{Table: trapTable, Destination: netip.MustParsePrefix(to), Type: routing.RouteUnicast}
 	r.Family = routing.FamilyOf(r.Destination.Addr())
 	must(t, addRouteBy(nexthop, 0, r))
 }
@@ -329,7 +325,7 @@ func (s *stage) objectRoute(t *testing.T, to string, table routing.TableID, next
 func trapLeaf(t *testing.T) {
 	s := newStage(t)
 	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, Table: trapTable})
-	s.objectRoute(t, "192.0.0.0/4", trapTable, s.object(t, routing.IPv4, 1))
+	s.objectRoute(t, "192.0.0.0/4", s.object(t, routing.IPv4, 1))
 	s.route(t, trapTable, "192.0.0.0/3", "", "d2", routing.RouteUnicast) // the same leaf: it begins at the same address
 	s.route(t, trapTable, "128.0.0.0/1", "", "d3", routing.RouteUnicast)
 	for _, device := range []string{"d2", "d3"} {
@@ -349,7 +345,7 @@ func trapLeaf(t *testing.T) {
 func trapObjectDevice(t *testing.T) {
 	s := newStage(t)
 	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
-	s.objectRoute(t, "2600::/16", trapTable, s.object(t, routing.IPv6, 1, 2, 3))
+	s.objectRoute(t, "2600::/16", s.object(t, routing.IPv6, 1, 2, 3))
 	strays := false
 	for n := range 64 { // The hash takes each of three legs for a third of them.
 		f := lookup.Flow{To: internet6, OIF: "d1"}
@@ -372,8 +368,8 @@ func trapSharedObject(t *testing.T) {
 	s := newStage(t)
 	object := s.object(t, routing.IPv6, 1)
 	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
-	s.objectRoute(t, "2600::/16", trapTable, object)
-	s.objectRoute(t, "2700::/16", trapTable, object)
+	s.objectRoute(t, "2600::/16", object)
+	s.objectRoute(t, "2700::/16", object)
 	for _, to := range []string{"2600::1", "2700::1", "2600::2"} {
 		s.agree(t, lookup.Flow{To: netip.MustParseAddr(to)})
 	}
@@ -383,7 +379,7 @@ func trapMerged(t *testing.T) {
 	s := &stage{index: newHost(t)}
 	s.reader = openReader(t)
 	// Nobody has changed a rule here. A part of a local network is somewhere else.
-	must(t, addRoute(0, routing.Route{
+	must(t, addRoute(routing.Route{
 		Family: routing.IPv4, Table: routing.TableLocal, Destination: netip.MustParsePrefix("198.51.0.0/16"), Type: 2, Device: s.index["lo"], Scope: 254,
 	}))
 	s.route(t, routing.TableMain, "198.51.100.0/24", "", "d1", routing.RouteUnicast)
