@@ -39,6 +39,8 @@ const (
 	Thrown = "throw"
 	// Suppressed: its table has a route, which a suppressor of the rule rejects.
 	Suppressed = "suppressed"
+	// Outranked: main has a longer route, and counts before any rule was added or deleted.
+	Outranked = "outranked"
 	// Answers: this is the answer.
 	Answers = "answer"
 	// SteppedOver: a goto leads over it.
@@ -122,7 +124,9 @@ type Lookup struct {
 	Outcome string `json:"outcome"`
 	// Error is what the sender gets where the packet is refused.
 	Error string `json:"error,omitempty"`
-	Table uint32 `json:"table,omitempty"`
+	// Objection is why the kernel refuses or drops the packet whatever the rules say.
+	Objection string `json:"objection,omitempty"`
+	Table     uint32 `json:"table,omitempty"`
 	// Routes are the ways that the packet may take.
 	Routes []string `json:"routes"`
 	Rules  []Rule   `json:"rules"`
@@ -184,6 +188,8 @@ const (
 	CaveatProtocol     = "protocol"
 	CaveatPort         = "port"
 	CaveatSource       = "source"
+	CaveatSocket       = "socket"
+	CaveatGroup        = "group"
 	CaveatPartial      = "partial"
 	CaveatUnknownRule  = "unknown-rule"
 	CaveatAnswers      = "answers"

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,10 +12,6 @@ import (
 	"multihomed/routing"
 	"multihomed/routing/lookup"
 )
-
-// UDP is the protocol that the kernel takes an IPv4 question for that names none
-// (inet_rtm_getroute in net/ipv4/route.c).
-const udp, tcp = 17, 6
 
 // Explain says how a packet is routed. The flow's To must be valid.
 func (f *Facts) Explain(flow lookup.Flow) Document {
@@ -27,9 +24,9 @@ func (f *Facts) Explain(flow lookup.Flow) Document {
 	for _, i := range f.Interfaces {
 		x.names[i.Index] = i.Name
 	}
-	for _, r := range f.Routes {
-		if _, twice := x.dead[r.Table]; r.Dead && !twice && r.Destination.Contains(flow.To.WithZone("")) {
-			x.dead[r.Table] = r.Route
+	for c := range f.candidates() {
+		if _, twice := x.dead[c.Route.Table]; c.Dead && !twice && c.Route.Destination.Contains(flow.To) {
+			x.dead[c.Route.Table] = c.Route
 		}
 	}
 	d.WhatIf, d.Assumptions = append(d.WhatIf, f.whatIf...), append(d.Assumptions, f.assumptions...)
@@ -41,9 +38,7 @@ func (f *Facts) Explain(flow lookup.Flow) Document {
 }
 
 // Reaches reports whether the packet goes somewhere.
-func (d *Document) Reaches() bool {
-	return d.Outcome == Sent || d.Outcome == Local || d.Outcome == OnLink
-}
+func (d *Document) Reaches() bool { return reaches(d.Outcome) }
 
 type explainer struct {
 	facts *Facts
@@ -52,6 +47,8 @@ type explainer struct {
 	// names are those of the interfaces. dead has of each table a dead route to the destination.
 	names map[int]string
 	dead  map[routing.TableID]routing.Route
+	// source is the address that a socket gets that is bound to none.
+	source netip.Addr
 }
 
 // device is the name of an interface, not escaped.
@@ -116,63 +113,80 @@ func (x *explainer) user(uid uint32) string {
 type lookedUp struct {
 	verdict lookup.Verdict
 	steps   []lookup.Step
-	answer  Answer
+	answer  lookup.Answer
 	asked   bool
+	differs bool
 }
 
 func (x *explainer) explain(flow lookup.Flow) {
-	first := x.lookup(ForRoute, "", flow, true)
+	first := x.lookup(ForRoute, "", flow)
 	x.caveats(flow, &first)
 	last := &first
-	forwarded := x.forwards(flow)
-	switch {
-	case forwarded:
-		x.reverse(flow, &first)
-	case flow.From.IsValid():
-	default:
-		if second, did := x.second(flow, &first); did {
-			last = second
-		}
+	if second, did := x.second(flow, &first); did {
+		last = second
 	}
+	x.reverse(flow, &first)
 	x.conclude(flow, &first, last)
 }
 
 // lookup walks the rules once and adds that to the document.
-func (x *explainer) lookup(purpose, text string, flow lookup.Flow, ask bool) lookedUp {
-	var out lookedUp
-	out.verdict, out.steps = x.host.Trace(flow)
-	if ask && x.facts.Ask != nil {
-		out.answer, out.asked = x.facts.Ask(flow)
-	}
-	l := Lookup{Purpose: purpose, Text: text, Outcome: outcomeOf(out.verdict), Routes: []string{}, Rules: x.rules(flow, out.steps)}
-	if v := out.verdict; v.Outcome == lookup.NoRoute && !v.Assumed || v.Outcome == lookup.Rejected && !v.Assumed {
-		l.Error = refusalText(v.Refusal)
-	}
-	for _, r := range x.ways(out.verdict) {
-		l.Table = uint32(r.Table)
-		l.Routes = append(l.Routes, x.routeText(r))
-	}
-	if out.verdict.Outcome == lookup.Local {
-		l.Table = uint32(out.verdict.Route.Table)
-		l.Routes = append(l.Routes, x.routeText(out.verdict.Route))
-	}
+func (x *explainer) lookup(purpose, text string, flow lookup.Flow) lookedUp {
+	out := lookedUp{}
+	// A question without a protocol means what the kernel means by it. The device is that of a
+	// socket, which is stricter than a question.
+	question := flow.Question()
+	socket := question
+	socket.LooseOIF = flow.LooseOIF
+	out.verdict, out.steps = x.host.Trace(socket)
+	out.answer, out.asked = x.facts.answer(flow)
+	l := x.walked(purpose, text, socket, out.verdict, out.steps)
 	if out.asked {
-		l.Kernel = x.kernel(out.answer)
-		x.doc.Asked = true
-		if out.answer.Difference != "" {
-			x.doc.Agrees = false
+		asSocket := out.verdict
+		asked := asSocket
+		if question != socket {
+			asked = x.host.Lookup(question)
 		}
-	}
-	if out.verdict.Lacking {
-		x.doc.Complete = false
-		x.caveat(CaveatPartial, "of a table that was asked only a part is known")
-	}
-	if out.verdict.Uncertain {
-		x.caveat(CaveatUnknownRule, "a rule before the answer has attributes that this program does not know")
+		difference := x.host.Disagree(asked, question, out.answer)
+		l.Kernel = x.kernel(out.answer, difference)
+		x.doc.Asked = true
+		if out.differs = difference != ""; out.differs {
+			x.doc.Agrees = false
+		} else if outcomeOf(asked) != outcomeOf(asSocket) || !sameWays(x.ways(asked), x.ways(asSocket)) {
+			x.caveat(CaveatSocket, "the kernel was asked for a packet that prefers the device; a socket that is bound to the device insists on it, and its answer is the one above")
+		}
 	}
 	x.doc.Lookups = append(x.doc.Lookups, l)
 	return out
 }
+
+// walked is a lookup in the document.
+func (x *explainer) walked(purpose, text string, flow lookup.Flow, v lookup.Verdict, steps []lookup.Step) Lookup {
+	l := Lookup{Purpose: purpose, Text: text, Outcome: outcomeOf(v), Routes: []string{}, Rules: x.rules(flow, v, steps)}
+	if !reaches(l.Outcome) {
+		l.Error = refusalText(v.Refusal)
+	}
+	if v.Objection != lookup.NoObjection && v.Objection != lookup.ReversePath {
+		l.Objection = v.Objection.String()
+	}
+	ways := x.ways(v)
+	if v.Outcome == lookup.Local && v.Route.Table != 0 {
+		ways = []routing.Route{v.Route}
+	}
+	for _, r := range ways {
+		l.Table = uint32(r.Table)
+		l.Routes = append(l.Routes, x.routeText(r))
+	}
+	if v.Lacking {
+		x.doc.Complete = false
+		x.caveat(CaveatPartial, "of a table that was asked only a part is known")
+	}
+	if v.Uncertain {
+		x.caveat(CaveatUnknownRule, "a rule before the answer has attributes that this program does not know")
+	}
+	return l
+}
+
+func reaches(outcome string) bool { return outcome == Sent || outcome == Local || outcome == OnLink }
 
 // ways are all routes that packets of the question may take, with every hash.
 func (x *explainer) ways(v lookup.Verdict) []routing.Route {
@@ -210,17 +224,29 @@ func refusalText(r lookup.Refusal) string {
 		return "permission denied (EACCES)"
 	case lookup.Invalid:
 		return "invalid argument (EINVAL)"
+	case lookup.CrossDevice:
+		return "invalid cross-device link (EXDEV)"
+	case lookup.NoDevice:
+		return "no such device (ENODEV)"
+	case lookup.Other:
+		return "another error"
 	default:
 		return ""
 	}
 }
 
-func (x *explainer) kernel(a Answer) *Kernel {
-	k := &Kernel{Error: escape.Text(a.Refused), Difference: escape.Text(a.Difference)}
-	if len(a.Routes) > 0 {
-		k.Table = uint32(a.Routes[0].Table)
-		texts := make([]string, 0, len(a.Routes))
-		for _, r := range a.Routes {
+func (x *explainer) kernel(a lookup.Answer, difference string) *Kernel {
+	k := &Kernel{Difference: escape.Text(difference)}
+	if r := cmp.Or(a.Unsent, a.Missed); r != lookup.None && a.Sent.Device == 0 {
+		k.Error = refusalText(r)
+		if r == lookup.Other {
+			k.Error = fmt.Sprintf("error %d", a.Errno)
+		}
+	}
+	if len(a.Matched) > 0 {
+		k.Table = uint32(a.Matched[0].Table)
+		texts := make([]string, 0, len(a.Matched))
+		for _, r := range a.Matched {
 			texts = append(texts, x.routeText(r))
 		}
 		k.Route = strings.Join(texts, ", ")
@@ -228,8 +254,8 @@ func (x *explainer) kernel(a Answer) *Kernel {
 	if a.Sent.Device != 0 {
 		k.Sent = x.wayText(a.Sent)
 	}
-	if a.Source.IsValid() {
-		k.Source = a.Source.String()
+	if s := a.Sent.PreferredSource; s.IsValid() {
+		k.Source = s.String()
 	}
 	return k
 }
@@ -238,31 +264,33 @@ func (x *explainer) kernel(a Answer) *Kernel {
 // chose (ip_route_connect in include/net/route.h); IPv6 where the first one failed
 // (ip6_dst_lookup_tail in net/ipv6/ip6_output.c).
 func (x *explainer) second(flow lookup.Flow, first *lookedUp) (*lookedUp, bool) {
-	ipv4 := flow.To.Is4()
-	if first.verdict.Outcome == lookup.Local || ipv4 && outcomeOf(first.verdict) != Sent || !ipv4 && first.verdict.Outcome == lookup.Sent {
+	ipv4, outcome := flow.To.Is4(), outcomeOf(first.verdict)
+	if x.forwards(flow) || flow.From.IsValid() || ipv4 && outcome != Sent || !ipv4 && reaches(outcome) || first.verdict.Direct {
 		return nil, false
 	}
-	source := first.answer.Source
+	source, known := first.answer.Sent.PreferredSource, true
 	if !source.IsValid() {
-		known := false
-		if source, known = x.chosenSource(flow, first); !known {
-			if !ipv4 && source.IsValid() {
-				x.caveat(CaveatSource, "IPv6 chooses a source address and looks up again where the first lookup fails; which one it chooses is not known here: ask with --from")
-			}
-			return nil, false
+		source, known = x.chosenSource(flow, first)
+	}
+	if !known {
+		if source.IsValid() {
+			x.caveat(CaveatSource, "the socket gets an address, and connect() looks up again with it; which address is not known here: ask with --from")
 		}
+		return nil, false
 	}
 	with := flow
 	with.From = source
-	v, _ := x.host.Trace(with)
-	if sameWays(x.ways(v), x.ways(first.verdict)) && outcomeOf(v) == outcomeOf(first.verdict) {
+	v := x.host.Lookup(with.Question())
+	if outcomeOf(v) == outcome && sameWays(x.ways(v), x.ways(first.verdict)) && v.Rule == first.verdict.Rule {
+		x.source = source
 		return nil, false // It says the same: nothing to show.
 	}
 	text := fmt.Sprintf("connect() looks up again with the address that it chose, %s", source)
 	if !ipv4 {
-		text = fmt.Sprintf("the first lookup failed: the kernel chooses the address %s and looks up again", source)
+		text = fmt.Sprintf("the first lookup failed: the kernel chooses an address, %s, and looks up again", source)
 	}
-	out := x.lookup(ForSource, text, with, true)
+	x.source = source
+	out := x.lookup(ForSource, text, with)
 	if ipv4 {
 		x.caveat(CaveatSource, "a UDP socket that is not connected makes no second lookup: it follows the first one")
 	}
@@ -281,7 +309,7 @@ func (x *explainer) chosenSource(flow lookup.Flow, first *lookedUp) (a netip.Add
 		var own []netip.Addr
 		for _, addresses := range x.facts.Addresses {
 			for _, p := range addresses {
-				if p.Addr().Is4() == flow.To.Is4() && p.Addr().IsGlobalUnicast() {
+				if p.Addr().IsGlobalUnicast() {
 					own = append(own, p.Addr())
 				}
 			}
@@ -300,11 +328,11 @@ func (x *explainer) chosenSource(flow lookup.Flow, first *lookedUp) (a netip.Add
 	}
 	var own []netip.Addr
 	for _, p := range x.facts.Addresses[ways[0].Device] {
-		if p.Addr().Is4() != flow.To.Is4() || p.Addr().IsLinkLocalUnicast() {
+		if p.Addr().IsLinkLocalUnicast() {
 			continue
 		}
 		if g := ways[0].Gateway; g.IsValid() && p.Contains(g) {
-			return p.Addr(), flow.To.Is4() // inet_select_addr takes the first of the gateway's network.
+			return p.Addr(), true // inet_select_addr takes the first of the gateway's network.
 		}
 		own = append(own, p.Addr())
 	}
@@ -314,38 +342,22 @@ func (x *explainer) chosenSource(flow lookup.Flow, first *lookedUp) (a netip.Add
 	return netip.Addr{}, false
 }
 
-// reverse checks the source of a forwarded IPv4 packet (fib_validate_source in
-// net/ipv4/fib_frontend.c).
+// reverse shows how the source of a packet that came in is checked.
 func (x *explainer) reverse(flow lookup.Flow, first *lookedUp) {
-	in, known := x.facts.named(flow.IIF)
-	if !flow.To.Is4() || !flow.From.IsValid() || !known || in.RPFilter == 0 {
+	r := first.verdict.Reverse
+	if r == nil || r.Mode == 0 && r.Passed {
 		return
 	}
-	back := lookup.Flow{To: flow.From, From: flow.To, TOS: flow.TOS, IIF: routing.Loopback, IPProto: flow.IPProto, SourcePort: flow.DestinationPort, DestinationPort: flow.SourcePort}
-	if ways := x.ways(first.verdict); len(ways) > 0 {
-		back.IIF = x.device(ways[0].Device)
+	mode := "rp_filter 0: it may be anything but an address of this host"
+	switch r.Mode {
+	case 1:
+		mode = "rp_filter 1, strict: the way back must lead through the same interface"
+	case 2:
+		mode = "rp_filter 2, loose: there must be a way back"
 	}
-	if x.facts.SourceValidMark[in.Index] {
-		back.Mark = flow.Mark
-	}
-	mode := "strict"
-	if in.RPFilter > 1 {
-		mode = "loose"
-	}
-	out := x.lookup(ForReverse, fmt.Sprintf("the check of the source on %s (rp_filter %d, %s) looks up the way back", escape.Name(flow.IIF), in.RPFilter, mode), back, false)
-	ways := x.ways(out.verdict)
-	passes := slices.ContainsFunc(ways, func(r routing.Route) bool { return r.Device == in.Index }) || in.RPFilter > 1 && len(ways) > 0
-	if passes || first.verdict.Outcome != lookup.Sent && first.verdict.Outcome != lookup.Local {
-		return
-	}
-	x.doc.Outcome = Refused
-	why := "there is no way back to " + flow.From.String()
-	if len(ways) > 0 {
-		why = fmt.Sprintf("the way back to %s leads by %s", flow.From, escape.Name(x.device(ways[0].Device)))
-	} else if out.verdict.Outcome == lookup.Local {
-		why = flow.From.String() + " is an address of this host"
-	}
-	x.doc.Summary = fmt.Sprintf("%s is dropped when it comes in by %s: %s (rp_filter %d)", x.packet(flow), escape.Name(flow.IIF), why, in.RPFilter)
+	l := x.walked(ForReverse, fmt.Sprintf("the check of the source on %s (%s)", escape.Name(flow.IIF), mode), r.Flow, r.Verdict, r.Steps)
+	l.Error = ""
+	x.doc.Lookups = append(x.doc.Lookups, l)
 }
 
 // packet names the packet in the summary.
@@ -359,68 +371,98 @@ func (x *explainer) packet(f lookup.Flow) string {
 
 // conclude writes the summary.
 func (x *explainer) conclude(flow lookup.Flow, first, last *lookedUp) {
-	d := x.doc
-	if d.Outcome != "" {
-		return // The check of the source has said it.
-	}
-	v := last.verdict
+	d, v := x.doc, last.verdict
 	d.Outcome = outcomeOf(v)
-	if s := last.answer.Source; s.IsValid() && d.Outcome == Sent {
-		d.Source = &s
+	source := x.source
+	if s := last.answer.Sent.PreferredSource; s.IsValid() && last == first && !last.differs {
+		source = s
 	}
-	if last != first && d.Source == nil {
-		s := first.answer.Source
-		if s.IsValid() {
-			d.Source = &s
-		}
-	}
-	by := ""
-	if v.Rule.Action != 0 {
-		by = fmt.Sprintf(" (rule %d", v.Rule.Priority)
-		if v.Route.Table != 0 {
-			by += ", table " + x.tableText(v.Route.Table)
-		}
-		by += ")"
+	if source.IsValid() && !flow.From.IsValid() && !x.forwards(flow) && d.Outcome == Sent {
+		d.Source = &source
 	}
 	what := x.packet(flow)
-	if last != first && d.Source != nil {
-		what += fmt.Sprintf(" gets the address %s and", *d.Source)
+	if last != first && source.IsValid() {
+		what += fmt.Sprintf(" gets the address %s and", source)
 	}
 	switch d.Outcome {
 	case Sent:
-		ways := x.ways(v)
-		chosen := ways[0]
-		if last.asked && last.answer.Sent.Device != 0 && last.answer.Difference == "" {
-			chosen = last.answer.Sent
-		}
-		d.Interface = escape.Name(x.device(chosen.Device))
-		if g := chosen.Gateway; g.IsValid() {
-			d.Via = &g
-		}
-		var texts []string
-		for _, w := range ways {
-			text := escape.Name(x.device(w.Device))
-			if w.Gateway.IsValid() {
-				text += " via " + w.Gateway.String()
-			}
-			texts = append(texts, text)
-		}
-		d.Summary = fmt.Sprintf("%s leaves by %s%s", what, strings.Join(texts, " or "), by)
-		if d.Source != nil && !flow.From.IsValid() && last == first && !x.forwards(flow) {
-			d.Summary += fmt.Sprintf(" with the address %s", *d.Source)
+		d.Summary = fmt.Sprintf("%s leaves by %s%s", what, x.leaves(last), x.by(v))
+		if d.Source != nil && last == first {
+			d.Summary += fmt.Sprintf(" with the address %s", source)
 		}
 	case Local:
-		d.Summary = fmt.Sprintf("%s is for this host%s", what, by)
+		d.Summary = fmt.Sprintf("%s is for this host%s", what, x.by(v))
 	case OnLink:
 		d.Interface = escape.Name(flow.OIF)
 		d.Summary = fmt.Sprintf("%s leaves by %s: no rule has a route, and the kernel takes the destination for a neighbour there", what, escape.Name(flow.OIF))
-	case Refused:
-		d.Summary = fmt.Sprintf("%s is refused: %s%s", what, refusalText(v.Refusal), by)
-	default:
-		d.Summary = fmt.Sprintf("%s cannot be reached: no rule has a route", what)
+	case Refused, NoRoute:
+		d.Summary = x.refused(flow, what, v)
 	}
 	if !d.Complete {
-		d.Summary += "; it is not certain, because facts are missing"
+		d.Summary += "; this is not certain, because facts are missing"
+	}
+}
+
+// leaves names the ways of a packet, and takes the one that the kernel chose into the document.
+func (x *explainer) leaves(l *lookedUp) string {
+	ways := x.ways(l.verdict)
+	chosen := ways[0]
+	if l.asked && l.answer.Sent.Device != 0 && !l.differs {
+		chosen = l.answer.Sent
+	}
+	x.doc.Interface = escape.Name(x.device(chosen.Device))
+	if g := chosen.Gateway; g.IsValid() {
+		x.doc.Via = &g
+	}
+	texts := make([]string, 0, len(ways))
+	for _, w := range ways {
+		text := escape.Name(x.device(w.Device))
+		if w.Gateway.IsValid() {
+			text += " via " + w.Gateway.String()
+		}
+		if !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
+	}
+	return strings.Join(texts, " or ")
+}
+
+// by names the rule and the table that decide.
+func (x *explainer) by(v lookup.Verdict) string {
+	switch {
+	case v.Rule.Action == 0:
+		return ""
+	case v.Route.Table == 0:
+		return fmt.Sprintf(" (rule %d)", v.Rule.Priority)
+	default:
+		return fmt.Sprintf(" (rule %d, table %s)", v.Rule.Priority, v.Route.Table)
+	}
+}
+
+// refused says why a packet goes nowhere.
+func (x *explainer) refused(flow lookup.Flow, what string, v lookup.Verdict) string {
+	switch v.Objection {
+	case lookup.NoObjection:
+		if v.Outcome == lookup.NoRoute {
+			return what + " cannot be reached: no rule has a route"
+		}
+		return fmt.Sprintf("%s is refused: %s%s", what, refusalText(v.Refusal), x.by(v))
+	case lookup.ReversePath:
+		why := v.Reverse.Reason.String()
+		if ways := x.ways(v.Reverse.Verdict); v.Reverse.Reason == lookup.ByOtherInterface && len(ways) > 0 {
+			why = "the way back leads by " + escape.Name(x.device(ways[0].Device))
+		}
+		return fmt.Sprintf("%s is dropped when it comes in by %s: %s (rp_filter %d)", what, escape.Name(flow.IIF), why, v.Reverse.Mode)
+	case lookup.NotForwarding:
+		return fmt.Sprintf("%s is dropped: %s does not forward (net.ipv4.conf.%[2]s.forwarding)", what, escape.Name(flow.IIF))
+	case lookup.DeviceMissing, lookup.DeviceDown:
+		name := flow.OIF
+		if x.forwards(flow) {
+			name = flow.IIF
+		}
+		return fmt.Sprintf("%s is refused: %s (%s)", what, v.Objection, escape.Name(name))
+	default:
+		return fmt.Sprintf("%s is refused: %s", what, v.Objection)
 	}
 }
 
@@ -437,8 +479,11 @@ func (x *explainer) caveats(flow lookup.Flow, l *lookedUp) {
 	if len(ways) > 1 {
 		x.caveat(CaveatHash, fmt.Sprintf("a hash chooses among the %d ways of the route", len(ways)))
 	}
-	if x.equals(l.verdict) {
-		x.caveat(CaveatReachability, "the table has other routes to the same destination with the same metric: the kernel prefers one whose router answers")
+	if len(l.verdict.Alternatives) > 0 {
+		x.caveat(CaveatReachability, "the table has other default routes with the same metric: the kernel prefers one whose router answers")
+	}
+	if flow.To.IsMulticast() && !l.verdict.Direct {
+		x.caveat(CaveatGroup, "multicast also goes to members of the group on this host")
 	}
 	by := map[lookup.Selector][]string{}
 	for _, s := range l.steps {
@@ -495,21 +540,6 @@ func (x *explainer) selectorOf(s lookup.Step, f lookup.Flow) lookup.Selector {
 	default:
 		return ""
 	}
-}
-
-// equals reports whether the table has another route like that of the answer, so that the
-// reachability of routers decides (fib_select_default, rt6_score_route).
-func (x *explainer) equals(v lookup.Verdict) bool {
-	if v.Outcome != lookup.Sent || !v.Route.Gateway.IsValid() {
-		return false
-	}
-	others := 0
-	for _, r := range x.facts.Routes {
-		if !r.Dead && r.Table == v.Route.Table && r.Destination == v.Route.Destination && r.Source == v.Route.Source && r.Metric == v.Route.Metric && r.TOS == v.Route.TOS && r.Weight == 0 {
-			others++
-		}
-	}
-	return others > 1
 }
 
 func list(words []string, most int) string {

@@ -1,6 +1,8 @@
 package explain
 
 import (
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -9,63 +11,31 @@ import (
 	"multihomed/routing/lookup"
 )
 
-// An Interface is a device of the host.
-type Interface struct {
-	lookup.Interface
-	// Running says that the interface has a carrier and is operational (IFF_RUNNING).
-	Running bool
-	// RPFilter is the source validation of what comes in: 0 none, 1 strict, 2 loose, the
-	// higher one of the interface's value and that of all (net.ipv4.conf.*.rp_filter).
-	RPFilter int
-}
-
-// A Route is one leg of a route.
-type Route struct {
-	routing.Route
-	// Dead says that the kernel does not use it now (RTNH_F_DEAD, or RTNH_F_LINKDOWN where
-	// the host ignores such).
-	Dead bool
-}
-
-// Facts are what an explanation depends on.
+// Facts are what an explanation depends on: rules, routes and interfaces of one family, and what
+// is known about them.
 type Facts struct {
-	Interfaces []Interface
-	// Addresses are those of this host, by the index of their interface.
+	lookup.Facts
+	// Addresses are those of this host in the family, by the index of their interface.
 	Addresses map[int][]netip.Prefix
-	// Rules are those of the family of the question in the order of the kernel. Routes come
-	// in the order of the kernel within their table, one for each leg.
-	Rules  []routing.Rule
-	Routes []Route
-	// Partial are the tables of which only routes to the destination are known, for other
-	// destinations.
+	// Partial are the tables of which not every route to the destination is known.
 	Partial map[routing.TableID]bool
-	// SourceValidMark says that the check of the source uses the mark
-	// (net.ipv4.conf.*.src_valid_mark), by index.
-	SourceValidMark map[int]bool
+	// Answers are what the kernel said at the same time.
+	Answers []Asked
 	// Notes are what is known of the rules and links of multihomed; the zero Notes are none.
 	Notes Notes
 	// Users are names of users by number, as far as they are needed.
 	Users map[uint32]string
 	// Unread are what could not be read, in sentences.
 	Unread []string
-	// Ask asks the kernel (RTM_GETROUTE). It returns false if the kernel cannot be asked.
-	Ask func(lookup.Flow) (Answer, bool)
 
 	// whatIf, assumptions and unknown are set by WhatIf.
 	whatIf, assumptions, unknown []string
 }
 
-// An Answer is what the kernel says about a flow.
-type Answer struct {
-	// Refused is how the kernel says no, [lookup.None] if it has a route.
-	Refused string
-	// Routes are the legs of the route that it found, with the table (RTM_F_FIB_MATCH).
-	Routes []routing.Route
-	// Sent is the way that it chose among them, Source the address that the packet gets.
-	Sent   routing.Route
-	Source netip.Addr
-	// Difference says where the simulation does not agree, empty if it agrees.
-	Difference string
+// Asked is a question to the kernel (RTM_GETROUTE) with its answer.
+type Asked struct {
+	Flow   lookup.Flow
+	Answer lookup.Answer
 }
 
 // Notes are what multihomed says of its objects.
@@ -99,27 +69,32 @@ type LinkNote struct {
 	Dead map[string]bool
 }
 
-func (f *Facts) named(name string) (Interface, bool) {
-	if i := slices.IndexFunc(f.Interfaces, func(i Interface) bool { return i.Name == name }); i >= 0 {
-		return f.Interfaces[i], true
-	}
-	return Interface{}, false
-}
-
 // host is what package lookup walks.
 func (f *Facts) host() *lookup.Host {
-	h := &lookup.Host{
-		Rules:   f.Rules,
-		Tables:  map[routing.Family]map[routing.TableID][]routing.Route{routing.IPv4: {}, routing.IPv6: {}},
-		Partial: map[routing.Family]map[routing.TableID]bool{routing.IPv4: f.Partial, routing.IPv6: f.Partial},
-	}
-	for _, i := range f.Interfaces {
-		h.Interfaces = append(h.Interfaces, i.Interface)
-	}
-	for _, r := range f.Routes {
-		if !r.Dead {
-			h.Tables[r.Family][r.Table] = append(h.Tables[r.Family][r.Table], r.Route)
+	h := f.Host()
+	h.Partial = map[routing.Family]map[routing.TableID]bool{f.Family: f.Partial}
+	return h
+}
+
+// answer is what the kernel said about a flow.
+func (f *Facts) answer(flow lookup.Flow) (lookup.Answer, bool) {
+	for _, a := range f.Answers {
+		if a.Flow == flow {
+			return a.Answer, true
 		}
 	}
-	return h
+	return lookup.Answer{}, false
+}
+
+// candidates yields all routes that are known, table by table.
+func (f *Facts) candidates() iter.Seq[lookup.Candidate] {
+	return func(yield func(lookup.Candidate) bool) {
+		for _, t := range slices.Sorted(maps.Keys(f.Tables)) {
+			for _, c := range f.Tables[t] {
+				if !yield(c) {
+					return
+				}
+			}
+		}
+	}
 }

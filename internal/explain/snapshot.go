@@ -23,14 +23,6 @@ type Snapshot struct {
 	// Question is what was asked.
 	Question lookup.Flow
 	Facts    Facts
-	// Answers are what the kernel said; they are in Facts.Ask after Load.
-	Answers []Asked
-}
-
-// Asked is a question to the kernel with its answer.
-type Asked struct {
-	Flow   lookup.Flow
-	Answer Answer
 }
 
 const (
@@ -60,7 +52,9 @@ type snapshotFile struct {
 	Notes   notesFile         `json:"notes"`
 	Users   map[uint32]string `json:"users"`
 	Unread  []string          `json:"unread"`
-	Answers []askedFile       `json:"answers"`
+	// Merged says that local and main are one trie ([lookup.Host.Merged]).
+	Merged  bool        `json:"merged,omitempty"`
+	Answers []askedFile `json:"answers"`
 }
 
 type flowFile struct {
@@ -79,16 +73,21 @@ type flowFile struct {
 }
 
 type interfaceFile struct {
-	Index     int            `json:"index"`
-	Name      string         `json:"name"`
-	Group     uint32         `json:"group,omitempty"`
-	Up        bool           `json:"up"`
-	Running   bool           `json:"running"`
-	Master    int            `json:"master,omitempty"`
-	Table     uint32         `json:"vrf_table,omitempty"`
-	RPFilter  int            `json:"rp_filter,omitempty"`
-	ValidMark bool           `json:"src_valid_mark,omitempty"`
-	Addresses []netip.Prefix `json:"addresses"`
+	Index     int    `json:"index"`
+	Name      string `json:"name"`
+	Group     uint32 `json:"group,omitempty"`
+	Up        bool   `json:"up"`
+	NoCarrier bool   `json:"no_carrier,omitempty"`
+	Master    int    `json:"master,omitempty"`
+	Table     uint32 `json:"vrf_table,omitempty"`
+	// The sysctls of the family, as they take effect.
+	RPFilter       uint8          `json:"rp_filter,omitempty"`
+	ValidMark      bool           `json:"src_valid_mark,omitempty"`
+	AcceptLocal    bool           `json:"accept_local,omitempty"`
+	Addressed      bool           `json:"addressed,omitempty"`
+	Forwarding     bool           `json:"forwarding,omitempty"`
+	IgnoreLinkDown bool           `json:"ignore_routes_with_linkdown,omitempty"`
+	Addresses      []netip.Prefix `json:"addresses"`
 }
 
 type portsFile struct {
@@ -181,12 +180,13 @@ type notesFile struct {
 }
 
 type askedFile struct {
-	Question   flowFile    `json:"question"`
-	Error      string      `json:"error,omitempty"`
-	Routes     []routeFile `json:"routes"`
-	Sent       *routeFile  `json:"sent,omitempty"`
-	Source     netip.Addr  `json:"source,omitzero"`
-	Difference string      `json:"difference,omitempty"`
+	Question flowFile    `json:"question"`
+	Matched  []routeFile `json:"matched"`
+	Sent     *routeFile  `json:"sent,omitempty"`
+	// Missed and Unsent are errors by the name that [lookup.Refusal] gives them.
+	Missed string `json:"missed,omitempty"`
+	Unsent string `json:"unsent,omitempty"`
+	Errno  int    `json:"errno,omitempty"`
 }
 
 // Save makes a file of a snapshot.
@@ -196,29 +196,37 @@ func Save(s Snapshot) ([]byte, error) {
 		Kind: snapshotKind, Schema: snapshotSchema, Version: s.Version, Taken: s.Taken.UTC().Round(time.Second), Question: flowOut(s.Question), Interfaces: []interfaceFile{}, Rules: []ruleFile{},
 		Routes: []routeFile{}, Partial: []uint32{}, Users: f.Users, Unread: append([]string{}, f.Unread...), Answers: []askedFile{}, Notes: notesOut(&f.Notes),
 	}
+	file.Merged = f.Merged
 	for _, i := range f.Interfaces {
 		file.Interfaces = append(file.Interfaces, interfaceFile{
-			Index: i.Index, Name: escape.Name(i.Name), Group: i.Group, Up: i.Up, Running: i.Running, Master: i.Master, Table: uint32(i.Table),
-			RPFilter: i.RPFilter, ValidMark: f.SourceValidMark[i.Index], Addresses: append([]netip.Prefix{}, f.Addresses[i.Index]...),
+			Index: i.Index, Name: escape.Name(i.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: uint32(i.Table),
+			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, Addressed: i.Config.Addressed,
+			Forwarding: i.Config.Forwards.In(f.Family), IgnoreLinkDown: i.Config.IgnoreLinkDown.In(f.Family), Addresses: append([]netip.Prefix{}, f.Addresses[i.Index]...),
 		})
 	}
 	for _, r := range f.Rules {
 		file.Rules = append(file.Rules, ruleOut(r))
 	}
-	for _, r := range f.Routes {
-		file.Routes = append(file.Routes, routeOut(r))
+	for c := range f.candidates() {
+		file.Routes = append(file.Routes, routeOut(c))
 	}
 	for t := range f.Partial {
 		file.Partial = append(file.Partial, uint32(t))
 	}
 	slices.Sort(file.Partial)
-	for _, a := range s.Answers {
-		out := askedFile{Question: flowOut(a.Flow), Error: a.Answer.Refused, Routes: []routeFile{}, Source: a.Answer.Source, Difference: a.Answer.Difference}
-		for _, r := range a.Answer.Routes {
-			out.Routes = append(out.Routes, routeOut(Route{Route: r}))
+	for _, a := range f.Answers {
+		out := askedFile{Question: flowOut(a.Flow), Matched: []routeFile{}, Errno: a.Answer.Errno}
+		if a.Answer.Missed != lookup.None {
+			out.Missed = a.Answer.Missed.String()
+		}
+		if a.Answer.Unsent != lookup.None {
+			out.Unsent = a.Answer.Unsent.String()
+		}
+		for _, r := range a.Answer.Matched {
+			out.Matched = append(out.Matched, routeOut(lookup.Candidate{Route: r}))
 		}
 		if a.Answer.Sent.Destination.IsValid() {
-			sent := routeOut(Route{Route: a.Answer.Sent})
+			sent := routeOut(lookup.Candidate{Route: a.Answer.Sent})
 			out.Sent = &sent
 		}
 		file.Answers = append(file.Answers, out)
@@ -253,12 +261,14 @@ func Load(data []byte) (*Snapshot, error) {
 	}
 	s := &Snapshot{Version: escape.Text(file.Version), Taken: file.Taken}
 	f := &s.Facts
-	f.Addresses, f.Partial, f.Users, f.SourceValidMark = map[int][]netip.Prefix{}, map[routing.TableID]bool{}, map[uint32]string{}, map[int]bool{}
+	f.Addresses, f.Partial, f.Users = map[int][]netip.Prefix{}, map[routing.TableID]bool{}, map[uint32]string{}
+	f.Tables, f.Merged = map[routing.TableID][]lookup.Candidate{}, file.Merged
 	var err error
 	if s.Question, err = flowIn(file.Question); err != nil {
 		return nil, fmt.Errorf("the question of the snapshot: %w", err)
 	}
 	family := routing.FamilyOf(s.Question.To)
+	f.Family = family
 	for n, i := range file.Interfaces {
 		name := escape.Original(i.Name)
 		err := checkName(name)
@@ -268,18 +278,18 @@ func Load(data []byte) (*Snapshot, error) {
 		if err != nil {
 			return nil, fmt.Errorf("interface %d of the snapshot: %w", n+1, err)
 		}
-		var one Interface
-		one.Index, one.Name, one.Group, one.Up, one.Master, one.Table = i.Index, name, i.Group, i.Up, i.Master, routing.TableID(i.Table)
-		one.Running, one.RPFilter = i.Running, i.RPFilter
+		one := lookup.Interface{
+			Index: i.Index, Name: name, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: routing.TableID(i.Table),
+			Config: lookup.Config{ReversePath: min(i.RPFilter, 2), MarkReverse: i.ValidMark, AcceptLocal: i.AcceptLocal, Addressed: i.Addressed},
+		}
+		one.Config.Forwards.Set(family, i.Forwarding)
+		one.Config.IgnoreLinkDown.Set(family, i.IgnoreLinkDown)
 		f.Interfaces = append(f.Interfaces, one)
 		for _, p := range i.Addresses {
-			if !p.IsValid() || p.Addr().Zone() != "" {
-				return nil, fmt.Errorf("interface %d of the snapshot has an address that is none", n+1)
+			if !p.IsValid() || p.Addr().Is4() != (family == routing.IPv4) || checkAddress(p.Addr()) != nil {
+				return nil, fmt.Errorf("interface %d of the snapshot has an address that is none of %s", n+1, family.Name())
 			}
 			f.Addresses[i.Index] = append(f.Addresses[i.Index], p)
-		}
-		if i.ValidMark {
-			f.SourceValidMark[i.Index] = true
 		}
 	}
 	for n, r := range file.Rules {
@@ -294,13 +304,13 @@ func Load(data []byte) (*Snapshot, error) {
 	}
 	for n, r := range file.Routes {
 		route, err := routeIn(r)
-		if err == nil && route.Family != family {
+		if err == nil && route.Route.Family != family {
 			err = fmt.Errorf("it is not of %s, as the question is", family.Name())
 		}
 		if err != nil {
 			return nil, fmt.Errorf("route %d of the snapshot: %w", n+1, err)
 		}
-		f.Routes = append(f.Routes, route)
+		f.Tables[route.Route.Table] = append(f.Tables[route.Route.Table], route)
 	}
 	for _, t := range file.Partial {
 		f.Partial[routing.TableID(t)] = true
@@ -317,15 +327,7 @@ func Load(data []byte) (*Snapshot, error) {
 		if err != nil {
 			return nil, fmt.Errorf("answer %d of the snapshot: %w", n+1, err)
 		}
-		s.Answers = append(s.Answers, asked)
-	}
-	f.Ask = func(flow lookup.Flow) (Answer, bool) {
-		for _, a := range s.Answers {
-			if a.Flow == flow {
-				return a.Answer, true
-			}
-		}
-		return Answer{}, false
+		f.Answers = append(f.Answers, asked)
 	}
 	return s, nil
 }
@@ -344,7 +346,7 @@ func (s *Snapshot) Other(flow lookup.Flow) error {
 
 // reversed reports whether an answer depends on routes to the source.
 func (s *Snapshot) reversed() bool {
-	return slices.ContainsFunc(s.Facts.Interfaces, func(i Interface) bool { return i.RPFilter != 0 })
+	return slices.ContainsFunc(s.Facts.Interfaces, func(i lookup.Interface) bool { return i.Config.ReversePath != 0 })
 }
 
 func checkName(name string) error {
@@ -469,28 +471,42 @@ func ruleIn(r ruleFile) (routing.Rule, error) {
 	return out, err
 }
 
-func routeOut(r Route) routeFile {
+func routeOut(c lookup.Candidate) routeFile {
+	r := c.Route
 	return routeFile{
 		Type: uint8(r.Type), Table: uint32(r.Table), Destination: r.Destination, Source: r.Source, Gateway: r.Gateway, Device: r.Device,
 		Preferred: r.PreferredSource, Metric: r.Metric, Weight: r.Weight, TOS: r.TOS, Scope: uint8(r.Scope), Protocol: uint8(r.Protocol),
-		Preference: uint8(r.Preference), OnLink: r.OnLink, Dead: r.Dead,
+		Preference: uint8(r.Preference), OnLink: r.OnLink, Dead: c.Dead,
 	}
 }
 
-func routeIn(r routeFile) (Route, error) {
+func routeIn(r routeFile) (lookup.Candidate, error) {
 	if !r.Destination.IsValid() {
-		return Route{}, errors.New("it has no destination")
+		return lookup.Candidate{}, errors.New("it has no destination")
 	}
-	out := Route{Dead: r.Dead, Route: routing.Route{
+	out := lookup.Candidate{Dead: r.Dead, Route: routing.Route{
 		Family: routing.FamilyOf(r.Destination.Addr()), Type: routing.RouteType(r.Type), Table: routing.TableID(r.Table), Destination: r.Destination, Source: r.Source, Gateway: r.Gateway,
 		Device: r.Device, PreferredSource: r.Preferred, Metric: r.Metric, Weight: r.Weight, TOS: r.TOS, Scope: routing.Scope(r.Scope),
 		Protocol: routing.Protocol(r.Protocol), Preference: routing.Preference(r.Preference), OnLink: r.OnLink,
 	}}
-	err := errors.Join(checkPrefix(out.Family, r.Destination), checkPrefix(out.Family, r.Source), checkAddress(r.Gateway), checkAddress(r.Preferred))
+	err := errors.Join(checkPrefix(out.Route.Family, r.Destination), checkPrefix(out.Route.Family, r.Source), checkAddress(r.Gateway), checkAddress(r.Preferred))
 	if r.Device < 0 {
 		err = errors.Join(err, errors.New("its interface is negative"))
 	}
 	return out, err
+}
+
+// refusalIn finds an error by its name.
+func refusalIn(name string) (lookup.Refusal, error) {
+	if name == "" {
+		return lookup.None, nil
+	}
+	for r := lookup.None; r <= lookup.Other; r++ {
+		if r.String() == name {
+			return r, nil
+		}
+	}
+	return lookup.None, fmt.Errorf("%q is no error of the kernel", escape.Text(name))
 }
 
 func askedIn(a askedFile) (Asked, error) {
@@ -498,16 +514,19 @@ func askedIn(a askedFile) (Asked, error) {
 	if err != nil {
 		return Asked{}, err
 	}
-	out := Asked{Flow: flow, Answer: Answer{Refused: escape.Text(a.Error), Source: a.Source, Difference: escape.Text(a.Difference)}}
-	if err := checkAddress(a.Source); err != nil {
+	out := Asked{Flow: flow, Answer: lookup.Answer{Errno: a.Errno}}
+	if out.Answer.Missed, err = refusalIn(a.Missed); err != nil {
 		return out, err
 	}
-	for _, r := range a.Routes {
+	if out.Answer.Unsent, err = refusalIn(a.Unsent); err != nil {
+		return out, err
+	}
+	for _, r := range a.Matched {
 		route, err := routeIn(r)
 		if err != nil {
 			return out, err
 		}
-		out.Answer.Routes = append(out.Answer.Routes, route.Route)
+		out.Answer.Matched = append(out.Answer.Matched, route.Route)
 	}
 	if a.Sent != nil {
 		route, err := routeIn(*a.Sent)

@@ -3,12 +3,14 @@ package explain
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"multihomed/internal/escape"
 	"multihomed/routing"
+	"multihomed/routing/lookup"
 )
 
 // A Change is something that is assumed to happen to a link.
@@ -40,16 +42,16 @@ func (c Change) String() string {
 // cannot be asked about them.
 func (f *Facts) WhatIf(changes []Change) (*Facts, error) {
 	out := *f
-	out.Ask = nil
-	out.Interfaces, out.Rules, out.Routes = slices.Clone(f.Interfaces), slices.Clone(f.Rules), slices.Clone(f.Routes)
-	out.Addresses = map[int][]netip.Prefix{}
-	for index, addresses := range f.Addresses {
-		out.Addresses[index] = addresses
+	out.Answers = nil
+	out.Interfaces, out.Rules, out.Addresses = slices.Clone(f.Interfaces), slices.Clone(f.Rules), maps.Clone(f.Addresses)
+	out.Tables = make(map[routing.TableID][]lookup.Candidate, len(f.Tables))
+	for t, candidates := range f.Tables {
+		out.Tables[t] = slices.Clone(candidates)
 	}
 	w := &whatIf{Facts: &out, alive: map[string]bool{}}
 	w.shared = w.shares()
 	for _, c := range changes {
-		at := slices.IndexFunc(out.Interfaces, func(i Interface) bool { return i.Name == c.Link || i.Name == escape.Original(c.Link) })
+		at := slices.IndexFunc(out.Interfaces, func(i lookup.Interface) bool { return i.Name == c.Link || i.Name == escape.Original(c.Link) })
 		if at < 0 {
 			var names []string
 			for _, i := range out.Interfaces {
@@ -86,23 +88,30 @@ func (w *whatIf) doubt(format string, args ...any) {
 }
 
 // down takes away what the kernel, NetworkManager and multihomed take away.
-func (w *whatIf) down(i *Interface) {
+func (w *whatIf) down(i *lookup.Interface) {
 	name := escape.Name(i.Name)
-	i.Up, i.Running = false, false
+	i.Up, i.NoCarrier = false, false
 	addresses := w.Addresses[i.Index]
 	delete(w.Addresses, i.Index)
 	isOwn := func(a netip.Addr) bool {
 		return slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == a })
 	}
-	before := len(w.Routes)
-	w.Routes = slices.DeleteFunc(w.Routes, func(r Route) bool {
-		// The kernel deletes IPv4 routes with a source address that is gone (fib_sync_down_addr).
-		return r.Device == i.Index || r.Family == routing.IPv4 && r.PreferredSource.IsValid() && isOwn(r.PreferredSource) ||
-			r.Type == typeLocal && r.Destination.IsSingleIP() && isOwn(r.Destination.Addr())
-	})
-	for n := range w.Routes {
-		if w.Routes[n].PreferredSource.IsValid() && isOwn(w.Routes[n].PreferredSource) {
-			w.Routes[n].PreferredSource = netip.Addr{}
+	gone := 0
+	for t, candidates := range w.Tables {
+		w.Tables[t] = slices.DeleteFunc(candidates, func(c lookup.Candidate) bool {
+			r := c.Route
+			// The kernel deletes IPv4 routes with a source address that is gone (fib_sync_down_addr).
+			is := r.Device == i.Index || r.Family == routing.IPv4 && r.PreferredSource.IsValid() && isOwn(r.PreferredSource) ||
+				r.Type == typeLocal && r.Destination.IsSingleIP() && isOwn(r.Destination.Addr())
+			if is {
+				gone++
+			}
+			return is
+		})
+		for n := range w.Tables[t] {
+			if r := &w.Tables[t][n].Route; r.PreferredSource.IsValid() && isOwn(r.PreferredSource) {
+				r.PreferredSource = netip.Addr{}
+			}
 		}
 	}
 	rules := len(w.Rules)
@@ -115,7 +124,7 @@ func (w *whatIf) down(i *Interface) {
 		}
 		return r.OIF == i.Name || r.From.IsValid() && r.From.IsSingleIP() && isOwn(r.From.Addr()) || w.Notes.Tables[r.Table] == name && r.Table != 0
 	})
-	text := fmt.Sprintf("%s is down: its addresses and %d of the routes that were read are gone", name, before-len(w.Routes))
+	text := fmt.Sprintf("%s is down: its addresses and %d of the routes that were read are gone", name, gone)
 	if gone := rules - len(w.Rules); gone > 0 {
 		text += fmt.Sprintf(", and multihomed has removed its %d rules", gone)
 	}
@@ -128,18 +137,20 @@ func (w *whatIf) down(i *Interface) {
 const typeLocal routing.RouteType = 2
 
 // up makes dead routes count again.
-func (w *whatIf) up(i *Interface) {
+func (w *whatIf) up(i *lookup.Interface) {
 	name := escape.Name(i.Name)
-	wasUp := i.Up && i.Running
-	i.Up, i.Running = true, true
+	wasUp := i.Up && !i.NoCarrier
+	i.Up, i.NoCarrier = true, false
 	revived, has := 0, false
-	for n := range w.Routes {
-		r := &w.Routes[n]
-		if r.Device == i.Index && r.Type == routing.RouteUnicast {
-			has = true
-			if r.Dead {
-				r.Dead = false
-				revived++
+	for _, candidates := range w.Tables {
+		for n := range candidates {
+			c := &candidates[n]
+			if c.Route.Device == i.Index && c.Route.Type == routing.RouteUnicast {
+				has = true
+				if c.Dead {
+					c.Dead = false
+					revived++
+				}
 			}
 		}
 	}
@@ -160,9 +171,10 @@ func (w *whatIf) up(i *Interface) {
 }
 
 // unboundWays are main's default routes, best first, and whether table F has a route.
-func (w *whatIf) unboundWays() (defaults []Route, moved bool) {
-	for _, r := range w.Routes {
-		if r.Dead || r.Type != routing.RouteUnicast {
+func (w *whatIf) unboundWays() (defaults []routing.Route, moved bool) {
+	for c := range w.candidates() {
+		r := c.Route
+		if c.Dead || r.Type != routing.RouteUnicast {
 			continue
 		}
 		if r.Table == routing.TableMain && r.IsDefault() {
@@ -170,12 +182,12 @@ func (w *whatIf) unboundWays() (defaults []Route, moved bool) {
 		}
 		moved = moved || r.Table == w.Notes.FailoverTable
 	}
-	slices.SortStableFunc(defaults, func(a, b Route) int { return cmp.Compare(a.Metric, b.Metric) })
+	slices.SortStableFunc(defaults, func(a, b routing.Route) int { return cmp.Compare(a.Metric, b.Metric) })
 	return defaults, moved
 }
 
 // isDead reports whether failover takes the uplink of a route for dead.
-func (w *whatIf) isDead(r Route) bool {
+func (w *whatIf) isDead(r routing.Route) bool {
 	for _, i := range w.Interfaces {
 		if name := escape.Name(i.Name); i.Index == r.Device {
 			return w.Notes.Links[name].Dead[r.Family.String()] && !w.alive[name]
@@ -202,10 +214,10 @@ func (w *whatIf) failOver() {
 	case len(defaults) == 0:
 	case !w.isDead(defaults[0]):
 		if moved {
-			w.Routes = slices.DeleteFunc(w.Routes, func(r Route) bool { return r.Table == f && r.Type == routing.RouteUnicast })
+			w.Tables[f] = slices.DeleteFunc(w.Tables[f], func(c lookup.Candidate) bool { return c.Route.Type == routing.RouteUnicast })
 			w.assume("the best default route of main works, so failover leaves unbound traffic to main")
 		}
-	case !moved && slices.ContainsFunc(defaults, func(r Route) bool { return !w.isDead(r) }):
+	case !moved && slices.ContainsFunc(defaults, func(r routing.Route) bool { return !w.isDead(r) }):
 		w.doubt("failover takes the uplink of main's best default route for dead and would move unbound traffic to another uplink; which one is not known here")
 	}
 }

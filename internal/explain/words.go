@@ -13,7 +13,7 @@ import (
 )
 
 // rules are all rules of the family, those that were stepped over or not asked too.
-func (x *explainer) rules(f lookup.Flow, steps []lookup.Step) []Rule {
+func (x *explainer) rules(f lookup.Flow, v lookup.Verdict, steps []lookup.Step) []Rule {
 	family := routing.FamilyOf(f.To)
 	out := []Rule{}
 	at := 0
@@ -36,7 +36,10 @@ func (x *explainer) rules(f lookup.Flow, steps []lookup.Step) []Rule {
 		e := x.rule(r)
 		switch {
 		case len(steps) == 0:
-			e.Result, e.Why = NotAsked, "the socket is bound to a device that is down or does not exist"
+			e.Result, e.Why = NotAsked, "the kernel asks no rule"
+			if v.Objection != lookup.NoObjection {
+				e.Why += ": " + v.Objection.String()
+			}
 		case at >= len(steps) && decided:
 			e.Result, e.Why = NotAsked, "the answer came before"
 		default:
@@ -193,6 +196,8 @@ func (x *explainer) step(f lookup.Flow, s lookup.Step) Rule {
 		}
 	case lookup.Thrown:
 		e.Result = Thrown
+	case lookup.Outranked:
+		e.Result, e.Rejected = Outranked, "main has a longer route, which goes before it until somebody adds or deletes a rule"
 	case lookup.TooShort:
 		e.Result, e.Rejected = Suppressed, fmt.Sprintf("suppress_prefixlength %d rejects it, because its length is /%d", s.Rule.SuppressPrefixLength.Value, s.Route.Destination.Bits())
 	case lookup.InGroup:
@@ -314,7 +319,7 @@ func (x *explainer) fact(f lookup.Flow, s lookup.Selector) string {
 		return fmt.Sprintf("the tunnel ID is %d", f.TunnelID)
 	case lookup.ByVRF:
 		for _, name := range []string{f.IIF, f.OIF} {
-			if i, known := x.facts.named(name); known && (i.Table != 0 || i.Master != 0) {
+			if slices.ContainsFunc(x.facts.Interfaces, func(i lookup.Interface) bool { return i.Name == name && (i.Table != 0 || i.Master != 0) }) {
 				return escape.Name(name) + " belongs to a VRF"
 			}
 		}
@@ -357,7 +362,7 @@ var kinds = map[routing.RouteType]string{ //nolint:gochecknoglobals // a constan
 
 // protocols are names of protocols(5) that `--proto` takes.
 var protocols = map[uint8]string{ //nolint:gochecknoglobals // a constant in all but name
-	1: "ICMP", 2: "IGMP", tcp: "TCP", udp: "UDP", 47: "GRE", 50: "ESP", 58: "ICMPv6", 89: "OSPF", 132: "SCTP", 136: "UDPLite",
+	1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 47: "GRE", 50: "ESP", 58: "ICMPv6", 89: "OSPF", 132: "SCTP", 136: "UDPLite",
 }
 
 func protocol(p uint8) string {
