@@ -172,6 +172,9 @@ func (o explainOptions) flow(cmd *cobra.Command, args []string) (lookup.Flow, er
 	bad := func(flag, value, valid string) error {
 		return usageError(cmd, "--%s cannot be %q: %s", flag, escape.Text(value), valid)
 	}
+	if f.IIF == routing.Loopback {
+		f.IIF = "" // As rules mean it: sent by this host.
+	}
 	if len(args) == 1 {
 		to, err := netip.ParseAddr(args[0])
 		if err != nil {
@@ -293,13 +296,16 @@ func (a *app) runExplain(cmd *cobra.Command, args []string, o explainOptions, ho
 		}
 		changes = append(changes, c)
 	}
+	if err := reading.Check(flow); err != nil {
+		return usageError(cmd, "%v", err)
+	}
 	var s *explain.Snapshot
 	if o.snapshot != "" {
 		if s, err = openSnapshot(o.snapshot, &flow, cmd); err != nil {
 			return &exitError{exitUsage, err}
 		}
 	} else {
-		if s, err = a.readExplained(cmd.Context(), flow, o.asJSON || o.verbose, o.save != "" , changes); err != nil {
+		if s, err = a.readExplained(cmd.Context(), flow, o.asJSON || o.verbose, o.save != "", changes); err != nil {
 			return &exitError{exitUsage, err}
 		}
 	}
@@ -411,7 +417,7 @@ func saveSnapshot(path string, s explain.Snapshot) error {
 
 // readExplained reads what an answer depends on, and what multihomed says of its rules.
 func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bool, changes []explain.Change) (*explain.Snapshot, error) {
-	s, err := reading.Host(ctx, flow, reading.Options{Whole: whole})
+	s, err := reading.Host(ctx, flow, whole)
 	if err != nil {
 		return nil, err
 	}
@@ -422,9 +428,7 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 		return s, nil
 	}
 	// Without the notes it is known which rules matter.
-	plain := *f
-	plain.Ask = nil
-	d := plain.Explain(flow)
+	d := f.Explain(flow)
 	w := status.Wanted{All: all || whole}
 	family := routing.FamilyOf(flow.To)
 	for _, l := range d.Lookups {
@@ -443,13 +447,7 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 		return s, nil
 	}
 	f.Notes = notes
-	for _, r := range f.Rules {
-		if r.UIDs.Set && r.UIDs.First == r.UIDs.Last && r.Protocol == routing.Multihomed {
-			if u, err := user.LookupId(strconv.FormatUint(uint64(r.UIDs.First), 10)); err == nil {
-				f.Users[r.UIDs.First] = u.Username
-			}
-		}
-	}
+	reading.NameUsers(f)
 	return s, nil
 }
 

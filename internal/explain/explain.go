@@ -386,10 +386,11 @@ func (x *explainer) conclude(flow lookup.Flow, first, last *lookedUp) {
 	}
 	switch d.Outcome {
 	case Sent:
-		d.Summary = fmt.Sprintf("%s leaves by %s%s", what, x.leaves(last), x.by(v))
+		d.Summary = fmt.Sprintf("%s leaves by %s", what, x.leaves(last))
 		if d.Source != nil && last == first {
 			d.Summary += fmt.Sprintf(" with the address %s", source)
 		}
+		d.Summary += x.by(v)
 	case Local:
 		d.Summary = fmt.Sprintf("%s is for this host%s", what, x.by(v))
 	case OnLink:

@@ -23,6 +23,8 @@ type Snapshot struct {
 	// Question is what was asked.
 	Question lookup.Flow
 	Facts    Facts
+	// Partial are the tables of which only the routes to the destination are known.
+	Partial map[routing.TableID]bool
 }
 
 const (
@@ -210,7 +212,7 @@ func Save(s Snapshot) ([]byte, error) {
 	for c := range f.candidates() {
 		file.Routes = append(file.Routes, routeOut(c))
 	}
-	for t := range f.Partial {
+	for t := range s.Partial {
 		file.Partial = append(file.Partial, uint32(t))
 	}
 	slices.Sort(file.Partial)
@@ -261,7 +263,7 @@ func Load(data []byte) (*Snapshot, error) {
 	}
 	s := &Snapshot{Version: escape.Text(file.Version), Taken: file.Taken}
 	f := &s.Facts
-	f.Addresses, f.Partial, f.Users = map[int][]netip.Prefix{}, map[routing.TableID]bool{}, map[uint32]string{}
+	f.Addresses, s.Partial, f.Users = map[int][]netip.Prefix{}, map[routing.TableID]bool{}, map[uint32]string{}
 	f.Tables, f.Merged = map[routing.TableID][]lookup.Candidate{}, file.Merged
 	var err error
 	if s.Question, err = flowIn(file.Question); err != nil {
@@ -313,7 +315,7 @@ func Load(data []byte) (*Snapshot, error) {
 		f.Tables[route.Route.Table] = append(f.Tables[route.Route.Table], route)
 	}
 	for _, t := range file.Partial {
-		f.Partial[routing.TableID(t)] = true
+		s.Partial[routing.TableID(t)] = true
 	}
 	for uid, name := range file.Users {
 		f.Users[uid] = escape.Text(name)
@@ -338,15 +340,10 @@ func (s *Snapshot) Other(flow lookup.Flow) error {
 	if family := routing.FamilyOf(s.Question.To); routing.FamilyOf(flow.To) != family {
 		return fmt.Errorf("the snapshot has rules and routes of %s, and %s is no address of it", family.Name(), flow.To)
 	}
-	if flow.To == s.Question.To && (flow.From == s.Question.From || !s.reversed()) {
-		s.Facts.Partial = nil
+	if flow.To != s.Question.To || flow.From != s.Question.From {
+		s.Facts.Partial = s.Partial
 	}
 	return nil
-}
-
-// reversed reports whether an answer depends on routes to the source.
-func (s *Snapshot) reversed() bool {
-	return slices.ContainsFunc(s.Facts.Interfaces, func(i lookup.Interface) bool { return i.Config.ReversePath != 0 })
 }
 
 func checkName(name string) error {
