@@ -74,10 +74,10 @@ With --json it prints the same for programs. Fields are only ever added as long 
   kernel_agrees   false if it says something else
   complete        false if facts are missing
   lookups[]       purpose ("route", "source" for the second lookup of connect,
-                  "reverse path"), text, outcome, error, table, routes[],
+                  "reverse path"), text, outcome, error, objection, table, routes[],
                   rules[]: priority, text, result ("no", "not understood", "goto",
-                  "goto nowhere", "nothing", "no route", "throw", "suppressed", "answer",
-                  "stepped over", "not asked"), why, selector (the first that does not
+                  "goto nowhere", "nothing", "no route", "throw", "suppressed",
+                  "outranked", "answer", "stepped over", "not asked"), why, selector (the first that does not
                   match), table, route, rejected, by ("multihomed", "kernel", "other"),
                   maker, reason, sentence, link, profile, lifts, binding,
                   kernel: error, table, route, sent, source, difference

@@ -131,9 +131,11 @@ func resultText(e explain.Rule) string {
 		}
 		return text
 	case explain.Thrown:
-		return "matches: " + e.Why + ", but the table says " + e.Route
+		return "matches: " + e.Why + ", but the table has " + e.Route
+	case explain.Outranked:
+		return "matches: " + e.Why + ", but " + e.Rejected
 	case explain.Suppressed:
-		return "matches: " + e.Why + ", but of " + e.Route + ": " + e.Rejected
+		return "matches: " + e.Why + ", but " + e.Rejected + " rejects the route " + e.Route
 	default:
 		if e.Route == "" {
 			return "✔ " + e.Why

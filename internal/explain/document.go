@@ -143,7 +143,8 @@ type Rule struct {
 	// Why says why it matches or does not; Selector is the first one that does not match.
 	Why      string `json:"why"`
 	Selector string `json:"selector,omitempty"`
-	// Table is what was asked, Route what it had, Rejected why that does not count.
+	// Table is what was asked, Route what it had, Rejected what keeps that from being the
+	// answer: a suppressor of the rule, or a reason in words.
 	Table    uint32 `json:"table,omitempty"`
 	Route    string `json:"route,omitempty"`
 	Rejected string `json:"rejected,omitempty"`

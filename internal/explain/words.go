@@ -199,9 +199,9 @@ func (x *explainer) step(f lookup.Flow, s lookup.Step) Rule {
 	case lookup.Outranked:
 		e.Result, e.Rejected = Outranked, "main has a longer route, which goes before it until somebody adds or deletes a rule"
 	case lookup.TooShort:
-		e.Result, e.Rejected = Suppressed, fmt.Sprintf("suppress_prefixlength %d rejects it, because its length is /%d", s.Rule.SuppressPrefixLength.Value, s.Route.Destination.Bits())
+		e.Result, e.Rejected = Suppressed, fmt.Sprintf("suppress_prefixlength %d", s.Rule.SuppressPrefixLength.Value)
 	case lookup.InGroup:
-		e.Result, e.Rejected = Suppressed, fmt.Sprintf("suppress_ifgroup %d rejects it, because %s is in that group", s.Rule.SuppressGroup.Value, escape.Name(x.device(s.Route.Device)))
+		e.Result, e.Rejected = Suppressed, fmt.Sprintf("suppress_ifgroup %d", s.Rule.SuppressGroup.Value)
 	case lookup.Decided:
 		e.Result = Answers
 	}
