@@ -270,7 +270,7 @@ func (x *explainer) second(flow lookup.Flow, first *lookedUp) (*lookedUp, bool) 
 	}
 	source, known := first.answer.Sent.PreferredSource, true
 	if !source.IsValid() {
-		source, known = x.chosenSource(flow, first)
+		source, known = x.chosenSource(first)
 	}
 	if !known {
 		if source.IsValid() {
@@ -303,7 +303,7 @@ func sameWays(a, b []routing.Route) bool {
 
 // chosenSource is the address that an unbound socket gets, where that can be told without the kernel:
 // that of the route, or the only address of its device.
-func (x *explainer) chosenSource(flow lookup.Flow, first *lookedUp) (a netip.Addr, known bool) {
+func (x *explainer) chosenSource(first *lookedUp) (a netip.Addr, known bool) {
 	ways := x.ways(first.verdict)
 	if len(ways) == 0 {
 		var own []netip.Addr

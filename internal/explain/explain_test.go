@@ -108,7 +108,9 @@ func home() *explain.Facts {
 		with(base(9500, "", 10000), func(r *routing.Rule) { r.OIF = "wan0" }), with(base(9500, "", 10001), func(r *routing.Rule) { r.OIF = "wan1" }),
 		base(10000, "10.90.0.120/32", 10000), base(10000, "10.91.0.120/32", 10001), base(10000, "10.91.0.121/32", 10001), base(10000, "10.91.0.122/32", 10001),
 		never(10500, "10.90.0.120/32"), never(10500, "10.91.0.120/32"),
-		with(kernels(30000, 77), func(r *routing.Rule) { r.Protocol, r.Mark = routing.ProtocolBoot, routing.Mark{Value: 7, Mask: 0xffffffff} }),
+		with(kernels(30000, 77), func(r *routing.Rule) {
+			r.Protocol, r.Mark = routing.ProtocolBoot, routing.Mark{Value: 7, Mask: 0xffffffff}
+		}),
 		with(kernels(32764, routing.TableMain), func(r *routing.Rule) { r.Protocol, r.SuppressPrefixLength = routing.ProtocolBoot, routing.Some(0) }),
 		with(kernels(32765, 51820), func(r *routing.Rule) { r.Protocol, r.Invert, r.Mark = routing.ProtocolBoot, true, tunnelMark }),
 		kernels(32766, routing.TableMain), kernels(32767, routing.TableDefault),

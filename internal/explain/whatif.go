@@ -53,7 +53,7 @@ func (f *Facts) WhatIf(changes []Change) (*Facts, error) {
 	for _, c := range changes {
 		at := slices.IndexFunc(out.Interfaces, func(i lookup.Interface) bool { return i.Name == c.Link || i.Name == escape.Original(c.Link) })
 		if at < 0 {
-			var names []string
+			names := make([]string, 0, len(out.Interfaces))
 			for _, i := range out.Interfaces {
 				names = append(names, escape.Name(i.Name))
 			}

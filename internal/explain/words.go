@@ -22,7 +22,7 @@ func (x *explainer) rules(f lookup.Flow, v lookup.Verdict, steps []lookup.Step) 
 		if r.Family != family {
 			continue
 		}
-		if at < len(steps) && steps[at].Rule == r && !(jumped != 0 && r.Priority < jumped) {
+		if at < len(steps) && steps[at].Rule == r && (jumped == 0 || r.Priority >= jumped) {
 			s := steps[at]
 			at++
 			jumped = 0
@@ -351,9 +351,6 @@ func (x *explainer) wayText(r routing.Route) string {
 	}
 	return text
 }
-
-// tableText names a table, and the link that has it.
-func (x *explainer) tableText(t routing.TableID) string { return t.String() }
 
 // kinds are the types of routes that Route.Text does not name (rtnetlink(7)).
 var kinds = map[routing.RouteType]string{ //nolint:gochecknoglobals // a constant in all but name
