@@ -137,7 +137,8 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 
 func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
 	if !v.Assumed {
-		if a.Missed != v.Refusal || a.Unsent != v.Refusal {
+		older := olderErrors[v.Objection]
+		if (a.Missed != v.Refusal || a.Unsent != v.Refusal) && (older == None || a.Missed != older || a.Unsent != older) {
 			return fmt.Sprintf("the kernel answers %q, the simulation %q", cmp.Or(a.Unsent, a.Missed), v.Refusal)
 		}
 		return ""
@@ -148,6 +149,9 @@ func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
 	}
 	return ""
 }
+
+// olderErrors are what kernels before 6.18 say instead of Verdict.Refusal.
+var olderErrors = map[Objection]Refusal{SourceForeign: Invalid, ReversePath: CrossDevice}
 
 func disagreeRoute(o Outcome, want routing.Route, legs []routing.Route, a Answer) string {
 	if len(a.Matched) == 0 {

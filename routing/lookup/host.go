@@ -73,6 +73,8 @@ type Host struct {
 	// this host is its own, that interfaces forward, and the reverse path of what they take in.
 	Checks bool
 
+	// objects are the numbers of the nexthop objects that routes lead to, by their place in Tables.
+	objects map[*routing.Route]uint32
 	// fibs are set by Index.
 	fibs map[routing.Family]map[routing.TableID]*fib
 }

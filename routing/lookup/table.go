@@ -55,7 +55,7 @@ func newFIB(routes []routing.Route) *fib {
 // With returns a host with other rules, and with these tables besides those that h has.
 // The others are shared and not indexed again: h must have been, and must not change.
 func (h *Host) With(rules []routing.Rule, tables map[routing.Family]map[routing.TableID][]routing.Route) *Host {
-	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, fibs: map[routing.Family]map[routing.TableID]*fib{}}
+	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, Merged: h.Merged, Checks: h.Checks, objects: h.objects, fibs: map[routing.Family]map[routing.TableID]*fib{}}
 	for _, f := range routing.Families() {
 		out.fibs[f] = maps.Clone(h.fibs[f])
 		if out.fibs[f] == nil {
@@ -133,7 +133,7 @@ func sourceBits(r *routing.Route) int { return max(r.Source.Bits(), 0) }
 // is an error or has a leg on the device that the socket is bound to.
 func (w *walk) select4(routes []*routing.Route) found {
 	for len(routes) > 0 {
-		n := ways(routes)
+		n := w.ways(routes)
 		route := routes[:n]
 		routes = routes[n:]
 		first := route[0]
@@ -156,6 +156,12 @@ func (w *walk) select4(routes []*routing.Route) found {
 			}
 			return f
 		}
+		if w.host.objects[first] != 0 {
+			// No way of the object is for the packet: the rest of the leaf is not asked
+			// (fib_table_lookup), which has all prefixes that begin at this address.
+			leaf := first.Destination.Addr()
+			routes = slices.DeleteFunc(routes, func(r *routing.Route) bool { return r.Destination.Addr() == leaf })
+		}
 	}
 	return found{}
 }
@@ -173,17 +179,17 @@ func alternatives(first *routing.Route, rest []*routing.Route) (out []routing.Ro
 }
 
 // ways counts the routes that are legs of the first one.
-func ways(routes []*routing.Route) int {
+func (w *walk) ways(routes []*routing.Route) int {
 	n := 1
-	for n < len(routes) && siblings(routes[0], routes[n]) {
+	for n < len(routes) && w.siblings(routes[0], routes[n]) {
 		n++
 	}
 	return n
 }
 
 // siblings reports whether two routes of one destination are legs of one.
-func siblings(a, b *routing.Route) bool {
-	return a.Weight > 0 && b.Weight > 0 && a.Destination == b.Destination && a.Source == b.Source && a.TOS == b.TOS &&
+func (w *walk) siblings(a, b *routing.Route) bool {
+	return w.host.objects[a] == w.host.objects[b] && a.Weight > 0 && b.Weight > 0 && a.Destination == b.Destination && a.Source == b.Source && a.TOS == b.TOS &&
 		a.Metric == b.Metric && a.Type == b.Type
 }
 
@@ -265,14 +271,17 @@ func (w *walk) node(routes []*routing.Route) found {
 	}
 	var legs []*routing.Route
 	for _, r := range routes {
-		if r == best || siblings(best, r) {
+		if r == best || w.siblings(best, r) {
 			legs = append(legs, r)
 		}
 	}
 	all := expand(legs)
 	f := found{first: all[0]}
+	// By a nexthop object the hash chooses among all legs, also of a socket that is bound to a device
+	// (nexthop_path_fib6_result in include/net/nexthop.h, called by fib6_select_path).
+	every := w.host.objects[best] != 0
 	for i := range all {
-		if w.score(&all[i]) >= 0 {
+		if every || w.score(&all[i]) >= 0 {
 			f.legs = append(f.legs, all[i])
 		}
 	}
