@@ -417,7 +417,8 @@ func saveSnapshot(path string, s explain.Snapshot) error {
 
 // readExplained reads what an answer depends on, and what multihomed says of its rules.
 func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bool, changes []explain.Change) (*explain.Snapshot, error) {
-	s, err := reading.Host(ctx, flow, whole)
+	// After a change the socket may get another address, and then needs routes that are not asked for now.
+	s, err := reading.Host(ctx, flow, whole || len(changes) > 0)
 	if err != nil {
 		return nil, err
 	}
