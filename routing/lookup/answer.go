@@ -121,10 +121,13 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 		return ""
 	}
 	why := ""
-	for _, want := range append([]routing.Route{v.Route}, v.Alternatives...) {
+	for i, want := range append([]routing.Route{v.Route}, v.Alternatives...) {
 		legs := v.Legs
-		if want != v.Route {
+		if i > 0 {
 			legs = []routing.Route{want}
+		}
+		if v.Nexthop != 0 && want.Family == routing.IPv6 && len(a.Matched) > 0 {
+			want = a.Matched[0] // The kernel may name another route by the same object.
 		}
 		one := disagreeRoute(v.Outcome, want, legs, a)
 		if one == "" {

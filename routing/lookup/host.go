@@ -215,6 +215,11 @@ type Verdict struct {
 	// Alternatives are equal default routes of IPv4, of which the kernel takes one by what it knows
 	// about the reachability of the routers (fib_select_default). Route is the first of them.
 	Alternatives []routing.Route
+	// Nexthop is the number of the nexthop object that Route leads to, 0 if there is none or the Host
+	// does not know. IPv6 routes that share an object share its copies of routes, so that the kernel may
+	// name another one of them in its answer, and suppress it by the other's prefix length
+	// (rt6_get_pcpu_route in net/ipv6/route.c).
+	Nexthop uint32
 	// Direct says that no rule was asked: IPv4 sends multicast and limited broadcast by the device
 	// that the socket is bound to, or that has its address (ip_route_output_key_hash_rcu).
 	Direct bool

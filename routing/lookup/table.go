@@ -15,6 +15,8 @@ type found struct {
 	first routing.Route
 	// legs are those that the packet may take.
 	legs []routing.Route
+	// nexthop is Verdict.Nexthop.
+	nexthop uint32
 	// alternatives are Verdict.Alternatives.
 	alternatives []routing.Route
 }
@@ -144,7 +146,7 @@ func (w *walk) select4(routes []*routing.Route) found {
 			return found{first: *first, legs: []routing.Route{*first}}
 		}
 		legs := expand(route)
-		f := found{first: legs[0]}
+		f := found{first: legs[0], nexthop: w.host.objects[first]}
 		for i := range legs {
 			if w.out == 0 || legs[i].Device == w.out {
 				f.legs = append(f.legs, legs[i])
@@ -276,7 +278,7 @@ func (w *walk) node(routes []*routing.Route) found {
 		}
 	}
 	all := expand(legs)
-	f := found{first: all[0]}
+	f := found{first: all[0], nexthop: w.host.objects[best]}
 	// By a nexthop object the hash chooses among all legs, also of a socket that is bound to a device
 	// (nexthop_path_fib6_result in include/net/nexthop.h, called by fib6_select_path).
 	every := w.host.objects[best] != 0

@@ -32,6 +32,7 @@ func enough() int {
 // questions and its comparison, on hosts with random rules, routes and settings.
 func TestKernelAgrees(t *testing.T) {
 	index := newHost(t)
+	known := probe(t, index)
 	reader := openReader(t)
 	asked := map[string]int{}
 	outcomes, results, selectors, objections := map[string]int{}, map[lookup.Result]int{}, map[lookup.Selector]int{}, map[string]int{}
@@ -39,13 +40,13 @@ func TestKernelAgrees(t *testing.T) {
 		flush(t)
 		configure(t, r)
 		for _, family := range routing.Families() {
-			install(t, r, family, index)
+			install(t, r, family, index, known)
 		}
 		for _, family := range routing.Families() {
 			flows := make([]lookup.Flow, 2*questions)
 			var to []netip.Addr
 			for n := range flows {
-				flows[n] = genFlow(r, family, n%2 == 1, hasVRF(index))
+				flows[n] = genFlow(r, family, n%2 == 1, known)
 				if to = append(to, flows[n].To); flows[n].From.IsValid() {
 					to = append(to, flows[n].From)
 				}
@@ -64,7 +65,7 @@ func TestKernelAgrees(t *testing.T) {
 			indexed := *host
 			indexed.Index()
 			for n, flow := range flows {
-				answer, err := reader.Ask(t.Context(), flow)
+				answer, err := reader.Ask(t.Context(), facts.Interfaces, flow)
 				if err != nil {
 					r.Fatal(err)
 				}
@@ -101,9 +102,9 @@ func TestKernelAgrees(t *testing.T) {
 }
 
 // install adds random rules and routes. What stands already is refused.
-func install(tb testing.TB, t *rapid.T, family routing.Family, index map[string]int) {
+func install(tb testing.TB, t *rapid.T, family routing.Family, index map[string]int, known features) {
 	tb.Helper()
-	for _, rule := range genRules(t, family, hasVRF(index)) {
+	for _, rule := range genRules(t, family, known) {
 		if err := addRule(rule); err != nil && !errors.Is(err, unix.EEXIST) {
 			t.Fatalf("adding %s: %v", rule, err)
 		}

@@ -64,7 +64,7 @@ func genPorts(t *rapid.T) routing.PortRange {
 }
 
 // genRule makes a rule with any selectors.
-func genRule(t *rapid.T, family routing.Family, priority routing.Priority, all []routing.Priority, vrf bool) routing.Rule {
+func genRule(t *rapid.T, family routing.Family, priority routing.Priority, all []routing.Priority, known features) routing.Rule {
 	r := routing.Rule{Family: family, Priority: priority, Invert: chance(t, 15)}
 	if chance(t, 35) {
 		r.From = genPrefix(t, family, true)
@@ -73,10 +73,10 @@ func genRule(t *rapid.T, family routing.Family, priority routing.Priority, all [
 		r.To = genPrefix(t, family, false)
 	}
 	if chance(t, 15) {
-		r.IIF = pick(t, "iif", append([]string{"lo", "lo", "d0", "d1", "d4", "nowhere0"}, vrfNames(vrf)...)...)
+		r.IIF = pick(t, "iif", append([]string{"lo", "lo", "d0", "d1", "d4", "nowhere0"}, vrfNames(known.vrf)...)...)
 	}
 	if chance(t, 15) {
-		r.OIF = pick(t, "oif", append([]string{"d0", "d1", "d2", "d4", "nowhere0"}, vrfNames(vrf)...)...)
+		r.OIF = pick(t, "oif", append([]string{"d0", "d1", "d2", "d4", "nowhere0"}, vrfNames(known.vrf)...)...)
 	}
 	if chance(t, 20) {
 		r.Mark = routing.Mark{Value: uint32(number(t, 0, 3)), Mask: pick(t, "mask", uint32(1), 2, 3, 0xf, 0, noValue)}
@@ -111,7 +111,24 @@ func genRule(t *rapid.T, family routing.Family, priority routing.Priority, all [
 		r.FlowLabelMask = r.FlowLabel.Value | uint32(number(t, 1, 3))
 	}
 	genAction(t, &r, all)
+	known.limit(&r)
 	return r
+}
+
+// limit takes away what the kernel does not know.
+func (k features) limit(r *routing.Rule) {
+	if !k.dscp {
+		r.DSCP, r.DSCPMask = routing.Optional{}, 0
+	}
+	if !k.dscpMask {
+		r.DSCPMask = 0
+	}
+	if !k.flowLabel {
+		r.FlowLabel, r.FlowLabelMask = routing.Optional{}, 0
+	}
+	if !k.portMask {
+		r.SourcePorts.Mask, r.DestinationPorts.Mask = 0, 0
+	}
 }
 
 func genAction(t *rapid.T, r *routing.Rule, all []routing.Priority) {
@@ -153,14 +170,14 @@ func vrfNames(vrf bool) []string {
 var tables = []routing.TableID{100, 101, 102, 103, routing.TableMain, routing.TableMain, 200, vrfTable, 300}
 
 // genRules are rules in the order in which they are added.
-func genRules(t *rapid.T, family routing.Family, vrf bool) []routing.Rule {
+func genRules(t *rapid.T, family routing.Family, known features) []routing.Rule {
 	priorities := make([]routing.Priority, number(t, 5, 20))
 	for i := range priorities {
 		priorities[i] = routing.Priority(number(t, 1, 30)) * 1000
 	}
 	rules := make([]routing.Rule, len(priorities))
 	for i, p := range priorities {
-		rules[i] = genRule(t, family, p, priorities, vrf)
+		rules[i] = genRule(t, family, p, priorities, known)
 	}
 	for priority, table := range map[routing.Priority]routing.TableID{0: routing.TableLocal, 32766: routing.TableMain} {
 		if chance(t, 90) {
@@ -260,7 +277,7 @@ func genRoutes(t *rapid.T, family routing.Family, index map[string]int) []way {
 }
 
 // genFlow makes what RTM_GETROUTE can be asked for.
-func genFlow(t *rapid.T, family routing.Family, forwarded, vrf bool) lookup.Flow {
+func genFlow(t *rapid.T, family routing.Family, forwarded bool, known features) lookup.Flow {
 	f := lookup.Flow{
 		To: genAddress(t, family), Mark: uint32(number(t, 0, 3)), UID: pick(t, "uid", uint32(0), 100, 500, 1000, 1500, 2000),
 	}
@@ -281,11 +298,11 @@ func genFlow(t *rapid.T, family routing.Family, forwarded, vrf bool) lookup.Flow
 	if chance(t, 50) {
 		f.TOS = uint8(number(t, 0, 63)) << 2
 	}
-	if family == routing.IPv6 && chance(t, 30) {
+	if family == routing.IPv6 && known.flowLabel && chance(t, 30) {
 		f.FlowLabel = uint32(number(t, 0, 3))
 	}
 	if forwarded {
-		f.IIF = pick(t, "iif", append([]string{"d0", "d1", "d2", "d4"}, vrfNames(vrf)...)...)
+		f.IIF = pick(t, "iif", append([]string{"d0", "d1", "d2", "d4"}, vrfNames(known.vrf)...)...)
 		if family == routing.IPv4 {
 			f.From = netip.AddrFrom4([4]byte{pick(t, "from", byte(172), byte(198)), byte(number(t, 0, 3)), 0, 7})
 		} else {
@@ -300,7 +317,7 @@ func genFlow(t *rapid.T, family routing.Family, forwarded, vrf bool) lookup.Flow
 		f.From = genAddress(t, family)
 	}
 	if chance(t, 35) {
-		f.OIF = pick(t, "oif", append([]string{"d0", "d1", "d2", "d3", "d4"}, vrfNames(vrf)...)...)
+		f.OIF = pick(t, "oif", append([]string{"d0", "d1", "d2", "d3", "d4"}, vrfNames(known.vrf)...)...)
 	}
 	return f
 }

@@ -1,6 +1,7 @@
 package reality_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -23,8 +24,32 @@ const last = 4
 // vrfTable is the table of vrf0, which d4 belongs to where the kernel knows VRFs.
 const vrfTable = 201
 
-// hasVRF reports whether a host has vrf0.
-func hasVRF(index map[string]int) bool { return index["vrf0"] != 0 }
+// features are what a kernel knows; those of Debian lack some selectors.
+type features struct{ vrf, dscp, dscpMask, flowLabel, portMask bool }
+
+// probe tries which selectors the kernel takes.
+func probe(tb testing.TB, index map[string]int) features {
+	tb.Helper()
+	takes := func(r routing.Rule) bool {
+		r.Priority, r.Action, r.Table = 1, routing.ActionLookup, routing.TableMain
+		if err := addRule(r); err != nil {
+			if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
+				tb.Fatal(err)
+			}
+			return false
+		}
+		return true
+	}
+	f := features{
+		vrf:       index["vrf0"] != 0,
+		dscp:      takes(routing.Rule{Family: routing.IPv4, DSCP: routing.Some(1)}),
+		dscpMask:  takes(routing.Rule{Family: routing.IPv4, DSCP: routing.Some(1), DSCPMask: 1}),
+		flowLabel: takes(routing.Rule{Family: routing.IPv6, FlowLabel: routing.Some(1), FlowLabelMask: 1}),
+		portMask:  takes(routing.Rule{Family: routing.IPv4, SourcePorts: routing.PortRange{First: 1, Last: 1, Mask: 0xfff1}}),
+	}
+	flush(tb)
+	return f
+}
 
 // newHost moves the calling goroutine's thread into a namespace of its own, with
 // five devices, and two addresses of each family on each; with nexthop objects, and with a VRF if the
@@ -64,7 +89,7 @@ func newHost(tb testing.TB) map[string]int {
 		d, err := handle.LinkByName(name)
 		must(tb, err)
 		must(tb, handle.LinkSetGroup(d, int(group)))
-		if i == last && hasVRF(index) {
+		if i == last && index["vrf0"] != 0 {
 			must(tb, handle.LinkSetMasterByIndex(d, index["vrf0"]))
 		}
 		for _, host := range []int{1, 5} {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink/nl"
@@ -247,11 +248,25 @@ func flushTable(tb testing.TB, family routing.Family, table routing.TableID) {
 	})
 }
 
+// deletion is what deletes a listed route. One by a nexthop object is listed with its ways, which
+// may not be said beside the number.
+func deletion(b []byte) *message {
+	out := &message{b: slices.Clone(b[:headerSize])}
+	byNumber := false
+	attributes(b[headerSize:], func(kind uint16, _ []byte) { byNumber = byNumber || kind == routeNexthop })
+	attributes(b[headerSize:], func(kind uint16, v []byte) {
+		if !byNumber || kind != unix.RTA_OIF && kind != unix.RTA_GATEWAY && kind != unix.RTA_MULTIPATH {
+			out.bytes(kind, v...)
+		}
+	})
+	return out
+}
+
 func flushRoutes(tb testing.TB, family routing.Family, is func(b []byte) bool) {
 	tb.Helper()
 	for _, b := range dump(tb, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, family) {
 		if b[5] == unix.RTPROT_STATIC && is(b) {
-			_, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, &message{b: b})
+			_, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, deletion(b))
 			must(tb, err)
 		}
 	}

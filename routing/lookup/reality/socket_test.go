@@ -72,7 +72,7 @@ func TestSockets(t *testing.T) {
 		facts, err := reader.Facts(t.Context(), routing.FamilyOf(tt.flow.To), tt.flow.To, tt.flow.From)
 		must(t, err)
 		v := facts.Host().Lookup(tt.flow)
-		answer, err := reader.Ask(t.Context(), tt.flow)
+		answer, err := reader.Ask(t.Context(), facts.Interfaces, tt.flow)
 		must(t, err)
 		asked := answer.Missed
 		if socket := connect(t, tt.flow); v.Outcome != tt.outcome || v.Assumed != tt.assumed || !errors.Is(socket, tt.socket) || asked != tt.asked {
