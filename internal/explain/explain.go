@@ -147,7 +147,7 @@ func (x *explainer) lookup(purpose, text string, flow lookup.Flow) lookedUp {
 			asked = x.host.Lookup(question)
 		}
 		difference := x.host.Disagree(asked, question, out.answer)
-		l.Kernel = x.kernel(out.answer, difference)
+		l.Kernel = x.kernel(flow, out.answer, difference)
 		x.doc.Asked = true
 		if out.differs = difference != ""; out.differs {
 			x.doc.Agrees = false
@@ -235,7 +235,7 @@ func refusalText(r lookup.Refusal) string {
 	}
 }
 
-func (x *explainer) kernel(a lookup.Answer, difference string) *Kernel {
+func (x *explainer) kernel(flow lookup.Flow, a lookup.Answer, difference string) *Kernel {
 	k := &Kernel{Difference: escape.Text(difference)}
 	if r := cmp.Or(a.Unsent, a.Missed); r != lookup.None && a.Sent.Device == 0 {
 		k.Error = refusalText(r)
@@ -254,7 +254,7 @@ func (x *explainer) kernel(a lookup.Answer, difference string) *Kernel {
 	if a.Sent.Device != 0 {
 		k.Sent = x.wayText(a.Sent)
 	}
-	if s := a.Sent.PreferredSource; s.IsValid() {
+	if s := a.Sent.PreferredSource; s.IsValid() && !flow.From.IsValid() {
 		k.Source = s.String()
 	}
 	return k
@@ -281,7 +281,7 @@ func (x *explainer) second(flow lookup.Flow, first *lookedUp) (*lookedUp, bool) 
 	with := flow
 	with.From = source
 	v := x.host.Lookup(with.Question())
-	if outcomeOf(v) == outcome && sameWays(x.ways(v), x.ways(first.verdict)) && v.Rule == first.verdict.Rule {
+	if outcomeOf(v) == outcome && sameWays(x.ways(v), x.ways(first.verdict)) && (v.Direct || v.Rule == first.verdict.Rule) {
 		x.source = source
 		return nil, false // It says the same: nothing to show.
 	}
@@ -482,6 +482,9 @@ func (x *explainer) caveats(flow lookup.Flow, l *lookedUp) {
 	}
 	if len(l.verdict.Alternatives) > 0 {
 		x.caveat(CaveatReachability, "the table has other default routes with the same metric: the kernel prefers one whose router answers")
+	}
+	if !flow.Question().Answerable() {
+		x.caveat(CaveatProtocol, "the kernel cannot be asked about "+protocol(flow.IPProto)+" (RTM_GETROUTE): this answer is that of the simulation alone")
 	}
 	if flow.To.IsMulticast() && !l.verdict.Direct {
 		x.caveat(CaveatGroup, "multicast also goes to members of the group on this host")

@@ -110,11 +110,11 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 		return h.disagreeRefused(v, f, a)
 	case Local, Sent:
 	}
-	if a.Missed != None || a.Unsent != None {
+	if a.Unsent != None || a.Missed != None && !v.Direct {
 		return fmt.Sprintf("the kernel answers %q, the simulation has a route", cmp.Or(a.Missed, a.Unsent))
 	}
-	if v.Direct {
-		// No route is asked: what matched is the kernel's invention.
+	if v.Direct && v.Outcome == Sent {
+		// No route is asked: what matched, or did not, is the kernel's invention.
 		if a.Sent.Device != v.Legs[0].Device {
 			return fmt.Sprintf("the kernel sends by interface %d, the simulation by %d", a.Sent.Device, v.Legs[0].Device)
 		}
@@ -129,7 +129,7 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 		if v.Nexthop != 0 && want.Family == routing.IPv6 && len(a.Matched) > 0 {
 			want = a.Matched[0] // The kernel may name another route by the same object.
 		}
-		one := disagreeRoute(v.Outcome, want, legs, a)
+		one := h.disagreeRoute(v.Outcome, f, want, legs, a)
 		if one == "" {
 			return ""
 		}
@@ -156,11 +156,17 @@ func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
 // olderErrors are what kernels before 6.18 say instead of Verdict.Refusal.
 var olderErrors = map[Objection]Refusal{SourceForeign: Invalid, ReversePath: CrossDevice}
 
-func disagreeRoute(o Outcome, want routing.Route, legs []routing.Route, a Answer) string {
+func (h *Host) disagreeRoute(o Outcome, f Flow, want routing.Route, legs []routing.Route, a Answer) string {
 	if len(a.Matched) == 0 {
 		return "the kernel names no route"
 	}
 	got := a.Matched[0]
+	if h.Merged && got.Table == routing.TableMain {
+		got.Table = want.Table // It is asked as main, and has the routes of both (fib_lookup in include/net/ip_fib.h).
+	}
+	if toGroup(f.To) {
+		got.Type = want.Type // That of the destination (__mkroute_output in net/ipv4/route.c).
+	}
 	if got.Destination != want.Destination || got.Source != want.Source || got.Table != want.Table || got.TOS != want.TOS ||
 		got.Metric != want.Metric || got.Type != want.Type {
 		return fmt.Sprintf("the kernel takes the route %s, the simulation %s", got, want)
@@ -172,6 +178,9 @@ func disagreeRoute(o Outcome, want routing.Route, legs []routing.Route, a Answer
 		return ""
 	}
 	all, may := hops(a.Matched), hops(legs)
+	if toGroup(f.To) {
+		all = append(all, may...) // The route matches with its gateway, and is used without.
+	}
 	for _, h := range may {
 		if !slices.Contains(all, h) {
 			return fmt.Sprintf("the kernel's route has no leg %s", h)

@@ -5,6 +5,7 @@ package reading
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"os/user"
@@ -40,6 +41,16 @@ func Host(ctx context.Context, flow lookup.Flow, whole bool) (*explain.Snapshot,
 	if err != nil {
 		return nil, err
 	}
+	addresses, err := reader.Addresses(ctx, routing.FamilyOf(flow.To))
+	if err != nil {
+		return nil, err
+	}
+	if !c.Asked && !flow.From.IsValid() {
+		// The kernel does not say which address the socket gets: any may be looked up.
+		if c, err = reader.Consult(ctx, flow, some(addresses)...); err != nil {
+			return nil, err
+		}
+	}
 	s := &explain.Snapshot{Taken: time.Now(), Question: flow}
 	f := &s.Facts
 	f.Facts, f.Users = *c.Facts, map[uint32]string{}
@@ -48,9 +59,7 @@ func Host(ctx context.Context, flow lookup.Flow, whole bool) (*explain.Snapshot,
 			f.Answers = append(f.Answers, explain.Asked{Flow: one.Flow, Answer: one.Answer})
 		}
 	}
-	if f.Addresses, err = reader.Addresses(ctx, f.Family); err != nil {
-		return nil, err
-	}
+	f.Addresses = addresses
 	name(f, flow.UID)
 	s.Partial = map[routing.TableID]bool{}
 	for _, t := range tablesOf(f) {
@@ -77,6 +86,20 @@ func tablesOf(f *explain.Facts) []routing.TableID {
 	}
 	slices.Sort(tables)
 	return slices.Compact(tables)
+}
+
+// mostAddresses is how many addresses are looked up besides the destination.
+const mostAddresses = 256
+
+// some are addresses of this host.
+func some(all map[int][]netip.Prefix) []netip.Addr {
+	var out []netip.Addr
+	for _, index := range slices.Sorted(maps.Keys(all)) {
+		for _, p := range all[index] {
+			out = append(out, p.Addr())
+		}
+	}
+	return out[:min(len(out), mostAddresses)]
 }
 
 // name finds the name of a user.
