@@ -417,6 +417,9 @@ func saveSnapshot(path string, s explain.Snapshot) error {
 
 // readExplained reads what an answer depends on, and what multihomed says of its rules.
 func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bool, changes []explain.Change) (*explain.Snapshot, error) {
+	// With many links the answer of the daemon is long: it comes while the kernel is read.
+	cfg := a.find(ctx).Config
+	answered := fetchNotes(ctx, cfg)
 	// After a change the socket may get another address, and then needs routes that are not asked for now.
 	s, err := reading.Host(ctx, flow, whole || len(changes) > 0)
 	if err != nil {
@@ -424,46 +427,51 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 	}
 	s.Version = a.Version
 	f := &s.Facts
-	ours := slices.ContainsFunc(f.Rules, func(r routing.Rule) bool { return r.Protocol == routing.Multihomed })
-	if !ours {
+	if !slices.ContainsFunc(f.Rules, func(r routing.Rule) bool { return r.Protocol == routing.Multihomed }) {
 		return s, nil
 	}
-	// Without the notes it is known which rules matter.
-	d := f.Explain(flow)
-	w := status.Wanted{All: all || whole}
-	family := routing.FamilyOf(flow.To)
-	for _, l := range d.Lookups {
-		for _, r := range l.Rules {
-			if r.By == explain.ByMultihomed && r.Result != explain.No && r.Result != explain.NotAsked {
-				w.Rules = append(w.Rules, fmt.Sprintf("%d: %s", r.Priority, r.Text))
-			}
-		}
-	}
+	w := status.Wanted{All: all || whole, Rules: f.Asked(flow)}
 	for _, c := range changes {
 		w.Interfaces = append(w.Interfaces, c.Link, escape.Name(c.Link))
 	}
-	notes, err := a.notes(ctx, a.find(ctx).Config, w)
+	told, err := answered(w)
 	if err != nil {
-		f.Unread = append(f.Unread, fmt.Sprintf("which links the rules of multihomed in %s are for: %v", family.Name(), err))
-		return s, nil
+		if told, err = a.lookForNotes(ctx, cfg, err); err != nil {
+			f.Unread = append(f.Unread, fmt.Sprintf("which links the rules of multihomed are for: %v", err))
+			return s, nil
+		}
 	}
-	f.Notes = notes
+	f.Notes = explain.NotesOf(told)
 	reading.NameUsers(f)
 	return s, nil
 }
 
-// notes asks the daemon for what it says of its rules, and reads the host if it does not answer.
-func (a *app) notes(ctx context.Context, cfg config.Config, w status.Wanted) (explain.Notes, error) {
-	waiting, cancel := context.WithTimeoutCause(ctx, answerTime, errors.New("multihomed does not answer"))
-	defer cancel()
-	s, err := socket.AskFor(waiting, cfg.RuntimeDir, w)
-	if err == nil {
-		return explain.NotesOf(s), nil
+// fetchNotes asks the daemon. The function that it returns waits for the answer.
+func fetchNotes(ctx context.Context, cfg config.Config) func(status.Wanted) (*status.Status, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTime, errors.New("multihomed does not answer"))
+	var reply socket.Reply
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer cancel()
+		reply, err = socket.Fetch(ctx, cfg.RuntimeDir)
+	}()
+	return func(w status.Wanted) (*status.Status, error) {
+		<-done
+		if err != nil {
+			return nil, err
+		}
+		return reply.Pick(w)
 	}
+}
+
+// lookForNotes reads the host as status does without the daemon, which did not answer because of err.
+func (a *app) lookForNotes(ctx context.Context, cfg config.Config, err error) (*status.Status, error) {
 	v, readErr := offline.Look(ctx, cfg)
 	if readErr != nil {
-		return explain.Notes{}, errors.Join(err, readErr)
+		return nil, errors.Join(err, readErr)
 	}
-	made := v.Status(nil, a.Version)
-	return explain.NotesOf(&made), nil
+	s := v.Status(nil, a.Version)
+	return &s, nil
 }

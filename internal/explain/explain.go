@@ -14,13 +14,30 @@ import (
 )
 
 // Explain says how a packet is routed. The flow's To must be valid.
-func (f *Facts) Explain(flow lookup.Flow) Document {
+func (f *Facts) Explain(flow lookup.Flow) Document { return f.explain(flow, false) }
+
+// Asked are the rules of multihomed that matched, or that a goto led over, as [Rule.Text] with their priority. These
+// are the ones whose notes are worth reading: there may be very many others.
+func (f *Facts) Asked(flow lookup.Flow) []string {
+	d := f.explain(flow, true)
+	var out []string
+	for _, l := range d.Lookups {
+		for _, r := range l.Rules {
+			if r.By == ByMultihomed {
+				out = append(out, fmt.Sprintf("%d: %s", r.Priority, r.Text))
+			}
+		}
+	}
+	return out
+}
+
+func (f *Facts) explain(flow lookup.Flow, brief bool) Document {
 	d := newDocument()
 	d.Annotations = f.Notes.By
 	for _, u := range f.Unread {
 		d.Unread = append(d.Unread, escape.Text(u))
 	}
-	x := &explainer{facts: f, host: f.host(), doc: &d, names: make(map[int]string, len(f.Interfaces)), dead: map[routing.TableID]routing.Route{}}
+	x := &explainer{brief: brief, facts: f, host: f.host(), doc: &d, names: make(map[int]string, len(f.Interfaces)), dead: map[routing.TableID]routing.Route{}}
 	for _, i := range f.Interfaces {
 		x.names[i.Index] = i.Name
 	}
@@ -44,6 +61,8 @@ type explainer struct {
 	facts *Facts
 	host  *lookup.Host
 	doc   *Document
+	// brief leaves out rules that do not match or are not asked.
+	brief bool
 	// names are those of the interfaces. dead has of each table a dead route to the destination.
 	names map[int]string
 	dead  map[routing.TableID]routing.Route

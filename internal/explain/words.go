@@ -22,6 +22,10 @@ func (x *explainer) rules(f lookup.Flow, v lookup.Verdict, steps []lookup.Step) 
 		if r.Family != family {
 			continue
 		}
+		if x.brief && (at >= len(steps) || steps[at].Rule == r && steps[at].Result == lookup.Unmatched) {
+			at++
+			continue
+		}
 		if at < len(steps) && steps[at].Rule == r && (jumped == 0 || r.Priority >= jumped) {
 			s := steps[at]
 			at++
@@ -52,14 +56,15 @@ func (x *explainer) rules(f lookup.Flow, v lookup.Verdict, steps []lookup.Step) 
 
 // rule is a rule without what came of it.
 func (x *explainer) rule(r routing.Rule) Rule {
-	_, text, _ := strings.Cut(r.String(), ": ")
-	e := Rule{Priority: uint32(r.Priority), Text: escape.Text(text), By: ByOthers}
+	whole := escape.Text(r.String())
+	_, text, _ := strings.Cut(whole, ": ")
+	e := Rule{Priority: uint32(r.Priority), Text: text, By: ByOthers}
 	switch {
 	case isKernels(r):
 		e.By = ByKernel
 	case r.Protocol == routing.Multihomed:
 		e.By = ByMultihomed
-		x.annotate(&e, r)
+		x.annotate(&e, r, whole)
 	default:
 		e.Maker = maker(r)
 	}
@@ -77,7 +82,7 @@ func isKernels(r routing.Rule) bool {
 		r.Priority == routing.PriorityDefault && r.Table == routing.TableDefault
 }
 
-// decision is why a rule of multihomed exists: as multihomed says, else by its place on the ladder.
+// decision is why a rule of multihomed exists, empty for other rules.
 func (x *explainer) decision(r routing.Rule) routing.Decision {
 	if r.Protocol != routing.Multihomed {
 		return ""
@@ -85,11 +90,19 @@ func (x *explainer) decision(r routing.Rule) routing.Decision {
 	if n, known := x.facts.Notes.Rules[NoteKey(r)]; known && n.Decision != "" {
 		return n.Decision
 	}
+	return rungOf(r)
+}
+
+// rungs are those of the ladder.
+var rungs = routing.Ladder() //nolint:gochecknoglobals // a constant in all but name
+
+// rungOf is the decision of the rung that a rule stands on, empty if several stand there.
+func rungOf(r routing.Rule) routing.Decision {
 	var found routing.Decision
-	for _, rung := range routing.Ladder() {
-		if rung.Contains(r.Priority) {
+	for i := range rungs {
+		if rung := &rungs[i]; rung.Contains(r.Priority) {
 			if found != "" && found != rung.Decision {
-				return "" // Several rungs stand there.
+				return ""
 			}
 			found = rung.Decision
 		}
@@ -100,9 +113,12 @@ func (x *explainer) decision(r routing.Rule) routing.Decision {
 // NoteKey finds the note of a rule.
 func NoteKey(r routing.Rule) string { return r.Family.String() + " " + escape.Text(r.String()) }
 
-func (x *explainer) annotate(e *Rule, r routing.Rule) {
-	note := x.facts.Notes.Rules[NoteKey(r)]
-	d := x.decision(r)
+func (x *explainer) annotate(e *Rule, r routing.Rule, text string) {
+	note := x.facts.Notes.Rules[r.Family.String()+" "+text]
+	d := note.Decision
+	if d == "" {
+		d = rungOf(r)
+	}
 	e.Reason, e.Link, e.Lifts = string(d), note.Link, note.Lifts
 	if d != "" {
 		e.Sentence = d.Sentence()
