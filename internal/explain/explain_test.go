@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"multihomed/internal/escape"
 	"multihomed/internal/explain"
@@ -360,7 +359,7 @@ func TestFailoverInWhatIf(t *testing.T) {
 // TestSnapshot wants the same explanation from a file.
 func TestSnapshot(t *testing.T) {
 	t.Parallel()
-	s := explain.Snapshot{Version: "1.2.3", Taken: time.Unix(1796000000, 0), Question: questions["bound"], Facts: *home(), Partial: map[routing.TableID]bool{254: true}}
+	s := explain.Snapshot{Version: "1.2.3", Taken: "2026-11-29T12:00:00Z", Question: questions["bound"], Facts: *home(), Partial: map[routing.TableID]bool{254: true}}
 	right := way(10001, "0.0.0.0/0", "10.91.0.1", wan1, 1<<30).Route
 	s.Facts.Answers = []explain.Asked{{Flow: s.Question, Answer: lookup.Answer{Matched: []routing.Route{right}, Sent: right}}, {Flow: questions["unbound"], Answer: lookup.Answer{Missed: lookup.NetUnreachable, Unsent: lookup.NetUnreachable}}}
 	data, err := explain.Save(s)

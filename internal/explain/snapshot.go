@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"multihomed/internal/escape"
 	"multihomed/internal/status"
@@ -17,9 +16,8 @@ import (
 
 // A Snapshot is a host as it was when a question was asked.
 type Snapshot struct {
-	// Version is that of the program that made it, Taken when.
-	Version string
-	Taken   time.Time
+	// Version is that of the program that made it, Taken when, as in RFC 3339.
+	Version, Taken string
 	// Question is what was asked.
 	Question lookup.Flow
 	Facts    Facts
@@ -44,7 +42,7 @@ type snapshotFile struct {
 	Kind       string          `json:"kind"`
 	Schema     int             `json:"schema"`
 	Version    string          `json:"version"`
-	Taken      time.Time       `json:"taken"`
+	Taken      string          `json:"taken"`
 	Question   flowFile        `json:"question"`
 	Interfaces []interfaceFile `json:"interfaces"`
 	Rules      []ruleFile      `json:"rules"`
@@ -195,7 +193,7 @@ type askedFile struct {
 func Save(s Snapshot) ([]byte, error) {
 	f := &s.Facts
 	file := snapshotFile{
-		Kind: snapshotKind, Schema: snapshotSchema, Version: s.Version, Taken: s.Taken.UTC().Round(time.Second), Question: flowOut(s.Question), Interfaces: []interfaceFile{}, Rules: []ruleFile{},
+		Kind: snapshotKind, Schema: snapshotSchema, Version: s.Version, Taken: s.Taken, Question: flowOut(s.Question), Interfaces: []interfaceFile{}, Rules: []ruleFile{},
 		Routes: []routeFile{}, Partial: []uint32{}, Users: f.Users, Unread: append([]string{}, f.Unread...), Answers: []askedFile{}, Notes: notesOut(&f.Notes),
 	}
 	file.Merged = f.Merged
@@ -261,7 +259,7 @@ func Load(data []byte) (*Snapshot, error) {
 	case len(file.Notes.Bindings) > mostBindings:
 		return nil, fmt.Errorf("the snapshot has %d bindings, and the most is %d", len(file.Notes.Bindings), mostBindings)
 	}
-	s := &Snapshot{Version: escape.Text(file.Version), Taken: file.Taken}
+	s := &Snapshot{Version: escape.Text(file.Version), Taken: escape.Text(file.Taken)}
 	f := &s.Facts
 	f.Addresses, s.Partial, f.Users = map[int][]netip.Prefix{}, map[routing.TableID]bool{}, map[uint32]string{}
 	f.Tables, f.Merged = map[routing.TableID][]lookup.Candidate{}, file.Merged

@@ -56,8 +56,8 @@ func TestQuick(t *testing.T) {
 			Memory                                             memory
 			Change                                             change
 			Status                                             struct {
-				Text, JSON, Alone series
-				Bytes             int
+				Text, JSON, Alone, Explain series
+				Bytes                      int
 			}
 		}
 		Foreign *struct {

@@ -51,7 +51,7 @@ func Host(ctx context.Context, flow lookup.Flow, whole bool) (*explain.Snapshot,
 			return nil, err
 		}
 	}
-	s := &explain.Snapshot{Taken: time.Now(), Question: flow}
+	s := &explain.Snapshot{Taken: time.Now().UTC().Format(time.RFC3339), Question: flow}
 	f := &s.Facts
 	f.Facts, f.Users = *c.Facts, map[uint32]string{}
 	for one := c; one != nil; one = one.Again {
