@@ -110,15 +110,18 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 		return h.disagreeRefused(v, f, a)
 	case Local, Sent:
 	}
-	if a.Unsent != None || a.Missed != None && !v.Direct {
-		return fmt.Sprintf("the kernel answers %q, the simulation has a route", cmp.Or(a.Missed, a.Unsent))
-	}
-	if v.Direct && v.Outcome == Sent {
-		// No route is asked: what matched, or did not, is the kernel's invention.
-		if a.Sent.Device != v.Legs[0].Device {
+	if v.Direct {
+		// No route matches: what is sent is the kernel's invention.
+		switch {
+		case a.Unsent != None:
+			return fmt.Sprintf("the kernel answers %q, the simulation sends", a.Unsent)
+		case v.Outcome == Sent && a.Sent.Device != v.Legs[0].Device:
 			return fmt.Sprintf("the kernel sends by interface %d, the simulation by %d", a.Sent.Device, v.Legs[0].Device)
 		}
 		return ""
+	}
+	if a.Missed != None || a.Unsent != None {
+		return fmt.Sprintf("the kernel answers %q, the simulation has a route", cmp.Or(a.Missed, a.Unsent))
 	}
 	why := ""
 	for i, want := range append([]routing.Route{v.Route}, v.Alternatives...) {

@@ -162,9 +162,7 @@ var lastNexthop uint32
 // configure sets what decides about packets that come in.
 func configure(tb testing.TB, t *rapid.T) {
 	tb.Helper()
-	set := func(name string, value int) {
-		must(tb, os.WriteFile("/proc/sys/net/ipv4/conf/"+name, []byte(strconv.Itoa(value)), 0))
-	}
+	set := func(name string, value int) { sysctl(tb, "ipv4/conf/"+name, value) }
 	set("all/rp_filter", pick(t, "rp_filter", 0, 0, 0, 1, 2))
 	set("all/src_valid_mark", pick(t, "src_valid_mark", 0, 0, 1))
 	for i := range last + 1 {
@@ -184,4 +182,9 @@ func base(tb testing.TB) {
 			must(tb, addRule(routing.Rule{Family: family, Priority: priority, Action: routing.ActionLookup, Table: table}))
 		}
 	}
+}
+
+func sysctl(tb testing.TB, name string, value int) {
+	tb.Helper()
+	must(tb, os.WriteFile("/proc/sys/net/"+name, []byte(strconv.Itoa(value)), 0))
 }
