@@ -430,7 +430,7 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 	if !slices.ContainsFunc(f.Rules, func(r routing.Rule) bool { return r.Protocol == routing.Multihomed }) {
 		return s, nil
 	}
-	w := status.Wanted{All: all || whole, Rules: f.Asked(flow)}
+	w := status.Wanted{All: all || whole, Rules: f.Touched(flow)}
 	for _, c := range changes {
 		w.Interfaces = append(w.Interfaces, c.Link, escape.Name(c.Link))
 	}

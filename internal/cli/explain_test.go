@@ -222,3 +222,30 @@ func TestSaveSnapshot(t *testing.T) {
 		t.Errorf("%d, %q", status, stderr)
 	}
 }
+
+// TestSnapshotForAReport: it goes into the current directory, or into that for temporary files.
+func TestSnapshotForAReport(t *testing.T) {
+	data, err := os.ReadFile(house)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := explain.Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, temporary := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", temporary)
+	for _, c := range []struct{ work, want string }{{here, here}, {"/proc/self", temporary}} {
+		t.Chdir(c.work)
+		err := cli.Program{}.Differs(*s)
+		found, _ := filepath.Glob(filepath.Join(c.want, "multihomed-explain-*.json"))
+		if err == nil || len(found) != 1 || !strings.Contains(err.Error(), filepath.Base(found[0])) {
+			t.Fatalf("%v, and in %s there is %q", err, c.want, found)
+		}
+		if data, err := os.ReadFile(found[0]); err != nil {
+			t.Error(err)
+		} else if _, err := explain.Load(data); err != nil {
+			t.Error(err)
+		}
+	}
+}

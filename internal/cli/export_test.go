@@ -51,3 +51,8 @@ func (p Program) CompleteUplinks(ctx context.Context, path string) []string {
 	words, _ := (&app{Program: p, configPath: path}).completeUplinks(cmd, nil, "")
 	return words
 }
+
+// Differs is what `explain` does where the kernel says something else.
+func (p Program) Differs(s explain.Snapshot) error {
+	return (&app{Program: p}).differs(s, explainOptions{})
+}

@@ -16,9 +16,9 @@ import (
 // Explain says how a packet is routed. The flow's To must be valid.
 func (f *Facts) Explain(flow lookup.Flow) Document { return f.explain(flow, false) }
 
-// Asked are the rules of multihomed that matched, or that a goto led over, as [Rule.Text] with their priority. These
+// Touched are the rules of multihomed that matched, or that a goto led over, as [Rule.Text] with their priority. These
 // are the ones whose notes are worth reading: there may be very many others.
-func (f *Facts) Asked(flow lookup.Flow) []string {
+func (f *Facts) Touched(flow lookup.Flow) []string {
 	d := f.explain(flow, true)
 	var out []string
 	for _, l := range d.Lookups {

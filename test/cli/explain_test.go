@@ -3,6 +3,7 @@ package cli_test
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -94,7 +95,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-func (h *host) addr6(device string) (a interface{ String() string }) {
+func (h *host) addr6(device string) netip.Addr {
 	h.t.Helper()
 	found, err := h.WaitAddr(h.t.Context(), device, lab.IPv6)
 	h.must(err)
