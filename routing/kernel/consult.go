@@ -88,6 +88,7 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 	if err != nil {
 		return nil, err
 	}
+	r.beforeAsking()
 	known := indexesOf(facts.Interfaces)
 	host := facts.Host()
 	if c, err = r.confront(ctx, known, facts, host, f); err != nil {

@@ -123,22 +123,7 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 	if a.Missed != None || a.Unsent != None {
 		return fmt.Sprintf("the kernel answers %q, the simulation has a route", cmp.Or(a.Missed, a.Unsent))
 	}
-	why := ""
-	for i, want := range append([]routing.Route{v.Route}, v.Alternatives...) {
-		legs := v.Legs
-		if i > 0 {
-			legs = []routing.Route{want}
-		}
-		if v.Nexthop != 0 && want.Family == routing.IPv6 && len(a.Matched) > 0 {
-			want = a.Matched[0] // The kernel may name another route by the same object.
-		}
-		one := h.disagreeRoute(v.Outcome, f, want, legs, a)
-		if one == "" {
-			return ""
-		}
-		why = cmp.Or(why, one)
-	}
-	return why
+	return h.disagreeRoute(v, f, a)
 }
 
 func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
@@ -159,34 +144,39 @@ func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
 // olderErrors are what kernels before 6.18 say instead of Verdict.Refusal.
 var olderErrors = map[Objection]Refusal{SourceForeign: Invalid, ReversePath: CrossDevice}
 
-func (h *Host) disagreeRoute(o Outcome, f Flow, want routing.Route, legs []routing.Route, a Answer) string {
+func (h *Host) disagreeRoute(v *Verdict, f Flow, a Answer) string {
 	if len(a.Matched) == 0 {
 		return "the kernel names no route"
 	}
 	got := a.Matched[0]
 	if h.Merged && got.Table == routing.TableMain {
-		got.Table = want.Table // It is asked as main, and has the routes of both (fib_lookup in include/net/ip_fib.h).
+		got.Table = v.Route.Table // Main is asked, and has the routes of both (fib_lookup in include/net/ip_fib.h).
 	}
 	if toGroup(f.To) {
-		got.Type = want.Type // That of the destination (__mkroute_output in net/ipv4/route.c).
+		got.Type = v.Route.Type // The kernel gives it that of the destination (__mkroute_output in net/ipv4/route.c).
 	}
-	if got.Destination != want.Destination || got.Source != want.Source || got.Table != want.Table || got.TOS != want.TOS ||
-		got.Metric != want.Metric || got.Type != want.Type {
-		return fmt.Sprintf("the kernel takes the route %s, the simulation %s", got, want)
+	same := func(want routing.Route) bool {
+		return got.Destination == want.Destination && got.Source == want.Source && got.Table == want.Table && got.TOS == want.TOS &&
+			got.Metric == want.Metric && got.Type == want.Type
 	}
-	if o == Local {
-		if got.Device != want.Device {
-			return fmt.Sprintf("the kernel finds the address on interface %d, the simulation on %d", got.Device, want.Device)
+	// The two questions may have different answers where the reachability of routers decides, and
+	// the kernel may name another route by the same object.
+	isNamed := same(v.Route) || slices.ContainsFunc(v.Alternatives, same) || v.Nexthop != 0 && got.Family == routing.IPv6
+	if !isNamed {
+		return fmt.Sprintf("the kernel takes the route %s, the simulation %s", got, v.Route)
+	}
+	if v.Outcome == Local {
+		if got.Device != v.Route.Device {
+			return fmt.Sprintf("the kernel finds the address on interface %d, the simulation on %d", got.Device, v.Route.Device)
 		}
 		return ""
 	}
-	all, may := hops(a.Matched), hops(legs)
-	if toGroup(f.To) {
-		all = append(all, may...) // The route matches with its gateway, and is used without.
-	}
-	for _, h := range may {
-		if !slices.Contains(all, h) {
-			return fmt.Sprintf("the kernel's route has no leg %s", h)
+	may := hops(append(slices.Clip(v.Legs), v.Alternatives...))
+	if all := hops(a.Matched); len(v.Alternatives) == 0 && !toGroup(f.To) { // To a group it is used without its gateway.
+		for _, h := range may {
+			if !slices.Contains(all, h) {
+				return fmt.Sprintf("the kernel's route has no leg %s", h)
+			}
 		}
 	}
 	if sent := hops([]routing.Route{a.Sent})[0]; !slices.Contains(may, sent) {

@@ -136,18 +136,23 @@ func (w *walk) before() (v Verdict, done bool) {
 	return v, false
 }
 
-// holder is __ip_dev_find: the interface that has an address, as table local or that of a VRF says.
+// holder is __ip_dev_find: the interface that has an address, by table local, or as an address of a
+// VRF. The kernel's list of addresses is not known here; each has a route.
 func (w *walk) holder(a netip.Addr) (device int, ok bool) {
-	tables := []routing.TableID{routing.TableLocal}
-	for _, i := range w.host.Interfaces {
-		if i.Table != 0 {
-			tables = append(tables, i.Table)
-		}
+	search := walk{host: w.host, family: w.family, flow: Flow{To: a}}
+	local := search.containing(nil, routing.TableLocal)
+	sortCandidates(local)
+	if len(local) > 0 && local[0].Type == typeLocal {
+		return local[0].Device, true
 	}
-	search := walk{host: w.host, family: w.family, flow: Flow{To: a}, found: map[routing.TableID]found{}}
-	for _, t := range tables {
-		if f := search.select4(search.containing(nil, t)); len(f.legs) > 0 && f.first.Type == typeLocal {
-			return f.first.Device, true
+	for _, i := range w.host.Interfaces {
+		if i.Table == 0 {
+			continue
+		}
+		for _, r := range search.containing(nil, i.Table) {
+			if r.Type == typeLocal && r.Destination.IsSingleIP() {
+				return r.Device, true
+			}
 		}
 	}
 	return 0, false

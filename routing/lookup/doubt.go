@@ -8,7 +8,7 @@ const (
 	// OfLeg: a hash of the packet chooses among several legs, or says whether a rule suppresses
 	// the route.
 	OfLeg Doubt = iota
-	// OfRouter: the kernel chooses among equal defaults by what it knows of their routers
+	// OfRouter: the kernel chooses among equal routes by what it knows of their routers
 	// ([Verdict.Alternatives]).
 	OfRouter
 	// OfSource: an IPv6 socket whose lookup without a source fails gets a source all the same
@@ -27,7 +27,7 @@ const (
 
 func (d Doubt) String() string {
 	return [...]string{
-		"a hash of the packet chooses the leg", "the reachability of the routers chooses among equal default routes",
+		"a hash of the packet chooses the leg", "the reachability of the routers chooses among equal routes",
 		"the kernel chooses a source and asks again", "the kernel asks for members of the group",
 		"a rule cannot be simulated", "the route may be taken for another one by the same nexthop object", "a table is known in part",
 	}[d]

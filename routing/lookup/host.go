@@ -212,8 +212,9 @@ type Verdict struct {
 	// socket that is bound to a device outside of every VRF takes the destination
 	// for a neighbour (ip_route_output_key_hash_rcu in net/ipv4/route.c).
 	Assumed bool
-	// Alternatives are equal default routes of IPv4, of which the kernel takes one by what it knows
-	// about the reachability of the routers (fib_select_default). Route is the first of them.
+	// Alternatives are equal routes, or legs of such, from which and Route the kernel takes one by
+	// what it knows about the reachability of the routers: default routes of IPv4
+	// (fib_select_default), and IPv6 routes with the same metric (find_rr_leaf).
 	Alternatives []routing.Route
 	// Nexthop is the number of the nexthop object that Route leads to, 0 if there is none or the Host
 	// does not know. IPv6 routes that share an object share its copies of routes, so that the kernel may

@@ -92,6 +92,11 @@ func (w *walk) candidates(t routing.TableID) []*routing.Route {
 	if w.merged(t) {
 		out = w.containing(out, routing.TableMain)
 	}
+	sortCandidates(out)
+	return out
+}
+
+func sortCandidates(out []*routing.Route) {
 	slices.SortStableFunc(out, func(a, b *routing.Route) int {
 		return cmp.Or(
 			cmp.Compare(b.Destination.Bits(), a.Destination.Bits()),
@@ -100,7 +105,6 @@ func (w *walk) candidates(t routing.TableID) []*routing.Route {
 			cmp.Compare(a.Metric, b.Metric),
 		)
 	})
-	return out
 }
 
 // merged reports whether a table is local, which has the routes of main too.
@@ -133,7 +137,8 @@ func sourceBits(r *routing.Route) int { return max(r.Source.Bits(), 0) }
 
 // select4 is fib_table_lookup: the first route that is for the packet's TOS, and
 // is an error or has a leg on the device that the socket is bound to.
-func (w *walk) select4(routes []*routing.Route) found {
+func (w *walk) select4(all []*routing.Route) found {
+	routes := slices.Clone(all)
 	for len(routes) > 0 {
 		n := w.ways(routes)
 		route := routes[:n]
@@ -154,7 +159,7 @@ func (w *walk) select4(routes []*routing.Route) found {
 		}
 		if len(f.legs) > 0 {
 			if n == 1 && first.Destination.Bits() == 0 {
-				f.alternatives = alternatives(first, routes)
+				f.alternatives = w.alternatives(first, all)
 			}
 			return f
 		}
@@ -168,16 +173,37 @@ func (w *walk) select4(routes []*routing.Route) found {
 	return found{}
 }
 
-// alternatives is what fib_select_default tries besides the first route: unicast routes by a router,
-// with the same TOS and metric. It does not ask by which device they lead.
-func alternatives(first *routing.Route, rest []*routing.Route) (out []routing.Route) {
-	for _, r := range rest {
-		if r.Destination.Bits() == 0 && r.TOS == first.TOS && r.Metric == first.Metric && r.Scope == first.Scope && r.Type == first.Type &&
-			r.Type == routing.RouteUnicast && r.Gateway.IsValid() {
-			out = append(out, *r)
+// alternatives is fib_select_default: the default routes by a router from which the kernel takes
+// one, besides the one that was found. It does not ask by which device they lead, and of a multipath
+// route it takes the first leg.
+func (w *walk) alternatives(found *routing.Route, all []*routing.Route) []routing.Route {
+	var out []*routing.Route
+	var last *routing.Route
+	for len(all) > 0 {
+		r := all[0]
+		all = all[w.ways(all):]
+		if r.Destination.Bits() > 0 || r.TOS != 0 && r.TOS != w.tos() {
+			continue
+		}
+		if last != nil && r.TOS == last.TOS && r.Metric > last.Metric {
+			if r.TOS == 0 {
+				break
+			}
+			continue
+		}
+		last = r
+		if r.Scope == found.Scope && r.Type == routing.RouteUnicast && r.Gateway.IsValid() {
+			out = append(out, r)
 		}
 	}
-	return out
+	if len(out) < 2 || out[0] != found {
+		return nil
+	}
+	rest := make([]routing.Route, 0, len(out)-1)
+	for _, r := range out[1:] {
+		rest = append(rest, *r)
+	}
+	return rest
 }
 
 // ways counts the routes that are legs of the first one.
@@ -272,13 +298,17 @@ func (w *walk) node(routes []*routing.Route) found {
 		return found{}
 	}
 	var legs []*routing.Route
+	var others []routing.Route
 	for _, r := range routes {
+		if best.Gateway.IsValid() && r != best && r.Metric == best.Metric && !w.siblings(best, r) && w.score(r) == w.score(best) {
+			others = append(others, *r)
+		}
 		if r == best || w.siblings(best, r) {
 			legs = append(legs, r)
 		}
 	}
 	all := expand(legs)
-	f := found{first: all[0], nexthop: w.host.objects[best]}
+	f := found{first: all[0], nexthop: w.host.objects[best], alternatives: others}
 	// By a nexthop object the hash chooses among all legs, also of a socket that is bound to a device
 	// (nexthop_path_fib6_result in include/net/nexthop.h, called by fib6_select_path).
 	every := w.host.objects[best] != 0

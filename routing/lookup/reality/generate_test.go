@@ -238,6 +238,11 @@ func genRoute(t *rapid.T, family routing.Family, index map[string]int) way {
 		if legs > 1 {
 			out.nexthops = []int{0, 2, 3}
 		}
+		if family == routing.IPv6 {
+			// It is no sibling of others with its metric: which one the kernel takes depends on routers.
+			out.legs[0].Metric += uint32(number(t, 1, 1000)) * 100
+			out.legs[0].Preference = 0
+		}
 		out.legs[0].Source = netip.Prefix{} // The kernel refuses both (ip6_route_info_create).
 		return out
 	}

@@ -141,20 +141,22 @@ func gatewayOf(family routing.Family, i int) netip.Addr {
 // makeNexthop makes a nexthop object, or a group of objects, that leads through some devices, and
 // returns its number. Each route has its own: IPv6 keeps a copy of the route with the object, and
 // answers and suppresses by that of another route that shares it (rt6_get_pcpu_route in net/ipv6/route.c).
-func makeNexthop(tb testing.TB, family routing.Family, index map[string]int, devices ...int) uint32 {
-	tb.Helper()
+//
+// The kernel refuses a router that main has by another device (EINVAL, ip6_route_check_nh_onlink).
+func makeNexthop(family routing.Family, index map[string]int, devices ...int) (uint32, error) {
 	var members []uint32
 	for _, i := range devices {
 		lastNexthop++
-		addNexthop(tb, lastNexthop, family, index[fmt.Sprintf("d%d", i)], gatewayOf(family, i))
+		if err := addNexthop(lastNexthop, family, index[fmt.Sprintf("d%d", i)], gatewayOf(family, i)); err != nil {
+			return 0, err
+		}
 		members = append(members, lastNexthop)
 	}
 	if len(devices) == 1 {
-		return lastNexthop
+		return lastNexthop, nil
 	}
 	lastNexthop++
-	addNexthop(tb, lastNexthop, family, 0, netip.Addr{}, members...)
-	return lastNexthop
+	return lastNexthop, addNexthop(lastNexthop, family, 0, netip.Addr{}, members...)
 }
 
 var lastNexthop uint32

@@ -173,6 +173,9 @@ func addRouteBy(nexthop uint32, flags int, legs ...routing.Route) error {
 	if r.Preference != 0 {
 		m.bytes(unix.RTA_PREF, byte(r.Preference))
 	}
+	if r.PreferredSource.IsValid() {
+		m.bytes(unix.RTA_PREFSRC, r.PreferredSource.AsSlice()...)
+	}
 	switch {
 	case nexthop != 0:
 		m.word(routeNexthop, nexthop)
@@ -266,15 +269,15 @@ func flushRoutes(tb testing.TB, family routing.Family, is func(b []byte) bool) {
 	tb.Helper()
 	for _, b := range dump(tb, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, family) {
 		if b[5] == unix.RTPROT_STATIC && is(b) {
-			_, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, deletion(b))
-			must(tb, err)
+			if _, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, deletion(b)); err != nil {
+				tb.Fatalf("deleting a route of table %d: %v: %x", b[4], err, b)
+			}
 		}
 	}
 }
 
 // addNexthop makes a nexthop object: one way, or a group of others.
-func addNexthop(tb testing.TB, id uint32, family routing.Family, device int, gateway netip.Addr, members ...uint32) {
-	tb.Helper()
+func addNexthop(id uint32, family routing.Family, device int, gateway netip.Addr, members ...uint32) error {
 	m := &message{b: []byte{byte(family), 0, unix.RTPROT_STATIC, 0, unix.RTNH_F_ONLINK, 0, 0, 0}}
 	if len(members) > 0 {
 		m.b[0], m.b[4] = unix.AF_UNSPEC, 0
@@ -291,7 +294,7 @@ func addNexthop(tb testing.TB, id uint32, family routing.Family, device int, gat
 		m.bytes(unix.NHA_GATEWAY, gateway.AsSlice()...)
 	}
 	_, err := send(unix.RTM_NEWNEXTHOP, 0, unix.NLM_F_CREATE|unix.NLM_F_ACK, m)
-	must(tb, err)
+	return err
 }
 
 // openReader opens the product's reader in the namespace of this thread.

@@ -163,7 +163,7 @@ func expect(tb testing.TB, reader *kernel.Reader, index map[string]int, how mann
 	c, err := reader.Consult(tb.Context(), f, locals(routing.FamilyOf(f.To))...)
 	must(tb, err)
 	if c.Difference != "" {
-		tb.Errorf("%+v: %s", f, c.Difference)
+		tb.Errorf("%+v: %s\n%+v\n%s", f, c.Difference, c.Answer, explain(c.Facts, c.Steps, f.Question()))
 	}
 	host := c.Facts.Host()
 	first := host.Lookup(f)
@@ -228,6 +228,9 @@ func TestPackets(t *testing.T) {
 				if f.From.IsValid() && !slices.Contains(locals(family), f.From) || known.vrf && f.OIF == "vrf0" {
 					f.From, f.OIF = netip.Addr{}, ""
 				}
+				if known.vrf && slices.Contains(locals(family)[2*last:], f.From) != (f.OIF == fmt.Sprintf("d%d", last)) {
+					f.From = netip.Addr{} // bind(2) knows in which VRF an address is.
+				}
 				f.IPProto, f.FlowLabel = unix.IPPROTO_UDP, 0
 				if how == tcpConnect {
 					f.IPProto = unix.IPPROTO_TCP
@@ -256,6 +259,46 @@ func TestPackets(t *testing.T) {
 		}
 	})
 	t.Logf("%d cases: %v", cases, sent)
+}
+
+// TestSecondLookup: connect(2) of IPv4 asks again with the source that the first answer chose, and
+// sendto(2) does not; nor does IPv6.
+func TestSecondLookup(t *testing.T) {
+	s := newStage(t)
+	quiet(t)
+	seen := openCapture(t)
+	for _, family := range routing.Families() {
+		source := locals(family)[2] // on d1
+		s.rule(t, routing.Rule{Family: family, Priority: trapPriority, From: netip.PrefixFrom(source, family.Bits()), Table: trapTable})
+		s.route(t, trapTable, family.Any().String(), "", "d2", routing.RouteUnicast)
+		must(t, addRoute(0, routing.Route{
+			Family: family, Table: routing.TableMain, Destination: family.Any(), Type: routing.RouteUnicast, Device: s.index["d1"],
+			PreferredSource: source,
+		}))
+	}
+	port := uint16(40_000)
+	for _, to := range []netip.Addr{internet4, internet6} {
+		for _, how := range []manner{tcpConnect, udpConnect, udpSend} {
+			port++
+			f := lookup.Flow{To: to, IPProto: unix.IPPROTO_UDP, SourcePort: port, DestinationPort: 9}
+			if how == tcpConnect {
+				f.IPProto = unix.IPPROTO_TCP
+			}
+			want, lookups := "d1", 1
+			if to.Is4() && how != udpSend {
+				want, lookups = "d2", 2
+			}
+			said, have := expect(t, s.reader, s.index, how, f)
+			if len(said.devices) != 1 || !said.devices[s.index[want]] || have != lookups {
+				t.Errorf("%s, manner %d: the product says %+v after %d lookups", to, how, said, have)
+			}
+			seen.took(t, to)
+			must(t, sendPacket(t, how, f))
+			if devices := seen.took(t, to); !slices.Equal(devices, []int{s.index[want]}) {
+				t.Errorf("%s, manner %d: it left by %v, not by %s", to, how, devices, want)
+			}
+		}
+	}
 }
 
 // quiet makes devices that need no answer to send.

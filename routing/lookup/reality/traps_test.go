@@ -311,7 +311,14 @@ func trapStrictSocket(t *testing.T) {
 	}
 }
 
-// objectRoute adds a route by a nexthop object of its own.
+func (s *stage) object(t *testing.T, family routing.Family, devices ...int) uint32 {
+	t.Helper()
+	id, err := makeNexthop(family, s.index, devices...)
+	must(t, err)
+	return id
+}
+
+// objectRoute adds a route by a nexthop object.
 func (s *stage) objectRoute(t *testing.T, to string, table routing.TableID, nexthop uint32) {
 	t.Helper()
 	r := routing.Route{Table: table, Destination: netip.MustParsePrefix(to), Type: routing.RouteUnicast}
@@ -322,7 +329,7 @@ func (s *stage) objectRoute(t *testing.T, to string, table routing.TableID, next
 func trapLeaf(t *testing.T) {
 	s := newStage(t)
 	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, Table: trapTable})
-	s.objectRoute(t, "192.0.0.0/4", trapTable, makeNexthop(t, routing.IPv4, s.index, 1))
+	s.objectRoute(t, "192.0.0.0/4", trapTable, s.object(t, routing.IPv4, 1))
 	s.route(t, trapTable, "192.0.0.0/3", "", "d2", routing.RouteUnicast) // the same leaf: it begins at the same address
 	s.route(t, trapTable, "128.0.0.0/1", "", "d3", routing.RouteUnicast)
 	for _, device := range []string{"d2", "d3"} {
@@ -342,7 +349,7 @@ func trapLeaf(t *testing.T) {
 func trapObjectDevice(t *testing.T) {
 	s := newStage(t)
 	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
-	s.objectRoute(t, "2600::/16", trapTable, makeNexthop(t, routing.IPv6, s.index, 1, 2, 3))
+	s.objectRoute(t, "2600::/16", trapTable, s.object(t, routing.IPv6, 1, 2, 3))
 	strays := false
 	for n := range 64 { // The hash takes each of three legs for a third of them.
 		f := lookup.Flow{To: internet6, OIF: "d1"}
@@ -363,7 +370,7 @@ func trapObjectDevice(t *testing.T) {
 
 func trapSharedObject(t *testing.T) {
 	s := newStage(t)
-	object := makeNexthop(t, routing.IPv6, s.index, 1)
+	object := s.object(t, routing.IPv6, 1)
 	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
 	s.objectRoute(t, "2600::/16", trapTable, object)
 	s.objectRoute(t, "2700::/16", trapTable, object)
