@@ -123,7 +123,7 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 	if a.Missed != None || a.Unsent != None {
 		return fmt.Sprintf("the kernel answers %q, the simulation has a route", cmp.Or(a.Missed, a.Unsent))
 	}
-	return disagreeRoute(v, a)
+	return h.disagreeRoute(v, f, a)
 }
 
 func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
@@ -153,11 +153,17 @@ func (o Objection) olderError() Refusal {
 	}
 }
 
-func disagreeRoute(v *Verdict, a Answer) string {
+func (h *Host) disagreeRoute(v *Verdict, f Flow, a Answer) string {
 	if len(a.Matched) == 0 {
 		return "the kernel names no route"
 	}
 	got := a.Matched[0]
+	if h.Merged && got.Table == routing.TableMain {
+		got.Table = v.Route.Table // Main is asked, and has the routes of both (fib_lookup in include/net/ip_fib.h).
+	}
+	if toGroup(f.To) {
+		got.Type = v.Route.Type // The kernel gives it that of the destination (__mkroute_output in net/ipv4/route.c).
+	}
 	same := func(want routing.Route) bool {
 		return got.Destination == want.Destination && got.Source == want.Source && got.Table == want.Table && got.TOS == want.TOS &&
 			got.Metric == want.Metric && got.Type == want.Type
@@ -175,7 +181,7 @@ func disagreeRoute(v *Verdict, a Answer) string {
 		return ""
 	}
 	may := hops(append(slices.Clip(v.Legs), v.Alternatives...))
-	if all := hops(a.Matched); len(v.Alternatives) == 0 {
+	if all := hops(a.Matched); len(v.Alternatives) == 0 && !toGroup(f.To) { // To a group it is used without its gateway.
 		for _, h := range may {
 			if !slices.Contains(all, h) {
 				return fmt.Sprintf("the kernel's route has no leg %s", h)

@@ -174,9 +174,28 @@ func (w *walk) beforeInput() (v Verdict, done bool) {
 	return v, false
 }
 
+// toGroup reports an IPv4 destination that is more than one host.
+func toGroup(a netip.Addr) bool { return a.Is4() && (a.IsMulticast() || isBroadcast(a)) }
+
+// toNeighbours takes the gateways away where the kernel sends to a group by a route that is not for
+// groups (__mkroute_output in net/ipv4/route.c).
+func (w *walk) toNeighbours(v *Verdict) {
+	const groupBits = 4
+	if v.Outcome != Sent || !toGroup(w.flow.To) || w.flow.To.IsMulticast() && v.Route.Destination.Bits() >= groupBits {
+		return
+	}
+	v.Legs = slices.Clone(v.Legs)
+	for i := range v.Legs {
+		v.Legs[i].Gateway = netip.Addr{}
+	}
+}
+
 // after is what the kernel checks of an IPv4 route before it uses it.
 func (w *walk) after(v *Verdict) {
 	refuse := func(r Refusal, o Objection) { v.Outcome, v.Refusal, v.Objection, v.Legs = Rejected, r, o, nil }
+	if !w.forwarded {
+		w.toNeighbours(v)
+	}
 	if !w.host.Checks || !w.forwarded {
 		return
 	}
