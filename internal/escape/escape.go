@@ -42,6 +42,9 @@ func Name(s string) string {
 // Text makes a sentence fit for one line of a log or a terminal. Unlike [Name] it
 // leaves backslashes alone: sentences quote names that were escaped before.
 func Text(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || !printable(r) }) {
+		return s
+	}
 	var b strings.Builder
 	for i, part := range strings.Split(s, `\`) {
 		if i > 0 {

@@ -262,3 +262,6 @@ func (m *Mirror) Doubtful() bool {
 	defer m.mu.Unlock()
 	return !m.state.doubts.none()
 }
+
+// BeforeAsking has a function called between reading and asking.
+func (r *Reader) BeforeAsking(f func()) { r.beforeAsking = f }

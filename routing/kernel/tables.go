@@ -10,7 +10,11 @@ import (
 // A Reader reads tables that the mirror does not keep: those of others, and what main
 // has through interfaces that are no links. It has a socket of its own, and holds up
 // nobody.
-type Reader struct{ loader loader }
+type Reader struct {
+	loader loader
+	// beforeAsking is for tests: it is called between reading and asking.
+	beforeAsking func()
+}
 
 // OpenReader opens the socket.
 func OpenReader() (*Reader, error) {
@@ -18,7 +22,7 @@ func OpenReader() (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{loader{requests: requests}}, nil
+	return &Reader{loader: loader{requests: requests}, beforeAsking: func() {}}, nil
 }
 
 // Close closes the socket.

@@ -7,19 +7,22 @@
 // net/ipv6/ip6_fib.c) of Linux 6.18. Package lookup/reality compares it with
 // RTM_GETROUTE of the running kernel.
 //
-// It does not know the following, and gives no answer that depends on it:
+// The source of a packet, reverse path filters and forwarding are those of IPv4
+// (net/ipv4/route.c, net/ipv4/fib_frontend.c), where a Host has what they need ([Host.Checks]).
+//
+// It does not know the following. [Host.Doubts] says where that may matter:
 //
 //   - which leg of a multipath route a packet takes (a hash), and which of
-//     several equal IPv4 default routes whose routers differ in reachability
-//     (fib_select_default). [Verdict.Legs] holds all legs.
-//   - neighbour and router reachability, path MTU, redirects, expired routes;
+//     several equal routes whose routers differ in reachability
+//     (fib_select_default, find_rr_leaf). A [Verdict] has all of them;
 //   - which source address an unbound socket gets. Its second lookup, with that
-//     address, is a second [Flow];
-//   - reverse path filters, netfilter, XFRM, BPF;
-//   - multicast and limited broadcast destinations of IPv4, which may need no
-//     route at all;
+//     address, is a second [Flow] ([Flow.Again]);
+//   - which of the IPv6 routes by one nexthop object the kernel takes for the others
+//     ([Verdict.Nexthop]);
+//   - the members of multicast groups;
 //   - whether the address that a packet without a source gets lies in the source of a
-//     rule that finds one (FIB_RULE_FIND_SADDR): it is taken to;
-//   - a host that never had a rule of its own, whose kernel keeps local and main
-//     of IPv4 in one trie: there a longer route of main wins over local.
+//     rule that finds one (FIB_RULE_FIND_SADDR): it is taken to.
+//
+// Nor does it know neighbours, path MTU, redirects, expired routes, netfilter, XFRM and BPF,
+// which concern every packet.
 package lookup

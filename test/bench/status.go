@@ -9,6 +9,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"multihomed/internal/status"
@@ -20,6 +21,8 @@ type StatusRow struct {
 	// before.
 	Text Series `json:"text"`
 	JSON Series `json:"json"`
+	// Explain is `multihomectl explain` of a packet with the address of the last link.
+	Explain Series `json:"explain"`
 	// Bytes is the size of the JSON.
 	Bytes int `json:"bytes"`
 	// Alone is the text where no daemon runs: the host is read, and NetworkManager is asked.
@@ -46,6 +49,26 @@ func (b *bench) statusTold(ctx context.Context, row *StatusRow) error {
 		asJSON = append(asJSON, took)
 	}
 	row.Text, row.JSON = series(text), series(asJSON)
+	return b.explained(ctx, row)
+}
+
+// explained measures `multihomectl explain`, which must find the last link and its rule.
+func (b *bench) explained(ctx context.Context, row *StatusRow) error {
+	last := b.links[len(b.links)-1]
+	var all []time.Duration
+	for range b.runs {
+		out, took, err := b.ctl(ctx, "explain", "203.0.113.1", "--from", last.address.Addr().String())
+		if err != nil {
+			return err
+		}
+		for _, want := range []string{" leaves by " + last.name + " ", "link " + last.name} {
+			if !strings.Contains(strings.Join(strings.Fields(string(out)), " "), want) {
+				return fmt.Errorf("multihomectl explain does not say %q: %s", want, out)
+			}
+		}
+		all = append(all, took)
+	}
+	row.Explain = series(all)
 	return nil
 }
 
@@ -69,19 +92,8 @@ func (b *bench) statusRead(ctx context.Context, row *StatusRow) error {
 // status runs the program once. If by is given it wants JSON in which all links are, from
 // whom by names.
 func (b *bench) status(ctx context.Context, by string, flags ...string) (out []byte, took time.Duration, err error) {
-	program := filepath.Join(filepath.Dir(b.options.daemon), "multihomectl")
-	cmd := exec.CommandContext(ctx, program, append([]string{"--config", b.config(), "status"}, flags...)...)
-	var complaint bytes.Buffer
-	cmd.Stderr = &complaint
-	began := time.Now()
-	out, err = cmd.Output()
-	took = time.Since(began)
-	// 1 says that there is a problem, which the bench may well have made.
-	if exit := (*exec.ExitError)(nil); err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
-		return nil, 0, fmt.Errorf("multihomectl status: %w: %s", err, complaint.Bytes())
-	}
-	if len(out) == 0 {
-		return nil, 0, fmt.Errorf("multihomectl status shows nothing: %s", complaint.Bytes())
+	if out, took, err = b.ctl(ctx, append([]string{"status"}, flags...)...); err != nil {
+		return nil, 0, err
 	}
 	if by == "" {
 		return out, took, nil
@@ -96,11 +108,30 @@ func (b *bench) status(ctx context.Context, by string, flags ...string) (out []b
 	return out, took, nil
 }
 
+// ctl runs the program once.
+func (b *bench) ctl(ctx context.Context, args ...string) (out []byte, took time.Duration, err error) {
+	program := filepath.Join(filepath.Dir(b.options.daemon), "multihomectl")
+	cmd := exec.CommandContext(ctx, program, append([]string{"--config", b.config()}, args...)...)
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	began := time.Now()
+	out, err = cmd.Output()
+	took = time.Since(began)
+	// 1 says that there is a problem, which the bench may well have made.
+	if exit := (*exec.ExitError)(nil); err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 1) {
+		return nil, 0, fmt.Errorf("multihomectl %s: %w: %s", args[0], err, complaint.Bytes())
+	}
+	if len(out) == 0 {
+		return nil, 0, fmt.Errorf("multihomectl %s shows nothing: %s", args[0], complaint.Bytes())
+	}
+	return out, took, nil
+}
+
 func printStatus(out io.Writer, rows []Row) {
-	table(out, "multihomectl status, from its start to its end",
-		"links\towner\tby the daemon\t--json\tKB\twithout the daemon", func(line func(...any)) {
+	table(out, "multihomectl status and explain, from their start to their end",
+		"links\towner\tby the daemon\t--json\tKB\twithout the daemon\texplain", func(line func(...any)) {
 			for _, w := range rows {
-				line(w.Links, w.Owner, w.Status.Text, w.Status.JSON, fmt.Sprintf("%.0f", float64(w.Status.Bytes)/1e3), w.Status.Alone)
+				line(w.Links, w.Owner, w.Status.Text, w.Status.JSON, fmt.Sprintf("%.0f", float64(w.Status.Bytes)/1e3), w.Status.Alone, w.Status.Explain)
 			}
 		})
 }

@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,34 @@ var ErrNobody = errors.New("nobody serves the status")
 // Ask asks the daemon of a runtime directory. Without one it fails with ErrNobody; with
 // one that hangs, when ctx is done. For whole see [status.Decode].
 func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error) {
+	reply, err := Fetch(ctx, runtime)
+	if err != nil {
+		return nil, err
+	}
+	return checked(status.Decode(reply, whole))
+}
+
+// A Reply is what the daemon answered.
+type Reply []byte
+
+// Pick reads some links of the answer, see [status.Pick].
+func (r Reply) Pick(w status.Wanted) (*status.Status, error) { return checked(status.Pick(r, w)) }
+
+func checked(s *status.Status, err error) (*status.Status, error) {
+	if err != nil {
+		return nil, fmt.Errorf("reading what multihomed answers: %w", err)
+	}
+	if s.Schema != status.Schema {
+		return nil, fmt.Errorf("multihomed answers in schema %d, this program knows %d", s.Schema, status.Schema)
+	}
+	return s, nil
+}
+
+// usual is how long most answers are at most, in bytes.
+const usual = 64 << 10
+
+// Fetch is Ask for those who read the answer later.
+func Fetch(ctx context.Context, runtime string) (Reply, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", filepath.Join(runtime, Name))
 	switch {
@@ -34,19 +63,12 @@ func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	data, err := io.ReadAll(io.LimitReader(conn, largest))
-	if err != nil {
+	data := bytes.NewBuffer(make([]byte, 0, usual))
+	if _, err := data.ReadFrom(io.LimitReader(conn, largest)); err != nil {
 		return nil, fmt.Errorf("asking multihomed: %w", err)
 	}
-	if len(data) == 0 {
+	if data.Len() == 0 {
 		return nil, errors.New("asking multihomed: it has no answer")
 	}
-	s, err := status.Decode(data, whole)
-	if err != nil {
-		return nil, fmt.Errorf("reading what multihomed answers: %w", err)
-	}
-	if s.Schema != status.Schema {
-		return nil, fmt.Errorf("multihomed answers in schema %d, this program knows %d", s.Schema, status.Schema)
-	}
-	return s, nil
+	return data.Bytes(), nil
 }
