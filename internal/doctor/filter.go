@@ -159,7 +159,7 @@ func (m Match) words() string {
 	return m.Name
 }
 
-// marked is a mark that a firewall gives to all packets of this host, or to all that come in.
+// marksAll reports whether a rule marks all packets of this host, or all that come in.
 func (r FilterRule) marksAll(hook string) bool {
 	return r.Deed == Mark && r.Hook == hook && !r.Narrow && !r.Source.IsValid()
 }
