@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/nlmsg"
@@ -31,6 +32,21 @@ type linkMessage struct {
 	kind    string
 	address string
 	info    bool
+	// table is that of a VRF.
+	table routing.TableID
+}
+
+// kindVRF is the kind of a VRF (DRV_NAME in drivers/net/vrf.c).
+const kindVRF = "vrf"
+
+// vrfTable reads IFLA_VRF_TABLE.
+func vrfTable(b []byte) (t routing.TableID) {
+	for a := (nlmsg.Attributes{Rest: b}); a.Next(); {
+		if a.Kind == nl.IFLA_VRF_TABLE {
+			t = routing.TableID(a.Uint32())
+		}
+	}
+	return t
 }
 
 func decodeLink(b []byte) (linkMessage, error) {
@@ -59,10 +75,17 @@ func decodeLink(b []byte) (linkMessage, error) {
 		case unix.IFLA_ADDRESS:
 			l.address = string(a.Value)
 		case unix.IFLA_LINKINFO:
+			var data []byte
 			for i := (nlmsg.Attributes{Rest: a.Value}); i.Next(); {
-				if i.Kind == unix.IFLA_INFO_KIND {
+				switch i.Kind {
+				case unix.IFLA_INFO_KIND:
 					l.kind = i.Text()
+				case unix.IFLA_INFO_DATA:
+					data = i.Value
 				}
+			}
+			if l.kind == kindVRF {
+				l.table = vrfTable(data)
 			}
 		}
 	}

@@ -19,6 +19,30 @@ type Interface struct {
 	Master int
 	// Table is what a VRF looks up (IFLA_VRF_TABLE); zero for all others.
 	Table routing.TableID
+
+	// NoCarrier says that the interface is up and has no carrier: IFF_LOWER_UP is missing.
+	NoCarrier bool
+	// Config says how the interface takes packets in. A Host that is asked about packets of its own
+	// alone needs none.
+	Config Config
+}
+
+// A Config is what the sysctls net.ipv4.conf and net.ipv6.conf say of an interface, as they take
+// effect: with the value of "all", where the kernel asks both.
+type Config struct {
+	// Forwards says by family that packets for others are taken.
+	Forwards routing.ByFamily[bool]
+	// ReversePath is rp_filter of IPv4: 0 does not check the source, 1 is strict, 2 loose (RFC 3704).
+	ReversePath uint8
+	// MarkReverse is src_valid_mark of IPv4: the check of the source uses the packet's mark.
+	MarkReverse bool
+	// AcceptLocal is accept_local of IPv4: the source may be an address of this host.
+	AcceptLocal bool
+	// Addressed says that the interface has an IPv4 address.
+	Addressed bool
+	// IgnoreLinkDown says by family that routes are dead without carrier
+	// (ignore_routes_with_linkdown).
+	IgnoreLinkDown routing.ByFamily[bool]
 }
 
 // A Host is all that a lookup depends on. It may be written by hand, and must
@@ -38,6 +62,16 @@ type Host struct {
 	// Partial are tables of which only a part is known, or nothing. What comes of
 	// them is an answer that lacks something ([Verdict.Lacking]).
 	Partial map[routing.Family]map[routing.TableID]bool
+
+	// Merged says that nobody has added or deleted a rule of IPv4 yet. The kernel then keeps
+	// local and main in one trie, where a longer route of main wins over local
+	// (fib_trie_unmerge in net/ipv4/fib_trie.c). The rules must be those that it begins with.
+	Merged bool
+
+	// Checks says that Tables have the local addresses and Interfaces their configuration, so
+	// that lookups of IPv4 include what the kernel checks besides rules: that the source of a packet of
+	// this host is its own, that interfaces forward, and the reverse path of what they take in.
+	Checks bool
 
 	// fibs are set by Index.
 	fibs map[routing.Family]map[routing.TableID]*fib
@@ -139,10 +173,20 @@ const (
 	AccessDenied
 	// Invalid is EINVAL.
 	Invalid
+	// CrossDevice is EXDEV: what the reverse path filter of older kernels says, such as 6.12; 6.18
+	// says EINVAL.
+	CrossDevice
+	// NoDevice is ENODEV.
+	NoDevice
+	// Other is any other error of the kernel ([Answer.Errno]).
+	Other
 )
 
 func (r Refusal) String() string {
-	return [...]string{"none", "network unreachable", "host unreachable", "access denied", "invalid argument"}[r]
+	return [...]string{
+		"none", "network unreachable", "host unreachable", "access denied", "invalid argument",
+		"cross-device link", "no such device", "another error",
+	}[r]
 }
 
 // A Verdict is the answer to a lookup.
@@ -166,6 +210,17 @@ type Verdict struct {
 	// socket that is bound to a device outside of every VRF takes the destination
 	// for a neighbour (ip_route_output_key_hash_rcu in net/ipv4/route.c).
 	Assumed bool
+	// Alternatives are equal default routes of IPv4, of which the kernel takes one by what it knows
+	// about the reachability of the routers (fib_select_default). Route is the first of them.
+	Alternatives []routing.Route
+	// Direct says that no rule was asked: IPv4 sends multicast and limited broadcast by the device
+	// that the socket is bound to, or that has its address (ip_route_output_key_hash_rcu).
+	Direct bool
+	// Objection says why the kernel refuses or drops the packet without asking a rule, or whatever the
+	// rules say.
+	Objection Objection
+	// Reverse is how the source of an IPv4 packet that came in was checked, nil if it was not.
+	Reverse *Reverse
 	// Lacking says that a table was asked of which only a part is known.
 	Lacking bool
 	// Uncertain says that a rule with attributes that are unknown here came
@@ -191,6 +246,8 @@ const (
 	NotUnderstood
 	// Jumped: the lookup goes on at the rule that goto names.
 	Jumped
+	// Outranked: main has a longer route, and the kernel still has both tables in one trie ([Host.Merged]).
+	Outranked
 	// Unresolved: goto names no rule.
 	Unresolved
 	// Nothing: the rule says that nothing happens (nop).
@@ -210,7 +267,7 @@ const (
 
 func (r Result) String() string {
 	return [...]string{
-		"not matched", "not understood", "jumped", "no such target", "nothing", "no route", "thrown",
+		"not matched", "not understood", "jumped", "outranked by main", "no such target", "nothing", "no route", "thrown",
 		"suppressed by prefix length", "suppressed by group", "decided",
 	}[r]
 }

@@ -15,6 +15,8 @@ type found struct {
 	first routing.Route
 	// legs are those that the packet may take.
 	legs []routing.Route
+	// alternatives are Verdict.Alternatives.
+	alternatives []routing.Route
 }
 
 // A fib is a table that can be asked without reading the whole of it.
@@ -84,22 +86,9 @@ func (w *walk) read(t routing.TableID) found {
 // the order in which the kernel tries them: the longest destination, the longest
 // source (IPv6) or the highest TOS (IPv4), the lowest metric, the oldest.
 func (w *walk) candidates(t routing.TableID) []*routing.Route {
-	var out []*routing.Route
-	if w.host.fibs != nil {
-		table := w.host.fibs[w.family][t]
-		if table == nil {
-			return nil
-		}
-		for _, bits := range table.lengths {
-			out = append(out, table.byPrefix[netip.PrefixFrom(w.flow.To, bits).Masked()]...)
-		}
-	} else {
-		routes := w.host.Tables[w.family][t]
-		for i := range routes {
-			if routes[i].Destination.Contains(w.flow.To) {
-				out = append(out, &routes[i])
-			}
-		}
+	out := w.containing(nil, t)
+	if w.merged(t) {
+		out = w.containing(out, routing.TableMain)
 	}
 	slices.SortStableFunc(out, func(a, b *routing.Route) int {
 		return cmp.Or(
@@ -109,6 +98,32 @@ func (w *walk) candidates(t routing.TableID) []*routing.Route {
 			cmp.Compare(a.Metric, b.Metric),
 		)
 	})
+	return out
+}
+
+// merged reports whether a table is local, which has the routes of main too.
+func (w *walk) merged(t routing.TableID) bool {
+	return w.host.Merged && w.family == routing.IPv4 && t == routing.TableLocal
+}
+
+// containing appends the routes of a table whose destination contains that of the packet.
+func (w *walk) containing(out []*routing.Route, t routing.TableID) []*routing.Route {
+	if w.host.fibs == nil {
+		routes := w.host.Tables[w.family][t]
+		for i := range routes {
+			if routes[i].Destination.Contains(w.flow.To) {
+				out = append(out, &routes[i])
+			}
+		}
+		return out
+	}
+	table := w.host.fibs[w.family][t]
+	if table == nil {
+		return out
+	}
+	for _, bits := range table.lengths {
+		out = append(out, table.byPrefix[netip.PrefixFrom(w.flow.To, bits).Masked()]...)
+	}
 	return out
 }
 
@@ -136,10 +151,25 @@ func (w *walk) select4(routes []*routing.Route) found {
 			}
 		}
 		if len(f.legs) > 0 {
+			if n == 1 && first.Destination.Bits() == 0 {
+				f.alternatives = alternatives(first, routes)
+			}
 			return f
 		}
 	}
 	return found{}
+}
+
+// alternatives is what fib_select_default tries besides the first route: unicast routes by a router,
+// with the same TOS and metric. It does not ask by which device they lead.
+func alternatives(first *routing.Route, rest []*routing.Route) (out []routing.Route) {
+	for _, r := range rest {
+		if r.Destination.Bits() == 0 && r.TOS == first.TOS && r.Metric == first.Metric && r.Scope == first.Scope && r.Type == first.Type &&
+			r.Type == routing.RouteUnicast && r.Gateway.IsValid() {
+			out = append(out, *r)
+		}
+	}
+	return out
 }
 
 // ways counts the routes that are legs of the first one.

@@ -108,18 +108,38 @@ func (w *walk) bind() {
 	}
 }
 
-// walk is fib_rules_lookup.
+// walk looks a packet up.
 func (h *Host) walk(f Flow, note func(Step)) Verdict {
 	if !f.To.IsValid() {
 		return Verdict{Outcome: NoRoute, Refusal: Invalid}
 	}
 	w := h.newWalk(f)
-	v := Verdict{Outcome: NoRoute, Refusal: NetUnreachable}
-	if w.family == routing.IPv4 && w.flow.OIF != "" {
-		if out, ok := h.named(w.flow.OIF); !ok || !out.Up {
-			return v
+	if w.family == routing.IPv6 {
+		return w.ask6(note)
+	}
+	if v, done := w.before(); done {
+		return v
+	}
+	v := w.rules(note)
+	for one := &v; one != nil; one = one.Otherwise {
+		w.after(one)
+	}
+	return v
+}
+
+func (w *walk) ask6(note func(Step)) Verdict {
+	for name, isSet := range map[string]bool{w.flow.IIF: w.forwarded, w.flow.OIF: w.flow.OIF != ""} {
+		if _, known := w.host.named(name); isSet && !known && w.host.Checks {
+			return Verdict{Refusal: NoDevice, Objection: DeviceMissing}
 		}
 	}
+	return w.rules(note)
+}
+
+// rules is fib_rules_lookup.
+func (w *walk) rules(note func(Step)) Verdict {
+	h := w.host
+	v := Verdict{Outcome: NoRoute, Refusal: NetUnreachable}
 	// answers are those of packets with different hashes; the last is that of
 	// the rest.
 	var answers []Verdict
@@ -233,7 +253,11 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 		return v, s, false
 	}
 	s.Route = have.first
-	v = Verdict{Rule: *r, Route: have.first}
+	if w.merged(table) && have.first.Table == routing.TableMain {
+		s.Result = Outranked
+		return v, s, false
+	}
+	v = Verdict{Rule: *r, Route: have.first, Alternatives: have.alternatives}
 	switch kind := have.first.Type; {
 	case kind == typeThrow:
 		s.Result = Thrown

@@ -1,0 +1,273 @@
+package kernel
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/nlmsg"
+	"multihomed/routing"
+	"multihomed/routing/lookup"
+)
+
+// Facts reads what a lookup of one family depends on, for some destinations: the interfaces,
+// all rules, and of each table that a rule or a VRF names, and of local, main and default, the
+// routes that contain one of the addresses. Routes are read one by one: a million of them cost
+// time, and no memory. It needs no privileges.
+//
+// What changes meanwhile may be half in it: see [Reader.Consult].
+func (r *Reader) Facts(ctx context.Context, f routing.Family, to ...netip.Addr) (*lookup.Facts, error) {
+	facts, _, err := r.facts(ctx, f, to, func() error { return nil })
+	return facts, err
+}
+
+// facts is Facts; often is called again and again while routes come.
+func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, often func() error) (*lookup.Facts, *State, error) {
+	to = slices.Clone(to)
+	for i := range to {
+		to[i] = to[i].Unmap().WithZone("")
+	}
+	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}}
+	s := newState(routing.Ownership{}, func(string) bool { return false })
+	err := r.loader.nexthops(ctx, s)
+	if err != nil {
+		return nil, nil, err
+	}
+	if out.Interfaces, err = r.interfaces(ctx); err != nil {
+		return nil, nil, err
+	}
+	if out.Rules, err = r.rules(ctx, f); err != nil {
+		return nil, nil, err
+	}
+	for _, t := range tablesOf(out) {
+		candidates, err := r.candidates(ctx, s, routeQuestion{family: f, table: t}, to, often)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(candidates) > 0 {
+			out.Tables[t] = candidates
+		}
+	}
+	return out, s, nil
+}
+
+// tablesOf lists the tables that a lookup may ask.
+func tablesOf(f *lookup.Facts) []routing.TableID {
+	out := []routing.TableID{routing.TableLocal, routing.TableMain, routing.TableDefault}
+	for _, r := range f.Rules {
+		// A rule for the table of a VRF names none.
+		if r.Action == routing.ActionLookup && r.Table != 0 {
+			out = append(out, r.Table)
+		}
+	}
+	for _, i := range f.Interfaces {
+		if i.Table != 0 {
+			out = append(out, i.Table)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// rules reads the rules of a family in the kernel's order.
+func (r *Reader) rules(ctx context.Context, f routing.Family) ([]routing.Rule, error) {
+	var out []routing.Rule
+	var faults []error
+	err := r.loader.requests.dump(ctx, dump{
+		what: "rules", kind: unix.RTM_GETRULE,
+		body:    func(m *nlmsg.Builder) { m.Bytes(byte(f), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) },
+		restart: func() { out, faults = out[:0], faults[:0] },
+		each: func(payload []byte) bool {
+			rule, err := decodeRule(payload)
+			if err != nil {
+				faults = append(faults, err)
+			} else if rule.Family == f {
+				out = append(out, rule)
+			}
+			return true
+		},
+	})
+	return out, errors.Join(append(faults, err)...)
+}
+
+// candidates reads the routes of a table that contain one of the addresses.
+func (r *Reader) candidates(ctx context.Context, s *State, question routeQuestion, to []netip.Addr, often func() error) ([]lookup.Candidate, error) {
+	const rarely = 1 << 12
+	var out []lookup.Candidate
+	var faults []error
+	seen := 0
+	q := question.dump()
+	q.restart = func() { out, faults = out[:0], faults[:0] }
+	q.each = func(payload []byte) bool {
+		if seen++; seen%rarely == 0 {
+			if err := often(); err != nil {
+				faults = append(faults, err)
+				return false
+			}
+		}
+		h, err := peekRoute(payload)
+		switch {
+		case err != nil:
+			faults = append(faults, err)
+		case h.key.family != question.family || h.key.table != question.table || h.flags&routeCloned != 0 ||
+			!slices.ContainsFunc(to, h.key.destination.Contains):
+		default:
+			a, err := s.read(payload)
+			if err != nil {
+				faults = append(faults, err)
+				return true
+			}
+			for _, l := range a.legs {
+				out = append(out, lookup.Candidate{Route: l.route, Dead: l.dead})
+			}
+		}
+		return len(faults) < mostFaults
+	}
+	err := r.loader.requests.dump(ctx, q)
+	if absent(err) {
+		err = nil
+	}
+	if len(faults) > 0 && errors.Is(err, errBudget) {
+		err = nil
+	}
+	return out, errors.Join(append(faults, err)...)
+}
+
+// mostFaults is how many routes may be unreadable before reading them ends.
+const mostFaults = 8
+
+// Attributes of IFLA_AF_SPEC: AF_INET holds IFLA_INET_CONF, an attribute for each value, which
+// is numbered as in linux/ip.h; AF_INET6 holds IFLA_INET6_CONF, an array numbered as in linux/ipv6.h.
+const (
+	specInet4Conf = 1 // IFLA_INET_CONF
+	specInet6Conf = 2 // IFLA_INET6_CONF
+
+	devconf4Forwarding     = 1  // IPV4_DEVCONF_FORWARDING
+	devconf4RPFilter       = 8  // IPV4_DEVCONF_RP_FILTER
+	devconf4AcceptLocal    = 21 // IPV4_DEVCONF_ACCEPT_LOCAL
+	devconf4SrcVMark       = 22 // IPV4_DEVCONF_SRC_VMARK
+	devconf4IgnoreLinkDown = 28 // IPV4_DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
+	devconf6Forwarding     = 0  // DEVCONF_FORWARDING
+	devconf6IgnoreLinkDown = 37 // DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
+)
+
+// interfaces reads all interfaces.
+func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
+	var out []lookup.Interface
+	var faults []error
+	all := readAllConf()
+	err := r.loader.requests.dump(ctx, dump{
+		what: "interfaces", kind: unix.RTM_GETLINK,
+		body: func(m *nlmsg.Builder) {
+			m.Bytes(make([]byte, unix.SizeofIfInfomsg)...)
+			m.Attribute32(unix.IFLA_EXT_MASK, skipStatistics)
+		},
+		restart: func() { out, faults = out[:0], faults[:0] },
+		each: func(payload []byte) bool {
+			l, err := decodeLink(payload)
+			switch {
+			case err != nil:
+				faults = append(faults, err)
+			case !l.bridge:
+				i := lookup.Interface{
+					Index: l.index, Name: l.name, Group: l.group.Value, Up: l.flags&unix.IFF_UP != 0, Table: l.table,
+					Master: int(l.master.Value), NoCarrier: l.flags&unix.IFF_UP != 0 && l.flags&unix.IFF_LOWER_UP == 0,
+				}
+				i.Config = all.of(payload)
+				out = append(out, i)
+			}
+			return true
+		},
+	})
+	if err := errors.Join(append(faults, err)...); err != nil {
+		return nil, err
+	}
+	addressed := map[int]bool{}
+	err = r.loader.requests.dump(ctx, dump{
+		what: "addresses", kind: unix.RTM_GETADDR,
+		body:    func(m *nlmsg.Builder) { m.Bytes(unix.AF_INET, 0, 0, 0, 0, 0, 0, 0) },
+		restart: func() { clear(addressed) },
+		each: func(payload []byte) bool {
+			if a, err := decodeAddress(payload); err == nil && a.family == routing.IPv4 {
+				addressed[a.index] = true
+			}
+			return true
+		},
+	})
+	for i := range out {
+		out[i].Config.Addressed = addressed[out[i].Index]
+	}
+	return out, err
+}
+
+// allConf is net.ipv4.conf.all, as far as the kernel asks it besides that of the interface
+// (IN_DEV_MAXCONF and IN_DEV_ORCONF in include/linux/inetdevice.h).
+type allConf struct {
+	reversePath              uint8
+	markReverse, acceptLocal bool
+}
+
+// readAllConf reads sysctls of the network namespace of this thread. Where there is no
+// /proc, they are taken to be off.
+func readAllConf() (c allConf) {
+	read := func(name string) uint8 {
+		b, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/" + name)
+		if err != nil {
+			return 0
+		}
+		n, err := strconv.ParseUint(string(bytes.TrimSpace(b)), 10, 8)
+		if err != nil {
+			return 0
+		}
+		return uint8(n)
+	}
+	return allConf{read("rp_filter"), read("src_valid_mark") != 0, read("accept_local") != 0}
+}
+
+// of reads IFLA_AF_SPEC of RTM_NEWLINK.
+func (c allConf) of(payload []byte) (out lookup.Config) {
+	out.ReversePath, out.MarkReverse, out.AcceptLocal = c.reversePath, c.markReverse, c.acceptLocal
+	for a := (nlmsg.Attributes{Rest: payload[unix.SizeofIfInfomsg:]}); a.Next(); {
+		if a.Kind != unix.IFLA_AF_SPEC {
+			continue
+		}
+		for f := (nlmsg.Attributes{Rest: a.Value}); f.Next(); {
+			for v := (nlmsg.Attributes{Rest: f.Value}); v.Next(); {
+				switch {
+				case f.Kind == unix.AF_INET && v.Kind == specInet4Conf:
+					readConf4(&out, v.Value)
+				case f.Kind == unix.AF_INET6 && v.Kind == specInet6Conf:
+					at := func(n int) bool { return len(v.Value) >= 4*(n+1) && binary.NativeEndian.Uint32(v.Value[4*n:]) != 0 }
+					out.Forwards.Set(routing.IPv6, at(devconf6Forwarding))
+					out.IgnoreLinkDown.Set(routing.IPv6, at(devconf6IgnoreLinkDown))
+				}
+			}
+		}
+	}
+	return out
+}
+
+func readConf4(c *lookup.Config, b []byte) {
+	for v := (nlmsg.Attributes{Rest: b}); v.Next(); {
+		n := v.Uint32()
+		switch v.Kind {
+		case devconf4Forwarding:
+			c.Forwards.Set(routing.IPv4, n != 0)
+		case devconf4RPFilter:
+			c.ReversePath = max(c.ReversePath, uint8(min(n, 2))) //nolint:gosec // at most 2
+		case devconf4SrcVMark:
+			c.MarkReverse = c.MarkReverse || n != 0
+		case devconf4AcceptLocal:
+			c.AcceptLocal = c.AcceptLocal || n != 0
+		case devconf4IgnoreLinkDown:
+			c.IgnoreLinkDown.Set(routing.IPv4, n != 0)
+		}
+	}
+}

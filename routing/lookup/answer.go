@@ -1,0 +1,177 @@
+package lookup
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"multihomed/routing"
+)
+
+// Protocols that RTM_GETROUTE can be asked about (rtm_getroute_parse_ip_proto in net/ipv4/ip_output.c).
+const (
+	protocolICMP   = 1
+	protocolTCP    = 6
+	protocolUDP    = 17
+	protocolICMPv6 = 58
+)
+
+// An Answer is what the kernel says about a flow (RTM_GETROUTE).
+type Answer struct {
+	// Matched is the route with all legs that are alive (RTM_F_FIB_MATCH); empty with an error,
+	// which Missed names.
+	Matched []routing.Route
+	Missed  Refusal
+	// Sent is the way of a packet, with the source that the kernel chose if none was asked
+	// for (PreferredSource). Unsent is the error.
+	Sent   routing.Route
+	Unsent Refusal
+	// Errno is the number of the error where Missed or Unsent is Other.
+	Errno int
+}
+
+// Question returns the flow that RTM_GETROUTE asks about when it is asked for f. It is not always
+// what a socket asks:
+//
+//   - IPv4 takes a question without a protocol for UDP (inet_rtm_getroute);
+//   - IPv6 takes the device of a question with a source for a preference, and that of a socket
+//     for a condition ([Flow.LooseOIF]).
+func (f Flow) Question() Flow {
+	f.LooseOIF = true
+	if f.To.Unmap().Is4() && f.IPProto == 0 {
+		f.IPProto = protocolUDP
+	}
+	return f
+}
+
+// Answerable reports whether RTM_GETROUTE has a word for all that f says: it knows few protocols, and no tunnels.
+func (f Flow) Answerable() bool {
+	if f.TunnelID != 0 {
+		return false
+	}
+	switch f.IPProto {
+	case 0, protocolTCP, protocolUDP:
+		return true
+	case protocolICMP:
+		return f.To.Unmap().Is4()
+	case protocolICMPv6:
+		return !f.To.Unmap().Is4()
+	default:
+		return false
+	}
+}
+
+// A hop is one way out.
+type hop struct {
+	device  int
+	gateway netip.Addr
+}
+
+func (h hop) String() string {
+	if h.gateway.IsValid() {
+		return fmt.Sprintf("via %s by interface %d", h.gateway, h.device)
+	}
+	return fmt.Sprintf("by interface %d", h.device)
+}
+
+func hops(legs []routing.Route) []hop {
+	out := make([]hop, 0, len(legs))
+	for _, l := range legs {
+		out = append(out, hop{l.Device, l.Gateway})
+	}
+	slices.SortFunc(out, func(a, b hop) int { return cmp.Or(cmp.Compare(a.device, b.device), a.gateway.Compare(b.gateway)) })
+	return out
+}
+
+// Disagree says where a verdict and the kernel's answer differ, empty if they agree. The
+// verdict must be that of f.Question(). Where the kernel decides by what nobody can simulate, every
+// answer that it may give agrees.
+func (h *Host) Disagree(v Verdict, f Flow, a Answer) string {
+	if v.Otherwise == nil && v.Outcome == Sent && !v.Direct && f.OIF == "" && len(v.Legs) < len(a.Matched) && len(v.Alternatives) == 0 {
+		return fmt.Sprintf("the kernel may use %d legs of the route, the simulation %d", len(a.Matched), len(v.Legs))
+	}
+	var whys []string
+	for one := &v; one != nil; one = one.Otherwise {
+		// Which of several it is for these packets is decided by a hash.
+		why := h.disagreeOne(one, f, a)
+		if why == "" {
+			return ""
+		}
+		whys = append(whys, why)
+	}
+	return strings.Join(whys, ", or ")
+}
+
+func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
+	switch v.Outcome {
+	case NoRoute, Rejected:
+		return h.disagreeRefused(v, f, a)
+	case Local, Sent:
+	}
+	if a.Missed != None || a.Unsent != None {
+		return fmt.Sprintf("the kernel answers %q, the simulation has a route", cmp.Or(a.Missed, a.Unsent))
+	}
+	if v.Direct {
+		// No route is asked: what matched is the kernel's invention.
+		if a.Sent.Device != v.Legs[0].Device {
+			return fmt.Sprintf("the kernel sends by interface %d, the simulation by %d", a.Sent.Device, v.Legs[0].Device)
+		}
+		return ""
+	}
+	why := ""
+	for _, want := range append([]routing.Route{v.Route}, v.Alternatives...) {
+		legs := v.Legs
+		if want != v.Route {
+			legs = []routing.Route{want}
+		}
+		one := disagreeRoute(v.Outcome, want, legs, a)
+		if one == "" {
+			return ""
+		}
+		why = cmp.Or(why, one)
+	}
+	return why
+}
+
+func (h *Host) disagreeRefused(v *Verdict, f Flow, a Answer) string {
+	if !v.Assumed {
+		if a.Missed != v.Refusal || a.Unsent != v.Refusal {
+			return fmt.Sprintf("the kernel answers %q, the simulation %q", cmp.Or(a.Unsent, a.Missed), v.Refusal)
+		}
+		return ""
+	}
+	out, _ := h.named(f.OIF)
+	if a.Missed != HostUnreachable || a.Unsent != None || a.Sent.Device != out.Index || a.Sent.Gateway.IsValid() {
+		return "the simulation takes the destination for a neighbour, the kernel does not"
+	}
+	return ""
+}
+
+func disagreeRoute(o Outcome, want routing.Route, legs []routing.Route, a Answer) string {
+	if len(a.Matched) == 0 {
+		return "the kernel names no route"
+	}
+	got := a.Matched[0]
+	if got.Destination != want.Destination || got.Source != want.Source || got.Table != want.Table || got.TOS != want.TOS ||
+		got.Metric != want.Metric || got.Type != want.Type {
+		return fmt.Sprintf("the kernel takes the route %s, the simulation %s", got, want)
+	}
+	if o == Local {
+		if got.Device != want.Device {
+			return fmt.Sprintf("the kernel finds the address on interface %d, the simulation on %d", got.Device, want.Device)
+		}
+		return ""
+	}
+	all, may := hops(a.Matched), hops(legs)
+	for _, h := range may {
+		if !slices.Contains(all, h) {
+			return fmt.Sprintf("the kernel's route has no leg %s", h)
+		}
+	}
+	if sent := hops([]routing.Route{a.Sent})[0]; !slices.Contains(may, sent) {
+		return fmt.Sprintf("the kernel sends %s, the simulation %s", sent, may)
+	}
+	return ""
+}

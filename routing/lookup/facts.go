@@ -1,0 +1,61 @@
+package lookup
+
+import (
+	"slices"
+
+	"multihomed/routing"
+)
+
+// A Candidate is a route as the kernel lists it, or one leg of a multipath route.
+type Candidate struct {
+	Route routing.Route
+	// Dead says that the kernel does not use it: its device is down, or has no carrier
+	// and ignores such routes (RTNH_F_DEAD, as fib_nexthop_info and rt6_fill_node report it).
+	// What leads through an interface without carrier is used all the same where it is not
+	// dead ([Interface.NoCarrier]).
+	Dead bool
+}
+
+// Facts are what lookups of one family depend on, read for some destinations. They are
+// values: whoever asks "what if" copies and changes them.
+type Facts struct {
+	Family     routing.Family
+	Interfaces []Interface
+	// Rules are in the kernel's order.
+	Rules []routing.Rule
+	// Tables hold, in the kernel's order, what contains one of the addresses that were asked
+	// for: of the tables that rules and VRFs name, and of local, main and default.
+	Tables map[routing.TableID][]Candidate
+	// Merged is [Host.Merged].
+	Merged bool
+}
+
+// Host returns what lookups ask: the candidates that are not dead.
+func (f *Facts) Host() *Host {
+	h := &Host{Interfaces: f.Interfaces, Rules: f.Rules, Merged: f.Merged, Checks: true}
+	tables := make(map[routing.TableID][]routing.Route, len(f.Tables))
+	for id, candidates := range f.Tables {
+		for _, c := range candidates {
+			if !c.Dead {
+				tables[id] = append(tables[id], c.Route)
+			}
+		}
+	}
+	h.Tables = map[routing.Family]map[routing.TableID][]routing.Route{f.Family: tables}
+	return h
+}
+
+// Unruled reports whether the rules are those that the kernel begins with. Until somebody adds or
+// deletes a rule of IPv4, the kernel asks none and keeps local and main in one trie, and
+// nothing tells whether somebody has ([Host.Merged]).
+func (f *Facts) Unruled() bool {
+	want := []routing.Rule{
+		{Family: routing.IPv4, Action: routing.ActionLookup, Table: routing.TableLocal},
+		{Family: routing.IPv4, Priority: 32766, Action: routing.ActionLookup, Table: routing.TableMain},
+		{Family: routing.IPv4, Priority: 32767, Action: routing.ActionLookup, Table: routing.TableDefault},
+	}
+	return f.Family == routing.IPv4 && slices.EqualFunc(f.Rules, want, func(have, want routing.Rule) bool {
+		have.Protocol = 0 // RTPROT_KERNEL; older kernels say nothing.
+		return have == want
+	})
+}
