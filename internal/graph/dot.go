@@ -9,7 +9,7 @@ import (
 func Dot(f Facts, o Options) []byte {
 	c := &canvas{}
 	c.line("digraph routing {")
-	c.line("\trankdir=LR; splines=true; nodesep=0.15; ranksep=1.2; label=%s; labelloc=t;", word(title))
+	c.line("\trankdir=LR; newrank=true; splines=true; nodesep=0.15; ranksep=1.2; label=%s; labelloc=t;", word(title))
 	c.line("\tnode [shape=box, style=filled, fontname=monospace, fontsize=10]; edge [fontname=monospace, fontsize=9];")
 	for _, p := range panels(f, o) {
 		p.order()

@@ -38,9 +38,6 @@ type Device struct {
 	// Up is IFF_UP, Carrier IFF_LOWER_UP.
 	Up, Carrier bool
 	Addresses   []netip.Prefix
-	// Group is IFLA_GROUP, Master the index of the bridge, bond or VRF that it is a port of.
-	Group  uint32
-	Master int
 	// Table is the table of a VRF (IFLA_VRF_TABLE), zero for all others.
 	Table routing.TableID
 }
@@ -95,14 +92,6 @@ type Flow struct {
 	lookup.Flow
 	Verdict lookup.Verdict
 	Steps   []lookup.Step
-}
-
-// Follow looks up the way of a packet.
-func (f Facts) Follow(packet lookup.Flow) *Flow {
-	h := &lookup.Host{Rules: f.Rules, Tables: f.Tables, Partial: f.Partial}
-	for _, d := range f.Devices {
-		h.Interfaces = append(h.Interfaces, lookup.Interface{Index: d.Index, Name: d.Name, Group: d.Group, Up: d.Up, Master: d.Master, Table: d.Table})
-	}
-	v, steps := h.Trace(packet)
-	return &Flow{Flow: packet, Verdict: v, Steps: steps}
+	// Difference says where the kernel itself answers otherwise, empty if it agrees.
+	Difference string
 }

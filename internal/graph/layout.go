@@ -220,29 +220,50 @@ func permuted(nodes []*node, to []int) []*node {
 	return out
 }
 
-// untangle returns the new place of each target: first by the mean of what leads to it, then
-// neighbours change places while that makes crossings fewer. What nothing leads to comes last.
+// untangle returns the new place of each target. It begins with two orders, by the first and by
+// the mean of what leads to a target, and lets neighbours change places while that makes crossings
+// fewer; the better one wins. What nothing leads to comes last.
 func untangle(sources, targets int, edges []edge) []int {
 	from := make([][]int, targets)
 	for _, e := range edges {
 		from[e.to] = append(from[e.to], e.from)
 	}
-	mean := func(t int) float64 {
-		if len(from[t]) == 0 {
-			return float64(sources)
+	sum := func(some []int) (n int) {
+		for _, f := range some {
+			n += f
 		}
-		sum := 0
-		for _, f := range from[t] {
-			sum += f
-		}
-		return float64(sum) / float64(len(from[t]))
+		return n
 	}
-	at := make([]int, targets)
+	first, mean := make([]float64, targets), make([]float64, targets)
+	for t, some := range from {
+		slices.Sort(some)
+		first[t], mean[t] = float64(sources), float64(sources)
+		if len(some) > 0 {
+			first[t], mean[t] = float64(some[0]), float64(sum(some))/float64(len(some))
+		}
+	}
+	var best []int
+	fewest := 0
+	for _, by := range [][]float64{first, mean} {
+		at, n := improved(by, from)
+		if best == nil || n < fewest {
+			best, fewest = at, n
+		}
+	}
+	to := make([]int, targets)
+	for place, t := range best {
+		to[t] = place
+	}
+	return to
+}
+
+// improved sorts targets, improves their order, and counts the crossings.
+func improved(by []float64, from [][]int) (at []int, n int) {
+	at = make([]int, len(from))
 	for i := range at {
 		at[i] = i
-		slices.Sort(from[i])
 	}
-	slices.SortStableFunc(at, func(a, b int) int { return cmp.Compare(mean(a), mean(b)) })
+	slices.SortStableFunc(at, func(a, b int) int { return cmp.Compare(by[a], by[b]) })
 	const rounds = 20
 	for range rounds {
 		better := false
@@ -257,11 +278,12 @@ func untangle(sources, targets int, edges []edge) []int {
 			break
 		}
 	}
-	to := make([]int, targets)
-	for place, t := range at {
-		to[t] = place
+	for i, a := range at {
+		for _, b := range at[i+1:] {
+			n += crossings(from[a], from[b])
+		}
 	}
-	return to
+	return at, n
 }
 
 // crossings counts the edges that cross between two targets of which the first stands higher.
@@ -309,12 +331,58 @@ func (d *drawing) gutter() float64 {
 
 // curves gives all edges their places.
 func (d *drawing) curves(gap float64) {
-	for i, e := range d.panel.gotos {
-		from, to := d.rules[e.from].box, d.rules[e.to].box
-		d.gotos = append(d.gotos, curve{x1: from.x, y1: from.middle() + 4, x2: to.x, y2: to.middle() - 4 - float64(i%3), edge: e, head: true})
-	}
+	d.jumps()
 	d.bundle(gap)
 	d.routes = between(d.tables, d.devices, d.panel.routes)
+}
+
+// jumps gives the goto edges their places: at each box those that arrive are above those that
+// leave, in an order in which they do not cross.
+func (d *drawing) jumps() {
+	type terminal struct {
+		goes   int
+		leaves bool
+	}
+	at := make([][]terminal, len(d.rules))
+	for i, e := range d.panel.gotos {
+		at[e.from] = append(at[e.from], terminal{i, true})
+		at[e.to] = append(at[e.to], terminal{i, false})
+		d.gotos = append(d.gotos, curve{x1: d.rules[e.from].box.x, x2: d.rules[e.to].box.x, edge: e, head: true})
+	}
+	for n, terminals := range at {
+		slices.SortStableFunc(terminals, func(a, b terminal) int {
+			switch {
+			case a.leaves != b.leaves && a.leaves:
+				return 1
+			case a.leaves != b.leaves:
+				return -1
+			case a.leaves:
+				return cmp.Compare(d.lanes[b.goes], d.lanes[a.goes])
+			default:
+				return cmp.Compare(d.lanes[a.goes], d.lanes[b.goes])
+			}
+		})
+		for i, y := range spread(d.rules[n].box, len(terminals)) {
+			if t := terminals[i]; t.leaves {
+				d.gotos[t.goes].y1 = y
+			} else {
+				d.gotos[t.goes].y2 = y
+			}
+		}
+	}
+}
+
+// spread are places along the side of a box, around its middle.
+func spread(b box, n int) []float64 {
+	step := 0.0
+	if n > 1 {
+		step = min(port, (b.h-10)/float64(n-1))
+	}
+	out := make([]float64, n)
+	for i := range out {
+		out[i] = b.middle() + step*(float64(i)-float64(n-1)/2)
+	}
+	return out
 }
 
 // bundle draws the edges from rules to tables. Boxes that lead to the same several tables share a
@@ -352,15 +420,11 @@ func (d *drawing) bundle(gap float64) {
 		right = d.rules[0].box.x + d.rules[0].box.w
 	}
 	for i, h := range d.hubs {
-		h.x = right + gap*(0.35+0.3*float64(i+1)/float64(len(d.hubs)+1))
-		sum := 0.0
+		// Near to its boxes, where few other edges have left their own height.
+		h.x = right + gap*(0.25+0.1*float64(i%3))
 		for _, f := range h.from {
-			sum += d.rules[f].box.middle() / float64(2*len(h.from))
+			h.y += d.rules[f].box.middle() / float64(len(h.from))
 		}
-		for _, t := range h.to {
-			sum += d.tables[t].box.middle() / float64(2*len(h.to))
-		}
-		h.y = sum
 	}
 	// The ends at the tables: one for each direct edge and one for each hub.
 	leaves := map[int]*hub{}
@@ -379,13 +443,14 @@ func (d *drawing) bundle(gap float64) {
 		}
 	}
 	all := slices.Concat(direct, joins)
-	height := func(e edge) float64 {
+	start := func(e edge) float64 {
 		if h, is := leaves[e.from]; is {
 			return h.y
 		}
 		return d.rules[e.from].box.middle()
 	}
-	ends := endsAt(d.tables, all, func(e edge) int { return e.to }, height)
+	ends := endsAt(d.tables, all, func(e edge) int { return e.to }, start)
+	d.apart(right, direct, ends)
 	for i, e := range all {
 		c := curve{x2: d.tables[e.to].box.x, y2: ends[i], edge: e, head: true}
 		if h, is := leaves[e.from]; is {
@@ -409,6 +474,49 @@ func (d *drawing) bundle(gap float64) {
 		}
 		d.lookups = append(d.lookups, curve{x1: right, y1: d.rules[i].box.middle(), x2: h.x, y2: h.y, edge: e})
 	}
+}
+
+// apart moves hubs away from edges that pass them: a hub on an edge would look like a part of it.
+// The ends of the direct edges come first.
+func (d *drawing) apart(right float64, direct []edge, ends []float64) {
+	const room, step, furthest = 9.0, 3.0, 10
+	for n, h := range d.hubs {
+		free := func(y float64) float64 {
+			least := math.Inf(1)
+			for i, e := range direct {
+				box := d.rules[e.from].box
+				least = min(least, math.Abs(y-height(curve{x1: right, y1: box.middle(), x2: d.tables[e.to].box.x, y2: ends[i]}, h.x)))
+			}
+			for _, o := range d.hubs[:n] {
+				least = min(least, max(math.Abs(o.y-y), math.Abs(o.x-h.x)))
+			}
+			return least
+		}
+		best := h.y
+		for i := range furthest {
+			for _, y := range []float64{h.y + step*float64(i), h.y - step*float64(i)} {
+				if free(best) < room && free(y) > free(best) {
+					best = y
+				}
+			}
+		}
+		h.y = best
+	}
+}
+
+// height is where a curve is at a place between its ends.
+func height(c curve, x float64) float64 {
+	// x(t) is that of a cubic curve with both control points in the middle.
+	low, high := 0.0, 1.0
+	for range 20 {
+		t := (low + high) / 2
+		if w := c.x2 - c.x1; c.x1+w*(1.5*t*(1-t)*(1-t)+1.5*t*t*(1-t)+t*t*t) < x {
+			low = t
+		} else {
+			high = t
+		}
+	}
+	return c.y1 + (c.y2-c.y1)*(3*low*low-2*low*low*low)
 }
 
 func join(a, b string) string {
@@ -439,15 +547,8 @@ func endsAt(column []*node, edges []edge, own func(edge) int, other func(edge) f
 	out := make([]float64, len(edges))
 	for n, some := range at {
 		slices.SortStableFunc(some, func(a, b int) int { return cmp.Compare(other(edges[a]), other(edges[b])) })
-		b := column[n].box
-		step := 0.0
-		if len(some) > 1 {
-			step = min(port, (b.h-10)/float64(len(some)-1))
-		}
-		y := b.middle() - step*float64(len(some)-1)/2
-		for _, i := range some {
-			out[i] = y
-			y += step
+		for i, y := range spread(column[n].box, len(some)) {
+			out[some[i]] = y
 		}
 	}
 	return out

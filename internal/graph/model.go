@@ -134,7 +134,7 @@ func build(f Facts, o Options, family routing.Family) *panel {
 	}
 	b.panel.numberOfRules = len(rules)
 	steps := stepsOf(o.Flow, rules)
-	groups := grouped(rules, steps, o.All)
+	groups := b.grouped(rules, steps, o.All)
 	asked := b.tablesOf(rules)
 	b.compact = len(asked) > many
 	for _, t := range asked {
@@ -202,7 +202,7 @@ func isOurs(r routing.Rule) bool { return r.Protocol == routing.Multihomed }
 
 // grouped puts rules that belong together into one box: those of multihomed of one priority, and
 // those of others where very many stand in a row. What a flow matched stands alone.
-func grouped(rules []routing.Rule, steps map[int]lookup.Step, all bool) [][]int {
+func (b *builder) grouped(rules []routing.Rule, steps map[int]lookup.Step, all bool) [][]int {
 	matched := func(i int) bool { s, asked := steps[i]; return asked && s.Result != lookup.Unmatched }
 	var out [][]int
 	for i := 0; i < len(rules); {
@@ -216,7 +216,7 @@ func grouped(rules []routing.Rule, steps map[int]lookup.Step, all bool) [][]int 
 		switch {
 		case all || matched(i):
 		case isOurs(rules[i]):
-			for end < len(rules) && isOurs(rules[end]) && rules[end].Priority == rules[i].Priority && same(end) {
+			for end < len(rules) && isOurs(rules[end]) && rules[end].Priority == rules[i].Priority && b.alike(rules[i], rules[end]) && same(end) {
 				end++
 			}
 		default:
@@ -234,6 +234,13 @@ func grouped(rules []routing.Rule, steps map[int]lookup.Step, all bool) [][]int 
 		out = append(out, group)
 	}
 	return out
+}
+
+// alike reports whether two rules of ours stand for the same reason.
+func (b *builder) alike(r, o routing.Rule) bool {
+	_, why := b.reason(r)
+	_, other := b.reason(o)
+	return why.Decision == other.Decision
 }
 
 // ladder makes the boxes of the rules and what leads from them.
@@ -319,15 +326,13 @@ func (b *builder) rules(some []routing.Rule) *node {
 	why := ""
 	if isOurs(first) {
 		n.class = ours
-		if rung, known := routing.RungOf(first.Priority); known {
-			head += "  " + rung.Name
-			why = rung.Decision.Sentence()
+		rung, reason := b.reason(first)
+		if rung != "" {
+			head += ": " + rung
 		}
-		if r, known := b.Reasons[first]; known {
-			why = r.Decision.Sentence()
-			if len(some) == 1 && r.Link != "" {
-				why = escaped(r.Link) + ": " + why
-			}
+		why = reason.Decision.Sentence()
+		if len(some) == 1 && reason.Link != "" {
+			why = escaped(reason.Link) + ": " + why
 		}
 	} else {
 		why = "rules of other programs"
@@ -336,7 +341,7 @@ func (b *builder) rules(some []routing.Rule) *node {
 		}
 	}
 	if len(some) > 1 {
-		head += fmt.Sprintf("  (%d rules)", len(some))
+		head += fmt.Sprintf(" (%d rules)", len(some))
 	}
 	n.lines = append(n.lines, line{head, heading})
 	shapes := forms(some)
@@ -360,6 +365,25 @@ func (b *builder) rules(some []routing.Rule) *node {
 }
 
 func (n *node) add(t tone, text string) { n.lines = append(n.lines, line{text, t}) }
+
+// reason is the rung of a rule of ours, and why it stands. Without a word of multihomed it is that
+// of its priority.
+func (b *builder) reason(r routing.Rule) (rung string, why Reason) {
+	why, known := b.Reasons[r]
+	if !known && r.ServesFailover() && r.Priority != routing.PriorityTwin {
+		why, known = Reason{Decision: routing.FollowLiving}, true
+	}
+	for _, l := range routing.Ladder() {
+		if known && l.Contains(r.Priority) && l.Decision == why.Decision {
+			return l.Name, why
+		}
+	}
+	l, is := routing.RungOf(r.Priority)
+	if !known && is {
+		why.Decision = l.Decision
+	}
+	return l.Name, why
+}
 
 // whose says who made a rule that is not ours, as far as it says so.
 func whose(r routing.Rule) string {
@@ -395,7 +419,9 @@ func (b *builder) stepped(n *node, group []int, steps map[int]lookup.Step) {
 	case s.Result == lookup.Jumped:
 		n.add(chosen, fmt.Sprintf("→ matches, and goes to %d", s.Rule.Goto))
 	case s.Route.Destination.IsValid():
-		n.add(chosen, cut(fmt.Sprintf("– matches: %s, %s", b.routeText(s.Route), s.Result), ladderWidth))
+		for _, l := range wrap(fmt.Sprintf("– matches: %s, %s", b.routeText(s.Route), s.Result), ladderWidth, 2) {
+			n.add(chosen, l)
+		}
 	default:
 		n.add(chosen, "– matches: "+s.Result.String())
 	}
@@ -542,7 +568,7 @@ func (b *builder) table(t routing.TableID) *node {
 	owner := b.Owners[f][t]
 	if owner != "" {
 		n.class = ours
-		head += "  " + owner
+		head += ": " + owner
 	}
 	routes := b.Tables[f][t]
 	for i, r := range routes {
@@ -707,15 +733,19 @@ func (b *builder) deviceBox(index int) *node {
 	link, isLink := b.Links[d.Name]
 	if isLink {
 		n.class = ours
-		if role := link.Roles[f]; role != "" {
-			head += "  " + map[string]string{"local": "local link"}[role]
-			head = strings.TrimRight(head, " ")
-			if role != "local" {
-				head += "  " + role
-			}
+		var says []string
+		switch role := link.Roles[f]; role {
+		case "":
+		case "local":
+			says = append(says, "local link")
+		default:
+			says = append(says, role)
 		}
 		if link.Profile != "" && link.Profile != d.Name {
-			head += ", " + escape.Name(link.Profile)
+			says = append(says, escape.Name(link.Profile))
+		}
+		if len(says) > 0 {
+			head += ": " + strings.Join(says, ", ")
 		}
 	}
 	state, why := b.state(d, link)
@@ -828,6 +858,9 @@ func (b *builder) answer(f *Flow) string {
 		text += " stays on this host" + where
 	default:
 		text += " goes nowhere: " + v.Refusal.String() + where
+	}
+	if f.Difference != "" {
+		text += "; the kernel answers otherwise: " + escape.Text(f.Difference)
 	}
 	if v.Lacking {
 		text += "; a table was not read, so the kernel may answer otherwise"

@@ -5,15 +5,14 @@ import (
 	"encoding/xml"
 	"fmt"
 	"strings"
-
-	"multihomed/routing"
 )
 
 // style is the style sheet. Text has a contrast of at least 4.5 to what it stands on, lines and
 // borders of at least 3 (WCAG 2.2, 1.4.3 and 1.4.11), in the light and in the dark scheme.
 const style = `
-text { font-family: "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", monospace; font-size: 12px; fill: #1f2328; white-space: pre }
+text { font-family: "DejaVu Sans Mono", Menlo, Consolas, "Liberation Mono", monospace; font-size: 12px; fill: #1f2328 }
 .title { font-size: 18px; font-weight: bold }
+.family { font-size: 15px; font-weight: bold }
 .column { font-weight: bold; fill: #57606a }
 .paper { fill: #ffffff }
 .box { stroke-width: 1.2 }
@@ -64,12 +63,12 @@ text { fill: #e6e8eb }
 // SVG draws a host. The document needs nothing else: no script, no font, no request.
 func SVG(f Facts, o Options) []byte {
 	var drawings []*drawing
-	y := margin + lineHeight*2
+	y := margin + lineHeight*2.5
 	w := 0.0
 	for _, p := range panels(f, o) {
 		notes := 1 // The title.
 		if p.answer != "" {
-			notes += 2
+			notes += mostAnswer
 		}
 		d := layout(p, y+float64(notes)*lineHeight)
 		y += float64(notes)*lineHeight + d.h + margin
@@ -95,6 +94,9 @@ func SVG(f Facts, o Options) []byte {
 }
 
 const title = "Policy routing of this host"
+
+// mostAnswer is how many lines the answer for a flow has at most.
+const mostAnswer = 2
 
 // describe says in words what the picture shows.
 func describe(drawings []*drawing) string {
@@ -137,14 +139,14 @@ func (c *canvas) panel(d *drawing) {
 	y := d.top - lineHeight
 	if d.answer != "" {
 		room := int((d.w - 2*margin) / charWidth)
-		lines := wrap(d.answer, room, 2)
-		y -= lineHeight * 2
+		lines := wrap(d.answer, room, mostAnswer)
+		y -= lineHeight * mostAnswer
 		for i, l := range lines {
 			c.text("chosen", margin, y+lineHeight*float64(i+1), l)
 		}
 	}
 	c.line(`<g aria-label="%s">`, d.family.Name())
-	c.text("heading", margin, y, d.family.Name())
+	c.text("family", margin, y, d.family.Name())
 	for i, name := range []string{plural(d.numberOfRules, "rule"), plural(len(d.tables), "table"), plural(len(d.devices), "device")} {
 		c.text("column", d.heads[i], d.top+headHeight-10, name)
 	}
@@ -308,19 +310,4 @@ func anyEdge(edges []edge, is func(edge) bool) bool {
 		}
 	}
 	return false
-}
-
-// Families are those that --family names.
-func Families(word string) ([]routing.Family, bool) {
-	switch word {
-	case "ipv4":
-		return []routing.Family{routing.IPv4}, true
-	case "ipv6":
-		return []routing.Family{routing.IPv6}, true
-	case "both":
-		all := routing.Families()
-		return all[:], true
-	default:
-		return nil, false
-	}
 }

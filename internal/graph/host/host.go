@@ -4,12 +4,14 @@ package host
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 
 	"multihomed/internal/graph"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
+	"multihomed/routing/lookup"
 )
 
 // most is how many routes of a table are read.
@@ -30,14 +32,45 @@ func Read(ctx context.Context, tables routing.TableRange) (graph.Facts, error) {
 		facts.Rules = rules(k)
 		for _, index := range k.Indexes() {
 			l, _ := k.LinkFacts(index)
-			d := graph.Device{Index: index, Name: l.Name, Group: l.Group, Master: l.Master, Up: l.Up, Carrier: l.Carrier, Addresses: make([]netip.Prefix, 0, len(l.Addresses))}
+			d := graph.Device{Index: index, Name: l.Name, Up: l.Up, Carrier: l.Carrier, Addresses: make([]netip.Prefix, 0, len(l.Addresses))}
 			for _, a := range l.Addresses {
 				d.Addresses = append(d.Addresses, a.Prefix)
 			}
 			facts.Devices = append(facts.Devices, d)
 		}
 	})
-	return facts, readTables(ctx, &facts)
+	reader, err := kernel.OpenReader()
+	if err != nil {
+		return facts, err
+	}
+	defer reader.Close()
+	interfaces, err := reader.Interfaces(ctx)
+	if err != nil {
+		return facts, err
+	}
+	for i, d := range facts.Devices {
+		for _, l := range interfaces {
+			if l.Index == d.Index {
+				facts.Devices[i].Table = l.Table
+			}
+		}
+	}
+	return facts, readTables(ctx, reader, &facts)
+}
+
+// Follow looks up the way of a packet, and asks the kernel too: the simulation names the rules,
+// and where the kernel answers otherwise the flow says so.
+func Follow(ctx context.Context, packet lookup.Flow) (*graph.Flow, error) {
+	reader, err := kernel.OpenReader()
+	if err != nil {
+		return nil, err
+	}
+	defer reader.Close()
+	c, err := reader.Consult(ctx, packet)
+	if err != nil {
+		return nil, fmt.Errorf("looking up the way: %w", err)
+	}
+	return &graph.Flow{Flow: packet, Verdict: c.Verdict, Steps: c.Steps, Difference: c.Difference}, nil
 }
 
 // rules are all rules in the order of the kernel.
@@ -67,12 +100,7 @@ func rules(k *kernel.State) []routing.Rule {
 	return out
 }
 
-func readTables(ctx context.Context, facts *graph.Facts) error {
-	reader, err := kernel.OpenReader()
-	if err != nil {
-		return err
-	}
-	defer reader.Close()
+func readTables(ctx context.Context, reader *kernel.Reader, facts *graph.Facts) (err error) {
 	asked := map[routing.Family][]routing.TableID{}
 	for _, r := range facts.Rules {
 		if r.Action == routing.ActionLookup && !r.L3MDev {
