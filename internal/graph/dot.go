@@ -9,30 +9,43 @@ import (
 func Dot(f Facts, o Options) []byte {
 	c := &canvas{}
 	c.line("digraph routing {")
-	c.line("\trankdir=LR; newrank=true; splines=true; nodesep=0.15; ranksep=1.2; label=%s; labelloc=t;", word(title))
+	c.line("\trankdir=LR; splines=true; nodesep=0.15; ranksep=1.2; label=%s; labelloc=t;", word(title))
 	c.line("\tnode [shape=box, style=filled, fontname=monospace, fontsize=10]; edge [fontname=monospace, fontsize=9];")
+	// Within clusters dot does not keep the order of a column, so that families have a title instead
+	// of a frame, and stand below each other because their columns do.
+	var above [3]string
 	for _, p := range panels(f, o) {
 		p.order()
-		c.line("\tsubgraph %s {", word("cluster_"+p.family.String()))
+		family := "family-" + p.family.String()
 		label := p.family.Name()
 		if p.answer != "" {
 			label += "\n" + p.answer
 		}
-		c.line("\t\tlabel=%s;", word(label))
-		for _, column := range [][]*node{p.rules, p.tables, p.devices} {
-			c.line("\t\t{ rank=same;")
+		c.line("\t%s [label=%s, shape=plaintext, style=\"\", fontsize=14];", word(family), word(label))
+		for i, column := range [][]*node{p.rules, p.tables, p.devices} {
+			var ids []string
+			if above[i] != "" {
+				ids = append(ids, above[i])
+			}
+			if i == 0 {
+				ids = append(ids, family)
+			}
 			for _, n := range column {
 				c.dotNode(n)
+				ids = append(ids, n.id)
 			}
-			for i := 1; i < len(column); i++ {
-				c.line("\t\t\t%s -> %s [style=invis];", word(column[i-1].id), word(column[i].id))
+			if len(ids) == 0 {
+				continue
 			}
-			c.line("\t\t}")
+			above[i] = ids[len(ids)-1]
+			for j, id := range ids {
+				ids[j] = word(id)
+			}
+			c.line("\t{ rank=same; edge [style=invis]; %s; }", strings.Join(ids, " -> "))
 		}
 		c.dotEdges(p.gotos, p.rules, p.rules, "style=dotted, constraint=false, label=goto")
 		c.dotEdges(p.lookups, p.rules, p.tables, "")
 		c.dotEdges(p.routes, p.tables, p.devices, "")
-		c.line("\t}")
 	}
 	for _, u := range f.Unread {
 		c.line("\t// Not read: %s", strings.Map(oneLine, u))
@@ -78,7 +91,7 @@ func (c *canvas) dotNode(n *node) {
 	case unmarked:
 	}
 	// \l ends a line that begins at the left.
-	c.line("\t\t\t%s [label=\"%s\\l\", tooltip=%s, %s];", word(n.id), strings.Join(lines, `\l`), word(strings.Join(n.full, "\n")), attributes)
+	c.line("\t%s [label=\"%s\\l\", tooltip=%s, %s];", word(n.id), strings.Join(lines, `\l`), word(strings.Join(n.full, "\n")), attributes)
 }
 
 func (c *canvas) dotEdges(edges []edge, from, to []*node, common string) {
@@ -102,6 +115,6 @@ func (c *canvas) dotEdges(edges []edge, from, to []*node, common string) {
 			}
 			attributes = append(attributes, fmt.Sprintf("color=%q", color))
 		}
-		c.line("\t\t%s -> %s [%s];", word(from[e.from].id), word(to[e.to].id), strings.Join(attributes, ", "))
+		c.line("\t%s -> %s [%s];", word(from[e.from].id), word(to[e.to].id), strings.Join(attributes, ", "))
 	}
 }

@@ -58,7 +58,7 @@ func layout(p *panel, top float64) *drawing {
 		measure(column)
 	}
 	gutter := d.gutter()
-	gapTables, gapDevices := gapFor(len(p.lookups)), gapFor(len(p.routes))
+	gaps := [...]float64{gapFor(len(p.lookups)), gapFor(len(p.routes))}
 	x := margin + gutter
 	for i, column := range [][]*node{p.rules, p.tables, p.devices} {
 		d.heads[i] = x
@@ -71,10 +71,8 @@ func layout(p *panel, top float64) *drawing {
 			n.box.w = w
 		}
 		x += w
-		if i == 0 {
-			x += gapTables
-		} else if i == 1 {
-			x += gapDevices
+		if i < len(gaps) {
+			x += gaps[i]
 		}
 	}
 	d.w = x + margin
@@ -85,10 +83,10 @@ func layout(p *panel, top float64) *drawing {
 		gap = compactGap
 	}
 	bottom := max(end(p.rules), y+tall(p.tables, gap), y+tall(p.devices, gap))
-	place(p.tables, wishes(p.tables, p.lookups, p.rules, func(e edge) (int, int) { return e.to, e.from }), y, bottom, gap)
-	place(p.devices, wishes(p.devices, p.routes, p.tables, func(e edge) (int, int) { return e.to, e.from }), y, bottom, gap)
+	place(p.tables, wishes(p.tables, p.lookups, p.rules), y, bottom, gap)
+	place(p.devices, wishes(p.devices, p.routes, p.tables), y, bottom, gap)
 	d.h = bottom + margin - top
-	d.curves(gapTables)
+	d.curves(gaps[0])
 	return d
 }
 
@@ -132,13 +130,18 @@ func (b box) middle() float64 { return b.y + b.h/2 }
 
 // wishes are where the middle of each box would like to be: in the middle of what leads to it. A
 // box to which nothing leads follows the one before it.
-func wishes(column []*node, edges []edge, from []*node, ends func(edge) (own, other int)) []float64 {
+func wishes(column []*node, edges []edge, from []*node) []float64 {
 	sum, n := make([]float64, len(column)), make([]float64, len(column))
+	leads := make([]int, len(from))
 	for _, e := range edges {
-		own, other := ends(e)
-		weight := 4.0
+		leads[e.from]++
+	}
+	for _, e := range edges {
+		own, other := e.to, e.from
+		// What leads to many places pulls little at each.
+		weight := 4 / float64(leads[other])
 		if e.minor {
-			weight = 1
+			weight /= 4
 		}
 		sum[own] += weight * from[other].box.middle()
 		n[own] += weight

@@ -114,9 +114,9 @@ func panels(f Facts, o Options) []*panel {
 		all := routing.Families()
 		families = all[:]
 	}
-	var out []*panel
-	for _, family := range families {
-		out = append(out, build(f, o, family))
+	out := make([]*panel, len(families))
+	for i, family := range families {
+		out[i] = build(f, o, family)
 	}
 	return out
 }
@@ -323,7 +323,7 @@ func (b *builder) rules(some []routing.Rule) *node {
 	if last.Priority != first.Priority {
 		head += "-" + strconv.FormatUint(uint64(last.Priority), 10)
 	}
-	why := ""
+	var why string
 	if isOurs(first) {
 		n.class = ours
 		rung, reason := b.reason(first)
@@ -713,7 +713,7 @@ func (b *builder) reach(index int) int {
 func (b *builder) addresses(d Device) []netip.Prefix {
 	var out []netip.Prefix
 	for _, a := range d.Addresses {
-		if routing.FamilyOf(a.Addr()) == b.panel.family && !(a.Addr().Is6() && a.Addr().IsLinkLocalUnicast()) {
+		if routing.FamilyOf(a.Addr()) == b.panel.family && (a.Addr().Is4() || !a.Addr().IsLinkLocalUnicast()) {
 			out = append(out, a)
 		}
 	}
@@ -843,9 +843,9 @@ func (b *builder) answer(f *Flow) string {
 	case v.Assumed:
 		text += " leaves by " + escaped(f.OIF) + ", as if it were a neighbor: no rule has a route"
 	case v.Outcome == lookup.Sent && len(v.Legs) > 1:
-		var names []string
-		for _, l := range v.Legs {
-			names = append(names, b.device(l.Device))
+		names := make([]string, len(v.Legs))
+		for i, l := range v.Legs {
+			names[i] = b.device(l.Device)
 		}
 		text += " leaves by one of " + strings.Join(names, ", ") + where
 	case v.Outcome == lookup.Sent:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/xml"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -62,10 +63,11 @@ text { fill: #e6e8eb }
 
 // SVG draws a host. The document needs nothing else: no script, no font, no request.
 func SVG(f Facts, o Options) []byte {
-	var drawings []*drawing
+	all := panels(f, o)
+	drawings := make([]*drawing, 0, len(all))
 	y := margin + lineHeight*2.5
 	w := 0.0
-	for _, p := range panels(f, o) {
+	for _, p := range all {
 		notes := 1 // The title.
 		if p.answer != "" {
 			notes += mostAnswer
@@ -192,20 +194,25 @@ func (d *drawing) classOf(e edge) class {
 	return d.rules[d.hubs[-1-e.from].from[0]].class
 }
 
-var classNames = map[class]string{ours: "ours", foreign: "foreign", absent: "absent"}                                                                 //nolint:gochecknoglobals // a constant in all but name
-var markNames = map[mark]string{unmarked: "", passed: " passed", decided: " decided"}                                                                 //nolint:gochecknoglobals // a constant in all but name
-var toneNames = map[tone]string{plain: "plain", heading: "heading", faint: "faint", good: "good", doubtful: "doubtful", bad: "bad", chosen: "chosen"} //nolint:gochecknoglobals // a constant in all but name
+func (c class) String() string { return [...]string{"ours", "foreign", "absent"}[c] }
+
+// String is the part of a list of classes.
+func (m mark) String() string { return [...]string{"", " passed", " decided"}[m] }
+
+func (t tone) String() string {
+	return [...]string{"plain", "heading", "faint", "good", "doubtful", "bad", "chosen"}[t]
+}
 
 func (c *canvas) node(n *node) {
 	b := n.box
-	c.line(`<g class="%s%s" id="%s">`, classNames[n.class], markNames[n.mark], n.id)
+	c.line(`<g class="%s%s" id="%s">`, n.class, n.mark, n.id)
 	c.line("<title>%s</title>", quote(strings.Join(n.full, "\n")))
 	c.line(`<rect class="box" x="%s" y="%s" width="%s" height="%s" rx="4"/>`, px(b.x), px(b.y), px(b.w), px(b.h))
 	if n.class == ours {
 		c.line(`<rect class="bar" x="%s" y="%s" width="%s" height="%s"/>`, px(b.x), px(b.y), px(bar), px(b.h))
 	}
 	for i, l := range n.lines {
-		c.text(toneNames[l.tone], b.x+bar+padding, b.y+padding/2+float64(i+1)*lineHeight-3, l.text)
+		c.text(l.tone.String(), b.x+bar+padding, b.y+padding/2+float64(i+1)*lineHeight-3, l.text)
 	}
 	c.line("</g>")
 }
@@ -221,7 +228,7 @@ func edgeClass(e edge, of class) string {
 	if e.suppressed {
 		text += " suppressed"
 	}
-	return text + markNames[e.mark]
+	return text + e.mark.String()
 }
 
 // arrow is how long the head of an edge is.
@@ -257,24 +264,23 @@ func (c *canvas) jump(l curve, depth float64, of class) {
 func (c *canvas) legend(drawings []*drawing, unread []string, w, y float64) {
 	var says []string
 	says = append(says, "The kernel reads the rules from top to bottom; the first that finds a route decides.")
-	has := func(is func(*drawing) bool) bool {
-		for _, d := range drawings {
-			if is(d) {
-				return true
-			}
-		}
-		return false
-	}
-	if has(func(d *drawing) bool { return anyOurs(d.rules) }) {
+	has := func(is func(*drawing) bool) bool { return slices.ContainsFunc(drawings, is) }
+	if has(func(d *drawing) bool {
+		return slices.ContainsFunc(d.rules, func(n *node) bool { return n.class == ours })
+	}) {
 		says = append(says, "Blue with a bar: of multihomed. Grey: of the kernel or of other programs.")
 	}
-	if has(func(d *drawing) bool { return anyEdge(d.panel.lookups, func(e edge) bool { return e.suppressed }) }) {
+	if has(func(d *drawing) bool {
+		return slices.ContainsFunc(d.panel.lookups, func(e edge) bool { return e.suppressed })
+	}) {
 		says = append(says, "Dashed edge: the rule takes only some routes of the table (suppress_prefixlength, suppress_ifgroup).")
 	}
 	if has(func(d *drawing) bool { return len(d.panel.gotos) > 0 }) {
 		says = append(says, "Dotted edge at the left: goto.")
 	}
-	if has(func(d *drawing) bool { return anyEdge(d.panel.routes, func(e edge) bool { return e.minor }) }) {
+	if has(func(d *drawing) bool {
+		return slices.ContainsFunc(d.panel.routes, func(e edge) bool { return e.minor })
+	}) {
 		says = append(says, "Thin edge to a device: networks. Thick edge: a default.")
 	}
 	if has(func(d *drawing) bool { return d.flow != nil }) {
@@ -292,22 +298,4 @@ func (c *canvas) legend(drawings []*drawing, unread []string, w, y float64) {
 		}
 	}
 	c.height = y + margin/2
-}
-
-func anyOurs(nodes []*node) bool {
-	for _, n := range nodes {
-		if n.class == ours {
-			return true
-		}
-	}
-	return false
-}
-
-func anyEdge(edges []edge, is func(edge) bool) bool {
-	for _, e := range edges {
-		if is(e) {
-			return true
-		}
-	}
-	return false
 }

@@ -93,7 +93,7 @@ func rules(k *kernel.State) []routing.Rule {
 		}
 		return int(a.priority) - int(b.priority)
 	})
-	var out []routing.Rule
+	out := make([]routing.Rule, 0, len(places))
 	for _, p := range slices.Compact(places) {
 		out = append(out, k.BandOrder(p.family, p.priority)...)
 	}
