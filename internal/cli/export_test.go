@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"multihomed/internal/config"
+	"multihomed/internal/explain"
 	"multihomed/internal/handoff"
 	"multihomed/internal/status"
 )
@@ -14,6 +15,11 @@ import (
 // Render shows a status as `status` does.
 func Render(w io.Writer, s Status, colour bool, width int, verbose bool) error {
 	return render(w, s, look{paint: painter(colour), width: width, verbose: verbose})
+}
+
+// RenderExplanation shows an explanation as `explain` does.
+func RenderExplanation(w io.Writer, d explain.Document, colour bool, width int, verbose bool) error {
+	return renderExplanation(w, d, look{paint: painter(colour), width: width, verbose: verbose})
 }
 
 // For tests of the parts that render uses.

@@ -2,11 +2,7 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/netip"
-	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -30,7 +26,7 @@ programs. With --all each rule has its own box.
 
 With --flow it also shows the way of one packet: the rules that were asked, the rule that
 decides, the table, the route and the device. It draws the family of that address. The
-other options of the packet are those of "ip route get". The kernel is asked, too: if it
+other flags of the packet are those of multihomectl explain. The kernel is asked, too: if it
 answers otherwise, the picture says so, and the exit status is 3.
 
 The formats are svg, a picture that every browser shows, and dot, the language of
@@ -46,14 +42,11 @@ var formats = []string{"svg", "dot"} //nolint:gochecknoglobals // a constant in 
 // families are the values of --family.
 var families = []string{"ipv4", "ipv6", "both"} //nolint:gochecknoglobals // a constant in all but name
 
-// exitDiffers: the kernel answers otherwise than the simulation.
-const exitDiffers = 3
-
 // graphFlags are those of graph.
 type graphFlags struct {
-	format, family, output string
-	all                    bool
-	packet                 packetFlags
+	format, family, output, to string
+	all                        bool
+	packet                     explainOptions
 }
 
 func (a *app) graph() *cobra.Command {
@@ -71,14 +64,10 @@ func (a *app) graph() *cobra.Command {
 	flags.StringVar(&g.family, "family", "both", "address `family`: ipv4, ipv6 or both")
 	flags.StringVarP(&g.output, "output", "o", "", "write to this `file` instead of the standard output")
 	flags.BoolVar(&g.all, "all", false, "draw each rule")
-	g.packet.add(cmd)
+	flags.StringVar(&g.to, "flow", "", "show the way of a packet to this `address`; the next flags describe it")
+	g.packet.packet(cmd)
 	for name, words := range map[string][]string{"format": formats, "family": families} {
 		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-			panic(err) // The flag is defined above.
-		}
-	}
-	for _, name := range []string{"oif", "iif"} {
-		if err := cmd.RegisterFlagCompletionFunc(name, a.completeInterfaces); err != nil {
 			panic(err) // The flag is defined above.
 		}
 	}
@@ -100,18 +89,15 @@ func (a *app) draw(cmd *cobra.Command, g graphFlags) error {
 	default:
 		return usageError(cmd, "--family is %q; it may be ipv4, ipv6 or both", escape.Text(g.family))
 	}
-	packet, wanted, err := g.packet.parse(cmd)
+	packet, err := g.question(cmd)
 	if err != nil {
 		return err
-	}
-	if wanted && len(options.Families) > 0 && options.Families[0] != routing.FamilyOf(packet.To) {
-		return usageError(cmd, "--flow %s is an address of %s, and --family is %s", packet.To, routing.FamilyOf(packet.To).Name(), g.family)
 	}
 	facts, err := a.pictured(ctx, a.load(ctx))
 	if err != nil {
 		return &exitError{exitUsage, err}
 	}
-	if wanted {
+	if packet.To.IsValid() {
 		if options.Flow, err = host.Follow(ctx, packet); err != nil {
 			return &exitError{exitUsage, err}
 		}
@@ -127,6 +113,23 @@ func (a *app) draw(cmd *cobra.Command, g graphFlags) error {
 		return &exitError{exitDiffers, fmt.Errorf("the kernel answers otherwise than its rules and routes say: %s", escape.Text(options.Flow.Difference))}
 	}
 	return nil
+}
+
+// question makes a packet of the flags; without a destination there is none.
+func (g *graphFlags) question(cmd *cobra.Command) (lookup.Flow, error) {
+	if g.to == "" {
+		for _, name := range []string{"from", "oif", "iif", "uid", "mark", "proto", "sport", "dport", "tos"} {
+			if cmd.Flags().Changed(name) {
+				return lookup.Flow{}, usageError(cmd, "--%s describes a packet; name its destination with --flow", name)
+			}
+		}
+		return lookup.Flow{}, nil
+	}
+	packet, err := g.packet.flow(cmd, []string{g.to})
+	if f := routing.FamilyOf(packet.To); err == nil && g.family != "both" && g.family != f.String() {
+		err = usageError(cmd, "--flow %s is an address of %s, and --family is %s", packet.To, f.Name(), g.family)
+	}
+	return packet, err
 }
 
 func (a *app) deliver(path string, document []byte) error {
@@ -159,80 +162,4 @@ func (a *app) pictured(ctx context.Context, cfg config.Config) (graph.Facts, err
 	view := v.Status(nil, a.Version)
 	facts.Annotate(&view)
 	return facts, nil
-}
-
-// packetFlags describe a packet in the words of `ip route get`.
-type packetFlags struct {
-	to, from, oif, iif, mark, proto string
-	uid                             uint32
-	sport, dport                    uint16
-	tos                             uint8
-}
-
-func (p *packetFlags) add(cmd *cobra.Command) {
-	flags := cmd.Flags()
-	flags.StringVar(&p.to, "flow", "", "show the way of a packet to this `address`")
-	flags.StringVar(&p.from, "from", "", "source `address` of the packet")
-	flags.StringVar(&p.oif, "oif", "", "`interface` that its socket is bound to")
-	flags.StringVar(&p.iif, "iif", "", "`interface` by which it came in: it is forwarded")
-	flags.StringVar(&p.mark, "mark", "", "its firewall mark, a `number` such as 0x10")
-	flags.Uint32Var(&p.uid, "uid", 0, "`number` of the user of its socket")
-	flags.StringVar(&p.proto, "proto", "", "its transport `protocol`: tcp, udp, icmp or a number")
-	flags.Uint16Var(&p.sport, "sport", 0, "its source `port`")
-	flags.Uint16Var(&p.dport, "dport", 0, "its destination `port`")
-	flags.Uint8Var(&p.tos, "tos", 0, "its type of service, a `number` from 0 to 255")
-}
-
-// parse makes a packet of the flags. It is not wanted if there is no destination.
-func (p *packetFlags) parse(cmd *cobra.Command) (f lookup.Flow, wanted bool, err error) {
-	if p.to == "" {
-		for _, name := range []string{"from", "oif", "iif", "mark", "uid", "proto", "sport", "dport", "tos"} {
-			if cmd.Flags().Changed(name) {
-				return f, false, usageError(cmd, "--%s describes a packet; name its destination with --flow", name)
-			}
-		}
-		return f, false, nil
-	}
-	if f.To, err = netip.ParseAddr(p.to); err != nil {
-		return f, false, usageError(cmd, "--flow is %q; it is an address such as 203.0.113.1", escape.Text(p.to))
-	}
-	f.To = f.To.Unmap().WithZone("")
-	if p.from != "" {
-		if f.From, err = netip.ParseAddr(p.from); err != nil {
-			return f, false, usageError(cmd, "--from is %q; it is an address such as 192.0.2.7", escape.Text(p.from))
-		}
-		if f.From = f.From.Unmap().WithZone(""); routing.FamilyOf(f.From) != routing.FamilyOf(f.To) {
-			return f, false, usageError(cmd, "--flow and --from are addresses of different families")
-		}
-	}
-	if p.oif != "" && p.iif != "" {
-		return f, false, errors.New("--oif and --iif cannot go together")
-	}
-	f.OIF, f.IIF = escape.Original(p.oif), escape.Original(p.iif)
-	if p.mark != "" {
-		mark, err := strconv.ParseUint(p.mark, 0, 32)
-		if err != nil {
-			return f, false, usageError(cmd, "--mark is %q; it is a number such as 0x10", escape.Text(p.mark))
-		}
-		f.Mark = uint32(mark)
-	}
-	switch strings.ToLower(p.proto) {
-	case "":
-	case "icmp":
-		f.IPProto = 1
-	case "tcp":
-		f.IPProto = 6
-	case "udp":
-		f.IPProto = 17
-	case "icmpv6", "ipv6-icmp":
-		f.IPProto = 58
-	default:
-		n, err := strconv.ParseUint(p.proto, 10, 8)
-		if err != nil {
-			return f, false, usageError(cmd, "--proto is %q; it is tcp, udp, icmp, ipv6-icmp or a number", escape.Text(p.proto))
-		}
-		f.IPProto = uint8(n)
-	}
-	f.UID, f.SourcePort, f.DestinationPort, f.TOS = p.uid, p.sport, p.dport, p.tos
-	return f, true, nil
 }

@@ -30,12 +30,12 @@ var floors = [][]string{
 	// own ports.
 	{"allocator", "internal/answers", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "nm", "routing/kernel", "routing/reconcile"},
 	{
-		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/holding", "internal/hookstate", "internal/graph", "internal/kerneltables",
-		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket",
+		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/holding", "internal/hookstate", "internal/kerneltables",
+		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/status/outcome", "internal/status/socket", "internal/explain", "internal/graph",
 	},
 	// Who the links are.
 	{"internal/config", "internal/handoff", "internal/holding/client", "internal/routedlease"},
-	{"internal/binding", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
+	{"internal/binding", "internal/explain/reading", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
 	{"internal/answering", "internal/dnsmasq", "internal/graph/host", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.

@@ -23,6 +23,15 @@ var ErrNobody = errors.New("nobody serves the status")
 // Ask asks the daemon of a runtime directory. Without one it fails with ErrNobody; with
 // one that hangs, when ctx is done. For whole see [status.Decode].
 func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error) {
+	return ask(ctx, runtime, func(data []byte) (*status.Status, error) { return status.Decode(data, whole) })
+}
+
+// AskFor is Ask for some links, see [status.Pick].
+func AskFor(ctx context.Context, runtime string, w status.Wanted) (*status.Status, error) {
+	return ask(ctx, runtime, func(data []byte) (*status.Status, error) { return status.Pick(data, w) })
+}
+
+func ask(ctx context.Context, runtime string, decode func([]byte) (*status.Status, error)) (*status.Status, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", filepath.Join(runtime, Name))
 	switch {
@@ -41,7 +50,7 @@ func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error
 	if len(data) == 0 {
 		return nil, errors.New("asking multihomed: it has no answer")
 	}
-	s, err := status.Decode(data, whole)
+	s, err := decode(data)
 	if err != nil {
 		return nil, fmt.Errorf("reading what multihomed answers: %w", err)
 	}

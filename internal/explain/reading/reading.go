@@ -1,0 +1,148 @@
+// Package reading reads what package explain needs from this host. It needs no privileges, and
+// neither the daemon nor NetworkManager.
+package reading
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os/user"
+	"slices"
+	"strconv"
+	"time"
+
+	"multihomed/internal/escape"
+	"multihomed/internal/explain"
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/lookup"
+)
+
+const (
+	// mostOfTable is how many routes of a table a snapshot has; of larger ones it has those to the
+	// destination.
+	mostOfTable = 5000
+	// mostOfAll bounds all routes of a snapshot.
+	mostOfAll = 100_000
+)
+
+// Host reads what a flow depends on, and the kernel's answer at the same time. Whole says that routes to
+// other destinations are wanted, too. It fails if the kernel cannot be read, or if rules or
+// routes change all the time.
+func Host(ctx context.Context, flow lookup.Flow, whole bool) (*explain.Snapshot, error) {
+	reader, err := kernel.OpenReader()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = reader.Close() }() // It was only read from.
+	c, err := reader.Consult(ctx, flow)
+	if err != nil {
+		return nil, err
+	}
+	s := &explain.Snapshot{Taken: time.Now(), Question: flow}
+	f := &s.Facts
+	f.Facts, f.Users = *c.Facts, map[uint32]string{}
+	for one := c; one != nil; one = one.Again {
+		if one.Asked {
+			f.Answers = append(f.Answers, explain.Asked{Flow: one.Flow, Answer: one.Answer})
+		}
+	}
+	if f.Addresses, err = reader.Addresses(ctx, f.Family); err != nil {
+		return nil, err
+	}
+	name(f, flow.UID)
+	s.Partial = map[routing.TableID]bool{}
+	for _, t := range tablesOf(f) {
+		s.Partial[t] = true
+	}
+	if whole {
+		return s, wholeTables(ctx, reader, s)
+	}
+	return s, nil
+}
+
+// tablesOf are the tables that a lookup may ask.
+func tablesOf(f *explain.Facts) []routing.TableID {
+	tables := []routing.TableID{routing.TableLocal, routing.TableMain, routing.TableDefault}
+	for _, r := range f.Rules {
+		if r.Action == routing.ActionLookup && r.Table != 0 {
+			tables = append(tables, r.Table)
+		}
+	}
+	for _, i := range f.Interfaces {
+		if i.Table != 0 {
+			tables = append(tables, i.Table)
+		}
+	}
+	slices.Sort(tables)
+	return slices.Compact(tables)
+}
+
+// name finds the name of a user.
+func name(f *explain.Facts, uid uint32) {
+	if u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10)); err == nil {
+		f.Users[uid] = u.Username
+	}
+}
+
+// NameUsers finds the names of users by which rules select one user.
+func NameUsers(f *explain.Facts) {
+	for _, r := range f.Rules {
+		if r.UIDs.Set && r.UIDs.First == r.UIDs.Last {
+			if _, known := f.Users[r.UIDs.First]; !known {
+				name(f, r.UIDs.First)
+			}
+		}
+	}
+}
+
+// wholeTables reads tables that are small whole. What is dead in them is known of the destination alone.
+func wholeTables(ctx context.Context, reader *kernel.Reader, s *explain.Snapshot) error {
+	f := &s.Facts
+	left := mostOfAll
+	for _, t := range tablesOf(f) {
+		some, partial, err := reader.Tables(ctx, f.Family, []routing.TableID{t}, min(mostOfTable, left))
+		if err != nil {
+			return err
+		}
+		if partial[t] {
+			continue
+		}
+		delete(s.Partial, t)
+		all := make([]lookup.Candidate, 0, len(some[t]))
+		for _, r := range some[t] {
+			all = append(all, lookup.Candidate{Route: r})
+		}
+		left -= len(all)
+		for _, c := range f.Tables[t] {
+			if c.Dead {
+				all = append(all, c)
+			}
+		}
+		f.Tables[t] = all
+	}
+	return nil
+}
+
+// Names are the escaped names of the interfaces of this host, for the completion of a shell.
+func Names() []string {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil
+	}
+	out := make([]string, 0, len(interfaces))
+	for _, i := range interfaces {
+		out = append(out, escape.Name(i.Name))
+	}
+	return out
+}
+
+// Check reports whether a question can be asked: a link-local address needs a device.
+func Check(flow lookup.Flow) error {
+	needs := func(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }
+	if needs(flow.To) && flow.OIF == "" && flow.IIF == "" {
+		return errors.New("a link-local address is on a device: add %DEVICE to it, or --oif DEVICE")
+	}
+	return nil
+}
