@@ -26,8 +26,8 @@ programs. With --all each rule has its own box.
 
 With --flow it also shows the way of one packet: the rules that were asked, the rule that
 decides, the table, the route and the device. It draws the family of that address. The
-other flags of the packet are those of multihomectl explain. The kernel is asked, too: if it
-answers otherwise, the picture says so, and the exit status is 3.
+flags that describe the packet are those of multihomectl explain. The kernel is asked, too:
+if it answers otherwise, the picture says so, and the exit status is 3.
 
 The formats are svg, a picture that every browser shows, and dot, the language of
 Graphviz. The SVG has no script and loads nothing.
