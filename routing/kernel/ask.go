@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -21,21 +22,13 @@ const attributeFlowLabel = 31
 
 // Ask asks the kernel where a packet goes: once for the route that matches, with all its
 // legs, and once for the way of a packet (RTM_GETROUTE with and without RTM_F_FIB_MATCH). It needs
-// no privileges. What the kernel refuses is an answer, not an error. A device that does not exist is the
-// answer NoDevice. The error is ErrNoQuestion, or one of the socket.
+// no privileges. What the kernel refuses is an answer, not an error. A device that is none of the
+// interfaces is the answer NoDevice. The error is ErrNoQuestion, or one of the socket.
 //
 // The flow label is asked for only if the kernel knows the attribute; one that does not has no
 // rule for it either.
-func (r *Reader) Ask(ctx context.Context, f lookup.Flow) (lookup.Answer, error) {
-	s := newState(routing.Ownership{}, func(string) bool { return false })
-	if err := r.loader.nexthops(ctx, s); err != nil {
-		return lookup.Answer{}, err
-	}
-	interfaces, err := r.interfaces(ctx)
-	if err != nil {
-		return lookup.Answer{}, err
-	}
-	return r.ask(ctx, s, indexesOf(interfaces), f, true)
+func (r *Reader) Ask(ctx context.Context, interfaces []lookup.Interface, f lookup.Flow) (lookup.Answer, error) {
+	return r.ask(ctx, indexesOf(interfaces), f, true)
 }
 
 // indexes are interfaces by name.
@@ -49,7 +42,7 @@ func indexesOf(interfaces []lookup.Interface) indexes {
 	return out
 }
 
-func (r *Reader) ask(ctx context.Context, s *State, known indexes, f lookup.Flow, label bool) (a lookup.Answer, err error) {
+func (r *Reader) ask(ctx context.Context, known indexes, f lookup.Flow, label bool) (a lookup.Answer, err error) {
 	f.To, f.From = f.To.Unmap(), f.From.Unmap()
 	if !f.Answerable() {
 		return a, ErrNoQuestion
@@ -64,13 +57,13 @@ func (r *Reader) ask(ctx context.Context, s *State, known indexes, f lookup.Flow
 		f.FlowLabel = 0
 	}
 	question := func(m *nlmsg.Builder, flags uint32) { encodeQuestion(m, f, devices[0], devices[1], flags) }
-	legs, errno, err := r.question(ctx, s, func(m *nlmsg.Builder) { question(m, unix.RTM_F_FIB_MATCH) })
+	legs, errno, err := r.question(ctx, func(m *nlmsg.Builder) { question(m, unix.RTM_F_FIB_MATCH) })
 	if err != nil {
 		return a, err
 	}
 	a.Matched = legs
 	a.Missed = refusal(errno, &a)
-	if legs, errno, err = r.question(ctx, s, func(m *nlmsg.Builder) { question(m, 0) }); err != nil {
+	if legs, errno, err = r.question(ctx, func(m *nlmsg.Builder) { question(m, 0) }); err != nil {
 		return a, err
 	}
 	if a.Unsent = refusal(errno, &a); a.Unsent == lookup.None {
@@ -152,7 +145,32 @@ func encodeQuestion(m *nlmsg.Builder, f lookup.Flow, iif, oif int, flags uint32)
 
 // question asks one question and returns the legs of the answer that are alive, or the error of
 // the kernel.
-func (r *Reader) question(ctx context.Context, s *State, body func(*nlmsg.Builder)) (legs []routing.Route, errno unix.Errno, err error) {
+func (r *Reader) question(ctx context.Context, body func(*nlmsg.Builder)) (legs []routing.Route, errno unix.Errno, err error) {
+	payload, errno, err := r.reply(ctx, body)
+	if err != nil || errno != 0 {
+		return nil, errno, err
+	}
+	s := newState(routing.Ownership{}, func(string) bool { return false })
+	if h, err := peekRoute(payload); err == nil && h.bare() {
+		// net.ipv4.nexthop_compat_mode is off.
+		if err := r.loader.nexthops(ctx, s); err != nil {
+			return nil, 0, err
+		}
+	}
+	a, err := s.read(payload)
+	if err != nil {
+		return nil, 0, fmt.Errorf("asking for a route: %w", err)
+	}
+	for _, l := range a.legs {
+		if !l.dead {
+			legs = append(legs, l.route)
+		}
+	}
+	return legs, 0, nil
+}
+
+// reply sends one question and returns the payload of its answer, which stays valid.
+func (r *Reader) reply(ctx context.Context, body func(*nlmsg.Builder)) (reply []byte, errno unix.Errno, err error) {
 	q := r.loader.requests
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -187,16 +205,7 @@ func (r *Reader) question(ctx context.Context, s *State, body func(*nlmsg.Builde
 			if h.Kind != unix.RTM_NEWROUTE {
 				return nil, refusalOf(h.Kind, payload), nil
 			}
-			a, err := s.read(payload)
-			if err != nil {
-				return nil, 0, err
-			}
-			for _, l := range a.legs {
-				if !l.dead {
-					legs = append(legs, l.route)
-				}
-			}
-			return legs, 0, nil
+			return slices.Clone(payload), 0, nil
 		}
 	}
 }

@@ -90,13 +90,13 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 	}
 	known := indexesOf(facts.Interfaces)
 	host := facts.Host()
-	if c, err = r.confront(ctx, s, known, facts, host, f); err != nil {
+	if c, err = r.confront(ctx, known, facts, host, f); err != nil {
 		return nil, err
 	}
 	if c.Difference != "" && facts.Unruled() {
 		merged := *facts
 		merged.Merged = true
-		other, err := r.confront(ctx, s, known, &merged, merged.Host(), f)
+		other, err := r.confront(ctx, known, &merged, merged.Host(), f)
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +111,7 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 			return nil, err
 		}
 		c.Facts, host = facts, facts.Host()
-		if c.Again, err = r.confront(ctx, s, known, facts, host, again); err != nil {
+		if c.Again, err = r.confront(ctx, known, facts, host, again); err != nil {
 			return nil, err
 		}
 	}
@@ -147,13 +147,13 @@ func (r *Reader) withSource(ctx context.Context, s *State, f *lookup.Facts, from
 }
 
 // confront asks the simulation and the kernel.
-func (r *Reader) confront(ctx context.Context, s *State, known indexes, facts *lookup.Facts, host *lookup.Host, f lookup.Flow) (*Consultation, error) {
+func (r *Reader) confront(ctx context.Context, known indexes, facts *lookup.Facts, host *lookup.Host, f lookup.Flow) (*Consultation, error) {
 	c := &Consultation{Facts: facts, Flow: f}
 	question := f.Question()
 	c.Verdict, c.Steps = host.Trace(question)
 	label := slices.ContainsFunc(facts.Rules, func(r routing.Rule) bool { return r.FlowLabel.Set })
 	var err error
-	switch c.Answer, err = r.ask(ctx, s, known, f, label); {
+	switch c.Answer, err = r.ask(ctx, known, f, label); {
 	case errors.Is(err, ErrNoQuestion):
 		return c, nil
 	case err != nil:

@@ -125,7 +125,7 @@ func (r *Reader) candidates(ctx context.Context, s *State, question routeQuestio
 				return true
 			}
 			for _, l := range a.legs {
-				out = append(out, lookup.Candidate{Route: l.route, Dead: l.dead})
+				out = append(out, lookup.Candidate{Route: l.route, Dead: l.dead, Nexthop: a.nexthop})
 			}
 		}
 		return len(faults) < mostFaults
@@ -143,19 +143,20 @@ func (r *Reader) candidates(ctx context.Context, s *State, question routeQuestio
 // mostFaults is how many routes may be unreadable before reading them ends.
 const mostFaults = 8
 
-// Attributes of IFLA_AF_SPEC: AF_INET holds IFLA_INET_CONF, an attribute for each value, which
-// is numbered as in linux/ip.h; AF_INET6 holds IFLA_INET6_CONF, an array numbered as in linux/ipv6.h.
+// Attributes of IFLA_AF_SPEC, which holds an array for each family: of IPv4 from the value 1 on,
+// numbered as in linux/ip.h (inet_fill_link_af in net/ipv4/devinet.c), of IPv6 from 0 on, numbered as in
+// linux/ipv6.h (inet6_fill_ifla6_attrs in net/ipv6/addrconf.c).
 const (
 	specInet4Conf = 1 // IFLA_INET_CONF
 	specInet6Conf = 2 // IFLA_INET6_CONF
 
 	devconf4Forwarding     = 1  // IPV4_DEVCONF_FORWARDING
 	devconf4RPFilter       = 8  // IPV4_DEVCONF_RP_FILTER
-	devconf4AcceptLocal    = 21 // IPV4_DEVCONF_ACCEPT_LOCAL
-	devconf4SrcVMark       = 22 // IPV4_DEVCONF_SRC_VMARK
-	devconf4IgnoreLinkDown = 28 // IPV4_DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
+	devconf4AcceptLocal    = 23 // IPV4_DEVCONF_ACCEPT_LOCAL
+	devconf4SrcVMark       = 24 // IPV4_DEVCONF_SRC_VMARK
+	devconf4IgnoreLinkDown = 29 // IPV4_DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
 	devconf6Forwarding     = 0  // DEVCONF_FORWARDING
-	devconf6IgnoreLinkDown = 37 // DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
+	devconf6IgnoreLinkDown = 39 // DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
 )
 
 // interfaces reads all interfaces.
@@ -242,11 +243,15 @@ func (c allConf) of(payload []byte) (out lookup.Config) {
 			for v := (nlmsg.Attributes{Rest: f.Value}); v.Next(); {
 				switch {
 				case f.Kind == unix.AF_INET && v.Kind == specInet4Conf:
-					readConf4(&out, v.Value)
+					at := func(n int) uint32 { return wordAt(v.Value, n-1) }
+					out.Forwards.Set(routing.IPv4, at(devconf4Forwarding) != 0)
+					out.ReversePath = max(out.ReversePath, uint8(min(at(devconf4RPFilter), 2))) //nolint:gosec // at most 2
+					out.MarkReverse = out.MarkReverse || at(devconf4SrcVMark) != 0
+					out.AcceptLocal = out.AcceptLocal || at(devconf4AcceptLocal) != 0
+					out.IgnoreLinkDown.Set(routing.IPv4, at(devconf4IgnoreLinkDown) != 0)
 				case f.Kind == unix.AF_INET6 && v.Kind == specInet6Conf:
-					at := func(n int) bool { return len(v.Value) >= 4*(n+1) && binary.NativeEndian.Uint32(v.Value[4*n:]) != 0 }
-					out.Forwards.Set(routing.IPv6, at(devconf6Forwarding))
-					out.IgnoreLinkDown.Set(routing.IPv6, at(devconf6IgnoreLinkDown))
+					out.Forwards.Set(routing.IPv6, wordAt(v.Value, devconf6Forwarding) != 0)
+					out.IgnoreLinkDown.Set(routing.IPv6, wordAt(v.Value, devconf6IgnoreLinkDown) != 0)
 				}
 			}
 		}
@@ -254,20 +259,10 @@ func (c allConf) of(payload []byte) (out lookup.Config) {
 	return out
 }
 
-func readConf4(c *lookup.Config, b []byte) {
-	for v := (nlmsg.Attributes{Rest: b}); v.Next(); {
-		n := v.Uint32()
-		switch v.Kind {
-		case devconf4Forwarding:
-			c.Forwards.Set(routing.IPv4, n != 0)
-		case devconf4RPFilter:
-			c.ReversePath = max(c.ReversePath, uint8(min(n, 2))) //nolint:gosec // at most 2
-		case devconf4SrcVMark:
-			c.MarkReverse = c.MarkReverse || n != 0
-		case devconf4AcceptLocal:
-			c.AcceptLocal = c.AcceptLocal || n != 0
-		case devconf4IgnoreLinkDown:
-			c.IgnoreLinkDown.Set(routing.IPv4, n != 0)
-		}
+// wordAt is the nth number of an array, 0 if it has none.
+func wordAt(b []byte, n int) uint32 {
+	if len(b) < 4*(n+1) {
+		return 0
 	}
+	return binary.NativeEndian.Uint32(b[4*n:])
 }

@@ -116,7 +116,7 @@ func (w *walk) before() (v Verdict, done bool) {
 		case from.IsMulticast() || isBroadcast(from) || isZeroNet(from):
 			return refuse(Invalid, AddressMartian)
 		case !isOwn:
-			return refuse(Invalid, SourceForeign)
+			return refuse(NetUnreachable, SourceForeign)
 		case w.flow.OIF == "" && group:
 			return send(holder)
 		}

@@ -8,7 +8,7 @@ const (
 	// OfLeg: a hash of the packet chooses among several legs, or says whether a rule suppresses
 	// the route.
 	OfLeg Doubt = iota
-	// OfRouter: the kernel chooses among equal defaults by what it knows of their routers
+	// OfRouter: the kernel chooses among equal routes by what it knows of their routers
 	// ([Verdict.Alternatives]).
 	OfRouter
 	// OfSource: an IPv6 socket whose lookup without a source fails gets a source all the same
@@ -19,15 +19,17 @@ const (
 	// OfRule: a rule with attributes that are unknown here came before the answer, or one that finds
 	// a source (FIB_RULE_FIND_SADDR).
 	OfRule
+	// OfObject: IPv6 routes by one nexthop object share its copies of routes ([Verdict.Nexthop]).
+	OfObject
 	// OfTable: only a part of a table is known.
 	OfTable
 )
 
 func (d Doubt) String() string {
 	return [...]string{
-		"a hash of the packet chooses the leg", "the reachability of the routers chooses among equal default routes",
+		"a hash of the packet chooses the leg", "the reachability of the routers chooses among equal routes",
 		"the kernel chooses a source and asks again", "the kernel asks for members of the group",
-		"a rule cannot be simulated", "a table is known in part",
+		"a rule cannot be simulated", "the route may be taken for another one by the same nexthop object", "a table is known in part",
 	}[d]
 }
 
@@ -45,6 +47,7 @@ func (h *Host) Doubts(f Flow, v Verdict) []Doubt {
 	add(OfSource, isIPv6 && !f.From.IsValid() && f.IIF == "" && (v.Outcome == NoRoute || v.Outcome == Rejected))
 	add(OfGroup, f.To.IsMulticast() && !v.Direct)
 	add(OfRule, v.Uncertain || isIPv6 && !f.From.IsValid() && v.Rule.FindSource)
+	add(OfObject, isIPv6 && v.Nexthop != 0)
 	add(OfTable, v.Lacking)
 	return out
 }

@@ -14,6 +14,8 @@ type Candidate struct {
 	// What leads through an interface without carrier is used all the same where it is not
 	// dead ([Interface.NoCarrier]).
 	Dead bool
+	// Nexthop is the number of the nexthop object that the route leads to, 0 if it has its own ways.
+	Nexthop uint32
 }
 
 // Facts are what lookups of one family depend on, read for some destinations. They are
@@ -32,14 +34,21 @@ type Facts struct {
 
 // Host returns what lookups ask: the candidates that are not dead.
 func (f *Facts) Host() *Host {
-	h := &Host{Interfaces: f.Interfaces, Rules: f.Rules, Merged: f.Merged, Checks: true}
+	h := &Host{Interfaces: f.Interfaces, Rules: f.Rules, Merged: f.Merged, Checks: true, objects: map[*routing.Route]uint32{}}
 	tables := make(map[routing.TableID][]routing.Route, len(f.Tables))
 	for id, candidates := range f.Tables {
+		routes, nexthops := make([]routing.Route, 0, len(candidates)), make([]uint32, 0, len(candidates))
 		for _, c := range candidates {
 			if !c.Dead {
-				tables[id] = append(tables[id], c.Route)
+				routes, nexthops = append(routes, c.Route), append(nexthops, c.Nexthop)
 			}
 		}
+		for i, n := range nexthops {
+			if n != 0 {
+				h.objects[&routes[i]] = n
+			}
+		}
+		tables[id] = routes
 	}
 	h.Tables = map[routing.Family]map[routing.TableID][]routing.Route{f.Family: tables}
 	return h

@@ -73,6 +73,8 @@ type Host struct {
 	// this host is its own, that interfaces forward, and the reverse path of what they take in.
 	Checks bool
 
+	// objects are the numbers of the nexthop objects that routes lead to, by their place in Tables.
+	objects map[*routing.Route]uint32
 	// fibs are set by Index.
 	fibs map[routing.Family]map[routing.TableID]*fib
 }
@@ -210,9 +212,15 @@ type Verdict struct {
 	// socket that is bound to a device outside of every VRF takes the destination
 	// for a neighbour (ip_route_output_key_hash_rcu in net/ipv4/route.c).
 	Assumed bool
-	// Alternatives are equal default routes of IPv4, of which the kernel takes one by what it knows
-	// about the reachability of the routers (fib_select_default). Route is the first of them.
+	// Alternatives are equal routes, or legs of such, from which and Route the kernel takes one by
+	// what it knows about the reachability of the routers: default routes of IPv4
+	// (fib_select_default), and IPv6 routes with the same metric (find_rr_leaf).
 	Alternatives []routing.Route
+	// Nexthop is the number of the nexthop object that Route leads to, 0 if there is none or the Host
+	// does not know. IPv6 routes that share an object share its copies of routes, so that the kernel may
+	// name another one of them in its answer, and suppress it by the other's prefix length
+	// (rt6_get_pcpu_route in net/ipv6/route.c).
+	Nexthop uint32
 	// Direct says that no rule was asked: IPv4 sends multicast and limited broadcast by the device
 	// that the socket is bound to, or that has its address (ip_route_output_key_hash_rcu).
 	Direct bool

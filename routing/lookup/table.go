@@ -15,6 +15,8 @@ type found struct {
 	first routing.Route
 	// legs are those that the packet may take.
 	legs []routing.Route
+	// nexthop is Verdict.Nexthop.
+	nexthop uint32
 	// alternatives are Verdict.Alternatives.
 	alternatives []routing.Route
 }
@@ -55,7 +57,7 @@ func newFIB(routes []routing.Route) *fib {
 // With returns a host with other rules, and with these tables besides those that h has.
 // The others are shared and not indexed again: h must have been, and must not change.
 func (h *Host) With(rules []routing.Rule, tables map[routing.Family]map[routing.TableID][]routing.Route) *Host {
-	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, fibs: map[routing.Family]map[routing.TableID]*fib{}}
+	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, Merged: h.Merged, Checks: h.Checks, objects: h.objects, fibs: map[routing.Family]map[routing.TableID]*fib{}}
 	for _, f := range routing.Families() {
 		out.fibs[f] = maps.Clone(h.fibs[f])
 		if out.fibs[f] == nil {
@@ -131,9 +133,10 @@ func sourceBits(r *routing.Route) int { return max(r.Source.Bits(), 0) }
 
 // select4 is fib_table_lookup: the first route that is for the packet's TOS, and
 // is an error or has a leg on the device that the socket is bound to.
-func (w *walk) select4(routes []*routing.Route) found {
+func (w *walk) select4(all []*routing.Route) found {
+	routes := slices.Clone(all)
 	for len(routes) > 0 {
-		n := ways(routes)
+		n := w.ways(routes)
 		route := routes[:n]
 		routes = routes[n:]
 		first := route[0]
@@ -144,7 +147,7 @@ func (w *walk) select4(routes []*routing.Route) found {
 			return found{first: *first, legs: []routing.Route{*first}}
 		}
 		legs := expand(route)
-		f := found{first: legs[0]}
+		f := found{first: legs[0], nexthop: w.host.objects[first]}
 		for i := range legs {
 			if w.out == 0 || legs[i].Device == w.out {
 				f.legs = append(f.legs, legs[i])
@@ -152,38 +155,65 @@ func (w *walk) select4(routes []*routing.Route) found {
 		}
 		if len(f.legs) > 0 {
 			if n == 1 && first.Destination.Bits() == 0 {
-				f.alternatives = alternatives(first, routes)
+				f.alternatives = w.alternatives(first, all)
 			}
 			return f
+		}
+		if w.host.objects[first] != 0 {
+			// No way of the object is for the packet: the rest of the leaf is not asked
+			// (fib_table_lookup), which has all prefixes that begin at this address.
+			leaf := first.Destination.Addr()
+			routes = slices.DeleteFunc(routes, func(r *routing.Route) bool { return r.Destination.Addr() == leaf })
 		}
 	}
 	return found{}
 }
 
-// alternatives is what fib_select_default tries besides the first route: unicast routes by a router,
-// with the same TOS and metric. It does not ask by which device they lead.
-func alternatives(first *routing.Route, rest []*routing.Route) (out []routing.Route) {
-	for _, r := range rest {
-		if r.Destination.Bits() == 0 && r.TOS == first.TOS && r.Metric == first.Metric && r.Scope == first.Scope && r.Type == first.Type &&
-			r.Type == routing.RouteUnicast && r.Gateway.IsValid() {
-			out = append(out, *r)
+// alternatives is fib_select_default: the default routes by a router from which the kernel takes
+// one, besides the one that was found. It does not ask by which device they lead, and of a multipath
+// route it takes the first leg.
+func (w *walk) alternatives(found *routing.Route, all []*routing.Route) []routing.Route {
+	var out []*routing.Route
+	var last *routing.Route
+	for len(all) > 0 {
+		r := all[0]
+		all = all[w.ways(all):]
+		if r.Destination.Bits() > 0 || r.TOS != 0 && r.TOS != w.tos() {
+			continue
+		}
+		if last != nil && r.TOS == last.TOS && r.Metric > last.Metric {
+			if r.TOS == 0 {
+				break
+			}
+			continue
+		}
+		last = r
+		if r.Scope == found.Scope && r.Type == routing.RouteUnicast && r.Gateway.IsValid() {
+			out = append(out, r)
 		}
 	}
-	return out
+	if len(out) < 2 || out[0] != found {
+		return nil
+	}
+	rest := make([]routing.Route, 0, len(out)-1)
+	for _, r := range out[1:] {
+		rest = append(rest, *r)
+	}
+	return rest
 }
 
 // ways counts the routes that are legs of the first one.
-func ways(routes []*routing.Route) int {
+func (w *walk) ways(routes []*routing.Route) int {
 	n := 1
-	for n < len(routes) && siblings(routes[0], routes[n]) {
+	for n < len(routes) && w.siblings(routes[0], routes[n]) {
 		n++
 	}
 	return n
 }
 
 // siblings reports whether two routes of one destination are legs of one.
-func siblings(a, b *routing.Route) bool {
-	return a.Weight > 0 && b.Weight > 0 && a.Destination == b.Destination && a.Source == b.Source && a.TOS == b.TOS &&
+func (w *walk) siblings(a, b *routing.Route) bool {
+	return w.host.objects[a] == w.host.objects[b] && a.Weight > 0 && b.Weight > 0 && a.Destination == b.Destination && a.Source == b.Source && a.TOS == b.TOS &&
 		a.Metric == b.Metric && a.Type == b.Type
 }
 
@@ -264,15 +294,22 @@ func (w *walk) node(routes []*routing.Route) found {
 		return found{}
 	}
 	var legs []*routing.Route
+	var others []routing.Route
 	for _, r := range routes {
-		if r == best || siblings(best, r) {
+		if best.Gateway.IsValid() && r != best && r.Metric == best.Metric && !w.siblings(best, r) && w.score(r) == w.score(best) {
+			others = append(others, *r)
+		}
+		if r == best || w.siblings(best, r) {
 			legs = append(legs, r)
 		}
 	}
 	all := expand(legs)
-	f := found{first: all[0]}
+	f := found{first: all[0], nexthop: w.host.objects[best], alternatives: others}
+	// By a nexthop object the hash chooses among all legs, also of a socket that is bound to a device
+	// (nexthop_path_fib6_result in include/net/nexthop.h, called by fib6_select_path).
+	every := w.host.objects[best] != 0
 	for i := range all {
-		if w.score(&all[i]) >= 0 {
+		if every || w.score(&all[i]) >= 0 {
 			f.legs = append(f.legs, all[i])
 		}
 	}

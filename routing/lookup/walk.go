@@ -257,7 +257,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 		s.Result = Outranked
 		return v, s, false
 	}
-	v = Verdict{Rule: *r, Route: have.first, Alternatives: have.alternatives}
+	v = Verdict{Rule: *r, Route: have.first, Alternatives: have.alternatives, Nexthop: have.nexthop}
 	switch kind := have.first.Type; {
 	case kind == typeThrow:
 		s.Result = Thrown
@@ -288,7 +288,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 	}
 	if len(away) > 0 {
 		// The rest finds this route again only with the same hash.
-		w.found[table] = found{first: have.first, legs: away}
+		w.found[table] = found{first: have.first, legs: away, nexthop: have.nexthop}
 	}
 	s.Result = Decided
 	v.Outcome = w.outcome(have.first.Type)

@@ -131,6 +131,11 @@ func testKernel(t *testing.T, release string) {
 		m.Test(t, "multihomed/internal/connections", "^Test(Close|Delete|Follow|Multipath)$")
 	})
 
+	// VRFs, and rules and errors of older kernels.
+	t.Run("lookup", func(t *testing.T) {
+		m.Test(t, "multihomed/routing/lookup/reality", "^Test(KernelAgrees|Traps|Packets|SecondLookup)$")
+	})
+
 	t.Run("no test", func(t *testing.T) {
 		// Of a package that is built already, and whose TestMain does little.
 		if err := m.RunTest(t.Context(), "multihomed/internal/sockdiag", "^TestNoSuch$"); !errors.Is(err, vm.ErrNoTest) {

@@ -64,7 +64,7 @@ func genPorts(t *rapid.T) routing.PortRange {
 }
 
 // genRule makes a rule with any selectors.
-func genRule(t *rapid.T, family routing.Family, priority routing.Priority, all []routing.Priority) routing.Rule {
+func genRule(t *rapid.T, family routing.Family, priority routing.Priority, all []routing.Priority, known features) routing.Rule {
 	r := routing.Rule{Family: family, Priority: priority, Invert: chance(t, 15)}
 	if chance(t, 35) {
 		r.From = genPrefix(t, family, true)
@@ -73,10 +73,10 @@ func genRule(t *rapid.T, family routing.Family, priority routing.Priority, all [
 		r.To = genPrefix(t, family, false)
 	}
 	if chance(t, 15) {
-		r.IIF = pick(t, "iif", "lo", "lo", "d0", "d1", "d4", "nowhere0")
+		r.IIF = pick(t, "iif", append([]string{"lo", "lo", "d0", "d1", "d4", "nowhere0"}, vrfNames(known.vrf)...)...)
 	}
 	if chance(t, 15) {
-		r.OIF = pick(t, "oif", "d0", "d1", "d2", "d4", "nowhere0")
+		r.OIF = pick(t, "oif", append([]string{"d0", "d1", "d2", "d4", "nowhere0"}, vrfNames(known.vrf)...)...)
 	}
 	if chance(t, 20) {
 		r.Mark = routing.Mark{Value: uint32(number(t, 0, 3)), Mask: pick(t, "mask", uint32(1), 2, 3, 0xf, 0, noValue)}
@@ -111,7 +111,24 @@ func genRule(t *rapid.T, family routing.Family, priority routing.Priority, all [
 		r.FlowLabelMask = r.FlowLabel.Value | uint32(number(t, 1, 3))
 	}
 	genAction(t, &r, all)
+	known.limit(&r)
 	return r
+}
+
+// limit takes away what the kernel does not know.
+func (k features) limit(r *routing.Rule) {
+	if !k.dscp {
+		r.DSCP, r.DSCPMask = routing.Optional{}, 0
+	}
+	if !k.dscpMask {
+		r.DSCPMask = 0
+	}
+	if !k.flowLabel {
+		r.FlowLabel, r.FlowLabelMask = routing.Optional{}, 0
+	}
+	if !k.portMask {
+		r.SourcePorts.Mask, r.DestinationPorts.Mask = 0, 0
+	}
 }
 
 func genAction(t *rapid.T, r *routing.Rule, all []routing.Priority) {
@@ -142,18 +159,25 @@ func genAction(t *rapid.T, r *routing.Rule, all []routing.Priority) {
 	}
 }
 
+func vrfNames(vrf bool) []string {
+	if vrf {
+		return []string{"vrf0"}
+	}
+	return nil
+}
+
 // tables are those that rules look up. There is none with the number 300.
-var tables = []routing.TableID{100, 101, 102, 103, routing.TableMain, routing.TableMain, 200, 300}
+var tables = []routing.TableID{100, 101, 102, 103, routing.TableMain, routing.TableMain, 200, vrfTable, 300}
 
 // genRules are rules in the order in which they are added.
-func genRules(t *rapid.T, family routing.Family) []routing.Rule {
+func genRules(t *rapid.T, family routing.Family, known features) []routing.Rule {
 	priorities := make([]routing.Priority, number(t, 5, 20))
 	for i := range priorities {
 		priorities[i] = routing.Priority(number(t, 1, 30)) * 1000
 	}
 	rules := make([]routing.Rule, len(priorities))
 	for i, p := range priorities {
-		rules[i] = genRule(t, family, p, priorities)
+		rules[i] = genRule(t, family, p, priorities, known)
 	}
 	for priority, table := range map[routing.Priority]routing.TableID{0: routing.TableLocal, 32766: routing.TableMain} {
 		if chance(t, 90) {
@@ -163,10 +187,16 @@ func genRules(t *rapid.T, family routing.Family) []routing.Rule {
 	return rules
 }
 
+// A way is a route: its legs, or the devices of a nexthop object, with a leg that says the rest.
+type way struct {
+	legs     []routing.Route
+	nexthops []int
+}
+
 // genRoute makes the legs of a route.
-func genRoute(t *rapid.T, family routing.Family, index map[string]int) []routing.Route {
+func genRoute(t *rapid.T, family routing.Family, index map[string]int) way {
 	r := routing.Route{
-		Family: family, Table: pick(t, "table", tables[:7]...), Destination: genPrefix(t, family, false), Type: routing.RouteUnicast,
+		Family: family, Table: pick(t, "table", tables[:8]...), Destination: genPrefix(t, family, false), Type: routing.RouteUnicast,
 		Metric: pick(t, "metric", uint32(0), 0, 5, 10, 20),
 	}
 	if chance(t, 15) {
@@ -182,7 +212,7 @@ func genRoute(t *rapid.T, family routing.Family, index map[string]int) []routing
 		r.Source = genPrefix(t, family, true)
 	}
 	if r.Type != routing.RouteUnicast {
-		return []routing.Route{r}
+		return way{legs: []routing.Route{r}}
 	}
 	legs := 0
 	switch n := number(t, 0, 99); {
@@ -195,14 +225,26 @@ func genRoute(t *rapid.T, family routing.Family, index map[string]int) []routing
 	leg := func(n int) routing.Route {
 		r := r
 		n %= last + 1
-		r.Device, r.Gateway = index[fmt.Sprintf("d%d", n)], netip.MustParseAddr(fmt.Sprintf("10.%d.0.254", n))
+		r.Device, r.Gateway = index[fmt.Sprintf("d%d", n)], gatewayOf(family, n)
 		if family == routing.IPv6 {
-			r.Gateway = netip.MustParseAddr(fmt.Sprintf("2001:db8:%d::fe", n))
 			// A dump says the preference of the first leg only: all legs of a
 			// metric have the same.
 			r.Preference = map[uint32]routing.Preference{5: routing.PreferenceHigh, 10: routing.PreferenceLow}[r.Metric]
 		}
 		return r
+	}
+	if legs > 0 && chance(t, 20) {
+		out := way{legs: []routing.Route{leg(d)}, nexthops: []int{d}}
+		if legs > 1 {
+			out.nexthops = []int{0, 2, 3}
+		}
+		if family == routing.IPv6 {
+			// It is no sibling of others with its metric: which one the kernel takes depends on routers.
+			out.legs[0].Metric += uint32(number(t, 1, 1000)) * 100
+			out.legs[0].Preference = 0
+		}
+		out.legs[0].Source = netip.Prefix{} // The kernel refuses both (ip6_route_info_create).
+		return out
 	}
 	if legs == 0 {
 		r = leg(d)
@@ -212,11 +254,11 @@ func genRoute(t *rapid.T, family routing.Family, index map[string]int) []routing
 		} else {
 			r.Preference = pick(t, "preference", routing.PreferenceMedium, routing.PreferenceHigh, routing.PreferenceLow)
 		}
-		return []routing.Route{r}
+		return way{legs: []routing.Route{r}}
 	}
-	var out []routing.Route
+	var out way
 	for n := range legs {
-		out = append(out, leg(d+n))
+		out.legs = append(out.legs, leg(d+n))
 	}
 	return out
 }
@@ -224,26 +266,25 @@ func genRoute(t *rapid.T, family routing.Family, index map[string]int) []routing
 // genRoutes are routes in the order in which they are added: those with a
 // gateway last, because a dump of IPv6 leaves out what stands between the legs of
 // a multipath route (fib6_dump_node in net/ipv6/ip6_fib.c).
-func genRoutes(t *rapid.T, family routing.Family, index map[string]int) [][]routing.Route {
-	out := make([][]routing.Route, number(t, 5, 35))
+func genRoutes(t *rapid.T, family routing.Family, index map[string]int) []way {
+	out := make([]way, number(t, 5, 35))
 	for i := range out {
 		out[i] = genRoute(t, family, index)
 	}
-	via := func(legs []routing.Route) int {
-		if legs[0].Gateway.IsValid() {
+	via := func(w way) int {
+		if w.legs[0].Gateway.IsValid() {
 			return 1
 		}
 		return 0
 	}
-	slices.SortStableFunc(out, func(a, b []routing.Route) int { return via(a) - via(b) })
+	slices.SortStableFunc(out, func(a, b way) int { return via(a) - via(b) })
 	return out
 }
 
 // genFlow makes what RTM_GETROUTE can be asked for.
-func genFlow(t *rapid.T, family routing.Family, forwarded bool) lookup.Flow {
+func genFlow(t *rapid.T, family routing.Family, forwarded bool, known features) lookup.Flow {
 	f := lookup.Flow{
 		To: genAddress(t, family), Mark: uint32(number(t, 0, 3)), UID: pick(t, "uid", uint32(0), 100, 500, 1000, 1500, 2000),
-		LooseOIF: true,
 	}
 	if chance(t, 5) {
 		f.To = genLocal(t, family)
@@ -262,11 +303,11 @@ func genFlow(t *rapid.T, family routing.Family, forwarded bool) lookup.Flow {
 	if chance(t, 50) {
 		f.TOS = uint8(number(t, 0, 63)) << 2
 	}
-	if family == routing.IPv6 && chance(t, 30) {
+	if family == routing.IPv6 && known.flowLabel && chance(t, 30) {
 		f.FlowLabel = uint32(number(t, 0, 3))
 	}
 	if forwarded {
-		f.IIF = pick(t, "iif", "d0", "d1", "d2", "d4")
+		f.IIF = pick(t, "iif", append([]string{"d0", "d1", "d2", "d4"}, vrfNames(known.vrf)...)...)
 		if family == routing.IPv4 {
 			f.From = netip.AddrFrom4([4]byte{pick(t, "from", byte(172), byte(198)), byte(number(t, 0, 3)), 0, 7})
 		} else {
@@ -274,11 +315,14 @@ func genFlow(t *rapid.T, family routing.Family, forwarded bool) lookup.Flow {
 		}
 		return f
 	}
-	if chance(t, 60) {
+	switch n := number(t, 0, 99); {
+	case n < 60:
 		f.From = genLocal(t, family)
+	case n < 63:
+		f.From = genAddress(t, family)
 	}
 	if chance(t, 35) {
-		f.OIF = pick(t, "oif", "d0", "d1", "d2", "d3", "d4")
+		f.OIF = pick(t, "oif", append([]string{"d0", "d1", "d2", "d3", "d4"}, vrfNames(known.vrf)...)...)
 	}
 	return f
 }

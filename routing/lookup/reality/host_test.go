@@ -1,27 +1,60 @@
 package reality_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
 
 	"multihomed/routing"
-	"multihomed/routing/lookup"
 	"multihomed/test/lab"
 )
 
 // last is the number of the last device, d4.
 const last = 4
 
+// vrfTable is the table of vrf0, which d4 belongs to where the kernel knows VRFs.
+const vrfTable = 201
+
+// features are what a kernel knows; those of Debian lack some selectors.
+type features struct{ vrf, dscp, dscpMask, flowLabel, portMask bool }
+
+// probe tries which selectors the kernel takes.
+func probe(tb testing.TB, index map[string]int) features {
+	tb.Helper()
+	takes := func(r routing.Rule) bool {
+		r.Priority, r.Action, r.Table = 1, routing.ActionLookup, routing.TableMain
+		if err := addRule(r); err != nil {
+			if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EOPNOTSUPP) {
+				tb.Fatal(err)
+			}
+			return false
+		}
+		return true
+	}
+	f := features{
+		vrf:       index["vrf0"] != 0,
+		dscp:      takes(routing.Rule{Family: routing.IPv4, DSCP: routing.Some(1)}),
+		dscpMask:  takes(routing.Rule{Family: routing.IPv4, DSCP: routing.Some(1), DSCPMask: 1}),
+		flowLabel: takes(routing.Rule{Family: routing.IPv6, FlowLabel: routing.Some(1), FlowLabelMask: 1}),
+		portMask:  takes(routing.Rule{Family: routing.IPv4, SourcePorts: routing.PortRange{First: 1, Last: 1, Mask: 0xfff1}}),
+	}
+	flush(tb)
+	return f
+}
+
 // newHost moves the calling goroutine's thread into a namespace of its own, with
-// five devices, and two addresses of each family on each.
-func newHost(tb testing.TB) []lookup.Interface {
+// five devices, and two addresses of each family on each; with nexthop objects, and with a VRF if the
+// kernel knows them, as Debian's do (test/vm). It returns the interfaces' indexes.
+func newHost(tb testing.TB) map[string]int {
 	tb.Helper()
 	runtime.LockOSThread()
 	must(tb, unix.Unshare(unix.CLONE_NEWNET))
@@ -38,7 +71,13 @@ func newHost(tb testing.TB) []lookup.Interface {
 	lo, err := handle.LinkByName("lo")
 	must(tb, err)
 	must(tb, handle.LinkSetUp(lo))
-	interfaces := []lookup.Interface{{Index: lo.Attrs().Index, Name: "lo", Up: true}}
+	index := map[string]int{"lo": lo.Attrs().Index}
+	if vrf := (&netlink.Vrf{LinkAttrs: netlink.LinkAttrs{Name: "vrf0"}, Table: vrfTable}); handle.LinkAdd(vrf) == nil {
+		must(tb, handle.LinkSetUp(vrf))
+		index["vrf0"] = vrf.Attrs().Index
+	} else if os.Getenv(lab.SlowEnv) != "" {
+		tb.Fatal("Debian's kernels have VRFs, and this one has none")
+	}
 	for i, group := range []uint32{0, 5, 28008, 5, 0} {
 		name := fmt.Sprintf("d%d", i)
 		must(tb, handle.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, Group: group}, PeerName: "p" + name}))
@@ -50,6 +89,9 @@ func newHost(tb testing.TB) []lookup.Interface {
 		d, err := handle.LinkByName(name)
 		must(tb, err)
 		must(tb, handle.LinkSetGroup(d, int(group)))
+		if i == last && index["vrf0"] != 0 {
+			must(tb, handle.LinkSetMasterByIndex(d, index["vrf0"]))
+		}
 		for _, host := range []int{1, 5} {
 			for _, text := range []string{fmt.Sprintf("10.%d.0.%d/24", i, host), fmt.Sprintf("2001:db8:%d::%d/64", i, host)} {
 				a, err := netlink.ParseAddr(text)
@@ -60,14 +102,14 @@ func newHost(tb testing.TB) []lookup.Interface {
 				must(tb, handle.AddrAdd(d, a))
 			}
 		}
-		interfaces = append(interfaces, lookup.Interface{Index: d.Attrs().Index, Name: name, Up: true, Group: group})
+		index[name] = d.Attrs().Index
 	}
 	// The kernel makes the local routes of IPv6 addresses some time later
 	// (addrconf_dad_work in net/ipv6/addrconf.c).
 	ctx, cancel := lab.Within(tb.Context(), 10*time.Second)
 	defer cancel()
 	must(tb, lab.Eventually(ctx, func() error {
-		routes, err := handle.RouteListFiltered(unix.AF_INET6, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+		routes, err := handle.RouteListFiltered(unix.AF_INET6, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return err
 		}
@@ -85,7 +127,53 @@ func newHost(tb testing.TB) []lookup.Interface {
 		}
 		return nil
 	}))
-	return interfaces
+	return index
+}
+
+// gatewayOf is the router behind a device.
+func gatewayOf(family routing.Family, i int) netip.Addr {
+	if family == routing.IPv4 {
+		return netip.MustParseAddr(fmt.Sprintf("10.%d.0.254", i))
+	}
+	return netip.MustParseAddr(fmt.Sprintf("2001:db8:%d::fe", i))
+}
+
+// makeNexthop makes a nexthop object, or a group of objects, that leads through some devices, and
+// returns its number. Each route has its own: IPv6 keeps a copy of the route with the object, and
+// answers and suppresses by that of another route that shares it (rt6_get_pcpu_route in net/ipv6/route.c).
+//
+// The kernel refuses a router that main has by another device (EINVAL, ip6_route_check_nh_onlink).
+func makeNexthop(family routing.Family, index map[string]int, devices ...int) (uint32, error) {
+	var members []uint32
+	for _, i := range devices {
+		lastNexthop++
+		if err := addNexthop(lastNexthop, family, index[fmt.Sprintf("d%d", i)], gatewayOf(family, i)); err != nil {
+			return 0, err
+		}
+		members = append(members, lastNexthop)
+	}
+	if len(devices) == 1 {
+		return lastNexthop, nil
+	}
+	lastNexthop++
+	return lastNexthop, addNexthop(lastNexthop, family, 0, netip.Addr{}, members...)
+}
+
+var lastNexthop uint32
+
+// configure sets what decides about packets that come in.
+func configure(tb testing.TB, t *rapid.T) {
+	tb.Helper()
+	set := func(name string, value int) { sysctl(tb, "ipv4/conf/"+name, value) }
+	set("all/rp_filter", pick(t, "rp_filter", 0, 0, 0, 1, 2))
+	set("all/src_valid_mark", pick(t, "src_valid_mark", 0, 0, 1))
+	for i := range last + 1 {
+		device := fmt.Sprintf("d%d/", i)
+		set(device+"rp_filter", pick(t, "rp_filter", 0, 0, 0, 1, 2))
+		set(device+"src_valid_mark", pick(t, "src_valid_mark", 0, 0, 1))
+		set(device+"accept_local", pick(t, "accept_local", 0, 0, 1))
+		set(device+"forwarding", pick(t, "forwarding", 1, 1, 1, 1, 1, 0))
+	}
 }
 
 // base are the rules of a host that has just booted.
@@ -96,4 +184,9 @@ func base(tb testing.TB) {
 			must(tb, addRule(routing.Rule{Family: family, Priority: priority, Action: routing.ActionLookup, Table: table}))
 		}
 	}
+}
+
+func sysctl(tb testing.TB, name string, value int) {
+	tb.Helper()
+	must(tb, os.WriteFile("/proc/sys/net/"+name, []byte(strconv.Itoa(value)), 0))
 }

@@ -2,15 +2,16 @@ package reality_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
-	"strings"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"multihomed/routing"
-	"multihomed/routing/lookup"
+	"multihomed/routing/kernel"
 )
 
 // Attributes and flags that are younger than the libraries, and flags of rules
@@ -22,12 +23,11 @@ const (
 	ruleSourcePortMask      = 28
 	ruleDestinationPortMask = 29
 	ruleDSCPMask            = 30
-	routeFlowLabel          = 31
 
-	ruleInvert  = 0x2
-	lookupTable = 0x1000 // RTM_F_LOOKUP_TABLE
-	fibMatch    = 0x2000 // RTM_F_FIB_MATCH
-	noValue     = ^uint32(0)
+	routeNexthop = 30
+
+	ruleInvert = 0x2
+	noValue    = ^uint32(0)
 
 	headerSize = 12
 )
@@ -151,77 +151,11 @@ func addRule(r routing.Rule) error {
 	return err
 }
 
-func decodeRule(b []byte) routing.Rule {
-	r := routing.Rule{
-		Family: routing.Family(b[0]), TOS: b[3], Table: routing.TableID(b[4]), Action: routing.Action(b[7]),
-		Invert: ne.Uint32(b[8:])&ruleInvert != 0,
-	}
-	to, from := int(b[1]), int(b[2])
-	ports := func(p *routing.PortRange, v []byte) { p.First, p.Last = ne.Uint16(v), ne.Uint16(v[2:]) }
-	attributes(b[headerSize:], func(kind uint16, v []byte) {
-		switch kind {
-		case nl.FRA_DST:
-			r.To = netip.PrefixFrom(address(v), to)
-		case nl.FRA_SRC:
-			r.From = netip.PrefixFrom(address(v), from)
-		case nl.FRA_IIFNAME:
-			r.IIF = strings.TrimRight(string(v), "\x00")
-		case nl.FRA_OIFNAME:
-			r.OIF = strings.TrimRight(string(v), "\x00")
-		case nl.FRA_GOTO:
-			r.Goto = routing.Priority(ne.Uint32(v))
-		case nl.FRA_PRIORITY:
-			r.Priority = routing.Priority(ne.Uint32(v))
-		case nl.FRA_FWMARK:
-			r.Mark.Value = ne.Uint32(v)
-		case nl.FRA_FWMASK:
-			r.Mark.Mask = ne.Uint32(v)
-		case nl.FRA_TUN_ID:
-			r.TunnelID = binary.BigEndian.Uint64(v)
-		case nl.FRA_SUPPRESS_PREFIXLEN:
-			if n := ne.Uint32(v); n != noValue {
-				r.SuppressPrefixLength = routing.Some(n)
-			}
-		case nl.FRA_SUPPRESS_IFGROUP:
-			if n := ne.Uint32(v); n != noValue {
-				r.SuppressGroup = routing.Some(n)
-			}
-		case nl.FRA_TABLE:
-			r.Table = routing.TableID(ne.Uint32(v))
-		case nl.FRA_L3MDEV:
-			r.L3MDev = v[0] != 0
-		case nl.FRA_UID_RANGE:
-			r.UIDs = routing.UIDRange{Set: true, First: ne.Uint32(v), Last: ne.Uint32(v[4:])}
-		case nl.FRA_PROTOCOL:
-			r.Protocol = routing.Protocol(v[0])
-		case nl.FRA_IP_PROTO:
-			r.IPProto = v[0]
-		case nl.FRA_SPORT_RANGE:
-			ports(&r.SourcePorts, v)
-		case nl.FRA_DPORT_RANGE:
-			ports(&r.DestinationPorts, v)
-		case ruleSourcePortMask:
-			r.SourcePorts.Mask = ne.Uint16(v)
-		case ruleDestinationPortMask:
-			r.DestinationPorts.Mask = ne.Uint16(v)
-		case ruleDSCP:
-			r.DSCP = routing.Some(uint32(v[0]))
-		case ruleDSCPMask:
-			r.DSCPMask = v[0]
-		case ruleFlowLabel:
-			r.FlowLabel = routing.Some(binary.BigEndian.Uint32(v))
-		case ruleFlowLabelMask:
-			r.FlowLabelMask = binary.BigEndian.Uint32(v)
-		case nl.FRA_PAD:
-		default:
-			r.Unknown = true
-		}
-	})
-	return r
-}
-
 // addRoute adds a route whose legs are the given ones.
-func addRoute(flags int, legs ...routing.Route) error {
+func addRoute(flags int, legs ...routing.Route) error { return addRouteBy(0, flags, legs...) }
+
+// addRouteBy adds one that leads to a nexthop object if there is a number.
+func addRouteBy(nexthop uint32, flags int, legs ...routing.Route) error {
 	r := legs[0]
 	m := &message{b: []byte{
 		byte(r.Family), bitsOf(r.Destination), bitsOf(r.Source), r.TOS, 0, unix.RTPROT_STATIC, byte(r.Scope), byte(r.Type), 0, 0, 0, 0,
@@ -239,7 +173,12 @@ func addRoute(flags int, legs ...routing.Route) error {
 	if r.Preference != 0 {
 		m.bytes(unix.RTA_PREF, byte(r.Preference))
 	}
+	if r.PreferredSource.IsValid() {
+		m.bytes(unix.RTA_PREFSRC, r.PreferredSource.AsSlice()...)
+	}
 	switch {
+	case nexthop != 0:
+		m.word(routeNexthop, nexthop)
 	case len(legs) > 1:
 		ways := &message{}
 		for _, l := range legs {
@@ -261,54 +200,6 @@ func addRoute(flags int, legs ...routing.Route) error {
 	return err
 }
 
-// decodeRoute returns the legs of a route.
-func decodeRoute(b []byte) []routing.Route {
-	r := routing.Route{
-		Family: routing.Family(b[0]), TOS: b[3], Table: routing.TableID(b[4]), Protocol: routing.Protocol(b[5]),
-		Scope: routing.Scope(b[6]), Type: routing.RouteType(b[7]),
-	}
-	to, from := int(b[1]), int(b[2])
-	r.Destination = r.Family.Any()
-	var legs []routing.Route
-	var ways []byte
-	attributes(b[headerSize:], func(kind uint16, v []byte) {
-		switch kind {
-		case unix.RTA_DST:
-			r.Destination = netip.PrefixFrom(address(v), to)
-		case unix.RTA_SRC:
-			r.Source = netip.PrefixFrom(address(v), from)
-		case unix.RTA_OIF:
-			r.Device = int(ne.Uint32(v))
-		case unix.RTA_GATEWAY:
-			r.Gateway = address(v)
-		case unix.RTA_PRIORITY:
-			r.Metric = ne.Uint32(v)
-		case unix.RTA_TABLE:
-			r.Table = routing.TableID(ne.Uint32(v))
-		case unix.RTA_PREF:
-			r.Preference = routing.Preference(v[0])
-		case unix.RTA_MULTIPATH:
-			ways = v
-		}
-	})
-	for len(ways) >= 8 {
-		n := int(ne.Uint16(ways))
-		leg := r
-		leg.Weight, leg.Device = uint16(ways[3])+1, int(ne.Uint32(ways[4:]))
-		attributes(ways[8:n], func(kind uint16, v []byte) {
-			if kind == unix.RTA_GATEWAY {
-				leg.Gateway = address(v)
-			}
-		})
-		legs = append(legs, leg)
-		ways = ways[min((n+3)&^3, len(ways)):]
-	}
-	if legs == nil {
-		legs = []routing.Route{r}
-	}
-	return legs
-}
-
 // dump lists what the kernel has of one family.
 func dump(tb testing.TB, kind, answer uint16, family routing.Family) [][]byte {
 	tb.Helper()
@@ -319,34 +210,23 @@ func dump(tb testing.TB, kind, answer uint16, family routing.Family) [][]byte {
 	return list
 }
 
-func rulesOf(tb testing.TB, family routing.Family) []routing.Rule {
-	tb.Helper()
-	var out []routing.Rule
-	for _, b := range dump(tb, unix.RTM_GETRULE, unix.RTM_NEWRULE, family) {
-		out = append(out, decodeRule(b))
-	}
-	return out
-}
-
-// read reads all that a lookup depends on.
-func read(tb testing.TB, interfaces []lookup.Interface) *lookup.Host {
-	tb.Helper()
-	h := &lookup.Host{Interfaces: interfaces, Tables: map[routing.Family]map[routing.TableID][]routing.Route{}}
-	for _, family := range routing.Families() {
-		h.Rules = append(h.Rules, rulesOf(tb, family)...)
-		tables := map[routing.TableID][]routing.Route{}
-		for _, b := range dump(tb, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, family) {
-			legs := decodeRoute(b)
-			tables[legs[0].Table] = append(tables[legs[0].Table], legs...)
-		}
-		h.Tables[family] = tables
-	}
-	return h
-}
-
 // flush deletes all rules, and all routes of ours.
 func flush(tb testing.TB) {
 	tb.Helper()
+	list, err := send(unix.RTM_GETNEXTHOP, unix.RTM_NEWNEXTHOP, unix.NLM_F_DUMP, &message{b: make([]byte, unix.SizeofNhmsg)})
+	must(tb, err)
+	for _, b := range list {
+		attributes(b[unix.SizeofNhmsg:], func(kind uint16, v []byte) {
+			if kind == unix.NHA_ID {
+				m := &message{b: make([]byte, unix.SizeofNhmsg)}
+				m.bytes(kind, v...)
+				// A group goes with its last member.
+				if _, err := send(unix.RTM_DELNEXTHOP, 0, unix.NLM_F_ACK, m); !errors.Is(err, unix.ENOENT) {
+					must(tb, err)
+				}
+			}
+		})
+	}
 	for _, family := range routing.Families() {
 		for _, b := range dump(tb, unix.RTM_GETRULE, unix.RTM_NEWRULE, family) {
 			_, err := send(unix.RTM_DELRULE, 0, unix.NLM_F_ACK, &message{b: b})
@@ -371,53 +251,59 @@ func flushTable(tb testing.TB, family routing.Family, table routing.TableID) {
 	})
 }
 
+// deletion is what deletes a listed route. One by a nexthop object is listed with its ways, which
+// may not be said beside the number.
+func deletion(b []byte) *message {
+	out := &message{b: slices.Clone(b[:headerSize])}
+	byNumber := false
+	attributes(b[headerSize:], func(kind uint16, _ []byte) { byNumber = byNumber || kind == routeNexthop })
+	attributes(b[headerSize:], func(kind uint16, v []byte) {
+		if !byNumber || kind != unix.RTA_OIF && kind != unix.RTA_GATEWAY && kind != unix.RTA_MULTIPATH {
+			out.bytes(kind, v...)
+		}
+	})
+	return out
+}
+
 func flushRoutes(tb testing.TB, family routing.Family, is func(b []byte) bool) {
 	tb.Helper()
 	for _, b := range dump(tb, unix.RTM_GETROUTE, unix.RTM_NEWROUTE, family) {
 		if b[5] == unix.RTPROT_STATIC && is(b) {
-			_, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, &message{b: b})
-			must(tb, err)
+			if _, err := send(unix.RTM_DELROUTE, 0, unix.NLM_F_ACK, deletion(b)); err != nil {
+				tb.Fatalf("deleting a route of table %d: %v: %x", b[4], err, b)
+			}
 		}
 	}
 }
 
-// ask is RTM_GETROUTE. A flow without a protocol is asked for without one.
-func ask(f lookup.Flow, index map[string]int, flags uint32) ([]routing.Route, error) {
-	family := routing.FamilyOf(f.To)
-	m := &message{b: []byte{byte(family), byte(family.Bits()), 0, f.TOS, 0, 0, 0, 0, 0, 0, 0, 0}}
-	ne.PutUint32(m.b[8:], flags)
-	m.bytes(unix.RTA_DST, f.To.AsSlice()...)
-	if f.From.IsValid() {
-		m.b[2] = byte(family.Bits())
-		m.bytes(unix.RTA_SRC, f.From.AsSlice()...)
+// addNexthop makes a nexthop object: one way, or a group of others.
+func addNexthop(id uint32, family routing.Family, device int, gateway netip.Addr, members ...uint32) error {
+	m := &message{b: []byte{byte(family), 0, unix.RTPROT_STATIC, 0, unix.RTNH_F_ONLINK, 0, 0, 0}}
+	if len(members) > 0 {
+		m.b[0], m.b[4] = unix.AF_UNSPEC, 0
 	}
-	if f.IIF != "" {
-		m.word(unix.RTA_IIF, uint32(index[f.IIF]))
+	m.word(unix.NHA_ID, id)
+	if len(members) > 0 {
+		var group []byte
+		for _, member := range members {
+			group = append(ne.AppendUint32(group, member), 0, 0, 0, 0)
+		}
+		m.bytes(unix.NHA_GROUP, group...)
+	} else {
+		m.word(unix.NHA_OIF, uint32(device))
+		m.bytes(unix.NHA_GATEWAY, gateway.AsSlice()...)
 	}
-	if f.OIF != "" {
-		m.word(unix.RTA_OIF, uint32(index[f.OIF]))
-	}
-	if f.Mark != 0 {
-		m.word(unix.RTA_MARK, f.Mark)
-	}
-	m.word(unix.RTA_UID, f.UID)
-	if f.IPProto != 0 {
-		m.bytes(unix.RTA_IP_PROTO, f.IPProto)
-	}
-	if f.SourcePort != 0 {
-		m.bytes(unix.RTA_SPORT, binary.BigEndian.AppendUint16(nil, f.SourcePort)...)
-	}
-	if f.DestinationPort != 0 {
-		m.bytes(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, f.DestinationPort)...)
-	}
-	if f.FlowLabel != 0 {
-		m.bytes(routeFlowLabel, binary.BigEndian.AppendUint32(nil, f.FlowLabel)...)
-	}
-	list, err := send(unix.RTM_GETROUTE, unix.RTM_NEWROUTE, 0, m)
-	if err != nil {
-		return nil, err
-	}
-	return decodeRoute(list[0]), nil
+	_, err := send(unix.RTM_NEWNEXTHOP, 0, unix.NLM_F_CREATE|unix.NLM_F_ACK, m)
+	return err
+}
+
+// openReader opens the product's reader in the namespace of this thread.
+func openReader(tb testing.TB) *kernel.Reader {
+	tb.Helper()
+	r, err := kernel.OpenReader()
+	must(tb, err)
+	tb.Cleanup(func() { must(tb, r.Close()) })
+	return r
 }
 
 func must(tb testing.TB, err error) {

@@ -1,0 +1,440 @@
+package reality_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"multihomed/internal/nlmsg"
+	"multihomed/internal/nlsocket"
+	"multihomed/routing"
+	"multihomed/routing/kernel"
+	"multihomed/routing/lookup"
+)
+
+// A stage is a host on which one trap is set.
+type stage struct {
+	reader *kernel.Reader
+	index  map[string]int
+	known  features
+}
+
+func (s *stage) rule(t *testing.T, r routing.Rule) {
+	t.Helper()
+	if r.Action == 0 {
+		r.Action = routing.ActionLookup
+	}
+	must(t, addRule(r))
+}
+
+// route adds a route through a device, or one of another type where there is no device.
+func (s *stage) route(t *testing.T, table routing.TableID, to, from, device string, kind routing.RouteType) {
+	t.Helper()
+	r := routing.Route{Table: table, Destination: netip.MustParsePrefix(to), Type: kind, Device: s.index[device]}
+	r.Family = routing.FamilyOf(r.Destination.Addr())
+	if from != "" {
+		r.Source = netip.MustParsePrefix(from)
+	}
+	if r.Family == routing.IPv4 && device != "" {
+		r.Scope = routing.ScopeLink
+	}
+	must(t, addRoute(0, r))
+}
+
+// agree asks both, and returns what was asked if they agree.
+func (s *stage) agree(t *testing.T, f lookup.Flow) *lookup.Host {
+	t.Helper()
+	c, err := s.reader.Consult(t.Context(), f)
+	must(t, err)
+	if c.Difference != "" {
+		t.Errorf("%+v: %s\n%s", f, c.Difference, explain(c.Facts, c.Steps, f.Question()))
+	}
+	return c.Facts.Host()
+}
+
+// wrong checks that the kernel does not agree with what somebody would say who does not know the trap.
+func (s *stage) wrong(t *testing.T, host *lookup.Host, asked lookup.Flow, naive lookup.Verdict) {
+	t.Helper()
+	facts, err := s.reader.Facts(t.Context(), routing.FamilyOf(asked.To), asked.To)
+	must(t, err)
+	answer, err := s.reader.Ask(t.Context(), facts.Interfaces, asked)
+	must(t, err)
+	if host.Disagree(naive, asked.Question(), answer) == "" {
+		t.Errorf("%+v: the naive answer is right: %s by %s", asked, naive.Outcome, naive.Route)
+	}
+}
+
+// without is a host without the rules that are like one.
+func without(h *lookup.Host, is func(routing.Rule) bool) *lookup.Host {
+	out := *h
+	out.Rules = slices.DeleteFunc(slices.Clone(h.Rules), is)
+	return &out
+}
+
+func atPriority(p routing.Priority) func(routing.Rule) bool {
+	return func(r routing.Rule) bool { return r.Priority == p }
+}
+
+var (
+	internet4 = netip.MustParseAddr("198.51.100.1")
+	internet6 = netip.MustParseAddr("2600::1")
+)
+
+const (
+	trapTable    routing.TableID  = 100
+	trapPriority routing.Priority = 100
+)
+
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	s := &stage{index: newHost(t)}
+	s.known = probe(t, s.index) // It deletes all rules.
+	base(t)
+	s.reader = openReader(t)
+	return s
+}
+
+// TestTraps: what a first simulator gets wrong. Each stage shows that the kernel and the simulation
+// agree, and that the obvious answer would be wrong.
+func TestTraps(t *testing.T) {
+	t.Run("1 a question without a protocol is UDP", trapUDP)
+	t.Run("2 a device and no route", trapOnLink)
+	t.Run("3 the group of the first leg", trapFirstLeg)
+	t.Run("4 a source-specific route hides the plain one", trapHidden)
+	t.Run("5 no source yet", trapNoSource)
+	t.Run("6 a device and no source", trapStrict)
+	t.Run("7 not l3mdev", trapNotVRF)
+	t.Run("8 forwarded packets are root's", trapForwardedUser)
+	t.Run("9 tos and dscp", trapTOS)
+	t.Run("10 an absent interface", trapAbsent)
+	t.Run("11 a strict socket", trapStrictSocket)
+	t.Run("12 the leaf of a nexthop object", trapLeaf)
+	t.Run("13 a nexthop object and a device", trapObjectDevice)
+	t.Run("14 one nexthop object, two routes", trapSharedObject)
+	t.Run("15 local and main in one trie", trapMerged)
+	t.Run("16 the reverse path", trapReverse)
+	t.Run("17 multicast from an address", trapMulticast)
+}
+
+func trapUDP(t *testing.T) {
+	s := newStage(t)
+	s.route(t, trapTable, "0.0.0.0/0", "", "d1", routing.RouteUnicast)
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, IPProto: unix.IPPROTO_UDP, Table: trapTable})
+	f := lookup.Flow{To: internet4}
+	host := s.agree(t, f)
+	s.wrong(t, host, f, host.Lookup(f)) // no protocol
+}
+
+func trapOnLink(t *testing.T) {
+	s := newStage(t)
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, Action: routing.ActionUnreachable})
+	f := lookup.Flow{To: internet4, OIF: "d1"}
+	host := s.agree(t, f)
+	v := host.Lookup(f.Question())
+	if !v.Assumed {
+		t.Errorf("%+v", v)
+	}
+	v.Assumed = false
+	s.wrong(t, host, f, v)
+}
+
+func trapFirstLeg(t *testing.T) {
+	s := newStage(t)
+	legs := make([]routing.Route, 2)
+	for i := range legs {
+		device := []int{1, 2}[i] // groups 5 and 28008
+		legs[i] = routing.Route{
+			Family: routing.IPv4, Table: trapTable, Destination: routing.IPv4.Any(), Type: routing.RouteUnicast,
+			Device: s.index[fmt.Sprintf("d%d", device)], Gateway: gatewayOf(routing.IPv4, device),
+		}
+	}
+	must(t, addRoute(0, legs...))
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, Table: trapTable, SuppressGroup: routing.Some(5)})
+	f := lookup.Flow{To: internet4, OIF: "d2"} // which can use the second leg alone
+	host := s.agree(t, f)
+	facts, err := s.reader.Facts(t.Context(), routing.IPv4, internet4)
+	must(t, err)
+	slices.Reverse(facts.Tables[trapTable])
+	s.wrong(t, host, f, facts.Host().Lookup(f.Question()))
+}
+
+func trapHidden(t *testing.T) {
+	s := newStage(t)
+	other := lookup.Flow{To: internet6, From: netip.MustParseAddr("2001:db8:2::1")}
+	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
+	s.route(t, trapTable, "2600::/16", "", "d2", routing.RouteUnicast)
+	s.route(t, trapTable, "2600::/16", "2001:db8:1::/48", "d1", routing.RouteUnicast)
+	host := s.agree(t, other)
+	facts, err := s.reader.Facts(t.Context(), routing.IPv6, internet6)
+	must(t, err)
+	facts.Tables[trapTable] = slices.DeleteFunc(facts.Tables[trapTable], func(c lookup.Candidate) bool { return c.Route.Source.IsValid() })
+	s.wrong(t, host, other, facts.Host().Lookup(other.Question()))
+	// Not at the root of the tree.
+	flushTable(t, routing.IPv6, trapTable)
+	s.route(t, trapTable, "::/0", "", "d2", routing.RouteUnicast)
+	s.route(t, trapTable, "::/0", "2001:db8:1::/48", "d1", routing.RouteUnicast)
+	if v := s.agree(t, other).Lookup(other); !v.Through(s.index["d2"]) {
+		t.Errorf("the plain default is hidden too: %+v", v)
+	}
+}
+
+func trapNoSource(t *testing.T) {
+	s := newStage(t)
+	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, From: netip.MustParsePrefix("::/1"), Table: trapTable})
+	s.route(t, trapTable, "::/0", "", "d1", routing.RouteUnicast)
+	f := lookup.Flow{To: internet6}
+	host := s.agree(t, f)
+	everybody := *host
+	everybody.Rules = slices.Clone(host.Rules)
+	for i := range everybody.Rules {
+		everybody.Rules[i].From = netip.Prefix{}
+	}
+	s.wrong(t, host, f, everybody.Lookup(f.Question()))
+	// A source-specific route is for ::.
+	s.route(t, routing.TableMain, "2600::/16", "::/1", "d2", routing.RouteUnicast)
+	host = s.agree(t, f)
+	facts, err := s.reader.Facts(t.Context(), routing.IPv6, internet6)
+	must(t, err)
+	delete(facts.Tables, routing.TableMain)
+	s.wrong(t, host, f, facts.Host().Lookup(f.Question()))
+}
+
+func trapStrict(t *testing.T) {
+	s := newStage(t)
+	s.route(t, routing.TableMain, "2600::/16", "", "", 7) // RTN_UNREACHABLE
+	s.route(t, routing.TableMain, "2000::/3", "", "d1", routing.RouteUnicast)
+	f := lookup.Flow{To: internet6, OIF: "d1"}
+	host := s.agree(t, f)
+	if v := host.Lookup(f.Question()); !v.Through(s.index["d1"]) {
+		t.Errorf("%+v", v)
+	}
+	s.wrong(t, host, f, host.Lookup(lookup.Flow{To: internet6}))
+}
+
+func trapNotVRF(t *testing.T) {
+	s := newStage(t)
+	for _, family := range routing.Families() {
+		s.rule(t, routing.Rule{Family: family, Priority: trapPriority, Invert: true, L3MDev: true})
+		s.rule(t, routing.Rule{Family: family, Priority: trapPriority + 1, Action: routing.ActionProhibit})
+	}
+	s.route(t, routing.TableMain, "0.0.0.0/0", "", "d1", routing.RouteUnicast)
+	s.route(t, routing.TableMain, "2000::/3", "", "d1", routing.RouteUnicast)
+	for _, to := range []netip.Addr{internet4, internet6} {
+		f := lookup.Flow{To: to}
+		host := s.agree(t, f)
+		s.wrong(t, host, f, without(host, atPriority(trapPriority)).Lookup(f.Question()))
+	}
+}
+
+func trapForwardedUser(t *testing.T) {
+	s := newStage(t)
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, UIDs: routing.UIDRange{Set: true}, Table: trapTable})
+	s.route(t, trapTable, "0.0.0.0/0", "", "d1", routing.RouteUnicast)
+	f := lookup.Flow{To: internet4, From: netip.MustParseAddr("10.0.0.77"), IIF: "d0", UID: 1000}
+	host := s.agree(t, f)
+	s.wrong(t, host, f, without(host, atPriority(trapPriority)).Lookup(f.Question()))
+}
+
+func trapTOS(t *testing.T) {
+	s := newStage(t)
+	s.route(t, trapTable, "0.0.0.0/0", "", "d1", routing.RouteUnicast)
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, TOS: 0x10, Table: trapTable})
+	f := lookup.Flow{To: internet4, TOS: 0xf0} // CS6 and more, and 0x10 of what RFC 1349 knew
+	host := s.agree(t, f)
+	s.wrong(t, host, f, without(host, atPriority(trapPriority)).Lookup(f.Question()))
+	if !s.known.dscp {
+		return // 6.1 and 6.12 compare tos alone.
+	}
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority - 1, DSCP: routing.Some(0x10 >> 2), Action: routing.ActionProhibit})
+	host = s.agree(t, f)
+	masked := f
+	masked.TOS &= 0x1c
+	s.wrong(t, host, f, host.Lookup(masked.Question()))
+}
+
+func trapAbsent(t *testing.T) {
+	s := newStage(t)
+	for _, family := range routing.Families() {
+		s.rule(t, routing.Rule{Family: family, Priority: trapPriority - 1, IIF: "nowhere0", Action: routing.ActionProhibit})
+		s.rule(t, routing.Rule{Family: family, Priority: trapPriority, OIF: "nowhere0", Invert: true, Table: trapTable})
+	}
+	s.route(t, trapTable, "0.0.0.0/0", "", "d1", routing.RouteUnicast)
+	s.route(t, trapTable, "2000::/3", "", "d1", routing.RouteUnicast)
+	for _, to := range []netip.Addr{internet4, internet6} {
+		f := lookup.Flow{To: to}
+		host := s.agree(t, f)
+		s.wrong(t, host, f, without(host, atPriority(trapPriority)).Lookup(f.Question()))
+		all := *host
+		all.Rules = slices.Clone(host.Rules)
+		for i := range all.Rules {
+			all.Rules[i].IIF = ""
+		}
+		s.wrong(t, host, f, all.Lookup(f.Question()))
+	}
+}
+
+func trapStrictSocket(t *testing.T) {
+	s := newStage(t)
+	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
+	s.route(t, trapTable, "::/0", "", "d1", routing.RouteUnicast)
+	f := lookup.Flow{To: internet6}
+	s.agree(t, f)
+	facts, err := s.reader.Facts(t.Context(), routing.IPv6, internet6)
+	must(t, err)
+	answer, err := s.reader.Ask(t.Context(), facts.Interfaces, f)
+	must(t, err)
+	if len(answer.Matched) != 1 || answer.Matched[0].Table != trapTable || answer.Sent.Table != trapTable {
+		t.Errorf("the answer names no table: %+v", answer)
+	}
+	// What IPv4 needs, IPv6 refuses.
+	socket, err := nlsocket.Open(nlsocket.Options{Protocol: unix.NETLINK_ROUTE, What: "a strict socket", Settings: []int{unix.NETLINK_GET_STRICT_CHK}})
+	must(t, err)
+	defer func() { must(t, socket.Close()) }()
+	var b nlmsg.Builder
+	b.Begin(unix.RTM_GETROUTE, unix.NLM_F_REQUEST, 1)
+	b.Bytes(unix.AF_INET6, 128, 0, 0, 0, 0, 0, 0)
+	b.Word(unix.RTM_F_LOOKUP_TABLE)
+	b.Attribute(unix.RTA_DST, internet6.AsSlice())
+	b.End()
+	must(t, socket.Send(b.B))
+	buffer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(socket.FD, buffer, 0) // The kernel answers inside sendto(2).
+	must(t, err)
+	h, payload, _, err := nlmsg.Next(buffer[:n])
+	must(t, err)
+	if h.Kind != unix.NLMSG_ERROR || !errors.Is(nlmsg.ErrorOf(h, payload), unix.EINVAL) {
+		t.Errorf("message %d: %v", h.Kind, nlmsg.ErrorOf(h, payload))
+	}
+}
+
+func (s *stage) object(t *testing.T, family routing.Family, devices ...int) uint32 {
+	t.Helper()
+	id, err := makeNexthop(family, s.index, devices...)
+	must(t, err)
+	return id
+}
+
+// objectRoute adds a route by a nexthop object.
+func (s *stage) objectRoute(t *testing.T, to string, table routing.TableID, nexthop uint32) {
+	t.Helper()
+	r := routing.Route{Table: table, Destination: netip.MustParsePrefix(to), Type: routing.RouteUnicast}
+	r.Family = routing.FamilyOf(r.Destination.Addr())
+	must(t, addRouteBy(nexthop, 0, r))
+}
+
+func trapLeaf(t *testing.T) {
+	s := newStage(t)
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, Table: trapTable})
+	s.objectRoute(t, "192.0.0.0/4", trapTable, s.object(t, routing.IPv4, 1))
+	s.route(t, trapTable, "192.0.0.0/3", "", "d2", routing.RouteUnicast) // the same leaf: it begins at the same address
+	s.route(t, trapTable, "128.0.0.0/1", "", "d3", routing.RouteUnicast)
+	for _, device := range []string{"d2", "d3"} {
+		f := lookup.Flow{To: internet4, OIF: device}
+		host := s.agree(t, f)
+		facts, err := s.reader.Facts(t.Context(), routing.IPv4, internet4)
+		must(t, err)
+		for i := range facts.Tables[trapTable] {
+			facts.Tables[trapTable][i].Nexthop = 0
+		}
+		if naive := facts.Host().Lookup(f.Question()); device == "d2" {
+			s.wrong(t, host, f, naive)
+		}
+	}
+}
+
+func trapObjectDevice(t *testing.T) {
+	s := newStage(t)
+	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
+	s.objectRoute(t, "2600::/16", trapTable, s.object(t, routing.IPv6, 1, 2, 3))
+	strays := false
+	for n := range 64 { // The hash takes each of three legs for a third of them.
+		f := lookup.Flow{To: internet6, OIF: "d1"}
+		b := f.To.As16()
+		b[15] = byte(n)
+		f.To = netip.AddrFrom16(b)
+		s.agree(t, f)
+		facts, err := s.reader.Facts(t.Context(), routing.IPv6, f.To)
+		must(t, err)
+		answer, err := s.reader.Ask(t.Context(), facts.Interfaces, f)
+		must(t, err)
+		strays = strays || answer.Sent.Device != s.index["d1"]
+	}
+	if !strays {
+		t.Error("the kernel keeps to the device")
+	}
+}
+
+func trapSharedObject(t *testing.T) {
+	s := newStage(t)
+	object := s.object(t, routing.IPv6, 1)
+	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
+	s.objectRoute(t, "2600::/16", trapTable, object)
+	s.objectRoute(t, "2700::/16", trapTable, object)
+	for _, to := range []string{"2600::1", "2700::1", "2600::2"} {
+		s.agree(t, lookup.Flow{To: netip.MustParseAddr(to)})
+	}
+}
+
+func trapMerged(t *testing.T) {
+	s := &stage{index: newHost(t)}
+	s.reader = openReader(t)
+	// Nobody has changed a rule here. A part of a local network is somewhere else.
+	must(t, addRoute(0, routing.Route{
+		Family: routing.IPv4, Table: routing.TableLocal, Destination: netip.MustParsePrefix("198.51.0.0/16"), Type: 2, Device: s.index["lo"], Scope: 254,
+	}))
+	s.route(t, routing.TableMain, "198.51.100.0/24", "", "d1", routing.RouteUnicast)
+	f := lookup.Flow{To: internet4}
+	host := s.agree(t, f)
+	if s.index["vrf0"] != 0 {
+		return // Making a VRF adds a rule.
+	}
+	if !host.Merged {
+		t.Error("it looks as if rules were asked")
+	}
+	apart := *host
+	apart.Merged = false
+	s.wrong(t, host, f, apart.Lookup(f.Question()))
+	base4 := routing.Rule{Family: routing.IPv4, Priority: 40000, Table: trapTable}
+	s.rule(t, base4) // From now on they are asked.
+	if host := s.agree(t, f); host.Merged {
+		t.Error("it looks as if rules were not asked")
+	}
+}
+
+func trapReverse(t *testing.T) {
+	s := newStage(t)
+	s.route(t, routing.TableMain, "0.0.0.0/0", "", "d1", routing.RouteUnicast)
+	s.route(t, routing.TableMain, "203.0.113.0/24", "", "d2", routing.RouteUnicast)
+	f := lookup.Flow{To: internet4, From: netip.MustParseAddr("203.0.113.9"), IIF: "d0"}
+	for mode, passes := range map[int]bool{0: true, 1: false, 2: true} {
+		sysctl(t, "ipv4/conf/d0/rp_filter", mode)
+		host := s.agree(t, f)
+		v := host.Lookup(f.Question())
+		if v.Reverse == nil || v.Reverse.Passed != passes || v.Reverse.Reason != lookup.ByOtherInterface {
+			t.Errorf("rp_filter=%d: %+v", mode, v.Reverse)
+		}
+		if !passes {
+			unchecked := *host
+			unchecked.Checks = false
+			s.wrong(t, host, f, unchecked.Lookup(f.Question()))
+		}
+	}
+}
+
+func trapMulticast(t *testing.T) {
+	s := newStage(t)
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, Action: routing.ActionProhibit})
+	for _, f := range []lookup.Flow{
+		{To: netip.MustParseAddr("239.1.2.3"), From: netip.MustParseAddr("10.2.0.1")},
+		{To: netip.MustParseAddr("255.255.255.255"), From: netip.MustParseAddr("10.2.0.1")},
+		{To: netip.MustParseAddr("224.0.0.9"), OIF: "d2"},
+		{To: netip.MustParseAddr("255.255.255.255"), OIF: "d2"},
+	} {
+		host := s.agree(t, f)
+		s.wrong(t, host, f, lookup.Verdict{Outcome: lookup.Rejected, Refusal: lookup.AccessDenied})
+	}
+}
