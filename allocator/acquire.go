@@ -153,7 +153,7 @@ func (a *Allocator) tryLease(ctx context.Context, missing []routing.Key, from, g
 		grants, unserved = a.choose(missing, inUse)
 	}
 	a.mu.Unlock()
-	if len(grants) > 0 {
+	if len(grants) > 0 && !a.trial {
 		if err := transaction(ctx, a.db, func(tx *sql.Tx) error { return write(ctx, tx, grants) }); err != nil {
 			a.mu.Lock()
 			a.undo(grants)

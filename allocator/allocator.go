@@ -86,7 +86,9 @@ type Allocator struct {
 	// behind says that numbers were given in memory that the file lacks.
 	behind   bool
 	readOnly bool
-	closed   bool
+	// trial says that nothing is written, and that numbers are given all the same.
+	trial  bool
+	closed bool
 
 	// mu guards the leases in memory and is never held across a disk access.
 	mu sync.Mutex
@@ -213,6 +215,27 @@ func OpenReadOnly(ctx context.Context, options Options) (*Allocator, error) {
 	}
 	a.adopt(leases, true)
 	return a, nil
+}
+
+// OpenTrial reads the leases as [Open] does, and gives the numbers that an Allocator from Open would
+// give. It writes nothing: the leases that it makes end with it. A database that does not exist is
+// one without leases, and so is an empty Path. The other errors are those of [OpenReadOnly].
+func OpenTrial(ctx context.Context, options Options) (*Allocator, error) {
+	a, err := newAllocator(options)
+	if err != nil {
+		return nil, err
+	}
+	a.readOnly, a.trial = true, true
+	var leases []*lease
+	if options.Path != "" {
+		leases, err = readLeases(context.WithoutCancel(ctx), a.path, a.scratch)
+	}
+	if err != nil && !errors.Is(err, ErrMissing) {
+		return nil, err
+	}
+	a.adopt(slices.DeleteFunc(leases, func(l *lease) bool { return l.table == a.kept }), false)
+	_, err = a.takeStanding(options.Standing)
+	return a, err
 }
 
 func newAllocator(options Options) (*Allocator, error) {

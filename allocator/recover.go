@@ -18,6 +18,8 @@ func (a *Allocator) writable(ctx context.Context) error {
 	switch {
 	case a.closed:
 		return ErrClosed
+	case a.trial:
+		return nil
 	case a.readOnly:
 		return &DatabaseError{Path: a.path, Doing: "writing to", Kind: ErrReadOnly, Cause: errors.New("it was opened for reading only")}
 	case a.db != nil && a.unmoved() && !a.behind:

@@ -1,15 +1,18 @@
 package cleanup
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 
 	"multihomed/internal/fsutil"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
+	"multihomed/routing/kernel"
 )
 
 // HistoryName is the file in the state directory that lists the configurations whose
@@ -78,4 +81,48 @@ func WriteEras(state string, eras []Era) error {
 		return fmt.Errorf("recording the configuration: %w", err)
 	}
 	return nil
+}
+
+// Regroup returns the changes that move the uplinks of earlier configurations into the group of a
+// policy. Rules that suppress an old group go first and come back last: until they are back, bound
+// traffic does not see main's routes at all. The other order would show it the routes of other
+// uplinks.
+func Regroup(k *kernel.State, past []Era, p routing.Policy) []routing.Op {
+	former := map[uint32]bool{}
+	for _, e := range past {
+		if e.UplinkGroup != p.UplinkGroup {
+			former[e.UplinkGroup] = true
+		}
+	}
+	if len(former) == 0 {
+		return nil
+	}
+	var before, groups, after []routing.Op
+	for r := range k.Rules() {
+		if r.Priority != routing.PriorityKnown || !former[r.SuppressGroup.Value] {
+			continue
+		}
+		before = append(before, routing.Op{Verb: routing.DeleteRule, Rule: r})
+		r.SuppressGroup = routing.Some(p.UplinkGroup)
+		after = append(after, routing.Op{Verb: routing.AddRule, Rule: r})
+	}
+	for index, group := range k.Groups() {
+		if former[group] {
+			groups = append(groups, routing.Op{Verb: routing.SetGroup, Index: index, Group: p.UplinkGroup})
+		}
+	}
+	slices.SortFunc(groups, func(a, b routing.Op) int { return cmp.Compare(a.Index, b.Index) })
+	return slices.Concat(before, groups, after)
+}
+
+// Outdated returns the deletions of our routes in tables that a policy does not have. No rule may
+// lead to these tables any more.
+func Outdated(k *kernel.State, p routing.Policy) []routing.Op {
+	var ops []routing.Op
+	for r := range k.Routes() {
+		if !p.Tables.Contains(r.Table) {
+			ops = append(ops, routing.Op{Verb: routing.DeleteRoute, Route: r})
+		}
+	}
+	return ops
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"multihomed/internal/cli"
+	"multihomed/internal/preview"
 	"multihomed/internal/status/check"
 )
 
@@ -47,18 +48,20 @@ func TestManualOfProblems(t *testing.T) {
 	differ(t, "codes of problems", codes, section.items("Cm"))
 }
 
-// TestManualOfTheJSON wants each field of the status in the manual and in the help.
+// TestManualOfTheJSON wants each field of a document in the manual and in the help.
 func TestManualOfTheJSON(t *testing.T) {
 	t.Parallel()
-	help, _, _ := run(t, "status", "--help")
 	section := string(manual(t, "multihomectl.8").parts("Sh")["JSON"])
-	for _, name := range fields(reflect.TypeFor[cli.Status]()) {
-		word := regexp.MustCompile(`(^|[^a-z_])` + name + `([^a-z_]|$)`)
-		if !word.MatchString(section) {
-			t.Errorf("the manual lacks %s", name)
-		}
-		if !word.MatchString(help) {
-			t.Errorf("the help lacks %s", name)
+	for command, document := range map[string]reflect.Type{"status": reflect.TypeFor[cli.Status](), "plan": reflect.TypeFor[preview.Document]()} {
+		help, _, _ := run(t, command, "--help")
+		for _, name := range fields(document) {
+			word := regexp.MustCompile(`(^|[^a-z_])` + name + `([^a-z_]|$)`)
+			if !word.MatchString(section) {
+				t.Errorf("the manual of %s lacks %s", command, name)
+			}
+			if !word.MatchString(help) {
+				t.Errorf("the help of %s lacks %s", command, name)
+			}
 		}
 	}
 }

@@ -1,6 +1,9 @@
 package config
 
 import (
+	"fmt"
+	"os"
+
 	"multihomed/internal/lastgood"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/offswitch"
@@ -85,4 +88,19 @@ func keptBy(w lockfile.Workplace) (Config, bool) {
 	}
 	cfg, err := Parse(saved.Path, saved.Text)
 	return cfg, err == nil
+}
+
+// Candidate reads a file that may become the daemon's, with the directories of the daemon of this network
+// namespace, if one runs. Elsewhere says that the file names others. The file must exist and be good.
+func Candidate(path string) (cfg Config, elsewhere bool, err error) {
+	if _, err := os.Stat(path); err != nil {
+		return Config{}, false, fmt.Errorf("reading the configuration: %w", err)
+	}
+	cfg, err = Load(path)
+	if err != nil {
+		return Config{}, false, err
+	}
+	own := cfg.Switch()
+	cfg = cfg.Here()
+	return cfg, cfg.Switch() != own, nil
 }

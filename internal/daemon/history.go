@@ -50,36 +50,12 @@ func (h *history) write(ctx context.Context, eras []cleanup.Era) {
 }
 
 // moveGroups moves the uplinks of earlier configurations into the group of this one. The
-// first pass takes out those that are none. It deletes the rules that suppress the old group
-// first: until they are added again bound traffic does not see main's routes at all. The
-// other order would show it the routes of other uplinks.
+// first pass takes out those that are none.
 func (h *history) moveGroups(ctx context.Context) {
-	former := map[uint32]bool{}
-	for _, e := range h.past {
-		if e.UplinkGroup != h.policy.UplinkGroup {
-			former[e.UplinkGroup] = true
-		}
-	}
-	if len(former) == 0 {
+	if !slices.ContainsFunc(h.past, func(e cleanup.Era) bool { return e.UplinkGroup != h.policy.UplinkGroup }) {
 		return
 	}
-	err := h.change(ctx, h.policy.Tables, func(k *kernel.State) []routing.Op {
-		var before, groups, after []routing.Op
-		for r := range k.Rules() {
-			if r.Priority != routing.PriorityKnown || !former[r.SuppressGroup.Value] {
-				continue
-			}
-			before = append(before, routing.Op{Verb: routing.DeleteRule, Rule: r})
-			r.SuppressGroup = routing.Some(h.policy.UplinkGroup)
-			after = append(after, routing.Op{Verb: routing.AddRule, Rule: r})
-		}
-		for index, group := range k.Groups() {
-			if former[group] {
-				groups = append(groups, routing.Op{Verb: routing.SetGroup, Index: index, Group: h.policy.UplinkGroup})
-			}
-		}
-		return slices.Concat(before, groups, after)
-	})
+	err := h.change(ctx, h.policy.Tables, func(k *kernel.State) []routing.Op { return cleanup.Regroup(k, h.past, h.policy) })
 	if err != nil {
 		h.log.LogAttrs(ctx, event.LevelNotice, "interfaces left in the earlier group of uplinks", slog.String("error", err.Error()))
 	}
@@ -93,15 +69,7 @@ func (h *history) clean(ctx context.Context) {
 	}
 	for _, e := range h.past {
 		tables := e.Tables()
-		err := h.change(ctx, tables, func(k *kernel.State) []routing.Op {
-			var ops []routing.Op
-			for r := range k.Routes() {
-				if !h.policy.Tables.Contains(r.Table) {
-					ops = append(ops, routing.Op{Verb: routing.DeleteRoute, Route: r})
-				}
-			}
-			return ops
-		})
+		err := h.change(ctx, tables, func(k *kernel.State) []routing.Op { return cleanup.Outdated(k, h.policy) })
 		if err != nil {
 			h.log.LogAttrs(ctx, event.LevelNotice, "routes of an earlier configuration left", slog.String("tables", tables.String()), slog.String("error", err.Error()))
 			return

@@ -452,39 +452,11 @@ func compareKeys(a, b key) int {
 
 // publish tells the loop what is judged, if that has changed.
 func (c *Controller) publish(now health.Moment) {
-	f := FactsOf(c.Config)
+	f := FactsOfUplinks(c.Config, c.facts.Uplinks)
 	if f.Enabled {
 		f.Dead = c.dead(now)
 		c.judgeFirst(now)
 		f.Unjudged = c.unjudged
-	}
-	type preferred struct{ index, place int }
-	var prefer []preferred
-	for _, u := range c.facts.Uplinks {
-		if u.Place >= 0 && !slices.Contains(prefer, preferred{u.Index, u.Place}) {
-			prefer = append(prefer, preferred{u.Index, u.Place})
-		}
-		if u.Metered {
-			if f.Metered == nil {
-				f.Metered = map[int]struct{}{}
-			}
-			f.Metered[u.Index] = struct{}{}
-		}
-		if u.Weight > 0 {
-			if f.Shares == nil {
-				f.Shares = map[int]uint8{}
-			}
-			f.Shares[u.Index] = u.Weight
-		}
-	}
-	slices.SortFunc(prefer, func(a, b preferred) int {
-		if a.place != b.place {
-			return a.place - b.place
-		}
-		return a.index - b.index
-	})
-	for _, p := range prefer {
-		f.Prefer = append(f.Prefer, p.index)
 	}
 	if same(f, c.judged) {
 		return

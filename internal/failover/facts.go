@@ -1,6 +1,7 @@
 package failover
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -159,6 +160,35 @@ func FactsOf(cfg config.Config) routing.Failover {
 		f.Forwarded = routing.ForwardedAll
 	case config.ForwardedIPv4:
 		f.Forwarded = routing.ForwardedIPv4
+	}
+	return f
+}
+
+// FactsOfUplinks are the facts of failover that need no judgement.
+func FactsOfUplinks(cfg config.Config, uplinks []Uplink) routing.Failover {
+	f := FactsOf(cfg)
+	type preferred struct{ index, place int }
+	var prefer []preferred
+	for _, u := range uplinks {
+		if u.Place >= 0 && !slices.Contains(prefer, preferred{u.Index, u.Place}) {
+			prefer = append(prefer, preferred{u.Index, u.Place})
+		}
+		if u.Metered {
+			if f.Metered == nil {
+				f.Metered = map[int]struct{}{}
+			}
+			f.Metered[u.Index] = struct{}{}
+		}
+		if u.Weight > 0 {
+			if f.Shares == nil {
+				f.Shares = map[int]uint8{}
+			}
+			f.Shares[u.Index] = u.Weight
+		}
+	}
+	slices.SortFunc(prefer, func(a, b preferred) int { return cmp.Or(a.place-b.place, a.index-b.index) })
+	for _, p := range prefer {
+		f.Prefer = append(f.Prefer, p.index)
 	}
 	return f
 }

@@ -166,10 +166,13 @@ func (e Element) compare(o Element) int {
 }
 
 // String is as nft(8) writes it.
-func (e Element) String() string {
+func (e Element) String() string { return e.Text(strconv.Quote) }
+
+// Text is String with names of interfaces that are quoted by a function.
+func (e Element) Text(quoted func(name string) string) string {
 	out := e.Set + " { " + e.Address.String()
 	if e.Interface != "" {
-		out += " . " + strconv.Quote(e.Interface)
+		out += " . " + quoted(e.Interface)
 	}
 	if e.Number != 0 {
 		out += " : goto " + LinkChain(e.Number)
@@ -274,7 +277,10 @@ func (r Rule) sets() []string {
 }
 
 // String is the rule as nft(8) takes it, without its comment.
-func (r Rule) String() string {
+func (r Rule) String() string { return r.Text(strconv.Quote) }
+
+// Text is String with names of interfaces that are quoted by a function.
+func (r Rule) Text(quoted func(name string) string) string {
 	var w []string
 	say := func(when bool, format string, args ...any) {
 		if when {
@@ -286,7 +292,7 @@ func (r Rule) String() string {
 		ip = "ip6"
 	}
 	say(r.NeedsFamily(), "meta nfproto %s", r.Family)
-	say(r.IIF != "", "iifname %q", r.IIF)
+	say(r.IIF != "", "iifname %s", quoted(r.IIF))
 	say(r.IIFGroup.Set, "iifgroup %d", r.IIFGroup.Value)
 	say(r.NotOIFGroup.Set, "oifgroup != %d", r.NotOIFGroup.Value)
 	say(r.UID.Mask != 0, "meta skuid %s", masked(r.UID, "%d"))
@@ -298,8 +304,8 @@ func (r Rule) String() string {
 	say(r.ReplySource.IsValid(), "ct reply %s saddr %s", ip, r.ReplySource)
 	say(r.Source.IsValid(), "%s saddr %s", ip, r.Source)
 	say(r.Destination.IsValid(), "%s daddr %s", ip, r.Destination)
-	say(r.OIF != "", "oifname %q", r.OIF)
-	say(r.NotOIF != "", "oifname != %q", r.NotOIF)
+	say(r.OIF != "", "oifname %s", quoted(r.OIF))
+	say(r.NotOIF != "", "oifname != %s", quoted(r.NotOIF))
 	say(r.In.Key != NoKey, "%s @%s", r.In.Key.text(ip), r.In.Set)
 	switch r.Action {
 	case ActionAccept:

@@ -84,6 +84,53 @@ func (r *reading) note(format string, args ...any) {
 func (r *reading) look(ctx context.Context) (*view.View, error) {
 	r.readDaemon()
 	r.readManager(ctx)
+	// Who only looks does not judge: what stands in table F is right.
+	standing := failover.FactsOf(r.cfg)
+	standing.Frozen = true
+	p, err := r.plan(ctx, planning{
+		leases:   &readLeases{database: r.openLeases(ctx), tables: r.cfg.Tables, mirror: r.mirror},
+		reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
+		failover: standing, answers: reconcile.StandingAnswers{}, seen: reconcile.MirrorOf(r.mirror),
+	})
+	if err != nil {
+		return nil, err
+	}
+	v := view.Of(r.cfg, p.snapshot)
+	states, held := p.bound.States()
+	v.Bindings = binding.Status(states, held, r.cfg.Answers.MarkMask, p.snapshot)
+	v.NM, v.ManagerUnread, v.NoManager = r.manager, r.managerFault, r.alone
+	if v.NoManager {
+		v.Unwanted = r.cfg.NetworkManager.Unwanted()
+	}
+	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread
+	v.Off, _ = p.owners.Off.State()
+	v.Unit, v.Start = unitfile.Read(os.DirFS("/"), unitfile.Service), unitfile.Start(os.DirFS("/"))
+	v.ProfilesUnread = len(r.unsure) > 0
+	for _, text := range r.notes {
+		v.Note("%s", text)
+	}
+	return v, nil
+}
+
+// planning is what differs between who shows the host and who plans changes of it.
+type planning struct {
+	leases   reconcile.Leases
+	reserved func(routing.TableID) (string, bool)
+	failover routing.Failover
+	answers  reconcile.Answers
+	// seen is the kernel as the loop is to see it.
+	seen reconcile.Mirror
+}
+
+// planned is the loop's first pass, unwritten, with what it was made of.
+type planned struct {
+	snapshot *reconcile.Snapshot
+	owners   *owners.Owners
+	bound    *binding.Keeper
+}
+
+// plan makes the loop's first pass. A mirror serves it once.
+func (r *reading) plan(ctx context.Context, o planning) (planned, error) {
 	owners, unread := owners.Open(r.cfg, owners.Asked(r.manager), r.mirror)
 	for _, err := range unread.Leases {
 		r.note("routed leases: %v", err)
@@ -91,36 +138,15 @@ func (r *reading) look(ctx context.Context) (*view.View, error) {
 	for _, err := range unread.Hooks {
 		r.note("links of hooks: %v", err)
 	}
-	leases := &readLeases{database: r.openLeases(ctx), tables: r.cfg.Tables, mirror: r.mirror}
-	// Who only looks does not judge: what stands in table F is right.
-	standing := failover.FactsOf(r.cfg)
-	standing.Frozen = true
 	bound := binding.Look(r.cfg, owners.HostOff)
 	snapshot, err := reconcile.Look(ctx, reconcile.Options{
-		Policy: r.cfg.RoutingPolicy(), Mirror: reconcile.MirrorOf(r.mirror), Leases: leases,
+		Policy: r.cfg.RoutingPolicy(), Mirror: o.seen, Leases: o.leases,
 		Owners:   &recalledOwners{Owners: owners, reading: r},
-		Reserved: func(routing.TableID) (string, bool) { return "", false }, // No table is given out.
+		Reserved: o.reserved,
 		Memory:   recollection.File{Directory: r.cfg.RuntimeDir},
-		Failover: reconcile.StandingFailover(standing), Answers: reconcile.StandingAnswers{}, Bindings: bound,
+		Failover: reconcile.StandingFailover(o.failover), Answers: o.answers, Bindings: bound,
 	})
-	if err != nil {
-		return nil, err
-	}
-	v := view.Of(r.cfg, snapshot)
-	states, held := bound.States()
-	v.Bindings = binding.Status(states, held, r.cfg.Answers.MarkMask, snapshot)
-	v.NM, v.ManagerUnread, v.NoManager = r.manager, r.managerFault, r.alone
-	if v.NoManager {
-		v.Unwanted = r.cfg.NetworkManager.Unwanted()
-	}
-	v.Running, v.Daemon.PID, v.LeasesUnread = r.running, r.pid, r.leasesUnread
-	v.Off, _ = owners.Off.State()
-	v.Unit, v.Start = unitfile.Read(os.DirFS("/"), unitfile.Service), unitfile.Start(os.DirFS("/"))
-	v.ProfilesUnread = len(r.unsure) > 0
-	for _, text := range r.notes {
-		v.Note("%s", text)
-	}
-	return v, nil
+	return planned{snapshot, owners, bound}, err
 }
 
 func (r *reading) readManager(ctx context.Context) {

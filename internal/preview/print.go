@@ -1,0 +1,125 @@
+package preview
+
+import (
+	"fmt"
+	"strings"
+
+	"multihomed/internal/escape"
+)
+
+// Script is the plan as text for sh(1): commands, and comments that say why. Nothing in it controls a
+// terminal.
+func (p Plan) Script() string {
+	var b strings.Builder
+	say := func(format string, args ...any) {
+		fmt.Fprintf(&b, "# %s\n", escape.Text(fmt.Sprintf(format, args...)))
+	}
+	switch n := len(p.Steps); {
+	case n > 0:
+		say("multihomed would make %s now. To make them: multihomectl plan | sh", count(n, "change"))
+	case len(p.Unknown) > 0:
+		say("multihomed would change nothing of what could be read.")
+	default:
+		say("multihomed would change nothing.")
+	}
+	for _, text := range p.Unknown {
+		say("Not read: %s", text)
+	}
+	for _, text := range p.Hidden {
+		say("Not shown: %s", text)
+	}
+	if len(p.Steps) > 0 {
+		b.WriteString("set -e\n")
+	}
+	last := ""
+	for _, s := range p.Steps {
+		if why := s.Reason.sentence(); why != last || s.Note != "" {
+			b.WriteByte('\n')
+			say("%s", why)
+			last = why
+		}
+		if s.Note != "" {
+			say("Note: %s %s: %s", s.Action, escape.Name(s.Object), s.Note)
+		}
+		for _, c := range s.Commands {
+			b.WriteString(c + "\n")
+		}
+	}
+	return b.String()
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// sentence is the reason for people, with the decision that the manual explains.
+func (r Reason) sentence() string {
+	out := r.Text
+	if r.Decision != "" {
+		out += " (" + string(r.Decision) + ")"
+	}
+	switch {
+	case r.Link == "":
+		return out
+	case r.Profile == "" || r.Profile == r.Link:
+		return escape.Name(r.Link) + ": " + out
+	default:
+		return fmt.Sprintf("%s, profile %s: %s", escape.Name(r.Link), escape.Name(r.Profile), out)
+	}
+}
+
+// Complete reports whether all was read that the plan depends on.
+func (p Plan) Complete() bool { return len(p.Unknown) == 0 }
+
+// A Document is a plan for programs.
+type Document struct {
+	Schema int `json:"schema"`
+	// Changes says that there are steps, Complete that all was read.
+	Changes  bool           `json:"changes"`
+	Complete bool           `json:"complete"`
+	Steps    []DocumentStep `json:"steps"`
+	NotShown []string       `json:"not_shown"`
+	Unread   []string       `json:"unread"`
+}
+
+// A DocumentStep is a Step. Names are escaped.
+type DocumentStep struct {
+	Action    Action   `json:"action"`
+	Family    string   `json:"family,omitempty"`
+	Interface string   `json:"interface,omitempty"`
+	Object    string   `json:"object"`
+	Why       string   `json:"why"`
+	Decision  string   `json:"decision,omitempty"`
+	Link      string   `json:"link,omitempty"`
+	Profile   string   `json:"profile,omitempty"`
+	Commands  []string `json:"commands"`
+	Note      string   `json:"note,omitempty"`
+}
+
+// Document is the plan for programs.
+func (p Plan) Document() Document {
+	d := Document{Schema: 1, Changes: len(p.Steps) > 0, Complete: p.Complete(), Steps: []DocumentStep{}, NotShown: texts(p.Hidden), Unread: texts(p.Unknown)}
+	for _, s := range p.Steps {
+		out := DocumentStep{
+			Action: s.Action, Interface: escape.Name(s.Interface), Object: escape.Name(s.Object), Why: escape.Text(s.Reason.Text),
+			Decision: string(s.Reason.Decision), Link: escape.Name(s.Reason.Link), Profile: escape.Name(s.Reason.Profile),
+			Commands: append([]string{}, s.Commands...), Note: escape.Text(s.Note),
+		}
+		if s.Family != 0 {
+			out.Family = s.Family.String()
+		}
+		d.Steps = append(d.Steps, out)
+	}
+	return d
+}
+
+func texts(all []string) []string {
+	out := make([]string, 0, len(all))
+	for _, t := range all {
+		out = append(out, escape.Text(t))
+	}
+	return out
+}

@@ -1,0 +1,1 @@
+# multihomed would change nothing.

@@ -1,0 +1,4 @@
+package watch
+
+// Columns is for tests of widths.
+var Columns = columns
