@@ -112,8 +112,8 @@ table each one has, what is active, what is wrong and how to fix it. It leases t
 for interfaces that NetworkManager does not manage, and it can remove everything again.`,
 		Example: `  multihomectl status            links, tables and problems of the host
   multihomectl status wan0 -v    every rule and route of one link, with its reason
-  multihomectl plan              what multihomed would change now, as commands
   multihomectl explain 9.9.9.9   how a packet to this address is routed, and why
+  multihomectl plan              what multihomed would change now, as commands
   multihomectl config            the configuration, with the defaults`,
 		SilenceUsage: true, SilenceErrors: true,
 		Args: noArguments,
@@ -131,7 +131,7 @@ for interfaces that NetworkManager does not manage, and it can remove everything
 	if err := root.RegisterFlagCompletionFunc("color", cobra.FixedCompletions(colours, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // The flag is defined above.
 	}
-	root.AddCommand(a.status(), a.doctor(), a.plan(), a.watch(), a.explain(), a.lease(), a.migrate(), a.off(), a.on(), a.failover(), a.bind(), a.run(), a.flush(), a.config(), a.bugReport(), a.version(), a.emergency(), a.attend())
+	root.AddCommand(a.status(), a.doctor(), a.explain(), a.plan(), a.watch(), a.graph(), a.lease(), a.migrate(), a.off(), a.on(), a.failover(), a.bind(), a.run(), a.flush(), a.config(), a.bugReport(), a.version(), a.emergency(), a.attend())
 	root.InitDefaultCompletionCmd()
 	everywhere(root)
 	return root

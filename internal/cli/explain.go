@@ -127,25 +127,13 @@ func (a *app) explain() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.from, "from", "", "source `address`; without it the socket is bound to none")
-	flags.StringVar(&o.oif, "oif", "", "`interface` that the socket is bound to")
-	flags.StringVar(&o.iif, "iif", "", "`interface` that a forwarded packet comes in by; it needs --from")
-	flags.StringVar(&o.uid, "uid", "", "`user` who sends, by name or number; without it the one who asks")
-	flags.StringVar(&o.mark, "mark", "", "`mark` of the packet, such as 0x10 or 0x10/0xff")
-	flags.StringVar(&o.proto, "proto", "", "`protocol` by name or number: tcp, udp, icmp, 47")
-	flags.StringVar(&o.sport, "sport", "", "source `port`")
-	flags.StringVar(&o.dport, "dport", "", "destination `port`")
-	flags.StringVar(&o.tos, "tos", "", "type of service or traffic class: a `number` such as 0x10, or a DSCP name such as af41")
+	o.packet(cmd)
 	flags.StringArrayVar(&o.whatIf, "what-if", nil, "`change` to assume: down:LINK or up:LINK; it may be repeated")
 	flags.StringVar(&o.snapshot, "snapshot", "", "explain from this `file` instead of this host")
 	flags.StringVar(&o.save, "save-snapshot", "", "write what was read to this new `file`")
 	flags.BoolVar(&o.asJSON, "json", false, "print JSON, see above")
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "show each rule by itself")
-	cmd.MarkFlagsMutuallyExclusive("oif", "iif")
 	cmd.MarkFlagsMutuallyExclusive("snapshot", "save-snapshot")
-	interfaces := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return reading.Names(), cobra.ShellCompDirectiveNoFileComp
-	}
 	changes := func(_ *cobra.Command, _ []string, word string) ([]string, cobra.ShellCompDirective) {
 		var out []string
 		for _, verb := range []string{"down:", "up:"} {
@@ -157,13 +145,33 @@ func (a *app) explain() *cobra.Command {
 		}
 		return out, cobra.ShellCompDirectiveNoFileComp
 	}
+	if err := cmd.RegisterFlagCompletionFunc("what-if", changes); err != nil {
+		panic(err) // The flag is defined above.
+	}
+	return cmd
+}
+
+// packet defines the flags that describe a packet.
+func (o *explainOptions) packet(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&o.from, "from", "", "source `address`; without it the socket is bound to none")
+	flags.StringVar(&o.oif, "oif", "", "`interface` that the socket is bound to")
+	flags.StringVar(&o.iif, "iif", "", "`interface` that a forwarded packet comes in by; it needs --from")
+	flags.StringVar(&o.uid, "uid", "", "`user` who sends, by name or number; without it the one who asks")
+	flags.StringVar(&o.mark, "mark", "", "`mark` of the packet, such as 0x10 or 0x10/0xff")
+	flags.StringVar(&o.proto, "proto", "", "`protocol` by name or number: tcp, udp, icmp, 47")
+	flags.StringVar(&o.sport, "sport", "", "source `port`")
+	flags.StringVar(&o.dport, "dport", "", "destination `port`")
+	flags.StringVar(&o.tos, "tos", "", "type of service or traffic class: a `number` such as 0x10, or a DSCP name such as af41")
+	cmd.MarkFlagsMutuallyExclusive("oif", "iif")
+	interfaces := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return reading.Names(), cobra.ShellCompDirectiveNoFileComp
+	}
 	if err := errors.Join(cmd.RegisterFlagCompletionFunc("oif", interfaces), cmd.RegisterFlagCompletionFunc("iif", interfaces),
-		cmd.RegisterFlagCompletionFunc("what-if", changes),
 		cmd.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions([]string{"tcp", "udp", "icmp", "ipv6-icmp", "sctp"}, cobra.ShellCompDirectiveNoFileComp)),
 		cmd.RegisterFlagCompletionFunc("tos", cobra.FixedCompletions(explain.DSCPNames(), cobra.ShellCompDirectiveNoFileComp))); err != nil {
 		panic(err) // The flags are defined above.
 	}
-	return cmd
 }
 
 // flow makes the question of the flags. The address may be missing with a snapshot.

@@ -29,8 +29,10 @@ func TestStatus(t *testing.T) {
 	h.beforeTheDaemon()
 	h.start()
 	h.everythingInForce()
+	h.drawn()
 
 	h.stop()
+	h.drawn()
 	s := h.status()
 	if !s.OK || s.Daemon.Running || s.Daemon.PID != 0 || problem(s, "daemon") == nil {
 		t.Errorf("without the daemon: ok %v, daemon %+v, problems %+v", s.OK, s.Daemon, s.Problems)
