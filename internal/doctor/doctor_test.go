@@ -108,7 +108,6 @@ func TestPatterns(t *testing.T) {
 		{name: "few neighbors", code: doctor.NeighborTable, none: true, change: all(parameter("net/ipv4/neigh/default/gc_thresh3", 1024), func(_ *status.Status, h *doctor.Host) { h.Neighbors = map[routing.Family]int{routing.IPv4: 900} })},
 		{name: "IPv6 destinations", code: doctor.RouteLimit6, severity: routing.Warning, change: all(parameter("net/ipv6/route/max_size", 4096), func(_ *status.Status, h *doctor.Host) { h.Entries6 = 4000 }), command: "sysctl -w net.ipv6.route.max_size=1048576"},
 		{name: "tables", code: doctor.TablesNearlyFull, severity: routing.Warning, change: func(s *status.Status, _ *doctor.Host) { s.Tables = status.Range{First: 10000, Last: 10002} }, link: ""},
-		{name: "leased tables", code: doctor.TablesNearlyFull, severity: routing.Warning, change: func(_ *status.Status, h *doctor.Host) { h.TablesLeased = 950 }},
 		{name: "cloud agent", code: doctor.CloudAgent, severity: routing.Notice, change: func(_ *status.Status, h *doctor.Host) {
 			h.Agents = []doctor.Agent{{Name: "nm-cloud-setup", File: "nm-cloud-setup.timer is enabled", Stop: "systemctl disable --now nm-cloud-setup.timer"}}
 		}, command: "systemctl disable"},

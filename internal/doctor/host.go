@@ -36,8 +36,6 @@ type Host struct {
 	Agents []Agent
 	// Daemon is the process of the daemon.
 	Daemon Process
-	// TablesLeased counts the numbers that are leased to anybody, 0 if that is not known.
-	TablesLeased int
 
 	// Probed says that packets were sent; Probes are their results.
 	Probed bool

@@ -137,7 +137,7 @@ func checkTables(f *facts) []Finding {
 			}
 		}
 	}
-	taken, all := max(len(used), f.TablesLeased), int(r.Last-r.First) // The last number is that of failover.
+	taken, all := len(used), int(r.Last-r.First) // The last number is that of failover.
 	if !isNearlyFull(taken, all) {
 		return nil
 	}
