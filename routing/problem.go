@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 )
@@ -106,6 +107,42 @@ type Problem struct {
 	Text string `json:"text"`
 	// Fix is a command or a sentence, empty where there is nothing to do.
 	Fix string `json:"fix,omitempty"`
+	// Commands fix it, empty where no command can.
+	Commands Commands `json:"commands,omitzero"`
+}
+
+// Commands are lines for sh(1), one command on each, quoted where they have to be. They are a
+// string so that problems can be compared; in JSON they are a list.
+type Commands string
+
+// CommandsOf are some commands. None has a newline.
+func CommandsOf(lines ...string) Commands { return Commands(strings.Join(lines, "\n")) }
+
+// Lines returns the commands, nil if there are none.
+func (c Commands) Lines() []string {
+	if c == "" {
+		return nil
+	}
+	return strings.Split(string(c), "\n")
+}
+
+// MarshalJSON writes a list.
+func (c Commands) MarshalJSON() ([]byte, error) {
+	lines := c.Lines()
+	if lines == nil {
+		lines = []string{}
+	}
+	return json.Marshal(lines) //nolint:wrapcheck // a list of strings
+}
+
+// UnmarshalJSON reads a list.
+func (c *Commands) UnmarshalJSON(text []byte) error {
+	var lines []string
+	if err := json.Unmarshal(text, &lines); err != nil {
+		return fmt.Errorf("reading commands: %w", err)
+	}
+	*c = CommandsOf(lines...)
+	return nil
 }
 
 // toFix separates what is wrong from the cure, in every error of this project.

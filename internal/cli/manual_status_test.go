@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"multihomed/internal/cli"
+	"multihomed/internal/doctor"
 	"multihomed/internal/preview"
 	"multihomed/internal/status/check"
 )
@@ -23,8 +24,11 @@ func TestManualOfProblems(t *testing.T) {
 	for _, c := range check.Codes() {
 		codes = append(codes, string(c))
 	}
+	for _, c := range doctor.Codes() {
+		codes = append(codes, string(c))
+	}
 	declared := regexp.MustCompile(`(?m)^\s*(?:const )?\w+ +(?:routing\.)?Code += +"([a-z-]+)"`)
-	for _, pattern := range []string{"routing/*.go", "internal/status/*/*.go", "internal/config/*.go", "internal/daemon/*.go", "internal/binding/*.go", "internal/answering/*.go", "routing/answers/*.go"} {
+	for _, pattern := range []string{"routing/*.go", "internal/status/*/*.go", "internal/doctor/*.go", "internal/config/*.go", "internal/daemon/*.go", "internal/binding/*.go", "internal/answering/*.go", "routing/answers/*.go"} {
 		files, err := filepath.Glob(filepath.Join("..", "..", pattern))
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %v", pattern, err)

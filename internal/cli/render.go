@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"multihomed/internal/doctor"
 	"multihomed/internal/status"
 	"multihomed/routing"
 )
@@ -22,6 +23,8 @@ type look struct {
 	verbose bool
 	// only are the words that selected what is shown, none for all.
 	only []string
+	// found are findings of doctor that are no problems of the status.
+	found []doctor.Finding
 }
 
 // render shows a status to a person.
@@ -33,6 +36,7 @@ func render(w io.Writer, s Status, how look) error {
 	r.otherRules()
 	r.others()
 	r.problems()
+	r.examined()
 	r.unread()
 	_, err := io.WriteString(w, r.b.String())
 	return err
@@ -617,14 +621,6 @@ func (r *renderer) problems() {
 			r.line("")
 			first = false
 		}
-		s := plain
-		switch p.Severity {
-		case routing.Error:
-			s = red
-		case routing.Warning:
-			s = yellow
-		case routing.Notice:
-		}
 		text := clean(p.Text)
 		if link := clean(p.Link); link != "" && !strings.HasPrefix(text, link+" ") {
 			text = link + ": " + text
@@ -632,14 +628,14 @@ func (r *renderer) problems() {
 		if r.verbose && p.Since != nil {
 			text += " (since " + p.Since.Format(time.DateTime) + ")"
 		}
-		r.folded(r.paint.pad(s, p.Severity.String(), len("warning"))+"  ", plain, text)
+		r.folded(r.paint.pad(severityStyle(p.Severity), p.Severity.String(), len("warning"))+"  ", plain, text)
 		r.fix(clean(p.Fix))
 	}
 }
 
 // commands begin a fix that is a command.
 func commands() []string {
-	return []string{"chmod", "chown", "ip", "journalctl", "multihomectl", "nmcli", "sysctl", "systemctl"}
+	return []string{"chmod", "chown", "ip", "iptables", "ip6tables", "journalctl", "mkdir", "multihomectl", "nft", "nmcli", "printf", "sysctl", "systemctl"}
 }
 
 // fix shows what to do. A command is not broken: it is there to be copied.

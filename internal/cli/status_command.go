@@ -98,7 +98,7 @@ With --json it prints the same for programs. Fields are only ever added as long 
                     ("ahead", "selects", "behind", "stepped over")
   other_interfaces[]  interface, why it is no link
   problems[]        code, severity ("error", "warning", "notice"), link, object,
-                    text, fix, since
+                    text, fix, commands[] (that fix it, for sh), since
   unread[]          what could not be read`
 
 func (a *app) status() *cobra.Command {
@@ -140,6 +140,9 @@ func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, as
 		encoder.SetIndent("", "  ")
 		err = encoder.Encode(s)
 	} else {
+		if len(how.only) == 0 {
+			how.found = a.more(ctx, loaded.Config, s)
+		}
 		err = render(a.Out, s, how)
 	}
 	switch {

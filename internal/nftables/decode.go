@@ -199,6 +199,11 @@ func decodeElement(b []byte) (e Element) {
 
 // decodeRule reads NFT_MSG_NEWRULE.
 func decodeRule(payload []byte) (chain string, r Rule) {
+	return decodeRuleBy(payload, (*expression).decode)
+}
+
+// decodeRuleBy reads the expressions of a rule by a function.
+func decodeRuleBy(payload []byte, decode func(*expression) (Expr, bool)) (chain string, r Rule) {
 	_, a, _ := split(payload)
 	for a.Next() {
 		switch a.Kind {
@@ -211,7 +216,7 @@ func decodeRule(payload []byte) (chain string, r Rule) {
 		case unix.NFTA_RULE_EXPRESSIONS:
 			for e := (nlmsg.Attributes{Rest: a.Value}); e.Next(); {
 				if e.Kind == unix.NFTA_LIST_ELEM {
-					r.Exprs = append(r.Exprs, decodeExpr(e.Value))
+					r.Exprs = append(r.Exprs, decodeExpr(e.Value, decode))
 				}
 			}
 		}
@@ -263,9 +268,8 @@ func (x *expression) value(kind uint16) (Value, bool) {
 	return value, ok && verdict.Code == NoVerdict
 }
 
-// decodeExpr reads one expression.
-func decodeExpr(b []byte) Expr {
-	var x expression
+// attributesOf reads the name and the attributes of an expression.
+func attributesOf(b []byte) (x expression) {
 	for a := (nlmsg.Attributes{Rest: b}); a.Next(); {
 		switch a.Kind {
 		case unix.NFTA_EXPR_NAME:
@@ -278,7 +282,13 @@ func decodeExpr(b []byte) Expr {
 			}
 		}
 	}
-	if e, ok := x.decode(); ok {
+	return x
+}
+
+// decodeExpr reads one expression.
+func decodeExpr(b []byte, decode func(*expression) (Expr, bool)) Expr {
+	x := attributesOf(b)
+	if e, ok := decode(&x); ok {
 		return e
 	}
 	return Unknown{x.name}

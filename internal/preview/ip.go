@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"multihomed/internal/shell"
 	"multihomed/routing"
 )
 
@@ -16,7 +17,7 @@ type words []string
 
 func (w *words) add(all ...string) {
 	for _, s := range all {
-		*w = append(*w, Quote(s))
+		*w = append(*w, shell.Quote(s))
 	}
 }
 

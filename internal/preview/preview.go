@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 
+	"multihomed/internal/shell"
 	"multihomed/routing"
 	"multihomed/routing/answers"
 )
@@ -207,7 +208,7 @@ func (p *plan) group(op routing.Op) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []string{"ip link set dev " + Quote(name) + " group " + strconv.FormatUint(uint64(op.Group), 10)}, nil
+	return []string{"ip link set dev " + shell.Quote(name) + " group " + strconv.FormatUint(uint64(op.Group), 10)}, nil
 }
 
 // alias gives the loopback interface its second name before a rule that says it.

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"multihomed/internal/preview"
+	"multihomed/internal/shell"
 	"multihomed/routing"
 	"multihomed/routing/answers"
 )
@@ -281,7 +282,7 @@ func FuzzQuote(f *testing.F) {
 		if strings.ContainsAny(s, "\x00\n") {
 			return // The kernel lets neither into a name.
 		}
-		word := preview.Quote(s)
+		word := shell.Quote(s)
 		for _, c := range word {
 			if c < ' ' || c == 0x7f || c == '\ufffd' && !strings.Contains(s, "\ufffd") {
 				t.Errorf("%q becomes %q", s, word)

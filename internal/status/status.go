@@ -301,7 +301,7 @@ type Other struct {
 }
 
 // Problem is something to know or to fix. Its JSON has code, severity ("error",
-// "warning", "notice"), link, object, text, fix and since.
+// "warning", "notice"), link, object, text, fix, commands and since.
 type Problem struct {
 	routing.Problem
 	// Since is when the daemon saw it first.
@@ -321,6 +321,11 @@ func (s *Status) Tell(problems []routing.Problem) {
 // the link itself, and the rest as sentences.
 func ProblemOf(p routing.Problem) Problem {
 	p.Link, p.Object, p.Text, p.Fix = escape.Name(p.Link), escape.Text(p.Object), escape.Text(p.Text), escape.Text(p.Fix)
+	lines := p.Commands.Lines() // Quoted words print already.
+	for i := range lines {
+		lines[i] = escape.Text(lines[i])
+	}
+	p.Commands = routing.CommandsOf(lines...)
 	return Problem{Problem: p}
 }
 

@@ -24,7 +24,7 @@ var floors = [][]string{
 	},
 	{
 		"allocator/wire", "dispatcher", "internal/flock", "internal/journal", "internal/lastgood", "internal/notify", "internal/prober/client",
-		"internal/binder/wire", "internal/cgroups", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/sockdiag", "internal/status", "routing/lookup",
+		"internal/binder/wire", "internal/cgroups", "internal/nftables", "routing/answers", "internal/redact", "internal/rttables", "internal/shell", "internal/sockdiag", "internal/status", "routing/lookup",
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
@@ -37,9 +37,9 @@ var floors = [][]string{
 	{"internal/config", "internal/handoff", "internal/holding/client", "internal/routedlease"},
 	{"internal/binding", "internal/explain/reading", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
-	{"internal/answering", "internal/dnsmasq", "internal/graph/host", "internal/failover", "internal/mainroutes", "internal/status/check"},
+	{"internal/answering", "internal/dnsmasq", "internal/doctor", "internal/graph/host", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
-	{"internal/daemon", "internal/status/offline"},
+	{"internal/daemon", "internal/doctor/gather", "internal/doctor/probe", "internal/status/offline"},
 	{"internal/cli"},
 	{"cmd/multihomed"},
 }

@@ -25,14 +25,14 @@ func checkDispatcher(_ *view.View, f files) []routing.Problem {
 		}
 		info, err := fs.Stat(f.root, path)
 		if err != nil {
-			return ignored(path, "it leads to nothing", "install multihomed again")
+			return ignored(path, "it leads to nothing", reinstall)
 		}
 		stat, known := info.Sys().(*syscall.Stat_t)
 		switch {
 		case info.Mode().IsRegular() && info.Size() == 0, info.Mode()&fs.ModeCharDevice != 0 && found.Mode()&fs.ModeSymlink != 0:
 			return nil
 		case !info.Mode().IsRegular():
-			return ignored(path, "it is no regular file", "install multihomed again")
+			return ignored(path, "it is no regular file", reinstall)
 		case known && stat.Uid != 0:
 			return ignored(path, "it does not belong to root", "chown root:root /"+path)
 		case info.Mode().Perm()&0o022 != 0:
@@ -63,10 +63,17 @@ func dispatcherIsOff(f files) bool {
 	return !f.exists("etc/systemd/system/dbus-org.freedesktop.nm-dispatcher.service")
 }
 
+// reinstall is what no command does that fits every system.
+const reinstall = "install multihomed again"
+
 func ignored(path, why, fix string) []routing.Problem {
+	var commands routing.Commands
+	if fix != reinstall {
+		commands = routing.CommandsOf(fix)
+	}
 	return []routing.Problem{{
 		Severity: routing.Warning,
 		Text:     "NetworkManager ignores /" + path + ", because " + why + ": while multihomed.service is stopped, rules and routes do not follow changes",
-		Fix:      fix,
+		Fix:      fix, Commands: commands,
 	}}
 }

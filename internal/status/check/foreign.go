@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"multihomed/internal/status"
+	"multihomed/internal/status/outcome"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
 )
@@ -56,8 +57,9 @@ func checkOvertaken(v *view.View, _ files) []routing.Problem {
 		for _, o := range routing.Overtaken(f, v.Planner.Foreign(f)) {
 			out = append(out, routing.Problem{
 				Severity: routing.Warning, Object: o.Numbered.String(),
-				Text: fmt.Sprintf("the %s rule %q was added without a priority, and comes before %q: without multihomed it would come after it", f, o.Numbered, o.Overtaken),
-				Fix:  fmt.Sprintf("delete it and add it again with a priority between %d and %d", o.Overtaken.Priority+1, routing.PriorityAgain),
+				Text:     fmt.Sprintf("the %s rule %q was added without a priority, and comes before %q: without multihomed it would come after it", f, o.Numbered, o.Overtaken),
+				Fix:      fmt.Sprintf("delete it and add it again with a priority between %d and %d", o.Overtaken.Priority+1, routing.PriorityAgain),
+				Commands: outcome.Move(o.Numbered, o.Overtaken.Priority+1),
 			})
 		}
 	}
@@ -79,10 +81,11 @@ func checkGotos(v *view.View, _ files) []routing.Problem {
 				if p.Rule.Family != f || p.Rule.Priority != r.Goto {
 					continue
 				}
+				nop := fmt.Sprintf("ip %s rule add priority %d nop", f.Flag(), r.Goto)
 				out = append(out, routing.Problem{
-					Severity: routing.Warning, Object: r.String(),
+					Severity: routing.Warning, Object: r.String(), Commands: routing.CommandsOf(nop),
 					Text: fmt.Sprintf("the %s rule %q leads to priority %d, at which only multihomed has rules: packets jump there, and without multihomed they do not", f, r, r.Goto),
-					Fix:  fmt.Sprintf("add a rule that does nothing at this priority (ip %s rule add priority %d nop), to jump there in any case, or delete the rule", f.Flag(), r.Goto),
+					Fix:  fmt.Sprintf("add a rule that does nothing at this priority (%s), to jump there in any case, or delete the rule", nop),
 				})
 				break
 			}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"multihomed/internal/shell"
 	"multihomed/internal/status/outcome"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
@@ -99,18 +100,27 @@ func checkReversePath(v *view.View, f files) []routing.Problem {
 			if len(strictly) == 0 {
 				continue
 			}
-			var set []string
+			set := []string{"sysctl", "-w"}
 			for _, n := range strictly {
-				set = append(set, "net.ipv4.conf."+n+".rp_filter=2")
+				set = append(set, SysctlOf("net.ipv4.conf", n, "rp_filter")+"=2")
 			}
 			out = append(out, routing.Problem{
 				Severity: routing.Warning, Link: name,
 				Text: fmt.Sprintf("%s has the address %s too, and the reverse path filter of %s is strict: packets that come in on one of the two links are dropped", other, addr, strings.Join(strictly, " and ")),
-				Fix:  "sysctl -w " + strings.Join(set, " "),
+				Fix:  strings.Join(set, " "), Commands: routing.CommandsOf(shell.Command(set...)),
 			})
 		}
 	}
 	return out
+}
+
+// arpSettings make the host answer for an address by its own link alone.
+const arpSettings = "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2"
+
+// SysctlOf is a parameter of an interface in the words of sysctl(8), where a dot in the name of an
+// interface is written as a slash.
+func SysctlOf(tree, device, key string) string {
+	return tree + "." + strings.ReplaceAll(device, ".", "/") + "." + key
 }
 
 // checkARP finds links in one network, where the kernel by default answers for
@@ -135,7 +145,7 @@ func checkARP(v *view.View, f files) []routing.Problem {
 		out = append(out, routing.Problem{
 			Severity: routing.Warning, Link: names[0],
 			Text: fmt.Sprintf("%s are in one network (%s) and each answers ARP for the addresses of the others: packets for one link may arrive on another", strings.Join(names, " and "), places[0].key.Prefix),
-			Fix:  "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2",
+			Fix:  arpSettings, Commands: arpSettings,
 		})
 	}
 	return out

@@ -27,14 +27,19 @@ func checkNetworkd(v *view.View, f files) []routing.Problem {
 	if len(missing) == 0 || idle(v) {
 		return nil
 	}
-	fix := "put [Network] with " + strings.Join(missing, " and ") + " into /etc/systemd/networkd.conf.d/multihomed.conf, then: systemctl restart systemd-networkd"
+	const dropIns = "/etc/systemd/networkd.conf.d"
+	fix := "put [Network] with " + strings.Join(missing, " and ") + " into " + dropIns + "/multihomed.conf, then: systemctl restart systemd-networkd"
 	if !networkdOwnsAny(v, f) {
 		fix += ", or disable it"
 	}
 	return []routing.Problem{{
 		Severity: routing.Warning,
 		Text:     "systemd-networkd is running: whenever it configures a link, it removes rules and routes that it did not make, those of multihomed too",
-		Fix:      fix,
+		Fix:      fix, Commands: routing.CommandsOf(
+			"mkdir -p "+dropIns,
+			"printf '[Network]\\n"+strings.Join(missing, "\\n")+"\\n' >"+dropIns+"/multihomed.conf",
+			"systemctl restart systemd-networkd",
+		),
 	}}
 }
 

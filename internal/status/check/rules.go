@@ -27,10 +27,11 @@ func checkMainRule(v *view.View, _ files) []routing.Problem {
 			out = append(out, p)
 			continue
 		}
+		add := fmt.Sprintf("ip %s rule add from all lookup main priority %d", f.Flag(), routing.PriorityMain)
 		out = append(out, routing.Problem{
 			Severity: routing.Warning,
 			Text:     missing + ": traffic that is bound to no link uses neither the networks nor the default route of the main table" + leavesAnyway(v, f),
-			Fix:      fmt.Sprintf("ip %s rule add from all lookup main priority %d", f.Flag(), routing.PriorityMain),
+			Fix:      add, Commands: routing.CommandsOf(add),
 		})
 	}
 	return out

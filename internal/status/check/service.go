@@ -41,7 +41,7 @@ func checkDaemon(v *view.View, _ files) []routing.Problem {
 		return []routing.Problem{{
 			Severity: routing.Error, Object: "multihomed.service",
 			Text: fmt.Sprintf("multihomed%s does not answer, so changes of links, addresses and routes may be missed; this status was read from the kernel", processOf(v.Daemon.PID)),
-			Fix:  "systemctl restart multihomed",
+			Fix:  unitfile.Restart, Commands: unitfile.Restart,
 		}}
 	case !v.Running && outstandingOf(v).none():
 		f := routing.Problem{Severity: routing.Warning}
@@ -53,6 +53,7 @@ func checkDaemon(v *view.View, _ files) []routing.Problem {
 		case v.Refused():
 			f.Text += ": neither it nor its hooks give links their routing"
 		default:
+			f.Commands = routing.CommandsOf(f.Fix)
 			f.Text += ": its hooks follow links that come, go or get another lease, and nobody follows other changes of addresses, routes and rules"
 		}
 		return []routing.Problem{f}
@@ -96,7 +97,7 @@ func checkManager(v *view.View, f files) []routing.Problem {
 		return []routing.Problem{{
 			Severity: routing.Warning,
 			Text:     "NetworkManager is not running: the routing of its links is kept, and its new links get none",
-			Fix:      "systemctl start NetworkManager",
+			Fix:      "systemctl start NetworkManager", Commands: "systemctl start NetworkManager",
 		}}
 	}
 }

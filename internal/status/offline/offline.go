@@ -151,7 +151,7 @@ func (r *reading) plan(ctx context.Context, o planning) (planned, error) {
 
 func (r *reading) readManager(ctx context.Context) {
 	var err error
-	r.manager, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience, Passed: note.Passed(r.cfg.RuntimeDir)})
+	r.manager, err = nm.ReadOnce(ctx, nm.Options{CallTimeout: patience, DNS: true, Passed: note.Passed(r.cfg.RuntimeDir)})
 	if err != nil {
 		r.managerFault = err.Error()
 		r.manager.Absent = true

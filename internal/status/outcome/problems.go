@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"multihomed/internal/shell"
 	"multihomed/routing"
 )
 
@@ -162,30 +163,38 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 		}
 		out.Text = fmt.Sprintf("the %s rule %q is not of multihomed, comes before its rules and takes nearly every packet: %s", b.family, b.object, what)
 		out.Fix = fmt.Sprintf("give that rule a priority between %d and %d: traffic that is bound to no link still follows it there", routing.PriorityNetwork+1, routing.PriorityAgain-1)
+		out.Commands = Move(b.rule, behind)
 	case RuleOfSource:
 		if b.piece {
 			what = "its table has routes to " + what
 		}
 		out.Text = fmt.Sprintf("the %s rule %q is not of multihomed and selects packets of links: %s", b.family, b.object, what)
 		out.Fix = fmt.Sprintf("if that is not intended: ip %s rule del priority %d", b.family.Flag(), b.rule.Priority)
+		out.Commands = routing.CommandsOf(ruleCommand("del", b.rule, b.rule.Priority))
 	case RouteAhead:
 		out.Text = fmt.Sprintf("the main table has %s routes through %s to %s", b.family, b.device, what)
 		out.Fix = "give " + b.device + " one default route, or two of /1, in place of its list of routes (AllowedIPs of WireGuard)"
 	case RejectDefault:
 		out.Text = fmt.Sprintf("the main table has the %s route %q and no better default route: %s", b.family, b.object, what)
 		out.Fix = fmt.Sprintf("ip %s route del %s", b.family.Flag(), b.route)
+		out.Commands = b.deletion("")
 	case GatewayElsewhere:
 		out.Text = fmt.Sprintf("the %s route %q of the %s table covers the gateway %s of %s: %s", b.family, b.object, b.table, b.gateway, listed(links), what)
 		out.Fix = b.uncover()
+		if b.decides.Protocol != routing.ProtocolKernel {
+			out.Commands = b.deletion(b.table)
+		}
 	case TableInUse:
 		out.Text = fmt.Sprintf("the %s route %q is not of multihomed and is in its table: %s", b.family, b.object, what)
 		out.Fix = fmt.Sprintf("ip %s route del %s table %s", b.family.Flag(), b.route, b.table)
+		out.Commands = b.deletion(b.table)
 	default:
 		out.Text = what
 		switch {
 		case first.Missing != "":
 			out.Text = fmt.Sprintf("the %s %s is missing: %s", b.family, b.object, what)
 			out.Fix = "systemctl restart multihomed"
+			out.Commands = routing.CommandsOf(out.Fix)
 		case b.route != "":
 			out.Text = fmt.Sprintf("the %s route %q decides: %s", b.family, b.object, what)
 			out.Fix = fmt.Sprintf("see what the kernel does: ip %s route get %s %s", b.family.Flag(), first.To, sourceOf(first))
@@ -194,6 +203,38 @@ func (b blame) problem(strays []Stray) (routing.Problem, bool) {
 		}
 	}
 	return out, true
+}
+
+// behind is where a rule that took everything does no harm: behind the ladder, where the kernel
+// puts none by itself.
+const behind routing.Priority = 30000
+
+// Move are the commands that give a rule of somebody else another priority. The new one stands
+// before the old one goes. They are empty for a rule that iproute2 has no words for.
+func Move(r routing.Rule, to routing.Priority) routing.Commands {
+	add, del := ruleCommand("add", r, to), ruleCommand("del", r, r.Priority)
+	if add == "" {
+		return ""
+	}
+	return routing.CommandsOf(add, del)
+}
+
+// ruleCommand adds or deletes a rule, at a priority.
+func ruleCommand(verb string, r routing.Rule, at routing.Priority) string {
+	if r.Unknown || r.FindSource {
+		return ""
+	}
+	_, words, _ := strings.Cut(r.String(), ": ")
+	return shell.Command(append([]string{"ip", r.Family.Flag(), "rule", verb, "priority", fmt.Sprint(at)}, strings.Fields(words)...)...)
+}
+
+// deletion deletes the route, from main if no table is named.
+func (b blame) deletion(table string) routing.Commands {
+	words := append([]string{"ip", b.family.Flag(), "route", "del"}, strings.Fields(b.route)...)
+	if table != "" {
+		words = append(words, "table", table)
+	}
+	return routing.CommandsOf(shell.Command(words...))
 }
 
 // uncover says how the route that covers a gateway goes away. One that the kernel made goes
