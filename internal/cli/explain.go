@@ -189,12 +189,20 @@ func (o explainOptions) flow(cmd *cobra.Command, args []string) (lookup.Flow, er
 			return f, usageError(cmd, "%q is no address; give one such as 203.0.113.1 or 2001:db8::1, names are not resolved", escape.Text(args[0]))
 		}
 		if zone := to.Zone(); zone != "" {
+			if f.IIF != "" && f.IIF != zone {
+				return f, usageError(cmd, "the address is on %s, and --iif says %s", escape.Name(zone), escape.Name(f.IIF))
+			}
 			if f.OIF != "" && f.OIF != zone {
 				return f, usageError(cmd, "the address is on %s, and --oif says %s", escape.Name(zone), escape.Name(f.OIF))
 			}
-			f.OIF, to = zone, to.WithZone("")
+			if to = to.WithZone(""); f.IIF == "" {
+				f.OIF = zone
+			}
 		}
 		f.To = to.Unmap()
+		if f.To == netip.IPv6Unspecified() && f.IIF == "" {
+			f.To = netip.IPv6Loopback() // As sockets mean it (tcp_v6_connect in net/ipv6/tcp_ipv6.c).
+		}
 	}
 	if o.from != "" {
 		from, err := netip.ParseAddr(o.from)

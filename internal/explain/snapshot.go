@@ -82,6 +82,7 @@ type interfaceFile struct {
 	Table     uint32 `json:"vrf_table,omitempty"`
 	// The sysctls of the family, as they take effect.
 	RPFilter       uint8          `json:"rp_filter,omitempty"`
+	RouteLocalnet  bool           `json:"route_localnet,omitempty"`
 	ValidMark      bool           `json:"src_valid_mark,omitempty"`
 	AcceptLocal    bool           `json:"accept_local,omitempty"`
 	Addressed      bool           `json:"addressed,omitempty"`
@@ -200,7 +201,7 @@ func Save(s Snapshot) ([]byte, error) {
 	for _, i := range f.Interfaces {
 		file.Interfaces = append(file.Interfaces, interfaceFile{
 			Index: i.Index, Name: escape.Name(i.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: uint32(i.Table),
-			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, Addressed: i.Config.Addressed,
+			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, RouteLocalnet: i.Config.RouteLocalnet, Addressed: i.Config.Addressed,
 			Forwarding: i.Config.Forwards.In(f.Family), IgnoreLinkDown: i.Config.IgnoreLinkDown.In(f.Family), Addresses: append([]netip.Prefix{}, f.Addresses[i.Index]...),
 		})
 	}
@@ -280,7 +281,7 @@ func Load(data []byte) (*Snapshot, error) {
 		}
 		one := lookup.Interface{
 			Index: i.Index, Name: name, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: routing.TableID(i.Table),
-			Config: lookup.Config{ReversePath: min(i.RPFilter, 2), MarkReverse: i.ValidMark, AcceptLocal: i.AcceptLocal, Addressed: i.Addressed},
+			Config: lookup.Config{ReversePath: min(i.RPFilter, 2), MarkReverse: i.ValidMark, AcceptLocal: i.AcceptLocal, RouteLocalnet: i.RouteLocalnet, Addressed: i.Addressed},
 		}
 		one.Config.Forwards.Set(family, i.Forwarding)
 		one.Config.IgnoreLinkDown.Set(family, i.IgnoreLinkDown)

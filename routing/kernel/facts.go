@@ -173,9 +173,10 @@ const (
 	devconf4RPFilter       = 8  // IPV4_DEVCONF_RP_FILTER
 	devconf4AcceptLocal    = 23 // IPV4_DEVCONF_ACCEPT_LOCAL
 	devconf4SrcVMark       = 24 // IPV4_DEVCONF_SRC_VMARK
+	devconf4RouteLocalnet  = 26 // IPV4_DEVCONF_ROUTE_LOCALNET
 	devconf4IgnoreLinkDown = 29 // IPV4_DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
-	devconf6Forwarding     = 0  // DEVCONF_FORWARDING
 	devconf6IgnoreLinkDown = 39 // DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
+	devconf6ForceForward   = 59 // DEVCONF_FORCE_FORWARDING, of Linux 6.17
 )
 
 // interfaces reads all interfaces.
@@ -228,17 +229,19 @@ func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
 }
 
 // allConf is net.ipv4.conf.all, as far as the kernel asks it besides that of the interface
-// (IN_DEV_MAXCONF and IN_DEV_ORCONF in include/linux/inetdevice.h).
+// (IN_DEV_MAXCONF and IN_DEV_ORCONF in include/linux/inetdevice.h), and net.ipv6.conf.all.forwarding, which decides
+// for all interfaces (ip6_forward in net/ipv6/ip6_output.c).
 type allConf struct {
-	reversePath              uint8
-	markReverse, acceptLocal bool
+	reversePath                             uint8
+	markReverse, acceptLocal, routeLocalnet bool
+	forwards6                               bool
 }
 
 // readAllConf reads sysctls of the network namespace of this thread. Where there is no
 // /proc, they are taken to be off.
 func readAllConf() (c allConf) {
 	read := func(name string) uint8 {
-		b, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/" + name)
+		b, err := os.ReadFile("/proc/sys/net/" + name)
 		if err != nil {
 			return 0
 		}
@@ -248,12 +251,17 @@ func readAllConf() (c allConf) {
 		}
 		return uint8(n)
 	}
-	return allConf{read("rp_filter"), read("src_valid_mark") != 0, read("accept_local") != 0}
+	is := func(name string) bool { return read(name) != 0 }
+	return allConf{
+		read("ipv4/conf/all/rp_filter"), is("ipv4/conf/all/src_valid_mark"), is("ipv4/conf/all/accept_local"), is("ipv4/conf/all/route_localnet"),
+		is("ipv6/conf/all/forwarding"),
+	}
 }
 
 // of reads IFLA_AF_SPEC of RTM_NEWLINK.
 func (c allConf) of(payload []byte) (out lookup.Config) {
-	out.ReversePath, out.MarkReverse, out.AcceptLocal = c.reversePath, c.markReverse, c.acceptLocal
+	out.ReversePath, out.MarkReverse, out.AcceptLocal, out.RouteLocalnet = c.reversePath, c.markReverse, c.acceptLocal, c.routeLocalnet
+	out.Forwards.Set(routing.IPv6, c.forwards6)
 	for a := (nlmsg.Attributes{Rest: payload[unix.SizeofIfInfomsg:]}); a.Next(); {
 		if a.Kind != unix.IFLA_AF_SPEC {
 			continue
@@ -267,9 +275,10 @@ func (c allConf) of(payload []byte) (out lookup.Config) {
 					out.ReversePath = max(out.ReversePath, uint8(min(at(devconf4RPFilter), 2)))
 					out.MarkReverse = out.MarkReverse || at(devconf4SrcVMark) != 0
 					out.AcceptLocal = out.AcceptLocal || at(devconf4AcceptLocal) != 0
+					out.RouteLocalnet = out.RouteLocalnet || at(devconf4RouteLocalnet) != 0
 					out.IgnoreLinkDown.Set(routing.IPv4, at(devconf4IgnoreLinkDown) != 0)
 				case f.Kind == unix.AF_INET6 && v.Kind == specInet6Conf:
-					out.Forwards.Set(routing.IPv6, wordAt(v.Value, devconf6Forwarding) != 0)
+					out.Forwards.Set(routing.IPv6, c.forwards6 || wordAt(v.Value, devconf6ForceForward) != 0)
 					out.IgnoreLinkDown.Set(routing.IPv6, wordAt(v.Value, devconf6IgnoreLinkDown) != 0)
 				}
 			}

@@ -284,6 +284,9 @@ func addNexthop(id uint32, family routing.Family, device int, gateway netip.Addr
 			group = append(ne.AppendUint32(group, member), 0, 0, 0, 0)
 		}
 		m.bytes(unix.NHA_GROUP, group...)
+	} else if device == 0 {
+		m.b[4] = 0
+		m.bytes(unix.NHA_BLACKHOLE)
 	} else {
 		m.word(unix.NHA_OIF, uint32(device))
 		m.bytes(unix.NHA_GATEWAY, gateway.AsSlice()...)
