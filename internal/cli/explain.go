@@ -27,6 +27,7 @@ import (
 	"multihomed/internal/status"
 	"multihomed/internal/status/offline"
 	"multihomed/internal/status/socket"
+	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
 )
@@ -458,6 +459,14 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 		}
 	}
 	f.Notes = explain.NotesOf(told)
+	for name, l := range f.Notes.Links {
+		device := nm.Device{Name: escape.Original(name), ProfileID: escape.Original(l.Profile)}
+		if place, named := cfg.Failover.Preference(device); named {
+			l.Preferred = place + 1
+		}
+		l.Weight = cfg.Share.WeightOf(device)
+		f.Notes.Links[name] = l
+	}
 	reading.NameUsers(f)
 	return s, nil
 }

@@ -164,6 +164,9 @@ type linkNoteFile struct {
 	Profile   string   `json:"profile,omitempty"`
 	Role      string   `json:"role,omitempty"`
 	Dead      []string `json:"dead,omitempty"`
+	Preferred int      `json:"preferred,omitempty"`
+	Metered   bool     `json:"metered,omitempty"`
+	Weight    uint8    `json:"weight,omitempty"`
 }
 
 type tableNoteFile struct {
@@ -541,7 +544,7 @@ func notesOut(n *Notes) notesFile {
 	}
 	slices.SortFunc(out.Rules, func(a, b ruleNoteFile) int { return strings.Compare(a.Rule, b.Rule) })
 	for name, l := range n.Links {
-		link := linkNoteFile{Interface: name, Profile: l.Profile, Role: l.Role}
+		link := linkNoteFile{Interface: name, Profile: l.Profile, Role: l.Role, Preferred: l.Preferred, Metered: l.Metered, Weight: l.Weight}
 		for family, dead := range l.Dead {
 			if dead {
 				link.Dead = append(link.Dead, family)
@@ -564,7 +567,7 @@ func notesIn(n *notesFile) Notes {
 		out.Rules[escape.Text(r.Rule)] = RuleNote{routing.Decision(escape.Text(r.Reason)), escape.Text(r.Link), escape.Text(r.Lifts)}
 	}
 	for _, l := range n.Links {
-		link := LinkNote{Profile: escape.Text(l.Profile), Role: escape.Text(l.Role), Dead: map[string]bool{}}
+		link := LinkNote{Profile: escape.Text(l.Profile), Role: escape.Text(l.Role), Dead: map[string]bool{}, Preferred: l.Preferred, Metered: l.Metered, Weight: l.Weight}
 		for _, family := range l.Dead {
 			link.Dead[escape.Text(family)] = true
 		}

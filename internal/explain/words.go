@@ -422,8 +422,12 @@ func NotesOf(s *status.Status) Notes {
 	n.FailoverTable = routing.TableID(s.Tables.Last)
 	if s.Failover != nil {
 		for _, u := range s.Failover.Uplinks {
-			if l, known := n.Links[u.Interface]; known && (u.State == "down" || u.State == "recovering") {
-				l.Dead[u.Family] = true
+			if l, known := n.Links[u.Interface]; known {
+				l.Metered = l.Metered || u.Metered
+				if u.State.Dead() {
+					l.Dead[u.Family] = true
+				}
+				n.Links[u.Interface] = l
 			}
 		}
 	}
