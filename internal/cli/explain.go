@@ -447,10 +447,8 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 	if !slices.ContainsFunc(f.Rules, func(r routing.Rule) bool { return r.Protocol == routing.Multihomed }) {
 		return s, nil
 	}
-	w := status.Wanted{All: all || whole, Rules: f.Touched(flow)}
-	for _, c := range changes {
-		w.Interfaces = append(w.Interfaces, c.Link, escape.Name(c.Link))
-	}
+	// After a change any other link may carry the packet.
+	w := status.Wanted{All: all || whole || len(changes) > 0, Rules: f.Touched(flow)}
 	told, err := answered(w)
 	if err != nil {
 		if told, err = a.lookForNotes(ctx, cfg, err); err != nil {
