@@ -46,7 +46,17 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	if out.Rules, err = r.rules(ctx, f); err != nil {
 		return nil, nil, err
 	}
-	for _, t := range tablesOf(out) {
+	tables := tablesOf(out)
+	if len(tables) > manyTables {
+		candidates, err := r.candidates(ctx, s, routeQuestion{family: f}, to, often)
+		for _, c := range candidates {
+			if _, asked := slices.BinarySearch(tables, c.Route.Table); asked {
+				out.Tables[c.Route.Table] = append(out.Tables[c.Route.Table], c)
+			}
+		}
+		return out, s, err
+	}
+	for _, t := range tables {
 		candidates, err := r.candidates(ctx, s, routeQuestion{family: f, table: t}, to, often)
 		if err != nil {
 			return nil, nil, err
@@ -57,6 +67,10 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	}
 	return out, s, nil
 }
+
+// manyTables is how many tables are read one by one. More are read in one dump, with whatever other tables there
+// are: a dump of a small table costs more than what is in it.
+const manyTables = 32
 
 // tablesOf lists the tables that a lookup may ask.
 func tablesOf(f *lookup.Facts) []routing.TableID {
@@ -97,7 +111,7 @@ func (r *Reader) rules(ctx context.Context, f routing.Family) ([]routing.Rule, e
 	return out, errors.Join(append(faults, err)...)
 }
 
-// candidates reads the routes of a table that contain one of the addresses.
+// candidates reads the routes of a table, or of all, that contain one of the addresses.
 func (r *Reader) candidates(ctx context.Context, s *State, question routeQuestion, to []netip.Addr, often func() error) ([]lookup.Candidate, error) {
 	const rarely = 1 << 12
 	var out []lookup.Candidate
@@ -119,7 +133,7 @@ func (r *Reader) candidates(ctx context.Context, s *State, question routeQuestio
 		switch {
 		case err != nil:
 			faults = append(faults, err)
-		case h.key.family != question.family || h.key.table != question.table || h.flags&routeCloned != 0 ||
+		case h.key.family != question.family || question.table != 0 && h.key.table != question.table || h.flags&routeCloned != 0 ||
 			!slices.ContainsFunc(to, h.key.destination.Contains):
 		default:
 			a, err := s.read(payload)
