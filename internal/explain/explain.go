@@ -112,7 +112,7 @@ func (x *explainer) asked(f lookup.Flow) string {
 	add(f.TOS != 0, "with tos %#02x", f.TOS)
 	add(f.OIF != "", "bound to %s", escape.Name(f.OIF))
 	if x.forwards(f) {
-		add(true, "forwarded from %s", escape.Name(f.IIF))
+		add(true, "coming in by %s", escape.Name(f.IIF))
 	} else {
 		add(true, "sent by %s", x.user(f.UID))
 	}
@@ -145,6 +145,7 @@ func (x *explainer) explain(flow lookup.Flow) {
 		last = second
 	}
 	x.reverse(flow, &first)
+	x.caveat(CaveatBeyond, "netfilter, IPsec, BPF or a silent next hop may change or drop it")
 	x.conclude(flow, &first, last)
 }
 
@@ -571,7 +572,24 @@ func (x *explainer) caveats(flow lookup.Flow, l *lookedUp) {
 			}
 		}
 	}
-	x.caveat(CaveatBeyond, "netfilter, IPsec (XFRM), BPF and neighbours that do not answer may change or drop the packet; they are not part of routing")
+	if f := flow.From; f.Is6() && !f.IsUnspecified() && !x.forwards(flow) && !x.isOwn(f) {
+		x.caveat(CaveatSource, "the source is not an address of this host: a socket may have it only with IPV6_FREEBIND or IPV6_TRANSPARENT")
+	}
+}
+
+// isOwn reports whether an address is one of this host.
+func (x *explainer) isOwn(a netip.Addr) bool {
+	for c := range x.facts.candidates() {
+		if c.Route.Type == typeLocal && c.Route.Destination.Contains(a) {
+			return true
+		}
+	}
+	for _, addresses := range x.facts.Addresses {
+		if slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return true
+		}
+	}
+	return false
 }
 
 // selectorOf is what a rule selects by that the question leaves open.

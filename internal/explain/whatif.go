@@ -97,17 +97,12 @@ func (w *whatIf) down(i *lookup.Interface) {
 	isOwn := func(a netip.Addr) bool {
 		return slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == a })
 	}
-	gone := 0
 	for t, candidates := range w.Tables {
 		w.Tables[t] = slices.DeleteFunc(candidates, func(c lookup.Candidate) bool {
 			r := c.Route
 			// The kernel deletes IPv4 routes with a source address that is gone (fib_sync_down_addr).
-			is := r.Device == i.Index || r.Family == routing.IPv4 && r.PreferredSource.IsValid() && isOwn(r.PreferredSource) ||
+			return r.Device == i.Index || r.Family == routing.IPv4 && r.PreferredSource.IsValid() && isOwn(r.PreferredSource) ||
 				r.Type == typeLocal && r.Destination.IsSingleIP() && isOwn(r.Destination.Addr())
-			if is {
-				gone++
-			}
-			return is
 		})
 		for n := range w.Tables[t] {
 			if r := &w.Tables[t][n].Route; r.PreferredSource.IsValid() && isOwn(r.PreferredSource) {
@@ -125,7 +120,7 @@ func (w *whatIf) down(i *lookup.Interface) {
 		}
 		return r.OIF == i.Name || r.From.IsValid() && r.From.IsSingleIP() && isOwn(r.From.Addr()) || w.Notes.Tables[r.Table] == name && r.Table != 0
 	})
-	text := fmt.Sprintf("%s is down: its addresses and %d of the routes that were read are gone", name, gone)
+	text := name + " is down: its addresses and routes are gone"
 	if gone := rules - len(w.Rules); gone > 0 {
 		text += fmt.Sprintf(", and multihomed has removed its %d rules", gone)
 	}

@@ -232,6 +232,9 @@ func (x *explainer) deadIn(t routing.TableID) string {
 	return ""
 }
 
+// EveryPacket is why a rule without selectors matches.
+const EveryPacket = "it is for every packet"
+
 // because says why a rule matches or does not, in words about the packet.
 func (x *explainer) because(f lookup.Flow, r routing.Rule, failed lookup.Selector, result lookup.Result) string {
 	if result == lookup.Unmatched {
@@ -277,7 +280,7 @@ func (x *explainer) matching(f lookup.Flow, r routing.Rule) string {
 	add(r.DestinationPorts != routing.PortRange{}, lookup.ByDestinationPort)
 	add(r.TunnelID != 0, lookup.ByTunnel)
 	if len(facts) == 0 {
-		return "it is for every packet"
+		return EveryPacket
 	}
 	return list(facts, len(facts))
 }

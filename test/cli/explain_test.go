@@ -82,6 +82,7 @@ func TestExplain(t *testing.T) {
 	h.explainForwarded(wan1)
 	h.explainTunnel(wan1)
 	h.explainText(wan1)
+	h.explainTerminal(outside4, "--from", wan1)
 	h.explainSnapshot(wan1)
 	h.explainWhatIf()
 
