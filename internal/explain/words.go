@@ -142,7 +142,8 @@ func (x *explainer) binding(r routing.Rule, link string) string {
 		var is bool
 		switch b.Selector {
 		case "user":
-			is = r.UIDs.Set && r.UIDs.First == r.UIDs.Last && (fmt.Sprint(r.UIDs.First) == b.Value || x.facts.Users[r.UIDs.First] == b.Value)
+			one := r.UIDs.First == r.UIDs.Last && (fmt.Sprint(r.UIDs.First) == b.Value || x.facts.Users[r.UIDs.First] == b.Value)
+			is = r.UIDs.Set && (one || fmt.Sprintf("%d-%d", r.UIDs.First, r.UIDs.Last) == b.Value)
 		case "mark":
 			is = r.Mark.Mask != 0 && (b.Value == fmt.Sprintf("%#x", r.Mark.Value) && r.Mark.Mask == math.MaxUint32 || b.Value == fmt.Sprintf("%#x/%#x", r.Mark.Value, r.Mark.Mask))
 		case "interface":
