@@ -214,7 +214,7 @@ func (w *whatIf) exits(defaults []routing.Route) []routing.Route {
 		r := c.Route
 		name, link := w.link(r.Device)
 		if c.Dead || r.Type != routing.RouteUnicast || !r.IsDefault() || w.Notes.Tables[r.Table] != name || name == "" || link.Role != routing.Uplink.String() ||
-			r.Table == w.Notes.FailoverTable || w.isDead(r) || len(w.Addresses[r.Device]) == 0 {
+			r.Table == w.Notes.FailoverTable || w.isDead(r) || !w.hasSource(r.Device) {
 			continue
 		}
 		if known, has := best[r.Device]; !has || r.Metric < known.Metric {
@@ -236,6 +236,11 @@ func (w *whatIf) exits(defaults []routing.Route) []routing.Route {
 		}
 	}
 	return slices.SortedFunc(maps.Values(best), func(a, b routing.Route) int { return slices.Compare(order(a), order(b)) })
+}
+
+// hasSource reports whether an interface has an address that unbound traffic may have.
+func (w *whatIf) hasSource(device int) bool {
+	return slices.ContainsFunc(w.Addresses[device], func(p netip.Prefix) bool { return p.Addr().IsGlobalUnicast() })
 }
 
 // failOver leads unbound traffic as failover would (Planner.decide in routing/course.go).
@@ -303,7 +308,7 @@ func (w *whatIf) lead(f routing.TableID, ways []routing.Route, moved, dead bool)
 		slices.Sort(out)
 		return out
 	}
-	var have []routing.Route
+	have := make([]routing.Route, 0, len(w.Tables[f]))
 	for _, c := range w.Tables[f] {
 		have = append(have, c.Route)
 	}
