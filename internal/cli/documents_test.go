@@ -52,9 +52,9 @@ func TestCommandsInDocuments(t *testing.T) {
 // checkCommand looks up the words that follow multihomectl.
 func checkCommand(t *testing.T, all map[string]command, document, line string) {
 	t.Helper()
-	line, _, _ = strings.Cut(line, "  #")
+	line, _, _ = strings.Cut(line, " #")
 	path := ""
-	for _, word := range strings.Fields(line) {
+	for _, word := range strings.FieldsSeq(line) {
 		c := all[path]
 		switch {
 		case strings.ContainsAny(word[:1], "|>&;"), word == "--":
