@@ -54,7 +54,7 @@ func checkCommand(t *testing.T, all map[string]command, document, line string) {
 	t.Helper()
 	line, _, _ = strings.Cut(line, " #")
 	path := ""
-	for _, word := range strings.FieldsSeq(line) {
+	for word := range strings.FieldsSeq(line) {
 		c := all[path]
 		switch {
 		case strings.ContainsAny(word[:1], "|>&;"), word == "--":
