@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"multihomed/internal/shell"
+	"multihomed/internal/status/outcome"
 	"multihomed/routing"
+	"multihomed/routing/lookup"
 )
 
 // sees reports whether a rule sees packets of a family.
@@ -26,11 +28,12 @@ func checkSNAT(f *facts) []Finding {
 					continue
 				}
 				seen, exactly := covers(r.Out, l.name)
-				if !seen {
+				// What selects by something that is not known may select by the link.
+				if !seen || r.Narrow && !exactly {
 					continue
 				}
 				owner, owned := f.owner(r.To)
-				if r.Deed == SNAT && owned && owner.index != l.index && routing.FamilyOf(r.To) == family {
+				if r.Deed == SNAT && owned && owner.index != l.index && routing.FamilyOf(r.To) == family && !r.Narrow && !f.ledBy(r.Source, l) {
 					commands := r.masqueradeOn(family, l.name)
 					fix := fmt.Sprintf("have what leaves by %s masqueraded before that rule", l.name)
 					if commands == "" {
@@ -44,13 +47,31 @@ func checkSNAT(f *facts) []Finding {
 				}
 				// What stands before decides. Of a rule for this link alone it is assumed that it
 				// selects the right packets.
-				if exactly || !r.Narrow && !r.Source.IsValid() {
+				if exactly || !r.Source.IsValid() && !r.Except {
 					break
 				}
 			}
 		}
 	}
 	return out
+}
+
+// ledBy reports whether a rule of somebody else leads forwarded packets with a source away from a
+// link: what a firewall does to them is made for the other one.
+func (f *facts) ledBy(source netip.Prefix, l link) bool {
+	if !source.IsValid() {
+		return false
+	}
+	for _, i := range f.Interfaces {
+		if i.Index == l.index || !slices.ContainsFunc(i.Addresses, func(a routing.Address) bool { return a.Prefix.Masked().Overlaps(source) }) {
+			continue
+		}
+		flow := lookup.Flow{From: source.Addr(), To: outcome.Parts(routing.FamilyOf(source.Addr()))[0], IIF: i.Name}
+		if v, known := f.ask(flow); known && v.Outcome != lookup.Local && !v.Through(l.index) && v.Rule.Protocol != routing.Multihomed && !v.Rule.Kernels() {
+			return true
+		}
+	}
+	return false
 }
 
 // checkMasquerade finds an uplink on which packets keep their private sources, while they are
@@ -76,7 +97,7 @@ func checkMasquerade(f *facts) []Finding {
 		for _, other := range uplinks {
 			i := slices.IndexFunc(f.Filter, func(r FilterRule) bool {
 				seen, exactly := covers(r.Out, other.name)
-				return translates(r) && seen && exactly
+				return translates(r) && seen && exactly && !r.Narrow
 			})
 			if i < 0 {
 				continue
@@ -96,7 +117,7 @@ func checkMasquerade(f *facts) []Finding {
 // masqueradeOn are the commands that masquerade what leaves by an interface, before everything else
 // in the chain of the rule; none if the rule selects by something that is not known.
 func (r FilterRule) masqueradeOn(f routing.Family, device string) routing.Commands {
-	if r.Narrow || strings.ContainsAny(device, `"\*`) {
+	if r.Narrow || r.Except || strings.ContainsAny(device, `"\*`) {
 		return ""
 	}
 	if r.XT {
@@ -132,7 +153,7 @@ func (r FilterRule) words() string {
 	if r.Source.IsValid() {
 		b = append(b, "saddr", r.Source.String())
 	}
-	if r.Narrow {
+	if r.Narrow || r.Except {
 		b = append(b, "…")
 	}
 	switch r.Deed {
@@ -285,7 +306,8 @@ func checkPublished(f *facts) []Finding {
 		return nil // The administrator sees to it.
 	}
 	for _, r := range f.Filter {
-		if r.Deed != DNAT || r.Hook != "prerouting" || !r.sees(family) || f.isOwn(r.To) {
+		byUplink := slices.ContainsFunc(f.uplinks(family), func(l link) bool { seen, _ := covers(r.In, l.name); return seen })
+		if r.Deed != DNAT || r.Hook != "prerouting" || !r.sees(family) || f.isOwn(r.To) || !byUplink {
 			continue
 		}
 		fix := `set forwarded = "auto" in [answers] of /etc/multihomed/multihomed.toml, then: systemctl reload multihomed`

@@ -155,7 +155,7 @@ func TestFlatten(t *testing.T) {
 		)}}}},
 		{Table: table, Chain: nftables.Chain{Name: "loop", Rules: []nftables.Rule{{Exprs: []nftables.Expr{jump("loop")}}, {Exprs: []nftables.Expr{jump("loop")}}}}},
 	}
-	found := gather.Flatten(chains)
+	found := gather.Flatten(chains, nil)
 	if len(found) != 1 {
 		t.Fatalf("found %+v", found)
 	}
