@@ -406,6 +406,7 @@ func (s *system) life(debs packages) {
 		}
 	})
 	s.step("what needs more", s.moreRights)
+	s.step("doctor", s.doctor)
 	s.step("systemd-networkd", s.networkd)
 	s.step("remove while somebody has the lock", s.stuck)
 	s.step("remove", func() {

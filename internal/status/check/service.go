@@ -242,7 +242,7 @@ func checkDaemonProblems(v *view.View, _ files) []routing.Problem {
 	out := slices.Clone(v.Daemon.Problems)
 	for i := range out {
 		if p := &out[i]; p.Code == routing.WaitsForOwners && p.Fix == "" && !v.NM.Running {
-			p.Fix = "systemctl start NetworkManager"
+			p.Fix, p.Commands = "systemctl start NetworkManager", "systemctl start NetworkManager"
 		}
 	}
 	return out
