@@ -179,6 +179,10 @@ func TestNamesOfAnyBytes(t *testing.T) {
 	s, h := sound()
 	s.Links[1].Interface, h.Interfaces[1].Name = `w\xff\\n`, "w\xff\\n"
 	h.Parameters["net/ipv6/conf/w\xff\\n/forwarding"], h.Parameters["net/ipv6/conf/w\xff\\n/accept_ra"] = 1, 1
+	h.Interfaces[1].Addresses = []routing.Address{{Prefix: netip.MustParsePrefix("2001:db8:1::7/64"), Dynamic: true}}
+	h.Tables[routing.IPv6] = map[routing.TableID][]routing.Route{routing.TableMain: {{
+		Family: routing.IPv6, Destination: netip.MustParsePrefix("2001:db8:1::/64"), Device: 3, Protocol: routing.ProtocolKernel, Type: routing.RouteUnicast,
+	}}}
 	found := doctor.Diagnose(s, h).Of(doctor.AcceptRA)
 	if len(found) != 1 || found[0].Link != `w\xff\\n` || found[0].Commands != `sysctl -w "net.ipv6.conf.w$(printf '\377')\\n.accept_ra=2"` {
 		t.Errorf("found %+v", found)

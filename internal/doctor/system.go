@@ -166,13 +166,17 @@ func checkMPTCP(f *facts) []Finding {
 	if f.Subflows >= wanted {
 		return nil
 	}
+	severity, what := routing.Notice, "it does not use all links"
+	if f.Subflows == 0 {
+		severity, what = routing.Warning, "it uses one link only"
+	}
 	evidence := []string{fmt.Sprintf("ip mptcp limits: subflows %d", f.Subflows)}
 	for _, a := range f.Endpoints {
 		evidence = append(evidence, "ip mptcp endpoint: "+a.String())
 	}
 	return []Finding{{Problem: routing.Problem{
-		Severity: routing.Warning, Object: "ip mptcp limits",
-		Text: fmt.Sprintf("Multipath TCP has %d endpoints of a family, and a connection may add only %d subflows: it does not use all links", endpoints, f.Subflows),
+		Severity: severity, Object: "ip mptcp limits",
+		Text: fmt.Sprintf("Multipath TCP has %d endpoints of a family, and a connection may add only %d subflows: %s", endpoints, f.Subflows, what),
 		Fix:  "raise the limit", Commands: routing.CommandsOf(fmt.Sprintf("ip mptcp limits set subflows %d", wanted)),
 	}, Evidence: evidence}}
 }

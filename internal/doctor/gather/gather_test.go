@@ -45,7 +45,7 @@ func TestFiles(t *testing.T) {
 		"proc/42/net/netlink", "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\n0 0 42 0 0 0 0 2 5 77\n0 0 43 0 0 0 0 2 9 78\n",
 	)
 	files["proc/42/fd/3"] = &fstest.MapFile{Data: []byte("socket:[77]"), Mode: fs.ModeSymlink | 0o777}
-	h := gather.Read(t.Context(), v, files)
+	h := gather.Read(t.Context(), gather.Of(v), files)
 	if h.Parameters["net/ipv4/conf/wan1/rp_filter"] != 1 {
 		t.Errorf("parameters are %v", h.Parameters)
 	}
@@ -81,11 +81,11 @@ func TestKernelConfig(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if h := gather.Read(t.Context(), v, root("proc/config.gz", packed.String())); said(h) || slices.Contains(h.Missing, "CONFIG_IP_MULTIPLE_TABLES") || !slices.Contains(h.Missing, "CONFIG_NF_TABLES") {
+	if h := gather.Read(t.Context(), gather.Of(v), root("proc/config.gz", packed.String())); said(h) || slices.Contains(h.Missing, "CONFIG_IP_MULTIPLE_TABLES") || !slices.Contains(h.Missing, "CONFIG_NF_TABLES") {
 		t.Errorf("packed: missing %v, not looked %v", h.Missing, h.Unlooked)
 	}
 	for name, files := range map[string]fstest.MapFS{"nothing": root(), "damaged": root("proc/config.gz", "x")} {
-		if h := gather.Read(t.Context(), v, files); !said(h) || len(h.Missing) > 0 {
+		if h := gather.Read(t.Context(), gather.Of(v), files); !said(h) || len(h.Missing) > 0 {
 			t.Errorf("%s: missing %v, not looked %v", name, h.Missing, h.Unlooked)
 		}
 	}
@@ -116,7 +116,7 @@ func TestAgents(t *testing.T) {
 		{"netplan without", root("etc/netplan/10-own.yaml", "network:\n  # routing-policy: none\n"), ""},
 	} {
 		var names []string
-		for _, a := range gather.Read(t.Context(), viewtest.Of(), c.files).Agents {
+		for _, a := range gather.Read(t.Context(), gather.Of(viewtest.Of()), c.files).Agents {
 			names = append(names, a.Name)
 		}
 		if c.want == "" && len(names) > 0 || c.want != "" && !slices.Equal(names, []string{c.want}) {
