@@ -141,7 +141,9 @@ func checkHardware(f *facts) []Finding {
 }
 
 // shares reports whether an interface has its hardware address from another one.
-func shares(i routing.Interface) bool { return i.Kind == "vlan" || i.Kind == "ipvlan" || i.Kind == "macsec" || i.Master != 0 }
+func shares(i routing.Interface) bool {
+	return i.Kind == "vlan" || i.Kind == "ipvlan" || i.Kind == "macsec" || i.Master != 0
+}
 
 func overlap(a, b link) bool {
 	for _, n := range a.Networks {

@@ -78,7 +78,7 @@ func checkManager(v *view.View, f files) []routing.Problem {
 	switch {
 	case v.Complete(), isSaid:
 		return nil
-	case v.Snapshot != nil:
+	case v.ByDaemon:
 		return []routing.Problem{{
 			Severity: routing.Notice,
 			Text:     "multihomed is waiting: " + cmp.Or(v.Daemon.Waiting, v.NM.Reason, "NetworkManager is not running") + "; existing routing is kept",
