@@ -13,9 +13,8 @@ import (
 // finding goes, and so do all that came with it.
 func (s *system) doctor() {
 	const (
-		hook   = "/usr/lib/NetworkManager/dispatcher.d/90-multihomed"
-		units  = "/usr/lib/systemd/system/"
-		dropIn = "/run/systemd/system/multihomed.service.d"
+		hook  = "/usr/lib/NetworkManager/dispatcher.d/90-multihomed"
+		units = "/usr/lib/systemd/system/"
 	)
 	findings := func() (found []routing.Code) {
 		s.t.Helper()
@@ -40,8 +39,7 @@ func (s *system) doctor() {
 		{routing.WaitsForOwners, "systemctl stop NetworkManager", ""},
 		{"network-manager", "systemctl stop multihomed.service multihomed.socket NetworkManager", "systemctl start multihomed.service"},
 		{"networkd", "systemctl start systemd-networkd", "systemctl stop systemd-networkd.socket systemd-networkd; rm -r /etc/systemd/networkd.conf.d"},
-		{doctor.DaemonRights, "mkdir -p " + dropIn + "; printf '[Service]\\nCapabilityBoundingSet=\\nAmbientCapabilities=\\n' >" + dropIn + "/x.conf; systemctl daemon-reload; systemctl --no-block restart multihomed.service", ""},
-		{doctor.CloudAgent, "printf '[Timer]\\nOnBootSec=1h\\n[Install]\\nWantedBy=timers.target\\n' >" + units + "nm-cloud-setup.timer; systemctl daemon-reload; systemctl enable nm-cloud-setup.timer", "rm " + units + "nm-cloud-setup.timer; systemctl daemon-reload"},
+		{doctor.CloudAgent, "printf '[Timer]\\nOnBootSec=1h\\n[Install]\\nWantedBy=timers.target\\n' >" + units + "nm-cloud-setup.timer; printf '[Service]\\nType=oneshot\\nExecStart=/bin/true\\n' >" + units + "nm-cloud-setup.service; systemctl daemon-reload; systemctl enable nm-cloud-setup.timer", "rm " + units + "nm-cloud-setup.*; systemctl daemon-reload"},
 		{doctor.CloudAgent, "printf '[Service]\\nExecStart=/bin/true\\n' >" + units + "policy-routes@.service", "rm " + units + "policy-routes@.service; systemctl unmask policy-routes@.service"},
 	} {
 		s.eventually(func() error {

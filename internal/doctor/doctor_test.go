@@ -38,8 +38,8 @@ func sound() (status.Status, doctor.Host) {
 	s.Links[0].Networks = append(s.Links[0].Networks, link("", 2, "2001:db8::7/64", "fe80::1").Networks...)
 	h := doctor.Host{Rules: map[routing.Family][]routing.Rule{}, Tables: map[routing.Family]map[routing.TableID][]routing.Route{}, Parameters: map[string]int{"net/ipv4/nexthop_compat_mode": 1}}
 	h.Interfaces = []routing.Interface{
-		{Index: 2, Name: "wan0", Up: true, Hardware: "\x02\x00\x00\x00\x00\x02"},
-		{Index: 3, Name: "wan1", Up: true, Hardware: "\x02\x00\x00\x00\x00\x03"},
+		{Index: 2, Name: "wan0", Up: true, Hardware: "\x02\x00\x00\x00\x00\x02", Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("2001:db8::7/64")}}},
+		{Index: 3, Name: "wan1", Up: true, Hardware: "\x02\x00\x00\x00\x00\x03", Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("2001:db8:1::7/64")}}},
 	}
 	for _, f := range routing.Families() {
 		for _, t := range []struct {

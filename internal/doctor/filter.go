@@ -270,18 +270,27 @@ func checkStrictMarks(f *facts) []Finding {
 // IPv6_rpfilter), where a link lacks rules by which it would let them pass.
 func checkRPFilter6(f *facts) []Finding {
 	i := slices.IndexFunc(f.Filter, func(r FilterRule) bool { return r.Deed == DropStray && r.IPv6 })
-	uplinks := f.uplinks(routing.IPv6)
-	if i < 0 || len(uplinks) < 2 {
+	if i < 0 {
 		return nil
 	}
+	links := 0
 	var bare []string
-	for _, l := range uplinks {
+	for _, l := range f.links {
+		// The addresses of what is left alone are no part of the status.
 		_, alone := l.LeftAlone[routing.IPv6.String()]
+		addresses := l.global6()
+		if !alone && !l.uplink[routing.IPv6] || len(addresses) == 0 {
+			continue
+		}
+		links++
 		if alone || !slices.ContainsFunc(f.Rules[routing.IPv6], func(r routing.Rule) bool {
-			return r.Protocol == routing.Multihomed && r.From.IsValid() && slices.ContainsFunc(l.addresses(routing.IPv6), r.From.Contains)
+			return r.Protocol == routing.Multihomed && r.From.IsValid() && slices.ContainsFunc(addresses, r.From.Contains)
 		}) {
 			bare = append(bare, l.name)
 		}
+	}
+	if links < 2 {
+		return nil
 	}
 	if len(bare) == 0 {
 		return nil
@@ -292,6 +301,17 @@ func checkRPFilter6(f *facts) []Finding {
 		Text: fmt.Sprintf("the nftables rule %s drops IPv6 packets whose way back is another interface, and %s has no rules by source: what comes in by a link that is not the default is dropped", r, strings.Join(bare, " and ")),
 		Fix:  "let multihomed route the links, or set IPv6_rpfilter=loose in /etc/firewalld/firewalld.conf",
 	}, Evidence: []string{r.words()}}}
+}
+
+// global6 are the IPv6 addresses of a link that other networks may know.
+func (l link) global6() []netip.Addr {
+	var out []netip.Addr
+	for _, a := range l.facts.Addresses {
+		if own := a.Prefix.Addr(); own.Is6() && own.IsGlobalUnicast() {
+			out = append(out, own)
+		}
+	}
+	return out
 }
 
 // checkPublished finds ports that are published on several uplinks while nobody sees to it that

@@ -138,7 +138,8 @@ func checkTables(f *facts) []Finding {
 		}
 	}
 	taken, all := len(used), int(r.Last-r.First) // The last number is that of failover.
-	if !isNearlyFull(taken, all) {
+	// Links that have a table get none of those that are kept for other ones.
+	if !isNearlyFull(taken, all-routing.KeptForNew(all)) {
 		return nil
 	}
 	return []Finding{{Problem: routing.Problem{

@@ -155,9 +155,9 @@ func TestProbe(t *testing.T) {
 
 // TestConfigured: what depends on the configuration, or on a busy host.
 func TestConfigured(t *testing.T) {
-	h := newHost(t, "[tables]", "first = 11000", "last = 11004", "[answers]", `forwarded = "no"`)
+	h := newHost(t, "[tables]", "first = 11000", "last = 11005", "[answers]", `forwarded = "no"`)
 	full := h.find(doctor.TablesNearlyFull, routing.Warning, "")
-	if full.Object != "tables 11000-11004" || full.Commands != "" {
+	if full.Object != "tables 11000-11005" || full.Commands != "" {
 		t.Errorf("%s", texts([]doctor.Finding{full}))
 	}
 	// A redirection of what comes from the LAN publishes nothing.
@@ -171,12 +171,12 @@ func TestConfigured(t *testing.T) {
 	}
 	h.sh("nft delete table ip t")
 	// firewalld's IPv6_rpfilter harms a link without rules alone.
-	h.sh(nft("table inet firewalld {\n chain mangle_PREROUTING { type filter hook prerouting priority mangle + 10\n  meta nfproto ipv6 fib saddr . mark . iif oif missing drop\n }\n}"))
+	h.sh(nft("table inet firewalld {\n chain mangle_PREROUTING { type filter hook prerouting priority mangle + 10\n  icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept\n  meta nfproto ipv6 fib saddr . mark . iif oif missing drop\n }\n}"))
 	if found := h.doctor().Of(doctor.RPFilter6); len(found) > 0 {
 		t.Errorf("%s", texts(found))
 	}
 	h.must(h.Modify(t.Context(), "wan1", "ipv6.route-table", "77"))
-	h.must(h.Reapply(t.Context(), "wan1"))
+	h.must(h.Up(t.Context(), "wan1"))
 	if f := h.find(doctor.RPFilter6, routing.Notice, ""); !strings.Contains(f.Text, "wan1 has no rules by source") {
 		t.Errorf("%s", texts([]doctor.Finding{f}))
 	}

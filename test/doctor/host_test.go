@@ -47,7 +47,7 @@ func newHost(t *testing.T, config ...string) *host {
 		}
 	}
 	h.must(h.ServeEcho())
-	h.must(os.WriteFile("/etc/multihomed/multihomed.toml", []byte(strings.Join(config, "\n")), 0o600))
+	h.must(os.WriteFile("/etc/multihomed/multihomed.toml", []byte(strings.Join(config, "\n")), 0o644))
 	h.start()
 	return h
 }
