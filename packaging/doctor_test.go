@@ -36,7 +36,6 @@ func (s *system) doctor() {
 		{"dispatcher", "chown nobody " + hook, ""},
 		{"dispatcher", "systemctl disable NetworkManager-dispatcher", ""},
 		{"daemon", "systemctl stop multihomed.service multihomed.socket", ""},
-		{routing.WaitsForOwners, "systemctl stop NetworkManager", ""},
 		{"network-manager", "systemctl stop multihomed.service multihomed.socket NetworkManager", "systemctl start multihomed.service"},
 		{"networkd", "systemctl start systemd-networkd", "systemctl stop systemd-networkd.socket systemd-networkd; rm -r /etc/systemd/networkd.conf.d"},
 		{doctor.CloudAgent, "printf '[Timer]\\nOnBootSec=1h\\n[Install]\\nWantedBy=timers.target\\n' >" + units + "nm-cloud-setup.timer; printf '[Service]\\nType=oneshot\\nExecStart=/bin/true\\n' >" + units + "nm-cloud-setup.service; systemctl daemon-reload; systemctl enable nm-cloud-setup.timer", "rm " + units + "nm-cloud-setup.*; systemctl daemon-reload"},

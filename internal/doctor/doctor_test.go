@@ -118,6 +118,8 @@ func TestPatterns(t *testing.T) {
 		{name: "marks of connections", code: doctor.PublishedPort, none: true, change: all(unanswered("configured"), filter(nat(doctor.DNAT, "prerouting", netip.MustParseAddr("172.17.0.2")), nat(doctor.RestoreMark, "prerouting", netip.Addr{})))},
 		{name: "SNAT everywhere", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(nat(doctor.SNAT, "postrouting", a0, doctor.Match{Name: "lo", Not: true})), command: `nft insert rule ip nat post oifname '"wan1"' masquerade`},
 		{name: "SNAT by prefix of the name", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(nat(doctor.SNAT, "postrouting", a0, doctor.Match{Name: "wan*"})), command: "nft insert rule"},
+		{name: "SNAT of what cannot be known", code: doctor.SNATAddress, none: true, change: filter(doctor.FilterRule{Table: "ip nat", Base: "post", Chain: "post", IPv4: true, Hook: "postrouting", Deed: doctor.SNAT, To: a0, Narrow: true})},
+		{name: "SNAT of one protocol", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(doctor.FilterRule{Table: "ip nat", Base: "post", Chain: "post", IPv4: true, Hook: "postrouting", Deed: doctor.SNAT, To: a0, Except: true})},
 		{name: "SNAT to what no link has", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", netip.MustParseAddr("192.0.2.200")))},
 		{name: "SNAT after masquerade", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan1"}), nat(doctor.SNAT, "postrouting", a0))},
 		{name: "SNAT on each", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", a0, doctor.Match{Name: "wan0"}), nat(doctor.SNAT, "postrouting", a1, doctor.Match{Name: "wan1"}))},
@@ -136,6 +138,7 @@ func TestPatterns(t *testing.T) {
 			s.Links[1].Networks[0].Prefix = s.Links[0].Networks[0].Prefix
 		}, command: "ip link set"},
 		{name: "endpoints", code: doctor.MPTCPLimits, none: true, change: func(_ *status.Status, h *doctor.Host) { h.Endpoints, h.Subflows = []netip.Addr{a0, b1}, 0 }},
+		{name: "endpoints, too many", code: doctor.MPTCPLimits, severity: routing.Notice, change: func(_ *status.Status, h *doctor.Host) { h.Endpoints, h.Subflows = []netip.Addr{a0, a1, a0, a1}, 2 }, command: "ip mptcp limits set subflows 3"},
 		{name: "dead provider", code: doctor.UpstreamDead, severity: routing.Error, link: "wan1", change: func(_ *status.Status, h *doctor.Host) {
 			h.Probes = []doctor.Probe{{Link: "wan0", Family: routing.IPv4, OutsideAsked: true, OutsideAnswers: true}, {Link: "wan1", Family: routing.IPv4, OutsideAsked: true}}
 		}},

@@ -182,7 +182,7 @@ func (m Match) words() string {
 
 // marksAll reports whether a rule marks all packets of this host, or all that come in.
 func (r FilterRule) marksAll(hook string) bool {
-	return r.Deed == Mark && r.Hook == hook && !r.Narrow && !r.Source.IsValid()
+	return r.Deed == Mark && r.Hook == hook && !r.Narrow && !r.Except && !r.Source.IsValid()
 }
 
 // deletion deletes a rule of a firewall.

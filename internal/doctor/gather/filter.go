@@ -229,6 +229,8 @@ func (w *walk) compare(r *doctor.FilterRule, rule nftables.Rule, n int, e nftabl
 			is := len(e.Value) == 1 && e.Op == nftables.Equal
 			r.IPv4 = r.IPv4 && is && nftables.Family(e.Value[0]) == nftables.IPv4
 			r.IPv6 = r.IPv6 && is && nftables.Family(e.Value[0]) == nftables.IPv6
+		case nftables.MetaL4Proto:
+			r.Except = true
 		default:
 			r.Narrow = true
 		}
@@ -256,6 +258,9 @@ func match(e nftables.Cmp) doctor.Match {
 	return doctor.Match{Name: name, Not: e.Op == nftables.NotEqual}
 }
 
+// protocol is where the header of IPv4 has the protocol.
+const protocol = 9
+
 // matchIndex is a comparison with the index of an interface (`oif`): nft(8) takes the name that the
 // interface had when the rule was made.
 func (w *walk) matchIndex(e nftables.Cmp) doctor.Match {
@@ -269,12 +274,12 @@ func (w *walk) matchIndex(e nftables.Cmp) doctor.Match {
 // indexSize is the length of the index of an interface in bytes.
 const indexSize = 4
 
-// setAddress takes a comparison of bytes of the header: the source, destinations that are left out, or
+// setAddress takes a comparison of bytes of the header: the source, packets that are left out, or
 // something else. Without a mask, nft(8) loads only as many bytes as the prefix is long.
 func setAddress(r *doctor.FilterRule, p nftables.Payload, e nftables.Cmp, mask nftables.Value) {
 	size := 0
 	switch {
-	case e.Op == nftables.NotEqual && (p.Offset == nftables.IPv4Daddr.Offset && !r.IPv6 || p.Offset == nftables.IPv6Daddr.Offset && !r.IPv4):
+	case p.Offset == protocol && p.Length == 1 && !r.IPv6, e.Op == nftables.NotEqual && (p.Offset == nftables.IPv4Daddr.Offset && !r.IPv6 || p.Offset == nftables.IPv6Daddr.Offset && !r.IPv4):
 		r.Except = true
 		return
 	case p.Offset == nftables.IPv4Saddr.Offset && p.Length <= nftables.IPv4Saddr.Length && !r.IPv6:

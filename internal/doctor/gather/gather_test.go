@@ -145,6 +145,8 @@ func TestFlatten(t *testing.T) {
 		}},
 		{Table: table, Chain: nftables.Chain{Name: "zone", Rules: []nftables.Rule{{Handle: 3, Exprs: slices.Concat(
 			nftables.IPv4Only(), name(nftables.MetaOIFName, nftables.NotEqual, nftables.IfName("wan1")),
+			// By index, and for one protocol.
+			name(nftables.MetaOIF, nftables.Equal, nftables.Uint32(7)), name(nftables.MetaL4Proto, nftables.Equal, nftables.Uint8(6)),
 			[]nftables.Expr{
 				nftables.IPv4Saddr,
 				nftables.Bitwise{Source: nftables.Reg1, Dest: nftables.Reg1, Mask: "\xff\xff\xf0\x00", Xor: "\x00\x00\x00\x00"},
@@ -155,19 +157,19 @@ func TestFlatten(t *testing.T) {
 		)}}}},
 		{Table: table, Chain: nftables.Chain{Name: "loop", Rules: []nftables.Rule{{Exprs: []nftables.Expr{jump("loop")}}, {Exprs: []nftables.Expr{jump("loop")}}}}},
 	}
-	found := gather.Flatten(chains, nil)
+	found := gather.Flatten(chains, map[uint32]string{7: "wan7"})
 	if len(found) != 1 {
 		t.Fatalf("found %+v", found)
 	}
 	r := found[0]
-	if r.String() != "inet fw zone handle 3" || r.Base != "post" || r.Deed != doctor.SNAT || r.To != netip.MustParseAddr("192.0.2.7") || !r.IPv4 || r.IPv6 || r.Narrow {
+	if r.String() != "inet fw zone handle 3" || r.Base != "post" || r.Deed != doctor.SNAT || r.To != netip.MustParseAddr("192.0.2.7") || !r.IPv4 || r.IPv6 || r.Narrow || !r.Except {
 		t.Errorf("found %+v", r)
 	}
 	// In a table of both families the source is known after the family.
 	if r.Source != netip.MustParsePrefix("10.1.16.0/20") {
 		t.Errorf("the source is %s", r.Source)
 	}
-	if !slices.Equal(r.Out, []doctor.Match{{Name: "wan*"}, {Name: "wan1", Not: true}}) {
+	if !slices.Equal(r.Out, []doctor.Match{{Name: "wan*"}, {Name: "wan1", Not: true}, {Name: "wan7"}}) {
 		t.Errorf("out is %v", r.Out)
 	}
 }
