@@ -33,11 +33,11 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.
 	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
-	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
-	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
 test-of-e2e:
 	$(GO) test -race -timeout 40m ./test/e2e
+	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
+	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
 # What is not raced starts whole hosts and virtual machines.
 UNRACED := ./test/hosts/... ./test/vm ./test/cgroups
@@ -160,7 +160,7 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) -t $D$(mandir)/man5 $(filter %.5,$(MANUALS))
 	$(DATA) -t $D$(mandir)/man8 $(filter %.8,$(MANUALS))
 	$(DATA) -t $D$(docdir) README.md CONTRIBUTING.md ARCHITECTURE.md $(BIN)/NOTICES
-	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md)
+	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md docs/*.svg)
 	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
 
 uninstall: ## remove what make install installed, and the routing; configuration and leases stay
