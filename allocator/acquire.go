@@ -278,17 +278,11 @@ type choice struct {
 	victim *lease
 }
 
-// keptForNew is how many numbers stay free for interfaces that have none: so one
-// interface with many networks or many clients, whoever makes them, keeps no other
-// from working. A small range keeps a quarter.
-const keptForNew = 16
-
 func (a *Allocator) newChooser(inUse InUse, down bool) *chooser {
 	if inUse == nil {
 		inUse = func(routing.TableID) (string, bool) { return "", false }
 	}
-	size := uint64(a.numbers.Last-a.numbers.First) + 1
-	c := &chooser{inUse: inUse, keep: int(min(keptForNew, size/4)), next: a.low, candidate: a.free.first}
+	c := &chooser{inUse: inUse, keep: routing.KeptForNew(a.numbers.Size()), next: a.low, candidate: a.free.first}
 	if down {
 		c.down, c.next = true, uint64(a.numbers.Last)
 	}

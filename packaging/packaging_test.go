@@ -314,12 +314,12 @@ func TestPackage(t *testing.T) {
 	for _, release := range []string{machine.Bookworm, machine.Trixie} {
 		t.Run(release, func(t *testing.T) {
 			s, debs := booted(t, release)
-			s.life(debs)
+			s.life(release, debs)
 		})
 	}
 }
 
-func (s *system) life(debs packages) {
+func (s *system) life(release string, debs packages) {
 	t := s.t
 	for _, link := range s.links() {
 		// Both families belong to being online.
@@ -406,6 +406,9 @@ func (s *system) life(debs packages) {
 		}
 	})
 	s.step("what needs more", s.moreRights)
+	if release == machine.Trixie { // One is enough.
+		s.step("doctor", s.doctor)
+	}
 	s.step("systemd-networkd", s.networkd)
 	s.step("remove while somebody has the lock", s.stuck)
 	s.step("remove", func() {

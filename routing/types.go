@@ -160,6 +160,11 @@ func (r TableRange) Contains(t TableID) bool { return r.First <= t && t <= r.Las
 // Size is how many tables the range holds.
 func (r TableRange) Size() int { return int(r.Last) - int(r.First) + 1 }
 
+// KeptForNew is how many of so many numbers stay free for interfaces that have none: so one
+// interface with many networks or many clients, whoever makes them, keeps no other
+// from working. A small range keeps a quarter.
+func KeptForNew(numbers int) int { return min(16, numbers/4) } //nolint:mnd // as the comment says
+
 func (r TableRange) String() string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
 
 // An Optional is an attribute that may be absent; rtnetlink has several whose

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -153,7 +154,7 @@ func (a *app) readFacts(ctx context.Context, cfg config.Config) (doctor.Host, er
 	if err != nil {
 		return doctor.Host{}, err
 	}
-	return gather.Read(ctx, v, a.Root), nil
+	return gather.Read(ctx, gather.Of(v), a.Root), nil
 }
 
 // probeHost sends packets by all uplinks, and by local links those that ask their own wire.
@@ -191,7 +192,7 @@ func (a *app) printFix(report doctor.Report, code string) error {
 		lines := f.Commands.Lines()
 		if len(lines) == 0 {
 			helpless = true
-			fmt.Fprintf(&b, "# by hand: %s\n", clean(f.Fix))
+			fmt.Fprintf(&b, "# by hand: %s\n", cmp.Or(clean(f.Fix), "nothing to do but to wait, or to decide"))
 		}
 		for _, line := range lines {
 			fmt.Fprintln(&b, line)
@@ -280,14 +281,15 @@ const mostLinksToExamine = 40
 const mostNamed = 3
 
 // more are the errors and warnings of doctor that a status does not have: it is for its last lines.
-func (a *app) more(ctx context.Context, cfg config.Config, s Status) []doctor.Finding {
+func (a *app) more(ctx context.Context, s Status) []doctor.Finding {
 	if len(s.Links) == 0 || len(s.Links) > mostLinksToExamine {
 		return nil
 	}
-	host, err := a.readFacts(ctx, cfg)
+	source, err := gather.Beside(s)
 	if err != nil {
 		return nil // The status says what cannot be read.
 	}
+	host := gather.Read(ctx, source, a.Root)
 	return slices.DeleteFunc(doctor.Diagnose(s, host).Findings, func(f doctor.Finding) bool {
 		return f.Severity < routing.Warning || slices.ContainsFunc(s.Problems, func(p status.Problem) bool { return p.Code == f.Code && p.Link == f.Link })
 	})

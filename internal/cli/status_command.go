@@ -141,7 +141,7 @@ func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, as
 		err = encoder.Encode(s)
 	} else {
 		if len(how.only) == 0 {
-			how.found = a.more(ctx, loaded.Config, s)
+			how.found = a.more(ctx, s)
 		}
 		err = render(a.Out, s, how)
 	}

@@ -38,8 +38,8 @@ func sound() (status.Status, doctor.Host) {
 	s.Links[0].Networks = append(s.Links[0].Networks, link("", 2, "2001:db8::7/64", "fe80::1").Networks...)
 	h := doctor.Host{Rules: map[routing.Family][]routing.Rule{}, Tables: map[routing.Family]map[routing.TableID][]routing.Route{}, Parameters: map[string]int{"net/ipv4/nexthop_compat_mode": 1}}
 	h.Interfaces = []routing.Interface{
-		{Index: 2, Name: "wan0", Up: true, Hardware: "\x02\x00\x00\x00\x00\x02"},
-		{Index: 3, Name: "wan1", Up: true, Hardware: "\x02\x00\x00\x00\x00\x03"},
+		{Index: 2, Name: "wan0", Up: true, Hardware: "\x02\x00\x00\x00\x00\x02", Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("2001:db8::7/64")}}},
+		{Index: 3, Name: "wan1", Up: true, Hardware: "\x02\x00\x00\x00\x00\x03", Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("2001:db8:1::7/64")}}},
 	}
 	for _, f := range routing.Families() {
 		for _, t := range []struct {
@@ -118,6 +118,8 @@ func TestPatterns(t *testing.T) {
 		{name: "marks of connections", code: doctor.PublishedPort, none: true, change: all(unanswered("configured"), filter(nat(doctor.DNAT, "prerouting", netip.MustParseAddr("172.17.0.2")), nat(doctor.RestoreMark, "prerouting", netip.Addr{})))},
 		{name: "SNAT everywhere", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(nat(doctor.SNAT, "postrouting", a0, doctor.Match{Name: "lo", Not: true})), command: `nft insert rule ip nat post oifname '"wan1"' masquerade`},
 		{name: "SNAT by prefix of the name", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(nat(doctor.SNAT, "postrouting", a0, doctor.Match{Name: "wan*"})), command: "nft insert rule"},
+		{name: "SNAT of what cannot be known", code: doctor.SNATAddress, none: true, change: filter(doctor.FilterRule{Table: "ip nat", Base: "post", Chain: "post", IPv4: true, Hook: "postrouting", Deed: doctor.SNAT, To: a0, Narrow: true})},
+		{name: "SNAT of one protocol", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(doctor.FilterRule{Table: "ip nat", Base: "post", Chain: "post", IPv4: true, Hook: "postrouting", Deed: doctor.SNAT, To: a0, Except: true})},
 		{name: "SNAT to what no link has", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", netip.MustParseAddr("192.0.2.200")))},
 		{name: "SNAT after masquerade", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan1"}), nat(doctor.SNAT, "postrouting", a0))},
 		{name: "SNAT on each", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", a0, doctor.Match{Name: "wan0"}), nat(doctor.SNAT, "postrouting", a1, doctor.Match{Name: "wan1"}))},
@@ -136,6 +138,7 @@ func TestPatterns(t *testing.T) {
 			s.Links[1].Networks[0].Prefix = s.Links[0].Networks[0].Prefix
 		}, command: "ip link set"},
 		{name: "endpoints", code: doctor.MPTCPLimits, none: true, change: func(_ *status.Status, h *doctor.Host) { h.Endpoints, h.Subflows = []netip.Addr{a0, b1}, 0 }},
+		{name: "endpoints, too many", code: doctor.MPTCPLimits, severity: routing.Notice, change: func(_ *status.Status, h *doctor.Host) { h.Endpoints, h.Subflows = []netip.Addr{a0, a1, a0, a1}, 2 }, command: "ip mptcp limits set subflows 3"},
 		{name: "dead provider", code: doctor.UpstreamDead, severity: routing.Error, link: "wan1", change: func(_ *status.Status, h *doctor.Host) {
 			h.Probes = []doctor.Probe{{Link: "wan0", Family: routing.IPv4, OutsideAsked: true, OutsideAnswers: true}, {Link: "wan1", Family: routing.IPv4, OutsideAsked: true}}
 		}},
@@ -179,6 +182,10 @@ func TestNamesOfAnyBytes(t *testing.T) {
 	s, h := sound()
 	s.Links[1].Interface, h.Interfaces[1].Name = `w\xff\\n`, "w\xff\\n"
 	h.Parameters["net/ipv6/conf/w\xff\\n/forwarding"], h.Parameters["net/ipv6/conf/w\xff\\n/accept_ra"] = 1, 1
+	h.Interfaces[1].Addresses = []routing.Address{{Prefix: netip.MustParsePrefix("2001:db8:1::7/64"), Dynamic: true}}
+	h.Tables[routing.IPv6] = map[routing.TableID][]routing.Route{routing.TableMain: {{
+		Family: routing.IPv6, Destination: netip.MustParsePrefix("2001:db8:1::/64"), Device: 3, Protocol: routing.ProtocolKernel, Type: routing.RouteUnicast,
+	}}}
 	found := doctor.Diagnose(s, h).Of(doctor.AcceptRA)
 	if len(found) != 1 || found[0].Link != `w\xff\\n` || found[0].Commands != `sysctl -w "net.ipv6.conf.w$(printf '\377')\\n.accept_ra=2"` {
 		t.Errorf("found %+v", found)

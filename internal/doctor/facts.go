@@ -230,7 +230,11 @@ func (f *facts) others() []string {
 // explain adds what was seen to a problem of the status.
 func (f *facts) explain(p routing.Problem) Finding {
 	out := Finding{Problem: p}
-	if p.Object != "" {
+	switch p.Object {
+	case "":
+	case routing.IPv4.String(), routing.IPv6.String(): // What failover says is of a family.
+		out.Evidence = append(out.Evidence, "probes in "+p.Object+": multihomectl status -v")
+	default:
 		out.Evidence = append(out.Evidence, p.Object)
 	}
 	for _, l := range f.links {

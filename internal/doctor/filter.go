@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"multihomed/internal/shell"
+	"multihomed/internal/status/outcome"
 	"multihomed/routing"
+	"multihomed/routing/lookup"
 )
 
 // sees reports whether a rule sees packets of a family.
@@ -26,11 +28,12 @@ func checkSNAT(f *facts) []Finding {
 					continue
 				}
 				seen, exactly := covers(r.Out, l.name)
-				if !seen {
+				// What selects by something that is not known may select by the link.
+				if !seen || r.Narrow && !exactly {
 					continue
 				}
 				owner, owned := f.owner(r.To)
-				if r.Deed == SNAT && owned && owner.index != l.index && routing.FamilyOf(r.To) == family {
+				if r.Deed == SNAT && owned && owner.index != l.index && routing.FamilyOf(r.To) == family && !r.Narrow && !f.ledBy(r.Source, l) {
 					commands := r.masqueradeOn(family, l.name)
 					fix := fmt.Sprintf("have what leaves by %s masqueraded before that rule", l.name)
 					if commands == "" {
@@ -44,13 +47,31 @@ func checkSNAT(f *facts) []Finding {
 				}
 				// What stands before decides. Of a rule for this link alone it is assumed that it
 				// selects the right packets.
-				if exactly || !r.Narrow && !r.Source.IsValid() {
+				if exactly || !r.Source.IsValid() && !r.Except {
 					break
 				}
 			}
 		}
 	}
 	return out
+}
+
+// ledBy reports whether a rule of somebody else leads forwarded packets with a source away from a
+// link: what a firewall does to them is made for the other one.
+func (f *facts) ledBy(source netip.Prefix, l link) bool {
+	if !source.IsValid() {
+		return false
+	}
+	for _, i := range f.Interfaces {
+		if i.Index == l.index || !slices.ContainsFunc(i.Addresses, func(a routing.Address) bool { return a.Prefix.Masked().Overlaps(source) }) {
+			continue
+		}
+		flow := lookup.Flow{From: source.Addr(), To: outcome.Parts(routing.FamilyOf(source.Addr()))[0], IIF: i.Name}
+		if v, known := f.ask(flow); known && v.Outcome != lookup.Local && !v.Through(l.index) && v.Rule.Protocol != routing.Multihomed && !v.Rule.Kernels() {
+			return true
+		}
+	}
+	return false
 }
 
 // checkMasquerade finds an uplink on which packets keep their private sources, while they are
@@ -76,7 +97,7 @@ func checkMasquerade(f *facts) []Finding {
 		for _, other := range uplinks {
 			i := slices.IndexFunc(f.Filter, func(r FilterRule) bool {
 				seen, exactly := covers(r.Out, other.name)
-				return translates(r) && seen && exactly
+				return translates(r) && seen && exactly && !r.Narrow
 			})
 			if i < 0 {
 				continue
@@ -96,7 +117,7 @@ func checkMasquerade(f *facts) []Finding {
 // masqueradeOn are the commands that masquerade what leaves by an interface, before everything else
 // in the chain of the rule; none if the rule selects by something that is not known.
 func (r FilterRule) masqueradeOn(f routing.Family, device string) routing.Commands {
-	if r.Narrow || strings.ContainsAny(device, `"\*`) {
+	if r.Narrow || r.Except || strings.ContainsAny(device, `"\*`) {
 		return ""
 	}
 	if r.XT {
@@ -132,7 +153,7 @@ func (r FilterRule) words() string {
 	if r.Source.IsValid() {
 		b = append(b, "saddr", r.Source.String())
 	}
-	if r.Narrow {
+	if r.Narrow || r.Except {
 		b = append(b, "…")
 	}
 	switch r.Deed {
@@ -161,7 +182,7 @@ func (m Match) words() string {
 
 // marksAll reports whether a rule marks all packets of this host, or all that come in.
 func (r FilterRule) marksAll(hook string) bool {
-	return r.Deed == Mark && r.Hook == hook && !r.Narrow && !r.Source.IsValid()
+	return r.Deed == Mark && r.Hook == hook && !r.Narrow && !r.Except && !r.Source.IsValid()
 }
 
 // deletion deletes a rule of a firewall.
@@ -249,18 +270,27 @@ func checkStrictMarks(f *facts) []Finding {
 // IPv6_rpfilter), where a link lacks rules by which it would let them pass.
 func checkRPFilter6(f *facts) []Finding {
 	i := slices.IndexFunc(f.Filter, func(r FilterRule) bool { return r.Deed == DropStray && r.IPv6 })
-	uplinks := f.uplinks(routing.IPv6)
-	if i < 0 || len(uplinks) < 2 {
+	if i < 0 {
 		return nil
 	}
+	links := 0
 	var bare []string
-	for _, l := range uplinks {
+	for _, l := range f.links {
+		// The addresses of what is left alone are no part of the status.
 		_, alone := l.LeftAlone[routing.IPv6.String()]
+		addresses := l.global6()
+		if !alone && !l.uplink[routing.IPv6] || len(addresses) == 0 {
+			continue
+		}
+		links++
 		if alone || !slices.ContainsFunc(f.Rules[routing.IPv6], func(r routing.Rule) bool {
-			return r.Protocol == routing.Multihomed && r.From.IsValid() && slices.ContainsFunc(l.addresses(routing.IPv6), r.From.Contains)
+			return r.Protocol == routing.Multihomed && r.From.IsValid() && slices.ContainsFunc(addresses, r.From.Contains)
 		}) {
 			bare = append(bare, l.name)
 		}
+	}
+	if links < 2 {
+		return nil
 	}
 	if len(bare) == 0 {
 		return nil
@@ -271,6 +301,17 @@ func checkRPFilter6(f *facts) []Finding {
 		Text: fmt.Sprintf("the nftables rule %s drops IPv6 packets whose way back is another interface, and %s has no rules by source: what comes in by a link that is not the default is dropped", r, strings.Join(bare, " and ")),
 		Fix:  "let multihomed route the links, or set IPv6_rpfilter=loose in /etc/firewalld/firewalld.conf",
 	}, Evidence: []string{r.words()}}}
+}
+
+// global6 are the IPv6 addresses of a link that other networks may know.
+func (l link) global6() []netip.Addr {
+	var out []netip.Addr
+	for _, a := range l.facts.Addresses {
+		if own := a.Prefix.Addr(); own.Is6() && own.IsGlobalUnicast() {
+			out = append(out, own)
+		}
+	}
+	return out
 }
 
 // checkPublished finds ports that are published on several uplinks while nobody sees to it that
@@ -285,7 +326,8 @@ func checkPublished(f *facts) []Finding {
 		return nil // The administrator sees to it.
 	}
 	for _, r := range f.Filter {
-		if r.Deed != DNAT || r.Hook != "prerouting" || !r.sees(family) || f.isOwn(r.To) {
+		byUplink := slices.ContainsFunc(f.uplinks(family), func(l link) bool { seen, _ := covers(r.In, l.name); return seen })
+		if r.Deed != DNAT || r.Hook != "prerouting" || !r.sees(family) || f.isOwn(r.To) || !byUplink {
 			continue
 		}
 		fix := `set forwarded = "auto" in [answers] of /etc/multihomed/multihomed.toml, then: systemctl reload multihomed`

@@ -99,10 +99,10 @@ type FilterRule struct {
 	Deed Deed
 	// In and Out select by interface, also on the way to the rule.
 	In, Out []Match
-	// Source is of `ip saddr`, zero if it has none. Narrow says that it selects by something else,
-	// too.
-	Source netip.Prefix
-	Narrow bool
+	// Source is of `ip saddr`, zero if it has none. Except says that it leaves out some
+	// destinations or protocols, Narrow that it selects by something else, too.
+	Source         netip.Prefix
+	Except, Narrow bool
 	// To is the new address; Value and Mask are those of a mark.
 	To          netip.Addr
 	Value, Mask uint32

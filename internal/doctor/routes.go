@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"multihomed/internal/shell"
+	"multihomed/internal/status/outcome"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
 )
@@ -55,12 +56,25 @@ func checkMainSource(f *facts) []Finding {
 			if !owned || owner.index == r.Device || f.has(r.Device, r.PreferredSource) {
 				continue
 			}
+			to := r.Destination.Addr()
+			if r.Destination.Bits() == 0 {
+				to = outcome.Parts(family)[0]
+			}
+			// Bound to a local link they may use the route all the same.
+			v, known := f.ask(lookup.Flow{From: r.PreferredSource, To: to})
+			if !known || v.Outcome == lookup.Local || v.Through(r.Device) {
+				continue
+			}
+			what := "they are refused"
+			if v.Outcome == lookup.Sent && len(v.Legs) > 0 {
+				what = "they leave by " + f.device(v.Legs[0].Device)
+			}
 			bare := r
 			bare.PreferredSource = netip.Addr{}
 			words := append([]string{"ip", family.Flag(), "route", "replace"}, strings.Fields(f.wordsOf(bare))...)
 			out = append(out, Finding{Problem: routing.Problem{
 				Severity: routing.Warning, Link: owner.name, Object: f.wordsOf(r),
-				Text: fmt.Sprintf("the route of main for %s leads to %s and gives packets the address %s of %s: they leave by %s", r.Destination, f.device(r.Device), r.PreferredSource, owner.name, owner.name),
+				Text: fmt.Sprintf("the route of main for %s leads to %s and gives packets the address %s of %s: %s", r.Destination, f.device(r.Device), r.PreferredSource, owner.name, what),
 				Fix:  "take src out of the route", Commands: routing.CommandsOf(shell.Command(words...)),
 			}, Evidence: []string{f.wordsOf(r)}})
 		}
@@ -127,7 +141,9 @@ func checkHardware(f *facts) []Finding {
 }
 
 // shares reports whether an interface has its hardware address from another one.
-func shares(i routing.Interface) bool { return i.Kind == "vlan" || i.Kind == "ipvlan" || i.Master != 0 }
+func shares(i routing.Interface) bool {
+	return i.Kind == "vlan" || i.Kind == "ipvlan" || i.Kind == "macsec" || i.Master != 0
+}
 
 func overlap(a, b link) bool {
 	for _, n := range a.Networks {
@@ -148,24 +164,34 @@ func mac(b []byte) string {
 	return strings.Join(parts, ":")
 }
 
-// checkAcceptRA finds links on which the kernel would listen to routers, and does not because the
-// host forwards (accept_ra in Documentation/networking/ip-sysctl.rst). NetworkManager listens itself,
-// and sets accept_ra to 0.
+// checkAcceptRA finds links whose addresses the kernel has from routers to which it does not listen any
+// more, because the host forwards (accept_ra in Documentation/networking/ip-sysctl.rst).
 func checkAcceptRA(f *facts) []Finding {
 	var out []Finding
 	for _, l := range f.links {
 		forwarding, forwardingLine := f.setting("ipv6", l.name, "forwarding")
 		accept, acceptLine := f.setting("ipv6", l.name, "accept_ra")
-		if forwarding == 0 || accept != 1 {
+		if forwarding == 0 || accept != 1 || !f.autoconfigured(l) {
 			continue
 		}
 		out = append(out, Finding{Problem: routing.Problem{
 			Severity: routing.Warning, Link: l.name,
-			Text: fmt.Sprintf("%s forwards IPv6, and so the kernel ignores router advertisements on it: addresses and the default route expire", l.name),
+			Text: fmt.Sprintf("%s forwards IPv6, and the kernel ignores router advertisements on it: its addresses expire, and it has no default route", l.name),
 			Fix:  "accept them all the same", Commands: set("ipv6", l.name, "accept_ra", "2"),
 		}, Evidence: []string{forwardingLine, acceptLine}})
 	}
 	return out
+}
+
+// autoconfigured reports whether the kernel itself made an address of a link from what a router
+// advertised: the address expires, and the kernel has a route to its network. NetworkManager and
+// systemd-networkd listen to routers themselves, and make such routes as their own.
+func (f *facts) autoconfigured(l link) bool {
+	return slices.ContainsFunc(l.facts.Addresses, func(a routing.Address) bool {
+		return a.Dynamic && a.Prefix.Addr().Is6() && slices.ContainsFunc(f.mains(routing.IPv6), func(r routing.Route) bool {
+			return r.Device == l.index && r.Protocol == routing.ProtocolKernel && r.Destination == a.Prefix.Masked()
+		})
+	})
 }
 
 // checkLinkdown finds local links whose routes the kernel ignores while there is no carrier: packets

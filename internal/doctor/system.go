@@ -138,7 +138,8 @@ func checkTables(f *facts) []Finding {
 		}
 	}
 	taken, all := len(used), int(r.Last-r.First) // The last number is that of failover.
-	if !isNearlyFull(taken, all) {
+	// Links that have a table get none of those that are kept for other ones.
+	if !isNearlyFull(taken, all-routing.KeptForNew(all)) {
 		return nil
 	}
 	return []Finding{{Problem: routing.Problem{
@@ -166,13 +167,17 @@ func checkMPTCP(f *facts) []Finding {
 	if f.Subflows >= wanted {
 		return nil
 	}
+	severity, what := routing.Notice, "it does not use all links"
+	if f.Subflows == 0 {
+		severity, what = routing.Warning, "it uses one link only"
+	}
 	evidence := []string{fmt.Sprintf("ip mptcp limits: subflows %d", f.Subflows)}
 	for _, a := range f.Endpoints {
 		evidence = append(evidence, "ip mptcp endpoint: "+a.String())
 	}
 	return []Finding{{Problem: routing.Problem{
-		Severity: routing.Warning, Object: "ip mptcp limits",
-		Text: fmt.Sprintf("Multipath TCP has %d endpoints of a family, and a connection may add only %d subflows: it does not use all links", endpoints, f.Subflows),
+		Severity: severity, Object: "ip mptcp limits",
+		Text: fmt.Sprintf("Multipath TCP has %d endpoints of a family, and a connection may add only %d subflows: %s", endpoints, f.Subflows, what),
 		Fix:  "raise the limit", Commands: routing.CommandsOf(fmt.Sprintf("ip mptcp limits set subflows %d", wanted)),
 	}, Evidence: evidence}}
 }

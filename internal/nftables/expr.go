@@ -45,6 +45,8 @@ type MetaKey uint32
 // The keys.
 const (
 	MetaMark     MetaKey = 3
+	MetaIIF      MetaKey = 4
+	MetaOIF      MetaKey = 5
 	MetaIIFName  MetaKey = 6
 	MetaOIFName  MetaKey = 7
 	MetaSKUID    MetaKey = 10

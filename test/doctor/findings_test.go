@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"multihomed/internal/doctor"
@@ -49,7 +50,7 @@ func diseases() []disease {
 		{code: doctor.SNATAddress, severity: routing.Error, link: "wan1", provoke: "iptables-nft -t nat -A POSTROUTING -s 172.31.0.0/24 -j SNAT --to-source $A0", heal: "nft delete table ip nat"},
 		{code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", provoke: "sysctl -qw net.ipv4.ip_forward=1\n" + table("post", srcnat, `oifname "wan0" ip saddr 172.31.0.0/24 masquerade`), heal: "nft delete table ip t; sysctl -qw net.ipv4.ip_forward=0"},
 		{code: doctor.SameMAC, severity: routing.Notice, link: "wan1", provoke: "ip link set wan1 address $(cat /sys/class/net/wan0/address)"},
-		{code: doctor.AcceptRA, severity: routing.Warning, link: "wan1", provoke: "sysctl -qw net.ipv6.conf.wan1.forwarding=1 net.ipv6.conf.wan1.accept_ra=1", heal: "sysctl -qw net.ipv6.conf.wan1.forwarding=0 net.ipv6.conf.wan1.accept_ra=0"},
+		{code: doctor.AcceptRA, severity: routing.Warning, link: "wan1", provoke: "nmcli connection modify wan1 ipv6.method ignore; nmcli device reapply wan1; sysctl -qw net.ipv6.conf.wan1.accept_ra=1 net.ipv6.conf.wan1.disable_ipv6=0; ip -6 address flush dev wan1 scope global; ip -6 address add 2001:db8:0:2::9/64 dev wan1 valid_lft 3000 preferred_lft 3000; sysctl -qw net.ipv6.conf.wan1.forwarding=1", heal: "sysctl -qw net.ipv6.conf.wan1.forwarding=0 net.ipv6.conf.wan1.accept_ra=0; nmcli connection modify wan1 ipv6.method auto; nmcli connection up wan1"},
 		{code: doctor.MPTCPLimits, severity: routing.Warning, provoke: "ip mptcp limits set subflows 0", heal: "ip mptcp limits set subflows 2"},
 		{code: doctor.NexthopCompat, severity: routing.Notice, provoke: "sysctl -qw net.ipv4.nexthop_compat_mode=0"},
 		{code: doctor.LinkdownRoutes, severity: routing.Notice, link: "lan0", provoke: "sysctl -qw net.ipv4.conf.lan0.ignore_routes_with_linkdown=1"},
@@ -149,6 +150,42 @@ func TestProbe(t *testing.T) {
 		if found := last.Of(code); len(found) > 0 {
 			t.Errorf("at the end: %s", texts(found))
 		}
+	}
+}
+
+// TestConfigured: what depends on the configuration, or on a busy host.
+func TestConfigured(t *testing.T) {
+	h := newHost(t, "[tables]", "first = 11000", "last = 11005", "[answers]", `forwarded = "no"`)
+	full := h.find(doctor.TablesNearlyFull, routing.Warning, "")
+	if full.Object != "tables 11000-11005" || full.Commands != "" {
+		t.Errorf("%s", texts([]doctor.Finding{full}))
+	}
+	// A redirection of what comes from the LAN publishes nothing.
+	h.sh("nft add table ip t; nft 'add chain ip t pre { type nat hook prerouting priority dstnat; }'; nft 'add rule ip t pre iifname lan0 udp dport 53 dnat to 172.31.0.5'")
+	if found := h.doctor().Of(doctor.PublishedPort); len(found) > 0 {
+		t.Errorf("%s", texts(found))
+	}
+	h.sh("nft 'add rule ip t pre iifname != lan0 tcp dport 80 dnat to 172.31.0.5'")
+	if f := h.find(doctor.PublishedPort, routing.Warning, ""); !strings.Contains(f.Fix, "[answers]") || !strings.Contains(f.Text, "172.31.0.5") {
+		t.Errorf("%s", texts([]doctor.Finding{f}))
+	}
+	h.sh("nft delete table ip t")
+	// firewalld's IPv6_rpfilter harms a link without rules alone.
+	h.sh(nft("table inet firewalld {\n chain mangle_PREROUTING { type filter hook prerouting priority mangle + 10\n  icmpv6 type { nd-router-advert, nd-neighbor-solicit } accept\n  meta nfproto ipv6 fib saddr . mark . iif oif missing drop\n }\n}"))
+	if found := h.doctor().Of(doctor.RPFilter6); len(found) > 0 {
+		t.Errorf("%s", texts(found))
+	}
+	h.must(h.Modify(t.Context(), "wan1", "ipv6.route-table", "77"))
+	h.must(h.Up(t.Context(), "wan1"))
+	if f := h.find(doctor.RPFilter6, routing.Notice, ""); !strings.Contains(f.Text, "wan1 has no rules by source") {
+		t.Errorf("%s", texts([]doctor.Finding{f}))
+	}
+	// More changes than the sockets of a daemon that is stopped hold.
+	h.must(h.process.Signal(syscall.SIGSTOP))
+	h.sh("i=0; while [ $i -lt 60000 ]; do echo route add blackhole 10.$((i/65536)).$((i/256%256)).$((i%256)); i=$((i+1)); done >/run/routes; ip -batch /run/routes; ip route flush type blackhole")
+	h.must(h.process.Signal(syscall.SIGCONT))
+	if f := h.find(doctor.SocketOverrun, routing.Notice, ""); f.Commands != "systemctl restart multihomed" {
+		t.Errorf("%s", texts([]doctor.Finding{f}))
 	}
 }
 

@@ -169,6 +169,54 @@ ip route add default dev wg0 table 1836018789; ip rule add priority 32000 not fw
  }
 }`), remove: "nft delete table ip n; sysctl -qw net.ipv4.ip_forward=0",
 		},
+		{
+			name: "source NAT by the index of the link", make: "sysctl -qw net.ipv4.ip_forward=1\n" + nft(`table ip n {
+ chain post { type nat hook postrouting priority srcnat
+  oif "wan0" snat to $A0
+  oif "wan1" snat to $A1
+ }
+}`), remove: "nft delete table ip n; sysctl -qw net.ipv4.ip_forward=0",
+		},
+		{
+			name: "source NAT by sets, marks and maps", make: "sysctl -qw net.ipv4.ip_forward=1\n" + nft(`table ip n {
+ chain post { type nat hook postrouting priority srcnat
+  ct mark 1 snat to $A0
+  ct mark 2 snat to $A1
+  oifname { "wan0", "wan9" } snat to $A0
+  snat to oifname map { "wan0" : $A0, "wan1" : $A1 }
+ }
+}`), remove: "nft delete table ip n; sysctl -qw net.ipv4.ip_forward=0",
+		},
+		{
+			name: "hairpin NAT", make: "sysctl -qw net.ipv4.ip_forward=1\n" + nft(`table ip n {
+ chain post { type nat hook postrouting priority srcnat
+  ip saddr 172.31.0.0/24 ip daddr 172.31.0.5 tcp dport 80 snat to $A0
+  oifname "wan0" ip daddr 10.9.0.0/16 masquerade
+  oifname "wan*" masquerade
+ }
+}`), remove: "nft delete table ip n; sysctl -qw net.ipv4.ip_forward=0",
+		},
+		{
+			name: "a LAN that a rule binds to one link", make: "sysctl -qw net.ipv4.ip_forward=1; ip rule add priority 7000 iif lan0 lookup 333; ip route add default via $G0 dev wan0 table 333\n" + nft(`table ip n {
+ chain post { type nat hook postrouting priority srcnat
+  ip saddr 172.31.0.0/24 oifname != "lan0" snat to $A0
+ }
+}`), remove: "nft delete table ip n; ip rule del priority 7000; ip route flush table 333; sysctl -qw net.ipv4.ip_forward=0",
+		},
+		{
+			name: "two sites", make: "ip route add 10.9.0.0/16 via $G0 dev wan0 src 172.31.0.1; ip rule add priority 220 lookup 220; ip route add 10.20.0.0/16 via $G1 dev wan1 src 172.31.0.1 table 220",
+			remove: "ip route del 10.9.0.0/16; ip rule del priority 220; ip route flush table 220",
+		},
+		{
+			name: "CONNMARK of iptables", make: `iptables-nft -t mangle -A PREROUTING -i wan1 -m conntrack --ctstate NEW -j CONNMARK --set-mark 2; iptables-nft -t mangle -A OUTPUT -j CONNMARK --restore-mark
+iptables-nft -t nat -A POSTROUTING -o wan0 -j SNAT --to-source $A0; iptables-nft -t nat -A POSTROUTING -o wan1 -j SNAT --to-source $A1`,
+			remove: "nft delete table ip mangle; nft delete table ip nat",
+		},
+		{
+			name: "a router of IPv6 that NetworkManager configures", make: "sysctl -qw net.ipv6.conf.wan1.forwarding=1 net.ipv6.conf.wan1.accept_ra=1",
+			remove: "sysctl -qw net.ipv6.conf.wan1.forwarding=0 net.ipv6.conf.wan1.accept_ra=0",
+		},
+		{name: "ufw", make: "ufw --force enable >/dev/null; ufw allow in on wan1 to any port 22 >/dev/null", remove: "ufw --force disable >/dev/null; nft flush ruleset"},
 		{name: "ifupdown", start: ifupdown},
 		{name: "dnsmasq", start: dnsmasq},
 		{name: "BIRD", start: bird},

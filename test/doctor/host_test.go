@@ -27,10 +27,12 @@ type host struct {
 	*lab.Host
 	t *testing.T
 	// isps are the providers of wan0 and wan1.
-	isps [2]*lab.ISP
+	isps    [2]*lab.ISP
+	process *lab.Process
 }
 
-func newHost(t *testing.T) *host {
+// newHost makes a host whose configuration has these lines.
+func newHost(t *testing.T, config ...string) *host {
 	t.Helper()
 	h := &host{Host: labtest.NewHost(t, lab.HostConfig{
 		FastDAD: true, NMConfig: "[keyfile]\nunmanaged-devices=interface-name:docker*;interface-name:br-*;interface-name:veth*;interface-name:tun*;interface-name:wg*;interface-name:virbr*;interface-name:podman*;interface-name:cni*",
@@ -45,6 +47,7 @@ func newHost(t *testing.T) *host {
 		}
 	}
 	h.must(h.ServeEcho())
+	h.must(os.WriteFile("/etc/multihomed/multihomed.toml", []byte(strings.Join(config, "\n")), 0o644))
 	h.start()
 	return h
 }
@@ -68,11 +71,11 @@ func (h *host) start() {
 	h.t.Helper()
 	_, err := h.StartProber(h.t.Context(), h.program("multihomed"), "GORACE=halt_on_error=1 atexit_sleep_ms=0")
 	h.must(err)
-	daemon, err := h.Start(lab.ProcessConfig{Path: h.program("multihomed"), Notify: true})
+	h.process, err = h.Start(lab.ProcessConfig{Path: h.program("multihomed"), Notify: true})
 	h.must(err)
 	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
 	defer cancel()
-	_, err = daemon.WaitNotify(ctx, "READY=1")
+	_, err = h.process.WaitNotify(ctx, "READY=1")
 	h.must(err)
 	labtest.Eventually(h.t, func() error {
 		if out, err := h.as(0, "status"); err != nil {

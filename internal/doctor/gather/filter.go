@@ -32,7 +32,11 @@ func (r *reading) filter(ctx context.Context) {
 	chains, err := ruleset(ctx)
 	switch {
 	case err == nil:
-		r.Filter = Flatten(chains)
+		names := map[uint32]string{}
+		for _, i := range r.Interfaces {
+			names[uint32(i.Index)] = i.Name //nolint:gosec // the kernel's number
+		}
+		r.Filter = Flatten(chains, names)
 	case errors.Is(err, nftables.ErrUnsupported):
 		// A kernel without it has no rules either.
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
@@ -62,10 +66,10 @@ const (
 )
 
 // Flatten walks all chains that the kernel calls, and returns the rules that do something that matters,
-// in the order in which packets meet them, with what leads to each. Maps from keys to verdicts are not
-// followed.
-func Flatten(chains []nftables.Standing) []doctor.FilterRule {
-	w := walk{chains: map[nftables.TableID]map[string]*nftables.Standing{}, left: mostSeen}
+// in the order in which packets meet them, with what leads to each. Names are those of interfaces by
+// index. Maps from keys to verdicts are not followed.
+func Flatten(chains []nftables.Standing, names map[uint32]string) []doctor.FilterRule {
+	w := walk{chains: map[nftables.TableID]map[string]*nftables.Standing{}, names: names, left: mostSeen}
 	var bases []*nftables.Standing
 	for i := range chains {
 		c := &chains[i]
@@ -111,6 +115,7 @@ func Flatten(chains []nftables.Standing) []doctor.FilterRule {
 
 type walk struct {
 	chains map[nftables.TableID]map[string]*nftables.Standing
+	names  map[uint32]string
 	found  []doctor.FilterRule
 	left   int
 }
@@ -138,7 +143,7 @@ func (w *walk) take(c *nftables.Standing, r *doctor.FilterRule, rule nftables.Ru
 	}
 	switch e := e.(type) {
 	case nftables.Cmp:
-		compare(r, rule, n, e)
+		w.compare(r, rule, n, e)
 	case nftables.Lookup, nftables.VerdictMap, nftables.Unknown:
 		r.Narrow = true
 	case nftables.Mark:
@@ -156,8 +161,19 @@ func (w *walk) take(c *nftables.Standing, r *doctor.FilterRule, rule nftables.Ru
 				r.Value, r.Mask = binary.NativeEndian.Uint32([]byte(source.Value)), ^uint32(0)
 				add(doctor.Mark)
 			}
-		case nftables.CT, nftables.Bitwise:
+		case nftables.CT:
 			add(doctor.RestoreMark)
+		case nftables.Bitwise:
+			switch rule.ReadBy(slices.Index(rule.Exprs, nftables.Expr(source)), source.Source).(type) {
+			case nftables.CT:
+				add(doctor.RestoreMark)
+			case nftables.MetaLoad: // Some bits of the mark, as in `meta mark set meta mark or 4`.
+				if len(source.Mask) == markSize && len(source.Xor) == markSize {
+					r.Value = binary.NativeEndian.Uint32([]byte(source.Xor))
+					r.Mask = ^binary.NativeEndian.Uint32([]byte(source.Mask)) | r.Value
+					add(doctor.Mark)
+				}
+			}
 		}
 	case nftables.Translate:
 		r.To = e.To
@@ -197,7 +213,7 @@ func strictFIB(rule nftables.Rule) bool {
 
 // compare takes a comparison: of an interface, of the family, of the source; or of something that is
 // not known here.
-func compare(r *doctor.FilterRule, rule nftables.Rule, n int, e nftables.Cmp) {
+func (w *walk) compare(r *doctor.FilterRule, rule nftables.Rule, n int, e nftables.Cmp) {
 	switch left := rule.ReadBy(n, e.Source).(type) {
 	case nftables.MetaLoad:
 		switch left.Key {
@@ -205,18 +221,24 @@ func compare(r *doctor.FilterRule, rule nftables.Rule, n int, e nftables.Cmp) {
 			r.In = append(r.In, match(e))
 		case nftables.MetaOIFName:
 			r.Out = append(r.Out, match(e))
+		case nftables.MetaIIF:
+			r.In = append(r.In, w.matchIndex(e))
+		case nftables.MetaOIF:
+			r.Out = append(r.Out, w.matchIndex(e))
 		case nftables.MetaNFProto:
 			is := len(e.Value) == 1 && e.Op == nftables.Equal
 			r.IPv4 = r.IPv4 && is && nftables.Family(e.Value[0]) == nftables.IPv4
 			r.IPv6 = r.IPv6 && is && nftables.Family(e.Value[0]) == nftables.IPv6
+		case nftables.MetaL4Proto:
+			r.Except = true
 		default:
 			r.Narrow = true
 		}
 	case nftables.Payload:
-		setSource(r, left, e, "")
+		setAddress(r, left, e, "")
 	case nftables.Bitwise:
-		if p, is := rule.ReadBy(indexOf(rule, left), left.Source).(nftables.Payload); is {
-			setSource(r, p, e, left.Mask)
+		if p, is := rule.ReadBy(slices.Index(rule.Exprs, nftables.Expr(left)), left.Source).(nftables.Payload); is {
+			setAddress(r, p, e, left.Mask)
 			return
 		}
 		r.Narrow = true
@@ -224,10 +246,6 @@ func compare(r *doctor.FilterRule, rule nftables.Rule, n int, e nftables.Cmp) {
 	default:
 		r.Narrow = true
 	}
-}
-
-func indexOf(rule nftables.Rule, e nftables.Expr) int {
-	return slices.Index(rule.Exprs, e)
 }
 
 // match is a comparison with the name of an interface. The kernel compares a name to its NUL, or the
@@ -240,11 +258,30 @@ func match(e nftables.Cmp) doctor.Match {
 	return doctor.Match{Name: name, Not: e.Op == nftables.NotEqual}
 }
 
-// setSource takes a comparison of bytes of the header: the source, or something else. Without a mask,
-// nft(8) loads only as many bytes as the prefix is long.
-func setSource(r *doctor.FilterRule, p nftables.Payload, e nftables.Cmp, mask nftables.Value) {
+// protocol is where the header of IPv4 has the protocol.
+const protocol = 9
+
+// matchIndex is a comparison with the index of an interface (`oif`): nft(8) takes the name that the
+// interface had when the rule was made.
+func (w *walk) matchIndex(e nftables.Cmp) doctor.Match {
+	m := doctor.Match{Not: e.Op == nftables.NotEqual}
+	if len(e.Value) == indexSize {
+		m.Name = w.names[binary.NativeEndian.Uint32([]byte(e.Value))]
+	}
+	return m
+}
+
+// indexSize is the length of the index of an interface in bytes.
+const indexSize = 4
+
+// setAddress takes a comparison of bytes of the header: the source, packets that are left out, or
+// something else. Without a mask, nft(8) loads only as many bytes as the prefix is long.
+func setAddress(r *doctor.FilterRule, p nftables.Payload, e nftables.Cmp, mask nftables.Value) {
 	size := 0
 	switch {
+	case p.Offset == protocol && p.Length == 1 && !r.IPv6, e.Op == nftables.NotEqual && (p.Offset == nftables.IPv4Daddr.Offset && !r.IPv6 || p.Offset == nftables.IPv6Daddr.Offset && !r.IPv4):
+		r.Except = true
+		return
 	case p.Offset == nftables.IPv4Saddr.Offset && p.Length <= nftables.IPv4Saddr.Length && !r.IPv6:
 		size = int(nftables.IPv4Saddr.Length)
 	case p.Offset == nftables.IPv6Saddr.Offset && p.Length <= nftables.IPv6Saddr.Length && !r.IPv4:

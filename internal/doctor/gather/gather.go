@@ -23,6 +23,8 @@ import (
 
 	"multihomed/internal/connections"
 	"multihomed/internal/doctor"
+	"multihomed/internal/escape"
+	"multihomed/internal/status"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -40,19 +42,82 @@ const (
 	mostSockets = 4096
 )
 
+// A Source is what is known of a host already.
+type Source struct {
+	// Interfaces are all of the host, Links the names of the links.
+	Interfaces []routing.Interface
+	Links      []string
+	// Mixed are the rules of priorities that ours share with others, in the order of the kernel.
+	Mixed map[routing.Family]map[routing.Priority][]routing.Rule
+	// NamedBy says which interfaces named a DNS server.
+	NamedBy map[netip.Addr][]string
+	// PID is the daemon's process, 0 if it is not known.
+	PID int
+}
+
+// Of takes everything from a view.
+func Of(v *view.View) Source {
+	s := Source{Mixed: v.Mixed(), NamedBy: map[netip.Addr][]string{}, PID: v.Daemon.PID}
+	for _, i := range v.Links {
+		s.Interfaces = append(s.Interfaces, i)
+	}
+	for plan := range v.Planner.Links() {
+		s.Links = append(s.Links, plan.Link.Name)
+	}
+	for name, d := range v.NM.Devices {
+		for _, f := range routing.Families() {
+			for _, a := range d.DNS[f].Servers {
+				if !slices.Contains(s.NamedBy[a], name) {
+					s.NamedBy[a] = append(s.NamedBy[a], name)
+				}
+			}
+		}
+	}
+	return s
+}
+
+// Beside takes the links from a status, and the interfaces and the order of rules from the kernel. It
+// asks no NetworkManager, so who named the DNS servers is not known.
+func Beside(st status.Status) (Source, error) {
+	s := Source{Mixed: map[routing.Family]map[routing.Priority][]routing.Rule{}, PID: st.Daemon.PID}
+	for _, l := range st.Links {
+		s.Links = append(s.Links, escape.Original(l.Interface))
+	}
+	tables := routing.TableRange{First: routing.TableID(st.Tables.First), Last: routing.TableID(st.Tables.Last)}
+	mirror, err := kernel.Open(kernel.Config{Tables: tables, Interest: func(string) bool { return false }})
+	if err != nil {
+		return s, fmt.Errorf("reading the kernel: %w", err)
+	}
+	defer mirror.Close()
+	mirror.View(func(k *kernel.State) {
+		for _, index := range k.Indexes() {
+			if i, exists := k.Link(index); exists {
+				s.Interfaces = append(s.Interfaces, i)
+			}
+		}
+		for r := range k.Rules() {
+			if s.Mixed[r.Family] == nil {
+				s.Mixed[r.Family] = map[routing.Priority][]routing.Rule{}
+			}
+			if _, known := s.Mixed[r.Family][r.Priority]; !known {
+				s.Mixed[r.Family][r.Priority] = k.RuleOrder(r.Family, r.Priority)
+			}
+		}
+	})
+	return s, nil
+}
+
 // A reading is a host that is being read.
 type reading struct {
-	root fs.FS
-	view *view.View
+	root   fs.FS
+	source Source
 	doctor.Host
 }
 
-// Read reads the host that a view is of. Root is its root directory.
-func Read(ctx context.Context, v *view.View, root fs.FS) doctor.Host {
-	r := &reading{root: root, view: v}
-	for _, i := range v.Links {
-		r.Interfaces = append(r.Interfaces, i)
-	}
+// Read reads the rest of a host. Root is its root directory.
+func Read(ctx context.Context, s Source, root fs.FS) doctor.Host {
+	r := &reading{root: root, source: s}
+	r.Interfaces = s.Interfaces
 	slices.SortFunc(r.Interfaces, func(a, b routing.Interface) int { return cmp.Compare(a.Index, b.Index) })
 	r.parameters()
 	if err := r.rules(ctx); err != nil {
@@ -100,10 +165,7 @@ func (r *reading) text(path string) ([]byte, error) {
 // parameters reads what the patterns need of /proc/sys. What does not exist is not set.
 func (r *reading) parameters() {
 	r.Parameters = map[string]int{}
-	devices := []string{"all"}
-	for plan := range r.view.Planner.Links() {
-		devices = append(devices, plan.Link.Name)
-	}
+	devices := append([]string{"all"}, r.source.Links...)
 	names4 := []string{"rp_filter", "src_valid_mark", "arp_ignore", "arp_announce", "ignore_routes_with_linkdown"}
 	names6 := []string{"forwarding", "accept_ra"}
 	common := []string{
@@ -177,10 +239,7 @@ func (r *reading) rules(ctx context.Context) error {
 // ordered are the rules of a family by priority; where ours and those of others share one, the view
 // knows the kernel's order.
 func (r *reading) ordered(f routing.Family, all []routing.Rule) []routing.Rule {
-	mixed := map[routing.Priority][]routing.Rule{}
-	if r.view.Snapshot != nil {
-		mixed = r.view.Mixed()[f]
-	}
+	mixed := r.source.Mixed[f]
 	out := slices.DeleteFunc(slices.Clone(all), func(rule routing.Rule) bool { return rule.Family != f })
 	slices.SortStableFunc(out, func(a, b routing.Rule) int {
 		if c := cmp.Compare(a.Priority, b.Priority); c != 0 {
@@ -297,21 +356,12 @@ func (r *reading) resolvers() {
 			r.Nameservers = append(r.Nameservers, a)
 		}
 	}
-	r.NamedBy = map[netip.Addr][]string{}
-	for name, d := range r.view.NM.Devices {
-		for _, f := range routing.Families() {
-			for _, a := range d.DNS[f].Servers {
-				if !slices.Contains(r.NamedBy[a], name) {
-					r.NamedBy[a] = append(r.NamedBy[a], name)
-				}
-			}
-		}
-	}
+	r.NamedBy = r.source.NamedBy
 }
 
 // daemon reads what the kernel says of the daemon's process.
 func (r *reading) daemon() {
-	pid := r.view.Daemon.PID
+	pid := r.source.PID
 	if pid == 0 {
 		return
 	}

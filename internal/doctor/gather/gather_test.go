@@ -45,7 +45,7 @@ func TestFiles(t *testing.T) {
 		"proc/42/net/netlink", "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode\n0 0 42 0 0 0 0 2 5 77\n0 0 43 0 0 0 0 2 9 78\n",
 	)
 	files["proc/42/fd/3"] = &fstest.MapFile{Data: []byte("socket:[77]"), Mode: fs.ModeSymlink | 0o777}
-	h := gather.Read(t.Context(), v, files)
+	h := gather.Read(t.Context(), gather.Of(v), files)
 	if h.Parameters["net/ipv4/conf/wan1/rp_filter"] != 1 {
 		t.Errorf("parameters are %v", h.Parameters)
 	}
@@ -81,11 +81,11 @@ func TestKernelConfig(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if h := gather.Read(t.Context(), v, root("proc/config.gz", packed.String())); said(h) || slices.Contains(h.Missing, "CONFIG_IP_MULTIPLE_TABLES") || !slices.Contains(h.Missing, "CONFIG_NF_TABLES") {
+	if h := gather.Read(t.Context(), gather.Of(v), root("proc/config.gz", packed.String())); said(h) || slices.Contains(h.Missing, "CONFIG_IP_MULTIPLE_TABLES") || !slices.Contains(h.Missing, "CONFIG_NF_TABLES") {
 		t.Errorf("packed: missing %v, not looked %v", h.Missing, h.Unlooked)
 	}
 	for name, files := range map[string]fstest.MapFS{"nothing": root(), "damaged": root("proc/config.gz", "x")} {
-		if h := gather.Read(t.Context(), v, files); !said(h) || len(h.Missing) > 0 {
+		if h := gather.Read(t.Context(), gather.Of(v), files); !said(h) || len(h.Missing) > 0 {
 			t.Errorf("%s: missing %v, not looked %v", name, h.Missing, h.Unlooked)
 		}
 	}
@@ -116,7 +116,7 @@ func TestAgents(t *testing.T) {
 		{"netplan without", root("etc/netplan/10-own.yaml", "network:\n  # routing-policy: none\n"), ""},
 	} {
 		var names []string
-		for _, a := range gather.Read(t.Context(), viewtest.Of(), c.files).Agents {
+		for _, a := range gather.Read(t.Context(), gather.Of(viewtest.Of()), c.files).Agents {
 			names = append(names, a.Name)
 		}
 		if c.want == "" && len(names) > 0 || c.want != "" && !slices.Equal(names, []string{c.want}) {
@@ -145,6 +145,8 @@ func TestFlatten(t *testing.T) {
 		}},
 		{Table: table, Chain: nftables.Chain{Name: "zone", Rules: []nftables.Rule{{Handle: 3, Exprs: slices.Concat(
 			nftables.IPv4Only(), name(nftables.MetaOIFName, nftables.NotEqual, nftables.IfName("wan1")),
+			// By index, and for one protocol.
+			name(nftables.MetaOIF, nftables.Equal, nftables.Uint32(7)), name(nftables.MetaL4Proto, nftables.Equal, nftables.Uint8(6)),
 			[]nftables.Expr{
 				nftables.IPv4Saddr,
 				nftables.Bitwise{Source: nftables.Reg1, Dest: nftables.Reg1, Mask: "\xff\xff\xf0\x00", Xor: "\x00\x00\x00\x00"},
@@ -155,19 +157,19 @@ func TestFlatten(t *testing.T) {
 		)}}}},
 		{Table: table, Chain: nftables.Chain{Name: "loop", Rules: []nftables.Rule{{Exprs: []nftables.Expr{jump("loop")}}, {Exprs: []nftables.Expr{jump("loop")}}}}},
 	}
-	found := gather.Flatten(chains)
+	found := gather.Flatten(chains, map[uint32]string{7: "wan7"})
 	if len(found) != 1 {
 		t.Fatalf("found %+v", found)
 	}
 	r := found[0]
-	if r.String() != "inet fw zone handle 3" || r.Base != "post" || r.Deed != doctor.SNAT || r.To != netip.MustParseAddr("192.0.2.7") || !r.IPv4 || r.IPv6 || r.Narrow {
+	if r.String() != "inet fw zone handle 3" || r.Base != "post" || r.Deed != doctor.SNAT || r.To != netip.MustParseAddr("192.0.2.7") || !r.IPv4 || r.IPv6 || r.Narrow || !r.Except {
 		t.Errorf("found %+v", r)
 	}
 	// In a table of both families the source is known after the family.
 	if r.Source != netip.MustParsePrefix("10.1.16.0/20") {
 		t.Errorf("the source is %s", r.Source)
 	}
-	if !slices.Equal(r.Out, []doctor.Match{{Name: "wan*"}, {Name: "wan1", Not: true}}) {
+	if !slices.Equal(r.Out, []doctor.Match{{Name: "wan*"}, {Name: "wan1", Not: true}, {Name: "wan7"}}) {
 		t.Errorf("out is %v", r.Out)
 	}
 }

@@ -69,6 +69,8 @@ func processOf(pid int) string {
 	return fmt.Sprintf(" (process %d)", pid)
 }
 
+const startManager = "systemctl start NetworkManager"
+
 // checkManager says that it is not known who the links are. The daemon gives a manager
 // that starts some time, and says itself when that is over.
 func checkManager(v *view.View, f files) []routing.Problem {
@@ -76,7 +78,7 @@ func checkManager(v *view.View, f files) []routing.Problem {
 	switch {
 	case v.Complete(), isSaid:
 		return nil
-	case v.Snapshot != nil:
+	case v.ByDaemon:
 		return []routing.Problem{{
 			Severity: routing.Notice,
 			Text:     "multihomed is waiting: " + cmp.Or(v.Daemon.Waiting, v.NM.Reason, "NetworkManager is not running") + "; existing routing is kept",
@@ -97,7 +99,7 @@ func checkManager(v *view.View, f files) []routing.Problem {
 		return []routing.Problem{{
 			Severity: routing.Warning,
 			Text:     "NetworkManager is not running: the routing of its links is kept, and its new links get none",
-			Fix:      "systemctl start NetworkManager", Commands: "systemctl start NetworkManager",
+			Fix:      startManager, Commands: startManager,
 		}}
 	}
 }
@@ -242,7 +244,7 @@ func checkDaemonProblems(v *view.View, _ files) []routing.Problem {
 	out := slices.Clone(v.Daemon.Problems)
 	for i := range out {
 		if p := &out[i]; p.Code == routing.WaitsForOwners && p.Fix == "" && !v.NM.Running {
-			p.Fix = "systemctl start NetworkManager"
+			p.Fix, p.Commands = startManager, startManager
 		}
 	}
 	return out
