@@ -16,8 +16,10 @@ import (
 func (r *Recorder) Document(at time.Time, now *status.Status) []Event {
 	was := r.document
 	r.document = now
-	out := r.Flush()
+	out := r.flush(was)
 	if was == nil {
+		r.judged(now)
+		r.leaves(now)
 		return append(out, Event{Time: at, Kind: Watching, Text: overview(now), Author: Author{Party: Multihomed}}.clean())
 	}
 	d := differ{r: r, at: at, was: was, now: now}
@@ -28,6 +30,8 @@ func (r *Recorder) Document(at time.Time, now *status.Status) []Event {
 	d.answers()
 	d.bindings()
 	d.problems()
+	r.judged(now)
+	r.leaves(now)
 	r.forget(at)
 	return append(out, d.out...)
 }
@@ -108,7 +112,11 @@ func (d *differ) services() {
 			d.say(Event{Kind: ServiceChanged, Object: name, Text: name + " " + now + ", it was " + was, Why: why, Author: who})
 		}
 	}
-	service("multihomed", Author{Party: Unknown}, daemonState(d.was.Daemon), daemonState(d.now.Daemon), d.now.Daemon.Waiting)
+	author := Author{Party: Unknown}
+	if d.was.Daemon.Running && d.now.Daemon.Running {
+		author = us // It waits by itself, and goes on by itself.
+	}
+	service("multihomed", author, daemonState(d.was.Daemon), daemonState(d.now.Daemon), d.now.Daemon.Waiting)
 	service("NetworkManager", Author{Party: Unknown}, managerState(d.was.NetworkManager), managerState(d.now.NetworkManager), "")
 	if (d.was.Off == nil) != (d.now.Off == nil) {
 		e := Event{Kind: Switched, Text: "multihomed switched on", Author: us}
@@ -203,6 +211,8 @@ func (d *differ) links() {
 			continue
 		}
 		switch {
+		case managerState(d.was.NetworkManager) != "running" || managerState(d.now.NetworkManager) != "running":
+			// While NetworkManager starts or ends it does not say what a link does.
 		case l.Draining && !was.Draining:
 			d.say(Event{Kind: LinkChanged, Link: l.Interface, Text: "going down", Why: l.Why, Author: owner(l)})
 		case l.Pending && !was.Pending:
@@ -309,12 +319,12 @@ func word(h status.Health) string {
 }
 
 func (d *differ) health() {
-	if d.was.Failover == nil || d.now.Failover == nil {
+	if d.now.Failover == nil {
 		return
 	}
 	for _, h := range d.now.Failover.Uplinks {
-		was, known := d.was.Failover.Of(h.Interface, h.Family)
-		if known && word(was) == word(h) || !known && !h.State.Dead() {
+		was, known := d.r.verdicts[causeKey{h.Interface, h.Family}]
+		if !says(h) || known && word(was) == word(h) || !known && !h.State.Dead() {
 			continue
 		}
 		text := familyName(h.Family) + " " + word(h)
@@ -329,9 +339,42 @@ func (d *differ) health() {
 	}
 }
 
+// says reports whether a state of health says something: not while the first answer is waited for.
+func says(h status.Health) bool { return h.State != status.HealthUnknown || h.NotWatched != "" }
+
+// judged keeps what a document says of the health of uplinks.
+func (r *Recorder) judged(s *status.Status) {
+	if s.Failover == nil || !s.Daemon.Ready {
+		return
+	}
+	there := map[causeKey]bool{}
+	for _, h := range s.Failover.Uplinks {
+		k := causeKey{h.Interface, h.Family}
+		there[k] = true
+		if says(h) {
+			r.verdicts[k] = h
+		}
+	}
+	maps.DeleteFunc(r.verdicts, func(k causeKey, _ status.Health) bool { return !there[k] })
+}
+
+// leaves keeps what a document says of unbound traffic.
+func (r *Recorder) leaves(s *status.Status) {
+	if knowsUnbound(s) {
+		r.unbound = s.Unbound
+	}
+}
+
+// knowsUnbound reports whether a document says which way unbound traffic leaves: without the daemon
+// nobody looked.
+func knowsUnbound(s *status.Status) bool { return s.By == status.ByDaemon && s.Daemon.Ready }
+
 func (d *differ) unbound() {
+	if d.r.unbound == nil || !knowsUnbound(d.now) {
+		return
+	}
 	for _, f := range []string{"ipv4", "ipv6"} {
-		was, did := d.was.Unbound[f]
+		was, did := d.r.unbound[f]
 		now, does := d.now.Unbound[f]
 		if did == does && way(was) == way(now) {
 			continue

@@ -53,11 +53,11 @@ func (m *Model) Add(events []Event) {
 
 // alike finds a recent count of the same changes.
 func (m *Model) alike(e Event) int {
-	if e.Count < 2 {
+	if e.Count < 2 || e.isSummary {
 		return -1
 	}
 	for i := len(m.Events) - 1; i >= 0 && e.Time.Sub(m.Events[i].Time) < mergeWithin; i-- {
-		if o := m.Events[i]; o.Count > 1 && o.Kind == e.Kind && o.Author == e.Author && o.Family == e.Family && rest(o) == rest(e) {
+		if o := m.Events[i]; o.Count > 1 && !o.isSummary && o.Kind == e.Kind && o.Author == e.Author && o.Family == e.Family && rest(o) == rest(e) {
 			return i
 		}
 	}
