@@ -72,7 +72,7 @@ const mostOwn = 1024
 // screen less of all others, too.
 var (
 	inFull   = watch.Limits{Own: mostOwn, Others: 64}                //nolint:gochecknoglobals // a constant in all but name
-	inLines  = watch.Limits{Own: mostOwn, Others: 64, Summary: true} //nolint:gochecknoglobals // a constant in all but name
+	inLines  = watch.Limits{Own: mostOwn, Others: 16, Summary: true} //nolint:gochecknoglobals // a constant in all but name
 	onScreen = watch.Limits{Own: mostOwn, Others: 6, Summary: true}  //nolint:gochecknoglobals // a constant in all but name
 )
 

@@ -54,7 +54,7 @@ func overview(s *status.Status) string {
 		text += "; default route: " + ways
 	}
 	if s.By != status.ByDaemon {
-		text += "; multihomed does not run, so changes of its own are not explained"
+		text += "; multihomed " + map[bool]string{true: "does not answer", false: "does not run"}[s.Daemon.Running] + ", so changes of its own are not explained"
 	}
 	return text
 }
@@ -116,7 +116,7 @@ func (d *differ) services() {
 	if d.was.Daemon.Running && d.now.Daemon.Running {
 		author = us // It waits by itself, and goes on by itself.
 	}
-	service("multihomed", author, daemonState(d.was.Daemon), daemonState(d.now.Daemon), d.now.Daemon.Waiting)
+	service("multihomed", author, daemonState(d.was), daemonState(d.now), d.now.Daemon.Waiting)
 	service("NetworkManager", Author{Party: Unknown}, managerState(d.was.NetworkManager), managerState(d.now.NetworkManager), "")
 	if (d.was.Off == nil) != (d.now.Off == nil) {
 		e := Event{Kind: Switched, Text: "multihomed switched on", Author: us}
@@ -152,10 +152,13 @@ func by(user string) string {
 	return user + " asked for it"
 }
 
-func daemonState(s status.Daemon) string {
+func daemonState(document *status.Status) string {
+	s := document.Daemon
 	switch {
 	case !s.Running:
 		return "not running"
+	case document.By != status.ByDaemon:
+		return "not answering"
 	case s.Waiting != "":
 		return "waiting"
 	case !s.Ready:
@@ -200,14 +203,19 @@ func (d *differ) links() {
 	before, after := byName(d.was.Links), byName(d.now.Links)
 	for _, l := range d.was.Links {
 		if _, still := after[l.Interface]; !still {
-			d.say(Event{Kind: LinkRemoved, Link: l.Interface, Text: "no longer a link", Why: d.whyGone(l.Interface), Author: owner(l)})
+			who, why := d.whyGone(l)
+			d.say(Event{Kind: LinkRemoved, Link: l.Interface, Text: "no longer a link", Why: why, Author: who})
 		}
 	}
 	for _, l := range d.now.Links {
 		was, known := before[l.Interface]
 		if !known {
-			d.say(Event{Kind: LinkAdded, Link: l.Interface, Text: "new link: " + l.Role + tables(l), Why: l.Why, Author: owner(l)})
-			d.gateways(status.Link{}, l)
+			who, why, otherwise := owner(l), l.Why, Author{Party: Unknown}
+			if isOff(d.was, l.Interface) && !isOff(d.now, l.Interface) {
+				who, why, otherwise = us, "it is switched on", us
+			}
+			d.say(Event{Kind: LinkAdded, Link: l.Interface, Text: "new link: " + l.Role + tables(l), Why: why, Author: who})
+			d.gateways(status.Link{}, l, otherwise)
 			continue
 		}
 		switch {
@@ -221,7 +229,7 @@ func (d *differ) links() {
 			d.say(Event{Kind: LinkChanged, Link: l.Interface, Text: "connected", Why: l.Why, Author: owner(l)})
 		}
 		d.roles(was, l)
-		d.gateways(was, l)
+		d.gateways(was, l, Author{Party: Unknown})
 	}
 }
 
@@ -242,21 +250,21 @@ func tables(l status.Link) string {
 	}
 }
 
-func (d *differ) whyGone(name string) string {
+func (d *differ) whyGone(l status.Link) (Author, string) {
+	if isOff(d.now, l.Interface) {
+		return us, "it is switched off"
+	}
 	for _, o := range d.now.Others {
-		if o.Interface == name {
-			return o.Why
+		if o.Interface == l.Interface {
+			return owner(l), o.Why
 		}
 	}
-	for _, o := range d.now.OffLinks {
-		if o.Interface == name {
-			return "it is switched off"
-		}
-	}
-	if d.now.Off != nil {
-		return "multihomed is switched off"
-	}
-	return "the interface is gone"
+	return owner(l), "the interface is gone"
+}
+
+// isOff reports whether the administrator has switched a link off, or everything.
+func isOff(s *status.Status, name string) bool {
+	return s.Off != nil || slices.ContainsFunc(s.OffLinks, func(o status.OffLink) bool { return o.Interface == name })
 }
 
 func (d *differ) roles(was, l status.Link) {
@@ -270,11 +278,15 @@ func (d *differ) roles(was, l status.Link) {
 	d.say(Event{Kind: RoleChanged, Link: l.Interface, Text: "role " + text + ", it was " + was.Role, Why: l.RoleWhy, Author: us})
 }
 
-// gateways says which next hops of defaults came and went.
-func (d *differ) gateways(was, l status.Link) {
+// gateways says which next hops of defaults came and went, and who did it unless a change of the interface
+// tells.
+func (d *differ) gateways(was, l status.Link, otherwise Author) {
 	for _, f := range []string{"ipv4", "ipv6"} {
 		before, after := hops(was, f), hops(l, f)
 		c := d.r.causeOf(d.at, l.Interface, f)
+		if c.author.Party == Unknown {
+			c.author = otherwise
+		}
 		for _, hop := range after {
 			if !slices.Contains(before, hop) {
 				d.say(Event{Kind: GatewayAdded, Link: l.Interface, Family: f, Object: hop, Text: familyName(f) + " gateway " + hop + " added", Why: c.why, Author: c.author})

@@ -138,7 +138,7 @@ func (d *drawing) head() {
 		d.line(cell{"reading the host", dim})
 		return
 	}
-	state := daemonState(s.Daemon)
+	state := daemonState(s)
 	colour := green
 	if state != "running" {
 		colour = yellow
@@ -158,8 +158,12 @@ func (d *drawing) head() {
 		d.line(cell{"multihomed ", plain}, cell{state, colour}, cell{manager, plain}, cell{strings.Repeat(" ", gap), plain}, cell{clock, dim})
 	}
 	ways := Ways(s)
-	if ways == "" {
+	switch {
+	case ways != "":
+	case knowsUnbound(s):
 		ways = "none"
+	default:
+		ways = "not known" // Nobody looked.
 	}
 	if d.height > 3 {
 		d.line(cell{"default route: ", plain}, cell{ways, bold})

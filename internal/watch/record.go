@@ -76,9 +76,9 @@ type held struct {
 	rule routing.Rule
 	// table is that of a route of multihomed.
 	table routing.TableID
-	// follows says that it comes and goes with an address.
-	follows bool
-	group   group
+	// follows says that it comes and goes with an address, and linkLocal with one of fe80::/10.
+	follows, linkLocal bool
+	group              group
 }
 
 // A group is one sort of changes.
@@ -451,6 +451,7 @@ func (r *Recorder) takeRoute(at time.Time, a Announced) {
 	if h.group.isOwn && r.limits.Summary {
 		h.group.table = 0
 	}
+	h.linkLocal = route.Family == routing.IPv6 && route.Destination.Addr().IsLinkLocalUnicast()
 	h.follows = route.Protocol == routing.ProtocolKernel && (e.Party == Kernel || e.Party == NetworkManager)
 	r.hold(h)
 }

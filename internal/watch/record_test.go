@@ -259,6 +259,11 @@ func TestDocuments(t *testing.T) {
 		{"off, one link", nil, func(s *status.Status) {
 			s.OffLinks = []status.OffLink{{Interface: "wan1", Off: status.Off{By: "bob"}}}
 		}, []string{"switched wan1: link switched off [multihomed: bob asked for it]"}},
+		{"off, and so no link", nil, func(s *status.Status) {
+			s.OffLinks = []status.OffLink{{Interface: "lan0", Off: status.Off{By: "bob"}}}
+			s.Links, s.Others = s.Links[:2], []status.Other{{Interface: "lan0", Why: "switched off"}}
+		}, []string{"switched lan0: link switched off [multihomed: bob asked for it]", "link-removed lan0: no longer a link [multihomed: it is switched off]"}},
+		{"hangs", nil, func(s *status.Status) { s.By = status.ByHost }, []string{"service-changed multihomed not answering, it was running [multihomed]"}},
 		{"services", nil, func(s *status.Status) { s.Daemon, s.NetworkManager.Running = status.Daemon{}, false }, []string{
 			"service-changed multihomed not running, it was running [not known]", "service-changed NetworkManager not running, it was running [not known]",
 		}},
@@ -342,6 +347,43 @@ func TestSummary(t *testing.T) {
 	}
 }
 
+// TestJoined: what happens to an interface at once is one line for a person.
+func TestJoined(t *testing.T) {
+	t.Parallel()
+	r := started(watch.Limits{Own: 9, Others: 9, Summary: true})
+	veth := routing.Interface{Index: 9, Name: "veth9", Kind: "veth"}
+	up, port := veth, veth
+	up.Up, port.Up, port.Master = true, true, 2
+	gone := aboutInterface(port, byKernel)
+	gone.Gone = true
+	r.Take(noon, []watch.Announced{
+		aboutInterface(veth, byKernel), aboutInterface(up, byKernel), aboutRule(false, rule(100, "", 10, 0), byIP), aboutInterface(port, byKernel),
+		aboutRoute(false, "192.0.2.0/24", routing.Route{Device: 9, Table: 254}, byIP), gone,
+	})
+	want := []string{
+		"interface-changed veth9: interface added (veth), up, part of wan0 [not known]", "rule-added IPv4 rule added: 100: from all lookup 10 [ip (process 7)]",
+		"route-added veth9: IPv4 route added: 192.0.2.0/24 dev veth9 table main [ip (process 7)]", "interface-removed veth9: interface removed [not known]",
+	}
+	if diff := cmp.Diff(want, sentences(r.Flush())); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestNobodyLooked: without the daemon nobody knows where unbound traffic leaves.
+func TestNobodyLooked(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		by   string
+		want string
+	}{{status.ByDaemon, "default route: none"}, {status.ByHost, "default route: not known"}} {
+		d := document()
+		d.By, d.Unbound = c.by, nil
+		if got := watch.Frame(&watch.Model{Now: noon, Document: d}, 80, 24); !strings.HasPrefix(got[1], c.want) {
+			t.Errorf("%s: %q", c.by, got[:2])
+		}
+	}
+}
+
 func network4(table int) status.Network {
 	return status.Network{Family: "ipv4", Table: uint32(table)}
 }
@@ -352,7 +394,7 @@ func TestRestart(t *testing.T) {
 	t.Parallel()
 	r := started(watch.Limits{Own: 9, Others: 9})
 	away := document()
-	away.By, away.Daemon, away.Unbound, away.Failover = "", status.Daemon{}, nil, nil
+	away.By, away.Daemon, away.Unbound, away.Failover = status.ByHost, status.Daemon{}, nil, nil
 	starting := document()
 	for i := range starting.Failover.Uplinks {
 		starting.Failover.Uplinks[i].State = status.HealthUnknown

@@ -219,8 +219,8 @@ func (t *tale) summary() (out []Event) {
 		case t.moved[i]:
 			continue
 		case k.verb == "":
-			if !h.follows || !t.hasAddress(h.event) {
-				out = append(out, h.event.clean())
+			if !h.follows || !t.hasAddress(h) {
+				out = appendJoined(out, h.event.clean())
 			}
 			continue
 		}
@@ -242,10 +242,32 @@ func (t *tale) summary() (out []Event) {
 	return out
 }
 
-// hasAddress reports whether an event is about an address, or an interface that got or lost one.
-func (t *tale) hasAddress(e Event) bool {
-	_, is := t.addresses[causeKey{e.Link, e.Family}]
-	return is
+// appendJoined appends an event, or joins it with the last one of the interface if both are about its state.
+func appendJoined(out []Event, e Event) []Event {
+	ofInterface := func(e Event) bool {
+		return e.Kind == InterfaceAdded || e.Kind == InterfaceChanged || e.Kind == InterfaceRemoved
+	}
+	for i := len(out) - 1; i >= 0 && ofInterface(e); i-- {
+		was := &out[i]
+		if was.Link != e.Link {
+			continue
+		}
+		if !ofInterface(*was) || was.Author != e.Author || was.Why != e.Why {
+			break
+		}
+		was.Text += ", " + strings.TrimPrefix(e.Text, "interface ")
+		was.Kind, was.isSummary = e.Kind, true
+		was.Count += e.Count
+		return out
+	}
+	return append(out, e)
+}
+
+// hasAddress reports whether an interface got or lost an address. A link-local one is not waited for: it may
+// come a moment after its network.
+func (t *tale) hasAddress(h held) bool {
+	_, is := t.addresses[causeKey{h.event.Link, h.event.Family}]
+	return is || h.linkLocal
 }
 
 // key says where an event is counted, if it is.

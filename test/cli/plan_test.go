@@ -135,6 +135,8 @@ func newPlanned(t *testing.T) *plannedHost {
 			h.must(err)
 		}
 	}
+	// A second network: the table of each has a route to the other.
+	h.must(h.AddAddr("wan0", "192.0.2.130/26"))
 	_, err := h.NewTun("tun0")
 	h.must(err)
 	h.must(h.AddAddr("tun0", "10.7.0.2/32"))
