@@ -33,7 +33,34 @@ func (r *Recorder) Document(at time.Time, now *status.Status) []Event {
 	r.judged(now)
 	r.leaves(now)
 	r.forget(at)
-	return append(out, d.out...)
+	return append(out, d.told()...)
+}
+
+// told is what there is to say. A person gets the first of each kind and the number of the others.
+func (d *differ) told() []Event {
+	if !d.r.limits.Summary {
+		return d.out
+	}
+	crowds := map[Kind]*crowd{}
+	out := slices.DeleteFunc(d.out, func(e Event) bool {
+		c := crowds[e.Kind]
+		if c == nil {
+			c = &crowd{}
+			crowds[e.Kind] = c
+		}
+		if c.told == d.r.limits.Others {
+			c.more++
+			return true
+		}
+		c.told++
+		return false
+	})
+	for _, k := range slices.Sorted(maps.Keys(crowds)) {
+		if c := crowds[k]; c.more > 0 {
+			out = append(out, Event{Time: d.at, Kind: k, Text: group{kind: k}.text(c), Author: Author{Party: Unknown}, Count: c.more}.clean())
+		}
+	}
+	return out
 }
 
 // overview says in one sentence what there is.

@@ -219,7 +219,7 @@ func (g group) text(c *crowd) string {
 	if c.told > 0 {
 		words = append(words, "more")
 	}
-	noun, verb, found := strings.Cut(string(g.kind), "-")
+	noun, verb, found := g.words()
 	if g.kind == Lost || !found {
 		return strings.Join(append(words, "times", string(g.kind)), " ")
 	}
@@ -239,9 +239,25 @@ func (g group) text(c *crowd) string {
 	return strings.Join(words, " ")
 }
 
+// words are the noun and the verb of the group's kind.
+func (g group) words() (noun, verb string, found bool) {
+	switch g.kind {
+	case HealthChanged:
+		return "state of health", "changed", true
+	case ProblemFound:
+		return "problem", "found", true
+	case DefaultMoved:
+		return "default route", "moved", true
+	}
+	return strings.Cut(string(g.kind), "-")
+}
+
 func plural(noun string) string {
-	if noun == "address" {
+	switch noun {
+	case "address":
 		return "addresses"
+	case "state of health":
+		return "states of health"
 	}
 	return noun + "s"
 }

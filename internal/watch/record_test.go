@@ -384,6 +384,26 @@ func TestNobodyLooked(t *testing.T) {
 	}
 }
 
+// TestManyLinks: a person gets the first of many links and the number of the others, and a program all.
+func TestManyLinks(t *testing.T) {
+	t.Parallel()
+	now := document()
+	for i := range 1000 {
+		now.Links = append(now.Links, status.Link{Interface: fmt.Sprintf("x%d", i), Role: "uplink", Networks: []status.Network{network("ipv4", "10.0.0.2/24", 10009, "10.0.0.1")}})
+		now.Failover.Uplinks = append(now.Failover.Uplinks, status.Health{Interface: fmt.Sprintf("x%d", i), Family: "ipv4", State: status.HealthDown})
+	}
+	r := started(watch.Limits{Own: 9, Others: 2, Summary: true})
+	got := sentences(r.Document(noon, now))
+	want := []string{"gateway-added 998 more gateways added [not known]", "health-changed 998 more states of health changed [not known]", "link-added 998 more links added [not known]"}
+	if len(got) != 9 || !cmp.Equal(want, got[6:]) {
+		t.Errorf("%q", got)
+	}
+	r = started(watch.Limits{Own: 9, Others: 2})
+	if got := r.Document(noon, now); len(got) != 3000 {
+		t.Errorf("%d events", len(got))
+	}
+}
+
 func network4(table int) status.Network {
 	return status.Network{Family: "ipv4", Table: uint32(table)}
 }
