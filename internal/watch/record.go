@@ -191,7 +191,7 @@ func (r *Recorder) flush(was *status.Status) []Event {
 		if r.held[i].ours {
 			t.explain(i)
 		} else if e := &r.held[i].event; e.Kind == RouteRemoved && e.Party == Kernel && e.Why == "" {
-			e.Why = t.lost(e.Link, e.Family)
+			e.Why = t.lost(r.held[i])
 		}
 	}
 	var out []Event

@@ -27,7 +27,7 @@ var (
 // started is a recorder that knows the host.
 func started(limits watch.Limits) *watch.Recorder {
 	r := watch.NewRecorder(limits)
-	r.Interfaces([]routing.Interface{{Index: 2, Name: "wan0", Up: true, Carrier: true, Running: true, Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("198.51.100.7/24")}}}, {Index: 3, Name: "wan1", Up: true, Carrier: true}, {Index: 4, Name: "a\x1b\xff"}})
+	r.Interfaces([]routing.Interface{{Index: 2, Name: "wan0", Up: true, Carrier: true, Running: true, Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("198.51.100.7/24")}, {Prefix: netip.MustParsePrefix("198.51.100.99/24")}}}, {Index: 3, Name: "wan1", Up: true, Carrier: true}, {Index: 4, Name: "a\x1b\xff"}})
 	r.Document(noon, document())
 	return r
 }
@@ -72,6 +72,7 @@ func TestAnnouncements(t *testing.T) {
 	dynamic := routing.Address{Prefix: netip.MustParsePrefix("2001:db8::5/64"), Dynamic: true}
 	static := routing.Address{Prefix: netip.MustParsePrefix("2001:db8::6/64")}
 	own := routing.Address{Prefix: netip.MustParsePrefix("198.51.100.7/24")}
+	other := routing.Address{Prefix: netip.MustParsePrefix("198.51.100.99/24")}
 	passing := rule(20000, "", 10002, routing.Multihomed)
 	failed := static
 	failed.Failed = true
@@ -106,6 +107,10 @@ func TestAnnouncements(t *testing.T) {
 			"rule-removed wan0: IPv4 rule deleted: 10000: from 198.51.100.7 lookup 10000 [multihomed: an address is gone]",
 			"address-added wan0: address 198.51.100.7/24 added [NetworkManager]",
 			"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.7 lookup 10000 [multihomed: packets from the address leave by the link]",
+		}},
+		{"another address went", []watch.Announced{aboutAddress(true, other, byNM), aboutRule(true, ours, byUs)}, []string{
+			"address-removed wan0: address 198.51.100.99/24 deleted [NetworkManager]",
+			"rule-removed wan0: IPv4 rule deleted: 10000: from 198.51.100.7 lookup 10000 [multihomed]",
 		}},
 		{"came and went", []watch.Announced{aboutRule(false, passing, byUs), aboutRule(true, passing, byUs)}, []string{
 			"rule-added wan1: IPv4 rule added: 20000: from all lookup 10002 [multihomed: main does not know the network of the link]",

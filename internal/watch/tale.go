@@ -27,8 +27,8 @@ type tale struct {
 	sources       map[netip.Prefix]string
 	// added are the objects that came, with their last place among those that are held.
 	added map[string]int
-	// addresses are the interfaces and families that got or lost one; true says that they lost it.
-	addresses map[causeKey]bool
+	// addresses are the interfaces and families that got or lost one, with those that they lost.
+	addresses map[causeKey][]netip.Addr
 	// moved are the places of additions that belong to a move.
 	moved map[int]bool
 }
@@ -43,7 +43,7 @@ func object(e Event) string { return e.Family + " " + e.Object }
 func (r *Recorder) tale(was *status.Status) *tale {
 	t := &tale{
 		r: r, known: map[string]reason{}, before: map[string]bool{}, after: map[string]bool{}, tables: map[string]string{},
-		sources: map[netip.Prefix]string{}, added: map[string]int{}, addresses: map[causeKey]bool{}, moved: map[int]bool{},
+		sources: map[netip.Prefix]string{}, added: map[string]int{}, addresses: map[causeKey][]netip.Addr{}, moved: map[int]bool{},
 	}
 	if len(r.held) == 0 {
 		return t
@@ -55,7 +55,11 @@ func (r *Recorder) tale(was *status.Status) *tale {
 			t.added[object(e)] = i
 		case e.Kind == AddressAdded || e.Kind == AddressRemoved:
 			k := causeKey{e.Link, e.Family}
-			t.addresses[k] = t.addresses[k] || e.Kind == AddressRemoved
+			var lost []netip.Addr
+			if p, err := netip.ParsePrefix(e.Object); err == nil && e.Kind == AddressRemoved {
+				lost = []netip.Addr{p.Addr()}
+			}
+			t.addresses[k] = append(t.addresses[k], lost...)
 		}
 	}
 	if !r.Explainable() {
@@ -78,10 +82,10 @@ func (t *tale) links(s *status.Status, names map[string]bool) {
 				t.tables[n.Family+" "+fmt.Sprint(n.Table)] = l.Interface
 			}
 			if n.Prefix.IsValid() {
-				t.sources[n.Prefix.Masked()] = l.Interface
+				t.source(n.Prefix.Masked(), l.Interface)
 			}
 			for _, a := range n.Addresses {
-				t.sources[netip.PrefixFrom(a.Address, a.Address.BitLen())] = l.Interface
+				t.source(netip.PrefixFrom(a.Address, a.Address.BitLen()), l.Interface)
 			}
 		}
 	}
@@ -99,6 +103,14 @@ func (t *tale) links(s *status.Status, names map[string]bool) {
 		add(l.Interface, l.Objects)
 	}
 	add("", s.Shared)
+}
+
+// source notes whose source a prefix is. Two links may have the same.
+func (t *tale) source(p netip.Prefix, link string) {
+	if other, known := t.sources[p]; known && other != link {
+		link = ""
+	}
+	t.sources[p] = link
 }
 
 // link is the link of an object that the last document does not have.
@@ -137,7 +149,7 @@ func (t *tale) explain(i int) {
 	switch {
 	case e.Why != "":
 	case gone && e.Party == Kernel:
-		e.Why = t.lost(e.Link, e.Family)
+		e.Why = t.lost(*h)
 	case e.Party != Multihomed:
 	case gone:
 		e.Why = t.whyGone(i, known)
@@ -161,7 +173,7 @@ func (t *tale) whyGone(i int, known bool) string {
 	if t.told && t.before[e.Link] && !t.after[e.Link] {
 		return "it is no longer a link"
 	}
-	if why := t.lost(e.Link, e.Family); why != "" {
+	if why := t.lost(h); why != "" {
 		return why
 	}
 	if known || back || h.rule.Priority == 0 && e.Reason == "" {
@@ -175,9 +187,12 @@ const (
 	unneeded = "nothing needs it any more"
 )
 
-// lost says that an interface has lost an address of a family.
-func (t *tale) lost(link, family string) string {
-	if link != "" && t.addresses[causeKey{link, family}] {
+// lost says that an object went with an address of its interface.
+func (t *tale) lost(h held) string {
+	for _, a := range t.addresses[causeKey{h.event.Link, h.event.Family}] {
+		if h.rule.From.IsValid() && !h.rule.From.Contains(a) || a.IsLinkLocalUnicast() && a.Is6() && !h.linkLocal {
+			continue
+		}
 		return "an address is gone"
 	}
 	return ""
