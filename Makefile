@@ -33,11 +33,11 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.
 	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
-	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
-	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
 test-of-e2e:
 	$(GO) test -race -timeout 40m ./test/e2e
+	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
+	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
 # What is not raced starts whole hosts and virtual machines.
 UNRACED := ./test/hosts/... ./test/vm ./test/cgroups
