@@ -160,7 +160,7 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) -t $D$(mandir)/man5 $(filter %.5,$(MANUALS))
 	$(DATA) -t $D$(mandir)/man8 $(filter %.8,$(MANUALS))
 	$(DATA) -t $D$(docdir) README.md CONTRIBUTING.md ARCHITECTURE.md $(BIN)/NOTICES
-	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md)
+	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md docs/*.svg)
 	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
 
 uninstall: ## remove what make install installed, and the routing; configuration and leases stay

@@ -62,8 +62,9 @@ func ladderManual() string {
 	var b strings.Builder
 	for _, r := range routing.Ladder() {
 		fmt.Fprintf(&b, ".It %s\n.Em %s :\n.Ql %s .\n", priorities(r), strings.ReplaceAll(r.Name, ",", " ,"), strings.ReplaceAll(r.Rule, ",", " ,"))
-		for _, sentence := range []string{"One for each " + r.Per + ".", strings.ToUpper(r.Why[:1]) + r.Why[1:] + "."} {
-			for _, line := range cli.Wrap(sentence, 78) {
+		why := strings.ToUpper(r.Why[:1]) + r.Why[1:] + "."
+		for _, sentence := range append([]string{"One for each " + r.Per + "."}, strings.SplitAfter(why, ". ")...) {
+			for _, line := range cli.Wrap(strings.TrimSpace(sentence), 78) {
 				b.WriteString(line + "\n")
 			}
 		}
