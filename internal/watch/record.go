@@ -241,13 +241,10 @@ func (g group) text(c *crowd) string {
 
 // words are the noun and the verb of the group's kind.
 func (g group) words() (noun, verb string, found bool) {
-	switch g.kind {
-	case HealthChanged:
-		return "state of health", "changed", true
-	case ProblemFound:
-		return "problem", "found", true
-	case DefaultMoved:
-		return "default route", "moved", true
+	if words, is := (map[Kind][2]string{
+		HealthChanged: {"state of health", "changed"}, ProblemFound: {"problem", "found"}, DefaultMoved: {"default route", "moved"},
+	})[g.kind]; is {
+		return words[0], words[1], true
 	}
 	return strings.Cut(string(g.kind), "-")
 }
