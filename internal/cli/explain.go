@@ -27,6 +27,7 @@ import (
 	"multihomed/internal/status"
 	"multihomed/internal/status/offline"
 	"multihomed/internal/status/socket"
+	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
 )
@@ -49,7 +50,8 @@ shown where the result differs. With --iif the packet is forwarded, and the chec
 source (rp_filter) is shown, too.
 
 --what-if shows the answer as it would be if a link was down, or up again. It may be given
-several times. The output says what was assumed.
+several times. Failover then chooses among the uplinks that are left, as the daemon would.
+The output says what was assumed.
 
 --save-snapshot writes what was read to a new file. --snapshot explains from such a file
 what that host does, also for other questions. A file has addresses and names of the host.
@@ -189,12 +191,20 @@ func (o explainOptions) flow(cmd *cobra.Command, args []string) (lookup.Flow, er
 			return f, usageError(cmd, "%q is no address; give one such as 203.0.113.1 or 2001:db8::1, names are not resolved", escape.Text(args[0]))
 		}
 		if zone := to.Zone(); zone != "" {
+			if f.IIF != "" && f.IIF != zone {
+				return f, usageError(cmd, "the address is on %s, and --iif says %s", escape.Name(zone), escape.Name(f.IIF))
+			}
 			if f.OIF != "" && f.OIF != zone {
 				return f, usageError(cmd, "the address is on %s, and --oif says %s", escape.Name(zone), escape.Name(f.OIF))
 			}
-			f.OIF, to = zone, to.WithZone("")
+			if to = to.WithZone(""); f.IIF == "" {
+				f.OIF = zone
+			}
 		}
 		f.To = to.Unmap()
+		if f.To == netip.IPv6Unspecified() && f.IIF == "" {
+			f.To = netip.IPv6Loopback() // As sockets mean it (tcp_v6_connect in net/ipv6/tcp_ipv6.c).
+		}
 	}
 	if o.from != "" {
 		from, err := netip.ParseAddr(o.from)
@@ -438,10 +448,8 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 	if !slices.ContainsFunc(f.Rules, func(r routing.Rule) bool { return r.Protocol == routing.Multihomed }) {
 		return s, nil
 	}
-	w := status.Wanted{All: all || whole, Rules: f.Touched(flow)}
-	for _, c := range changes {
-		w.Interfaces = append(w.Interfaces, c.Link, escape.Name(c.Link))
-	}
+	// After a change any other link may carry the packet.
+	w := status.Wanted{All: all || whole || len(changes) > 0, Rules: f.Touched(flow)}
 	told, err := answered(w)
 	if err != nil {
 		if told, err = a.lookForNotes(ctx, cfg, err); err != nil {
@@ -450,6 +458,14 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 		}
 	}
 	f.Notes = explain.NotesOf(told)
+	for name, l := range f.Notes.Links {
+		device := nm.Device{Name: escape.Original(name), ProfileID: escape.Original(l.Profile)}
+		if place, named := cfg.Failover.Preference(device); named {
+			l.Preferred = place + 1
+		}
+		l.Weight = cfg.Share.WeightOf(device)
+		f.Notes.Links[name] = l
+	}
 	reading.NameUsers(f)
 	return s, nil
 }

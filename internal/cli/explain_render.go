@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"multihomed/internal/explain"
@@ -17,6 +18,9 @@ const fewFolded = 2
 // renderExplanation shows an explanation to a person.
 func renderExplanation(w io.Writer, d explain.Document, how look) error {
 	r := &explanation{renderer: renderer{look: how}, d: d}
+	for _, l := range d.Lookups {
+		r.mixed = r.mixed || slices.ContainsFunc(l.Rules, func(e explain.Rule) bool { return e.By == explain.ByMultihomed })
+	}
 	r.head()
 	for i, l := range d.Lookups {
 		r.line("")
@@ -36,6 +40,9 @@ func renderExplanation(w io.Writer, d explain.Document, how look) error {
 type explanation struct {
 	renderer
 	d explain.Document
+	// mixed says that some rules are of multihomed. Where none is, it goes without saying that all
+	// are of other programs.
+	mixed bool
 }
 
 func (r *explanation) head() {
@@ -109,6 +116,10 @@ func (r *explanation) run(rules []explain.Rule, width int) {
 
 // resultText says what came of a rule.
 func resultText(e explain.Rule) string {
+	matches := "matches: " + e.Why
+	if e.Why == explain.EveryPacket {
+		matches = "matches every packet"
+	}
 	switch e.Result {
 	case explain.No:
 		return "no: " + e.Why
@@ -119,26 +130,29 @@ func resultText(e explain.Rule) string {
 	case explain.NotUnderstood:
 		return "skipped: " + e.Why
 	case explain.Jumps:
-		return "matches: " + e.Why + ", so the lookup goes on there"
+		return matches + ", so the lookup goes on there"
 	case explain.JumpsNowhere:
-		return "matches: " + e.Why + ", but " + e.Rejected
+		return matches + ", but " + e.Rejected
 	case explain.Nothing:
-		return "matches: " + e.Why + ", and does nothing"
+		return matches + ", and does nothing"
 	case explain.Empty:
-		text := "matches: " + e.Why + ", but the table has no route"
+		text := matches + ", but the table has no route"
 		if e.Rejected != "" {
 			text += ": " + e.Rejected
 		}
 		return text
 	case explain.Thrown:
-		return "matches: " + e.Why + ", but the table has " + e.Route
+		return matches + ", but the table has " + e.Route
 	case explain.Outranked:
-		return "matches: " + e.Why + ", but " + e.Rejected
+		return matches + ", but " + e.Rejected
 	case explain.Suppressed:
-		return "matches: " + e.Why + ", but " + e.Rejected + " rejects the route " + e.Route
+		return matches + ", but " + e.Rejected + " rejects the route " + e.Route
 	default:
-		if e.Route == "" {
+		switch {
+		case e.Route == "":
 			return "✔ " + e.Why
+		case e.Why == explain.EveryPacket:
+			return "✔ " + e.Route
 		}
 		return "✔ " + e.Why + ": " + e.Route
 	}
@@ -166,7 +180,7 @@ func (r *explanation) rule(e explain.Rule, width int) {
 	if s == dim && !r.verbose {
 		return
 	}
-	if text := whose(e); text != "" {
+	if text := whose(e); text != "" && (e.By == explain.ByMultihomed || e.Maker != "" || r.mixed) {
 		r.folded(strings.Repeat(" ", priorityWidth)+gap+"  ", cyan, text)
 	}
 }
@@ -242,7 +256,7 @@ func kernelText(k *explain.Kernel) string {
 		text += ", table " + tableName(k.Table)
 	}
 	if k.Source != "" {
-		text += ", with the address " + k.Source
+		text += ", src " + k.Source
 	}
 	return text
 }

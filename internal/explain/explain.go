@@ -112,7 +112,7 @@ func (x *explainer) asked(f lookup.Flow) string {
 	add(f.TOS != 0, "with tos %#02x", f.TOS)
 	add(f.OIF != "", "bound to %s", escape.Name(f.OIF))
 	if x.forwards(f) {
-		add(true, "forwarded from %s", escape.Name(f.IIF))
+		add(true, "coming in by %s", escape.Name(f.IIF))
 	} else {
 		add(true, "sent by %s", x.user(f.UID))
 	}
@@ -145,6 +145,7 @@ func (x *explainer) explain(flow lookup.Flow) {
 		last = second
 	}
 	x.reverse(flow, &first)
+	x.caveat(CaveatBeyond, "netfilter, IPsec, BPF or a silent next hop may change or drop it")
 	x.conclude(flow, &first, last)
 }
 
@@ -158,19 +159,22 @@ func (x *explainer) lookup(purpose, text string, flow lookup.Flow) lookedUp {
 	socket.LooseOIF = flow.LooseOIF
 	out.verdict, out.steps = x.host.Trace(socket)
 	out.answer, out.asked = x.facts.answer(flow)
+	found := out.verdict
+	if why := x.host.Forward(flow, found); why != lookup.NoObjection {
+		out.verdict.Outcome, out.verdict.Objection, out.verdict.Legs, out.verdict.Otherwise = lookup.Rejected, why, nil, nil
+	}
 	l := x.walked(purpose, text, socket, out.verdict, out.steps)
 	if out.asked {
-		asSocket := out.verdict
-		asked := asSocket
+		asked := found
 		if question != socket {
 			asked = x.host.Lookup(question)
 		}
 		difference := x.host.Disagree(asked, question, out.answer)
-		l.Kernel = x.kernel(flow, out.answer, difference)
+		l.Kernel = x.kernel(flow, asked, out.answer, difference)
 		x.doc.Asked = true
 		if out.differs = difference != ""; out.differs {
 			x.doc.Agrees = false
-		} else if outcomeOf(asked) != outcomeOf(asSocket) || !sameWays(x.ways(asked), x.ways(asSocket)) {
+		} else if outcomeOf(asked) != outcomeOf(found) || !sameWays(x.ways(asked), x.ways(found)) {
 			x.caveat(CaveatSocket, "the kernel was asked for a packet that prefers the device; a socket that is bound to the device insists on it, and its answer is the one above")
 		}
 	}
@@ -254,7 +258,7 @@ func refusalText(r lookup.Refusal) string {
 	}
 }
 
-func (x *explainer) kernel(flow lookup.Flow, a lookup.Answer, difference string) *Kernel {
+func (x *explainer) kernel(flow lookup.Flow, v lookup.Verdict, a lookup.Answer, difference string) *Kernel {
 	k := &Kernel{Difference: escape.Text(difference)}
 	if r := cmp.Or(a.Unsent, a.Missed); r != lookup.None && a.Sent.Device == 0 {
 		k.Error = refusalText(r)
@@ -264,6 +268,9 @@ func (x *explainer) kernel(flow lookup.Flow, a lookup.Answer, difference string)
 	}
 	if len(a.Matched) > 0 {
 		k.Table = uint32(a.Matched[0].Table)
+		if x.facts.Merged && k.Table == uint32(routing.TableMain) {
+			k.Table = uint32(v.Route.Table) // The kernel names main for both ([lookup.Host.Merged]).
+		}
 		texts := make([]string, 0, len(a.Matched))
 		for _, r := range a.Matched {
 			texts = append(texts, x.routeText(r))
@@ -411,7 +418,7 @@ func (x *explainer) conclude(flow lookup.Flow, first, last *lookedUp) {
 		}
 		d.Summary += x.by(v)
 	case Local:
-		d.Summary = fmt.Sprintf("%s is for this host%s", what, x.by(v))
+		d.Summary = x.local(flow, what, last)
 	case OnLink:
 		d.Interface = escape.Name(flow.OIF)
 		d.Summary = fmt.Sprintf("%s leaves by %s: no rule has a route, and the kernel takes the destination for a neighbour there", what, escape.Name(flow.OIF))
@@ -420,6 +427,21 @@ func (x *explainer) conclude(flow lookup.Flow, first, last *lookedUp) {
 	}
 	if !d.Complete {
 		d.Summary += "; this is not certain, because facts are missing"
+	}
+}
+
+// local says how a packet is for this host.
+func (x *explainer) local(flow lookup.Flow, what string, l *lookedUp) string {
+	switch {
+	case flow.To.IsMulticast() && l.asked && l.answer.Unsent == lookup.Invalid:
+		x.doc.Outcome = Refused
+		return fmt.Sprintf("%s is dropped: nobody on this host is a member of the group on %s", what, escape.Name(flow.IIF))
+	case flow.To.IsMulticast():
+		return fmt.Sprintf("%s is for the members of the group on this host%s", what, x.by(l.verdict))
+	case flow.To.IsUnspecified():
+		return fmt.Sprintf("%s is for this host: it takes %s for itself", what, flow.To)
+	default:
+		return fmt.Sprintf("%s is for this host%s", what, x.by(l.verdict))
 	}
 }
 
@@ -474,7 +496,12 @@ func (x *explainer) refused(flow lookup.Flow, what string, v lookup.Verdict) str
 		}
 		return fmt.Sprintf("%s is dropped when it comes in by %s: %s (rp_filter %d)", what, escape.Name(flow.IIF), why, v.Reverse.Mode)
 	case lookup.NotForwarding:
+		if flow.To.Is6() {
+			return what + " is dropped: this host does not forward IPv6 (net.ipv6.conf.all.forwarding)"
+		}
 		return fmt.Sprintf("%s is dropped: %s does not forward (net.ipv4.conf.%[2]s.forwarding)", what, escape.Name(flow.IIF))
+	case lookup.SourceOfLink:
+		return fmt.Sprintf("%s is dropped: %s", what, v.Objection)
 	case lookup.DeviceMissing, lookup.DeviceDown:
 		name := flow.OIF
 		if x.forwards(flow) {
@@ -503,7 +530,11 @@ func (x *explainer) caveats(flow lookup.Flow, l *lookedUp) {
 		x.caveat(CaveatReachability, "the table has other default routes with the same metric: the kernel prefers one whose router answers")
 	}
 	if !flow.Question().Answerable() {
-		x.caveat(CaveatProtocol, "the kernel cannot be asked about "+protocol(flow.IPProto)+" (RTM_GETROUTE): this answer is that of the simulation alone")
+		subject := protocol(flow.IPProto)
+		if flow.To.IsMulticast() && x.forwards(flow) {
+			subject = "IPv6 multicast that comes in"
+		}
+		x.caveat(CaveatProtocol, "the kernel cannot be asked about "+subject+" (RTM_GETROUTE): this answer is that of the simulation alone")
 	}
 	if flow.To.IsMulticast() && !l.verdict.Direct {
 		x.caveat(CaveatGroup, "multicast also goes to members of the group on this host")
@@ -541,7 +572,24 @@ func (x *explainer) caveats(flow lookup.Flow, l *lookedUp) {
 			}
 		}
 	}
-	x.caveat(CaveatBeyond, "netfilter, IPsec (XFRM), BPF and neighbours that do not answer may change or drop the packet; they are not part of routing")
+	if f := flow.From; f.Is6() && !f.IsUnspecified() && !x.forwards(flow) && !x.isOwn(f) {
+		x.caveat(CaveatSource, "the source is not an address of this host: a socket may have it only with IPV6_FREEBIND or IPV6_TRANSPARENT")
+	}
+}
+
+// isOwn reports whether an address is one of this host.
+func (x *explainer) isOwn(a netip.Addr) bool {
+	for c := range x.facts.candidates() {
+		if c.Route.Type == typeLocal && c.Route.Destination.Contains(a) {
+			return true
+		}
+	}
+	for _, addresses := range x.facts.Addresses {
+		if slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == a }) {
+			return true
+		}
+	}
+	return false
 }
 
 // selectorOf is what a rule selects by that the question leaves open.

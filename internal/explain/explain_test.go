@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -464,4 +465,81 @@ func FuzzLoad(f *testing.F) {
 			t.Errorf("%v: %s, before %s", err, other, text)
 		}
 	})
+}
+
+// TestReplacement: what takes the place of a dead uplink is what the planner takes (Planner.decide).
+func TestReplacement(t *testing.T) {
+	t.Parallel()
+	const wan2, wan3 = 8, 9
+	house := func() *explain.Facts {
+		f := home()
+		f.Rules = append(f.Rules[:len(f.Rules)-4:len(f.Rules)-4], base(32765, "", 10999), f.Rules[len(f.Rules)-2], f.Rules[len(f.Rules)-1])
+		f.Tables[10999] = []lookup.Candidate{way(10999, "0.0.0.0/0", "10.91.0.1", wan1, 1<<30)}
+		wan0 := f.Notes.Links["wan0"]
+		wan0.Dead["ipv4"] = true
+		for n, device := range []int{wan2, wan3} {
+			name, gateway, table := []string{"wan2", "wan3"}[n], []string{"10.92.0.1", "10.93.0.1"}[n], routing.TableID(10002+n)
+			f.Interfaces = append(f.Interfaces, lookup.Interface{Index: device, Name: name, Up: true, Group: 28008})
+			f.Addresses[device] = []netip.Prefix{prefix([]string{"10.92.0.120/24", "10.93.0.120/24"}[n])}
+			f.Tables[table] = []lookup.Candidate{way(table, "0.0.0.0/0", gateway, device, 1<<30)}
+			f.Tables[254] = append(f.Tables[254], way(254, "0.0.0.0/0", gateway, device, uint32(102+n)))
+			f.Notes.Tables[table] = name
+			f.Notes.Links[name] = explain.LinkNote{Role: "uplink", Dead: map[string]bool{}}
+		}
+		return f
+	}
+	note := func(f *explain.Facts, name string, change func(*explain.LinkNote)) {
+		l := f.Notes.Links[name]
+		change(&l)
+		f.Notes.Links[name] = l
+	}
+	flow := lookup.Flow{To: addr("203.0.113.1"), From: addr("172.31.0.1")}
+	down := func(names ...string) (out []explain.Change) {
+		for _, name := range names {
+			out = append(out, explain.Change{Link: name})
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		set  func(*explain.Facts)
+		down []string
+		want string
+	}{
+		"main's order":    {func(*explain.Facts) {}, []string{"wan1"}, "wan2"},
+		"the best goes":   {func(*explain.Facts) {}, []string{"wan0"}, "wan1"},
+		"preferred":       {func(f *explain.Facts) { note(f, "wan3", func(l *explain.LinkNote) { l.Preferred = 1 }) }, []string{"wan1"}, "wan3"},
+		"metered is last": {func(f *explain.Facts) { note(f, "wan2", func(l *explain.LinkNote) { l.Metered = true }) }, []string{"wan1"}, "wan3"},
+		"another is dead": {func(f *explain.Facts) { f.Notes.Links["wan2"].Dead["ipv4"] = true }, []string{"wan1"}, "wan3"},
+		"without address": {func(f *explain.Facts) { delete(f.Addresses, wan2) }, []string{"wan1"}, "wan3"},
+		"nothing works":   {func(*explain.Facts) {}, []string{"wan1", "wan2", "wan3"}, "wan0"},
+		"shares": {func(f *explain.Facts) {
+			for _, name := range []string{"wan0", "wan3"} {
+				note(f, name, func(l *explain.LinkNote) { l.Weight = 1 })
+			}
+		}, []string{"wan1"}, "wan3"},
+	} {
+		f := house()
+		c.set(f)
+		after, err := f.WhatIf(down(c.down...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := after.Explain(flow); d.Interface != c.want || !d.Complete {
+			t.Errorf("%s: %q, want %s; assumed %q", name, d.Summary, c.want, d.Assumptions)
+		}
+	}
+}
+
+// TestForeignSource6: IPv6 looks up for any source, and a socket may not have it.
+func TestForeignSource6(t *testing.T) {
+	t.Parallel()
+	f := &explain.Facts{Addresses: map[int][]netip.Prefix{wan0: {prefix("2001:db8::120/64")}}}
+	f.Family = routing.IPv6
+	has := func(from string) bool {
+		d := f.Explain(lookup.Flow{To: addr("2600::1"), From: addr(from)})
+		return slices.ContainsFunc(d.MayDiffer, func(c explain.Caveat) bool { return c.Code == explain.CaveatSource })
+	}
+	if has("2001:db8::120") || !has("2001:db8::9") {
+		t.Error("an address of this host and another one are alike")
+	}
 }

@@ -67,6 +67,11 @@ type LinkNote struct {
 	Role    string
 	// Dead says by family ("ipv4") that failover found the link dead.
 	Dead map[string]bool
+	// Preferred is the place in the administrator's list of replacements, from 1; 0 is none. Metered links
+	// are the last choice. Weight is the share of unbound traffic, 0 for none.
+	Preferred int
+	Metered   bool
+	Weight    uint8
 }
 
 // host is what package lookup walks.

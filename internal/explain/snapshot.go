@@ -82,6 +82,7 @@ type interfaceFile struct {
 	Table     uint32 `json:"vrf_table,omitempty"`
 	// The sysctls of the family, as they take effect.
 	RPFilter       uint8          `json:"rp_filter,omitempty"`
+	RouteLocalnet  bool           `json:"route_localnet,omitempty"`
 	ValidMark      bool           `json:"src_valid_mark,omitempty"`
 	AcceptLocal    bool           `json:"accept_local,omitempty"`
 	Addressed      bool           `json:"addressed,omitempty"`
@@ -163,6 +164,9 @@ type linkNoteFile struct {
 	Profile   string   `json:"profile,omitempty"`
 	Role      string   `json:"role,omitempty"`
 	Dead      []string `json:"dead,omitempty"`
+	Preferred int      `json:"preferred,omitempty"`
+	Metered   bool     `json:"metered,omitempty"`
+	Weight    uint8    `json:"weight,omitempty"`
 }
 
 type tableNoteFile struct {
@@ -200,7 +204,7 @@ func Save(s Snapshot) ([]byte, error) {
 	for _, i := range f.Interfaces {
 		file.Interfaces = append(file.Interfaces, interfaceFile{
 			Index: i.Index, Name: escape.Name(i.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: uint32(i.Table),
-			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, Addressed: i.Config.Addressed,
+			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, RouteLocalnet: i.Config.RouteLocalnet, Addressed: i.Config.Addressed,
 			Forwarding: i.Config.Forwards.In(f.Family), IgnoreLinkDown: i.Config.IgnoreLinkDown.In(f.Family), Addresses: append([]netip.Prefix{}, f.Addresses[i.Index]...),
 		})
 	}
@@ -280,7 +284,7 @@ func Load(data []byte) (*Snapshot, error) {
 		}
 		one := lookup.Interface{
 			Index: i.Index, Name: name, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: routing.TableID(i.Table),
-			Config: lookup.Config{ReversePath: min(i.RPFilter, 2), MarkReverse: i.ValidMark, AcceptLocal: i.AcceptLocal, Addressed: i.Addressed},
+			Config: lookup.Config{ReversePath: min(i.RPFilter, 2), MarkReverse: i.ValidMark, AcceptLocal: i.AcceptLocal, RouteLocalnet: i.RouteLocalnet, Addressed: i.Addressed},
 		}
 		one.Config.Forwards.Set(family, i.Forwarding)
 		one.Config.IgnoreLinkDown.Set(family, i.IgnoreLinkDown)
@@ -540,7 +544,7 @@ func notesOut(n *Notes) notesFile {
 	}
 	slices.SortFunc(out.Rules, func(a, b ruleNoteFile) int { return strings.Compare(a.Rule, b.Rule) })
 	for name, l := range n.Links {
-		link := linkNoteFile{Interface: name, Profile: l.Profile, Role: l.Role}
+		link := linkNoteFile{Interface: name, Profile: l.Profile, Role: l.Role, Preferred: l.Preferred, Metered: l.Metered, Weight: l.Weight}
 		for family, dead := range l.Dead {
 			if dead {
 				link.Dead = append(link.Dead, family)
@@ -563,7 +567,7 @@ func notesIn(n *notesFile) Notes {
 		out.Rules[escape.Text(r.Rule)] = RuleNote{routing.Decision(escape.Text(r.Reason)), escape.Text(r.Link), escape.Text(r.Lifts)}
 	}
 	for _, l := range n.Links {
-		link := LinkNote{Profile: escape.Text(l.Profile), Role: escape.Text(l.Role), Dead: map[string]bool{}}
+		link := LinkNote{Profile: escape.Text(l.Profile), Role: escape.Text(l.Role), Dead: map[string]bool{}, Preferred: l.Preferred, Metered: l.Metered, Weight: l.Weight}
 		for _, family := range l.Dead {
 			link.Dead[escape.Text(family)] = true
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -96,17 +97,12 @@ func (w *whatIf) down(i *lookup.Interface) {
 	isOwn := func(a netip.Addr) bool {
 		return slices.ContainsFunc(addresses, func(p netip.Prefix) bool { return p.Addr() == a })
 	}
-	gone := 0
 	for t, candidates := range w.Tables {
 		w.Tables[t] = slices.DeleteFunc(candidates, func(c lookup.Candidate) bool {
 			r := c.Route
 			// The kernel deletes IPv4 routes with a source address that is gone (fib_sync_down_addr).
-			is := r.Device == i.Index || r.Family == routing.IPv4 && r.PreferredSource.IsValid() && isOwn(r.PreferredSource) ||
+			return r.Device == i.Index || r.Family == routing.IPv4 && r.PreferredSource.IsValid() && isOwn(r.PreferredSource) ||
 				r.Type == typeLocal && r.Destination.IsSingleIP() && isOwn(r.Destination.Addr())
-			if is {
-				gone++
-			}
-			return is
 		})
 		for n := range w.Tables[t] {
 			if r := &w.Tables[t][n].Route; r.PreferredSource.IsValid() && isOwn(r.PreferredSource) {
@@ -124,7 +120,7 @@ func (w *whatIf) down(i *lookup.Interface) {
 		}
 		return r.OIF == i.Name || r.From.IsValid() && r.From.IsSingleIP() && isOwn(r.From.Addr()) || w.Notes.Tables[r.Table] == name && r.Table != 0
 	})
-	text := fmt.Sprintf("%s is down: its addresses and %d of the routes that were read are gone", name, gone)
+	text := name + " is down: its addresses and routes are gone"
 	if gone := rules - len(w.Rules); gone > 0 {
 		text += fmt.Sprintf(", and multihomed has removed its %d rules", gone)
 	}
@@ -170,8 +166,8 @@ func (w *whatIf) up(i *lookup.Interface) {
 	}
 }
 
-// unboundWays are main's default routes, best first, and whether table F has a route.
-func (w *whatIf) unboundWays() (defaults []routing.Route, moved bool) {
+// defaults are main's default routes that are not dead, best first, and whether table F has a route.
+func (w *whatIf) defaults() (defaults []routing.Route, moved bool) {
 	for c := range w.candidates() {
 		r := c.Route
 		if c.Dead || r.Type != routing.RouteUnicast {
@@ -186,38 +182,158 @@ func (w *whatIf) unboundWays() (defaults []routing.Route, moved bool) {
 	return defaults, moved
 }
 
-// isDead reports whether failover takes the uplink of a route for dead.
-func (w *whatIf) isDead(r routing.Route) bool {
+// link is the escaped name of an interface, and what is known of it.
+func (w *whatIf) link(index int) (string, LinkNote) {
 	for _, i := range w.Interfaces {
-		if name := escape.Name(i.Name); i.Index == r.Device {
-			return w.Notes.Links[name].Dead[r.Family.String()] && !w.alive[name]
+		if i.Index == index {
+			name := escape.Name(i.Name)
+			return name, w.Notes.Links[name]
 		}
 	}
-	return false
+	return "", LinkNote{}
+}
+
+// isDead reports whether failover takes the uplink of a route for dead.
+func (w *whatIf) isDead(r routing.Route) bool {
+	name, link := w.link(r.Device)
+	return link.Dead[r.Family.String()] && !w.alive[name]
 }
 
 // shares reports whether uplinks share unbound traffic: table F leads while main's best default works.
 func (w *whatIf) shares() bool {
-	defaults, moved := w.unboundWays()
+	defaults, moved := w.defaults()
 	return moved && len(defaults) > 0 && !w.isDead(defaults[0])
 }
 
-// failOver moves unbound traffic as failover would: table F is empty while main's best default
-// works, unless uplinks share the traffic.
+// exits are the defaults of the tables of uplinks that work, one for each, in the order in which failover
+// takes them: as the administrator prefers, then as main does, and metered ones last (failing.choose in
+// routing/course.go).
+func (w *whatIf) exits(defaults []routing.Route) []routing.Route {
+	best := map[int]routing.Route{}
+	for c := range w.candidates() {
+		r := c.Route
+		name, link := w.link(r.Device)
+		if c.Dead || r.Type != routing.RouteUnicast || !r.IsDefault() || w.Notes.Tables[r.Table] != name || name == "" || link.Role != routing.Uplink.String() ||
+			r.Table == w.Notes.FailoverTable || w.isDead(r) || !w.hasSource(r.Device) {
+			continue
+		}
+		if known, has := best[r.Device]; !has || r.Metric < known.Metric {
+			best[r.Device] = r
+		}
+	}
+	order := func(r routing.Route) []int {
+		metric := math.MaxInt
+		if at := slices.IndexFunc(defaults, func(d routing.Route) bool { return d.Device == r.Device }); at >= 0 {
+			metric = int(defaults[at].Metric)
+		}
+		switch _, link := w.link(r.Device); {
+		case link.Preferred > 0:
+			return []int{0, link.Preferred, r.Device}
+		case link.Metered:
+			return []int{2, metric, r.Device}
+		default:
+			return []int{1, metric, r.Device}
+		}
+	}
+	return slices.SortedFunc(maps.Values(best), func(a, b routing.Route) int { return slices.Compare(order(a), order(b)) })
+}
+
+// hasSource reports whether an interface has an address that unbound traffic may have.
+func (w *whatIf) hasSource(device int) bool {
+	return slices.ContainsFunc(w.Addresses[device], func(p netip.Prefix) bool { return p.Addr().IsGlobalUnicast() })
+}
+
+// failOver leads unbound traffic as failover would (Planner.decide in routing/course.go).
 func (w *whatIf) failOver() {
 	f := w.Notes.FailoverTable
-	if f == 0 || w.shared || !slices.ContainsFunc(w.Rules, func(r routing.Rule) bool { return r.Protocol == routing.Multihomed && r.Table == f }) {
+	if f == 0 || !slices.ContainsFunc(w.Rules, func(r routing.Rule) bool { return r.Protocol == routing.Multihomed && r.Table == f }) {
 		return
 	}
-	defaults, moved := w.unboundWays()
-	switch {
-	case len(defaults) == 0:
-	case !w.isDead(defaults[0]):
-		if moved {
-			w.Tables[f] = slices.DeleteFunc(w.Tables[f], func(c lookup.Candidate) bool { return c.Route.Type == routing.RouteUnicast })
-			w.assume("the best default route of main works, so failover leaves unbound traffic to main")
+	defaults, moved := w.defaults()
+	var best []routing.Route
+	for _, r := range defaults {
+		if r.Metric == defaults[0].Metric && (len(best) == 0 || r.Family == routing.IPv6 || r.Weight > 0 && best[0].Weight > 0) {
+			best = append(best, r)
 		}
-	case !moved && slices.ContainsFunc(defaults, func(r routing.Route) bool { return !w.isDead(r) }):
-		w.doubt("failover takes the uplink of main's best default route for dead and would move unbound traffic to another uplink; which one is not known here")
+	}
+	exits := w.exits(defaults)
+	weight := func(r routing.Route) uint16 {
+		_, link := w.link(r.Device)
+		return uint16(link.Weight)
+	}
+	isUplink := func(r routing.Route) bool {
+		_, link := w.link(r.Device)
+		return link.Role == routing.Uplink.String()
+	}
+	var ways []routing.Route
+	dead := slices.ContainsFunc(best, w.isDead)
+	shares := len(best) > 0 && !slices.ContainsFunc(best, func(r routing.Route) bool { return weight(r) == 0 })
+	if shares {
+		for _, r := range exits {
+			if r.Weight = weight(r); r.Weight > 0 {
+				ways = append(ways, r)
+			}
+		}
+		slices.SortFunc(ways, func(a, b routing.Route) int { return a.Device - b.Device })
+	}
+	switch {
+	case w.shared && !shares && !slices.ContainsFunc(exits, func(r routing.Route) bool { return weight(r) > 0 }):
+		return // Which uplinks share is not known here: those that are left go on.
+	case len(best) == 0 || !slices.ContainsFunc(best, isUplink):
+		ways = nil
+	case shares && (len(ways) > 1 || dead && len(ways) > 0):
+	case !dead:
+		ways = nil
+	default:
+		// Legs of main's that work carry on.
+		ways = slices.DeleteFunc(slices.Clone(exits), func(r routing.Route) bool {
+			return !slices.ContainsFunc(best, func(b routing.Route) bool { return b.Device == r.Device })
+		})
+		if len(ways) == 0 && len(exits) > 0 {
+			ways = exits[:1]
+		}
+	}
+	w.lead(f, ways, moved, dead)
+}
+
+// lead puts ways into table F.
+func (w *whatIf) lead(f routing.TableID, ways []routing.Route, moved, dead bool) {
+	devices := func(routes []routing.Route) []int {
+		var out []int
+		for _, r := range routes {
+			if r.Type == routing.RouteUnicast {
+				out = append(out, r.Device)
+			}
+		}
+		slices.Sort(out)
+		return out
+	}
+	have := make([]routing.Route, 0, len(w.Tables[f]))
+	for _, c := range w.Tables[f] {
+		have = append(have, c.Route)
+	}
+	if slices.Equal(devices(have), devices(ways)) {
+		return
+	}
+	w.Tables[f] = slices.DeleteFunc(w.Tables[f], func(c lookup.Candidate) bool { return c.Route.Type == routing.RouteUnicast })
+	names := make([]string, 0, len(ways))
+	for _, r := range ways {
+		r.Table, r.Metric, r.PreferredSource = f, routing.FirstMetric, netip.Addr{}
+		if len(ways) > 1 {
+			r.Weight = max(r.Weight, 1)
+		} else {
+			r.Weight = 0
+		}
+		w.Tables[f] = append(w.Tables[f], lookup.Candidate{Route: r})
+		name, _ := w.link(r.Device)
+		names = append(names, name)
+	}
+	switch {
+	case len(ways) > 0:
+		w.assume("failover leads unbound traffic to %s", list(names, len(names)))
+	case dead:
+		w.assume("no other uplink works, so failover leaves unbound traffic to main")
+	case moved:
+		w.assume("the best default route of main works, so failover leaves unbound traffic to main")
 	}
 }

@@ -142,7 +142,8 @@ func (x *explainer) binding(r routing.Rule, link string) string {
 		var is bool
 		switch b.Selector {
 		case "user":
-			is = r.UIDs.Set && r.UIDs.First == r.UIDs.Last && (fmt.Sprint(r.UIDs.First) == b.Value || x.facts.Users[r.UIDs.First] == b.Value)
+			one := r.UIDs.First == r.UIDs.Last && (fmt.Sprint(r.UIDs.First) == b.Value || x.facts.Users[r.UIDs.First] == b.Value)
+			is = r.UIDs.Set && (one || fmt.Sprintf("%d-%d", r.UIDs.First, r.UIDs.Last) == b.Value)
 		case "mark":
 			is = r.Mark.Mask != 0 && (b.Value == fmt.Sprintf("%#x", r.Mark.Value) && r.Mark.Mask == math.MaxUint32 || b.Value == fmt.Sprintf("%#x/%#x", r.Mark.Value, r.Mark.Mask))
 		case "interface":
@@ -232,6 +233,9 @@ func (x *explainer) deadIn(t routing.TableID) string {
 	return ""
 }
 
+// EveryPacket is why a rule without selectors matches.
+const EveryPacket = "it is for every packet"
+
 // because says why a rule matches or does not, in words about the packet.
 func (x *explainer) because(f lookup.Flow, r routing.Rule, failed lookup.Selector, result lookup.Result) string {
 	if result == lookup.Unmatched {
@@ -277,7 +281,7 @@ func (x *explainer) matching(f lookup.Flow, r routing.Rule) string {
 	add(r.DestinationPorts != routing.PortRange{}, lookup.ByDestinationPort)
 	add(r.TunnelID != 0, lookup.ByTunnel)
 	if len(facts) == 0 {
-		return "it is for every packet"
+		return EveryPacket
 	}
 	return list(facts, len(facts))
 }
@@ -422,8 +426,12 @@ func NotesOf(s *status.Status) Notes {
 	n.FailoverTable = routing.TableID(s.Tables.Last)
 	if s.Failover != nil {
 		for _, u := range s.Failover.Uplinks {
-			if l, known := n.Links[u.Interface]; known && (u.State == "down" || u.State == "recovering") {
-				l.Dead[u.Family] = true
+			if l, known := n.Links[u.Interface]; known {
+				l.Metered = l.Metered || u.Metered
+				if u.State.Dead() {
+					l.Dead[u.Family] = true
+				}
+				n.Links[u.Interface] = l
 			}
 		}
 	}

@@ -46,7 +46,17 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	if out.Rules, err = r.rules(ctx, f); err != nil {
 		return nil, nil, err
 	}
-	for _, t := range tablesOf(out) {
+	tables := tablesOf(out)
+	if len(tables) > manyTables {
+		candidates, err := r.candidates(ctx, s, routeQuestion{family: f}, to, often)
+		for _, c := range candidates {
+			if _, asked := slices.BinarySearch(tables, c.Route.Table); asked {
+				out.Tables[c.Route.Table] = append(out.Tables[c.Route.Table], c)
+			}
+		}
+		return out, s, err
+	}
+	for _, t := range tables {
 		candidates, err := r.candidates(ctx, s, routeQuestion{family: f, table: t}, to, often)
 		if err != nil {
 			return nil, nil, err
@@ -57,6 +67,10 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	}
 	return out, s, nil
 }
+
+// manyTables is how many tables are read one by one. More are read in one dump, with whatever other tables there
+// are: a dump of a small table costs more than what is in it.
+const manyTables = 32
 
 // tablesOf lists the tables that a lookup may ask.
 func tablesOf(f *lookup.Facts) []routing.TableID {
@@ -97,7 +111,7 @@ func (r *Reader) rules(ctx context.Context, f routing.Family) ([]routing.Rule, e
 	return out, errors.Join(append(faults, err)...)
 }
 
-// candidates reads the routes of a table that contain one of the addresses.
+// candidates reads the routes of a table, or of all, that contain one of the addresses.
 func (r *Reader) candidates(ctx context.Context, s *State, question routeQuestion, to []netip.Addr, often func() error) ([]lookup.Candidate, error) {
 	const rarely = 1 << 12
 	var out []lookup.Candidate
@@ -119,7 +133,7 @@ func (r *Reader) candidates(ctx context.Context, s *State, question routeQuestio
 		switch {
 		case err != nil:
 			faults = append(faults, err)
-		case h.key.family != question.family || h.key.table != question.table || h.flags&routeCloned != 0 ||
+		case h.key.family != question.family || question.table != 0 && h.key.table != question.table || h.flags&routeCloned != 0 ||
 			!slices.ContainsFunc(to, h.key.destination.Contains):
 		default:
 			a, err := s.read(payload)
@@ -173,9 +187,10 @@ const (
 	devconf4RPFilter       = 8  // IPV4_DEVCONF_RP_FILTER
 	devconf4AcceptLocal    = 23 // IPV4_DEVCONF_ACCEPT_LOCAL
 	devconf4SrcVMark       = 24 // IPV4_DEVCONF_SRC_VMARK
+	devconf4RouteLocalnet  = 26 // IPV4_DEVCONF_ROUTE_LOCALNET
 	devconf4IgnoreLinkDown = 29 // IPV4_DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
-	devconf6Forwarding     = 0  // DEVCONF_FORWARDING
 	devconf6IgnoreLinkDown = 39 // DEVCONF_IGNORE_ROUTES_WITH_LINKDOWN
+	devconf6ForceForward   = 59 // DEVCONF_FORCE_FORWARDING, of Linux 6.17
 )
 
 // interfaces reads all interfaces.
@@ -228,17 +243,19 @@ func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
 }
 
 // allConf is net.ipv4.conf.all, as far as the kernel asks it besides that of the interface
-// (IN_DEV_MAXCONF and IN_DEV_ORCONF in include/linux/inetdevice.h).
+// (IN_DEV_MAXCONF and IN_DEV_ORCONF in include/linux/inetdevice.h), and net.ipv6.conf.all.forwarding, which decides
+// for all interfaces (ip6_forward in net/ipv6/ip6_output.c).
 type allConf struct {
-	reversePath              uint8
-	markReverse, acceptLocal bool
+	reversePath                             uint8
+	markReverse, acceptLocal, routeLocalnet bool
+	forwards6                               bool
 }
 
 // readAllConf reads sysctls of the network namespace of this thread. Where there is no
 // /proc, they are taken to be off.
 func readAllConf() (c allConf) {
 	read := func(name string) uint8 {
-		b, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/" + name)
+		b, err := os.ReadFile("/proc/sys/net/" + name)
 		if err != nil {
 			return 0
 		}
@@ -248,12 +265,17 @@ func readAllConf() (c allConf) {
 		}
 		return uint8(n)
 	}
-	return allConf{read("rp_filter"), read("src_valid_mark") != 0, read("accept_local") != 0}
+	is := func(name string) bool { return read(name) != 0 }
+	return allConf{
+		read("ipv4/conf/all/rp_filter"), is("ipv4/conf/all/src_valid_mark"), is("ipv4/conf/all/accept_local"), is("ipv4/conf/all/route_localnet"),
+		is("ipv6/conf/all/forwarding"),
+	}
 }
 
 // of reads IFLA_AF_SPEC of RTM_NEWLINK.
 func (c allConf) of(payload []byte) (out lookup.Config) {
-	out.ReversePath, out.MarkReverse, out.AcceptLocal = c.reversePath, c.markReverse, c.acceptLocal
+	out.ReversePath, out.MarkReverse, out.AcceptLocal, out.RouteLocalnet = c.reversePath, c.markReverse, c.acceptLocal, c.routeLocalnet
+	out.Forwards.Set(routing.IPv6, c.forwards6)
 	for a := (nlmsg.Attributes{Rest: payload[unix.SizeofIfInfomsg:]}); a.Next(); {
 		if a.Kind != unix.IFLA_AF_SPEC {
 			continue
@@ -267,9 +289,10 @@ func (c allConf) of(payload []byte) (out lookup.Config) {
 					out.ReversePath = max(out.ReversePath, uint8(min(at(devconf4RPFilter), 2)))
 					out.MarkReverse = out.MarkReverse || at(devconf4SrcVMark) != 0
 					out.AcceptLocal = out.AcceptLocal || at(devconf4AcceptLocal) != 0
+					out.RouteLocalnet = out.RouteLocalnet || at(devconf4RouteLocalnet) != 0
 					out.IgnoreLinkDown.Set(routing.IPv4, at(devconf4IgnoreLinkDown) != 0)
 				case f.Kind == unix.AF_INET6 && v.Kind == specInet6Conf:
-					out.Forwards.Set(routing.IPv6, wordAt(v.Value, devconf6Forwarding) != 0)
+					out.Forwards.Set(routing.IPv6, c.forwards6 || wordAt(v.Value, devconf6ForceForward) != 0)
 					out.IgnoreLinkDown.Set(routing.IPv6, wordAt(v.Value, devconf6IgnoreLinkDown) != 0)
 				}
 			}

@@ -46,10 +46,11 @@ func (f Flow) Question() Flow {
 	return f
 }
 
-// Answerable reports whether RTM_GETROUTE has a word for all that f says: it knows few protocols, and no tunnels.
+// Answerable reports whether RTM_GETROUTE has a word for all that f says: it knows few
+// protocols, no tunnels, and no IPv6 multicast that comes in.
 func (f Flow) Answerable() bool {
-	if f.TunnelID != 0 {
-		return false
+	if f.TunnelID != 0 || f.To.Is6() && f.To.IsMulticast() && f.IIF != "" && f.IIF != loopbackName {
+		return false // ip6mr_get_route answers with EMSGSIZE.
 	}
 	switch f.IPProto {
 	case 0, protocolTCP, protocolUDP:
@@ -113,6 +114,8 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 	if v.Direct {
 		// No route matches: what is sent is the kernel's invention.
 		switch {
+		case v.Outcome == Local && f.To.IsMulticast() && a.Unsent == Invalid:
+			return "" // Nobody here is a member of the group.
 		case a.Unsent != None:
 			return fmt.Sprintf("the kernel answers %q, the simulation sends", a.Unsent)
 		case v.Outcome == Sent && a.Sent.Device != v.Legs[0].Device:

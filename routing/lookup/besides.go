@@ -7,8 +7,8 @@ import (
 	"multihomed/routing"
 )
 
-// This file is what the kernel does besides asking rules: before them and after them. IPv6
-// does nothing of it.
+// This file is what the kernel does besides asking rules: before them and after them. Of IPv6 it is
+// [Host.Forward] alone.
 
 // An Objection is why the kernel refuses or drops a packet that no rule refused.
 type Objection uint8
@@ -31,13 +31,19 @@ const (
 	NotForwardable
 	// ReversePath: the source failed its check ([Verdict.Reverse]).
 	ReversePath
+	// LoopbackSource: the source is of 127.0.0.0/8, and the interface that it would leave by is
+	// neither lo nor has route_localnet.
+	LoopbackSource
+	// SourceOfLink: the source is an IPv6 address of one link, and the packet would leave by another.
+	SourceOfLink
 )
 
 func (o Objection) String() string {
 	return [...]string{
 		"none", "no such interface", "the interface is down", "the source is not an address of this host",
 		"an address that no packet may have", "the interface does not forward", "the route is not for forwarded packets",
-		"the source failed the reverse path check",
+		"the source failed the reverse path check", "a packet from a loopback address does not leave the host (route_localnet is off)",
+		"a packet from a link-local address is not forwarded to another interface",
 	}[o]
 }
 
@@ -86,7 +92,8 @@ func (r ReverseReason) String() string {
 
 func isBroadcast(a netip.Addr) bool { return a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) }
 
-func isZeroNet(a netip.Addr) bool { return a.Is4() && a.As4()[0] == 0 }
+// isZero is ipv4_is_zeronet: since Linux 5.3, the rest of 0.0.0.0/8 is as any other network.
+func isZero(a netip.Addr) bool { return a == netip.IPv4Unspecified() }
 
 func isLinkGroup(a netip.Addr) bool {
 	b := a.As4()
@@ -113,7 +120,7 @@ func (w *walk) before() (v Verdict, done bool) {
 	if from.IsValid() && w.host.Checks {
 		holder, isOwn := w.holder(from)
 		switch {
-		case from.IsMulticast() || isBroadcast(from) || isZeroNet(from):
+		case from.IsMulticast() || isBroadcast(from) || isZero(from):
 			return refuse(Invalid, AddressMartian)
 		case !isOwn:
 			return refuse(NetUnreachable, SourceForeign)
@@ -122,7 +129,7 @@ func (w *walk) before() (v Verdict, done bool) {
 		}
 	}
 	if w.flow.OIF == "" {
-		return v, false
+		return toItself(to)
 	}
 	out, ok := w.host.named(w.flow.OIF)
 	switch {
@@ -133,7 +140,12 @@ func (w *walk) before() (v Verdict, done bool) {
 	case isBroadcast(to) || isLinkGroup(to) || w.flow.IPProto == protocolIGMP:
 		return send(out.Index)
 	}
-	return v, false
+	return toItself(to)
+}
+
+// toItself sends what is for 0.0.0.0 to the host itself: to the source, or to 127.0.0.1.
+func toItself(to netip.Addr) (v Verdict, done bool) {
+	return Verdict{Outcome: Local, Direct: true}, isZero(to)
 }
 
 // holder is __ip_dev_find: the interface that has an address, by table local, or as an address of a
@@ -163,15 +175,27 @@ func (w *walk) beforeInput() (v Verdict, done bool) {
 		return v, false
 	}
 	from, to := w.flow.From, w.flow.To
+	in, _ := w.host.numbered(w.in)
 	switch {
 	case w.in == absent:
 		return Verdict{Refusal: NoDevice, Objection: DeviceMissing}, true
-	case isBroadcast(to):
-		return Verdict{Outcome: Local, Direct: true}, true
-	case !from.IsValid() || from.IsMulticast() || isBroadcast(from) || isZeroNet(from) || from.IsLoopback() || isZeroNet(to) || to.IsLoopback():
-		return Verdict{Outcome: Rejected, Refusal: Invalid, Objection: AddressMartian}, true
+	case from.IsMulticast() || isBroadcast(from) || (from.IsLoopback() || to.IsLoopback()) && !in.Config.RouteLocalnet:
+	case toGroup(to) || isZero(to) && !from.IsValid():
+		// Who listens is not known here. The source is checked as that of a broadcast (brd_input,
+		// ip_mc_validate_source).
+		v = Verdict{Outcome: Local, Direct: true, Route: routing.Route{Type: typeBroadcast}}
+		if from.IsValid() {
+			w.checkSource(&v, in, 0)
+		}
+		v.Route = routing.Route{}
+		if v.Objection != NoObjection {
+			v.Outcome, v.Refusal = Rejected, Invalid
+		}
+		return v, true
+	case from.IsValid() && !isZero(to):
+		return v, false
 	}
-	return v, false
+	return Verdict{Outcome: Rejected, Refusal: Invalid, Objection: AddressMartian}, true
 }
 
 // toGroup reports an IPv4 destination that is more than one host.
@@ -190,11 +214,46 @@ func (w *walk) toNeighbours(v *Verdict) {
 	}
 }
 
+// keepLoopback takes away the ways that a packet from 127.0.0.0/8 may not leave by
+// (__mkroute_output in net/ipv4/route.c).
+func (w *walk) keepLoopback(v *Verdict) {
+	if !w.flow.From.IsLoopback() || !w.host.Checks {
+		return
+	}
+	stays := func(device int) bool {
+		out, _ := w.host.numbered(device)
+		return device != loopback && !out.Config.RouteLocalnet && out.Table == 0
+	}
+	v.Legs = slices.DeleteFunc(slices.Clone(v.Legs), func(leg routing.Route) bool { return stays(leg.Device) })
+	if v.Outcome == Sent && len(v.Legs) == 0 || v.Assumed && stays(w.out) {
+		v.Outcome, v.Refusal, v.Objection, v.Assumed = Rejected, Invalid, LoopbackSource, false
+	}
+}
+
+// Forward says why the host drops a packet that came in and that has a route. It is what IPv6 checks
+// after the lookup, so that RTM_GETROUTE does not tell (ip6_forward in net/ipv6/ip6_output.c).
+// Of IPv4 the verdict has it.
+func (h *Host) Forward(f Flow, v Verdict) Objection {
+	in, known := h.named(f.IIF)
+	if !known || f.To.Unmap().Is4() || f.IIF == loopbackName || v.Outcome != Sent {
+		return NoObjection
+	}
+	switch {
+	case !in.Config.Forwards.In(routing.IPv6):
+		return NotForwarding
+	case f.From.IsLinkLocalUnicast() && !v.Through(in.Index):
+		return SourceOfLink
+	default:
+		return NoObjection
+	}
+}
+
 // after is what the kernel checks of an IPv4 route before it uses it.
 func (w *walk) after(v *Verdict) {
 	refuse := func(r Refusal, o Objection) { v.Outcome, v.Refusal, v.Objection, v.Legs = Rejected, r, o, nil }
 	if !w.forwarded {
 		w.toNeighbours(v)
+		w.keepLoopback(v)
 	}
 	if !w.host.Checks || !w.forwarded {
 		return

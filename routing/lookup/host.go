@@ -30,12 +30,16 @@ type Interface struct {
 // A Config is what the sysctls net.ipv4.conf and net.ipv6.conf say of an interface, as they take
 // effect: with the value of "all", where the kernel asks both.
 type Config struct {
-	// Forwards says by family that packets for others are taken.
+	// Forwards says by family that packets for others are taken. With IPv6 it is
+	// net.ipv6.conf.all.forwarding that decides, or force_forwarding of the interface (ip6_forward).
 	Forwards routing.ByFamily[bool]
 	// ReversePath is rp_filter of IPv4: 0 does not check the source, 1 is strict, 2 loose (RFC 3704).
 	ReversePath uint8
 	// MarkReverse is src_valid_mark of IPv4: the check of the source uses the packet's mark.
 	MarkReverse bool
+	// RouteLocalnet is route_localnet of IPv4: addresses of 127.0.0.0/8 may come in and leave by the
+	// interface.
+	RouteLocalnet bool
 	// AcceptLocal is accept_local of IPv4: the source may be an address of this host.
 	AcceptLocal bool
 	// Addressed says that the interface has an IPv4 address.

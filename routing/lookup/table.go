@@ -323,6 +323,10 @@ func (w *walk) node(routes []*routing.Route) found {
 func (w *walk) best(routes []*routing.Route) (best *routing.Route) {
 	highest := -1
 	for _, r := range routes {
+		if w.host.objects[r] != 0 && refusal(r.Type) != None {
+			// An object that is a blackhole is taken whatever the device (__find_rr_leaf).
+			return r
+		}
 		if s := w.score(r); s > highest {
 			best, highest = r, s
 		}

@@ -11,6 +11,7 @@ const (
 	typeLocal       routing.RouteType = 2
 	typeBroadcast   routing.RouteType = 3
 	typeAnycast     routing.RouteType = 4
+	typeMulticast   routing.RouteType = 5
 	typeBlackhole   routing.RouteType = 6
 	typeUnreachable routing.RouteType = 7
 	typeProhibit    routing.RouteType = 8
@@ -118,6 +119,9 @@ func (h *Host) walk(f Flow, note func(Step)) Verdict {
 		return w.ask6(note)
 	}
 	if v, done := w.before(); done {
+		if !w.forwarded {
+			w.keepLoopback(&v)
+		}
 		return v
 	}
 	v := w.rules(note)
@@ -300,7 +304,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 
 // outcome says where a route leads that is no error.
 func (w *walk) outcome(t routing.RouteType) Outcome {
-	if t == typeLocal || t == typeAnycast || t == typeBroadcast && w.forwarded {
+	if t == typeLocal || t == typeAnycast || w.forwarded && (t == typeBroadcast || t == typeMulticast && w.family == routing.IPv6) {
 		return Local
 	}
 	return Sent

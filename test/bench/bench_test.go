@@ -65,7 +65,7 @@ func TestQuick(t *testing.T) {
 			Adding                         float64 `json:"adding_s"`
 			CPU                            float64 `json:"cpu_s"`
 			Before, Peak, After, Restarted memory
-			Again                          series
+			Again, Explain                 series
 			Change                         change
 		}
 		Routes []struct {
@@ -271,6 +271,7 @@ func TestQuick(t *testing.T) {
 	}
 	changed("foreign", f.Change)
 	timed("foreign: restart", f.Again)
+	timed("foreign: explain", f.Explain)
 	for _, m := range []memory{f.Before, f.Peak, f.After, f.Restarted} {
 		held("foreign", m)
 	}

@@ -87,6 +87,10 @@ func (b *bench) foreignRoutes(ctx context.Context) (*Foreign, error) {
 	if f.After, err = memoryOf(b.daemon.Pid()); err != nil {
 		return nil, err
 	}
+	b.progress("explain among foreign routes")
+	if f.Explain, err = b.explained(ctx); err != nil {
+		return nil, err
+	}
 	b.progress("the foreign routes stand: one link's changes")
 	if f.Change, err = b.change(ctx); err != nil {
 		return nil, err

@@ -102,6 +102,8 @@ type Foreign struct {
 	Restarted Memory `json:"restarted"`
 	Again     Series `json:"again"`
 	Change    Change `json:"change"`
+	// Explain is `multihomectl explain` among them.
+	Explain Series `json:"explain"`
 }
 
 func machine() Machine {
@@ -174,6 +176,7 @@ func (r *Report) printSized(out io.Writer) {
 		fmt.Fprintf(out, "Adding them took %.1f s, all programs were idle after %.1f s; the daemon used %.2f s of CPU (%.2f us a route).\n",
 			f.Adding, f.Settled, f.CPU, f.CPU/float64(max(f.Routes, 1))*1e6)
 		fmt.Fprintf(out, "Restart among them, ready after: %s\n", f.Again)
+		fmt.Fprintf(out, "multihomectl explain among them: %s\n", f.Explain)
 	}
 	printStatus(out, r.Rows)
 }

@@ -82,6 +82,7 @@ func TestExplain(t *testing.T) {
 	h.explainForwarded(wan1)
 	h.explainTunnel(wan1)
 	h.explainText(wan1)
+	h.explainTerminal(outside4, "--from", wan1)
 	h.explainSnapshot(wan1)
 	h.explainWhatIf()
 
@@ -201,4 +202,60 @@ func (h *host) explainWhatIf() {
 		}()
 	}
 	h.must(h.Down(h.t.Context(), "wan0"))
+}
+
+// TestWhatIfFailover takes the replacement of a dead uplink away, and compares what explain said
+// with what the daemon does: with three uplinks, and with one left.
+func TestWhatIfFailover(t *testing.T) {
+	h := newHost(t)
+	for n, name := range []string{"wan2", "wan3"} {
+		labtest.NewISP(t, h.Host, lab.DefaultISP(2+n))
+		h.must(h.AddProfile(t.Context(), name, name))
+		h.must(h.Up(t.Context(), name))
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			_, err := h.WaitAddr(t.Context(), name, f)
+			h.must(err)
+		}
+	}
+	h.start()
+	flows := []string{outside4, outside6}
+	arrives := func(by string) {
+		t.Helper()
+		for _, to := range flows {
+			labtest.Eventually(t, func() error {
+				if d, r := h.explain(0, to); d.Interface != by {
+					return fmt.Errorf("want %s: %s", by, r)
+				}
+				return nil
+			})
+		}
+	}
+	says := func(by string, changes ...string) {
+		t.Helper()
+		for _, to := range flows {
+			args := []string{to}
+			for _, c := range changes {
+				args = append(args, "--what-if", c)
+			}
+			if d, r := h.explain(0, args...); d.Interface != by || !d.Complete {
+				t.Errorf("what if %q: want %s: %s", changes, by, r)
+			}
+		}
+	}
+	arrives("wan0")
+	if r := h.ctl("failover", "test", "wan0"); r.status != 0 {
+		t.Fatal(r)
+	}
+	arrives("wan1")
+	says("wan2", "down:wan1")
+	says("wan0", "up:wan0")
+	says("wan3", "down:wan1", "down:wan2")
+	says("wan1", "down:wan0") // Main's next one works.
+	h.must(h.Down(t.Context(), "wan1"))
+	arrives("wan2")
+	says("wan0", "down:wan2", "down:wan3") // Nothing else works.
+	h.must(h.Down(t.Context(), "wan2"))
+	arrives("wan3")
+	h.must(h.Down(t.Context(), "wan3"))
+	arrives("wan0")
 }

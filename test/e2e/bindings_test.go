@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -16,8 +17,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/explain"
 	"multihomed/internal/status"
+	"multihomed/routing"
 	"multihomed/test/lab"
+	"multihomed/test/lab/labtest"
 )
 
 // A bound thing is something that is bound, and how it asks.
@@ -171,6 +175,7 @@ user = "1600"
 	p.bindingIs("user", "1600", status.BindingDown)
 	p.asked("at first", lab.IPv4, lab.IPv6)
 	p.strays("at first")
+	p.explainsBindings()
 	// What is bound reaches the networks of the host, and is answered from there.
 	near := func(when string) {
 		t.Helper()
@@ -478,4 +483,50 @@ func TestBoundCgroup(t *testing.T) {
 		t.Errorf("no longer bound: %s", out)
 	}
 	r.must(unix.Rmdir(group))
+}
+
+// explainsBindings wants explain to say what the providers have just seen, and why.
+func (p *publishing) explainsBindings() {
+	p.t.Helper()
+	program, err := labtest.Build("multihomectl")
+	p.must(err)
+	ask := func(args ...string) (d explain.Document, by explain.Rule) {
+		p.t.Helper()
+		out, err := exec.CommandContext(p.t.Context(), program, append([]string{"explain", "203.0.113.1", "--json", "--config", p.path}, args...)...).Output()
+		if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
+			p.t.Fatal(err)
+		}
+		p.must(json.Unmarshal(out, &d))
+		if !d.Agrees {
+			p.t.Errorf("%q: the kernel says something else: %s", args, out)
+		}
+		lookups := slices.DeleteFunc(slices.Clone(d.Lookups), func(l explain.Lookup) bool { return l.Purpose == explain.ForReverse })
+		rules := lookups[len(lookups)-1].Rules
+		if at := slices.IndexFunc(rules, func(r explain.Rule) bool { return r.Result == explain.Answers }); at >= 0 {
+			by = rules[at]
+		}
+		return d, by
+	}
+	inside := []string{"--iif", "docker0", "--from", "172.17.0.2"}
+	for _, c := range []struct {
+		args         []string
+		link, reason string
+		binding      string
+	}{
+		{[]string{"--uid", "1500"}, "wan1", string(routing.Bind), "user 1500-1501 is bound to wan1 by configuration"},
+		{[]string{"--uid", "1502"}, "wan0", "", ""},
+		{[]string{"--uid", "1600"}, "", string(routing.BindNever), "user 1600 is bound to wan9 by configuration"},
+		{[]string{"--mark", "0x110"}, "wan1", string(routing.Bind), "mark 0x10/0xff is bound to wan1 by configuration"},
+		{inside, "wan1", string(routing.Bind), "interface docker0 is bound to wan1 by configuration"},
+		{[]string{"--iif", "br-shared", "--from", "172.18.0.2"}, "wan1", string(routing.Bind), "source 172.18.0.0/24 is bound to wan1 by configuration"},
+	} {
+		d, by := ask(c.args...)
+		if d.Interface != c.link || c.reason != "" && by.Reason != c.reason || c.binding != "" && by.Binding != c.binding {
+			p.t.Errorf("%q: %s by %+v, want %s by %s (%s)", c.args, d.Summary, by, c.link, c.reason, c.binding)
+		}
+	}
+	// An answer has the mark of the link that was asked, here the first one, which goes before what is bound.
+	if d, by := ask(append([]string{"--mark", "0x1000000"}, inside...)...); d.Interface != "wan0" || by.Reason != string(routing.AnswerLink) || by.Link != "wan0" {
+		p.t.Errorf("an answer: %s by %+v", d.Summary, by)
+	}
 }

@@ -278,13 +278,17 @@ func addNexthop(id uint32, family routing.Family, device int, gateway netip.Addr
 		m.b[0], m.b[4] = unix.AF_UNSPEC, 0
 	}
 	m.word(unix.NHA_ID, id)
-	if len(members) > 0 {
+	switch {
+	case len(members) > 0:
 		var group []byte
 		for _, member := range members {
 			group = append(ne.AppendUint32(group, member), 0, 0, 0, 0)
 		}
 		m.bytes(unix.NHA_GROUP, group...)
-	} else {
+	case device == 0:
+		m.b[4] = 0
+		m.bytes(unix.NHA_BLACKHOLE)
+	default:
 		m.word(unix.NHA_OIF, uint32(device))
 		m.bytes(unix.NHA_GATEWAY, gateway.AsSlice()...)
 	}

@@ -116,6 +116,9 @@ func TestTraps(t *testing.T) {
 	t.Run("15 local and main in one trie", trapMerged)
 	t.Run("16 the reverse path", trapReverse)
 	t.Run("17 multicast from an address", trapMulticast)
+	t.Run("18 addresses of no host", trapOddAddresses)
+	t.Run("19 a blackhole object and a device", trapBlackholeObject)
+	t.Run("20 IPv6 that is not forwarded", trapNotForwarded)
 }
 
 func trapUDP(t *testing.T) {
@@ -434,5 +437,80 @@ func trapMulticast(t *testing.T) {
 	} {
 		host := s.agree(t, f)
 		s.wrong(t, host, f, lookup.Verdict{Outcome: lookup.Rejected, Refusal: lookup.AccessDenied})
+	}
+}
+
+// trapOddAddresses asks about addresses that the kernel treats in a way of its own, with and without forwarding,
+// reverse path check and route_localnet.
+func trapOddAddresses(t *testing.T) {
+	s := newStage(t)
+	s.route(t, routing.TableMain, "0.0.0.0/0", "", "d1", routing.RouteUnicast)
+	addresses := []string{
+		"0.0.0.0", "0.1.2.3", "127.0.0.1", "127.1.2.3", "255.255.255.255", "240.0.0.1", "10.0.0.255", "10.0.0.1", "10.0.0.9", "10.1.0.1",
+		"224.0.0.1", "224.0.0.251", "239.1.1.1", "198.51.100.1",
+	}
+	for _, set := range []string{"", "d0/route_localnet", "d1/route_localnet", "d0/rp_filter", "d0/forwarding"} {
+		if set != "" {
+			sysctl(t, "ipv4/conf/"+set, 1)
+		}
+		for _, to := range addresses {
+			for _, from := range append(addresses, "") {
+				for _, f := range []lookup.Flow{{}, {OIF: "d0"}, {OIF: "lo"}, {IIF: "d0"}} {
+					if f.To = netip.MustParseAddr(to); from != "" {
+						f.From = netip.MustParseAddr(from)
+					}
+					if f.IIF == "" || f.From.IsValid() {
+						s.agree(t, f)
+					}
+				}
+			}
+		}
+	}
+	// Without route_localnet, a loopback source leaves by no other interface.
+	sysctl(t, "ipv4/conf/d1/route_localnet", 0)
+	f := lookup.Flow{To: internet4, From: netip.MustParseAddr("127.0.0.1")}
+	host := s.agree(t, f)
+	if v := host.Lookup(f.Question()); v.Objection != lookup.LoopbackSource {
+		t.Errorf("%+v", v)
+	}
+	unchecked := *host
+	unchecked.Checks = false
+	s.wrong(t, host, f, unchecked.Lookup(f.Question()))
+}
+
+func trapBlackholeObject(t *testing.T) {
+	s := newStage(t)
+	lastNexthop++
+	must(t, addNexthop(lastNexthop, routing.IPv6, 0, netip.Addr{}))
+	s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable})
+	s.objectRoute(t, "2600::/16", lastNexthop)
+	s.route(t, trapTable, "::/0", "", "d1", routing.RouteUnicast)
+	f := lookup.Flow{To: internet6, OIF: "d1"}
+	host := s.agree(t, f)
+	s.wrong(t, host, f, without(host).Lookup(f.Question()))
+}
+
+// trapNotForwarded: RTM_GETROUTE has a route for IPv6 packets that the host drops.
+func trapNotForwarded(t *testing.T) {
+	s := newStage(t)
+	s.route(t, routing.TableMain, "::/0", "", "d1", routing.RouteUnicast)
+	f := lookup.Flow{To: internet6, From: netip.MustParseAddr("2600::2"), IIF: "d0"}
+	local := lookup.Flow{To: internet6, From: netip.MustParseAddr("fe80::2"), IIF: "d0"}
+	for _, c := range []struct {
+		all, one int
+		flow     lookup.Flow
+		want     lookup.Objection
+	}{
+		{1, 1, f, lookup.NoObjection},
+		{1, 0, f, lookup.NoObjection},
+		{1, 1, local, lookup.SourceOfLink},
+		{0, 1, f, lookup.NotForwarding},
+	} {
+		sysctl(t, "ipv6/conf/all/forwarding", c.all)
+		sysctl(t, "ipv6/conf/d0/forwarding", c.one) // It does not count.
+		host := s.agree(t, c.flow)
+		if got := host.Forward(c.flow, host.Lookup(c.flow.Question())); got != c.want {
+			t.Errorf("%+v: %s", c, got)
+		}
 	}
 }
