@@ -72,9 +72,13 @@ func (a *app) plan() *cobra.Command {
 				return &exitError{exitUsage, fmt.Errorf("planning: %w", err)}
 			}
 			if elsewhere {
-				facts.Unknown = append(facts.Unknown, "the directories that "+a.configPath+" names: the plan uses those of the running daemon, so table numbers may be others")
+				facts.Unknown = append(facts.Unknown, "the directories that "+a.configPath+" names: the plan uses those of the running daemon, so links may get other table numbers")
 			}
-			return a.showPlan(preview.Of(facts), asJSON)
+			p := preview.Of(facts)
+			if cmd.Flags().Changed("config") {
+				p.File = a.configPath
+			}
+			return a.showPlan(p, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, see above")

@@ -37,6 +37,10 @@ itself after a change; then the health of links and the reasons of multihomed ar
 missing. It changes nothing and works without root. Without root it cannot look into
 processes of other users: it then says "probably", or "not known".
 
+What multihomed does to its rules and routes of one link is one line. With --verbose and
+with --json there is one for each, and for each route that comes and goes with an
+address.
+
 Many changes of one sort are counted: the first are shown, then their number. If changes
 come faster than they can be read, it says so.
 
@@ -61,20 +65,26 @@ With --json it prints one JSON object a line. Fields are only ever added as long
 // askingTime is how long the daemon may take to answer; then the host is read without it.
 const askingTime = time.Second
 
-// A pipe gets nearly everything; on a screen the rules of multihomed would leave no room for the rest.
+// mostOwn is how many rules and routes of multihomed are told one by one, or explain a summary.
+const mostOwn = 1024
+
+// Programs get nearly everything. A person gets one line for what multihomed does to a link, and on a
+// screen less of all others, too.
 var (
-	inLines  = watch.Limits{Own: 64, Others: 64} //nolint:gochecknoglobals // a constant in all but name
-	onScreen = watch.Limits{Own: 0, Others: 6}   //nolint:gochecknoglobals // a constant in all but name
+	inFull   = watch.Limits{Own: mostOwn, Others: 64}                //nolint:gochecknoglobals // a constant in all but name
+	inLines  = watch.Limits{Own: mostOwn, Others: 16, Summary: true} //nolint:gochecknoglobals // a constant in all but name
+	onScreen = watch.Limits{Own: mostOwn, Others: 6, Summary: true}  //nolint:gochecknoglobals // a constant in all but name
 )
 
 func (a *app) watch() *cobra.Command {
-	var asJSON, lines bool
+	var asJSON, lines, verbose bool
 	cmd := &cobra.Command{
 		Use:   "watch",
 		Short: "show what changes, why, and who did it",
 		Long:  watchHelp,
 		Example: `  multihomectl watch
   multihomectl watch --lines | tee changes.log
+  multihomectl watch --lines --verbose
   multihomectl watch --json | jq 'select(.who == "other")'`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -84,14 +94,19 @@ func (a *app) watch() *cobra.Command {
 			}
 			loaded := a.find(cmd.Context())
 			_, terminal := descriptor(a.Out)
-			if terminal && !asJSON && !lines && a.Env("TERM") != "dumb" {
+			if terminal && !asJSON && !lines && !verbose && a.Env("TERM") != "dumb" {
 				return a.watchScreen(cmd.Context(), loaded, how)
 			}
-			return a.watchLines(cmd.Context(), loaded, asJSON)
+			limits := inLines
+			if asJSON || verbose {
+				limits = inFull
+			}
+			return a.watchLines(cmd.Context(), loaded, limits, asJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object a line, see above")
 	cmd.Flags().BoolVar(&lines, "lines", false, "print lines on a terminal, too")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "print lines, one for each rule and route of multihomed")
 	return cmd
 }
 
@@ -145,9 +160,9 @@ func (a *app) follows(ctx context.Context, loaded config.Loaded, limits watch.Li
 }
 
 // watchLines prints a line for each event.
-func (a *app) watchLines(ctx context.Context, loaded config.Loaded, asJSON bool) error {
+func (a *app) watchLines(ctx context.Context, loaded config.Loaded, limits watch.Limits, asJSON bool) error {
 	signal.Ignore(unix.SIGPIPE) // A write says it.
-	return a.follows(ctx, loaded, inLines, func(ctx context.Context, updates <-chan follow.Update) error {
+	return a.follows(ctx, loaded, limits, func(ctx context.Context, updates <-chan follow.Update) error {
 		out := newPrinter(a.Out)
 		ticker := time.NewTicker(time.Second)
 		defer ticker.Stop()

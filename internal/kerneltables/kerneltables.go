@@ -20,8 +20,9 @@ import (
 type Tables struct {
 	byName  map[nameKey][]routing.TableID
 	byIndex map[indexKey][]routing.TableID
-	// prefixes are those of the rules and routes of a table.
-	prefixes map[tableKey][]netip.Prefix
+	// ruled and routed are the prefixes of the rules and of the routes of a table. Routes say less: the
+	// tables of an interface with several networks have a route to each of them.
+	ruled, routed map[tableKey][]netip.Prefix
 }
 
 type nameKey struct {
@@ -43,7 +44,7 @@ type tableKey struct {
 func Read(tables routing.TableRange, k *kernel.State) *Tables {
 	s := &Tables{
 		byName: map[nameKey][]routing.TableID{}, byIndex: map[indexKey][]routing.TableID{},
-		prefixes: map[tableKey][]netip.Prefix{},
+		ruled: map[tableKey][]netip.Prefix{}, routed: map[tableKey][]netip.Prefix{},
 	}
 	failover, _ := routing.Ownership{Tables: tables}.FailoverTable()
 	for r := range k.Rules() {
@@ -55,7 +56,7 @@ func Read(tables routing.TableRange, k *kernel.State) *Tables {
 		}
 		for _, prefix := range []netip.Prefix{r.From, r.To} {
 			if prefix.IsValid() {
-				enter(s.prefixes, tableKey{r.Family, r.Table}, prefix)
+				enter(s.ruled, tableKey{r.Family, r.Table}, prefix)
 			}
 		}
 	}
@@ -65,7 +66,7 @@ func Read(tables routing.TableRange, k *kernel.State) *Tables {
 		}
 		enter(s.byIndex, indexKey{r.Family, r.Device}, r.Table)
 		if !r.IsDefault() && !r.Gateway.IsValid() {
-			enter(s.prefixes, tableKey{r.Family, r.Table}, r.Destination)
+			enter(s.routed, tableKey{r.Family, r.Table}, r.Destination)
 		}
 	}
 	return s
@@ -99,9 +100,11 @@ func (s *Tables) Any(l routing.Interface) bool {
 // interface that has only one network.
 func (s *Tables) table(l routing.Link, key routing.Key, keys []routing.Key) (routing.TableID, bool) {
 	candidates := s.Of(l.Name, l.Index, key.Family)
-	for _, t := range candidates {
-		if slices.ContainsFunc(s.prefixes[tableKey{key.Family, t}], func(p netip.Prefix) bool { return isOf(l, key, p) }) {
-			return t, true
+	for _, prefixes := range []map[tableKey][]netip.Prefix{s.ruled, s.routed} {
+		for _, t := range candidates {
+			if slices.ContainsFunc(prefixes[tableKey{key.Family, t}], func(p netip.Prefix) bool { return isOf(l, key, p) }) {
+				return t, true
+			}
 		}
 	}
 	same := 0

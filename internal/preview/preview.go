@@ -47,6 +47,8 @@ type Former struct {
 type Plan struct {
 	Steps           []Step
 	Hidden, Unknown []string
+	// File is another configuration that was planned with, empty for that of the daemon.
+	File string
 }
 
 // An Action is what a step does.

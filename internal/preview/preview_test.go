@@ -173,6 +173,27 @@ func TestGolden(t *testing.T) {
 }
 
 // TestAlias takes the second name of the loopback interface away when no rule says it any more.
+// TestHead: the first line tells how to make the changes, but not where that would be wrong.
+func TestHead(t *testing.T) {
+	t.Parallel()
+	one := []preview.Step{{Action: preview.NameLoopback}}
+	for _, c := range []struct {
+		plan preview.Plan
+		want string
+	}{
+		{preview.Plan{}, "# multihomed would change nothing."},
+		{preview.Plan{Steps: one}, "# multihomed would make 1 change now. To make them: multihomectl plan | sh"},
+		{preview.Plan{Steps: one, Unknown: []string{"x"}}, "# multihomed would make 1 change, as far as could be read. Something may be missing."},
+		// The daemon would undo what another configuration wants.
+		{preview.Plan{Steps: one, File: "a\nb.toml"}, `# Started with a\x0ab.toml, multihomed would make 1 change.`},
+		{preview.Plan{File: "b.toml"}, "# Started with b.toml, multihomed would change nothing."},
+	} {
+		if got, _, _ := strings.Cut(c.plan.Script(), "\n"); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
 func TestAlias(t *testing.T) {
 	t.Parallel()
 	said := rule(routing.IPv4, 20000, 10000)

@@ -14,13 +14,20 @@ func (p Plan) Script() string {
 	say := func(format string, args ...any) {
 		fmt.Fprintf(&b, "# %s\n", escape.Text(fmt.Sprintf(format, args...)))
 	}
-	switch n := len(p.Steps); {
-	case n > 0:
-		say("multihomed would make %s now. To make them: multihomectl plan | sh", count(n, "change"))
-	case len(p.Unknown) > 0:
-		say("multihomed would change nothing of what could be read.")
+	would, change := "multihomed would", "change nothing"
+	if n := len(p.Steps); n > 0 {
+		change = "make " + count(n, "change")
+	}
+	if p.File != "" {
+		would = "Started with " + p.File + ", multihomed would"
+	}
+	switch {
+	case !p.Complete():
+		say("%s %s, as far as could be read. Something may be missing.", would, change)
+	case len(p.Steps) > 0 && p.File == "":
+		say("%s %s now. To make them: multihomectl plan | sh", would, change)
 	default:
-		say("multihomed would change nothing.")
+		say("%s %s.", would, change)
 	}
 	for _, text := range p.Unknown {
 		say("Not read: %s", text)

@@ -16,8 +16,10 @@ import (
 func (r *Recorder) Document(at time.Time, now *status.Status) []Event {
 	was := r.document
 	r.document = now
-	out := r.Flush()
+	out := r.flush(was)
 	if was == nil {
+		r.judged(now)
+		r.leaves(now)
 		return append(out, Event{Time: at, Kind: Watching, Text: overview(now), Author: Author{Party: Multihomed}}.clean())
 	}
 	d := differ{r: r, at: at, was: was, now: now}
@@ -28,8 +30,37 @@ func (r *Recorder) Document(at time.Time, now *status.Status) []Event {
 	d.answers()
 	d.bindings()
 	d.problems()
+	r.judged(now)
+	r.leaves(now)
 	r.forget(at)
-	return append(out, d.out...)
+	return append(out, d.told()...)
+}
+
+// told is what there is to say. A person gets the first of each kind and the number of the others.
+func (d *differ) told() []Event {
+	if !d.r.limits.Summary {
+		return d.out
+	}
+	crowds := map[Kind]*crowd{}
+	out := slices.DeleteFunc(d.out, func(e Event) bool {
+		c := crowds[e.Kind]
+		if c == nil {
+			c = &crowd{}
+			crowds[e.Kind] = c
+		}
+		if c.told == d.r.limits.Others {
+			c.more++
+			return true
+		}
+		c.told++
+		return false
+	})
+	for _, k := range slices.Sorted(maps.Keys(crowds)) {
+		if c := crowds[k]; c.more > 0 {
+			out = append(out, Event{Time: d.at, Kind: k, Text: group{kind: k}.text(c), Author: Author{Party: Unknown}, Count: c.more}.clean())
+		}
+	}
+	return out
 }
 
 // overview says in one sentence what there is.
@@ -50,7 +81,7 @@ func overview(s *status.Status) string {
 		text += "; default route: " + ways
 	}
 	if s.By != status.ByDaemon {
-		text += "; multihomed does not run, so changes of its own are not explained"
+		text += "; multihomed " + map[bool]string{true: "does not answer", false: "does not run"}[s.Daemon.Running] + ", so changes of its own are not explained"
 	}
 	return text
 }
@@ -108,7 +139,11 @@ func (d *differ) services() {
 			d.say(Event{Kind: ServiceChanged, Object: name, Text: name + " " + now + ", it was " + was, Why: why, Author: who})
 		}
 	}
-	service("multihomed", Author{Party: Unknown}, daemonState(d.was.Daemon), daemonState(d.now.Daemon), d.now.Daemon.Waiting)
+	author := Author{Party: Unknown}
+	if d.was.Daemon.Running && d.now.Daemon.Running {
+		author = us // It waits by itself, and goes on by itself.
+	}
+	service("multihomed", author, daemonState(d.was), daemonState(d.now), d.now.Daemon.Waiting)
 	service("NetworkManager", Author{Party: Unknown}, managerState(d.was.NetworkManager), managerState(d.now.NetworkManager), "")
 	if (d.was.Off == nil) != (d.now.Off == nil) {
 		e := Event{Kind: Switched, Text: "multihomed switched on", Author: us}
@@ -144,10 +179,13 @@ func by(user string) string {
 	return user + " asked for it"
 }
 
-func daemonState(s status.Daemon) string {
+func daemonState(document *status.Status) string {
+	s := document.Daemon
 	switch {
 	case !s.Running:
 		return "not running"
+	case document.By != status.ByDaemon:
+		return "not answering"
 	case s.Waiting != "":
 		return "waiting"
 	case !s.Ready:
@@ -192,17 +230,24 @@ func (d *differ) links() {
 	before, after := byName(d.was.Links), byName(d.now.Links)
 	for _, l := range d.was.Links {
 		if _, still := after[l.Interface]; !still {
-			d.say(Event{Kind: LinkRemoved, Link: l.Interface, Text: "no longer a link", Why: d.whyGone(l.Interface), Author: owner(l)})
+			who, why := d.whyGone(l)
+			d.say(Event{Kind: LinkRemoved, Link: l.Interface, Text: "no longer a link", Why: why, Author: who})
 		}
 	}
 	for _, l := range d.now.Links {
 		was, known := before[l.Interface]
 		if !known {
-			d.say(Event{Kind: LinkAdded, Link: l.Interface, Text: "new link: " + l.Role + tables(l), Why: l.Why, Author: owner(l)})
-			d.gateways(status.Link{}, l)
+			who, why, otherwise := owner(l), l.Why, Author{Party: Unknown}
+			if isOff(d.was, l.Interface) && !isOff(d.now, l.Interface) {
+				who, why, otherwise = us, "it is switched on", us
+			}
+			d.say(Event{Kind: LinkAdded, Link: l.Interface, Text: "new link: " + l.Role + tables(l), Why: why, Author: who})
+			d.gateways(status.Link{}, l, otherwise)
 			continue
 		}
 		switch {
+		case managerState(d.was.NetworkManager) != "running" || managerState(d.now.NetworkManager) != "running":
+			// While NetworkManager starts or ends it does not say what a link does.
 		case l.Draining && !was.Draining:
 			d.say(Event{Kind: LinkChanged, Link: l.Interface, Text: "going down", Why: l.Why, Author: owner(l)})
 		case l.Pending && !was.Pending:
@@ -211,7 +256,7 @@ func (d *differ) links() {
 			d.say(Event{Kind: LinkChanged, Link: l.Interface, Text: "connected", Why: l.Why, Author: owner(l)})
 		}
 		d.roles(was, l)
-		d.gateways(was, l)
+		d.gateways(was, l, Author{Party: Unknown})
 	}
 }
 
@@ -232,21 +277,21 @@ func tables(l status.Link) string {
 	}
 }
 
-func (d *differ) whyGone(name string) string {
+func (d *differ) whyGone(l status.Link) (Author, string) {
+	if isOff(d.now, l.Interface) {
+		return us, "it is switched off"
+	}
 	for _, o := range d.now.Others {
-		if o.Interface == name {
-			return o.Why
+		if o.Interface == l.Interface {
+			return owner(l), o.Why
 		}
 	}
-	for _, o := range d.now.OffLinks {
-		if o.Interface == name {
-			return "it is switched off"
-		}
-	}
-	if d.now.Off != nil {
-		return "multihomed is switched off"
-	}
-	return "the interface is gone"
+	return owner(l), "the interface is gone"
+}
+
+// isOff reports whether the administrator has switched a link off, or everything.
+func isOff(s *status.Status, name string) bool {
+	return s.Off != nil || slices.ContainsFunc(s.OffLinks, func(o status.OffLink) bool { return o.Interface == name })
 }
 
 func (d *differ) roles(was, l status.Link) {
@@ -260,11 +305,15 @@ func (d *differ) roles(was, l status.Link) {
 	d.say(Event{Kind: RoleChanged, Link: l.Interface, Text: "role " + text + ", it was " + was.Role, Why: l.RoleWhy, Author: us})
 }
 
-// gateways says which next hops of defaults came and went.
-func (d *differ) gateways(was, l status.Link) {
+// gateways says which next hops of defaults came and went, and who did it unless a change of the interface
+// tells.
+func (d *differ) gateways(was, l status.Link, otherwise Author) {
 	for _, f := range []string{"ipv4", "ipv6"} {
 		before, after := hops(was, f), hops(l, f)
 		c := d.r.causeOf(d.at, l.Interface, f)
+		if c.author.Party == Unknown {
+			c.author = otherwise
+		}
 		for _, hop := range after {
 			if !slices.Contains(before, hop) {
 				d.say(Event{Kind: GatewayAdded, Link: l.Interface, Family: f, Object: hop, Text: familyName(f) + " gateway " + hop + " added", Why: c.why, Author: c.author})
@@ -309,12 +358,12 @@ func word(h status.Health) string {
 }
 
 func (d *differ) health() {
-	if d.was.Failover == nil || d.now.Failover == nil {
+	if d.now.Failover == nil {
 		return
 	}
 	for _, h := range d.now.Failover.Uplinks {
-		was, known := d.was.Failover.Of(h.Interface, h.Family)
-		if known && word(was) == word(h) || !known && !h.State.Dead() {
+		was, known := d.r.verdicts[causeKey{h.Interface, h.Family}]
+		if !says(h) || known && word(was) == word(h) || !known && !h.State.Dead() {
 			continue
 		}
 		text := familyName(h.Family) + " " + word(h)
@@ -329,9 +378,42 @@ func (d *differ) health() {
 	}
 }
 
+// says reports whether a state of health says something: not while the first answer is waited for.
+func says(h status.Health) bool { return h.State != status.HealthUnknown || h.NotWatched != "" }
+
+// judged keeps what a document says of the health of uplinks.
+func (r *Recorder) judged(s *status.Status) {
+	if s.Failover == nil || !s.Daemon.Ready {
+		return
+	}
+	there := map[causeKey]bool{}
+	for _, h := range s.Failover.Uplinks {
+		k := causeKey{h.Interface, h.Family}
+		there[k] = true
+		if says(h) {
+			r.verdicts[k] = h
+		}
+	}
+	maps.DeleteFunc(r.verdicts, func(k causeKey, _ status.Health) bool { return !there[k] })
+}
+
+// leaves keeps what a document says of unbound traffic.
+func (r *Recorder) leaves(s *status.Status) {
+	if knowsUnbound(s) {
+		r.unbound = s.Unbound
+	}
+}
+
+// knowsUnbound reports whether a document says which way unbound traffic leaves: without the daemon
+// nobody looked.
+func knowsUnbound(s *status.Status) bool { return s.By == status.ByDaemon && s.Daemon.Ready }
+
 func (d *differ) unbound() {
+	if d.r.unbound == nil || !knowsUnbound(d.now) {
+		return
+	}
 	for _, f := range []string{"ipv4", "ipv6"} {
-		was, did := d.was.Unbound[f]
+		was, did := d.r.unbound[f]
 		now, does := d.now.Unbound[f]
 		if did == does && way(was) == way(now) {
 			continue

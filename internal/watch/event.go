@@ -125,6 +125,8 @@ type Event struct {
 	Author
 	// Count is the number of changes: more than 1 where many of one sort are told as one.
 	Count int `json:"count"`
+	// isSummary says that it stands for all changes of a link.
+	isSummary bool
 }
 
 // clean makes every text of an event printable: what a daemon says is not trusted either.

@@ -53,11 +53,11 @@ func (m *Model) Add(events []Event) {
 
 // alike finds a recent count of the same changes.
 func (m *Model) alike(e Event) int {
-	if e.Count < 2 {
+	if e.Count < 2 || e.isSummary {
 		return -1
 	}
 	for i := len(m.Events) - 1; i >= 0 && e.Time.Sub(m.Events[i].Time) < mergeWithin; i-- {
-		if o := m.Events[i]; o.Count > 1 && o.Kind == e.Kind && o.Author == e.Author && o.Family == e.Family && rest(o) == rest(e) {
+		if o := m.Events[i]; o.Count > 1 && !o.isSummary && o.Kind == e.Kind && o.Author == e.Author && o.Family == e.Family && rest(o) == rest(e) {
 			return i
 		}
 	}
@@ -138,7 +138,7 @@ func (d *drawing) head() {
 		d.line(cell{"reading the host", dim})
 		return
 	}
-	state := daemonState(s.Daemon)
+	state := daemonState(s)
 	colour := green
 	if state != "running" {
 		colour = yellow
@@ -158,8 +158,12 @@ func (d *drawing) head() {
 		d.line(cell{"multihomed ", plain}, cell{state, colour}, cell{manager, plain}, cell{strings.Repeat(" ", gap), plain}, cell{clock, dim})
 	}
 	ways := Ways(s)
-	if ways == "" {
+	switch {
+	case ways != "":
+	case knowsUnbound(s):
 		ways = "none"
+	default:
+		ways = "not known" // Nobody looked.
 	}
 	if d.height > 3 {
 		d.line(cell{"default route: ", plain}, cell{ways, bold})

@@ -40,10 +40,14 @@ type Recorder struct {
 
 	held   []held
 	groups map[group]*crowd
-	// deleted are objects of multihomed that others deleted, with who did.
+	// deleted are objects of multihomed that other processes deleted, with who did.
 	deleted map[string]Author
 	// causes say what happened last to an interface in a family.
 	causes map[causeKey]cause
+	// verdicts are the last states of uplinks that say something, and unbound is what the daemon said last
+	// of unbound traffic. Both outlast a restart of the daemon.
+	verdicts map[causeKey]status.Health
+	unbound  map[string]status.Unbound
 }
 
 // Limits say how many changes of one sort are told one by one between two documents; the others are
@@ -53,6 +57,9 @@ type Limits struct {
 	Own int
 	// Others are all others.
 	Others int
+	// Summary tells the changes of Own as one event for each link, and leaves out what follows from an
+	// address: its network in main, and link-local addresses.
+	Summary bool
 }
 
 type addressKey struct {
@@ -65,9 +72,13 @@ type addressKey struct {
 type held struct {
 	event Event
 	// ours says that it is about an object of multihomed, and rule which if it is a rule.
-	ours  bool
-	rule  routing.Rule
-	group group
+	ours bool
+	rule routing.Rule
+	// table is that of a route of multihomed.
+	table routing.TableID
+	// follows says that it comes and goes with an address, and linkLocal with one of fe80::/10.
+	follows, linkLocal bool
+	group              group
 }
 
 // A group is one sort of changes.
@@ -98,6 +109,7 @@ func NewRecorder(limits Limits) *Recorder {
 	return &Recorder{
 		limits: limits, interfaces: map[int]routing.Interface{}, addresses: map[addressKey]routing.Address{},
 		groups: map[group]*crowd{}, deleted: map[string]Author{}, causes: map[causeKey]cause{},
+		verdicts: map[causeKey]status.Health{},
 	}
 }
 
@@ -170,15 +182,25 @@ func (r *Recorder) hold(h held) {
 
 // Flush returns what is held, explained as far as the last document can, in the order in which it
 // happened.
-func (r *Recorder) Flush() []Event {
-	why := r.reasons()
-	out := make([]Event, 0, len(r.held))
-	for _, h := range r.held {
-		e := h.event
-		if h.ours {
-			r.explain(&e, h, why)
+func (r *Recorder) Flush() []Event { return r.flush(r.document) }
+
+// flush is Flush after a document that came in place of was.
+func (r *Recorder) flush(was *status.Status) []Event {
+	t := r.tale(was)
+	for i := range r.held {
+		if r.held[i].ours {
+			t.explain(i)
+		} else if e := &r.held[i].event; e.Kind == RouteRemoved && e.Party == Kernel && e.Why == "" {
+			e.Why = t.lost(r.held[i])
 		}
-		out = append(out, e.clean())
+	}
+	var out []Event
+	if r.limits.Summary {
+		out = t.summary()
+	} else {
+		for _, h := range r.held {
+			out = append(out, h.event.clean())
+		}
 	}
 	for _, g := range slices.SortedFunc(maps.Keys(r.groups), func(a, b group) int { return r.groups[a].last.Compare(r.groups[b].last) }) {
 		if c := r.groups[g]; c.more > 0 {
@@ -197,7 +219,7 @@ func (g group) text(c *crowd) string {
 	if c.told > 0 {
 		words = append(words, "more")
 	}
-	noun, verb, found := strings.Cut(string(g.kind), "-")
+	noun, verb, found := g.words()
 	if g.kind == Lost || !found {
 		return strings.Join(append(words, "times", string(g.kind)), " ")
 	}
@@ -217,61 +239,24 @@ func (g group) text(c *crowd) string {
 	return strings.Join(words, " ")
 }
 
+// words are the noun and the verb of the group's kind.
+func (g group) words() (noun, verb string, found bool) {
+	if words, is := (map[Kind][2]string{
+		HealthChanged: {"state of health", "changed"}, ProblemFound: {"problem", "found"}, DefaultMoved: {"default route", "moved"},
+	})[g.kind]; is {
+		return words[0], words[1], true
+	}
+	return strings.Cut(string(g.kind), "-")
+}
+
 func plural(noun string) string {
-	if noun == "address" {
+	switch noun {
+	case "address":
 		return "addresses"
+	case "state of health":
+		return "states of health"
 	}
 	return noun + "s"
-}
-
-// reasons are what the last document says of objects of multihomed, by their texts.
-func (r *Recorder) reasons() map[string]reason {
-	out := map[string]reason{}
-	if r.document == nil || !r.Explainable() {
-		return out
-	}
-	add := func(link string, objects []status.Object) {
-		for _, o := range objects {
-			if o.Reason != "" {
-				out[o.Family+" "+o.Text] = reason{link, routing.Decision(o.Reason)}
-			}
-		}
-	}
-	for _, l := range r.document.Links {
-		add(l.Interface, l.Objects)
-	}
-	add("", r.document.Shared)
-	return out
-}
-
-type reason struct {
-	link     string
-	decision routing.Decision
-}
-
-// explain says why an object of multihomed came or went.
-func (r *Recorder) explain(e *Event, h held, why map[string]reason) {
-	w, known := why[e.Family+" "+e.Object]
-	if !known && h.rule.Priority != 0 {
-		if rung, is := routing.RungOf(h.rule.Priority); is {
-			w.decision = rung.Decision
-		}
-	}
-	if e.Link == "" {
-		e.Link = w.link
-	}
-	e.Reason = string(w.decision)
-	switch {
-	case e.Party != Multihomed || e.Why != "" || w.decision == "":
-	case e.Kind == RuleRemoved || e.Kind == RouteRemoved:
-		if known {
-			e.Why = "it moves to its place in the order"
-		} else {
-			e.Why = "nothing needs it any more"
-		}
-	default:
-		e.Why = w.decision.Sentence()
-	}
 }
 
 func (r *Recorder) name(index int) string {
@@ -383,8 +368,9 @@ func (r *Recorder) takeAddress(at time.Time, a Announced) {
 	link := r.name(a.Device)
 	r.blame(at, link, family, who, why)
 	r.hold(held{
-		event: Event{Time: at, Kind: kind, Link: link, Family: family.String(), Object: a.Address.Prefix.String(), Text: text, Why: why, Author: who},
-		group: group{kind: kind, family: family.String(), author: who},
+		event:   Event{Time: at, Kind: kind, Link: link, Family: family.String(), Object: a.Address.Prefix.String(), Text: text, Why: why, Author: who},
+		group:   group{kind: kind, family: family.String(), author: who},
+		follows: a.Address.Prefix.Addr().IsLinkLocalUnicast() && family == routing.IPv6 && kind != AddressChanged,
 	})
 }
 
@@ -471,7 +457,16 @@ func (r *Recorder) takeRoute(at time.Time, a Announced) {
 		}
 	}
 	r.ours(&e, ours)
-	r.hold(held{event: e, ours: ours, group: group{kind: e.Kind, family: family, table: route.Table, author: e.Author, isOwn: own(e, ours)}})
+	h := held{event: e, ours: ours, group: group{kind: e.Kind, family: family, table: route.Table, author: e.Author, isOwn: own(e, ours)}}
+	if ours {
+		h.table = route.Table
+	}
+	if h.group.isOwn && r.limits.Summary {
+		h.group.table = 0
+	}
+	h.linkLocal = route.Family == routing.IPv6 && route.Destination.Addr().IsLinkLocalUnicast()
+	h.follows = route.Protocol == routing.ProtocolKernel && (e.Party == Kernel || e.Party == NetworkManager)
+	r.hold(h)
 }
 
 // own reports whether multihomed changes what is its own, and restores nothing.
@@ -485,7 +480,8 @@ func mine(ours bool, who Author) string {
 	return ""
 }
 
-// ours remembers who deleted an object of multihomed, and says so when it comes back.
+// ours remembers which process deleted an object of multihomed, and says so when it comes back. What the
+// kernel deletes goes with an address or an interface, and comes back with it: that restores nothing.
 func (r *Recorder) ours(e *Event, ours bool) {
 	if !ours {
 		return
@@ -493,18 +489,20 @@ func (r *Recorder) ours(e *Event, ours bool) {
 	key := e.Family + " " + e.Object
 	switch who, was := r.deleted[key]; {
 	case e.Kind == RuleRemoved || e.Kind == RouteRemoved:
-		if e.Party != Multihomed && len(r.deleted) < mostDeleted {
+		if e.Party == Multihomed || e.Party == Kernel {
+			delete(r.deleted, key)
+		} else if len(r.deleted) < mostDeleted {
 			r.deleted[key] = e.Author
 		}
 	case was:
 		delete(r.deleted, key)
-		e.Why = "restored after it was deleted, by whom is not known"
-		switch who.Party {
-		case Kernel:
-			e.Why = "restored after the kernel deleted it"
-		case Other, NetworkManager:
+		switch {
+		case who.Party == Unknown:
+			e.Why = "restored after it was deleted, by whom is not known"
+		case who.Probable:
+			e.Why = fmt.Sprintf("restored, %s deleted it", who)
+		default:
 			e.Why = fmt.Sprintf("restored after %s deleted it", who)
-		case Multihomed, Unknown:
 		}
 	}
 }

@@ -27,7 +27,7 @@ var (
 // started is a recorder that knows the host.
 func started(limits watch.Limits) *watch.Recorder {
 	r := watch.NewRecorder(limits)
-	r.Interfaces([]routing.Interface{{Index: 2, Name: "wan0", Up: true, Carrier: true, Running: true}, {Index: 3, Name: "wan1", Up: true, Carrier: true}, {Index: 4, Name: "a\x1b\xff"}})
+	r.Interfaces([]routing.Interface{{Index: 2, Name: "wan0", Up: true, Carrier: true, Running: true, Addresses: []routing.Address{{Prefix: netip.MustParsePrefix("198.51.100.7/24")}, {Prefix: netip.MustParsePrefix("198.51.100.99/24")}}}, {Index: 3, Name: "wan1", Up: true, Carrier: true}, {Index: 4, Name: "a\x1b\xff"}})
 	r.Document(noon, document())
 	return r
 }
@@ -71,6 +71,9 @@ func TestAnnouncements(t *testing.T) {
 	ours := rule(10000, "198.51.100.7/32", 10000, routing.Multihomed)
 	dynamic := routing.Address{Prefix: netip.MustParsePrefix("2001:db8::5/64"), Dynamic: true}
 	static := routing.Address{Prefix: netip.MustParsePrefix("2001:db8::6/64")}
+	own := routing.Address{Prefix: netip.MustParsePrefix("198.51.100.7/24")}
+	other := routing.Address{Prefix: netip.MustParsePrefix("198.51.100.99/24")}
+	passing := rule(20000, "", 10002, routing.Multihomed)
 	failed := static
 	failed.Failed = true
 	wan0 := routing.Interface{Index: 2, Name: "wan0", Up: true, Carrier: true, Running: true}
@@ -83,7 +86,7 @@ func TestAnnouncements(t *testing.T) {
 	}{
 		{"rule of another", []watch.Announced{aboutRule(false, rule(100, "", 10, 0), byIP)}, []string{"rule-added IPv4 rule added: 100: from all lookup 10 [ip (process 7)]"}},
 		{"rule of ours", []watch.Announced{aboutRule(false, ours, byUs)}, []string{"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.7 lookup 10000 [multihomed: packets from the address leave by the link]"}},
-		{"rule that the document does not know", []watch.Announced{aboutRule(false, rule(10000, "198.51.100.8/32", 10000, routing.Multihomed), byUs)}, []string{"rule-added IPv4 rule added: 10000: from 198.51.100.8 lookup 10000 [multihomed: packets from the address leave by the link]"}},
+		{"rule that the document does not know", []watch.Announced{aboutRule(false, rule(10000, "198.51.100.8/32", 10000, routing.Multihomed), byUs)}, []string{"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.8 lookup 10000 [multihomed: packets from the address leave by the link]"}},
 		{"repair", []watch.Announced{aboutRule(true, ours, byIP), aboutRule(false, ours, byUs)}, []string{
 			"rule-removed wan0: IPv4 rule of multihomed deleted: 10000: from 198.51.100.7 lookup 10000 [ip (process 7)]",
 			"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.7 lookup 10000 [multihomed: restored after ip (process 7) deleted it]",
@@ -93,7 +96,35 @@ func TestAnnouncements(t *testing.T) {
 			aboutRoute(false, "10.0.0.0/8", routing.Route{Device: 2, Table: 10000, Protocol: routing.Multihomed}, byUs),
 		}, []string{
 			"route-removed wan0: IPv4 route of multihomed deleted: 10.0.0.0/8 dev wan0 table 10000 [kernel]",
-			"route-added wan0: IPv4 route added: 10.0.0.0/8 dev wan0 table 10000 [multihomed: restored after the kernel deleted it]",
+			"route-added wan0: IPv4 route added: 10.0.0.0/8 dev wan0 table 10000 [multihomed]",
+		}},
+		{"a move", []watch.Announced{aboutRule(false, ours, byUs), aboutRule(true, ours, byUs)}, []string{
+			"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.7 lookup 10000 [multihomed: packets from the address leave by the link]",
+			"rule-removed wan0: IPv4 rule deleted: 10000: from 198.51.100.7 lookup 10000 [multihomed: it moves to its place in the order]",
+		}},
+		{"down and up", []watch.Announced{aboutAddress(true, own, byNM), aboutRule(true, ours, byUs), aboutAddress(false, own, byNM), aboutRule(false, ours, byUs)}, []string{
+			"address-removed wan0: address 198.51.100.7/24 deleted [NetworkManager]",
+			"rule-removed wan0: IPv4 rule deleted: 10000: from 198.51.100.7 lookup 10000 [multihomed: an address is gone]",
+			"address-added wan0: address 198.51.100.7/24 added [NetworkManager]",
+			"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.7 lookup 10000 [multihomed: packets from the address leave by the link]",
+		}},
+		{"another address went", []watch.Announced{aboutAddress(true, other, byNM), aboutRule(true, ours, byUs)}, []string{
+			"address-removed wan0: address 198.51.100.99/24 deleted [NetworkManager]",
+			"rule-removed wan0: IPv4 rule deleted: 10000: from 198.51.100.7 lookup 10000 [multihomed]",
+		}},
+		{"came and went", []watch.Announced{aboutRule(false, passing, byUs), aboutRule(true, passing, byUs)}, []string{
+			"rule-added wan1: IPv4 rule added: 20000: from all lookup 10002 [multihomed: main does not know the network of the link]",
+			"rule-removed wan1: IPv4 rule deleted: 20000: from all lookup 10002 [multihomed: nothing needs it any more]",
+		}},
+		{"deleted and back, no reason seen", []watch.Announced{aboutRule(true, ours, byUs), aboutRule(false, ours, byUs)}, []string{
+			"rule-removed wan0: IPv4 rule deleted: 10000: from 198.51.100.7 lookup 10000 [multihomed]",
+			"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.7 lookup 10000 [multihomed: packets from the address leave by the link]",
+		}},
+		{"the kernel deletes with the address", []watch.Announced{
+			aboutRoute(true, "0.0.0.0/0", routing.Route{Device: 2, Table: 254, Protocol: 16}, byKernel), aboutAddress(true, own, byNM),
+		}, []string{
+			"route-removed wan0: IPv4 route deleted: default dev wan0 table main [kernel: an address is gone]",
+			"address-removed wan0: address 198.51.100.7/24 deleted [NetworkManager]",
 		}},
 		{"DHCP", []watch.Announced{aboutRoute(false, "0.0.0.0/0", routing.Route{Device: 3, Table: 254, Protocol: 16, Gateway: netip.MustParseAddr("203.0.113.1")}, byNM)}, []string{"route-added wan1: IPv4 route added: default via 203.0.113.1 dev wan1 table main [NetworkManager: DHCP]"}},
 		{"a reject", []watch.Announced{aboutRoute(false, "192.0.2.0/24", routing.Route{Table: 254, Type: 7}, byIP)}, []string{"route-added IPv4 route added: unreachable 192.0.2.0/24 table main [ip (process 7)]"}},
@@ -233,6 +264,11 @@ func TestDocuments(t *testing.T) {
 		{"off, one link", nil, func(s *status.Status) {
 			s.OffLinks = []status.OffLink{{Interface: "wan1", Off: status.Off{By: "bob"}}}
 		}, []string{"switched wan1: link switched off [multihomed: bob asked for it]"}},
+		{"off, and so no link", nil, func(s *status.Status) {
+			s.OffLinks = []status.OffLink{{Interface: "lan0", Off: status.Off{By: "bob"}}}
+			s.Links, s.Others = s.Links[:2], []status.Other{{Interface: "lan0", Why: "switched off"}}
+		}, []string{"switched lan0: link switched off [multihomed: bob asked for it]", "link-removed lan0: no longer a link [multihomed: it is switched off]"}},
+		{"hangs", nil, func(s *status.Status) { s.By = status.ByHost }, []string{"service-changed multihomed not answering, it was running [multihomed]"}},
 		{"services", nil, func(s *status.Status) { s.Daemon, s.NetworkManager.Running = status.Daemon{}, false }, []string{
 			"service-changed multihomed not running, it was running [not known]", "service-changed NetworkManager not running, it was running [not known]",
 		}},
@@ -250,6 +286,161 @@ func TestDocuments(t *testing.T) {
 			if want := []string{"problem-fixed lan0: no longer a problem: two links answer [multihomed]"}; !cmp.Equal(want, back) || events[0].Fix != "sysctl x" {
 				t.Errorf("%q, fix %q", back, events[0].Fix)
 			}
+		}
+	}
+}
+
+// TestSummary: a person gets one line for what multihomed does to a link, and a program all.
+func TestSummary(t *testing.T) {
+	t.Parallel()
+	source, device := rule(10000, "203.0.113.9/32", 10002, routing.Multihomed), rule(9500, "", 10002, routing.Multihomed)
+	device.OIF = "wan1"
+	shared := rule(32765, "", 10999, routing.Multihomed)
+	gone := routing.Address{Prefix: netip.MustParsePrefix("fe80::1/64")}
+	network := routing.Route{Device: 2, Table: 254, Protocol: routing.ProtocolKernel}
+	own := routing.Address{Prefix: netip.MustParsePrefix("198.51.100.7/24")}
+	all := []watch.Announced{
+		aboutRoute(true, "203.0.113.0/24", routing.Route{Device: 3, Table: 10002, Protocol: routing.Multihomed}, byKernel),
+		aboutRoute(true, "0.0.0.0/0", routing.Route{Device: 3, Table: 10002, Protocol: routing.Multihomed}, byKernel),
+		aboutRule(true, source, byUs), aboutRule(true, device, byUs), aboutRule(true, shared, byUs),
+		aboutAddress(true, own, byNM), aboutRoute(true, "198.51.100.0/24", network, byKernel),
+		aboutAddress(false, gone, byKernel),
+		aboutRule(true, rule(10000, "198.51.100.7/32", 10000, routing.Multihomed), byIP), aboutRule(false, rule(10000, "198.51.100.7/32", 10000, routing.Multihomed), byUs),
+	}
+	after := document()
+	after.Links = slices.Delete(after.Links, 1, 2)
+	after.Others = []status.Other{{Interface: "wan1", Why: "disconnected"}}
+	after.Failover.Uplinks = after.Failover.Uplinks[:1]
+
+	r := started(watch.Limits{Own: 99, Others: 99, Summary: true})
+	r.Take(noon, all)
+	want := []string{
+		"route-removed wan1: 2 routes of multihomed deleted [kernel]",
+		"rule-removed wan1: 2 rules deleted [multihomed: it is no longer a link]",
+		"rule-removed IPv4 rule deleted: 32765: from all lookup 10999 [multihomed: nothing needs it any more]",
+		"address-removed wan0: address 198.51.100.7/24 deleted [NetworkManager]",
+		"rule-removed wan0: IPv4 rule of multihomed deleted: 10000: from 198.51.100.7 lookup 10000 [ip (process 7)]",
+		"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.7 lookup 10000 [multihomed: restored after ip (process 7) deleted it]",
+		"link-removed wan1: no longer a link [NetworkManager: disconnected]",
+	}
+	if diff := cmp.Diff(want, sentences(r.Document(noon.Add(time.Second), after))); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+
+	r = started(watch.Limits{Own: 99, Others: 99})
+	r.Take(noon, all)
+	if got := r.Document(noon.Add(time.Second), after); len(got) != len(all)+1 {
+		t.Errorf("%q", sentences(got))
+	}
+
+	// A move is one change, and many links are one line.
+	r = started(watch.Limits{Own: 99, Others: 99, Summary: true})
+	moving := rule(10000, "198.51.100.7/32", 10000, routing.Multihomed)
+	r.Take(noon, []watch.Announced{aboutRule(false, moving, byUs), aboutRule(true, moving, byUs)})
+	for i := range 9 {
+		for _, p := range []routing.Priority{9500, 91000} {
+			r.Take(noon, []watch.Announced{aboutRule(false, rule(p, "", routing.TableID(20000+i), routing.Multihomed), byUs)})
+		}
+	}
+	many := document()
+	for i := range 9 {
+		many.Links = append(many.Links, status.Link{Interface: fmt.Sprintf("x%d", i), Role: "uplink", Networks: []status.Network{network4(20000 + i)}})
+	}
+	got := sentences(r.Document(noon.Add(time.Second), many))
+	if len(got) < 2 || got[0] != "rule-removed wan0: IPv4 rule deleted: 10000: from 198.51.100.7 lookup 10000 [multihomed: it moves to its place in the order]" || got[1] != "rule-added 18 rules added on 9 links [multihomed]" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestJoined: what happens to an interface at once is one line for a person.
+func TestJoined(t *testing.T) {
+	t.Parallel()
+	r := started(watch.Limits{Own: 9, Others: 9, Summary: true})
+	veth := routing.Interface{Index: 9, Name: "veth9", Kind: "veth"}
+	up, port := veth, veth
+	up.Up, port.Up, port.Master = true, true, 2
+	gone := aboutInterface(port, byKernel)
+	gone.Gone = true
+	r.Take(noon, []watch.Announced{
+		aboutInterface(veth, byKernel), aboutInterface(up, byKernel), aboutRule(false, rule(100, "", 10, 0), byIP), aboutInterface(port, byKernel),
+		aboutRoute(false, "192.0.2.0/24", routing.Route{Device: 9, Table: 254}, byIP), gone,
+	})
+	want := []string{
+		"interface-changed veth9: interface added (veth), up, part of wan0 [not known]", "rule-added IPv4 rule added: 100: from all lookup 10 [ip (process 7)]",
+		"route-added veth9: IPv4 route added: 192.0.2.0/24 dev veth9 table main [ip (process 7)]", "interface-removed veth9: interface removed [not known]",
+	}
+	if diff := cmp.Diff(want, sentences(r.Flush())); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestNobodyLooked: without the daemon nobody knows where unbound traffic leaves.
+func TestNobodyLooked(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		by   string
+		want string
+	}{{status.ByDaemon, "default route: none"}, {status.ByHost, "default route: not known"}} {
+		d := document()
+		d.By, d.Unbound = c.by, nil
+		if got := watch.Frame(&watch.Model{Now: noon, Document: d}, 80, 24); !strings.HasPrefix(got[1], c.want) {
+			t.Errorf("%s: %q", c.by, got[:2])
+		}
+	}
+}
+
+// TestManyLinks: a person gets the first of many links and the number of the others, and a program all.
+func TestManyLinks(t *testing.T) {
+	t.Parallel()
+	now := document()
+	for i := range 1000 {
+		now.Links = append(now.Links, status.Link{Interface: fmt.Sprintf("x%d", i), Role: "uplink", Networks: []status.Network{network("ipv4", "10.0.0.2/24", 10009, "10.0.0.1")}})
+		now.Failover.Uplinks = append(now.Failover.Uplinks, status.Health{Interface: fmt.Sprintf("x%d", i), Family: "ipv4", State: status.HealthDown})
+	}
+	r := started(watch.Limits{Own: 9, Others: 2, Summary: true})
+	got := sentences(r.Document(noon, now))
+	want := []string{"gateway-added 998 more gateways added [not known]", "health-changed 998 more states of health changed [not known]", "link-added 998 more links added [not known]"}
+	if len(got) != 9 || !cmp.Equal(want, got[6:]) {
+		t.Errorf("%q", got)
+	}
+	r = started(watch.Limits{Own: 9, Others: 2})
+	if got := r.Document(noon, now); len(got) != 3000 {
+		t.Errorf("%d events", len(got))
+	}
+}
+
+func network4(table int) status.Network {
+	return status.Network{Family: "ipv4", Table: uint32(table)}
+}
+
+// TestRestart: while the daemon is away, nobody looked which way traffic leaves and whether uplinks work, and
+// NetworkManager that starts says nothing of links.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	r := started(watch.Limits{Own: 9, Others: 9})
+	away := document()
+	away.By, away.Daemon, away.Unbound, away.Failover = status.ByHost, status.Daemon{}, nil, nil
+	starting := document()
+	for i := range starting.Failover.Uplinks {
+		starting.Failover.Uplinks[i].State = status.HealthUnknown
+	}
+	starting.NetworkManager.Complete, starting.Links[0].Draining = false, true
+	back := document()
+	back.Failover.Uplinks[1].State, back.Failover.Uplinks[1].Why = status.HealthDown, "no answer"
+	back.Unbound["ipv6"] = status.Unbound{Interface: "wan1", Main: "wan0", Why: "wan0 does not work"}
+	for _, c := range []struct {
+		s    *status.Status
+		want []string
+	}{
+		{away, []string{"service-changed multihomed not running, it was running [not known]"}},
+		{starting, []string{"service-changed multihomed running, it was not running [not known]", "service-changed NetworkManager starting, it was running [not known]"}},
+		{back, []string{
+			"service-changed NetworkManager running, it was starting [not known]", "health-changed wan1: IPv4 down, it was up [multihomed: no answer]",
+			"default-route-moved wan1: IPv6 traffic that is bound to no link leaves by wan1, it left by wan0 [multihomed: wan0 does not work]",
+		}},
+	} {
+		if diff := cmp.Diff(c.want, sentences(r.Document(noon, c.s))); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
 		}
 	}
 }

@@ -135,6 +135,8 @@ func newPlanned(t *testing.T) *plannedHost {
 			h.must(err)
 		}
 	}
+	// A second network: the table of each has a route to the other.
+	h.must(h.AddAddr("wan0", "192.0.2.130/26"))
 	_, err := h.NewTun("tun0")
 	h.must(err)
 	h.must(h.AddAddr("tun0", "10.7.0.2/32"))
@@ -367,6 +369,8 @@ var (
 	marked = regexp.MustCompile(`fwmark 0x(\d)000000/0xff000000 lookup (\S+)`)
 	tables = regexp.MustCompile(`\b(table|lookup) (\d+)`)
 	links  = regexp.MustCompile(`\b(?:link(\d+)\b|0x0?(\d)000000)`)
+	// nft(8) shows the bits that are set among those that are kept.
+	kept = regexp.MustCompile(`& 0x0\dffffff`)
 )
 
 // named has networks instead of table numbers, and instead of the numbers of answers.
@@ -389,6 +393,7 @@ func named(lines []string) (out []string) {
 		}
 	}
 	for i, line := range out {
+		line = kept.ReplaceAllString(line, "& kept")
 		out[i] = links.ReplaceAllStringFunc(line, func(found string) string {
 			f := links.FindStringSubmatch(found)
 			return cmp.Or(answers[f[1]+f[2]], found)

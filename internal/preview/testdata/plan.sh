@@ -1,4 +1,4 @@
-# multihomed would make 23 changes now. To make them: multihomectl plan | sh
+# multihomed would make 23 changes, as far as could be read. Something may be missing.
 # Not read: leases: no \x1b permission
 # Not shown: the DNS servers in /run/dnsmasq/servers
 set -e

@@ -1,2 +1,2 @@
-# multihomed would change nothing of what could be read.
+# multihomed would change nothing, as far as could be read. Something may be missing.
 # Not read: all links

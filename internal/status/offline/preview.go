@@ -88,7 +88,7 @@ func (p *previewing) preview(ctx context.Context) (preview.Facts, error) {
 	p.readDaemon()
 	p.readManager(ctx)
 	if p.names, err = rttables.Load(); err != nil {
-		p.unknown("names of routing tables, whose numbers are not given to links: %v", err)
+		p.unknown("names of routing tables, so a link may get a number that has a name: %v", err)
 	}
 	if err := p.openTrial(ctx); err != nil {
 		return p.facts, err
@@ -111,7 +111,7 @@ func (p *previewing) preview(ctx context.Context) (preview.Facts, error) {
 func (p *previewing) readEras() {
 	eras, err := cleanup.ReadEras(p.cfg.StateDir)
 	if err != nil {
-		p.unknown("earlier configurations, so that their routes may stay: %v", err)
+		p.unknown("earlier configurations, so their routes may stay: %v", err)
 	}
 	p.past = slices.DeleteFunc(eras, func(e cleanup.Era) bool { return e == cleanup.EraOf(p.cfg.RoutingPolicy()) })
 }
@@ -129,9 +129,9 @@ func (p *previewing) openTrial(ctx context.Context) error {
 		return nil
 	}
 	if errors.Is(err, allocator.ErrUnreadable) {
-		p.unknown("leases, so that table numbers may be others: this user may not read %s; to fix: run it as root", o.Path)
+		p.unknown("leases, so links may get other table numbers: this user may not read %s; to fix: run it as root", o.Path)
 	} else {
-		p.unknown("leases, so that table numbers may be others: %v", err)
+		p.unknown("leases, so links may get other table numbers: %v", err)
 	}
 	o.Path = ""
 	if p.leases, err = allocator.OpenTrial(ctx, o); err != nil {
@@ -232,7 +232,7 @@ func (p *previewing) judge(ctx context.Context) (routing.Failover, error) {
 	defer cancel()
 	answer, err := socket.Ask(asked, p.cfg.RuntimeDir, false)
 	if err != nil || answer.Failover == nil {
-		p.unknown("which uplinks work, because multihomed runs and does not say so (%v): failover is planned as it stands", err)
+		p.unknown("which uplinks work: multihomed runs, but %s; failover stays as it is", silence(err))
 		facts.Frozen = true
 		return facts, nil
 	}
@@ -253,6 +253,14 @@ func (p *previewing) judge(ctx context.Context) (routing.Failover, error) {
 		}
 	}
 	return facts, nil
+}
+
+// silence says why the daemon said nothing of uplinks.
+func silence(err error) string {
+	if err == nil {
+		return "does not say it yet"
+	}
+	return fmt.Sprintf("does not answer (%v)", err)
 }
 
 // indexOf is the index of an interface by the name that the status has, 0 if there is none.
@@ -411,7 +419,10 @@ func (p *previewing) alias(s *reconcile.Snapshot) error {
 // tell says what the plan lacks.
 func (p *previewing) tell(last planned) {
 	s := last.snapshot
-	if s.Report.Waiting != "" {
+	switch {
+	case p.managerFault != "" && !p.alone:
+		p.unknown("all links, because NetworkManager does not answer; nothing is deleted that may be needed")
+	case s.Report.Waiting != "":
 		p.unknown("all links: %s; nothing is deleted that may be needed", s.Report.Waiting)
 	}
 	for _, text := range p.notes {

@@ -52,12 +52,13 @@ const (
 	settle = 100 * time.Millisecond
 	// A question costs the daemon time, too. The next one after a change comes after changePause or
 	// changeShare times as long as the last answer took, and after longestPause in any case. Without
-	// a change it is pollPause and pollShare: a document that takes a second is read every 50.
+	// a change it is pollPause and pollShare, and longestPoll: a daemon that hung may answer again.
 	changePause  = 250 * time.Millisecond
 	changeShare  = 10
 	longestPause = 3 * time.Second
 	pollPause    = time.Second
 	pollShare    = 50
+	longestPoll  = 10 * time.Second
 )
 
 // A Follower follows a host.
@@ -159,7 +160,7 @@ func (f *Follower) report(ctx context.Context) error {
 		if !wait(pause) {
 			return nil
 		}
-		timer.Reset(max(pollPause, pollShare*took) - pause)
+		timer.Reset(min(max(pollPause, pollShare*took), longestPoll) - pause)
 		select {
 		case <-f.changed:
 			isChanged = true
