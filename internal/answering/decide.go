@@ -23,6 +23,8 @@ const (
 	NotTranslating Reason = "not-translating"
 	// OneUplink: fewer than two uplinks have a table of the family.
 	OneUplink Reason = "one-uplink"
+	// SwitchedOff: the administrator switched all of multihomed off.
+	SwitchedOff Reason = "off"
 	// Kubernetes: the host is a node whose network plug-in marks packets itself.
 	Kubernetes Reason = "kubernetes"
 )
@@ -40,6 +42,8 @@ func (r Reason) Sentence() string {
 		return "nothing translates addresses"
 	case OneUplink:
 		return "fewer than two uplinks have a table"
+	case SwitchedOff:
+		return "multihomed is switched off"
 	case Kubernetes:
 		return "a network plug-in of Kubernetes marks packets itself"
 	default:
@@ -57,6 +61,9 @@ type Decision struct {
 // Decide decides about a family. Held says that its answers are on already: then one uplink keeps
 // them, for links come and go.
 func Decide(cfg config.Answers, f routing.Family, host Host, s *reconcile.Snapshot, held bool) Decision {
+	if host.Off {
+		return Decision{Why: SwitchedOff}
+	}
 	d := Decision{Why: Configured}
 	switch cfg.Forwarded {
 	case config.No:

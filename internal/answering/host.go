@@ -23,6 +23,8 @@ type Host struct {
 	Forwards, Translates routing.ByFamily[bool]
 	// Checks say how interfaces check the sources of IPv4 packets, by name. Others do not care.
 	Checks map[string]answers.SourceCheck
+	// Off says that the administrator switched all of multihomed off.
+	Off bool
 }
 
 // trackedCount counts the connections that the kernel tracks in a network namespace.
@@ -32,13 +34,13 @@ const trackedCount = "/proc/sys/net/netfilter/nf_conntrack_count"
 const mostDigits = 32
 
 // ReadHost reads the facts. Translates asks nf_tables, which does not know the rules of
-// iptables-legacy: where connections are tracked, somebody may translate them.
-func ReadHost(ctx context.Context, s *reconcile.Snapshot, translates func(context.Context) (nftables.Translation, error)) (Host, error) {
+// iptables-legacy: where connections are tracked, somebody may translate them. Off is [Host.Off].
+func ReadHost(ctx context.Context, s *reconcile.Snapshot, translates func(context.Context) (nftables.Translation, error), off bool) (Host, error) {
 	conf, err := netconf.Read(ctx)
 	if err != nil {
 		return Host{}, err
 	}
-	h := Host{Forwards: conf.Forwards, Checks: map[string]answers.SourceCheck{}}
+	h := Host{Forwards: conf.Forwards, Checks: map[string]answers.SourceCheck{}, Off: off}
 	found, err := translates(ctx)
 	if err != nil && !errors.Is(err, nftables.ErrUnsupported) {
 		return Host{}, err

@@ -305,6 +305,9 @@ func TestDecide(t *testing.T) {
 			a.Forwarded, h.Forwards = config.Yes, routing.ByFamily[bool]{}
 		}, one, false, answering.Decision{Answers: true, Fence: true, Why: answering.Configured}},
 		{"unwanted", func(a *config.Answers, _ *answering.Host) { a.Forwarded = config.No }, two, true, answering.Decision{Why: answering.Configured}},
+		{"switched off", func(a *config.Answers, h *answering.Host) {
+			a.Forwarded, a.Fence, h.Off = config.Yes, config.Yes, true
+		}, two, true, answering.Decision{Why: answering.SwitchedOff}},
 		{"no fence", func(a *config.Answers, _ *answering.Host) { a.Fence = config.No }, two, false, answering.Decision{Answers: true, Why: answering.Needed}},
 		{"the fence alone", func(a *config.Answers, _ *answering.Host) { a.Forwarded, a.Fence = config.No, config.Yes }, two, false, answering.Decision{Fence: true, Why: answering.Configured}},
 	} {

@@ -113,6 +113,9 @@ for interfaces that NetworkManager does not manage, and it can remove everything
 		Example: `  multihomectl status            links, tables and problems of the host
   multihomectl status wan0 -v    every rule and route of one link, with its reason
   multihomectl explain 9.9.9.9   how a packet to this address is routed, and why
+  multihomectl doctor            what disturbs the links, and what fixes it
+  multihomectl watch             what changes, and who changes it
+  multihomectl graph -o g.svg    a picture of rules, tables and devices
   multihomectl plan              what multihomed would change now, as commands
   multihomectl config            the configuration, with the defaults`,
 		SilenceUsage: true, SilenceErrors: true,

@@ -20,6 +20,7 @@ import (
 	"multihomed/internal/status"
 	"multihomed/internal/status/check"
 	"multihomed/internal/status/offline"
+	"multihomed/internal/status/outcome"
 	"multihomed/internal/suggest"
 	"multihomed/routing"
 )
@@ -91,9 +92,9 @@ func (a *app) doctor() *cobra.Command {
 	return cmd
 }
 
-// findingCodes are those of all checks.
+// findingCodes are those of all checks. What the daemon alone can say has codes besides.
 func findingCodes() []string {
-	codes := append(check.Codes(), doctor.Codes()...)
+	codes := slices.Concat(check.Codes(), outcome.Codes(), doctor.Codes())
 	out := make([]string, 0, len(codes))
 	for _, c := range codes {
 		out = append(out, string(c))

@@ -86,6 +86,7 @@ With --json it prints the same for programs. Fields are only ever added as long 
   may_differ[]    code, text: what the answer may depend on besides
   what_if[], assumptions[]
                   the changes, and what was assumed
+  snapshot        when the facts were read, if they come from a snapshot
   annotations     who named the rules: "daemon", "multihomectl" or ""
   unread[]        what could not be read`
 
@@ -334,6 +335,9 @@ func (a *app) runExplain(cmd *cobra.Command, args []string, o explainOptions, ho
 		}
 	}
 	d := facts.Explain(flow)
+	if o.snapshot != "" {
+		d.Snapshot = s.Taken
+	}
 	if o.save != "" {
 		if err := saveSnapshot(o.save, *s); err != nil {
 			return &exitError{exitUsage, err}

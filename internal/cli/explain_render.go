@@ -56,6 +56,9 @@ func (r *explanation) head() {
 	for _, line := range wrap(r.d.Summary, r.width) {
 		r.line("%s", r.paint.paint(s, line))
 	}
+	if r.d.Snapshot != "" {
+		r.folded("snapshot  ", yellow, "this is about the host that the file is from, as it was at "+r.d.Snapshot)
+	}
 	for _, text := range r.d.Assumptions {
 		r.folded("assumed  ", yellow, text)
 	}

@@ -54,7 +54,7 @@ func (w withoutTables) Write(context.Context, []answers.Op, nftables.Generation)
 
 // openAnswers opens what answers need. It is there without nf_tables, too, and says so where
 // somebody needs it.
-func openAnswers(cfg config.Config, log *slog.Logger, problems func([]routing.Problem)) (*answered, error) {
+func openAnswers(cfg config.Config, log *slog.Logger, problems func([]routing.Problem), isOff func() bool) (*answered, error) {
 	a := &answered{log: log, needs: news.NewSlot[*reconcile.Snapshot](), again: news.NewSignal()}
 	o := answering.Options{
 		Logger: log, Config: cfg.Answers, Problems: problems,
@@ -66,7 +66,7 @@ func openAnswers(cfg config.Config, log *slog.Logger, problems func([]routing.Pr
 		},
 		Repairs: rate.NewLimiter(rate.Limit(cfg.RepairsPerSecond), cfg.RepairBurst),
 		Host: func(ctx context.Context, s *reconcile.Snapshot) (answering.Host, error) {
-			return answering.ReadHost(ctx, s, a.translates)
+			return answering.ReadHost(ctx, s, a.translates, isOff())
 		},
 	}
 	var err error

@@ -20,14 +20,17 @@ import (
 // userFiles is the directory of passwd(5).
 const userFiles = "/etc"
 
+// isOff reports whether all of multihomed is switched off.
+func (p *parts) isOff() bool {
+	state, _ := p.off.State()
+	return state.HostOff()
+}
+
 // openBindings reads what is bound.
 func (p *parts) openBindings(cfg config.Config, more extras) *binding.Keeper {
 	o := binding.Options{
 		Logger: p.log, Config: cfg, Problems: more.unbound,
-		Off: func() bool {
-			state, _ := p.off.State()
-			return state.HostOff()
-		},
+		Off: p.isOff,
 	}
 	if p.names = more.names; p.names != nil {
 		o.NewLed = p.names.look

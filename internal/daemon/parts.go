@@ -184,7 +184,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		memory = recollection.File{Directory: cfg.RuntimeDir}
 	}
 	judges := p.watch(cfg, more)
-	if p.answers, err = openAnswers(cfg, log, more.problems); err != nil {
+	if p.answers, err = openAnswers(cfg, log, more.problems, p.isOff); err != nil {
 		return err
 	}
 	p.bindings = p.openBindings(cfg, more)

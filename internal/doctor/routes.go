@@ -227,8 +227,8 @@ func checkResolvers(f *facts) []Finding {
 			continue
 		}
 		v, known := f.ask(lookup.Flow{To: server})
-		if !known || v.Outcome != lookup.Sent || v.Through(f.links[i].index) {
-			continue
+		if !known || v.Outcome != lookup.Sent || v.Through(f.links[i].index) || v.Route.Table != routing.TableMain {
+			continue // Where another table decides, as that of a VPN, somebody wants it so.
 		}
 		family := routing.FamilyOf(server)
 		device := f.device(v.Legs[0].Device)

@@ -92,6 +92,8 @@ type Document struct {
 	// WhatIf are the changes that were assumed, Assumptions what they were taken to mean.
 	WhatIf      []string `json:"what_if"`
 	Assumptions []string `json:"assumptions"`
+	// Snapshot says when the facts were read, as in RFC 3339, if they come from a file.
+	Snapshot string `json:"snapshot,omitempty"`
 	// Annotations say who named the rules: "daemon", "multihomectl", or empty.
 	Annotations string   `json:"annotations"`
 	Unread      []string `json:"unread"`

@@ -281,7 +281,7 @@ func (p *previewing) foresee(ctx context.Context, judged routing.Failover) (last
 		defer conn.Close()
 		o.Table = table.NewStore(conn)
 		o.Host = func(ctx context.Context, s *reconcile.Snapshot) (answering.Host, error) {
-			return answering.ReadHost(ctx, s, conn.Translates)
+			return answering.ReadHost(ctx, s, conn.Translates, last.owners.HostOff())
 		}
 		var seen answering.Foreseen
 		seen, err = answering.Foresee(ctx, o, func(ctx context.Context, a reconcile.Answers) (*reconcile.Snapshot, error) {

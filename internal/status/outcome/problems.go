@@ -29,6 +29,11 @@ const (
 	Astray routing.Code = "astray"
 )
 
+// Codes returns the codes of what takes bound traffic away.
+func Codes() []routing.Code {
+	return []routing.Code{RuleAhead, RuleOfSource, RouteAhead, RejectDefault, GatewayElsewhere, TableInUse, Astray, SharedAddress}
+}
+
 // Problems says what makes packets stray, one finding for each object that does, whatever
 // number of links it takes them from. Names are those of interfaces.
 func Problems(strays []Stray, names map[int]string, p routing.Policy) []routing.Problem {
