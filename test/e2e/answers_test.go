@@ -345,9 +345,9 @@ func TestAnswersKeepConnections(t *testing.T) {
 }
 
 // TestFence: a packet with the address of one uplink that a socket sends by the other one is dropped
-// and counted, and nothing else is.
+// and counted, and nothing else is. A host that is switched off has no fence, whatever is configured.
 func TestFence(t *testing.T) {
-	p := newPublishing(t, forwards(), "")
+	p := newPublishing(t, forwards(), "[answers]\nforwarded = \"yes\"\nfence = \"yes\"\n")
 	p.start()
 	p.marks(lab.IPv4, 2)
 	at, err := p.WaitAddr(t.Context(), "wan1", lab.IPv4)
@@ -370,6 +370,16 @@ func TestFence(t *testing.T) {
 		}
 	}
 	p.strays("by a socket with two bindings")
+
+	p.switches("off")
+	p.eventually(func() error {
+		if out, err := p.Run(t.Context(), "nft", "list", "table", "inet", "multihomed"); err == nil {
+			return fmt.Errorf("it stands: %s", out)
+		}
+		return nil
+	})
+	p.switches("on")
+	p.marks(lab.IPv4, 2)
 }
 
 // TestAnswersUnderFilters: under any reverse path filter, requests are answered where they were asked.
