@@ -152,7 +152,7 @@ func TestCourses(t *testing.T) {
 		},
 		"a default that refuses": {
 			links: two, why: routing.CourseNoUplink, failover: failover(deadIn(v4, 2)), pair: true,
-			main: []routing.Route{{Family: v4, Table: routing.TableMain, Destination: prefix(default4), Type: kerneltest.RouteBlackhole, Protocol: kerneltest.ProtocolStatic}},
+			main: []routing.Route{{Family: v4, Table: routing.TableMain, Destination: prefix(default4), Type: routing.RouteBlackhole, Protocol: kerneltest.ProtocolStatic}},
 		},
 		"main is not read next": {
 			links: two, why: routing.CourseBlocked, failover: failover(deadIn(v4, 2)),

@@ -174,7 +174,7 @@ func genRefusals(t *rapid.T, h *host) {
 		r := routing.Route{
 			Family: f, Table: routing.TableMain, Protocol: kerneltest.ProtocolStatic,
 			Destination: prefix(rapid.SampledFrom(append(inside[f], destinations[f]...)).Draw(t, "refused")),
-			Type:        rapid.SampledFrom([]routing.RouteType{kerneltest.RouteThrow, kerneltest.RouteThrow, kerneltest.RouteBlackhole, kerneltest.RouteUnreachable, kerneltest.RouteProhibit}).Draw(t, "type"),
+			Type:        rapid.SampledFrom([]routing.RouteType{routing.RouteThrow, routing.RouteThrow, routing.RouteBlackhole, routing.RouteUnreachable, routing.RouteProhibit}).Draw(t, "type"),
 			Metric:      rapid.SampledFrom([]uint32{1, 77, 4000}).Draw(t, "metric"),
 		}
 		if f == routing.IPv6 {

@@ -18,7 +18,7 @@ func throwing(t *testing.T, h *host, to string, metric uint32) routing.Route {
 	t.Helper()
 	p := prefix(to)
 	r := routing.Route{
-		Family: routing.FamilyOf(p.Addr()), Table: routing.TableMain, Destination: p, Type: kerneltest.RouteThrow, Metric: metric,
+		Family: routing.FamilyOf(p.Addr()), Table: routing.TableMain, Destination: p, Type: routing.RouteThrow, Metric: metric,
 		Protocol: kerneltest.ProtocolStatic,
 	}
 	if r.Family == routing.IPv6 {
@@ -67,7 +67,7 @@ func (h *host) sentBy(t *testing.T, what, to, from string, device int) {
 func throwsIn(h *host, f routing.Family) string {
 	var out []string
 	for _, r := range h.kernel.AllRoutes(f, 10000) {
-		if r.Type == kerneltest.RouteThrow {
+		if r.Type == routing.RouteThrow {
 			out = append(out, r.Text("?"))
 		}
 	}

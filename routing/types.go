@@ -275,7 +275,15 @@ type RouteType uint8
 // Types of linux/rtnetlink.h.
 const (
 	// RouteUnicast is the only type that is copied: a way through a device.
-	RouteUnicast RouteType = 1
+	RouteUnicast   RouteType = 1
+	RouteLocal     RouteType = 2
+	RouteBroadcast RouteType = 3
+	RouteAnycast   RouteType = 4
+	RouteMulticast RouteType = 5
+	// These three refuse, each with an error of its own.
+	RouteBlackhole   RouteType = 6
+	RouteUnreachable RouteType = 7
+	RouteProhibit    RouteType = 8
 	// RouteThrow ends the lookup in its table: the next rule is asked.
 	RouteThrow RouteType = 9
 )

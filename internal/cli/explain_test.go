@@ -16,6 +16,7 @@ import (
 	"multihomed/internal/cli"
 	"multihomed/internal/explain"
 	"multihomed/routing/lookup"
+	"multihomed/test/golden"
 )
 
 // house is the host of the tests of package explain, from its file.
@@ -64,7 +65,7 @@ func TestRenderExplanation(t *testing.T) {
 					fitsIn(t, out.String(), width)
 				}
 				if width == 80 || name == "bound" {
-					golden(t, fmt.Sprintf("explain-%s-%d.%s", name, width, ending), out.Bytes())
+					golden.Compare(t, fmt.Sprintf("explain-%s-%d.%s", name, width, ending), out.Bytes())
 				}
 			}
 		}
@@ -84,7 +85,7 @@ func TestRenderExplanation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "explain-bound.json", append(data, '\n'))
+	golden.Compare(t, "explain-bound.json", append(data, '\n'))
 }
 
 // fitsIn checks what is true of every explanation. A rule is not broken: it is there to be copied.

@@ -9,6 +9,7 @@ import (
 
 	"multihomed/internal/cli"
 	"multihomed/routing"
+	"multihomed/test/golden"
 )
 
 // TestLadderInDocuments: what documents say of the ladder is what the planner does
@@ -32,7 +33,7 @@ func TestLadderInDocuments(t *testing.T) {
 		if got == d.want {
 			continue
 		}
-		if !*update {
+		if !golden.Updating() {
 			t.Errorf("%s has another ladder (go test -update writes it anew):\n%s", d.path, d.want)
 			continue
 		}

@@ -3,36 +3,14 @@ package cli_test
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
 	"multihomed/internal/cli"
+	"multihomed/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-// golden compares a text with a file.
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s is different (go test -update writes it anew):\n%s", path, got)
-	}
-}
 
 func TestRender(t *testing.T) {
 	for _, c := range []struct {
@@ -55,8 +33,8 @@ func TestRender(t *testing.T) {
 			if err := cli.Render(&coloured, c.status, true, 80, c.verbose); err != nil {
 				t.Fatal(err)
 			}
-			golden(t, c.name+".txt", plain.Bytes())
-			golden(t, c.name+".ansi", coloured.Bytes())
+			golden.Compare(t, c.name+".txt", plain.Bytes())
+			golden.Compare(t, c.name+".ansi", coloured.Bytes())
 			fits(t, plain.String(), c.verbose)
 		})
 	}
@@ -88,7 +66,7 @@ func TestJSON(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		golden(t, name+".json", append(data, '\n'))
+		golden.Compare(t, name+".json", append(data, '\n'))
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
+	"multihomed/test/golden"
 )
 
 func TestMain(m *testing.M) {
@@ -460,7 +461,7 @@ func TestSituations(t *testing.T) {
 			if err := cli.Render(&text, shown, false, 80, false); err != nil {
 				t.Fatal(err)
 			}
-			golden(t, "situations/"+c.name+".txt", text.Bytes())
+			golden.Compare(t, "situations/"+c.name+".txt", text.Bytes())
 			fits(t, text.String(), false)
 		})
 	}

@@ -580,7 +580,7 @@ func (x *explainer) caveats(flow lookup.Flow, l *lookedUp) {
 // isOwn reports whether an address is one of this host.
 func (x *explainer) isOwn(a netip.Addr) bool {
 	for c := range x.facts.candidates() {
-		if c.Route.Type == typeLocal && c.Route.Destination.Contains(a) {
+		if c.Route.Type == routing.RouteLocal && c.Route.Destination.Contains(a) {
 			return true
 		}
 	}

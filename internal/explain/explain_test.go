@@ -3,10 +3,8 @@ package explain_test
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,26 +14,8 @@ import (
 	"multihomed/internal/status"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
+	"multihomed/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s is different (go test -update writes it anew):\n%s", path, got)
-	}
-}
 
 const (
 	wan0, wan1, tunnel, bridge = 2, 3, 4, 5
@@ -367,7 +347,7 @@ func TestSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "snapshot.json", data)
+	golden.Compare(t, "snapshot.json", data)
 	read, err := explain.Load(data)
 	if err != nil {
 		t.Fatal(err)

@@ -102,7 +102,7 @@ func (w *whatIf) down(i *lookup.Interface) {
 			r := c.Route
 			// The kernel deletes IPv4 routes with a source address that is gone (fib_sync_down_addr).
 			return r.Device == i.Index || r.Family == routing.IPv4 && r.PreferredSource.IsValid() && isOwn(r.PreferredSource) ||
-				r.Type == typeLocal && r.Destination.IsSingleIP() && isOwn(r.Destination.Addr())
+				r.Type == routing.RouteLocal && r.Destination.IsSingleIP() && isOwn(r.Destination.Addr())
 		})
 		for n := range w.Tables[t] {
 			if r := &w.Tables[t][n].Route; r.PreferredSource.IsValid() && isOwn(r.PreferredSource) {
@@ -129,8 +129,6 @@ func (w *whatIf) down(i *lookup.Interface) {
 		w.doubt("multihomed did not say which rules are for %s: some of them may be left", name)
 	}
 }
-
-const typeLocal routing.RouteType = 2
 
 // up makes dead routes count again.
 func (w *whatIf) up(i *lookup.Interface) {

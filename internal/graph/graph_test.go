@@ -4,13 +4,10 @@ import (
 	"bytes"
 	"encoding/xml"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"math"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,26 +20,8 @@ import (
 	"multihomed/internal/graph"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
+	"multihomed/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s differs (go test -update writes it anew, then look at it):\n%s", path, got)
-	}
-}
 
 // TestGolden compares whole documents.
 func TestGolden(t *testing.T) {
@@ -50,8 +29,8 @@ func TestGolden(t *testing.T) {
 	two := world(2)
 	bound := follow(two, lookup.Flow{From: netip.MustParseAddr("10.91.0.120"), To: netip.MustParseAddr("203.0.113.1")})
 	for name, o := range map[string]graph.Options{"two": {}, "flow": {Flow: bound}, "all": {All: true, Families: []routing.Family{routing.IPv6}}} {
-		golden(t, name+".svg", graph.SVG(two, o))
-		golden(t, name+".dot", graph.Dot(two, o))
+		golden.Compare(t, name+".svg", graph.SVG(two, o))
+		golden.Compare(t, name+".dot", graph.Dot(two, o))
 	}
 }
 

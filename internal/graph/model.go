@@ -427,28 +427,17 @@ func (b *builder) stepped(n *node, group []int, steps map[int]lookup.Step) {
 	}
 }
 
-// Types of routes (RTN_* of linux/rtnetlink.h) that routing has no name for.
-const (
-	routeLocal       routing.RouteType = 2
-	routeBroadcast   routing.RouteType = 3
-	routeAnycast     routing.RouteType = 4
-	routeMulticast   routing.RouteType = 5
-	routeBlackhole   routing.RouteType = 6
-	routeUnreachable routing.RouteType = 7
-	routeProhibit    routing.RouteType = 8
-)
-
 func kindOf(t routing.RouteType) string {
 	switch t {
-	case routeBlackhole:
+	case routing.RouteBlackhole:
 		return "blackhole "
-	case routeUnreachable:
+	case routing.RouteUnreachable:
 		return "unreachable "
-	case routeProhibit:
+	case routing.RouteProhibit:
 		return "prohibit "
 	case routing.RouteThrow:
 		return "throw "
-	case routeLocal:
+	case routing.RouteLocal:
 		return "local "
 	default:
 		return ""
@@ -472,7 +461,7 @@ func (b *builder) routeText(r routing.Route) string {
 	if r.Gateway.IsValid() {
 		text += " via " + r.Gateway.String()
 	}
-	if r.Device != 0 && (r.Type == routing.RouteUnicast || r.Type == routeLocal) {
+	if r.Device != 0 && (r.Type == routing.RouteUnicast || r.Type == routing.RouteLocal) {
 		text += " dev " + b.device(r.Device)
 	}
 	return text
@@ -496,9 +485,9 @@ func digestOf(routes []routing.Route) digest {
 	var d digest
 	for _, r := range routes {
 		switch {
-		case r.Type == routeLocal || r.Type == routeAnycast:
+		case r.Type == routing.RouteLocal || r.Type == routing.RouteAnycast:
 			d.addresses++
-		case r.Type == routeBroadcast || r.Type == routeMulticast || r.Destination.Addr().IsMulticast():
+		case r.Type == routing.RouteBroadcast || r.Type == routing.RouteMulticast || r.Destination.Addr().IsMulticast():
 			d.groups++
 		case r.Type != routing.RouteUnicast:
 			d.refusals = append(d.refusals, r)

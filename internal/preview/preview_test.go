@@ -4,41 +4,17 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
-	"flag"
 	"net/netip"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"multihomed/internal/preview"
 	"multihomed/internal/shell"
 	"multihomed/routing"
 	"multihomed/routing/answers"
+	"multihomed/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
-
-// golden compares a text with a file.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got):\n%s", path, diff)
-	}
-}
 
 const hostile = "a;$(id)`\\'\"\x1b\xff"
 
@@ -156,7 +132,7 @@ func chain(name string) answers.Chain {
 func TestGolden(t *testing.T) {
 	t.Parallel()
 	p := preview.Of(facts())
-	golden(t, "plan.sh", p.Script())
+	golden.Compare(t, "plan.sh", []byte(p.Script()))
 	var data bytes.Buffer
 	encoder := json.NewEncoder(&data)
 	encoder.SetIndent("", "  ")
@@ -164,9 +140,9 @@ func TestGolden(t *testing.T) {
 	if err := encoder.Encode(p.Document()); err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "plan.json", data.String())
-	golden(t, "nothing.sh", preview.Of(preview.Facts{}).Script())
-	golden(t, "unknown.sh", preview.Of(preview.Facts{Unknown: []string{"all links"}}).Script())
+	golden.Compare(t, "plan.json", data.Bytes())
+	golden.Compare(t, "nothing.sh", []byte(preview.Of(preview.Facts{}).Script()))
+	golden.Compare(t, "unknown.sh", []byte(preview.Of(preview.Facts{Unknown: []string{"all links"}}).Script()))
 	if out, err := exec.CommandContext(t.Context(), "sh", "-n", "testdata/plan.sh").CombinedOutput(); err != nil {
 		t.Errorf("sh cannot read the script: %v: %s", err, out)
 	}

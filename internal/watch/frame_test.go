@@ -1,12 +1,9 @@
 package watch_test
 
 import (
-	"bytes"
-	"flag"
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -17,9 +14,8 @@ import (
 	"multihomed/internal/status"
 	"multihomed/internal/watch"
 	"multihomed/routing"
+	"multihomed/test/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestMain(m *testing.M) {
 	time.Local = time.UTC //nolint:gosmopolitan,reassign // the golden files are of no place
@@ -27,23 +23,6 @@ func TestMain(m *testing.M) {
 }
 
 var noon = time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
-
-func golden(t *testing.T, name string, got []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s is different (go test -update writes it anew):\n%s", path, got)
-	}
-}
 
 func network(family, prefix string, table uint32, via string) status.Network {
 	p := netip.MustParsePrefix(prefix)
@@ -151,7 +130,7 @@ func TestFrame(t *testing.T) {
 			if colour {
 				end = ".ansi"
 			}
-			golden(t, c.name+end, []byte(text))
+			golden.Compare(t, c.name+end, []byte(text))
 			if !colour && escape.Text(strings.ReplaceAll(text, "\n", "")) != strings.ReplaceAll(text, "\n", "") {
 				t.Errorf("%s is not printable: %q", c.name, text)
 			}

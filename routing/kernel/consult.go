@@ -133,7 +133,7 @@ func (r *Reader) withSource(ctx context.Context, s *State, f *lookup.Facts, from
 		}
 	}
 	for _, t := range tables {
-		more, err := r.candidates(ctx, s, routeQuestion{family: f.Family, table: t, kind: typeLocal}, []netip.Addr{from}, often)
+		more, err := r.candidates(ctx, s, routeQuestion{family: f.Family, table: t, kind: routing.RouteLocal}, []netip.Addr{from}, often)
 		if err != nil {
 			return nil, err
 		}

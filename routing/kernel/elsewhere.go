@@ -217,7 +217,7 @@ func (s *State) guest(kind uint16, flags uint16, h routeHead, payload []byte) {
 // local takes a route of the table local in that somebody made by hand: the
 // kernel's own are those of addresses.
 func (s *State) local(kind, flags uint16, h routeHead) {
-	if h.kind != typeLocal || h.protocol == routing.ProtocolKernel || h.flags&routeCloned != 0 {
+	if h.kind != routing.RouteLocal || h.protocol == routing.ProtocolKernel || h.flags&routeCloned != 0 {
 		return
 	}
 	k := localKey{h.key.destination, h.key.metric, h.key.tos}

@@ -12,7 +12,6 @@ import (
 const (
 	// routeCloned is RTM_F_CLONED: an entry of the route cache.
 	routeCloned = unix.RTM_F_CLONED
-	typeLocal   = routing.RouteType(unix.RTN_LOCAL)
 	protocolRA  = routing.Protocol(unix.RTPROT_RA)
 )
 
@@ -355,7 +354,7 @@ func (s *State) settle(k fibKey) {
 // localRoute remembers the local routes that cover more than an address.
 func (s *State) localRoute(kind uint16, head routeHead) {
 	d := head.key.destination
-	if head.kind != typeLocal || head.key.family != routing.IPv4 || d.IsSingleIP() {
+	if head.kind != routing.RouteLocal || head.key.family != routing.IPv4 || d.IsSingleIP() {
 		return
 	}
 	if kind == unix.RTM_NEWROUTE {

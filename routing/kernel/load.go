@@ -335,7 +335,7 @@ func (l loader) chosenRoutes(ctx context.Context, s *State, f routing.Family, in
 	}
 	questions = append(questions,
 		routeQuestion{family: f, table: routing.TableMain, kind: routing.RouteThrow},
-		routeQuestion{family: f, table: routing.TableLocal, kind: typeLocal})
+		routeQuestion{family: f, table: routing.TableLocal, kind: routing.RouteLocal})
 	seen := map[fibKey][]*alias{}
 	for _, q := range questions {
 		aliases, err := l.ask(ctx, s, q)

@@ -19,14 +19,6 @@ const (
 	ProtocolDHCP   routing.Protocol = 16
 )
 
-// Kinds of routes that lead nowhere (RTN_*), for main tables of others.
-const (
-	RouteBlackhole   routing.RouteType = 6
-	RouteUnreachable routing.RouteType = 7
-	RouteProhibit    routing.RouteType = 8
-	RouteThrow       routing.RouteType = 9
-)
-
 // An Interface is one device of the host.
 type Interface struct {
 	Index int
@@ -244,12 +236,12 @@ func (k *Kernel) Thrown(f routing.Family) []netip.Prefix {
 	var out []netip.Prefix
 	main := k.routes[fib{f, routing.TableMain}]
 	for i, r := range main {
-		if r.Type != RouteThrow || r.Source.IsValid() || r.TOS != 0 {
+		if r.Type != routing.RouteThrow || r.Source.IsValid() || r.TOS != 0 {
 			continue
 		}
 		beaten := false
 		for j, o := range main {
-			if o.Type != RouteThrow && routing.DestinationOf(o) == routing.DestinationOf(r) {
+			if o.Type != routing.RouteThrow && routing.DestinationOf(o) == routing.DestinationOf(r) {
 				beaten = beaten || o.Metric < r.Metric || o.Metric == r.Metric && j < i
 			}
 		}

@@ -8,9 +8,6 @@ import (
 	"multihomed/routing/lookup"
 )
 
-// RouteLocal is the type of the routes of table local (RTN_LOCAL).
-const RouteLocal routing.RouteType = 2
-
 // Lookup says what becomes of a packet.
 func (k *Kernel) Lookup(f lookup.Flow) lookup.Verdict {
 	return k.host(f, func(routing.Rule) bool { return true }).Lookup(f)
@@ -33,7 +30,7 @@ func (k *Kernel) LookupUnthrown(f lookup.Flow) lookup.Verdict {
 	for _, tables := range h.Tables {
 		for table, routes := range tables {
 			tables[table] = slices.DeleteFunc(slices.Clone(routes), func(r routing.Route) bool {
-				return r.Type == RouteThrow && (table == routing.TableMain || r.Protocol == routing.Multihomed) ||
+				return r.Type == routing.RouteThrow && (table == routing.TableMain || r.Protocol == routing.Multihomed) ||
 					r.Protocol == routing.Multihomed && r.Metric >= 2*routing.FirstMetric
 			})
 		}
@@ -62,7 +59,7 @@ func (k *Kernel) host(f lookup.Flow, stands func(routing.Rule) bool) *lookup.Hos
 		for _, a := range i.Addresses {
 			if own := a.Prefix.Addr(); routing.FamilyOf(own) == family {
 				tables[routing.TableLocal] = append(tables[routing.TableLocal], routing.Route{
-					Family: family, Table: routing.TableLocal, Destination: netip.PrefixFrom(own, own.BitLen()), Type: RouteLocal,
+					Family: family, Table: routing.TableLocal, Destination: netip.PrefixFrom(own, own.BitLen()), Type: routing.RouteLocal,
 					Scope: routing.ScopeHost, Device: i.Index, Protocol: ProtocolKernel,
 				})
 			}

@@ -91,7 +91,7 @@ func (k *Kernel) check(r routing.Route) error {
 			return err
 		}
 	}
-	if r.Type == RouteThrow {
+	if r.Type == routing.RouteThrow {
 		return checkThrow(r)
 	}
 	i, ok := k.interfaces[r.Device]

@@ -154,7 +154,7 @@ func (w *walk) holder(a netip.Addr) (device int, ok bool) {
 	search := walk{host: w.host, family: w.family, flow: Flow{To: a}}
 	local := search.containing(nil, routing.TableLocal)
 	sortCandidates(local)
-	if len(local) > 0 && local[0].Type == typeLocal {
+	if len(local) > 0 && local[0].Type == routing.RouteLocal {
 		return local[0].Device, true
 	}
 	for _, i := range w.host.Interfaces {
@@ -162,7 +162,7 @@ func (w *walk) holder(a netip.Addr) (device int, ok bool) {
 			continue
 		}
 		for _, r := range search.containing(nil, i.Table) {
-			if r.Type == typeLocal && r.Destination.IsSingleIP() {
+			if r.Type == routing.RouteLocal && r.Destination.IsSingleIP() {
 				return r.Device, true
 			}
 		}
@@ -183,7 +183,7 @@ func (w *walk) beforeInput() (v Verdict, done bool) {
 	case toGroup(to) || isZero(to) && !from.IsValid():
 		// Who listens is not known here. The source is checked as that of a broadcast (brd_input,
 		// ip_mc_validate_source).
-		v = Verdict{Outcome: Local, Direct: true, Route: routing.Route{Type: typeBroadcast}}
+		v = Verdict{Outcome: Local, Direct: true, Route: routing.Route{Type: routing.RouteBroadcast}}
 		if from.IsValid() {
 			w.checkSource(&v, in, 0)
 		}
@@ -317,7 +317,7 @@ func (w *walk) checkSource(v *Verdict, in Interface, device int) {
 	if !c.MarkReverse {
 		back.Mark = 0
 	}
-	if v.Route.Type == typeBroadcast {
+	if v.Route.Type == routing.RouteBroadcast {
 		back.From = netip.Addr{} // brd_input
 	}
 	back.TunnelID = 0
@@ -337,7 +337,7 @@ func (w *walk) checkSource(v *Verdict, in Interface, device int) {
 	switch {
 	case r.Verdict.Outcome == NoRoute || r.Verdict.Outcome == Rejected:
 		r.Reason, r.Passed = NoWayBack, lenient
-	case r.Verdict.Route.Type == typeLocal:
+	case r.Verdict.Route.Type == routing.RouteLocal:
 		r.Reason, r.Passed = WayBackLocal, c.AcceptLocal && (r.Verdict.Route.Device == in.Index || in.Index == loopback || c.ReversePath != 1)
 	case r.Verdict.Route.Type != routing.RouteUnicast:
 		r.Reason = WayBackOdd

@@ -147,7 +147,7 @@ func (w *walk) select4(all []*routing.Route) found {
 		switch {
 		case first.TOS != 0 && first.TOS != w.tos():
 			continue
-		case first.Type == typeThrow || refusal(first.Type) != None:
+		case first.Type == routing.RouteThrow || refusal(first.Type) != None:
 			return found{first: *first, legs: []routing.Route{*first}}
 		}
 		legs := expand(route)

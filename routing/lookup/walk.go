@@ -6,28 +6,20 @@ import (
 	"multihomed/routing"
 )
 
-// Kinds of routes (RTN_* of linux/rtnetlink.h).
+// Types of routes that nothing makes any more (linux/rtnetlink.h).
 const (
-	typeLocal       routing.RouteType = 2
-	typeBroadcast   routing.RouteType = 3
-	typeAnycast     routing.RouteType = 4
-	typeMulticast   routing.RouteType = 5
-	typeBlackhole   routing.RouteType = 6
-	typeUnreachable routing.RouteType = 7
-	typeProhibit    routing.RouteType = 8
-	typeThrow       routing.RouteType = 9
-	typeNAT         routing.RouteType = 10
-	typeXResolve    routing.RouteType = 11
+	typeNAT      routing.RouteType = 10
+	typeXResolve routing.RouteType = 11
 )
 
 // refusal is fib_props and fib6_prop: the error of a route that leads nowhere.
 func refusal(t routing.RouteType) Refusal {
 	switch t {
-	case typeBlackhole, typeNAT, typeXResolve:
+	case routing.RouteBlackhole, typeNAT, typeXResolve:
 		return Invalid
-	case typeUnreachable:
+	case routing.RouteUnreachable:
 		return HostUnreachable
-	case typeProhibit:
+	case routing.RouteProhibit:
 		return AccessDenied
 	default:
 		return None
@@ -263,7 +255,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 	}
 	v = Verdict{Rule: *r, Route: have.first, Alternatives: have.alternatives, Nexthop: have.nexthop}
 	switch kind := have.first.Type; {
-	case kind == typeThrow:
+	case kind == routing.RouteThrow:
 		s.Result = Thrown
 		return v, s, false
 	case refusal(kind) != None:
@@ -304,7 +296,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 
 // outcome says where a route leads that is no error.
 func (w *walk) outcome(t routing.RouteType) Outcome {
-	if t == typeLocal || t == typeAnycast || w.forwarded && (t == typeBroadcast || t == typeMulticast && w.family == routing.IPv6) {
+	if t == routing.RouteLocal || t == routing.RouteAnycast || w.forwarded && (t == routing.RouteBroadcast || t == routing.RouteMulticast && w.family == routing.IPv6) {
 		return Local
 	}
 	return Sent

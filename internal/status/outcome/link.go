@@ -223,7 +223,7 @@ func (t *trial) try(f routing.Family, from netip.Addr, to target) {
 // makes the router's address one of the host, and no link has it.
 func (t *trial) taken(to target, v lookup.Verdict) bool {
 	_, own := t.judge.owner[to.to]
-	return to.goal == Gateway && !own && v.Route.Type == typeLocal
+	return to.goal == Gateway && !own && v.Route.Type == routing.RouteLocal
 }
 
 func (j *Judge) parts(f routing.Family) int {

@@ -104,24 +104,16 @@ func blameOf(s Stray, names map[int]string, p routing.Policy) blame {
 
 // wordsOf is a route in the words of iproute2, without its table.
 func wordsOf(r routing.Route, names map[int]string) string {
-	kind := map[routing.RouteType]string{typeLocal: "local ", typeBlackhole: "blackhole ", typeUnreachable: "unreachable ", typeProhibit: "prohibit "}[r.Type]
+	kind := map[routing.RouteType]string{routing.RouteLocal: "local ", routing.RouteBlackhole: "blackhole ", routing.RouteUnreachable: "unreachable ", routing.RouteProhibit: "prohibit "}[r.Type]
 	const nowhere = "-"
 	device := names[r.Device]
-	if kind != "" && r.Type != typeLocal {
+	if kind != "" && r.Type != routing.RouteLocal {
 		device = nowhere
 	}
 	table := " table " + r.Table.String()
 	text := strings.Replace(kind+r.Text(device), table, "", 1)
 	return strings.Replace(text, " dev "+nowhere, "", 1)
 }
-
-// Kinds of routes (RTN_* of linux/rtnetlink.h): the last three refuse.
-const (
-	typeLocal       routing.RouteType = 2
-	typeBlackhole   routing.RouteType = 6
-	typeUnreachable routing.RouteType = 7
-	typeProhibit    routing.RouteType = 8
-)
 
 // enoughPieces is how many parts of the outside must go astray: less is a network of
 // somebody, and not a default route in pieces.
