@@ -46,7 +46,7 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	if out.Rules, err = r.rules(ctx, f); err != nil {
 		return nil, nil, err
 	}
-	tables := tablesOf(out)
+	tables := out.Asked()
 	if len(tables) > manyTables {
 		candidates, err := r.candidates(ctx, s, routeQuestion{family: f}, to, often)
 		for _, c := range candidates {
@@ -71,24 +71,6 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 // manyTables is how many tables are read one by one. More are read in one dump, with whatever other tables there
 // are: a dump of a small table costs more than what is in it.
 const manyTables = 32
-
-// tablesOf lists the tables that a lookup may ask.
-func tablesOf(f *lookup.Facts) []routing.TableID {
-	out := []routing.TableID{routing.TableLocal, routing.TableMain, routing.TableDefault}
-	for _, r := range f.Rules {
-		// A rule for the table of a VRF names none.
-		if r.Action == routing.ActionLookup && r.Table != 0 {
-			out = append(out, r.Table)
-		}
-	}
-	for _, i := range f.Interfaces {
-		if i.Table != 0 {
-			out = append(out, i.Table)
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
 
 // rules reads the rules of a family in the kernel's order.
 func (r *Reader) rules(ctx context.Context, f routing.Family) ([]routing.Rule, error) {

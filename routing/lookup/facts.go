@@ -32,6 +32,25 @@ type Facts struct {
 	Merged bool
 }
 
+// Asked lists the tables that a lookup may ask: those that rules and VRFs name, and local, main and
+// default.
+func (f *Facts) Asked() []routing.TableID {
+	out := []routing.TableID{routing.TableLocal, routing.TableMain, routing.TableDefault}
+	for _, r := range f.Rules {
+		// A rule for the table of a VRF names none.
+		if r.Action == routing.ActionLookup && r.Table != 0 {
+			out = append(out, r.Table)
+		}
+	}
+	for _, i := range f.Interfaces {
+		if i.Table != 0 {
+			out = append(out, i.Table)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // Host returns what lookups ask: the candidates that are not dead.
 func (f *Facts) Host() *Host {
 	h := &Host{Interfaces: f.Interfaces, Rules: f.Rules, Merged: f.Merged, Checks: true, objects: map[*routing.Route]uint32{}}

@@ -62,30 +62,13 @@ func Host(ctx context.Context, flow lookup.Flow, whole bool) (*explain.Snapshot,
 	f.Addresses = addresses
 	name(f, flow.UID)
 	s.Partial = map[routing.TableID]bool{}
-	for _, t := range tablesOf(f) {
+	for _, t := range f.Asked() {
 		s.Partial[t] = true
 	}
 	if whole {
 		return s, wholeTables(ctx, reader, s)
 	}
 	return s, nil
-}
-
-// tablesOf are the tables that a lookup may ask.
-func tablesOf(f *explain.Facts) []routing.TableID {
-	tables := []routing.TableID{routing.TableLocal, routing.TableMain, routing.TableDefault}
-	for _, r := range f.Rules {
-		if r.Action == routing.ActionLookup && r.Table != 0 {
-			tables = append(tables, r.Table)
-		}
-	}
-	for _, i := range f.Interfaces {
-		if i.Table != 0 {
-			tables = append(tables, i.Table)
-		}
-	}
-	slices.Sort(tables)
-	return slices.Compact(tables)
 }
 
 // mostAddresses is how many addresses are looked up besides the destination.
@@ -124,7 +107,7 @@ func NameUsers(f *explain.Facts) {
 func wholeTables(ctx context.Context, reader *kernel.Reader, s *explain.Snapshot) error {
 	f := &s.Facts
 	left := mostOfAll
-	for _, t := range tablesOf(f) {
+	for _, t := range f.Asked() {
 		some, partial, err := reader.Tables(ctx, f.Family, []routing.TableID{t}, min(mostOfTable, left))
 		if err != nil {
 			return err
