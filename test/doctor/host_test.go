@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -66,11 +67,18 @@ func (h *host) program(name string) string {
 	return path
 }
 
-// start starts prober and daemon, and waits until everything is active.
+// start starts prober and daemon.
 func (h *host) start() {
 	h.t.Helper()
 	_, err := h.StartProber(h.t.Context(), h.program("multihomed"), "GORACE=halt_on_error=1 atexit_sleep_ms=0")
 	h.must(err)
+	h.startDaemon()
+}
+
+// startDaemon starts the daemon, and waits until everything is active.
+func (h *host) startDaemon() {
+	h.t.Helper()
+	var err error
 	h.process, err = h.Start(lab.ProcessConfig{Path: h.program("multihomed"), Notify: true})
 	h.must(err)
 	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
@@ -151,6 +159,17 @@ func (h *host) sound(what string) {
 	})
 }
 
+// carry fails unless packets with the IPv4 addresses of both links leave by them and are answered.
+func (h *host) carry(when string) {
+	h.t.Helper()
+	for i, name := range []string{"wan0", "wan1"} {
+		from := netip.MustParseAddr(h.address(name, lab.IPv4))
+		if answer, err := h.Ping(h.t.Context(), lab.From{Addr: from}, lab.InternetAddr4); err != nil || answer.ISP != h.isps[i].Name() {
+			h.t.Fatalf("%s: traffic of %s: %+v, %v", when, name, answer, err)
+		}
+	}
+}
+
 func texts(findings []doctor.Finding) string {
 	var lines []string
 	for _, f := range findings {
@@ -194,6 +213,17 @@ func (h *host) fix(code routing.Code, args ...string) {
 		h.t.Fatalf("%s: %v\n%s", code, err, script)
 	}
 	h.sh(script)
+}
+
+// gone waits until a finding is gone.
+func (h *host) gone(code routing.Code) {
+	h.t.Helper()
+	labtest.Eventually(h.t, func() error {
+		if r := h.doctor(); len(r.Of(code)) > 0 {
+			return fmt.Errorf("%s is still found: %s", code, texts(r.Findings))
+		}
+		return nil
+	})
 }
 
 // address is the first address of an interface.
