@@ -3,15 +3,18 @@ package gather_test
 import (
 	"bytes"
 	"compress/gzip"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/fstest"
 
 	"multihomed/internal/doctor"
 	"multihomed/internal/doctor/gather"
 	"multihomed/internal/nftables"
+	"multihomed/internal/status"
 	"multihomed/internal/status/view/viewtest"
 	"multihomed/nm"
 	"multihomed/routing"
@@ -84,6 +87,26 @@ func TestKernelConfig(t *testing.T) {
 	for name, files := range map[string]fstest.MapFS{"nothing": root(), "damaged": root("proc/config.gz", "x")} {
 		if h := gather.Read(t.Context(), gather.Of(v), files); !said(h) || len(h.Missing) > 0 {
 			t.Errorf("%s: missing %v, not looked %v", name, h.Missing, h.Unlooked)
+		}
+	}
+}
+
+// TestKernelOptions: a kernel that lacks one option has one finding, and one that has all has none.
+func TestKernelOptions(t *testing.T) {
+	t.Parallel()
+	for _, without := range append(doctor.Options(), "") {
+		var config strings.Builder
+		for _, name := range doctor.Options() {
+			if name == without {
+				fmt.Fprintf(&config, "# %s is not set\n", name)
+			} else {
+				fmt.Fprintf(&config, "%s=y\n", name)
+			}
+		}
+		h := gather.Read(t.Context(), gather.Of(viewtest.Of()), root("proc/sys/kernel/osrelease", "6.1\n", "boot/config-6.1", config.String()))
+		found := doctor.Diagnose(status.Status{}, h).Of(doctor.KernelOption)
+		if without == "" && len(found) > 0 || without != "" && (len(found) != 1 || found[0].Object != without) {
+			t.Errorf("without %q: found %+v", without, found)
 		}
 	}
 }
