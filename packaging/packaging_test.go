@@ -717,6 +717,9 @@ func (s *system) networkd() {
 		s.t.Errorf("status advises a second manager:\n%s", out)
 	}
 	s.run("systemctl", "stop", "systemd-networkd.service", "systemd-networkd.socket")
+	// systemd-networkd-persistent-storage.service (systemd 257) asks networkd once more when it stops, and
+	// fails if that has stopped before.
+	s.run("systemctl", "reset-failed", "systemd-networkd*")
 	s.run("rm", "/run/systemd/network/wan.network")
 	s.run("systemctl", "enable", "--now", "NetworkManager.service", "NetworkManager-dispatcher.service")
 	s.run("nmcli", "general")
