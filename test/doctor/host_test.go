@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -159,14 +158,20 @@ func (h *host) sound(what string) {
 	})
 }
 
-// carry fails unless packets with the IPv4 addresses of both links leave by them and are answered.
+// carry waits until packets with the IPv4 addresses of both links leave by them and are answered.
 func (h *host) carry(when string) {
 	h.t.Helper()
 	for i, name := range []string{"wan0", "wan1"} {
-		from := netip.MustParseAddr(h.address(name, lab.IPv4))
-		if answer, err := h.Ping(h.t.Context(), lab.From{Addr: from}, lab.InternetAddr4); err != nil || answer.ISP != h.isps[i].Name() {
-			h.t.Fatalf("%s: traffic of %s: %+v, %v", when, name, answer, err)
-		}
+		labtest.Eventually(h.t, func() error {
+			own, err := h.Addrs(name, lab.IPv4)
+			if err != nil || len(own) == 0 {
+				return fmt.Errorf("%s: %s has the addresses %v, %w", when, name, own, err)
+			}
+			if answer, err := h.Ping(h.t.Context(), lab.From{Addr: own[0].Addr()}, lab.InternetAddr4); err != nil || answer.ISP != h.isps[i].Name() {
+				return fmt.Errorf("%s: traffic of %s: %+v, %w", when, name, answer, err)
+			}
+			return nil
+		})
 	}
 }
 
