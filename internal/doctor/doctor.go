@@ -53,7 +53,6 @@ type pattern struct {
 // patterns are in the order of their harm.
 func patterns() []pattern {
 	return []pattern{
-		{DaemonRights, checkRights},
 		{LocalRule, checkLocalRule},
 		{KernelOption, checkKernelOptions},
 		{SNATAddress, checkSNAT},
@@ -83,8 +82,6 @@ func patterns() []pattern {
 
 // Codes of what the doctor alone finds. Its other findings are problems of the status.
 const (
-	// DaemonRights: the daemon lacks a capability.
-	DaemonRights routing.Code = "daemon-rights"
 	// LocalRule: no rule reads the table of local addresses.
 	LocalRule routing.Code = "local-rule"
 	// KernelOption: the kernel was built without something.

@@ -34,8 +34,8 @@ type Host struct {
 	NamedBy     map[netip.Addr][]string
 	// Agents are programs that make rules for addresses of links.
 	Agents []Agent
-	// Daemon is the process of the daemon.
-	Daemon Process
+	// Dropped counts messages that the kernel could not deliver to the netlink sockets of the daemon.
+	Dropped int
 
 	// Probed says that packets were sent; Probes are their results.
 	Probed bool
@@ -50,16 +50,6 @@ type Agent struct {
 	Name, File string
 	// Stop are the commands that keep it from running.
 	Stop routing.Commands
-}
-
-// A Process is the daemon's.
-type Process struct {
-	// PID is 0 if nothing is known of it.
-	PID int
-	// Capabilities is CapEff of proc_pid_status(5).
-	Capabilities uint64
-	// Dropped counts messages that the kernel could not deliver to its netlink sockets.
-	Dropped int
 }
 
 // A Match selects by the name of an interface.

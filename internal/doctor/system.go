@@ -5,36 +5,22 @@ import (
 	"slices"
 	"strconv"
 
-	"golang.org/x/sys/unix"
-
 	"multihomed/internal/shell"
 	"multihomed/internal/unitfile"
 	"multihomed/routing"
 )
 
-// checkRights finds a daemon that may not do its work, such as after a drop-in of its unit.
-func checkRights(f *facts) []Finding {
-	if f.Daemon.PID == 0 || f.Daemon.Capabilities&(1<<unix.CAP_NET_ADMIN) != 0 {
-		return nil
-	}
-	return []Finding{{Problem: routing.Problem{
-		Severity: routing.Error, Object: "multihomed.service",
-		Text: fmt.Sprintf("multihomed (process %d) lacks CAP_NET_ADMIN: it can change no rule and no route", f.Daemon.PID),
-		Fix:  "remove what was added to its unit, and restart it", Commands: routing.CommandsOf("systemctl revert "+unitfile.Service, unitfile.Restart),
-	}, Evidence: []string{fmt.Sprintf("/proc/%d/status: CapEff: %016x", f.Daemon.PID, f.Daemon.Capabilities)}}}
-}
-
 // checkSockets notes that the kernel dropped messages to the daemon. It reads everything again then,
 // so nothing is wrong by now; it costs time.
 func checkSockets(f *facts) []Finding {
-	if f.Daemon.Dropped == 0 {
+	if f.Dropped == 0 {
 		return nil
 	}
 	return []Finding{{Problem: routing.Problem{
 		Severity: routing.Notice, Object: "/proc/net/netlink",
-		Text: fmt.Sprintf("%d messages of the kernel to multihomed were lost, because more changed at once than its sockets hold: it has read everything again", f.Daemon.Dropped),
+		Text: fmt.Sprintf("%d messages of the kernel to multihomed were lost, because more changed at once than its sockets hold: it has read everything again", f.Dropped),
 		Fix:  "find out what changes so many routes; the count begins anew with the daemon", Commands: routing.CommandsOf(unitfile.Restart),
-	}, Evidence: []string{"/proc/net/netlink: Drops " + strconv.Itoa(f.Daemon.Dropped)}}}
+	}, Evidence: []string{"/proc/net/netlink: Drops " + strconv.Itoa(f.Dropped)}}}
 }
 
 // options are what the kernel must have, and what is lost without.
@@ -118,7 +104,7 @@ func checkRouteLimit(f *facts) []Finding {
 	}
 	return []Finding{{Problem: routing.Problem{
 		Severity: routing.Warning, Object: "net.ipv6.route.max_size",
-		Text: fmt.Sprintf("IPv6 has %d destination entries of at most %d: packets are refused when there are more (\"Network is unreachable\")", f.Entries6, limit),
+		Text: fmt.Sprintf("IPv6 has %d destination entries of at most %d: a kernel before 6.3 refuses packets when there are more (\"Network is unreachable\")", f.Entries6, limit),
 		Fix:  "raise the limit", Commands: routing.CommandsOf(fmt.Sprintf("sysctl -w net.ipv6.route.max_size=%d", max(1<<20, 4*f.Entries6))),
 	}, Evidence: []string{fmt.Sprintf("net.ipv6.route.max_size = %d", limit), fmt.Sprintf("/proc/net/rt6_stats: %d destination entries", f.Entries6)}}}
 }

@@ -66,11 +66,18 @@ func (h *host) program(name string) string {
 	return path
 }
 
-// start starts prober and daemon, and waits until everything is active.
+// start starts prober and daemon.
 func (h *host) start() {
 	h.t.Helper()
 	_, err := h.StartProber(h.t.Context(), h.program("multihomed"), "GORACE=halt_on_error=1 atexit_sleep_ms=0")
 	h.must(err)
+	h.startDaemon()
+}
+
+// startDaemon starts the daemon, and waits until everything is active.
+func (h *host) startDaemon() {
+	h.t.Helper()
+	var err error
 	h.process, err = h.Start(lab.ProcessConfig{Path: h.program("multihomed"), Notify: true})
 	h.must(err)
 	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
@@ -151,6 +158,23 @@ func (h *host) sound(what string) {
 	})
 }
 
+// carry waits until packets with the IPv4 addresses of both links leave by them and are answered.
+func (h *host) carry(when string) {
+	h.t.Helper()
+	for i, name := range []string{"wan0", "wan1"} {
+		labtest.Eventually(h.t, func() error {
+			own, err := h.Addrs(name, lab.IPv4)
+			if err != nil || len(own) == 0 {
+				return fmt.Errorf("%s: %s has the addresses %v, %w", when, name, own, err)
+			}
+			if answer, err := h.Ping(h.t.Context(), lab.From{Addr: own[0].Addr()}, lab.InternetAddr4); err != nil || answer.ISP != h.isps[i].Name() {
+				return fmt.Errorf("%s: traffic of %s: %+v, %w", when, name, answer, err)
+			}
+			return nil
+		})
+	}
+}
+
 func texts(findings []doctor.Finding) string {
 	var lines []string
 	for _, f := range findings {
@@ -194,6 +218,17 @@ func (h *host) fix(code routing.Code, args ...string) {
 		h.t.Fatalf("%s: %v\n%s", code, err, script)
 	}
 	h.sh(script)
+}
+
+// gone waits until a finding is gone.
+func (h *host) gone(code routing.Code) {
+	h.t.Helper()
+	labtest.Eventually(h.t, func() error {
+		if r := h.doctor(); len(r.Of(code)) > 0 {
+			return fmt.Errorf("%s is still found: %s", code, texts(r.Findings))
+		}
+		return nil
+	})
 }
 
 // address is the first address of an interface.

@@ -7,11 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"multihomed/internal/doctor"
+	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/machine"
 	"multihomed/test/vm"
@@ -159,6 +162,11 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 		}
 	}
 
+	if release == machine.Trixie { // Once is enough for the kernel's limits, too.
+		fullNeighbors(t, run)
+		phase("doctor found that tables of neighbors were full")
+	}
+
 	// A unit that needs more memory than it may have is killed by this kernel.
 	run("systemctl", "set-property", "--runtime", "multihomed.service", "MemoryMax=200M")
 	group := run("systemctl", "show", "-P", "ControlGroup", "multihomed.service")
@@ -180,6 +188,35 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 		phase("the service failed for its memory, and is back")
 	}
 	return m
+}
+
+// fullNeighbors fills the tables of neighbors, whose limits are the machine's and no namespace's: the
+// doctor finds it, and what it prints removes both findings.
+func fullNeighbors(t *testing.T, run func(...string) string) {
+	t.Helper()
+	found := func() []doctor.Finding {
+		t.Helper()
+		var r doctor.Report
+		if err := json.Unmarshal([]byte(run("sh", "-c", "multihomectl doctor --json || test $? = 1")), &r); err != nil {
+			t.Fatal(err)
+		}
+		return r.Of(doctor.NeighborTable)
+	}
+	run("sh", "-ec", `for i in $(seq 20 39); do
+	echo neigh add 192.0.2.$i lladdr 02:00:00:00:00:$i dev wan0 nud reachable
+	echo neigh add fe80::$i lladdr 02:00:00:00:00:$i dev ispwan0 nud reachable
+done | ip -batch -
+sysctl -qw net.ipv4.neigh.default.gc_thresh3=20 net.ipv6.neigh.default.gc_thresh3=20`)
+	all := found()
+	for i, key := range []string{"net.ipv4.neigh.default.gc_thresh3", "net.ipv6.neigh.default.gc_thresh3"} {
+		if len(all) != 2 || all[i].Object != key || all[i].Severity != routing.Warning || !slices.Contains(all[i].Evidence, key+" = 20") {
+			t.Fatalf("found %+v", all)
+		}
+	}
+	run("sh", "-ec", "multihomectl doctor --fix neighbor-table | sh -e")
+	if all := found(); len(all) > 0 {
+		t.Errorf("after the fix: %+v", all)
+	}
 }
 
 // outOfMemory leaves the service less memory than it needs: the kernel kills it again and

@@ -359,32 +359,21 @@ func (r *reading) resolvers() {
 	r.NamedBy = r.source.NamedBy
 }
 
-// daemon reads what the kernel says of the daemon's process.
+// daemon reads what the kernel says of the daemon's sockets.
 func (r *reading) daemon() {
 	pid := r.source.PID
 	if pid == 0 {
 		return
 	}
-	directory := "proc/" + strconv.Itoa(pid)
-	text, err := r.text(directory + "/status")
-	if err != nil || text == nil {
-		r.miss(fmt.Sprintf("/%s/status cannot be read", directory), doctor.DaemonRights, doctor.SocketOverrun)
-		return
-	}
-	for line := range bytes.Lines(text) {
-		if value, is := bytes.CutPrefix(line, []byte("CapEff:")); is {
-			const hex = 16
-			if n, err := strconv.ParseUint(strings.TrimSpace(string(value)), hex, 64); err == nil {
-				r.Daemon = doctor.Process{PID: pid, Capabilities: n}
-			}
-		}
-	}
-	dropped, err := r.dropped(directory)
-	if err != nil {
+	dropped, err := r.dropped("proc/" + strconv.Itoa(pid))
+	switch {
+	case errors.Is(err, fs.ErrPermission):
 		r.miss("which sockets multihomed has can only be read by root", doctor.SocketOverrun)
-		return
+	case err != nil:
+		r.miss(err.Error(), doctor.SocketOverrun)
+	default:
+		r.Dropped = dropped
 	}
-	r.Daemon.Dropped = dropped
 }
 
 // dropped sums up what the kernel could not deliver to the netlink sockets of a process
