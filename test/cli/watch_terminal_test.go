@@ -74,6 +74,13 @@ func (d *display) resize(width, height int) {
 	d.h.must(d.cmd.Process.Signal(unix.SIGWINCH)) // The kernel tells a foreground process group only.
 }
 
+// modes are those of the terminal, and whether its cursor is shown.
+func (d *display) modes() (mode vt10x.ModeFlag, cursor bool) {
+	d.vt.Lock()
+	defer d.vt.Unlock()
+	return d.vt.Mode(), d.vt.CursorVisible()
+}
+
 // restored wants the program to have ended well, and the terminal to be as it was.
 func (d *display) restored(how string) {
 	d.h.t.Helper()
@@ -89,13 +96,13 @@ func (d *display) restored(how string) {
 		d.shows("$ multihomectl watch") // The emulator drops what a smaller terminal has no room for.
 	}
 	labtest.Eventually(d.h.t, func() error {
-		if d.vt.Mode()&vt10x.ModeAltScreen != 0 || !d.vt.CursorVisible() {
+		if mode, cursor := d.modes(); mode&vt10x.ModeAltScreen != 0 || !cursor {
 			return errors.New(how + ": still the other screen, or no cursor")
 		}
 		return nil
 	})
-	if picture := d.vt.String(); strings.Contains(picture, "q quits") || d.vt.Mode()&vt10x.ModeWrap == 0 {
-		d.h.t.Errorf("%s: mode %b:\n%s", how, d.vt.Mode(), picture)
+	if mode, _ := d.modes(); strings.Contains(d.vt.String(), "q quits") || mode&vt10x.ModeWrap == 0 {
+		d.h.t.Errorf("%s: mode %b:\n%s", how, mode, d.vt.String())
 	}
 	d.h.must(d.far.Close())
 	d.h.must(d.near.Close())
