@@ -64,13 +64,12 @@ func (r Rule) rejects() bool {
 
 // Refuses returns the word of iproute2 for a route that says no, empty if it does not.
 func (r Route) Refuses() string {
-	const blackhole, unreachable, prohibit = 6, 7, 8 // RTN_* of linux/rtnetlink.h
 	switch r.Type {
-	case blackhole:
+	case RouteBlackhole:
 		return "blackhole"
-	case unreachable:
+	case RouteUnreachable:
 		return "unreachable"
-	case prohibit:
+	case RouteProhibit:
 		return "prohibit"
 	default:
 		return ""

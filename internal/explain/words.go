@@ -351,14 +351,14 @@ func (x *explainer) fact(f lookup.Flow, s lookup.Selector) string {
 
 // routeText is a route as `ip route` prints it, without its table.
 func (x *explainer) routeText(r routing.Route) string {
-	kind := kinds[r.Type]
 	text := escape.Text(r.Text(escape.Name(x.device(r.Device))))
 	text = strings.Replace(text, " table "+r.Table.String(), "", 1)
-	if kind != "" {
-		if kind != "local" && kind != "broadcast" && kind != "anycast" && kind != "multicast" {
-			text, _, _ = strings.Cut(text, " dev ")
-		}
-		text = kind + " " + text
+	if no := r.Refuses(); no != "" {
+		text, _, _ = strings.Cut(text, " dev ")
+		return no + " " + text
+	}
+	if kind := kinds[r.Type]; kind != "" {
+		return kind + " " + text
 	}
 	return text
 }
@@ -372,9 +372,9 @@ func (x *explainer) wayText(r routing.Route) string {
 	return text
 }
 
-// kinds are the types of routes that Route.Text does not name (rtnetlink(7)).
+// kinds are the other types of routes that Route.Text does not name.
 var kinds = map[routing.RouteType]string{ //nolint:gochecknoglobals // a constant in all but name
-	2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable", 8: "prohibit",
+	routing.RouteLocal: "local", routing.RouteBroadcast: "broadcast", routing.RouteAnycast: "anycast", routing.RouteMulticast: "multicast",
 }
 
 // protocols are names of protocols(5) that `--proto` takes.

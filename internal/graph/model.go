@@ -427,17 +427,14 @@ func (b *builder) stepped(n *node, group []int, steps map[int]lookup.Step) {
 	}
 }
 
-func kindOf(t routing.RouteType) string {
-	switch t {
-	case routing.RouteBlackhole:
-		return "blackhole "
-	case routing.RouteUnreachable:
-		return "unreachable "
-	case routing.RouteProhibit:
-		return "prohibit "
-	case routing.RouteThrow:
+func kindOf(r routing.Route) string {
+	no := r.Refuses()
+	switch {
+	case no != "":
+		return no + " "
+	case r.Type == routing.RouteThrow:
 		return "throw "
-	case routing.RouteLocal:
+	case r.Type == routing.RouteLocal:
 		return "local "
 	default:
 		return ""
@@ -446,7 +443,7 @@ func kindOf(t routing.RouteType) string {
 
 // routeText is the part of a route that tells it from others of its table.
 func (b *builder) routeText(r routing.Route) string {
-	text := kindOf(r.Type)
+	text := kindOf(r)
 	switch {
 	case r.Destination.Bits() == 0:
 		text += "default"
@@ -533,7 +530,7 @@ func (d digest) counts(defaults, networks int) string {
 			add(len(d.refusals), "refusing or throw route")
 			break
 		}
-		parts = append(parts, kindOf(r.Type)+shortPrefix(r.Destination))
+		parts = append(parts, kindOf(r)+shortPrefix(r.Destination))
 	}
 	return strings.Join(parts, ", ")
 }

@@ -509,10 +509,9 @@ func (r *Recorder) ours(e *Event, ours bool) {
 
 // routeText is a route as `ip route` prints it.
 func routeText(r routing.Route, device string) string {
-	kinds := map[routing.RouteType]string{6: "blackhole ", 7: "unreachable ", 8: "prohibit "} // RTN_*
 	text := escape.Text(r.Text(device))
-	if kind, rejects := kinds[r.Type]; rejects {
-		return kind + strings.Replace(text, " dev "+device, "", 1)
+	if no := r.Refuses(); no != "" {
+		return no + " " + strings.Replace(text, " dev "+device, "", 1)
 	}
 	return text
 }

@@ -104,11 +104,12 @@ func blameOf(s Stray, names map[int]string, p routing.Policy) blame {
 
 // wordsOf is a route in the words of iproute2, without its table.
 func wordsOf(r routing.Route, names map[int]string) string {
-	kind := map[routing.RouteType]string{routing.RouteLocal: "local ", routing.RouteBlackhole: "blackhole ", routing.RouteUnreachable: "unreachable ", routing.RouteProhibit: "prohibit "}[r.Type]
 	const nowhere = "-"
-	device := names[r.Device]
-	if kind != "" && r.Type != routing.RouteLocal {
-		device = nowhere
+	kind, device := "", names[r.Device]
+	if r.Type == routing.RouteLocal {
+		kind = "local "
+	} else if no := r.Refuses(); no != "" {
+		kind, device = no+" ", nowhere
 	}
 	table := " table " + r.Table.String()
 	text := strings.Replace(kind+r.Text(device), table, "", 1)
