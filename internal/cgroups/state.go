@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"multihomed/internal/english"
 	"multihomed/internal/escape"
 )
 
@@ -103,13 +104,8 @@ func (s State) Sentence() (text string) {
 
 // number is "1 cgroup", "2 cgroups", and empty for none.
 func number(n int, what string) string {
-	switch {
-	case n == 0:
+	if n == 0 {
 		return ""
-	case n == 1:
-		return "1 " + what
-	case what == "process":
-		return fmt.Sprintf("%d processes", n)
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return english.Count(n, what)
 }

@@ -16,6 +16,7 @@ import (
 	"multihomed/internal/doctor"
 	"multihomed/internal/doctor/gather"
 	"multihomed/internal/doctor/probe"
+	"multihomed/internal/english"
 	"multihomed/internal/escape"
 	"multihomed/internal/status"
 	"multihomed/internal/status/check"
@@ -235,9 +236,9 @@ func renderReport(w io.Writer, report doctor.Report, how look) error {
 	case n == 0:
 		r.line("no findings in what was looked at")
 	case commands:
-		r.line("%s; multihomectl doctor --fix CODE prints the commands", count(n, "finding"))
+		r.line("%s; multihomectl doctor --fix CODE prints the commands", english.Count(n, "finding"))
 	default:
-		r.line("%s", count(n, "finding"))
+		r.line("%s", english.Count(n, "finding"))
 	}
 	_, err := io.WriteString(w, r.b.String())
 	return err
@@ -309,5 +310,5 @@ func (r *renderer) examined() {
 		}
 		r.folded(r.paint.pad(severityStyle(f.Severity), f.Severity.String(), len("warning"))+"  ", plain, text)
 	}
-	r.folded(strings.Repeat(" ", len("warning"))+"  ", plain, fmt.Sprintf("multihomectl doctor shows %s and how to fix it", count(len(r.found), "such finding")))
+	r.folded(strings.Repeat(" ", len("warning"))+"  ", plain, fmt.Sprintf("multihomectl doctor shows %s and how to fix it", english.Count(len(r.found), "such finding")))
 }

@@ -8,6 +8,7 @@ import (
 
 	"multihomed/internal/cleanup"
 	"multihomed/internal/daemon"
+	"multihomed/internal/english"
 	"multihomed/internal/rights"
 	"multihomed/internal/unitfile"
 )
@@ -70,7 +71,7 @@ func (a *app) emergency() *cobra.Command {
 			fmt.Fprintf(a.Err, "%smultihomed HAS FAILED and nobody maintains the routing: %s that answered \"unreachable\" removed, %s left. "+
 				"The routing of links that stay as they are goes on; what changes is routed by the main table, and bound traffic may leave by another link. "+
 				"To fix: see journalctl -u multihomed, then: systemctl reset-failed multihomed; systemctl start multihomed\n",
-				mark, count(done.Rules, "rule"), count(left, "rule"))
+				mark, english.Count(done.Rules, "rule"), english.Count(left, "rule"))
 			return unfinished(err)
 		},
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"multihomed/internal/english"
 	"multihomed/internal/explain"
 )
 
@@ -106,7 +107,7 @@ func sameReason(a, b explain.Rule) bool {
 func (r *explanation) run(rules []explain.Rule, width int) {
 	first, last := rules[0], rules[len(rules)-1]
 	at := fmt.Sprint(first.Priority)
-	what := count(len(rules), "rule")
+	what := english.Count(len(rules), "rule")
 	if first.Selector != "" {
 		what += " by " + first.Selector
 	}

@@ -17,6 +17,7 @@ import (
 	"multihomed/allocator"
 	"multihomed/internal/ancestor"
 	"multihomed/internal/config"
+	"multihomed/internal/english"
 	"multihomed/internal/ownership"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
@@ -108,7 +109,7 @@ func (m *migration) run(ctx context.Context) error {
 		m.say("nothing was changed; to do it: multihomectl migrate --apply")
 	}
 	if left > 0 && m.apply {
-		return fail(fmt.Errorf("%s not taken over, see above", count(left, "number")))
+		return fail(fmt.Errorf("%s not taken over, see above", english.Count(left, "number")))
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"multihomed/internal/doctor"
+	"multihomed/internal/english"
 	"multihomed/internal/status"
 	"multihomed/routing"
 )
@@ -131,7 +132,7 @@ func (r *renderer) head() {
 		return
 	}
 	text := fmt.Sprintf("%d of %d", c.Present, c.Planned)
-	more := " rules and routes active, on " + count(len(r.s.Links), "link")
+	more := " rules and routes active, on " + english.Count(len(r.s.Links), "link")
 	if c.Unexpected > 0 {
 		more += fmt.Sprintf(", %d to remove", c.Unexpected)
 	}
@@ -185,7 +186,7 @@ func (r *renderer) unbound() {
 	r.answers()
 	r.bindings()
 	if n := r.s.Unchecked; n > 0 {
-		r.line("%s  the traffic of %s is not checked yet", r.paint.pad(plain, "", headWidth), count(n, "link"))
+		r.line("%s  the traffic of %s is not checked yet", r.paint.pad(plain, "", headWidth), english.Count(n, "link"))
 	}
 }
 
@@ -227,7 +228,7 @@ func (r *renderer) answers() {
 	}
 	parts = append(parts, off...)
 	if a.Dropped > 0 {
-		parts = append(parts, count(int(min(a.Dropped, math.MaxInt32)), "stray packet")+" dropped")
+		parts = append(parts, english.Count(int(min(a.Dropped, math.MaxInt32)), "stray packet")+" dropped")
 	}
 	if len(parts) > 0 {
 		r.folded(r.paint.pad(plain, "answers", headWidth)+"  ", plain, strings.Join(parts, ", "))
@@ -300,13 +301,6 @@ func stateStyle(c Count) style {
 		return green
 	}
 	return red
-}
-
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // familyName is how people write a family.
@@ -484,7 +478,7 @@ func (r *renderer) network(l Link, n Network, name string, w columnWidths) {
 
 // furtherRoutes says how many routes are not listed, and how to see them.
 func (r *renderer) furtherRoutes(n Network) string {
-	text := "and " + count(n.Routes, "route") + " that main has through the link"
+	text := "and " + english.Count(n.Routes, "route") + " that main has through the link"
 	if !r.verbose {
 		return text
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"multihomed/internal/english"
 	"multihomed/internal/status"
 )
 
@@ -87,7 +88,7 @@ func (r *renderer) measured(h status.Health) []string {
 		out = append(out, "counts as up at "+h.Recovered.Local().Format(time.TimeOnly))
 	}
 	if h.DeathsToday > 0 || r.verbose {
-		out = append(out, count(h.DeathsToday, "death")+" today")
+		out = append(out, english.Count(h.DeathsToday, "death")+" today")
 	}
 	if h.RouterOnly {
 		out = append(out, "only its router answers")

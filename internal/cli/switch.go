@@ -17,6 +17,7 @@ import (
 	"multihomed/internal/cleanup"
 	"multihomed/internal/config"
 	"multihomed/internal/daemon"
+	"multihomed/internal/english"
 	"multihomed/internal/handoff"
 	"multihomed/internal/hookstate"
 	"multihomed/internal/lockfile"
@@ -568,7 +569,7 @@ func (a *app) appear(ctx context.Context, targets []target) (string, error) {
 			links++
 		}
 	}
-	what := count(links, "link") + " with their routing"
+	what := english.Count(links, "link") + " with their routing"
 	switch links {
 	case 1:
 		what = "1 link with its routing"

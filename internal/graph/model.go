@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"multihomed/internal/english"
 	"multihomed/internal/escape"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
@@ -501,23 +502,12 @@ func digestOf(routes []routing.Route) digest {
 	return d
 }
 
-// plural is a number with its noun.
-func plural(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	if strings.HasSuffix(noun, "s") {
-		return fmt.Sprintf("%d %ses", n, noun)
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
-
 // counts says how many routes of each kind there are, beside those that are shown.
 func (d digest) counts(defaults, networks int) string {
 	var parts []string
 	add := func(n int, noun string) {
 		if n > 0 {
-			parts = append(parts, plural(n, noun))
+			parts = append(parts, english.Count(n, noun))
 		}
 	}
 	add(len(d.defaults)-defaults, "default")

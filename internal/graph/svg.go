@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"multihomed/internal/english"
 )
 
 // style is the style sheet. Text has a contrast of at least 4.5 to what it stands on, lines and
@@ -104,7 +106,7 @@ const mostAnswer = 2
 func describe(drawings []*drawing) string {
 	var parts []string
 	for _, d := range drawings {
-		parts = append(parts, fmt.Sprintf("%s: %s, %s, %s.", d.family.Name(), plural(d.numberOfRules, "rule"), plural(len(d.tables), "table"), plural(len(d.devices), "device")))
+		parts = append(parts, fmt.Sprintf("%s: %s, %s, %s.", d.family.Name(), english.Count(d.numberOfRules, "rule"), english.Count(len(d.tables), "table"), english.Count(len(d.devices), "device")))
 		if d.answer != "" {
 			parts = append(parts, d.answer+".")
 		}
@@ -149,7 +151,7 @@ func (c *canvas) panel(d *drawing) {
 	}
 	c.line(`<g aria-label="%s">`, d.family.Name())
 	c.text("family", margin, y, d.family.Name())
-	for i, name := range []string{plural(d.numberOfRules, "rule"), plural(len(d.tables), "table"), plural(len(d.devices), "device")} {
+	for i, name := range []string{english.Count(d.numberOfRules, "rule"), english.Count(len(d.tables), "table"), english.Count(len(d.devices), "device")} {
 		c.text("column", d.heads[i], d.top+headHeight-10, name)
 	}
 	for i, n := range d.rules[min(1, len(d.rules)):] {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"multihomed/internal/english"
 	"multihomed/internal/escape"
 )
 
@@ -16,7 +17,7 @@ func (p Plan) Script() string {
 	}
 	would, change := "multihomed would", "change nothing"
 	if n := len(p.Steps); n > 0 {
-		change = "make " + count(n, "change")
+		change = "make " + english.Count(n, "change")
 	}
 	if p.File != "" {
 		would = "Started with " + p.File + ", multihomed would"
@@ -53,13 +54,6 @@ func (p Plan) Script() string {
 		}
 	}
 	return b.String()
-}
-
-func count(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // sentence is the reason for people, with the decision that the manual explains.

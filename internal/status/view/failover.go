@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"multihomed/internal/english"
 	"multihomed/internal/health"
 	"multihomed/internal/status"
 	"multihomed/routing"
@@ -50,9 +51,9 @@ func (u Uplink) Sentence() string {
 	e := u.Evidence
 	switch {
 	case e.Kind == health.BySilence && e.Silence > 0:
-		return fmt.Sprintf("%s: silent for %.2f s, %s overdue (%d are enough)", u.Why, e.Silence.Seconds(), plural(e.Overdue, "answer"), e.Needed)
+		return fmt.Sprintf("%s: silent for %.2f s, %s overdue (%d are enough)", u.Why, e.Silence.Seconds(), english.Count(e.Overdue, "answer"), e.Needed)
 	case u.State == health.Recovering && e.Answered+e.Lost > 0:
-		return fmt.Sprintf("%s: %s, %d lost", u.Why, plural(e.Answered, "answer"), e.Lost)
+		return fmt.Sprintf("%s: %s, %d lost", u.Why, english.Count(e.Answered, "answer"), e.Lost)
 	default:
 		return u.Why
 	}
@@ -68,13 +69,6 @@ func (u Uplink) NotWatched() string {
 	default:
 		return u.Unwatched
 	}
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // In are the uplinks of a family.
