@@ -17,10 +17,10 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
+.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install install-cockpit uninstall deb rpm release clean requirements FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo
@@ -105,6 +105,8 @@ unitdir    ?= $(LIB)/systemd/system
 NM_LIB     ?= $(LIB)/NetworkManager
 DHCPCD     ?= $(LIB)/dhcpcd/dhcpcd-hooks
 DBUS       ?= /usr/share/dbus-1/system.d
+COCKPIT    ?= /usr/share/cockpit
+METAINFO   ?= /usr/share/metainfo
 IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
@@ -163,6 +165,11 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md docs/*.svg)
 	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
 
+# A target of its own: a host without Cockpit needs no page, and the packages have it apart.
+install-cockpit: ## install the page of Cockpit into $(DESTDIR) (it needs no build)
+	$(DATA) -t $D$(COCKPIT)/multihomed $(filter-out %.xml,$(wildcard packaging/cockpit/*))
+	$(DATA) -t $D$(METAINFO) packaging/cockpit/org.multihomed.cockpit.metainfo.xml
+
 uninstall: ## remove what make install installed, and the routing; configuration and leases stay
 	@$(if $D,:,$(LEAVE))
 	rm -f $(addprefix $D$(sbindir)/,multihomed multihomed-dispatcher multihomed-prober multihomed-binder) $D$(bindir)/multihomectl \
@@ -175,9 +182,9 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
 		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
-		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
+		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish $D$(METAINFO)/org.multihomed.cockpit.metainfo.xml \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
-	rm -rf $D$(docdir)
+	rm -rf $D$(docdir) $D$(COCKPIT)/multihomed
 	test ! -d $D$(sysconfdir)/multihomed || rmdir --ignore-fail-on-non-empty $D$(sysconfdir)/multihomed
 	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
 	@$(if $D,:,echo "left in place, remove it by hand: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
@@ -226,7 +233,7 @@ release: ## build .deb, .rpm, SBOM and checksums into dist/, reproducibly
 	rm -rf $(DIST) && mkdir -p $(DIST)
 	$(MAKE) deb rpm DIST=$(abspath $(DIST))/build
 	mv $(DIST)/build/*.deb $(DIST)/build/*.rpm $(DIST)/
-	dpkg-deb --fsys-tarfile $(DIST)/*.deb | tar -xO ./usr/sbin/multihomed >$(DIST)/build/multihomed
+	dpkg-deb --fsys-tarfile $(DIST)/multihomed_*.deb | tar -xO ./usr/sbin/multihomed >$(DIST)/build/multihomed
 	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
 	rm -rf $(DIST)/build
 	cd $(DIST) && sums=$$(sha256sum -- *) && echo "$$sums" >SHA256SUMS
