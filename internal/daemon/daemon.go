@@ -155,9 +155,10 @@ type service struct {
 	// nil until the directory was removed once.
 	files func() error
 	// written is what the log says already, from the previous configuration; uplinks is who
-	// watched the uplinks under it.
+	// watched the uplinks under it; counts is what was counted under all of them.
 	written *written
 	uplinks *failover.Controller
+	counts  counts
 
 	mu sync.Mutex
 	// report is the last one of the loop; faults are those of other parts.
@@ -240,7 +241,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put, Outdated: outdated.Give,
-	}, extras{fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
+	}, extras{fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks, counts: &s.counts})
 	// A normal stop before the first pass is no fault of the configuration: it becomes the
 	// last good one, so that a restart does not bring back an older one.
 	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }

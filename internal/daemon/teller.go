@@ -203,6 +203,7 @@ func (t *teller) look(ctx context.Context, most int) error {
 	health, judged := t.parts.failoverView(t.cfg)
 	marked := t.parts.answers.state(ctx)
 	answers, bound := answersStatus(marked), t.parts.boundStatus(snapshot, marked.Held)
+	counters := t.service.counters(t.parts)
 	now.uplinks = judged
 	last := &t.told
 	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&
@@ -225,7 +226,7 @@ func (t *teller) look(ctx context.Context, most int) error {
 	}
 	now.findings = check.Problems(now.view, os.DirFS("/"))
 	switch {
-	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil && answers == nil && bound == nil:
+	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil && answers == nil && bound == nil && reflect.DeepEqual(last.status.Counters, counters):
 		return nil
 	case same:
 		now.status = last.status
@@ -234,6 +235,7 @@ func (t *teller) look(ctx context.Context, most int) error {
 	default:
 		now.status = now.view.Status(now.findings, t.service.Version)
 	}
+	now.status.Counters = counters
 	t.date(&now.status)
 	t.told = now
 	return nil

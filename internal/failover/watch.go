@@ -496,6 +496,7 @@ func (c *Controller) note(now health.Moment, w *watch) {
 	switch {
 	case dead && !w.dead:
 		w.closed, w.died = false, now
+		c.countDeath(w)
 		if w.told = !silent; w.told {
 			s.level, s.sentence, s.event = event.LevelNotice, "uplink does not work", event.UplinkDead
 		}
