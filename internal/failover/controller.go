@@ -46,6 +46,8 @@ type Options struct {
 	Memory Memory
 	// Archive outlives the boot; nil for none.
 	Archive Archive
+	// Judged is called when the state of an uplink has changed; nil for nobody.
+	Judged func()
 	// Before is the controller of the configuration before this one, whose Run has returned;
 	// nil for none.
 	Before *Controller

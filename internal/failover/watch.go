@@ -486,6 +486,9 @@ func (c *Controller) note(now health.Moment, w *watch) {
 	}
 	before := w.state
 	w.state = state
+	if c.Judged != nil {
+		c.Judged()
+	}
 	transient := state == health.Suspect || before == health.Suspect
 	if !transient {
 		c.generation++

@@ -44,7 +44,8 @@ type Options struct {
 	Logger *slog.Logger
 	// Address is that of the bus.
 	Address string
-	// Fault takes what is wrong with the bus, the zero Problem if nothing is.
+	// Fault takes what is wrong with the bus, the zero Problem if nothing is. Then the name is ours,
+	// and a Publish reaches who asks from now on.
 	Fault func(routing.Problem)
 	// First is what is answered before the first Publish.
 	First *dbusapi.Model
@@ -95,7 +96,7 @@ const (
 )
 
 // Run keeps a connection to the bus until ctx is done. A host without a bus is none to speak of.
-func (s *Server) Run(ctx context.Context) error {
+func (s *Server) Run(ctx context.Context) {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	tasks.Go(func() { s.costly.run(ctx) })
@@ -105,13 +106,13 @@ func (s *Server) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-timer.C:
 		}
 		began := time.Now()
 		err := s.session(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return
 		}
 		if time.Since(began) > lastRetry {
 			retry = firstRetry
@@ -184,13 +185,13 @@ func (s *Server) session(ctx context.Context) error {
 		if err != nil {
 			return ended(err)
 		}
-		s.Fault(problem)
 		s.mu.Lock()
 		s.wire = nil
 		if problem.Code == "" {
 			s.wire = w
 		}
 		s.mu.Unlock()
+		s.Fault(problem)
 		if problem.Code == NameRefused {
 			again.Reset(askAgain)
 		}
