@@ -30,6 +30,9 @@ type Options struct {
 	// nothing. It is asked where NetworkManager does not let us read the profile; nil
 	// knows none.
 	Passed func(name string) (Passed, bool)
+	// Lost is called when the connection to the bus has ended, though nobody here ended it; nil
+	// for nobody.
+	Lost func()
 }
 
 // A Watcher follows NetworkManager. Create it with [New], start [Watcher.Run].
@@ -156,6 +159,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 			attempts = 0
 			err = s.run(ctx, nil)
 			s.close()
+			if ctx.Err() == nil && w.opts.Lost != nil {
+				w.opts.Lost()
+			}
 		}
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // being told to stop is no failure

@@ -378,3 +378,17 @@ func quoted(value string) string {
 	}
 	return fmt.Sprintf("%q", value)
 }
+
+// LevelWord is a level as the configuration writes it.
+func LevelWord(l slog.Level) string {
+	switch {
+	case l < slog.LevelInfo:
+		return "debug"
+	case l < slog.LevelWarn:
+		return "info"
+	case l < slog.LevelError:
+		return "warn"
+	default:
+		return "error"
+	}
+}

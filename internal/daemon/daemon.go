@@ -16,6 +16,7 @@ import (
 
 	"multihomed/internal/cleanup"
 	"multihomed/internal/config"
+	"multihomed/internal/dbusapi/server"
 	"multihomed/internal/event"
 	"multihomed/internal/failover"
 	"multihomed/internal/handoff"
@@ -102,6 +103,12 @@ func Run(ctx context.Context, o Options) error {
 		_, err := s.events.Close()
 		return err
 	})
+	s.openBus()
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	staying, leave := context.WithCancel(ctx)
+	defer leave()
+	serving.Go(func() { s.bus.Run(staying) })
 	o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed "+o.Version+" started", event.Is(event.Started)) //nolint:sloglint // the version
 	for {
 		again, err := s.serve(ctx, cfg, o.Hangup)
@@ -155,9 +162,10 @@ type service struct {
 	// nil until the directory was removed once.
 	files func() error
 	// written is what the log says already, from the previous configuration; uplinks is who
-	// watched the uplinks under it.
+	// watched the uplinks under it; counts is what was counted under all of them.
 	written *written
 	uplinks *failover.Controller
+	counts  counts
 
 	mu sync.Mutex
 	// report is the last one of the loop; faults are those of other parts.
@@ -169,6 +177,12 @@ type service struct {
 	unbound, unattached []routing.Problem
 	// logged are the problems in the log.
 	logged problems
+
+	// bus answers on D-Bus; stale is given when it has something to tell, wrote are changes of the
+	// kernel that it tells.
+	bus   *server.Server
+	stale news.Signal
+	wrote *changes
 }
 
 // Codes of the problems of parts.
@@ -181,6 +195,7 @@ const (
 	runFault        routing.Code = "binder-socket"
 	boundNamesFault routing.Code = "bound-dns-servers"
 	userNamesFault  routing.Code = "bound-users-dns"
+	busFault        routing.Code = "bus"
 	lastGoodFault   routing.Code = "last-good-configuration"
 )
 
@@ -197,6 +212,11 @@ func (f faults) set(code routing.Code, err error) bool {
 	case err != nil:
 		p = routing.ProblemOf(code, routing.Warning, "", err)
 	}
+	return f.put(code, p)
+}
+
+// put notes the problem of a part, none if it is zero, and reports whether it changed.
+func (f faults) put(code routing.Code, p routing.Problem) bool {
 	if f[code] == p {
 		return false
 	}
@@ -239,8 +259,16 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			noManager.Store(p.owners.NoManager())
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
-		Report: reports.Put, Outdated: outdated.Give,
-	}, extras{fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks})
+		Report: reports.Put,
+		Outdated: func() {
+			outdated.Give()
+			s.stale.Give()
+		},
+		Wrote: func(ops []routing.Op) {
+			s.wrote.add(ops)
+			s.stale.Give()
+		},
+	}, extras{judged: s.stale.Give, fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks, counts: &s.counts})
 	// A normal stop before the first pass is no fault of the configuration: it becomes the
 	// last good one, so that a restart does not bring back an older one.
 	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -290,6 +318,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			})
 		}},
 		{name: "status", run: tellers.run},
+		{name: "D-Bus", run: (&onBus{service: s, cfg: cfg, parts: p, teller: tellers}).run},
 		{name: "bound programs", run: held.run},
 		{name: "control groups", run: p.cgroups.run},
 		{name: "DNS of bound users", run: names.run},
@@ -402,6 +431,15 @@ func (s *service) fault(code routing.Code, err error) {
 	}
 }
 
+// problem notes the problem of a part other than the loop, none if it is zero.
+func (s *service) problem(part routing.Code, p routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.faults.put(part, p) {
+		s.tell(s.report)
+	}
+}
+
 // refuse notes the fault of a configuration that a reload found, and logs it each time: a reload
 // that fails must say why.
 func (s *service) refuse(fault *config.Fault) {
@@ -417,6 +455,7 @@ func (s *service) tell(r reconcile.Report) {
 	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.unbound, s.unattached, s.found)
 	s.logged.note(context.Background(), problems)
 	s.notify.Status(summary(r.Waiting, problems))
+	s.stale.Give()
 }
 
 // answered takes the problems of what is forwarded.

@@ -94,6 +94,10 @@ type extras struct {
 	// watches says that the uplinks are watched; uplinks is who watched them before.
 	watches bool
 	uplinks *failover.Controller
+	// judged is called when the state of an uplink has changed; nil for nobody.
+	judged func()
+	// counts take what is counted; nil in a stand-in, which nobody asks.
+	counts *counts
 }
 
 // written is what the log says of links and of the off switch. It outlives a change of the
@@ -122,6 +126,10 @@ func assemble(ctx context.Context, cfg config.Config, log *slog.Logger, hooks re
 
 func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hooks, more extras) (err error) {
 	policy, log := cfg.RoutingPolicy(), p.log
+	counted := more.counts
+	if counted == nil {
+		counted = new(counts)
+	}
 	p.leases, err = openLeases(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -138,14 +146,14 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	p.past.moveGroups(ctx)
 	// Routes of main are read only for interfaces that an owner claims: a host may have a
 	// million others.
-	p.mirror, err = kernel.Open(kernel.Config{Tables: policy.Tables, Interest: func(string) bool { return false }})
+	p.mirror, err = kernel.Open(kernel.Config{Tables: policy.Tables, Interest: func(string) bool { return false }, Overrun: func() { counted.overruns.Add(1) }})
 	if err != nil {
 		return err
 	}
 	if p.writer, err = p.mirror.OpenWriter(); err != nil {
 		return err
 	}
-	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "" || more.watches, Passed: note.Passed(cfg.RuntimeDir)})
+	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "" || more.watches, Passed: note.Passed(cfg.RuntimeDir), Lost: func() { counted.busLosses.Add(1) }})
 	var unread owners.Unread
 	p.owners, unread = owners.Open(cfg, p.watcher, p.mirror)
 	for _, err := range unread.Leases {
@@ -195,7 +203,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		Hooks:    hooks,
 		Memory:   memory,
 		Failover: judges, Answers: p.answers.keeper, Bindings: p.bindings,
-		LogDelay: logDelay, Suspect: suspect, Told: earlier.links, Courses: earlier.courses,
+		LogDelay: logDelay, Suspect: suspect, Told: earlier.links, Courses: earlier.courses, Counters: &counted.loop,
 	})
 	p.router = &routedlease.Router{
 		Logger: log, Mirror: p.mirror, Loop: p.loop, Links: p.owners.Declared, Policy: cfg.NMPolicy(), Ignored: cfg.IsIgnored, Off: p.off,

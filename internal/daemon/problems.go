@@ -21,6 +21,8 @@ import (
 type problems struct {
 	log  *slog.Logger
 	last map[about]routing.Problem
+	// written counts the problems that were logged.
+	written map[loggedProblem]uint64
 }
 
 // about identifies a problem: if only its text changes it is the same problem.
@@ -43,6 +45,7 @@ func (p *problems) note(ctx context.Context, all []routing.Problem) {
 		now[key] = problem
 		if p.last[key] != problem {
 			p.write(ctx, levelOf(problem.Severity), event.Problem, problem, problem.Text, problem.Fix)
+			p.count(problem)
 		}
 	}
 	for _, key := range slices.SortedFunc(maps.Keys(p.last), func(a, b about) int {
@@ -54,6 +57,14 @@ func (p *problems) note(ctx context.Context, all []routing.Problem) {
 		}
 	}
 	p.last = now
+}
+
+// count counts a problem that was logged.
+func (p *problems) count(problem routing.Problem) {
+	if p.written == nil {
+		p.written = map[loggedProblem]uint64{}
+	}
+	p.written[loggedProblem{problem.Code, problem.Severity}]++
 }
 
 // again logs the problems of a code once more, though they are the same.

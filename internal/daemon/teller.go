@@ -185,6 +185,17 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 	return t.told.document, nil
 }
 
+// status returns the status with its view. Neither is changed any more.
+func (t *teller) status(ctx context.Context) (*status.Status, *view.View, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.look(ctx, checkedAtOnce); err != nil {
+		return nil, nil, err
+	}
+	s := t.told.status
+	return &s, t.told.view, nil
+}
+
 // look updates told. If its sources are the same, so is the status, except for findings from
 // files of the host. It checks the outcomes of so many links at most. The caller holds mu.
 func (t *teller) look(ctx context.Context, most int) error {
@@ -203,6 +214,7 @@ func (t *teller) look(ctx context.Context, most int) error {
 	health, judged := t.parts.failoverView(t.cfg)
 	marked := t.parts.answers.state(ctx)
 	answers, bound := answersStatus(marked), t.parts.boundStatus(snapshot, marked.Held)
+	counters := t.service.counters(t.parts)
 	now.uplinks = judged
 	last := &t.told
 	same := last.view != nil && last.view.Unchecked == 0 && last.generation == now.generation &&
@@ -225,7 +237,7 @@ func (t *teller) look(ctx context.Context, most int) error {
 	}
 	now.findings = check.Problems(now.view, os.DirFS("/"))
 	switch {
-	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil && answers == nil && bound == nil:
+	case same && reflect.DeepEqual(last.findings, now.findings) && health == nil && answers == nil && bound == nil && reflect.DeepEqual(last.status.Counters, counters):
 		return nil
 	case same:
 		now.status = last.status
@@ -234,6 +246,7 @@ func (t *teller) look(ctx context.Context, most int) error {
 	default:
 		now.status = now.view.Status(now.findings, t.service.Version)
 	}
+	now.status.Counters = counters
 	t.date(&now.status)
 	t.told = now
 	return nil

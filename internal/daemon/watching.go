@@ -29,7 +29,7 @@ func (p *parts) watch(cfg config.Config, more extras) reconcile.Failover {
 	p.uplinks = failover.New(failover.Options{
 		Logger: p.log, Config: cfg, Look: func(ctx context.Context) (failover.Facts, error) { return p.uplinkFacts(ctx, cfg) },
 		Dial:   func() failover.Prober { return client.New(cfg.Failover.Prober) },
-		Memory: failover.File{Directory: cfg.RuntimeDir}, Archive: failover.AnsweredFile{Directory: cfg.StateDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}, answered: func(f routing.Family) bool { return p.answers.marks(f) }}, Before: more.uplinks,
+		Memory: failover.File{Directory: cfg.RuntimeDir}, Archive: failover.AnsweredFile{Directory: cfg.StateDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}, answered: func(f routing.Family) bool { return p.answers.marks(f) }}, Before: more.uplinks, Judged: more.judged,
 	})
 	return p.uplinks
 }

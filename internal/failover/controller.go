@@ -46,6 +46,8 @@ type Options struct {
 	Memory Memory
 	// Archive outlives the boot; nil for none.
 	Archive Archive
+	// Judged is called when the state of an uplink has changed; nil for nobody.
+	Judged func()
 	// Before is the controller of the configuration before this one, whose Run has returned;
 	// nil for none.
 	Before *Controller
@@ -92,6 +94,8 @@ type Controller struct {
 	unjudged routing.ByFamily[bool]
 	// generation changes with what status shows.
 	generation uint64
+	// deaths count those of this process, by the name of the interface, of so many at most.
+	deaths map[Mortal]uint64
 	// said is what the log has to say of the moment.
 	said []said
 	// courses are those of the facts before.
@@ -148,7 +152,7 @@ func New(o Options) *Controller {
 	c := &Controller{
 		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](), archive: news.NewSlot[[]Answered](),
 		endpoints: news.NewSlot[[]connections.Endpoint](),
-		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{},
+		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{}, deaths: map[Mortal]uint64{},
 	}
 	c.started = c.epoch.now()
 	c.woken, c.asleep = c.started, suspended()
@@ -159,7 +163,7 @@ func New(o Options) *Controller {
 		before.mu.Lock()
 		defer before.mu.Unlock()
 		c.epoch, c.watches, c.kept, c.unjudged, c.generation = before.epoch, before.watches, before.kept, before.unjudged, before.generation+1
-		c.answered, c.complained = before.answered, before.complained
+		c.answered, c.complained, c.deaths = before.answered, before.complained, maps.Clone(before.deaths)
 		for _, w := range c.watches {
 			w.machine.SetConfig(healthConfig(o.Config.Failover))
 			w.machine.SetAsks(c.epoch.now(), false)

@@ -486,6 +486,9 @@ func (c *Controller) note(now health.Moment, w *watch) {
 	}
 	before := w.state
 	w.state = state
+	if c.Judged != nil {
+		c.Judged()
+	}
 	transient := state == health.Suspect || before == health.Suspect
 	if !transient {
 		c.generation++
@@ -496,6 +499,7 @@ func (c *Controller) note(now health.Moment, w *watch) {
 	switch {
 	case dead && !w.dead:
 		w.closed, w.died = false, now
+		c.countDeath(w)
 		if w.told = !silent; w.told {
 			s.level, s.sentence, s.event = event.LevelNotice, "uplink does not work", event.UplinkDead
 		}

@@ -28,6 +28,8 @@ type Health struct {
 	Since *time.Time `json:"since,omitempty"`
 	// Why says in one sentence what the state is judged by.
 	Why string `json:"why"`
+	// Verdict is Why without the numbers that change with every answer.
+	Verdict string `json:"-"`
 	// NotWatched says why it is judged by its carrier alone, empty if it is probed.
 	NotWatched string `json:"not_watched,omitempty"`
 	// RouterOnly says that only neighbours answer, such as the resolver of a home router: a
@@ -136,6 +138,6 @@ func (f *Failover) Escape() {
 		for j := range h.Targets {
 			h.Targets[j].Target = escape.Text(h.Targets[j].Target)
 		}
-		h.Why, h.NotWatched = escape.Text(h.Why), escape.Text(h.NotWatched)
+		h.Why, h.Verdict, h.NotWatched = escape.Text(h.Why), escape.Text(h.Verdict), escape.Text(h.NotWatched)
 	}
 }

@@ -47,6 +47,8 @@ type Status struct {
 	Answers *Answers `json:"answers,omitempty"`
 	// Bindings are what is bound to links.
 	Bindings []Binding `json:"bindings,omitempty"`
+	// Counters are what the daemon has counted; absent if no daemon says so.
+	Counters *Counters `json:"counters,omitempty"`
 	// Unchecked counts links of which it is not known whether their traffic leaves by
 	// them: they changed a moment ago, or there are too many without the daemon.
 	Unchecked int    `json:"unchecked_links"`

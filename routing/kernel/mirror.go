@@ -29,6 +29,9 @@ type Config struct {
 	Interest func(name string) bool
 	// ReceiveBuffer is the size of the event queue in bytes; zero means 32 MiB.
 	ReceiveBuffer int
+	// Overrun is called, with the mirror locked, when the kernel has dropped announcements; nil for
+	// nobody.
+	Overrun func()
 }
 
 // A Mirror holds what the kernel holds. Its methods may be called from any
@@ -44,6 +47,8 @@ type Mirror struct {
 	own    map[uint32]struct{}
 	lost   bool
 	closed bool
+	// overrun is Config.Overrun.
+	overrun func()
 }
 
 // Open subscribes to the kernel's announcements. The mirror is empty until Sync has
@@ -54,6 +59,9 @@ func Open(c Config) (*Mirror, error) {
 	}
 	if c.ReceiveBuffer == 0 {
 		c.ReceiveBuffer = eventReceiveBuffer
+	}
+	if c.Overrun == nil {
+		c.Overrun = func() {}
 	}
 	events, err := openSocket(c.ReceiveBuffer,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
@@ -71,7 +79,7 @@ func Open(c Config) (*Mirror, error) {
 		events:  events, buf: make([]byte, bufferSize),
 		loader: loader{requests: requests, budget: worthReading},
 		state:  newState(routing.Ownership{Tables: c.Tables, Former: c.Former}, c.Interest),
-		own:    map[uint32]struct{}{}, lost: true,
+		own:    map[uint32]struct{}{}, lost: true, overrun: c.Overrun,
 	}, nil
 }
 
@@ -297,6 +305,7 @@ func (m *Mirror) drain() error {
 			// What is in the queue is older than the loss. It has to be read
 			// all the same: the kernel goes on dropping until the queue is
 			// empty (netlink_rcv_wake in net/netlink/af_netlink.c).
+			m.overrun()
 			m.forget()
 		default:
 			return fmt.Errorf("reading announcements: %w", err)

@@ -185,7 +185,8 @@ func TestOverrun(t *testing.T) {
 	h := newHost(t)
 	h.veth("wan0")
 	h.address("wan0", "192.0.2.10/24")
-	m := h.mirror(kernel.Config{ReceiveBuffer: 1})
+	overruns := 0
+	m := h.mirror(kernel.Config{ReceiveBuffer: 1, Overrun: func() { overruns++ }})
 	for round := range 3 {
 		for i := range 200 {
 			h.ipBatch(fmt.Sprintf("route add 10.%d.%d.0/24 via 192.0.2.1", round, i))
@@ -200,6 +201,9 @@ func TestOverrun(t *testing.T) {
 		must(t, m.Sync(t.Context()))
 		if c := m.Take(); !c.All {
 			t.Error("a resynchronisation is not reported")
+		}
+		if overruns <= round {
+			t.Errorf("%d overruns are told after %d", overruns, round+1)
 		}
 		m.View(func(s *kernel.State) {
 			if !s.Complete() {

@@ -245,7 +245,7 @@ func (l *Loop) takeDue() {
 			continue
 		}
 		delete(l.failures, about)
-		l.retrying[about] = f.attempt
+		l.retrying[about] = retry{f.attempt, f.first}
 		l.news = true
 		switch {
 		case f.index != 0:

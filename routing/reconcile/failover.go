@@ -149,6 +149,7 @@ func (l *Loop) noteCourses(ctx context.Context) {
 		case now.Moved && (!before.Moved || was != is):
 			l.Logger.LogAttrs(ctx, event.LevelNotice, fmt.Sprintf("unbound %s traffic leaves by %s, main says %s", f.Name(), is, l.nameOf(now.Main.Device)), //nolint:sloglint // the sentence is the event
 				slog.String("family", f.String()), slog.String("reason", courseReason(now.Why)))
+			l.Counters.moved[i].Add(1)
 		case !now.Moved && before.Moved && was != is:
 			by := is
 			if by == "" {
@@ -156,6 +157,7 @@ func (l *Loop) noteCourses(ctx context.Context) {
 			}
 			l.Logger.LogAttrs(ctx, event.LevelNotice, fmt.Sprintf("unbound %s traffic follows main again, by %s", f.Name(), by), //nolint:sloglint // the sentence is the event
 				slog.String("family", f.String()), slog.String("reason", courseReason(now.Why)))
+			l.Counters.returned[i].Add(1)
 		case now.Why == routing.CourseNoneLives && before.Why != routing.CourseNoneLives:
 			l.Logger.LogAttrs(ctx, slog.LevelWarn, fmt.Sprintf("unbound %s traffic stays with %s: no uplink works", f.Name(), is), //nolint:sloglint // the sentence is the event
 				slog.String("family", f.String()))

@@ -18,7 +18,15 @@ type failure struct {
 	op      routing.Op
 	index   int
 	attempt int
-	due     time.Time
+	// first is when it was refused first.
+	first time.Time
+	due   time.Time
+}
+
+// A retry is a failure that is tried again.
+type retry struct {
+	attempt int
+	first   time.Time
 }
 
 const aboutMirror = "mirror"
@@ -29,10 +37,13 @@ func aboutTable(k routing.Key) string { return "table of " + k.String() }
 func (l *Loop) fail(about string, f failure) {
 	known, failing := l.failures[about]
 	if failing {
-		f.attempt, f.due = known.attempt, known.due
+		f.attempt, f.first, f.due = known.attempt, known.first, known.due
 	} else {
-		f.attempt = l.retrying[about] + 1
-		f.due = l.now().Add(min(firstRetry<<min(f.attempt-1, 10), lastRetry))
+		earlier, now := l.retrying[about], l.now()
+		if f.attempt, f.first = earlier.attempt+1, earlier.first; f.first.IsZero() {
+			f.first = now
+		}
+		f.due = now.Add(min(firstRetry<<min(f.attempt-1, 10), lastRetry))
 	}
 	l.failures[about] = f
 	if known.Problem == f.Problem {

@@ -46,6 +46,8 @@ type Options struct {
 	Told map[int]routing.LinkPlan
 	// Courses is what [Loop.Courses] of it returned.
 	Courses [2]routing.Course
+	// Counters count what it does; nil for none that anybody reads.
+	Counters *Counters
 }
 
 // Hooks are called from the loop's goroutine; any may be nil.
@@ -62,6 +64,9 @@ type Hooks struct {
 	// Outdated is called after a pass when a snapshot would have another generation than it
 	// was called for last, also if somebody has taken that snapshot already.
 	Outdated func()
+	// Wrote is called after a pass with what the kernel did, if that is anything. It must not keep
+	// the slice.
+	Wrote func([]routing.Op)
 }
 
 // A Report is what status can only know from the loop.
@@ -171,6 +176,8 @@ type Loop struct {
 	inherited map[int]struct{}
 	// restored are objects that this pass puts back because somebody deleted them.
 	restored map[object]struct{}
+	// wrote says that the passes of this call of Reconcile changed the kernel.
+	wrote bool
 	// incomplete is when knowledge ceased to be complete.
 	incomplete time.Time
 	// unkept is why the memory could not be written.
@@ -181,7 +188,7 @@ type Loop struct {
 	// failures are what the kernel or the database refused, by what it is
 	// about; retrying are the attempts of those that are tried again now.
 	failures map[string]failure
-	retrying map[string]int
+	retrying map[string]retry
 	reported Report
 	// courses are those of the last pass, said those that the log knows; inherits says that these
 	// are still those of Options.Courses.
@@ -200,6 +207,9 @@ type Loop struct {
 
 // New returns a Loop that knows nothing yet.
 func New(o Options) *Loop {
+	if o.Counters == nil {
+		o.Counters = new(Counters)
+	}
 	return &Loop{
 		Options:       o,
 		planner:       routing.NewPlanner(o.Policy),
@@ -233,7 +243,7 @@ func New(o Options) *Loop {
 		restored:      map[object]struct{}{},
 
 		failures: map[string]failure{},
-		retrying: map[string]int{},
+		retrying: map[string]retry{},
 		now:      time.Now,
 		problems: map[int][]routing.Problem{},
 		news:     true,
@@ -363,6 +373,7 @@ const maxPasses = 64
 
 // Reconcile makes passes until there is nothing left to do.
 func (l *Loop) Reconcile(ctx context.Context) error {
+	began := l.now()
 	tries := map[routing.Op]try{}
 	for range maxPasses {
 		if err := l.take(ctx); err != nil {
@@ -386,6 +397,7 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+	l.countConverged(began)
 	l.forgetMoot()
 	l.release()
 	l.noteCourses(ctx)

@@ -32,6 +32,7 @@ var errUndone = errors.New("done several times, and undone each time")
 // pass plans the dirty interfaces and applies what differs. It takes what was
 // tried in the pass before and returns what was tried in this one.
 func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.Op]try {
+	l.Counters.passes.Add(1)
 	plans := l.plan(ctx)
 	planned := l.planner.Take()
 	l.retire(planned)
@@ -75,14 +76,20 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	if ctx.Err() != nil {
 		return tries
 	}
+	written := make([]routing.Op, 0, len(ops))
 	for i, op := range ops {
 		// What was written is compared once more when the mirror has it.
 		touch(l.touched, op)
 		if i < len(errs) && errs[i] != nil {
+			l.Counters.kernel.Add(1)
 			tries[op] = try{count: tries[op].count, err: errs[i]}
 			continue
 		}
 		l.applied(ctx, op)
+		written = append(written, op)
+	}
+	if l.Hooks.Wrote != nil && len(written) > 0 {
+		l.Hooks.Wrote(written)
 	}
 	clear(l.restored)
 	return tries
@@ -533,6 +540,9 @@ func (l *Loop) lease(ctx context.Context, keys map[int][]routing.Key) map[routin
 	leased, err := l.Leases.Acquire(ctx, all, l.TableInUse)
 	if ctx.Err() != nil {
 		return leased
+	}
+	if err != nil {
+		l.Counters.database.Add(1)
 	}
 	for index, wanted := range keys {
 		for _, k := range wanted {

@@ -12,6 +12,7 @@ import (
 
 func (l *Loop) applied(ctx context.Context, op routing.Op) {
 	l.noteRoute(op)
+	l.countChange(op)
 	if !l.Logger.Enabled(ctx, slog.LevelDebug) {
 		return
 	}

@@ -1,0 +1,107 @@
+// Package dbus_test asks the real daemon on a real bus, beside a real NetworkManager, with the tools
+// that administrators use: busctl, gdbus, python3-dbus and godbus.
+package dbus_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"multihomed/internal/dbusapi"
+	"multihomed/test/lab"
+	"multihomed/test/lab/labtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
+
+// A rig is a host in the lab with the daemon on it.
+type rig struct {
+	*lab.Host
+	t      testing.TB
+	path   string
+	daemon *lab.Process
+}
+
+// newRig makes a host with the policy of the package on its bus, and starts the daemon.
+func newRig(tb testing.TB, host lab.HostConfig, links int) *rig {
+	tb.Helper()
+	policy, err := os.ReadFile("../../packaging/dbus/multihomed.conf")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	dir := tb.TempDir()
+	r := &rig{t: tb, path: filepath.Join(dir, "multihomed.toml")}
+	r.Host = labtest.NewHost(tb, host)
+	r.must(os.MkdirAll("/etc/dbus-1/system.d", 0o755))
+	// The user of the unit does not exist here.
+	r.must(os.WriteFile("/etc/dbus-1/system.d/multihomed.conf", []byte(strings.Replace(string(policy), `user="multihomed"`, `user="65534"`, 1)), 0o644))
+	_, err = r.Run(tb.Context(), "dbus-send", "--system", "--print-reply", "--dest=org.freedesktop.DBus", "/", "org.freedesktop.DBus.ReloadConfig")
+	r.must(err)
+	tb.Cleanup(func() {
+		if tb.Failed() && r.daemon != nil {
+			tb.Logf("the daemon's log ends:\n%s", lab.Tail(r.daemon.Log(), 80))
+		}
+	})
+	r.must(os.WriteFile(r.path, fmt.Appendf(nil, "state_dir = %q\nruntime_dir = %q\n", dir, filepath.Join(dir, "run")), 0o600))
+	for n := range links {
+		isp := lab.DefaultISP(n)
+		labtest.NewISP(tb, r.Host, isp)
+		r.must(r.AddProfile(tb.Context(), isp.Link, isp.Link))
+		r.must(r.Up(tb.Context(), isp.Link))
+	}
+	r.start()
+	return r
+}
+
+// start starts the daemon, and waits for its name.
+func (r *rig) start() {
+	r.t.Helper()
+	program, err := labtest.Build("multihomed")
+	r.must(err)
+	r.daemon, err = r.Start(lab.ProcessConfig{
+		Path: program, Args: []string{"-config", r.path}, Notify: true, Env: []string{"GORACE=halt_on_error=1 atexit_sleep_ms=0"},
+	})
+	r.must(err)
+	ctx, cancel := context.WithTimeout(r.t.Context(), lab.Stretched(30*time.Second))
+	defer cancel()
+	if _, err := r.daemon.WaitNotify(ctx, "READY=1"); err != nil {
+		r.t.Fatalf("%v; its log:\n%s", err, r.daemon.Log())
+	}
+}
+
+func (r *rig) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// connect connects to the bus as root.
+func (r *rig) connect() *dbus.Conn {
+	r.t.Helper()
+	conn, err := dbus.Connect(lab.BusAddress)
+	r.must(err)
+	r.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// property waits until a property has a value, as text.
+func (r *rig) property(conn *dbus.Conn, path dbus.ObjectPath, name, want string) {
+	r.t.Helper()
+	labtest.Eventually(r.t, func() error {
+		v, err := conn.Object(dbusapi.Name, path).GetProperty(name)
+		if err != nil {
+			return err
+		}
+		if got := fmt.Sprint(v.Value()); got != want {
+			return fmt.Errorf("%s is %s, want %s", name, got, want)
+		}
+		return nil
+	})
+}
