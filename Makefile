@@ -107,6 +107,7 @@ DHCPCD     ?= $(LIB)/dhcpcd/dhcpcd-hooks
 DBUS       ?= /usr/share/dbus-1/system.d
 COCKPIT    ?= /usr/share/cockpit
 METAINFO   ?= /usr/share/metainfo
+POLKIT     ?= /usr/share/polkit-1/actions
 IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
@@ -150,6 +151,7 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) packaging/sysusers.d/multihomed.conf $D$(LIB)/sysusers.d/multihomed.conf
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
+	$(DATA) packaging/polkit/org.multihomed1.policy $D$(POLKIT)/org.multihomed1.policy
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
 	# The daemon writes the names, because they come from links; until then iproute2 shows numbers.
 	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
@@ -179,7 +181,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed-failed.service $D$(unitdir)/multihomed.socket \
 		$D$(unitdir)/multihomed-prober.service $D$(unitdir)/multihomed-prober.socket \
 		$D$(unitdir)/multihomed-binder.service $D$(unitdir)/multihomed-binder.socket \
-		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
+		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf $D$(POLKIT)/org.multihomed1.policy \
 		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish $D$(METAINFO)/org.multihomed.cockpit.metainfo.xml \

@@ -18,6 +18,7 @@ import (
 	"multihomed/internal/dbusapi"
 	"multihomed/internal/dbusapi/server"
 	"multihomed/internal/escape"
+	"multihomed/internal/handoff"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/orders"
@@ -29,7 +30,7 @@ import (
 
 // openBus makes the server of the D-Bus interface, which outlives a change of the configuration.
 func (s *service) openBus() {
-	s.stale, s.wrote = news.NewSignal(), &changes{}
+	s.stale, s.wrote, s.reloads = news.NewSignal(), &changes{}, make(chan reload)
 	s.bus = server.New(server.Options{
 		Logger: s.Logger, Address: server.Address(os.Getenv), Fault: func(p routing.Problem) {
 			s.problem(busFault, p)
@@ -188,13 +189,38 @@ func (b *onBus) Do(ctx context.Context, r server.Request) (string, error) {
 }
 
 func (b *onBus) do(ctx context.Context, r server.Request) (string, error) {
+	// The server has checked the types.
+	words := func() map[string]dbus.Variant { return r.Args[0].(map[string]dbus.Variant) }
+	word := func() string { return r.Args[0].(string) }
 	switch r.Method {
 	case "Describe":
-		return b.describe(ctx, r.Args[0].(map[string]dbus.Variant))
+		return b.describe(ctx, words())
+	case "Explain":
+		return b.explain(ctx, words(), r.UID)
+	case "Plan":
+		return b.plan(ctx, words())
+	case "Graph":
+		return b.graph(ctx, words(), r.UID)
+	case "Diagnose":
+		return b.diagnose(ctx, words())
+	case "Reload":
+		return "", b.reload(ctx)
+	case "Reconcile":
+		return "", b.reconcile(ctx)
 	case "Off":
 		return b.switchOff(ctx, r.Args[0].([]string), r.By)
 	case "On":
 		return b.switchOn(ctx, r.Args[0].([]string))
+	case "Bind":
+		return b.bind(ctx, words())
+	case "Unbind":
+		return b.unbind(ctx, word())
+	case "FailoverTest":
+		return b.failover(ctx, handoff.TestFailover, word())
+	case "FailoverReset":
+		return b.failover(ctx, handoff.ResetFailover, word())
+	case "SetLogLevel":
+		return "", b.setLogLevel(ctx, word(), r.By)
 	default:
 		return "", dbusapi.Errorf(dbusapi.UnknownMethod, "%s is not known", r.Method)
 	}
@@ -203,12 +229,8 @@ func (b *onBus) do(ctx context.Context, r server.Request) (string, error) {
 // describe makes the document of the status.
 func (b *onBus) describe(ctx context.Context, given map[string]dbus.Variant) (string, error) {
 	whole := true
-	for name, value := range given {
-		is, isBool := value.Value().(bool)
-		if name != "objects" || !isBool {
-			return "", dbusapi.Errorf(dbusapi.InvalidArgs, "the option %q of the type %s is not known; there is objects, of the type b", name, value.Signature())
-		}
-		whole = is
+	if err := (options{"objects": &whole}).take(given); err != nil {
+		return "", err
 	}
 	if whole {
 		document, err := b.teller.producer.Document(ctx)

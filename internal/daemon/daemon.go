@@ -183,6 +183,10 @@ type service struct {
 	bus   *server.Server
 	stale news.Signal
 	wrote *changes
+	// reloads ask for the configuration to be read again; reloading is the one that waits until the
+	// new one is active, nil for none.
+	reloads   chan reload
+	reloading *reload
 }
 
 // Codes of the problems of parts.
@@ -240,6 +244,8 @@ func (f faults) all() []routing.Problem {
 func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan os.Signal) (*config.Loaded, error) {
 	cfg := loaded.Config
 	s.Level.Set(cfg.LogLevel)
+	reloading := s.reloading
+	s.reloading = nil
 	s.fault(config.FaultCode, faultOf(loaded))
 	// passed is given after the first pass, known when the links are known or the wait for
 	// them has ended.
@@ -318,6 +324,11 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			})
 		}},
 		{name: "status", run: tellers.run},
+		{name: "reload", run: always(func(ctx context.Context) {
+			if reloading != nil && passed.await(ctx) {
+				reloading.done <- nil
+			}
+		})},
 		{name: "D-Bus", run: (&onBus{service: s, cfg: cfg, parts: p, teller: tellers}).run},
 		{name: "bound programs", run: held.run},
 		{name: "control groups", run: p.cgroups.run},
@@ -387,10 +398,12 @@ func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, noMan
 // only makes a problem.
 func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) *config.Loaded {
 	for {
+		asked := reload{done: make(chan error, 1)} // Of a signal nobody waits for the answer.
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hangup:
+		case asked = <-s.reloads:
 		}
 		ready := s.notify.Reloading()
 		next := config.Find(s.ConfigPath)
@@ -398,14 +411,20 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 		switch {
 		case next.Fault != nil:
 			s.refuse(config.Refused(next.Fault.File, next.Fault.Err))
+			asked.done <- next.Fault
 		case needsRestart != nil:
 			s.refuse(config.Refused(s.ConfigPath, needsRestart))
+			asked.done <- needsRestart
 		case reflect.DeepEqual(next.Config, cfg):
 			s.fault(config.FaultCode, nil)
+			s.Level.Set(cfg.LogLevel) // D-Bus may have changed it.
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged", event.Is(event.ConfigLoaded))
 			s.fault(lastGoodFault, next.Keep(time.Now()))
+			s.stale.Give()
+			asked.done <- nil
 		default:
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed", event.Is(event.ConfigLoaded))
+			s.reloading = &asked
 			return &next
 		}
 		if ready {

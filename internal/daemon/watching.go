@@ -65,22 +65,25 @@ func (p *parts) emptyFailover(ctx context.Context) {
 
 // carryOut carries out an order of an administrator about an uplink.
 func (p *parts) carryOut(m handoff.Message) {
-	err := failover.ErrOff
-	if p.uplinks != nil {
-		switch m.Failover {
-		case handoff.TestFailover:
-			err = p.uplinks.Test(m.Interface)
-		case handoff.ResetFailover:
-			err = p.uplinks.Reset(m.Interface)
-		default:
-			err = fmt.Errorf("this version does not know the order %q", m.Failover)
-		}
-	}
-	if err != nil {
+	if err := p.obey(m.Failover, m.Interface); err != nil {
 		m.Refuse(err.Error())
 		return
 	}
 	m.Acknowledge()
+}
+
+// obey carries out an order about an uplink.
+func (p *parts) obey(order handoff.Order, name string) error {
+	switch {
+	case p.uplinks == nil:
+		return failover.ErrOff
+	case order == handoff.TestFailover:
+		return p.uplinks.Test(name)
+	case order == handoff.ResetFailover:
+		return p.uplinks.Reset(name)
+	default:
+		return fmt.Errorf("this version does not know the order %q", order)
+	}
 }
 
 // failoverView is what status shows of the uplinks, nil if nobody watches them.

@@ -240,16 +240,7 @@ type network struct {
 	Addresses, Gateways []string
 }
 
-func offReason(o status.Off) string {
-	text := "switched off"
-	if o.Since != nil {
-		text += " since " + o.Since.UTC().Format(time.RFC3339)
-	}
-	if o.By != "" {
-		text += " by " + o.By
-	}
-	return text
-}
+func offReason(o status.Off) string { return "switched off" + o.Text() }
 
 func linkOf(from source) *Link {
 	l := from.link

@@ -1,7 +1,9 @@
 package preview
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 
 	"multihomed/internal/english"
@@ -98,6 +100,14 @@ type DocumentStep struct {
 	Profile   string   `json:"profile,omitempty"`
 	Commands  []string `json:"commands"`
 	Note      string   `json:"note,omitempty"`
+}
+
+// WriteJSON writes it as `multihomectl plan --json` prints it.
+func (p Plan) WriteJSON(w io.Writer) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(p.Document())
 }
 
 // Document is the plan for programs.

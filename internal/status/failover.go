@@ -86,6 +86,31 @@ const (
 	HealthUnprobed HealthState = "unprobed"
 )
 
+// Word is the state as people say it.
+func (h Health) Word() string {
+	switch h.State {
+	case HealthUnprobed:
+		return "not watched"
+	case HealthUnknown:
+		if h.NotWatched != "" {
+			return "not watched"
+		}
+		return "not known yet"
+	case HealthUp, HealthSuspect, HealthDown, HealthRecovering:
+		return string(h.State)
+	default:
+		return escape.Text(string(h.State))
+	}
+}
+
+// FamilyName is how people write "ipv4" and "ipv6".
+func FamilyName(family string) string {
+	if family == "ipv6" {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
 // Dead reports whether unbound traffic avoids a link in this state.
 func (s HealthState) Dead() bool { return s == HealthDown || s == HealthRecovering }
 

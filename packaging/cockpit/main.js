@@ -180,9 +180,7 @@ function show() {
     view.fill($("diagnosis"), diagnosis, m => m ? view.diagnosis(m) : []);
 
     view.fill($("unbound"), overview.unbound, m => m.length > 0 ? view.unbound(m) : [view.el("li", { class: "way" }, "It follows the main table.")]);
-    view.fill($("links"), { links: overview.links, allowed: known.allowed, off: off?.all }, m => view.links(m.links, {
-        allowed: m.allowed, hostOff: Boolean(m.off), onswitch: confirmSwitch,
-    }));
+    view.links($("links"), overview.links, { allowed: known.allowed, hostOff: Boolean(off?.all) }, confirmSwitch);
     $("others").hidden = overview.others.length === 0;
     view.fill($("others-list"), overview.others.map(o => [o.name, o.why]), view.pairs);
     view.fill($("about"), overview.about, view.pairs);

@@ -144,10 +144,9 @@ export function unbound(model) {
     return model.map(u => el(
         "li", { class: "way" },
         el("p", {},
-           el("span", { class: "family" }, u.family), " ", u.text, " ",
-           u.interface ? el("strong", { class: "name" }, u.interface) : null,
-           u.table ? ` (${u.table})` : null,
-           u.interface || u.moved ? null : "."),
+           el("span", { class: "family" }, u.family), ` ${u.text}`,
+           u.interface ? " " : null, u.interface ? el("strong", { class: "name" }, u.interface) : null,
+           u.table ? ` (${u.table})` : null),
         u.moved ? el("p", { class: "moved" }, state("warning", "Moved"), " from ", el("strong", { class: "name" }, u.from), u.why ? `: ${u.why}` : null) : null,
         !u.moved && u.why ? el("p", { class: "help" }, u.why) : null,
     ));
@@ -165,6 +164,7 @@ function health(h) {
     return el(
         "li", {}, el("span", { class: "family" }, h.family), state(h.kind, h.word),
         h.measured.length > 0 ? el("span", { class: "measured" }, h.measured.join(", ")) : null,
+        (h.kind === "error" || h.kind === "warning") && h.why ? el("span", { class: "why" }, h.why) : null,
     );
 }
 
@@ -215,32 +215,47 @@ function details(link) {
 const LINK_COLUMNS = ["Link", "State", "Role", "Health", "Addresses", "Routing", "Action"];
 
 /**
- * The links, as a table.
+ * The links, as a table. Only the rows of links that changed are made anew: with 1,000 links the
+ * others are most of the work.
+ * @param {Element} container
  * @param {Array} model links of model.js
- * @param {{allowed: boolean, hostOff: boolean, onswitch: function(string, boolean, Element)}} can
+ * @param {{allowed: boolean, hostOff: boolean}} can what the user may do
+ * @param {function(string, boolean, Element)} onswitch
  */
-export function links(model, can) {
-    if (model.length === 0)
-        return [el("p", { class: "none" }, "There are no links. Connect a network, and it appears here.")];
-    const table = el("table", { class: "links", role: "table" }, el("caption", { class: "for-ears" }, "Links of this host"), columns(...LINK_COLUMNS));
-    for (const link of model)
-        table.append(...rows(link, can));
-    return [table];
+export function links(container, model, can, onswitch) {
+    if (model.length === 0) {
+        fill(container, "none", () => [el("p", { class: "none" }, "There are no links. Connect a network, and it appears here.")]);
+        return;
+    }
+    fill(container, "some", () => [el("table", { class: "links", role: "table" }, el("caption", { class: "for-ears" }, "Links of this host"), columns(...LINK_COLUMNS))]);
+    const table = container.firstElementChild;
+    const bodies = new Map([...table.tBodies].map(body => [body.dataset.link, body]));
+    let before = table.tHead;
+    for (const link of model) {
+        const body = bodies.get(link.name) ?? el("tbody", { "role": "rowgroup", "data-link": link.name });
+        bodies.delete(link.name);
+        fill(body, { link, can }, () => rows(link, can, onswitch));
+        body.classList.toggle("off", link.off);
+        if (before.nextElementSibling !== body)
+            before.after(body);
+        before = body;
+    }
+    for (const body of bodies.values())
+        body.remove();
 }
 
 /** A link and its details are one group of rows. Details of a link in trouble are open at first. */
-function rows(link, can) {
+function rows(link, can, onswitch) {
     const id = `details-of-${[...link.name].map(c => c.codePointAt(0).toString(16)).join("-")}`;
-    const body = el("tbody", { role: "rowgroup", "data-link": link.name, class: link.off ? "off" : null });
     const action = el("button", {
         type: "button", class: "button secondary small", "data-key": `switch ${link.name}`,
         "aria-label": `Switch ${link.name} ${link.off ? "on" : "off"}`,
         disabled: !can.allowed || can.hostOff, "aria-describedby": can.allowed ? null : "rights",
-        onclick: event => can.onswitch(link.name, link.off, event.currentTarget),
+        onclick: event => onswitch(link.name, link.off, event.currentTarget),
     }, link.off ? "Switch on" : "Switch off");
     const sub = [link.profile && link.profile !== link.name ? link.profile : "", link.type].filter(Boolean).join(" · ");
     const addresses = link.addresses.length > 2 ? [...link.addresses.slice(0, 2), `and ${link.addresses.length - 2} more`] : link.addresses;
-    body.append(el(
+    return [el(
         "tr", { role: "row" },
         el("th", { role: "rowheader", scope: "row" }, el("span", { class: "name" }, link.name), sub ? el("span", { class: "sub" }, sub) : null),
         cell(LINK_COLUMNS[1], state(link.kind, link.state)),
@@ -254,8 +269,7 @@ function rows(link, can) {
         el("td", { role: "cell", colspan: LINK_COLUMNS.length }, link.off
             ? el("p", { class: "help" }, "Its traffic follows the main table. ", link.why ? `It was ${link.why}` : null, link.since ? " " : null, link.since ? time(link.since) : null)
             : el("details", { "data-key": id, open: link.trouble }, el("summary", {}, "Details", el("span", { class: "for-ears" }, ` of ${link.name}`)), ...details(link))),
-    ));
-    return [body];
+    )];
 }
 
 /** An explanation: the answer, then every rule on the way. */
