@@ -214,7 +214,7 @@ function tell(text, isError) {
 function confirmSwitch(link, on, button) {
     const dialog = $("confirm");
     const what = link ?? "multihomed";
-    const where = link ? "" : " on this host";
+    const where = link || on ? "" : " on this host";
     $("confirm-title").textContent = `Switch ${what} ${on ? "on" : "off"}${where}?`;
     const texts = on
         ? [link ? `multihomed makes the rules and routes of ${link} again, in the same tables as before.` : "multihomed makes the rules and routes of all links again, in the same tables as before."]

@@ -267,7 +267,7 @@ function rows(link, can, onswitch) {
     ), el(
         "tr", { role: "row", class: "more" },
         el("td", { role: "cell", colspan: LINK_COLUMNS.length }, link.off
-            ? el("p", { class: "help" }, "Its traffic follows the main table. ", link.why ? `It was ${link.why}` : null, link.since ? " " : null, link.since ? time(link.since) : null)
+            ? el("p", { class: "help" }, `Its traffic follows the main table. It was ${link.why}`, link.since ? " at " : null, link.since ? time(link.since) : null, ".")
             : el("details", { "data-key": id, open: link.trouble }, el("summary", {}, "Details", el("span", { class: "for-ears" }, ` of ${link.name}`)), ...details(link))),
     )];
 }

@@ -3,7 +3,6 @@ package cockpit_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -57,10 +56,8 @@ func (d *debian) eventually(f func() error) {
 
 // status is what multihomectl shows.
 func (d *debian) status() (s struct {
-	OK    bool
-	Links []struct{ Interface string }
-	Off   *struct{ By string }
-	Links2 []struct{ Interface string } `json:"off_links"`
+	OK       bool
+	Links    []struct{ Interface string }
 	Failover struct {
 		Uplinks []struct {
 			Interface, Family, State string
@@ -129,11 +126,9 @@ func newDebian(t *testing.T) *debian {
 	return d
 }
 
-// TestCockpit goes through the page on a Debian, as a user in a browser does.
-func TestCockpit(t *testing.T) {
-	d := newDebian(t)
-	b := open(t, d.Leader())
-	b.look(1280, "light")
+// enter logs in by Cockpit's own page.
+func (d *debian) enter(b *browser) {
+	d.t.Helper()
 	b.do(
 		chromedp.Navigate("http://"+origin+"/"),
 		chromedp.WaitVisible("#login-user-input"),
@@ -142,11 +137,168 @@ func TestCockpit(t *testing.T) {
 		chromedp.KeyEvent("\r"),
 		chromedp.WaitVisible("#nav-system"),
 	)
+}
+
+// switched opens the dialog of a button by the keyboard, and agrees.
+func (d *debian) switched(b *browser, key, title string) {
+	d.t.Helper()
+	b.tabTo(fmt.Sprintf("e.dataset.key === %q", key))
+	b.press("\r")
+	b.until(`document.getElementById("confirm").open`)
+	if text := b.text("confirm-title"); text != title {
+		d.t.Errorf("it asks %q, not %q", text, title)
+	}
+	b.tabTo(`e.id === "confirm-yes"`)
+	b.press("\r")
+	b.until(`!document.getElementById("confirm").open`)
+}
+
+// rules counts the rules of multihomed in the kernel that have a word.
+func (d *debian) rules(word string) int {
+	d.t.Helper()
+	n := 0
+	for _, family := range []string{"-4", "-6"} {
+		for line := range strings.Lines(d.run("ip", "-N", family, "rule")) {
+			if strings.Contains(line, "proto 150") && strings.Contains(" "+line, " "+word) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestCockpit goes through the page on a Debian, as a user in a browser does.
+func TestCockpit(t *testing.T) {
+	d := newDebian(t)
+	b := open(t, d.Leader())
+	b.look(1280, "light")
+	d.enter(b)
 	b.do(chromedp.Navigate("http://" + origin + "/multihomed"))
 	b.until(`!document.getElementById("content").hidden`)
-	b.picture("cockpit-limited")
-	if len(d.isps) == 0 {
-		t.Fatal(errors.New("no"))
+
+	step := func(name string, f func(t *testing.T)) {
+		if !t.Run(name, func(t *testing.T) {
+			d.t, b.t = t, t
+			f(t)
+			b.quiet(origin)
+		}) {
+			d.t, b.t = t, t
+			b.picture("failed")
+			t.FailNow()
+		}
+		d.t, b.t = t, t
 	}
-	b.quiet(origin)
+	step("links", func(t *testing.T) {
+		text := b.text("links")
+		for _, want := range []string{"wan0", "wan1", "Uplink", "Up", "no loss", d.isps[0].Link().Name(), hostileLink, hostileProfile, "Local", "10.66.6.1"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("the links lack %q:\n%s", want, text)
+			}
+		}
+		if text := b.text("unbound"); !strings.Contains(text, "leaves by wan0") {
+			t.Errorf("unbound traffic: %s", text)
+		}
+		b.until(`document.querySelector("#graph-view img")?.naturalWidth > 100`)
+	})
+	step("limited access", func(t *testing.T) {
+		b.until(`!document.getElementById("rights").hidden && document.querySelector("[data-key='switch all']").disabled`)
+		b.accessible("limited access")
+		b.picture("cockpit-limited")
+		if _, err := script[any](b, 0, `document.querySelector("button.ct-locked").click()`); err != nil {
+			t.Fatal(err)
+		}
+		const field = "#switch-to-admin-access-password"
+		b.do(chromedp.WaitVisible(field), chromedp.SendKeys(field, password), chromedp.KeyEvent("\r"))
+		b.until(`document.getElementById("rights").hidden && !document.querySelector("[data-key='switch all']").disabled`)
+	})
+	step("explain", func(t *testing.T) {
+		to := lab.InternetAddr4.String()
+		b.tabTo(`e.id === "destination"`)
+		b.do(chromedp.KeyEvent(to))
+		b.press("\r")
+		b.until(`!document.getElementById("answer").hidden`)
+		var said struct{ Summary string }
+		d.must(json.Unmarshal([]byte(d.run("setpriv", "--reuid", user, "--clear-groups", "multihomectl", "explain", "--json", to)), &said))
+		if answer := b.text("answer"); said.Summary == "" || !strings.Contains(answer, said.Summary) || !strings.Contains(answer, "The kernel says the same: ") {
+			t.Errorf("multihomectl says %q, and the page\n%s", said.Summary, answer)
+		}
+		b.until(fmt.Sprintf(`document.querySelector("#graph-view img").alt.includes("%s uid")`, to))
+	})
+	step("findings", func(t *testing.T) {
+		b.tabTo(`e.id === "diagnose"`)
+		b.press("\r")
+		b.until(`document.getElementById("diagnosis").innerText.includes("deeper check")`)
+		// The lab has one file of DNS servers for two providers.
+		if text := b.text("diagnosis"); !strings.Contains(text, "The DNS server "+d.isps[1].Resolver4.String()) || !strings.Contains(text, "ip -4 route add") {
+			t.Errorf("the deeper check found\n%s", text)
+		}
+	})
+	step("a link off and on", func(t *testing.T) {
+		if n := d.rules("oif wan1"); n == 0 {
+			t.Fatal("there are no rules to remove")
+		}
+		d.switched(b, "switch wan1", "Switch wan1 off?")
+		if n := d.rules("oif wan1"); n != 0 {
+			t.Errorf("%d rules are left", n)
+		}
+		b.until(`document.getElementById("links").innerText.includes("Switched off") && document.activeElement.dataset.key === "switch wan1"`)
+		if text := b.text("told"); !strings.HasPrefix(text, "wan1 is switched off") {
+			t.Errorf("it says %q", text)
+		}
+		d.switched(b, "switch wan1", "Switch wan1 on?")
+		b.until(`!document.getElementById("links").innerText.includes("Switched off")`)
+		if n := d.rules("oif wan1"); n == 0 {
+			t.Error("there are no rules again")
+		}
+	})
+	step("all off and on", func(t *testing.T) {
+		d.switched(b, "switch all", "Switch multihomed off on this host?")
+		b.until(`document.getElementById("headline").innerText.includes("multihomed is switched off")`)
+		if n := d.rules(""); n != 0 {
+			t.Errorf("%d rules are left", n)
+		}
+		b.accessible("off")
+		d.switched(b, "switch all", "Switch multihomed on?")
+		b.until(`document.querySelectorAll(".links > tbody").length === 3`)
+	})
+	step("a link dies", func(t *testing.T) {
+		b.until(`document.getElementById("headline").innerText.includes("All links work as planned")`)
+		on[any](b, `window.shown = new Promise(resolve => new MutationObserver(() => {
+			if (document.getElementById("links").innerText.includes("Down")) resolve(Date.now());
+		}).observe(document.getElementById("links"), {childList: true, subtree: true, characterData: true})); null`)
+		pulled := time.Now()
+		d.must(d.isps[0].Link().SetCarrier(false))
+		shown := time.UnixMilli(int64(on[float64](b, "window.shown")))
+		b.until(`document.getElementById("unbound").innerText.includes("leaves by wan1")`)
+		s, err := d.status()
+		d.must(err)
+		for _, u := range s.Failover.Uplinks {
+			if u.Interface == "wan0" && u.State == "down" {
+				t.Logf("%s: the carrier goes, the daemon judges after %v, and the page shows it after %v", u.Family, u.Since.Sub(pulled), shown.Sub(pulled))
+			}
+		}
+		b.accessible("a dead link")
+		b.picture("cockpit-dead")
+	})
+	step("the daemon goes and comes", func(*testing.T) {
+		d.run("systemctl", "stop", "multihomed.service")
+		b.until(`document.getElementById("headline").innerText.includes("multihomed is not running") && document.getElementById("content").hidden`)
+		d.must(d.isps[0].Link().SetCarrier(true))
+		d.run("systemctl", "start", "multihomed.service")
+		b.until(`!document.getElementById("content").hidden && document.querySelectorAll(".links > tbody").length === 3`)
+		b.until(`document.getElementById("headline").innerText.includes("All links work as planned")`)
+	})
+	step("by itself", func(*testing.T) {
+		// Without the shell around it the page has the whole width of the window.
+		b.do(chromedp.Navigate("http://" + origin + "/cockpit/@localhost/multihomed/index.html"))
+		b.until(`!document.getElementById("content").hidden && document.querySelector("#graph-view img")?.naturalWidth > 100`)
+		for _, width := range []int64{360, 1280} {
+			for _, theme := range []string{"light", "dark"} {
+				b.look(width, theme)
+				b.until(fmt.Sprintf(`document.documentElement.classList.contains("pf-v6-theme-dark") === %t`, theme == "dark"))
+				b.accessible(fmt.Sprintf("%d, %s", width, theme))
+				b.picture(fmt.Sprintf("real-%d-%s", width, theme))
+			}
+		}
+	})
 }

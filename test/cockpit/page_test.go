@@ -276,10 +276,10 @@ func TestPage(t *testing.T) {
 		}
 		s.documents["Describe"] = document(t, "sound.json")
 		for graph, wanted := range map[string]string{
-			"<html xmlns='http://www.w3.org/1999/xhtml'/>": "not SVG",
-			"<svg xmlns='http://www.w3.org/2000/svg'><script>fetch('http://192.0.2.1/')</script></svg>":                                                       "never draws: script",
-			"<svg xmlns='http://www.w3.org/2000/svg'><g><foreignObject/></g></svg>":                                                                            "never draws: foreignObject",
-			"<svg xmlns='http://www.w3.org/2000/svg' xmlns:h='http://www.w3.org/1999/xhtml'><h:iframe src='http://192.0.2.1/'/></svg>":                          "never draws: iframe",
+			"<html xmlns='http://www.w3.org/1999/xhtml'/>":                                                                                                       "not SVG",
+			"<svg xmlns='http://www.w3.org/2000/svg'><script>fetch('http://192.0.2.1/')</script></svg>":                                                          "never draws: script",
+			"<svg xmlns='http://www.w3.org/2000/svg'><g><foreignObject/></g></svg>":                                                                              "never draws: foreignObject",
+			"<svg xmlns='http://www.w3.org/2000/svg' xmlns:h='http://www.w3.org/1999/xhtml'><h:iframe src='http://192.0.2.1/'/></svg>":                           "never draws: iframe",
 			"<svg xmlns='http://www.w3.org/2000/svg' xmlns:x='http://www.w3.org/1999/xlink'><image x:href='http://192.0.2.1/a.png' width='9' height='9'/></svg>": "never draws: image",
 		} {
 			s.documents["Graph"] = graph
