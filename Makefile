@@ -29,7 +29,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 	@test/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
-		firewalld ufw iptables
+		firewalld ufw iptables chromium
+	@command -v npm >/dev/null || test/lab/install-requirements npm
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.
 	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
@@ -40,9 +41,9 @@ test-of-e2e:
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
 
 # What is not raced starts whole hosts and virtual machines.
-UNRACED := ./test/hosts/... ./test/vm ./test/cgroups
+UNRACED := ./test/hosts/... ./test/vm ./test/cgroups ./test/cockpit
 test-of-the-rest:
-	$(GO) test -race -p 1 -timeout 40m $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
+	$(GO) test -race -p 1 -timeout 40m $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|cockpit\|e2e\|hosts\|vm\)')
 	$(GO) test -p 2 -timeout 25m $(UNRACED)
 
 # Tests that depend on NetworkManager's version run again with that of Debian 13.
@@ -164,7 +165,7 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) -t $D$(mandir)/man5 $(filter %.5,$(MANUALS))
 	$(DATA) -t $D$(mandir)/man8 $(filter %.8,$(MANUALS))
 	$(DATA) -t $D$(docdir) README.md CONTRIBUTING.md ARCHITECTURE.md $(BIN)/NOTICES
-	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md docs/*.svg)
+	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md docs/*.svg docs/*.png)
 	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
 
 # A target of its own: a host without Cockpit needs no page, and the packages have it apart.

@@ -202,9 +202,9 @@ function announce(sentences) {
 
 /** Says what came of something that the user did, to eyes and ears. */
 function tell(text, isError) {
-    $("told").textContent = text;
+    $("told-text").textContent = text;
     $("told").className = isError ? "told error" : "told";
-    $("told").hidden = !text;
+    $("told").hidden = false;
     announce([text]);
 }
 
@@ -332,6 +332,7 @@ function showAnswer() {
 $("explain").addEventListener("submit", explain);
 $("diagnose").addEventListener("click", diagnose);
 $("graph").addEventListener("toggle", redraw);
+$("told-close").addEventListener("click", () => { $("told").hidden = true });
 $("confirm-no").addEventListener("click", () => $("confirm").close());
 
 const permission = cockpit.permission({ admin: true });

@@ -129,20 +129,21 @@ export function headline(connection, error, status) {
     const errors = list(status.problems).filter(p => p.severity === "error").length;
     const extra = force.unexpected > 0 ? `, ${force.unexpected} to remove` : "";
     const text = `${force.present} of ${force.planned} rules and routes are active, on ${count(links.length, "link")}${extra}.`;
-    const dead = deadLinks(status);
     if (errors > 0)
         return { kind: "error", title: `${count(errors, "error")} found`, text };
     if (!status.ok)
         return { kind: "error", title: "The routing is not complete", text };
-    if (dead.length > 0)
-        return { kind: "warning", title: dead.length === 1 ? `${dead[0]} is down` : `${enumerate(dead)} are down`, text };
+    for (const state of ["down", "recovering"]) {
+        const names = uplinksThatAre(state, status);
+        if (names.length > 0)
+            return { kind: "warning", title: `${enumerate(names)} ${names.length === 1 ? "is" : "are"} ${state}`, text };
+    }
     return { kind: "ok", title: "All links work as planned", text };
 }
 
-/** The names of uplinks that are dead in a family. */
-function deadLinks(status) {
-    const names = list(status.failover?.uplinks).filter(h => h.state === "down").map(h => h.interface);
-    return [...new Set(names)];
+/** The names of uplinks that are in this state in a family. */
+function uplinksThatAre(state, status) {
+    return [...new Set(list(status.failover?.uplinks).filter(h => h.state === state).map(h => h.interface))];
 }
 
 function byWhom(off) {
@@ -360,7 +361,8 @@ export function findingsOf(problems, names) {
         fix: sentence(p.fix, names),
         commands: list(p.commands),
         evidence: list(p.evidence),
-        since: p.since ?? null,
+        // Some sentences say it themselves.
+        since: /\bsince \d/.test(p.text ?? "") ? null : p.since ?? null,
     })).sort((a, b) => GRAVITY.indexOf(a.severity) - GRAVITY.indexOf(b.severity));
 }
 

@@ -80,7 +80,7 @@ func newDebian(t *testing.T) *debian {
 		t.Fatalf("make deb: %v\n%s", err, lab.Tail(string(out), 30))
 	}
 	host := labtest.NewHost(t, lab.HostConfig{NoBus: true, FastDAD: true})
-	d := &debian{t: t, Machine: machinetest.New(t, machine.Config{Release: machine.Trixie, Layer: layer})}
+	d := &debian{t: t, Machine: machinetest.New(t, machine.Config{Release: release(), Layer: layer})}
 	for n := range 2 {
 		cfg := lab.DefaultISP(n)
 		cfg.Resolver = true
@@ -242,7 +242,7 @@ func TestCockpit(t *testing.T) {
 			t.Errorf("%d rules are left", n)
 		}
 		b.until(`document.getElementById("links").innerText.includes("Switched off") && document.activeElement.dataset.key === "switch wan1"`)
-		if text := b.text("told"); !strings.HasPrefix(text, "wan1 is switched off") {
+		if text := b.text("told-text"); !strings.HasPrefix(text, "wan1 is switched off") {
 			t.Errorf("it says %q", text)
 		}
 		d.switched(b, "switch wan1", "Switch wan1 on?")
@@ -286,7 +286,8 @@ func TestCockpit(t *testing.T) {
 		d.must(d.isps[0].Link().SetCarrier(true))
 		d.run("systemctl", "start", "multihomed.service")
 		b.until(`!document.getElementById("content").hidden && document.querySelectorAll(".links > tbody").length === 3`)
-		b.until(`document.getElementById("headline").innerText.includes("All links work as planned")`)
+		// It stays a dead link to the new daemon until it has worked for a while.
+		b.until(`/wan0 is recovering|All links work as planned/.test(document.getElementById("headline").innerText)`)
 	})
 	step("by itself", func(*testing.T) {
 		// Without the shell around it the page has the whole width of the window.

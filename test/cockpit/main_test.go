@@ -5,6 +5,7 @@ package cockpit_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"crypto/sha512"
@@ -34,8 +35,11 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(machine.Main(m.Run, machine.Trixie))
+	os.Exit(machine.Main(m.Run, release()))
 }
+
+// release is the Debian whose Cockpit is used.
+func release() string { return cmp.Or(os.Getenv("MULTIHOMED_TEST_RELEASE"), machine.Trixie) }
 
 // prepare fetches what needs the host's network, once.
 func prepare(ctx context.Context) error {
@@ -47,7 +51,7 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	axe = filepath.Join(dir, "axe.min.js")
-	layer, err = machine.Layer(ctx, machine.Trixie, "cockpit-ws", "cockpit-bridge", "cockpit-system", "sudo")
+	layer, err = machine.Layer(ctx, release(), "cockpit-ws", "cockpit-bridge", "cockpit-system", "sudo")
 	return err
 }
 
