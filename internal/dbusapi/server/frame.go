@@ -208,11 +208,18 @@ func (f *frame) body() ([]any, error) {
 func encode(m *dbus.Message, serial uint32) ([]byte, error) {
 	var b bytes.Buffer
 	if err := m.EncodeTo(&b, binary.LittleEndian); err != nil {
-		return nil, fmt.Errorf("encoding a message: %w", err)
+		return nil, &encodingError{err}
 	}
 	renumber(b.Bytes(), serial)
 	return b.Bytes(), nil
 }
+
+// An encodingError says that values cannot be written, such as text that is not UTF-8.
+type encodingError struct{ cause error }
+
+func (e *encodingError) Error() string { return "encoding a message: " + e.cause.Error() }
+
+func (e *encodingError) Unwrap() error { return e.cause }
 
 // renumber sets the serial number of a message: godbus numbers those of its own connections alone.
 func renumber(message []byte, serial uint32) { binary.LittleEndian.PutUint32(message[8:], serial) }

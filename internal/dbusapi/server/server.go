@@ -260,8 +260,10 @@ func (s *Server) read(ctx context.Context, w *wire, q *queue, freed chan struct{
 		case dbus.TypeMethodReply, dbus.TypeError:
 			w.answered(f)
 		case dbus.TypeSignal:
-			if f.sender == busName && (f.member == "NameOwnerChanged" || f.member == "NameLost") {
-				give(freed)
+			if f.sender == busName && f.member == "NameOwnerChanged" && f.signature == "sss" && f.raw != nil {
+				if body, err := f.body(); err == nil && body[2] == "" {
+					give(freed) // Nobody has the name now.
+				}
 			}
 		case dbus.TypeMethodCall:
 			c := &call{frame: f, wire: w}
@@ -272,7 +274,7 @@ func (s *Server) read(ctx context.Context, w *wire, q *queue, freed chan struct{
 				refusal = dbusapi.Errorf(dbusapi.LimitsExceeded, "too many calls wait for an answer")
 			}
 			if refusal != nil {
-				c.fail(ctx, refusal)
+				c.refuse(refusal)
 			}
 		}
 	}

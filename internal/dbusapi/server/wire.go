@@ -212,6 +212,28 @@ func (w *wire) send(ctx context.Context, m *dbus.Message) error {
 	return nil
 }
 
+// try is send for who must not wait: the message is lost if there is no room.
+func (w *wire) try(m *dbus.Message) {
+	select {
+	case w.turn <- struct{}{}:
+	default:
+		return
+	}
+	defer func() { <-w.turn }()
+	if w.isFull() {
+		return
+	}
+	data, err := encode(m, 1)
+	if err != nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.enqueue(data)
+	}
+}
+
 func (w *wire) isFull() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
