@@ -30,7 +30,7 @@ var floors = [][]string{
 	// own ports.
 	{"allocator", "internal/answers", "internal/dbusapi", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "internal/watch", "nm", "routing/kernel", "routing/reconcile"},
 	{
-		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/holding", "internal/hookstate", "internal/kerneltables",
+		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/dbusapi/client", "internal/holding", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/preview", "internal/status/outcome", "internal/status/socket", "internal/watch/follow", "internal/explain", "internal/graph",
 	},
 	// Who the links are.

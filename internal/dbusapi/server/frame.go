@@ -214,6 +214,32 @@ func encode(m *dbus.Message, serial uint32) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// A body is values that were written once, to be sent many times. It is little-endian, as all that we
+// send.
+type body struct {
+	signature dbus.Signature
+	data      []byte
+}
+
+// write makes a body.
+func write(values ...any) (body, error) {
+	b := body{signature: dbus.SignatureOf(values...)}
+	data, err := encode(&dbus.Message{Type: dbus.TypeMethodReply, Body: values, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldReplySerial: dbus.MakeVariant(uint32(1)), dbus.FieldSignature: dbus.MakeVariant(b.signature),
+	}}, 1)
+	if err != nil {
+		return body{}, err
+	}
+	b.data = data[len(data)-int(binary.LittleEndian.Uint32(data[4:])):]
+	return b, nil
+}
+
+// with puts a body behind the header of a message that has none. Both begin at a multiple of eight bytes.
+func (b body) with(header []byte) []byte {
+	binary.LittleEndian.PutUint32(header[4:], uint32(len(b.data))) //nolint:gosec // below the limit of godbus
+	return append(header, b.data...)
+}
+
 // An encodingError says that values cannot be written, such as text that is not UTF-8.
 type encodingError struct{ cause error }
 

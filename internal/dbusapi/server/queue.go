@@ -41,10 +41,21 @@ func (c *call) failure(err *dbusapi.Error) *dbus.Message {
 
 // reply answers with values.
 func (c *call) reply(ctx context.Context, values ...any) {
+	c.done(ctx, c.message(dbus.TypeMethodReply, values...), body{})
+}
+
+// replyWith answers with values that are written already.
+func (c *call) replyWith(ctx context.Context, b body) {
+	m := c.message(dbus.TypeMethodReply)
+	m.Headers[dbus.FieldSignature] = dbus.MakeVariant(b.signature)
+	c.done(ctx, m, b)
+}
+
+func (c *call) done(ctx context.Context, m *dbus.Message, b body) {
 	if c.flags&dbus.FlagNoReplyExpected != 0 {
 		return
 	}
-	err := c.wire.send(ctx, c.message(dbus.TypeMethodReply, values...))
+	err := c.wire.sendWith(ctx, m, b)
 	// Who waits gets an answer, whatever it is.
 	if _, is := errors.AsType[*encodingError](err); is {
 		c.fail(ctx, dbusapi.Errorf(dbusapi.Failed, "%v", err))

@@ -69,6 +69,10 @@ type Server struct {
 	// measured is renewed by who asks.
 	measured   dbusapi.Measured
 	measuredAt time.Time
+	// written are the objects of a model, as they were measured at a moment.
+	written   body
+	writtenOf *dbusapi.Model
+	writtenAt time.Time
 }
 
 // New returns a server.

@@ -181,7 +181,10 @@ func give(c chan struct{}) {
 
 // send queues a message. It waits while too much is queued, and writes its bytes only then: of many
 // that wait with long texts, one exists twice.
-func (w *wire) send(ctx context.Context, m *dbus.Message) error {
+func (w *wire) send(ctx context.Context, m *dbus.Message) error { return w.sendWith(ctx, m, body{}) }
+
+// sendWith is send for a message whose body is written already.
+func (w *wire) sendWith(ctx context.Context, m *dbus.Message, b body) error {
 	select {
 	case w.turn <- struct{}{}:
 	case <-w.done:
@@ -202,6 +205,9 @@ func (w *wire) send(ctx context.Context, m *dbus.Message) error {
 	data, err := encode(m, 1)
 	if err != nil {
 		return err
+	}
+	if b.data != nil {
+		data = b.with(data)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
