@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -101,38 +99,8 @@ func (a *app) orderByBus(ctx context.Context, method string, args ...any) (strin
 
 func (a *app) isTerminal() bool {
 	f, is := a.In.(*os.File)
-	return is && term.IsTerminal(int(f.Fd())) //nolint:gosec // a descriptor
+	return is && term.IsTerminal(int(f.Fd()))
 }
-
-// agent asks for passwords on a terminal where no desktop does (pkttyagent(1)).
-const agent = "/usr/bin/pkttyagent"
-
-// startAgent starts the agent of polkit, and returns what ends it. Without one polkit says so.
-func startAgent(ctx context.Context) (end func()) {
-	ready, notify, err := os.Pipe()
-	if err != nil {
-		return func() {}
-	}
-	defer ready.Close()
-	const inherited = 3 // the first of ExtraFiles (os/exec)
-	cmd := exec.CommandContext(ctx, agent, "--process", strconv.Itoa(os.Getpid()), "--notify-fd", strconv.Itoa(inherited), "--fallback")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdin, os.Stdout, os.Stderr, []*os.File{notify}
-	err = cmd.Start()
-	_ = notify.Close() // the agent has its own
-	if err != nil {
-		return func() {}
-	}
-	// It closes its end when it has registered.
-	_ = ready.SetReadDeadline(time.Now().Add(agentTime))
-	_, _ = ready.Read(make([]byte, 1))
-	return func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		_ = cmd.Wait()
-	}
-}
-
-// agentTime is how long the agent may take to register.
-const agentTime = 5 * time.Second
 
 const reloadHelp = `Have the daemon read its configuration again, and return when the new one is active. If it
 cannot be used, the present one stays active, and the exit status is 1. It needs a

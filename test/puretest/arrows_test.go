@@ -35,9 +35,9 @@ var floors = [][]string{
 	},
 	// Who the links are.
 	{"internal/config", "internal/dbusapi/server", "internal/handoff", "internal/holding/client", "internal/routedlease"},
-	{"internal/binding", "internal/explain/reading", "internal/handoff/note", "internal/orders", "internal/owners", "internal/standin", "internal/status/view"},
+	{"internal/binding", "internal/explain/reading", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
-	{"internal/answering", "internal/dnsmasq", "internal/doctor", "internal/graph/host", "internal/failover", "internal/mainroutes", "internal/status/check"},
+	{"internal/answering", "internal/dnsmasq", "internal/orders", "internal/doctor", "internal/graph/host", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
 	{"internal/doctor/gather", "internal/doctor/probe", "internal/status/offline"},
 	{"internal/daemon"},

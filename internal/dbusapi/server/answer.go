@@ -117,7 +117,8 @@ func (a *answers) find(c *call) (*dbusapi.Interface, dbusapi.Method, *dbusapi.Er
 
 // isOnTheWay reports whether a path leads to an object.
 func isOnTheWay(p dbus.ObjectPath) bool {
-	return p == "/" || strings.HasPrefix(string(dbusapi.LinksPath), string(p)+"/") || p == dbusapi.LinksPath
+	_, leads := strings.CutPrefix(string(dbusapi.LinksPath), strings.TrimSuffix(string(p), "/")+"/")
+	return leads || p == dbusapi.LinksPath
 }
 
 // read answers what costs little.

@@ -159,7 +159,7 @@ func (s *Server) session(ctx context.Context) error {
 	tasks.Go(func() { s.work(ctx, w, q) })
 	tasks.Go(func() {
 		defer w.close()
-		failure = s.read(ctx, w, q, freed)
+		failure = s.read(w, q, freed)
 	})
 	ended := func(err error) error {
 		w.close()
@@ -251,7 +251,7 @@ func (s *Server) ownerText(ctx context.Context, w *wire) string {
 }
 
 // read takes what comes in until the connection ends.
-func (s *Server) read(ctx context.Context, w *wire, q *queue, freed chan struct{}) error {
+func (s *Server) read(w *wire, q *queue, freed chan struct{}) error {
 	for {
 		f, ok, err := readFrame(w.in)
 		if err != nil {
