@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
 
 	"multihomed/internal/binding"
@@ -101,13 +102,27 @@ func (a *app) add(cmd *cobra.Command, args []string, b orders.Binding) error {
 	} else if err != nil {
 		return &exitError{exitProblem, err}
 	}
-	if err := a.may("bind add", args); err != nil {
+	if done, err := a.delegated(cmd.Context(), "bind add", args, "Bind", dictionary(b)); done {
 		return err
 	}
 	if err := orders.Bind(cfg.Switch(), wanted, b.Runtime); err != nil {
 		return &exitError{exitProblem, err}
 	}
 	return a.rebound(cmd.Context(), cfg, wanted.Selector(), func(row status.Binding) string { return orders.SentenceBound(wanted, row) })
+}
+
+// dictionary is a binding for D-Bus.
+func dictionary(b orders.Binding) map[string]dbus.Variant {
+	out := map[string]dbus.Variant{
+		"link": dbus.MakeVariant(b.Link), b.Selector.Key: dbus.MakeVariant(b.Selector.Value), "strict": dbus.MakeVariant(*b.Strict), "runtime": dbus.MakeVariant(b.Runtime),
+	}
+	if b.DNS != nil {
+		out["dns"] = dbus.MakeVariant(*b.DNS)
+	}
+	if b.Inbound != "" {
+		out["inbound"] = dbus.MakeVariant(b.Inbound)
+	}
+	return out
 }
 
 // rebound has the daemon read the entries, and says what came of it.
@@ -157,7 +172,7 @@ func (a *app) unbind(ctx context.Context, args []string, s config.Selector) erro
 	if err != nil {
 		return &exitError{exitProblem, err}
 	}
-	if err := a.may("bind remove", args); err != nil {
+	if done, err := a.delegated(ctx, "bind remove", args, "Unbind", found.Selector().String()); done {
 		return err
 	}
 	if err := orders.Unbind(cfg.Switch(), found); err != nil {

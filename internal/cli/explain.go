@@ -441,7 +441,7 @@ func fetchNotes(ctx context.Context, cfg config.Config) func(status.Wanted) (*st
 	go func() {
 		defer close(done)
 		defer cancel()
-		reply, err = socket.Fetch(ctx, cfg.RuntimeDir)
+		reply, err = fetchDocument(ctx, cfg)
 	}()
 	return func(w status.Wanted) (*status.Status, error) {
 		<-done

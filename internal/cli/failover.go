@@ -93,15 +93,21 @@ const seenTime = 2 * time.Second
 
 // order has the daemon carry out an order about one uplink, and says what came of it.
 func (a *app) order(ctx context.Context, order handoff.Order, word string) error {
-	return a.carryOut(ctx, a.load(ctx), order, word, func() error { return a.may("failover "+string(order), []string{word}) })
+	method := "FailoverTest"
+	if order == handoff.ResetFailover {
+		method = "FailoverReset"
+	}
+	return a.carryOut(ctx, a.load(ctx), order, word, func() (bool, error) {
+		return a.delegated(ctx, "failover "+string(order), []string{word}, method, word)
+	})
 }
 
 // carryOut is order with the check of the rights. That comes last: who has none learns of a wrong
 // word without them.
-func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Order, word string, may func() error) error {
+func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Order, word string, delegated func() (bool, error)) error {
 	before, err := askDaemon(ctx, cfg, false)
 	if errors.Is(err, fs.ErrPermission) {
-		if err := may(); err != nil {
+		if done, err := delegated(); done {
 			return err
 		}
 	}
@@ -112,7 +118,7 @@ func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Ord
 	if err != nil {
 		return a.ordered(err)
 	}
-	if err := may(); err != nil {
+	if done, err := delegated(); done {
 		return err
 	}
 	err = handoff.Command(ctx, cfg.RuntimeDir, handoff.Message{Caller: "multihomectl", Action: "failover " + string(order), Interface: escape.Original(name), Failover: order})

@@ -156,7 +156,7 @@ func (a *app) targets(ctx context.Context, off offswitch.State, words []string) 
 const managerTimeout = 3 * time.Second
 
 func (a *app) switchOff(ctx context.Context, words []string) error {
-	if err := a.may("off", words); err != nil {
+	if done, err := a.delegated(ctx, "off", words, "Off", append([]string{}, words...)); done {
 		return err
 	}
 	cfg, sound := a.salvage()
@@ -370,7 +370,7 @@ func movedOf(cfg config.Config, name string) []hookstate.Config {
 }
 
 func (a *app) switchOn(ctx context.Context, words []string) error {
-	if err := a.may("on", words); err != nil {
+	if done, err := a.delegated(ctx, "on", words, "On", append([]string{}, words...)); done {
 		return err
 	}
 	cfg, _ := a.salvage()

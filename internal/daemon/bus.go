@@ -266,14 +266,14 @@ func (b *onBus) host(ctx context.Context) (orders.Host, error) {
 }
 
 // targets finds the links that words name, as they are or as the status writes them.
-func (b *onBus) targets(ctx context.Context, words []string) ([]orders.Target, orders.Host, offswitch.State, error) {
-	off, _ := b.parts.off.State()
+func (b *onBus) targets(ctx context.Context, words []string) ([]orders.Target, orders.Host, error) {
 	host, err := b.host(ctx)
 	if err != nil || len(words) == 0 {
-		return nil, host, off, err
+		return nil, host, err
 	}
+	off, _ := b.parts.off.State()
 	targets, err := host.Targets(off, originals(words))
-	return targets, host, off, err
+	return targets, host, err
 }
 
 func originals(words []string) []string {
@@ -294,7 +294,7 @@ const (
 func (b *onBus) switchOff(ctx context.Context, words []string, by string) (string, error) {
 	b.switching.Lock()
 	defer b.switching.Unlock()
-	targets, _, _, err := b.targets(ctx, words)
+	targets, _, err := b.targets(ctx, words)
 	if err != nil {
 		return "", err
 	}
@@ -369,7 +369,7 @@ func (b *onBus) reread(ctx context.Context) {
 func (b *onBus) switchOn(ctx context.Context, words []string) (string, error) {
 	b.switching.Lock()
 	defer b.switching.Unlock()
-	targets, host, _, err := b.targets(ctx, words)
+	targets, host, err := b.targets(ctx, words)
 	if err != nil {
 		return "", err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 
 	"github.com/godbus/dbus/v5"
@@ -31,7 +32,9 @@ func (o options) take(given map[string]dbus.Variant) error {
 		if !known {
 			return dbusapi.Errorf(dbusapi.InvalidArgs, "the key %q is not known; there are %s", name, o.names())
 		}
-		if err := value.Store(to); err != nil {
+		// Store alone would make text of a number.
+		is := reflect.TypeOf(value.Value()) == reflect.TypeOf(to).Elem()
+		if !is || value.Store(to) != nil {
 			return dbusapi.Errorf(dbusapi.InvalidArgs, "the value of %q has the type %q; see org.multihomed1(5)", name, value.Signature())
 		}
 	}

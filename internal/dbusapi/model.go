@@ -302,7 +302,7 @@ func usec(t *time.Time) uint64 {
 	if t == nil || t.IsZero() {
 		return 0
 	}
-	return uint64(t.UnixMicro()) //nolint:gosec // after 1970
+	return uint64(t.UnixMicro())
 }
 
 func variants(values map[string]any) map[string]dbus.Variant {

@@ -486,9 +486,7 @@ func (c *Controller) note(now health.Moment, w *watch) {
 	}
 	before := w.state
 	w.state = state
-	if c.Judged != nil {
-		c.Judged()
-	}
+	c.stepped = true
 	transient := state == health.Suspect || before == health.Suspect
 	if !transient {
 		c.generation++

@@ -72,7 +72,7 @@ func Uplink(s status.Status, word string) (string, error) {
 		return "", errors.New("failover is switched off; to fix: set enabled = true in [failover] of the configuration, then: systemctl reload multihomed")
 	case isOff >= 0:
 		l := s.OffLinks[isOff]
-		return "", fmt.Errorf("%s is switched off%s, so it is not watched; to fix: multihomectl on %s", escape.Text(l.Interface), l.Off.Text(), quote(l.Interface))
+		return "", fmt.Errorf("%s is switched off%s, so it is not watched; to fix: multihomectl on %s", escape.Text(l.Interface), l.Text(), quote(l.Interface))
 	case len(known) == 0:
 		return "", errors.New("no link has a default route, so none is watched; to fix: connect two that have one, see multihomectl status")
 	}

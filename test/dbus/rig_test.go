@@ -5,6 +5,7 @@ package dbus_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,4 +105,29 @@ func (r *rig) property(conn *dbus.Conn, path dbus.ObjectPath, name, want string)
 		}
 		return nil
 	})
+}
+
+// index is the number of an interface.
+func (r *rig) index(name string) int {
+	r.t.Helper()
+	i, err := net.InterfaceByName(name)
+	r.must(err)
+	return i.Index
+}
+
+// ctl runs multihomectl as root.
+func (r *rig) ctl(args ...string) (string, error) {
+	dir := filepath.Join(r.t.TempDir(), "bin")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	program, err := labtest.Build("multihomed")
+	if err != nil {
+		return "", err
+	}
+	name := filepath.Join(dir, "multihomectl")
+	if err := os.Symlink(program, name); err != nil {
+		return "", err
+	}
+	return r.Run(r.t.Context(), name, append(args, "--config", r.path)...)
 }

@@ -131,6 +131,7 @@ func parseHeader(data []byte, order binary.ByteOrder) (h header, err error) {
 			h.sender = text
 		case dbus.FieldSignature:
 			h.signature = text
+		case dbus.FieldUnixFDs: // The bus passes none to who has not asked for them.
 		}
 	}
 	return h, c.err
@@ -208,11 +209,44 @@ func (f *frame) body() ([]any, error) {
 func encode(m *dbus.Message, serial uint32) ([]byte, error) {
 	var b bytes.Buffer
 	if err := m.EncodeTo(&b, binary.LittleEndian); err != nil {
-		return nil, fmt.Errorf("encoding a message: %w", err)
+		return nil, &encodingError{err}
 	}
 	renumber(b.Bytes(), serial)
 	return b.Bytes(), nil
 }
+
+// A body is values that were written once, to be sent many times. It is little-endian, as all that we
+// send.
+type body struct {
+	signature dbus.Signature
+	data      []byte
+}
+
+// write makes a body.
+func write(values ...any) (body, error) {
+	b := body{signature: dbus.SignatureOf(values...)}
+	data, err := encode(&dbus.Message{Type: dbus.TypeMethodReply, Body: values, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldReplySerial: dbus.MakeVariant(uint32(1)), dbus.FieldSignature: dbus.MakeVariant(b.signature),
+	}}, 1)
+	if err != nil {
+		return body{}, err
+	}
+	b.data = data[len(data)-int(binary.LittleEndian.Uint32(data[4:])):]
+	return b, nil
+}
+
+// with puts a body behind the header of a message that has none. Both begin at a multiple of eight bytes.
+func (b body) with(header []byte) []byte {
+	binary.LittleEndian.PutUint32(header[4:], uint32(len(b.data))) //nolint:gosec // below the limit of godbus
+	return append(header, b.data...)
+}
+
+// An encodingError says that values cannot be written, such as text that is not UTF-8.
+type encodingError struct{ cause error }
+
+func (e *encodingError) Error() string { return "encoding a message: " + e.cause.Error() }
+
+func (e *encodingError) Unwrap() error { return e.cause }
 
 // renumber sets the serial number of a message: godbus numbers those of its own connections alone.
 func renumber(message []byte, serial uint32) { binary.LittleEndian.PutUint32(message[8:], serial) }

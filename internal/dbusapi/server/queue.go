@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/godbus/dbus/v5"
 
 	"multihomed/internal/dbusapi"
+	"multihomed/internal/escape"
 )
 
 // A call waits for its answer.
@@ -17,24 +19,57 @@ type call struct {
 
 // fail answers with an error.
 func (c *call) fail(ctx context.Context, err *dbusapi.Error) {
-	c.answer(ctx, dbus.TypeError, map[dbus.HeaderField]dbus.Variant{dbus.FieldErrorName: dbus.MakeVariant(err.Name)}, err.Text)
+	if c.flags&dbus.FlagNoReplyExpected == 0 {
+		_ = c.wire.send(ctx, c.failure(err)) // A caller who has gone, or a bus that ended, gets nothing.
+	}
+}
+
+// refuse is fail for the goroutine that reads. If it waited, the bus would refuse everybody's calls; so
+// while very much is refused, some callers get no answer.
+func (c *call) refuse(err *dbusapi.Error) {
+	if c.flags&dbus.FlagNoReplyExpected == 0 {
+		c.wire.try(c.failure(err))
+	}
+}
+
+func (c *call) failure(err *dbusapi.Error) *dbus.Message {
+	// An error of the kernel or of a file may quote any bytes.
+	m := c.message(dbus.TypeError, escape.Text(err.Text))
+	m.Headers[dbus.FieldErrorName] = dbus.MakeVariant(err.Name)
+	return m
 }
 
 // reply answers with values.
 func (c *call) reply(ctx context.Context, values ...any) {
-	c.answer(ctx, dbus.TypeMethodReply, map[dbus.HeaderField]dbus.Variant{}, values...)
+	c.done(ctx, c.message(dbus.TypeMethodReply, values...), body{})
 }
 
-func (c *call) answer(ctx context.Context, kind dbus.Type, headers map[dbus.HeaderField]dbus.Variant, values ...any) {
+// replyWith answers with values that are written already.
+func (c *call) replyWith(ctx context.Context, b body) {
+	m := c.message(dbus.TypeMethodReply)
+	m.Headers[dbus.FieldSignature] = dbus.MakeVariant(b.signature)
+	c.done(ctx, m, b)
+}
+
+func (c *call) done(ctx context.Context, m *dbus.Message, b body) {
 	if c.flags&dbus.FlagNoReplyExpected != 0 {
 		return
 	}
-	headers[dbus.FieldDestination], headers[dbus.FieldReplySerial] = dbus.MakeVariant(c.sender), dbus.MakeVariant(c.serial)
-	if len(values) > 0 {
-		headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(values...))
+	err := c.wire.sendWith(ctx, m, b)
+	// Who waits gets an answer, whatever it is.
+	if _, is := errors.AsType[*encodingError](err); is {
+		c.fail(ctx, dbusapi.Errorf(dbusapi.Failed, "%v", err))
 	}
-	// A caller who has gone, or a bus that ended, gets nothing.
-	_ = c.wire.send(ctx, &dbus.Message{Type: kind, Flags: dbus.FlagNoReplyExpected, Headers: headers, Body: values})
+}
+
+func (c *call) message(kind dbus.Type, values ...any) *dbus.Message {
+	m := &dbus.Message{Type: kind, Flags: dbus.FlagNoReplyExpected, Body: values, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldDestination: dbus.MakeVariant(c.sender), dbus.FieldReplySerial: dbus.MakeVariant(c.serial),
+	}}
+	if len(values) > 0 {
+		m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(values...))
+	}
+	return m
 }
 
 // Bounds of the calls that wait.

@@ -69,6 +69,10 @@ type Server struct {
 	// measured is renewed by who asks.
 	measured   dbusapi.Measured
 	measuredAt time.Time
+	// written are the objects of a model, as they were measured at a moment.
+	written   body
+	writtenOf *dbusapi.Model
+	writtenAt time.Time
 }
 
 // New returns a server.
@@ -155,7 +159,7 @@ func (s *Server) session(ctx context.Context) error {
 	tasks.Go(func() { s.work(ctx, w, q) })
 	tasks.Go(func() {
 		defer w.close()
-		failure = s.read(ctx, w, q, freed)
+		failure = s.read(w, q, freed)
 	})
 	ended := func(err error) error {
 		w.close()
@@ -247,7 +251,7 @@ func (s *Server) ownerText(ctx context.Context, w *wire) string {
 }
 
 // read takes what comes in until the connection ends.
-func (s *Server) read(ctx context.Context, w *wire, q *queue, freed chan struct{}) error {
+func (s *Server) read(w *wire, q *queue, freed chan struct{}) error {
 	for {
 		f, ok, err := readFrame(w.in)
 		if err != nil {
@@ -260,8 +264,10 @@ func (s *Server) read(ctx context.Context, w *wire, q *queue, freed chan struct{
 		case dbus.TypeMethodReply, dbus.TypeError:
 			w.answered(f)
 		case dbus.TypeSignal:
-			if f.sender == busName && (f.member == "NameOwnerChanged" || f.member == "NameLost") {
-				give(freed)
+			if f.sender == busName && f.member == "NameOwnerChanged" && f.signature == "sss" && f.raw != nil {
+				if body, err := f.body(); err == nil && body[2] == "" {
+					give(freed) // Nobody has the name now.
+				}
 			}
 		case dbus.TypeMethodCall:
 			c := &call{frame: f, wire: w}
@@ -272,7 +278,7 @@ func (s *Server) read(ctx context.Context, w *wire, q *queue, freed chan struct{
 				refusal = dbusapi.Errorf(dbusapi.LimitsExceeded, "too many calls wait for an answer")
 			}
 			if refusal != nil {
-				c.fail(ctx, refusal)
+				c.refuse(refusal)
 			}
 		}
 	}

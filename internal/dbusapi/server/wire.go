@@ -181,7 +181,10 @@ func give(c chan struct{}) {
 
 // send queues a message. It waits while too much is queued, and writes its bytes only then: of many
 // that wait with long texts, one exists twice.
-func (w *wire) send(ctx context.Context, m *dbus.Message) error {
+func (w *wire) send(ctx context.Context, m *dbus.Message) error { return w.sendWith(ctx, m, body{}) }
+
+// sendWith is send for a message whose body is written already.
+func (w *wire) sendWith(ctx context.Context, m *dbus.Message, b body) error {
 	select {
 	case w.turn <- struct{}{}:
 	case <-w.done:
@@ -203,6 +206,9 @@ func (w *wire) send(ctx context.Context, m *dbus.Message) error {
 	if err != nil {
 		return err
 	}
+	if b.data != nil {
+		data = b.with(data)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
@@ -210,6 +216,28 @@ func (w *wire) send(ctx context.Context, m *dbus.Message) error {
 	}
 	w.enqueue(data)
 	return nil
+}
+
+// try is send for who must not wait: the message is lost if there is no room.
+func (w *wire) try(m *dbus.Message) {
+	select {
+	case w.turn <- struct{}{}:
+	default:
+		return
+	}
+	defer func() { <-w.turn }()
+	if w.isFull() {
+		return
+	}
+	data, err := encode(m, 1)
+	if err != nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.enqueue(data)
+	}
 }
 
 func (w *wire) isFull() bool {
