@@ -54,8 +54,8 @@ func (d *debian) eventually(f func() error) {
 	d.must(lab.Eventually(ctx, f))
 }
 
-// status is what multihomectl shows.
-func (d *debian) status() (s struct {
+// A status is what multihomectl shows.
+type status struct {
 	OK       bool
 	Links    []struct{ Interface string }
 	Failover struct {
@@ -64,7 +64,9 @@ func (d *debian) status() (s struct {
 			Since                    time.Time
 		}
 	}
-}, err error) {
+}
+
+func (d *debian) status() (s status, err error) {
 	out, err := d.Run(d.t.Context(), "sh", "-c", "multihomectl status --json || :")
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &s)
@@ -168,7 +170,8 @@ func (d *debian) rules(word string) int {
 }
 
 // TestCockpit goes through the page on a Debian, as a user in a browser does.
-func TestCockpit(t *testing.T) {
+func TestCockpit(whole *testing.T) {
+	t := whole // of the step
 	d := newDebian(t)
 	b := open(t, d.Leader())
 	b.look(1280, "light")
@@ -176,19 +179,19 @@ func TestCockpit(t *testing.T) {
 	b.do(chromedp.Navigate("http://" + origin + "/multihomed"))
 	b.until(`!document.getElementById("content").hidden`)
 
-	step := func(name string, f func(t *testing.T)) {
-		if !t.Run(name, func(t *testing.T) {
-			d.t, b.t = t, t
-			f(t)
+	step := func(name string, f func()) {
+		passed := whole.Run(name, func(part *testing.T) {
+			t, d.t, b.t = part, part, part
+			f()
 			b.quiet(origin)
-		}) {
-			d.t, b.t = t, t
+		})
+		t, d.t, b.t = whole, whole, whole
+		if !passed {
 			b.picture("failed")
 			t.FailNow()
 		}
-		d.t, b.t = t, t
 	}
-	step("links", func(t *testing.T) {
+	step("links", func() {
 		text := b.text("links")
 		for _, want := range []string{"wan0", "wan1", "Uplink", "Up", "no loss", d.isps[0].Link().Name(), hostileLink, hostileProfile, "Local", "10.66.6.1"} {
 			if !strings.Contains(text, want) {
@@ -200,7 +203,7 @@ func TestCockpit(t *testing.T) {
 		}
 		b.until(`document.querySelector("#graph-view img")?.naturalWidth > 100`)
 	})
-	step("limited access", func(t *testing.T) {
+	step("limited access", func() {
 		b.until(`!document.getElementById("rights").hidden && document.querySelector("[data-key='switch all']").disabled`)
 		b.accessible("limited access")
 		b.picture("cockpit-limited")
@@ -211,7 +214,7 @@ func TestCockpit(t *testing.T) {
 		b.do(chromedp.WaitVisible(field), chromedp.SendKeys(field, password), chromedp.KeyEvent("\r"))
 		b.until(`document.getElementById("rights").hidden && !document.querySelector("[data-key='switch all']").disabled`)
 	})
-	step("explain", func(t *testing.T) {
+	step("explain", func() {
 		to := lab.InternetAddr4.String()
 		b.tabTo(`e.id === "destination"`)
 		b.do(chromedp.KeyEvent(to))
@@ -224,7 +227,7 @@ func TestCockpit(t *testing.T) {
 		}
 		b.until(fmt.Sprintf(`document.querySelector("#graph-view img").alt.includes("%s uid")`, to))
 	})
-	step("findings", func(t *testing.T) {
+	step("findings", func() {
 		b.tabTo(`e.id === "diagnose"`)
 		b.press("\r")
 		b.until(`document.getElementById("diagnosis").innerText.includes("deeper check")`)
@@ -233,7 +236,7 @@ func TestCockpit(t *testing.T) {
 			t.Errorf("the deeper check found\n%s", text)
 		}
 	})
-	step("a link off and on", func(t *testing.T) {
+	step("a link off and on", func() {
 		if n := d.rules("oif wan1"); n == 0 {
 			t.Fatal("there are no rules to remove")
 		}
@@ -251,7 +254,7 @@ func TestCockpit(t *testing.T) {
 			t.Error("there are no rules again")
 		}
 	})
-	step("all off and on", func(t *testing.T) {
+	step("all off and on", func() {
 		d.switched(b, "switch all", "Switch multihomed off on this host?")
 		b.until(`document.getElementById("headline").innerText.includes("multihomed is switched off")`)
 		if n := d.rules(""); n != 0 {
@@ -261,7 +264,7 @@ func TestCockpit(t *testing.T) {
 		d.switched(b, "switch all", "Switch multihomed on?")
 		b.until(`document.querySelectorAll(".links > tbody").length === 3`)
 	})
-	step("a link dies", func(t *testing.T) {
+	step("a link dies", func() {
 		b.until(`document.getElementById("headline").innerText.includes("All links work as planned")`)
 		on[any](b, `window.shown = new Promise(resolve => new MutationObserver(() => {
 			if (document.getElementById("links").innerText.includes("Down")) resolve(Date.now());
@@ -280,7 +283,7 @@ func TestCockpit(t *testing.T) {
 		b.accessible("a dead link")
 		b.picture("cockpit-dead")
 	})
-	step("the daemon goes and comes", func(*testing.T) {
+	step("the daemon goes and comes", func() {
 		d.run("systemctl", "stop", "multihomed.service")
 		b.until(`document.getElementById("headline").innerText.includes("multihomed is not running") && document.getElementById("content").hidden`)
 		d.must(d.isps[0].Link().SetCarrier(true))
@@ -289,7 +292,7 @@ func TestCockpit(t *testing.T) {
 		// It stays a dead link to the new daemon until it has worked for a while.
 		b.until(`/wan0 is recovering|All links work as planned/.test(document.getElementById("headline").innerText)`)
 	})
-	step("by itself", func(*testing.T) {
+	step("by itself", func() {
 		// Without the shell around it the page has the whole width of the window.
 		b.do(chromedp.Navigate("http://" + origin + "/cockpit/@localhost/multihomed/index.html"))
 		b.until(`!document.getElementById("content").hidden && document.querySelector("#graph-view img")?.naturalWidth > 100`)

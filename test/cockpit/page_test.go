@@ -138,20 +138,21 @@ func (s *site) says(id string, wanted ...string) {
 }
 
 // TestPage shows the page the situations of a host.
-func TestPage(t *testing.T) {
+func TestPage(whole *testing.T) {
+	t := whole // of the situation that is shown
 	s := newSite(t)
 	s.look(1280, "light")
 	usable := `!document.getElementById("content").hidden`
-	run := func(name string, f func(t *testing.T)) {
-		t.Run(name, func(t *testing.T) {
-			s.t = t
-			f(t)
+	run := func(name string, f func()) {
+		whole.Run(name, func(part *testing.T) {
+			t, s.t = part, part
+			f()
 			s.quiet(strings.TrimPrefix(s.URL, "http://"))
 			s.forget()
 		})
 	}
 
-	run("sound", func(t *testing.T) {
+	run("sound", func() {
 		s.visit(true)
 		s.until(usable)
 		s.says("headline", "All links work as planned", "45 of 45 rules and routes are active, on 3 links")
@@ -169,7 +170,7 @@ func TestPage(t *testing.T) {
 		s.everywhere("sound")
 	})
 
-	run("broken", func(t *testing.T) {
+	run("broken", func() {
 		s.documents["Describe"] = document(t, "broken.json")
 		s.visit(true)
 		s.until(usable)
@@ -183,7 +184,7 @@ func TestPage(t *testing.T) {
 		s.everywhere("broken")
 	})
 
-	run("a dead link", func(t *testing.T) {
+	run("a dead link", func() {
 		s.documents["Describe"] = change(t, document(t, "sound.json"), func(d map[string]any) { d["failover"] = watched("up") })
 		s.visit(true)
 		s.until(usable)
@@ -210,7 +211,7 @@ func TestPage(t *testing.T) {
 		s.everywhere("dead")
 	})
 
-	run("off", func(t *testing.T) {
+	run("off", func() {
 		s.documents["Describe"] = change(t, document(t, "empty.json"), func(d map[string]any) {
 			d["off"] = map[string]any{"since": "2026-11-20T17:05:00Z", "by": "alice"}
 			d["daemon"] = map[string]any{"running": true, "ready": true}
@@ -223,7 +224,7 @@ func TestPage(t *testing.T) {
 		s.accessible("off")
 	})
 
-	run("a link is off", func(t *testing.T) {
+	run("a link is off", func() {
 		s.documents["Describe"] = change(t, document(t, "sound.json"), func(d map[string]any) {
 			d["off_links"] = []any{map[string]any{"interface": "wlan0", "uuid": "", "since": nil, "by": ""}}
 		})
@@ -233,7 +234,7 @@ func TestPage(t *testing.T) {
 		s.accessible("a link is off")
 	})
 
-	run("no links", func(t *testing.T) {
+	run("no links", func() {
 		s.documents["Describe"] = change(t, document(t, "empty.json"), func(d map[string]any) { d["daemon"] = map[string]any{"running": true, "ready": true} })
 		s.visit(true)
 		s.until(usable)
@@ -241,7 +242,7 @@ func TestPage(t *testing.T) {
 		s.says("links", "There are no links. Connect a network, and it appears here.")
 	})
 
-	run("starting", func(t *testing.T) {
+	run("starting", func() {
 		s.documents["Describe"] = change(t, document(t, "empty.json"), func(d map[string]any) {
 			d["daemon"] = map[string]any{"running": true, "ready": false, "waiting": "NetworkManager is not running"}
 		})
@@ -250,7 +251,7 @@ func TestPage(t *testing.T) {
 		s.says("headline", "multihomed is waiting", "NetworkManager is not running.")
 	})
 
-	run("the daemon goes and comes", func(t *testing.T) {
+	run("the daemon goes and comes", func() {
 		s.documents["Describe"] = document(t, "sound.json")
 		s.before = "host.present = false;"
 		s.visit(true)
@@ -268,7 +269,7 @@ func TestPage(t *testing.T) {
 		s.says("announcement", "multihomed is not running.")
 	})
 
-	run("answers that are none", func(t *testing.T) {
+	run("answers that are none", func() {
 		for answer, wanted := range map[string]string{"{": "an answer that is not JSON", `{"schema": 2}`: "documents that this page does not know", "null": "does not know"} {
 			s.documents["Describe"] = answer
 			s.visit(true)
@@ -296,7 +297,7 @@ func TestPage(t *testing.T) {
 		s.visit(true)
 	})
 
-	run("hostile names", func(t *testing.T) {
+	run("hostile names", func() {
 		const image, script = `<img src=x onerror=alert(1)>`, `"><script>document.title = "taken"</script>`
 		s.documents["Describe"] = change(t, document(t, "broken.json"), func(d map[string]any) {
 			for _, l := range d["links"].([]any) {
@@ -325,7 +326,7 @@ func TestPage(t *testing.T) {
 		s.documents["Describe"] = document(t, "sound.json")
 	})
 
-	run("limited access", func(t *testing.T) {
+	run("limited access", func() {
 		s.visit(false)
 		s.until(usable)
 		s.says("rights", "turn on administrative access")
@@ -337,7 +338,7 @@ func TestPage(t *testing.T) {
 		s.until(`document.getElementById("rights").hidden && !document.querySelector("[data-key='switch all']").disabled`)
 	})
 
-	run("off and on by keyboard", func(t *testing.T) {
+	run("off and on by keyboard", func() {
 		s.visit(true)
 		s.until(usable)
 		s.tabTo(`e.dataset.key === "switch wwan0"`)
@@ -372,7 +373,7 @@ func TestPage(t *testing.T) {
 		}
 	})
 
-	run("explain", func(t *testing.T) {
+	run("explain", func() {
 		s.visit(true)
 		s.until(usable)
 		s.tabTo(`e.id === "destination"`)
@@ -400,7 +401,7 @@ func TestPage(t *testing.T) {
 		}
 	})
 
-	run("a thousand links", func(t *testing.T) {
+	run("a thousand links", func() {
 		s.documents["Describe"] = change(t, document(t, "sound.json"), func(d map[string]any) {
 			links := d["links"].([]any)
 			text, err := json.Marshal(links[0])
