@@ -1,7 +1,7 @@
 /**
  * Wires Cockpit's D-Bus client to the page. It reads the bus and nothing else: no command is run and
- * no file is read. Signals say that something changed; then the page reads the status anew. So it
- * shows one consistent state, and many signals in a row cost one more read.
+ * no file is read. A signal shows at once what it says itself; then the page reads the status anew.
+ * So it ends with one consistent state, and many signals in a row cost one more read.
  */
 import * as model from "./model.js";
 import * as view from "./view.js";
@@ -14,6 +14,12 @@ const BUS = { name: "org.freedesktop.DBus", path: "/org/freedesktop/DBus" };
 
 /** Measured values emit no signal, as they change with every probe. In between they are read so often. */
 const REFRESH_MS = 10_000;
+
+/** The daemon draws and answers with a small part of a processor: what shows faults comes first. */
+const REDRAW_MS = 2_000;
+
+/** Where signals never pause, a document is shown nevertheless after so many. */
+const MOST_PASSED_OVER = 5;
 
 /** The graph of more links than these is large: it is drawn when somebody opens it. */
 const FEW_TO_DRAW = 20;
@@ -29,6 +35,8 @@ const known = {
 };
 
 let client = null; // of the daemon, while it has its name on the bus
+let signals = 0; // of the daemon, since the page was loaded
+let passedOver = 0; // documents in a row that were older than a signal
 let overview = model.overview(known);
 
 /* Reading */
@@ -54,14 +62,20 @@ const refresh = coalesced(async () => {
     const asked = client;
     if (!asked)
         return;
+    const before = signals;
     try {
         const [text] = await asked.call(PATH, MANAGER, "Describe", [{ objects: cockpit.variant("b", false) }], { type: "a{sv}" });
         if (asked !== client)
             return;
+        // A signal may have said what this document does not know yet; the next one is on its way.
+        if (signals !== before && known.status && ++passedOver < MOST_PASSED_OVER)
+            return;
+        passedOver = 0;
         known.status = model.parse(text);
         known.connection = "present";
     } catch (error) {
-        if (asked !== client)
+        // Who asks too much is told to ask later: what is shown is not wrong for that.
+        if (asked !== client || (known.status && error?.name?.endsWith(".LimitsExceeded")))
             return;
         known.connection = "failed";
         known.error = messageOf(error);
@@ -85,6 +99,7 @@ const redraw = coalesced(async () => {
         view.fill($("graph-view"), messageOf(error), text => [view.el("p", { class: "error" }, text)]);
         $("graph-text").textContent = "";
     }
+    await new Promise(done => setTimeout(done, REDRAW_MS));
 });
 
 /** The sentence of an error, whoever made it. */
@@ -97,11 +112,21 @@ function changed() {
     redraw();
 }
 
+/** Takes a signal of the daemon. */
+function heard(path, _interface, signal, args) {
+    signals++;
+    if (signal === "PropertiesChanged" && known.connection === "present") {
+        known.status = model.applied(known.status, path, args[1] ?? {});
+        show();
+    }
+    changed();
+}
+
 /** The daemon has appeared on the bus. */
 function appeared() {
     client?.close();
     const mine = client = cockpit.dbus(NAME, { bus: "system" });
-    mine.subscribe({ path_namespace: PATH }, changed);
+    mine.subscribe({ path_namespace: PATH }, heard);
     mine.addEventListener("close", (_event, options) => {
         if (mine !== client)
             return;

@@ -600,6 +600,55 @@ export function drawingOf(doc) {
     return { title: child("title"), description: child("desc"), width: Number(root.getAttribute("width")) || 800, height: Number(root.getAttribute("height")) || 600 };
 }
 
+/* Signals */
+
+/** The interface of an object of a link: its index, as sd_bus_path_encode(3) writes it. */
+export function indexOf(path) {
+    const found = /^\/org\/multihomed1\/link\/_3([0-9])([0-9]*)$/.exec(path);
+    return found ? Number(found[1] + found[2]) : 0;
+}
+
+/**
+ * The status after PropertiesChanged, so that a dead link shows at once: the document that tells the
+ * rest is read afterwards, and takes its time on a busy host.
+ * @param {?object} status the last document, which is not changed
+ * @param {string} path of the object
+ * @param {Object<string, {v: *}>} changed the properties, as variants
+ * @returns {?object} the same if the signal says nothing that is shown
+ */
+export function applied(status, path, changed) {
+    if (!status)
+        return status;
+    const plain = variants => Object.fromEntries(Object.entries(variants).map(([name, variant]) => [name, variant.v]));
+    const values = plain(changed);
+    if (path === "/org/multihomed1" && values.Unbound) {
+        const unbound = {};
+        for (const [family, way] of Object.entries(values.Unbound)) {
+            const { Interface, Table, Main, Why, Shares } = plain(way);
+            unbound[family] = { interface: Interface, table: Table, main: Main, why: Why, shares: list(Shares).map(([name, weight]) => ({ interface: name, weight })) };
+        }
+        return { ...status, unbound };
+    }
+    const index = indexOf(path);
+    const link = list(status.links).find(l => l.index === index);
+    if (!index || !link)
+        return status;
+    const after = { ...status };
+    if ("Up" in values || "Carrier" in values)
+        after.links = status.links.map(l => l === link ? { ...l, up: values.Up ?? l.up, carrier: values.Carrier ?? l.carrier } : l);
+    if (values.Health && status.failover) {
+        const verdicts = values.Health.map(plain);
+        after.failover = {
+            ...status.failover,
+            uplinks: list(status.failover.uplinks).map(h => {
+                const v = h.interface === link.interface && verdicts.find(verdict => verdict.Family === h.family);
+                return v ? { ...h, state: v.State, why: v.Why, since: v.Since ? new Date(v.Since / 1000).toISOString() : null } : h;
+            }),
+        };
+    }
+    return after;
+}
+
 /* Words for who does not see */
 
 /**

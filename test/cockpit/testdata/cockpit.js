@@ -11,7 +11,7 @@
         documents: {}, present: true, calls: [], signals: [], owners: [], permission: Object.assign(emitter(), { allowed: null }),
         refuse: {},
         allow(allowed) { host.permission.allowed = allowed; host.permission.emit("changed") },
-        signal() { host.signals.forEach(f => f("/org/multihomed1", "org.freedesktop.DBus.Properties", "PropertiesChanged", [])) },
+        signal(path = "/org/multihomed1", changed = {}) { host.signals.forEach(f => f(path, "org.freedesktop.DBus.Properties", "PropertiesChanged", ["", changed, []])) },
         own(present) { host.present = present; host.owners.forEach(f => f("", "", "NameOwnerChanged", ["org.multihomed1", "", present ? ":1.7" : ""])) },
     };
     const call = async (method, args) => {
@@ -20,7 +20,7 @@
             throw new Error(host.refuse[method]);
         if (method === "NameHasOwner")
             return [host.present];
-        return [host.documents[method]];
+        return [await host.documents[method]];
     };
     window.cockpit = {
         hidden: false,
