@@ -41,14 +41,14 @@ func stateLabel(state string) Label   { return Label{"state", state} }
 func upFamily(up bool) Family {
 	return Family{
 		Name: "multihomed_up", Type: Gauge, Samples: one(truth(up)),
-		Help: "Whether the daemon answered. If it is 0, multihomectl has read the host itself.",
+		Help: "Whether the daemon answered. If it is 0, the host was read without it.",
 	}
 }
 
 func buildFamily(version string) Family {
 	return Family{
 		Name: "multihomed_build", Type: Info, Samples: one(1, Label{"version", version}),
-		Help: "Version of the daemon, or of multihomectl if the daemon did not answer.",
+		Help: "Version of the daemon, or of the program that asked it in vain.",
 	}
 }
 
