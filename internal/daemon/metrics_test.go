@@ -19,14 +19,14 @@ func TestChangesHaveNames(t *testing.T) {
 		counted.Changes[i] = uint64(i)
 	}
 	want := []status.Changed{
-		{"group", "reset", uint64(routing.ResetGroup)},
-		{"group", "set", uint64(routing.SetGroup)},
-		{"route", "add", uint64(routing.AddRoute)},
-		{"route", "delete", uint64(routing.DeleteRoute)},
-		{"route", "replace", uint64(routing.ReplaceRoute)},
-		{"rule", "add", uint64(routing.AddRule)},
-		{"rule", "delete", uint64(routing.DeleteRule)},
-		{"rule", "move", uint64(routing.MoveRule)},
+		{Object: "group", Verb: "reset", Count: uint64(routing.ResetGroup)},
+		{Object: "group", Verb: "set", Count: uint64(routing.SetGroup)},
+		{Object: "route", Verb: "add", Count: uint64(routing.AddRoute)},
+		{Object: "route", Verb: "delete", Count: uint64(routing.DeleteRoute)},
+		{Object: "route", Verb: "replace", Count: uint64(routing.ReplaceRoute)},
+		{Object: "rule", Verb: "add", Count: uint64(routing.AddRule)},
+		{Object: "rule", Verb: "delete", Count: uint64(routing.DeleteRule)},
+		{Object: "rule", Verb: "move", Count: uint64(routing.MoveRule)},
 	}
 	if diff := cmp.Diff(want, daemon.ChangesOf(counted.Changes[:])); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -38,7 +38,7 @@ func TestChangesHaveNames(t *testing.T) {
 func TestHistogramIsCumulative(t *testing.T) {
 	t.Parallel()
 	got := daemon.HistogramOf(reconcile.Latencies{Bounds: []time.Duration{time.Millisecond, time.Second}, Buckets: []uint64{3, 4, 5}, Sum: 1500 * time.Millisecond})
-	want := status.Histogram{Buckets: []status.Bucket{{0.001, 3}, {1, 7}}, Count: 12, Sum: 1.5}
+	want := status.Histogram{Buckets: []status.Bucket{{UpTo: 0.001, Count: 3}, {UpTo: 1, Count: 7}}, Count: 12, Sum: 1.5}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -90,8 +90,11 @@ func (s *scraped) ask(path string, values url.Values, into any) error {
 		Status, Error string
 		Data          json.RawMessage
 	}
-	if err := json.Unmarshal(body, &answer); err != nil || answer.Status != "success" {
-		return fmt.Errorf("%s: %v %s", path, err, body)
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return fmt.Errorf("%s: %w\n%s", path, err, body)
+	}
+	if answer.Status != "success" {
+		return fmt.Errorf("%s: %s", path, body)
 	}
 	return json.Unmarshal(answer.Data, into)
 }

@@ -23,7 +23,7 @@ func document(_ context.Context, f metrics.Format) ([]byte, error) {
 }
 
 // exchange sends bytes over a socket, and returns all that comes back.
-func exchange(t testing.TB, request string, produce func(context.Context, metrics.Format) ([]byte, error)) (string, error) {
+func exchange(t *testing.T, request string, produce func(context.Context, metrics.Format) ([]byte, error)) (string, error) {
 	t.Helper()
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s")) //nolint:noctx // it is there at once
 	if err != nil {
@@ -114,6 +114,7 @@ func TestServe(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v\n%s", err, text)
 			}
+			defer answer.Body.Close()
 			body, err := io.ReadAll(answer.Body)
 			if err != nil || answer.StatusCode != c.status || string(body) != c.body || !answer.Close || in.Buffered() > 0 {
 				t.Errorf("%v, closes %v, and more: %d\n%s", err, answer.Close, in.Buffered(), text)
