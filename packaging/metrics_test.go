@@ -65,7 +65,7 @@ func (s *system) metrics() {
 	s.scraped(port, "\nmultihomed_up 1\n")
 
 	s.run("systemctl", "stop", "multihomed.service")
-	s.scraped(port, "\nmultihomed_up 0\n", fmt.Sprintf("\nmultihomed_links{role=\"uplink\"} %d\n", len(s.isps)), "\nmultihomed_networkmanager_running 1\n")
+	s.scraped(port, "\nmultihomed_up 0\n", fmt.Sprintf("\nmultihomed_links{role=\"uplink\"} %d\n", len(s.isps)), "\nmultihomed_table_range_size ")
 	s.run("systemctl", "start", "multihomed.service")
 	s.active()
 

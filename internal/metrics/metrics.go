@@ -63,8 +63,8 @@ func hostFamilies(s *status.Status) []Family {
 			started.Samples = one(seconds(*s.Daemon.Started))
 		}
 	}
-	manager := Family{Name: "multihomed_networkmanager_running", Type: Gauge, Help: "Whether NetworkManager is on the system bus. It is absent on a host that needs none."}
-	if !s.NetworkManager.None {
+	manager := Family{Name: "multihomed_networkmanager_running", Type: Gauge, Help: "Whether NetworkManager is on the system bus. It is absent on a host that needs none, and if the bus could not be asked."}
+	if !s.NetworkManager.None && s.NetworkManager.Error == "" {
 		manager.Samples = one(truth(s.NetworkManager.Running))
 	}
 	size := 0.0
