@@ -586,7 +586,7 @@ func TestDeathsAreCounted(t *testing.T) {
 		if d := h.controller.Deaths(); len(d) != 0 {
 			t.Errorf("nobody died: %v", d)
 		}
-		want := map[failover.Mortal]uint64{{Name: "wan0", Family: routing.IPv4}: 1}
+		want := map[failover.UplinkName]uint64{{Name: "wan0", Family: routing.IPv4}: 1}
 		for n := range 2 {
 			if err := h.controller.Test("wan0"); err != nil {
 				t.Fatal(err)
@@ -604,7 +604,7 @@ func TestDeathsAreCounted(t *testing.T) {
 			if d := h.controller.Deaths(); !maps.Equal(d, want) {
 				t.Errorf("after a reload: %v", d)
 			}
-			want[failover.Mortal{Name: "wan0", Family: routing.IPv4}]++
+			want[failover.UplinkName{Name: "wan0", Family: routing.IPv4}]++
 		}
 		stop()
 	})
