@@ -29,7 +29,7 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 	@test/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
-		firewalld ufw iptables chromium
+		firewalld ufw iptables prometheus python3-prometheus-client chromium
 	@command -v npm >/dev/null || test/lab/install-requirements npm
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.
@@ -148,6 +148,10 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) packaging/systemd/multihomed.socket $D$(unitdir)/multihomed.socket
 	$(DATA) packaging/systemd/multihomed-prober.socket $D$(unitdir)/multihomed-prober.socket
 	$(DATA) packaging/systemd/multihomed-binder.socket $D$(unitdir)/multihomed-binder.socket
+	$(FILL) packaging/systemd/multihomed-metrics@.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed-metrics@.service
+	$(DATA) packaging/systemd/multihomed-metrics.socket $D$(unitdir)/multihomed-metrics.socket
+	$(DATA) packaging/prometheus/multihomed.rules.yml $D$(datadir)/multihomed/prometheus/multihomed.rules.yml
+	$(DATA) packaging/grafana/multihomed.json $D$(datadir)/multihomed/grafana/multihomed.json
 	$(DATA) packaging/catalog/multihomed.catalog $D$(LIB)/systemd/catalog/multihomed.catalog
 	$(DATA) packaging/sysusers.d/multihomed.conf $D$(LIB)/sysusers.d/multihomed.conf
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
@@ -182,12 +186,13 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed-failed.service $D$(unitdir)/multihomed.socket \
 		$D$(unitdir)/multihomed-prober.service $D$(unitdir)/multihomed-prober.socket \
 		$D$(unitdir)/multihomed-binder.service $D$(unitdir)/multihomed-binder.socket \
+		$D$(unitdir)/multihomed-metrics@.service $D$(unitdir)/multihomed-metrics.socket \
 		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf $D$(POLKIT)/org.multihomed1.policy \
 		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish $D$(METAINFO)/org.multihomed.cockpit.metainfo.xml \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
-	rm -rf $D$(docdir) $D$(COCKPIT)/multihomed
+	rm -rf $D$(docdir) $D$(datadir)/multihomed $D$(COCKPIT)/multihomed
 	test ! -d $D$(sysconfdir)/multihomed || rmdir --ignore-fail-on-non-empty $D$(sysconfdir)/multihomed
 	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
 	@$(if $D,:,echo "left in place, remove it by hand: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
@@ -195,7 +200,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 # As in the package (multihomed.prerm): the tool stays until the routing is removed.
 LEAVE = set -e; ctl=$(bindir)/multihomectl; \
 	test "$$(id -u)" -eq 0 || { echo "nothing was removed: only root can stop the service and remove its routing; run: sudo make uninstall" >&2; exit 1; }; \
-	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || { systemctl disable --now multihomed.service multihomed.socket; systemctl stop multihomed-prober.socket multihomed-prober.service multihomed-binder.socket multihomed-binder.service; }; \
+	test ! -d /run/systemd/system || ! systemctl cat multihomed.service >/dev/null 2>&1 || { systemctl disable --now multihomed.service multihomed.socket; systemctl stop multihomed-prober.socket multihomed-prober.service multihomed-binder.socket multihomed-binder.service; systemctl disable --now multihomed-metrics.socket || true; }; \
 	test ! -x $$ctl || ! test / -ef /proc/1/root || { rm -f $(sbindir)/multihomed-dispatcher; $$ctl flush --yes; } || \
 		{ ln -sf multihomed $(sbindir)/multihomed-dispatcher; echo "nothing was removed, because the routing is still in the kernel, for the reason above; when that is fixed: sudo make uninstall" >&2; exit 1; }
 

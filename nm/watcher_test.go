@@ -554,7 +554,8 @@ func TestHungBus(t *testing.T) {
 
 func TestBusRestart(t *testing.T) {
 	bus, _ := start(t)
-	w := watch(t, nm.Options{Address: bus.Address})
+	var losses atomic.Int64
+	w := watch(t, nm.Options{Address: bus.Address, Lost: func() { losses.Add(1) }})
 	w.awaitComplete(t)
 	bus.Stop()
 	w.await(t, "the missing bus", func(s nm.Snapshot) bool { return strings.HasPrefix(s.Reason, "system bus: ") })
@@ -564,6 +565,9 @@ func TestBusRestart(t *testing.T) {
 	next.AddEthernet(1, "eth0")
 	next.Own()
 	w.awaitComplete(t)
+	if n := losses.Load(); n != 1 {
+		t.Errorf("the connection was lost %d times", n)
+	}
 }
 
 func TestReadOnce(t *testing.T) {

@@ -347,6 +347,7 @@ func (s *system) life(release string, debs packages) {
 	})
 	s.step("prober", s.prober)
 	s.step("binder", s.binder)
+	s.step("metrics", s.metrics)
 	s.step("reloads", s.reloads)
 	before := s.networks(s.links()...)
 	s.step("journal", s.journal)

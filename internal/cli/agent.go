@@ -18,7 +18,7 @@ func startAgent(ctx context.Context) (end func()) {
 		return func() {}
 	}
 	defer ready.Close()
-	const inherited = 3 // the first of ExtraFiles (os/exec)
+	const inherited = 3                                                                                                                  // the first of ExtraFiles (os/exec)
 	cmd := exec.CommandContext(ctx, agent, "--process", strconv.Itoa(os.Getpid()), "--notify-fd", strconv.Itoa(inherited), "--fallback") //nolint:gosec // two numbers of ours
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdin, os.Stdout, os.Stderr, []*os.File{notify}
 	err = cmd.Start()

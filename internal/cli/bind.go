@@ -31,10 +31,11 @@ need not exist yet. Nothing that is bound leaves by another uplink while the lin
 unless --strict=false.
 
 It lasts until multihomectl bind remove, or with --runtime until the next boot. It needs
-root.`
+root, or the daemon and the permission of polkit.`
 
 const bindRemoveHelp = `Undo multihomectl bind add. What is in the configuration file stays. A unit, slice or control
-group that runs stays bound until it ends: restart the unit. It needs root.`
+group that runs stays bound until it ends: restart the unit. It needs root, or the daemon
+and the permission of polkit.`
 
 func (a *app) bind() *cobra.Command {
 	cmd := &cobra.Command{

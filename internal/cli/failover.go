@@ -26,15 +26,15 @@ traffic moves to another uplink, and back. It counts as dead in each address fam
 which another uplink works; if there is none, the command refuses. It returns when the
 traffic has moved, and prints where to. To end the test early: multihomectl failover reset.
 
-A link is named by its interface, or by the name of its profile. It needs root, and a
-running daemon.`
+A link is named by its interface, or by the name of its profile. It needs a running
+daemon, and root or the permission of polkit.`
 
 const resetHelp = `Forget the history of an uplink: its deaths, who ever answered on it, and a running test. A
 dead link counts as not known then, and its traffic returns at once, until it is found
 dead again. Use it when a link was repaired and should not have to prove itself first.
 
-A link is named by its interface, or by the name of its profile. It needs root, and a
-running daemon.`
+A link is named by its interface, or by the name of its profile. It needs a running
+daemon, and root or the permission of polkit.`
 
 func (a *app) failover() *cobra.Command {
 	cmd := &cobra.Command{

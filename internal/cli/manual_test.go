@@ -16,6 +16,8 @@ import (
 
 	"multihomed/dispatcher"
 	"multihomed/internal/config"
+	"multihomed/internal/metrics"
+	"multihomed/internal/metrics/metricstest"
 	"multihomed/routing"
 )
 
@@ -327,4 +329,27 @@ func TestManualOfTheConfiguration(t *testing.T) {
 	if diff := cmp.Diff(reference, explained); diff != "" {
 		t.Errorf("keys and their defaults (-reference +manual):\n%s", diff)
 	}
+}
+
+// TestManualOfMetrics wants each metric in the manual, with its labels and in the words of its help.
+func TestManualOfMetrics(t *testing.T) {
+	t.Parallel()
+	section := manual(t, "multihomectl.8").parts("Sh")["METRICS"]
+	var names []string
+	for _, f := range metrics.Of(metricstest.Full()) {
+		name := f.Name + map[metrics.Type]string{metrics.Counter: "_total", metrics.Info: "_info"}[f.Type]
+		names = append(names, name)
+		var labels []string
+		for _, l := range f.Samples[0].Labels {
+			labels = append(labels, l.Name)
+		}
+		if len(labels) > 0 {
+			name += " Pq " + strings.Join(labels, " , ")
+		}
+		want := ".It Cm " + name + "\n" + regexp.MustCompile(`\. ([A-Z])`).ReplaceAllString(f.Help, ".\n$1") + "\n"
+		if !strings.Contains(string(section), want) {
+			t.Errorf("the manual lacks\n%s", want)
+		}
+	}
+	differ(t, "metrics", names, section.items("Cm"))
 }

@@ -92,17 +92,16 @@ func (a *app) measure(ctx context.Context, f metrics.Format) ([]byte, error) {
 // serveMetrics answers one request on the standard input.
 func (a *app) serveMetrics(ctx context.Context) error {
 	file, is := a.In.(*os.File)
-	if !is {
-		return &exitError{exitUsage, errNoConnection}
+	err := errors.New("it is no file")
+	var conn net.Conn
+	if is {
+		conn, err = net.FileConn(file)
 	}
-	conn, err := net.FileConn(file)
 	if err != nil {
-		return &exitError{exitUsage, fmt.Errorf("%w (%w)", errNoConnection, err)}
+		return &exitError{exitUsage, fmt.Errorf("--serve needs a connection as its standard input: %w; to fix: systemctl enable --now multihomed-metrics.socket", err)}
 	}
 	if err := scrape.Serve(ctx, conn, a.measure); err != nil {
 		fmt.Fprintf(a.Err, "multihomectl: %s\n", escape.Text(err.Error()))
 	}
 	return nil // A client that goes away is no failure of a unit.
 }
-
-var errNoConnection = errors.New("--serve needs a connection as its standard input; to fix: systemctl enable --now multihomed-metrics.socket")

@@ -75,6 +75,12 @@ With --json it prints the same for programs. Fields are only ever added as long 
                     answers (on the link that was asked), fence, reason, why,
                     addresses (number of those that are answered by link);
                     dropped_packets (by the fence); only from the daemon
+  counters          since the daemon started: passes, convergence (buckets[]: up_to_seconds,
+                    count; count, sum_seconds), changes[] (object, verb, count),
+                    refusals (kernel, database), repairs (rules, routes),
+                    netlink_overruns, bus_losses, problems_logged[] (code, severity,
+                    count), deaths[] (interface, family, count), switches[] (family,
+                    away, back), leases (live, released); only from the daemon
   unchecked_links   number of links whose traffic is not checked yet
   links[]           interface, index, role ("uplink", "local"), role_why,
                     roles (by family, where they differ: role, why),

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"multihomed/internal/cli"
+	"multihomed/internal/metrics/metricstest"
 	"multihomed/internal/status"
 	"multihomed/routing"
 )
@@ -61,6 +62,7 @@ func sound() cli.Status {
 		Started: new(time.Date(2026, 11, 20, 8, 30, 0, 0, time.UTC)),
 	}
 	s.NetworkManager = cli.Manager{Running: true, Version: "1.42.4", Complete: true}
+	s.Counters = metricstest.Full().Counters
 	s.InForce = all(45)
 	s.Links = []cli.Link{
 		{

@@ -33,7 +33,7 @@ func (s *service) openBus() {
 	s.stale, s.wrote, s.reloads = news.NewSignal(), &changes{}, make(chan reload)
 	s.bus = server.New(server.Options{
 		Logger: s.Logger, Address: server.Address(os.Getenv), Fault: func(p routing.Problem) {
-			s.problem(busFault, p)
+			s.problem(server.NameTaken, p)
 			s.stale.Give()
 		},
 		First: dbusapi.Of(&status.Status{Version: escape.Text(s.Version)}, dbusapi.Facts{LogLevel: config.LevelWord(s.Level.Level())}, nil),

@@ -199,7 +199,6 @@ const (
 	runFault        routing.Code = "binder-socket"
 	boundNamesFault routing.Code = "bound-dns-servers"
 	userNamesFault  routing.Code = "bound-users-dns"
-	busFault        routing.Code = "bus"
 	lastGoodFault   routing.Code = "last-good-configuration"
 )
 

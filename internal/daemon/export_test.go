@@ -10,7 +10,9 @@ import (
 	"multihomed/internal/cleanup"
 	"multihomed/internal/holding"
 	"multihomed/internal/news"
+	"multihomed/internal/status"
 	"multihomed/routing"
+	"multihomed/routing/reconcile"
 )
 
 // A History is one that is open.
@@ -101,3 +103,21 @@ func (u UserNames) Keep(ctx context.Context) error          { return u.n.keep(ct
 func (u UserNames) All() []binding.Attachment               { return u.n.links.all() }
 func (u UserNames) TakeStored(name string, f *os.File) bool { return u.n.links.takeStored(name, f) }
 func (u UserNames) Close() error                            { return u.n.links.close() }
+
+// ChangesOf is changesOf, HistogramOf is histogramOf.
+func ChangesOf(byVerb []uint64) []status.Changed         { return changesOf(byVerb) }
+func HistogramOf(l reconcile.Latencies) status.Histogram { return histogramOf(l) }
+
+// Problems are those in a log.
+type Problems struct{ problems }
+
+func NewProblems() *Problems {
+	return &Problems{problems{log: slog.New(slog.DiscardHandler)}}
+}
+
+func (p *Problems) Note(all ...routing.Problem) { p.note(context.Background(), all) }
+
+// Written counts the problems of a code and severity in the log.
+func (p *Problems) Written(code routing.Code, severity routing.Severity) uint64 {
+	return p.written[loggedProblem{code, severity}]
+}

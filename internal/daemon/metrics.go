@@ -73,7 +73,7 @@ func histogramOf(l reconcile.Latencies) status.Histogram {
 func changesOf(byVerb []uint64) []status.Changed {
 	out := make([]status.Changed, 0, len(byVerb))
 	for v, n := range byVerb {
-		verb, object, _ := strings.Cut(routing.Verb(v).String(), " ") //nolint:gosec // there are eight
+		verb, object, _ := strings.Cut(routing.Verb(v).String(), " ")
 		out = append(out, status.Changed{Object: object, Verb: verb, Count: n})
 	}
 	slices.SortFunc(out, func(a, b status.Changed) int {

@@ -98,7 +98,7 @@ type Controller struct {
 	generation, announced uint64
 	stepped               bool
 	// deaths count those of this process, by the name of the interface, of so many at most.
-	deaths map[Mortal]uint64
+	deaths map[UplinkName]uint64
 	// said is what the log has to say of the moment.
 	said []said
 	// courses are those of the facts before.
@@ -155,7 +155,7 @@ func New(o Options) *Controller {
 	c := &Controller{
 		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](), archive: news.NewSlot[[]Answered](),
 		endpoints: news.NewSlot[[]connections.Endpoint](),
-		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{}, deaths: map[Mortal]uint64{},
+		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{}, deaths: map[UplinkName]uint64{},
 	}
 	c.started = c.epoch.now()
 	c.woken, c.asleep = c.started, suspended()

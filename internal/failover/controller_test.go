@@ -576,6 +576,40 @@ func TestReloads(t *testing.T) {
 	})
 }
 
+// TestDeathsAreCounted: each one once, and the next configuration goes on counting.
+func TestDeathsAreCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		stop := h.start(nil)
+		pass(time.Minute)
+		if d := h.controller.Deaths(); len(d) != 0 {
+			t.Errorf("nobody died: %v", d)
+		}
+		want := map[failover.UplinkName]uint64{{Name: "wan0", Family: routing.IPv4}: 1}
+		for n := range 2 {
+			if err := h.controller.Test("wan0"); err != nil {
+				t.Fatal(err)
+			}
+			pass(time.Second)
+			if d := h.controller.Deaths(); !maps.Equal(d, want) {
+				t.Errorf("death %d: %v", n+1, d)
+			}
+			if err := h.controller.Reset("wan0"); err != nil {
+				t.Fatal(err)
+			}
+			stop()
+			stop = h.start(func(o *failover.Options) { o.Before = h.controller })
+			pass(time.Minute)
+			if d := h.controller.Deaths(); !maps.Equal(d, want) {
+				t.Errorf("after a reload: %v", d)
+			}
+			want[failover.UplinkName{Name: "wan0", Family: routing.IPv4}]++
+		}
+		stop()
+	})
+}
+
 // TestAlone: nothing is asked, and no prober connected, for a single uplink.
 func TestAlone(t *testing.T) {
 	t.Parallel()

@@ -41,14 +41,14 @@ func stateLabel(state string) Label   { return Label{"state", state} }
 func upFamily(up bool) Family {
 	return Family{
 		Name: "multihomed_up", Type: Gauge, Samples: one(truth(up)),
-		Help: "Whether the daemon answered. If it is 0, multihomectl has read the host itself.",
+		Help: "Whether the daemon answered. If it is 0, the host was read without it.",
 	}
 }
 
 func buildFamily(version string) Family {
 	return Family{
 		Name: "multihomed_build", Type: Info, Samples: one(1, Label{"version", version}),
-		Help: "Version of the daemon, or of multihomectl if the daemon did not answer.",
+		Help: "Version of the daemon, or of the program that asked it in vain.",
 	}
 }
 
@@ -63,8 +63,8 @@ func hostFamilies(s *status.Status) []Family {
 			started.Samples = one(seconds(*s.Daemon.Started))
 		}
 	}
-	manager := Family{Name: "multihomed_networkmanager_running", Type: Gauge, Help: "Whether NetworkManager is on the system bus. It is absent on a host that needs none."}
-	if !s.NetworkManager.None {
+	manager := Family{Name: "multihomed_networkmanager_running", Type: Gauge, Help: "Whether NetworkManager is on the system bus. It is absent on a host that needs none, and if the bus could not be asked."}
+	if !s.NetworkManager.None && s.NetworkManager.Error == "" {
 		manager.Samples = one(truth(s.NetworkManager.Running))
 	}
 	size := 0.0
@@ -100,8 +100,7 @@ func objects(s *status.Status) []Sample {
 	}
 	count(s.Shared)
 	missing := max(s.InForce.Planned-s.InForce.Present-found[status.Different]-found[status.Misplaced], 0)
-	var out []Sample
-	for _, c := range []struct {
+	counts := []struct {
 		state string
 		n     int
 	}{
@@ -111,7 +110,9 @@ func objects(s *status.Status) []Sample {
 		{"misplaced", found[status.Misplaced]},
 		{"unexpected", s.InForce.Unexpected},
 		{"yields", found[status.Yielding]},
-	} {
+	}
+	out := make([]Sample, 0, len(counts))
+	for _, c := range counts {
 		out = append(out, one(float64(c.n), stateLabel(c.state))...)
 	}
 	return out
@@ -122,8 +123,9 @@ func severities(s *status.Status) []Sample {
 	for i := range s.Problems {
 		count[s.Problems[i].Severity]++
 	}
-	var out []Sample
-	for _, severity := range []routing.Severity{routing.Error, routing.Warning, routing.Notice} {
+	all := []routing.Severity{routing.Error, routing.Warning, routing.Notice}
+	out := make([]Sample, 0, len(all))
+	for _, severity := range all {
 		out = append(out, one(float64(count[severity]), Label{"severity", severity.String()})...)
 	}
 	return out
@@ -135,7 +137,7 @@ func codes(s *status.Status) []Sample {
 	for i := range s.Problems {
 		count[kind{string(s.Problems[i].Code), s.Problems[i].Severity.String()}]++
 	}
-	var out []Sample
+	out := make([]Sample, 0, len(count))
 	for k, n := range count {
 		out = append(out, one(float64(n), Label{"code", k.code}, Label{"severity", k.severity})...)
 	}
@@ -269,7 +271,7 @@ func failoverFamilies(s *status.Status) []Family {
 
 // trafficFamilies are about unbound traffic, answers and bindings.
 func trafficFamilies(s *status.Status) []Family {
-	var unbound, moved, shares, answered, fenced, addresses, reasons, dropped, bindings []Sample
+	var unbound, moved, shares, answered, fenced, addresses, reasons, dropped []Sample
 	for _, family := range families() {
 		u, is := s.Unbound[family]
 		if !is {
@@ -300,7 +302,9 @@ func trafficFamilies(s *status.Status) []Family {
 	for i := range s.Bindings {
 		count[s.Bindings[i].State]++
 	}
-	for _, state := range []string{status.BindingActive, status.BindingDown, status.BindingWaits, status.BindingFailed, status.BindingRefused} {
+	states := []string{status.BindingActive, status.BindingDown, status.BindingWaits, status.BindingFailed, status.BindingRefused}
+	bindings := make([]Sample, 0, len(states))
+	for _, state := range states {
 		bindings = append(bindings, one(float64(count[state]), stateLabel(state))...)
 	}
 	return []Family{
@@ -320,7 +324,9 @@ func families() []string { return []string{routing.IPv4.String(), routing.IPv6.S
 
 // linkFamilies are about single links.
 func linkFamilies(s *status.Status) []Family {
-	var info, up, carrier, inForce, since, roles []Sample
+	var inForce, since []Sample
+	n := len(s.Links)
+	info, up, carrier := make([]Sample, 0, n), make([]Sample, 0, n), make([]Sample, 0, n)
 	count := map[string]int{}
 	for i := range s.Links {
 		l := &s.Links[i]
@@ -338,7 +344,9 @@ func linkFamilies(s *status.Status) []Family {
 			}
 		}
 	}
-	for _, role := range []string{routing.Uplink.String(), routing.Local.String()} {
+	kinds := []string{routing.Uplink.String(), routing.Local.String()}
+	roles := make([]Sample, 0, len(kinds))
+	for _, role := range kinds {
 		roles = append(roles, one(float64(count[role]), Label{"role", role})...)
 	}
 	return []Family{

@@ -23,6 +23,7 @@ func TestOf(t *testing.T) {
 	golden.Compare(t, "full.prometheus", metrics.Encode(full, metrics.Prometheus))
 	alone := metricstest.Full()
 	alone.By, alone.Daemon, alone.Counters, alone.Failover, alone.Answers, alone.Bindings = status.ByHost, status.Daemon{}, nil, nil, nil, nil
+	alone.NetworkManager = status.Manager{Error: "the bus cannot be asked"}
 	golden.Compare(t, "no-daemon.openmetrics", metrics.Encode(metrics.Of(alone), metrics.OpenMetrics))
 }
 

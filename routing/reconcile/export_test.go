@@ -30,3 +30,9 @@ func Describe(was, is routing.LinkPlan, added, gone int, removed string) (senten
 
 // LinkOf is linkOf.
 func LinkOf(facts routing.Interface, claim Claim) routing.Link { return linkOf(facts, claim) }
+
+// CountChange counts an operation, and that the kernel is as planned then.
+func (l *Loop) CountChange(op routing.Op, began time.Time) {
+	l.countChange(op)
+	l.countConverged(began)
+}

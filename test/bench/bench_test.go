@@ -56,8 +56,8 @@ func TestQuick(t *testing.T) {
 			Memory                                             memory
 			Change                                             change
 			Status                                             struct {
-				Text, JSON, Alone, Explain series
-				Bytes                      int
+				Text, JSON, Alone, Explain, Metrics series
+				Bytes                               int
 			}
 		}
 		Foreign *struct {
@@ -170,7 +170,7 @@ func TestQuick(t *testing.T) {
 		}
 		changed("row", r.Change)
 		held("row", r.Memory)
-		for _, s := range []series{r.Status.Text, r.Status.JSON, r.Status.Alone, r.Status.Explain} {
+		for _, s := range []series{r.Status.Text, r.Status.JSON, r.Status.Alone, r.Status.Explain, r.Status.Metrics} {
 			timed("status", s)
 		}
 		if r.Status.Bytes < 1000*r.Links {

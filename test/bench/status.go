@@ -23,6 +23,8 @@ type StatusRow struct {
 	JSON Series `json:"json"`
 	// Explain is `multihomectl explain` of a packet with the address of the last link.
 	Explain Series `json:"explain"`
+	// Metrics is `multihomectl metrics`, answered by the daemon.
+	Metrics Series `json:"metrics"`
 	// Bytes is the size of the JSON.
 	Bytes int `json:"bytes"`
 	// Alone is the text where no daemon runs: the host is read, and NetworkManager is asked.
@@ -49,8 +51,30 @@ func (b *bench) statusTold(ctx context.Context, row *StatusRow) error {
 		asJSON = append(asJSON, took)
 	}
 	row.Text, row.JSON = series(text), series(asJSON)
-	row.Explain, err = b.explained(ctx)
+	if row.Explain, err = b.explained(ctx); err != nil {
+		return err
+	}
+	row.Metrics, err = b.measured(ctx)
 	return err
+}
+
+// measured measures `multihomectl metrics`, which must have all links.
+func (b *bench) measured(ctx context.Context) (Series, error) {
+	var all []time.Duration
+	for range b.runs {
+		if err := pause(ctx, b.window/20); err != nil { // As in explained.
+			return Series{}, err
+		}
+		out, took, err := b.ctl(ctx, "metrics")
+		if err != nil {
+			return Series{}, err
+		}
+		if n := bytes.Count(out, []byte("\nmultihomed_link_info{")); n != len(b.links) || !bytes.Contains(out, []byte("\nmultihomed_up 1\n")) {
+			return Series{}, fmt.Errorf("the metrics have %d links, want %d", n, len(b.links))
+		}
+		all = append(all, took)
+	}
+	return series(all), nil
 }
 
 // explained measures `multihomectl explain`, which must find the last link and its rule.
@@ -133,10 +157,10 @@ func (b *bench) ctl(ctx context.Context, args ...string) (out []byte, took time.
 }
 
 func printStatus(out io.Writer, rows []Row) {
-	table(out, "multihomectl status and explain, from their start to their end",
-		"links\towner\tby the daemon\t--json\tKB\twithout the daemon\texplain", func(line func(...any)) {
+	table(out, "multihomectl status, explain and metrics, from their start to their end",
+		"links\towner\tby the daemon\t--json\tKB\twithout the daemon\texplain\tmetrics", func(line func(...any)) {
 			for _, w := range rows {
-				line(w.Links, w.Owner, w.Status.Text, w.Status.JSON, fmt.Sprintf("%.0f", float64(w.Status.Bytes)/1e3), w.Status.Alone, w.Status.Explain)
+				line(w.Links, w.Owner, w.Status.Text, w.Status.JSON, fmt.Sprintf("%.0f", float64(w.Status.Bytes)/1e3), w.Status.Alone, w.Status.Explain, w.Status.Metrics)
 			}
 		})
 }

@@ -28,10 +28,10 @@ var floors = [][]string{
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/answers", "internal/dbusapi", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/netconf", "internal/prober", "internal/watch", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/answers", "internal/dbusapi", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/metrics", "internal/netconf", "internal/prober", "internal/watch", "nm", "routing/kernel", "routing/reconcile"},
 	{
 		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/dbusapi/client", "internal/holding", "internal/hookstate", "internal/kerneltables",
-		"internal/lockfile", "internal/offswitch", "internal/recollection", "internal/preview", "internal/status/outcome", "internal/status/socket", "internal/watch/follow", "internal/explain", "internal/graph",
+		"internal/lockfile", "internal/metrics/scrape", "internal/offswitch", "internal/recollection", "internal/preview", "internal/status/outcome", "internal/status/socket", "internal/watch/follow", "internal/explain", "internal/graph",
 	},
 	// Who the links are.
 	{"internal/config", "internal/dbusapi/server", "internal/handoff", "internal/holding/client", "internal/routedlease"},

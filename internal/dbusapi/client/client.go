@@ -95,7 +95,23 @@ func directoryOf(document []byte) string {
 // Order has the daemon do something, for which polkit may ask the user. It returns the sentence of
 // the daemon, if the method has one. An error is a [dbusapi.Error] if the daemon refuses.
 func (c *Client) Order(ctx context.Context, method string, args ...any) (string, error) {
-	call := c.manager.CallWithContext(ctx, dbusapi.ManagerInterface+"."+method, dbus.FlagAllowInteractiveAuthorization, args...)
+	// BusObject.Call drops the flag.
+	m := &dbus.Message{
+		Type: dbus.TypeMethodCall, Flags: dbus.FlagAllowInteractiveAuthorization | dbus.FlagNoAutoStart, Body: args,
+		Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(dbusapi.Name), dbus.FieldPath: dbus.MakeVariant(dbusapi.Path),
+			dbus.FieldInterface: dbus.MakeVariant(dbusapi.ManagerInterface), dbus.FieldMember: dbus.MakeVariant(method),
+		},
+	}
+	if len(args) > 0 {
+		m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(args...))
+	}
+	call := c.conn.SendWithContext(ctx, m, make(chan *dbus.Call, 1))
+	select {
+	case <-call.Done:
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
 	if call.Err != nil {
 		return "", refusal(call.Err)
 	}

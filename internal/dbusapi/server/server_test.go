@@ -108,7 +108,9 @@ func modelOf(links int, last *dbusapi.Model, flaps int) *dbusapi.Model {
 	return dbusapi.Of(s, dbusapi.Facts{LogLevel: "info"}, last)
 }
 
-func (h *house) manager(conn *dbus.Conn) dbus.BusObject { return conn.Object(dbusapi.Name, dbusapi.Path) }
+func (h *house) manager(conn *dbus.Conn) dbus.BusObject {
+	return conn.Object(dbusapi.Name, dbusapi.Path)
+}
 
 // counted counts signals until a last one, which it waits for.
 func counted(t *testing.T, h *house) (count func() map[string]int) {

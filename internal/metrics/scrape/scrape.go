@@ -78,9 +78,7 @@ func (r *refusal) answer() answer {
 	return a
 }
 
-func bad(format string, args ...any) error {
-	return &refusal{"400 Bad Request", fmt.Sprintf(format, args...)}
-}
+func bad(text string) error { return &refusal{"400 Bad Request", text} }
 
 // read reads a request (RFC 9112) and judges it.
 func read(from io.Reader) (request, error) {
@@ -238,11 +236,14 @@ func finish(conn net.Conn, a answer) error {
 	if _, err := parts.WriteTo(conn); err != nil {
 		return fmt.Errorf("answering: %w", err)
 	}
-	half, is := conn.(interface{ CloseWrite() error })
-	if !is || half.CloseWrite() != nil || conn.SetReadDeadline(time.Now().Add(leftTime)) != nil {
-		return nil
-	}
-	// It closes, or has sent enough.
-	_, _ = io.CopyN(io.Discard, conn, leftover)
+	drain(conn)
 	return nil
+}
+
+// drain ends the answer, and reads on until the client has closed, has sent enough, or a while is over.
+func drain(conn net.Conn) {
+	half, is := conn.(interface{ CloseWrite() error })
+	if is && half.CloseWrite() == nil && conn.SetReadDeadline(time.Now().Add(leftTime)) == nil {
+		_, _ = io.CopyN(io.Discard, conn, leftover)
+	}
 }

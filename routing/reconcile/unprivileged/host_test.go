@@ -41,6 +41,8 @@ type host struct {
 	leases *leases
 	writer *writer
 	wake   chan struct{}
+	// counters are those of all loops.
+	counters reconcile.Counters
 	// judge, if not nil, is who judges uplinks.
 	judge *judge
 	// marker, if not nil, is who marks packets.
@@ -99,7 +101,7 @@ func (h *host) start(before func()) {
 		Reserved: func(routing.TableID) (string, bool) { return "", false },
 		Repairs:  rate.NewLimiter(rate.Every(every), burst),
 		Hooks:    reconcile.Hooks{Report: func(r reconcile.Report) { h.last = r }, Settled: func() { call(h.settled) }, Outdated: func() { call(h.outdated) }},
-		Courses:  h.courses,
+		Courses:  h.courses, Counters: &h.counters,
 	}
 	if h.judge != nil {
 		h.judge.changed = make(chan struct{}, 1)

@@ -1,0 +1,82 @@
+package packaging_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// scraper asks for the metrics at a port of this host or at a socket in the file system, and prints the
+// answer. Perl is on every Debian.
+const scraper = `use strict; use IO::Socket::INET; use IO::Socket::UNIX;
+my ($where, @fields) = @ARGV;
+alarm 20;
+my $s = $where =~ m,^/, ? IO::Socket::UNIX->new(Peer => $where) : IO::Socket::INET->new(PeerAddr => "127.0.0.1:$where");
+$s or die "connect: $@ $!";
+print $s join("\r\n", "GET /metrics HTTP/1.1", "Host: h", @fields, "", "");
+print <$s>;`
+
+const scraperPath = "/var/tmp/scraper"
+
+// scrape asks as a user without rights.
+func (s *system) scrape(where string, fields ...string) (string, error) {
+	return s.Run(s.t.Context(), append([]string{"runuser", "-u", "nobody", "--", "perl", scraperPath, where}, fields...)...)
+}
+
+// scraped wants metrics.
+func (s *system) scraped(where string, want ...string) {
+	s.t.Helper()
+	s.eventually(func() error {
+		out, err := s.scrape(where, "Accept: application/openmetrics-text; version=1.0.0")
+		if err != nil {
+			return err
+		}
+		for _, w := range append(want, "HTTP/1.1 200 OK\r\n", "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n") {
+			if !strings.Contains(out, w) {
+				return fmt.Errorf("the metrics lack %q:\n%s", w, out)
+			}
+		}
+		if !strings.HasSuffix(strings.TrimSpace(out), "# EOF") {
+			return fmt.Errorf("the metrics do not end:\n%s", out)
+		}
+		return nil
+	})
+}
+
+// metrics enables the socket unit: it is off before, its processes have no right and still find out what the
+// host itself tells, and too many clients cost nobody else anything for long.
+func (s *system) metrics() {
+	s.t.Helper()
+	const socket, port, dropIn = "multihomed-metrics.socket", "28008", "/run/systemd/system/multihomed-metrics.socket.d"
+	s.must(s.WriteFile(scraperPath, []byte(scraper), 0o644))
+	if out, _ := s.Run(s.t.Context(), "systemctl", "is-enabled", socket); strings.TrimSpace(out) != "disabled" {
+		s.t.Errorf("after the installation the socket is %s", out)
+	}
+	if out, err := s.scrape(port); err == nil || !strings.Contains(fmt.Sprint(out, err), "refused") {
+		s.t.Errorf("somebody answers: %v\n%s", err, out)
+	}
+	s.run("systemctl", "enable", "--now", socket)
+	s.scraped(port, "\nmultihomed_up 1\n", "\nmultihomed_ready 1\n", fmt.Sprintf("\nmultihomed_links{role=\"uplink\"} %d\n", len(s.isps)), "\nmultihomed_passes_total ")
+	s.run("systemd-analyze", "security", "--no-pager", "--threshold=12", "multihomed-metrics@x.service")
+
+	// Twelve clients that say nothing, of which eight have a process: others wait no longer than these may.
+	s.run("bash", "-c", "for n in {3..14}; do eval \"exec $n<>/dev/tcp/127.0.0.1/"+port+"\"; done; "+
+		"test $(systemctl list-units --no-legend 'multihomed-metrics@*' | wc -l) -le 8")
+	s.scraped(port, "\nmultihomed_up 1\n")
+
+	s.run("systemctl", "stop", "multihomed.service")
+	s.scraped(port, "\nmultihomed_up 0\n", fmt.Sprintf("\nmultihomed_links{role=\"uplink\"} %d\n", len(s.isps)), "\nmultihomed_table_range_size ")
+	s.run("systemctl", "start", "multihomed.service")
+	s.active()
+
+	s.run("sh", "-ec", "mkdir -p "+dropIn+"; printf '[Socket]\\nListenStream=\\nListenStream=/run/multihomed-metrics.sock\\n' >"+dropIn+"/unix.conf; systemctl daemon-reload; systemctl restart "+socket)
+	s.scraped("/run/multihomed-metrics.sock", "\nmultihomed_up 1\n")
+	s.run("sh", "-ec", "rm -r "+dropIn+"; systemctl daemon-reload; systemctl restart "+socket+"; rm -f /run/multihomed-metrics.sock")
+	s.scraped(port, "\nmultihomed_up 1\n")
+	s.eventually(func() error {
+		if out := s.run("systemctl", "list-units", "--all", "--no-legend", "multihomed-metrics@*"); out != "" {
+			return errors.New("left of clients:\n" + out)
+		}
+		return nil
+	})
+}
