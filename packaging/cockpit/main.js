@@ -50,11 +50,14 @@ function coalesced(read) {
         if (running)
             return;
         running = true;
-        while (again) {
-            again = false;
-            await read();
+        try {
+            while (again) {
+                again = false;
+                await read();
+            }
+        } finally {
+            running = false;
         }
-        running = false;
     };
 }
 
@@ -92,6 +95,8 @@ const redraw = coalesced(async () => {
         options.flow = cockpit.variant("s", known.answer.question.destination);
     try {
         const [svg] = await asked.call(PATH, MANAGER, "Graph", [options], { type: "a{sv}" });
+        if (asked !== client)
+            return;
         const drawing = model.drawingOf(new DOMParser().parseFromString(model.withoutStyle(svg), "image/svg+xml"));
         view.fill($("graph-view"), svg, () => view.graph(drawing, svg));
         $("graph-text").textContent = drawing.description;
@@ -198,7 +203,9 @@ function show() {
         }, m.all ? "Switch on" : "Switch off")]
         : []);
 
-    view.fill($("findings"), overview.findings, m => view.findings(m, "Nothing is wrong."));
+    view.fill($("findings"), { list: overview.findings, unread: overview.unread }, m => [
+        ...view.findings(m.list, "Nothing is wrong."), ...view.unread(m.unread),
+    ]);
     $("diagnose").disabled = !known.allowed;
     const diagnosis = known.report && { at: known.reportAt, ...model.diagnosisOf(known.report, overview.findings, overview.names) };
     $("diagnosis").hidden = !diagnosis;
@@ -235,6 +242,9 @@ function tell(text, isError) {
 
 /* Switching */
 
+/** The question that is open, or was last: an answer that comes late must not close another one. */
+let question = null;
+
 /** @param {?string} link null: all of multihomed */
 function confirmSwitch(link, on, button) {
     const dialog = $("confirm");
@@ -251,24 +261,37 @@ function confirmSwitch(link, on, button) {
     $("confirm-text").replaceChildren(...texts.map(text => view.el("p", {}, text)));
     $("confirm-error").hidden = true;
     const yes = $("confirm-yes");
-    yes.textContent = on ? "Switch on" : "Switch off";
+    const mine = question = { busy: false };
+    const label = busy => {
+        mine.busy = busy;
+        yes.textContent = busy ? `Switching ${on ? "on" : "off"} …` : `Switch ${on ? "on" : "off"}`;
+        // Not disabled: the focus would be lost.
+        yes.setAttribute("aria-disabled", String(busy));
+    };
+    label(false);
     yes.className = `button ${on ? "primary" : "danger"}`;
-    yes.disabled = false;
     const key = button.dataset.key;
     $("confirm-form").onsubmit = async event => {
         event.preventDefault();
-        yes.disabled = true;
-        yes.textContent = on ? "Switching on …" : "Switching off …";
+        if (mine.busy)
+            return;
+        label(true);
+        $("confirm-error").hidden = true;
         try {
             const said = await privileged(on ? "On" : "Off", [link === null ? [] : [link]], "as");
-            dialog.close();
+            if (question === mine)
+                dialog.close();
             tell(model.sentence(said), false);
             changed();
         } catch (error) {
-            $("confirm-error").textContent = model.sentence(messageOf(error));
+            const text = model.sentence(messageOf(error));
+            if (question !== mine || !dialog.open) {
+                tell(text, true);
+                return;
+            }
+            $("confirm-error").textContent = text;
             $("confirm-error").hidden = false;
-            yes.disabled = false;
-            yes.textContent = on ? "Switch on" : "Switch off";
+            label(false);
         }
     };
     // The button that opened the dialog may have been replaced meanwhile.

@@ -84,6 +84,7 @@ export function overview({ connection, error, status }) {
         names: shown ? namesOf(status) : [],
         unbound: shown && !status.off ? unboundOf(status) : [],
         findings: shown ? findingsOf(list(status.problems), namesOf(status)) : [],
+        unread: shown ? unreadOf(status) : [],
         others: shown ? list(status.other_interfaces).map(o => ({ name: o.interface, why: o.why })) : [],
         about: shown ? aboutOf(status) : [],
         usable: Boolean(shown),
@@ -153,6 +154,14 @@ function byWhom(off) {
 /** What is switched off. */
 function offOf(status) {
     return { all: Boolean(status.off), links: list(status.off_links).map(l => l.interface) };
+}
+
+/** What could not be looked at. */
+function unreadOf(status) {
+    const out = [...list(status.unread)];
+    if (status.unchecked_links > 0)
+        out.push(`whether the traffic of ${count(status.unchecked_links, "link")} leaves by its link`);
+    return out;
 }
 
 function aboutOf(status) {
@@ -227,8 +236,8 @@ export function loss(share) {
     return percent < 1 ? "less than 1 % lost" : `${Math.round(percent)} % lost`;
 }
 
-function healthOf(status, link, key, family) {
-    const h = list(status.failover?.uplinks).find(u => u.interface === link.interface && u.family === key);
+function healthOf(status, uplinks, link, key, family) {
+    const h = uplinks.get(link.interface)?.[key];
     if (!h) {
         const networks = list(link.networks).some(n => n.family === key);
         if (!networks)
@@ -297,11 +306,14 @@ function addressOf(a) {
 
 /** All links, with those that are switched off at the end. */
 export function linksOf(status) {
+    const uplinks = new Map();
+    for (const h of list(status.failover?.uplinks))
+        uplinks.set(h.interface, { ...uplinks.get(h.interface), [h.family]: h });
     const links = list(status.links).map(link => {
         const [kind, state] = stateOf(link);
         const force = link.in_force ?? { planned: 0, present: 0, unexpected: 0 };
         const complete = force.present === force.planned && force.unexpected === 0;
-        const health = FAMILIES.map(([key, family]) => healthOf(status, link, key, family)).filter(Boolean);
+        const health = FAMILIES.map(([key, family]) => healthOf(status, uplinks, link, key, family)).filter(Boolean);
         const roles = Object.entries(link.roles ?? {})
             .map(([key, r]) => [FAMILIES.find(([k]) => k === key)?.[1] ?? key, `${r.role}: ${r.why}`]);
         return {
@@ -325,10 +337,10 @@ export function linksOf(status) {
             since: null,
         };
     });
-    const known = new Set(links.map(l => l.name));
+    const known = new Map(links.map(l => [l.name, l]));
     for (const l of list(status.off_links)) {
         if (known.has(l.interface)) {
-            links.find(k => k.name === l.interface).off = true;
+            known.get(l.interface).off = true; // It is about to go.
             continue;
         }
         links.push({

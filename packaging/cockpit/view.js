@@ -127,6 +127,11 @@ export function findings(model, none) {
     )))];
 }
 
+/** What is not known is not said to be fine. */
+export function unread(model) {
+    return model.length > 0 ? [el("ul", { class: "caveats" }, ...model.map(text => el("li", {}, "Not read: ", text)))] : [];
+}
+
 /** What a deeper check found beyond that. */
 export function diagnosis(model) {
     return [
@@ -297,7 +302,7 @@ export function answer(model, verbose, onverbose) {
         ]),
         model.mayDiffer.length > 0 ? el("h3", {}, "What may lead to another answer") : null,
         model.mayDiffer.length > 0 ? el("ul", { class: "caveats" }, ...model.mayDiffer.map(t => el("li", {}, t))) : null,
-        model.unread.length > 0 ? el("ul", { class: "caveats" }, ...model.unread.map(t => el("li", {}, "Not read: ", t))) : null,
+        ...unread(model.unread),
     ];
 }
 

@@ -171,9 +171,12 @@ func TestPage(whole *testing.T) {
 	})
 
 	run("broken", func() {
-		s.documents["Describe"] = document(t, "broken.json")
+		s.documents["Describe"] = change(t, document(t, "broken.json"), func(d map[string]any) {
+			d["unread"], d["unchecked_links"] = []any{"the leases: database is locked"}, 2
+		})
 		s.visit(true)
 		s.until(usable)
+		s.says("findings", "Not read: the leases: database is locked", "Not read: whether the traffic of 2 links leaves by its link")
 		s.says("headline", "3 errors found", "33 of 45", "1 to remove")
 		order := on[string](s.browser, `[...document.querySelectorAll("#findings .finding .state")].map(e => e.textContent).join()`)
 		if order != "Error,Error,Error,Warning,Notice" {
@@ -379,7 +382,9 @@ func TestPage(whole *testing.T) {
 		s.until(`document.getElementById("confirm-error").innerText.includes("Switching is not for you")`)
 		s.accessible("the dialog with an error")
 		on[any](s.browser, "host.refuse = {}; null")
-		s.tabTo(`e.id === "confirm-yes"`)
+		if id := on[string](s.browser, "document.activeElement.id"); id != "confirm-yes" {
+			t.Errorf("after the refusal the focus is on %q", id)
+		}
 		s.press("\r")
 		s.until(`!document.getElementById("confirm").open && document.activeElement.dataset.key === "switch wwan0"`)
 		s.says("told", "multihomed is switched off")
