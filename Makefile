@@ -29,7 +29,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 	@test/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
-		firewalld ufw iptables prometheus python3-prometheus-client chromium
+		firewalld ufw iptables prometheus python3-prometheus-client \
+		polkitd libglib2.0-bin python3-dbus chromium
 	@command -v npm >/dev/null || test/lab/install-requirements npm
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.

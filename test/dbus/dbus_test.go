@@ -28,7 +28,7 @@ func TestOrders(t *testing.T) {
 	link := dbusapi.LinkPath(r.index("wan1"))
 	of := func(pairs ...any) map[string]dbus.Variant {
 		out := map[string]dbus.Variant{}
-		for i := 0; i < len(pairs); i += 2 {
+		for i := 0; i+1 < len(pairs); i += 2 {
 			out[pairs[i].(string)] = dbus.MakeVariant(pairs[i+1])
 		}
 		return out

@@ -23,13 +23,15 @@ const (
 	burst       = 50 * time.Millisecond
 )
 
-// work answers calls, one after the other.
-func (s *Server) work(ctx context.Context, w *wire, q *queue) {
+// work answers calls, one after the other, until the connection ends. Life is the context of the server.
+func (s *Server) work(ctx, life context.Context, w *wire, q *queue) {
 	var paid time.Time
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	a := &answers{Server: s, wire: w, free: make(chan struct{}, mostUnanswered)}
-	defer a.tasks.Wait()
+	a := &answers{
+		Server: s, wire: w, free: make(chan struct{}, mostUnanswered),
+		lasting: func() (context.Context, context.CancelFunc) { return context.WithTimeout(life, doTime) },
+	}
 	for {
 		c := q.next(ctx, w.done)
 		if c == nil {
@@ -333,7 +335,7 @@ func (a *answers) carryOut(ctx context.Context, c *call, m dbusapi.Method) (stri
 	}
 	a.Logger.LogAttrs(ctx, event.LevelNotice, "order taken from D-Bus", slog.String("method", m.Name), slog.String("by", a.users.name(uid)))
 	// What has begun is done, whether or not the bus stays.
-	doing, cancel := context.WithTimeout(context.WithoutCancel(ctx), doTime)
+	doing, cancel := a.lasting()
 	defer cancel()
 	return do(doing)
 }

@@ -58,6 +58,8 @@ type Server struct {
 	manager, link *dbusapi.Interface
 	costly        *budget
 	users         *users
+	// tasks are calls that have begun.
+	tasks sync.WaitGroup
 
 	mu    sync.Mutex
 	model *dbusapi.Model
@@ -103,6 +105,7 @@ const (
 func (s *Server) Run(ctx context.Context) {
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
+	defer s.tasks.Wait()
 	tasks.Go(func() { s.costly.run(ctx) })
 	retry := firstRetry
 	timer := time.NewTimer(0)
@@ -145,6 +148,7 @@ func (s *Server) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	life := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
@@ -156,7 +160,7 @@ func (s *Server) session(ctx context.Context) error {
 	q := newQueue()
 	var failure error
 	tasks.Go(w.write)
-	tasks.Go(func() { s.work(ctx, w, q) })
+	tasks.Go(func() { s.work(ctx, life, w, q) })
 	tasks.Go(func() {
 		defer w.close()
 		failure = s.read(w, q, freed)

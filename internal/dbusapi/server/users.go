@@ -19,8 +19,9 @@ const (
 // answers are the calls of one connection to the bus.
 type answers struct {
 	*Server
-	wire  *wire
-	tasks sync.WaitGroup
+	wire *wire
+	// lasting makes the context of what is done even if the bus goes.
+	lasting func() (context.Context, context.CancelFunc)
 	// free has a value for each call that has begun.
 	free chan struct{}
 
