@@ -123,6 +123,7 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 	if err := m.CopyIn(path, "/root/multihomed.deb", 0o644); err != nil {
 		t.Fatal(err)
 	}
+	appArmor(t, m)
 	run("apt-get", "install", "-y", "-q", "/root/multihomed.deb")
 	run("systemctl", "is-active", "multihomed.service", "multihomed.socket")
 	bothLinks := func() {
@@ -161,6 +162,9 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 			t.Errorf("from %s's address: %s", link, route)
 		}
 	}
+
+	complains(t, m, bothLinks)
+	phase("AppArmor has nothing to complain about")
 
 	if release == machine.Trixie { // Once is enough for the kernel's limits, too.
 		fullNeighbors(t, run)

@@ -1,0 +1,27 @@
+// Package schema has the JSON schemas (draft 2020-12) of what multihomectl prints with --json. They are made of the Go
+// types and their comments: `go test ./docs/schema -update` writes them anew.
+package schema
+
+import (
+	"embed"
+	"fmt"
+	"slices"
+)
+
+//go:embed *.schema.json
+var files embed.FS //nolint:gochecknoglobals // only like this can it be embedded
+
+// Names are the commands whose output has a schema, sorted.
+func Names() []string { return []string{"doctor", "explain", "plan", "status", "watch"} }
+
+// Of returns the schema of a command's output.
+func Of(command string) ([]byte, error) {
+	if !slices.Contains(Names(), command) {
+		return nil, fmt.Errorf("there is no schema of %q", command)
+	}
+	text, err := files.ReadFile(command + ".schema.json")
+	if err != nil {
+		return nil, fmt.Errorf("reading the schema: %w", err)
+	}
+	return text, nil
+}
