@@ -156,6 +156,7 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	ln -sf /run/multihomed/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
 	# Empty, so that whoever writes a configuration need not make it.
 	install -d $(OWNED) -m 755 $D$(sysconfdir)/multihomed
+	$(DATA) -t $D$(datadir)/multihomed/schema $(wildcard docs/schema/*.schema.json)
 	$(DATA) $(BIN)/completions/multihomectl $D$(datadir)/bash-completion/completions/multihomectl
 	$(DATA) $(BIN)/completions/_multihomectl $D$(zshdir)/_multihomectl
 	$(DATA) $(BIN)/completions/multihomectl.fish $D$(datadir)/fish/vendor_completions.d/multihomectl.fish
@@ -179,7 +180,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
-	rm -rf $D$(docdir)
+	rm -rf $D$(docdir) $D$(datadir)/multihomed
 	test ! -d $D$(sysconfdir)/multihomed || rmdir --ignore-fail-on-non-empty $D$(sysconfdir)/multihomed
 	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
 	@$(if $D,:,echo "left in place, remove it by hand: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")

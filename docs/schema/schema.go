@@ -4,6 +4,7 @@ package schema
 
 import (
 	"embed"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -14,10 +15,13 @@ var files embed.FS //nolint:gochecknoglobals // only like this can it be embedde
 // Names are the commands whose output has a schema, sorted.
 func Names() []string { return []string{"doctor", "explain", "plan", "status", "watch"} }
 
+// ErrNone says that a command has no schema.
+var ErrNone = errors.New("the output of this command has no schema")
+
 // Of returns the schema of a command's output.
 func Of(command string) ([]byte, error) {
 	if !slices.Contains(Names(), command) {
-		return nil, fmt.Errorf("there is no schema of %q", command)
+		return nil, ErrNone
 	}
 	text, err := files.ReadFile(command + ".schema.json")
 	if err != nil {

@@ -134,7 +134,7 @@ for interfaces that NetworkManager does not manage, and it can remove everything
 	if err := root.RegisterFlagCompletionFunc("color", cobra.FixedCompletions(colours, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 		panic(err) // The flag is defined above.
 	}
-	root.AddCommand(a.status(), a.doctor(), a.explain(), a.plan(), a.watch(), a.graph(), a.lease(), a.migrate(), a.off(), a.on(), a.failover(), a.bind(), a.run(), a.flush(), a.config(), a.bugReport(), a.version(), a.emergency(), a.attend())
+	root.AddCommand(a.status(), a.doctor(), a.explain(), a.plan(), a.watch(), a.graph(), a.lease(), a.migrate(), a.off(), a.on(), a.failover(), a.bind(), a.run(), a.flush(), a.config(), a.bugReport(), a.schema(), a.version(), a.emergency(), a.attend())
 	root.InitDefaultCompletionCmd()
 	everywhere(root)
 	return root

@@ -14,7 +14,7 @@ import (
 func appArmor(t *testing.T, m *vm.Machine) {
 	t.Helper()
 	tar := filepath.Join(t.TempDir(), "apparmor.tar")
-	pack := exec.CommandContext(t.Context(), "tar", "-C", "/", "-chf", tar, "sbin/apparmor_parser", "usr/bin/aa-enabled", "etc/apparmor/parser.conf", "etc/apparmor.d/abi", "etc/apparmor.d/tunables")
+	pack := exec.CommandContext(t.Context(), "tar", "-C", "/", "-chf", tar, "sbin/apparmor_parser", "usr/bin/aa-enabled", "etc/apparmor/parser.conf", "etc/apparmor.d/abi", "etc/apparmor.d/tunables", "usr/share/apparmor-features")
 	if out, err := pack.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
