@@ -26,7 +26,7 @@ demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo
 
 test: requirements build ## all tests: unit, property and real-NetworkManager (as root)
-	@test/lab/install-requirements gcc libc6-dev debhelper dh-apparmor apparmor lintian rpm systemd-container debootstrap \
+	@test/lab/install-requirements gcc libc6-dev debhelper dh-apparmor apparmor appstream sosreport reportbug lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
 		firewalld ufw iptables
@@ -109,6 +109,7 @@ IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
 APPARMOR   ?= /etc/apparmor.d
+METAINFO   ?= /usr/share/metainfo
 # Debian's zsh reads completions of packages from vendor-completions; site-functions is for zsh and the administrator.
 zshdir     ?= $(datadir)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
@@ -150,6 +151,9 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
 	$(DATA) packaging/apparmor/usr.sbin.multihomed $D$(APPARMOR)/usr.sbin.multihomed
+	$(DATA) packaging/sos/multihomed.py $D$(datadir)/multihomed/sos/multihomed.py
+	sed 's,@version@,$(VERSION),; s,@date@,$(shell date -u -d @$(EPOCH) +%F),' packaging/metainfo/org.multihomed.multihomed.metainfo.xml.in | \
+		$(DATA) /dev/stdin $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
 	# The daemon writes the names, because they come from links; until then iproute2 shows numbers.
 	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
@@ -176,7 +180,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(unitdir)/multihomed-prober.service $D$(unitdir)/multihomed-prober.socket \
 		$D$(unitdir)/multihomed-binder.service $D$(unitdir)/multihomed-binder.socket \
 		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
-		$D$(APPARMOR)/usr.sbin.multihomed $D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
+		$D$(APPARMOR)/usr.sbin.multihomed $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml $D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)

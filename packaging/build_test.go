@@ -86,7 +86,8 @@ func TestTheSameContents(t *testing.T) {
 			path = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(path), "."), ".gz")
 			// zsh of Fedora knows no directory for packages.
 			path = strings.Replace(path, "/zsh/site-functions/", "/zsh/vendor-completions/", 1)
-			if strings.HasSuffix(path, "/") || strings.HasPrefix(path, "/usr/share/licenses/") ||
+			// Only Debian has reportbug.
+			if strings.HasSuffix(path, "/") || strings.HasPrefix(path, "/usr/share/bug/") || strings.HasPrefix(path, "/usr/share/licenses/") ||
 				strings.HasPrefix(path, "/usr/share/doc/multihomed/changelog") || path == "/usr/share/doc/multihomed/copyright" {
 				continue
 			}
