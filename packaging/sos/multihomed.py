@@ -1,7 +1,7 @@
 # This file is part of multihomed, and licensed under the Apache License, version 2.0.
 """A plugin of sos: https://github.com/sosreport/sos"""
 
-from sos.report.plugins import Plugin, IndependentPlugin
+from sos.report.plugins import Plugin, DebianPlugin, IndependentPlugin
 
 try:
     from sos.report.plugins import PluginOpt
@@ -11,7 +11,8 @@ except ImportError:  # before sos 4.2
 REDACT = 'replace addresses and names in what multihomectl report collects'
 
 
-class Multihomed(Plugin, IndependentPlugin):
+# sos 4.0 of Debian 12 does not load what is only independent.
+class Multihomed(Plugin, IndependentPlugin, DebianPlugin):
 
     short_desc = 'Policy routing of hosts with several links'
 
@@ -45,6 +46,6 @@ class Multihomed(Plugin, IndependentPlugin):
                 'multihomectl plan',
                 'multihomectl lease list',
             ])
-        # The report is a directory of its own among the output of commands.
-        directory = self.get_cmd_output_path(name='report', make=False)
-        self.add_cmd_output(report + ' --output ' + directory, suggest_filename='multihomectl_report', timeout=120)
+        # The report is a new directory among the output of commands.
+        directory = self.get_cmd_output_path(make=True)
+        self.add_cmd_output(report + ' --output ' + directory + '/report', suggest_filename='multihomectl_report', timeout=120)
