@@ -26,7 +26,7 @@ demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo
 
 test: requirements build ## all tests: unit, property and real-NetworkManager (as root)
-	@test/lab/install-requirements gcc libc6-dev debhelper dh-apparmor apparmor appstream sosreport reportbug lintian rpm systemd-container debootstrap \
+	@test/lab/install-requirements gcc libc6-dev debhelper dh-apparmor apparmor appstream sosreport reportbug bash-completion zsh fish lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
 		firewalld ufw iptables
