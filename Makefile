@@ -234,7 +234,7 @@ release: ## build .deb, .rpm, SBOM and checksums into dist/, reproducibly
 	$(MAKE) deb rpm DIST=$(abspath $(DIST))/build
 	mv $(DIST)/build/*.deb $(DIST)/build/*.rpm $(DIST)/
 	dpkg-deb --fsys-tarfile $(DIST)/*.deb | tar -xO ./usr/sbin/multihomed >$(DIST)/build/multihomed
-	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
+	SOURCE_DATE_EPOCH=$(EPOCH) GO=$(GO) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
 	rm -rf $(DIST)/build
 	cd $(DIST) && sums=$$(sha256sum -- *) && echo "$$sums" >SHA256SUMS
 
