@@ -316,8 +316,8 @@ func (g *generator) fields(n *node, t reflect.Type) error {
 // fieldsOf are the exported and the embedded fields of a struct.
 func fieldsOf(t reflect.Type) func(func(reflect.StructField) bool) {
 	return func(yield func(reflect.StructField) bool) {
-		for i := range t.NumField() {
-			if f := t.Field(i); (f.IsExported() || f.Anonymous) && !yield(f) {
+		for f := range t.Fields() {
+			if (f.IsExported() || f.Anonymous) && !yield(f) {
 				return
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"maps"
 	"os"
 	"reflect"
 	"strings"
@@ -49,15 +50,13 @@ func newGenerator(t *testing.T) *generator {
 	}
 	roles := []string{"uplink", "local"}
 	kept := []string{"disabled", "masked"}
-	for key, values := range map[string][]string{
+	maps.Copy(g.closed, map[string][]string{
 		"status.Link.Role": roles, "status.FamilyRole.Role": roles, "status.Object.Kind": {"rule", "route", "group"},
 		"status.Daemon.Kept": kept, "status.Manager.Unwanted": kept, "status.Address.Flags": {"tentative", "duplicate", "deprecated", "temporary", "dynamic"},
 		"explain.Document.Annotations": {status.ByDaemon, status.ByHost, ""},
 		// Codes are many, and more may come: the manual lists them.
 		"routing.Code": nil, "preview.Action": nil,
-	} {
-		g.closed[key] = values
-	}
+	})
 	// Constants that are declared together are one set.
 	for key, of := range map[string]string{
 		"status.Status.By": "ByDaemon", "status.OtherRule.Place": "Ahead", "status.Binding.State": "BindingActive",

@@ -93,8 +93,9 @@ func (a *app) doctor() *cobra.Command {
 
 // completeTarget offers the addresses that --probe may ask by itself.
 func (a *app) completeTarget(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	var out []string
-	for _, t := range targetsOf(a.find(cmd.Context()).Config) {
+	targets := targetsOf(a.find(cmd.Context()).Config)
+	out := make([]string, 0, len(targets))
+	for _, t := range targets {
 		out = append(out, t.String())
 	}
 	return out, cobra.ShellCompDirectiveNoFileComp

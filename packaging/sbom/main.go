@@ -175,7 +175,7 @@ func (d *document) license(modules []*debug.Module) error {
 
 // ask runs the Go command.
 func ask(args ...string) (string, error) {
-	cmd := exec.CommandContext(context.Background(), cmp.Or(os.Getenv("GO"), "go"), args...) //nolint:gosec // the one that builds the program
+	cmd := exec.CommandContext(context.Background(), cmp.Or(os.Getenv("GO"), "go"), args...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

@@ -65,9 +65,7 @@ func complains(t *testing.T, m *vm.Machine, bothLinks func()) {
 	} {
 		run("sh", "-ec", script)
 	}
-	t.Log(run("ip", "rule"))
 	bothLinks()
-	t.Log(run("ip", "rule"))
 	confined("multihomed")
 	confined("multihomed-prober")
 	if said := run("sh", "-c", `journalctl -b --no-pager -o cat | grep -E 'apparmor="(ALLOWED|DENIED)"' | sed -E 's/^.*apparmor=//; s/ pid=[0-9]+//' | sort | uniq -c`); said != "" {
