@@ -130,8 +130,9 @@ func (a *answered) lookAgain(ctx context.Context, l *reconcile.Loop) {
 		case <-a.again:
 		case <-unannounced.C:
 		}
-		if s, err := l.Snapshot(ctx, nil); err == nil {
-			a.needs.Put(s)
+		// Put in the loop's goroutine, as after a pass: an older snapshot never replaces a newer one.
+		if _, err := l.Snapshot(ctx, func() { a.needs.Put(l.Current()) }); err != nil {
+			return // It fails only with ctx.
 		}
 	}
 }

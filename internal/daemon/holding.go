@@ -86,9 +86,15 @@ func (h *holder) stands() bool { return h.server == nil || h.server.Stands() }
 // afterPass is called by the loop when nothing is left to do.
 func (h *holder) afterPass() {
 	if now := h.parts.owners.Generation(); now != h.seen && h.maps.Len() > 0 {
-		h.seen = now
-		h.known.Put(nameLinks(h.parts.owners.DNS(), h.parts.loop.Current()))
+		h.put()
 	}
+}
+
+// put passes on the servers that are known now. It is for the loop's goroutine alone, so that what it puts is never older than
+// what it has put.
+func (h *holder) put() {
+	h.seen = h.parts.owners.Generation()
+	h.known.Put(nameLinks(h.parts.owners.DNS(), h.parts.loop.Current()))
 }
 
 // run serves until ctx is done.
@@ -129,8 +135,8 @@ func (h *holder) lookAgain(ctx context.Context) {
 		if h.maps.Len() == 0 {
 			continue
 		}
-		if d, s, err := h.look(ctx); err == nil {
-			h.known.Put(nameLinks(d, s))
+		if _, err := h.parts.loop.Snapshot(ctx, h.put); err != nil {
+			return // It fails only with ctx.
 		}
 	}
 }
