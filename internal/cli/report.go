@@ -210,11 +210,8 @@ func (a *app) situation(ctx context.Context, f routing.Family, hide bool) string
 		if hide {
 			s.Facts.Users = map[uint32]string{}
 		}
-		data, err := explain.Save(*s)
-		if err != nil {
-			return err.Error() + "\n"
-		}
-		if len(data) <= maxPart {
+		// What is too long to be saved is longer than a part, too.
+		if data, err := explain.Save(*s); err == nil && len(data) <= maxPart {
 			return string(data)
 		}
 	}

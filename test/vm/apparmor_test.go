@@ -1,11 +1,14 @@
 package vm_test
 
 import (
+	"context"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"multihomed/test/lab"
 	"multihomed/test/vm"
 )
 
@@ -41,7 +44,15 @@ func works(t *testing.T, m *vm.Machine) {
 	confined(t, m, "multihomed-binder")
 	run("multihomectl bind remove unit=of-wan1.service")
 	run("multihomectl doctor --probe --target 198.51.100.1 || test $? = 1")
-	run(`ip link set ispwan0 down && while ! multihomectl status --json | grep -q '"main": *"wan0"'; do sleep 0.2; done`)
+	run("ip link set ispwan0 down")
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Stretched(time.Minute))
+	defer cancel()
+	if err := lab.Eventually(ctx, func() error {
+		_, err := m.Run(ctx, "sh", "-c", `multihomectl status --json | grep '"main": *"wan0"'`)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	run("ip link set ispwan0 up && multihomectl failover test wan0 && multihomectl failover reset wan0")
 	run("multihomectl report --redact -o /root/report")
 	run("nmcli connection modify wan1 ipv4.dns '' && nmcli device reapply wan1")
