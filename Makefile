@@ -17,10 +17,10 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
+.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install uninstall deb rpm release repository clean requirements FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo
@@ -230,6 +230,9 @@ release: ## build .deb, .rpm, SBOM and checksums into dist/, reproducibly
 	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
 	rm -rf $(DIST)/build
 	cd $(DIST) && sums=$$(sha256sum -- *) && echo "$$sums" >SHA256SUMS
+
+repository: ## make a signed apt repository of dist/ in dist/apt: GPG_KEY=FINGERPRINT APT_URL=https://…
+	@SOURCE_DATE_EPOCH=$(EPOCH) packaging/apt-repository $(DIST) '$(GPG_KEY)' '$(APT_URL)'
 
 clean: ## remove what was built
 	rm -rf $(BIN) $(DIST)
