@@ -29,7 +29,7 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 	@test/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
-		firewalld ufw iptables
+		firewalld ufw iptables apt-utils gpg gpg-agent ansible-lint
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.
 	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
@@ -81,6 +81,7 @@ bench: requirements build ## measure the tables of docs/figures.md (as root)
 	$(BIN)/bench -v
 
 # Files that the programs and their modules provide.
+ROLE     := $(patsubst packaging/%,%,$(shell find packaging/ansible/roles -type f))
 MANUALS  := $(wildcard packaging/man/*.[58])
 extras: ## write completions and licences into bin/ (after make build)
 	mkdir -p $(BIN)/completions
@@ -103,6 +104,7 @@ sysconfdir ?= /etc
 LIB        ?= /usr/lib
 unitdir    ?= $(LIB)/systemd/system
 NM_LIB     ?= $(LIB)/NetworkManager
+ANSIBLE    ?= /usr/share/ansible
 DHCPCD     ?= $(LIB)/dhcpcd/dhcpcd-hooks
 DBUS       ?= /usr/share/dbus-1/system.d
 IFUPDOWN   ?= $(sysconfdir)/network
@@ -149,6 +151,8 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
+	# Where Ansible looks for roles.
+	for f in $(ROLE); do $(DATA) packaging/$$f $D$(ANSIBLE)/$${f#ansible/} || exit 1; done
 	# The daemon writes the names, because they come from links; until then iproute2 shows numbers.
 	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
 	ln -sf /run/multihomed/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
@@ -177,7 +181,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
-	rm -rf $D$(docdir)
+	rm -rf $D$(docdir) $D$(ANSIBLE)/roles/multihomed
 	test ! -d $D$(sysconfdir)/multihomed || rmdir --ignore-fail-on-non-empty $D$(sysconfdir)/multihomed
 	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
 	@$(if $D,:,echo "left in place, remove it by hand: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
