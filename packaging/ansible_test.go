@@ -3,6 +3,7 @@ package packaging_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,18 +36,18 @@ func repository(t *testing.T) string {
 	defer func() { run(t, "sh", "-c", `gpgconf --kill all; rm -r "$1"`, "sh", home) }()
 	dist := t.TempDir()
 	run(t, "cp", debs.now, dist)
-	make := func(arguments ...string) (string, error) {
+	makes := func(arguments ...string) (string, error) {
 		return command(t.Context(), "make", append([]string{"--no-print-directory", "-C", "..", "repository", "DIST=" + dist, "APT_URL=" + servedAt}, arguments...)...)
 	}
 	for _, c := range []struct{ key, want string }{{"", "gpg --quick-generate-key"}, {"nobody@example.org", "gpg has no secret key nobody@example.org"}} {
-		if out, err := make("GPG_KEY=" + c.key); err == nil || !strings.Contains(out+err.Error(), c.want) {
+		if out, err := makes("GPG_KEY=" + c.key); err == nil || !strings.Contains(out+err.Error(), c.want) {
 			t.Errorf("with the key %q: %v; want %s", c.key, err, c.want)
 		}
 	}
 	run(t, "gpg", "--batch", "--passphrase", "", "--quick-generate-key", "archive@example.org", "ed25519", "sign", "never")
 	sums := func() string {
 		t.Helper()
-		if _, err := make("GPG_KEY=archive@example.org"); err != nil {
+		if _, err := makes("GPG_KEY=archive@example.org"); err != nil {
 			t.Fatal(err)
 		}
 		return run(t, "sh", "-c", `cd "$1/apt" && find . -type f ! -name 'InRelease' ! -name Release.gpg -exec sha256sum {} + | sort -k 2`, "sh", dist)
@@ -115,9 +116,7 @@ type variables map[string]any
 func (s *system) play(v variables, options ...string) (out string, changed string, err error) {
 	s.t.Helper()
 	all := variables{"ansible_python_interpreter": "/usr/bin/python3", "multihomed_repository": servedAt, "multihomed_repository_key": "/srv/apt/multihomed-archive-keyring.asc"}
-	for name, value := range v {
-		all[name] = value
-	}
+	maps.Copy(all, v)
 	text, err := json.Marshal([]any{map[string]any{"hosts": "localhost", "connection": "local", "gather_facts": false, "roles": []any{"multihomed"}, "vars": all}})
 	s.must(err)
 	s.must(s.WriteFile("/root/site.yml", text, 0o600))
