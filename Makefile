@@ -26,7 +26,7 @@ demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo
 
 test: requirements build ## all tests: unit, property and real-NetworkManager (as root)
-	@test/lab/install-requirements gcc libc6-dev debhelper lintian rpm systemd-container debootstrap \
+	@test/lab/install-requirements gcc libc6-dev debhelper dh-apparmor apparmor appstream sosreport reportbug bash-completion zsh fish lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
 		firewalld ufw iptables prometheus python3-prometheus-client \
@@ -110,6 +110,8 @@ POLKIT     ?= /usr/share/polkit-1/actions
 IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
+APPARMOR   ?= /etc/apparmor.d
+METAINFO   ?= /usr/share/metainfo
 # Debian's zsh reads completions of packages from vendor-completions; site-functions is for zsh and the administrator.
 zshdir     ?= $(datadir)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
@@ -155,12 +157,17 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
 	$(DATA) packaging/polkit/org.multihomed1.policy $D$(POLKIT)/org.multihomed1.policy
+	$(DATA) packaging/apparmor/usr.sbin.multihomed $D$(APPARMOR)/usr.sbin.multihomed
+	$(DATA) packaging/sos/multihomed.py $D$(datadir)/multihomed/sos/multihomed.py
+	sed 's,@version@,$(VERSION),; s,@date@,$(shell date -u -d @$(EPOCH) +%F),' packaging/metainfo/org.multihomed.multihomed.metainfo.xml.in | \
+		$(DATA) /dev/stdin $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
 	# The daemon writes the names, because they come from links; until then iproute2 shows numbers.
 	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
 	ln -sf /run/multihomed/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
 	# Empty, so that whoever writes a configuration need not make it.
 	install -d $(OWNED) -m 755 $D$(sysconfdir)/multihomed
+	$(DATA) -t $D$(datadir)/multihomed/schema $(wildcard docs/schema/*.schema.json)
 	$(DATA) $(BIN)/completions/multihomectl $D$(datadir)/bash-completion/completions/multihomectl
 	$(DATA) $(BIN)/completions/_multihomectl $D$(zshdir)/_multihomectl
 	$(DATA) $(BIN)/completions/multihomectl.fish $D$(datadir)/fish/vendor_completions.d/multihomectl.fish
@@ -181,7 +188,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(unitdir)/multihomed-binder.service $D$(unitdir)/multihomed-binder.socket \
 		$D$(unitdir)/multihomed-metrics@.service $D$(unitdir)/multihomed-metrics.socket \
 		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf $D$(POLKIT)/org.multihomed1.policy \
-		$D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
+		$D$(APPARMOR)/usr.sbin.multihomed $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml $D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
@@ -205,7 +212,7 @@ $(DIST)/source: FORCE
 	git -c safe.directory="*" ls-files -z --cached --others --exclude-standard | xargs -0 cp -a --parents -t $@
 
 deb: ## build the Debian package into dist/
-	@(for p in dh dpkg-buildpackage git; do command -v $$p || exit 1; done) >/dev/null || { echo "make deb needs more; run: sudo apt install debhelper git" >&2; exit 1; }
+	@(for p in dh dh_apparmor dpkg-buildpackage git; do command -v $$p || exit 1; done) >/dev/null || { echo "make deb needs more; run: sudo apt install debhelper dh-apparmor git" >&2; exit 1; }
 	$(MAKE) $(DIST)/source
 	XZ_OPT=-T1 tar -C $(DIST) $(SAME) --transform 's,^source,multihomed-$(VERSION),' -cJf $(DIST)/multihomed_$(VERSION).orig.tar.xz source
 	cp -a packaging/debian $(DIST)/source/debian
@@ -235,7 +242,7 @@ release: ## build .deb, .rpm, SBOM and checksums into dist/, reproducibly
 	$(MAKE) deb rpm DIST=$(abspath $(DIST))/build
 	mv $(DIST)/build/*.deb $(DIST)/build/*.rpm $(DIST)/
 	dpkg-deb --fsys-tarfile $(DIST)/*.deb | tar -xO ./usr/sbin/multihomed >$(DIST)/build/multihomed
-	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
+	SOURCE_DATE_EPOCH=$(EPOCH) GO=$(GO) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
 	rm -rf $(DIST)/build
 	cd $(DIST) && sums=$$(sha256sum -- *) && echo "$$sums" >SHA256SUMS
 

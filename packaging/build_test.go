@@ -86,7 +86,8 @@ func TestTheSameContents(t *testing.T) {
 			path = strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(path), "."), ".gz")
 			// zsh of Fedora knows no directory for packages.
 			path = strings.Replace(path, "/zsh/site-functions/", "/zsh/vendor-completions/", 1)
-			if strings.HasSuffix(path, "/") || strings.HasPrefix(path, "/usr/share/licenses/") ||
+			// Only Debian has reportbug.
+			if strings.HasSuffix(path, "/") || strings.HasPrefix(path, "/usr/share/bug/") || strings.HasPrefix(path, "/usr/share/licenses/") ||
 				strings.HasPrefix(path, "/usr/share/doc/multihomed/changelog") || path == "/usr/share/doc/multihomed/copyright" {
 				continue
 			}
@@ -205,7 +206,13 @@ func TestChroot(t *testing.T) {
 		t.Helper()
 		return run(t, "chroot", root, "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", command)
 	}
+	// sos is there, as far as the package can see, then goes, and comes again.
+	const plugins = "/usr/lib/python3/dist-packages/sos/report/plugins"
+	const triggered = "dpkg-trigger --by-package=dpkg " + plugins + " && dpkg --configure --pending && "
+	chroot("mkdir -p " + plugins + " && touch " + plugins + "/__init__.py")
 	chroot("apt-get install -y /root/multihomed.deb && apt-get install -y --reinstall /root/multihomed.deb")
+	chroot("test -s " + plugins + "/multihomed.py && rm " + plugins + "/__init__.py && " + triggered + "test ! -e /usr/lib/python3/dist-packages/sos")
+	chroot("mkdir -p " + plugins + " && touch " + plugins + "/__init__.py && " + triggered + "test -s " + plugins + "/multihomed.py")
 	for _, link := range []string{"multi-user.target.wants/multihomed.service", "sockets.target.wants/multihomed.socket"} {
 		if _, err := os.Lstat(filepath.Join(root, "etc/systemd/system", link)); err != nil {
 			t.Errorf("it is not enabled: %v", err)

@@ -97,7 +97,10 @@ const (
 // A Problem is something that an administrator should know, and what to do about
 // it. It says the same wherever it is read: log, status, D-Bus.
 type Problem struct {
-	Code     Code     `json:"code"`
+	// Code names the kind of problem; multihomectl(8) explains each.
+	Code Code `json:"code"`
+	// Severity is "notice" for a choice that is explained, "warning" for what needs a look, "error" if something promised is
+	// not in force.
 	Severity Severity `json:"severity"`
 	// Link is the interface that it is about, empty for the host.
 	Link string `json:"link,omitempty"`

@@ -74,9 +74,7 @@ func (a *app) bindAdd() *cobra.Command {
 	flags.BoolVar(&o.strict, "strict", true, "nothing leaves by another uplink while the link is down")
 	flags.BoolVar(&o.dns, "dns", true, "DNS queries go to the servers of the link, for user, unit, slice and cgroup; it needs --strict")
 	flags.StringVar(&o.inbound, "inbound", string(config.Answer), "how requests by other links are answered, for interface and source: answer or deny")
-	if err := cmd.RegisterFlagCompletionFunc("inbound", cobra.FixedCompletions([]string{string(config.Answer), string(config.Deny)}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // The flag is defined above.
-	}
+	complete(cmd, map[string]cobra.CompletionFunc{"inbound": words(string(config.Answer), string(config.Deny))})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		selector, err := orders.ParseSelector(args[1])
 		if err != nil {

@@ -48,6 +48,12 @@ valid and 1 if not. It says if a running daemon needs a restart to use the file,
 reload is not enough, and names entries that match no interface of this host at present.`,
 		Args: atMostOne,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.check(cmd.Context(), args) },
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return nil, cobra.ShellCompDirectiveDefault
+		},
 	})
 	return cmd
 }

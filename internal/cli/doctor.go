@@ -86,10 +86,29 @@ func (a *app) doctor() *cobra.Command {
 	cmd.Flags().StringArrayVar(&x.targets, "target", nil, "`address` outside that --probe asks, instead of those of the configuration or public DNS servers; may be repeated")
 	cmd.Flags().StringVar(&x.fix, "fix", "", "print the commands that fix the findings with this `code`")
 	cmd.MarkFlagsMutuallyExclusive("fix", "json")
-	if err := cmd.RegisterFlagCompletionFunc("fix", cobra.FixedCompletions(findingCodes(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // The flag is defined above.
-	}
+	complete(cmd, map[string]cobra.CompletionFunc{"fix": words(findingCodes()...), "target": a.completeTarget})
 	return cmd
+}
+
+// completeTarget offers the addresses that --probe may ask by itself.
+func (a *app) completeTarget(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	targets := targetsOf(a.find(cmd.Context()).Config)
+	out := make([]string, 0, len(targets))
+	for _, t := range targets {
+		out = append(out, t.String())
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// targetsOf are who is asked outside: those of the configuration, or public ones.
+func targetsOf(cfg config.Config) (targets []netip.Addr) {
+	for _, t := range cfg.Failover.Targets {
+		targets = append(targets, t.Address.Addr())
+	}
+	if len(targets) == 0 {
+		targets = outside()
+	}
+	return targets
 }
 
 // findingCodes are those of all checks. What the daemon alone can say has codes besides.
@@ -159,12 +178,7 @@ func (a *app) readFacts(ctx context.Context, cfg config.Config) (doctor.Host, er
 // probeHost sends packets by all uplinks, and by local links those that ask their own wire.
 func probeHost(ctx context.Context, host *doctor.Host, s Status, cfg config.Config, targets []netip.Addr) {
 	if len(targets) == 0 {
-		for _, t := range cfg.Failover.Targets {
-			targets = append(targets, t.Address.Addr())
-		}
-	}
-	if len(targets) == 0 {
-		targets = outside()
+		targets = targetsOf(cfg)
 	}
 	probes, unlooked := probe.Run(ctx, probe.Links(s, host.Interfaces), targets)
 	host.Probed, host.Probes, host.Unlooked = true, probes, append(host.Unlooked, unlooked...)

@@ -145,9 +145,7 @@ func (a *app) explain() *cobra.Command {
 		}
 		return out, cobra.ShellCompDirectiveNoFileComp
 	}
-	if err := cmd.RegisterFlagCompletionFunc("what-if", changes); err != nil {
-		panic(err) // The flag is defined above.
-	}
+	complete(cmd, map[string]cobra.CompletionFunc{"what-if": changes})
 	return cmd
 }
 
@@ -167,11 +165,10 @@ func (o *explainOptions) packet(cmd *cobra.Command) {
 	interfaces := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return reading.Names(), cobra.ShellCompDirectiveNoFileComp
 	}
-	if err := errors.Join(cmd.RegisterFlagCompletionFunc("oif", interfaces), cmd.RegisterFlagCompletionFunc("iif", interfaces),
-		cmd.RegisterFlagCompletionFunc("proto", cobra.FixedCompletions([]string{"tcp", "udp", "icmp", "ipv6-icmp", "sctp"}, cobra.ShellCompDirectiveNoFileComp)),
-		cmd.RegisterFlagCompletionFunc("tos", cobra.FixedCompletions(explain.DSCPNames(), cobra.ShellCompDirectiveNoFileComp))); err != nil {
-		panic(err) // The flags are defined above.
-	}
+	complete(cmd, map[string]cobra.CompletionFunc{
+		"from": completeFrom, "oif": interfaces, "iif": interfaces, "uid": completeUser, "mark": words(),
+		"proto": words("tcp", "udp", "icmp", "ipv6-icmp", "sctp"), "sport": words(), "dport": words(), "tos": words(explain.DSCPNames()...),
+	})
 }
 
 // flow makes the question of the flags. The address may be missing with a snapshot.

@@ -17,6 +17,7 @@ import (
 	"multihomed/internal/explain"
 	"multihomed/routing/lookup"
 	"multihomed/test/golden"
+	"multihomed/test/schematest"
 )
 
 // house is the host of the tests of package explain, from its file.
@@ -198,6 +199,10 @@ func TestExplainDiffers(t *testing.T) {
     "dev": 2`), 1)
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
+	}
+	object, _, status := run(t, "explain", "--json", "--snapshot", path)
+	if err := schematest.Check("explain", []byte(object)); err != nil || status != 3 || !strings.Contains(object, `"kernel_agrees": false`) {
+		t.Errorf("%d, %v", status, err)
 	}
 	out, stderr, status := run(t, "explain", "--snapshot", path)
 	if status != 3 || !strings.Contains(out, "it says something else") || !strings.Contains(stderr, path) {

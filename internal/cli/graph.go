@@ -66,11 +66,7 @@ func (a *app) graph() *cobra.Command {
 	flags.BoolVar(&g.all, "all", false, "draw each rule")
 	flags.StringVar(&g.to, "flow", "", "show the way of a packet to this `address`; the next flags describe it")
 	g.packet.packet(cmd)
-	for name, words := range map[string][]string{"format": formats, "family": families} {
-		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-			panic(err) // The flag is defined above.
-		}
-	}
+	complete(cmd, map[string]cobra.CompletionFunc{"format": words(formats...), "family": words(families...), "flow": words()})
 	return cmd
 }
 

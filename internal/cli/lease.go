@@ -67,11 +67,12 @@ func (f *leaseFlags) register(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("address", "id")
 	cmd.MarkFlagsMutuallyExclusive("ipv4", "ipv6", "id")
 	cmd.MarkFlagsOneRequired("address", "id")
-	if err := errors.Join(cmd.MarkFlagRequired("interface"),
-		cmd.RegisterFlagCompletionFunc("interface", completeInterface),
-		cmd.RegisterFlagCompletionFunc("address", f.completeAddress)); err != nil {
-		panic(err) // The flags are defined above.
+	if err := cmd.MarkFlagRequired("interface"); err != nil {
+		panic(err) // The flag is defined above.
 	}
+	complete(cmd, map[string]cobra.CompletionFunc{
+		"interface": completeInterface, "address": f.completeAddress, "id": words(), "socket": words(), "tries": words(), "interval": words(),
+	})
 }
 
 // completeInterface offers the interfaces that may have a lease.
@@ -125,6 +126,7 @@ func (a *app) lease() *cobra.Command {
 	}
 	f.register(cmd)
 	cmd.Flags().StringVarP(&f.tag, "tag", "t", "", "`text` that is kept with the lease")
+	complete(cmd, map[string]cobra.CompletionFunc{"tag": words()})
 	cmd.Flags().BoolVar(&f.hold, "hold", false, "stay, renew the lease, and release it at the end")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print JSON, see above")
 	cmd.AddCommand(a.leaseList(), a.leaseRelease())

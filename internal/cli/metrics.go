@@ -69,9 +69,7 @@ func (a *app) metrics() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&format, "format", "openmetrics", "`format`: openmetrics or prometheus")
 	cmd.Flags().BoolVar(&serve, "serve", false, "answer one HTTP request on the standard input, a connection")
-	if err := cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(metricFormats, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // The flag is defined above.
-	}
+	complete(cmd, map[string]cobra.CompletionFunc{"format": words(metricFormats...)})
 	return cmd
 }
 

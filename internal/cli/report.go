@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,13 +23,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/config"
+	"multihomed/internal/doctor"
+	"multihomed/internal/explain"
 	"multihomed/internal/lazy"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/redact"
+	"multihomed/routing"
+	"multihomed/routing/lookup"
 )
 
-const reportHelp = `Collect what a bug report needs: the status, rules, routes, addresses, versions, the
-configuration, the state of the daemon, and the end of its journal.
+const reportHelp = `Collect what a bug report needs: the status, the findings of doctor, rules, routes,
+addresses, versions, the configuration, the state of the daemon, and the end of its
+journal. explain-ipv4.json and explain-ipv6.json let whoever reads the report ask what any
+packet does here: multihomectl explain --snapshot explain-ipv4.json ADDRESS.
 
 Nothing leaves this host: look at the report before you send it. It goes to a file in
 the current directory, or with --output to a file that ends with .tar.gz or to a new
@@ -124,6 +131,12 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		for _, l := range s.Links {
 			profiles = append(profiles, l.Profile)
 		}
+		for _, p := range a.diagnosis(ctx, cfg, s, width) {
+			add(p.name, p.text)
+		}
+	}
+	for _, f := range routing.Families() {
+		add("explain-"+f.String()+".json", a.situation(ctx, f, hide))
 	}
 	for _, c := range []struct {
 		name string
@@ -161,6 +174,48 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		parts[i].text = r.Text(descriptions().ReplaceAllString(parts[i].text, "${1}[left out]"))
 	}
 	return parts
+}
+
+// diagnosis is what doctor finds, for a person and for programs.
+func (a *app) diagnosis(ctx context.Context, cfg config.Config, s Status, width int) []part {
+	host, err := a.readFacts(ctx, cfg)
+	if err != nil {
+		return []part{{"doctor.txt", "The host cannot be read: " + err.Error() + "\n"}}
+	}
+	found := doctor.Diagnose(s, host)
+	var text bytes.Buffer
+	if err := renderReport(&text, found, look{width: width}); err != nil {
+		fmt.Fprintf(&text, "\n%v\n", err)
+	}
+	object, err := json.MarshalIndent(found, "", "  ")
+	if err != nil {
+		object = []byte(err.Error())
+	}
+	return []part{{"doctor.txt", bounded(text.Bytes())}, {"doctor.json", bounded(append(object, '\n'))}}
+}
+
+// situation is a family of the host for `multihomectl explain --snapshot`: whoever has the report can ask what any packet does
+// here. Where that is too long, it has the routes of packets to the outside alone. Users have no names where they are
+// to be hidden.
+func (a *app) situation(ctx context.Context, f routing.Family, hide bool) string {
+	to := netip.AddrFrom4([4]byte{1, 1, 1, 1})
+	if f == routing.IPv6 {
+		to = netip.MustParseAddr("2606:4700:4700::1111")
+	}
+	for _, whole := range []bool{true, false} {
+		s, err := a.readExplained(ctx, lookup.Flow{To: to, UID: uint32(os.Geteuid())}, true, whole, nil) //nolint:gosec // a user
+		if err != nil {
+			return "The host cannot be read: " + err.Error() + "\n"
+		}
+		if hide {
+			s.Facts.Users = map[uint32]string{}
+		}
+		// What is too long to be saved is longer than a part, too.
+		if data, err := explain.Save(*s); err == nil && len(data) <= maxPart {
+			return string(data)
+		}
+	}
+	return fmt.Sprintf("Rules and routes are longer than %d MiB.\n", maxPart>>20)
 }
 
 // unbroken is a width at which no line breaks within a name.

@@ -47,6 +47,7 @@ func (a *app) run() *cobra.Command {
 			}
 			return nil
 		},
+		ValidArgsFunction: a.completeProgram,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Args = args
 			return a.runBound(cmd.Context(), o)
@@ -58,9 +59,10 @@ func (a *app) run() *cobra.Command {
 	flags.StringVarP(&o.Link, "link", "l", "", "`name` of the link's interface")
 	flags.BoolVar(&o.RequireHelper, "require-helper", false, "fail if multihomed-binder cannot bind the program")
 	flags.StringVar(&o.Socket, "socket", client.DefaultPath, "`path` of the socket of multihomed-binder")
-	if err := errors.Join(cmd.MarkFlagRequired("link"), cmd.RegisterFlagCompletionFunc("link", a.completeLink)); err != nil {
-		panic(err) // The flags are defined above.
+	if err := cmd.MarkFlagRequired("link"); err != nil {
+		panic(err) // The flag is defined above.
 	}
+	complete(cmd, map[string]cobra.CompletionFunc{"link": a.completeLink})
 	return cmd
 }
 

@@ -139,6 +139,13 @@ func flagList(names []string, word string) string {
 func helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use: "help [COMMAND]", Short: "help about a command",
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return commandsOf(cmd), cobra.ShellCompDirectiveNoFileComp
+		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			cmd, rest, err := root.Find(args)
 			if cmd == nil || err != nil || len(rest) > 0 {
@@ -155,6 +162,10 @@ func everywhere(cmd *cobra.Command) {
 	if cmd.HasSubCommands() && !cmd.Runnable() {
 		// Otherwise cobra prints the help for any word and succeeds.
 		cmd.Args, cmd.RunE = noArguments, func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	if cmd.ValidArgsFunction == nil {
+		// Otherwise the shell offers files, which no command takes that does not say so.
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
 	}
 	if cmd.HasParent() && cmd.Parent().Name() == "completion" {
 		cmd.Args = noArguments // cobra's own commands speak cobra's words.

@@ -41,8 +41,10 @@ type Report struct {
 	// Complete says that everything was looked at.
 	Complete bool `json:"complete"`
 	// Probed says that packets were sent.
-	Probed   bool       `json:"probed"`
-	Findings []Finding  `json:"findings"`
+	Probed bool `json:"probed"`
+	// Findings are in the order of their severity, errors first.
+	Findings []Finding `json:"findings"`
+	// Unlooked are what could not be looked at.
 	Unlooked []Unlooked `json:"not_looked"`
 }
 

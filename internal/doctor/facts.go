@@ -242,8 +242,6 @@ func (f *facts) explain(p routing.Problem) Finding {
 			continue
 		}
 		switch code := string(p.Code); code {
-		case "source-checked":
-			out.Commands = set("ipv4", l.name, "rp_filter", "2")
 		case "rp-filter":
 			_, line := f.larger4(l.name, "rp_filter")
 			out.Evidence = append(out.Evidence, escape.Text(line))
@@ -253,8 +251,6 @@ func (f *facts) explain(p routing.Problem) Finding {
 			out.Evidence = append(out.Evidence, escape.Text(ignore), escape.Text(announce))
 		case string(routing.LeftAlone):
 			out.Evidence, out.Commands = l.leftAlone(p.Text)
-		case string(routing.ForeignGroup):
-			out.Commands = routing.CommandsOf(shell.Command("ip", "link", "set", "dev", l.name, "group", "default"))
 		}
 	}
 	if p.Code == "main-rule" {

@@ -73,10 +73,13 @@ const (
 // Names of interfaces and profiles are escaped (package escape).
 type Document struct {
 	// Schema is [status.Schema].
-	Schema   int      `json:"schema"`
+	Schema int `json:"schema"`
+	// Question is the packet that was asked for.
 	Question Question `json:"question"`
 	// Summary is the answer in one sentence.
 	Summary string `json:"summary"`
+	// Outcome is what becomes of the packet; "assumed on-link" says that no rule has an answer, and the kernel takes the
+	// destination for a neighbour on the device that the socket is bound to.
 	Outcome string `json:"outcome"`
 	// Interface, Via and Source are of the packet that leaves; of several legs, those that the
 	// kernel chose for its own question.
@@ -87,8 +90,9 @@ type Document struct {
 	Asked  bool `json:"kernel_asked"`
 	Agrees bool `json:"kernel_agrees"`
 	// Complete is false if the answer rests on something that is not known.
-	Complete bool     `json:"complete"`
-	Lookups  []Lookup `json:"lookups"`
+	Complete bool `json:"complete"`
+	// Lookups are the walks through the rules, in their order.
+	Lookups []Lookup `json:"lookups"`
 	// MayDiffer is what the simulation does not know and this packet may depend on.
 	MayDiffer []Caveat `json:"may_differ"`
 	// WhatIf are the changes that were assumed, Assumptions what they were taken to mean.
@@ -97,52 +101,67 @@ type Document struct {
 	// Snapshot says when the facts were read, as in RFC 3339, if they come from a file.
 	Snapshot string `json:"snapshot,omitempty"`
 	// Annotations say who named the rules: "daemon", "multihomectl", or empty.
-	Annotations string   `json:"annotations"`
-	Unread      []string `json:"unread"`
+	Annotations string `json:"annotations"`
+	// Unread are what could not be read, in sentences.
+	Unread []string `json:"unread"`
 }
 
 // A Question is what was asked.
 type Question struct {
+	// Destination is the address that the packet is for.
 	Destination netip.Addr `json:"destination"`
 	// From is absent for a socket that is bound to no address.
 	From *netip.Addr `json:"from,omitempty"`
-	IIF  string      `json:"iif,omitempty"`
-	OIF  string      `json:"oif,omitempty"`
-	UID  uint32      `json:"uid"`
+	// IIF is the interface that a forwarded packet comes in by, OIF the one that the socket is bound to.
+	IIF string `json:"iif,omitempty"`
+	OIF string `json:"oif,omitempty"`
+	// UID is the user who sends.
+	UID uint32 `json:"uid"`
 	// User is the name of the user, empty if it is not known.
-	User            string `json:"user,omitempty"`
-	Mark            uint32 `json:"mark"`
-	Protocol        uint8  `json:"protocol"`
+	User string `json:"user,omitempty"`
+	// Mark is that of the packet (fwmark), 0 for none.
+	Mark uint32 `json:"mark"`
+	// Protocol is a number of IANA's, 0 if it was not given.
+	Protocol uint8 `json:"protocol"`
+	// SourcePort and DestinationPort are 0 if they were not given.
 	SourcePort      uint16 `json:"sport"`
 	DestinationPort uint16 `json:"dport"`
-	TOS             uint8  `json:"tos"`
+	// TOS is the type of service or the traffic class.
+	TOS uint8 `json:"tos"`
 	// Text is the question in words.
 	Text string `json:"text"`
 }
 
 // A Lookup is one walk through the rules.
 type Lookup struct {
+	// Purpose is "route" for the packet as it was asked for, "source" for the second lookup of connect(2) with the address
+	// that the first one chose, "reverse path" for the check of the source of what comes in.
 	Purpose string `json:"purpose"`
 	// Text says what is looked up.
-	Text    string `json:"text"`
+	Text string `json:"text"`
+	// Outcome is that of this walk.
 	Outcome string `json:"outcome"`
 	// Error is what the sender gets where the packet is refused.
 	Error string `json:"error,omitempty"`
 	// Objection is why the kernel refuses or drops the packet whatever the rules say.
 	Objection string `json:"objection,omitempty"`
-	Table     uint32 `json:"table,omitempty"`
+	// Table is the one that has the answer, absent if none has.
+	Table uint32 `json:"table,omitempty"`
 	// Routes are the ways that the packet may take.
 	Routes []string `json:"routes"`
-	Rules  []Rule   `json:"rules"`
+	// Rules are all rules of the family, in the order of the kernel.
+	Rules []Rule `json:"rules"`
 	// Kernel is what the kernel itself says, absent if it was not asked.
 	Kernel *Kernel `json:"kernel,omitempty"`
 }
 
 // A Rule is one rule on the way.
 type Rule struct {
+	// Priority is the kernel's: lower ones are asked first.
 	Priority uint32 `json:"priority"`
 	// Text is the rule in the words of ip-rule(8), without its priority.
-	Text   string `json:"text"`
+	Text string `json:"text"`
+	// Result is what came of it.
 	Result string `json:"result"`
 	// Why says why it matches or does not; Selector is the first one that does not match.
 	Why      string `json:"why"`
@@ -163,15 +182,18 @@ type Rule struct {
 	Link     string `json:"link,omitempty"`
 	Profile  string `json:"profile,omitempty"`
 	Lifts    string `json:"lifts,omitempty"`
-	Binding  string `json:"binding,omitempty"`
+	// Binding is what the rule binds to the link, in words.
+	Binding string `json:"binding,omitempty"`
 }
 
 // Kernel is the kernel's answer.
 type Kernel struct {
 	// Error is how it refuses, empty if it has a route.
-	Error  string `json:"error,omitempty"`
-	Table  uint32 `json:"table,omitempty"`
-	Route  string `json:"route,omitempty"`
+	Error string `json:"error,omitempty"`
+	// Table has the Route that it found, in the words of ip-route(8).
+	Table uint32 `json:"table,omitempty"`
+	Route string `json:"route,omitempty"`
+	// Sent is the interface that it sends by, Source the address that it chose.
 	Sent   string `json:"sent,omitempty"`
 	Source string `json:"source,omitempty"`
 	// Difference says where the simulation does not agree, empty if it does.
@@ -180,7 +202,9 @@ type Kernel struct {
 
 // A Caveat is something that may lead to another answer.
 type Caveat struct {
+	// Code names it, for programs; more may be added.
 	Code string `json:"code"`
+	// Text says it in a sentence.
 	Text string `json:"text"`
 }
 

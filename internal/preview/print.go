@@ -79,27 +79,40 @@ func (p Plan) Complete() bool { return len(p.Unknown) == 0 }
 
 // A Document is a plan for programs.
 type Document struct {
+	// Schema is 1.
 	Schema int `json:"schema"`
 	// Changes says that there are steps, Complete that all was read.
-	Changes  bool           `json:"changes"`
-	Complete bool           `json:"complete"`
-	Steps    []DocumentStep `json:"steps"`
-	NotShown []string       `json:"not_shown"`
-	Unread   []string       `json:"unread"`
+	Changes  bool `json:"changes"`
+	Complete bool `json:"complete"`
+	// Steps are in the order in which they must be taken.
+	Steps []DocumentStep `json:"steps"`
+	// NotShown is what a pass does besides, in sentences.
+	NotShown []string `json:"not_shown"`
+	// Unread are what could not be read, in sentences.
+	Unread []string `json:"unread"`
 }
 
 // A DocumentStep is a Step. Names are escaped.
 type DocumentStep struct {
-	Action    Action   `json:"action"`
-	Family    string   `json:"family,omitempty"`
-	Interface string   `json:"interface,omitempty"`
-	Object    string   `json:"object"`
-	Why       string   `json:"why"`
-	Decision  string   `json:"decision,omitempty"`
-	Link      string   `json:"link,omitempty"`
-	Profile   string   `json:"profile,omitempty"`
-	Commands  []string `json:"commands"`
-	Note      string   `json:"note,omitempty"`
+	// Action is what is done, such as "add rule".
+	Action Action `json:"action"`
+	// Family is "ipv4" or "ipv6", absent for what has none.
+	Family string `json:"family,omitempty"`
+	// Interface is the one that it is about, absent if about none or several.
+	Interface string `json:"interface,omitempty"`
+	// Object is what changes, in the words of iproute2.
+	Object string `json:"object"`
+	// Why says in words why it changes.
+	Why string `json:"why"`
+	// Decision names why the object exists (REASONS in multihomectl(8)), absent for what goes.
+	Decision string `json:"decision,omitempty"`
+	// Link is the link that it is for, Profile its profile in NetworkManager.
+	Link    string `json:"link,omitempty"`
+	Profile string `json:"profile,omitempty"`
+	// Commands are lines for sh(1), none if no command does it.
+	Commands []string `json:"commands"`
+	// Note says why there is no command, or what it lacks.
+	Note string `json:"note,omitempty"`
 }
 
 // WriteJSON writes it as `multihomectl plan --json` prints it.

@@ -45,8 +45,9 @@ type Histogram struct {
 // A Bucket counts the times up to its bound, those of the buckets before it too.
 type Bucket struct {
 	// UpTo is in seconds.
-	UpTo  float64 `json:"up_to_seconds"`
-	Count uint64  `json:"count"`
+	UpTo float64 `json:"up_to_seconds"`
+	// Count is of times.
+	Count uint64 `json:"count"`
 }
 
 // Changed counts changes of the kernel.
@@ -54,40 +55,50 @@ type Changed struct {
 	// Object is "rule", "route" or "group".
 	Object string `json:"object"`
 	// Verb is "add", "replace", "move", "delete", "set" or "reset".
-	Verb  string `json:"verb"`
+	Verb string `json:"verb"`
+	// Count is of changes.
 	Count uint64 `json:"count"`
 }
 
 // Refusals count by who refused.
 type Refusals struct {
-	Kernel   uint64 `json:"kernel"`
+	// Kernel counts changes that the kernel refused.
+	Kernel uint64 `json:"kernel"`
+	// Database counts leases that the database refused, or that the range had no number for.
 	Database uint64 `json:"database"`
 }
 
 // Repairs count by object.
 type Repairs struct {
-	Rules  uint64 `json:"rules"`
+	// Rules counts rules.
+	Rules uint64 `json:"rules"`
+	// Routes counts routes.
 	Routes uint64 `json:"routes"`
 }
 
 // Logged counts problems in the log.
 type Logged struct {
+	// Code is that of the problem.
 	Code string `json:"code"`
 	// Severity is "error", "warning" or "notice".
 	Severity string `json:"severity"`
-	Count    uint64 `json:"count"`
+	// Count is of lines.
+	Count uint64 `json:"count"`
 }
 
 // Deaths count those of an uplink in one family.
 type Deaths struct {
+	// Interface is the name that it had.
 	Interface string `json:"interface"`
 	// Family is "ipv4" or "ipv6".
 	Family string `json:"family"`
-	Count  uint64 `json:"count"`
+	// Count is of deaths.
+	Count uint64 `json:"count"`
 }
 
 // Switches count those of a family.
 type Switches struct {
+	// Family is "ipv4" or "ipv6".
 	Family string `json:"family"`
 	// Away counts moves to another uplink than that of main, Back returns to it.
 	Away uint64 `json:"away"`

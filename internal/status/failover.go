@@ -20,10 +20,12 @@ type Failover struct {
 
 // Health says whether an uplink works in one family.
 type Health struct {
+	// Interface is the name of the uplink, escaped.
 	Interface string `json:"interface"`
 	// Family is "ipv4" or "ipv6".
-	Family string      `json:"family"`
-	State  HealthState `json:"state"`
+	Family string `json:"family"`
+	// State is what it is judged to be; unbound traffic avoids one that is down or recovering.
+	State HealthState `json:"state"`
 	// Since is when the state began, nil if that is not known.
 	Since *time.Time `json:"since,omitempty"`
 	// Why says in one sentence what the state is judged by.
@@ -149,6 +151,7 @@ func (f *Failover) Among(family string) int {
 
 // Leg is one uplink that shares unbound traffic.
 type Leg struct {
+	// Interface is the name of the uplink, escaped.
 	Interface string `json:"interface"`
 	// Weight is its part, of the sum of all.
 	Weight uint16 `json:"weight"`

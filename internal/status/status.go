@@ -31,12 +31,16 @@ type Status struct {
 	// By says who looked at the host: [ByDaemon] or [ByHost].
 	By string `json:"by"`
 	// Version is that of the program that looked.
-	Version        string  `json:"version"`
-	Daemon         Daemon  `json:"daemon"`
+	Version string `json:"version"`
+	// Daemon is the service.
+	Daemon Daemon `json:"daemon"`
+	// NetworkManager is the one on the system bus.
 	NetworkManager Manager `json:"network_manager"`
-	InForce        Count   `json:"in_force"`
+	// InForce counts rules, routes and interface groups of all links; what yields does not count.
+	InForce Count `json:"in_force"`
 	// Tables is the range that the tables of links come from.
-	Tables      Range  `json:"tables"`
+	Tables Range `json:"tables"`
+	// UplinkGroup is the interface group that uplinks are put into.
 	UplinkGroup uint32 `json:"uplink_group"`
 	// Unbound says by family ("ipv4") which way packets leave that are bound to no
 	// link; a family without a way has no entry.
@@ -51,8 +55,9 @@ type Status struct {
 	Counters *Counters `json:"counters,omitempty"`
 	// Unchecked counts links of which it is not known whether their traffic leaves by
 	// them: they changed a moment ago, or there are too many without the daemon.
-	Unchecked int    `json:"unchecked_links"`
-	Links     []Link `json:"links"`
+	Unchecked int `json:"unchecked_links"`
+	// Links are the interfaces that have their own routing, uplinks first.
+	Links []Link `json:"links"`
 	// Shared are the objects that serve all links, lifts of rules of others, and
 	// those that no link wants.
 	Shared []Object `json:"shared"`
@@ -63,7 +68,8 @@ type Status struct {
 	// OffLinks are the links that are switched off by themselves.
 	OffLinks []OffLink `json:"off_links,omitempty"`
 	// Others are the interfaces that are no links.
-	Others   []Other   `json:"other_interfaces"`
+	Others []Other `json:"other_interfaces"`
+	// Problems are what to know or to fix.
 	Problems []Problem `json:"problems"`
 	// Unread are what could not be read, in sentences.
 	Unread []string `json:"unread"`
@@ -97,6 +103,7 @@ func (o Off) Text() string {
 
 // OffLink is a link that is switched off.
 type OffLink struct {
+	// Interface is its name, escaped.
 	Interface string `json:"interface"`
 	// UUID is that of its profile, empty for one that has none.
 	UUID string `json:"uuid"`
@@ -105,7 +112,9 @@ type OffLink struct {
 
 // Daemon is the service. Its fields beside Running come from itself.
 type Daemon struct {
-	Running bool       `json:"running"`
+	// Running says that a daemon holds the lock of this host.
+	Running bool `json:"running"`
+	// PID is its process, Version that of its program, Started when it began.
 	PID     int        `json:"pid,omitempty"`
 	Version string     `json:"version,omitempty"`
 	Started *time.Time `json:"started,omitempty"`
@@ -127,6 +136,7 @@ type Daemon struct {
 
 // Unbound is the way of packets that are bound to no link.
 type Unbound struct {
+	// Interface is the one that they leave by.
 	Interface string `json:"interface"`
 	// Table is what says so.
 	Table uint32 `json:"table"`
@@ -153,6 +163,7 @@ const (
 
 // OtherRule is a rule of somebody else.
 type OtherRule struct {
+	// Family is "ipv4" or "ipv6".
 	Family string `json:"family"`
 	// Text is the rule in the words of iproute2.
 	Text string `json:"text"`
@@ -162,6 +173,7 @@ type OtherRule struct {
 
 // Manager is NetworkManager.
 type Manager struct {
+	// Running says that it has its name on the bus, Version which one it is.
 	Running bool   `json:"running"`
 	Version string `json:"version,omitempty"`
 	// Complete says that everything about its devices is known.
@@ -171,13 +183,15 @@ type Manager struct {
 	// Unwanted says how the administrator keeps one from running that is installed:
 	// "disabled" or "masked".
 	Unwanted string `json:"unwanted,omitempty"`
-	Waiting  string `json:"waiting,omitempty"`
+	// Waiting says what it has not said yet.
+	Waiting string `json:"waiting,omitempty"`
 	// Error says why it could not be asked.
 	Error string `json:"error,omitempty"`
 }
 
 // Count is of rules, routes and interface groups; what yields does not count.
 type Count struct {
+	// Planned are those that should exist, Present those of them that do.
 	Planned int `json:"planned"`
 	Present int `json:"present"`
 	// Unexpected stand and are not planned.
@@ -186,12 +200,14 @@ type Count struct {
 
 // Range is a range of tables, both ends included.
 type Range struct {
+	// First is the lowest number, Last the highest.
 	First uint32 `json:"first"`
 	Last  uint32 `json:"last"`
 }
 
 // Link is one interface that has its own routing.
 type Link struct {
+	// Interface is its name, escaped, and Index the kernel's number of it.
 	Interface string `json:"interface"`
 	Index     int    `json:"index"`
 	// Role is "uplink" or "local", RoleWhy says in words why. A link that is an uplink in
@@ -207,24 +223,29 @@ type Link struct {
 	// and its role is not final.
 	Pending bool `json:"pending"`
 	// Why says in words why it is a link.
-	Why     string `json:"why"`
+	Why string `json:"why"`
+	// Profile is the name of its profile in NetworkManager, escaped.
 	Profile string `json:"profile,omitempty"`
 	// Type is NetworkManager's name of the kind of device.
-	Type    string `json:"type,omitempty"`
-	Up      bool   `json:"up"`
-	Carrier bool   `json:"carrier"`
+	Type string `json:"type,omitempty"`
+	// Up says that it is set up, Carrier that it has a carrier.
+	Up      bool `json:"up"`
+	Carrier bool `json:"carrier"`
 	// Group is the interface group.
 	Group uint32 `json:"group"`
 	// Since is when its role or its rules changed last, as far as the daemon has been
 	// running.
-	Since    *time.Time `json:"since,omitempty"`
-	InForce  Count      `json:"in_force"`
-	Networks []Network  `json:"networks"`
+	Since *time.Time `json:"since,omitempty"`
+	// InForce counts its objects.
+	InForce Count `json:"in_force"`
+	// Networks are its on-link prefixes, each with its table.
+	Networks []Network `json:"networks"`
 	// LeftAlone says by family ("ipv4") why it is its owner's.
 	LeftAlone map[string]string `json:"left_alone"`
 	// Unused are addresses that have no part in it: another host has them.
-	Unused  []Address `json:"unused_addresses"`
-	Objects []Object  `json:"objects"`
+	Unused []Address `json:"unused_addresses"`
+	// Objects are its rules, its routes and its interface group.
+	Objects []Object `json:"objects"`
 }
 
 // RoleIn is the role in a family.
@@ -237,6 +258,7 @@ func (l Link) RoleIn(family string) string {
 
 // A FamilyRole is what a link is in one family.
 type FamilyRole struct {
+	// Role is "uplink" or "local", Why says in words why.
 	Role string `json:"role"`
 	Why  string `json:"why"`
 }
@@ -253,7 +275,8 @@ type Network struct {
 	Table uint32 `json:"table"`
 	// Routes counts the routes in the table that are not among the objects, because main
 	// has very many through the link, as with BGP. They count as in force.
-	Routes    int       `json:"routes,omitempty"`
+	Routes int `json:"routes,omitempty"`
+	// Addresses are those of the interface in this network.
 	Addresses []Address `json:"addresses"`
 	// Gateways are those of the default routes in the table, best first.
 	Gateways []Gateway `json:"gateways"`
@@ -261,10 +284,12 @@ type Network struct {
 
 // Address is one address of an interface.
 type Address struct {
+	// Address is without the length of its prefix.
 	Address netip.Addr `json:"address"`
 	// Length is that of the prefix it was given with.
-	Length int         `json:"prefix_length"`
-	Peer   *netip.Addr `json:"peer,omitempty"`
+	Length int `json:"prefix_length"`
+	// Peer is the other end of a point-to-point address.
+	Peer *netip.Addr `json:"peer,omitempty"`
 	// Flags are of "tentative", "duplicate", "deprecated", "temporary" and
 	// "dynamic".
 	Flags []string `json:"flags"`
@@ -279,9 +304,11 @@ type Gateway struct {
 // Object is one rule, route or interface group.
 type Object struct {
 	// Kind is "rule", "route" or "group".
-	Kind   string `json:"kind"`
+	Kind string `json:"kind"`
+	// Family is "ipv4" or "ipv6", absent for a group.
 	Family string `json:"family,omitempty"`
-	State  State  `json:"state"`
+	// State says how it is in the kernel; what yields stays away for a while because somebody deletes it.
+	State State `json:"state"`
 	// Text is the object in the words of iproute2.
 	Text string `json:"text"`
 	// Reason names why it exists.
@@ -310,6 +337,7 @@ const (
 
 // Other is an interface that is no link.
 type Other struct {
+	// Interface is its name, escaped, and Why says in words why it is none.
 	Interface string `json:"interface"`
 	Why       string `json:"why"`
 }

@@ -71,6 +71,7 @@ const (
 
 // An Author is who made a change. Authors are comparable.
 type Author struct {
+	// Party is who made the change.
 	Party Party `json:"who"`
 	// Process is the command name of a process (proc_pid_comm(5)), escaped, and PID its number; empty
 	// and 0 if they are not known.
@@ -106,9 +107,12 @@ func (a Author) String() string {
 
 // An Event is one change. Its texts are escaped.
 type Event struct {
-	Schema int       `json:"schema"`
-	Time   time.Time `json:"time"`
-	Kind   Kind      `json:"event"`
+	// Schema is 1.
+	Schema int `json:"schema"`
+	// Time is when it was seen.
+	Time time.Time `json:"time"`
+	// Kind says what changed.
+	Kind Kind `json:"event"`
 	// Link is the interface that it is about, empty for the host.
 	Link string `json:"link,omitempty"`
 	// Family is "ipv4" or "ipv6", empty if it is about none or both.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -36,6 +37,9 @@ func TestThisProgram(t *testing.T) {
 	if want := "pkg:golang/std@" + strings.TrimPrefix(runtime.Version(), "go"); doc.Components[0].PURL != want {
 		t.Errorf("%s, want %s", doc.Components[0].PURL, want)
 	}
+	if self, std := doc.Metadata.Component.Licenses, doc.Components[0].Licenses; len(self) != 1 || self[0].License.ID != "Apache-2.0" || len(std) != 1 || std[0].License.ID != "BSD-3-Clause" {
+		t.Errorf("licences %+v, %+v", self, std)
+	}
 	if d := doc.Dependencies; len(d) != 1 || len(d[0].DependsOn) != len(doc.Components) {
 		t.Errorf("%+v", d)
 	}
@@ -53,5 +57,28 @@ func TestErrors(t *testing.T) {
 	}
 	if err := run([]string{"a", "b", "c"}, "", &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "SOURCE_DATE_EPOCH") {
 		t.Error(err)
+	}
+}
+
+// TestLicenses: what is not recognised stops a release.
+func TestLicenses(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"Apache License\n  Version 2.0, January 2004":                                   "Apache-2.0",
+		"Permission is hereby granted, free of charge, to any\nperson obtaining a copy": "MIT",
+		"Redistribution and use in source and binary forms\nNeither the name of":        "BSD-3-Clause",
+		"Redistribution and use in source and binary forms":                             "BSD-2-Clause",
+		"All rights reserved": "", "": "",
+	} {
+		directory := t.TempDir()
+		if text != "" {
+			if err := os.WriteFile(filepath.Join(directory, "LICENSE"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := licenseOf(directory)
+		if want == "" && err == nil || want != "" && (err != nil || got[0].License.ID != want) {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
 	}
 }

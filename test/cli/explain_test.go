@@ -13,6 +13,7 @@ import (
 	"multihomed/internal/explain"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
+	"multihomed/test/schematest"
 )
 
 const outside4, outside6 = "203.0.113.1", "2001:db8:ffff::1"
@@ -27,6 +28,7 @@ func (h *host) explain(uid uint32, args ...string) (explain.Document, result) {
 	if err := decoder.Decode(&d); err != nil {
 		h.t.Fatalf("explain %q: %v in %s", args, err, r)
 	}
+	h.must(schematest.Check("explain", []byte(r.out)))
 	if !d.Agrees || r.status == 3 || d.Asked == (len(d.WhatIf) > 0) {
 		h.t.Errorf("explain %q: the kernel was asked: %v, and agrees: %v: %s", args, d.Asked, d.Agrees, r)
 	}

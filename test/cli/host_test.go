@@ -18,6 +18,7 @@ import (
 	"multihomed/internal/cli"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
+	"multihomed/test/schematest"
 )
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
@@ -160,6 +161,7 @@ func (h *host) parse(r result) cli.Status {
 	if err := decoder.Decode(&s); err != nil {
 		h.t.Fatalf("%v in %s", err, r)
 	}
+	h.must(schematest.Check("status", []byte(r.out)))
 	if s.OK != (r.status == 0) {
 		h.t.Errorf("ok is %v in %s", s.OK, r)
 	}

@@ -25,6 +25,7 @@ import (
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
+	"multihomed/test/schematest"
 )
 
 // Names of interfaces that a shell, a terminal, JSON and nft(8) may each misread. nft(8) cannot
@@ -428,6 +429,7 @@ func (h *plannedHost) distinct(ns *lab.Namespace) {
 	if err := json.Unmarshal([]byte(r.out), &d); err != nil || r.status != 1 || d.Schema != 1 || !d.Changes || !d.Complete {
 		h.t.Fatalf("%v: %s", err, r)
 	}
+	h.must(schematest.Check("plan", []byte(r.out)))
 	for _, name := range []string{unwritable, hostile} {
 		if !slices.ContainsFunc(d.Steps, func(s preview.DocumentStep) bool { return s.Interface == escape.Name(name) && len(s.Commands) > 0 }) {
 			h.t.Errorf("JSON has no step for %q: %s", name, r)

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"multihomed/test/schematest"
 )
 
 // TestReportRedacted: what a redacted report must not say, it says in no spelling.
@@ -71,5 +73,19 @@ func TestReportRedacted(t *testing.T) {
 		if !strings.Contains(redacted, s) {
 			t.Errorf("the report lacks %q", s)
 		}
+	}
+	// Whoever gets the report can ask what packets do on this host, and addresses still have their networks.
+	for _, name := range []string{"plain", "redacted"} {
+		for _, family := range []string{"ipv4", "ipv6"} {
+			if r := h.ctl("explain", "--snapshot", filepath.Join(directory, name, "explain-"+family+".json")); r.status != 0 || !strings.Contains(r.out, " leaves by wan0 ") {
+				t.Errorf("%s, %s: %s", name, family, r)
+			}
+		}
+		data, err := os.ReadFile(filepath.Join(directory, name, "doctor.json"))
+		h.must(err)
+		h.must(schematest.Check("doctor", data))
+		data, err = os.ReadFile(filepath.Join(directory, name, "status.json"))
+		h.must(err)
+		h.must(schematest.Check("status", data))
 	}
 }

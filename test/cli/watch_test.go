@@ -17,6 +17,7 @@ import (
 	"multihomed/internal/watch"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
+	"multihomed/test/schematest"
 )
 
 // A watching is a `multihomectl watch --json` that runs.
@@ -50,6 +51,9 @@ func (h *host) watch(uid uint32) *watching {
 			var e watch.Event
 			if err := decoder.Decode(&e); err != nil || e.Schema != 1 || e.Time.IsZero() || e.Text == "" || e.Count < 1 {
 				h.t.Errorf("%v in %s", err, lines.Text())
+			}
+			if err := schematest.Check("watch", lines.Bytes()); err != nil {
+				h.t.Error(err)
 			}
 			w.mu.Lock()
 			w.events = append(w.events, e)

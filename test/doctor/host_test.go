@@ -18,6 +18,7 @@ import (
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
+	"multihomed/test/schematest"
 )
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
@@ -125,6 +126,9 @@ func (h *host) doctor(args ...string) doctor.Report {
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&r); err != nil {
 		h.t.Fatalf("%v in %s", err, out)
+	}
+	if err := schematest.Check("doctor", []byte(out)); err != nil {
+		h.t.Error(err)
 	}
 	want, got := 0, 0
 	if !r.OK {

@@ -19,6 +19,7 @@ import (
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
+	"multihomed/test/schematest"
 )
 
 // TestWithAndWithoutTheDaemon: status without the daemon combines the same facts as the daemon: the
@@ -144,5 +145,6 @@ func (r *rig) json() (*status.Status, error) {
 	if !strings.HasPrefix(text, "{") {
 		return nil, fmt.Errorf("%w: %s", err, text)
 	}
+	r.must(schematest.Check("status", []byte(text)))
 	return status.Decode([]byte(text), true)
 }

@@ -22,6 +22,7 @@ import (
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
+	"multihomed/test/schematest"
 )
 
 // A bound thing is something that is bound, and how it asks.
@@ -497,6 +498,7 @@ func (p *publishing) explainsBindings() {
 			p.t.Fatal(err)
 		}
 		p.must(json.Unmarshal(out, &d))
+		p.must(schematest.Check("explain", out))
 		if !d.Agrees {
 			p.t.Errorf("%q: the kernel says something else: %s", args, out)
 		}

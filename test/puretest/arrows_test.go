@@ -19,7 +19,7 @@ import (
 var floors = [][]string{
 	// Values and tools without routing, and facts and plans without a system call.
 	{
-		"internal/activation", "internal/dnsname", "internal/english", "internal/escape", "internal/event", "internal/fsutil", "internal/hangup", "internal/health", "internal/lazy", "internal/news", "internal/nlmsg", "internal/nlsocket", "internal/ownership",
+		"docs/schema", "internal/activation", "internal/dnsname", "internal/english", "internal/escape", "internal/event", "internal/fsutil", "internal/hangup", "internal/health", "internal/lazy", "internal/news", "internal/nlmsg", "internal/nlsocket", "internal/ownership",
 		"internal/prober/wire", "internal/processor", "internal/rights", "internal/suggest", "internal/unitfile", "internal/unixgram", "routing",
 	},
 	{

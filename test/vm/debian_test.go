@@ -123,6 +123,7 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 	if err := m.CopyIn(path, "/root/multihomed.deb", 0o644); err != nil {
 		t.Fatal(err)
 	}
+	appArmor(t, m)
 	run("apt-get", "install", "-y", "-q", "/root/multihomed.deb")
 	run("systemctl", "is-active", "multihomed.service", "multihomed.socket")
 	bothLinks := func() {
@@ -187,6 +188,14 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 		outOfMemory(t, run, bothLinks)
 		phase("the service failed for its memory, and is back")
 	}
+	if release == machine.Trixie { // Last, because it leaves a mark of sockets that were bound.
+		works(t, m)
+		bothLinks()
+		phase("the services worked under their profiles")
+	}
+	confined(t, m, "multihomed")
+	confined(t, m, "multihomed-prober")
+	complete(t, m)
 	return m
 }
 

@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"slices"
 
+	"multihomed/internal/shell"
 	"multihomed/internal/status/outcome"
 	"multihomed/internal/status/view"
 	"multihomed/routing"
+	"multihomed/routing/answers"
 )
 
 // A check looks for one thing. It reads nothing but the view and the files of
@@ -80,6 +82,20 @@ func Codes() []routing.Code {
 	return slices.Compact(out)
 }
 
+// commandsOf fix what the planner and the daemon find, who know no commands.
+func commandsOf(p routing.Problem) routing.Commands {
+	switch {
+	case p.Link == "":
+		return ""
+	case p.Code == routing.ForeignGroup:
+		return routing.CommandsOf(shell.Command("ip", "link", "set", "dev", p.Link, "group", "default"))
+	case p.Code == answers.SourceChecked:
+		return routing.CommandsOf(shell.Command("sysctl", "-w", SysctlOf("net.ipv4.conf", p.Link, "rp_filter")+"=2"))
+	default:
+		return ""
+	}
+}
+
 // Problems runs all checks on a host and returns what is wrong or explains a surprise, the worst
 // first. Root is the host's root directory.
 func Problems(v *view.View, root fs.FS) []routing.Problem {
@@ -89,6 +105,9 @@ func Problems(v *view.View, root fs.FS) []routing.Problem {
 		for _, found := range c.run(v, f) {
 			if found.Code == "" {
 				found.Code = c.code
+			}
+			if found.Commands == "" {
+				found.Commands = commandsOf(found)
 			}
 			// The planner and the daemon may report some of them too.
 			same := func(o routing.Problem) bool { return o.Link == found.Link && o.Text == found.Text }

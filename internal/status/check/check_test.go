@@ -183,6 +183,11 @@ func TestForeignGroup(t *testing.T) {
 	v := viewtest.Of(l)
 	planner(v).SetGroups(map[uint32]int{7: 2})
 	expect(t, v, files(), want{code: routing.ForeignGroup, severity: routing.Warning, link: "wan0", text: []string{"interface group 7"}, fix: "ip link set wan0 group default"})
+	for _, p := range check.Problems(v, files()) {
+		if p.Code == routing.ForeignGroup && p.Commands != "ip link set dev wan0 group default" {
+			t.Errorf("the commands are %q", p.Commands)
+		}
+	}
 	// It tells uplinks as well as ours where it holds nothing else.
 	planner(v).SetGroups(map[uint32]int{7: 1})
 	expect(t, v, files())
