@@ -29,7 +29,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 	@test/lab/install-requirements gcc libc6-dev debhelper dh-apparmor apparmor appstream sosreport reportbug bash-completion zsh fish lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
-		firewalld ufw iptables prometheus python3-prometheus-client apt-utils gpg gpg-agent ansible-lint
+		firewalld ufw iptables prometheus python3-prometheus-client apt-utils gpg gpg-agent ansible-lint \
+		polkitd libglib2.0-bin python3-dbus
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.
 	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
@@ -107,6 +108,7 @@ NM_LIB     ?= $(LIB)/NetworkManager
 ANSIBLE    ?= /usr/share/ansible
 DHCPCD     ?= $(LIB)/dhcpcd/dhcpcd-hooks
 DBUS       ?= /usr/share/dbus-1/system.d
+POLKIT     ?= /usr/share/polkit-1/actions
 IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
@@ -156,6 +158,7 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) packaging/sysusers.d/multihomed.conf $D$(LIB)/sysusers.d/multihomed.conf
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
+	$(DATA) packaging/polkit/org.multihomed1.policy $D$(POLKIT)/org.multihomed1.policy
 	$(DATA) packaging/apparmor/usr.sbin.multihomed $D$(APPARMOR)/usr.sbin.multihomed
 	$(DATA) packaging/sos/multihomed.py $D$(datadir)/multihomed/sos/multihomed.py
 	sed 's,@version@,$(VERSION),; s,@date@,$(shell date -u -d @$(EPOCH) +%F),' packaging/metainfo/org.multihomed.multihomed.metainfo.xml.in | \
@@ -188,7 +191,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(unitdir)/multihomed-prober.service $D$(unitdir)/multihomed-prober.socket \
 		$D$(unitdir)/multihomed-binder.service $D$(unitdir)/multihomed-binder.socket \
 		$D$(unitdir)/multihomed-metrics@.service $D$(unitdir)/multihomed-metrics.socket \
-		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
+		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf $D$(POLKIT)/org.multihomed1.policy \
 		$D$(APPARMOR)/usr.sbin.multihomed $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml $D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
