@@ -43,11 +43,11 @@ func (s *service) openBus() {
 // changes are what passes wrote and nobody was told yet.
 type changes struct {
 	mu   sync.Mutex
-	ops  []aWrite
+	ops  []change
 	left int
 }
 
-type aWrite struct {
+type change struct {
 	at time.Time
 	op routing.Op
 }
@@ -62,12 +62,12 @@ func (c *changes) add(ops []routing.Op) {
 			c.left++
 			continue
 		}
-		c.ops = append(c.ops, aWrite{now, op})
+		c.ops = append(c.ops, change{now, op})
 	}
 }
 
 // take returns what was added since.
-func (c *changes) take() (ops []aWrite, left int) {
+func (c *changes) take() (ops []change, left int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ops, left, c.ops, c.left = c.ops, c.left, nil, 0
@@ -139,7 +139,7 @@ func factsOf(v *view.View, level slog.Level) dbusapi.Facts {
 }
 
 // changesOfOps words what passes wrote.
-func changesOfOps(ops []aWrite, v *view.View) []dbusapi.Change {
+func changesOfOps(ops []change, v *view.View) []dbusapi.Change {
 	names := make(map[int]string, len(v.Links))
 	for name, l := range v.Links {
 		names[l.Index] = name
