@@ -82,7 +82,7 @@ func newDebian(t *testing.T) *debian {
 		t.Fatalf("make deb: %v\n%s", err, lab.Tail(string(out), 30))
 	}
 	host := labtest.NewHost(t, lab.HostConfig{NoBus: true, FastDAD: true})
-	d := &debian{t: t, Machine: machinetest.New(t, machine.Config{Release: release(), Layer: layer})}
+	d := &debian{t: t, Machine: machinetest.New(t, machine.Config{Release: release()})}
 	for n := range 2 {
 		cfg := lab.DefaultISP(n)
 		cfg.Resolver = true

@@ -27,8 +27,8 @@ const (
 	axeDigest  = "ilYanEU8vxxBexpJd8cWM4ElSQq4QctCLKih0TSfjIfCQTeyH/6zVrmIJfLPrKTKJRbiG+cfnZbQIjAlJmF1jQ=="
 )
 
-// Where they are, and what a machine with Cockpit has over its Debian.
-var axe, layer string
+// axe is the file that has them.
+var axe string
 
 func TestMain(m *testing.M) {
 	if err := prepare(context.Background()); err != nil {
@@ -38,8 +38,10 @@ func TestMain(m *testing.M) {
 	os.Exit(machine.Main(m.Run, release()))
 }
 
-// release is the Debian whose Cockpit is used.
-func release() string { return cmp.Or(os.Getenv("MULTIHOMED_TEST_RELEASE"), machine.Trixie) }
+// release is the Debian whose Cockpit is used, with it.
+func release() string {
+	return machine.With(cmp.Or(os.Getenv("MULTIHOMED_TEST_RELEASE"), machine.Trixie), "cockpit-ws", "cockpit-bridge", "cockpit-system", "sudo")
+}
 
 // prepare fetches what needs the host's network, once.
 func prepare(ctx context.Context) error {
@@ -51,8 +53,7 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	axe = filepath.Join(dir, "axe.min.js")
-	layer, err = machine.Layer(ctx, release(), "cockpit-ws", "cockpit-bridge", "cockpit-system", "sudo")
-	return err
+	return nil
 }
 
 // fetchAxe gets the package by npm, and takes the one file that is needed.

@@ -26,7 +26,6 @@ import (
 type Config struct {
 	Release string // Bookworm by default; or With more packages
 	Name    string // the host name; the release by default
-	Layer   string // what lies over the release's files (Layer); nothing by default
 }
 
 // A Machine is a Debian machine with its own disk and network, on or off.
@@ -93,8 +92,8 @@ func (m *Machine) open(ctx context.Context, lower string) error {
 	return err
 }
 
-// mountRoot gives the machine a disk with the contents of lower, and of its layer over it. What is
-// written to it stays in memory.
+// mountRoot gives the machine a disk with the contents of lower. What is written to
+// it stays in memory.
 func (m *Machine) mountRoot(ctx context.Context, lower string) error {
 	disk := filepath.Join(m.dir, "disk")
 	if err := os.Mkdir(disk, 0o755); err != nil {
@@ -111,20 +110,12 @@ func (m *Machine) mountRoot(ctx context.Context, lower string) error {
 			return err
 		}
 	}
-	lowers := []string{lower}
-	if m.cfg.Layer != "" {
-		lowers = append(lowers, m.cfg.Layer)
-	}
-	topDown := slices.Clone(lowers)
-	slices.Reverse(topDown)
-	err := unix.Mount("overlay", m.root, "overlay", 0, "lowerdir="+strings.Join(topDown, ":")+",upperdir="+upper+",workdir="+work)
+	err := unix.Mount("overlay", m.root, "overlay", 0, "lowerdir="+lower+",upperdir="+upper+",workdir="+work)
 	if err == nil {
 		return nil
 	}
-	for _, dir := range lowers {
-		if out, cpErr := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", dir+"/.", m.root).CombinedOutput(); cpErr != nil {
-			return fmt.Errorf("copying %s: %w: %s (an overlay is not possible: %w)", dir, cpErr, lab.Tail(string(out), 5), err)
-		}
+	if out, cpErr := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", lower+"/.", m.root).CombinedOutput(); cpErr != nil {
+		return fmt.Errorf("copying %s: %w: %s (an overlay is not possible: %w)", lower, cpErr, lab.Tail(string(out), 5), err)
 	}
 	return nil
 }
