@@ -119,6 +119,7 @@ func TestTheSameContents(t *testing.T) {
 			t.Errorf("make install-cockpit (-) and %s of the page (+):\n%s", name, d)
 		}
 	}
+	run(t, "appstreamcli", "validate", "--no-net", filepath.Join(installed, "usr/share/metainfo/org.multihomed.cockpit.metainfo.xml"))
 	run(t, "make", "-C", "..", "uninstall", "PREFIX=/usr", "DESTDIR="+installed)
 	if left := run(t, "find", installed, "!", "-type", "d"); left != "" {
 		t.Errorf("left by make uninstall:\n%s", left)
