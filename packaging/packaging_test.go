@@ -900,9 +900,11 @@ func (s *system) upgrades(debs packages) {
 	s.install(debs.higher)
 	s.active()
 	s.networks(s.links()...)
+	s.scraped("28008", "\nmultihomed_up 1\n") // step metrics has enabled the socket
 	s.install(debs.now, "--allow-downgrades")
 	s.active()
 	s.networks(s.links()...)
+	s.scraped("28008", "\nmultihomed_up 1\n")
 	if n := lost(); n > 0 {
 		t.Errorf("%d inbound connections failed", n)
 	}
