@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,7 +59,9 @@ func (a *app) delegated(ctx context.Context, command string, words []string, met
 	case errors.Is(err, client.ErrNobody):
 		return true, refused
 	case isRefused && (refusal.Name == dbusapi.AccessDenied || refusal.Name == dbusapi.InteractionNeeded):
-		return true, &exitError{exitProblem, fmt.Errorf("%s; %w", escape.Text(refusal.Text), refused)}
+		// What fixes it is said once, with the command.
+		why, _, _ := strings.Cut(refusal.Text, "; to fix: ")
+		return true, &exitError{exitProblem, fmt.Errorf("%s; %w", escape.Text(why), refused)}
 	case err != nil:
 		return true, orderFailed(err)
 	}
@@ -116,21 +119,21 @@ func (a *app) reload() *cobra.Command {
 }
 
 const reconcileHelp = `Have the daemon read the kernel again, compare it with the plan and repair what differs. It
-does so by itself after every change; this is for a doubt. It returns when that is done.
+does so by itself after every change; this is for when you doubt it. It returns when done.
 It needs a running daemon, and the right to do so: polkit may ask for a password.`
 
 func (a *app) reconcile() *cobra.Command {
 	return &cobra.Command{
 		Use: "reconcile", Short: "compare the kernel with the plan now", Long: reconcileHelp, Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.tellDaemon(cmd.Context(), "the kernel was read again, and is as planned where nothing is reported by multihomectl status", "systemctl restart multihomed", "Reconcile")
+			return a.tellDaemon(cmd.Context(), "the kernel was read again and repaired; to see what is not as planned: multihomectl status", "systemctl restart multihomed", "Reconcile")
 		},
 	}
 }
 
 const logLevelHelp = `Change what the daemon logs, until its configuration is read again: debug, info, warn or
-error. log_level in multihomed.toml(5) is for good. It needs a running daemon, and the
-right to do so: polkit may ask for a password.`
+error. To change it for good, set log_level in multihomed.toml(5). It needs a running
+daemon, and the right to do so: polkit may ask for a password.`
 
 func (a *app) logLevel() *cobra.Command {
 	return &cobra.Command{

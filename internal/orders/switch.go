@@ -197,7 +197,11 @@ func SentenceOn(before, now offswitch.State, targets []Target, present []offswit
 		was = append(was, text)
 	}
 	if len(on) > 0 {
-		was = slices.Insert(was, 0, strings.Join(on, ", ")+" switched on")
+		verb := " is switched on"
+		if len(on) > 1 {
+			verb = " are switched on"
+		}
+		was = slices.Insert(was, 0, strings.Join(on, ", ")+verb)
 	}
 	return strings.Join(was, "; ")
 }

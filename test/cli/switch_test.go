@@ -175,7 +175,7 @@ func TestOffOneLink(t *testing.T) {
 	h.stop()
 	h.start()
 	off("after a restart")
-	h.ok("wan1 switched on: 1 link with its routing", "on", "wan1")
+	h.ok("wan1 is switched on: 1 link with its routing", "on", "wan1")
 	if after := h.tables(); !slices.Equal(before, after) {
 		t.Errorf("tables before %q, after %q", before, after)
 	}
@@ -292,7 +292,7 @@ func TestOffUmask(t *testing.T) {
 		if s := h.status(); len(s.Links) != 1 || s.Links[0].Interface != "wan0" {
 			t.Errorf("umask %03o, after a restart: %+v", umask, s.Problems)
 		}
-		h.ok("wan1 switched on: 1 link with its routing", "on", "wan1")
+		h.ok("wan1 is switched on: 1 link with its routing", "on", "wan1")
 	}
 	// As an earlier release left it: the daemon cannot read it, and on is the way back.
 	h.must(os.WriteFile(offswitch.Path("/var/lib/multihomed"), []byte(`{"schema":1}`), 0o644))
@@ -385,7 +385,7 @@ func TestOffStale(t *testing.T) {
 		return nil
 	})
 	h.ok("nothing of wan1 was switched off, but the profile that it had is, now on wan0 (to switch that on: multihomectl on wan0)", "on", "wan1")
-	h.ok("wan0 switched on: 1 link with its routing", "on", "wan0")
+	h.ok("wan0 is switched on: 1 link with its routing", "on", "wan0")
 	if s := h.status(); problem(s, "switched-off") != nil {
 		t.Errorf("%+v", s.Problems)
 	}

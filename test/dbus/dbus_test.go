@@ -40,7 +40,7 @@ func TestOrders(t *testing.T) {
 	}{
 		{"Off", []string{"wan1"}, "wan1 is switched off: removed "},
 		{"Off", []string{"wan1"}, "wan1 is switched off already, since "},
-		{"On", []string{"wan1"}, "wan1 switched on: 1 link with its routing"},
+		{"On", []string{"wan1"}, "wan1 is switched on: 1 link with its routing"},
 		{"On", []string{}, "nothing was switched off: 2 links with their routing"},
 		{"Off", []string{}, "multihomed is switched off: removed "},
 		{"On", []string{}, "multihomed is switched on: 2 links with their routing"},

@@ -89,7 +89,7 @@ func TestDirectoriesOfTheRunningDaemon(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			if out := f.switches("on", "wan1"); !strings.Contains(out, "wan1 switched on: 1 link with its routing") {
+			if out := f.switches("on", "wan1"); !strings.Contains(out, "wan1 is switched on: 1 link with its routing") {
 				t.Errorf("on: %s", out)
 			}
 			f.must(lookup(wan1)())

@@ -146,7 +146,7 @@ func TestOffStraysNothing(t *testing.T) {
 		return view.Converged()
 	})
 	r.must(r.lacks(lab.IPv4, "modem7"))
-	if out := r.switches("on", "modem7"); !strings.Contains(out, "modem7 switched on: 1 link with its routing") {
+	if out := r.switches("on", "modem7"); !strings.Contains(out, "modem7 is switched on: 1 link with its routing") {
 		t.Errorf("on: %s", out)
 	}
 }
