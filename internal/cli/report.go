@@ -28,6 +28,7 @@ import (
 	"multihomed/internal/lazy"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/redact"
+	"multihomed/internal/status"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
 )
@@ -42,10 +43,10 @@ the current directory, or with --output to a file that ends with .tar.gz or to a
 directory. It is for its owner only (mode 0600).
 
 With --redact, addresses, hardware addresses, UUIDs, and the names of the host, of all
-profiles and of the users who switched something off are replaced, each always by the
-same, so that networks can still be told apart. Comments of the configuration file and
-descriptions of interfaces are left out. Names of interfaces stay, except for hardware
-addresses in them.
+profiles, and of the users and groups that the configuration, bindings and the off switch
+name are replaced, each always by the same, so that networks can still be told apart.
+Names of units, of control groups and of interfaces stay, except for hardware addresses in
+them. Comments of the configuration file and descriptions of interfaces are left out.
 
 It works without the daemon and without root; where a part is missing it says why. It
 has at most 2 MiB of each part, the end of the journal and the beginning of all others.`
@@ -113,6 +114,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		width = unbroken
 	}
 	var profiles []string
+	var bindings []status.Binding
 	s, err := a.readStatus(ctx, loaded, nil, true)
 	if err != nil {
 		add("status.txt", "The host cannot be read: "+err.Error()+"\n")
@@ -131,6 +133,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		for _, l := range s.Links {
 			profiles = append(profiles, l.Profile)
 		}
+		bindings = s.Bindings
 		for _, p := range a.diagnosis(ctx, cfg, s, width) {
 			add(p.name, p.text)
 		}
@@ -166,12 +169,14 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 	if !hide {
 		return parts
 	}
-	r := redact.New(secrets(ctx, cfg, profiles))
+	r := redact.New(secrets(ctx, cfg, profiles, bindings))
 	for _, p := range parts {
 		r.Learn(p.text)
 	}
 	for i := range parts {
-		parts[i].text = r.Text(descriptions().ReplaceAllString(parts[i].text, "${1}[left out]"))
+		text := descriptions().ReplaceAllString(parts[i].text, "${1}[left out]")
+		text = refusedInQuotes().ReplaceAllString(text, "${1}[left out]")
+		parts[i].text = r.Text(refused().ReplaceAllString(text, "${1}[left out]"))
 	}
 	return parts
 }
@@ -224,8 +229,18 @@ const unbroken = 1 << 16
 // descriptions are the aliases of interfaces (ip-link(8)), which hold free text.
 var descriptions = lazy.Regexp(`(?m)^(\s+alias ).*$`)
 
+// Errors quote names that the configuration may not have, which nobody else knows: no link has them. Such an error is
+// in quotes itself where a program or the journal has it.
+var (
+	refused         = lazy.Regexp(namesKey + `"(?:[^"\\\n]|\\.)*"`)
+	refusedInQuotes = lazy.Regexp(namesKey + `\\"(?:[^"\\\n]|\\\\\\"|\\\\[^"])*\\"`)
+)
+
+// namesKey is the beginning of such an error.
+const namesKey = `(\.(?:profile|link|user|users|groups|prefer|targets)(?: \(entry \d+\))?: )`
+
 // secrets are the names that identify a host and its users, by kind.
-func secrets(ctx context.Context, cfg config.Config, profiles []string) map[string][]string {
+func secrets(ctx context.Context, cfg config.Config, profiles []string, bindings []status.Binding) map[string][]string {
 	out := map[string][]string{}
 	if host, err := os.Hostname(); err == nil {
 		short, domain, _ := strings.Cut(host, ".")
@@ -242,12 +257,39 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string) map[stri
 	for _, l := range off.Links {
 		marks, profiles = append(marks, l.Mark), append(profiles, l.Profile)
 	}
+	var users []string
 	for _, m := range marks {
-		if m.By != "root" && !strings.HasPrefix(m.By, "uid ") {
-			out["user"] = append(out["user"], m.By)
+		if !strings.HasPrefix(m.By, "uid ") {
+			users = append(users, m.By)
 		}
 	}
-	// The configuration names profiles that need not exist.
+	users = append(users, cfg.Allocator.Users...)
+	// The configuration and bindings name users, and profiles that need not exist.
+	for _, b := range cfg.Binds {
+		users, profiles = append(users, b.User), append(profiles, b.Link)
+	}
+	for _, b := range bindings {
+		profiles = append(profiles, b.Link)
+		if b.Selector == "user" {
+			users = append(users, b.Value)
+		}
+	}
+	for _, n := range cfg.Failover.Prefer {
+		profiles = append(profiles, string(n))
+	}
+	for _, w := range cfg.Share.Weights {
+		profiles = append(profiles, string(w.Name))
+	}
+	for _, group := range cfg.Allocator.Groups {
+		if !slices.Contains(config.Default().Allocator.Groups, group) {
+			out["group"] = append(out["group"], group)
+		}
+	}
+	for _, user := range users {
+		if user != "root" && strings.Trim(user, "0123456789-") != "" {
+			out["user"] = append(out["user"], user)
+		}
+	}
 	for _, m := range slices.Concat(cfg.Include, cfg.Exclude) {
 		profiles = append(profiles, m.Profile)
 	}
