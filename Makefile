@@ -17,10 +17,10 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install uninstall deb rpm release clean requirements FORCE
+.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install uninstall deb rpm release repository clean requirements FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo
@@ -29,7 +29,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 	@test/lab/install-requirements gcc libc6-dev debhelper dh-apparmor apparmor appstream sosreport reportbug bash-completion zsh fish lintian rpm systemd-container debootstrap \
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
-		firewalld ufw iptables prometheus python3-prometheus-client
+		firewalld ufw iptables prometheus python3-prometheus-client apt-utils gpg gpg-agent ansible-lint \
+		polkitd libglib2.0-bin python3-dbus
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.
 	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
@@ -81,6 +82,7 @@ bench: requirements build ## measure the tables of docs/figures.md (as root)
 	$(BIN)/bench -v
 
 # Files that the programs and their modules provide.
+ROLE     := $(patsubst packaging/%,%,$(shell find packaging/ansible/roles -type f))
 MANUALS  := $(wildcard packaging/man/*.[58])
 extras: ## write completions and licences into bin/ (after make build)
 	mkdir -p $(BIN)/completions
@@ -103,8 +105,10 @@ sysconfdir ?= /etc
 LIB        ?= /usr/lib
 unitdir    ?= $(LIB)/systemd/system
 NM_LIB     ?= $(LIB)/NetworkManager
+ANSIBLE    ?= /usr/share/ansible
 DHCPCD     ?= $(LIB)/dhcpcd/dhcpcd-hooks
 DBUS       ?= /usr/share/dbus-1/system.d
+POLKIT     ?= /usr/share/polkit-1/actions
 IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
@@ -154,11 +158,14 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) packaging/sysusers.d/multihomed.conf $D$(LIB)/sysusers.d/multihomed.conf
 	$(DATA) packaging/tmpfiles.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf
 	$(DATA) packaging/dbus/multihomed.conf $D$(DBUS)/multihomed.conf
+	$(DATA) packaging/polkit/org.multihomed1.policy $D$(POLKIT)/org.multihomed1.policy
 	$(DATA) packaging/apparmor/usr.sbin.multihomed $D$(APPARMOR)/usr.sbin.multihomed
 	$(DATA) packaging/sos/multihomed.py $D$(datadir)/multihomed/sos/multihomed.py
 	sed 's,@version@,$(VERSION),; s,@date@,$(shell date -u -d @$(EPOCH) +%F),' packaging/metainfo/org.multihomed.multihomed.metainfo.xml.in | \
 		$(DATA) /dev/stdin $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml
 	$(DATA) packaging/iproute2/rt_protos.conf $D$(IPROUTE2)/rt_protos.d/multihomed.conf
+	# Where Ansible looks for roles.
+	for f in $(ROLE); do $(DATA) packaging/$$f $D$(ANSIBLE)/$${f#ansible/} || exit 1; done
 	# The daemon writes the names, because they come from links; until then iproute2 shows numbers.
 	install -d $(OWNED) -m 755 $D$(IPROUTE2)/rt_tables.d
 	ln -sf /run/multihomed/rt_tables.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf
@@ -184,12 +191,12 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(unitdir)/multihomed-prober.service $D$(unitdir)/multihomed-prober.socket \
 		$D$(unitdir)/multihomed-binder.service $D$(unitdir)/multihomed-binder.socket \
 		$D$(unitdir)/multihomed-metrics@.service $D$(unitdir)/multihomed-metrics.socket \
-		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf \
+		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf $D$(POLKIT)/org.multihomed1.policy \
 		$D$(APPARMOR)/usr.sbin.multihomed $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml $D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
 		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
-	rm -rf $D$(docdir) $D$(datadir)/multihomed
+	rm -rf $D$(docdir) $D$(datadir)/multihomed $D$(ANSIBLE)/roles/multihomed
 	test ! -d $D$(sysconfdir)/multihomed || rmdir --ignore-fail-on-non-empty $D$(sysconfdir)/multihomed
 	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
 	@$(if $D,:,echo "left in place, remove it by hand: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
@@ -242,6 +249,9 @@ release: ## build .deb, .rpm, SBOM and checksums into dist/, reproducibly
 	SOURCE_DATE_EPOCH=$(EPOCH) GO=$(GO) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
 	rm -rf $(DIST)/build
 	cd $(DIST) && sums=$$(sha256sum -- *) && echo "$$sums" >SHA256SUMS
+
+repository: ## make a signed apt repository of dist/ in dist/apt: GPG_KEY=FINGERPRINT APT_URL=https://…
+	@SOURCE_DATE_EPOCH=$(EPOCH) packaging/apt-repository $(DIST) '$(GPG_KEY)' '$(APT_URL)'
 
 clean: ## remove what was built
 	rm -rf $(BIN) $(DIST)

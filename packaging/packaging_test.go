@@ -26,7 +26,9 @@ import (
 	"multihomed/test/machine/machinetest"
 )
 
-func TestMain(m *testing.M) { os.Exit(machine.Main(m.Run, machine.Bookworm, machine.Trixie)) }
+func TestMain(m *testing.M) {
+	os.Exit(machine.Main(m.Run, machine.Bookworm, machine.Trixie, managed(machine.Bookworm), managed(machine.Trixie)))
+}
 
 // Packages are what `make deb rpm` builds of the programs in bin, and the first of
 // them as a higher version.

@@ -175,12 +175,22 @@ func (o Op) String() string { return o.Text(numbered) }
 // Text renders the operation in the words of iproute2, with the names of interfaces.
 func (o Op) Text(name func(index int) string) string {
 	switch o.Verb {
-	case AddRule, MoveRule, DeleteRule:
-		return fmt.Sprintf("%s %s", o.Verb, o.Rule)
-	case AddRoute, ReplaceRoute, DeleteRoute:
-		return fmt.Sprintf("%s %s", o.Verb, o.Route.Text(name(o.Route.Device)))
+	case SetGroup, ResetGroup:
+		return fmt.Sprintf("%s of %s", o.Verb, o.Object(name))
 	default:
-		return fmt.Sprintf("%s of %s to %d", o.Verb, name(o.Index), o.Group)
+		return fmt.Sprintf("%s %s", o.Verb, o.Object(name))
+	}
+}
+
+// Object renders the rule or the route of the operation in the words of iproute2, or the group.
+func (o Op) Object(name func(index int) string) string {
+	switch o.Verb {
+	case AddRule, MoveRule, DeleteRule:
+		return o.Rule.String()
+	case AddRoute, ReplaceRoute, DeleteRoute:
+		return o.Route.Text(name(o.Route.Device))
+	default:
+		return fmt.Sprintf("%s to %d", name(o.Index), o.Group)
 	}
 }
 

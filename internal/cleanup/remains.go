@@ -189,6 +189,9 @@ func (r *Remains) has(op routing.Op) bool {
 	if r.options.Unreachable && (op.Verb != routing.DeleteRule || !needsMaintenance(op.Rule)) {
 		return false
 	}
+	if r.options.Link != "" && op.Verb == routing.DeleteRule && op.Rule.IsBinding() {
+		return false // What is bound to a link that is off stays bound: it leaves by no other one.
+	}
 	return r.link.has(op)
 }
 

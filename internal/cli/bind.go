@@ -5,15 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
+	"github.com/godbus/dbus/v5"
 	"github.com/spf13/cobra"
 
 	"multihomed/internal/binding"
 	"multihomed/internal/config"
-	"multihomed/internal/escape"
 	"multihomed/internal/handoff"
+	"multihomed/internal/orders"
 	"multihomed/internal/status"
 	"multihomed/internal/status/offline"
 	"multihomed/internal/status/socket"
@@ -31,10 +31,11 @@ need not exist yet. Nothing that is bound leaves by another uplink while the lin
 unless --strict=false.
 
 It lasts until multihomectl bind remove, or with --runtime until the next boot. It needs
-root.`
+root, or the daemon and the permission of polkit.`
 
 const bindRemoveHelp = `Undo multihomectl bind add. What is in the configuration file stays. A unit, slice or control
-group that runs stays bound until it ends: restart the unit. It needs root.`
+group that runs stays bound until it ends: restart the unit. It needs root, or the daemon
+and the permission of polkit.`
 
 func (a *app) bind() *cobra.Command {
 	cmd := &cobra.Command{
@@ -75,123 +76,52 @@ func (a *app) bindAdd() *cobra.Command {
 	flags.StringVar(&o.inbound, "inbound", string(config.Answer), "how requests by other links are answered, for interface and source: answer or deny")
 	complete(cmd, map[string]cobra.CompletionFunc{"inbound": words(string(config.Answer), string(config.Deny))})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		key, value, err := selector(cmd, args[1])
+		selector, err := orders.ParseSelector(args[1])
 		if err != nil {
-			return err
+			return usageError(cmd, "%v", err)
 		}
-		text := fmt.Sprintf("[[bind]]\nlink = %s\n%s = %s\nstrict = %t\n", config.TOMLString(args[0]), key, config.TOMLString(value), o.strict)
+		b := orders.Binding{Link: args[0], Selector: selector, Strict: &o.strict, Runtime: o.runtime}
 		if cmd.Flags().Changed("dns") {
-			text += fmt.Sprintf("dns = %t\n", o.dns)
+			b.DNS = &o.dns
 		}
 		if cmd.Flags().Changed("inbound") {
-			text += fmt.Sprintf("inbound = %s\n", config.TOMLString(o.inbound))
+			b.Inbound = o.inbound
 		}
-		wanted, err := config.ParseBinds("", []byte(text))
-		if err != nil {
-			return usageError(cmd, "%s", mistakes(err))
-		}
-		return a.add(cmd, args, wanted[0], o.runtime)
+		return a.add(cmd, args, b)
 	}
 	return cmd
 }
 
-// mistakes says what is wrong with an entry that was made of the command line, without the places
-// of a file that does not exist.
-func mistakes(err error) string {
-	var all []string
-	for _, e := range flatten(err) {
-		found, is := errors.AsType[*config.Error](e)
-		if !is {
-			all = append(all, e.Error())
-			continue
-		}
-		key, _, _ := strings.Cut(strings.TrimPrefix(found.Key, "bind."), " ")
-		if key != "" && key != "bind" {
-			key += ": "
-		} else {
-			key = ""
-		}
-		all = append(all, key+found.Message)
-	}
-	return strings.Join(all, "; ")
-}
-
-func flatten(err error) []error {
-	if joined, is := err.(interface{ Unwrap() []error }); is {
-		return joined.Unwrap()
-	}
-	return []error{err}
-}
-
-// selectorKeys are the keys of [[bind]] that select.
-var selectorKeys = []string{"user", "mark", "interface", "source", "unit", "slice", "cgroup"} //nolint:gochecknoglobals // a constant in all but name
-
-func selector(cmd *cobra.Command, word string) (key, value string, err error) {
-	key, value, is := strings.Cut(word, "=")
-	if !is || !slices.Contains(selectorKeys, key) {
-		return "", "", usageError(cmd, "%q is no selector%s; want one of %s=VALUE", escape.Text(word), meant(key, selectorKeys), strings.Join(selectorKeys, "=, "))
-	}
-	return key, value, nil
-}
-
 // add adds an entry.
-func (a *app) add(cmd *cobra.Command, args []string, wanted config.Bind, runtime bool) error {
+func (a *app) add(cmd *cobra.Command, args []string, b orders.Binding) error {
 	cfg := a.load(cmd.Context())
-	if o, meets := wanted.Meeting(cfg.Binds); meets {
-		return &exitError{exitProblem, fmt.Errorf("the configuration binds %s to %s; to fix: change [[bind]] in %s", clean(o.Selector().String()), clean(o.Link), a.configPath)}
+	wanted, err := b.Entry(cfg, a.configPath)
+	if _, is := errors.AsType[*orders.WordError](err); is {
+		return usageError(cmd, "%v", err)
+	} else if err != nil {
+		return &exitError{exitProblem, err}
 	}
-	if err := wanted.CheckMark(cfg.Answers.MarkMask); err != nil {
-		return usageError(cmd, "mark: %v", err)
-	}
-	if err := a.may("bind add", args); err != nil {
+	if done, err := a.delegated(cmd.Context(), "bind add", args, "Bind", dictionary(b)); done {
 		return err
 	}
-	origin, other := binding.Added, binding.Runtime
-	if runtime {
-		origin, other = other, origin
-	}
-	present, err := binding.Load(cfg.Switch())
-	if err != nil {
+	if err := orders.Bind(cfg.Switch(), wanted, b.Runtime); err != nil {
 		return &exitError{exitProblem, err}
 	}
-	for _, e := range present {
-		if o, meets := wanted.Meeting([]config.Bind{e.Bind}); meets && (e.Origin == other || o.Selector() != wanted.Selector()) {
-			return &exitError{exitProblem, fmt.Errorf("%s is bound to %s already; to fix: multihomectl bind remove %s", clean(o.Selector().String()), clean(o.Link), shellWord(o.Selector().String()))}
-		}
-	}
-	err = binding.Change(cfg.Switch(), origin, func(list []config.Bind) ([]config.Bind, error) {
-		at := slices.IndexFunc(list, func(b config.Bind) bool { return b.Selector() == wanted.Selector() })
-		if at >= 0 {
-			list[at] = wanted // Another link, or other words.
-			return list, nil
-		}
-		return append(list, wanted), nil
-	})
-	if err != nil {
-		return &exitError{exitProblem, err}
-	}
-	return a.rebound(cmd.Context(), cfg, wanted.Selector(), func(row status.Binding) string {
-		return fmt.Sprintf("%s is bound to %s", clean(wanted.Selector().String()), clean(wanted.Link)) + because(row)
-	})
+	return a.rebound(cmd.Context(), cfg, wanted.Selector(), func(row status.Binding) string { return orders.SentenceBound(wanted, row) })
 }
 
-// because says what an entry waits for.
-func because(row status.Binding) string {
-	switch row.State {
-	case status.BindingActive:
-		if row.Why != "" {
-			return ", but " + clean(row.Why)
-		}
-		return ""
-	case "":
-		return ""
-	case status.BindingDown:
-		return ", which is down: " + clean(row.Why)
-	case status.BindingRefused:
-		return ", which has no effect: " + clean(row.Why)
-	default:
-		return ", and waits: " + clean(row.Why)
+// dictionary is a binding for D-Bus.
+func dictionary(b orders.Binding) map[string]dbus.Variant {
+	out := map[string]dbus.Variant{
+		"link": dbus.MakeVariant(b.Link), b.Selector.Key: dbus.MakeVariant(b.Selector.Value), "strict": dbus.MakeVariant(*b.Strict), "runtime": dbus.MakeVariant(b.Runtime),
 	}
+	if b.DNS != nil {
+		out["dns"] = dbus.MakeVariant(*b.DNS)
+	}
+	if b.Inbound != "" {
+		out["inbound"] = dbus.MakeVariant(b.Inbound)
+	}
+	return out
 }
 
 // rebound has the daemon read the entries, and says what came of it.
@@ -208,13 +138,7 @@ func (a *app) rebound(ctx context.Context, cfg config.Config, s config.Selector,
 	if err != nil {
 		return &exitError{exitProblem, fmt.Errorf("this is in force, and the status could not be read: %w", err)}
 	}
-	var row status.Binding
-	for _, r := range rows {
-		if r.Selector == s.Key && r.Value == escape.Text(s.Value) {
-			row = r
-		}
-	}
-	_, err = fmt.Fprintln(a.Out, sentence(row))
+	_, err = fmt.Fprintln(a.Out, sentence(orders.RowOf(rows, s)))
 	return err
 }
 
@@ -232,68 +156,28 @@ func (a *app) bindRemove() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			key, value, err := selector(cmd, args[0])
+			selector, err := orders.ParseSelector(args[0])
 			if err != nil {
-				return err
+				return usageError(cmd, "%v", err)
 			}
-			return a.unbind(cmd.Context(), args, config.Selector{Key: key, Value: value})
+			return a.unbind(cmd.Context(), args, selector)
 		},
 	}
 }
 
 func (a *app) unbind(ctx context.Context, args []string, s config.Selector) error {
 	cfg := a.load(ctx)
-	present, err := binding.Load(cfg.Switch())
+	found, err := orders.FindBound(cfg, s, a.configPath)
 	if err != nil {
 		return &exitError{exitProblem, err}
 	}
-	at := slices.IndexFunc(present, func(e binding.Entry) bool { return same(e.Selector(), s) })
-	if at < 0 {
-		if slices.ContainsFunc(cfg.Binds, func(b config.Bind) bool { return same(b.Selector(), s) }) {
-			return &exitError{exitProblem, fmt.Errorf("the configuration binds %s; to fix: remove its [[bind]] from %s, then: systemctl reload multihomed", s, a.configPath)}
-		}
-		words := make([]string, 0, len(present))
-		for _, e := range present {
-			words = append(words, e.Selector().String())
-		}
-		return &exitError{exitProblem, fmt.Errorf("%s is not bound%s; to see what is: multihomectl bind list", escape.Text(s.String()), meant(s.String(), words))}
-	}
-	if err := a.may("bind remove", args); err != nil {
+	if done, err := a.delegated(ctx, "bind remove", args, "Unbind", found.Selector().String()); done {
 		return err
 	}
-	found := present[at]
-	err = binding.Change(cfg.Switch(), found.Origin, func(list []config.Bind) ([]config.Bind, error) {
-		return slices.DeleteFunc(list, func(b config.Bind) bool { return b.Selector() == found.Selector() }), nil
-	})
-	if err != nil {
+	if err := orders.Unbind(cfg.Switch(), found); err != nil {
 		return &exitError{exitProblem, err}
 	}
-	return a.rebound(ctx, cfg, found.Selector(), func(status.Binding) string {
-		return fmt.Sprintf("%s is bound to %s no longer", clean(found.Selector().String()), clean(found.Link)) + stays(found.Selector())
-	})
-}
-
-// stays says what keeps the programs that were attached to its cgroup: they stay as long as that exists.
-func stays(s config.Selector) string {
-	switch s.Key {
-	case "unit":
-		return "; if it runs, it stays bound until it ends: systemctl restart " + shellWord(s.Value)
-	case "slice":
-		return "; if it runs, it stays bound until it ends: systemctl stop " + shellWord(s.Value)
-	case "cgroup":
-		return "; if it exists, it stays bound until it is removed"
-	default:
-		return ""
-	}
-}
-
-// same compares selectors; a mark may be written as a number of any base.
-func same(a, written config.Selector) bool {
-	if a == written {
-		return true
-	}
-	read, err := config.ParseBinds("", []byte(fmt.Sprintf("[[bind]]\nlink = \"x\"\n%s = %s\n", written.Key, config.TOMLString(written.Value))))
-	return err == nil && read[0].Selector() == a
+	return a.rebound(ctx, cfg, found.Selector(), func(status.Binding) string { return orders.SentenceUnbound(found) })
 }
 
 func (a *app) bindList() *cobra.Command {
@@ -395,8 +279,8 @@ func (a *app) completeBind(cmd *cobra.Command, args []string, _ string) ([]strin
 	case 0:
 		return a.completeUplinks(cmd, args, "")
 	case 1:
-		words := make([]string, 0, len(selectorKeys))
-		for _, k := range selectorKeys {
+		words := make([]string, 0, len(orders.SelectorKeys()))
+		for _, k := range orders.SelectorKeys() {
 			words = append(words, k+"=")
 		}
 		return words, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace

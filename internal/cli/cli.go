@@ -132,7 +132,7 @@ for interfaces that NetworkManager does not manage, and it can remove everything
 	flags.StringVar(&a.colour, "color", "auto", "colour the output: auto, always or never; NO_COLOR is respected")
 	flags.Bool("version", false, "print the version and exit")
 	complete(root, map[string]cobra.CompletionFunc{"color": words(colours...)})
-	root.AddCommand(a.status(), a.doctor(), a.explain(), a.plan(), a.watch(), a.graph(), a.metrics(), a.lease(), a.migrate(), a.off(), a.on(), a.failover(), a.bind(), a.run(), a.flush(), a.config(), a.bugReport(), a.schema(), a.version(), a.emergency(), a.attend())
+	root.AddCommand(a.status(), a.doctor(), a.explain(), a.plan(), a.watch(), a.graph(), a.metrics(), a.lease(), a.migrate(), a.off(), a.on(), a.failover(), a.bind(), a.run(), a.reload(), a.reconcile(), a.logLevel(), a.flush(), a.config(), a.bugReport(), a.schema(), a.version(), a.emergency(), a.attend())
 	root.InitDefaultCompletionCmd()
 	everywhere(root)
 	return root

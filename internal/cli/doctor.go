@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -154,9 +153,7 @@ func (a *app) examine(ctx context.Context, x examination) error {
 	case x.fix != "":
 		return a.printFix(report, x.fix)
 	case x.json:
-		encoder := json.NewEncoder(a.Out)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(report)
+		err = report.WriteJSON(a.Out)
 	default:
 		err = renderReport(a.Out, report, how)
 	}

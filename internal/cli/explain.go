@@ -2,11 +2,9 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -27,7 +25,6 @@ import (
 	"multihomed/internal/status"
 	"multihomed/internal/status/offline"
 	"multihomed/internal/status/socket"
-	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
 )
@@ -175,69 +172,26 @@ func (o *explainOptions) packet(cmd *cobra.Command) {
 }
 
 // flow makes the question of the flags. The address may be missing with a snapshot.
-func (o explainOptions) flow(cmd *cobra.Command, args []string) (lookup.Flow, error) {
-	f := lookup.Flow{IIF: escape.Original(o.iif), OIF: escape.Original(o.oif), UID: uint32(os.Geteuid())} //nolint:gosec // a user
+func (o explainOptions) flow(cmd *cobra.Command, args []string) (f lookup.Flow, err error) {
+	p := explain.Packet{From: o.from, OIF: o.oif, IIF: o.iif, Protocol: o.proto}
 	bad := func(flag, value, valid string) error {
 		return usageError(cmd, "--%s cannot be %q: %s", flag, escape.Text(value), valid)
 	}
-	if f.IIF == routing.Loopback {
-		f.IIF = "" // As rules mean it: sent by this host.
-	}
 	if len(args) == 1 {
-		to, err := netip.ParseAddr(args[0])
-		if err != nil {
-			return f, usageError(cmd, "%q is no address; give one such as 203.0.113.1 or 2001:db8::1, names are not resolved", escape.Text(args[0]))
-		}
-		if zone := to.Zone(); zone != "" {
-			if f.IIF != "" && f.IIF != zone {
-				return f, usageError(cmd, "the address is on %s, and --iif says %s", escape.Name(zone), escape.Name(f.IIF))
-			}
-			if f.OIF != "" && f.OIF != zone {
-				return f, usageError(cmd, "the address is on %s, and --oif says %s", escape.Name(zone), escape.Name(f.OIF))
-			}
-			if to = to.WithZone(""); f.IIF == "" {
-				f.OIF = zone
-			}
-		}
-		f.To = to.Unmap()
-		if f.To == netip.IPv6Unspecified() && f.IIF == "" {
-			f.To = netip.IPv6Loopback() // As sockets mean it (tcp_v6_connect in net/ipv6/tcp_ipv6.c).
+		if p.To = args[0]; p.To == "" {
+			return f, usageError(cmd, "\"\" is no address; give one such as 203.0.113.1 or 2001:db8::1, names are not resolved")
 		}
 	}
-	if o.from != "" {
-		from, err := netip.ParseAddr(o.from)
-		switch {
-		case err != nil:
-			return f, bad("from", o.from, "it is an address such as 192.0.2.10")
-		case f.To.IsValid() && from.Unmap().Is4() != f.To.Is4():
-			return f, bad("from", o.from, "it is of another family than "+f.To.String())
-		}
-		f.From = from.Unmap().WithZone("")
-	}
-	if f.IIF != "" && !f.From.IsValid() {
-		return f, usageError(cmd, "--iif needs --from: a packet that comes in has a source")
-	}
-	var err error
-	if f.UID, err = userOf(o.uid, f.UID); err != nil {
+	if p.UID, err = userOf(o.uid, uint32(os.Geteuid())); err != nil { //nolint:gosec // a user
 		return f, bad("uid", o.uid, err.Error())
 	}
-	if f.Mark, err = markOf(o.mark); err != nil {
+	if p.Mark, err = markOf(o.mark); err != nil {
 		return f, bad("mark", o.mark, err.Error())
-	}
-	if o.proto != "" {
-		p, known := explain.ParseProtocol(o.proto)
-		if n, err := strconv.ParseUint(o.proto, 0, 8); err == nil && n > 0 {
-			p, known = uint8(n), true
-		}
-		if !known {
-			return f, bad("proto", o.proto, "it is a name such as tcp, udp or icmp, or a number from 1 to 255")
-		}
-		f.IPProto = p
 	}
 	for flag, port := range map[string]struct {
 		text string
 		to   *uint16
-	}{"sport": {o.sport, &f.SourcePort}, "dport": {o.dport, &f.DestinationPort}} {
+	}{"sport": {o.sport, &p.SourcePort}, "dport": {o.dport, &p.DestinationPort}} {
 		if port.text == "" {
 			continue
 		}
@@ -252,9 +206,24 @@ func (o explainOptions) flow(cmd *cobra.Command, args []string) (lookup.Flow, er
 		if !known {
 			return f, bad("tos", o.tos, "it is a number from 0 to 0xff, or one of "+strings.Join(explain.DSCPNames(), ", "))
 		}
-		f.TOS = tos
+		p.TOS = tos
+	}
+	if f, err = p.Flow(flagOf); err != nil {
+		return f, usageError(cmd, "%v", err)
 	}
 	return f, nil
+}
+
+// flagOf is the flag of a field of a packet.
+func flagOf(field string) string {
+	switch field {
+	case explain.FieldFrom:
+		return "--from"
+	case explain.FieldProtocol:
+		return "--proto"
+	default:
+		return "--" + field
+	}
 }
 
 // userOf finds a user by name or number.
@@ -341,9 +310,7 @@ func (a *app) runExplain(cmd *cobra.Command, args []string, o explainOptions, ho
 		}
 	}
 	if o.asJSON {
-		encoder := json.NewEncoder(a.Out)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(d)
+		err = d.WriteJSON(a.Out)
 	} else {
 		err = renderExplanation(a.Out, d, how)
 	}
@@ -458,16 +425,7 @@ func (a *app) readExplained(ctx context.Context, flow lookup.Flow, all, whole bo
 			return s, nil
 		}
 	}
-	f.Notes = explain.NotesOf(told)
-	for name, l := range f.Notes.Links {
-		device := nm.Device{Name: escape.Original(name), ProfileID: escape.Original(l.Profile)}
-		if place, named := cfg.Failover.Preference(device); named {
-			l.Preferred = place + 1
-		}
-		l.Weight = cfg.Share.WeightOf(device)
-		f.Notes.Links[name] = l
-	}
-	reading.NameUsers(f)
+	reading.Annotate(f, told, cfg)
 	return s, nil
 }
 
@@ -480,7 +438,7 @@ func fetchNotes(ctx context.Context, cfg config.Config) func(status.Wanted) (*st
 	go func() {
 		defer close(done)
 		defer cancel()
-		reply, err = socket.Fetch(ctx, cfg.RuntimeDir)
+		reply, err = fetchDocument(ctx, cfg)
 	}()
 	return func(w status.Wanted) (*status.Status, error) {
 		<-done

@@ -41,7 +41,7 @@ func ShowOnly(w io.Writer, s Status, words ...string) error {
 
 // Order is `failover test` and `failover reset` for who has the rights. It returns what Run prints.
 func (p Program) Order(ctx context.Context, cfg config.Config, order handoff.Order, word string) error {
-	return (&app{Program: p}).carryOut(ctx, cfg, order, word, func() error { return nil })
+	return (&app{Program: p}).carryOut(ctx, cfg, order, word, func() (bool, error) { return false, nil })
 }
 
 // CompleteUplinks are the words that the shell offers after `failover test`.

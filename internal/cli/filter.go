@@ -10,6 +10,7 @@ import (
 
 	"multihomed/internal/escape"
 	"multihomed/internal/status"
+	"multihomed/internal/suggest"
 )
 
 // A filter is one word after `status`: an interface, a profile, an address, a network,
@@ -83,7 +84,7 @@ func restrict(s *Status, only []string) error {
 			return fmt.Errorf("%q is no pattern: %w", escape.Text(word), err)
 		}
 		return fmt.Errorf("there is no interface %s to show, nor a profile, an address or a table%s; there are %s",
-			escape.Name(word), meant(word, known), strings.Join(known, ", "))
+			escape.Name(word), suggest.Question(word, known), strings.Join(known, ", "))
 	}
 	other := func(name string) bool { return !wanted[name] }
 	s.Links = slices.DeleteFunc(s.Links, func(l Link) bool { return other(l.Interface) })

@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"multihomed/allocator"
 	"multihomed/internal/cleanup"
 	"multihomed/internal/config"
 	"multihomed/internal/daemon"
@@ -21,6 +19,7 @@ import (
 	"multihomed/internal/hookstate"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/mainroutes"
+	"multihomed/internal/orders"
 	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
 	"multihomed/internal/rttables"
@@ -130,7 +129,7 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 		return err
 	}
 	a.forgetNames(cfg)
-	_, err = fmt.Fprintf(a.Out, "removed %s%s%s\n", done.Summary(), leasesStay(cfg), comesBack(cfg))
+	_, err = fmt.Fprintf(a.Out, "removed %s%s%s\n", done.Summary(), orders.LeasesStay(cfg), comesBack(cfg))
 	return err
 }
 
@@ -177,15 +176,6 @@ func (a *app) takeAway(ctx context.Context, cfg config.Config, r *cleanup.Remain
 		return done, &exitError{exitProblem, fmt.Errorf("removed %s; then: %w", done.Summary(), err)}
 	}
 	return done, nil
-}
-
-// leasesStay says that leases are kept, if there are any.
-func leasesStay(cfg config.Config) string {
-	leases := filepath.Join(cfg.StateDir, allocator.DefaultName)
-	if !exists(leases) {
-		return ""
-	}
-	return "; the leases stay in " + leases + ": every link gets the same table again"
 }
 
 // makeWayTimeout is how long a stand-in may take to make way.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -96,10 +95,7 @@ func (a *app) candidate(ctx context.Context, named bool) (cfg config.Config, els
 func (a *app) showPlan(p preview.Plan, asJSON bool) error {
 	var err error
 	if asJSON {
-		encoder := json.NewEncoder(a.Out)
-		encoder.SetIndent("", "  ")
-		encoder.SetEscapeHTML(false)
-		err = encoder.Encode(p.Document())
+		err = p.WriteJSON(a.Out)
 	} else {
 		_, err = io.WriteString(a.Out, p.Script())
 	}

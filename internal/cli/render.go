@@ -78,7 +78,7 @@ func (r *renderer) head() {
 	}
 	switch {
 	case r.s.Off != nil:
-		row("multihomed", yellow, "switched off", offText(r.s.Off))
+		row("multihomed", yellow, "switched off", r.s.Off.Text())
 	case !d.Running && d.Kept != "":
 		row("multihomed", yellow, "not running ("+clean(d.Kept)+")", ": rules and routes do not follow changes")
 	case !d.Running && d.Refused:
@@ -145,18 +145,6 @@ func (r *renderer) isBare() bool {
 	return !r.s.Daemon.Running && r.s.InForce.Present == 0 && r.s.InForce.Unexpected == 0
 }
 
-// offText says since when everything is off, and by whom.
-func offText(off *status.Off) string {
-	text := ""
-	if off.Since != nil {
-		text += " since " + off.Since.Local().Format(time.DateTime)
-	}
-	if off.By != "" {
-		text += " by " + clean(off.By)
-	}
-	return text
-}
-
 // unbound says by which interface packets leave that are bound to no link.
 func (r *renderer) unbound() {
 	if len(r.only) > 0 || len(r.s.Links) == 0 {
@@ -173,7 +161,7 @@ func (r *renderer) unbound() {
 		if ways[way] == nil {
 			order = append(order, way)
 		}
-		ways[way] = append(ways[way], familyName(f))
+		ways[way] = append(ways[way], status.FamilyName(f))
 	}
 	for i, way := range order {
 		order[i] = strings.Join(ways[way], " and ") + " by " + way
@@ -217,9 +205,9 @@ func (r *renderer) answers() {
 	for _, f := range a.Families {
 		switch {
 		case f.Answers:
-			on = append(on, familyName(f.Family))
+			on = append(on, status.FamilyName(f.Family))
 		case r.verbose:
-			off = append(off, familyName(f.Family)+" as main says ("+clean(f.Why)+")")
+			off = append(off, status.FamilyName(f.Family)+" as main says ("+clean(f.Why)+")")
 		}
 	}
 	var parts []string
@@ -301,14 +289,6 @@ func stateStyle(c Count) style {
 		return green
 	}
 	return red
-}
-
-// familyName is how people write a family.
-func familyName(f string) string {
-	if f == "ipv6" {
-		return "IPv6"
-	}
-	return "IPv4"
 }
 
 // familyFlag is how ip(8) takes a family.
@@ -401,7 +381,7 @@ func (r *renderer) link(l Link, w columnWidths) {
 	for i, n := range l.Networks {
 		name := ""
 		if n.Family != family {
-			family, name = n.Family, familyName(n.Family)
+			family, name = n.Family, status.FamilyName(n.Family)
 		}
 		r.network(l, n, name, w)
 		if i+1 == len(l.Networks) || l.Networks[i+1].Family != family {
@@ -412,7 +392,7 @@ func (r *renderer) link(l Link, w columnWidths) {
 		r.line("  %s", r.paint.paint(yellow, "no address yet"))
 	}
 	for _, f := range slices.Sorted(maps.Keys(l.LeftAlone)) {
-		r.folded("  "+familyName(f)+"  ", dim, "left alone: "+clean(l.LeftAlone[f]))
+		r.folded("  "+status.FamilyName(f)+"  ", dim, "left alone: "+clean(l.LeftAlone[f]))
 	}
 	for _, a := range l.Unused {
 		r.line("  %s  %s", familyOfAddress(a), r.address(a))
@@ -435,12 +415,12 @@ func (r *renderer) roles(l Link) {
 	slices.SortStableFunc(families, func(a, b string) int { return -strings.Compare(l.Roles[a].Role, l.Roles[b].Role) })
 	var parts []string
 	for _, f := range families {
-		parts = append(parts, roleName(l.Roles[f].Role)+" for "+familyName(f))
+		parts = append(parts, roleName(l.Roles[f].Role)+" for "+status.FamilyName(f))
 	}
 	r.line("  %s", strings.Join(parts, ", "))
 	for _, f := range families {
 		if r.verbose && l.Roles[f].Why != "" {
-			r.folded("  "+familyName(f)+": ", dim, clean(l.Roles[f].Why))
+			r.folded("  "+status.FamilyName(f)+": ", dim, clean(l.Roles[f].Why))
 		}
 	}
 }

@@ -55,22 +55,15 @@ func (r *renderer) health(name, family string) {
 func healthWord(h status.Health) (string, style) {
 	switch h.State {
 	case status.HealthUp:
-		return "up", green
-	case status.HealthSuspect:
-		return "suspect", yellow
+		return h.Word(), green
 	case status.HealthDown:
-		return "down", red
-	case status.HealthRecovering:
-		return "recovering", yellow
-	case status.HealthUnprobed:
-		return "not watched", dim
-	case status.HealthUnknown:
-		if h.NotWatched != "" {
-			return "not watched", dim
-		}
-		return "not known yet", dim
+		return h.Word(), red
+	case status.HealthSuspect, status.HealthRecovering:
+		return h.Word(), yellow
+	case status.HealthUnprobed, status.HealthUnknown:
+		return h.Word(), dim
 	default:
-		return clean(string(h.State)), plain
+		return h.Word(), plain
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"multihomed/docs/schema"
 	"multihomed/internal/escape"
+	"multihomed/internal/suggest"
 )
 
 const schemaHelp = `Print the JSON schema (draft 2020-12) of what a command prints with --json: every field, its
@@ -40,7 +41,7 @@ func (a *app) schema() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := schema.Of(args[0])
 			if errors.Is(err, schema.ErrNone) {
-				return usageError(cmd, "there is no schema of %q%s; there are those of %s", escape.Text(args[0]), meant(args[0], names), strings.Join(names, ", "))
+				return usageError(cmd, "there is no schema of %q%s; there are those of %s", escape.Text(args[0]), suggest.Question(args[0], names), strings.Join(names, ", "))
 			}
 			if err != nil {
 				return &exitError{exitProblem, err}

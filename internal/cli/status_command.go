@@ -199,7 +199,7 @@ func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, err
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		answer, err := socket.Ask(waiting, cfg.RuntimeDir, whole)
+		answer, err := askOnce(waiting, cfg, whole)
 		switch {
 		case err == nil && answer.Unchecked == 0, err != nil && !errors.Is(err, socket.ErrNobody):
 			return answer, err
@@ -212,6 +212,14 @@ func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, err
 			return answer, err
 		}
 	}
+}
+
+func askOnce(ctx context.Context, cfg config.Config, whole bool) (*Status, error) {
+	reply, err := fetchDocument(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return reply.Decode(whole)
 }
 
 // tell adds the fault of the configuration file unless the daemon has reported it: the

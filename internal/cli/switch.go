@@ -17,11 +17,11 @@ import (
 	"multihomed/internal/cleanup"
 	"multihomed/internal/config"
 	"multihomed/internal/daemon"
-	"multihomed/internal/english"
 	"multihomed/internal/handoff"
 	"multihomed/internal/hookstate"
 	"multihomed/internal/lockfile"
 	"multihomed/internal/offswitch"
+	"multihomed/internal/orders"
 	"multihomed/internal/ownership"
 	"multihomed/internal/rights"
 	"multihomed/internal/status"
@@ -125,78 +125,38 @@ func (a *app) may(command string, links []string) error {
 	return nil
 }
 
-// A target is a link that is switched: its interface, and its profile if it has one.
-type target struct {
-	name, uuid, profile string
-	// word is how it was named.
-	word string
-}
-
-// all is the target where no link is named.
-func (t target) all() bool { return t.name == "" && t.uuid == "" }
-
 // targets finds the links that words name, among the interfaces and among what is off.
 // Present are the interfaces of the host.
-func (a *app) targets(ctx context.Context, off offswitch.State, words []string) (out []target, present []offswitch.Interface, err error) {
+func (a *app) targets(ctx context.Context, off offswitch.State, words []string) (out []orders.Target, present []offswitch.Interface, err error) {
 	if len(words) == 0 {
 		return nil, nil, nil
 	}
-	devices := map[string]nm.Device{}
-	known, err := nm.ReadOnce(ctx, nm.Options{CallTimeout: managerTimeout})
-	if err == nil {
-		devices = known.Devices
-	} // Without NetworkManager a link is known by its interface alone.
-	var interfaces []string
+	host := orders.Host{Profiles: map[string]orders.Profile{}}
+	// Without NetworkManager a link is known by its interface alone.
+	if known, err := nm.ReadOnce(ctx, nm.Options{CallTimeout: managerTimeout}); err == nil {
+		for name, d := range known.Devices {
+			host.Profiles[name] = orders.Profile{UUID: d.ProfileUUID, Name: d.ProfileID}
+		}
+	}
 	all, err := net.Interfaces()
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading the interfaces: %w", err)
 	}
 	for _, i := range all {
-		if i.Name == routing.Loopback {
-			continue // Nothing of ours concerns it, whatever profile it has.
-		}
-		interfaces = append(interfaces, i.Name)
-		present = append(present, offswitch.Interface{Name: i.Name, UUID: devices[i.Name].ProfileUUID})
+		host.Interfaces = append(host.Interfaces, i.Name)
 	}
-	slices.SortFunc(interfaces, status.CompareNames)
-	for _, word := range words {
-		t, found := find(word, devices, interfaces, off)
-		switch {
-		case !found && (word == routing.Loopback || devices[routing.Loopback].ProfileUUID == word):
-			return nil, nil, &exitError{exitUsage, errors.New("lo is the loopback: multihomed makes no routing for it, so there is nothing to switch")}
-		case !found:
-			return nil, nil, &exitError{exitUsage, fmt.Errorf("there is no interface or active profile %q; there are %s", clean(word), strings.Join(interfaces, ", "))}
-		}
-		if !slices.ContainsFunc(out, func(o target) bool { return o.name == t.name && o.uuid == t.uuid }) {
-			out = append(out, t)
-		}
+	out, err = host.Targets(off, words)
+	if err != nil {
+		return nil, nil, &exitError{exitUsage, err}
 	}
-	return out, present, nil
-}
-
-func find(word string, devices map[string]nm.Device, interfaces []string, off offswitch.State) (target, bool) {
-	if slices.Contains(interfaces, word) {
-		return target{word, devices[word].ProfileUUID, devices[word].ProfileID, word}, true
-	}
-	for _, name := range interfaces {
-		if d, is := devices[name]; is && d.ProfileUUID != "" && (d.ProfileUUID == word || d.ProfileID == word) {
-			return target{name, d.ProfileUUID, d.ProfileID, word}, true
-		}
-	}
-	// A link that is off need not exist.
-	for _, l := range off.Links {
-		if l.Called(word) {
-			return target{l.Interface, l.UUID, l.Profile, word}, true
-		}
-	}
-	return target{}, false
+	return out, host.Present(), nil
 }
 
 // managerTimeout is how long NetworkManager may take for one answer.
 const managerTimeout = 3 * time.Second
 
 func (a *app) switchOff(ctx context.Context, words []string) error {
-	if err := a.may("off", words); err != nil {
+	if done, err := a.delegated(ctx, "off", words, "Off", append([]string{}, words...)); done {
 		return err
 	}
 	cfg, sound := a.salvage()
@@ -206,12 +166,12 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 		return err
 	}
 	if len(targets) == 0 {
-		targets = []target{{}}
+		targets = []orders.Target{{}}
 	}
 	// Before the switch: the objects in the kernel tell whose they are.
 	var all []*cleanup.Remains
 	for _, t := range targets {
-		r, err := a.remains(ctx, cfg, sound, t.name)
+		r, err := a.remains(ctx, cfg, sound, t.Name)
 		if err != nil {
 			return &exitError{exitProblem, err}
 		}
@@ -219,20 +179,7 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 		r.Left()
 		all = append(all, r)
 	}
-	before, now, _, err := offswitch.Change(cfg.Switch(), func(s *offswitch.State) error {
-		for _, t := range targets {
-			var err error
-			if t.all() {
-				err = s.SwitchOff(mark)
-			} else {
-				err = s.LinkOff(offswitch.Link{UUID: t.uuid, Profile: t.profile, Interface: t.name, Mark: mark})
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	before, now, err := orders.SwitchOff(cfg.Switch(), targets, mark)
 	var failed []error
 	if unkept, is := errors.AsType[*offswitch.UnkeptError](err); is {
 		failed = append(failed, unkept)
@@ -240,54 +187,20 @@ func (a *app) switchOff(ctx context.Context, words []string) error {
 		return &exitError{exitProblem, err}
 	}
 	for i, t := range targets {
-		removed, err := a.vanish(ctx, cfg, t.name, all[i])
+		removed, err := a.vanish(ctx, cfg, t.Name, all[i])
 		if err != nil {
-			failed = append(failed, fmt.Errorf("%s is switched off and adds nothing any more, but %w", subject(t), err))
+			failed = append(failed, fmt.Errorf("%s is switched off and adds nothing any more, but %w", t, err))
 			continue
 		}
-		if t.all() {
+		if t.All() {
 			a.forgetNames(cfg)
 		}
-		fmt.Fprintln(a.Out, sentenceOff(cfg, before, now, t, removed))
+		fmt.Fprintln(a.Out, orders.SentenceOff(cfg, before, now, t, removed))
 	}
 	if err := errors.Join(failed...); err != nil {
 		return &exitError{exitProblem, err}
 	}
 	return nil
-}
-
-func subject(t target) string {
-	if t.all() {
-		return "multihomed"
-	}
-	return clean(t.name)
-}
-
-// sentenceOff says what off did.
-func sentenceOff(cfg config.Config, before, now offswitch.State, t target, removed string) string {
-	mark, was := now.Host, before.Host != nil
-	undo := "multihomectl on"
-	if !t.all() {
-		l, _ := now.Link(t.name, t.uuid)
-		_, was = before.Link(t.name, t.uuid)
-		mark, undo = &l.Mark, undo+" "+clean(t.name)
-	}
-	text := subject(t) + " is switched off"
-	if was {
-		text += " already, since " + mark.String()
-	}
-	if removed == "" {
-		text += ": there was nothing to remove"
-	} else {
-		text += ": removed " + removed
-		if stay := leasesStay(cfg); t.all() {
-			text += stay
-		}
-	}
-	if !t.all() && now.HostOff() {
-		return text + "; all of multihomed is " + now.Why()
-	}
-	return text + "; to switch it on: " + undo
 }
 
 const (
@@ -457,7 +370,7 @@ func movedOf(cfg config.Config, name string) []hookstate.Config {
 }
 
 func (a *app) switchOn(ctx context.Context, words []string) error {
-	if err := a.may("on", words); err != nil {
+	if done, err := a.delegated(ctx, "on", words, "On", append([]string{}, words...)); done {
 		return err
 	}
 	cfg, _ := a.salvage()
@@ -465,24 +378,12 @@ func (a *app) switchOn(ctx context.Context, words []string) error {
 	if err != nil {
 		return err
 	}
-	before, now, _, err := offswitch.Change(cfg.Switch(), func(s *offswitch.State) error {
-		if len(targets) == 0 {
-			return s.SwitchOn()
-		}
-		for _, t := range targets {
-			if err := s.LinkOn(t.name, t.uuid); err != nil {
-				return err
-			}
-			// And what is left of a profile that this interface had once.
-			s.Forget(func(l offswitch.Link) bool { return l.Called(t.word) && len(l.On(present)) == 0 })
-		}
-		return nil
-	})
+	before, now, err := orders.SwitchOn(cfg.Switch(), targets, present)
 	unkept, isUnkept := errors.AsType[*offswitch.UnkeptError](err)
 	if err != nil && !isUnkept {
 		return &exitError{exitProblem, err}
 	}
-	text := sentenceOn(before, now, targets, present)
+	text := orders.SentenceOn(before, now, targets, present)
 	how, err := a.appear(ctx, targets)
 	if err != nil {
 		err = fmt.Errorf("%s, but %w", text, err)
@@ -498,40 +399,9 @@ func (a *app) switchOn(ctx context.Context, words []string) error {
 	return nil
 }
 
-// sentenceOn says what on did.
-func sentenceOn(before, now offswitch.State, targets []target, present []offswitch.Interface) string {
-	switch {
-	case !before.Any():
-		return "nothing was switched off"
-	case len(targets) == 0:
-		return "multihomed is switched on"
-	}
-	var on, was []string
-	for _, t := range targets {
-		removed := slices.ContainsFunc(before.Links, func(l offswitch.Link) bool {
-			return (l.Called(t.word) || l.Interface == t.name || l.UUID != "" && l.UUID == t.uuid) && !slices.Contains(now.Links, l)
-		})
-		if removed {
-			on = append(on, subject(t))
-			continue
-		}
-		text := "nothing of " + subject(t) + " was switched off"
-		elsewhere := slices.IndexFunc(now.Links, func(l offswitch.Link) bool { return l.Called(t.word) && len(l.On(present)) > 0 })
-		if elsewhere >= 0 {
-			name := clean(now.Links[elsewhere].On(present)[0])
-			text += fmt.Sprintf(", but the profile that it had is, now on %[1]s (to switch that on: multihomectl on %[1]s)", name)
-		}
-		was = append(was, text)
-	}
-	if len(on) > 0 {
-		was = slices.Insert(was, 0, strings.Join(on, ", ")+" switched on")
-	}
-	return strings.Join(was, "; ")
-}
-
 // appear waits until the routing of all links is active, and says of how many: of all, or of the
 // targets if there are some.
-func (a *app) appear(ctx context.Context, targets []target) (string, error) {
+func (a *app) appear(ctx context.Context, targets []orders.Target) (string, error) {
 	cfg := a.load(ctx)
 	ctx, cancel := context.WithTimeout(ctx, offTime)
 	defer cancel()
@@ -560,22 +430,11 @@ func (a *app) appear(ctx context.Context, targets []target) (string, error) {
 	if err := errors.Join(err, <-worked); err != nil {
 		return "", err
 	}
-	links := 0
+	var links []offswitch.Interface
 	for plan := range v.Planner.Links() {
-		is := func(t target) bool {
-			return t.name == plan.Link.Name || t.uuid != "" && t.uuid == v.Claims[plan.Link.Name].UUID
-		}
-		if len(targets) == 0 || slices.ContainsFunc(targets, is) {
-			links++
-		}
+		links = append(links, offswitch.Interface{Name: plan.Link.Name, UUID: v.Claims[plan.Link.Name].UUID})
 	}
-	what := english.Count(links, "link") + " with their routing"
-	switch links {
-	case 1:
-		what = "1 link with its routing"
-	case 0:
-		what = "no link to route at present"
-	}
+	what := orders.LinksRouted(targets, links)
 	if noDaemon {
 		what += "; the service does not run, to start it: systemctl start multihomed"
 	}

@@ -18,14 +18,6 @@ func usageError(cmd *cobra.Command, format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Errorf("%s; see %s --help", fmt.Sprintf(format, args...), cmd.CommandPath())}
 }
 
-// meant proposes the word that may have been meant.
-func meant(written string, words []string) string {
-	if word := suggest.For(written, words); word != "" {
-		return "; did you mean " + word + "?"
-	}
-	return ""
-}
-
 // shellWord is a word as a shell takes it: commands that are shown are there to be copied.
 func shellWord(word string) string {
 	isPlain := func(r rune) bool {
@@ -52,7 +44,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	}
 	word := escape.Text(args[0])
 	if names := commandsOf(cmd); len(names) > 0 {
-		return usageError(cmd, "there is no command %q%s", strings.TrimPrefix(cmd.CommandPath()+" ", "multihomectl ")+word, meant(word, names))
+		return usageError(cmd, "there is no command %q%s", strings.TrimPrefix(cmd.CommandPath()+" ", "multihomectl ")+word, suggest.Question(word, names))
 	}
 	return usageError(cmd, "%s takes no arguments, and got %q", cmd.CommandPath(), word)
 }
@@ -157,7 +149,7 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			cmd, rest, err := root.Find(args)
 			if cmd == nil || err != nil || len(rest) > 0 {
-				return usageError(root, "there is no command %q%s", escape.Text(strings.Join(args, " ")), meant(strings.Join(args, " "), commandsOf(root)))
+				return usageError(root, "there is no command %q%s", escape.Text(strings.Join(args, " ")), suggest.Question(strings.Join(args, " "), commandsOf(root)))
 			}
 			cmd.InitDefaultHelpFlag()
 			return cmd.Help()

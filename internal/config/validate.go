@@ -130,19 +130,12 @@ func (v *validator) level(value *string, preset slog.Level) slog.Level {
 	if value == nil {
 		return preset
 	}
-	switch *value {
-	case "debug":
-		return slog.LevelDebug
-	case "info":
-		return slog.LevelInfo
-	case "warn":
-		return slog.LevelWarn
-	case "error":
-		return slog.LevelError
-	default:
+	level, is := ParseLevel(*value)
+	if !is {
 		v.refuseWord("log_level", *value)
 		return preset
 	}
+	return level
 }
 
 func (v *validator) presence(key string, value *string, preset Presence) Presence {
@@ -377,4 +370,27 @@ func quoted(value string) string {
 		value = value[:maxSuggested] + "..."
 	}
 	return fmt.Sprintf("%q", value)
+}
+
+// LevelWords are the values of log_level.
+func LevelWords() []string { return []string{"debug", "info", "warn", "error"} }
+
+// ParseLevel reads a level.
+func ParseLevel(word string) (slog.Level, bool) {
+	levels := []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError}
+	at := slices.Index(LevelWords(), word)
+	if at < 0 {
+		return 0, false
+	}
+	return levels[at], true
+}
+
+// LevelWord is a level as the configuration writes it.
+func LevelWord(l slog.Level) string {
+	for _, word := range LevelWords() {
+		if at, _ := ParseLevel(word); l <= at {
+			return word
+		}
+	}
+	return "error"
 }

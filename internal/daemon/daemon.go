@@ -16,6 +16,7 @@ import (
 
 	"multihomed/internal/cleanup"
 	"multihomed/internal/config"
+	"multihomed/internal/dbusapi/server"
 	"multihomed/internal/event"
 	"multihomed/internal/failover"
 	"multihomed/internal/handoff"
@@ -102,6 +103,12 @@ func Run(ctx context.Context, o Options) error {
 		_, err := s.events.Close()
 		return err
 	})
+	s.openBus()
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	staying, leave := context.WithCancel(ctx)
+	defer leave()
+	serving.Go(func() { s.bus.Run(staying) })
 	o.Logger.LogAttrs(ctx, slog.LevelInfo, "multihomed "+o.Version+" started", event.Is(event.Started)) //nolint:sloglint // the version
 	for {
 		again, err := s.serve(ctx, cfg, o.Hangup)
@@ -170,6 +177,16 @@ type service struct {
 	unbound, unattached []routing.Problem
 	// logged are the problems in the log.
 	logged problems
+
+	// bus answers on D-Bus; stale is given when it has something to tell, wrote are changes of the
+	// kernel that it tells.
+	bus   *server.Server
+	stale news.Signal
+	wrote *changes
+	// reloads ask for the configuration to be read again; reloading is the one that waits until the
+	// new one is active, nil for none.
+	reloads   chan reload
+	reloading *reload
 }
 
 // Codes of the problems of parts.
@@ -198,6 +215,11 @@ func (f faults) set(code routing.Code, err error) bool {
 	case err != nil:
 		p = routing.ProblemOf(code, routing.Warning, "", err)
 	}
+	return f.put(code, p)
+}
+
+// put notes the problem of a part, none if it is zero, and reports whether it changed.
+func (f faults) put(code routing.Code, p routing.Problem) bool {
 	if f[code] == p {
 		return false
 	}
@@ -221,6 +243,8 @@ func (f faults) all() []routing.Problem {
 func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan os.Signal) (*config.Loaded, error) {
 	cfg := loaded.Config
 	s.Level.Set(cfg.LogLevel)
+	reloading := s.reloading
+	s.reloading = nil
 	s.fault(config.FaultCode, faultOf(loaded))
 	// passed is given after the first pass, known when the links are known or the wait for
 	// them has ended.
@@ -240,8 +264,16 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			noManager.Store(p.owners.NoManager())
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
-		Report: reports.Put, Outdated: outdated.Give,
-	}, extras{fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks, counts: &s.counts})
+		Report: reports.Put,
+		Outdated: func() {
+			outdated.Give()
+			s.stale.Give()
+		},
+		Wrote: func(ops []routing.Op) {
+			s.wrote.add(ops)
+			s.stale.Give()
+		},
+	}, extras{judged: s.stale.Give, fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks, counts: &s.counts})
 	// A normal stop before the first pass is no fault of the configuration: it becomes the
 	// last good one, so that a restart does not bring back an older one.
 	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -291,6 +323,12 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			})
 		}},
 		{name: "status", run: tellers.run},
+		{name: "reload", run: always(func(ctx context.Context) {
+			if reloading != nil && passed.await(ctx) {
+				reloading.done <- nil
+			}
+		})},
+		{name: "D-Bus", run: (&onBus{service: s, cfg: cfg, parts: p, teller: tellers}).run},
 		{name: "bound programs", run: held.run},
 		{name: "control groups", run: p.cgroups.run},
 		{name: "DNS of bound users", run: names.run},
@@ -359,10 +397,12 @@ func (s *service) startAnyway(ctx context.Context, p *parts, known *latch, noMan
 // only makes a problem.
 func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-chan os.Signal) *config.Loaded {
 	for {
+		asked := reload{done: make(chan error, 1)} // Of a signal nobody waits for the answer.
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hangup:
+		case asked = <-s.reloads:
 		}
 		ready := s.notify.Reloading()
 		next := config.Find(s.ConfigPath)
@@ -370,14 +410,20 @@ func (s *service) awaitChange(ctx context.Context, cfg config.Config, hangup <-c
 		switch {
 		case next.Fault != nil:
 			s.refuse(config.Refused(next.Fault.File, next.Fault.Err))
+			asked.done <- next.Fault
 		case needsRestart != nil:
 			s.refuse(config.Refused(s.ConfigPath, needsRestart))
+			asked.done <- needsRestart
 		case reflect.DeepEqual(next.Config, cfg):
 			s.fault(config.FaultCode, nil)
+			s.Level.Set(cfg.LogLevel) // D-Bus may have changed it.
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration unchanged", event.Is(event.ConfigLoaded))
 			s.fault(lastGoodFault, next.Keep(time.Now()))
+			s.stale.Give()
+			asked.done <- nil
 		default:
 			s.Logger.LogAttrs(ctx, slog.LevelInfo, "configuration changed", event.Is(event.ConfigLoaded))
+			s.reloading = &asked
 			return &next
 		}
 		if ready {
@@ -403,6 +449,15 @@ func (s *service) fault(code routing.Code, err error) {
 	}
 }
 
+// problem notes the problem of a part other than the loop, none if it is zero.
+func (s *service) problem(part routing.Code, p routing.Problem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.faults.put(part, p) {
+		s.tell(s.report)
+	}
+}
+
 // refuse notes the fault of a configuration that a reload found, and logs it each time: a reload
 // that fails must say why.
 func (s *service) refuse(fault *config.Fault) {
@@ -418,6 +473,7 @@ func (s *service) tell(r reconcile.Report) {
 	problems := slices.Concat(s.faults.all(), r.Problems, s.answers, s.unbound, s.unattached, s.found)
 	s.logged.note(context.Background(), problems)
 	s.notify.Status(summary(r.Waiting, problems))
+	s.stale.Give()
 }
 
 // answered takes the problems of what is forwarded.

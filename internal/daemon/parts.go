@@ -94,6 +94,8 @@ type extras struct {
 	// watches says that the uplinks are watched; uplinks is who watched them before.
 	watches bool
 	uplinks *failover.Controller
+	// judged is called when the state of an uplink has changed; nil for nobody.
+	judged func()
 	// counts take what is counted; nil in a stand-in, which nobody asks.
 	counts *counts
 }

@@ -185,6 +185,17 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 	return t.told.document, nil
 }
 
+// status returns the status with its view. Neither is changed any more.
+func (t *teller) status(ctx context.Context) (*status.Status, *view.View, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.look(ctx, checkedAtOnce); err != nil {
+		return nil, nil, err
+	}
+	s := t.told.status
+	return &s, t.told.view, nil
+}
+
 // look updates told. If its sources are the same, so is the status, except for findings from
 // files of the host. It checks the outcomes of so many links at most. The caller holds mu.
 func (t *teller) look(ctx context.Context, most int) error {

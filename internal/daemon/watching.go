@@ -29,7 +29,7 @@ func (p *parts) watch(cfg config.Config, more extras) reconcile.Failover {
 	p.uplinks = failover.New(failover.Options{
 		Logger: p.log, Config: cfg, Look: func(ctx context.Context) (failover.Facts, error) { return p.uplinkFacts(ctx, cfg) },
 		Dial:   func() failover.Prober { return client.New(cfg.Failover.Prober) },
-		Memory: failover.File{Directory: cfg.RuntimeDir}, Archive: failover.AnsweredFile{Directory: cfg.StateDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}, answered: func(f routing.Family) bool { return p.answers.marks(f) }}, Before: more.uplinks,
+		Memory: failover.File{Directory: cfg.RuntimeDir}, Archive: failover.AnsweredFile{Directory: cfg.StateDir}, Ends: &ends{endpoints: connections.Endpoints{Directory: cfg.RuntimeDir}, answered: func(f routing.Family) bool { return p.answers.marks(f) }}, Before: more.uplinks, Judged: more.judged,
 	})
 	return p.uplinks
 }
@@ -65,22 +65,25 @@ func (p *parts) emptyFailover(ctx context.Context) {
 
 // carryOut carries out an order of an administrator about an uplink.
 func (p *parts) carryOut(m handoff.Message) {
-	err := failover.ErrOff
-	if p.uplinks != nil {
-		switch m.Failover {
-		case handoff.TestFailover:
-			err = p.uplinks.Test(m.Interface)
-		case handoff.ResetFailover:
-			err = p.uplinks.Reset(m.Interface)
-		default:
-			err = fmt.Errorf("this version does not know the order %q", m.Failover)
-		}
-	}
-	if err != nil {
+	if err := p.obey(m.Failover, m.Interface); err != nil {
 		m.Refuse(err.Error())
 		return
 	}
 	m.Acknowledge()
+}
+
+// obey carries out an order about an uplink.
+func (p *parts) obey(order handoff.Order, name string) error {
+	switch {
+	case p.uplinks == nil:
+		return failover.ErrOff
+	case order == handoff.TestFailover:
+		return p.uplinks.Test(name)
+	case order == handoff.ResetFailover:
+		return p.uplinks.Reset(name)
+	default:
+		return fmt.Errorf("this version does not know the order %q", order)
+	}
 }
 
 // failoverView is what status shows of the uplinks, nil if nobody watches them.

@@ -8,6 +8,8 @@ package doctor
 
 import (
 	"cmp"
+	"encoding/json"
+	"io"
 	"slices"
 
 	"multihomed/internal/escape"
@@ -200,4 +202,11 @@ func (f Finding) escaped() Finding {
 		f.Evidence[i] = escape.Text(f.Evidence[i])
 	}
 	return f
+}
+
+// WriteJSON writes it as `multihomectl doctor --json` prints it.
+func (r Report) WriteJSON(w io.Writer) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(r)
 }

@@ -1,6 +1,8 @@
 package explain
 
 import (
+	"encoding/json"
+	"io"
 	"net/netip"
 
 	"multihomed/internal/status"
@@ -230,4 +232,11 @@ func newDocument() Document {
 		Schema: status.Schema, Complete: true, Agrees: true, Lookups: []Lookup{}, MayDiffer: []Caveat{}, WhatIf: []string{},
 		Assumptions: []string{}, Unread: []string{},
 	}
+}
+
+// WriteJSON writes it as `multihomectl explain --json` prints it.
+func (d Document) WriteJSON(w io.Writer) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(d)
 }

@@ -46,6 +46,9 @@ type Options struct {
 	Memory Memory
 	// Archive outlives the boot; nil for none.
 	Archive Archive
+	// Judged is called when what State returns has changed in more than measurements; nil for nobody.
+	// It must not wait.
+	Judged func()
 	// Before is the controller of the configuration before this one, whose Run has returned;
 	// nil for none.
 	Before *Controller
@@ -90,8 +93,10 @@ type Controller struct {
 	// judged is what the loop was told.
 	judged   routing.Failover
 	unjudged routing.ByFamily[bool]
-	// generation changes with what status shows.
-	generation uint64
+	// generation changes with what status shows, announced is the one that Judged was called for;
+	// stepped says that a state has changed since, if only for a moment.
+	generation, announced uint64
+	stepped               bool
 	// deaths count those of this process, by the name of the interface, of so many at most.
 	deaths map[UplinkName]uint64
 	// said is what the log has to say of the moment.
@@ -353,6 +358,10 @@ func (c *Controller) do(something func(now health.Moment)) {
 	something(now)
 	c.due(now)
 	c.publish(now)
+	if c.Judged != nil && (c.stepped || c.generation != c.announced) {
+		c.Judged()
+	}
+	c.stepped, c.announced = false, c.generation
 }
 
 // untilNext is the time until something is due.

@@ -55,6 +55,7 @@ func (c *Controller) complain(now health.Moment) {
 		return
 	}
 	c.complained = !c.connected
+	c.generation++
 	if c.connected {
 		c.Logger.LogAttrs(context.Background(), slog.LevelInfo, "uplinks are probed again")
 		return

@@ -486,6 +486,7 @@ func (c *Controller) note(now health.Moment, w *watch) {
 	}
 	before := w.state
 	w.state = state
+	c.stepped = true
 	transient := state == health.Suspect || before == health.Suspect
 	if !transient {
 		c.generation++

@@ -24,6 +24,9 @@ func Who(env func(string) string) string {
 	return named(strconv.Itoa(os.Getuid()))
 }
 
+// UserName is the name of a user, "uid 1000" for one without a name.
+func UserName(uid uint32) string { return named(strconv.FormatUint(uint64(uid), 10)) }
+
 func named(uid string) string {
 	if u, err := user.LookupId(uid); err == nil && plain(u.Username) {
 		return u.Username

@@ -1,7 +1,9 @@
 package preview
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 
 	"multihomed/internal/english"
@@ -111,6 +113,14 @@ type DocumentStep struct {
 	Commands []string `json:"commands"`
 	// Note says why there is no command, or what it lacks.
 	Note string `json:"note,omitempty"`
+}
+
+// WriteJSON writes it as `multihomectl plan --json` prints it.
+func (p Plan) WriteJSON(w io.Writer) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(p.Document())
 }
 
 // Document is the plan for programs.

@@ -30,6 +30,8 @@ type Health struct {
 	Since *time.Time `json:"since,omitempty"`
 	// Why says in one sentence what the state is judged by.
 	Why string `json:"why"`
+	// Verdict is Why without the numbers that change with every answer.
+	Verdict string `json:"-"`
 	// NotWatched says why it is judged by its carrier alone, empty if it is probed.
 	NotWatched string `json:"not_watched,omitempty"`
 	// RouterOnly says that only neighbours answer, such as the resolver of a home router: a
@@ -86,6 +88,31 @@ const (
 	HealthUnprobed HealthState = "unprobed"
 )
 
+// Word is the state as people say it.
+func (h Health) Word() string {
+	switch h.State {
+	case HealthUnprobed:
+		return "not watched"
+	case HealthUnknown:
+		if h.NotWatched != "" {
+			return "not watched"
+		}
+		return "not known yet"
+	case HealthUp, HealthSuspect, HealthDown, HealthRecovering:
+		return string(h.State)
+	default:
+		return escape.Text(string(h.State))
+	}
+}
+
+// FamilyName is how people write "ipv4" and "ipv6".
+func FamilyName(family string) string {
+	if family == "ipv6" {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
 // Dead reports whether unbound traffic avoids a link in this state.
 func (s HealthState) Dead() bool { return s == HealthDown || s == HealthRecovering }
 
@@ -139,6 +166,6 @@ func (f *Failover) Escape() {
 		for j := range h.Targets {
 			h.Targets[j].Target = escape.Text(h.Targets[j].Target)
 		}
-		h.Why, h.NotWatched = escape.Text(h.Why), escape.Text(h.NotWatched)
+		h.Why, h.Verdict, h.NotWatched = escape.Text(h.Why), escape.Text(h.Verdict), escape.Text(h.NotWatched)
 	}
 }

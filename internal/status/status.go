@@ -89,6 +89,18 @@ type Off struct {
 	By    string     `json:"by"`
 }
 
+// Text continues the words "switched off".
+func (o Off) Text() string {
+	text := ""
+	if o.Since != nil {
+		text += " since " + o.Since.Local().Format(time.DateTime)
+	}
+	if o.By != "" {
+		text += " by " + escape.Text(o.By)
+	}
+	return text
+}
+
 // OffLink is a link that is switched off.
 type OffLink struct {
 	// Interface is its name, escaped.

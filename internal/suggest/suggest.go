@@ -24,6 +24,14 @@ func For(written string, words []string) string {
 	return best
 }
 
+// Question asks for that word, to follow a sentence, empty if there is none.
+func Question(written string, words []string) string {
+	if word := For(written, words); word != "" {
+		return "; did you mean " + word + "?"
+	}
+	return ""
+}
+
 // Distance counts the letters to change, add, remove or swap with the next one until a word
 // is the other one (the restricted distance of Damerau and Levenshtein).
 func Distance(a, b string) int {

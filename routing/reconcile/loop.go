@@ -64,6 +64,9 @@ type Hooks struct {
 	// Outdated is called after a pass when a snapshot would have another generation than it
 	// was called for last, also if somebody has taken that snapshot already.
 	Outdated func()
+	// Wrote is called after a pass with what the kernel did, if that is anything. It must not keep
+	// the slice.
+	Wrote func([]routing.Op)
 }
 
 // A Report is what status can only know from the loop.

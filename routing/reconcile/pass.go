@@ -76,6 +76,7 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 	if ctx.Err() != nil {
 		return tries
 	}
+	written := make([]routing.Op, 0, len(ops))
 	for i, op := range ops {
 		// What was written is compared once more when the mirror has it.
 		touch(l.touched, op)
@@ -85,6 +86,10 @@ func (l *Loop) pass(ctx context.Context, before map[routing.Op]try) map[routing.
 			continue
 		}
 		l.applied(ctx, op)
+		written = append(written, op)
+	}
+	if l.Hooks.Wrote != nil && len(written) > 0 {
+		l.Hooks.Wrote(written)
 	}
 	clear(l.restored)
 	return tries

@@ -44,6 +44,10 @@ const busConfigText = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus
   </policy>
   <policy user="root">
     <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Monitoring"/>
+    <allow own="org.multihomed1"/>
+  </policy>
+  <policy context="default">
+    <allow send_destination="org.multihomed1"/>
   </policy>
   <includedir>%[3]s/usr/share/dbus-1/system.d</includedir>
   <includedir>%[3]s/etc/dbus-1/system.d</includedir>

@@ -24,7 +24,7 @@ import (
 
 // Config is what can be chosen about a machine.
 type Config struct {
-	Release string // Bookworm by default
+	Release string // Bookworm by default; or With more packages
 	Name    string // the host name; the release by default
 }
 
@@ -53,7 +53,7 @@ func New(ctx context.Context, cfg Config) (*Machine, error) {
 		cfg.Release = Bookworm
 	}
 	if cfg.Name == "" {
-		cfg.Name = cfg.Release
+		cfg.Name, _, _ = strings.Cut(cfg.Release, "+")
 	}
 	if err := checkBoot(); err != nil {
 		return nil, err

@@ -52,14 +52,18 @@ const removed = `
 	etc/hostname etc/resolv.conf etc/machine-id var/lib/dbus/machine-id
 	var/cache/apt/archives/*.deb var/lib/apt/lists/*_* var/log/bootstrap.log`
 
+// With is a release with more packages of Debian, for Main and Config. Its root is made of that of the release.
+func With(release string, more ...string) string { return release + "+" + strings.Join(more, ",") }
+
 // rootDir is where a release's root is cached. The recipe is a part of the name,
 // so that a root of another recipe is not taken for this one.
 func rootDir(release string) (string, error) {
-	if release != Bookworm && release != Trixie {
-		return "", fmt.Errorf("release %q: only %s and %s are known", release, Bookworm, Trixie)
+	base, more, _ := strings.Cut(release, "+")
+	if base != Bookworm && base != Trixie {
+		return "", fmt.Errorf("release %q: only %s and %s are known", base, Bookworm, Trixie)
 	}
-	recipe := sha256.Sum256([]byte(packages + masked + removed))
-	return cachePath(fmt.Sprintf("%s-%x", release, recipe[:4])), nil
+	recipe := sha256.Sum256([]byte(packages + masked + removed + more))
+	return cachePath(fmt.Sprintf("%s-%x", base, recipe[:4])), nil
 }
 
 // Root returns the directory of a Debian release as debootstrap makes it. It is made on the first
@@ -79,7 +83,15 @@ func Root(ctx context.Context, release string) (dir string, err error) {
 	if err := checkPrograms(true); err != nil {
 		return "", err
 	}
-	err = cached(ctx, dir, func(tmp string) error { return build(ctx, release, tmp, dir) })
+	fill := func(tmp string) error { return build(ctx, release, tmp, dir) }
+	if base, more, is := strings.Cut(release, "+"); is {
+		lower, err := Root(ctx, base)
+		if err != nil {
+			return "", err
+		}
+		fill = func(tmp string) error { return extend(ctx, lower, strings.Split(more, ","), tmp) }
+	}
+	err = cached(ctx, dir, fill)
 	if err != nil {
 		return "", fmt.Errorf("making a root of %s: %w", release, err)
 	}
@@ -102,6 +114,26 @@ func build(ctx context.Context, release, tmp, dir string) error {
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(tmp, "debootstrap/debootstrap.log"))
 		return fmt.Errorf("debootstrap: %w: %s\n%s", err, lab.Tail(out, 10), lab.Tail(string(log), 20))
+	}
+	return finish(tmp)
+}
+
+// extend makes a root in tmp of another one and more packages.
+func extend(ctx context.Context, lower string, more []string, tmp string) error {
+	fmt.Fprintf(os.Stderr, "machine: installing %s into a copy of %s, this takes a minute\n", strings.Join(more, ", "), lower)
+	env, err := proxies(ctx, hostEnv())
+	if err != nil {
+		return err
+	}
+	// The resolver is the host's while apt asks the mirror, and nothing starts in a chroot.
+	const script = `cp -a --reflink=auto "$1/." "$2"; cp -L /etc/resolv.conf "$2/etc/resolv.conf"; mount -t proc proc "$2/proc"
+root=$2; shift 2
+printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"; chmod 755 "$root/usr/sbin/policy-rc.d"
+chroot "$root" apt-get -q update
+DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get -qy install --no-install-recommends "$@"
+rm "$root/usr/sbin/policy-rc.d"; umount "$root/proc"`
+	if out, err := isolated(ctx, env, "sh", append([]string{"-ec", script, "sh", lower, tmp}, more...)...); err != nil {
+		return fmt.Errorf("installing %s: %w: %s", strings.Join(more, ", "), err, lab.Tail(out, 20))
 	}
 	return finish(tmp)
 }

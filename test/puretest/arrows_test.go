@@ -28,18 +28,19 @@ var floors = [][]string{
 	},
 	// The outside world: kernel, NetworkManager, database, sockets; and the loop, which uses it by its
 	// own ports.
-	{"allocator", "internal/answers", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/metrics", "internal/netconf", "internal/prober", "internal/watch", "nm", "routing/kernel", "routing/reconcile"},
+	{"allocator", "internal/answers", "internal/dbusapi", "internal/binder/client", "internal/holding/wire", "internal/cgroupbpf", "internal/connections", "internal/metrics", "internal/netconf", "internal/prober", "internal/watch", "nm", "routing/kernel", "routing/reconcile"},
 	{
-		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/holding", "internal/hookstate", "internal/kerneltables",
+		"allocator/client", "allocator/server", "internal/ancestor", "internal/binder", "internal/bindrun", "internal/cleanup", "internal/dbusapi/client", "internal/holding", "internal/hookstate", "internal/kerneltables",
 		"internal/lockfile", "internal/metrics/scrape", "internal/offswitch", "internal/recollection", "internal/preview", "internal/status/outcome", "internal/status/socket", "internal/watch/follow", "internal/explain", "internal/graph",
 	},
 	// Who the links are.
-	{"internal/config", "internal/handoff", "internal/holding/client", "internal/routedlease"},
+	{"internal/config", "internal/dbusapi/server", "internal/handoff", "internal/holding/client", "internal/routedlease"},
 	{"internal/binding", "internal/explain/reading", "internal/handoff/note", "internal/owners", "internal/standin", "internal/status/view"},
 	// What follows the loop, and who looks at the host.
-	{"internal/answering", "internal/dnsmasq", "internal/doctor", "internal/graph/host", "internal/failover", "internal/mainroutes", "internal/status/check"},
+	{"internal/answering", "internal/dnsmasq", "internal/orders", "internal/doctor", "internal/graph/host", "internal/failover", "internal/mainroutes", "internal/status/check"},
 	// What is put together, and the program.
-	{"internal/daemon", "internal/doctor/gather", "internal/doctor/probe", "internal/status/offline"},
+	{"internal/doctor/gather", "internal/doctor/probe", "internal/status/offline"},
+	{"internal/daemon"},
 	{"internal/cli"},
 	{"cmd/multihomed"},
 }

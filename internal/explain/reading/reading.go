@@ -13,8 +13,11 @@ import (
 	"strconv"
 	"time"
 
+	"multihomed/internal/config"
 	"multihomed/internal/escape"
 	"multihomed/internal/explain"
+	"multihomed/internal/status"
+	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
 	"multihomed/routing/lookup"
@@ -151,4 +154,18 @@ func Check(flow lookup.Flow) error {
 		return errors.New("a link-local address is on a device: add %DEVICE to it, or --oif DEVICE")
 	}
 	return nil
+}
+
+// Annotate adds what multihomed says of its rules.
+func Annotate(f *explain.Facts, told *status.Status, cfg config.Config) {
+	f.Notes = explain.NotesOf(told)
+	for name, l := range f.Notes.Links {
+		device := nm.Device{Name: escape.Original(name), ProfileID: escape.Original(l.Profile)}
+		if place, named := cfg.Failover.Preference(device); named {
+			l.Preferred = place + 1
+		}
+		l.Weight = cfg.Share.WeightOf(device)
+		f.Notes.Links[name] = l
+	}
+	NameUsers(f)
 }

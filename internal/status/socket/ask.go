@@ -28,11 +28,14 @@ func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error
 	if err != nil {
 		return nil, err
 	}
-	return checked(status.Decode(reply, whole))
+	return reply.Decode(whole)
 }
 
 // A Reply is what the daemon answered.
 type Reply []byte
+
+// Decode reads the answer; for whole see [status.Decode].
+func (r Reply) Decode(whole bool) (*status.Status, error) { return checked(status.Decode(r, whole)) }
 
 // Pick reads some links of the answer, see [status.Pick].
 func (r Reply) Pick(w status.Wanted) (*status.Status, error) { return checked(status.Pick(r, w)) }

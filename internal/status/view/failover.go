@@ -126,7 +126,7 @@ func (v *View) FailoverStatus() *status.Failover {
 func healthOf(u Uplink) status.Health {
 	h := status.Health{
 		Interface: u.Name, Family: u.Family.String(), State: status.HealthState(u.State.String()),
-		Since: moment(u.Since), Why: u.Sentence(), NotWatched: u.NotWatched(), RouterOnly: u.RouterOnly, Metered: u.Metered,
+		Since: moment(u.Since), Why: u.Sentence(), Verdict: u.Why, NotWatched: u.NotWatched(), RouterOnly: u.RouterOnly, Metered: u.Metered,
 		Tested: moment(u.Tested), LastProof: moment(u.LastProof), Recovered: moment(u.Recovered),
 		DeathsToday: u.DeathsToday, Targets: []status.HealthTarget{}, Interval: u.Interval.Milliseconds(),
 	}

@@ -1,0 +1,200 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"multihomed/internal/config"
+	"multihomed/internal/dbusapi"
+	"multihomed/internal/escape"
+	"multihomed/internal/event"
+	"multihomed/internal/failover"
+	"multihomed/internal/handoff"
+	"multihomed/internal/orders"
+	"multihomed/internal/status"
+)
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// bind binds something to a link. The keys are those of [[bind]], and "runtime".
+func (b *onBus) bind(ctx context.Context, given map[string]dbus.Variant) (string, error) {
+	b.switching.Lock()
+	defer b.switching.Unlock()
+	var wanted orders.Binding
+	var strict, dns bool
+	o := options{"link": &wanted.Link, "strict": &strict, "dns": &dns, "inbound": &wanted.Inbound, "runtime": &wanted.Runtime}
+	selectors := o.selectors(orders.SelectorKeys())
+	if err := o.take(given); err != nil {
+		return "", err
+	}
+	if _, is := given["strict"]; is {
+		wanted.Strict = &strict
+	}
+	if _, is := given["dns"]; is {
+		wanted.DNS = &dns
+	}
+	for key, value := range selectors {
+		if _, is := given[key]; !is {
+			continue
+		}
+		if wanted.Selector.Key != "" {
+			return "", dbusapi.Errorf(dbusapi.InvalidArgs, "a binding has one selector, and this one has %s and %s", wanted.Selector.Key, key)
+		}
+		wanted.Selector = config.Selector{Key: key, Value: *value}
+	}
+	if wanted.Link == "" || wanted.Selector.Key == "" {
+		return "", dbusapi.Errorf(dbusapi.InvalidArgs, "a binding needs the key \"link\" and a selector: one of %s", strings.Join(orders.SelectorKeys(), ", "))
+	}
+	entry, err := wanted.Entry(b.cfg, b.ConfigPath)
+	if err != nil {
+		return "", err
+	}
+	if err := orders.Bind(b.works, entry, wanted.Runtime); err != nil {
+		return "", err
+	}
+	rows, err := b.rebound(ctx)
+	if err != nil {
+		return "", err
+	}
+	return orders.SentenceBound(entry, orders.RowOf(rows, entry.Selector())), nil
+}
+
+// unbind undoes bind.
+func (b *onBus) unbind(ctx context.Context, word string) (string, error) {
+	b.switching.Lock()
+	defer b.switching.Unlock()
+	selector, err := orders.ParseSelector(word)
+	if err != nil {
+		return "", err
+	}
+	found, err := orders.FindBound(b.cfg, selector, b.ConfigPath)
+	if err != nil {
+		return "", err
+	}
+	if err := orders.Unbind(b.works, found); err != nil {
+		return "", err
+	}
+	if _, err := b.rebound(ctx); err != nil {
+		return "", err
+	}
+	return orders.SentenceUnbound(found), nil
+}
+
+// rebound takes up what is bound, and returns it when it is in force.
+func (b *onBus) rebound(ctx context.Context) ([]status.Binding, error) {
+	b.parts.bindings.Reload(ctx)
+	if _, err := b.parts.loop.Settled(ctx, ""); err != nil {
+		return nil, fmt.Errorf("this is kept, and not in force yet: %w", err)
+	}
+	b.parts.followed(ctx)
+	s, _, err := b.teller.status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("this is in force, and the status could not be read: %w", err)
+	}
+	return s.Bindings, nil
+}
+
+const (
+	// seenTime bounds the wait for what an order about an uplink does, seenAgain is how often to look.
+	seenTime  = 2 * time.Second
+	seenAgain = 50 * time.Millisecond
+)
+
+// failover carries out an order about an uplink, and returns when its traffic has moved.
+func (b *onBus) failover(ctx context.Context, order handoff.Order, word string) (string, error) {
+	before, _, err := b.teller.status(ctx)
+	if err != nil {
+		return "", err
+	}
+	name, err := orders.Uplink(*before, word)
+	if err != nil {
+		return "", err
+	}
+	switch err := b.parts.obey(order, escape.Original(name)); {
+	case errors.Is(err, failover.ErrNoLink):
+		return "", dbusapi.Errorf(dbusapi.NoSuchLink, "%s is no uplink any more", name)
+	case err != nil:
+		return "", orders.Refused(*before, order, name, &handoff.RefusedError{Why: err.Error()})
+	}
+	waiting, cancel := context.WithTimeout(ctx, seenTime)
+	defer cancel()
+	ticker := time.NewTicker(seenAgain)
+	defer ticker.Stop()
+	for {
+		now, _, err := b.teller.status(ctx)
+		if err != nil {
+			return "", fmt.Errorf("the order was carried out, and the status could not be read: %w", err)
+		}
+		if orders.IsSeen(*now, order, name) || waiting.Err() != nil {
+			return orders.SentenceOfOrder(*now, order, name), nil
+		}
+		select {
+		case <-ticker.C:
+		case <-waiting.Done():
+		}
+	}
+}
+
+// reconcile reads the kernel again, and returns after the passes that this causes.
+func (b *onBus) reconcile(ctx context.Context) error {
+	if err := b.parts.mirror.Resync(ctx); err != nil {
+		return fmt.Errorf("reading the kernel again: %w", err)
+	}
+	if _, err := b.parts.loop.Settled(ctx, ""); err != nil {
+		return fmt.Errorf("waiting for a pass: %w", err)
+	}
+	b.parts.followed(ctx)
+	return nil
+}
+
+// setLogLevel changes what is logged, until the configuration is read again.
+func (b *onBus) setLogLevel(ctx context.Context, word, by string) error {
+	level, is := config.ParseLevel(word)
+	if !is {
+		return dbusapi.Errorf(dbusapi.InvalidArgs, "the level is %q; it may be %s", word, strings.Join(config.LevelWords(), ", "))
+	}
+	b.Level.Set(level)
+	b.Logger.LogAttrs(ctx, event.LevelNotice, "log level changed", slog.String("level", word), slog.String("by", by))
+	b.stale.Give()
+	return nil
+}
+
+// A reload is a request to read the configuration again.
+type reload struct {
+	// done takes what came of it.
+	done chan error
+}
+
+// reload has the configuration read again, and returns when the new one is active.
+func (s *service) reload(ctx context.Context) error {
+	r := reload{done: make(chan error, 1)}
+	select {
+	case s.reloads <- r:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case err := <-r.done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// selectors adds keys with values that are text.
+func (o options) selectors(keys []string) map[string]*string {
+	out := make(map[string]*string, len(keys))
+	for _, key := range keys {
+		out[key] = new(string)
+		o[key] = out[key]
+	}
+	return out
+}

@@ -1,0 +1,121 @@
+package server
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// A budget bounds what costly calls take of a processor, to a tenth. Calls that wait for the same
+// thing share one answer, whose making begins after each of them came. A host that is asked now and
+// then answers at once: the part of a processor that nobody used is kept for a second of work.
+type budget struct {
+	wake chan struct{}
+
+	mu      sync.Mutex
+	waiting map[key]*job
+	order   []*job
+}
+
+// key says which calls get the same answer.
+type key struct {
+	method string
+	// uid is there because an answer may depend on who asks.
+	uid  uint32
+	body string
+}
+
+// job is one answer in the making.
+type job struct {
+	key     key
+	do      func(context.Context) (string, error)
+	answers []chan product
+}
+
+type product struct {
+	text string
+	err  error
+}
+
+const (
+	// costFactor makes a tenth of a processor, kept is the work that may be done at once.
+	costFactor = 10
+	kept       = time.Second
+	// makeTime bounds one answer.
+	makeTime = 30 * time.Second
+)
+
+func newBudget() *budget {
+	return &budget{wake: make(chan struct{}, 1), waiting: map[key]*job{}}
+}
+
+// share waits for an answer.
+func (b *budget) share(ctx context.Context, k key, do func(context.Context) (string, error)) (string, error) {
+	answer := make(chan product, 1)
+	b.mu.Lock()
+	j := b.waiting[k]
+	if j == nil {
+		j = &job{key: k, do: do}
+		b.waiting[k] = j
+		b.order = append(b.order, j)
+	}
+	j.answers = append(j.answers, answer)
+	b.mu.Unlock()
+	give(b.wake)
+	select {
+	case p := <-answer:
+		return p.text, p.err
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+}
+
+// take returns the next job. Who comes from now on waits for another one.
+func (b *budget) take() (*job, []chan product) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.order) == 0 {
+		return nil, nil
+	}
+	j := b.order[0]
+	b.order = b.order[1:]
+	delete(b.waiting, j.key)
+	return j, j.answers
+}
+
+// run makes answers until ctx is done.
+func (b *budget) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var paid time.Time
+	for {
+		j, answers := b.take()
+		if j == nil {
+			select {
+			case <-b.wake:
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		began := time.Now()
+		making, cancel := context.WithTimeout(ctx, makeTime)
+		text, err := j.do(making)
+		cancel()
+		for _, a := range answers {
+			a <- product{text, err}
+		}
+		if oldest := began.Add(-costFactor * kept); paid.Before(oldest) {
+			paid = oldest
+		}
+		paid = paid.Add(costFactor * time.Since(began))
+		if wait := time.Until(paid); wait > 0 {
+			timer.Reset(wait)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}

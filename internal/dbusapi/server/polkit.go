@@ -1,0 +1,90 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"multihomed/internal/dbusapi"
+)
+
+// polkit, as its D-Bus interface has it (polkit(8), org.freedesktop.PolicyKit1.Authority).
+const (
+	polkitName                 = "org.freedesktop.PolicyKit1"
+	polkitPath dbus.ObjectPath = "/org/freedesktop/PolicyKit1/Authority"
+	authority                  = "org.freedesktop.PolicyKit1.Authority"
+	// askTheUser is the flag AllowUserInteraction.
+	askTheUser = uint32(1)
+)
+
+// subject is who is to be allowed something.
+type subject struct {
+	Kind    string
+	Details map[string]dbus.Variant
+}
+
+// authorize asks polkit whether the caller may do something. Root may do everything, with polkit
+// and without it.
+func authorize(ctx context.Context, c *call, uid uint32, action string) error {
+	if uid == 0 {
+		return nil
+	}
+	flags, patience := uint32(0), callTime
+	if c.flags&dbus.FlagAllowInteractiveAuthorization != 0 {
+		flags, patience = askTheUser, interactiveTime
+	}
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	id := fmt.Sprintf("%s/%s/%d", dbusapi.Name, c.sender, c.serial)
+	answer, err := c.wire.call(asking, polkitName, polkitPath, authority, "CheckAuthorization", "(bba{ss})",
+		subject{"system-bus-name", map[string]dbus.Variant{"name": dbus.MakeVariant(c.sender)}}, action, map[string]string{}, flags, id)
+	if err != nil {
+		if asking.Err() != nil {
+			cancelCheck(ctx, c.wire, id)
+		}
+		return denied(err, action)
+	}
+	result, is := answer[0].([]any)
+	if !is || len(result) < 2 {
+		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit gave an answer that is not understood")
+	}
+	isAllowed, _ := result[0].(bool)
+	isChallenge, _ := result[1].(bool)
+	switch {
+	case isAllowed:
+		return nil
+	case isChallenge && flags == 0:
+		return dbusapi.Errorf(dbusapi.InteractionNeeded, "polkit wants a password for %s, and this program does not let it ask; to fix: use multihomectl, or do it as root", action)
+	case isChallenge:
+		return dbusapi.Errorf(dbusapi.AccessDenied, "nobody authenticated for %s; to fix: run an agent of polkit, such as pkttyagent, or do it as root", action)
+	default:
+		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not allow this user %s; to fix: do it as root, or let a rule of polkit allow it", action)
+	}
+}
+
+// denied says why polkit could not be asked.
+func denied(err error, action string) error {
+	refusal, is := errors.AsType[*dbusapi.Error](err)
+	switch {
+	case !is:
+		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not answer (%v), so only root may do this; to fix: do it as root", err)
+	case strings.HasPrefix(refusal.Name, "org.freedesktop.DBus.Error."):
+		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not run on this host, so only root may do this; to fix: do it as root, or install polkit")
+	default:
+		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit refuses to decide about %s (%s); to fix: do it as root, or see whether org.multihomed1.policy is installed", action, refusal.Text)
+	}
+}
+
+// cancelTime bounds the message that nobody needs an answer any more.
+const cancelTime = time.Second
+
+// cancelCheck takes the prompt away.
+func cancelCheck(ctx context.Context, w *wire, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cancelTime)
+	defer cancel()
+	_, _ = w.call(ctx, polkitName, polkitPath, authority, "CancelCheckAuthorization", "", id) // It has gone otherwise.
+}
