@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,11 +43,12 @@ Nothing leaves this host: look at the report before you send it. It goes to a fi
 the current directory, or with --output to a file that ends with .tar.gz or to a new
 directory. It is for its owner only (mode 0600).
 
-With --redact, addresses, hardware addresses, UUIDs, and the names of the host, of all
-profiles, and of the users and groups that the configuration, bindings and the off switch
-name are replaced, each always by the same, so that networks can still be told apart.
-Names of units, of control groups and of interfaces stay, except for hardware addresses in
-them. Comments of the configuration file and descriptions of interfaces are left out.
+With --redact, addresses, hardware addresses, UUIDs, and names are replaced, each always by
+the same, so that networks can still be told apart: the names of the host, of all profiles,
+of users who may log in, and of other users and groups whom the configuration, bindings or
+the off switch name. Names of units, of control groups and of interfaces stay, except for
+hardware addresses in them. Comments of the configuration file and descriptions of
+interfaces are left out.
 
 It works without the daemon and without root; where a part is missing it says why. It
 has at most 2 MiB of each part, the end of the journal and the beginning of all others.`
@@ -169,7 +171,13 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 	if !hide {
 		return parts
 	}
-	r := redact.New(secrets(ctx, cfg, profiles, bindings))
+	var users []string
+	for _, p := range parts {
+		for _, found := range switchers().FindAllStringSubmatch(p.text, -1) {
+			users = append(users, found[1])
+		}
+	}
+	r := redact.New(secrets(ctx, cfg, profiles, users, bindings))
 	for _, p := range parts {
 		r.Learn(p.text)
 	}
@@ -229,6 +237,9 @@ const unbroken = 1 << 16
 // descriptions are the aliases of interfaces (ip-link(8)), which hold free text.
 var descriptions = lazy.Regexp(`(?m)^(\s+alias ).*$`)
 
+// switchers are those who switched something off, also if it has been on again since: the journal keeps them.
+var switchers = lazy.Regexp(`\(since [^()\n]*, by ([^()\s]+)\)`)
+
 // Errors quote names that the configuration may not have, which nobody else knows: no link has them. Such an error is
 // in quotes itself where a program or the journal has it.
 var (
@@ -240,7 +251,7 @@ var (
 const namesKey = `(\.(?:profile|link|user|users|groups|prefer|targets)(?: \(entry \d+\))?: )`
 
 // secrets are the names that identify a host and its users, by kind.
-func secrets(ctx context.Context, cfg config.Config, profiles []string, bindings []status.Binding) map[string][]string {
+func secrets(ctx context.Context, cfg config.Config, profiles, users []string, bindings []status.Binding) map[string][]string {
 	out := map[string][]string{}
 	if host, err := os.Hostname(); err == nil {
 		short, domain, _ := strings.Cut(host, ".")
@@ -257,13 +268,12 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string, bindings
 	for _, l := range off.Links {
 		marks, profiles = append(marks, l.Mark), append(profiles, l.Profile)
 	}
-	var users []string
 	for _, m := range marks {
 		if !strings.HasPrefix(m.By, "uid ") {
 			users = append(users, m.By)
 		}
 	}
-	users = append(users, cfg.Allocator.Users...)
+	users = slices.Concat(users, cfg.Allocator.Users, people())
 	// The configuration and bindings name users, and profiles that need not exist.
 	for _, b := range cfg.Binds {
 		users, profiles = append(users, b.User), append(profiles, b.Link)
@@ -285,11 +295,6 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string, bindings
 			out["group"] = append(out["group"], group)
 		}
 	}
-	for _, user := range users {
-		if user != "root" && strings.Trim(user, "0123456789-") != "" {
-			out["user"] = append(out["user"], user)
-		}
-	}
 	for _, m := range slices.Concat(cfg.Include, cfg.Exclude) {
 		profiles = append(profiles, m.Profile)
 	}
@@ -304,6 +309,11 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string, bindings
 	for _, name := range interfaces {
 		ours[name] = true // Without these the report is useless.
 	}
+	for _, user := range users {
+		if user != "root" && !ours[user] && strings.Trim(user, "0123456789-") != "" {
+			out["user"] = append(out["user"], user)
+		}
+	}
 	for _, name := range slices.Concat(profiles, known) {
 		if name = strings.Trim(name, "*"); !ours[name] {
 			out["profile"] = append(out["profile"], name)
@@ -312,8 +322,23 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string, bindings
 	return out
 }
 
-// harmless are names of profiles that identify nobody, and are words of reports.
-var harmless = []string{"auto", "bridge", "default", "ethernet", "link", "local", "main", "off", "on", "unmanaged", "up", "vpn", "wifi"} //nolint:gochecknoglobals // a constant in all but name
+// people are the users of this host who may log in: the journal names those whom the configuration named once.
+func people() (names []string) {
+	const first, nobody = 1000, 65534 // adduser.conf(5)
+	for line := range strings.Lines(readPart("/etc/passwd")) {
+		fields := strings.Split(line, ":")
+		if len(fields) < 3 {
+			continue
+		}
+		if uid, err := strconv.Atoi(fields[2]); err == nil && uid >= first && uid != nobody {
+			names = append(names, fields[0])
+		}
+	}
+	return names
+}
+
+// harmless are names of profiles and users that identify nobody, and are words of reports.
+var harmless = []string{"admin", "auto", "bridge", "debian", "default", "ethernet", "link", "local", "main", "multihomed", "off", "on", "ubuntu", "unmanaged", "up", "user", "vpn", "wifi"} //nolint:gochecknoglobals // a constant in all but name
 
 // askProfiles returns the names of all profiles, active or not, and those of the interfaces.
 func askProfiles(ctx context.Context) (profiles, interfaces []string) {
