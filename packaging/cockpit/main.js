@@ -21,6 +21,9 @@ const REDRAW_MS = 2_000;
 /** Where signals never pause, a document is shown nevertheless after so many. */
 const MOST_PASSED_OVER = 5;
 
+/** The last announcements stay, for who reads slowly. */
+const MOST_ANNOUNCED = 5;
+
 /** The graph of more links than these is large: it is drawn when somebody opens it. */
 const FEW_TO_DRAW = 20;
 
@@ -112,7 +115,15 @@ function messageOf(error) {
     return error?.message || String(error);
 }
 
+/** Whether somebody may see the page. Who hides it for days costs the daemon nothing. */
+function seen() {
+    return !cockpit.hidden && !document.hidden;
+}
+
+/** Reads what changed; a hidden page does when it is shown again, but for the first time. */
 function changed() {
+    if (known.status && !seen())
+        return;
     refresh();
     redraw();
 }
@@ -203,33 +214,41 @@ function show() {
         }, m.all ? "Switch on" : "Switch off")]
         : []);
 
-    view.fill($("findings"), { list: overview.findings, unread: overview.unread }, m => [
-        ...view.findings(m.list, "Nothing is wrong."), ...view.unread(m.unread),
+    view.fill($("findings"), { list: overview.findings, none: overview.noFindings, unread: overview.unread }, m => [
+        ...view.findings(m.list, m.none), ...view.unread(m.unread),
     ]);
     $("diagnose").disabled = !known.allowed;
     const diagnosis = known.report && { at: known.reportAt, ...model.diagnosisOf(known.report, overview.findings, overview.names) };
     $("diagnosis").hidden = !diagnosis;
     view.fill($("diagnosis"), diagnosis, m => m ? view.diagnosis(m) : []);
 
-    view.fill($("unbound"), overview.unbound, m => m.length > 0 ? view.unbound(m) : [view.el("li", { class: "way" }, "It follows the main table.")]);
-    view.links($("links"), overview.links, { allowed: known.allowed, hostOff: Boolean(off?.all) }, confirmSwitch);
+    view.fill($("unbound"), overview.unbound.length > 0 ? overview.unbound : overview.noUnbound, m => Array.isArray(m) ? view.unbound(m) : [view.el("li", { class: "way" }, m)]);
+    $("bindings-section").hidden = overview.bindings.length === 0;
+    view.fill($("bindings"), overview.bindings, view.bindings);
+    view.links($("links"), overview.links, overview.noLinks, { allowed: known.allowed, hostOff: Boolean(off?.all) }, confirmSwitch);
     $("others").hidden = overview.others.length === 0;
     view.fill($("others-list"), overview.others.map(o => [o.name, o.why]), view.pairs);
     view.fill($("about"), overview.about, view.pairs);
 
     const names = overview.links.map(l => l.name);
-    const chosen = $("what_if").value;
-    view.fill($("what_if"), names, view.whatIf);
-    $("what_if").value = [...$("what_if").options].some(o => o.value === chosen) ? chosen : "";
+    for (const id of ["what_if", "and_if"]) {
+        const chosen = $(id).value;
+        view.fill($(id), names, view.whatIf);
+        $(id).value = [...$(id).options].some(o => o.value === chosen) ? chosen : "";
+    }
     view.fill($("interfaces"), overview.names, view.options);
 
     announce(model.changes(before, overview));
 }
 
-/** A screen reader reads what is put here. */
+/** A screen reader reads what is added here. What it has not yet read stays. */
 function announce(sentences) {
-    if (sentences.length > 0)
-        $("announcement").textContent = sentences.join(" ");
+    if (sentences.length === 0)
+        return;
+    const log = $("announcement");
+    log.append(view.el("p", {}, sentences.join(" ")));
+    while (log.childElementCount > MOST_ANNOUNCED)
+        log.firstElementChild.remove();
 }
 
 /** Says what came of something that the user did, to eyes and ears. */
@@ -390,6 +409,9 @@ permission.addEventListener("changed", () => {
 });
 known.allowed = permission.allowed === true;
 
-setInterval(() => { if (!cockpit.hidden && !document.hidden) refresh() }, REFRESH_MS);
+setInterval(() => { if (seen()) refresh() }, REFRESH_MS);
+for (const shell of [cockpit, document])
+    shell.addEventListener("visibilitychange", changed);
+document.addEventListener("done", event => announce([event.detail]));
 show();
 watchBus();

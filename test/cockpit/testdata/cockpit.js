@@ -23,6 +23,7 @@
         return [await host.documents[method]];
     };
     window.cockpit = {
+        ...emitter(),
         hidden: false,
         variant: (t, v) => ({ t, v }),
         permission: () => host.permission,
