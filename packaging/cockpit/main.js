@@ -21,6 +21,12 @@ const REDRAW_MS = 2_000;
 /** Where signals never pause, a document is shown nevertheless after so many. */
 const MOST_PASSED_OVER = 5;
 
+/** How long an answer may take: without a limit, one that never comes would keep the last state on the page. */
+const ANSWER_MS = 15_000;
+
+/** Likewise of what changes something or looks more deeply; somebody may have to type a password. */
+const WORK_MS = 180_000;
+
 /** The last announcements stay, for who reads slowly. */
 const MOST_ANNOUNCED = 5;
 
@@ -70,7 +76,7 @@ const refresh = coalesced(async () => {
         return;
     const before = signals;
     try {
-        const [text] = await asked.call(PATH, MANAGER, "Describe", [{ objects: cockpit.variant("b", false) }], { type: "a{sv}" });
+        const [text] = await asked.call(PATH, MANAGER, "Describe", [{ objects: cockpit.variant("b", false) }], { type: "a{sv}", timeout: ANSWER_MS });
         if (asked !== client)
             return;
         // A signal may have said what this document does not know yet; the next one is on its way.
@@ -97,7 +103,7 @@ const redraw = coalesced(async () => {
     if (known.answer)
         options.flow = cockpit.variant("s", known.answer.question.destination);
     try {
-        const [svg] = await asked.call(PATH, MANAGER, "Graph", [options], { type: "a{sv}" });
+        const [svg] = await asked.call(PATH, MANAGER, "Graph", [options], { type: "a{sv}", timeout: ANSWER_MS });
         if (asked !== client)
             return;
         const drawing = model.drawingOf(new DOMParser().parseFromString(model.withoutStyle(svg), "image/svg+xml"));
@@ -112,7 +118,7 @@ const redraw = coalesced(async () => {
 
 /** The sentence of an error, whoever made it. */
 function messageOf(error) {
-    return error?.message || String(error);
+    return model.failure(error?.name || error?.problem || "", error?.message || String(error));
 }
 
 /** Whether somebody may see the page. Who hides it for days costs the daemon nothing. */
@@ -324,7 +330,7 @@ async function privileged(method, args, type) {
     const admin = cockpit.dbus(NAME, { bus: "system", superuser: "try" });
     try {
         // "i": polkit may ask the user where Cockpit's session has an agent.
-        const [result] = await admin.call(PATH, MANAGER, method, args, { type, flags: "i" });
+        const [result] = await admin.call(PATH, MANAGER, method, args, { type, flags: "i", timeout: WORK_MS });
         return result;
     } finally {
         admin.close();
@@ -371,7 +377,7 @@ async function explain(event) {
         return;
     }
     try {
-        const [text] = await client.call(PATH, MANAGER, "Explain", [packet], { type: "a{sv}" });
+        const [text] = await client.call(PATH, MANAGER, "Explain", [packet], { type: "a{sv}", timeout: ANSWER_MS });
         known.answer = model.parse(text);
         showAnswer();
         announce([known.answer.summary]);

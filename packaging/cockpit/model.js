@@ -38,6 +38,23 @@ export function parse(text) {
     return value;
 }
 
+/** Errors of buses, of systemd's and of Cockpit, that say that nobody is there, or that nobody answered. */
+const NOBODY = /\.(ServiceUnknown|NameHasNoOwner)$|^not-found$/;
+const SILENT = /\.(NoReply|Timeout|TimedOut|ETIMEDOUT)$|^timeout$/;
+
+/**
+ * What a failed call means, in a sentence that says what to do.
+ * @param {string} name of the error on the bus, or the problem of Cockpit
+ * @param {string} message what came with it; multihomed's own says all
+ */
+export function failure(name, message) {
+    if (NOBODY.test(name))
+        return "multihomed is not running. To fix: sudo systemctl start multihomed";
+    if (SILENT.test(name))
+        return "multihomed did not answer in time. To see why: journalctl -u multihomed";
+    return message;
+}
+
 /** @returns {string} "1 rule", "2 rules" */
 export function count(n, noun) {
     return n === 1 ? `1 ${noun}` : `${n} ${noun}s`;
