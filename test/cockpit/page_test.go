@@ -503,6 +503,10 @@ func TestPage(whole *testing.T) {
 		if n := on[int](s.browser, `document.querySelectorAll("#answer .rules tbody tr").length`); n != 19 {
 			t.Errorf("%d rules one by one", n)
 		}
+		for name, wanted := range map[string]string{"System.Error.ETIMEDOUT": "did not answer in time", "org.freedesktop.DBus.Error.ServiceUnknown": "sudo systemctl start multihomed", "org.multihomed1.Error.Failed": "The words of the bus"} {
+			on[any](s.browser, fmt.Sprintf(`host.refuse.Explain = "the words of the bus"; host.refusal = %q; document.getElementById("explain-ask").click(); null`, name))
+			s.until(fmt.Sprintf(`document.querySelector("#answer .error")?.innerText.includes(%q)`, wanted))
+		}
 	})
 
 	run("a thousand links", func() {
