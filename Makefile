@@ -40,12 +40,12 @@ test-of-e2e:
 	$(GO) test -race -timeout 40m ./test/e2e
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
+	$(GO) test -p 1 -timeout 25m ./test/cockpit ./test/vm
 
-# What is not raced starts whole hosts and virtual machines.
-UNRACED := ./test/hosts/... ./test/vm ./test/cgroups ./test/cockpit
+# What is not raced starts whole hosts and virtual machines. Each target has some of it, so that both end at the same time.
 test-of-the-rest:
 	$(GO) test -race -p 1 -timeout 40m $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|cockpit\|e2e\|hosts\|vm\)')
-	$(GO) test -p 2 -timeout 25m $(UNRACED)
+	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/cgroups
 
 # Tests that depend on NetworkManager's version run again with that of Debian 13.
 OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \
