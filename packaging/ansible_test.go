@@ -35,7 +35,10 @@ func repository(t *testing.T) string {
 	t.Setenv("GNUPGHOME", home)
 	defer func() { run(t, "sh", "-c", `gpgconf --kill all; rm -r "$1"`, "sh", home) }()
 	dist := t.TempDir()
-	run(t, "cp", debs.now, dist)
+	run(t, "cp", debs.now, debs.cockpit, dist)
+	if out, err := command(t.Context(), "env", "PATH=/nonexistent", "/bin/sh", "apt-repository", dist, "nobody"); err == nil || !strings.Contains(err.Error(), "sudo apt install apt-utils") {
+		t.Errorf("without tools: %v, %s", err, out)
+	}
 	makes := func(arguments ...string) (string, error) {
 		return command(t.Context(), "make", append([]string{"--no-print-directory", "-C", "..", "repository", "DIST=" + dist, "APT_URL=" + servedAt}, arguments...)...)
 	}
@@ -54,6 +57,10 @@ func repository(t *testing.T) string {
 	}
 	if first, second := sums(), sums(); first != second {
 		t.Errorf("two repositories of equal packages differ:\n%s\n%s", first, second)
+	}
+	index := run(t, "sh", "-c", `grep -h ^Package: "$1"/apt/dists/stable/main/binary-*/Packages | sort`, "sh", dist)
+	if index != "Package: cockpit-multihomed\nPackage: multihomed" {
+		t.Errorf("the repository has %s", index)
 	}
 	run(t, "gpg", "--batch", "--passphrase", "", "--quick-generate-key", "other@example.org", "ed25519", "sign", "never")
 	run(t, "sh", "-c", `gpg --armor --export other@example.org >"$1"`, "sh", filepath.Join(dist, "apt", "other.asc"))
@@ -130,6 +137,9 @@ func (s *system) play(v variables, options ...string) (out string, changed strin
 	return out, changed, err
 }
 
+// given are the switches as a command line or an inventory gives them: "false" is a text that is not empty.
+var given = variables{"multihomed_off": "false", "multihomed_enabled": "true", "multihomed_metrics": "true", "multihomed_cockpit": "false", "multihomed_doctor": "false"}
+
 // plays runs the role twice: the second run changes nothing.
 func (s *system) plays(v variables) {
 	s.t.Helper()
@@ -155,16 +165,24 @@ func (s *system) role(all bool) {
 			s.t.Errorf("changed by --check:\n%s", d)
 		}
 	}
-	s.plays(variables{"multihomed_config": variables{
+	first := variables{"multihomed_config": variables{
 		"log_level": "info", "failover": variables{"enabled": false, "targets": []string{"192.0.2.1", "2001:db8::1"}},
 		"link": []any{variables{"interface": "none0", "role": "local"}, variables{"profile": "a \"quoted\" é", "last_resort": true}},
-	}})
+	}}
+	maps.Copy(first, given)
+	s.plays(first)
+	s.run("systemctl", "is-active", "multihomed-metrics.socket")
 	s.active()
 	s.networks(s.links()...)
 	if all {
 		s.changes()
 	}
-	s.plays(variables{"multihomed_state": "purged"})
+	// That nothing is left to remove is seen once.
+	if purged := (variables{"multihomed_state": "purged"}); all {
+		s.plays(purged)
+	} else if out, _, err := s.play(purged); err != nil {
+		s.t.Fatalf("%v:\n%s", err, out)
+	}
 	if left := s.kernel(); strings.Contains(left, "proto 150") {
 		s.t.Errorf("left in the kernel:\n%s", left)
 	}
@@ -203,7 +221,9 @@ func (s *system) changes() {
 	if out, _, err := s.play(variables{"multihomed_config": "state_dir = \"/var/lib/multihomed/other\""}); err != nil || s.property("MainPID") == pid {
 		s.t.Errorf("what needs a restart: %v, process %s:\n%s", err, s.property("MainPID"), out)
 	}
-	s.plays(variables{"multihomed_off": true})
+	if out, _, err := s.play(variables{"multihomed_off": true}); err != nil {
+		s.t.Fatalf("%v:\n%s", err, out)
+	}
 	s.fail("No such file", "cat "+configuration)
 	if rules := s.run("ip", "-N", "rule"); strings.Contains(rules, "proto 150") {
 		s.t.Errorf("switched off, there are rules:\n%s", rules)

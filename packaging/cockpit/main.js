@@ -21,6 +21,15 @@ const REDRAW_MS = 2_000;
 /** Where signals never pause, a document is shown nevertheless after so many. */
 const MOST_PASSED_OVER = 5;
 
+/** How long an answer may take: without a limit, one that never comes would keep the last state on the page. */
+const ANSWER_MS = 15_000;
+
+/** Likewise of what changes something or looks more deeply; somebody may have to type a password. */
+const WORK_MS = 180_000;
+
+/** The last announcements stay, for who reads slowly. */
+const MOST_ANNOUNCED = 5;
+
 /** The graph of more links than these is large: it is drawn when somebody opens it. */
 const FEW_TO_DRAW = 20;
 
@@ -67,7 +76,7 @@ const refresh = coalesced(async () => {
         return;
     const before = signals;
     try {
-        const [text] = await asked.call(PATH, MANAGER, "Describe", [{ objects: cockpit.variant("b", false) }], { type: "a{sv}" });
+        const [text] = await asked.call(PATH, MANAGER, "Describe", [{ objects: cockpit.variant("b", false) }], { type: "a{sv}", timeout: ANSWER_MS });
         if (asked !== client)
             return;
         // A signal may have said what this document does not know yet; the next one is on its way.
@@ -94,7 +103,7 @@ const redraw = coalesced(async () => {
     if (known.answer)
         options.flow = cockpit.variant("s", known.answer.question.destination);
     try {
-        const [svg] = await asked.call(PATH, MANAGER, "Graph", [options], { type: "a{sv}" });
+        const [svg] = await asked.call(PATH, MANAGER, "Graph", [options], { type: "a{sv}", timeout: ANSWER_MS });
         if (asked !== client)
             return;
         const drawing = model.drawingOf(new DOMParser().parseFromString(model.withoutStyle(svg), "image/svg+xml"));
@@ -109,10 +118,18 @@ const redraw = coalesced(async () => {
 
 /** The sentence of an error, whoever made it. */
 function messageOf(error) {
-    return error?.message || String(error);
+    return model.failure(error?.name || error?.problem || "", error?.message || String(error));
 }
 
+/** Whether somebody may see the page. Who hides it for days costs the daemon nothing. */
+function seen() {
+    return !cockpit.hidden && !document.hidden;
+}
+
+/** Reads what changed; a hidden page does when it is shown again, but for the first time. */
 function changed() {
+    if (known.status && !seen())
+        return;
     refresh();
     redraw();
 }
@@ -203,33 +220,41 @@ function show() {
         }, m.all ? "Switch on" : "Switch off")]
         : []);
 
-    view.fill($("findings"), { list: overview.findings, unread: overview.unread }, m => [
-        ...view.findings(m.list, "Nothing is wrong."), ...view.unread(m.unread),
+    view.fill($("findings"), { list: overview.findings, none: overview.noFindings, unread: overview.unread }, m => [
+        ...view.findings(m.list, m.none), ...view.unread(m.unread),
     ]);
     $("diagnose").disabled = !known.allowed;
     const diagnosis = known.report && { at: known.reportAt, ...model.diagnosisOf(known.report, overview.findings, overview.names) };
     $("diagnosis").hidden = !diagnosis;
     view.fill($("diagnosis"), diagnosis, m => m ? view.diagnosis(m) : []);
 
-    view.fill($("unbound"), overview.unbound, m => m.length > 0 ? view.unbound(m) : [view.el("li", { class: "way" }, "It follows the main table.")]);
-    view.links($("links"), overview.links, { allowed: known.allowed, hostOff: Boolean(off?.all) }, confirmSwitch);
+    view.fill($("unbound"), overview.unbound.length > 0 ? overview.unbound : overview.noUnbound, m => Array.isArray(m) ? view.unbound(m) : [view.el("li", { class: "way" }, m)]);
+    $("bindings-section").hidden = overview.bindings.length === 0;
+    view.fill($("bindings"), overview.bindings, view.bindings);
+    view.links($("links"), overview.links, overview.noLinks, { allowed: known.allowed, hostOff: Boolean(off?.all) }, confirmSwitch);
     $("others").hidden = overview.others.length === 0;
     view.fill($("others-list"), overview.others.map(o => [o.name, o.why]), view.pairs);
     view.fill($("about"), overview.about, view.pairs);
 
     const names = overview.links.map(l => l.name);
-    const chosen = $("what_if").value;
-    view.fill($("what_if"), names, view.whatIf);
-    $("what_if").value = [...$("what_if").options].some(o => o.value === chosen) ? chosen : "";
+    for (const id of ["what_if", "and_if"]) {
+        const chosen = $(id).value;
+        view.fill($(id), names, view.whatIf);
+        $(id).value = [...$(id).options].some(o => o.value === chosen) ? chosen : "";
+    }
     view.fill($("interfaces"), overview.names, view.options);
 
     announce(model.changes(before, overview));
 }
 
-/** A screen reader reads what is put here. */
+/** A screen reader reads what is added here. What it has not yet read stays. */
 function announce(sentences) {
-    if (sentences.length > 0)
-        $("announcement").textContent = sentences.join(" ");
+    if (sentences.length === 0)
+        return;
+    const log = $("announcement");
+    log.append(view.el("p", {}, sentences.join(" ")));
+    while (log.childElementCount > MOST_ANNOUNCED)
+        log.firstElementChild.remove();
 }
 
 /** Says what came of something that the user did, to eyes and ears. */
@@ -305,7 +330,7 @@ async function privileged(method, args, type) {
     const admin = cockpit.dbus(NAME, { bus: "system", superuser: "try" });
     try {
         // "i": polkit may ask the user where Cockpit's session has an agent.
-        const [result] = await admin.call(PATH, MANAGER, method, args, { type, flags: "i" });
+        const [result] = await admin.call(PATH, MANAGER, method, args, { type, flags: "i", timeout: WORK_MS });
         return result;
     } finally {
         admin.close();
@@ -352,7 +377,7 @@ async function explain(event) {
         return;
     }
     try {
-        const [text] = await client.call(PATH, MANAGER, "Explain", [packet], { type: "a{sv}" });
+        const [text] = await client.call(PATH, MANAGER, "Explain", [packet], { type: "a{sv}", timeout: ANSWER_MS });
         known.answer = model.parse(text);
         showAnswer();
         announce([known.answer.summary]);
@@ -390,6 +415,9 @@ permission.addEventListener("changed", () => {
 });
 known.allowed = permission.allowed === true;
 
-setInterval(() => { if (!cockpit.hidden && !document.hidden) refresh() }, REFRESH_MS);
+setInterval(() => { if (seen()) refresh() }, REFRESH_MS);
+for (const shell of [cockpit, document])
+    shell.addEventListener("visibilitychange", changed);
+document.addEventListener("done", event => announce([event.detail]));
 show();
 watchBus();

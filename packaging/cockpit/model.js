@@ -12,6 +12,9 @@ export const FAMILIES = [["ipv4", "IPv4"], ["ipv6", "IPv6"]];
 /** How grave something is, the worst first. */
 const GRAVITY = ["error", "warning", "notice"];
 
+/** So many names are listed in one line; more are counted. */
+const FEW_NAMES = 4;
+
 /** Words at the beginning of a fix that are programs. */
 const COMMANDS = ["multihomed", "multihomectl", "nmcli", "ip", "sysctl", "systemctl", "journalctl", "iptables", "nft", "sh", "ping"];
 
@@ -33,6 +36,23 @@ export function parse(text) {
     if (value === null || typeof value !== "object" || value.schema !== SCHEMA)
         throw new Error("multihomed sends documents that this page does not know. To fix: update multihomed and cockpit-multihomed to the same version.");
     return value;
+}
+
+/** Errors of buses, of systemd's and of Cockpit, that say that nobody is there, or that nobody answered. */
+const NOBODY = /\.(ServiceUnknown|NameHasNoOwner)$|^not-found$/;
+const SILENT = /\.(NoReply|Timeout|TimedOut|ETIMEDOUT)$|^timeout$/;
+
+/**
+ * What a failed call means, in a sentence that says what to do.
+ * @param {string} name of the error on the bus, or the problem of Cockpit
+ * @param {string} message what came with it; multihomed's own says all
+ */
+export function failure(name, message) {
+    if (NOBODY.test(name))
+        return "multihomed is not running. To fix: sudo systemctl start multihomed";
+    if (SILENT.test(name))
+        return "multihomed did not answer in time. To see why: journalctl -u multihomed";
+    return message;
 }
 
 /** @returns {string} "1 rule", "2 rules" */
@@ -81,9 +101,13 @@ export function overview({ connection, error, status }) {
         headline: headline(connection, error, status),
         off: shown ? offOf(status) : null,
         links: shown ? linksOf(status) : [],
+        noLinks: shown ? noLinks(status) : "",
         names: shown ? namesOf(status) : [],
-        unbound: shown && !status.off ? unboundOf(status) : [],
+        unbound: shown && !status.off && (status.daemon?.ready || FAMILIES.some(([key]) => status.unbound?.[key])) ? unboundOf(status) : [],
+        noUnbound: shown && !status.off ? "Not known yet." : "It follows the main table.",
+        bindings: shown ? bindingsOf(status) : [],
         findings: shown ? findingsOf(list(status.problems), namesOf(status)) : [],
+        noFindings: shown && !status.off && !status.daemon?.ready ? "Nothing is known to be wrong yet." : "Nothing is wrong.",
         unread: shown ? unreadOf(status) : [],
         others: shown ? list(status.other_interfaces).map(o => ({ name: o.interface, why: o.why })) : [],
         about: shown ? aboutOf(status) : [],
@@ -129,22 +153,81 @@ export function headline(connection, error, status) {
     const force = status.in_force ?? { planned: 0, present: 0, unexpected: 0 };
     const errors = list(status.problems).filter(p => p.severity === "error").length;
     const extra = force.unexpected > 0 ? `, ${force.unexpected} to remove` : "";
-    const text = `${force.present} of ${force.planned} rules and routes are active, on ${count(links.length, "link")}${extra}.`;
+    const away = offOf(status).links;
+    const text = `${force.present} of ${force.planned} rules and routes are active, on ${count(links.length, "link")}${extra}.` +
+        (away.length > 0 ? ` ${away.length > FEW_NAMES ? count(away.length, "link") : enumerate(away)} ${away.length === 1 ? "is" : "are"} switched off.` : "");
     if (errors > 0)
         return { kind: "error", title: `${count(errors, "error")} found`, text };
     if (!status.ok)
         return { kind: "error", title: "The routing is not complete", text };
     for (const state of ["down", "recovering"]) {
         const names = uplinksThatAre(state, status);
-        if (names.length > 0)
-            return { kind: "warning", title: `${enumerate(names)} ${names.length === 1 ? "is" : "are"} ${state}`, text };
+        if (names.length > 0) {
+            const what = names.length > FEW_NAMES ? count(names.length, "uplink") : enumerate(names);
+            return { kind: noWayOut(status) ? "error" : "warning", title: `${what} ${names.length === 1 ? "is" : "are"} ${state}`, text };
+        }
     }
     return { kind: "ok", title: "All links work as planned", text };
 }
 
-/** The names of uplinks that are in this state in a family. */
+/** The names of uplinks in this state, with the family where they are in another one, too. */
 function uplinksThatAre(state, status) {
-    return [...new Set(list(status.failover?.uplinks).filter(h => h.state === state).map(h => h.interface))];
+    const uplinks = list(status.failover?.uplinks);
+    return [...new Set(uplinks.filter(h => h.state === state).map(h => h.interface))].map(name => {
+        const others = uplinks.filter(h => h.interface === name && h.state !== state && !h.not_watched);
+        const families = FAMILIES.filter(([key]) => uplinks.some(h => h.interface === name && h.state === state && h.family === key));
+        return others.length > 0 ? `${name} (${families.map(([, family]) => family).join(", ")})` : name;
+    });
+}
+
+/** Whether no watched uplink of a family works. */
+function noWayOut(status) {
+    return FAMILIES.some(([key]) => {
+        const watched = list(status.failover?.uplinks).filter(h => h.family === key && !h.not_watched);
+        return watched.length > 0 && watched.every(h => h.state === "down");
+    });
+}
+
+/** Why there is no link. */
+function noLinks(status) {
+    if (status.off)
+        return "There are none while multihomed is switched off.";
+    if (!status.daemon?.ready)
+        return "Not known yet.";
+    return "There are no links. Connect a network, and it appears here.";
+}
+
+/** What a state of a binding is called, and how it looks. */
+const BINDINGS = { "active": ["ok", "Active"], "link-down": ["warning", "Link down"], "waiting": ["neutral", "Waiting"], "failed": ["error", "Failed"], "refused": ["error", "Refused"] };
+
+/** Who wants a binding, or how long it lasts. */
+const BOUND_BY = { configuration: "in the configuration", runtime: "until the next boot", sockets: "for what multihomectl run, units and DNS of users have bound" };
+
+/**
+ * What is bound to links.
+ * @returns {Array<{what: string, link: string, kind: string, word: string, notes: Array<string>}>}
+ */
+export function bindingsOf(status) {
+    return list(status.bindings).map(b => {
+        const [kind, word] = BINDINGS[b.state] ?? ["neutral", String(b.state)];
+        return {
+            what: `${b.selector}=${b.value}`, kind, word,
+            link: b.interface && b.interface !== b.link ? `${b.link} (${b.interface})` : b.link,
+            notes: [
+                b.why ?? "", b.strict ? "" : "not strict", b.deny ? "requests by other links denied" : "", BOUND_BY[b.by] ?? "",
+                b.dropped_packets > 0 ? `${count(b.dropped_packets, "packet")} dropped` : "",
+            ].filter(Boolean),
+        };
+    });
+}
+
+/** On which link forwarded packets are answered; empty where nobody asked for that. */
+function answersOn(status) {
+    const families = list(status.answers?.families).filter(f => f.answers).map(f => FAMILIES.find(([key]) => key === f.family)?.[1] ?? f.family);
+    const parts = families.length > 0 ? [`${enumerate(families)} answered on the link that was asked`] : [];
+    if (status.answers?.dropped_packets > 0)
+        parts.push(`${count(status.answers.dropped_packets, "stray packet")} dropped`);
+    return parts.join(", ");
 }
 
 function byWhom(off) {
@@ -178,6 +261,9 @@ function aboutOf(status) {
         out.push(["NetworkManager", "not running"]);
     else
         out.push(["NetworkManager", manager.version ? `version ${manager.version}` : "running"]);
+    const answered = answersOn(status);
+    if (answered)
+        out.push(["Forwarded packets", answered]);
     if (status.tables)
         out.push(["Tables of links", `${status.tables.first} to ${status.tables.last}`]);
     return out;
@@ -349,7 +435,9 @@ export function linksOf(status) {
             leftAlone: [], unused: [], complete: true, trouble: false, force: "none", since: l.since ?? null,
         });
     }
-    return links;
+    // With many, the page would be too long to find one.
+    const inTrouble = links.filter(l => l.trouble).length;
+    return links.map(l => ({ ...l, open: l.trouble && inTrouble <= FEW_NAMES }));
 }
 
 /** Names of interfaces, which are no words. */
@@ -435,8 +523,9 @@ export function packetOf(fields) {
         else
             put(key, type, n);
     }
-    if (text("what_if"))
-        put("what_if", "as", [text("what_if")]);
+    const changes = ["what_if", "and_if"].map(text).filter(Boolean);
+    if (changes.length > 0)
+        put("what_if", "as", changes);
     return { packet, errors };
 }
 

@@ -51,13 +51,13 @@ function state(kind, word) {
     return el("span", { class: `state ${kind}` }, icon(kind), el("span", {}, word));
 }
 
-/** A point in time for people and programs. */
+/** A point in time, written as in the sentences of multihomed. With its date: a page stays open for days. */
 function time(since) {
     const at = new Date(since);
     if (isNaN(at))
         return String(since);
-    const today = at.toDateString() === new Date().toDateString();
-    const text = today ? at.toLocaleTimeString() : at.toLocaleString();
+    const two = n => String(n).padStart(2, "0");
+    const text = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} ${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
     return el("time", { datetime: at.toISOString() }, text);
 }
 
@@ -107,6 +107,8 @@ function command(text) {
                 window.getSelection().selectAllChildren(button.previousElementSibling);
                 button.textContent = "Selected";
             }
+            // The name of the button is another one for a screen reader.
+            button.dispatchEvent(new CustomEvent("done", { bubbles: true, detail: `${button.textContent}.` }));
         },
     }, "Copy");
     return el("div", { class: "command" }, el("code", {}, text), copy);
@@ -121,8 +123,9 @@ export function findings(model, none) {
         el("p", { class: "finding-head" }, state(f.severity, f.label), f.link ? el("span", { class: "name" }, f.link) : null),
         el("p", {}, f.text),
         f.evidence.length > 0 ? el("ul", { class: "evidence" }, ...f.evidence.map(e => el("li", {}, el("code", {}, e)))) : null,
-        f.fix ? el("p", { class: "fix" }, el("span", { class: "label" }, "To fix: "), f.fix) : null,
-        ...f.commands.filter(c => c !== f.fix).map(command),
+        // A fix that is a command is shown once, to copy.
+        f.fix ? el("p", { class: "fix" }, el("span", { class: "label" }, "To fix: "), f.commands.includes(f.fix) ? "run:" : f.fix) : null,
+        ...f.commands.map(command),
         f.since ? el("p", { class: "since" }, "Since ", time(f.since)) : null,
     )))];
 }
@@ -154,6 +157,15 @@ export function unbound(model) {
            u.table ? ` (${u.table})` : null),
         u.moved ? el("p", { class: "moved" }, state("warning", "Moved"), " from ", el("strong", { class: "name" }, u.from), u.why ? `: ${u.why}` : null) : null,
         !u.moved && u.why ? el("p", { class: "help" }, u.why) : null,
+    ));
+}
+
+/** What is bound to links, a line each. */
+export function bindings(model) {
+    return model.map(b => el(
+        "li", { class: "way" },
+        el("p", {}, el("code", {}, b.what), " is bound to ", el("strong", { class: "name" }, b.link), " ", state(b.kind, b.word)),
+        b.notes.length > 0 ? el("p", { class: "help" }, b.notes.join("; ")) : null,
     ));
 }
 
@@ -224,12 +236,13 @@ const LINK_COLUMNS = ["Link", "State", "Role", "Health", "Addresses", "Routing",
  * others are most of the work.
  * @param {Element} container
  * @param {Array} model links of model.js
+ * @param {string} none what to say where there are none
  * @param {{allowed: boolean, hostOff: boolean}} can what the user may do
  * @param {function(string, boolean, Element)} onswitch
  */
-export function links(container, model, can, onswitch) {
+export function links(container, model, none, can, onswitch) {
     if (model.length === 0) {
-        fill(container, "none", () => [el("p", { class: "none" }, "There are no links. Connect a network, and it appears here.")]);
+        fill(container, none, () => [el("p", { class: "none" }, none)]);
         return;
     }
     fill(container, "some", () => [el("table", { class: "links", role: "table" }, el("caption", { class: "for-ears" }, "Links of this host"), columns(...LINK_COLUMNS))]);
@@ -249,7 +262,7 @@ export function links(container, model, can, onswitch) {
         body.remove();
 }
 
-/** A link and its details are one group of rows. Details of a link in trouble are open at first. */
+/** A link and its details are one group of rows. Details of a few links in trouble are open at first. */
 function rows(link, can, onswitch) {
     const id = `details-of-${[...link.name].map(c => c.codePointAt(0).toString(16)).join("-")}`;
     const action = el("button", {
@@ -273,7 +286,7 @@ function rows(link, can, onswitch) {
         "tr", { role: "row", class: "more" },
         el("td", { role: "cell", colspan: LINK_COLUMNS.length }, link.off
             ? el("p", { class: "help" }, `Its traffic follows the main table. It was ${link.why}`, link.since ? " at " : null, link.since ? time(link.since) : null, ".")
-            : el("details", { "data-key": id, open: link.trouble }, el("summary", {}, "Details", el("span", { class: "for-ears" }, ` of ${link.name}`)), ...details(link))),
+            : el("details", { "data-key": id, open: link.open }, el("summary", {}, "Details", el("span", { class: "for-ears" }, ` of ${link.name}`)), ...details(link))),
     )];
 }
 

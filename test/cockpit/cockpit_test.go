@@ -290,7 +290,7 @@ func TestCockpit(whole *testing.T) {
 		d.run("systemctl", "start", "multihomed.service")
 		b.until(`!document.getElementById("content").hidden && document.querySelectorAll(".links > tbody").length === 3`)
 		// It stays a dead link to the new daemon until it has worked for a while.
-		b.until(`/wan0 is recovering|All links work as planned/.test(document.getElementById("headline").innerText)`)
+		b.until(`/wan0 .*is recovering|All links work as planned/.test(document.getElementById("headline").innerText)`)
 	})
 	step("by itself", func() {
 		// Without the shell around it the page has the whole width of the window.

@@ -117,12 +117,18 @@ func (s *site) everywhere(name string) {
 		for _, theme := range []string{"light", "dark"} {
 			s.look(width, theme)
 			s.until(fmt.Sprintf(`document.documentElement.classList.contains("pf-v6-theme-dark") === %t`, theme == "dark"))
-			if wide := on[int](s.browser, "document.documentElement.scrollWidth"); int64(wide) > width {
-				s.t.Errorf("%s: the page is %d wide in a window of %d", name, wide, width)
-			}
+			s.fits(name, width)
 			s.accessible(fmt.Sprintf("%s, %d, %s", name, width, theme))
 			s.picture(fmt.Sprintf("%s-%d-%s", name, width, theme))
 		}
+	}
+}
+
+// fits fails if the page is wider than its window.
+func (s *site) fits(name string, width int64) {
+	s.t.Helper()
+	if wide := on[int](s.browser, "document.documentElement.scrollWidth"); int64(wide) > width {
+		s.t.Errorf("%s: the page is %d wide in a window of %d", name, wide, width)
 	}
 }
 
@@ -204,7 +210,7 @@ func TestPage(whole *testing.T) {
 			t.Fatal(err)
 		}
 		on[any](s.browser, fmt.Sprintf("host.documents.Describe = %s; host.signal(); null", told))
-		s.until(`document.getElementById("headline").innerText.includes("wan0 is down")`)
+		s.until(`document.getElementById("headline").innerText.includes("wan0 (IPv4) is down")`)
 		s.says("links", "No carrier", "Down")
 		s.says("unbound", "leaves by wwan0 (table 10999)", "Moved from wan0: wan0 does not work", "IPv6 has no way out")
 		s.says("announcement", "wan0: No carrier.", "wan0, IPv4: Down. Nothing answers: silent for 0.61 s.", "IPv4 traffic that is bound to no link leaves by wwan0.")
@@ -224,7 +230,7 @@ func TestPage(whole *testing.T) {
 			host.signal("/org/multihomed1/link/_32", {Carrier: v("b", false), Health: v("aa{sv}", [{Family: v("s", "ipv4"), State: v("s", "down"), Why: v("s", "no carrier"), Since: v("t", 1795967459000000)}])});
 			host.signal("/org/multihomed1", {Unbound: v("a{sa{sv}}", {ipv4: {Interface: v("s", "wwan0"), Table: v("u", 10999), Main: v("s", "wan0"), Why: v("s", "wan0 does not work"), Shares: v("a(sq)", [])}})});
 			host.signal("/org/multihomed1/link/_399", {Carrier: v("b", false)}); null`)
-		s.says("headline", "wan0 is down")
+		s.says("headline", "wan0 (IPv4) is down")
 		s.says("links", "No carrier", "Down", "no carrier")
 		s.says("unbound", "leaves by wwan0 (table 10999)", "Moved from wan0: wan0 does not work")
 	})
@@ -239,6 +245,7 @@ func TestPage(whole *testing.T) {
 		s.says("headline", "multihomed is switched off by alice since ", "All traffic follows the main table.")
 		s.says("switch", "Switch on")
 		s.says("unbound", "It follows the main table.")
+		s.says("links", "There are none while multihomed is switched off.")
 		s.accessible("off")
 	})
 
@@ -249,6 +256,7 @@ func TestPage(whole *testing.T) {
 		s.visit(true)
 		s.until(usable)
 		s.says("links", "wlan0", "Switched off", "Its traffic follows the main table.", "Switch on")
+		s.says("headline", "wlan0 is switched off.")
 		s.accessible("a link is off")
 	})
 
@@ -267,6 +275,10 @@ func TestPage(whole *testing.T) {
 		s.visit(true)
 		s.until(usable)
 		s.says("headline", "multihomed is waiting", "NetworkManager is not running.")
+		s.says("content", "Nothing is known to be wrong yet.", "Not known yet.")
+		if text := s.text("content"); strings.Contains(text, "no way out") || strings.Contains(text, "There are no links") {
+			t.Errorf("it says what it does not know yet:\n%s", text)
+		}
 	})
 
 	run("the daemon goes and comes", func() {
@@ -344,6 +356,78 @@ func TestPage(whole *testing.T) {
 		s.documents["Describe"] = document(t, "sound.json")
 	})
 
+	run("long names", func() {
+		long := strings.Repeat("Längename", 23)
+		s.documents["Describe"] = change(t, document(t, "broken.json"), func(d map[string]any) {
+			for _, l := range d["links"].([]any) {
+				link := l.(map[string]any)
+				link["profile"], link["why"], link["left_alone"] = long, long, map[string]any{"ipv4": long}
+			}
+			for _, p := range d["problems"].([]any) {
+				problem := p.(map[string]any)
+				problem["text"], problem["fix"], problem["evidence"] = long, "nmcli "+long, []any{long}
+				problem["commands"] = []any{problem["fix"]}
+			}
+			d["unread"] = []any{long}
+			d["unbound"] = map[string]any{"ipv4": map[string]any{"interface": "wwan0", "table": 10999, "main": "wan0", "why": long}}
+			d["other_interfaces"] = []any{map[string]any{"interface": "eth99", "why": long}}
+			d["off_links"] = []any{map[string]any{"interface": "wlan0", "since": "2026-11-20T17:05:00Z", "by": long}}
+			d["bindings"] = []any{
+				map[string]any{"selector": "user", "value": "backup", "link": "LTE", "interface": "wwan0", "strict": true, "by": "configuration", "state": "active"},
+				map[string]any{"selector": "cgroup", "value": long, "link": long, "strict": false, "by": "runtime", "state": "link-down", "why": "there is no link", "dropped_packets": 7},
+			}
+			d["answers"] = map[string]any{"families": []any{map[string]any{"family": "ipv4", "answers": true}, map[string]any{"family": "ipv6", "answers": false}}, "dropped_packets": 1}
+		})
+		s.visit(true)
+		s.until(usable)
+		on[any](s.browser, `document.querySelectorAll("details").forEach(d => d.open = true); null`)
+		s.says("bindings", "user=backup is bound to LTE (wwan0) Active", "in the configuration", "Link down", "there is no link; not strict; until the next boot; 7 packets dropped")
+		s.says("about", "IPv4 answered on the link that was asked, 1 stray packet dropped")
+		if copies := on[int](s.browser, `document.querySelectorAll("#findings .command button").length`); copies != on[int](s.browser, `document.querySelectorAll("#findings .finding").length`) {
+			t.Errorf("%d commands can be copied", copies)
+		}
+		for _, width := range []int64{360, 1280} {
+			s.look(width, "light")
+			s.fits("long names", width)
+			s.picture(fmt.Sprintf("long-%d-light", width))
+		}
+		s.documents["Describe"] = document(t, "sound.json")
+	})
+
+	run("all uplinks are dead", func() {
+		s.documents["Describe"] = change(t, document(t, "sound.json"), func(d map[string]any) {
+			links, uplinks := d["links"].([]any), []any{}
+			text, err := json.Marshal(links[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for n := range 30 {
+				name := fmt.Sprintf("ppp%d", n)
+				links = append(links, json.RawMessage(strings.ReplaceAll(string(text), "wan0", name)))
+				uplinks = append(uplinks, map[string]any{"interface": name, "family": "ipv4", "state": "down", "why": "nothing answers", "targets": []any{}})
+			}
+			d["links"], d["failover"] = links, map[string]any{"enabled": true, "uplinks": uplinks}
+		})
+		s.visit(true)
+		s.until(usable)
+		s.says("headline", "30 uplinks are down")
+		if grave, open := on[bool](s.browser, `document.querySelector("#headline .icon.error") !== null`), on[int](s.browser, `document.querySelectorAll(".links details[open]").length`); !grave || open != 0 {
+			t.Errorf("it is an error: %t; the details of %d links are open", grave, open)
+		}
+		s.documents["Describe"] = document(t, "sound.json")
+	})
+
+	run("hidden", func() {
+		s.visit(true)
+		s.until(usable + ` && document.querySelector("#graph-view img") && host.calls.filter(c => c[0] === "Describe").length > 0`)
+		on[any](s.browser, `cockpit.hidden = true; host.calls.length = 0; for (let i = 0; i < 50; i++) host.signal(); null`)
+		if calls := on[string](s.browser, `JSON.stringify(host.calls)`); calls != "[]" {
+			t.Errorf("a hidden page calls %s", calls)
+		}
+		on[any](s.browser, `cockpit.hidden = false; cockpit.emit("visibilitychange"); null`)
+		s.until(`host.calls.some(c => c[0] === "Describe")`)
+	})
+
 	run("limited access", func() {
 		s.visit(false)
 		s.until(usable)
@@ -401,14 +485,14 @@ func TestPage(whole *testing.T) {
 		s.says("destination-error", "Enter an address such as 203.0.113.1")
 		s.accessible("a wrong address")
 		s.do(chromedp.KeyEvent("203.0.113.1"))
-		on[any](s.browser, `advanced.open = true; source.value = "10.91.0.120"; dport.value = "70000"; uid.value = "0"; mark.value = "0x10"; protocol.value = "tcp"; what_if.value = "down:wan0"; null`)
+		on[any](s.browser, `advanced.open = true; source.value = "10.91.0.120"; dport.value = "70000"; uid.value = "0"; mark.value = "0x10"; protocol.value = "tcp"; what_if.value = "down:wan0"; and_if.value = "up:wwan0"; null`)
 		s.press("\r")
 		s.says("dport-error", "The destination port is a number from 1 to 65535.")
 		on[any](s.browser, `dport.value = "443"; null`)
 		s.press("\r")
 		s.until(`!document.getElementById("answer").hidden`)
 		const packet = `{"destination":{"t":"s","v":"203.0.113.1"},"source":{"t":"s","v":"10.91.0.120"},"protocol":{"t":"s","v":"tcp"},` +
-			`"dport":{"t":"q","v":443},"uid":{"t":"u","v":0},"mark":{"t":"u","v":16},"what_if":{"t":"as","v":["down:wan0"]}}`
+			`"dport":{"t":"q","v":443},"uid":{"t":"u","v":0},"mark":{"t":"u","v":16},"what_if":{"t":"as","v":["down:wan0","up:wwan0"]}}`
 		if asked := on[string](s.browser, `JSON.stringify(host.calls.find(c => c[0] === "Explain")[1])`); asked != packet {
 			t.Errorf("it asked %s", asked)
 		}
@@ -418,6 +502,10 @@ func TestPage(whole *testing.T) {
 		on[any](s.browser, "verbose.click(); null")
 		if n := on[int](s.browser, `document.querySelectorAll("#answer .rules tbody tr").length`); n != 19 {
 			t.Errorf("%d rules one by one", n)
+		}
+		for name, wanted := range map[string]string{"System.Error.ETIMEDOUT": "did not answer in time", "org.freedesktop.DBus.Error.ServiceUnknown": "sudo systemctl start multihomed", "org.multihomed1.Error.Failed": "The words of the bus"} {
+			on[any](s.browser, fmt.Sprintf(`host.refuse.Explain = "the words of the bus"; host.refusal = %q; document.getElementById("explain-ask").click(); null`, name))
+			s.until(fmt.Sprintf(`document.querySelector("#answer .error")?.innerText.includes(%q)`, wanted))
 		}
 	})
 

@@ -9,7 +9,7 @@
     };
     const host = window.host = {
         documents: {}, present: true, calls: [], signals: [], owners: [], permission: Object.assign(emitter(), { allowed: null }),
-        refuse: {},
+        refuse: {}, refusal: "",
         allow(allowed) { host.permission.allowed = allowed; host.permission.emit("changed") },
         signal(path = "/org/multihomed1", changed = {}) { host.signals.forEach(f => f(path, "org.freedesktop.DBus.Properties", "PropertiesChanged", ["", changed, []])) },
         own(present) { host.present = present; host.owners.forEach(f => f("", "", "NameOwnerChanged", ["org.multihomed1", "", present ? ":1.7" : ""])) },
@@ -17,12 +17,13 @@
     const call = async (method, args) => {
         host.calls.push([method, ...args]);
         if (host.refuse[method])
-            throw new Error(host.refuse[method]);
+            throw Object.assign(new Error(host.refuse[method]), { name: host.refusal });
         if (method === "NameHasOwner")
             return [host.present];
         return [await host.documents[method]];
     };
     window.cockpit = {
+        ...emitter(),
         hidden: false,
         variant: (t, v) => ({ t, v }),
         permission: () => host.permission,
