@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,12 +67,21 @@ func authorize(ctx context.Context, c *call, uid uint32, action string) error {
 	}
 }
 
+// unanswered are errors of a bus on which polkit is, or was a moment ago.
+var unanswered = []string{
+	"org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Timeout", "org.freedesktop.DBus.Error.TimedOut", dbusapi.LimitsExceeded,
+}
+
 // denied says why polkit could not be asked.
 func denied(err error, action string) error {
 	refusal, is := errors.AsType[*dbusapi.Error](err)
 	switch {
 	case !is:
 		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not answer (%v), so only root may do this; to fix: do it as root", err)
+	case refusal.Name == dbusapi.AccessDenied:
+		return dbusapi.Errorf(dbusapi.AccessDenied, "the system bus does not let multihomed ask polkit (%s), so only root may do this; to fix: do it as root, or install multihomed.conf into /usr/share/dbus-1/system.d, then: systemctl reload dbus", refusal.Text)
+	case slices.Contains(unanswered, refusal.Name):
+		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not answer (%s), so only root may do this; to fix: do it as root", refusal.Text)
 	case strings.HasPrefix(refusal.Name, "org.freedesktop.DBus.Error."):
 		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not run on this host, so only root may do this; to fix: do it as root, or install polkit")
 	default:
