@@ -17,10 +17,10 @@ LINT    := .cache/golangci-lint
 LINT_VERSION := v2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install uninstall deb rpm release repository clean requirements FORCE
+.PHONY: help demo test test-of-e2e test-of-the-rest soak build extras unit lint bench install install-cockpit uninstall deb rpm release repository clean requirements FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: requirements build ## show the main features in a private lab (as root)
 	$(BIN)/demo
@@ -30,7 +30,8 @@ test: requirements build ## all tests: unit, property and real-NetworkManager (a
 		qemu-system-x86 kmod xz-utils e2fsprogs debian-archive-keyring wireguard-tools \
 		nftables keepalived bird2 charon-systemd strongswan-swanctl libstrongswan libcharon-extra-plugins \
 		firewalld ufw iptables prometheus python3-prometheus-client apt-utils gpg gpg-agent ansible-lint \
-		polkitd libglib2.0-bin python3-dbus
+		polkitd libglib2.0-bin python3-dbus chromium
+	@command -v npm >/dev/null || test/lab/install-requirements npm
 	$(GO) vet -tags debiankernel,containers ./...
 	# Two at a time, for two cores: the tests of e2e wait more than they work.
 	$(MAKE) --no-print-directory -j 2 test-of-e2e test-of-the-rest
@@ -39,12 +40,12 @@ test-of-e2e:
 	$(GO) test -race -timeout 40m ./test/e2e
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m ./test/nm
 	MULTIHOMED_TEST_RELEASE=trixie $(GO) test -timeout 10m -run '$(subst $(space),|,$(strip $(OF_NM)))' ./test/e2e
+	$(GO) test -p 1 -timeout 25m ./test/cockpit ./test/vm
 
-# What is not raced starts whole hosts and virtual machines.
-UNRACED := ./test/hosts/... ./test/vm ./test/cgroups
+# What is not raced starts whole hosts and virtual machines. Each target has some of it, so that both end at the same time.
 test-of-the-rest:
-	$(GO) test -race -p 1 -timeout 40m $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|e2e\|hosts\|vm\)')
-	$(GO) test -p 2 -timeout 25m $(UNRACED)
+	$(GO) test -race -p 1 -timeout 40m $$($(GO) list ./... | grep -v '^multihomed/test/\(cgroups\|cockpit\|e2e\|hosts\|vm\)')
+	$(GO) test -p 2 -timeout 25m ./test/hosts/... ./test/cgroups
 
 # Tests that depend on NetworkManager's version run again with that of Debian 13.
 OF_NM := TestTwoProviders TestActivations TestDHCPRoutes TestProfilesConverge TestProvidersConverge TestCablesConverge \
@@ -108,12 +109,13 @@ NM_LIB     ?= $(LIB)/NetworkManager
 ANSIBLE    ?= /usr/share/ansible
 DHCPCD     ?= $(LIB)/dhcpcd/dhcpcd-hooks
 DBUS       ?= /usr/share/dbus-1/system.d
+COCKPIT    ?= /usr/share/cockpit
+METAINFO   ?= /usr/share/metainfo
 POLKIT     ?= /usr/share/polkit-1/actions
 IFUPDOWN   ?= $(sysconfdir)/network
 DHCLIENT   ?= $(sysconfdir)/dhcp/dhclient-exit-hooks.d
 IPROUTE2   ?= $(sysconfdir)/iproute2
 APPARMOR   ?= /etc/apparmor.d
-METAINFO   ?= /usr/share/metainfo
 # Debian's zsh reads completions of packages from vendor-completions; site-functions is for zsh and the administrator.
 zshdir     ?= $(datadir)/zsh/$(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
 
@@ -178,8 +180,13 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) -t $D$(mandir)/man5 $(filter %.5,$(MANUALS))
 	$(DATA) -t $D$(mandir)/man8 $(filter %.8,$(MANUALS))
 	$(DATA) -t $D$(docdir) README.md CONTRIBUTING.md ARCHITECTURE.md $(BIN)/NOTICES
-	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md docs/*.svg)
+	$(DATA) -t $D$(docdir)/docs $(wildcard docs/*.md docs/*.svg docs/*.png)
 	$(DATA) $(BIN)/multihomed.toml $D$(docdir)/examples/multihomed.toml
+
+# A target of its own: a host without Cockpit needs no page, and the packages have it apart.
+install-cockpit: ## install the page of Cockpit into $(DESTDIR) (it needs no build)
+	$(DATA) -t $D$(COCKPIT)/multihomed $(filter-out %.xml,$(wildcard packaging/cockpit/*))
+	$(DATA) -t $D$(METAINFO) packaging/cockpit/org.multihomed.cockpit.metainfo.xml
 
 uninstall: ## remove what make install installed, and the routing; configuration and leases stay
 	@$(if $D,:,$(LEAVE))
@@ -194,9 +201,9 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf $D$(POLKIT)/org.multihomed1.policy \
 		$D$(APPARMOR)/usr.sbin.multihomed $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml $D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \
-		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish \
+		$D$(datadir)/fish/vendor_completions.d/multihomectl.fish $D$(METAINFO)/org.multihomed.cockpit.metainfo.xml \
 		$(foreach m,$(notdir $(MANUALS)),$D$(mandir)/man$(subst .,,$(suffix $m))/$m)
-	rm -rf $D$(docdir) $D$(datadir)/multihomed $D$(ANSIBLE)/roles/multihomed
+	rm -rf $D$(docdir) $D$(datadir)/multihomed $D$(ANSIBLE)/roles/multihomed $D$(COCKPIT)/multihomed
 	test ! -d $D$(sysconfdir)/multihomed || rmdir --ignore-fail-on-non-empty $D$(sysconfdir)/multihomed
 	@$(if $D,:,test ! -d /run/systemd/system || systemctl daemon-reload)
 	@$(if $D,:,echo "left in place, remove it by hand: $(sysconfdir)/multihomed /var/lib/multihomed and the user multihomed")
@@ -245,7 +252,7 @@ release: ## build .deb, .rpm, SBOM and checksums into dist/, reproducibly
 	rm -rf $(DIST) && mkdir -p $(DIST)
 	$(MAKE) deb rpm DIST=$(abspath $(DIST))/build
 	mv $(DIST)/build/*.deb $(DIST)/build/*.rpm $(DIST)/
-	dpkg-deb --fsys-tarfile $(DIST)/*.deb | tar -xO ./usr/sbin/multihomed >$(DIST)/build/multihomed
+	dpkg-deb --fsys-tarfile $(DIST)/multihomed_*.deb | tar -xO ./usr/sbin/multihomed >$(DIST)/build/multihomed
 	SOURCE_DATE_EPOCH=$(EPOCH) GO=$(GO) $(GO) run -trimpath ./packaging/sbom $(DIST)/build/multihomed multihomed $(VERSION) >$(DIST)/multihomed_$(VERSION).cdx.json
 	rm -rf $(DIST)/build
 	cd $(DIST) && sums=$$(sha256sum -- *) && echo "$$sums" >SHA256SUMS

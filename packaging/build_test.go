@@ -33,11 +33,11 @@ func TestTwoBuildsAreEqual(t *testing.T) {
 	tree, dist := t.TempDir(), t.TempDir()
 	run(t, "sh", "-c", `tar -C .. --exclude=./dist --exclude=./.cache --exclude=./bin -c . | tar -C "$1" -xm`, "sh", tree)
 	run(t, "sh", "-c", `umask 077; TZ=Asia/Tokyo LC_ALL=C make -C "$1" release DIST="$2"`, "sh", tree, dist)
-	for _, path := range []string{debs.now, debs.rpm} {
+	for _, path := range []string{debs.now, debs.rpm, debs.cockpit, debs.cockpitRPM} {
 		run(t, "cmp", path, filepath.Join(dist, filepath.Base(path)))
 	}
 	// The release is of the program that `make build` makes, too.
-	run(t, "sh", "-c", `cd "$1" && sha256sum --strict -c SHA256SUMS && test $(wc -l <SHA256SUMS) -eq 3`, "sh", dist)
+	run(t, "sh", "-c", `cd "$1" && sha256sum --strict -c SHA256SUMS && test $(wc -l <SHA256SUMS) -eq 5`, "sh", dist)
 	sbom, err := only(filepath.Join(dist, "*.cdx.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +88,7 @@ func TestTheSameContents(t *testing.T) {
 			path = strings.Replace(path, "/zsh/site-functions/", "/zsh/vendor-completions/", 1)
 			// Only Debian has reportbug.
 			if strings.HasSuffix(path, "/") || strings.HasPrefix(path, "/usr/share/bug/") || strings.HasPrefix(path, "/usr/share/licenses/") ||
-				strings.HasPrefix(path, "/usr/share/doc/multihomed/changelog") || path == "/usr/share/doc/multihomed/copyright" {
+				strings.HasPrefix(path, "/usr/share/doc/multihomed/changelog") || path == "/usr/share/doc/multihomed/copyright" || strings.HasPrefix(path, "/usr/share/doc/cockpit-multihomed/") {
 				continue
 			}
 			out = append(out, path)
@@ -96,16 +96,30 @@ func TestTheSameContents(t *testing.T) {
 		slices.Sort(out)
 		return out
 	}
-	deb := plain(run(t, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -t`, "sh", debs.now))
-	rpm := plain(run(t, "sh", "-c", `rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$1" | sed -n 's/^[-l][^ ]* //p'`, "sh", debs.rpm))
+	inDeb := func(path string) []string {
+		return plain(run(t, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -t`, "sh", path))
+	}
+	inRPM := func(path string) []string {
+		return plain(run(t, "sh", "-c", `rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$1" | sed -n 's/^[-l][^ ]* //p'`, "sh", path))
+	}
 	installed := t.TempDir()
 	run(t, "make", "-C", "..", "install", "PREFIX=/usr", "DESTDIR="+installed, "BIN="+debs.bin)
-	made := plain(run(t, "sh", "-c", `cd "$1" && find . ! -type d`, "sh", installed))
-	for name, have := range map[string][]string{"the rpm": rpm, "make install": made} {
+	listed := func() []string { return plain(run(t, "sh", "-c", `cd "$1" && find . ! -type d`, "sh", installed)) }
+	made := listed()
+	deb := inDeb(debs.now)
+	for name, have := range map[string][]string{"the rpm": inRPM(debs.rpm), "make install": made} {
 		if d := labtest.Difference(deb, have); d != "" || len(have) < 20 {
 			t.Errorf("the deb (-) and %s (+):\n%s", name, d)
 		}
 	}
+	run(t, "make", "-C", "..", "install-cockpit", "PREFIX=/usr", "DESTDIR="+installed)
+	page := slices.DeleteFunc(listed(), func(path string) bool { return slices.Contains(made, path) })
+	for name, have := range map[string][]string{"the rpm": inRPM(debs.cockpitRPM), "the deb": inDeb(debs.cockpit)} {
+		if d := labtest.Difference(page, have); d != "" || len(have) < 8 {
+			t.Errorf("make install-cockpit (-) and %s of the page (+):\n%s", name, d)
+		}
+	}
+	run(t, "appstreamcli", "validate", "--no-net", filepath.Join(installed, "usr/share/metainfo/org.multihomed.cockpit.metainfo.xml"))
 	run(t, "make", "-C", "..", "uninstall", "PREFIX=/usr", "DESTDIR="+installed)
 	if left := run(t, "find", installed, "!", "-type", "d"); left != "" {
 		t.Errorf("left by make uninstall:\n%s", left)

@@ -59,6 +59,22 @@ func (s *system) metrics() {
 	s.scraped(port, "\nmultihomed_up 1\n", "\nmultihomed_ready 1\n", fmt.Sprintf("\nmultihomed_links{role=\"uplink\"} %d\n", len(s.isps)), "\nmultihomed_passes_total ")
 	s.run("systemd-analyze", "security", "--no-pager", "--threshold=12", "multihomed-metrics@x.service")
 
+	// Scrapes fill no journal; who asks nothing is told of.
+	s.run("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/"+port+"; exec 3>&-")
+	s.eventually(func() error {
+		out, err := s.Run(s.t.Context(), "journalctl", "--no-pager", "-o", "cat", "-u", "multihomed-metrics@*")
+		if err != nil {
+			return err // There is no such unit in the journal yet.
+		}
+		if !strings.Contains(out, "multihomectl: reading a request: EOF") {
+			return errors.New("the journal lacks the client that asked nothing:\n" + out)
+		}
+		if strings.Contains(out, "for one client") || strings.Contains(out, "Deactivated") {
+			return errors.New("the journal has every scrape:\n" + out)
+		}
+		return nil
+	})
+
 	// Twelve clients that say nothing, of which eight have a process: others wait no longer than these may.
 	s.run("bash", "-c", "for n in {3..14}; do eval \"exec $n<>/dev/tcp/127.0.0.1/"+port+"\"; done; "+
 		"test $(systemctl list-units --no-legend 'multihomed-metrics@*' | wc -l) -le 8")

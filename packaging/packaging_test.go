@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 
 // Packages are what `make deb rpm` builds of the programs in bin, and the first of
 // them as a higher version.
-type packages struct{ now, higher, rpm, bin string }
+type packages struct{ now, higher, rpm, bin, cockpit, cockpitRPM string }
 
 var built = sync.OnceValues(func() (packages, error) {
 	directory, err := os.MkdirTemp("", "multihomed-packages")
@@ -44,11 +44,12 @@ var built = sync.OnceValues(func() (packages, error) {
 		return packages{}, err
 	}
 	p := packages{higher: filepath.Join(directory, "higher.deb"), bin: bin}
-	if p.now, err = only(filepath.Join(directory, "*.deb")); err != nil {
-		return packages{}, err
-	}
-	if p.rpm, err = only(filepath.Join(directory, "*.rpm")); err != nil {
-		return packages{}, err
+	for pattern, found := range map[string]*string{
+		"multihomed_*.deb": &p.now, "multihomed-*.rpm": &p.rpm, "cockpit-multihomed_*.deb": &p.cockpit, "cockpit-multihomed-*.rpm": &p.cockpitRPM,
+	} {
+		if *found, err = only(filepath.Join(directory, pattern)); err != nil {
+			return packages{}, err
+		}
 	}
 	tree := filepath.Join(directory, "higher")
 	control := filepath.Join(tree, "DEBIAN", "control")

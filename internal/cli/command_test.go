@@ -145,6 +145,34 @@ func TestReport(t *testing.T) {
 	if info, err := os.Stat(archive); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
+	names := []string{"Kestrel", "Osprey", "Merlin", "falconer", "harrier", "goshawk", "Bussard"}
+	for name, text := range map[string]string{
+		"named": "[[bind]]\nlink = \"Kestrel\"\nuser = \"falconer\"\n[failover]\nprefer = [\"Osprey\"]\n[share.weights]\nMerlin = 2\n" +
+			"[allocator]\nusers = [\"harrier\"]\ngroups = [\"goshawk\"]\n",
+		"refused": "[[link]]\nprofile = \"Kestrel \\\"x[\"\nrole = \"uplink\"\n[[bind]]\nlink = \"wan0\"\nuser = \"falconer a\"\n[failover]\nprefer = [\"Osprey[\"]\ntargets = [\"www.Bussard.example\"]\n",
+	} {
+		path := filepath.Join(dir, name)
+		if _, stderr, status := run(t, "report", "--config", file(t, text), "-o", path, "--redact"); status != 0 {
+			t.Fatalf("status %d, %q", status, stderr)
+		}
+		for _, part := range []string{"configuration.txt", "configuration-fault.txt", "status.txt", "status.json", "doctor.txt", "doctor.json"} {
+			text, err := os.ReadFile(filepath.Join(path, part))
+			if err != nil && part != "configuration-fault.txt" {
+				t.Error(err)
+			}
+			for _, n := range names {
+				if at := strings.Index(string(text), n); at >= 0 {
+					t.Errorf("%s: %s has %q: %q", name, part, n, text[max(at-60, 0):min(at+60, len(text))])
+				}
+			}
+			if isJSON := strings.HasSuffix(part, ".json"); isJSON && !json.Valid(text) {
+				t.Errorf("%s: %s is no JSON:\n%s", name, part, text)
+			}
+			if part == "configuration-fault.txt" && (err == nil) != (name == "refused") {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
 	if _, stderr, status := run(t, "report", "--config", cfg, "-o", archive); status != 1 || !strings.Contains(stderr, "is there already") {
 		t.Errorf("a second time: %d, %q", status, stderr)
 	}

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 	"multihomed/internal/lazy"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/redact"
+	"multihomed/internal/status"
 	"multihomed/routing"
 	"multihomed/routing/lookup"
 )
@@ -41,11 +43,12 @@ Nothing leaves this host: look at the report before you send it. It goes to a fi
 the current directory, or with --output to a file that ends with .tar.gz or to a new
 directory. It is for its owner only (mode 0600).
 
-With --redact, addresses, hardware addresses, UUIDs, and the names of the host, of all
-profiles and of the users who switched something off are replaced, each always by the
-same, so that networks can still be told apart. Comments of the configuration file and
-descriptions of interfaces are left out. Names of interfaces stay, except for hardware
-addresses in them.
+With --redact, addresses, hardware addresses, UUIDs, and names are replaced, each always by
+the same, so that networks can still be told apart: the names of the host, of all profiles,
+of users who may log in, and of other users and groups whom the configuration, bindings or
+the off switch name. Names of units, of control groups and of interfaces stay, except for
+hardware addresses in them. Comments of the configuration file and descriptions of
+interfaces are left out.
 
 It works without the daemon and without root; where a part is missing it says why. It
 has at most 2 MiB of each part, the end of the journal and the beginning of all others.`
@@ -113,6 +116,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		width = unbroken
 	}
 	var profiles []string
+	var bindings []status.Binding
 	s, err := a.readStatus(ctx, loaded, nil, true)
 	if err != nil {
 		add("status.txt", "The host cannot be read: "+err.Error()+"\n")
@@ -131,6 +135,7 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 		for _, l := range s.Links {
 			profiles = append(profiles, l.Profile)
 		}
+		bindings = s.Bindings
 		for _, p := range a.diagnosis(ctx, cfg, s, width) {
 			add(p.name, p.text)
 		}
@@ -166,12 +171,20 @@ func (a *app) collect(ctx context.Context, hide bool) []part {
 	if !hide {
 		return parts
 	}
-	r := redact.New(secrets(ctx, cfg, profiles))
+	var users []string
+	for _, p := range parts {
+		for _, found := range switchers().FindAllStringSubmatch(p.text, -1) {
+			users = append(users, found[1])
+		}
+	}
+	r := redact.New(secrets(ctx, cfg, profiles, users, bindings))
 	for _, p := range parts {
 		r.Learn(p.text)
 	}
 	for i := range parts {
-		parts[i].text = r.Text(descriptions().ReplaceAllString(parts[i].text, "${1}[left out]"))
+		text := descriptions().ReplaceAllString(parts[i].text, "${1}[left out]")
+		text = refusedInQuotes().ReplaceAllString(text, "${1}[left out]")
+		parts[i].text = r.Text(refused().ReplaceAllString(text, "${1}[left out]"))
 	}
 	return parts
 }
@@ -224,8 +237,21 @@ const unbroken = 1 << 16
 // descriptions are the aliases of interfaces (ip-link(8)), which hold free text.
 var descriptions = lazy.Regexp(`(?m)^(\s+alias ).*$`)
 
+// switchers are those who switched something off, also if it has been on again since: the journal keeps them.
+var switchers = lazy.Regexp(`\(since [^()\n]*, by ([^()\s]+)\)`)
+
+// Errors quote names that the configuration may not have, which nobody else knows: no link has them. Such an error is
+// in quotes itself where a program or the journal has it.
+var (
+	refused         = lazy.Regexp(namesKey + `"(?:[^"\\\n]|\\.)*"`)
+	refusedInQuotes = lazy.Regexp(namesKey + `\\"(?:[^"\\\n]|\\\\\\"|\\\\[^"])*\\"`)
+)
+
+// namesKey is the beginning of such an error.
+const namesKey = `(\.(?:profile|link|user|users|groups|prefer|targets)(?: \(entry \d+\))?: )`
+
 // secrets are the names that identify a host and its users, by kind.
-func secrets(ctx context.Context, cfg config.Config, profiles []string) map[string][]string {
+func secrets(ctx context.Context, cfg config.Config, profiles, users []string, bindings []status.Binding) map[string][]string {
 	out := map[string][]string{}
 	if host, err := os.Hostname(); err == nil {
 		short, domain, _ := strings.Cut(host, ".")
@@ -243,11 +269,32 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string) map[stri
 		marks, profiles = append(marks, l.Mark), append(profiles, l.Profile)
 	}
 	for _, m := range marks {
-		if m.By != "root" && !strings.HasPrefix(m.By, "uid ") {
-			out["user"] = append(out["user"], m.By)
+		if !strings.HasPrefix(m.By, "uid ") {
+			users = append(users, m.By)
 		}
 	}
-	// The configuration names profiles that need not exist.
+	users = slices.Concat(users, cfg.Allocator.Users, people())
+	// The configuration and bindings name users, and profiles that need not exist.
+	for _, b := range cfg.Binds {
+		users, profiles = append(users, b.User), append(profiles, b.Link)
+	}
+	for _, b := range bindings {
+		profiles = append(profiles, b.Link)
+		if b.Selector == "user" {
+			users = append(users, b.Value)
+		}
+	}
+	for _, n := range cfg.Failover.Prefer {
+		profiles = append(profiles, string(n))
+	}
+	for _, w := range cfg.Share.Weights {
+		profiles = append(profiles, string(w.Name))
+	}
+	for _, group := range cfg.Allocator.Groups {
+		if !slices.Contains(config.Default().Allocator.Groups, group) {
+			out["group"] = append(out["group"], group)
+		}
+	}
 	for _, m := range slices.Concat(cfg.Include, cfg.Exclude) {
 		profiles = append(profiles, m.Profile)
 	}
@@ -262,6 +309,11 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string) map[stri
 	for _, name := range interfaces {
 		ours[name] = true // Without these the report is useless.
 	}
+	for _, user := range users {
+		if user != "root" && !ours[user] && strings.Trim(user, "0123456789-") != "" {
+			out["user"] = append(out["user"], user)
+		}
+	}
 	for _, name := range slices.Concat(profiles, known) {
 		if name = strings.Trim(name, "*"); !ours[name] {
 			out["profile"] = append(out["profile"], name)
@@ -270,8 +322,23 @@ func secrets(ctx context.Context, cfg config.Config, profiles []string) map[stri
 	return out
 }
 
-// harmless are names of profiles that identify nobody, and are words of reports.
-var harmless = []string{"auto", "bridge", "default", "ethernet", "link", "local", "main", "off", "on", "unmanaged", "up", "vpn", "wifi"} //nolint:gochecknoglobals // a constant in all but name
+// people are the users of this host who may log in: the journal names those whom the configuration named once.
+func people() (names []string) {
+	const first, nobody = 1000, 65534 // adduser.conf(5)
+	for line := range strings.Lines(readPart("/etc/passwd")) {
+		fields := strings.Split(line, ":")
+		if len(fields) < 3 {
+			continue
+		}
+		if uid, err := strconv.Atoi(fields[2]); err == nil && uid >= first && uid != nobody {
+			names = append(names, fields[0])
+		}
+	}
+	return names
+}
+
+// harmless are names of profiles and users that identify nobody, and are words of reports.
+var harmless = []string{"admin", "auto", "bridge", "debian", "default", "ethernet", "link", "local", "main", "multihomed", "off", "on", "ubuntu", "unmanaged", "up", "user", "vpn", "wifi"} //nolint:gochecknoglobals // a constant in all but name
 
 // askProfiles returns the names of all profiles, active or not, and those of the interfaces.
 func askProfiles(ctx context.Context) (profiles, interfaces []string) {

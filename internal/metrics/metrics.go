@@ -79,12 +79,21 @@ func hostFamilies(s *status.Status) []Family {
 		manager,
 		{Name: "multihomed_off", Type: Gauge, Samples: one(truth(s.Off != nil)), Help: "Whether multihomed is switched off on this host."},
 		{Name: "multihomed_off_links", Type: Gauge, Samples: one(float64(len(s.OffLinks))), Help: "Links that are switched off by themselves."},
+		{Name: "multihomed_link_off", Type: Gauge, Samples: offLinks(s), Help: "Each link that is switched off by itself, with the value 1."},
 		{Name: "multihomed_objects", Type: Gauge, Samples: objects(s), Help: "Rules, routes and interface groups of multihomed, by state. Those that yield stay away for a moment on purpose."},
 		{Name: "multihomed_unchecked_links", Type: Gauge, Samples: one(float64(s.Unchecked)), Help: "Links of which it is not known yet whether their traffic leaves by them."},
 		{Name: "multihomed_table_range_size", Type: Gauge, Samples: one(size), Help: "Numbers of routing tables that can be leased."},
 		{Name: "multihomed_problems", Type: Gauge, Samples: severities(s), Help: "Problems that multihomectl status shows, by severity."},
 		{Name: "multihomed_problems_by_code", Type: Gauge, Samples: codes(s), Help: "Problems that multihomectl status shows, by code and severity. Those that do not exist have no sample."},
 	}
+}
+
+func offLinks(s *status.Status) []Sample {
+	out := make([]Sample, 0, len(s.OffLinks))
+	for i := range s.OffLinks {
+		out = append(out, one(1, deviceLabel(s.OffLinks[i].Interface))...)
+	}
+	return out
 }
 
 // objects counts by state. The status has all objects of links on which one is not in force.

@@ -32,6 +32,10 @@ func TestReportRedacted(t *testing.T) {
 	h.must(os.WriteFile("/etc/multihomed/multihomed.toml", []byte("[[link]]\nprofile = \"SecretUnused\"\nrole = \"local\"\n"), 0o644))
 	h.must(os.WriteFile("/var/lib/multihomed/off.json", []byte(`{"schema":1,"links":[{"uuid":"0d6a5bf2-8f6c-4a57-a1f4-0e4d5b9d1d11","profile":"SecretGhost","interface":"wan9","since":"2026-11-28T07:10:00Z","by":"alice"}]}`), 0o644))
 	h.launch()
+	// The journal keeps who switched something off, when it is on again.
+	bin := t.TempDir()
+	h.must(os.WriteFile(filepath.Join(bin, "journalctl"), []byte("#!/bin/sh\necho 'notice: wan1: link switched off (since 2026-11-29 16:45:14 +0000 UTC, by bertha)'\n"), 0o755))
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	directory := t.TempDir()
 	read := func(name string, more ...string) string {
 		t.Helper()
@@ -52,7 +56,7 @@ func TestReportRedacted(t *testing.T) {
 		return all.String()
 	}
 	plain, redacted := read("plain"), read("redacted", "--redact")
-	for _, s := range append(secrets, "alice") {
+	for _, s := range append(secrets, "alice", "bertha") {
 		if s != "SecretIdle" && !strings.Contains(plain, s) { // That one may be in the journal.
 			t.Errorf("nothing is proven for %q, which is in no report", s)
 		}
@@ -64,7 +68,7 @@ func TestReportRedacted(t *testing.T) {
 		secrets = append(secrets, regexp.MustCompile(pattern).FindAllString(plain, -1)...)
 	}
 	public := regexp.MustCompile(`^(?:fe80::|127\..*|0\.0\.0\.0|255\..*|224\..*|0[0:]*|(?:ff:){5}ff)$`)
-	for _, s := range append(secrets, "alice") {
+	for _, s := range append(secrets, "alice", "bertha") {
 		if at := strings.Index(redacted, s); at >= 0 && !public.MatchString(s) {
 			t.Errorf("%q leaks: %q", s, redacted[max(at-60, 0):min(at+60, len(redacted))])
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,7 +62,7 @@ func TestOrdersOverReloads(t *testing.T) {
 		})
 	}
 	for n := range 12 {
-		r.must(os.WriteFile(r.path, append(before[:len(before):len(before)], fmt.Sprintf("uplink_group = %d\n", 40+n)...), 0o644))
+		r.must(os.WriteFile(r.path, append(slices.Clip(before), fmt.Sprintf("uplink_group = %d\n", 40+n)...), 0o644))
 		if err := soon(conn, "Reload"); err != nil {
 			t.Error(err)
 		}

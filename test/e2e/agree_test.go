@@ -16,6 +16,7 @@ import (
 	"multihomed/internal/handoff"
 	"multihomed/internal/hookstate"
 	"multihomed/internal/status"
+	"multihomed/internal/status/check"
 	"multihomed/routing"
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
@@ -31,6 +32,8 @@ interface = "wan4"
 [[link]]
 interface = "wan2"
 last_resort = true
+[failover]
+recover = "1s"
 `)
 	// NetworkManager's own, one with DHCP and advertisements and one that is never a default.
 	r.isp(lab.DefaultISP(0))
@@ -94,6 +97,12 @@ last_resort = true
 		if with.By != "daemon" || len(with.Links) != 4 || !with.InForce.Complete() {
 			return fmt.Errorf("%d links by %s, %+v", len(with.Links), with.By, with.InForce)
 		}
+		// hook0 was down: traffic and rules must not change any more because of a judgement.
+		for _, u := range with.Failover.Uplinks {
+			if u.State.Dead() {
+				return fmt.Errorf("%s is %s in %s: %s", u.Interface, u.State, u.Family, u.Why)
+			}
+		}
 		return nil
 	})
 	compare := func(when string) {
@@ -106,8 +115,8 @@ last_resort = true
 			if without.By == with.By {
 				return errors.New("the daemon answered")
 			}
-			// Only a process that stays can judge an uplink.
-			own := cmpopts.IgnoreFields(status.Status{}, "Answers", "OK", "By", "Version", "Daemon", "Failover")
+			// Only a process that stays can judge an uplink, and count.
+			own := cmpopts.IgnoreFields(status.Status{}, "Answers", "OK", "By", "Version", "Daemon", "Failover", "Counters")
 			since := cmpopts.IgnoreFields(status.Link{}, "Since")
 			values := cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 			problems := cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".Problems" }, cmp.Comparer(func(a, b []status.Problem) bool {
@@ -128,10 +137,12 @@ last_resort = true
 	compare("without the database")
 }
 
-// codes are those of problems, but for that of the daemon that does not run.
+// codes are those of problems, but for that of the daemon that does not run, and those that follow from how it judges
+// uplinks.
 func codes(all []status.Problem) (out []string) {
+	judged := []routing.Code{"daemon", check.UplinkDead, check.AllDead, check.NeverAnswered, check.NotWatched}
 	for _, p := range all {
-		if p.Code != "daemon" {
+		if !slices.Contains(judged, p.Code) {
 			out = append(out, string(p.Code)+" "+p.Link)
 		}
 	}

@@ -179,6 +179,16 @@ func TestMetrics(t *testing.T) {
 	s.fires("MultihomedTrafficMoved", "", false)
 	s.value(`multihomed_failover_switches_total{family="ipv4",direction="back"}`, "1")
 
+	// NetworkManager gives up a link without a carrier, and nothing judges it any more.
+	s.must(s.isps[1].Link().SetCarrier(false))
+	s.must(s.WaitDeviceState(ctx, "wan1", "unavailable"))
+	s.fires("MultihomedUplinkGone", `,device="wan1"`, true)
+	s.fires("MultihomedNoUplink", "", false)
+	s.must(s.isps[1].Link().SetCarrier(true))
+	s.must(s.WaitDeviceState(ctx, "wan1", "disconnected"))
+	s.up("wan1")
+	s.fires("MultihomedUplinkGone", "", false)
+
 	// A reload keeps what was counted.
 	s.writeConfig(fmt.Sprintf("state_dir = %q\nruntime_dir = %q\n%s[tables]\nlast = 10899\n", s.cfg.StateDir, s.cfg.RuntimeDir, quickToml))
 	s.must(s.daemon.Signal(syscall.SIGHUP))

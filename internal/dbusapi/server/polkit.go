@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +19,8 @@ const (
 	authority                  = "org.freedesktop.PolicyKit1.Authority"
 	// askTheUser is the flag AllowUserInteraction.
 	askTheUser = uint32(1)
+	// noReply is what a bus says of polkit if that ends before it answers.
+	noReply = "org.freedesktop.DBus.Error.NoReply"
 )
 
 // subject is who is to be allowed something.
@@ -67,11 +68,6 @@ func authorize(ctx context.Context, c *call, uid uint32, action string) error {
 	}
 }
 
-// unanswered are errors of a bus on which polkit is, or was a moment ago.
-var unanswered = []string{
-	"org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Timeout", "org.freedesktop.DBus.Error.TimedOut", dbusapi.LimitsExceeded,
-}
-
 // denied says why polkit could not be asked.
 func denied(err error, action string) error {
 	refusal, is := errors.AsType[*dbusapi.Error](err)
@@ -80,7 +76,7 @@ func denied(err error, action string) error {
 		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not answer (%v), so only root may do this; to fix: do it as root", err)
 	case refusal.Name == dbusapi.AccessDenied:
 		return dbusapi.Errorf(dbusapi.AccessDenied, "the system bus does not let multihomed ask polkit (%s), so only root may do this; to fix: do it as root, or install multihomed.conf into /usr/share/dbus-1/system.d, then: systemctl reload dbus", refusal.Text)
-	case slices.Contains(unanswered, refusal.Name):
+	case refusal.Name == noReply || refusal.Name == dbusapi.LimitsExceeded:
 		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not answer (%s), so only root may do this; to fix: do it as root", refusal.Text)
 	case strings.HasPrefix(refusal.Name, "org.freedesktop.DBus.Error."):
 		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not run on this host, so only root may do this; to fix: do it as root, or install polkit")

@@ -43,17 +43,22 @@ func Serve(ctx context.Context, conn net.Conn, document func(context.Context, me
 		return fmt.Errorf("bounding the wait for a request: %w", err)
 	}
 	q, err := read(conn)
+	refuse := func(r *refusal) error {
+		a := r.answer()
+		a.isHead = q.isHead
+		return finish(conn, a)
+	}
 	switch refused, is := errors.AsType[*refusal](err); {
 	case is:
-		return finish(conn, refused.answer())
+		return refuse(refused)
 	case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil:
-		return finish(conn, (&refusal{"408 Request Timeout", "no complete request came within " + readTime.String()}).answer())
+		return refuse(&refusal{"408 Request Timeout", "no complete request came within " + readTime.String()})
 	case err != nil:
 		return fmt.Errorf("reading a request: %w", err)
 	}
 	body, err := document(ctx, q.format)
 	if err != nil {
-		return errors.Join(err, finish(conn, (&refusal{"500 Internal Server Error", err.Error()}).answer()))
+		return errors.Join(err, refuse(&refusal{"500 Internal Server Error", err.Error()}))
 	}
 	a := answer{status: "200 OK", kind: q.format.ContentType(), body: body, isHead: q.isHead}
 	return finish(conn, a)
@@ -80,8 +85,9 @@ func (r *refusal) answer() answer {
 
 func bad(text string) error { return &refusal{"400 Bad Request", text} }
 
-// read reads a request (RFC 9112) and judges it.
-func read(from io.Reader) (request, error) {
+// read reads a request (RFC 9112) and judges it. Whether it is one for the header alone is also known of one that is
+// refused, once its first line has come.
+func read(from io.Reader) (q request, _ error) {
 	limited := &io.LimitedReader{R: from, N: longest}
 	lines := bufio.NewReaderSize(limited, longest)
 	line, err := next(lines, limited)
@@ -98,24 +104,25 @@ func read(from io.Reader) (request, error) {
 		return request{}, bad("this is no request of HTTP/1.1")
 	}
 	method, target, version := words[0], words[1], words[2]
+	q.isHead = method == "HEAD"
 	if version != "HTTP/1.1" && version != "HTTP/1.0" {
 		if strings.HasPrefix(version, "HTTP/") {
-			return request{}, &refusal{"505 HTTP Version Not Supported", "HTTP/1.1 and HTTP/1.0 are spoken here"}
+			return q, &refusal{"505 HTTP Version Not Supported", "HTTP/1.1 and HTTP/1.0 are spoken here"}
 		}
-		return request{}, bad("this is no request of HTTP/1.1")
+		return q, bad("this is no request of HTTP/1.1")
 	}
 	hosts := 0
 	var accept []string
 	for {
 		if line, err = next(lines, limited); err != nil {
-			return request{}, err
+			return q, err
 		}
 		if line == "" {
 			break
 		}
 		name, value, is := strings.Cut(line, ":")
 		if !is || !isToken(name) {
-			return request{}, bad("a line of the header is no field")
+			return q, bad("a line of the header is no field")
 		}
 		switch strings.ToLower(name) {
 		case "host":
@@ -125,17 +132,18 @@ func read(from io.Reader) (request, error) {
 		}
 	}
 	if hosts > 1 || hosts == 0 && version == "HTTP/1.1" {
-		return request{}, bad("a request has one Host")
+		return q, bad("a request has one Host")
 	}
 	switch path, known := pathOf(target); {
 	case !known:
-		return request{}, bad("the target of the request is no path")
+		return q, bad("the target of the request is no path")
 	case path != Path:
-		return request{}, &refusal{"404 Not Found", "the metrics are at " + Path}
+		return q, &refusal{"404 Not Found", "the metrics are at " + Path}
 	case method != "GET" && method != "HEAD":
-		return request{}, &refusal{"405 Method Not Allowed", "metrics can be read with GET and HEAD"}
+		return q, &refusal{"405 Method Not Allowed", "metrics can be read with GET and HEAD"}
 	}
-	return request{isHead: method == "HEAD", format: choose(accept)}, nil
+	q.format = choose(accept)
+	return q, nil
 }
 
 // next reads a line without its end.

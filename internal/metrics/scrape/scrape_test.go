@@ -138,9 +138,21 @@ func TestServe(t *testing.T) {
 
 func TestHead(t *testing.T) {
 	t.Parallel()
-	text, err := exchange(t, "HEAD /metrics HTTP/1.1\r\nHost: h\r\n\r\n", document)
-	if err != nil || !strings.HasPrefix(text, "HTTP/1.1 200 OK\r\n") || !strings.Contains(text, "\r\nContent-Length: 5\r\n") || !strings.HasSuffix(text, "\r\n\r\n") {
-		t.Errorf("%v\n%s", err, text)
+	fails := func(context.Context, metrics.Format) ([]byte, error) { return nil, errors.New("no") }
+	for _, c := range []struct {
+		request, status, length string
+		produce                 func(context.Context, metrics.Format) ([]byte, error)
+	}{
+		{"HEAD /metrics HTTP/1.1\r\nHost: h\r\n\r\n", "200", "5", document},
+		{"HEAD /x HTTP/1.1\r\nHost: h\r\n\r\n", "404", "28", document},
+		{"HEAD /metrics HTTP/1.1\r\n\r\n", "400", "23", document},
+		{"HEAD /metrics HTTP/2.0\r\n\r\n", "505", "38", document},
+		{"HEAD /metrics HTTP/1.1\r\nHost: h\r\n\r\n", "500", "3", fails},
+	} {
+		text, err := exchange(t, c.request, c.produce)
+		if (err != nil) != (c.status == "500") || !strings.HasPrefix(text, "HTTP/1.1 "+c.status) || !strings.Contains(text, "\r\nContent-Length: "+c.length+"\r\n") || !strings.HasSuffix(text, "\r\n\r\n") {
+			t.Errorf("%q: %v\n%s", c.request, err, text)
+		}
 	}
 }
 
