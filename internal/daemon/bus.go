@@ -30,7 +30,7 @@ import (
 
 // openBus makes the server of the D-Bus interface, which outlives a change of the configuration.
 func (s *service) openBus() {
-	s.stale, s.wrote, s.reloads = news.NewSignal(), &changes{}, make(chan reload)
+	s.stale, s.wrote, s.reloads, s.switching = news.NewSignal(), &changes{}, make(chan reload), make(chan struct{}, 1)
 	s.bus = server.New(server.Options{
 		Logger: s.Logger, Address: server.Address(os.Getenv), Fault: func(p routing.Problem) {
 			s.problem(server.NameTaken, p)
@@ -80,9 +80,43 @@ type onBus struct {
 	cfg    config.Config
 	parts  *parts
 	teller *teller
-	// switching lets one order of the administrator after the other change what is off or bound.
-	switching sync.Mutex
+	// over ends what waits for these parts when another configuration replaces them: nobody answers then.
+	over   func(end func()) (stop func() bool)
+	isOver func() bool
 }
+
+// while makes a context that ends with the parts, for the cause [server.ErrReplaced].
+func (b *onBus) while(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := b.over(func() { cancel(server.ErrReplaced) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// turn waits until this order may change what is off or bound: one order of the administrator comes
+// after the other, whatever configuration is active.
+func (b *onBus) turn(ctx context.Context) (leave func(), err error) {
+	select {
+	case b.switching <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	leave = func() { <-b.switching }
+	if ctx.Err() != nil {
+		leave()
+		return nil, context.Cause(ctx)
+	}
+	return leave, nil
+}
+
+// A halfDone is an error after which an order must not be carried out once more.
+type halfDone struct{ error }
+
+func (h *halfDone) Unwrap() error { return h.error }
+
+func halfDonef(format string, args ...any) error { return &halfDone{fmt.Errorf(format, args...)} }
 
 // publishShare is the part of a processor that goes into news: a pause is so many times as long as
 // what was done before it. One link that changes costs a millisecond.
@@ -90,6 +124,8 @@ const publishShare = 9
 
 // run publishes until ctx is done.
 func (b *onBus) run(ctx context.Context) error {
+	b.over = func(end func()) func() bool { return context.AfterFunc(ctx, end) }
+	b.isOver = func() bool { return ctx.Err() != nil }
 	b.bus.Serve(b)
 	defer b.bus.Withdraw()
 	pause := time.NewTimer(0)
@@ -181,14 +217,20 @@ func (b *onBus) Measured() dbusapi.Measured {
 
 // Do carries out a call.
 func (b *onBus) Do(ctx context.Context, r server.Request) (string, error) {
-	text, err := b.do(ctx, r)
+	living, end := b.while(ctx)
+	defer end()
+	text, err := b.do(ctx, living, r)
+	if _, begun := errors.AsType[*halfDone](err); err != nil && !begun && b.isOver() {
+		return "", server.ErrReplaced
+	}
 	if wrong, is := errors.AsType[*orders.WordError](err); is {
 		return "", dbusapi.Errorf(dbusapi.InvalidArgs, "%s", wrong.Error())
 	}
 	return text, err
 }
 
-func (b *onBus) do(ctx context.Context, r server.Request) (string, error) {
+// do carries out a call. Whole is its context, ctx ends with the parts, too.
+func (b *onBus) do(whole, ctx context.Context, r server.Request) (string, error) {
 	// The server has checked the types.
 	words := func() map[string]dbus.Variant { return r.Args[0].(map[string]dbus.Variant) }
 	word := func() string { return r.Args[0].(string) }
@@ -204,11 +246,11 @@ func (b *onBus) do(ctx context.Context, r server.Request) (string, error) {
 	case "Diagnose":
 		return b.diagnose(ctx, words())
 	case "Reload":
-		return "", b.reload(ctx)
+		return "", b.reload(whole)
 	case "Reconcile":
 		return "", b.reconcile(ctx)
 	case "Off":
-		return b.switchOff(ctx, r.Args[0].([]string), r.By)
+		return b.switchOff(whole, ctx, r.Args[0].([]string), r.By)
 	case "On":
 		return b.switchOn(ctx, r.Args[0].([]string))
 	case "Bind":
@@ -290,10 +332,14 @@ const (
 	appearTime = 15 * time.Second
 )
 
-// switchOff switches links off, all if there are none, and returns when their objects are gone.
-func (b *onBus) switchOff(ctx context.Context, words []string, by string) (string, error) {
-	b.switching.Lock()
-	defer b.switching.Unlock()
+// switchOff switches links off, all if there are none, and returns when their objects are gone: whoever
+// removes them, so that it waits in its whole context.
+func (b *onBus) switchOff(whole, ctx context.Context, words []string, by string) (string, error) {
+	leave, err := b.turn(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	targets, _, err := b.targets(ctx, words)
 	if err != nil {
 		return "", err
@@ -316,7 +362,7 @@ func (b *onBus) switchOff(ctx context.Context, words []string, by string) (strin
 	if err != nil && !isUnkept {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, vanishTime)
+	vanishing, cancel := context.WithTimeout(whole, vanishTime)
 	defer cancel()
 	sentences, failed := make([]string, 0, len(targets)), []error{}
 	if isUnkept {
@@ -328,17 +374,19 @@ func (b *onBus) switchOff(ctx context.Context, words []string, by string) (strin
 			summaries[i] = r.Summary(left)
 		}
 	}
-	b.reread(ctx)
+	rereading, end := b.while(vanishing)
+	b.reread(rereading)
+	end()
 	for i, t := range targets {
-		left, err := remains[i].Await(ctx)
+		left, err := remains[i].Await(vanishing)
 		if err == nil && len(left) > 0 {
 			err = fmt.Errorf("%s left; to fix: multihomectl off", remains[i].Summary(left))
 		}
 		if err == nil {
-			_, err = remains[i].RemoveEndpoints(ctx)
+			_, err = remains[i].RemoveEndpoints(vanishing)
 		}
 		if err != nil {
-			failed = append(failed, fmt.Errorf("%s is switched off and adds nothing any more, but %w", t, err))
+			failed = append(failed, halfDonef("%s is switched off and adds nothing any more, but %w", t, err))
 			continue
 		}
 		sentences = append(sentences, orders.SentenceOff(b.cfg, before, now, t, summaries[i]))
@@ -367,8 +415,11 @@ func (b *onBus) reread(ctx context.Context) {
 
 // switchOn switches links on, everything if there are none, and returns when their routing is active.
 func (b *onBus) switchOn(ctx context.Context, words []string) (string, error) {
-	b.switching.Lock()
-	defer b.switching.Unlock()
+	leave, err := b.turn(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	targets, host, err := b.targets(ctx, words)
 	if err != nil {
 		return "", err
@@ -385,11 +436,11 @@ func (b *onBus) switchOn(ctx context.Context, words []string) (string, error) {
 	b.reread(ctx)
 	links, err := b.awaitActive(ctx)
 	if err != nil {
-		return "", fmt.Errorf("%s, but %w", text, err)
+		return "", halfDonef("%s, but %w", text, err)
 	}
 	text += ": " + orders.LinksRouted(targets, links)
 	if isUnkept {
-		return "", fmt.Errorf("%s; %w", text, unkept)
+		return "", halfDonef("%s; %w", text, unkept)
 	}
 	return text, nil
 }
@@ -418,6 +469,9 @@ func (b *onBus) awaitActive(ctx context.Context) ([]offswitch.Interface, error) 
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
+			if cause := context.Cause(ctx); errors.Is(cause, server.ErrReplaced) {
+				return nil, cause
+			}
 			return nil, errors.New("not everything is active yet; to fix: see multihomectl status")
 		}
 	}

@@ -26,8 +26,11 @@ func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys
 
 // bind binds something to a link. The keys are those of [[bind]], and "runtime".
 func (b *onBus) bind(ctx context.Context, given map[string]dbus.Variant) (string, error) {
-	b.switching.Lock()
-	defer b.switching.Unlock()
+	leave, err := b.turn(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	var wanted orders.Binding
 	var strict, dns bool
 	o := options{"link": &wanted.Link, "strict": &strict, "dns": &dns, "inbound": &wanted.Inbound, "runtime": &wanted.Runtime}
@@ -69,8 +72,11 @@ func (b *onBus) bind(ctx context.Context, given map[string]dbus.Variant) (string
 
 // unbind undoes bind.
 func (b *onBus) unbind(ctx context.Context, word string) (string, error) {
-	b.switching.Lock()
-	defer b.switching.Unlock()
+	leave, err := b.turn(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
 	selector, err := orders.ParseSelector(word)
 	if err != nil {
 		return "", err
@@ -92,12 +98,12 @@ func (b *onBus) unbind(ctx context.Context, word string) (string, error) {
 func (b *onBus) rebound(ctx context.Context) ([]status.Binding, error) {
 	b.parts.bindings.Reload(ctx)
 	if _, err := b.parts.loop.Settled(ctx, ""); err != nil {
-		return nil, fmt.Errorf("this is kept, and not in force yet: %w", err)
+		return nil, halfDonef("this is kept, and not in force yet: %w", err)
 	}
 	b.parts.followed(ctx)
 	s, _, err := b.teller.status(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("this is in force, and the status could not be read: %w", err)
+		return nil, halfDonef("this is in force, and the status could not be read: %w", err)
 	}
 	return s.Bindings, nil
 }
@@ -131,7 +137,7 @@ func (b *onBus) failover(ctx context.Context, order handoff.Order, word string) 
 	for {
 		now, _, err := b.teller.status(ctx)
 		if err != nil {
-			return "", fmt.Errorf("the order was carried out, and the status could not be read: %w", err)
+			return "", halfDonef("the order was carried out, and the status could not be read: %w", err)
 		}
 		if orders.IsSeen(*now, order, name) || waiting.Err() != nil {
 			return orders.SentenceOfOrder(*now, order, name), nil
@@ -169,7 +175,7 @@ func (b *onBus) setLogLevel(ctx context.Context, word, by string) error {
 
 // A reload is a request to read the configuration again.
 type reload struct {
-	// done takes what came of it.
+	// done takes what came of it, and has room for that.
 	done chan error
 }
 

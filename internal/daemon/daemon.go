@@ -187,6 +187,8 @@ type service struct {
 	// new one is active, nil for none.
 	reloads   chan reload
 	reloading *reload
+	// switching is held by who changes what is off or bound.
+	switching chan struct{}
 }
 
 // Codes of the problems of parts.
@@ -324,8 +326,12 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		}},
 		{name: "status", run: tellers.run},
 		{name: "reload", run: always(func(ctx context.Context) {
-			if reloading != nil && passed.await(ctx) {
+			switch {
+			case reloading == nil:
+			case passed.await(ctx):
 				reloading.done <- nil
+			default:
+				reloading.done <- errors.New("before this configuration was active, it was read again; to see whether it is active: multihomectl status")
 			}
 		})},
 		{name: "D-Bus", run: (&onBus{service: s, cfg: cfg, parts: p, teller: tellers}).run},

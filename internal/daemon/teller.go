@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -48,7 +49,9 @@ type teller struct {
 	// mu guards what follows.
 	mu      sync.Mutex
 	checker *check.Outcomes
-	shelf   *view.Shelf
+	// isClosed says that the checker is.
+	isClosed bool
+	shelf    *view.Shelf
 	// told is the last document with its sources.
 	told telling
 	// seen is when a problem was first found.
@@ -83,7 +86,7 @@ func (t *teller) listen() (err error) {
 
 // run serves and checks until ctx is done.
 func (t *teller) run(ctx context.Context) error {
-	defer t.checker.Close()
+	defer t.close()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return t.producer.Run(ctx) })
 	tasks.Go(func() error {
@@ -94,6 +97,14 @@ func (t *teller) run(ctx context.Context) error {
 		tasks.Go(func() error { return t.server.Run(ctx) })
 	}
 	return tasks.Wait()
+}
+
+// close ends the checks: also those of a call on D-Bus, which may still run.
+func (t *teller) close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.isClosed = true
+	t.checker.Close()
 }
 
 const (
@@ -200,6 +211,9 @@ func (t *teller) status(ctx context.Context) (*status.Status, *view.View, error)
 // files of the host. It checks the outcomes of so many links at most. The caller holds mu.
 func (t *teller) look(ctx context.Context, most int) error {
 	defer t.worked.Give()
+	if t.isClosed {
+		return errors.New("the status is not made any more: another configuration becomes active, or multihomed ends")
+	}
 	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
 		now.manager, now.noManager = t.parts.owners.Status(), t.parts.owners.NoManager()

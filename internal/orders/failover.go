@@ -135,6 +135,7 @@ func SentenceOfOrder(s status.Status, order handoff.Order, name string) string {
 			parts = append(parts, status.FamilyName(h.Family)+" stays, because no other uplink works")
 		}
 	}
+	word := quote(name)
 	name = escape.Text(name)
 	text := strings.Join(parts, ", ")
 	switch {
@@ -143,6 +144,6 @@ func SentenceOfOrder(s status.Status, order handoff.Order, name string) string {
 	case until == "":
 		return fmt.Sprintf("the test of %s has begun: multihomectl status shows it", name)
 	default:
-		return fmt.Sprintf("%s counts as dead until %s: %s; to end it now: multihomectl failover reset %s", name, until, text, name)
+		return fmt.Sprintf("%s counts as dead until %s: %s; to end it now: multihomectl failover reset %s", name, until, text, word)
 	}
 }

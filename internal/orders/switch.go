@@ -142,7 +142,7 @@ func SentenceOff(cfg config.Config, before, now offswitch.State, t Target, remov
 	if !t.All() {
 		l, _ := now.Link(t.Name, t.UUID)
 		_, was = before.Link(t.Name, t.UUID)
-		mark, undo = &l.Mark, undo+" "+escape.Text(t.Name)
+		mark, undo = &l.Mark, undo+" "+quote(t.Name)
 	}
 	text := t.String() + " is switched off"
 	if was {
@@ -191,8 +191,8 @@ func SentenceOn(before, now offswitch.State, targets []Target, present []offswit
 		text := "nothing of " + t.String() + " was switched off"
 		elsewhere := slices.IndexFunc(now.Links, func(l offswitch.Link) bool { return l.Called(t.Word) && len(l.On(present)) > 0 })
 		if elsewhere >= 0 {
-			name := escape.Text(now.Links[elsewhere].On(present)[0])
-			text += fmt.Sprintf(", but the profile that it had is, now on %[1]s (to switch that on: multihomectl on %[1]s)", name)
+			name := now.Links[elsewhere].On(present)[0]
+			text += fmt.Sprintf(", but the profile that it had is, now on %s (to switch that on: multihomectl on %s)", escape.Text(name), quote(name))
 		}
 		was = append(was, text)
 	}

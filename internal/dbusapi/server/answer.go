@@ -320,15 +320,20 @@ func (a *answers) carryOut(ctx context.Context, c *call, m dbusapi.Method) (stri
 		}
 	}
 	do := func(ctx context.Context) (string, error) {
-		backend, err := a.serving(ctx)
-		if err != nil {
-			return "", err
-		}
 		args, err := c.body()
 		if err != nil {
 			return "", dbusapi.Errorf(dbusapi.InvalidArgs, "the arguments of %s cannot be read: %v", m.Name, err)
 		}
-		return backend.Do(ctx, Request{Method: m.Name, Args: args, UID: uid, By: a.users.name(uid)})
+		var backend Backend
+		for {
+			if backend, err = a.serving(ctx, backend); err != nil {
+				return "", err
+			}
+			text, err := backend.Do(ctx, Request{Method: m.Name, Args: args, UID: uid, By: a.users.name(uid)})
+			if err != ErrReplaced { //nolint:errorlint // wrapped it says that something was done
+				return text, err
+			}
+		}
 	}
 	if m.Kind == dbusapi.Costly {
 		return a.costly.share(ctx, key{m.Name, uid, string(bodyOf(c))}, do)

@@ -29,3 +29,6 @@ func ReadFrame(r *bufio.Reader) (member string, held int, err error) {
 	}
 	return f.member, len(f.raw), nil
 }
+
+// Denied says why polkit could not be asked.
+func Denied(err error, action string) error { return denied(err, action) }

@@ -19,6 +19,8 @@ const (
 	authority                  = "org.freedesktop.PolicyKit1.Authority"
 	// askTheUser is the flag AllowUserInteraction.
 	askTheUser = uint32(1)
+	// noReply is what a bus says of polkit if that ends before it answers.
+	noReply = "org.freedesktop.DBus.Error.NoReply"
 )
 
 // subject is who is to be allowed something.
@@ -72,6 +74,10 @@ func denied(err error, action string) error {
 	switch {
 	case !is:
 		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not answer (%v), so only root may do this; to fix: do it as root", err)
+	case refusal.Name == dbusapi.AccessDenied:
+		return dbusapi.Errorf(dbusapi.AccessDenied, "the system bus does not let multihomed ask polkit (%s), so only root may do this; to fix: do it as root, or install multihomed.conf into /usr/share/dbus-1/system.d, then: systemctl reload dbus", refusal.Text)
+	case refusal.Name == noReply || refusal.Name == dbusapi.LimitsExceeded:
+		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not answer (%s), so only root may do this; to fix: do it as root", refusal.Text)
 	case strings.HasPrefix(refusal.Name, "org.freedesktop.DBus.Error."):
 		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not run on this host, so only root may do this; to fix: do it as root, or install polkit")
 	default:

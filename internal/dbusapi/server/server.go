@@ -30,10 +30,13 @@ type Request struct {
 	By  string
 }
 
+// ErrReplaced says that a backend ended before it did anything, so that the next one is asked.
+var ErrReplaced = errors.New("the configuration was read again meanwhile; to see what came of it: multihomectl status")
+
 // A Backend is the daemon under one configuration.
 type Backend interface {
 	// Do carries out a call. Its text is the result, if the method has one. An error that is no
-	// [dbusapi.Error] becomes dbusapi.Failed.
+	// [dbusapi.Error] becomes dbusapi.Failed. ErrReplaced itself has the next backend carry it out.
 	Do(ctx context.Context, r Request) (string, error)
 	// Measured is quick.
 	Measured() dbusapi.Measured
@@ -66,8 +69,8 @@ type Server struct {
 	// wire is the connection that owns the name, nil if there is none.
 	wire    *wire
 	backend Backend
-	// served is closed when a backend comes.
-	served chan struct{}
+	// turned is closed, and renewed, when a backend comes or goes.
+	turned chan struct{}
 	// measured is renewed by who asks.
 	measured   dbusapi.Measured
 	measuredAt time.Time
@@ -80,7 +83,7 @@ type Server struct {
 // New returns a server.
 func New(o Options) *Server {
 	return &Server{
-		Options: o, manager: dbusapi.Manager(), link: dbusapi.LinkOf(), model: o.First, served: make(chan struct{}),
+		Options: o, manager: dbusapi.Manager(), link: dbusapi.LinkOf(), model: o.First, turned: make(chan struct{}),
 		costly: newBudget(), users: newUsers(),
 	}
 }
@@ -97,8 +100,10 @@ const (
 	// firstRetry doubles up to lastRetry after each attempt to connect that failed.
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 10 * time.Second
-	// askAgain is how often a bus is asked again that refused the name: nobody says when its policy changes.
-	askAgain = time.Minute
+	// firstAsk doubles up to lastAsk each time that the bus refused the name: nobody says when its policy
+	// changes. While packages are installed, it may do so soon.
+	firstAsk = time.Second
+	lastAsk  = time.Minute
 )
 
 // Run keeps a connection to the bus until ctx is done. A host without a bus is none to speak of.
@@ -180,7 +185,7 @@ func (s *Server) session(ctx context.Context) error {
 		defer s.mu.Unlock()
 		s.wire = nil
 	}()
-	again := time.NewTimer(0)
+	again, pause := time.NewTimer(0), firstAsk
 	defer again.Stop()
 	for {
 		select {
@@ -201,7 +206,8 @@ func (s *Server) session(ctx context.Context) error {
 		s.mu.Unlock()
 		s.Fault(problem)
 		if problem.Code == NameRefused {
-			again.Reset(askAgain)
+			again.Reset(pause)
+			pause = min(2*pause, lastAsk)
 		}
 	}
 }
@@ -292,37 +298,40 @@ func (s *Server) read(w *wire, q *queue, freed chan struct{}) error {
 func (s *Server) Serve(b Backend) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.backend == nil {
-		close(s.served)
-	}
 	s.backend, s.measuredAt = b, time.Time{}
+	s.turn()
 }
 
 // Withdraw takes the backend away: calls wait for the next one.
 func (s *Server) Withdraw() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.backend != nil {
-		s.backend, s.served = nil, make(chan struct{})
-	}
+	s.backend = nil
+	s.turn()
+}
+
+// turn wakes who waits for a backend. The caller holds mu.
+func (s *Server) turn() {
+	close(s.turned)
+	s.turned = make(chan struct{})
 }
 
 // reloadTime bounds the wait for a backend.
 const reloadTime = 10 * time.Second
 
-// serving waits for a backend.
-func (s *Server) serving(ctx context.Context) (Backend, error) {
+// serving waits for a backend, for another one than last.
+func (s *Server) serving(ctx context.Context, last Backend) (Backend, error) {
 	timer := time.NewTimer(reloadTime)
 	defer timer.Stop()
 	for {
 		s.mu.Lock()
-		b, served := s.backend, s.served
+		b, turned := s.backend, s.turned
 		s.mu.Unlock()
-		if b != nil {
+		if b != nil && b != last {
 			return b, nil
 		}
 		select {
-		case <-served:
+		case <-turned:
 		case <-timer.C:
 			return nil, dbusapi.Errorf(dbusapi.Failed, "multihomed is starting; to fix: do this again in a moment")
 		case <-ctx.Done():
