@@ -14,8 +14,8 @@ import (
 	"multihomed/test/machine"
 )
 
-// managed is a release with what Ansible needs on both sides.
-func managed(release string) string { return machine.With(release, "ansible-core", "python3-apt") }
+// managed is a release with what Ansible needs on both sides, and with polkit, which NetworkManager recommends.
+func managed(release string) string { return machine.With(release, "ansible-core", "python3-apt", "polkitd") }
 
 // A served repository is one of `make repository`, which a machine serves to itself.
 const servedAt = "http://127.0.0.1:8000"

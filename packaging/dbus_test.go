@@ -3,12 +3,7 @@ package packaging_test
 import (
 	"fmt"
 	"strings"
-
-	"multihomed/test/machine"
 )
-
-// guarded is a release with polkit, which NetworkManager recommends.
-func guarded(release string) string { return machine.With(release, "polkitd") }
 
 // asUser runs a command as a user, as a login would: not in the cgroup of this test.
 func (s *system) asUser(name string, args ...string) (string, error) {
@@ -60,7 +55,7 @@ func (s *system) bus() {
 		s.eventually(func() error {
 			out, err := s.asUser("games", append([]string{"multihomectl"}, args...)...)
 			if err != nil {
-				return fmt.Errorf("a rule allows games %q, and she gets %s", args, out)
+				return fmt.Errorf("a rule allows games %q, which gets %s", args, out)
 			}
 			return nil
 		})

@@ -27,7 +27,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(machine.Main(m.Run, machine.Bookworm, machine.Trixie, managed(machine.Bookworm), managed(machine.Trixie), guarded(machine.Bookworm), guarded(machine.Trixie)))
+	os.Exit(machine.Main(m.Run, machine.Bookworm, machine.Trixie, managed(machine.Bookworm), managed(machine.Trixie)))
 }
 
 // Packages are what `make deb rpm` builds of the programs in bin, and the first of
@@ -316,7 +316,7 @@ func booted(t *testing.T, release string) (*system, packages) {
 func TestPackage(t *testing.T) {
 	for _, release := range []string{machine.Bookworm, machine.Trixie} {
 		t.Run(release, func(t *testing.T) {
-			s, debs := booted(t, guarded(release))
+			s, debs := booted(t, managed(release))
 			s.life(release, debs)
 		})
 	}
