@@ -15,7 +15,9 @@ import (
 )
 
 // managed is a release with what Ansible needs on both sides, and with polkit, which NetworkManager recommends.
-func managed(release string) string { return machine.With(release, "ansible-core", "python3-apt", "polkitd") }
+func managed(release string) string {
+	return machine.With(release, "ansible-core", "python3-apt", "polkitd")
+}
 
 // A served repository is one of `make repository`, which a machine serves to itself.
 const servedAt = "http://127.0.0.1:8000"

@@ -98,10 +98,14 @@ type Reason struct {
 }
 
 func (r Reason) String() string {
-	if r.Link == "" {
+	switch {
+	case r.Link == "":
 		return string(r.Decision)
+	case r.Prefix == "":
+		return fmt.Sprintf("%s of %s", r.Decision, r.Link)
+	default:
+		return fmt.Sprintf("%s of %s %s", r.Decision, r.Link, r.Prefix)
 	}
-	return fmt.Sprintf("%s of %s %s", r.Decision, r.Link, r.Prefix)
 }
 
 // A Role is what a link is to the host.

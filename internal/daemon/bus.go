@@ -199,7 +199,7 @@ func changesOfOps(ops []change, v *view.View) []dbusapi.Change {
 		}
 		out = append(out, dbusapi.Change{
 			Time: uint64(w.at.UnixMicro()), Index: int32(index), //nolint:gosec // after 1970; an index
-			Verb: w.op.Verb.String(), Object: escape.Text(w.op.Object(name)), Reason: escape.Text(w.op.Reason.String()), Family: family,
+			Verb: w.op.Verb.String(), Object: escape.Text(w.op.Object(name)), Reason: string(w.op.Reason.Decision), Family: family,
 		})
 	}
 	return out

@@ -172,7 +172,7 @@ func because(row status.Binding) string {
 
 // SentenceUnbound says that something is bound no longer.
 func SentenceUnbound(found binding.Entry) string {
-	return fmt.Sprintf("%s is bound to %s no longer", escape.Text(found.Selector().String()), escape.Text(found.Link)) + stays(found.Selector())
+	return fmt.Sprintf("%s is no longer bound to %s", escape.Text(found.Selector().String()), escape.Text(found.Link)) + stays(found.Selector())
 }
 
 // RowOf finds what the status says of a selector, the zero Binding if nothing.

@@ -49,7 +49,7 @@ func TestOrders(t *testing.T) {
 		{"Bind", of("link", "wan1", "user", "daemon", "mark", "1"), "! a binding has one selector"},
 		{"Bind", of("link", "wan1", "usr", "root"), `! the key "usr" is not known`},
 		{"Bind", of("link", "wan1", "mark", uint32(1)), `! the value of "mark" has the type "u"`},
-		{"Unbind", "user=daemon", "user=daemon is bound to wan1 no longer"},
+		{"Unbind", "user=daemon", "user=daemon is no longer bound to wan1"},
 		{"Unbind", "user=daemon", "! user=daemon is not bound"},
 		{"FailoverTest", "wan0", "wan0 counts as dead until "},
 		{"FailoverReset", "wan0", "the history of wan0 is forgotten: "},

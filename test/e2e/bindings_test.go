@@ -325,7 +325,7 @@ func TestBind(t *testing.T) {
 	p.start()
 	p.answeredBy("isp1", "after a boot", user(1704))
 	p.answeredBy("isp0", "after a boot", user(1701))
-	bind("user=1704 is bound to wan1 no longer\n", "remove", "user=1704")
+	bind("user=1704 is no longer bound to wan1\n", "remove", "user=1704")
 	p.answeredBy("isp0", "removed", user(1704))
 	out, err := p.ctl("bind", "list")
 	p.must(err)

@@ -166,7 +166,7 @@ func TestDNSOfBoundUsers(t *testing.T) {
 	want("added", 1500, "wan1")
 	ctl("user=1601 is bound to wan0\n", "bind", "add", "wan0", "user=1601")
 	want("with another link", 1601, "wan0")
-	ctl("user=1601 is bound to wan0 no longer", "bind", "remove", "user=1601")
+	ctl("user=1601 is no longer bound to wan0", "bind", "remove", "user=1601")
 	want("removed", 1601, "stub")
 	ctl("", "off")
 	want("switched off", 1500, "stub")
