@@ -7,7 +7,7 @@ import (
 
 // asUser runs a command as a user, as a login would: not in the cgroup of this test.
 func (s *system) asUser(name string, args ...string) (string, error) {
-	out, err := s.Run(s.t.Context(), append([]string{"systemd-run", "--quiet", "--pipe", "--wait", "-p", "User=" + name}, args...)...)
+	out, err := s.Run(s.t.Context(), append([]string{"systemd-run", "--quiet", "--collect", "--pipe", "--wait", "-p", "User=" + name}, args...)...)
 	return fmt.Sprint(out, err), err
 }
 
