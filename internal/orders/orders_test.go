@@ -73,7 +73,7 @@ func TestSwitch(t *testing.T) {
 	}
 	present := host().Present()
 	before, now, err = orders.SwitchOn(d, []orders.Target{target}, present)
-	if got := orders.SentenceOn(before, now, []orders.Target{target}, present); err != nil || got != name+" switched on" {
+	if got := orders.SentenceOn(before, now, []orders.Target{target}, present); err != nil || got != name+" is switched on" {
 		t.Error(got, err)
 	}
 	before, now, err = orders.SwitchOn(d, nil, present)
