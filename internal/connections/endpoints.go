@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -218,23 +217,24 @@ func openPM(ctx context.Context) (*pathManager, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	family, err := netlink.GenlFamilyGet(pmFamily)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("looking for the path manager of Multipath TCP: %w", err)
-	}
 	conn, err := dial(unix.NETLINK_GENERIC)
 	if err != nil {
 		return nil, err
 	}
-	return &pathManager{conn, int(family.ID)}, nil
+	family, err := conn.family(pmFamily)
+	if err == nil {
+		return &pathManager{conn, family}, nil
+	}
+	conn.close()
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	return nil, fmt.Errorf("looking for the path manager of Multipath TCP: %w", err)
 }
 
 func (p *pathManager) command(command uint8, flags int) *nl.NetlinkRequest {
 	req := p.request(p.family, flags)
-	req.AddData(&nl.Genlmsg{Command: command, Version: pmVersion})
+	req.AddData(genericHeader{command, pmVersion})
 	return req
 }
 

@@ -1,6 +1,7 @@
 package connections
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -45,3 +46,39 @@ func (c *connection) each(req *nl.NetlinkRequest, kind uint16, f func([]byte)) e
 }
 
 func (c *connection) do(req *nl.NetlinkRequest) error { return c.each(req, 0, func([]byte) {}) }
+
+// genericHeader begins a message of generic netlink (genlmsghdr, linux/genetlink.h). That of the library,
+// [nl.Genlmsg], takes the two reserved bytes from what happens to lie behind it in memory, which may be
+// somebody else's.
+type genericHeader struct{ command, version byte }
+
+// Len is its length in bytes.
+func (genericHeader) Len() int { return nl.SizeofGenlmsg }
+
+// Serialize writes it.
+func (h genericHeader) Serialize() []byte { return []byte{h.command, h.version, 0, 0} }
+
+// family asks for the number of a family of generic netlink. One that the kernel lacks is ENOENT.
+func (c *connection) family(name string) (id int, err error) {
+	req := c.request(nl.GENL_ID_CTRL, 0)
+	req.AddData(genericHeader{nl.GENL_CTRL_CMD_GETFAMILY, nl.GENL_CTRL_VERSION})
+	req.AddData(nl.NewRtAttr(nl.GENL_CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated(name)))
+	err = c.each(req, 0, func(b []byte) {
+		if len(b) < nl.SizeofGenlmsg {
+			return
+		}
+		attributes, err := nl.ParseRouteAttr(b[nl.SizeofGenlmsg:])
+		if err != nil {
+			return
+		}
+		for _, a := range attributes {
+			if a.Attr.Type&nl.NLA_TYPE_MASK == nl.GENL_CTRL_ATTR_FAMILY_ID && len(a.Value) == 2 {
+				id = int(binary.NativeEndian.Uint16(a.Value))
+			}
+		}
+	})
+	if err == nil && id == 0 {
+		err = fmt.Errorf("the kernel names no number of %q", name)
+	}
+	return id, err
+}

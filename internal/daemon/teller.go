@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"multihomed/internal/config"
+	"multihomed/internal/dbusapi/server"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/processor"
@@ -212,7 +212,7 @@ func (t *teller) status(ctx context.Context) (*status.Status, *view.View, error)
 func (t *teller) look(ctx context.Context, most int) error {
 	defer t.worked.Give()
 	if t.isClosed {
-		return errors.New("the status is not made any more: another configuration becomes active, or multihomed ends")
+		return server.ErrReplaced // Who waits for it is a call of D-Bus.
 	}
 	now := telling{}
 	snapshot, err := t.parts.loop.Snapshot(ctx, func() {
