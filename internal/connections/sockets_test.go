@@ -80,10 +80,11 @@ func TestClose(t *testing.T) {
 	go func() { connecting <- unix.Connect(file, &unix.SockaddrInet4{Addr: [4]byte{203, 0, 113, 9}, Port: 9}) }()
 	told := map[string]chan error{}
 	for name, c := range hang {
-		told[name] = make(chan error, 1)
+		answer := make(chan error, 1)
+		told[name] = answer
 		go func() {
 			_, err := c.Read(make([]byte, 1))
-			told[name] <- err
+			answer <- err
 		}()
 	}
 
