@@ -144,7 +144,7 @@ func (a *app) logLevel() *cobra.Command {
 			}
 			return nil
 		},
-		ValidArgsFunction: cobra.FixedCompletions(config.LevelWords(), cobra.ShellCompDirectiveNoFileComp),
+		ValidArgsFunction: words(config.LevelWords()...),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.tellDaemon(cmd.Context(), "the log level is "+args[0]+" until the configuration is read again", "set log_level in "+a.configPath+", then: systemctl reload multihomed", "SetLogLevel", args[0])
 		},

@@ -163,16 +163,17 @@ func stateDirOf(text []byte) (string, bool) {
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // errors are the single mistakes of the file.
-func (f *Fault) errors() []error { return flat(f.Err) }
+func (f *Fault) errors() []error { return Mistakes(f.Err) }
 
-func flat(err error) []error {
+// Mistakes are the single errors of a file that was read, each of which names its place.
+func Mistakes(err error) []error {
 	joined, is := err.(interface{ Unwrap() []error })
 	if !is {
 		return []error{err}
 	}
 	var all []error
 	for _, e := range joined.Unwrap() {
-		all = append(all, flat(e)...)
+		all = append(all, Mistakes(e)...)
 	}
 	return all
 }

@@ -285,14 +285,7 @@ func (e Endpoint) attribute() *nl.RtAttr {
 // decodeEndpoint reads an answer of the path manager, after its struct genlmsghdr. The flags do not
 // matter: an administrator may change those of ours.
 func decodeEndpoint(b []byte) (e Endpoint, ok bool) {
-	if len(b) < nl.SizeofGenlmsg {
-		return e, false
-	}
-	outer, err := nl.ParseRouteAttr(b[nl.SizeofGenlmsg:])
-	if err != nil {
-		return e, false
-	}
-	for _, o := range outer {
+	for _, o := range genericAttributes(b) {
 		if o.Attr.Type&nl.NLA_TYPE_MASK != pmAddress {
 			continue
 		}

@@ -31,14 +31,7 @@ func PathLimits(ctx context.Context) (endpoints []Endpoint, subflows int, err er
 		return nil, 0, err
 	}
 	err = pm.each(pm.command(pmGetLimits, unix.NLM_F_ACK), 0, func(b []byte) {
-		if len(b) < nl.SizeofGenlmsg {
-			return
-		}
-		attributes, err := nl.ParseRouteAttr(b[nl.SizeofGenlmsg:])
-		if err != nil {
-			return
-		}
-		for _, a := range attributes {
+		for _, a := range genericAttributes(b) {
 			if a.Attr.Type&nl.NLA_TYPE_MASK == pmSubflows && len(a.Value) == 4 {
 				subflows = int(binary.NativeEndian.Uint32(a.Value))
 			}

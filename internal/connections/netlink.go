@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -58,20 +59,25 @@ func (genericHeader) Len() int { return nl.SizeofGenlmsg }
 // Serialize writes it.
 func (h genericHeader) Serialize() []byte { return []byte{h.command, h.version, 0, 0} }
 
+// genericAttributes are those of an answer of generic netlink, none if it cannot be read.
+func genericAttributes(b []byte) []syscall.NetlinkRouteAttr {
+	if len(b) < nl.SizeofGenlmsg {
+		return nil
+	}
+	attributes, err := nl.ParseRouteAttr(b[nl.SizeofGenlmsg:])
+	if err != nil {
+		return nil
+	}
+	return attributes
+}
+
 // family asks for the number of a family of generic netlink. One that the kernel lacks is ENOENT.
 func (c *connection) family(name string) (id int, err error) {
 	req := c.request(nl.GENL_ID_CTRL, 0)
 	req.AddData(genericHeader{nl.GENL_CTRL_CMD_GETFAMILY, nl.GENL_CTRL_VERSION})
 	req.AddData(nl.NewRtAttr(nl.GENL_CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated(name)))
 	err = c.each(req, 0, func(b []byte) {
-		if len(b) < nl.SizeofGenlmsg {
-			return
-		}
-		attributes, err := nl.ParseRouteAttr(b[nl.SizeofGenlmsg:])
-		if err != nil {
-			return
-		}
-		for _, a := range attributes {
+		for _, a := range genericAttributes(b) {
 			if a.Attr.Type&nl.NLA_TYPE_MASK == nl.GENL_CTRL_ATTR_FAMILY_ID && len(a.Value) == 2 {
 				id = int(binary.NativeEndian.Uint16(a.Value))
 			}

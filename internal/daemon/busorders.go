@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -21,8 +19,6 @@ import (
 	"multihomed/internal/orders"
 	"multihomed/internal/status"
 )
-
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // bind binds something to a link. The keys are those of [[bind]], and "runtime".
 func (b *onBus) bind(ctx context.Context, given map[string]dbus.Variant) (string, error) {

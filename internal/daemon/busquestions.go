@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/godbus/dbus/v5"
@@ -45,7 +47,7 @@ func (o options) names() string {
 	if len(o) == 0 {
 		return "none"
 	}
-	return strings.Join(sortedKeys(o), ", ")
+	return strings.Join(slices.Sorted(maps.Keys(o)), ", ")
 }
 
 // packet is a packet of a dictionary.

@@ -70,7 +70,7 @@ func (b Binding) Entry(cfg config.Config, file string) (config.Bind, error) {
 // of a file that does not exist.
 func mistakes(err error) string {
 	var all []string
-	for _, e := range flatten(err) {
+	for _, e := range config.Mistakes(err) {
 		found, is := errors.AsType[*config.Error](e)
 		if !is {
 			all = append(all, e.Error())
@@ -85,13 +85,6 @@ func mistakes(err error) string {
 		all = append(all, key+found.Message)
 	}
 	return strings.Join(all, "; ")
-}
-
-func flatten(err error) []error {
-	if joined, is := err.(interface{ Unwrap() []error }); is {
-		return joined.Unwrap()
-	}
-	return []error{err}
 }
 
 // Bind adds an entry on disk, or changes the one that selects the same.

@@ -25,7 +25,7 @@ const (
 
 // work answers calls, one after the other, until the connection ends. Life is the context of the server.
 func (s *Server) work(ctx, life context.Context, w *wire, q *queue) {
-	var paid time.Time
+	paid := toll{factor: 1 + pauseFactor, credit: burst}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	a := &answers{
@@ -38,11 +38,7 @@ func (s *Server) work(ctx, life context.Context, w *wire, q *queue) {
 			return
 		}
 		cost := processor.Cost(func() { a.answer(ctx, c) })
-		if now := time.Now(); paid.Before(now) {
-			paid = now
-		}
-		paid = paid.Add((1 + pauseFactor) * cost)
-		if wait := time.Until(paid) - burst; wait > 0 {
+		if wait := paid.pay(time.Now(), cost); wait > 0 {
 			timer.Reset(wait)
 			select {
 			case <-timer.C:

@@ -4,13 +4,15 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"multihomed/internal/news"
 )
 
 // A budget bounds what costly calls take of a processor, to a tenth. Calls that wait for the same
 // thing share one answer, whose making begins after each of them came. A host that is asked now and
 // then answers at once: the part of a processor that nobody used is kept for a second of work.
 type budget struct {
-	wake chan struct{}
+	wake news.Signal
 
 	mu      sync.Mutex
 	waiting map[key]*job
@@ -45,8 +47,25 @@ const (
 	makeTime = 30 * time.Second
 )
 
+// A toll has work paid for by time: factor times as much as it cost. Up to credit of the time in which
+// nothing was done is kept for work to come.
+type toll struct {
+	factor int
+	credit time.Duration
+	until  time.Time
+}
+
+// pay returns how long to pause, from now on, for work that cost so much. Time is kept up to the moment.
+func (t *toll) pay(moment time.Time, cost time.Duration) time.Duration {
+	if oldest := moment.Add(-t.credit); t.until.Before(oldest) {
+		t.until = oldest
+	}
+	t.until = t.until.Add(time.Duration(t.factor) * cost)
+	return time.Until(t.until)
+}
+
 func newBudget() *budget {
-	return &budget{wake: make(chan struct{}, 1), waiting: map[key]*job{}}
+	return &budget{wake: news.NewSignal(), waiting: map[key]*job{}}
 }
 
 // share waits for an answer.
@@ -61,7 +80,7 @@ func (b *budget) share(ctx context.Context, k key, do func(context.Context) (str
 	}
 	j.answers = append(j.answers, answer)
 	b.mu.Unlock()
-	give(b.wake)
+	b.wake.Give()
 	select {
 	case p := <-answer:
 		return p.text, p.err
@@ -87,7 +106,7 @@ func (b *budget) take() (*job, []chan product) {
 func (b *budget) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var paid time.Time
+	paid := toll{factor: costFactor, credit: costFactor * kept}
 	for {
 		j, answers := b.take()
 		if j == nil {
@@ -105,11 +124,7 @@ func (b *budget) run(ctx context.Context) {
 		for _, a := range answers {
 			a <- product{text, err}
 		}
-		if oldest := began.Add(-costFactor * kept); paid.Before(oldest) {
-			paid = oldest
-		}
-		paid = paid.Add(costFactor * time.Since(began))
-		if wait := time.Until(paid); wait > 0 {
+		if wait := paid.pay(began, time.Since(began)); wait > 0 {
 			timer.Reset(wait)
 			select {
 			case <-timer.C:

@@ -9,6 +9,7 @@ import (
 
 	"multihomed/internal/dbusapi"
 	"multihomed/internal/escape"
+	"multihomed/internal/news"
 )
 
 // A call waits for its answer.
@@ -87,10 +88,10 @@ type queue struct {
 	order  []string
 	count  int
 	bytes  int
-	filled chan struct{}
+	filled news.Signal
 }
 
-func newQueue() *queue { return &queue{calls: map[string][]*call{}, filled: make(chan struct{}, 1)} }
+func newQueue() *queue { return &queue{calls: map[string][]*call{}, filled: news.NewSignal()} }
 
 // add reports whether there was room.
 func (q *queue) add(c *call) bool {
@@ -106,7 +107,7 @@ func (q *queue) add(c *call) bool {
 	q.calls[c.sender] = append(of, c)
 	q.count++
 	q.bytes += len(c.raw)
-	give(q.filled)
+	q.filled.Give()
 	return true
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"multihomed/internal/dbusapi"
 	"multihomed/internal/event"
+	"multihomed/internal/news"
 	"multihomed/routing"
 )
 
@@ -161,7 +162,7 @@ func (s *Server) session(ctx context.Context) error {
 	defer w.close()
 	stop := context.AfterFunc(ctx, w.close)
 	defer stop()
-	freed := make(chan struct{}, 1)
+	freed := news.NewSignal()
 	q := newQueue()
 	var failure error
 	tasks.Go(w.write)
@@ -261,7 +262,7 @@ func (s *Server) ownerText(ctx context.Context, w *wire) string {
 }
 
 // read takes what comes in until the connection ends.
-func (s *Server) read(w *wire, q *queue, freed chan struct{}) error {
+func (s *Server) read(w *wire, q *queue, freed news.Signal) error {
 	for {
 		f, ok, err := readFrame(w.in)
 		if err != nil {
@@ -276,7 +277,7 @@ func (s *Server) read(w *wire, q *queue, freed chan struct{}) error {
 		case dbus.TypeSignal:
 			if f.sender == busName && f.member == "NameOwnerChanged" && f.signature == "sss" && f.raw != nil {
 				if body, err := f.body(); err == nil && body[2] == "" {
-					give(freed) // Nobody has the name now.
+					freed.Give() // Nobody has the name now.
 				}
 			}
 		case dbus.TypeMethodCall:

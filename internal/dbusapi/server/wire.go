@@ -17,6 +17,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"multihomed/internal/dbusapi"
+	"multihomed/internal/news"
 )
 
 // A wire is one connection to the bus. Godbus reads and writes the values; the connection is ours,
@@ -32,8 +33,8 @@ type wire struct {
 	queue   [][]byte
 	waiting int
 	closed  bool
-	more    chan struct{}
-	room    chan struct{}
+	more    news.Signal
+	room    news.Signal
 	// turn is held by who waits for room.
 	turn chan struct{}
 	// done is closed when the connection is.
@@ -80,7 +81,7 @@ func dial(ctx context.Context, addresses string) (*wire, error) {
 		}
 		w := &wire{
 			conn: conn, in: bufio.NewReaderSize(conn, 32<<10), pending: map[uint32]chan frame{},
-			more: make(chan struct{}, 1), room: make(chan struct{}, 1), turn: make(chan struct{}, 1), done: make(chan struct{}),
+			more: news.NewSignal(), room: news.NewSignal(), turn: make(chan struct{}, 1), done: make(chan struct{}),
 		}
 		if err := w.authenticate(ctx); err != nil {
 			failed = append(failed, errors.Join(fmt.Errorf("authenticating: %w", err), conn.Close()))
@@ -159,7 +160,7 @@ func (w *wire) write() {
 			w.mu.Lock()
 			w.waiting -= len(data)
 			w.mu.Unlock()
-			give(w.room)
+			w.room.Give()
 		}
 		if len(queue) > 0 {
 			continue
@@ -169,13 +170,6 @@ func (w *wire) write() {
 		case <-w.done:
 			return
 		}
-	}
-}
-
-func give(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }
 
@@ -202,6 +196,11 @@ func (w *wire) sendWith(ctx context.Context, m *dbus.Message, b body) error {
 			return context.Cause(ctx)
 		}
 	}
+	return w.put(m, b)
+}
+
+// put writes a message into the queue. The caller holds the turn.
+func (w *wire) put(m *dbus.Message, b body) error {
 	data, err := encode(m, 1)
 	if err != nil {
 		return err
@@ -226,17 +225,8 @@ func (w *wire) try(m *dbus.Message) {
 		return
 	}
 	defer func() { <-w.turn }()
-	if w.isFull() {
-		return
-	}
-	data, err := encode(m, 1)
-	if err != nil {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.closed {
-		w.enqueue(data)
+	if !w.isFull() {
+		_ = w.put(m, body{})
 	}
 }
 
@@ -254,7 +244,7 @@ func (w *wire) enqueue(data []byte) (serial uint32) {
 	renumber(data, w.serial)
 	w.queue = append(w.queue, data)
 	w.waiting += len(data)
-	give(w.more)
+	w.more.Give()
 	return w.serial
 }
 
