@@ -112,6 +112,7 @@ const (
 
 // failover carries out an order about an uplink, and returns when its traffic has moved.
 func (b *onBus) failover(ctx context.Context, order handoff.Order, word string) (string, error) {
+	b.parts.settleUplinks(ctx)
 	before, _, err := b.teller.status(ctx)
 	if err != nil {
 		return "", err

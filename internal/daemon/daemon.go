@@ -324,11 +324,12 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 				p.acknowledge(m)
 			})
 		}},
-		{name: "status", run: tellers.run},
+		{name: "status", run: func(ctx context.Context) error { return tellers.run(ctx, known) }},
 		{name: "reload", run: always(func(ctx context.Context) {
 			switch {
 			case reloading == nil:
 			case passed.await(ctx):
+				tellers.awaitLinks(ctx)
 				reloading.done <- nil
 			default:
 				reloading.done <- errors.New("before this configuration was active, it was read again; to see whether it is active: multihomectl status")

@@ -100,18 +100,19 @@ type extras struct {
 	counts *counts
 }
 
-// written is what the log says of links and of the off switch. It outlives a change of the
-// configuration, so that the log names only what that changed.
+// written is what the log says of links and of the off switch, and since when. It outlives a change
+// of the configuration, so that the log names only what that changed.
 type written struct {
 	links   map[int]routing.LinkPlan
 	courses [2]routing.Course
+	dates   reconcile.Dates
 	off     offswitch.State
 }
 
 // written returns what the log says when all tasks have ended.
 func (p *parts) written() *written {
 	off, _ := p.off.State()
-	return &written{links: p.loop.Told(), courses: p.loop.Courses(), off: off}
+	return &written{links: p.loop.Told(), courses: p.loop.Courses(), dates: p.loop.Dates(), off: off}
 }
 
 // assemble opens everything. The caller must hold the lock, and close the parts.
@@ -203,7 +204,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 		Hooks:    hooks,
 		Memory:   memory,
 		Failover: judges, Answers: p.answers.keeper, Bindings: p.bindings,
-		LogDelay: logDelay, Suspect: suspect, Told: earlier.links, Courses: earlier.courses, Counters: &counted.loop,
+		LogDelay: logDelay, Suspect: suspect, Told: earlier.links, Courses: earlier.courses, Dates: earlier.dates, Counters: &counted.loop,
 	})
 	p.router = &routedlease.Router{
 		Logger: log, Mirror: p.mirror, Loop: p.loop, Links: p.owners.Declared, Policy: cfg.NMPolicy(), Ignored: cfg.IsIgnored, Off: p.off,

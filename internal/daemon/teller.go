@@ -45,6 +45,10 @@ type teller struct {
 	producer *socket.Producer
 	// outdated wakes the checks, worked the task that gives memory back.
 	outdated, worked news.Signal
+	// known is given when these parts know the links and the uplinks; until is how long to wait for
+	// that, zero if no parts were there before.
+	known *latch
+	until time.Time
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -73,9 +77,28 @@ type telling struct {
 }
 
 func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Signal) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[about]time.Time{}}
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[about]time.Time{}, known: newLatch()}
+	if s.written != nil {
+		t.until = time.Now().Add(knownTime)
+	}
 	t.producer = socket.NewProducer(t.make)
 	return t
+}
+
+// knownTime bounds how long what is told stays that of the parts before. NetworkManager's links are
+// known after some milliseconds, if it runs.
+const knownTime = 2 * time.Second
+
+// awaitLinks waits until the links are known, if parts were there before: nobody shall be told that
+// all links have gone, because the configuration is read again. It returns at once where nobody
+// was told anything yet.
+func (t *teller) awaitLinks(ctx context.Context) {
+	if t.until.IsZero() {
+		return
+	}
+	ctx, cancel := context.WithDeadline(ctx, t.until)
+	defer cancel()
+	t.known.await(ctx)
 }
 
 // listen makes the socket. Without it the checks go on.
@@ -84,11 +107,18 @@ func (t *teller) listen() (err error) {
 	return err
 }
 
-// run serves and checks until ctx is done.
-func (t *teller) run(ctx context.Context) error {
+// run serves and checks until ctx is done. The latch is given when the loop knows the links.
+func (t *teller) run(ctx context.Context, known *latch) error {
 	defer t.close()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return t.producer.Run(ctx) })
+	tasks.Go(func() error {
+		if known.await(ctx) {
+			t.parts.settleUplinks(ctx)
+			t.known.give()
+		}
+		return nil
+	})
 	tasks.Go(func() error {
 		t.watch(ctx)
 		return nil
@@ -154,6 +184,7 @@ func (t *teller) watch(ctx context.Context) {
 
 // check logs the problems that status would show, once all links have been checked.
 func (t *teller) check(ctx context.Context) (isWhole bool, err error) {
+	t.awaitLinks(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.look(ctx, allAtOnce); err != nil || t.told.view.Unchecked > 0 {
@@ -181,6 +212,7 @@ func beside(state view.Daemon, findings []routing.Problem) []routing.Problem {
 
 // make returns the document.
 func (t *teller) make(ctx context.Context) ([]byte, error) {
+	t.awaitLinks(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.look(ctx, checkedAtOnce); err != nil {
@@ -198,6 +230,7 @@ func (t *teller) make(ctx context.Context) ([]byte, error) {
 
 // status returns the status with its view. Neither is changed any more.
 func (t *teller) status(ctx context.Context) (*status.Status, *view.View, error) {
+	t.awaitLinks(ctx)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.look(ctx, checkedAtOnce); err != nil {

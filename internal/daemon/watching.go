@@ -45,6 +45,17 @@ func (p *parts) uplinkFacts(ctx context.Context, cfg config.Config) (facts failo
 	return facts, err
 }
 
+// settleUplinks waits, for at most followTime, until who watches the uplinks knows those of now: after
+// a change it is a moment behind.
+func (p *parts) settleUplinks(ctx context.Context) {
+	if p.uplinks == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, followTime)
+	defer cancel()
+	p.uplinks.Settled(ctx)
+}
+
 // deadUplinks are those that do not work.
 func (p *parts) deadUplinks() (dead routing.ByFamily[map[int]struct{}]) {
 	if p.uplinks != nil {

@@ -63,6 +63,8 @@ type Controller struct {
 	memory                    *news.Slot[[]Kept]
 	archive                   *news.Slot[[]Answered]
 	endpoints                 *news.Slot[[]connections.Endpoint]
+	// settle takes what to close when facts from after that have been taken.
+	settle chan chan<- struct{}
 	// wanted are the endpoints that were wanted last, if wants.
 	wanted []connections.Endpoint
 	wants  bool
@@ -154,8 +156,8 @@ type asked struct {
 func New(o Options) *Controller {
 	c := &Controller{
 		Options: o, changed: news.NewSignal(), touched: news.NewSignal(), stirred: news.NewSignal(), ends: make(chan end, mostEnds), memory: news.NewSlot[[]Kept](), archive: news.NewSlot[[]Answered](),
-		endpoints: news.NewSlot[[]connections.Endpoint](),
-		epoch:     newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{}, deaths: map[UplinkName]uint64{},
+		endpoints: news.NewSlot[[]connections.Endpoint](), settle: make(chan chan<- struct{}),
+		epoch: newEpoch(), watches: map[key]*watch{}, kept: map[key]Kept{}, probes: map[uint64]asked{}, deaths: map[UplinkName]uint64{},
 	}
 	c.started = c.epoch.now()
 	c.woken, c.asleep = c.started, suspended()
@@ -229,6 +231,26 @@ func (c *Controller) Failover() routing.Failover {
 // Touch says that the facts may have changed. It never waits.
 func (c *Controller) Touch() { c.touched.Give() }
 
+// Settled returns when facts from after the call have been taken, or ctx is done.
+func (c *Controller) Settled(ctx context.Context) {
+	settled := make(chan struct{})
+	select {
+	case c.settle <- settled:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-settled:
+	case <-ctx.Done():
+	}
+}
+
+// A seen is what Look returned, with those who wait until it has been taken.
+type seen struct {
+	facts   Facts
+	waiting []chan<- struct{}
+}
+
 const (
 	// lookPause is the least time between two questions for facts: each costs the loop a
 	// snapshot.
@@ -247,7 +269,7 @@ const (
 func (c *Controller) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var tasks sync.WaitGroup
-	facts := make(chan Facts)
+	facts := make(chan seen)
 	tasks.Go(func() { c.follow(ctx, facts) })
 	tasks.Go(func() { c.endAll(ctx) })
 	tasks.Go(func() { c.remember(ctx) })
@@ -298,7 +320,10 @@ func (c *Controller) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case f := <-facts:
-			c.do(func(now health.Moment) { c.take(now, f) })
+			c.do(func(now health.Moment) { c.take(now, f.facts) })
+			for _, w := range f.waiting {
+				close(w)
+			}
 		case e, open := <-events:
 			if !open {
 				events = nil
@@ -314,14 +339,16 @@ func (c *Controller) Run(ctx context.Context) error {
 }
 
 // follow asks for facts when something changed.
-func (c *Controller) follow(ctx context.Context, facts chan<- Facts) {
+func (c *Controller) follow(ctx context.Context, facts chan<- seen) {
 	pause := time.NewTimer(lookRetry)
 	defer pause.Stop()
+	var waiting []chan<- struct{}
 	for {
 		f, err := c.Look(ctx)
 		if err == nil {
 			select {
-			case facts <- f:
+			case facts <- seen{f, waiting}:
+				waiting = nil
 			case <-ctx.Done():
 				return
 			}
@@ -337,6 +364,8 @@ func (c *Controller) follow(ctx context.Context, facts chan<- Facts) {
 		case <-ctx.Done():
 			return
 		case <-c.touched:
+		case w := <-c.settle:
+			waiting = append(waiting, w)
 		case <-pause.C:
 		}
 	}

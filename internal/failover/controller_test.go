@@ -823,6 +823,29 @@ func TestOrders(t *testing.T) {
 	})
 }
 
+// TestSettled: an order that follows a change waits until the controller knows of that.
+func TestSettled(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2)
+		stop := h.start(nil)
+		for _, index := range []int{3, 4} {
+			h.mu.Lock()
+			h.facts.Uplinks = append(h.facts.Uplinks, uplink(index))
+			h.runs[index] = true
+			h.mu.Unlock()
+			h.controller.Settled(t.Context())
+			if err := h.controller.Reset(names[index]); err != nil {
+				t.Error(err)
+			}
+		}
+		stop()
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		h.controller.Settled(ended)
+	})
+}
+
 // TestNextProcess: a process that is killed, and a new configuration, forget no death.
 func TestNextProcess(t *testing.T) {
 	t.Parallel()

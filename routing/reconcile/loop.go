@@ -46,6 +46,8 @@ type Options struct {
 	Told map[int]routing.LinkPlan
 	// Courses is what [Loop.Courses] of it returned.
 	Courses [2]routing.Course
+	// Dates is what [Loop.Dates] of it returned.
+	Dates Dates
 	// Counters count what it does; nil for none that anybody reads.
 	Counters *Counters
 }
@@ -247,7 +249,7 @@ func New(o Options) *Loop {
 		now:      time.Now,
 		problems: map[int][]routing.Problem{},
 		news:     true,
-		picture:  newPicture(),
+		picture:  newPicture(o.Dates),
 	}
 }
 
@@ -407,6 +409,7 @@ func (l *Loop) Reconcile(ctx context.Context) error {
 	}
 	if l.complete && !l.ready && !l.failed(aboutMirror) {
 		l.ready, l.news = true, true
+		l.picture.earlier = nil
 		if l.Hooks.Ready != nil {
 			l.Hooks.Ready()
 		}

@@ -225,19 +225,26 @@ type picture struct {
 	stale      map[int]struct{}
 	// claims are shared until one changes.
 	claims map[string]Claim
-	since  map[int]since
+	dates  Dates
+	// earlier are those of the loop before, until every link is known.
+	earlier Dates
 }
 
-// since is when a link got its role and its ladder.
-type since struct {
+// Dates are when links got their roles and their ladders, by the index of the interface.
+type Dates map[int]date
+
+type date struct {
 	at    time.Time
 	roles routing.ByFamily[routing.Role]
 	rules []routing.PlannedRule
 }
 
-func newPicture() picture {
-	return picture{interfaces: map[int]*Interface{}, stale: map[int]struct{}{}, since: map[int]since{}}
+func newPicture(earlier Dates) picture {
+	return picture{interfaces: map[int]*Interface{}, stale: map[int]struct{}{}, dates: Dates{}, earlier: earlier}
 }
+
+// Dates are for the next loop of this process. Run must have returned.
+func (l *Loop) Dates() Dates { return l.picture.dates }
 
 // spoil notes that the last snapshot is out of date.
 func (p *picture) spoil() { p.fresh = false }
@@ -257,20 +264,28 @@ func (p *picture) spoilRoutes(indexes ...int) {
 	}
 }
 
+func (d date) isOf(plan routing.LinkPlan) bool {
+	return d.roles == plan.Roles && slices.Equal(d.rules, plan.Rules)
+}
+
 // dated notes when links got their roles and their ladders.
 func (l *Loop) dated(t routing.Touched) {
 	for index := range t.Links {
 		l.picture.restructure(index)
 		plan, is := l.planner.Link(index)
 		if !is {
-			delete(l.picture.since, index)
+			delete(l.picture.dates, index)
 			continue
 		}
-		old, known := l.picture.since[index]
-		if known && old.roles == plan.Roles && slices.Equal(old.rules, plan.Rules) {
+		old, known := l.picture.dates[index]
+		if known && old.isOf(plan) {
 			continue
 		}
-		l.picture.since[index] = since{at: l.now(), roles: plan.Roles, rules: plan.Rules}
+		now := date{at: l.now(), roles: plan.Roles, rules: plan.Rules}
+		if old, known = l.picture.earlier[index]; known && old.isOf(plan) {
+			now.at = old.at
+		}
+		l.picture.dates[index] = now
 	}
 }
 
@@ -396,7 +411,7 @@ func (l *Loop) picturedAnew(k State, index int) {
 		delete(l.picture.interfaces, index)
 		return
 	}
-	i := &Interface{Facts: facts, Since: l.picture.since[index].at}
+	i := &Interface{Facts: facts, Since: l.picture.dates[index].at}
 	i.Claim, i.Said, i.Claimed = l.of(k, index)
 	i.Plan, i.IsLink = l.planner.Link(index)
 	i.Plan.Routes = slices.Concat(i.Plan.Routes, i.Plan.PathRoutes(fewPaths))

@@ -14,7 +14,6 @@ import (
 
 	"multihomed/internal/dbusapi"
 	"multihomed/test/lab"
-	"multihomed/test/lab/labtest"
 )
 
 const manager = dbusapi.ManagerInterface + "."
@@ -44,6 +43,7 @@ func TestOrders(t *testing.T) {
 		{"On", []string{}, "nothing was switched off: 2 links with their routing"},
 		{"Off", []string{}, "multihomed is switched off: removed "},
 		{"On", []string{}, "multihomed is switched on: 2 links with their routing"},
+		{"FailoverReset", "wan1", "the history of wan1 is forgotten: "},
 		{"Off", []string{"wan9"}, `! there is no interface or active profile "wan9"; there are wan0, wan1`},
 		{"Bind", of("link", "wan1", "user", "daemon", "runtime", true), "user=daemon is bound to wan1"},
 		{"Bind", of("link", "wan1", "user", "daemon", "mark", "1"), "! a binding has one selector"},
@@ -219,13 +219,7 @@ func TestNews(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, 2)
 	conn := r.connect()
 	r.property(conn, dbusapi.Path, manager+"LinksInForce", "2")
-	labtest.Eventually(t, func() error { // No verdict comes any more.
-		v, err := conn.Object(dbusapi.Name, dbusapi.LinkPath(r.index("wan0"))).GetProperty(dbusapi.LinkInterface + ".Health")
-		if err == nil && strings.Contains(v.String(), "unknown") {
-			err = fmt.Errorf("health is %v", v)
-		}
-		return err
-	})
+	r.judged(conn, "wan0")
 	r.must(conn.AddMatchSignal(dbus.WithMatchPathNamespace(dbusapi.Path)))
 	signals := make(chan *dbus.Signal, 1000)
 	conn.Signal(signals)

@@ -74,3 +74,45 @@ func TestOrdersOverReloads(t *testing.T) {
 	}
 	r.property(conn, dbusapi.Path, manager+"LinksInForce", "2")
 }
+
+// TestReloadsSayNothing: to read the configuration again is no news of the links: nobody is told that
+// they have gone, and what is asked meanwhile is answered with them.
+func TestReloadsSayNothing(t *testing.T) {
+	r := newRig(t, lab.HostConfig{FastDAD: true}, 2)
+	conn := r.connect()
+	r.property(conn, dbusapi.Path, manager+"LinksInForce", "2")
+	r.judged(conn, "wan0", "wan1")
+	before, err := os.ReadFile(r.path)
+	r.must(err)
+	r.must(conn.AddMatchSignal(dbus.WithMatchPathNamespace(dbusapi.Path)))
+	signals := make(chan *dbus.Signal, 1000)
+	conn.Signal(signals)
+	for n := range 10 {
+		level := []string{"debug", "info"}[n%2]
+		r.must(os.WriteFile(r.path, append(slices.Clip(before), fmt.Sprintf("log_level = %q\n", level)...), 0o644))
+		r.must(conn.Object(dbusapi.Name, dbusapi.Path).Call(manager+"Reload", 0).Err)
+		var links [][]any
+		r.must(conn.Object(dbusapi.Name, dbusapi.Path).Call(manager+"ListLinks", 0).Store(&links))
+		if len(links) != 2 {
+			t.Errorf("after a reload there are the links %v", links)
+		}
+		r.property(conn, dbusapi.Path, manager+"LogLevel", level)
+	}
+	r.must(conn.Object(dbusapi.Name, dbusapi.Path).Call(manager+"Reconcile", 0).Err)
+	for len(signals) > 0 {
+		s := <-signals
+		changed, _ := s.Body[1].(map[string]dbus.Variant)
+		isGone := strings.Contains(s.Name, ".Interfaces")
+		for _, name := range []string{"LinksInForce", "LinksTotal", "State"} {
+			_, is := changed[name]
+			isGone = isGone || is
+		}
+		// An IPv6 address may just have come, which is news.
+		if health, is := changed["Health"].Value().([]map[string]dbus.Variant); is {
+			isGone = isGone || len(health) == 0
+		}
+		if isGone {
+			t.Errorf("a reload makes the signal %v", s)
+		}
+	}
+}

@@ -135,6 +135,23 @@ func (r *rig) property(conn *dbus.Conn, path dbus.ObjectPath, name, want string)
 	})
 }
 
+// judged waits until links have been judged: no verdict comes any more.
+func (r *rig) judged(conn *dbus.Conn, names ...string) {
+	r.t.Helper()
+	labtest.Eventually(r.t, func() error {
+		for _, name := range names {
+			v, err := conn.Object(dbusapi.Name, dbusapi.LinkPath(r.index(name))).GetProperty(dbusapi.LinkInterface + ".Health")
+			if err != nil {
+				return err
+			}
+			if s := v.String(); !strings.Contains(s, "State") || strings.Contains(s, "unknown") {
+				return fmt.Errorf("health of %s is %s", name, s)
+			}
+		}
+		return nil
+	})
+}
+
 // index is the number of an interface.
 func (r *rig) index(name string) int {
 	r.t.Helper()
