@@ -272,7 +272,11 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	}
 	h.ok("multihomed is switched off: removed ", "off")
 	h.nothing("after off beside one that hangs")
-	<-h.daemon.Done()
+	select {
+	case <-h.daemon.Done():
+	case <-time.After(lab.Stretched(10 * time.Second)):
+		t.Fatal("off left the one that hangs")
+	}
 }
 
 // TestOffUmask: root's umask decides nothing of what the daemon, which is not root, reads.
