@@ -1,12 +1,16 @@
 package dbus_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
@@ -165,6 +169,54 @@ func TestPolkit(t *testing.T) {
 		return nil
 	})
 	r.commandLine(t)
+	r.flood(t)
+}
+
+// flood has a user call much on many connections, and wait for nothing. Root is answered meanwhile: before, such
+// a user took all the room that calls have, and its answers stood before root's.
+func (r *rig) flood(t *testing.T) {
+	t.Helper()
+	const connections, calls, questions = 60, 8, 5
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var callers sync.WaitGroup
+	defer callers.Wait()
+	defer cancel()
+	var refused atomic.Int64
+	for n := range connections {
+		conn := connectAs(t, alice)
+		for k := range calls {
+			callers.Go(func() {
+				for uid := uint32(n)<<16 + uint32(k)<<8; ctx.Err() == nil; uid++ {
+					packet := map[string]dbus.Variant{"destination": dbus.MakeVariant("192.0.2.1"), "uid": dbus.MakeVariant(uid)}
+					if conn.Object(dbusapi.Name, dbusapi.Path).CallWithContext(ctx, manager+"Explain", 0, packet).Err != nil {
+						refused.Add(1)
+					}
+				}
+			})
+		}
+	}
+	labtest.Eventually(t, func() error {
+		if n := refused.Load(); n < connections {
+			return fmt.Errorf("only %d calls of a flood are refused", n)
+		}
+		return nil
+	})
+	root := r.connect()
+	longest := time.Duration(0)
+	for range questions {
+		began := time.Now()
+		for method, args := range map[string][]any{manager + "Describe": {map[string]dbus.Variant{}}, manager + "ListLinks": nil} {
+			// So long busctl waits.
+			waiting, cancel := context.WithTimeout(t.Context(), lab.Stretched(25*time.Second))
+			if err := root.Object(dbusapi.Name, dbusapi.Path).CallWithContext(waiting, method, 0, args...).Err; err != nil {
+				t.Fatalf("%s of root while a user calls much: %v", method, err)
+			}
+			cancel()
+		}
+		longest = max(longest, time.Since(began))
+	}
+	t.Logf("of %d connections with %d calls each %d were refused; root was answered within %v", connections, calls, refused.Load(), longest)
 }
 
 // commandLine runs multihomectl as a user.

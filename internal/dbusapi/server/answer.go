@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"multihomed/internal/dbusapi"
 	"multihomed/internal/event"
 	"multihomed/internal/fsutil"
+	"multihomed/internal/offswitch"
 	"multihomed/internal/processor"
 )
 
@@ -29,14 +29,15 @@ func (s *Server) work(ctx, life context.Context, w *wire, q *queue) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	a := &answers{
-		Server: s, wire: w, free: make(chan struct{}, mostUnanswered),
+		Server: s, wire: w,
 		lasting: func() (context.Context, context.CancelFunc) { return context.WithTimeout(life, doTime) },
 	}
 	for {
-		c := q.next(ctx, w.done)
+		c := q.next(ctx, w)
 		if c == nil {
 			return
 		}
+		c.isTurn = true
 		cost := processor.Cost(func() { a.answer(ctx, c) })
 		if wait := paid.pay(time.Now(), cost); wait > 0 {
 			timer.Reset(wait)
@@ -261,11 +262,12 @@ func (a *answers) properties(path dbus.ObjectPath, method string, args []any) ([
 
 // begin carries out a call that takes time, in a goroutine.
 func (a *answers) begin(ctx context.Context, c *call, m dbusapi.Method) {
-	release, refusal := a.enter(c.sender)
+	release, refusal := a.begun.enter(c)
 	if refusal != nil {
 		c.fail(ctx, refusal)
 		return
 	}
+	c.isTurn = false
 	a.tasks.Go(func() {
 		defer release()
 		text, err := a.carryOut(ctx, c, m)
@@ -301,17 +303,8 @@ const (
 
 // carryOut checks the rights of the caller, and has the daemon do it.
 func (a *answers) carryOut(ctx context.Context, c *call, m dbusapi.Method) (string, error) {
-	uid, err := a.users.of(ctx, c.wire, c.sender)
-	if err != nil {
-		return "", fmt.Errorf("asking the bus who calls: %w", err)
-	}
-	leave, refusal := a.users.enter(uid)
-	if refusal != nil {
-		return "", refusal
-	}
-	defer leave()
 	if m.Action != "" {
-		if err := authorize(ctx, c, uid, m.Action); err != nil {
+		if err := authorize(ctx, c, m.Action); err != nil {
 			return "", err
 		}
 	}
@@ -325,16 +318,16 @@ func (a *answers) carryOut(ctx context.Context, c *call, m dbusapi.Method) (stri
 			if backend, err = a.serving(ctx, backend); err != nil {
 				return "", err
 			}
-			text, err := backend.Do(ctx, Request{Method: m.Name, Args: args, UID: uid, By: a.users.name(uid)})
+			text, err := backend.Do(ctx, Request{Method: m.Name, Args: args, UID: c.uid, By: offswitch.UserName(c.uid)})
 			if err != ErrReplaced { //nolint:errorlint // wrapped it says that something was done
 				return text, err
 			}
 		}
 	}
 	if m.Kind == dbusapi.Costly {
-		return a.costly.share(ctx, key{m.Name, uid, string(bodyOf(c))}, do)
+		return a.costlyOf(c.uid).share(ctx, key{m.Name, c.uid, string(bodyOf(c))}, do)
 	}
-	a.Logger.LogAttrs(ctx, event.LevelNotice, "order taken from D-Bus", slog.String("method", m.Name), slog.String("by", a.users.name(uid)))
+	a.Logger.LogAttrs(ctx, event.LevelNotice, "order taken from D-Bus", slog.String("method", m.Name), slog.String("by", offswitch.UserName(c.uid)))
 	// What has begun is done, whether or not the bus stays.
 	doing, cancel := a.lasting()
 	defer cancel()

@@ -10,13 +10,16 @@ import (
 
 // A budget bounds what costly calls take of a processor, to a tenth. Calls that wait for the same
 // thing share one answer, whose making begins after each of them came. A host that is asked now and
-// then answers at once: the part of a processor that nobody used is kept for a second of work.
+// then answers at once: the part of a processor that nobody used is kept for a second of work. Users take
+// turns, so that who asks much delays another one by one answer.
 type budget struct {
 	wake news.Signal
 
 	mu      sync.Mutex
 	waiting map[key]*job
-	order   []*job
+	// order are the users with jobs, as their turn comes, jobs those of each.
+	order []uint32
+	jobs  map[uint32][]*job
 }
 
 // key says which calls get the same answer.
@@ -65,7 +68,7 @@ func (t *toll) pay(moment time.Time, cost time.Duration) time.Duration {
 }
 
 func newBudget() *budget {
-	return &budget{wake: news.NewSignal(), waiting: map[key]*job{}}
+	return &budget{wake: news.NewSignal(), waiting: map[key]*job{}, jobs: map[uint32][]*job{}}
 }
 
 // share waits for an answer.
@@ -76,7 +79,10 @@ func (b *budget) share(ctx context.Context, k key, do func(context.Context) (str
 	if j == nil {
 		j = &job{key: k, do: do}
 		b.waiting[k] = j
-		b.order = append(b.order, j)
+		if len(b.jobs[k.uid]) == 0 {
+			b.order = append(b.order, k.uid)
+		}
+		b.jobs[k.uid] = append(b.jobs[k.uid], j)
 	}
 	j.answers = append(j.answers, answer)
 	b.mu.Unlock()
@@ -96,8 +102,14 @@ func (b *budget) take() (*job, []chan product) {
 	if len(b.order) == 0 {
 		return nil, nil
 	}
-	j := b.order[0]
-	b.order = b.order[1:]
+	uid := b.order[0]
+	j := b.jobs[uid][0]
+	b.order, b.jobs[uid] = b.order[1:], b.jobs[uid][1:]
+	if len(b.jobs[uid]) > 0 {
+		b.order = append(b.order, uid)
+	} else {
+		delete(b.jobs, uid)
+	}
 	delete(b.waiting, j.key)
 	return j, j.answers
 }

@@ -6,6 +6,8 @@ import (
 	"net"
 
 	"github.com/godbus/dbus/v5"
+
+	"multihomed/internal/news"
 )
 
 // Encode writes a message.
@@ -32,3 +34,67 @@ func ReadFrame(r *bufio.Reader) (member string, held int, err error) {
 
 // Denied says why polkit could not be asked.
 func Denied(err error, action string) error { return denied(err, action) }
+
+// A Queue is one of calls that wait.
+type Queue struct{ q *queue }
+
+// NewQueue returns one without calls.
+func NewQueue() Queue { return Queue{newQueue()} }
+
+// Add adds a call with so many bytes.
+func (q Queue) Add(sender string, size int) (ask, refused bool) {
+	c := &call{uid: nobody}
+	c.sender, c.raw = sender, make([]byte, size)
+	ask, refusal := q.q.add(c)
+	return ask, refusal != nil
+}
+
+// Identify says whose a sender is, and returns how many of its calls are refused.
+func (q Queue) Identify(sender string, uid uint32) int { return len(q.q.identify(sender, uid, true)) }
+
+// Leave says that a sender has gone.
+func (q Queue) Leave(sender string) { q.q.identify(sender, 0, false) }
+
+// Take takes the next call, of a user whose answers do not wait. It returns nothing if there is none.
+func (q Queue) Take(waits func(uid uint32) bool) (sender string, uid uint32) {
+	c := q.q.take(waits)
+	if c == nil {
+		return "", nobody
+	}
+	return c.sender, c.uid
+}
+
+// IsEmpty reports whether nothing of a call is kept.
+func (q Queue) IsEmpty() bool {
+	return len(q.q.senders)+len(q.q.users)+len(q.q.order)+q.q.count+q.q.bytes+q.q.strangers+q.q.strange == 0
+}
+
+// Written has messages with bodies written to a connection in one go, each for a user, and returns the members in the
+// order in which they leave. What did not fit is not among them.
+func Written(uids []uint32, members []string, size int, refusals bool) []string {
+	ours, theirs := net.Pipe()
+	w := &wire{conn: ours, more: news.NewSignal(), emptier: news.NewSignal(), first: newLane(), rest: newLane(), done: make(chan struct{})}
+	for n, uid := range uids {
+		m := &dbus.Message{Type: dbus.TypeSignal, Body: []any{make([]byte, size)}, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/")), dbus.FieldInterface: dbus.MakeVariant("a.b"),
+			dbus.FieldMember: dbus.MakeVariant(members[n]), dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf([]byte{})),
+		}}
+		if refusals {
+			w.try(uid, m)
+		} else {
+			_ = w.send(context.Background(), uid, m, body{})
+		}
+	}
+	left := len(w.first.queue) + len(w.rest.queue)
+	go w.write()
+	defer w.close()
+	var out []string
+	for r := bufio.NewReader(theirs); left > 0; left-- {
+		f, _, err := readFrame(r)
+		if err != nil {
+			return nil
+		}
+		out = append(out, f.member)
+	}
+	return out
+}

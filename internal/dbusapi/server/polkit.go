@@ -31,8 +31,8 @@ type subject struct {
 
 // authorize asks polkit whether the caller may do something. Root may do everything, with polkit
 // and without it.
-func authorize(ctx context.Context, c *call, uid uint32, action string) error {
-	if uid == 0 {
+func authorize(ctx context.Context, c *call, action string) error {
+	if c.uid == 0 {
 		return nil
 	}
 	flags, patience := uint32(0), callTime

@@ -60,8 +60,9 @@ type Options struct {
 type Server struct {
 	Options
 	manager, link *dbusapi.Interface
-	costly        *budget
-	users         *users
+	// costly is for all users but root, who has a budget alone: what others spend delays nothing of root's.
+	costly, costlyOfRoot *budget
+	begun                *begun
 	// tasks are calls that have begun.
 	tasks sync.WaitGroup
 
@@ -85,7 +86,7 @@ type Server struct {
 func New(o Options) *Server {
 	return &Server{
 		Options: o, manager: dbusapi.Manager(), link: dbusapi.LinkOf(), model: o.First, turned: make(chan struct{}),
-		costly: newBudget(), users: newUsers(),
+		costly: newBudget(), costlyOfRoot: newBudget(), begun: newBegun(),
 	}
 }
 
@@ -113,6 +114,7 @@ func (s *Server) Run(ctx context.Context) {
 	defer tasks.Wait()
 	defer s.tasks.Wait()
 	tasks.Go(func() { s.costly.run(ctx) })
+	tasks.Go(func() { s.costlyOfRoot.run(ctx) })
 	retry := firstRetry
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -180,7 +182,6 @@ func (s *Server) session(ctx context.Context) error {
 	if err := s.introduce(ctx, w); err != nil {
 		return ended(err)
 	}
-	s.users.reset()
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -281,18 +282,61 @@ func (s *Server) read(w *wire, q *queue, freed news.Signal) error {
 				}
 			}
 		case dbus.TypeMethodCall:
-			c := &call{frame: f, wire: w}
-			var refusal *dbusapi.Error
+			c := &call{frame: f, wire: w, uid: nobody}
 			if f.raw == nil {
-				refusal = dbusapi.Errorf(dbusapi.LimitsExceeded, "a call may have %d bytes", mostBody)
-			} else if !q.add(c) {
-				refusal = dbusapi.Errorf(dbusapi.LimitsExceeded, "too many calls wait for an answer")
+				c.refuse(errLongCall)
+				continue
+			}
+			ask, refusal := q.add(c)
+			if ask {
+				refusal = s.identify(w, q, c.sender)
 			}
 			if refusal != nil {
 				c.refuse(refusal)
 			}
 		}
 	}
+}
+
+var errLongCall = dbusapi.Errorf(dbusapi.LimitsExceeded, "a call may have %d bytes", mostBody)
+
+// identify asks the bus for the user of a sender. It does not wait for the answer.
+func (s *Server) identify(w *wire, q *queue, name string) *dbusapi.Error {
+	_, err := w.ask(func(f frame) {
+		answer, err := read(f, "u")
+		var uid uint32
+		refusal := errMany
+		if err == nil {
+			uid = answer[0].(uint32)
+		} else {
+			refusal = unidentified(err)
+		}
+		for _, c := range q.identify(name, uid, err == nil) {
+			if f.errName != noOwner { // It has gone.
+				c.refuse(refusal)
+			}
+		}
+	}, busName, busPath, busName, "GetConnectionUnixUser", name)
+	if err != nil {
+		q.identify(name, 0, false)
+		return unidentified(err)
+	}
+	return nil
+}
+
+// noOwner is what a bus says of a connection that has gone.
+const noOwner = "org.freedesktop.DBus.Error.NameHasNoOwner"
+
+func unidentified(err error) *dbusapi.Error {
+	return dbusapi.Errorf(dbusapi.Failed, "asking the bus who calls: %v", err)
+}
+
+// costlyOf is the budget of a user.
+func (s *Server) costlyOf(uid uint32) *budget {
+	if uid == 0 {
+		return s.costlyOfRoot
+	}
+	return s.costly
 }
 
 // Serve makes a backend answer, until the next one does or Withdraw is called.
@@ -401,12 +445,12 @@ func (s *Server) now() dbusapi.Measured {
 
 // emit sends a signal.
 func (w *wire) emit(ctx context.Context, m dbusapi.Message) error {
-	return w.send(ctx, &dbus.Message{
+	return w.send(ctx, nobody, &dbus.Message{
 		Type: dbus.TypeSignal,
 		Headers: map[dbus.HeaderField]dbus.Variant{
 			dbus.FieldPath: dbus.MakeVariant(m.Path), dbus.FieldInterface: dbus.MakeVariant(m.Interface),
 			dbus.FieldMember: dbus.MakeVariant(m.Member), dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(m.Body...)),
 		},
 		Body: m.Body,
-	})
+	}, body{})
 }

@@ -26,28 +26,55 @@ type wire struct {
 	conn net.Conn
 	in   *bufio.Reader
 
-	mu      sync.Mutex
-	serial  uint32
-	pending map[uint32]chan frame
-	// queue is what waits to be written, waiting its bytes; room is given when it shrinks.
+	mu     sync.Mutex
+	serial uint32
+	// pending are our calls that wait for an answer, calling is the number of those that somebody waits for.
+	pending map[uint32]pending
+	calling int
+	// first is written before rest: what root waits for, and our own calls, before what others wait for, and
+	// signals. An answer may overtake a signal, whose news it has; no signal overtakes an answer.
+	first, rest lane
+	closed      bool
+	more        news.Signal
+	// emptier is given when rest shrinks.
+	emptier news.Signal
+	// done is closed when the connection is.
+	done chan struct{}
+}
+
+// A lane is what waits to be written, in its order.
+type lane struct {
+	// queue and its bytes belong to the wire's mu. Room is given when they shrink.
 	queue   [][]byte
 	waiting int
-	closed  bool
-	more    news.Signal
 	room    news.Signal
 	// turn is held by who waits for room.
 	turn chan struct{}
-	// done is closed when the connection is.
-	done chan struct{}
+}
+
+func newLane() lane { return lane{room: news.NewSignal(), turn: make(chan struct{}, 1)} }
+
+// pending is a call of ours that waits for an answer.
+type pending struct {
+	// from is who alone may answer, if it is the bus: others have names of their own there.
+	from string
+	take func(frame)
 }
 
 const (
 	// authTime bounds the authentication, callTime an answer of the bus.
 	authTime = 5 * time.Second
 	callTime = 10 * time.Second
-	// mostQueued bounds what waits to be written to the bus, in bytes. One message more may wait.
-	mostQueued = 4 << 20
-	// mostPending bounds our calls.
+	// mostQueued bounds what waits to be written to the bus in one lane, in bytes. One message more may wait.
+	mostQueued = 2 << 20
+	// mostAheadOfRefusal is how much may wait ahead of a refusal: dbus-daemon takes some 4 KiB of each connection
+	// at a time, and a flood of refusals would keep everybody waiting for answers.
+	mostAheadOfRefusal = 32 << 10
+	// bufferSize is what the kernel holds of what we wrote: what is there, nothing overtakes.
+	bufferSize = 16 << 10
+	// mostWritten is how much is written at once, with the message that it ends in.
+	mostWritten = 32 << 10
+	// mostPending bounds our calls that somebody waits for.
 	mostPending = 256
 )
 
@@ -80,8 +107,11 @@ func dial(ctx context.Context, addresses string) (*wire, error) {
 			continue
 		}
 		w := &wire{
-			conn: conn, in: bufio.NewReaderSize(conn, 32<<10), pending: map[uint32]chan frame{},
-			more: news.NewSignal(), room: news.NewSignal(), turn: make(chan struct{}, 1), done: make(chan struct{}),
+			conn: conn, in: bufio.NewReaderSize(conn, 32<<10), pending: map[uint32]pending{},
+			more: news.NewSignal(), emptier: news.NewSignal(), first: newLane(), rest: newLane(), done: make(chan struct{}),
+		}
+		if u, is := conn.(*net.UnixConn); is {
+			_ = u.SetWriteBuffer(bufferSize) // what overtakes what is all that depends on it
 		}
 		if err := w.authenticate(ctx); err != nil {
 			failed = append(failed, errors.Join(fmt.Errorf("authenticating: %w", err), conn.Close()))
@@ -143,26 +173,40 @@ func (w *wire) close() {
 	_ = w.conn.Close() // nothing is left to be said
 }
 
-var errClosed = errors.New("the connection to the bus is closed")
+var (
+	errClosed  = errors.New("the connection to the bus is closed")
+	errPending = errors.New("too much waits for an answer of the bus")
+)
 
 // write writes what is queued until the connection is closed.
 func (w *wire) write() {
 	defer w.close()
 	for {
 		w.mu.Lock()
-		queue := w.queue
-		w.queue = nil
+		l := &w.first
+		if len(l.queue) == 0 {
+			l = &w.rest
+		}
+		// Many short messages are one system call.
+		var some net.Buffers
+		size := 0
+		for len(l.queue) > 0 && size < mostWritten {
+			some = append(some, l.queue[0])
+			size += len(l.queue[0])
+			l.queue[0], l.queue = nil, l.queue[1:]
+		}
 		w.mu.Unlock()
-		for _, data := range queue {
-			if _, err := w.conn.Write(data); err != nil {
+		if size > 0 {
+			if _, err := some.WriteTo(w.conn); err != nil {
 				return
 			}
 			w.mu.Lock()
-			w.waiting -= len(data)
+			l.waiting -= size
 			w.mu.Unlock()
-			w.room.Give()
-		}
-		if len(queue) > 0 {
+			l.room.Give()
+			if l == &w.rest {
+				w.emptier.Give()
+			}
 			continue
 		}
 		select {
@@ -173,34 +217,39 @@ func (w *wire) write() {
 	}
 }
 
-// send queues a message. It waits while too much is queued, and writes its bytes only then: of many
-// that wait with long texts, one exists twice.
-func (w *wire) send(ctx context.Context, m *dbus.Message) error { return w.sendWith(ctx, m, body{}) }
-
-// sendWith is send for a message whose body is written already.
-func (w *wire) sendWith(ctx context.Context, m *dbus.Message, b body) error {
+// send queues a message for a user. It waits while too much is queued, and writes its bytes only then: of
+// many that wait with long texts, one exists twice. A body is one that is written already.
+func (w *wire) send(ctx context.Context, uid uint32, m *dbus.Message, b body) error {
+	l := w.laneOf(uid)
 	select {
-	case w.turn <- struct{}{}:
+	case l.turn <- struct{}{}:
 	case <-w.done:
 		return errClosed
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	defer func() { <-w.turn }()
-	for w.isFull() {
+	defer func() { <-l.turn }()
+	for w.queued(l) >= mostQueued {
 		select {
-		case <-w.room:
+		case <-l.room:
 		case <-w.done:
 			return errClosed
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
-	return w.put(m, b)
+	return w.put(l, m, b)
 }
 
-// put writes a message into the queue. The caller holds the turn.
-func (w *wire) put(m *dbus.Message, b body) error {
+func (w *wire) laneOf(uid uint32) *lane {
+	if uid == 0 {
+		return &w.first
+	}
+	return &w.rest
+}
+
+// put writes a message into a queue.
+func (w *wire) put(l *lane, m *dbus.Message, b body) error {
 	data, err := encode(m, 1)
 	if err != nil {
 		return err
@@ -213,43 +262,78 @@ func (w *wire) put(m *dbus.Message, b body) error {
 	if w.closed {
 		return errClosed
 	}
-	w.enqueue(data)
+	w.enqueue(l, data)
 	return nil
 }
 
-// try is send for who must not wait: the message is lost if there is no room.
-func (w *wire) try(m *dbus.Message) {
-	select {
-	case w.turn <- struct{}{}:
-	default:
-		return
-	}
-	defer func() { <-w.turn }()
-	if !w.isFull() {
-		_ = w.put(m, body{})
+// try is send for a refusal by who must not wait: it is lost if there is no room.
+func (w *wire) try(uid uint32, m *dbus.Message) {
+	if l := w.laneOf(uid); w.queued(l) < mostAheadOfRefusal {
+		_ = w.put(l, m, body{})
 	}
 }
 
-func (w *wire) isFull() bool {
+// queued are the bytes that wait in a lane.
+func (w *wire) queued(l *lane) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.waiting >= mostQueued
+	return l.waiting
 }
 
+// isFull reports whether an answer for a user would wait.
+func (w *wire) isFull(uid uint32) bool { return w.queued(w.laneOf(uid)) >= mostQueued }
+
 // enqueue numbers a message. The caller holds mu.
-func (w *wire) enqueue(data []byte) (serial uint32) {
+func (w *wire) enqueue(l *lane, data []byte) (serial uint32) {
 	if w.serial++; w.serial == 0 {
 		w.serial = 1
 	}
 	renumber(data, w.serial)
-	w.queue = append(w.queue, data)
-	w.waiting += len(data)
+	l.queue = append(l.queue, data)
+	l.waiting += len(data)
 	w.more.Give()
 	return w.serial
 }
 
 // call calls a method of somebody else. The answer must have the signature.
 func (w *wire) call(ctx context.Context, destination string, path dbus.ObjectPath, iface, member, returns string, args ...any) ([]any, error) {
+	answer := make(chan frame, 1)
+	w.mu.Lock()
+	if w.calling >= mostPending {
+		w.mu.Unlock()
+		return nil, errPending
+	}
+	w.calling++
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.calling--
+	}()
+	serial, err := w.ask(func(f frame) { answer <- f }, destination, path, iface, member, args...)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case f := <-answer:
+		return read(f, returns)
+	case <-w.done:
+		return nil, errClosed
+	case <-ctx.Done():
+		w.forget(serial)
+		return nil, context.Cause(ctx)
+	}
+}
+
+// forget has an answer ignored.
+func (w *wire) forget(serial uint32) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.pending, serial)
+}
+
+// ask sends a call. Take is called with the answer, by the goroutine that reads.
+func (w *wire) ask(take func(frame), destination string, path dbus.ObjectPath, iface, member string, args ...any) (serial uint32, err error) {
 	m := &dbus.Message{
 		Type: dbus.TypeMethodCall, Flags: dbus.FlagNoAutoStart,
 		Headers: map[dbus.HeaderField]dbus.Variant{
@@ -266,30 +350,20 @@ func (w *wire) call(ctx context.Context, destination string, path dbus.ObjectPat
 	}
 	data, err := encode(m, 1)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	answer := make(chan frame, 1)
 	w.mu.Lock()
-	if w.closed || len(w.pending) >= mostPending {
-		w.mu.Unlock()
-		return nil, errClosed
+	defer w.mu.Unlock()
+	if w.closed {
+		return 0, errClosed
 	}
-	serial := w.enqueue(data)
-	w.pending[serial] = answer
-	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.pending, serial)
-	}()
-	select {
-	case f := <-answer:
-		return read(f, returns)
-	case <-w.done:
-		return nil, errClosed
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	from := ""
+	if destination == busName {
+		from = busName
 	}
+	serial = w.enqueue(&w.first, data)
+	w.pending[serial] = pending{from, take}
+	return serial, nil
 }
 
 // read takes an answer apart.
@@ -312,11 +386,12 @@ func read(f frame, returns string) ([]any, error) {
 // answered passes an answer to who waits for it.
 func (w *wire) answered(f frame) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if answer, is := w.pending[f.replySerial]; is {
-		select {
-		case answer <- f:
-		default: // It has one already.
-		}
+	p, is := w.pending[f.replySerial]
+	if is = is && (p.from == "" || p.from == f.sender); is {
+		delete(w.pending, f.replySerial)
+	}
+	w.mu.Unlock()
+	if is {
+		p.take(f)
 	}
 }
