@@ -15,6 +15,8 @@ import (
 	"multihomed/internal/dbusapi"
 	"multihomed/internal/dbusapi/client"
 	"multihomed/internal/escape"
+	"multihomed/internal/lockfile"
+	"multihomed/internal/orders"
 	"multihomed/internal/rights"
 	"multihomed/internal/status/socket"
 )
@@ -35,12 +37,26 @@ const busTime = answerTime / 2
 func describe(ctx context.Context, cfg config.Config) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, busTime)
 	defer cancel()
-	c, err := client.Open(ctx)
+	c, err := openBus(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	return c.Describe(ctx, cfg.RuntimeDir, true)
+	return c.Describe(ctx)
+}
+
+// openBus connects to the daemon that works here: in the directory that the configuration names, and in the
+// network namespace of this process.
+func openBus(ctx context.Context, cfg config.Config) (*client.Client, error) {
+	c, err := client.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Works(ctx, dbusapi.Place{RuntimeDirectory: cfg.RuntimeDir, NetworkNamespace: lockfile.NamespaceCookie()}); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // delegated has the daemon carry out a command of a user who may not change routing: polkit then decides,
@@ -80,20 +96,16 @@ func orderFailed(err error) error {
 // orderTime bounds an order, with the time that a user takes for a password.
 const orderTime = 5 * time.Minute
 
-// orderByBus has the daemon do something. The daemon must work in the directory that the
-// configuration names.
+// orderByBus has the daemon do something.
 func (a *app) orderByBus(ctx context.Context, method string, args ...any) (string, error) {
 	cfg := a.load(ctx)
 	ctx, cancel := context.WithTimeout(ctx, orderTime)
 	defer cancel()
-	c, err := client.Open(ctx)
+	c, err := openBus(ctx, cfg)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	if _, err := c.Describe(ctx, cfg.RuntimeDir, false); err != nil {
-		return "", err
-	}
 	if a.isTerminal() {
 		defer startAgent(ctx)()
 	}
@@ -141,6 +153,9 @@ func (a *app) logLevel() *cobra.Command {
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError(cmd, "%s takes one level, and got %d", cmd.CommandPath(), len(args))
+			}
+			if _, err := orders.Level(args[0]); err != nil {
+				return usageError(cmd, "%v", err)
 			}
 			return nil
 		},

@@ -19,6 +19,7 @@ import (
 	"multihomed/internal/dbusapi/server"
 	"multihomed/internal/escape"
 	"multihomed/internal/handoff"
+	"multihomed/internal/lockfile"
 	"multihomed/internal/news"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/orders"
@@ -31,12 +32,13 @@ import (
 // openBus makes the server of the D-Bus interface, which outlives a change of the configuration.
 func (s *service) openBus() {
 	s.stale, s.wrote, s.reloads, s.switching = news.NewSignal(), &changes{}, make(chan reload), make(chan struct{}, 1)
+	s.at = dbusapi.Place{RuntimeDirectory: s.works.Runtime, NetworkNamespace: lockfile.NamespaceCookie()}
 	s.bus = server.New(server.Options{
 		Logger: s.Logger, Address: server.Address(os.Getenv), Fault: func(p routing.Problem) {
 			s.problem(server.NameTaken, p)
 			s.stale.Give()
 		},
-		First: dbusapi.Of(&status.Status{Version: escape.Text(s.Version)}, dbusapi.Facts{LogLevel: config.LevelWord(s.Level.Level())}, nil),
+		First: dbusapi.Of(&status.Status{Version: escape.Text(s.Version)}, dbusapi.Facts{Place: s.at, LogLevel: config.LevelWord(s.Level.Level())}, nil),
 	})
 }
 
@@ -159,15 +161,15 @@ func (b *onBus) publish(ctx context.Context) {
 		}
 		return
 	}
-	b.bus.Publish(ctx, dbusapi.Of(s, factsOf(v, b.Level.Level()), b.bus.Last()))
+	b.bus.Publish(ctx, dbusapi.Of(s, b.factsOf(v), b.bus.Last()))
 	if len(ops) > 0 {
 		b.bus.Emit(ctx, dbusapi.Wrote(changesOfOps(ops, v), left))
 	}
 }
 
 // factsOf are those that a status does not have.
-func factsOf(v *view.View, level slog.Level) dbusapi.Facts {
-	f := dbusapi.Facts{Devices: make(map[string]dbusapi.Device, len(v.Links)), LogLevel: config.LevelWord(level)}
+func (s *service) factsOf(v *view.View) dbusapi.Facts {
+	f := dbusapi.Facts{Place: s.at, Devices: make(map[string]dbusapi.Device, len(v.Links)), LogLevel: config.LevelWord(s.Level.Level())}
 	for name, l := range v.Links {
 		f.Devices[name] = dbusapi.Device{Index: l.Index, Up: l.Up, Carrier: l.Carrier}
 	}
@@ -220,13 +222,51 @@ func (b *onBus) Do(ctx context.Context, r server.Request) (string, error) {
 	living, end := b.while(ctx)
 	defer end()
 	text, err := b.do(ctx, living, r)
+	return text, b.refused(err)
+}
+
+// Check finds what is wrong with a call.
+func (b *onBus) Check(ctx context.Context, r server.Request) error {
+	ctx, end := b.while(ctx)
+	defer end()
+	return b.refused(b.check(ctx, r))
+}
+
+// refused makes an error one of D-Bus.
+func (b *onBus) refused(err error) error {
 	if _, begun := errors.AsType[*halfDone](err); err != nil && !begun && b.isOver() {
-		return "", server.ErrReplaced
+		return server.ErrReplaced
 	}
 	if wrong, is := errors.AsType[*orders.WordError](err); is {
-		return "", dbusapi.Errorf(dbusapi.InvalidArgs, "%s", wrong.Error())
+		return dbusapi.Errorf(dbusapi.InvalidArgs, "%s", wrong.Error())
 	}
-	return text, err
+	return err
+}
+
+// check finds what is wrong with a call, as do would.
+func (b *onBus) check(ctx context.Context, r server.Request) error {
+	// The server has checked the types.
+	switch r.Method {
+	case "Diagnose":
+		return options{}.take(r.Args[0].(map[string]dbus.Variant))
+	case "Off", "On":
+		_, _, err := b.targets(ctx, r.Args[0].([]string))
+		return err
+	case "Bind":
+		_, _, err := b.wanted(r.Args[0].(map[string]dbus.Variant))
+		return err
+	case "Unbind":
+		_, err := b.bound(r.Args[0].(string))
+		return err
+	case "FailoverTest", "FailoverReset":
+		_, _, err := b.uplink(ctx, r.Args[0].(string))
+		return err
+	case "SetLogLevel":
+		_, err := orders.Level(r.Args[0].(string))
+		return err
+	default:
+		return nil
+	}
 }
 
 // do carries out a call. Whole is its context, ctx ends with the parts, too.

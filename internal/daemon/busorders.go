@@ -10,6 +10,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
+	"multihomed/internal/binding"
 	"multihomed/internal/config"
 	"multihomed/internal/dbusapi"
 	"multihomed/internal/escape"
@@ -20,19 +21,14 @@ import (
 	"multihomed/internal/status"
 )
 
-// bind binds something to a link. The keys are those of [[bind]], and "runtime".
-func (b *onBus) bind(ctx context.Context, given map[string]dbus.Variant) (string, error) {
-	leave, err := b.turn(ctx)
-	if err != nil {
-		return "", err
-	}
-	defer leave()
+// wanted reads a binding. The keys are those of [[bind]], and "runtime".
+func (b *onBus) wanted(given map[string]dbus.Variant) (entry config.Bind, runtime bool, err error) {
 	var wanted orders.Binding
 	var strict, dns bool
 	o := options{"link": &wanted.Link, "strict": &strict, "dns": &dns, "inbound": &wanted.Inbound, "runtime": &wanted.Runtime}
 	selectors := o.selectors(orders.SelectorKeys())
 	if err := o.take(given); err != nil {
-		return "", err
+		return entry, false, err
 	}
 	if _, is := given["strict"]; is {
 		wanted.Strict = &strict
@@ -45,18 +41,29 @@ func (b *onBus) bind(ctx context.Context, given map[string]dbus.Variant) (string
 			continue
 		}
 		if wanted.Selector.Key != "" {
-			return "", dbusapi.Errorf(dbusapi.InvalidArgs, "a binding has one selector, and this one has %s and %s", wanted.Selector.Key, key)
+			return entry, false, dbusapi.Errorf(dbusapi.InvalidArgs, "a binding has one selector, and this one has %s and %s", wanted.Selector.Key, key)
 		}
 		wanted.Selector = config.Selector{Key: key, Value: *value}
 	}
 	if wanted.Link == "" || wanted.Selector.Key == "" {
-		return "", dbusapi.Errorf(dbusapi.InvalidArgs, "a binding needs the key \"link\" and a selector: one of %s", strings.Join(orders.SelectorKeys(), ", "))
+		return entry, false, dbusapi.Errorf(dbusapi.InvalidArgs, "a binding needs the key \"link\" and a selector: one of %s", strings.Join(orders.SelectorKeys(), ", "))
 	}
-	entry, err := wanted.Entry(b.cfg, b.ConfigPath)
+	entry, err = wanted.Entry(b.cfg, b.ConfigPath)
+	return entry, wanted.Runtime, err
+}
+
+// bind binds something to a link.
+func (b *onBus) bind(ctx context.Context, given map[string]dbus.Variant) (string, error) {
+	leave, err := b.turn(ctx)
 	if err != nil {
 		return "", err
 	}
-	if err := orders.Bind(b.works, entry, wanted.Runtime); err != nil {
+	defer leave()
+	entry, runtime, err := b.wanted(given)
+	if err != nil {
+		return "", err
+	}
+	if err := orders.Bind(b.works, entry, runtime); err != nil {
 		return "", err
 	}
 	rows, err := b.rebound(ctx)
@@ -66,6 +73,15 @@ func (b *onBus) bind(ctx context.Context, given map[string]dbus.Variant) (string
 	return orders.SentenceBound(entry, orders.RowOf(rows, entry.Selector())), nil
 }
 
+// bound finds what a selector binds.
+func (b *onBus) bound(word string) (binding.Entry, error) {
+	selector, err := orders.ParseSelector(word)
+	if err != nil {
+		return binding.Entry{}, err
+	}
+	return orders.FindBound(b.cfg, selector, b.ConfigPath)
+}
+
 // unbind undoes bind.
 func (b *onBus) unbind(ctx context.Context, word string) (string, error) {
 	leave, err := b.turn(ctx)
@@ -73,11 +89,7 @@ func (b *onBus) unbind(ctx context.Context, word string) (string, error) {
 		return "", err
 	}
 	defer leave()
-	selector, err := orders.ParseSelector(word)
-	if err != nil {
-		return "", err
-	}
-	found, err := orders.FindBound(b.cfg, selector, b.ConfigPath)
+	found, err := b.bound(word)
 	if err != nil {
 		return "", err
 	}
@@ -110,14 +122,20 @@ const (
 	seenAgain = 50 * time.Millisecond
 )
 
+// uplink finds the uplink that a word names, in a status.
+func (b *onBus) uplink(ctx context.Context, word string) (string, *status.Status, error) {
+	b.parts.settleUplinks(ctx)
+	s, _, err := b.teller.status(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	name, err := orders.Uplink(*s, word)
+	return name, s, err
+}
+
 // failover carries out an order about an uplink, and returns when its traffic has moved.
 func (b *onBus) failover(ctx context.Context, order handoff.Order, word string) (string, error) {
-	b.parts.settleUplinks(ctx)
-	before, _, err := b.teller.status(ctx)
-	if err != nil {
-		return "", err
-	}
-	name, err := orders.Uplink(*before, word)
+	name, before, err := b.uplink(ctx, word)
 	if err != nil {
 		return "", err
 	}
@@ -160,9 +178,9 @@ func (b *onBus) reconcile(ctx context.Context) error {
 
 // setLogLevel changes what is logged, until the configuration is read again.
 func (b *onBus) setLogLevel(ctx context.Context, word, by string) error {
-	level, is := config.ParseLevel(word)
-	if !is {
-		return dbusapi.Errorf(dbusapi.InvalidArgs, "the level is %q; it may be %s", word, strings.Join(config.LevelWords(), ", "))
+	level, err := orders.Level(word)
+	if err != nil {
+		return err
 	}
 	b.Level.Set(level)
 	b.Logger.LogAttrs(ctx, event.LevelNotice, "log level changed", slog.String("level", word), slog.String("by", by))

@@ -16,6 +16,7 @@ import (
 
 	"multihomed/internal/cleanup"
 	"multihomed/internal/config"
+	"multihomed/internal/dbusapi"
 	"multihomed/internal/dbusapi/server"
 	"multihomed/internal/event"
 	"multihomed/internal/failover"
@@ -158,6 +159,8 @@ type service struct {
 	restored time.Time
 	// works is where this process keeps its state, until it ends.
 	works offswitch.Directories
+	// at is where it works, as D-Bus says.
+	at dbusapi.Place
 	// files writes again what earlier parts kept in the runtime directory, if it is gone;
 	// nil until the directory was removed once.
 	files func() error

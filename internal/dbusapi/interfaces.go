@@ -146,6 +146,8 @@ func Manager() *Interface {
 		},
 		Properties: []Property{
 			{Arg{"Version", "s"}, Constant},
+			{Arg{"RuntimeDirectory", "s"}, Constant},
+			{Arg{"NetworkNamespace", "t"}, Constant},
 			{Arg{"State", "s"}, Announces},
 			{Arg{"StateReason", "s"}, Announces},
 			{Arg{"Generation", "t"}, Silent},

@@ -76,8 +76,17 @@ type Device struct {
 	Up, Carrier bool
 }
 
+// A Place is where a daemon works.
+type Place struct {
+	// RuntimeDirectory is a path, not escaped.
+	RuntimeDirectory string
+	// NetworkNamespace is the number of its network namespace.
+	NetworkNamespace uint64
+}
+
 // Facts are what a status does not have.
 type Facts struct {
+	Place Place
 	// Devices are the interfaces by name, not escaped.
 	Devices map[string]Device
 	// LogLevel is a level as the configuration writes it.
@@ -219,7 +228,7 @@ func managerOf(s *status.Status, f Facts, inForce int) Values {
 		unbound[family] = variants(map[string]any{"Interface": u.Interface, "Table": u.Table, "Main": u.Main, "Why": u.Why, "Shares": shares})
 	}
 	return Values{
-		"Version": s.Version, "State": state, "StateReason": reason,
+		"Version": s.Version, "RuntimeDirectory": escape.Text(f.Place.RuntimeDirectory), "NetworkNamespace": f.Place.NetworkNamespace, "State": state, "StateReason": reason,
 		"LinksInForce": uint32(inForce), //nolint:gosec // a count
 		"Unbound":      unbound, "Problems": problems,
 		"TableRange": tableRange{s.Tables.First, s.Tables.Last}, "UplinkGroup": s.UplinkGroup,

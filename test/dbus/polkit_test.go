@@ -124,6 +124,21 @@ func TestPolkit(t *testing.T) {
 		}
 	}
 	all("without polkit, root", root, "done")
+	if got := call(root, manager+"Bind", orders[4].args...); got != "done" {
+		t.Error(got) // So that there is something to unbind.
+	}
+	// Words that mean nothing are told before anybody is asked for a password.
+	for _, o := range []struct {
+		method string
+		arg    any
+	}{
+		{"Off", []string{"wan7"}}, {"On", []string{"wan7"}}, {"SetLogLevel", "loud"}, {"FailoverTest", "wan7"}, {"Unbind", "daemon"},
+		{"Bind", map[string]dbus.Variant{"link": dbus.MakeVariant("wan0")}}, {"Diagnose", map[string]dbus.Variant{"x": dbus.MakeVariant(1)}},
+	} {
+		if got := call(user, manager+o.method, o.arg); !strings.HasPrefix(got, dbusapi.InvalidArgs) {
+			t.Errorf("a user who may not, and writes a wrong word for %s: %s", o.method, got)
+		}
+	}
 	all("without polkit, a user", user, dbusapi.AccessDenied+": polkit does not run on this host, so only root may do this")
 	for method, args := range map[string][]any{
 		dbusapi.Properties + ".GetAll": {dbusapi.ManagerInterface}, dbusapi.ObjectManager + ".GetManagedObjects": nil,
@@ -233,6 +248,7 @@ func (r *rig) commandLine(t *testing.T) {
 		{[]string{"bind", "add", "wan0", "user=daemon"}, "polkit does not allow this user org.multihomed1.bind", false},
 		{[]string{"reload"}, "polkit", false},
 		{[]string{"log-level", "debug"}, "polkit", false},
+		{[]string{"log-level", "loud"}, `the level is "loud"; it may be debug, info, warn, error`, false},
 		{[]string{"status"}, "wan0", true},
 	} {
 		out, err := r.ctlAs(alice, c.args...)

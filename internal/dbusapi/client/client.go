@@ -2,9 +2,7 @@
 package client
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -12,6 +10,7 @@ import (
 	"github.com/godbus/dbus/v5"
 
 	"multihomed/internal/dbusapi"
+	"multihomed/internal/escape"
 )
 
 // ErrNobody says that there is no bus, or that nobody has the name on it.
@@ -48,48 +47,48 @@ func Open(ctx context.Context) (*Client, error) {
 // Close ends the connection.
 func (c *Client) Close() { _ = c.conn.Close() }
 
-// Describe returns the document of the status, if the daemon works in a runtime directory: one of
-// another network namespace may have the name.
-func (c *Client) Describe(ctx context.Context, runtime string, objects bool) ([]byte, error) {
-	var text string
-	err := c.manager.CallWithContext(ctx, dbusapi.ManagerInterface+".Describe", 0, map[string]dbus.Variant{"objects": dbus.MakeVariant(objects)}).Store(&text)
-	if err != nil {
-		return nil, refusal(err)
+// Works checks that the daemon works in a place: one of another network namespace or runtime directory may have
+// the name, and then nobody answers here.
+func (c *Client) Works(ctx context.Context, in dbusapi.Place) error {
+	get := func(name string) *dbus.Call {
+		return c.manager.GoWithContext(ctx, dbusapi.Properties+".Get", 0, make(chan *dbus.Call, 1), dbusapi.ManagerInterface, name)
 	}
-	document := []byte(text)
-	if works := directoryOf(document); works != runtime {
-		return nil, ErrNobody
+	directory, namespace := get("RuntimeDirectory"), get("NetworkNamespace")
+	var is dbusapi.Place
+	for _, p := range []struct {
+		call *dbus.Call
+		to   any
+	}{{directory, &is.RuntimeDirectory}, {namespace, &is.NetworkNamespace}} {
+		var v dbus.Variant
+		select {
+		case <-p.call.Done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if err := p.call.Store(&v); err != nil {
+			if failure, known := refusal(err).(*dbusapi.Error); known && failure.Name == dbusapi.UnknownProperty { //nolint:errorlint // refusal returns it bare
+				return errors.New("the multihomed that runs is of another version; to fix: systemctl restart multihomed")
+			}
+			return refusal(err)
+		}
+		if err := v.Store(p.to); err != nil {
+			return fmt.Errorf("asking multihomed on the system bus where it works: %w", err)
+		}
 	}
-	return document, nil
+	in.RuntimeDirectory = escape.Text(in.RuntimeDirectory)
+	if is != in {
+		return fmt.Errorf("%w: the one there works in %s of network namespace %d", ErrNobody, is.RuntimeDirectory, is.NetworkNamespace)
+	}
+	return nil
 }
 
-// directoryOf finds the runtime directory in a document, without reading all of it.
-func directoryOf(document []byte) string {
-	d := json.NewDecoder(bytes.NewReader(document))
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return ""
+// Describe returns the document of the status.
+func (c *Client) Describe(ctx context.Context) ([]byte, error) {
+	var text string
+	if err := c.manager.CallWithContext(ctx, dbusapi.ManagerInterface+".Describe", 0, map[string]dbus.Variant{}).Store(&text); err != nil {
+		return nil, refusal(err)
 	}
-	for d.More() {
-		key, err := d.Token()
-		if err != nil {
-			return ""
-		}
-		if key != "daemon" {
-			var skipped json.RawMessage
-			if d.Decode(&skipped) != nil {
-				return ""
-			}
-			continue
-		}
-		var daemon struct {
-			RuntimeDir string `json:"runtime_dir"`
-		}
-		if d.Decode(&daemon) != nil {
-			return ""
-		}
-		return daemon.RuntimeDir
-	}
-	return ""
+	return []byte(text), nil
 }
 
 // Order has the daemon do something, for which polkit may ask the user. It returns the sentence of

@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/godbus/dbus/v5"
@@ -27,7 +28,7 @@ func (m manager) Off(links []string) (string, *dbus.Error) {
 }
 
 // serve gives a bus a daemon.
-func serve(t *testing.T, bus *nmtest.Bus, document string) {
+func serve(t *testing.T, bus *nmtest.Bus, document string) *dbus.Conn {
 	t.Helper()
 	conn := bus.Connect()
 	if err := conn.Export(manager{document}, dbusapi.Path, dbusapi.ManagerInterface); err != nil {
@@ -36,6 +37,7 @@ func serve(t *testing.T, bus *nmtest.Bus, document string) {
 	if reply, err := conn.RequestName(dbusapi.Name, dbus.NameFlagDoNotQueue); err != nil || reply != dbus.RequestNameReplyPrimaryOwner {
 		t.Fatalf("%v, %v", reply, err)
 	}
+	return conn
 }
 
 // TestNobody: no bus, an address that means nothing, and a bus without the name are nobody.
@@ -49,34 +51,46 @@ func TestNobody(t *testing.T) {
 	}
 }
 
-// TestRuntimeDirectory: the daemon of another directory is not asked, nor one whose document is not one.
-func TestRuntimeDirectory(t *testing.T) {
+// TestPlace: the daemon of another directory or network namespace is not asked, and one of another version has no place.
+func TestPlace(t *testing.T) {
+	here := dbusapi.Place{RuntimeDirectory: "/run/multihomed", NetworkNamespace: 7}
 	for _, c := range []struct {
-		document string
-		is       bool
+		properties map[string]any
+		want       string
+		nobody     bool
 	}{
-		{`{"schema": 1, "links": [{"daemon": {}}], "daemon": {"runtime_dir": "/run/multihomed"}}`, true},
-		{`{"daemon": {"runtime_dir": "/run/other"}}`, false},
-		{`{"links": {"daemon": {"runtime_dir": "/run/multihomed"}}}`, false},
-		{`{"daemon": {}}`, false},
-		{`{"daemon": 7}`, false},
-		{`{"daemon"`, false},
-		{`[]`, false},
-		{``, false},
+		{map[string]any{"RuntimeDirectory": "/run/multihomed", "NetworkNamespace": uint64(7)}, "", false},
+		{map[string]any{"RuntimeDirectory": "/run/other", "NetworkNamespace": uint64(7)}, "works in /run/other of network namespace 7", true},
+		{map[string]any{"RuntimeDirectory": "/run/multihomed", "NetworkNamespace": uint64(8)}, "works in /run/multihomed of network namespace 8", true},
+		{map[string]any{"RuntimeDirectory": []string{"x"}, "NetworkNamespace": uint64(7)}, "where it works", false},
+		{nil, "another version; to fix: systemctl restart multihomed", false},
 	} {
 		bus := nmtest.NewBus(t)
-		serve(t, bus, c.document)
+		conn := serve(t, bus, "{}")
+		if err := conn.Export(properties(c.properties), dbusapi.Path, dbusapi.Properties); err != nil {
+			t.Fatal(err)
+		}
 		t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.Address)
 		asked, err := client.Open(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		document, err := asked.Describe(t.Context(), "/run/multihomed", true)
+		err = asked.Works(t.Context(), here)
 		asked.Close()
-		if c.is && string(document) != c.document || c.is != (err == nil) || err != nil && !errors.Is(err, client.ErrNobody) {
-			t.Errorf("%s: %s, %v", c.document, document, err)
+		if (err == nil) != (c.want == "") || err != nil && (!strings.Contains(err.Error(), c.want) || errors.Is(err, client.ErrNobody) != c.nobody) {
+			t.Errorf("%v: %v", c.properties, err)
 		}
 	}
+}
+
+// properties are those of a daemon.
+type properties map[string]any
+
+func (p properties) Get(_, name string) (dbus.Variant, *dbus.Error) {
+	if v, is := p[name]; is {
+		return dbus.MakeVariant(v), nil
+	}
+	return dbus.Variant{}, &dbus.Error{Name: dbusapi.UnknownProperty, Body: []any{"there is no property"}}
 }
 
 // TestOrder: the sentence of the daemon, or its error with its name.

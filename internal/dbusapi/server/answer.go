@@ -303,26 +303,20 @@ const (
 
 // carryOut checks the rights of the caller, and has the daemon do it.
 func (a *answers) carryOut(ctx context.Context, c *call, m dbusapi.Method) (string, error) {
-	if m.Action != "" {
+	if m.Action != "" && c.uid != 0 {
+		check := func(ctx context.Context) (string, error) {
+			return a.ask(ctx, c, m, func(b Backend, r Request) (string, error) { return "", b.Check(ctx, r) })
+		}
+		// Everybody may try, so that this costs no more than other questions.
+		if _, err := a.costlyOf(c.uid).share(ctx, key{"check " + m.Name, c.uid, string(bodyOf(c))}, check); err != nil {
+			return "", err
+		}
 		if err := authorize(ctx, c, m.Action); err != nil {
 			return "", err
 		}
 	}
 	do := func(ctx context.Context) (string, error) {
-		args, err := c.body()
-		if err != nil {
-			return "", dbusapi.Errorf(dbusapi.InvalidArgs, "the arguments of %s cannot be read: %v", m.Name, err)
-		}
-		var backend Backend
-		for {
-			if backend, err = a.serving(ctx, backend); err != nil {
-				return "", err
-			}
-			text, err := backend.Do(ctx, Request{Method: m.Name, Args: args, UID: c.uid, By: offswitch.UserName(c.uid)})
-			if err != ErrReplaced { //nolint:errorlint // wrapped it says that something was done
-				return text, err
-			}
-		}
+		return a.ask(ctx, c, m, func(b Backend, r Request) (string, error) { return b.Do(ctx, r) })
 	}
 	if m.Kind == dbusapi.Costly {
 		return a.costlyOf(c.uid).share(ctx, key{m.Name, c.uid, string(bodyOf(c))}, do)
@@ -332,6 +326,24 @@ func (a *answers) carryOut(ctx context.Context, c *call, m dbusapi.Method) (stri
 	doing, cancel := a.lasting()
 	defer cancel()
 	return do(doing)
+}
+
+// ask has the backend answer, or the next one if that ends before.
+func (a *answers) ask(ctx context.Context, c *call, m dbusapi.Method, what func(Backend, Request) (string, error)) (string, error) {
+	args, err := c.body()
+	if err != nil {
+		return "", dbusapi.Errorf(dbusapi.InvalidArgs, "the arguments of %s cannot be read: %v", m.Name, err)
+	}
+	var backend Backend
+	for {
+		if backend, err = a.serving(ctx, backend); err != nil {
+			return "", err
+		}
+		text, err := what(backend, Request{Method: m.Name, Args: args, UID: c.uid, By: offswitch.UserName(c.uid)})
+		if err != ErrReplaced { //nolint:errorlint // wrapped it says that something was done
+			return text, err
+		}
+	}
 }
 
 // bodyOf are the bytes of the arguments.

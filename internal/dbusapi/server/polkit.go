@@ -29,8 +29,8 @@ type subject struct {
 	Details map[string]dbus.Variant
 }
 
-// authorize asks polkit whether the caller may do something. Root may do everything, with polkit
-// and without it.
+// authorize asks polkit whether the caller may do something. Root, who may do everything with polkit and
+// without it, need not be asked for.
 func authorize(ctx context.Context, c *call, action string) error {
 	if c.uid == 0 {
 		return nil

@@ -39,6 +39,9 @@ type Backend interface {
 	// Do carries out a call. Its text is the result, if the method has one. An error that is no
 	// [dbusapi.Error] becomes dbusapi.Failed. ErrReplaced itself has the next backend carry it out.
 	Do(ctx context.Context, r Request) (string, error)
+	// Check finds what is wrong with a call of which polkit is to be asked, so that nobody types a password for
+	// what cannot be done. It changes nothing. Its errors are those of Do.
+	Check(ctx context.Context, r Request) error
 	// Measured is quick.
 	Measured() dbusapi.Measured
 }

@@ -48,6 +48,13 @@ func (b *backend) Do(ctx context.Context, r server.Request) (string, error) {
 	return fmt.Sprint(r.Method, r.Args), nil
 }
 
+func (b *backend) Check(_ context.Context, r server.Request) error {
+	if fmt.Sprint(r.Args) == "[loud]" {
+		return dbusapi.Errorf(dbusapi.InvalidArgs, "the level is loud")
+	}
+	return nil
+}
+
 func (b *backend) Measured() dbusapi.Measured {
 	rtt, loss := 12.5, 0.25
 	return dbusapi.Measured{Passes: 7, Repairs: 2, Links: dbusapi.Measure(&status.Failover{Uplinks: []status.Health{{Interface: "wan1", Family: "ipv4", RTT: &rtt, Loss: &loss}}})}
