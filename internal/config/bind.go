@@ -146,15 +146,15 @@ func (b Bind) CheckMark(ours routing.MarkMask) error {
 
 const bindList = "bind"
 
-// mostBinds bounds the entries: each makes some rules, and every packet is compared with them.
-const mostBinds = 256
+// MostBinds bounds the entries: each makes some rules, and every packet is compared with them.
+const MostBinds = 256
 
 func (v *validator) binds(file []rawBind, ours routing.MarkMask) []Bind {
 	if len(file) == 0 {
 		return nil // As in Default, so that two configurations compare.
 	}
-	if len(file) > mostBinds {
-		v.fail(v.at.of(bindList, mostBinds, ""), bindList, fmt.Sprintf("%d entries; at most %d are allowed", len(file), mostBinds))
+	if len(file) > MostBinds {
+		v.fail(v.at.of(bindList, MostBinds, ""), bindList, fmt.Sprintf("%d entries; at most %d are allowed", len(file), MostBinds))
 		return nil
 	}
 	var all []Bind

@@ -108,6 +108,9 @@ func Bind(d offswitch.Directories, wanted config.Bind, runtime bool) error {
 			list[at] = wanted // Another link, or other words.
 			return list, nil
 		}
+		if len(list) >= config.MostBinds {
+			return nil, fmt.Errorf("%d bindings are kept already, and no more are allowed; to fix: remove one of them, see multihomectl bind list", config.MostBinds)
+		}
 		return append(list, wanted), nil
 	})
 }

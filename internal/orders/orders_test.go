@@ -2,10 +2,13 @@ package orders_test
 
 import (
 	"errors"
+	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"multihomed/internal/binding"
 	"multihomed/internal/config"
 	"multihomed/internal/handoff"
 	"multihomed/internal/offswitch"
@@ -126,5 +129,34 @@ func TestSentenceOfOrder(t *testing.T) {
 	}
 	if got := orders.SentenceOfOrder(s, handoff.TestFailover, "a;b"); !strings.HasSuffix(got, ": unbound IPv4 leaves by wan1; to end it now: multihomectl failover reset 'a;b'") {
 		t.Error(got)
+	}
+}
+
+// TestMostBinds: one binding too many is refused in words that say what to do, and the others stay.
+func TestMostBinds(t *testing.T) {
+	dir := t.TempDir()
+	works := offswitch.Directories{State: filepath.Join(dir, "state"), Runtime: filepath.Join(dir, "run")}
+	entry := func(uid int) config.Bind {
+		b := orders.Binding{Link: "wan1", Selector: config.Selector{Key: "user", Value: fmt.Sprint(uid)}}
+		entry, err := b.Entry(config.Default(), "multihomed.toml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return entry
+	}
+	err := binding.Change(works, binding.Runtime, func(list []config.Bind) ([]config.Bind, error) {
+		for n := range config.MostBinds {
+			list = append(list, entry(1000+n))
+		}
+		return list, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := orders.Bind(works, entry(1), true); err == nil || err.Error() != "256 bindings are kept already, and no more are allowed; to fix: remove one of them, see multihomectl bind list" {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := orders.Bind(works, entry(1000), true); err != nil {
+		t.Errorf("one that is there: %v", err)
 	}
 }

@@ -132,8 +132,13 @@ func TestPolkit(t *testing.T) {
 		method string
 		arg    any
 	}{
-		{"Off", []string{"wan7"}}, {"On", []string{"wan7"}}, {"SetLogLevel", "loud"}, {"FailoverTest", "wan7"}, {"Unbind", "daemon"},
-		{"Bind", map[string]dbus.Variant{"link": dbus.MakeVariant("wan0")}}, {"Diagnose", map[string]dbus.Variant{"x": dbus.MakeVariant(1)}},
+		{"Off", []string{"wan7"}},
+		{"On", []string{"wan7"}},
+		{"SetLogLevel", "loud"},
+		{"FailoverTest", "wan7"},
+		{"Unbind", "daemon"},
+		{"Bind", map[string]dbus.Variant{"link": dbus.MakeVariant("wan0")}},
+		{"Diagnose", map[string]dbus.Variant{"x": dbus.MakeVariant(1)}},
 	} {
 		if got := call(user, manager+o.method, o.arg); !strings.HasPrefix(got, dbusapi.InvalidArgs) {
 			t.Errorf("a user who may not, and writes a wrong word for %s: %s", o.method, got)
