@@ -35,37 +35,49 @@ func authorize(ctx context.Context, c *call, action string) error {
 	if c.uid == 0 {
 		return nil
 	}
-	flags, patience := uint32(0), callTime
-	if c.flags&dbus.FlagAllowInteractiveAuthorization != 0 {
-		flags, patience = askTheUser, interactiveTime
-	}
-	asking, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	id := fmt.Sprintf("%s/%s/%d", dbusapi.Name, c.sender, c.serial)
-	answer, err := c.wire.call(asking, polkitName, polkitPath, authority, "CheckAuthorization", "(bba{ss})",
-		subject{"system-bus-name", map[string]dbus.Variant{"name": dbus.MakeVariant(c.sender)}}, action, map[string]string{}, flags, id)
+	isAllowed, isChallenge, err := check(ctx, c, action, 0, callTime)
 	if err != nil {
-		if asking.Err() != nil {
-			cancelCheck(ctx, c.wire, id)
+		return err
+	}
+	mayAsk := c.flags&dbus.FlagAllowInteractiveAuthorization != 0
+	if isChallenge && !isAllowed && mayAsk {
+		// Only now: who waits for a user waits long, and that polkit works is known.
+		if isAllowed, isChallenge, err = check(ctx, c, action, askTheUser, interactiveTime); err != nil {
+			return err
 		}
-		return denied(err, action)
 	}
-	result, is := answer[0].([]any)
-	if !is || len(result) < 2 {
-		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit gave an answer that is not understood")
-	}
-	isAllowed, _ := result[0].(bool)
-	isChallenge, _ := result[1].(bool)
 	switch {
 	case isAllowed:
 		return nil
-	case isChallenge && flags == 0:
+	case isChallenge && !mayAsk:
 		return dbusapi.Errorf(dbusapi.InteractionNeeded, "polkit wants a password for %s, and this program does not let it ask; to fix: use multihomectl, or do it as root", action)
 	case isChallenge:
 		return dbusapi.Errorf(dbusapi.AccessDenied, "nobody authenticated for %s; to fix: run an agent of polkit, such as pkttyagent, or do it as root", action)
 	default:
 		return dbusapi.Errorf(dbusapi.AccessDenied, "polkit does not allow this user %s; to fix: do it as root, or let a rule of polkit allow it", action)
 	}
+}
+
+// check asks polkit once.
+func check(ctx context.Context, c *call, action string, flags uint32, patience time.Duration) (isAllowed, isChallenge bool, err error) {
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	id := fmt.Sprintf("%s/%s/%d/%d", dbusapi.Name, c.sender, c.serial, flags)
+	answer, err := c.wire.call(asking, polkitName, polkitPath, authority, "CheckAuthorization", "(bba{ss})",
+		subject{"system-bus-name", map[string]dbus.Variant{"name": dbus.MakeVariant(c.sender)}}, action, map[string]string{}, flags, id)
+	if err != nil {
+		if asking.Err() != nil {
+			cancelCheck(ctx, c.wire, id)
+		}
+		return false, false, denied(err, action)
+	}
+	result, is := answer[0].([]any)
+	if !is || len(result) < 2 {
+		return false, false, dbusapi.Errorf(dbusapi.AccessDenied, "polkit gave an answer that is not understood")
+	}
+	isAllowed, _ = result[0].(bool)
+	isChallenge, _ = result[1].(bool)
+	return isAllowed, isChallenge, nil
 }
 
 // denied says why polkit could not be asked.
