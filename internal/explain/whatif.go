@@ -52,7 +52,7 @@ func (f *Facts) WhatIf(changes []Change) (*Facts, error) {
 	w := &whatIf{Facts: &out, alive: map[string]bool{}}
 	w.shared = w.shares()
 	for _, c := range changes {
-		at := slices.IndexFunc(out.Interfaces, func(i lookup.Interface) bool { return i.Name == c.Link || i.Name == escape.Original(c.Link) })
+		at := slices.IndexFunc(out.Interfaces, func(i lookup.Interface) bool { return i.Is(c.Link) || i.Is(escape.Original(c.Link)) })
 		if at < 0 {
 			names := make([]string, 0, len(out.Interfaces))
 			for _, i := range out.Interfaces {

@@ -339,7 +339,7 @@ func (x *explainer) fact(f lookup.Flow, s lookup.Selector) string {
 		return fmt.Sprintf("the tunnel ID is %d", f.TunnelID)
 	case lookup.ByVRF:
 		for _, name := range []string{f.IIF, f.OIF} {
-			if slices.ContainsFunc(x.facts.Interfaces, func(i lookup.Interface) bool { return i.Name == name && (i.Table != 0 || i.Master != 0) }) {
+			if slices.ContainsFunc(x.facts.Interfaces, func(i lookup.Interface) bool { return i.Is(name) && (i.Table != 0 || i.Master != 0) }) {
 				return escape.Name(name) + " belongs to a VRF"
 			}
 		}

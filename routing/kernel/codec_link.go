@@ -23,9 +23,11 @@ type linkMessage struct {
 	// bridge says that the message is about the port of a bridge: the port
 	// leaving is an RTM_DELLINK too (br_ifinfo_notify in
 	// net/bridge/br_netlink.c), and the interface stays.
-	bridge  bool
-	flags   uint32
-	name    string
+	bridge bool
+	flags  uint32
+	name   string
+	// others are its other names.
+	others  []string
 	group   routing.Optional
 	master  routing.Optional
 	mtu     routing.Optional
@@ -63,6 +65,12 @@ func decodeLink(b []byte) (linkMessage, error) {
 		switch a.Kind {
 		case unix.IFLA_IFNAME:
 			l.name = a.Text()
+		case unix.IFLA_PROP_LIST:
+			for i := (nlmsg.Attributes{Rest: a.Value}); i.Next(); {
+				if i.Kind == unix.IFLA_ALT_IFNAME {
+					l.others = append(l.others, i.Text())
+				}
+			}
 		case unix.IFLA_GROUP:
 			l.group = routing.Some(a.Uint32())
 			// IFLA_GROUP is in every complete description; IFLA_MASTER only

@@ -90,7 +90,7 @@ func hops(legs []routing.Route) []hop {
 // verdict must be that of f.Question(). Where the kernel decides by what nobody can simulate, every
 // answer that it may give agrees.
 func (h *Host) Disagree(v Verdict, f Flow, a Answer) string {
-	if v.Otherwise == nil && v.Outcome == Sent && !v.Direct && f.OIF == "" && len(v.Legs) < len(a.Matched) && len(v.Alternatives) == 0 {
+	if v.Otherwise == nil && v.Outcome == Sent && !v.Direct && f.OIF == "" && len(v.Legs) < len(a.Matched) && len(v.Alternatives) == 0 && !v.mayBeTaken(a.Matched[0]) {
 		return fmt.Sprintf("the kernel may use %d legs of the route, the simulation %d", len(a.Matched), len(v.Legs))
 	}
 	var whys []string
@@ -103,6 +103,14 @@ func (h *Host) Disagree(v Verdict, f Flow, a Answer) string {
 		whys = append(whys, why)
 	}
 	return strings.Join(whys, ", or ")
+}
+
+// mayBeTaken reports whether the kernel may name a route for that of the verdict, because both lead to one nexthop object, or
+// to groups that have an object in common, and so to one copy ([Verdict.Nexthop]). It may have other legs.
+func (v *Verdict) mayBeTaken(named routing.Route) bool {
+	r := &v.Route
+	isOther := named.Destination != r.Destination || named.Source != r.Source || named.Table != r.Table || named.Metric != r.Metric || named.Type != r.Type
+	return isOther && v.Nexthop != 0 && named.Family == routing.IPv6
 }
 
 func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
@@ -173,8 +181,8 @@ func (h *Host) disagreeRoute(v *Verdict, f Flow, a Answer) string {
 	}
 	// The two questions may have different answers where the reachability of routers decides, and
 	// the kernel may name another route by the same object.
-	isNamed := same(v.Route) || slices.ContainsFunc(v.Alternatives, same) || v.Nexthop != 0 && got.Family == routing.IPv6
-	if !isNamed {
+	taken := v.mayBeTaken(got)
+	if !taken && !same(v.Route) && !slices.ContainsFunc(v.Alternatives, same) {
 		return fmt.Sprintf("the kernel takes the route %s, the simulation %s", got, v.Route)
 	}
 	if v.Outcome == Local {
@@ -184,7 +192,7 @@ func (h *Host) disagreeRoute(v *Verdict, f Flow, a Answer) string {
 		return ""
 	}
 	may := hops(append(slices.Clip(v.Legs), v.Alternatives...))
-	if all := hops(a.Matched); len(v.Alternatives) == 0 && !toGroup(f.To) { // To a group it is used without its gateway.
+	if all := hops(a.Matched); len(v.Alternatives) == 0 && !toGroup(f.To) && !taken { // To a group it is used without its gateway.
 		for _, h := range may {
 			if !slices.Contains(all, h) {
 				return fmt.Sprintf("the kernel's route has no leg %s", h)

@@ -117,6 +117,10 @@ func (w *walk) before() (v Verdict, done bool) {
 	}
 	from, to := w.flow.From, w.flow.To
 	group := to.IsMulticast() || isBroadcast(to)
+	out, known := w.host.named(w.flow.OIF)
+	if w.flow.OIF != "" && !known {
+		return refuse(NoDevice, DeviceMissing) // No socket is bound to it, so nothing asks for the source.
+	}
 	if from.IsValid() && w.host.Checks {
 		holder, isOwn := w.holder(from)
 		switch {
@@ -131,10 +135,7 @@ func (w *walk) before() (v Verdict, done bool) {
 	if w.flow.OIF == "" {
 		return toItself(to)
 	}
-	out, ok := w.host.named(w.flow.OIF)
 	switch {
-	case !ok:
-		return refuse(NoDevice, DeviceMissing)
 	case !out.Up:
 		return refuse(NetUnreachable, DeviceDown)
 	case isBroadcast(to) || isLinkGroup(to) || w.flow.IPProto == protocolIGMP:

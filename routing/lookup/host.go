@@ -11,7 +11,13 @@ import (
 type Interface struct {
 	Index int
 	Name  string
-	Group uint32
+	// AltNames are its other names (IFLA_ALT_IFNAME): sockets and rules may know it by any of them.
+	AltNames []string
+	// Detached are those of AltNames that a rule says which was made before the interface had the name. The
+	// rule matches nothing: the kernel looks for the interface once, and afterwards waits for one with that
+	// Name (fib_nl2rule and attach_rules in net/core/fib_rules.c).
+	Detached []string
+	Group    uint32
 	// Up is IFF_UP.
 	Up bool
 	// Master is the index of the VRF that the interface is a port of, zero if
@@ -72,6 +78,10 @@ type Host struct {
 	// (fib_trie_unmerge in net/ipv4/fib_trie.c). The rules must be those that it begins with.
 	Merged bool
 
+	// PortsApart says that a rule which names a VRF is not for what its ports take in and send, as before Linux 6.15
+	// (fib_rule_iif_match in net/core/fib_rules.c).
+	PortsApart bool
+
 	// Checks says that Tables have the local addresses and Interfaces their configuration, so
 	// that lookups of IPv4 include what the kernel checks besides rules: that the source of a packet of
 	// this host is its own, that interfaces forward, and the reverse path of what they take in.
@@ -93,10 +103,23 @@ const loopbackName = "lo"
 const absent = -1
 
 func (h *Host) named(name string) (Interface, bool) {
-	if i := slices.IndexFunc(h.Interfaces, func(i Interface) bool { return i.Name == name }); i >= 0 {
+	if i := slices.IndexFunc(h.Interfaces, func(i Interface) bool { return i.Is(name) }); i >= 0 {
 		return h.Interfaces[i], true
 	}
 	return Interface{Index: loopback, Name: loopbackName, Up: true}, name == loopbackName
+}
+
+// Is reports whether a name is one of the interface's.
+func (i Interface) Is(name string) bool { return i.Name == name || slices.Contains(i.AltNames, name) }
+
+// ruled is the name of the interface that a rule means by a name.
+func (h *Host) ruled(name string) string {
+	for _, i := range h.Interfaces {
+		if slices.Contains(i.AltNames, name) && !slices.Contains(i.Detached, name) {
+			return i.Name
+		}
+	}
+	return name
 }
 
 func (h *Host) numbered(index int) (Interface, bool) {

@@ -57,9 +57,10 @@ func (w *walk) mismatch(r *routing.Rule) Selector {
 }
 
 // comesBy is fib_rule_iif_match: a rule that names a VRF is for what comes in by
-// the VRF and its ports (6.15 and later).
+// the VRF and its ports ([Host.PortsApart]).
 func (w *walk) comesBy(name string) bool {
-	if w.hasVRF && name == w.vrf.Name {
+	name = w.host.ruled(name)
+	if w.hasVRF && !w.host.PortsApart && name == w.vrf.Name {
 		return !w.byOIF
 	}
 	return name == w.iif || name == routing.LoopbackAlias && w.iif == loopbackName
@@ -67,7 +68,8 @@ func (w *walk) comesBy(name string) bool {
 
 // leavesBy is fib_rule_oif_match.
 func (w *walk) leavesBy(name string) bool {
-	if w.hasVRF && name == w.vrf.Name {
+	name = w.host.ruled(name)
+	if w.hasVRF && !w.host.PortsApart && name == w.vrf.Name {
 		return w.byOIF
 	}
 	return name == w.oif

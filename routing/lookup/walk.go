@@ -207,7 +207,7 @@ func (w *walk) target(p routing.Priority) (int, bool) {
 
 // assume marks a verdict without a route where the kernel sends all the same.
 func (w *walk) assume(v *Verdict) {
-	v.Assumed = w.family == routing.IPv4 && w.out > 0 && !w.hasVRF
+	v.Assumed = w.family == routing.IPv4 && w.out > 0 && (!w.hasVRF || w.flow.To.IsMulticast())
 }
 
 // act is fib4_rule_action and fib6_rule_action, and what suppresses their
