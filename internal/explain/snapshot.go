@@ -54,9 +54,9 @@ type snapshotFile struct {
 	Unread  []string          `json:"unread"`
 	// Merged says that local and main are one trie ([lookup.Host.Merged]).
 	Merged bool `json:"merged,omitempty"`
-	// PortsApart is [lookup.Host.PortsApart].
-	PortsApart bool        `json:"vrf_ports_apart,omitempty"`
-	Answers    []askedFile `json:"answers"`
+	// Before615 is [lookup.Host.Before615].
+	Before615 bool        `json:"before_6_15,omitempty"`
+	Answers   []askedFile `json:"answers"`
 }
 
 type flowFile struct {
@@ -83,6 +83,7 @@ type interfaceFile struct {
 	Up        bool     `json:"up"`
 	NoCarrier bool     `json:"no_carrier,omitempty"`
 	Master    int      `json:"master,omitempty"`
+	Lower     int      `json:"lower,omitempty"`
 	Table     uint32   `json:"vrf_table,omitempty"`
 	// The sysctls of the family, as they take effect.
 	RPFilter       uint8          `json:"rp_filter,omitempty"`
@@ -205,10 +206,10 @@ func Save(s Snapshot) ([]byte, error) {
 		Kind: snapshotKind, Schema: snapshotSchema, Version: s.Version, Taken: s.Taken, Question: flowOut(s.Question), Interfaces: []interfaceFile{}, Rules: []ruleFile{},
 		Routes: []routeFile{}, Partial: []uint32{}, Users: f.Users, Unread: append([]string{}, f.Unread...), Answers: []askedFile{}, Notes: notesOut(&f.Notes),
 	}
-	file.Merged, file.PortsApart = f.Merged, f.PortsApart
+	file.Merged, file.Before615 = f.Merged, f.Before615
 	for _, i := range f.Interfaces {
 		file.Interfaces = append(file.Interfaces, interfaceFile{
-			Index: i.Index, Name: escape.Name(i.Name), AltNames: escapeAll(i.AltNames), Detached: escapeAll(i.Detached), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: uint32(i.Table),
+			Index: i.Index, Name: escape.Name(i.Name), AltNames: escapeAll(i.AltNames), Detached: escapeAll(i.Detached), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: uint32(i.Table),
 			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, RouteLocalnet: i.Config.RouteLocalnet, Addressed: i.Config.Addressed,
 			Forwarding: i.Config.Forwards.In(f.Family), IgnoreLinkDown: i.Config.IgnoreLinkDown.In(f.Family), Addresses: append([]netip.Prefix{}, f.Addresses[i.Index]...),
 		})
@@ -271,7 +272,7 @@ func Load(data []byte) (*Snapshot, error) {
 	s := &Snapshot{Version: escape.Text(file.Version), Taken: escape.Text(file.Taken)}
 	f := &s.Facts
 	f.Addresses, s.Partial, f.Users = map[int][]netip.Prefix{}, map[routing.TableID]bool{}, map[uint32]string{}
-	f.Tables, f.Merged, f.PortsApart = map[routing.TableID][]lookup.Candidate{}, file.Merged, file.PortsApart
+	f.Tables, f.Merged, f.Before615 = map[routing.TableID][]lookup.Candidate{}, file.Merged, file.Before615
 	var err error
 	if s.Question, err = flowIn(file.Question); err != nil {
 		return nil, fmt.Errorf("the question of the snapshot: %w", err)
@@ -291,7 +292,7 @@ func Load(data []byte) (*Snapshot, error) {
 			return nil, fmt.Errorf("interface %d of the snapshot: %w", n+1, err)
 		}
 		one := lookup.Interface{
-			Index: i.Index, Name: name, AltNames: others, Detached: detached, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: routing.TableID(i.Table),
+			Index: i.Index, Name: name, AltNames: others, Detached: detached, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: routing.TableID(i.Table),
 			Config: lookup.Config{ReversePath: min(i.RPFilter, 2), MarkReverse: i.ValidMark, AcceptLocal: i.AcceptLocal, RouteLocalnet: i.RouteLocalnet, Addressed: i.Addressed},
 		}
 		one.Config.Forwards.Set(family, i.Forwarding)

@@ -27,9 +27,12 @@ type linkMessage struct {
 	flags  uint32
 	name   string
 	// others are its other names.
-	others  []string
-	group   routing.Optional
-	master  routing.Optional
+	others []string
+	group  routing.Optional
+	master routing.Optional
+	// lower is IFLA_LINK, away says that it is in another network namespace.
+	lower   routing.Optional
+	away    bool
 	mtu     routing.Optional
 	kind    string
 	address string
@@ -40,6 +43,9 @@ type linkMessage struct {
 
 // kindVRF is the kind of a VRF (DRV_NAME in drivers/net/vrf.c).
 const kindVRF = "vrf"
+
+// stacked are the kinds of interfaces whose IFLA_LINK is the interface that carries them. Of a veth it is its peer.
+var stacked = []string{"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"}
 
 // vrfTable reads IFLA_VRF_TABLE.
 func vrfTable(b []byte) (t routing.TableID) {
@@ -78,6 +84,10 @@ func decodeLink(b []byte) (linkMessage, error) {
 			l.info = true
 		case unix.IFLA_MASTER:
 			l.master = routing.Some(a.Uint32())
+		case unix.IFLA_LINK:
+			l.lower = routing.Some(a.Uint32())
+		case unix.IFLA_LINK_NETNSID:
+			l.away = true
 		case unix.IFLA_MTU:
 			l.mtu = routing.Some(a.Uint32())
 		case unix.IFLA_ADDRESS:

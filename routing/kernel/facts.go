@@ -35,7 +35,7 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	for i := range to {
 		to[i] = to[i].Unmap().WithZone("")
 	}
-	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}, PortsApart: portsApart()}
+	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}, Before615: before615()}
 	s, err := r.withObjects(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -81,8 +81,8 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 // are: a dump of a small table costs more than what is in it.
 const manyTables = 32
 
-// portsApart is [lookup.Host.PortsApart] by the version of the running kernel.
-func portsApart() bool {
+// before615 is [lookup.Host.Before615] by the version of the running kernel.
+func before615() bool {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
 		return false
@@ -218,6 +218,9 @@ func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
 				i := lookup.Interface{
 					Index: l.index, Name: l.name, AltNames: l.others, Group: l.group.Value, Up: l.flags&unix.IFF_UP != 0, Table: l.table,
 					Master: int(l.master.Value), NoCarrier: l.flags&unix.IFF_UP != 0 && l.flags&unix.IFF_LOWER_UP == 0,
+				}
+				if !l.away && slices.Contains(stacked, l.kind) {
+					i.Lower = int(l.lower.Value)
 				}
 				i.Config = all.of(payload)
 				out = append(out, i)

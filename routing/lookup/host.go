@@ -20,9 +20,11 @@ type Interface struct {
 	Group    uint32
 	// Up is IFF_UP.
 	Up bool
-	// Master is the index of the VRF that the interface is a port of, zero if
+	// Master is the index of the VRF, bond or bridge that the interface is a port of, zero if
 	// none.
 	Master int
+	// Lower is the index of the interface that a VLAN or MACVLAN stands on, zero for all others.
+	Lower int
 	// Table is what a VRF looks up (IFLA_VRF_TABLE); zero for all others.
 	Table routing.TableID
 
@@ -78,9 +80,10 @@ type Host struct {
 	// (fib_trie_unmerge in net/ipv4/fib_trie.c). The rules must be those that it begins with.
 	Merged bool
 
-	// PortsApart says that a rule which names a VRF is not for what its ports take in and send, as before Linux 6.15
-	// (fib_rule_iif_match in net/core/fib_rules.c).
-	PortsApart bool
+	// Before615 says that the kernel is older than Linux 6.15, or does as one: a rule that names a VRF is not for
+	// what its ports take in and send (fib_rule_iif_match in net/core/fib_rules.c), and "dscp 0" of IPv6 selects
+	// nothing (fib6_rule_match in net/ipv6/fib6_rules.c).
+	Before615 bool
 
 	// Checks says that Tables have the local addresses and Interfaces their configuration, so
 	// that lookups of IPv4 include what the kernel checks besides rules: that the source of a packet of

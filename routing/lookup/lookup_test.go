@@ -351,6 +351,8 @@ func TestAssumed(t *testing.T) {
 		{lookup.Flow{To: to4}, false},
 		{lookup.Flow{To: to6, OIF: "eth2"}, false},
 		{lookup.Flow{To: to4, OIF: "eth5"}, false},
+		{lookup.Flow{To: addr("239.1.1.1"), OIF: "eth5"}, true},
+		{lookup.Flow{To: addr("239.1.1.1"), OIF: "vrf0"}, false},
 		{lookup.Flow{To: to4, OIF: "vrf0"}, false},
 		{lookup.Flow{To: to4, OIF: "gone0"}, false},
 		{lookup.Flow{To: to4, OIF: "eth2", IIF: "eth3"}, false},
