@@ -41,8 +41,11 @@ func (x *explainer) rules(f lookup.Flow, v lookup.Verdict, steps []lookup.Step) 
 		switch {
 		case len(steps) == 0:
 			e.Result, e.Why = NotAsked, "the kernel asks no rule"
-			if v.Objection != lookup.NoObjection {
+			switch {
+			case v.Objection != lookup.NoObjection:
 				e.Why += ": " + v.Objection.String()
+			case v.Route.Table != 0:
+				e.Why += ": it looks up the table of the VRF, for a link"
 			}
 		case at >= len(steps) && decided:
 			e.Result, e.Why = NotAsked, "the answer came before"

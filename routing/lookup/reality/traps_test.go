@@ -409,23 +409,29 @@ func trapOtherName(t *testing.T) {
 func trapBefore615(t *testing.T) {
 	s := newStage(t)
 	for _, f := range routing.Families() {
-		any := f.Any().String()
-		s.route(t, routing.TableMain, any, "", "d0", routing.RouteUnicast)
-		s.route(t, trapTable, any, "", "d1", routing.RouteUnicast)
+		everything := f.Any().String()
+		s.route(t, routing.TableMain, everything, "", "d0", routing.RouteUnicast)
+		s.route(t, trapTable, everything, "", "d1", routing.RouteUnicast)
 		s.rule(t, routing.Rule{Family: f, Priority: trapPriority, IIF: "vrf0", Table: trapTable})
 		s.rule(t, routing.Rule{Family: f, Priority: trapPriority, OIF: "vrf0", Table: trapTable})
 		if s.known.dscp {
 			s.rule(t, routing.Rule{Family: f, Priority: trapPriority + 1, DSCP: routing.Some(0), Table: trapTable})
 		}
 	}
+	linkLocal := netip.MustParseAddr("fe80::1")
 	for _, to := range []netip.Addr{internet4, internet6} {
 		from := netip.MustParseAddr("203.0.113.9")
 		if to.Is6() {
 			from = netip.MustParseAddr("2800::9")
 		}
-		for _, f := range []lookup.Flow{{From: from, IIF: "d4"}, {From: from, IIF: "vrf0"}, {OIF: "d4"}, {OIF: "vrf0"}, {TOS: 0x20}, {From: from, IIF: "d2", TOS: 0x20}} {
-			f.To = to
-			facts, err := s.reader.Facts(t.Context(), routing.FamilyOf(to), to, from)
+		for _, f := range []lookup.Flow{{From: from, IIF: "d4"}, {From: from, IIF: "vrf0"}, {OIF: "d4"}, {OIF: "vrf0"}, {To: linkLocal, OIF: "vrf0"}, {To: linkLocal, OIF: "d4"}, {To: netip.MustParseAddr("ff02::1"), OIF: "d4"}, {TOS: 0x20}, {From: from, IIF: "d2", TOS: 0x20}} {
+			switch {
+			case !f.To.IsValid():
+				f.To = to
+			case to.Is4():
+				continue
+			}
+			facts, err := s.reader.Facts(t.Context(), routing.FamilyOf(to), f.To, from)
 			must(t, err)
 			answer, err := s.reader.Ask(t.Context(), facts.Interfaces, f)
 			must(t, err)
