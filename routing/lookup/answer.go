@@ -90,7 +90,7 @@ func hops(legs []routing.Route) []hop {
 // verdict must be that of f.Question(). Where the kernel decides by what nobody can simulate, every
 // answer that it may give agrees.
 func (h *Host) Disagree(v Verdict, f Flow, a Answer) string {
-	if v.Otherwise == nil && v.Outcome == Sent && !v.Direct && f.OIF == "" && len(v.Legs) < len(a.Matched) && len(v.Alternatives) == 0 && !v.mayBeTaken(a.Matched[0]) {
+	if v.Otherwise == nil && v.Outcome == Sent && !v.Direct && f.OIF == "" && len(v.Legs) < len(a.Matched) && len(v.Alternatives) == 0 && !v.mayBeTaken(a.Matched[0]) && !v.FellBack(a) {
 		return fmt.Sprintf("the kernel may use %d legs of the route, the simulation %d", len(a.Matched), len(v.Legs))
 	}
 	var whys []string
@@ -103,6 +103,19 @@ func (h *Host) Disagree(v Verdict, f Flow, a Answer) string {
 		whys = append(whys, why)
 	}
 	return strings.Join(whys, ", or ")
+}
+
+// FellBack reports whether the kernel took one of the fallbacks.
+func (v *Verdict) FellBack(a Answer) bool {
+	return slices.ContainsFunc(v.Fallbacks, func(r routing.Route) bool {
+		if len(a.Matched) == 0 {
+			return refusal(r.Type) != None && a.Missed == refusal(r.Type) && a.Unsent == a.Missed
+		}
+		m := a.Matched[0]
+		return r.Destination == m.Destination && r.Source == m.Source && r.Table == m.Table && r.Metric == m.Metric && r.Type == m.Type &&
+			slices.ContainsFunc(a.Matched, func(l routing.Route) bool { return l.Device == r.Device && l.Gateway == r.Gateway }) &&
+			slices.Contains(hops(a.Matched), hops([]routing.Route{a.Sent})[0])
+	})
 }
 
 // mayBeTaken reports whether the kernel may name a route for that of the verdict, because both lead to one nexthop object, or
@@ -118,6 +131,9 @@ func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 	case NoRoute, Rejected:
 		return h.disagreeRefused(v, f, a)
 	case Local, Sent:
+	}
+	if v.FellBack(a) {
+		return ""
 	}
 	if v.Direct {
 		// No route matches: what is sent is the kernel's invention.

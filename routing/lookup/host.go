@@ -246,6 +246,10 @@ type Verdict struct {
 	// what it knows about the reachability of the routers: default routes of IPv4
 	// (fib_select_default), and IPv6 routes with the same metric (find_rr_leaf).
 	Alternatives []routing.Route
+	// Fallbacks are IPv6 routes of the table, or legs of such, that the kernel takes while the router of Route is known
+	// not to answer: of a higher metric, a lower preference or a shorter prefix (find_rr_leaf and fib6_table_lookup in
+	// net/ipv6/route.c). A host that forwards IPv6 has none.
+	Fallbacks []routing.Route
 	// Nexthop is the number of the nexthop object that Route leads to, 0 if there is none or the Host
 	// does not know. IPv6 routes that share an object share its copies of routes, so that the kernel may
 	// name another one of them in its answer, and suppress it by the other's prefix length

@@ -275,7 +275,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 		s.Result = Outranked
 		return v, s, false
 	}
-	v = Verdict{Rule: *r, Route: have.first, Alternatives: have.alternatives, Nexthop: have.nexthop}
+	v = Verdict{Rule: *r, Route: have.first, Alternatives: have.alternatives, Fallbacks: have.fallbacks, Nexthop: have.nexthop}
 	switch kind := have.first.Type; {
 	case kind == routing.RouteThrow:
 		s.Result = Thrown

@@ -122,6 +122,7 @@ func TestTraps(t *testing.T) {
 	t.Run("20 IPv6 that is not forwarded", trapNotForwarded)
 	t.Run("21 another name of an interface", trapOtherName)
 	t.Run("22 rules before 6.15", trapBefore615)
+	t.Run("23 a router of IPv6 that does not answer", trapDeadRouter)
 }
 
 func trapUDP(t *testing.T) {
@@ -440,6 +441,29 @@ func trapBefore615(t *testing.T) {
 				t.Errorf("%+v: %s", f, why)
 			}
 		}
+	}
+}
+
+func trapDeadRouter(t *testing.T) {
+	s := newStage(t)
+	sysctl(t, "ipv6/conf/all/forwarding", 0)
+	dead := gatewayOf(routing.IPv6, 1)
+	route := func(to string, device int, metric uint32) {
+		must(t, addRoute(routing.Route{
+			Family: routing.IPv6, Table: routing.TableMain, Destination: netip.MustParsePrefix(to), Type: routing.RouteUnicast, Metric: metric,
+			Device: s.index[fmt.Sprintf("d%d", device)], Gateway: gatewayOf(routing.IPv6, device), OnLink: true,
+		}))
+	}
+	route("2600::/16", 1, 10)
+	route("::/0", 1, 10)
+	route("::/0", 2, 20)
+	must(t, netlink.NeighSet(&netlink.Neigh{LinkIndex: s.index["d1"], IP: dead.AsSlice(), State: netlink.NUD_FAILED}))
+	for _, to := range []string{"2600::1", "2700::1"} {
+		f := lookup.Flow{To: netip.MustParseAddr(to)}
+		host := s.agree(t, f)
+		v := host.Lookup(f.Question())
+		v.Fallbacks = nil
+		s.wrong(t, host, f, v)
 	}
 }
 
