@@ -209,7 +209,7 @@ func Save(s Snapshot) ([]byte, error) {
 	file.Merged, file.Before615 = f.Merged, f.Before615
 	for _, i := range f.Interfaces {
 		file.Interfaces = append(file.Interfaces, interfaceFile{
-			Index: i.Index, Name: escape.Name(i.Name), AltNames: escapeAll(i.AltNames), Detached: escapeAll(i.Detached), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: uint32(i.Table),
+			Index: i.Index, Name: escape.Name(i.Name), AltNames: each(i.AltNames, escape.Name), Detached: each(i.Detached, escape.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: uint32(i.Table),
 			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, RouteLocalnet: i.Config.RouteLocalnet, Addressed: i.Config.Addressed,
 			Forwarding: i.Config.Forwards.In(f.Family), IgnoreLinkDown: i.Config.IgnoreLinkDown.In(f.Family), Addresses: append([]netip.Prefix{}, f.Addresses[i.Index]...),
 		})
@@ -280,7 +280,7 @@ func Load(data []byte) (*Snapshot, error) {
 	family := routing.FamilyOf(s.Question.To)
 	f.Family = family
 	for n, i := range file.Interfaces {
-		name, others, detached := escape.Original(i.Name), originals(i.AltNames), originals(i.Detached)
+		name, others, detached := escape.Original(i.Name), each(i.AltNames, escape.Original), each(i.Detached, escape.Original)
 		var err error
 		for _, n := range slices.Concat([]string{name}, others, detached) {
 			err = errors.Join(err, checkName(n))
@@ -357,18 +357,10 @@ func (s *Snapshot) Other(flow lookup.Flow) error {
 	return nil
 }
 
-func escapeAll(names []string) []string {
-	var out []string
+// each is a function of every name; of none it is none, which a file leaves out.
+func each(names []string, of func(string) string) (out []string) {
 	for _, n := range names {
-		out = append(out, escape.Name(n))
-	}
-	return out
-}
-
-func originals(names []string) []string {
-	var out []string
-	for _, n := range names {
-		out = append(out, escape.Original(n))
+		out = append(out, of(n))
 	}
 	return out
 }

@@ -44,8 +44,15 @@ type linkMessage struct {
 // kindVRF is the kind of a VRF (DRV_NAME in drivers/net/vrf.c).
 const kindVRF = "vrf"
 
-// stacked are the kinds of interfaces whose IFLA_LINK is the interface that carries them. Of a veth it is its peer.
-var stacked = []string{"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"}
+// stands reports whether IFLA_LINK is the interface that carries this one. Of a veth it is its peer.
+func (m *linkMessage) stands() bool {
+	switch m.kind {
+	case "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap":
+		return !m.away
+	default:
+		return false
+	}
+}
 
 // vrfTable reads IFLA_VRF_TABLE.
 func vrfTable(b []byte) (t routing.TableID) {

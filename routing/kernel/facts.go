@@ -219,7 +219,7 @@ func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
 					Index: l.index, Name: l.name, AltNames: l.others, Group: l.group.Value, Up: l.flags&unix.IFF_UP != 0, Table: l.table,
 					Master: int(l.master.Value), NoCarrier: l.flags&unix.IFF_UP != 0 && l.flags&unix.IFF_LOWER_UP == 0,
 				}
-				if !l.away && slices.Contains(stacked, l.kind) {
+				if l.stands() {
 					i.Lower = int(l.lower.Value)
 				}
 				i.Config = all.of(payload)
