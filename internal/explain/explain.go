@@ -81,6 +81,14 @@ func (x *explainer) device(index int) string {
 	return "if" + strconv.Itoa(index)
 }
 
+// primary is the escaped name of an interface that goes by any of its names.
+func (x *explainer) primary(name string) string {
+	if i := slices.IndexFunc(x.facts.Interfaces, func(i lookup.Interface) bool { return i.Is(name) }); i >= 0 {
+		name = x.facts.Interfaces[i].Name
+	}
+	return escape.Name(name)
+}
+
 func (x *explainer) question(f lookup.Flow) Question {
 	q := Question{
 		Destination: f.To, IIF: escape.Name(f.IIF), OIF: escape.Name(f.OIF), UID: f.UID, User: escape.Name(x.facts.Users[f.UID]), Mark: f.Mark, Protocol: f.IPProto,
@@ -381,7 +389,7 @@ func (x *explainer) reverse(flow lookup.Flow, first *lookedUp) {
 	case 2:
 		mode = "rp_filter 2, loose: there must be a way back"
 	}
-	l := x.walked(ForReverse, fmt.Sprintf("the check of the source on %s (%s)", escape.Name(flow.IIF), mode), r.Flow, r.Verdict, r.Steps)
+	l := x.walked(ForReverse, fmt.Sprintf("the check of the source on %s (%s)", x.primary(flow.IIF), mode), r.Flow, r.Verdict, r.Steps)
 	l.Error = ""
 	x.doc.Lookups = append(x.doc.Lookups, l)
 }
@@ -420,7 +428,7 @@ func (x *explainer) conclude(flow lookup.Flow, first, last *lookedUp) {
 	case Local:
 		d.Summary = x.local(flow, what, last)
 	case OnLink:
-		d.Interface = escape.Name(flow.OIF)
+		d.Interface = x.primary(flow.OIF)
 		d.Summary = fmt.Sprintf("%s leaves by %s: no rule has a route, and the kernel takes the destination for a neighbour there", what, escape.Name(flow.OIF))
 	case Refused, NoRoute:
 		d.Summary = x.refused(flow, what, v)
@@ -451,6 +459,10 @@ func (x *explainer) leaves(l *lookedUp) string {
 	chosen := ways[0]
 	if l.asked && l.answer.Sent.Device != 0 && !l.differs {
 		chosen = l.answer.Sent
+		if !slices.ContainsFunc(ways, func(w routing.Route) bool { return w.Device == chosen.Device && w.Gateway == chosen.Gateway }) {
+			// Of equal routes, or because the router of the first does not answer.
+			ways = []routing.Route{chosen}
+		}
 	}
 	x.doc.Interface = escape.Name(x.device(chosen.Device))
 	if g := chosen.Gateway; g.IsValid() {
@@ -494,12 +506,12 @@ func (x *explainer) refused(flow lookup.Flow, what string, v lookup.Verdict) str
 		if ways := x.ways(v.Reverse.Verdict); v.Reverse.Reason == lookup.ByOtherInterface && len(ways) > 0 {
 			why = "the way back leads by " + escape.Name(x.device(ways[0].Device))
 		}
-		return fmt.Sprintf("%s is dropped when it comes in by %s: %s (rp_filter %d)", what, escape.Name(flow.IIF), why, v.Reverse.Mode)
+		return fmt.Sprintf("%s is dropped when it comes in by %s: %s (rp_filter %d)", what, x.primary(flow.IIF), why, v.Reverse.Mode)
 	case lookup.NotForwarding:
 		if flow.To.Is6() {
 			return what + " is dropped: this host does not forward IPv6 (net.ipv6.conf.all.forwarding)"
 		}
-		return fmt.Sprintf("%s is dropped: %s does not forward (net.ipv4.conf.%[2]s.forwarding)", what, escape.Name(flow.IIF))
+		return fmt.Sprintf("%s is dropped: %s does not forward (net.ipv4.conf.%[2]s.forwarding)", what, x.primary(flow.IIF))
 	case lookup.SourceOfLink:
 		return fmt.Sprintf("%s is dropped: %s", what, v.Objection)
 	case lookup.DeviceMissing, lookup.DeviceDown:
@@ -526,8 +538,12 @@ func (x *explainer) caveats(flow lookup.Flow, l *lookedUp) {
 	if len(ways) > 1 {
 		x.caveat(CaveatHash, fmt.Sprintf("a hash chooses among the %d ways of the route", len(ways)))
 	}
-	if len(l.verdict.Alternatives) > 0 {
+	fellBack := l.asked && !l.differs && l.verdict.FellBack(l.answer)
+	if len(l.verdict.Alternatives) > 0 && !fellBack {
 		x.caveat(CaveatReachability, "the table has other default routes with the same metric: the kernel prefers one whose router answers")
+	}
+	if fellBack {
+		x.caveat(CaveatReachability, "the router of the route that matches does not answer: the kernel takes another one as long as that lasts")
 	}
 	if !flow.Question().Answerable() {
 		subject := protocol(flow.IPProto)

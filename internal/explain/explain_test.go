@@ -2,6 +2,7 @@ package explain_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"os"
@@ -309,6 +310,48 @@ func TestWhatIf(t *testing.T) {
 	}
 }
 
+// TestOtherName: sysctl(8) knows an interface by one name.
+func TestOtherName(t *testing.T) {
+	t.Parallel()
+	f := home()
+	f.Interfaces[1].AltNames, f.Interfaces[1].Config = []string{"enp1s0"}, lookup.Config{}
+	d := f.Explain(lookup.Flow{To: addr("203.0.113.1"), From: addr("203.0.113.9"), IIF: "enp1s0"})
+	if want := "203.0.113.1 from 203.0.113.9 is dropped: wan0 does not forward (net.ipv4.conf.wan0.forwarding)"; d.Summary != want {
+		t.Errorf("%q, want %q", d.Summary, want)
+	}
+}
+
+// TestStackedInWhatIf: what stands on an interface that is down, or has no other port, is down with it.
+func TestStackedInWhatIf(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change func(f *explain.Facts)
+		down   string
+	}{
+		"VLAN": {func(f *explain.Facts) { f.Interfaces[2].Lower = wan0 }, "wan0"},
+		"VLAN, by another name": {func(f *explain.Facts) {
+			f.Interfaces[2].Lower, f.Interfaces[1].AltNames = wan0, []string{"enp1s0"}
+		}, "enp1s0"},
+		"last port":        {func(f *explain.Facts) { f.Interfaces[1].Master = wan1 }, "wan0"},
+		"loop":             {func(f *explain.Facts) { f.Interfaces[1].Lower, f.Interfaces[2].Lower = wan1, wan0 }, "wan0"},
+		"other port works": {func(f *explain.Facts) { f.Interfaces[1].Master, f.Interfaces[3].Master = wan1, wan1 }, ""},
+		"port of a VRF":    {func(f *explain.Facts) { f.Interfaces[1].Master, f.Interfaces[2].Table = wan1, 9 }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := home()
+			c.change(f)
+			after, err := f.WhatIf([]explain.Change{{Link: cmp.Or(c.down, "wan0")}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if isUp := after.Interfaces[2].Up; isUp != (c.down == "") {
+				t.Errorf("wan1 is up: %v; %q", isUp, after.Explain(questions["bound"]).Assumptions)
+			}
+		})
+	}
+}
+
 // TestFailoverInWhatIf: table F is empty while main's best default works.
 func TestFailoverInWhatIf(t *testing.T) {
 	t.Parallel()
@@ -342,6 +385,8 @@ func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	s := explain.Snapshot{Version: "1.2.3", Taken: "2026-11-29T12:00:00Z", Question: questions["bound"], Facts: *home(), Partial: map[routing.TableID]bool{254: true}}
 	right := way(10001, "0.0.0.0/0", "10.91.0.1", wan1, 1<<30).Route
+	s.Facts.Interfaces[2].AltNames, s.Facts.Interfaces[2].Detached, s.Facts.Interfaces[3].Lower = []string{"enp2s0", "usb\x1b"}, []string{"usb\x1b"}, bridge
+	s.Facts.Tables[10001][0].Nexthop, s.Facts.Before615 = 7, true
 	s.Facts.Answers = []explain.Asked{{Flow: s.Question, Answer: lookup.Answer{Matched: []routing.Route{right}, Sent: right}}, {Flow: questions["unbound"], Answer: lookup.Answer{Missed: lookup.NetUnreachable, Unsent: lookup.NetUnreachable}}}
 	data, err := explain.Save(s)
 	if err != nil {

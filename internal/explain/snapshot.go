@@ -53,8 +53,10 @@ type snapshotFile struct {
 	Users   map[uint32]string `json:"users"`
 	Unread  []string          `json:"unread"`
 	// Merged says that local and main are one trie ([lookup.Host.Merged]).
-	Merged  bool        `json:"merged,omitempty"`
-	Answers []askedFile `json:"answers"`
+	Merged bool `json:"merged,omitempty"`
+	// Before615 is [lookup.Host.Before615].
+	Before615 bool        `json:"before_6_15,omitempty"`
+	Answers   []askedFile `json:"answers"`
 }
 
 type flowFile struct {
@@ -73,13 +75,16 @@ type flowFile struct {
 }
 
 type interfaceFile struct {
-	Index     int    `json:"index"`
-	Name      string `json:"name"`
-	Group     uint32 `json:"group,omitempty"`
-	Up        bool   `json:"up"`
-	NoCarrier bool   `json:"no_carrier,omitempty"`
-	Master    int    `json:"master,omitempty"`
-	Table     uint32 `json:"vrf_table,omitempty"`
+	Index     int      `json:"index"`
+	Name      string   `json:"name"`
+	AltNames  []string `json:"alt_names,omitempty"`
+	Detached  []string `json:"detached_names,omitempty"`
+	Group     uint32   `json:"group,omitempty"`
+	Up        bool     `json:"up"`
+	NoCarrier bool     `json:"no_carrier,omitempty"`
+	Master    int      `json:"master,omitempty"`
+	Lower     int      `json:"lower,omitempty"`
+	Table     uint32   `json:"vrf_table,omitempty"`
 	// The sysctls of the family, as they take effect.
 	RPFilter       uint8          `json:"rp_filter,omitempty"`
 	RouteLocalnet  bool           `json:"route_localnet,omitempty"`
@@ -150,6 +155,7 @@ type routeFile struct {
 	Preference  uint8        `json:"pref,omitempty"`
 	OnLink      bool         `json:"onlink,omitempty"`
 	Dead        bool         `json:"dead,omitempty"`
+	Nexthop     uint32       `json:"nexthop,omitempty"`
 }
 
 type ruleNoteFile struct {
@@ -200,10 +206,10 @@ func Save(s Snapshot) ([]byte, error) {
 		Kind: snapshotKind, Schema: snapshotSchema, Version: s.Version, Taken: s.Taken, Question: flowOut(s.Question), Interfaces: []interfaceFile{}, Rules: []ruleFile{},
 		Routes: []routeFile{}, Partial: []uint32{}, Users: f.Users, Unread: append([]string{}, f.Unread...), Answers: []askedFile{}, Notes: notesOut(&f.Notes),
 	}
-	file.Merged = f.Merged
+	file.Merged, file.Before615 = f.Merged, f.Before615
 	for _, i := range f.Interfaces {
 		file.Interfaces = append(file.Interfaces, interfaceFile{
-			Index: i.Index, Name: escape.Name(i.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: uint32(i.Table),
+			Index: i.Index, Name: escape.Name(i.Name), AltNames: each(i.AltNames, escape.Name), Detached: each(i.Detached, escape.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: uint32(i.Table),
 			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, RouteLocalnet: i.Config.RouteLocalnet, Addressed: i.Config.Addressed,
 			Forwarding: i.Config.Forwards.In(f.Family), IgnoreLinkDown: i.Config.IgnoreLinkDown.In(f.Family), Addresses: append([]netip.Prefix{}, f.Addresses[i.Index]...),
 		})
@@ -266,7 +272,7 @@ func Load(data []byte) (*Snapshot, error) {
 	s := &Snapshot{Version: escape.Text(file.Version), Taken: escape.Text(file.Taken)}
 	f := &s.Facts
 	f.Addresses, s.Partial, f.Users = map[int][]netip.Prefix{}, map[routing.TableID]bool{}, map[uint32]string{}
-	f.Tables, f.Merged = map[routing.TableID][]lookup.Candidate{}, file.Merged
+	f.Tables, f.Merged, f.Before615 = map[routing.TableID][]lookup.Candidate{}, file.Merged, file.Before615
 	var err error
 	if s.Question, err = flowIn(file.Question); err != nil {
 		return nil, fmt.Errorf("the question of the snapshot: %w", err)
@@ -274,8 +280,11 @@ func Load(data []byte) (*Snapshot, error) {
 	family := routing.FamilyOf(s.Question.To)
 	f.Family = family
 	for n, i := range file.Interfaces {
-		name := escape.Original(i.Name)
-		err := checkName(name)
+		name, others, detached := escape.Original(i.Name), each(i.AltNames, escape.Original), each(i.Detached, escape.Original)
+		var err error
+		for _, n := range slices.Concat([]string{name}, others, detached) {
+			err = errors.Join(err, checkName(n))
+		}
 		if i.Index <= 0 {
 			err = errors.Join(err, fmt.Errorf("%d is no index", i.Index))
 		}
@@ -283,7 +292,7 @@ func Load(data []byte) (*Snapshot, error) {
 			return nil, fmt.Errorf("interface %d of the snapshot: %w", n+1, err)
 		}
 		one := lookup.Interface{
-			Index: i.Index, Name: name, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Table: routing.TableID(i.Table),
+			Index: i.Index, Name: name, AltNames: others, Detached: detached, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: routing.TableID(i.Table),
 			Config: lookup.Config{ReversePath: min(i.RPFilter, 2), MarkReverse: i.ValidMark, AcceptLocal: i.AcceptLocal, RouteLocalnet: i.RouteLocalnet, Addressed: i.Addressed},
 		}
 		one.Config.Forwards.Set(family, i.Forwarding)
@@ -346,6 +355,14 @@ func (s *Snapshot) Other(flow lookup.Flow) error {
 		s.Facts.Partial = s.Partial
 	}
 	return nil
+}
+
+// each is a function of every name; of none it is none, which a file leaves out.
+func each(names []string, of func(string) string) (out []string) {
+	for _, n := range names {
+		out = append(out, of(n))
+	}
+	return out
 }
 
 func checkName(name string) error {
@@ -475,7 +492,7 @@ func routeOut(c lookup.Candidate) routeFile {
 	return routeFile{
 		Type: uint8(r.Type), Table: uint32(r.Table), Destination: r.Destination, Source: r.Source, Gateway: r.Gateway, Device: r.Device,
 		Preferred: r.PreferredSource, Metric: r.Metric, Weight: r.Weight, TOS: r.TOS, Scope: uint8(r.Scope), Protocol: uint8(r.Protocol),
-		Preference: uint8(r.Preference), OnLink: r.OnLink, Dead: c.Dead,
+		Preference: uint8(r.Preference), OnLink: r.OnLink, Dead: c.Dead, Nexthop: c.Nexthop,
 	}
 }
 
@@ -483,7 +500,7 @@ func routeIn(r routeFile) (lookup.Candidate, error) {
 	if !r.Destination.IsValid() {
 		return lookup.Candidate{}, errors.New("it has no destination")
 	}
-	out := lookup.Candidate{Dead: r.Dead, Route: routing.Route{
+	out := lookup.Candidate{Dead: r.Dead, Nexthop: r.Nexthop, Route: routing.Route{
 		Family: routing.FamilyOf(r.Destination.Addr()), Type: routing.RouteType(r.Type), Table: routing.TableID(r.Table), Destination: r.Destination, Source: r.Source, Gateway: r.Gateway,
 		Device: r.Device, PreferredSource: r.Preferred, Metric: r.Metric, Weight: r.Weight, TOS: r.TOS, Scope: routing.Scope(r.Scope),
 		Protocol: routing.Protocol(r.Protocol), Preference: routing.Preference(r.Preference), OnLink: r.OnLink,

@@ -52,7 +52,7 @@ func (f *Facts) WhatIf(changes []Change) (*Facts, error) {
 	w := &whatIf{Facts: &out, alive: map[string]bool{}}
 	w.shared = w.shares()
 	for _, c := range changes {
-		at := slices.IndexFunc(out.Interfaces, func(i lookup.Interface) bool { return i.Name == c.Link || i.Name == escape.Original(c.Link) })
+		at := slices.IndexFunc(out.Interfaces, func(i lookup.Interface) bool { return i.Is(c.Link) || i.Is(escape.Original(c.Link)) })
 		if at < 0 {
 			names := make([]string, 0, len(out.Interfaces))
 			for _, i := range out.Interfaces {
@@ -92,6 +92,7 @@ func (w *whatIf) doubt(format string, args ...any) {
 func (w *whatIf) down(i *lookup.Interface) {
 	name := escape.Name(i.Name)
 	i.Up, i.NoCarrier = false, false
+	defer w.carried(*i)
 	addresses := w.Addresses[i.Index]
 	delete(w.Addresses, i.Index)
 	isOwn := func(a netip.Addr) bool {
@@ -127,6 +128,27 @@ func (w *whatIf) down(i *lookup.Interface) {
 	w.assume("%s", text)
 	if w.Notes.By == "" && slices.ContainsFunc(w.Rules, func(r routing.Rule) bool { return r.Protocol == routing.Multihomed }) {
 		w.doubt("multihomed did not say which rules are for %s: some of them may be left", name)
+	}
+}
+
+// carried takes down what needs an interface that is down: VLANs on it, and the bond or bridge of which it was the
+// last port that works.
+func (w *whatIf) carried(by lookup.Interface) {
+	for n := range w.Interfaces {
+		if i := &w.Interfaces[n]; i.Up && i.Lower == by.Index {
+			w.assume("%s stands on %s", escape.Name(i.Name), escape.Name(by.Name))
+			w.down(i)
+		}
+	}
+	works := func(i lookup.Interface) bool { return i.Master == by.Master && i.Up && !i.NoCarrier }
+	if by.Master == 0 || slices.ContainsFunc(w.Interfaces, works) {
+		return
+	}
+	for n := range w.Interfaces {
+		if i := &w.Interfaces[n]; i.Up && i.Index == by.Master && i.Table == 0 {
+			w.assume("%s has no other port that works", escape.Name(i.Name))
+			w.down(i)
+		}
 	}
 }
 

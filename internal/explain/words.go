@@ -41,8 +41,11 @@ func (x *explainer) rules(f lookup.Flow, v lookup.Verdict, steps []lookup.Step) 
 		switch {
 		case len(steps) == 0:
 			e.Result, e.Why = NotAsked, "the kernel asks no rule"
-			if v.Objection != lookup.NoObjection {
+			switch {
+			case v.Objection != lookup.NoObjection:
 				e.Why += ": " + v.Objection.String()
+			case v.Route.Table != 0:
+				e.Why += ": it looks up the table of the VRF, for a link"
 			}
 		case at >= len(steps) && decided:
 			e.Result, e.Why = NotAsked, "the answer came before"
@@ -339,7 +342,7 @@ func (x *explainer) fact(f lookup.Flow, s lookup.Selector) string {
 		return fmt.Sprintf("the tunnel ID is %d", f.TunnelID)
 	case lookup.ByVRF:
 		for _, name := range []string{f.IIF, f.OIF} {
-			if slices.ContainsFunc(x.facts.Interfaces, func(i lookup.Interface) bool { return i.Name == name && (i.Table != 0 || i.Master != 0) }) {
+			if slices.ContainsFunc(x.facts.Interfaces, func(i lookup.Interface) bool { return i.Is(name) && (i.Table != 0 || i.Master != 0) }) {
 				return escape.Name(name) + " belongs to a VRF"
 			}
 		}

@@ -38,6 +38,9 @@ func indexesOf(interfaces []lookup.Interface) indexes {
 	out := make(indexes, len(interfaces))
 	for _, i := range interfaces {
 		out[i.Name] = i.Index
+		for _, name := range i.AltNames {
+			out[name] = i.Index
+		}
 	}
 	return out
 }

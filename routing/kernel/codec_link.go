@@ -23,11 +23,16 @@ type linkMessage struct {
 	// bridge says that the message is about the port of a bridge: the port
 	// leaving is an RTM_DELLINK too (br_ifinfo_notify in
 	// net/bridge/br_netlink.c), and the interface stays.
-	bridge  bool
-	flags   uint32
-	name    string
-	group   routing.Optional
-	master  routing.Optional
+	bridge bool
+	flags  uint32
+	name   string
+	// others are its other names.
+	others []string
+	group  routing.Optional
+	master routing.Optional
+	// lower is IFLA_LINK, away says that it is in another network namespace.
+	lower   routing.Optional
+	away    bool
 	mtu     routing.Optional
 	kind    string
 	address string
@@ -38,6 +43,16 @@ type linkMessage struct {
 
 // kindVRF is the kind of a VRF (DRV_NAME in drivers/net/vrf.c).
 const kindVRF = "vrf"
+
+// stands reports whether IFLA_LINK is the interface that carries this one. Of a veth it is its peer.
+func (m *linkMessage) stands() bool {
+	switch m.kind {
+	case "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap":
+		return !m.away
+	default:
+		return false
+	}
+}
 
 // vrfTable reads IFLA_VRF_TABLE.
 func vrfTable(b []byte) (t routing.TableID) {
@@ -63,6 +78,12 @@ func decodeLink(b []byte) (linkMessage, error) {
 		switch a.Kind {
 		case unix.IFLA_IFNAME:
 			l.name = a.Text()
+		case unix.IFLA_PROP_LIST:
+			for i := (nlmsg.Attributes{Rest: a.Value}); i.Next(); {
+				if i.Kind == unix.IFLA_ALT_IFNAME {
+					l.others = append(l.others, i.Text())
+				}
+			}
 		case unix.IFLA_GROUP:
 			l.group = routing.Some(a.Uint32())
 			// IFLA_GROUP is in every complete description; IFLA_MASTER only
@@ -70,6 +91,10 @@ func decodeLink(b []byte) (linkMessage, error) {
 			l.info = true
 		case unix.IFLA_MASTER:
 			l.master = routing.Some(a.Uint32())
+		case unix.IFLA_LINK:
+			l.lower = routing.Some(a.Uint32())
+		case unix.IFLA_LINK_NETNSID:
+			l.away = true
 		case unix.IFLA_MTU:
 			l.mtu = routing.Some(a.Uint32())
 		case unix.IFLA_ADDRESS:

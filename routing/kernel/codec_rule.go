@@ -30,11 +30,26 @@ const (
 
 	// ruleFindSource is FIB_RULE_FIND_SADDR.
 	ruleFindSource = 0x10000
+	// ruleIIFDetached and ruleOIFDetached are FIB_RULE_IIF_DETACHED and FIB_RULE_OIF_DETACHED.
+	ruleIIFDetached = 8
+	ruleOIFDetached = 16
 
 	fullDSCP      = 0x3f
 	fullFlowLabel = 0xfffff
 	fullPort      = 0xffff
 )
+
+// detachedFrom lists the names in a rule by which the kernel knows no interface.
+func detachedFrom(b []byte, r *routing.Rule) (names []string) {
+	flags := binary.NativeEndian.Uint32(b[8:])
+	if flags&ruleIIFDetached != 0 {
+		names = append(names, r.IIF)
+	}
+	if flags&ruleOIFDetached != 0 {
+		names = append(names, r.OIF)
+	}
+	return names
+}
 
 // decodeRule reads struct fib_rule_hdr and its attributes.
 func decodeRule(b []byte) (routing.Rule, error) {

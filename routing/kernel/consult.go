@@ -93,15 +93,16 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 	if c, err = r.confront(ctx, known, facts, f); err != nil {
 		return nil, err
 	}
-	if c.Difference != "" && facts.Unruled() {
-		merged := *facts
-		merged.Merged = true
-		other, err := r.confront(ctx, known, &merged, f)
-		if err != nil {
-			return nil, err
-		}
-		if other.Difference == "" {
-			c, facts = other, &merged
+	if c.Difference != "" {
+		for _, other := range facts.Otherwise() {
+			o, err := r.confront(ctx, known, other, f)
+			if err != nil {
+				return nil, err
+			}
+			if o.Difference == "" {
+				c, facts = o, other
+				break
+			}
 		}
 	}
 	if again, is := f.Again(c.Answer); is && c.Asked {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -34,17 +35,25 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	for i := range to {
 		to[i] = to[i].Unmap().WithZone("")
 	}
-	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}}
-	s := newState(routing.Ownership{}, func(string) bool { return false })
-	err := r.loader.nexthops(ctx, s)
+	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}, Before615: before615()}
+	s, err := r.withObjects(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	if out.Interfaces, err = r.interfaces(ctx); err != nil {
 		return nil, nil, err
 	}
-	if out.Rules, err = r.rules(ctx, f); err != nil {
+	var detached []string
+	if out.Rules, detached, err = r.rules(ctx, f); err != nil {
 		return nil, nil, err
+	}
+	for n := range out.Interfaces {
+		i := &out.Interfaces[n]
+		for _, name := range i.AltNames {
+			if slices.Contains(detached, name) {
+				i.Detached = append(i.Detached, name)
+			}
+		}
 	}
 	tables := out.Asked()
 	if len(tables) > manyTables {
@@ -72,25 +81,38 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 // are: a dump of a small table costs more than what is in it.
 const manyTables = 32
 
-// rules reads the rules of a family in the kernel's order.
-func (r *Reader) rules(ctx context.Context, f routing.Family) ([]routing.Rule, error) {
-	var out []routing.Rule
+// before615 is [lookup.Host.Before615] by the version of the running kernel.
+func before615() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var major, minor int
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); n < 2 {
+		return false
+	}
+	return major < 6 || major == 6 && minor < 15
+}
+
+// rules reads the rules of a family in the kernel's order. Detached are the names by which rules know no interface.
+func (r *Reader) rules(ctx context.Context, f routing.Family) (out []routing.Rule, detached []string, err error) {
 	var faults []error
-	err := r.loader.requests.dump(ctx, dump{
+	err = r.loader.requests.dump(ctx, dump{
 		what: "rules", kind: unix.RTM_GETRULE,
 		body:    func(m *nlmsg.Builder) { m.Bytes(byte(f), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) },
-		restart: func() { out, faults = out[:0], faults[:0] },
+		restart: func() { out, detached, faults = out[:0], detached[:0], faults[:0] },
 		each: func(payload []byte) bool {
 			rule, err := decodeRule(payload)
 			if err != nil {
 				faults = append(faults, err)
 			} else if rule.Family == f {
 				out = append(out, rule)
+				detached = append(detached, detachedFrom(payload, &rule)...)
 			}
 			return true
 		},
 	})
-	return out, errors.Join(append(faults, err)...)
+	return out, detached, errors.Join(append(faults, err)...)
 }
 
 // candidates reads the routes of a table, or of all, that contain one of the addresses.
@@ -194,8 +216,11 @@ func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
 				faults = append(faults, err)
 			case !l.bridge:
 				i := lookup.Interface{
-					Index: l.index, Name: l.name, Group: l.group.Value, Up: l.flags&unix.IFF_UP != 0, Table: l.table,
+					Index: l.index, Name: l.name, AltNames: l.others, Group: l.group.Value, Up: l.flags&unix.IFF_UP != 0, Table: l.table,
 					Master: int(l.master.Value), NoCarrier: l.flags&unix.IFF_UP != 0 && l.flags&unix.IFF_LOWER_UP == 0,
+				}
+				if l.stands() {
+					i.Lower = int(l.lower.Value)
 				}
 				i.Config = all.of(payload)
 				out = append(out, i)

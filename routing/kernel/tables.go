@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"multihomed/routing"
+	"multihomed/routing/lookup"
 )
 
 // A Reader reads tables that the mirror does not keep: those of others, and what main
@@ -32,28 +33,45 @@ func (r *Reader) Close() error { return r.loader.requests.close() }
 // and in the kernel's order, a route for each leg. Of a table that has more than most
 // routes it returns none, and names it in partial: a router may hold a million.
 func (r *Reader) Tables(ctx context.Context, f routing.Family, tables []routing.TableID, most int) (routes map[routing.TableID][]routing.Route, partial map[routing.TableID]bool, err error) {
-	s := newState(routing.Ownership{}, func(string) bool { return false })
-	if err := r.loader.nexthops(ctx, s); err != nil {
+	s, err := r.withObjects(ctx)
+	if err != nil {
 		return nil, nil, err
 	}
 	routes, partial = map[routing.TableID][]routing.Route{}, map[routing.TableID]bool{}
 	for _, t := range tables {
-		some, err := r.table(ctx, s, routeQuestion{family: f, table: t}, most)
+		all, isPartial, err := r.table(ctx, s, routeQuestion{family: f, table: t}, most)
 		switch {
-		case errors.Is(err, errBudget):
-			partial[t] = true
-		case absent(err):
 		case err != nil:
 			return nil, nil, err
-		default:
-			routes[t] = some
+		case isPartial:
+			partial[t] = true
+		}
+		for _, c := range all {
+			if !c.Dead {
+				routes[t] = append(routes[t], c.Route)
+			}
 		}
 	}
 	return routes, partial, nil
 }
 
-func (r *Reader) table(ctx context.Context, s *State, question routeQuestion, most int) ([]routing.Route, error) {
-	var out []routing.Route
+// Candidates returns what lookups ask of one table, as [Reader.Facts] does, to all destinations. Of a table that has
+// more than most routes it returns none, and partial.
+func (r *Reader) Candidates(ctx context.Context, f routing.Family, t routing.TableID, most int) (all []lookup.Candidate, partial bool, err error) {
+	s, err := r.withObjects(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	return r.table(ctx, s, routeQuestion{family: f, table: t}, most)
+}
+
+// withObjects is a state that knows the nexthop objects, to which routes refer.
+func (r *Reader) withObjects(ctx context.Context) (*State, error) {
+	s := newState(routing.Ownership{}, func(string) bool { return false })
+	return s, r.loader.nexthops(ctx, s)
+}
+
+func (r *Reader) table(ctx context.Context, s *State, question routeQuestion, most int) (out []lookup.Candidate, partial bool, err error) {
 	q := question.dump()
 	q.restart = func() { out = out[:0] }
 	q.each = func(payload []byte) bool {
@@ -66,12 +84,16 @@ func (r *Reader) table(ctx context.Context, s *State, question routeQuestion, mo
 			return true
 		}
 		for _, l := range a.legs {
-			if !l.dead {
-				out = append(out, l.route)
-			}
+			out = append(out, lookup.Candidate{Route: l.route, Dead: l.dead, Nexthop: a.nexthop})
 		}
 		return len(out) <= most
 	}
-	err := r.loader.requests.dump(ctx, q)
-	return out, err
+	switch err := r.loader.requests.dump(ctx, q); {
+	case errors.Is(err, errBudget):
+		return nil, true, nil
+	case absent(err):
+		return nil, false, nil
+	default:
+		return out, false, err
+	}
 }

@@ -90,7 +90,7 @@ func hops(legs []routing.Route) []hop {
 // verdict must be that of f.Question(). Where the kernel decides by what nobody can simulate, every
 // answer that it may give agrees.
 func (h *Host) Disagree(v Verdict, f Flow, a Answer) string {
-	if v.Otherwise == nil && v.Outcome == Sent && !v.Direct && f.OIF == "" && len(v.Legs) < len(a.Matched) && len(v.Alternatives) == 0 {
+	if v.Otherwise == nil && v.Outcome == Sent && !v.Direct && f.OIF == "" && len(v.Legs) < len(a.Matched) && len(v.Alternatives) == 0 && !v.mayBeTaken(a.Matched[0]) && !v.FellBack(a) {
 		return fmt.Sprintf("the kernel may use %d legs of the route, the simulation %d", len(a.Matched), len(v.Legs))
 	}
 	var whys []string
@@ -105,11 +105,35 @@ func (h *Host) Disagree(v Verdict, f Flow, a Answer) string {
 	return strings.Join(whys, ", or ")
 }
 
+// FellBack reports whether the kernel took one of the fallbacks.
+func (v *Verdict) FellBack(a Answer) bool {
+	return slices.ContainsFunc(v.Fallbacks, func(r routing.Route) bool {
+		if len(a.Matched) == 0 {
+			return refusal(r.Type) != None && a.Missed == refusal(r.Type) && a.Unsent == a.Missed
+		}
+		m := a.Matched[0]
+		return r.Destination == m.Destination && r.Source == m.Source && r.Table == m.Table && r.Metric == m.Metric && r.Type == m.Type &&
+			slices.ContainsFunc(a.Matched, func(l routing.Route) bool { return l.Device == r.Device && l.Gateway == r.Gateway }) &&
+			slices.Contains(hops(a.Matched), hops([]routing.Route{a.Sent})[0])
+	})
+}
+
+// mayBeTaken reports whether the kernel may name a route for that of the verdict, because both lead to one nexthop object, or
+// to groups that have an object in common, and so to one copy ([Verdict.Nexthop]). It may have other legs.
+func (v *Verdict) mayBeTaken(named routing.Route) bool {
+	r := &v.Route
+	isOther := named.Destination != r.Destination || named.Source != r.Source || named.Table != r.Table || named.Metric != r.Metric || named.Type != r.Type
+	return isOther && v.Nexthop != 0 && named.Family == routing.IPv6
+}
+
 func (h *Host) disagreeOne(v *Verdict, f Flow, a Answer) string {
 	switch v.Outcome {
 	case NoRoute, Rejected:
 		return h.disagreeRefused(v, f, a)
 	case Local, Sent:
+	}
+	if v.FellBack(a) {
+		return ""
 	}
 	if v.Direct {
 		// No route matches: what is sent is the kernel's invention.
@@ -173,8 +197,8 @@ func (h *Host) disagreeRoute(v *Verdict, f Flow, a Answer) string {
 	}
 	// The two questions may have different answers where the reachability of routers decides, and
 	// the kernel may name another route by the same object.
-	isNamed := same(v.Route) || slices.ContainsFunc(v.Alternatives, same) || v.Nexthop != 0 && got.Family == routing.IPv6
-	if !isNamed {
+	taken := v.mayBeTaken(got)
+	if !taken && !same(v.Route) && !slices.ContainsFunc(v.Alternatives, same) {
 		return fmt.Sprintf("the kernel takes the route %s, the simulation %s", got, v.Route)
 	}
 	if v.Outcome == Local {
@@ -184,7 +208,7 @@ func (h *Host) disagreeRoute(v *Verdict, f Flow, a Answer) string {
 		return ""
 	}
 	may := hops(append(slices.Clip(v.Legs), v.Alternatives...))
-	if all := hops(a.Matched); len(v.Alternatives) == 0 && !toGroup(f.To) { // To a group it is used without its gateway.
+	if all := hops(a.Matched); len(v.Alternatives) == 0 && !toGroup(f.To) && !taken { // To a group it is used without its gateway.
 		for _, h := range may {
 			if !slices.Contains(all, h) {
 				return fmt.Sprintf("the kernel's route has no leg %s", h)

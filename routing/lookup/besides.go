@@ -8,7 +8,7 @@ import (
 )
 
 // This file is what the kernel does besides asking rules: before them and after them. Of IPv6 it is
-// [Host.Forward] alone.
+// [Host.Forward] alone, and what ask6 refuses.
 
 // An Objection is why the kernel refuses or drops a packet that no rule refused.
 type Objection uint8
@@ -36,6 +36,8 @@ const (
 	LoopbackSource
 	// SourceOfLink: the source is an IPv6 address of one link, and the packet would leave by another.
 	SourceOfLink
+	// LinkOfVRF: a VRF has no link of its own, and so neither link-local addresses nor multicast of IPv6.
+	LinkOfVRF
 )
 
 func (o Objection) String() string {
@@ -44,6 +46,7 @@ func (o Objection) String() string {
 		"an address that no packet may have", "the interface does not forward", "the route is not for forwarded packets",
 		"the source failed the reverse path check", "a packet from a loopback address does not leave the host (route_localnet is off)",
 		"a packet from a link-local address is not forwarded to another interface",
+		"a VRF has no link: link-local addresses and multicast need one of its ports",
 	}[o]
 }
 
@@ -117,6 +120,10 @@ func (w *walk) before() (v Verdict, done bool) {
 	}
 	from, to := w.flow.From, w.flow.To
 	group := to.IsMulticast() || isBroadcast(to)
+	out, known := w.host.named(w.flow.OIF)
+	if w.flow.OIF != "" && !known {
+		return refuse(NoDevice, DeviceMissing) // No socket is bound to it, so nothing asks for the source.
+	}
 	if from.IsValid() && w.host.Checks {
 		holder, isOwn := w.holder(from)
 		switch {
@@ -131,10 +138,7 @@ func (w *walk) before() (v Verdict, done bool) {
 	if w.flow.OIF == "" {
 		return toItself(to)
 	}
-	out, ok := w.host.named(w.flow.OIF)
 	switch {
-	case !ok:
-		return refuse(NoDevice, DeviceMissing)
 	case !out.Up:
 		return refuse(NetUnreachable, DeviceDown)
 	case isBroadcast(to) || isLinkGroup(to) || w.flow.IPProto == protocolIGMP:

@@ -30,6 +30,30 @@ type Facts struct {
 	Tables map[routing.TableID][]Candidate
 	// Merged is [Host.Merged].
 	Merged bool
+	// Before615 is [Host.Before615].
+	Before615 bool
+}
+
+// Otherwise lists what the facts may be instead: nothing tells what the kernel does, but its answers.
+func (f *Facts) Otherwise() []*Facts {
+	var out []*Facts
+	if f.Unruled() {
+		one := *f
+		one.Merged = true
+		out = append(out, &one)
+	}
+	isVRF := func(name string) bool {
+		return name != "" && slices.ContainsFunc(f.Interfaces, func(i Interface) bool { return i.Table != 0 && i.Is(name) })
+	}
+	depends := func(r routing.Rule) bool {
+		return isVRF(r.IIF) || isVRF(r.OIF) || r.Family == routing.IPv6 && r.DSCP == routing.Some(0)
+	}
+	if slices.ContainsFunc(f.Rules, depends) {
+		one := *f
+		one.Before615 = !f.Before615 // The version of the kernel is a hint: distributions take changes into older ones.
+		out = append(out, &one)
+	}
+	return out
 }
 
 // Asked lists the tables that a lookup may ask: those that rules and VRFs name, and local, main and
@@ -53,7 +77,7 @@ func (f *Facts) Asked() []routing.TableID {
 
 // Host returns what lookups ask: the candidates that are not dead.
 func (f *Facts) Host() *Host {
-	h := &Host{Interfaces: f.Interfaces, Rules: f.Rules, Merged: f.Merged, Checks: true, objects: map[*routing.Route]uint32{}}
+	h := &Host{Interfaces: f.Interfaces, Rules: f.Rules, Merged: f.Merged, Before615: f.Before615, Checks: true, objects: map[*routing.Route]uint32{}}
 	tables := make(map[routing.TableID][]routing.Route, len(f.Tables))
 	for id, candidates := range f.Tables {
 		routes, nexthops := make([]routing.Route, 0, len(candidates)), make([]uint32, 0, len(candidates))

@@ -47,3 +47,75 @@ func TestMergedTables(t *testing.T) {
 		}
 	}
 }
+
+// TestOtherNames: a rule and a socket know an interface by any of its names, a rule only by one that it had when the
+// rule was made.
+func TestOtherNames(t *testing.T) {
+	t.Parallel()
+	for _, detached := range []bool{false, true} {
+		h := host([]routing.Rule{
+			rule(v4, 1, 100, func(r *routing.Rule) { r.IIF = "enp2s0" }), rule(v4, 2, 101, func(r *routing.Rule) { r.OIF = "enp2s0" }), rule(v4, 3, 102),
+		}, route(100, "0.0.0.0/0", 3), route(101, "0.0.0.0/0", 2), route(102, "0.0.0.0/0", 3), route(102, "0.0.0.0/0", 2))
+		h.Interfaces[0].AltNames = []string{"enx00", "enp2s0"}
+		if detached {
+			h.Interfaces[0].Detached = []string{"enp2s0"}
+		}
+		for f, want := range map[lookup.Flow]routing.Priority{{IIF: "eth2"}: 1, {IIF: "enx00"}: 1, {OIF: "enp2s0"}: 2, {OIF: "eth2"}: 2, {OIF: "eth3"}: 3, {IIF: "eth3"}: 3} {
+			f.To = addr("203.0.113.1")
+			if detached {
+				want = 3
+			}
+			if v := h.Lookup(f); v.Outcome != lookup.Sent || v.Rule.Priority != want {
+				t.Errorf("detached %v, %+v: %s by rule %d, want %d", detached, f, v.Outcome, v.Rule.Priority, want)
+			}
+		}
+	}
+}
+
+// TestBefore615: what older kernels make of two kinds of rules.
+func TestBefore615(t *testing.T) {
+	t.Parallel()
+	facts := &lookup.Facts{
+		Family: routing.IPv6, Interfaces: host(nil).Interfaces,
+		Rules:  []routing.Rule{rule(v6, 1, 100, func(r *routing.Rule) { r.IIF = "vrf0" }), rule(v6, 2, 101, func(r *routing.Rule) { r.DSCP = routing.Some(0) }), rule(v6, 3, 102)},
+		Tables: map[routing.TableID][]lookup.Candidate{},
+	}
+	for table := routing.TableID(100); table < 103; table++ {
+		facts.Tables[table] = []lookup.Candidate{{Route: route(table, "::/0", 5)}}
+	}
+	for older, want := range map[bool][2]routing.Priority{false: {1, 3}, true: {2, 2}} {
+		f := *facts
+		f.Before615 = older
+		others := f.Otherwise()
+		if len(others) != 1 || others[0].Before615 == older {
+			t.Fatalf("before 6.15 %v: otherwise %+v", older, others)
+		}
+		port, marked := f.Host().Lookup(lookup.Flow{To: addr("2600::1"), IIF: "eth5"}), f.Host().Lookup(lookup.Flow{To: addr("2600::1"), TOS: 0x20})
+		if got := [2]routing.Priority{port.Rule.Priority, marked.Rule.Priority}; got != want {
+			t.Errorf("before 6.15 %v: rules %v, want %v", older, got, want)
+		}
+	}
+	facts.Rules = facts.Rules[2:]
+	if others := facts.Otherwise(); len(others) > 0 {
+		t.Errorf("no rule depends on the version: %+v", others)
+	}
+}
+
+// TestSharedObject: two groups with an object in common share its copy of a route, whatever legs they have.
+func TestSharedObject(t *testing.T) {
+	t.Parallel()
+	leg := func(to string, device int) routing.Route { return route(routing.TableMain, to, device, leg) }
+	facts := &lookup.Facts{
+		Family: routing.IPv6, Interfaces: host(nil).Interfaces, Rules: []routing.Rule{rule(v6, 32766, routing.TableMain)},
+		Tables: map[routing.TableID][]lookup.Candidate{routing.TableMain: {{Route: leg("2600::/16", 2), Nexthop: 35}}},
+	}
+	f := lookup.Flow{To: addr("2600::1")}
+	h := facts.Host()
+	v := h.Lookup(f)
+	for _, other := range []string{"2700::/16", "2600::/16"} {
+		answer := lookup.Answer{Matched: []routing.Route{leg(other, 3), leg(other, 2)}, Sent: leg(other, 2)}
+		if why := h.Disagree(v, f, answer); (why == "") != (other == "2700::/16") {
+			t.Errorf("the kernel names %s: %q", other, why)
+		}
+	}
+}

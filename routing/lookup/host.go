@@ -11,12 +11,20 @@ import (
 type Interface struct {
 	Index int
 	Name  string
-	Group uint32
+	// AltNames are its other names (IFLA_ALT_IFNAME): sockets and rules may know it by any of them.
+	AltNames []string
+	// Detached are those of AltNames that a rule says which was made before the interface had the name. The
+	// rule matches nothing: the kernel looks for the interface once, and afterwards waits for one with that
+	// Name (fib_nl2rule and attach_rules in net/core/fib_rules.c).
+	Detached []string
+	Group    uint32
 	// Up is IFF_UP.
 	Up bool
-	// Master is the index of the VRF that the interface is a port of, zero if
+	// Master is the index of the VRF, bond or bridge that the interface is a port of, zero if
 	// none.
 	Master int
+	// Lower is the index of the interface that a VLAN or MACVLAN stands on, zero for all others.
+	Lower int
 	// Table is what a VRF looks up (IFLA_VRF_TABLE); zero for all others.
 	Table routing.TableID
 
@@ -72,6 +80,11 @@ type Host struct {
 	// (fib_trie_unmerge in net/ipv4/fib_trie.c). The rules must be those that it begins with.
 	Merged bool
 
+	// Before615 says that the kernel is older than Linux 6.15, or does as one: a rule that names a VRF is not for
+	// what its ports take in and send (fib_rule_iif_match in net/core/fib_rules.c), and "dscp 0" of IPv6 selects
+	// nothing (fib6_rule_match in net/ipv6/fib6_rules.c).
+	Before615 bool
+
 	// Checks says that Tables have the local addresses and Interfaces their configuration, so
 	// that lookups of IPv4 include what the kernel checks besides rules: that the source of a packet of
 	// this host is its own, that interfaces forward, and the reverse path of what they take in.
@@ -93,10 +106,23 @@ const loopbackName = "lo"
 const absent = -1
 
 func (h *Host) named(name string) (Interface, bool) {
-	if i := slices.IndexFunc(h.Interfaces, func(i Interface) bool { return i.Name == name }); i >= 0 {
+	if i := slices.IndexFunc(h.Interfaces, func(i Interface) bool { return i.Is(name) }); i >= 0 {
 		return h.Interfaces[i], true
 	}
 	return Interface{Index: loopback, Name: loopbackName, Up: true}, name == loopbackName
+}
+
+// Is reports whether a name is one of the interface's.
+func (i Interface) Is(name string) bool { return i.Name == name || slices.Contains(i.AltNames, name) }
+
+// ruled is the name of the interface that a rule means by a name.
+func (h *Host) ruled(name string) string {
+	for _, i := range h.Interfaces {
+		if slices.Contains(i.AltNames, name) && !slices.Contains(i.Detached, name) {
+			return i.Name
+		}
+	}
+	return name
 }
 
 func (h *Host) numbered(index int) (Interface, bool) {
@@ -220,6 +246,10 @@ type Verdict struct {
 	// what it knows about the reachability of the routers: default routes of IPv4
 	// (fib_select_default), and IPv6 routes with the same metric (find_rr_leaf).
 	Alternatives []routing.Route
+	// Fallbacks are IPv6 routes of the table, or legs of such, that the kernel takes while the router of Route is known
+	// not to answer: of a higher metric, a lower preference or a shorter prefix (find_rr_leaf and fib6_table_lookup in
+	// net/ipv6/route.c). A host that forwards IPv6 has none.
+	Fallbacks []routing.Route
 	// Nexthop is the number of the nexthop object that Route leads to, 0 if there is none or the Host
 	// does not know. IPv6 routes that share an object share its copies of routes, so that the kernel may
 	// name another one of them in its answer, and suppress it by the other's prefix length

@@ -205,6 +205,19 @@ func TestTraps(t *testing.T) {
 			lookup.Sent, 0,
 			[]int{5},
 		},
+		"IPv6: a VRF has no link": {
+			[]routing.Rule{rule(v6, 1, 100)},
+			[]routing.Route{route(100, "fe80::/64", 5)},
+			lookup.Flow{To: addr("fe80::1"), OIF: "vrf0"},
+			lookup.NoRoute, lookup.NetUnreachable, nil,
+		},
+		"IPv6: a port of a VRF has one": {
+			[]routing.Rule{rule(v6, 1, 0, act(routing.ActionUnreachable))},
+			[]routing.Route{route(200, "fe80::/64", 5)},
+			lookup.Flow{To: addr("fe80::1"), OIF: "eth5"},
+			lookup.Sent, 0,
+			[]int{5},
+		},
 		"a socket in a VRF is not bound to the device of routes": {
 			[]routing.Rule{rule(v4, 1, 0, func(r *routing.Rule) { r.L3MDev = true })},
 			[]routing.Route{route(200, "0.0.0.0/0", 5)},
@@ -351,6 +364,8 @@ func TestAssumed(t *testing.T) {
 		{lookup.Flow{To: to4}, false},
 		{lookup.Flow{To: to6, OIF: "eth2"}, false},
 		{lookup.Flow{To: to4, OIF: "eth5"}, false},
+		{lookup.Flow{To: addr("239.1.1.1"), OIF: "eth5"}, true},
+		{lookup.Flow{To: addr("239.1.1.1"), OIF: "vrf0"}, false},
 		{lookup.Flow{To: to4, OIF: "vrf0"}, false},
 		{lookup.Flow{To: to4, OIF: "gone0"}, false},
 		{lookup.Flow{To: to4, OIF: "eth2", IIF: "eth3"}, false},

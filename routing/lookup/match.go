@@ -40,7 +40,7 @@ func (w *walk) mismatch(r *routing.Rule) Selector {
 		return BySource
 	}
 	switch {
-	case r.DSCP.Set && !matchesDSCP(r, f.TOS>>dscpBits):
+	case r.DSCP.Set && !w.matchesDSCP(r):
 		return ByDSCP
 	case !r.DSCP.Set && r.TOS != 0 && r.TOS != w.tos():
 		return ByTOS
@@ -57,9 +57,10 @@ func (w *walk) mismatch(r *routing.Rule) Selector {
 }
 
 // comesBy is fib_rule_iif_match: a rule that names a VRF is for what comes in by
-// the VRF and its ports (6.15 and later).
+// the VRF and its ports ([Host.Before615]).
 func (w *walk) comesBy(name string) bool {
-	if w.hasVRF && name == w.vrf.Name {
+	name = w.host.ruled(name)
+	if w.hasVRF && !w.host.Before615 && name == w.vrf.Name {
 		return !w.byOIF
 	}
 	return name == w.iif || name == routing.LoopbackAlias && w.iif == loopbackName
@@ -67,7 +68,8 @@ func (w *walk) comesBy(name string) bool {
 
 // leavesBy is fib_rule_oif_match.
 func (w *walk) leavesBy(name string) bool {
-	if w.hasVRF && name == w.vrf.Name {
+	name = w.host.ruled(name)
+	if w.hasVRF && !w.host.Before615 && name == w.vrf.Name {
 		return w.byOIF
 	}
 	return name == w.oif
@@ -104,12 +106,15 @@ func (w *walk) tos() uint8 {
 	return w.flow.TOS >> dscpBits << dscpBits
 }
 
-func matchesDSCP(r *routing.Rule, dscp uint8) bool {
+func (w *walk) matchesDSCP(r *routing.Rule) bool {
+	if w.host.Before615 && w.family == routing.IPv6 && r.DSCP.Value == 0 {
+		return true
+	}
 	mask := r.DSCPMask
 	if mask == 0 {
 		mask = fullDSCP
 	}
-	return (r.DSCP.Value^uint32(dscp))&uint32(mask) == 0
+	return (r.DSCP.Value^uint32(w.flow.TOS>>dscpBits))&uint32(mask) == 0
 }
 
 func matchesFlowLabel(r *routing.Rule, label uint32) bool {

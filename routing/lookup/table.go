@@ -17,8 +17,10 @@ type found struct {
 	legs []routing.Route
 	// nexthop is Verdict.Nexthop.
 	nexthop uint32
-	// alternatives are Verdict.Alternatives.
-	alternatives []routing.Route
+	// alternatives are Verdict.Alternatives, fallbacks Verdict.Fallbacks.
+	alternatives, fallbacks []routing.Route
+	// settled says that no other prefix is asked, whatever routers answer.
+	settled bool
 }
 
 // A fib is a table that can be asked without reading the whole of it.
@@ -57,7 +59,7 @@ func newFIB(routes []routing.Route) *fib {
 // With returns a host with other rules, and with these tables besides those that h has.
 // The others are shared and not indexed again: h must have been, and must not change.
 func (h *Host) With(rules []routing.Rule, tables map[routing.Family]map[routing.TableID][]routing.Route) *Host {
-	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, Merged: h.Merged, Checks: h.Checks, objects: h.objects, fibs: map[routing.Family]map[routing.TableID]*fib{}}
+	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, Merged: h.Merged, Before615: h.Before615, Checks: h.Checks, objects: h.objects, fibs: map[routing.Family]map[routing.TableID]*fib{}}
 	for _, f := range routing.Families() {
 		out.fibs[f] = maps.Clone(h.fibs[f])
 		if out.fibs[f] == nil {
@@ -253,7 +255,8 @@ func (w *walk) select6(routes []*routing.Route) found {
 	// (fib6_node_lookup_1), except at the root of the tree. From then on they
 	// count (fib6_backtrack).
 	begun := false
-	for len(routes) > 0 {
+	var out found
+	for len(routes) > 0 && (!out.settled && w.asksRouters() || len(out.legs) == 0) {
 		destination := routes[0].Destination
 		n := 1
 		for n < len(routes) && routes[n].Destination == destination {
@@ -273,12 +276,41 @@ func (w *walk) select6(routes []*routing.Route) found {
 				continue
 			}
 			begun = true
-			if f := w.node(node); len(f.legs) > 0 {
-				return f
+			switch f := w.node(node); {
+			case len(f.legs) == 0:
+			case len(out.legs) == 0:
+				out = f
+			case !out.settled && w.asksRouters():
+				out.settled, out.fallbacks = f.settled, slices.Concat(out.fallbacks, f.legs, f.alternatives, f.fallbacks)
 			}
 		}
 	}
-	return found{}
+	return out
+}
+
+// asksRouters reports whether the host passes over IPv6 routes whose router is known not to answer
+// (RT6_LOOKUP_F_REACHABLE in net/ipv6/route.c): one that forwards does not.
+func (w *walk) asksRouters() bool {
+	return slices.ContainsFunc(w.host.Interfaces, func(i Interface) bool { return !i.Config.Forwards.In(routing.IPv6) })
+}
+
+// fallBack finds what of a node the kernel takes while the router of the best does not answer: the others of the lowest
+// metric, and then all others.
+func (w *walk) fallBack(f *found, lowest, rest []*routing.Route, best *routing.Route) {
+	for _, group := range [][]*routing.Route{lowest, rest} {
+		for _, r := range group {
+			if w.score(r) < 0 {
+				continue
+			}
+			f.settled = f.settled || !r.Gateway.IsValid() && w.host.objects[r] == 0
+			if r != best {
+				f.fallbacks = append(f.fallbacks, *r)
+			}
+		}
+		if f.settled {
+			return
+		}
+	}
 }
 
 // node is rt6_select and find_rr_leaf: the best of the lowest metric, or if
@@ -317,6 +349,7 @@ func (w *walk) node(routes []*routing.Route) found {
 			f.legs = append(f.legs, all[i])
 		}
 	}
+	w.fallBack(&f, routes[:n], routes[n:], best)
 	return f
 }
 

@@ -80,9 +80,7 @@ func (h *Host) newWalk(f Flow) walk {
 	if w.flow.OIF != "" {
 		w.bind()
 	}
-	to := f.To
-	w.strict = w.flow.OIF != "" && (!f.LooseOIF || !f.From.IsValid()) ||
-		to.IsLinkLocalUnicast() || to.IsMulticast() || to.IsLoopback() // rt6_need_strict
+	w.strict = w.flow.OIF != "" && (!f.LooseOIF || !f.From.IsValid()) || w.linkScope()
 	return w
 }
 
@@ -129,7 +127,31 @@ func (w *walk) ask6(note func(Step)) Verdict {
 			return Verdict{Refusal: NoDevice, Objection: DeviceMissing}
 		}
 	}
+	if w.linkScope() && w.byOIF {
+		return w.linkOfPort()
+	}
 	return w.rules(note)
+}
+
+// linkOfPort is vrf_link_scope_lookup (drivers/net/vrf.c): the table of the VRF is asked for the link of a port, and no rule.
+func (w *walk) linkOfPort() Verdict {
+	none := Verdict{Outcome: NoRoute, Refusal: NetUnreachable}
+	if w.out == 0 {
+		none.Objection = LinkOfVRF
+		return none
+	}
+	v, s, _ := w.ask(&routing.Rule{Family: w.family, Action: routing.ActionLookup, Table: w.vrf.Table})
+	if s.Result != Decided {
+		v = none
+	}
+	v.Rule, v.Lacking = routing.Rule{}, w.lacking
+	return v
+}
+
+// linkScope is rt6_need_strict.
+func (w *walk) linkScope() bool {
+	to := w.flow.To
+	return to.IsLinkLocalUnicast() || to.IsMulticast() || to.IsLoopback()
 }
 
 // rules is fib_rules_lookup.
@@ -207,7 +229,7 @@ func (w *walk) target(p routing.Priority) (int, bool) {
 
 // assume marks a verdict without a route where the kernel sends all the same.
 func (w *walk) assume(v *Verdict) {
-	v.Assumed = w.family == routing.IPv4 && w.out > 0 && !w.hasVRF
+	v.Assumed = w.family == routing.IPv4 && w.out > 0 && (!w.hasVRF || w.flow.To.IsMulticast())
 }
 
 // act is fib4_rule_action and fib6_rule_action, and what suppresses their
@@ -253,7 +275,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 		s.Result = Outranked
 		return v, s, false
 	}
-	v = Verdict{Rule: *r, Route: have.first, Alternatives: have.alternatives, Nexthop: have.nexthop}
+	v = Verdict{Rule: *r, Route: have.first, Alternatives: have.alternatives, Fallbacks: have.fallbacks, Nexthop: have.nexthop}
 	switch kind := have.first.Type; {
 	case kind == routing.RouteThrow:
 		s.Result = Thrown

@@ -48,9 +48,12 @@ func Host(ctx context.Context, flow lookup.Flow, whole bool) (*explain.Snapshot,
 	if err != nil {
 		return nil, err
 	}
+	consulted := []netip.Addr{flow.To, flow.From}
 	if !c.Asked && !flow.From.IsValid() {
 		// The kernel does not say which address the socket gets: any may be looked up.
-		if c, err = reader.Consult(ctx, flow, some(addresses)...); err != nil {
+		also := some(addresses)
+		consulted = append(consulted, also...)
+		if c, err = reader.Consult(ctx, flow, also...); err != nil {
 			return nil, err
 		}
 	}
@@ -69,7 +72,7 @@ func Host(ctx context.Context, flow lookup.Flow, whole bool) (*explain.Snapshot,
 		s.Partial[t] = true
 	}
 	if whole {
-		return s, wholeTables(ctx, reader, s)
+		return s, wholeTables(ctx, reader, s, consulted)
 	}
 	return s, nil
 }
@@ -106,30 +109,29 @@ func NameUsers(f *explain.Facts) {
 	}
 }
 
-// wholeTables reads tables that are small whole. What is dead in them is known of the destination alone.
-func wholeTables(ctx context.Context, reader *kernel.Reader, s *explain.Snapshot) error {
+// wholeTables adds the routes to other destinations of tables that are small. What leads to the addresses that were
+// consulted stays as it was when the kernel answered.
+func wholeTables(ctx context.Context, reader *kernel.Reader, s *explain.Snapshot, consulted []netip.Addr) error {
 	f := &s.Facts
 	left := mostOfAll
 	for _, t := range f.Asked() {
-		some, partial, err := reader.Tables(ctx, f.Family, []routing.TableID{t}, min(mostOfTable, left))
+		all, partial, err := reader.Candidates(ctx, f.Family, t, min(mostOfTable, left))
 		if err != nil {
 			return err
 		}
-		if partial[t] {
+		if partial {
 			continue
 		}
 		delete(s.Partial, t)
-		all := make([]lookup.Candidate, 0, len(some[t]))
-		for _, r := range some[t] {
-			all = append(all, lookup.Candidate{Route: r})
-		}
-		left -= len(all)
+		isConsulted := func(c lookup.Candidate) bool { return slices.ContainsFunc(consulted, c.Route.Destination.Contains) }
+		known := make([]lookup.Candidate, 0, len(all))
 		for _, c := range f.Tables[t] {
-			if c.Dead {
-				all = append(all, c)
+			if isConsulted(c) {
+				known = append(known, c)
 			}
 		}
-		f.Tables[t] = all
+		f.Tables[t] = append(known, slices.DeleteFunc(all, isConsulted)...)
+		left -= len(f.Tables[t])
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"multihomed/internal/nlmsg"
@@ -119,6 +120,9 @@ func TestTraps(t *testing.T) {
 	t.Run("18 addresses of no host", trapOddAddresses)
 	t.Run("19 a blackhole object and a device", trapBlackholeObject)
 	t.Run("20 IPv6 that is not forwarded", trapNotForwarded)
+	t.Run("21 another name of an interface", trapOtherName)
+	t.Run("22 rules before 6.15", trapBefore615)
+	t.Run("23 a router of IPv6 that does not answer", trapDeadRouter)
 }
 
 func trapUDP(t *testing.T) {
@@ -377,6 +381,89 @@ func trapSharedObject(t *testing.T) {
 	s.objectRoute(t, "2700::/16", object)
 	for _, to := range []string{"2600::1", "2700::1", "2600::2"} {
 		s.agree(t, lookup.Flow{To: netip.MustParseAddr(to)})
+	}
+}
+
+func trapOtherName(t *testing.T) {
+	s := newStage(t)
+	s.route(t, routing.TableMain, "0.0.0.0/0", "", "d0", routing.RouteUnicast)
+	s.route(t, trapTable, "0.0.0.0/0", "", "d2", routing.RouteUnicast)
+	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: s.index["d2"]}}
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, IIF: "later", Table: trapTable})
+	for _, name := range []string{"enp2s0", "later"} {
+		must(t, netlink.LinkAddAltName(link, name))
+	}
+	from := netip.MustParseAddr("203.0.113.9")
+	s.agree(t, lookup.Flow{To: internet4, From: from, IIF: "d2"}) // The rule is older than the name.
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, IIF: "enp2s0", Table: trapTable})
+	s.rule(t, routing.Rule{Family: routing.IPv4, Priority: trapPriority, OIF: "enp2s0", Table: trapTable})
+	for _, f := range []lookup.Flow{{To: internet4, From: from, IIF: "d2"}, {To: internet4, From: from, IIF: "enp2s0"}, {To: internet4, OIF: "d2"}, {To: internet4, OIF: "later"}} {
+		host := s.agree(t, f)
+		for i := range host.Interfaces {
+			host.Interfaces[i].AltNames = nil
+		}
+		s.wrong(t, host, f, host.Lookup(f.Question()))
+	}
+}
+
+// trapBefore615: where the kernel has no VRFs, the first rule is for an interface that does not exist.
+func trapBefore615(t *testing.T) {
+	s := newStage(t)
+	for _, f := range routing.Families() {
+		everything := f.Any().String()
+		s.route(t, routing.TableMain, everything, "", "d0", routing.RouteUnicast)
+		s.route(t, trapTable, everything, "", "d1", routing.RouteUnicast)
+		s.rule(t, routing.Rule{Family: f, Priority: trapPriority, IIF: "vrf0", Table: trapTable})
+		s.rule(t, routing.Rule{Family: f, Priority: trapPriority, OIF: "vrf0", Table: trapTable})
+		if s.known.dscp {
+			s.rule(t, routing.Rule{Family: f, Priority: trapPriority + 1, DSCP: routing.Some(0), Table: trapTable})
+		}
+	}
+	linkLocal := netip.MustParseAddr("fe80::1")
+	for _, to := range []netip.Addr{internet4, internet6} {
+		from := netip.MustParseAddr("203.0.113.9")
+		if to.Is6() {
+			from = netip.MustParseAddr("2800::9")
+		}
+		for _, f := range []lookup.Flow{{From: from, IIF: "d4"}, {From: from, IIF: "vrf0"}, {OIF: "d4"}, {OIF: "vrf0"}, {To: linkLocal, OIF: "vrf0"}, {To: linkLocal, OIF: "d4"}, {To: netip.MustParseAddr("ff02::1"), OIF: "d4"}, {TOS: 0x20}, {From: from, IIF: "d2", TOS: 0x20}} {
+			switch {
+			case !f.To.IsValid():
+				f.To = to
+			case to.Is4():
+				continue
+			}
+			facts, err := s.reader.Facts(t.Context(), routing.FamilyOf(to), f.To, from)
+			must(t, err)
+			answer, err := s.reader.Ask(t.Context(), facts.Interfaces, f)
+			must(t, err)
+			host := facts.Host() // Without the second try of Consult.
+			if why := host.Disagree(host.Lookup(f.Question()), f.Question(), answer); why != "" {
+				t.Errorf("%+v: %s", f, why)
+			}
+		}
+	}
+}
+
+func trapDeadRouter(t *testing.T) {
+	s := newStage(t)
+	sysctl(t, "ipv6/conf/all/forwarding", 0)
+	dead := gatewayOf(routing.IPv6, 1)
+	route := func(to string, device int, metric uint32) {
+		must(t, addRoute(routing.Route{
+			Family: routing.IPv6, Table: routing.TableMain, Destination: netip.MustParsePrefix(to), Type: routing.RouteUnicast, Metric: metric,
+			Device: s.index[fmt.Sprintf("d%d", device)], Gateway: gatewayOf(routing.IPv6, device), OnLink: true,
+		}))
+	}
+	route("2600::/16", 1, 10)
+	route("::/0", 1, 10)
+	route("::/0", 2, 20)
+	must(t, netlink.NeighSet(&netlink.Neigh{LinkIndex: s.index["d1"], IP: dead.AsSlice(), State: netlink.NUD_FAILED}))
+	for _, to := range []string{"2600::1", "2700::1"} {
+		f := lookup.Flow{To: netip.MustParseAddr(to)}
+		host := s.agree(t, f)
+		v := host.Lookup(f.Question())
+		v.Fallbacks = nil
+		s.wrong(t, host, f, v)
 	}
 }
 
