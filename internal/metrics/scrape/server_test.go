@@ -75,11 +75,10 @@ func TestOldestGivesWay(t *testing.T) {
 
 // TestCrowd has 100 connections of others in the way of one client, who always gets its answer. Whoever is thrown out
 // comes again at once.
-func TestCrowd(t *testing.T) {
+func TestCrowd(t *testing.T) { //nolint:tparallel // one crowd at a time is enough for the processors
 	t.Parallel()
 	// More than the kernel keeps for one who does not read.
 	text := strings.Repeat("multihomed_up 1\n", 1<<15)
-	long := func(context.Context, metrics.Format) ([]byte, error) { return []byte(text), nil }
 	const nothing, brief = "reads nothing", "goes at once"
 	hold := func(_ context.Context, c net.Conn) { _, _ = io.Copy(io.Discard, c) }
 	for name, talk := range map[string]func(context.Context, net.Conn){
@@ -96,7 +95,7 @@ func TestCrowd(t *testing.T) {
 		nothing: func(ctx context.Context, c net.Conn) { _, _ = io.WriteString(c, question); <-ctx.Done() },
 	} {
 		t.Run(name, func(t *testing.T) {
-			address := served(t, long)
+			address := served(t, func(context.Context, metrics.Format) ([]byte, error) { return []byte(text), nil })
 			ctx, stop := context.WithCancel(t.Context())
 			var crowd sync.WaitGroup
 			defer crowd.Wait()
@@ -183,11 +182,13 @@ func TestOneAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan string)
 		made := 0
-		slow := func(context.Context, metrics.Format) ([]byte, error) { made++; return []byte(<-gate), nil }
 		h := newHall()
 		var server sync.WaitGroup
 		server.Go(func() {
-			s := scrape.Server{Document: slow, Fault: func(error) {}, Idle: time.Minute}
+			s := scrape.Server{Fault: func(error) {}, Idle: time.Minute, Document: func(context.Context, metrics.Format) ([]byte, error) {
+				made++
+				return []byte(<-gate), nil
+			}}
 			if err := s.Serve(t.Context(), h); err != nil {
 				t.Error(err)
 			}
