@@ -7,7 +7,10 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"multihomed/internal/english"
 	"multihomed/internal/metrics"
@@ -165,12 +168,43 @@ func (r *room) enter(conn net.Conn) *guest {
 	return g
 }
 
+// mayGo reports whether a guest may give way. Its place is kept while what it asked is here and was not read yet: then
+// this process is slow, and not the guest.
+func (g *guest) mayGo() bool {
+	switch g.stage {
+	case leaving:
+		return true
+	case asking:
+		return time.Since(g.since) >= askGrace && !g.hasUnread()
+	case taking:
+		return time.Since(g.since) >= takeGrace
+	default:
+		return false
+	}
+}
+
+func (g *guest) hasUnread() (has bool) {
+	c, is := g.Conn.(syscall.Conn)
+	if !is {
+		return false
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	// Control waits for nobody; Read would wait for the reader.
+	err = raw.Control(func(fd uintptr) {
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		has = err == nil && n > 0
+	})
+	return has && err == nil
+}
+
 // evict closes the connection of the oldest guest who may give way.
 func (r *room) evict() bool {
 	var victim *guest
 	for _, g := range r.guests {
-		may := g.stage == leaving || g.stage == asking && time.Since(g.since) >= askGrace || g.stage == taking && time.Since(g.since) >= takeGrace
-		if may && (victim == nil || g.stage < victim.stage) {
+		if (victim == nil || g.stage < victim.stage) && g.mayGo() {
 			victim = g
 		}
 	}
