@@ -152,7 +152,7 @@ install: ## install everything but the user into $(DESTDIR) and $(PREFIX) (after
 	$(DATA) packaging/systemd/multihomed.socket $D$(unitdir)/multihomed.socket
 	$(DATA) packaging/systemd/multihomed-prober.socket $D$(unitdir)/multihomed-prober.socket
 	$(DATA) packaging/systemd/multihomed-binder.socket $D$(unitdir)/multihomed-binder.socket
-	$(FILL) packaging/systemd/multihomed-metrics@.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed-metrics@.service
+	$(FILL) packaging/systemd/multihomed-metrics.service.in | $(DATA) /dev/stdin $D$(unitdir)/multihomed-metrics.service
 	$(DATA) packaging/systemd/multihomed-metrics.socket $D$(unitdir)/multihomed-metrics.socket
 	$(DATA) packaging/prometheus/multihomed.rules.yml $D$(datadir)/multihomed/prometheus/multihomed.rules.yml
 	$(DATA) packaging/grafana/multihomed.json $D$(datadir)/multihomed/grafana/multihomed.json
@@ -197,7 +197,7 @@ uninstall: ## remove what make install installed, and the routing; configuration
 		$D$(unitdir)/multihomed.service $D$(unitdir)/multihomed-failed.service $D$(unitdir)/multihomed.socket \
 		$D$(unitdir)/multihomed-prober.service $D$(unitdir)/multihomed-prober.socket \
 		$D$(unitdir)/multihomed-binder.service $D$(unitdir)/multihomed-binder.socket \
-		$D$(unitdir)/multihomed-metrics@.service $D$(unitdir)/multihomed-metrics.socket \
+		$D$(unitdir)/multihomed-metrics.service $D$(unitdir)/multihomed-metrics.socket \
 		$D$(LIB)/systemd/catalog/multihomed.catalog $D$(LIB)/sysusers.d/multihomed.conf $D$(LIB)/tmpfiles.d/multihomed.conf $D$(DBUS)/multihomed.conf $D$(POLKIT)/org.multihomed1.policy \
 		$D$(APPARMOR)/usr.sbin.multihomed $D$(METAINFO)/org.multihomed.multihomed.metainfo.xml $D$(IPROUTE2)/rt_protos.d/multihomed.conf $D$(IPROUTE2)/rt_tables.d/multihomed.conf \
 		$D$(datadir)/bash-completion/completions/multihomectl $D$(zshdir)/_multihomectl \

@@ -230,4 +230,16 @@ func (s *system) changes() {
 	if rules := s.run("ip", "-N", "rule"); strings.Contains(rules, "proto 150") {
 		s.t.Errorf("switched off, there are rules:\n%s", rules)
 	}
+	// A check says what a run would do, and does nothing.
+	for _, c := range []struct {
+		v       variables
+		changed string
+	}{{variables{"multihomed_off": true}, "0"}, {variables{"multihomed_off": false}, "1"}} {
+		if out, changed, err := s.play(c.v, "--check"); err != nil || changed != c.changed {
+			s.t.Errorf("a check: %v, changed %q and not %s:\n%s", err, changed, c.changed, out)
+		}
+	}
+	if out, _ := s.Run(s.t.Context(), "multihomectl", "status"); !strings.Contains(out, "multihomectl on") {
+		s.t.Errorf("after a check it is not off:\n%s", out)
+	}
 }

@@ -18,6 +18,20 @@ print <$s>;`
 
 const scraperPath = "/var/tmp/scraper"
 
+// crowd connects until 400 connections are open that ask nothing, and comes again whenever one is thrown out.
+const crowd = `use strict; use IO::Socket::INET; use IO::Select;
+my $all = IO::Select->new;
+sub come {
+  my $s = IO::Socket::INET->new(PeerAddr => "127.0.0.1:28008") or return;
+  print $s "GET /metrics"; $s->flush; $all->add($s);
+}
+$SIG{PIPE} = "IGNORE"; $| = 1;
+come for 1 .. 400;
+print "crowded\n";
+while (1) { for my $s ($all->can_read) { $all->remove($s); close $s; come; } }`
+
+const crowdPath = "/var/tmp/crowd"
+
 // scrape asks as a user without rights.
 func (s *system) scrape(where string, fields ...string) (string, error) {
 	return s.Run(s.t.Context(), append([]string{"runuser", "-u", "nobody", "--", "perl", scraperPath, where}, fields...)...)
@@ -57,28 +71,35 @@ func (s *system) metrics() {
 	}
 	s.run("systemctl", "enable", "--now", socket)
 	s.scraped(port, "\nmultihomed_up 1\n", "\nmultihomed_ready 1\n", fmt.Sprintf("\nmultihomed_links{role=\"uplink\"} %d\n", len(s.isps)), "\nmultihomed_passes_total ")
-	s.run("systemd-analyze", "security", "--no-pager", "--threshold=12", "multihomed-metrics@x.service")
+	s.run("systemd-analyze", "security", "--no-pager", "--threshold=12", "multihomed-metrics.service")
 
 	// Scrapes fill no journal; who asks nothing is told of.
 	s.run("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/"+port+"; exec 3>&-")
 	s.eventually(func() error {
-		out, err := s.Run(s.t.Context(), "journalctl", "--no-pager", "-o", "cat", "-u", "multihomed-metrics@*")
+		out, err := s.Run(s.t.Context(), "journalctl", "--no-pager", "-o", "cat", "-u", "multihomed-metrics.service")
 		if err != nil {
 			return err // There is no such unit in the journal yet.
 		}
 		if !strings.Contains(out, "multihomectl: reading a request: EOF") {
 			return errors.New("the journal lacks the client that asked nothing:\n" + out)
 		}
-		if strings.Contains(out, "for one client") || strings.Contains(out, "Deactivated") {
+		if strings.Contains(out, "Metrics of multihomed") || strings.Contains(out, "Deactivated") {
 			return errors.New("the journal has every scrape:\n" + out)
 		}
 		return nil
 	})
 
-	// Twelve clients that say nothing, of which eight have a process: others wait no longer than these may.
-	s.run("bash", "-c", "for n in {3..14}; do eval \"exec $n<>/dev/tcp/127.0.0.1/"+port+"\"; done; "+
-		"test $(systemctl list-units --no-legend 'multihomed-metrics@*' | wc -l) -le 8")
-	s.scraped(port, "\nmultihomed_up 1\n")
+	// A user who holds more connections than have a place keeps nobody out.
+	s.must(s.WriteFile(crowdPath, []byte(crowd), 0o644))
+	others, err := s.Start("runuser", "-u", "nobody", "--", "perl", crowdPath)
+	s.must(err)
+	s.must(others.WaitOutput(s.t.Context(), "crowded"))
+	for range 5 {
+		if out, err := s.scrape(port); err != nil || !strings.Contains(out, "\nmultihomed_up 1\n") {
+			s.t.Errorf("in a crowd: %v\n%s", err, out)
+		}
+	}
+	s.must(others.Kill())
 
 	s.run("systemctl", "stop", "multihomed.service")
 	s.scraped(port, "\nmultihomed_up 0\n", fmt.Sprintf("\nmultihomed_links{role=\"uplink\"} %d\n", len(s.isps)), "\nmultihomed_table_range_size ")
@@ -90,8 +111,8 @@ func (s *system) metrics() {
 	s.run("sh", "-ec", "rm -r "+dropIn+"; systemctl daemon-reload; systemctl restart "+socket+"; rm -f /run/multihomed-metrics.sock")
 	s.scraped(port, "\nmultihomed_up 1\n")
 	s.eventually(func() error {
-		if out := s.run("systemctl", "list-units", "--all", "--no-legend", "multihomed-metrics@*"); out != "" {
-			return errors.New("left of clients:\n" + out)
+		if out, _ := s.Run(s.t.Context(), "systemctl", "is-active", "multihomed-metrics.service"); strings.TrimSpace(out) != "inactive" {
+			return errors.New("without clients the process is " + out)
 		}
 		return nil
 	})

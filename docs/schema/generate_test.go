@@ -357,7 +357,7 @@ func comments(s *source, t reflect.Type) (docs, jsonNames map[string]string) {
 
 var (
 	seeAlso = regexp.MustCompile(`,? see \[[^]]+\]| \((?:package [a-z]+|\[[^]]+\])\)`)
-	linked  = regexp.MustCompile(`\[([A-Za-z][A-Za-z.]*)\]`)
+	linked  = regexp.MustCompile(`\[+([A-Za-z][A-Za-z.]*)\]+`)
 	lines   = regexp.MustCompile(`\s+`)
 )
 
@@ -365,6 +365,9 @@ var (
 func words(doc string, jsonNames map[string]string, s *source) string {
 	doc = seeAlso.ReplaceAllString(lines.ReplaceAllString(strings.TrimSpace(doc), " "), "")
 	doc = linked.ReplaceAllStringFunc(doc, func(link string) string {
+		if strings.HasPrefix(link, "[[") {
+			return link // A table of the configuration.
+		}
 		name := strings.Trim(link, "[]")
 		for _, group := range s.groups {
 			for _, n := range group {
@@ -388,7 +391,7 @@ func (g *generator) root(t reflect.Type, command, description string) (*node, er
 	g.defs = map[string]*node{}
 	n := &node{
 		Schema: "https://json-schema.org/draft/2020-12/schema", ID: "https://multihomed.org/schema/1/" + command + ".schema.json",
-		Title: "multihomectl " + command + " --json", Description: description, Type: "object", AdditionalProperties: true,
+		Title: "multihomectl " + strings.ReplaceAll(command, "-", " ") + " --json", Description: description, Type: "object", AdditionalProperties: true,
 	}
 	if err := g.fields(n, t); err != nil {
 		return nil, err

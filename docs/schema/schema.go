@@ -12,8 +12,10 @@ import (
 //go:embed *.schema.json
 var files embed.FS
 
-// Names are the commands whose output has a schema, sorted.
-func Names() []string { return []string{"doctor", "explain", "plan", "status", "watch"} }
+// Names are the commands whose output has a schema, sorted. Words of a command are joined by hyphens.
+func Names() []string {
+	return []string{"bind-list", "doctor", "explain", "lease", "lease-list", "plan", "status", "watch"}
+}
 
 // ErrNone says that a command has no schema.
 var ErrNone = errors.New("the output of this command has no schema")

@@ -30,11 +30,14 @@ var documents = map[string]struct {
 	of          reflect.Type
 	description string
 }{
-	"status":  {reflect.TypeFor[status.Status](), `What multihomed does on a host, and what is wrong. Lists are never null. Names of interfaces and profiles may hold any bytes, and are escaped: bytes that are no printable UTF-8 are \xNN, and a backslash is \\.` + added},
-	"explain": {reflect.TypeFor[explain.Document](), `How a host routes a packet, and why. Lists are never null. Names are escaped as in the status.` + added},
-	"doctor":  {reflect.TypeFor[doctor.Report](), `What disturbs the links of a host. Lists are never null. Names are escaped as in the status.` + added},
-	"plan":    {reflect.TypeFor[preview.Document](), `What multihomed would change now. Lists are never null. Names are escaped as in the status.` + added},
-	"watch":   {reflect.TypeFor[watch.Event](), `One change on a host: each line of the output is such an object. Names are escaped as in the status.` + added},
+	"status":     {reflect.TypeFor[status.Status](), `What multihomed does on a host, and what is wrong. Lists are never null. Names of interfaces and profiles may hold any bytes, and are escaped: bytes that are no printable UTF-8 are \xNN, and a backslash is \\.` + added},
+	"explain":    {reflect.TypeFor[explain.Document](), `How a host routes a packet, and why. Lists are never null. Names are escaped as in the status.` + added},
+	"doctor":     {reflect.TypeFor[doctor.Report](), `What disturbs the links of a host. Lists are never null. Names are escaped as in the status.` + added},
+	"plan":       {reflect.TypeFor[preview.Document](), `What multihomed would change now. Lists are never null. Names are escaped as in the status.` + added},
+	"bind-list":  {reflect.TypeFor[status.Bindings](), `What is bound to links, and whether it is in force. Lists are never null. Names are escaped as in the status.` + added},
+	"lease":      {reflect.TypeFor[status.GrantedLease](), `A lease of a routing table: with --hold each line of the output is such an object. Names are escaped as in the status.` + added},
+	"lease-list": {reflect.TypeFor[status.ClientLeases](), `Routing tables that clients lease. Lists are never null. Names are escaped as in the status.` + added},
+	"watch":      {reflect.TypeFor[watch.Event](), `One change on a host: each line of the output is such an object. Names are escaped as in the status.` + added},
 }
 
 // newGenerator knows the closed sets of values whose Go type is string.

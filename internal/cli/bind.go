@@ -196,7 +196,7 @@ func (a *app) bindList() *cobra.Command {
 				if rows == nil {
 					rows = []status.Binding{}
 				}
-				data, err := json.MarshalIndent(rows, "", "  ")
+				data, err := json.MarshalIndent(status.Bindings{Schema: status.Schema, Bindings: rows}, "", "  ")
 				if err == nil {
 					_, err = fmt.Fprintf(a.Out, "%s\n", data)
 				}
@@ -214,7 +214,7 @@ func (a *app) bindList() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 

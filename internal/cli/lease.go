@@ -242,23 +242,9 @@ func (a *app) noLease(err error) error {
 	return &exitError{exitProblem, err}
 }
 
-// A leaseAnswer is a lease in JSON.
-type leaseAnswer struct {
-	// Schema is 1.
-	Schema    int             `json:"schema"`
-	Table     routing.TableID `json:"table"`
-	Interface string          `json:"interface"`
-	Address   string          `json:"address,omitempty"`
-	ID        string          `json:"id,omitempty"`
-	Tag       string          `json:"tag,omitempty"`
-	Routed    bool            `json:"routed"`
-	Lifetime  int64           `json:"lifetime_s,omitempty"`
-	Expires   *time.Time      `json:"expires,omitempty"`
-}
-
 func (a *app) printLease(f leaseFlags, l client.Lease) error {
 	if f.json {
-		answer := leaseAnswer{Schema: status.Schema, Table: l.Table, Interface: escape.Name(f.name), Address: f.address, ID: escape.Name(f.id), Tag: escape.Name(f.tag), Routed: l.Routed}
+		answer := status.GrantedLease{Schema: status.Schema, Table: l.Table, Interface: escape.Name(f.name), Address: f.address, ID: escape.Name(f.id), Tag: escape.Name(f.tag), Routed: l.Routed}
 		if !l.Expires.IsZero() {
 			expires := l.Expires.Round(time.Second)
 			answer.Lifetime, answer.Expires = int64(whole(l.Lifetime)/time.Second), &expires

@@ -28,24 +28,6 @@ import (
 	"multihomed/routing"
 )
 
-// A listedLease is a lease of a client in the list.
-type listedLease struct {
-	Interface string `json:"interface"`
-	Address   string `json:"address,omitempty"`
-	ID        string `json:"id,omitempty"`
-	// Table is 0 while the daemon has none for the address.
-	Table  routing.TableID `json:"table"`
-	Routed bool            `json:"routed"`
-	UID    uint32          `json:"uid"`
-	User   string          `json:"user,omitempty"`
-	Tag    string          `json:"tag,omitempty"`
-	// Live is false once the lease has ended; it keeps its number for the next time.
-	Live bool `json:"live"`
-	// ExpiresIn is in seconds; only for live leases that must be renewed.
-	ExpiresIn int64      `json:"expires_in_s,omitempty"`
-	Released  *time.Time `json:"released,omitempty"`
-}
-
 const leaseListHelp = `List the leases of clients, by interface and address. Those of links are in
 "multihomectl status". It works without the daemon; without root only as far as this
 user may read the leases.
@@ -67,7 +49,7 @@ func (a *app) leaseList() *cobra.Command {
 				return &exitError{exitUsage, err}
 			}
 			if !all {
-				list = slices.DeleteFunc(list, func(l listedLease) bool { return !l.Live })
+				list = slices.DeleteFunc(list, func(l status.ClientLease) bool { return !l.Live })
 			}
 			if asJSON {
 				for i := range list {
@@ -76,7 +58,7 @@ func (a *app) leaseList() *cobra.Command {
 				}
 				encoder := json.NewEncoder(a.Out)
 				encoder.SetIndent("", "  ")
-				return encoder.Encode(listedLeases{Schema: status.Schema, Leases: list})
+				return encoder.Encode(status.ClientLeases{Schema: status.Schema, Leases: list})
 			}
 			return renderLeases(a.Out, list)
 		},
@@ -86,15 +68,8 @@ func (a *app) leaseList() *cobra.Command {
 	return cmd
 }
 
-// listedLeases are what `lease list --json` prints.
-type listedLeases struct {
-	// Schema is 1.
-	Schema int           `json:"schema"`
-	Leases []listedLease `json:"leases"`
-}
-
-func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, error) {
-	list := []listedLease{} // An empty array in JSON, not null.
+func readClientLeases(ctx context.Context, cfg config.Config) ([]status.ClientLease, error) {
+	list := []status.ClientLease{} // An empty array in JSON, not null.
 	leases, err := allocator.OpenReadOnly(ctx, allocator.Options{Path: filepath.Join(cfg.StateDir, allocator.DefaultName), Range: cfg.Tables, Boot: bootOfDaemon(cfg)})
 	switch {
 	case errors.Is(err, allocator.ErrMissing):
@@ -119,7 +94,7 @@ func readClientLeases(ctx context.Context, cfg config.Config) ([]listedLease, er
 			list = append(list, routedLease(l, v))
 		}
 	}
-	slices.SortFunc(list, func(x, y listedLease) int {
+	slices.SortFunc(list, func(x, y status.ClientLease) int {
 		return cmp.Or(strings.Compare(x.Interface, y.Interface), strings.Compare(x.Address, y.Address), strings.Compare(x.ID, y.ID))
 	})
 	return list, nil
@@ -140,8 +115,8 @@ func bootOfDaemon(cfg config.Config) string {
 	return strings.TrimSpace(string(id))
 }
 
-func plainLease(l allocator.ClientLease) listedLease {
-	out := listedLease{
+func plainLease(l allocator.ClientLease) status.ClientLease {
+	out := status.ClientLease{
 		Interface: l.Key.Interface, Table: l.Table, UID: l.Owner, User: userName(l.Owner), Tag: l.Tag, Live: l.Live,
 	}
 	if l.Key.Family == 0 {
@@ -157,8 +132,8 @@ func plainLease(l allocator.ClientLease) listedLease {
 	return out
 }
 
-func routedLease(l routedlease.Link, v *view.View) listedLease {
-	out := listedLease{
+func routedLease(l routedlease.Link, v *view.View) status.ClientLease {
+	out := status.ClientLease{
 		Interface: l.Interface, Address: l.Address.String(), Routed: true, Live: true,
 		UID: l.Owner, User: userName(l.Owner), Tag: l.Tag,
 	}
@@ -185,7 +160,7 @@ func userName(uid uint32) string {
 	return u.Username
 }
 
-func renderLeases(out io.Writer, list []listedLease) error {
+func renderLeases(out io.Writer, list []status.ClientLease) error {
 	if len(list) == 0 {
 		_, err := fmt.Fprintln(out, "no client has a lease; the tables of links are in multihomectl status")
 		return err

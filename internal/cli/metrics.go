@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"multihomed/internal/activation"
 	"multihomed/internal/escape"
 	"multihomed/internal/metrics"
 	"multihomed/internal/metrics/scrape"
@@ -24,8 +25,8 @@ It changes nothing, and works without root.
 The formats are openmetrics, which Prometheus reads, and prometheus, the older text format,
 which the textfile collector of node_exporter reads.
 
-With --serve it answers one HTTP request on the connection that is its standard input, for
-multihomed-metrics.socket: GET and HEAD of /metrics, in the format that the client accepts.
+With --serve it answers HTTP on the socket of multihomed-metrics.socket: GET and HEAD of
+/metrics, in the format that the client accepts. It ends when nobody has asked for 10 seconds.
 
 The exit status is 0 also if the daemon does not answer, and 2 if the command line is
 wrong or the host cannot be read; then it prints nothing.`
@@ -68,7 +69,7 @@ func (a *app) metrics() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "openmetrics", "`format`: openmetrics or prometheus")
-	cmd.Flags().BoolVar(&serve, "serve", false, "answer one HTTP request on the standard input, a connection")
+	cmd.Flags().BoolVar(&serve, "serve", false, "answer HTTP on the sockets that systemd passes")
 	complete(cmd, map[string]cobra.CompletionFunc{"format": words(metricFormats...)})
 	return cmd
 }
@@ -87,19 +88,34 @@ func (a *app) measure(ctx context.Context, f metrics.Format) ([]byte, error) {
 	return metrics.Encode(metrics.Of(&s), f), nil
 }
 
-// serveMetrics answers one request on the standard input.
+// metricsIdle is how long the server waits for the next client. Prometheus comes every 15 seconds, or seldom: in
+// between nothing runs.
+const metricsIdle = 10 * time.Second
+
+// serveMetrics answers requests on the sockets that systemd passes.
 func (a *app) serveMetrics(ctx context.Context) error {
-	file, is := a.In.(*os.File)
-	err := errors.New("it is no file")
-	var conn net.Conn
-	if is {
-		conn, err = net.FileConn(file)
+	var listeners []net.Listener
+	var errs []error
+	for _, f := range activation.Files() {
+		l, err := net.FileListener(f)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s is no listening socket: %w", f.Name(), err))
+		} else {
+			listeners = append(listeners, l)
+		}
+		errs = append(errs, f.Close())
 	}
-	if err != nil {
-		return &exitError{exitUsage, fmt.Errorf("--serve needs a connection as its standard input: %w; to fix: systemctl enable --now multihomed-metrics.socket", err)}
+	if len(listeners) == 0 {
+		errs = append(errs, errors.New("--serve needs a socket of systemd; to fix: systemctl enable --now multihomed-metrics.socket"))
 	}
-	if err := scrape.Serve(ctx, conn, a.measure); err != nil {
+	if err := errors.Join(errs...); err != nil {
+		return &exitError{exitUsage, err}
+	}
+	s := scrape.Server{Document: a.measure, Idle: metricsIdle, Fault: func(err error) {
 		fmt.Fprintf(a.Err, "multihomectl: %s\n", escape.Text(err.Error()))
+	}}
+	if err := s.Serve(ctx, listeners...); err != nil {
+		return &exitError{exitUsage, err}
 	}
-	return nil // A client that goes away is no failure of a unit.
+	return nil
 }

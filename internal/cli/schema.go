@@ -25,6 +25,7 @@ func (a *app) schema() *cobra.Command {
 		Short: "print the JSON schema of a command's output",
 		Long:  schemaHelp,
 		Example: `  multihomectl schema status
+  multihomectl schema bind list
   multihomectl schema explain >explain.schema.json`,
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
@@ -36,12 +37,16 @@ func (a *app) schema() *cobra.Command {
 			if len(args) == 0 {
 				return usageError(cmd, "%s needs a command: %s", cmd.CommandPath(), strings.Join(names, ", "))
 			}
-			return atMostOne(cmd, args)
+			if len(args) > 2 {
+				return usageError(cmd, "%s takes one command; got %d arguments", cmd.CommandPath(), len(args))
+			}
+			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			text, err := schema.Of(args[0])
+			name := strings.Join(args, "-")
+			text, err := schema.Of(name)
 			if errors.Is(err, schema.ErrNone) {
-				return usageError(cmd, "there is no schema of %q%s; there are those of %s", escape.Text(args[0]), suggest.Question(args[0], names), strings.Join(names, ", "))
+				return usageError(cmd, "there is no schema of %q%s; there are those of %s", escape.Text(name), suggest.Question(name, names), strings.Join(names, ", "))
 			}
 			if err != nil {
 				return &exitError{exitProblem, err}

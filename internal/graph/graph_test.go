@@ -346,6 +346,17 @@ func TestManyLinks(t *testing.T) {
 			t.Errorf("the picture is %.0f high", l.Bottom)
 		}
 	}
+	f := world(30)
+	main := f.Tables[routing.IPv6][254]
+	for n := range 32 {
+		for _, to := range []string{"fe80::/64", fmt.Sprintf("2001:db8:7%02d::/48", n)} {
+			main = append(main, routing.Route{Family: routing.IPv6, Table: 254, Destination: prefix(to), Device: n, Type: routing.RouteUnicast})
+		}
+	}
+	f.Tables[routing.IPv6][254] = main
+	if picture := string(graph.SVG(f, graph.Options{})); !strings.Contains(picture, ">networks<") || strings.Contains(picture, "link-local netwo…") {
+		t.Error("what main holds is cut")
+	}
 	each := graph.Layouts(world(30), graph.Options{All: true})
 	if n := len(each[0].Columns[0]); n != 127 {
 		t.Errorf("with each rule there are %d boxes", n)

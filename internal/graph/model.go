@@ -568,7 +568,10 @@ func (b *builder) table(t routing.TableID) *node {
 				text += ", " + rest
 			}
 		}
-		n.lines = []line{{cut(head, tableWidth), heading}, {cut(orEmpty(text), tableWidth), plain}}
+		n.lines = []line{{cut(head, tableWidth), heading}}
+		for _, l := range wrap(orEmpty(text), tableWidth, 2) {
+			n.add(plain, l)
+		}
 	default:
 		n.lines = []line{{cut(head, tableWidth), heading}}
 		const mostDefaults, mostNetworks = 3, 3

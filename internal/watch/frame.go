@@ -166,7 +166,14 @@ func (d *drawing) head() {
 		ways = "not known" // Nobody looked.
 	}
 	if d.height > 3 {
-		d.line(cell{"default route: ", plain}, cell{ways, bold})
+		const label = "default route: "
+		switch lines := fold(escape.Text(label+ways), d.width); {
+		case len(lines) == 1 || d.height <= 8:
+			d.line(cell{label, plain}, cell{ways, bold})
+		default: // The name of the uplink is at the end.
+			d.line(cell{lines[0], plain})
+			d.line(cell{strings.Join(lines[1:], " "), bold})
+		}
 	}
 	if text, colour := troubles(s); text != "" && d.height > 8 {
 		d.line(cell{text, colour})

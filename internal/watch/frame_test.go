@@ -138,6 +138,25 @@ func TestFrame(t *testing.T) {
 	}
 }
 
+// TestNarrow: a narrow screen has the name of the default's interface.
+func TestNarrow(t *testing.T) {
+	t.Parallel()
+	const name = "enp0s31f6u1u2i4"
+	m := model()
+	for _, family := range []string{"ipv4", "ipv6"} {
+		m.Document.Unbound[family] = status.Unbound{Interface: name}
+	}
+	for _, width := range []int{36, 40} {
+		lines := watch.Frame(m, width, 15)
+		if !strings.HasPrefix(lines[1], "default route: IPv4") || !strings.HasSuffix(lines[2], name) {
+			t.Errorf("with %d columns it begins\n%s", width, strings.Join(lines[:4], "\n"))
+		}
+	}
+	if lines := watch.Frame(m, 48, 15); !strings.HasSuffix(lines[1], name) {
+		t.Errorf("with 48 columns the second line is %q", lines[1])
+	}
+}
+
 var sgr = regexp.MustCompile("\x1b\\[[0-9;]*m")
 
 // TestFrameFits: whatever the size, the screen is filled and not overrun.

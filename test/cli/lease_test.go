@@ -10,6 +10,7 @@ import (
 
 	"multihomed/test/lab"
 	"multihomed/test/lab/labtest"
+	"multihomed/test/schematest"
 )
 
 // A listed lease is one of `lease list --json`.
@@ -30,6 +31,7 @@ func (h *host) leases(args ...string) []listed {
 	if err := json.Unmarshal([]byte(r.out), &all); err != nil || r.status != 0 || all.Schema != 1 || all.Leases == nil {
 		h.t.Fatalf("lease list: %v, %s", err, r)
 	}
+	h.must(schematest.Check("lease-list", []byte(r.out)))
 	return all.Leases
 }
 
@@ -81,9 +83,12 @@ func TestLease(t *testing.T) {
 	if six.status != 0 || !strings.HasPrefix(six.out, `{"schema":1,"table":100`) || !strings.Contains(six.out, `"routed":true}`) {
 		t.Errorf("lease in IPv6: %s", six)
 	}
+	h.must(schematest.Check("lease", []byte(six.out)))
 	if s := h.status(); !s.OK {
 		t.Errorf("status: %+v", s.Problems)
 	}
+	short := h.ctl("lease", "-i", "ppp8", "--id", "modem 8", "--json")
+	h.must(schematest.Check("lease", []byte(short.out)))
 	plain := h.ctl("lease", "-i", "ppp8", "-a", "192.0.2.8", "--no-routing")
 	id := h.ctl("lease", "-i", "ppp8", "--id", "modem 8")
 	if plain.status+id.status != 0 || plain.err != "kept for 1h0m0s unless it is renewed\n" || table(plain) == table(id) || table(plain) == table(routed) {

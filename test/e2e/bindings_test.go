@@ -327,6 +327,9 @@ func TestBind(t *testing.T) {
 	p.answeredBy("isp0", "after a boot", user(1701))
 	bind("user=1704 is no longer bound to wan1\n", "remove", "user=1704")
 	p.answeredBy("isp0", "removed", user(1704))
+	text, err := p.ctl("bind", "list", "--json")
+	p.must(err)
+	p.must(schematest.Check("bind-list", []byte(text)))
 	out, err := p.ctl("bind", "list")
 	p.must(err)
 	for _, want := range []string{"user=1500 by wan1: in the configuration\n", "user=1700 by wan0\n", "user=1703 by provider two (wan1)\n", "mark=0x20 by wan1: not strict\n"} {

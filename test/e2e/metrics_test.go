@@ -42,7 +42,7 @@ func newScraped(t *testing.T) *scraped {
 	s.must(err)
 	// What multihomed-metrics.socket and its service do, by systemd's own tool.
 	_, err = s.Start(lab.ProcessConfig{
-		Path: "systemd-socket-activate", Args: []string{"--accept", "--inetd", "--listen=" + metricsAddress, program, "--config", s.path, "metrics", "--serve"},
+		Path: "systemd-socket-activate", Args: []string{"--listen=" + metricsAddress, program, "--config", s.path, "metrics", "--serve"},
 		Env: []string{"GORACE=atexit_sleep_ms=0"},
 	})
 	s.must(err)

@@ -1,5 +1,5 @@
-// Package scrape answers one HTTP request for metrics on a connection that somebody else accepted,
-// such as systemd. It is no web server: it knows one path, and keeps no connection.
+// Package scrape answers HTTP requests for metrics on sockets that somebody else opened, such as
+// systemd. It is no web server: it knows one path, and keeps no connection.
 package scrape
 
 import (
@@ -32,10 +32,12 @@ const (
 	leftover, leftTime = 64 << 10, time.Second
 )
 
-// Serve reads one request from a connection, answers it, and closes the connection. Document
-// returns the metrics in a format; its error is the client's to read. What goes wrong with the connection
-// is an error, also that no request came.
-func Serve(ctx context.Context, conn net.Conn, document func(context.Context, metrics.Format) ([]byte, error)) error {
+// errGaveWay says that another client got the place of this one.
+var errGaveWay = errors.New("a client that did not ask gave way to another one")
+
+// serve reads one request from a client, answers it, and closes the connection. Document's error is
+// the client's to read. What goes wrong with the connection is an error, also that no request came.
+func serve(ctx context.Context, conn *guest, document Document) error {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -43,6 +45,9 @@ func Serve(ctx context.Context, conn net.Conn, document func(context.Context, me
 		return fmt.Errorf("bounding the wait for a request: %w", err)
 	}
 	q, err := read(conn)
+	if !conn.to(waiting) {
+		return errGaveWay
+	}
 	refuse := func(r *refusal) error {
 		a := r.answer()
 		a.isHead = q.isHead
@@ -231,7 +236,7 @@ type answer struct {
 }
 
 // finish sends the answer, and lets the client read it.
-func finish(conn net.Conn, a answer) error {
+func finish(conn *guest, a answer) error {
 	head := "HTTP/1.1 " + a.status + "\r\nContent-Type: " + a.kind + "\r\nContent-Length: " + strconv.Itoa(len(a.body)) +
 		"\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n" + a.more + "Connection: close\r\n\r\n"
 	if a.isHead {
@@ -244,7 +249,8 @@ func finish(conn net.Conn, a answer) error {
 	if _, err := parts.WriteTo(conn); err != nil {
 		return fmt.Errorf("answering: %w", err)
 	}
-	drain(conn)
+	conn.to(leaving)
+	drain(conn.Conn)
 	return nil
 }
 

@@ -34,7 +34,7 @@ func exchange(t *testing.T, request string, produce func(context.Context, metric
 	go func() {
 		conn, err := l.Accept()
 		if err == nil {
-			err = scrape.Serve(t.Context(), conn, produce)
+			err = scrape.ServeOne(t.Context(), conn, produce)
 		}
 		served <- err
 	}()
@@ -195,7 +195,7 @@ func TestSlowClients(t *testing.T) {
 				near, far := net.Pipe()
 				began := time.Now()
 				go talk(far)
-				err := scrape.Serve(t.Context(), near, document)
+				err := scrape.ServeOne(t.Context(), near, document)
 				if err == nil {
 					t.Error("it was served")
 				}
@@ -219,6 +219,6 @@ func FuzzServe(f *testing.F) {
 			_ = far.Close()
 		}()
 		// Any answer or none, in bounded time.
-		_ = scrape.Serve(t.Context(), near, document)
+		_ = scrape.ServeOne(t.Context(), near, document)
 	})
 }
