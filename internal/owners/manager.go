@@ -52,7 +52,7 @@ func Of(p nm.Policy, d nm.Device) reconcile.Claim {
 		c.Standing = reconcile.Link
 		c.Pending = d.State < gnm.NmDeviceStateActivated
 	case nm.Draining:
-		c.Standing = reconcile.Draining
+		c.Standing, c.Settling = reconcile.Draining, d.Settling
 	case nm.NotLink:
 		c.Standing = reconcile.NoLink
 	}

@@ -21,6 +21,9 @@ const largest = 256 << 20
 // ErrNobody says that no daemon answers on the socket.
 var ErrNobody = errors.New("nobody serves the status")
 
+// ErrUnanswered says that the daemon took the question and did not answer, for one because it ended.
+var ErrUnanswered = errors.New("asking multihomed: it has no answer")
+
 // Ask asks the daemon of a runtime directory. Without one it fails with ErrNobody; with
 // one that hangs, when ctx is done. For whole see [status.Decode].
 func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error) {
@@ -71,7 +74,7 @@ func Fetch(ctx context.Context, runtime string) (Reply, error) {
 		return nil, fmt.Errorf("asking multihomed: %w", err)
 	}
 	if data.Len() == 0 {
-		return nil, errors.New("asking multihomed: it has no answer")
+		return nil, ErrUnanswered
 	}
 	return data.Bytes(), nil
 }
