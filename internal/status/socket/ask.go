@@ -70,11 +70,12 @@ func Fetch(ctx context.Context, runtime string) (Reply, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	data := bytes.NewBuffer(make([]byte, 0, usual))
-	if _, err := data.ReadFrom(io.LimitReader(conn, largest)); err != nil {
-		return nil, fmt.Errorf("asking multihomed: %w", err)
-	}
-	if data.Len() == 0 {
+	_, err = data.ReadFrom(io.LimitReader(conn, largest))
+	switch {
+	case err == nil && data.Len() == 0, errors.Is(err, unix.ECONNRESET): // It ended before it took the question.
 		return nil, ErrUnanswered
+	case err != nil:
+		return nil, fmt.Errorf("asking multihomed: %w", err)
 	}
 	return data.Bytes(), nil
 }
