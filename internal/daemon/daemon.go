@@ -259,7 +259,8 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	s.fault(config.FaultCode, faultOf(loaded))
 	// passed is given after the first pass, known when the links are known or the wait for
 	// them has ended.
-	passed, known, leasing := newLatch(), newLatch(), newLatch()
+	// alone is given when there is no NetworkManager to wait for.
+	passed, known, leasing, alone := newLatch(), newLatch(), newLatch(), newLatch()
 	var noManager atomic.Bool
 	var p *parts
 	var held *holder
@@ -273,6 +274,9 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			changed.Give()
 			held.afterPass()
 			noManager.Store(p.owners.NoManager())
+			if p.owners.NoManager() {
+				alone.give()
+			}
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put,
@@ -333,7 +337,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 				p.acknowledge(m)
 			})
 		}},
-		{name: "status", run: func(ctx context.Context) error { return tellers.run(ctx, known) }},
+		{name: "status", run: func(ctx context.Context) error { return tellers.run(ctx, known, alone) }},
 		{name: "reload", run: always(func(ctx context.Context) {
 			switch {
 			case reloading == nil:

@@ -77,14 +77,21 @@ type telling struct {
 }
 
 func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Signal) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: maps.Clone(s.since), known: newLatch(), until: time.Now().Add(knownTime)}
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: maps.Clone(s.since), known: newLatch(), until: time.Now().Add(startTime)}
+	if s.written != nil {
+		t.until = time.Now().Add(knownTime)
+	}
 	t.producer = socket.NewProducer(t.make)
 	return t
 }
 
-// knownTime bounds the wait for the links. NetworkManager's are known after some milliseconds, if it
-// runs. Who asks waits for an answer twice as long and more (askingTime of package cli).
-const knownTime = 500 * time.Millisecond
+// startTime bounds the wait for the links after a start, knownTime where those are known that the parts
+// before had. NetworkManager says them after some milliseconds; if it does not run, nobody waits. Who
+// asks multihomectl waits as long as the first, and twice as long as the second.
+const (
+	startTime = 2 * time.Second
+	knownTime = 500 * time.Millisecond
+)
 
 // awaitLinks waits until the links are known: nobody shall be told that there are none, or that they
 // have gone, because the daemon starts, or reads its configuration again.
@@ -94,17 +101,22 @@ func (t *teller) awaitLinks(ctx context.Context) {
 	t.known.await(ctx)
 }
 
-// run serves and checks until ctx is done. The latch is given when the loop knows the links.
-func (t *teller) run(ctx context.Context, known *latch) error {
+// run serves and checks until ctx is done. One of the latches is given when the loop knows the links, or
+// that there is no NetworkManager to say them.
+func (t *teller) run(ctx context.Context, known, alone *latch) error {
 	defer t.close()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return t.producer.Run(ctx) })
 	t.service.desk.serve(ctx, t.producer)
 	tasks.Go(func() error {
-		if known.await(ctx) {
-			t.parts.settleUplinks(ctx)
-			t.known.give()
+		select {
+		case <-known.given:
+		case <-alone.given:
+		case <-ctx.Done():
+			return nil
 		}
+		t.parts.settleUplinks(ctx)
+		t.known.give()
 		return nil
 	})
 	tasks.Go(func() error {

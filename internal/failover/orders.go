@@ -125,7 +125,7 @@ func (c *Controller) State() State {
 			l.Unsent, l.Unwatched, since = w.unsent.Error(), "its probes cannot be sent", 0
 		}
 		if l.Unwatched != "" && !l.State.IsDead() {
-			if l.State != health.Unprobed && since > 0 {
+			if since > 0 {
 				l.Since = clock.At(since)
 			}
 			l.State, l.Why, l.Evidence = health.Unprobed, l.Unwatched, health.Evidence{Kind: health.ByLackOfTargets}
