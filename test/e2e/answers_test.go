@@ -307,7 +307,14 @@ func TestAnswersKeepConnections(t *testing.T) {
 				answeredBy(c, "isp0")
 			}
 			p.strays(kind + " while the preference moved")
-			// A reapplied link waits for its router once more.
+			// A reapplied link waits for its router once more, and may not have begun to.
+			p.eventually(func() error {
+				out, err := p.IP(t.Context(), "-6", "route", "show", "default", "dev", "wan1")
+				if err == nil && !strings.Contains(out, "metric 200") {
+					err = fmt.Errorf("wan1 has %q", out)
+				}
+				return err
+			})
 			p.marks(lab.IPv6, 2)
 			p.eventually(func() error {
 				a, err := p.container.Call(t.Context(), lab.From{}, "tcp", lab.InternetAddr6)
