@@ -687,6 +687,7 @@ func (s *session) publishStatus(ctx context.Context) {
 	now.Read = s.loaded && s.loadProblem == nil && len(s.initial) == 0 && len(s.unread) == 0
 	switch {
 	case !s.ownerKnown:
+		now.Absent = was.Absent // What was found last, until the bus has answered.
 		now.Reason = "asking the bus for NetworkManager"
 	case s.owner == "":
 		now.Absent = true

@@ -33,6 +33,9 @@ type Options struct {
 	// Lost is called when the connection to the bus has ended, though nobody here ended it; nil
 	// for nobody.
 	Lost func()
+	// Before is a Watcher of the same NetworkManager, whose Run has returned; nil for none. What it
+	// knew is what NetworkManager said last, as after a connection to the bus that was lost.
+	Before *Watcher
 }
 
 // A Watcher follows NetworkManager. Create it with [New], start [Watcher.Run].
@@ -51,7 +54,7 @@ type Watcher struct {
 	rechecks     map[string]struct{}
 }
 
-// New returns a Watcher that knows nothing yet.
+// New returns a Watcher that knows nothing yet, or what the one before it knew.
 func New(opts Options) *Watcher {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -62,7 +65,7 @@ func New(opts Options) *Watcher {
 	if opts.Grace <= 0 {
 		opts.Grace = 10 * time.Second
 	}
-	return &Watcher{
+	w := &Watcher{
 		opts:         opts,
 		log:          opts.Logger,
 		changed:      make(chan struct{}, 1),
@@ -73,6 +76,29 @@ func New(opts Options) *Watcher {
 		gone:         map[string]struct{}{},
 		rechecks:     map[string]struct{}{},
 	}
+	if before := opts.Before; before != nil {
+		w.opts.Before = nil
+		w.inherit(before)
+	}
+	return w
+}
+
+// inherit takes what another Watcher knew: all of it is to be asked again.
+func (w *Watcher) inherit(before *Watcher) {
+	known := before.Snapshot()
+	w.status.Version = known.Version
+	if known.Absent {
+		w.status.Absent, w.status.Reason = true, known.Reason
+	}
+	w.devices, w.statusNew = known.Devices, true
+	for name, d := range known.Devices {
+		w.changedNames[name] = struct{}{}
+		if d.Gone {
+			w.gone[name] = struct{}{}
+		}
+	}
+	w.ungone()
+	trigger(w.changed)
 }
 
 // Changed returns a channel that holds a value when [Watcher.TakeChanges] returns something

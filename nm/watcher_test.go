@@ -443,6 +443,31 @@ func exitAndStart(t *testing.T, seen bool) {
 	}
 }
 
+// TestBefore: who follows NetworkManager after another Watcher begins with what that one knew, whether
+// NetworkManager runs or not, and forgets what went meanwhile.
+func TestBefore(t *testing.T) {
+	bus, fake := start(t)
+	fake.AddEthernet(2, "eth1")
+	first := watch(t, nm.Options{Address: bus.Address})
+	known := first.awaitComplete(t)
+	inherits := func(before *nm.Watcher, absent bool) *watcher {
+		t.Helper()
+		c := nm.New(nm.Options{Before: before}).TakeChanges()
+		if d := c.Devices["eth0"]; len(c.Devices) != len(known.Devices) || !d.ProfileKnown || d.Settling || c.Status.Complete || !c.StatusChanged || c.Status.Absent != absent {
+			t.Errorf("it begins with %+v", c)
+		}
+		return watch(t, nm.Options{Address: bus.Address, Grace: time.Millisecond, Before: before})
+	}
+	fake.Remove(nmtest.DevicePath(2))
+	next := inherits(first.Watcher, false)
+	next.await(t, "eth1 is gone", func(s nm.Snapshot) bool { return s.Complete && s.Devices["eth1"].Gone && !s.Devices["eth0"].Gone })
+	fake.Disown()
+	next.await(t, "the exit", func(s nm.Snapshot) bool { return s.Absent })
+	inherits(next.Watcher, true).await(t, "NetworkManager was asked", func(s nm.Snapshot) bool {
+		return s.Absent && s.Reason == "NetworkManager is not running" && s.Devices["eth0"].ProfileKnown
+	})
+}
+
 // A NetworkManager that is replaced without a pause.
 func TestReplaced(t *testing.T) {
 	bus, _ := start(t)

@@ -194,14 +194,24 @@ func (a *app) readStatus(ctx context.Context, loaded config.Loaded, only []strin
 
 // askDaemon waits while the daemon starts, and while it has not checked all links.
 func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, error) {
-	waiting, cancel := context.WithTimeoutCause(ctx, answerTime, errors.New("multihomed does not answer"))
+	return persist(ctx, cfg, answerTime, func(ctx context.Context) (answer *Status, more bool, err error) {
+		answer, err = askOnce(ctx, cfg, whole)
+		return answer, err == nil && answer.Unchecked > 0, err
+	})
+}
+
+// persist asks again while there is more to come, and while a daemon runs and nobody answers: it
+// starts, or ends. It takes so much time.
+func persist(ctx context.Context, cfg config.Config, patience time.Duration, ask func(context.Context) (answer *Status, more bool, err error)) (*Status, error) {
+	waiting, cancel := context.WithTimeoutCause(ctx, patience, errors.New("multihomed does not answer"))
 	defer cancel()
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		answer, err := askOnce(waiting, cfg, whole)
+		answer, more, err := ask(waiting)
+		away := errors.Is(err, socket.ErrNobody) || errors.Is(err, socket.ErrUnanswered)
 		switch {
-		case err == nil && answer.Unchecked == 0, err != nil && !errors.Is(err, socket.ErrNobody):
+		case err == nil && !more, err != nil && !away:
 			return answer, err
 		case err != nil && !offline.DaemonRuns(cfg):
 			return nil, err

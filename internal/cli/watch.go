@@ -115,9 +115,10 @@ func (a *app) asker(loaded config.Loaded) func(context.Context, follow.Question)
 	isRead := false
 	return func(ctx context.Context, q follow.Question) (*status.Status, error) {
 		cfg := loaded.Config
-		waiting, cancel := context.WithTimeout(ctx, askingTime)
-		defer cancel()
-		answer, err := socket.Ask(waiting, cfg.RuntimeDir, q.Whole)
+		answer, err := persist(ctx, cfg, askingTime, func(ctx context.Context) (answer *Status, more bool, err error) {
+			answer, err = socket.Ask(ctx, cfg.RuntimeDir, q.Whole)
+			return answer, false, err
+		})
 		if err == nil {
 			isRead = false
 			return answer, nil

@@ -30,6 +30,7 @@ import (
 	"multihomed/internal/recollection"
 	"multihomed/internal/standin"
 	"multihomed/internal/status/view"
+	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/routing/reconcile"
 )
@@ -104,6 +105,8 @@ func Run(ctx context.Context, o Options) error {
 		_, err := s.events.Close()
 		return err
 	})
+	s.desk = newDesk()
+	defer s.desk.close()
 	s.openBus()
 	var serving sync.WaitGroup
 	defer serving.Wait()
@@ -165,10 +168,14 @@ type service struct {
 	// nil until the directory was removed once.
 	files func() error
 	// written is what the log says already, from the previous configuration; uplinks is who
-	// watched the uplinks under it; counts is what was counted under all of them.
+	// watched the uplinks under it, manager who followed NetworkManager; counts is what was counted
+	// under all of them.
 	written *written
 	uplinks *failover.Controller
+	manager *nm.Watcher
 	counts  counts
+	// since is when problems that are there were first found.
+	since map[about]time.Time
 
 	mu sync.Mutex
 	// report is the last one of the loop; faults are those of other parts.
@@ -181,6 +188,8 @@ type service struct {
 	// logged are the problems in the log.
 	logged problems
 
+	// desk answers on the socket of the status.
+	desk *desk
 	// bus answers on D-Bus; stale is given when it has something to tell, wrote are changes of the
 	// kernel that it tells.
 	bus   *server.Server
@@ -253,7 +262,8 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	s.fault(config.FaultCode, faultOf(loaded))
 	// passed is given after the first pass, known when the links are known or the wait for
 	// them has ended.
-	passed, known, leasing := newLatch(), newLatch(), newLatch()
+	// alone is given when there is no NetworkManager to wait for.
+	passed, known, leasing, alone := newLatch(), newLatch(), newLatch(), newLatch()
 	var noManager atomic.Bool
 	var p *parts
 	var held *holder
@@ -267,6 +277,9 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			changed.Give()
 			held.afterPass()
 			noManager.Store(p.owners.NoManager())
+			if p.owners.NoManager() {
+				alone.give()
+			}
 		},
 		Alive: s.notify.Alive, Beat: s.notify.Beat(),
 		Report: reports.Put,
@@ -278,7 +291,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			s.wrote.add(ops)
 			s.stale.Give()
 		},
-	}, extras{judged: s.stale.Give, fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, watches: true, uplinks: s.uplinks, counts: &s.counts})
+	}, extras{judged: s.stale.Give, fault: s.fault, problems: s.answered, unbound: s.notBound, names: names, memory: s.memory, written: s.written, manager: s.manager, watches: true, uplinks: s.uplinks, counts: &s.counts})
 	// A normal stop before the first pass is no fault of the configuration: it becomes the
 	// last good one, so that a restart does not bring back an older one.
 	keepUnpassed := func() { passed.do(func() { s.fault(lastGoodFault, loaded.Keep(time.Now())) }) }
@@ -292,7 +305,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 	defer p.close()
 	tellers := newTeller(s, cfg, p, outdated, changed)
 	// Without the socket the routing goes on, and multihomectl reads the host by itself.
-	s.fault(statusFault, tellers.listen())
+	s.fault(statusFault, s.desk.listen(cfg.RuntimeDir, s.Logger))
 	p.cgroups = newBoundCgroups(cfg, p, s.notAttached)
 	held = newHolder(s, cfg, p)
 	s.fault(runFault, held.listen())
@@ -327,7 +340,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 				p.acknowledge(m)
 			})
 		}},
-		{name: "status", run: func(ctx context.Context) error { return tellers.run(ctx, known) }},
+		{name: "status", run: func(ctx context.Context) error { return tellers.run(ctx, known, alone) }},
 		{name: "reload", run: always(func(ctx context.Context) {
 			switch {
 			case reloading == nil:
@@ -351,7 +364,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 			}
 		})},
 		{name: "runtime directory", run: func(ctx context.Context) (err error) {
-			if lost, err = s.guard(ctx, cfg, p, tellers, held); lost || err != nil {
+			if lost, err = s.guard(ctx, cfg, p, held); lost || err != nil {
 				cancel()
 			}
 			return err
@@ -367,7 +380,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return nil, err
 	}
 	keepUnpassed()
-	s.written, s.uplinks = p.written(), p.uplinks
+	s.written, s.uplinks, s.manager, s.since = p.written(), p.uplinks, p.watcher, tellers.dates()
 	if ctx.Err() != nil && next == nil {
 		p.emptyFailover(ctx)
 	}

@@ -37,12 +37,12 @@ const (
 // it. Then guard makes the directory and the lock again, writes the files, and returns true:
 // the caller must assemble the parts again, which makes the sockets. It fails if it may not
 // make the directory; RuntimeDirectory= of the unit does that at the restart.
-func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, t *teller, h *holder) (lost bool, err error) {
+func (s *service) guard(ctx context.Context, cfg config.Config, p *parts, h *holder) (lost bool, err error) {
 	changed := watchDirectory(ctx, cfg.RuntimeDir, unix.IN_DELETE|unix.IN_MOVED_FROM|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF)
 	ticker := time.NewTicker(lookForUs)
 	defer ticker.Stop()
 	path := filepath.Join(cfg.RuntimeDir, lockfile.Name)
-	for s.lock.Stands(path) && s.events.Stands() && h.stands() && (t.server == nil || t.server.Stands()) {
+	for s.lock.Stands(path) && s.events.Stands() && h.stands() && s.desk.stands() {
 		select {
 		case <-ctx.Done():
 			return false, nil

@@ -91,6 +91,9 @@ type extras struct {
 	memory reconcile.Memory
 	// written is what the log says already, nil if nothing.
 	written *written
+	// manager is who followed NetworkManager before, nil for nobody: what it said is not asked again
+	// before links are planned.
+	manager *nm.Watcher
 	// watches says that the uplinks are watched; uplinks is who watched them before.
 	watches bool
 	uplinks *failover.Controller
@@ -154,7 +157,7 @@ func (p *parts) open(ctx context.Context, cfg config.Config, hooks reconcile.Hoo
 	if p.writer, err = p.mirror.OpenWriter(); err != nil {
 		return err
 	}
-	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "" || more.watches, Passed: note.Passed(cfg.RuntimeDir), Lost: func() { counted.busLosses.Add(1) }})
+	p.watcher = nm.New(nm.Options{Logger: log, DNS: cfg.DNS.ServersFile != "" || more.watches, Passed: note.Passed(cfg.RuntimeDir), Lost: func() { counted.busLosses.Add(1) }, Before: more.manager})
 	var unread owners.Unread
 	p.owners, unread = owners.Open(cfg, p.watcher, p.mirror)
 	for _, err := range unread.Leases {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"os"
 	"reflect"
@@ -41,12 +42,11 @@ type teller struct {
 	service  *service
 	cfg      config.Config
 	parts    *parts
-	server   *socket.Server
 	producer *socket.Producer
 	// outdated wakes the checks, worked the task that gives memory back.
 	outdated, worked news.Signal
 	// known is given when these parts know the links and the uplinks; until is how long to wait for
-	// that, zero if no parts were there before.
+	// that.
 	known *latch
 	until time.Time
 
@@ -77,7 +77,7 @@ type telling struct {
 }
 
 func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Signal) *teller {
-	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: map[about]time.Time{}, known: newLatch()}
+	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: maps.Clone(s.since), known: newLatch(), until: time.Now().Add(startTime)}
 	if s.written != nil {
 		t.until = time.Now().Add(knownTime)
 	}
@@ -85,48 +85,52 @@ func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Si
 	return t
 }
 
-// knownTime bounds how long what is told stays that of the parts before. NetworkManager's links are
-// known after some milliseconds, if it runs.
-const knownTime = 2 * time.Second
+// startTime bounds the wait for the links after a start, knownTime where those are known that the parts
+// before had. NetworkManager says them after some milliseconds; if it does not run, nobody waits. Who
+// asks multihomectl waits as long as the first, and twice as long as the second.
+const (
+	startTime = 2 * time.Second
+	knownTime = 500 * time.Millisecond
+)
 
-// awaitLinks waits until the links are known, if parts were there before: nobody shall be told that
-// all links have gone, because the configuration is read again. It returns at once where nobody
-// was told anything yet.
+// awaitLinks waits until the links are known: nobody shall be told that there are none, or that they
+// have gone, because the daemon starts, or reads its configuration again.
 func (t *teller) awaitLinks(ctx context.Context) {
-	if t.until.IsZero() {
-		return
-	}
 	ctx, cancel := context.WithDeadline(ctx, t.until)
 	defer cancel()
 	t.known.await(ctx)
 }
 
-// listen makes the socket. Without it the checks go on.
-func (t *teller) listen() (err error) {
-	t.server, err = socket.Listen(t.cfg.RuntimeDir, t.service.Logger, t.producer.Document)
-	return err
-}
-
-// run serves and checks until ctx is done. The latch is given when the loop knows the links.
-func (t *teller) run(ctx context.Context, known *latch) error {
+// run serves and checks until ctx is done. One of the latches is given when the loop knows the links, or
+// that there is no NetworkManager to say them.
+func (t *teller) run(ctx context.Context, known, alone *latch) error {
 	defer t.close()
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return t.producer.Run(ctx) })
+	t.service.desk.serve(ctx, t.producer)
 	tasks.Go(func() error {
-		if known.await(ctx) {
-			t.parts.settleUplinks(ctx)
-			t.known.give()
+		select {
+		case <-known.given:
+		case <-alone.given:
+		case <-ctx.Done():
+			return nil
 		}
+		t.parts.settleUplinks(ctx)
+		t.known.give()
 		return nil
 	})
 	tasks.Go(func() error {
 		t.watch(ctx)
 		return nil
 	})
-	if t.server != nil {
-		tasks.Go(func() error { return t.server.Run(ctx) })
-	}
 	return tasks.Wait()
+}
+
+// dates are since when problems have been there, for the teller that follows. Run must have returned.
+func (t *teller) dates() map[about]time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.seen
 }
 
 // close ends the checks: also those of a call on D-Bus, which may still run.

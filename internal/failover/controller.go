@@ -84,9 +84,11 @@ type Controller struct {
 	connected bool
 	lost      error
 	lostAt    health.Moment
-	// connectedAt is when the prober answered; complained says that the log has that it does not.
+	// connectedAt is when the prober answered, 0 while it does not; complained says that the log has
+	// that it does not, away that State says so.
 	connectedAt health.Moment
 	complained  bool
+	away        bool
 	horizon     health.Moment
 	pinged      bool
 	// probes are the machines that wait for answers, by the prober's number.
@@ -126,8 +128,9 @@ type watch struct {
 	machine *health.Machine
 	// present says that the uplink has a default now.
 	present bool
-	// unwatched says why nothing is asked.
-	unwatched string
+	// unwatched says why nothing is asked, and unwatchedAt since when.
+	unwatched   string
+	unwatchedAt health.Moment
 	// unsent says why the last probe could not be sent, nil if one was answered since.
 	unsent error
 	how    map[string]question
@@ -169,6 +172,9 @@ func New(o Options) *Controller {
 		defer before.mu.Unlock()
 		c.epoch, c.watches, c.kept, c.unjudged, c.generation = before.epoch, before.watches, before.kept, before.unjudged, before.generation+1
 		c.answered, c.complained, c.deaths = before.answered, before.complained, maps.Clone(before.deaths)
+		// A prober that was lost is lost until it answers: that the configuration was read again says
+		// nothing of it.
+		c.lost, c.lostAt, c.connectedAt, c.away = before.lost, before.lostAt, before.connectedAt, before.away
 		for _, w := range c.watches {
 			w.machine.SetConfig(healthConfig(o.Config.Failover))
 			w.machine.SetAsks(c.epoch.now(), false)
@@ -306,7 +312,9 @@ func (c *Controller) Run(ctx context.Context) error {
 			p := c.Dial()
 			probing, end := context.WithCancel(ctx)
 			c.prober, stop, events = p, end, p.Events()
-			c.lostAt = c.epoch.now()
+			if c.lost == nil {
+				c.lostAt = c.epoch.now()
+			}
 			running.Go(func() { p.Run(probing) })
 		case !need && c.prober != nil:
 			stop()
@@ -387,6 +395,10 @@ func (c *Controller) do(something func(now health.Moment)) {
 	something(now)
 	c.due(now)
 	c.publish(now)
+	if away := c.isAway(now); away != c.away {
+		c.away = away
+		c.generation++
+	}
 	if c.Judged != nil && (c.stepped || c.generation != c.announced) {
 		c.Judged()
 	}
@@ -405,6 +417,9 @@ func (c *Controller) untilNext() time.Duration {
 	}
 	if at, due := c.complaint(); due {
 		next = min(next, at)
+	}
+	if c.isLost() && !c.away {
+		next = min(next, c.lostAt+proberPatience+time.Millisecond)
 	}
 	if c.connected && c.look.isWanted(c) {
 		next = min(next, c.look.due)

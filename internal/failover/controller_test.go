@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -573,6 +574,62 @@ func TestReloads(t *testing.T) {
 		if s := h.controller.State(); s.Prober != client.ErrStalled.Error() || !strings.HasPrefix(s.ProberFix, "systemctl restart") {
 			t.Errorf("%+v", s)
 		}
+	})
+}
+
+// TestLostProber: a prober that is lost stays lost over reloads, and everybody is told when it is, also
+// soon after it was back.
+func TestLostProber(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost(t, 2, 3)
+		gone := slices.Repeat([]error{fmt.Errorf("connecting to the prober: %w", syscall.ENOENT)}, 10)
+		var told atomic.Int64
+		reload := func(stop func(), fails []error) func() {
+			stop()
+			h.mu.Lock()
+			h.fails = fails
+			h.mu.Unlock()
+			return h.start(func(o *failover.Options) {
+				o.Before, o.Judged = h.controller, func() { told.Add(1) }
+			})
+		}
+		stop := reload(h.start(nil), gone)
+		pass(2 * time.Second)
+		lost := h.controller.State()
+		for range 3 {
+			stop = reload(stop, gone)
+			for range 20 {
+				s := h.controller.State()
+				for i, l := range s.Links {
+					if l.State != health.Unprobed || l.Why != gone[0].Error() || !l.Since.Equal(lost.Links[i].Since) || s.Prober == "" || len(s.Links) != 2 {
+						t.Fatalf("after a reload: %+v, before: %+v", l, lost.Links[i])
+					}
+				}
+				pass(100 * time.Millisecond)
+			}
+		}
+		stop = reload(stop, nil)
+		// Each reload is shorter than what the log waits for; together they are longer.
+		for range 3 {
+			pass(4 * time.Second)
+			stop = reload(stop, nil)
+		}
+		if n := strings.Count(h.log.String(), "probed again"); n != 1 || strings.Count(h.log.String(), "carrier alone") != 1 {
+			t.Errorf("the log:\n%s", h.log)
+		}
+		for range 2 {
+			stop = reload(stop, gone)
+			pass(900 * time.Millisecond)
+			if s, before := h.controller.State(), told.Load(); s.Prober != "" {
+				t.Errorf("away at once: %+v", s)
+			} else if pass(200 * time.Millisecond); h.controller.State().Prober == "" || told.Load() == before {
+				t.Errorf("nobody is told that it is away: %+v", h.controller.State())
+			}
+			stop = reload(stop, nil)
+			pass(time.Second)
+		}
+		stop()
 	})
 }
 

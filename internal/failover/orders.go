@@ -117,13 +117,17 @@ func (c *Controller) State() State {
 			Index: w.index, Name: w.uplink.Name, Family: w.family, Report: w.machine.Report(clock), Unwatched: w.unwatched,
 			Metered: w.uplink.Metered, Tested: clock.At(w.machine.Tested(clock.Moment)), Servers: w.uplink.Servers,
 		}
+		since := w.unwatchedAt
 		if l.Unwatched == "" && s.Prober != "" {
-			l.Unwatched = s.Prober
+			l.Unwatched, since = s.Prober, c.lostAt
 		}
 		if l.Unwatched == "" && w.unsent != nil && l.State == health.Unprobed {
-			l.Unsent, l.Unwatched = w.unsent.Error(), "its probes cannot be sent"
+			l.Unsent, l.Unwatched, since = w.unsent.Error(), "its probes cannot be sent", 0
 		}
 		if l.Unwatched != "" && !l.State.IsDead() {
+			if since > 0 {
+				l.Since = clock.At(since)
+			}
 			l.State, l.Why, l.Evidence = health.Unprobed, l.Unwatched, health.Evidence{Kind: health.ByLackOfTargets}
 		}
 		near, behind := false, false

@@ -23,8 +23,11 @@ const (
 // still waits is not lost: after a reload systemd starts another prober, after each of several
 // reloads. The client gives up a prober that does not come (client.StallAfter).
 func (c *Controller) isAway(now health.Moment) bool {
-	return c.prober != nil && !c.connected && c.lost != nil && now-c.lostAt > proberPatience
+	return c.isLost() && now-c.lostAt > proberPatience
 }
+
+// isLost reports whether a prober is needed, and was lost.
+func (c *Controller) isLost() bool { return !c.connected && c.lost != nil && c.needsProber() }
 
 // proberFix is how a prober that was lost is made to work. Where it listens, or somebody else in
 // its place, it does not help to start what has started.

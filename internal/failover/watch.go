@@ -100,6 +100,7 @@ func (c *Controller) pace(now health.Moment) {
 		count.Set(u.Family, count.In(u.Family)+1)
 	}
 	for _, w := range c.watches {
+		before := w.unwatched
 		w.unwatched = ""
 		switch {
 		case !w.present:
@@ -111,6 +112,9 @@ func (c *Controller) pace(now health.Moment) {
 			w.unwatched = "the configuration asks for the carrier alone"
 		case !w.uplink.Exit.Source.IsValid():
 			w.unwatched = "it has no address that may be used"
+		}
+		if (w.unwatched == "") != (before == "") {
+			w.unwatchedAt = now
 		}
 		if w.present {
 			var targets []health.Target
@@ -177,7 +181,10 @@ func (c *Controller) heard(now health.Moment, e client.Event) {
 	}
 	switch r := e.Report.(type) {
 	case client.Connected:
-		c.connected, c.connectedAt, c.pinged, c.lost = true, now, false, nil
+		c.connected, c.pinged, c.lost = true, false, nil
+		if c.connectedAt == 0 {
+			c.connectedAt = now
+		}
 		c.horizon = 0
 		clear(c.probes)
 		c.look.reset()
@@ -240,7 +247,7 @@ func (c *Controller) disconnected(err error) {
 	if c.connected || c.lostAt == 0 {
 		c.lostAt = now
 	}
-	c.connected, c.pinged, c.horizon, c.lost = false, false, 0, err
+	c.connected, c.connectedAt, c.pinged, c.horizon, c.lost = false, 0, false, 0, err
 	clear(c.probes)
 	c.look.reset()
 	for _, w := range c.watches {

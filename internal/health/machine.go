@@ -609,7 +609,9 @@ func (m *Machine) judge(now, horizon Moment) (ask bool) {
 			}
 			break
 		}
-		m.why = m.lack()
+		if m.asks || len(m.targets) == 0 {
+			m.why = m.lack() // Who asks may be back in a moment, which is no news.
+		}
 	case Up, Suspect:
 		return m.judgeAlive(now, horizon)
 	case Down:
@@ -631,11 +633,11 @@ func (m *Machine) canAnswer() bool {
 }
 
 func (m *Machine) lack() string {
-	if !m.asks {
-		return "no probes can be sent"
-	}
 	if len(m.targets) == 0 {
 		return "there is nothing to ask"
+	}
+	if !m.asks {
+		return "no probes can be sent"
 	}
 	return "no target has ever answered"
 }

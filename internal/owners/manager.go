@@ -52,7 +52,8 @@ func Of(p nm.Policy, d nm.Device) reconcile.Claim {
 		c.Standing = reconcile.Link
 		c.Pending = d.State < gnm.NmDeviceStateActivated
 	case nm.Draining:
-		c.Standing = reconcile.Draining
+		// Of a device that was just found active, the profile comes a moment later.
+		c.Standing, c.Settling = reconcile.Draining, d.Settling || d.Active() && !d.ProfileKnown && !d.Denied
 	case nm.NotLink:
 		c.Standing = reconcile.NoLink
 	}

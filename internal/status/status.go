@@ -217,7 +217,8 @@ type Link struct {
 	// Roles are those of the families ("ipv4"), where they differ.
 	Roles map[string]FamilyRole `json:"roles,omitempty"`
 	// Draining says that it is going down: its routing stays until its
-	// addresses are gone.
+	// addresses are gone. It is false while NetworkManager starts or ends, which says
+	// nothing of its links.
 	Draining bool `json:"draining"`
 	// Pending says that it is being brought up: it may get more addresses and a gateway,
 	// and its role is not final.

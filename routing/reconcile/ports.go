@@ -45,6 +45,9 @@ type Claim struct {
 	Intents map[routing.Family]routing.Intent
 	// Pending says that the interface is a link that is still being brought up.
 	Pending bool
+	// Settling says that it is not known yet whether a link that drains is going down: its owner
+	// may be starting or ending.
+	Settling bool
 	// Known are routes that the owner knows and main may not have; DefaultMayBeMissing says
 	// that main may lack the default, see [routing.Link].
 	Known               []routing.Route

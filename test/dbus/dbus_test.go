@@ -14,6 +14,7 @@ import (
 
 	"multihomed/internal/dbusapi"
 	"multihomed/test/lab"
+	"multihomed/test/lab/labtest"
 )
 
 const manager = dbusapi.ManagerInterface + "."
@@ -253,6 +254,13 @@ func TestNews(t *testing.T) {
 	t.Logf("told after %v", time.Since(began))
 	// Passes that change nothing say nothing.
 	r.property(conn, link, dbusapi.LinkInterface+".Up", "false")
+	labtest.Eventually(t, func() error { // The other link is not watched any more.
+		v, err := conn.Object(dbusapi.Name, dbusapi.LinkPath(r.index("wan0"))).GetProperty(dbusapi.LinkInterface + ".Health")
+		if err == nil && !strings.Contains(v.String(), "no other link") {
+			err = fmt.Errorf("health of wan0 is %s", v)
+		}
+		return err
+	})
 	r.must(conn.Object(dbusapi.Name, dbusapi.Path).Call(manager+"Reconcile", 0).Err)
 	for len(signals) > 0 {
 		<-signals

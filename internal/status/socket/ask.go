@@ -21,6 +21,9 @@ const largest = 256 << 20
 // ErrNobody says that no daemon answers on the socket.
 var ErrNobody = errors.New("nobody serves the status")
 
+// ErrUnanswered says that the daemon took the question and did not answer, for one because it ended.
+var ErrUnanswered = errors.New("asking multihomed: it has no answer")
+
 // Ask asks the daemon of a runtime directory. Without one it fails with ErrNobody; with
 // one that hangs, when ctx is done. For whole see [status.Decode].
 func Ask(ctx context.Context, runtime string, whole bool) (*status.Status, error) {
@@ -67,11 +70,12 @@ func Fetch(ctx context.Context, runtime string) (Reply, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	data := bytes.NewBuffer(make([]byte, 0, usual))
-	if _, err := data.ReadFrom(io.LimitReader(conn, largest)); err != nil {
+	_, err = data.ReadFrom(io.LimitReader(conn, largest))
+	switch {
+	case err == nil && data.Len() == 0, errors.Is(err, unix.ECONNRESET): // It ended before it took the question.
+		return nil, ErrUnanswered
+	case err != nil:
 		return nil, fmt.Errorf("asking multihomed: %w", err)
-	}
-	if data.Len() == 0 {
-		return nil, errors.New("asking multihomed: it has no answer")
 	}
 	return data.Bytes(), nil
 }

@@ -147,7 +147,7 @@ func linkOf(v *View, plan routing.LinkPlan, objects []Object) status.Link {
 	claim, _ := v.ClaimOf(v.Links[name])
 	l := status.Link{
 		Interface: name, Index: plan.Link.Index, Role: plan.Role().String(), RoleWhy: plan.Why(),
-		Draining: claim.Standing == reconcile.Draining, Pending: claim.Pending, Why: claim.Why, Profile: claim.Profile,
+		Draining: claim.Standing == reconcile.Draining && !claim.Settling, Pending: claim.Pending, Why: claim.Why, Profile: claim.Profile,
 		Up: plan.Link.Up, Carrier: v.Links[name].Carrier, Group: plan.Link.Group,
 		Networks: []status.Network{}, LeftAlone: map[string]string{}, Unused: []status.Address{}, Objects: []status.Object{},
 	}
