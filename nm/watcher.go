@@ -33,8 +33,8 @@ type Options struct {
 	// Lost is called when the connection to the bus has ended, though nobody here ended it; nil
 	// for nobody.
 	Lost func()
-	// Before is a Watcher of the same NetworkManager, whose Run has returned; nil for none. What it
-	// knew is what NetworkManager said last, as after a connection to the bus that was lost.
+	// Before is a Watcher of the same NetworkManager, whose Run has returned; nil for none. Its
+	// devices count until NetworkManager answers, as after a lost connection to the bus.
 	Before *Watcher
 }
 
@@ -86,16 +86,15 @@ func New(opts Options) *Watcher {
 // inherit takes what another Watcher knew: all of it is to be asked again.
 func (w *Watcher) inherit(before *Watcher) {
 	known := before.Snapshot()
+	// What it took away for good, others may claim.
+	maps.DeleteFunc(known.Devices, func(_ string, d Device) bool { return d.Gone && !d.Settling })
 	w.status.Version = known.Version
 	if known.Absent {
 		w.status.Absent, w.status.Reason = true, known.Reason
 	}
 	w.devices, w.statusNew = known.Devices, true
-	for name, d := range known.Devices {
+	for name := range known.Devices {
 		w.changedNames[name] = struct{}{}
-		if d.Gone {
-			w.gone[name] = struct{}{}
-		}
 	}
 	w.ungone()
 	trigger(w.changed)

@@ -201,7 +201,7 @@ func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, err
 }
 
 // persist asks again while there is more to come, and while a daemon runs and nobody answers: it
-// starts, or ends. It takes so much time.
+// starts, or ends. It gives up when its patience is over.
 func persist(ctx context.Context, cfg config.Config, patience time.Duration, ask func(context.Context) (answer *Status, more bool, err error)) (*Status, error) {
 	waiting, cancel := context.WithTimeoutCause(ctx, patience, errors.New("multihomed does not answer"))
 	defer cancel()
@@ -214,7 +214,7 @@ func persist(ctx context.Context, cfg config.Config, patience time.Duration, ask
 		case err == nil && !more, err != nil && !away:
 			return answer, err
 		case err != nil && !offline.DaemonRuns(cfg):
-			return nil, err
+			return nil, socket.ErrNobody // It may just have ended.
 		}
 		select {
 		case <-ticker.C:

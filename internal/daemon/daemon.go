@@ -303,6 +303,7 @@ func (s *service) serve(ctx context.Context, loaded config.Loaded, hangup <-chan
 		return nil, err
 	}
 	defer p.close()
+	s.uplinks, s.manager = nil, nil // They have been taken over, and hold the parts before.
 	tellers := newTeller(s, cfg, p, outdated, changed)
 	// Without the socket the routing goes on, and multihomectl reads the host by itself.
 	s.fault(statusFault, s.desk.listen(cfg.RuntimeDir, s.Logger))

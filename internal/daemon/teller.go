@@ -45,8 +45,7 @@ type teller struct {
 	producer *socket.Producer
 	// outdated wakes the checks, worked the task that gives memory back.
 	outdated, worked news.Signal
-	// known is given when these parts know the links and the uplinks; until is how long to wait for
-	// that.
+	// known is given when these parts know the links and the uplinks; until is when a wait for that ends.
 	known *latch
 	until time.Time
 
@@ -86,10 +85,10 @@ func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Si
 }
 
 // startTime bounds the wait for the links after a start, knownTime where those are known that the parts
-// before had. NetworkManager says them after some milliseconds; if it does not run, nobody waits. Who
-// asks multihomectl waits as long as the first, and twice as long as the second.
+// before had. NetworkManager says them after some milliseconds; if it does not run, nobody waits. Both
+// are shorter than the patience of everybody who asks: an answer that waits too long is taken for none.
 const (
-	startTime = 2 * time.Second
+	startTime = 700 * time.Millisecond
 	knownTime = 500 * time.Millisecond
 )
 

@@ -84,8 +84,8 @@ type Controller struct {
 	connected bool
 	lost      error
 	lostAt    health.Moment
-	// connectedAt is when the prober answered, 0 while it does not; complained says that the log has
-	// that it does not, away that State says so.
+	// connectedAt is when the prober answered, 0 while it does not. That it does not is in the log if
+	// complained, and in State if away.
 	connectedAt health.Moment
 	complained  bool
 	away        bool
@@ -352,6 +352,14 @@ func (c *Controller) follow(ctx context.Context, facts chan<- seen) {
 	defer pause.Stop()
 	var waiting []chan<- struct{}
 	for {
+		for more := true; more; { // One look serves all who wait.
+			select {
+			case w := <-c.settle:
+				waiting = append(waiting, w)
+			default:
+				more = false
+			}
+		}
 		f, err := c.Look(ctx)
 		if err == nil {
 			select {

@@ -896,6 +896,16 @@ func TestSettled(t *testing.T) {
 				t.Error(err)
 			}
 		}
+		// One look serves all who wait.
+		began := time.Now()
+		var waiting sync.WaitGroup
+		for range 60 {
+			waiting.Go(func() { h.controller.Settled(t.Context()) })
+		}
+		waiting.Wait()
+		if took := time.Since(began); took > 200*time.Millisecond {
+			t.Errorf("they waited %v", took)
+		}
 		stop()
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()

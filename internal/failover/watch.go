@@ -262,6 +262,7 @@ func (c *Controller) disconnected(err error) {
 func (c *Controller) forgetAll() {
 	clear(c.watches)
 	clear(c.kept)
+	c.lost, c.lostAt, c.connectedAt = nil, 0, 0 // Nobody needs the prober: nothing is known of it.
 	c.publish(c.epoch.now())
 	c.memory.Put(nil)
 }

@@ -116,6 +116,7 @@ func (f Facts) judge() (reconcile.Claim, bool) {
 		claim, left = Of(f.Policy, f.Device), f.Policy.Leaves(f.Device)
 	}
 	const gone = "the program that brought it up does not run any more"
+	claim.Settling = claim.Settling && !f.Abandoned // It ended, and does not start again.
 	if claim.Standing == reconcile.Link && f.Abandoned {
 		// It keeps what it has. Addresses that come when its own have gone are of somebody
 		// else, who may be no owner.

@@ -120,6 +120,21 @@ func TestOrLeased(t *testing.T) {
 	}
 }
 
+// TestSettling: what a NetworkManager that ended for good left goes down, and is not waited for.
+func TestSettling(t *testing.T) {
+	t.Parallel()
+	facts := owners.Facts{Name: "wan0", Managed: true, Device: nm.Device{
+		Name: "wan0", Type: gnm.NmDeviceTypeEthernet, Real: true, State: gnm.NmDeviceStateUnmanaged, Settling: true,
+	}}
+	if claim, _ := owners.Judge(facts); claim.Standing != reconcile.Draining || !claim.Settling {
+		t.Errorf("while it settles: %+v", claim)
+	}
+	facts.Abandoned = true
+	if claim, _ := owners.Judge(facts); claim.Standing != reconcile.Draining || claim.Settling {
+		t.Errorf("when it has ended: %+v", claim)
+	}
+}
+
 // TestConfigured: what [[link]] says counts for links of all owners alike.
 func TestConfigured(t *testing.T) {
 	t.Parallel()

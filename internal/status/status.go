@@ -217,8 +217,8 @@ type Link struct {
 	// Roles are those of the families ("ipv4"), where they differ.
 	Roles map[string]FamilyRole `json:"roles,omitempty"`
 	// Draining says that it is going down: its routing stays until its
-	// addresses are gone. It is false while NetworkManager starts or ends, which says
-	// nothing of its links.
+	// addresses are gone. It is false while NetworkManager starts or ends, and for ten
+	// seconds after it let go of the link: that says nothing of the link yet.
 	Draining bool `json:"draining"`
 	// Pending says that it is being brought up: it may get more addresses and a gateway,
 	// and its role is not final.

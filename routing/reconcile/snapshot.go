@@ -244,7 +244,12 @@ func newPicture(earlier Dates) picture {
 }
 
 // Dates are for the next loop of this process. Run must have returned.
-func (l *Loop) Dates() Dates { return l.picture.dates }
+func (l *Loop) Dates() Dates {
+	out := Dates{}
+	maps.Copy(out, l.picture.earlier) // It may have ended before it knew of these.
+	maps.Copy(out, l.picture.dates)
+	return out
+}
 
 // spoil notes that the last snapshot is out of date.
 func (p *picture) spoil() { p.fresh = false }
@@ -284,6 +289,7 @@ func (l *Loop) dated(t routing.Touched) {
 		now := date{at: l.now(), roles: plan.Roles, rules: plan.Rules}
 		if old, known = l.picture.earlier[index]; known && old.isOf(plan) {
 			now.at = old.at
+			delete(l.picture.earlier, index) // Later it is a change.
 		}
 		l.picture.dates[index] = now
 	}

@@ -85,7 +85,7 @@ func newDebian(t *testing.T) *debian {
 	d := &debian{t: t, Machine: machinetest.New(t, machine.Config{Release: release()})}
 	for n := range 2 {
 		cfg := lab.DefaultISP(n)
-		cfg.Resolver = true
+		cfg.Resolver, cfg.Wire = true, n == 0
 		d.isps = append(d.isps, labtest.NewISP(t, host, cfg))
 	}
 	d.must(d.PowerOn(t.Context()))
@@ -268,22 +268,33 @@ func TestCockpit(whole *testing.T) {
 		d.switched(b, "switch all", "Switch multihomed on?")
 		b.until(`document.querySelectorAll(".links > tbody").length === 3`)
 	})
-	step("a link dies", func() {
+	// dies has wan0 die, and measures when the page shows that.
+	dies := func(how string, kill func()) {
 		b.until(`document.getElementById("headline").innerText.includes("All links work as planned")`)
 		on[any](b, `window.shown = new Promise(resolve => new MutationObserver(() => {
 			if (document.getElementById("links").innerText.includes("Down")) resolve(Date.now());
 		}).observe(document.getElementById("links"), {childList: true, subtree: true, characterData: true})); null`)
-		pulled := time.Now()
-		d.must(d.isps[0].Link().SetCarrier(false))
+		killed := time.Now()
+		kill()
 		shown := time.UnixMilli(int64(on[float64](b, "window.shown")))
 		b.until(`document.getElementById("unbound").innerText.includes("leaves by wan1")`)
 		s, err := d.status()
 		d.must(err)
 		for _, u := range s.Failover.Uplinks {
 			if u.Interface == "wan0" && u.State == "down" {
-				t.Logf("%s: the carrier goes, the daemon judges after %v, and the page shows it after %v", u.Family, u.Since.Sub(pulled), shown.Sub(pulled))
+				t.Logf("%s: %s, the daemon judges after %v, and the page shows it after %v", u.Family, how, u.Since.Sub(killed), shown.Sub(killed))
 			}
 		}
+	}
+	step("a link dies silently", func() {
+		wire := d.isps[0].Link().Wire()
+		dies("the provider is silent", func() { wire.Break(lab.Silent) })
+		wire.Repair()
+		// Else it recovers for a while.
+		d.run("multihomectl", "failover", "reset", "wan0")
+	})
+	step("a link dies", func() {
+		dies("the carrier goes", func() { d.must(d.isps[0].Link().SetCarrier(false)) })
 		b.accessible("a dead link")
 		b.picture("cockpit-dead")
 	})

@@ -101,6 +101,9 @@ func TestReloadsSayNothing(t *testing.T) {
 	r.must(conn.Object(dbusapi.Name, dbusapi.Path).Call(manager+"Reconcile", 0).Err)
 	for len(signals) > 0 {
 		s := <-signals
+		if len(s.Body) < 2 {
+			continue // It is what passes wrote.
+		}
 		changed, _ := s.Body[1].(map[string]dbus.Variant)
 		isGone := strings.Contains(s.Name, ".Interfaces")
 		for _, name := range []string{"LinksInForce", "LinksTotal", "State"} {

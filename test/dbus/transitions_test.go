@@ -2,6 +2,7 @@ package dbus_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -82,6 +83,9 @@ func (a *audience) sample() {
 	}
 	every(10*time.Millisecond, func() string {
 		s, err := socket.Ask(a.t.Context(), a.runtime(), false)
+		if errors.Is(err, socket.ErrUnanswered) { // The host is busy.
+			s, err = socket.Ask(a.t.Context(), a.runtime(), false)
+		}
 		if err != nil {
 			return "status: " + err.Error()
 		}
@@ -92,7 +96,7 @@ func (a *audience) sample() {
 				text += " draining"
 			}
 		}
-		if len(s.Links) != 2 {
+		if s.Daemon.Ready && len(s.Links) != 2 {
 			text += " incomplete"
 		}
 		for _, h := range s.Failover.Uplinks {
@@ -231,7 +235,7 @@ func TestTransitions(t *testing.T) {
 			r.start()
 			r.property(conn, dbusapi.Path, manager+"LinksInForce", "2")
 			health("up")
-		}, "InterfacesRemoved|draining|going down|incomplete|link-removed|no longer a link|links 0|links 1|not answering|network-manager", []string{"signal InterfacesAdded"}},
+		}, "InterfacesRemoved|draining|going down|incomplete|link-removed|no longer a link|not answering", []string{"signal InterfacesAdded"}},
 	} {
 		step.do()
 		told := a.told(watch, &from)

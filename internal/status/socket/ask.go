@@ -21,8 +21,8 @@ const largest = 256 << 20
 // ErrNobody says that no daemon answers on the socket.
 var ErrNobody = errors.New("nobody serves the status")
 
-// ErrUnanswered says that the daemon took the question and did not answer, for one because it ended.
-var ErrUnanswered = errors.New("asking multihomed: it has no answer")
+// ErrUnanswered says that the daemon took the question and did not answer, for example because it ended.
+var ErrUnanswered = errors.New("asking multihomed: it did not answer")
 
 // Ask asks the daemon of a runtime directory. Without one it fails with ErrNobody; with
 // one that hangs, when ctx is done. For whole see [status.Decode].
