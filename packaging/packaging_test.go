@@ -810,6 +810,15 @@ func (s *system) services() {
 	for range 4 {
 		s.run("systemctl", "restart", "multihomed.service")
 		s.run("systemctl", "stop", "multihomed.service")
+		// systemd removes the private /tmp in a child of its own, which has the socket open until it has closed what it
+		// inherited (asynchronous_rm_rf in src/shared/async.c). On a busy host a start would find the name taken.
+		s.eventually(func() error {
+			open := s.run("cat", "/proc/net/unix")
+			if strings.Contains(open, "@tas_socket") {
+				return errors.New("the socket is still open")
+			}
+			return nil
+		})
 		s.run("systemctl", "start", "multihomed.service")
 	}
 	restarts(0)

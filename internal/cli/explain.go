@@ -47,8 +47,8 @@ shown where the result differs. With --iif the packet is forwarded, and the chec
 source (rp_filter) is shown, too.
 
 --what-if shows the answer as it would be if a link was down, or up again. It may be given
-several times. Down with a link are VLANs on it, and a bond or bridge without another port
-that works. Failover then chooses among the uplinks that are left, as the daemon would. The
+several times. VLANs on a link go down with it, and so does a bond or bridge without another
+port that works. Failover then chooses among the uplinks that are left, as the daemon would. The
 output says what was assumed.
 
 --save-snapshot writes what was read to a new file. --snapshot explains from such a file

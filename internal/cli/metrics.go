@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -111,8 +112,10 @@ func (a *app) serveMetrics(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return &exitError{exitUsage, err}
 	}
-	s := scrape.Server{Document: a.measure, Idle: metricsIdle, Fault: func(err error) {
-		fmt.Fprintf(a.Err, "multihomectl: %s\n", escape.Text(err.Error()))
+	tell := func(err error) { fmt.Fprintf(a.Err, "multihomectl: %s\n", escape.Text(err.Error())) }
+	s := scrape.Server{Document: a.measure, Idle: metricsIdle, Fault: tell, Stuck: func() {
+		tell(errors.New("the metrics could not be read in time; to see why: multihomectl status"))
+		os.Exit(exitProblem)
 	}}
 	if err := s.Serve(ctx, listeners...); err != nil {
 		return &exitError{exitUsage, err}

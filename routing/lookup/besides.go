@@ -325,16 +325,17 @@ func (w *walk) checkSource(v *Verdict, in Interface, device int) {
 		back.From = netip.Addr{} // brd_input
 	}
 	back.TunnelID = 0
-	back.IIF = loopbackName
+	entry, _ := w.host.named(loopbackName)
 	if out, ok := w.host.numbered(device); ok && device != 0 {
-		back.IIF = out.Name
+		entry = out
 	}
+	back.IIF = entry.Name
 	r := &Reverse{Mode: c.ReversePath, Flow: back}
 	v.Reverse = r
 	// Unlike any other packet, this one belongs to the VRF of one interface and comes in by another.
 	search := walk{
 		host: w.host, family: w.family, flow: back, found: map[routing.TableID]found{}, forwarded: true,
-		iif: back.IIF, in: max(device, loopback), vrf: w.vrf, hasVRF: w.hasVRF,
+		entry: entry, in: max(device, loopback), vrf: w.vrf, hasVRF: w.hasVRF,
 	}
 	r.Verdict = search.rules(func(s Step) { r.Steps = append(r.Steps, s) })
 	lenient := c.ReversePath == 0

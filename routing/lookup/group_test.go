@@ -119,3 +119,34 @@ func TestSharedObject(t *testing.T) {
 		}
 	}
 }
+
+// TestLegsAreNoFallbacks: a route with several legs whose routers answer is no way that the kernel falls back to, and one of
+// its legs alone is another route.
+func TestLegsAreNoFallbacks(t *testing.T) {
+	t.Parallel()
+	via := func(device int) routing.Route {
+		return route(routing.TableMain, "2600::/16", device, leg, func(r *routing.Route) { r.Gateway = addr("fe80::1") })
+	}
+	h := host([]routing.Rule{rule(v6, 32766, routing.TableMain)}, via(2), via(3))
+	f := lookup.Flow{To: addr("2600::1")}
+	v := h.Lookup(f)
+	both := lookup.Answer{Matched: []routing.Route{via(2), via(3)}, Sent: via(3)}
+	if why := h.Disagree(v, f, both); why != "" || v.FellBack(both) {
+		t.Errorf("both legs: %q, a fallback %v", why, v.FellBack(both))
+	}
+	if why := h.Disagree(v, f, lookup.Answer{Matched: []routing.Route{via(3)}, Sent: via(3)}); why == "" {
+		t.Error("that a leg is missing is not noticed")
+	}
+}
+
+// TestLoopbackInVRF: ::1 is no link-local address, for which a VRF asks no rule.
+func TestLoopbackInVRF(t *testing.T) {
+	t.Parallel()
+	h := host([]routing.Rule{rule(v6, 1000, 200)}, route(200, "::1/128", 4, kind(local)), route(200, "fe80::/64", 5))
+	if v := h.Lookup(lookup.Flow{To: addr("::1"), OIF: "vrf0"}); v.Rule.Priority != 1000 {
+		t.Errorf("loopback: %+v", v)
+	}
+	if v := h.Lookup(lookup.Flow{To: addr("fe80::1"), OIF: "vrf0"}); v.Objection != lookup.LinkOfVRF {
+		t.Errorf("link-local: %+v", v)
+	}
+}

@@ -115,14 +115,9 @@ func (h *Host) named(name string) (Interface, bool) {
 // Is reports whether a name is one of the interface's.
 func (i Interface) Is(name string) bool { return i.Name == name || slices.Contains(i.AltNames, name) }
 
-// ruled is the name of the interface that a rule means by a name.
-func (h *Host) ruled(name string) string {
-	for _, i := range h.Interfaces {
-		if slices.Contains(i.AltNames, name) && !slices.Contains(i.Detached, name) {
-			return i.Name
-		}
-	}
-	return name
+// isMeant reports whether a rule means the interface by a name.
+func (i *Interface) isMeant(name string) bool {
+	return name == i.Name || slices.Contains(i.AltNames, name) && !slices.Contains(i.Detached, name)
 }
 
 func (h *Host) numbered(index int) (Interface, bool) {

@@ -303,7 +303,8 @@ func (w *walk) fallBack(f *found, lowest, rest []*routing.Route, best *routing.R
 				continue
 			}
 			f.settled = f.settled || !r.Gateway.IsValid() && w.host.objects[r] == 0
-			if r != best {
+			isAlternative := best.Gateway.IsValid() && r.Metric == best.Metric && w.score(r) == w.score(best)
+			if r != best && !isAlternative && !w.siblings(best, r) {
 				f.fallbacks = append(f.fallbacks, *r)
 			}
 		}

@@ -34,9 +34,8 @@ type walk struct {
 	family routing.Family
 	// forwarded says that the packet is not this host's.
 	forwarded bool
-	// iif and oif are names for rules to compare; an interface that does not
-	// exist, and a VRF, has none.
-	iif, oif string
+	// entry and exit are interfaces for rules to compare: zero if there is none, and the exit of a VRF.
+	entry, exit Interface
 	// in and out are indexes for routes to compare, zero for any.
 	in, out int
 	// vrf is the VRF of the packet, and byOIF says that the OIF is in it.
@@ -72,10 +71,10 @@ func (h *Host) newWalk(f Flow) walk {
 			w.in = absent
 			return w
 		}
-		w.iif, w.in = in.Name, in.Index
+		w.entry, w.in = in, in.Index
 		w.vrf, w.hasVRF = h.master(in)
 	} else {
-		w.iif = loopbackName
+		w.entry, _ = h.named(loopbackName)
 	}
 	if w.flow.OIF != "" {
 		w.bind()
@@ -95,7 +94,7 @@ func (w *walk) bind() {
 	w.vrf, w.hasVRF = w.host.master(out)
 	w.byOIF = w.hasVRF
 	if out.Table == 0 {
-		w.oif, w.out = out.Name, out.Index
+		w.exit, w.out = out, out.Index
 	}
 }
 
@@ -127,7 +126,7 @@ func (w *walk) ask6(note func(Step)) Verdict {
 			return Verdict{Refusal: NoDevice, Objection: DeviceMissing}
 		}
 	}
-	if w.linkScope() && w.byOIF {
+	if w.byOIF && w.linkScope() && !w.flow.To.IsLoopback() {
 		return w.linkOfPort()
 	}
 	return w.rules(note)

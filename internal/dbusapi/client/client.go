@@ -67,7 +67,7 @@ func (c *Client) Works(ctx context.Context, in dbusapi.Place) error {
 		}
 		if err := p.call.Store(&v); err != nil {
 			if failure, known := refusal(err).(*dbusapi.Error); known && failure.Name == dbusapi.UnknownProperty { //nolint:errorlint // refusal returns it bare
-				return errors.New("the multihomed that runs is of another version; to fix: systemctl restart multihomed")
+				return errors.New("the running multihomed has another version; to fix: systemctl restart multihomed")
 			}
 			return refusal(err)
 		}

@@ -303,12 +303,16 @@ const (
 
 // carryOut checks the rights of the caller, and has the daemon do it.
 func (a *answers) carryOut(ctx context.Context, c *call, m dbusapi.Method) (string, error) {
+	// To wait for a backend is no work that others pay for.
+	if _, err := a.serving(ctx, nil); err != nil {
+		return "", err
+	}
 	if m.Action != "" && c.uid != 0 {
 		check := func(ctx context.Context) (string, error) {
 			return a.ask(ctx, c, m, func(b Backend, r Request) (string, error) { return "", b.Check(ctx, r) })
 		}
-		// Everybody may try, so that this costs no more than other questions.
-		if _, err := a.costlyOf(c.uid).share(ctx, key{"check " + m.Name, c.uid, string(bodyOf(c))}, check); err != nil {
+		// Everybody may try, so that this has a budget, too.
+		if _, err := a.checks.share(ctx, key{"check " + m.Name, c.uid, string(bodyOf(c))}, check); err != nil {
 			return "", err
 		}
 		if err := authorize(ctx, c, m.Action); err != nil {

@@ -3,7 +3,9 @@ package server
 import (
 	"bufio"
 	"context"
+	"io"
 	"net"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 
@@ -97,4 +99,29 @@ func Written(uids []uint32, members []string, size int, refusals bool) []string 
 		out = append(out, f.member)
 	}
 	return out
+}
+
+// GoesOn reports whether a call of a user is taken that waits because an answer fills the user's lane, when the
+// answer has left.
+func GoesOn(ctx context.Context, uid uint32) bool {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	ours, theirs := net.Pipe()
+	w := &wire{conn: ours, more: news.NewSignal(), emptier: news.NewSignal(), first: newLane(), rest: newLane(), done: make(chan struct{})}
+	l := w.laneOf(uid)
+	w.mu.Lock()
+	w.enqueue(l, make([]byte, mostQueued+1))
+	w.mu.Unlock()
+	q := newQueue()
+	c := &call{uid: nobody}
+	c.sender, c.raw = ":1.1", []byte{0}
+	_, _ = q.add(c)
+	q.identify(":1.1", uid, true)
+	<-q.filled // Nothing else comes.
+	taken := make(chan bool)
+	go func() { taken <- q.next(ctx, w) == c }()
+	go w.write()
+	defer w.close()
+	go func() { _, _ = io.Copy(io.Discard, theirs) }()
+	return <-taken
 }

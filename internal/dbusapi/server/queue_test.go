@@ -90,6 +90,17 @@ func TestQueueOfAnswers(t *testing.T) {
 	}
 }
 
+// TestQueueGoesOn: a call that waited because answers for its user filled a lane is taken when they have gone, also
+// root's.
+func TestQueueGoesOn(t *testing.T) {
+	t.Parallel()
+	for _, uid := range []uint32{root, alice} {
+		if !server.GoesOn(t.Context(), uid) {
+			t.Errorf("the next call of user %d waits", uid)
+		}
+	}
+}
+
 // TestQueueOfStrangers: who is not known yet has room for one long call, and those who go leave nothing.
 func TestQueueOfStrangers(t *testing.T) {
 	t.Parallel()

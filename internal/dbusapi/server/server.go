@@ -65,7 +65,9 @@ type Server struct {
 	manager, link *dbusapi.Interface
 	// costly is for all users but root, who has a budget alone: what others spend delays nothing of root's.
 	costly, costlyOfRoot *budget
-	begun                *begun
+	// checks is for the words of orders: who gives one waits for no question of others.
+	checks *budget
+	begun  *begun
 	// tasks are calls that have begun.
 	tasks sync.WaitGroup
 
@@ -89,7 +91,7 @@ type Server struct {
 func New(o Options) *Server {
 	return &Server{
 		Options: o, manager: dbusapi.Manager(), link: dbusapi.LinkOf(), model: o.First, turned: make(chan struct{}),
-		costly: newBudget(), costlyOfRoot: newBudget(), begun: newBegun(),
+		costly: newBudget(), costlyOfRoot: newBudget(), checks: newBudget(), begun: newBegun(),
 	}
 }
 
@@ -118,6 +120,7 @@ func (s *Server) Run(ctx context.Context) {
 	defer s.tasks.Wait()
 	tasks.Go(func() { s.costly.run(ctx) })
 	tasks.Go(func() { s.costlyOfRoot.run(ctx) })
+	tasks.Go(func() { s.checks.run(ctx) })
 	retry := firstRetry
 	timer := time.NewTimer(0)
 	defer timer.Stop()

@@ -36,7 +36,7 @@ type wire struct {
 	first, rest lane
 	closed      bool
 	more        news.Signal
-	// emptier is given when rest shrinks.
+	// emptier is given when a lane shrinks.
 	emptier news.Signal
 	// done is closed when the connection is.
 	done chan struct{}
@@ -204,9 +204,7 @@ func (w *wire) write() {
 			l.waiting -= size
 			w.mu.Unlock()
 			l.room.Give()
-			if l == &w.rest {
-				w.emptier.Give()
-			}
+			w.emptier.Give()
 			continue
 		}
 		select {

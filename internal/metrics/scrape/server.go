@@ -23,6 +23,8 @@ const (
 	askGrace, takeGrace = 500 * time.Millisecond, 2 * time.Second
 	// quiet is how long the next fault of a client is only counted.
 	quiet = 10 * time.Second
+	// makeTime is more than a host of thousands of links needs for a document, all patience with its daemon included.
+	makeTime = 30 * time.Second
 	// unsent bounds what the kernel keeps for a client that does not read, in bytes.
 	unsent = 64 << 10
 )
@@ -37,6 +39,9 @@ type Server struct {
 	Document Document
 	// Fault is told what goes wrong with clients, seldom.
 	Fault func(error)
+	// Stuck is called when a document is not made in makeTime. It must end the process: everybody waits for that document,
+	// and systemd starts another process for who comes next.
+	Stuck func()
 	// Idle ends Serve when nobody has been connected for so long.
 	Idle time.Duration
 }
@@ -54,7 +59,10 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	defer r.idle.Stop()
 	shared := map[metrics.Format]*answers{metrics.OpenMetrics: {}, metrics.Prometheus: {}}
 	document := func(ctx context.Context, f metrics.Format) ([]byte, error) {
-		return shared[f].newest(ctx, func() ([]byte, error) { return s.Document(ctx, f) })
+		return shared[f].newest(ctx, func() ([]byte, error) {
+			defer time.AfterFunc(makeTime, s.Stuck).Stop()
+			return s.Document(ctx, f)
+		})
 	}
 	faults := faults{tell: s.Fault}
 	var clients, doors sync.WaitGroup
