@@ -181,12 +181,14 @@ type outcome struct{ err error }
 const nothing = 700 * time.Millisecond
 
 func (q Dial) answer(w *world) string {
-	before := w.count(func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort })
+	// The end of the connection before may still be on its way.
+	opens := func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort && p.Opens }
+	before := w.count(opens)
 	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(3*time.Second))
 	defer cancel()
 	done := make(chan outcome, 1)
 	go func() { done <- outcome{lab.OnThread(func() error { return q.dial(ctx) })} }()
-	seen := w.seen(before, func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort }, func() bool {
+	seen := w.seen(before, opens, func() bool {
 		select {
 		case refused := <-done: // or answered by a host that no listener observes
 			done <- refused

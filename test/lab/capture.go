@@ -23,6 +23,8 @@ type Packet struct {
 	Proto    uint8 // IPPROTO_*, after IPv6's extension headers
 	SrcPort  uint16
 	DstPort  uint16
+	// Opens says that it asks for a TCP connection: SYN without ACK.
+	Opens    bool
 	ICMPType uint8
 	Length   int
 }
@@ -300,6 +302,8 @@ func decode(b []byte) (Packet, bool) {
 	switch {
 	case (p.Proto == unix.IPPROTO_TCP || p.Proto == unix.IPPROTO_UDP) && len(b) >= 4:
 		p.SrcPort, p.DstPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+		const flags, syn, ack = 13, 0x02, 0x10
+		p.Opens = p.Proto == unix.IPPROTO_TCP && len(b) > flags && b[flags]&(syn|ack) == syn
 	case (p.Proto == unix.IPPROTO_ICMP || p.Proto == unix.IPPROTO_ICMPV6) && len(b) >= 1:
 		p.ICMPType = b[0]
 	}
