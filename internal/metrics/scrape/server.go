@@ -14,6 +14,7 @@ import (
 
 	"multihomed/internal/english"
 	"multihomed/internal/metrics"
+	"multihomed/internal/news"
 )
 
 const (
@@ -124,7 +125,7 @@ func (g *guest) to(next stage) bool {
 	g.room.mu.Lock()
 	defer g.room.mu.Unlock()
 	g.stage, g.since = next, time.Now()
-	g.room.signal()
+	g.room.changed.Give()
 	return !g.out
 }
 
@@ -148,11 +149,11 @@ type room struct {
 	idle   *time.Timer
 	wait   time.Duration
 	// changed has a value when somebody has left or does something else.
-	changed chan struct{}
+	changed news.Signal
 }
 
 func newRoom(idle time.Duration, empty func()) *room {
-	return &room{idle: time.AfterFunc(idle, empty), wait: idle, changed: make(chan struct{}, 1)}
+	return &room{idle: time.AfterFunc(idle, empty), wait: idle, changed: news.NewSignal()}
 }
 
 // enter lets a client in. It waits while nobody can give way.
@@ -230,25 +231,15 @@ func (r *room) leave(g *guest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.remove(g)
-	r.signal()
+	r.changed.Give()
 	if len(r.guests) == 0 {
 		r.idle.Reset(r.wait)
 	}
 }
 
 func (r *room) remove(g *guest) {
-	for i := range r.guests {
-		if r.guests[i] == g {
-			r.guests = append(r.guests[:i], r.guests[i+1:]...)
-			return
-		}
-	}
-}
-
-func (r *room) signal() {
-	select {
-	case r.changed <- struct{}{}:
-	default:
+	if i := slices.Index(r.guests, g); i >= 0 {
+		r.guests = slices.Delete(r.guests, i, i+1)
 	}
 }
 
