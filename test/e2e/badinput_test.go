@@ -94,7 +94,12 @@ func (r *rig) reported(want bool, link, text string) {
 // two are up.
 func staticRig(t *testing.T, links int, toml string) *rig {
 	t.Helper()
-	r := newRig(t, lab.HostConfig{FastDAD: true}, toml)
+	return staticRigOn(t, lab.HostConfig{FastDAD: true}, links, toml)
+}
+
+func staticRigOn(t *testing.T, host lab.HostConfig, links int, toml string) *rig {
+	t.Helper()
+	r := newRig(t, host, toml)
 	for n := range links {
 		cfg, settings := static(n)
 		r.isp(cfg, settings...)
