@@ -567,6 +567,9 @@ func TestProcess(t *testing.T) {
 	if err := p.Wait(ctx); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
 	}
+	if log, notes := p.Log(), p.Notes(); !strings.HasSuffix(log, "the last line") || !slices.Contains(notes, "STOPPING=1") {
+		t.Errorf("it ended after %q and %q", log, notes)
+	}
 	if _, err := p.WaitLine(ctx, "never"); err == nil || !strings.Contains(err.Error(), "the first line") {
 		t.Errorf("waiting for a line of a process that has ended: %v", err)
 	}
