@@ -79,7 +79,7 @@ func TestWhatCountsAsAChange(t *testing.T) {
 		}
 	}
 	// So does the carrier: only when it has been announced is it quiet.
-	for end := time.Now().Add(3 * time.Second); ; {
+	for end := time.Now().Add(20 * time.Second); ; {
 		must(t, m.Sync(t.Context()))
 		waiting := false
 		m.View(func(s *kernel.State) {
