@@ -488,6 +488,8 @@ func (x *explainer) by(v lookup.Verdict) string {
 		return ""
 	case v.Route.Table == 0:
 		return fmt.Sprintf(" (rule %d)", v.Rule.Priority)
+	case v.Suppressed:
+		return fmt.Sprintf(" (rule %d, table %s): the rule suppresses this route, but no later rule looks up a table, and kernels before Linux 7.2 take the route all the same", v.Rule.Priority, v.Route.Table)
 	default:
 		return fmt.Sprintf(" (rule %d, table %s)", v.Rule.Priority, v.Route.Table)
 	}

@@ -35,7 +35,8 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	for i := range to {
 		to[i] = to[i].Unmap().WithZone("")
 	}
-	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}, Before615: before615()}
+	release := kernelRelease()
+	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}, Before615: isBefore615(release), Before72: isBefore72(release)}
 	s, err := r.withObjects(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -81,17 +82,37 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 // are: a dump of a small table costs more than what is in it.
 const manyTables = 32
 
-// before615 is [lookup.Host.Before615] by the version of the running kernel.
-func before615() bool {
+// kernelRelease is that of the running kernel (uname(2)), empty if it is unknown.
+func kernelRelease() string {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
-		return false
+		return ""
 	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// isBefore615 is [lookup.Host.Before615] by the release of a kernel.
+func isBefore615(release string) bool {
 	var major, minor int
-	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); n < 2 {
+	n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return n == 2 && (major < 6 || major == 6 && minor < 15)
+}
+
+// isBefore72 is [lookup.Host.Before72] by the release of a kernel. Later releases of older series have the change too:
+// these are known to.
+func isBefore72(release string) bool {
+	var major, minor, patch int
+	n, _ := fmt.Sscanf(release, "%d.%d.%d", &major, &minor, &patch)
+	switch {
+	case n < 2:
 		return false
+	case major == 6 && minor == 12:
+		return patch < 117
+	case major == 6 && minor == 18:
+		return patch < 44
+	default:
+		return major < 7 || major == 7 && minor < 2
 	}
-	return major < 6 || major == 6 && minor < 15
 }
 
 // rules reads the rules of a family in the kernel's order. Detached are the names by which rules know no interface.
