@@ -48,14 +48,7 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	if out.Rules, detached, err = r.rules(ctx, f); err != nil {
 		return nil, nil, err
 	}
-	for n := range out.Interfaces {
-		i := &out.Interfaces[n]
-		for _, name := range i.AltNames {
-			if slices.Contains(detached, name) {
-				i.Detached = append(i.Detached, name)
-			}
-		}
-	}
+	detach(out.Interfaces, detached)
 	tables := out.Asked()
 	if len(tables) > manyTables {
 		candidates, err := r.candidates(ctx, s, routeQuestion{family: f}, to, often)
@@ -220,6 +213,30 @@ const (
 
 // interfaces reads all interfaces.
 func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
+	out, err := r.unaddressed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	addressed := map[int]bool{}
+	err = r.loader.requests.dump(ctx, dump{
+		what: "addresses", kind: unix.RTM_GETADDR,
+		body:    func(m *nlmsg.Builder) { m.Bytes(unix.AF_INET, 0, 0, 0, 0, 0, 0, 0) },
+		restart: func() { clear(addressed) },
+		each: func(payload []byte) bool {
+			if a, err := decodeAddress(payload); err == nil && a.family == routing.IPv4 {
+				addressed[a.index] = true
+			}
+			return true
+		},
+	})
+	for i := range out {
+		out[i].Config.Addressed = addressed[out[i].Index]
+	}
+	return out, err
+}
+
+// unaddressed reads all interfaces, and not whether they have addresses.
+func (r *Reader) unaddressed(ctx context.Context) ([]lookup.Interface, error) {
 	var out []lookup.Interface
 	var faults []error
 	all := readAllConf()
@@ -252,22 +269,7 @@ func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
 	if err := errors.Join(append(faults, err)...); err != nil {
 		return nil, err
 	}
-	addressed := map[int]bool{}
-	err = r.loader.requests.dump(ctx, dump{
-		what: "addresses", kind: unix.RTM_GETADDR,
-		body:    func(m *nlmsg.Builder) { m.Bytes(unix.AF_INET, 0, 0, 0, 0, 0, 0, 0) },
-		restart: func() { clear(addressed) },
-		each: func(payload []byte) bool {
-			if a, err := decodeAddress(payload); err == nil && a.family == routing.IPv4 {
-				addressed[a.index] = true
-			}
-			return true
-		},
-	})
-	for i := range out {
-		out[i].Config.Addressed = addressed[out[i].Index]
-	}
-	return out, err
+	return out, nil
 }
 
 // allConf is net.ipv4.conf.all, as far as the kernel asks it besides that of the interface
