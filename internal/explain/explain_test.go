@@ -391,6 +391,11 @@ func TestSuppressed(t *testing.T) {
 		Family: routing.IPv6, Type: routing.RouteUnicast, Table: routing.TableMain, Destination: prefix("::/0"), Gateway: addr("fe80::1"), Device: wan0,
 	}}}}
 	flow := lookup.Flow{To: addr("2600::1"), From: addr("2001:db8::7")}
+	forwarded := flow
+	forwarded.IIF = "wan0"
+	if d := f.Explain(forwarded); !slices.ContainsFunc(d.MayDiffer, func(c explain.Caveat) bool { return c.Code == explain.CaveatUnasked }) {
+		t.Errorf("a packet that comes in: %+v", d.MayDiffer)
+	}
 	for older, want := range map[bool]string{
 		true: "2600::1 from 2001:db8::7 leaves by wan0 via fe80::1 (rule 32764, table main): the rule suppresses this route, " +
 			"but no later rule looks up a table, and kernels before Linux 7.2 take the route all the same",
