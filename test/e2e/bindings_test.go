@@ -243,7 +243,8 @@ user = "1600"
 	p.silent("without the daemon and the link", all...)
 	p.ip("link", "set", "wan1", "up")
 	p.start()
-	p.up("wan1")
+	// NetworkManager may not have seen yet that it is up.
+	p.eventually(func() error { return p.Up(t.Context(), "wan1") })
 	p.answeredBy("isp1", "after a start", all...)
 	p.strays("to the end")
 	if out, err := p.ctl("off"); err != nil {
