@@ -97,7 +97,7 @@ func TestFailoverOrders(t *testing.T) {
 		}
 		return err
 	})
-	wrong(1, "multihomed does not answer within 2s; to fix: systemctl restart multihomed", "test", "wan0")
+	wrong(1, "multihomed does not answer within 10s; to fix: systemctl restart multihomed", "test", "wan0")
 	f.must(f.daemon.Signal(syscall.SIGCONT))
 
 	f.switches("off", "wan1")
