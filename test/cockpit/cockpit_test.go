@@ -192,15 +192,11 @@ func TestCockpit(whole *testing.T) {
 		}
 	}
 	step("links", func() {
-		text := b.text("links")
+		// On a busy machine an uplink is suspect for a moment, or loses a probe.
 		for _, want := range []string{"wan0", "wan1", "Uplink", "Up", "no loss", d.isps[0].Link().Name(), hostileLink, hostileProfile, "Local", "10.66.6.1"} {
-			if !strings.Contains(text, want) {
-				t.Errorf("the links lack %q:\n%s", want, text)
-			}
+			b.until(fmt.Sprintf(`document.getElementById("links").innerText.includes(%q)`, want))
 		}
-		if text := b.text("unbound"); !strings.Contains(text, "leaves by wan0") {
-			t.Errorf("unbound traffic: %s", text)
-		}
+		b.until(`document.getElementById("unbound").innerText.includes("leaves by wan0")`)
 		b.until(`document.querySelector("#graph-view img")?.naturalWidth > 100`)
 	})
 	step("limited access", func() {
