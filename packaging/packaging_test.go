@@ -377,8 +377,10 @@ func (s *system) life(release string, debs packages) {
 		s.eventually(func() error { return s.lacks("oif wan1") })
 		s.run("nmcli", "connection", "up", "wan1")
 		s.eventually(func() error {
-			if s.lacks("oif wan1") == nil {
-				return errors.New("wan1 has no rules")
+			for _, family := range []string{"-4", "-6"} {
+				if rules, err := s.Run(t.Context(), "ip", family, "rule"); err != nil || !strings.Contains(rules, "oif wan1") {
+					return fmt.Errorf("wan1 has no rules (%w):\n%s", err, rules)
+				}
 			}
 			return nil
 		})
