@@ -337,7 +337,8 @@ func TestManyAsk(t *testing.T) {
 	for range 200 {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := socket.Ask(ctx, "/run/multihomed", true); err == nil {
+				// They do not read what it says: that would cost more than the answer.
+				if _, err := socket.Fetch(ctx, "/run/multihomed"); err == nil {
 					answers.Add(1)
 				}
 			}
