@@ -507,7 +507,10 @@ func (s *system) neverGood(debs packages) {
 	link := s.links()[0]
 	s.run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link, "ipv4.may-fail", "no")
 	s.must(s.MoveLink(link))
-	s.run("nmcli", "--wait", "30", "connection", "up", link)
+	s.eventually(func() error { // NetworkManager may not know the link yet.
+		_, err := s.Run(t.Context(), "nmcli", "--wait", "30", "connection", "up", link)
+		return err
+	})
 	s.eventually(func() error {
 		failed := strings.Count(log("-u", "NetworkManager.service"), "90-multihomed' exited with status 78")
 		if n := strings.Count(strings.TrimPrefix(log("-t", "multihomed"), before), "uplink_grup:"); n == 0 || n != failed {

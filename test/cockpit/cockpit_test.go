@@ -103,7 +103,10 @@ func newDebian(t *testing.T) *debian {
 	d.run("nmcli", "connection", "add", "type", "ethernet", "con-name", hostileProfile, "ifname", hostileLink, "ipv4.method", "manual", "ipv4.addresses", "10.66.6.1/24", "ipv6.method", "disabled")
 	d.run("ip", "link", "add", hostileLink, "type", "veth", "peer", "name", "peer0")
 	d.run("ip", "link", "set", "peer0", "up")
-	d.run("nmcli", "device", "set", "peer0", "managed", "no")
+	d.eventually(func() error { // NetworkManager may not know it yet.
+		_, err := d.Run(t.Context(), "nmcli", "device", "set", "peer0", "managed", "no")
+		return err
+	})
 	for _, isp := range d.isps {
 		link := isp.Link().Name()
 		d.run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link, "ipv4.may-fail", "no", "ipv6.may-fail", "no")
