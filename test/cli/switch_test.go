@@ -57,15 +57,6 @@ func (h *host) nothing(when string) {
 	}
 }
 
-func (h *host) up(name string) {
-	h.t.Helper()
-	h.must(h.Up(h.t.Context(), name))
-	for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
-		_, err := h.WaitAddr(h.t.Context(), name, f)
-		h.must(err)
-	}
-}
-
 // TestOff: the host is off for the daemon, for a restarted one and after a reboot, and
 // comes back with the same tables.
 func TestOff(t *testing.T) {
