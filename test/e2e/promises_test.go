@@ -201,6 +201,13 @@ func TestMainIsNotOurs(t *testing.T) {
 							return fmt.Errorf("%s: there is %q in\n%s", s.name, text, now)
 						}
 					}
+					// NetworkManager answers when it has done what it began.
+					if _, err := r.NMCLI(t.Context(), "-g", "STATE", "general"); err != nil {
+						return err
+					}
+					if again, err := r.others(); err != nil || again != now {
+						return fmt.Errorf("%s: it still changes (%w):\n%s", s.name, err, difference(now, again))
+					}
 					if with {
 						if now != recorded[s.name] {
 							return fmt.Errorf("%s: with the daemon it is not as without it:\n%s", s.name, difference(recorded[s.name], now))
