@@ -100,6 +100,26 @@ func TestRuleAtOurPriority(t *testing.T) {
 	}
 }
 
+// TestRuleByOtherName: a rule may call the device of a link by another name, which the kernel knows, or not if the
+// rule is older than the name.
+func TestRuleByOtherName(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	h.sound("no rule")
+	h.ip("rule", "add", "priority", "300", "oif", "later0", "prohibit")
+	h.ip("link", "property", "add", "dev", "wan1", "altname", "enp9s0", "altname", "later0")
+	h.sound("a rule that is older than the name")
+	h.ip("rule", "add", "priority", "301", "oif", "enp9s0", "prohibit")
+	labtest.Eventually(t, func() error {
+		if p := h.status().Problems; len(p) != 1 || p[0].Link != "wan1" || !strings.Contains(p[0].Text, "oif enp9s0") {
+			return fmt.Errorf("want the rule alone: %+v", p)
+		}
+		return nil
+	})
+	h.ip("rule", "del", "priority", "301", "oif", "enp9s0", "prohibit")
+	h.sound("the rule is gone")
+}
+
 // TestTableOfOthersInOurRange: a number in our range that no link has is another program's table,
 // and a link's number for one family is free in the other.
 func TestTableOfOthersInOurRange(t *testing.T) {

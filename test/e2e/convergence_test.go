@@ -335,7 +335,11 @@ func TestHandsConverge(t *testing.T) {
 		family lab.Family
 	}{{"-4", lab.IPv4}, {"-6", lab.IPv6}} {
 		w.step(f.flag+" rule flush", func() {
-			ip(f.flag, "rule", "flush")
+			// ip deletes one rule after the other, and gives up when the daemon was first with one.
+			w.eventually(func() error {
+				_, err := w.IP(t.Context(), f.flag, "rule", "flush")
+				return err
+			})
 			// It takes main's rule along, which is the administrator's to repair.
 			ip(f.flag, "rule", "add", "priority", "32766", "lookup", "main")
 		}, all...)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"multihomed/internal/news"
 )
 
 // A Producer makes documents for many clients at once. Each gets one whose making began after
@@ -11,7 +13,7 @@ import (
 // one processor's time goes into it.
 type Producer struct {
 	make func(context.Context) ([]byte, error)
-	wake chan struct{}
+	wake news.Signal
 
 	mu      sync.Mutex
 	waiting []chan product
@@ -24,10 +26,8 @@ type product struct {
 
 // NewProducer returns a producer; Run must be running.
 func NewProducer(produce func(context.Context) ([]byte, error)) *Producer {
-	return &Producer{make: produce, wake: newWake()}
+	return &Producer{make: produce, wake: news.NewSignal()}
 }
-
-func newWake() chan struct{} { return make(chan struct{}, 1) }
 
 // Document returns a document.
 func (p *Producer) Document(ctx context.Context) ([]byte, error) {
@@ -35,10 +35,7 @@ func (p *Producer) Document(ctx context.Context) ([]byte, error) {
 	p.mu.Lock()
 	p.waiting = append(p.waiting, answer)
 	p.mu.Unlock()
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	p.wake.Give()
 	select {
 	case made := <-answer:
 		return made.document, made.err
