@@ -391,6 +391,11 @@ func TestFlow(t *testing.T) {
 	if text := wellFormed(t, graph.SVG(nowhere, graph.Options{Flow: follow(nowhere, lookup.Flow{To: netip.MustParseAddr("203.0.113.1"), From: netip.MustParseAddr("10.92.0.120")})})); !strings.Contains(text, "goes nowhere: network unreachable (rule 10500)") {
 		t.Errorf("without routes:\n%s", text)
 	}
+	stopped := follow(f, lookup.Flow{To: netip.MustParseAddr("203.0.113.1")})
+	stopped.Verdict.Outcome, stopped.Verdict.Objection, stopped.Verdict.Legs = lookup.Rejected, lookup.NotForwarding, nil
+	if text := wellFormed(t, graph.SVG(f, graph.Options{Flow: stopped})); !strings.Contains(text, "goes nowhere: the interface does not forward.") {
+		t.Errorf("what is not forwarded:\n%s", text)
+	}
 	differing := follow(f, lookup.Flow{To: netip.MustParseAddr("203.0.113.1")})
 	differing.Difference = "it leaves by wan1"
 	if text := wellFormed(t, graph.SVG(f, graph.Options{Flow: differing})); !strings.Contains(text, "the kernel answers otherwise: it leaves by wan1") {

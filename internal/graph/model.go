@@ -835,6 +835,8 @@ func (b *builder) answer(f *Flow) string {
 		text += where
 	case v.Outcome == lookup.Local:
 		text += " stays on this host" + where
+	case v.Objection != lookup.NoObjection:
+		text += " goes nowhere: " + v.Objection.String() // No rule says so.
 	default:
 		text += " goes nowhere: " + v.Refusal.String() + where
 	}
