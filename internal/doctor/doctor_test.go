@@ -105,6 +105,8 @@ func TestPatterns(t *testing.T) {
 		rule.Source = net.Masked()
 		h.Filter = append(h.Filter, rule)
 	}
+	inet := func(r doctor.FilterRule) doctor.FilterRule { r.Table = "inet nat"; return r }
+	both := func(r doctor.FilterRule) doctor.FilterRule { r.IPv6 = true; return inet(r) }
 	for _, c := range []struct {
 		name     string
 		code     routing.Code
@@ -139,6 +141,8 @@ func TestPatterns(t *testing.T) {
 		{name: "SNAT of guests whom the rule does not know", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: all(guests, func(_ *status.Status, h *doctor.Host) {
 			h.Names[0].Detached = h.Names[0].AltNames
 		}), command: "nft insert rule"},
+		{name: "SNAT everywhere, in a table of both families", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(inet(nat(doctor.SNAT, "postrouting", a0))), command: `nft insert rule inet nat post meta nfproto ipv4 oifname '"wan1"' masquerade`},
+		{name: "masquerade of both families on one", code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", change: all(forwards, filter(both(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan0"})))), command: `nft insert rule inet nat post oifname '"wan1"' masquerade`},
 		{name: "SNAT after masquerade", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan1"}), nat(doctor.SNAT, "postrouting", a0))},
 		{name: "SNAT on each", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", a0, doctor.Match{Name: "wan0"}), nat(doctor.SNAT, "postrouting", a1, doctor.Match{Name: "wan1"}))},
 		{name: "masquerade on one", code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", change: all(forwards, filter(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan0"}))), command: "masquerade"},
