@@ -93,18 +93,8 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 	if c, err = r.confront(ctx, known, facts, f); err != nil {
 		return nil, err
 	}
-	if c.Difference != "" {
-		for _, other := range facts.Otherwise() {
-			o, err := r.confront(ctx, known, other, f)
-			if err != nil {
-				return nil, err
-			}
-			if o.Difference == "" {
-				c, facts = o, other
-				break
-			}
-		}
-	}
+	c = c.reconsidered()
+	facts = c.Facts
 	if again, is := f.Again(c.Answer); is && c.Asked {
 		// It is an address of this host, most likely, but the facts may not say so yet.
 		w.to = append(w.to, again.From)
@@ -121,6 +111,24 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 		return nil, err
 	}
 	return c, w.settled()
+}
+
+// reconsidered is the consultation by what the facts may be instead, if only so the simulation says what the kernel
+// said. The kernel is not asked again: by other facts, the question may harm it.
+func (c *Consultation) reconsidered() *Consultation {
+	if c.Difference == "" {
+		return c
+	}
+	question := c.Flow.Question()
+	for _, other := range c.Facts.Otherwise() {
+		host, out := other.Host(), *c
+		out.Facts = other
+		out.Verdict, out.Steps = host.Trace(question)
+		if out.Difference = host.Disagree(out.Verdict, question, c.Answer); out.Difference == "" {
+			return &out
+		}
+	}
+	return c
 }
 
 // withSource adds the local routes that contain an address.

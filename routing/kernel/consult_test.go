@@ -109,6 +109,38 @@ func TestReleases(t *testing.T) {
 	}
 }
 
+// TestReconsidered: what the kernel said decides whether it does as an older one, also where by those facts it would
+// not have been asked.
+func TestReconsidered(t *testing.T) {
+	t.Parallel()
+	way := func(device int) routing.Route {
+		return routing.Route{Family: routing.IPv6, Type: routing.RouteUnicast, Table: 100, Destination: routing.IPv6.Any(), Metric: 1024, Device: device}
+	}
+	facts := &lookup.Facts{
+		Family:     routing.IPv6,
+		Interfaces: []lookup.Interface{{Index: 1, Name: "lo", Up: true}, {Index: 2, Name: "lan0", Up: true}, {Index: 3, Name: "wan0", Up: true}},
+		Rules:      []routing.Rule{{Family: routing.IPv6, Priority: 100, Action: routing.ActionLookup, Table: 100, SuppressPrefixLength: routing.Some(0)}},
+		Tables:     map[routing.TableID][]lookup.Candidate{100: {{Route: way(3)}}},
+	}
+	flow := lookup.Flow{To: netip.MustParseAddr("2600::1"), From: netip.MustParseAddr("2001:db8::7"), IIF: "lan0"}
+	for _, tt := range []struct {
+		device int
+		older  bool
+	}{{3, true}, {2, false}} {
+		c := &kernel.Consultation{
+			Facts: facts, Flow: flow, Asked: true, Answer: lookup.Answer{Matched: []routing.Route{way(tt.device)}, Sent: way(tt.device)},
+			Verdict: facts.Host().Lookup(flow.Question()),
+		}
+		c.Difference = facts.Host().Disagree(c.Verdict, flow.Question(), c.Answer)
+		if c.Difference == "" {
+			t.Fatalf("by device %d: no difference", tt.device)
+		}
+		if have := c.Reconsidered(); !have.Asked || have.Facts.Before72 != tt.older || have.Verdict.Suppressed != tt.older || (have.Difference == "") != tt.older {
+			t.Errorf("by device %d: before 7.2 %v, %q, %+v", tt.device, have.Facts.Before72, have.Difference, have.Verdict)
+		}
+	}
+}
+
 // TestConsultUnsettled: where something changes each time, that is the answer.
 func TestConsultUnsettled(t *testing.T) {
 	c := newChanging(t)

@@ -269,5 +269,8 @@ func (m *Mirror) Doubtful() bool {
 	return !m.state.doubts.none()
 }
 
+// Reconsidered is the consultation by the facts that suit the kernel's answer.
+func (c *Consultation) Reconsidered() *Consultation { return c.reconsidered() }
+
 // BeforeAsking has a function called between reading and asking.
 func (r *Reader) BeforeAsking(f func()) { r.beforeAsking = f }
