@@ -94,7 +94,7 @@ func TestPatterns(t *testing.T) {
 	guests := func(_ *status.Status, h *doctor.Host) {
 		net := netip.MustParsePrefix("192.168.9.1/24")
 		h.Interfaces = append(h.Interfaces, routing.Interface{Index: 4, Name: "br0", Up: true, Addresses: []routing.Address{{Prefix: net}}})
-		h.Names = []lookup.Interface{{Index: 4, Name: "br0", AltNames: []string{"guests0"}}}
+		h.LookupInterfaces = []lookup.Interface{{Index: 4, Name: "br0", AltNames: []string{"guests0"}}}
 		h.Rules[routing.IPv4] = slices.Insert(h.Rules[routing.IPv4], 1, routing.Rule{Family: routing.IPv4, Priority: 300, IIF: "guests0", Action: routing.ActionLookup, Table: 77})
 		way := func(t routing.TableID, device int) map[routing.TableID][]routing.Route {
 			return map[routing.TableID][]routing.Route{t: {{Family: routing.IPv4, Table: t, Type: routing.RouteUnicast, Destination: routing.IPv4.Any(), Device: device}}}
@@ -139,7 +139,7 @@ func TestPatterns(t *testing.T) {
 		{name: "SNAT to what no link has", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", netip.MustParseAddr("192.0.2.200")))},
 		{name: "SNAT of guests whom a rule leads by another name", code: doctor.SNATAddress, none: true, change: guests},
 		{name: "SNAT of guests whom the rule does not know", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: all(guests, func(_ *status.Status, h *doctor.Host) {
-			h.Names[0].Detached = h.Names[0].AltNames
+			h.LookupInterfaces[0].Detached.Set(routing.IPv4, h.LookupInterfaces[0].AltNames)
 		}), command: "nft insert rule"},
 		{name: "SNAT everywhere, in a table of both families", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(inet(nat(doctor.SNAT, "postrouting", a0))), command: `nft insert rule inet nat post meta nfproto ipv4 oifname '"wan1"' masquerade`},
 		{name: "masquerade of both families on one", code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", change: all(forwards, filter(both(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan0"})))), command: `nft insert rule inet nat post oifname '"wan1"' masquerade`},

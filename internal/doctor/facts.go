@@ -138,8 +138,8 @@ func (f *facts) ask(flow lookup.Flow) (v lookup.Verdict, known bool) {
 		h := &lookup.Host{Tables: f.Tables, Partial: f.Partial}
 		for _, i := range f.Interfaces {
 			one := lookup.Interface{Index: i.Index, Name: i.Name, Group: i.Group, Up: i.Up}
-			if at := slices.IndexFunc(f.Names, func(n lookup.Interface) bool { return n.Index == i.Index }); at >= 0 {
-				one.AltNames, one.Detached = f.Names[at].AltNames, f.Names[at].Detached
+			if at := slices.IndexFunc(f.LookupInterfaces, func(n lookup.Interface) bool { return n.Index == i.Index }); at >= 0 {
+				one.AltNames, one.Detached = f.LookupInterfaces[at].AltNames, f.LookupInterfaces[at].Detached
 			}
 			h.Interfaces = append(h.Interfaces, one)
 		}

@@ -11,8 +11,8 @@ import (
 // there: Unlooked tells the difference.
 type Host struct {
 	Interfaces []routing.Interface
-	// Names are the interfaces as lookups know them, with all their names.
-	Names []lookup.Interface
+	// LookupInterfaces are the same as lookups know them, with their other names where a rule uses one.
+	LookupInterfaces []lookup.Interface
 	// Rules are those of each family, ours and those of others, in the order of the kernel.
 	Rules map[routing.Family][]routing.Rule
 	// Tables are the routes that rules may lead to; Partial are the tables that are too long.

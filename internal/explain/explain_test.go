@@ -423,6 +423,13 @@ func TestSuppressed(t *testing.T) {
 	if d := f.Explain(forwarded); !slices.ContainsFunc(d.MayDiffer, func(c explain.Caveat) bool { return c.Code == explain.CaveatUnasked }) {
 		t.Errorf("a packet that comes in: %+v", d.MayDiffer)
 	}
+	assumed, err := f.WhatIf([]explain.Change{{Up: true, Link: "wan0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := assumed.Explain(forwarded); slices.ContainsFunc(d.MayDiffer, func(c explain.Caveat) bool { return c.Code == explain.CaveatUnasked }) {
+		t.Errorf("a question that nobody can ask: %+v", d.MayDiffer)
+	}
 	for older, want := range map[bool]string{
 		true: "2600::1 from 2001:db8::7 leaves by wan0 via fe80::1 (rule 32764, table main): the rule suppresses this route, " +
 			"but no later rule looks up a table, and kernels before Linux 7.2 take the route all the same",
@@ -440,7 +447,7 @@ func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	s := explain.Snapshot{Version: "1.2.3", Taken: "2026-11-29T12:00:00Z", Question: questions["bound"], Facts: *home(), Partial: map[routing.TableID]bool{254: true}}
 	right := way(10001, "0.0.0.0/0", "10.91.0.1", wan1, 1<<30).Route
-	s.Facts.Interfaces[2].AltNames, s.Facts.Interfaces[2].Detached, s.Facts.Interfaces[3].Lower = []string{"enp2s0", "usb\x1b"}, []string{"usb\x1b"}, bridge
+	s.Facts.Interfaces[2].AltNames, s.Facts.Interfaces[2].Detached, s.Facts.Interfaces[3].Lower = []string{"enp2s0", "usb\x1b"}, routing.ByFamily[[]string]{{"usb\x1b"}, nil}, bridge
 	s.Facts.Tables[10001][0].Nexthop, s.Facts.Before615, s.Facts.Before72 = 7, true, true
 	s.Facts.Answers = []explain.Asked{{Flow: s.Question, Answer: lookup.Answer{Matched: []routing.Route{right}, Sent: right}}, {Flow: questions["unbound"], Answer: lookup.Answer{Missed: lookup.NetUnreachable, Unsent: lookup.NetUnreachable}}}
 	data, err := explain.Save(s)

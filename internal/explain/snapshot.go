@@ -211,7 +211,7 @@ func Save(s Snapshot) ([]byte, error) {
 	file.Merged, file.Before615, file.Before72 = f.Merged, f.Before615, f.Before72
 	for _, i := range f.Interfaces {
 		file.Interfaces = append(file.Interfaces, interfaceFile{
-			Index: i.Index, Name: escape.Name(i.Name), AltNames: each(i.AltNames, escape.Name), Detached: each(i.Detached, escape.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: uint32(i.Table),
+			Index: i.Index, Name: escape.Name(i.Name), AltNames: each(i.AltNames, escape.Name), Detached: each(i.Detached.In(f.Family), escape.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: uint32(i.Table),
 			RPFilter: i.Config.ReversePath, ValidMark: i.Config.MarkReverse, AcceptLocal: i.Config.AcceptLocal, RouteLocalnet: i.Config.RouteLocalnet, Addressed: i.Config.Addressed,
 			Forwarding: i.Config.Forwards.In(f.Family), IgnoreLinkDown: i.Config.IgnoreLinkDown.In(f.Family), Addresses: append([]netip.Prefix{}, f.Addresses[i.Index]...),
 		})
@@ -294,9 +294,10 @@ func Load(data []byte) (*Snapshot, error) {
 			return nil, fmt.Errorf("interface %d of the snapshot: %w", n+1, err)
 		}
 		one := lookup.Interface{
-			Index: i.Index, Name: name, AltNames: others, Detached: detached, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: routing.TableID(i.Table),
+			Index: i.Index, Name: name, AltNames: others, Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: routing.TableID(i.Table),
 			Config: lookup.Config{ReversePath: min(i.RPFilter, 2), MarkReverse: i.ValidMark, AcceptLocal: i.AcceptLocal, RouteLocalnet: i.RouteLocalnet, Addressed: i.Addressed},
 		}
+		one.Detached.Set(family, detached)
 		one.Config.Forwards.Set(family, i.Forwarding)
 		one.Config.IgnoreLinkDown.Set(family, i.IgnoreLinkDown)
 		f.Interfaces = append(f.Interfaces, one)

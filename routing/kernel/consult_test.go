@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -241,4 +242,25 @@ func BenchmarkConsult(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(taken()-before)/1e6, "MB")
+}
+
+// TestAltNames: a rule does not know an interface by a name that is newer, whatever a rule of the other family does.
+func TestAltNames(t *testing.T) {
+	h := newHost(t)
+	one := h.veth("one")
+	r := openReader(t)
+	h.ip("rule add oif late0 table 100")
+	h.ip("link property add dev one altname late0")
+	h.ip("-6 rule add oif late0 prohibit")
+	rules := []routing.Rule{{Family: routing.IPv4, OIF: "late0"}, {Family: routing.IPv6, OIF: "late0"}}
+	for _, tt := range []struct {
+		rules []routing.Rule
+		known bool
+	}{{rules, true}, {[]routing.Rule{{OIF: "one"}, {OIF: "gone0"}, {IIF: routing.LoopbackAlias}}, false}} {
+		have := []lookup.Interface{{Index: one, Name: "one"}}
+		must(t, r.AddAltNames(t.Context(), have, tt.rules))
+		if slices.Contains(have[0].AltNames, "late0") != tt.known || slices.Contains(have[0].Detached.In(routing.IPv4), "late0") != tt.known || len(have[0].Detached.In(routing.IPv6)) > 0 {
+			t.Errorf("%v: %+v", tt.rules, have)
+		}
+	}
 }

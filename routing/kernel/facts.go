@@ -48,7 +48,7 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	if out.Rules, detached, err = r.rules(ctx, f); err != nil {
 		return nil, nil, err
 	}
-	detach(out.Interfaces, detached)
+	detach(out.Interfaces, f, detached)
 	tables := out.Asked()
 	if len(tables) > manyTables {
 		candidates, err := r.candidates(ctx, s, routeQuestion{family: f}, to, often)
@@ -213,7 +213,7 @@ const (
 
 // interfaces reads all interfaces.
 func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
-	out, err := r.unaddressed(ctx)
+	out, err := r.dumpInterfaces(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -235,8 +235,8 @@ func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
 	return out, err
 }
 
-// unaddressed reads all interfaces, and not whether they have addresses.
-func (r *Reader) unaddressed(ctx context.Context) ([]lookup.Interface, error) {
+// dumpInterfaces is interfaces without Config.Addressed, which needs another dump.
+func (r *Reader) dumpInterfaces(ctx context.Context) ([]lookup.Interface, error) {
 	var out []lookup.Interface
 	var faults []error
 	all := readAllConf()

@@ -13,9 +13,10 @@ func (r *Reader) Interfaces(ctx context.Context) ([]lookup.Interface, error) {
 	return r.interfaces(ctx)
 }
 
-// Name adds the other names of interfaces, if rules have a name that is the first one of none of them.
-func (r *Reader) Name(ctx context.Context, interfaces []lookup.Interface, rules []routing.Rule) error {
-	first := map[string]bool{"": true, routing.Loopback: true}
+// AddAltNames adds the other names of interfaces if a rule uses one of them. It asks the kernel only if a rule has a
+// name that is no interface's first.
+func (r *Reader) AddAltNames(ctx context.Context, interfaces []lookup.Interface, rules []routing.Rule) error {
+	first := map[string]bool{"": true, routing.Loopback: true, routing.LoopbackAlias: true} // Lookups know the alias.
 	for _, i := range interfaces {
 		first[i.Name] = true
 	}
@@ -30,41 +31,45 @@ func (r *Reader) Name(ctx context.Context, interfaces []lookup.Interface, rules 
 	if len(other) == 0 {
 		return nil
 	}
-	all, err := r.unaddressed(ctx)
+	all, err := r.dumpInterfaces(ctx)
 	if err != nil {
 		return err
 	}
 	names := make(map[int][]string, len(all))
+	used := false
 	for _, i := range all {
 		names[i.Index] = i.AltNames
-	}
-	used := false
-	for n := range interfaces {
-		i := &interfaces[n]
-		i.AltNames = names[i.Index]
 		used = used || slices.ContainsFunc(i.AltNames, func(name string) bool { return other[name] })
 	}
 	if !used {
 		return nil
 	}
+	var detached routing.ByFamily[[]string]
 	for _, f := range routing.Families() {
-		_, detached, err := r.rules(ctx, f)
+		_, some, err := r.rules(ctx, f)
 		if err != nil {
 			return err
 		}
-		detach(interfaces, detached)
+		detached.Set(f, some)
+	}
+	for n := range interfaces {
+		interfaces[n].AltNames = names[interfaces[n].Index]
+	}
+	for _, f := range routing.Families() {
+		detach(interfaces, f, detached.In(f))
 	}
 	return nil
 }
 
-// detach notes by which of their names rules do not know interfaces.
-func detach(interfaces []lookup.Interface, names []string) {
+// detach notes by which of their names rules of a family do not know interfaces.
+func detach(interfaces []lookup.Interface, f routing.Family, names []string) {
 	for n := range interfaces {
-		i := &interfaces[n]
-		for _, name := range i.AltNames {
-			if slices.Contains(names, name) && !slices.Contains(i.Detached, name) {
-				i.Detached = append(i.Detached, name)
+		var detached []string
+		for _, name := range interfaces[n].AltNames {
+			if slices.Contains(names, name) {
+				detached = append(detached, name)
 			}
 		}
+		interfaces[n].Detached.Set(f, detached)
 	}
 }

@@ -55,11 +55,12 @@ func TestOtherNames(t *testing.T) {
 	t.Parallel()
 	for _, detached := range []bool{false, true} {
 		h := host([]routing.Rule{
+			rule(v6, 1, 100, func(r *routing.Rule) { r.OIF = "enp2s0" }), rule(v6, 2, 101),
 			rule(v4, 1, 100, func(r *routing.Rule) { r.IIF = "enp2s0" }), rule(v4, 2, 101, func(r *routing.Rule) { r.OIF = "enp2s0" }), rule(v4, 3, 102),
-		}, route(100, "0.0.0.0/0", 3), route(101, "0.0.0.0/0", 2), route(102, "0.0.0.0/0", 3), route(102, "0.0.0.0/0", 2))
+		}, route(100, "0.0.0.0/0", 3), route(101, "0.0.0.0/0", 2), route(102, "0.0.0.0/0", 3), route(102, "0.0.0.0/0", 2), route(100, "::/0", 2), route(101, "::/0", 2))
 		h.Interfaces[0].AltNames = []string{"enx00", "enp2s0"}
 		if detached {
-			h.Interfaces[0].Detached = []string{"enp2s0"}
+			h.Interfaces[0].Detached = routing.ByFamily[[]string]{{"enp2s0"}, nil}
 		}
 		for f, want := range map[lookup.Flow]routing.Priority{{IIF: "eth2"}: 1, {IIF: "enx00"}: 1, {OIF: "enp2s0"}: 2, {OIF: "eth2"}: 2, {OIF: "eth3"}: 3, {IIF: "eth3"}: 3} {
 			f.To = addr("203.0.113.1")
@@ -69,6 +70,10 @@ func TestOtherNames(t *testing.T) {
 			if v := h.Lookup(f); v.Outcome != lookup.Sent || v.Rule.Priority != want {
 				t.Errorf("detached %v, %+v: %s by rule %d, want %d", detached, f, v.Outcome, v.Rule.Priority, want)
 			}
+		}
+		// A rule of the other family may be newer than the name.
+		if v := h.Lookup(lookup.Flow{To: addr("2600::1"), OIF: "eth2"}); v.Outcome != lookup.Sent || v.Rule.Priority != 1 {
+			t.Errorf("detached %v, IPv6: %s by rule %d, want 1", detached, v.Outcome, v.Rule.Priority)
 		}
 	}
 }

@@ -13,10 +13,10 @@ type Interface struct {
 	Name  string
 	// AltNames are its other names (IFLA_ALT_IFNAME): sockets and rules may know it by any of them.
 	AltNames []string
-	// Detached are those of AltNames that a rule says which was made before the interface had the name. The
-	// rule matches nothing: the kernel looks for the interface once, and afterwards waits for one with that
-	// Name (fib_nl2rule and attach_rules in net/core/fib_rules.c).
-	Detached []string
+	// Detached are by family those of AltNames that a rule says which was made before the interface had the
+	// name. The rule matches nothing: the kernel looks for the interface once, and afterwards waits for one with
+	// that Name (fib_nl2rule and attach_rules in net/core/fib_rules.c).
+	Detached routing.ByFamily[[]string]
 	Group    uint32
 	// Up is IFF_UP.
 	Up bool
@@ -119,9 +119,9 @@ func (h *Host) named(name string) (Interface, bool) {
 // Is reports whether a name is one of the interface's.
 func (i Interface) Is(name string) bool { return i.Name == name || slices.Contains(i.AltNames, name) }
 
-// isMeant reports whether a rule means the interface by a name.
-func (i *Interface) isMeant(name string) bool {
-	return name == i.Name || slices.Contains(i.AltNames, name) && !slices.Contains(i.Detached, name)
+// isMeant reports whether a rule of a family means the interface by a name.
+func (i *Interface) isMeant(f routing.Family, name string) bool {
+	return name == i.Name || slices.Contains(i.AltNames, name) && !slices.Contains(i.Detached.In(f), name)
 }
 
 func (h *Host) numbered(index int) (Interface, bool) {
@@ -269,6 +269,14 @@ type Verdict struct {
 	// Uncertain says that a rule with attributes that are unknown here came
 	// before the answer. It was skipped.
 	Uncertain bool
+}
+
+// WhySuppressed says why a suppressed route is taken, empty if it is not Suppressed.
+func (v *Verdict) WhySuppressed() string {
+	if !v.Suppressed {
+		return ""
+	}
+	return "the rule suppresses this route, but no later rule looks up a table, and kernels before Linux 7.2 take the route all the same"
 }
 
 // Through reports whether every leg leaves by one of the devices.

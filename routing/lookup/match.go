@@ -59,18 +59,18 @@ func (w *walk) mismatch(r *routing.Rule) Selector {
 // comesBy is fib_rule_iif_match: a rule that names a VRF is for what comes in by
 // the VRF and its ports ([Host.Before615]).
 func (w *walk) comesBy(name string) bool {
-	if w.hasVRF && !w.host.Before615 && w.vrf.isMeant(name) {
+	if w.hasVRF && !w.host.Before615 && w.vrf.isMeant(w.family, name) {
 		return !w.byOIF
 	}
-	return w.entry.isMeant(name) || name == routing.LoopbackAlias && w.entry.Name == loopbackName
+	return w.entry.isMeant(w.family, name) || name == routing.LoopbackAlias && w.entry.Name == loopbackName
 }
 
 // leavesBy is fib_rule_oif_match.
 func (w *walk) leavesBy(name string) bool {
-	if w.hasVRF && !w.host.Before615 && w.vrf.isMeant(name) {
+	if w.hasVRF && !w.host.Before615 && w.vrf.isMeant(w.family, name) {
 		return w.byOIF
 	}
-	return w.exit.isMeant(name)
+	return w.exit.isMeant(w.family, name)
 }
 
 // inVRF is l3mdev_fib_rule_match.

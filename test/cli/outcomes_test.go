@@ -3,6 +3,8 @@ package cli_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -105,20 +107,33 @@ func TestRuleAtOurPriority(t *testing.T) {
 // rule is older than the name.
 func TestRuleByOtherName(t *testing.T) {
 	h := newHost(t)
+	found := func(rule string) {
+		t.Helper()
+		labtest.Eventually(t, func() error {
+			if p := h.status().Problems; len(p) != 1 || p[0].Link != "wan1" || !strings.Contains(p[0].Text, rule) {
+				return fmt.Errorf("want the rule %s alone: %+v", rule, p)
+			}
+			return nil
+		})
+	}
 	h.start()
 	h.sound("no rule")
 	h.ip("rule", "add", "priority", "300", "oif", "later0", "prohibit")
 	h.ip("link", "property", "add", "dev", "wan1", "altname", "enp9s0", "altname", "later0")
 	h.sound("a rule that is older than the name")
 	h.ip("rule", "add", "priority", "301", "oif", "enp9s0", "prohibit")
-	labtest.Eventually(t, func() error {
-		if p := h.status().Problems; len(p) != 1 || p[0].Link != "wan1" || !strings.Contains(p[0].Text, "oif enp9s0") {
-			return fmt.Errorf("want the rule alone: %+v", p)
-		}
-		return nil
-	})
+	found("oif enp9s0")
 	h.ip("rule", "del", "priority", "301", "oif", "enp9s0", "prohibit")
 	h.sound("the rule is gone")
+	h.ip("-6", "rule", "add", "priority", "302", "oif", "later0", "prohibit")
+	found("oif later0")
+	h.ip("-6", "rule", "del", "priority", "302", "oif", "later0", "prohibit")
+	h.sound("the rule of IPv6 is gone")
+	// At once, so that nobody looks in between.
+	batch := filepath.Join(t.TempDir(), "batch")
+	h.must(os.WriteFile(batch, []byte("rule del priority 300 oif later0 prohibit\nrule add priority 300 oif later0 prohibit\n"), 0o600))
+	h.ip("-batch", batch)
+	found("oif later0")
 }
 
 // TestTableOfOthersInOurRange: a number in our range that no link has is another program's table,

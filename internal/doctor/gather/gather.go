@@ -235,10 +235,10 @@ func (r *reading) rules(ctx context.Context) error {
 		}
 	}
 	for _, i := range r.Interfaces {
-		r.Names = append(r.Names, lookup.Interface{Index: i.Index, Name: i.Name})
+		r.LookupInterfaces = append(r.LookupInterfaces, lookup.Interface{Index: i.Index, Name: i.Name})
 	}
-	if err := reader.Name(ctx, r.Names, all); err != nil {
-		return fmt.Errorf("reading names of interfaces: %w", err)
+	if err := reader.AddAltNames(ctx, r.LookupInterfaces, all); err != nil {
+		r.miss(fmt.Sprintf("reading names of interfaces: %v", err), doctor.SNATAddress)
 	}
 	return nil
 }

@@ -31,6 +31,7 @@ type Outcomes struct {
 	tables  map[routing.Family]map[routing.TableID][]routing.Route
 	partial map[routing.Family]map[routing.TableID]bool
 
+	names       otherNames
 	environment outcome.Environment
 	known       map[int]verdict
 }
@@ -73,8 +74,9 @@ func (c *Outcomes) Check(ctx context.Context, v *view.View, only []string, most 
 			rules = append(rules, o.Rule)
 		}
 	}
-	if err := c.reader.Name(ctx, interfaces, rules); err != nil {
-		return err
+	add := func() error { return c.reader.AddAltNames(ctx, interfaces, rules) }
+	if err := c.names.add(v.Snapshot, interfaces, rules, add); err != nil {
+		v.Notes = append(v.Notes, fmt.Sprintf("names by which rules may know interfaces: %v", err))
 	}
 	judge := outcome.New(outcome.Facts{
 		Policy: v.Policy, Plans: v.Planner, Interfaces: interfaces, Tables: c.tables, Partial: c.partial,
@@ -119,6 +121,40 @@ func (c *Outcomes) Check(ctx context.Context, v *view.View, only []string, most 
 			v.Unbound[f] = status.Unbound{Interface: device, Table: uint32(table)}
 		}
 	}
+	return nil
+}
+
+// otherNames are those of interfaces, as long as nothing happens that may change them.
+type otherNames struct {
+	// known says that they were read when the snapshot had these numbers.
+	known             bool
+	moves, generation uint64
+	interfaces        []lookup.Interface
+	rules             []routing.Rule
+	// used says that a rule uses one.
+	used bool
+}
+
+// add adds the other names of interfaces, and calls read only where they may have changed.
+func (o *otherNames) add(s *reconcile.Snapshot, interfaces []lookup.Interface, rules []routing.Rule, read func() error) error {
+	same := s != nil && o.known && s.Moves == o.moves && slices.Equal(rules, o.rules) &&
+		slices.EqualFunc(interfaces, o.interfaces, func(a, b lookup.Interface) bool { return a.Index == b.Index && a.Name == b.Name })
+	// A rule that was deleted and made again looks the same, and may mean an interface that it did not know before.
+	if same = same && (!o.used || s.Generation == o.generation); same {
+		for n := range interfaces {
+			interfaces[n].AltNames, interfaces[n].Detached = o.interfaces[n].AltNames, o.interfaces[n].Detached
+		}
+		return nil
+	}
+	o.known = false
+	if err := read(); err != nil {
+		return err
+	}
+	if s != nil {
+		o.known, o.moves, o.generation = true, s.Moves, s.Generation
+	}
+	o.interfaces, o.rules = interfaces, rules
+	o.used = slices.ContainsFunc(interfaces, func(i lookup.Interface) bool { return len(i.AltNames) > 0 })
 	return nil
 }
 
