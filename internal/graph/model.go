@@ -818,7 +818,7 @@ func (b *builder) answer(f *Flow) string {
 		}
 		where += ")"
 		if v.Suppressed {
-			where += "; the rule suppresses this route, but no later rule looks up a table, and kernels before Linux 7.2 take the route all the same"
+			where += "; " + v.WhySuppressed()
 		}
 	}
 	switch {
