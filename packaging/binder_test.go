@@ -64,9 +64,12 @@ func (s *system) binder() {
 	// The servers of links stay with systemd while the daemon restarts.
 	s.run("systemctl", "restart", "multihomed.service")
 	s.active()
-	if n := s.run("systemctl", "show", "-P", "NFileDescriptorStore", "multihomed.service"); n != "2" {
-		s.t.Errorf("systemd keeps %s descriptors for two links", n)
-	}
+	s.eventually(func() error {
+		if n := s.run("systemctl", "show", "-P", "NFileDescriptorStore", "multihomed.service"); n != "2" {
+			return fmt.Errorf("systemd keeps %s descriptors for two links", n)
+		}
+		return nil
+	})
 	if out := s.run("journalctl", "--no-pager", "-u", "multihomed.service", "-p", "warning", "--since", "-1min"); strings.Contains(out, "DNS servers") {
 		s.t.Errorf("the log says\n%s", out)
 	}

@@ -377,8 +377,10 @@ func (s *system) life(release string, debs packages) {
 		s.eventually(func() error { return s.lacks("oif wan1") })
 		s.run("nmcli", "connection", "up", "wan1")
 		s.eventually(func() error {
-			if s.lacks("oif wan1") == nil {
-				return errors.New("wan1 has no rules")
+			for _, family := range []string{"-4", "-6"} {
+				if rules, err := s.Run(t.Context(), "ip", family, "rule"); err != nil || !strings.Contains(rules, "oif wan1") {
+					return fmt.Errorf("wan1 has no rules (%w):\n%s", err, rules)
+				}
 			}
 			return nil
 		})
@@ -505,7 +507,10 @@ func (s *system) neverGood(debs packages) {
 	link := s.links()[0]
 	s.run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link, "ipv4.may-fail", "no")
 	s.must(s.MoveLink(link))
-	s.run("nmcli", "--wait", "30", "connection", "up", link)
+	s.eventually(func() error { // NetworkManager may not know the link yet.
+		_, err := s.Run(t.Context(), "nmcli", "--wait", "30", "connection", "up", link)
+		return err
+	})
 	s.eventually(func() error {
 		failed := strings.Count(log("-u", "NetworkManager.service"), "90-multihomed' exited with status 78")
 		if n := strings.Count(strings.TrimPrefix(log("-t", "multihomed"), before), "uplink_grup:"); n == 0 || n != failed {

@@ -130,6 +130,9 @@ func (f *fake) hasty() *client.Client {
 	return f.client(client.Options{Interval: 20 * time.Millisecond})
 }
 
+// brief is the interval where some requests are not answered, and the others must be answered within it.
+const brief = time.Second
+
 var plain = client.Request{Interface: "wan0", Address: netip.MustParseAddr("192.0.2.1"), Tag: "test"}
 
 func TestLease(t *testing.T) {
@@ -296,7 +299,7 @@ func TestAnAnswerThatComesLate(t *testing.T) {
 		f.grant(first, 10666, time.Hour)
 		f.grant(r, 10001, time.Hour)
 	})
-	l, err := f.client(client.Options{Interval: 100 * time.Millisecond}).Lease(t.Context(), plain)
+	l, err := f.client(client.Options{Interval: brief}).Lease(t.Context(), plain)
 	if err != nil || l.Table != 10001 {
 		t.Errorf("lease %+v, %v", l, err)
 	}
@@ -316,7 +319,7 @@ func TestRefusals(t *testing.T) {
 		}
 		f.say(r, `{"version":2,"cmd":3,"transaction":%d,"code":%q,"error":"no table is left; widen the range"}`, r.Transaction, code)
 	})
-	c := f.client(client.Options{Interval: 50 * time.Millisecond})
+	c := f.client(client.Options{Interval: brief})
 	_, err := c.Lease(t.Context(), plain)
 	refused, ok := errors.AsType[*wire.Error](err)
 	if !ok || refused.Code != wire.Exhausted || refused.Text != "no table is left; widen the range" || tries.Load() != 1 {
@@ -400,7 +403,7 @@ func TestHold(t *testing.T) {
 	})
 	var told []string
 	began := time.Now()
-	err := f.client(client.Options{Interval: 100 * time.Millisecond}).Hold(ctx, plain, func(l client.Lease, err error) {
+	err := f.client(client.Options{Interval: brief}).Hold(ctx, plain, func(l client.Lease, err error) {
 		told = append(told, fmt.Sprint(l.Table, " ", err != nil))
 		if len(told) == 4 {
 			cancel()

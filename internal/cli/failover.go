@@ -105,7 +105,7 @@ func (a *app) order(ctx context.Context, order handoff.Order, word string) error
 // carryOut is order with the check of the rights. That comes last: who has none learns of a wrong
 // word without them.
 func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Order, word string, delegated func() (bool, error)) error {
-	before, err := askDaemon(ctx, cfg, false)
+	before, err := askWithin(ctx, cfg, patientTime, false)
 	if errors.Is(err, fs.ErrPermission) {
 		if done, err := delegated(); done {
 			return err
@@ -160,7 +160,7 @@ func (a *app) unanswered(err error) error {
 	case errors.Is(err, socket.ErrNobody):
 		return fmt.Errorf("multihomed is not running, so no link is watched; to fix: %s", a.startCommand())
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("multihomed does not answer within %v; to fix: %s", answerTime, unitfile.Restart)
+		return fmt.Errorf("multihomed does not answer within %v; to fix: %s", patientTime, unitfile.Restart)
 	default:
 		return err
 	}
@@ -173,7 +173,7 @@ func seen(ctx context.Context, cfg config.Config, order handoff.Order, name stri
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		s, err := askDaemon(ctx, cfg, false)
+		s, err := askWithin(ctx, cfg, patientTime, false)
 		if err != nil || orders.IsSeen(*s, order, name) {
 			return s, err
 		}

@@ -164,6 +164,9 @@ func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, as
 // answerTime bounds the wait for the daemon; then the host is read without it.
 const answerTime = 2 * time.Second
 
+// patientTime bounds it for those who cannot do without the daemon: one on a busy host is not one that hangs.
+const patientTime = 10 * time.Second
+
 // askAgain is the pause before asking again, while the daemon starts or has not checked all
 // links yet.
 const askAgain = 50 * time.Millisecond
@@ -194,7 +197,11 @@ func (a *app) readStatus(ctx context.Context, loaded config.Loaded, only []strin
 
 // askDaemon waits while the daemon starts, and while it has not checked all links.
 func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, error) {
-	return persist(ctx, cfg, answerTime, func(ctx context.Context) (answer *Status, more bool, err error) {
+	return askWithin(ctx, cfg, answerTime, whole)
+}
+
+func askWithin(ctx context.Context, cfg config.Config, patience time.Duration, whole bool) (*Status, error) {
+	return persist(ctx, cfg, patience, func(ctx context.Context) (answer *Status, more bool, err error) {
 		answer, err = askOnce(ctx, cfg, whole)
 		return answer, err == nil && answer.Unchecked > 0, err
 	})

@@ -231,6 +231,8 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 	ticker := time.NewTicker(tryAgain)
 	defer ticker.Stop()
 	var asked, unlocked time.Time
+	var deaf silence
+	defer deaf.close()
 	for {
 		err := handoff.Send(cfg.RuntimeDir, handoff.Switched())
 		if err == nil {
@@ -268,10 +270,19 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 			}
 			return summary, nil
 		}
-		if _, held := errors.AsType[*lockfile.HeldError](locking); !held {
+		held, is := errors.AsType[*lockfile.HeldError](locking)
+		if !is {
 			return "", locking
 		}
-		if !asked.IsZero() && time.Since(asked) >= obeyTime || errors.Is(err, handoff.ErrBusy) {
+		hangs := !asked.IsZero() && time.Since(asked) >= obeyTime || errors.Is(err, handoff.ErrBusy)
+		if errors.Is(err, handoff.ErrNobody) {
+			idle, err := deaf.lasts(path, held.PID)
+			if err != nil {
+				return "", fmt.Errorf("%s left: %w", r.Summary(r.Left()), err)
+			}
+			hangs = hangs || idle
+		}
+		if hangs {
 			pid, err := endHolder(ctx, path)
 			if err != nil {
 				return "", fmt.Errorf("%s left: %w; to fix: systemctl kill --signal=KILL multihomed, then do this again", r.Summary(r.Left()), err)
@@ -316,6 +327,39 @@ func (a *app) worksUnlocked(ctx context.Context, cfg config.Config, lock *lockfi
 		fmt.Fprintf(a.Err, "multihomectl: killed process %d, which worked without the lock and did not answer\n", pid)
 	}
 	return true, nil
+}
+
+// A silence is that of a holder of the lock that takes no messages: a command at work, a daemon
+// that starts, or one that hangs between making the lock and making the socket.
+type silence struct {
+	holder *lockfile.Process
+	since  time.Time
+	worked int64
+}
+
+// lasts reports whether the process that holds the lock has been silent for obeyTime, and idle.
+func (s *silence) lasts(path string, pid int) (bool, error) {
+	switch {
+	case s.holder == nil || s.holder.PID != pid:
+		s.close()
+		var err error
+		if s.holder, err = lockfile.OpenHolder(path); s.holder == nil {
+			return false, err
+		}
+	case time.Since(s.since) < obeyTime:
+		return false, nil
+	case !s.holder.Busy(s.worked):
+		return true, nil
+	}
+	s.since, s.worked = time.Now(), s.holder.Worked()
+	return false, nil
+}
+
+func (s *silence) close() {
+	if s.holder != nil {
+		_ = s.holder.Close() // a descriptor of a process
+		s.holder = nil
+	}
 }
 
 // endHolder kills the process that holds a lock, because it does not answer, and returns its

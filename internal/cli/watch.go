@@ -62,8 +62,9 @@ With --json it prints one JSON object a line. Fields are only ever added as long
   probable  true: who is told by circumstances, and not by a socket
   count     number of changes, 1 for most`
 
-// askingTime is how long the daemon may take to answer; then the host is read without it.
-const askingTime = time.Second
+// askingTime is how long the daemon may take to answer; then the host is read without it. The daemon
+// pauses after each answer, and waits for links after a reload: both together take more than a second.
+const askingTime = 2 * time.Second
 
 // mostOwn is how many rules and routes of multihomed are told one by one, or explain a summary.
 const mostOwn = 1024

@@ -107,7 +107,8 @@ func TestClose(t *testing.T) {
 		return quiet == len(hang)+len(stay) && asking == 1
 	}, "all but one connection is quiet")
 	death := time.Now()
-	w.await(func() bool { must(t, speak(heard)); return time.Since(death) > 20*time.Millisecond }, "one is heard after the death")
+	// Whoever compares the two may be held up between the reading of the clock and that of the sockets.
+	w.await(func() bool { must(t, speak(heard)); return time.Since(death) > time.Second }, "one is heard long after the death")
 
 	closed, err := sockets.Close(t.Context(), w.dead(death))
 	must(t, err)

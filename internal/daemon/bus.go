@@ -154,6 +154,7 @@ func (b *onBus) publish(ctx context.Context) {
 	if !b.bus.IsHeard() {
 		return // Who gets the name next wakes us.
 	}
+	b.teller.awaitNews(ctx)
 	s, v, err := b.teller.status(ctx)
 	if err != nil {
 		if ctx.Err() == nil {

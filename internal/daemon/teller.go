@@ -45,9 +45,10 @@ type teller struct {
 	producer *socket.Producer
 	// outdated wakes the checks, worked the task that gives memory back.
 	outdated, worked news.Signal
-	// known is given when these parts know the links and the uplinks; until is when a wait for that ends.
-	known *latch
-	until time.Time
+	// known is given when these parts know the links and the uplinks; until is when a wait for that ends,
+	// and newsUntil one of news.
+	known            *latch
+	until, newsUntil time.Time
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -77,8 +78,9 @@ type telling struct {
 
 func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Signal) *teller {
 	t := &teller{service: s, cfg: cfg, parts: p, outdated: outdated, worked: worked, checker: check.NewOutcomes(), shelf: view.NewShelf(), seen: maps.Clone(s.since), known: newLatch(), until: time.Now().Add(startTime)}
+	t.newsUntil = t.until
 	if s.written != nil {
-		t.until = time.Now().Add(knownTime)
+		t.until, t.newsUntil = time.Now().Add(knownTime), time.Now().Add(newsTime)
 	}
 	t.producer = socket.NewProducer(t.make)
 	return t
@@ -90,12 +92,21 @@ func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Si
 const (
 	startTime = 700 * time.Millisecond
 	knownTime = 500 * time.Millisecond
+	// newsTime is for news after a reload: nobody waits for those, and on a busy host NetworkManager may be late.
+	newsTime = 10 * time.Second
 )
 
 // awaitLinks waits until the links are known: nobody shall be told that there are none, or that they
 // have gone, because the daemon starts, or reads its configuration again.
 func (t *teller) awaitLinks(ctx context.Context) {
 	ctx, cancel := context.WithDeadline(ctx, t.until)
+	defer cancel()
+	t.known.await(ctx)
+}
+
+// awaitNews is awaitLinks for news.
+func (t *teller) awaitNews(ctx context.Context) {
+	ctx, cancel := context.WithDeadline(ctx, t.newsUntil)
 	defer cancel()
 	t.known.await(ctx)
 }

@@ -180,7 +180,7 @@ func Of(s *status.Status, f Facts, last *Model) *Model {
 	slices.SortFunc(m.Links, func(a, b *Link) int { return cmp.Compare(a.Index, b.Index) })
 	// A daemon that reads while names move may see one twice.
 	m.Links = slices.CompactFunc(m.Links, func(a, b *Link) bool { return a.Index == b.Index })
-	m.Manager = managerOf(s, f, inForce)
+	m.Manager = managerOf(s, f, inForce, last)
 	m.Manager["LinksTotal"] = uint32(len(m.Links)) //nolint:gosec // a count
 	m.Manager["Generation"] = uint64(1)
 	if n, is := last.Manager["Generation"].(uint64); is {
@@ -200,12 +200,14 @@ func (m *Model) equals(last *Model) bool {
 // Range is a range of tables.
 type tableRange struct{ First, Last uint32 }
 
-func managerOf(s *status.Status, f Facts, inForce int) Values {
+func managerOf(s *status.Status, f Facts, inForce int, last *Model) Values {
 	state, reason := Starting, s.Daemon.Waiting
+	before, _ := last.Manager["State"].(string)
 	switch {
 	case s.Off != nil:
 		state, reason = Off, offReason(*s.Off)
-	case s.Daemon.Ready:
+	case s.Daemon.Ready, before == Ready, before == Off:
+		// A daemon that reads its configuration again, maybe without NetworkManager, is not starting.
 		state = Ready
 	}
 	problems := make([]map[string]dbus.Variant, 0, len(s.Problems))

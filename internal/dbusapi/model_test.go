@@ -87,6 +87,25 @@ func TestModel(t *testing.T) {
 	}
 }
 
+// TestState: a daemon starts once, whatever it waits for later.
+func TestState(t *testing.T) {
+	t.Parallel()
+	var last *dbusapi.Model
+	for n, step := range []struct {
+		ready, off bool
+		want       string
+	}{{false, false, dbusapi.Starting}, {true, false, dbusapi.Ready}, {false, false, dbusapi.Ready}, {false, true, dbusapi.Off}, {false, false, dbusapi.Ready}} {
+		s := status.Status{Daemon: status.Daemon{Running: true, Ready: step.ready, Waiting: "NetworkManager is not running"}}
+		if step.off {
+			s.Off = &status.Off{}
+		}
+		last = dbusapi.Of(&s, dbusapi.Facts{}, last)
+		if last.Manager["State"] != step.want {
+			t.Errorf("step %d: %v, want %s", n, last.Manager["State"], step.want)
+		}
+	}
+}
+
 // TestWrote: a signal has a bound, and says what it leaves out.
 func TestWrote(t *testing.T) {
 	t.Parallel()

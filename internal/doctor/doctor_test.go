@@ -2,6 +2,7 @@ package doctor_test
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"multihomed/internal/doctor"
 	"multihomed/internal/status"
 	"multihomed/routing"
+	"multihomed/routing/lookup"
 )
 
 var (
@@ -90,6 +92,21 @@ func TestPatterns(t *testing.T) {
 	forwards := parameter("net/ipv4/ip_forward", 1)
 	inet := func(r doctor.FilterRule) doctor.FilterRule { r.Table = "inet nat"; return r }
 	both := func(r doctor.FilterRule) doctor.FilterRule { r.IPv6 = true; return inet(r) }
+	// guests are led to wan0 by a rule that calls their bridge by another name; main leads to wan1.
+	guests := func(_ *status.Status, h *doctor.Host) {
+		net := netip.MustParsePrefix("192.168.9.1/24")
+		h.Interfaces = append(h.Interfaces, routing.Interface{Index: 4, Name: "br0", Up: true, Addresses: []routing.Address{{Prefix: net}}})
+		h.Names = []lookup.Interface{{Index: 4, Name: "br0", AltNames: []string{"guests0"}}}
+		h.Rules[routing.IPv4] = slices.Insert(h.Rules[routing.IPv4], 1, routing.Rule{Family: routing.IPv4, Priority: 300, IIF: "guests0", Action: routing.ActionLookup, Table: 77})
+		way := func(t routing.TableID, device int) map[routing.TableID][]routing.Route {
+			return map[routing.TableID][]routing.Route{t: {{Family: routing.IPv4, Table: t, Type: routing.RouteUnicast, Destination: routing.IPv4.Any(), Device: device}}}
+		}
+		h.Tables[routing.IPv4] = way(77, 2)
+		maps.Copy(h.Tables[routing.IPv4], way(routing.TableMain, 3))
+		rule := nat(doctor.SNAT, "postrouting", a0)
+		rule.Source = net.Masked()
+		h.Filter = append(h.Filter, rule)
+	}
 	for _, c := range []struct {
 		name     string
 		code     routing.Code
@@ -122,6 +139,10 @@ func TestPatterns(t *testing.T) {
 		{name: "SNAT to what no link has", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", netip.MustParseAddr("192.0.2.200")))},
 		{name: "SNAT everywhere, in a table of both families", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(inet(nat(doctor.SNAT, "postrouting", a0))), command: `nft insert rule inet nat post meta nfproto ipv4 oifname '"wan1"' masquerade`},
 		{name: "masquerade of both families on one", code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", change: all(forwards, filter(both(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan0"})))), command: `nft insert rule inet nat post oifname '"wan1"' masquerade`},
+		{name: "SNAT of guests whom a rule leads by another name", code: doctor.SNATAddress, none: true, change: guests},
+		{name: "SNAT of guests whom the rule does not know", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: all(guests, func(_ *status.Status, h *doctor.Host) {
+			h.Names[0].Detached = h.Names[0].AltNames
+		}), command: "nft insert rule"},
 		{name: "SNAT after masquerade", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan1"}), nat(doctor.SNAT, "postrouting", a0))},
 		{name: "SNAT on each", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", a0, doctor.Match{Name: "wan0"}), nat(doctor.SNAT, "postrouting", a1, doctor.Match{Name: "wan1"}))},
 		{name: "masquerade on one", code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", change: all(forwards, filter(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan0"}))), command: "masquerade"},

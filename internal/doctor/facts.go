@@ -137,7 +137,11 @@ func (f *facts) ask(flow lookup.Flow) (v lookup.Verdict, known bool) {
 	if f.simulator == nil {
 		h := &lookup.Host{Tables: f.Tables, Partial: f.Partial}
 		for _, i := range f.Interfaces {
-			h.Interfaces = append(h.Interfaces, lookup.Interface{Index: i.Index, Name: i.Name, Group: i.Group, Up: i.Up})
+			one := lookup.Interface{Index: i.Index, Name: i.Name, Group: i.Group, Up: i.Up}
+			if at := slices.IndexFunc(f.Names, func(n lookup.Interface) bool { return n.Index == i.Index }); at >= 0 {
+				one.AltNames, one.Detached = f.Names[at].AltNames, f.Names[at].Detached
+			}
+			h.Interfaces = append(h.Interfaces, one)
 		}
 		for _, family := range routing.Families() {
 			h.Rules = append(h.Rules, f.Rules[family]...)

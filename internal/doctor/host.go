@@ -4,12 +4,15 @@ import (
 	"net/netip"
 
 	"multihomed/routing"
+	"multihomed/routing/lookup"
 )
 
 // A Host is what is known of a host besides its status. What is zero was not looked at, or is not
 // there: Unlooked tells the difference.
 type Host struct {
 	Interfaces []routing.Interface
+	// Names are the interfaces as lookups know them, with all their names.
+	Names []lookup.Interface
 	// Rules are those of each family, ours and those of others, in the order of the kernel.
 	Rules map[routing.Family][]routing.Rule
 	// Tables are the routes that rules may lead to; Partial are the tables that are too long.

@@ -225,6 +225,7 @@ const (
 	CaveatPartial      = "partial"
 	CaveatUnknownRule  = "unknown-rule"
 	CaveatAnswers      = "answers"
+	CaveatUnasked      = "not-asked"
 	// CaveatBeyond is what routing never knows: netfilter, XFRM, BPF.
 	CaveatBeyond = "beyond-routing"
 )

@@ -189,6 +189,9 @@ func (x *explainer) lookup(purpose, text string, flow lookup.Flow) lookedUp {
 			x.caveat(CaveatSocket, "the kernel was asked for a packet that prefers the device; a socket that is bound to the device insists on it, and its answer is the one above")
 		}
 	}
+	if !out.asked && question.HurtsKernel(found) {
+		x.caveat(CaveatUnasked, "the kernel was not asked, because the question alone harms kernels before Linux 7.2: this answer is that of the simulation alone")
+	}
 	x.doc.Lookups = append(x.doc.Lookups, l)
 	return out
 }
@@ -491,6 +494,8 @@ func (x *explainer) by(v lookup.Verdict) string {
 		return ""
 	case v.Route.Table == 0:
 		return fmt.Sprintf(" (rule %d)", v.Rule.Priority)
+	case v.Suppressed:
+		return fmt.Sprintf(" (rule %d, table %s): the rule suppresses this route, but no later rule looks up a table, and kernels before Linux 7.2 take the route all the same", v.Rule.Priority, v.Route.Table)
 	default:
 		return fmt.Sprintf(" (rule %d, table %s)", v.Rule.Priority, v.Route.Table)
 	}

@@ -407,13 +407,41 @@ func TestFailoverInWhatIf(t *testing.T) {
 	}
 }
 
+// TestSuppressed: a kill switch of IPv6 does not hold where the kernel takes what the last rule suppresses.
+func TestSuppressed(t *testing.T) {
+	t.Parallel()
+	f := &explain.Facts{}
+	f.Family, f.Before72 = routing.IPv6, true
+	f.Interfaces = []lookup.Interface{{Index: 1, Name: "lo", Up: true}, {Index: wan0, Name: "wan0", Up: true}}
+	f.Rules = []routing.Rule{{Family: routing.IPv6, Priority: 32764, Action: routing.ActionLookup, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}}
+	f.Tables = map[routing.TableID][]lookup.Candidate{routing.TableMain: {{Route: routing.Route{
+		Family: routing.IPv6, Type: routing.RouteUnicast, Table: routing.TableMain, Destination: prefix("::/0"), Gateway: addr("fe80::1"), Device: wan0,
+	}}}}
+	flow := lookup.Flow{To: addr("2600::1"), From: addr("2001:db8::7")}
+	forwarded := flow
+	forwarded.IIF = "wan0"
+	if d := f.Explain(forwarded); !slices.ContainsFunc(d.MayDiffer, func(c explain.Caveat) bool { return c.Code == explain.CaveatUnasked }) {
+		t.Errorf("a packet that comes in: %+v", d.MayDiffer)
+	}
+	for older, want := range map[bool]string{
+		true: "2600::1 from 2001:db8::7 leaves by wan0 via fe80::1 (rule 32764, table main): the rule suppresses this route, " +
+			"but no later rule looks up a table, and kernels before Linux 7.2 take the route all the same",
+		false: "2600::1 from 2001:db8::7 cannot be reached: no rule has a route",
+	} {
+		f.Before72 = older
+		if d := f.Explain(flow); d.Summary != want || d.Lookups[0].Rules[0].Result != explain.Suppressed {
+			t.Errorf("older %v: %s\nwant %s\n%+v", older, d.Summary, want, d.Lookups[0].Rules)
+		}
+	}
+}
+
 // TestSnapshot wants the same explanation from a file.
 func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	s := explain.Snapshot{Version: "1.2.3", Taken: "2026-11-29T12:00:00Z", Question: questions["bound"], Facts: *home(), Partial: map[routing.TableID]bool{254: true}}
 	right := way(10001, "0.0.0.0/0", "10.91.0.1", wan1, 1<<30).Route
 	s.Facts.Interfaces[2].AltNames, s.Facts.Interfaces[2].Detached, s.Facts.Interfaces[3].Lower = []string{"enp2s0", "usb\x1b"}, []string{"usb\x1b"}, bridge
-	s.Facts.Tables[10001][0].Nexthop, s.Facts.Before615 = 7, true
+	s.Facts.Tables[10001][0].Nexthop, s.Facts.Before615, s.Facts.Before72 = 7, true, true
 	s.Facts.Answers = []explain.Asked{{Flow: s.Question, Answer: lookup.Answer{Matched: []routing.Route{right}, Sent: right}}, {Flow: questions["unbound"], Answer: lookup.Answer{Missed: lookup.NetUnreachable, Unsent: lookup.NetUnreachable}}}
 	data, err := explain.Save(s)
 	if err != nil {

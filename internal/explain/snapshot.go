@@ -55,8 +55,10 @@ type snapshotFile struct {
 	// Merged says that local and main are one trie ([lookup.Host.Merged]).
 	Merged bool `json:"merged,omitempty"`
 	// Before615 is [lookup.Host.Before615].
-	Before615 bool        `json:"before_6_15,omitempty"`
-	Answers   []askedFile `json:"answers"`
+	Before615 bool `json:"before_6_15,omitempty"`
+	// Before72 is [lookup.Host.Before72].
+	Before72 bool        `json:"before_7_2,omitempty"`
+	Answers  []askedFile `json:"answers"`
 }
 
 type flowFile struct {
@@ -206,7 +208,7 @@ func Save(s Snapshot) ([]byte, error) {
 		Kind: snapshotKind, Schema: snapshotSchema, Version: s.Version, Taken: s.Taken, Question: flowOut(s.Question), Interfaces: []interfaceFile{}, Rules: []ruleFile{},
 		Routes: []routeFile{}, Partial: []uint32{}, Users: f.Users, Unread: append([]string{}, f.Unread...), Answers: []askedFile{}, Notes: notesOut(&f.Notes),
 	}
-	file.Merged, file.Before615 = f.Merged, f.Before615
+	file.Merged, file.Before615, file.Before72 = f.Merged, f.Before615, f.Before72
 	for _, i := range f.Interfaces {
 		file.Interfaces = append(file.Interfaces, interfaceFile{
 			Index: i.Index, Name: escape.Name(i.Name), AltNames: each(i.AltNames, escape.Name), Detached: each(i.Detached, escape.Name), Group: i.Group, Up: i.Up, NoCarrier: i.NoCarrier, Master: i.Master, Lower: i.Lower, Table: uint32(i.Table),
@@ -272,7 +274,7 @@ func Load(data []byte) (*Snapshot, error) {
 	s := &Snapshot{Version: escape.Text(file.Version), Taken: escape.Text(file.Taken)}
 	f := &s.Facts
 	f.Addresses, s.Partial, f.Users = map[int][]netip.Prefix{}, map[routing.TableID]bool{}, map[uint32]string{}
-	f.Tables, f.Merged, f.Before615 = map[routing.TableID][]lookup.Candidate{}, file.Merged, file.Before615
+	f.Tables, f.Merged, f.Before615, f.Before72 = map[routing.TableID][]lookup.Candidate{}, file.Merged, file.Before615, file.Before72
 	var err error
 	if s.Question, err = flowIn(file.Question); err != nil {
 		return nil, fmt.Errorf("the question of the snapshot: %w", err)

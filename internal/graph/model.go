@@ -817,6 +817,9 @@ func (b *builder) answer(f *Flow) string {
 			where += fmt.Sprintf(", table %s", v.Route.Table)
 		}
 		where += ")"
+		if v.Suppressed {
+			where += "; the rule suppresses this route, but no later rule looks up a table, and kernels before Linux 7.2 take the route all the same"
+		}
 	}
 	switch {
 	case v.Assumed:

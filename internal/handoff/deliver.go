@@ -53,9 +53,9 @@ func Deliver(ctx context.Context, runtime string, m Message, hung func(pid int))
 }
 
 func deliverTo(ctx context.Context, runtime string, m Message, holder *lockfile.Process, hung func(pid int)) error {
-	busy := int64(0)
+	before := int64(0)
 	if holder != nil {
-		busy = holder.Worked()
+		before = holder.Worked()
 	}
 	err := ask(ctx, runtime, m)
 	if errors.Is(err, errUnanswered) {
@@ -70,7 +70,7 @@ func deliverTo(ctx context.Context, runtime string, m Message, holder *lockfile.
 	case holder == nil:
 		// It listens without the lock: it is starting or ending.
 		return ErrBusy
-	case holder.Worked()-busy > enough || holder.Waits():
+	case holder.Busy(before):
 		return ErrBusy
 	}
 	ended, err := holder.End(ctx, filepath.Join(runtime, lockfile.Name))
@@ -83,10 +83,6 @@ func deliverTo(ctx context.Context, runtime string, m Message, holder *lockfile.
 	hung(holder.PID)
 	return ErrNobody
 }
-
-// enough is the processor time, run or waited for, within AckTimeout that proves a process to
-// be at work, in clock ticks (100 per second).
-const enough = 30
 
 // ask sends a message with one end of a pair of sockets, and waits for an answer on the
 // other. So it needs no name for the answer. It also tells a reader that knows no

@@ -147,6 +147,14 @@ func (p *Process) Waits() bool {
 	})
 }
 
+// enough is the processor time, run or waited for, within three seconds that proves a process to
+// be at work, in clock ticks (100 per second).
+const enough = 30
+
+// Busy reports whether the process is at work, or waits in the kernel. Before is what Worked
+// returned three seconds ago.
+func (p *Process) Busy(before int64) bool { return p.Worked()-before > enough || p.Waits() }
+
 // threads returns the content of a file of each thread that has not ended.
 func (p *Process) threads(file string) (texts [][]byte) {
 	names, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/%s", p.PID, file))

@@ -79,7 +79,8 @@ func TestLook(t *testing.T) {
 			t.Fatalf("a silent provider: %+v", of)
 		}
 	}
-	if moved := of.Proof.Sub(proof); moved.Abs() > 50*time.Millisecond {
+	// The proof comes from two clocks that are read one after the other. A silence that counted would be all of it.
+	if moved := of.Proof.Sub(proof); moved.Abs() > 150*time.Millisecond {
 		t.Errorf("a proof of the silence, %v later", moved)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"multihomed/allocator"
@@ -29,6 +30,9 @@ type Router struct {
 	// Ignored says which entry of [[link]] ignores an interface, if one does.
 	Ignored func(name string) (by string, is bool)
 	Off     *offswitch.Switch
+
+	// deciding keeps a lease that is asked for from the end that its address had before.
+	deciding sync.Mutex
 }
 
 var _ server.Router = (*Router)(nil)
@@ -49,23 +53,9 @@ func (r *Router) Route(ctx context.Context, want server.Route) (routing.TableID,
 	if err := r.Mirror.Sync(ctx); err != nil {
 		return 0, fmt.Errorf("reading the kernel: %w", err)
 	}
-	if err := r.check(want); err != nil {
+	known, err := r.put(want)
+	if err != nil {
 		return 0, err
-	}
-	before, known := r.Links.Get(want.Interface, want.Address)
-	if known && want.Owner != 0 && want.Owner != before.Owner {
-		return 0, allocator.ErrNotOwner
-	}
-	link := Link{
-		Interface: want.Interface, Address: want.Address, Owner: want.Owner, Tag: want.Tag,
-		Expires: want.Expires, Since: time.Now(),
-	}
-	if known {
-		// Root renews it for its owner.
-		link.Owner, link.Since = before.Owner, before.Since
-	}
-	if err := r.Links.Put(link); err != nil {
-		return 0, &wire.Error{Code: wire.Database, Text: err.Error()}
 	}
 	table, err := r.await(ctx, want)
 	if err != nil && !known && ctx.Err() == nil {
@@ -79,6 +69,31 @@ func (r *Router) Route(ctx context.Context, want server.Route) (routing.TableID,
 			slog.String("address", want.Address.String()), slog.Uint64("table", uint64(table)), slog.Uint64("uid", uint64(want.Owner)))
 	}
 	return table, err
+}
+
+// put stores a lease of an address that the interface has, and reports whether it was there.
+func (r *Router) put(want server.Route) (known bool, err error) {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
+	if err := r.check(want); err != nil {
+		return false, err
+	}
+	before, known := r.Links.Get(want.Interface, want.Address)
+	if known && want.Owner != 0 && want.Owner != before.Owner {
+		return known, allocator.ErrNotOwner
+	}
+	link := Link{
+		Interface: want.Interface, Address: want.Address, Owner: want.Owner, Tag: want.Tag,
+		Expires: want.Expires, Since: time.Now(),
+	}
+	if known {
+		// Root renews it for its owner.
+		link.Owner, link.Since = before.Owner, before.Since
+	}
+	if err := r.Links.Put(link); err != nil {
+		return known, &wire.Error{Code: wire.Database, Text: err.Error()}
+	}
+	return known, nil
 }
 
 // check looks whether the interface has the address.
@@ -193,6 +208,8 @@ func (r *Router) Unroute(ctx context.Context, what server.Route) (bool, error) {
 
 // Expire ends the leases of clients that did not renew them.
 func (r *Router) Expire(ctx context.Context) {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
 	now := allocator.Uptime()
 	for _, l := range r.Links.All() {
 		if l.Expires != 0 && l.Expires <= now {
@@ -204,6 +221,8 @@ func (r *Router) Expire(ctx context.Context) {
 // Follow ends the leases of addresses that have gone, and renames the others with their
 // interfaces. Now is the snapshot of a pass.
 func (r *Router) Follow(ctx context.Context, now *reconcile.Snapshot) {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
 	links := r.Links.All()
 	interfaces := now.Bound()
 	var gone []Link

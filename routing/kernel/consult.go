@@ -22,7 +22,7 @@ type Consultation struct {
 	Verdict lookup.Verdict
 	Steps   []lookup.Step
 	// Answer is the kernel's. Without Asked there is none, because the kernel cannot be asked
-	// ([lookup.Flow.Answerable]).
+	// ([lookup.Flow.Answerable]), or had better not ([lookup.Flow.HurtsKernel]).
 	Answer lookup.Answer
 	Asked  bool
 	// Difference says where the two differ, empty if they agree ([lookup.Host.Disagree]).
@@ -153,6 +153,9 @@ func (r *Reader) confront(ctx context.Context, known indexes, facts *lookup.Fact
 	c := &Consultation{Facts: facts, Flow: f}
 	question := f.Question()
 	c.Verdict, c.Steps = host.Trace(question)
+	if f.HurtsKernel(c.Verdict) {
+		return c, nil
+	}
 	label := slices.ContainsFunc(facts.Rules, func(r routing.Rule) bool { return r.FlowLabel.Set })
 	var err error
 	switch c.Answer, err = r.ask(ctx, known, f, label); {

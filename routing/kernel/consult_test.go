@@ -95,6 +95,20 @@ func TestConsultWhileRulesChange(t *testing.T) {
 	t.Log(ways)
 }
 
+// TestReleases: what is known of a kernel by its release.
+func TestReleases(t *testing.T) {
+	t.Parallel()
+	for release, want := range map[string][2]bool{
+		"6.1.0-50-amd64": {true, true}, "6.12.117+deb13-amd64": {true, false}, "6.12.74": {true, true},
+		"6.14.0-generic": {true, true}, "6.15.0": {false, true}, "6.18.44-x": {false, false}, "6.18.0": {false, true}, "6.19.3": {false, true},
+		"7.1.2": {false, true}, "7.2.0": {false, false}, "7.2-rc1": {false, false}, "8.0": {false, false}, "": {}, "x": {}, "7": {},
+	} {
+		if got := [2]bool{kernel.IsBefore615(release), kernel.IsBefore72(release)}; got != want {
+			t.Errorf("%q: before 6.15 and 7.2: %v, want %v", release, got, want)
+		}
+	}
+}
+
 // TestConsultUnsettled: where something changes each time, that is the answer.
 func TestConsultUnsettled(t *testing.T) {
 	c := newChanging(t)

@@ -10,6 +10,12 @@ import (
 	"multihomed/routing"
 )
 
+// IsBefore615 and IsBefore72 are what the release of a kernel says.
+var (
+	IsBefore615 = isBefore615
+	IsBefore72  = isBefore72
+)
+
 // Requester lets tests send any request.
 type Requester struct{ *requester }
 

@@ -35,7 +35,8 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	for i := range to {
 		to[i] = to[i].Unmap().WithZone("")
 	}
-	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}, Before615: before615()}
+	release := kernelRelease()
+	out := &lookup.Facts{Family: f, Tables: map[routing.TableID][]lookup.Candidate{}, Before615: isBefore615(release), Before72: isBefore72(release)}
 	s, err := r.withObjects(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -47,14 +48,7 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 	if out.Rules, detached, err = r.rules(ctx, f); err != nil {
 		return nil, nil, err
 	}
-	for n := range out.Interfaces {
-		i := &out.Interfaces[n]
-		for _, name := range i.AltNames {
-			if slices.Contains(detached, name) {
-				i.Detached = append(i.Detached, name)
-			}
-		}
-	}
+	detach(out.Interfaces, detached)
 	tables := out.Asked()
 	if len(tables) > manyTables {
 		candidates, err := r.candidates(ctx, s, routeQuestion{family: f}, to, often)
@@ -81,17 +75,37 @@ func (r *Reader) facts(ctx context.Context, f routing.Family, to []netip.Addr, o
 // are: a dump of a small table costs more than what is in it.
 const manyTables = 32
 
-// before615 is [lookup.Host.Before615] by the version of the running kernel.
-func before615() bool {
+// kernelRelease is that of the running kernel (uname(2)), empty if it is unknown.
+func kernelRelease() string {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
-		return false
+		return ""
 	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// isBefore615 is [lookup.Host.Before615] by the release of a kernel.
+func isBefore615(release string) bool {
 	var major, minor int
-	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); n < 2 {
+	n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor)
+	return n == 2 && (major < 6 || major == 6 && minor < 15)
+}
+
+// isBefore72 is [lookup.Host.Before72] by the release of a kernel. Later releases of older series have the change too:
+// these are known to.
+func isBefore72(release string) bool {
+	var major, minor, patch int
+	n, _ := fmt.Sscanf(release, "%d.%d.%d", &major, &minor, &patch)
+	switch {
+	case n < 2:
 		return false
+	case major == 6 && minor == 12:
+		return patch < 117
+	case major == 6 && minor == 18:
+		return patch < 44
+	default:
+		return major < 7 || major == 7 && minor < 2
 	}
-	return major < 6 || major == 6 && minor < 15
 }
 
 // rules reads the rules of a family in the kernel's order. Detached are the names by which rules know no interface.
@@ -199,6 +213,30 @@ const (
 
 // interfaces reads all interfaces.
 func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
+	out, err := r.unaddressed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	addressed := map[int]bool{}
+	err = r.loader.requests.dump(ctx, dump{
+		what: "addresses", kind: unix.RTM_GETADDR,
+		body:    func(m *nlmsg.Builder) { m.Bytes(unix.AF_INET, 0, 0, 0, 0, 0, 0, 0) },
+		restart: func() { clear(addressed) },
+		each: func(payload []byte) bool {
+			if a, err := decodeAddress(payload); err == nil && a.family == routing.IPv4 {
+				addressed[a.index] = true
+			}
+			return true
+		},
+	})
+	for i := range out {
+		out[i].Config.Addressed = addressed[out[i].Index]
+	}
+	return out, err
+}
+
+// unaddressed reads all interfaces, and not whether they have addresses.
+func (r *Reader) unaddressed(ctx context.Context) ([]lookup.Interface, error) {
 	var out []lookup.Interface
 	var faults []error
 	all := readAllConf()
@@ -231,22 +269,7 @@ func (r *Reader) interfaces(ctx context.Context) ([]lookup.Interface, error) {
 	if err := errors.Join(append(faults, err)...); err != nil {
 		return nil, err
 	}
-	addressed := map[int]bool{}
-	err = r.loader.requests.dump(ctx, dump{
-		what: "addresses", kind: unix.RTM_GETADDR,
-		body:    func(m *nlmsg.Builder) { m.Bytes(unix.AF_INET, 0, 0, 0, 0, 0, 0, 0) },
-		restart: func() { clear(addressed) },
-		each: func(payload []byte) bool {
-			if a, err := decodeAddress(payload); err == nil && a.family == routing.IPv4 {
-				addressed[a.index] = true
-			}
-			return true
-		},
-	})
-	for i := range out {
-		out[i].Config.Addressed = addressed[out[i].Index]
-	}
-	return out, err
+	return out, nil
 }
 
 // allConf is net.ipv4.conf.all, as far as the kernel asks it besides that of the interface

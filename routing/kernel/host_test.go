@@ -159,7 +159,7 @@ func audit(tb testing.TB, m *kernel.Mirror) {
 func auditDiff(tb testing.TB, m *kernel.Mirror) []string {
 	tb.Helper()
 	var diff []string
-	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end); {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
 		var err error
 		diff, err = m.Audit(context.Background())
 		must(tb, err)

@@ -64,6 +64,20 @@ func (f Flow) Answerable() bool {
 	}
 }
 
+// HurtsKernel reports whether nobody should ask the kernel about f: where the verdict is right, it drops its reference to
+// the route twice (fib6_rule_suppress, and inet6_rtm_getroute in net/ipv6/route.c).
+func (f Flow) HurtsKernel(v Verdict) bool {
+	if f.IIF == "" || f.IIF == loopbackName {
+		return false
+	}
+	for one := &v; one != nil; one = one.Otherwise {
+		if one.Suppressed {
+			return true
+		}
+	}
+	return false
+}
+
 // A hop is one way out.
 type hop struct {
 	device  int

@@ -32,6 +32,8 @@ type Facts struct {
 	Merged bool
 	// Before615 is [Host.Before615].
 	Before615 bool
+	// Before72 is [Host.Before72].
+	Before72 bool
 }
 
 // Otherwise lists what the facts may be instead: nothing tells what the kernel does, but its answers.
@@ -48,10 +50,21 @@ func (f *Facts) Otherwise() []*Facts {
 	depends := func(r routing.Rule) bool {
 		return isVRF(r.IIF) || isVRF(r.OIF) || r.Family == routing.IPv6 && r.DSCP == routing.Some(0)
 	}
+	// The version of the kernel is a hint: distributions take changes into older ones.
 	if slices.ContainsFunc(f.Rules, depends) {
 		one := *f
-		one.Before615 = !f.Before615 // The version of the kernel is a hint: distributions take changes into older ones.
+		one.Before615 = !f.Before615
 		out = append(out, &one)
+	}
+	suppresses := func(r routing.Rule) bool {
+		return r.Family == routing.IPv6 && (r.SuppressPrefixLength.Set || r.SuppressGroup.Set)
+	}
+	if slices.ContainsFunc(f.Rules, suppresses) {
+		for _, other := range append([]*Facts{f}, out...) {
+			one := *other
+			one.Before72 = !f.Before72
+			out = append(out, &one)
+		}
 	}
 	return out
 }
@@ -77,7 +90,7 @@ func (f *Facts) Asked() []routing.TableID {
 
 // Host returns what lookups ask: the candidates that are not dead.
 func (f *Facts) Host() *Host {
-	h := &Host{Interfaces: f.Interfaces, Rules: f.Rules, Merged: f.Merged, Before615: f.Before615, Checks: true, objects: map[*routing.Route]uint32{}}
+	h := &Host{Interfaces: f.Interfaces, Rules: f.Rules, Merged: f.Merged, Before615: f.Before615, Before72: f.Before72, Checks: true, objects: map[*routing.Route]uint32{}}
 	tables := make(map[routing.TableID][]routing.Route, len(f.Tables))
 	for id, candidates := range f.Tables {
 		routes, nexthops := make([]routing.Route, 0, len(candidates)), make([]uint32, 0, len(candidates))

@@ -1,6 +1,7 @@
 package lookup_test
 
 import (
+	"slices"
 	"testing"
 
 	"multihomed/routing"
@@ -98,6 +99,60 @@ func TestBefore615(t *testing.T) {
 	facts.Rules = facts.Rules[2:]
 	if others := facts.Otherwise(); len(others) > 0 {
 		t.Errorf("no rule depends on the version: %+v", others)
+	}
+}
+
+// TestBefore72: older kernels take an IPv6 route that a rule suppresses, unless a later rule looks up a table.
+func TestBefore72(t *testing.T) {
+	t.Parallel()
+	nop := func(r *routing.Rule) { r.Action, r.Table = routing.ActionNop, 0 }
+	legs := []lookup.Candidate{{Route: route(100, "::/0", 2, leg)}, {Route: route(100, "::/0", 3, leg)}}
+	for name, tt := range map[string]struct {
+		rules []routing.Rule
+		table []lookup.Candidate
+		older []int
+	}{
+		"nothing after it":           {[]routing.Rule{rule(v6, 1, 100, longer(0))}, legs[:1], []int{2}},
+		"a group, nothing after it":  {[]routing.Rule{rule(v6, 1, 100, notGroup(0))}, legs[:1], []int{2}},
+		"all legs":                   {[]routing.Rule{rule(v6, 1, 100, longer(0))}, legs, []int{2, 3}},
+		"a rule that does not match": {[]routing.Rule{rule(v6, 1, 100, longer(0)), rule(v6, 2, 101, source("2001:db8::/32"))}, legs[:1], []int{2}},
+		"a rule that does nothing":   {[]routing.Rule{rule(v6, 1, 100, longer(0)), rule(v6, 2, 0, nop)}, legs[:1], []int{2}},
+		"an empty table":             {[]routing.Rule{rule(v6, 1, 100, longer(0)), rule(v6, 2, 101)}, legs[:1], nil},
+		"another one is suppressed":  {[]routing.Rule{rule(v6, 1, 100, longer(0)), rule(v6, 2, 102, longer(0))}, legs[:1], []int{5}},
+	} {
+		for _, older := range []bool{false, true} {
+			facts := &lookup.Facts{
+				Family: routing.IPv6, Interfaces: host(nil).Interfaces, Rules: tt.rules, Before72: older,
+				Tables: map[routing.TableID][]lookup.Candidate{100: tt.table, 102: {{Route: route(102, "::/0", 5)}}},
+			}
+			if others := facts.Otherwise(); len(others) != 1 || others[0].Before72 == older {
+				t.Errorf("%s, older %v: otherwise %+v", name, older, others)
+			}
+			v := facts.Host().Lookup(lookup.Flow{To: addr("2600::1")})
+			var want []int
+			outcome := lookup.NoRoute
+			if older && tt.older != nil {
+				want, outcome = tt.older, lookup.Sent
+			}
+			if v.Outcome != outcome || v.Suppressed != (want != nil) || !slices.Equal(way(v), want) {
+				t.Errorf("%s, older %v: %s by %v, want %v", name, older, v.Outcome, way(v), want)
+			}
+		}
+	}
+	// A hash decides which leg the rule looks at.
+	facts := &lookup.Facts{
+		Family: routing.IPv6, Interfaces: host(nil).Interfaces, Rules: []routing.Rule{rule(v6, 1, 100, notGroup(28008))}, Before72: true,
+		Tables: map[routing.TableID][]lookup.Candidate{100: legs},
+	}
+	v := facts.Host().Lookup(lookup.Flow{To: addr("2600::1")})
+	if !slices.Equal(way(v), []int{2}) || v.Suppressed || v.Otherwise == nil || !v.Otherwise.Suppressed || !slices.Equal(way(*v.Otherwise), []int{3}) {
+		t.Errorf("a part of the legs: %+v, otherwise %+v", v, v.Otherwise)
+	}
+	// IPv4 has never done so.
+	ipv4 := host([]routing.Rule{rule(v4, 1, 100, longer(0))}, route(100, "0.0.0.0/0", 2))
+	ipv4.Before72 = true
+	if v := ipv4.Lookup(lookup.Flow{To: addr("203.0.113.1")}); v.Outcome != lookup.NoRoute {
+		t.Errorf("IPv4: %s", v.Outcome)
 	}
 }
 

@@ -85,6 +85,10 @@ type Host struct {
 	// nothing (fib6_rule_match in net/ipv6/fib6_rules.c).
 	Before615 bool
 
+	// Before72 says that the kernel is older than Linux 7.2, or does as one: it takes an IPv6 route that a rule has
+	// suppressed all the same, if no later rule looks up a table (fib6_rule_suppress in net/ipv6/fib6_rules.c).
+	Before72 bool
+
 	// Checks says that Tables have the local addresses and Interfaces their configuration, so
 	// that lookups of IPv4 include what the kernel checks besides rules: that the source of a packet of
 	// this host is its own, that interfaces forward, and the reverse path of what they take in.
@@ -258,6 +262,8 @@ type Verdict struct {
 	Objection Objection
 	// Reverse is how the source of an IPv4 packet that came in was checked, nil if it was not.
 	Reverse *Reverse
+	// Suppressed says that Rule has suppressed Route, and the kernel takes it all the same ([Host.Before72]).
+	Suppressed bool
 	// Lacking says that a table was asked of which only a part is known.
 	Lacking bool
 	// Uncertain says that a rule with attributes that are unknown here came

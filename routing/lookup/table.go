@@ -59,7 +59,7 @@ func newFIB(routes []routing.Route) *fib {
 // With returns a host with other rules, and with these tables besides those that h has.
 // The others are shared and not indexed again: h must have been, and must not change.
 func (h *Host) With(rules []routing.Rule, tables map[routing.Family]map[routing.TableID][]routing.Route) *Host {
-	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, Merged: h.Merged, Before615: h.Before615, Checks: h.Checks, objects: h.objects, fibs: map[routing.Family]map[routing.TableID]*fib{}}
+	out := &Host{Interfaces: h.Interfaces, Rules: rules, Partial: h.Partial, Merged: h.Merged, Before615: h.Before615, Before72: h.Before72, Checks: h.Checks, objects: h.objects, fibs: map[routing.Family]map[routing.TableID]*fib{}}
 	for _, f := range routing.Families() {
 		out.fibs[f] = maps.Clone(h.fibs[f])
 		if out.fibs[f] == nil {

@@ -51,6 +51,9 @@ type walk struct {
 	found map[routing.TableID]found
 	// lacking is Verdict.Lacking.
 	lacking bool
+	// suppressed is the answer that the last rule which looked up a table has suppressed, if the kernel takes it all the
+	// same (fib6_result.rt6).
+	suppressed Verdict
 	// first is where each priority begins. It is made for the first goto.
 	first map[routing.Priority]int
 }
@@ -197,6 +200,9 @@ func (w *walk) rules(note func(Step)) Verdict {
 			return chain(answers)
 		}
 	}
+	if w.suppressed.Suppressed {
+		v = w.suppressed
+	}
 	v.Uncertain, v.Lacking = uncertain, w.lacking
 	w.assume(&v)
 	return chain(append(answers, v))
@@ -263,6 +269,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 		table = routing.TableMain // fib_get_table, fib6_get_table
 	}
 	s = Step{Rule: *r, Table: table}
+	w.suppressed.Suppressed = false
 	w.lacking = w.lacking || w.host.Partial[w.family][table]
 	have := w.read(table)
 	if len(have.legs) == 0 {
@@ -289,6 +296,7 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 	switch {
 	case r.SuppressPrefixLength.Set && have.first.Destination.Bits() <= int(r.SuppressPrefixLength.Value):
 		s.Result = TooShort
+		w.suppress(v, have.legs)
 		return v, s, false
 	case !r.SuppressGroup.Set:
 	case w.family == routing.IPv4:
@@ -301,9 +309,11 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 	}
 	if len(legs) == 0 {
 		s.Result = InGroup
+		w.suppress(v, have.legs)
 		return v, s, false
 	}
 	if len(away) > 0 {
+		w.suppress(v, away)
 		// The rest finds this route again only with the same hash.
 		w.found[table] = found{first: have.first, legs: away, nexthop: have.nexthop}
 	}
@@ -313,6 +323,18 @@ func (w *walk) ask(r *routing.Rule) (v Verdict, s Step, rest bool) {
 		v.Legs = legs
 	}
 	return v, s, len(away) > 0
+}
+
+// suppress keeps an answer that a rule suppresses, for packets that have these legs.
+func (w *walk) suppress(v Verdict, legs []routing.Route) {
+	if w.family == routing.IPv4 || !w.host.Before72 {
+		return
+	}
+	v.Suppressed, v.Outcome = true, w.outcome(v.Route.Type)
+	if v.Outcome == Sent {
+		v.Legs = legs
+	}
+	w.suppressed = v
 }
 
 // outcome says where a route leads that is no error.

@@ -42,7 +42,8 @@ func TestReversePathFix(t *testing.T) {
 		key, value, _ := strings.Cut(setting, "=")
 		h.must(h.Sysctl(key, value))
 	}
-	// What the filter dropped were the answers to probes, too: the uplink needs its time to recover.
+	// What the filter dropped were the answers to probes, too: the uplink would need its time to recover.
+	h.ok("the history of usb1 is forgotten: ", "failover", "reset", "usb1")
 	labtest.Eventually(t, func() error {
 		if s := h.status(); !s.OK || len(s.Problems) != 1 || s.Problems[0].Code != "shared-address" {
 			return fmt.Errorf("after the fix: %+v", s.Problems)
@@ -222,6 +223,7 @@ func TestDeletionByWords(t *testing.T) {
 	h := newHost(t)
 	h.ip("rule", "add", "priority", "30000", "ipproto", "icmp", "lookup", "200")
 	h.start()
+	h.sound("before")
 	lifted := "30000: from all ipproto icmp lookup 200"
 	if s := h.status(); len(s.Problems) > 0 || len(s.OtherRules) != 1 || s.OtherRules[0].Text != lifted || s.OtherRules[0].Place != "selects" {
 		t.Errorf("before: %+v, rules of others %+v", s.Problems, s.OtherRules)

@@ -42,15 +42,28 @@ func newHost(t *testing.T) *host {
 	for n, name := range []string{"wan0", "wan1"} {
 		labtest.NewISP(t, h.Host, lab.DefaultISP(n))
 		h.must(h.AddProfile(t.Context(), name, name))
-		h.must(h.Up(t.Context(), name))
-		// One family is enough for NetworkManager; later releases probe an
-		// IPv4 address that DHCP gave before they use it (RFC 5227).
-		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
-			_, err := h.WaitAddr(t.Context(), name, f)
-			h.must(err)
-		}
+		h.up(name)
 	}
 	return h
+}
+
+// up activates a profile, and waits until its interface has addresses and default routes. One family is
+// enough for NetworkManager; later releases probe an IPv4 address that DHCP gave before they use it (RFC
+// 5227).
+func (h *host) up(name string) {
+	h.t.Helper()
+	h.must(h.Up(h.t.Context(), name))
+	for flag, f := range map[string]lab.Family{"-4": lab.IPv4, "-6": lab.IPv6} {
+		_, err := h.WaitAddr(h.t.Context(), name, f)
+		h.must(err)
+		labtest.Eventually(h.t, func() error {
+			out, err := h.IP(h.t.Context(), flag, "route", "show", "default", "dev", name)
+			if err == nil && out == "" {
+				err = fmt.Errorf("%s has no default route of %v", name, f)
+			}
+			return err
+		})
+	}
 }
 
 func (h *host) must(err error) {

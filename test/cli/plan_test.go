@@ -130,11 +130,7 @@ func newPlanned(t *testing.T) *plannedHost {
 		isp := labtest.NewISP(t, h.Host, lab.DefaultISP(n))
 		first = cmp.Or(first, isp)
 		h.must(h.AddProfile(t.Context(), name, name))
-		h.must(h.Up(t.Context(), name))
-		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
-			_, err := h.WaitAddr(t.Context(), name, f)
-			h.must(err)
-		}
+		h.up(name)
 	}
 	// A second network: the table of each has a route to the other.
 	h.must(h.AddAddr("wan0", "192.0.2.130/26"))

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"multihomed/internal/handoff"
 	"multihomed/internal/offswitch"
 	"multihomed/internal/rttables"
 	"multihomed/test/lab"
@@ -53,15 +54,6 @@ func (h *host) nothing(when string) {
 		if strings.Contains(h.ip("-o", "link", "show", name), "group 28008") {
 			h.t.Errorf("%s %s is marked", when, name)
 		}
-	}
-}
-
-func (h *host) up(name string) {
-	h.t.Helper()
-	h.must(h.Up(h.t.Context(), name))
-	for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
-		_, err := h.WaitAddr(h.t.Context(), name, f)
-		h.must(err)
 	}
 }
 
@@ -113,10 +105,10 @@ func TestOff(t *testing.T) {
 	h.ok("nothing was switched off: 2 links", "on")
 
 	// A daemon that hangs is replaced, a damaged switch is off.
-	h.must(h.daemon.Signal(unix.SIGSTOP))
+	h.freeze()
 	h.ok("multihomed is switched off: removed ", "off")
 	h.nothing("after off beside a daemon that hangs")
-	<-h.daemon.Done()
+	h.ended()
 	h.ok("the service does not run", "on")
 	if after := h.tables(); !slices.Equal(before, after) {
 		t.Errorf("tables before %q, after %q", before, after)
@@ -261,9 +253,8 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	}
 
 	// A hanging daemon cannot recreate it: status reports that, and off takes its place.
-	h.must(h.daemon.Signal(unix.SIGSTOP))
-	// The daemon may recreate it meanwhile.
-	labtest.Eventually(t, func() error { return os.RemoveAll("/run/multihomed") })
+	h.freeze()
+	h.must(os.RemoveAll("/run/multihomed"))
 	if r := h.ctl("status"); !strings.Contains(r.out, "does not answer") || strings.Contains(r.out, "not running") {
 		t.Errorf("status of one that hangs: %s", r)
 	}
@@ -272,10 +263,48 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	}
 	h.ok("multihomed is switched off: removed ", "off")
 	h.nothing("after off beside one that hangs")
+	h.ended()
+}
+
+// TestOffSilentHolder: a daemon that stops while it recreates the runtime directory holds the lock
+// there, and has no socket.
+func TestOffSilentHolder(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	h.freeze()
+	h.must(os.Remove(filepath.Join("/run/multihomed", handoff.Name)))
+	if r := h.ctl("flush", "--yes"); r.status != 1 || !strings.Contains(r.err, "multihomed is running (process ") {
+		t.Errorf("flush beside one that hangs: %s", r)
+	}
+	h.ok("multihomed is switched off: removed ", "off")
+	h.nothing("after off beside one that hangs")
+	h.ended()
+}
+
+// freeze stops the daemon. A signal stops the threads one after the other: until then others
+// still work.
+func (h *host) freeze() {
+	h.t.Helper()
+	h.must(h.daemon.Signal(unix.SIGSTOP))
+	labtest.Eventually(h.t, func() error {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", h.daemon.Pid()))
+		for _, thread := range threads {
+			text, failed := os.ReadFile(thread)
+			if _, state, _ := strings.Cut(string(text), ") "); failed != nil || !strings.HasPrefix(state, "T") {
+				err = errors.Join(err, failed, fmt.Errorf("it runs: %s", text))
+			}
+		}
+		return err
+	})
+}
+
+// ended wants off to have ended a daemon that hangs.
+func (h *host) ended() {
+	h.t.Helper()
 	select {
 	case <-h.daemon.Done():
 	case <-time.After(lab.Stretched(10 * time.Second)):
-		t.Fatal("off left the one that hangs")
+		h.t.Fatal("off left the one that hangs")
 	}
 }
 

@@ -28,13 +28,14 @@ type watching struct {
 	mu     sync.Mutex
 	events []watch.Event
 	seen   int
-	ended  chan error
+	ended  chan struct{}
+	err    error // after ended
 }
 
 // watch starts one as a user, and waits until it watches.
 func (h *host) watch(uid uint32) *watching {
 	h.t.Helper()
-	w := &watching{h: h, ended: make(chan error, 1)}
+	w := &watching{h: h, ended: make(chan struct{})}
 	w.cmd = exec.CommandContext(h.t.Context(), program(h.t, "multihomectl"), "watch", "--json")
 	w.cmd.Dir, w.cmd.Stderr = "/", os.Stderr
 	w.cmd.Env = append(os.Environ(), "HOME=/", "GORACE=atexit_sleep_ms=0")
@@ -59,9 +60,13 @@ func (h *host) watch(uid uint32) *watching {
 			w.events = append(w.events, e)
 			w.mu.Unlock()
 		}
-		w.ended <- w.cmd.Wait()
+		w.err = w.cmd.Wait()
+		close(w.ended)
 	}()
-	h.t.Cleanup(func() { _ = w.cmd.Process.Kill() })
+	h.t.Cleanup(func() {
+		_ = w.cmd.Process.Kill()
+		<-w.ended // What it hears fails this test and no later one.
+	})
 	w.wants("the beginning", func(e watch.Event) bool { return e.Kind == watch.Watching })
 	return w
 }
@@ -97,7 +102,8 @@ func (w *watching) mark() {
 func (w *watching) stop() {
 	w.h.t.Helper()
 	w.h.must(w.cmd.Process.Signal(unix.SIGTERM))
-	w.h.must(<-w.ended)
+	<-w.ended
+	w.h.must(w.err)
 }
 
 // batch starts an ip(8) that does what it is told and stays: it is still there when somebody asks who did it.

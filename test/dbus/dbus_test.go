@@ -91,6 +91,8 @@ func TestQuestions(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, 2)
 	conn := r.connect()
 	r.property(conn, dbusapi.Path, manager+"LinksInForce", "2")
+	// A verdict between two questions would be a difference.
+	r.judged(conn, "wan0", "wan1")
 	ask := func(method string, arg any) string {
 		t.Helper()
 		var text string
@@ -220,7 +222,7 @@ func TestNews(t *testing.T) {
 	r := newRig(t, lab.HostConfig{FastDAD: true}, 2)
 	conn := r.connect()
 	r.property(conn, dbusapi.Path, manager+"LinksInForce", "2")
-	r.judged(conn, "wan0")
+	r.judged(conn, "wan0", "wan1")
 	r.must(conn.AddMatchSignal(dbus.WithMatchPathNamespace(dbusapi.Path)))
 	signals := make(chan *dbus.Signal, 1000)
 	conn.Signal(signals)
@@ -254,6 +256,8 @@ func TestNews(t *testing.T) {
 	t.Logf("told after %v", time.Since(began))
 	// Passes that change nothing say nothing.
 	r.property(conn, link, dbusapi.LinkInterface+".Up", "false")
+	// NetworkManager gives it up some seconds later.
+	r.property(conn, dbusapi.Path, manager+"LinksTotal", "1")
 	labtest.Eventually(t, func() error { // The other link is not watched any more.
 		v, err := conn.Object(dbusapi.Name, dbusapi.LinkPath(r.index("wan0"))).GetProperty(dbusapi.LinkInterface + ".Health")
 		if err == nil && !strings.Contains(v.String(), "no other link") {

@@ -72,6 +72,11 @@ func newRigAs(tb testing.TB, uid int, host lab.HostConfig, links int) *rig {
 		labtest.NewISP(tb, r.Host, isp)
 		r.must(r.AddProfile(tb.Context(), isp.Link, isp.Link))
 		r.must(r.Up(tb.Context(), isp.Link))
+		// One family is enough for NetworkManager. What comes later would be news.
+		for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
+			_, err := r.WaitAddr(tb.Context(), isp.Link, f)
+			r.must(err)
+		}
 	}
 	r.start()
 	return r

@@ -228,6 +228,7 @@ func TestTransitions(t *testing.T) {
 			r.must(r.KillNM())
 			r.property(conn, dbusapi.Path, manager+"StateReason", "NetworkManager is not running")
 			reload("")
+			state("ready")
 		}, gone + "|" + "nobody|no answer|up false|links 0|links 1|not answering" + "|" + judged, []string{"watch: service-changed"}},
 		{"NetworkManager starts", func() { r.must(r.StartNM(t.Context())); state("ready") }, gone + "|" + answers + "|" + judged, nil},
 		{"the daemon restarts", func() {

@@ -122,6 +122,7 @@ func TestFindings(t *testing.T) {
 // TestProbe: what only packets show.
 func TestProbe(t *testing.T) {
 	h := newHost(t)
+	h.sound("before")
 	probe := []string{"--probe", "--target", lab.InternetAddr4.String()}
 	r := h.doctor(probe...)
 	if !r.Probed || len(r.Findings) > 0 {
@@ -221,6 +222,7 @@ func TestConfigured(t *testing.T) {
 // TestWithoutRoot: what is not readable is not called sound.
 func TestWithoutRoot(t *testing.T) {
 	h := newHost(t)
+	h.sound("before")
 	const nobody = 65534
 	out, err := h.as(nobody, "doctor")
 	h.must(err)

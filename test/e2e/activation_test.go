@@ -78,11 +78,7 @@ func TestActivations(t *testing.T) {
 		activated := time.Now()
 		r.eventually(func() error { return r.holds(both("wan0")...) })
 		slowest = max(slowest, time.Since(activated))
-		view, err := r.look()
-		r.must(err)
-		if err := view.Converged(); err != nil {
-			t.Fatalf("activation %d (%s): %v", i, race.name, err)
-		}
+		view := r.settled("wan0")
 		now := fmt.Sprint(r.table(view, "wan0", 2), r.table(view, "wan0", 10))
 		if tables == "" {
 			tables = now

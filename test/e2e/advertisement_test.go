@@ -112,7 +112,9 @@ func TestHostileAdvertisements(t *testing.T) {
 	}
 	w.judged(int64(took/time.Second) * 2)
 	// When the link goes, all of its routing is removed.
-	r.eventually(func() error { return r.Down(t.Context(), "wan0") })
+	// NetworkManager may take longer than nmcli waits.
+	_ = r.Down(t.Context(), "wan0")
+	r.must(r.WaitDeviceState(t.Context(), "wan0", "disconnected"))
 	r.eventually(func() error { return r.lacks(lab.IPv6, "oif wan0") })
 	r.up("wan0")
 	r.settled("wan0", "wan1")

@@ -97,6 +97,10 @@ recover = "1s"
 		if with.By != "daemon" || len(with.Links) != 4 || !with.InForce.Complete() {
 			return fmt.Errorf("%d links by %s, %+v", len(with.Links), with.By, with.InForce)
 		}
+		// NetworkManager has seen the new interfaces, and the daemon what it says of them.
+		if !slices.ContainsFunc(with.Others, func(o status.Other) bool { return o.Interface == "wan3p" && o.Why == "disconnected" }) {
+			return fmt.Errorf("other interfaces are %+v", with.Others)
+		}
 		// hook0 was down: traffic and rules must not change any more because of a judgement.
 		for _, u := range with.Failover.Uplinks {
 			if u.State.Dead() {

@@ -63,7 +63,10 @@ func TestAnswersKilled(t *testing.T) {
 		if round == len(rounds)-1 {
 			break
 		}
-		p.up("wan0", "wan1")
+		for _, link := range []string{"wan0", "wan1"} {
+			// NetworkManager may not have seen yet that the cable is in again.
+			p.eventually(func() error { return p.Up(t.Context(), link) })
+		}
 		p.start()
 		p.inOrder("after round " + fmt.Sprint(round))
 	}

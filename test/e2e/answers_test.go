@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"multihomed/internal/status"
 	"multihomed/internal/status/socket"
 	"multihomed/test/lab"
@@ -231,6 +233,7 @@ func TestAnswers(t *testing.T) {
 	before := p.table()
 	p.start()
 	p.marks(lab.IPv4, 2)
+	p.marks(lab.IPv6, 2)
 	if after := p.table(); !strings.Contains(after, "chain answers") || len(strings.Split(after, "\n")) != len(strings.Split(before, "\n")) {
 		t.Errorf("the table was\n%s\nand is\n%s", before, after)
 	}
@@ -252,6 +255,8 @@ func TestAnswers(t *testing.T) {
 // the client is told, or goes on by the other one. No packet leaves with an address of the other link.
 func TestAnswersKeepConnections(t *testing.T) {
 	p := newPublishing(t, forwards(), "[failover]\nenabled = false\n")
+	p.prefer(0, "100")
+	p.prefer(1, "200")
 	p.start()
 	for _, kind := range []string{"masquerade", "snat"} {
 		t.Run(kind, func(t *testing.T) {
@@ -278,57 +283,45 @@ func TestAnswersKeepConnections(t *testing.T) {
 					return err
 				})
 			}
-			prefer := func(link, metric string) {
+			// What is new is answered by a provider.
+			newBy := func(isp string, to netip.Addr) {
 				t.Helper()
-				p.must(p.Modify(t.Context(), link, "ipv4.route-metric", metric, "ipv6.route-metric", metric))
-				p.must(p.Reapply(t.Context(), link))
+				p.eventually(func() error {
+					a, err := p.container.Call(t.Context(), lab.From{}, "tcp", to)
+					if err == nil && a.ISP != isp {
+						err = fmt.Errorf("a new connection is answered by %s", a.ISP)
+					}
+					return err
+				})
 			}
-			prefer("wan0", "100")
-			prefer("wan1", "200")
+			p.preferred(0, "100")
+			p.preferred(1, "200")
+			newBy("isp0", lab.InternetAddr4)
 			old := []*conversation{converse(t, p.container, "tcp", lab.InternetAddr4), converse(t, p.container, "udp", lab.InternetAddr4)}
 			for _, c := range old {
 				answeredBy(c, "isp0")
 			}
-			prefer("wan1", "50")
-			p.eventually(func() error {
-				a, err := p.container.Call(t.Context(), lab.From{}, "tcp", lab.InternetAddr4)
-				if err == nil && a.ISP != "isp1" {
-					err = fmt.Errorf("a new connection is answered by %s", a.ISP)
-				}
-				return err
-			})
+			p.prefer(1, "50")
+			newBy("isp1", lab.InternetAddr4)
 			for range 5 {
 				for _, c := range old {
 					answeredBy(c, "isp0")
 				}
 			}
-			prefer("wan1", "200")
+			p.prefer(1, "200")
 			for _, c := range old {
 				answeredBy(c, "isp0")
 			}
 			p.strays(kind + " while the preference moved")
-			// A reapplied link waits for its router once more, and may not have begun to.
-			p.eventually(func() error {
-				out, err := p.IP(t.Context(), "-6", "route", "show", "default", "dev", "wan1")
-				if err == nil && !strings.Contains(out, "metric 200") {
-					err = fmt.Errorf("wan1 has %q", out)
-				}
-				return err
-			})
 			p.marks(lab.IPv6, 2)
-			p.eventually(func() error {
-				a, err := p.container.Call(t.Context(), lab.From{}, "tcp", lab.InternetAddr6)
-				if err == nil && a.ISP != "isp0" {
-					err = fmt.Errorf("a new connection is answered by %s", a.ISP)
-				}
-				return err
-			})
+			newBy("isp0", lab.InternetAddr6)
 			for _, network := range []string{"tcp", "udp"} {
 				c := converse(t, p.container, network, lab.InternetAddr6)
 				answeredBy(c, "isp0")
 				old = append(old, c)
 			}
 			p.must(p.Down(t.Context(), "wan0"))
+			newBy("isp1", lab.InternetAddr4)
 			answeredBy(converse(t, p.container, "tcp", lab.InternetAddr4), "isp1")
 			answeredBy(converse(t, p.container, "udp", lab.InternetAddr4), "isp1")
 			for n, c := range old {
@@ -347,6 +340,48 @@ func TestAnswersKeepConnections(t *testing.T) {
 			p.up("wan0")
 			p.marks(lab.IPv4, 2)
 			p.marks(lab.IPv6, 2)
+		})
+	}
+}
+
+// prefer gives a link of a provider another metric. A link that is reapplied asks for its router once more,
+// and may not have begun to when nmcli returns.
+func (p *publishing) prefer(n int, metric string) {
+	p.t.Helper()
+	asked := func() int {
+		p.t.Helper()
+		packets, err := p.captures[n].Matching(func(k lab.Packet) bool {
+			const solicitation = 133
+			return k.Proto == unix.IPPROTO_ICMPV6 && k.ICMPType == solicitation
+		})
+		p.must(err)
+		return len(packets)
+	}
+	link, before := p.isps[n].Link().Name(), asked()
+	p.must(p.Modify(p.t.Context(), link, "ipv4.route-metric", metric, "ipv6.route-metric", metric))
+	p.must(p.Reapply(p.t.Context(), link))
+	p.eventually(func() error {
+		if asked() == before {
+			return fmt.Errorf("%s does not ask for its router", link)
+		}
+		return nil
+	})
+	p.preferred(n, metric)
+}
+
+// preferred waits until a link has its defaults with a metric, and addresses.
+func (p *publishing) preferred(n int, metric string) {
+	p.t.Helper()
+	link := p.isps[n].Link().Name()
+	p.address(link, lab.IPv4)
+	p.address(link, lab.IPv6)
+	for _, f := range []string{"-4", "-6"} {
+		p.eventually(func() error {
+			out, err := p.IP(p.t.Context(), f, "route", "show", "default", "dev", link)
+			if err == nil && !strings.Contains(out, "metric "+metric+" ") {
+				err = fmt.Errorf("%s has %q", link, out)
+			}
+			return err
 		})
 	}
 }

@@ -238,13 +238,16 @@ func peakMemory(pid int) (int, error) {
 
 // hugeSignals sends the daemon as many signals as are asked for, of the size that the
 // bus lets through, from an ordinary user. It returns the daemon's most memory.
-func (r *rig) hugeSignals(count int) int {
-	r.t.Helper()
+func (r *rig) hugeSignals(count int) (peak int, err error) {
 	conn, err := connectAs(1000)
-	r.must(err)
+	if err != nil {
+		return 0, err
+	}
 	defer conn.Close()
 	var names []string
-	r.must(conn.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names))
+	if err := conn.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names); err != nil {
+		return 0, err
+	}
 	target := ""
 	for _, name := range names {
 		var pid uint32
@@ -253,7 +256,7 @@ func (r *rig) hugeSignals(count int) int {
 		}
 	}
 	if target == "" {
-		r.t.Fatalf("the daemon (process %d) is none of %q", r.daemon.Pid(), names)
+		return 0, fmt.Errorf("the daemon (process %d) is none of %q", r.daemon.Pid(), names)
 	}
 	body := strings.Repeat("x", 31<<20)
 	for range count {
@@ -263,14 +266,14 @@ func (r *rig) hugeSignals(count int) int {
 			dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(body)),
 		}}
 		if call := conn.Send(m, nil); call != nil && call.Err != nil {
-			r.t.Fatal(call.Err)
+			return 0, call.Err
 		}
 	}
 	// The bus reads them in order.
-	r.must(conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err)
-	peak, err := peakMemory(r.daemon.Pid())
-	r.must(err)
-	return peak
+	if err := conn.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err; err != nil {
+		return 0, err
+	}
+	return peakMemory(r.daemon.Pid())
 }
 
 // TestHugeSignals: an ordinary user who sends signals of 31 MiB costs the daemon
@@ -289,11 +292,16 @@ func TestHugeSignals(t *testing.T) {
 	r.settled("wan0")
 	before, err := peakMemory(r.daemon.Pid())
 	r.must(err)
-	done := make(chan int)
-	go func() { done <- r.hugeSignals(16) }()
+	var after int
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		after, err = r.hugeSignals(16)
+		done <- err
+	}()
 	r.up("wan1")
 	r.settled("wan0", "wan1")
-	after := <-done
+	r.must(<-done)
 	t.Logf("the daemon had at most %d MiB, after 16 signals of 31 MiB %d MiB", before, after)
 	if after > before+16 {
 		t.Errorf("%d MiB became %d MiB", before, after)

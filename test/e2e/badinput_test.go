@@ -181,9 +181,12 @@ func TestBadConfiguration(t *testing.T) {
 		isNote := func(n string) bool {
 			return strings.HasPrefix(n, "STATUS=the configuration is refused: ") && strings.Count(n, r.path) == 1 && strings.Contains(n, "last good")
 		}
-		if !slices.ContainsFunc(r.daemon.Notes(), isNote) {
-			t.Errorf("%s: systemd was told %q", b.name, r.daemon.Notes())
-		}
+		r.eventually(func() error {
+			if !slices.ContainsFunc(r.daemon.Notes(), isNote) {
+				return fmt.Errorf("%s: systemd was told %q", b.name, r.daemon.Notes())
+			}
+			return nil
+		})
 	}
 	// However strange the file.
 	for name, do := range map[string]func() error{

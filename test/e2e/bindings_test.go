@@ -84,7 +84,9 @@ func (p *publishing) silent(when string, all ...bound) {
 	}
 	for n, c := range p.captures {
 		packets, err := c.Matching(func(k lab.Packet) bool {
-			return (k.Dst == lab.InternetAddr4 || k.Dst == lab.InternetAddr6) && k.DstPort == lab.EchoPort
+			// What ends a connection of before may come late.
+			begins := k.Opens || k.Proto != unix.IPPROTO_TCP
+			return (k.Dst == lab.InternetAddr4 || k.Dst == lab.InternetAddr6) && k.DstPort == lab.EchoPort && begins
 		})
 		p.must(err)
 		if len(packets) > 0 {
@@ -241,7 +243,8 @@ user = "1600"
 	p.silent("without the daemon and the link", all...)
 	p.ip("link", "set", "wan1", "up")
 	p.start()
-	p.up("wan1")
+	// NetworkManager may not have seen yet that it is up.
+	p.eventually(func() error { return p.Up(t.Context(), "wan1") })
 	p.answeredBy("isp1", "after a start", all...)
 	p.strays("to the end")
 	if out, err := p.ctl("off"); err != nil {
@@ -475,6 +478,9 @@ func TestBoundCgroup(t *testing.T) {
 	}
 	r.nothingAt0("without the link")
 	r.up("wan1")
+	// The binding is active as soon as one family is there.
+	r.address("wan1", lab.IPv6)
+	r.settled("wan0", "wan1")
 	r.bindingIs("cgroup", group, status.BindingActive)
 	answered("with the link again")
 	if out, err := r.rig.ctl("bind", "remove", "cgroup="+group); err != nil {

@@ -14,22 +14,22 @@ import (
 	"multihomed/test/lab"
 )
 
-// aMoment is what a command may take that waits for nobody; a wait for a daemon that is elsewhere
-// takes two seconds at least. switching is what multihomectl off may take; it kills a daemon
-// that has not obeyed for three seconds.
-const (
-	aMoment   = time.Second
-	switching = 2500 * time.Millisecond
-)
+// aWait is what a wait for a daemon that is elsewhere takes at least.
+const aWait = 2 * time.Second
 
-// within runs something that must not wait.
-func (r *rig) within(limit time.Duration, what string, do func()) {
+// waitsForNobody runs something that must not wait. A busy host makes some runs slow; one that waits is
+// slow each time.
+func (r *rig) waitsForNobody(what string, do func()) {
 	r.t.Helper()
-	from := time.Now()
-	do()
-	if took := time.Since(from); took > lab.Stretched(limit) {
-		r.t.Errorf("%s took %v", what, took.Round(time.Millisecond))
+	const tries = 5
+	for range tries {
+		from := time.Now()
+		do()
+		if time.Since(from) < aWait {
+			return
+		}
 	}
+	r.t.Errorf("%s took %v or more, %d times", what, aWait, tries)
 }
 
 // TestDirectoriesOfTheRunningDaemon: a file that names other directories than the daemon works in is
@@ -74,21 +74,20 @@ func TestDirectoriesOfTheRunningDaemon(t *testing.T) {
 			f.must(f.daemon.Signal(syscall.SIGHUP))
 			f.logged(from, "configuration is refused")
 
-			f.within(aMoment, "status", func() {
+			f.waitsForNobody("status", func() {
 				out, err := f.ctl("status")
 				flat := strings.Join(strings.Fields(out), " ")
 				if err == nil || !strings.Contains(flat, f.path+":") || !strings.Contains(flat, key+" changes from ") || !strings.Contains(flat, "wan1") || strings.Contains(flat, "does not answer") {
 					t.Errorf("status: %v\n%s", err, out)
 				}
 			})
-			f.within(switching, "off", func() {
-				if out := f.switches("off", "wan1"); strings.Contains(out, "killed") || !strings.Contains(out, "removed") {
-					t.Errorf("off: %s", out)
-				}
-				if err := f.lacks(lab.IPv4, "from "+wan1+" "); err != nil {
-					t.Error(err)
-				}
-			})
+			// A daemon that is not told, and so does not obey, would be killed.
+			if out := f.switches("off", "wan1"); strings.Contains(out, "killed") || !strings.Contains(out, "removed") {
+				t.Errorf("off: %s", out)
+			}
+			if err := f.lacks(lab.IPv4, "from "+wan1+" "); err != nil {
+				t.Error(err)
+			}
 			if out := f.switches("on", "wan1"); !strings.Contains(out, "wan1 is switched on: 1 link with its routing") {
 				t.Errorf("on: %s", out)
 			}
@@ -103,7 +102,7 @@ func TestDirectoriesOfTheRunningDaemon(t *testing.T) {
 			// NetworkManager's dispatcher, and a hook.
 			call := func(words ...string) {
 				t.Helper()
-				f.within(aMoment, strings.Join(words, " "), func() {
+				f.waitsForNobody(strings.Join(words, " "), func() {
 					out, err := f.Run(t.Context(), "env", append([]string{"-i"}, words...)...)
 					f.must(err)
 					if out != "" {

@@ -173,7 +173,8 @@ func TestDispatcherDoesAsTheDaemon(t *testing.T) {
 		r.must(r.AddProfile(t.Context(), cfg.Link+"-static", cfg.Link, "ipv4.method", "manual", "ipv4.addresses", fmt.Sprintf("100.64.%d.60/24", n),
 			"ipv4.gateway", cfg.IPv4.Addr().String(), "ipv6.method", "disabled"))
 	}
-	m := newMonitor(t)
+	w := r.watch()
+	m := w.monitor
 	r.start()
 	for i := range sequences {
 		acts := r.acts(random, isps, length)
@@ -182,27 +183,35 @@ func TestDispatcherDoesAsTheDaemon(t *testing.T) {
 			names = append(names, a.name)
 		}
 		r.play(acts, isps)
-		r.eventually(func() error { return errors.Join(r.quiet(), r.planned()) })
-		want := r.inventory()
+		var want string
+		r.eventually(func() error {
+			from := w.converged("with the daemon", r.quiet)
+			want = r.inventory()
+			_, err := m.quiet(from)
+			return err
+		})
 		r.must(r.daemon.Stop(t.Context()))
 
 		r.play(acts, isps)
 		var have string
+		var from int
 		ctx, cancel := r.patience()
 		failed := lab.Eventually(ctx, func() error {
+			before := m.barrier()
 			if err := r.planned(); err != nil {
 				return err
 			}
 			if have = r.inventory(); have != want {
 				return errors.New("they differ")
 			}
-			return nil
+			var err error
+			from, err = m.quiet(before)
+			return err
 		})
 		cancel()
 		if failed != nil {
 			t.Fatalf("sequence %d, %v: %v; with the daemon (-) and without (+):\n%s", i, names, failed, difference(want, have))
 		}
-		from := m.barrier()
 		r.start()
 		r.eventually(r.planned)
 		m.barrier()

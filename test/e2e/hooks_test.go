@@ -157,7 +157,9 @@ func TestDHClient(t *testing.T) {
 		_, err = r.WaitAddrIn(ctx, "wan0", netip.MustParsePrefix("100.64.200.0/24"))
 		r.must(err)
 		r.become(both("wan0", "wan1")...)
-		r.must(r.tableHas("wan0", lab.IPv4, "default via 100.64.200.1 ", "10.99.0.0/16 via 100.64.200.7 ", "!100.64.0."))
+		r.eventually(func() error {
+			return r.tableHas("wan0", lab.IPv4, "default via 100.64.200.1 ", "10.99.0.0/16 via 100.64.200.7 ", "!100.64.0.")
+		})
 		r.answer(isp0, isp1)
 
 		r.ifdown("wan0")
@@ -305,7 +307,9 @@ func TestDHCPCD(t *testing.T) {
 		_, err = r.WaitAddrIn(ctx, "wan0", netip.MustParsePrefix("100.64.200.0/24"))
 		r.must(err)
 		r.become(both("wan0", "wan1")...)
-		r.must(r.tableHas("wan0", lab.IPv4, "default via 100.64.200.1 ", "10.99.0.0/16 via 100.64.200.7 ", "!100.64.0."))
+		r.eventually(func() error {
+			return r.tableHas("wan0", lab.IPv4, "default via 100.64.200.1 ", "10.99.0.0/16 via 100.64.200.7 ", "!100.64.0.")
+		})
 		r.answer(isp0, isp1)
 
 		// Without a cable dhcpcd takes everything away.
@@ -394,8 +398,8 @@ func TestNoTableIsLeft(t *testing.T) {
 		if !strings.Contains(status, "wan1") || !strings.Contains(status, "table") {
 			r.t.Errorf("status does not name the problem:\n%s", status)
 		}
-		if r.daemon != nil && !strings.Contains(r.daemon.Log(), " error: ") {
-			r.t.Errorf("the daemon did not say it loudly:\n%s", r.daemon.Log())
+		if r.daemon != nil {
+			r.logged(0, " error: ")
 		}
 		r.ifdown("wan1")
 		stands(false)
@@ -714,11 +718,14 @@ func TestStandInHasAUser(t *testing.T) {
 	r.unplugged("none") // As root, in the midst of it.
 	for _, directory := range []string{r.cfg.StateDir, r.cfg.RuntimeDir} {
 		r.must(filepath.WalkDir(directory, func(path string, _ fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
 			var stat syscall.Stat_t
-			if err := syscall.Lstat(path, &stat); err != nil {
+			if err == nil {
+				err = syscall.Lstat(path, &stat)
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // The stand-in works: it replaces files.
+			}
+			if err != nil {
 				return err
 			}
 			// The owner of the directory may replace files that root wrote into it.

@@ -44,7 +44,7 @@ func TestFromNetworkManagerToIfupdownAndBack(t *testing.T) {
 			r.answersOnItsLink(isp0, lab.IPv4)
 			r.answersOnItsLink(isp1, lab.IPv4)
 			for _, link := range []string{"wan0", "wan1"} {
-				r.must(r.shows(link, link+"  uplink", "!settling", "!profile", "!going down"))
+				r.eventually(func() error { return r.shows(link, link+"  uplink", "!settling", "!profile", "!going down") })
 			}
 			// Also without ifdown.
 			r.must(r.StartNM(t.Context()))
@@ -220,6 +220,6 @@ func TestNetworkManagerDisabled(t *testing.T) {
 	r.must(r.WriteInterfaces("iface wan0 inet dhcp\n"))
 	r.ifup("wan0")
 	r.eventually(func() error { return errors.Join(r.ladder("wan0", lab.IPv4), r.ladder("wan1", lab.IPv4)) })
-	r.must(r.shows("wan0", "wan0  uplink", "!going down"))
+	r.eventually(func() error { return r.shows("wan0", "wan0  uplink", "!going down") })
 	r.ifdown("wan0")
 }

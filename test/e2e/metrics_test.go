@@ -128,8 +128,7 @@ func (s *scraped) fires(name, labels string, does bool) {
 // daemon: what it says is what happens, and the alerts of the package fire and resolve.
 func TestMetrics(t *testing.T) {
 	s := newScraped(t)
-	ctx, cancel := s.patience()
-	defer cancel()
+	ctx := t.Context()
 
 	s.value("up", "1")
 	s.value("multihomed_up", "1")

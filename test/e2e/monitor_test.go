@@ -196,6 +196,18 @@ func (m *monitor) from(n int) []event {
 	return slices.Clone(m.seen[n:])
 }
 
+// quiet returns an error if anything was announced since an event, and how many events there are.
+func (m *monitor) quiet(n int) (int, error) {
+	m.tb.Helper()
+	now := m.barrier()
+	for _, e := range m.from(n)[:now-n] {
+		if !e.barrier {
+			return now, fmt.Errorf("meanwhile: %s", e.text)
+		}
+	}
+	return now, nil
+}
+
 // unprovoked returns what was written since an event although nothing had
 // happened to the host since.
 func (m *monitor) unprovoked(n int) []event {

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,6 +10,12 @@ import (
 
 	"multihomed/test/lab"
 )
+
+// A transfer by MPTCP goes by slow lines until one of them breaks, so that it lasts, and ends by a fast one.
+var slowLine, fastLine = lab.Conditions{Rate: 2_000_000, Delay: 2 * time.Millisecond}, lab.Conditions{Rate: 16_000_000, Delay: 2 * time.Millisecond}
+
+// transferTime bounds it. It takes some ten seconds on an idle host.
+var transferTime = lab.Stretched(2 * time.Minute)
 
 // TestMultipathOfHooks: a link that NetworkManager does not serve has an endpoint of Multipath TCP
 // for as long as it has its address, and those of NetworkManager stay as they are. A connection that has a
@@ -99,18 +106,18 @@ func TestMultipathOfHooks(t *testing.T) {
 
 	// It begins by main's best, and has a subflow of ours.
 	for _, isp := range isps {
-		isp.Link().Wire().Set(lab.Conditions{Rate: 8_000_000, Delay: 2 * time.Millisecond})
+		isp.Link().Wire().Set(slowLine)
 	}
 	const size = 8 << 20
 	d := lab.Download{Dst: lab.SharedAddr4, Bytes: size, MPTCP: true}
 	began, going := make(chan struct{}), false
 	d.Progress = func(n int64) {
-		if n > size/6 && !going {
+		if n > size/20 && !going {
 			going = true
 			close(began)
 		}
 	}
-	ctx, cancel := r.patience()
+	ctx, cancel := context.WithTimeout(t.Context(), transferTime)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()
@@ -135,6 +142,7 @@ func TestMultipathOfHooks(t *testing.T) {
 	})
 	isps[0].Link().Wire().Break(lab.Silent)
 	caught[1].Reset()
+	isps[1].Link().Wire().Set(fastLine)
 	r.must(<-done)
 	t.Logf("%d connection, the longest stall was %v", d.Connections, d.Stall.Round(time.Millisecond))
 	if d.Connections != 1 || !d.Multipath || d.Received != size {

@@ -43,6 +43,7 @@ func TestOwnersDeleteTheirOwn(t *testing.T) {
 		lifted(priority, false)
 	}
 	// By the address of a link, which our rungs have too.
+	r.settled()
 	before := v4()
 	address := staticAddr(1).String()
 	r.ip("rule", "add", "priority", "32000", "from", address, "lookup", "300")

@@ -397,28 +397,36 @@ func TestRun(t *testing.T) {
 	})
 
 	t.Run("down", func(t *testing.T) {
-		gate := filepath.Join(t.TempDir(), "gate")
-		r.must(unix.Mkfifo(gate, 0o600))
+		first, second := filepath.Join(t.TempDir(), "first"), filepath.Join(t.TempDir(), "second")
+		r.must(unix.Mkfifo(first, 0o600))
+		r.must(unix.Mkfifo(second, 0o600))
+		// waits returns when the program waits at a gate, and what lets it through.
+		waits := func(gate string) (open func()) {
+			t.Helper()
+			var f *os.File
+			r.eventually(func() (err error) {
+				f, err = os.OpenFile(gate, os.O_WRONLY|unix.O_NONBLOCK, 0)
+				return err // ENXIO until somebody reads (fifo(7)).
+			})
+			return func() {
+				t.Helper()
+				_, err := f.WriteString("x\n")
+				r.must(errors.Join(err, f.Close()))
+			}
+		}
 		ask := fmt.Sprintf(`%s "udp %s" "udp %s" "tcp %s" "tcp %s" "dns 127.0.0.53:53"`, r.asker, outside(lab.IPv4), outside(lab.IPv6), outside(lab.IPv4), outside(lab.IPv6))
-		cmd, out, errs := r.command("run", "--link", "wan1", "--", "sh", "-c", fmt.Sprintf(`read x <%s; %s; read x <%s; %s`, gate, ask, gate, ask))
+		cmd, out, errs := r.command("run", "--link", "wan1", "--", "sh", "-c", fmt.Sprintf(`read x <%s; %s; read x <%s; %s`, first, ask, second, ask))
 		r.must(cmd.Start())
+		open := waits(first)
 		r.must(r.Down(t.Context(), "wan1"))
 		r.captures[0].Reset()
-		r.must(os.WriteFile(gate, []byte("x\n"), 0))
-		// It waits at the gate again when it has asked.
-		again := make(chan error, 1)
-		go func() {
-			f, err := os.OpenFile(gate, os.O_WRONLY, 0)
-			if err == nil {
-				r.up("wan1")
-				_, err = r.WaitAddr(context.WithoutCancel(t.Context()), "wan1", lab.IPv6)
-				r.settled("wan0", "wan1")
-				_, failed := f.WriteString("x\n")
-				err = errors.Join(err, failed, f.Close())
-			}
-			again <- err
-		}()
-		r.must(<-again)
+		open()
+		// It has asked when it waits once more.
+		open = waits(second)
+		r.up("wan1")
+		r.address("wan1", lab.IPv6)
+		r.settled("wan0", "wan1")
+		open()
 		err := cmd.Wait()
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		if err != nil || len(lines) != 10 {

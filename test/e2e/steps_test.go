@@ -59,9 +59,8 @@ func (w *watched) stepUntil(name string, action func(), condition func() error) 
 	action()
 	w.monitor.mark("done " + name)
 	ended := time.Now()
-	w.converged(name, condition)
+	w.settledAt = w.converged(name, condition)
 	took := time.Since(ended)
-	w.settledAt = w.monitor.barrier()
 	lag, after, written := w.monitor.lag(start)
 	w.t.Logf("%-40s settled %4d ms after the action, longest lag %5.1f ms", name, took.Milliseconds(), float64(lag.Microseconds())/1000)
 	if lag >= mostLag {
@@ -94,12 +93,14 @@ func (w *watched) idle(when string) {
 	}
 }
 
-// converged waits for a condition and for the kernel to be as a fresh plan says.
-func (w *watched) converged(name string, condition func() error) {
+// converged waits for a condition and for the kernel to be as a fresh plan says, while nothing happens,
+// and returns the number of events until then: whatever happens later has not been answered.
+func (w *watched) converged(name string, condition func() error) (events int) {
 	w.t.Helper()
 	ctx, cancel := w.patience()
 	defer cancel()
 	err := lab.Eventually(ctx, func() error {
+		from := w.monitor.barrier()
 		if err := condition(); err != nil {
 			return err
 		}
@@ -110,11 +111,16 @@ func (w *watched) converged(name string, condition func() error) {
 		if len(v.Notes) > 0 {
 			return errors.New(strings.Join(v.Notes, "; "))
 		}
-		return v.Converged()
+		if err := v.Converged(); err != nil {
+			return err
+		}
+		events, err = w.monitor.quiet(from)
+		return err
 	})
 	if err != nil {
 		w.t.Fatalf("%s: %v\nevents:\n%s", name, err, lab.Tail(w.monitor.text(0), 60))
 	}
+	return events
 }
 
 // holds says what is missing of the ladders of these parts, and what is there

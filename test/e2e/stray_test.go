@@ -240,7 +240,8 @@ func (s *storm) calm() {
 		s.must(isp.Link().SetCarrier(true))
 		s.must(isp.Link().SetUp(true))
 		s.must(s.Modify(s.t.Context(), profile(n), "ipv4.addresses", "", "ipv4.routes", "", "ipv6.addresses", ""))
-		s.up(profile(n))
+		// NetworkManager may not have seen the cable yet.
+		s.eventually(func() error { return s.Up(s.t.Context(), profile(n)) })
 		_, err := s.WaitAddrIn(s.t.Context(), link, isp.IPv4())
 		s.must(err)
 		_, err = s.WaitAddrIn(s.t.Context(), link, isp.IPv6())
@@ -279,15 +280,19 @@ func TestAnUplinkFromTheStart(t *testing.T) {
 		}
 		r.signalDHCP(isp1, syscall.SIGCONT)
 		r.standing(r.address("wan1", lab.IPv4), true)
-		r.must(r.ladder("wan1", lab.IPv4))
+		r.eventually(func() error { return r.ladder("wan1", lab.IPv4) })
 
 		r.up("lan0")
 		lan := r.address("lan0", lab.IPv4)
 		r.standing(lan, true)
 		labtest.Eventually(t, func() error { return group("lan0", "0") })
-		if rules, err := r.RulesText(t.Context(), lab.IPv4); err != nil || strings.Contains(rules, "10500:\tfrom "+lan.String()) {
-			t.Errorf("lan0 has no gateway, and is treated as an uplink (%v):\n%s", err, rules)
-		}
+		r.eventually(func() error {
+			rules, err := r.RulesText(t.Context(), lab.IPv4)
+			if err == nil && strings.Contains(rules, "10500:\tfrom "+lan.String()) {
+				err = fmt.Errorf("lan0 has no gateway, and is treated as an uplink:\n%s", rules)
+			}
+			return err
+		})
 		for _, link := range []string{"wan1", "lan0"} {
 			r.must(r.Down(t.Context(), link))
 			labtest.Eventually(t, func() error { return group(link, "0") })

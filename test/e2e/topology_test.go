@@ -55,6 +55,30 @@ func (r *rig) address(link string, f lab.Family) netip.Addr {
 	return a
 }
 
+// defaults waits until main has a default of each family through links: NetworkManager calls a link
+// activated when one family is there, and adds routes after addresses.
+func (r *rig) defaults(links ...string) {
+	r.t.Helper()
+	for _, f := range families {
+		labtest.Eventually(r.t, func() error {
+			main, err := r.RoutesText(r.t.Context(), f, "main")
+			if err != nil {
+				return err
+			}
+			// Defaults of two links with one metric are one route with two next hops.
+			lines := strings.Split(strings.ReplaceAll(main, "\n\tnexthop", " nexthop"), "\n")
+			for _, link := range links {
+				if !slices.ContainsFunc(lines, func(l string) bool {
+					return strings.Contains(l, "default ") && strings.Contains(l+" ", " dev "+link+" ")
+				}) {
+					return fmt.Errorf("main has no %v default through %s:\n%s", f, link, main)
+				}
+			}
+			return nil
+		})
+	}
+}
+
 // answeredBy proves with packets that a bound socket gets an answer.
 func (r *rig) answeredBy(who string, from lab.From, dst netip.Addr) {
 	r.t.Helper()
@@ -198,6 +222,7 @@ func TestTwoCardsInOneNetwork(t *testing.T) {
 		r.standing(r.address(link, lab.IPv4), true)
 		r.standing(r.address(link, lab.IPv6), true)
 	}
+	r.defaults("wan0", "wan1")
 	r.settled()
 	capture, err := isp.Capture()
 	r.must(err)

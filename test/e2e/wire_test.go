@@ -563,13 +563,18 @@ func attributes(b []byte, each func(kind uint16, v []byte)) {
 // rtnetlink told.
 type timeline struct {
 	file  *os.File
-	done  chan struct{}
+	ended chan struct{}
+	done  sync.WaitGroup
 	names map[int]string // by index; read's own
 
 	mu     sync.Mutex
 	events []lineEvent
+	stalls []stall
 	err    error
 }
+
+// A stall is a time in which this process should have run, and did not.
+type stall struct{ due, woke time.Time }
 
 type lineEvent struct {
 	at       time.Time
@@ -617,7 +622,7 @@ func newTimeline(links []string) (*timeline, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	l := &timeline{file: os.NewFile(uintptr(fd), "timeline"), done: make(chan struct{}), names: map[int]string{}}
+	l := &timeline{file: os.NewFile(uintptr(fd), "timeline"), ended: make(chan struct{}), names: map[int]string{}}
 	for _, link := range links {
 		index, err := ifindex(link)
 		if err != nil {
@@ -626,18 +631,39 @@ func newTimeline(links []string) (*timeline, error) {
 		}
 		l.names[index] = link
 	}
-	go l.read()
+	l.done.Go(l.read)
+	l.done.Go(l.watchStalls)
 	return l, nil
 }
 
 func (l *timeline) close() error {
 	err := l.file.Close()
-	<-l.done
+	if !errors.Is(err, os.ErrClosed) {
+		close(l.ended)
+	}
+	l.done.Wait()
 	return err
 }
 
+// watchStalls notes when this process runs late, and with it read.
+func (l *timeline) watchStalls() {
+	const every, usual = 10 * time.Millisecond, 20 * time.Millisecond
+	for {
+		due := time.Now().Add(every)
+		select {
+		case <-l.ended:
+			return
+		case <-time.After(every):
+		}
+		if woke := time.Now(); woke.Sub(due) > usual {
+			l.mu.Lock()
+			l.stalls = append(l.stalls, stall{due, woke})
+			l.mu.Unlock()
+		}
+	}
+}
+
 func (l *timeline) read() {
-	defer close(l.done)
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := l.file.Read(buf)
@@ -699,8 +725,19 @@ func (l *timeline) take(now time.Time, kind uint16, b []byte) {
 	l.mu.Unlock()
 }
 
-// lag is how late rtnetlink's news may be read here.
-const lag = 150 * time.Millisecond
+// readLate is how late rtnetlink's news may be read here while this process runs.
+const readLate = 150 * time.Millisecond
+
+// lag is how late news of a time may have been read. The caller holds mu.
+func (l *timeline) lag(begin, end time.Time) time.Duration {
+	longest := time.Duration(0)
+	for _, s := range l.stalls {
+		if s.woke.After(begin) && s.due.Before(end.Add(readLate)) {
+			longest = max(longest, s.woke.Sub(s.due))
+		}
+	}
+	return readLate + longest
+}
 
 // queued is how long the kernel keeps a packet for a neighbour that it asks for:
 // when the packet was routed is not known.
@@ -710,7 +747,7 @@ const queued = 4 * time.Second
 func (l *timeline) stood(a netip.Addr, at time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	rules, addresses := 0, 0
+	rules, addresses, lag := 0, 0, l.lag(at, at)
 	for _, e := range l.events {
 		if !e.prefix.Contains(a) { // nor is there one in the event of a mark
 			continue
@@ -740,6 +777,14 @@ func (l *timeline) stood(a netip.Addr, at time.Time) bool {
 		}
 	}
 	return rules > 0 && addresses > 0
+}
+
+// about are the events that may be of a time.
+func (l *timeline) about(begin, end time.Time) []lineEvent {
+	l.mu.Lock()
+	lag := l.lag(begin, end)
+	l.mu.Unlock()
+	return l.between(begin.Add(-lag), end.Add(lag))
 }
 
 // between are the events of a time.
@@ -816,7 +861,7 @@ func (l *timeline) stopped(a netip.Addr, at time.Time) bool {
 // rules follow.
 func (l *timeline) replaced(a netip.Addr, begin, end time.Time) bool {
 	went := map[uint32]bool{}
-	for _, e := range l.between(begin.Add(-lag), end.Add(lag)) {
+	for _, e := range l.about(begin, end) {
 		if !e.came && e.prefix.Contains(a) {
 			went[e.priority] = true
 		}
@@ -828,7 +873,7 @@ func (l *timeline) replaced(a netip.Addr, begin, end time.Time) bool {
 // although it had the same ones before and after: one went, and one came later.
 func (l *timeline) bare(link string, f lab.Family, begin, end time.Time) bool {
 	went := false
-	for _, e := range l.between(begin.Add(-lag), end.Add(lag)) {
+	for _, e := range l.about(begin, end) {
 		if e.on != link || e.prefix.Addr().Is4() != (f == lab.IPv4) {
 			continue
 		}
@@ -842,7 +887,7 @@ func (l *timeline) bare(link string, f lab.Family, begin, end time.Time) bool {
 
 // unmarked reports whether a link lost its mark, or was recreated, around a time.
 func (l *timeline) unmarked(link string, begin, end time.Time) bool {
-	return slices.ContainsFunc(l.between(begin.Add(-lag), end.Add(lag)), func(e lineEvent) bool { return e.link == link && !e.came })
+	return slices.ContainsFunc(l.about(begin, end), func(e lineEvent) bool { return e.link == link && !e.came })
 }
 
 // windows returns how long new addresses waited for their rules.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -177,14 +178,31 @@ func (q Dial) String() string {
 // outcome is how a connection ended.
 type outcome struct{ err error }
 
-// nothing is the time to wait for a packet that no listener has seen.
-const nothing = 700 * time.Millisecond
+const (
+	// nothing is the time to wait for a packet that no listener has seen.
+	nothing = 700 * time.Millisecond
+	// unanswered is the time to wait for an answer.
+	unanswered = 3 * time.Second
+)
+
+// none says of the answer to a question that nothing came in time.
+func none(answer string) bool {
+	return slices.ContainsFunc([]string{unseen, noReply, noAnswer, noConnection}, func(end string) bool { return strings.HasSuffix(answer, end) })
+}
+
+// The ends of such answers.
+const (
+	unseen       = "nobody has seen it"
+	noReply      = "no reply"
+	noAnswer     = ", no answer"
+	noConnection = ", but no connection"
+)
 
 func (q Dial) answer(w *world) string {
 	// The end of the connection before may still be on its way.
 	opens := func(p lab.Packet) bool { return p.Dst == q.Dst && p.DstPort == lab.EchoPort && p.Opens }
 	before := w.count(opens)
-	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(3*time.Second))
+	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(unanswered))
 	defer cancel()
 	done := make(chan outcome, 1)
 	go func() { done <- outcome{lab.OnThread(func() error { return q.dial(ctx) })} }()
@@ -204,7 +222,7 @@ func (q Dial) answer(w *world) string {
 		} else if errno, ok := errors.AsType[syscall.Errno](err); ok {
 			return unix.ErrnoName(errno)
 		}
-		return "nobody has seen it"
+		return unseen
 	}
 	who := fmt.Sprintf("seen by %s from %v", seen.by, seen.Src)
 	if _, tunnel := w.ears[seen.by].(*lab.Tun); tunnel || !q.answerable(w, seen) {
@@ -213,7 +231,7 @@ func (q Dial) answer(w *world) string {
 		return who
 	}
 	if err := (<-done).err; err != nil {
-		return who + ", no answer"
+		return who + noAnswer
 	}
 	return who + ", answered"
 }
@@ -306,7 +324,7 @@ func (q Call) answer(w *world) string {
 	src := q.src()
 	reply := func(p lab.Packet) bool { return p.Src == q.Dst && p.Dst == src && p.SrcPort == q.port() }
 	before := w.count(reply)
-	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(3*time.Second))
+	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(unanswered))
 	defer cancel()
 	done := make(chan outcome, 1)
 	go func() { done <- outcome{q.connect(ctx)} }()
@@ -315,10 +333,10 @@ func (q Call) answer(w *world) string {
 	case seen == nil:
 		cancel()
 		<-done
-		return "no reply"
+		return noReply
 	case seen.by == q.By.Name():
 		if err := (<-done).err; err != nil {
-			return "replied by " + seen.by + ", but no connection"
+			return "replied by " + seen.by + noConnection
 		}
 		return "answered by " + seen.by
 	default:

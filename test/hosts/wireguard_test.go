@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"multihomed/test/lab"
 )
@@ -70,7 +71,7 @@ func quickUp(w *world) {
 // quickDown notes how many rules wg-quick deleted: it prints what it does.
 func quickDown(w *world) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(patience*10))
+	ctx, cancel := context.WithTimeout(w.t.Context(), lab.Stretched(30*time.Second))
 	defer cancel()
 	out, err := w.Run(ctx, "wg-quick", "down", wgConfig(w))
 	w.must(err)
@@ -118,7 +119,7 @@ func tunnelAsk(w *world) []Question {
 	questions := grid(w.outside(), append(w.senders(51820), sender{UID: 1001}, sender{In: "wan0", From: netip.MustParseAddr("100.64.0.77")}))
 	for _, f := range []lab.Family{lab.IPv4, lab.IPv6} {
 		questions = append(questions, Fact{"who answers " + lab.InternetAddr(f).String(), func(w *world) string {
-			ctx, cancel := lab.Within(w.t.Context(), patience)
+			ctx, cancel := lab.Within(w.t.Context(), unanswered)
 			defer cancel()
 			a, err := lab.DialTCP(ctx, lab.From{}, lab.InternetAddr(f))
 			if err != nil {

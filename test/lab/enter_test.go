@@ -80,16 +80,22 @@ func init() {
 	fmt.Println("the second line")
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGTERM)
+	say := func(string) {}
 	if path := os.Getenv("NOTIFY_SOCKET"); path != "" {
 		conn, err := (&net.Dialer{}).DialContext(context.Background(), "unixgram", path)
-		if err == nil {
-			_, err = conn.Write([]byte("STATUS=going\nREADY=1\n"))
-		}
-		if err != nil {
-			fmt.Println(err)
+		say = func(text string) {
+			if err == nil {
+				_, err = conn.Write([]byte(text))
+			}
+			if err != nil {
+				fmt.Println(err)
+			}
 		}
 	}
+	say("STATUS=going\nREADY=1\n")
 	<-signals
+	say("STOPPING=1\n")
+	fmt.Println("the last line")
 	os.Exit(0)
 }
 

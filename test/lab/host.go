@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -204,20 +205,8 @@ func resetNetwork() error {
 		return err
 	}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := netlink.RuleList(family)
-		if err != nil {
-			return fmt.Errorf("listing rules: %w", err)
-		}
-		for _, r := range rules {
-			switch {
-			case r.Priority == 0 && r.Table == unix.RT_TABLE_LOCAL,
-				r.Priority == 32766 && r.Table == unix.RT_TABLE_MAIN,
-				r.Priority == 32767 && r.Table == unix.RT_TABLE_DEFAULT && family == unix.AF_INET:
-				continue
-			}
-			if err := delRule(family, r); err != nil {
-				return err
-			}
+		if err := resetRules(family); err != nil {
+			return err
 		}
 		routes, err := netlink.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_TABLE)
 		if err != nil {
@@ -233,6 +222,39 @@ func resetNetwork() error {
 		}
 	}
 	return errors.Join(resetMPTCP(), resetNFTables())
+}
+
+// kernelRules are the rules that the kernel makes in a new namespace, by priority
+// (net/ipv4/fib_rules.c: fib_default_rules_init; net/ipv6/fib6_rules.c: fib6_rules_net_init).
+var kernelRules = map[int]map[int]int{
+	unix.AF_INET:  {0: unix.RT_TABLE_LOCAL, 32766: unix.RT_TABLE_MAIN, 32767: unix.RT_TABLE_DEFAULT},
+	unix.AF_INET6: {0: unix.RT_TABLE_LOCAL, 32766: unix.RT_TABLE_MAIN},
+}
+
+// resetRules leaves the kernel's own rules, and adds those that a test has removed.
+func resetRules(family int) error {
+	rules, err := netlink.RuleList(family)
+	if err != nil {
+		return fmt.Errorf("listing rules: %w", err)
+	}
+	missing := maps.Clone(kernelRules[family])
+	for _, r := range rules {
+		if table, own := missing[r.Priority]; own && r.Table == table {
+			delete(missing, r.Priority)
+			continue
+		}
+		if err := delRule(family, r); err != nil {
+			return err
+		}
+	}
+	for priority, table := range missing {
+		r := netlink.NewRule()
+		r.Family, r.Priority, r.Table, r.Protocol = family, priority, table, unix.RTPROT_KERNEL
+		if err := netlink.RuleAdd(r); err != nil {
+			return fmt.Errorf("adding the kernel's rule %d: %w", priority, err)
+		}
+	}
+	return nil
 }
 
 // resetNFTables takes away what tests and the daemons under test have loaded. Without nft(8) no test

@@ -533,6 +533,34 @@ func TestDispatcher(t *testing.T) {
 	})
 }
 
+// A test that ends between two of its commands leaves no host without the kernel's rules.
+func TestKernelRulesComeBack(t *testing.T) {
+	families := []lab.Family{lab.IPv4, lab.IPv6}
+	host, err := lab.NewHost(t.Context(), lab.HostConfig{NoNM: true, NoBus: true})
+	must(t, err)
+	var before, after []string
+	for _, f := range families {
+		text, err := host.RulesText(t.Context(), f)
+		must(t, err)
+		before = append(before, text)
+		flag := map[lab.Family]string{lab.IPv4: "-4", lab.IPv6: "-6"}[f]
+		for _, words := range [][]string{{"flush"}, {"add", "priority", "100", "lookup", "main"}, {"add", "priority", "32766", "lookup", "77"}} {
+			_, err = host.IP(t.Context(), append([]string{flag, "rule"}, words...)...)
+			must(t, err)
+		}
+	}
+	must(t, host.Close())
+	host = labtest.NewHost(t, lab.HostConfig{NoNM: true, NoBus: true})
+	for _, f := range families {
+		text, err := host.RulesText(t.Context(), f)
+		must(t, err)
+		after = append(after, text)
+	}
+	if !slices.Equal(before, after) {
+		t.Errorf("rules before: %q, after: %q", before, after)
+	}
+}
+
 // Root is a directory with another release; here, the machine's own files under
 // another name.
 func TestOtherRelease(t *testing.T) {
@@ -566,6 +594,9 @@ func TestProcess(t *testing.T) {
 	must(t, p.Stop(ctx))
 	if err := p.Wait(ctx); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
+	}
+	if log, notes := p.Log(), p.Notes(); !strings.HasSuffix(log, "the last line") || !slices.Contains(notes, "STOPPING=1") {
+		t.Errorf("it ended after %q and %q", log, notes)
 	}
 	if _, err := p.WaitLine(ctx, "never"); err == nil || !strings.Contains(err.Error(), "the first line") {
 		t.Errorf("waiting for a line of a process that has ended: %v", err)

@@ -173,6 +173,12 @@ func OnThread(f func() error) error {
 	go func() {
 		// Never unlocked here, so the thread ends with the goroutine.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread would not end, and /proc/self shows its namespaces. Held here, it is not the next one.
+			defer runtime.UnlockOSThread()
+			done <- OnThread(f)
+			return
+		}
 		// Deferred as a panic or Goexit in f must not leave anyone waiting.
 		err := errors.New("the function ended its goroutine")
 		defer func() { done <- err }()

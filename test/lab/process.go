@@ -140,14 +140,19 @@ func start(cfg ProcessConfig) (*Process, error) {
 		_ = closers[0].Close()
 	}
 	if notify != nil {
-		go p.readNotes(notify, cfg.Store)
+		readers.Go(func() { p.readNotes(notify, cfg.Store) })
 	}
 	go func() {
 		p.waitErr = p.cmd.Wait()
 		if output != nil {
 			// A child may have inherited the pipe; do not wait for it.
 			_ = output.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-			readers.Wait()
+		}
+		if notify != nil {
+			_ = notify.SetReadDeadline(time.Unix(1, 0))
+		}
+		readers.Wait()
+		if output != nil {
 			_ = output.Close()
 		}
 		if notify != nil {
@@ -158,8 +163,8 @@ func start(cfg ProcessConfig) (*Process, error) {
 	return p, nil
 }
 
-func (p *Process) readLines(r io.Reader) {
-	b := bufio.NewReader(r)
+func (p *Process) readLines(f *os.File) {
+	b := bufio.NewReader(Rest(f))
 	for {
 		line, err := b.ReadString('\n')
 		if line != "" {
@@ -171,16 +176,81 @@ func (p *Process) readLines(r io.Reader) {
 	}
 }
 
+// Rest reads a file until its end or its deadline, and what is there at the deadline: os.File does not
+// read that, and on a busy host a reader may come later.
+func Rest(f *os.File) io.Reader { return &rest{File: f} }
+
+type rest struct {
+	*os.File
+	over bool // the deadline
+	left int  // then: a child may write for ever
+}
+
+func (r *rest) Read(b []byte) (int, error) {
+	if !r.over {
+		n, err := r.File.Read(b)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		r.over = true
+		if err := r.raw(func(fd int) (err error) {
+			r.left, err = unix.IoctlGetInt(fd, unix.TIOCINQ)
+			return err
+		}); err != nil {
+			return 0, err
+		}
+	}
+	if r.left == 0 {
+		return 0, io.EOF
+	}
+	var n int
+	err := r.raw(func(fd int) (err error) {
+		n, err = unix.Read(fd, b[:min(len(b), r.left)])
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	r.left -= n
+	return n, nil
+}
+
+func (r *rest) raw(f func(fd int) error) error {
+	conn, err := r.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return controlErr(conn, f)
+}
+
 func (p *Process) readNotes(conn *net.UnixConn, store *Store) {
 	buf, rights := make([]byte, 4096), make([]byte, unix.CmsgSpace(16*4))
-	for {
-		n, controlled, _, _, err := conn.ReadMsgUnix(buf, rights)
-		if err != nil {
-			return
-		}
+	take := func(n, controlled int) {
 		store.take(strings.TrimSpace(string(buf[:n])), rights[:controlled])
 		for note := range strings.SplitSeq(strings.TrimSpace(string(buf[:n])), "\n") {
 			p.add(&p.notes, note)
+		}
+	}
+	for {
+		n, controlled, _, _, err := conn.ReadMsgUnix(buf, rights)
+		if err != nil {
+			break
+		}
+		take(n, controlled)
+	}
+	// The process has ended: what is there is its last, as in Rest.
+	raw, err := conn.SyscallConn()
+	for err == nil {
+		var n, controlled int
+		err = controlErr(raw, func(fd int) (err error) {
+			n, controlled, _, _, err = unix.Recvmsg(fd, buf, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+			return err
+		})
+		if err == nil {
+			take(n, controlled)
 		}
 	}
 }

@@ -348,9 +348,10 @@ func (m *Machine) kill() error {
 // off takes the links out of a machine that nspawn has ended, and removes its control
 // group. Links that were removed in there are forgotten.
 func (m *Machine) off() error {
+	errs := []error{m.awaitPrograms()}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	errs := []error{m.cgroup.close()}
+	errs = append(errs, m.cgroup.close())
 	m.nspawn, m.cgroup = nil, nil
 	if m.leader == nil {
 		return errors.Join(errs...)
@@ -376,6 +377,24 @@ func (m *Machine) off() error {
 	m.leader.close()
 	m.leader, m.inside = nil, nil
 	return errors.Join(errs...)
+}
+
+// awaitPrograms waits for the ends of those of Run and Start: the kernel has killed them with process 1,
+// but they are this process's children.
+func (m *Machine) awaitPrograms() error {
+	m.mu.Lock()
+	programs := slices.Collect(maps.Keys(m.programs))
+	m.mu.Unlock()
+	timer := time.NewTimer(killTimeout)
+	defer timer.Stop()
+	for _, p := range programs {
+		select {
+		case <-p.done:
+		case <-timer.C:
+			return fmt.Errorf("%s outlives machine %s", strings.Join(p.args, " "), m.cfg.Name)
+		}
+	}
+	return nil
 }
 
 // MoveLink moves a link, such as the host's end of a provider's, from the lab's host

@@ -340,7 +340,7 @@ func TestFailedUnit(t *testing.T) {
 // at once.
 func TestNoBoot(t *testing.T) {
 	m := machinetest.New(t, machine.Config{})
-	unit := "[Service]\nExecStart=sleep infinity\nType=oneshot\n"
+	unit := "[Service]\nExecStart=sh -c 'touch /root/began; sleep infinity'\nType=oneshot\n"
 	if err := m.WriteFile("/etc/systemd/system/slow.service", []byte(unit), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -348,8 +348,18 @@ func TestNoBoot(t *testing.T) {
 	if err := os.Symlink("../slow.service", link); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	began := filepath.Join(m.Path("/root"), "began") // of the machine that is off: the disk
+	go func() {
+		err := lab.Eventually(ctx, func() error {
+			_, err := os.Stat(began)
+			return err
+		})
+		if err == nil {
+			cancel(context.DeadlineExceeded)
+		}
+	}()
 	if err := m.PowerOn(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "slow.service") {
 		t.Errorf("a unit that takes for ever: %v", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -64,7 +65,11 @@ func (m *Machine) start(ctx context.Context, args []string) (*Process, error) {
 		return nil, fmt.Errorf("%s: machine %s is off", strings.Join(args, " "), m.cfg.Name)
 	}
 	p := &Process{args: args, done: make(chan struct{})}
-	err := lab.OnThread(func() error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", strings.Join(args, " "), err)
+	}
+	err = lab.OnThread(func() error {
 		if err := leader.enter(); err != nil {
 			return fmt.Errorf("entering machine %s: %w", m.cfg.Name, err)
 		}
@@ -75,30 +80,36 @@ func (m *Machine) start(ctx context.Context, args []string) (*Process, error) {
 		// The absolute path keeps exec from looking it up again, outside.
 		p.cmd = exec.CommandContext(ctx, path)
 		p.cmd.Args, p.cmd.Env, p.cmd.Dir = args, environment(), "/"
-		p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
+		p.cmd.Stdout, p.cmd.Stderr = write, write
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 		p.cmd.Cancel = func() error { return unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL) }
-		// Daemons that the program has started may hold its output open.
-		p.cmd.WaitDelay = 100 * time.Millisecond
 		return p.cmd.Start()
 	})
+	_ = write.Close()
 	if err != nil {
+		_ = read.Close()
 		return nil, fmt.Errorf("%s: %w", strings.Join(args, " "), err)
 	}
 	m.mu.Lock()
 	m.programs[p] = struct{}{}
 	m.mu.Unlock()
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		_, _ = io.Copy(&p.output, lab.Rest(read))
+	}()
 	go func() {
 		p.err = p.cmd.Wait()
-		m.mu.Lock()
-		delete(m.programs, p)
-		m.mu.Unlock()
-		if errors.Is(p.err, exec.ErrWaitDelay) {
-			p.err = nil
-		}
+		// Daemons that the program has started may hold its output open.
+		_ = read.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		<-copied
+		_ = read.Close()
 		if p.err != nil && ctx.Err() != nil {
 			p.err = context.Cause(ctx)
 		}
+		m.mu.Lock()
+		delete(m.programs, p)
+		m.mu.Unlock()
 		close(p.done)
 	}()
 	return p, nil

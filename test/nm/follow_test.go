@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	gnm "github.com/Wifx/gonetworkmanager/v2"
+
 	"multihomed/nm"
 	"multihomed/routing"
 	"multihomed/test/lab"
@@ -30,8 +32,10 @@ type follower struct {
 	*nm.Watcher
 	log *logbook
 
-	mu       sync.Mutex
-	policy   nm.Policy
+	mu     sync.Mutex
+	policy nm.Policy
+	// seen is the last snapshot whose changes are all in what follows.
+	seen     nm.Snapshot
 	verdicts map[string]nm.Verdict
 	reasons  map[string]string
 	// history lists, in order, every verdict that differs from the one before.
@@ -40,7 +44,9 @@ type follower struct {
 	without map[string]int
 	// unnamed counts those after which it had no DNS.
 	unnamed map[string]int
-	news    chan struct{}
+	// kept counts those after which NetworkManager did not manage it, and it was kept.
+	kept map[string]int
+	news chan struct{}
 }
 
 // follow starts a Watcher for the rest of the test.
@@ -50,7 +56,7 @@ func follow(t *testing.T, opts nm.Options) *follower {
 	opts.Logger = slog.New(slog.NewTextHandler(book, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f := &follower{
 		Watcher: nm.New(opts), log: book,
-		verdicts: map[string]nm.Verdict{}, without: map[string]int{}, unnamed: map[string]int{}, reasons: map[string]string{}, news: make(chan struct{}, 1),
+		verdicts: map[string]nm.Verdict{}, without: map[string]int{}, unnamed: map[string]int{}, kept: map[string]int{}, reasons: map[string]string{}, news: make(chan struct{}, 1),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -61,9 +67,9 @@ func follow(t *testing.T, opts nm.Options) *follower {
 	})
 	wg.Go(func() {
 		for {
+			f.take()
 			select {
 			case <-f.Changed():
-				f.take()
 			case <-ctx.Done():
 				return
 			}
@@ -100,9 +106,12 @@ func leaks() error {
 }
 
 func (f *follower) take() {
+	// In this order: the changes are those of the snapshot, at least.
+	seen := f.Snapshot()
 	changes := f.TakeChanges()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.seen = seen
 	for name, d := range changes.Devices {
 		was := f.verdicts[name]
 		now, reason := f.policy.Classify(d, was != nm.NotLink)
@@ -112,6 +121,9 @@ func (f *follower) take() {
 		}
 		if len(d.DNS) == 0 {
 			f.unnamed[name]++
+		}
+		if d.State == gnm.NmDeviceStateUnmanaged && d.Settling {
+			f.kept[name]++
 		}
 		if was != now {
 			f.history = append(f.history, fmt.Sprintf("%s: %s", name, now))
@@ -149,6 +161,12 @@ func (f *follower) nameless(name string) int {
 	return f.unnamed[name]
 }
 
+func (f *follower) wasKept(name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.kept[name] > 0
+}
+
 func (f *follower) happened() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -161,13 +179,15 @@ func (f *follower) verdict(name string) (nm.Verdict, string) {
 	return f.verdicts[name], f.reasons[name]
 }
 
-// await waits until a condition on the snapshot holds.
+// await waits until a condition on the snapshot holds, and verdicts and history have what led to it.
 func (f *follower) await(t *testing.T, what string, ok func(nm.Snapshot) bool) nm.Snapshot {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), lab.Stretched(timeout))
 	defer cancel()
 	for {
-		s := f.Snapshot()
+		f.mu.Lock()
+		s := f.seen
+		f.mu.Unlock()
 		if ok(s) {
 			return s
 		}

@@ -112,8 +112,19 @@ func testDebian(t *testing.T, release string) *vm.Machine {
 	for i, link := range []string{"wan0", "wan1"} {
 		run("ip", "link", "add", link, "type", "veth", "peer", "name", "isp"+link)
 		run("ip", "link", "set", "isp"+link, "up")
-		run("nmcli", "device", "set", "isp"+link, "managed", "no")
-		run("nmcli", "device", "set", link, "managed", "yes")
+		managed := func(device, value string) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if err := lab.Eventually(ctx, func() error { // NetworkManager may not know it yet.
+				_, err := m.Run(ctx, "nmcli", "device", "set", device, "managed", value)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		managed("isp"+link, "no")
+		managed(link, "yes")
 		run("nmcli", "connection", "add", "type", "ethernet", "con-name", link, "ifname", link,
 			"ipv4.method", "manual", "ipv4.addresses", fmt.Sprintf("192.0.%d.10/24", 2+i), "ipv4.gateway", fmt.Sprintf("192.0.%d.1", 2+i),
 			"ipv6.method", "disabled")

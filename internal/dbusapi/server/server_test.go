@@ -366,9 +366,11 @@ func TestSharedAnswers(t *testing.T) {
 	conn := h.bus.Connect()
 	var clients sync.WaitGroup
 	call := func() {
+		// It is sent when Go returns.
+		sent := h.manager(conn).Go(dbusapi.ManagerInterface+".Describe", 0, make(chan *dbus.Call, 1), map[string]dbus.Variant{})
 		clients.Go(func() {
 			var text string
-			if err := h.manager(conn).Call(dbusapi.ManagerInterface+".Describe", 0, map[string]dbus.Variant{}).Store(&text); err != nil || text != "Describe[map[]]" {
+			if err := (<-sent.Done).Store(&text); err != nil || text != "Describe[map[]]" {
 				t.Errorf("%q, %v", text, err)
 			}
 		})

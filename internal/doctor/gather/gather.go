@@ -28,6 +28,7 @@ import (
 	"multihomed/internal/status/view"
 	"multihomed/routing"
 	"multihomed/routing/kernel"
+	"multihomed/routing/lookup"
 )
 
 // Bounds of what is read.
@@ -232,6 +233,12 @@ func (r *reading) rules(ctx context.Context) error {
 		if r.Partial[f][routing.TableMain] {
 			r.miss(fmt.Sprintf("the table main of %s has more than %d routes", f, mostRoutes), doctor.MainSource, doctor.SourceSpecific, doctor.FirewallMark, doctor.StrictMarks, doctor.Resolver)
 		}
+	}
+	for _, i := range r.Interfaces {
+		r.Names = append(r.Names, lookup.Interface{Index: i.Index, Name: i.Name})
+	}
+	if err := reader.Name(ctx, r.Names, all); err != nil {
+		return fmt.Errorf("reading names of interfaces: %w", err)
 	}
 	return nil
 }

@@ -38,6 +38,8 @@ const (
 	onWire = 300 * time.Millisecond
 	// tries is how often each packet is sent.
 	tries = 2
+	// queued is for what has come in time while this process waited for a processor.
+	queued = 10 * time.Millisecond
 )
 
 // Run probes all links at the same time. Targets are hosts outside: one that answers is enough.
@@ -212,10 +214,14 @@ func (e *echo) ping(ctx context.Context, to netip.Addr, size int) (answered, tol
 		if _, err := e.WriteTo(packet, &net.IPAddr{IP: to.AsSlice()}); err != nil || e.SetReadDeadline(deadline) != nil {
 			return false, errors.Is(err, unix.EMSGSIZE)
 		}
-		for ctx.Err() == nil {
+		for isOver := false; ctx.Err() == nil; {
 			n, from, err := e.ReadFrom(buffer)
 			if err != nil {
-				break
+				if isOver || e.SetReadDeadline(time.Now().Add(queued)) != nil {
+					break
+				}
+				isOver = true // A deadline that is over hides what is there.
+				continue
 			}
 			switch e.judge(buffer[:n]) {
 			case isAnswer:

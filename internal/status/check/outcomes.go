@@ -66,8 +66,18 @@ func (c *Outcomes) Check(ctx context.Context, v *view.View, only []string, most 
 	if err := c.read(ctx, v); err != nil {
 		return err
 	}
+	interfaces := interfacesOf(v)
+	var rules []routing.Rule
+	for _, f := range routing.Families() {
+		for _, o := range v.Planner.Foreign(f) {
+			rules = append(rules, o.Rule)
+		}
+	}
+	if err := c.reader.Name(ctx, interfaces, rules); err != nil {
+		return err
+	}
 	judge := outcome.New(outcome.Facts{
-		Policy: v.Policy, Plans: v.Planner, Interfaces: interfacesOf(v), Tables: c.tables, Partial: c.partial,
+		Policy: v.Policy, Plans: v.Planner, Interfaces: interfaces, Tables: c.tables, Partial: c.partial,
 		Mixed: v.Mixed(), Missing: v.Unplanned(), Unsettled: v.Unsettled, Ask: c.ask,
 	})
 	if e := judge.Environment(); !e.Same(c.environment) {

@@ -296,12 +296,19 @@ type Environment struct {
 	tables         map[routing.Family]map[routing.TableID][]routing.Route
 	partial        map[routing.Family]map[routing.TableID]bool
 	outside, other map[routing.Family][]target
-	missing        int
+	// names are the other names of interfaces.
+	names   []lookup.Interface
+	missing int
 }
 
 // Environment returns that of the judge.
 func (j *Judge) Environment() Environment {
 	e := Environment{base: j.base, mixed: j.facts.Mixed, partial: j.facts.Partial, outside: j.outside, other: j.others, missing: len(j.facts.Missing)}
+	for _, i := range j.facts.Interfaces {
+		if len(i.AltNames) > 0 {
+			e.names = append(e.names, lookup.Interface{Index: i.Index, AltNames: i.AltNames, Detached: i.Detached})
+		}
+	}
 	e.tables = map[routing.Family]map[routing.TableID][]routing.Route{}
 	for f, tables := range j.facts.Tables {
 		e.tables[f] = map[routing.TableID][]routing.Route{}

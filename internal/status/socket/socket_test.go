@@ -68,9 +68,9 @@ func TestOneWhoHangs(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	began := time.Now()
-	if _, err := socket.Ask(ctx, dir, true); err == nil || time.Since(began) > time.Second {
-		t.Errorf("%v after %v", err, time.Since(began))
+	// The server's own bound would end it without this error.
+	if _, err := socket.Ask(ctx, dir, true); !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
 	}
 }
 

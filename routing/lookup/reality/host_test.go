@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"multihomed/routing"
+	"multihomed/routing/lookup"
 	"multihomed/test/lab"
 )
 
@@ -25,9 +26,9 @@ const last = 4
 const vrfTable = 201
 
 // features are what a kernel knows; those of Debian lack some selectors.
-type features struct{ vrf, dscp, dscpMask, flowLabel, portMask bool }
+type features struct{ vrf, dscp, dscpMask, flowLabel, portMask, suppressedStays bool }
 
-// probe tries which selectors the kernel takes.
+// probe tries which selectors the kernel takes, and whether it takes a route that a rule has suppressed.
 func probe(tb testing.TB, index map[string]int) features {
 	tb.Helper()
 	reader := openReader(tb)
@@ -51,6 +52,14 @@ func probe(tb testing.TB, index map[string]int) features {
 		flowLabel: takes(routing.Rule{Family: routing.IPv6, FlowLabel: routing.Some(1), FlowLabelMask: 1}),
 		portMask:  takes(routing.Rule{Family: routing.IPv4, SourcePorts: routing.PortRange{First: 1, Last: 1, Mask: 0xfff1}}),
 	}
+	flush(tb)
+	must(tb, addRule(routing.Rule{Family: routing.IPv6, Priority: 1, Action: routing.ActionLookup, Table: routing.TableMain, SuppressPrefixLength: routing.Some(0)}))
+	must(tb, addRoute(routing.Route{Family: routing.IPv6, Table: routing.TableMain, Destination: routing.IPv6.Any(), Type: routing.RouteUnicast, Device: index["d1"]}))
+	interfaces, err := reader.Facts(tb.Context(), routing.IPv6)
+	must(tb, err)
+	answer, err := reader.Ask(tb.Context(), interfaces.Interfaces, lookup.Flow{To: netip.MustParseAddr("2600::1")})
+	must(tb, err)
+	f.suppressedStays = answer.Unsent == lookup.None
 	flush(tb)
 	return f
 }

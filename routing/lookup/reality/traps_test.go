@@ -123,6 +123,7 @@ func TestTraps(t *testing.T) {
 	t.Run("21 another name of an interface", trapOtherName)
 	t.Run("22 rules before 6.15", trapBefore615)
 	t.Run("23 a router of IPv6 that does not answer", trapDeadRouter)
+	t.Run("24 a route that the last rule suppresses", trapSuppressed)
 }
 
 func trapUDP(t *testing.T) {
@@ -440,6 +441,42 @@ func trapBefore615(t *testing.T) {
 			if why := host.Disagree(host.Lookup(f.Question()), f.Question(), answer); why != "" {
 				t.Errorf("%+v: %s", f, why)
 			}
+		}
+	}
+}
+
+// trapSuppressed asks about packets of this host alone: about others, kernels that take such a route drop their
+// references to it twice.
+func trapSuppressed(t *testing.T) {
+	s := newStage(t)
+	f := lookup.Flow{To: internet6}
+	for after, r := range map[string]routing.Rule{
+		"nothing":                        {},
+		"a rule that does not match":     {From: netip.MustParsePrefix("2001:db8:77::/64"), Action: routing.ActionLookup, Table: trapTable},
+		"a rule that does nothing":       {Action: routing.ActionNop},
+		"a rule that has an empty table": {Action: routing.ActionLookup, Table: trapTable + 1},
+	} {
+		flush(t)
+		s.rule(t, routing.Rule{Family: routing.IPv6, Table: routing.TableLocal})
+		s.route(t, trapTable, "::/0", "", "d1", routing.RouteUnicast)
+		s.rule(t, routing.Rule{Family: routing.IPv6, Priority: trapPriority, Table: trapTable, SuppressPrefixLength: routing.Some(0)})
+		if r.Action != 0 {
+			r.Family, r.Priority = routing.IPv6, trapPriority+1
+			s.rule(t, r)
+		}
+		s.agree(t, f) // whatever the release of the kernel says
+		facts, err := s.reader.Facts(t.Context(), routing.IPv6, f.To)
+		must(t, err)
+		facts.Before72 = s.known.suppressedStays
+		answer, err := s.reader.Ask(t.Context(), facts.Interfaces, f)
+		must(t, err)
+		host := facts.Host()
+		v := host.Lookup(f.Question())
+		if why := host.Disagree(v, f.Question(), answer); why != "" {
+			t.Errorf("%s after it: %s", after, why)
+		}
+		if want := s.known.suppressedStays && r.Table <= trapTable; v.Suppressed != want {
+			t.Errorf("%s after it: taken all the same is %v, want %v", after, v.Suppressed, want)
 		}
 	}
 }

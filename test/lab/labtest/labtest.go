@@ -4,6 +4,7 @@ package labtest
 import (
 	"context"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,10 @@ import (
 	"multihomed/test/lab"
 	"multihomed/test/machine"
 )
+
+// The main goroutine keeps the main thread. Tests leave their threads in other namespaces and let them
+// end; the main thread would not end, and is what /proc/self and /proc/net show.
+func init() { runtime.LockOSThread() }
 
 // Main runs a package's tests inside a lab. Outside of one (not root, something not
 // installed) it prints the missing parts and fails.

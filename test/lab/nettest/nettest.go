@@ -19,6 +19,10 @@ import (
 // insideEnv marks the copy of the test binary that runs in its own namespaces.
 const insideEnv = "MULTIHOMED_NETTEST"
 
+// The main goroutine keeps the main thread. Tests leave their threads in other namespaces and let them
+// end; the main thread would not end, and is what /proc/self and /proc/net show.
+func init() { runtime.LockOSThread() }
+
 // Main runs everything in private network and mount namespaces, so that no test
 // can reach the machine's routing, and fails if a goroutine is left over:
 //
@@ -44,7 +48,7 @@ func again() int {
 		fmt.Fprintln(os.Stderr, "nettest: these tests need root, for a network namespace of their own")
 		return 1
 	}
-	runtime.LockOSThread() // Pdeathsig follows the thread
+	// Pdeathsig follows the thread, which init has locked.
 	cmd := exec.CommandContext(context.Background(), "/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), insideEnv+"=1")
