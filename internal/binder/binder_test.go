@@ -455,7 +455,7 @@ func TestWithoutASocketItSaysHowToGetOne(t *testing.T) {
 	f, err := os.Open(t.TempDir())
 	must(t, err)
 	defer f.Close()
-	if _, err := client.Bind(t.Context(), filepath.Join(t.TempDir(), "none"), "wan1", f); !errors.Is(err, client.ErrAway) {
+	if _, err := client.Bind(t.Context(), filepath.Join(t.TempDir(), "none"), "wan1", f); !errors.Is(err, client.ErrAway) || !strings.HasSuffix(err.Error(), "; to fix: systemctl start multihomed-binder.socket") {
 		t.Errorf("%v", err)
 	}
 }

@@ -256,7 +256,7 @@ func boundLine(r status.Binding) string {
 
 // bindings asks the daemon, or reads the host without one.
 func (a *app) bindings(ctx context.Context, cfg config.Config) ([]status.Binding, error) {
-	s, err := askWithin(ctx, cfg, patientTime, false)
+	s, err := askPatiently(ctx, cfg)
 	switch {
 	case err == nil:
 		return s.Bindings, nil

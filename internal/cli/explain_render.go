@@ -243,6 +243,8 @@ func (r *explanation) kernel(l explain.Lookup) {
 		r.folded(label, dim, "it was not asked this")
 	case k.Difference != "":
 		r.folded(label, red, "it says something else: "+kernelText(k)+" ("+k.Difference+")")
+	case k.PrefersDevice:
+		r.folded(label, dim, "for a packet that only prefers the device: "+kernelText(k))
 	default:
 		r.folded(label, green, "the same: "+kernelText(k))
 	}

@@ -88,7 +88,7 @@ func (a *app) completeUplinks(cmd *cobra.Command, args []string, _ string) ([]st
 	return orders.UplinkNames(*s), cobra.ShellCompDirectiveNoFileComp
 }
 
-// seenTime bounds the wait for what an order does.
+// seenTime bounds the wait for what an order does, and patientTime each answer in it.
 const seenTime = 2 * time.Second
 
 // order has the daemon carry out an order about one uplink, and says what came of it.
@@ -105,7 +105,7 @@ func (a *app) order(ctx context.Context, order handoff.Order, word string) error
 // carryOut is order with the check of the rights. That comes last: who has none learns of a wrong
 // word without them.
 func (a *app) carryOut(ctx context.Context, cfg config.Config, order handoff.Order, word string, delegated func() (bool, error)) error {
-	before, err := askWithin(ctx, cfg, patientTime, false)
+	before, err := askPatiently(ctx, cfg)
 	if errors.Is(err, fs.ErrPermission) {
 		if done, err := delegated(); done {
 			return err
@@ -173,7 +173,7 @@ func seen(ctx context.Context, cfg config.Config, order handoff.Order, name stri
 	ticker := time.NewTicker(askAgain)
 	defer ticker.Stop()
 	for {
-		s, err := askWithin(ctx, cfg, patientTime, false)
+		s, err := askPatiently(ctx, cfg)
 		if err != nil || orders.IsSeen(*s, order, name) {
 			return s, err
 		}

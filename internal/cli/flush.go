@@ -109,6 +109,16 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 		return &exitError{exitProblem, errors.New("flush needs the right to change routing (CAP_NET_ADMIN); to fix: sudo multihomectl flush")}
 	} else if able {
 		lock, err := takeLock(ctx, cfg)
+		if err == nil && work && !yes && a.asks() {
+			// Others do not wait for an answer, and off kills who holds the lock and does nothing.
+			if err := lock.Close(); err != nil {
+				return &exitError{exitProblem, err}
+			}
+			if !a.confirmed(r.Summary(planned)) {
+				return &exitError{exitProblem, errors.New("nothing was removed")}
+			}
+			lock, err = takeLock(ctx, cfg)
+		}
 		if err != nil && work {
 			return &exitError{exitProblem, err}
 		}
@@ -120,9 +130,6 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 		a.forgetNames(cfg)
 		_, err := fmt.Fprintln(a.Out, "nothing of multihomed is left")
 		return err
-	}
-	if !yes && !a.confirmed(r.Summary(planned)) {
-		return &exitError{exitProblem, errors.New("nothing was removed")}
 	}
 	done, err := a.takeAway(ctx, cfg, r, out, verbose)
 	if err != nil {
@@ -215,15 +222,17 @@ func running(pid int) error {
 	return errors.New(who + "; to fix: systemctl stop multihomed, then do this again; or multihomectl off, which needs no stop and lasts")
 }
 
-// confirmed asks the user if both ends are a terminal.
+// confirmed asks the user.
 func (a *app) confirmed(what string) bool {
-	_, in := descriptor(a.In)
-	_, out := descriptor(a.Out)
-	if !in || !out {
-		return true
-	}
 	fmt.Fprintf(a.Out, "Remove %s? All traffic then follows the main table. [y/N] ", what)
 	answer, err := bufio.NewReader(a.In).ReadString('\n')
 	answer = strings.ToLower(strings.TrimSpace(answer))
 	return err == nil && (answer == "y" || answer == "yes")
+}
+
+// asks reports whether there is somebody to ask.
+func (a *app) asks() bool {
+	_, in := descriptor(a.In)
+	_, out := descriptor(a.Out)
+	return in && out
 }

@@ -161,10 +161,11 @@ func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, as
 	}
 }
 
-// answerTime bounds the wait for the daemon; then the host is read without it.
+// answerTime bounds the wait for the daemon; then the host is read without it. The daemon pauses after each
+// answer, and waits for links after a reload: both together take more than a second.
 const answerTime = 2 * time.Second
 
-// patientTime bounds it for those who cannot do without the daemon: one on a busy host is not one that hangs.
+// patientTime bounds it where orders are given: a daemon on a busy host is not one that hangs.
 const patientTime = 10 * time.Second
 
 // askAgain is the pause before asking again, while the daemon starts or has not checked all
@@ -197,13 +198,17 @@ func (a *app) readStatus(ctx context.Context, loaded config.Loaded, only []strin
 
 // askDaemon waits while the daemon starts, and while it has not checked all links.
 func askDaemon(ctx context.Context, cfg config.Config, whole bool) (*Status, error) {
-	return askWithin(ctx, cfg, answerTime, whole)
-}
-
-func askWithin(ctx context.Context, cfg config.Config, patience time.Duration, whole bool) (*Status, error) {
-	return persist(ctx, cfg, patience, func(ctx context.Context) (answer *Status, more bool, err error) {
+	return persist(ctx, cfg, answerTime, func(ctx context.Context) (answer *Status, more bool, err error) {
 		answer, err = askOnce(ctx, cfg, whole)
 		return answer, err == nil && answer.Unchecked > 0, err
+	})
+}
+
+// askPatiently is askDaemon for patientTime. It does not wait until all links are checked.
+func askPatiently(ctx context.Context, cfg config.Config) (*Status, error) {
+	return persist(ctx, cfg, patientTime, func(ctx context.Context) (answer *Status, more bool, err error) {
+		answer, err = askOnce(ctx, cfg, false)
+		return answer, false, err
 	})
 }
 

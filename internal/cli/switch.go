@@ -231,8 +231,8 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 	ticker := time.NewTicker(tryAgain)
 	defer ticker.Stop()
 	var asked, unlocked time.Time
-	var deaf silence
-	defer deaf.close()
+	var quiet silence
+	defer quiet.close()
 	for {
 		err := handoff.Send(cfg.RuntimeDir, handoff.Switched())
 		if err == nil {
@@ -276,7 +276,7 @@ func (a *app) vanish(ctx context.Context, cfg config.Config, name string, r *cle
 		}
 		hangs := !asked.IsZero() && time.Since(asked) >= obeyTime || errors.Is(err, handoff.ErrBusy)
 		if errors.Is(err, handoff.ErrNobody) {
-			idle, err := deaf.lasts(path, held.PID)
+			idle, err := quiet.lasts(path, held.PID)
 			if err != nil {
 				return "", fmt.Errorf("%s left: %w", r.Summary(r.Left()), err)
 			}

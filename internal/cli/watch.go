@@ -62,10 +62,6 @@ With --json it prints one JSON object a line. Fields are only ever added as long
   probable  true: who is told by circumstances, and not by a socket
   count     number of changes, 1 for most`
 
-// askingTime is how long the daemon may take to answer; then the host is read without it. The daemon
-// pauses after each answer, and waits for links after a reload: both together take more than a second.
-const askingTime = 2 * time.Second
-
 // mostOwn is how many rules and routes of multihomed are told one by one, or explain a summary.
 const mostOwn = 1024
 
@@ -116,7 +112,7 @@ func (a *app) asker(loaded config.Loaded) func(context.Context, follow.Question)
 	isRead := false
 	return func(ctx context.Context, q follow.Question) (*status.Status, error) {
 		cfg := loaded.Config
-		answer, err := persist(ctx, cfg, askingTime, func(ctx context.Context) (answer *Status, more bool, err error) {
+		answer, err := persist(ctx, cfg, answerTime, func(ctx context.Context) (answer *Status, more bool, err error) {
 			answer, err = socket.Ask(ctx, cfg.RuntimeDir, q.Whole)
 			return answer, false, err
 		})

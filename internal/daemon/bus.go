@@ -150,8 +150,8 @@ func (b *onBus) run(ctx context.Context) error {
 
 // publish tells what has changed.
 func (b *onBus) publish(ctx context.Context) {
-	ops, left := b.wrote.take()
 	if !b.bus.IsHeard() {
+		_, _ = b.wrote.take()
 		return // Who gets the name next wakes us.
 	}
 	b.teller.awaitNews(ctx)
@@ -162,6 +162,7 @@ func (b *onBus) publish(ctx context.Context) {
 		}
 		return
 	}
+	ops, left := b.wrote.take()
 	b.bus.Publish(ctx, dbusapi.Of(s, b.factsOf(v), b.bus.Last()))
 	if len(ops) > 0 {
 		b.bus.Emit(ctx, dbusapi.Wrote(changesOfOps(ops, v), left))

@@ -92,8 +92,9 @@ func newTeller(s *service, cfg config.Config, p *parts, outdated, worked news.Si
 const (
 	startTime = 700 * time.Millisecond
 	knownTime = 500 * time.Millisecond
-	// newsTime is for news after a reload: nobody waits for those, and on a busy host NetworkManager may be late.
-	newsTime = 10 * time.Second
+	// newsTime is for news after a reload: they may be later than an answer, and NetworkManager may be late
+	// on a busy host.
+	newsTime = 3 * time.Second
 )
 
 // awaitLinks waits until the links are known: nobody shall be told that there are none, or that they

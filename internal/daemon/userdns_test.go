@@ -174,7 +174,7 @@ func TestAttemptsBecomeRare(t *testing.T) {
 		h.fail = nil
 		h.names.Look()
 		synctest.Wait()
-		if got := h.names.All(); len(got) != 1 || h.faults[len(h.faults)-1] != "" || !strings.Contains(h.faults[0], "to fix: systemctl start multihomed-binder.socket") {
+		if got := h.names.All(); len(got) != 1 || h.faults[len(h.faults)-1] != "" || !strings.Contains(h.faults[0], client.ErrAway.Error()) {
 			t.Errorf("%+v, faults %q", got, h.faults)
 		}
 		cancel()

@@ -87,7 +87,6 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// TestWrote: a signal has a bound, and says what it leaves out.
 // TestState: a daemon starts once, whatever it waits for later.
 func TestState(t *testing.T) {
 	t.Parallel()
@@ -107,6 +106,7 @@ func TestState(t *testing.T) {
 	}
 }
 
+// TestWrote: a signal has a bound, and says what it leaves out.
 func TestWrote(t *testing.T) {
 	t.Parallel()
 	got := dbusapi.Wrote([]dbusapi.Change{{Time: 5, Verb: "add rule"}}, 12).Body[0].([]dbusapi.Change)

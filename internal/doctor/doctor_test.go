@@ -90,6 +90,8 @@ func TestPatterns(t *testing.T) {
 		}
 	}
 	forwards := parameter("net/ipv4/ip_forward", 1)
+	inet := func(r doctor.FilterRule) doctor.FilterRule { r.Table = "inet nat"; return r }
+	both := func(r doctor.FilterRule) doctor.FilterRule { r.IPv6 = true; return inet(r) }
 	// guests are led to wan0 by a rule that calls their bridge by another name; main leads to wan1.
 	guests := func(_ *status.Status, h *doctor.Host) {
 		net := netip.MustParsePrefix("192.168.9.1/24")
@@ -135,6 +137,8 @@ func TestPatterns(t *testing.T) {
 		{name: "SNAT of what cannot be known", code: doctor.SNATAddress, none: true, change: filter(doctor.FilterRule{Table: "ip nat", Base: "post", Chain: "post", IPv4: true, Hook: "postrouting", Deed: doctor.SNAT, To: a0, Narrow: true})},
 		{name: "SNAT of one protocol", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(doctor.FilterRule{Table: "ip nat", Base: "post", Chain: "post", IPv4: true, Hook: "postrouting", Deed: doctor.SNAT, To: a0, Except: true})},
 		{name: "SNAT to what no link has", code: doctor.SNATAddress, none: true, change: filter(nat(doctor.SNAT, "postrouting", netip.MustParseAddr("192.0.2.200")))},
+		{name: "SNAT everywhere, in a table of both families", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: filter(inet(nat(doctor.SNAT, "postrouting", a0))), command: `nft insert rule inet nat post meta nfproto ipv4 oifname '"wan1"' masquerade`},
+		{name: "masquerade of both families on one", code: doctor.MasqueradeMissing, severity: routing.Warning, link: "wan1", change: all(forwards, filter(both(nat(doctor.Masquerade, "postrouting", netip.Addr{}, doctor.Match{Name: "wan0"})))), command: `nft insert rule inet nat post oifname '"wan1"' masquerade`},
 		{name: "SNAT of guests whom a rule leads by another name", code: doctor.SNATAddress, none: true, change: guests},
 		{name: "SNAT of guests whom the rule does not know", code: doctor.SNATAddress, severity: routing.Error, link: "wan1", change: all(guests, func(_ *status.Status, h *doctor.Host) {
 			h.Names[0].Detached = h.Names[0].AltNames

@@ -131,7 +131,11 @@ func (r FilterRule) masqueradeOn(f routing.Family, device string) routing.Comman
 		return routing.CommandsOf(shell.Command(append(words, "-j", "MASQUERADE")...))
 	}
 	words := append([]string{"nft", "insert", "rule"}, strings.Fields(r.Table)...)
-	words = append(words, r.Base, "oifname", `"`+device+`"`)
+	words = append(words, r.Base)
+	if strings.HasPrefix(r.Table, "inet ") && !r.Source.IsValid() && (r.IPv4 != r.IPv6 || r.Deed == SNAT) {
+		words = append(words, "meta", "nfproto", f.String()) // The other family keeps its sources.
+	}
+	words = append(words, "oifname", `"`+device+`"`)
 	if r.Source.IsValid() {
 		words = append(words, "ip", "saddr", r.Source.String())
 		if f == routing.IPv6 {

@@ -196,6 +196,9 @@ type Kernel struct {
 	// Sent is the interface that it sends by, Source the address that it chose.
 	Sent   string `json:"sent,omitempty"`
 	Source string `json:"source,omitempty"`
+	// PrefersDevice says that this is the answer for a packet that prefers the device. The kernel cannot be
+	// asked for one that is bound to it, and the lookup has another answer for that.
+	PrefersDevice bool `json:"prefers_device,omitempty"`
 	// Difference says where the simulation does not agree, empty if it does.
 	Difference string `json:"difference,omitempty"`
 }

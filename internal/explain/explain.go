@@ -143,6 +143,8 @@ type lookedUp struct {
 	answer  lookup.Answer
 	asked   bool
 	differs bool
+	// other says that the kernel answered another question than a socket has.
+	other bool
 }
 
 func (x *explainer) explain(flow lookup.Flow) {
@@ -183,6 +185,7 @@ func (x *explainer) lookup(purpose, text string, flow lookup.Flow) lookedUp {
 		if out.differs = difference != ""; out.differs {
 			x.doc.Agrees = false
 		} else if outcomeOf(asked) != outcomeOf(found) || !sameWays(x.ways(asked), x.ways(found)) {
+			out.other, l.Kernel.PrefersDevice = true, true
 			x.caveat(CaveatSocket, "the kernel was asked for a packet that prefers the device; a socket that is bound to the device insists on it, and its answer is the one above")
 		}
 	}
@@ -460,7 +463,7 @@ func (x *explainer) local(flow lookup.Flow, what string, l *lookedUp) string {
 func (x *explainer) leaves(l *lookedUp) string {
 	ways := x.ways(l.verdict)
 	chosen := ways[0]
-	if l.asked && l.answer.Sent.Device != 0 && !l.differs {
+	if l.asked && l.answer.Sent.Device != 0 && !l.differs && !l.other {
 		chosen = l.answer.Sent
 		if !slices.ContainsFunc(ways, func(w routing.Route) bool { return w.Device == chosen.Device && w.Gateway == chosen.Gateway }) {
 			// Of equal routes, or because the router of the first does not answer.

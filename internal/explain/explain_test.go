@@ -247,6 +247,33 @@ func TestKernelSaysSomethingElse(t *testing.T) {
 	}
 }
 
+// TestKernelPrefersDevice: IPv6 can only be asked for a packet that prefers a device. Where that leaves by
+// another one, the summary says where a socket's packets leave.
+func TestKernelPrefersDevice(t *testing.T) {
+	t.Parallel()
+	six := func(p routing.Priority, table routing.TableID, change func(*routing.Rule)) routing.Rule {
+		r := routing.Rule{Family: routing.IPv6, Priority: p, Action: routing.ActionLookup, Table: table}
+		change(&r)
+		return r
+	}
+	f := &explain.Facts{}
+	f.Family = routing.IPv6
+	f.Interfaces = []lookup.Interface{{Index: 1, Name: routing.Loopback, Up: true}, {Index: wan0, Name: "wan0", Up: true}, {Index: wan1, Name: "wan1", Up: true}}
+	own := routing.Route{Family: routing.IPv6, Type: local, Table: routing.TableLocal, Destination: prefix("2001:db8:2::1/128"), Device: 1, Protocol: routing.ProtocolKernel}
+	out := routing.Route{Family: routing.IPv6, Type: routing.RouteUnicast, Table: 10001, Destination: prefix("::/0"), Gateway: addr("fe80::1"), Device: wan0, Protocol: routing.Multihomed}
+	f.Rules = []routing.Rule{six(0, routing.TableLocal, func(*routing.Rule) {}), six(9500, 10001, func(r *routing.Rule) { r.OIF = "wan0" })}
+	f.Tables = map[routing.TableID][]lookup.Candidate{routing.TableLocal: {{Route: own}}, 10001: {{Route: out}}}
+	flow := lookup.Flow{To: addr("2001:db8:2::1"), From: addr("2001:db8:1::1"), OIF: "wan0"}
+	f.Answers = []explain.Asked{{Flow: flow, Answer: lookup.Answer{Matched: []routing.Route{own}, Sent: own}}}
+	d := f.Explain(flow)
+	if want := "2001:db8:2::1 from 2001:db8:1::1 leaves by wan0 via fe80::1 (rule 9500, table 10001)"; d.Summary != want || d.Interface != "wan0" {
+		t.Errorf("%q by %q, want %q", d.Summary, d.Interface, want)
+	}
+	if k := d.Lookups[0].Kernel; !d.Agrees || !k.PrefersDevice || k.Difference != "" || !strings.Contains(caveats(d), explain.CaveatSocket) {
+		t.Errorf("%+v, %s", k, caveats(d))
+	}
+}
+
 func TestWhatIf(t *testing.T) {
 	t.Parallel()
 	dead := home()

@@ -391,6 +391,16 @@ func TestFlow(t *testing.T) {
 	if text := wellFormed(t, graph.SVG(nowhere, graph.Options{Flow: follow(nowhere, lookup.Flow{To: netip.MustParseAddr("203.0.113.1"), From: netip.MustParseAddr("10.92.0.120")})})); !strings.Contains(text, "goes nowhere: network unreachable (rule 10500)") {
 		t.Errorf("without routes:\n%s", text)
 	}
+	stopped := follow(f, lookup.Flow{To: netip.MustParseAddr("203.0.113.1")})
+	stopped.Verdict.Outcome, stopped.Verdict.Objection, stopped.Verdict.Legs = lookup.Rejected, lookup.NotForwarding, nil
+	if text := wellFormed(t, graph.SVG(f, graph.Options{Flow: stopped})); !strings.Contains(text, "goes nowhere: the interface does not forward.") {
+		t.Errorf("what is not forwarded:\n%s", text)
+	}
+	direct := follow(f, lookup.Flow{To: netip.MustParseAddr("224.0.0.5"), OIF: "wan1"})
+	direct.Verdict = lookup.Verdict{Outcome: lookup.Sent, Direct: true, Legs: []routing.Route{{Family: routing.IPv4, Destination: prefix("224.0.0.5/32"), Device: 3}}}
+	if text := wellFormed(t, graph.SVG(f, graph.Options{Flow: direct})); !strings.Contains(text, "224.0.0.5 oif wan1 leaves by wan1.") {
+		t.Errorf("multicast without a route:\n%s", text)
+	}
 	differing := follow(f, lookup.Flow{To: netip.MustParseAddr("203.0.113.1")})
 	differing.Difference = "it leaves by wan1"
 	if text := wellFormed(t, graph.SVG(f, graph.Options{Flow: differing})); !strings.Contains(text, "the kernel answers otherwise: it leaves by wan1") {

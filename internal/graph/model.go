@@ -831,13 +831,19 @@ func (b *builder) answer(f *Flow) string {
 		}
 		text += " leaves by one of " + strings.Join(names, ", ") + where
 	case v.Outcome == lookup.Sent:
-		text += " leaves by " + b.device(v.Route.Device)
-		if v.Route.Gateway.IsValid() {
-			text += " via " + v.Route.Gateway.String()
+		way := v.Route
+		if len(v.Legs) > 0 {
+			way = v.Legs[0] // Multicast may have no route.
+		}
+		text += " leaves by " + b.device(way.Device)
+		if way.Gateway.IsValid() {
+			text += " via " + way.Gateway.String()
 		}
 		text += where
 	case v.Outcome == lookup.Local:
 		text += " stays on this host" + where
+	case v.Objection != lookup.NoObjection:
+		text += " goes nowhere: " + v.Objection.String() // No rule says so.
 	default:
 		text += " goes nowhere: " + v.Refusal.String() + where
 	}

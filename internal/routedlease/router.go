@@ -31,7 +31,8 @@ type Router struct {
 	Ignored func(name string) (by string, is bool)
 	Off     *offswitch.Switch
 
-	// deciding keeps a lease that is asked for from the end that its address had before.
+	// deciding keeps decisions about leases apart. Without it, Follow could end a lease that was just made,
+	// because the address had been away, or renew one that a client has just given back.
 	deciding sync.Mutex
 }
 
@@ -190,18 +191,28 @@ func noLink(want server.Route, state reconcile.LinkState) error {
 
 // Unroute takes the routing of an address away. It reports whether there was one.
 func (r *Router) Unroute(ctx context.Context, what server.Route) (bool, error) {
-	before, known := r.Links.Get(what.Interface, what.Address)
-	if !known {
-		return false, nil
-	}
-	if what.Owner != 0 && what.Owner != before.Owner {
-		return false, allocator.ErrNotOwner
-	}
-	if err := r.Links.Remove(what.Interface, what.Address); err != nil {
-		return false, &wire.Error{Code: wire.Database, Text: err.Error()}
+	if known, err := r.giveBack(what); !known || err != nil {
+		return false, err
 	}
 	if _, err := r.Loop.Settled(ctx, what.Interface); err != nil {
 		return true, err
+	}
+	return true, nil
+}
+
+// giveBack removes a lease for its owner, and reports whether there was one.
+func (r *Router) giveBack(what server.Route) (known bool, err error) {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
+	before, known := r.Links.Get(what.Interface, what.Address)
+	switch {
+	case !known:
+		return false, nil
+	case what.Owner != 0 && what.Owner != before.Owner:
+		return true, allocator.ErrNotOwner
+	}
+	if err := r.Links.Remove(what.Interface, what.Address); err != nil {
+		return true, &wire.Error{Code: wire.Database, Text: err.Error()}
 	}
 	return true, nil
 }

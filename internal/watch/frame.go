@@ -242,7 +242,7 @@ func (d *drawing) body() {
 	if len(rows) > forLinks {
 		keep := max(0, forLinks-1)
 		hidden = len(rows) - keep
-		rows = rows[:keep]
+		rows = chosen(rows, keep)
 	}
 	if roomy {
 		d.line()
@@ -268,6 +268,31 @@ func (d *drawing) body() {
 	d.line(cell{"q quits", dim})
 }
 
+// chosen are as many rows as there is room for, in their order: nobody has to look for the link that
+// traffic leaves by, or for one that does not work.
+func chosen(rows []row, room int) []row {
+	matters := func(r row) bool { return r.mark == "*" || r.isTrouble() }
+	spare := room
+	for _, r := range rows {
+		if matters(r) {
+			spare--
+		}
+	}
+	out := make([]row, 0, room)
+	for _, r := range rows {
+		if !matters(r) {
+			if spare <= 0 {
+				continue
+			}
+			spare--
+		}
+		out = append(out, r)
+	}
+	return out[:min(room, len(out))]
+}
+
+func (r row) isTrouble() bool { return r.state.style == red || r.state.style == yellow }
+
 // rows are those of all links; if all is false each has one.
 func (d *drawing) rows(all bool) (out []row) {
 	if d.Document == nil {
@@ -278,8 +303,11 @@ func (d *drawing) rows(all bool) (out []row) {
 	for _, l := range links {
 		own := d.linkRows(l)
 		if !all && len(own) > 1 {
-			// The family that traffic leaves by says more.
-			i := max(0, slices.IndexFunc(own, func(r row) bool { return r.gateway != "" }))
+			// The family that does not work, or else the one that traffic leaves by, says more.
+			i := slices.IndexFunc(own, row.isTrouble)
+			if i < 0 {
+				i = max(0, slices.IndexFunc(own, func(r row) bool { return r.gateway != "" }))
+			}
 			one := own[i]
 			one.name, one.role, one.in, one.out = own[0].name, own[0].role, own[0].in, own[0].out
 			if one.mark == " " && slices.ContainsFunc(own, func(r row) bool { return r.isDefault }) {

@@ -138,6 +138,20 @@ func TestFrame(t *testing.T) {
 	}
 }
 
+// TestWhatMatters: where not all links find room, the one that traffic leaves by does, and one that does not work.
+func TestWhatMatters(t *testing.T) {
+	t.Parallel()
+	m := many(30)
+	m.Document.Unbound["ipv4"] = status.Unbound{Interface: "wan25"}
+	m.Document.Failover.Uplinks = append(m.Document.Failover.Uplinks, status.Health{Interface: "wan27", Family: "ipv4", State: status.HealthUp}, status.Health{Interface: "wan27", Family: "ipv6", State: status.HealthDown})
+	text := strings.Join(watch.Frame(m, 80, 24), "\n")
+	for _, want := range []string{`\n\*wan25 `, `\n wan27 +uplink +down `, `\n\*wan0 `} {
+		if !regexp.MustCompile(want).MatchString(text) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+}
+
 // TestNarrow: a narrow screen has the name of the default's interface.
 func TestNarrow(t *testing.T) {
 	t.Parallel()

@@ -302,7 +302,7 @@ func TestSummary(t *testing.T) {
 	all := []watch.Announced{
 		aboutRoute(true, "203.0.113.0/24", routing.Route{Device: 3, Table: 10002, Protocol: routing.Multihomed}, byKernel),
 		aboutRoute(true, "0.0.0.0/0", routing.Route{Device: 3, Table: 10002, Protocol: routing.Multihomed}, byKernel),
-		aboutRule(true, source, byUs), aboutRule(true, device, byUs), aboutRule(true, shared, byUs),
+		aboutRule(true, source, byUs), aboutRule(true, device, byUs), aboutRule(true, shared, byUs), aboutRule(true, rule(32765, "", 254, routing.Multihomed), byUs),
 		aboutAddress(true, own, byNM), aboutRoute(true, "198.51.100.0/24", network, byKernel),
 		aboutAddress(false, gone, byKernel),
 		aboutRule(true, rule(10000, "198.51.100.7/32", 10000, routing.Multihomed), byIP), aboutRule(false, rule(10000, "198.51.100.7/32", 10000, routing.Multihomed), byUs),
@@ -317,7 +317,7 @@ func TestSummary(t *testing.T) {
 	want := []string{
 		"route-removed wan1: 2 routes of multihomed deleted [kernel]",
 		"rule-removed wan1: 2 rules deleted [multihomed: it is no longer a link]",
-		"rule-removed IPv4 rule deleted: 32765: from all lookup 10999 [multihomed: nothing needs it any more]",
+		"rule-removed 2 rules deleted [multihomed: nothing needs them any more]",
 		"address-removed wan0: address 198.51.100.7/24 deleted [NetworkManager]",
 		"rule-removed wan0: IPv4 rule of multihomed deleted: 10000: from 198.51.100.7 lookup 10000 [ip (process 7)]",
 		"rule-added wan0: IPv4 rule added: 10000: from 198.51.100.7 lookup 10000 [multihomed: restored after ip (process 7) deleted it]",

@@ -185,6 +185,9 @@ func (t *tale) whyGone(i int, known bool) string {
 const (
 	inOrder  = "it moves to its place in the order"
 	unneeded = "nothing needs it any more"
+	// Of several.
+	allInOrder  = "they move to their places in the order"
+	allUnneeded = "nothing needs them any more"
 )
 
 // lost says that an object went with an address of its interface.
@@ -317,8 +320,13 @@ func (s *sum) event(k sumKey) Event {
 	}
 	e.Link, e.Family, e.Object, e.Reason = k.link, "", "", ""
 	e.Count, e.isSummary = s.rules+s.routes, true
-	if !s.sameWhy {
+	switch {
+	case !s.sameWhy:
 		e.Why = ""
+	case e.Why == inOrder:
+		e.Why = allInOrder
+	case e.Why == unneeded:
+		e.Why = allUnneeded
 	}
 	var parts []string
 	for _, c := range []struct {

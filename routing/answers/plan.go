@@ -175,6 +175,9 @@ func (p *plan) skipForeignMarks(f routing.Family, check bool) {
 		if check {
 			p.rule(Rule{Chain: chainCheck, Family: f, Mark: mark, Action: ActionAccept, Decision: SkipForeignMark})
 		}
+		if r.Invert {
+			continue // What a tunnel leaves out is its own packets, which nobody forwards.
+		}
 		p.problem(MarkInUse, routing.Notice, "", ruleText(r),
 			fmt.Sprintf("a rule of another program selects %s packets by bits of the mark that multihomed uses: forwarded packets with mark 0x%x/0x%x are answered as the rule and main say", f.Name(), mark.Value, mark.Mask),
 			fmt.Sprintf("give the rule a mask without these bits (fwmark 0x%x/0x%x), or set mark_mask to bits that no rule uses", mark.Value&^uint32(p.Mask), mark.Mask&^uint32(p.Mask)))

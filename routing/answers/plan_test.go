@@ -109,6 +109,7 @@ func TestProblems(t *testing.T) {
 		{"a strict check", twoUplinks(checked(1, answers.CheckStrict)), []string{"source-checked warning wan1 net.ipv4.conf.wan1.rp_filter=1"}},
 		{"a strict check, IPv4 not wanted", twoUplinks(checked(1, answers.CheckStrict), func(f *answers.Facts) { f.Answers.Set(routing.IPv4, false) }), nil},
 		{"a mark of others", twoUplinks(foreign(routing.Rule{Mark: routing.Mark{Value: 1, Mask: ^uint32(0)}})), []string{"mark-in-use notice  ip -4 rule 100: from all fwmark 0x1 lookup 77 proto static", "mark-in-use notice  ip -6 rule 100: from all fwmark 0x1 lookup 77 proto static"}},
+		{"all but a mark of others", twoUplinks(foreign(routing.Rule{Invert: true, Mark: routing.Mark{Value: 0xca6c, Mask: ^uint32(0)}})), nil},
 		{"a mark of others elsewhere", twoUplinks(foreign(routing.Rule{Mark: routing.Mark{Value: 0x80000, Mask: 0xff0000}})), nil},
 		{"ports", twoUplinks(foreign(routing.Rule{IPProto: 6, DestinationPorts: routing.PortRange{First: 443, Last: 443}})), []string{"fence-open notice  ip -4 rule 100: from all ipproto tcp dport 443 lookup 77 proto static", "fence-open notice  ip -6 rule 100: from all ipproto tcp dport 443 lookup 77 proto static"}},
 		{"a type of service", twoUplinks(foreign(routing.Rule{TOS: 16})), []string{"fence-open warning  ip -4 rule 100: from all tos 0x10 lookup 77 proto static", "fence-open warning  ip -6 rule 100: from all tos 0x10 lookup 77 proto static"}},

@@ -18,6 +18,12 @@ func (h *host) drawn() {
 		if r.status != 0 || xml.Unmarshal([]byte(r.out), new(struct{})) != nil || !strings.Contains(r.out, want) || !strings.Contains(r.out, "wan1: uplink") {
 			h.t.Errorf("graph for user %d lacks %q: %s", uid, want, r)
 		}
+		// The kernel can only be asked for a packet that prefers wan0: that stays on this host.
+		own, other := h.prefix("wan0", lab.IPv6).Addr(), h.prefix("wan1", lab.IPv6).Addr()
+		want = fmt.Sprintf("%s from %s oif wan0 leaves by wan0 via ", other, own)
+		if r = h.as(uid, "graph", "--flow", other.String(), "--from", own.String(), "--oif", "wan0", "--uid", "0"); r.status != 0 || !strings.Contains(r.out, want) {
+			h.t.Errorf("graph for user %d lacks %q: %s", uid, want, r)
+		}
 		r = h.as(uid, "graph", "--format", "dot")
 		for _, text := range []string{"digraph", "10000: source (2 rules)", "wan0: uplink", "default via " + router.String() + " dev wan1", "IPv6"} {
 			if !strings.Contains(r.out, text) || r.status != 0 {

@@ -266,7 +266,7 @@ func TestRuntimeDirectoryRemoved(t *testing.T) {
 	h.ended()
 }
 
-// TestOffSilentHolder: a daemon that stops while it recreates the runtime directory holds the lock
+// TestOffSilentHolder: a daemon that hangs while it recreates the runtime directory holds the lock
 // there, and has no socket.
 func TestOffSilentHolder(t *testing.T) {
 	h := newHost(t)

@@ -43,6 +43,12 @@ func terminal(t *testing.T) (near, far *os.File) {
 // onTerminal runs multihomectl on a terminal with typed input.
 func (h *host) onTerminal(typed string, args ...string) result {
 	h.t.Helper()
+	return h.asked(func() {}, typed, args...)
+}
+
+// asked is onTerminal that does something before anything is typed: a question is open then, if there is one.
+func (h *host) asked(do func(), typed string, args ...string) result {
+	h.t.Helper()
 	near, far := terminal(h.t)
 	ctx, cancel := context.WithTimeout(h.t.Context(), 30*time.Second)
 	defer cancel()
@@ -51,15 +57,24 @@ func (h *host) onTerminal(typed string, args ...string) result {
 	cmd.Env = append(os.Environ(), "TERM=xterm", "NO_COLOR=", "GORACE=atexit_sleep_ms=0")
 	h.must(cmd.Start())
 	h.must(far.Close())
-	// The terminal keeps it until it is read.
-	_, err := near.WriteString(typed)
-	h.must(err)
 	var shown strings.Builder
+	isTyped := typed == ""
 	// When the last process is gone reading fails with EIO (pty(7)).
-	if _, err := io.Copy(&shown, near); err != nil && !errors.Is(err, unix.EIO) {
-		h.t.Fatal(err)
+	for buffer := make([]byte, 4<<10); ; {
+		n, err := near.Read(buffer)
+		shown.Write(buffer[:n])
+		if !isTyped && strings.HasSuffix(shown.String(), "] ") {
+			isTyped = true
+			do()
+			_, err := near.WriteString(typed)
+			h.must(err)
+		}
+		if errors.Is(err, unix.EIO) || errors.Is(err, io.EOF) {
+			break
+		}
+		h.must(err)
 	}
-	err = cmd.Wait()
+	err := cmd.Wait()
 	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
 		h.t.Fatal(err)
 	}
@@ -90,6 +105,14 @@ func TestTerminal(t *testing.T) {
 			t.Errorf("flush answered with %q: %s", no, r)
 		}
 	}
+	// Who thinks about the answer keeps nobody out.
+	if r := h.asked(func() { h.start(); h.stop() }, "n\n", "flush"); r.status != 1 {
+		t.Errorf("flush beside a daemon that comes and goes: %s", r)
+	}
+	if r := h.asked(h.start, "y\n", "flush"); r.status != 1 || !strings.Contains(r.out, "multihomed is running (process ") {
+		t.Errorf("flush beside a daemon that came: %s", r)
+	}
+	h.stop()
 	if s := h.status(); !s.OK {
 		t.Errorf("something was removed: %+v", s.Problems)
 	}

@@ -77,7 +77,7 @@ iptables-nft -t nat -A DOCKER ! -i docker0 -p tcp --dport 8080 -j DNAT --to-dest
 			remove: "nft delete table ip kube-proxy; " + withoutBridge("cni0"),
 		},
 		{
-			name: "wg-quick with all traffic", make: `ip link add wg0 type bridge; ip address add 10.66.0.2/32 dev wg0; ip link set wg0 up
+			name: "wg-quick with all traffic, on a host that forwards", make: `sysctl -qw net.ipv4.ip_forward=1; ip link add wg0 type bridge; ip address add 10.66.0.2/32 dev wg0; ip link set wg0 up
 ip route add default dev wg0 table 51820; ip rule add not fwmark 51820 table 51820; ip rule add table main suppress_prefixlength 0
 sysctl -qw net.ipv4.conf.all.src_valid_mark=1
 ` + nft(`table ip wg-quick-wg0 {
@@ -88,7 +88,7 @@ sysctl -qw net.ipv4.conf.all.src_valid_mark=1
  chain postmangle { type filter hook postrouting priority mangle
   meta l4proto udp meta mark 51820 ct mark set meta mark }
 }`),
-			remove: "nft delete table ip wg-quick-wg0; ip rule del table 51820; ip rule del table main suppress_prefixlength 0; ip link del wg0; sysctl -qw net.ipv4.conf.all.src_valid_mark=0",
+			remove: "nft delete table ip wg-quick-wg0; ip rule del table 51820; ip rule del table main suppress_prefixlength 0; ip link del wg0; sysctl -qw net.ipv4.conf.all.src_valid_mark=0 net.ipv4.ip_forward=0",
 		},
 		{
 			name: "Tailscale", make: `ip link add tun8 type bridge; ip address add 100.99.0.9/32 dev tun8; ip link set tun8 up; ip route add 100.99.0.0/16 dev tun8 table 52

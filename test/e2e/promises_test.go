@@ -458,7 +458,7 @@ func TestForeignDeletionIsRepaired(t *testing.T) {
 	if limit := 200 + 5*(lasted+2); deleted > limit || deleted < 3 {
 		t.Errorf("the rule was restored %d times, the limit is %d", deleted, limit)
 	}
-	if used > seconds*time.Second/2 {
+	if used > time.Duration(lasted+2)*time.Second/2 {
 		t.Errorf("the fight took %v of processor time", used)
 	}
 	if n := len(r.daemon.Lines()) - lines; n > 4*deleted+50 {

@@ -220,10 +220,10 @@ func (h Host) compare(w *world, phase string, control *record) {
 	}
 }
 
-// patience is how long the product may take to reach the state that it keeps. It
-// takes milliseconds, and on a busy machine a few seconds with the questions; a
-// defect takes all of it.
-const patience = 15 * time.Second
+// patience is how long the product may take to reach the state that it keeps, without the time of the
+// questions. It takes milliseconds; a defect takes all of it. It is shorter than the pauses after which the
+// product looks once more, so that it must have done it right at once.
+const patience = 4 * time.Second
 
 // compareStep asks until the answers are as expected and the routing no longer changes.
 func (h Host) compareStep(w *world, phase string, control *record, step int, promises []Promise) {
@@ -232,17 +232,21 @@ func (h Host) compareStep(w *world, phase string, control *record, step int, pro
 	if w.failed {
 		limit /= 4 // a host that is wrong is often wrong in every phase
 	}
-	ctx, cancel := context.WithTimeout(w.t.Context(), limit)
-	defer cancel()
+	ctx, end := context.WithCancelCause(w.t.Context())
+	defer end(nil)
+	began, asking := time.Now(), time.Duration(0)
 	err := lab.Eventually(ctx, func() error {
+		if time.Since(began)-asking > limit {
+			defer end(fmt.Errorf("after %v", limit)) // This was the last try.
+		}
 		if err := w.quiet.settled(); err != nil {
 			return err
 		}
-		if err := h.judge(w, control, step, promises); err != nil {
+		before := time.Now()
+		err := h.judge(w, control, step, promises)
+		asking += time.Since(before)
+		if err != nil || h.Loud {
 			return err
-		}
-		if h.Loud {
-			return nil
 		}
 		return w.quiet.settled()
 	})

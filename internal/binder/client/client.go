@@ -18,7 +18,7 @@ import (
 const DefaultPath = "/run/multihomed-binder/socket"
 
 // ErrAway says that no helper can be reached: another way of binding may work.
-var ErrAway = errors.New("multihomed-binder cannot be reached; to fix: systemctl start multihomed-binder.socket")
+var ErrAway = errors.New("multihomed-binder cannot be reached")
 
 // ErrUnable says that the helper or the kernel cannot bind cgroups: another way may work.
 var ErrUnable = errors.New("multihomed-binder cannot bind cgroups")
@@ -88,7 +88,7 @@ func ask(ctx context.Context, path string, request []byte, passed *os.File, most
 	conn, err := d.DialContext(ctx, "unixpacket", path)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EACCES) {
-			return a, nil, fmt.Errorf("%w (%w)", ErrAway, err)
+			return a, nil, fmt.Errorf("%w (%w); to fix: systemctl start multihomed-binder.socket", ErrAway, err)
 		}
 		return a, nil, err
 	}

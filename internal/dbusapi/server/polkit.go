@@ -60,7 +60,7 @@ func authorize(ctx context.Context, c *call, action string) error {
 
 // check asks polkit once.
 func check(ctx context.Context, c *call, action string, flags uint32, patience time.Duration) (isAllowed, isChallenge bool, err error) {
-	asking, cancel := context.WithTimeout(ctx, patience)
+	asking, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("waited %s", patience))
 	defer cancel()
 	id := fmt.Sprintf("%s/%s/%d/%d", dbusapi.Name, c.sender, c.serial, flags)
 	answer, err := c.wire.call(asking, polkitName, polkitPath, authority, "CheckAuthorization", "(bba{ss})",

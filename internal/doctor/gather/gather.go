@@ -182,10 +182,10 @@ func (r *reading) parameters() {
 			names = append(names, "net/ipv6/conf/"+device+"/"+key)
 		}
 	}
-	unread := 0
+	unread, unnamed := 0, 0
 	for _, name := range names {
 		if !fs.ValidPath("proc/sys/" + name) {
-			unread++ // An interface whose name is no UTF-8.
+			unnamed++
 			continue
 		}
 		text, err := r.text("proc/sys/" + name)
@@ -196,6 +196,9 @@ func (r *reading) parameters() {
 		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
 			r.Parameters[name] = n
 		}
+	}
+	if unnamed > 0 {
+		r.miss(fmt.Sprintf("%d parameters of interfaces cannot be read, because their names are no UTF-8", unnamed), doctor.StrictMarks, doctor.AcceptRA, doctor.LinkdownRoutes)
 	}
 	if unread > 0 {
 		r.miss(fmt.Sprintf("%d parameters of the kernel cannot be read", unread), doctor.StrictMarks, doctor.AcceptRA, doctor.LinkdownRoutes, doctor.NeighborTable, doctor.RouteLimit6, doctor.NexthopCompat)

@@ -66,6 +66,18 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// TestNameWithoutUTF8: the parameters of such an interface are not read, and all others are.
+func TestNameWithoutUTF8(t *testing.T) {
+	t.Parallel()
+	source := gather.Of(viewtest.Of())
+	source.Links = []string{"x\xff", "wan1"}
+	h := gather.Read(t.Context(), source, root("proc/sys/net/ipv4/conf/wan1/rp_filter", "1\n"))
+	i := slices.IndexFunc(h.Unlooked, func(u doctor.Unlooked) bool { return strings.Contains(u.Why, "their names are no UTF-8") })
+	if i < 0 || slices.Contains(h.Unlooked[i].Codes, doctor.NeighborTable) || h.Parameters["net/ipv4/conf/wan1/rp_filter"] != 1 {
+		t.Errorf("not looked: %+v", h.Unlooked)
+	}
+}
+
 // TestKernelConfig: where it comes from, and what is said without one.
 func TestKernelConfig(t *testing.T) {
 	t.Parallel()

@@ -59,7 +59,8 @@ func Read(ctx context.Context, tables routing.TableRange) (graph.Facts, error) {
 }
 
 // Follow looks up the way of a packet, and asks the kernel too: the simulation names the rules,
-// and where the kernel answers otherwise the flow says so.
+// and where the kernel answers otherwise the flow says so. As in package explain, a socket insists on
+// its device, which the kernel cannot be asked, and what comes in may not be forwarded.
 func Follow(ctx context.Context, packet lookup.Flow) (*graph.Flow, error) {
 	reader, err := kernel.OpenReader()
 	if err != nil {
@@ -70,7 +71,13 @@ func Follow(ctx context.Context, packet lookup.Flow) (*graph.Flow, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking up the way: %w", err)
 	}
-	return &graph.Flow{Flow: packet, Verdict: c.Verdict, Steps: c.Steps, Difference: c.Difference}, nil
+	h, socket := c.Facts.Host(), c.Flow.Question()
+	socket.LooseOIF = packet.LooseOIF
+	v, steps := h.Trace(socket)
+	if why := h.Forward(c.Flow, v); why != lookup.NoObjection {
+		v.Outcome, v.Objection, v.Legs, v.Otherwise = lookup.Rejected, why, nil, nil
+	}
+	return &graph.Flow{Flow: packet, Verdict: v, Steps: steps, Difference: c.Difference}, nil
 }
 
 // rules are all rules in the order of the kernel.

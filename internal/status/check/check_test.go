@@ -277,7 +277,7 @@ func TestNoDefault(t *testing.T) {
 	l.Routes[1].Destination = netip.MustParsePrefix("10.0.0.0/8")
 	expect(t, viewtest.Of(l), files()) // a local link needs none
 	l.WasUplink.Set(routing.IPv4, true)
-	expect(t, viewtest.Of(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}})
+	expect(t, viewtest.Of(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"198.51.100.0/24", "table 10000", "unreachable"}, fix: "set gateway in [[link]]"})
 	l.Up = false
 	expect(t, viewtest.Of(l), files())
 }

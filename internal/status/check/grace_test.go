@@ -45,7 +45,7 @@ func TestWhatComesUp(t *testing.T) {
 		t.Errorf("the roles of %+v", got)
 	}
 	l.WasUplink.Set(routing.IPv6, true)
-	expect(t, viewtest.Of(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"fd00:1::/64"}})
+	expect(t, viewtest.Of(l), files(), want{code: "no-default", severity: routing.Notice, link: "wan0", text: []string{"fd00:1::/64"}, fix: "set gateway in [[link]]"})
 }
 
 // TestWaiting: the daemon gives NetworkManager some time before it is a problem that

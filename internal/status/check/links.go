@@ -215,6 +215,7 @@ func checkDefaults(v *view.View, _ files) []routing.Problem {
 			out = append(out, routing.Problem{
 				Severity: routing.Notice, Link: plan.Link.Name,
 				Text: fmt.Sprintf("no default route is known for %s: packets from there reach only the networks in table %d, and get \"unreachable\" for all others", who, t),
+				Fix:  "if there is a router, set gateway in [[link]] to its address, then: systemctl reload multihomed",
 			})
 		}
 	}

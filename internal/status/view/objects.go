@@ -144,7 +144,7 @@ func (v *View) list() (all []Object, odd map[string]bool) {
 					// The daemon may not have said so yet.
 					o.State, o.His = status.Yielding, o.Lifts()
 				}
-				odd[name] = odd[name] || o.State != status.InForce
+				odd[o.Link] = odd[o.Link] || o.State != status.InForce
 			}
 			out = append(out, o)
 		}

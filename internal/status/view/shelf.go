@@ -3,6 +3,7 @@ package view
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"multihomed/internal/status"
 	"multihomed/routing"
@@ -13,6 +14,9 @@ import (
 // next.
 type Shelf struct {
 	entries map[*reconcile.Interface]*kept
+	// shared are the rules outside of the plans of links, by the link that they name: those of bindings
+	// and answers change while the interface does not.
+	shared map[string][]routing.PlannedRule
 }
 
 // NewShelf returns an empty one.
@@ -30,12 +34,19 @@ type kept struct {
 // does not know.
 func (s *Shelf) Use(v *View) {
 	entries := make(map[*reconcile.Interface]*kept, len(v.Snapshot.Interfaces))
+	shared := map[string][]routing.PlannedRule{}
+	for _, r := range v.Planner.Shared() {
+		shared[r.Reason.Link] = append(shared[r.Reason.Link], r)
+	}
 	for _, i := range v.Snapshot.Interfaces {
 		if e, known := s.entries[i]; known {
 			entries[i] = e
+			if name := i.Facts.Name; !slices.Equal(s.shared[name], shared[name]) {
+				e.link, e.encoded = status.Link{}, nil
+			}
 		}
 	}
-	s.entries, v.shelf = entries, s
+	s.entries, s.shared, v.shelf = entries, shared, s
 }
 
 // kept returns what is kept of a link. Without a shelf it is made anew.

@@ -96,6 +96,10 @@ func TestShelf(t *testing.T) {
 	}
 	shelf := view.NewShelf()
 	rule := slices.Collect(s.Rules())[3].Rule
+	bound := routing.PlannedRule{
+		Rule:   routing.Rule{Family: routing.IPv4, Protocol: routing.Multihomed, Priority: routing.PriorityBinding, IIF: "br0", Action: routing.ActionLookup, Table: 10001},
+		Reason: routing.Reason{Decision: routing.Bind, Link: "wan1"},
+	}
 	route := s.Interfaces[1].Plan.Routes[0].Route
 	for _, step := range []struct {
 		what   string
@@ -118,6 +122,11 @@ func TestShelf(t *testing.T) {
 				s.Paths = map[routing.TableID]int{table: 77}
 			}
 		}},
+		{"something is bound to a link", func(s *reconcile.Snapshot) { s.Lifts = []routing.PlannedRule{bound} }},
+		{"its rule is missing", func(s *reconcile.Snapshot) {
+			s.Lifts, s.Missing = []routing.PlannedRule{bound}, []routing.Op{{Verb: routing.AddRule, Rule: bound.Rule}}
+		}},
+		{"it is bound no more", func(*reconcile.Snapshot) {}},
 		{"a link went", func(s *reconcile.Snapshot) { s.Interfaces = s.Interfaces[1:] }},
 	} {
 		next := *s
