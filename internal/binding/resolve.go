@@ -155,6 +155,10 @@ func (s *State) resolve(facts *Facts, taken []config.Bind) (b routing.Binding, i
 			uid, exists := facts.Users[s.User]
 			if !exists {
 				s.Waits = "there is no user " + s.User
+				s.Fix = "create the user, or: multihomectl bind remove " + s.Selector().String()
+				if s.Origin == Configured {
+					s.Fix = "create the user, or remove its [[bind]] from the configuration"
+				}
 				return b, false
 			}
 			users = routing.UIDRange{Set: true, First: uid, Last: uid}

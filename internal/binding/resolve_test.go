@@ -55,6 +55,9 @@ func TestResolve(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("states:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+	if fix := states[3].Fix; fix != "create the user, or: multihomectl bind remove user=bonita" {
+		t.Errorf("the fix is %q", fix)
+	}
 	wanted := []routing.Binding{
 		{Name: "user alice", Users: routing.UIDRange{Set: true, First: 1001, Last: 1001}, LinkName: "wan1", Strict: true},
 		{Name: "user 1000-1999", Users: routing.UIDRange{Set: true, First: 1000, Last: 1999}, LinkName: "wan8", Strict: true},

@@ -18,7 +18,7 @@ import (
 func Warning(link string, why error, keepsRights bool) string {
 	lines := []string{
 		fmt.Sprintf("warning: %v", why),
-		fmt.Sprintf("Until then each new IP socket is bound to the device %s (SO_BINDTODEVICE). That does not cover:", link),
+		fmt.Sprintf("Instead, each new IP socket is bound to the device %s (SO_BINDTODEVICE). That does not cover:", link),
 		"- localhost: connections to this host fail",
 		"- DNS: queries to a local resolver such as 127.0.0.53 fail, and those to servers in /etc/resolv.conf that " + link + " does not reach",
 		fmt.Sprintf("- IPv4 while %s has no route: packets leave by it for hosts that it takes for neighbours, with any address of this host, unless [answers] fence = \"yes\"", link),

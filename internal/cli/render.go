@@ -119,7 +119,10 @@ func (r *renderer) head() {
 	c := r.s.InForce
 	if c.Planned == 0 && c.Unexpected == 0 {
 		why := ": there are no links"
-		if len(r.only) > 0 {
+		switch {
+		case r.s.Off != nil:
+			why = ": all traffic follows the main table"
+		case len(r.only) > 0:
 			why = ": no link is shown"
 		}
 		row("routing", plain, "none", why)

@@ -388,6 +388,11 @@ func TestSituations(t *testing.T) {
 			s.unbound = map[routing.Family]status.Unbound{routing.IPv4: {Interface: "wlp3s0", Table: 254}}
 			return s
 		}, true},
+		{"unplugged", func() situation {
+			s := laptop()
+			s.others[0].Carrier = false
+			return s
+		}, true},
 		{"networkmanager-restarts", func() situation {
 			s := twoUplinks()
 			s.manager, s.daemon.Waiting = nm.Status{Reason: "NetworkManager is not running"}, "NetworkManager is not running"

@@ -164,6 +164,14 @@ func TestPatterns(t *testing.T) {
 		{name: "dead provider", code: doctor.UpstreamDead, severity: routing.Error, link: "wan1", change: func(_ *status.Status, h *doctor.Host) {
 			h.Probes = []doctor.Probe{{Link: "wan0", Family: routing.IPv4, OutsideAsked: true, OutsideAnswers: true}, {Link: "wan1", Family: routing.IPv4, OutsideAsked: true}}
 		}},
+		{name: "a host that answers others alone", code: doctor.UpstreamDead, severity: routing.Warning, link: "wan1", change: func(s *status.Status, h *doctor.Host) {
+			s.Failover = &status.Failover{Enabled: true, Uplinks: []status.Health{{Interface: "wan1", Family: "ipv4", State: status.HealthUp, Targets: []status.HealthTarget{{Target: "dns:203.0.113.53:53", Answered: true}}}}}
+			h.Probes = []doctor.Probe{{Link: "wan0", Family: routing.IPv4, OutsideAsked: true, OutsideAnswers: true}, {Link: "wan1", Family: routing.IPv4, OutsideAsked: true}}
+		}},
+		{name: "dead behind the router", code: doctor.UpstreamDead, severity: routing.Error, link: "wan1", change: func(s *status.Status, h *doctor.Host) {
+			s.Failover = &status.Failover{Enabled: true, Uplinks: []status.Health{{Interface: "wan1", Family: "ipv4", State: status.HealthUp, RouterOnly: true, Targets: []status.HealthTarget{{Target: "dns:192.0.2.1:53", OnLink: true, Answered: true}}}}}
+			h.Probes = []doctor.Probe{{Link: "wan0", Family: routing.IPv4, OutsideAsked: true, OutsideAnswers: true}, {Link: "wan1", Family: routing.IPv4, OutsideAsked: true}}
+		}},
 		{name: "all dead", code: doctor.UpstreamDead, none: true, change: func(_ *status.Status, h *doctor.Host) {
 			h.Probes = []doctor.Probe{{Link: "wan0", Family: routing.IPv4, OutsideAsked: true}, {Link: "wan1", Family: routing.IPv4, OutsideAsked: true}}
 		}},

@@ -5,7 +5,9 @@ import (
 	"slices"
 	"strconv"
 
+	"multihomed/internal/escape"
 	"multihomed/internal/shell"
+	"multihomed/internal/status"
 	"multihomed/internal/unitfile"
 	"multihomed/routing"
 )
@@ -199,13 +201,39 @@ func checkUpstream(f *facts) []Finding {
 		if !p.RouterAnswers {
 			router = "its router does not answer either"
 		}
-		out = append(out, Finding{Problem: routing.Problem{
+		found := Finding{Problem: routing.Problem{
 			Severity: routing.Error, Link: p.Link,
 			Text: fmt.Sprintf("nothing outside answers by %s in %s, and something does by another link; %s", p.Link, p.Family, router),
 			Fix:  "ask the provider, or look at the router, the modem and the contract",
-		}, Evidence: []string{fmt.Sprintf("ping %s from %s: no answer", p.Outside, p.Link)}})
+		}, Evidence: []string{fmt.Sprintf("ping %s from %s: no answer", p.Outside, p.Link)}}
+		if target := f.answersOutside(p); target != "" {
+			// Either only the provider's own servers answer, or the host that was asked serves others alone.
+			found.Severity = routing.Warning
+			found.Text = fmt.Sprintf("%s does not answer by %s in %s, and something does by another link; the probes of failover are answered", p.Outside, p.Link, p.Family)
+			found.Fix = "ask other hosts with --target, as some answer the customers of one provider alone; if none answers, ask the provider"
+			found.Evidence = append(found.Evidence, fmt.Sprintf("%s answers by %s", target, p.Link))
+		}
+		out = append(out, found)
 	}
 	return out
+}
+
+// answersOutside is a target behind the router that answers the probes of failover, empty if there is none.
+func (f *facts) answersOutside(p Probe) string {
+	if f.status.Failover == nil {
+		return ""
+	}
+	for _, h := range f.status.Failover.Uplinks {
+		if escape.Original(h.Interface) != p.Link || h.Family != p.Family.String() || h.State != status.HealthUp || h.NotWatched != "" || h.RouterOnly {
+			continue
+		}
+		for _, t := range h.Targets {
+			if t.Answered && !t.Silent && !t.OnLink {
+				return t.Target
+			}
+		}
+	}
+	return ""
 }
 
 // checkMTU finds a link on which small packets are answered and large ones are not: somebody on the

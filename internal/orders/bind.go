@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"multihomed/internal/binding"
@@ -12,6 +13,7 @@ import (
 	"multihomed/internal/offswitch"
 	"multihomed/internal/status"
 	"multihomed/internal/suggest"
+	"multihomed/routing"
 )
 
 // SelectorKeys are the keys of [[bind]] that select.
@@ -115,6 +117,13 @@ func Bind(d offswitch.Directories, wanted config.Bind, runtime bool) error {
 	})
 }
 
+// isOwnMark reports whether a selector is a mark that multihomed itself gives to sockets.
+func isOwnMark(s config.Selector, ours routing.MarkMask) bool {
+	value, _, _ := strings.Cut(s.Value, "/")
+	mark, err := strconv.ParseUint(value, 0, 32)
+	return s.Key == "mark" && err == nil && uint32(mark)&uint32(ours) != 0
+}
+
 // FindBound finds the entry that a selector names.
 func FindBound(cfg config.Config, s config.Selector, file string) (binding.Entry, error) {
 	present, err := binding.Load(cfg.Switch())
@@ -127,6 +136,9 @@ func FindBound(cfg config.Config, s config.Selector, file string) (binding.Entry
 	}
 	if slices.ContainsFunc(cfg.Binds, func(b config.Bind) bool { return same(b.Selector(), s) }) {
 		return binding.Entry{}, fmt.Errorf("the configuration binds %s; to fix: remove its [[bind]] from %s, then: systemctl reload multihomed", s, file)
+	}
+	if isOwnMark(s, cfg.Answers.MarkMask) {
+		return binding.Entry{}, fmt.Errorf("%s is multihomed's own mark, of sockets that other bindings and multihomectl run have bound: it stays until the next boot", s)
 	}
 	words := make([]string, 0, len(present))
 	for _, e := range present {

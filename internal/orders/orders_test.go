@@ -120,6 +120,17 @@ func TestBind(t *testing.T) {
 	}
 }
 
+// TestOwnMark: bind list shows a mark that nobody added, and nobody can remove.
+func TestOwnMark(t *testing.T) {
+	cfg := config.Default()
+	cfg.StateDir, cfg.RuntimeDir = t.TempDir(), t.TempDir()
+	for mark, want := range map[string]string{"0x81000000": "stays until the next boot", "0x81000000/0xff000000": "stays until the next boot", "0x10": "is not bound", "x": "is not bound"} {
+		if _, err := orders.FindBound(cfg, config.Selector{Key: "mark", Value: mark}, "multihomed.toml"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("mark=%s: %v; want %q", mark, err, want)
+		}
+	}
+}
+
 // TestSentenceOfOrder: its command is fit for a shell.
 func TestSentenceOfOrder(t *testing.T) {
 	until := time.Now()

@@ -743,7 +743,10 @@ export function applied(status, path, changed) {
             ...status.failover,
             uplinks: list(status.failover.uplinks).map(h => {
                 const v = h.interface === link.interface && verdicts.find(verdict => verdict.Family === h.family);
-                return v ? { ...h, state: v.State, why: v.Why, since: v.Since ? new Date(v.Since / 1000).toISOString() : null } : h;
+                if (!v)
+                    return h;
+                const notWatched = v.State === h.state ? h.not_watched : v.State === "unprobed" ? v.Why : "";
+                return { ...h, state: v.State, why: v.Why, not_watched: notWatched, since: v.Since ? new Date(v.Since / 1000).toISOString() : null };
             }),
         };
     }

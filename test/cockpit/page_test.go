@@ -221,18 +221,27 @@ func TestPage(whole *testing.T) {
 	})
 
 	run("a signal alone", func() {
-		s.documents["Describe"] = change(t, document(t, "sound.json"), func(d map[string]any) { d["failover"] = watched("up") })
+		const alone = "no other link has a default route"
+		s.documents["Describe"] = change(t, document(t, "sound.json"), func(d map[string]any) {
+			d["failover"] = watched("up")
+			d["failover"].(map[string]any)["uplinks"].([]any)[1].(map[string]any)["state"] = "unprobed"
+			d["failover"].(map[string]any)["uplinks"].([]any)[1].(map[string]any)["not_watched"] = alone
+		})
 		s.visit(true)
 		s.until(usable)
 		// The document stays as it was, and is not asked for until all was looked at.
 		on[any](s.browser, `window.answer = host.documents.Describe; host.documents.Describe = new Promise(() => {});
 			const v = (t, v) => ({t, v});
-			host.signal("/org/multihomed1/link/_32", {Carrier: v("b", false), Health: v("aa{sv}", [{Family: v("s", "ipv4"), State: v("s", "down"), Why: v("s", "no carrier"), Since: v("t", 1795967459000000)}])});
+			host.signal("/org/multihomed1/link/_32", {Carrier: v("b", false), Health: v("aa{sv}", [{Family: v("s", "ipv4"), State: v("s", "down"), Why: v("s", "no carrier"), Since: v("t", 1795967459000000)}, {Family: v("s", "ipv6"), State: v("s", "up"), Why: v("s", "probes are answered"), Since: v("t", 1795967459000000)}])});
 			host.signal("/org/multihomed1", {Unbound: v("a{sa{sv}}", {ipv4: {Interface: v("s", "wwan0"), Table: v("u", 10999), Main: v("s", "wan0"), Why: v("s", "wan0 does not work"), Shares: v("a(sq)", [])}})});
 			host.signal("/org/multihomed1/link/_399", {Carrier: v("b", false)}); null`)
 		s.says("headline", "wan0 (IPv4) is down")
 		s.says("links", "No carrier", "Down", "no carrier")
 		s.says("unbound", "leaves by wwan0 (table 10999)", "Moved from wan0: wan0 does not work")
+		s.says("announcement", "wan0, IPv6: Up. Probes are answered.")
+		if text := s.text("links"); strings.Contains(text, alone) {
+			t.Errorf("a reason of the state before is shown:\n%s", text)
+		}
 	})
 
 	run("off", func() {

@@ -255,7 +255,7 @@ func (a *answers) properties(path dbus.ObjectPath, method string, args []any) ([
 		return nil, dbusapi.Errorf(dbusapi.UnknownProperty, "%s has no property %q", own.Name, property)
 	}
 	if method == "Set" {
-		return nil, dbusapi.Errorf(dbusapi.PropertyReadOnly, "%s can be read alone", property)
+		return nil, dbusapi.Errorf(dbusapi.PropertyReadOnly, "%s can only be read", property)
 	}
 	return []any{all()[property]}, nil
 }

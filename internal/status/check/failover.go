@@ -45,7 +45,7 @@ func checkUplinks(v *view.View, _ files) []routing.Problem {
 			}
 			alike := func(o []view.Uplink) bool {
 				return o[0].Index == u.Index && o[0].State == u.State && o[0].Evidence.Kind == u.Evidence.Kind && o[0].Tested.IsZero() == u.Tested.IsZero() &&
-					isStopgap(v, o[0]) == isStopgap(v, u)
+					isStopgap(v, o[0]) == isStopgap(v, u) && isAwaited(v, o[0]) == isAwaited(v, u)
 			}
 			if at := slices.IndexFunc(all, alike); at >= 0 {
 				all[at] = append(all[at], u)
@@ -78,10 +78,12 @@ func deadUplink(v *view.View, same []view.Uplink) routing.Problem {
 		return p
 	case u.State == health.Recovering:
 		p.Severity = routing.Notice
-		p.Text, p.Fix = "%s works again for %s, and traffic returns to it when it has worked for a while", "to use it now"
-		if isStopgap(v, u) {
+		p.Text, p.Fix = "%s works again for %s, and counts as up when it has worked for a while", "to count it as up now"
+		switch {
+		case isStopgap(v, u):
 			p.Text = "%s works again for %s, and unbound traffic uses it already, because no other uplink works; it counts as up when it has worked for a while"
-			p.Fix = "to count it as up now"
+		case isAwaited(v, u):
+			p.Text, p.Fix = "%s works again for %s, and traffic returns to it when it has worked for a while", "to use it now"
 		}
 		p.Text = fmt.Sprintf(p.Text, u.Name, family)
 		if !u.Recovered.IsZero() {
@@ -145,6 +147,13 @@ func consequence(v *view.View, u view.Uplink, traffic string) string {
 func isStopgap(v *view.View, u view.Uplink) bool {
 	c, known := v.Course(u.Family)
 	return known && c.Why != routing.CourseNoneLives && c.Why != routing.CourseThrown && u.State == health.Recovering && v.Unbound[u.Family].Interface == u.Name
+}
+
+// isAwaited reports whether unbound traffic returns to an uplink that recovers: main sends it there, or uplinks share
+// it. NetworkManager may have given the uplink a worse metric than before.
+func isAwaited(v *view.View, u view.Uplink) bool {
+	c, known := v.Course(u.Family)
+	return !known || c.Why == routing.CourseShared || slices.ContainsFunc(c.Main.Ways(), func(w routing.Route) bool { return w.Device == u.Index })
 }
 
 // revive says how to find out what is wrong with an uplink.

@@ -136,6 +136,16 @@ func TestStopgap(t *testing.T) {
 		want{code: check.UplinkDead, severity: routing.Notice, link: "wan0", text: []string{"traffic returns to it"}, fix: "to use it now: multihomectl failover reset wan0"}, used)
 }
 
+// TestRecoversBehindMain: where main prefers another uplink now, no traffic returns to one that recovers.
+func TestRecoversBehindMain(t *testing.T) {
+	v := moved(uplinks(health.Up, health.Recovering), "wan0", routing.CourseAlive)
+	spare := want{code: check.UplinkDead, severity: routing.Notice, link: "wan1", text: []string{"works again for IPv4, and counts as up when it has worked for a while"}, fix: "to count it as up now: multihomectl failover reset wan1"}
+	expect(t, v, files(), spare)
+	shared := spare
+	shared.text, shared.fix = []string{"traffic returns to it"}, "to use it now"
+	expect(t, moved(v, "wan0", routing.CourseShared), files(), shared)
+}
+
 // TestNotWatched: an uplink that has nobody to ask is healthy, and its own line says why it is
 // not watched. Without a prober there is something to fix.
 func TestNotWatched(t *testing.T) {

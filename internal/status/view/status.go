@@ -277,9 +277,14 @@ func othersOf(v *View) []status.Other {
 	return out
 }
 
+// unavailable is NetworkManager's word for an interface that cannot be activated now.
+const unavailable = "unavailable"
+
 func whyNot(v *View, facts routing.Interface) string {
 	claim, known := v.ClaimOf(facts)
 	switch {
+	case known && claim.Why == unavailable && facts.Up && !facts.Carrier:
+		return claim.Why + ", no carrier" // Whoever looks for the reason of an outage looks here.
 	case known && claim.Why != "":
 		return claim.Why
 	case v.NoManager:
