@@ -117,7 +117,11 @@ func (a *app) remove(ctx context.Context, yes, verbose bool) error {
 			if !a.confirmed(r.Summary(planned)) {
 				return &exitError{exitProblem, errors.New("nothing was removed")}
 			}
-			lock, err = takeLock(ctx, cfg)
+			if lock, err = takeLock(ctx, cfg); err == nil {
+				// Others may have moved routes meanwhile.
+				hooks, _ = hookstate.Open(cfg.RuntimeDir) // Its errors were told before the question.
+				out = hooks.Moved()
+			}
 		}
 		if err != nil && work {
 			return &exitError{exitProblem, err}

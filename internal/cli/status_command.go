@@ -165,7 +165,7 @@ func (a *app) showStatus(ctx context.Context, loaded config.Loaded, how look, as
 // answer, and waits for links after a reload: both together take more than a second.
 const answerTime = 2 * time.Second
 
-// patientTime bounds it where orders are given: a daemon on a busy host is not one that hangs.
+// patientTime bounds it for orders and the list of bindings: a daemon on a busy host is not one that hangs.
 const patientTime = 10 * time.Second
 
 // askAgain is the pause before asking again, while the daemon starts or has not checked all

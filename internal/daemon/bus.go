@@ -76,6 +76,16 @@ func (c *changes) take() (ops []change, left int) {
 	return ops, left
 }
 
+// giveBack returns what take has taken, and nobody was told.
+func (c *changes) giveBack(ops []change, left int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ops, c.left = append(ops, c.ops...), c.left+left
+	if more := len(c.ops) - dbusapi.MostChanges; more > 0 {
+		c.ops, c.left = c.ops[:dbusapi.MostChanges], c.left+more
+	}
+}
+
 // onBus is the daemon under one configuration, as D-Bus shows it.
 type onBus struct {
 	*service
@@ -155,14 +165,15 @@ func (b *onBus) publish(ctx context.Context) {
 		return // Who gets the name next wakes us.
 	}
 	b.teller.awaitNews(ctx)
+	ops, left := b.wrote.take() // Before the status, which knows what they are about then.
 	s, v, err := b.teller.status(ctx)
 	if err != nil {
+		b.wrote.giveBack(ops, left)
 		if ctx.Err() == nil {
 			b.Logger.LogAttrs(ctx, slog.LevelDebug, "news for D-Bus delayed", slog.String("error", err.Error()))
 		}
 		return
 	}
-	ops, left := b.wrote.take()
 	b.bus.Publish(ctx, dbusapi.Of(s, b.factsOf(v), b.bus.Last()))
 	if len(ops) > 0 {
 		b.bus.Emit(ctx, dbusapi.Wrote(changesOfOps(ops, v), left))

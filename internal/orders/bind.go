@@ -138,7 +138,7 @@ func FindBound(cfg config.Config, s config.Selector, file string) (binding.Entry
 		return binding.Entry{}, fmt.Errorf("the configuration binds %s; to fix: remove its [[bind]] from %s, then: systemctl reload multihomed", s, file)
 	}
 	if isOwnMark(s, cfg.Answers.MarkMask) {
-		return binding.Entry{}, fmt.Errorf("%s is multihomed's own mark, of sockets that other bindings and multihomectl run have bound: it stays until the next boot", s)
+		return binding.Entry{}, fmt.Errorf("such marks are multihomed's own, and sockets have them that other bindings and multihomectl run have bound: %s stays until the next boot", s)
 	}
 	words := make([]string, 0, len(present))
 	for _, e := range present {

@@ -2,6 +2,7 @@ package routedlease
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -32,7 +33,7 @@ type Router struct {
 	Off     *offswitch.Switch
 
 	// deciding keeps decisions about leases apart. Without it, Follow could end a lease that was just made,
-	// because the address had been away, or renew one that a client has just given back.
+	// because the address had been away, or store one again that a client has just given back.
 	deciding sync.Mutex
 }
 
@@ -54,14 +55,14 @@ func (r *Router) Route(ctx context.Context, want server.Route) (routing.TableID,
 	if err := r.Mirror.Sync(ctx); err != nil {
 		return 0, fmt.Errorf("reading the kernel: %w", err)
 	}
-	known, err := r.put(want)
+	stored, known, err := r.put(want)
 	if err != nil {
 		return 0, err
 	}
 	table, err := r.await(ctx, want)
 	if err != nil && !known && ctx.Err() == nil {
 		// A refused lease must not become active later, unasked.
-		if undo := r.Links.Remove(want.Interface, want.Address); undo != nil {
+		if undo := r.undo(stored); undo != nil {
 			r.Logger.LogAttrs(ctx, event.LevelNotice, "removing a refused lease failed", slog.String("error", undo.Error()))
 		}
 	}
@@ -73,28 +74,41 @@ func (r *Router) Route(ctx context.Context, want server.Route) (routing.TableID,
 }
 
 // put stores a lease of an address that the interface has, and reports whether it was there.
-func (r *Router) put(want server.Route) (known bool, err error) {
+func (r *Router) put(want server.Route) (stored Link, known bool, err error) {
 	r.deciding.Lock()
 	defer r.deciding.Unlock()
 	if err := r.check(want); err != nil {
-		return false, err
+		return stored, false, err
 	}
 	before, known := r.Links.Get(want.Interface, want.Address)
 	if known && want.Owner != 0 && want.Owner != before.Owner {
-		return known, allocator.ErrNotOwner
+		return stored, known, allocator.ErrNotOwner
 	}
-	link := Link{
+	stored = Link{
 		Interface: want.Interface, Address: want.Address, Owner: want.Owner, Tag: want.Tag,
 		Expires: want.Expires, Since: time.Now(),
 	}
 	if known {
 		// Root renews it for its owner.
-		link.Owner, link.Since = before.Owner, before.Since
+		stored.Owner, stored.Since = before.Owner, before.Since
 	}
-	if err := r.Links.Put(link); err != nil {
-		return known, &wire.Error{Code: wire.Database, Text: err.Error()}
+	if err := r.Links.Put(stored); err != nil {
+		return stored, known, &wire.Error{Code: wire.Database, Text: err.Error()}
 	}
-	return known, nil
+	return stored, known, nil
+}
+
+// undo removes a lease that was refused, also if its interface has another name now.
+func (r *Router) undo(stored Link) error {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
+	var errs []error
+	for _, l := range r.Links.All() {
+		if l.Address == stored.Address && l.Owner == stored.Owner && l.Since.Equal(stored.Since) {
+			errs = append(errs, r.Links.Remove(l.Interface, l.Address))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // check looks whether the interface has the address.

@@ -268,27 +268,31 @@ func (d *drawing) body() {
 	d.line(cell{"q quits", dim})
 }
 
-// chosen are as many rows as there is room for, in their order: nobody has to look for the link that
-// traffic leaves by, or for one that does not work.
+// chosen are as many rows as there is room for, in their order: those of links that traffic leaves by
+// first, and then those of links that do not work.
 func chosen(rows []row, room int) []row {
-	matters := func(r row) bool { return r.mark == "*" || r.isTrouble() }
-	spare := room
-	for _, r := range rows {
-		if matters(r) {
-			spare--
+	rank := func(r row) int {
+		switch {
+		case r.mark == "*":
+			return 0
+		case r.isTrouble():
+			return 1
+		default:
+			return 2
 		}
 	}
-	out := make([]row, 0, room)
-	for _, r := range rows {
-		if !matters(r) {
-			if spare <= 0 {
-				continue
-			}
-			spare--
-		}
-		out = append(out, r)
+	order := make([]int, len(rows))
+	for i := range order {
+		order[i] = i
 	}
-	return out[:min(room, len(out))]
+	slices.SortStableFunc(order, func(a, b int) int { return rank(rows[a]) - rank(rows[b]) })
+	order = order[:min(room, len(order))]
+	slices.Sort(order)
+	out := make([]row, 0, len(order))
+	for _, i := range order {
+		out = append(out, rows[i])
+	}
+	return out
 }
 
 func (r row) isTrouble() bool { return r.state.style == red || r.state.style == yellow }

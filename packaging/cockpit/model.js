@@ -745,7 +745,8 @@ export function applied(status, path, changed) {
                 const v = h.interface === link.interface && verdicts.find(verdict => verdict.Family === h.family);
                 if (!v)
                     return h;
-                const notWatched = v.State === h.state ? h.not_watched : v.State === "unprobed" ? v.Why : "";
+                const isSame = v.State === h.state && (v.State !== "unprobed" || v.Why === h.why);
+                const notWatched = isSame ? h.not_watched : v.State === "unprobed" ? v.Why : "";
                 return { ...h, state: v.State, why: v.Why, not_watched: notWatched, since: v.Since ? new Date(v.Since / 1000).toISOString() : null };
             }),
         };

@@ -175,8 +175,8 @@ func (p *plan) skipForeignMarks(f routing.Family, check bool) {
 		if check {
 			p.rule(Rule{Chain: chainCheck, Family: f, Mark: mark, Action: ActionAccept, Decision: SkipForeignMark})
 		}
-		if r.Invert {
-			continue // What a tunnel leaves out is its own packets, which nobody forwards.
+		if isOwnTunnel := r.Invert && r.Mark.Mask == ^uint32(0); isOwnTunnel {
+			continue // A tunnel leaves out its own packets by one exact mark (wg-quick(8)), and nobody forwards those.
 		}
 		p.problem(MarkInUse, routing.Notice, "", ruleText(r),
 			fmt.Sprintf("a rule of another program selects %s packets by bits of the mark that multihomed uses: forwarded packets with mark 0x%x/0x%x are answered as the rule and main say", f.Name(), mark.Value, mark.Mask),

@@ -113,8 +113,8 @@ func (r *Reader) consult(ctx context.Context, f lookup.Flow, also []netip.Addr) 
 	return c, w.settled()
 }
 
-// reconsidered is the consultation by what the facts may be instead, if only so the simulation says what the kernel
-// said. The kernel is not asked again: by other facts, the question may harm it.
+// reconsidered is the consultation with other facts that are possible, if only with them the simulation says what the
+// kernel said. The kernel is not asked again: by other facts, the question may harm it.
 func (c *Consultation) reconsidered() *Consultation {
 	if c.Difference == "" {
 		return c

@@ -74,6 +74,9 @@ func (h *host) asked(do func(), typed string, args ...string) result {
 		}
 		h.must(err)
 	}
+	if !isTyped {
+		h.t.Errorf("no question was asked: %q", shown.String())
+	}
 	err := cmd.Wait()
 	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
 		h.t.Fatal(err)

@@ -60,7 +60,7 @@ func Read(ctx context.Context, tables routing.TableRange) (graph.Facts, error) {
 
 // Follow looks up the way of a packet, and asks the kernel too: the simulation names the rules,
 // and where the kernel answers otherwise the flow says so. As in package explain, a socket insists on
-// its device, which the kernel cannot be asked, and what comes in may not be forwarded.
+// its device, which the kernel cannot be asked, and forwarding is checked after the lookup.
 func Follow(ctx context.Context, packet lookup.Flow) (*graph.Flow, error) {
 	reader, err := kernel.OpenReader()
 	if err != nil {

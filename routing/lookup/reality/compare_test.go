@@ -73,7 +73,7 @@ func TestKernelAgrees(t *testing.T) {
 				question := flow.Question()
 				v, steps := indexed.Trace(question)
 				if flow.HurtsKernel(v) {
-					unasked[fmt.Sprintf("%s, forwarded: %v", family.Name(), flow.IIF != "")]++
+					unasked[class(family, flow.IIF != "")]++
 					continue
 				}
 				answer, err := reader.Ask(t.Context(), facts.Interfaces, flow)
@@ -89,7 +89,7 @@ func TestKernelAgrees(t *testing.T) {
 					r.Fatalf("%+v\nsimulator: %s, refused %q, objection %q, assumed %v, by %s, route %s, legs %v, way back %+v\nkernel: %+v\n%s\n%s",
 						question, v.Outcome, v.Refusal, v.Objection, v.Assumed, v.Rule, v.Route, v.Legs, v.Reverse, answer, why, explain(facts, steps, question))
 				}
-				asked[fmt.Sprintf("%s, forwarded: %v", family.Name(), flow.IIF != "")]++
+				asked[class(family, flow.IIF != "")]++
 				outcomes[fmt.Sprintf("%s %s", v.Outcome, v.Refusal)]++
 				objections[v.Objection.String()]++
 				if v.Reverse != nil {
@@ -103,11 +103,18 @@ func TestKernelAgrees(t *testing.T) {
 		}
 	})
 	t.Logf("questions: %v, not asked: %v; %v; rules: %v; selectors: %v; objections: %v", asked, unasked, outcomes, results, selectors, objections)
-	for what, n := range asked {
-		if !t.Failed() && n < enough() {
-			t.Errorf("%s: only %d questions were asked, want %d", what, n, enough())
+	for _, family := range []routing.Family{routing.IPv4, routing.IPv6} {
+		for _, forwarded := range []bool{false, true} {
+			what := class(family, forwarded)
+			if n := asked[what]; !t.Failed() && n < enough() {
+				t.Errorf("%s: only %d questions were asked, want %d", what, n, enough())
+			}
 		}
 	}
+}
+
+func class(f routing.Family, forwarded bool) string {
+	return fmt.Sprintf("%s, forwarded: %v", f.Name(), forwarded)
 }
 
 // install adds random rules and routes. What stands already is refused.
