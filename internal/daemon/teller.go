@@ -99,15 +99,13 @@ const (
 
 // awaitLinks waits until the links are known: nobody shall be told that there are none, or that they
 // have gone, because the daemon starts, or reads its configuration again.
-func (t *teller) awaitLinks(ctx context.Context) {
-	ctx, cancel := context.WithDeadline(ctx, t.until)
-	defer cancel()
-	t.known.await(ctx)
-}
+func (t *teller) awaitLinks(ctx context.Context) { t.awaitKnown(ctx, t.until) }
 
 // awaitNews is awaitLinks for news.
-func (t *teller) awaitNews(ctx context.Context) {
-	ctx, cancel := context.WithDeadline(ctx, t.newsUntil)
+func (t *teller) awaitNews(ctx context.Context) { t.awaitKnown(ctx, t.newsUntil) }
+
+func (t *teller) awaitKnown(ctx context.Context, until time.Time) {
+	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	t.known.await(ctx)
 }

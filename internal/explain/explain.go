@@ -162,17 +162,10 @@ func (x *explainer) explain(flow lookup.Flow) {
 // lookup walks the rules once and adds that to the document.
 func (x *explainer) lookup(purpose, text string, flow lookup.Flow) lookedUp {
 	out := lookedUp{}
-	// A question without a protocol means what the kernel means by it. The device is that of a
-	// socket, which is stricter than a question.
-	question := flow.Question()
-	socket := question
-	socket.LooseOIF = flow.LooseOIF
-	out.verdict, out.steps = x.host.Trace(socket)
+	question, socket := flow.Question(), flow.Socket()
+	found, steps := x.host.Trace(socket)
+	out.verdict, out.steps = x.host.Forwarded(flow, found), steps
 	out.answer, out.asked = x.facts.answer(flow)
-	found := out.verdict
-	if why := x.host.Forward(flow, found); why != lookup.NoObjection {
-		out.verdict.Outcome, out.verdict.Objection, out.verdict.Legs, out.verdict.Otherwise = lookup.Rejected, why, nil, nil
-	}
 	l := x.walked(purpose, text, socket, out.verdict, out.steps)
 	if out.asked {
 		asked := found

@@ -46,6 +46,14 @@ func (f Flow) Question() Flow {
 	return f
 }
 
+// Socket returns the flow of a socket: without a protocol it means what the kernel means by that, as in
+// Question, but its device is a condition unless f says otherwise.
+func (f Flow) Socket() Flow {
+	q := f.Question()
+	q.LooseOIF = f.LooseOIF
+	return q
+}
+
 // Answerable reports whether RTM_GETROUTE has a word for all that f says: it knows few
 // protocols, no tunnels, and no IPv6 multicast that comes in.
 func (f Flow) Answerable() bool {

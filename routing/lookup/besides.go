@@ -234,6 +234,14 @@ func (w *walk) keepLoopback(v *Verdict) {
 	}
 }
 
+// Forwarded is the verdict about f after what [Host.Forward] says.
+func (h *Host) Forwarded(f Flow, v Verdict) Verdict {
+	if why := h.Forward(f, v); why != NoObjection {
+		v.Outcome, v.Objection, v.Legs, v.Otherwise = Rejected, why, nil, nil
+	}
+	return v
+}
+
 // Forward says why the host drops a packet that came in and that has a route. It is what IPv6 checks
 // after the lookup, so that RTM_GETROUTE does not tell (ip6_forward in net/ipv6/ip6_output.c).
 // Of IPv4 the verdict has it.

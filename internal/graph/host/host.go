@@ -71,13 +71,9 @@ func Follow(ctx context.Context, packet lookup.Flow) (*graph.Flow, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking up the way: %w", err)
 	}
-	h, socket := c.Facts.Host(), c.Flow.Question()
-	socket.LooseOIF = packet.LooseOIF
-	v, steps := h.Trace(socket)
-	if why := h.Forward(c.Flow, v); why != lookup.NoObjection {
-		v.Outcome, v.Objection, v.Legs, v.Otherwise = lookup.Rejected, why, nil, nil
-	}
-	return &graph.Flow{Flow: packet, Verdict: v, Steps: steps, Difference: c.Difference}, nil
+	h := c.Facts.Host()
+	v, steps := h.Trace(c.Flow.Socket())
+	return &graph.Flow{Flow: packet, Verdict: h.Forwarded(c.Flow, v), Steps: steps, Difference: c.Difference}, nil
 }
 
 // rules are all rules in the order of the kernel.
